@@ -1,0 +1,278 @@
+"""Ingest: exact frames at exact times, nothing twice, nothing lost without a word, the same bytes whatever happens."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import vwm.data.ingest as ingesting
+from vwm.data.index import list_shards
+from vwm.data.ingest import fit, ingest, read_actions, resample
+
+STRIPES = 8
+
+
+def numbered(count: int, height: int = 32, width: int = 64) -> NDArray[np.uint8]:
+    """Frames with their number in binary, as eight upright stripes."""
+    bits = np.arange(count)[:, None] >> np.arange(STRIPES) & 1
+    stripes = np.repeat(bits * 200 + 20, width // STRIPES, axis=1).astype(np.uint8)
+    return np.broadcast_to(stripes[:, None, :, None], (count, height, width, 3)).copy()
+
+
+def numbers_of(frames: NDArray[np.uint8]) -> list[int]:
+    stripes = frames.mean(axis=(1, 3)).reshape(len(frames), STRIPES, -1).mean(axis=2)
+    return ((stripes > 120) @ (1 << np.arange(STRIPES))).tolist()
+
+
+def write(path: Path, count: int, stamps: NDArray[np.int64] | None = None, faststart: bool = False) -> None:
+    """A video of numbered frames at 30 a second, or at the given time stamps (in 1/30 s)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options = {"movflags": "+faststart"} if faststart else {}
+    with av.open(str(path), "w", options=options) as container:
+        codec = "libvpx" if path.suffix == ".webm" else "libx264"
+        stream = container.add_stream(codec, rate=30, options={"crf": "10", "g": "20"})
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 30)
+        for number, pixels in enumerate(numbered(count)):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts = number if stamps is None else int(stamps[number])
+            frame.time_base = Fraction(1, 30)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def episodes(folder: Path) -> list[dict[str, Any]]:
+    found = []
+    for shard in list_shards(folder):
+        samples: dict[str, dict[str, Any]] = {}
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                key, _, extension = member.name.partition(".")
+                data = tar.extractfile(member).read()  # type: ignore[union-attr]
+                samples.setdefault(key, {})[extension] = (
+                    json.loads(data) if extension == "json" else np.load(io.BytesIO(data))
+                )
+        found += samples.values()
+    return found
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.suffix != ".json" or "index" in p.name}
+
+
+def by_source(folder: Path) -> dict[str, list[int]]:
+    """The numbers of the frames that came from each video, over all its episodes."""
+    found: dict[str, list[int]] = {}
+    for episode in episodes(folder):
+        found.setdefault(episode["json"]["source"], []).extend(numbers_of(episode["frames.npy"]))
+    return found
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "sub.folder/b.webm", "C.MKV"])
+def test_every_frame_comes_in_once_and_in_order(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "in" / name, 50)
+    ingest(tmp_path / "in", tmp_path / "out", workers=0, clip_length=20)
+    found = episodes(tmp_path / "out")
+    assert [len(e["frames.npy"]) for e in found] == [20, 20, 10]
+    assert by_source(tmp_path / "out") == {name: list(range(50))}
+    assert [e["json"]["first_source_frame"] for e in found] == [0, 20, 40]
+    assert found[0]["json"]["fps"] == pytest.approx(30, abs=0.1) and found[0]["json"]["truncated"]
+
+
+def test_large_frames_make_shorter_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingesting, "CLIP_BYTES", 15 * 32 * 64 * 3)
+    write(tmp_path / "in" / "a.mp4", 50)
+    ingest(tmp_path / "in", tmp_path / "out", workers=0)
+    assert [len(e["frames.npy"]) for e in episodes(tmp_path / "out")] == [15, 15, 15, 5]
+    assert by_source(tmp_path / "out") == {"a.mp4": list(range(50))}
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_variable_rate_is_resampled_by_time(tmp_path: Path, suffix: str) -> None:
+    stamps = np.cumsum([0, *([1, 1, 4, 2, 7] * 8)])[:40]
+    write(tmp_path / "in" / f"a.{suffix}", 40, stamps)
+    ingest(tmp_path / "in", tmp_path / "out", workers=0, fps=10)
+    numbers = by_source(tmp_path / "out")[f"a.{suffix}"]
+    # Every tenth of a second (three stamps), what is on the screen then.
+    expected = [int(np.searchsorted(stamps, 3 * k, side="right")) - 1 for k in range(int(stamps[-1]) // 3 + 1)]
+    assert numbers[: len(expected)] == expected
+    assert set(numbers[len(expected) :]) <= {39} and len(numbers) - len(expected) <= 1
+    assert episodes(tmp_path / "out")[0]["json"]["fps"] == 10
+
+
+@pytest.mark.parametrize(("fps", "expected"), [(15, [0, 2, 4, 6, 8]), (60, [n // 2 for n in range(20)])])
+def test_constant_rate_is_resampled_exactly(fps: float, expected: list[int]) -> None:
+    frame = np.zeros((1, 1, 3), np.uint8)
+    source = ((round(n / 30, 3), n, frame) for n in range(10))  # as Matroska rounds
+    assert [n for _, n, _ in resample(source, fps, 30)] == expected
+
+
+@pytest.mark.parametrize("suffix", ["npy", "csv"])
+def test_actions_follow_their_frames(tmp_path: Path, suffix: str) -> None:
+    write(tmp_path / "in" / "a.mp4", 40)
+    actions = np.arange(40) % 7
+    if suffix == "npy":
+        np.save(tmp_path / "in" / "a.actions.npy", actions)
+    else:
+        (tmp_path / "in" / "a.actions.csv").write_text("action\n" + "\n".join(map(str, actions)))
+    ingest(tmp_path / "in", tmp_path / "out", workers=0, fps=12, clip_length=6)
+    for episode in episodes(tmp_path / "out"):
+        assert episode["actions.npy"].dtype == np.int64
+        np.testing.assert_array_equal(episode["actions.npy"], np.array(numbers_of(episode["frames.npy"])) % 7)
+
+
+def test_actions_are_understood_or_refused_by_name(tmp_path: Path) -> None:
+    video = tmp_path / "a.mp4"
+    table = tmp_path / "a.actions.csv"
+    assert read_actions(video) is None
+    table.write_text("1.5,2\n3,4\n")
+    pairs = read_actions(video)
+    assert pairs is not None and pairs.dtype == np.float32 and pairs.tolist() == [[1.5, 2], [3, 4]]
+    for text, reason in (("1\n-2\n", "count from 0"), ("1,2\n3\n", "cannot be read"), ("1.5\nnan\n", "not finite")):
+        table.write_text(text)
+        with pytest.raises(ValueError, match=f"a.actions.csv: .*{reason}"):
+            read_actions(video)
+    np.save(tmp_path / "a.actions.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"a.actions.npy: cannot be read"):
+        read_actions(video)
+
+
+def test_bad_videos_are_reported_and_good_ones_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "in"
+    write(folder / "good.mp4", 30)
+    write(folder / "short.mp4", 100, faststart=True)
+    whole = (folder / "short.mp4").read_bytes()
+    (folder / "short.mp4").write_bytes(whole[: len(whole) // 2])
+    write(folder / "late.mp4", 30)
+    (folder / "late.mp4").write_bytes((folder / "late.mp4").read_bytes()[:900])
+    write(folder / "labelled.mp4", 30)
+    np.save(folder / "labelled.actions.npy", np.zeros(29, np.int64))
+    write(folder / "one.mp4", 1)
+    (folder / "text.mp4").write_text("no video")
+    (folder / "empty.mkv").touch()
+    ingest(folder, tmp_path / "out", workers=0)
+    said = capsys.readouterr().out
+    found = by_source(tmp_path / "out")
+    assert sorted(found) == ["good.mp4", "short.mp4"]
+    kept = len(found["short.mp4"])
+    assert 2 <= kept < 100 and found["short.mp4"] == list(range(kept))
+    assert f"{kept} frames kept: is damaged or cut short" in said
+    for line in ("skipped (5)", "29 actions for 30 frames", "one.mp4       has fewer than 2 frames"):
+        assert line in said
+    for name in ("late.mp4", "text.mp4", "empty.mkv"):
+        assert any(line.split()[:1] == [name] and "cannot be opened" in line for line in said.splitlines())
+
+
+def test_nothing_readable_or_nothing_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is no folder"):
+        ingest(tmp_path / "in", tmp_path / "out", workers=0)
+    (tmp_path / "in").mkdir()
+    with pytest.raises(ValueError, match="has no videos"):
+        ingest(tmp_path / "in", tmp_path / "out", workers=0)
+    (tmp_path / "in" / "text.mp4").write_text("no video")
+    with pytest.raises(ValueError, match="none of its 1 videos could be read"):
+        ingest(tmp_path / "in", tmp_path / "out", workers=0)
+    assert not list((tmp_path / "out").glob("*.tar*"))
+
+
+def test_any_workers_and_any_interruption_give_the_same_shards(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        write(tmp_path / "in" / f"{number}.mp4", 10 + number)
+
+    def run(out: str, workers: int) -> dict[str, bytes]:
+        ingest(tmp_path / "in", tmp_path / out, size=16, shard_videos=2, workers=workers)
+        return contents(tmp_path / out)
+
+    whole = run("a", 0)
+    assert [n for n in whole if n.endswith(".tar")] == [f"shard-00000{i}.tar" for i in range(3)]
+    assert run("b", 2) == whole
+
+    original = ingesting.ingest_shard
+
+    def interrupted(*arguments: Any) -> Any:
+        if arguments[-1].name == "shard-000001.tar":
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ingesting, "ingest_shard", interrupted)
+        run("c", 0)
+    assert [n for n in contents(tmp_path / "c") if n.endswith(".tar")] == ["shard-000000.tar"]
+    assert run("c", 0) == whole
+    (tmp_path / "c" / "shard-000002.tar").unlink()
+    assert run("c", 0) == whole
+    capsys.readouterr()
+    assert run("c", 0) == whole
+    assert "Nothing to do" in capsys.readouterr().out
+
+
+def test_new_files_get_new_shards_and_changed_ones_are_made_anew(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "b.mp4", 10)
+    (tmp_path / "in" / "c.mp4").write_text("not yet whole")
+    ingest(tmp_path / "in", tmp_path / "out", workers=0)
+    before = contents(tmp_path / "out")
+    write(tmp_path / "in" / "a.mp4", 12)
+    ingest(tmp_path / "in", tmp_path / "out", workers=0)
+    after = contents(tmp_path / "out")
+    assert after["shard-000000.tar"] == before["shard-000000.tar"]
+    assert sorted(n for n in after if n.endswith(".tar")) == ["shard-000000.tar", "shard-000001.tar"]
+    write(tmp_path / "in" / "c.mp4", 14)
+    ingest(tmp_path / "in", tmp_path / "out", workers=0)
+    assert {k: len(v) for k, v in by_source(tmp_path / "out").items()} == {"a.mp4": 12, "b.mp4": 10, "c.mp4": 14}
+    assert "skipped" in json.loads((tmp_path / "out" / "ingest.json").read_text())["shards"][0]
+
+
+def test_other_settings_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.mp4", 10)
+    ingest(tmp_path / "in", tmp_path / "out", workers=0)
+    with pytest.raises(ValueError, match=r"fps was None and is now 5\.0"):
+        ingest(tmp_path / "in", tmp_path / "out", workers=0, fps=5.0)
+    for settings, message in (
+        ({"size": 8, "height": 8}, "not both"),
+        ({"height": 8}, "go together"),
+        ({"fps": 0.0}, "fps must be above 0"),
+        ({"clip_length": 1}, "clip_length must be 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ingest(tmp_path / "in", tmp_path / "new", workers=0, **settings)  # type: ignore[arg-type]
+
+
+def test_a_hanging_decoder_loses_only_its_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "in" / "a.mp4", 10)
+    write(tmp_path / "in" / "b.mp4", 10)
+    original = ingesting.iterate_frames
+
+    def hanging(container: Any, name: str) -> Iterator[Any]:
+        for number, item in enumerate(original(container, name)):
+            if name == "a.mp4" and number == 4:
+                time.sleep(3)
+            yield item
+
+    monkeypatch.setattr(ingesting, "iterate_frames", hanging)
+    ingest(tmp_path / "in", tmp_path / "out", workers=0, timeout=0.5)
+    assert {k: len(v) for k, v in by_source(tmp_path / "out").items()} == {"a.mp4": 4, "b.mp4": 10}
+    assert "4 frames kept: the decoder gave no frame for 0.5 s" in capsys.readouterr().out
+
+
+def test_frames_are_resized_to_cover_and_cropped_around_the_centre() -> None:
+    frame = np.zeros((4, 8, 3), np.uint8)
+    frame[:, 2:6] = 200
+    np.testing.assert_array_equal(fit(frame, 2, 2), np.full((2, 2, 3), 200))
+    np.testing.assert_array_equal(fit(frame, 2, 4)[0, :, 0], [0, 200, 200, 0])
+    assert fit(frame, None, None) is frame
+    assert fit(frame, 9, 5).shape == (9, 5, 3)

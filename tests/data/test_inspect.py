@@ -1,0 +1,75 @@
+"""Inspection: the numbers are those that were written, and the sheet shows the frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vwm.data.episode import Episode
+from vwm.data.inspect import SHEET_COLUMNS, SHEET_SIDE, inspect
+from vwm.data.shards import ShardWriter
+
+
+def grey(level: int, length: int, side: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    return np.full((length, side, side, 3), level, np.uint8)
+
+
+def write_shards(folder: Path) -> None:
+    meta = {"fps": 10.0, "source": "test", "action_names": ["stay", "go"]}
+    with ShardWriter(folder / "shard-000000.tar") as writer:
+        actions, rewards = np.array([0, 1, 1, 1]), np.array([0, 1, 0, 0.5], np.float32)
+        writer.write("a", Episode(grey(0, 4, 8), actions, rewards, terminated=True, truncated=False, meta=meta))
+    with ShardWriter(folder / "shard-000001.tar") as writer:
+        writer.write("b", Episode(grey(200, 6, 128), meta=meta))
+        box = np.array([[0, 1], [1, 3]], np.float32)
+        writer.write("c", Episode(grey(90, 2, 8), box, meta=meta))
+
+
+def test_counts_are_those_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_shards(tmp_path)
+    inspect(tmp_path)
+    said = capsys.readouterr().out
+    lines = {line[:14].strip(): line[15:] for line in said.splitlines()}
+    assert lines["shards"].startswith("2, ")
+    assert lines["episodes"] == "3, of 2 to 6 frames, median 4"
+    assert lines["frames"].startswith("12, 0.00 hours")
+    assert lines["size"] == "8x8 (2), 128x128 (1)"
+    assert lines["fps"] == "10"
+    assert lines["ends"] == "truncated (2), terminated (1)"
+    assert lines["reward"] == "1.5 in all, 1.5 an episode"
+    assert "discrete (1)" in lines["actions"] and "none (1)" in lines["actions"]
+    assert "  0 stay                   1  25.0%" in said and "  1 go                     3  75.0%" in said
+    assert "dimension 1: mean 2.000, std 1.000, from 1.000 to 3.000" in said
+
+
+def test_the_hash_is_of_the_content(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        write_shards(tmp_path / name)
+    with ShardWriter(tmp_path / "c" / "shard-000000.tar") as writer:
+        writer.write("a", Episode(grey(1, 4, 8)))
+    hashes = []
+    for name in ("a", "b", "c"):
+        inspect(tmp_path / name)
+        hashes += [line for line in capsys.readouterr().out.splitlines() if line.startswith("content hash")]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_the_sheet_has_a_row_an_episode(tmp_path: Path) -> None:
+    write_shards(tmp_path)
+    inspect(tmp_path, tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as image:
+        pixels = np.asarray(image)
+    step = SHEET_SIDE + 2
+    assert pixels.shape == (3 * step, SHEET_COLUMNS * step, 3)
+    middles = pixels[step // 2 :: step, step // 2 :: step].astype(int)
+    assert np.abs(middles - np.array([0, 200, 90])[:, None, None]).max() <= 3
+    with pytest.raises(ValueError, match=r"name it \.png"):
+        inspect(tmp_path, tmp_path / "sheet.jpg")
+
+
+def test_no_shards_is_an_error_that_says_how_to_get_some(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="vwm record"):
+        inspect(tmp_path)

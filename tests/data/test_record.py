@@ -1,0 +1,290 @@
+"""Recording: the alignment rule to the frame, and the same bytes from any number of workers, interrupted or not."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vwm.data.environments import Actions, Piece, deal_levels, open_environment
+from vwm.data.index import build_index, list_shards, read_index
+from vwm.data.policies import POLICIES, MixedPolicy, RandomPolicy, StickyPolicy
+from vwm.data.record import record
+
+COUNTER = '''
+"""A game whose frame tells how many steps it has made and which action came last."""
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+
+class Counter(gymnasium.Env):
+    metadata = {"render_fps": 30, "render_modes": []}
+    observation_space = spaces.Box(0, 255, (8, 8, 3), np.uint8)
+
+    def __init__(self, length=7, continuous=False, fail_at=None):
+        self.length, self.continuous, self.fail_at = length, continuous, fail_at
+        self.action_space = spaces.Box(-2, 2, (2,), np.float32) if continuous else spaces.Discrete(5)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps, self.last, self.luck = 0, 99, int(self.np_random.integers(256))
+        return self.see(), {}
+
+    def see(self):
+        frame = np.zeros((8, 8, 3), np.uint8)
+        frame[..., 0], frame[..., 1], frame[..., 2] = self.steps, self.last, self.luck
+        return frame
+
+    def step(self, action):
+        self.steps += 1
+        self.last = 50 if self.continuous else int(action)
+        if self.steps == self.fail_at:
+            raise RuntimeError("the game broke")
+        earned = float(action[0] if self.continuous else action)
+        return self.see(), earned, self.steps == self.length and self.length % 2 == 1, self.steps == self.length, {}
+
+
+class Vector(Counter):
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    metadata = {"render_fps": 30, "render_modes": ["rgb_array"]}
+
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+        super().__init__()
+
+    def see(self):
+        return np.array([self.steps, self.last], np.float32)
+
+    def render(self):
+        return Counter.see(self)
+
+
+gymnasium.register("Counter-v0", Counter)
+gymnasium.register("Vector-v0", Vector)
+'''
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _games(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Put the games into a module that spawned workers can import."""
+    folder = tmp_path_factory.mktemp("games")
+    (folder / "vwm_test_games.py").write_text(COUNTER)
+    sys.path.insert(0, str(folder))
+    yield
+    sys.path.remove(str(folder))
+
+
+GAME = "vwm_test_games:Counter-v0"
+
+
+def episodes(folder: Path) -> list[dict[str, Any]]:
+    found = []
+    for shard in list_shards(folder):
+        with tarfile.open(shard) as tar:
+            samples: dict[str, dict[str, Any]] = {}
+            for member in tar:
+                key, _, extension = member.name.partition(".")
+                data = tar.extractfile(member).read()  # type: ignore[union-attr]
+                value = json.loads(data) if extension == "json" else np.load(io.BytesIO(data))
+                samples.setdefault(key, {})[extension] = value
+            found += samples.values()
+    return found
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+
+def test_every_action_leads_from_its_frame_to_the_next(tmp_path: Path) -> None:
+    record(GAME, tmp_path, frames=104, size=8, policy="random", workers=0, shard_frames=52)
+    found = episodes(tmp_path)
+    assert sum(len(e["frames.npy"]) for e in found) == 104
+    for episode in found:
+        frames, actions, rewards = (episode[f"{n}.npy"] for n in ("frames", "actions", "rewards"))
+        assert actions.dtype == np.int64 and rewards.dtype == np.float32
+        np.testing.assert_array_equal(frames[:, 0, 0, 0], np.arange(len(frames)))  # the first is a first
+        np.testing.assert_array_equal(frames[1:, 0, 0, 1], actions[:-1])
+        np.testing.assert_array_equal(rewards, actions)
+        assert len(np.unique(frames[..., 2])) == 1  # of one game only
+    assert {len(e["frames.npy"]) for e in found} == {7, 52 % 7}
+    assert [e["json"]["terminated"] for e in found] == [len(e["frames.npy"]) == 7 for e in found]
+    assert all(e["json"]["truncated"] != e["json"]["terminated"] for e in found)
+    assert found[0]["json"]["fps"] == 30 and found[0]["json"]["source"] == GAME
+
+
+def test_frame_skip_holds_the_action_and_sums_the_reward(tmp_path: Path) -> None:
+    options = {"length": 40}
+    record(GAME, tmp_path, frames=20, size=8, workers=0, frame_skip=4, env_options=options)
+    for episode in episodes(tmp_path):
+        np.testing.assert_array_equal(episode["frames.npy"][:, 0, 0, 0], 4 * np.arange(10))
+        np.testing.assert_array_equal(episode["rewards.npy"], 4 * episode["actions.npy"])
+        assert episode["json"]["fps"] == 7.5
+        assert episode["json"]["truncated"] and not episode["json"]["terminated"]
+
+
+def test_long_episodes_are_cut_and_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record(GAME, tmp_path, frames=14, size=8, workers=0, max_episode=3)
+    firsts = [e["frames.npy"][:, 0, 0, 0].tolist() for e in episodes(tmp_path)]
+    assert firsts == [[0, 1, 2], [3, 4, 5], [0, 1, 2], [3, 4, 5]]  # and the seventh frame alone is dropped
+    assert [e["json"]["terminated"] for e in episodes(tmp_path)] == [False] * 4
+    assert "2 episodes shorter than 2 frames were dropped" in capsys.readouterr().out
+
+
+def test_continuous_actions_and_rendered_frames_with_state(tmp_path: Path) -> None:
+    record(GAME, tmp_path / "a", frames=20, size=16, workers=0, env_options={"continuous": True})
+    actions = np.concatenate([e["actions.npy"] for e in episodes(tmp_path / "a")])
+    assert actions.shape == (20, 2) and actions.dtype == np.float32
+    assert np.abs(actions).max() <= 2 and np.abs(actions).max() > 1
+    record("vwm_test_games:Vector-v0", tmp_path / "b", frames=14, size=8, workers=0, state=True)
+    for episode in episodes(tmp_path / "b"):
+        assert episode["state.npy"].dtype == np.float32
+        np.testing.assert_array_equal(episode["state.npy"], episode["frames.npy"][:, 0, 0, :2])
+    with pytest.raises(ValueError, match="does not tell its state"):
+        record(GAME, tmp_path / "c", frames=14, size=8, workers=0, state=True)
+
+
+def test_any_number_of_workers_and_any_interruption_write_the_same_bytes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(name: str, workers: int) -> dict[str, bytes]:
+        record(GAME, tmp_path / name, frames=130, size=8, workers=workers, shard_frames=50, seed=3)
+        return contents(tmp_path / name)
+
+    whole = run("a", 0)
+    assert [n for n in whole if n.endswith(".tar")] == [f"shard-00000{i}.tar" for i in range(3)]
+    assert len({build_index(str(tmp_path / "a" / n)).hash for n in whole if n.endswith(".tar")}) == 3
+    assert run("b", 2) == whole
+    (tmp_path / "b" / "shard-000001.tar").unlink()
+    (tmp_path / "b" / "shard-000001.tar.tmp").write_bytes(b"half")
+    assert run("b", 0) == whole
+    capsys.readouterr()
+    assert run("b", 2) == whole
+    assert "Nothing to do" in capsys.readouterr().out
+
+
+def test_other_settings_and_foreign_folders_are_refused(tmp_path: Path) -> None:
+    record(GAME, tmp_path / "a", frames=20, size=8, workers=0)
+    with pytest.raises(ValueError, match="seed was 0 and is now 1"):
+        record(GAME, tmp_path / "a", frames=20, size=8, workers=0, seed=1)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "shard-000000.tar").touch()
+    with pytest.raises(ValueError, match="is no recording"):
+        record(GAME, tmp_path / "b", frames=20, size=8, workers=0)
+    with pytest.raises(ValueError, match="Nope"):
+        record("Nope-v0", tmp_path / "c", frames=20, size=8, workers=0)
+    record(GAME, tmp_path / "c", frames=20, size=8, workers=0)  # a mistake from which nothing came can be mended
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_failing_game_stops_with_its_own_error(tmp_path: Path, workers: int) -> None:
+    with pytest.raises(RuntimeError, match="the game broke"):
+        record(GAME, tmp_path, frames=20, size=8, workers=workers, env_options={"fail_at": 5})
+    assert [p.name for p in tmp_path.iterdir()] == ["recording.json"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"frames": 0}, "frames must be 1 or more"),
+        ({"max_episode": 1}, "max_episode must be 2 or more"),
+        ({"policy": "clever"}, "'clever' is not known; there are random, sticky, mixed"),
+        ({"workers": -1}, "workers must be 0"),
+        ({"env": "NoSuchGame-v0"}, "NoSuchGame"),
+        ({"env_options": {"colour": 1}}, "colour"),
+        ({"prefer": {9: 1.0}}, "actions go from 0 to 4"),
+        ({"frame_skip": 0}, "frame_skip must be 1 or more"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        record(**{"env": GAME, "out": tmp_path, "workers": 0, "frames": 20, "size": 8, **settings})
+
+
+def test_levels_are_dealt_out_without_overlap() -> None:
+    dealt = [deal_levels(10, 503, Piece(i, 7, 0)) for i in range(7)]
+    assert [level for start, count in dealt for level in range(start, start + count)] == list(range(10, 513))
+    assert deal_levels(0, 0, Piece(3, 7, 0)) == (0, 0)
+    assert [deal_levels(5, 2, Piece(i, 3, 0)) for i in range(3)] == [(5, 1), (6, 1), (5, 1)]
+
+
+# ---------------------------------------------------------------------------------------------------- policies
+
+
+def discrete(count: int) -> Actions:
+    return Actions(count, np.zeros(0, np.float32), np.zeros(0, np.float32))
+
+
+def play(policy: RandomPolicy, steps: int) -> np.ndarray[Any, Any]:
+    first = np.zeros(policy.lanes, bool)
+    return np.stack([policy.act(first) for _ in range(steps)])
+
+
+def test_random_play_follows_the_weights() -> None:
+    policy = RandomPolicy(discrete(4), 2, np.random.default_rng(0), {1: 5.0, 2: 0.0, 3: 4.0})
+    shares = np.bincount(play(policy, 4000).ravel(), minlength=4) / 8000
+    np.testing.assert_allclose(shares, [0.1, 0.5, 0, 0.4], atol=0.02)
+
+
+def test_sticky_play_repeats_but_not_across_episodes() -> None:
+    policy = StickyPolicy(discrete(10), 1, np.random.default_rng(0))
+    actions = play(policy, 4000)[:, 0]
+    assert abs((actions[1:] == actions[:-1]).mean() - (0.8 + 0.2 / 10)) < 0.02
+    fresh = np.array([policy.act(np.ones(1, bool))[0] for _ in range(4000)])
+    assert abs((fresh[1:] == fresh[:-1]).mean() - 0.1) < 0.03
+
+
+def test_mixed_play_leans_for_a_while_and_keeps_the_preference_overall() -> None:
+    policy = MixedPolicy(discrete(6), 4, np.random.default_rng(0), {5: 5.0, 0: 0.0})
+    actions = play(policy, 8000)
+    shares = np.bincount(actions.ravel(), minlength=6) / actions.size
+    assert shares[0] == 0 and abs(shares[5] - 5 / 9) < 0.1
+    pieces = actions[:, 0].reshape(-1, 16)
+    assert np.mean([len(np.unique(p)) <= 2 for p in pieces]) > 0.5
+    assert len({int(np.bincount(p).argmax()) for p in pieces}) == 5
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_policies_are_seeded_and_stay_in_bounds(name: str) -> None:
+    box = Actions(0, np.array([-1, 0], np.float32), np.array([1, 3], np.float32))
+    for actions in (discrete(5), box):
+        one, two = (play(POLICIES[name](actions, 3, np.random.default_rng(7)), 200) for _ in range(2))
+        np.testing.assert_array_equal(one, two)
+    assert one.shape == (200, 3, 2) and one.dtype == np.float32
+    assert (one >= box.low).all() and (one <= box.high).all()
+    with pytest.raises(ValueError, match="these are continuous"):
+        POLICIES[name](box, 1, np.random.default_rng(0), {1: 2.0})
+
+
+# ------------------------------------------------------------------------------------------------- real games
+
+
+def test_coinrun_is_recorded_the_same_twice_and_pieces_differ(tmp_path: Path) -> None:
+    pytest.importorskip("gym3", reason="Procgen is not installed")
+    options = {"num_levels": 50, "distribution_mode": "easy", "use_backgrounds": False}
+    for name in ("a", "b"):
+        record("procgen:coinrun", tmp_path / name, frames=400, workers=0, shard_frames=200, env_options=options)
+    hashes = [[read_index(s).hash for s in list_shards(tmp_path / n)] for n in ("a", "b")]
+    assert hashes[0] == hashes[1] and len(set(hashes[0])) == 2
+    first = episodes(tmp_path / "a")[0]
+    assert first["frames.npy"].shape[1:] == (64, 64, 3)
+    assert first["json"]["fps"] == 15 and first["json"]["action_names"][8] == "RIGHT+UP"
+    for game, options in (("procgen:coinrun", {"colour": 1}), ("procgen:colour", {})):
+        with pytest.raises(ValueError, match="colour"):
+            record(game, tmp_path / "c", workers=0, env_options=options)
+
+
+def test_atari_tells_its_memory() -> None:
+    pytest.importorskip("ale_py", reason="ale-py is not installed")
+    game = open_environment("ALE/Pong-v5", Piece(0, 1, 5), size=84, frame_skip=4, state=True)
+    seen = game.observe()
+    assert seen.frames.shape == (1, 84, 84, 3)
+    assert seen.state is not None and seen.state.shape == (1, 128)
+    assert game.fps == 15 and game.actions.names[0] == "NOOP"
+    game.close()

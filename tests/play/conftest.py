@@ -1,0 +1,96 @@
+"""A small world with exactly known dynamics, to test the player against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from vwm.simulator.interface import ActionSpace, Simulator, StepOutput
+
+SIZE = 32
+SQUARE = 4
+MOVES = {
+    "LEFT": (0, -1), "RIGHT": (0, 1), "UP": (-1, 0), "DOWN": (1, 0),
+    "LEFT+UP": (-1, -1), "RIGHT+UP": (-1, 1), "LEFT+DOWN": (1, -1), "RIGHT+DOWN": (1, 1),
+    "NOOP": (0, 0), "JUMP": (-SQUARE, 0),
+}  # fmt: skip
+
+
+def picture(colour: tuple[int, int, int], row: int = 14, column: int = 14) -> Tensor:
+    """A frame with the square at a place on a plain ground."""
+    frame = torch.tensor(colour, dtype=torch.uint8).expand(SIZE, SIZE, 3).clone()
+    frame[row : row + SQUARE, column : column + SQUARE] = 255
+    return frame
+
+
+class SquareWorld(Simulator):
+    """A white square on the ground of the context frame; it stops at the walls.
+
+    The pixel in the upper left corner is noise that depends on the seed and the step alone. Reaching the right wall
+    earns 1 and ends the world.
+
+    Args:
+        kind: ``"discrete"`` (the eight directions, NOOP and JUMP) or ``"continuous"`` (two numbers).
+        starts: how many starting contexts it ships; each has another ground.
+    """
+
+    def __init__(self, kind: str = "discrete", starts: int = 3) -> None:
+        names = tuple(MOVES) if kind == "discrete" else ("vertical", "horizontal")
+        self.actions = ActionSpace(kind, len(names), names)
+        self.image_size = (SIZE, SIZE)
+        self.fps = 20.0
+        self.context_frames = 2
+        self.title = "square world"
+        grounds = [(20 + 40 * index, 30, 90 - 20 * index) for index in range(starts)]
+        self.starts = torch.stack([picture(ground).expand(2, -1, -1, -1) for ground in grounds]) if starts else None
+        self.broken = False
+
+    def reset(
+        self, context: Tensor, seed: int | Tensor = 0, context_actions: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        self.check_context(context)
+        batch = len(context)
+        state = {
+            "ground": context[:, -1],
+            "place": torch.full((batch, 2), 14.0),
+            "count": torch.zeros(batch, dtype=torch.int64),
+            "seed": torch.as_tensor(seed).expand(batch),
+        }
+        return state, context[:, -1]
+
+    def step(
+        self, state: dict[str, Tensor], action: Tensor, decode: bool = True
+    ) -> tuple[dict[str, Tensor], StepOutput]:
+        if self.broken:
+            raise RuntimeError("the model is out of memory")
+        self.check_action(action, len(state["place"]))
+        moves = torch.tensor(list(MOVES.values()), dtype=torch.float32)
+        move = moves[action] if self.actions.kind == "discrete" else action
+        place = (state["place"] + move).clamp(0, SIZE - SQUARE)
+        new = {**state, "place": place, "count": state["count"] + 1}
+        reached = place[:, 1] >= SIZE - SQUARE
+        return new, StepOutput(self._draw(new) if decode else None, place, reached.float(), reached)
+
+    def _draw(self, state: dict[str, Tensor]) -> Tensor:
+        frames = state["ground"].clone()
+        for frame, place in zip(frames, state["place"].round().long().tolist(), strict=True):
+            frame[14 : 14 + SQUARE, 14 : 14 + SQUARE] = frame[-1, -1]
+            frame[place[0] : place[0] + SQUARE, place[1] : place[1] + SQUARE] = 255
+        noise = (state["seed"] * 7919 + state["count"] * 104729) % 256
+        frames[:, 0, 0] = noise[:, None].to(torch.uint8)
+        return frames
+
+
+@pytest.fixture
+def make_world() -> Callable[..., SquareWorld]:
+    """The world's class, to build variants of it."""
+    return SquareWorld
+
+
+@pytest.fixture
+def world() -> Iterator[SquareWorld]:
+    """The discrete world with three starts."""
+    yield SquareWorld()

@@ -1,0 +1,1 @@
+"""Episodes in, clips out: shards, their index, the clip order, recording and ingest."""

@@ -1,0 +1,175 @@
+"""Reading clips: from a shard by byte offset, into a batch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import fsspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vwm.data.index import EpisodeEntry, ShardIndex, npy_header
+from vwm.data.order import ClipAddress, ClipOrder
+from vwm.data.video import VIDEO_EXTENSIONS, read_frames
+
+NPY_HEADER = 128
+"""Bytes of the header that numpy writes before any array of ours."""
+
+
+@dataclass
+class Clips:
+    """A batch of clips. Fields that the data lack, or that nobody asked for, are None.
+
+    Attributes:
+        frames: uint8 [b, t, h, w, 3].
+        actions: int64 [b, t] or float32 [b, t, a]; ``actions[:, i]`` leads from frame i to i+1.
+        rewards: float32 [b, t].
+        state: float32 [b, t, s], what the environment said of itself.
+        latents: int64 [b, t, ...] tokens or float32 [b, t, ...] latents of an encoded data set.
+        seed: int64 [b], for augmentation.
+    """
+
+    frames: Tensor | None = None
+    actions: Tensor | None = None
+    rewards: Tensor | None = None
+    state: Tensor | None = None
+    latents: Tensor | None = None
+    seed: Tensor | None = None
+
+
+FIELDS = ("frames", "actions", "rewards", "state", "latents")
+
+
+class ClipDataset(Dataset[dict[str, Any]]):
+    """Clips by ``(epoch, position)``.
+
+    Args:
+        paths: the shards, local paths or fsspec addresses.
+        shards: their indices.
+        order: which clip stands where.
+        clip_length: frames a clip.
+        stride: frames from one frame of a clip to its next.
+        fields: what to read; a field that an episode lacks is left out of the clip.
+
+    Raises:
+        ValueError: actions or rewards with a stride over 1, where one entry would no longer lead to the next frame.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        shards: Sequence[ShardIndex],
+        order: ClipOrder,
+        clip_length: int,
+        stride: int = 1,
+        fields: Sequence[str] = ("frames", "actions"),
+    ) -> None:
+        unknown = set(fields) - set(FIELDS)
+        if unknown:
+            raise ValueError(f"unknown fields {sorted(unknown)}; there are {', '.join(FIELDS)}")
+        if stride > 1 and {"actions", "rewards"} & set(fields):
+            raise ValueError(
+                f"stride={stride} skips frames, so actions and rewards would not lead to the next frame: ask for "
+                f"fields=[frames] only, or record with a frame skip (vwm record --frame_skip {stride})"
+            )
+        self.paths, self.shards, self.order = list(paths), list(shards), order
+        self.clip_length, self.stride, self.fields = clip_length, stride, tuple(fields)
+
+    def __getitem__(self, at: tuple[int, int]) -> dict[str, Any]:
+        return self.read(self.order.address(*at))
+
+    def read(self, address: ClipAddress) -> dict[str, Any]:
+        """The fields of one clip, each an array [t, ...], and its ``seed``."""
+        path, entry = self.paths[address.shard], self.shards[address.shard].episodes[address.episode]
+        stop = address.start + (self.clip_length - 1) * self.stride + 1
+        clip: dict[str, Any] = {"seed": np.int64(address.seed)}
+        for field in self.fields:
+            if f"{field}.npy" in entry.members:
+                clip[field] = _npy_rows(path, *entry.members[f"{field}.npy"], address.start, stop)[:: self.stride]
+            elif field == "frames":
+                clip[field] = _video_frames(path, entry, range(address.start, stop, self.stride))
+        return clip
+
+
+def _npy_rows(path: str, offset: int, size: int, start: int, stop: int) -> NDArray[Any]:
+    """Rows of an array in a shard, by their byte range alone."""
+    header = _read(path, offset, min(size, NPY_HEADER))
+    shape, dtype, data = npy_header(header)
+    row = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+    raw = _read(path, offset + data + start * row, (stop - start) * row)
+    return np.frombuffer(raw, dtype=dtype).reshape(stop - start, *shape[1:])
+
+
+def _video_frames(path: str, entry: EpisodeEntry, frames: Sequence[int]) -> NDArray[np.uint8]:
+    extension = next((e for e in entry.members if e in VIDEO_EXTENSIONS), None)
+    if extension is None:
+        raise ValueError(
+            f"{path}: episode {entry.key!r} holds no frames (it has {', '.join(entry.members)}). Train with "
+            f"data.fields=[latents, actions], or encode with --keep_video true"
+        )
+    return read_frames(_member(path, *entry.members[extension]), frames, f"{path}:{entry.key}.{extension}")
+
+
+def read_member(path: str, where: tuple[int, int]) -> bytes:
+    """The bytes of a member, by its (offset, size)."""
+    return _read(path, *where)
+
+
+def read_video(path: str, entry: EpisodeEntry) -> NDArray[np.uint8]:
+    """All frames of an episode, uint8 [T, H, W, 3]."""
+    if "frames.npy" in entry.members:
+        return _npy_rows(path, *entry.members["frames.npy"], 0, entry.frames)
+    return _video_frames(path, entry, range(entry.frames))
+
+
+def read_meta(path: str, entry: EpisodeEntry) -> dict[str, Any]:
+    """What the json of an episode says (fps, source, action names, ...); empty where it has none."""
+    if "json" not in entry.members:
+        return {}
+    meta: dict[str, Any] = json.loads(_read(path, *entry.members["json"]))
+    return meta
+
+
+@lru_cache(maxsize=8)
+def _member(path: str, offset: int, size: int) -> bytes:
+    """A whole video member; kept, since several clips of an episode stand close together in a block."""
+    return _read(path, offset, size)
+
+
+def _read(path: str, offset: int, size: int) -> bytes:
+    if "://" not in path:
+        return os.pread(_descriptor(path, os.getpid()), size, offset)
+    fs, _, (inner,) = fsspec.get_fs_token_paths(path)
+    return bytes(fs.cat_file(inner, start=offset, end=offset + size))
+
+
+@lru_cache(maxsize=256)
+def _descriptor(path: str, process: int) -> int:
+    """An open file a shard and process; pread needs no seek, so nothing is shared but the number."""
+    return os.open(path, os.O_RDONLY)
+
+
+def collate(clips: Sequence[dict[str, Any]]) -> Clips:
+    """Stack clips into a batch. Raises ValueError where the clips do not fit each other, naming the field."""
+    batch: dict[str, Tensor] = {}
+    for field in clips[0]:
+        arrays = [clip.get(field) for clip in clips]
+        shapes = {None if a is None else a.shape for a in arrays}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"clips of one batch differ in {field}: {sorted(map(str, shapes))}. Ingest or record them into one "
+                f"size, or leave {field} out of data.fields"
+            )
+        stacked = np.stack([a for a in arrays if a is not None])
+        if field == "actions" and stacked.dtype.kind in "iu" or field == "latents" and stacked.dtype.kind in "iu":
+            stacked = stacked.astype(np.int64)
+        batch[field] = torch.from_numpy(stacked)
+    return Clips(**batch)

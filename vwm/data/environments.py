@@ -1,0 +1,332 @@
+"""Opens games for recording, each behind the same few calls on several lanes (copies) at once.
+
+The calls keep the alignment rule of :mod:`vwm.data.episode`: what ``observe`` shows is ``frames[t]``, what is then
+passed to ``act`` is ``actions[t]``, and what ``act`` returns is ``rewards[t]``. Where ``act`` says that an episode
+ended, the next ``observe`` already shows the first frame of the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+PROCGEN_LANES = 4
+PROCGEN_FPS = 15.0
+PROCGEN_TIMEOUT = 1000
+"""Steps after which a Procgen game stops an episode that did not end by itself."""
+PROCGEN_NOOP = 4
+ALE_FPS = 60.0
+
+
+@dataclass(frozen=True)
+class Actions:
+    """What ``act`` takes.
+
+    Attributes:
+        count: number of discrete actions; 0 for continuous ones.
+        low, high: float32 [A], bounds of the continuous actions; empty for discrete ones.
+        names: one a discrete action, for people; may be empty.
+    """
+
+    count: int
+    low: NDArray[np.float32]
+    high: NDArray[np.float32]
+    names: tuple[str, ...] = ()
+
+
+class Observation(NamedTuple):
+    """What a player sees now: frames uint8 [n, H, W, 3]; state float32 [n, S], or None where it was not asked for."""
+
+    frames: NDArray[np.uint8]
+    state: NDArray[np.float32] | None
+
+
+class Outcome(NamedTuple):
+    """What an action earned: rewards float32 [n]; terminated and truncated bool [n]."""
+
+    rewards: NDArray[np.float32]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+
+
+class Environment(ABC):
+    """``lanes`` copies of a game, played in step.
+
+    Attributes:
+        lanes: how many copies.
+        actions: what ``act`` takes.
+        fps: frames a second that ``observe`` shows when a person plays.
+    """
+
+    lanes: int
+    actions: Actions
+    fps: float
+
+    @abstractmethod
+    def observe(self) -> Observation:
+        """What every lane shows now."""
+
+    @abstractmethod
+    def act(self, actions: NDArray[Any]) -> Outcome:
+        """Play int64 [n] or float32 [n, A]; a lane whose episode ended starts the next one."""
+
+    def close(self) -> None:
+        """Free what the game holds."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Which part of a recording an environment is opened for; other parts see other levels and other luck.
+
+    Attributes:
+        number: of the part, from 0.
+        total: number of parts.
+        seed: of everything random in this part.
+    """
+
+    number: int
+    total: int
+    seed: int
+
+
+def open_environment(
+    env: str,
+    piece: Piece,
+    size: int,
+    frame_skip: int = 1,
+    options: Mapping[str, Any] | None = None,
+    state: bool = False,
+) -> Environment:
+    """Open a game by its id.
+
+    Args:
+        env: ``procgen:coinrun`` (any Procgen game), ``ALE/Pong-v5`` or any other Gymnasium id; ``module:Id-v0``
+            imports the module that registers the id.
+        piece: which part of a recording it is for.
+        size: side of the frames in pixels.
+        frame_skip: how many steps of the game every action is held for.
+        options: passed to the game's constructor.
+        state: also observe the game's own state, where it tells it.
+
+    Raises:
+        ImportError: the package of the game is not installed; the message names the extra to install.
+        ValueError: no such game, an option that it does not take, a state that it does not tell.
+    """
+    if frame_skip < 1:
+        raise ValueError(f"frame_skip must be 1 or more, got {frame_skip}")
+    if env.startswith("procgen:"):
+        if state:
+            raise ValueError(f"{env}: Procgen does not tell its state as numbers; record without --state")
+        return ProcgenEnvironment(env.removeprefix("procgen:"), piece, size, frame_skip, options or {})
+    return GymnasiumEnvironment(env, piece, size, frame_skip, options or {}, state)
+
+
+def resize(frame: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Resize uint8 [H, W, 3] by averaging areas (repeating pixels where it grows)."""
+    from PIL import Image
+
+    if frame.shape[:2] == (height, width):
+        return frame
+    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BOX))
+
+
+# --------------------------------------------------------------------------------------------------- Procgen
+
+
+class ProcgenEnvironment(Environment):
+    """A Procgen game; options are those of ``ProcgenGym3Env``.
+
+    ``num_levels`` levels from ``start_level`` on are dealt out to the pieces, so that no two pieces share a level
+    (as long as there are at least as many levels as pieces). ``num_levels=0`` draws from all levels there are.
+    """
+
+    def __init__(self, game: str, piece: Piece, size: int, frame_skip: int, options: Mapping[str, Any]) -> None:
+        make, games = _import_procgen()
+        if game not in games:  # Procgen itself would end the process
+            raise ValueError(f"procgen:{game}: there is no such game, only {', '.join(games)}")
+        start, count = deal_levels(int(options.get("start_level", 0)), int(options.get("num_levels", 0)), piece)
+        own = {"start_level": start, "num_levels": count, "rand_seed": piece.seed, "num_threads": 0}
+        if options.get("distribution_mode") == "exploration":  # one fixed level, which may not be chosen
+            del own["start_level"], own["num_levels"]
+        try:
+            self._env = make(num=PROCGEN_LANES, env_name=game, **{**options, **own})
+        except (TypeError, AssertionError) as error:
+            raise ValueError(f"procgen:{game} with options {dict(options)}: {error}") from error
+        self.lanes = PROCGEN_LANES
+        self.fps = PROCGEN_FPS / frame_skip
+        names = tuple("+".join(keys) or "NOOP" for keys in self._env.combos)
+        self.actions = Actions(len(names), _nothing(), _nothing(), names)
+        self._size, self._skip = size, frame_skip
+        self._steps = np.zeros(self.lanes, np.int64)
+
+    def observe(self) -> Observation:
+        _, observation, _ = self._env.observe()
+        return Observation(np.stack([resize(f, self._size, self._size) for f in observation["rgb"]]), None)
+
+    def act(self, actions: NDArray[Any]) -> Outcome:
+        rewards = np.zeros(self.lanes, np.float32)
+        terminated = np.zeros(self.lanes, bool)
+        truncated = np.zeros(self.lanes, bool)
+        for _ in range(self._skip):
+            ended = terminated | truncated
+            # A lane that ended waits: neither the old episode's action nor the new one's reward crosses over.
+            self._env.act(np.where(ended, PROCGEN_NOOP, actions))
+            reward, _, first = self._env.observe()
+            rewards += np.where(ended, 0, reward)
+            self._steps += 1
+            late = self._steps >= PROCGEN_TIMEOUT
+            terminated |= first & ~late & ~ended
+            truncated |= first & late & ~ended
+            self._steps[first] = 0
+        return Outcome(rewards, terminated, truncated)
+
+    def close(self) -> None:
+        self._env.close()
+
+
+def deal_levels(start: int, count: int, piece: Piece) -> tuple[int, int]:
+    """The levels of one piece as (first level, number of levels), out of ``count`` levels from ``start`` on.
+
+    Pieces get disjoint, almost equal ranges; with fewer levels than pieces, one level each, in turn.
+    """
+    if count == 0:
+        return start, 0
+    if count < piece.total:
+        return start + piece.number % count, 1
+    first, end = (count * i // piece.total for i in (piece.number, piece.number + 1))
+    return start + first, end - first
+
+
+def _import_procgen() -> tuple[Any, list[str]]:
+    """The constructor of Procgen's games, and their names."""
+    # Procgen imports the old gym, which prints an obituary on every import; nobody can act on it here.
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from procgen.env import ENV_NAMES, ProcgenGym3Env  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ImportError(
+            f"Procgen is not installed ({error}): pip install 'vwm[procgen]' (its wheels need Python below 3.12)"
+        ) from error
+    return ProcgenGym3Env, ENV_NAMES
+
+
+# ------------------------------------------------------------------------------------------------- Gymnasium
+
+
+class GymnasiumEnvironment(Environment):
+    """One copy of a Gymnasium environment: its pixel observations, else what it renders."""
+
+    lanes = 1
+
+    def __init__(
+        self, env: str, piece: Piece, size: int, frame_skip: int, options: Mapping[str, Any], state: bool
+    ) -> None:
+        atari = env.startswith("ALE/")
+        # Atari skips inside its emulator; repeat_action_probability stays what the id says (0.25 for -v5).
+        self._skip = 1 if atari else frame_skip
+        self._env = _make_gymnasium(env, {"frameskip": frame_skip, **options} if atari else dict(options))
+        self._renders = not _is_pixels(self._env.observation_space)
+        if self._renders:
+            self._env.close()
+            self._env = _make_gymnasium(env, {**options, "render_mode": "rgb_array"})
+        rate = ALE_FPS if atari else float(self._env.metadata.get("render_fps") or 15)
+        self.fps = rate / frame_skip
+        self.actions = _gymnasium_actions(env, self._env)
+        self._name, self._size, self._tell_state = env, size, state
+        self._observation, _ = self._env.reset(seed=piece.seed)
+
+    def observe(self) -> Observation:
+        frame = self._env.render() if self._renders else self._observation
+        frame = np.asarray(frame)
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
+            raise ValueError(f"{self._name}: renders {frame.dtype} {frame.shape}, not RGB; it cannot be recorded")
+        frames = resize(frame, self._size, self._size)[None]
+        return Observation(frames, self._state()[None] if self._tell_state else None)
+
+    def act(self, actions: NDArray[Any]) -> Outcome:
+        action = int(actions[0]) if self.actions.count else actions[0]
+        total = 0.0
+        for _ in range(self._skip):
+            self._observation, reward, terminated, truncated, _ = self._env.step(action)
+            total += float(reward)
+            if terminated or truncated:
+                self._observation, _ = self._env.reset()
+                break
+        return Outcome(np.array([total], np.float32), np.array([bool(terminated)]), np.array([bool(truncated)]))
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _state(self) -> NDArray[np.float32]:
+        """What the game says of itself, float32 [S]."""
+        game = self._env.unwrapped
+        if hasattr(game, "ale"):
+            return np.asarray(game.ale.getRAM(), np.float32)
+        if hasattr(game, "data") and hasattr(game.data, "qpos"):
+            return np.concatenate([game.data.qpos, game.data.qvel]).astype(np.float32)
+        if hasattr(game, "car") and game.car is not None:
+            hull = game.car.hull
+            return np.array([*hull.position, hull.angle, *hull.linearVelocity, hull.angularVelocity], np.float32)
+        if self._renders and isinstance(self._observation, np.ndarray):
+            return np.asarray(self._observation, np.float32).ravel()
+        raise ValueError(
+            f"{self._name}: does not tell its state (known: Atari RAM, MuJoCo, CarRacing's pose, vector "
+            "observations); record without --state"
+        )
+
+
+def _make_gymnasium(env: str, options: dict[str, Any]) -> Any:
+    import gymnasium
+
+    try:
+        if env.startswith("ALE/"):
+            import ale_py
+
+            gymnasium.register_envs(ale_py)
+        return gymnasium.make(env, disable_env_checker=True, **options)
+    except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
+        raise ImportError(f"{env} needs a package that is not installed ({error}): pip install 'vwm[envs]'") from error
+    except (gymnasium.error.Error, TypeError) as error:
+        raise ValueError(
+            f"{env} with options {options}: {error}. Known games: procgen:coinrun, ALE/Pong-v5, any Gymnasium id."
+        ) from error
+
+
+def _is_pixels(space: Any) -> bool:
+    shape: tuple[int, ...] = getattr(space, "shape", None) or ()
+    return getattr(space, "dtype", None) == np.uint8 and len(shape) == 3 and shape[-1] == 3
+
+
+def _gymnasium_actions(name: str, env: Any) -> Actions:
+    from gymnasium import spaces
+
+    space = env.action_space
+    if isinstance(space, spaces.Discrete) and space.start == 0:
+        meanings = getattr(env.unwrapped, "get_action_meanings", tuple)
+        return Actions(int(space.n), _nothing(), _nothing(), tuple(meanings()))
+    if isinstance(space, spaces.Box) and len(space.shape) == 1:
+        low, high = (np.nan_to_num(b, posinf=1, neginf=-1).astype(np.float32) for b in (space.low, space.high))
+        return Actions(0, low, high)
+    raise ValueError(f"{name}: takes actions {space}; only Discrete (from 0) and flat Box actions can be recorded")
+
+
+def _nothing() -> NDArray[np.float32]:
+    return np.zeros(0, np.float32)
+
+
+@contextlib.contextmanager
+def opened(environment: Environment) -> Iterator[Environment]:
+    """Close an environment when the block ends."""
+    try:
+        yield environment
+    finally:
+        environment.close()

@@ -1,0 +1,199 @@
+"""The sidecar index: where every member of a shard lies, so that a clip is read by offset and never by scanning.
+
+``shard-000000.tar`` has ``shard-000000.index.json`` beside it. Where it is missing (somebody else's shards) it is
+rebuilt by one pass over the tar, and kept: beside the shard if that folder can be written, else in the user's cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+import numpy as np
+
+from vwm.data.video import VIDEO_EXTENSIONS, probe_video
+
+INDEX_VERSION = 1
+
+
+@dataclass(frozen=True)
+class EpisodeEntry:
+    """Where one episode lies in its shard.
+
+    Attributes:
+        key: the WebDataset key.
+        frames: number of frames.
+        height, width: of a frame, in pixels.
+        fps: frames a second; 0 where unknown.
+        members: extension (``"frames.npy"``, ``"mp4"``, ``"actions.npy"``, ...) to (byte offset in the tar, bytes).
+    """
+
+    key: str
+    frames: int
+    height: int
+    width: int
+    fps: float
+    members: dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """The table of contents of one tar; ``hash`` is a hash of its members' names and bytes."""
+
+    tar: str
+    hash: str
+    episodes: tuple[EpisodeEntry, ...]
+
+
+def index_path(shard: str | os.PathLike[str]) -> str:
+    """``.../shard-000000.tar`` to ``.../shard-000000.index.json``."""
+    return str(shard).removesuffix(".tar") + ".index.json"
+
+
+def build_index(shard: str, name: str | None = None) -> ShardIndex:
+    """Read a tar from end to end and make its index.
+
+    Args:
+        shard: path or fsspec address of the tar.
+        name: the name to record, where the tar does not yet bear it.
+
+    Raises:
+        ValueError: the file is no whole tar, or a sample in it cannot be understood; the message names both.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    small: dict[tuple[str, str], bytes] = {}
+    try:
+        with fsspec.open(shard, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                if not member.isfile():
+                    continue
+                key, _, extension = member.name.partition(".")
+                extension = extension.lower()
+                samples.setdefault(key, {})[extension] = (member.offset_data, member.size)
+                data = tar.extractfile(member).read()  # type: ignore[union-attr]
+                digest.update(f"{member.name}\0{member.size}\0".encode())
+                digest.update(data)
+                if extension == "json" or extension.endswith("npy"):
+                    small[key, extension] = data if extension == "json" else data[:256]
+                elif extension in VIDEO_EXTENSIONS:
+                    small[key, extension] = data
+                    small[key, extension] = json.dumps(probe_video(data, f"{shard}:{member.name}")).encode()
+    except tarfile.TarError as error:
+        raise ValueError(f"{shard}: not a whole tar file ({error}). Write or download this shard again.") from error
+    entries = [_entry(shard, key, members, small) for key, members in samples.items()]
+    return ShardIndex(name or os.path.basename(shard), digest.hexdigest(), tuple(e for e in entries if e is not None))
+
+
+def _entry(
+    shard: str, key: str, members: dict[str, tuple[int, int]], small: dict[tuple[str, str], bytes]
+) -> EpisodeEntry | None:
+    """One episode from its members' headers; None for a sample that holds no video at all."""
+    meta: dict[str, Any] = {}
+    if "json" in members:
+        try:
+            meta = json.loads(small[key, "json"])
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{shard}:{key}.json is not JSON ({error})") from error
+    video = next((e for e in members if e in VIDEO_EXTENSIONS), None)
+    if "frames.npy" in members:
+        frames, height, width, _ = npy_header(small[key, "frames.npy"])[0]
+    elif video is not None:
+        probed = json.loads(small[key, video])
+        frames, height, width = probed["frames"], probed["height"], probed["width"]
+        meta.setdefault("fps", probed["fps"])
+    elif "latents.npy" in members:
+        frames = npy_header(small[key, "latents.npy"])[0][0]
+        height, width = int(meta.get("height", 0)), int(meta.get("width", 0))
+    else:
+        return None
+    return EpisodeEntry(key, int(frames), int(height), int(width), float(meta.get("fps", 0)), members)
+
+
+def npy_header(data: bytes) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Shape, dtype and length of the header of an ``.npy`` file, from its first bytes.
+
+    Raises:
+        ValueError: not an npy file, Fortran order, or an object array (which would need unpickling).
+    """
+    file: IO[bytes] = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    if fortran or dtype.hasobject:
+        raise ValueError("npy members must be C-ordered arrays of plain numbers")
+    return shape, dtype, file.tell()
+
+
+def write_index(index: ShardIndex, shard: str | os.PathLike[str]) -> None:
+    """Write the index beside its shard (aside, then renamed)."""
+    path = Path(index_path(shard))
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(json.dumps({"version": INDEX_VERSION, **asdict(index)}))
+    aside.rename(path)
+
+
+def read_index(shard: str) -> ShardIndex:
+    """The index of a shard: from its sidecar, from the user's cache, or rebuilt from the tar.
+
+    Args:
+        shard: local path or fsspec address (``s3://``, ``gs://``, ``https://``, ...).
+    """
+    cached = _cache_path(shard)
+    for place in (index_path(shard), str(cached)):
+        try:
+            with fsspec.open(place, "r") as file:
+                raw = json.load(file)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if raw.get("version") != INDEX_VERSION:
+            continue
+        entries = tuple(
+            EpisodeEntry(**{**e, "members": {k: (v[0], v[1]) for k, v in e["members"].items()}})
+            for e in raw["episodes"]
+        )
+        return ShardIndex(raw["tar"], raw["hash"], entries)
+    index = build_index(shard)
+    if "://" not in shard and os.access(os.path.dirname(os.path.abspath(shard)), os.W_OK):
+        write_index(index, shard)
+    else:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        write_index(index, str(cached).removesuffix(".index.json") + ".tar")
+    return index
+
+
+def _cache_path(shard: str) -> Path:
+    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vwm" / "index"
+    return root / (hashlib.blake2b(shard.encode(), digest_size=16).hexdigest() + ".index.json")
+
+
+def list_shards(path: str | os.PathLike[str]) -> list[str]:
+    """The tars of a data set, sorted by name.
+
+    Args:
+        path: a folder, a tar, or an fsspec address of either; a pattern with ``*`` is expanded.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    text = str(path)
+    if not text.endswith(".tar") and "*" not in text:
+        text = text.rstrip("/") + "/*.tar"
+    fs, _, _ = fsspec.get_fs_token_paths(text)
+    found = sorted(fs.glob(text)) if "*" in text else [text]
+    if "://" in text:
+        found = [fs.unstrip_protocol(f) for f in found]
+    found = [f for f in found if fs.exists(f)]
+    if not found:
+        raise FileNotFoundError(
+            f"no shards at {path}: looked for {text}. Make some with `vwm record ENV {path}` "
+            f"or `vwm ingest FOLDER {path}`."
+        )
+    return found

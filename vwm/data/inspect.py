@@ -1,0 +1,219 @@
+"""`vwm data inspect`: what a folder of shards holds, in numbers and in one picture."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+from numpy.typing import NDArray
+
+from vwm.data.index import EpisodeEntry, ShardIndex, list_shards, read_index
+from vwm.data.video import VIDEO_EXTENSIONS, read_frames
+
+SHEET_ROWS, SHEET_COLUMNS, SHEET_SIDE = 8, 10, 96
+BAR_WIDTH = 40
+
+
+@dataclass
+class Census:
+    """What is counted over all shards."""
+
+    episodes: int = 0
+    frames: int = 0
+    hours: float = 0.0
+    sizes: Counter[str] = field(default_factory=Counter)
+    fps: Counter[float] = field(default_factory=Counter)
+    bytes: Counter[str] = field(default_factory=Counter)
+    lengths: list[int] = field(default_factory=list)
+    kinds: Counter[str] = field(default_factory=Counter)
+    actions: Counter[int] = field(default_factory=Counter)
+    action_names: list[str] = field(default_factory=list)
+    vectors: list[NDArray[np.float32]] = field(default_factory=list)
+    rewards: float = 0.0
+    rewarded: int = 0
+    ends: Counter[str] = field(default_factory=Counter)
+    sources: Counter[str] = field(default_factory=Counter)
+
+
+def inspect(path: Path, sheet: Path | None = None) -> None:
+    """Print what shards hold; with --sheet, also draw some of it.
+
+    Args:
+        path: a folder of shards, one shard, or an fsspec address of either.
+        sheet: a PNG to write: one episode a row, its frames from left to right.
+
+    Raises:
+        FileNotFoundError: there are no shards.
+        ValueError: a shard cannot be understood; the message names it.
+    """
+    from tqdm import tqdm
+
+    shards = list_shards(path)
+    indices = [read_index(shard) for shard in shards]
+    census = Census()
+    for shard, index in zip(tqdm(shards, unit="shard", desc="inspect", disable=None), indices, strict=True):
+        _count(census, shard, index)
+    for line in report(census, shards, indices):
+        print(line)
+    if sheet is not None:
+        draw_sheet(shards, indices, sheet)
+        print(f"contact sheet  {sheet}")
+
+
+def _count(census: Census, shard: str, index: ShardIndex) -> None:
+    with fsspec.open(shard, "rb") as file:
+        for entry in index.episodes:
+            census.episodes += 1
+            census.frames += entry.frames
+            census.lengths.append(entry.frames)
+            census.hours += entry.frames / entry.fps / 3600 if entry.fps else 0
+            census.sizes[f"{entry.height}x{entry.width}"] += 1
+            census.fps[entry.fps] += 1
+            for extension, (_, length) in entry.members.items():
+                census.bytes[extension] += length
+            meta = json.loads(_member(file, entry, "json")) if "json" in entry.members else {}
+            census.sources[str(meta.get("source", "unknown"))] += 1
+            census.action_names = census.action_names or list(meta.get("action_names") or [])
+            census.ends["terminated" if meta.get("terminated") else "truncated"] += 1
+            if "rewards.npy" in entry.members:
+                rewards = np.load(io.BytesIO(_member(file, entry, "rewards.npy")))
+                census.rewards += float(rewards.sum())
+                census.rewarded += 1
+            _count_actions(census, file, entry)
+
+
+def _count_actions(census: Census, file: Any, entry: EpisodeEntry) -> None:
+    if "actions.npy" not in entry.members:
+        census.kinds["none"] += 1
+        return
+    actions = np.load(io.BytesIO(_member(file, entry, "actions.npy")))
+    if actions.ndim == 1:
+        census.kinds["discrete"] += 1
+        census.actions.update(actions.tolist())
+    else:
+        census.kinds[f"continuous, {actions.shape[1]} dimensions"] += 1
+        census.vectors.append(actions)
+
+
+def _member(file: Any, entry: EpisodeEntry, extension: str) -> bytes:
+    offset, length = entry.members[extension]
+    file.seek(offset)
+    data: bytes = file.read(length)
+    return data
+
+
+def report(census: Census, shards: list[str], indices: list[ShardIndex]) -> Iterator[str]:
+    """The lines to print."""
+    size = sum(census.bytes.values())
+    parts = ", ".join(f"{e} {_bytes(n)}" for e, n in census.bytes.most_common())
+    lengths = np.array(census.lengths or [0])
+    yield f"shards         {len(shards)}, {_bytes(size)} ({parts})"
+    yield f"content hash   {content_hash(indices)}"
+    yield f"source         {_counted(census.sources)}"
+    yield (
+        f"episodes       {census.episodes}, of {lengths.min()} to {lengths.max()} frames, median {np.median(lengths):g}"
+    )
+    yield f"frames         {census.frames}, {census.hours:.2f} hours" + (", fps unknown" if 0 in census.fps else "")
+    yield f"size           {_counted(census.sizes)}"
+    yield f"fps            {_counted(Counter({f'{k:g}': v for k, v in census.fps.items()}))}"
+    yield f"ends           {_counted(census.ends)}"
+    if census.rewarded:
+        yield f"reward         {census.rewards:g} in all, {census.rewards / census.rewarded:.3g} an episode"
+    yield f"actions        {_counted(census.kinds)}"
+    yield from _histogram(census)
+
+
+def _histogram(census: Census) -> Iterator[str]:
+    """A bar for every discrete action; mean, spread and range of every continuous one."""
+    total = sum(census.actions.values())
+    count = max([len(census.action_names), *(a + 1 for a in census.actions)]) if total else 0
+    most = max(census.actions.values(), default=1)
+    for action in range(count):
+        times = census.actions[action]
+        name = census.action_names[action] if action < len(census.action_names) else ""
+        bar = "#" * round(BAR_WIDTH * times / most)
+        yield f"  {action:>3} {name:<14} {times:>9} {100 * times / total:5.1f}% {bar}"
+    widths = sorted({v.shape[1] for v in census.vectors})
+    for width in widths:
+        values = np.concatenate([v for v in census.vectors if v.shape[1] == width])
+        for d in range(width):
+            v = values[:, d]
+            yield f"  dimension {d}: mean {v.mean():.3f}, std {v.std():.3f}, from {v.min():.3f} to {v.max():.3f}"
+
+
+def content_hash(indices: list[ShardIndex]) -> str:
+    """A hash of the shards' own hashes, in their order; equal data sets have equal ones."""
+    return hashlib.blake2b("".join(i.hash for i in indices).encode(), digest_size=16).hexdigest()
+
+
+def _counted(counter: Counter[str]) -> str:
+    if len(counter) == 1:
+        return next(iter(counter))
+    shown = ", ".join(f"{name} ({times})" for name, times in counter.most_common(5))
+    return shown + (f", {len(counter) - 5} more" if len(counter) > 5 else "")
+
+
+def _bytes(number: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.4g} GB"
+
+
+# --------------------------------------------------------------------------------------------- contact sheet
+
+
+def draw_sheet(shards: list[str], indices: list[ShardIndex], path: Path) -> None:
+    """Write a PNG of some episodes spread over the data, each with frames spread over its time.
+
+    Raises:
+        ValueError: the shards hold no frames (only latents), or ``path`` is no PNG.
+    """
+    from PIL import Image
+
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"{path}: a contact sheet is a PNG; name it .png")
+    everything = [(s, e) for s, index in zip(shards, indices, strict=True) for e in index.episodes]
+    shown = [(s, e) for s, e in everything if "frames.npy" in e.members or _video_member(e)]
+    if not shown:
+        raise ValueError(f"{shards[0]}: the shards hold no frames to draw, only {sorted(everything[0][1].members)}")
+    chosen = [shown[i] for i in np.unique(np.linspace(0, len(shown) - 1, SHEET_ROWS).round().astype(int))]
+    sheet = Image.new("RGB", (SHEET_COLUMNS * (SHEET_SIDE + 2), len(chosen) * (SHEET_SIDE + 2)), (32, 32, 32))
+    for row, (shard, entry) in enumerate(chosen):
+        numbers = np.linspace(0, entry.frames - 1, SHEET_COLUMNS).round().astype(int).tolist()
+        for column, frame in enumerate(_frames(shard, entry, numbers)):
+            image = Image.fromarray(frame)
+            image = image.resize(_fitted(image.width, image.height), Image.Resampling.BOX)
+            sheet.paste(image, (column * (SHEET_SIDE + 2) + 1, row * (SHEET_SIDE + 2) + 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".tmp")
+    sheet.save(aside, "PNG")
+    aside.replace(path)
+
+
+def _fitted(width: int, height: int) -> tuple[int, int]:
+    scale = SHEET_SIDE / max(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _video_member(entry: EpisodeEntry) -> str | None:
+    return next((e for e in entry.members if e in VIDEO_EXTENSIONS), None)
+
+
+def _frames(shard: str, entry: EpisodeEntry, numbers: list[int]) -> NDArray[np.uint8]:
+    with fsspec.open(shard, "rb") as file:
+        if "frames.npy" in entry.members:
+            frames: NDArray[np.uint8] = np.load(io.BytesIO(_member(file, entry, "frames.npy")))[numbers]
+            return frames
+        extension = _video_member(entry)
+        assert extension is not None
+        return read_frames(_member(file, entry, extension), numbers, f"{shard}:{entry.key}.{extension}")

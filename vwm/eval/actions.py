@@ -1,0 +1,117 @@
+"""Names for learned actions, from what is seen to happen under them: the legend of the player's keys.
+
+Legend: n transitions, t time, h w pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vwm.data.clips import ClipDataset
+from vwm.eval.information import contingency
+from vwm.eval.rollout import infer_actions
+from vwm.eval.sample import Sample, read_sample
+from vwm.simulator.genie import GenieSimulator
+
+LONGEST = 27
+"""Characters of a description; the player has no room for more."""
+
+VISIBLE_SHIFT = 0.3
+"""Pixels a frame below which a shift of the scene is not worth a word."""
+
+VISIBLE_CHANGE = 0.25
+"""Mean absolute change in levels of 0..255 below which nothing is to be seen."""
+
+
+def describe_actions(
+    simulator: GenieSimulator, clips: ClipDataset, count: int = 128, batch_size: int = 16
+) -> list[str]:
+    """A short description of every action of a world.
+
+    A latent action is called after the recorded action that most often stands where it was inferred, with that
+    one's share; where none is recorded, after how the scene moves. A world with labelled actions has names already.
+
+    Args:
+        simulator: the world.
+        clips: with frames, and actions where there are any; held-out ones are the fairest.
+        count: clips to look at.
+        batch_size: clips at a time.
+
+    Returns:
+        One text an action, shorter than 28 characters.
+
+    Raises:
+        ValueError: the clips' frames do not have the world's size.
+    """
+    space = simulator.actions
+    if simulator.latent_action is None:
+        return list(space.names) or [f"action {i}" for i in range(space.size)]
+    sample = read_sample(clips, count, simulator.image_size)
+    latent = infer_actions(simulator, sample.frames, batch_size)
+    if sample.actions is not None and sample.actions.ndim == 2 and sample.action_names:
+        return _by_recorded_action(latent, sample, space.size)
+    return _by_effect(latent, sample.frames, space.size)
+
+
+def _by_recorded_action(latent: Tensor, sample: Sample, size: int) -> list[str]:
+    assert sample.actions is not None
+    columns = max(len(sample.action_names), int(sample.actions.max()) + 1)
+    table = contingency(latent.flatten(), sample.actions[:, :-1].flatten(), size, columns)
+    texts = []
+    for row in table:
+        best = int(row.argmax())
+        name = sample.action_names[best] if best < len(sample.action_names) else f"action {best}"
+        share = f" {row[best] / row.sum():.0%}"
+        texts.append(name[: LONGEST - len(share)] + share if row.sum() else "not seen")
+    return texts
+
+
+def _by_effect(latent: Tensor, frames: Tensor, size: int) -> list[str]:
+    before, after = frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)
+    shift = torch.cat([scene_shift(x, y) for x, y in zip(before.split(64), after.split(64), strict=True)])
+    change = torch.stack([(x.int() - y.int()).abs().double().mean() for x, y in zip(before, after, strict=True)])
+    of = latent.flatten()
+    return [
+        describe_motion(shift[of == i].mean(dim=0), float(change[of == i].mean())) if (of == i).any() else "not seen"
+        for i in range(size)
+    ]
+
+
+def describe_motion(shift: Tensor, change: float) -> str:
+    """In words.
+
+    Args:
+        shift: float [2], how far the scene moved (down, right), pixels a frame.
+        change: mean absolute change of the pixels, in levels.
+    """
+    down, right = shift.tolist()
+    if max(abs(down), abs(right)) < VISIBLE_SHIFT:
+        return "no visible change" if change < VISIBLE_CHANGE else "change, scene stays"
+    if abs(right) >= abs(down):
+        return f"scene moves {'right' if right > 0 else 'left'} {abs(right):.1f} px"
+    return f"scene moves {'down' if down > 0 else 'up'} {abs(down):.1f} px"
+
+
+def scene_shift(before: Tensor, after: Tensor) -> Tensor:
+    """How far the whole scene moved, by phase correlation: uint8 [n, h, w, 3] twice -> float [n, 2], (down, right).
+
+    In whole pixels; moves of more than a quarter of the picture are not looked for, they are mostly cuts.
+    """
+    height, width = before.shape[1:3]
+    taper = torch.hann_window(height, periodic=False)[:, None] * torch.hann_window(width, periodic=False)
+    spectra = [
+        torch.fft.rfft2((grey - grey.mean(dim=(1, 2), keepdim=True)) * taper) for grey in (_grey(before), _grey(after))
+    ]
+    cross = spectra[1] * spectra[0].conj()
+    surface = torch.fft.irfft2(cross / cross.abs().clamp(min=1e-6), s=(height, width))
+    reach_y, reach_x = height // 4, width // 4
+    near = surface.roll((reach_y, reach_x), dims=(1, 2))[:, : 2 * reach_y + 1, : 2 * reach_x + 1]
+    peak = near.flatten(1).argmax(dim=1)
+    shift = torch.stack((peak // near.shape[2] - reach_y, peak % near.shape[2] - reach_x), dim=1).float()
+    # Two plain pictures have no phase to compare.
+    return shift * (surface.flatten(1).amax(dim=1) > 0)[:, None]
+
+
+def _grey(frames: Tensor) -> Tensor:
+    return frames.float().mean(dim=-1)

@@ -1,0 +1,115 @@
+"""LPIPS and FVD, from weights that lie on this machine; nothing is ever downloaded.
+
+Legend: n clips, t time, h w pixels, c channels, f features.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import torchmetrics
+from torch import Tensor, nn
+from torchvision.models import alexnet
+
+from vwm.nn.patches import to_float
+
+LPIPS_NOTE = (
+    "LPIPS is missing: it needs torchvision's AlexNet weights (alexnet-owt-7be5be79.pth from download.pytorch.org), "
+    "given with --lpips_weights FILE"
+)
+FVD_NOTE = (
+    "FVD is missing: it needs the I3D network as TorchScript (the i3d_torchscript.pt that StyleGAN-V and others use), "
+    "given with --fvd_weights FILE"
+)
+
+LAYERS = ((0, 2), (2, 5), (5, 8), (8, 10), (10, 12))
+"""AlexNet's five stages, as slices of its ``features``."""
+
+
+class LPIPS(nn.Module):
+    """Learned perceptual distance over AlexNet (arXiv 1801.03924, version 0.1). The small linear heads are those that
+    torchmetrics ships.
+
+    Args:
+        weights: torchvision's AlexNet state dict.
+
+    Raises:
+        ValueError: the file is missing or something else.
+    """
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__()
+        with torch.device("meta"):
+            features = alexnet(weights=None).features
+        try:
+            found = torch.load(weights, map_location="cpu", weights_only=True)
+            own = {k.removeprefix("features."): v for k, v in found.items() if k.startswith("features.")}
+            features.load_state_dict(own, assign=True)
+        except Exception as error:  # unpickling and state dicts fail in a dozen ways
+            raise ValueError(f"lpips_weights={weights} are no AlexNet weights ({error}). {LPIPS_NOTE}") from error
+        self.stages = nn.ModuleList(features[first:last] for first, last in LAYERS)
+        for module in self.stages.modules():
+            if isinstance(module, nn.ReLU):
+                module.inplace = False
+        shipped = Path(torchmetrics.__file__).parent / "functional/image/lpips_models/alex.pth"
+        heads = torch.load(shipped, map_location="cpu", weights_only=True)
+        self.heads = [heads[f"lin{i}.model.1.weight"].flatten() for i in range(len(LAYERS))]
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Distance of pictures, float [n, 3, h, w] in [-1, 1] twice -> [n]; 0 where they are equal."""
+        x, y = (x - self.shift) / self.scale, (y - self.shift) / self.scale
+        total = x.new_zeros(len(x))
+        for stage, head in zip(self.stages, self.heads, strict=True):
+            x, y = stage(x), stage(y)
+            difference = (_unit(x) - _unit(y)).square()
+            total += torch.einsum("nchw,c->nhw", difference, head.to(x)).mean(dim=(1, 2))
+        return total
+
+    def by_time(self, truth: Tensor, guess: Tensor) -> Tensor:
+        """The mean over clips at each time step: uint8 [n, t, h, w, 3] twice -> float64 [t]."""
+        pairs = zip(to_float(truth).unbind(1), to_float(guess).unbind(1), strict=True)
+        return torch.stack([self(x, y).double().mean() for x, y in pairs])
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Every pixel's features at length 1."""
+    return x / (x.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
+
+
+def fvd(weights: Path, truth: Tensor, guess: Tensor, batch_size: int = 8) -> float:
+    """Fréchet video distance (arXiv 1812.01717) of clips, uint8 [n, t, h, w, 3]. Of few clips it is biased upwards.
+
+    Args:
+        weights: I3D as TorchScript, called as ``(video [n, 3, t, h, w] in [-1, 1], rescale, resize, return_features)``.
+        truth, guess: the clips, at least 9 frames each (I3D halves time three times).
+        batch_size: clips at a time.
+
+    Raises:
+        ValueError: the file is missing or something else.
+    """
+    try:
+        network = torch.jit.load(str(weights), map_location="cpu").eval()
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ValueError(f"fvd_weights={weights} are no TorchScript network ({error}). {FVD_NOTE}") from error
+
+    @torch.inference_mode()
+    def features(frames: Tensor) -> Tensor:
+        videos = (to_float(part).transpose(1, 2) for part in frames.split(batch_size))
+        return torch.cat([network(v, rescale=False, resize=True, return_features=True) for v in videos])
+
+    return float(frechet_distance(features(truth), features(guess)))
+
+
+def frechet_distance(x: Tensor, y: Tensor) -> Tensor:
+    """Between two clouds of features, [n, f] each, taken for Gaussians; float64."""
+    x, y = x.double(), y.double()
+    mean = F.mse_loss(x.mean(dim=0), y.mean(dim=0), reduction="sum")
+    a, b = torch.cov(x.T).view(x.shape[1], -1), torch.cov(y.T).view(y.shape[1], -1)
+    # The trace of (a b)^(1/2) is the sum of the roots of a b's eigenvalues, which are real and not negative.
+    roots = torch.linalg.eigvals(a @ b).real.clamp(min=0).sqrt()
+    return mean + a.trace() + b.trace() - 2 * roots.sum()

@@ -1,0 +1,125 @@
+"""The report's plots. Each function draws one and returns it; nothing here touches pyplot's global state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
+
+MODEL, COPY, CEILING, GREY = "#1f6fb4", "#d1662b", "#3a9a5b", "#6b6b6b"
+
+
+def compounding_error(rollout: dict[str, Any]) -> Figure:
+    """How a rollout decays with the horizon, between copying the last frame and the tokenizer's ceiling."""
+    figure = _figure(9.0, 3.4)
+    for axes, name, label in zip(figure.subplots(1, 2), ("psnr", "ssim"), ("PSNR [dB]", "SSIM"), strict=True):
+        _curve(axes, rollout[f"{name}_tokenizer"], CEILING, "tokenizer (ceiling)", "--")
+        _curve(axes, rollout[name], MODEL, "rollout, own actions")
+        _curve(axes, rollout[f"{name}_random_actions"], GREY, "rollout, random actions", ":")
+        _curve(axes, rollout[f"{name}_copy_last"], COPY, "copy of the last frame", "--")
+        _horizon_axis(axes, label)
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def delta_psnr(control: dict[str, Any]) -> Figure:
+    """The difference that the right actions make, by horizon."""
+    figure = _figure(5.2, 3.4)
+    axes = figure.subplots()
+    rows = control["delta_psnr_by_horizon"]
+    mean, stderr = (np.array([np.nan if r[key] is None else r[key] for r in rows]) for key in ("mean", "stderr"))
+    horizon = np.arange(1, len(rows) + 1)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.errorbar(
+        horizon,
+        mean,
+        np.nan_to_num(stderr),
+        color=MODEL,
+        marker="o",
+        markersize=4,
+        capsize=3,
+        label="mean of clips ± standard error",
+    )
+    _curve(axes, control["delta_psnr_set_by_horizon"], GREY, "of the set's errors", ":")
+    _horizon_axis(axes, "ΔPSNR, own − random actions [dB]")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def codebook_usage(counts: ArrayLike, perplexity: float) -> Figure:
+    """How evenly the tokenizer's codes are used, the commonest first."""
+    share = np.sort(np.asarray(counts, float))[::-1]
+    share = 100 * share / share.sum()
+    used = int((share > 0).sum())
+    figure = _figure(5.2, 3.4)
+    axes = figure.subplots()
+    axes.bar(np.arange(1, len(share) + 1), share, width=1.0, color=MODEL)
+    axes.axhline(100 / len(share), color=GREY, linestyle=":", label="all codes alike")
+    axes.set_yscale("log")
+    axes.set_xlim(0.5, len(share) + 0.5)
+    axes.set_xlabel("code, by rank")
+    axes.set_ylabel("share of tokens [%]")
+    axes.set_title(f"{used} of {len(share)} codes used, perplexity {perplexity:.0f}", fontsize=10)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def action_table(table: ArrayLike, names: Sequence[str], bits: float) -> Figure:
+    """Which recorded action stands where a latent one was inferred; each row sums to 100 %."""
+    counts = np.asarray(table, float)
+    totals = counts.sum(axis=1, keepdims=True)
+    share = 100 * counts / np.maximum(totals, 1)
+    figure = _figure(2.2 + 0.5 * counts.shape[1], 1.8 + 0.34 * counts.shape[0])
+    axes = figure.subplots()
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    axes.set_xticks(range(counts.shape[1]), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+    rows = [f"{i}  (n={int(n)})" for i, n in enumerate(totals[:, 0])]
+    axes.set_yticks(range(counts.shape[0]), rows, fontsize=8)
+    for (i, j), value in np.ndenumerate(share):
+        if value >= 0.5:
+            axes.text(
+                j, i, f"{value:.0f}", ha="center", va="center", fontsize=7, color="white" if value > 55 else "black"
+            )
+    axes.set_xlabel("recorded action")
+    axes.set_ylabel("latent action")
+    axes.set_title(f"mutual information {bits:.2f} bits above chance", fontsize=10)
+    figure.colorbar(image, label="share of the row [%]")
+    return figure
+
+
+def step_latency(milliseconds: ArrayLike, p50: float, p95: float, fps: float) -> Figure:
+    """How long a player waits for a frame, against the recording's own pace."""
+    figure = _figure(6.2, 3.4)
+    axes = figure.subplots()
+    axes.hist(np.asarray(milliseconds, float), bins=20, color=MODEL)
+    axes.axvline(p50, color="black", linewidth=1, label=f"median {p50:.1f} ms")
+    axes.axvline(p95, color="black", linewidth=1, linestyle="--", label=f"95th percentile {p95:.1f} ms")
+    axes.axvline(1000 / fps, color=COPY, linewidth=1.5, label=f"real time, {fps:g} frames/s: {1000 / fps:.1f} ms")
+    axes.set_xlabel("time of a step [ms]")
+    axes.set_ylabel("steps")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    """Inches."""
+    return Figure(figsize=(width, height), dpi=130, layout="constrained")
+
+
+def _curve(axes: Axes, values: Sequence[float | None], color: str, label: str, style: str = "-") -> None:
+    known = [np.nan if v is None else v for v in values]
+    axes.plot(range(1, len(known) + 1), known, style, color=color, marker="o", markersize=3, label=label)
+
+
+def _horizon_axis(axes: Axes, label: str) -> None:
+    axes.set_xlabel("horizon [frames after the context]")
+    axes.set_ylabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,56 @@
+"""What made a report: software, hardware, weights and data, so that a number can be made again."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import vwm
+from vwm.simulator.genie import GenieSimulator
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, hardware and the date."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"vwm": vwm.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "hardware": {
+            "system": platform.platform(),
+            "cpu": cpu_model(),
+            "threads": torch.get_num_threads(),
+            "device": str(device),
+            "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        },
+    }
+
+
+def cpu_model() -> str:
+    """What the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def weights_hash(bundle: Path) -> str:
+    """A hash of the bundle's safetensors, their names included."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(bundle.rglob("*.safetensors")):
+        digest.update(f"{file.relative_to(bundle).as_posix()}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as opened:
+            while block := opened.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def parameters(simulator: GenieSimulator) -> dict[str, int]:
+    """Parameters of each part of the world."""
+    parts = {name: getattr(simulator, name) for name in ("tokenizer", "dynamics", "latent_action")}
+    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part is not None}

@@ -1,0 +1,40 @@
+"""What survives the tokenizer: the ceiling of every rollout, and how many codes are in use.
+
+Legend: n clips, t time, h w the grid of tokens, H W pixels.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vwm.nn.patches import to_float, to_uint8
+from vwm.tokenizer.space_time import SpaceTimeTokenizer
+
+
+class Reconstructed(NamedTuple):
+    """frames uint8 [n, t, H, W, 3] through the tokenizer and back, and their tokens int64 [n, t, h, w]."""
+
+    frames: Tensor
+    tokens: Tensor
+
+
+@torch.inference_mode()
+def reconstruct(tokenizer: SpaceTimeTokenizer, frames: Tensor, batch_size: int) -> Reconstructed:
+    """Encode and decode clips, uint8 [n, t, H, W, 3]; on the tokenizer's device, back on the frames'."""
+    shown, tokens = [], []
+    for batch in tqdm(frames.split(batch_size), desc="tokenizer", unit="batch", disable=None):
+        code = tokenizer.encode(to_float(batch.to(tokenizer.decoder_places.device)))
+        shown.append(to_uint8(tokenizer.decode(code)).to(frames.device))
+        tokens.append(code.to(frames.device))
+    return Reconstructed(torch.cat(shown), torch.cat(tokens))
+
+
+def mean_image(frames: Tensor) -> Tensor:
+    """The average picture of clips in the clips' shape, uint8 [n, t, H, W, 3]: what knowing nothing is worth."""
+    total = sum(clip.double().sum(dim=0) for clip in frames)
+    mean = torch.as_tensor(total) / (frames.shape[0] * frames.shape[1])
+    return mean.round().byte().expand_as(frames)

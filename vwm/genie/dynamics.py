@@ -1,0 +1,229 @@
+"""The masked dynamics transformer (Genie, section 2.1; MaskGIT, arXiv 2202.04200): next frame's tokens from the past
+frames' tokens and the actions.
+
+Because the transformer is factored and causal in time, a past frame's keys and values never change. Playing keeps
+them (``DynamicsState``), and each of the k MaskGIT steps runs the tokens of the new frame alone. That is exact, not
+an approximation.
+
+Legend: b batch, t time, n tokens a frame, d width, k codebook size.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from vwm.nn.random import fold, uniform
+from vwm.nn.space_time import SpaceTimeState, SpaceTimeTransformer, causal_window
+
+
+class MaskGITDynamics(ModelMixin, ConfigMixin):
+    """Tokens and actions in, logits of masked tokens out.
+
+    Args:
+        codebook_size: k.
+        tokens_per_frame: n.
+        num_actions: discrete actions; or the dimensions of a continuous action.
+        continuous: the actions are float [.., num_actions] rather than indices.
+        width: d.
+        depth: number of blocks.
+        heads: attention heads.
+        window: frames that time attention spans.
+        conditioning: ``"add"`` the action's embedding to every token of the frame it leads to (Genie), or
+            ``"prepend"`` it to them as a token of its own.
+        context: what a masked frame sees of the past in training: ``"clean"`` (every past frame whole, as in play;
+            costs two passes) or ``"masked"`` (Genie: the past is masked like the present).
+        mask_rate: the lowest rate at which a frame is masked in training; each sample draws its own from
+            [mask_rate, 1].
+        corruption: with a clean context, the share of past tokens that are replaced by random ones, so that the
+            model learns not to trust its own slips.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        codebook_size: int = 1000,
+        tokens_per_frame: int = 64,
+        num_actions: int = 8,
+        continuous: bool = False,
+        width: int = 256,
+        depth: int = 6,
+        heads: int = 8,
+        window: int = 16,
+        conditioning: str = "add",
+        context: str = "clean",
+        mask_rate: float = 0.5,
+        corruption: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if conditioning not in ("add", "prepend"):
+            raise ValueError(f"conditioning={conditioning!r} must be 'add' or 'prepend'")
+        if context not in ("clean", "masked"):
+            raise ValueError(f"context={context!r} must be 'clean' or 'masked'")
+        self.codebook_size, self.tokens_per_frame, self.num_actions = codebook_size, tokens_per_frame, num_actions
+        self.conditioning, self.context, self.continuous = conditioning, context, continuous
+        self.mask_rate, self.corruption = mask_rate, corruption
+        self.mask_token = codebook_size
+        self.prefix = 1 if conditioning == "prepend" else 0
+        self.embed = nn.Embedding(codebook_size + 1, width)
+        self.places = nn.Parameter(torch.randn(self.prefix + tokens_per_frame, width) * 0.02)
+        self.embed_action: nn.Module = nn.Linear(num_actions, width) if continuous else nn.Embedding(num_actions, width)
+        self.no_action = nn.Parameter(torch.zeros(width))
+        self.transformer = SpaceTimeTransformer(width, depth, heads, window)
+        self.head = nn.Linear(width, codebook_size)
+        nn.init.normal_(self.embed.weight, std=0.02)
+
+    def forward(self, tokens: Tensor, actions: Tensor, mask: Tensor) -> Tensor:
+        """Logits of every token given the unmasked ones, in the training mode that ``context`` names.
+
+        Args:
+            tokens: int64 [b, t, n], the true tokens.
+            actions: int64 [b, t-1] or float [b, t-1, num_actions]; ``actions[:, i]`` leads from frame i to i+1.
+            mask: bool [b, t-1, n], True where a token of frames 1..t-1 is hidden.
+
+        Returns:
+            float [b, t-1, n, k], logits of frames 1..t-1.
+        """
+        lead = torch.cat((self.no_action.expand(len(tokens), 1, -1), self.embed_action(actions)), dim=1)
+        hidden = tokens[:, 1:].masked_fill(mask, self.mask_token)
+        if self.context == "masked":
+            x = self.transformer(self._embed(torch.cat((tokens[:, :1], hidden), dim=1), lead))
+            return self.head(x[:, 1:, self.prefix :])
+        # Both kinds of frame go through the transformer as one long clip: first the whole ones, then the masked ones.
+        # A masked frame looks at the whole frames before it and at itself, which is what it sees in play.
+        frames = tokens.shape[1] - 1
+        past = self._corrupt(tokens[:, :-1])
+        x = torch.cat((self._embed(past, lead[:, :-1]), self._embed(hidden, lead[:, 1:])), dim=1)
+        number = torch.arange(frames, device=x.device)
+        window = self.transformer.window
+        itself = number[:, None] == number
+        whole = torch.cat((causal_window(number, number, window), torch.zeros_like(itself)), dim=1)
+        # The whole frame of the same number is the answer, and must not be seen.
+        before = causal_window(number + 1, number, window) & (number[:, None] + 1 > number)
+        masked = torch.cat((before, itself), dim=1)
+        x = self.transformer(x, torch.cat((number, number + 1)), torch.cat((whole, masked)))
+        return self.head(x[:, frames:, self.prefix :])
+
+    def loss(self, tokens: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy of the hidden tokens, and their accuracy, at mask rates drawn a sample.
+
+        A rate a sample (not a batch) keeps the loss's variance low.
+        """
+        b, t, n = tokens.shape
+        rate = self.mask_rate + (1 - self.mask_rate) * torch.rand(b, 1, 1, device=tokens.device)
+        mask = torch.rand(b, t - 1, n, device=tokens.device) < rate
+        logits, target = self(tokens, actions, mask)[mask].float(), tokens[:, 1:][mask]
+        return F.cross_entropy(logits, target), (logits.argmax(-1) == target).float().mean()
+
+    def init_state(self, batch: int) -> SpaceTimeState:
+        """The state of worlds in which no frame has been seen."""
+        return self.transformer.init_state(batch, self.prefix + self.tokens_per_frame)
+
+    def observe(self, state: SpaceTimeState, tokens: Tensor, actions: Tensor | None) -> SpaceTimeState:
+        """Take whole frames into the state.
+
+        Args:
+            state: of the frames before.
+            tokens: int64 [b, t, n].
+            actions: the actions that led to each of them, [b, t] (or [b, t, num_actions]); None where unknown.
+        """
+        return self.transformer.step(self._embed(tokens, self._lead(tokens, actions)), state)[1]
+
+    def logits(self, state: SpaceTimeState, tokens: Tensor, actions: Tensor | None) -> Tensor:
+        """What the next frame may be: tokens [b, 1, n] with masked ones among them -> float [b, 1, n, k].
+
+        Does not advance the state.
+        """
+        x, _ = self.transformer.step(self._embed(tokens, self._lead(tokens, actions)), state)
+        return self.head(x[:, :, self.prefix :])
+
+    def _lead(self, tokens: Tensor, actions: Tensor | None) -> Tensor:
+        if actions is None:
+            return self.no_action.expand(*tokens.shape[:2], -1)
+        return self.embed_action(actions)
+
+    def _embed(self, tokens: Tensor, lead: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        lead = lead[:, :, None].to(x.dtype)
+        x = torch.cat((lead, x), dim=2) if self.prefix else x + lead
+        return x + self.places
+
+    def _corrupt(self, tokens: Tensor) -> Tensor:
+        if not self.corruption or not self.training:
+            return tokens
+        # The share is itself random, so that a clean past stays the commonest case.
+        share = self.corruption * torch.rand(len(tokens), 1, 1, device=tokens.device)
+        noise = torch.randint_like(tokens, self.codebook_size)
+        return torch.where(torch.rand(tokens.shape, device=tokens.device) < share, noise, tokens)
+
+
+class Sampling(NamedTuple):
+    """How a frame's tokens are drawn.
+
+    Attributes:
+        steps: MaskGIT steps a frame (Genie: 25).
+        temperature: of the token distribution; 0 takes the likeliest token.
+        choice: how random the order is in which tokens are fixed, 0 = strictly by confidence (MaskGIT: 4.5,
+            annealed to 0 over the steps).
+    """
+
+    steps: int = 8
+    temperature: float = 1.0
+    choice: float = 4.5
+
+
+def sample_frame(
+    dynamics: MaskGITDynamics, state: SpaceTimeState, actions: Tensor | None, seed: Tensor, sampling: Sampling
+) -> tuple[SpaceTimeState, Tensor]:
+    """Draw the next frame of each world and take it into the state (MaskGIT, section 3.2).
+
+    Args:
+        dynamics: the model.
+        state: of the frames so far.
+        actions: the action that leads to the new frame, [b] or [b, num_actions]; None where unknown.
+        seed: int64 [b], what the draw is a function of, besides state and action.
+        sampling: steps and temperatures.
+
+    Returns:
+        The new state, and the frame's tokens int64 [b, n].
+    """
+    b, n, steps = len(seed), dynamics.tokens_per_frame, sampling.steps
+    lead = None if actions is None else actions[:, None]
+    tokens = torch.full((b, 1, n), dynamics.mask_token, dtype=torch.int64, device=seed.device)
+    for step in range(steps):
+        logits = dynamics.logits(state, tokens, lead)[:, 0].float()
+        noise = uniform(fold(seed, step), 2, n)
+        drawn, confidence = _draw(logits, noise[:, 0], sampling.temperature)
+        masked = tokens[:, 0] == dynamics.mask_token
+        drawn = torch.where(masked, drawn, tokens[:, 0])
+        # Tokens fixed earlier stay; of the rest the surest stay, with some Gumbel noise that dies away.
+        gumbel = -torch.log(-torch.log(noise[:, 1]))
+        sureness = confidence + sampling.choice * (1 - (step + 1) / steps) * gumbel
+        sureness = sureness.masked_fill(~masked, float("inf"))
+        hide = hidden_tokens(n, step + 1, steps)
+        order = sureness.argsort(dim=-1, stable=True)
+        tokens = drawn.scatter(1, order[:, :hide], dynamics.mask_token)[:, None]
+    return dynamics.observe(state, tokens, lead), tokens[:, 0]
+
+
+def hidden_tokens(tokens: int, step: int, steps: int) -> int:
+    """How many of ``tokens`` stay hidden after ``step`` of ``steps``: MaskGIT's cosine schedule; 0 at the end."""
+    return int(tokens * math.cos(math.pi / 2 * step / steps))
+
+
+def _draw(logits: Tensor, noise: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Tokens drawn by inverting the distribution function, and their log-probabilities: [b, n, k] -> [b, n] twice."""
+    log_p = (logits / temperature).log_softmax(-1) if temperature > 0 else logits.log_softmax(-1)
+    if temperature > 0:
+        cumulative = log_p.exp().cumsum(-1)
+        drawn = torch.searchsorted(cumulative, (noise * cumulative[..., -1])[..., None]).squeeze(-1)
+        drawn = drawn.clamp(max=logits.shape[-1] - 1)
+    else:
+        drawn = log_p.argmax(-1)
+    return drawn, log_p.gather(-1, drawn[..., None]).squeeze(-1)

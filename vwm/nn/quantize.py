@@ -1,0 +1,85 @@
+"""Codebooks: VQ and FSQ behind one argument.
+
+The quantizers themselves are vector-quantize-pytorch's; this file gives them one face and counts their use.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from vector_quantize_pytorch import FSQ, VectorQuantize
+
+Codebook = int | list[int]
+"""A number of codes (VQ), or the levels of each dimension (FSQ, arXiv 2309.15505): ``1024`` or ``[8, 5, 5, 5]``."""
+
+
+class Quantized(NamedTuple):
+    """codes [..., d] with a straight-through gradient, indices int64 [...], and the commitment loss (0 for FSQ)."""
+
+    codes: Tensor
+    indices: Tensor
+    loss: Tensor
+
+
+class Quantizer(nn.Module):
+    """width -> codebook -> width.
+
+    Args:
+        width: of what goes in and comes out, d.
+        codebook: see ``Codebook``.
+        code_width: dimension of a VQ code (Genie: 32); FSQ's is its number of levels.
+    """
+
+    def __init__(self, width: int, codebook: Codebook, code_width: int = 32) -> None:
+        super().__init__()
+        self.size = codebook_size(codebook)
+        if isinstance(codebook, int):
+            # A code that is used less than twice in an (averaged) batch is replaced by a vector of the batch:
+            # the remedy for idle codes.
+            self.book: nn.Module = VectorQuantize(
+                dim=width, codebook_size=codebook, codebook_dim=code_width, threshold_ema_dead_code=2, decay=0.95
+            )
+        else:
+            # Two levels have no middle one, so they need the symmetric form.
+            self.book = FSQ(levels=codebook, dim=width, preserve_symmetry=2 in codebook)
+
+    def forward(self, x: Tensor) -> Quantized:
+        """[..., d] -> codes, indices, commitment loss. Computed in float32 or finer, whatever autocast says."""
+        flat = x.reshape(1, -1, x.shape[-1])
+        with torch.autocast(x.device.type, enabled=False):
+            flat = flat.float() if flat.dtype in (torch.bfloat16, torch.float16) else flat
+            out = self.book(flat)
+        codes, indices = out[0], out[1]
+        loss = out[2].sum() if len(out) > 2 else codes.new_zeros(())
+        return Quantized(codes.reshape(x.shape), indices.reshape(x.shape[:-1]).long(), loss)
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Codes of indices: int64 [...] -> [..., d]."""
+        flat = indices.reshape(1, -1)
+        if isinstance(self.book, FSQ):
+            codes = self.book.indices_to_codes(flat)
+        else:
+            codes = self.book.get_output_from_indices(flat)
+        return codes.reshape(*indices.shape, -1)
+
+
+def codebook_size(codebook: Codebook) -> int:
+    """The number of codes. Raises ValueError for fewer than two."""
+    size = codebook if isinstance(codebook, int) else math.prod(codebook)
+    if size < 2 or (isinstance(codebook, list) and min(codebook) < 2):
+        raise ValueError(f"codebook={codebook} must have at least two codes, and FSQ two levels in each dimension")
+    return size
+
+
+def usage(indices: Tensor, size: int) -> Tensor:
+    """How often each code was used: float64 [size]."""
+    return torch.bincount(indices.flatten(), minlength=size).double()
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """exp(entropy) of a histogram: the number of codes that are really used, between 1 and its size."""
+    p = counts / counts.sum()
+    return torch.special.entr(p).sum().exp()

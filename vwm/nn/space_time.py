@@ -1,0 +1,133 @@
+"""The factored space-time transformer (Genie's ST-transformer, arXiv 2402.15391, section 2.1) with its cache.
+
+A block attends in space within each frame, then in time (causally) at each place, then has one feed-forward.
+There are two ways through the same weights, and they agree exactly:
+
+- ``forward`` takes a whole clip;
+- ``step`` takes the next frame or frames and a state that the caller holds.
+
+The rule past the window, in both: a frame attends to itself and the ``window - 1`` frames before it, in every block.
+
+Legend: b batch, t time, n tokens a frame, d width.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vwm.nn.attention import Attention, KeyValues
+
+
+class SpaceTimeState(NamedTuple):
+    """What a streaming transformer remembers.
+
+    Attributes:
+        position: int64 [b], frames seen so far by each world.
+        blocks: keys and values of the last ``window - 1`` frames, one entry a block.
+    """
+
+    position: Tensor
+    blocks: tuple[KeyValues, ...]
+
+
+class SpaceTimeBlock(nn.Module):
+    """Space attention, causal time attention, feed-forward; pre-norm, residual branches start at zero."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
+        super().__init__()
+        hidden = int(width * mlp_ratio)
+        self.space_norm = nn.LayerNorm(width, bias=False)
+        self.space = Attention(width, heads)
+        self.time_norm = nn.LayerNorm(width, bias=False)
+        self.time = Attention(width, heads)
+        self.mlp_norm = nn.LayerNorm(width, bias=False)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
+        nn.init.zeros_(self.mlp[2].weight)
+        nn.init.zeros_(self.mlp[2].bias)
+
+    def forward(
+        self, x: Tensor, positions: Tensor, mask: Tensor, past: KeyValues | None = None
+    ) -> tuple[Tensor, KeyValues]:
+        """[b, t, n, d] -> [b, t, n, d], and the keys and values for the frames to come."""
+        x = x + self.space.space(self.space_norm(x))
+        y, seen = self.time.time(self.time_norm(x), positions, mask, past)
+        x = x + y
+        return x + self.mlp(self.mlp_norm(x)), seen
+
+
+class SpaceTimeTransformer(nn.Module):
+    """A stack of space-time blocks with a final norm.
+
+    Args:
+        width: d.
+        depth: number of blocks.
+        heads: attention heads.
+        window: frames that time attention spans, the present one included.
+        mlp_ratio: hidden width of the feed-forward over d.
+    """
+
+    def __init__(self, width: int, depth: int, heads: int, window: int, mlp_ratio: float = 4.0) -> None:
+        super().__init__()
+        if window < 1:
+            raise ValueError(f"window must be at least 1 frame, got {window}")
+        self.width, self.heads, self.window = width, heads, window
+        self.checkpointing = False
+        self.blocks = nn.ModuleList(SpaceTimeBlock(width, heads, mlp_ratio) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, bias=False)
+
+    def forward(self, x: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """A whole clip at once.
+
+        Args:
+            x: [b, t, n, d].
+            positions: int64 [t], the frames' numbers; by default 0, 1, 2, ...
+            mask: bool [t, t], True where frame i may look at frame j; by default the causal window.
+
+        Returns:
+            [b, t, n, d].
+        """
+        if positions is None:
+            positions = torch.arange(x.shape[1], device=x.device)
+        if mask is None:
+            mask = causal_window(positions, positions, self.window)
+        for block in self.blocks:
+            if self.checkpointing and self.training:
+                x, _ = checkpoint(block, x, positions, mask, use_reentrant=False)
+            else:
+                x, _ = block(x, positions, mask)
+        return self.norm(x)
+
+    def init_state(self, batch: int, tokens: int) -> SpaceTimeState:
+        """The state of worlds that have seen nothing: one a batch entry, ``tokens`` tokens a frame."""
+        weight = self.norm.weight
+        shape = (batch, tokens, self.heads, self.window - 1, self.width // self.heads)
+        empty = KeyValues(weight.new_zeros(shape), weight.new_zeros(shape))
+        position = torch.zeros(batch, dtype=torch.int64, device=weight.device)
+        return SpaceTimeState(position, (empty,) * len(self.blocks))
+
+    def step(self, x: Tensor, state: SpaceTimeState) -> tuple[Tensor, SpaceTimeState]:
+        """The next frames of each world: [b, t, n, d] -> [b, t, n, d], and the state after them.
+
+        The given state is left as it was, so dropping the returned one makes this a look that leaves no trace.
+        """
+        slots, frames = self.window - 1, x.shape[1]
+        positions = state.position[:, None] + torch.arange(frames, device=x.device)
+        of_slots = state.position[:, None] + torch.arange(-slots, 0, device=x.device)
+        of_keys = torch.cat((of_slots, positions), dim=1)
+        mask = causal_window(positions, of_keys, self.window) & (of_keys >= 0)[:, None, :]
+        mask = mask[:, None, None]  # over tokens and heads
+        blocks = []
+        for block, past in zip(self.blocks, state.blocks, strict=True):
+            x, seen = block(x, positions, mask, past)
+            blocks.append(KeyValues(seen.keys[..., frames:, :], seen.values[..., frames:, :]))
+        return self.norm(x), SpaceTimeState(state.position + frames, tuple(blocks))
+
+
+def causal_window(queries: Tensor, keys: Tensor, window: int) -> Tensor:
+    """bool [..., q, k]: key frame k is query frame q, or one of the ``window - 1`` before it."""
+    age = queries[..., :, None] - keys[..., None, :]
+    return (age >= 0) & (age < window)

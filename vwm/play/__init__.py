@@ -1,0 +1,1 @@
+"""The web player: one small server and one page, over any simulator."""

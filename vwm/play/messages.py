@@ -1,0 +1,146 @@
+"""What the page may say to the server, checked strictly: one dataclass a message.
+
+Every message up gets exactly one answer down, so the page knows when it may speak again. Text messages are JSON
+objects with a ``type``; a binary message is an uploaded image and is read in ``pictures.py``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vwm.simulator.interface import ActionSpace
+
+MAX_TEXT = 64 * 1024
+"""Characters of one text message; a step of a hundred action dimensions needs far fewer."""
+MAX_SEED = 2**32 - 1
+MAX_UNDO = 256
+
+
+class BadMessage(ValueError):
+    """The page said something that the server does not take; the text says what and why."""
+
+
+@dataclass(frozen=True)
+class Reset:
+    """Start the world again: from shipped start number ``start``, or from the uploaded picture where it is None."""
+
+    start: int | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """Advance the world by one frame with one discrete action, or one number a dimension."""
+
+    action: int | tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Undo:
+    """Go back this many steps, or as far as the history reaches."""
+
+    steps: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """Start or stop recording, or send the recording as a video of this format."""
+
+    command: str
+    format: str
+
+
+Message = Reset | Step | Undo | Record
+
+
+def parse(text: str, actions: ActionSpace, starts: int) -> Message:
+    """Read one message of the page.
+
+    Args:
+        text: JSON.
+        actions: the world's action space, against which steps are checked.
+        starts: how many starting contexts the world has.
+
+    Raises:
+        BadMessage: it is no such message; the error names the field and what it takes.
+    """
+    if len(text) > MAX_TEXT:
+        raise BadMessage(f"a message may hold {MAX_TEXT} characters, this one holds {len(text)}")
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        raise BadMessage("a message must be JSON") from None
+    if not isinstance(data, dict):
+        raise BadMessage(f"a message must be a JSON object, got {_kind(data)}")
+    readers: dict[str, Callable[[dict[str, Any]], Message]] = {
+        "reset": lambda fields: _reset(fields, starts),
+        "step": lambda fields: _step(fields, actions),
+        "undo": _undo,
+        "record": _record,
+    }
+    kind = data.pop("type", None)
+    if not isinstance(kind, str) or kind not in readers:
+        raise BadMessage(f"'type' must be one of {', '.join(readers)}, got {_short(kind)}")
+    message = readers[kind](data)
+    if data:
+        raise BadMessage(f"a {kind} message has no field {', '.join(_short(name) for name in sorted(data))}")
+    return message
+
+
+def _reset(fields: dict[str, Any], starts: int) -> Reset:
+    start = fields.pop("start", None)
+    if start == "upload":
+        return Reset(None, _integer(fields, "seed", 0, MAX_SEED, default=0))
+    if starts == 0:
+        raise BadMessage("this world ships no starts: upload a picture and reset with 'start' \"upload\"")
+    checked = _integer({"start": start}, "start", 0, starts - 1)
+    return Reset(checked, _integer(fields, "seed", 0, MAX_SEED, default=0))
+
+
+def _step(fields: dict[str, Any], actions: ActionSpace) -> Step:
+    if actions.kind == "discrete":
+        return Step(_integer(fields, "action", 0, actions.size - 1))
+    values = fields.pop("action", None)
+    if not isinstance(values, list) or len(values) != actions.size:
+        raise BadMessage(f"'action' must be a list of {actions.size} numbers, got {_short(values)}")
+    for value in values:
+        if type(value) not in (int, float) or not -1 <= value <= 1:
+            raise BadMessage(f"'action' must hold numbers from -1 to 1, got {_short(value)}")
+    return Step(tuple(float(value) for value in values))
+
+
+def _undo(fields: dict[str, Any]) -> Undo:
+    return Undo(_integer(fields, "steps", 1, MAX_UNDO, default=1))
+
+
+def _record(fields: dict[str, Any]) -> Record:
+    command = _choice(fields, "command", ("start", "stop", "download"))
+    return Record(command, _choice(fields, "format", ("mp4", "gif"), default="mp4"))
+
+
+def _integer(fields: dict[str, Any], name: str, low: int, high: int, default: int | None = None) -> int:
+    value = fields.pop(name, default)
+    # bool is an int to Python, but true is no seed
+    if type(value) is not int or not low <= value <= high:
+        raise BadMessage(f"'{name}' must be an integer from {low} to {high}, got {_short(value)}")
+    return value
+
+
+def _choice(fields: dict[str, Any], name: str, choices: tuple[str, ...], default: str | None = None) -> str:
+    value = fields.pop(name, default)
+    if not isinstance(value, str) or value not in choices:
+        raise BadMessage(f"'{name}' must be one of {', '.join(choices)}, got {_short(value)}")
+    return value
+
+
+def _kind(value: Any) -> str:
+    return {list: "a list", str: "a string", bool: "a boolean", type(None): "null"}.get(type(value), "a number")
+
+
+def _short(value: Any) -> str:
+    """A value as JSON, cut so that an answer never grows with the question."""
+    text = "nothing" if value is None else json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,66 @@
+// Which keys mean which action: a pure function of the actions' names.
+//
+// A name is a sum of parts ("LEFT+UP", "UPFIRE"). A part that is known or a single letter gets its natural key, and
+// the action is meant while the keys of all its parts are held. Other names get the digits, then free letters.
+
+export const COMMANDS = { KeyP: "pause", Period: "single", KeyZ: "undo", Backspace: "undo", KeyR: "reset", KeyV: "record" };
+
+const PARTS = {
+  LEFT: ["ArrowLeft", "KeyA"], RIGHT: ["ArrowRight", "KeyD"], UP: ["ArrowUp", "KeyW"], DOWN: ["ArrowDown", "KeyS"],
+  JUMP: ["Space"], FIRE: ["Space"], SHOOT: ["Space"], ATTACK: ["Space"],
+};
+const SYMBOLS = { LEFT: "←", RIGHT: "→", UP: "↑", DOWN: "↓" };
+const NAMES = { Space: "space", ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓" };
+const FALLBACK = [..."1234567890"].map((digit) => `Digit${digit}`).concat([..."QWERTYUIOPASDFGHJKLZXCVBNM"].map((letter) => `Key${letter}`));
+
+/** The parts of a name in capitals, or null where it is not made of known parts. */
+export function partsOf(name) {
+  const words = name.toUpperCase().split(/[\s+_&,/-]+/).filter(Boolean);
+  const parts = words.flatMap((word) => {
+    if (/^[A-Z]$/.test(word) && !(`Key${word}` in COMMANDS)) return [word];
+    const found = word.match(new RegExp(Object.keys(PARTS).join("|"), "g")) ?? [];
+    return found.join("") === word ? found : [null];
+  });
+  return parts.length && !parts.includes(null) ? parts : null;
+}
+
+/** One entry an action: {index, name, parts, keys: [one list of alternatives a part], label, place in the 3 x 3 pad}. */
+export function bind(names, idle) {
+  const parted = names.map((name, index) => (index === idle ? null : partsOf(name)));
+  const letters = new Set(parted.flat().filter((part) => part?.length === 1).map((part) => `Key${part}`));
+  const keysOf = (part) => (part.length === 1 ? [`Key${part}`] : PARTS[part].filter((key) => !letters.has(key)));
+  const taken = new Set([...Object.keys(COMMANDS), ...parted.flat().filter(Boolean).flatMap(keysOf)]);
+  const free = FALLBACK.filter((key) => !taken.has(key));
+  return names.map((name, index) => {
+    const parts = parted[index];
+    const keys = parts ? parts.map(keysOf) : index === idle ? [] : free.length ? [[free.shift()]] : [];
+    return { index, name, keys, label: keys.map(([key]) => keyName(key)).join(" "), symbol: symbolOf(parts), place: placeOf(parts, index === idle) };
+  });
+}
+
+/** The action that the held keys mean: the one with most parts, the latest pressed among equals; else undefined. */
+export function chosen(bindings, held) {
+  const order = [...held];
+  const age = (binding) => Math.max(...binding.keys.map((keys) => Math.max(...keys.map((key) => order.indexOf(key)))));
+  return bindings
+    .filter(({ keys }) => keys.length && keys.every((alternatives) => alternatives.some((key) => held.has(key))))
+    .sort((a, b) => b.keys.length - a.keys.length || age(b) - age(a))[0];
+}
+
+export function keyName(key) {
+  return NAMES[key] ?? key.replace(/^(Key|Digit)/, "");
+}
+
+function symbolOf(parts) {
+  if (!parts?.every((part) => part in SYMBOLS)) return null;
+  const corner = { "LEFT UP": "↖", "RIGHT UP": "↗", "DOWN LEFT": "↙", "DOWN RIGHT": "↘" }[[...parts].sort().join(" ")];
+  return corner ?? (parts.length === 1 ? SYMBOLS[parts[0]] : null);
+}
+
+/** [column, row] from 1 to 3 of a direction in the pad, or null for what is no direction. */
+function placeOf(parts, idle) {
+  if (idle) return [2, 2];
+  if (!symbolOf(parts)) return null;
+  const along = (less, more) => 2 - parts.includes(less) + parts.includes(more);
+  return [along("LEFT", "RIGHT"), along("UP", "DOWN")];
+}

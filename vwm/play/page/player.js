@@ -1,0 +1,410 @@
+// The player: one websocket, one canvas. A message goes up only after the last answer came down, so a slow model
+// slows the game and never queues it.
+
+import { bind, chosen, COMMANDS } from "./keys.js";
+import { drawSparkline, median } from "./spark.js";
+
+const $ = (id) => document.getElementById(id);
+const screen = $("screen");
+const picture = screen.getContext("2d", { willReadFrequently: true });
+const held = new Set(); // codes of held keys, in the order they were pressed
+const latencies = [];
+
+let world; // the server's hello
+let socket;
+let bindings = [];
+let touched; // the action that a finger or the mouse holds
+let start = 0; // number of a shipped start, or "upload"
+let waiting = null; // what was sent and is not answered yet
+const wanted = []; // commands that wait for their turn
+let due = 0; // when the next frame should be asked for
+let timer;
+let recording = false;
+
+// ---- talking with the server ----------------------------------------------------------------------------------
+
+function connect() {
+  socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/play`);
+  socket.binaryType = "arraybuffer";
+  let reason = "The server ended or went out of reach.";
+  socket.onmessage = async ({ data }) => {
+    const [header, body] = typeof data === "string" ? [JSON.parse(data), null] : open(data);
+    if (header.type === "full") reason = header.message;
+    else if (header.type === "hello") greet(header);
+    else await answered(header, body);
+  };
+  socket.onclose = () => {
+    clearTimeout(timer);
+    setMode("lost", "Not connected", `${reason} Click to try again.`);
+  };
+}
+
+/** Take a binary answer apart: header length, header, body. */
+function open(buffer) {
+  const length = new DataView(buffer).getUint32(0);
+  return [JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length))), new Uint8Array(buffer, 4 + length)];
+}
+
+/** Ask for something; it goes up when the line is free. */
+function send(message) {
+  wanted.push(message);
+  flush();
+}
+
+function flush() {
+  if (waiting || !wanted.length || socket.readyState !== WebSocket.OPEN) return;
+  waiting = wanted.shift();
+  socket.send(waiting instanceof Blob ? waiting : JSON.stringify(waiting));
+}
+
+async function answered(header, body) {
+  try {
+    if (header.type === "frame") await showFrame(header, body);
+    else if (header.type === "recording") showRecording(header);
+    else if (header.type === "upload") showUpload(body);
+    else if (header.type === "video") save(header, body);
+    else if (header.type === "error") fail(header.message);
+  } finally {
+    waiting = null;
+    flush();
+    schedule();
+  }
+}
+
+function fail(message) {
+  toast(message);
+  // else the same step would fail again at every frame
+  if (waiting?.type === "step") setMode("paused");
+}
+
+// ---- what the world shows -------------------------------------------------------------------------------------
+
+function greet(hello) {
+  world = hello;
+  waiting = null;
+  wanted.length = 0;
+  latencies.length = 0;
+  document.title = $("title").textContent = world.title;
+  const kind = world.actions.latent ? "latent actions" : world.actions.kind === "discrete" ? "actions" : "action dimensions";
+  $("facts").textContent = `${world.width} × ${world.height} · ${Number(world.fps.toFixed(1))} fps · ${world.actions.size} ${kind}`;
+  [screen.width, screen.height] = [world.width, world.height];
+  world.actions.kind === "discrete" ? showLegend() : showSliders();
+  showStarts();
+  fit();
+  if (world.starts) return reset();
+  setMode("ready", "Upload a picture", "This world ships no starts: it continues any picture you give it.");
+}
+
+async function showFrame(header, body) {
+  const bitmap = await createImageBitmap(new Blob([body], { type: "image/png" }));
+  picture.drawImage(bitmap, 0, 0);
+  bitmap.close();
+  if (waiting.type === "step") latencies.push(header.ms);
+  if (latencies.length > 120) latencies.shift();
+  screen.dataset.step = $("step").textContent = header.step;
+  $("fps").textContent = header.fps && document.body.dataset.mode === "playing" ? header.fps.toFixed(1) : "–";
+  $("p50").textContent = latencies.length ? short(median(latencies)) : "–";
+  $("total").textContent = short(header.total);
+  if (header.total || header.reward) $("reward-tile").hidden = false;
+  $("undo").disabled = !header.undo;
+  drawSparkline($("spark"), latencies, 1000 / world.fps);
+  showRecording(header);
+  if (header.terminated && waiting.type === "step" && document.body.dataset.mode !== "paused") {
+    setMode("ended", "The world ended", `after ${header.step} steps. Click or R starts again, Z goes back.`);
+  }
+}
+
+function short(value) {
+  return Math.abs(value) >= 100 ? value.toFixed(0) : String(Number(value.toFixed(1)));
+}
+
+function setMode(mode, title = "", text = "") {
+  document.body.dataset.mode = mode;
+  $("pause-text").textContent = mode === "playing" ? "Pause" : "Play";
+  $("status-text").textContent = { playing: "playing", paused: "paused: each press is one step", ready: "ready", ended: "ended", lost: "not connected" }[mode] ?? mode;
+  $("veil-title").textContent = title;
+  $("veil-text").textContent = text;
+  if (mode !== "playing") clearTimeout(timer);
+  if (mode === "playing") {
+    due = performance.now();
+    schedule();
+  }
+}
+
+// ---- playing --------------------------------------------------------------------------------------------------
+
+/** The action of this instant: what is touched or held, else the idle setting; null means to wait. */
+function currentAction() {
+  if (world.actions.kind === "continuous") return [...$("sliders").querySelectorAll("input")].map((slider) => Number(slider.value));
+  const action = touched ?? chosen(bindings, held)?.index;
+  if (action !== undefined) return action;
+  return $("idle").value === "" ? null : Number($("idle").value);
+}
+
+/** Ask for the next frame when it is due, at the world's own pace. */
+function schedule() {
+  clearTimeout(timer);
+  if (document.body.dataset.mode !== "playing" || waiting || wanted.length) return;
+  timer = setTimeout(() => {
+    const action = currentAction();
+    const speed = Number($("speed").value);
+    const period = speed ? 1000 / (world.fps * speed) : 0;
+    due = Math.max(due + period, performance.now() - period);
+    action === null ? schedule() : send({ type: "step", action });
+  }, due - performance.now());
+}
+
+function stepOnce() {
+  if (waiting || wanted.length) return;
+  const action = currentAction();
+  if (action === null) return toast("No action is held, and “no key held” is set to wait.");
+  if (!["paused", "ended"].includes(document.body.dataset.mode)) setMode("paused");
+  send({ type: "step", action });
+}
+
+/** An action key or button went down: in play it counts while it is held, in a pause it is one step. */
+function pressed() {
+  showHeld();
+  const mode = document.body.dataset.mode;
+  if (mode === "ready" && screen.dataset.step !== "-1") setMode("playing");
+  else if (mode === "paused") stepOnce();
+}
+
+function reset() {
+  if (!$("seed").checkValidity() || $("seed").value === "") return toast("The seed must be a whole number from 0 to 4294967295.");
+  send({ type: "reset", start, seed: Number($("seed").value) });
+  for (const button of $("starts").children) button.classList.toggle("on", button.dataset.start === String(start));
+  if (["playing", "paused"].includes(document.body.dataset.mode)) return;
+  const touch = matchMedia("(pointer: coarse)").matches;
+  setMode("ready", "Play", touch ? "Tap here or hold an action." : "Click here or press an action key.");
+}
+
+const commands = {
+  pause() {
+    const mode = document.body.dataset.mode;
+    if (mode === "lost") connect();
+    else if (mode === "ended") reset();
+    else if (screen.dataset.step === "-1" && !world?.starts) $("file").click();
+    else setMode(mode === "playing" ? "paused" : "playing");
+  },
+  single: stepOnce,
+  undo(steps = 1) {
+    if (waiting?.type === "undo" || wanted.length || $("undo").disabled) return;
+    setMode("paused");
+    send({ type: "undo", steps });
+  },
+  reset,
+  record() {
+    send({ type: "record", command: recording ? "stop" : "start" });
+  },
+};
+
+addEventListener("keydown", (event) => {
+  if (!world || event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input[type=number], select")) return;
+  const used = bindings.some(({ keys }) => keys.flat().includes(event.code));
+  if (used) {
+    event.preventDefault();
+    const fresh = !held.has(event.code);
+    held.add(event.code);
+    if (fresh || document.body.dataset.mode === "paused") pressed();
+  } else if (event.code === "Space" && !event.target.matches("button") && !event.repeat) {
+    event.preventDefault();
+    commands.pause();
+  } else if (COMMANDS[event.code] && (!event.repeat || ["undo", "single"].includes(COMMANDS[event.code]))) {
+    event.preventDefault();
+    COMMANDS[event.code] === "undo" ? commands.undo(event.shiftKey ? 10 : 1) : commands[COMMANDS[event.code]]();
+  }
+});
+addEventListener("keyup", (event) => {
+  held.delete(event.code);
+  showHeld();
+});
+addEventListener("blur", () => {
+  held.clear();
+  touched = undefined;
+  showHeld();
+});
+document.addEventListener("visibilitychange", () => {
+  // a world that nobody watches need not run
+  if (document.hidden && document.body.dataset.mode === "playing") setMode("paused");
+});
+
+for (const name of ["pause", "single", "reset", "record"]) $(name).addEventListener("click", () => commands[name]());
+$("veil").addEventListener("click", () => commands.pause());
+let rewind;
+$("undo").addEventListener("pointerdown", () => (rewind = setInterval(() => commands.undo(), 60)));
+for (const end of ["pointerup", "pointerleave", "pointercancel"]) $("undo").addEventListener(end, () => clearInterval(rewind));
+$("undo").addEventListener("click", () => commands.undo());
+
+// ---- actions --------------------------------------------------------------------------------------------------
+
+function showLegend() {
+  const { names } = world.actions;
+  bindings = bind(names, world.idle);
+  const pad = bindings.some(({ place, symbol }) => place && symbol);
+  $("pad").replaceChildren();
+  $("legend").replaceChildren();
+  $("sliders").replaceChildren();
+  for (const binding of bindings) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "act";
+    button.dataset.action = binding.index;
+    const name = binding.name || "do nothing";
+    button.title = binding.label ? `${name} (${binding.label})` : name;
+    const inPad = pad && binding.place;
+    button.append(element("span", inPad ? (binding.symbol ?? "·") : name));
+    if (binding.label) button.append(element("kbd", binding.label));
+    if (inPad) [button.style.gridColumn, button.style.gridRow] = binding.place;
+    hold(button, binding.index);
+    $(inPad ? "pad" : "legend").append(button);
+  }
+  const settings = names.map((name, index) => new Option(name || "do nothing", index));
+  $("idle").replaceChildren(...settings, new Option("wait, ask for no frame", ""));
+  $("idle").value = world.idle ?? 0;
+  $("idle-row").hidden = false;
+}
+
+/** Let a button hold its action while it is pressed. */
+function hold(button, action) {
+  button.addEventListener("pointerdown", (event) => {
+    if (event.button) return;
+    button.setPointerCapture(event.pointerId);
+    touched = action;
+    pressed();
+  });
+  const release = () => {
+    if (touched === action) touched = undefined;
+    showHeld();
+  };
+  for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) button.addEventListener(end, release);
+  button.addEventListener("contextmenu", (event) => event.preventDefault());
+}
+
+function showHeld() {
+  const now = touched ?? chosen(bindings, held)?.index;
+  for (const button of document.querySelectorAll(".act")) button.classList.toggle("on", Number(button.dataset.action) === now);
+}
+
+function showSliders() {
+  bindings = [];
+  $("pad").replaceChildren();
+  $("legend").replaceChildren();
+  $("idle-row").hidden = true;
+  $("sliders").replaceChildren(...world.actions.names.map((name) => {
+    const slider = Object.assign(document.createElement("input"), { type: "range", min: -1, max: 1, step: 0.01, value: 0 });
+    const value = element("output", "0.00");
+    const show = () => (value.textContent = Number(slider.value).toFixed(2));
+    slider.addEventListener("input", show);
+    slider.addEventListener("dblclick", () => { slider.value = 0; show(); });
+    slider.title = "double-click: back to 0";
+    const label = element("label", name);
+    label.append(value, slider);
+    return label;
+  }));
+}
+
+// ---- starts, recording ----------------------------------------------------------------------------------------
+
+function showStarts() {
+  const shipped = Array.from({ length: world.starts }, (_, index) => startButton(index, `starts/${index}.png`));
+  const add = Object.assign(element("button", "+"), { type: "button", className: "start add", title: "upload a picture as the start" });
+  add.addEventListener("click", () => $("file").click());
+  $("starts").replaceChildren(...shipped, add);
+  if (start === "upload" || start >= world.starts) start = 0;
+}
+
+function startButton(number, url) {
+  const button = Object.assign(document.createElement("button"), { type: "button", className: "start", title: number === "upload" ? "your picture" : `start ${number + 1}` });
+  button.dataset.start = number;
+  button.append(Object.assign(new Image(), { src: url, alt: button.title }));
+  button.addEventListener("click", () => {
+    start = number;
+    reset();
+  });
+  return button;
+}
+
+function upload(file) {
+  if (!file || !world) return;
+  if (file.size > world.max_upload) return toast(`This file has ${(file.size / 1e6).toFixed(1)} MB; up to ${world.max_upload / 1e6} MB are taken.`);
+  send(file);
+}
+
+function showUpload(body) {
+  $("starts").querySelector("[data-start=upload]")?.remove();
+  const url = URL.createObjectURL(new Blob([body], { type: "image/png" }));
+  $("starts").lastElementChild.before(startButton("upload", url));
+  start = "upload";
+  reset();
+}
+
+$("file").addEventListener("change", () => {
+  upload($("file").files[0]);
+  $("file").value = "";
+});
+addEventListener("dragover", (event) => {
+  event.preventDefault();
+  document.body.classList.add("dropping");
+});
+addEventListener("dragleave", () => document.body.classList.remove("dropping"));
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  document.body.classList.remove("dropping");
+  upload(event.dataTransfer.files[0]);
+});
+$("seed").addEventListener("change", reset);
+$("seed").addEventListener("keydown", (event) => event.key === "Enter" && $("seed").blur());
+$("dice").addEventListener("click", () => {
+  $("seed").value = Math.floor(Math.random() * 2 ** 32);
+  reset();
+});
+for (const setting of ["idle", "speed"]) $(setting).addEventListener("change", () => $(setting).blur());
+
+function showRecording({ recording: on, recorded }) {
+  if (recording && !on && waiting.type === "step") toast("The recording is full and has stopped.");
+  recording = on;
+  $("rec-badge").hidden = !on;
+  $("record").setAttribute("aria-pressed", on);
+  $("record-text").textContent = on ? "Stop" : "Record";
+  $("recording-panel").hidden = !recorded;
+  $("recorded").textContent = `${recorded} frames · ${(recorded / world.fps).toFixed(1)} s`;
+}
+
+for (const format of ["mp4", "gif"]) $(format).addEventListener("click", () => send({ type: "record", command: "download", format }));
+
+function save({ name, format }, body) {
+  const url = URL.createObjectURL(new Blob([body], { type: format === "gif" ? "image/gif" : "video/mp4" }));
+  Object.assign(document.createElement("a"), { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10_000);
+}
+
+// ---- small things ---------------------------------------------------------------------------------------------
+
+function element(tag, text) {
+  return Object.assign(document.createElement(tag), { textContent: text });
+}
+
+let toastTimer;
+function toast(text) {
+  $("toast").textContent = text;
+  $("toast").hidden = false;
+  clearTimeout(toastTimer);
+  toastTimer = setTimeout(() => ($("toast").hidden = true), 6000);
+}
+
+/** The largest whole number of device pixels a world pixel, so that all pixels are equal squares. */
+function fit() {
+  const density = devicePixelRatio || 1;
+  const narrow = matchMedia("(max-width: 860px)").matches;
+  const width = $("stage").clientWidth;
+  const height = narrow ? innerHeight * 0.5 : innerHeight - 150;
+  const room = Math.min(width / world.width, height / world.height) * density;
+  const scale = (room >= 1 ? Math.floor(room) : room) / density;
+  screen.style.width = `${world.width * scale}px`;
+  screen.style.height = `${world.height * scale}px`;
+  drawSparkline($("spark"), latencies, 1000 / world.fps);
+}
+addEventListener("resize", () => world && fit());
+
+connect();

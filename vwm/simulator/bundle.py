@@ -1,0 +1,182 @@
+"""Simulators on disk: a folder in diffusers' pipeline layout that anyone may pass on.
+
+``model_index.json`` names the parts and settings, each part is a subfolder with ``config.json`` and safetensors, and
+``starts/`` holds contexts to begin from as PNG strips. Loading runs no code from the folder and unpickles nothing: a
+bundle can only name classes of this package.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import ModelMixin
+from diffusers import __version__ as diffusers_version
+from PIL import Image
+from torch import Tensor
+
+import vwm
+from vwm.genie.dynamics import Sampling
+from vwm.simulator.genie import GenieSimulator
+from vwm.simulator.interface import ActionSpace
+
+INDEX = "model_index.json"
+PARTS = ("tokenizer", "dynamics", "latent_action")
+
+
+class BundleError(ValueError):
+    """A bundle that cannot be loaded; the message names the file and what is wrong with it."""
+
+
+def save_simulator(simulator: GenieSimulator, path: str | os.PathLike[str], card: str = "") -> None:
+    """Write a bundle (aside, then renamed over what was there).
+
+    Args:
+        simulator: the world.
+        path: the folder to make.
+        card: text of its README.md.
+
+    Raises:
+        BundleError: ``path`` exists and is not a bundle; nothing is overwritten.
+    """
+    target = Path(path)
+    if target.exists() and not (target / INDEX).is_file() and any(target.iterdir()):
+        raise BundleError(f"{target} exists and is no bundle (it has no {INDEX}): choose another folder")
+    aside = target.with_name(target.name + ".tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    index: dict[str, Any] = {
+        "_class_name": type(simulator).__name__,
+        "_diffusers_version": diffusers_version,
+        "_vwm_version": vwm.__version__,
+        "settings": {
+            "title": simulator.title,
+            "fps": simulator.fps,
+            "context_frames": simulator.context_frames,
+            "actions": asdict(simulator.actions),
+            "sampling": simulator.sampling._asdict(),
+        },
+    }
+    for name in PARTS:
+        part = getattr(simulator, name)
+        index[name] = [None, None] if part is None else [type(part).__module__, type(part).__name__]
+        if part is not None:
+            part.save_pretrained(aside / name, safe_serialization=True)
+    if simulator.starts is not None:
+        _save_starts(simulator.starts, aside / "starts")
+    (aside / "README.md").write_text(card or f"# {simulator.title}\n\nA vwm world. Play it: `vwm play {target.name}`.\n")
+    (aside / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    if target.exists():
+        shutil.rmtree(target)
+    aside.rename(target)
+
+
+def load_simulator(path: str | os.PathLike[str], device: str | torch.device = "auto") -> GenieSimulator:
+    """Load a bundle.
+
+    Args:
+        path: the folder.
+        device: ``auto`` takes a GPU where there is one.
+
+    Raises:
+        BundleError: missing, broken or foreign; the message says which file and what about it.
+    """
+    folder = Path(path)
+    index = _read_index(folder)
+    parts = {name: _load_part(folder, name, index.get(name)) for name in PARTS}
+    for name in ("tokenizer", "dynamics"):
+        if parts[name] is None:
+            raise BundleError(f"{folder / INDEX}: part {name!r} is missing")
+    try:
+        settings = index["settings"]
+        actions = ActionSpace(**{**settings["actions"], "names": tuple(settings["actions"]["names"])})
+        simulator = GenieSimulator(
+            **parts,
+            actions=actions,
+            fps=float(settings["fps"]),
+            sampling=Sampling(**settings["sampling"]),
+            context_frames=int(settings["context_frames"]),
+            title=str(settings["title"]),
+            starts=_load_starts(folder / "starts", int(settings["context_frames"])),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{folder / INDEX}: settings are not understood ({error!r})") from error
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return simulator.to(device)
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    file = folder / INDEX
+    if not file.is_file():
+        raise BundleError(
+            f"{folder} is no bundle: there is no {INDEX} in it. Make one from a training run: vwm export RUN -o {folder}"
+        )
+    try:
+        index = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise BundleError(f"{file}: not JSON ({error})") from error
+    name = index.get("_class_name") if isinstance(index, dict) else None
+    if name != GenieSimulator.__name__:
+        raise BundleError(f"{file}: holds a {name!r}, which this version of vwm ({vwm.__version__}) cannot simulate")
+    return index
+
+
+def _load_part(folder: Path, name: str, spec: Any) -> ModelMixin | None:
+    """One part, its keys checked one by one. Only classes of this package can be named."""
+    if spec is None or spec == [None, None]:
+        return None
+    if not (isinstance(spec, list) and len(spec) == 2 and all(isinstance(s, str) for s in spec)):
+        raise BundleError(f"{folder / INDEX}: {name} must be [module, class], got {spec!r}")
+    module, class_name = spec
+    if module.split(".")[0] != "vwm":
+        raise BundleError(f"{folder / INDEX}: {name} names {module}.{class_name}; a bundle may only name vwm's classes")
+    try:
+        part_class = getattr(importlib.import_module(module), class_name)
+    except (ImportError, AttributeError) as error:
+        raise BundleError(f"{folder / INDEX}: {name} names {module}.{class_name}, which vwm does not have") from error
+    if not (isinstance(part_class, type) and issubclass(part_class, ModelMixin)):
+        raise BundleError(f"{folder / INDEX}: {name} names {module}.{class_name}, which is no network")
+    return load_part(part_class, folder / name)
+
+
+def load_part(part_class: type[ModelMixin], folder: Path) -> ModelMixin:
+    """A network from its folder; every key must be there and fit. Raises BundleError."""
+    try:
+        part, info = part_class.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+        )
+    except Exception as error:  # diffusers and safetensors raise a dozen kinds for a broken folder
+        raise BundleError(f"{folder}: cannot be loaded ({type(error).__name__}: {error})") from error
+    wrong = {k: v for k, v in info.items() if k in ("missing_keys", "unexpected_keys", "mismatched_keys") and v}
+    if wrong or info.get("error_msgs"):
+        raise BundleError(f"{folder}: the weights do not fit config.json: {wrong or info['error_msgs']}")
+    return part.requires_grad_(False)
+
+
+def _save_starts(starts: Tensor, folder: Path) -> None:
+    """uint8 [n, t, h, w, 3] as n PNG strips, the frames side by side."""
+    folder.mkdir()
+    for i, clip in enumerate(starts.cpu().numpy()):
+        Image.fromarray(np.concatenate(list(clip), axis=1)).save(folder / f"{i:03d}.png", optimize=True)
+
+
+def _load_starts(folder: Path, frames: int) -> Tensor | None:
+    files = sorted(folder.glob("*.png"))
+    if not files:
+        return None
+    clips = []
+    for file in files:
+        with Image.open(file) as image:
+            strip = np.array(image.convert("RGB"))
+        if strip.shape[1] % frames:
+            raise BundleError(f"{file}: {strip.shape[1]} pixels wide, which {frames} frames do not divide")
+        clips.append(np.stack(np.split(strip, frames, axis=1)))
+    return torch.from_numpy(np.stack(clips))

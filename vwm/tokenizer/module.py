@@ -1,0 +1,67 @@
+"""Training a video tokenizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vwm.data.clips import Clips
+from vwm.nn.optimizer import OptimizerConfig
+from vwm.nn.patches import to_float, to_uint8
+from vwm.nn.quantize import perplexity, usage
+from vwm.tokenizer.space_time import SpaceTimeTokenizer
+
+
+class TokenizerModule(L.LightningModule):
+    """Reconstruct clips through a codebook.
+
+    Args:
+        tokenizer: the network.
+        optimizer: learning rate and schedule.
+        l1: weight of the absolute error beside the squared one (the absolute error keeps small sprites sharp).
+    """
+
+    def __init__(self, tokenizer: SpaceTimeTokenizer, optimizer: OptimizerConfig, l1: float = 0.0) -> None:
+        super().__init__()
+        self.tokenizer, self.optimizer, self.l1 = tokenizer, optimizer, l1
+
+    def forward(self, batch: Clips) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and what to log."""
+        video = to_float(batch.frames)
+        out = self.tokenizer(video)
+        squared = F.mse_loss(out.video.float(), video)
+        loss = squared + self.l1 * F.l1_loss(out.video.float(), video) + out.commitment
+        # A signal of range 2 and mean squared error m: PSNR = 10 log10(4 / m).
+        logs = {"psnr": 10 * torch.log10(4 / squared.detach()), "commitment": out.commitment}
+        return loss, logs | {"perplexity": perplexity(usage(out.tokens, self.tokenizer.codebook_size))}
+
+    def training_step(self, batch: Clips, index: int) -> Tensor:
+        """Lightning's hook."""
+        loss, logs = self(batch)
+        self.log_dict({"train/loss": loss, **{f"train/{k}": v for k, v in logs.items()}}, prog_bar=False)
+        self.log("psnr", logs["psnr"], prog_bar=True, logger=False)
+        return loss
+
+    def validation_step(self, batch: Clips, index: int) -> None:
+        """Lightning's hook."""
+        loss, logs = self(batch)
+        logs = {"val/loss": loss, **{f"val/{k}": v for k, v in logs.items()}}
+        self.log_dict(logs, sync_dist=True, batch_size=len(batch.frames))
+
+    def configure_optimizers(self) -> Any:
+        """Lightning's hook."""
+        optimizer, schedule = self.optimizer.build(self, self.trainer.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def networks(self) -> dict[str, nn.Module]:
+        """What to keep an average of, to compile and to export."""
+        return {"tokenizer": self.tokenizer}
+
+    @torch.no_grad()
+    def sample(self, batch: Clips) -> Tensor:
+        """The batch's reconstruction, uint8 [b, t, h, w, 3], for the sample videos."""
+        return to_uint8(self.tokenizer(to_float(batch.frames)).video)

@@ -1,0 +1,1 @@
+"""Lightning glue: callbacks, strategies, the command line."""

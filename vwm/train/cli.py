@@ -1,0 +1,139 @@
+"""The command line: one table of commands, each a typed function somewhere in the package.
+
+A function's parameters are the command's arguments, and its docstring is their help. Modules are imported when their
+command is called, so that ``vwm --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Command(NamedTuple):
+    """Where a command's function lives, what it does in a line, and examples."""
+
+    target: str
+    summary: str
+    examples: tuple[str, ...] = ()
+
+
+COMMANDS = {
+    "record": Command(
+        "vwm.data.record:record",
+        "record a game into shards",
+        (
+            "vwm record procgen:coinrun --out data/coinrun --frames 50000",
+            "vwm record ALE/Pong-v5 --out data/pong --policy sticky --frame_skip 4",
+            "vwm record CarRacing-v3 --out data/carracing --workers 2",
+        ),
+    ),
+    "ingest": Command(
+        "vwm.data.ingest:ingest",
+        "turn a folder of videos into shards",
+        ("vwm ingest my_videos --out data/mine --size 64 --fps 15",),
+    ),
+    "data inspect": Command(
+        "vwm.data.inspect:inspect",
+        "count what is in shards, and draw a contact sheet",
+        ("vwm data inspect data/coinrun --sheet sheet.png",),
+    ),
+    "encode": Command(
+        "vwm.tokenizer.encode:encode",
+        "write shards of tokens beside the video",
+        ("vwm encode data/coinrun --tokenizer runs/bundle --out data/coinrun_tokens",),
+    ),
+    "fit": Command("vwm.train.fit:fit", "train a model from a config"),
+    "export": Command(
+        "vwm.train.export:export",
+        "make a bundle of a training run",
+        ("vwm export runs/genie -o runs/bundle --data data/coinrun",),
+    ),
+    "play": Command(
+        "vwm.play.server:play",
+        "play a bundle in the browser",
+        ("vwm play runs/bundle", "vwm play runs/bundle --port 8080 --host 0.0.0.0"),
+    ),
+    "eval": Command(
+        "vwm.eval.report:evaluate",
+        "measure a bundle on held-out data",
+        ("vwm eval runs/bundle data/coinrun_test --out runs/report",),
+    ),
+    "bench play": Command(
+        "vwm.train.bench:bench_play", "time the steps of a bundle", ("vwm bench play runs/bundle --steps 40",)
+    ),
+    "bench data": Command(
+        "vwm.train.bench:bench_data", "time the loader", ("vwm bench data data/coinrun --clip_length 16",)
+    ),
+    "demo": Command(
+        "vwm.train.demo:demo",
+        "the whole way on a small scale: record, train, measure, export",
+        ("vwm demo", "vwm demo --minutes 4 --out runs/short"),
+    ),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of ``vwm``."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return
+    if argv[0] == "--version":
+        import vwm
+
+        print(f"vwm {vwm.__version__}")
+        return
+    name = next((n for n in (" ".join(argv[:2]), argv[0]) if n in COMMANDS), None)
+    if name is None:
+        group = [n for n in COMMANDS if n.startswith(argv[0] + " ")]
+        print(f"vwm: no command {argv[0]!r}; there are: {', '.join(group or COMMANDS)}", file=sys.stderr)
+        raise SystemExit(2)
+    rest = argv[len(name.split()) :]
+    try:
+        _run(name, rest)
+    except (ValueError, FileNotFoundError, FileExistsError, ImportError, PermissionError) as error:
+        if os.environ.get("VWM_DEBUG"):
+            raise
+        print(f"vwm {name}: {error}\n(VWM_DEBUG=1 shows where)", file=sys.stderr)
+        raise SystemExit(1) from error
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _run(name: str, argv: list[str]) -> None:
+    module, _, attribute = COMMANDS[name].target.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    if name == "fit":  # LightningCLI has a parser of its own
+        function(argv)
+        return
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        prog=f"vwm {name}",
+        description=COMMANDS[name].summary,
+        epilog="examples:\n  " + "\n  ".join(COMMANDS[name].examples),
+        formatter_class=_Help,
+    )
+    parser.add_function_arguments(function, as_group=False, as_positional=True, fail_untyped=True)
+    short = next((a for a in parser._actions if a.dest == "out" and "--out" in a.option_strings), None)
+    if short is not None:
+        parser._option_string_actions["-o"] = short
+    arguments = parser.instantiate_classes(parser.parse_args(argv))
+    function(**vars(arguments))
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Keeps the examples' lines as they are."""
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        ["vwm: video world models", "", "usage: vwm COMMAND ...   (vwm COMMAND --help shows its arguments)", "", *lines]
+    )

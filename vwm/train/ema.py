@@ -1,0 +1,86 @@
+"""An exponential moving average of the weights (diffusers' EMAModel), used to validate, sample and export."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from diffusers.training_utils import EMAModel
+from torch import nn
+
+
+class EMA(L.Callback):
+    """Keeps the average beside the weights that train, and in the checkpoint.
+
+    Args:
+        decay: of the average at its steadiest; 0 keeps none. Early on the average follows faster:
+            min(decay, (1 + step) / (10 + step)).
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        self.decay = decay
+        self._average: EMAModel | None = None
+        self._loaded: dict[str, Any] | None = None
+        self._step = -1
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the average, or take it up where the checkpoint left it."""
+        if not self.decay:
+            return
+        self._average = EMAModel(_parameters(pl_module), decay=self.decay)
+        if self._loaded is not None:
+            self._average.load_state_dict(self._loaded)
+            self._loaded = None
+        self._average.to(pl_module.device)
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Average once an optimizer step."""
+        if self._average is not None and trainer.global_step != self._step:
+            self._step = trainer.global_step
+            self._average.step(_parameters(pl_module))
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Validate the average."""
+        self.swap_in(pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Go on with the weights that train."""
+        self.swap_out(pl_module)
+
+    def swap_in(self, pl_module: L.LightningModule) -> None:
+        """Put the average into the networks, keeping the weights aside."""
+        if self._average is not None:
+            self._average.store(_parameters(pl_module))
+            self._average.copy_to(_parameters(pl_module))
+
+    def swap_out(self, pl_module: L.LightningModule) -> None:
+        """Put the kept weights back."""
+        if self._average is not None:
+            self._average.restore(_parameters(pl_module))
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {} if self._average is None else {"average": self._average.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """From the checkpoint."""
+        self._loaded = state.get("average")
+
+
+def _parameters(module: L.LightningModule) -> list[nn.Parameter]:
+    return [p for network in module.networks().values() for p in network.parameters()]
+
+
+def load_average(module: L.LightningModule, checkpoint: dict[str, Any]) -> bool:
+    """Copy a checkpoint's average into the module's networks; False where it holds none."""
+    state = checkpoint.get("callbacks", {}).get("EMA", {}).get("average")
+    if state is None:
+        return False
+    with torch.no_grad():
+        for parameter, average in zip(_parameters(module), state["shadow_params"], strict=True):
+            parameter.copy_(average)
+    return True

@@ -1,0 +1,162 @@
+"""``vwm export``: from a training run to a bundle."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from vwm.data.clips import read_meta
+from vwm.data.datamodule import open_clips
+from vwm.data.index import list_shards, read_index
+from vwm.eval.actions import describe_actions
+from vwm.genie.dynamics import Sampling
+from vwm.genie.module import GenieModule
+from vwm.simulator.bundle import save_simulator
+from vwm.simulator.genie import GenieSimulator
+from vwm.simulator.interface import ActionSpace
+from vwm.tokenizer.module import TokenizerModule
+from vwm.train.ema import load_average
+from vwm.train.fit import last_checkpoint, parse
+
+
+def export(
+    run: Path,
+    out: Path = Path("runs/bundle"),
+    data: str | None = None,
+    weights: Literal["average", "last"] = "average",
+    title: str | None = None,
+    starts: int = 12,
+    context: int = 4,
+    steps: int = 8,
+    temperature: float = 1.0,
+) -> None:
+    """Make a bundle of a run: a simulator of a Genie run, a tokenizer folder of a tokenizer run.
+
+    Args:
+        run: the run's folder, as ``vwm fit`` wrote it.
+        out: the folder to make (-o).
+        data: shards to take starting frames from and to name the latent actions by; by default the run's own, if
+            they are still there. "none" takes none.
+        weights: the exponential moving average, where the run kept one, or the last weights.
+        title: what the player shows; by default the run's name.
+        starts: how many starting contexts the bundle holds.
+        context: frames of each.
+        steps: MaskGIT steps a frame.
+        temperature: of sampling.
+    """
+    module, config = load_run(run, weights)
+    if isinstance(module, TokenizerModule):
+        _save_tokenizer(module, out)
+        print(f"tokenizer: {out}\ntrain dynamics on it: vwm fit -c configs/genie/... --model.init_args.tokenizer {out}")
+        return
+    if not isinstance(module, GenieModule):
+        raise ValueError(f"{run}: a {type(module).__name__} run cannot be exported")
+    source = _source(config, data)
+    simulator = GenieSimulator(
+        module.tokenizer,
+        module.dynamics,
+        module.latent_action,
+        _action_space(module, source),
+        fps=_fps(source),
+        sampling=Sampling(steps=steps, temperature=temperature),
+        context_frames=context,
+        title=title or run.resolve().name,
+        starts=None if source is None else _starts(source, context, starts),
+    )
+    if module.latent_action is not None and source is not None:
+        clips = open_clips(source, 8, fields=("frames", "actions"))
+        simulator.actions = replace(simulator.actions, names=tuple(describe_actions(simulator, clips)))
+    save_simulator(simulator, out, _card(simulator, run, source))
+    print(f"bundle: {out}\nplay it: vwm play {out}")
+
+
+def load_run(run: Path, weights: str = "average") -> tuple[L.LightningModule, Any]:
+    """The trained module of a run, and its config.
+
+    Raises:
+        FileNotFoundError: the folder is no run, or has no checkpoint yet.
+    """
+    config, checkpoint = run / "config.yaml", last_checkpoint(run)
+    if not config.is_file() or checkpoint is None:
+        missing = config if not config.is_file() else run / "checkpoints" / "last.ckpt"
+        raise FileNotFoundError(f"{run} is no finished run: there is no {missing}. Train it first: vwm fit -c ... --run {run}")
+    cli = parse(["-c", str(config), "--run", str(run)])
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    cli.model.load_state_dict(state["state_dict"])
+    if weights == "average":
+        load_average(cli.model, state)
+    return cli.model.eval(), cli.config
+
+
+def _save_tokenizer(module: TokenizerModule, out: Path) -> None:
+    aside = out.with_name(out.name + ".tmp")
+    module.tokenizer.save_pretrained(aside / "tokenizer", safe_serialization=True)
+    out.mkdir(parents=True, exist_ok=True)
+    target = out / "tokenizer"
+    if target.exists():
+        for file in target.iterdir():
+            file.unlink()
+        target.rmdir()
+    (aside / "tokenizer").rename(target)
+    aside.rmdir()
+
+
+def _source(config: Any, data: str | None) -> str | None:
+    """Where to take starts and names from; a run's own data may have gone, which is no reason not to export."""
+    if data == "none":
+        return None
+    if data is not None:
+        list_shards(data)
+        return data
+    try:
+        path = str(config["data"]["init_args"]["path"])
+        list_shards(path)
+    except FileNotFoundError:
+        return None
+    return path
+
+
+def _starts(path: str, context: int, count: int) -> Tensor:
+    """Contexts to begin from, uint8 [n, t, h, w, 3], spread over the data."""
+    dataset = open_clips(path, context, fields=("frames",), seed=1)
+    total = len(dataset.order)
+    count = min(count, total)
+    chosen = [dataset[(0, i * total // count)]["frames"] for i in range(count)]
+    return torch.stack([torch.from_numpy(clip.copy()) for clip in chosen])
+
+
+def _first(path: str) -> tuple[dict[str, Any], float]:
+    """The facts that the first episode's json states, and its frames a second."""
+    shard = list_shards(path)[0]
+    entry = read_index(shard).episodes[0]
+    return read_meta(shard, entry), entry.fps
+
+
+def _fps(path: str | None) -> float:
+    return (_first(path)[1] if path is not None else 0.0) or 15.0
+
+
+def _action_space(module: GenieModule, path: str | None) -> ActionSpace:
+    size = module.dynamics.num_actions
+    if module.latent_action is not None:
+        return ActionSpace("discrete", size, tuple(f"action {i}" for i in range(size)), latent=True)
+    names = tuple(map(str, _first(path)[0].get("action_names", ()))) if path is not None else ()
+    kind = "continuous" if module.dynamics.continuous else "discrete"
+    return ActionSpace(kind, size, names if len(names) == size else tuple(f"action {i}" for i in range(size)))
+
+
+def _card(simulator: GenieSimulator, run: Path, source: str | None) -> str:
+    parts = {n: getattr(simulator, n) for n in ("tokenizer", "dynamics", "latent_action")}
+    sizes = ", ".join(f"{n} {sum(p.numel() for p in m.parameters()) / 1e6:.2f}M" for n, m in parts.items() if m)
+    actions = "\n".join(f"- {i}: {name}" for i, name in enumerate(simulator.actions.names))
+    height, width = simulator.image_size
+    return (
+        f"# {simulator.title}\n\nA vwm world: {height}x{width} pixels at {simulator.fps:g} frames a second. "
+        f"Parameters: {sizes}. Exported from {run.name}, data {Path(source).name if source else 'not named'}.\n\n"
+        f"    vwm play {simulator.title}\n\nActions{' (learned)' if simulator.actions.latent else ''}:\n\n{actions}\n"
+    )

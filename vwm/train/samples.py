@@ -1,0 +1,71 @@
+"""Sample videos while training: context and prediction beside the truth, as files one can open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from vwm.data.clips import Clips
+from vwm.data.video import write_video
+from vwm.train.ema import EMA
+
+
+class SampleVideos(L.Callback):
+    """Writes ``samples/step-N.mp4`` (left the truth, right the model) and a PNG sheet of the same clips.
+
+    The clips are held-out ones, the same each time; training clips where nothing is held out.
+
+    Args:
+        every: optimizer steps between samples; 0 writes none.
+        clips: how many clips a video shows.
+    """
+
+    def __init__(self, every: int = 500, clips: int = 4) -> None:
+        self.every, self.clips = every, clips
+        self._step = -1
+        self._batch: Clips | None = None
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Clips, batch_idx: int
+    ) -> None:
+        """Sample where it is time to."""
+        step = trainer.global_step
+        if not self.every or step % self.every or step == self._step or not trainer.is_global_zero:
+            return
+        self._step = step
+        averages = [c for c in trainer.callbacks if isinstance(c, EMA)]
+        clips = self._choose(trainer, batch)
+        with torch.random.fork_rng():  # sampling must not move the training's generators
+            torch.manual_seed(0)
+            for average in averages:
+                average.swap_in(pl_module)
+            pl_module.eval()
+            predicted = pl_module.sample(clips).cpu().numpy()
+            pl_module.train()
+            for average in averages:
+                average.swap_out(pl_module)
+        if clips.frames is not None:
+            _write(Path(trainer.default_root_dir) / "samples" / f"step-{step:07d}", clips.frames.cpu().numpy(), predicted)
+
+    def _choose(self, trainer: L.Trainer, batch: Clips) -> Clips:
+        if self._batch is None:
+            loader = trainer.datamodule.val_dataloader() if trainer.datamodule is not None else []
+            chosen = next(iter(loader)) if len(loader) else batch
+            fields = {k: v[: self.clips] for k, v in vars(chosen).items() if v is not None}
+            self._batch = Clips(**fields)
+        moved = {k: v.to(trainer.strategy.root_device) for k, v in vars(self._batch).items() if v is not None}
+        return Clips(**moved)
+
+
+def _write(stem: Path, truth: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> None:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    rows = np.concatenate((truth, predicted), axis=3)  # side by side: [b, t, h, 2w, 3]
+    write_video(stem.with_suffix(".mp4"), np.concatenate(list(rows), axis=1), fps=8)
+    sheet = np.concatenate([np.concatenate(list(clip), axis=1) for pair in zip(truth, predicted) for clip in pair])
+    Image.fromarray(sheet).save(stem.with_suffix(".png"))
