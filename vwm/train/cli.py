@@ -27,15 +27,15 @@ COMMANDS = {
         "vwm.data.record:record",
         "record a game into shards",
         (
-            "vwm record procgen:coinrun --out data/coinrun --frames 50000",
-            "vwm record ALE/Pong-v5 --out data/pong --policy sticky --frame_skip 4",
-            "vwm record CarRacing-v3 --out data/carracing --workers 2",
+            "vwm record procgen:coinrun data/coinrun --frames 50000",
+            "vwm record ALE/Pong-v5 data/pong --policy sticky --frame_skip 4",
+            "vwm record CarRacing-v3 data/carracing --workers 2",
         ),
     ),
     "ingest": Command(
         "vwm.data.ingest:ingest",
         "turn a folder of videos into shards",
-        ("vwm ingest my_videos --out data/mine --size 64 --fps 15",),
+        ("vwm ingest my_videos data/mine --size 64 --fps 15",),
     ),
     "data inspect": Command(
         "vwm.data.inspect:inspect",
@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(2)
     rest = argv[len(name.split()) :]
     try:
-        _run(name, rest)
+        run(name, rest)
     except (ValueError, FileNotFoundError, FileExistsError, ImportError, PermissionError) as error:
         if os.environ.get("VWM_DEBUG"):
             raise
@@ -105,7 +105,8 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
-def _run(name: str, argv: list[str]) -> None:
+def run(name: str, argv: list[str]) -> None:
+    """Run one command in this process. Errors are raised as they come."""
     module, _, attribute = COMMANDS[name].target.partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
     if name == "fit":  # LightningCLI has a parser of its own

@@ -1,0 +1,85 @@
+"""``vwm demo``: the whole way on a small scale, each stage by the command that a user would give."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vwm.data.record import record
+from vwm.train.configs import config_path
+
+COINRUN: dict[str, Any] = {
+    "env": "procgen:coinrun",
+    "prefer": {7: 4.0, 8: 3.0, 6: 1.0},  # right, right + up, right + down: else it dies where it stands
+    "env_options": {"num_levels": 500, "distribution_mode": "easy", "use_backgrounds": False, "restrict_themes": True},
+    "unseen": {"start_level": 100_000},
+}
+FREEWAY: dict[str, Any] = {"env": "ALE/Freeway-v5", "prefer": {1: 2.0}, "env_options": {}, "unseen": {}, "frame_skip": 4}
+
+
+def demo(
+    out: Path = Path("runs/demo"),
+    frames: int = 60_000,
+    tokenizer_steps: int = 1500,
+    genie_steps: int = 1500,
+    threads: int = 0,
+    seed: int = 0,
+) -> None:
+    """Record a real game, learn a world from the video alone, measure it, and make it playable.
+
+    Run it again to go on where it stopped.
+
+    Args:
+        out: folder of everything.
+        frames: to record for training; a tenth more, of levels never seen in training, to measure on.
+        tokenizer_steps: optimizer steps of the tokenizer.
+        genie_steps: optimizer steps of latent actions and dynamics.
+        threads: CPU threads; 0 takes what there is.
+        seed: of everything.
+    """
+    began = time.monotonic()
+    game = COINRUN if importlib.util.find_spec("procgen") else FREEWAY
+    train, test = out / "data", out / "data_unseen"
+    _record(game, train, frames, seed, {})
+    _record(game, test, max(1000, frames // 10), seed + 1, game["unseen"])
+    common = ["--data.init_args.path", str(train), "--seed_everything", str(seed), "--threads", str(threads)]
+    bundle = out / "bundle"
+    _vwm(
+        "fit",
+        ["-c", config_path("tokenizer/coinrun_small.yaml"), "--run", str(out / "tokenizer")]
+        + ["--trainer.max_steps", str(tokenizer_steps), *common],
+    )
+    _vwm("export", [str(out / "tokenizer"), "--out", str(out / "tokenizer_only")])
+    _vwm(
+        "fit",
+        ["-c", config_path("genie/coinrun_small.yaml"), "--run", str(out / "genie")]
+        + ["--model.init_args.tokenizer", str(out / "tokenizer_only")]
+        + ["--trainer.max_steps", str(genie_steps), *common],
+    )
+    _vwm("export", [str(out / "genie"), "--out", str(bundle), "--title", game["env"].split(":")[-1]])
+    _vwm("eval", [str(bundle), str(test), "--out", str(out / "report")])
+    minutes = (time.monotonic() - began) / 60
+    print(f"\ndone in {minutes:.1f} minutes. Report: {out / 'report'}. Play it:\n\n    .venv/bin/vwm play {bundle}\n")
+
+
+def _record(game: dict[str, Any], out: Path, frames: int, seed: int, more: dict[str, Any]) -> None:
+    record(
+        game["env"],
+        out,
+        frames=frames,
+        seed=seed,
+        frame_skip=game.get("frame_skip", 1),
+        prefer=game["prefer"],
+        env_options={**game["env_options"], **more},
+    )
+
+
+def _vwm(command: str, argv: list[str]) -> None:
+    """Run a command in this process (imports are slow), and show it as one would type it."""
+    from vwm.train.cli import run
+
+    print(f"\n$ vwm {command} {' '.join(argv)}", flush=True)
+    run(command, argv)
