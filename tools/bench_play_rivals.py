@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--tinyworlds", type=Path, required=True, help="a checkout of AlmondGod/tinyworlds")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--context", type=int, help="frames of context (default: tinyworlds' inference config)")
+    parser.add_argument("--bfloat16", action="store_true", help="also time our dynamics in bfloat16")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8, help="frames a repeat of ours (the rival plays a quarter)")
     parser.add_argument("--width", type=int, default=192, help="of our dynamics")
@@ -52,31 +53,35 @@ def main() -> None:
 
     configs = _configs(options.tinyworlds)
     context = options.context or configs["inference"]["context_window"]
-    names = ("tinyworlds", "vwm")
-    rival, rival_sizes = _tinyworlds(options.tinyworlds, configs, context)
-    ours, our_sizes = _vwm(configs, context, options.width, options.depth, options.heads)
+    sides = {"tinyworlds": _tinyworlds(options.tinyworlds, configs, context)}
+    dtypes = [torch.float32] + [torch.bfloat16] * options.bfloat16
+    for dtype in dtypes:
+        model = options.width, options.depth, options.heads
+        sides[f"vwm {str(dtype).removeprefix('torch.')}"] = _vwm(configs, context, *model, dtype)
     shared = configs["training"]
     print(
         f"frames {shared['frame_size']}x{shared['frame_size']}, {(shared['frame_size'] // shared['patch_size']) ** 2} "
         f"tokens a frame, {shared['num_bins'] ** shared['latent_dim']} codes, {context} frames of context, "
-        f"{RIVAL_STEPS} MaskGIT steps, batch 1, float32, {options.threads} threads, torch {torch.__version__}, "
+        f"{RIVAL_STEPS} MaskGIT steps, batch 1, {options.threads} threads, torch {torch.__version__}, "
         f"{os.cpu_count()} cores, random weights"
     )
-    for name, sizes in zip(names, (rival_sizes, our_sizes), strict=True):
+    times: dict[str, list[float]] = {}
+    for name, (play, sizes) in sides.items():
         print(f"{name}: parameters " + ", ".join(f"{part} {size:,}" for part, size in sizes.items()))
-
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for play in (rival, ours):
-        play()
+        play()  # warm-up
+        times[name] = []
     for _ in range(options.repeats):
-        times["tinyworlds"] += [_seconds(rival) for _ in range(max(1, options.steps // 4))]
-        times["vwm"] += [_seconds(ours) for _ in range(options.steps)]
-    for name in names:
-        low, high = np.percentile(times[name], (5, 95)) * 1e3
-        median = statistics.median(times[name]) * 1e3
-        print(f"{name}: median {median:.1f} ms a frame (p5-p95 {low:.1f}-{high:.1f}, {len(times[name])} frames)")
-    ratio = statistics.median(times["tinyworlds"]) / statistics.median(times["vwm"])
-    print(f"vwm plays a frame {ratio:.1f} times as fast")
+        for name, (play, _) in sides.items():
+            frames = options.steps if name != "tinyworlds" else max(1, options.steps // 4)
+            times[name] += [_seconds(play) for _ in range(frames)]
+    rival = statistics.median(times["tinyworlds"])
+    for name, seconds in times.items():
+        low, high = np.percentile(seconds, (5, 95)) * 1e3
+        median = statistics.median(seconds)
+        print(
+            f"{name}: median {median * 1e3:.1f} ms a frame (p5-p95 {low:.1f}-{high:.1f}, {len(seconds)} frames), "
+            f"{rival / median:.1f} x tinyworlds"
+        )
 
 
 def _configs(checkout: Path) -> dict[str, dict[str, Any]]:
@@ -127,7 +132,7 @@ def _tinyworlds(checkout: Path, configs: dict[str, dict[str, Any]], context: int
 
 
 def _vwm(
-    configs: dict[str, dict[str, Any]], context: int, width: int, depth: int, heads: int
+    configs: dict[str, dict[str, Any]], context: int, width: int, depth: int, heads: int, dtype: torch.dtype
 ) -> tuple[Play, dict[str, int]]:
     """Our play step: the small preset, at the rival's tokens a frame, codebook, context and MaskGIT steps."""
     shared = configs["training"]
@@ -142,6 +147,7 @@ def _vwm(
         for weight in part.parameters():
             if weight.ndim == 2 and not weight.any():  # what starts at zero in training; numbers like any other here
                 torch.nn.init.normal_(weight, std=0.02)
+    dynamics.to(dtype)
     sampling = Sampling(RIVAL_STEPS, configs["inference"]["temperature"])
     actions = ActionSpace("discrete", shared["n_actions"])
     simulator = GenieSimulator(tokenizer, dynamics, None, actions, sampling=sampling, context_frames=context)

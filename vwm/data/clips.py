@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import av
 import fsspec
 import numpy as np
 import torch
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from vwm.data.index import EpisodeEntry, ShardIndex, npy_header
 from vwm.data.order import ClipAddress, ClipOrder
-from vwm.data.video import VIDEO_EXTENSIONS, read_frames
+from vwm.data.video import VIDEO_EXTENSIONS, open_video, read_frames
 
 NPY_HEADER = 128
 """Bytes of the header that numpy writes before any array of ours."""
@@ -115,7 +117,87 @@ def _video_frames(path: str, entry: EpisodeEntry, frames: Sequence[int]) -> NDAr
             f"{path}: episode {entry.key!r} holds no frames (it has {', '.join(entry.members)}). Train with "
             f"data.fields=[latents, actions], or encode with --keep_video true"
         )
-    return read_frames(_member(path, *entry.members[extension]), frames, f"{path}:{entry.key}.{extension}")
+    where, name = entry.members[extension], f"{path}:{entry.key}.{extension}"
+    packets = _packet_table(path, *where, name)
+    decoded = None if packets is None else _decode_packets(path, packets, frames)
+    return read_frames(_member(path, *where), frames, name) if decoded is None else decoded
+
+
+@dataclass(frozen=True)
+class _PacketTable:
+    """Where the frames of a simple video lie in its shard.
+
+    Attributes:
+        offset: int64 [T], of frame i's packet in the shard.
+        size: int64 [T], bytes.
+        keys: int64 [k], the frames that decoding can begin at.
+        codec: the codec's name.
+        extradata: what its decoder is set up with.
+    """
+
+    offset: NDArray[np.int64]
+    size: NDArray[np.int64]
+    keys: NDArray[np.int64]
+    codec: str
+    extradata: bytes | None
+
+
+@lru_cache(maxsize=4096)
+def _packet_table(path: str, offset: int, size: int, name: str) -> _PacketTable | None:
+    """One pass over the packets of a video, so that its clips need not open it again; some 5 kB a video.
+
+    None where a packet is not simply the next frame (B-frames, edit lists, turned or interlaced pictures), or where
+    the file does not hold it as the decoder wants it: ``read_frames`` knows about all that.
+    """
+    data = _member(path, offset, size)
+    rows: list[tuple[int, int, bool, int]] = []
+    with open_video(data, name) as container:
+        stream = container.streams.video[0]
+        context = stream.codec_context
+        simple = context.name == "h264" and "mp4" in container.format.name and context.extradata is not None
+        try:
+            for packet in container.demux(stream) if simple else ():
+                if not packet.size:
+                    continue
+                if not rows:
+                    first = next(iter(packet.decode() or context.decode(None)), None)
+                    simple &= first is not None and not (first.interlaced_frame or round(first.rotation / 90) % 4)
+                at = -1 if packet.pos is None else packet.pos
+                simple &= packet.pts is not None and not packet.is_discard and at >= 0
+                simple = simple and data[at : at + packet.size] == bytes(packet)
+                rows.append((offset + at, packet.size, packet.is_keyframe, packet.pts or 0))
+        except av.FFmpegError:
+            return None
+    if not simple or not rows or not rows[0][2]:
+        return None
+    at_, size_, key, pts = (np.array(column, dtype=np.int64) for column in zip(*rows, strict=True))
+    if (np.diff(pts) <= 0).any():
+        return None
+    return _PacketTable(at_, size_, np.flatnonzero(key), "h264", context.extradata)
+
+
+def _decode_packets(path: str, table: _PacketTable, frames: Sequence[int]) -> NDArray[np.uint8] | None:
+    """Ascending frames of a simple video, from the bytes between the key frame before them and the last of them."""
+    first = int(table.keys[np.searchsorted(table.keys, frames[0], side="right") - 1])
+    stop = frames[-1] + 1
+    if stop > len(table.offset):
+        return None
+    begin, end = int(table.offset[first:stop].min()), int((table.offset + table.size)[first:stop].max())
+    data = _read(path, begin, end - begin)
+    context: Any = av.CodecContext.create(table.codec, "r")
+    context.extradata, context.thread_count = table.extradata, 1
+    decoded: list[av.VideoFrame] = []
+    try:
+        for at, size in zip((table.offset - begin)[first:stop].tolist(), table.size[first:stop].tolist(), strict=True):
+            decoded += context.decode(av.Packet(data[at : at + size]))
+        decoded += context.decode(None)
+    except av.FFmpegError:
+        return None
+    if len(decoded) != stop - first or any(frame.is_corrupt for frame in decoded):
+        return None
+    # One converter for all frames and no threads: setting up either costs more than the decoding.
+    convert = VideoReformatter()
+    return np.stack([convert.reformat(decoded[i - first], format="rgb24", threads=1).to_ndarray() for i in frames])
 
 
 def read_member(path: str, where: tuple[int, int]) -> bytes:
@@ -169,7 +251,7 @@ def collate(clips: Sequence[dict[str, Any]]) -> Clips:
                 f"size, or leave {field} out of data.fields"
             )
         stacked = np.stack([a for a in arrays if a is not None])
-        if field == "actions" and stacked.dtype.kind in "iu" or field == "latents" and stacked.dtype.kind in "iu":
+        if field in ("actions", "latents") and stacked.dtype.kind in "iu":
             stacked = stacked.astype(np.int64)
         batch[field] = torch.from_numpy(stacked)
     return Clips(**batch)

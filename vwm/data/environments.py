@@ -78,7 +78,7 @@ class Environment(ABC):
     def act(self, actions: NDArray[Any]) -> Outcome:
         """Play int64 [n] or float32 [n, A]; a lane whose episode ended starts the next one."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (most games hold nothing)
         """Free what the game holds."""
 
 
@@ -211,7 +211,7 @@ def _import_procgen() -> tuple[Any, list[str]]:
     try:
         with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            from procgen.env import ENV_NAMES, ProcgenGym3Env  # type: ignore[import-untyped]
+            from procgen.env import ENV_NAMES, ProcgenGym3Env
     except ImportError as error:
         raise ImportError(
             f"Procgen is not installed ({error}): pip install 'vwm[procgen]' (its wheels need Python below 3.12)"

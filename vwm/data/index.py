@@ -11,6 +11,7 @@ import io
 import json
 import os
 import tarfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -125,7 +126,8 @@ def npy_header(data: bytes) -> tuple[tuple[int, ...], np.dtype[Any], int]:
     """
     file: IO[bytes] = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    header = np.lib.format
+    read: Callable[..., Any] = header.read_array_header_1_0 if version == (1, 0) else header.read_array_header_2_0
     shape, fortran, dtype = read(file)
     if fortran or dtype.hasobject:
         raise ValueError("npy members must be C-ordered arrays of plain numbers")

@@ -280,11 +280,11 @@ def with_timeout(call: Callable[[], T], seconds: float) -> T:
         raise TimeoutError(f"no answer within {seconds:g} s") from None
     if error is not None:
         raise error
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def _read_decord(source: Source, indices: list[int], count: int) -> NDArray[np.uint8]:
-    import decord  # type: ignore[import-untyped]
+    import decord
 
     file = io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)
     try:
@@ -298,7 +298,7 @@ def _read_decord(source: Source, indices: list[int], count: int) -> NDArray[np.u
 
 
 def _read_torchcodec(source: Source, indices: list[int]) -> NDArray[np.uint8]:
-    from torchcodec.decoders import VideoDecoder  # type: ignore[import-not-found]
+    from torchcodec.decoders import VideoDecoder
 
     file = source if isinstance(source, bytes) else os.fspath(source)
     decoder = VideoDecoder(file, dimension_order="NHWC", seek_mode="exact", num_ffmpeg_threads=1)

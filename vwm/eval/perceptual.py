@@ -5,6 +5,7 @@ Legend: n clips, t time, h w pixels, c channels, f features.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -26,6 +27,9 @@ FVD_NOTE = (
 
 LAYERS = ((0, 2), (2, 5), (5, 8), (8, 10), (10, 12))
 """AlexNet's five stages, as slices of its ``features``."""
+
+MEAN, SPREAD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+"""What LPIPS takes for the mean and the spread of red, green and blue in [-1, 1]."""
 
 
 class LPIPS(nn.Module):
@@ -56,13 +60,11 @@ class LPIPS(nn.Module):
         shipped = Path(torchmetrics.__file__).parent / "functional/image/lpips_models/alex.pth"
         heads = torch.load(shipped, map_location="cpu", weights_only=True)
         self.heads = [heads[f"lin{i}.model.1.weight"].flatten() for i in range(len(LAYERS))]
-        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
-        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
         self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Distance of pictures, float [n, 3, h, w] in [-1, 1] twice -> [n]; 0 where they are equal."""
-        x, y = (x - self.shift) / self.scale, (y - self.shift) / self.scale
+        x, y = ((z - z.new_tensor(MEAN)[:, None, None]) / z.new_tensor(SPREAD)[:, None, None] for z in (x, y))
         total = x.new_zeros(len(x))
         for stage, head in zip(self.stages, self.heads, strict=True):
             x, y = stage(x), stage(y)
@@ -71,7 +73,13 @@ class LPIPS(nn.Module):
         return total
 
     def by_time(self, truth: Tensor, guess: Tensor) -> Tensor:
-        """The mean over clips at each time step: uint8 [n, t, h, w, 3] twice -> float64 [t]."""
+        """The mean over clips at each time step: uint8 [n, t, h, w, 3] twice -> float64 [t].
+
+        Raises:
+            ValueError: pictures too small for AlexNet.
+        """
+        if min(truth.shape[2:4]) < 31:
+            raise ValueError(f"LPIPS needs frames of 31x31 pixels or more, these have {list(truth.shape[2:4])}")
         pairs = zip(to_float(truth).unbind(1), to_float(guess).unbind(1), strict=True)
         return torch.stack([self(x, y).double().mean() for x, y in pairs])
 
@@ -81,28 +89,39 @@ def _unit(x: Tensor) -> Tensor:
     return x / (x.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
 
 
-def fvd(weights: Path, truth: Tensor, guess: Tensor, batch_size: int = 8) -> float:
-    """Fréchet video distance (arXiv 1812.01717) of clips, uint8 [n, t, h, w, 3]. Of few clips it is biased upwards.
+class FVD:
+    """Fréchet video distance (arXiv 1812.01717) between sets of clips; of few clips it is biased upwards.
 
     Args:
-        weights: I3D as TorchScript, called as ``(video [n, 3, t, h, w] in [-1, 1], rescale, resize, return_features)``.
-        truth, guess: the clips, at least 9 frames each (I3D halves time three times).
-        batch_size: clips at a time.
+        weights: I3D as TorchScript, called as ``(video [n, 3, t, h, w] in [-1, 1], rescale, resize, return_features)``
+            for features [n, f].
 
     Raises:
         ValueError: the file is missing or something else.
     """
-    try:
-        network = torch.jit.load(str(weights), map_location="cpu").eval()
-    except (RuntimeError, ValueError, OSError) as error:
-        raise ValueError(f"fvd_weights={weights} are no TorchScript network ({error}). {FVD_NOTE}") from error
+
+    def __init__(self, weights: Path) -> None:
+        try:
+            # torch.jit is deprecated, but I3D is passed on in no other form.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
+                self.network = torch.jit.load(str(weights), map_location="cpu").eval()
+        except (RuntimeError, ValueError, OSError) as error:
+            raise ValueError(f"fvd_weights={weights} are no TorchScript network ({error}). {FVD_NOTE}") from error
+
+    def __call__(self, truth: Tensor, guess: Tensor) -> float:
+        """uint8 [n, t, h, w, 3] twice. Raises ValueError for clips of under 9 frames: I3D halves time three times."""
+        if truth.shape[1] < 9:
+            raise ValueError(
+                f"FVD needs clips of 9 frames or more, these have {truth.shape[1]}: set a longer --horizon"
+            )
+        return float(frechet_distance(self.features(truth), self.features(guess)))
 
     @torch.inference_mode()
-    def features(frames: Tensor) -> Tensor:
-        videos = (to_float(part).transpose(1, 2) for part in frames.split(batch_size))
-        return torch.cat([network(v, rescale=False, resize=True, return_features=True) for v in videos])
-
-    return float(frechet_distance(features(truth), features(guess)))
+    def features(self, frames: Tensor) -> Tensor:
+        """uint8 [n, t, h, w, 3] -> [n, f]."""
+        videos = (to_float(part).transpose(1, 2) for part in frames.split(8))
+        return torch.cat([self.network(v, rescale=False, resize=True, return_features=True) for v in videos])
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ SHOWN, DREAMT = (150, 150, 150), (235, 120, 30)
 
 
 def side_by_side(truth: Frames, predicted: Frames, side: int = 192) -> Frames:
-    """context | prediction | truth, as one video.
+    """One video: context | prediction | truth.
 
     The left picture stops at the last frame of the context; the middle one goes on from there alone.
 
@@ -52,7 +52,7 @@ def side_by_side(truth: Frames, predicted: Frames, side: int = 192) -> Frames:
 def _panel(frames: Frames, dreams: NDArray[np.bool_], side: int) -> Frames:
     """Enlarged frames under a bar that says where they come from."""
     frames = enlarge(frames, side)
-    bar = np.where(dreams[:, None], np.uint8(DREAMT), np.uint8(SHOWN))
+    bar = np.where(dreams[:, None], DREAMT, SHOWN).astype(np.uint8)
     bars = np.broadcast_to(bar[:, None, None], (len(frames), GAP, frames.shape[2], 3))
     return np.concatenate((bars, frames), axis=1)
 

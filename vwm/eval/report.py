@@ -21,7 +21,7 @@ from vwm.eval.control import delta_psnr, shuffle_cost
 from vwm.eval.information import contingency, entropy, information
 from vwm.eval.metrics import psnr, set_psnr, squared_error, ssim, still_clips
 from vwm.eval.page import headline, page
-from vwm.eval.perceptual import FVD_NOTE, LPIPS, LPIPS_NOTE, fvd
+from vwm.eval.perceptual import FVD, FVD_NOTE, LPIPS, LPIPS_NOTE
 from vwm.eval.pictures import sheet, side_by_side
 from vwm.eval.provenance import environment, parameters, weights_hash
 from vwm.eval.reconstruction import Reconstructed, mean_image, reconstruct
@@ -83,7 +83,7 @@ def evaluate(
         horizon: frames to predict.
         context: frames that the world is shown first; null takes what the bundle likes.
         clips: clips to use, the first of the seeded order; fewer where there are not so many.
-        batch_size: worlds that step together; it changes no number but those of speed.
+        batch_size: worlds that step together; it changes no number beyond rounding.
         seed: of the choice of clips, the worlds' draws and the random actions.
         part: all episodes, or those that training with the default split trained on or held out.
         videos: rollouts to show.
@@ -97,17 +97,18 @@ def evaluate(
     Raises:
         ValueError: a setting makes no sense, the data do not fit the world, or ``out`` is something else's folder.
     """
-    for name, value in (("horizon", horizon), ("context", context), ("clips", clips), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be 1 or more, got {value}")
+    _check_positive(horizon=horizon, context=context, clips=clips, batch_size=batch_size)
     _check_folder(out)
+    # Whatever may be wrong with the files is said before the work begins.
+    lpips = None if lpips_weights is None else LPIPS(lpips_weights)
+    fvd = None if fvd_weights is None else FVD(fvd_weights)
     simulator = load_simulator(bundle, device)
     context = simulator.context_frames if context is None else context
     dataset = open_clips(data, context + horizon, fields=("frames", "actions"), seed=seed, shuffle=True, part=part)
     sample = read_sample(dataset, clips, simulator.image_size)
     evidence = gather(simulator, sample, context, seed, batch_size)
     report = measure(evidence)
-    report["notes"] += _perceptual(report, evidence, lpips_weights, fvd_weights)
+    report["notes"] += _perceptual(report, evidence, lpips, fvd)
     if len(sample) < clips:
         report["notes"].append(
             f"only {len(sample)} clips of {context + horizon} frames are there, {clips} were asked for"
@@ -264,22 +265,18 @@ def _play(evidence: Evidence) -> dict[str, Any]:
     }
 
 
-def _perceptual(
-    report: dict[str, Any], evidence: Evidence, lpips_weights: Path | None, fvd_weights: Path | None
-) -> list[str]:
-    """Add LPIPS and FVD to the report where there are weights; else say what is missing."""
-    notes = []
-    if lpips_weights is None:
+def _perceptual(report: dict[str, Any], evidence: Evidence, lpips: LPIPS | None, fvd: FVD | None) -> list[str]:
+    """Add LPIPS and FVD to the report where there are networks for them; else say what is missing."""
+    frames, notes = evidence.sample.frames, []
+    if lpips is None:
         notes.append(LPIPS_NOTE)
     else:
-        lpips = LPIPS(lpips_weights)
         report["rollout"]["lpips"] = lpips.by_time(evidence.truth, evidence.own)
-        report["tokenizer"]["lpips"] = lpips.by_time(evidence.sample.frames, evidence.reconstructed.frames).mean()
-    if fvd_weights is None:
+        report["tokenizer"]["lpips"] = lpips.by_time(frames, evidence.reconstructed.frames).mean()
+    if fvd is None:
         notes.append(FVD_NOTE)
     else:
-        predicted = torch.cat((evidence.sample.frames[:, : evidence.context], evidence.own), dim=1)
-        report["rollout"]["fvd"] = fvd(fvd_weights, evidence.sample.frames, predicted)
+        report["rollout"]["fvd"] = fvd(frames, torch.cat((frames[:, : evidence.context], evidence.own), dim=1))
     return notes
 
 
@@ -292,6 +289,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _check_positive(**settings: int | None) -> None:
+    for name, value in settings.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be 1 or more, got {value}")
 
 
 def _check_folder(out: Path) -> None:

@@ -94,7 +94,7 @@ def infer_actions(simulator: GenieSimulator, frames: Tensor, batch_size: int) ->
 
 
 def random_actions(space: ActionSpace, seeds: Tensor, steps: int) -> Tensor:
-    """Uniform over the action space, a function of the seeds: int64 [n] -> int64 [n, steps] or float32 [n, steps, a]."""
+    """Uniform over the action space, a function of seeds int64 [n]: int64 [n, steps] or float32 [n, steps, a]."""
     seeds = fold(seeds, -1)  # a world folds its steps 0, 1, 2, ... into the same seeds
     if space.kind == "discrete":
         return (uniform(seeds, steps) * space.size).long().clamp(max=space.size - 1)

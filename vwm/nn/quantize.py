@@ -60,7 +60,8 @@ class Quantizer(nn.Module):
         """Codes of indices: int64 [...] -> [..., d]."""
         flat = indices.reshape(1, -1)
         if isinstance(self.book, FSQ):
-            codes = self.book.indices_to_codes(flat)
+            # Through the table of codes, which follows the module's precision (indices_to_codes is float32 only).
+            codes = self.book.project_out(self.book.implicit_codebook[flat])
         else:
             codes = self.book.get_output_from_indices(flat)
         return codes.reshape(*indices.shape, -1)

@@ -49,4 +49,9 @@ def decode(data: bytes, image_size: tuple[int, int]) -> NDArray[np.uint8]:
         ) from None
     except (OSError, SyntaxError, EOFError) as error:
         raise ValueError(f"this is not a picture that can be read; {', '.join(FORMATS)} files are taken") from error
-    return np.array(ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS))
+    cut_width = min(upright.width, max(1, round(upright.height * width / height)))
+    cut_height = min(upright.height, max(1, round(upright.width * height / width)))
+    left, top = (upright.width - cut_width) // 2, (upright.height - cut_height) // 2
+    # cut first: the filter of a resize with a box would reach over the cut and mix in what lies outside
+    cut = upright.crop((left, top, left + cut_width, top + cut_height))
+    return np.array(cut.resize((width, height), Image.Resampling.LANCZOS))

@@ -1,44 +1,21 @@
-"""``vwm play``: one small server over one simulator.
-
-The model runs in a single worker thread, so that the event loop stays free and sessions take turns. A session is
-one websocket: it lives and dies with the page. Answers that carry bytes are one binary message: the length of a
-JSON header (uint32, big-endian), the header, the bytes.
-"""
+"""``vwm play``: load a world, warm it up where one can see it, serve it."""
 
 from __future__ import annotations
 
-import asyncio
-import ipaddress
-import json
-import logging
 import socket
 import statistics
-import tempfile
 import webbrowser
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
-from urllib.parse import urlsplit
 
 import numpy as np
-from aiohttp import WSCloseCode, WSMsgType, web
-from numpy.typing import NDArray
-from torch import Tensor
+from aiohttp import web
 
 import vwm
-from vwm.data.video import write_video
-from vwm.play import pictures
-from vwm.play.messages import MAX_TEXT, Message, Record, Reset, Step, Undo, parse
-from vwm.play.session import Moment, Session
+from vwm.play.app import make_app, starts_of
+from vwm.play.session import Session
 from vwm.simulator.interface import Simulator
 
-PAGE = Path(__file__).parent / "page"
-IDLE_NAMES = ("noop", "no-op", "no op", "nothing", "none", "idle", "stay", "stop", "wait", "still", "·", "")
-log = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-R = TypeVar("R")
+__all__ = ["make_app", "play"]
 
 
 def play(
@@ -76,13 +53,13 @@ def play(
 
 def listen(host: str, port: int) -> socket.socket:
     """Open the server's socket, or say why that cannot be."""
+    way_out = "Choose another with --port (0 takes any free one) or --host."
+    if not 0 <= port <= 65535:
+        raise ValueError(f"there is no port {port}: ports go from 0 to 65535. {way_out}")
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
-        raise ValueError(
-            f"cannot listen on {host} port {port}: {error.strerror if isinstance(error, OSError) else error}. "
-            "Choose another with --port (0 takes any free one) or --host."
-        ) from error
+    except OSError as error:
+        raise ValueError(f"cannot listen on {host} port {port}: {error.strerror}. {way_out}") from error
 
 
 def page_address(host: str, port: int) -> str:
@@ -104,247 +81,3 @@ def warm_up(simulator: Simulator, steps: int = 4) -> None:
         print(f", step {number} {times[-1]:.0f} ms", end="", flush=True)
     steady = statistics.median(times[1:] or times)
     print(f"\nabout {1000 / max(steady, 1e-3):.0f} frames a second; the world was recorded at {simulator.fps:g}")
-
-
-def starts_of(simulator: Simulator) -> Tensor | None:
-    """The starting contexts that ship with a world, uint8 [n, t, h, w, 3]; None where there are none."""
-    starts = getattr(simulator, "starts", None)
-    return starts if starts is not None and len(starts) > 0 else None
-
-
-def idle_action(names: tuple[str, ...]) -> int | None:
-    """The action that does nothing, known by its name; None where none is."""
-    return next((index for index, name in enumerate(names) if name.strip().lower() in IDLE_NAMES), None)
-
-
-def make_app(
-    simulator: Simulator,
-    host: str = "127.0.0.1",
-    max_sessions: int = 4,
-    max_upload_mb: float = 4.0,
-) -> web.Application:
-    """The web application over a simulator.
-
-    Args:
-        simulator: the world; its ``starts`` and ``title`` are shown where it has them.
-        host: the address that it will listen on, which a browser may name besides localhost.
-        max_sessions: how many pages may play at the same time.
-        max_upload_mb: largest uploaded picture, in megabytes.
-    """
-    if max_sessions < 1:
-        raise ValueError(f"max_sessions must be at least 1, got {max_sessions}")
-    if max_upload_mb <= 0:
-        raise ValueError(f"max_upload_mb must be positive, got {max_upload_mb}")
-    player = Player(simulator, max_sessions, int(max_upload_mb * 1e6))
-    app = web.Application(middlewares=[guard(host)])
-    app.router.add_get("/", _file("index.html"))
-    for name in ("style.css", "player.js", "keys.js", "spark.js"):
-        app.router.add_get(f"/{name}", _file(name))
-    app.router.add_get(r"/starts/{index:\d{1,6}}.png", player.start_picture)
-    app.router.add_get("/play", player.websocket)
-    app.on_shutdown.append(player.close)
-    return app
-
-
-def guard(host: str) -> Any:
-    """Middleware that keeps other web sites out.
-
-    A page of another site could open a websocket to localhost, or point its own name at 127.0.0.1. So the host
-    must be this machine's by its own name, and a websocket must come from a page of this very server.
-    """
-    names = {"localhost", socket.gethostname().lower(), host.lower()}
-
-    @web.middleware
-    async def check(request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
-        called = (urlsplit(f"//{request.host}").hostname or "").lower()
-        if called not in names and not _is_address(called):
-            raise web.HTTPForbidden(text=f"this server is not called {called!r}; open it by its address or as localhost")
-        origin = request.headers.get("Origin")
-        # browsers always name the origin of a websocket; only programs leave it out, and they need no page to lie
-        if origin is not None and urlsplit(origin).netloc.lower() != request.host.lower():
-            raise web.HTTPForbidden(text=f"pages of {origin} may not play here; open http://{request.host}/ itself")
-        return await handler(request)
-
-    return check
-
-
-class Player:
-    """The sessions of one server, and the thread in which their world runs.
-
-    Args:
-        simulator: the world that all of them share.
-        max_sessions: how many play at once.
-        max_upload: bytes of an uploaded picture.
-    """
-
-    def __init__(self, simulator: Simulator, max_sessions: int, max_upload: int) -> None:
-        self.simulator = simulator
-        self.starts = starts_of(simulator)
-        self.max_sessions = max_sessions
-        self.max_upload = max_upload
-        self.sockets: set[web.WebSocketResponse] = set()
-        # one thread: steps of several sessions would only fight over the same cores or the same GPU
-        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="world")
-
-    async def start_picture(self, request: web.Request) -> web.Response:
-        """The last frame of a shipped start, as the thumbnail that the page shows."""
-        index = int(request.match_info["index"])
-        if self.starts is None or index >= len(self.starts):
-            raise web.HTTPNotFound(text=f"there is no start {index}")
-        body = pictures.encode(self.starts[index, -1].cpu().numpy())
-        return web.Response(body=body, content_type="image/png", headers=_HEADERS)
-
-    async def websocket(self, request: web.Request) -> web.WebSocketResponse:
-        """One session, from the page's opening to its closing."""
-        # twice the limit still gets a sentence as its answer; only what is larger is cut off unread
-        connection = web.WebSocketResponse(heartbeat=30, max_msg_size=2 * max(self.max_upload, MAX_TEXT))
-        await connection.prepare(request)
-        if len(self.sockets) >= self.max_sessions:
-            text = f"all {self.max_sessions} places are taken; close another page of this world, or come back later"
-            await connection.send_json({"type": "full", "message": text})
-            await connection.close(code=WSCloseCode.TRY_AGAIN_LATER)
-            return connection
-        self.sockets.add(connection)
-        try:
-            await connection.send_json(self.hello())
-            await self._converse(connection, Session(self.simulator, self.starts))
-        except ConnectionResetError:
-            pass  # the page went away while its answer was being sent
-        finally:
-            self.sockets.discard(connection)
-        return connection
-
-    async def close(self, _app: web.Application) -> None:
-        """End every session and the thread."""
-        for connection in list(self.sockets):
-            await connection.close(code=WSCloseCode.GOING_AWAY, message=b"the server ends")
-        self.thread.shutdown(wait=False, cancel_futures=True)
-
-    def hello(self) -> dict[str, Any]:
-        """What the page has to know of the world."""
-        space = self.simulator.actions
-        names = space.names or tuple(str(index) for index in range(space.size))
-        height, width = self.simulator.image_size
-        return {
-            "type": "hello",
-            "title": getattr(self.simulator, "title", "") or "a world",
-            "actions": {"kind": space.kind, "size": space.size, "names": names, "latent": space.latent},
-            "idle": idle_action(names) if space.kind == "discrete" else None,
-            "width": width,
-            "height": height,
-            "fps": self.simulator.fps,
-            "starts": 0 if self.starts is None else len(self.starts),
-            "max_upload": self.max_upload,
-        }
-
-    async def _converse(self, connection: web.WebSocketResponse, session: Session) -> None:
-        """Answer every message with exactly one, until the page closes."""
-        async for message in connection:
-            try:
-                if message.type is WSMsgType.TEXT:
-                    answer = await self._answer(session, message.data)
-                elif message.type is WSMsgType.BINARY:
-                    answer = await self._upload(session, message.data)
-                else:
-                    return
-            except ValueError as error:
-                answer = {"type": "error", "message": str(error)}
-            except Exception:
-                # a world that fails (memory, a bug) costs this one message, not the server
-                log.exception("the world failed")
-                answer = {"type": "error", "message": "the world failed on this; the server's terminal says why"}
-            if isinstance(answer, bytes):
-                await connection.send_bytes(answer)
-            else:
-                await connection.send_json(answer)
-
-    async def _answer(self, session: Session, text: str) -> bytes | dict[str, Any]:
-        message = parse(text, self.simulator.actions, 0 if self.starts is None else len(self.starts))
-        if not isinstance(message, Record):
-            return await self._in_thread(_move, session, message)
-        if message.command == "download":
-            # beside the model's thread: encoding a long video must not hold up the other sessions
-            return await asyncio.to_thread(_video, session.recorded_frames(), message.format, self.simulator.fps)
-        if message.command == "start":
-            session.start_recording()
-        else:
-            session.stop_recording()
-        return {"type": "recording", "recording": session.recording, "recorded": len(session.recorded)}
-
-    async def _upload(self, session: Session, data: bytes) -> bytes:
-        if len(data) > self.max_upload:
-            raise ValueError(
-                f"the picture has {len(data) / 1e6:.1f} MB; up to {self.max_upload / 1e6:g} MB are taken "
-                "(--max_upload_mb changes that)"
-            )
-        session.upload = await asyncio.to_thread(pictures.decode, data, self.simulator.image_size)
-        return envelope({"type": "upload"}, pictures.encode(session.upload))
-
-    async def _in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        return await asyncio.get_running_loop().run_in_executor(self.thread, lambda: function(*args, **kwargs))
-
-
-def envelope(header: dict[str, Any], body: bytes) -> bytes:
-    """One binary message: the header's length, the header as JSON, the body."""
-    head = json.dumps(header).encode()
-    return len(head).to_bytes(4, "big") + head + body
-
-
-def _move(session: Session, message: Message) -> bytes:
-    """Do what a message asks of the world, and answer with the frame it led to."""
-    match message:
-        case Reset(start, seed):
-            moment = session.reset(start, seed)
-        case Step(action):
-            moment = session.step(action)
-        case Undo(steps):
-            moment = session.undo(steps)
-        case _:
-            raise AssertionError(f"{message} does not move the world")
-    return envelope(_header(session, moment), pictures.encode(moment.frame))
-
-
-def _header(session: Session, moment: Moment) -> dict[str, Any]:
-    return {
-        "type": "frame",
-        "step": moment.step,
-        "ms": round(moment.ms, 2),
-        "fps": round(session.fps, 2),
-        "reward": moment.reward,
-        "total": moment.total,
-        "terminated": moment.terminated,
-        "undo": len(session.past),
-        "recording": session.recording,
-        "recorded": len(session.recorded),
-    }
-
-
-def _video(frames: NDArray[np.uint8], suffix: str, fps: float) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"play.{suffix}"
-        write_video(path, frames, fps)
-        header = {"type": "video", "name": path.name, "format": suffix, "frames": len(frames)}
-        return envelope(header, path.read_bytes())
-
-
-_HEADERS = {
-    # the same port serves another world tomorrow
-    "Cache-Control": "no-store",
-    "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
-}
-
-
-def _file(name: str) -> Callable[[web.Request], Any]:
-    async def send(_request: web.Request) -> web.FileResponse:
-        return web.FileResponse(PAGE / name, headers=_HEADERS)
-
-    return send
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True

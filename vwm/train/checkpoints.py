@@ -37,17 +37,19 @@ class Checkpoints(Checkpoint):
         self._generators: list[dict[str, Any]] | None = None
         self._saved_step = -1
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen for signals."""
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen for signals, and put this rank's generators where they were.
+
+        Lightning's handlers are in place by now and are replaced (it puts back the ones from before it): they stop a
+        run without saving it, and communicate inside the handler. Nothing draws numbers between here and the first
+        batch.
+        """
 
         def ask(number: int, frame: FrameType | None) -> None:
             self._asked_to_stop = True
 
         for name in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(name, ask)
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Put this rank's generators where they were; nothing draws from them between here and the first batch."""
         if self._generators is not None:
             if len(self._generators) == trainer.world_size:
                 _restore_generators(self._generators[trainer.global_rank])
@@ -102,7 +104,7 @@ class Checkpoints(Checkpoint):
 
     def _save(self, trainer: L.Trainer, name: str) -> None:
         self._saved_step = trainer.global_step
-        trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / name)
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / name, weights_only=False)
 
 
 def _any_rank(flag: bool, device: torch.device) -> bool:

@@ -138,3 +138,7 @@ def _overview() -> str:
     return "\n".join(
         ["vwm: video world models", "", "usage: vwm COMMAND ...   (vwm COMMAND --help shows its arguments)", "", *lines]
     )
+
+
+if __name__ == "__main__":
+    main()

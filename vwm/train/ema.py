@@ -24,7 +24,7 @@ class EMA(L.Callback):
         self._loaded: dict[str, Any] | None = None
         self._step = -1
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the average, or take it up where the checkpoint left it."""
         if not self.decay:
             return

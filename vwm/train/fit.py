@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,10 @@ class FitCLI(LightningCLI):
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(EMA, "ema")
         parser.add_lightning_class_args(SampleVideos, "samples")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Without Lightning's warning that there is a command line too: the arguments are the end of it."""
+        self.config = parser.parse_args(args)
 
     def before_instantiate_classes(self) -> None:
         """Give the trainer its run folder and loggers."""
@@ -85,13 +91,14 @@ class FitCLI(LightningCLI):
 
 def parse(argv: list[str]) -> FitCLI:
     """The run that the arguments of ``vwm fit`` describe: model, data and trainer, nothing started."""
-    sys.argv = ["vwm fit", *argv]  # LightningCLI reads it, and shows it in its usage
     return FitCLI(
+        args=argv,
         run=False,
         save_config_callback=None,
         seed_everything_default=0,
         auto_configure_optimizers=False,
         parser_kwargs={
+            "prog": "vwm fit",
             "epilog": EXAMPLES,
             "description": "Train a model: tokenizer, latent actions and dynamics, ...",
             "formatter_class": argparse.RawDescriptionHelpFormatter,
@@ -109,6 +116,8 @@ def fit(argv: list[str]) -> L.LightningModule:
         The trained module.
     """
     os.environ.setdefault("WANDB_SILENT", "true")
+    sys.argv = [sys.argv[0], "fit", *argv]  # with it Lightning starts the other ranks of this machine
+    _quiet()
     cli = parse(argv)
     cli.prepare_networks()
     start = last_checkpoint(cli.config["run"]) if cli.config["resume"] else None
@@ -118,6 +127,18 @@ def fit(argv: list[str]) -> L.LightningModule:
             print(f"going on from {start} (--resume false starts anew)")
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=start, weights_only=True)
     return cli.model
+
+
+def _quiet() -> None:
+    """Leave out what Lightning says that no user can act on."""
+    for message, kind in (
+        (r".*LeafSpec.* is deprecated", FutureWarning),  # Lightning's own use of torch
+        (r"Found \d+ module\(s\) in eval mode", UserWarning),  # the frozen tokenizer
+        (r"Precision .* is not supported by the model summary", UserWarning),
+    ):
+        warnings.filterwarnings("ignore", message, kind)
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger.addFilter(lambda record: "litlogger" not in record.getMessage())
 
 
 def last_checkpoint(run: Path) -> Path | None:

@@ -1,7 +1,7 @@
 // The player: one websocket, one canvas. A message goes up only after the last answer came down, so a slow model
 // slows the game and never queues it.
 
-import { bind, chosen, COMMANDS } from "./keys.js";
+import { bind, chosen, COMMANDS, keyName } from "./keys.js";
 import { drawSparkline, median } from "./spark.js";
 
 const $ = (id) => document.getElementById(id);
@@ -259,6 +259,9 @@ function showLegend() {
     hold(button, binding.index);
     $(inPad ? "pad" : "legend").append(button);
   }
+  const keys = [...new Set(bindings.filter(({ symbol }) => symbol).flatMap(({ keys }) => keys.flat()))];
+  $("keys-hint").hidden = !pad;
+  $("keys-hint").textContent = `keys: ${keys.map(keyName).join(" ")}${bindings.some(({ keys }) => keys.length > 1) ? ", two at once for a combination" : ""}`;
   const settings = names.map((name, index) => new Option(name || "do nothing", index));
   $("idle").replaceChildren(...settings, new Option("wait, ask for no frame", ""));
   $("idle").value = world.idle ?? 0;
@@ -290,7 +293,7 @@ function showSliders() {
   bindings = [];
   $("pad").replaceChildren();
   $("legend").replaceChildren();
-  $("idle-row").hidden = true;
+  $("idle-row").hidden = $("keys-hint").hidden = true;
   $("sliders").replaceChildren(...world.actions.names.map((name) => {
     const slider = Object.assign(document.createElement("input"), { type: "range", min: -1, max: 1, step: 0.01, value: 0 });
     const value = element("output", "0.00");

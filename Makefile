@@ -1,0 +1,40 @@
+# Needs Python 3.11 or newer, git and make. PYTHON=... picks another Python; 3.11 alone has wheels of Procgen.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup demo test lint lock clean
+
+setup: $(READY)
+
+$(READY): requirements.lock pyproject.toml | $(BIN)/uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.lock --editable .
+	@touch $@
+
+$(BIN)/uv:
+	@test -n "$(PYTHON)" || { echo "make: found no Python 3.11 or newer with venv; PYTHON=... names one"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep -o '^uv==[^ ]*' requirements.lock)
+
+# The whole way, from a recorded game to a world to play.
+demo: setup
+	$(BIN)/vwm demo
+
+test: lint
+	$(BIN)/pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+# Keeps the versions that are locked and still fit; `make lock UPGRADE=--upgrade` takes the newest.
+lock: | $(BIN)/uv
+	$(BIN)/uv pip compile pyproject.toml --quiet --all-extras --universal --python-version 3.11 $(UPGRADE) \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --output-file requirements.lock
+	@! grep -nE '://|--(extra-)?index-url|--find-links' requirements.lock
+
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find vwm tests tools -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,9 @@
+"""Shared by all tests: the folder's own modules can be imported, and one thread keeps the two cores for two tests."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+torch.set_num_threads(1)

@@ -1,0 +1,140 @@
+"""Worlds whose dynamics are known, and shards to judge them by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from vwm.data.episode import Episode
+from vwm.data.shards import ShardWriter
+from vwm.genie.dynamics import MaskGITDynamics, Sampling
+from vwm.genie.latent_action import LatentActionModel
+from vwm.simulator.bundle import save_simulator
+from vwm.simulator.genie import GenieSimulator
+from vwm.simulator.interface import ActionSpace, Simulator, StepOutput
+from vwm.tokenizer.space_time import SpaceTimeTokenizer
+
+SIZE = 16
+NAMES = ("STAY", "RIGHT", "DOWN", "LEFT")
+MOVES = ((0, 0), (0, 3), (3, 0), (0, -3))
+
+
+class RollingWorld(Simulator):
+    """The picture rolls by the action's move; ``flaw`` levels are added to every pixel that it shows.
+
+    Its state is the picture and the number of steps.
+    """
+
+    def __init__(self, flaw: int = 0, heeds: bool = True) -> None:
+        self.actions = ActionSpace("discrete", len(MOVES), NAMES)
+        self.image_size, self.fps, self.context_frames = (SIZE, SIZE), 10.0, 2
+        self.flaw, self.heeds = flaw, heeds
+
+    def reset(
+        self, context: Tensor, seed: int | Tensor = 0, context_actions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        self.check_context(context)
+        return context[:, -1], context[:, -1]
+
+    def step(self, state: Tensor, action: Tensor, decode: bool = True) -> tuple[Tensor, StepOutput]:
+        self.check_action(action, len(state))
+        state = move(state, action) if self.heeds else state
+        zeros = torch.zeros(len(state))
+        return state, StepOutput(state + self.flaw if decode else None, action, zeros, zeros.bool())
+
+
+def move(frames: Tensor, actions: Tensor) -> Tensor:
+    """Pictures uint8 [b, h, w, 3] after actions int64 [b]."""
+    return torch.stack([f.roll(MOVES[int(a)], dims=(0, 1)) for f, a in zip(frames, actions, strict=True)])
+
+
+@pytest.fixture
+def make_world() -> Callable[..., RollingWorld]:
+    """The rolling world's class."""
+    return RollingWorld
+
+
+@pytest.fixture
+def rolling_clips() -> tuple[Tensor, Tensor]:
+    """Clips uint8 [6, 7, 16, 16, 3] that roll as their actions int64 [6, 6] say; no level over 200."""
+    generator = torch.Generator().manual_seed(0)
+    frames = [torch.randint(0, 200, (6, SIZE, SIZE, 3), dtype=torch.uint8, generator=generator)]
+    actions = torch.randint(0, len(MOVES), (6, 6), generator=generator)
+    for i in range(6):
+        frames.append(move(frames[-1], actions[:, i]))
+    return torch.stack(frames, dim=1), actions
+
+
+@pytest.fixture
+def write_shards(tmp_path: Path) -> Callable[..., Path]:
+    """Write episodes of 24 rolling frames each; returns their folder."""
+
+    def write(episodes: int = 4, size: int = SIZE, actions: bool = True, move_at_all: bool = True) -> Path:
+        folder = tmp_path / f"shards{size}"
+        generator = torch.Generator().manual_seed(1)
+        with ShardWriter(folder / "shard-000000.tar") as writer:
+            for number in range(episodes):
+                frame = torch.randint(0, 255, (1, size // 4, size // 4, 3), dtype=torch.uint8, generator=generator)
+                frame = frame.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
+                acts = torch.randint(0, len(MOVES), (24,), generator=generator) * move_at_all
+                frames = [frame]
+                for act in acts[:-1]:
+                    frames.append(move(frames[-1], act[None]))
+                meta = {"fps": 10.0, "source": "test", "action_names": list(NAMES)}
+                given = acts.numpy() if actions else None
+                writer.write(f"{number:03d}", Episode(torch.cat(frames).numpy(), given, meta=meta), raw=True)
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def genie() -> Callable[..., GenieSimulator]:
+    """Small random-init Genie worlds, in which the actions do something."""
+
+    def make(labelled: bool = False, actions: int = 4) -> GenieSimulator:
+        torch.manual_seed(0)
+        tokenizer = SpaceTimeTokenizer((SIZE, SIZE), 8, [4, 4], width=16, depth=1, heads=2)
+        dynamics = MaskGITDynamics(16, 4, actions, width=16, depth=1, heads=2)
+        latent_action = LatentActionModel((SIZE, SIZE), 8, [2, 2], width=16, depth=1, heads=2)
+        for part in (tokenizer, dynamics, latent_action):
+            for weight in part.parameters():
+                if not weight.any():
+                    torch.nn.init.normal_(weight, std=0.3)
+        names = NAMES if labelled else ()
+        space = ActionSpace("discrete", actions, names, latent=not labelled)
+        return GenieSimulator(
+            tokenizer,
+            dynamics,
+            None if labelled else latent_action,
+            space,
+            fps=10.0,
+            sampling=Sampling(steps=2),
+            context_frames=3,
+            title="small world",
+        )
+
+    return make
+
+
+@pytest.fixture
+def write_bundle(genie: Callable[..., GenieSimulator], tmp_path: Path) -> Callable[..., Path]:
+    """Save a small Genie world; returns its folder."""
+
+    def write(labelled: bool = False, actions: int = 4) -> Path:
+        save_simulator(genie(labelled, actions), tmp_path / "bundle")
+        return tmp_path / "bundle"
+
+    return write
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Small pictures gain nothing from more, and numpy's generator is never drawn from unseeded."""
+    torch.set_num_threads(1)
+    np.random.seed(0)

@@ -1,0 +1,69 @@
+"""Names for latent actions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from vwm.data.datamodule import open_clips
+from vwm.eval import actions as module
+from vwm.eval.actions import LONGEST, describe_actions, describe_motion, scene_shift
+from vwm.simulator.genie import GenieSimulator
+
+
+@pytest.mark.parametrize("move", [(0, 0), (3, 0), (0, -4), (-2, 5), (7, 7)])
+def test_scene_shift_finds_the_shift(move: tuple[int, int]) -> None:
+    wide = torch.randint(0, 255, (2, 48, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    before, after = wide[:, 8:40, 8:40], wide.roll(move, dims=(1, 2))[:, 8:40, 8:40]
+    assert scene_shift(before, after).tolist() == [list(map(float, move))] * 2
+
+
+def test_plain_pictures_have_no_shift() -> None:
+    plain = torch.full((1, 16, 16, 3), 90, dtype=torch.uint8)
+    assert scene_shift(plain, plain + 20).tolist() == [[0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("shift", "change", "text"),
+    [
+        ((0.0, -2.12), 9.0, "scene moves left 2.1 px"),
+        ((-3.0, 1.0), 9.0, "scene moves up 3.0 px"),
+        ((0.1, 0.1), 0.0, "no visible change"),
+        ((0.1, 0.1), 4.0, "change, scene stays"),
+    ],
+)
+def test_describe_motion(shift: tuple[float, float], change: float, text: str) -> None:
+    assert describe_motion(torch.tensor(shift), change) == text
+    assert len(text) <= LONGEST
+
+
+def test_actions_are_called_after_the_recorded_ones(
+    genie: Callable[..., GenieSimulator], write_shards: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = open_clips(str(write_shards()), clip_length=6)
+    recorded = torch.stack([torch.as_tensor(clips[0, i]["actions"].copy()) for i in range(len(clips.order))])[:, :-1]
+    monkeypatch.setattr(module, "infer_actions", lambda *_: torch.where(recorded == 1, 3, 0))
+    texts = describe_actions(genie(), clips)
+    others = torch.bincount(recorded[recorded != 1])
+    share = f"{int(others.max()) / int(others.sum()):.0%}"
+    assert texts[1:] == ["not seen", "not seen", "RIGHT 100%"]
+    assert texts[0].endswith(share)
+
+
+def test_without_recorded_actions_the_motion_is_told(
+    genie: Callable[..., GenieSimulator], write_shards: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = open_clips(str(write_shards(actions=False, move_at_all=False)), clip_length=6)
+    monkeypatch.setattr(module, "infer_actions", lambda _, frames, __: torch.zeros(len(frames), 5, dtype=torch.int64))
+    assert describe_actions(genie(), clips) == ["no visible change"] + ["not seen"] * 3
+
+
+def test_labelled_actions_keep_their_names(
+    genie: Callable[..., GenieSimulator], write_shards: Callable[..., Path]
+) -> None:
+    clips = open_clips(str(write_shards()), clip_length=6)
+    assert describe_actions(genie(labelled=True), clips) == ["STAY", "RIGHT", "DOWN", "LEFT"]
+    assert all(len(text) <= LONGEST for text in describe_actions(genie(), clips))

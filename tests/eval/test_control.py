@@ -1,0 +1,116 @@
+"""ΔPSNR and the cost of shuffled actions, where the answer is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vwm.eval.control import delta_psnr, shuffle_cost
+from vwm.eval.rollout import random_actions, rollout
+from vwm.genie.dynamics import MaskGITDynamics
+from vwm.nn.random import world_seeds
+from vwm.simulator.interface import Simulator
+
+
+def both_ways(world: Simulator, frames: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    seeds = world_seeds(0, len(frames))
+    random = random_actions(world.actions, seeds, actions.shape[1])
+    return tuple(rollout(world, frames, a, 2, seeds, 6, "test") for a in (actions, random))  # type: ignore[return-value]
+
+
+def test_delta_psnr_is_large_where_actions_act(
+    make_world: Callable[..., Simulator], rolling_clips: tuple[Tensor, Tensor]
+) -> None:
+    frames, actions = rolling_clips
+    own, random = both_ways(make_world(flaw=1), frames, actions)
+    delta = delta_psnr(frames[:, 2:], own, random)
+    assert len(delta.by_clip) == 5
+    assert delta.excluded == [0] * 5
+    assert delta.by_clip[-1].mean > 20
+    # Under its own actions every pixel is one level off.
+    error = (frames[:, 2:].int() - random.int()).square().double().mean()
+    assert float(delta.by_set.mean()) == pytest.approx(10 * math.log10(float(error)), abs=1.0)
+    swapped = delta_psnr(frames[:, 2:], random, own)
+    assert swapped.by_clip[-1].mean == pytest.approx(-delta.by_clip[-1].mean)
+
+
+def test_delta_psnr_is_zero_where_actions_do_nothing(
+    make_world: Callable[..., Simulator], rolling_clips: tuple[Tensor, Tensor]
+) -> None:
+    frames, actions = rolling_clips
+    own, random = both_ways(make_world(flaw=1, heeds=False), frames, actions)
+    assert [e.mean for e in delta_psnr(frames[:, 2:], own, random).by_clip] == [0.0] * 5
+
+
+def test_delta_psnr_leaves_out_exact_clips_and_counts_them() -> None:
+    truth = torch.zeros(3, 1, 2, 2, 3, dtype=torch.uint8)
+    own, random = truth + torch.tensor([0, 1, 1], dtype=torch.uint8)[:, None, None, None, None], truth + 10
+    delta = delta_psnr(truth, own, random)
+    assert delta.excluded == [1]
+    assert delta.by_clip[0].n == 2
+    assert delta.by_clip[0].mean == pytest.approx(20.0)
+    assert float(delta.by_set[0]) == pytest.approx(10 * math.log10(100 / (2 / 3)))
+
+
+class Oracle:
+    """Stands in for dynamics: every token of the next frame is the action that leads to it, with probability ``p``."""
+
+    def __init__(self, codes: int, p: float, heeds: bool = True) -> None:
+        self.places, self.mask_token = torch.zeros(1), codes
+        self.codes, self.p, self.heeds = codes, p, heeds
+        self.seen: list[Any] = []
+
+    def init_state(self, batch: int) -> None:
+        return None
+
+    def observe(self, state: None, tokens: Tensor, actions: Tensor | None) -> None:
+        self.seen.append(actions)
+
+    def logits(self, state: None, tokens: Tensor, actions: Tensor) -> Tensor:
+        assert (tokens == self.mask_token).all()
+        other = (1 - self.p) / (self.codes - 1)
+        if not self.heeds:
+            actions = torch.zeros_like(actions)
+        probability = other + (self.p - other) * F.one_hot(actions, self.codes)
+        return probability.double().log()[:, :, None].expand(-1, -1, tokens.shape[-1], -1)
+
+
+def test_shuffled_actions_cost_what_the_action_tells() -> None:
+    actions = torch.tensor([[0, 1], [1, 2], [2, 0], [3, 3]])  # the next clip's is always another
+    tokens = torch.cat((torch.zeros(4, 1, dtype=torch.int64), actions), dim=1)[..., None, None].expand(-1, -1, 2, 3)
+    oracle: Any = Oracle(codes=4, p=0.7)
+    cost = shuffle_cost(oracle, tokens, actions, batch_size=3)
+    assert cost is not None
+    assert cost.right == pytest.approx(-math.log(0.7))
+    assert cost.shuffled == pytest.approx(-math.log(0.1))
+    assert torch.equal(oracle.seen[1], actions[:3, :1])  # the past keeps its right actions
+
+
+def test_shuffled_actions_cost_nothing_where_nobody_heeds_them() -> None:
+    tokens = torch.randint(0, 4, (4, 3, 2, 2), generator=torch.Generator().manual_seed(0))
+    oracle: Any = Oracle(codes=4, p=0.7, heeds=False)
+    cost = shuffle_cost(oracle, tokens, torch.tensor([[0, 1], [1, 2], [2, 0], [3, 3]]), batch_size=2)
+    assert cost is not None
+    assert cost.right == cost.shuffled
+
+
+def test_one_clip_has_nobody_to_exchange_with() -> None:
+    oracle: Any = Oracle(codes=4, p=0.7)
+    assert shuffle_cost(oracle, torch.zeros(1, 3, 2, 2, dtype=torch.int64), torch.zeros(1, 2), 1) is None
+
+
+def test_the_cost_under_right_actions_is_that_of_training_with_a_full_mask() -> None:
+    torch.manual_seed(0)
+    dynamics = MaskGITDynamics(16, 4, 3, width=16, depth=2, heads=2, window=3).eval()
+    tokens, actions = torch.randint(0, 16, (3, 5, 2, 2)), torch.randint(0, 3, (3, 4))
+    cost = shuffle_cost(dynamics, tokens, actions, batch_size=2)
+    flat = tokens.flatten(2)
+    logits = dynamics(flat, actions, torch.ones_like(flat[:, 1:], dtype=torch.bool))
+    assert cost is not None
+    assert cost.right == pytest.approx(F.cross_entropy(logits.flatten(0, 2), flat[:, 1:].flatten()).item(), rel=1e-5)

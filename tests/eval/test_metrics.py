@@ -1,0 +1,61 @@
+"""Exact values on hand-made pictures."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from vwm.eval.metrics import estimate, psnr, set_psnr, squared_error, ssim, still_clips
+
+
+def pictures(*levels: int, size: int = 16) -> torch.Tensor:
+    """One clip of plain frames, uint8 [1, t, size, size, 3]."""
+    return torch.tensor(levels, dtype=torch.uint8)[None, :, None, None, None].expand(1, -1, size, size, 3)
+
+
+def test_squared_error_is_exact_in_both_directions() -> None:
+    error = squared_error(pictures(0, 10, 255), pictures(255, 7, 255))
+    assert error.tolist() == [[255.0**2, 9.0, 0.0]]
+
+
+@pytest.mark.parametrize(("error", "decibel"), [(255.0**2, 0.0), (255.0**2 / 100, 20.0), (1.0, 48.1308036)])
+def test_psnr_of_a_known_error(error: float, decibel: float) -> None:
+    assert float(psnr(torch.tensor(error, dtype=torch.float64))) == pytest.approx(decibel, abs=1e-6)
+
+
+def test_psnr_of_equal_pictures_is_infinite() -> None:
+    assert math.isinf(psnr(torch.zeros(())))
+
+
+def test_set_psnr_averages_errors_before_the_logarithm() -> None:
+    truth = torch.cat((pictures(100), pictures(100)))
+    guess = torch.cat((pictures(100), pictures(110)))  # one exact clip must not make the set's infinite
+    assert set_psnr(truth, guess).tolist() == pytest.approx([10 * math.log10(255**2 / 50)])
+
+
+def test_ssim_is_one_for_equal_pictures_and_falls_with_noise() -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randint(0, 255, (2, 3, 16, 16, 3), dtype=torch.uint8, generator=generator)
+    noise = torch.randint(0, 255, (2, 3, 16, 16, 3), dtype=torch.uint8, generator=generator)
+    assert ssim(truth, truth).tolist() == pytest.approx([1.0] * 3, abs=1e-5)
+    assert float(ssim(truth, noise).max()) < 0.3
+
+
+def test_ssim_names_the_window_that_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="11x11"):
+        ssim(pictures(0, size=8), pictures(0, size=8))
+
+
+def test_still_clips_look_only_past_the_context() -> None:
+    clips = torch.cat((pictures(1, 2, 2, 2), pictures(2, 2, 2, 3)))
+    assert still_clips(clips, context=2).tolist() == [True, False]
+    assert still_clips(clips, context=1).tolist() == [False, False]
+
+
+def test_estimate_leaves_out_what_is_not_finite() -> None:
+    mean, stderr, n = estimate(torch.tensor([1.0, 3.0, float("inf"), float("nan")]))
+    assert (mean, n) == (2.0, 2)
+    assert stderr == pytest.approx(1.0)
+    assert math.isnan(estimate(torch.tensor([float("inf")])).mean)

@@ -1,0 +1,28 @@
+"""Through the tokenizer and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from vwm.eval.reconstruction import mean_image, reconstruct
+from vwm.nn.patches import to_float, to_uint8
+from vwm.simulator.genie import GenieSimulator
+
+
+def test_mean_image_is_the_mean() -> None:
+    frames = torch.tensor([[0, 10], [20, 31]], dtype=torch.uint8)[:, :, None, None, None].expand(-1, -1, 2, 2, 3)
+    assert mean_image(frames).shape == frames.shape
+    assert mean_image(frames).unique().tolist() == [15]
+
+
+def test_batches_change_nothing(genie: Callable[..., GenieSimulator]) -> None:
+    tokenizer = genie().tokenizer
+    frames = torch.randint(0, 255, (5, 4, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    shown, tokens = reconstruct(tokenizer, frames, batch_size=2)
+    assert tokens.shape == (5, 4, 2, 2)
+    with torch.no_grad():
+        assert torch.equal(tokens, tokenizer.encode(to_float(frames)))
+        expected = to_uint8(tokenizer.decode(tokens))
+    assert (shown.int() - expected.int()).abs().max() <= 1

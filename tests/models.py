@@ -1,0 +1,38 @@
+"""Small networks that the tests share, with every weight random: a zero-initialised branch would hide what it does."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from vwm.genie.dynamics import MaskGITDynamics
+from vwm.genie.latent_action import LatentActionModel
+from vwm.tokenizer.space_time import SpaceTimeTokenizer
+
+
+def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Draw the weights that are constant at the start."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in module.parameters():
+            if p.numel() > 1 and (p == p.flatten()[0]).all():
+                p.add_(torch.randn(p.shape, generator=generator).to(p) * 0.2)
+    return module
+
+
+def tokenizer(codebook: int | list[int] = [4, 3, 3], window: int = 4) -> SpaceTimeTokenizer:  # noqa: B006
+    torch.manual_seed(0)
+    network = SpaceTimeTokenizer((16, 16), 4, codebook, width=16, depth=2, heads=2, window=window, code_width=8)
+    return randomize(network)
+
+
+def dynamics(**changes) -> MaskGITDynamics:
+    torch.manual_seed(1)
+    settings = {"codebook_size": 36, "tokens_per_frame": 16, "num_actions": 4, "width": 16, "depth": 2, "heads": 2}
+    return randomize(MaskGITDynamics(**{**settings, "window": 4, **changes}))
+
+
+def latent_action(**changes) -> LatentActionModel:
+    torch.manual_seed(2)
+    settings = {"image_size": (16, 16), "patch_size": 8, "codebook": [2, 2], "width": 16, "depth": 2, "heads": 2}
+    return randomize(LatentActionModel(**{**settings, "window": 4, **changes}))

@@ -1,0 +1,37 @@
+"""Codebooks: indices and codes agree, gradients pass, use is counted, idle VQ codes are revived."""
+
+import pytest
+import torch
+
+from vwm.nn.quantize import Quantizer, codebook_size, perplexity, usage
+
+
+@pytest.mark.parametrize("codebook", [32, [4, 3, 3], [2, 2, 2]])
+def test_lookup_gives_the_codes_of_the_indices(codebook):
+    torch.manual_seed(0)
+    book = Quantizer(16, codebook, code_width=8).eval()
+    x = torch.randn(2, 5, 7, 16, requires_grad=True)
+    out = book(x)
+    assert out.indices.shape == (2, 5, 7) and 0 <= out.indices.min() and out.indices.max() < book.size
+    torch.testing.assert_close(book.lookup(out.indices), out.codes)
+    book.train()(x).codes.sum().backward()
+    assert x.grad is not None and x.grad.abs().sum() > 0
+
+
+def test_idle_codes_are_revived():
+    torch.manual_seed(0)
+    book = Quantizer(8, 64, code_width=8).train()
+    data = torch.randn(512, 8) * 0.05 + 3  # far from every code at the start
+    used = [int((usage(book(data).indices, 64) > 0).sum()) for _ in range(60)]
+    assert used[0] < 10 < 32 < used[-1]
+
+
+def test_perplexity_counts_the_codes_in_use():
+    assert float(perplexity(usage(torch.tensor([0, 1, 2, 3]), 10))) == pytest.approx(4)
+    assert float(perplexity(usage(torch.tensor([5, 5, 5]), 10))) == pytest.approx(1)
+
+
+def test_sizes():
+    assert codebook_size(7) == 7 and codebook_size([8, 5, 5, 5]) == 1000
+    with pytest.raises(ValueError, match="at least two codes"):
+        codebook_size(1)

@@ -1,0 +1,108 @@
+"""The laws of the space-time transformer: streaming = parallel, causality, the window, checkpointing."""
+
+import pytest
+import torch
+from models import randomize
+
+from vwm.nn.attention import attend, rotate
+from vwm.nn.space_time import SpaceTimeTransformer
+from vwm.nn.state import batch_size, concatenate, merge, select
+
+FRAMES = 11
+
+
+def network(window: int = 4) -> SpaceTimeTransformer:
+    torch.manual_seed(0)
+    return randomize(SpaceTimeTransformer(width=16, depth=3, heads=2, window=window)).double()
+
+
+def clip(batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, FRAMES, 5, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("chunks", [[1] * FRAMES, [FRAMES], [4, 7], [7, 1, 3], [2, 2, 2, 2, 2, 1]])
+@pytest.mark.parametrize("window", [1, 4, FRAMES, 20])
+def test_streaming_is_parallel_for_every_chunking(chunks, window):
+    model, x = network(window), clip()
+    state, parts, start = model.init_state(2, 5), [], 0
+    for length in chunks:
+        y, state = model.step(x[:, start : start + length], state)
+        parts.append(y)
+        start += length
+    torch.testing.assert_close(torch.cat(parts, dim=1), model(x), rtol=0, atol=1e-10)
+
+
+def test_a_step_leaves_the_given_state_alone():
+    model, x = network(), clip()
+    _, state = model.step(x[:, :3], model.init_state(2, 5))
+    before = [k.keys.clone() for k in state.blocks]
+    first, _ = model.step(x[:, 3:4], state)
+    second, _ = model.step(x[:, 3:4], state)
+    assert torch.equal(first, second)
+    assert all(torch.equal(a, b.keys) for a, b in zip(before, state.blocks, strict=True))
+
+
+def test_no_frame_depends_on_a_later_one():
+    model, x = network(), clip()
+    changed = x.clone()
+    changed[:, 6:] = -changed[:, 6:]
+    assert torch.equal(model(x)[:, :6], model(changed)[:, :6])
+    assert not torch.allclose(model(x)[:, 6], model(changed)[:, 6])
+
+
+def test_a_block_sees_its_window_and_no_further():
+    model, x = network(window=3), clip()
+    model.blocks = model.blocks[:1]  # one block, so that the receptive field is the window itself
+    changed = x.clone()
+    changed[:, 2] = -changed[:, 2]
+    differs = (model(x) - model(changed)).abs().amax(dim=(0, 2, 3)) > 1e-9
+    assert differs.tolist() == [2 <= t < 5 for t in range(FRAMES)]
+
+
+def test_tokens_of_a_frame_see_each_other():
+    model, x = network(), clip()
+    changed = x.clone()
+    changed[:, 4, 0] = -changed[:, 4, 0]
+    assert ((model(x) - model(changed))[:, 4].abs().amax(dim=-1) > 1e-9).all()
+
+
+def test_worlds_that_started_at_different_times_step_together():
+    model, x = network(), clip()
+    _, old = model.step(x[:1, :7], model.init_state(1, 5))
+    _, young = model.step(x[1:, :2], model.init_state(1, 5))
+    together, after = model.step(x[:, 7:8], concatenate([old, young]))
+    alone, _ = model.step(x[1:, 7:8], young)
+    torch.testing.assert_close(together[1:], alone, rtol=0, atol=1e-12)
+    assert after.position.tolist() == [8, 3]
+    restarted = merge(torch.tensor([True, False]), model.init_state(2, 5), after)
+    assert restarted.position.tolist() == [0, 3] and batch_size(select(restarted, torch.tensor([0, 0, 1]))) == 3
+
+
+def test_checkpointing_changes_nothing():
+    model, x = network(), clip().requires_grad_()
+    model(x).square().sum().backward()
+    plain, x.grad = x.grad, None
+    model.checkpointing = True
+    model(x).square().sum().backward()
+    assert torch.equal(plain, x.grad)
+
+
+def test_rotation_depends_on_distance_alone_even_far_out():
+    q, k = torch.randn(2, 1, 1, 1, 1, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def product(i: int, j: int) -> torch.Tensor:
+        return (rotate(q, torch.tensor([i])) * rotate(k, torch.tensor([j]))).sum()
+
+    assert torch.allclose(product(3, 1), product(1_000_003, 1_000_001), rtol=0, atol=1e-8)
+
+
+def test_the_cpu_formula_is_torchs_attention():
+    q, k, v = torch.randn(3, 2, 3, 7, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(7, 7, dtype=torch.bool).tril()
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    torch.testing.assert_close(attend(q, k, v, mask), expected, rtol=0, atol=1e-12)
+
+
+def test_a_width_that_heads_do_not_divide_is_refused():
+    with pytest.raises(ValueError, match="heads=3 must divide width=16"):
+        SpaceTimeTransformer(width=16, depth=1, heads=3, window=2)

@@ -1,0 +1,480 @@
+"""The player's server, spoken to as the page speaks to it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from aiohttp import ClientWebSocketResponse, WSMsgType, WSServerHandshakeError
+from aiohttp.test_utils import TestClient, TestServer
+from numpy.typing import NDArray
+from PIL import Image
+
+import vwm
+from vwm.play import server, session
+from vwm.play.server import listen, make_app, page_address, play, warm_up
+from vwm.simulator.interface import Simulator
+
+RIGHT, NOOP = 1, 8
+
+
+class Page:
+    """What the page does: one message up, one answer down."""
+
+    def __init__(self, connection: ClientWebSocketResponse, hello: dict[str, Any]) -> None:
+        self.connection, self.hello = connection, hello
+
+    async def ask(self, message: Any = None, **fields: Any) -> tuple[dict[str, Any], bytes]:
+        """Send bytes, text, or a JSON object of the given fields; the answer's header and body."""
+        if isinstance(message, bytes):
+            await self.connection.send_bytes(message)
+        else:
+            await self.connection.send_str(message if message is not None else json.dumps(fields))
+        answer = await self.connection.receive()
+        if answer.type is WSMsgType.TEXT:
+            return json.loads(answer.data), b""
+        assert answer.type is WSMsgType.BINARY, answer
+        length = int.from_bytes(answer.data[:4], "big")
+        return json.loads(answer.data[4 : 4 + length]), answer.data[4 + length :]
+
+    async def frame(self, **fields: Any) -> tuple[dict[str, Any], NDArray[np.uint8]]:
+        header, body = await self.ask(**fields)
+        assert header["type"] == "frame", header
+        return header, pixels(body)
+
+    async def error(self, message: Any = None, **fields: Any) -> str:
+        header, _ = await self.ask(message, **fields)
+        assert header["type"] == "error", header
+        return header["message"]
+
+
+def pixels(data: bytes) -> NDArray[np.uint8]:
+    return np.array(Image.open(io.BytesIO(data)))
+
+
+def png(size: tuple[int, int], colour: tuple[int, int, int] = (200, 10, 60)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+async def open_page(client: TestClient[Any, Any]) -> Page:
+    connection = await client.ws_connect("/play", max_msg_size=0)
+    return Page(connection, await connection.receive_json())
+
+
+def talk(world: Simulator, script: Callable[[Page], Awaitable[None]], **settings: Any) -> None:
+    """Serve a world and run a script against it as one page."""
+
+    async def with_page(client: TestClient[Any, Any]) -> None:
+        await script(await open_page(client))
+
+    visit(world, with_page, **settings)
+
+
+def visit(world: Simulator, script: Callable[[TestClient[Any, Any]], Awaitable[None]], **settings: Any) -> None:
+    async def run() -> None:
+        async with TestClient(TestServer(make_app(world, **settings))) as client:
+            await script(client)
+
+    asyncio.run(run())
+
+
+def test_the_page_and_its_parts_are_served(world: Simulator) -> None:
+    async def script(client: TestClient[Any, Any]) -> None:
+        for path, kind in [("/", "text/html"), ("/style.css", "text/css"), ("/player.js", "text/javascript")]:
+            answer = await client.get(path)
+            assert (answer.status, answer.content_type) == (200, kind)
+            assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+        for name in ("keys.js", "spark.js"):
+            assert (await client.get(f"/{name}")).status == 200
+        picture = await client.get("/starts/2.png")
+        assert np.array_equal(pixels(await picture.read()), world.starts[2, -1].numpy())
+        for missing in ("/starts/3.png", "/starts/x.png", "/server.py", "/../server.py"):
+            assert (await client.get(missing)).status == 404
+
+    visit(world, script)
+
+
+def test_hello_describes_the_world(world: Simulator) -> None:
+    async def script(page: Page) -> None:
+        assert page.hello == {
+            "type": "hello",
+            "title": "square world",
+            "actions": {"kind": "discrete", "size": 10, "names": list(world.actions.names), "latent": False},
+            "idle": NOOP,
+            "width": 32,
+            "height": 32,
+            "fps": 20.0,
+            "starts": 3,
+            "max_upload": 4_000_000,
+        }
+
+    talk(world, script)
+
+
+def test_steps_show_exactly_what_the_simulator_shows(world: Simulator) -> None:
+    async def script(page: Page) -> None:
+        state, first = world.reset(world.starts[1:2], 7)
+        header, frame = await page.frame(type="reset", start=1, seed=7)
+        assert np.array_equal(frame, first[0].numpy())
+        assert (header["step"], header["undo"], header["terminated"]) == (0, 0, False)
+        total = 0.0
+        for number, action in enumerate([RIGHT] * 14 + [NOOP], start=1):
+            state, output = world.step(state, torch.tensor([action]))
+            header, frame = await page.frame(type="step", action=action)
+            total += float(output.reward)
+            assert np.array_equal(frame, output.frame[0].numpy())
+            assert (header["step"], header["undo"]) == (number, number)
+            assert (header["reward"], header["total"]) == (float(output.reward), total)
+            assert header["terminated"] == bool(output.terminated)
+            assert header["ms"] > 0
+        assert total == 2 and header["fps"] > 0
+
+    talk(world, script)
+
+
+def test_a_seed_repeats_a_world_and_another_seed_does_not(world: Simulator) -> None:
+    async def script(page: Page) -> None:
+        runs = []
+        for seed in (5, 5, 6):
+            await page.frame(type="reset", start=0, seed=seed)
+            runs.append(np.stack([(await page.frame(type="step", action=index % 9))[1] for index in range(6)]))
+        assert np.array_equal(runs[0], runs[1])
+        assert not np.array_equal(runs[0], runs[2])
+
+    talk(world, script)
+
+
+def test_undo_brings_back_the_earlier_frames_exactly(world: Simulator) -> None:
+    async def script(page: Page) -> None:
+        _, first = await page.frame(type="reset", start=0, seed=3)
+        seen = [first] + [(await page.frame(type="step", action=index))[1] for index in (0, 2, 5, 9, 1)]
+        header, frame = await page.frame(type="undo")
+        assert (header["step"], header["undo"]) == (4, 4) and np.array_equal(frame, seen[4])
+        header, frame = await page.frame(type="undo", steps=3)
+        assert header["step"] == 1 and np.array_equal(frame, seen[1])
+        _, again = await page.frame(type="step", action=2)
+        assert np.array_equal(again, seen[2])
+        header, frame = await page.frame(type="undo", steps=256)
+        assert header["step"] == 0 and np.array_equal(frame, first)
+        assert "nothing to undo" in await page.error(type="undo")
+
+    talk(world, script)
+
+
+def test_undo_gives_back_the_reward(world: Simulator) -> None:
+    async def script(page: Page) -> None:
+        await page.frame(type="reset", start=0)
+        for _ in range(14):
+            header, _ = await page.frame(type="step", action=RIGHT)
+        assert header["total"] == 1 and header["terminated"]
+        header, _ = await page.frame(type="undo")
+        assert header["total"] == 0 and not header["terminated"]
+
+    talk(world, script)
+
+
+def test_history_is_bounded_in_steps_and_in_memory(world: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    played = session.Session(world, world.starts)
+    played.reset(0, 0)
+    for _ in range(300):
+        played.step(NOOP)
+    assert len(played.past) == 256
+    state_bytes = session.state_bytes(played.now.state)
+    assert state_bytes == 32 * 32 * 3 + 2 * 4 + 8 + 8
+    monkeypatch.setattr(session, "UNDO_BYTES", 5 * state_bytes)
+    played.step(NOOP)
+    assert len(played.past) == 5
+    assert played.undo(256).step == 296
+    monkeypatch.setattr(session, "UNDO_BYTES", 1)
+    played.step(NOOP)
+    assert len(played.past) == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("{", "must be JSON"),
+        ("[" * 30_000, "must be JSON"),
+        ("1" * 70_000, "70000"),
+        ("[]", "must be a JSON object, got a list"),
+        ("{}", "'type' must be one of reset, step, undo, record, got nothing"),
+        ('{"type": []}', "'type' must be one of"),
+        ('{"type": "eval"}', 'got "eval"'),
+        ('{"type": "step"}', "'action' must be an integer from 0 to 9, got nothing"),
+        ('{"type": "step", "action": 10}', "got 10"),
+        ('{"type": "step", "action": -1}', "got -1"),
+        ('{"type": "step", "action": true}', "got true"),
+        ('{"type": "step", "action": 1.0}', "got 1.0"),
+        ('{"type": "step", "action": "1"}', "'action' must be an integer"),
+        ('{"type": "step", "action": 1, "speed": 2}', 'no field "speed"'),
+        ('{"type": "reset"}', "'start' must be an integer from 0 to 2, got nothing"),
+        ('{"type": "reset", "start": 3}', "got 3"),
+        ('{"type": "reset", "start": 0, "seed": -1}', "'seed' must be an integer from 0 to 4294967295, got -1"),
+        ('{"type": "reset", "start": 0, "seed": 4294967296}', "'seed'"),
+        ('{"type": "reset", "start": 0, "seed": null}', "'seed'"),
+        ('{"type": "reset", "start": "upload"}', "no picture is uploaded yet"),
+        ('{"type": "undo", "steps": 0}', "'steps' must be an integer from 1 to 256"),
+        ('{"type": "undo", "steps": 257}', "got 257"),
+        ('{"type": "record"}', "'command' must be one of start, stop, download"),
+        ('{"type": "record", "command": "download", "format": "exe"}', "'format' must be one of mp4, gif"),
+        ('{"type": "record", "command": "download"}', "nothing is recorded yet"),
+    ],
+)
+def test_a_bad_message_is_named_and_harms_nothing(world: Simulator, message: str, said: str) -> None:
+    async def script(page: Page) -> None:
+        await page.frame(type="reset", start=0)
+        assert said in await page.error(message)
+        header, _ = await page.frame(type="step", action=NOOP)
+        assert header["step"] == 1
+
+    talk(world, script)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"type": "step", "action": 0}, {"type": "undo"}, {"type": "record", "command": "start"}]
+)
+def test_nothing_happens_before_a_reset(world: Simulator, fields: dict[str, Any]) -> None:
+    async def script(page: Page) -> None:
+        assert "reset first" in await page.error(**fields)
+
+    talk(world, script)
+
+
+def test_continuous_actions(make_world: Callable[..., Any]) -> None:
+    world = make_world("continuous")
+
+    async def script(page: Page) -> None:
+        assert page.hello["idle"] is None and page.hello["actions"]["names"] == ["vertical", "horizontal"]
+        await page.frame(type="reset", start=0)
+        _, frame = await page.frame(type="step", action=[-1, 0.6])
+        assert frame[13, 15].tolist() == [255, 255, 255] and frame[17, 15].tolist() != [255, 255, 255]
+        for bad in ([0.0], [0, 0, 0], 1, None, [0, 1.1], [0, "1"], [True, 0], [float("nan"), 0], [1e999, 0]):
+            assert "'action'" in await page.error(json.dumps({"type": "step", "action": bad}))
+
+    talk(world, script)
+
+
+def test_a_world_that_fails_costs_one_message(world: Any, caplog: pytest.LogCaptureFixture) -> None:
+    async def script(page: Page) -> None:
+        await page.frame(type="reset", start=0)
+        world.broken = True
+        assert "terminal" in await page.error(type="step", action=0)
+        world.broken = False
+        header, _ = await page.frame(type="step", action=0)
+        assert header["step"] == 1
+
+    talk(world, script)
+    assert "out of memory" in caplog.text
+
+
+def test_an_upload_is_cut_to_the_world(world: Simulator) -> None:
+    exact = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    wide = np.zeros((64, 192, 3), np.uint8)
+    wide[:, 64:128] = (0, 200, 0)
+
+    async def script(page: Page) -> None:
+        for picture, expected in [(exact, exact), (wide, np.full((32, 32, 3), (0, 200, 0)))]:
+            buffer = io.BytesIO()
+            Image.fromarray(picture).save(buffer, "PNG")
+            header, preview = await page.ask(buffer.getvalue())
+            assert header == {"type": "upload"}
+            assert np.array_equal(pixels(preview), expected)
+            _, frame = await page.frame(type="reset", start="upload", seed=1)
+            assert np.array_equal(frame, expected)
+
+    talk(world, script)
+
+
+def test_uploads_that_are_refused(world: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vwm.play.pictures.MAX_PIXELS", 10_000)
+    svg = b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"
+
+    async def script(page: Page) -> None:
+        for data in (b"", b"hello", svg, png((40, 40))[:60]):
+            assert "not a picture that can be read; PNG, JPEG" in await page.error(data)
+        assert "200 x 100 pixels" in await page.error(png((200, 100)))
+        # Pillow's own alarms, which go off where a header claims far more than any limit
+        for alarm in (19_000, 9_000):
+            monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", alarm)
+            assert "unfolds" in await page.error(png((200, 100)))
+        monkeypatch.undo()
+        assert "0.2 MB; up to 0.1 MB" in await page.error(b"x" * 199_999)
+        assert "no picture is uploaded" in await page.error(type="reset", start="upload")
+
+    talk(world, script, max_upload_mb=0.1)
+
+
+def test_an_upload_far_over_the_limit_is_cut_off_and_the_server_lives(world: Simulator) -> None:
+    async def script(client: TestClient[Any, Any]) -> None:
+        page = await open_page(client)
+        await page.connection.send_bytes(bytes(500_000))
+        assert (await page.connection.receive()).type in (WSMsgType.CLOSE, WSMsgType.CLOSED)
+        await (await open_page(client)).frame(type="reset", start=0)
+
+    visit(world, script, max_upload_mb=0.1, max_sessions=1)
+
+
+def test_a_world_without_starts_continues_an_upload(make_world: Callable[..., Any]) -> None:
+    async def script(page: Page) -> None:
+        assert page.hello["starts"] == 0
+        assert "ships no starts" in await page.error(type="reset", start=0)
+        await page.ask(png((50, 80)))
+        _, frame = await page.frame(type="reset", start="upload")
+        assert np.array_equal(frame, np.full((32, 32, 3), (200, 10, 60)))
+
+    talk(make_world(starts=0), script)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "gif"])
+def test_a_recording_holds_what_was_seen(world: Simulator, suffix: str) -> None:
+    async def script(page: Page) -> None:
+        await page.frame(type="reset", start=0)
+        await page.frame(type="step", action=RIGHT)
+        header, _ = await page.ask(type="record", command="start")
+        assert header == {"type": "recording", "recording": True, "recorded": 1}
+        for action in (RIGHT, 2, 2, RIGHT, 0, RIGHT):
+            header, _ = await page.frame(type="step", action=action)
+        assert (header["recording"], header["recorded"]) == (True, 7)
+        header, last = await page.frame(type="undo", steps=2)
+        assert header["recorded"] == 5
+        header, _ = await page.ask(type="record", command="stop")
+        assert header == {"type": "recording", "recording": False, "recorded": 5}
+        await page.frame(type="step", action=RIGHT)
+        header, video = await page.ask(type="record", command="download", format=suffix)
+        assert header == {"type": "video", "name": f"play.{suffix}", "format": suffix, "frames": 5}
+        with av.open(io.BytesIO(video)) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert len(frames) == 5
+        assert frames[0].shape == (32, 32, 3)
+        assert np.abs(frames[-1].astype(int) - last).mean() < 8
+
+    talk(world, script)
+
+
+def test_undo_to_before_a_recording_restarts_it(world: Simulator) -> None:
+    played = session.Session(world, world.starts)
+    played.reset(0, 0)
+    for _ in range(4):
+        played.step(NOOP)
+    played.start_recording()
+    played.step(NOOP)
+    back = played.undo(4)
+    assert np.array_equal(played.recorded_frames(), back.frame[None])
+
+
+def test_a_recording_is_bounded(world: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "RECORD_BYTES", 3 * 32 * 32 * 3)
+    played = session.Session(world, world.starts)
+    played.reset(0, 0)
+    played.start_recording()
+    for _ in range(5):
+        played.step(NOOP)
+    assert not played.recording and len(played.recorded) == 3
+
+
+def test_the_session_limit_is_said_and_a_closed_page_makes_room(world: Simulator) -> None:
+    async def script(client: TestClient[Any, Any]) -> None:
+        first, _second = await open_page(client), await open_page(client)
+        refused = await open_page(client)
+        assert refused.hello["type"] == "full" and "all 2 places are taken" in refused.hello["message"]
+        assert (await refused.connection.receive()).type is WSMsgType.CLOSE
+        assert refused.connection.close_code == 1013
+        await first.connection.close()
+        await (await open_page(client)).frame(type="reset", start=0)
+
+    visit(world, script, max_sessions=2)
+
+
+def test_sessions_do_not_see_each_other(world: Simulator) -> None:
+    async def script(client: TestClient[Any, Any]) -> None:
+        one, other = await open_page(client), await open_page(client)
+        await asyncio.gather(one.frame(type="reset", start=0), other.frame(type="reset", start=1))
+        for _ in range(3):
+            await asyncio.gather(one.frame(type="step", action=0), other.frame(type="step", action=RIGHT))
+        (_, left), (_, right) = await asyncio.gather(
+            one.frame(type="step", action=0), other.frame(type="step", action=RIGHT)
+        )
+        white = [255, 255, 255]
+        assert left[14, 10].tolist() == white and right[14, 21].tolist() == white
+        assert left[20, 20].tolist() != right[20, 20].tolist()
+
+    visit(world, script)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1"},
+        {"Host": "evil.example", "Origin": "http://evil.example"},
+    ],
+)
+def test_pages_of_other_sites_are_kept_out(world: Simulator, headers: dict[str, str]) -> None:
+    async def script(client: TestClient[Any, Any]) -> None:
+        with pytest.raises(WSServerHandshakeError) as refused:
+            await client.ws_connect("/play", headers=headers)
+        assert refused.value.status == 403
+        assert (await client.get("/", headers=headers)).status == 403
+
+    visit(world, script)
+
+
+def test_its_own_page_is_let_in(world: Simulator) -> None:
+    async def script(client: TestClient[Any, Any]) -> None:
+        for name in ("127.0.0.1", "localhost"):
+            headers = {"Host": f"{name}:{client.port}", "Origin": f"http://{name}:{client.port}"}
+            async with client.ws_connect("/play", headers=headers) as connection:
+                assert (await connection.receive_json())["type"] == "hello"
+
+    visit(world, script)
+
+
+def test_settings_that_make_no_sense_are_refused(world: Simulator) -> None:
+    with pytest.raises(ValueError, match="max_sessions must be at least 1, got 0"):
+        make_app(world, max_sessions=0)
+    with pytest.raises(ValueError, match="max_upload_mb must be positive"):
+        make_app(world, max_upload_mb=0)
+
+
+def test_a_taken_port_is_said_before_the_world_is_loaded(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"cannot listen on 127.0.0.1 port {port}.*--port"):
+            play(tmp_path / "no bundle", port=port)
+    with pytest.raises(ValueError, match="--port"):
+        listen("127.0.0.1", 70_000)
+
+
+def test_play_warms_up_prints_the_address_and_serves(
+    world: Simulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served: dict[str, Any] = {}
+    monkeypatch.setattr(vwm, "load_simulator", lambda bundle, device: world, raising=False)
+    monkeypatch.setattr(server.web, "run_app", lambda app, **settings: served.update(app=app, **settings))
+    monkeypatch.setattr(server.webbrowser, "open", lambda address: served.update(address=address))
+    play(Path("somewhere"), port=0, open_browser=True)
+    said = capsys.readouterr().out
+    assert "warming up: reset" in said and "step 4" in said and "recorded at 20" in said
+    assert served["address"].startswith("http://localhost:") and served["address"] in said
+
+
+def test_the_address_can_be_typed() -> None:
+    assert page_address("0.0.0.0", 80) == "http://localhost:80/"
+    assert page_address("::1", 80) == "http://[::1]:80/"
+    assert page_address("10.0.0.7", 81) == "http://10.0.0.7:81/"
+
+
+def test_worlds_without_starts_and_with_continuous_actions_warm_up(make_world: Callable[..., Any]) -> None:
+    warm_up(make_world("continuous", starts=0), steps=1)

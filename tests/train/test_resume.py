@@ -1,0 +1,293 @@
+"""Exact resume: a run that was killed and started again ends bit-equal to one that was left alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from vwm.data.episode import Episode
+from vwm.data.shards import ShardWriter
+from vwm.tokenizer.space_time import SpaceTimeTokenizer
+
+HELPERS = Path(__file__).parent / "helpers"
+sys.path.insert(0, str(HELPERS))
+
+from fit_runs import Ended, Runs, batches, environment  # noqa: E402
+
+EPOCH = 5
+"""Steps in an epoch of the data below: 21 clips of 4 frames, 4 a batch."""
+STEPS = 13
+
+
+@pytest.fixture(scope="module")
+def runs() -> Iterator[Runs]:
+    runs = Runs()
+    yield runs
+    runs.close()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``train`` and ``val`` shards, a frozen tokenizer, and a config for each family."""
+    place = tmp_path_factory.mktemp("resume")
+    rng = np.random.default_rng(0)
+    for part, lengths in (("train", [[13, 17, 9], [22, 14], [15, 7]]), ("val", [[18, 18]])):
+        for number, shard in enumerate(lengths):
+            with ShardWriter(place / part / f"shard-{number:06d}.tar") as writer:
+                for episode, length in enumerate(shard):
+                    frames = rng.integers(0, 256, (length, 8, 8, 3), dtype=np.uint8)
+                    writer.write(f"{part}-{number}-{episode}", Episode(frames, rng.integers(0, 4, length)))
+    torch.manual_seed(0)
+    SpaceTimeTokenizer((8, 8), 4, [3, 3], width=8, depth=1, heads=1, window=4).save_pretrained(place / "frozen")
+    for name, model in (("tokenizer", tokenizer_model()), ("genie", genie_model(place / "frozen"))):
+        (place / f"{name}.yaml").write_text(yaml.safe_dump(config(place) | {"model": model}))
+    return place
+
+
+def config(place: Path) -> dict[str, Any]:
+    """Everything on that could leave a trace: validation, sample videos, an average, reading processes."""
+    return {
+        "seed_everything": 1,
+        "trainer": {
+            "accelerator": "cpu",
+            "max_steps": STEPS,
+            "gradient_clip_val": 1.0,
+            "val_check_interval": 3,
+            "check_val_every_n_epoch": None,
+            "log_every_n_steps": 1,
+            "num_sanity_val_steps": 0,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "callbacks": [{"class_path": "fit_runs.Die"}, {"class_path": "fit_runs.WriteDown"}],
+        },
+        "checkpoint": {"every": 1},
+        "ema": {"decay": 0.9},
+        "samples": {"every": 4, "clips": 1},
+        "data": {
+            "class_path": "vwm.data.datamodule.VideoData",
+            "init_args": {
+                "path": str(place / "train"),
+                "val_path": str(place / "val"),
+                "clip_length": 4,
+                "batch_size": 4,
+                "workers": 1,
+            },
+        },
+    }
+
+
+SMALL = {"width": 8, "depth": 1, "heads": 1, "window": 4}
+
+
+def tokenizer_model() -> dict[str, Any]:
+    """With a VQ codebook, which draws random numbers and is no parameter."""
+    network = {"image_size": [8, 8], "patch_size": 4, "codebook": 12, "code_width": 4, **SMALL}
+    return {
+        "class_path": "vwm.tokenizer.module.TokenizerModule",
+        "init_args": {
+            "tokenizer": {"class_path": "vwm.tokenizer.space_time.SpaceTimeTokenizer", "init_args": network},
+            "optimizer": {"name": "muon", "lr": 0.005, "warmup": 4, "schedule": "cosine"},
+        },
+    }
+
+
+def genie_model(tokenizer: Path) -> dict[str, Any]:
+    """With FSQ actions; the dynamics draws its masks and its corruption from the global generator."""
+    action = {"image_size": [8, 8], "patch_size": 4, "codebook": [2, 2], **SMALL}
+    dynamics = {"codebook_size": 9, "tokens_per_frame": 4, "num_actions": 4, "corruption": 0.2, **SMALL}
+    return {
+        "class_path": "vwm.genie.module.GenieModule",
+        "init_args": {
+            "tokenizer": str(tokenizer),
+            "latent_action": {"class_path": "vwm.genie.latent_action.LatentActionModel", "init_args": action},
+            "dynamics": {"class_path": "vwm.genie.dynamics.MaskGITDynamics", "init_args": dynamics},
+            "optimizer": {"name": "adamw", "lr": 0.003, "warmup": 4, "schedule": "cosine"},
+            "context_frames": 2,
+            "sampling_steps": 2,
+        },
+    }
+
+
+def fit(runs: Runs, place: Path, family: str, run: str, *more: str, ranks: int = 1, **environment: str) -> Ended:
+    argv = ["fit", "-c", str(place / f"{family}.yaml"), "--run", str(place / run), *more]
+    if ranks > 1:
+        size = 4 // ranks
+        argv += ["--trainer.devices", str(ranks), "--trainer.strategy", "ddp", "--data.init_args.batch_size", str(size)]
+    return runs(argv, place / f"{run}.log", ranks, **environment)
+
+
+def state_of(run: Path) -> dict[str, Any]:
+    """What the run's last checkpoint holds, all of it."""
+    return torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
+
+
+def differences(a: Any, b: Any, where: str = "") -> list[str]:
+    """Where two nested values differ by as much as a bit."""
+    if type(a) is not type(b):
+        return [f"{where}: {a!r} and {b!r}"]
+    if isinstance(a, torch.Tensor):
+        return [] if a.dtype == b.dtype and torch.equal(a, b) else [where]
+    if isinstance(a, dict):
+        if list(a) != list(b):
+            return [f"{where}: keys {list(a)} and {list(b)}"]
+        return [found for key in a for found in differences(a[key], b[key], f"{where}/{key}")]
+    if isinstance(a, list | tuple):
+        if len(a) != len(b):
+            return [f"{where}: {len(a)} and {len(b)} entries"]
+        return [found for i, (x, y) in enumerate(zip(a, b, strict=True)) for found in differences(x, y, f"{where}/{i}")]
+    return [] if a == b else [f"{where}: {a!r} and {b!r}"]
+
+
+@pytest.fixture(scope="module")
+def whole(runs: Runs, place: Path) -> Callable[[str, int], dict[str, Any]]:
+    """The last checkpoint of a run of a family that nobody disturbed, on 1 or 2 ranks; made once."""
+    made: dict[tuple[str, int], dict[str, Any]] = {}
+
+    def state(family: str, ranks: int) -> dict[str, Any]:
+        if (family, ranks) not in made:
+            run = f"{family}-whole-{ranks}"
+            ended = fit(runs, place, family, run, ranks=ranks)
+            assert ended.codes == [0] * ranks, ended.output
+            made[family, ranks] = state_of(place / run)
+            assert made[family, ranks]["global_step"] == STEPS
+        return made[family, ranks]
+
+    return state
+
+
+Whole = Callable[[str, int], dict[str, Any]]
+
+
+@pytest.mark.parametrize(
+    ("family", "every", "deaths"),
+    [
+        # In an epoch, after the last batch of an epoch, in a later epoch: each with a checkpoint of that very step.
+        ("tokenizer", 1, (2, EPOCH, EPOCH + 3)),
+        # Before the first checkpoint; then with steps that are lost and made again, from an epoch's end both times.
+        ("genie", EPOCH, (EPOCH - 1, EPOCH + 2, 2 * EPOCH + 1)),
+    ],
+)
+def test_killed_runs_end_bit_equal(
+    runs: Runs, place: Path, whole: Whole, family: str, every: int, deaths: tuple[int, ...]
+) -> None:
+    run = f"{family}-killed"
+    for at in deaths:
+        ended = fit(runs, place, family, run, "--checkpoint.every", str(every), DIE_AT=str(at))
+        assert ended.codes == [-9], ended.output
+    ended = fit(runs, place, family, run, "--checkpoint.every", str(every))
+    assert ended.codes == [0], ended.output
+    assert not differences(whole(family, 1), state_of(place / run))
+    assert batches(place / run) == batches(place / f"{family}-whole-1")
+
+
+@pytest.mark.parametrize("family", ["tokenizer", "genie"])
+def test_watching_leaves_no_trace(runs: Runs, place: Path, whole: Whole, family: str) -> None:
+    """Validation, sample videos, checkpoints and reading processes change nothing in what is trained."""
+    blind = ["--trainer.limit_val_batches", "0", "--samples.every", "0", "--checkpoint.every", "100"]
+    ended = fit(runs, place, family, f"{family}-blind", *blind, "--data.init_args.workers", "0")
+    assert ended.codes == [0], ended.output
+    with_all, without = whole(family, 1), state_of(place / f"{family}-blind")
+    assert (place / f"{family}-whole-1" / "samples" / "step-0000012.mp4").is_file()
+    assert not (place / f"{family}-blind" / "samples").exists()
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "generators", "callbacks"):
+        assert not differences(with_all[key], without[key])
+
+
+def test_nothing_is_said_that_nobody_can_act_on(runs: Runs, place: Path, whole: Whole) -> None:
+    for family in ("tokenizer", "genie"):
+        whole(family, 1)
+        output = (place / f"{family}-whole-1.log").read_text()
+        assert not [word for word in ("Warning", "warning", "deprecated", "weights_only", "Tip") if word in output]
+
+
+@pytest.mark.parametrize(("family", "rank", "at"), [("tokenizer", 1, 3), ("genie", 0, EPOCH)])
+def test_a_killed_rank_takes_the_run_down_and_it_goes_on(
+    runs: Runs, place: Path, whole: Whole, family: str, rank: int, at: int
+) -> None:
+    run = f"{family}-rank-killed"
+    ended = fit(runs, place, family, run, ranks=2, DIE_AT=str(at), DIE_RANK=str(rank))
+    assert ended.codes[rank] == -9 and 0 not in ended.codes, ended.output
+    ended = fit(runs, place, family, run, ranks=2)
+    assert ended.codes == [0, 0], ended.output
+    assert not differences(whole(family, 2), state_of(place / run))
+    assert batches(place / run, ranks=2) == batches(place / f"{family}-whole-2", ranks=2)
+
+
+def test_the_global_batches_do_not_depend_on_the_ranks(runs: Runs, place: Path, whole: Whole) -> None:
+    whole("tokenizer", 1), whole("tokenizer", 2)
+    one = batches(place / "tokenizer-whole-1")
+    assert sorted(one) == list(range(1, STEPS + 1)) and {len(clips) for clips in one.values()} == {4}
+    assert len({clip for step in range(1, EPOCH + 1) for clip in one[step]}) == 4 * EPOCH
+    assert batches(place / "tokenizer-whole-2", ranks=2) == one
+    # Also of a run that goes on with another number of ranks, in the middle of an epoch.
+    ended = fit(runs, place, "tokenizer", "moved", DIE_AT=str(EPOCH + 2))
+    assert ended.codes == [-9], ended.output
+    (place / "moved" / "batches-0.jsonl").unlink()
+    ended = fit(runs, place, "tokenizer", "moved", ranks=2)
+    assert ended.codes == [0, 0], ended.output
+    assert batches(place / "moved", ranks=2) == {step: one[step] for step in range(EPOCH + 3, STEPS + 1)}
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_sigterm_saves_and_the_run_goes_on(runs: Runs, place: Path, whole: Whole, ranks: int) -> None:
+    """The signal goes to one rank and its reading processes, as a scheduler sends it; all ranks stop at one step."""
+    run, rare = f"asked-{ranks}", ["--checkpoint.every", "100"]
+    ended = fit(runs, place, "genie", run, *rare, ranks=ranks, DIE_AT="6", DIE_BY="TERM", DIE_RANK=str(ranks - 1))
+    assert ended.codes == [143] * ranks, ended.output
+    assert state_of(place / run)["global_step"] == 7
+    ended = fit(runs, place, "genie", run, *rare, ranks=ranks)
+    assert ended.codes == [0] * ranks, ended.output
+    assert not differences(whole("genie", ranks), state_of(place / run))
+
+
+def command(name: str) -> str:
+    return str(Path(sys.executable).with_name(name))
+
+
+def test_vwm_fit_starts_its_ranks_itself(place: Path, whole: Whole) -> None:
+    argv = ["-c", str(place / "tokenizer.yaml"), "--run", str(place / "typed"), "--data.init_args.batch_size", "2"]
+    argv += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    subprocess.run([command("vwm"), "fit", *argv], env=environment(), check=True, capture_output=True)
+    assert not differences(whole("tokenizer", 2), state_of(place / "typed"))
+
+
+def test_torchrun_restarts_a_run(place: Path, whole: Whole) -> None:
+    argv = ["-c", str(place / "tokenizer.yaml"), "--run", str(place / "torchrun"), "--data.init_args.batch_size", "2"]
+    argv += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    launch = ["--standalone", "--nproc_per_node", "2", "--max_restarts", "1", "-m", "vwm.train.cli", "fit"]
+    more = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "DIE_AT": str(EPOCH + 2), "DIE_RANK": "1"}
+    subprocess.run([command("torchrun"), *launch, *argv], env=environment() | more, check=True, capture_output=True)
+    assert not differences(whole("tokenizer", 2), state_of(place / "torchrun"))
+    assert len((place / "torchrun" / "batches-1.jsonl").read_text().splitlines()) == STEPS
+
+
+def test_other_data_are_refused(runs: Runs, place: Path, whole: Whole) -> None:
+    whole("tokenizer", 1)
+    ended = fit(runs, place, "tokenizer", "tokenizer-whole-1", "--data.init_args.batch_size", "2")
+    assert ended.codes == [1]
+    assert "vwm fit: cannot resume in the same order: batch size x ranks differ" in ended.output
+    assert "Traceback" not in ended.output
+
+
+def test_a_wrong_key_is_named(runs: Runs, place: Path) -> None:
+    text = (place / "tokenizer.yaml").read_text()
+    (place / "typo.yaml").write_text(text.replace("patch_size", "patchsize"))
+    ended = fit(runs, place, "typo", "typo")
+    assert ended.codes == [2] and "patchsize" in ended.output and "Traceback" not in ended.output
+    ended = fit(runs, place, "tokenizer", "typo", "--trainer.max_stepz", "3")
+    assert ended.codes == [2] and "max_stepz" in ended.output and "Traceback" not in ended.output
+
+
+def test_missing_data_are_one_line(runs: Runs, place: Path) -> None:
+    ended = fit(runs, place, "tokenizer", "nowhere", "--data.init_args.path", str(place / "no_such_folder"))
+    assert ended.codes == [1] and "Traceback" not in ended.output
+    line = next(line for line in ended.output.splitlines() if "no_such_folder" in line)
+    assert line.startswith("vwm fit: no shards at")
