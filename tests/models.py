@@ -36,3 +36,22 @@ def latent_action(**changes) -> LatentActionModel:
     torch.manual_seed(2)
     settings = {"image_size": (16, 16), "patch_size": 8, "codebook": [2, 2], "width": 16, "depth": 2, "heads": 2}
     return randomize(LatentActionModel(**{**settings, "window": 4, **changes}))
+
+
+def genie(labelled: bool = False, codebook: int | list[int] = [4, 3, 3]):  # noqa: B006
+    """A whole Genie world of 16x16 pixels, with starting contexts."""
+    from vwm.genie.dynamics import Sampling
+    from vwm.simulator.genie import GenieSimulator
+    from vwm.simulator.interface import ActionSpace
+
+    starts = torch.randint(0, 256, (3, 2, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
+    return GenieSimulator(
+        tokenizer(codebook),
+        dynamics(),
+        None if labelled else latent_action(),
+        ActionSpace("discrete", 4, ("LEFT", "RIGHT", "UP", "noop"), latent=not labelled),
+        sampling=Sampling(steps=3),
+        context_frames=2,
+        title="noise",
+        starts=starts,
+    )

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import webdataset
+import webdataset  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -112,12 +112,12 @@ def _print_play_settings(simulator: GenieSimulator, batch: int) -> None:
     print(f"world              {simulator.title}; parameters: {sizes}")
     print(
         f"settings           {simulator.image_size[0]}x{simulator.image_size[1]} pixels, {dynamics.tokens_per_frame} "
-        f"tokens a frame, {dynamics.codebook_size} codes, windows of {dynamics.transformer.window} frames (dynamics) and "
-        f"{tokenizer.decoder.window} (decoder), {simulator.sampling.steps} MaskGIT steps, batch {batch}"
+        f"tokens a frame, {dynamics.codebook_size} codes, windows of {dynamics.transformer.window} frames (dynamics) "
+        f"and {tokenizer.decoder.window} (decoder), {simulator.sampling.steps} MaskGIT steps, batch {batch}"
     )
     print(
-        f"machine            {simulator.device}, {next(dynamics.parameters()).dtype}, {torch.get_num_threads()} threads "
-        f"of {os.cpu_count()} cores, torch {torch.__version__}"
+        f"machine            {simulator.device}, {next(dynamics.parameters()).dtype}, {torch.get_num_threads()} "
+        f"threads of {os.cpu_count()} cores, torch {torch.__version__}"
     )
 
 
@@ -149,8 +149,9 @@ def _warmed_up(simulator: GenieSimulator, batch: int) -> tuple[GenieState, Past]
 
 @torch.inference_mode()
 def _agreement(simulator: GenieSimulator, past: Past) -> str:
-    """The two ways on the same frames, as many as a window holds: beyond it, recomputing forgets what a cache of
-    several blocks still knows, which is the sliding window's rule and not an error.
+    """The two ways on the same frames, as many as a window holds.
+
+    Beyond it, recomputing forgets what a cache of several blocks still knows; that is the sliding window's rule.
 
     Raises:
         RuntimeError: they differ by more than rounding.
@@ -283,8 +284,8 @@ def _print_data_settings(folder: Path, clip_length: int, batch_size: int, worker
     kinds = sorted({m for e in episodes for m in e.members})
     print(
         f"{len(indices)} shards, {len(episodes)} episodes of {np.mean([e.frames for e in episodes]):.0f} frames on "
-        f"average, {episodes[0].height}x{episodes[0].width} pixels ({', '.join(kinds)}); clips of {clip_length} frames, "
-        f"batches of {batch_size}, {workers} workers, {batches} batches a repeat, {os.cpu_count()} cores"
+        f"average, {episodes[0].height}x{episodes[0].width} pixels ({', '.join(kinds)}); clips of {clip_length} "
+        f"frames, batches of {batch_size}, {workers} workers, {batches} batches a repeat, {os.cpu_count()} cores"
     )
 
 
@@ -352,8 +353,8 @@ def _time_resume(folder: Path, kind: str, clip_length: int, batch_size: int, wor
             loader.load_state_dict(state)
             next(iter(loader))
     return (
-        f"resume at batch {at:,}, {kind:4}: {np.median(seconds):.3f} s to the first batch (epoch {at // len(loader)} of "
-        f"{len(loader)} batches); replaying that many in the plain pipeline, extrapolated: {at * batch_size / plain:.0f} s"
+        f"resume at batch {at:,}, {kind:4}: {np.median(seconds):.3f} s to the first batch (epoch {at // len(loader)} "
+        f"of {len(loader)} batches); replay in the plain pipeline, extrapolated: {at * batch_size / plain:.0f} s"
     )
 
 

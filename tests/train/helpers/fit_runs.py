@@ -129,7 +129,7 @@ else:
                 return
             if os.environ.get("DIE_BY") == "TERM":
                 # From another process, to everyone of the group: what a scheduler does.
-                subprocess.run(["kill", "-TERM", f"-{os.getpgrp()}"], check=False)
+                subprocess.run(["kill", "-TERM", "--", f"-{os.getpgrp()}"], check=False)
             else:
                 os.kill(os.getpid(), signal.SIGKILL)
 

@@ -1,0 +1,118 @@
+"""Contract 5: saved = loaded, and nothing but a whole bundle of ours is loaded."""
+
+import json
+import pickle
+import shutil
+
+import pytest
+import torch
+from models import genie
+from safetensors.torch import load_file, save_file
+
+import vwm
+from vwm.simulator.bundle import BundleError, save_simulator
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundles") / "world"
+    save_simulator(genie(), folder)
+    return folder
+
+
+@pytest.fixture
+def bundle(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "world")
+
+
+def edit(bundle, change) -> None:
+    index = json.loads((bundle / "model_index.json").read_text())
+    change(index)
+    (bundle / "model_index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("kind", [{}, {"labelled": True}, {"codebook": 36}], ids=["latent", "labelled", "vq"])
+def test_saved_is_loaded(kind, tmp_path):
+    world = genie(**kind)
+    save_simulator(world, tmp_path / "world")
+    again = vwm.load_simulator(tmp_path / "world", device="cpu")
+    assert torch.equal(again.starts, world.starts) and again.actions == world.actions
+    assert (again.sampling, again.fps, again.title) == (world.sampling, world.fps, world.title)
+    a, b = world.reset(world.starts, seed=3)[0], again.reset(again.starts, seed=3)[0]
+    for i in range(5):
+        a, one = world.step(a, torch.tensor([0, 1, i % 4]))
+        b, two = again.step(b, torch.tensor([0, 1, i % 4]))
+        assert torch.equal(one.frame, two.frame)
+
+
+def test_saving_again_replaces_the_bundle_and_nothing_else(bundle, tmp_path):
+    save_simulator(genie(labelled=True), bundle)
+    assert vwm.load_simulator(bundle, "cpu").latent_action is None and not (bundle / "latent_action").exists()
+    other = tmp_path / "papers"
+    other.mkdir()
+    (other / "thesis.txt").write_text("years of work")
+    with pytest.raises(BundleError, match="is no bundle"):
+        save_simulator(genie(), other)
+    assert (other / "thesis.txt").read_text() == "years of work"
+
+
+def test_missing_and_foreign_bundles_are_refused(bundle, tmp_path):
+    with pytest.raises(BundleError, match="vwm export RUN"):
+        vwm.load_simulator(tmp_path / "nothing")
+    edit(bundle, lambda index: index.update(_class_name="StableDiffusionPipeline"))
+    with pytest.raises(BundleError, match="StableDiffusionPipeline"):
+        vwm.load_simulator(bundle)
+    (bundle / "model_index.json").write_text("{")
+    with pytest.raises(BundleError, match="not JSON"):
+        vwm.load_simulator(bundle)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (["os", "system"], "may only name vwm's classes"),
+        (["vwm.nn.quantize", "Quantizer"], "which is no network"),
+        (["vwm.nowhere", "Anything"], "which vwm does not have"),
+        ("tokenizer", r"must be \[module, class\]"),
+        ([None, None], "part 'tokenizer' is missing"),
+    ],
+)
+def test_a_bundle_can_only_name_networks_of_this_package(bundle, spec, message):
+    edit(bundle, lambda index: index.update(tokenizer=spec))
+    with pytest.raises(BundleError, match=message):
+        vwm.load_simulator(bundle)
+
+
+def test_nothing_is_unpickled(bundle):
+    class Trap:
+        def __reduce__(self):
+            return (pytest.fail, ("the bundle ran code",))
+
+    (bundle / "dynamics" / WEIGHTS).unlink()
+    (bundle / "dynamics" / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(BundleError, match="dynamics: cannot be loaded"):
+        vwm.load_simulator(bundle)
+
+
+def test_every_key_must_be_there_and_fit(bundle):
+    file = bundle / "dynamics" / WEIGHTS
+    whole = load_file(file)
+    for change, message in (
+        ({k: v for k, v in whole.items() if k != "head.bias"}, "head.bias"),
+        ({**whole, "stranger": torch.zeros(1)}, "stranger"),
+        ({**whole, "head.bias": torch.zeros(7)}, "dynamics: "),
+    ):
+        save_file(change, file, metadata={"format": "pt"})
+        with pytest.raises(BundleError, match=message):
+            vwm.load_simulator(bundle)
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(BundleError, match="dynamics: cannot be loaded"):
+        vwm.load_simulator(bundle)
+
+
+def test_settings_that_do_not_fit_are_named(bundle):
+    edit(bundle, lambda index: index["settings"]["actions"].update(size=9))
+    with pytest.raises(BundleError, match="9 actions named, but dynamics.num_actions=4"):
+        vwm.load_simulator(bundle)

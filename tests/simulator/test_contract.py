@@ -1,0 +1,116 @@
+"""Contract 4, for every simulator: add yours to the list."""
+
+import pytest
+import torch
+from models import genie
+
+from vwm.nn.state import apply, batch_size, concatenate, select
+from vwm.nn.random import world_seeds
+
+SIMULATORS = {
+    "genie-latent": lambda: genie(),
+    "genie-labelled": lambda: genie(labelled=True),
+    "genie-vq": lambda: genie(codebook=36),
+}
+
+
+@pytest.fixture(params=list(SIMULATORS))
+def world(request):
+    return SIMULATORS[request.param]()
+
+
+def contexts(world, batch: int = 3, frames: int = 4) -> torch.Tensor:
+    height, width = world.image_size
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (batch, frames, height, width, 3), dtype=torch.uint8, generator=generator)
+
+
+def actions(world, batch: int, step: int) -> torch.Tensor:
+    return (torch.arange(batch) + step) % world.actions.size
+
+
+def roll(world, state, steps: int, decode: bool = True, batch: int = 3):
+    frames = []
+    for i in range(steps):
+        state, out = world.step(state, actions(world, batch, i), decode)
+        frames.append(out)
+    return state, frames
+
+
+def test_shapes_and_types(world):
+    state, frame = world.reset(contexts(world), seed=1)
+    assert frame.shape == (3, *world.image_size, 3) and frame.dtype == torch.uint8 and batch_size(state) == 3
+    state, out = world.step(state, actions(world, 3, 0))
+    assert out.frame.shape == frame.shape and out.frame.dtype == torch.uint8
+    assert out.reward.shape == (3,) and out.terminated.dtype == torch.bool
+    assert len(world.actions.names) == world.actions.size
+
+
+def test_equal_state_and_actions_give_equal_frames_and_a_branch_leaves_no_trace(world):
+    state, _ = world.reset(contexts(world), seed=1)
+    state, _ = roll(world, state, 2)
+    kept = apply(torch.clone, state)
+    _, first = roll(world, state, 6)  # beyond the window of 4
+    world.step(state, actions(world, 3, 3))  # a branch
+    _, second = roll(world, kept, 6)
+    assert all(torch.equal(a.frame, b.frame) for a, b in zip(first, second, strict=True))
+
+
+def test_other_seeds_and_other_actions_give_other_frames(world):
+    context = contexts(world)
+    _, one = roll(world, world.reset(context, seed=1)[0], 3)
+    _, two = roll(world, world.reset(context, seed=2)[0], 3)
+    assert not torch.equal(one[-1].frame, two[-1].frame)
+    state, _ = world.reset(context, seed=1)
+    _, left = world.step(state, torch.zeros(3, dtype=torch.int64))
+    _, right = world.step(state, torch.ones(3, dtype=torch.int64))
+    assert not torch.equal(left.latent, right.latent)
+
+
+def test_a_batch_of_worlds_steps_as_each_would_alone(world):
+    context, seeds = contexts(world), world_seeds(7, 3)
+    _, together = roll(world, world.reset(context, seeds)[0], 6)
+    state, _ = world.reset(context[1:2], seeds[1:2])
+    for i in range(6):
+        state, out = world.step(state, actions(world, 3, i)[1:2])
+        assert torch.equal(out.latent, together[i].latent[1:2])
+        assert (out.frame.int() - together[i].frame[1:2].int()).abs().max() <= 1  # float32 rounding at a half
+
+
+def test_skipping_the_pixels_changes_no_later_frame(world):
+    state, _ = world.reset(contexts(world), seed=1)
+    blind, outs = roll(world, state, 5, decode=False)
+    assert all(out.frame is None for out in outs)
+    seeing, shown = roll(world, state, 5)
+    _, a = world.step(blind, actions(world, 3, 5))
+    _, b = world.step(seeing, actions(world, 3, 5))
+    assert torch.equal(a.frame, b.frame) and torch.equal(outs[-1].latent, shown[-1].latent)
+
+
+def test_worlds_of_different_age_step_in_one_batch(world):
+    old, _ = world.reset(contexts(world, 1), seed=1)
+    old, _ = roll(world, old, 5, batch=1)
+    young, _ = world.reset(contexts(world, 1), seed=2)
+    _, alone = world.step(young, actions(world, 1, 0))
+    _, both = world.step(concatenate([old, young]), torch.zeros(2, dtype=torch.int64))
+    assert torch.equal(both.latent[1:], alone.latent)
+    _, copies = world.step(select(young, torch.zeros(4, dtype=torch.int64)), torch.zeros(4, dtype=torch.int64))
+    assert all(torch.equal(copies.latent[i], alone.latent[0]) for i in range(4))
+
+
+def test_wrong_input_is_named(world):
+    with pytest.raises(ValueError, match=r"uint8 \[b, t, 16, 16, 3\], got torch.float32"):
+        world.reset(contexts(world).float())
+    with pytest.raises(ValueError, match="at least one frame"):
+        world.reset(contexts(world)[:, :0])
+    state, _ = world.reset(contexts(world))
+    for action, message in (
+        (torch.zeros(2, dtype=torch.int64), r"integers \[3\]"),
+        (torch.zeros(3), r"integers \[3\]"),
+        (torch.full((3,), 4), r"0\.\.3, got 4\.\.4"),
+        (torch.full((3,), -1), r"0\.\.3, got -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            world.step(state, action)
+    with pytest.raises(ValueError, match="context_actions must be"):
+        world.reset(contexts(world), context_actions=torch.zeros(3, 4, dtype=torch.int64))
