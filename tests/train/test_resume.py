@@ -48,7 +48,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     SpaceTimeTokenizer((8, 8), 4, [3, 3], width=8, depth=1, heads=1, window=4).save_pretrained(place / "frozen")
     for name, model in (("tokenizer", tokenizer_model()), ("genie", genie_model(place / "frozen"))):
-        (place / f"{name}.yaml").write_text(yaml.safe_dump(config(place) | {"model": model}))
+        (place / f"{name}.yaml").write_text(yaml.safe_dump(config(place) | {"model": model, "checkpoint": CHECKPOINT[name]}))
     return place
 
 
@@ -68,7 +68,6 @@ def config(place: Path) -> dict[str, Any]:
             "enable_model_summary": False,
             "callbacks": [{"class_path": "fit_runs.Die"}, {"class_path": "fit_runs.WriteDown"}],
         },
-        "checkpoint": {"every": 1},
         "ema": {"decay": 0.9},
         "samples": {"every": 4, "clips": 1},
         "data": {
@@ -84,6 +83,7 @@ def config(place: Path) -> dict[str, Any]:
     }
 
 
+CHECKPOINT = {"tokenizer": {"every": 1}, "genie": {"every": EPOCH}}
 SMALL = {"width": 8, "depth": 1, "heads": 1, "window": 4}
 
 
@@ -167,22 +167,22 @@ Whole = Callable[[str, int], dict[str, Any]]
 
 
 @pytest.mark.parametrize(
-    ("family", "every", "deaths"),
+    ("family", "deaths"),
     [
         # In an epoch, after the last batch of an epoch, in a later epoch: each with a checkpoint of that very step.
-        ("tokenizer", 1, (2, EPOCH, EPOCH + 3)),
+        ("tokenizer", (2, EPOCH, EPOCH + 3)),
         # Before the first checkpoint; then with steps that are lost and made again, from an epoch's end both times.
-        ("genie", EPOCH, (EPOCH - 1, EPOCH + 2, 2 * EPOCH + 1)),
+        ("genie", (EPOCH - 1, EPOCH + 2, 2 * EPOCH + 1)),
     ],
 )
 def test_killed_runs_end_bit_equal(
-    runs: Runs, place: Path, whole: Whole, family: str, every: int, deaths: tuple[int, ...]
+    runs: Runs, place: Path, whole: Whole, family: str, deaths: tuple[int, ...]
 ) -> None:
     run = f"{family}-killed"
     for at in deaths:
-        ended = fit(runs, place, family, run, "--checkpoint.every", str(every), DIE_AT=str(at))
+        ended = fit(runs, place, family, run, DIE_AT=str(at))
         assert ended.codes == [-9], ended.output
-    ended = fit(runs, place, family, run, "--checkpoint.every", str(every))
+    ended = fit(runs, place, family, run)
     assert ended.codes == [0], ended.output
     assert not differences(whole(family, 1), state_of(place / run))
     assert batches(place / run) == batches(place / f"{family}-whole-1")
@@ -262,7 +262,8 @@ def test_vwm_fit_starts_its_ranks_itself(place: Path, whole: Whole) -> None:
 def test_torchrun_restarts_a_run(place: Path, whole: Whole) -> None:
     argv = ["-c", str(place / "tokenizer.yaml"), "--run", str(place / "torchrun"), "--data.init_args.batch_size", "2"]
     argv += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    launch = ["--standalone", "--nproc_per_node", "2", "--max_restarts", "1", "-m", "vwm.train.cli", "fit"]
+    launch = ["--standalone", "--nproc_per_node", "2", "--max_restarts", "1"]
+    launch += ["-m", "--", "vwm.train.cli", "fit"]  # without the --, torchrun takes --run for its own --run_path
     more = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "DIE_AT": str(EPOCH + 2), "DIE_RANK": "1"}
     subprocess.run([command("torchrun"), *launch, *argv], env=environment() | more, check=True, capture_output=True)
     assert not differences(whole("tokenizer", 2), state_of(place / "torchrun"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -56,6 +57,7 @@ class ClipLoader:
             batch_sampler=_Batches(self, epoch, start),
             num_workers=self.workers,
             collate_fn=collate,
+            worker_init_fn=_outlive_one_sigterm,
             pin_memory=torch.cuda.is_available(),
             timeout=self.timeout if self.workers else 0,
             # A generator of its own: torch's would draw from the global one, and a resumed run would differ.
@@ -88,6 +90,11 @@ class ClipLoader:
                     f"Give the run the data and batch size it had, or start a new run from its weights."
                 )
         self.given = state["global_batches"]
+
+
+def _outlive_one_sigterm(worker: int) -> None:
+    """Schedulers send SIGTERM to every process of a job: the reading ones must go on until the run has been saved."""
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
 
 
 class _Batches(Sequence[list[tuple[int, int]]]):

@@ -122,7 +122,7 @@ class SimulatorEnv(gymnasium.Env[Frames, Any]):
         truncated = self._steps == self.max_episode_steps
         return self._frame.copy(), float(shown.reward[0]), bool(shown.terminated[0]), truncated, {}
 
-    def render(self) -> Frames | None:  # type: ignore[override]
+    def render(self) -> Frames | None:
         """The current frame, uint8 [h, w, 3]; None without a render mode."""
         if self.render_mode is None:
             return None
@@ -183,7 +183,7 @@ class SimulatorVectorEnv(VectorEnv[Frames, Any, NDArray[Any]]):
         """The seed of each world's generator."""
         return tuple(self._seeds)
 
-    def reset(  # type: ignore[override]
+    def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Frames, dict[str, Any]]:
         """Begin all worlds, or with ``options["reset_mask"]`` (bool [num_envs]) some of them.

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import webdataset  # type: ignore[import-untyped]
+import webdataset
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -310,7 +310,7 @@ def _plain_batches(folder: Path, clip_length: int, batch_size: int, workers: int
 
 def _plain_clip(sample: dict[str, Any], clip_length: int) -> tuple[NDArray[Any], ...] | None:
     """A random clip of a sample: its frames, and its actions where there are some."""
-    import decord  # type: ignore[import-untyped]
+    import decord
 
     video = next(sample[extension] for extension in VIDEO_EXTENSIONS if extension in sample)
     reader = decord.VideoReader(io.BytesIO(video), num_threads=1)

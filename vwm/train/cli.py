@@ -124,7 +124,7 @@ def run(name: str, argv: list[str]) -> None:
     short = next((a for a in parser._actions if a.dest == "out" and "--out" in a.option_strings), None)
     if short is not None:
         parser._option_string_actions["-o"] = short
-    arguments = parser.instantiate_classes(parser.parse_args(argv))
+    arguments = parser.instantiate(parser.parse_args(argv))
     function(**vars(arguments))
 
 

@@ -1,0 +1,180 @@
+"""The way of a user through the commands, with a folder of videos as strangers have them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from vwm.train.cli import COMMANDS, main
+
+REPOSITORY = Path(__file__).parents[2]
+TINY = ["--threads", "1", "--trainer.precision", "32-true", "--trainer.val_check_interval", "2", "--ema.decay", "0.9"]
+SMALL_DATA = ["--data.init_args.workers", "0", "--data.init_args.batch_size", "2", "--data.init_args.val_fraction", "0.2"]
+NETWORK = "--model.init_args.tokenizer.init_args"
+
+
+def write_clip(path: Path, frames: int, height: int, width: int, uneven: bool = False) -> None:
+    """A square that moves over noise; with uneven time stamps where asked for."""
+    rng = np.random.default_rng(len(path.name))
+    background = rng.integers(0, 80, (height, width, 3), dtype=np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264" if path.suffix == ".mp4" else "libvpx", rate=20)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p" if width % 2 == 0 else "yuv444p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        time = 0
+        for i in range(frames):
+            image = background.copy()
+            image[10:20, (3 * i) % (width - 10) : (3 * i) % (width - 10) + 10] = 255
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            time += 50 if not uneven or i % 3 else 130
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Good clips in odd sizes and rates, one truncated, one not a video, one without frames."""
+    folder = tmp_path_factory.mktemp("videos")
+    for i in range(6):
+        write_clip(folder / f"clip.{i}.mp4", 40, 48 + 2 * i, 64)
+    write_clip(folder / "odd.mp4", 30, 51, 67)
+    write_clip(folder / "uneven.mp4", 40, 48, 64, uneven=True)
+    write_clip(folder / "whole.mp4", 60, 48, 64)
+    (folder / "truncated.mp4").write_bytes((folder / "whole.mp4").read_bytes()[:1500])
+    (folder / "not a video.mp4").write_text("this is a shopping list")
+    (folder / "no frames.mp4").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(folder, tmp_path_factory):
+    """ingest → fit → export → encode → fit → export, as typed; everything later looks at what it left."""
+    out = tmp_path_factory.mktemp("made")
+    data, tokens = str(out / "data"), str(out / "tokens")
+    main(["ingest", str(folder), data, "--size", "32", "--fps", "10", "--workers", "0", "--shard_videos", "3"])
+    main(
+        ["fit", "-c", str(REPOSITORY / "configs/tokenizer/coinrun_small.yaml"), "--run", str(out / "tokenizer")]
+        + [f"{NETWORK}.image_size", "[32,32]", f"{NETWORK}.width", "32", f"{NETWORK}.depth", "1"]
+        + [f"{NETWORK}.codebook", "[4,3,3]", "--trainer.max_steps", "4", "--samples.every", "2", "--checkpoint.every", "2"]
+        + ["--data.init_args.path", data, *SMALL_DATA, *TINY]
+    )
+    main(["export", str(out / "tokenizer"), "-o", str(out / "tokenizer_bundle")])
+    main(["encode", data, "--tokenizer", str(out / "tokenizer_bundle"), "--out", tokens])
+    lam, dynamics = "--model.init_args.latent_action.init_args", "--model.init_args.dynamics.init_args"
+    main(
+        ["fit", "-c", str(REPOSITORY / "configs/genie/coinrun_small.yaml"), "--run", str(out / "genie")]
+        + ["--model.init_args.tokenizer", str(out / "tokenizer_bundle")]
+        + [f"{lam}.image_size", "[32,32]", f"{lam}.width", "32", f"{lam}.depth", "1", f"{dynamics}.width", "24"]
+        + [f"{dynamics}.depth", "1", f"{dynamics}.codebook_size", "36", f"{dynamics}.tokens_per_frame", "16"]
+        + ["--trainer.max_steps", "4", "--samples.every", "2", "--data.init_args.fields", "[frames,latents]"]
+        + ["--data.init_args.path", tokens, *SMALL_DATA, *TINY]
+    )
+    main(["export", str(out / "genie"), "-o", str(out / "bundle"), "--starts", "3", "--steps", "2"])
+    return out
+
+
+def test_every_broken_video_is_named_and_the_rest_goes_in(folder, tmp_path, capsys):
+    main(["ingest", str(folder), str(tmp_path / "data"), "--size", "32", "--workers", "0"])
+    said = capsys.readouterr().out
+    assert "not a video.mp4" in said and "no frames.mp4" in said and "truncated.mp4" in said
+    main(["data", "inspect", str(tmp_path / "data"), "--sheet", str(tmp_path / "sheet.png")])
+    assert (tmp_path / "sheet.png").stat().st_size > 1000 and "32x32" in capsys.readouterr().out.replace(" ", "")
+
+
+def test_a_run_leaves_what_one_looks_for(made):
+    run = made / "genie"
+    assert {"config.yaml", "checkpoints", "logs", "samples"} <= {p.name for p in run.iterdir()}
+    assert {p.suffix for p in (run / "samples").iterdir()} == {".mp4", ".png"}
+    assert "train/lam_loss" in (run / "logs" / "version_0" / "metrics.csv").read_text()
+
+
+def test_encoded_shards_hold_the_tokens_of_the_tokenizer(made):
+    import torch
+
+    from vwm.data.datamodule import open_clips
+    from vwm.nn.patches import to_float
+    from vwm.tokenizer.load import load_tokenizer
+
+    clip = open_clips(str(made / "tokens"), 30, fields=("frames", "latents"), shuffle=False)[0, 0]
+    tokens = load_tokenizer(made / "tokenizer_bundle").encode(to_float(torch.from_numpy(clip["frames"].copy())[None]))
+    assert np.array_equal(tokens[0].numpy(), clip["latents"])
+
+
+def test_eval_writes_a_report(made):
+    main(
+        ["eval", str(made / "bundle"), str(made / "data"), "--out", str(made / "report")]
+        + ["--clips", "4", "--horizon", "4", "--batch_size", "2", "--videos", "1"]
+    )
+    report = json.loads((made / "report" / "report.json").read_text())
+    assert len(report["rollout"]["psnr"]) == len(report["rollout"]["psnr_copy_last"]) == 4
+    for part, key in (
+        ("tokenizer", "psnr"),
+        ("tokenizer", "ssim"),
+        ("control", "delta_psnr"),
+        ("control", "shuffle_ratio"),
+        ("codebook", "perplexity"),
+        ("play", "step_ms"),
+    ):
+        assert report[part][key] is not None
+
+
+def test_the_bundle_is_a_world(made):
+    import torch
+
+    import vwm
+
+    world = vwm.load_simulator(made / "bundle", device="cpu")
+    assert world.actions.latent and world.fps == 10 and world.starts.shape == (3, 4, 32, 32, 3)
+    state, _ = world.reset(world.starts, seed=0)
+    _, out = world.step(state, torch.tensor([0, 1, 7]))
+    assert out.frame.shape == (3, 32, 32, 3)
+
+
+def test_an_interrupted_command_is_given_again(made, folder, capsys):
+    main(["ingest", str(folder), str(made / "data"), "--size", "32", "--fps", "10", "--workers", "0", "--shard_videos", "3"])
+    before = sorted((p.name, p.stat().st_mtime_ns) for p in (made / "tokens").glob("*.tar"))
+    main(["encode", str(made / "data"), "--tokenizer", str(made / "tokenizer_bundle"), "--out", str(made / "tokens")])
+    assert before == sorted((p.name, p.stat().st_mtime_ns) for p in (made / "tokens").glob("*.tar"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["export", "nowhere"], "is no finished run"),
+        (["play", "nowhere"], "is no bundle"),
+        (["eval", "nowhere", "nothing"], "is no bundle"),
+        (["data", "inspect", "nowhere"], "vwm record"),
+        (["encode", "nowhere", "--tokenizer", "nothing"], "no tokenizer at nothing"),
+        (["ingest", "nowhere", "out"], "nowhere"),
+        (["record", "procgen:nogame", "out", "--workers", "0"], "nogame"),
+    ],
+)
+def test_mistakes_get_one_line_that_names_the_way_out(argv, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 1 and says in capsys.readouterr().err
+
+
+def test_no_command_is_without_help(capsys):
+    for name in COMMANDS:
+        with pytest.raises(SystemExit) as stop:
+            main([*name.split(), "--help"])
+        said = capsys.readouterr().out
+        assert stop.value.code == 0 and "examples" in said and "--" in said
+    main([])
+    overview = capsys.readouterr().out
+    assert all(name in overview for name in COMMANDS)
+
+
+def test_the_console_script_answers_at_once_without_torch():
+    code = "import sys; from vwm.train.cli import main; main(['--help']); assert 'torch' not in sys.modules"
+    assert "ingest" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
