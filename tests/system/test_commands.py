@@ -16,6 +16,7 @@ from vwm.train.cli import COMMANDS, main
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = ["--threads", "1", "--trainer.precision", "32-true", "--trainer.val_check_interval", "2", "--ema.decay", "0.9"]
+TINY += ["--trainer.log_every_n_steps", "1"]
 SMALL_DATA = ["--data.init_args.workers", "0", "--data.init_args.batch_size", "2", "--data.init_args.val_fraction", "0.2"]
 NETWORK = "--model.init_args.tokenizer.init_args"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -28,14 +29,14 @@ STEPS = 13
 
 
 @pytest.fixture(scope="module")
-def runs() -> Iterator[Runs]:
-    runs = Runs()
+def runs(place: Path) -> Iterator[Runs]:
+    runs = Runs(place)
     yield runs
     runs.close()
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with ``train`` and ``val`` shards, a frozen tokenizer, and a config for each family."""
     place = tmp_path_factory.mktemp("resume")
     rng = np.random.default_rng(0)
@@ -48,8 +49,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     SpaceTimeTokenizer((8, 8), 4, [3, 3], width=8, depth=1, heads=1, window=4).save_pretrained(place / "frozen")
     for name, model in (("tokenizer", tokenizer_model()), ("genie", genie_model(place / "frozen"))):
-        (place / f"{name}.yaml").write_text(yaml.safe_dump(config(place) | {"model": model, "checkpoint": CHECKPOINT[name]}))
-    return place
+        whole = config(place) | {"model": model, "checkpoint": CHECKPOINT[name]}
+        (place / f"{name}.yaml").write_text(yaml.safe_dump(whole))
+    yield place
+    shutil.rmtree(place / "bytecode", ignore_errors=True)
 
 
 def config(place: Path) -> dict[str, Any]:
@@ -175,9 +178,7 @@ Whole = Callable[[str, int], dict[str, Any]]
         ("genie", (EPOCH - 1, EPOCH + 2, 2 * EPOCH + 1)),
     ],
 )
-def test_killed_runs_end_bit_equal(
-    runs: Runs, place: Path, whole: Whole, family: str, deaths: tuple[int, ...]
-) -> None:
+def test_killed_runs_end_bit_equal(runs: Runs, place: Path, whole: Whole, family: str, deaths: tuple[int, ...]) -> None:
     run = f"{family}-killed"
     for at in deaths:
         ended = fit(runs, place, family, run, DIE_AT=str(at))
@@ -199,6 +200,19 @@ def test_watching_leaves_no_trace(runs: Runs, place: Path, whole: Whole, family:
     assert not (place / f"{family}-blind" / "samples").exists()
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "generators", "callbacks"):
         assert not differences(with_all[key], without[key])
+
+
+def test_accumulated_gradients(runs: Runs, place: Path) -> None:
+    """A step of several batches, the last of an epoch of fewer: 3 steps an epoch of 5 batches."""
+    steps = ["--trainer.accumulate_grad_batches", "2", "--trainer.max_steps", "7"]
+    ended = fit(runs, place, "tokenizer", "accumulated", *steps)
+    assert ended.codes == [0], ended.output
+    for at in (2, 3):
+        ended = fit(runs, place, "tokenizer", "accumulated-killed", *steps, DIE_AT=str(at))
+        assert ended.codes == [-9], ended.output
+    ended = fit(runs, place, "tokenizer", "accumulated-killed", *steps)
+    assert ended.codes == [0], ended.output
+    assert not differences(state_of(place / "accumulated"), state_of(place / "accumulated-killed"))
 
 
 def test_nothing_is_said_that_nobody_can_act_on(runs: Runs, place: Path, whole: Whole) -> None:
@@ -255,7 +269,7 @@ def command(name: str) -> str:
 def test_vwm_fit_starts_its_ranks_itself(place: Path, whole: Whole) -> None:
     argv = ["-c", str(place / "tokenizer.yaml"), "--run", str(place / "typed"), "--data.init_args.batch_size", "2"]
     argv += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    subprocess.run([command("vwm"), "fit", *argv], env=environment(), check=True, capture_output=True)
+    subprocess.run([command("vwm"), "fit", *argv], env=environment(place), check=True, capture_output=True)
     assert not differences(whole("tokenizer", 2), state_of(place / "typed"))
 
 
@@ -265,7 +279,9 @@ def test_torchrun_restarts_a_run(place: Path, whole: Whole) -> None:
     launch = ["--standalone", "--nproc_per_node", "2", "--max_restarts", "1"]
     launch += ["-m", "--", "vwm.train.cli", "fit"]  # without the --, torchrun takes --run for its own --run_path
     more = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "DIE_AT": str(EPOCH + 2), "DIE_RANK": "1"}
-    subprocess.run([command("torchrun"), *launch, *argv], env=environment() | more, check=True, capture_output=True)
+    subprocess.run(
+        [command("torchrun"), *launch, *argv], env=environment(place) | more, check=True, capture_output=True
+    )
     assert not differences(whole("tokenizer", 2), state_of(place / "torchrun"))
     assert len((place / "torchrun" / "batches-1.jsonl").read_text().splitlines()) == STEPS
 

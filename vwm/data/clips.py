@@ -39,7 +39,7 @@ class Clips:
         seed: int64 [b], for augmentation.
     """
 
-    frames: Tensor | None = None
+    frames: Tensor = None  # type: ignore[assignment]  # absent only where nobody asked for pixels
     actions: Tensor | None = None
     rewards: Tensor | None = None
     state: Tensor | None = None
@@ -95,16 +95,19 @@ class ClipDataset(Dataset[dict[str, Any]]):
         clip: dict[str, Any] = {"seed": np.int64(address.seed)}
         for field in self.fields:
             if f"{field}.npy" in entry.members:
-                clip[field] = _npy_rows(path, *entry.members[f"{field}.npy"], address.start, stop)[:: self.stride]
+                clip[field] = _npy_rows(path, entry, field, address.start, stop)[:: self.stride]
             elif field == "frames":
                 clip[field] = _video_frames(path, entry, range(address.start, stop, self.stride))
         return clip
 
 
-def _npy_rows(path: str, offset: int, size: int, start: int, stop: int) -> NDArray[Any]:
-    """Rows of an array in a shard, by their byte range alone."""
+def _npy_rows(path: str, entry: EpisodeEntry, field: str, start: int, stop: int) -> NDArray[Any]:
+    """Rows of an array of an episode, by their byte range alone."""
+    (offset, size), name = entry.members[f"{field}.npy"], f"{path}:{entry.key}.{field}.npy"
     header = _read(path, offset, min(size, NPY_HEADER))
     shape, dtype, data = npy_header(header)
+    if stop > shape[0]:
+        raise ValueError(f"{name}: has {shape[0]} rows, one for each of at least {stop} frames was expected")
     row = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
     raw = _read(path, offset + data + start * row, (stop - start) * row)
     return np.frombuffer(raw, dtype=dtype).reshape(stop - start, *shape[1:])
@@ -208,7 +211,7 @@ def read_member(path: str, where: tuple[int, int]) -> bytes:
 def read_video(path: str, entry: EpisodeEntry) -> NDArray[np.uint8]:
     """All frames of an episode, uint8 [T, H, W, 3]."""
     if "frames.npy" in entry.members:
-        return _npy_rows(path, *entry.members["frames.npy"], 0, entry.frames)
+        return _npy_rows(path, entry, "frames", 0, entry.frames)
     return _video_frames(path, entry, range(entry.frames))
 
 
@@ -242,7 +245,7 @@ def _descriptor(path: str, process: int) -> int:
 def collate(clips: Sequence[dict[str, Any]]) -> Clips:
     """Stack clips into a batch. Raises ValueError where the clips do not fit each other, naming the field."""
     batch: dict[str, Tensor] = {}
-    for field in clips[0]:
+    for field in {field: None for clip in clips for field in clip}:
         arrays = [clip.get(field) for clip in clips]
         shapes = {None if a is None else a.shape for a in arrays}
         if len(shapes) > 1:

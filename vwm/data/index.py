@@ -11,6 +11,7 @@ import io
 import json
 import os
 import tarfile
+import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,8 +77,11 @@ def build_index(shard: str, name: str | None = None) -> ShardIndex:
             for member in tar:
                 if not member.isfile():
                     continue
-                key, _, extension = member.name.partition(".")
-                extension = extension.lower()
+                folder, slash, file_name = member.name.rpartition("/")
+                stem, _, extension = file_name.partition(".")
+                if not stem or not extension:  # ".hidden", "README": no member of a sample, for WebDataset too
+                    continue
+                key, extension = folder + slash + stem, extension.lower()
                 samples.setdefault(key, {})[extension] = (member.offset_data, member.size)
                 data = tar.extractfile(member).read()  # type: ignore[union-attr]
                 digest.update(f"{member.name}\0{member.size}\0".encode())
@@ -87,6 +91,9 @@ def build_index(shard: str, name: str | None = None) -> ShardIndex:
                 elif extension in VIDEO_EXTENSIONS:
                     small[key, extension] = data
                     small[key, extension] = json.dumps(probe_video(data, f"{shard}:{member.name}")).encode()
+            file.seek(tar.offset)
+            if len(file.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:  # Python takes that for an end, too
+                raise tarfile.ReadError("the mark of its end is missing")
     except tarfile.TarError as error:
         raise ValueError(f"{shard}: not a whole tar file ({error}). Write or download this shard again.") from error
     entries = [_entry(shard, key, members, small) for key, members in samples.items()]
@@ -105,17 +112,27 @@ def _entry(
             raise ValueError(f"{shard}:{key}.json is not JSON ({error})") from error
     video = next((e for e in members if e in VIDEO_EXTENSIONS), None)
     if "frames.npy" in members:
-        frames, height, width, _ = npy_header(small[key, "frames.npy"])[0]
+        shape = _shape(shard, key, "frames.npy", small)
+        if len(shape) != 4:
+            raise ValueError(f"{shard}:{key}.frames.npy must be [T, H, W, 3], got {list(shape)}")
+        frames, height, width, _ = shape
     elif video is not None:
         probed = json.loads(small[key, video])
         frames, height, width = probed["frames"], probed["height"], probed["width"]
         meta.setdefault("fps", probed["fps"])
     elif "latents.npy" in members:
-        frames = npy_header(small[key, "latents.npy"])[0][0]
+        frames = _shape(shard, key, "latents.npy", small)[0]
         height, width = int(meta.get("height", 0)), int(meta.get("width", 0))
     else:
         return None
     return EpisodeEntry(key, int(frames), int(height), int(width), float(meta.get("fps", 0)), members)
+
+
+def _shape(shard: str, key: str, extension: str, small: dict[tuple[str, str], bytes]) -> tuple[int, ...]:
+    try:
+        return npy_header(small[key, extension])[0]
+    except ValueError as error:
+        raise ValueError(f"{shard}:{key}.{extension} cannot be read ({error})") from error
 
 
 def npy_header(data: bytes) -> tuple[tuple[int, ...], np.dtype[Any], int]:
@@ -136,9 +153,12 @@ def npy_header(data: bytes) -> tuple[tuple[int, ...], np.dtype[Any], int]:
 
 def write_index(index: ShardIndex, shard: str | os.PathLike[str]) -> None:
     """Write the index beside its shard (aside, then renamed)."""
-    path = Path(index_path(shard))
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(json.dumps({"version": INDEX_VERSION, **asdict(index)}))
+    _write(Path(index_path(shard)), {"version": INDEX_VERSION, **asdict(index)})
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # several ranks may write the same index at once
+    aside.write_text(json.dumps(content))
     aside.rename(path)
 
 
@@ -155,20 +175,32 @@ def read_index(shard: str) -> ShardIndex:
                 raw = json.load(file)
         except (FileNotFoundError, NotADirectoryError):
             continue
-        if raw.get("version") != INDEX_VERSION:
+        if raw.get("version") != INDEX_VERSION or (place == str(cached) and raw.get("of") != _fingerprint(shard)):
             continue
         entries = tuple(
             EpisodeEntry(**{**e, "members": {k: (v[0], v[1]) for k, v in e["members"].items()}})
             for e in raw["episodes"]
         )
         return ShardIndex(raw["tar"], raw["hash"], entries)
+    fingerprint = _fingerprint(shard)
     index = build_index(shard)
-    if "://" not in shard and os.access(os.path.dirname(os.path.abspath(shard)), os.W_OK):
-        write_index(index, shard)
-    else:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        write_index(index, str(cached).removesuffix(".index.json") + ".tar")
+    if "://" not in shard:
+        try:
+            write_index(index, shard)
+            return index
+        except OSError:
+            pass  # a folder that cannot be written
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    _write(cached, {"version": INDEX_VERSION, **asdict(index), "of": fingerprint})
     return index
+
+
+def _fingerprint(shard: str) -> dict[str, str]:
+    """What a file system says of a shard without reading it, to notice that it is another one now."""
+    fs, _, (path,) = fsspec.get_fs_token_paths(shard)
+    info = fs.info(path)
+    keys = ("size", "mtime", "ETag", "etag", "Last-Modified", "LastModified", "updated")
+    return {key: str(info[key]) for key in keys if info.get(key) is not None}
 
 
 def _cache_path(shard: str) -> Path:

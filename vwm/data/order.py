@@ -68,9 +68,9 @@ class ClipOrder:
             )
         digest = hashlib.blake2b(digest_size=8)
         for shard in shards:
-            digest.update(f"{shard.tar}:{shard.hash};".encode())
+            digest.update(f"{shard.tar}:{shard.hash}:{[e.key for e in shard.episodes]};".encode())
         self.index_hash = digest.hexdigest()
-        """Of the data: an order is only the same order over the same shards."""
+        """Of the data: an order is only the same order over the same shards, and the same episodes of them."""
 
     def __len__(self) -> int:
         """Clips in an epoch (every epoch has as many)."""

@@ -90,7 +90,7 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
         Returns:
             float [b, t-1, n, k], logits of frames 1..t-1.
         """
-        lead = torch.cat((self.no_action.expand(len(tokens), 1, -1), self.embed_action(actions)), dim=1)
+        lead = torch.cat((self.no_action.expand(len(tokens), 1, -1), self._action(actions)), dim=1)
         hidden = tokens[:, 1:].masked_fill(mask, self.mask_token)
         if self.context == "masked":
             x = self.transformer(self._embed(torch.cat((tokens[:, :1], hidden), dim=1), lead))
@@ -146,7 +146,10 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
     def _lead(self, tokens: Tensor, actions: Tensor | None) -> Tensor:
         if actions is None:
             return self.no_action.expand(*tokens.shape[:2], -1)
-        return self.embed_action(actions)
+        return self._action(actions)
+
+    def _action(self, actions: Tensor) -> Tensor:
+        return self.embed_action(actions.to(self.places.dtype) if self.continuous else actions)
 
     def _embed(self, tokens: Tensor, lead: Tensor) -> Tensor:
         x = self.embed(tokens)

@@ -39,7 +39,7 @@ class Quantizer(nn.Module):
         if isinstance(codebook, int):
             # A code that is used less than twice in an (averaged) batch is replaced by a vector of the batch:
             # the remedy for idle codes.
-            self.book: nn.Module = VectorQuantize(
+            self.book: VectorQuantize | FSQ = VectorQuantize(
                 dim=width, codebook_size=codebook, codebook_dim=code_width, threshold_ema_dead_code=2, decay=0.95
             )
         else:

@@ -45,9 +45,10 @@ class SpaceTimeBlock(nn.Module):
         self.time_norm = nn.LayerNorm(width, bias=False)
         self.time = Attention(width, heads)
         self.mlp_norm = nn.LayerNorm(width, bias=False)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
-        nn.init.zeros_(self.mlp[2].weight)
-        nn.init.zeros_(self.mlp[2].bias)
+        out = nn.Linear(hidden, width)
+        nn.init.zeros_(out.weight)
+        nn.init.zeros_(out.bias)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), out)
 
     def forward(
         self, x: Tensor, positions: Tensor, mask: Tensor, past: KeyValues | None = None

@@ -13,7 +13,7 @@ import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -78,19 +78,25 @@ def save_simulator(simulator: GenieSimulator, path: str | os.PathLike[str], card
     aside.rename(target)
 
 
-def load_simulator(path: str | os.PathLike[str], device: str | torch.device = "auto") -> GenieSimulator:
+def load_simulator(
+    path: str | os.PathLike[str],
+    device: str | torch.device = "auto",
+    dtype: torch.dtype | Literal["auto"] = "auto",
+) -> GenieSimulator:
     """Load a bundle.
 
     Args:
         path: the folder.
         device: ``auto`` takes a GPU where there is one.
+        dtype: of the dynamics' weights. ``auto`` takes bfloat16 where the machine multiplies it natively (which more
+            than halves a step's time), else float32. The tokenizer stays in float32.
 
     Raises:
         BundleError: missing, broken or foreign; the message says which file and what about it.
     """
     folder = Path(path)
     index = _read_index(folder)
-    parts = {name: _load_part(folder, name, index.get(name)) for name in PARTS}
+    parts: dict[str, Any] = {name: _load_part(folder, name, index.get(name)) for name in PARTS}
     for name in ("tokenizer", "dynamics"):
         if parts[name] is None:
             raise BundleError(f"{folder / INDEX}: part {name!r} is missing")
@@ -110,7 +116,16 @@ def load_simulator(path: str | os.PathLike[str], device: str | torch.device = "a
         raise BundleError(f"{folder / INDEX}: settings are not understood ({error!r})") from error
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "auto":
+        dtype = torch.bfloat16 if _multiplies_bfloat16(torch.device(device)) else torch.float32
+    simulator.dynamics.to(dtype)
     return simulator.to(device)
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

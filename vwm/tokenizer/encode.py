@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from vwm.data.clips import read_member, read_video
-from vwm.data.index import EpisodeEntry, ShardIndex, list_shards, read_index
+from vwm.data.index import ShardIndex, list_shards, read_index
 from vwm.data.shards import ShardWriter
 from vwm.data.video import VIDEO_EXTENSIONS
 from vwm.nn.patches import to_float
@@ -22,7 +22,7 @@ from vwm.tokenizer.space_time import SpaceTimeTokenizer
 
 def encode(
     shards: str,
-    tokenizer: Path,
+    tokenizer: Path = Path("runs/bundle"),
     out: Path = Path("data/encoded"),
     keep_video: bool = True,
     chunk: int = 64,

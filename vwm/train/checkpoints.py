@@ -50,6 +50,11 @@ class Checkpoints(Checkpoint):
 
         for name in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(name, ask)
+        loop = trainer.fit_loop
+        epochs = loop.epoch_progress.total
+        if loop.restarted_mid_epoch and epochs.processed == epochs.ready:
+            # Saved at the last batch of an epoch: a new one begins, and Lightning would forget to count it.
+            loop.reset_restart_stage()
         if self._generators is not None:
             if len(self._generators) == trainer.world_size:
                 _restore_generators(self._generators[trainer.global_rank])
@@ -84,9 +89,7 @@ class Checkpoints(Checkpoint):
         if trainer.global_step != self._saved_step:
             self._save(trainer, LAST)
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add every rank's generators."""
         mine = _generators()
         everyone: list[Any] = [mine]
@@ -95,9 +98,7 @@ class Checkpoints(Checkpoint):
             dist.all_gather_object(everyone, mine)
         checkpoint["generators"] = everyone
 
-    def on_load_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the generators until training starts."""
         self._generators = checkpoint.get("generators")
         self._saved_step = int(checkpoint["global_step"])

@@ -121,9 +121,7 @@ def run(name: str, argv: list[str]) -> None:
         formatter_class=_Help,
     )
     parser.add_function_arguments(function, as_group=False, as_positional=True, fail_untyped=True)
-    short = next((a for a in parser._actions if a.dest == "out" and "--out" in a.option_strings), None)
-    if short is not None:
-        parser._option_string_actions["-o"] = short
+    argv = ["--out" if argument == "-o" else argument for argument in argv]
     arguments = parser.instantiate(parser.parse_args(argv))
     function(**vars(arguments))
 

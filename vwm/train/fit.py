@@ -34,11 +34,17 @@ class FitCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Top-level keys."""
-        parser.add_argument("--run", type=Path, default=Path("runs/default"), help="folder of everything the run writes")
-        parser.add_argument("--resume", type=bool, default=True, help="go on from the run's last checkpoint, if it has one")
+        parser.add_argument(
+            "--run", type=Path, default=Path("runs/default"), help="folder of everything the run writes"
+        )
+        parser.add_argument(
+            "--resume", type=bool, default=True, help="go on from the run's last checkpoint, if it has one"
+        )
         parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0 leaves torch's choice")
         parser.add_argument("--compile", type=bool, default=False, help="torch.compile every transformer block")
-        parser.add_argument("--gradient_checkpointing", type=bool, default=False, help="recompute blocks to save memory")
+        parser.add_argument(
+            "--gradient_checkpointing", type=bool, default=False, help="recompute blocks to save memory"
+        )
         parser.add_argument("--wandb", type=str | None, default=None, help="project to log to with Weights & Biases")
         parser.add_argument("--wandb_online", type=bool, default=False, help="sync while running (needs an account)")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
@@ -85,7 +91,7 @@ class FitCLI(LightningCLI):
         run = Path(self.config["run"])
         run.mkdir(parents=True, exist_ok=True)
         aside = run / "config.yaml.tmp"
-        aside.write_text(self.parser.dump(self.config, skip_none=False))
+        aside.write_text(self.parser.dump(self.config, skip_unset=False))
         aside.rename(run / "config.yaml")
 
 

@@ -51,7 +51,9 @@ class SampleVideos(L.Callback):
             for average in averages:
                 average.swap_out(pl_module)
         if clips.frames is not None:
-            _write(Path(trainer.default_root_dir) / "samples" / f"step-{step:07d}", clips.frames.cpu().numpy(), predicted)
+            _write(
+                Path(trainer.default_root_dir) / "samples" / f"step-{step:07d}", clips.frames.cpu().numpy(), predicted
+            )
 
     def _choose(self, trainer: L.Trainer, batch: Clips) -> Clips:
         if self._batch is None:
@@ -67,5 +69,7 @@ def _write(stem: Path, truth: NDArray[np.uint8], predicted: NDArray[np.uint8]) -
     stem.parent.mkdir(parents=True, exist_ok=True)
     rows = np.concatenate((truth, predicted), axis=3)  # side by side: [b, t, h, 2w, 3]
     write_video(stem.with_suffix(".mp4"), np.concatenate(list(rows), axis=1), fps=8)
-    sheet = np.concatenate([np.concatenate(list(clip), axis=1) for pair in zip(truth, predicted) for clip in pair])
+    sheet = np.concatenate(
+        [np.concatenate(list(clip), axis=1) for pair in zip(truth, predicted, strict=True) for clip in pair]
+    )
     Image.fromarray(sheet).save(stem.with_suffix(".png"))

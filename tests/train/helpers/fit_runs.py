@@ -1,4 +1,4 @@
-"""``vwm fit`` in processes of its own that share their imports, and callbacks that kill them or write down what they saw.
+"""``vwm fit`` in processes that share their imports, and callbacks that kill them or write down what they saw.
 
 ``python fit_runs.py`` imports the package once and forks for every run: a run is a process like any other (it can be
 killed, and has an exit code), but begins at once instead of after ten seconds of imports.
@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,11 +27,11 @@ class Ended(NamedTuple):
 
 
 class Runs:
-    """The process that forks the runs. Close it at the end."""
+    """The process that forks the runs; ``place`` is a folder to throw away. Close it at the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: Path) -> None:
         self._server = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(place)
         )
 
     def __call__(self, argv: list[str], log: Path, ranks: int = 1, **more: str) -> Ended:
@@ -61,11 +60,11 @@ class Runs:
         self._server.stdout.close()
 
 
-def environment() -> dict[str, str]:
+def environment(place: Path) -> dict[str, str]:
     """For processes that are to import this module; without the accelerator."""
     here = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     if sys.dont_write_bytecode:  # else every process compiles every library anew
-        here |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": f"{tempfile.gettempdir()}/vwm-tests-bytecode"}
+        here |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(place / "bytecode")}
     return here
 
 
@@ -122,7 +121,9 @@ else:
         It comes just before the next step, so the checkpoint of that step is whole. A restart by torchrun is spared.
         """
 
-        def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_start(
+            self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+        ) -> None:
             asked = os.environ.get("DIE_AT") == str(trainer.global_step)
             again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
             if not asked or again or trainer.global_rank != int(os.environ.get("DIE_RANK", "0")):

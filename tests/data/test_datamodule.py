@@ -1,0 +1,198 @@
+"""The loader: the same global batches for any number of workers and ranks, taken up again anywhere at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vwm.data.clips import ClipDataset, Clips
+from vwm.data.datamodule import ClipLoader, VideoData, open_clips
+from vwm.data.episode import Episode
+from vwm.data.shards import ShardWriter
+
+
+def write(folder: Path, shard: int, episodes: int, side: int = 4) -> None:
+    rng = np.random.default_rng(shard)
+    with ShardWriter(folder / f"shard-{shard:06d}.tar") as writer:
+        for episode in range(episodes):
+            length = int(rng.integers(6, 20))
+            frames = rng.integers(0, 256, (length, side, side, 3), dtype=np.uint8)
+            writer.write(f"{shard}-{episode}", Episode(frames, rng.integers(0, 9, length)))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for shard in range(4):
+        write(tmp_path / "data", shard, 5)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def clips(data: Path) -> ClipDataset:
+    return open_clips(str(data), 4, seed=3)
+
+
+def same(a: Iterable[Clips], b: Iterable[Clips]) -> bool:
+    """Are two runs of batches equal in every bit?"""
+    a, b = list(a), list(b)
+    return len(a) == len(b) and all(
+        (x is None and y is None) or torch.equal(x, y)
+        for one, other in zip(a, b, strict=True)
+        for x, y in zip(vars(one).values(), vars(other).values(), strict=True)
+    )
+
+
+def join(ranks: Iterable[Clips]) -> Clips:
+    """The global batch of the ranks' batches."""
+    batches = list(ranks)
+    return Clips(**{k: torch.cat([vars(b)[k] for b in batches]) for k, v in vars(batches[0]).items() if v is not None})
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")  # on a machine of two cores
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_do_not_change_a_batch(clips: ClipDataset, workers: int) -> None:
+    here, there = ClipLoader(clips, 4), ClipLoader(clips, 4, workers=workers)
+    for _ in range(2):  # epochs
+        assert same(here, there)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_share_the_global_batch(clips: ClipDataset, world: int) -> None:
+    alone = ClipLoader(clips, 8)
+    ranks = [ClipLoader(clips, 8 // world, rank, world) for rank in range(world)]
+    assert {len(rank) for rank in ranks} == {len(alone)}
+    for _ in range(2):
+        assert same(alone, (join(batches) for batches in zip(*ranks, strict=True)))
+
+
+def test_an_epoch_shows_every_clip_once(clips: ClipDataset) -> None:
+    loader = ClipLoader(clips, 4)
+    assert len(loader) == len(clips.order) // 4
+    seeds = [seed for batch in loader for seed in batch.seed.tolist()]
+    assert len(set(seeds)) == len(seeds) == 4 * len(loader)
+    assert not same(loader, ClipLoader(clips, 4))  # the second epoch is not the first
+
+
+def test_resume_is_one_number_and_exact(clips: ClipDataset) -> None:
+    length = len(ClipLoader(clips, 4))
+    uninterrupted: list[Clips] = []
+    whole = ClipLoader(clips, 4)
+    for _ in range(3):
+        uninterrupted += whole
+    # In an epoch, at its last batch, past its end, at the end of everything.
+    for at in (0, 1, length - 1, length, length + 2, 2 * length, 3 * length - 1):
+        stopped = ClipLoader(clips, 4, workers=1)
+        for _ in range(at // length):
+            list(stopped)
+        list(islice(stopped, at % length))
+        state = stopped.state_dict()
+        assert state["global_batches"] == at
+        resumed = ClipLoader(clips, 4)
+        resumed.load_state_dict(state)
+        rest = list(resumed)
+        assert len(rest) == length - at % length
+        rest += [batch for _ in range((3 * length - resumed.given) // length) for batch in resumed]
+        assert same(rest, uninterrupted[at:])
+
+
+def test_resume_reads_nothing_of_the_past(clips: ClipDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = ClipLoader(clips, 4)
+    loader.load_state_dict({**loader.state_dict(), "global_batches": 10**9 + 2})
+    asked: list[tuple[int, int]] = []
+    read = ClipDataset.__getitem__
+    monkeypatch.setattr(ClipDataset, "__getitem__", lambda self, at: (asked.append(at), read(self, at))[1])
+    next(iter(loader))
+    epoch, start = divmod(10**9 + 2, len(loader))
+    assert asked == [(epoch, 4 * start + i) for i in range(4)]
+
+
+def test_a_run_goes_on_with_other_ranks(clips: ClipDataset) -> None:
+    alone = ClipLoader(clips, 4)
+    list(islice(alone, 2))
+    ranks = [ClipLoader(clips, 2, rank, 2) for rank in range(2)]
+    for rank in ranks:
+        rank.load_state_dict(alone.state_dict())
+    reference = ClipLoader(clips, 4)
+    assert same(list(reference)[2:], (join(batches) for batches in zip(*ranks, strict=True)))
+
+
+def test_a_state_of_something_else_is_refused(data: Path, clips: ClipDataset) -> None:
+    state = ClipLoader(clips, 4).state_dict()
+    refused = {
+        "batch size x ranks": ClipLoader(clips, 2),
+        r"data\.seed, or the clip's span": ClipLoader(open_clips(str(data), 4, seed=4), 4),
+        "clip's span": ClipLoader(open_clips(str(data), 5, seed=3), 4),
+        "the shards differ": ClipLoader(open_clips(str(data), 4, seed=3, part="train", val_fraction=0.3), 4),
+    }
+    write(data, 4, 2)
+    refused["the shards"] = ClipLoader(open_clips(str(data), 4, seed=3), 4)
+    for said, loader in refused.items():
+        with pytest.raises(ValueError, match=f"cannot resume in the same order: .*{said}.*start a new run"):
+            loader.load_state_dict(state)
+        assert loader.given == 0
+    ClipLoader(clips, 1, 2, 4).load_state_dict(state)  # the same global batch
+
+
+def test_too_little_data_says_so(clips: ClipDataset) -> None:
+    count = len(clips.order)
+    with pytest.raises(
+        ValueError, match=f"an epoch has {count} clips, less than one global batch of {count} x 2 ranks"
+    ):
+        ClipLoader(clips, count, 0, 2)
+
+
+def test_nothing_is_drawn_from_the_global_generator(clips: ClipDataset) -> None:
+    before = torch.get_rng_state()
+    for workers in (0, 1):
+        list(islice(ClipLoader(clips, 4, workers=workers), 2))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def keys(data: Path, part: str, fraction: float = 0.4) -> set[str]:
+    clips = open_clips(str(data), 4, part=part, val_fraction=fraction)
+    return {entry.key for shard in clips.shards for entry in shard.episodes}
+
+
+def test_the_split_is_disjoint_and_stays(data: Path) -> None:
+    every, train, val = (keys(data, part) for part in ("all", "train", "val"))
+    assert train and val and not train & val and train | val == every
+    assert val < keys(data, "val", 0.7)  # more held out: the same ones and others
+    write(data, 9, 20)
+    assert keys(data, "train") & every == train and keys(data, "val") & every == val
+    assert len(keys(data, "val")) > len(val)
+    with pytest.raises(ValueError, match="part='test' must be 'all', 'train' or 'val'"):
+        keys(data, "test")
+
+
+def trained(data: VideoData, rank: int = 0, world: int = 1) -> VideoData:
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world)  # type: ignore[assignment]
+    return data
+
+
+def test_the_datamodule(data: Path) -> None:
+    module = trained(VideoData(str(data), 4, batch_size=2, workers=0, val_fraction=0.4), rank=1, world=2)
+    train, val = module.train_dataloader(), module.val_dataloader()
+    assert (train.rank, train.world, train.batch_size) == (1, 2, 2)
+    assert {e.key for s in train.dataset.shards for e in s.episodes} == keys(data, "train")
+    assert {e.key for s in val.dataset.shards for e in s.episodes} == keys(data, "val")
+    assert not same(train, train)
+    assert same(val, val)  # validation shows the same clips each time
+
+
+def test_validation_is_left_out_where_nothing_is_held_out(data: Path, tmp_path: Path) -> None:
+    def val(**options: Any) -> Any:
+        return trained(VideoData(str(data), 4, batch_size=2, workers=0, **options)).val_dataloader()
+
+    assert val(val_fraction=0) == []
+    assert val(val_fraction=1e-9) == []
+    write(tmp_path / "other", 7, 3)
+    module = trained(VideoData(str(data), 4, 2, workers=0, val_path=str(tmp_path / "other")))
+    assert {e.key for s in module.val_dataloader().dataset.shards for e in s.episodes} == {"7-0", "7-1", "7-2"}
+    assert {e.key for s in module.train_dataloader().dataset.shards for e in s.episodes} == keys(data, "all")

@@ -1,0 +1,130 @@
+"""Shards: what is written is what is read, whole or not at all, by our reader and by anyone's."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset
+
+from vwm.data.clips import read_member, read_meta, read_video
+from vwm.data.episode import Episode
+from vwm.data.index import build_index, index_path, read_index
+from vwm.data.shards import ShardWriter, episode_to_sample
+
+
+def episode(seed: int, length: int, side: int = 8, continuous: bool = False) -> Episode:
+    rng = np.random.default_rng(seed)
+    actions = rng.normal(size=(length, 2)).astype(np.float32) if continuous else rng.integers(0, 5, length)
+    return Episode(
+        rng.integers(0, 256, (length, side, side, 3), dtype=np.uint8),
+        actions,
+        rng.normal(size=length).astype(np.float32),
+        rng.normal(size=(length, 3)).astype(np.float32),
+        terminated=bool(seed % 2),
+        truncated=not seed % 2,
+        meta={"fps": 10, "source": f"game {seed}"},
+    )
+
+
+def write(path: Path, episodes: dict[str, Episode], **options: Any) -> str:
+    with ShardWriter(path) as writer:
+        for key, one in episodes.items():
+            writer.write(key, one, **options)
+    return str(path)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    episodes = {"a": episode(0, 5), "b_long-key": episode(1, 17, side=16), "c": episode(2, 1, continuous=True)}
+    path = write(tmp_path / "new" / "shard-000000.tar", episodes)
+    index = read_index(path)
+    assert index.tar == "shard-000000.tar"
+    assert [(e.key, e.frames, e.height, e.width, e.fps) for e in index.episodes] == [
+        ("a", 5, 8, 8, 10.0), ("b_long-key", 17, 16, 16, 10.0), ("c", 1, 8, 8, 10.0)
+    ]  # fmt: skip
+    for entry, one in zip(index.episodes, episodes.values(), strict=True):
+        assert np.array_equal(read_video(path, entry), one.frames)
+        for name in ("actions", "rewards", "state"):
+            stored = np.load(io.BytesIO(read_member(path, entry.members[f"{name}.npy"])))
+            assert stored.dtype == getattr(one, name).dtype and np.array_equal(stored, getattr(one, name))
+        meta = read_meta(path, entry)
+        assert (meta["source"], meta["frames"]) == (one.meta["source"], len(one))
+        assert (meta["terminated"], meta["truncated"]) == (one.terminated, one.truncated)
+
+
+def test_small_frames_are_raw_and_large_ones_encoded(tmp_path: Path) -> None:
+    small, large = Episode(np.zeros((3, 96, 96, 3), np.uint8)), Episode(np.zeros((3, 96, 98, 3), np.uint8))
+    assert set(episode_to_sample("k", small)) == {"__key__", "json", "frames.npy"}
+    assert set(episode_to_sample("k", large)) == {"__key__", "json", "mp4"}
+    assert "mp4" in episode_to_sample("k", small, raw=False)
+    assert "frames.npy" in episode_to_sample("k", large, raw=True)
+    entry = read_index(write(tmp_path / "s.tar", {"k": large})).episodes[0]
+    assert (entry.frames, entry.height, entry.width) == (3, 96, 98)
+    assert read_video(str(tmp_path / "s.tar"), entry).shape == (3, 96, 98, 3)
+
+
+@pytest.mark.parametrize("key", ["a.b", "folder/a", ".hidden"])
+def test_keys_that_webdataset_would_cut_are_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ValueError, match=r"must not contain '\.' or '/'"), ShardWriter(tmp_path / "s.tar") as writer:
+        writer.write(key, episode(0, 2))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), ShardWriter(tmp_path / "s.tar") as writer:
+        writer.write("a", episode(0, 4))
+        assert [p.name for p in tmp_path.iterdir()] == ["s.tar.tmp"]
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_leaves_the_older_shard(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.tar", {"a": episode(0, 4)})
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(RuntimeError), ShardWriter(path) as writer:
+        writer.write("b", episode(1, 4))
+        raise RuntimeError
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    write(tmp_path / "s.tar", {"b": episode(1, 4)})
+    assert [e.key for e in read_index(path).episodes] == ["b"]
+
+
+def test_equal_content_is_equal_bytes(tmp_path: Path) -> None:
+    first = write(tmp_path / "one" / "s.tar", {"a": episode(0, 4), "b": episode(1, 6)})
+    again = write(tmp_path / "two" / "s.tar", {"a": episode(0, 4), "b": episode(1, 6)})
+    assert Path(first).read_bytes() == Path(again).read_bytes()
+    assert Path(index_path(first)).read_text() == Path(index_path(again)).read_text()
+    hashes = {read_index(first).hash}
+    for number, other in enumerate(
+        ({"a": episode(0, 4)}, {"b": episode(1, 6), "a": episode(0, 4)}, {"a": episode(0, 4), "c": episode(1, 6)})
+    ):
+        hashes.add(read_index(write(tmp_path / f"other{number}.tar", other)).hash)
+    assert len(hashes) == 4
+
+
+def test_the_sidecar_equals_a_rebuilt_index(tmp_path: Path) -> None:
+    mixed = tmp_path / "s.tar"
+    with ShardWriter(mixed) as writer:
+        writer.write("a", episode(0, 4))
+        writer.write("b", episode(1, 6, side=16), raw=False)
+        writer.write_sample({"__key__": "c", "latents.npy": np.zeros((7, 2, 2), np.int32)})
+    assert read_index(str(mixed)) == build_index(str(mixed))
+    assert [e.frames for e in read_index(str(mixed)).episodes] == [4, 6, 7]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_webdatasets_own_reader_opens_them(tmp_path: Path) -> None:
+    episodes = {"a": episode(0, 5), "b": episode(1, 3)}
+    path = write(tmp_path / "s.tar", episodes)
+    read = list(webdataset.WebDataset(path, shardshuffle=False).decode())
+    assert [sample["__key__"] for sample in read] == ["a", "b"]
+    for sample, one in zip(read, episodes.values(), strict=True):
+        assert np.array_equal(sample["frames.npy"], one.frames)
+        assert np.array_equal(sample["actions.npy"], one.actions)
+        assert sample["json"]["source"] == one.meta["source"]
+    raw = next(iter(webdataset.WebDataset(path, shardshuffle=False)))
+    assert json.loads(raw["json"])["frames"] == 5
