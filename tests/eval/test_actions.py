@@ -14,11 +14,25 @@ from vwm.eval.actions import LONGEST, describe_actions, describe_motion, scene_s
 from vwm.simulator.genie import GenieSimulator
 
 
-@pytest.mark.parametrize("move", [(0, 0), (3, 0), (0, -4), (-2, 5), (7, 7)])
+@pytest.mark.parametrize("move", [(0, 0), (3, 0), (0, -4), (-2, 5), (5, 5)])
 def test_scene_shift_finds_the_shift(move: tuple[int, int]) -> None:
     wide = torch.randint(0, 255, (2, 48, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     before, after = wide[:, 8:40, 8:40], wide.roll(move, dims=(1, 2))[:, 8:40, 8:40]
     assert scene_shift(before, after).tolist() == [list(map(float, move))] * 2
+
+
+def test_a_figure_in_the_middle_does_not_hide_that_the_scene_scrolls() -> None:
+    wide = torch.randint(0, 255, (1, 48, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    before, after = wide[:, 8:40, 8:40].clone(), wide.roll(-4, dims=2)[:, 8:40, 8:40].clone()
+    for frame in (before, after):
+        frame[:, 12:20, 12:20] = 255
+    assert scene_shift(before, after).tolist() == [[0.0, -4.0]]
+
+
+def test_large_pictures_are_looked_at_coarsely() -> None:
+    scene = torch.randint(0, 255, (1, 40, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    large = scene.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
+    assert scene_shift(large[:, 16:144, 16:144], large.roll(8, dims=1)[:, 16:144, 16:144]).tolist() == [[8.0, 0.0]]
 
 
 def test_plain_pictures_have_no_shift() -> None:

@@ -30,9 +30,13 @@ def numbers(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 @pytest.fixture
 def quick(
-    write_bundle: Callable[..., Path], write_shards: Callable[..., Path], tmp_path: Path
+    write_bundle: Callable[..., Path],
+    write_shards: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., dict[str, Any]]:
-    """A small report of a small world into ``tmp_path / "report"``."""
+    """A small report of a small world into ``tmp_path / "report"``, made on a machine that has nothing else to do."""
+    monkeypatch.setattr("os.getloadavg", lambda: (0.5, 0.5, 0.5))
 
     def run(labelled: bool = False, shards: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
         chosen = {"out": tmp_path / "report", "horizon": 3, "clips": 8, "batch_size": 3, "videos": 2, "device": "cpu"}
@@ -100,6 +104,13 @@ def test_unlabelled_still_and_few_clips(quick: Callable[..., dict[str, Any]]) ->
     assert report["data"]["still_fraction"] == 1.0
     assert any("only 12 clips" in note for note in report["notes"])
     assert any("nothing moves" in note for note in report["notes"])
+
+
+def test_a_busy_machine_is_told_of(quick: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (1e6, 0.0, 0.0))
+    report = quick(horizon=1, videos=0)
+    assert report["made"]["environment"]["hardware"]["load"] == 1e6
+    assert any("busy" in note for note in report["notes"])
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,11 @@ Legend: n transitions, t time, h w pixels.
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from vwm.data.clips import ClipDataset
 from vwm.eval.information import contingency
@@ -94,24 +97,22 @@ def describe_motion(shift: Tensor, change: float) -> str:
 
 
 def scene_shift(before: Tensor, after: Tensor) -> Tensor:
-    """How far the whole scene moved, by phase correlation: uint8 [n, h, w, 3] twice -> float [n, 2], (down, right).
+    """How far the whole scene moved: uint8 [n, h, w, 3] twice -> float [n, 2], (down, right) in pixels.
 
-    In whole pixels; moves of more than a quarter of the picture are not looked for, they are mostly cuts.
+    The shift under which the middle of the picture changes least; of equals the shortest. Phase correlation, the
+    usual way, is misled by the figure that games keep in the middle of a scene that scrolls. Large pictures are looked
+    at coarsely, and moves of more than a sixth of the picture are not looked for.
     """
-    height, width = before.shape[1:3]
-    taper = torch.hann_window(height, periodic=False)[:, None] * torch.hann_window(width, periodic=False)
-    spectra = [
-        torch.fft.rfft2((grey - grey.mean(dim=(1, 2), keepdim=True)) * taper) for grey in (_grey(before), _grey(after))
-    ]
-    cross = spectra[1] * spectra[0].conj()
-    surface = torch.fft.irfft2(cross / cross.abs().clamp(min=1e-6), s=(height, width))
-    reach_y, reach_x = height // 4, width // 4
-    near = surface.roll((reach_y, reach_x), dims=(1, 2))[:, : 2 * reach_y + 1, : 2 * reach_x + 1]
-    peak = near.flatten(1).argmax(dim=1)
-    shift = torch.stack((peak // near.shape[2] - reach_y, peak % near.shape[2] - reach_x), dim=1).float()
-    # Two plain pictures have no phase to compare.
-    return shift * (surface.flatten(1).amax(dim=1) > 0)[:, None]
-
-
-def _grey(frames: Tensor) -> Tensor:
-    return frames.float().mean(dim=-1)
+    coarse = max(1, min(before.shape[1:3]) // 64)
+    x, y = (avg_pool2d(frames.float().mean(dim=-1), coarse) for frames in (before, after))
+    height, width = x.shape[1:]
+    reach = min(height, width) // 6
+    middle = x[:, reach : height - reach, reach : width - reach]
+    shifts = sorted(product(range(-reach, reach + 1), repeat=2), key=lambda s: s[0] ** 2 + s[1] ** 2)
+    least, best = torch.full((len(x),), torch.inf), torch.zeros(len(x), 2)
+    for down, right in shifts:
+        moved = y[:, reach + down : height - reach + down, reach + right : width - reach + right]
+        change = (moved - middle).abs().mean(dim=(1, 2))
+        better = change < least
+        least, best[better] = torch.where(better, change, least), torch.tensor([down, right], dtype=best.dtype)
+    return best * coarse

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,14 +16,16 @@ from vwm.simulator.genie import GenieSimulator
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, hardware and the date."""
+    """Versions, hardware (and how busy it was: the mean number of busy processes in the last minute) and the date."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"vwm": vwm.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "hardware": {
             "system": platform.platform(),
             "cpu": cpu_model(),
+            "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
+            "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
             "device": str(device),
             "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         },

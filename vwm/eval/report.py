@@ -125,6 +125,9 @@ def evaluate(
         "sampling": simulator.sampling._asdict(),
         "environment": environment(simulator.device),
     }
+    hardware = report["made"]["environment"]["hardware"]
+    if (hardware["load"] or 0) > (hardware["cores"] or 1):
+        report["notes"].append("the machine was busy with other work: it can be faster than the speed here says")
     report = plain(report)
     _write(out, report, evidence, videos)
     for what, value, meaning in headline(report):

@@ -118,7 +118,7 @@ def load_simulator(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype == "auto":
         dtype = torch.bfloat16 if _multiplies_bfloat16(torch.device(device)) else torch.float32
-    simulator.dynamics.to(dtype)
+    torch.nn.Module.to(simulator.dynamics, dtype)  # diffusers' own `to` warns of layers that it would keep in float32
     return simulator.to(device)
 
 
