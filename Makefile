@@ -9,7 +9,7 @@ READY := .venv/.ready
 setup: $(READY)
 
 $(READY): requirements.lock pyproject.toml | $(BIN)/uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.lock --editable .
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --requirement requirements.lock --editable .
 	@touch $@
 
 $(BIN)/uv:

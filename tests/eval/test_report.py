@@ -62,6 +62,8 @@ def test_a_whole_report(quick: Callable[..., dict[str, Any]], tmp_path: Path) ->
     assert sum(report["codebook"]["counts"]) == 8 * 6 * 4
     assert report["data"]["clips"] == 8
     assert report["made"]["settings"]["context"] == 3
+    assert set(report["made"]["parts"]) == {"tokenizer", "dynamics", "latent_action"}
+    assert report["made"]["parts"]["tokenizer"]["precision"] == "float32"
     assert len(report["notes"]) == 2  # LPIPS and FVD have no weights
     assert not out.with_name("report.tmp").exists()
 

@@ -17,7 +17,7 @@ from vwm.genie.dynamics import MaskGITDynamics
 
 
 class DeltaPSNR(NamedTuple):
-    """By horizon: the estimate over clips, the number of clips left out, and the difference of the sets' PSNRs in dB."""
+    """By horizon: the estimate over clips, the clips left out, and the difference of the sets' PSNRs in dB."""
 
     by_clip: list[Estimate]
     excluded: list[int]

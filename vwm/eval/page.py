@@ -13,7 +13,9 @@ h1 { margin-bottom: 0; } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd;
 table { border-collapse: collapse; } td, th { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; }
 td.number { font-variant-numeric: tabular-nums; font-weight: 600; white-space: nowrap; }
 figure { display: inline-block; margin: .5rem 1rem .5rem 0; } figcaption, .quiet { color: #666; font-size: 13px; }
-img, video { max-width: 100%; } figure video { width: 30rem; } figure img { max-height: 26rem; } pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: 12px; }
+img, video { max-width: 100%; }
+figure video { width: 30rem; } figure img { max-height: 21rem; }
+pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: 12px; }
 """
 
 

@@ -33,8 +33,9 @@ MEAN, SPREAD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 class LPIPS(nn.Module):
-    """Learned perceptual distance over AlexNet (arXiv 1801.03924, version 0.1). The small linear heads are those that
-    torchmetrics ships.
+    """Learned perceptual distance over AlexNet (arXiv 1801.03924, version 0.1).
+
+    The small linear heads are those that torchmetrics ships.
 
     Args:
         weights: torchvision's AlexNet state dict.

@@ -53,7 +53,15 @@ def weights_hash(bundle: Path) -> str:
     return digest.hexdigest()
 
 
-def parameters(simulator: GenieSimulator) -> dict[str, int]:
-    """Parameters of each part of the world."""
-    parts = {name: getattr(simulator, name) for name in ("tokenizer", "dynamics", "latent_action")}
-    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part is not None}
+def parts(simulator: GenieSimulator) -> dict[str, dict[str, Any]]:
+    """Of each part of the world its number of parameters and their precision, which depends on the machine."""
+    found = {name: getattr(simulator, name) for name in ("tokenizer", "dynamics", "latent_action")}
+    return {
+        name: {"parameters": sum(p.numel() for p in part.parameters()), "precision": _precision(part)}
+        for name, part in found.items()
+        if part is not None
+    }
+
+
+def _precision(part: torch.nn.Module) -> str:
+    return str(next(part.parameters()).dtype).removeprefix("torch.")

@@ -23,7 +23,7 @@ from vwm.eval.metrics import psnr, set_psnr, squared_error, ssim, still_clips
 from vwm.eval.page import headline, page
 from vwm.eval.perceptual import FVD, FVD_NOTE, LPIPS, LPIPS_NOTE
 from vwm.eval.pictures import sheet, side_by_side
-from vwm.eval.provenance import environment, parameters, weights_hash
+from vwm.eval.provenance import environment, parts, weights_hash
 from vwm.eval.reconstruction import Reconstructed, mean_image, reconstruct
 from vwm.eval.rollout import copy_last, own_actions, random_actions, rollout
 from vwm.eval.sample import Sample, read_sample
@@ -117,7 +117,7 @@ def evaluate(
     report["made"] = {
         "bundle": str(bundle),
         "bundle_hash": weights_hash(bundle),
-        "parameters": parameters(simulator),
+        "parts": parts(simulator),
         "data": data,
         "index_hash": sample.index_hash,
         "part": part,

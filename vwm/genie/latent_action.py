@@ -42,6 +42,7 @@ class LatentActionModel(ModelMixin, ConfigMixin):
         code_width: dimension of a VQ code.
         decoder_sees: ``"past"`` (the paper: every earlier frame) or ``"first"``: only the first frame, so that all
             later motion must come through the actions (a remedy where actions collapse).
+        spread: with FSQ, weight of the loss that keeps every bit of the actions in use.
     """
 
     @register_to_config
@@ -56,6 +57,7 @@ class LatentActionModel(ModelMixin, ConfigMixin):
         window: int = 16,
         code_width: int = 32,
         decoder_sees: str = "past",
+        spread: float = 0.01,
     ) -> None:
         super().__init__()
         if decoder_sees not in ("past", "first"):
@@ -68,7 +70,7 @@ class LatentActionModel(ModelMixin, ConfigMixin):
         self.embed = nn.Linear(pixels, width)
         self.encoder_places = nn.Parameter(torch.randn(tokens + 1, width) * 0.02)
         self.encoder = SpaceTimeTransformer(width, depth, heads, window)
-        self.quantizer = Quantizer(width, codebook, code_width)
+        self.quantizer = Quantizer(width, codebook, code_width, spread)
         self.decoder_embed = nn.Linear(pixels, width)
         self.decoder_places = nn.Parameter(torch.randn(tokens, width) * 0.02)
         self.decoder = SpaceTimeTransformer(width, depth, heads, window)

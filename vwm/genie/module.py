@@ -115,7 +115,7 @@ class GenieModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Sound the alarms."""
         seen = self.trainer.callback_metrics
-        if self.latent_action is None or self.trainer.sanity_checking or "val/action_perplexity" not in seen:
+        if not self.trainer.is_global_zero or self.latent_action is None or "val/action_perplexity" not in seen:
             return
         used, size = float(seen["val/action_perplexity"]), self.latent_action.num_actions
         if used < max(1.05, self.alarm * size):

@@ -9,6 +9,7 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from vector_quantize_pytorch import FSQ, VectorQuantize
 
@@ -31,10 +32,13 @@ class Quantizer(nn.Module):
         width: of what goes in and comes out, d.
         codebook: see ``Codebook``.
         code_width: dimension of a VQ code (Genie: 32); FSQ's is its number of levels.
+        spread: with FSQ, the weight of a loss that keeps every dimension in use (see ``spread_loss``); small
+            codebooks collapse without it.
     """
 
-    def __init__(self, width: int, codebook: Codebook, code_width: int = 32) -> None:
+    def __init__(self, width: int, codebook: Codebook, code_width: int = 32, spread: float = 0.0) -> None:
         super().__init__()
+        self.spread = spread
         self.size = codebook_size(codebook)
         if isinstance(codebook, int):
             # A code that is used less than twice in an (averaged) batch is replaced by a vector of the batch:
@@ -48,12 +52,21 @@ class Quantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Quantized:
         """[..., d] -> codes, indices, commitment loss. Computed in float32 or finer, whatever autocast says."""
+        if self.training and isinstance(self.book, VectorQuantize) and dist.is_available() and dist.is_initialized():
+            # The codebook asks for other ranks when it is made, which is before there are any; without them it would
+            # learn from the first rank's data alone.
+            self.book._codebook.all_reduce_fn = dist.all_reduce
         flat = x.reshape(1, -1, x.shape[-1])
         with torch.autocast(x.device.type, enabled=False):
             flat = flat.float() if flat.dtype in (torch.bfloat16, torch.float16) else flat
             out = self.book(flat)
+            if len(out) > 2:
+                loss = out[2].sum()
+            elif self.spread and self.training:
+                loss = self.spread * spread_loss(self.book.project_in(flat)[0])
+            else:
+                loss = flat.new_zeros(())
         codes, indices = out[0], out[1]
-        loss = out[2].sum() if len(out) > 2 else codes.new_zeros(())
         return Quantized(codes.reshape(x.shape), indices.reshape(x.shape[:-1]).long(), loss)
 
     def lookup(self, indices: Tensor) -> Tensor:
@@ -73,6 +86,20 @@ def codebook_size(codebook: Codebook) -> int:
     if size < 2 or (isinstance(codebook, list) and min(codebook) < 2):
         raise ValueError(f"codebook={codebook} must have at least two codes, and FSQ two levels in each dimension")
     return size
+
+
+def spread_loss(z: Tensor) -> Tensor:
+    """Keeps the dimensions of a batch centred, spread and different from each other: float [m, d] -> scalar.
+
+    The variance hinge and the covariance term of VICReg (arXiv 2105.04906, eqs. 1 and 3), and the mean squared.
+    """
+    mean = z.mean(0)
+    centred = z - mean
+    covariance = centred.T @ centred / max(1, len(z) - 1)
+    deviation = (covariance.diagonal() + 1e-4).sqrt()
+    correlation = covariance / (deviation[:, None] * deviation)
+    off_diagonal = correlation - torch.diag(correlation.diagonal())
+    return (1 - deviation).relu().mean() + mean.square().mean() + off_diagonal.square().sum() / max(1, len(mean))
 
 
 def usage(indices: Tensor, size: int) -> Tensor:

@@ -36,13 +36,13 @@ def fold(seed: Tensor, number: Tensor | int) -> Tensor:
 
 
 def uniform(seed: Tensor, *shape: int) -> Tensor:
-    """float32 [b, *shape] in (0, 1), a function of ``seed`` int64 [b]; 24 random bits each."""
+    """float32 [b, *shape] strictly between 0 and 1, a function of ``seed`` int64 [b]; 23 random bits each."""
     count = 1
     for side in shape:
         count *= side
     numbers = torch.arange(count, device=seed.device)
     bits = mix(mix(seed)[:, None] + numbers)
-    return ((_shift(bits, 40).float() + 0.5) / (1 << 24)).view(-1, *shape)
+    return ((_shift(bits, 41).float() + 0.5) / (1 << 23)).view(-1, *shape)
 
 
 def world_seeds(seed: int | Tensor, batch: int, device: torch.device | str = "cpu") -> Tensor:
