@@ -127,7 +127,10 @@ def test_one_rate_a_sample():
     model = dynamics(mask_rate=0.0)
     rates = []
     forward = model.forward
-    model.forward = lambda tokens, actions, mask: (rates.append(mask.float().mean((1, 2))), forward(tokens, actions, mask))[1]
+    model.forward = lambda tokens, actions, mask: (
+        rates.append(mask.float().mean((1, 2))),
+        forward(tokens, actions, mask),
+    )[1]
     torch.manual_seed(0)
     tokens, actions = clip()
     model.loss(tokens.repeat(32, 1, 1), actions.repeat(32, 1))

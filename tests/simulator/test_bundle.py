@@ -114,5 +114,5 @@ def test_every_key_must_be_there_and_fit(bundle):
 
 def test_settings_that_do_not_fit_are_named(bundle):
     edit(bundle, lambda index: index["settings"]["actions"].update(size=9))
-    with pytest.raises(BundleError, match="9 actions named, but dynamics.num_actions=4"):
+    with pytest.raises(BundleError, match=r"9 actions named, but dynamics\.num_actions=4"):
         vwm.load_simulator(bundle)

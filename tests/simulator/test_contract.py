@@ -4,8 +4,8 @@ import pytest
 import torch
 from models import genie
 
-from vwm.nn.state import apply, batch_size, concatenate, select
 from vwm.nn.random import world_seeds
+from vwm.nn.state import apply, batch_size, concatenate, select
 
 SIMULATORS = {
     "genie-latent": lambda: genie(),

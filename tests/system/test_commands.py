@@ -17,7 +17,14 @@ from vwm.train.cli import COMMANDS, main
 REPOSITORY = Path(__file__).parents[2]
 TINY = ["--threads", "1", "--trainer.precision", "32-true", "--trainer.val_check_interval", "2", "--ema.decay", "0.9"]
 TINY += ["--trainer.log_every_n_steps", "1"]
-SMALL_DATA = ["--data.init_args.workers", "0", "--data.init_args.batch_size", "2", "--data.init_args.val_fraction", "0.2"]
+SMALL_DATA = [
+    "--data.init_args.workers",
+    "0",
+    "--data.init_args.batch_size",
+    "2",
+    "--data.init_args.val_fraction",
+    "0.2",
+]
 NETWORK = "--model.init_args.tokenizer.init_args"
 
 
@@ -64,7 +71,16 @@ def made(folder, tmp_path_factory):
     main(
         ["fit", "-c", str(REPOSITORY / "configs/tokenizer/coinrun_small.yaml"), "--run", str(out / "tokenizer")]
         + [f"{NETWORK}.image_size", "[32,32]", f"{NETWORK}.width", "32", f"{NETWORK}.depth", "1"]
-        + [f"{NETWORK}.codebook", "[4,3,3]", "--trainer.max_steps", "4", "--samples.every", "2", "--checkpoint.every", "2"]
+        + [
+            f"{NETWORK}.codebook",
+            "[4,3,3]",
+            "--trainer.max_steps",
+            "4",
+            "--samples.every",
+            "2",
+            "--checkpoint.every",
+            "2",
+        ]
         + ["--data.init_args.path", data, *SMALL_DATA, *TINY]
     )
     main(["export", str(out / "tokenizer"), "-o", str(out / "tokenizer_bundle")])
@@ -140,7 +156,21 @@ def test_the_bundle_is_a_world(made):
 
 
 def test_an_interrupted_command_is_given_again(made, folder, capsys):
-    main(["ingest", str(folder), str(made / "data"), "--size", "32", "--fps", "10", "--workers", "0", "--shard_videos", "3"])
+    main(
+        [
+            "ingest",
+            str(folder),
+            str(made / "data"),
+            "--size",
+            "32",
+            "--fps",
+            "10",
+            "--workers",
+            "0",
+            "--shard_videos",
+            "3",
+        ]
+    )
     before = sorted((p.name, p.stat().st_mtime_ns) for p in (made / "tokens").glob("*.tar"))
     main(["encode", str(made / "data"), "--tokenizer", str(made / "tokenizer_bundle"), "--out", str(made / "tokens")])
     assert before == sorted((p.name, p.stat().st_mtime_ns) for p in (made / "tokens").glob("*.tar"))

@@ -1,8 +1,9 @@
-"""The masked dynamics transformer (Genie, section 2.1; MaskGIT, arXiv 2202.04200): next frame's tokens from the past
-frames' tokens and the actions.
+"""The masked dynamics transformer: the next frame's tokens from the past frames' tokens and the actions.
+
+Genie (arXiv 2402.15391), section 2.1; MaskGIT (arXiv 2202.04200).
 
 Because the transformer is factored and causal in time, a past frame's keys and values never change. Playing keeps
-them (``DynamicsState``), and each of the k MaskGIT steps runs the tokens of the new frame alone. That is exact, not
+them, and each of the k MaskGIT steps runs the tokens of the new frame alone. That is exact, not
 an approximation.
 
 Legend: b batch, t time, n tokens a frame, d width, k codebook size.

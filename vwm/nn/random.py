@@ -1,5 +1,7 @@
-"""Random numbers as a function of (seed, counter): no hidden generator, so that a state can be copied and branched,
-and a world of a batch draws what it would draw alone, on any device.
+"""Random numbers as a function of a seed and a counter.
+
+No generator is hidden anywhere, so that a state can be copied and branched, and a world of a batch draws what it
+would draw alone, on any device.
 
 The mixer is SplitMix64's finaliser (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
 """

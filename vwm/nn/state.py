@@ -1,4 +1,4 @@
-"""Streaming states are values: nested tuples and dicts of tensors with the batch first. Here is what one does with them.
+"""What one does with streaming states, which are values: nested tuples and dicts of tensors with the batch first.
 
 Every function returns a new state and leaves the given ones alone.
 """

@@ -71,7 +71,9 @@ def save_simulator(simulator: GenieSimulator, path: str | os.PathLike[str], card
             part.save_pretrained(aside / name, safe_serialization=True)
     if simulator.starts is not None:
         _save_starts(simulator.starts, aside / "starts")
-    (aside / "README.md").write_text(card or f"# {simulator.title}\n\nA vwm world. Play it: `vwm play {target.name}`.\n")
+    (aside / "README.md").write_text(
+        card or f"# {simulator.title}\n\nA vwm world. Play it: `vwm play {target.name}`.\n"
+    )
     (aside / INDEX).write_text(json.dumps(index, indent=2) + "\n")
     if target.exists():
         shutil.rmtree(target)
@@ -132,7 +134,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
     file = folder / INDEX
     if not file.is_file():
         raise BundleError(
-            f"{folder} is no bundle: there is no {INDEX} in it. Make one from a training run: vwm export RUN -o {folder}"
+            f"{folder} is no bundle: it has no {INDEX}. Make one from a training run: vwm export RUN -o {folder}"
         )
     try:
         index = json.loads(file.read_text())

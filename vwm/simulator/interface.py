@@ -119,6 +119,4 @@ class Simulator(ABC):
             if low < 0 or high >= space.size:
                 raise ValueError(f"actions must lie in 0..{space.size - 1}, got {low}..{high}")
         elif tuple(action.shape) != (batch, space.size) or not action.is_floating_point():
-            raise ValueError(
-                f"action must be floats [{batch}, {space.size}], got {action.dtype} {list(action.shape)}"
-            )
+            raise ValueError(f"action must be floats [{batch}, {space.size}], got {action.dtype} {list(action.shape)}")

@@ -83,7 +83,9 @@ def encode_episode(tokenizer: SpaceTimeTokenizer, frames: NDArray[np.uint8], chu
     """Tokens of uint8 [T, H, W, 3], streamed ``chunk`` frames at a time: int32 [T, h, w]."""
     state, parts = tokenizer.init_encoder(1), []
     for start in range(0, len(frames), chunk):
-        video = to_float(torch.from_numpy(np.array(frames[start : start + chunk]))[None].to(tokenizer.paint.weight.device))
+        video = to_float(
+            torch.from_numpy(np.array(frames[start : start + chunk]))[None].to(tokenizer.paint.weight.device)
+        )
         state, tokens = tokenizer.encode_step(state, video)
         parts.append(tokens[0].cpu().numpy())
     return np.concatenate(parts).astype(np.int32)

@@ -109,7 +109,9 @@ class SpaceTimeTokenizer(ModelMixin, ConfigMixin):
 
     def _embed(self, video: Tensor) -> Tensor:
         if tuple(video.shape[2:]) != (3, *self.image_size):
-            raise ValueError(f"video must be [b, t, 3, {self.image_size[0]}, {self.image_size[1]}], got {list(video.shape)}")
+            raise ValueError(
+                f"video must be [b, t, 3, {self.image_size[0]}, {self.image_size[1]}], got {list(video.shape)}"
+            )
         return self.embed(patchify(video, self.patch_size)) + self.encoder_places
 
     def _look_up(self, tokens: Tensor) -> Tensor:

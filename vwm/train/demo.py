@@ -16,7 +16,13 @@ COINRUN: dict[str, Any] = {
     "env_options": {"num_levels": 500, "distribution_mode": "easy", "use_backgrounds": False, "restrict_themes": True},
     "unseen": {"start_level": 100_000},
 }
-FREEWAY: dict[str, Any] = {"env": "ALE/Freeway-v5", "prefer": {1: 2.0}, "env_options": {}, "unseen": {}, "frame_skip": 4}
+FREEWAY: dict[str, Any] = {
+    "env": "ALE/Freeway-v5",
+    "prefer": {1: 2.0},
+    "env_options": {},
+    "unseen": {},
+    "frame_skip": 4,
+}
 
 
 def demo(

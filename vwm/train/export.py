@@ -84,7 +84,9 @@ def load_run(run: Path, weights: str = "average") -> tuple[L.LightningModule, An
     config, checkpoint = run / "config.yaml", last_checkpoint(run)
     if not config.is_file() or checkpoint is None:
         missing = config if not config.is_file() else run / "checkpoints" / "last.ckpt"
-        raise FileNotFoundError(f"{run} is no finished run: there is no {missing}. Train it first: vwm fit -c ... --run {run}")
+        raise FileNotFoundError(
+            f"{run} is no finished run: there is no {missing}. Train it first: vwm fit -c ... --run {run}"
+        )
     cli = parse(["-c", str(config), "--run", str(run)])
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     cli.model.load_state_dict(state["state_dict"])
