@@ -102,7 +102,9 @@ def test_sampling_follows_the_distribution():
     tokens, actions = clip()
     one = select(model.observe(model.init_state(2), tokens[:, :1], None), torch.tensor([0]))
     many = select(one, torch.zeros(4000, dtype=torch.int64))
-    _, frames = sample_frame(model, many, actions[:1, 0].expand(4000), world_seeds(0, 4000), Sampling(1))
+    _, frames = sample_frame(
+        model, many, actions[:1, 0].expand(4000), world_seeds(0, 4000), Sampling(1, temperature=1.0)
+    )
     hidden = torch.full((1, 1, 16), model.mask_token)
     p = model.logits(one, hidden, actions[:1, :1])[0, 0].softmax(-1)
     seen = torch.nn.functional.one_hot(frames, 36).double().mean(0)

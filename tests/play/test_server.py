@@ -21,6 +21,7 @@ from PIL import Image
 
 import vwm
 from vwm.play import server, session
+from vwm.play.app import idle_action
 from vwm.play.server import listen, make_app, page_address, play, warm_up
 from vwm.simulator.interface import Simulator
 
@@ -120,6 +121,21 @@ def test_hello_describes_the_world(world: Simulator) -> None:
         }
 
     talk(world, script)
+
+
+@pytest.mark.parametrize(
+    ("names", "idle"),
+    [
+        (("LEFT", "NOOP"), 1),
+        (("LEFT", ""), 1),
+        (("·", "LEFT"), 0),
+        (("LEFT 70%", "RIGHT 60%", "noop 92%"), 2),
+        (("scene moves left 2.0 px", "no visible change"), 1),
+        (("LEFT", "NOOPS"), None),
+    ],
+)
+def test_the_action_that_does_nothing_is_known_by_its_name(names: tuple[str, ...], idle: int | None) -> None:
+    assert idle_action(names) == idle
 
 
 def test_steps_show_exactly_what_the_simulator_shows(world: Simulator) -> None:
@@ -461,7 +477,7 @@ def test_play_warms_up_prints_the_address_and_serves(
     world: Simulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     served: dict[str, Any] = {}
-    monkeypatch.setattr(vwm, "load_simulator", lambda bundle, device: world, raising=False)
+    monkeypatch.setattr(vwm, "load_simulator", lambda bundle, **settings: world, raising=False)
     monkeypatch.setattr(server.web, "run_app", lambda app, **settings: served.update(app=app, **settings))
     monkeypatch.setattr(server.webbrowser, "open", lambda address: served.update(address=address))
     play(Path("somewhere"), port=0, open_browser=True)

@@ -32,8 +32,8 @@ def describe_actions(
 ) -> list[str]:
     """A short description of every action of a world.
 
-    A latent action is called after the recorded action that most often stands where it was inferred, with that
-    one's share; where none is recorded, after how the scene moves. A world with labelled actions has names already.
+    A latent action is called after the recorded action that makes up most of it, with that one's share; where none
+    does or is recorded, after how the scene moves. A world with labelled actions has names already.
 
     Args:
         simulator: the world.
@@ -52,21 +52,23 @@ def describe_actions(
         return list(space.names) or [f"action {i}" for i in range(space.size)]
     sample = read_sample(clips, count, simulator.image_size)
     latent = infer_actions(simulator, sample.frames, batch_size)
+    texts = _by_effect(latent, sample.frames, space.size)
     if sample.actions is not None and sample.actions.ndim == 2 and sample.action_names:
-        return _by_recorded_action(latent, sample, space.size)
-    return _by_effect(latent, sample.frames, space.size)
+        recorded = _by_recorded_action(latent, sample, space.size)
+        texts = [name or text for name, text in zip(recorded, texts, strict=True)]
+    return texts
 
 
 def _by_recorded_action(latent: Tensor, sample: Sample, size: int) -> list[str]:
+    """The recorded action that makes up most of a latent one; empty where none does."""
     assert sample.actions is not None
     columns = max(len(sample.action_names), int(sample.actions.max()) + 1)
-    table = contingency(latent.flatten(), sample.actions[:, :-1].flatten(), size, columns)
     texts = []
-    for row in table:
+    for row in contingency(latent.flatten(), sample.actions[:, :-1].flatten(), size, columns):
         best = int(row.argmax())
         name = sample.action_names[best] if best < len(sample.action_names) else f"action {best}"
-        share = f" {row[best] / row.sum():.0%}"
-        texts.append(name[: LONGEST - len(share)] + share if row.sum() else "not seen")
+        share = f" {row[best] / row.sum():.0%}" if row.sum() else ""
+        texts.append(name[: LONGEST - len(share)] + share if row[best] > row.sum() / 2 else "")
     return texts
 
 
@@ -91,9 +93,14 @@ def describe_motion(shift: Tensor, change: float) -> str:
     down, right = shift.tolist()
     if max(abs(down), abs(right)) < VISIBLE_SHIFT:
         return "no visible change" if change < VISIBLE_CHANGE else "change, scene stays"
-    if abs(right) >= abs(down):
-        return f"scene moves {'right' if right > 0 else 'left'} {abs(right):.1f} px"
-    return f"scene moves {'down' if down > 0 else 'up'} {abs(down):.1f} px"
+    parts = [
+        (abs(down), f"{'down' if down > 0 else 'up'} {abs(down):.1f}"),
+        (abs(right), f"{'right' if right > 0 else 'left'} {abs(right):.1f}"),
+    ]
+    (most, main), (least, other) = sorted(parts, reverse=True)
+    if least < max(VISIBLE_SHIFT, most / 4):
+        return f"scene moves {main} px"
+    return f"scene {main}, {other} px"
 
 
 def scene_shift(before: Tensor, after: Tensor) -> Tensor:

@@ -170,16 +170,18 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
 class Sampling(NamedTuple):
     """How a frame's tokens are drawn.
 
+    Cooler and less random than in the papers: on small models the tail of the distribution is mostly error.
+
     Attributes:
         steps: MaskGIT steps a frame (Genie: 25).
-        temperature: of the token distribution; 0 takes the likeliest token.
-        choice: how random the order is in which tokens are fixed, 0 = strictly by confidence (MaskGIT: 4.5,
-            annealed to 0 over the steps).
+        temperature: of the token distribution (Genie: 1); 0 takes the likeliest token.
+        choice: how random the order is in which tokens are fixed, annealed to 0 over the steps; 0 = strictly by
+            confidence (MaskGIT: 4.5).
     """
 
     steps: int = 8
-    temperature: float = 1.0
-    choice: float = 4.5
+    temperature: float = 0.5
+    choice: float = 1.0
 
 
 def sample_frame(

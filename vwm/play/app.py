@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,8 @@ from vwm.play.session import Moment, Session
 from vwm.simulator.interface import Simulator
 
 PAGE = Path(__file__).parent / "page"
-IDLE_NAMES = ("noop", "no-op", "no op", "nothing", "none", "idle", "stay", "stop", "wait", "still", "·", "")
+IDLE_NAMES = {"noop", "no-op", "no op", "nothing", "none", "idle", "stay", "stop", "wait", "still", "·", ""}
+IDLE_NAMES |= {"no visible change"}  # what vwm.eval calls a latent action that does nothing
 log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
@@ -42,6 +44,7 @@ def make_app(
     host: str = "127.0.0.1",
     max_sessions: int = 4,
     max_upload_mb: float = 4.0,
+    thread: ThreadPoolExecutor | None = None,
 ) -> web.Application:
     """The web application over a simulator.
 
@@ -50,12 +53,13 @@ def make_app(
         host: the address that it will listen on, which a browser may name besides localhost.
         max_sessions: how many pages may play at the same time.
         max_upload_mb: largest uploaded picture, in megabytes.
+        thread: the one worker in which the world runs, where it has run before; None makes one.
     """
     if max_sessions < 1:
         raise ValueError(f"max_sessions must be at least 1, got {max_sessions}")
     if max_upload_mb <= 0:
         raise ValueError(f"max_upload_mb must be positive, got {max_upload_mb}")
-    player = Player(simulator, max_sessions, int(max_upload_mb * 1e6))
+    player = Player(simulator, max_sessions, int(max_upload_mb * 1e6), thread or ThreadPoolExecutor(max_workers=1))
     app = web.Application(middlewares=[guard(host)])
     app.router.add_get("/", _file("index.html", "text/html"))
     app.router.add_get("/style.css", _file("style.css", "text/css"))
@@ -74,16 +78,16 @@ class Player:
         simulator: the world that all of them share.
         max_sessions: how many play at once.
         max_upload: bytes of an uploaded picture.
+        thread: one worker; steps of several sessions side by side would only fight over the same cores or GPU.
     """
 
-    def __init__(self, simulator: Simulator, max_sessions: int, max_upload: int) -> None:
+    def __init__(self, simulator: Simulator, max_sessions: int, max_upload: int, thread: ThreadPoolExecutor) -> None:
         self.simulator = simulator
         self.starts = starts_of(simulator)
         self.max_sessions = max_sessions
         self.max_upload = max_upload
         self.sockets: set[web.WebSocketResponse] = set()
-        # one thread: steps of several sessions would only fight over the same cores or the same GPU
-        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="world")
+        self.thread = thread
 
     async def start_picture(self, request: web.Request) -> web.Response:
         """The last frame of a shipped start, as the thumbnail that the page shows."""
@@ -252,4 +256,6 @@ def starts_of(simulator: Simulator) -> Tensor | None:
 
 def idle_action(names: tuple[str, ...]) -> int | None:
     """The action that does nothing, known by its name; None where none is."""
-    return next((index for index, name in enumerate(names) if name.strip().lower() in IDLE_NAMES), None)
+    # a latent action is named with its share: "noop 92%"
+    bare = [re.sub(r"\s*\d+%$", "", name).strip().lower() for name in names]
+    return next((index for index, name in enumerate(bare) if name in IDLE_NAMES), None)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import statistics
 import webbrowser
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +41,12 @@ def play(
         max_upload_mb: largest picture that may be uploaded as a start, in megabytes.
     """
     # the port first: a model that took a minute to load should not end in "port taken"
-    with listen(host, port) as listener:
-        simulator = vwm.load_simulator(bundle, device=device)
+    with listen(host, port) as listener, ThreadPoolExecutor(max_workers=1) as thread:
+        simulator = vwm.load_simulator(bundle, device=device, dtype="auto")
         print(f"loaded {bundle} ({simulator.image_size[1]} x {simulator.image_size[0]}, {simulator.fps:g} fps)")
-        warm_up(simulator)
-        app = make_app(simulator, host=host, max_sessions=max_sessions, max_upload_mb=max_upload_mb)
+        # where it will run: threads have pools and caches of their own, so another one would stay cold
+        thread.submit(warm_up, simulator).result()
+        app = make_app(simulator, host, max_sessions, max_upload_mb, thread)
         address = page_address(host, listener.getsockname()[1])
         print(f"playing at {address}  (Ctrl-C ends)", flush=True)
         if open_browser:
@@ -59,7 +62,10 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        raise ValueError(f"cannot listen on {host} port {port}: {error.strerror}. {way_out}") from error
+        # a name that does not resolve has a code of its own, which os.strerror does not know
+        code = error.errno or 0
+        reason = os.strerror(code) if code > 0 else str(error.strerror)
+        raise ValueError(f"cannot listen on {host} port {port}: {reason}. {way_out}") from error
 
 
 def page_address(host: str, port: int) -> str:

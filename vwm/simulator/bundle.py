@@ -83,15 +83,16 @@ def save_simulator(simulator: GenieSimulator, path: str | os.PathLike[str], card
 def load_simulator(
     path: str | os.PathLike[str],
     device: str | torch.device = "auto",
-    dtype: torch.dtype | Literal["auto"] = "auto",
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
 ) -> GenieSimulator:
     """Load a bundle.
 
     Args:
         path: the folder.
         device: ``auto`` takes a GPU where there is one.
-        dtype: of the dynamics' weights. ``auto`` takes bfloat16 where the machine multiplies it natively (which more
-            than halves a step's time), else float32. The tokenizer stays in float32.
+        dtype: of the dynamics' weights. float32 keeps a batch of worlds equal to each alone; ``auto`` takes bfloat16
+            where the machine multiplies it natively, which more than halves a step's time and is what the player
+            does. The tokenizer stays in float32.
 
     Raises:
         BundleError: missing, broken or foreign; the message says which file and what about it.

@@ -80,6 +80,8 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> None:
     """Entry point of ``vwm``."""
     argv = sys.argv[1:] if argv is None else argv
+    # Threads that wait by spinning make a step a hundred times slower where another job shares the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
         return

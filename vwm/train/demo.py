@@ -28,12 +28,14 @@ FREEWAY: dict[str, Any] = {
 def demo(
     out: Path = Path("runs/demo"),
     frames: int = 60_000,
-    tokenizer_steps: int = 1500,
-    genie_steps: int = 1500,
+    tokenizer_steps: int = 1200,
+    genie_steps: int = 1000,
     threads: int = 0,
     seed: int = 0,
 ) -> None:
     """Record a real game, learn a world from the video alone, measure it, and make it playable.
+
+    Meant to end within a quarter of an hour on two cores: a machine too slow for the steps stops training early.
 
     Run it again to go on where it stopped.
 
@@ -51,18 +53,19 @@ def demo(
     _record(game, train, frames, seed, {})
     _record(game, test, max(1000, frames // 10), seed + 1, game["unseen"])
     common = ["--data.init_args.path", str(train), "--seed_everything", str(seed), "--threads", str(threads)]
+    common += ["--data.init_args.workers", "0"]  # raw frames are read faster than a process could hand them over
     bundle = out / "bundle"
     _vwm(
         "fit",
         ["-c", config_path("tokenizer/coinrun_small.yaml"), "--run", str(out / "tokenizer")]
-        + ["--trainer.max_steps", str(tokenizer_steps), *common],
+        + ["--trainer.max_steps", str(tokenizer_steps), "--trainer.max_time", "00:00:04:30", *common],
     )
     _vwm("export", [str(out / "tokenizer"), "--out", str(out / "tokenizer_only")])
     _vwm(
         "fit",
         ["-c", config_path("genie/coinrun_small.yaml"), "--run", str(out / "genie")]
         + ["--model.init_args.tokenizer", str(out / "tokenizer_only")]
-        + ["--trainer.max_steps", str(genie_steps), *common],
+        + ["--trainer.max_steps", str(genie_steps), "--trainer.max_time", "00:00:06:30", *common],
     )
     _vwm("export", [str(out / "genie"), "--out", str(bundle), "--title", game["env"].split(":")[-1]])
     _vwm("eval", [str(bundle), str(test), "--out", str(out / "report")])

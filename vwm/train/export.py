@@ -33,7 +33,7 @@ def export(
     starts: int = 12,
     context: int = 4,
     steps: int = 8,
-    temperature: float = 1.0,
+    temperature: float = 0.5,
 ) -> None:
     """Make a bundle of a run: a simulator of a Genie run, a tokenizer folder of a tokenizer run.
 

@@ -26,7 +26,12 @@ export function partsOf(name) {
 
 /** One entry an action: {index, name, parts, keys: [one list of alternatives a part], label, place in the 3 x 3 pad}. */
 export function bind(names, idle) {
-  const parted = names.map((name, index) => (index === idle ? null : partsOf(name)));
+  const known = new Set(); // two actions of one name cannot share a key: the second gets a digit
+  const parted = names.map((name, index) => {
+    const parts = index === idle ? null : partsOf(name);
+    const sum = parts && [...parts].sort().join(" ");
+    return parts && !known.has(sum) && known.add(sum) ? parts : null;
+  });
   const letters = new Set(parted.flat().filter((part) => part?.length === 1).map((part) => `Key${part}`));
   const keysOf = (part) => (part.length === 1 ? [`Key${part}`] : PARTS[part].filter((key) => !letters.has(key)));
   const taken = new Set([...Object.keys(COMMANDS), ...parted.flat().filter(Boolean).flatMap(keysOf)]);

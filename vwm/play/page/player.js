@@ -231,6 +231,8 @@ document.addEventListener("visibilitychange", () => {
 
 for (const name of ["pause", "single", "reset", "record"]) $(name).addEventListener("click", () => commands[name]());
 $("veil").addEventListener("click", () => commands.pause());
+// a clicked button keeps the focus, and the space bar would press it again instead of pausing
+addEventListener("click", (event) => event.detail && event.target.closest("button")?.blur());
 let rewind;
 $("undo").addEventListener("pointerdown", () => (rewind = setInterval(() => commands.undo(), 60)));
 for (const end of ["pointerup", "pointerleave", "pointercancel"]) $("undo").addEventListener(end, () => clearInterval(rewind));
@@ -245,12 +247,13 @@ function showLegend() {
   $("pad").replaceChildren();
   $("legend").replaceChildren();
   $("sliders").replaceChildren();
+  $("legend").classList.toggle("wide", names.some((name) => name.length > 10));
   for (const binding of bindings) {
     const button = document.createElement("button");
     button.type = "button";
     button.className = "act";
     button.dataset.action = binding.index;
-    const name = binding.name || "do nothing";
+    const name = shown(binding.name);
     button.title = binding.label ? `${name} (${binding.label})` : name;
     const inPad = pad && binding.place;
     button.append(element("span", inPad ? (binding.symbol ?? "·") : name));
@@ -259,13 +262,23 @@ function showLegend() {
     hold(button, binding.index);
     $(inPad ? "pad" : "legend").append(button);
   }
-  const keys = [...new Set(bindings.filter(({ symbol }) => symbol).flatMap(({ keys }) => keys.flat()))];
   $("keys-hint").hidden = !pad;
-  $("keys-hint").textContent = `keys: ${keys.map(keyName).join(" ")}${bindings.some(({ keys }) => keys.length > 1) ? ", two at once for a combination" : ""}`;
-  const settings = names.map((name, index) => new Option(name || "do nothing", index));
+  $("keys-hint").textContent = hint(bindings.filter(({ symbol }) => symbol));
+  const settings = names.map((name, index) => new Option(shown(name), index));
   $("idle").replaceChildren(...settings, new Option("wait, ask for no frame", ""));
   $("idle").value = world.idle ?? 0;
   $("idle-row").hidden = false;
+}
+
+/** The keys of the pad in words: the arrows, and what else does the same. */
+function hint(directions) {
+  const single = directions.filter(({ keys }) => keys.length === 1).map(({ keys }) => keys[0]);
+  const sets = [0, 1].map((choice) => single.map((keys) => keys[choice]).filter(Boolean).map(keyName).join(" "));
+  return `${sets.filter(Boolean).join("  or  ")}${directions.length > single.length ? ", two at once for a diagonal" : ""}`;
+}
+
+function shown(name) {
+  return ["", "·"].includes(name.trim()) ? "do nothing" : name;
 }
 
 /** Let a button hold its action while it is pressed. */
@@ -296,7 +309,7 @@ function showSliders() {
   $("idle-row").hidden = $("keys-hint").hidden = true;
   $("sliders").replaceChildren(...world.actions.names.map((name) => {
     const slider = Object.assign(document.createElement("input"), { type: "range", min: -1, max: 1, step: 0.01, value: 0 });
-    const value = element("output", "0.00");
+    const value = element("span", "0.00");
     const show = () => (value.textContent = Number(slider.value).toFixed(2));
     slider.addEventListener("input", show);
     slider.addEventListener("dblclick", () => { slider.value = 0; show(); });

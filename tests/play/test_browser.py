@@ -1,0 +1,318 @@
+"""The page in a real browser: what keys, buttons and files do to the picture."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from aiohttp import web
+from PIL import Image
+
+from vwm.play.server import listen, make_app
+from vwm.simulator.interface import Simulator
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytest.importorskip("playwright", reason="playwright is not installed: pip install playwright")
+if CHROMIUM is None:
+    pytest.skip("Chromium is not installed: apt-get install chromium", allow_module_level=True)
+
+from playwright.sync_api import Browser, Page, expect, sync_playwright  # noqa: E402  (after the skip)
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--disable-quic",
+]
+PIXELS = """() => {
+    const { width, height } = document.getElementById("screen");
+    return [...document.getElementById("screen").getContext("2d").getImageData(0, 0, width, height).data];
+}"""
+
+
+@contextmanager
+def served(world: Simulator, **settings: Any) -> Iterator[str]:
+    """A world on a free port, in a thread of its own; the address."""
+    listener = listen("127.0.0.1", 0)
+    # playwright runs a loop in this thread, so the server gets another
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    runner = web.AppRunner(make_app(world, **settings))
+
+    async def start() -> None:
+        await runner.setup()
+        await web.SockSite(runner, listener).start()
+
+    asyncio.run_coroutine_threadsafe(start(), loop).result()
+    try:
+        yield f"http://localhost:{listener.getsockname()[1]}/"
+    finally:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_world(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Serve a world, open its page, wait for the first picture; at the end nothing may have gone wrong in it."""
+    errors: list[str] = []
+    with ExitStack() as stack:
+
+        def opened(world: Simulator, ready: str = "[data-step='0']", **context: Any) -> Page:
+            address = stack.enter_context(served(world))
+            page = browser.new_page(**context)
+            stack.callback(page.close)
+            page.on("pageerror", lambda error: errors.append(str(error)))
+            page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
+            page.goto(address)
+            page.wait_for_selector(ready)
+            return page
+
+        yield opened
+    assert errors == []
+
+
+def pixels(page: Page) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    data = np.array(page.evaluate(PIXELS), np.uint8)
+    side = page.evaluate("document.getElementById('screen').height")
+    return data.reshape(side, -1, 4)[..., :3]
+
+
+def mode(page: Page) -> str:
+    return str(page.evaluate("document.body.dataset.mode"))
+
+
+def step_of(page: Page) -> int:
+    return int(page.evaluate("document.getElementById('screen').dataset.step"))
+
+
+def wait_for_step(page: Page, step: int) -> None:
+    expect(page.locator("#screen")).to_have_attribute("data-step", str(step))
+
+
+def wait_past_step(page: Page, step: int) -> None:
+    wait_until(page, f"Number(document.getElementById('screen').dataset.step) > {step}")
+
+
+def wait_until(page: Page, condition: str) -> None:
+    """Wait for a condition; the page's content policy forbids the ``eval`` with which playwright's own would wait."""
+    page.evaluate(
+        f"""async () => {{
+            const end = performance.now() + 20_000;
+            while (!({condition})) {{
+                if (performance.now() > end) throw new Error("waited 20 s in vain");
+                await new Promise(requestAnimationFrame);
+            }}
+        }}"""
+    )
+
+
+def pause(page: Page) -> None:
+    """Pause, then wait until no answer is on its way: a step after it is the next one."""
+    page.keyboard.press("p")
+    expect(page.locator("body")).to_have_attribute("data-mode", "paused")
+    page.wait_for_timeout(150)
+
+
+def test_the_first_picture_is_the_start(open_world: Callable[..., Page], world: Any) -> None:
+    page = open_world(world)
+    assert np.array_equal(pixels(page), world.starts[0, -1].numpy())
+    assert page.title() == "square world"
+    box = page.locator("#screen").bounding_box()
+    assert box is not None and box["width"] % 32 == 0 and box["width"] == box["height"]
+
+
+def test_a_held_key_plays_and_a_pause_stops(open_world: Callable[..., Page], world: Any) -> None:
+    page = open_world(world)
+    page.keyboard.down("ArrowUp")
+    wait_past_step(page, 6)
+    page.keyboard.up("ArrowUp")
+    assert mode(page) == "playing"
+    shown = pixels(page)
+    assert (shown[:8, 14:18] == 255).any() and not (shown[17, 14:18] == 255).any()
+    wait_past_step(page, step_of(page) + 2)  # without a key the world goes on, idle
+    pause(page)
+    step, shown = step_of(page), pixels(page)
+    page.wait_for_timeout(500)  # ten frames of the world
+    assert step_of(page) == step and np.array_equal(pixels(page), shown)
+    page.keyboard.press("p")
+    wait_past_step(page, step)
+
+
+def test_in_a_pause_each_press_is_one_step_and_undo_is_exact(open_world: Callable[..., Page], world: Any) -> None:
+    page = open_world(world)
+    page.keyboard.press("p")
+    pause(page)
+    base, seen = step_of(page), [pixels(page)]
+    for number, key in enumerate(["ArrowLeft", "d", "ArrowDown", "Space", "."], start=1):
+        page.keyboard.press(key)
+        wait_for_step(page, base + number)
+        seen.append(pixels(page))
+        assert not np.array_equal(seen[-1], seen[-2])
+    for number in range(4, -1, -1):
+        page.keyboard.press("z" if number % 2 else "Backspace")
+        wait_for_step(page, base + number)
+        assert np.array_equal(pixels(page), seen[number])
+
+
+def test_two_keys_are_one_diagonal_action(open_world: Callable[..., Page], world: Any) -> None:
+    page = open_world(world)
+    page.keyboard.down("ArrowLeft")
+    page.keyboard.down("w")
+    expect(page.locator(".act.on")).to_have_attribute("title", "LEFT+UP (← ↑)")
+    page.keyboard.up("w")
+    expect(page.locator(".act.on")).to_have_attribute("title", "LEFT (←)")
+    page.keyboard.up("ArrowLeft")
+    expect(page.locator(".act.on")).to_have_count(0)
+
+
+def test_legend_buttons_are_pressed_with_the_mouse(open_world: Callable[..., Page], world: Any) -> None:
+    page = open_world(world)
+    page.keyboard.press("p")
+    pause(page)
+    step = step_of(page)
+    page.click("[data-action='1']")
+    wait_for_step(page, step + 1)
+    assert (pixels(page)[15, 15:19] == 255).all()
+    page.click("#undo")
+    wait_for_step(page, step)
+    assert (pixels(page)[15, 14:18] == 255).all()
+
+
+def test_the_end_of_a_world_is_shown_and_r_starts_again(open_world: Callable[..., Page], world: Any) -> None:
+    page = open_world(world)
+    page.keyboard.down("ArrowRight")
+    expect(page.locator("#veil-title")).to_have_text("The world ended")
+    page.keyboard.up("ArrowRight")
+    expect(page.locator("#total")).to_have_text("1")
+    page.keyboard.press("r")
+    wait_for_step(page, 0)
+    assert mode(page) == "ready"
+
+
+def test_starts_and_seeds_are_chosen(open_world: Callable[..., Page], world: Any) -> None:
+    page = open_world(world)
+    page.click("[data-start='2']")
+    wait_until(page, f"({PIXELS})()[0] === 100")
+    page.fill("#seed", "11")
+    page.keyboard.press("Enter")
+    page.keyboard.press("p")
+    pause(page)
+    step = step_of(page) + 1
+    page.keyboard.press(".")
+    wait_for_step(page, step)
+    assert pixels(page)[0, 0, 0] == (11 * 7919 + step * 104729) % 256
+    page.fill("#seed", "1.5")
+    page.keyboard.press("Enter")
+    expect(page.locator("#toast")).to_contain_text("The seed must be a whole number")
+
+
+def test_an_uploaded_picture_becomes_the_start(open_world: Callable[..., Page], world: Any) -> None:
+    page = open_world(world)
+    buffer = io.BytesIO()
+    Image.new("RGB", (90, 50), (0, 120, 130)).save(buffer, "PNG")
+    page.set_input_files("#file", {"name": "teal.png", "mimeType": "image/png", "buffer": buffer.getvalue()})
+    page.wait_for_selector("[data-start='upload'].on")
+    wait_until(page, f"({PIXELS})()[1] === 120")
+    assert np.array_equal(pixels(page), np.full((32, 32, 3), (0, 120, 130)))
+    page.set_input_files("#file", {"name": "no.png", "mimeType": "image/png", "buffer": b"no picture"})
+    expect(page.locator("#toast")).to_contain_text("not a picture")
+    page.set_input_files("#file", {"name": "big.png", "mimeType": "image/png", "buffer": bytes(4_000_001)})
+    expect(page.locator("#toast")).to_contain_text("up to 4 MB")
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "gif"])
+def test_a_recording_downloads(open_world: Callable[..., Page], world: Any, tmp_path: Path, suffix: str) -> None:
+    page = open_world(world)
+    page.keyboard.press("p")
+    pause(page)
+    step = step_of(page)
+    page.keyboard.press("v")
+    expect(page.locator("#rec-badge")).to_be_visible()
+    for number in range(1, 6):
+        page.keyboard.press("ArrowUp")
+        wait_for_step(page, step + number)
+    page.click("#record")
+    expect(page.locator("#rec-badge")).to_be_hidden()
+    with page.expect_download() as download:
+        page.click(f"#{suffix}")
+    assert download.value.suggested_filename == f"play.{suffix}"
+    path = tmp_path / f"play.{suffix}"
+    download.value.save_as(path)
+    with av.open(str(path)) as container:
+        assert len(list(container.decode(video=0))) == 6
+
+
+def test_a_world_that_fails_pauses_with_a_message(open_world: Callable[..., Page], world: Any) -> None:
+    page = open_world(world)
+    world.broken = True
+    page.keyboard.press("p")
+    expect(page.locator("#toast")).to_contain_text("the world failed")
+    assert mode(page) == "paused"
+
+
+def test_sliders_drive_a_continuous_world(open_world: Callable[..., Page], make_world: Callable[..., Any]) -> None:
+    page = open_world(make_world("continuous"))
+    page.get_by_label("vertical").fill("-1")
+    page.click("#single")
+    wait_for_step(page, 1)
+    assert (pixels(page)[13, 14:18] == 255).all()
+
+
+def test_a_world_without_starts_asks_for_a_picture(
+    open_world: Callable[..., Page], make_world: Callable[..., Any]
+) -> None:
+    page = open_world(make_world(starts=0), ready="body[data-mode='ready']")
+    expect(page.locator("#veil-title")).to_have_text("Upload a picture")
+    with page.expect_file_chooser() as chooser:
+        page.click("#veil")
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), (9, 99, 199)).save(buffer, "PNG")
+    chooser.value.set_files({"name": "blue.png", "mimeType": "image/png", "buffer": buffer.getvalue()})
+    wait_for_step(page, 0)
+    assert np.array_equal(pixels(page), np.full((32, 32, 3), (9, 99, 199)))
+
+
+def test_a_page_too_many_is_told_and_may_try_again(browser: Browser, world: Any) -> None:
+    with served(world, max_sessions=1) as address:
+        first, second = browser.new_page(), browser.new_page()
+        first.goto(address)
+        wait_for_step(first, 0)
+        second.goto(address)
+        expect(second.locator("#veil-text")).to_contain_text("all 1 places are taken")
+        first.close()
+        second.click("#veil")
+        wait_for_step(second, 0)
+        second.close()
+
+
+def test_a_phone_sees_world_and_pad_without_scrolling(open_world: Callable[..., Page], world: Any) -> None:
+    page = open_world(world, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    box = page.locator("[data-action='3']").bounding_box()
+    assert box is not None and box["y"] + box["height"] <= 844 and min(box["width"], box["height"]) >= 44
+    page.tap("#veil")
+    wait_past_step(page, 0)
+    assert mode(page) == "playing"

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Ten minutes on one GPU: the tokenizer of full CoinRun (bar: GenieRedux, 38.25 dB).
+source "$(dirname "$0")/common.sh"
+fit tokenizer 30 -c configs/tokenizer/coinrun_base.yaml
+vwm export "$work/tokenizer" --out "$work/tokenizer_bundle"
+tail -n 3 "$work"/tokenizer/logs/*/metrics.csv
+give tokenizer_bundle

@@ -1,0 +1,61 @@
+# Shared by the scripts beside it: the data, a calibrated number of steps, and what is carried to the next call.
+set -euo pipefail
+out=${1:?usage: bash tools/gpu/NN_name.sh OUT [FOLDER_OF_THE_LAST_CALL]}
+before=${2:-}
+seconds=${SECONDS_PER_CALL:-560}
+frames=${FRAMES:-1000000}
+began=$(date +%s)
+work=$(mktemp -d)
+mkdir -p "$out"
+vwm() { python -m vwm.train.cli "$@"; }
+left() { echo $((seconds - ($(date +%s) - began))); }
+
+# What the last call gave back: bundle.tar in pieces of at most 15 MiB.
+[ -z "$before" ] || cat "$before"/bundle.tar.* | tar -C "$work" -xf -
+
+# Genie's data (hard mode, random play, 10k levels) with a mixed policy, which shows more of what actions do. Equal
+# settings record equal bytes, so the data need not travel.
+prefer='{7: 4, 8: 3, 6: 1}'
+vwm record procgen:coinrun "$work/data" --frames "$frames" --workers "$(nproc)" --prefer "$prefer" \
+  --env_options '{distribution_mode: hard, num_levels: 10000}'
+vwm record procgen:coinrun "$work/test" --frames 20000 --workers 4 --seed 1 --prefer "$prefer" \
+  --env_options '{distribution_mode: hard, num_levels: 500, start_level: 100000}'
+
+# fit NAME RESERVE ARGS...: as many steps as fit into the time left, less RESERVE seconds, so that the learning rate
+# ends its schedule. The rate is measured on a short run first.
+fit() {
+  local name=$1 reserve=$2; shift 2
+  local common=("$@" --data.init_args.path "$work/data" --samples.every 0 --checkpoint.every 1000000 --compile "${COMPILE:-true}")
+  vwm fit "${common[@]}" --run "$work/calibrate_$name" --trainer.max_steps "${CALIBRATE:-120}" --trainer.limit_val_batches 0
+  local rate steps
+  rate=$(python - "$work/calibrate_$name" <<'PY'
+import csv, pathlib, sys
+rows = list(csv.DictReader(next(pathlib.Path(sys.argv[1]).glob("logs/*/metrics.csv")).open()))
+rates = [float(r["train/steps_per_second"]) for r in rows if r.get("train/steps_per_second")]
+print(sorted(rates)[len(rates) // 2])
+PY
+)
+  steps=$(python -c "print(max(10, int(0.92 * $rate * max(10, $(left) - $reserve))))")
+  echo "$name: $rate steps a second, so $steps steps"
+  vwm fit "${common[@]}" --run "$work/$name" --trainer.max_steps "$steps"
+}
+
+# report BUNDLE: measure on unseen levels, print a row, give the report back.
+report() {
+  vwm eval "$work/$1" "$work/test" --out "$work/report" --clips "${CLIPS:-256}"
+  cp "$work/report/report.json" "$out/report_$1.json"
+  cp "$(find "$work/report" -name '*.png' | grep -i sheet | head -1)" "$out/sheet_$1.png" || true
+  python - "$out/report_$1.json" "$1" <<'PY'
+import json, sys
+r, name = json.load(open(sys.argv[1])), sys.argv[2]
+delta = r["control"]["delta_psnr"]
+print("| bundle | tokenizer dB | rollout dB at 1 / 4 / 10 | copy last dB at 10 | delta PSNR | shuffle ratio |")
+at = r["rollout"]["psnr"]
+print(f"| {name} | {r['tokenizer']['psnr']:.2f} | {at[0]:.2f} / {at[3]:.2f} / {at[-1]:.2f} "
+      f"| {r['rollout']['psnr_copy_last'][-1]:.2f} | {delta['mean']:.2f} ± {delta['stderr']:.2f} "
+      f"| {r['control']['shuffle_ratio']:.2f} |")
+PY
+}
+
+# give NAME...: hand these folders to the next call.
+give() { tar -C "$work" -cf - "$@" | split -b 15M - "$out/bundle.tar."; }
