@@ -106,3 +106,11 @@ def test_the_cpu_formula_is_torchs_attention():
 def test_a_width_that_heads_do_not_divide_is_refused():
     with pytest.raises(ValueError, match="heads=3 must divide width=16"):
         SpaceTimeTransformer(width=16, depth=1, heads=3, window=2)
+
+
+def test_compiled_blocks_keep_the_names_of_their_weights():
+    model = network()
+    names = list(model.state_dict())
+    for block in model.blocks:
+        block.compile()
+    assert list(model.state_dict()) == names
