@@ -28,8 +28,8 @@ FREEWAY: dict[str, Any] = {
 def demo(
     out: Path = Path("runs/demo"),
     frames: int = 60_000,
-    tokenizer_steps: int = 1200,
-    genie_steps: int = 1000,
+    tokenizer_steps: int = 1500,
+    genie_steps: int = 1200,
     threads: int = 0,
     seed: int = 0,
 ) -> None:
