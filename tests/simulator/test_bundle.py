@@ -58,6 +58,11 @@ def test_saving_again_replaces_the_bundle_and_nothing_else(bundle, tmp_path):
     assert (other / "thesis.txt").read_text() == "years of work"
 
 
+def test_a_bundle_does_not_tell_where_its_parts_were(made, tmp_path):
+    save_simulator(vwm.load_simulator(made, "cpu"), tmp_path / "again")
+    assert str(made.parent) not in "".join(p.read_text() for p in (tmp_path / "again").glob("**/*.json"))
+
+
 def test_missing_and_foreign_bundles_are_refused(bundle, tmp_path):
     with pytest.raises(BundleError, match="vwm export RUN"):
         vwm.load_simulator(tmp_path / "nothing")

@@ -69,6 +69,7 @@ def save_simulator(simulator: GenieSimulator, path: str | os.PathLike[str], card
         index[name] = [None, None] if part is None else [type(part).__module__, type(part).__name__]
         if part is not None:
             part.save_pretrained(aside / name, safe_serialization=True)
+            _forget_origin(aside / name / "config.json")
     if simulator.starts is not None:
         _save_starts(simulator.starts, aside / "starts")
     (aside / "README.md").write_text(
@@ -177,6 +178,13 @@ def load_part(part_class: type[ModelMixin], folder: Path) -> ModelMixin:
     if wrong or info.get("error_msgs"):
         raise BundleError(f"{folder}: the weights do not fit config.json: {wrong or info['error_msgs']}")
     return part.requires_grad_(False)
+
+
+def _forget_origin(config: Path) -> None:
+    """Drop the path that a part was loaded from, which is nobody's business and changes the bundle's hash."""
+    settings = json.loads(config.read_text())
+    settings.pop("_name_or_path", None)
+    config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def _save_starts(starts: Tensor, folder: Path) -> None:

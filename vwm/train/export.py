@@ -160,5 +160,5 @@ def _card(simulator: GenieSimulator, run: Path, source: str | None) -> str:
     return (
         f"# {simulator.title}\n\nA vwm world: {height}x{width} pixels at {simulator.fps:g} frames a second. "
         f"Parameters: {sizes}. Exported from {run.name}, data {Path(source).name if source else 'not named'}.\n\n"
-        f"    vwm play {simulator.title}\n\nActions{' (learned)' if simulator.actions.latent else ''}:\n\n{actions}\n"
+        f"    vwm play FOLDER\n\nActions{' (learned)' if simulator.actions.latent else ''}:\n\n{actions}\n"
     )
