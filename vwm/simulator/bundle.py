@@ -89,7 +89,7 @@ def load_simulator(
     """Load a bundle.
 
     Args:
-        path: the folder.
+        path: the folder, or the name of a world that comes with vwm (``coinrun``).
         device: ``auto`` takes a GPU where there is one.
         dtype: of the dynamics' weights. float32 keeps a batch of worlds equal to each alone; ``auto`` takes bfloat16
             where the machine multiplies it natively, which more than halves a step's time and is what the player
@@ -98,7 +98,7 @@ def load_simulator(
     Raises:
         BundleError: missing, broken or foreign; the message says which file and what about it.
     """
-    folder = Path(path)
+    folder = _find(path)
     index = _read_index(folder)
     parts: dict[str, Any] = {name: _load_part(folder, name, index.get(name)) for name in PARTS}
     for name in ("tokenizer", "dynamics"):
@@ -124,6 +124,13 @@ def load_simulator(
         dtype = torch.bfloat16 if _multiplies_bfloat16(torch.device(device)) else torch.float32
     torch.nn.Module.to(simulator.dynamics, dtype)  # diffusers' own `to` warns of layers that it would keep in float32
     return simulator.to(device)
+
+
+def _find(path: str | os.PathLike[str]) -> Path:
+    """The folder of a bundle: as given, else a shipped one of that name (in a wheel, or in the checkout)."""
+    package = Path(vwm.__file__).parent
+    shipped = [folder / path for folder in (package / "bundles", package.parent / "bundles")]
+    return next((p for p in (Path(path), *shipped) if (p / INDEX).is_file()), Path(path))
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:
