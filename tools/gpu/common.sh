@@ -25,7 +25,8 @@ vwm record procgen:coinrun "$work/test" --frames 20000 --workers 4 --seed 1 --pr
 # ends its schedule. The rate is measured on a short run first.
 fit() {
   local name=$1 reserve=$2; shift 2
-  local common=("$@" --data.init_args.path "$work/data" --samples.every 0 --checkpoint.every 1000000 --compile "${COMPILE:-true}")
+  local extra; read -ra extra <<< "${EXTRA:-}" # smaller sizes, for a try on a CPU
+  local common=("$@" "${extra[@]}" --data.init_args.path "$work/data" --samples.every 0 --checkpoint.every 1000000 --compile "${COMPILE:-true}")
   vwm fit "${common[@]}" --run "$work/calibrate_$name" --trainer.max_steps "${CALIBRATE:-120}" --trainer.limit_val_batches 0
   local rate steps
   rate=$(python - "$work/calibrate_$name" <<'PY'
