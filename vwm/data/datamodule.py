@@ -152,7 +152,7 @@ class VideoData(L.LightningDataModule):
     def train_dataloader(self) -> ClipLoader:
         """This rank's training batches."""
         part = "train" if self.val_path is None and self.val_fraction > 0 else "all"
-        return self._loader(self.path, part, shuffle=True, workers=self.workers)
+        return self._loader(ClipLoader, self.path, part, self.workers)
 
     def val_dataloader(self) -> list[ClipLoader] | ClipLoader:
         """This rank's validation batches, in a fixed shuffled order; none where nothing is held out."""
@@ -160,23 +160,18 @@ class VideoData(L.LightningDataModule):
             return []
         path, part = (self.val_path, "all") if self.val_path is not None else (self.path, "val")
         try:
-            return _Rewound(self._loader(path, part, shuffle=True, workers=0))
+            return self._loader(_Rewound, path, part, workers=0)
         except ValueError:
             return []  # too little held out for one batch: train without validation
 
-    def _loader(self, path: str, part: str, shuffle: bool, workers: int) -> ClipLoader:
-        dataset = open_clips(
-            path, self.clip_length, self.stride, self.fields, self.seed, shuffle, part, self.val_fraction
-        )
+    def _loader(self, kind: type[ClipLoader], path: str, part: str, workers: int) -> ClipLoader:
+        dataset = open_clips(path, self.clip_length, self.stride, self.fields, self.seed, True, part, self.val_fraction)
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return ClipLoader(dataset, self.batch_size, rank, world, workers, self.timeout)
+        return kind(dataset, self.batch_size, rank, world, workers, self.timeout)
 
 
 class _Rewound(ClipLoader):
     """A loader that gives the same first epoch every time, for validation."""
-
-    def __init__(self, loader: ClipLoader) -> None:
-        self.__dict__.update(loader.__dict__)
 
     def __iter__(self) -> Iterator[Clips]:
         self.given = 0

@@ -89,7 +89,6 @@ def build_index(shard: str, name: str | None = None) -> ShardIndex:
                 if extension == "json" or extension.endswith("npy"):
                     small[key, extension] = data if extension == "json" else data[:256]
                 elif extension in VIDEO_EXTENSIONS:
-                    small[key, extension] = data
                     small[key, extension] = json.dumps(probe_video(data, f"{shard}:{member.name}")).encode()
             file.seek(tar.offset)
             if len(file.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:  # Python takes that for an end, too

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
-import fsspec
 from torch import Tensor
 from tqdm import tqdm
 
-from vwm.data.clips import ClipDataset, collate
+from vwm.data.clips import ClipDataset, collate, read_meta
 from vwm.data.order import ClipAddress
 
 
@@ -81,10 +79,5 @@ def _check_size(dataset: ClipDataset, address: ClipAddress, image_size: tuple[in
 def _action_names(dataset: ClipDataset, address: ClipAddress) -> tuple[str, ...]:
     """What the recording calls its discrete actions, from the facts stored with one of its episodes."""
     entry = dataset.shards[address.shard].episodes[address.episode]
-    if "json" not in entry.members:
-        return ()
-    offset, size = entry.members["json"]
-    with fsspec.open(dataset.paths[address.shard], "rb") as file:
-        file.seek(offset)
-        meta = json.loads(file.read(size))
-    return tuple(str(name) for name in meta.get("action_names") or ())
+    names = read_meta(dataset.paths[address.shard], entry).get("action_names") or ()
+    return tuple(map(str, names))

@@ -42,7 +42,7 @@ def encode(
     """
     network = load_tokenizer(tokenizer)
     network.to("cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device)
-    _check_recipe(out, tokenizer, network, shards)
+    _check_recipe(out, network, shards)
     paths = list_shards(shards)
     for path in tqdm(paths, desc="encode", unit="shard"):
         target = out / path.rsplit("/", 1)[-1]
@@ -51,7 +51,7 @@ def encode(
     print(f"{len(paths)} shards in {out}; train on them with --data.fields '[frames, actions, latents]'")
 
 
-def _check_recipe(out: Path, source: Path, tokenizer: SpaceTimeTokenizer, shards: str) -> None:
+def _check_recipe(out: Path, tokenizer: SpaceTimeTokenizer, shards: str) -> None:
     """Refuse to mix the tokens of two tokenizers in one folder."""
     weights = tokenizer.paint.weight.double().sum() + tokenizer.embed.weight.double().sum()
     recipe = {"shards": shards, "fingerprint": float(weights), "codebook_size": tokenizer.codebook_size}

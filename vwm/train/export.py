@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -101,9 +102,7 @@ def _save_tokenizer(module: TokenizerModule, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     target = out / "tokenizer"
     if target.exists():
-        for file in target.iterdir():
-            file.unlink()
-        target.rmdir()
+        shutil.rmtree(target)
     (aside / "tokenizer").rename(target)
     aside.rmdir()
 
