@@ -9,12 +9,13 @@ from models import dynamics, latent_action, tokenizer
 from vwm.data.clips import Clips
 from vwm.genie.module import GenieModule
 from vwm.nn.optimizer import OptimizerConfig
+from vwm.nn.parts import save_part
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer().save_pretrained(folder / "tokenizer")
+    save_part(tokenizer(), folder / "tokenizer")
     return folder
 
 

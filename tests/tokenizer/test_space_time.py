@@ -4,6 +4,7 @@ import pytest
 import torch
 from models import tokenizer
 
+from vwm.nn.parts import save_part
 from vwm.tokenizer.load import load_tokenizer
 
 FRAMES = 9
@@ -42,12 +43,12 @@ def test_tokens_do_not_depend_on_later_frames(network):
 
 def test_forward_is_encode_then_decode(network):
     out = network(video())
-    assert torch.equal(out.tokens, network.encode(video())) and out.tokens.shape == (2, FRAMES, 4, 4)
-    torch.testing.assert_close(out.video, network.decode(out.tokens), rtol=0, atol=1e-6)
+    assert torch.equal(out.latents, network.encode(video())) and out.latents.shape == (2, FRAMES, 4, 4)
+    torch.testing.assert_close(out.video, network.decode(out.latents), rtol=0, atol=1e-6)
 
 
 def test_saved_is_loaded(network, tmp_path):
-    network.float().save_pretrained(tmp_path / "tokenizer")
+    save_part(network.float(), tmp_path / "tokenizer")
     again = load_tokenizer(tmp_path)
     assert torch.equal(network(video().float()).video, again(video().float()).video)
     assert not any(p.requires_grad for p in again.parameters())

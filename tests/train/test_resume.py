@@ -16,6 +16,7 @@ import yaml
 
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
+from vwm.nn.parts import save_part
 from vwm.tokenizer.space_time import SpaceTimeTokenizer
 
 HELPERS = Path(__file__).parent / "helpers"
@@ -47,7 +48,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                     frames = rng.integers(0, 256, (length, 8, 8, 3), dtype=np.uint8)
                     writer.write(f"{part}-{number}-{episode}", Episode(frames, rng.integers(0, 4, length)))
     torch.manual_seed(0)
-    SpaceTimeTokenizer((8, 8), 4, [3, 3], width=8, depth=1, heads=1, window=4).save_pretrained(place / "frozen")
+    save_part(SpaceTimeTokenizer((8, 8), 4, [3, 3], width=8, depth=1, heads=1, window=4), place / "frozen")
     for name, model in (("tokenizer", tokenizer_model()), ("genie", genie_model(place / "frozen"))):
         whole = config(place) | {"model": model, "checkpoint": CHECKPOINT[name]}
         (place / f"{name}.yaml").write_text(yaml.safe_dump(whole))

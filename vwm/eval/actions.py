@@ -15,7 +15,7 @@ from vwm.data.clips import ClipDataset
 from vwm.eval.information import contingency
 from vwm.eval.rollout import infer_actions
 from vwm.eval.sample import Sample, read_sample
-from vwm.simulator.genie import GenieSimulator
+from vwm.simulator.video import VideoSimulator
 
 LONGEST = 27
 """Characters of a description; the player has no room for more."""
@@ -28,7 +28,7 @@ VISIBLE_CHANGE = 0.25
 
 
 def describe_actions(
-    simulator: GenieSimulator, clips: ClipDataset, count: int = 128, batch_size: int = 16
+    simulator: VideoSimulator, clips: ClipDataset, count: int = 128, batch_size: int = 16
 ) -> list[str]:
     """A short description of every action of a world.
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import vwm
-from vwm.simulator.genie import GenieSimulator
+from vwm.simulator.video import VideoSimulator
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def weights_hash(bundle: Path) -> str:
     return digest.hexdigest()
 
 
-def parts(simulator: GenieSimulator) -> dict[str, dict[str, Any]]:
+def parts(simulator: VideoSimulator) -> dict[str, dict[str, Any]]:
     """Of each part of the world its number of parameters and their precision, which depends on the machine."""
     found = {name: getattr(simulator, name) for name in ("tokenizer", "dynamics", "latent_action")}
     return {

@@ -31,7 +31,7 @@ from vwm.eval.speed import step_latency
 from vwm.nn.quantize import perplexity, usage
 from vwm.nn.random import world_seeds
 from vwm.simulator.bundle import load_simulator
-from vwm.simulator.genie import GenieSimulator
+from vwm.simulator.video import VideoSimulator
 
 REPORT, PAGE, SHEET = "report.json", "index.html", "rollouts.png"
 DELTA_HORIZON = 4
@@ -42,7 +42,7 @@ DELTA_HORIZON = 4
 class Evidence:
     """All that the numbers are taken from; n clips of ``context`` frames and a horizon."""
 
-    simulator: GenieSimulator
+    simulator: VideoSimulator
     sample: Sample
     context: int
     seed: int
@@ -136,7 +136,7 @@ def evaluate(
     return report
 
 
-def gather(simulator: GenieSimulator, sample: Sample, context: int, seed: int, batch_size: int) -> Evidence:
+def gather(simulator: VideoSimulator, sample: Sample, context: int, seed: int, batch_size: int) -> Evidence:
     """Run the world: tokenizer, rollouts under its own and under random actions, and a stop-watch."""
     actions = own_actions(simulator, sample, batch_size)
     reconstructed = reconstruct(simulator.tokenizer, sample.frames, batch_size)

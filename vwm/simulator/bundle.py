@@ -7,7 +7,6 @@ bundle can only name classes of this package.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shutil
@@ -23,19 +22,20 @@ from PIL import Image
 from torch import Tensor
 
 import vwm
-from vwm.genie.dynamics import Sampling
+from vwm.nn.parts import PartError, find_class, load_part, save_part
 from vwm.simulator.genie import GenieSimulator
 from vwm.simulator.interface import ActionSpace
+from vwm.simulator.video import VideoSimulator
 
 INDEX = "model_index.json"
-PARTS = ("tokenizer", "dynamics", "latent_action")
+SIMULATORS: dict[str, type[VideoSimulator]] = {kind.__name__: kind for kind in (GenieSimulator,)}
 
 
 class BundleError(ValueError):
     """A bundle that cannot be loaded; the message names the file and what is wrong with it."""
 
 
-def save_simulator(simulator: GenieSimulator, path: str | os.PathLike[str], card: str = "") -> None:
+def save_simulator(simulator: VideoSimulator, path: str | os.PathLike[str], card: str = "") -> None:
     """Write a bundle (aside, then renamed over what was there).
 
     Args:
@@ -64,12 +64,12 @@ def save_simulator(simulator: GenieSimulator, path: str | os.PathLike[str], card
             "sampling": simulator.sampling._asdict(),
         },
     }
-    for name in PARTS:
-        part = getattr(simulator, name)
+    networks = simulator.networks()
+    for name in simulator.PARTS:
+        part = networks.get(name)
         index[name] = [None, None] if part is None else [type(part).__module__, type(part).__name__]
         if part is not None:
-            part.save_pretrained(aside / name, safe_serialization=True)
-            _forget_origin(aside / name / "config.json")
+            save_part(part, aside / name)
     if simulator.starts is not None:
         _save_starts(simulator.starts, aside / "starts")
     (aside / "README.md").write_text(
@@ -85,7 +85,7 @@ def load_simulator(
     path: str | os.PathLike[str],
     device: str | torch.device = "auto",
     dtype: torch.dtype | Literal["auto"] = torch.float32,
-) -> GenieSimulator:
+) -> VideoSimulator:
     """Load a bundle.
 
     Args:
@@ -100,18 +100,19 @@ def load_simulator(
     """
     folder = _find(path)
     index = _read_index(folder)
-    parts: dict[str, Any] = {name: _load_part(folder, name, index.get(name)) for name in PARTS}
+    kind = SIMULATORS[index["_class_name"]]
+    parts: dict[str, Any] = {name: _load_part(folder, name, index.get(name)) for name in kind.PARTS}
     for name in ("tokenizer", "dynamics"):
         if parts[name] is None:
             raise BundleError(f"{folder / INDEX}: part {name!r} is missing")
     try:
         settings = index["settings"]
         actions = ActionSpace(**{**settings["actions"], "names": tuple(settings["actions"]["names"])})
-        simulator = GenieSimulator(
+        simulator = kind(
             **parts,
             actions=actions,
             fps=float(settings["fps"]),
-            sampling=Sampling(**settings["sampling"]),
+            sampling=kind.SAMPLING(**settings["sampling"]),
             context_frames=int(settings["context_frames"]),
             title=str(settings["title"]),
             starts=_load_starts(folder / "starts", int(settings["context_frames"])),
@@ -150,7 +151,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise BundleError(f"{file}: not JSON ({error})") from error
     name = index.get("_class_name") if isinstance(index, dict) else None
-    if name != GenieSimulator.__name__:
+    if name not in SIMULATORS:
         raise BundleError(f"{file}: holds a {name!r}, which this version of vwm ({vwm.__version__}) cannot simulate")
     return index
 
@@ -162,36 +163,10 @@ def _load_part(folder: Path, name: str, spec: Any) -> ModelMixin | None:
     if not (isinstance(spec, list) and len(spec) == 2 and all(isinstance(s, str) for s in spec)):
         raise BundleError(f"{folder / INDEX}: {name} must be [module, class], got {spec!r}")
     module, class_name = spec
-    if module.split(".")[0] != "vwm":
-        raise BundleError(f"{folder / INDEX}: {name} names {module}.{class_name}; a bundle may only name vwm's classes")
     try:
-        part_class = getattr(importlib.import_module(module), class_name)
-    except (ImportError, AttributeError) as error:
-        raise BundleError(f"{folder / INDEX}: {name} names {module}.{class_name}, which vwm does not have") from error
-    if not (isinstance(part_class, type) and issubclass(part_class, ModelMixin)):
-        raise BundleError(f"{folder / INDEX}: {name} names {module}.{class_name}, which is no network")
-    return load_part(part_class, folder / name)
-
-
-def load_part(part_class: type[ModelMixin], folder: Path) -> ModelMixin:
-    """A network from its folder; every key must be there and fit. Raises BundleError."""
-    try:
-        part, info = part_class.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
-        )
-    except Exception as error:  # diffusers and safetensors raise a dozen kinds for a broken folder
-        raise BundleError(f"{folder}: cannot be loaded ({type(error).__name__}: {error})") from error
-    wrong = {k: v for k, v in info.items() if k in ("missing_keys", "unexpected_keys", "mismatched_keys") and v}
-    if wrong or info.get("error_msgs"):
-        raise BundleError(f"{folder}: the weights do not fit config.json: {wrong or info['error_msgs']}")
-    return part.requires_grad_(False)
-
-
-def _forget_origin(config: Path) -> None:
-    """Drop the path that a part was loaded from, which is nobody's business and changes the bundle's hash."""
-    settings = json.loads(config.read_text())
-    settings.pop("_name_or_path", None)
-    config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+        return load_part(folder / name, find_class(module, class_name, f"{folder / INDEX}: {name}"))
+    except PartError as error:
+        raise BundleError(str(error)) from error
 
 
 def _save_starts(starts: Tensor, folder: Path) -> None:

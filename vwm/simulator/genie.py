@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ from vwm.genie.latent_action import LatentActionModel
 from vwm.nn.patches import to_float, to_uint8
 from vwm.nn.random import fold, world_seeds
 from vwm.nn.space_time import SpaceTimeState
-from vwm.simulator.interface import ActionSpace, Simulator, StepOutput
+from vwm.simulator.interface import ActionSpace, StepOutput
+from vwm.simulator.video import VideoSimulator
 from vwm.tokenizer.space_time import SpaceTimeTokenizer
 
 
@@ -25,7 +26,7 @@ class GenieState(NamedTuple):
     drawn: Tensor
 
 
-class GenieSimulator(Simulator):
+class GenieSimulator(VideoSimulator):
     """See ``Simulator``.
 
     Args:
@@ -33,15 +34,14 @@ class GenieSimulator(Simulator):
         dynamics: tokens and actions to the next frame's tokens.
         latent_action: infers the actions of a context; None where the actions were labelled.
         actions: the action space; its size must be the dynamics'.
-        fps: frames a second of the recording.
-        sampling: how a frame is drawn.
-        context_frames: how many frames a reset likes to be given.
-        title: for people.
-        starts: uint8 [n, t, h, w, 3], contexts to begin from, where some are at hand.
+        **rest: see ``VideoSimulator``.
 
     Raises:
         ValueError: the parts do not fit each other.
     """
+
+    PARTS: ClassVar[tuple[str, ...]] = ("tokenizer", "dynamics", "latent_action")
+    SAMPLING = Sampling
 
     def __init__(
         self,
@@ -49,11 +49,7 @@ class GenieSimulator(Simulator):
         dynamics: MaskGITDynamics,
         latent_action: LatentActionModel | None,
         actions: ActionSpace,
-        fps: float = 15.0,
-        sampling: Sampling = Sampling(),
-        context_frames: int = 4,
-        title: str = "world",
-        starts: Tensor | None = None,
+        **rest: Any,
     ) -> None:
         if actions.size != dynamics.num_actions:
             raise ValueError(f"{actions.size} actions named, but dynamics.num_actions={dynamics.num_actions}")
@@ -61,24 +57,8 @@ class GenieSimulator(Simulator):
             raise ValueError(
                 f"dynamics.codebook_size={dynamics.codebook_size}, but the tokenizer has {tokenizer.codebook_size}"
             )
-        self.tokenizer, self.dynamics, self.latent_action = tokenizer.eval(), dynamics.eval(), latent_action
-        if latent_action is not None:
-            latent_action.eval()
-        self.actions, self.fps, self.sampling = actions, fps, sampling
-        self.context_frames, self.title, self.starts = context_frames, title, starts
-        self.image_size = tokenizer.image_size
-
-    @property
-    def device(self) -> torch.device:
-        """Where the world's tensors live."""
-        return self.dynamics.places.device
-
-    def to(self, device: torch.device | str) -> GenieSimulator:
-        """Move the networks."""
-        for part in (self.tokenizer, self.dynamics, self.latent_action):
-            if part is not None:
-                part.to(device)
-        return self
+        super().__init__(tokenizer, dynamics, actions, **rest)
+        self.latent_action = None if latent_action is None else latent_action.eval()
 
     @torch.inference_mode()
     def reset(
@@ -93,12 +73,7 @@ class GenieSimulator(Simulator):
             context_actions = self.latent_action.infer(video).indices
         state = self.dynamics.observe(self.dynamics.init_state(batch), tokens[:, :1].flatten(2), None)
         if frames > 1:
-            if context_actions is not None and context_actions.shape[:2] != (batch, frames - 1):
-                raise ValueError(
-                    f"{frames} context frames have {frames - 1} actions between them: context_actions must be "
-                    f"[{batch}, {frames - 1}, ...], got {list(context_actions.shape)}"
-                )
-            lead = None if context_actions is None else context_actions.to(self.device)
+            lead = self.check_context_actions(context_actions, batch, frames)
             state = self.dynamics.observe(state, tokens[:, 1:].flatten(2), lead)
         decoder, shown = self.tokenizer.decode_step(self.tokenizer.init_decoder(batch), tokens)
         seeds = world_seeds(seed, batch, self.device)

@@ -16,8 +16,8 @@ from vwm.data.index import ShardIndex, list_shards, read_index
 from vwm.data.shards import ShardWriter
 from vwm.data.video import VIDEO_EXTENSIONS
 from vwm.nn.patches import to_float
+from vwm.tokenizer.interface import VideoTokenizer
 from vwm.tokenizer.load import load_tokenizer
-from vwm.tokenizer.space_time import SpaceTimeTokenizer
 
 
 def encode(
@@ -51,7 +51,7 @@ def encode(
     print(f"{len(paths)} shards in {out}; train on them with --data.fields '[frames, actions, latents]'")
 
 
-def _check_recipe(out: Path, tokenizer: SpaceTimeTokenizer, shards: str) -> None:
+def _check_recipe(out: Path, tokenizer: VideoTokenizer, shards: str) -> None:
     """Refuse to mix the tokens of two tokenizers in one folder."""
     weights = tokenizer.paint.weight.double().sum() + tokenizer.embed.weight.double().sum()
     recipe = {"shards": shards, "fingerprint": float(weights), "codebook_size": tokenizer.codebook_size}
@@ -65,7 +65,7 @@ def _check_recipe(out: Path, tokenizer: SpaceTimeTokenizer, shards: str) -> None
 
 
 def _encode_shard(
-    path: str, index: ShardIndex, target: Path, tokenizer: SpaceTimeTokenizer, keep_video: bool, chunk: int
+    path: str, index: ShardIndex, target: Path, tokenizer: VideoTokenizer, keep_video: bool, chunk: int
 ) -> None:
     video = {"frames.npy", *VIDEO_EXTENSIONS}
     with ShardWriter(target) as writer:
@@ -79,7 +79,7 @@ def _encode_shard(
 
 
 @torch.inference_mode()
-def encode_episode(tokenizer: SpaceTimeTokenizer, frames: NDArray[np.uint8], chunk: int) -> NDArray[np.int32]:
+def encode_episode(tokenizer: VideoTokenizer, frames: NDArray[np.uint8], chunk: int) -> NDArray[np.int32]:
     """Tokens of uint8 [T, H, W, 3], streamed ``chunk`` frames at a time: int32 [T, h, w]."""
     state, parts = tokenizer.init_encoder(1), []
     for start in range(0, len(frames), chunk):

@@ -13,7 +13,7 @@ from vwm.data.clips import Clips
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.patches import to_float, to_uint8
 from vwm.nn.quantize import perplexity, usage
-from vwm.tokenizer.space_time import SpaceTimeTokenizer
+from vwm.tokenizer.interface import VideoTokenizer
 
 
 class TokenizerModule(L.LightningModule):
@@ -25,7 +25,7 @@ class TokenizerModule(L.LightningModule):
         l1: weight of the absolute error beside the squared one (the absolute error keeps small sprites sharp).
     """
 
-    def __init__(self, tokenizer: SpaceTimeTokenizer, optimizer: OptimizerConfig, l1: float = 0.0) -> None:
+    def __init__(self, tokenizer: VideoTokenizer, optimizer: OptimizerConfig, l1: float = 0.0) -> None:
         super().__init__()
         self.tokenizer, self.optimizer, self.l1 = tokenizer, optimizer, l1
 
@@ -34,10 +34,10 @@ class TokenizerModule(L.LightningModule):
         video = to_float(batch.frames)
         out = self.tokenizer(video)
         squared = F.mse_loss(out.video.float(), video)
-        loss = squared + self.l1 * F.l1_loss(out.video.float(), video) + out.commitment
+        loss = squared + self.l1 * F.l1_loss(out.video.float(), video) + out.penalty
         # A signal of range 2 and mean squared error m: PSNR = 10 log10(4 / m).
-        logs = {"psnr": 10 * torch.log10(4 / squared.detach()), "commitment": out.commitment}
-        return loss, logs | {"perplexity": perplexity(usage(out.tokens, self.tokenizer.codebook_size))}
+        logs = {"psnr": 10 * torch.log10(4 / squared.detach()), "penalty": out.penalty}
+        return loss, logs | {"perplexity": perplexity(usage(out.latents, self.tokenizer.codebook_size))}
 
     def training_step(self, batch: Clips, index: int) -> Tensor:
         """Lightning's hook."""

@@ -7,27 +7,17 @@ Legend: b batch, t time, H W pixels, h w the grid of patches, n = h*w tokens a f
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
-from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from vwm.nn.patches import patch_grid, patchify, unpatchify
 from vwm.nn.quantize import Codebook, Quantizer
 from vwm.nn.space_time import SpaceTimeState, SpaceTimeTransformer
+from vwm.tokenizer.interface import Reconstruction, VideoTokenizer
 
 
-class Reconstruction(NamedTuple):
-    """video float [b, t, 3, H, W], tokens int64 [b, t, h, w], and the quantizer's commitment loss."""
-
-    video: Tensor
-    tokens: Tensor
-    commitment: Tensor
-
-
-class SpaceTimeTokenizer(ModelMixin, ConfigMixin):
+class SpaceTimeTokenizer(VideoTokenizer):
     """Video to discrete tokens and back.
 
     Args:
@@ -62,19 +52,10 @@ class SpaceTimeTokenizer(ModelMixin, ConfigMixin):
         self.encoder_places = nn.Parameter(torch.randn(tokens, width) * 0.02)
         self.encoder = SpaceTimeTransformer(width, depth, heads, window)
         self.quantizer = Quantizer(width, codebook, code_width)
+        self.codebook_size = self.quantizer.size
         self.decoder_places = nn.Parameter(torch.randn(tokens, width) * 0.02)
         self.decoder = SpaceTimeTransformer(width, depth, heads, window)
         self.paint = nn.Linear(width, pixels)
-
-    @property
-    def codebook_size(self) -> int:
-        """The number of codes."""
-        return self.quantizer.size
-
-    @property
-    def tokens_per_frame(self) -> int:
-        """n."""
-        return self.grid[0] * self.grid[1]
 
     def forward(self, video: Tensor) -> Reconstruction:
         """Through the codebook and back, with a straight-through gradient: float [b, t, 3, H, W] in [-1, 1]."""
@@ -108,10 +89,7 @@ class SpaceTimeTokenizer(ModelMixin, ConfigMixin):
         return state, self._paint(x)
 
     def _embed(self, video: Tensor) -> Tensor:
-        if tuple(video.shape[2:]) != (3, *self.image_size):
-            raise ValueError(
-                f"video must be [b, t, 3, {self.image_size[0]}, {self.image_size[1]}], got {list(video.shape)}"
-            )
+        self.check_video(video)
         return self.embed(patchify(video, self.patch_size)) + self.encoder_places
 
     def _look_up(self, tokens: Tensor) -> Tensor:

@@ -60,6 +60,8 @@ def bench_play(
     """
     with _threads(threads):
         simulator = load_simulator(bundle, device)
+        if not isinstance(simulator, GenieSimulator):
+            raise ValueError(f"{bundle} holds a {type(simulator).__name__}; this benchmark plays Genie worlds only")
         if sampling_steps is not None:
             simulator.sampling = simulator.sampling._replace(steps=sampling_steps)
         _print_play_settings(simulator, batch)

@@ -17,6 +17,7 @@ from vwm.data.index import list_shards, read_index
 from vwm.eval.actions import describe_actions
 from vwm.genie.dynamics import Sampling
 from vwm.genie.module import GenieModule
+from vwm.nn.parts import save_part
 from vwm.simulator.bundle import save_simulator
 from vwm.simulator.genie import GenieSimulator
 from vwm.simulator.interface import ActionSpace
@@ -98,7 +99,7 @@ def load_run(run: Path, weights: str = "average") -> tuple[L.LightningModule, An
 
 def _save_tokenizer(module: TokenizerModule, out: Path) -> None:
     aside = out.with_name(out.name + ".tmp")
-    module.tokenizer.save_pretrained(aside / "tokenizer", safe_serialization=True)
+    save_part(module.tokenizer, aside / "tokenizer")
     out.mkdir(parents=True, exist_ok=True)
     target = out / "tokenizer"
     if target.exists():

@@ -1,0 +1,81 @@
+"""Networks on disk: a folder with ``config.json`` and safetensors, checked key by key when it is read.
+
+The layout is diffusers' (``from_pretrained`` reads it too). ``config.json`` also names the module of the class, so that
+a folder says by itself what it holds; only classes of this package can be named.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from pathlib import Path
+
+from diffusers import ModelMixin
+
+CONFIG = "config.json"
+
+
+class PartError(ValueError):
+    """A network that cannot be loaded; the message names the folder or file and what is wrong with it."""
+
+
+def save_part(part: ModelMixin, folder: str | os.PathLike[str]) -> None:
+    """Write a network into a new folder. Where it was loaded from is forgotten: nobody's business, and no weight."""
+    part.save_pretrained(folder, safe_serialization=True)
+    config = Path(folder) / CONFIG
+    settings = json.loads(config.read_text())
+    settings.pop("_name_or_path", None)
+    settings["_module"] = type(part).__module__
+    config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+def load_part(folder: str | os.PathLike[str], kind: type[ModelMixin] | None = None) -> ModelMixin:
+    """A network, frozen and in evaluation mode; every key must be there and fit.
+
+    Args:
+        folder: as ``save_part`` wrote it.
+        kind: the class, for folders that do not name it.
+
+    Raises:
+        PartError: missing, broken or foreign.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file():
+        raise PartError(f"{folder}: there is no {CONFIG} in it")
+    if kind is None:
+        kind = _named_class(folder / CONFIG)
+    try:
+        part, info = kind.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+        )
+    except Exception as error:  # diffusers and safetensors raise a dozen kinds for a broken folder
+        raise PartError(f"{folder}: cannot be loaded ({type(error).__name__}: {error})") from error
+    wrong = {k: v for k, v in info.items() if k in ("missing_keys", "unexpected_keys", "mismatched_keys") and v}
+    if wrong or info.get("error_msgs"):
+        raise PartError(f"{folder}: the weights do not fit {CONFIG}: {wrong or info['error_msgs']}")
+    return part.eval().requires_grad_(False)
+
+
+def find_class(module: str, name: str, where: str) -> type[ModelMixin]:
+    """A network class of this package by its names; ``where`` is what to blame. Raises PartError."""
+    if module.split(".")[0] != "vwm":
+        raise PartError(f"{where} names {module}.{name}; a folder may only name vwm's classes")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise PartError(f"{where} names {module}.{name}, which vwm does not have") from error
+    if not (isinstance(found, type) and issubclass(found, ModelMixin)):
+        raise PartError(f"{where} names {module}.{name}, which is no network")
+    return found
+
+
+def _named_class(config: Path) -> type[ModelMixin]:
+    try:
+        settings = json.loads(config.read_text())
+    except json.JSONDecodeError as error:
+        raise PartError(f"{config}: not JSON ({error})") from error
+    module, name = settings.get("_module"), settings.get("_class_name")
+    if not isinstance(module, str) or not isinstance(name, str):
+        raise PartError(f"{config}: does not name its class (_module, _class_name); export it again")
+    return find_class(module, name, str(config))

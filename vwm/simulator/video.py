@@ -1,0 +1,79 @@
+"""What every world made of a tokenizer and a dynamics model has, whatever the dynamics is."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+import torch
+from diffusers import ModelMixin
+from torch import Tensor
+
+from vwm.simulator.interface import ActionSpace, Simulator
+from vwm.tokenizer.interface import VideoTokenizer
+
+
+class VideoSimulator(Simulator):
+    """A dynamics model over a tokenizer's latents.
+
+    Args:
+        tokenizer: video to latents and back.
+        dynamics: latents and actions to the next frame's latents.
+        actions: the action space.
+        fps: frames a second of the recording.
+        sampling: how a frame is drawn, a named tuple of the family.
+        context_frames: how many frames a reset likes to be given.
+        title: for people.
+        starts: uint8 [n, t, h, w, 3], contexts to begin from, where some are at hand.
+    """
+
+    PARTS: ClassVar[tuple[str, ...]] = ("tokenizer", "dynamics")
+    """The attributes that hold networks: what a bundle saves."""
+    SAMPLING: ClassVar[type[Any]]
+    """The class of ``sampling``."""
+
+    latent_action: Any = None
+    """Infers the actions of a context, where the world learned its actions from unlabelled video."""
+
+    def __init__(
+        self,
+        tokenizer: VideoTokenizer,
+        dynamics: ModelMixin,
+        actions: ActionSpace,
+        fps: float = 15.0,
+        sampling: Any = None,
+        context_frames: int = 4,
+        title: str = "world",
+        starts: Tensor | None = None,
+    ) -> None:
+        self.tokenizer, self.dynamics = tokenizer.eval(), dynamics.eval()
+        self.actions, self.fps = actions, fps
+        self.sampling = self.SAMPLING() if sampling is None else sampling
+        self.context_frames, self.title, self.starts = context_frames, title, starts
+        self.image_size = tokenizer.image_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the world's tensors live."""
+        return next(self.dynamics.parameters()).device
+
+    def networks(self) -> dict[str, ModelMixin]:
+        """The parts that are there, by name."""
+        parts = {name: getattr(self, name) for name in self.PARTS}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the networks."""
+        for part in self.networks().values():
+            part.to(device)
+        return self
+
+    def check_context_actions(self, actions: Tensor | None, batch: int, frames: int) -> Tensor | None:
+        """The actions between context frames, on the world's device. Raises ValueError where their number is wrong."""
+        if actions is None or frames == 1:
+            return None
+        if actions.shape[:2] != (batch, frames - 1):
+            raise ValueError(
+                f"{frames} context frames have {frames - 1} actions between them: context_actions must be "
+                f"[{batch}, {frames - 1}, ...], got {list(actions.shape)}"
+            )
+        return actions.to(self.device)
