@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from diffusers import ModelMixin
+from torch import Tensor, nn
 
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
 from vwm.genie.dynamics import MaskGITDynamics, Sampling
 from vwm.genie.latent_action import LatentActionModel
+from vwm.nn.patches import to_float, to_uint8
 from vwm.simulator.bundle import save_simulator
 from vwm.simulator.genie import GenieSimulator
 from vwm.simulator.interface import ActionSpace, Simulator, StepOutput
+from vwm.simulator.video import VideoSimulator
+from vwm.tokenizer.pixels import PixelTokenizer
 from vwm.tokenizer.space_time import SpaceTimeTokenizer
 
 SIZE = 16
@@ -48,6 +53,42 @@ class RollingWorld(Simulator):
         return state, StepOutput(state + self.flaw if decode else None, action, zeros, zeros.bool())
 
 
+class Gain(ModelMixin):
+    """A dynamics model of one number: how much brighter an action makes a frame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(0.2))
+
+
+class BrightnessWorld(VideoSimulator):
+    """Continuous in latents and actions: the frame becomes brighter by the action's mean."""
+
+    class SAMPLING(NamedTuple):
+        steps: int = 1
+
+    def reset(
+        self, context: Tensor, seed: int | Tensor = 0, context_actions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        self.check_context(context)
+        self.check_context_actions(context_actions, *context.shape[:2])
+        latents = self.tokenizer.encode(to_float(context))
+        return latents[:, -1], to_uint8(self.tokenizer.decode(latents[:, -1:]))[:, 0]
+
+    def step(self, state: Tensor, action: Tensor, decode: bool = True) -> tuple[Tensor, StepOutput]:
+        self.check_action(action, len(state))
+        state = state + self.dynamics.gain.detach() * action.mean(dim=1)[:, None, None, None]
+        zeros = torch.zeros(len(state))
+        frame = to_uint8(self.tokenizer.decode(state[:, None]))[:, 0]
+        return state, StepOutput(frame if decode else None, state, zeros, zeros.bool())
+
+
+@pytest.fixture
+def brightness_world() -> BrightnessWorld:
+    """A world of pixels that takes two numbers a step."""
+    return BrightnessWorld(PixelTokenizer((SIZE, SIZE)), Gain(), ActionSpace("continuous", 2), 10.0, context_frames=3)
+
+
 def move(frames: Tensor, actions: Tensor) -> Tensor:
     """Pictures uint8 [b, h, w, 3] after actions int64 [b]."""
     return torch.stack([f.roll(MOVES[int(a)], dims=(0, 1)) for f, a in zip(frames, actions, strict=True)])
@@ -72,9 +113,11 @@ def rolling_clips() -> tuple[Tensor, Tensor]:
 
 @pytest.fixture
 def write_shards(tmp_path: Path) -> Callable[..., Path]:
-    """Write episodes of 24 rolling frames each; returns their folder."""
+    """Write episodes of 24 rolling frames each; returns their folder. Continuous actions are the moves themselves."""
 
-    def write(episodes: int = 4, size: int = SIZE, actions: bool = True, move_at_all: bool = True) -> Path:
+    def write(
+        episodes: int = 4, size: int = SIZE, actions: bool = True, move_at_all: bool = True, continuous: bool = False
+    ) -> Path:
         folder = tmp_path / f"shards{size}"
         generator = torch.Generator().manual_seed(1)
         with ShardWriter(folder / "shard-000000.tar") as writer:
@@ -87,6 +130,8 @@ def write_shards(tmp_path: Path) -> Callable[..., Path]:
                     frames.append(move(frames[-1], act[None]))
                 meta = {"fps": 10.0, "source": "test", "action_names": list(NAMES)}
                 given = acts.numpy() if actions else None
+                if continuous:
+                    given = np.array(MOVES, np.float32)[acts.numpy()] / 3
                 writer.write(f"{number:03d}", Episode(torch.cat(frames).numpy(), given, meta=meta), raw=True)
         return folder
 

@@ -15,7 +15,9 @@ from vwm.eval.control import delta_psnr, shuffle_cost
 from vwm.eval.rollout import random_actions, rollout
 from vwm.genie.dynamics import MaskGITDynamics
 from vwm.nn.random import world_seeds
+from vwm.simulator.genie import GenieSimulator
 from vwm.simulator.interface import Simulator
+from vwm.simulator.video import VideoSimulator
 
 
 def both_ways(world: Simulator, frames: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,11 +60,12 @@ def test_delta_psnr_leaves_out_exact_clips_and_counts_them() -> None:
     assert float(delta.by_set[0]) == pytest.approx(10 * math.log10(100 / (2 / 3)))
 
 
-class Oracle:
-    """Stands in for dynamics: every token of the next frame is the action that leads to it, with probability ``p``."""
+class Oracle(torch.nn.Module):
+    """Stands in for Genie's dynamics: every token of a frame is the action that leads to it, with probability ``p``."""
 
     def __init__(self, codes: int, p: float, heeds: bool = True) -> None:
-        self.places, self.mask_token = torch.zeros(1), codes
+        super().__init__()
+        self.places, self.mask_token = torch.nn.Parameter(torch.zeros(1)), codes
         self.codes, self.p, self.heeds = codes, p, heeds
         self.seen: list[Any] = []
 
@@ -81,36 +84,44 @@ class Oracle:
         return probability.double().log()[:, :, None].expand(-1, -1, tokens.shape[-1], -1)
 
 
-def test_shuffled_actions_cost_what_the_action_tells() -> None:
+def test_shuffled_actions_cost_what_the_action_tells(genie: Callable[..., GenieSimulator]) -> None:
     actions = torch.tensor([[0, 1], [1, 2], [2, 0], [3, 3]])  # the next clip's is always another
     tokens = torch.cat((torch.zeros(4, 1, dtype=torch.int64), actions), dim=1)[..., None, None].expand(-1, -1, 2, 3)
-    oracle: Any = Oracle(codes=4, p=0.7)
-    cost = shuffle_cost(oracle, tokens, actions, batch_size=3)
+    world, oracle = genie(), Oracle(codes=4, p=0.7)
+    world.dynamics = oracle
+    cost = shuffle_cost(world, tokens, actions, batch_size=3)
     assert cost is not None
     assert cost.right == pytest.approx(-math.log(0.7))
     assert cost.shuffled == pytest.approx(-math.log(0.1))
     assert torch.equal(oracle.seen[1], actions[:3, :1])  # the past keeps its right actions
 
 
-def test_shuffled_actions_cost_nothing_where_nobody_heeds_them() -> None:
+def test_shuffled_actions_cost_nothing_where_nobody_heeds_them(genie: Callable[..., GenieSimulator]) -> None:
     tokens = torch.randint(0, 4, (4, 3, 2, 2), generator=torch.Generator().manual_seed(0))
-    oracle: Any = Oracle(codes=4, p=0.7, heeds=False)
-    cost = shuffle_cost(oracle, tokens, torch.tensor([[0, 1], [1, 2], [2, 0], [3, 3]]), batch_size=2)
+    world = genie()
+    world.dynamics = Oracle(codes=4, p=0.7, heeds=False)
+    cost = shuffle_cost(world, tokens, torch.tensor([[0, 1], [1, 2], [2, 0], [3, 3]]), batch_size=2)
     assert cost is not None
     assert cost.right == cost.shuffled
 
 
-def test_one_clip_has_nobody_to_exchange_with() -> None:
-    oracle: Any = Oracle(codes=4, p=0.7)
-    assert shuffle_cost(oracle, torch.zeros(1, 3, 2, 2, dtype=torch.int64), torch.zeros(1, 2), 1) is None
+def test_one_clip_has_nobody_to_exchange_with(genie: Callable[..., GenieSimulator]) -> None:
+    assert shuffle_cost(genie(), torch.zeros(1, 3, 2, 2, dtype=torch.int64), torch.zeros(1, 2), 1) is None
 
 
-def test_the_cost_under_right_actions_is_that_of_training_with_a_full_mask() -> None:
+def test_the_cost_under_right_actions_is_that_of_training_with_a_full_mask(
+    genie: Callable[..., GenieSimulator],
+) -> None:
     torch.manual_seed(0)
-    dynamics = MaskGITDynamics(16, 4, 3, width=16, depth=2, heads=2, window=3).eval()
+    world, dynamics = genie(), MaskGITDynamics(16, 4, 3, width=16, depth=2, heads=2, window=3).eval()
+    world.dynamics = dynamics
     tokens, actions = torch.randint(0, 16, (3, 5, 2, 2)), torch.randint(0, 3, (3, 4))
-    cost = shuffle_cost(dynamics, tokens, actions, batch_size=2)
+    cost = shuffle_cost(world, tokens, actions, batch_size=2)
     flat = tokens.flatten(2)
     logits = dynamics(flat, actions, torch.ones_like(flat[:, 1:], dtype=torch.bool))
     assert cost is not None
     assert cost.right == pytest.approx(F.cross_entropy(logits.flatten(0, 2), flat[:, 1:].flatten()).item(), rel=1e-5)
+
+
+def test_a_family_without_a_loss_has_no_cost(brightness_world: VideoSimulator) -> None:
+    assert shuffle_cost(brightness_world, torch.zeros(3, 4, 16, 16, 3), torch.zeros(3, 3, 2), 2) is None

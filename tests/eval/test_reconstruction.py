@@ -9,6 +9,7 @@ import torch
 from vwm.eval.reconstruction import mean_image, reconstruct
 from vwm.nn.patches import to_float, to_uint8
 from vwm.simulator.genie import GenieSimulator
+from vwm.tokenizer.pixels import PixelTokenizer
 
 
 def test_mean_image_is_the_mean() -> None:
@@ -26,3 +27,9 @@ def test_batches_change_nothing(genie: Callable[..., GenieSimulator]) -> None:
         assert torch.equal(tokens, tokenizer.encode(to_float(frames)))
         expected = to_uint8(tokenizer.decode(tokens))
     assert (shown.int() - expected.int()).abs().max() <= 1
+
+
+def test_latents_may_be_continuous() -> None:
+    frames = torch.randint(0, 255, (3, 4, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    shown, latents = reconstruct(PixelTokenizer((16, 16), patch_size=4), frames, batch_size=2)
+    assert torch.equal(shown, frames) and latents.shape == (3, 4, 4, 4, 48)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from vwm.data.video import probe_video
 from vwm.eval.report import evaluate
+from vwm.simulator.video import VideoSimulator
 
 
 def numbers(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -60,6 +61,7 @@ def test_a_whole_report(quick: Callable[..., dict[str, Any]], tmp_path: Path) ->
     assert sum(map(sum, report["control"]["action_table"])) == 8 * 5
     assert report["control"]["action_names"] == ["STAY", "RIGHT", "DOWN", "LEFT"]
     assert sum(report["codebook"]["counts"]) == 8 * 6 * 4
+    assert report["control"]["shuffle_cost"]["loss"] == "cross-entropy"
     assert report["data"]["clips"] == 8
     assert report["made"]["settings"]["context"] == 3
     assert set(report["made"]["parts"]) == {"tokenizer", "dynamics", "latent_action"}
@@ -97,6 +99,29 @@ def test_labelled_worlds_have_no_latent_actions(quick: Callable[..., dict[str, A
     assert report["latent_action"] is None
     assert report["control"]["action_mi_bits"] is None
     assert report["control"]["shuffle_ratio"] > 0
+
+
+def test_continuous_latents_and_actions(
+    brightness_world: VideoSimulator,
+    write_shards: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("vwm.eval.report.load_simulator", lambda *_: brightness_world)
+    data = str(write_shards(continuous=True))
+    report = evaluate(tmp_path / "bundle", data, tmp_path / "report", horizon=16, clips=6, batch_size=4, videos=1)
+    assert report["codebook"] is None and report["latent_action"] is None
+    assert report["tokenizer"]["psnr"] is None  # infinite: pixels are exact
+    assert len(report["rollout"]["psnr"]) == len(report["control"]["delta_psnr_by_horizon"]) == 16
+    assert report["control"]["delta_psnr"]["mean"] is not None
+    assert report["control"]["shuffle_cost"] is report["control"]["shuffle_ratio"] is None
+    assert any("shuffled actions is not defined for a BrightnessWorld" in note for note in report["notes"])
+    assert report["made"]["parts"]["tokenizer"] == {"parameters": 0, "precision": None}
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "codebook" not in page.partition("<h2>How it was made")[0]
+    assert not (tmp_path / "report" / "codebook.png").exists()
+    assert "Codes used" not in capsys.readouterr().out
 
 
 def test_unlabelled_still_and_few_clips(quick: Callable[..., dict[str, Any]]) -> None:

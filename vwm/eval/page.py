@@ -65,15 +65,15 @@ def headline(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     """The numbers that matter most: (what, value with unit, how to read it)."""
     tokenizer, rollout, control, play = (report[key] for key in ("tokenizer", "rollout", "control", "play"))
     delta, horizon = control["delta_psnr"], len(rollout["psnr"])
-    codebook, latent = report["codebook"], report["latent_action"]
-    rows = [
+    cost = control["shuffle_cost"]
+    return [
         (
             "Tokenizer PSNR",
             _text(tokenizer["psnr"], "dB"),
             f"the mean image: {_text(tokenizer['psnr_mean_image'], 'dB')}",
         ),
         ("Tokenizer SSIM", _text(tokenizer["ssim"], "", 3), "1 is perfect"),
-        ("Codes used", f"{codebook['used']} of {codebook['size']}", f"perplexity {codebook['perplexity']:.1f}"),
+        *_usage(report),
         ("Rollout PSNR at horizon 1", _text(rollout["psnr"][0], "dB"), _against(rollout, 0)),
         (f"Rollout PSNR at horizon {horizon}", _text(rollout["psnr"][-1], "dB"), _against(rollout, -1)),
         (
@@ -84,8 +84,9 @@ def headline(report: dict[str, Any]) -> list[tuple[str, str, str]]:
         (
             "Cost of shuffled actions",
             _text(control["shuffle_ratio"], "×", 3),
-            "cross-entropy; over 1 where actions count",
+            "not measured" if cost is None else f"{cost['loss']}; over 1 where actions count",
         ),
+        *_information(control),
         ("Step", _text(play["step_ms"]["p50"], "ms"), f"95th percentile {_text(play['step_ms']['p95'], 'ms')}"),
         (
             "Frames a second",
@@ -93,12 +94,24 @@ def headline(report: dict[str, Any]) -> list[tuple[str, str, str]]:
             f"one world, {report['made']['environment']['hardware']['device']}",
         ),
     ]
+
+
+def _usage(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Of codes and of latent actions, where there are such."""
+    codebook, latent, rows = report["codebook"], report["latent_action"], []
+    if codebook is not None:
+        used = f"{codebook['used']} of {codebook['size']}"
+        rows.append(("Codes used", used, f"perplexity {codebook['perplexity']:.1f}"))
     if latent is not None:
-        rows.insert(3, ("Latent actions used", _text(latent["perplexity"], ""), f"perplexity, of {latent['size']}"))
-    if control["action_mi_bits"] is not None:
-        text = f"above chance, of {_text(control['action_entropy_bits'], 'bits')} in the recorded actions"
-        rows.insert(-2, ("Latent ↔ recorded action", _text(control["action_mi_bits"], "bits"), text))
+        rows.append(("Latent actions used", _text(latent["perplexity"], ""), f"perplexity, of {latent['size']}"))
     return rows
+
+
+def _information(control: dict[str, Any]) -> list[tuple[str, str, str]]:
+    if control["action_mi_bits"] is None:
+        return []
+    text = f"above chance, of {_text(control['action_entropy_bits'], 'bits')} in the recorded actions"
+    return [("Latent ↔ recorded action", _text(control["action_mi_bits"], "bits"), text)]
 
 
 def _against(rollout: dict[str, Any], at: int) -> str:

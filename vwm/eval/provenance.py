@@ -55,13 +55,13 @@ def weights_hash(bundle: Path) -> str:
 
 def parts(simulator: VideoSimulator) -> dict[str, dict[str, Any]]:
     """Of each part of the world its number of parameters and their precision, which depends on the machine."""
-    found = {name: getattr(simulator, name) for name in ("tokenizer", "dynamics", "latent_action")}
     return {
         name: {"parameters": sum(p.numel() for p in part.parameters()), "precision": _precision(part)}
-        for name, part in found.items()
-        if part is not None
+        for name, part in simulator.networks().items()
     }
 
 
-def _precision(part: torch.nn.Module) -> str:
-    return str(next(part.parameters()).dtype).removeprefix("torch.")
+def _precision(part: torch.nn.Module) -> str | None:
+    """None for a part without parameters."""
+    first = next(part.parameters(), None)
+    return None if first is None else str(first.dtype).removeprefix("torch.")

@@ -1,6 +1,6 @@
-"""What survives the tokenizer: the ceiling of every rollout, and how many codes are in use.
+"""What survives the tokenizer: the ceiling of every rollout, and the latents that it makes.
 
-Legend: n clips, t time, h w the grid of tokens, H W pixels.
+Legend: n clips, t time, h w the grid of latents, c channels, H W pixels.
 """
 
 from __future__ import annotations
@@ -12,25 +12,30 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vwm.nn.patches import to_float, to_uint8
-from vwm.tokenizer.space_time import SpaceTimeTokenizer
+from vwm.tokenizer.interface import VideoTokenizer
 
 
 class Reconstructed(NamedTuple):
-    """frames uint8 [n, t, H, W, 3] through the tokenizer and back, and their tokens int64 [n, t, h, w]."""
+    """Clips through the tokenizer and back.
+
+    Attributes:
+        frames: uint8 [n, t, H, W, 3].
+        latents: tokens int64 [n, t, h, w], or float [n, t, h, w, c].
+    """
 
     frames: Tensor
-    tokens: Tensor
+    latents: Tensor
 
 
 @torch.inference_mode()
-def reconstruct(tokenizer: SpaceTimeTokenizer, frames: Tensor, batch_size: int) -> Reconstructed:
+def reconstruct(tokenizer: VideoTokenizer, frames: Tensor, batch_size: int) -> Reconstructed:
     """Encode and decode clips, uint8 [n, t, H, W, 3]; on the tokenizer's device, back on the frames'."""
-    shown, tokens = [], []
+    shown, latents = [], []
     for batch in tqdm(frames.split(batch_size), desc="tokenizer", unit="batch", disable=None):
-        code = tokenizer.encode(to_float(batch.to(tokenizer.decoder_places.device)))
+        code = tokenizer.encode(to_float(batch.to(tokenizer.device)))
         shown.append(to_uint8(tokenizer.decode(code)).to(frames.device))
-        tokens.append(code.to(frames.device))
-    return Reconstructed(torch.cat(shown), torch.cat(tokens))
+        latents.append(code.to(frames.device))
+    return Reconstructed(torch.cat(shown), torch.cat(latents))
 
 
 def mean_image(frames: Tensor) -> Tensor:

@@ -161,17 +161,15 @@ def measure(evidence: Evidence) -> dict[str, Any]:
         notes.append(
             "nothing moves in any clip: copying the last frame is exact, and these clips say nothing of the world"
         )
-    counts = usage(evidence.reconstructed.tokens, simulator.tokenizer.codebook_size)
+    control = _control(evidence)
+    if control["shuffle_cost"] is None:
+        why = "needs two clips" if len(sample) < 2 else f"is not defined for a {type(simulator).__name__}"
+        notes.append(f"the cost of shuffled actions {why}")
     return {
         "tokenizer": _tokenizer(evidence),
-        "codebook": {
-            "perplexity": perplexity(counts),
-            "used": int((counts > 0).sum()),
-            "size": len(counts),
-            "counts": counts.long(),
-        },
+        "codebook": _codebook(evidence),
         "rollout": _rollout(evidence),
-        "control": _control(evidence),
+        "control": control,
         "latent_action": _latent_action(evidence),
         "play": _play(evidence),
         "data": {
@@ -194,6 +192,20 @@ def _tokenizer(evidence: Evidence) -> dict[str, Any]:
     }
 
 
+def _codebook(evidence: Evidence) -> dict[str, Any] | None:
+    """None where the latents are continuous."""
+    size = evidence.simulator.tokenizer.codebook_size
+    if not size:
+        return None
+    counts = usage(evidence.reconstructed.latents, size)
+    return {
+        "perplexity": perplexity(counts),
+        "used": int((counts > 0).sum()),
+        "size": size,
+        "counts": counts.long(),
+    }
+
+
 def _rollout(evidence: Evidence) -> dict[str, Any]:
     """By horizon."""
     shown = {
@@ -211,9 +223,7 @@ def _rollout(evidence: Evidence) -> dict[str, Any]:
 def _control(evidence: Evidence) -> dict[str, Any]:
     delta = delta_psnr(evidence.truth, evidence.own, evidence.random)
     at = min(DELTA_HORIZON, len(delta.by_clip)) - 1
-    cost = shuffle_cost(
-        evidence.simulator.dynamics, evidence.reconstructed.tokens, evidence.actions, evidence.batch_size
-    )
+    cost = shuffle_cost(evidence.simulator, evidence.reconstructed.latents, evidence.actions, evidence.batch_size)
     return {
         "delta_psnr": {**delta.by_clip[at]._asdict(), "excluded": delta.excluded[at], "horizon": at + 1},
         "delta_psnr_by_horizon": [
@@ -221,8 +231,7 @@ def _control(evidence: Evidence) -> dict[str, Any]:
         ],
         "delta_psnr_set_by_horizon": delta.by_set,
         "shuffle_ratio": None if cost is None else cost.shuffled / cost.right,
-        "cross_entropy": None if cost is None else cost.right,
-        "cross_entropy_shuffled": None if cost is None else cost.shuffled,
+        "shuffle_cost": None if cost is None else {"loss": evidence.simulator.LOSS, **cost._asdict()},
         **_action_information(evidence),
     }
 
@@ -333,11 +342,12 @@ def _plots(report: dict[str, Any], evidence: Evidence) -> dict[str, Callable[[],
     drawn: dict[str, Callable[[], Figure]] = {
         "compounding_error.png": lambda: plots.compounding_error(report["rollout"]),
         "delta_psnr.png": lambda: plots.delta_psnr(control),
-        "codebook.png": lambda: plots.codebook_usage(codebook["counts"], codebook["perplexity"]),
         "step_latency.png": lambda: plots.step_latency(
             evidence.milliseconds.numpy(), step["p50"], step["p95"], play["real_time_fps"]
         ),
     }
+    if codebook is not None:
+        drawn["codebook.png"] = lambda: plots.codebook_usage(codebook["counts"], codebook["perplexity"])
     if control["action_table"] is not None:
         table, names, bits = (control[f"action_{key}"] for key in ("table", "names", "mi_bits"))
         drawn["actions.png"] = lambda: plots.action_table(table, names, bits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vwm.genie.dynamics import MaskGITDynamics, Sampling, sample_frame
@@ -42,6 +43,7 @@ class GenieSimulator(VideoSimulator):
 
     PARTS: ClassVar[tuple[str, ...]] = ("tokenizer", "dynamics", "latent_action")
     SAMPLING = Sampling
+    LOSS = "cross-entropy"
 
     def __init__(
         self,
@@ -95,3 +97,21 @@ class GenieSimulator(VideoSimulator):
             GenieState(dynamics, decoder, state.seed, state.drawn + 1),
             StepOutput(frame, latent, zeros, zeros.bool()),
         )
+
+    @torch.inference_mode()
+    def transition_loss(self, latents: Tensor, actions: Tensor, others: Tensor) -> Tensor:
+        """See ``VideoSimulator.transition_loss``: the cross-entropy of a wholly masked next frame.
+
+        It goes the way of play, frame by frame from cached keys and values.
+        """
+        tokens, actions, others = (x.to(self.device) for x in (latents.flatten(2), actions, others))
+        dynamics, total = self.dynamics, torch.zeros(2, dtype=torch.float64)
+        state = dynamics.observe(dynamics.init_state(len(tokens)), tokens[:, :1], None)
+        masked = torch.full_like(tokens[:, :1], dynamics.mask_token)
+        for i in range(tokens.shape[1] - 1):
+            truth = tokens[:, i + 1 : i + 2]
+            for way, told in enumerate((actions, others)):
+                logits = dynamics.logits(state, masked, told[:, i : i + 1]).float()
+                total[way] += F.cross_entropy(logits.flatten(0, 2), truth.flatten(), reduction="sum").item()
+            state = dynamics.observe(state, truth, actions[:, i : i + 1])
+        return total

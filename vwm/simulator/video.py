@@ -30,6 +30,8 @@ class VideoSimulator(Simulator):
     """The attributes that hold networks: what a bundle saves."""
     SAMPLING: ClassVar[type[Any]]
     """The class of ``sampling``."""
+    LOSS: ClassVar[str] = "loss"
+    """What ``transition_loss`` adds up, for people."""
 
     latent_action: Any = None
     """Infers the actions of a context, where the world learned its actions from unlabelled video."""
@@ -66,6 +68,24 @@ class VideoSimulator(Simulator):
         for part in self.networks().values():
             part.to(device)
         return self
+
+    def transition_loss(self, latents: Tensor, actions: Tensor, others: Tensor) -> Tensor | None:
+        """How well the model foretells each next frame, told the action that led there, and told another one.
+
+        Every frame is foretold from the true frames and actions before it, so that the two differ in one action only.
+        Whatever is random is the same for both. A loss that is right for the family (``LOSS`` names it): a world that
+        does not heed its actions has twice the same.
+
+        Args:
+            latents: of clips, as the tokenizer encodes them: int64 [b, t, h, w] or float [b, t, h, w, c].
+            actions: the clips' own, int64 [b, t-1] or float32 [b, t-1, a]; ``actions[:, i]`` leads from frame i to i+1.
+            others: what to be told instead, likewise.
+
+        Returns:
+            float64 [2] on the CPU, with the clips' own actions and with the others: sums over the elements of
+            ``latents[:, 1:]``. None where the family has no such loss.
+        """
+        return None
 
     def check_context_actions(self, actions: Tensor | None, batch: int, frames: int) -> Tensor | None:
         """The actions between context frames, on the world's device. Raises ValueError where their number is wrong."""
