@@ -256,5 +256,7 @@ def collate(clips: Sequence[dict[str, Any]]) -> Clips:
         stacked = np.stack([a for a in arrays if a is not None])
         if field in ("actions", "latents") and stacked.dtype.kind in "iu":
             stacked = stacked.astype(np.int64)
+        if field == "latents" and stacked.dtype == np.float16:
+            stacked = stacked.astype(np.float32)
         batch[field] = torch.from_numpy(stacked)
     return Clips(**batch)

@@ -1,7 +1,8 @@
-"""``vwm encode``: shards with tokens beside the video, so that dynamics train without decoding or tokenizing."""
+"""``vwm encode``: shards with latents beside the video, so that dynamics train without decoding or tokenizing."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ def encode(
     chunk: int = 64,
     device: str = "auto",
 ) -> None:
-    """Write a copy of shards in which every episode also has its tokens (``latents.npy``).
+    """Write a copy of shards in which every episode also has its latents (``latents.npy``).
+
+    They are tokens, int32 [T, h, w], or continuous, float16 [T, h, w, c]: row i is of frame i.
 
     Run it again to go on where it stopped: shards that are whole are passed over.
 
@@ -37,10 +40,18 @@ def encode(
         tokenizer: a bundle, or a tokenizer's folder.
         out: the folder to make.
         keep_video: copy the frames too (latent actions are learned from pixels).
-        chunk: frames encoded at a time; any number gives the same tokens, since the encoder streams.
+        chunk: frames encoded at a time; any number gives the same latents, since the encoder streams.
         device: "auto" takes a GPU where there is one.
+
+    Raises:
+        ValueError: ``out`` holds latents of something else, or the tokenizer joins several frames in a latent.
     """
     network = load_tokenizer(tokenizer)
+    if network.time_compression > 1:
+        raise ValueError(
+            f"{tokenizer} makes one latent of {network.time_compression} frames, and encoded shards hold a row a "
+            f"frame: take a tokenizer with time_compression=1, or train on the video (--data.fields '[frames, actions]')"
+        )
     network.to("cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device)
     _check_recipe(out, network, shards)
     paths = list_shards(shards)
@@ -52,16 +63,25 @@ def encode(
 
 
 def _check_recipe(out: Path, tokenizer: VideoTokenizer, shards: str) -> None:
-    """Refuse to mix the tokens of two tokenizers in one folder."""
-    weights = tokenizer.paint.weight.double().sum() + tokenizer.embed.weight.double().sum()
-    recipe = {"shards": shards, "fingerprint": float(weights), "codebook_size": tokenizer.codebook_size}
+    """Refuse to mix the latents of two tokenizers in one folder."""
+    recipe = {"shards": shards, "fingerprint": fingerprint(tokenizer)}
     file = out / "encoding.json"
     if file.is_file() and json.loads(file.read_text()) != recipe:
-        raise ValueError(f"{out} holds tokens of another tokenizer or of other shards ({file}): choose another --out")
+        raise ValueError(f"{out} holds latents of another tokenizer or of other shards ({file}): choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(file.name + ".tmp")
     aside.write_text(json.dumps(recipe))
     aside.rename(file)
+
+
+def fingerprint(tokenizer: VideoTokenizer) -> str:
+    """A hash of the class, its settings and its weights: what latents depend on."""
+    settings = {name: value for name, value in tokenizer.config.items() if not name.startswith("_")}
+    digest = hashlib.blake2b(f"{type(tokenizer).__name__} {json.dumps(settings, sort_keys=True)}".encode())
+    for name, weight in sorted(tokenizer.state_dict().items()):
+        digest.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
 
 
 def _encode_shard(
@@ -79,13 +99,15 @@ def _encode_shard(
 
 
 @torch.inference_mode()
-def encode_episode(tokenizer: VideoTokenizer, frames: NDArray[np.uint8], chunk: int) -> NDArray[np.int32]:
-    """Tokens of uint8 [T, H, W, 3], streamed ``chunk`` frames at a time: int32 [T, h, w]."""
+def encode_episode(
+    tokenizer: VideoTokenizer, frames: NDArray[np.uint8], chunk: int
+) -> NDArray[np.int32] | NDArray[np.float16]:
+    """Latents of uint8 [T, H, W, 3], streamed ``chunk`` frames at a time: int32 [T, h, w] or float16 [T, h, w, c]."""
     state, parts = tokenizer.init_encoder(1), []
     for start in range(0, len(frames), chunk):
-        video = to_float(
-            torch.from_numpy(np.array(frames[start : start + chunk]))[None].to(tokenizer.paint.weight.device)
-        )
-        state, tokens = tokenizer.encode_step(state, video)
-        parts.append(tokens[0].cpu().numpy())
-    return np.concatenate(parts).astype(np.int32)
+        video = to_float(torch.from_numpy(np.array(frames[start : start + chunk]))[None].to(tokenizer.device))
+        state, latents = tokenizer.encode_step(state, video)
+        parts.append(latents[0].cpu().numpy())
+    rows = np.concatenate(parts)
+    # Of unit deviation, so float16 rounds them by a two-thousandth, far below what a tokenizer loses.
+    return rows.astype(np.int32 if tokenizer.codebook_size else np.float16)

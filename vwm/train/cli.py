@@ -44,7 +44,7 @@ COMMANDS = {
     ),
     "encode": Command(
         "vwm.tokenizer.encode:encode",
-        "write shards of tokens beside the video",
+        "write shards with latents beside the video",
         ("vwm encode data/coinrun --tokenizer runs/bundle --out data/coinrun_tokens",),
     ),
     "fit": Command("vwm.train.fit:fit", "train a model from a config"),

@@ -1,0 +1,79 @@
+"""Encoded shards: a row a frame, of one tokenizer, read as the dynamics wants them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from models import tokenizer
+
+from vwm.data.clips import collate
+from vwm.data.datamodule import open_clips
+from vwm.data.episode import Episode
+from vwm.data.shards import ShardWriter
+from vwm.nn.parts import save_part
+from vwm.nn.patches import to_float
+from vwm.tokenizer import encode as module
+from vwm.tokenizer.encode import encode, fingerprint
+from vwm.tokenizer.load import load_tokenizer
+from vwm.tokenizer.pixels import PixelTokenizer
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> str:
+    rng = np.random.default_rng(0)
+    with ShardWriter(tmp_path / "data" / "shard-000000.tar") as writer:
+        for key in ("a", "b"):
+            frames = rng.integers(0, 256, (11, 16, 16, 3), dtype=np.uint8)
+            writer.write(key, Episode(frames, rng.integers(0, 4, 11)), raw=True)
+    return str(tmp_path / "data")
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 64])
+@pytest.mark.parametrize(
+    ("network", "dtype", "stored"),
+    [(tokenizer(), torch.int64, np.int32), (PixelTokenizer((16, 16), 4), torch.float32, np.float16)],
+    ids=["tokens", "continuous"],
+)
+def test_a_row_is_the_latent_of_its_frame(network, dtype, stored, chunk, shards, tmp_path):
+    save_part(network.eval(), tmp_path / "tokenizer")
+    encode(shards, tmp_path / "tokenizer", tmp_path / "latents", chunk=chunk, device="cpu")
+    clip = open_clips(str(tmp_path / "latents"), 6, fields=("frames", "actions", "latents"))[0, 0]
+    assert clip["latents"].dtype == stored
+    batch = collate([clip, clip])
+    assert batch.latents is not None and batch.latents.dtype == dtype
+    whole = open_clips(str(tmp_path / "latents"), 11, fields=("frames", "latents"))[0, 0]
+    with torch.no_grad():
+        true = network.encode(to_float(torch.from_numpy(whole["frames"].copy())[None]))[0]
+    torch.testing.assert_close(collate([whole]).latents[0], true, rtol=1e-3, atol=1e-3)
+
+
+def test_latents_of_two_tokenizers_do_not_mix(shards, tmp_path):
+    for name, std in (("one", 0.5), ("other", 0.4)):
+        save_part(PixelTokenizer((16, 16), 4, pixel_std=std), tmp_path / name)
+    encode(shards, tmp_path / "one", tmp_path / "latents", device="cpu")
+    encode(shards, tmp_path / "one", tmp_path / "latents", device="cpu")
+    with pytest.raises(ValueError, match="another tokenizer"):
+        encode(shards, tmp_path / "other", tmp_path / "latents", device="cpu")
+
+
+def test_a_fingerprint_knows_every_weight_and_forgets_the_place(tmp_path):
+    network = tokenizer()
+    save_part(network, tmp_path / "tokenizer")
+    assert fingerprint(load_tokenizer(tmp_path)) == fingerprint(network)
+    found = {fingerprint(network)}
+    for weight in network.parameters():
+        with torch.no_grad():
+            weight.view(-1)[0] += 1e-3
+        found.add(fingerprint(network))
+    assert len(found) == 1 + len(list(network.parameters()))
+
+
+def test_latents_of_several_frames_are_refused(shards, tmp_path, monkeypatch):
+    network = PixelTokenizer((16, 16), 4)
+    network.time_compression = 4
+    monkeypatch.setattr(module, "load_tokenizer", lambda _: network)
+    with pytest.raises(ValueError, match="one latent of 4 frames"):
+        encode(shards, tmp_path / "tokenizer", tmp_path / "latents", device="cpu")
