@@ -50,7 +50,7 @@ def encode(
     if network.time_compression > 1:
         raise ValueError(
             f"{tokenizer} makes one latent of {network.time_compression} frames, and encoded shards hold a row a "
-            f"frame: take a tokenizer with time_compression=1, or train on the video (--data.fields '[frames, actions]')"
+            f"frame: take one with time_compression=1, or train on the video itself (--data.fields '[frames, actions]')"
         )
     network.to("cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device)
     _check_recipe(out, network, shards)
