@@ -55,3 +55,37 @@ def genie(labelled: bool = False, codebook: int | list[int] = [4, 3, 3]):  # noq
         title="noise",
         starts=starts,
     )
+
+
+def dit(seed: int = 3, **changes):
+    from vwm.dit.model import DiT
+
+    torch.manual_seed(seed)
+    settings = {"grid": (4, 4), "channels": 3, "num_actions": 4, "width": 32, "depth": 4, "heads": 2, "window": 4}
+    return randomize(DiT(**{**settings, "registers": 2, **changes}))
+
+
+def diffusion_world(outcomes: bool = False, sampling=None, **changes):
+    """A whole diffusion world of 8x8 pixels over a pixel tokenizer, with starting contexts."""
+    from vwm.dit.outcomes import OutcomeHeads
+    from vwm.dit.sampling import Sampling
+    from vwm.simulator.dit import DiTSimulator
+    from vwm.simulator.interface import ActionSpace
+    from vwm.tokenizer.pixels import PixelTokenizer
+
+    dims = changes.get("action_dims", 0)
+    if dims:
+        changes["num_actions"] = 0
+    tokenizer = PixelTokenizer((8, 8))
+    starts = torch.randint(0, 256, (3, 2, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
+    names = ("steer", "gas", "brake")[:dims] if dims else ("LEFT", "RIGHT", "UP", "noop")
+    return DiTSimulator(
+        tokenizer,
+        dit(grid=tokenizer.grid, channels=tokenizer.channels, patch_size=2, **changes),
+        randomize(OutcomeHeads(width=32, hidden=16)) if outcomes else None,
+        ActionSpace("continuous" if dims else "discrete", dims or 4, names),
+        sampling=sampling or Sampling(steps=2),
+        context_frames=2,
+        title="noise",
+        starts=starts,
+    )

@@ -54,3 +54,9 @@ def world_seeds(seed: int | Tensor, batch: int, device: torch.device | str = "cp
             raise ValueError(f"seed must be one integer or int64 [{batch}], got {list(seed.shape)}")
         return seed.to(device=device, dtype=torch.int64)
     return fold(torch.full((batch,), int(seed), dtype=torch.int64, device=device), torch.arange(batch, device=device))
+
+
+def normal(seed: Tensor, *shape: int) -> Tensor:
+    """float32 [b, *shape] from the standard normal distribution, a function of ``seed`` int64 [b] (Box and Muller)."""
+    first, second = uniform(seed, 2, *shape).unbind(1)
+    return (-2 * first.log()).sqrt() * (second * (2 * torch.pi)).cos()

@@ -23,12 +23,13 @@ from torch import Tensor
 
 import vwm
 from vwm.nn.parts import PartError, find_class, load_part, save_part
+from vwm.simulator.dit import DiTSimulator
 from vwm.simulator.genie import GenieSimulator
 from vwm.simulator.interface import ActionSpace
 from vwm.simulator.video import VideoSimulator
 
 INDEX = "model_index.json"
-SIMULATORS: dict[str, type[VideoSimulator]] = {kind.__name__: kind for kind in (GenieSimulator,)}
+SIMULATORS: dict[str, type[VideoSimulator]] = {kind.__name__: kind for kind in (GenieSimulator, DiTSimulator)}
 
 
 class BundleError(ValueError):

@@ -1,0 +1,210 @@
+"""Training a diffusion transformer over a frozen tokenizer."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from vwm.data.clips import Clips
+from vwm.dit.model import DiT, Noisy, of_clips
+from vwm.dit.objectives import Objective
+from vwm.dit.outcomes import OutcomeHeads
+from vwm.dit.path import mix
+from vwm.dit.sampling import Sampling, check_sampling, draw_clip, draw_frame, finest, observe
+from vwm.nn.optimizer import OptimizerConfig
+from vwm.nn.patches import to_float, to_uint8
+from vwm.nn.random import fold, world_seeds
+from vwm.nn.running_rms import RunningRMS
+from vwm.tokenizer.interface import VideoTokenizer
+from vwm.tokenizer.load import load_tokenizer
+
+
+class DiTModule(L.LightningModule):
+    """Learn to continue video under actions.
+
+    Args:
+        tokenizer: a trained tokenizer with continuous latents: a bundle, its ``tokenizer`` folder, or a diffusers VAE.
+        dynamics: the network.
+        objective: what it learns from.
+        optimizer: learning rate and schedule.
+        context: what a noisy frame sees of the past in training: ``clean`` (past frames with a little noise, as in
+            play; costs two passes) or ``noisy`` (diffusion forcing: the past is as noisy as it happens to be).
+        context_noise: with a clean context, the largest share of noise in a past frame; sample videos use it too.
+        action_dropout: share of the actions that are hidden, for guidance and for worlds that play without.
+        outcomes: heads for reward and end; null learns none. They need data.fields to name rewards (and terminated).
+        context_frames: whole frames that a sample video starts from.
+        sampling_steps: of the sample videos.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str | os.PathLike[str],
+        dynamics: DiT,
+        objective: Objective,
+        optimizer: OptimizerConfig,
+        context: Literal["clean", "noisy"] = "clean",
+        context_noise: float = 0.1,
+        action_dropout: float = 0.0,
+        outcomes: OutcomeHeads | None = None,
+        context_frames: int = 4,
+        sampling_steps: int = 4,
+    ) -> None:
+        super().__init__()
+        objective.check(dynamics)
+        if context == "clean" and not dynamics.transformer.causal:
+            raise ValueError("context=clean trains frames that see only earlier ones: causal=False needs context=noisy")
+        self.tokenizer = load_tokenizer(tokenizer)
+        self.dynamics, self.objective, self.optimizer, self.outcomes = dynamics, objective, optimizer, outcomes
+        self.context, self.context_noise, self.action_dropout = context, context_noise, action_dropout
+        self.context_frames = context_frames
+        self.sampling = Sampling(sampling_steps, context_noise)
+        self.scales = nn.ModuleDict({name: RunningRMS() for name in ("dynamics", "reward", "end")})
+        check_fit(self.tokenizer, dynamics)
+        check_sampling(dynamics, self.sampling)
+
+    def forward(self, batch: Clips) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and what to log."""
+        latents, lead = self._latents(batch), self._lead(batch)
+        past = self._past(latents, lead)
+        skip = 0 if past is None else 1  # nothing leads to a clip's first frame
+        features: list[Tensor] = []
+
+        def predict(x: Tensor, signal: Tensor, step: Tensor | None, clips: slice) -> Tensor:
+            noisy = Noisy(x, signal, step, lead[clips, skip:])
+            out = self.dynamics(noisy, None if past is None else of_clips(past, clips))
+            features.append(out.features)
+            return out.prediction
+
+        loss, logs = self.objective.loss(predict, latents[:, skip:])
+        logs = {"dynamics_loss": loss.detach(), **logs}
+        if self.outcomes is None:
+            return loss, logs
+        return self._with_outcomes(loss, logs, batch, features[-1])
+
+    def _with_outcomes(
+        self, loss: Tensor, logs: dict[str, Tensor], batch: Clips, features: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        if batch.rewards is None or batch.actions is None:
+            raise ValueError("outcomes need rewards and actions: name them in data.fields, or set outcomes to null")
+        assert self.outcomes is not None
+        reward, end = self.outcomes.losses(
+            features, self.dynamics.lead_to(batch.actions), batch.rewards, batch.terminated
+        )
+        total = self.scales["dynamics"](loss) + self.scales["reward"](reward)
+        if batch.terminated is not None:
+            total = total + self.scales["end"](end)
+        return total, logs | {"reward_loss": reward.detach(), "end_loss": end.detach()}
+
+    def _past(self, latents: Tensor, lead: Tensor) -> Noisy | None:
+        """The frames that the noisy ones look back at, each with its own small share of noise."""
+        if self.context == "noisy":
+            return None
+        # Outcomes are read from every frame, of which the last is nobody's past.
+        frames = latents.shape[1] - (self.outcomes is None)
+        latents, lead = latents[:, :frames], lead[:, :frames]
+        signal = 1 - self.context_noise * torch.rand(latents.shape[:2], device=latents.device)
+        x = mix(self.dynamics.prediction, latents, torch.randn_like(latents), signal)
+        return Noisy(x, signal, finest(self.dynamics, signal), lead)
+
+    def _lead(self, batch: Clips) -> Tensor:
+        """Vectors of the actions that led to each frame; nothing where a clip is not labelled, or by dropout."""
+        shape = (batch.latents if batch.latents is not None else batch.frames).shape
+        if self.dynamics.embed_action is None:
+            return self.dynamics.lead(None, shape[0], shape[1])
+        if batch.actions is None:
+            raise ValueError(
+                "these shards hold no actions, and dynamics wants them: set dynamics.num_actions and action_dims to 0"
+            )
+        known = torch.ones(shape[0], shape[1] - 1, dtype=torch.bool, device=self.device)
+        if batch.labelled is not None:
+            known &= batch.labelled[:, None]
+        if self.action_dropout and self.training:
+            known &= torch.rand(known.shape, device=self.device) >= self.action_dropout
+        return self.dynamics.lead(batch.actions[:, :-1], shape[0], shape[1], known)
+
+    @torch.no_grad()
+    def _latents(self, batch: Clips) -> Tensor:
+        """float [b, t, h, w, c]: read where the shards are encoded, else made here."""
+        if batch.latents is not None:
+            latents = batch.latents.float()
+        else:
+            latents = self.tokenizer.encode(to_float(batch.frames)).float()
+        if latents.shape[1] < 2:
+            raise ValueError(f"clips of {latents.shape[1]} latent frames: dynamics need at least 2 (data.clip_length)")
+        # Looking at every number costs nothing beside a CPU's step; on an accelerator the first batch must do.
+        if (latents.device.type == "cpu" or self.global_step == 0) and not torch.isfinite(latents).all():
+            clips = (~torch.isfinite(latents)).flatten(1).any(1).nonzero().flatten().tolist()
+            raise ValueError(f"latents of clips {clips} of the batch are not finite: encode the shards again")
+        return latents
+
+    def training_step(self, batch: Clips, index: int) -> Tensor:
+        """Lightning's hook."""
+        loss, logs = self(batch)
+        self.log_dict({"train/loss": loss, **{f"train/{k}": v for k, v in logs.items()}})
+        self.log("loss", loss, prog_bar=True, logger=False)
+        return loss
+
+    def validation_step(self, batch: Clips, index: int) -> None:
+        """Lightning's hook: the loss, and how much higher it is when clips swap their actions."""
+        size = len(batch.latents if batch.latents is not None else batch.frames)
+        with torch.random.fork_rng():  # equal levels and noise for both
+            torch.manual_seed(index)
+            loss, logs = self(batch)
+            if self.dynamics.embed_action is not None and batch.actions is not None and size > 1:
+                torch.manual_seed(index)
+                swapped = Clips(**{**vars(batch), "actions": batch.actions.roll(1, dims=0)})
+                logs["shuffle_ratio"] = self(swapped)[1]["dynamics_loss"] / logs["dynamics_loss"]
+        self.log("val/loss", loss, sync_dist=True, batch_size=size)
+        self.log_dict({f"val/{k}": v for k, v in logs.items()}, sync_dist=True, batch_size=size)
+
+    def configure_optimizers(self) -> Any:
+        """Lightning's hook."""
+        optimizer, schedule = self.optimizer.build(self, self.trainer.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def train(self, mode: bool = True) -> DiTModule:
+        """The tokenizer stays frozen, in evaluation mode."""
+        super().train(mode)
+        self.tokenizer.eval()
+        return self
+
+    def networks(self) -> dict[str, nn.Module]:
+        """What to keep an average of, to compile and to export."""
+        trained: dict[str, nn.Module] = {"dynamics": self.dynamics}
+        return trained if self.outcomes is None else trained | {"outcomes": self.outcomes}
+
+    @torch.no_grad()
+    def sample(self, batch: Clips) -> Tensor:
+        """The batch's first frames, continued under its own actions: uint8 [b, t, H, W, 3]."""
+        latents, lead = self._latents(batch), self._lead(batch)
+        b, t = latents.shape[:2]
+        start, seeds = min(self.context_frames, t - 1), world_seeds(0, b, latents.device)
+        if not self.dynamics.transformer.causal:
+            return to_uint8(
+                self.tokenizer.decode(draw_clip(self.dynamics, latents[:, :start], lead, seeds, self.sampling))
+            )
+        state, frames = self.dynamics.init_state(b), [latents[:, :start]]
+        state, _ = observe(self.dynamics, state, frames[0], lead[:, :start], seeds, self.sampling.context_noise)
+        for i in range(start, t):
+            frames.append(draw_frame(self.dynamics, state, lead[:, i : i + 1], fold(seeds, i), self.sampling))
+            state, _ = observe(self.dynamics, state, frames[-1], lead[:, i : i + 1], seeds, self.sampling.context_noise)
+        return to_uint8(self.tokenizer.decode(torch.cat(frames, dim=1)))
+
+
+def check_fit(tokenizer: VideoTokenizer, dynamics: DiT) -> None:
+    """Raise ValueError where tokenizer and network were not made for each other, naming both values."""
+    if not tokenizer.channels:
+        raise ValueError(
+            f"a DiT needs continuous latents, and this tokenizer has a codebook of {tokenizer.codebook_size}: "
+            "train one of configs/vae/..., or use the codebook with configs/genie/..."
+        )
+    for name, value, other in (
+        ("grid", dynamics.grid, tuple(tokenizer.grid)),
+        ("channels", dynamics.channels, tokenizer.channels),
+    ):
+        if value != other:
+            raise ValueError(f"dynamics.{name}={value} but the tokenizer's: {other}. Set dynamics.{name} to {other}.")

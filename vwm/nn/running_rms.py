@@ -1,0 +1,28 @@
+"""Losses of different size on one scale: each divided by its running root mean square (Dreamer 4, section 3.1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class RunningRMS(nn.Module):
+    """Divides a loss by its running RMS, which is no part of the gradient.
+
+    Args:
+        decay: of the running mean; early steps count for more, so that it starts at the first loss.
+    """
+
+    def __init__(self, decay: float = 0.99) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("mean_square", torch.zeros(()))
+        self.register_buffer("weight", torch.zeros(()))
+
+    def forward(self, loss: Tensor) -> Tensor:
+        """A scalar loss -> the loss on the common scale."""
+        if self.training:
+            with torch.no_grad():
+                self.mean_square.lerp_(loss.detach().float().square(), 1 - self.decay)
+                self.weight.lerp_(torch.ones_like(self.weight), 1 - self.decay)
+        return loss / (self.mean_square / self.weight.clamp(min=1e-8)).sqrt().clamp(min=1e-8)

@@ -1,0 +1,54 @@
+"""Numbers of any size as a distribution over bins (DreamerV3, arXiv 2301.04104, section "Robust predictions")."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def symlog(x: Tensor) -> Tensor:
+    """sign(x) log(1 + |x|): squeezes large numbers, leaves small ones as they are."""
+    return x.sign() * x.abs().log1p()
+
+
+def symexp(x: Tensor) -> Tensor:
+    """The inverse of ``symlog``."""
+    return x.sign() * x.abs().expm1()
+
+
+class TwoHot(nn.Module):
+    """Bins that lie evenly in symlog space; a number becomes weights of the two bins beside it.
+
+    Args:
+        bins: how many, an odd number, so that 0 is one of them.
+        reach: of the outermost bins, in symlog space (20: numbers up to 4.8e8).
+    """
+
+    def __init__(self, bins: int = 255, reach: float = 20.0) -> None:
+        super().__init__()
+        if bins < 3 or bins % 2 == 0:
+            raise ValueError(f"bins={bins} must be odd and at least 3")
+        # Built from its positive half, so that the mean of a symmetric distribution is exactly 0.
+        half = symexp(torch.linspace(0, reach, bins // 2 + 1))
+        self.register_buffer("values", torch.cat((-half[1:].flip(0), half)), persistent=False)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """[...] -> weights [..., bins], whose mean is x (clamped to the reach)."""
+        values = self.values
+        x = x.to(values.dtype).clamp(values[0], values[-1])
+        above = torch.searchsorted(values, x.contiguous()).clamp(1, len(values) - 1)
+        low, high = values[above - 1], values[above]
+        share = (x - low) / (high - low)
+        lower = F.one_hot(above - 1, len(values)) * (1 - share)[..., None]
+        return lower + F.one_hot(above, len(values)) * share[..., None]
+
+    def mean(self, logits: Tensor) -> Tensor:
+        """[..., bins] -> the mean of the distribution [...]; symmetric parts cancel exactly."""
+        p, half = logits.float().softmax(-1), len(self.values) // 2
+        positive = p[..., half + 1 :] - p[..., :half].flip(-1)
+        return (positive * self.values[half + 1 :]).sum(-1)
+
+    def loss(self, logits: Tensor, x: Tensor) -> Tensor:
+        """Cross-entropy, [..., bins] and [...] -> [...]."""
+        return -(self.encode(x) * logits.float().log_softmax(-1)).sum(-1)

@@ -1,0 +1,149 @@
+"""A diffusion world behind the simulator interface: latents are drawn frame by frame from cached keys and values."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vwm.dit.model import DiT
+from vwm.dit.outcomes import OutcomeHeads
+from vwm.dit.sampling import Sampling, check_sampling, draw_frame, observe
+from vwm.nn.patches import to_float, to_uint8
+from vwm.nn.random import fold, uniform, world_seeds
+from vwm.nn.space_time import SpaceTimeState
+from vwm.simulator.interface import ActionSpace, StepOutput
+from vwm.simulator.video import VideoSimulator
+from vwm.tokenizer.interface import VideoTokenizer
+
+CONTEXT, FRAME, END = -2, -3, -4
+"""What a world's seed is folded with for each of its draws."""
+
+
+class DiTState(NamedTuple):
+    """One world a batch entry.
+
+    Attributes:
+        dynamics: keys and values of the past frames.
+        decoder: the tokenizer's decoder.
+        features: float [b, d], of the last frame.
+        seed: int64 [b].
+    """
+
+    dynamics: SpaceTimeState
+    decoder: Any
+    features: Tensor
+    seed: Tensor
+
+
+class DiTSimulator(VideoSimulator):
+    """See ``Simulator``.
+
+    Args:
+        tokenizer: video to continuous latents and back, one latent a frame.
+        dynamics: the network; causal.
+        outcomes: heads for reward and end; None for a world that knows none.
+        actions: the action space; it must be the dynamics'.
+        **rest: see ``VideoSimulator``.
+
+    Raises:
+        ValueError: the parts do not fit each other.
+    """
+
+    PARTS: ClassVar[tuple[str, ...]] = ("tokenizer", "dynamics", "outcomes")
+    SAMPLING = Sampling
+
+    def __init__(
+        self,
+        tokenizer: VideoTokenizer,
+        dynamics: DiT,
+        outcomes: OutcomeHeads | None,
+        actions: ActionSpace,
+        **rest: Any,
+    ) -> None:
+        if not dynamics.transformer.causal:
+            raise ValueError(
+                "dynamics.causal=False looks at later frames too: it draws whole clips and cannot be played"
+            )
+        if tokenizer.time_compression != 1:
+            raise ValueError(
+                f"a played world needs a latent a frame, but the tokenizer has time_compression="
+                f"{tokenizer.time_compression}: train on a tokenizer with 1"
+            )
+        if (tuple(tokenizer.grid), tokenizer.channels) != (dynamics.grid, dynamics.channels):
+            raise ValueError(
+                f"the tokenizer gives latents {list(tokenizer.grid)} x {tokenizer.channels}, the dynamics takes "
+                f"{list(dynamics.grid)} x {dynamics.channels}"
+            )
+        _check_actions(dynamics, actions)
+        super().__init__(tokenizer, dynamics, actions, **rest)
+        check_sampling(dynamics, self.sampling)
+        self.outcomes = None if outcomes is None else outcomes.eval()
+
+    @torch.inference_mode()
+    def reset(
+        self, context: Tensor, seed: int | Tensor = 0, context_actions: Tensor | None = None
+    ) -> tuple[DiTState, Tensor]:
+        """See ``Simulator.reset``."""
+        self.check_context(context)
+        video = to_float(context.to(self.device))
+        batch, frames = video.shape[:2]
+        actions = self.check_context_actions(context_actions, batch, frames)
+        _, latents = self.tokenizer.encode_step(self.tokenizer.init_encoder(batch), video)
+        decoder, shown = self.tokenizer.decode_step(self.tokenizer.init_decoder(batch), latents)
+        seeds = world_seeds(seed, batch, self.device)
+        lead = self.dynamics.lead(actions, batch, frames)
+        state, features = self._observe(self.dynamics.init_state(batch), latents, lead, seeds)
+        return DiTState(state, decoder, features, seeds), to_uint8(shown[:, -1:])[:, 0]
+
+    @torch.inference_mode()
+    def step(self, state: DiTState, action: Tensor, decode: bool = True) -> tuple[DiTState, StepOutput]:
+        """See ``Simulator.step``. ``latent`` is the frame's latents, float [b, h, w, c]."""
+        batch = len(state.seed)
+        self.check_action(action, batch)
+        lead = self._lead(action.to(self.device), batch)
+        reward, terminated = self._outcomes(state, lead)
+        seed = fold(fold(state.seed, FRAME), state.dynamics.position)
+        latents = draw_frame(self.dynamics, state.dynamics, lead, seed, self.sampling)
+        dynamics, features = self._observe(state.dynamics, latents, lead, state.seed)
+        # The decoder remembers past frames too, so it takes every frame in, wanted or not.
+        decoder, shown = self.tokenizer.decode_step(state.decoder, latents.to(self.tokenizer.dtype))
+        frame = to_uint8(shown)[:, 0] if decode else None
+        return (
+            DiTState(dynamics, decoder, features, state.seed),
+            StepOutput(frame, latents[:, 0], reward, terminated),
+        )
+
+    def _observe(
+        self, state: SpaceTimeState, latents: Tensor, lead: Tensor, seed: Tensor
+    ) -> tuple[SpaceTimeState, Tensor]:
+        return observe(self.dynamics, state, latents, lead, fold(seed, CONTEXT), self.sampling.context_noise)
+
+    def _lead(self, action: Tensor, batch: int) -> Tensor:
+        if self.dynamics.embed_action is None:
+            return self.dynamics.lead(None, batch, 1)
+        return self.dynamics.lead_to(action[:, None])
+
+    def _outcomes(self, state: DiTState, lead: Tensor) -> tuple[Tensor, Tensor]:
+        """Reward float [b], and whether the world ends there, drawn from its probability."""
+        if self.outcomes is None:
+            zeros = torch.zeros(len(state.seed), device=self.device)
+            return zeros, zeros.bool()
+        said = self.outcomes(state.features[:, None].float(), lead.float())
+        chance = uniform(fold(fold(state.seed, END), state.dynamics.position))
+        return said.reward[:, 0], chance < said.terminated[:, 0]
+
+
+def _check_actions(dynamics: DiT, actions: ActionSpace) -> None:
+    embedding = dynamics.embed_action
+    if embedding is None:
+        return  # a world without actions ignores them
+    if len(embedding.choices) + bool(embedding.dims) > 1:
+        raise ValueError(
+            f"dynamics takes {len(embedding.choices)} discrete parts and {embedding.dims} dimensions at once: a "
+            "simulator's action is either one choice or a vector"
+        )
+    kind, size = ("discrete", embedding.choices[0]) if embedding.choices else ("continuous", embedding.dims)
+    if (actions.kind, actions.size) != (kind, size):
+        raise ValueError(f"{actions.size} {actions.kind} actions named, but the dynamics takes {size} {kind} ones")
