@@ -47,3 +47,6 @@ def test_types_of_actions_are_checked() -> None:
         Episode(FRAMES, np.zeros((5, 2)))
     with pytest.raises(ValueError, match=r"discrete actions must be integers \[T\], got float32"):
         Episode(FRAMES, np.zeros(5, np.float32))
+    for value in (1.5, np.nan):
+        with pytest.raises(ValueError, match=r"continuous actions must lie in \[-1, 1\]"):
+            Episode(FRAMES, np.full((5, 2), value, np.float32))

@@ -136,10 +136,16 @@ def test_actions_are_understood_or_refused_by_name(tmp_path: Path) -> None:
     video = tmp_path / "a.mp4"
     table = tmp_path / "a.actions.csv"
     assert read_actions(video) is None
-    table.write_text("1.5,2\n3,4\n")
+    table.write_text("0.5,-1\n0,1\n")
     pairs = read_actions(video)
-    assert pairs is not None and pairs.dtype == np.float32 and pairs.tolist() == [[1.5, 2], [3, 4]]
-    for text, reason in (("1\n-2\n", "count from 0"), ("1,2\n3\n", "cannot be read"), ("1.5\nnan\n", "not finite")):
+    assert pairs is not None and pairs.dtype == np.float32 and pairs.tolist() == [[0.5, -1], [0, 1]]
+    wrong = {
+        "1\n-2\n": "count from 0",
+        "1,2\n3\n": "cannot be read",
+        "1.5\nnan\n": "not finite",
+        "0.5,3\n": "scale them",
+    }
+    for text, reason in wrong.items():
         table.write_text(text)
         with pytest.raises(ValueError, match=f"a.actions.csv: .*{reason}"):
             read_actions(video)

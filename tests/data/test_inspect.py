@@ -24,7 +24,7 @@ def write_shards(folder: Path) -> None:
         writer.write("a", Episode(grey(0, 4, 8), actions, rewards, terminated=True, truncated=False, meta=meta))
     with ShardWriter(folder / "shard-000001.tar") as writer:
         writer.write("b", Episode(grey(200, 6, 128), meta=meta))
-        box = np.array([[0, 1], [1, 3]], np.float32)
+        box = np.array([[0, -0.5], [1, 0.5]], np.float32)
         writer.write("c", Episode(grey(90, 2, 8), box, meta=meta))
 
 
@@ -42,7 +42,7 @@ def test_counts_are_those_written(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert lines["reward"] == "1.5 in all, 1.5 an episode"
     assert "discrete (1)" in lines["actions"] and "none (1)" in lines["actions"]
     assert "  0 stay                   1  25.0%" in said and "  1 go                     3  75.0%" in said
-    assert "dimension 1: mean 2.000, std 1.000, from 1.000 to 3.000" in said
+    assert "dimension 1 (go): mean 0.000, std 0.500, from -0.500 to 0.500" in said
 
 
 def test_the_hash_is_of_the_content(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

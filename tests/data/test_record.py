@@ -16,6 +16,7 @@ from vwm.data.environments import Actions, Piece, deal_levels, open_environment
 from vwm.data.index import build_index, list_shards, read_index
 from vwm.data.policies import POLICIES, MixedPolicy, RandomPolicy, StickyPolicy
 from vwm.data.record import record
+from vwm.data.road import road_mask
 
 COUNTER = '''
 """A game whose frame tells how many steps it has made and which action came last."""
@@ -30,7 +31,8 @@ class Counter(gymnasium.Env):
 
     def __init__(self, length=7, continuous=False, fail_at=None):
         self.length, self.continuous, self.fail_at = length, continuous, fail_at
-        self.action_space = spaces.Box(-2, 2, (2,), np.float32) if continuous else spaces.Discrete(5)
+        box = spaces.Box(np.array([-2, 0], np.float32), np.array([2, 1], np.float32))
+        self.action_space = box if continuous else spaces.Discrete(5)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -47,7 +49,7 @@ class Counter(gymnasium.Env):
         self.last = 50 if self.continuous else int(action)
         if self.steps == self.fail_at:
             raise RuntimeError("the game broke")
-        earned = float(action[0] if self.continuous else action)
+        earned = float(action @ [1, 100] if self.continuous else action)
         return self.see(), earned, self.steps == self.length and self.length % 2 == 1, self.steps == self.length, {}
 
 
@@ -137,11 +139,36 @@ def test_long_episodes_are_cut_and_go_on(tmp_path: Path, capsys: pytest.CaptureF
     assert "2 episodes shorter than 2 frames were dropped" in capsys.readouterr().out
 
 
+def test_the_start_of_every_episode_can_be_left_out(tmp_path: Path) -> None:
+    record(GAME, tmp_path / "a", frames=18, size=8, workers=0, skip_start=2, max_episode=3)
+    found = episodes(tmp_path / "a")
+    assert [e["frames.npy"][:, 0, 0, 0].tolist() for e in found] == [[2, 3, 4], [5, 6]] * 3 + [[2, 3, 4]]
+    for episode in found:
+        np.testing.assert_array_equal(episode["frames.npy"][1:, 0, 0, 1], episode["actions.npy"][:-1])
+        np.testing.assert_array_equal(episode["rewards.npy"], episode["actions.npy"])
+    with pytest.raises(ValueError, match="100 episodes in a row ended within skip_start=7 frames"):
+        record(GAME, tmp_path / "b", frames=18, size=8, workers=0, skip_start=7)
+
+
+def test_a_recording_from_before_skip_start_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record(GAME, tmp_path, frames=20, size=8, workers=0)
+    settings = json.loads((tmp_path / "recording.json").read_text())
+    del settings["skip_start"]
+    (tmp_path / "recording.json").write_text(json.dumps(settings))
+    record(GAME, tmp_path, frames=20, size=8, workers=0)
+    assert "Nothing to do" in capsys.readouterr().out
+
+
 def test_continuous_actions_and_rendered_frames_with_state(tmp_path: Path) -> None:
     record(GAME, tmp_path / "a", frames=20, size=16, workers=0, env_options={"continuous": True})
-    actions = np.concatenate([e["actions.npy"] for e in episodes(tmp_path / "a")])
+    found = episodes(tmp_path / "a")
+    actions, rewards = (np.concatenate([e[f"{n}.npy"] for e in found]) for n in ("actions", "rewards"))
     assert actions.shape == (20, 2) and actions.dtype == np.float32
-    assert np.abs(actions).max() <= 2 and np.abs(actions).max() > 1
+    assert (np.abs(actions) <= 1).all() and (actions.min(axis=0) < 0).all()
+    # what is stored in [-1, 1] was played from -2 to 2 and from 0 to 1
+    np.testing.assert_allclose(rewards, actions @ [2, 50] + 50, rtol=1e-5)
+    meta = found[0]["json"]
+    assert [meta[k] for k in ("action_low", "action_high", "action_rest")] == [[-2, 0], [2, 1], [0, -1]]
     record("vwm_test_games:Vector-v0", tmp_path / "b", frames=14, size=8, workers=0, state=True)
     for episode in episodes(tmp_path / "b"):
         assert episode["state.npy"].dtype == np.float32
@@ -193,8 +220,10 @@ def test_a_failing_game_stops_with_its_own_error(tmp_path: Path, workers: int) -
     ("settings", "message"),
     [
         ({"frames": 0}, "frames must be 1 or more"),
+        ({"skip_start": -1}, "skip_start must be 0 or more"),
+        ({"policy": "road"}, "this game takes unnamed actions"),
         ({"max_episode": 1}, "max_episode must be 2 or more"),
-        ({"policy": "clever"}, "'clever' is not known; there are random, sticky, mixed"),
+        ({"policy": "clever"}, "'clever' is not known; there are random, sticky, mixed, road"),
         ({"workers": -1}, "workers must be 0"),
         ({"env": "NoSuchGame-v0"}, "NoSuchGame"),
         ({"env_options": {"colour": 1}}, "colour"),
@@ -221,9 +250,13 @@ def discrete(count: int) -> Actions:
     return Actions(count, np.zeros(0, np.float32), np.zeros(0, np.float32))
 
 
+def unseen(lanes: int) -> np.ndarray[Any, Any]:
+    return np.zeros((lanes, 8, 8, 3), np.uint8)
+
+
 def play(policy: RandomPolicy, steps: int) -> np.ndarray[Any, Any]:
     first = np.zeros(policy.lanes, bool)
-    return np.stack([policy.act(first) for _ in range(steps)])
+    return np.stack([policy.act(first, unseen(policy.lanes)) for _ in range(steps)])
 
 
 def test_random_play_follows_the_weights() -> None:
@@ -236,7 +269,7 @@ def test_sticky_play_repeats_but_not_across_episodes() -> None:
     policy = StickyPolicy(discrete(10), 1, np.random.default_rng(0))
     actions = play(policy, 4000)[:, 0]
     assert abs((actions[1:] == actions[:-1]).mean() - (0.8 + 0.2 / 10)) < 0.02
-    fresh = np.array([policy.act(np.ones(1, bool))[0] for _ in range(4000)])
+    fresh = np.array([policy.act(np.ones(1, bool), unseen(1))[0] for _ in range(4000)])
     assert abs((fresh[1:] == fresh[:-1]).mean() - 0.1) < 0.03
 
 
@@ -252,12 +285,12 @@ def test_mixed_play_leans_for_a_while_and_keeps_the_preference_overall() -> None
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_policies_are_seeded_and_stay_in_bounds(name: str) -> None:
-    box = Actions(0, np.array([-1, 0], np.float32), np.array([1, 3], np.float32))
-    for actions in (discrete(5), box):
+    box = Actions(0, np.array([-1, 0, 0], np.float32), np.array([1, 3, 1], np.float32), ("steer", "gas", "brake"))
+    for actions in (box,) if name == "road" else (discrete(5), box):
         one, two = (play(POLICIES[name](actions, 3, np.random.default_rng(7)), 200) for _ in range(2))
         np.testing.assert_array_equal(one, two)
-    assert one.shape == (200, 3, 2) and one.dtype == np.float32
-    assert (one >= box.low).all() and (one <= box.high).all()
+    assert one.shape == (200, 3, 3) and one.dtype == np.float32
+    assert (np.abs(one) <= 1).all() and (one.min(axis=(0, 1)) < -0.5).all() and (one.max(axis=(0, 1)) > 0.5).all()
     with pytest.raises(ValueError, match="these are continuous"):
         POLICIES[name](box, 1, np.random.default_rng(0), {1: 2.0})
 
@@ -288,3 +321,20 @@ def test_atari_tells_its_memory() -> None:
     assert seen.state is not None and seen.state.shape == (1, 128)
     assert game.fps == 15 and game.actions.names[0] == "NOOP"
     game.close()
+
+
+def test_a_car_is_driven_along_the_road_and_strays_on_purpose(tmp_path: Path) -> None:
+    pytest.importorskip("Box2D", reason="Box2D is not installed")
+    record("CarRacing-v3", tmp_path, 120, policy="road", workers=0, frame_skip=4, skip_start=13, state=True, seed=1)
+    (episode,) = episodes(tmp_path)
+    meta, actions, frames = episode["json"], episode["actions.npy"], episode["frames.npy"]
+    assert meta["fps"] == 12.5 and meta["action_names"] == ["steer", "gas", "brake"]
+    assert meta["action_rest"] == [0, -1, -1]
+    under = road_mask(frames)[:, 42:52, 28:36].any(axis=(1, 2))  # around the car
+    assert under.mean() > 0.6
+    assert (frames[1:] != frames[:-1]).any(axis=(1, 2, 3)).mean() > 0.9
+    assert (actions.std(axis=0) > 0.15).all()
+    # the wheel's motion follows the action of its frame: the hull turns right (its angle falls) after steering right
+    turned = np.diff(episode["state.npy"][:, 5])
+    aligned, late = (np.corrcoef(a[:-1], turned)[0, 1] for a in (actions[:, 0], np.roll(actions[:, 0], 1)))
+    assert aligned < late

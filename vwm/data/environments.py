@@ -24,6 +24,13 @@ PROCGEN_TIMEOUT = 1000
 """Steps after which a Procgen game stops an episode that did not end by itself."""
 PROCGEN_NOOP = 4
 ALE_FPS = 60.0
+LEVERS = {
+    "CarRacing": ("steer", "gas", "brake"),
+    "Pendulum": ("torque",),
+    "MountainCarContinuous": ("force",),
+    "BipedalWalker": ("left hip", "left knee", "right hip", "right knee"),
+}
+"""Names of continuous actions, which Gymnasium's games do not tell."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +39,26 @@ class Actions:
 
     Attributes:
         count: number of discrete actions; 0 for continuous ones.
-        low, high: float32 [A], bounds of the continuous actions; empty for discrete ones.
-        names: one a discrete action, for people; may be empty.
+        low, high: float32 [A], what -1 and 1 of each continuous action are in the game's own numbers; empty for
+            discrete ones.
+        names: one a discrete action or dimension, for people; may be empty.
     """
 
     count: int
     low: NDArray[np.float32]
     high: NDArray[np.float32]
     names: tuple[str, ...] = ()
+
+    def own(self, actions: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Continuous actions in the game's own numbers, -1 as ``low`` and 1 as ``high``: float32 [..., A]."""
+        return (self.low + (actions + 1) / 2 * (self.high - self.low)).clip(self.low, self.high)
+
+    @property
+    def rest(self) -> list[float]:
+        """What is 0 in the game's own numbers, or nearest to it: where a lever stands that nobody touches, [A]."""
+        zero = np.clip(0, self.low, self.high)
+        width = np.maximum(self.high - self.low, np.finfo(np.float32).tiny)
+        return [float(value) for value in 2 * (zero - self.low) / width - 1]
 
 
 class Observation(NamedTuple):
@@ -76,7 +95,7 @@ class Environment(ABC):
 
     @abstractmethod
     def act(self, actions: NDArray[Any]) -> Outcome:
-        """Play int64 [n] or float32 [n, A]; a lane whose episode ended starts the next one."""
+        """Play int64 [n], or float32 [n, A] in [-1, 1]; a lane whose episode ended starts the next one."""
 
     def close(self) -> None:  # noqa: B027 (most games hold nothing)
         """Free what the game holds."""
@@ -253,7 +272,7 @@ class GymnasiumEnvironment(Environment):
         return Observation(frames, self._state()[None] if self._tell_state else None)
 
     def act(self, actions: NDArray[Any]) -> Outcome:
-        action = int(actions[0]) if self.actions.count else actions[0]
+        action = int(actions[0]) if self.actions.count else self.actions.own(actions[0])
         total = 0.0
         for _ in range(self._skip):
             self._observation, reward, terminated, truncated, _ = self._env.step(action)
@@ -315,7 +334,7 @@ def _gymnasium_actions(name: str, env: Any) -> Actions:
         return Actions(int(space.n), _nothing(), _nothing(), tuple(meanings()))
     if isinstance(space, spaces.Box) and len(space.shape) == 1:
         low, high = (np.nan_to_num(b, posinf=1, neginf=-1).astype(np.float32) for b in (space.low, space.high))
-        return Actions(0, low, high)
+        return Actions(0, low, high, LEVERS.get(name.rpartition(":")[-1].partition("-v")[0], ()))
     raise ValueError(f"{name}: takes actions {space}; only Discrete (from 0) and flat Box actions can be recorded")
 
 

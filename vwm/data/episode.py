@@ -3,6 +3,10 @@
 The one alignment rule of the project stands here: ``actions[t]`` leads from ``frames[t]`` to
 ``frames[t + 1]``, and ``rewards[t]`` is what that action earned. The last action of an episode leads to a
 frame that was not stored.
+
+Continuous actions are stored as everything here takes them, in [-1, 1]: -1 is the lowest value of the game's own and
+1 the highest. The json says what these are (``action_low``, ``action_high``), what the dimensions are called
+(``action_names``) and where they stand when nobody touches them (``action_rest``, in [-1, 1]: a brake rests at -1).
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ class Episode:
 
     Attributes:
         frames: uint8 [T, H, W, 3], RGB.
-        actions: int64 [T] (discrete) or float32 [T, A] (continuous); ``actions[t]`` leads from
+        actions: int64 [T] (discrete) or float32 [T, A] in [-1, 1] (continuous); ``actions[t]`` leads from
             ``frames[t]`` to ``frames[t + 1]``. None where nobody labelled them.
         rewards: float32 [T]; ``rewards[t]`` was earned by ``actions[t]``. None where unknown.
         state: float32 [T, S], what the environment says of itself at ``frames[t]``. None where unknown.
@@ -52,6 +56,11 @@ class Episode:
                 )
         if self.actions is not None and self.actions.ndim == 2 and self.actions.dtype != np.float32:
             raise ValueError(f"continuous actions must be float32 [T, A], got {self.actions.dtype}")
+        if self.actions is not None and self.actions.ndim == 2 and not (np.abs(self.actions) <= 1).all():
+            raise ValueError(
+                f"continuous actions must lie in [-1, 1], got {self.actions.min():g} to {self.actions.max():g}: scale "
+                f"them, -1 to the lowest value that each can have and 1 to its highest"
+            )
         if self.actions is not None and self.actions.ndim == 1 and self.actions.dtype.kind not in "iu":
             raise ValueError(f"discrete actions must be integers [T], got {self.actions.dtype}")
 

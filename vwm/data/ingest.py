@@ -81,8 +81,8 @@ def ingest(
 ) -> None:
     """Turn a folder of videos into shards. Run it again to go on after an interruption, or to add new videos.
 
-    Beside ``walk.mp4``, a file ``walk.actions.npy`` ([T] integers or [T, A] floats) or ``walk.actions.csv`` (one row
-    a frame) holds the action taken at every frame of the video.
+    Beside ``walk.mp4``, a file ``walk.actions.npy`` ([T] integers, or [T, A] floats in [-1, 1]) or
+    ``walk.actions.csv`` (one row a frame) holds the action taken at every frame of the video.
 
     Args:
         folder: searched for mp4, webm, mkv, mov, avi and m4v, also in its subfolders.
@@ -399,7 +399,7 @@ def _action_paths(video: Path) -> tuple[Path, Path]:
 
 
 def read_actions(video: Path) -> NDArray[Any] | None:
-    """The actions beside a video: int64 [T] or float32 [T, A]; None where there are none.
+    """The actions beside a video: int64 [T], or float32 [T, A] in [-1, 1]; None where there are none.
 
     Raises:
         ValueError: the file cannot be understood; the message names it.
@@ -422,6 +422,8 @@ def read_actions(video: Path) -> NDArray[Any] | None:
     if values.dtype.kind in "iubf" and values.ndim in (1, 2):
         if not np.isfinite(values).all():
             raise ValueError(f"{name}: has values that are not finite")
+        if len(values) and np.abs(values).max() > 1:
+            raise ValueError(f"{name}: has values from {values.min():g} to {values.max():g}; scale them to [-1, 1]")
         return values.reshape(len(values), -1).astype(np.float32)
     raise ValueError(f"{name}: must hold integers [T] or numbers [T, A], not {values.dtype} {list(values.shape)}")
 

@@ -146,7 +146,8 @@ def _histogram(census: Census) -> Iterator[str]:
         values = np.concatenate([v for v in census.vectors if v.shape[1] == width])
         for d in range(width):
             v = values[:, d]
-            yield f"  dimension {d}: mean {v.mean():.3f}, std {v.std():.3f}, from {v.min():.3f} to {v.max():.3f}"
+            name = f" ({census.action_names[d]})" if len(census.action_names) == width else ""
+            yield f"  dimension {d}{name}: mean {v.mean():.3f}, std {v.std():.3f}, from {v.min():.3f} to {v.max():.3f}"
 
 
 def content_hash(indices: list[ShardIndex]) -> str:

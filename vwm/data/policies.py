@@ -1,22 +1,24 @@
 """Who plays while a recording runs: seeded behaviour policies. A new one is one class and a line in ``POLICIES``.
 
 A world model learns what actions do from seeing them held, mixed and broken off; uniform play hardly ever holds one
-long enough to get anywhere, hence ``sticky`` and ``mixed``.
+long enough to get anywhere, hence ``sticky`` and ``mixed``. Continuous actions lie in [-1, 1], as in shards.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vwm.data.environments import Actions
+from vwm.data.road import follow_road
 
 
 class RandomPolicy:
-    """Draws every action anew: by weight (discrete) or uniformly from a box (continuous).
+    """Draws every action anew: by weight (discrete) or uniformly from [-1, 1] (continuous).
 
     Args:
         actions: what the game takes.
@@ -34,11 +36,19 @@ class RandomPolicy:
         self.actions, self.lanes, self.rng = actions, lanes, rng
         self.base = base_weights(actions, prefer or {})
         self.weights = np.tile(self.base, (lanes, 1))
-        self.low = np.tile(actions.low, (lanes, 1))
-        self.high = np.tile(actions.high, (lanes, 1))
+        self.low = np.full((lanes, len(actions.low)), -1.0)
+        self.high = -self.low
 
-    def act(self, first: NDArray[np.bool_]) -> NDArray[Any]:
-        """Choose int64 [lanes] or float32 [lanes, A]; ``first`` [lanes] says where an episode has just begun."""
+    def act(self, first: NDArray[np.bool_], frames: NDArray[np.uint8]) -> NDArray[Any]:
+        """Choose what every lane does.
+
+        Args:
+            first: bool [lanes], where an episode has just begun.
+            frames: uint8 [lanes, H, W, 3], what the player sees.
+
+        Returns:
+            int64 [lanes], or float32 [lanes, A] in [-1, 1].
+        """
         if self.actions.count == 0:
             return self.rng.uniform(self.low, self.high).astype(np.float32)
         edges = self.weights.cumsum(axis=1)
@@ -54,10 +64,10 @@ class StickyPolicy(RandomPolicy):
     ) -> None:
         super().__init__(actions, lanes, rng, prefer)
         self.repeat = np.full(lanes, 0.8)
-        self.last = super().act(np.ones(lanes, bool))
+        self.last = super().act(np.ones(lanes, bool), np.zeros((lanes, 1, 1, 3), np.uint8))
 
-    def act(self, first: NDArray[np.bool_]) -> NDArray[Any]:
-        fresh = super().act(first)
+    def act(self, first: NDArray[np.bool_], frames: NDArray[np.uint8]) -> NDArray[Any]:
+        fresh = super().act(first, frames)
         keep = (self.rng.random(self.lanes) < self.repeat) & ~first
         self.last = np.where(keep if fresh.ndim == 1 else keep[:, None], self.last, fresh)
         return self.last
@@ -81,11 +91,11 @@ class MixedPolicy(StickyPolicy):
         super().__init__(actions, lanes, rng, prefer)
         self.left = np.zeros(lanes, np.int64)
 
-    def act(self, first: NDArray[np.bool_]) -> NDArray[Any]:
+    def act(self, first: NDArray[np.bool_], frames: NDArray[np.uint8]) -> NDArray[Any]:
         for lane in np.flatnonzero(first | (self.left == 0)):
             self._begin_piece(int(lane))
         self.left -= 1
-        return super().act(first)
+        return super().act(first, frames)
 
     def _begin_piece(self, lane: int) -> None:
         self.left[lane] = self.rng.integers(self.piece_length[0], self.piece_length[1] + 1)
@@ -94,11 +104,96 @@ class MixedPolicy(StickyPolicy):
             drawn = self.rng.standard_gamma(self.base * (self.concentration * np.count_nonzero(self.base)))
             self.weights[lane] = drawn if drawn.sum() > 0 else self.base
         else:
-            corners = self.rng.uniform(self.actions.low, self.actions.high, (2, len(self.actions.low)))
+            corners = self.rng.uniform(-1, 1, (2, len(self.actions.low)))
             self.low[lane], self.high[lane] = corners.min(axis=0), corners.max(axis=0)
 
 
-POLICIES: dict[str, type[RandomPolicy]] = {"random": RandomPolicy, "sticky": StickyPolicy, "mixed": MixedPolicy}
+@dataclass
+class _Piece:
+    """What the wheel or the pedals do for a while.
+
+    Attributes:
+        left: frames until it is over.
+        whim: steer [1], or gas and brake [2], held without a look at the road; None drives.
+        mood: of the driving: how much the wheel sways, or which speed the pedals keep.
+    """
+
+    left: int = 0
+    whim: NDArray[np.float64] | None = None
+    mood: float = 0.0
+
+
+class RoadPolicy(RandomPolicy):
+    """Follows the road that it sees, and strays from it on purpose; it drives CarRacing.
+
+    Wheel and pedals alternate, each in its own time, between driving and whims: a random turn of the wheel; gas,
+    brake, both or none of them. Driving sways about its line, and keeps a speed that is drawn anew every few seconds
+    (now and then 0). So a world model sees what each of the three does apart from the others and from the road.
+
+    Raises:
+        ValueError: the actions are not steer, gas and brake.
+    """
+
+    whims = 0.4
+    """How many of the pieces are whims; they are shorter than the others."""
+    whim_length, drive_length = (2, 8), (6, 36)
+    """Shortest and longest piece, in frames."""
+    pressed = (0.6, 0.35)
+    """How many whims of the pedals press gas, and brake."""
+    pace = (15.0, 65.0)
+    """Slowest and fastest drive, in the game's unit of speed."""
+    stops = 0.05
+    """How many of the driving pieces brake to a stand."""
+
+    def __init__(
+        self, actions: Actions, lanes: int, rng: np.random.Generator, prefer: Mapping[int, float] | None = None
+    ) -> None:
+        super().__init__(actions, lanes, rng, prefer)
+        if actions.names != ("steer", "gas", "brake"):
+            named = ", ".join(actions.names) or "unnamed actions"
+            raise ValueError(f"policy road drives a car by steer, gas, brake (CarRacing-v3); this game takes {named}")
+        self.pieces = [(_Piece(), _Piece()) for _ in range(lanes)]
+        self.sway = np.zeros(lanes)
+
+    def act(self, first: NDArray[np.bool_], frames: NDArray[np.uint8]) -> NDArray[Any]:
+        return np.stack([self._drive(lane, frames[lane]) for lane in range(self.lanes)])
+
+    def _drive(self, lane: int, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """What one lane does, float32 [3]."""
+        wheel, pedals = self.pieces[lane]
+        for piece, held in ((wheel, 1), (pedals, 2)):
+            if piece.left == 0:
+                self._begin(piece, held)
+            piece.left -= 1
+        self.sway[lane] = 0.8 * self.sway[lane] + 0.6 * wheel.mood * self.rng.normal()
+        action = follow_road(frame, pedals.mood) + [self.sway[lane], 0, 0]
+        if wheel.whim is not None:
+            action[:1] = wheel.whim
+        if pedals.whim is not None:
+            action[1:] = pedals.whim
+        # gas and brake go from 0 to 1
+        return np.array([action[0], 2 * action[1] - 1, 2 * action[2] - 1], np.float32).clip(-1, 1)
+
+    def _begin(self, piece: _Piece, held: int) -> None:
+        """Begin a piece of the wheel (``held`` 1) or of the pedals (2)."""
+        if self.rng.random() < self.whims:
+            piece.left = int(self.rng.integers(*self.whim_length, endpoint=True))
+            pedals = self.rng.random(2) * (self.rng.random(2) < self.pressed)
+            piece.whim = pedals if held == 2 else self.rng.uniform(-1, 1, 1)
+            return
+        piece.left, piece.whim = int(self.rng.integers(*self.drive_length, endpoint=True)), None
+        if held == 1:
+            piece.mood = self.rng.uniform(0, 0.3)
+        else:
+            piece.mood = 0.0 if self.rng.random() < self.stops else self.rng.uniform(*self.pace)
+
+
+POLICIES: dict[str, type[RandomPolicy]] = {
+    "random": RandomPolicy,
+    "sticky": StickyPolicy,
+    "mixed": MixedPolicy,
+    "road": RoadPolicy,
+}
 
 
 def base_weights(actions: Actions, prefer: Mapping[int, float]) -> NDArray[np.float64]:

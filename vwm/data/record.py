@@ -41,11 +41,14 @@ class Recording:
     prefer: dict[int, float]
     env_options: dict[str, Any]
     state: bool
+    skip_start: int
 
     def __post_init__(self) -> None:
         for name in ("frames", "size", "shard_frames", "frame_skip"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.skip_start < 0:
+            raise ValueError(f"skip_start must be 0 or more, got {self.skip_start}")
         if self.max_episode < 2:
             raise ValueError(f"max_episode must be 2 or more (one frame shows no motion), got {self.max_episode}")
         if self.policy not in POLICIES:
@@ -81,7 +84,7 @@ def record(
     out: Path,
     frames: int = 50_000,
     size: int = 64,
-    policy: Literal["random", "sticky", "mixed"] = "mixed",
+    policy: Literal["random", "sticky", "mixed", "road"] = "mixed",
     workers: int = 2,
     shard_frames: int = 5_000,
     seed: int = 0,
@@ -90,6 +93,7 @@ def record(
     prefer: dict[int, float] | None = None,
     env_options: dict[str, Any] | None = None,
     state: bool = False,
+    skip_start: int = 0,
 ) -> None:
     """Record a game into shards. Run it again to go on with an interrupted recording.
 
@@ -98,8 +102,8 @@ def record(
         out: folder for the shards.
         frames: frames to record.
         size: side of the frames, in pixels.
-        policy: who plays: random (every action drawn anew), sticky (mostly repeats the last action), or mixed
-            (pieces of sticky play, each leaning to other actions).
+        policy: who plays: random (every action drawn anew), sticky (mostly repeats the last action), mixed (pieces
+            of sticky play, each leaning to other actions), or road (drives CarRacing, and strays on purpose).
         workers: processes that record; 0 records in this one. The number changes nothing in what is recorded.
         shard_frames: frames a shard; shards are also what is held out for validation.
         seed: of the game and the policy.
@@ -108,13 +112,26 @@ def record(
         prefer: weights of discrete actions, e.g. '{7: 4, 8: 3}'; actions not named have weight 1.
         env_options: options of the game, e.g. '{num_levels: 500, distribution_mode: easy}'.
         state: also record the game's own state (Atari RAM, MuJoCo, CarRacing's pose, vector observations).
+        skip_start: frames at the start of every episode that are played but not kept, where the game begins with
+            something else (CarRacing zooms in for its first second).
 
     Raises:
         ValueError: a setting makes no sense, or ``out`` holds a recording with other settings.
         ImportError: the game's package is not installed.
     """
     plan = Recording(
-        env, frames, size, policy, shard_frames, seed, frame_skip, max_episode, prefer or {}, env_options or {}, state
+        env=env,
+        frames=frames,
+        size=size,
+        policy=policy,
+        shard_frames=shard_frames,
+        seed=seed,
+        frame_skip=frame_skip,
+        max_episode=max_episode,
+        prefer=prefer or {},
+        env_options=env_options or {},
+        state=state,
+        skip_start=skip_start,
     )
     from tqdm import tqdm
 
@@ -147,7 +164,7 @@ def _claim_folder(out: Path, plan: Recording) -> None:
     wanted = json.loads(json.dumps(asdict(plan)))
     path = out / MANIFEST
     if path.exists() and any(out.glob("*.tar")):  # settings under which nothing was recorded bind nobody
-        found = json.loads(path.read_text())
+        found = {"skip_start": 0, **json.loads(path.read_text())}  # older recordings know no skip_start
         if found != wanted:
             differing = [k for k in wanted if found.get(k) != wanted[k]]
             changes = ", ".join(f"{k} was {found.get(k)!r} and is now {wanted[k]!r}" for k in differing)
@@ -173,13 +190,16 @@ def record_shard(plan: Recording, out: Path, shard: int) -> Tally:
     tally = Tally()
     with opened(game), ShardWriter(_shard_path(out, shard)) as writer:
         policy = POLICIES[plan.policy](game.actions, game.lanes, rng, plan.prefer)
-        meta = {
+        meta: dict[str, Any] = {
             "fps": game.fps,
             "source": plan.env,
             "policy": plan.policy,
             "action_names": list(game.actions.names),
         }
-        for episode in play(game, policy, plan.frames_in(shard), plan.max_episode, meta):
+        if game.actions.count == 0:
+            low, high = game.actions.low.tolist(), game.actions.high.tolist()
+            meta |= {"action_low": low, "action_high": high, "action_rest": game.actions.rest}
+        for episode in play(game, policy, plan.frames_in(shard), plan.max_episode, meta, plan.skip_start):
             if len(episode) < 2:
                 tally.dropped += 1
                 continue
@@ -211,27 +231,39 @@ class _Take:
 
 
 def play(
-    game: Environment, policy: RandomPolicy, frames: int, max_episode: int, meta: dict[str, Any]
+    game: Environment, policy: RandomPolicy, frames: int, max_episode: int, meta: dict[str, Any], skip_start: int
 ) -> Iterator[Episode]:
-    """Play until ``frames`` frames were seen, over all lanes, and yield every episode as it ends.
+    """Play until ``frames`` frames were kept, over all lanes, and yield every episode as it ends.
 
-    An episode that the end of the recording or ``max_episode`` cuts is truncated.
+    An episode that the end of the recording or ``max_episode`` cuts is truncated. The first ``skip_start`` frames of
+    every episode of the game are not kept.
+
+    Raises:
+        ValueError: no episode of the game outlasts ``skip_start``.
     """
-    quota = np.full(game.lanes, frames // game.lanes) + (np.arange(game.lanes) < frames % game.lanes)
+    left = np.full(game.lanes, frames // game.lanes) + (np.arange(game.lanes) < frames % game.lanes)
     takes = [_Take() for _ in range(game.lanes)]
     first = np.ones(game.lanes, bool)
-    for step in range(int(quota.max())):
+    skip = np.full(game.lanes, skip_start)
+    in_vain = 0
+    while left.any():
         seen = game.observe()
-        actions = policy.act(first)
+        actions = policy.act(first, seen.frames)
         outcome = game.act(actions)
         first = outcome.terminated | outcome.truncated
-        for lane in np.flatnonzero(step < quota):
+        kept = np.flatnonzero((skip == 0) & (left > 0))
+        for lane in kept:
             take = takes[lane]
             take.frames.append(seen.frames[lane])
             take.actions.append(actions[lane])
             take.rewards.append(float(outcome.rewards[lane]))
             if seen.state is not None:
                 take.states.append(seen.state[lane])
-            if first[lane] or len(take.frames) == max_episode or step + 1 == quota[lane]:
+            left[lane] -= 1
+            if first[lane] or len(take.frames) == max_episode or left[lane] == 0:
                 yield take.finish(bool(outcome.terminated[lane]), meta)
                 takes[lane] = _Take()
+        in_vain = 0 if len(kept) else in_vain + int(first.sum())
+        if in_vain >= 100:
+            raise ValueError(f"{in_vain} episodes in a row ended within skip_start={skip_start} frames")
+        skip = np.where(first, skip_start, np.maximum(skip - 1, 0))
