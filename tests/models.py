@@ -89,3 +89,41 @@ def diffusion_world(outcomes: bool = False, sampling=None, **changes):
         title="noise",
         starts=starts,
     )
+
+
+DIFFUSERS_VAES = {
+    "AutoencoderKL": {
+        "block_out_channels": (8, 8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "norm_num_groups": 4,
+        "scaling_factor": 1.5,
+        "shift_factor": 0.1,
+    },
+    "AutoencoderKLCogVideoX": {
+        "block_out_channels": (8, 8, 8, 8),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "latent_channels": 4,
+    },
+    "AutoencoderKLCosmos": {
+        "encoder_block_out_channels": (8, 8, 8),
+        "decode_block_out_channels": (8, 8, 8),
+        "num_layers": 1,
+        "latent_channels": 4,
+        "patch_size": 2,
+        "spatial_compression_ratio": 4,
+        "temporal_compression_ratio": 4,
+        "resolution": 16,
+    },
+    "AutoencoderKLWan": {
+        "base_dim": 8,
+        "z_dim": 4,
+        "dim_mult": [1, 1, 1],
+        "num_res_blocks": 1,
+        "temperal_downsample": [False, True],
+        "latents_mean": [0.1, -0.2, 0.3, 0.4],
+        "latents_std": [0.5, 1.0, 2.0, 0.7],
+    },
+}
+"""Settings of diffusers' autoencoders, for frames of 16x16 pixels or a multiple."""

@@ -183,7 +183,7 @@ def test_an_interrupted_command_is_given_again(made, folder, capsys):
         (["play", "nowhere"], "is no bundle"),
         (["eval", "nowhere", "nothing"], "is no bundle"),
         (["data", "inspect", "nowhere"], "vwm record"),
-        (["encode", "nowhere", "--tokenizer", "nothing"], "no tokenizer at nothing"),
+        (["encode", "nowhere", "--tokenizer", "nothing"], "vwm record"),
         (["ingest", "nowhere", "out"], "nowhere"),
         (["record", "procgen:nogame", "out", "--workers", "0"], "nogame"),
     ],

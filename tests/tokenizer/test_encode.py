@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from models import tokenizer
+from models import DIFFUSERS_VAES, tokenizer
 
 from vwm.data.clips import collate
 from vwm.data.datamodule import open_clips
@@ -71,9 +72,21 @@ def test_a_fingerprint_knows_every_weight_and_forgets_the_place(tmp_path):
     assert len(found) == 1 + len(list(network.parameters()))
 
 
+def test_what_is_no_tokenizer_is_named(shards, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no tokenizer at"):
+        encode(shards, tmp_path / "nothing", tmp_path / "latents", device="cpu")
+
+
+def test_a_diffusers_autoencoder_takes_the_size_of_the_frames(shards, tmp_path):
+    diffusers.AutoencoderKLWan(**DIFFUSERS_VAES["AutoencoderKLWan"]).save_pretrained(tmp_path / "pipeline" / "vae")
+    encode(shards, tmp_path / "pipeline", tmp_path / "latents", chunk=4, device="cpu")
+    clip = open_clips(str(tmp_path / "latents"), 6, fields=("latents",))[0, 0]
+    assert clip["latents"].shape == (6, 4, 4, 4) and np.isfinite(clip["latents"]).all()
+
+
 def test_latents_of_several_frames_are_refused(shards, tmp_path, monkeypatch):
     network = PixelTokenizer((16, 16), 4)
     network.time_compression = 4
-    monkeypatch.setattr(module, "load_tokenizer", lambda _: network)
+    monkeypatch.setattr(module, "load_tokenizer", lambda *_, **__: network)
     with pytest.raises(ValueError, match="one latent of 4 frames"):
         encode(shards, tmp_path / "tokenizer", tmp_path / "latents", device="cpu")

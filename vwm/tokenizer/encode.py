@@ -37,7 +37,7 @@ def encode(
 
     Args:
         shards: what to encode: a folder, a tar, a pattern, or an fsspec address.
-        tokenizer: a bundle, or a tokenizer's folder.
+        tokenizer: a bundle, a tokenizer's folder, or that of a diffusers autoencoder or pipeline.
         out: the folder to make.
         keep_video: copy the frames too (latent actions are learned from pixels).
         chunk: frames encoded at a time; any number gives the same latents, since the encoder streams.
@@ -46,7 +46,9 @@ def encode(
     Raises:
         ValueError: ``out`` holds latents of something else, or the tokenizer joins several frames in a latent.
     """
-    network = load_tokenizer(tokenizer)
+    paths = list_shards(shards)
+    first = read_index(paths[0]).episodes[0]
+    network = load_tokenizer(tokenizer, image_size=(first.height, first.width))
     if network.time_compression > 1:
         raise ValueError(
             f"{tokenizer} makes one latent of {network.time_compression} frames, and encoded shards hold a row a "
@@ -54,7 +56,6 @@ def encode(
         )
     network.to("cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device)
     _check_recipe(out, network, shards)
-    paths = list_shards(shards)
     for path in tqdm(paths, desc="encode", unit="shard"):
         target = out / path.rsplit("/", 1)[-1]
         if not target.exists():
