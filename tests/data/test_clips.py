@@ -99,7 +99,7 @@ def test_stride(data: Path) -> None:
         assert np.diff(clip["state"][:, 1]).tolist() == [3, 3, 3]
 
 
-@pytest.mark.parametrize("fields", [("frames", "actions"), ("rewards",)])
+@pytest.mark.parametrize("fields", [("frames", "actions"), ("rewards",), ("terminated",)])
 def test_stride_would_misalign_actions(data: Path, fields: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="stride=2 skips frames, so actions and rewards would not lead"):
         open_clips(str(data), 4, stride=2, fields=fields)
@@ -116,6 +116,31 @@ def test_fields_that_the_data_lack_are_left_out(tmp_path: Path) -> None:
     clips = open_clips(str(tmp_path), 4)
     batch = collate([clips[0, 0], clips[0, 1]])
     assert batch.frames is not None and batch.actions is None and batch.state is None
+
+
+def test_the_end_of_a_world_stands_at_the_last_frame_of_its_episode(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "s.tar") as writer:
+        for key, terminated in (("ended", True), ("cut", False)):
+            writer.write(
+                key, Episode(np.zeros((7, 4, 4, 3), np.uint8), terminated=terminated, truncated=not terminated)
+            )
+    clips = open_clips(str(tmp_path), 4, fields=("frames", "terminated"))
+    for episode, last in ((0, True), (1, False)):
+        said = [clips.read(ClipAddress(0, episode, start, 0))["terminated"].tolist() for start in range(4)]
+        assert said == [[False] * 4] * 3 + [[False] * 3 + [last]]
+    batch = collate([clips[0, 0], clips[0, 1]])
+    assert batch.terminated is not None and batch.terminated.dtype == torch.bool and batch.terminated.shape == (2, 4)
+
+
+def test_who_does_not_ask_for_the_end_reads_no_json(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the json was read")
+
+    monkeypatch.setattr("vwm.data.clips.read_meta", refuse)
+    clips = open_clips(str(data), 4)
+    assert "terminated" not in clips[0, 0]
+    with pytest.raises(AssertionError, match="the json was read"):
+        open_clips(str(data), 4, fields=("terminated",))[0, 0]
 
 
 def test_encoded_shards_without_video_say_so(tmp_path: Path) -> None:

@@ -160,6 +160,49 @@ def keys(data: Path, part: str, fraction: float = 0.4) -> set[str]:
     return {entry.key for shard in clips.shards for entry in shard.episodes}
 
 
+def labels(data: Path, share: float, part: str = "all") -> dict[str, bool]:
+    """Whether the actions of an episode are given, by its key."""
+    clips = open_clips(str(data), 4, part=part, val_fraction=0.4, labelled=share)
+    found: dict[str, bool] = {}
+    for position in range(len(clips.order)):
+        address, clip = clips.order.address(0, position), clips[0, position]
+        key = clips.shards[address.shard].episodes[address.episode].key
+        assert found.setdefault(key, bool(clip["labelled"])) == clip["labelled"]
+        assert clip["labelled"] or not clip["actions"].any()
+    return found
+
+
+def test_labelled_episodes_are_nested_and_as_many_as_asked_for(data: Path) -> None:
+    write(data, 9, 80)  # a hundred in all
+    few, more, all_but_one, none = (labels(data, share) for share in (0.03, 0.4, 0.99, 0.0))
+    assert {k for k in few if few[k]} < {k for k in more if more[k]} < {k for k in all_but_one if all_but_one[k]}
+    assert [sum(found.values()) for found in (few, more, all_but_one, none)] == [3, 40, 99, 0]
+    assert sum(labels(data, 1e-9).values()) == 1
+    held_out = keys(data, "val")  # labelling has nothing to do with holding out
+    assert np.mean([more[key] for key in held_out]) == pytest.approx(0.4, abs=0.15)
+
+
+def test_actions_of_unlabelled_clips_do_not_leak_and_the_others_are_untouched(data: Path) -> None:
+    every, some = open_clips(str(data), 4), open_clips(str(data), 4, labelled=0.5)
+    for known, given in zip(ClipLoader(every, 4), ClipLoader(some, 4), strict=True):
+        assert known.labelled is None and given.labelled is not None and given.labelled.dtype == torch.bool
+        assert torch.equal(given.actions, known.actions * given.labelled[:, None])
+        assert torch.equal(given.frames, known.frames) and torch.equal(given.seed, known.seed)
+    assert same(ClipLoader(some, 4), ClipLoader(some, 4, workers=1))
+
+
+def test_only_training_clips_lose_their_labels(data: Path) -> None:
+    module = trained(VideoData(str(data), 4, batch_size=2, workers=0, val_fraction=0.4, labelled=0.5))
+    assert {bool(flag) for batch in module.train_dataloader() for flag in batch.labelled} == {True, False}
+    assert all(batch.labelled is None and batch.actions.any() for batch in module.val_dataloader())
+
+
+def test_a_share_of_labels_that_makes_no_sense_is_named(data: Path) -> None:
+    for share in (-0.1, 1.5):
+        with pytest.raises(ValueError, match=f"labelled must be a share from 0 to 1, got {share}"):
+            open_clips(str(data), 4, labelled=share)
+
+
 def test_the_split_is_disjoint_and_stays(data: Path) -> None:
     every, train, val = (keys(data, part) for part in ("all", "train", "val"))
     assert train and val and not train & val and train | val == every

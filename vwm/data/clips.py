@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vwm.data.choice import exact_limit, key_hash
 from vwm.data.index import EpisodeEntry, ShardIndex, npy_header
 from vwm.data.order import ClipAddress, ClipOrder
 from vwm.data.video import VIDEO_EXTENSIONS, open_video, read_frames
@@ -37,6 +38,8 @@ class Clips:
         state: float32 [b, t, s], what the environment said of itself.
         latents: int64 [b, t, ...] tokens or float32 [b, t, ...] latents of an encoded data set.
         seed: int64 [b], for augmentation.
+        terminated: bool [b, t], True where the action taken there ended the world: at most at an episode's last frame.
+        labelled: bool [b], whether a clip's actions are given (else they are 0); None where all are.
     """
 
     frames: Tensor = None  # type: ignore[assignment]  # absent only where nobody asked for pixels
@@ -45,9 +48,13 @@ class Clips:
     state: Tensor | None = None
     latents: Tensor | None = None
     seed: Tensor | None = None
+    terminated: Tensor | None = None
+    labelled: Tensor | None = None
 
 
-FIELDS = ("frames", "actions", "rewards", "state", "latents")
+FIELDS = ("frames", "actions", "rewards", "state", "latents", "terminated")
+LABELS = b"labelled"
+"""Salt of the choice of labelled episodes, which has nothing to do with that of the held-out ones."""
 
 
 class ClipDataset(Dataset[dict[str, Any]]):
@@ -60,9 +67,12 @@ class ClipDataset(Dataset[dict[str, Any]]):
         clip_length: frames a clip.
         stride: frames from one frame of a clip to its next.
         fields: what to read; a field that an episode lacks is left out of the clip.
+        labelled: share of the episodes whose actions are given; those of the others are 0. Chosen by a hash of their
+            keys, so that the ones of a share are among those of any larger one.
 
     Raises:
-        ValueError: actions or rewards with a stride over 1, where one entry would no longer lead to the next frame.
+        ValueError: actions, rewards or terminated with a stride over 1, where one entry would no longer lead to the
+            next frame; a share that is none.
     """
 
     def __init__(
@@ -73,17 +83,23 @@ class ClipDataset(Dataset[dict[str, Any]]):
         clip_length: int,
         stride: int = 1,
         fields: Sequence[str] = ("frames", "actions"),
+        labelled: float = 1.0,
     ) -> None:
         unknown = set(fields) - set(FIELDS)
         if unknown:
             raise ValueError(f"unknown fields {sorted(unknown)}; there are {', '.join(FIELDS)}")
-        if stride > 1 and {"actions", "rewards"} & set(fields):
+        if stride > 1 and {"actions", "rewards", "terminated"} & set(fields):
             raise ValueError(
                 f"stride={stride} skips frames, so actions and rewards would not lead to the next frame: ask for "
                 f"fields=[frames] only, or record with a frame skip (vwm record --frame_skip {stride})"
             )
         self.paths, self.shards, self.order = list(paths), list(shards), order
         self.clip_length, self.stride, self.fields = clip_length, stride, tuple(fields)
+        if not 0 <= labelled <= 1:
+            raise ValueError(f"labelled must be a share from 0 to 1, got {labelled}")
+        self.labelled = labelled
+        keys = (entry.key for shard in shards for entry in shard.episodes)
+        self._label_limit = exact_limit(keys, labelled, LABELS) if labelled < 1 else 1.0
 
     def __getitem__(self, at: tuple[int, int]) -> dict[str, Any]:
         return self.read(self.order.address(*at))
@@ -98,6 +114,13 @@ class ClipDataset(Dataset[dict[str, Any]]):
                 clip[field] = _npy_rows(path, entry, field, address.start, stop)[:: self.stride]
             elif field == "frames":
                 clip[field] = _video_frames(path, entry, range(address.start, stop, self.stride))
+            elif field == "terminated" and "terminated" in (meta := read_meta(path, entry)):
+                clip[field] = np.zeros(self.clip_length, bool)
+                clip[field][-1] = meta["terminated"] and stop == entry.frames
+        if self.labelled < 1:
+            clip["labelled"] = np.bool_(key_hash(entry.key, LABELS) < self._label_limit)
+            if "actions" in clip and not clip["labelled"]:
+                clip["actions"] = np.zeros_like(clip["actions"])
         return clip
 
 

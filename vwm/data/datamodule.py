@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
+from vwm.data.choice import key_hash
 from vwm.data.clips import ClipDataset, Clips, collate
 from vwm.data.index import ShardIndex, list_shards, read_index
 from vwm.data.order import ClipOrder
@@ -122,13 +122,15 @@ class VideoData(L.LightningDataModule):
         clip_length: frames a clip.
         batch_size: clips a batch and rank.
         stride: frames from one frame of a clip to its next.
-        fields: what to read: frames, actions, rewards, state, latents.
+        fields: what to read: frames, actions, rewards, state, terminated, latents.
         workers: processes that read a rank's clips.
         seed: of the shuffle.
         val_fraction: share of the episodes held out for validation, chosen by a hash of their keys, so that an
             episode never changes sides when data are added.
         val_path: other shards to validate on instead.
         timeout: seconds to wait for a reading process; 0 waits forever.
+        labelled: share of the training episodes whose actions are given; a clip of the others has actions 0 and
+            ``labelled`` False. Chosen by a hash of their keys: the ones of a share are among those of any larger one.
     """
 
     def __init__(
@@ -143,16 +145,17 @@ class VideoData(L.LightningDataModule):
         val_fraction: float = 0.05,
         val_path: str | None = None,
         timeout: float = 300,
+        labelled: float = 1.0,
     ) -> None:
         super().__init__()
         self.path, self.val_path, self.val_fraction = path, val_path, val_fraction
         self.clip_length, self.batch_size, self.stride, self.fields = clip_length, batch_size, stride, list(fields)
-        self.workers, self.seed, self.timeout = workers, seed, timeout
+        self.workers, self.seed, self.timeout, self.labelled = workers, seed, timeout, labelled
 
     def train_dataloader(self) -> ClipLoader:
         """This rank's training batches."""
         part = "train" if self.val_path is None and self.val_fraction > 0 else "all"
-        return self._loader(ClipLoader, self.path, part, self.workers)
+        return self._loader(ClipLoader, self.path, part, self.workers, self.labelled)
 
     def val_dataloader(self) -> list[ClipLoader] | ClipLoader:
         """This rank's validation batches, in a fixed shuffled order; none where nothing is held out."""
@@ -164,8 +167,10 @@ class VideoData(L.LightningDataModule):
         except ValueError:
             return []  # too little held out for one batch: train without validation
 
-    def _loader(self, kind: type[ClipLoader], path: str, part: str, workers: int) -> ClipLoader:
-        dataset = open_clips(path, self.clip_length, self.stride, self.fields, self.seed, True, part, self.val_fraction)
+    def _loader(self, kind: type[ClipLoader], path: str, part: str, workers: int, labelled: float = 1.0) -> ClipLoader:
+        dataset = open_clips(
+            path, self.clip_length, self.stride, self.fields, self.seed, True, part, self.val_fraction, labelled
+        )
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return kind(dataset, self.batch_size, rank, world, workers, self.timeout)
 
@@ -187,6 +192,7 @@ def open_clips(
     shuffle: bool = True,
     part: str = "all",
     val_fraction: float = 0.05,
+    labelled: float = 1.0,
 ) -> ClipDataset:
     """The clips of a data set.
 
@@ -196,11 +202,12 @@ def open_clips(
         seed, shuffle: of the order.
         part: ``all`` episodes, the ``train`` or the held-out ``val`` ones.
         val_fraction: the share that is held out.
+        labelled: the share whose actions are given.
     """
     paths = list_shards(path)
     shards = [_part(read_index(p), part, val_fraction) for p in paths]
     order = ClipOrder(shards, clip_length, stride, seed, shuffle)
-    return ClipDataset(paths, shards, order, clip_length, stride, fields)
+    return ClipDataset(paths, shards, order, clip_length, stride, fields, labelled)
 
 
 def _part(shard: ShardIndex, part: str, val_fraction: float) -> ShardIndex:
@@ -209,9 +216,5 @@ def _part(shard: ShardIndex, part: str, val_fraction: float) -> ShardIndex:
     if part not in ("train", "val"):
         raise ValueError(f"part={part!r} must be 'all', 'train' or 'val'")
     return replace(
-        shard, episodes=tuple(e for e in shard.episodes if _held_out(e.key, val_fraction) == (part == "val"))
+        shard, episodes=tuple(e for e in shard.episodes if (key_hash(e.key) < val_fraction) == (part == "val"))
     )
-
-
-def _held_out(key: str, fraction: float) -> bool:
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big") < fraction * 2**32
