@@ -6,11 +6,13 @@ import shutil
 
 import pytest
 import torch
-from models import genie
+from models import dynamics, genie, tokenizer
 from safetensors.torch import load_file, save_file
 
 import vwm
 from vwm.simulator.bundle import BundleError, save_simulator
+from vwm.simulator.genie import GenieSimulator
+from vwm.simulator.interface import ActionSpace
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -121,3 +123,15 @@ def test_settings_that_do_not_fit_are_named(bundle):
     edit(bundle, lambda index: index["settings"]["actions"].update(size=9))
     with pytest.raises(BundleError, match=r"9 actions named, but dynamics\.num_actions=4"):
         vwm.load_simulator(bundle)
+
+
+def test_levers_keep_their_rest_and_older_bundles_rest_at_0(tmp_path):
+    levers = ActionSpace("continuous", 3, ("steer", "gas", "brake"), rest=(0.0, -1.0, -1.0))
+    folder = tmp_path / "car"
+    save_simulator(GenieSimulator(tokenizer(), dynamics(num_actions=3, continuous=True), None, levers), folder)
+    assert vwm.load_simulator(folder, "cpu").actions == levers
+    edit(folder, lambda index: index["settings"]["actions"].pop("rest"))
+    assert vwm.load_simulator(folder, "cpu").actions.rest == ()
+    edit(folder, lambda index: index["settings"]["actions"].update(rest=[0, 0]))
+    with pytest.raises(BundleError, match=r"rest must be one number in \[-1, 1\] a dimension"):
+        vwm.load_simulator(folder, "cpu")

@@ -108,7 +108,8 @@ def load_simulator(
             raise BundleError(f"{folder / INDEX}: part {name!r} is missing")
     try:
         settings = index["settings"]
-        actions = ActionSpace(**{**settings["actions"], "names": tuple(settings["actions"]["names"])})
+        saved = settings["actions"]
+        actions = ActionSpace(**{**saved, "names": tuple(saved["names"]), "rest": tuple(saved.get("rest", ()))})
         simulator = kind(
             **parts,
             actions=actions,

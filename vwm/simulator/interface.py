@@ -25,12 +25,18 @@ class ActionSpace:
         size: number of discrete actions, or of dimensions.
         names: one a discrete action or dimension, for people; latent actions are named by their observed effect.
         latent: the actions were learned from unlabelled video.
+        rest: one a dimension, where it stands when nobody touches it (a brake rests at -1); empty where all rest at 0.
     """
 
     kind: str
     size: int
     names: tuple[str, ...] = ()
     latent: bool = False
+    rest: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rest and (self.kind == "discrete" or len(self.rest) != self.size or max(map(abs, self.rest)) > 1):
+            raise ValueError(f"rest must be one number in [-1, 1] a dimension ({self.size}), got {self.rest}")
 
 
 class StepOutput(NamedTuple):
