@@ -15,6 +15,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from vwm.nn.norm import RMSNorm
 from vwm.nn.two_hot import TwoHot
 
 
@@ -37,7 +38,7 @@ class OutcomeHeads(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, width: int = 256, hidden: int = 256, bins: int = 255) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(2 * width, hidden), nn.SiLU(), nn.RMSNorm(hidden, eps=1e-6))
+        self.body = nn.Sequential(nn.Linear(2 * width, hidden), nn.SiLU(), RMSNorm(hidden))
         self.reward = nn.Linear(hidden, bins)
         self.end = nn.Linear(hidden, 1)
         for head in (self.reward, self.end):

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vwm.nn.attention import KeyValues, attend
+from vwm.nn.norm import RMSNorm
 from vwm.nn.space_time import SpaceTimeState, causal_window
 
 Kind = Literal["space", "time", "full"]
@@ -74,8 +75,8 @@ class GroupedAttention(nn.Module):
         self.heads, self.kv_heads, self.kind, self.soft_cap = heads, kv_heads, kind, soft_cap
         channels = width // heads
         self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * channels, bias=False)
-        self.query_norm = nn.RMSNorm(channels, eps=1e-6)
-        self.key_norm = nn.RMSNorm(channels, eps=1e-6)
+        self.query_norm = RMSNorm(channels)
+        self.key_norm = RMSNorm(channels)
         self.out = nn.Linear(width, width, bias=False)
         nn.init.zeros_(self.out.weight)
 
@@ -142,8 +143,8 @@ class Layer(nn.Module):
     def __init__(self, attention: GroupedAttention, mlp: FeedForward, width: int, conditioned: bool) -> None:
         super().__init__()
         self.attention, self.mlp = attention, mlp
-        self.attention_norm = nn.RMSNorm(width, eps=1e-6, elementwise_affine=not conditioned)
-        self.mlp_norm = nn.RMSNorm(width, eps=1e-6, elementwise_affine=not conditioned)
+        self.attention_norm = RMSNorm(width, weighted=not conditioned)
+        self.mlp_norm = RMSNorm(width, weighted=not conditioned)
         self.modulation = nn.Linear(width, 6 * width) if conditioned else None
         if self.modulation is not None:
             nn.init.zeros_(self.modulation.weight)
@@ -216,7 +217,7 @@ class VideoTransformer(nn.Module):
             )
             for kind in self.kinds
         )
-        self.norm = nn.RMSNorm(width, eps=1e-6, elementwise_affine=not conditioned)
+        self.norm = RMSNorm(width, weighted=not conditioned)
         self.modulation = nn.Linear(width, 2 * width) if conditioned else None
         if self.modulation is not None:
             nn.init.zeros_(self.modulation.weight)
