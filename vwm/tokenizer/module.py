@@ -37,7 +37,9 @@ class TokenizerModule(L.LightningModule):
         loss = squared + self.l1 * F.l1_loss(out.video.float(), video) + out.penalty
         # A signal of range 2 and mean squared error m: PSNR = 10 log10(4 / m).
         logs = {"psnr": 10 * torch.log10(4 / squared.detach()), "penalty": out.penalty}
-        return loss, logs | {"perplexity": perplexity(usage(out.latents, self.tokenizer.codebook_size))}
+        if self.tokenizer.codebook_size:
+            return loss, logs | {"perplexity": perplexity(usage(out.latents, self.tokenizer.codebook_size))}
+        return loss, logs | {"latent_std": out.latents.detach().float().std()}
 
     def training_step(self, batch: Clips, index: int) -> Tensor:
         """Lightning's hook."""
