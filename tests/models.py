@@ -108,7 +108,7 @@ DIFFUSERS_VAES = {
     },
     "AutoencoderKLCosmos": {
         "encoder_block_out_channels": (8, 8, 8),
-        "decode_block_out_channels": (8, 8, 8),
+        "decode_block_out_channels": (8, 8, 8, 8),
         "num_layers": 1,
         "latent_channels": 4,
         "patch_size": 2,
@@ -127,3 +127,13 @@ DIFFUSERS_VAES = {
     },
 }
 """Settings of diffusers' autoencoders, for frames of 16x16 pixels or a multiple."""
+
+
+def diffusers_tokenizer(name: str):
+    """A diffusers autoencoder with random weights, for frames of 16x16 pixels."""
+    import diffusers
+
+    from vwm.tokenizer.diffusers_vae import DiffusersTokenizer
+
+    torch.manual_seed(0)
+    return DiffusersTokenizer.of(getattr(diffusers, name)(**DIFFUSERS_VAES[name]), image_size=(16, 16))
