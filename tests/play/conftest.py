@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import models
 import pytest
 import torch
 from torch import Tensor
 
+from vwm.simulator.genie import GenieSimulator
 from vwm.simulator.interface import ActionSpace, Simulator, StepOutput
 
 SIZE = 32
@@ -82,6 +85,38 @@ class SquareWorld(Simulator):
         noise = (state["seed"] * 7919 + state["count"] * 104729) % 256
         frames[:, 0, 0] = noise[:, None].to(torch.uint8)
         return frames
+
+
+class CarWorld(GenieSimulator):
+    """A Genie world with random weights that is driven by levers; it notes what it was told to do.
+
+    Args:
+        rest: the levers' names and rests.
+    """
+
+    def __init__(self, **rest: float) -> None:
+        rest = rest or {"steer": 0.0, "gas": -1.0, "brake": -1.0}
+        levers = ActionSpace("continuous", len(rest), tuple(rest), rest=tuple(rest.values()))
+        world = models.genie(labelled=True)
+        dynamics = models.dynamics(num_actions=len(rest), continuous=True)
+        super().__init__(world.tokenizer, dynamics, None, levers, sampling=world.sampling, starts=world.starts)
+        self.told: list[list[float]] = []
+
+    def step(self, state: Any, action: Tensor, decode: bool = True) -> Any:
+        self.told.append([round(value, 4) for value in action[0].tolist()])
+        return super().step(state, action, decode)
+
+
+@pytest.fixture
+def make_car() -> Callable[..., CarWorld]:
+    """The class of worlds with levers, to build variants of it."""
+    return CarWorld
+
+
+@pytest.fixture
+def car() -> CarWorld:
+    """A world with steer, gas and brake."""
+    return CarWorld()
 
 
 @pytest.fixture

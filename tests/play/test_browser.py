@@ -273,6 +273,179 @@ def test_a_world_that_fails_pauses_with_a_message(open_world: Callable[..., Page
     assert mode(page) == "paused"
 
 
+def test_a_hold_of_undo_rewinds_and_a_short_press_is_one_step(open_world: Callable[..., Page], world: Any) -> None:
+    page = open_world(world)
+    page.keyboard.press("p")
+    pause(page)
+    base = step_of(page)
+    for number in range(1, 13):
+        page.keyboard.press("ArrowUp")
+        wait_for_step(page, base + number)
+    page.locator("#undo").hover()
+    page.mouse.down()
+    page.wait_for_timeout(150)
+    page.mouse.up()
+    page.wait_for_timeout(150)
+    assert step_of(page) == base + 11
+    page.focus("#undo")
+    page.keyboard.press("Enter")
+    wait_for_step(page, base + 10)
+    page.mouse.down()
+    wait_until(page, f"Number(document.getElementById('screen').dataset.step) <= {base + 6}")
+    page.mouse.up()
+    page.wait_for_timeout(100)
+    step = step_of(page)
+    page.wait_for_timeout(200)
+    assert step_of(page) == step
+
+
+def told(page: Page, world: Any, condition: Callable[[list[float]], bool]) -> list[float]:
+    """Wait until the world is told an action that meets a condition; the action."""
+    for _ in range(200):
+        found = next((action for action in list(world.told) if condition(action)), None)
+        if found is not None:
+            return list(found)
+        page.wait_for_timeout(50)
+    raise AssertionError(f"waited in vain; the last actions were {world.told[-5:]}")
+
+
+REST = [0, -1, -1]
+
+
+def test_keys_are_a_stick_that_ramps_and_springs_back(open_world: Callable[..., Page], car: Any) -> None:
+    page = open_world(car)
+    expect(page.locator("#keys-hint")).to_have_text("← → steer · ↑ gas · ↓ brake or  W A S D")
+    page.select_option("#speed", "0")  # as many frames as it gives, so that some are on the way
+    page.keyboard.down("ArrowLeft")
+    page.keyboard.down("w")
+    assert told(page, car, lambda action: action[:2] == [-1, 1]) == [-1, 1, -1]
+    steers, gases, brakes = zip(*car.told, strict=True)
+    assert any(-1 < steer < 0 for steer in steers) and any(-1 < gas < 1 for gas in gases)  # on the way
+    assert list(steers) == sorted(steers, reverse=True) and list(gases) == sorted(gases) and set(brakes) == {-1}
+    page.keyboard.up("ArrowLeft")
+    page.keyboard.up("w")
+    car.told.clear()
+    told(page, car, lambda action: action == REST)
+    page.keyboard.down("d")
+    page.keyboard.down("ArrowDown")
+    assert told(page, car, lambda action: action[0] == 1 and action[2] == 1) == [1, -1, 1]
+    pause(page)  # in a pause a press is one step with the whole of it
+    page.keyboard.up("d")
+    page.keyboard.up("ArrowDown")
+    step, count = step_of(page), len(car.told)
+    page.keyboard.press("a")
+    wait_for_step(page, step + 1)
+    page.click("#single")
+    wait_for_step(page, step + 2)
+    assert car.told[count:] == [[-1, -1, -1], REST]
+    page.click("#undo")
+    wait_for_step(page, step + 1)
+
+
+def test_the_stick_is_dragged(open_world: Callable[..., Page], car: Any) -> None:
+    page = open_world(car)
+    box = page.locator("#stick").bounding_box()
+    assert box is not None
+    x, y, radius = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, box["width"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 0.4 * radius, y - radius)  # 4/5 of the way are all of it
+    right, gas, brake = told(page, car, lambda action: action[1] == 1)
+    assert right == pytest.approx(0.5, abs=0.03) and (gas, brake) == (1, -1)
+    page.mouse.move(x - 2 * radius, y + 0.4 * radius)
+    left, gas, brake = told(page, car, lambda action: action[0] == -1)
+    assert (left, gas) == (-1, -1) and brake == pytest.approx(0, abs=0.06)
+    expect(page.get_by_label("steer")).to_have_value("-1")
+    page.mouse.up()
+    car.told.clear()
+    told(page, car, lambda action: action == REST)
+    page.select_option("#release", "stay")
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + radius, y)
+    page.mouse.up()
+    page.wait_for_timeout(300)
+    car.told.clear()
+    assert told(page, car, bool) == [1, -1, -1]
+
+
+def test_sliders_spring_back_while_the_world_runs_and_stay_in_a_pause(
+    open_world: Callable[..., Page], car: Any
+) -> None:
+    page = open_world(car)
+    page.keyboard.press("p")
+    box = page.get_by_label("gas").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 8, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] - 1, box["y"] + box["height"] / 2)
+    assert told(page, car, lambda action: action[1] == 1) == [0, 1, -1]
+    page.mouse.up()
+    car.told.clear()
+    told(page, car, lambda action: action == REST)
+    pause(page)
+    page.get_by_label("steer").fill("0.5")
+    for _ in range(2):
+        step = step_of(page)
+        page.click("#single")
+        wait_for_step(page, step + 1)
+        assert car.told[-1] == [0.5, -1, -1]
+    page.keyboard.press("r")
+    wait_for_step(page, 0)
+    page.keyboard.press("p")
+    car.told.clear()
+    told(page, car, lambda action: action == REST)
+
+
+def test_one_lever_needs_no_stick_and_two_without_a_brake_go_both_ways(
+    open_world: Callable[..., Page], make_car: Callable[..., Any]
+) -> None:
+    one = make_car(torque=0.5)
+    page = open_world(one)
+    expect(page.locator("#stick")).to_be_hidden()
+    expect(page.locator("#keys-hint")).to_have_text("← → torque or A D")
+    page.keyboard.press("ArrowUp")  # no lever of this world
+    page.keyboard.press("p")
+    assert told(page, one, bool) == [0.5]
+    page.keyboard.down("a")
+    told(page, one, lambda action: action == [-1])
+    two = make_car(wheel=0.0, lift=0.0)
+    page = open_world(two)
+    page.keyboard.down("s")
+    assert told(page, two, lambda action: action[1] == -1) == [0, -1]
+
+
+GAMEPAD = """() => {
+    const pad = { connected: true, axes: [0.5, 0.05, 0, 0], buttons: Array.from({ length: 8 }, () => ({ value: 0 })) };
+    pad.buttons[7].value = 0.75;
+    navigator.getGamepads = () => [null, pad];
+}"""
+
+
+def test_a_gamepad_drives(open_world: Callable[..., Page], car: Any) -> None:
+    page = open_world(car)
+    page.evaluate(GAMEPAD)
+    assert told(page, car, bool) == [0.5, 0.5, -1]  # 3/4 of the trigger; and it has begun to play
+    page.evaluate("() => { navigator.getGamepads = () => []; }")
+    car.told.clear()
+    told(page, car, lambda action: action == REST)
+
+
+def test_a_finger_drives_on_a_phone(open_world: Callable[..., Page], car: Any) -> None:
+    page = open_world(car, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    box = page.locator("#stick").bounding_box()
+    assert box is not None and box["y"] + box["height"] <= 844 and box["width"] >= 150
+    touch = page.context.new_cdp_session(page)
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
+    touch.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [{"x": x, "y": box["y"]}]})
+    assert told(page, car, lambda action: action[1] == 1)[2] == -1
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    car.told.clear()
+    told(page, car, lambda action: action == REST)
+
+
 def test_sliders_drive_a_continuous_world(open_world: Callable[..., Page], make_world: Callable[..., Any]) -> None:
     page = open_world(make_world("continuous"))
     page.get_by_label("vertical").fill("-1")

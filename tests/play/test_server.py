@@ -96,7 +96,7 @@ def test_the_page_and_its_parts_are_served(world: Simulator) -> None:
             answer = await client.get(path)
             assert (answer.status, answer.content_type) == (200, kind)
             assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
-        for name in ("keys.js", "spark.js"):
+        for name in ("keys.js", "levers.js", "panel.js", "spark.js"):
             assert (await client.get(f"/{name}")).status == 200
         picture = await client.get("/starts/2.png")
         assert np.array_equal(pixels(await picture.read()), world.starts[2, -1].numpy())
@@ -279,6 +279,27 @@ def test_continuous_actions(make_world: Callable[..., Any]) -> None:
             assert "'action'" in await page.error(json.dumps({"type": "step", "action": bad}))
 
     talk(world, script)
+
+
+def test_the_page_is_told_where_levers_rest(make_world: Callable[..., Any], car: Any) -> None:
+    async def script(page: Page) -> None:
+        assert page.hello["actions"]["names"] == ["steer", "gas", "brake"]
+        assert page.hello["actions"]["rest"] == [0, -1, -1]
+        await page.frame(type="reset", start=0)
+        await page.frame(type="step", action=[0.25, 1, -1])
+        assert car.told == [[0.25, 1, -1]]
+
+    talk(car, script)
+
+    async def other(page: Page) -> None:
+        assert page.hello["actions"]["rest"] == [0, 0]
+
+    talk(make_world("continuous"), other)
+
+
+def test_a_world_warms_up_with_its_levers_at_rest(car: Any) -> None:
+    warm_up(car, steps=2)
+    assert car.told == [[0, -1, -1]] * 2
 
 
 def test_a_world_that_fails_costs_one_message(world: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -63,7 +63,7 @@ def make_app(
     app = web.Application(middlewares=[guard(host)])
     app.router.add_get("/", _file("index.html", "text/html"))
     app.router.add_get("/style.css", _file("style.css", "text/css"))
-    for name in ("player.js", "keys.js", "spark.js"):
+    for name in ("player.js", "keys.js", "levers.js", "panel.js", "spark.js"):
         app.router.add_get(f"/{name}", _file(name, "text/javascript"))
     app.router.add_get(r"/starts/{index:\d{1,6}}.png", player.start_picture)
     app.router.add_get("/play", player.websocket)
@@ -127,11 +127,14 @@ class Player:
         """What the page has to know of the world."""
         space = self.simulator.actions
         names = space.names or tuple(str(index) for index in range(space.size))
+        actions = {"kind": space.kind, "size": space.size, "names": names, "latent": space.latent}
+        if space.kind == "continuous":
+            actions["rest"] = space.rest or (0.0,) * space.size
         height, width = self.simulator.image_size
         return {
             "type": "hello",
             "title": getattr(self.simulator, "title", "") or "a world",
-            "actions": {"kind": space.kind, "size": space.size, "names": names, "latent": space.latent},
+            "actions": actions,
             "idle": idle_action(names) if space.kind == "discrete" else None,
             "width": width,
             "height": height,

@@ -78,8 +78,8 @@ def warm_up(simulator: Simulator, steps: int = 4) -> None:
     """Take the first, slow steps (compilation, kernels, caches) before anybody waits for them, visibly."""
     session = Session(simulator, starts_of(simulator))
     session.upload = np.zeros((*simulator.image_size, 3), np.uint8)
-    size = simulator.actions.size
-    action: int | tuple[float, ...] = 0 if simulator.actions.kind == "discrete" else (0.0,) * size
+    space = simulator.actions
+    action: int | tuple[float, ...] = 0 if space.kind == "discrete" else space.rest or (0.0,) * space.size
     print(f"warming up: reset {session.reset(0 if session.starts is not None else None, 0).ms:.0f} ms", end="")
     times = []
     for number in range(1, steps + 1):

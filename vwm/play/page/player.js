@@ -2,6 +2,7 @@
 // slows the game and never queues it.
 
 import { bind, chosen, COMMANDS, keyName } from "./keys.js";
+import { LeverPanel } from "./panel.js";
 import { drawSparkline, median } from "./spark.js";
 
 const $ = (id) => document.getElementById(id);
@@ -13,6 +14,7 @@ const latencies = [];
 let world; // the server's hello
 let socket;
 let bindings = [];
+let panel; // the levers of a continuous world
 let touched; // the action that a finger or the mouse holds
 let start = 0; // number of a shipped start, or "upload"
 let waiting = null; // what was sent and is not answered yet
@@ -88,7 +90,8 @@ function greet(hello) {
   const kind = world.actions.latent ? "latent actions" : world.actions.kind === "discrete" ? "actions" : "action dimensions";
   $("facts").textContent = `${world.width} × ${world.height} · ${Number(world.fps.toFixed(1))} fps · ${world.actions.size} ${kind}`;
   [screen.width, screen.height] = [world.width, world.height];
-  world.actions.kind === "discrete" ? showLegend() : showSliders();
+  panel?.close();
+  world.actions.kind === "discrete" ? showLegend() : showLevers();
   showStarts();
   fit();
   if (world.starts) return reset();
@@ -135,7 +138,7 @@ function setMode(mode, title = "", text = "") {
 
 /** The action of this instant: what is touched or held, else the idle setting; null means to wait. */
 function currentAction() {
-  if (world.actions.kind === "continuous") return [...$("sliders").querySelectorAll("input")].map((slider) => Number(slider.value));
+  if (panel) return panel.read();
   const action = touched ?? chosen(bindings, held)?.index;
   if (action !== undefined) return action;
   return $("idle").value === "" ? null : Number($("idle").value);
@@ -165,9 +168,12 @@ function stepOnce() {
 /** An action key or button went down: in play it counts while it is held, in a pause it is one step. */
 function pressed() {
   showHeld();
-  const mode = document.body.dataset.mode;
-  if (mode === "ready" && screen.dataset.step !== "-1") setMode("playing");
-  else if (mode === "paused") stepOnce();
+  if (document.body.dataset.mode === "paused") stepOnce();
+  else begin();
+}
+
+function begin() {
+  if (document.body.dataset.mode === "ready" && screen.dataset.step !== "-1") setMode("playing");
 }
 
 function reset() {
@@ -201,7 +207,8 @@ const commands = {
 
 addEventListener("keydown", (event) => {
   if (!world || event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input[type=number], select")) return;
-  const used = bindings.some(({ keys }) => keys.flat().includes(event.code));
+  if (event.target.matches("input[type=range]") && event.code.startsWith("Arrow")) return; // the slider's own keys
+  const used = panel ? panel.uses(event.code) : bindings.some(({ keys }) => keys.flat().includes(event.code));
   if (used) {
     event.preventDefault();
     const fresh = !held.has(event.code);
@@ -222,6 +229,7 @@ addEventListener("keyup", (event) => {
 addEventListener("blur", () => {
   held.clear();
   touched = undefined;
+  panel?.letGo();
   showHeld();
 });
 document.addEventListener("visibilitychange", () => {
@@ -233,15 +241,27 @@ for (const name of ["pause", "single", "reset", "record"]) $(name).addEventListe
 $("veil").addEventListener("click", () => commands.pause());
 // a clicked button keeps the focus, and the space bar would press it again instead of pausing
 addEventListener("click", (event) => event.detail && event.target.closest("button")?.blur());
+// A press is one step back at once, and a long one rewinds; the click that ends it is no step of its own.
 let rewind;
-$("undo").addEventListener("pointerdown", () => (rewind = setInterval(() => commands.undo(), 60)));
-for (const end of ["pointerup", "pointerleave", "pointercancel"]) $("undo").addEventListener(end, () => clearInterval(rewind));
-$("undo").addEventListener("click", () => commands.undo());
+const stopRewinding = () => clearTimeout(rewind);
+const keepRewinding = () => {
+  commands.undo();
+  rewind = setTimeout(keepRewinding, 60);
+};
+$("undo").addEventListener("pointerdown", (event) => {
+  if (event.button) return;
+  commands.undo();
+  rewind = setTimeout(keepRewinding, 350);
+});
+for (const end of ["pointerup", "pointerleave", "pointercancel"]) $("undo").addEventListener(end, stopRewinding);
+$("undo").addEventListener("click", (event) => event.detail || commands.undo()); // from the keyboard: no pointer came
 
 // ---- actions --------------------------------------------------------------------------------------------------
 
 function showLegend() {
   const { names } = world.actions;
+  panel = undefined;
+  $("release-row").hidden = true;
   bindings = bind(names, world.idle);
   const pad = bindings.some(({ place, symbol }) => place && symbol);
   $("pad").replaceChildren();
@@ -302,22 +322,17 @@ function showHeld() {
   for (const button of document.querySelectorAll(".act")) button.classList.toggle("on", Number(button.dataset.action) === now);
 }
 
-function showSliders() {
+function showLevers() {
+  const { names, rest } = world.actions;
   bindings = [];
   $("pad").replaceChildren();
   $("legend").replaceChildren();
-  $("idle-row").hidden = $("keys-hint").hidden = true;
-  $("sliders").replaceChildren(...world.actions.names.map((name) => {
-    const slider = Object.assign(document.createElement("input"), { type: "range", min: -1, max: 1, step: 0.01, value: 0 });
-    const value = element("span", "0.00");
-    const show = () => (value.textContent = Number(slider.value).toFixed(2));
-    slider.addEventListener("input", show);
-    slider.addEventListener("dblclick", () => { slider.value = 0; show(); });
-    slider.title = "double-click: back to 0";
-    const label = element("label", name);
-    label.append(value, slider);
-    return label;
-  }));
+  $("idle-row").hidden = true;
+  $("keys-hint").hidden = $("release-row").hidden = false;
+  const situation = () => ({ held, playing: document.body.dataset.mode === "playing", stay: $("release").value === "stay" });
+  const elements = { sliders: $("sliders"), stick: $("stick"), knob: $("knob") };
+  panel = new LeverPanel({ names, rest }, elements, situation, begin);
+  $("keys-hint").textContent = panel.hint;
 }
 
 // ---- starts, recording ----------------------------------------------------------------------------------------
@@ -375,7 +390,7 @@ $("dice").addEventListener("click", () => {
   $("seed").value = Math.floor(Math.random() * 2 ** 32);
   reset();
 });
-for (const setting of ["idle", "speed"]) $(setting).addEventListener("change", () => $(setting).blur());
+for (const setting of ["idle", "release", "speed"]) $(setting).addEventListener("change", () => $(setting).blur());
 
 function showRecording({ recording: on, recorded }) {
   if (recording && !on && waiting.type === "step") toast("The recording is full and has stopped.");
