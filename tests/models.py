@@ -137,3 +137,12 @@ def diffusers_tokenizer(name: str):
 
     torch.manual_seed(0)
     return DiffusersTokenizer.of(getattr(diffusers, name)(**DIFFUSERS_VAES[name]), image_size=(16, 16))
+
+
+def masked_autoencoder(**changes):
+    from vwm.tokenizer.masked_autoencoder import MaskedAutoencoderTokenizer
+
+    torch.manual_seed(0)
+    settings = {"patch_size": 4, "latent_grid": (2, 3), "latent_channels": 4, "width": 16, "depth": 2, "heads": 2}
+    settings |= {"window": 4, "time_every": 2}
+    return randomize(MaskedAutoencoderTokenizer((16, 16), **{**settings, **changes}))

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from models import diffusers_tokenizer, randomize, tokenizer
+from models import diffusers_tokenizer, masked_autoencoder, randomize, tokenizer
 from torch import Tensor
 
 from vwm.nn.parts import load_part, save_part
@@ -37,6 +37,7 @@ TOKENIZERS: dict[str, Callable[[], VideoTokenizer]] = {
     "vae_time4": lambda: vae(time_compression=4),
     "vae_fsq": lambda: vae(time_compression=1, codebook=[5, 4, 3, 3]),
     "vae_fsq_time4": lambda: vae(time_compression=4, codebook=[5, 4, 3, 3]),
+    "masked_autoencoder": masked_autoencoder,
     "diffusers_image": lambda: diffusers_tokenizer("AutoencoderKL"),
     "diffusers_cogvideox": lambda: diffusers_tokenizer("AutoencoderKLCogVideoX"),
     "diffusers_cosmos": lambda: diffusers_tokenizer("AutoencoderKLCosmos"),
