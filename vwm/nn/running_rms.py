@@ -13,6 +13,9 @@ class RunningRMS(nn.Module):
         decay: of the running mean; early steps count for more, so that it starts at the first loss.
     """
 
+    mean_square: Tensor
+    weight: Tensor
+
     def __init__(self, decay: float = 0.99) -> None:
         super().__init__()
         self.decay = decay

@@ -25,6 +25,8 @@ class TwoHot(nn.Module):
         reach: of the outermost bins, in symlog space (20: numbers up to 4.8e8).
     """
 
+    values: Tensor
+
     def __init__(self, bins: int = 255, reach: float = 20.0) -> None:
         super().__init__()
         if bins < 3 or bins % 2 == 0:

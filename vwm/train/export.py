@@ -10,20 +10,30 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from vwm.data.clips import read_meta
 from vwm.data.datamodule import open_clips
 from vwm.data.index import list_shards, read_index
+from vwm.dit.model import DiT
+from vwm.dit.module import DiTModule
 from vwm.eval.actions import describe_actions
 from vwm.genie.dynamics import Sampling
 from vwm.genie.module import GenieModule
 from vwm.nn.parts import save_part
 from vwm.simulator.bundle import save_simulator
+from vwm.simulator.dit import DiTSimulator
 from vwm.simulator.genie import GenieSimulator
 from vwm.simulator.interface import ActionSpace
+from vwm.simulator.video import VideoSimulator
+from vwm.tokenizer.interface import VideoTokenizer
 from vwm.tokenizer.module import TokenizerModule
+from vwm.tokenizer.statistics import measure_latents
 from vwm.train.ema import load_average
 from vwm.train.fit import last_checkpoint, parse
+
+LATENT_CLIPS = 256
+"""Clips of 8 frames that the scale of continuous latents is measured on."""
 
 
 def export(
@@ -34,45 +44,51 @@ def export(
     title: str | None = None,
     starts: int = 12,
     context: int = 4,
-    steps: int = 8,
+    steps: int | None = None,
     temperature: float = 0.5,
+    guidance: float = 1.0,
 ) -> None:
-    """Make a bundle of a run: a simulator of a Genie run, a tokenizer folder of a tokenizer run.
+    """Make a bundle of a run: a simulator of a Genie or DiT run, a tokenizer folder of a tokenizer run.
 
     Args:
         run: the run's folder, as ``vwm fit`` wrote it.
         out: the folder to make (-o).
-        data: shards to take starting frames from and to name the latent actions by; by default the run's own, if
-            they are still there. "none" takes none.
+        data: shards to take starting frames from, to name the latent actions by and to measure continuous latents on;
+            by default the run's own, if they are still there. "none" takes none.
         weights: the exponential moving average, where the run kept one, or the last weights.
         title: what the player shows; by default the run's name.
         starts: how many starting contexts the bundle holds.
         context: frames of each.
-        steps: MaskGIT steps a frame.
-        temperature: of sampling.
+        steps: sampling steps a frame; by default 8 of MaskGIT, and what a DiT run's samples were drawn with.
+        temperature: of MaskGIT's sampling.
+        guidance: of a DiT's sampling towards the action; 1 leaves it alone.
     """
     module, config = load_run(run, weights)
-    if isinstance(module, TokenizerModule):
-        _save_tokenizer(module, out)
-        print(f"tokenizer: {out}\ntrain dynamics on it: vwm fit -c configs/genie/... --model.init_args.tokenizer {out}")
-        return
-    if not isinstance(module, GenieModule):
-        raise ValueError(f"{run}: a {type(module).__name__} run cannot be exported")
     source = _source(config, data)
-    simulator = GenieSimulator(
-        module.tokenizer,
-        module.dynamics,
-        module.latent_action,
-        _action_space(module, source),
-        fps=_fps(source),
-        sampling=Sampling(steps=steps, temperature=temperature),
-        context_frames=context,
-        title=title or run.resolve().name,
-        starts=None if source is None else _starts(source, context, starts),
-    )
-    if module.latent_action is not None and source is not None:
-        clips = open_clips(source, 8, fields=("frames", "actions"))
-        simulator.actions = replace(simulator.actions, names=tuple(describe_actions(simulator, clips)))
+    if isinstance(module, TokenizerModule):
+        _save_tokenizer(module, out, source)
+        print(f"tokenizer: {out}\ntrain dynamics on it: vwm fit -c configs/... --model.init_args.tokenizer {out}")
+        return
+    common: dict[str, Any] = {
+        "fps": _fps(source),
+        "context_frames": context,
+        "title": title or run.resolve().name,
+        "starts": None if source is None else _starts(source, context, starts),
+    }
+    simulator: VideoSimulator
+    if isinstance(module, GenieModule):
+        sampling = Sampling(steps=steps or 8, temperature=temperature)
+        parts = (module.tokenizer, module.dynamics, module.latent_action)
+        simulator = GenieSimulator(*parts, _genie_actions(module, source), sampling=sampling, **common)
+        if module.latent_action is not None and source is not None:
+            clips = open_clips(source, 8, fields=("frames", "actions"))
+            simulator.actions = replace(simulator.actions, names=tuple(describe_actions(simulator, clips)))
+    elif isinstance(module, DiTModule):
+        drawn = module.sampling._replace(guidance=guidance, steps=steps or module.sampling.steps)
+        parts = (module.tokenizer, module.dynamics, module.outcomes)
+        simulator = DiTSimulator(*parts, _dit_actions(module.dynamics, source), sampling=drawn, **common)
+    else:
+        raise ValueError(f"{run}: a {type(module).__name__} run cannot be exported")
     save_simulator(simulator, out, _card(simulator, run, source))
     print(f"bundle: {out}\nplay it: vwm play {out}")
 
@@ -97,7 +113,9 @@ def load_run(run: Path, weights: str = "average") -> tuple[L.LightningModule, An
     return cli.model.eval(), cli.config
 
 
-def _save_tokenizer(module: TokenizerModule, out: Path) -> None:
+def _save_tokenizer(module: TokenizerModule, out: Path, source: str | None) -> None:
+    if module.tokenizer.channels:
+        _measure(module.tokenizer, source)
     aside = out.with_name(out.name + ".tmp")
     save_part(module.tokenizer, aside / "tokenizer")
     out.mkdir(parents=True, exist_ok=True)
@@ -106,6 +124,17 @@ def _save_tokenizer(module: TokenizerModule, out: Path) -> None:
         shutil.rmtree(target)
     (aside / "tokenizer").rename(target)
     aside.rmdir()
+
+
+def _measure(tokenizer: VideoTokenizer, source: str | None) -> None:
+    """Bring continuous latents to zero mean and unit deviation, which the dynamics' noise is made for."""
+    if source is None:
+        print("warning: no data to measure the latents on, so their scale stays as it is: give --data SHARDS")
+        return
+    dataset = open_clips(source, 8, fields=("frames",), seed=1)
+    count = min(LATENT_CLIPS, len(dataset.order))
+    batches = (torch.from_numpy(dataset[(0, i)]["frames"].copy())[None] for i in range(count))
+    measure_latents(tokenizer, tqdm(batches, desc="measure latents", total=count, unit="clip"))
 
 
 def _source(config: Any, data: str | None) -> str | None:
@@ -143,18 +172,35 @@ def _fps(path: str | None) -> float:
     return (_first(path)[1] if path is not None else 0.0) or 15.0
 
 
-def _action_space(module: GenieModule, path: str | None) -> ActionSpace:
+def _genie_actions(module: GenieModule, path: str | None) -> ActionSpace:
     size = module.dynamics.num_actions
     if module.latent_action is not None:
         return ActionSpace("discrete", size, tuple(f"action {i}" for i in range(size)), latent=True)
-    names = tuple(map(str, _first(path)[0].get("action_names", ()))) if path is not None else ()
-    kind = "continuous" if module.dynamics.continuous else "discrete"
-    return ActionSpace(kind, size, names if len(names) == size else tuple(f"action {i}" for i in range(size)))
+    return _recorded_actions("continuous" if module.dynamics.continuous else "discrete", size, path)
 
 
-def _card(simulator: GenieSimulator, run: Path, source: str | None) -> str:
-    parts = {n: getattr(simulator, n) for n in ("tokenizer", "dynamics", "latent_action")}
-    sizes = ", ".join(f"{n} {sum(p.numel() for p in m.parameters()) / 1e6:.2f}M" for n, m in parts.items() if m)
+def _dit_actions(dynamics: DiT, path: str | None) -> ActionSpace:
+    embedding = dynamics.embed_action
+    if embedding is None:
+        return ActionSpace("discrete", 1, ("go on",))
+    if embedding.choices:
+        return _recorded_actions("discrete", embedding.choices[0], path)
+    return _recorded_actions("continuous", embedding.dims, path)
+
+
+def _recorded_actions(kind: str, size: int, path: str | None) -> ActionSpace:
+    """An action space with the names and rest values that the recording states."""
+    facts = _first(path)[0] if path is not None else {}
+    names = tuple(map(str, facts.get("action_names") or ()))
+    rest = tuple(map(float, facts.get("action_rest") or ()))
+    names = names if len(names) == size else tuple(f"action {i}" for i in range(size))
+    return ActionSpace(kind, size, names, rest=rest if kind == "continuous" and len(rest) == size else ())
+
+
+def _card(simulator: VideoSimulator, run: Path, source: str | None) -> str:
+    sizes = ", ".join(
+        f"{n} {sum(p.numel() for p in m.parameters()) / 1e6:.2f}M" for n, m in simulator.networks().items()
+    )
     actions = "\n".join(f"- {i}: {name}" for i, name in enumerate(simulator.actions.names))
     height, width = simulator.image_size
     return (

@@ -1,0 +1,212 @@
+"""The DiT's speed: training against diffusers' Latte, and playing from the cache against recomputing the window.
+
+    python tools/bench_dit.py train --threads 1
+    python tools/bench_dit.py play --context 16 --sampling-steps 4
+    python tools/bench_dit.py play --bundle bundles/carracing
+
+Contestants take turns in one process; medians and spreads are printed with every setting of both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vwm.dit.model import DiT, Noisy
+from vwm.dit.path import advance, mix, time_grid
+from vwm.dit.sampling import Sampling, draw_frame, finest, observe
+from vwm.nn.random import fold, normal
+from vwm.simulator.bundle import load_simulator
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("train", help="forward and backward, against LatteTransformer3DModel")
+    play = commands.add_parser("play", help="a frame from the cache, against the whole window (Oasis' way)")
+    for command in (train, play):
+        command.add_argument("--threads", type=int, default=1)
+        command.add_argument("--repeats", type=int, default=7)
+        command.add_argument("--device", default="cpu")
+        command.add_argument("--bfloat16", action="store_true", help="autocast (train) or weights (play) in bfloat16")
+    play.add_argument("--bundle", type=Path, help="a trained world; by default the small size with random weights")
+    play.add_argument("--context", type=int, default=16, help="frames that a new frame sees, itself included")
+    play.add_argument("--sampling-steps", type=int, default=4)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    print(
+        f"torch {torch.__version__}, {options.device}, {options.threads} threads, "
+        f"{'bfloat16' if options.bfloat16 else 'float32'}, medians of {options.repeats} interleaved repeats"
+    )
+    (bench_train if options.command == "train" else bench_play)(options)
+
+
+# ---------------------------------------------------------------------------------------------------- training
+
+
+def bench_train(options: argparse.Namespace) -> None:
+    """One clip of 16 latent frames of 16x16x16, patches of 2x2: 1024 tokens."""
+    from diffusers import LatteTransformer3DModel
+
+    latents = torch.randn(1, 16, 16, 16, 16, device=options.device)
+    latte = LatteTransformer3DModel(
+        in_channels=16, out_channels=16, sample_size=16, num_attention_heads=6, attention_head_dim=64, num_layers=6,
+        patch_size=2, caption_channels=384, cross_attention_dim=384, activation_fn="gelu-approximate",
+        norm_type="ada_norm_single", attention_bias=True, norm_elementwise_affine=False, norm_eps=1e-6, video_length=16,
+    ).to(options.device)  # fmt: skip
+    ours = DiT(
+        grid=(16, 16),
+        channels=16,
+        patch_size=2,
+        num_actions=15,
+        width=392,
+        depth=10,
+        heads=7,
+        kv_heads=1,
+        window=16,
+        registers=0,
+    ).to(options.device)
+    level, actions = torch.full((1, 16), 0.5), torch.zeros(1, 15, dtype=torch.int64)
+    level, actions = level.to(options.device), actions.to(options.device)
+    caption = torch.randn(1, 16, 384, device=options.device)
+    channels_first = latents.permute(0, 4, 1, 2, 3).contiguous()
+
+    def latte_forward() -> Tensor:
+        return latte(
+            channels_first, timestep=torch.tensor([500.0], device=options.device), encoder_hidden_states=caption
+        ).sample
+
+    def our_forward() -> Tensor:
+        return ours(Noisy(latents, level, None, ours.lead(actions, 1, 16))).prediction
+
+    runs: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {
+        "diffusers Latte": (latte, latte_forward),
+        "vwm DiT": (ours, our_forward),
+    }
+    for name, (network, _) in runs.items():
+        print(f"{name:18} {sum(p.numel() for p in network.parameters()) / 1e6:.1f}M parameters, 1024 tokens")
+    times: dict[str, dict[str, list[float]]] = {name: {"forward": [], "forward+backward": []} for name in runs}
+    for repeat in range(options.repeats + 1):
+        for name, (network, forward) in runs.items():
+            for kind in ("forward", "forward+backward"):
+                seconds = _timed(lambda f=forward, k=kind: _run(f, k, options), options.device)
+                network.zero_grad()
+                if repeat:  # the first is warm-up
+                    times[name][kind].append(seconds)
+    for kind in ("forward", "forward+backward"):
+        for name in runs:
+            print(f"{kind:18} {name:18} {_spread(times[name][kind])}")
+        a, b = (statistics.median(times[name][kind]) for name in runs)
+        print(f"{kind:18} vwm is {a / b:.2f} times as fast a token")
+
+
+def _run(forward: Callable[[], Tensor], kind: str, options: argparse.Namespace) -> None:
+    with (
+        torch.set_grad_enabled(kind != "forward"),
+        torch.autocast(options.device.split(":")[0], torch.bfloat16, enabled=options.bfloat16),
+    ):
+        out = forward()
+    if kind != "forward":
+        out.float().square().mean().backward()
+
+
+# ---------------------------------------------------------------------------------------------------- playing
+
+
+@torch.inference_mode()
+def bench_play(options: argparse.Namespace) -> None:
+    """The dynamics alone: what the tokenizer costs is the same either way."""
+    if options.bundle is not None:
+        dynamics = load_simulator(options.bundle, options.device).dynamics
+        context = dynamics.transformer.window
+    else:
+        context = options.context
+        dynamics = DiT(
+            grid=(8, 8), channels=16, num_actions=15, prediction="clean", step_sizes=7, width=192, depth=8, heads=6,
+            window=context,
+        )  # fmt: skip
+        for p in dynamics.parameters():
+            torch.nn.init.normal_(p, std=0.05)
+    dynamics = dynamics.eval().to(options.device)
+    if options.bfloat16:
+        dynamics = torch.nn.Module.to(dynamics, torch.bfloat16)
+    sampling = Sampling(steps=options.sampling_steps)
+    print(
+        f"{sum(p.numel() for p in dynamics.parameters()) / 1e6:.1f}M parameters, latents {dynamics.grid} x "
+        f"{dynamics.channels}, context {context}, {sampling.steps} sampling steps"
+    )
+    seed = torch.zeros(1, dtype=torch.int64, device=options.device)
+    frames = torch.randn(1, context - 1, *dynamics.grid, dynamics.channels, device=options.device)
+    lead = _lead(dynamics, context, options.device)
+    state, _ = observe(dynamics, dynamics.init_state(1), frames, lead[:, :-1], seed, sampling.context_noise)
+
+    def cached() -> Tensor:
+        frame = draw_frame(dynamics, state, lead[:, -1:], seed, sampling)
+        observe(dynamics, state, frame, lead[:, -1:], seed, sampling.context_noise)
+        return frame
+
+    def recomputed() -> Tensor:
+        return draw_whole_window(dynamics, frames, lead, seed, sampling)
+
+    difference = float((cached() - recomputed()).abs().max() / recomputed().std())
+    print(f"the two frames differ by at most {difference:.0e} of their deviation")
+    times: dict[str, list[float]] = {"from the cache": [], "whole window": []}
+    for _ in range(options.repeats):
+        times["from the cache"].append(_timed(cached, options.device))
+        times["whole window"].append(_timed(recomputed, options.device))
+    for name, seconds in times.items():
+        print(f"{name:18} {_spread(seconds)}")
+    print(f"the cache makes a frame {statistics.median(times['whole window']) / statistics.median(times['from the cache']):.1f} times as fast")  # fmt: skip  # noqa: E501
+
+
+def draw_whole_window(dynamics: DiT, frames: Tensor, lead: Tensor, seed: Tensor, sampling: Sampling) -> Tensor:
+    """A frame as it is drawn without a cache: every step runs all frames of the window."""
+    numbers = torch.arange(frames.shape[1], device=frames.device)
+    each = fold(seed[:, None], numbers).flatten()
+    noise = normal(each, *frames.shape[2:]).unflatten(0, (1, -1))
+    signal = frames.new_full(frames.shape[:2], 1 - sampling.context_noise)
+    past = mix(dynamics.prediction, frames, noise, signal)
+    x, steps = normal(seed, 1, *frames.shape[2:]), None
+    for here, onward in pairwise(time_grid(sampling.steps, sampling.shift)):
+        now = x.new_full((1, 1), here)
+        if dynamics.step_sizes:
+            halvings = torch.full((1, 1), (sampling.steps - 1).bit_length(), device=x.device)
+            steps = torch.cat((finest(dynamics, signal), halvings), dim=1)  # type: ignore[arg-type]
+        window = Noisy(torch.cat((past, x), dim=1), torch.cat((signal, now), dim=1), steps, lead)
+        said = dynamics(window).prediction[:, -1:]
+        x = advance(dynamics.prediction, x, said, now, x.new_full((1, 1), onward))
+    return x
+
+
+def _lead(dynamics: DiT, frames: int, device: str) -> Tensor:
+    embedding = dynamics.embed_action
+    if embedding is None:
+        return dynamics.lead(None, 1, frames)
+    if embedding.plain:
+        return dynamics.lead(torch.zeros(1, frames - 1, dtype=torch.int64, device=device), 1, frames)
+    return dynamics.lead(torch.zeros(1, frames - 1, len(embedding.choices) + embedding.dims, device=device), 1, frames)
+
+
+def _timed(run: Callable[[], object], device: str) -> float:
+    began = time.perf_counter()
+    run()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def _spread(seconds: list[float]) -> str:
+    ms = sorted(s * 1e3 for s in seconds)
+    return f"{statistics.median(ms):8.1f} ms (from {ms[0]:.1f} to {ms[-1]:.1f})"
+
+
+if __name__ == "__main__":
+    main()
