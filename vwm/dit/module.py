@@ -57,7 +57,7 @@ class DiTModule(L.LightningModule):
         objective.check(dynamics)
         if context == "clean" and not dynamics.transformer.causal:
             raise ValueError("context=clean trains frames that see only earlier ones: causal=False needs context=noisy")
-        self.tokenizer = load_tokenizer(tokenizer)
+        self.tokenizer = load_tokenizer(tokenizer, grid=dynamics.grid)
         self.dynamics, self.objective, self.optimizer, self.outcomes = dynamics, objective, optimizer, outcomes
         self.context, self.context_noise, self.action_dropout = context, context_noise, action_dropout
         self.context_frames = context_frames

@@ -7,11 +7,12 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from vwm.dit.model import DiT
+from vwm.dit.model import DiT, Noisy
 from vwm.dit.outcomes import OutcomeHeads
-from vwm.dit.sampling import Sampling, check_sampling, draw_frame, observe
+from vwm.dit.path import mix, split
+from vwm.dit.sampling import Sampling, check_sampling, draw_frame, finest, observe
 from vwm.nn.patches import to_float, to_uint8
-from vwm.nn.random import fold, uniform, world_seeds
+from vwm.nn.random import fold, normal, uniform, world_seeds
 from vwm.nn.space_time import SpaceTimeState
 from vwm.simulator.interface import ActionSpace, StepOutput
 from vwm.simulator.video import VideoSimulator
@@ -53,6 +54,7 @@ class DiTSimulator(VideoSimulator):
 
     PARTS: ClassVar[tuple[str, ...]] = ("tokenizer", "dynamics", "outcomes")
     SAMPLING = Sampling
+    LOSS = "squared error"
 
     def __init__(
         self,
@@ -114,6 +116,32 @@ class DiTSimulator(VideoSimulator):
             DiTState(dynamics, decoder, features, state.seed),
             StepOutput(frame, latents[:, 0], reward, terminated),
         )
+
+    @torch.inference_mode()
+    def transition_loss(self, latents: Tensor, actions: Tensor, others: Tensor) -> Tensor:
+        """See ``VideoSimulator.transition_loss``: the squared error of the clean frame that the network sees in noise.
+
+        Summed over the way's first half at the sampling's own levels, where the action still has something to say.
+        It goes the way of play, frame by frame from cached keys and values.
+        """
+        latents, actions, others = (x.to(self.device) for x in (latents, actions, others))
+        dynamics, total = self.dynamics, torch.zeros(2, dtype=torch.float64)
+        batch, frames = latents.shape[:2]
+        seeds = world_seeds(0, batch, self.device)
+        state, _ = self._observe(dynamics.init_state(batch), latents[:, :1], dynamics.lead(None, batch, 1), seeds)
+        for i in range(1, frames):
+            clean = latents[:, i : i + 1]
+            noise = normal(fold(seeds, i), *clean.shape[1:]).to(clean.dtype)
+            for level in (0.0, 0.25, 0.5):
+                signal = clean.new_full((batch, 1), level)
+                x = mix(dynamics.prediction, clean, noise, signal)
+                for way, told in enumerate((actions, others)):
+                    noisy = Noisy(x, signal, finest(dynamics, signal), self._lead(told[:, i - 1], batch))
+                    said = dynamics.step(state, noisy)[1].prediction.float()
+                    found = split(dynamics.prediction, x, said, signal)[0]
+                    total[way] += (found - clean).double().square().sum().item() / 3
+            state, _ = self._observe(state, clean, self._lead(actions[:, i - 1], batch), seeds)
+        return total
 
     def _observe(
         self, state: SpaceTimeState, latents: Tensor, lead: Tensor, seed: Tensor
