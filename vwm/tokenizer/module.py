@@ -13,33 +13,58 @@ from vwm.data.clips import Clips
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.patches import to_float, to_uint8
 from vwm.nn.quantize import perplexity, usage
+from vwm.tokenizer.adversarial import AdversarialLoss
 from vwm.tokenizer.interface import VideoTokenizer
+from vwm.tokenizer.perceptual import PerceptualLoss
 
 
 class TokenizerModule(L.LightningModule):
-    """Reconstruct clips through a codebook.
+    """Reconstruct clips through a bottleneck.
 
     Args:
         tokenizer: the network.
         optimizer: learning rate and schedule.
         l1: weight of the absolute error beside the squared one (the absolute error keeps small sprites sharp).
+        perceptual: a distance of pretrained features beside them.
+        adversarial: a discriminator against which the tokenizer trains (textures). It is trained with the tokenizer,
+            by the same optimizer, and is no part of what is exported.
     """
 
-    def __init__(self, tokenizer: VideoTokenizer, optimizer: OptimizerConfig, l1: float = 0.0) -> None:
+    def __init__(
+        self,
+        tokenizer: VideoTokenizer,
+        optimizer: OptimizerConfig,
+        l1: float = 0.0,
+        perceptual: PerceptualLoss | None = None,
+        adversarial: AdversarialLoss | None = None,
+    ) -> None:
         super().__init__()
         self.tokenizer, self.optimizer, self.l1 = tokenizer, optimizer, l1
+        self.perceptual, self.adversarial = perceptual, adversarial
+        if adversarial is not None and not hasattr(tokenizer, "last_layer"):
+            raise ValueError(f"an adversarial loss needs the last_layer of its tokenizer, {type(tokenizer).__name__}")
 
     def forward(self, batch: Clips) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and what to log."""
         video = to_float(batch.frames)
         out = self.tokenizer(video)
-        squared = F.mse_loss(out.video.float(), video)
-        loss = squared + self.l1 * F.l1_loss(out.video.float(), video) + out.penalty
+        shown = out.video.float()
+        squared = F.mse_loss(shown, video)
         # A signal of range 2 and mean squared error m: PSNR = 10 log10(4 / m).
         logs = {"psnr": 10 * torch.log10(4 / squared.detach()), "penalty": out.penalty}
+        loss = squared + self.l1 * F.l1_loss(shown, video)
+        if self.perceptual is not None:
+            logs["perceptual"] = self.perceptual(shown, video)
+            loss = loss + logs["perceptual"]
+        if self.adversarial is not None and self.training:
+            against, more = self.adversarial(shown, video, loss, self.tokenizer.last_layer, self.global_step)
+            loss, logs = loss + against, logs | more
+        return loss + out.penalty, logs | self._describe(out.latents)
+
+    def _describe(self, latents: Tensor) -> dict[str, Tensor]:
         if self.tokenizer.codebook_size:
-            return loss, logs | {"perplexity": perplexity(usage(out.latents, self.tokenizer.codebook_size))}
-        return loss, logs | {"latent_std": out.latents.detach().float().std()}
+            return {"perplexity": perplexity(usage(latents, self.tokenizer.codebook_size))}
+        return {"latent_std": latents.detach().float().std()}
 
     def training_step(self, batch: Clips, index: int) -> Tensor:
         """Lightning's hook."""

@@ -223,6 +223,11 @@ class CausalVAE(VideoTokenizer):
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
 
+    @property
+    def last_layer(self) -> Tensor:
+        """The weight that paints, for losses that are scaled by their gradients in it."""
+        return self.decoder.parts[-1].weight
+
     def forward(self, video: Tensor) -> Reconstruction:
         """float [b, t, 3, H, W] in [-1, 1], t = 1 + r k. In training mode the latents carry the posterior's noise."""
         self._check(video)
