@@ -169,8 +169,7 @@ class CausalVAE(VideoTokenizer):
     Args:
         image_size: (height, width) of a frame in pixels.
         codebook: None for continuous latents with a KL penalty; a number of codes (VQ) or FSQ levels for tokens.
-        latent_channels: c; with a codebook, the width on both sides of it (as many as FSQ levels, and the levels
-            quantize the latents themselves).
+        latent_channels: c; with a codebook, the width on both sides of it.
         time_compression: frames a latent, a power of two; 1 makes a world playable frame by frame.
         patch_size: side of the squares of pixels that the first level takes in.
         widths: channels of each level, finest first; each level halves height and width, so that space is compressed
