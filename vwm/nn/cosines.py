@@ -23,19 +23,19 @@ def cosine_basis(frames: int, side: int, count: int) -> tuple[Tensor, Tensor]:
         An orthonormal basis float64 [count, r s s 3] (the order of ``Merge``'s channels), and the deviation expected of
         each coefficient, float64 [count].
     """
-    time, space = _cosines(frames), _cosines(side)
     colour = torch.tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)
     colour = colour / colour.norm(dim=1, keepdim=True)
-    basis = torch.einsum("ar,bp,dq,ec->abderpqc", time, space, space, colour)
     turn, wave = torch.arange(frames) / frames, torch.arange(side) / side
     # In cycles: a frame of change weighs as much as two pixels of shift.
     radius = 16 * turn[:, None, None].square() + 64 * (wave[:, None].square() + wave.square())
     power = torch.tensor([1.0, 0.15, 0.05]) / (1 + radius[..., None])
     best = power.flatten().argsort(descending=True, stable=True)[:count]
-    chosen = power.flatten()[best].double()
+    t, y, x, c = torch.unravel_index(best, power.shape)
+    time, space = _cosines(frames), _cosines(side)
+    basis = torch.einsum("kr,kp,kq,kc->krpqc", time[t], space[y], space[x], colour[c]).flatten(1)
     # Pixels in [-1, 1] deviate by about a half.
-    scale = 0.5 * math.sqrt(frames * side * side * 3) / power.sum().double().sqrt()
-    return basis.reshape(power.numel(), -1)[best], chosen.sqrt() * scale
+    scale = 0.5 * math.sqrt(power.numel()) / power.sum().double().sqrt()
+    return basis, power.flatten()[best].double().sqrt() * scale
 
 
 def _cosines(length: int) -> Tensor:
