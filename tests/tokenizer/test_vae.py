@@ -63,6 +63,15 @@ def test_a_new_network_already_shows_the_picture():
     assert (network(x).video - x).square().mean() < 0.02 * x.square().mean()
 
 
+def test_a_new_network_with_a_channel_a_pixel_or_more_loses_nothing():
+    for channels in (12, 14):
+        network = CausalVAE(
+            (4, 4), **{**SMALL, "latent_channels": channels, "time_compression": 1, "widths": [8], "depths": [1]}
+        )
+        x = video(2, (4, 4)).float()
+        torch.testing.assert_close(network.eval()(x).video, x)
+
+
 def test_training_adds_noise_to_the_latents_and_evaluation_does_not():
     network, x = vae(), video(5)
     assert torch.equal(network(x).video, network(x).video)

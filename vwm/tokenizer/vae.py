@@ -83,7 +83,7 @@ class Encoder(nn.Module):
         nn.init.zeros_(self.short.weight)
         with torch.no_grad():
             # Latents of deviation 1 from the start.
-            self.short.weight[:channels] = basis / deviation[:, None]
+            self.short.weight[: len(basis)] = basis / deviation[:, None]
         for constant in (self.short.bias, self.head.weight, self.head.bias):
             nn.init.zeros_(constant)
 
@@ -134,8 +134,9 @@ class Decoder(nn.Module):
         self.parts = _modules(nn.Linear(w, o) for w, o in zip(reversed(widths), reversed(outputs), strict=True))
         self.splits = _modules(Split(*stride) for stride in reversed(strides))
         basis, deviation = cosine_basis(frames, side, channels)
+        nn.init.zeros_(self.short.weight)
         with torch.no_grad():
-            self.short.weight.copy_((basis * deviation[:, None]).T)
+            self.short.weight[:, : len(basis)] = (basis * deviation[:, None]).T
         for constant in (self.short.bias, self.parts[-1].weight, self.parts[-1].bias):
             nn.init.zeros_(constant)
 
