@@ -33,23 +33,39 @@ class ActionEmbedding(nn.Module):
         """Whether actions are single integers."""
         return len(self.choices) == 1 and not self.dims
 
+    def check(self, actions: Tensor) -> None:
+        """Raise ValueError for another shape or type, and for choices that do not exist; it waits for the device."""
+        self._check_shape(actions)
+        columns = [actions] if self.plain else list(actions.unbind(-1))
+        for size, column in zip(self.choices, columns, strict=False):
+            low, high = int(column.min()), int(column.max())
+            if low < 0 or high >= size:
+                raise ValueError(
+                    f"actions run from {low} to {high}, but dynamics.num_actions={size} knows 0..{size - 1}"
+                )
+
     def forward(self, actions: Tensor) -> Tensor:
         """[b, t] or [b, t, k + dims] -> [b, t, d].
 
         Raises:
             ValueError: another shape or type.
         """
+        self._check_shape(actions)
+        if self.plain:
+            return self.tables[0](actions)
+        parts = [table(actions[..., i].long()) for i, table in enumerate(self.tables)]
+        if self.mlp is not None:
+            parts.append(self.mlp(actions[..., len(self.choices) :].to(next(self.parameters()).dtype)))
+        return torch.stack(parts).sum(0)
+
+    def _check_shape(self, actions: Tensor) -> None:
         if self.plain:
             if actions.ndim != 2 or actions.is_floating_point():
                 raise ValueError(f"actions must be integers [b, t], got {actions.dtype} {list(actions.shape)}")
-            return self.tables[0](actions)
+            return
         columns = len(self.choices) + self.dims
         if actions.ndim != 3 or actions.shape[-1] != columns:
             raise ValueError(
                 f"actions must be [b, t, {columns}] ({len(self.choices)} discrete parts, then {self.dims} continuous "
                 f"dimensions), got {actions.dtype} {list(actions.shape)}"
             )
-        parts = [table(actions[..., i].long()) for i, table in enumerate(self.tables)]
-        if self.mlp is not None:
-            parts.append(self.mlp(actions[..., len(self.choices) :].to(next(self.parameters()).dtype)))
-        return torch.stack(parts).sum(0)

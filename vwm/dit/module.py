@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, Literal
 
 import lightning as L
@@ -14,7 +13,7 @@ from vwm.dit.model import DiT, Noisy, of_clips
 from vwm.dit.objectives import Objective
 from vwm.dit.outcomes import OutcomeHeads
 from vwm.dit.path import mix
-from vwm.dit.sampling import Sampling, check_sampling, draw_clip, draw_frame, finest, observe
+from vwm.dit.sampling import CONTEXT, FRAME, Sampling, check_sampling, draw_clip, draw_frame, finest, observe
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.patches import to_float, to_uint8
 from vwm.nn.random import fold, world_seeds
@@ -27,7 +26,8 @@ class DiTModule(L.LightningModule):
     """Learn to continue video under actions.
 
     Args:
-        tokenizer: a trained tokenizer with continuous latents: a bundle, its ``tokenizer`` folder, or a diffusers VAE.
+        tokenizer: a trained tokenizer with continuous latents: a bundle, its ``tokenizer`` folder, or that of a
+            diffusers VAE; or one that needs no training (``PixelTokenizer``).
         dynamics: the network.
         objective: what it learns from.
         optimizer: learning rate and schedule.
@@ -42,7 +42,7 @@ class DiTModule(L.LightningModule):
 
     def __init__(
         self,
-        tokenizer: str | os.PathLike[str],
+        tokenizer: str | VideoTokenizer,
         dynamics: DiT,
         objective: Objective,
         optimizer: OptimizerConfig,
@@ -57,7 +57,13 @@ class DiTModule(L.LightningModule):
         objective.check(dynamics)
         if context == "clean" and not dynamics.transformer.causal:
             raise ValueError("context=clean trains frames that see only earlier ones: causal=False needs context=noisy")
-        self.tokenizer = load_tokenizer(tokenizer, grid=dynamics.grid)
+        if context_frames < 1 or not 0 <= action_dropout <= 1:
+            raise ValueError(
+                f"context_frames={context_frames} must be at least 1, action_dropout={action_dropout} between 0 and 1"
+            )
+        if isinstance(tokenizer, str):
+            tokenizer = load_tokenizer(tokenizer, grid=dynamics.grid)
+        self.tokenizer = tokenizer.eval().requires_grad_(False)
         self.dynamics, self.objective, self.optimizer, self.outcomes = dynamics, objective, optimizer, outcomes
         self.context, self.context_noise, self.action_dropout = context, context_noise, action_dropout
         self.context_frames = context_frames
@@ -68,7 +74,8 @@ class DiTModule(L.LightningModule):
 
     def forward(self, batch: Clips) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and what to log."""
-        latents, lead = self._latents(batch), self._lead(batch)
+        latents = self._latents(batch)
+        lead = self._lead(batch, latents)
         past = self._past(latents, lead)
         skip = 0 if past is None else 1  # nothing leads to a clip's first frame
         features: list[Tensor] = []
@@ -91,12 +98,11 @@ class DiTModule(L.LightningModule):
         if batch.rewards is None or batch.actions is None:
             raise ValueError("outcomes need rewards and actions: name them in data.fields, or set outcomes to null")
         assert self.outcomes is not None
-        reward, end = self.outcomes.losses(
-            features, self.dynamics.lead_to(batch.actions), batch.rewards, batch.terminated
-        )
-        total = self.scales["dynamics"](loss) + self.scales["reward"](reward)
-        if batch.terminated is not None:
-            total = total + self.scales["end"](end)
+        known = None if batch.labelled is None else batch.labelled[:, None].expand(batch.actions.shape[:2])
+        lead = self.dynamics.lead_to(batch.actions, known)
+        reward, end = self.outcomes.losses(features, lead, batch.rewards, batch.terminated)
+        scales = self.scales
+        total = scales["dynamics"](loss) + scales["reward"](reward) + scales["end"](end)
         return total, logs | {"reward_loss": reward.detach(), "end_loss": end.detach()}
 
     def _past(self, latents: Tensor, lead: Tensor) -> Noisy | None:
@@ -110,15 +116,17 @@ class DiTModule(L.LightningModule):
         x = mix(self.dynamics.prediction, latents, torch.randn_like(latents), signal)
         return Noisy(x, signal, finest(self.dynamics, signal), lead)
 
-    def _lead(self, batch: Clips) -> Tensor:
+    def _lead(self, batch: Clips, latents: Tensor) -> Tensor:
         """Vectors of the actions that led to each frame; nothing where a clip is not labelled, or by dropout."""
-        shape = (batch.latents if batch.latents is not None else batch.frames).shape
+        shape = latents.shape
         if self.dynamics.embed_action is None:
             return self.dynamics.lead(None, shape[0], shape[1])
         if batch.actions is None:
             raise ValueError(
                 "these shards hold no actions, and dynamics wants them: set dynamics.num_actions and action_dims to 0"
             )
+        if self._look(latents):
+            self.dynamics.embed_action.check(batch.actions)
         known = torch.ones(shape[0], shape[1] - 1, dtype=torch.bool, device=self.device)
         if batch.labelled is not None:
             known &= batch.labelled[:, None]
@@ -135,11 +143,14 @@ class DiTModule(L.LightningModule):
             latents = self.tokenizer.encode(to_float(batch.frames)).float()
         if latents.shape[1] < 2:
             raise ValueError(f"clips of {latents.shape[1]} latent frames: dynamics need at least 2 (data.clip_length)")
-        # Looking at every number costs nothing beside a CPU's step; on an accelerator the first batch must do.
-        if (latents.device.type == "cpu" or self.global_step == 0) and not torch.isfinite(latents).all():
+        if self._look(latents) and not torch.isfinite(latents).all():
             clips = (~torch.isfinite(latents)).flatten(1).any(1).nonzero().flatten().tolist()
             raise ValueError(f"latents of clips {clips} of the batch are not finite: encode the shards again")
         return latents
+
+    def _look(self, data: Tensor) -> bool:
+        """Whether to look at every number: that is nothing beside a CPU's step; elsewhere the first batch must do."""
+        return data.device.type == "cpu" or self.global_step == 0
 
     def training_step(self, batch: Clips, index: int) -> Tensor:
         """Lightning's hook."""
@@ -180,18 +191,22 @@ class DiTModule(L.LightningModule):
     @torch.no_grad()
     def sample(self, batch: Clips) -> Tensor:
         """The batch's first frames, continued under its own actions: uint8 [b, t, H, W, 3]."""
-        latents, lead = self._latents(batch), self._lead(batch)
+        latents = self._latents(batch)
+        lead = self._lead(batch, latents)
         b, t = latents.shape[:2]
         start, seeds = min(self.context_frames, t - 1), world_seeds(0, b, latents.device)
         if not self.dynamics.transformer.causal:
             return to_uint8(
                 self.tokenizer.decode(draw_clip(self.dynamics, latents[:, :start], lead, seeds, self.sampling))
             )
+        # As DiTSimulator draws them.
+        of_past, of_frames, noise = fold(seeds, CONTEXT), fold(seeds, FRAME), self.sampling.context_noise
         state, frames = self.dynamics.init_state(b), [latents[:, :start]]
-        state, _ = observe(self.dynamics, state, frames[0], lead[:, :start], seeds, self.sampling.context_noise)
+        state, _ = observe(self.dynamics, state, frames[0], lead[:, :start], of_past, noise)
         for i in range(start, t):
-            frames.append(draw_frame(self.dynamics, state, lead[:, i : i + 1], fold(seeds, i), self.sampling))
-            state, _ = observe(self.dynamics, state, frames[-1], lead[:, i : i + 1], seeds, self.sampling.context_noise)
+            here = lead[:, i : i + 1]
+            frames.append(draw_frame(self.dynamics, state, here, fold(of_frames, i), self.sampling))
+            state, _ = observe(self.dynamics, state, frames[-1], here, of_past, noise)
         return to_uint8(self.tokenizer.decode(torch.cat(frames, dim=1)))
 
 
@@ -201,6 +216,11 @@ def check_fit(tokenizer: VideoTokenizer, dynamics: DiT) -> None:
         raise ValueError(
             f"a DiT needs continuous latents, and this tokenizer has a codebook of {tokenizer.codebook_size}: "
             "train one of configs/vae/..., or use the codebook with configs/genie/..."
+        )
+    if tokenizer.time_compression > 1 and dynamics.embed_action is not None:
+        raise ValueError(
+            f"the tokenizer makes a latent of {tokenizer.time_compression} frames, and actions lead from frame to "
+            "frame: take one with time_compression=1, or set dynamics.num_actions and action_dims to 0"
         )
     for name, value, other in (
         ("grid", dynamics.grid, tuple(tokenizer.grid)),

@@ -57,6 +57,7 @@ class OutcomeHeads(ModelMixin, ConfigMixin):
         """Mean cross-entropies of rewards [b, t] and of ends (bool [b, t]; 0 where they are not told)."""
         x = self.body(torch.cat((features, lead), dim=-1))
         loss = self.two_hot.loss(self.reward(x), reward).mean()
-        if terminated is None:
-            return loss, loss.new_zeros(())
-        return loss, F.binary_cross_entropy_with_logits(self.end(x).squeeze(-1).float(), terminated.float())
+        end = self.end(x).squeeze(-1).float()
+        if terminated is None:  # with a gradient (of zero), which data-parallel training expects of every weight
+            return loss, end.sum() * 0
+        return loss, F.binary_cross_entropy_with_logits(end, terminated.float())

@@ -17,6 +17,9 @@ from vwm.dit.path import advance, mix, time_grid
 from vwm.nn.random import fold, normal
 from vwm.nn.space_time import SpaceTimeState
 
+CONTEXT, FRAME = -2, -3
+"""What a world's seed is folded with for the noise of its past, and for its draws: the two must not be the same."""
+
 
 class Sampling(NamedTuple):
     """How a frame is drawn.

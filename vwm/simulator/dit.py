@@ -10,7 +10,7 @@ from torch import Tensor
 from vwm.dit.model import DiT, Noisy
 from vwm.dit.outcomes import OutcomeHeads
 from vwm.dit.path import mix, split
-from vwm.dit.sampling import Sampling, check_sampling, draw_frame, finest, observe
+from vwm.dit.sampling import CONTEXT, FRAME, Sampling, check_sampling, draw_frame, finest, observe
 from vwm.nn.patches import to_float, to_uint8
 from vwm.nn.random import fold, normal, uniform, world_seeds
 from vwm.nn.space_time import SpaceTimeState
@@ -18,8 +18,8 @@ from vwm.simulator.interface import ActionSpace, StepOutput
 from vwm.simulator.video import VideoSimulator
 from vwm.tokenizer.interface import VideoTokenizer
 
-CONTEXT, FRAME, END = -2, -3, -4
-"""What a world's seed is folded with for each of its draws."""
+END = -4
+"""What a world's seed is folded with for drawing its end."""
 
 
 class DiTState(NamedTuple):
