@@ -10,16 +10,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from vwm.data.clips import Clips
 from vwm.data.video import write_video
+from vwm.nn.patches import to_uint8
 from vwm.train.ema import EMA
 
 
 class SampleVideos(L.Callback):
     """Writes ``samples/step-N.mp4`` (left the truth, right the model) and a PNG sheet of the same clips.
 
-    The clips are held-out ones, the same each time; training clips where nothing is held out.
+    The clips are held-out ones, the same each time; training clips where nothing is held out. Encoded shards without
+    video show the truth as the tokenizer decodes it.
 
     Args:
         every: optimizer steps between samples; 0 writes none.
@@ -46,14 +49,12 @@ class SampleVideos(L.Callback):
             for average in averages:
                 average.swap_in(pl_module)
             pl_module.eval()
-            predicted = pl_module.sample(clips).cpu().numpy()
+            predicted, truth = pl_module.sample(clips), _truth(pl_module, clips)
             pl_module.train()
             for average in averages:
                 average.swap_out(pl_module)
-        if clips.frames is not None:
-            _write(
-                Path(trainer.default_root_dir) / "samples" / f"step-{step:07d}", clips.frames.cpu().numpy(), predicted
-            )
+        stem = Path(trainer.default_root_dir) / "samples" / f"step-{step:07d}"
+        _write(stem, truth.cpu().numpy(), predicted.cpu().numpy())
 
     def _choose(self, trainer: L.Trainer, batch: Clips) -> Clips:
         if self._batch is None:
@@ -63,6 +64,15 @@ class SampleVideos(L.Callback):
             self._batch = Clips(**fields)
         moved = {k: v.to(trainer.strategy.root_device) for k, v in vars(self._batch).items() if v is not None}
         return Clips(**moved)
+
+
+@torch.no_grad()
+def _truth(module: L.LightningModule, clips: Clips) -> Tensor:
+    """The clips' frames, uint8 [b, t, h, w, 3]; where encoded shards keep no video, what their latents decode to."""
+    if clips.frames is not None:
+        return clips.frames
+    assert clips.latents is not None
+    return to_uint8(module.tokenizer.decode(clips.latents))
 
 
 def _write(stem: Path, truth: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> None:
