@@ -49,6 +49,17 @@ def test_saved_is_loaded(kind, tmp_path):
         assert torch.equal(one.frame, two.frame)
 
 
+def test_half_the_space_is_a_rounding_away(made, tmp_path):
+    world = vwm.load_simulator(made, "cpu")
+    save_simulator(world, tmp_path / "half", half=True)
+    again = vwm.load_simulator(tmp_path / "half", "cpu")
+    size = [sum(f.stat().st_size for f in p.glob("*/*.safetensors")) for p in (made, tmp_path / "half")]
+    assert size[1] < 0.7 * size[0]
+    for name, part in world.networks().items():
+        for a, b in zip(part.parameters(), again.networks()[name].parameters(), strict=True):
+            assert a.dtype == b.dtype == torch.float32 and torch.equal(a.half().float(), b)
+
+
 def test_saving_again_replaces_the_bundle_and_nothing_else(bundle, tmp_path):
     save_simulator(genie(labelled=True), bundle)
     assert vwm.load_simulator(bundle, "cpu").latent_action is None and not (bundle / "latent_action").exists()

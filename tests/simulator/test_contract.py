@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from models import genie
+from models import diffusion_world, genie
 
+from vwm.dit.sampling import Sampling
 from vwm.nn.random import world_seeds
 from vwm.nn.state import apply, batch_size, concatenate, select
 
@@ -11,6 +12,12 @@ SIMULATORS = {
     "genie-latent": lambda: genie(),
     "genie-labelled": lambda: genie(labelled=True),
     "genie-vq": lambda: genie(codebook=36),
+    "dit": lambda: diffusion_world(),
+    "dit-continuous-actions-and-outcomes": lambda: diffusion_world(outcomes=True, action_dims=3),
+    "dit-shortcut": lambda: diffusion_world(prediction="clean", step_sizes=3),
+    "dit-v-guided": lambda: diffusion_world(prediction="v", sampling=Sampling(steps=2, guidance=2.0)),
+    "dit-full-attention": lambda: diffusion_world(attention="full"),
+    "dit-time-every-4th": lambda: diffusion_world(time_every=4, kv_heads=1),
 }
 
 
@@ -26,7 +33,9 @@ def contexts(world, batch: int = 3, frames: int = 4) -> torch.Tensor:
 
 
 def actions(world, batch: int, step: int) -> torch.Tensor:
-    return (torch.arange(batch) + step) % world.actions.size
+    if world.actions.kind == "discrete":
+        return (torch.arange(batch) + step) % world.actions.size
+    return torch.sin(torch.arange(batch)[:, None] + step + torch.arange(world.actions.size) * 2.0)
 
 
 def roll(world, state, steps: int, decode: bool = True, batch: int = 3):
@@ -62,8 +71,8 @@ def test_other_seeds_and_other_actions_give_other_frames(world):
     _, two = roll(world, world.reset(context, seed=2)[0], 3)
     assert not torch.equal(one[-1].frame, two[-1].frame)
     state, _ = world.reset(context, seed=1)
-    _, left = world.step(state, torch.zeros(3, dtype=torch.int64))
-    _, right = world.step(state, torch.ones(3, dtype=torch.int64))
+    _, left = world.step(state, actions(world, 3, 0))
+    _, right = world.step(state, actions(world, 3, 1))
     assert not torch.equal(left.latent, right.latent)
 
 
@@ -73,7 +82,10 @@ def test_a_batch_of_worlds_steps_as_each_would_alone(world):
     state, _ = world.reset(context[1:2], seeds[1:2])
     for i in range(6):
         state, out = world.step(state, actions(world, 3, i)[1:2])
-        assert torch.equal(out.latent, together[i].latent[1:2])
+        if out.latent.is_floating_point():
+            torch.testing.assert_close(out.latent, together[i].latent[1:2], rtol=0, atol=1e-4)
+        else:
+            assert torch.equal(out.latent, together[i].latent[1:2])
         assert (out.frame.int() - together[i].frame[1:2].int()).abs().max() <= 1  # float32 rounding at a half
 
 
@@ -92,24 +104,43 @@ def test_worlds_of_different_age_step_in_one_batch(world):
     old, _ = roll(world, old, 5, batch=1)
     young, _ = world.reset(contexts(world, 1), seed=2)
     _, alone = world.step(young, actions(world, 1, 0))
-    _, both = world.step(concatenate([old, young]), torch.zeros(2, dtype=torch.int64))
-    assert torch.equal(both.latent[1:], alone.latent)
-    _, copies = world.step(select(young, torch.zeros(4, dtype=torch.int64)), torch.zeros(4, dtype=torch.int64))
-    assert all(torch.equal(copies.latent[i], alone.latent[0]) for i in range(4))
+    both = actions(world, 1, 0).repeat(2, *[1] * (actions(world, 1, 0).ndim - 1))
+    _, both = world.step(concatenate([old, young]), both)
+    torch.testing.assert_close(both.latent[1:], alone.latent, rtol=0, atol=1e-4)
+    same = actions(world, 1, 0).repeat(4, *[1] * (actions(world, 1, 0).ndim - 1))
+    _, copies = world.step(select(young, torch.zeros(4, dtype=torch.int64)), same)
+    assert all(torch.allclose(copies.latent[i].float(), alone.latent[0].float(), atol=1e-4) for i in range(4))
+
+
+def test_rewards_and_ends_come_from_the_heads_and_depend_on_the_action():
+    plain, world = diffusion_world(), diffusion_world(outcomes=True)
+    _, out = plain.step(plain.reset(contexts(plain))[0], actions(plain, 3, 0))
+    assert not out.reward.any() and not out.terminated.any()
+    state, _ = world.reset(contexts(world))
+    (_, one), (_, two) = (world.step(state, torch.full((3,), a)) for a in (0, 1))
+    assert one.reward.std() > 0 and not torch.equal(one.reward, two.reward)
+    ends = torch.cat([roll(world, world.reset(contexts(world), seed)[0], 1)[1][0].terminated for seed in range(20)])
+    assert 0 < ends.float().mean() < 1  # drawn, since the random head's probability is neither
 
 
 def test_wrong_input_is_named(world):
-    with pytest.raises(ValueError, match=r"uint8 \[b, t, 16, 16, 3\], got torch.float32"):
+    height, width = world.image_size
+    with pytest.raises(ValueError, match=rf"uint8 \[b, t, {height}, {width}, 3\], got torch.float32"):
         world.reset(contexts(world).float())
     with pytest.raises(ValueError, match="at least one frame"):
         world.reset(contexts(world)[:, :0])
     state, _ = world.reset(contexts(world))
-    for action, message in (
+    discrete = (
         (torch.zeros(2, dtype=torch.int64), r"integers \[3\]"),
         (torch.zeros(3), r"integers \[3\]"),
         (torch.full((3,), 4), r"0\.\.3, got 4\.\.4"),
         (torch.full((3,), -1), r"0\.\.3, got -1"),
-    ):
+    )
+    continuous = (
+        (torch.zeros(3, 2), r"floats \[3, 3\], got torch.float32 \[3, 2\]"),
+        (torch.zeros(3, dtype=torch.int64), r"floats \[3, 3\]"),
+    )
+    for action, message in discrete if world.actions.kind == "discrete" else continuous:
         with pytest.raises(ValueError, match=message):
             world.step(state, action)
     with pytest.raises(ValueError, match="context_actions must be"):

@@ -6,11 +6,13 @@ a folder says by itself what it holds; only classes of this package can be named
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import os
 from pathlib import Path
 
+import torch
 from diffusers import ModelMixin
 
 CONFIG = "config.json"
@@ -20,9 +22,16 @@ class PartError(ValueError):
     """A network that cannot be loaded; the message names the folder or file and what is wrong with it."""
 
 
-def save_part(part: ModelMixin, folder: str | os.PathLike[str]) -> None:
-    """Write a network into a new folder. Where it was loaded from is forgotten: nobody's business, and no weight."""
-    part.save_pretrained(folder, safe_serialization=True)
+def save_part(part: ModelMixin, folder: str | os.PathLike[str], half: bool = False) -> None:
+    """Write a network into a new folder. Where it was loaded from is forgotten: nobody's business, and no weight.
+
+    Args:
+        part: the network; it stays as it is.
+        folder: to make.
+        half: store the weights in float16, in half the space; ``load_part`` makes float32 of them again.
+    """
+    stored = torch.nn.Module.half(copy.deepcopy(part)) if half else part
+    stored.save_pretrained(folder, safe_serialization=True)
     config = Path(folder) / CONFIG
     settings = json.loads(config.read_text())
     settings.pop("_name_or_path", None)
@@ -54,7 +63,7 @@ def load_part(folder: str | os.PathLike[str], kind: type[ModelMixin] | None = No
     wrong = {k: v for k, v in info.items() if k in ("missing_keys", "unexpected_keys", "mismatched_keys") and v}
     if wrong or info.get("error_msgs"):
         raise PartError(f"{folder}: the weights do not fit {CONFIG}: {wrong or info['error_msgs']}")
-    return part.eval().requires_grad_(False)
+    return torch.nn.Module.float(part).eval().requires_grad_(False)
 
 
 def find_class(module: str, name: str, where: str) -> type[ModelMixin]:

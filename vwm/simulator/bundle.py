@@ -36,13 +36,14 @@ class BundleError(ValueError):
     """A bundle that cannot be loaded; the message names the file and what is wrong with it."""
 
 
-def save_simulator(simulator: VideoSimulator, path: str | os.PathLike[str], card: str = "") -> None:
+def save_simulator(simulator: VideoSimulator, path: str | os.PathLike[str], card: str = "", half: bool = False) -> None:
     """Write a bundle (aside, then renamed over what was there).
 
     Args:
         simulator: the world.
         path: the folder to make.
         card: text of its README.md.
+        half: store the weights in float16, in half the space.
 
     Raises:
         BundleError: ``path`` exists and is not a bundle; nothing is overwritten.
@@ -70,7 +71,7 @@ def save_simulator(simulator: VideoSimulator, path: str | os.PathLike[str], card
         part = networks.get(name)
         index[name] = [None, None] if part is None else [type(part).__module__, type(part).__name__]
         if part is not None:
-            save_part(part, aside / name)
+            save_part(part, aside / name, half)
     if simulator.starts is not None:
         _save_starts(simulator.starts, aside / "starts")
     (aside / "README.md").write_text(

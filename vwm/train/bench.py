@@ -31,6 +31,7 @@ from vwm.genie.dynamics import MaskGITDynamics, sample_frame
 from vwm.nn.random import fold
 from vwm.simulator.bundle import load_simulator
 from vwm.simulator.genie import GenieSimulator, GenieState
+from vwm.simulator.video import VideoSimulator
 
 # --------------------------------------------------------------------------------------------------- play
 
@@ -53,18 +54,20 @@ def bench_play(
         bundle: the world.
         steps: frames a repeat (without the cache a fifth of it).
         batch: worlds played at once.
-        sampling_steps: MaskGIT steps a frame; by default the bundle's.
+        sampling_steps: sampling steps a frame; by default the bundle's.
         threads: of the CPU; by default torch's choice.
         repeats: rounds in which the two take turns.
         device: where to play; auto takes a GPU where there is one.
     """
     with _threads(threads):
         simulator = load_simulator(bundle, device)
-        if not isinstance(simulator, GenieSimulator):
-            raise ValueError(f"{bundle} holds a {type(simulator).__name__}; this benchmark plays Genie worlds only")
         if sampling_steps is not None:
             simulator.sampling = simulator.sampling._replace(steps=sampling_steps)
         _print_play_settings(simulator, batch)
+        if not isinstance(simulator, GenieSimulator):  # tools/bench_dit.py has a diffusion world without a cache
+            seconds = _time_steps(simulator, batch, steps * repeats)
+            print(f"{'a step':18} {_spread(seconds, 1e3, 'ms a frame')}, decode included")
+            return
         state, past = _warmed_up(simulator, batch)
         print(_agreement(simulator, past))
         times = _time_play(simulator, state, past, steps, repeats)
@@ -107,15 +110,15 @@ class Uncached:
         return self.dynamics.head(x[:, -1:, self.dynamics.prefix :])
 
 
-def _print_play_settings(simulator: GenieSimulator, batch: int) -> None:
+def _print_play_settings(simulator: VideoSimulator, batch: int) -> None:
     dynamics, tokenizer = simulator.dynamics, simulator.tokenizer
-    parts = {name: getattr(simulator, name) for name in ("tokenizer", "dynamics", "latent_action")}
-    sizes = ", ".join(f"{n} {sum(p.numel() for p in m.parameters()):,}" for n, m in parts.items() if m is not None)
+    sizes = ", ".join(f"{n} {sum(p.numel() for p in m.parameters()):,}" for n, m in simulator.networks().items())
+    latents = f"{tokenizer.codebook_size} codes" if tokenizer.codebook_size else f"{tokenizer.channels} channels"
+    drawn = ", ".join(f"{name} {value:g}" for name, value in simulator.sampling._asdict().items())
     print(f"world              {simulator.title}; parameters: {sizes}")
     print(
-        f"settings           {simulator.image_size[0]}x{simulator.image_size[1]} pixels, {dynamics.tokens_per_frame} "
-        f"tokens a frame, {dynamics.codebook_size} codes, windows of {dynamics.transformer.window} frames (dynamics) "
-        f"and {tokenizer.decoder.window} (decoder), {simulator.sampling.steps} MaskGIT steps, batch {batch}"
+        f"settings           {simulator.image_size[0]}x{simulator.image_size[1]} pixels, {tokenizer.tokens_per_frame} "
+        f"latents of {latents} a frame, a window of {dynamics.transformer.window} frames, {drawn}, batch {batch}"
     )
     print(
         f"machine            {simulator.device}, {next(dynamics.parameters()).dtype}, {torch.get_num_threads()} "
@@ -123,7 +126,26 @@ def _print_play_settings(simulator: GenieSimulator, batch: int) -> None:
     )
 
 
-def _actions(simulator: GenieSimulator, batch: int, number: int) -> Tensor:
+@torch.inference_mode()
+def _time_steps(simulator: VideoSimulator, batch: int, steps: int) -> list[float]:
+    """Seconds a step, once the window is full."""
+    state, _ = simulator.reset(_context(simulator, batch))
+    times: list[float] = []
+    for number in range(simulator.dynamics.transformer.window + steps):
+        with _timed(times, simulator.device):
+            state, _ = simulator.step(state, _actions(simulator, batch, number))
+    return times[simulator.dynamics.transformer.window :]
+
+
+def _context(simulator: VideoSimulator, batch: int) -> Tensor:
+    """One frame a world to begin from, of the bundle's starts or noise."""
+    starts = simulator.starts
+    if starts is None:
+        starts = torch.randint(0, 256, (1, 1, *simulator.image_size, 3), dtype=torch.uint8)
+    return starts[torch.arange(batch) % len(starts)][:, :1]
+
+
+def _actions(simulator: VideoSimulator, batch: int, number: int) -> Tensor:
     """Some actions, others every frame: int64 [b] or float [b, size]."""
     seed = fold(torch.arange(batch, device=simulator.device), number)
     if simulator.actions.kind == "discrete":
@@ -135,11 +157,7 @@ def _actions(simulator: GenieSimulator, batch: int, number: int) -> Tensor:
 @torch.inference_mode()
 def _warmed_up(simulator: GenieSimulator, batch: int) -> tuple[GenieState, Past]:
     """Worlds whose windows are full, from one frame on, and what a player without a cache remembers of them."""
-    starts = simulator.starts
-    if starts is None:
-        starts = torch.randint(0, 256, (1, 1, *simulator.image_size, 3), dtype=torch.uint8)
-    context = starts[torch.arange(batch) % len(starts)][:, :1]
-    state, _ = simulator.reset(context)
+    state, _ = simulator.reset(_context(simulator, batch))
     tokens, actions = [], [_actions(simulator, batch, 0)]
     for number in range(max(simulator.dynamics.transformer.window, 4)):
         action = _actions(simulator, batch, number)

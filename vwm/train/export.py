@@ -47,6 +47,7 @@ def export(
     steps: int | None = None,
     temperature: float = 0.5,
     guidance: float = 1.0,
+    half: bool = False,
 ) -> None:
     """Make a bundle of a run: a simulator of a Genie or DiT run, a tokenizer folder of a tokenizer run.
 
@@ -62,6 +63,7 @@ def export(
         steps: sampling steps a frame; by default 8 of MaskGIT, and what a DiT run's samples were drawn with.
         temperature: of MaskGIT's sampling.
         guidance: of a DiT's sampling towards the action; 1 leaves it alone.
+        half: store a simulator's weights in float16, in half the space; they are loaded as float32.
     """
     module, config = load_run(run, weights)
     source = _source(config, data)
@@ -89,7 +91,7 @@ def export(
         simulator = DiTSimulator(*parts, _dit_actions(module.dynamics, source), sampling=drawn, **common)
     else:
         raise ValueError(f"{run}: a {type(module).__name__} run cannot be exported")
-    save_simulator(simulator, out, _card(simulator, run, source))
+    save_simulator(simulator, out, _card(simulator, run, source), half)
     print(f"bundle: {out}\nplay it: vwm play {out}")
 
 

@@ -1,0 +1,91 @@
+"""How far a few labels go: one world a share of labelled clips, and what its actions are then worth.
+
+    python tools/labelled_fraction.py data/coinrun_latents data/coinrun_unseen --tokenizer runs/vae_bundle \
+        --config configs/dit/coinrun_small.yaml --steps 1000 --out runs/labelled
+
+Every world sees all clips and the same number of steps; of the unlabelled clips it sees no action (Dreamer 4,
+arXiv 2509.24527, section 4.3). Rollouts are under the recording's actions. Gains are relative to full labels:
+(share - none) / (all - none). Give it again to go on where it stopped; the runs may also be made side by side, with
+``--only``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+VWM = [str(Path(sys.executable).parent / "vwm")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("train", help="shards with latents (vwm encode) and actions")
+    parser.add_argument("test", help="shards with frames and actions, never trained on")
+    parser.add_argument("--tokenizer", required=True, help="the tokenizer's bundle")
+    parser.add_argument("--config", default="configs/dit/coinrun_small.yaml")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--horizon", type=int, default=16)
+    parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 0.01, 0.1, 1.0])
+    parser.add_argument("--only", type=float, nargs="*", help="make these worlds and stop, no table")
+    parser.add_argument("--starts", default="none", help="shards to take the bundles' names from; none is enough here")
+    parser.add_argument("--out", type=Path, default=Path("runs/labelled"))
+    options = parser.parse_args()
+    reports = {}
+    for share in options.shares if options.only is None else options.only:
+        reports[share] = measured(options, share)
+    if options.only is None:
+        print(table(reports))
+
+
+def measured(options: argparse.Namespace, share: float) -> dict[str, float]:
+    """Train, export and evaluate one world, unless that is done: means over the rollout's horizon."""
+    run = options.out / f"{share:g}"
+    report = run / "report" / "report.json"
+    if not report.is_file():
+        _vwm("fit", "-c", options.config, "--run", str(run), "--model.init_args.tokenizer", options.tokenizer,
+             "--data.init_args.path", options.train, "--data.init_args.fields", "[latents, actions]",
+             "--data.init_args.labelled", str(share), "--data.init_args.workers", "0", "--threads", "1",
+             "--trainer.max_steps", str(options.steps))  # fmt: skip
+        _vwm("export", str(run), "-o", str(run / "bundle"), "--data", options.starts)
+        _vwm("eval", str(run / "bundle"), options.test, "--clips", str(options.clips), "--horizon",
+             str(options.horizon), "--out", str(run / "report"), "--videos", "4")  # fmt: skip
+    found = json.loads(report.read_text())
+    rollout, control = found["rollout"], found["control"]
+    delta = [d["mean"] for d in control["delta_psnr_by_horizon"]]
+    return {
+        "psnr": sum(rollout["psnr"]) / len(rollout["psnr"]),
+        "ssim": sum(rollout["ssim"]) / len(rollout["ssim"]),
+        "copy": sum(rollout["psnr_copy_last"]) / len(rollout["psnr_copy_last"]),
+        "delta": sum(delta) / len(delta),
+        "error": max(d["stderr"] for d in control["delta_psnr_by_horizon"]),
+    }
+
+
+def table(reports: dict[float, dict[str, float]]) -> str:
+    """Markdown, a row a share."""
+    none, full = reports[min(reports)], reports[max(reports)]
+    rows = ["| Labelled | PSNR | gain | SSIM | gain | ΔPSNR | of full |", "|---|---|---|---|---|---|---|"]
+
+    def gain(found: dict[str, float], key: str) -> str:
+        span = full[key] - none[key]
+        return f"{(found[key] - none[key]) / span:.0%}" if abs(span) > 1e-9 else "-"
+
+    for share, found in sorted(reports.items()):
+        rows.append(
+            f"| {share:.0%} | {found['psnr']:.2f} dB | {gain(found, 'psnr')} | {found['ssim']:.3f} | "
+            f"{gain(found, 'ssim')} | {found['delta']:.2f} (± {found['error']:.2f} at most) dB | "
+            f"{found['delta'] / full['delta']:.0%} |"
+        )
+    return "\n".join([*rows, f"\nCopy of the last frame: {full['copy']:.2f} dB. Means over the horizon."])
+
+
+def _vwm(*argv: str) -> None:
+    subprocess.run([*VWM, *argv], check=True)
+
+
+if __name__ == "__main__":
+    main()
