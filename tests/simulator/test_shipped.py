@@ -10,18 +10,24 @@ import vwm
 SHIPPED = sorted(p.parent.name for p in (Path(__file__).parents[2] / "bundles").glob("*/model_index.json"))
 
 
-def test_a_world_is_shipped():
-    assert "coinrun" in SHIPPED
+def test_worlds_are_shipped():
+    assert {"coinrun", "carracing"} <= set(SHIPPED)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_world_is_whole_and_its_actions_differ(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # by its name, from anywhere
     world = vwm.load_simulator(name, device="cpu")
-    size = world.actions.size
+    discrete = world.actions.kind == "discrete"
+    size = world.actions.size if discrete else 2 * world.actions.size
+    # Each choice; or each lever pulled to either end, the others at rest.
+    levers = torch.tensor(world.actions.rest).repeat(size, 1) if not discrete else None
+    if levers is not None:
+        levers[torch.arange(size), torch.arange(size) // 2] = torch.tensor([-1.0, 1.0]).repeat(size // 2)
+    actions = torch.arange(size) if levers is None else levers
     state, _ = world.reset(world.starts[:1].expand(size, -1, -1, -1, -1), seed=torch.zeros(size, dtype=torch.int64))
     for _ in range(3):
-        state, out = world.step(state, torch.arange(size))
+        state, out = world.step(state, actions)
     different = {frame.numpy().tobytes() for frame in out.frame}
     assert len(different) > size // 2
     assert out.frame.float().std() > 10  # a picture, not a plain field

@@ -32,7 +32,7 @@ def play(
     """Play a trained world in the browser.
 
     Args:
-        bundle: folder of the simulator bundle, or the name of a world that comes with vwm: coinrun.
+        bundle: folder of the simulator bundle, or the name of a world that comes with vwm: coinrun, carracing.
         host: address to listen on; 0.0.0.0 lets other machines of the network play.
         port: port to listen on; 0 takes any free one.
         open_browser: open the page when the world is warm.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vwm.dit.model import DiT, Noisy
 from vwm.dit.outcomes import OutcomeHeads
-from vwm.dit.path import mix, split
+from vwm.dit.path import split
 from vwm.dit.sampling import CONTEXT, FRAME, Sampling, check_sampling, draw_frame, finest, observe
 from vwm.nn.patches import to_float, to_uint8
 from vwm.nn.random import fold, normal, uniform, world_seeds
@@ -119,27 +119,25 @@ class DiTSimulator(VideoSimulator):
 
     @torch.inference_mode()
     def transition_loss(self, latents: Tensor, actions: Tensor, others: Tensor) -> Tensor:
-        """See ``VideoSimulator.transition_loss``: the squared error of the clean frame that the network sees in noise.
+        """See ``VideoSimulator.transition_loss``: the squared error of the clean frame that is seen in pure noise.
 
-        Summed over the way's first half at the sampling's own levels, where the action still has something to say.
-        It goes the way of play, frame by frame from cached keys and values.
+        That is the mean of all frames that may come, as the network has it: what past and action alone say. It goes
+        the way of play, frame by frame from cached keys and values.
         """
         latents, actions, others = (x.to(self.device) for x in (latents, actions, others))
         dynamics, total = self.dynamics, torch.zeros(2, dtype=torch.float64)
         batch, frames = latents.shape[:2]
         seeds = world_seeds(0, batch, self.device)
+        signal = latents.new_zeros(batch, 1)
         state, _ = self._observe(dynamics.init_state(batch), latents[:, :1], dynamics.lead(None, batch, 1), seeds)
         for i in range(1, frames):
             clean = latents[:, i : i + 1]
             noise = normal(fold(seeds, i), *clean.shape[1:]).to(clean.dtype)
-            for level in (0.0, 0.25, 0.5):
-                signal = clean.new_full((batch, 1), level)
-                x = mix(dynamics.prediction, clean, noise, signal)
-                for way, told in enumerate((actions, others)):
-                    noisy = Noisy(x, signal, finest(dynamics, signal), self._lead(told[:, i - 1], batch))
-                    said = dynamics.step(state, noisy)[1].prediction.float()
-                    found = split(dynamics.prediction, x, said, signal)[0]
-                    total[way] += (found - clean).double().square().sum().item() / 3
+            for way, told in enumerate((actions, others)):
+                noisy = Noisy(noise, signal, finest(dynamics, signal), self._lead(told[:, i - 1], batch))
+                said = dynamics.step(state, noisy)[1].prediction.float()
+                found = split(dynamics.prediction, noise, said, signal)[0]
+                total[way] += (found - clean).double().square().sum().item()
             state, _ = self._observe(state, clean, self._lead(actions[:, i - 1], batch), seeds)
         return total
 
