@@ -56,7 +56,7 @@ COMMANDS = {
     "play": Command(
         "vwm.play.server:play",
         "play a bundle in the browser",
-        ("vwm play coinrun", "vwm play carracing", "vwm play runs/bundle", "vwm play runs/bundle --port 8080 --host 0.0.0.0"),
+        ("vwm play coinrun", "vwm play carracing", "vwm play runs/bundle --port 8080 --host 0.0.0.0"),
     ),
     "eval": Command(
         "vwm.eval.report:evaluate",
