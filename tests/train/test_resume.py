@@ -46,11 +46,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             with ShardWriter(place / part / f"shard-{number:06d}.tar") as writer:
                 for episode, length in enumerate(shard):
                     frames = rng.integers(0, 256, (length, 8, 8, 3), dtype=np.uint8)
-                    writer.write(f"{part}-{number}-{episode}", Episode(frames, rng.integers(0, 4, length)))
+                    actions = rng.integers(0, 4, length)
+                    whole = Episode(frames, actions, (actions == 1).astype(np.float32), terminated=True)
+                    writer.write(f"{part}-{number}-{episode}", whole)
     torch.manual_seed(0)
     save_part(SpaceTimeTokenizer((8, 8), 4, [3, 3], width=8, depth=1, heads=1, window=4), place / "frozen")
-    for name, model in (("tokenizer", tokenizer_model()), ("genie", genie_model(place / "frozen"))):
+    models = {"tokenizer": tokenizer_model(), "genie": genie_model(place / "frozen")}
+    for name, model in (models | {"vae": vae_model(), "dit": dit_model()}).items():
         whole = config(place) | {"model": model, "checkpoint": CHECKPOINT[name]}
+        if name == "dit":
+            whole["data"]["init_args"] |= {"fields": ["frames", "actions", "rewards", "terminated"], "labelled": 0.5}
         (place / f"{name}.yaml").write_text(yaml.safe_dump(whole))
     yield place
     shutil.rmtree(place / "bytecode", ignore_errors=True)
@@ -87,7 +92,7 @@ def config(place: Path) -> dict[str, Any]:
     }
 
 
-CHECKPOINT = {"tokenizer": {"every": 1}, "genie": {"every": EPOCH}}
+CHECKPOINT = {"tokenizer": {"every": 1}, "genie": {"every": EPOCH}, "vae": {"every": 3}, "dit": {"every": 3}}
 SMALL = {"width": 8, "depth": 1, "heads": 1, "window": 4}
 
 
@@ -114,6 +119,49 @@ def genie_model(tokenizer: Path) -> dict[str, Any]:
             "latent_action": {"class_path": "vwm.genie.latent_action.LatentActionModel", "init_args": action},
             "dynamics": {"class_path": "vwm.genie.dynamics.MaskGITDynamics", "init_args": dynamics},
             "optimizer": {"name": "adamw", "lr": 0.003, "warmup": 4, "schedule": "cosine"},
+            "context_frames": 2,
+            "sampling_steps": 2,
+        },
+    }
+
+
+def vae_model() -> dict[str, Any]:
+    """With its posterior's noise, and a discriminator that joins in at the fourth step, between two checkpoints."""
+    network = {"image_size": [8, 8], "latent_channels": 4, "time_compression": 1, "patch_size": 2}
+    return {
+        "class_path": "vwm.tokenizer.module.TokenizerModule",
+        "init_args": {
+            "tokenizer": {
+                "class_path": "vwm.tokenizer.vae.CausalVAE",
+                "init_args": network | {"widths": [8, 8], "depths": [1, 1]},
+            },
+            "adversarial": {"weight": 0.1, "start": 4, "width": 4, "layers": 2},
+            "optimizer": {"name": "muon", "lr": 0.005, "warmup": 4, "schedule": "cosine"},
+        },
+    }
+
+
+def dit_model() -> dict[str, Any]:
+    """With all that draws numbers (levels, noise, hidden actions), and with scales of losses that have a memory."""
+    dynamics = {"grid": [4, 4], "channels": 12, "num_actions": 4, "prediction": "clean", "step_sizes": 3}
+    return {
+        "class_path": "vwm.dit.module.DiTModule",
+        "init_args": {
+            "tokenizer": {
+                "class_path": "vwm.tokenizer.pixels.PixelTokenizer",
+                "init_args": {"image_size": [8, 8], "patch_size": 2},
+            },
+            "dynamics": {
+                "class_path": "vwm.dit.model.DiT",
+                "init_args": {**dynamics, **SMALL, "depth": 2, "registers": 1},
+            },
+            "objective": {
+                "class_path": "vwm.dit.objectives.ShortcutForcing",
+                "init_args": {"finest": 4, "bootstrap": 0.5},
+            },
+            "outcomes": {"class_path": "vwm.dit.outcomes.OutcomeHeads", "init_args": {"width": 8, "hidden": 8}},
+            "optimizer": {"name": "muon", "lr": 0.005, "warmup": 4, "schedule": "cosine"},
+            "action_dropout": 0.3,
             "context_frames": 2,
             "sampling_steps": 2,
         },
@@ -177,6 +225,9 @@ Whole = Callable[[str, int], dict[str, Any]]
         ("tokenizer", (2, EPOCH, EPOCH + 3)),
         # Before the first checkpoint; then with steps that are lost and made again, from an epoch's end both times.
         ("genie", (EPOCH - 1, EPOCH + 2, 2 * EPOCH + 1)),
+        # Two steps after a checkpoint: before and after the discriminator joins in.
+        ("vae", (5, EPOCH + 6)),
+        ("dit", (5, EPOCH + 6)),
     ],
 )
 def test_killed_runs_end_bit_equal(runs: Runs, place: Path, whole: Whole, family: str, deaths: tuple[int, ...]) -> None:

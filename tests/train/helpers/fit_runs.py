@@ -76,8 +76,10 @@ def _free_port() -> int:
 
 def serve() -> None:
     """Fork the runs that standard input asks for, one line each; answer with their exit codes."""
+    import vwm.dit.module
     import vwm.genie.module
     import vwm.tokenizer.module
+    import vwm.tokenizer.vae
     import vwm.train.fit  # noqa: F401
 
     for line in sys.stdin:
