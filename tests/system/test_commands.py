@@ -98,6 +98,70 @@ def made(folder, tmp_path_factory):
     return out
 
 
+def small(network: str, **settings: object) -> list[str]:
+    """Arguments that set a network's sizes."""
+    return [part for name, value in settings.items() for part in (f"{network}.init_args.{name}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def driven(tmp_path_factory) -> Path:
+    """record → fit a VAE → export → encode → fit a DiT → export: a game with continuous actions, rewards and ends."""
+    pytest.importorskip("Box2D", reason="Box2D is not installed")
+    out = tmp_path_factory.mktemp("driven")
+    data, latents = str(out / "data"), str(out / "latents")
+    record = ["--policy", "road", "--frame_skip", "4", "--skip_start", "13", "--max_episode", "14", "--size", "32"]
+    main(["record", "CarRacing-v3", data, "--frames", "84", "--workers", "0", *record])
+    common = [*SMALL_DATA, *TINY, "--trainer.max_steps", "4", "--samples.every", "2"]
+    sizes = {"image_size": "[32,32]", "latent_channels": 4, "widths": "[8,8]", "depths": "[1,1]"}
+    main(
+        ["fit", "-c", str(REPOSITORY / "configs/vae/carracing_small.yaml"), "--run", str(out / "vae")]
+        + [*small("--model.init_args.tokenizer", **sizes), "--data.init_args.path", data, *common]
+    )
+    main(["export", str(out / "vae"), "-o", str(out / "vae_bundle")])
+    main(["encode", data, "--tokenizer", str(out / "vae_bundle"), "--out", latents, "--keep_video", "false"])
+    sizes = {"grid": "[4,4]", "channels": 4, "width": 24, "depth": 2, "heads": 2, "kv_heads": 1, "window": 4}
+    heads = {"class_path": "vwm.dit.outcomes.OutcomeHeads", "init_args": {"width": 24, "hidden": 16}}
+    main(
+        ["fit", "-c", str(REPOSITORY / "configs/dit/carracing_small.yaml"), "--run", str(out / "dit")]
+        + ["--model.init_args.tokenizer", str(out / "vae_bundle"), *small("--model.init_args.dynamics", **sizes)]
+        + ["--model.init_args.outcomes", json.dumps(heads), "--data.init_args.clip_length", "6"]
+        + ["--data.init_args.fields", "[latents,actions,rewards,terminated]"]
+        + ["--data.init_args.path", latents, *common]
+    )
+    main(["export", str(out / "dit"), "-o", str(out / "bundle"), "--data", data, "--starts", "3", "--steps", "2"])
+    return out
+
+
+def test_a_diffusion_world_of_a_game_is_measured(driven):
+    assert {p.suffix for p in (driven / "dit" / "samples").iterdir()} == {".mp4", ".png"}
+    main(
+        ["eval", str(driven / "bundle"), str(driven / "data"), "--out", str(driven / "report")]
+        + ["--clips", "4", "--horizon", "6", "--batch_size", "4", "--videos", "1"]
+    )
+    report = json.loads((driven / "report" / "report.json").read_text())
+    assert {"index.html", "rollouts.png", "rollout_00.mp4"} <= {p.name for p in (driven / "report").iterdir()}
+    assert len(report["rollout"]["psnr"]) == 6 and all(x > 0 for x in report["rollout"]["psnr"])
+    assert report["codebook"] is None and report["latent_action"] is None
+    assert report["control"]["shuffle_cost"]["loss"] == "squared error" and report["control"]["shuffle_ratio"] > 0
+    assert report["tokenizer"]["psnr"] > 10 and report["play"]["sampling_steps"] == 2
+
+
+def test_a_diffusion_bundle_is_driven_with_a_wheel(driven):
+    import torch
+
+    import vwm
+
+    assert {"tokenizer", "dynamics", "outcomes", "starts"} <= {p.name for p in (driven / "bundle").iterdir()}
+    world = vwm.load_simulator(driven / "bundle", device="cpu")
+    assert world.actions.kind == "continuous" and world.actions.names == ("steer", "gas", "brake")
+    assert world.actions.rest == (0.0, -1.0, -1.0) and world.fps == 12.5
+    assert abs(np.mean(world.tokenizer.config.latents_std) - 1) > 1e-3  # measured when it was exported
+    state, _ = world.reset(world.starts, seed=0)
+    _, out = world.step(state, torch.tensor([[-1.0, 0.0, -1.0], [0.0, 1.0, -1.0], [1.0, -1.0, 1.0]]))
+    assert out.frame.shape == (3, 32, 32, 3) and out.latent.shape == (3, 4, 4, 4)
+    assert out.reward.shape == (3,) and out.reward.isfinite().all()
+
+
 def test_every_broken_video_is_named_and_the_rest_goes_in(folder, tmp_path, capsys):
     main(["ingest", str(folder), str(tmp_path / "data"), "--size", "32", "--workers", "0"])
     said = capsys.readouterr().out
