@@ -13,13 +13,20 @@ left() { echo $((seconds - ($(date +%s) - began))); }
 # What the last call gave back: bundle.tar in pieces of at most 15 MiB.
 [ -z "$before" ] || cat "$before"/bundle.tar.* | tar -C "$work" -xf -
 
-# Genie's data (hard mode, random play, 10k levels) with a mixed policy, which shows more of what actions do. Equal
-# settings record equal bytes, so the data need not travel.
-prefer='{7: 4, 8: 3, 6: 1}'
-vwm record procgen:coinrun "$work/data" --frames "$frames" --workers "$(nproc)" --prefer "$prefer" \
-  --env_options '{distribution_mode: hard, num_levels: 10000}'
-vwm record procgen:coinrun "$work/test" --frames 20000 --workers 4 --seed 1 --prefer "$prefer" \
-  --env_options '{distribution_mode: hard, num_levels: 500, start_level: 100000}'
+# Equal settings record equal bytes, so the data need not travel.
+case ${GAME:-coinrun} in
+  coinrun) # Genie's data (hard mode, random play, 10k levels) with a mixed policy, which shows more of what actions do
+    prefer='{7: 4, 8: 3, 6: 1}'
+    vwm record procgen:coinrun "$work/data" --frames "$frames" --workers "$(nproc)" --prefer "$prefer" \
+      --env_options '{distribution_mode: hard, num_levels: 10000}'
+    vwm record procgen:coinrun "$work/test" --frames "${TEST_FRAMES:-20000}" --workers 4 --seed 1 --prefer "$prefer" \
+      --env_options '{distribution_mode: hard, num_levels: 500, start_level: 100000}' ;;
+  carracing) # as in datasets/carracing; some 50 frames a second and core
+    road=(--policy road --frame_skip 4 --skip_start 13 --env_options '{max_episode_steps: 3000}' --workers "$(nproc)")
+    vwm record CarRacing-v3 "$work/data" --frames "$frames" --shard_frames 2500 --max_episode 100 "${road[@]}"
+    vwm record CarRacing-v3 "$work/test" --frames "${TEST_FRAMES:-8000}" --shard_frames 500 --seed 1 "${road[@]}" ;;
+  *) echo "GAME=$GAME is neither coinrun nor carracing" >&2; exit 2 ;;
+esac
 
 # fit NAME RESERVE ARGS...: as many steps as fit into the time left, less RESERVE seconds, so that the learning rate
 # ends its schedule. The rate is measured on a short run first.
@@ -41,11 +48,27 @@ PY
   vwm fit "${common[@]}" --run "$work/$name" --trainer.max_steps "$steps"
 }
 
+# go_on NAME RESERVE STEPS ARGS...: all the steps of a fixed schedule, over as many calls as it takes. A run that runs
+# out of time saves and is handed to the next call, which goes on bit for bit.
+go_on() {
+  local name=$1 reserve=$2 steps=$3 code=0; shift 3
+  local extra; read -ra extra <<< "${EXTRA:-}"
+  timeout --signal TERM "$(($(left) - reserve))" python -m vwm.train.cli fit "$@" "${extra[@]}" --run "$work/$name" \
+    --data.init_args.path "$work/data" --samples.every 0 --checkpoint.every 1000000 --compile "${COMPILE:-true}" \
+    --trainer.max_steps "$steps" || code=$?
+  [ "$code" = 0 ] || [ "$code" = 124 ] || exit "$code" # 124: it was asked to save
+  [ "$code" = 0 ] && return
+  echo "$name: not at its end; the next call goes on with it"
+  local all=("$name"); [ ! -d "$work/vae_bundle" ] || all+=(vae_bundle)
+  give "${all[@]}"
+  exit 0
+}
+
 # report BUNDLE: measure on unseen levels, print a row, give the report back.
 report() {
   vwm eval "$work/$1" "$work/test" --out "$work/report" --clips "${CLIPS:-256}"
   cp "$work/report/report.json" "$out/report_$1.json"
-  cp "$(find "$work/report" -name '*.png' | grep -i sheet | head -1)" "$out/sheet_$1.png" || true
+  cp "$work/report/rollouts.png" "$out/sheet_$1.png"
   python - "$out/report_$1.json" "$1" <<'PY'
 import json, sys
 r, name = json.load(open(sys.argv[1])), sys.argv[2]

@@ -1,0 +1,32 @@
+"""Every config is one that ``vwm fit`` takes, and the large ones are as large as they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from vwm.dit.model import DiT
+from vwm.train.fit import parse
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+NAMES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_key_of_a_config_is_known(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(["-c", str(CONFIGS / name), "--print_config"])
+    assert stop.value.code == 0
+    whole, said = yaml.safe_load(capsys.readouterr().out), yaml.safe_load((CONFIGS / name).read_text())
+    assert whole["model"]["class_path"] == said["model"]["class_path"] and whole["run"] == said["run"]
+
+
+@pytest.mark.parametrize(("name", "millions"), [("dit/oasis_600m.yaml", 600), ("dit/dreamer4_1b.yaml", 1000)])
+def test_large_networks_have_the_size_in_their_name(name, millions):
+    said = yaml.safe_load((CONFIGS / name).read_text())["model"]["init_args"]["dynamics"]["init_args"]
+    with torch.device("meta"):
+        network = DiT(**said)
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.06)
