@@ -139,6 +139,8 @@ def test_wrong_input_is_named(world):
     continuous = (
         (torch.zeros(3, 2), r"floats \[3, 3\], got torch.float32 \[3, 2\]"),
         (torch.zeros(3, dtype=torch.int64), r"floats \[3, 3\]"),
+        (torch.full((3, 3), 1.5), r"-1\.\.1, got 1\.5"),
+        (torch.full((3, 3), float("nan")), r"-1\.\.1, got nan"),
     )
     for action, message in discrete if world.actions.kind == "discrete" else continuous:
         with pytest.raises(ValueError, match=message):

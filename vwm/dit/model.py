@@ -65,8 +65,8 @@ class DiT(ModelMixin, ConfigMixin):
         channels: c.
         patch_size: side of the square of latents that one token stands for.
         num_actions: number of discrete actions; or the sizes of several discrete parts.
-        action_dims: dimensions of continuous actions. Both 0: a world without actions. Both set: see
-            ``ActionEmbedding``.
+        action_dims: dimensions of continuous actions. Both 0: a world without actions. Both set, or several discrete
+            parts: see ``ActionEmbedding``; such a world can be trained and sampled, but not yet played.
         prediction: what the network says; see ``vwm.dit.path``.
         step_sizes: how many sizes of sampling step the network knows (shortcut models): sizes 1, 1/2, 1/4, ... of
             the way; 0 for none.
@@ -107,7 +107,7 @@ class DiT(ModelMixin, ConfigMixin):
             raise ValueError(f"width={width} must be even")
         self.grid, self.channels, self.patch_size = (int(grid[0]), int(grid[1])), channels, patch_size
         self.prediction, self.step_sizes, self.registers = prediction, step_sizes, registers
-        rows, columns = patch_grid(self.grid, patch_size)
+        rows, columns = patch_grid(self.grid, patch_size, "grid")
         values = channels * patch_size**2
         self.embed = nn.Linear(values, width)
         self.places = nn.Parameter(torch.randn(registers + rows * columns, width) * 0.02)

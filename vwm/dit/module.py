@@ -67,9 +67,11 @@ class DiTModule(L.LightningModule):
         self.dynamics, self.objective, self.optimizer, self.outcomes = dynamics, objective, optimizer, outcomes
         self.context, self.context_noise, self.action_dropout = context, context_noise, action_dropout
         self.context_frames = context_frames
-        self.sampling = Sampling(sampling_steps, context_noise)
+        self.sampling = Sampling(sampling_steps, context_noise, shift=objective.shift)
         self.scales = nn.ModuleDict({name: RunningRMS() for name in ("dynamics", "reward", "end")})
         check_fit(self.tokenizer, dynamics)
+        if outcomes is not None:
+            check_outcomes(outcomes, dynamics)
         check_sampling(dynamics, self.sampling)
 
     def forward(self, batch: Clips) -> tuple[Tensor, dict[str, Tensor]]:
@@ -208,6 +210,16 @@ class DiTModule(L.LightningModule):
             frames.append(draw_frame(self.dynamics, state, here, fold(of_frames, i), self.sampling))
             state, _ = observe(self.dynamics, state, frames[-1], here, of_past, noise)
         return to_uint8(self.tokenizer.decode(torch.cat(frames, dim=1)))
+
+
+def check_outcomes(outcomes: OutcomeHeads, dynamics: DiT) -> None:
+    """Raise ValueError where heads cannot read the network."""
+    if outcomes.config.width != dynamics.config.width:
+        raise ValueError(
+            f"outcomes.width={outcomes.config.width} but dynamics.width={dynamics.config.width}: set them equal"
+        )
+    if dynamics.embed_action is None:
+        raise ValueError("outcomes come of actions, and dynamics knows none: set outcomes to null")
 
 
 def check_fit(tokenizer: VideoTokenizer, dynamics: DiT) -> None:

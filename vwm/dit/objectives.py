@@ -28,7 +28,13 @@ class Predict(Protocol):
 
 
 class Objective(ABC):
-    """A loss over frames."""
+    """A loss over frames.
+
+    Attributes:
+        shift: of the signal levels, which sampling takes over; see ``vwm.dit.path.time_grid``.
+    """
+
+    shift: float = 1.0
 
     @abstractmethod
     def check(self, dynamics: DiT) -> None:
@@ -47,7 +53,7 @@ class Diffusion(Objective):
         density: how signal levels are drawn: ``uniform``, ``logit_normal`` or ``mode`` (SD3, arXiv 2403.03206,
             section 3.1; diffusers' functions).
         logit_mean, logit_std: of the logit-normal density.
-        shift: over 1 draws more noise, which latents of many values need (SD3, eq. 23). Sample with the same shift.
+        shift: over 1 draws more noise, which latents of many values need (SD3, eq. 23). Samples take the same.
     """
 
     def __init__(
@@ -111,7 +117,7 @@ class ShortcutForcing(Objective):
 
     def loss(self, predict: Predict, clean: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         b, t = clean.shape[:2]
-        larger = round(self.bootstrap * b)
+        larger = int(self.bootstrap * b + float(torch.rand(())))  # in small batches now and then
         halvings = torch.full((b, t), self.halvings, device=clean.device)
         halvings[:larger] = torch.randint(self.halvings, (larger, t), device=clean.device)
         # A step starts at a multiple of its size.

@@ -103,8 +103,8 @@ def draw_frame(dynamics: DiT, state: SpaceTimeState, lead: Tensor, seed: Tensor,
         if sampling.guidance == 1:
             return said
         nobody = dynamics.lead(None, len(x), 1).to(lead.dtype)
-        free = dynamics.step(state, Noisy(x, signal, step, nobody))[1].prediction
-        return free + sampling.guidance * (said - free)
+        free = dynamics.step(state, Noisy(x, signal, step, nobody))[1].prediction.to(x.dtype)
+        return free + sampling.guidance * (said.to(x.dtype) - free)
 
     # A network in bfloat16 says where to go; the way itself is added up in float32.
     noise = normal(seed, 1, *dynamics.grid, dynamics.channels).to(torch.promote_types(lead.dtype, torch.float32))

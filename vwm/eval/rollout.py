@@ -69,6 +69,8 @@ def own_actions(simulator: VideoSimulator, sample: Sample, batch_size: int) -> T
     if simulator.latent_action is not None:
         return infer_actions(simulator, sample.frames, batch_size)
     actions, space = sample.actions, simulator.actions
+    if space.kind == "discrete" and space.size == 1:  # a world that can only go on
+        return torch.zeros(len(sample), sample.frames.shape[1] - 1, dtype=torch.int64)
     if actions is None:
         raise ValueError(
             "this world was trained on recorded actions, and some of these clips have none: evaluate it on shards "

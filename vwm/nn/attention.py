@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class KeyValues(NamedTuple):
-    """What time attention remembers of the past frames: keys (rotated) and values, [b, n, h, slots, c].
+    """What time attention remembers of the past frames: keys (rotated) and values, [b, n, g, slots, c] of g key heads.
 
     The newest frame stands last; slots that no frame has filled yet hold zeros and are masked.
     """
@@ -52,7 +52,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, soft_cap
     a soft cap, which the fused kernel does not know.
     """
     if q.device.type != "cpu" and soft_cap is None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[-3] != k.shape[-3])
+        return fused(q, k, v, mask)
     # Query heads that share a key head become one longer query, so that keys and values need not be repeated.
     groups, share = k.shape[-3], q.shape[-3] // k.shape[-3]
     logits = _unfold(_fold(q * q.shape[-1] ** -0.5, groups) @ k.transpose(-1, -2), share)
@@ -61,6 +61,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, soft_cap
     if mask is not None:
         logits = logits.masked_fill(~mask, float("-inf"))
     return _unfold(_fold(logits.softmax(-1).to(v), groups) @ v, share)
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """``attend`` by torch's kernels, which want one batch dimension and are slow with more."""
+    lead = q.shape[:-3]
+    if mask is not None and mask.ndim > 2:
+        mask = mask.expand(*lead, *mask.shape[-3:]).flatten(0, -4)
+    q, k, v = (x.flatten(0, -4) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1]).unflatten(
+        0, lead
+    )
 
 
 def _fold(x: Tensor, groups: int) -> Tensor:

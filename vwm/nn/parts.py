@@ -31,6 +31,8 @@ def save_part(part: ModelMixin, folder: str | os.PathLike[str], half: bool = Fal
         half: store the weights in float16, in half the space; ``load_part`` makes float32 of them again.
     """
     stored = torch.nn.Module.half(copy.deepcopy(part)) if half else part
+    if not all(torch.isfinite(weight).all() for weight in stored.state_dict().values()):
+        raise PartError(f"{type(part).__name__} has weights that are not finite{' in float16' if half else ''}")
     stored.save_pretrained(folder, safe_serialization=True)
     config = Path(folder) / CONFIG
     settings = json.loads(config.read_text())

@@ -26,9 +26,9 @@ def unpatchify(patches: Tensor, patch: int, height: int) -> Tensor:
     return rearrange(patches, "b t (h w) (p q c) -> b t c (h p) (w q)", h=height, p=patch, q=patch)
 
 
-def patch_grid(image_size: tuple[int, int], patch: int) -> tuple[int, int]:
-    """Patches in a column and a row. Raises ValueError where the patch does not divide the image."""
+def patch_grid(image_size: tuple[int, int], patch: int, name: str = "image_size") -> tuple[int, int]:
+    """Patches in a column and a row. Raises ValueError where the patch does not divide what ``name`` says."""
     height, width = image_size
     if height % patch or width % patch:
-        raise ValueError(f"patch_size={patch} must divide image_size={height}x{width}")
+        raise ValueError(f"patch_size={patch} must divide {name}={height}x{width}")
     return height // patch, width // patch

@@ -253,6 +253,8 @@ class VideoTransformer(nn.Module):
             mask = causal_window(positions, positions, self.window) if self.causal else None
         if mask is None:
             mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device)
+        if space_mask is not None and "full" in self.kinds:
+            raise ValueError("full attention takes no space_mask")
         geometry = Geometry(self._rotations(x, positions, places), mask, space_mask)
         for block in self.blocks:
             if self.checkpointing and self.training:

@@ -49,7 +49,7 @@ def save_simulator(simulator: VideoSimulator, path: str | os.PathLike[str], card
         BundleError: ``path`` exists and is not a bundle; nothing is overwritten.
     """
     target = Path(path)
-    if target.exists() and not (target / INDEX).is_file() and any(target.iterdir()):
+    if target.exists() and not (target / INDEX).is_file() and (target.is_file() or any(target.iterdir())):
         raise BundleError(f"{target} exists and is no bundle (it has no {INDEX}): choose another folder")
     aside = target.with_name(target.name + ".tmp")
     shutil.rmtree(aside, ignore_errors=True)
@@ -109,6 +109,11 @@ def load_simulator(
             raise BundleError(f"{folder / INDEX}: part {name!r} is missing")
     try:
         settings = index["settings"]
+        frames = int(settings["context_frames"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{folder / INDEX}: settings are not understood ({error!r})") from error
+    starts = _load_starts(folder / "starts", frames)
+    try:
         saved = settings["actions"]
         actions = ActionSpace(**{**saved, "names": tuple(saved["names"]), "rest": tuple(saved.get("rest", ()))})
         simulator = kind(
@@ -116,11 +121,11 @@ def load_simulator(
             actions=actions,
             fps=float(settings["fps"]),
             sampling=kind.SAMPLING(**settings["sampling"]),
-            context_frames=int(settings["context_frames"]),
+            context_frames=frames,
             title=str(settings["title"]),
-            starts=_load_starts(folder / "starts", int(settings["context_frames"])),
+            starts=starts,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{folder / INDEX}: settings are not understood ({error!r})") from error
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -139,8 +144,10 @@ def _find(path: str | os.PathLike[str]) -> Path:
 
 def _multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

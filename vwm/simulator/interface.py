@@ -126,3 +126,5 @@ class Simulator(ABC):
                 raise ValueError(f"actions must lie in 0..{space.size - 1}, got {low}..{high}")
         elif tuple(action.shape) != (batch, space.size) or not action.is_floating_point():
             raise ValueError(f"action must be floats [{batch}, {space.size}], got {action.dtype} {list(action.shape)}")
+        elif not bool((action.abs() <= 1).all()):  # not a number is not, either
+            raise ValueError(f"actions must lie in -1..1, got {action.min():g}..{action.max():g}")

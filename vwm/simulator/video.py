@@ -88,7 +88,7 @@ class VideoSimulator(Simulator):
         return None
 
     def check_context_actions(self, actions: Tensor | None, batch: int, frames: int) -> Tensor | None:
-        """The actions between context frames, on the world's device. Raises ValueError where their number is wrong."""
+        """The actions between context frames, on the world's device. Raises ValueError where they are wrong."""
         if actions is None or frames == 1:
             return None
         if actions.shape[:2] != (batch, frames - 1):
@@ -96,4 +96,6 @@ class VideoSimulator(Simulator):
                 f"{frames} context frames have {frames - 1} actions between them: context_actions must be "
                 f"[{batch}, {frames - 1}, ...], got {list(actions.shape)}"
             )
+        for between in actions.unbind(1):
+            self.check_action(between, batch)
         return actions.to(self.device)

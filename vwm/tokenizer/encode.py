@@ -44,9 +44,15 @@ def encode(
         device: "auto" takes a GPU where there is one.
 
     Raises:
-        ValueError: ``out`` holds latents of something else, or the tokenizer joins several frames in a latent.
+        ValueError: ``out`` holds latents of something else, two shards have one name, or the tokenizer joins several
+            frames in a latent.
     """
     paths = list_shards(shards)
+    names = [path.rsplit("/", 1)[-1] for path in paths]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"{shards}: several shards are called {max(names, key=names.count)}: encode a folder at a time"
+        )
     first = read_index(paths[0]).episodes[0]
     network = load_tokenizer(tokenizer, image_size=(first.height, first.width))
     if network.time_compression > 1:

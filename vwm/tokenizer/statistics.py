@@ -42,7 +42,7 @@ def measure_latents(tokenizer: VideoTokenizer, clips: Iterable[Tensor]) -> tuple
     if not count:
         raise ValueError("no clips to measure the latents on")
     mean = total / count
-    std = (squares / count - mean.square()).clamp(min=1e-12).sqrt()
+    std = (squares / count - mean.square()).clamp(min=1e-4).sqrt()  # a dead channel stays small
     # What was measured had already been normalised by the numbers so far.
     tokenizer.mean.copy_(tokenizer.mean + mean * tokenizer.std)
     tokenizer.std.mul_(std)

@@ -27,9 +27,11 @@ from vwm.data.datamodule import ClipLoader, open_clips
 from vwm.data.index import index_path, list_shards, read_index
 from vwm.data.shards import ShardWriter
 from vwm.data.video import VIDEO_EXTENSIONS, encode_video
+from vwm.dit.sampling import check_sampling
 from vwm.genie.dynamics import MaskGITDynamics, sample_frame
 from vwm.nn.random import fold
 from vwm.simulator.bundle import load_simulator
+from vwm.simulator.dit import DiTSimulator
 from vwm.simulator.genie import GenieSimulator, GenieState
 from vwm.simulator.video import VideoSimulator
 
@@ -45,7 +47,7 @@ def bench_play(
     repeats: int = 5,
     device: str = "auto",
 ) -> None:
-    """Time a frame of play, with the cache and without it.
+    """Time a frame of play; of a Genie world with the cache and without it.
 
     "Without" computes the same frames with the same weights from the whole window at every MaskGIT step, through the
     path that training takes, and decodes the window; that the two agree is checked first.
@@ -63,6 +65,8 @@ def bench_play(
         simulator = load_simulator(bundle, device)
         if sampling_steps is not None:
             simulator.sampling = simulator.sampling._replace(steps=sampling_steps)
+            if isinstance(simulator, DiTSimulator):
+                check_sampling(simulator.dynamics, simulator.sampling)
         _print_play_settings(simulator, batch)
         if not isinstance(simulator, GenieSimulator):  # tools/bench_dit.py has a diffusion world without a cache
             seconds = _time_steps(simulator, batch, steps * repeats)

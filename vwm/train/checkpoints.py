@@ -55,10 +55,12 @@ class Checkpoints(Checkpoint):
         if loop.restarted_mid_epoch and epochs.processed == epochs.ready:
             # Saved at the last batch of an epoch: a new one begins, and Lightning would forget to count it.
             loop.reset_restart_stage()
-        if self._generators is not None:
-            if len(self._generators) == trainer.world_size:
-                _restore_generators(self._generators[trainer.global_rank])
-            self._generators = None
+        if self._generators is not None and len(self._generators) == trainer.world_size:
+            _restore_generators(self._generators[trainer.global_rank])
+        elif trainer.global_rank > 0:
+            # Every rank was seeded alike, and would draw the same noise and masks as the first.
+            torch.manual_seed(torch.initial_seed() + trainer.global_rank)
+        self._generators = None
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Validation draws the same numbers each time, and leaves no trace in the training's generators."""

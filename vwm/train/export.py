@@ -33,7 +33,7 @@ from vwm.train.ema import load_average
 from vwm.train.fit import last_checkpoint, parse
 
 LATENT_CLIPS = 256
-"""Clips of 8 frames that the scale of continuous latents is measured on."""
+"""Clips of 8 latents that the scale of continuous latents is measured on."""
 
 
 def export(
@@ -79,14 +79,17 @@ def export(
     }
     simulator: VideoSimulator
     if isinstance(module, GenieModule):
-        sampling = Sampling(steps=steps or 8, temperature=temperature)
+        sampling = Sampling(steps=8 if steps is None else steps, temperature=temperature)
         parts = (module.tokenizer, module.dynamics, module.latent_action)
         simulator = GenieSimulator(*parts, _genie_actions(module, source), sampling=sampling, **common)
         if module.latent_action is not None and source is not None:
             clips = open_clips(source, 8, fields=("frames", "actions"))
             simulator.actions = replace(simulator.actions, names=tuple(describe_actions(simulator, clips)))
     elif isinstance(module, DiTModule):
-        drawn = module.sampling._replace(guidance=guidance, steps=steps or module.sampling.steps)
+        drawn = module.sampling._replace(guidance=guidance, steps=module.sampling.steps if steps is None else steps)
+        if guidance != 1 and not module.action_dropout:
+            print("warning: guidance compares with a frame whose action is hidden, and this run hid none "
+                  "(model.action_dropout=0)")  # fmt: skip
         parts = (module.tokenizer, module.dynamics, module.outcomes)
         simulator = DiTSimulator(*parts, _dit_actions(module.dynamics, source), sampling=drawn, **common)
     else:
@@ -133,7 +136,8 @@ def _measure(tokenizer: VideoTokenizer, source: str | None) -> None:
     if source is None:
         print("warning: no data to measure the latents on, so their scale stays as it is: give --data SHARDS")
         return
-    dataset = open_clips(source, 8, fields=("frames",), seed=1)
+    # Eight latents a clip: the first one of a clip is of a single frame, and few of a long video's are.
+    dataset = open_clips(source, 1 + 7 * tokenizer.time_compression, fields=("frames",), seed=1)
     count = min(LATENT_CLIPS, len(dataset.order))
     batches = (torch.from_numpy(dataset[(0, i)]["frames"].copy())[None] for i in range(count))
     measure_latents(tokenizer, tqdm(batches, desc="measure latents", total=count, unit="clip"))
