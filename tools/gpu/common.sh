@@ -53,7 +53,9 @@ PY
 go_on() {
   local name=$1 reserve=$2 steps=$3 code=0; shift 3
   local extra; read -ra extra <<< "${EXTRA:-}"
-  timeout --signal TERM "$(($(left) - reserve))" python -m vwm.train.cli fit "$@" "${extra[@]}" --run "$work/$name" \
+  local rest=$(($(left) - reserve))
+  [ "$rest" -ge 30 ] || { echo "$name: no time left to train; record fewer FRAMES" >&2; exit 1; }
+  timeout --signal TERM "$rest" python -m vwm.train.cli fit "$@" "${extra[@]}" --run "$work/$name" \
     --data.init_args.path "$work/data" --samples.every 0 --checkpoint.every 1000000 --compile "${COMPILE:-true}" \
     --trainer.max_steps "$steps" || code=$?
   [ "$code" = 0 ] || [ "$code" = 124 ] || exit "$code" # 124: it was asked to save
