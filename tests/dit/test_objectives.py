@@ -8,13 +8,19 @@ from vwm.dit.objectives import Diffusion, ShortcutForcing
 from vwm.dit.path import target
 
 
-def clean() -> torch.Tensor:
-    return torch.randn(8, 5, 4, 4, 3, generator=torch.Generator().manual_seed(0))
+def clean(clips: int = 8) -> torch.Tensor:
+    return torch.randn(clips, 5, 4, 4, 3, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("prediction", ["velocity", "clean", "v"])
+def silent(x, *_):
+    return torch.zeros_like(x)
+
+
+# Of data and noise of variance 1: a difference has 2, a turn of the two 1.
+@pytest.mark.parametrize(("prediction", "variance"), [("velocity", 2.0), ("clean", 1.0), ("v", 1.0)])
 @pytest.mark.parametrize("density", ["uniform", "logit_normal", "mode"])
-def test_an_oracle_has_no_loss_and_a_silent_network_has_that_of_the_target(prediction, density):
+def test_an_oracle_has_no_loss_and_a_silent_network_has_that_of_the_target(prediction, variance, density):
+    torch.manual_seed(0)
     objective, data = Diffusion(prediction, density), clean()
 
     def oracle(x, signal, step, clips):
@@ -25,8 +31,7 @@ def test_an_oracle_has_no_loss_and_a_silent_network_has_that_of_the_target(predi
         return target(prediction, data, noise, signal)
 
     assert objective.loss(oracle, data)[0] < 1e-4
-    silent = objective.loss(lambda x, *_: torch.zeros_like(x), data)[0]
-    assert 0.7 < silent < 2.6
+    assert abs(objective.loss(silent, clean(64))[0] - variance) < 0.15
 
 
 def test_every_frame_has_its_own_level_and_a_shift_means_more_noise():
@@ -50,6 +55,39 @@ def test_shortcut_steps_begin_at_multiples_of_their_size_and_the_oracle_needs_no
     (first, halved, of), (_, again, _), (whole, steps, everything) = asked
     assert of == slice(0, 4) and everything == slice(None) and torch.equal(halved, again)
     assert torch.equal(steps[:4] + 1, halved) and (steps[4:] == 3).all() and torch.equal(first, whole[:4])
+
+
+def test_a_frame_with_more_signal_counts_for_more():
+    objective, data, asked = ShortcutForcing(finest=8, bootstrap=0), clean(), []
+
+    def network(x, signal, step, clips):
+        asked.append(signal)
+        return silent(x)
+
+    loss, logs = objective.loss(network, data)
+    (signal,) = asked
+    assert set(logs) == {"flow_loss"} and signal.unique().numel() == 8
+    expected = ((0.9 * signal + 0.1)[..., None, None, None] * data.square()).mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(logs["flow_loss"], data.square().mean(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("clips", "bootstrap"), [(1, 0.25), (3, 0.5), (8, 1.0)])
+def test_a_batch_of_any_size_bootstraps_its_share(clips, bootstrap):
+    objective, data, counts = ShortcutForcing(finest=4, bootstrap=bootstrap), clean(clips)[:, :1, :1, :1], []
+    for seed in range(300):
+        torch.manual_seed(seed)
+        asked = []
+
+        def network(x, signal, step, clips, asked=asked):
+            asked.append(len(x))
+            return silent(x)
+
+        objective.loss(network, data)
+        assert asked[-1] == clips and len(asked) in (1, 3)
+        counts.append(asked[0] if len(asked) == 3 else 0)
+    assert all(abs(count - bootstrap * clips) < 1 for count in counts)  # no batch is further off than it must be
+    assert abs(sum(counts) / len(counts) - bootstrap * clips) < 0.08
 
 
 def test_a_large_step_learns_where_two_half_steps_end():

@@ -125,6 +125,28 @@ def test_shared_key_heads_are_repeated_ones():
     torch.testing.assert_close(attend(q, k, v, mask, soft_cap=1e6), wide, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("key_heads", [6, 2])
+def test_a_soft_cap_bounds_logits_as_its_formula_says(key_heads):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, h, 5, 8, dtype=torch.float64) * 3 for h in (6, key_heads, key_heads))
+    mask = torch.ones(5, 5).tril().bool()
+    keys, values = (p.repeat_interleave(6 // key_heads, 1) for p in (k, v))
+    logits = torch.einsum("bhtc,bhsc->bhts", q, keys) / 8**0.5
+    for cap in (1.0, 5.0):
+        capped = (cap * torch.tanh(logits / cap)).masked_fill(~mask, -torch.inf)
+        expected = torch.einsum("bhts,bhsc->bhtc", capped.softmax(-1), values)
+        torch.testing.assert_close(attend(q, k, v, mask, soft_cap=cap), expected, rtol=0, atol=1e-12)
+        assert not torch.allclose(attend(q, k, v, mask), expected, atol=0.1)
+
+
+def test_a_soft_cap_reaches_every_kind_of_layer():
+    for layout in ({}, {"attention": "full"}, {"kv_heads": 2}):
+        plain = network(**layout)(clip(), PLACES)
+        high, low = (network(**layout, soft_cap=cap)(clip(), PLACES) for cap in (1e6, 1.0))
+        torch.testing.assert_close(high, plain, rtol=0, atol=1e-9)
+        assert not torch.allclose(low, plain, atol=1e-4)
+
+
 def test_errors_say_what_is_wrong():
     for changes, message in (
         ({"window": 0}, "window"),

@@ -3,10 +3,11 @@
 import json
 import pickle
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
-from models import dynamics, genie, tokenizer
+from models import diffusion_world, dynamics, genie, tokenizer
 from safetensors.torch import load_file, save_file
 
 import vwm
@@ -35,18 +36,40 @@ def edit(bundle, change) -> None:
     (bundle / "model_index.json").write_text(json.dumps(index))
 
 
-@pytest.mark.parametrize("kind", [{}, {"labelled": True}, {"codebook": 36}], ids=["latent", "labelled", "vq"])
+def car():
+    """Levers, rewards and ends."""
+    world = diffusion_world(outcomes=True, action_dims=3)
+    world.actions = replace(world.actions, rest=(0.0, -1.0, -0.5))
+    return world
+
+
+WORLDS = {
+    "latent": lambda: genie(),
+    "labelled": lambda: genie(labelled=True),
+    "vq": lambda: genie(codebook=36),
+    "dit": lambda: diffusion_world(),
+    "dit-continuous-actions-and-outcomes": car,
+}
+
+
+@pytest.mark.parametrize("kind", list(WORLDS))
 def test_saved_is_loaded(kind, tmp_path):
-    world = genie(**kind)
+    world = WORLDS[kind]()
     save_simulator(world, tmp_path / "world")
     again = vwm.load_simulator(tmp_path / "world", device="cpu", dtype=torch.float32)
+    assert type(again) is type(world) and list(again.networks()) == list(world.networks())
     assert torch.equal(again.starts, world.starts) and again.actions == world.actions
     assert (again.sampling, again.fps, again.title) == (world.sampling, world.fps, world.title)
     a, b = world.reset(world.starts, seed=3)[0], again.reset(again.starts, seed=3)[0]
     for i in range(5):
-        a, one = world.step(a, torch.tensor([0, 1, i % 4]))
-        b, two = again.step(b, torch.tensor([0, 1, i % 4]))
-        assert torch.equal(one.frame, two.frame)
+        action = torch.tensor([0, 1, i % 4])
+        if world.actions.kind == "continuous":
+            action = torch.sin(action[:, None] + torch.arange(world.actions.size))
+        a, one = world.step(a, action)
+        b, two = again.step(b, action)
+        for said, repeated in zip(one, two, strict=True):
+            assert torch.equal(said, repeated)
+    assert kind != "dit-continuous-actions-and-outcomes" or (one.reward != 0).all()
 
 
 def test_half_the_space_is_a_rounding_away(made, tmp_path):
