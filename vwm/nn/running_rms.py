@@ -24,8 +24,10 @@ class RunningRMS(nn.Module):
 
     def forward(self, loss: Tensor) -> Tensor:
         """A scalar loss -> the loss on the common scale."""
-        if self.training:
+        if self.training and bool(torch.isfinite(loss)):  # one broken batch must not break the scale for good
             with torch.no_grad():
                 self.mean_square.lerp_(loss.detach().float().square(), 1 - self.decay)
                 self.weight.lerp_(torch.ones_like(self.weight), 1 - self.decay)
-        return loss / (self.mean_square / self.weight.clamp(min=1e-8)).sqrt().clamp(min=1e-8)
+        if not self.weight:  # nothing seen yet
+            return loss
+        return loss / (self.mean_square / self.weight).sqrt().clamp(min=1e-8)
