@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor
 
 from vwm.nn.patches import patch_grid
-from vwm.tokenizer.interface import Reconstruction, VideoTokenizer
+from vwm.tokenizer.interface import FrameTokenizer, Reconstruction
 
 Settings = dict[str, Any]
 
@@ -48,7 +48,7 @@ SHAPES = {
 """The classes that are known to work, by their names in diffusers."""
 
 
-class DiffusersTokenizer(VideoTokenizer):
+class DiffusersTokenizer(FrameTokenizer):
     """A diffusers autoencoder behind our interface, its latents normalised by its own statistics.
 
     Every frame is encoded by itself, as a picture. These autoencoders keep their memory of a video in the module, where
@@ -127,22 +127,6 @@ class DiffusersTokenizer(VideoTokenizer):
         z = rearrange(latents * self.std + self.mean, "b t h w c -> (b t) c h w")
         frames = self.vae.decode(z[:, :, None] if self.video else z).sample
         return (frames[:, :, 0] if self.video else frames).unflatten(0, latents.shape[:2])
-
-    def init_encoder(self, batch: int) -> tuple[()]:
-        """Nothing is remembered."""
-        return ()
-
-    def init_decoder(self, batch: int) -> tuple[()]:
-        """Nothing is remembered."""
-        return ()
-
-    def encode_step(self, state: tuple[()], video: Tensor) -> tuple[tuple[()], Tensor]:
-        """The next frames, and their latents."""
-        return state, self.encode(video)
-
-    def decode_step(self, state: tuple[()], latents: Tensor) -> tuple[tuple[()], Tensor]:
-        """The next latents, and their frames."""
-        return state, self.decode(latents)
 
 
 def statistics(settings: Settings, channels: int) -> tuple[Tensor, Tensor]:

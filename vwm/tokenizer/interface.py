@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, NamedTuple
 
+import torch
 from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor
 
@@ -82,9 +83,41 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
     def decode_step(self, state: State, latents: Tensor) -> tuple[State, Tensor]:
         """The next latents, and their frames."""
 
+    def scale_latents(self, channels: int, mean: list[float] | None, std: list[float] | None) -> None:
+        """Make buffers ``mean`` and ``std`` [c] of the config's numbers; None for 0 and 1.
+
+        They come from the config and are not among the weights: they are numbers about the weights. Raises
+        ValueError where there are not ``channels`` of them.
+        """
+        mean, std = mean or [0.0] * channels, std or [1.0] * channels
+        if len(mean) != channels or len(std) != channels:
+            raise ValueError(f"latents_mean and latents_std need {channels} numbers, got {len(mean)}, {len(std)}")
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
+
     def check_video(self, video: Tensor) -> None:
         """Raise ValueError unless ``video`` is [b, t, 3, H, W] of this tokenizer's size."""
         if tuple(video.shape[2:]) != (3, *self.image_size):
             raise ValueError(
                 f"video must be [b, t, 3, {self.image_size[0]}, {self.image_size[1]}], got {list(video.shape)}"
             )
+
+
+class FrameTokenizer(VideoTokenizer):
+    """A tokenizer that takes each frame by itself, so that there is nothing to remember."""
+
+    def init_encoder(self, batch: int) -> tuple[()]:
+        """Nothing."""
+        return ()
+
+    def init_decoder(self, batch: int) -> tuple[()]:
+        """Nothing."""
+        return ()
+
+    def encode_step(self, state: tuple[()], video: Tensor) -> tuple[tuple[()], Tensor]:
+        """The next frames, and their latents."""
+        return state, self.encode(video)
+
+    def decode_step(self, state: tuple[()], latents: Tensor) -> tuple[tuple[()], Tensor]:
+        """The next latents, and their frames."""
+        return state, self.decode(latents)

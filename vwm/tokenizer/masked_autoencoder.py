@@ -90,14 +90,7 @@ class MaskedAutoencoderTokenizer(VideoTokenizer):
         # So what a patch holds can only come out by way of the latents.
         self.register_buffer("encoder_mask", latent[:, None] | ~latent[None, :], persistent=False)
         self.register_buffer("decoder_mask", ~latent[:, None] | latent[None, :], persistent=False)
-        mean, std = latents_mean or [0.0] * latent_channels, latents_std or [1.0] * latent_channels
-        if len(mean) != latent_channels or len(std) != latent_channels:
-            raise ValueError(
-                f"latents_mean and latents_std need {latent_channels} numbers, got {len(mean)}, {len(std)}"
-            )
-        # From the config, not among the weights: they are numbers about the weights.
-        self.register_buffer("mean", torch.tensor(mean), persistent=False)
-        self.register_buffer("std", torch.tensor(std), persistent=False)
+        self.scale_latents(latent_channels, latents_mean, latents_std)
 
     def forward(self, video: Tensor) -> Reconstruction:
         """There and back: float [b, t, 3, H, W] in [-1, 1]. In training mode some patches are hidden."""

@@ -11,10 +11,10 @@ from einops import rearrange
 from torch import Tensor
 
 from vwm.nn.patches import patch_grid
-from vwm.tokenizer.interface import Reconstruction, VideoTokenizer
+from vwm.tokenizer.interface import FrameTokenizer, Reconstruction
 
 
-class PixelTokenizer(VideoTokenizer):
+class PixelTokenizer(FrameTokenizer):
     """No network: latents are normalised pixels, [b, t, h, w, p*p*3], and the way back is exact.
 
     Args:
@@ -59,19 +59,3 @@ class PixelTokenizer(VideoTokenizer):
         """float [b, t, h, w, p*p*3] -> float [b, t, 3, H, W]."""
         p = self.patch_size
         return rearrange(latents * self.std + self.mean, "b t h w (p q c) -> b t c (h p) (w q)", p=p, q=p)
-
-    def init_encoder(self, batch: int) -> tuple[()]:
-        """Nothing is remembered."""
-        return ()
-
-    def init_decoder(self, batch: int) -> tuple[()]:
-        """Nothing is remembered."""
-        return ()
-
-    def encode_step(self, state: tuple[()], video: Tensor) -> tuple[tuple[()], Tensor]:
-        """The next frames: float [b, t, 3, H, W] -> float [b, t, h, w, p*p*3]."""
-        return state, self.encode(video)
-
-    def decode_step(self, state: tuple[()], latents: Tensor) -> tuple[tuple[()], Tensor]:
-        """The next latents, and their frames."""
-        return state, self.decode(latents)

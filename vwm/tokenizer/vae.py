@@ -214,14 +214,7 @@ class CausalVAE(VideoTokenizer):
         else:
             self.quantizer = Quantizer(latent_channels, codebook, code_width=min(32, latent_channels))
             self.codebook_size = self.quantizer.size
-        mean, std = latents_mean or [0.0] * latent_channels, latents_std or [1.0] * latent_channels
-        if len(mean) != latent_channels or len(std) != latent_channels:
-            raise ValueError(
-                f"latents_mean and latents_std need {latent_channels} numbers, got {len(mean)}, {len(std)}"
-            )
-        # From the config, not among the weights: they are numbers about the weights.
-        self.register_buffer("mean", torch.tensor(mean), persistent=False)
-        self.register_buffer("std", torch.tensor(std), persistent=False)
+        self.scale_latents(latent_channels, latents_mean, latents_std)
 
     @property
     def last_layer(self) -> Tensor:
