@@ -25,27 +25,34 @@ def main() -> None:
     parser.add_argument("train", help="shards with latents (vwm encode) and actions")
     parser.add_argument("test", help="shards with frames and actions, never trained on")
     parser.add_argument("--tokenizer", required=True, help="the tokenizer's bundle")
-    parser.add_argument("--config", default="configs/dit/coinrun_small.yaml")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--horizon", type=int, default=16)
-    parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--config", default="configs/dit/coinrun_small.yaml", help="of the world")
+    parser.add_argument("--steps", type=int, default=1000, help="optimizer steps of each world")
+    parser.add_argument("--horizon", type=int, default=16, help="frames of a rollout")
+    parser.add_argument("--clips", type=int, default=64, help="clips to measure on")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 0.01, 0.1, 1.0])
     parser.add_argument("--only", type=float, nargs="*", help="make these worlds and stop, no table")
     parser.add_argument("--starts", default="none", help="shards to take the bundles' names from; none is enough here")
-    parser.add_argument("--out", type=Path, default=Path("runs/labelled"))
+    parser.add_argument("--out", type=Path, default=Path("runs/labelled"), help="folder of the runs")
     options = parser.parse_args()
     reports = {}
     for share in options.shares if options.only is None else options.only:
         reports[share] = measured(options, share)
     if options.only is None:
+        if not {0.0, 1.0} <= set(reports):
+            raise SystemExit("the table tells gains between no labels and all: --shares must hold 0 and 1")
         print(table(reports))
 
 
 def measured(options: argparse.Namespace, share: float) -> dict[str, float]:
     """Train, export and evaluate one world, unless that is done: means over the rollout's horizon."""
     run = options.out / f"{share:g}"
-    report = run / "report" / "report.json"
+    report, made = run / "report" / "report.json", run / "made_with.json"
+    settings = {k: str(v) for k, v in vars(options).items() if k not in ("only", "shares", "out")}
+    if made.is_file() and json.loads(made.read_text()) != settings:
+        raise SystemExit(f"{run} was made with other settings ({made}): choose another --out")
     if not report.is_file():
+        run.mkdir(parents=True, exist_ok=True)
+        made.write_text(json.dumps(settings))
         _vwm("fit", "-c", options.config, "--run", str(run), "--model.init_args.tokenizer", options.tokenizer,
              "--data.init_args.path", options.train, "--data.init_args.fields", "[latents, actions]",
              "--data.init_args.labelled", str(share), "--data.init_args.workers", "0", "--threads", "1",
