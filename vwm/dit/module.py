@@ -164,7 +164,7 @@ class DiTModule(L.LightningModule):
     def validation_step(self, batch: Clips, index: int) -> None:
         """Lightning's hook: the loss, and how much higher it is when clips swap their actions."""
         size = len(batch.latents if batch.latents is not None else batch.frames)
-        with torch.random.fork_rng():  # equal levels and noise for both
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):  # equal noise for both
             torch.manual_seed(index)
             loss, logs = self(batch)
             if self.dynamics.embed_action is not None and batch.actions is not None and size > 1:

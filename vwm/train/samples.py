@@ -44,7 +44,8 @@ class SampleVideos(L.Callback):
         self._step = step
         averages = [c for c in trainer.callbacks if isinstance(c, EMA)]
         clips = self._choose(trainer, batch)
-        with torch.random.fork_rng():  # sampling must not move the training's generators
+        devices = [pl_module.device] if pl_module.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # sampling must not move the training's generators
             torch.manual_seed(0)
             for average in averages:
                 average.swap_in(pl_module)
