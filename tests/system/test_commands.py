@@ -146,6 +146,14 @@ def test_a_diffusion_world_of_a_game_is_measured(driven):
     assert report["tokenizer"]["psnr"] > 10 and report["play"]["sampling_steps"] == 2
 
 
+def test_shards_without_video_make_a_bundle_without_starts(driven, tmp_path, capsys):
+    main(["export", str(driven / "dit"), "-o", str(tmp_path / "bundle")])
+    assert "holds no video" in capsys.readouterr().out
+    assert not (tmp_path / "bundle" / "starts").exists()
+    index = json.loads((tmp_path / "bundle" / "model_index.json").read_text())
+    assert index["settings"]["actions"]["names"] == ["steer", "gas", "brake"]
+
+
 def test_a_diffusion_bundle_is_driven_with_a_wheel(driven):
     import torch
 

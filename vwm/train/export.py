@@ -15,6 +15,7 @@ from tqdm import tqdm
 from vwm.data.clips import read_meta
 from vwm.data.datamodule import open_clips
 from vwm.data.index import list_shards, read_index
+from vwm.data.video import VIDEO_EXTENSIONS
 from vwm.dit.model import DiT
 from vwm.dit.module import DiTModule
 from vwm.eval.actions import describe_actions
@@ -75,7 +76,7 @@ def export(
         "fps": _fps(source),
         "context_frames": context,
         "title": title or run.resolve().name,
-        "starts": None if source is None else _starts(source, context, starts),
+        "starts": _starts(source, context, starts) if source is not None and _shows(source) else None,
     }
     simulator: VideoSimulator
     if isinstance(module, GenieModule):
@@ -156,6 +157,15 @@ def _source(config: Any, data: str | None) -> str | None:
     except FileNotFoundError:
         return None
     return path
+
+
+def _shows(path: str) -> bool:
+    """Whether shards hold video; encoded ones may not."""
+    members = read_index(list_shards(path)[0]).episodes[0].members
+    if {"frames.npy", *VIDEO_EXTENSIONS} & set(members):
+        return True
+    print(f"note: {path} holds no video, so the bundle gets no frames to begin from: name shards with video by --data")
+    return False
 
 
 def _starts(path: str, context: int, count: int) -> Tensor:
