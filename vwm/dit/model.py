@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from vwm.dit.actions import ActionEmbedding
 from vwm.dit.path import PREDICTIONS, Prediction
 from vwm.nn.patches import patch_grid
-from vwm.nn.space_time import SpaceTimeState, causal_window
+from vwm.nn.space_time import SpaceTimeState, clean_past_window
 from vwm.nn.video_transformer import VideoTransformer, grid_places
 
 
@@ -177,15 +177,8 @@ class DiT(ModelMixin, ConfigMixin):
         seen, frames = past.latents.shape[1], noisy.latents.shape[1]
         x = torch.cat((self._tokens(past), self._tokens(noisy)), dim=1)
         condition = torch.cat((self._condition(past), self._condition(noisy)), dim=1)
-        of_past = torch.arange(seen, device=x.device)
-        of_noisy = torch.arange(1, frames + 1, device=x.device)
-        window = self.transformer.window
-        earlier = causal_window(of_noisy, of_past, window) & (of_noisy[:, None] > of_past)
-        itself = of_noisy[:, None] == of_noisy
-        whole = causal_window(of_past, of_past, window)
-        nothing = torch.zeros(seen, frames, dtype=torch.bool, device=x.device)
-        mask = torch.cat((torch.cat((whole, nothing), dim=1), torch.cat((earlier, itself), dim=1)))
-        x = self.transformer(x, self.coordinates, condition, torch.cat((of_past, of_noisy)), mask)
+        positions, mask = clean_past_window(seen, frames, self.transformer.window, x.device)
+        x = self.transformer(x, self.coordinates, condition, positions, mask)
         return Output(self._predict(x[:, seen:]), self._features(x[:, :seen]))
 
     def init_state(self, batch: int) -> SpaceTimeState:

@@ -21,7 +21,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from vwm.nn.random import fold, uniform
-from vwm.nn.space_time import SpaceTimeState, SpaceTimeTransformer, causal_window
+from vwm.nn.space_time import SpaceTimeState, SpaceTimeTransformer, clean_past_window
 
 
 class MaskGITDynamics(ModelMixin, ConfigMixin):
@@ -97,18 +97,10 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
             x = self.transformer(self._embed(torch.cat((tokens[:, :1], hidden), dim=1), lead))
             return self.head(x[:, 1:, self.prefix :])
         # Both kinds of frame go through the transformer as one long clip: first the whole ones, then the masked ones.
-        # A masked frame looks at the whole frames before it and at itself, which is what it sees in play.
         frames = tokens.shape[1] - 1
         past = self._corrupt(tokens[:, :-1])
         x = torch.cat((self._embed(past, lead[:, :-1]), self._embed(hidden, lead[:, 1:])), dim=1)
-        number = torch.arange(frames, device=x.device)
-        window = self.transformer.window
-        itself = number[:, None] == number
-        whole = torch.cat((causal_window(number, number, window), torch.zeros_like(itself)), dim=1)
-        # The whole frame of the same number is the answer, and must not be seen.
-        before = causal_window(number + 1, number, window) & (number[:, None] + 1 > number)
-        masked = torch.cat((before, itself), dim=1)
-        x = self.transformer(x, torch.cat((number, number + 1)), torch.cat((whole, masked)))
+        x = self.transformer(x, *clean_past_window(frames, frames, self.transformer.window, x.device))
         return self.head(x[:, frames:, self.prefix :])
 
     def loss(self, tokens: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:

@@ -115,17 +115,48 @@ class SpaceTimeTransformer(nn.Module):
 
         The given state is left as it was, so dropping the returned one makes this a look that leaves no trace.
         """
-        slots, frames = self.window - 1, x.shape[1]
-        positions = state.position[:, None] + torch.arange(frames, device=x.device)
-        of_slots = state.position[:, None] + torch.arange(-slots, 0, device=x.device)
-        of_keys = torch.cat((of_slots, positions), dim=1)
-        mask = causal_window(positions, of_keys, self.window) & (of_keys >= 0)[:, None, :]
-        mask = mask[:, None, None]  # over tokens and heads
+        frames = x.shape[1]
+        positions, mask = streaming_window(state.position, frames, self.window)
         blocks = []
         for block, past in zip(self.blocks, state.blocks, strict=True):
             x, seen = block(x, positions, mask, past)
             blocks.append(KeyValues(seen.keys[..., frames:, :], seen.values[..., frames:, :]))
         return self.norm(x), SpaceTimeState(state.position + frames, tuple(blocks))
+
+
+def streaming_window(position: Tensor, frames: int, window: int) -> tuple[Tensor, Tensor]:
+    """Where the next frames of worlds stand, and which remembered and next frames they may look at.
+
+    Args:
+        position: int64 [b], frames seen so far by each world.
+        frames: how many come.
+        window: see ``SpaceTimeTransformer``.
+
+    Returns:
+        positions int64 [b, t], and a mask bool [b, 1, 1, t, window - 1 + t] (over tokens and heads).
+    """
+    positions = position[:, None] + torch.arange(frames, device=position.device)
+    of_slots = position[:, None] + torch.arange(1 - window, 0, device=position.device)
+    of_keys = torch.cat((of_slots, positions), dim=1)
+    mask = causal_window(positions, of_keys, window) & (of_keys >= 0)[:, None, :]
+    return positions, mask[:, None, None]
+
+
+def clean_past_window(seen: int, frames: int, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """For training over a clean past: whole frames 0..seen-1, then hidden frames 1..frames, as one long clip.
+
+    A hidden frame looks at the whole frames before it and at itself, which is what it sees in play. The whole frame
+    of the same number is the answer, and must not be seen.
+
+    Returns:
+        positions int64 [t] and a mask bool [t, t], t = seen + frames.
+    """
+    whole, hidden = torch.arange(seen, device=device), torch.arange(1, frames + 1, device=device)
+    nothing = torch.zeros(seen, frames, dtype=torch.bool, device=device)
+    past = torch.cat((causal_window(whole, whole, window), nothing), dim=1)
+    before = causal_window(hidden, whole, window) & (hidden[:, None] > whole)
+    present = torch.cat((before, hidden[:, None] == hidden), dim=1)
+    return torch.cat((whole, hidden)), torch.cat((past, present))
 
 
 def causal_window(queries: Tensor, keys: Tensor, window: int) -> Tensor:

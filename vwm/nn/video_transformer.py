@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vwm.nn.attention import KeyValues, attend
 from vwm.nn.norm import RMSNorm
-from vwm.nn.space_time import SpaceTimeState, causal_window
+from vwm.nn.space_time import SpaceTimeState, causal_window, streaming_window
 
 Kind = Literal["space", "time", "full"]
 
@@ -286,12 +286,9 @@ class VideoTransformer(nn.Module):
         """
         if not self.causal:
             raise ValueError("a transformer with causal=False looks at later frames too and cannot stream")
-        slots, frames = self.window - 1, x.shape[1]
-        positions = state.position[:, None] + torch.arange(frames, device=x.device)
-        of_slots = state.position[:, None] + torch.arange(-slots, 0, device=x.device)
-        of_keys = torch.cat((of_slots, positions), dim=1)
-        mask = causal_window(positions, of_keys, self.window) & (of_keys >= 0)[:, None, :]
-        geometry = Geometry(self._rotations(x, positions, places), mask[:, None, None], space_mask)
+        frames = x.shape[1]
+        positions, mask = streaming_window(state.position, frames, self.window)
+        geometry = Geometry(self._rotations(x, positions, places), mask, space_mask)
         memory, kept = iter(state.blocks), []
         for block, kind in zip(self.blocks, self.kinds, strict=True):
             x, seen = block(x, geometry, condition, None if kind == "space" else next(memory))
