@@ -23,22 +23,40 @@ class KeyValues(NamedTuple):
     values: Tensor
 
 
-def rotate(x: Tensor, positions: Tensor, base: float = 1000.0) -> Tensor:
-    """Rotary position embedding (RoFormer, arXiv 2104.09864, eq. 34), halves layout.
+class Rotation(NamedTuple):
+    """cos and sin of the angles by which channel pairs turn: broadcastable to [..., tokens, c/2]."""
 
-    Args:
-        x: [b, n, h, t, c], c even.
-        positions: int64 [t] or [b, t]. Angles are computed in float64, so that a world that has been played for
-            a million frames turns its keys as exactly as a new one.
+    cos: Tensor
+    sin: Tensor
+
+
+def angles(positions: Tensor, pairs: int, base: float) -> Tensor:
+    """[...] -> float64 [..., pairs], the angles of rotary positions (RoFormer, arXiv 2104.09864, eq. 15).
+
+    In float64, so that a world that has been played for a million frames turns its keys as exactly as a new one.
     """
-    half = x.shape[-1] // 2
-    frequencies = base ** (-torch.arange(half, device=x.device, dtype=torch.float64) / half)
-    angles = positions.to(torch.float64)[..., None] * frequencies
-    if angles.ndim == 3:  # a position a world: broadcast over tokens and heads
-        angles = angles[:, None, None]
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    first, second = x[..., :half], x[..., half:]
+    frequencies = base ** (-torch.arange(pairs, device=positions.device, dtype=torch.float64) / pairs)
+    return positions.to(torch.float64)[..., None] * frequencies
+
+
+def rotation(of: Tensor, dtype: torch.dtype) -> Rotation:
+    """Cosines and sines of angles."""
+    return Rotation(of.cos().to(dtype), of.sin().to(dtype))
+
+
+def turn(x: Tensor, by: Rotation) -> Tensor:
+    """Turn channel pairs (halves layout): [..., tokens, c]."""
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = by.cos.to(x.dtype), by.sin.to(x.dtype)
     return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
+
+
+def rotate(x: Tensor, positions: Tensor, base: float = 1000.0) -> Tensor:
+    """Turn [b, n, h, t, c] by positions int64 [t] or [b, t]."""
+    by = angles(positions, x.shape[-1] // 2, base)
+    if by.ndim == 3:  # a position a world: broadcast over tokens and heads
+        by = by[:, None, None]
+    return turn(x, rotation(by, x.dtype))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, soft_cap: float | None = None) -> Tensor:

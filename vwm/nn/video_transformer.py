@@ -27,18 +27,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from vwm.nn.attention import KeyValues, attend
+from vwm.nn.attention import KeyValues, Rotation, angles, attend, rotation, turn
 from vwm.nn.norm import RMSNorm
 from vwm.nn.space_time import SpaceTimeState, causal_window, streaming_window
 
 Kind = Literal["space", "time", "full"]
-
-
-class Rotation(NamedTuple):
-    """cos and sin of the angles by which channel pairs turn: broadcastable to [..., tokens, c/2]."""
-
-    cos: Tensor
-    sin: Tensor
 
 
 class Geometry(NamedTuple):
@@ -328,27 +321,6 @@ class VideoTransformer(nn.Module):
         half = pairs // 2
         space = torch.cat((angles(rows, half, 100), angles(columns, pairs - half, 100)), dim=-1)
         return {"time": rotation(time, dtype), "space": rotation(space, dtype)}
-
-
-def angles(positions: Tensor, pairs: int, base: float) -> Tensor:
-    """[...] -> float64 [..., pairs], the angles of rotary positions (RoFormer, arXiv 2104.09864, eq. 15).
-
-    In float64, so that a world that has been played for a million frames turns its keys as exactly as a new one.
-    """
-    frequencies = base ** (-torch.arange(pairs, device=positions.device, dtype=torch.float64) / pairs)
-    return positions.to(torch.float64)[..., None] * frequencies
-
-
-def rotation(of: Tensor, dtype: torch.dtype) -> Rotation:
-    """Cosines and sines of angles."""
-    return Rotation(of.cos().to(dtype), of.sin().to(dtype))
-
-
-def turn(x: Tensor, by: Rotation) -> Tensor:
-    """Turn channel pairs (halves layout): [..., tokens, c]."""
-    first, second = x.chunk(2, dim=-1)
-    cos, sin = by.cos.to(x.dtype), by.sin.to(x.dtype)
-    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
