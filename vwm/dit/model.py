@@ -20,8 +20,8 @@ from diffusers.configuration_utils import register_to_config
 from einops import rearrange
 from torch import Tensor, nn
 
-from vwm.dit.actions import ActionEmbedding
 from vwm.dit.path import PREDICTIONS, Prediction
+from vwm.nn.actions import ActionEmbedding
 from vwm.nn.patches import patch_grid
 from vwm.nn.space_time import SpaceTimeState, clean_past_window
 from vwm.nn.video_transformer import VideoTransformer, grid_places
