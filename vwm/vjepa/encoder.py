@@ -1,0 +1,198 @@
+"""The video encoder of V-JEPA: a vision transformer over tubelets, which may see some of them only.
+
+V-JEPA (arXiv 2404.08471, section 3.2) and V-JEPA 2 (arXiv 2506.09985, section 2.1).
+
+Legend: b batch, t time in tubelets, h w in patches, n = t h w tokens, k tokens that are seen, d width, p patch side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from vwm.nn.patches import patch_grid
+from vwm.vjepa.block import NORM_EPS, Block, MlpKind, initialise
+from vwm.vjepa.positions import Grid, Kind, Positions, Rotary
+
+
+class PatchEmbed(nn.Module):
+    """The tubelets' linear embedding; its weight has the shape of the published convolution's."""
+
+    def __init__(self, tubelet: int, patch_size: int, width: int) -> None:
+        super().__init__()
+        size = (tubelet, patch_size, patch_size)
+        self.proj = nn.Conv3d(3, width, size, stride=size)
+
+    def forward(self, patches: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """Pixels [..., 3 * tubelet * p * p] -> [..., d], of channels scaled and shifted first where [3] are given."""
+        weight, bias = self.proj.weight, self.proj.bias
+        assert bias is not None
+        if scale is not None and shift is not None:  # of the weights, which are fewer than the pixels
+            bias = bias + weight.sum(dim=(2, 3, 4)) @ shift
+            weight = weight * scale[:, None, None, None]
+        return F.linear(patches.to(weight.dtype), weight.flatten(1), bias)
+
+
+class VideoEncoder(ModelMixin, ConfigMixin):
+    """A vision transformer over a clip's tubelets.
+
+    Args:
+        image_size: (height, width) of the frames.
+        frames: clip length. Sines and cosines stand for as many frames at most; with rope any clip length works.
+        tubelet: frames that a token spans.
+        patch_size: p, side of the square that a token spans.
+        width: d.
+        depth: layers.
+        heads: attention heads.
+        mlp_ratio: hidden width of the feed-forwards over d.
+        mlp: ``"gelu"`` or ``"swiglu"``.
+        positions: ``"rope"`` (V-JEPA 2) or ``"sincos"`` (V-JEPA).
+        tiled_rope: rope as the released V-JEPA 2 weights have it; see ``Positions``.
+        uniform_power: of sincos; see ``Positions``.
+        pixel_mean, pixel_std: of each colour, of pixels between 0 and 1: what the patch embedding sees is
+            (pixel - mean) / std. The default leaves vwm's pixels as they are; published weights want ImageNet's.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        image_size: tuple[int, int] = (64, 64),
+        frames: int = 16,
+        tubelet: int = 2,
+        patch_size: int = 16,
+        width: int = 192,
+        depth: int = 12,
+        heads: int = 3,
+        mlp_ratio: float = 4.0,
+        mlp: MlpKind = "gelu",
+        positions: Kind = "rope",
+        tiled_rope: bool = False,
+        uniform_power: bool = False,
+        pixel_mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        pixel_std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+    ) -> None:
+        super().__init__()
+        self.image_size, self.frames = (int(image_size[0]), int(image_size[1])), frames
+        self.tubelet, self.patch_size, self.width = tubelet, patch_size, width
+        self.places = patch_grid(self.image_size, patch_size)
+        self.positions = Positions(positions, width, heads, tiled_rope, uniform_power)
+        self.grid()  # a ValueError where the tubelet does not divide the frames
+        self.checkpointing = False
+        self.patch_embed = PatchEmbed(tubelet, patch_size, width)
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, mlp) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        initialise(self, self.blocks)
+
+    def grid(self, frames: int | None = None) -> Grid:
+        """(t, h, w) of a clip's tokens; by default of one as long as the config says.
+
+        Raises ValueError where the frames are no whole tubelets.
+        """
+        frames = self.frames if frames is None else frames
+        if frames < 1 or (frames > 1 and frames % self.tubelet):
+            raise ValueError(f"{frames} frames are no whole tubelets of {self.tubelet}; one frame alone would be")
+        return (-(-frames // self.tubelet), *self.places)
+
+    def tokens(self, frames: int | None = None) -> int:
+        """n of a clip."""
+        t, h, w = self.grid(frames)
+        return t * h * w
+
+    def forward(self, video: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Features of a clip's tokens, or of those that are kept, which then see each other alone.
+
+        An image is a clip of one frame: the frame is repeated to fill a tubelet.
+
+        Args:
+            video: float [b, frames, 3, height, width] in [-1, 1].
+            keep: int64 [b, k], numbers of the tokens that are seen (along time first, then rows, then columns).
+
+        Returns:
+            [b, n, d] or [b, k, d], in the order of ``keep``.
+
+        Raises:
+            ValueError: frames of another size, no whole tubelets, or with sincos more frames than the config's.
+        """
+        x, rotary = self._embed(video, keep)
+        for block in self.blocks:
+            x = self._layer(block, x, rotary)
+        return self.norm(x)
+
+    def layers(self, video: Tensor, which: Sequence[int], keep: Tensor | None = None) -> list[Tensor]:
+        """What some layers put out, for probes and targets of several levels.
+
+        Args:
+            video: see ``forward``.
+            which: the layers' numbers, 0 to depth - 1, or from the end -1, -2, ...
+            keep: see ``forward``.
+
+        Returns:
+            [b, n or k, d] each, in the order of ``which``; the last layer's after the final norm, as ``forward`` has
+            it, and the others' as they are. Layers beyond the deepest that is asked for are not run.
+
+        Raises:
+            ValueError: there is no such layer.
+        """
+        depth = len(self.blocks)
+        if not all(-depth <= number < depth for number in which):
+            raise ValueError(f"which={list(which)} must be numbers of the {depth} layers, {-depth}..{depth - 1}")
+        numbers = [number % depth for number in which]
+        x, rotary = self._embed(video, keep)
+        found = {}
+        for number, block in enumerate(self.blocks[: max(numbers, default=-1) + 1]):
+            x = self._layer(block, x, rotary)
+            if number in numbers:
+                found[number] = self.norm(x) if number == depth - 1 else x
+        return [found[number] for number in numbers]
+
+    def _layer(self, block: nn.Module, x: Tensor, rotary: Rotary | None) -> Tensor:
+        if self.checkpointing and self.training:
+            return checkpoint(block, x, rotary, use_reentrant=False)
+        return block(x, rotary)
+
+    def _embed(self, video: Tensor, keep: Tensor | None) -> tuple[Tensor, Rotary | None]:
+        if video.shape[2:] != (3, *self.image_size):
+            height, width = self.image_size
+            raise ValueError(f"video must be [b, frames, 3, {height}, {width}], got {list(video.shape)}")
+        frames = video.shape[1]
+        if self.positions.kind == "sincos" and frames > self.frames:
+            raise ValueError(f"{frames} frames are more than the {self.frames} that sincos positions were trained on")
+        grid = self.grid(frames)
+        if frames == 1:
+            video = video.expand(-1, self.tubelet, -1, -1, -1)
+        x = self.patch_embed(self._patches(video, grid, keep), *self._normalisation())
+        added = self.positions.added(grid, x, keep)
+        return x if added is None else x + added, self.positions.rotary(grid, x, keep)
+
+    def _patches(self, video: Tensor, grid: Grid, keep: Tensor | None) -> Tensor:
+        """Pixels of each token, [b, n or k, 3 * tubelet * p * p]; only those of kept tokens are copied."""
+        b, (t, h, w), p = len(video), grid, self.patch_size
+        cells = video.reshape(b, t, self.tubelet, 3, h, p, w, p).permute(0, 1, 4, 6, 3, 2, 5, 7)
+        if keep is None:
+            return cells.reshape(b, t * h * w, -1)
+        clip = torch.arange(b, device=keep.device)[:, None]
+        return cells[clip, keep // (h * w), keep // w % h, keep % w].flatten(2)
+
+    def _normalisation(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Scale and shift [3] of pixels in [-1, 1]; None where they change nothing."""
+        mean, std = tuple(self.config.pixel_mean), tuple(self.config.pixel_std)
+        if mean == std == (0.5, 0.5, 0.5):
+            return None, None
+        weight = self.patch_embed.proj.weight
+        return _scale_shift(mean, std, weight.dtype, weight.device)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # where validation is in it: a constant of inference could not be used in training
+def _scale_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    middle, spread = (torch.tensor(of, dtype=torch.float64, device=device) for of in (mean, std))
+    return (0.5 / spread).to(dtype), ((0.5 - middle) / spread).to(dtype)
