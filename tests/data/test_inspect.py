@@ -45,6 +45,28 @@ def test_counts_are_those_written(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "dimension 1 (go): mean 0.000, std 0.500, from -0.500 to 0.500" in said
 
 
+def test_named_numbers_of_the_state_are_shown_with_their_ranges(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ShardWriter(tmp_path / "a" / "shard-000000.tar") as writer:
+        for key, state in (("a", [[1, 5, 0], [2, 6, 0]]), ("b", [[-3, 5.5, 9], [0, 7, 9]])):
+            meta = {"state_names": ["ball_x", "ram_1", "ball_y"]}
+            writer.write(key, Episode(grey(0, 2, 8), state=np.array(state, np.float32), meta=meta))
+    inspect(tmp_path / "a")
+    said = capsys.readouterr().out
+    assert "state          3 numbers, 1 of them without a name" in said and "ram_1" not in said
+    assert [line.split() for line in said.splitlines() if "ball" in line] == [
+        ["ball_x", "from", "-3", "to", "2"],
+        ["ball_y", "from", "0", "to", "9"],
+    ]
+    with ShardWriter(tmp_path / "b" / "shard-000000.tar") as writer:  # as recordings before names were
+        writer.write("a", Episode(grey(0, 2, 8), state=np.array([[1] * 15, [2] * 15], np.float32)))
+    inspect(tmp_path / "b")
+    said = capsys.readouterr().out
+    assert "state          15 numbers\n" in said and "state_11 " in said and "state_12" not in said
+    assert "and 3 more" in said
+
+
 def test_the_hash_is_of_the_content(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b"):
         write_shards(tmp_path / name)

@@ -68,7 +68,16 @@ class Vector(Counter):
         return Counter.see(self)
 
 
+class Teller(Counter):
+    state_names = ("step", "last action")
+
+    @property
+    def state(self):
+        return np.array([self.steps, self.last])
+
+
 gymnasium.register("Counter-v0", Counter)
+gymnasium.register("Teller-v0", Teller)
 gymnasium.register("Vector-v0", Vector)
 '''
 
@@ -173,8 +182,17 @@ def test_continuous_actions_and_rendered_frames_with_state(tmp_path: Path) -> No
     for episode in episodes(tmp_path / "b"):
         assert episode["state.npy"].dtype == np.float32
         np.testing.assert_array_equal(episode["state.npy"], episode["frames.npy"][:, 0, 0, :2])
+        assert episode["json"]["state_names"] == ["observation_0", "observation_1"]
+    assert "state_names" not in meta
     with pytest.raises(ValueError, match="does not tell its state"):
         record(GAME, tmp_path / "c", frames=14, size=8, workers=0, state=True)
+
+
+def test_a_game_of_ones_own_tells_and_names_its_state(tmp_path: Path) -> None:
+    record("vwm_test_games:Teller-v0", tmp_path, frames=20, size=8, workers=0, state=True)
+    for episode in episodes(tmp_path):
+        np.testing.assert_array_equal(episode["state.npy"], episode["frames.npy"][:, 0, 0, :2])
+        assert episode["json"]["state_names"] == ["step", "last action"]
 
 
 def test_any_number_of_workers_and_any_interruption_write_the_same_bytes(
@@ -313,14 +331,28 @@ def test_coinrun_is_recorded_the_same_twice_and_pieces_differ(tmp_path: Path) ->
             record(game, tmp_path / "c", workers=0, env_options=options)
 
 
-def test_atari_tells_its_memory() -> None:
+def test_atari_tells_its_memory_and_where_the_ball_is(tmp_path: Path) -> None:
     pytest.importorskip("ale_py", reason="ale-py is not installed")
     game = open_environment("ALE/Pong-v5", Piece(0, 1, 5), size=84, frame_skip=4, state=True)
     seen = game.observe()
     assert seen.frames.shape == (1, 84, 84, 3)
     assert seen.state is not None and seen.state.shape == (1, 128)
     assert game.fps == 15 and game.actions.names[0] == "NOOP"
+    assert game.state_names[49:52] == ("ball_x", "enemy_y", "player_y") and game.state_names[127] == "ram_127"
     game.close()
+    record("ALE/Pong-v5", tmp_path, frames=300, size=96, workers=0, frame_skip=4, state=True)
+    (episode,) = episodes(tmp_path)
+    field = episode["frames.npy"][:, 17:87, 14:82, 2].astype(float) - 17  # of blue, between bars and paddles: the ball
+    blue = field.sum(axis=(1, 2))
+    shown = (blue > 300) & (blue < 1000)
+    assert shown.sum() > 50
+    names = episode["json"]["state_names"]
+    for name, axis in (("ball_x", 1), ("ball_y", 2)):
+        along = field[shown].sum(axis=axis)
+        centre = along @ np.arange(along.shape[1]) / along.sum(axis=1)
+        told = episode["state.npy"][shown, names.index(name)]
+        aligned, late = (np.corrcoef(told, np.roll(centre, k))[0, 1] for k in (0, 1))
+        assert aligned > 0.99 > late
 
 
 def test_a_car_is_driven_along_the_road_and_strays_on_purpose(tmp_path: Path) -> None:
@@ -334,7 +366,36 @@ def test_a_car_is_driven_along_the_road_and_strays_on_purpose(tmp_path: Path) ->
     assert under.mean() > 0.6
     assert (frames[1:] != frames[:-1]).any(axis=(1, 2, 3)).mean() > 0.9
     assert (actions.std(axis=0) > 0.15).all()
+    names, state = meta["state_names"], episode["state.npy"]
+    assert names[:6] == ["x", "y", "angle", "vx", "vy", "angular_velocity"]
+    angle, vx, vy, forward, lateral = (
+        state[:, names.index(n)] for n in ("angle", "vx", "vy", "forward_speed", "lateral_speed")
+    )
+    # seen along the car's own axes, which the picture is turned by, the speed keeps its length
+    np.testing.assert_allclose(np.hypot(vx, vy), np.hypot(forward, lateral), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(np.exp(1j * angle) * (lateral + 1j * forward), vx + 1j * vy, rtol=1e-4, atol=1e-4)
+    assert forward.mean() > 10 * abs(lateral.mean())
+    wheels = state[:, names.index("steering_angle")]
+    assert np.corrcoef(wheels[1:], actions[:-1, 0])[0, 1] < -0.6  # the wheels turn as steered, left is positive
     # the wheel's motion follows the action of its frame: the hull turns right (its angle falls) after steering right
     turned = np.diff(episode["state.npy"][:, 5])
     aligned, late = (np.corrcoef(a[:-1], turned)[0, 1] for a in (actions[:, 0], np.roll(actions[:, 0], 1)))
     assert aligned < late
+
+
+def test_mujoco_tells_its_joints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mujoco", reason="MuJoCo is not installed: pip install 'gymnasium[mujoco]'")
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    game = open_environment("InvertedPendulum-v5", Piece(0, 1, 5), size=32, state=True)
+    try:
+        seen = game.observe()
+    except Exception as error:  # noqa: BLE001 (whatever the graphics driver raises that is missing)
+        pytest.skip(f"MuJoCo cannot draw here without a screen: {error}")
+    assert game.state_names == ("qpos_0", "qpos_1", "qvel_0", "qvel_1")
+    for _ in range(3):
+        before = seen.state
+        game.act(np.full((1, 1), 0.2, np.float32))
+        seen = game.observe()
+    assert before is not None and seen.state is not None and seen.frames.shape == (1, 32, 32, 3)
+    assert seen.state[0, 0] > before[0, 0] and seen.state[0, 2] > 0  # pushed to the right, the cart goes there
+    game.close()

@@ -18,6 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vwm.data import procgen_state
+from vwm.data.game_state import find_state
+
 PROCGEN_LANES = 4
 PROCGEN_FPS = 15.0
 PROCGEN_TIMEOUT = 1000
@@ -29,6 +32,7 @@ LEVERS = {
     "Pendulum": ("torque",),
     "MountainCarContinuous": ("force",),
     "BipedalWalker": ("left hip", "left knee", "right hip", "right knee"),
+    "vwm/TwoRooms": ("right", "down"),
 }
 """Names of continuous actions, which Gymnasium's games do not tell."""
 
@@ -83,11 +87,13 @@ class Environment(ABC):
         lanes: how many copies.
         actions: what ``act`` takes.
         fps: frames a second that ``observe`` shows when a person plays.
+        state_names: one a number of the state that ``observe`` tells; empty where it was not asked for.
     """
 
     lanes: int
     actions: Actions
     fps: float
+    state_names: tuple[str, ...] = ()
 
     @abstractmethod
     def observe(self) -> Observation:
@@ -142,9 +148,7 @@ def open_environment(
     if frame_skip < 1:
         raise ValueError(f"frame_skip must be 1 or more, got {frame_skip}")
     if env.startswith("procgen:"):
-        if state:
-            raise ValueError(f"{env}: Procgen does not tell its state as numbers; record without --state")
-        return ProcgenEnvironment(env.removeprefix("procgen:"), piece, size, frame_skip, options or {})
+        return ProcgenEnvironment(env.removeprefix("procgen:"), piece, size, frame_skip, options or {}, state)
     return GymnasiumEnvironment(env, piece, size, frame_skip, options or {}, state)
 
 
@@ -167,10 +171,14 @@ class ProcgenEnvironment(Environment):
     (as long as there are at least as many levels as pieces). ``num_levels=0`` draws from all levels there are.
     """
 
-    def __init__(self, game: str, piece: Piece, size: int, frame_skip: int, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, game: str, piece: Piece, size: int, frame_skip: int, options: Mapping[str, Any], state: bool
+    ) -> None:
         make, games = _import_procgen()
         if game not in games:  # Procgen itself would end the process
             raise ValueError(f"procgen:{game}: there is no such game, only {', '.join(games)}")
+        if state:
+            procgen_state.check_options(game, dict(options))
         start, count = deal_levels(int(options.get("start_level", 0)), int(options.get("num_levels", 0)), piece)
         own = {"start_level": start, "num_levels": count, "rand_seed": piece.seed, "num_threads": 0}
         if options.get("distribution_mode") == "exploration":  # one fixed level, which may not be chosen
@@ -183,12 +191,14 @@ class ProcgenEnvironment(Environment):
         self.fps = PROCGEN_FPS / frame_skip
         names = tuple("+".join(keys) or "NOOP" for keys in self._env.combos)
         self.actions = Actions(len(names), _nothing(), _nothing(), names)
-        self._size, self._skip = size, frame_skip
+        self._game, self._size, self._skip = game, size, frame_skip
+        self.state_names = procgen_state.state_names(game) if state else ()
         self._steps = np.zeros(self.lanes, np.int64)
 
     def observe(self) -> Observation:
         _, observation, _ = self._env.observe()
-        return Observation(np.stack([resize(f, self._size, self._size) for f in observation["rgb"]]), None)
+        frames = np.stack([resize(f, self._size, self._size) for f in observation["rgb"]])
+        return Observation(frames, self._state() if self.state_names else None)
 
     def act(self, actions: NDArray[Any]) -> Outcome:
         rewards = np.zeros(self.lanes, np.float32)
@@ -209,6 +219,10 @@ class ProcgenEnvironment(Environment):
 
     def close(self) -> None:
         self._env.close()
+
+    def _state(self) -> NDArray[np.float32]:
+        """What every lane says of itself, float32 [n, S]."""
+        return np.stack([procgen_state.read_state(self._game, saved) for saved in self._env.callmethod("get_state")])
 
 
 def deal_levels(start: int, count: int, piece: Piece) -> tuple[int, int]:
@@ -260,8 +274,10 @@ class GymnasiumEnvironment(Environment):
         rate = ALE_FPS if atari else float(self._env.metadata.get("render_fps") or 15)
         self.fps = rate / frame_skip
         self.actions = _gymnasium_actions(env, self._env)
-        self._name, self._size, self._tell_state = env, size, state
+        self._name, self._size = env, size
         self._observation, _ = self._env.reset(seed=piece.seed)
+        self._state = find_state(env, self._env.unwrapped, self._observation) if state else None
+        self.state_names = self._state.names if self._state else ()
 
     def observe(self) -> Observation:
         frame = self._env.render() if self._renders else self._observation
@@ -269,7 +285,7 @@ class GymnasiumEnvironment(Environment):
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
             raise ValueError(f"{self._name}: renders {frame.dtype} {frame.shape}, not RGB; it cannot be recorded")
         frames = resize(frame, self._size, self._size)[None]
-        return Observation(frames, self._state()[None] if self._tell_state else None)
+        return Observation(frames, self._state.read(self._observation)[None] if self._state else None)
 
     def act(self, actions: NDArray[Any]) -> Outcome:
         action = int(actions[0]) if self.actions.count else self.actions.own(actions[0])
@@ -284,23 +300,6 @@ class GymnasiumEnvironment(Environment):
 
     def close(self) -> None:
         self._env.close()
-
-    def _state(self) -> NDArray[np.float32]:
-        """What the game says of itself, float32 [S]."""
-        game = self._env.unwrapped
-        if hasattr(game, "ale"):
-            return np.asarray(game.ale.getRAM(), np.float32)
-        if hasattr(game, "data") and hasattr(game.data, "qpos"):
-            return np.concatenate([game.data.qpos, game.data.qvel]).astype(np.float32)
-        if hasattr(game, "car") and game.car is not None:
-            hull = game.car.hull
-            return np.array([*hull.position, hull.angle, *hull.linearVelocity, hull.angularVelocity], np.float32)
-        if self._renders and isinstance(self._observation, np.ndarray):
-            return np.asarray(self._observation, np.float32).ravel()
-        raise ValueError(
-            f"{self._name}: does not tell its state (known: Atari RAM, MuJoCo, CarRacing's pose, vector "
-            "observations); record without --state"
-        )
 
 
 def _make_gymnasium(env: str, options: dict[str, Any]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from vwm.data.video import VIDEO_EXTENSIONS, read_frames
 
 SHEET_ROWS, SHEET_COLUMNS, SHEET_SIDE = 8, 10, 96
 BAR_WIDTH = 40
+STATE_LINES = 12
+UNNAMED = re.compile(r"(ram|state)_\d+")
 
 
 @dataclass
@@ -39,6 +42,7 @@ class Census:
     vectors: list[NDArray[np.float32]] = field(default_factory=list)
     rewards: float = 0.0
     rewarded: int = 0
+    states: dict[tuple[str, ...], tuple[NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=dict)
     ends: Counter[str] = field(default_factory=Counter)
     sources: Counter[str] = field(default_factory=Counter)
 
@@ -88,6 +92,8 @@ def _count(census: Census, shard: str, index: ShardIndex) -> None:
                 census.rewards += float(rewards.sum())
                 census.rewarded += 1
             _count_actions(census, file, entry)
+            if "state.npy" in entry.members:
+                _count_state(census, np.load(io.BytesIO(_member(file, entry, "state.npy"))), meta)
 
 
 def _count_actions(census: Census, file: Any, entry: EpisodeEntry) -> None:
@@ -101,6 +107,17 @@ def _count_actions(census: Census, file: Any, entry: EpisodeEntry) -> None:
     else:
         census.kinds[f"continuous, {actions.shape[1]} dimensions"] += 1
         census.vectors.append(actions)
+
+
+def _count_state(census: Census, state: NDArray[np.float32], meta: dict[str, Any]) -> None:
+    """Widen the range of every number of the state, float32 [T, S]."""
+    names = tuple(meta.get("state_names") or ())
+    names = names if len(names) == state.shape[1] else tuple(f"state_{i}" for i in range(state.shape[1]))
+    low, high = state.min(axis=0), state.max(axis=0)
+    if names in census.states:
+        before = census.states[names]
+        low, high = np.minimum(low, before[0]), np.maximum(high, before[1])
+    census.states[names] = low, high
 
 
 def _member(file: Any, entry: EpisodeEntry, extension: str) -> bytes:
@@ -129,6 +146,7 @@ def report(census: Census, shards: list[str], indices: list[ShardIndex]) -> Iter
         yield f"reward         {census.rewards:g} in all, {census.rewards / census.rewarded:.3g} an episode"
     yield f"actions        {_counted(census.kinds)}"
     yield from _histogram(census)
+    yield from _state_ranges(census)
 
 
 def _histogram(census: Census) -> Iterator[str]:
@@ -148,6 +166,19 @@ def _histogram(census: Census) -> Iterator[str]:
             v = values[:, d]
             name = f" ({census.action_names[d]})" if len(census.action_names) == width else ""
             yield f"  dimension {d}{name}: mean {v.mean():.3f}, std {v.std():.3f}, from {v.min():.3f} to {v.max():.3f}"
+
+
+def _state_ranges(census: Census) -> Iterator[str]:
+    """The range of every number of the state that has a name, and how many have none."""
+    for names, (low, high) in census.states.items():
+        named = [d for d, name in enumerate(names) if not UNNAMED.fullmatch(name)]
+        rest = len(names) - len(named)
+        more = f", {rest} of them without a name" if named and rest else ""
+        yield f"state          {len(names)} numbers{more}"
+        for d in named or range(len(names))[:STATE_LINES]:
+            yield f"  {names[d]:<22} from {low[d]:.4g} to {high[d]:.4g}"
+        if not named and rest > STATE_LINES:
+            yield f"  and {rest - STATE_LINES} more"
 
 
 def content_hash(indices: list[ShardIndex]) -> str:

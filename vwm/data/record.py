@@ -111,7 +111,8 @@ def record(
         max_episode: frames after which an episode is cut; the game goes on in the next one.
         prefer: weights of discrete actions, e.g. '{7: 4, 8: 3}'; actions not named have weight 1.
         env_options: options of the game, e.g. '{num_levels: 500, distribution_mode: easy}'.
-        state: also record the game's own state (Atari RAM, MuJoCo, CarRacing's pose, vector observations).
+        state: also record the game's own state with its names: Atari RAM, Procgen's player, MuJoCo, CarRacing's
+            car, vector observations, or what an environment of your own tells (``state``, ``state_names``).
         skip_start: frames at the start of every episode that are played but not kept, where the game begins with
             something else (CarRacing zooms in for its first second).
 
@@ -199,6 +200,8 @@ def record_shard(plan: Recording, out: Path, shard: int) -> Tally:
         if game.actions.count == 0:
             low, high = game.actions.low.tolist(), game.actions.high.tolist()
             meta |= {"action_low": low, "action_high": high, "action_rest": game.actions.rest}
+        if game.state_names:
+            meta["state_names"] = list(game.state_names)
         for episode in play(game, policy, plan.frames_in(shard), plan.max_episode, meta, plan.skip_start):
             if len(episode) < 2:
                 tally.dropped += 1
