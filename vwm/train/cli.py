@@ -63,6 +63,14 @@ COMMANDS = {
         "measure a bundle on held-out data",
         ("vwm eval runs/bundle data/coinrun_test --out runs/report",),
     ),
+    "agent plan": Command(
+        "vwm.agents.plan:plan",
+        "plan to goals in a bundle, and count how often they are reached",
+        (
+            "vwm agent plan runs/bundle vwm/TwoRooms-v0 --episodes 100",
+            "vwm agent plan runs/bundle Pendulum-v1 --planner mppi --budget 120",
+        ),
+    ),
     "bench play": Command(
         "vwm.train.bench:bench_play", "time the steps of a bundle", ("vwm bench play runs/bundle --steps 40",)
     ),
