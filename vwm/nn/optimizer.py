@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +26,10 @@ class OptimizerConfig:
         warmup: steps of linear warm-up.
         schedule: ``constant`` after the warm-up, ``cosine`` to ``min_lr``, or ``linear`` to ``min_lr``.
         min_lr: where the schedule ends, at the trainer's ``max_steps``.
+        start_lr: where the warm-up begins.
+        final_weight_decay: where a cosine from ``weight_decay`` ends, at ``max_steps``; None keeps it constant.
+        stretch: the schedules are made for so many times ``max_steps``, and the run stops before their end (V-JEPA:
+            1.25).
     """
 
     name: str = "adamw"
@@ -34,6 +39,9 @@ class OptimizerConfig:
     warmup: int = 1000
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     min_lr: float = 0.0
+    start_lr: float = 0.0
+    final_weight_decay: float | None = None
+    stretch: float = 1.0
 
     def build(self, model: nn.Module, max_steps: int) -> tuple[Optimizer, LambdaLR]:
         """The optimizer of a model's trainable weights, and its schedule by optimizer steps.
@@ -41,19 +49,51 @@ class OptimizerConfig:
         Raises:
             ValueError: a schedule that must end, and no ``max_steps`` to end at.
         """
-        if self.schedule != "constant" and max_steps <= 0:
+        if (self.schedule != "constant" or self.final_weight_decay is not None) and max_steps <= 0:
             raise ValueError(f"schedule={self.schedule!r} ends at trainer.max_steps, which is not set")
+        if self.stretch < 1:
+            raise ValueError(f"stretch={self.stretch} must be 1 or more: a schedule cannot end before the run")
         optimizer = create_optimizer_v2(
             model, opt=self.name, lr=self.lr, weight_decay=self.weight_decay, betas=tuple(self.betas)
         )
-        return optimizer, LambdaLR(optimizer, lambda step: self._factor(step, max_steps))
+        end = self.stretch * max_steps
+        if self.final_weight_decay is None:
+            return optimizer, LambdaLR(optimizer, lambda step: self._factor(step, end))
+        return optimizer, DecayingSchedule(
+            optimizer, lambda step: self._factor(step, end), self.final_weight_decay, end
+        )
 
-    def _factor(self, step: int, max_steps: int) -> float:
+    def _factor(self, step: int, end: float) -> float:
         if step < self.warmup:
-            return (step + 1) / self.warmup
+            start = self.start_lr / self.lr
+            return start + (1 - start) * (step + 1) / self.warmup
         if self.schedule == "constant":
             return 1.0
-        progress = min(1.0, (step - self.warmup) / max(1, max_steps - self.warmup))
+        progress = min(1.0, (step - self.warmup) / max(1, end - self.warmup))
         fall = (1 + math.cos(math.pi * progress)) / 2 if self.schedule == "cosine" else 1 - progress
         low = self.min_lr / self.lr
         return low + (1 - low) * fall
+
+
+class DecayingSchedule(LambdaLR):
+    """A schedule of the learning rate that also moves the weight decay, along a cosine.
+
+    Args:
+        optimizer: its groups with a weight decay of 0 keep it.
+        factor: of the learning rate, by step.
+        final: weight decay at the end.
+        end: the last step.
+    """
+
+    def __init__(self, optimizer: Optimizer, factor: Callable[[int], float], final: float, end: float) -> None:
+        self.first_decays = [float(group["weight_decay"]) for group in optimizer.param_groups]
+        self.final, self.end = final, end
+        super().__init__(optimizer, factor)
+
+    def step(self, epoch: int | None = None) -> None:
+        """See ``LambdaLR``."""
+        super().step(epoch)
+        rise = (1 - math.cos(math.pi * min(1.0, self.last_epoch / max(1.0, self.end)))) / 2
+        for group, first in zip(self.optimizer.param_groups, self.first_decays, strict=True):
+            if first:
+                group["weight_decay"] = first + (self.final - first) * rise

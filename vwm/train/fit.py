@@ -139,6 +139,7 @@ def _quiet() -> None:
     for message, kind in (
         (r".*LeafSpec.* is deprecated", FutureWarning),  # Lightning's own use of torch
         (r"Found \d+ module\(s\) in eval mode", UserWarning),  # the frozen tokenizer
+        (r"You have overridden `on_before_batch_transfer`", UserWarning),  # V-JEPA draws its masks there
         (r"Precision .* is not supported by the model summary", UserWarning),
     ):
         warnings.filterwarnings("ignore", message, kind)

@@ -1,0 +1,292 @@
+"""Masked pretraining: predict the representation of what is hidden from that of what is seen."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vwm.data.clips import Clips
+from vwm.nn.optimizer import OptimizerConfig
+from vwm.nn.parts import load_part
+from vwm.nn.patches import to_float
+from vwm.vjepa.augment import RandomResizedCrop
+from vwm.vjepa.collapse import Collapse
+from vwm.vjepa.encoder import VideoEncoder
+from vwm.vjepa.masking import Mask, Masking
+from vwm.vjepa.monitor import Baseline, CollapseMonitor, Health, measure
+from vwm.vjepa.motion import MotionBranch
+from vwm.vjepa.pictures import principal_colours
+from vwm.vjepa.predictor import MaskedPredictor
+
+
+@dataclass
+class Momentum:
+    """How slowly the target encoder follows: target = m target + (1 - m) encoder, each step.
+
+    Attributes:
+        start: m at the first step.
+        end: m at the trainer's ``max_steps``, reached in a straight line. 0 for both: the target is the encoder of
+            the moment, with no gradient through it.
+    """
+
+    start: float = 0.998
+    end: float = 0.9996
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= 1 or not 0 <= self.end <= 1:
+            raise ValueError(f"momentum must lie between 0 and 1, got start={self.start}, end={self.end}")
+
+
+@dataclass
+class MaskedClips(Clips):
+    """Clips and what to hide of them."""
+
+    masks: list[Mask] | None = None
+
+
+class VJEPAModule(L.LightningModule):
+    """V-JEPA (arXiv 2404.08471) and V-JEPA 2 (arXiv 2506.09985); I-JEPA (arXiv 2301.08243) with clips of one frame.
+
+    Args:
+        encoder: the network to train.
+        predictor: says what the encoder would say of hidden tokens; narrow.
+        masks: how to hide; each is one pass of the encoder, and has its own mask token where the predictor has as many.
+        optimizer: learning rate and schedule.
+        momentum: of the target encoder; null has none: the encoder is its own target, with gradients through both
+            sides. Then something else must prevent collapse.
+        collapse: a regulariser of the encoder's tokens beside the prediction.
+        motion: a branch that learns flow, jointly; it costs one more pass of the encoder, over whole clips.
+        augment: random crops and flips; null takes clips as they are.
+        monitor: watches the representations; null does not.
+        weights: a folder with trained networks to start from (``encoder`` and ``predictor``: an export, or imported
+            weights), for a cool-down or other data; their sizes are those of the config.
+    """
+
+    def __init__(
+        self,
+        encoder: VideoEncoder,
+        predictor: MaskedPredictor,
+        masks: list[Masking],
+        optimizer: OptimizerConfig,
+        momentum: Momentum | None = Momentum(),  # noqa: B008 (not changed by anybody)
+        collapse: Collapse | None = None,
+        motion: MotionBranch | None = None,
+        augment: RandomResizedCrop | None = None,
+        monitor: CollapseMonitor | None = CollapseMonitor(),  # noqa: B008 (holds settings alone)
+        weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        check_fit(encoder, predictor, masks)
+        if weights is not None:
+            start_from(weights, {"encoder": encoder, "predictor": predictor})
+        self.encoder, self.predictor, self.masks, self.optimizer = encoder, predictor, masks, optimizer
+        self.momentum, self.collapse, self.motion, self.augment = momentum, collapse, motion, augment
+        self.target_encoder = None if momentum is None else copy.deepcopy(encoder).requires_grad_(False)
+        self.monitor, self.baseline = monitor, Baseline()
+        self._watched: Tensor | None = None
+        self._looked: Tensor | None = None
+        self._looked_at = self._moved_at = -1
+
+    def forward(self, batch: MaskedClips) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and what to log."""
+        assert batch.masks is not None
+        video = self._video(batch)
+        targets, whole = self._targets(video)
+        losses, seen, tokens = [], [], self.predictor.config.mask_tokens
+        for number, mask in enumerate(batch.masks):
+            context = self.encoder(video, mask.keep)
+            seen.append((context, mask.keep))
+            for aims in mask.targets:
+                said = self.predictor(context, mask.keep, aims, number % tokens, video.shape[1])
+                losses.append((said.float() - take(targets, aims)).abs().mean())
+        loss = torch.stack(losses).mean()
+        logs = {"prediction_loss": loss.detach()}
+        if self.collapse is not None:
+            of_whole = [(whole, self._everything(whole))] if whole is not None else seen
+            penalty, more = self.collapse(torch.cat([less_place(x, at, targets.shape[1]) for x, at in of_whole]))
+            loss, logs = loss + penalty, logs | more
+        if self.motion is not None:
+            whole = self.encoder(video) if whole is None else whole
+            moved, more = self.motion(whole, video, self.encoder.grid(video.shape[1]))
+            loss, logs = loss + moved, logs | more
+        return loss, logs
+
+    def _targets(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Layer-normed features of whole clips [b, n, d]; and, where gradients pass, the encoder's own of them."""
+        if self.target_encoder is None:
+            whole = self.encoder(video)
+            return normed(whole), whole
+        with torch.no_grad():
+            return normed(self.target_encoder(video)), None
+
+    def _everything(self, tokens: Tensor) -> Tensor:
+        return torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
+
+    def _video(self, batch: Clips) -> Tensor:
+        video = to_float(batch.frames)
+        if self.augment is None or not self.training:
+            return video
+        assert batch.seed is not None
+        return self.augment(video, batch.seed)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Draw the masks while the clips' seeds are on the CPU, so that no step waits for the device."""
+        if not isinstance(batch, Clips) or isinstance(batch, MaskedClips):
+            return batch
+        return self.draw_masks(batch)
+
+    def draw_masks(self, batch: Clips) -> MaskedClips:
+        """The clips with masks, which are a function of their seeds."""
+        assert batch.seed is not None
+        grid = self.encoder.grid(batch.frames.shape[1])
+        drawn = [masking.draw(batch.seed + number, grid) for number, masking in enumerate(self.masks)]
+        return MaskedClips(**vars(batch), masks=drawn)
+
+    def training_step(self, batch: MaskedClips, index: int) -> Tensor:
+        """Lightning's hook."""
+        loss, logs = self(batch)
+        self.log_dict({"train/loss": loss, **{f"train/{k}": v for k, v in logs.items()}})
+        self.log("loss", loss, prog_bar=True, logger=False)
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: MaskedClips, batch_idx: int) -> None:
+        """After an optimizer step, the target follows; now and then, a look at the representations."""
+        if self.global_step == self._moved_at:  # gradients are being gathered
+            return
+        self._moved_at = self.global_step
+        if self.target_encoder is not None:
+            assert self.momentum is not None
+            share = min(1.0, self.global_step / max(1, self.trainer.max_steps))
+            momentum = self.momentum.start + (self.momentum.end - self.momentum.start) * share
+            follow(self.target_encoder, self.encoder, momentum)
+        self._look(batch)
+
+    @torch.no_grad()
+    def _look(self, batch: Clips) -> None:
+        monitor, step = self.monitor, self.global_step
+        if monitor is None or step == self._looked_at or (step > 1 and step % monitor.every):
+            return
+        self._looked_at = step
+        if self._watched is None:
+            self._watched = to_float(batch.frames[: monitor.clips])
+        features = normed((self.target_encoder or self.encoder)(self._watched))
+        now = measure(features, self._looked)
+        self._looked = features
+        self.log_dict({f"collapse/{name}": value for name, value in now._asdict().items()})
+        self._warn(monitor, now, self.baseline.get(now))
+
+    def _warn(self, monitor: CollapseMonitor, now: Health, first: Health) -> None:
+        trouble = monitor.alarm(now, first)
+        self.log("collapse/alarm", float(trouble is not None))
+        if trouble is None:
+            return
+        message = f"step {self.global_step}: {trouble}. {self.remedy()}"
+        if monitor.stop:
+            raise ValueError(message)
+        rank_zero_warn(message, category=CollapseWarning)
+
+    def remedy(self) -> str:
+        """What to change in this run's config against a collapse, likeliest first."""
+        if self.collapse is None and self.momentum is None:
+            return "Nothing prevents a collapse here: set model.momentum, or model.collapse (SIGReg needs no momentum)."
+        if self.collapse is None and self.momentum is not None and self.momentum.start < 0.99:
+            return (
+                f"The target follows too fast (model.momentum.start={self.momentum.start}): raise it to 0.99 or more, "
+                "or add model.collapse."
+            )
+        if self.collapse is not None and self.momentum is None:
+            return "Raise the weights of model.collapse, or give the run a target encoder (model.momentum)."
+        return (
+            f"Lower the learning rate (model.optimizer.lr={self.optimizer.lr}), raise model.momentum, hide more "
+            "(model.masks), or add model.collapse (VarianceCovariance, SIGReg)."
+        )
+
+    def validation_step(self, batch: MaskedClips, index: int) -> None:
+        """Lightning's hook."""
+        loss, logs = self(batch)
+        logs = {"val/loss": loss, **{f"val/{k}": v for k, v in logs.items()}}
+        self.log_dict(logs, sync_dist=True, batch_size=len(batch.frames))
+
+    def configure_optimizers(self) -> Any:
+        """Lightning's hook."""
+        optimizer, schedule = self.optimizer.build(self, self.trainer.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def networks(self) -> dict[str, nn.Module]:
+        """What to compile and to export."""
+        trained: dict[str, nn.Module] = {"encoder": self.encoder, "predictor": self.predictor}
+        return trained if self.target_encoder is None else trained | {"target_encoder": self.target_encoder}
+
+    @torch.no_grad()
+    def sample(self, batch: Clips) -> Tensor:
+        """The batch's features in false colours, uint8 [b, t, H, W, 3]: their first three principal components."""
+        video = to_float(batch.frames)
+        features = normed((self.target_encoder or self.encoder)(video))
+        return principal_colours(features, self.encoder.grid(video.shape[1]), tuple(batch.frames.shape[1:4]))
+
+
+class CollapseWarning(UserWarning):
+    """The representations are collapsing."""
+
+
+def normed(features: Tensor) -> Tensor:
+    """Features with their mean taken off and divided by their deviation, without learned scales."""
+    return F.layer_norm(features.float(), features.shape[-1:])
+
+
+def take(tokens: Tensor, places: Tensor) -> Tensor:
+    """Tokens [b, n, d] at places int64 [b, m]: [b, m, d]."""
+    return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def less_place(tokens: Tensor, places: Tensor, count: int) -> Tensor:
+    """Tokens [b, k, d] less the mean of the batch's tokens at the same one of ``count`` places: [b*k, d].
+
+    What is left tells clips apart. With the places in, a regulariser is content with an encoder that only tells those.
+    """
+    x, at = tokens.float().flatten(0, 1), places.flatten()
+    sums = x.new_zeros(count, x.shape[1]).index_add(0, at, x)
+    numbers = x.new_zeros(count).index_add(0, at, torch.ones_like(at, dtype=x.dtype))
+    return x - (sums / numbers.clamp(min=1)[:, None])[at]
+
+
+@torch.no_grad()
+def follow(target: nn.Module, source: nn.Module, momentum: float) -> None:
+    """target = momentum target + (1 - momentum) source, for every weight."""
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), 1 - momentum)
+
+
+def check_fit(encoder: VideoEncoder, predictor: MaskedPredictor, masks: Sequence[Masking]) -> None:
+    """Raise ValueError where the networks were not made for each other, naming both values."""
+    if not masks:
+        raise ValueError("masks is empty: name at least one way to hide, vwm.vjepa.masking.MultiBlock for example")
+    for name in ("image_size", "patch_size", "tubelet"):
+        ours, theirs = encoder.config[name], predictor.config[name]
+        if (tuple(ours) if name == "image_size" else ours) != (tuple(theirs) if name == "image_size" else theirs):
+            raise ValueError(f"encoder.{name}={ours} but predictor.{name}={theirs}: set them equal")
+    if predictor.config.encoder_width != encoder.config.width:
+        raise ValueError(
+            f"predictor.encoder_width={predictor.config.encoder_width} but encoder.width={encoder.config.width}: "
+            "set them equal"
+        )
+
+
+def start_from(folder: str, networks: dict[str, Any]) -> None:
+    """Copy trained weights into networks, each from its part of a folder. Raises PartError or ValueError."""
+    for name, network in networks.items():
+        trained = load_part(Path(folder) / name)
+        wanted, found = network.state_dict(), trained.state_dict()
+        wrong = [k for k in wanted.keys() | found.keys() if k not in wanted or k not in found]
+        wrong += [k for k in wanted.keys() & found.keys() if wanted[k].shape != found[k].shape]
+        if wrong:
+            raise ValueError(f"{folder}/{name} does not fit the config's {name}: {', '.join(sorted(wrong)[:8])}")
+        network.load_state_dict(found)
