@@ -142,9 +142,9 @@ def test_training_starts_from_a_folder_of_trained_networks(tmp_path):
 
 def test_networks_that_do_not_fit_are_named():
     encoder = VideoEncoder(width=24, **SIZES)
-    with pytest.raises(ValueError, match=r"encoder_width=32 but encoder.width=24"):
+    with pytest.raises(ValueError, match=r"encoder_width=32 but encoder\.width=24"):
         VJEPAModule(encoder, MaskedPredictor(encoder_width=32, width=16, **SIZES), [MultiBlock(1)], OptimizerConfig())
-    with pytest.raises(ValueError, match="patch_size=4 but predictor.patch_size=8"):
+    with pytest.raises(ValueError, match=r"patch_size=4 but predictor\.patch_size=8"):
         other = MaskedPredictor(encoder_width=24, width=16, **{**SIZES, "patch_size": 8})
         VJEPAModule(encoder, other, [MultiBlock(1)], OptimizerConfig())
     with pytest.raises(ValueError, match="masks is empty"):

@@ -1,5 +1,4 @@
-"""Are the representations collapsing? Looked at while training, since a falling loss does not tell: a collapsed
-encoder has the lowest loss of all.
+"""Are the representations collapsing? The loss does not tell: a collapsed encoder has the lowest loss of all.
 
 What a clip's tokens say about the clip is what differs between clips at one place. So everything is measured on
 features less their mean over the clips at that place: an encoder that tells places apart, and clips not at all, has

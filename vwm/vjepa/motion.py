@@ -79,7 +79,7 @@ class MotionBranch(nn.Module):
 
         The mean of the places within the radius, weighted by how well the later features there match.
         """
-        b, t, c, h, w = features.shape
+        c, h, w = features.shape[2:]
         unit = F.normalize(features, dim=2)
         earlier, later = unit[:, :-1].flatten(0, 1), unit[:, 1:].flatten(0, 1)
         side = 2 * self.radius + 1

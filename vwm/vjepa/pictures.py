@@ -19,7 +19,7 @@ def principal_colours(features: Tensor, grid: tuple[int, int, int], size: tuple[
     Returns:
         uint8 [b, frames, height, width, 3].
     """
-    t, h, w = grid
+    t, h, _ = grid
     x = features.float() - features.float().mean(dim=0)  # what tells clips apart, rather than places
     flat = x.flatten(0, 1)
     _, vectors = torch.linalg.eigh(flat.T @ flat)
