@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,8 @@ class SampleVideos(L.Callback):
         if self._batch is None:
             loader = trainer.datamodule.val_dataloader() if trainer.datamodule is not None else []
             chosen = next(iter(loader)) if len(loader) else batch
-            fields = {k: v[: self.clips] for k, v in vars(chosen).items() if v is not None}
-            self._batch = Clips(**fields)
+            values = {f.name: getattr(chosen, f.name) for f in fields(Clips)}  # a module may have added fields
+            self._batch = Clips(**{k: v[: self.clips] for k, v in values.items() if v is not None})
         moved = {k: v.to(trainer.strategy.root_device) for k, v in vars(self._batch).items() if v is not None}
         return Clips(**moved)
 
