@@ -383,6 +383,29 @@ def test_a_car_is_driven_along_the_road_and_strays_on_purpose(tmp_path: Path) ->
     assert aligned < late
 
 
+def test_a_car_shows_the_same_whether_skipped_steps_were_drawn_or_not() -> None:
+    gymnasium = pytest.importorskip("gymnasium")
+    pytest.importorskip("Box2D", reason="Box2D is not installed")
+    game = open_environment("CarRacing-v3", Piece(0, 1, 5), 96, frame_skip=4, options={"max_episode_steps": 22})
+    env = gymnasium.make("CarRacing-v3", max_episode_steps=22)
+    observation, _ = env.reset(seed=5)
+    for t in range(8):
+        np.testing.assert_array_equal(game.observe().frames[0], observation)
+        action = np.array([np.sin(t), 0.5, -1], np.float32)
+        outcome = game.act(action[None])
+        earned = 0.0
+        for _ in range(4):
+            observation, reward, _, truncated, _ = env.step(game.actions.own(action))
+            earned += reward
+            if truncated:
+                observation, _ = env.reset()
+                break
+        assert bool(outcome.truncated[0]) == truncated == (t == 5)  # in the second of four steps
+        assert outcome.rewards[0] == pytest.approx(earned)
+    game.close()
+    env.close()
+
+
 def test_mujoco_tells_its_joints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mujoco", reason="MuJoCo is not installed: pip install 'gymnasium[mujoco]'")
     monkeypatch.setenv("MUJOCO_GL", "egl")
