@@ -105,7 +105,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
         self.attn = SelfAttention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
-        self.mlp = (SwiGLU if mlp == "swiglu" else Mlp)(width, int(width * mlp_ratio))
+        self.mlp = (SwiGLU if mlp == "swiglu" else Mlp)(width, round(width * mlp_ratio))
 
     def forward(self, x: Tensor, rotary: Rotary | None = None) -> Tensor:
         """[b, k, d] -> [b, k, d]."""

@@ -1,6 +1,6 @@
 """The video encoder of V-JEPA: a vision transformer over tubelets, which may see some of them only.
 
-V-JEPA (arXiv 2404.08471, section 3.2) and V-JEPA 2 (arXiv 2506.09985, section 2.1).
+V-JEPA (arXiv 2404.08471, section 3.2), V-JEPA 2 (arXiv 2506.09985, section 2.1) and 2.1 (arXiv 2603.14482).
 
 Legend: b batch, t time in tubelets, h w in patches, n = t h w tokens, k tokens that are seen, d width, p patch side.
 """
@@ -27,6 +27,7 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, tubelet: int, patch_size: int, width: int) -> None:
         super().__init__()
+        self.tubelet = tubelet
         size = (tubelet, patch_size, patch_size)
         self.proj = nn.Conv3d(3, width, size, stride=size)
 
@@ -58,6 +59,10 @@ class VideoEncoder(ModelMixin, ConfigMixin):
         uniform_power: of sincos; see ``Positions``.
         pixel_mean, pixel_std: of each colour, of pixels between 0 and 1: what the patch embedding sees is
             (pixel - mean) / std. The default leaves vwm's pixels as they are; published weights want ImageNet's.
+        modalities: images have a patch embedding of their own, and tokens a vector that says whether of an image or a
+            video they are (V-JEPA 2.1).
+        levels: layers before the last that have a final norm of their own, from 0 (V-JEPA 2.1); see ``layers``.
+        rope_spread: of rope; see ``Positions.spread``.
     """
 
     @register_to_config
@@ -77,17 +82,28 @@ class VideoEncoder(ModelMixin, ConfigMixin):
         uniform_power: bool = False,
         pixel_mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
         pixel_std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        modalities: bool = False,
+        levels: Sequence[int] = (),
+        rope_spread: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.image_size, self.frames = (int(image_size[0]), int(image_size[1])), frames
         self.tubelet, self.patch_size, self.width = tubelet, patch_size, width
         self.places = patch_grid(self.image_size, patch_size)
-        self.positions = Positions(positions, width, heads, tiled_rope, uniform_power)
+        spread = None if rope_spread is None else (int(rope_spread[0]), int(rope_spread[1]))
+        self.positions = Positions(positions, width, heads, tiled_rope, uniform_power, spread)
         self.grid()  # a ValueError where the tubelet does not divide the frames
         self.checkpointing = False
         self.patch_embed = PatchEmbed(tubelet, patch_size, width)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, mlp) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        if not all(0 <= level < depth - 1 for level in levels):
+            raise ValueError(f"levels={list(levels)} must be numbers of layers before the last, 0..{depth - 2}")
+        self.level_norms = nn.ModuleDict({str(level): nn.LayerNorm(width, eps=NORM_EPS) for level in levels})
+        if modalities:
+            self.patch_embed_img = PatchEmbed(1, patch_size, width)
+            self.img_mod_embed = nn.Parameter(torch.zeros(1, 1, width))
+            self.video_mod_embed = nn.Parameter(torch.zeros(1, 1, width))
         initialise(self, self.blocks)
 
     def grid(self, frames: int | None = None) -> Grid:
@@ -108,7 +124,7 @@ class VideoEncoder(ModelMixin, ConfigMixin):
     def forward(self, video: Tensor, keep: Tensor | None = None) -> Tensor:
         """Features of a clip's tokens, or of those that are kept, which then see each other alone.
 
-        An image is a clip of one frame: the frame is repeated to fill a tubelet.
+        An image is a clip of one frame: the frame is repeated to fill a tubelet (not so with ``modalities``).
 
         Args:
             video: float [b, frames, 3, height, width] in [-1, 1].
@@ -135,7 +151,8 @@ class VideoEncoder(ModelMixin, ConfigMixin):
 
         Returns:
             [b, n or k, d] each, in the order of ``which``; the last layer's after the final norm, as ``forward`` has
-            it, and the others' as they are. Layers beyond the deepest that is asked for are not run.
+            it, those of ``levels`` after their own, and the others' as they are. Layers beyond the deepest that is
+            asked for are not run.
 
         Raises:
             ValueError: there is no such layer.
@@ -144,12 +161,13 @@ class VideoEncoder(ModelMixin, ConfigMixin):
         if not all(-depth <= number < depth for number in which):
             raise ValueError(f"which={list(which)} must be numbers of the {depth} layers, {-depth}..{depth - 1}")
         numbers = [number % depth for number in which]
+        norms = {str(depth - 1): self.norm, **self.level_norms}
         x, rotary = self._embed(video, keep)
         found = {}
         for number, block in enumerate(self.blocks[: max(numbers, default=-1) + 1]):
             x = self._layer(block, x, rotary)
             if number in numbers:
-                found[number] = self.norm(x) if number == depth - 1 else x
+                found[number] = norms[str(number)](x) if str(number) in norms else x
         return [found[number] for number in numbers]
 
     def _layer(self, block: nn.Module, x: Tensor, rotary: Rotary | None) -> Tensor:
@@ -165,20 +183,16 @@ class VideoEncoder(ModelMixin, ConfigMixin):
         if self.positions.kind == "sincos" and frames > self.frames:
             raise ValueError(f"{frames} frames are more than the {self.frames} that sincos positions were trained on")
         grid = self.grid(frames)
-        if frames == 1:
+        embed = self.patch_embed
+        if frames == 1 and self.config.modalities:
+            embed = self.patch_embed_img
+        elif frames == 1:
             video = video.expand(-1, self.tubelet, -1, -1, -1)
-        x = self.patch_embed(self._patches(video, grid, keep), *self._normalisation())
+        x = embed(_patches(video, embed.tubelet, self.patch_size, keep), *self._normalisation())
+        if self.config.modalities:
+            x = x + (self.img_mod_embed if frames == 1 else self.video_mod_embed)
         added = self.positions.added(grid, x, keep)
         return x if added is None else x + added, self.positions.rotary(grid, x, keep)
-
-    def _patches(self, video: Tensor, grid: Grid, keep: Tensor | None) -> Tensor:
-        """Pixels of each token, [b, n or k, 3 * tubelet * p * p]; only those of kept tokens are copied."""
-        b, (t, h, w), p = len(video), grid, self.patch_size
-        cells = video.reshape(b, t, self.tubelet, 3, h, p, w, p).permute(0, 1, 4, 6, 3, 2, 5, 7)
-        if keep is None:
-            return cells.reshape(b, t * h * w, -1)
-        clip = torch.arange(b, device=keep.device)[:, None]
-        return cells[clip, keep // (h * w), keep // w % h, keep % w].flatten(2)
 
     def _normalisation(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
         """Scale and shift [3] of pixels in [-1, 1]; None where they change nothing."""
@@ -196,3 +210,13 @@ def _scale_shift(
 ) -> tuple[Tensor, Tensor]:
     middle, spread = (torch.tensor(of, dtype=torch.float64, device=device) for of in (mean, std))
     return (0.5 / spread).to(dtype), ((0.5 - middle) / spread).to(dtype)
+
+
+def _patches(video: Tensor, tubelet: int, patch: int, keep: Tensor | None) -> Tensor:
+    """Pixels of each token, [b, n or k, 3 * tubelet * p * p]; only those of kept tokens are copied."""
+    b, t, h, w = len(video), video.shape[1] // tubelet, video.shape[3] // patch, video.shape[4] // patch
+    cells = video.reshape(b, t, tubelet, 3, h, patch, w, patch).permute(0, 1, 4, 6, 3, 2, 5, 7)
+    if keep is None:
+        return cells.reshape(b, t * h * w, -1)
+    clip = torch.arange(b, device=keep.device)[:, None]
+    return cells[clip, keep // (h * w), keep // w % h, keep % w].flatten(2)

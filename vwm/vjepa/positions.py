@@ -43,6 +43,8 @@ class Positions:
             i mod c/6, so that the two channels of a pair have different ones. That is no rotation, and positions count
             not only by their difference, but those weights have learned it.
         uniform_power: of sincos, as many channels for each axis; otherwise half of them are for time.
+        spread: of rope, (rows, columns) over which the places of a picture of any size are spread evenly (V-JEPA 2.1,
+            arXiv 2603.14482); None counts them.
     """
 
     kind: Kind
@@ -50,6 +52,7 @@ class Positions:
     heads: int
     tiled: bool = False
     uniform_power: bool = False
+    spread: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -73,7 +76,7 @@ class Positions:
         """By what queries and keys turn: [n, c], or [b, k, c] of those with the ``numbers``; None with sincos."""
         if self.kind == "sincos":
             return None
-        table = _rotary(grid, self.width // self.heads, self.tiled, like.dtype, like.device)
+        table = _rotary(grid, self.width // self.heads, self.tiled, self.spread, like.dtype, like.device)
         return table if numbers is None else Rotary(table.cos[numbers], table.sin[numbers])
 
 
@@ -94,10 +97,21 @@ def coordinates(grid: Grid, device: torch.device | None = None) -> Tensor:
 # Validation runs in inference mode; a table made there could not be used in training.
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
-def _rotary(grid: Grid, channels: int, tiled: bool, dtype: torch.dtype, device: torch.device) -> Rotary:
+def _rotary(
+    grid: Grid,
+    channels: int,
+    tiled: bool,
+    spread: tuple[int, int] | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Rotary:
     """[n, c] each; channels that three equal even parts leave over do not turn."""
+    places = coordinates(grid, device).double()
+    if spread is not None:
+        for axis, (size, over) in enumerate(zip(grid[1:], spread, strict=True), start=1):
+            places[:, axis] *= (over - 1) / max(1, size - 1)
     pairs = channels // 6
-    turns = angles(coordinates(grid, device), pairs, 10000)  # [n, 3, pairs]
+    turns = angles(places, pairs, 10000)  # [n, 3, pairs]
     turns = turns.repeat(1, 1, 2) if tiled else turns.repeat_interleave(2, dim=-1)
     turns = torch.nn.functional.pad(turns.flatten(1), (0, channels - 6 * pairs))
     sign = torch.tensor([-1.0, 1.0], dtype=torch.float64, device=device).repeat(channels // 2)

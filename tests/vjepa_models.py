@@ -1,0 +1,53 @@
+"""Small V-JEPA networks that the tests share, in float64, with large weights: so attention tells things apart."""
+
+from __future__ import annotations
+
+import torch
+from models import randomize
+
+from vwm.vjepa.encoder import VideoEncoder
+from vwm.vjepa.predictor import MaskedPredictor
+
+SIZE, PATCH, FRAMES, WIDTH, DEPTH, HEADS = (16, 24), 8, 8, 48, 3, 4
+KINDS = {
+    "rope": {},
+    "tiled-rope": {"tiled_rope": True},
+    "sincos": {"positions": "sincos"},
+    "sincos-uniform": {"positions": "sincos", "uniform_power": True},
+    "swiglu": {"mlp": "swiglu"},
+    "imagenet": {"pixel_mean": (0.485, 0.456, 0.406), "pixel_std": (0.229, 0.224, 0.225)},
+    "2.1": {"modalities": True, "levels": [0], "rope_spread": (5, 5)},
+}
+
+
+def enlarge(network: torch.nn.Module) -> torch.nn.Module:
+    """Draw what is constant at the start, and let a layer put out as much as it takes in."""
+    randomize(network)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight.div_(module.weight.std() * module.in_features**0.5)
+    return network.double()
+
+
+def encoder(**changes) -> VideoEncoder:
+    torch.manual_seed(0)
+    sizes = {"image_size": SIZE, "patch_size": PATCH, "frames": FRAMES, "width": WIDTH, "depth": DEPTH, "heads": HEADS}
+    return enlarge(VideoEncoder(**(sizes | changes)))
+
+
+def predictor(**changes) -> MaskedPredictor:
+    torch.manual_seed(1)
+    sizes = {"image_size": SIZE, "patch_size": PATCH, "frames": FRAMES, "width": 24, "depth": 2, "heads": 2}
+    return enlarge(MaskedPredictor(encoder_width=WIDTH, **(sizes | changes)))
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def tokens(batch: int, total: int, *counts: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """Disjoint sets of token numbers a clip, in no order."""
+    generator = torch.Generator().manual_seed(seed)
+    orders = torch.stack([torch.randperm(total, generator=generator) for _ in range(batch)])
+    return orders[:, : sum(counts)].split(counts, dim=1)
