@@ -71,6 +71,15 @@ COMMANDS = {
             "vwm agent plan runs/bundle Pendulum-v1 --planner mppi --budget 120",
         ),
     ),
+    "probe": Command(
+        "vwm.eval.probe_report:probe",
+        "measure what frozen features know, beside random networks and bare pixels",
+        (
+            "vwm probe runs/vjepa/bundle data/pong_state --only '[ball_x, ball_y]' --out runs/probe",
+            "vwm probe carracing,runs/vjepa/bundle data/carracing_state --layer all",
+            "vwm probe runs/vjepa/bundle data/sprites --label shape --test data/sprites_unseen",
+        ),
+    ),
     "bench play": Command(
         "vwm.train.bench:bench_play", "time the steps of a bundle", ("vwm bench play runs/bundle --steps 40",)
     ),

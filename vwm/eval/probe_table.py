@@ -1,0 +1,75 @@
+"""The report of probes as a table in Markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+TITLES = {
+    "attentive": "Attentive",
+    "linear": "Linear on the mean",
+    "knn": "Nearest neighbours",
+    "ridge": "Ridge on all tokens",
+}
+VERDICTS = {"better": "better", "worse": "worse", "open": "no difference shown"}
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """Scores, differences to the controls, and what was asked of whom."""
+    labels, rows = report["labels"], report["rows"]
+    probes = list(rows[0]["probes"])
+    lines = [f"# Probes of frozen features, {labels['score']}", "", *_asked(report), ""]
+    lines += _table(["Features", "Tokens × width", *(TITLES[p] for p in probes)], [_scores(row) for row in rows])
+    lines += ["", "Differences on the same test episodes:", ""]
+    compared = [
+        [row["name"], f"less {control}", *(_verdict(found[p]) for p in probes)]
+        for row in rows
+        if row["role"] == "model"
+        for control, found in row["against"].items()
+    ]
+    lines += _table(["Features", "Control", *(TITLES[p] for p in probes)], compared)
+    if labels["kind"] == "numbers":
+        lines += ["", "By number, of the models:", "", *_by_output(report, probes)]
+    if labels["left_out"]:
+        left_out = "; ".join(f"{name} ({why})" for name, why in labels["left_out"].items())
+        lines += ["", f"Left out: {left_out}."]
+    return "\n".join(lines) + "\n"
+
+
+def _asked(report: dict[str, Any]) -> list[str]:
+    labels, data = report["labels"], report["data"]
+    what = f"{len(labels['names'])} numbers" if labels["kind"] == "numbers" else f"{len(labels['names'])} classes"
+    parts = ", ".join(f"{part} {d['clips']} clips of {d['episodes']} episodes" for part, d in data.items())
+    return [
+        f"{what}; {parts}. [95% interval over test episodes.] Whoever sees no clip scores {labels['chance']:.3f}.",
+    ]
+
+
+def _scores(row: dict[str, Any]) -> list[str]:
+    return [row["name"], f"{row['tokens']} × {row['width']}", *(_interval(p["score"]) for p in row["probes"].values())]
+
+
+def _by_output(report: dict[str, Any], probes: list[str]) -> list[str]:
+    rows = []
+    for row in report["rows"]:
+        if row["role"] == "model":
+            for i, name in enumerate(report["labels"]["names"]):
+                found = (row["probes"][probe]["by_output"][i] for probe in probes)
+                rows.append([row["name"], name, *map(_interval, found)])
+    return _table(["Features", "Number", *(TITLES[p] for p in probes)], rows)
+
+
+def _interval(of: dict[str, float | None]) -> str:
+    return f"{_text(of['value'])} [{_text(of['low'])}, {_text(of['high'])}]"
+
+
+def _verdict(of: dict[str, Any]) -> str:
+    return f"{_interval(of)} {VERDICTS[of['verdict']]}"
+
+
+def _text(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]

@@ -1,0 +1,155 @@
+"""The four probes over frozen features of clips.
+
+- ``attentive``: a learned query attends to the tokens (a sweep of learning rates and weight decays);
+- ``linear``: a linear layer on the tokens' mean (the same sweep);
+- ``ridge``: linear regression on all tokens side by side, in closed form;
+- ``knn``: the labels of the clips whose tokens are most alike, all tokens side by side.
+
+Every probe is fitted on the training clips, and all that is chosen is chosen on the validation clips.
+
+Legend: n clips, l tokens of a clip, d width, o outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from vwm.eval.features import Features
+from vwm.eval.heads import make_heads
+from vwm.eval.labelled_clips import PARTS, LabelledClips
+from vwm.eval.ridge import Fitted, neighbours_probe, ridge_probe
+from vwm.eval.sweep import Settings, train_sweep
+
+ProbeName = Literal["attentive", "linear", "knn", "ridge"]
+PROBES: tuple[ProbeName, ...] = ("attentive", "linear", "knn", "ridge")
+COPIES = 3
+"""How often the features of all clips lie in memory at once, at most."""
+
+
+class Tokens(NamedTuple):
+    """Features of each part, float32 [n, l, d]; every channel standardised by the training clips."""
+
+    train: Tensor
+    val: Tensor
+    test: Tensor
+
+
+class Probed(NamedTuple):
+    """What a probe says of the test clips.
+
+    Attributes:
+        predictions: float64 [n, o]: numbers, or a score for every class.
+        chosen: what the validation clips chose.
+        losses: float64 [epochs, s] of the validation clips, by head of the sweep; None where there was none.
+    """
+
+    predictions: Tensor
+    chosen: dict[str, Any]
+    losses: Tensor | None
+
+
+def extract(features: Features, clips: LabelledClips, batch_size: int, memory: float, title: str) -> Tokens:
+    """Features of all clips, on the CPU.
+
+    Args:
+        features: what makes them.
+        clips: of the three parts.
+        batch_size: clips at a time; it changes no number beyond rounding.
+        memory: GiB that the features may take, with what the probes need of them.
+        title: for the progress bar.
+
+    Raises:
+        ValueError: they would take more; the message says what they take.
+    """
+    parts = [getattr(clips, part).frames for part in PARTS]
+    count = sum(map(len, parts))
+    made: list[Tensor] = []
+    with tqdm(total=count, desc=title, unit="clip", disable=None) as bar:
+        for frames in parts:
+            out: Tensor | None = None
+            for first in range(0, len(frames), batch_size):
+                found = features(frames[first : first + batch_size])
+                if out is None:
+                    _check_memory(count, found, memory, title)
+                    out = torch.empty(len(frames), *found.shape[1:])
+                out[first : first + len(found)] = found
+                bar.update(len(found))
+            assert out is not None
+            made.append(out)
+    return standardise(Tokens(*made))
+
+
+def _check_memory(clips: int, found: Tensor, memory: float, title: str) -> None:
+    tokens, width = found.shape[1:]
+    needed = COPIES * clips * tokens * width * found.element_size() / 2**30
+    if needed > memory:
+        raise ValueError(
+            f"{title}: {clips} clips of {tokens} tokens of width {width} need {needed:.1f} GiB with the probes' own "
+            f"copies, over memory={memory:g}: use fewer clips (--clips {int(clips * memory / needed * 0.6)}), a "
+            f"shorter --clip_length, or more --memory"
+        )
+
+
+def standardise(tokens: Tokens) -> Tokens:
+    """Every channel at mean 0 and deviation 1 over the training clips and their tokens, in place.
+
+    One scale for all tokens of a channel: a deviation for every token would blow up what hardly ever happens there.
+    """
+    flat = tokens.train.flatten(0, 1)
+    mean, std = flat.mean(dim=0, dtype=torch.float64), flat.double().std(dim=0, correction=0)
+    # A channel that never changes says nothing; what is left of it is rounding.
+    scale = torch.where(std > 1e-6 * (1e-6 + mean.abs()), 1 / std, 0.0)
+    for part in tokens:
+        part.sub_(mean.float()).mul_(scale.float())
+    return tokens
+
+
+def run_probe(
+    probe: ProbeName,
+    tokens: Tokens,
+    clips: LabelledClips,
+    settings: Settings,
+    blocks: int = 1,
+    device: torch.device | str = "cpu",
+    title: str = "",
+) -> Probed:
+    """Fit one probe and ask it about the test clips.
+
+    Args:
+        probe: which.
+        tokens: see ``extract``.
+        clips: their labels.
+        settings: of the sweeps.
+        blocks: of the attentive probe.
+        device: where sweeps are trained.
+        title: for the progress bar.
+    """
+    labels = clips.train.labels, clips.val.labels
+    if probe == "ridge" or probe == "knn":
+        fit: Callable[..., Fitted] = ridge_probe if probe == "ridge" else neighbours_probe
+        numbers = clips.kind == "numbers"
+        y = labels if numbers else tuple(F.one_hot(y, clips.outputs).double() for y in labels)
+        train, val, test = (part.flatten(1) for part in tokens)
+        found = fit((train, y[0]), (val, y[1]), test, by_output=numbers)
+        return Probed(found.predictions, {"strength" if probe == "ridge" else "neighbours": found.chosen}, None)
+    x = tokens if probe == "attentive" else standardise(Tokens(*(part.mean(dim=1, keepdim=True) for part in tokens)))
+    train, val, test = (part.to(device) for part in x)
+    count, (tokens_a_clip, width) = len(settings.pairs), train.shape[1:]
+    heads = make_heads(probe, count, tokens_a_clip, width, clips.outputs, blocks, settings.seed).to(device)
+    y = tuple((y.float() if clips.kind == "numbers" else y).to(device) for y in labels)
+    swept = train_sweep(heads, (train, y[0]), (val, y[1]), test, settings, f"{title} {probe}".strip())
+    chosen = {"learning_rate": swept.rate, "weight_decay": swept.decay, "epoch": swept.epoch}
+    return Probed(swept.predictions.cpu(), chosen, swept.losses.cpu())
+
+
+def check_probes(probes: Sequence[str]) -> None:
+    """Raise ValueError unless all are probes, and there is one."""
+    unknown = [name for name in probes if name not in PROBES]
+    if unknown or not probes:
+        raise ValueError(f"probes={list(probes)} must be some of {', '.join(PROBES)}")
