@@ -10,6 +10,7 @@ import yaml
 
 from vwm.dit.model import DiT
 from vwm.train.fit import parse
+from vwm.vjepa.encoder import VideoEncoder
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("*/*.yaml"))
@@ -30,3 +31,13 @@ def test_large_networks_have_the_size_in_their_name(name, millions):
     with torch.device("meta"):
         network = DiT(**said)
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("letter", "millions"), [("ti", 5.5), ("s", 22), ("b", 86), ("l", 304), ("h", 632), ("g", 1012)]
+)
+def test_vision_transformers_have_the_size_of_their_letter(letter, millions):
+    said = yaml.safe_load((CONFIGS / f"vjepa/vjepa2_vit{letter}16.yaml").read_text())["model"]["init_args"]
+    with torch.device("meta"):
+        network = VideoEncoder(**said["encoder"]["init_args"])
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.03)
