@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import vwm
-from vwm.simulator.video import VideoSimulator
+from vwm.simulator.video import NetworkSimulator
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def weights_hash(bundle: Path) -> str:
     return digest.hexdigest()
 
 
-def parts(simulator: VideoSimulator) -> dict[str, dict[str, Any]]:
+def parts(simulator: NetworkSimulator) -> dict[str, dict[str, Any]]:
     """Of each part of the world its number of parameters and their precision, which depends on the machine."""
     return {
         name: {"parameters": sum(p.numel() for p in part.parameters()), "precision": _precision(part)}

@@ -103,6 +103,11 @@ def evaluate(
     lpips = None if lpips_weights is None else LPIPS(lpips_weights)
     fvd = None if fvd_weights is None else FVD(fvd_weights)
     simulator = load_simulator(bundle, device)
+    if not isinstance(simulator, VideoSimulator):
+        raise ValueError(
+            f"{bundle} is a world in representation space: its pictures, if it has any, are a by-product, and nothing "
+            "that vwm eval measures of pictures would say how good it is. Score it by planning in it (vwm.agents)"
+        )
     context = simulator.context_frames if context is None else context
     dataset = open_clips(data, context + horizon, fields=("frames", "actions"), seed=seed, shuffle=True, part=part)
     sample = read_sample(dataset, clips, simulator.image_size)

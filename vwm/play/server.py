@@ -43,6 +43,11 @@ def play(
     # the port first: a model that took a minute to load should not end in "port taken"
     with listen(host, port) as listener, ThreadPoolExecutor(max_workers=1) as thread:
         simulator = vwm.load_simulator(bundle, device=device, dtype="auto")
+        if not simulator.decodes:
+            raise ValueError(
+                f"{bundle} has no pictures to play in: it is a world of latents alone, made to be planned in. Train it "
+                "with a decoder (model.decoder) to see it"
+            )
         print(f"loaded {bundle} ({simulator.image_size[1]} x {simulator.image_size[0]}, {simulator.fps:g} fps)")
         # where it will run: threads have pools and caches of their own, so another one would stay cold
         thread.submit(warm_up, simulator).result()

@@ -26,17 +26,22 @@ from vwm.nn.parts import PartError, find_class, load_part, save_part
 from vwm.simulator.dit import DiTSimulator
 from vwm.simulator.genie import GenieSimulator
 from vwm.simulator.interface import ActionSpace
-from vwm.simulator.video import VideoSimulator
+from vwm.simulator.jepa import JepaSimulator
+from vwm.simulator.video import NetworkSimulator
 
 INDEX = "model_index.json"
-SIMULATORS: dict[str, type[VideoSimulator]] = {kind.__name__: kind for kind in (GenieSimulator, DiTSimulator)}
+SIMULATORS: dict[str, type[NetworkSimulator]] = {
+    kind.__name__: kind for kind in (GenieSimulator, DiTSimulator, JepaSimulator)
+}
 
 
 class BundleError(ValueError):
     """A bundle that cannot be loaded; the message names the file and what is wrong with it."""
 
 
-def save_simulator(simulator: VideoSimulator, path: str | os.PathLike[str], card: str = "", half: bool = False) -> None:
+def save_simulator(
+    simulator: NetworkSimulator, path: str | os.PathLike[str], card: str = "", half: bool = False
+) -> None:
     """Write a bundle (aside, then renamed over what was there).
 
     Args:
@@ -87,7 +92,7 @@ def load_simulator(
     path: str | os.PathLike[str],
     device: str | torch.device = "auto",
     dtype: torch.dtype | Literal["auto"] = torch.float32,
-) -> VideoSimulator:
+) -> NetworkSimulator:
     """Load a bundle.
 
     Args:
@@ -95,7 +100,7 @@ def load_simulator(
         device: ``auto`` takes a GPU where there is one.
         dtype: of the dynamics' weights. float32 keeps a batch of worlds equal to each alone; ``auto`` takes bfloat16
             where the machine multiplies it natively, which more than halves a step's time and is what the player
-            does. The tokenizer stays in float32.
+            does. What turns pictures into latents and back stays in float32.
 
     Raises:
         BundleError: missing, broken or foreign; the message says which file and what about it.
@@ -104,8 +109,8 @@ def load_simulator(
     index = _read_index(folder)
     kind = SIMULATORS[index["_class_name"]]
     parts: dict[str, Any] = {name: _load_part(folder, name, index.get(name)) for name in kind.PARTS}
-    for name in ("tokenizer", "dynamics"):
-        if parts[name] is None:
+    for name in kind.PARTS:
+        if parts[name] is None and name not in kind.OPTIONAL:
             raise BundleError(f"{folder / INDEX}: part {name!r} is missing")
     try:
         settings = index["settings"]

@@ -15,7 +15,7 @@ from vwm.nn.patches import to_float, to_uint8
 from vwm.nn.random import fold, normal, uniform, world_seeds
 from vwm.nn.space_time import SpaceTimeState
 from vwm.simulator.interface import ActionSpace, StepOutput
-from vwm.simulator.video import VideoSimulator
+from vwm.simulator.video import VideoSimulator, check_actions
 from vwm.tokenizer.interface import VideoTokenizer
 
 END = -4
@@ -53,6 +53,7 @@ class DiTSimulator(VideoSimulator):
     """
 
     PARTS: ClassVar[tuple[str, ...]] = ("tokenizer", "dynamics", "outcomes")
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("outcomes",)
     SAMPLING = Sampling
     LOSS = "squared error"
 
@@ -78,7 +79,8 @@ class DiTSimulator(VideoSimulator):
                 f"the tokenizer gives latents {list(tokenizer.grid)} x {tokenizer.channels}, the dynamics takes "
                 f"{list(dynamics.grid)} x {dynamics.channels}"
             )
-        _check_actions(dynamics, actions)
+        if dynamics.embed_action is not None:  # a world without actions ignores them
+            check_actions(dynamics.embed_action, actions)
         super().__init__(tokenizer, dynamics, actions, **rest)
         check_sampling(dynamics, self.sampling)
         self.outcomes = None if outcomes is None else outcomes.eval()
@@ -159,17 +161,3 @@ class DiTSimulator(VideoSimulator):
         said = self.outcomes(state.features[:, None].float(), lead.float())
         chance = uniform(fold(fold(state.seed, END), state.dynamics.position))
         return said.reward[:, 0], chance < said.terminated[:, 0]
-
-
-def _check_actions(dynamics: DiT, actions: ActionSpace) -> None:
-    embedding = dynamics.embed_action
-    if embedding is None:
-        return  # a world without actions ignores them
-    if len(embedding.choices) + bool(embedding.dims) > 1:
-        raise ValueError(
-            f"dynamics takes {len(embedding.choices)} discrete parts and {embedding.dims} dimensions at once: a "
-            "simulator's action is either one choice or a vector"
-        )
-    kind, size = ("discrete", embedding.choices[0]) if embedding.choices else ("continuous", embedding.dims)
-    if (actions.kind, actions.size) != (kind, size):
-        raise ValueError(f"{actions.size} {actions.kind} actions named, but the dynamics takes {size} {kind} ones")

@@ -42,6 +42,7 @@ class GenieSimulator(VideoSimulator):
     """
 
     PARTS: ClassVar[tuple[str, ...]] = ("tokenizer", "dynamics", "latent_action")
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("latent_action",)
     SAMPLING = Sampling
     LOSS = "cross-entropy"
 

@@ -43,7 +43,7 @@ class _Entrance:
         starts: uint8 [n, t, h, w, 3], contexts to begin from; by default the simulator's own.
 
     Raises:
-        ValueError: there is no context, or one of another size or type.
+        ValueError: there is no context, or one of another size or type; or the world has no pictures.
     """
 
     def __init__(self, simulator: Simulator, starts: Tensor | None) -> None:
@@ -54,6 +54,8 @@ class _Entrance:
                 "of its training data"
             )
         simulator.check_context(starts)
+        if not simulator.decodes:
+            raise ValueError("this world has no pictures to observe: train it with a decoder (model.decoder)")
         self.simulator, self.starts = simulator, starts
 
     def enter(

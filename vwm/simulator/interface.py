@@ -43,7 +43,7 @@ class StepOutput(NamedTuple):
     """What one step shows.
 
     Attributes:
-        frame: uint8 [b, h, w, 3]; None with ``decode=False``.
+        frame: uint8 [b, h, w, 3]; None with ``decode=False``, and in a world without pictures.
         latent: what the dynamics model predicted, [b, ...] (tokens int64, or features).
         reward: float32 [b]; zeros where the model has no reward head.
         terminated: bool [b]; False where the model has no termination head.
@@ -66,8 +66,13 @@ class Simulator(ABC):
         image_size: (height, width) of a frame in pixels.
         fps: frames a second at which the world was recorded; what "real time" means for the player.
         context_frames: how many frames a reset likes to be given (it accepts 1 or more).
+        stochastic: whether the seed plays a part.
+        decodes: whether the world has pictures. One that has none is of latents alone: ``step`` gives no frame even
+            with ``decode=True``, and ``reset`` gives back the context's last one.
     """
 
+    stochastic: bool = True
+    decodes: bool = True
     actions: ActionSpace
     image_size: tuple[int, int]
     fps: float

@@ -1,4 +1,4 @@
-"""What every world made of a tokenizer and a dynamics model has, whatever the dynamics is."""
+"""What every world made of networks has, and what one over a tokenizer has beside it, whatever the dynamics is."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
+from vwm.nn.actions import ActionEmbedding
 from vwm.simulator.interface import ActionSpace, Simulator
 from vwm.tokenizer.interface import VideoTokenizer
 
 
-class VideoSimulator(Simulator):
-    """A dynamics model over a tokenizer's latents.
+class NetworkSimulator(Simulator):
+    """A dynamics model and the networks around it: what a bundle holds.
 
     Args:
-        tokenizer: video to latents and back.
         dynamics: latents and actions to the next frame's latents.
+        image_size: (height, width) of a frame in pixels.
         actions: the action space.
         fps: frames a second of the recording.
         sampling: how a frame is drawn, a named tuple of the family.
@@ -26,20 +27,20 @@ class VideoSimulator(Simulator):
         starts: uint8 [n, t, h, w, 3], contexts to begin from, where some are at hand.
     """
 
-    PARTS: ClassVar[tuple[str, ...]] = ("tokenizer", "dynamics")
+    PARTS: ClassVar[tuple[str, ...]] = ("dynamics",)
     """The attributes that hold networks: what a bundle saves."""
+    OPTIONAL: ClassVar[tuple[str, ...]] = ()
+    """Those of them that may be None."""
     SAMPLING: ClassVar[type[Any]]
     """The class of ``sampling``."""
-    LOSS: ClassVar[str] = "loss"
-    """What ``transition_loss`` adds up, for people."""
 
     latent_action: Any = None
     """Infers the actions of a context, where the world learned its actions from unlabelled video."""
 
     def __init__(
         self,
-        tokenizer: VideoTokenizer,
         dynamics: ModelMixin,
+        image_size: tuple[int, int],
         actions: ActionSpace,
         fps: float = 15.0,
         sampling: Any = None,
@@ -47,11 +48,10 @@ class VideoSimulator(Simulator):
         title: str = "world",
         starts: Tensor | None = None,
     ) -> None:
-        self.tokenizer, self.dynamics = tokenizer.eval(), dynamics.eval()
-        self.actions, self.fps = actions, fps
+        self.dynamics = dynamics.eval()
+        self.image_size, self.actions, self.fps = image_size, actions, fps
         self.sampling = self.SAMPLING() if sampling is None else sampling
         self.context_frames, self.title, self.starts = context_frames, title, starts
-        self.image_size = tokenizer.image_size
 
     @property
     def device(self) -> torch.device:
@@ -68,6 +68,37 @@ class VideoSimulator(Simulator):
         for part in self.networks().values():
             part.to(device)
         return self
+
+    def check_context_actions(self, actions: Tensor | None, batch: int, frames: int) -> Tensor | None:
+        """The actions between context frames, on the world's device. Raises ValueError where they are wrong."""
+        if actions is None or frames == 1:
+            return None
+        if actions.shape[:2] != (batch, frames - 1):
+            raise ValueError(
+                f"{frames} context frames have {frames - 1} actions between them: context_actions must be "
+                f"[{batch}, {frames - 1}, ...], got {list(actions.shape)}"
+            )
+        for between in actions.unbind(1):
+            self.check_action(between, batch)
+        return actions.to(self.device)
+
+
+class VideoSimulator(NetworkSimulator):
+    """A dynamics model over a tokenizer's latents.
+
+    Args:
+        tokenizer: video to latents and back.
+        dynamics, actions: see ``NetworkSimulator``.
+        **rest: likewise.
+    """
+
+    PARTS: ClassVar[tuple[str, ...]] = ("tokenizer", "dynamics")
+    LOSS: ClassVar[str] = "loss"
+    """What ``transition_loss`` adds up, for people."""
+
+    def __init__(self, tokenizer: VideoTokenizer, dynamics: ModelMixin, actions: ActionSpace, **rest: Any) -> None:
+        super().__init__(dynamics, tokenizer.image_size, actions, **rest)
+        self.tokenizer = tokenizer.eval()
 
     def transition_loss(self, latents: Tensor, actions: Tensor, others: Tensor) -> Tensor | None:
         """How well the model foretells each next frame, told the action that led there, and told another one.
@@ -87,15 +118,14 @@ class VideoSimulator(Simulator):
         """
         return None
 
-    def check_context_actions(self, actions: Tensor | None, batch: int, frames: int) -> Tensor | None:
-        """The actions between context frames, on the world's device. Raises ValueError where they are wrong."""
-        if actions is None or frames == 1:
-            return None
-        if actions.shape[:2] != (batch, frames - 1):
-            raise ValueError(
-                f"{frames} context frames have {frames - 1} actions between them: context_actions must be "
-                f"[{batch}, {frames - 1}, ...], got {list(actions.shape)}"
-            )
-        for between in actions.unbind(1):
-            self.check_action(between, batch)
-        return actions.to(self.device)
+
+def check_actions(embedding: ActionEmbedding, actions: ActionSpace) -> None:
+    """Raise ValueError unless the dynamics' actions are those of the space."""
+    if len(embedding.choices) + bool(embedding.dims) > 1:
+        raise ValueError(
+            f"dynamics takes {len(embedding.choices)} discrete parts and {embedding.dims} dimensions at once: a "
+            "simulator's action is either one choice or a vector"
+        )
+    kind, size = ("discrete", embedding.choices[0]) if embedding.choices else ("continuous", embedding.dims)
+    if (actions.kind, actions.size) != (kind, size):
+        raise ValueError(f"{actions.size} {actions.kind} actions named, but the dynamics takes {size} {kind} ones")

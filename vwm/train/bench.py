@@ -33,7 +33,8 @@ from vwm.nn.random import fold
 from vwm.simulator.bundle import load_simulator
 from vwm.simulator.dit import DiTSimulator
 from vwm.simulator.genie import GenieSimulator, GenieState
-from vwm.simulator.video import VideoSimulator
+from vwm.simulator.jepa import JepaSimulator
+from vwm.simulator.video import NetworkSimulator, VideoSimulator
 
 # --------------------------------------------------------------------------------------------------- play
 
@@ -64,13 +65,17 @@ def bench_play(
     with _threads(threads):
         simulator = load_simulator(bundle, device)
         if sampling_steps is not None:
+            if "steps" not in simulator.sampling._fields:
+                kind = type(simulator).__name__
+                raise ValueError(f"sampling_steps={sampling_steps}: a {kind} draws nothing in steps")
             simulator.sampling = simulator.sampling._replace(steps=sampling_steps)
             if isinstance(simulator, DiTSimulator):
                 check_sampling(simulator.dynamics, simulator.sampling)
         _print_play_settings(simulator, batch)
         if not isinstance(simulator, GenieSimulator):  # tools/bench_dit.py has a diffusion world without a cache
             seconds = _time_steps(simulator, batch, steps * repeats)
-            print(f"{'a step':18} {_spread(seconds, 1e3, 'ms a frame')}, decode included")
+            included = ", decode included" if simulator.decodes else ""
+            print(f"{'a step':18} {_spread(seconds, 1e3, 'ms a frame')}{included}")
             return
         state, past = _warmed_up(simulator, batch)
         print(_agreement(simulator, past))
@@ -114,15 +119,14 @@ class Uncached:
         return self.dynamics.head(x[:, -1:, self.dynamics.prefix :])
 
 
-def _print_play_settings(simulator: VideoSimulator, batch: int) -> None:
-    dynamics, tokenizer = simulator.dynamics, simulator.tokenizer
+def _print_play_settings(simulator: NetworkSimulator, batch: int) -> None:
+    dynamics = simulator.dynamics
     sizes = ", ".join(f"{n} {sum(p.numel() for p in m.parameters()):,}" for n, m in simulator.networks().items())
-    latents = f"{tokenizer.codebook_size} codes" if tokenizer.codebook_size else f"{tokenizer.channels} channels"
-    drawn = ", ".join(f"{name} {value:g}" for name, value in simulator.sampling._asdict().items())
+    drawn = ", ".join(f"{name} {value:g}" for name, value in simulator.sampling._asdict().items()) or "nothing drawn"
     print(f"world              {simulator.title}; parameters: {sizes}")
     print(
-        f"settings           {simulator.image_size[0]}x{simulator.image_size[1]} pixels, {tokenizer.tokens_per_frame} "
-        f"latents of {latents} a frame, a window of {dynamics.transformer.window} frames, {drawn}, batch {batch}"
+        f"settings           {simulator.image_size[0]}x{simulator.image_size[1]} pixels, {_latents(simulator)} "
+        f"a frame, a window of {dynamics.transformer.window} frames, {drawn}, batch {batch}"
     )
     print(
         f"machine            {simulator.device}, {next(dynamics.parameters()).dtype}, {torch.get_num_threads()} "
@@ -130,8 +134,17 @@ def _print_play_settings(simulator: VideoSimulator, batch: int) -> None:
     )
 
 
+def _latents(simulator: NetworkSimulator) -> str:
+    if isinstance(simulator, JepaSimulator):
+        return f"{simulator.dynamics.tokens} latents of {simulator.dynamics.latent_width} numbers"
+    assert isinstance(simulator, VideoSimulator)
+    tokenizer = simulator.tokenizer
+    kind = f"{tokenizer.codebook_size} codes" if tokenizer.codebook_size else f"{tokenizer.channels} channels"
+    return f"{tokenizer.tokens_per_frame} latents of {kind}"
+
+
 @torch.inference_mode()
-def _time_steps(simulator: VideoSimulator, batch: int, steps: int) -> list[float]:
+def _time_steps(simulator: NetworkSimulator, batch: int, steps: int) -> list[float]:
     """Seconds a step, once the window is full."""
     state, _ = simulator.reset(_context(simulator, batch))
     times: list[float] = []
@@ -141,7 +154,7 @@ def _time_steps(simulator: VideoSimulator, batch: int, steps: int) -> list[float
     return times[simulator.dynamics.transformer.window :]
 
 
-def _context(simulator: VideoSimulator, batch: int) -> Tensor:
+def _context(simulator: NetworkSimulator, batch: int) -> Tensor:
     """One frame a world to begin from, of the bundle's starts or noise."""
     starts = simulator.starts
     if starts is None:
@@ -149,7 +162,7 @@ def _context(simulator: VideoSimulator, batch: int) -> Tensor:
     return starts[torch.arange(batch) % len(starts)][:, :1]
 
 
-def _actions(simulator: VideoSimulator, batch: int, number: int) -> Tensor:
+def _actions(simulator: NetworkSimulator, batch: int, number: int) -> Tensor:
     """Some actions, others every frame: int64 [b] or float [b, size]."""
     seed = fold(torch.arange(batch, device=simulator.device), number)
     if simulator.actions.kind == "discrete":

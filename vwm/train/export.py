@@ -16,22 +16,24 @@ from vwm.data.clips import read_meta
 from vwm.data.datamodule import open_clips
 from vwm.data.index import list_shards, read_index
 from vwm.data.video import VIDEO_EXTENSIONS
-from vwm.dit.model import DiT
 from vwm.dit.module import DiTModule
 from vwm.eval.actions import describe_actions
 from vwm.genie.dynamics import Sampling
 from vwm.genie.module import GenieModule
+from vwm.nn.actions import ActionEmbedding
 from vwm.nn.parts import save_part
 from vwm.simulator.bundle import save_simulator
 from vwm.simulator.dit import DiTSimulator
 from vwm.simulator.genie import GenieSimulator
 from vwm.simulator.interface import ActionSpace
-from vwm.simulator.video import VideoSimulator
+from vwm.simulator.jepa import JepaSimulator
+from vwm.simulator.video import NetworkSimulator
 from vwm.tokenizer.interface import VideoTokenizer
 from vwm.tokenizer.module import TokenizerModule
 from vwm.tokenizer.statistics import measure_latents
 from vwm.train.ema import load_average
 from vwm.train.fit import last_checkpoint, parse
+from vwm.vjepa.action_module import ActionModule
 
 LATENT_CLIPS = 256
 """Clips of 8 latents that the scale of continuous latents is measured on."""
@@ -50,7 +52,7 @@ def export(
     guidance: float = 1.0,
     half: bool = False,
 ) -> None:
-    """Make a bundle of a run: a simulator of a Genie or DiT run, a tokenizer folder of a tokenizer run.
+    """Make a bundle of a run: a simulator of a Genie, DiT or V-JEPA 2-AC run, a tokenizer folder of a tokenizer run.
 
     Args:
         run: the run's folder, as ``vwm fit`` wrote it.
@@ -78,7 +80,7 @@ def export(
         "title": title or run.resolve().name,
         "starts": _starts(source, context, starts) if source is not None and _shows(source) else None,
     }
-    simulator: VideoSimulator
+    simulator: NetworkSimulator
     if isinstance(module, GenieModule):
         sampling = Sampling(steps=8 if steps is None else steps, temperature=temperature)
         parts = (module.tokenizer, module.dynamics, module.latent_action)
@@ -92,11 +94,16 @@ def export(
             print("warning: guidance compares with a frame whose action is hidden, and this run hid none "
                   "(model.action_dropout=0)")  # fmt: skip
         parts = (module.tokenizer, module.dynamics, module.outcomes)
-        simulator = DiTSimulator(*parts, _dit_actions(module.dynamics, source), sampling=drawn, **common)
+        actions = _embedded_actions(module.dynamics.embed_action, source)
+        simulator = DiTSimulator(*parts, actions, sampling=drawn, **common)
+    elif isinstance(module, ActionModule):
+        actions = _embedded_actions(module.dynamics.embed_action, source)
+        simulator = JepaSimulator(module.encoder, module.projector, module.dynamics, module.decoder, actions, **common)
     else:
         raise ValueError(f"{run}: a {type(module).__name__} run cannot be exported")
     save_simulator(simulator, out, _card(simulator, run, source), half)
-    print(f"bundle: {out}\nplay it: vwm play {out}")
+    print(f"bundle: {out}")
+    print(f"play it: vwm play {out}" if simulator.decodes else "it has no decoder, so it can be planned in, not played")
 
 
 def load_run(run: Path, weights: str = "average") -> tuple[L.LightningModule, Any]:
@@ -195,8 +202,7 @@ def _genie_actions(module: GenieModule, path: str | None) -> ActionSpace:
     return _recorded_actions("continuous" if module.dynamics.continuous else "discrete", size, path)
 
 
-def _dit_actions(dynamics: DiT, path: str | None) -> ActionSpace:
-    embedding = dynamics.embed_action
+def _embedded_actions(embedding: ActionEmbedding | None, path: str | None) -> ActionSpace:
     if embedding is None:
         return ActionSpace("discrete", 1, ("go on",))
     if embedding.choices:
@@ -213,7 +219,7 @@ def _recorded_actions(kind: str, size: int, path: str | None) -> ActionSpace:
     return ActionSpace(kind, size, names, rest=rest if kind == "continuous" and len(rest) == size else ())
 
 
-def _card(simulator: VideoSimulator, run: Path, source: str | None) -> str:
+def _card(simulator: NetworkSimulator, run: Path, source: str | None) -> str:
     sizes = ", ".join(
         f"{n} {sum(p.numel() for p in m.parameters()) / 1e6:.2f}M" for n, m in simulator.networks().items()
     )
