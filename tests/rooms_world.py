@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vwm.data.two_rooms import AGENT, SIZE, STONE, draw, slide
+from vwm.agents.goals import GoalDistance
+from vwm.agents.planner import Planner
+from vwm.data.two_rooms import AGENT, GOAL_RADIUS, SIZE, STONE, TwoRooms, draw, sample_layout, slide
 from vwm.nn.random import world_seeds
 from vwm.simulator.interface import ActionSpace, Simulator, StepOutput
 
@@ -53,10 +55,42 @@ class ExactRooms(Simulator):
         self.steps += batch
         move = (COMPASS[action] if self.actions.kind == "discrete" else action).double() * self.step_size
         position = torch.from_numpy(slide(state.position, move, *state.layout.T.numpy()))
-        pictures = [draw(p, *layout) for p, layout in zip(position, state.layout, strict=True)] if decode else None
+        pictures = (
+            [draw(p, *layout) for p, layout in zip(position, state.layout.tolist(), strict=True)] if decode else None
+        )
         return state._replace(position=position), StepOutput(
             None if pictures is None else torch.from_numpy(np.stack(pictures)),
             position.float(),
             torch.zeros(batch),
             torch.zeros(batch, dtype=torch.bool),
         )
+
+
+def pairs(count: int, rooms: str) -> tuple[RoomsState, Tensor]:
+    """Starts under walls and doors of their own, and goals float32 [count, 2] in the ``same room`` or the other."""
+    rng, game, found = np.random.default_rng(0), TwoRooms(), []
+    while len(found) < count:
+        game.wall, game.door = sample_layout(rng)
+        game.position = game.sample_position(rng)
+        goal = game.sample_goal(rng)
+        if ((game.position[0] < game.wall) == (goal[0] < game.wall)) == (rooms == "same room"):
+            found.append((game.position, (game.wall, game.door), goal))
+    starts, layouts, goals = (torch.tensor(np.array(x)) for x in zip(*found, strict=True))
+    return ExactRooms().at(starts, layouts), goals.float()
+
+
+def drive(
+    planner: Planner, state: RoomsState, goals: Tensor, kind: str = "continuous", over: str = "min", replan: int = 2
+) -> int:
+    """Plan and play 60 steps in the true world, and count who came to the goal."""
+    world, objective, there = ExactRooms(kind), GoalDistance(goals, "l2", over), torch.zeros(len(goals)).bool()
+    plan = None
+    for t in range(60):
+        if t % replan == 0:
+            before = None if plan is None else planner.later(plan, replan)
+            plan = planner.plan(world, state, objective, t, before)
+        state, output = world.step(state, plan.actions[:, t % replan], decode=False)
+        there |= (output.latent - goals).norm(dim=1) <= GOAL_RADIUS
+        if there.all():
+            break
+    return int(there.sum())

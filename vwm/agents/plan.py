@@ -243,7 +243,7 @@ def _write(out: Path, result: Mapping[str, Any], task: Task, run: Played) -> Non
     aside.mkdir(parents=True)
     (aside / RESULT).write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
     paths(task, run).savefig(aside / "paths.png")
-    strip(run.frames[:, 0], task.goals[0]).save(aside / "strip.png")
+    strip(run.frames[: run.steps[0] + 1, 0], task.goals[0]).save(aside / "strip.png")
     write_video(aside / "episodes.mp4", episodes_video(run.frames, task.goals), task.fps)
     shutil.rmtree(out, ignore_errors=True)
     aside.rename(out)

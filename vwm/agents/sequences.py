@@ -54,7 +54,7 @@ class Gaussian(NamedTuple):
 
     def mode(self) -> Tensor:
         """The likeliest sequence, [b, h, a]."""
-        return self.mean
+        return self.mean.clamp(-self.limit, self.limit)  # a mean of limits may round to more
 
     def later(self, steps: int, start: Self) -> Self:
         """Where to begin ``steps`` steps later: the rest of the mean, with the deviation of ``start``."""
@@ -81,9 +81,8 @@ class Categorical(NamedTuple):
         By the Gumbel-max rule, so every action has exactly its probability, and noise that keeps its sign over time
         makes sequences that keep their action.
         """
-        uniform = torch.special.ndtr(noise.double()).clamp(1e-12, 1 - 1e-12)
-        gumbel = -(-uniform.log()).log()
-        return (self.probabilities.double().log()[:, None] + gumbel).argmax(dim=-1)
+        gumbel = -(-torch.special.log_ndtr(noise)).log()
+        return (self.probabilities.log()[:, None] + gumbel).argmax(dim=-1)
 
     def fit(self, actions: Tensor, weights: Tensor, momentum: float, floor: float) -> Self:
         """Move to the weighted frequencies of sequences [b, k, h]; ``floor`` is shared out among all actions."""

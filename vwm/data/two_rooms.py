@@ -28,6 +28,8 @@ GOAL_RADIUS = 4.0
 """The agent is at a goal when its centre is this near."""
 LOW, HIGH = BORDER + RADIUS, SIZE - BORDER - RADIUS
 """Where the agent's centre can be, in x and in y."""
+ROUNDING = 1e-4
+"""What a place may be off by."""
 BACKGROUND, STONE, AGENT = ((0, 0, 0), (70, 110, 200), (255, 170, 60))
 """Colours."""
 
@@ -136,7 +138,7 @@ class TwoRooms(gymnasium.Env[NDArray[np.uint8], NDArray[np.float32]]):
         return self.position
 
     def _info(self) -> dict[str, Any]:
-        return {"goal": self.goal, "distance": float(np.linalg.norm(self._here() - self.goal))}
+        return {"goal": self.goal.copy(), "distance": float(np.linalg.norm(self._here() - self.goal))}
 
     def _place(self, name: str, place: ArrayLike) -> Position:
         at = np.array(place, np.float64)
@@ -156,9 +158,10 @@ def sample_layout(rng: np.random.Generator) -> tuple[float, float]:
 def is_free(position: ArrayLike, wall: Floats, door: Floats) -> NDArray[np.bool_]:
     """Whether the agent can be at (x, y): float [..., 2] with wall and door [...] -> bool [...]."""
     at = np.asarray(position, np.float64)
+    left, right, top, bottom = _gap(wall, door)
     inside = ((at >= LOW) & (at <= HIGH)).all(axis=-1)
-    beside = np.abs(at[..., 0] - wall) >= WALL / 2 + RADIUS
-    return inside & (beside | (np.abs(at[..., 1] - door) <= DOOR / 2 - RADIUS))
+    beside = (at[..., 0] <= left) | (at[..., 0] >= right)
+    return inside & (beside | ((at[..., 1] >= top) & (at[..., 1] <= bottom)))
 
 
 def slide(position: ArrayLike, step: ArrayLike, wall: Floats, door: Floats) -> Position:
@@ -175,14 +178,25 @@ def slide(position: ArrayLike, step: ArrayLike, wall: Floats, door: Floats) -> P
     """
     at, step = np.asarray(position, np.float64), np.asarray(step, np.float64)
     x, y = at[..., 0], at[..., 1]
-    left, right = np.asarray(wall) - (WALL / 2 + RADIUS), np.asarray(wall) + (WALL / 2 + RADIUS)
-    top, bottom = np.asarray(door) - (DOOR / 2 - RADIUS), np.asarray(door) + (DOOR / 2 - RADIUS)
-    in_door = (y >= top) & (y <= bottom)
-    low, high = np.where(~in_door & (x >= right), right, LOW), np.where(~in_door & (x <= left), left, HIGH)
+    left, right, top, bottom = _gap(wall, door)
+    # Places that were rounded (to float32, in a recording) are still where they were: beside the wall.
+    beside_left, beside_right = x <= left + ROUNDING, x >= right - ROUNDING
+    in_door = (y >= top - ROUNDING) & (y <= bottom + ROUNDING)
+    low, high = np.where(beside_right & ~in_door, right, LOW), np.where(beside_left & ~in_door, left, HIGH)
     x = np.clip(x + step[..., 0], low, high)
-    in_wall = (x > left) & (x < right)
+    in_wall = (x > left + ROUNDING) & (x < right - ROUNDING)
     y = np.clip(y + step[..., 1], np.where(in_wall, top, LOW), np.where(in_wall, bottom, HIGH))
     return np.stack([x, y], axis=-1)
+
+
+def _gap(wall: Floats, door: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    """Left and right of the wall, and top and bottom of the door, for the agent's centre."""
+    return (
+        wall - (WALL / 2 + RADIUS),
+        wall + (WALL / 2 + RADIUS),
+        door - (DOOR / 2 - RADIUS),
+        door + (DOOR / 2 - RADIUS),
+    )
 
 
 def draw(position: ArrayLike, wall: float, door: float) -> NDArray[np.uint8]:
