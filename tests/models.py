@@ -91,6 +91,49 @@ def diffusion_world(outcomes: bool = False, sampling=None, **changes):
     )
 
 
+def action_predictor(seed: int = 5, **changes):
+    from vwm.vjepa.action_predictor import ActionPredictor
+
+    torch.manual_seed(seed)
+    settings = {"grid": (2, 2), "latent_width": 8, "num_actions": 4, "width": 16, "depth": 2, "heads": 2, "window": 4}
+    if changes.get("action_dims"):
+        settings["num_actions"] = 0
+    return randomize(ActionPredictor(**{**settings, **changes}))
+
+
+def jepa_parts(pool: str = "none", decoder: bool = True, seed: int = 6, **changes) -> dict[str, nn.Module | None]:
+    """The networks of a world in representation space, of 8x8 pixels: four tokens of eight numbers a frame, or one."""
+    from vwm.vjepa.conv_encoder import ConvEncoder
+    from vwm.vjepa.decoder import LatentDecoder
+    from vwm.vjepa.projector import Projector
+
+    torch.manual_seed(seed)
+    projector = Projector((2, 2), 4, pool, latent_width=8)
+    grid = projector.latent_grid
+    return {
+        "encoder": randomize(ConvEncoder((8, 8), [4, 4])),
+        "projector": randomize(projector),
+        "dynamics": action_predictor(grid=grid, **changes),
+        "decoder": randomize(LatentDecoder((8, 8), grid, 8, [4, 4])) if decoder else None,
+    }
+
+
+def jepa_world(**changes):
+    """A whole world in representation space, with starting contexts."""
+    from vwm.simulator.interface import ActionSpace
+    from vwm.simulator.jepa import JepaSimulator
+
+    dims = changes.get("action_dims", 0)
+    names = ("steer", "gas", "brake")[:dims] if dims else ("LEFT", "RIGHT", "UP", "noop")
+    return JepaSimulator(
+        **jepa_parts(**changes),
+        actions=ActionSpace("continuous" if dims else "discrete", dims or 4, names),
+        context_frames=2,
+        title="noise",
+        starts=torch.randint(0, 256, (3, 2, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(4)),
+    )
+
+
 DIFFUSERS_VAES = {
     "AutoencoderKL": {
         "block_out_channels": (8, 8, 8),

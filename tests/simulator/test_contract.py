@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import diffusion_world, genie
+from models import action_predictor, diffusion_world, genie, jepa_parts, jepa_world
 
 from vwm.dit.sampling import Sampling
 from vwm.nn.random import world_seeds
@@ -18,6 +18,9 @@ SIMULATORS = {
     "dit-v-guided": lambda: diffusion_world(prediction="v", sampling=Sampling(steps=2, guidance=2.0)),
     "dit-full-attention": lambda: diffusion_world(attention="full"),
     "dit-time-every-4th": lambda: diffusion_world(time_every=4, kv_heads=1),
+    "jepa": lambda: jepa_world(),
+    "jepa-one-vector-a-frame": lambda: jepa_world(pool="flatten", action_as="modulation", residual=True),
+    "jepa-latents-alone": lambda: jepa_world(decoder=False, action_dims=3, unknown_actions=True),
 }
 
 
@@ -46,11 +49,18 @@ def roll(world, state, steps: int, decode: bool = True, batch: int = 3):
     return state, frames
 
 
+def seen(world, out) -> torch.Tensor:
+    """What a step shows: the picture, or the latent in a world that has none."""
+    assert (out.frame is not None) == world.decodes
+    return out.frame if world.decodes else out.latent
+
+
 def test_shapes_and_types(world):
     state, frame = world.reset(contexts(world), seed=1)
     assert frame.shape == (3, *world.image_size, 3) and frame.dtype == torch.uint8 and batch_size(state) == 3
     state, out = world.step(state, actions(world, 3, 0))
-    assert out.frame.shape == frame.shape and out.frame.dtype == torch.uint8
+    assert not world.decodes or (out.frame.shape == frame.shape and out.frame.dtype == torch.uint8)
+    assert len(seen(world, out)) == 3 and out.latent.isfinite().all()
     assert out.reward.shape == (3,) and out.terminated.dtype == torch.bool
     assert len(world.actions.names) == world.actions.size
 
@@ -62,18 +72,24 @@ def test_equal_state_and_actions_give_equal_frames_and_a_branch_leaves_no_trace(
     _, first = roll(world, state, 6)  # beyond the window of 4
     world.step(state, actions(world, 3, 3))  # a branch
     _, second = roll(world, kept, 6)
-    assert all(torch.equal(a.frame, b.frame) for a, b in zip(first, second, strict=True))
+    assert all(torch.equal(seen(world, a), seen(world, b)) for a, b in zip(first, second, strict=True))
 
 
-def test_other_seeds_and_other_actions_give_other_frames(world):
+def test_other_seeds_give_other_frames_where_the_world_draws_and_the_same_where_it_does_not(world):
     context = contexts(world)
     _, one = roll(world, world.reset(context, seed=1)[0], 3)
     _, two = roll(world, world.reset(context, seed=2)[0], 3)
-    assert not torch.equal(one[-1].frame, two[-1].frame)
+    assert torch.equal(seen(world, one[-1]), seen(world, two[-1])) != world.stochastic
+
+
+def test_other_actions_and_other_contexts_give_other_frames(world):
+    context = contexts(world)
     state, _ = world.reset(context, seed=1)
     _, left = world.step(state, actions(world, 3, 0))
     _, right = world.step(state, actions(world, 3, 1))
     assert not torch.equal(left.latent, right.latent)
+    state, _ = world.reset(255 - context, seed=1)
+    assert not torch.equal(world.step(state, actions(world, 3, 0))[1].latent, left.latent)
 
 
 def test_a_batch_of_worlds_steps_as_each_would_alone(world):
@@ -86,7 +102,8 @@ def test_a_batch_of_worlds_steps_as_each_would_alone(world):
             torch.testing.assert_close(out.latent, together[i].latent[1:2], rtol=0, atol=1e-4)
         else:
             assert torch.equal(out.latent, together[i].latent[1:2])
-        assert (out.frame.int() - together[i].frame[1:2].int()).abs().max() <= 1  # float32 rounding at a half
+        if world.decodes:
+            assert (out.frame.int() - together[i].frame[1:2].int()).abs().max() <= 1  # float32 rounding at a half
 
 
 def test_skipping_the_pixels_changes_no_later_frame(world):
@@ -96,7 +113,7 @@ def test_skipping_the_pixels_changes_no_later_frame(world):
     seeing, shown = roll(world, state, 5)
     _, a = world.step(blind, actions(world, 3, 5))
     _, b = world.step(seeing, actions(world, 3, 5))
-    assert torch.equal(a.frame, b.frame) and torch.equal(outs[-1].latent, shown[-1].latent)
+    assert torch.equal(seen(world, a), seen(world, b)) and torch.equal(outs[-1].latent, shown[-1].latent)
 
 
 def test_worlds_of_different_age_step_in_one_batch(world):
@@ -121,6 +138,45 @@ def test_rewards_and_ends_come_from_the_heads_and_depend_on_the_action():
     assert one.reward.std() > 0 and not torch.equal(one.reward, two.reward)
     ends = torch.cat([roll(world, world.reset(contexts(world), seed)[0], 1)[1][0].terminated for seed in range(20)])
     assert 0 < ends.float().mean() < 1  # drawn, since the random head's probability is neither
+
+
+def test_goals_are_encoded_as_frames_are():
+    """A picture's latent is the one that a world begins with there; frames of a clip do not touch each other."""
+    world = jepa_world()
+    clip = contexts(world)
+    latents = world.encode(clip)
+    assert latents.shape == (3, 4, 4, 8)
+    torch.testing.assert_close(latents[1:2, 2:3], world.encode(clip[1:2, 2:3]), rtol=0, atol=1e-6)
+    assert torch.equal(world.reset(clip)[0].latent, latents[:, -1])
+    with pytest.raises(ValueError, match=r"got torch\.float32"):
+        world.encode(clip.float())
+
+
+def test_a_past_without_actions_counts_where_the_predictor_learned_to_do_without():
+    context = contexts(jepa_world())
+    told = torch.randint(0, 4, (3, 3), generator=torch.Generator().manual_seed(0))
+    for unknown in (False, True):
+        world = jepa_world(unknown_actions=unknown)
+
+        def first(context, told=None, world=world):
+            return world.step(world.reset(context, context_actions=told)[0], actions(world, 3, 0))[1].latent
+
+        assert torch.equal(first(context), first(context[:, -1:])) != unknown
+        assert not torch.equal(first(context), first(context, told))
+
+
+def test_parts_of_a_world_in_representation_space_that_do_not_fit_are_named():
+    from vwm.simulator.interface import ActionSpace
+    from vwm.simulator.jepa import JepaSimulator
+
+    for changes, message in (
+        ({"latent_width": 5}, "dynamics.latent_width=5 but the projector's: 8"),
+        ({"grid": (4, 1)}, r"dynamics.grid=\(4, 1\) but the projector's latents: \(2, 2\)"),
+        ({"num_actions": 7}, "4 discrete actions named, but the dynamics takes 7 discrete ones"),
+    ):
+        parts = jepa_parts() | {"dynamics": action_predictor(**changes)}
+        with pytest.raises(ValueError, match=message):
+            JepaSimulator(**parts, actions=ActionSpace("discrete", 4))
 
 
 def test_wrong_input_is_named(world):
