@@ -156,7 +156,7 @@ class TwoRoomsTask(Task):
 
     def distance(self, game: TwoRooms) -> float:
         """In pixels, through the wall."""
-        return float(np.linalg.norm(game.state[:2] - game.goal))
+        return float(np.linalg.norm(game.position - game.goal))
 
     def solved(self, distances: Floats) -> NDArray[np.bool_]:
         """Once there."""
@@ -177,7 +177,7 @@ class TwoRoomsTask(Task):
         return {"straight line": self._straight}
 
     def _straight(self) -> Actions:
-        way = np.stack([game.goal - game.state[:2] for game in self.games])
+        way = np.stack([game.goal - game.position for game in self.games])
         furthest = np.maximum(np.abs(way).max(axis=1, keepdims=True), self.games[0].step_size * self.frame_skip)
         return (way / furthest).astype(np.float32)
 

@@ -1,0 +1,56 @@
+"""`vwm agent plan` as a user types it, over a bundle on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from models import diffusion_world, genie
+
+from vwm.simulator.bundle import save_simulator
+from vwm.train.cli import main
+
+FEW = ["--episodes", "3", "--budget", "4", "--horizon", "3", "--samples", "4", "--planner_options", "{elites: 2}"]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("bundle") / "world"
+    save_simulator(diffusion_world(action_dims=2), path)
+    return path
+
+
+def test_plan_in_a_bundle(bundle: Path, tmp_path: Path, capsys):
+    out = tmp_path / "result"
+    main(
+        ["agent", "plan", str(bundle), "vwm/TwoRooms-v0", "-o", str(out), *FEW, "--env_options", "{random_wall: true}"]
+    )
+    result = json.loads((out / "plan.json").read_text())
+    assert result["results"]["all"]["cem"]["success"]["n"] == 3 and result["made"]["env_options"] == {
+        "random_wall": True
+    }
+    assert {p.name for p in out.iterdir()} == {"plan.json", "paths.png", "strip.png", "episodes.mp4"}
+    assert "within 4 pixels" in capsys.readouterr().out
+
+
+def test_pendulum_by_mppi(tmp_path: Path):
+    save_simulator(diffusion_world(action_dims=1), tmp_path / "world")
+    out = tmp_path / "result"
+    main(["agent", "plan", str(tmp_path / "world"), "Pendulum-v1", "-o", str(out), "--planner", "mppi", *FEW])
+    result = json.loads((out / "plan.json").read_text())
+    assert result["unit"] == "rad" and list(result["results"]["all"]) == ["mppi", "random"]
+
+
+def test_errors_are_a_line(bundle: Path, tmp_path: Path, capsys):
+    save_simulator(genie(), tmp_path / "tokens")
+    for arguments, message in (
+        ([str(bundle), "Pendulum-v1"], "was it trained on this game?"),
+        ([str(tmp_path / "tokens"), "vwm/TwoRooms-v0"], "4 discrete"),
+        ([str(bundle), "Pong"], "no task"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["agent", "plan", *arguments, "-o", str(tmp_path / "result")])
+        said = capsys.readouterr().err
+        assert message in said and "Traceback" not in said
+    assert not (tmp_path / "result").exists()
