@@ -1,0 +1,360 @@
+"""Violation of expectation: is a model more surprised by what cannot happen?
+
+A scorer says how wrong its prediction was at every moment of a video; of each pair of clips, one possible and one
+impossible, the impossible one should surprise it more (Riochet et al., 2018, arXiv 1803.07616; for prediction in
+representation space Garrido et al., 2025, arXiv 2502.11831). Chance is 50%.
+
+A clip's surprise is the mean over time (the headline) or the maximum. Only the mean is safe against a scorer that has
+understood nothing: the impossible clips of our sprite worlds are made of the same frames and the same steps between
+frames as the possible ones, so whatever looks at no more than that has equal *means* over each four clips and stays at
+50%; of their maxima this is not true. The report therefore puts a scorer beside it that knows nothing, the difference
+between neighbouring frames.
+
+Legend: n pairs, b batch, t frames, s moments at which a scorer speaks, h w pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fsspec
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm import tqdm
+
+from vwm.data.clips import read_meta
+from vwm.data.index import EpisodeEntry, list_shards, read_index
+from vwm.data.video import VIDEO_EXTENSIONS, read_frames
+
+REPORT, TABLE, PLOT = "surprise.json", "surprise.md", "surprise.png"
+ALL = "all"
+POSSIBLE, IMPOSSIBLE = "#1f6fb4", "#d1662b"
+
+Scorer = Callable[[Tensor], Tensor]
+"""uint8 [b, t, h, w, 3] -> float [b, s], the surprise at s moments; more is more surprised."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of clips.
+
+    Attributes:
+        possible, impossible: uint8 [n, t, h, w, 3].
+        violation: int64 [n], the first frame in which the two differ.
+        properties: n names of what the impossible one violates.
+        groups: int64 [n]; pairs made of the same scene share a number and count as one trial.
+    """
+
+    possible: Tensor
+    impossible: Tensor
+    violation: Tensor
+    properties: tuple[str, ...]
+    groups: Tensor
+
+    def __len__(self) -> int:
+        return len(self.possible)
+
+
+class Rate(NamedTuple):
+    """A share of 1, and the bounds of its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+# ------------------------------------------------------------------------------------------------------ reading
+
+
+def read_pairs(data: str | Path, limit: int | None = None) -> Pairs:
+    """The pairs of a folder of shards.
+
+    The json of each episode tells ``pair``, ``possible``, ``property`` and ``violation_frame``, and may tell
+    ``quadruple``, which pairs of one scene share (``datasets/sprites/generate.py --pairs``).
+
+    Args:
+        data: a folder of shards, or an fsspec address of it.
+        limit: read the first so many pairs only.
+
+    Raises:
+        ValueError: an episode is of no pair, or a pair is not one possible and one impossible clip of one length.
+    """
+    found: dict[Any, dict[bool, tuple[Tensor, dict[str, Any]]]] = {}
+    for shard in list_shards(data):
+        for entry in read_index(shard).episodes:
+            meta, where = read_meta(shard, entry), f"{shard}:{entry.key}"
+            missing = [k for k in ("pair", "possible", "property", "violation_frame") if k not in meta]
+            if missing:
+                raise ValueError(
+                    f"{where}: its json has no {', '.join(missing)}, so it is of no pair; surprise is measured on "
+                    f"pairs of possible and impossible clips (python datasets/sprites/generate.py OUT --pairs)"
+                )
+            if limit is not None and meta["pair"] not in found and len(found) >= limit:
+                continue
+            pair = found.setdefault(meta["pair"], {})
+            if bool(meta["possible"]) in pair:
+                raise ValueError(f"{where}: pair {meta['pair']} has two clips with possible={meta['possible']}")
+            pair[bool(meta["possible"])] = _frames(shard, entry), meta
+    return _paired(found, str(data))
+
+
+def _paired(found: dict[Any, dict[bool, tuple[Tensor, dict[str, Any]]]], data: str) -> Pairs:
+    for number, pair in found.items():
+        if len(pair) < 2:
+            raise ValueError(f"{data}: pair {number} has no {'im' if True in pair else ''}possible clip")
+    clips = {kind: [pair[kind][0] for pair in found.values()] for kind in (True, False)}
+    if len(shapes := {tuple(c.shape) for c in clips[True] + clips[False]}) != 1:
+        raise ValueError(f"{data}: clips must have one length and size, found {sorted(shapes)}")
+    metas = [pair[False][1] for pair in found.values()]
+    numbers: dict[Any, int] = {}
+    groups = [numbers.setdefault(m.get("quadruple", ("pair", m["pair"])), len(numbers)) for m in metas]
+    return Pairs(
+        torch.stack(clips[True]),
+        torch.stack(clips[False]),
+        torch.tensor([int(m["violation_frame"]) for m in metas]),
+        tuple(str(m["property"]) for m in metas),
+        torch.tensor(groups),
+    )
+
+
+def _frames(shard: str, entry: EpisodeEntry) -> Tensor:
+    name = (
+        "frames.npy"
+        if "frames.npy" in entry.members
+        else next((e for e in entry.members if e in VIDEO_EXTENSIONS), None)
+    )
+    if name is None:
+        raise ValueError(f"{shard}:{entry.key} has no frames, only {sorted(entry.members)}")
+    offset, length = entry.members[name]
+    with fsspec.open(shard, "rb") as file:
+        file.seek(offset)
+        data: bytes = file.read(length)
+    if name == "frames.npy":
+        return torch.from_numpy(np.load(io.BytesIO(data)))
+    return torch.from_numpy(read_frames(data, list(range(entry.frames)), f"{shard}:{entry.key}.{name}"))
+
+
+# ----------------------------------------------------------------------------------------------------- measures
+
+
+def score(scorer: Scorer, frames: Tensor, batch_size: int, desc: str) -> Tensor:
+    """A scorer's surprise at clips uint8 [n, t, h, w, 3], batch by batch: float64 [n, s].
+
+    Raises:
+        ValueError: it says something else than numbers for each clip.
+    """
+    parts = []
+    for batch in tqdm(frames.split(batch_size), desc=desc, unit="batch", disable=None):
+        said = scorer(batch)
+        if said.ndim != 2 or len(said) != len(batch) or said.shape[1] == 0:
+            raise ValueError(f"surprise must be [b, s] with b={len(batch)} clips, got {list(said.shape)}")
+        parts.append(said.detach().double().cpu())
+    scores = torch.cat(parts)
+    if not scores.isfinite().all():
+        raise ValueError(f"{desc}: surprise must be finite, got {scores[~scores.isfinite()][0].item()}")
+    return scores
+
+
+def frame_difference(frames: Tensor) -> Tensor:
+    """A scorer that has understood nothing, the mean change to the next frame: [b, t, h, w, 3] -> [b, t - 1]."""
+    return (frames[:, 1:].double() - frames[:, :-1].double()).abs().mean(dim=(2, 3, 4))
+
+
+def wins(possible: Tensor, impossible: Tensor) -> Tensor:
+    """1 where the impossible clip of a pair surprises more, 1/2 where both do alike, else 0: [n] twice -> [n]."""
+    return (impossible > possible).double() + (impossible == possible).double() / 2
+
+
+def area_under_roc(possible: Tensor, impossible: Tensor) -> float:
+    """How often any impossible clip surprises more than any possible one, ties counted half: [n], [m] -> 0 to 1."""
+    return float(wins(possible[None, :], impossible[:, None]).mean())
+
+
+def wilson(rate: float, trials: int) -> Rate:
+    """The 95% interval of a rate that was seen in so many trials (Wilson, 1927)."""
+    z = 1.959963984540054
+    middle = (rate + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    half = z / (1 + z**2 / trials) * math.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
+    return Rate(rate, max(middle - half, 0.0), min(middle + half, 1.0))
+
+
+def measure(possible: Tensor, impossible: Tensor, properties: Sequence[str], groups: Tensor) -> dict[str, Any]:
+    """What scores say, by property and of all pairs.
+
+    Args:
+        possible, impossible: float [n, s], surprise at the clips of each pair.
+        properties: n names.
+        groups: int64 [n]; the interval counts pairs of a group as one trial, for they share their frames.
+
+    Returns:
+        By property: ``pairs``, ``trials``, and by ``mean`` and ``max`` over time ``accuracy`` (value, low, high) and
+        ``auroc``.
+    """
+    if not len(possible) == len(impossible) == len(properties) == len(groups) > 0:
+        raise ValueError(f"{len(possible)} possible, {len(impossible)} impossible clips of {len(properties)} pairs")
+    named = sorted(set(properties))
+    rows = {name: torch.tensor([p == name for p in properties]) for name in named}
+    if len(named) > 1:
+        rows[ALL] = torch.ones(len(properties), dtype=torch.bool)
+    return {name: _measure(possible[row], impossible[row], groups[row]) for name, row in rows.items()}
+
+
+def _measure(possible: Tensor, impossible: Tensor, groups: Tensor) -> dict[str, Any]:
+    trials = len(groups.unique())
+    found: dict[str, Any] = {"pairs": len(possible), "trials": trials}
+    for name, one, other in (
+        ("mean", possible.mean(dim=1), impossible.mean(dim=1)),
+        ("max", possible.amax(dim=1), impossible.amax(dim=1)),
+    ):
+        rate = wilson(float(wins(one, other).mean()), trials)
+        found[name] = {"accuracy": rate._asdict(), "auroc": area_under_roc(one, other)}
+    return found
+
+
+def around_violation(scores: Tensor, violation: Tensor, times: Tensor) -> dict[str, list[float]]:
+    """The mean course of surprise, every clip counted from its violation: [n, s], [n], [s].
+
+    Returns:
+        ``offset`` in frames after the violation, ``mean`` and ``stderr`` of the clips that have a score there.
+    """
+    offsets = (times[None, :] - violation[:, None]).flatten()
+    values = scores.flatten()
+    course: dict[str, list[float]] = {"offset": [], "mean": [], "stderr": []}
+    for offset in offsets.unique().tolist():
+        here = values[offsets == offset]
+        course["offset"].append(offset)
+        course["mean"].append(float(here.mean()))
+        course["stderr"].append(float(here.std(correction=0) / math.sqrt(len(here))))
+    return course
+
+
+# ------------------------------------------------------------------------------------------------------- report
+
+
+def report(
+    scorer: Scorer,
+    pairs: Pairs,
+    out: Path,
+    times: Sequence[int] | None = None,
+    batch_size: int = 32,
+    title: str = "model",
+) -> dict[str, Any]:
+    """Measure a scorer, and write ``surprise.json``, ``surprise.md`` and ``surprise.png``.
+
+    Args:
+        scorer: what is measured.
+        pairs: on these.
+        out: folder for the report; a report that is there is replaced.
+        times: the last frame that each of the scorer's s numbers is about; by default the last s frames in turn.
+        batch_size: clips that it sees at once.
+        title: what to call it.
+
+    Returns:
+        What was written as json.
+
+    Raises:
+        ValueError: ``out`` holds something else; a scorer that says something else than numbers of each clip.
+    """
+    if out.exists() and not (out.is_dir() and ((out / REPORT).is_file() or not any(out.iterdir()))):
+        raise ValueError(f"{out} exists and is no report (it has no {REPORT}): choose another folder")
+    clips = {"possible": pairs.possible, "impossible": pairs.impossible}
+    scores = {kind: score(scorer, frames, batch_size, kind) for kind, frames in clips.items()}
+    control = {kind: score(frame_difference, frames, batch_size, "control") for kind, frames in clips.items()}
+    frames, moments = pairs.possible.shape[1], scores["possible"].shape[1]
+    at = torch.arange(frames - moments, frames) if times is None else torch.tensor(list(times))
+    if len(at) != moments:
+        raise ValueError(f"the scorer speaks at {moments} moments, but times names {len(at)} frames")
+    found = {
+        "title": title,
+        "pairs": len(pairs),
+        "frames": frames,
+        "chance": 0.5,
+        "before_violation": _before(scores, pairs, at),
+        "results": measure(scores["possible"], scores["impossible"], pairs.properties, pairs.groups),
+        "control": measure(control["possible"], control["impossible"], pairs.properties, pairs.groups),
+        "course": _courses(scores, pairs, at),
+    }
+    aside = out.with_name(out.name + ".tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    (aside / REPORT).write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
+    (aside / TABLE).write_text(table(found))
+    plot(found).savefig(aside / PLOT)
+    shutil.rmtree(out, ignore_errors=True)
+    aside.rename(out)
+    return found
+
+
+def _before(scores: dict[str, Tensor], pairs: Pairs, times: Tensor) -> float:
+    """The largest difference within a pair before its violation: more than 0 in a scorer that looks ahead."""
+    earlier = times[None, :] < pairs.violation[:, None]
+    return float(((scores["possible"] - scores["impossible"]).abs() * earlier).max())
+
+
+def _courses(scores: dict[str, Tensor], pairs: Pairs, times: Tensor) -> dict[str, dict[str, Any]]:
+    courses: dict[str, dict[str, Any]] = {}
+    for name in sorted(set(pairs.properties)):
+        row = torch.tensor([p == name for p in pairs.properties])
+        courses[name] = {k: around_violation(s[row], pairs.violation[row], times) for k, s in scores.items()}
+    return courses
+
+
+def table(found: dict[str, Any]) -> str:
+    """The numbers as Markdown."""
+    lines = [
+        f"# Surprise of {found['title']}",
+        "",
+        f"{found['pairs']} pairs of a possible and an impossible clip. Accuracy: how often the impossible one surprises "
+        "more, with its 95% interval; chance is 50%. AUROC: on the surprise of single clips, without their pair.",
+        "",
+        "| Property | Pairs | Accuracy (mean over time) | AUROC | Accuracy (maximum) | AUROC |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for key, suffix in (("results", ""), ("control", ", frame difference")):
+        for name, row in found[key].items():
+            cells = [f"{_percent(row[by]['accuracy'])} | {row[by]['auroc']:.3f}" for by in ("mean", "max")]
+            lines.append(f"| {name}{suffix} | {row['pairs']} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "Frame difference knows nothing of the past: what it reaches by the maximum is not understanding. The interval "
+        "counts pairs that are made of the same frames as one trial.",
+    ]
+    if found["before_violation"] > 0:
+        lines += [
+            "",
+            f"Before the violation, where the clips of a pair are equal, their surprise differs by up to "
+            f"{found['before_violation']:.3g}: the scorer looks ahead, or its times are wrong.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _percent(rate: dict[str, float]) -> str:
+    return f"{100 * rate['value']:.1f}% ({100 * rate['low']:.1f} to {100 * rate['high']:.1f})"
+
+
+def plot(found: dict[str, Any]) -> Figure:
+    """The course of surprise around the violation, a panel a property."""
+    courses = found["course"]
+    figure = Figure(figsize=(4.0 * len(courses), 3.2), dpi=130, layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(courses)))
+    for axes, (name, kinds) in zip(panels, courses.items(), strict=True):
+        axes.axvline(0, color="black", linewidth=0.8)
+        for kind, colour in (("impossible", IMPOSSIBLE), ("possible", POSSIBLE)):
+            offset, mean, stderr = (np.array(kinds[kind][k]) for k in ("offset", "mean", "stderr"))
+            axes.fill_between(offset, mean - stderr, mean + stderr, color=colour, alpha=0.25, linewidth=0)
+            axes.plot(offset, mean, color=colour, label=kind)
+        rate = found["results"][name]["mean"]["accuracy"]["value"]
+        axes.set_title(f"{name}: {100 * rate:.0f}% of pairs", fontsize=10)
+        axes.set_xlabel("frames after the violation")
+    panels[0].set_ylabel("surprise, mean ± standard error")
+    panels[0].legend(frameon=False, fontsize=8)
+    return figure
