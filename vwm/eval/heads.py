@@ -52,9 +52,10 @@ class AttentiveHeads(Heads):
     One block is V-JEPA's probe (arXiv 2404.08471, section 4); with more, the blocks before the last are self-attention
     among the tokens, three of them in V-JEPA 2's (arXiv 2506.09985, section 4).
 
-    Every token has a learned position, so that pixels, which do not know their place, are not judged for that. There
-    is no norm before the first block: tokens come standardised by channel, and a norm would take a patch's brightness
-    away.
+    Every token has a learned position, so that pixels, which do not know their place, are not judged for that. It
+    starts as loud as the tokens: from the usual 0.02 a head takes hundreds of steps to look at a place at all. There is
+    no norm before the first block: tokens come standardised by channel, and a norm would take away how bright a patch
+    is.
 
     There is one query a head, so the keys' projection is taken to the query, and the values' projection to the mean
     that attention makes: the same function, without any work a token that grows with the square of the width. That is
@@ -75,7 +76,7 @@ class AttentiveHeads(Heads):
         self.embed = Linears(copies, width, inner) if blocks > 1 else None
         self.blocks = nn.ModuleList(SelfBlocks(copies, inner, heads) for _ in range(blocks - 1))
         seen, c = (inner if blocks > 1 else width), inner // heads
-        self.places = nn.Parameter(alike(copies, torch.randn(tokens, seen) * 0.02))
+        self.places = nn.Parameter(alike(copies, torch.randn(tokens, seen)))
         self.query = nn.Parameter(alike(copies, torch.randn(heads, c)))
         self.keys = nn.Parameter(alike(copies, torch.randn(heads, c, seen) * seen**-0.5))
         self.values = nn.Parameter(alike(copies, torch.randn(heads, seen, c) * seen**-0.5))

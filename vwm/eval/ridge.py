@@ -56,7 +56,7 @@ def ridge_path(x: Tensor, y: Tensor, others: Sequence[Tensor], strengths: Tensor
     product = x.double().T @ x.double() if primal else inner(x, x)
     values, vectors = torch.linalg.eigh(product)
     right = vectors.T @ (x.double().T @ y if primal else y)
-    mean = (values.sum() / len(x)).clamp(min=torch.finfo(torch.float64).tiny)  # the same sum in both forms
+    mean = (values.sum() / len(x)).clamp(min=1e-100)  # the same sum in both forms; 0 where nothing ever changes
     shrink = 1 / (values.clamp(min=0) + strengths[:, None] * mean)
     left = [(other.double() if primal else inner(other, x)) @ vectors for other in others]
     return [torch.einsum("mr,ar,ro->amo", part, shrink, right) for part in left]
