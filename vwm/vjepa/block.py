@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vwm.nn import attention
 from vwm.vjepa.positions import Rotary, turn
 
 MlpKind = Literal["gelu", "swiglu"]
@@ -43,8 +44,15 @@ class SelfAttention(nn.Module):
         if rotary is not None:
             qk = turn(qk, rotary)
         q, k = qk.unbind(2)
-        y = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (q, k, v)))
+        y = attend(*(part.transpose(1, 2) for part in (q, k, v)))
         return self.proj(y.transpose(1, 2).flatten(2))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of all to all, [b, h, k, c], by torch's kernel; on a CPU in bfloat16 by the formula, twice as fast."""
+    if q.device.type == "cpu" and v.dtype == torch.bfloat16:
+        return attention.attend(q.to(v), k.to(v), v)
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 class Mlp(nn.Module):
