@@ -110,6 +110,8 @@ def test_what_looks_at_single_frames_or_steps_stays_at_chance_by_the_mean(pairs:
 def test_wins_count_ties_half_and_the_area_under_roc_compares_all_with_all() -> None:
     possible, impossible = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 2.0, 1.0])
     assert wins(possible, impossible).tolist() == [1, 0.5, 0]
+    assert wins(possible, possible * (1 + 2e-7)).tolist() == [0.5] * 3  # rounding
+    assert wins(possible, possible * (1 + 1e-5)).tolist() == [1] * 3
     # 2 against 1 2 3: 1 + 1/2 + 0, twice; 1 against 1 2 3: 1/2
     assert area_under_roc(possible, impossible) == pytest.approx((1.5 + 1.5 + 0.5) / 9)
     assert area_under_roc(possible, impossible) + area_under_roc(impossible, possible) == pytest.approx(1)

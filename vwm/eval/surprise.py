@@ -170,8 +170,12 @@ def frame_difference(frames: Tensor) -> Tensor:
 
 
 def wins(possible: Tensor, impossible: Tensor) -> Tensor:
-    """1 where the impossible clip of a pair surprises more, 1/2 where both do alike, else 0: [n] twice -> [n]."""
-    return (impossible > possible).double() + (impossible == possible).double() / 2
+    """1 where the impossible clip of a pair surprises more, 1/2 where both do alike, else 0: [n] twice -> [n].
+
+    Alike is what differs by no more than the rounding of float32.
+    """
+    alike = torch.isclose(impossible, possible, rtol=1e-6, atol=0.0)
+    return torch.where(alike, 0.5, (impossible > possible).double())
 
 
 def area_under_roc(possible: Tensor, impossible: Tensor) -> float:
@@ -313,8 +317,8 @@ def table(found: dict[str, Any]) -> str:
     lines = [
         f"# Surprise of {found['title']}",
         "",
-        f"{found['pairs']} pairs of a possible and an impossible clip. Accuracy: how often the impossible one surprises "
-        "more, with its 95% interval; chance is 50%. AUROC: on the surprise of single clips, without their pair.",
+        f"{found['pairs']} pairs of a possible and an impossible clip. Accuracy: how often the impossible one "
+        "surprises more, with its 95% interval; chance is 50%. AUROC: on the surprise of single clips, without their pair.",
         "",
         "| Property | Pairs | Accuracy (mean over time) | AUROC | Accuracy (maximum) | AUROC |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -351,7 +355,7 @@ def plot(found: dict[str, Any]) -> Figure:
         for kind, colour in (("impossible", IMPOSSIBLE), ("possible", POSSIBLE)):
             offset, mean, stderr = (np.array(kinds[kind][k]) for k in ("offset", "mean", "stderr"))
             axes.fill_between(offset, mean - stderr, mean + stderr, color=colour, alpha=0.25, linewidth=0)
-            axes.plot(offset, mean, color=colour, label=kind)
+            axes.plot(offset, mean, color=colour, label=kind, linestyle="-" if kind == "impossible" else "--")
         rate = found["results"][name]["mean"]["accuracy"]["value"]
         axes.set_title(f"{name}: {100 * rate:.0f}% of pairs", fontsize=10)
         axes.set_xlabel("frames after the violation")
