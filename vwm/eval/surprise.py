@@ -318,7 +318,8 @@ def table(found: dict[str, Any]) -> str:
         f"# Surprise of {found['title']}",
         "",
         f"{found['pairs']} pairs of a possible and an impossible clip. Accuracy: how often the impossible one "
-        "surprises more, with its 95% interval; chance is 50%. AUROC: on the surprise of single clips, without their pair.",
+        "surprises more, with its 95% interval; chance is 50%. AUROC: on the surprise of single clips, without their "
+        "pair.",
         "",
         "| Property | Pairs | Accuracy (mean over time) | AUROC | Accuracy (maximum) | AUROC |",
         "| --- | --- | --- | --- | --- | --- |",
