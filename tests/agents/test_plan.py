@@ -61,8 +61,9 @@ def test_a_result_holds_what_is_needed_to_make_it_again_and_pictures(exact, tmp_
     assert "straight line" in capsys.readouterr().out
     again = plan(Path("exact"), "vwm.data.two_rooms:vwm/TwoRooms-v0", out, **settings)  # over the earlier one
     assert again["results"] == result["results"] and not list(tmp_path.glob("*.tmp"))
-    plan(Path("exact"), "vwm/TwoRooms-v0", out, **{**settings, "seed": 1, "episodes": 2, "budget": 3})
-    assert json.loads((out / RESULT).read_text())["made"]["seed"] == 1
+    plan(Path("exact"), "vwm/TwoRooms-v0", out, **{**settings, "seed": 1, "episodes": 2, "budget": 3, "over": "end"})
+    made = json.loads((out / RESULT).read_text())["made"]
+    assert made["seed"] == 1 and made["objective"]["over"] == "end"
 
 
 def test_the_frame_skip_fits_the_worlds_time(exact):

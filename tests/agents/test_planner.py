@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import diffusion_world, genie
+from models import diffusion_world, genie, jepa_world
 from rooms_world import ExactRooms
 from torch import Tensor
 
@@ -183,6 +183,8 @@ def test_numbers_that_are_none_cost_most(kind):
 def test_learned_worlds_of_every_kind_can_be_planned_in(kind):
     for world, objective in (
         (diffusion_world(action_dims=3), None),
+        (jepa_world(), None),
+        (jepa_world(decoder=False, pool="flatten", action_dims=3), None),
         (diffusion_world(outcomes=True), Return(0.9)),
         (genie(), Return(0.9)),
     ):

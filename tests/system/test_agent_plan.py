@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from models import diffusion_world, genie
+from models import diffusion_world, genie, jepa_world
 
 from vwm.simulator.bundle import save_simulator
 from vwm.train.cli import main
@@ -17,7 +17,7 @@ FEW = ["--episodes", "3", "--budget", "4", "--horizon", "3", "--samples", "4", "
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("bundle") / "world"
-    save_simulator(diffusion_world(action_dims=2), path)
+    save_simulator(jepa_world(decoder=False, action_dims=2), path)
     return path
 
 

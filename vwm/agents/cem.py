@@ -40,7 +40,7 @@ class CEM(Planner):
         keep: int = 4,
         max_norm: float = 1.0,
         pick: Literal["best", "mean"] = "best",
-        chunk: int = 4096,
+        chunk: int = 512,
     ) -> None:
         super().__init__(horizon, samples, iterations, momentum, std, min_std, colour, keep, max_norm, pick, chunk)
         if not 1 <= elites <= samples:

@@ -42,7 +42,7 @@ class MPPI(Planner):
         keep: int = 4,
         max_norm: float = 1.0,
         pick: Literal["best", "mean"] = "mean",
-        chunk: int = 4096,
+        chunk: int = 512,
     ) -> None:
         super().__init__(horizon, samples, iterations, momentum, std, min_std, colour, keep, max_norm, pick, chunk)
         if not temperature > 0:

@@ -56,7 +56,7 @@ def plan(
     iterations: int = 3,
     planner_options: dict[str, Any] | None = None,
     metric: Metric = "l1",
-    over: Over = "min",
+    over: Over | None = None,
     decay: float = 1.0,
     seed: int = 0,
     frame_skip: int | None = None,
@@ -78,7 +78,8 @@ def plan(
         iterations: of each decision.
         planner_options: the planner's other settings, e.g. '{elites: 10, colour: 0, momentum: 0.15, max_norm: 0.05}'.
         metric: distance to the goal in representation space, l1 or l2.
-        over: which steps of a sequence count: the end, the sum of all, or the nearest (min).
+        over: which steps of a sequence count: the end, the sum of all, or the nearest (min); null takes what suits
+            the game's goal.
         decay: for sum, how much each step counts of the one after it.
         seed: of starts, goals and all that is drawn.
         frame_skip: steps of the game an action is held for; null takes what fits the world's frames a second.
@@ -98,6 +99,7 @@ def plan(
     simulator = load_simulator(bundle, device)
     skip = frame_skip or fitting_skip(kind.ENV, simulator)
     begin = functools.partial(kind, episodes, seed, simulator.image_size[0], skip, env_options)
+    over = over or kind.over
     objective = functools.partial(GoalDistance, metric=metric, over=over, decay=decay)
     first = begin()
     check_world(simulator, first)

@@ -233,7 +233,7 @@ class Planner(ABC):
 
 @torch.no_grad()
 def sequence_costs(
-    simulator: Simulator, state: State, objective: Objective, actions: Tensor, chunk: int = 4096
+    simulator: Simulator, state: State, objective: Objective, actions: Tensor, chunk: int = 512
 ) -> Tensor:
     """What action sequences cost in a world.
 

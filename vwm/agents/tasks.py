@@ -17,6 +17,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from vwm.agents.goals import Over
 from vwm.data.environments import resize
 from vwm.data.two_rooms import GOAL_RADIUS, TWO_ROOMS_ID, TwoRooms
 
@@ -40,6 +41,8 @@ class Task(ABC):
         success: what counts as success, in words.
         ends: an episode is over as soon as it is solved.
         unit: of the distance.
+        over: which steps of a plan count (see ``GoalDistance``): a goal that is enough to touch wants ``min``, for a
+            way round begins by going away from it; one that must be held wants ``sum``.
         goals: uint8 [n, size, size, 3], the goals' pictures.
         fps: frames a second of the game, frame skip and all.
     """
@@ -48,6 +51,7 @@ class Task(ABC):
     success: ClassVar[str]
     unit: ClassVar[str]
     ends: ClassVar[bool] = True
+    over: ClassVar[Over] = "min"
 
     def __init__(
         self,
@@ -188,7 +192,7 @@ class PendulumTask(Task):
     ENV = "Pendulum-v1"
     success = "less than 0.3 rad from upright in each of the last 10 frames of the budget"
     unit = "rad"
-    ends = False
+    ends, over = False, "sum"
     ANGLE, HELD = 0.3, 10
 
     def begin(self, game: Any, rng: np.random.Generator) -> Frames:
