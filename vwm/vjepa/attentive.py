@@ -15,6 +15,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vwm.nn.linear import Linear
 from vwm.vjepa.block import INIT_STD, Block, Mlp, initialise
 
 PROBE_NORM_EPS = 1e-5
@@ -33,8 +34,8 @@ class CrossAttention(nn.Module):
         if width % heads:
             raise ValueError(f"heads={heads} must divide width={width}")
         self.heads = heads
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
+        self.q = Linear(width, width)
+        self.kv = Linear(width, 2 * width)
 
     def forward(self, queries: Tensor, x: Tensor) -> Tensor:
         """[b, q, d] and [b, n, d] -> [b, q, d]."""
@@ -122,7 +123,7 @@ class AttentiveClassifier(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         self.pooler = AttentivePooler(width, heads, depth, 1, mlp_ratio, norm_eps)
-        self.linear = nn.Linear(width, classes)
+        self.linear = Linear(width, classes)
         nn.init.trunc_normal_(self.linear.weight, std=INIT_STD)
         nn.init.zeros_(self.linear.bias)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vwm.nn import attention
+from vwm.nn.linear import Linear
 from vwm.vjepa.positions import Rotary, turn
 
 MlpKind = Literal["gelu", "swiglu"]
@@ -34,8 +35,8 @@ class SelfAttention(nn.Module):
         if width % heads:
             raise ValueError(f"heads={heads} must divide width={width}")
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
 
     def forward(self, x: Tensor, rotary: Rotary | None = None) -> Tensor:
         """[b, k, d] -> [b, k, d]."""
@@ -60,8 +61,8 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
 
     @property
     def last(self) -> nn.Linear:
@@ -79,9 +80,9 @@ class SwiGLU(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         gated = (2 * hidden // 3 + 7) // 8 * 8
-        self.fc1 = nn.Linear(width, gated)
-        self.fc2 = nn.Linear(width, gated)
-        self.fc3 = nn.Linear(gated, width)
+        self.fc1 = Linear(width, gated)
+        self.fc2 = Linear(width, gated)
+        self.fc3 = Linear(gated, width)
 
     @property
     def last(self) -> nn.Linear:

@@ -14,9 +14,9 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from vwm.nn.linear import linear
 from vwm.nn.patches import patch_grid
 from vwm.vjepa.block import NORM_EPS, Block, MlpKind, initialise
 from vwm.vjepa.positions import Grid, Kind, Positions, Rotary
@@ -38,7 +38,7 @@ class PatchEmbed(nn.Module):
         if scale is not None and shift is not None:  # of the weights, which are fewer than the pixels
             bias = bias + weight.sum(dim=(2, 3, 4)) @ shift
             weight = weight * scale[:, None, None, None]
-        return F.linear(patches.to(weight.dtype), weight.flatten(1), bias)
+        return linear(patches.to(weight.dtype), weight.flatten(1), bias)
 
 
 class VideoEncoder(ModelMixin, ConfigMixin):

@@ -14,6 +14,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vwm.nn.linear import Linear
 from vwm.nn.patches import patch_grid
 from vwm.vjepa.block import NORM_EPS, Block, MlpKind, initialise
 from vwm.vjepa.positions import Grid, Kind, Positions
@@ -73,16 +74,16 @@ class MaskedPredictor(ModelMixin, ConfigMixin):
         spread = None if rope_spread is None else (int(rope_spread[0]), int(rope_spread[1]))
         self.positions = Positions(positions, width, heads, tiled_rope, uniform_power, spread)
         self.checkpointing = False
-        self.embed: nn.Module = nn.Linear(encoder_width, width)
+        self.embed: nn.Module = Linear(encoder_width, width)
         if levels > 1:
             between = nn.SiLU() if mlp == "swiglu" else nn.GELU()
-            first = nn.Linear(levels * encoder_width, encoder_width)
-            self.embed = nn.Sequential(first, between, nn.Linear(encoder_width, width))
+            first = Linear(levels * encoder_width, encoder_width)
+            self.embed = nn.Sequential(first, between, Linear(encoder_width, width))
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, mlp) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         out = levels * (encoder_width if out_width is None else out_width)
-        self.proj = nn.Linear(width, out)
-        self.proj_context = nn.Linear(width, out) if context_head else None
+        self.proj = Linear(width, out)
+        self.proj_context = Linear(width, out) if context_head else None
         if modalities:
             self.img_mod_embed = nn.Parameter(torch.zeros(1, 1, width))
             self.video_mod_embed = nn.Parameter(torch.zeros(1, 1, width))

@@ -1,0 +1,58 @@
+"""Linear layers by oneDNN are linear layers."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from vwm.nn.linear import WITH_ONEDNN, Linear
+
+
+def inputs(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(2, 5, 24, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("transposed", [True, False])
+def test_values_and_gradients_are_those_of_torch(dtype, bias, transposed):
+    torch.manual_seed(0)
+    ours = Linear(24, 40, bias=bias).to(dtype)
+    theirs = nn.Linear(24, 40, bias=bias).to(dtype)
+    theirs.load_state_dict(ours.state_dict())
+    found = []
+    for layer in (ours, theirs):
+        x = inputs(dtype)
+        y = layer(x.transpose(0, 1) if transposed else x)
+        gradient = torch.linspace(-1, 1, y.numel(), dtype=dtype).view_as(y)
+        found.append((y, *torch.autograd.grad((y * gradient).sum(), (x, *layer.parameters()))))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-12)
+
+
+def test_what_needs_no_gradient_gets_none():
+    layer = Linear(24, 40)
+    x = inputs().detach()
+    layer(x).sum().backward()
+    assert layer.weight.grad is not None and x.grad is None
+    layer.requires_grad_(False)
+    assert not layer(x).requires_grad
+    y = inputs()
+    layer(y).sum().backward()
+    torch.testing.assert_close(y.grad, layer.weight.sum(0).expand_as(y), rtol=0, atol=1e-5)
+
+
+def test_autocast_and_copies_work_as_ever():
+    layer = Linear(24, 40)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(inputs()).dtype == torch.bfloat16
+    assert torch.equal(copy.deepcopy(layer)(inputs()), layer(inputs()))
+
+
+@pytest.mark.skipif(not WITH_ONEDNN, reason="this build of torch has no oneDNN")
+def test_it_is_as_exact_as_float32_can_be():
+    x, layer = torch.randn(64, 1024, generator=torch.Generator().manual_seed(1)), Linear(1024, 64)
+    exact = nn.functional.linear(x.double(), layer.weight.double(), layer.bias.double())
+    with torch.no_grad():
+        assert (layer(x) - exact).abs().max() < 1e-5 * exact.abs().max()

@@ -1,0 +1,14 @@
+# V-JEPA's training step on one GPU, ViT-L/16 on 16 frames of 256x256 in bfloat16, against the official vjepa2 modules:
+# milliseconds, TFLOP/s and MFU of both, and of ours with compiled layers. Both sides in one process, taking turns.
+#
+#   bash tools/gpu/60_vjepa_speed.sh OUT VJEPA2      VJEPA2: a checkout of github.com/facebookresearch/vjepa2
+#
+# A try without a GPU: SIZE=tiny DEVICE=cpu BATCH=1 REPEATS=2 COMPILE=
+set -euo pipefail
+out=${1:?usage: bash tools/gpu/60_vjepa_speed.sh OUT VJEPA2}
+vjepa2=${2:?usage: bash tools/gpu/60_vjepa_speed.sh OUT VJEPA2}
+mkdir -p "$out"
+read -ra compile <<< "${COMPILE---compile}"
+python tools/bench_vjepa.py --vjepa2 "$vjepa2" --size "${SIZE:-large}" --batch "${BATCH:-16}" \
+  --device "${DEVICE:-cuda}" --bfloat16 --threads "$(nproc)" --repeats "${REPEATS:-9}" \
+  --out "$out/vjepa_speed.json" "${compile[@]}"

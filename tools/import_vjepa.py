@@ -1,0 +1,112 @@
+r"""Published V-JEPA weights into folders of ours, and ours into Hugging Face's layout.
+
+    python tools/import_vjepa.py vitl.pt OUT                           an official checkpoint of V-JEPA 2
+    python tools/import_vjepa.py vitl16.pth.tar OUT --image-size 224 --frames 16 --positions sincos \
+        --predictor-heads 16                                           ... of the first V-JEPA
+    python tools/import_vjepa.py vjepa2_1.pt OUT --image-size 384      ... of V-JEPA 2.1
+    python tools/import_vjepa.py ssv2-vitl.pt OUT --probe 0            an official attentive probe
+    python tools/import_vjepa.py vjepa2-vitl-fpc64-256 OUT             a folder of Hugging Face's
+    python tools/import_vjepa.py OUT AGAIN --to-hf                     any of these, or ours, to Hugging Face's
+
+OUT gets the folders encoder, predictor and classifier, as far as there are such weights: what ``load_part`` reads and
+the ``weights`` of a config for ``vwm fit`` names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+from diffusers import ModelMixin
+
+from vwm.nn.parts import PartError, load_part, save_part
+from vwm.vjepa.attentive import AttentiveClassifier
+from vwm.vjepa.encoder import VideoEncoder
+from vwm.vjepa.hugging_face import load_hugging_face, save_hugging_face
+from vwm.vjepa.layout import PublishedError
+from vwm.vjepa.predictor import MaskedPredictor
+from vwm.vjepa.published import READ_MASK_TOKEN, Published, load_official, load_official_probe
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="a .pt file, a folder of Hugging Face's, or one of ours")
+    parser.add_argument("out", type=Path, help="the folder to make")
+    parser.add_argument("--to-hf", action="store_true", help="write Hugging Face's layout")
+    parser.add_argument("--probe", type=int, metavar="NUMBER", help="the file holds attentive probes: import this one")
+    parser.add_argument("--mask-token", type=int, default=READ_MASK_TOKEN, help="the predictor's default mask token")
+    official = parser.add_argument_group("what an official .pt file does not say of itself")
+    official.add_argument("--source", choices=("encoder", "target_encoder", "ema_encoder"), help="which encoder")
+    official.add_argument(
+        "--image-size", type=int, nargs="+", default=[256], metavar="PIXELS", help="side, or height width"
+    )
+    official.add_argument("--frames", type=int, default=64, help="clip length")
+    official.add_argument("--positions", choices=("rope", "sincos"), default="rope", help="sincos: the first V-JEPA")
+    official.add_argument("--tiled-rope", action=argparse.BooleanOptionalAction, help="by default as it was released")
+    official.add_argument("--heads", type=int, help="of the encoder, or of the probe (16)")
+    official.add_argument("--predictor-heads", type=int, default=12, help="of the predictor")
+    options = parser.parse_args(argv)
+    try:
+        if options.out.exists():
+            raise PublishedError(f"{options.out} exists: choose another folder")
+        parts = read(options)
+        write_hugging_face(options.out, parts) if options.to_hf else write(options.out, parts)
+    except (PublishedError, PartError) as error:
+        raise SystemExit(f"error: {error}") from error
+    print(f"{options.out}: {', '.join(describe(part) for part in parts.values())}")
+
+
+def read(options: argparse.Namespace) -> dict[str, ModelMixin]:
+    """The networks by their names."""
+    path = options.checkpoint
+    if (path / "encoder" / "config.json").is_file():
+        return {name: load_part(path / name) for name in Published._fields if (path / name).is_dir()}
+    if options.probe is not None:
+        return {"classifier": load_official_probe(path, options.probe, options.heads or 16)}
+    if path.is_dir():
+        found = load_hugging_face(path, options.mask_token)
+    else:
+        size = options.image_size
+        found = load_official(
+            path,
+            source=options.source,
+            image_size=(size[0], size[-1]),
+            frames=options.frames,
+            positions=options.positions,
+            tiled_rope=options.tiled_rope,
+            heads=options.heads,
+            predictor_heads=options.predictor_heads,
+            mask_token=options.mask_token,
+        )
+    return {name: part for name, part in found._asdict().items() if part is not None}
+
+
+def write(out: Path, parts: dict[str, ModelMixin]) -> None:
+    """A folder a network (aside, then renamed)."""
+    aside = out.with_name(out.name + ".tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    for name, part in parts.items():
+        save_part(part, aside / name)
+    aside.rename(out)
+
+
+def write_hugging_face(out: Path, parts: dict[str, Any]) -> None:
+    encoder, predictor, classifier = (parts.get(name) for name in Published._fields)
+    kinds = (VideoEncoder, MaskedPredictor, AttentiveClassifier | None)
+    if not all(isinstance(part, kind) for part, kind in zip((encoder, predictor, classifier), kinds, strict=True)):
+        found = ", ".join(f"{name} ({type(part).__name__})" for name, part in parts.items())
+        raise PublishedError(
+            f"Hugging Face's layout wants encoder and predictor, and may have a classifier; not {found}"
+        )
+    save_hugging_face(out, encoder, predictor, classifier)
+
+
+def describe(part: ModelMixin) -> str:
+    return f"{type(part).__name__} of {sum(p.numel() for p in part.parameters()) / 1e6:.1f}M parameters"
+
+
+if __name__ == "__main__":
+    main()
