@@ -52,7 +52,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     torch.manual_seed(0)
     save_part(SpaceTimeTokenizer((8, 8), 4, [3, 3], width=8, depth=1, heads=1, window=4), place / "frozen")
     models = {"tokenizer": tokenizer_model(), "genie": genie_model(place / "frozen")}
-    for name, model in (models | {"vae": vae_model(), "dit": dit_model()}).items():
+    for name, model in (models | {"vae": vae_model(), "dit": dit_model(), "vjepa": vjepa_model()}).items():
         whole = config(place) | {"model": model, "checkpoint": CHECKPOINT[name]}
         if name == "dit":
             whole["data"]["init_args"] |= {"fields": ["frames", "actions", "rewards", "terminated"], "labelled": 0.5}
@@ -93,6 +93,7 @@ def config(place: Path) -> dict[str, Any]:
 
 
 CHECKPOINT = {"tokenizer": {"every": 1}, "genie": {"every": EPOCH}, "vae": {"every": 3}, "dit": {"every": 3}}
+CHECKPOINT["vjepa"] = {"every": 3}
 SMALL = {"width": 8, "depth": 1, "heads": 1, "window": 4}
 
 
@@ -168,6 +169,28 @@ def dit_model() -> dict[str, Any]:
     }
 
 
+def vjepa_model() -> dict[str, Any]:
+    """With a target that follows, a regulariser that draws directions, crops, flow, and a weight decay that moves."""
+    sizes = {"image_size": [8, 8], "frames": 4, "tubelet": 2, "patch_size": 4, "width": 12, "depth": 1, "heads": 1}
+    return {
+        "class_path": "vwm.vjepa.module.VJEPAModule",
+        "init_args": {
+            "encoder": {"class_path": "vwm.vjepa.encoder.VideoEncoder", "init_args": sizes},
+            "predictor": {
+                "class_path": "vwm.vjepa.predictor.MaskedPredictor",
+                "init_args": {"encoder_width": 12, **sizes},
+            },
+            "masks": [{"class_path": "vwm.vjepa.masking.MultiBlock", "init_args": {"blocks": 1, "space": [0.3, 0.5]}}],
+            "momentum": {"start": 0.9, "end": 0.99},
+            "collapse": {"class_path": "vwm.vjepa.collapse.SIGReg", "init_args": {"slices": 8}},
+            "motion": {"class_path": "vwm.vjepa.motion.MotionBranch", "init_args": {"width": 12, "radius": 1}},
+            "augment": {"class_path": "vwm.vjepa.augment.RandomResizedCrop"},
+            "monitor": {"class_path": "vwm.vjepa.monitor.CollapseMonitor", "init_args": {"every": 2, "clips": 2}},
+            "optimizer": {"lr": 0.003, "warmup": 4, "schedule": "cosine", "final_weight_decay": 0.4, "stretch": 1.25},
+        },
+    }
+
+
 def fit(runs: Runs, place: Path, family: str, run: str, *more: str, ranks: int = 1, **environment: str) -> Ended:
     argv = ["fit", "-c", str(place / f"{family}.yaml"), "--run", str(place / run), *more]
     if ranks > 1:
@@ -228,6 +251,7 @@ Whole = Callable[[str, int], dict[str, Any]]
         # Two steps after a checkpoint: before and after the discriminator joins in.
         ("vae", (5, EPOCH + 6)),
         ("dit", (5, EPOCH + 6)),
+        ("vjepa", (5, EPOCH + 6)),
     ],
 )
 def test_killed_runs_end_bit_equal(runs: Runs, place: Path, whole: Whole, family: str, deaths: tuple[int, ...]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from diffusers import ModelMixin
 from torch import Tensor
 from tqdm import tqdm
 
@@ -34,6 +35,7 @@ from vwm.tokenizer.statistics import measure_latents
 from vwm.train.ema import load_average
 from vwm.train.fit import last_checkpoint, parse
 from vwm.vjepa.action_module import ActionModule
+from vwm.vjepa.module import VJEPAModule
 
 LATENT_CLIPS = 256
 """Clips of 8 latents that the scale of continuous latents is measured on."""
@@ -52,14 +54,18 @@ def export(
     guidance: float = 1.0,
     half: bool = False,
 ) -> None:
-    """Make a bundle of a run: a simulator of a Genie, DiT or V-JEPA 2-AC run, a tokenizer folder of a tokenizer run.
+    """Make a bundle of a run.
+
+    A simulator of a Genie, DiT or V-JEPA 2-AC run, a tokenizer folder of a tokenizer run, encoder and predictor of a
+    V-JEPA run.
 
     Args:
         run: the run's folder, as ``vwm fit`` wrote it.
         out: the folder to make (-o).
         data: shards to take starting frames from, to name the latent actions by and to measure continuous latents on;
             by default the run's own, if they are still there. "none" takes none.
-        weights: the exponential moving average, where the run kept one, or the last weights.
+        weights: the exponential moving average, where the run kept one (of V-JEPA's encoder: the target encoder), or
+            the last weights.
         title: what the player shows; by default the run's name.
         starts: how many starting contexts the bundle holds.
         context: frames of each.
@@ -71,8 +77,15 @@ def export(
     module, config = load_run(run, weights)
     source = _source(config, data)
     if isinstance(module, TokenizerModule):
-        _save_tokenizer(module, out, source)
+        if module.tokenizer.channels:
+            _measure(module.tokenizer, source)
+        _save_parts({"tokenizer": module.tokenizer}, out)
         print(f"tokenizer: {out}\ntrain dynamics on it: vwm fit -c configs/... --model.init_args.tokenizer {out}")
+        return
+    if isinstance(module, VJEPAModule):
+        follower = module.target_encoder if weights == "average" else None
+        _save_parts({"encoder": follower or module.encoder, "predictor": module.predictor}, out)
+        print(f"encoder and predictor: {out}\nwhat it knows: vwm probe {out} DATA")
         return
     common: dict[str, Any] = {
         "fps": _fps(source),
@@ -126,16 +139,17 @@ def load_run(run: Path, weights: str = "average") -> tuple[L.LightningModule, An
     return cli.model.eval(), cli.config
 
 
-def _save_tokenizer(module: TokenizerModule, out: Path, source: str | None) -> None:
-    if module.tokenizer.channels:
-        _measure(module.tokenizer, source)
+def _save_parts(parts: dict[str, ModelMixin], out: Path) -> None:
+    """Write networks into their folders in ``out``; those of the same names there are replaced."""
     aside = out.with_name(out.name + ".tmp")
-    save_part(module.tokenizer, aside / "tokenizer")
+    for name, part in parts.items():
+        save_part(part, aside / name)
     out.mkdir(parents=True, exist_ok=True)
-    target = out / "tokenizer"
-    if target.exists():
-        shutil.rmtree(target)
-    (aside / "tokenizer").rename(target)
+    for name in parts:
+        target = out / name
+        if target.exists():
+            shutil.rmtree(target)
+        (aside / name).rename(target)
     aside.rmdir()
 
 

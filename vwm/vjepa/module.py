@@ -94,7 +94,7 @@ class VJEPAModule(L.LightningModule):
         self.monitor, self.baseline = monitor, Baseline()
         self._watched: Tensor | None = None
         self._looked: Tensor | None = None
-        self._looked_at = self._moved_at = -1
+        self._looked_at = -1
 
     def forward(self, batch: MaskedClips) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and what to log."""
@@ -152,28 +152,26 @@ class VJEPAModule(L.LightningModule):
         return MaskedClips(**vars(batch), masks=drawn)
 
     def training_step(self, batch: MaskedClips, index: int) -> Tensor:
-        """Lightning's hook."""
+        """Lightning's hook; now and then, a look at the representations."""
+        self._look(batch)
         loss, logs = self(batch)
         self.log_dict({"train/loss": loss, **{f"train/{k}": v for k, v in logs.items()}})
         self.log("loss", loss, prog_bar=True, logger=False)
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: MaskedClips, batch_idx: int) -> None:
-        """After an optimizer step, the target follows; now and then, a look at the representations."""
-        if self.global_step == self._moved_at:  # gradients are being gathered
-            return
-        self._moved_at = self.global_step
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Lightning's hook: after the encoder's step, the target follows (before anybody saves a checkpoint)."""
+        super().optimizer_step(*args, **kwargs)
         if self.target_encoder is not None:
             assert self.momentum is not None
             share = min(1.0, self.global_step / max(1, self.trainer.max_steps))
             momentum = self.momentum.start + (self.momentum.end - self.momentum.start) * share
             follow(self.target_encoder, self.encoder, momentum)
-        self._look(batch)
 
     @torch.no_grad()
     def _look(self, batch: Clips) -> None:
         monitor, step = self.monitor, self.global_step
-        if monitor is None or step == self._looked_at or (step > 1 and step % monitor.every):
+        if monitor is None or step == self._looked_at or step % monitor.every:
             return
         self._looked_at = step
         if self._watched is None:
