@@ -2,8 +2,53 @@
 
 import numpy as np
 import pytest
+import torch
 
+from vwm.agents.cem import CEM
+from vwm.agents.goals import GoalDistance
 from vwm.agents.tasks import TASKS, MountainCarTask, PendulumTask, TwoRoomsTask, find_task
+from vwm.simulator.interface import ActionSpace, Simulator, StepOutput
+
+
+class Exact(Simulator):
+    """The true dynamics of Pendulum or MountainCarContinuous; a state is (angle or position, speed)."""
+
+    def __init__(self, pendulum: bool, frame_skip: int) -> None:
+        self.pendulum, self.frame_skip, self.actions = pendulum, frame_skip, ActionSpace("continuous", 1)
+
+    def reset(self, context, seed=0, context_actions=None):
+        raise NotImplementedError  # a picture shows no speed
+
+    def step(self, state, action, decode=True):
+        (at, speed), push = state, action[:, 0].double()
+        for _ in range(self.frame_skip):
+            if self.pendulum:
+                speed = (speed + (15 * at.sin() + 6 * push) * 0.05).clamp(-8, 8)
+                at = at + 0.05 * speed
+            else:
+                speed = (speed + 0.0015 * push - 0.0025 * (3 * at).cos()).clamp(-0.07, 0.07)
+                at = (at + speed).clamp(-1.2, 0.6)
+                speed = torch.where((at == -1.2) & (speed < 0), 0, speed)
+        latent = torch.stack((at.cos(), at.sin()), dim=1) if self.pendulum else at[:, None]
+        zeros = torch.zeros(len(at))
+        return (at, speed), StepOutput(None, latent.float(), zeros, zeros.bool())
+
+
+@pytest.mark.parametrize(("kind", "skip", "horizon"), [(PendulumTask, 2, 12), (MountainCarTask, 8, 16)])
+def test_a_planner_that_knows_the_world_solves_the_task_with_the_cost_that_suits_it(kind, skip, horizon):
+    task, planner, plan = kind(4, size=16, frame_skip=skip), CEM(horizon=horizon), None
+    world = Exact(kind is PendulumTask, skip)
+    goal = torch.tensor([[1.0, 0.0]] if world.pendulum else [[MountainCarTask.FLAG]]).expand(4, -1)
+    objective, distances = GoalDistance(goal, "l2", task.over), []
+    for t in range(50):
+        state = tuple(torch.from_numpy(np.array([game.state[i] for game in task.games], float)) for i in (0, 1))
+        plan = planner.plan(world, state, objective, t, None if plan is None else planner.later(plan, 1))
+        task.act(plan.actions[:, 0].numpy(), np.ones(4, bool))
+        after = np.array([game.state for game in task.games])
+        assert np.allclose(np.stack(world.step(state, plan.actions[:, 0])[0], axis=1), after, atol=1e-5)
+        distances.append(task.distances())
+    assert task.solved(np.stack(distances, axis=1)).sum() >= 3
+    task.close()
 
 
 @pytest.fixture(params=list(TASKS))
