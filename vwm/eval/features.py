@@ -9,6 +9,7 @@ Legend: b batch, t time, H W pixels, n tokens of a clip, d width.
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -26,15 +27,15 @@ from torch import Tensor, nn
 from vwm.dit.model import DiT
 from vwm.dit.sampling import observe
 from vwm.genie.dynamics import MaskGITDynamics
-from vwm.nn.parts import CONFIG, load_part
+from vwm.nn.parts import CONFIG
 from vwm.nn.patches import to_float
 from vwm.simulator.bundle import BundleError, load_simulator
 from vwm.simulator.dit import DiTSimulator
 from vwm.simulator.genie import GenieSimulator
 from vwm.tokenizer.interface import VideoTokenizer
 from vwm.tokenizer.load import load_tokenizer
-from vwm.vjepa.conv_encoder import ConvEncoder
 from vwm.vjepa.encoder import VideoEncoder
+from vwm.vjepa.parts import FrameEncoder, load_encoder
 
 
 class Features(ABC):
@@ -104,9 +105,12 @@ class Features(ABC):
 
 def fresh(part: ModelMixin, seed: int) -> ModelMixin:
     """A network of the same class and config with new weights; torch's own generator stays as it was."""
+    # Not from_config, which takes the class's default for whatever was given by position.
+    names = inspect.signature(type(part).__init__).parameters
+    settings = {name: value for name, value in part.config.items() if name in names}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = type(part).from_config(part.config)
+        made = type(part)(**settings)
     made.eval().requires_grad_(False)
     return nn.Module.to(made, next(iter(part.state_dict().values())).device)
 
@@ -149,7 +153,7 @@ class PixelFeatures(Features):
 class EncoderFeatures(Features):
     """A V-JEPA encoder's output; a layer's number takes that layer's instead."""
 
-    def __init__(self, encoder: VideoEncoder | ConvEncoder, layer: int | None = None) -> None:
+    def __init__(self, encoder: FrameEncoder, layer: int | None = None) -> None:
         super().__init__({"encoder": encoder}, len(encoder.blocks) if isinstance(encoder, VideoEncoder) else 0, layer)
         self.image_size = encoder.image_size
         if isinstance(encoder, VideoEncoder):
@@ -257,10 +261,7 @@ def load_features(
     """
     folder = Path(path)
     if (folder / "encoder" / CONFIG).is_file():
-        encoder = load_part(folder / "encoder")
-        if not isinstance(encoder, VideoEncoder | ConvEncoder):
-            raise ValueError(f"{folder / 'encoder'} holds a {type(encoder).__name__}, which is no V-JEPA encoder")
-        return EncoderFeatures(encoder, layer)
+        return EncoderFeatures(load_encoder(str(folder)), layer)
     if not (folder / "model_index.json").is_file():
         try:
             return TokenizerFeatures(load_tokenizer(folder, image_size), layer)

@@ -1,0 +1,201 @@
+"""Frozen features of every kind of model, and of none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from models import diffusion_world, genie, masked_autoencoder, tokenizer
+from torch import Tensor, nn
+
+from vwm.eval.features import (
+    DiTFeatures,
+    EncoderFeatures,
+    Features,
+    GenieFeatures,
+    PixelFeatures,
+    TokenizerFeatures,
+    fresh,
+    load_features,
+    two_thirds,
+)
+from vwm.nn.parts import save_part
+from vwm.nn.patches import to_float
+from vwm.simulator.bundle import save_simulator
+from vwm.tokenizer.vae import CausalVAE
+from vwm.vjepa.conv_encoder import ConvEncoder
+from vwm.vjepa.encoder import VideoEncoder
+
+
+def clips(size: int = 16, frames: int = 4, count: int = 5) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, frames, size, size, 3), dtype=torch.uint8, generator=generator)
+
+
+def encoder() -> VideoEncoder:
+    torch.manual_seed(0)
+    return VideoEncoder((16, 16), frames=4, tubelet=2, patch_size=8, width=24, depth=3, heads=2).eval()
+
+
+def vae() -> CausalVAE:
+    torch.manual_seed(0)
+    network = CausalVAE((16, 16), latent_channels=4, widths=[8, 8], depths=[1, 1], codebook=[4, 4], patch_size=2)
+    return network.eval()
+
+
+CASES: dict[str, tuple[Callable[[], Features], tuple[int, int]]] = {
+    "pixels": (lambda: PixelFeatures(2, (8, 4)), (16, 192)),
+    "V-JEPA": (lambda: EncoderFeatures(encoder()), (8, 24)),
+    "V-JEPA, a layer": (lambda: EncoderFeatures(encoder(), 1), (8, 24)),
+    "convolutions": (lambda: EncoderFeatures(ConvEncoder((16, 16), [4, 6]).eval()), (4 * 16, 6)),
+    "tokens": (lambda: TokenizerFeatures(tokenizer().eval()), (4 * 16, 16)),
+    "tokens of a VAE": (lambda: TokenizerFeatures(vae()), (2 * 16, 4)),
+    "latents": (lambda: TokenizerFeatures(masked_autoencoder().eval()), (4 * 6, 4)),
+    "Genie": (lambda: GenieFeatures(genie()), (4 * 16, 16)),
+    "labelled Genie": (lambda: GenieFeatures(genie(labelled=True), 0), (4 * 16, 16)),
+    "DiT": (lambda: DiTFeatures(diffusion_world()), (4 * 16, 32)),
+}
+
+
+def seen(features: Features, count: int = 5) -> Tensor:
+    size = 8 if isinstance(features, DiTFeatures) else 16
+    return clips(size, features.frames, count)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_features_are_tokens_and_those_of_a_clip_do_not_depend_on_its_batch(case: str) -> None:
+    make, shape = CASES[case]
+    features = make()
+    frames = seen(features)
+    found = features(frames)
+    assert found.shape == (5, *shape) and found.dtype == torch.float32 and found.isfinite().all()
+    assert found.flatten(1).std(dim=0).max() > 1e-3  # they tell clips apart
+    alone = torch.cat([features(frames[i : i + 1]) for i in (3, 1)])
+    torch.testing.assert_close(found[[3, 1]], alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(features(frames), found, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in ("pixels",)])
+def test_a_random_network_has_the_same_form_and_other_weights(case: str) -> None:
+    features = CASES[case][0]()
+    before = {name: w.clone() for part in features.networks.values() for name, w in part.state_dict().items()}
+    one, again, other = features.fresh(1), features.fresh(1), features.fresh(2)
+    frames = seen(features)
+    assert (
+        type(one) is type(features) and one.layer == features.layer and one.networks.keys() == features.networks.keys()
+    )
+    torch.testing.assert_close(one(frames), again(frames), rtol=0, atol=0)
+    assert one(frames).shape == features(frames).shape
+    assert not torch.equal(one(frames), features(frames)) and not torch.equal(one(frames), other(frames))
+    after = {name: w for part in features.networks.values() for name, w in part.state_dict().items()}
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_fresh_network_leaves_torchs_generator_alone_and_is_frozen() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    made = fresh(encoder(), 5)
+    torch.manual_seed(1)
+    fresh(encoder(), 5)
+    torch.manual_seed(1)
+    made = fresh(made, 5)
+    assert torch.equal(torch.rand(3), expected)
+    assert not made.training and not any(p.requires_grad for p in made.parameters())
+
+
+def test_the_layers_of_an_encoder_are_its_own() -> None:
+    network, frames = encoder(), clips()
+    with torch.no_grad():
+        whole, (first,) = network(to_float(frames)), network.layers(to_float(frames), [0])
+    torch.testing.assert_close(EncoderFeatures(network)(frames), whole, rtol=0, atol=1e-6)
+    torch.testing.assert_close(EncoderFeatures(network).at(0)(frames), first, rtol=0, atol=1e-6)
+    torch.testing.assert_close(EncoderFeatures(network, -1)(frames), whole, rtol=0, atol=1e-6)
+    assert EncoderFeatures(network, -1).layer == 2 and EncoderFeatures(network).frames == 4
+
+
+def test_the_layers_of_a_world_are_what_its_blocks_put_out_in_play() -> None:
+    """The last layer of Genie's dynamics, normed and read, gives the logits that play sees."""
+    world, frames = genie(), clips()
+    features = GenieFeatures(world, -1)(frames)
+    tokens = world.tokenizer.encode(to_float(frames)).flatten(2)
+    actions = world.latent_action.infer(to_float(frames)).indices
+    dynamics = world.dynamics
+    with torch.no_grad():
+        state = dynamics.observe(
+            dynamics.init_state(5), tokens[:, :3], torch.cat((actions[:, :1], actions[:, :2]), dim=1)
+        )
+        state = dynamics.init_state(5)
+        state = dynamics.observe(state, tokens[:, :1], None)
+        state = dynamics.observe(state, tokens[:, 1:3], actions[:, :2])
+        expected = dynamics.logits(state, tokens[:, 3:], actions[:, 2:])
+        found = dynamics.head(dynamics.transformer.norm(features.unflatten(1, (4, 16))[:, 3:]))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_a_frame_of_a_world_knows_nothing_of_later_ones() -> None:
+    for features in (GenieFeatures(genie(), 1), DiTFeatures(diffusion_world(), 2)):
+        frames = seen(features)
+        changed = frames.clone()
+        changed[:, -1] = 255 - changed[:, -1]
+        one, other = (features(f).unflatten(1, (4, -1)) for f in (frames, changed))
+        torch.testing.assert_close(one[:, :3], other[:, :3], rtol=0, atol=1e-6)
+        assert not torch.allclose(one[:, 3], other[:, 3], atol=1e-3)
+
+
+def test_no_hook_is_left_behind() -> None:
+    features = DiTFeatures(diffusion_world())
+    features(seen(features))
+    blocks: nn.ModuleList = features.networks["dynamics"].transformer.blocks
+    assert not any(block._forward_hooks for block in blocks)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "spans"),
+    [(256, (1, 8, 8)), (64, (1, 16, 16)), (32, (2, 16, 16)), (4, (1, 64, 64)), (100_000, (1, 1, 1))],
+)
+def test_pixels_have_as_many_tokens_as_the_model(tokens: int, spans: tuple[int, int, int]) -> None:
+    pixels = PixelFeatures.like(tokens, 4, (64, 64))
+    found = pixels(clips(64, count=1))
+    if tokens < 10_000:
+        assert found.shape[1] == tokens
+    assert found.shape[1] * found.shape[2] == 4 * 64 * 64 * 3
+    assert (pixels.tubelet * pixels.patch_size[0] * pixels.patch_size[1]) == spans[0] * spans[1] * spans[2]
+
+
+def test_pixels_are_all_there_patch_by_patch() -> None:
+    frames = clips(8, count=2)
+    found = PixelFeatures(2, (4, 4))(frames).view(2, 2, 2, 2, 2, 4, 4, 3)
+    assert torch.equal(found[1, 1, 0, 1, 0], to_float(frames)[1, 2, :, :4, 4:].permute(1, 2, 0))
+
+
+def test_whatever_a_folder_holds_is_found(tmp_path: Path) -> None:
+    save_part(encoder(), tmp_path / "vjepa" / "encoder")
+    save_part(tokenizer(), tmp_path / "tokenizer")
+    save_simulator(genie(), tmp_path / "genie")
+    save_simulator(diffusion_world(), tmp_path / "dit")
+    kinds = {"vjepa": EncoderFeatures, "tokenizer": TokenizerFeatures, "genie": GenieFeatures, "dit": DiTFeatures}
+    for name, kind in kinds.items():
+        found = load_features(tmp_path / name)
+        assert type(found) is kind
+        assert found(seen(found, 1)).isfinite().all()
+    assert load_features(tmp_path / "dit").layer == 2 == two_thirds(4)
+    assert type(load_features("coinrun")) is GenieFeatures  # one that comes with vwm
+    torch.testing.assert_close(load_features(tmp_path / "vjepa")(clips()), EncoderFeatures(encoder())(clips()))
+
+
+def test_folders_and_layers_that_are_not_there_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nothing to probe.*vwm export"):
+        load_features(tmp_path)
+    save_part(tokenizer(), tmp_path / "tokenizer")
+    with pytest.raises(ValueError, match=r"layer=1.*no layers to choose from"):
+        load_features(tmp_path / "tokenizer", 1)
+    with pytest.raises(ValueError, match=r"layer=3.*layers 0\.\.2"):
+        EncoderFeatures(encoder(), 3)
+    with pytest.raises(ValueError, match="frames of 16x16 pixels, but the data have 8x8"):
+        EncoderFeatures(encoder())(clips(8))
+    (tmp_path / "tokenizer" / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="not JSON"):
+        load_features(tmp_path / "tokenizer")

@@ -1,0 +1,164 @@
+"""A whole report of probes on a small data set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models import randomize
+from PIL import Image
+
+from vwm.data.episode import Episode
+from vwm.data.shards import ShardWriter
+from vwm.eval.probe_report import probe
+from vwm.nn.parts import save_part
+from vwm.tokenizer.pixels import PixelTokenizer
+from vwm.vjepa.encoder import VideoEncoder
+
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def moving(tmp_path: Path) -> str:
+    """A bright square that moves through noise: 30 episodes of 16 frames, where it is, and a number from nowhere."""
+    rng = np.random.default_rng(0)
+    with ShardWriter(tmp_path / "moving" / "shard-000000.tar") as writer:
+        for i in range(30):
+            frames = rng.integers(0, 60, (16, 16, 16, 3)).astype(np.uint8)
+            row, speed = rng.integers(0, 12), rng.integers(1, 4)
+            column = (rng.integers(0, 12) + speed * np.arange(16)) % 12
+            for t in range(16):
+                frames[t, row : row + 4, column[t] : column[t] + 4] = 255
+            state = np.stack([column, rng.normal(size=16), np.zeros(16)], axis=1).astype(np.float32)
+            meta = {"fps": 10, "state_names": ["column", "luck", "nothing"], "side": "left" if i % 2 else "right"}
+            writer.write(f"{i:03d}", Episode(frames, state=state, meta=meta))
+    return str(tmp_path / "moving")
+
+
+@pytest.fixture
+def bundles(tmp_path: Path) -> tuple[str, str]:
+    """A V-JEPA encoder that has learned nothing, and a tokenizer that is the identity."""
+    torch.manual_seed(0)
+    encoder = VideoEncoder((16, 16), frames=4, tubelet=2, patch_size=4, width=24, depth=2, heads=2)
+    save_part(randomize(encoder), tmp_path / "vjepa" / "encoder")
+    save_part(PixelTokenizer((16, 16)), tmp_path / "pixels")
+    return str(tmp_path / "vjepa"), str(tmp_path / "pixels")
+
+
+@pytest.fixture
+def run(moving: str, bundles: tuple[str, str], tmp_path: Path) -> Run:
+    def make(bundle: str = bundles[0], **changes: Any) -> dict[str, Any]:
+        small = {"clips": 24, "test_clips": 12, "epochs": 2, "rates": [3e-3, 1e-3], "decays": [0.1], "draws": 100}
+        settings = {"out": tmp_path / "probe", "device": "cpu", "random_seeds": 2, **small}
+        return probe(bundle, moving, **{**settings, **changes})
+
+    return make
+
+
+def test_a_whole_report(run: Run, tmp_path: Path) -> None:
+    report, out = run(), tmp_path / "probe"
+    assert json.loads((out / "probe.json").read_text()) == report
+    assert {p.name for p in out.iterdir()} == {"probe.json", "probe.md", "probes.png", "numbers.png", "sweep.png"}
+    assert [row["role"] for row in report["rows"]] == ["model", "random init", "pixels"]
+    model, untrained, pixels = report["rows"]
+    assert (model["tokens"], model["width"]) == (untrained["tokens"], untrained["width"]) == (32, 24)
+    assert pixels["tokens"] == 32 and pixels["tokens"] * pixels["width"] == 4 * 16 * 16 * 3
+    assert report["labels"]["names"] == ["column", "luck"] and report["labels"]["left_out"].keys() == {"nothing"}
+    for row in report["rows"]:
+        assert list(row["probes"]) == ["attentive", "linear", "knn", "ridge"]
+        for found in row["probes"].values():
+            score, each = found["score"], found["by_output"]
+            assert score["low"] <= score["high"] and len(each) == 2
+            assert score["value"] == pytest.approx((each[0]["value"] + each[1]["value"]) / 2)
+    assert len(untrained["probes"]["ridge"]["chosen"]) == 2 and len(model["probes"]["ridge"]["chosen"]) == 1
+    assert np.array(model["probes"]["linear"]["chosen"][0]["val_losses"]).shape == (2, 2)
+    for control, other in (("random init", untrained), ("pixels", pixels)):
+        for name, less in model["against"][control].items():
+            expected = model["probes"][name]["score"]["value"] - other["probes"][name]["score"]["value"]
+            assert less["value"] == pytest.approx(expected)
+            assert less["verdict"] == ("better" if less["low"] > 0 else "worse" if less["high"] < 0 else "open")
+    table = (out / "probe.md").read_text()
+    assert "| vjepa | 32 × 24 |" in table and "less random init" in table and "Left out: nothing" in table
+    assert str(tmp_path) not in table
+    for name in ("probes.png", "numbers.png", "sweep.png"):
+        with Image.open(out / name) as image:
+            assert min(image.size) > 200
+
+
+def test_equal_commands_give_equal_numbers(run: Run) -> None:
+    one, two = run(), run(batch_size=5)
+    assert one["rows"][2] == two["rows"][2]
+    scores = [[row["probes"]["ridge"]["score"]["value"] for row in report["rows"]] for report in (one, two)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+
+
+def test_several_models_stand_side_by_side_and_share_their_pixels(run: Run, bundles: tuple[str, str]) -> None:
+    report = run(",".join(bundles), probes=["ridge"], layer=None, random_seeds=1)
+    assert [row["name"] for row in report["rows"]][::2][:2] == ["vjepa", "pixels"]
+    assert [row["role"] for row in report["rows"]] == ["model", "random init"] * 2 + ["pixels"] * 2
+    every = run(layer="all", probes=["ridge"], random_seeds=1)
+    assert [row["name"] for row in every["rows"] if row["role"] == "model"] == ["vjepa, layer 0", "vjepa, layer 1"]
+    assert sum(row["role"] == "pixels" for row in every["rows"]) == 1
+
+
+def test_identical_features_do_not_differ(run: Run, bundles: tuple[str, str]) -> None:
+    """A tokenizer without weights is its own random network: the difference is 0 in every draw."""
+    report = run(bundles[1], probes=["ridge", "knn"], random_seeds=1)
+    for less in report["rows"][0]["against"]["random init"].values():
+        assert less == {"value": 0.0, "low": 0.0, "high": 0.0, "verdict": "open"}
+
+
+def test_classes_are_told_by_accuracy(run: Run, tmp_path: Path) -> None:
+    report = run(label="side", probes=["linear", "knn"])
+    assert report["labels"] == {
+        "kind": "classes",
+        "score": "accuracy",
+        "names": ["left", "right"],
+        "left_out": {},
+        "chance": report["labels"]["chance"],
+    }
+    assert 0 <= report["labels"]["chance"] <= 1
+    assert all(0 <= f["score"]["value"] <= 1 for row in report["rows"] for f in row["probes"].values())
+    assert {p.name for p in (tmp_path / "probe").iterdir()} == {"probe.json", "probe.md", "probes.png", "sweep.png"}
+
+
+def test_a_probe_finds_what_is_there_and_not_what_is_not(run: Run) -> None:
+    report = run(probes=["ridge"], clips=64, test_clips=64)
+    for row in report["rows"]:
+        column, luck = row["probes"]["ridge"]["by_output"]
+        assert column["value"] > 0.3 and column["low"] > 0 and luck["value"] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"probes": ["quadratic"]}, "some of attentive"),
+        ({"clips": 0}, "clips must be 1 or more"),
+        ({"bundle": " , "}, "bundle is empty"),
+        ({"layer": 7}, r"layers 0\.\.1"),
+        ({"clip_length": 3}, "whole tubelets"),
+        ({"memory": 1e-6}, "--memory"),
+    ],
+)
+def test_a_mistake_leaves_an_earlier_report_as_it_was(
+    run: Run, tmp_path: Path, settings: dict[str, Any], says: str
+) -> None:
+    (tmp_path / "probe").mkdir()
+    (tmp_path / "probe" / "probe.json").write_text("{}")
+    with pytest.raises(ValueError, match=says):
+        run(**settings)
+    assert [p.name for p in (tmp_path / "probe").iterdir()] == ["probe.json"]
+    assert (tmp_path / "probe" / "probe.json").read_text() == "{}"
+
+
+def test_the_folder_of_something_else_is_left_alone(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="no report of probes"):
+        run(out=tmp_path / "thesis")
+    assert (tmp_path / "thesis" / "thesis.tex").read_text() == "years of work"

@@ -1,0 +1,54 @@
+"""The way of a user through `vwm probe`: a recorded game with its state, and a world that comes with vwm."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vwm.train.cli import main
+
+
+def test_a_shipped_world_is_probed_for_the_state_of_a_game(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(
+        ["record", "CartPole-v1", "data", "--frames", "120", "--max_episode", "12", "--state", "true", "--workers", "0"]
+    )
+    main(
+        [
+            "probe",
+            "coinrun",
+            "data",
+            "-o",
+            "probe",
+            "--layer",
+            "1",
+            "--clip_length",
+            "2",
+            "--only",
+            "[cart_x, pole_angle]",
+        ]
+        + ["--clips", "16", "--test_clips", "8", "--probes", "[linear, ridge]", "--epochs", "2", "--random_seeds", "1"]
+    )
+    report = json.loads((tmp_path / "probe" / "probe.json").read_text())
+    assert report["labels"]["names"] == ["cart_x", "pole_angle"]
+    assert [row["name"] for row in report["rows"]] == [
+        "coinrun, layer 1",
+        "coinrun, layer 1, random init",
+        "pixels 1×8×8",
+    ]
+    assert "Ridge on all tokens" in capsys.readouterr().out
+
+
+def test_a_folder_that_holds_no_model_gets_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["record", "CartPole-v1", "data", "--frames", "60", "--max_episode", "6", "--state", "true", "--workers", "0"])
+    with pytest.raises(SystemExit) as stop:
+        main(["probe", "nowhere", "data"])
+    assert stop.value.code == 1 and "holds nothing to probe" in capsys.readouterr().err
+    assert not (tmp_path / "probe").exists()
