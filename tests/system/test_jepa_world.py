@@ -1,0 +1,77 @@
+"""The way of a user to a world in representation space: record → fit → export → step, play, and what it is not for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import vwm
+from vwm.simulator.gymnasium_env import SimulatorEnv
+from vwm.train.cli import main
+
+CONFIG = Path(__file__).parents[2] / "configs" / "vjepa_ac" / "two_rooms_small.yaml"
+SHORT = ["--threads", "1", "--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--samples.every", "2"]
+SHORT += ["--trainer.log_every_n_steps", "1", "--data.init_args.batch_size", "2", "--data.init_args.workers", "0"]
+SHORT += ["--data.init_args.val_fraction", "0.4"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """Two bundles, with a decoder and without."""
+    out = tmp_path_factory.mktemp("rooms")
+    data = str(out / "data")
+    record = ["--frames", "160", "--max_episode", "20", "--workers", "0", "--state", "true"]
+    main(["record", "vwm.data.two_rooms:vwm/TwoRooms-v0", data, *record])
+    for name, more in (("seen", []), ("blind", ["--model.init_args.decoder", "null"])):
+        fit = ["fit", "-c", str(CONFIG), "--run", str(out / f"run_{name}"), "--data.init_args.path", data]
+        main([*fit, *SHORT, *more])
+        main(["export", str(out / f"run_{name}"), "-o", str(out / name), "--starts", "3"])
+    return out
+
+
+@pytest.mark.parametrize("name", ["seen", "blind"])
+def test_a_run_becomes_a_world_with_the_recorded_actions(made, name):
+    world = vwm.load_simulator(made / name, "cpu")
+    assert world.actions.kind == "continuous" and world.actions.names == ("right", "down")
+    assert world.decodes == (name == "seen") and not world.stochastic
+    assert {p.suffix for p in (made / f"run_{name}" / "samples").iterdir()} == {".mp4", ".png"}
+    state, frame = world.reset(world.starts)
+    assert frame.shape == (3, 64, 64, 3)
+    _, out = world.step(state, torch.zeros(3, 2))
+    assert out.latent.shape == world.encode(world.starts)[:, -1].shape and out.latent.isfinite().all()
+    assert (out.frame is None) == (name == "blind")
+
+
+def test_what_a_world_without_pictures_is_not_for_is_said(made, tmp_path, capsys):
+    world = vwm.load_simulator(made / "blind", "cpu")
+    with pytest.raises(ValueError, match="no pictures to observe"):
+        SimulatorEnv(world)
+    assert SimulatorEnv(vwm.load_simulator(made / "seen", "cpu")).reset(seed=0)[0].shape == (64, 64, 3)
+    for command, says in (
+        (["play", str(made / "blind"), "--port", "0", "--open_browser", "false"], "has no pictures to play in"),
+        (["eval", str(made / "seen"), str(made / "data"), "--out", str(tmp_path / "report")], "by planning in it"),
+    ):
+        with pytest.raises(SystemExit):
+            main(command)
+        assert says in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
+
+
+def test_the_time_of_a_step_is_told(made, capsys):
+    main(["bench", "play", str(made / "blind"), "--steps", "2", "--batch", "4", "--repeats", "1"])
+    said = capsys.readouterr().out
+    assert "ms a frame" in said and "decode included" not in said and "nothing drawn" in said
+
+
+def test_the_ablation_is_one_override(made):
+    run = made / "run_blind"
+    fit = ["fit", "-c", str(run / "config.yaml"), "--run", str(made / "ablation"), "--trainer.max_steps", "1"]
+    main([*fit, "--model.init_args.anti_collapse", "null"])
+    columns = (next((made / "ablation" / "logs").glob("*/metrics.csv"))).read_text().splitlines()[0].split(",")
+    assert "train/prediction_loss" in columns and not {"train/variance_loss", "train/inverse_dynamics_loss"} & {
+        *columns
+    }
+    assert json.loads((made / "seen" / "model_index.json").read_text())["_class_name"] == "JepaSimulator"
