@@ -9,6 +9,6 @@ out=${1:?usage: bash tools/gpu/60_vjepa_speed.sh OUT VJEPA2}
 vjepa2=${2:?usage: bash tools/gpu/60_vjepa_speed.sh OUT VJEPA2}
 mkdir -p "$out"
 read -ra compile <<< "${COMPILE---compile}"
-python tools/bench_vjepa.py --vjepa2 "$vjepa2" --size "${SIZE:-large}" --batch "${BATCH:-16}" \
+PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" python tools/bench_vjepa.py --vjepa2 "$vjepa2" --size "${SIZE:-large}" --batch "${BATCH:-16}" \
   --device "${DEVICE:-cuda}" --bfloat16 --threads "$(nproc)" --repeats "${REPEATS:-9}" \
   --out "$out/vjepa_speed.json" "${compile[@]}"
