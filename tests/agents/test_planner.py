@@ -156,6 +156,24 @@ def test_a_plan_goes_on_where_the_last_one_stood(kind):
     assert (found.cost <= carried + 1e-6).all()  # what was found is not lost
 
 
+def test_without_keeping_every_iteration_stands_for_itself_and_the_best_is_still_followed(kind):
+    class Counted(kind):
+        seen: list[int] = []  # noqa: RUF012
+
+        def weights(self, costs: Tensor) -> Tensor:
+            self.seen.append(costs.shape[1])
+            return super().weights(costs)
+
+    world, state, goals = rooms()
+    objective = GoalDistance(goals, "l2")
+    planner = Counted(**SMALL, keep=0, pick="best")
+    plan = planner.plan(world, state, objective)
+    then = planner.plan(world, state, objective, 1, planner.later(plan, 1))
+    assert set(planner.seen) == {24} and then.elites.shape == (3, 0, 8, 2)
+    first = kind(**SMALL, keep=0, pick="best", iterations=1).plan(world, state, objective)
+    assert (plan.cost <= first.cost + 1e-6).all()  # the best of all iterations, not of the last one
+
+
 def test_limits_of_actions_hold(kind):
     world, state, goals = rooms()
     plan = kind(**SMALL, max_norm=0.05).plan(world, state, GoalDistance(goals, "l2"))

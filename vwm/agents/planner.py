@@ -189,23 +189,25 @@ class Planner(ABC):
         known += [] if proposals is None else [proposals]
         for tried in known:
             _check_sequences(tried, batch, self.horizon, simulator.actions)
-        pool = torch.cat(known, dim=1) if known else None
-        pool_costs = None if pool is None else self._costs(simulator, state, objective, pool)
+        known = [tried for tried in known if tried.shape[1]]  # nothing is kept with keep=0
+        pool = torch.cat(known, dim=1) if known else distribution.mode()[:, None][:, :0]
+        pool_costs = self._costs(simulator, state, objective, pool) if known else pool.new_zeros(batch, 0).float()
+        best, best_costs = [], []
         for iteration in range(self.iterations):
             noise = coloured(fold(seeds, iteration), self.samples, self.horizon, simulator.actions.size, self.colour)
-            actions = distribution.draw(noise)
-            costs = self._costs(simulator, state, objective, actions)
-            if pool is not None and pool_costs is not None:
-                actions, costs = torch.cat((pool, actions), dim=1), torch.cat((pool_costs, costs), dim=1)
+            drawn = distribution.draw(noise)
+            costs = torch.cat((pool_costs, self._costs(simulator, state, objective, drawn)), dim=1)
+            actions = torch.cat((pool, drawn), dim=1)
             distribution = distribution.fit(actions, self.weights(costs), self.momentum, self.min_std)
-            pool, pool_costs = _cheapest(actions, costs, max(self.keep, 1))
-        assert pool is not None and pool_costs is not None
+            actions, costs = _cheapest(actions, costs, max(self.keep, 1))
+            best.append(actions[:, :1])
+            best_costs.append(costs[:, :1])
+            pool, pool_costs = actions[:, : self.keep], costs[:, : self.keep]
         middle = distribution.mode()[:, None]
-        middle_costs = self._costs(simulator, state, objective, middle)
-        found, cost = middle, middle_costs
+        found, cost = middle, self._costs(simulator, state, objective, middle)
         if self.pick == "best":
-            found, cost = _cheapest(torch.cat((pool, middle), 1), torch.cat((pool_costs, middle_costs), 1), 1)
-        return Plan(found[:, 0], cost[:, 0], pool[:, : self.keep], distribution)
+            found, cost = _cheapest(torch.cat((*best, middle), dim=1), torch.cat((*best_costs, cost), dim=1), 1)
+        return Plan(found[:, 0], cost[:, 0], pool, distribution)
 
     def later(self, plan: Plan, steps: int) -> Plan:
         """A plan as it stands after its first ``steps`` steps were done: what to give as ``previous``."""
