@@ -3,12 +3,13 @@
 #
 #   bash tools/gpu/60_vjepa_speed.sh OUT VJEPA2      VJEPA2: a checkout of github.com/facebookresearch/vjepa2
 #
-# A try without a GPU: SIZE=tiny DEVICE=cpu BATCH=1 REPEATS=2 COMPILE=
+# A try without a GPU, whose CPU would take minutes a step in bfloat16:
+#   SIZE=tiny DEVICE=cpu BATCH=1 REPEATS=2 COMPILE= PRECISION= bash tools/gpu/60_vjepa_speed.sh OUT VJEPA2
 set -euo pipefail
 out=${1:?usage: bash tools/gpu/60_vjepa_speed.sh OUT VJEPA2}
 vjepa2=${2:?usage: bash tools/gpu/60_vjepa_speed.sh OUT VJEPA2}
 mkdir -p "$out"
-read -ra compile <<< "${COMPILE---compile}"
+read -ra compile <<< "${COMPILE---compile} ${PRECISION---bfloat16}"
 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" python tools/bench_vjepa.py --vjepa2 "$vjepa2" --size "${SIZE:-large}" --batch "${BATCH:-16}" \
-  --device "${DEVICE:-cuda}" --bfloat16 --threads "$(nproc)" --repeats "${REPEATS:-9}" \
+  --device "${DEVICE:-cuda}" --threads "$(nproc)" --repeats "${REPEATS:-9}" \
   --out "$out/vjepa_speed.json" "${compile[@]}"
