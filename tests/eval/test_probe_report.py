@@ -30,7 +30,7 @@ def moving(tmp_path: Path) -> str:
     with ShardWriter(tmp_path / "moving" / "shard-000000.tar") as writer:
         for i in range(30):
             frames = rng.integers(0, 60, (16, 16, 16, 3)).astype(np.uint8)
-            row, speed = rng.integers(0, 12), rng.integers(1, 4)
+            row, speed = 6, rng.integers(1, 4)  # one row: where the square is, is linear in the pixels
             column = (rng.integers(0, 12) + speed * np.arange(16)) % 12
             for t in range(16):
                 frames[t, row : row + 4, column[t] : column[t] + 4] = 255
@@ -131,7 +131,7 @@ def test_a_probe_finds_what_is_there_and_not_what_is_not(run: Run) -> None:
     report = run(probes=["ridge"], clips=64, test_clips=64)
     for row in report["rows"]:
         column, luck = row["probes"]["ridge"]["by_output"]
-        assert column["value"] > 0.3 and column["low"] > 0 and luck["value"] < 0.1
+        assert column["value"] > 0.6 and column["low"] > 0 and luck["value"] < 0.1
 
 
 @pytest.mark.parametrize(
