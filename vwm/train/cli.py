@@ -80,6 +80,11 @@ COMMANDS = {
             "vwm probe runs/vjepa/bundle data/sprites --label shape --test data/sprites_unseen",
         ),
     ),
+    "eval surprise": Command(
+        "vwm.eval.foresight:surprise",
+        "is a V-JEPA model more surprised by what cannot happen?",
+        ("vwm eval surprise runs/sprites_small/bundle data/sprites_surprise",),
+    ),
     "bench play": Command(
         "vwm.train.bench:bench_play", "time the steps of a bundle", ("vwm bench play runs/bundle --steps 40",)
     ),
