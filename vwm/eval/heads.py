@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LEAST_WIDTH = 128
-"""Of an attentive head: tokens that are narrower get no weaker a head."""
+LEAST_WIDTH = 512
+"""Of an attentive head: narrow tokens get no weaker a head than wide ones, or pixels would be judged more kindly."""
 HEAD_WIDTH, MOST_HEADS = 32, 16
 
 Probe = Literal["attentive", "linear"]
