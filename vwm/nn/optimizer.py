@@ -50,7 +50,10 @@ class OptimizerConfig:
             ValueError: a schedule that must end, and no ``max_steps`` to end at.
         """
         if (self.schedule != "constant" or self.final_weight_decay is not None) and max_steps <= 0:
-            raise ValueError(f"schedule={self.schedule!r} ends at trainer.max_steps, which is not set")
+            raise ValueError(
+                f"schedule={self.schedule!r} and final_weight_decay={self.final_weight_decay} end at "
+                "trainer.max_steps, which is not set"
+            )
         if self.stretch < 1:
             raise ValueError(f"stretch={self.stretch} must be 1 or more: a schedule cannot end before the run")
         optimizer = create_optimizer_v2(
