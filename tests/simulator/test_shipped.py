@@ -11,7 +11,7 @@ SHIPPED = sorted(p.parent.name for p in (Path(__file__).parents[2] / "bundles").
 
 
 def test_worlds_are_shipped():
-    assert {"coinrun", "carracing"} <= set(SHIPPED)
+    assert {"coinrun", "carracing", "two_rooms"} <= set(SHIPPED)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

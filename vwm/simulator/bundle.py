@@ -96,7 +96,7 @@ def load_simulator(
     """Load a bundle.
 
     Args:
-        path: the folder, or the name of a world that comes with vwm (``coinrun``, ``carracing``).
+        path: the folder, or the name of a world that comes with vwm (``coinrun``, ``carracing``, ``two_rooms``).
         device: ``auto`` takes a GPU where there is one.
         dtype: of the dynamics' weights. float32 keeps a batch of worlds equal to each alone; ``auto`` takes bfloat16
             where the machine multiplies it natively, which more than halves a step's time and is what the player
