@@ -86,7 +86,9 @@ class BrightnessWorld(VideoSimulator):
 @pytest.fixture
 def brightness_world() -> BrightnessWorld:
     """A world of pixels that takes two numbers a step."""
-    return BrightnessWorld(PixelTokenizer((SIZE, SIZE)), Gain(), ActionSpace("continuous", 2), 10.0, context_frames=3)
+    return BrightnessWorld(
+        PixelTokenizer((SIZE, SIZE)), Gain(), ActionSpace("continuous", 2), fps=10.0, context_frames=3
+    )
 
 
 def move(frames: Tensor, actions: Tensor) -> Tensor:

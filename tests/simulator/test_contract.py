@@ -88,8 +88,9 @@ def test_other_actions_and_other_contexts_give_other_frames(world):
     _, left = world.step(state, actions(world, 3, 0))
     _, right = world.step(state, actions(world, 3, 1))
     assert not torch.equal(left.latent, right.latent)
-    state, _ = world.reset(255 - context, seed=1)
-    assert not torch.equal(world.step(state, actions(world, 3, 0))[1].latent, left.latent)
+    # Tokens of a tiny random network may well be the same after one step.
+    here, there = (roll(world, world.reset(start, seed=1)[0], 6)[1] for start in (context, 255 - context))
+    assert not all(torch.equal(a.latent, b.latent) for a, b in zip(here, there, strict=True))
 
 
 def test_a_batch_of_worlds_steps_as_each_would_alone(world):
