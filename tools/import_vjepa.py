@@ -15,12 +15,12 @@ the ``weights`` of a config for ``vwm fit`` names.
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import Any
 
 from diffusers import ModelMixin
 
+from vwm.data.folders import written_aside
 from vwm.nn.parts import PartError, load_part, save_part
 from vwm.vjepa.attentive import AttentiveClassifier
 from vwm.vjepa.encoder import VideoEncoder
@@ -85,12 +85,9 @@ def read(options: argparse.Namespace) -> dict[str, ModelMixin]:
 
 def write(out: Path, parts: dict[str, ModelMixin]) -> None:
     """A folder a network (aside, then renamed)."""
-    aside = out.with_name(out.name + ".tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    for name, part in parts.items():
-        save_part(part, aside / name)
-    aside.rename(out)
+    with written_aside(out) as aside:
+        for name, part in parts.items():
+            save_part(part, aside / name)
 
 
 def write_hugging_face(out: Path, parts: dict[str, Any]) -> None:

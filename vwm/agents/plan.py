@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,6 +22,7 @@ from vwm.agents.pictures import episodes_video, paths, strip
 from vwm.agents.pilot import Pilot, Played, Policy, play, random_policy
 from vwm.agents.planner import Planner
 from vwm.agents.tasks import Task, find_task
+from vwm.data.folders import check_replaceable, written_aside
 from vwm.data.video import write_video
 from vwm.simulator.bundle import load_simulator
 from vwm.simulator.interface import Simulator
@@ -234,18 +234,13 @@ def _check(out: Path, **counts: int | None) -> None:
     for name, value in counts.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}")
-    if out.exists() and not (out.is_dir() and ((out / RESULT).is_file() or not any(out.iterdir()))):
-        raise ValueError(f"{out} exists and is no such result (it has no {RESULT}): choose another --out")
+    check_replaceable(out, RESULT, "such result")
 
 
 def _write(out: Path, result: Mapping[str, Any], task: Task, run: Played) -> None:
     """Write the folder (aside, then renamed over what was there)."""
-    aside = out.with_name(out.name + ".tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    (aside / RESULT).write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
-    paths(task, run).savefig(aside / "paths.png")
-    strip(run.frames[: run.steps[0] + 1, 0], task.goals[0]).save(aside / "strip.png")
-    write_video(aside / "episodes.mp4", episodes_video(run.frames, task.goals), task.fps)
-    shutil.rmtree(out, ignore_errors=True)
-    aside.rename(out)
+    with written_aside(out) as aside:
+        (aside / RESULT).write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+        paths(task, run).savefig(aside / "paths.png")
+        strip(run.frames[: run.steps[0] + 1, 0], task.goals[0]).save(aside / "strip.png")
+        write_video(aside / "episodes.mp4", episodes_video(run.frames, task.goals), task.fps)

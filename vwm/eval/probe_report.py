@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from vwm.data.folders import check_replaceable, written_aside
 from vwm.data.index import list_shards, read_index
 from vwm.eval import probe_plots
 from vwm.eval.features import Features, PixelFeatures, load_features
@@ -20,7 +20,7 @@ from vwm.eval.labelled_clips import PARTS, LabelledClips, read_labelled
 from vwm.eval.probe_table import markdown
 from vwm.eval.probes import PROBES, ProbeName, check_probes, extract, run_probe
 from vwm.eval.provenance import environment, weights_hash
-from vwm.eval.report import plain
+from vwm.eval.report import check_positive, plain
 from vwm.eval.sweep import DECAYS, RATES, Settings
 
 REPORT, TABLE = "probe.json", "probe.md"
@@ -88,9 +88,9 @@ def probe(
     """
     chosen = list(probes or PROBES)
     check_probes(chosen)
-    _check_positive(clips=clips, test_clips=test_clips, blocks=blocks, epochs=epochs, random_seeds=random_seeds)
-    _check_positive(draws=draws, batch_size=batch_size, stride=stride, clip_length=clip_length)
-    _check_folder(out)
+    check_positive(clips=clips, test_clips=test_clips, blocks=blocks, epochs=epochs, random_seeds=random_seeds)
+    check_positive(draws=draws, batch_size=batch_size, stride=stride, clip_length=clip_length)
+    check_replaceable(out, REPORT, "report of probes")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     paths = [path.strip() for path in bundle.split(",") if path.strip()]
@@ -274,27 +274,12 @@ def _layers(name: str, features: Features, layer: int | Literal["all"] | None) -
     return {f"{name}, layer {of.layer}": of for of in chosen}
 
 
-def _check_positive(**settings: int | None) -> None:
-    for name, value in settings.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be 1 or more, got {value}")
-
-
-def _check_folder(out: Path) -> None:
-    if out.exists() and not (out.is_dir() and ((out / REPORT).is_file() or not any(out.iterdir()))):
-        raise ValueError(f"{out} exists and is no report of probes (it has no {REPORT}): choose another --out")
-
-
 def _write(out: Path, report: dict[str, Any]) -> None:
     """Write the folder (aside, then renamed over what was there)."""
-    aside = out.with_name(out.name + ".tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    (aside / REPORT).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-    (aside / TABLE).write_text(markdown(report))
-    for name, draw in probe_plots.PLOTS.items():
-        figure = draw(report)
-        if figure is not None:
-            figure.savefig(aside / name)
-    shutil.rmtree(out, ignore_errors=True)
-    aside.rename(out)
+    with written_aside(out) as aside:
+        (aside / REPORT).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+        (aside / TABLE).write_text(markdown(report))
+        for name, draw in probe_plots.PLOTS.items():
+            figure = draw(report)
+            if figure is not None:
+                figure.savefig(aside / name)

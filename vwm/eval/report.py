@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from vwm.data.datamodule import open_clips
+from vwm.data.folders import check_replaceable, written_aside
 from vwm.data.video import write_video
 from vwm.eval import plots
 from vwm.eval.control import delta_psnr, shuffle_cost
@@ -97,8 +97,8 @@ def evaluate(
     Raises:
         ValueError: a setting makes no sense, the data do not fit the world, or ``out`` is something else's folder.
     """
-    _check_positive(horizon=horizon, context=context, clips=clips, batch_size=batch_size)
-    _check_folder(out)
+    check_positive(horizon=horizon, context=context, clips=clips, batch_size=batch_size)
+    check_replaceable(out, REPORT, "report")
     # Whatever may be wrong with the files is said before the work begins.
     lpips = None if lpips_weights is None else LPIPS(lpips_weights)
     fvd = None if fvd_weights is None else FVD(fvd_weights)
@@ -308,36 +308,28 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _check_positive(**settings: int | None) -> None:
+def check_positive(**settings: int | None) -> None:
+    """Raise ValueError for a setting below 1, naming it."""
     for name, value in settings.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}")
 
 
-def _check_folder(out: Path) -> None:
-    if out.exists() and not (out.is_dir() and ((out / REPORT).is_file() or not any(out.iterdir()))):
-        raise ValueError(f"{out} exists and is no report (it has no {REPORT}): choose another --out")
-
-
 def _write(out: Path, report: dict[str, Any], evidence: Evidence, videos: int) -> None:
     """Write the folder (aside, then renamed over what was there)."""
-    aside = out.with_name(out.name + ".tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    (aside / REPORT).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-    drawn = _plots(report, evidence)
-    for name, draw in drawn.items():
-        draw().savefig(aside / name)
-    truth, own = evidence.sample.frames[:videos].numpy(), evidence.own[:videos].numpy()
-    shown = [f"rollout_{i:02d}.mp4" for i in range(len(truth))]
-    for name, clip, predicted in zip(shown, truth, own, strict=True):
-        write_video(aside / name, side_by_side(clip, predicted), evidence.simulator.fps)
-    if shown:
-        sheet(list(truth), list(own)).save(aside / SHEET)
-    html = page(evidence.simulator.title, report, list(drawn), shown, SHEET if shown else "")
-    (aside / PAGE).write_text(html)
-    shutil.rmtree(out, ignore_errors=True)
-    aside.rename(out)
+    with written_aside(out) as aside:
+        (aside / REPORT).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+        drawn = _plots(report, evidence)
+        for name, draw in drawn.items():
+            draw().savefig(aside / name)
+        truth, own = evidence.sample.frames[:videos].numpy(), evidence.own[:videos].numpy()
+        shown = [f"rollout_{i:02d}.mp4" for i in range(len(truth))]
+        for name, clip, predicted in zip(shown, truth, own, strict=True):
+            write_video(aside / name, side_by_side(clip, predicted), evidence.simulator.fps)
+        if shown:
+            sheet(list(truth), list(own)).save(aside / SHEET)
+        html = page(evidence.simulator.title, report, list(drawn), shown, SHEET if shown else "")
+        (aside / PAGE).write_text(html)
 
 
 def _plots(report: dict[str, Any], evidence: Evidence) -> dict[str, Callable[[], Figure]]:

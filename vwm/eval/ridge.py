@@ -75,10 +75,7 @@ def ridge_probe(
     features, labels = train
     mean, offset = features.mean(dim=0), labels.mean(dim=0)
     guessed, judged = ridge_path(features - mean, labels - offset, [val[0] - mean, test - mean])
-    error = (guessed + offset - val[1]).square().mean(dim=1)
-    best = error.argmin(dim=0) if by_output else error.sum(dim=1).argmin().expand(labels.shape[1])
-    picked = judged.gather(0, best[None, None].expand(1, *judged.shape[1:]))[0]
-    return Fitted(picked + offset, STRENGTHS.to(best.device)[best if by_output else best[:1]])
+    return _choose(guessed + offset, val[1], judged + offset, STRENGTHS.to(features.device), by_output)
 
 
 def neighbours_probe(
@@ -95,10 +92,23 @@ def neighbours_probe(
     base, *others = (F.normalize(x - mean, dim=1) for x in (train[0], val[0], test))
     counts = torch.tensor([k for k in NEIGHBOURS if k <= len(base)], device=base.device)
     guessed, judged = (_by_count(inner(x, base), train[1], counts) for x in others)
-    error = (guessed - val[1]).square().mean(dim=1)
-    best = error.argmin(dim=0) if by_output else error.sum(dim=1).argmin().expand(val[1].shape[1])
+    return _choose(guessed, val[1], judged, counts.double(), by_output)
+
+
+def _choose(guessed: Tensor, labels: Tensor, judged: Tensor, settings: Tensor, by_output: bool) -> Fitted:
+    """The predictions with the setting that did best on the validation part.
+
+    Args:
+        guessed: of the validation part, [a, v, o], one for each of a settings.
+        labels: what was right, [v, o].
+        judged: of the test part, [a, m, o].
+        settings: [a].
+        by_output: choose for every output by itself, rather than one for all.
+    """
+    error = (guessed - labels).square().mean(dim=1)
+    best = error.argmin(dim=0) if by_output else error.sum(dim=1).argmin().expand(labels.shape[1])
     picked = judged.gather(0, best[None, None].expand(1, *judged.shape[1:]))[0]
-    return Fitted(picked, counts[best if by_output else best[:1]].double())
+    return Fitted(picked, settings[best if by_output else best[:1]])
 
 
 def _by_count(similarity: Tensor, labels: Tensor, counts: Tensor) -> Tensor:

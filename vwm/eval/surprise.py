@@ -18,7 +18,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vwm.data.clips import read_meta
+from vwm.data.folders import check_replaceable, written_aside
 from vwm.data.index import EpisodeEntry, list_shards, read_index
 from vwm.data.video import VIDEO_EXTENSIONS, read_frames
 
@@ -268,8 +268,7 @@ def report(
     Raises:
         ValueError: ``out`` holds something else; a scorer that says something else than numbers of each clip.
     """
-    if out.exists() and not (out.is_dir() and ((out / REPORT).is_file() or not any(out.iterdir()))):
-        raise ValueError(f"{out} exists and is no report (it has no {REPORT}): choose another folder")
+    check_replaceable(out, REPORT, "report")
     clips = {"possible": pairs.possible, "impossible": pairs.impossible}
     scores = {kind: score(scorer, frames, batch_size, kind) for kind, frames in clips.items()}
     control = {kind: score(frame_difference, frames, batch_size, "control") for kind, frames in clips.items()}
@@ -287,14 +286,10 @@ def report(
         "control": measure(control["possible"], control["impossible"], pairs.properties, pairs.groups),
         "course": _courses(scores, pairs, at),
     }
-    aside = out.with_name(out.name + ".tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    (aside / REPORT).write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
-    (aside / TABLE).write_text(table(found))
-    plot(found).savefig(aside / PLOT)
-    shutil.rmtree(out, ignore_errors=True)
-    aside.rename(out)
+    with written_aside(out) as aside:
+        (aside / REPORT).write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
+        (aside / TABLE).write_text(table(found))
+        plot(found).savefig(aside / PLOT)
     return found
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 import vwm
+from vwm.data.folders import written_aside
 from vwm.nn.parts import PartError, find_class, load_part, save_part
 from vwm.simulator.dit import DiTSimulator
 from vwm.simulator.genie import GenieSimulator
@@ -56,36 +56,31 @@ def save_simulator(
     target = Path(path)
     if target.exists() and not (target / INDEX).is_file() and (target.is_file() or any(target.iterdir())):
         raise BundleError(f"{target} exists and is no bundle (it has no {INDEX}): choose another folder")
-    aside = target.with_name(target.name + ".tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    index: dict[str, Any] = {
-        "_class_name": type(simulator).__name__,
-        "_diffusers_version": diffusers_version,
-        "_vwm_version": vwm.__version__,
-        "settings": {
-            "title": simulator.title,
-            "fps": simulator.fps,
-            "context_frames": simulator.context_frames,
-            "actions": asdict(simulator.actions),
-            "sampling": simulator.sampling._asdict(),
-        },
-    }
-    networks = simulator.networks()
-    for name in simulator.PARTS:
-        part = networks.get(name)
-        index[name] = [None, None] if part is None else [type(part).__module__, type(part).__name__]
-        if part is not None:
-            save_part(part, aside / name, half)
-    if simulator.starts is not None:
-        _save_starts(simulator.starts, aside / "starts")
-    (aside / "README.md").write_text(
-        card or f"# {simulator.title}\n\nA vwm world. Play it: `vwm play {target.name}`.\n"
-    )
-    (aside / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    if target.exists():
-        shutil.rmtree(target)
-    aside.rename(target)
+    with written_aside(target) as aside:
+        index: dict[str, Any] = {
+            "_class_name": type(simulator).__name__,
+            "_diffusers_version": diffusers_version,
+            "_vwm_version": vwm.__version__,
+            "settings": {
+                "title": simulator.title,
+                "fps": simulator.fps,
+                "context_frames": simulator.context_frames,
+                "actions": asdict(simulator.actions),
+                "sampling": simulator.sampling._asdict(),
+            },
+        }
+        networks = simulator.networks()
+        for name in simulator.PARTS:
+            part = networks.get(name)
+            index[name] = [None, None] if part is None else [type(part).__module__, type(part).__name__]
+            if part is not None:
+                save_part(part, aside / name, half)
+        if simulator.starts is not None:
+            _save_starts(simulator.starts, aside / "starts")
+        (aside / "README.md").write_text(
+            card or f"# {simulator.title}\n\nA vwm world. Play it: `vwm play {target.name}`.\n"
+        )
+        (aside / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def load_simulator(

@@ -142,6 +142,7 @@ def load_run(run: Path, weights: str = "average") -> tuple[L.LightningModule, An
 def _save_parts(parts: dict[str, ModelMixin], out: Path) -> None:
     """Write networks into their folders in ``out``; those of the same names there are replaced."""
     aside = out.with_name(out.name + ".tmp")
+    shutil.rmtree(aside, ignore_errors=True)
     for name, part in parts.items():
         save_part(part, aside / name)
     out.mkdir(parents=True, exist_ok=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from vwm.data.folders import written_aside
 from vwm.vjepa.attentive import AttentiveClassifier
 from vwm.vjepa.block import NORM_EPS
 from vwm.vjepa.encoder import VideoEncoder
@@ -109,14 +109,11 @@ def save_hugging_face(
         weights = {f"vjepa2.{key}": weight for key, weight in weights.items()} | lay_out(classifier, probe_layout)
     pixels = {"image_mean": list(encoder.config.pixel_mean), "image_std": list(encoder.config.pixel_std)}
     processor = {"video_processor_type": "VJEPA2VideoProcessor", "crop_size": config["crop_size"], **pixels}
-    aside = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    weights = {key: weight.detach().cpu().contiguous() for key, weight in weights.items()}
-    save_file(weights, aside / WEIGHTS, metadata={"format": "pt"})
-    for name, content in ((CONFIG, config), (PIXELS, processor)):
-        (aside / name).write_text(json.dumps(content, indent=2) + "\n")
-    aside.rename(folder)
+    with written_aside(folder) as aside:
+        weights = {key: weight.detach().cpu().contiguous() for key, weight in weights.items()}
+        save_file(weights, aside / WEIGHTS, metadata={"format": "pt"})
+        for name, content in ((CONFIG, config), (PIXELS, processor)):
+            (aside / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def encoder_layout(name: str) -> list[str]:
