@@ -43,7 +43,8 @@ class StepOutput(NamedTuple):
     """What one step shows.
 
     Attributes:
-        frame: uint8 [b, h, w, 3]; None with ``decode=False``, and in a world without pictures.
+        frame: uint8 [b, h, w, 3]; None with ``decode=False``, and in a world without pictures. A world of vectors
+            shows what it expects to be observed, float32 [b, k].
         latent: what the dynamics model predicted, [b, ...] (tokens int64, or features).
         reward: float32 [b]; zeros where the model has no reward head.
         terminated: bool [b]; False where the model has no termination head.
@@ -69,10 +70,13 @@ class Simulator(ABC):
         stochastic: whether the seed plays a part.
         decodes: whether the world has pictures. One that has none is of latents alone: ``step`` gives no frame even
             with ``decode=True``, and ``reset`` gives back the context's last one.
+        vector_size: k, where the world observes float32 [b, t, k] (joints, a cart's place) rather than pictures; else
+            None.
     """
 
     stochastic: bool = True
     decodes: bool = True
+    vector_size: int | None = None
     actions: ActionSpace
     image_size: tuple[int, int]
     fps: float
@@ -85,13 +89,13 @@ class Simulator(ABC):
         """Start worlds that continue the given frames.
 
         Args:
-            context: uint8 [b, t, h, w, 3], t >= 1.
+            context: uint8 [b, t, h, w, 3], t >= 1; float32 [b, t, k] in a world of vectors.
             seed: one seed, from which each world of the batch gets its own, or int64 [b], one a world.
             context_actions: the t - 1 actions between the context frames ([b, t-1] or [b, t-1, size]); where None,
                 a world with latent actions infers them and one with labelled actions treats them as unknown.
 
         Returns:
-            The state, and the last context frame as the model sees it, uint8 [b, h, w, 3].
+            The state, and the last context frame as the model sees it, uint8 [b, h, w, 3] or float32 [b, k].
 
         Raises:
             ValueError: frames of another size or type, or no frame.
@@ -111,9 +115,14 @@ class Simulator(ABC):
         """
 
     def check_context(self, context: Tensor) -> None:
-        """Raise ValueError unless ``context`` is uint8 [b, t >= 1, h, w, 3] of this world's size."""
+        """Raise ValueError unless ``context`` is uint8 [b, t >= 1, h, w, 3] of this world's size, or its vectors."""
         height, width = self.image_size
-        if context.dtype != torch.uint8 or context.ndim != 5 or tuple(context.shape[2:]) != (height, width, 3):
+        if self.vector_size is not None:
+            if not context.is_floating_point() or context.ndim != 3 or context.shape[-1] != self.vector_size:
+                raise ValueError(
+                    f"context must be float32 [b, t, {self.vector_size}], got {context.dtype} {list(context.shape)}"
+                )
+        elif context.dtype != torch.uint8 or context.ndim != 5 or tuple(context.shape[2:]) != (height, width, 3):
             raise ValueError(
                 f"context must be uint8 [b, t, {height}, {width}, 3], got {context.dtype} {list(context.shape)}"
             )
