@@ -1,0 +1,1 @@
+"""Compact latent worlds: small states that recur, made to be imagined in."""
