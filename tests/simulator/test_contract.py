@@ -75,6 +75,21 @@ def test_equal_state_and_actions_give_equal_frames_and_a_branch_leaves_no_trace(
     assert all(torch.equal(seen(world, a), seen(world, b)) for a, b in zip(first, second, strict=True))
 
 
+def test_the_state_tells_the_latent_that_it_stands_at(world):
+    state, _ = world.reset(contexts(world), seed=1)
+    first = world.latent(state)
+    state, (out,) = roll(world, state, 1)
+    assert torch.equal(world.latent(state), out.latent)
+    assert first.shape == out.latent.shape and first.dtype == out.latent.dtype
+    # At a reset it is the context's, whatever the seed.
+    assert torch.equal(first, world.latent(world.reset(contexts(world), seed=2)[0]))
+    assert not torch.equal(first, world.latent(world.reset(255 - contexts(world), seed=1)[0]))
+    vectors = world.vectors(out.latent)
+    assert vectors.dtype == torch.float32 and vectors.ndim == 2 and len(vectors) == 3
+    assert torch.equal(vectors[1:2], world.vectors(out.latent[1:2]))
+    assert not torch.equal(vectors, world.vectors(first))
+
+
 def test_other_seeds_give_other_frames_where_the_world_draws_and_the_same_where_it_does_not(world):
     context = contexts(world)
     _, one = roll(world, world.reset(context, seed=1)[0], 3)

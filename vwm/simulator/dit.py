@@ -28,12 +28,14 @@ class DiTState(NamedTuple):
     Attributes:
         dynamics: keys and values of the past frames.
         decoder: the tokenizer's decoder.
+        latent: float [b, h, w, c], the last frame.
         features: float [b, d], of the last frame.
         seed: int64 [b].
     """
 
     dynamics: SpaceTimeState
     decoder: Any
+    latent: Tensor
     features: Tensor
     seed: Tensor
 
@@ -99,7 +101,7 @@ class DiTSimulator(VideoSimulator):
         seeds = world_seeds(seed, batch, self.device)
         lead = self.dynamics.lead(actions, batch, frames)
         state, features = self._observe(self.dynamics.init_state(batch), latents, lead, seeds)
-        return DiTState(state, decoder, features, seeds), to_uint8(shown[:, -1:])[:, 0]
+        return DiTState(state, decoder, latents[:, -1], features, seeds), to_uint8(shown[:, -1:])[:, 0]
 
     @torch.inference_mode()
     def step(self, state: DiTState, action: Tensor, decode: bool = True) -> tuple[DiTState, StepOutput]:
@@ -115,7 +117,7 @@ class DiTSimulator(VideoSimulator):
         decoder, shown = self.tokenizer.decode_step(state.decoder, latents.to(self.tokenizer.dtype))
         frame = to_uint8(shown)[:, 0] if decode else None
         return (
-            DiTState(dynamics, decoder, features, state.seed),
+            DiTState(dynamics, decoder, latents[:, 0], features, state.seed),
             StepOutput(frame, latents[:, 0], reward, terminated),
         )
 

@@ -19,10 +19,19 @@ from vwm.tokenizer.space_time import SpaceTimeTokenizer
 
 
 class GenieState(NamedTuple):
-    """One world a batch entry: what the dynamics and the decoder remember, the seed, and the frames drawn so far."""
+    """One world a batch entry.
+
+    Attributes:
+        dynamics: keys and values of the past frames.
+        decoder: the tokenizer's decoder.
+        latent: int64 [b, h, w], the last frame's tokens.
+        seed: int64 [b].
+        drawn: int64 [b], the frames drawn so far.
+    """
 
     dynamics: SpaceTimeState
     decoder: SpaceTimeState
+    latent: Tensor
     seed: Tensor
     drawn: Tensor
 
@@ -80,7 +89,8 @@ class GenieSimulator(VideoSimulator):
             state = self.dynamics.observe(state, tokens[:, 1:].flatten(2), lead)
         decoder, shown = self.tokenizer.decode_step(self.tokenizer.init_decoder(batch), tokens)
         seeds = world_seeds(seed, batch, self.device)
-        return GenieState(state, decoder, seeds, torch.zeros_like(seeds)), to_uint8(shown[:, -1:])[:, 0]
+        drawn = torch.zeros_like(seeds)
+        return GenieState(state, decoder, tokens[:, -1], seeds, drawn), to_uint8(shown[:, -1:])[:, 0]
 
     @torch.inference_mode()
     def step(self, state: GenieState, action: Tensor, decode: bool = True) -> tuple[GenieState, StepOutput]:
@@ -95,9 +105,14 @@ class GenieSimulator(VideoSimulator):
         frame = to_uint8(shown)[:, 0] if decode else None
         zeros = torch.zeros(batch, device=self.device)
         return (
-            GenieState(dynamics, decoder, state.seed, state.drawn + 1),
+            GenieState(dynamics, decoder, latent, state.seed, state.drawn + 1),
             StepOutput(frame, latent, zeros, zeros.bool()),
         )
+
+    @torch.inference_mode()
+    def vectors(self, latent: Tensor) -> Tensor:
+        """See ``Simulator.vectors``: the codes of the tokens, as the decoder takes them."""
+        return self.tokenizer.quantizer.lookup(latent).flatten(1).float()
 
     @torch.inference_mode()
     def transition_loss(self, latents: Tensor, actions: Tensor, others: Tensor) -> Tensor:

@@ -114,6 +114,23 @@ class Simulator(ABC):
             ValueError: the action's shape, type or range is wrong.
         """
 
+    def latent(self, state: State) -> Tensor:
+        """Where every world stands, [b, ...]: the ``StepOutput.latent`` of the step that led there, also at a reset.
+
+        By default it is a field of the state.
+
+        Raises:
+            ValueError: the state does not keep it.
+        """
+        latent: Tensor | None = getattr(state, "latent", None)
+        if latent is None:
+            raise ValueError(f"{type(self).__name__} does not keep its latents: observe its frames")
+        return latent
+
+    def vectors(self, latent: Tensor) -> Tensor:
+        """Latents [b, ...] as float32 [b, k], for who sees them and not the pictures; tokens by their codes."""
+        return latent.flatten(1).float()
+
     def check_context(self, context: Tensor) -> None:
         """Raise ValueError unless ``context`` is uint8 [b, t >= 1, h, w, 3] of this world's size, or its vectors."""
         height, width = self.image_size
