@@ -147,6 +147,10 @@ class Agent(nn.Module, ABC):
             explore: as in training; False as in evaluation.
         """
 
+    def took(self, carry: Carry, action: Tensor) -> Carry:
+        """The carry of ``act``, where another action was taken in the end than the agent's own."""
+        return carry
+
     @abstractmethod
     def update(self, batch: Batch) -> Updated:
         """One step of learning.

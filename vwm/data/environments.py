@@ -266,14 +266,14 @@ class GymnasiumEnvironment(Environment):
         atari = env.startswith("ALE/")
         # Atari skips inside its emulator; repeat_action_probability stays what the id says (0.25 for -v5).
         self._skip = 1 if atari else frame_skip
-        self._env = _make_gymnasium(env, {"frameskip": frame_skip, **options} if atari else dict(options))
-        self._renders = not _is_pixels(self._env.observation_space)
+        self._env = make_gymnasium(env, {"frameskip": frame_skip, **options} if atari else dict(options))
+        self._renders = not is_pixels(self._env.observation_space)
         if self._renders:
             self._env.close()
-            self._env = _make_gymnasium(env, {**options, "render_mode": "rgb_array"})
+            self._env = make_gymnasium(env, {**options, "render_mode": "rgb_array"})
         rate = ALE_FPS if atari else float(self._env.metadata.get("render_fps") or 15)
         self.fps = rate / frame_skip
-        self.actions = _gymnasium_actions(env, self._env)
+        self.actions = gymnasium_actions(env, self._env)
         self._name, self._size = env, size
         self._observation, _ = self._env.reset(seed=piece.seed)
         self._state = find_state(env, self._env.unwrapped, self._observation) if state else None
@@ -291,7 +291,7 @@ class GymnasiumEnvironment(Environment):
         action = int(actions[0]) if self.actions.count else self.actions.own(actions[0])
         total = 0.0
         for left in reversed(range(self._skip)):
-            with _undrawn(self._env.unwrapped) if left else contextlib.nullcontext():
+            with undrawn(self._env.unwrapped) if left else contextlib.nullcontext():
                 self._observation, reward, terminated, truncated, _ = self._env.step(action)
             total += float(reward)
             if terminated or truncated:
@@ -303,7 +303,13 @@ class GymnasiumEnvironment(Environment):
         self._env.close()
 
 
-def _make_gymnasium(env: str, options: dict[str, Any]) -> Any:
+def make_gymnasium(env: str, options: dict[str, Any]) -> Any:
+    """A Gymnasium environment by its id.
+
+    Raises:
+        ImportError: a package that it needs is not installed.
+        ValueError: there is no such id, or it does not take the options.
+    """
     import gymnasium
 
     try:
@@ -321,7 +327,7 @@ def _make_gymnasium(env: str, options: dict[str, Any]) -> Any:
 
 
 @contextlib.contextmanager
-def _undrawn(game: Any) -> Iterator[None]:
+def undrawn(game: Any) -> Iterator[None]:
     """Let CarRacing step without drawing, which takes 99% of its time; nothing but what it shows depends on that."""
     if not hasattr(game, "car"):
         yield
@@ -333,12 +339,14 @@ def _undrawn(game: Any) -> Iterator[None]:
         del game._render
 
 
-def _is_pixels(space: Any) -> bool:
+def is_pixels(space: Any) -> bool:
+    """Whether a space of observations is of uint8 pictures."""
     shape: tuple[int, ...] = getattr(space, "shape", None) or ()
     return getattr(space, "dtype", None) == np.uint8 and len(shape) == 3 and shape[-1] == 3
 
 
-def _gymnasium_actions(name: str, env: Any) -> Actions:
+def gymnasium_actions(name: str, env: Any) -> Actions:
+    """What a Gymnasium environment takes. Raises ValueError for anything but Discrete (from 0) and flat Box."""
     from gymnasium import spaces
 
     space = env.action_space

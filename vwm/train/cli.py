@@ -20,6 +20,8 @@ class Command(NamedTuple):
     target: str
     summary: str
     examples: tuple[str, ...] = ()
+    own_parser: bool = False
+    """The function takes the arguments as they were typed."""
 
 
 COMMANDS = {
@@ -47,7 +49,7 @@ COMMANDS = {
         "write shards with latents beside the video",
         ("vwm encode data/coinrun --tokenizer runs/bundle --out data/coinrun_tokens",),
     ),
-    "fit": Command("vwm.train.fit:fit", "train a model from a config"),
+    "fit": Command("vwm.train.fit:fit", "train a model from a config", own_parser=True),
     "export": Command(
         "vwm.train.export:export",
         "make a bundle of a training run",
@@ -62,6 +64,17 @@ COMMANDS = {
         "vwm.eval.report:evaluate",
         "measure a bundle on held-out data",
         ("vwm eval runs/bundle data/coinrun_test --out runs/report",),
+    ),
+    "agent train": Command("vwm.train.agent:train", "train an agent from a config", own_parser=True),
+    "agent eval": Command(
+        "vwm.train.agent:judge",
+        "measure a trained agent on episodes of their own seeds",
+        ("vwm agent eval runs/dreamer_v3_cartpole --episodes 100",),
+    ),
+    "agent play": Command(
+        "vwm.train.agent:watch",
+        "write a video of a trained agent's play",
+        ("vwm agent play runs/dreamer_v3_cartpole --episodes 3",),
     ),
     "agent plan": Command(
         "vwm.agents.plan:plan",
@@ -134,7 +147,7 @@ def run(name: str, argv: list[str]) -> None:
     """Run one command in this process. Errors are raised as they come."""
     module, _, attribute = COMMANDS[name].target.partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-    if name == "fit":  # LightningCLI has a parser of its own
+    if COMMANDS[name].own_parser:
         function(argv)
         return
     from jsonargparse import ArgumentParser

@@ -1,0 +1,125 @@
+"""The loop of play and learning: what it writes, and that a run that was broken off becomes the unbroken one."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vwm.agents.agent import Acted, Agent, Batch, Carry, Moment, Spaces, Updated
+from vwm.agents.environments import GymnasiumGame
+from vwm.agents.evaluate import evaluate
+from vwm.agents.online import Online
+
+
+class SmallDQN(Agent):
+    """Q-learning with a small network: enough of an agent to have weights, an optimizer, noise, memory and extras."""
+
+    within_episodes = True
+
+    def __init__(self, spaces: Spaces, batch_size: int = 16) -> None:
+        super().__init__()
+        self.spaces, self.batch_size, self.batch_length = spaces, batch_size, 2
+        self.extras = {"seen": ((), torch.int64)}
+        self.q = nn.Sequential(nn.Linear(spaces.observation[0], 32), nn.ReLU(), nn.Linear(32, spaces.actions.size))
+        self.optimizer = torch.optim.Adam(self.q.parameters(), 1e-3)
+
+    def init_carry(self, batch: int) -> Carry:
+        return torch.zeros(batch, dtype=torch.int64)
+
+    def act(self, carry: Carry, moment: Moment, explore: bool) -> Acted:
+        carry = torch.where(moment.is_first, 0, carry + 1)
+        action = self.q(moment.observation).argmax(-1)
+        if explore:
+            random = torch.randint(self.spaces.actions.size, action.shape)
+            action = torch.where(torch.rand(action.shape) < 0.3, random, action)
+        return Acted(action, carry, {"seen": carry})
+
+    def update(self, batch: Batch) -> Updated:
+        with torch.no_grad():
+            going = ~batch.is_terminal[:, 1]
+            target = batch.reward[:, 1] + 0.99 * going * self.q(batch.observation[:, 1]).amax(-1)
+        said = self.q(batch.observation[:, 0]).gather(-1, batch.action[:, :1])[:, 0]
+        loss = (said - target).square().mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return Updated({"loss": loss.item()}, {"seen": batch.extras["seen"] + 1})
+
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        return {"q": self.optimizer}
+
+
+def training(run: Path, **settings) -> Online:
+    defaults = {
+        "steps": 240, "environments": 2, "prefill": 40, "updates": 0.5, "capacity": 150, "evaluate_every": 120,
+        "evaluate_episodes": 3, "checkpoint_every": 80, "log_every": 10, "video": False,
+    }  # fmt: skip
+    return Online(run, GymnasiumGame("CartPole-v1"), SmallDQN, **{**defaults, **settings})
+
+
+def weights(run: Path) -> Mapping[str, Tensor]:
+    return torch.load(run / "checkpoint" / "state.pt", weights_only=True)["agent"]
+
+
+def columns(path: Path, *left_out: str) -> list[list[str]]:
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    kept = [i for i, name in enumerate(rows[0]) if name not in left_out]
+    return [[row[i] for i in kept] for row in rows]
+
+
+@pytest.mark.parametrize("disk", [False, True])
+@pytest.mark.parametrize("broken_at", [80, 160])
+def test_a_run_broken_off_becomes_the_unbroken_one(tmp_path: Path, disk: bool, broken_at: int) -> None:
+    training(tmp_path / "whole").run()
+    training(tmp_path / "broken", steps=broken_at, disk=disk).run()
+    # What a run writes after its last checkpoint, before it is killed, must leave no trace.
+    with (tmp_path / "broken" / "episodes.csv").open("a") as file:
+        file.write(f"{broken_at + 2},9,9\r\n")
+    (tmp_path / "broken" / "checkpoint" / "replay" / f"{broken_at // 2:012d}-{broken_at:012d}.npz").touch()
+    training(tmp_path / "broken", disk=disk).run()
+    whole, broken = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    for table in ("episodes", "updates"):
+        a, b = (columns(tmp_path / run / f"{table}.csv", "seconds") for run in ("whole", "broken"))
+        assert a == b
+
+
+def test_what_a_run_writes(tmp_path: Path) -> None:
+    training(tmp_path / "run").run()
+    assert len(columns(tmp_path / "run" / "evaluations.csv")) == 1 + 2
+    assert len(columns(tmp_path / "run" / "updates.csv")) == 1 + (240 - 40 + 2) // 2 // 10
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
+    replay = sorted(path.name for path in (tmp_path / "run" / "checkpoint" / "replay").iterdir())
+    assert replay == ["000000000040-000000000080.npz", "000000000080-000000000120.npz", "extras-000000000120.npz"]
+
+
+def test_an_evaluation_leaves_the_run_as_it_was(tmp_path: Path) -> None:
+    training(tmp_path / "rarely", evaluate_every=1000).run()
+    training(tmp_path / "often", evaluate_every=20).run()
+    rarely, often = weights(tmp_path / "rarely"), weights(tmp_path / "often")
+    assert all(torch.equal(rarely[name], often[name]) for name in rarely)
+
+
+def test_another_agent_in_the_folder_is_refused(tmp_path: Path) -> None:
+    training(tmp_path / "run", steps=80).run()
+    other = GymnasiumGame("Acrobot-v1", time_limit=20)
+    with pytest.raises(ValueError, match=r"state\.pt: is of another agent or game"):
+        Online(tmp_path / "run", other, SmallDQN, environments=2).run()
+
+
+@pytest.mark.parametrize("name", ["steps", "environments", "evaluate_episodes", "checkpoint_every"])
+def test_settings_that_make_no_sense_are_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be 1 or more, got 0"):
+        training(tmp_path, **{name: 0})
+
+
+def test_evaluation_plays_every_copy_its_share() -> None:
+    game = GymnasiumGame("CartPole-v1")
+    together = evaluate(None, game, 5, seed=3, side_by_side=2)
+    assert len(together.returns) == 5
+    assert np.array_equal(together.returns, together.lengths)  # CartPole pays 1 a decision
+    low, high = together.interval()
+    assert low <= together.returns.mean() <= high

@@ -1,0 +1,251 @@
+"""Environments that agents live in: some copies of a game, played in step.
+
+Every episode begins with a seed of its own, a function of (seed, copy, episode). It follows that the state of a copy
+is its episode's number and what was done in it since, and that a resumed run goes on exactly where it stood.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vwm.agents.agent import Moment, Spaces
+from vwm.data.environments import Actions, gymnasium_actions, is_pixels, make_gymnasium, resize, undrawn
+from vwm.simulator.interface import ActionSpace
+
+
+class Environments(ABC):
+    """Copies of a game that step together.
+
+    Attributes:
+        spaces: what each shows and takes.
+        count: how many.
+    """
+
+    spaces: Spaces
+    count: int
+
+    @abstractmethod
+    def reset(self) -> Moment:
+        """Begin anew in every copy, with the first episode of each."""
+
+    @abstractmethod
+    def step(self, action: Tensor) -> Moment:
+        """Play int64 [count] or float32 [count, a] in [-1, 1]; where the last moment was one, the next episode."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain numbers from which ``load_state_dict`` goes on exactly."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> Moment:
+        """Go on from there; returns the moment that was current."""
+
+    @abstractmethod
+    def render(self) -> NDArray[np.uint8] | None:
+        """A picture of the first copy [h, w, 3], or None where it has none."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the games hold."""
+
+
+class Game(ABC):
+    """What a config names: a kind of environment, of which a training opens some and an evaluation others."""
+
+    @abstractmethod
+    def open(self, count: int, seed: int, draws: bool = False) -> Environments:
+        """Open copies.
+
+        Args:
+            count: how many.
+            seed: of all their episodes; other seeds never share one.
+            draws: ``render`` will be called, also where the observations are no pictures.
+        """
+
+
+@dataclass(frozen=True)
+class GymnasiumGame(Game):
+    """A Gymnasium environment, ``ALE/...`` and ``module:Id-v0`` included.
+
+    Attributes:
+        env: the id.
+        pixels: show what it renders, where its observations are vectors; pictures stay pictures.
+        size: side of the pictures.
+        action_repeat: steps of the game that an action is held for; their rewards are added up.
+        time_limit: decisions after which an episode is truncated, below the game's own limit; None leaves it.
+        options: of the game's constructor.
+    """
+
+    env: str
+    pixels: bool = False
+    size: int = 64
+    action_repeat: int = 1
+    time_limit: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("size", "action_repeat", "time_limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{self.env}: {name} must be 1 or more, got {value}")
+
+    def open(self, count: int, seed: int, draws: bool = False) -> GymnasiumEnvironments:
+        """See ``Game.open``."""
+        return GymnasiumEnvironments(self, count, seed, draws)
+
+
+class GymnasiumEnvironments(Environments):
+    """See ``Environments``; made by ``GymnasiumGame.open``.
+
+    Raises:
+        ImportError, ValueError: the game cannot be had, or is of a kind that agents here do not play.
+    """
+
+    def __init__(self, game: GymnasiumGame, count: int, seed: int, draws: bool = False) -> None:
+        if count < 1:
+            raise ValueError(f"{game.env}: there must be 1 environment or more, got {count}")
+        self.count = count
+        self.copies = [_Copy(game, seed, number, draws and number == 0) for number in range(count)]
+        self.spaces = self.copies[0].spaces
+
+    def reset(self) -> Moment:
+        """See ``Environments.reset``."""
+        return _together([copy.begin(0) for copy in self.copies])
+
+    def step(self, action: Tensor) -> Moment:
+        """See ``Environments.step``."""
+        done = action.cpu().numpy()
+        return _together([copy.step(what) for copy, what in zip(self.copies, done, strict=True)])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Each copy's episode, and what was done in it."""
+        return {"copies": [copy.state_dict() for copy in self.copies]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Moment:
+        """See ``Environments.load_state_dict``; every unfinished episode is played again up to where it stood."""
+        if len(state["copies"]) != self.count:
+            raise ValueError(f"the state is of {len(state['copies'])} environments, these are {self.count}")
+        return _together([c.load_state_dict(s) for c, s in zip(self.copies, state["copies"], strict=True)])
+
+    def render(self) -> NDArray[np.uint8] | None:
+        """See ``Environments.render``."""
+        return self.copies[0].render()
+
+    def close(self) -> None:
+        """See ``Environments.close``."""
+        for copy in self.copies:
+            copy.game.close()
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """One copy's moment."""
+
+    observation: NDArray[Any]
+    reward: float = 0.0
+    is_first: bool = False
+    is_last: bool = False
+    is_terminal: bool = False
+
+
+class _Copy:
+    """One copy of a Gymnasium environment."""
+
+    def __init__(self, game: GymnasiumGame, seed: int, number: int, draws: bool) -> None:
+        options = dict(game.options)
+        if game.env.startswith("ALE/"):  # it skips inside its emulator
+            options = {"frameskip": game.action_repeat, **options}
+            draws = False
+        elif game.pixels or draws:
+            options = {"render_mode": "rgb_array", **options}
+        self.game = make_gymnasium(game.env, options)
+        self.settings, self.seed, self.number = game, seed, number
+        self.actions: Actions = gymnasium_actions(game.env, self.game)
+        self.native = is_pixels(self.game.observation_space)
+        self.drawn, self.repeat = game.pixels and not self.native, 1 if "frameskip" in options else game.action_repeat
+        self.draws = draws or self.drawn
+        self.spaces = Spaces(self._observation_shape(), _action_space(self.actions))
+        self.episode, self.done, self.over = 0, list[NDArray[Any]](), True
+
+    def begin(self, episode: int) -> _Shown:
+        """The first moment of an episode."""
+        seed = np.random.SeedSequence([self.seed, self.number, episode]).generate_state(1)[0]
+        self.raw, _ = self.game.reset(seed=int(seed) % 2**31)
+        self.episode, self.done, self.over = episode, [], False
+        return _Shown(self._observe(), is_first=True)
+
+    def step(self, action: NDArray[Any]) -> _Shown:
+        """The next moment, which is the first of the next episode where this one is over."""
+        if self.over:
+            return self.begin(self.episode + 1)
+        self.done.append(np.array(action))
+        own: Any = int(action) if self.actions.count else self.actions.own(action)
+        total, terminated, truncated = 0.0, False, False
+        for left in reversed(range(self.repeat)):
+            with undrawn(self.game.unwrapped) if left else nullcontext():
+                self.raw, reward, terminated, truncated, _ = self.game.step(own)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        self.over = bool(terminated or truncated or len(self.done) == self.settings.time_limit)
+        return _Shown(self._observe(), total, is_last=self.over, is_terminal=bool(terminated))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The episode's number and the actions since its beginning."""
+        return {"episode": self.episode, "done": [torch.as_tensor(action) for action in self.done]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> _Shown:
+        """Play the episode up to where it stood."""
+        shown = self.begin(state["episode"])
+        for action in state["done"]:
+            shown = self.step(action.numpy())
+        return shown
+
+    def render(self) -> NDArray[np.uint8] | None:
+        """A picture, if there is one."""
+        if self.native:
+            return np.asarray(self.raw)
+        return np.asarray(self.game.render()) if self.draws else None
+
+    def _observation_shape(self) -> tuple[int, ...]:
+        from gymnasium import spaces
+
+        if self.native or self.drawn:
+            return (self.settings.size, self.settings.size, 3)
+        flat = spaces.utils.flatten_space(self.game.observation_space)
+        if not isinstance(flat, spaces.Box) or len(flat.shape) != 1:
+            raise ValueError(
+                f"{self.settings.env}: shows {self.game.observation_space}; agents see pictures or vectors. "
+                "pixels: true shows what it renders."
+            )
+        return (int(flat.shape[0]),)
+
+    def _observe(self) -> NDArray[Any]:
+        if self.native or self.drawn:
+            picture = np.asarray(self.raw if self.native else self.game.render())
+            return resize(picture, self.settings.size, self.settings.size)
+        from gymnasium.spaces.utils import flatten
+
+        return np.asarray(flatten(self.game.observation_space, self.raw), np.float32)
+
+
+def _action_space(actions: Actions) -> ActionSpace:
+    if actions.count:
+        return ActionSpace("discrete", actions.count, actions.names)
+    rest = tuple(actions.rest) if any(actions.rest) else ()
+    return ActionSpace("continuous", len(actions.low), actions.names, rest=rest)
+
+
+def _together(shown: list[_Shown]) -> Moment:
+    observation = torch.from_numpy(np.stack([s.observation for s in shown]))
+    flags = [torch.tensor([getattr(s, name) for s in shown]) for name in ("is_first", "is_last", "is_terminal")]
+    return Moment(observation, torch.tensor([s.reward for s in shown], dtype=torch.float32), *flags)

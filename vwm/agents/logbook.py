@@ -1,0 +1,92 @@
+"""What a training writes down: tables that anyone can read, and the curves drawn from them."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+Row = Mapping[str, float]
+
+
+class Table:
+    """A CSV file that grows by rows; the first row says which columns there are, and ``step`` is one of them.
+
+    Args:
+        path: the file.
+        step: a resumed run's; rows written after it are taken out, for they will be written anew.
+    """
+
+    def __init__(self, path: Path, step: int = 0) -> None:
+        self.path = path
+        rows = [row for row in self.rows() if row["step"] <= step]
+        self.columns = list(rows[0]) if rows else None
+        self.path.unlink(missing_ok=True)
+        for row in rows:
+            self._append(row)
+
+    def add(self, step: int, **values: float) -> None:
+        """A row. Raises ValueError for other columns than the first row's."""
+        row = {"step": step, **values}
+        self.columns = self.columns or list(row)
+        if set(row) != set(self.columns):
+            raise ValueError(f"{self.path}: has the columns {self.columns}, got a row of {list(row)}")
+        self._append(row)
+
+    def rows(self) -> list[dict[str, float]]:
+        """All of it; a line that was cut off in the middle of its writing is left out."""
+        if not self.path.is_file():
+            return []
+        with self.path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            return [{k: float(v) for k, v in row.items()} for row in reader if None not in row.values()]
+
+    def _append(self, row: Row) -> None:
+        assert self.columns is not None
+        fresh = not self.path.is_file()
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            if fresh:
+                writer.writeheader()
+            writer.writerow({**row, "step": int(row["step"])})
+
+
+def draw_curves(path: Path, episodes: Table, evaluations: Table, updates: Table, random: float, title: str) -> None:
+    """Returns over decisions, in training and evaluation, beside random actions; and every logged number of learning.
+
+    Args:
+        path: of the PNG.
+        episodes: with ``return`` of each training episode.
+        evaluations: with ``mean``, ``low`` and ``high``.
+        updates: any columns.
+        random: mean return of random actions.
+        title: over it all.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    logged = [name for name in (updates.columns or []) if name != "step"]
+    rows = 1 + -(-len(logged) // 4)
+    figure = plt.figure(figsize=(14, 4 + 2.2 * (rows - 1)), layout="constrained")
+    grid = figure.add_gridspec(rows, 4, height_ratios=[2, *[1] * (rows - 1)])
+    top = figure.add_subplot(grid[0, :])
+    played, judged = episodes.rows(), evaluations.rows()
+    top.plot([r["step"] for r in played], [r["return"] for r in played], ".", alpha=0.3, ms=3, label="in training")
+    steps = [r["step"] for r in judged]
+    top.plot(steps, [r["mean"] for r in judged], "-o", ms=3, label="evaluation")
+    top.fill_between(steps, [r["low"] for r in judged], [r["high"] for r in judged], alpha=0.25)
+    top.axhline(random, color="grey", ls=":", label="random actions")
+    top.set(xlabel="decisions", ylabel="return", title=title)
+    top.legend()
+    learnt = updates.rows()
+    for place, name in enumerate(logged):
+        axes = figure.add_subplot(grid[1 + place // 4, place % 4])
+        axes.plot([r["step"] for r in learnt], [r[name] for r in learnt], lw=0.8)
+        axes.set_title(name, fontsize=8)
+        axes.tick_params(labelsize=6)
+    aside = path.with_suffix(".tmp")
+    figure.savefig(aside, format="png", dpi=90)
+    plt.close(figure)
+    aside.rename(path)

@@ -1,0 +1,286 @@
+"""Learning while playing: act, keep, update, evaluate, save; the loop that all agents with a replay share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+from tqdm import tqdm
+
+from vwm.agents.agent import Agent, Batch, Carry, Moment, Spaces
+from vwm.agents.environments import Environments, Game
+from vwm.agents.evaluate import Evaluation, evaluate, random_action, to_device
+from vwm.agents.logbook import Table, draw_curves
+from vwm.agents.replay import Replay
+from vwm.agents.training import Training
+
+STATE = "state.pt"
+EVALUATION_SEED = 1_000_000
+"""Added to the run's seed for the games of evaluations, so that they share no episode with training."""
+
+
+class Online(Training):
+    """An agent that plays and learns in turn.
+
+    Every number of steps counts decisions over all environments. The run's folder holds ``episodes.csv``,
+    ``evaluations.csv``, ``updates.csv``, ``curves.png``, ``videos/`` and ``checkpoint/``; a run that stopped goes on
+    from the checkpoint, and becomes what it would have become unbroken.
+
+    Args:
+        run: folder of everything the run writes.
+        game: what is played.
+        agent: who learns.
+        steps: decisions in all.
+        environments: copies of the game that are played side by side.
+        prefill: decisions at random before the first update.
+        pretrain: updates before the first decision that is not random.
+        updates: how many for each decision after that (the replay ratio over batch size times length).
+        capacity: moments that the replay holds.
+        disk: keep the replay's moments in files rather than in memory.
+        evaluate_every: decisions from one evaluation to the next.
+        evaluate_episodes: of one.
+        checkpoint_every: decisions from one checkpoint to the next.
+        log_every: updates whose numbers are averaged to one row of ``updates.csv``.
+        video: write a video of every evaluation's first episode.
+        seed: of everything random.
+        device: ``auto`` takes a GPU where there is one.
+        threads: of torch on the CPU; 0 leaves torch's choice.
+
+    Raises:
+        ValueError: a setting makes no sense.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        game: Game,
+        agent: Callable[[Spaces], Agent],
+        steps: int = 100_000,
+        environments: int = 1,
+        prefill: int = 1000,
+        pretrain: int = 0,
+        updates: float = 1.0,
+        capacity: int = 1_000_000,
+        disk: bool = False,
+        evaluate_every: int = 10_000,
+        evaluate_episodes: int = 20,
+        checkpoint_every: int = 10_000,
+        log_every: int = 100,
+        video: bool = True,
+        seed: int = 0,
+        device: str = "auto",
+        threads: int = 0,
+    ) -> None:
+        counts = {"steps": steps, "environments": environments, "capacity": capacity, "log_every": log_every}
+        periods = {"evaluate_every": evaluate_every, "checkpoint_every": checkpoint_every}
+        for name, value in {**counts, **periods, "evaluate_episodes": evaluate_episodes}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}")
+        if prefill < 0 or pretrain < 0 or updates < 0:
+            raise ValueError(f"prefill, pretrain and updates must be 0 or more, got {prefill}, {pretrain}, {updates}")
+        if threads:
+            torch.set_num_threads(threads)
+        self.folder, self.game, self.make_agent = Path(run), game, agent
+        self.steps, self.environments, self.prefill, self.pretrain = steps, environments, prefill, pretrain
+        self.updates, self.capacity, self.disk = updates, capacity, disk
+        self.evaluate_every, self.evaluate_episodes = evaluate_every, evaluate_episodes
+        self.checkpoint_every, self.log_every, self.video = checkpoint_every, log_every, video
+        self.seed = seed
+        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+
+    def run(self) -> None:
+        """See ``Training.run``."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        life = Life(self)
+        life.open_tables()
+        with tqdm(total=self.steps, initial=life.played, unit="decision", smoothing=0.05) as bar:
+            while life.played < self.steps:
+                before = life.played
+                life.decide()
+                life.learn()
+                if crossed(before, life.played, self.evaluate_every) or life.played >= self.steps:
+                    bar.set_postfix_str(self.judge(life))
+                if crossed(before, life.played, self.checkpoint_every) or life.played >= self.steps:
+                    life.save()
+                bar.update(life.played - before)
+        life.close()
+
+    def judge(self, life: Life) -> str:
+        """Evaluate the agent, write it down, draw the curves; returns it in words."""
+        found = evaluate(life.agent, self.game, self.evaluate_episodes, self.seed + EVALUATION_SEED, video=self.video)
+        low, high = found.interval()
+        mean = float(found.returns.mean())
+        length = float(found.lengths.mean())
+        life.tables["evaluations"].add(life.played, mean=mean, low=low, high=high, length=length)
+        write_video_of(found, self.folder / "videos" / f"{life.played:09d}.mp4")
+        self.draw(life)
+        return f"return {mean:.1f} [{low:.1f}, {high:.1f}]"
+
+    def draw(self, life: Life) -> None:
+        """Draw ``curves.png`` anew."""
+        tables = life.tables
+        title = f"{type(life.agent).__name__}, {self.game}"
+        draw_curves(
+            self.folder / "curves.png", tables["episodes"], tables["evaluations"], tables["updates"], life.random, title
+        )
+
+
+class Life:
+    """An agent in its environments, with all that it has played: everything that a checkpoint holds.
+
+    Args:
+        training: the settings.
+    """
+
+    def __init__(self, training: Online) -> None:
+        self.training = training
+        torch.manual_seed(training.seed)
+        self.worlds: Environments = training.game.open(training.environments, training.seed)
+        self.agent = training.make_agent(self.worlds.spaces).to(training.device)
+        ring = training.folder / "ring" if training.disk else None
+        self.replay = Replay(
+            training.capacity, training.environments, self.worlds.spaces, self.agent.extras, training.seed, ring
+        )
+        self.played, self.updated, self.due = 0, 0, 0.0
+        self.returns, self.lengths = torch.zeros(training.environments), torch.zeros(training.environments)
+        self.sums: dict[str, float] = {}
+        self.random = float("nan")
+        self.carry: Carry = self.agent.init_carry(training.environments)
+        checkpoint = training.folder / "checkpoint" / STATE
+        if checkpoint.is_file():
+            self.load(checkpoint)
+            print(f"going on from {checkpoint}, {self.played} decisions")
+        else:
+            played = evaluate(None, training.game, training.evaluate_episodes, training.seed + EVALUATION_SEED)
+            self.random = float(played.returns.mean())
+            self.moment = self.worlds.reset()
+        self.tables: dict[str, Table] = {}
+        start = training.prefill * training.updates
+        self.agent.begin(training.pretrain + int(training.steps * training.updates - start))
+
+    def open_tables(self) -> None:
+        """Begin to write: what was written after the checkpoint is taken out."""
+        names = ("episodes", "evaluations", "updates")
+        self.tables = {name: Table(self.training.folder / f"{name}.csv", self.played) for name in names}
+
+    @torch.no_grad()
+    def decide(self) -> None:
+        """One decision in every environment."""
+        count = self.training.environments
+        acted = self.agent.act(self.carry, to_device(self.moment, self.agent.device), explore=True)
+        action, self.carry = acted.action.cpu(), acted.carry
+        if self.played < self.training.prefill:
+            action = random_action(self.worlds.spaces, count)
+            self.carry = self.agent.took(self.carry, action.to(self.agent.device))
+        self.replay.add(self.moment, action, acted.extras)
+        self.moment = self.worlds.step(action)
+        self.played += count
+        self.count(self.moment)
+
+    def count(self, moment: Moment) -> None:
+        """Add up episodes, and write down those that end."""
+        self.returns = torch.where(moment.is_first, 0, self.returns) + moment.reward
+        self.lengths = torch.where(moment.is_first, 0, self.lengths + 1)
+        for copy in moment.is_last.nonzero().flatten().tolist():
+            self.tables["episodes"].add(
+                self.played, **{"return": float(self.returns[copy]), "length": float(self.lengths[copy])}
+            )
+
+    def learn(self) -> None:
+        """The updates that are due."""
+        training, agent = self.training, self.agent
+        if self.played < training.prefill or not self.replay.can_sample(agent.batch_length):
+            return
+        self.due += training.environments * training.updates + (training.pretrain if not self.updated else 0)
+        while self.due >= 1:
+            batch = self.replay.sample(agent.batch_size, agent.batch_length, agent.within_episodes)
+            self.due -= 1
+            self.updated += 1
+            began = time.perf_counter()
+            done = agent.update(on_device(batch, agent.device))
+            self.replay.write(batch.places, done.extras)
+            self.note({**done.logs, "seconds": time.perf_counter() - began})
+
+    def note(self, logs: dict[str, float]) -> None:
+        """Average the numbers of some updates to one row."""
+        for name, value in logs.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        every = self.training.log_every
+        if self.updated % every == 0:
+            self.tables["updates"].add(self.played, **{name: total / every for name, total in self.sums.items()})
+            self.sums = {}
+
+    def save(self) -> None:
+        """Write the checkpoint: what is large first, aside, and at last the small file that names it."""
+        folder = self.training.folder / "checkpoint"
+        replay = self.replay.save(folder / "replay")
+        state = {
+            "agent": self.agent.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.agent.optimizers().items()},
+            "carry": self.carry,
+            "worlds": self.worlds.state_dict(),
+            "replay": replay,
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "counters": {n: getattr(self, n) for n in ("played", "updated", "due", "random", "sums")},
+            "episodes": (self.returns, self.lengths),
+        }
+        aside = folder / f"{STATE}.tmp"
+        torch.save(state, aside)
+        aside.replace(folder / STATE)
+        self.replay.tidy(folder / "replay")
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint. Raises ValueError where it is of another agent or game."""
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            self.agent.load_state_dict(state["agent"])
+        except RuntimeError as error:
+            raise ValueError(f"{path}: is of another agent or game than this config's ({error})") from error
+        for name, optimizer in self.agent.optimizers().items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.carry = tree_map(lambda leaf: leaf.to(self.agent.device), state["carry"])
+        self.replay.load(path.parent / "replay", state["replay"])
+        for name, value in state["counters"].items():
+            setattr(self, name, value)
+        self.returns, self.lengths = state["episodes"]
+        self.moment = self.worlds.load_state_dict(state["worlds"])
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+
+    def close(self) -> None:
+        """Free the games."""
+        self.worlds.close()
+
+
+def crossed(before: int, after: int, every: int) -> bool:
+    """Whether a multiple of ``every`` lies in (before, after]."""
+    return after // every > before // every
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch's tensors there."""
+
+    def move(leaf: Tensor) -> Tensor:
+        return leaf.to(device, non_blocking=True)
+
+    return batch._replace(
+        **{name: tree_map(move, value) for name, value in batch._asdict().items() if name != "places"}
+    )
+
+
+def write_video_of(found: Evaluation, path: Path) -> None:
+    """The first episode of an evaluation, where it has pictures."""
+    if found.frames is None:
+        return
+    from vwm.data.video import write_video
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    height, width = (side - side % 2 for side in found.frames.shape[1:3])  # H.264 wants even sides
+    write_video(path, found.frames[:, :height, :width], fps=15)

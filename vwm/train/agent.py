@@ -1,0 +1,136 @@
+"""``vwm agent train``, ``eval`` and ``play``: trainings from configs, and what their agents do afterwards."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from jsonargparse import ArgumentParser
+
+from vwm.agents.evaluate import Evaluation, evaluate
+from vwm.agents.online import STATE, Life, Online, write_video_of
+from vwm.agents.training import Training
+
+CONFIG = "config.yaml"
+EXAMPLES = """examples:
+  vwm agent train -c configs/agents/tdmpc2_pendulum.yaml
+  vwm agent train -c configs/agents/tdmpc2_pendulum.yaml --training.init_args.seed 1 --training.init_args.run runs/s1
+  vwm agent train -c configs/agents/dreamer_v3_cartpole.yaml --print_config        every key and its value
+A run that stopped, for whatever reason, goes on when the same command is given again.
+"""
+
+
+def make_parser() -> ArgumentParser:
+    """What ``vwm agent train`` understands."""
+    parser = ArgumentParser(
+        prog="vwm agent train",
+        description="Train an agent: play, keep, learn, evaluate.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-c", "--config", action="config", help="a YAML of everything")
+    parser.add_subclass_arguments(Training, "training", required=True)
+    return parser
+
+
+def train(argv: list[str]) -> None:
+    """Run a training, from where it stands.
+
+    Args:
+        argv: what follows ``vwm agent train``.
+    """
+    parser = make_parser()
+    config = parser.parse_args(argv)
+    folder = Path(config.training.init_args.run)
+    training: Training = parser.instantiate(config).training
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f"{CONFIG}.tmp"
+    del config["config"]  # the run's own file stands alone
+    aside.write_text(parser.dump(config, skip_unset=False))
+    aside.rename(folder / CONFIG)
+    training.run()
+
+
+def judge(run: Path, episodes: int = 100, seed: int = 2_000_000, side_by_side: int = 16) -> None:
+    """Play a trained agent, and random actions, in the same number of episodes.
+
+    Args:
+        run: folder of a run; ``evaluation.json`` is written there.
+        episodes: how many of each.
+        seed: of the games; the training's own evaluations use others.
+        side_by_side: copies of the game at most.
+    """
+    life = load(run)
+    found = evaluate(life.agent, life.training.game, episodes, seed, side_by_side)
+    control = evaluate(None, life.training.game, episodes, seed, side_by_side)
+    life.close()
+    result = {
+        "run": run.name,
+        "decisions": life.played,
+        "seed": seed,
+        "agent": summary(found),
+        "random": summary(control),
+        "torch": torch.__version__,
+    }
+    aside = run / "evaluation.tmp"
+    aside.write_text(json.dumps(result, indent=2) + "\n")
+    aside.rename(run / "evaluation.json")
+    print(f"{episodes} episodes each, mean return [95% interval over episodes]")
+    for name in ("agent", "random"):
+        told = result[name]
+        assert isinstance(told, dict)
+        print(f"{name:>8}  {told['mean']:10.2f} [{told['low']:.2f}, {told['high']:.2f}]   length {told['length']:.1f}")
+
+
+def summary(found: Evaluation) -> dict[str, float | list[float]]:
+    """An evaluation in numbers."""
+    low, high = found.interval()
+    return {
+        "mean": float(found.returns.mean()),
+        "low": low,
+        "high": high,
+        "std": float(np.std(found.returns)),
+        "length": float(found.lengths.mean()),
+        "returns": [float(value) for value in found.returns],
+    }
+
+
+def watch(run: Path, out: Path | None = None, episodes: int = 1, seed: int = 3_000_000) -> None:
+    """Write videos of a trained agent's play.
+
+    Args:
+        run: folder of a run.
+        out: folder of the videos; ``play`` in the run by default.
+        episodes: how many, a video each.
+        seed: of the first game; each has its own.
+    """
+    life, out = load(run), out or run / "play"
+    for episode in range(episodes):
+        found = evaluate(life.agent, life.training.game, 1, seed + episode, video=True)
+        path = out / f"{episode:03d}.mp4"
+        write_video_of(found, path)
+        drawn = "no pictures: the game draws none" if found.frames is None else str(path)
+        print(f"return {found.returns[0]:.2f} in {found.lengths[0]} decisions: {drawn}")
+    life.close()
+
+
+def load(run: Path) -> Life:
+    """The agent of a run, as its checkpoint has it.
+
+    Raises:
+        FileNotFoundError: there is no such run, or it has no checkpoint yet.
+        ValueError: its training has no agent of this kind.
+    """
+    for needed in (run / CONFIG, run / "checkpoint" / STATE):
+        if not needed.is_file():
+            raise FileNotFoundError(f"{needed}: there is none; give the folder of a run of `vwm agent train`")
+    parser = make_parser()
+    config = parser.parse_args(["-c", str(run / CONFIG)])
+    config.training.init_args.run = run
+    training = parser.instantiate(config).training
+    if not isinstance(training, Online):
+        raise ValueError(f"{run}: was trained by {type(training).__name__}, which writes its own evaluation")
+    return Life(training)
