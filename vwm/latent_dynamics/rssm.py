@@ -146,7 +146,11 @@ class RSSM(ModelMixin, ConfigMixin):
             noise: [b, s], one random number a variable (uniform for classes, normal for Gaussians); None draws it
                 from torch's generator.
         """
-        deter = self.recurrent(state.deter, state.stoch, self.recurrent.prepare(self.vector(action)))
+        return self.advance(self.act(state, action), noise)
+
+    def advance(self, state: RSSMState, noise: Tensor | None = None) -> RSSMState:
+        """``imagine`` for a state that holds its action already; see ``act``."""
+        deter = self.recurrent(state.deter, state.stoch, self.recurrent.prepare(state.action))
         return self._draw(deter, self.prior(deter), noise)
 
     def observe_step(
