@@ -1,0 +1,76 @@
+"""DreamerV3's optimizer: gradients clipped by the size of their weights, then normalised, then given momentum.
+
+Clipping: Brock et al., arXiv 2102.06171, here by whole tensors. The order of the rest is LaProp's (Ziyin et al., arXiv
+2002.04839): Adam with the momentum taken after the normalisation, so that a large gradient is forgotten at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+class LaProp(Optimizer):
+    """See above.
+
+    Args:
+        parameters: to train.
+        lr: learning rate, reached after the warm-up.
+        betas: of the momentum, and of the mean square.
+        eps: added to the root of the mean square.
+        clip: largest norm of a tensor's gradient, by the norm of the tensor; 0 does not clip.
+        least: norm that even a tensor of zeros is taken to have.
+        warmup: steps over which the rate grows from 0.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float = 4e-5,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-20,
+        clip: float = 0.3,
+        least: float = 1e-3,
+        warmup: int = 1000,
+    ) -> None:
+        if lr < 0 or clip < 0 or warmup < 0:
+            raise ValueError(f"lr, clip and warmup must be 0 or more, got {lr}, {clip} and {warmup}")
+        super().__init__(
+            parameters, {"lr": lr, "betas": betas, "eps": eps, "clip": clip, "least": least, "warmup": warmup}
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step; weights without a gradient stay."""
+        loss = None if closure is None else closure()
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if weights:
+                self._move(group, weights)
+        return loss
+
+    def _move(self, group: dict[str, Any], weights: list[Tensor]) -> None:
+        group["steps"] = steps = group.get("steps", 0) + 1
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        if group["clip"]:
+            sizes, norms = torch._foreach_norm(gradients), torch._foreach_norm(weights)
+            limits = torch._foreach_mul(torch._foreach_clamp_min(norms, group["least"]), group["clip"])
+            ratios = torch._foreach_clamp_min(torch._foreach_div(sizes, limits), 1.0)
+            gradients = list(torch._foreach_div(gradients, ratios))
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight] = {"square": torch.zeros_like(weight), "momentum": torch.zeros_like(weight)}
+        squares = [self.state[weight]["square"] for weight in weights]
+        momenta = [self.state[weight]["momentum"] for weight in weights]
+        slow, fast = group["betas"][1], group["betas"][0]
+        torch._foreach_mul_(squares, slow)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - slow)
+        roots = torch._foreach_sqrt(torch._foreach_div(squares, 1 - slow**steps))
+        torch._foreach_add_(roots, group["eps"])
+        torch._foreach_lerp_(momenta, torch._foreach_div(gradients, roots), 1 - fast)
+        rate = group["lr"] * min(1.0, (steps - 1) / group["warmup"] if group["warmup"] else 1.0)
+        torch._foreach_add_(weights, momenta, alpha=-rate / (1 - fast**steps))
