@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vwm.nn.random import normal, uniform
+
 
 class Stochastic(Protocol):
     """What both kinds are.
@@ -39,6 +41,10 @@ class Stochastic(Protocol):
 
     def noise(self, parameters: Tensor) -> Tensor:
         """What ``sample`` needs, from torch's generator: [..., s]."""
+        ...
+
+    def seeded_noise(self, seed: Tensor) -> Tensor:
+        """The same as a function of a seed a world: int64 [b] -> [b, s]."""
         ...
 
     def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
@@ -79,6 +85,10 @@ class Gaussian(NamedTuple):
     def noise(self, parameters: Tensor) -> Tensor:
         """See ``Stochastic``: standard normal."""
         return torch.randn_like(parameters[..., 0])
+
+    def seeded_noise(self, seed: Tensor) -> Tensor:
+        """See ``Stochastic``."""
+        return normal(seed, self.variables)
 
     def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
         """See ``Stochastic``."""
@@ -125,6 +135,10 @@ class Categorical(NamedTuple):
     def noise(self, parameters: Tensor) -> Tensor:
         """See ``Stochastic``: uniform in [0, 1)."""
         return torch.rand_like(parameters[..., 0])
+
+    def seeded_noise(self, seed: Tensor) -> Tensor:
+        """See ``Stochastic``."""
+        return uniform(seed, self.variables)
 
     def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
         """See ``Stochastic``: the class in whose share of [0, 1) the number falls."""

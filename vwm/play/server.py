@@ -48,6 +48,8 @@ def play(
                 f"{bundle} has no pictures to play in: it is a world of latents alone, made to be planned in. Train it "
                 "with a decoder (model.decoder) to see it"
             )
+        if simulator.vector_size is not None:
+            raise ValueError(f"{bundle} is a world of vectors, which has nothing to be looked at: plan or train in it")
         print(f"loaded {bundle} ({simulator.image_size[1]} x {simulator.image_size[0]}, {simulator.fps:g} fps)")
         # where it will run: threads have pools and caches of their own, so another one would stay cold
         thread.submit(warm_up, simulator).result()
