@@ -3,76 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
+from count_world import SIZE, CountWorld
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
-from torch import Tensor
 
 from vwm.genie.dynamics import MaskGITDynamics, Sampling
 from vwm.genie.latent_action import LatentActionModel
-from vwm.nn.random import fold, uniform, world_seeds
 from vwm.simulator.bundle import save_simulator
+from vwm.simulator.conformance import check_vector_env
 from vwm.simulator.genie import GenieSimulator
 from vwm.simulator.gymnasium_env import SimulatorEnv, SimulatorVectorEnv
-from vwm.simulator.interface import ActionSpace, Simulator, StepOutput
+from vwm.simulator.interface import ActionSpace
 from vwm.tokenizer.space_time import SpaceTimeTokenizer
 
-SIZE = 36  # the smallest picture that Stable-Baselines3 takes for one
 WORLD = "vwm.simulator.gymnasium_env:vwm/World-v0"
-
-
-class CountState(NamedTuple):
-    ground: Tensor
-    count: Tensor
-    seed: Tensor
-
-
-class CountWorld(Simulator):
-    """Counts up by the action (or by 1 where actions are continuous) and ends at 7 or more.
-
-    Pixel (0, 0) shows the context's value, (0, 1) the count, (0, 2) noise from seed and count. The reward is the count.
-    """
-
-    def __init__(self, kind: str = "discrete") -> None:
-        self.actions = ActionSpace(kind, 4)
-        self.image_size, self.fps, self.context_frames = (SIZE, SIZE), 12.0, 2
-        self.starts = torch.arange(1, 6, dtype=torch.uint8).view(5, 1, 1, 1, 1).expand(5, 2, SIZE, SIZE, 3).clone()
-
-    def reset(
-        self, context: Tensor, seed: int | Tensor = 0, context_actions: Tensor | None = None
-    ) -> tuple[CountState, Tensor]:
-        self.check_context(context)
-        batch = len(context)
-        state = CountState(context[:, -1, 0, 0, 0], torch.zeros(batch, dtype=torch.int64), world_seeds(seed, batch))
-        return state, self._draw(state)
-
-    def step(self, state: CountState, action: Tensor, decode: bool = True) -> tuple[CountState, StepOutput]:
-        self.check_action(action, len(state.count))
-        count = state.count + (action if self.actions.kind == "discrete" else 1)
-        new = state._replace(count=count)
-        return new, StepOutput(self._draw(new) if decode else None, count, count.float(), count >= 7)
-
-    def _draw(self, state: CountState) -> Tensor:
-        frame = torch.zeros(len(state.count), SIZE, SIZE, 3, dtype=torch.uint8)
-        noise = uniform(fold(state.seed, state.count), 1)[:, 0] * 256
-        for column, value in enumerate((state.ground, state.count, noise)):
-            frame[:, 0, column] = value[:, None].to(torch.uint8)
-        return frame
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +59,16 @@ def test_gymnasium_checker_finds_nothing(bundle: Path) -> None:
 @pytest.mark.parametrize("kind", ["discrete", "continuous"])
 def test_stable_baselines_checker_finds_nothing(kind: str) -> None:
     sb3_check_env(SimulatorEnv(CountWorld(kind), render_mode="rgb_array"), warn=True, skip_render_check=False)
+
+
+@pytest.mark.parametrize(("shows", "observe"), [("pictures", "frame"), ("vectors", "frame"), ("latents", "latent")])
+def test_our_own_checker_finds_nothing(shows: str, observe: str) -> None:
+    """See test_conformance.py for what it would find."""
+    check_vector_env(
+        lambda num_envs, autoreset_mode, max_episode_steps: SimulatorVectorEnv(
+            CountWorld(shows=shows), num_envs, None, max_episode_steps, autoreset_mode, observe=observe
+        )
+    )
 
 
 def test_spaces() -> None:
@@ -247,3 +208,88 @@ def test_errors_name_the_way_out() -> None:
     world.starts = None  # type: ignore[assignment]
     with pytest.raises(ValueError, match="pass starts"):
         SimulatorEnv(world)
+
+
+@pytest.mark.parametrize("observe", ["frame", "latent"])
+def test_worlds_of_vectors_show_vectors(observe: str) -> None:
+    world = CountWorld(shows="vectors")
+    env = SimulatorEnv(world, observe=observe)
+    envs = SimulatorVectorEnv(world, 2, starts=world.starts[3:], observe=observe)  # type: ignore[index]
+    space = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+    assert env.observation_space == envs.single_observation_space == space
+    assert env.metadata["render_modes"] == [] and envs.observation_space.shape == (2, 3)
+    vector, _ = env.reset(seed=0, options={"start": 1})
+    assert vector in space and vector[:2].tolist() == [2, 0]
+    assert env.step(3)[0][:2].tolist() == [2, 3]
+    envs.reset(seed=0, options={"start": 1})
+    vectors = envs.step(np.array([1, 2]))[0]
+    assert vectors in envs.observation_space and vectors[:, :2].tolist() == [[5, 1], [5, 2]]
+    with pytest.raises(ValueError, match="no pictures to render"):
+        SimulatorEnv(world, render_mode="rgb_array")
+    with pytest.raises(ValueError, match=r"context must be float32 \[b, t, 3\]"):
+        SimulatorEnv(world, starts=CountWorld().starts)
+
+
+def test_latents_are_observed_without_decoding_unless_something_is_rendered() -> None:
+    for shows in ("pictures", "latents"):
+        world = CountWorld(shows=shows)
+        env = SimulatorEnv(world, observe="latent")
+        latent, _ = env.reset(seed=0, options={"start": 1})
+        assert latent.dtype == np.float32 and latent[:2].tolist() == [2, 0]
+        assert env.step(3)[0][:2].tolist() == [2, 3] and world.decoded == [False]
+    with pytest.raises(ValueError, match="observe='latent'"):
+        SimulatorEnv(CountWorld(shows="latents"))
+    with pytest.raises(ValueError, match="observe must be"):
+        SimulatorEnv(CountWorld(), observe="pixels")
+    env = SimulatorEnv(CountWorld(), observe="latent", render_mode="rgb_array")
+    env.reset(seed=0, options={"start": 1})
+    latent, picture = env.step(3)[0], env.render()
+    assert picture is not None and picture[0, :3, 0].tolist() == latent.astype(int).tolist()
+
+
+def test_latents_of_a_video_world_are_codes(genie: GenieSimulator) -> None:
+    envs = SimulatorVectorEnv(genie, 2, observe="latent")
+    assert envs.single_observation_space.shape == (16 * 32,)  # tokens, each with a code as wide as the tokenizer
+    frames = SimulatorVectorEnv(genie, 2)
+    envs.reset(seed=0), frames.reset(seed=0)
+    for _ in range(3):
+        latents, _ = envs.step(np.array([0, 1]))[:2]
+        frames.step(np.array([0, 1]))
+    tokens = genie.latent(frames.worlds.present.state)
+    assert latents in envs.observation_space
+    assert (latents == genie.vectors(tokens).numpy()).all()
+
+
+def test_a_fork_goes_on_exactly_and_apart() -> None:
+    """Its worlds, their generators (over episode ends) and the spaces' own."""
+    env = SimulatorEnv(CountWorld(), max_episode_steps=4)
+    early = env.fork()  # before anything was drawn
+    assert data_equivalence(env.reset(), early.reset(), exact=True)
+    env.step(1)
+    other = env.fork()
+    lives = [_life(e) for e in (other, env.fork(), env)]  # what became of one leaves the next as it was
+    assert data_equivalence(lives[0], lives[1], exact=True) and data_equivalence(lives[0], lives[2], exact=True)
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_a_fork_of_a_batch_goes_on_exactly_and_apart(mode: AutoresetMode) -> None:
+    envs = SimulatorVectorEnv(CountWorld(), 3, max_episode_steps=5, autoreset_mode=mode)
+    envs.reset(seed=0)
+    for _ in range(4):
+        envs.step(envs.action_space.sample())
+    one, two = envs.fork(), envs.fork()
+    lives = [[e.step(e.action_space.sample()) for _ in range(20)] for e in (one, two, envs)]
+    assert data_equivalence(lives[0], lives[1], exact=True) and data_equivalence(lives[0], lives[2], exact=True)
+    assert one.np_random_seed == (0, 1, 2) and one.simulator is envs.simulator
+
+
+def _life(env: SimulatorEnv) -> list[object]:
+    """Three episodes."""
+    shown: list[object] = []
+    for _ in range(3):
+        ended = False
+        while not ended:
+            shown.append(env.step(env.action_space.sample()))
+            ended = shown[-1][2] or shown[-1][3]  # type: ignore[index]
+        shown.append(env.reset())
+    return shown

@@ -5,12 +5,13 @@ Importing this module registers ``vwm/World-v0``, and Gymnasium imports it for y
     gymnasium.make("vwm.simulator.gymnasium_env:vwm/World-v0", bundle="runs/coinrun/world")
     gymnasium.make_vec("vwm.simulator.gymnasium_env:vwm/World-v0", num_envs=16, bundle="runs/coinrun/world")
 
-World i of a ``VectorEnv`` that is seeded with s lives exactly as an ``Env`` that is seeded with s + i: each world owns
-a generator, which draws the context it starts from and its simulator seed.
+World i of a ``VectorEnv`` that is seeded with s lives exactly as an ``Env`` that is seeded with s + i (see
+``vwm.simulator.worlds``). ``vwm.simulator.conformance`` checks any ``VectorEnv``.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -20,76 +21,35 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
-from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
-from vwm.nn.state import merge, select
-from vwm.simulator.interface import ActionSpace, Simulator, State
+from vwm.simulator.interface import ActionSpace, Simulator
+from vwm.simulator.worlds import Worlds, has_pictures
 
 WORLD_ID = "vwm/World-v0"
 
-Frames = NDArray[np.uint8]
+Observations = NDArray[Any]
 
 
-class _Entrance:
-    """Where worlds begin.
-
-    Args:
-        simulator: the worlds' simulator.
-        starts: uint8 [n, t, h, w, 3], contexts to begin from; by default the simulator's own.
-
-    Raises:
-        ValueError: there is no context, or one of another size or type; or the world has no pictures.
-    """
-
-    def __init__(self, simulator: Simulator, starts: Tensor | None) -> None:
-        starts = getattr(simulator, "starts", None) if starts is None else starts
-        if starts is None:
-            raise ValueError(
-                "the simulator ships no contexts to begin from: pass starts, uint8 [n, t, h, w, 3], for example clips "
-                "of its training data"
-            )
-        simulator.check_context(starts)
-        if not simulator.decodes:
-            raise ValueError("this world has no pictures to observe: train it with a decoder (model.decoder)")
-        self.simulator, self.starts = simulator, starts
-
-    def enter(
-        self, generators: Sequence[np.random.Generator], start: int | None = None
-    ) -> tuple[State, Frames, list[dict[str, Any]]]:
-        """Begin one world a generator.
-
-        Args:
-            generators: each draws its world's context and seed, always both, so that naming the context leaves the
-                rest of a run as it was.
-            start: the context of all of them, rather than the drawn ones.
-
-        Returns:
-            The worlds' state, their first frames [b, h, w, 3], and an info each.
-        """
-        drawn = [(int(g.integers(len(self.starts))), int(g.integers(2**63 - 1))) for g in generators]
-        if start is not None and not 0 <= start < len(self.starts):
-            raise ValueError(f"options['start'] must lie in 0..{len(self.starts) - 1}, got {start}")
-        chosen = [index if start is None else start for index, _ in drawn]
-        state, frame = self.simulator.reset(self.starts[chosen], torch.tensor([seed for _, seed in drawn]))
-        return state, _numpy(frame), [{"start": index} for index in chosen]
-
-
-class SimulatorEnv(gymnasium.Env[Frames, Any]):
+class SimulatorEnv(gymnasium.Env[Observations, Any]):
     """One world of a simulator.
 
-    Observations are frames, uint8 [h, w, 3]; actions are ``Discrete(size)`` or ``Box(-1, 1, [size])``.
+    Observations are frames, uint8 [h, w, 3], or what a world of vectors shows, float32 [k]; with ``observe="latent"``
+    they are latents, float32 [k]. Actions are ``Discrete(size)`` or ``Box(-1, 1, [size])``.
     ``reset(options={"start": i})`` begins from the i-th context instead of a random one; its info says which it was.
 
     Args:
         simulator: any simulator; environments may share one, since it holds no state of a world.
-        starts: contexts to begin from, uint8 [n, t, h, w, 3]; by default the simulator's own.
+        starts: contexts to begin from, uint8 [n, t, h, w, 3] or float32 [n, t, k]; by default the simulator's own.
         max_episode_steps: steps after which an episode is truncated; None never does.
         render_mode: ``"rgb_array"`` lets ``render`` return the current frame.
+        observe: ``"frame"``, or ``"latent"``, which skips the pixels.
+
+    Raises:
+        ValueError: see ``vwm.simulator.worlds.Worlds``.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012 (Gymnasium's declaration)
@@ -100,40 +60,45 @@ class SimulatorEnv(gymnasium.Env[Frames, Any]):
         starts: Tensor | None = None,
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
+        observe: str = "frame",
     ) -> None:
-        self.simulator, self.max_episode_steps = simulator, _limit(max_episode_steps)
         self.render_mode = _render_mode(render_mode)
-        self.metadata = {**type(self).metadata, "render_fps": simulator.fps}
-        self.observation_space, self.action_space = _observations(simulator), _actions(simulator.actions)
-        self._entrance = _Entrance(simulator, starts)
-        self._state: State | None = None
+        self.simulator, self.max_episode_steps = simulator, max_episode_steps
+        self.worlds = Worlds(simulator, 1, starts, max_episode_steps, observe, renders=render_mode is not None)
+        self.metadata = {**type(self).metadata, **_metadata(simulator)}
+        self.observation_space, self.action_space = _observations(self.worlds), _actions(simulator.actions)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frames, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observations, dict[str, Any]]:
         """Begin an episode; ``seed`` restarts the generator of everything that is random."""
         super().reset(seed=seed)
-        self._state, frames, infos = self._entrance.enter([self.np_random], (options or {}).get("start"))
-        self._frame, self._steps = frames[0], 0
-        return self._frame.copy(), infos[0]
+        self.worlds.generators = [self.np_random]  # Gymnasium's own
+        begun = self.worlds.begin(start=(options or {}).get("start"))
+        return _numpy(self.worlds.present.observation)[0], {"start": begun[0]}
 
-    def step(self, action: Any) -> tuple[Frames, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Observations, float, bool, bool, dict[str, Any]]:
         """One frame on: observation, reward, terminated, truncated, info."""
-        if self._state is None:
-            raise ResetNeeded("call reset() before step()")
-        self._state, shown = self.simulator.step(self._state, _tensor(np.asarray(action)[None], self.simulator.actions))
-        self._frame, self._steps = _numpy(shown.frame)[0], self._steps + 1
-        truncated = self._steps == self.max_episode_steps
-        return self._frame.copy(), float(shown.reward[0]), bool(shown.terminated[0]), truncated, {}
+        reward = self.worlds.step(_tensor(np.asarray(action)[None], self.worlds.simulator.actions))
+        now = self.worlds.present
+        observation = _numpy(now.observation)[0]
+        return observation, float(reward[0]), bool(now.terminated[0]), bool(now.truncated[0]), {}
 
-    def render(self) -> Frames | None:
+    def render(self) -> NDArray[np.uint8] | None:
         """The current frame, uint8 [h, w, 3]; None without a render mode."""
-        if self.render_mode is None:
-            return None
-        if self._state is None:
-            raise ResetNeeded("call reset() before render()")
-        return self._frame.copy()
+        return None if self.render_mode is None else _numpy(self.worlds.present.pictures[0])[0]
+
+    def fork(self) -> SimulatorEnv:
+        """A copy that goes on exactly as this one does and apart from it, its generators included."""
+        self.worlds.generators = [self.np_random]
+        other = copy.copy(self)
+        other.worlds = self.worlds.fork()
+        other.np_random, other._np_random_seed = other.worlds.generators[0], self._np_random_seed
+        other.observation_space, other.action_space = map(_fork_space, (self.observation_space, self.action_space))
+        return other
 
 
-class SimulatorVectorEnv(VectorEnv[Frames, Any, NDArray[Any]]):
+class SimulatorVectorEnv(VectorEnv[Observations, Any, NDArray[Any]]):
     """A batch of worlds that one simulator steps at once.
 
     It behaves as Gymnasium's own ``SyncVectorEnv`` of as many ``SimulatorEnv``, in every autoreset mode:
@@ -144,8 +109,11 @@ class SimulatorVectorEnv(VectorEnv[Frames, Any, NDArray[Any]]):
     Args:
         simulator: any simulator.
         num_envs: number of worlds.
-        starts, max_episode_steps, render_mode: see ``SimulatorEnv``.
+        starts, max_episode_steps, render_mode, observe: see ``SimulatorEnv``.
         autoreset_mode: see above; a member of ``gymnasium.vector.AutoresetMode``, or its value.
+
+    Raises:
+        ValueError: see ``vwm.simulator.worlds.Worlds``.
     """
 
     metadata: dict[str, Any] = dict(SimulatorEnv.metadata)  # noqa: RUF012
@@ -158,36 +126,30 @@ class SimulatorVectorEnv(VectorEnv[Frames, Any, NDArray[Any]]):
         max_episode_steps: int | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
+        observe: str = "frame",
     ) -> None:
-        if num_envs < 1:
-            raise ValueError(f"num_envs must be 1 or more, got {num_envs}")
-        self.simulator, self.num_envs, self.max_episode_steps = simulator, num_envs, _limit(max_episode_steps)
         self.render_mode, self.autoreset_mode = _render_mode(render_mode), AutoresetMode(autoreset_mode)
-        self.metadata = {
-            **type(self).metadata,
-            "render_fps": simulator.fps,
-            "autoreset_mode": self.autoreset_mode,
-        }
-        self.single_observation_space, self.single_action_space = _observations(simulator), _actions(simulator.actions)
+        self.worlds = Worlds(simulator, num_envs, starts, max_episode_steps, observe, renders=render_mode is not None)
+        self.simulator, self.num_envs, self.max_episode_steps = simulator, num_envs, max_episode_steps
+        self.metadata = {**type(self).metadata, **_metadata(simulator), "autoreset_mode": self.autoreset_mode}
+        self.single_observation_space = _observations(self.worlds)
+        self.single_action_space = _actions(simulator.actions)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._entrance = _Entrance(simulator, starts)
-        self._generators, self._seeds = map(list, zip(*(seeding.np_random() for _ in range(num_envs)), strict=True))
-        self._state: State | None = None
 
     @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
         """Each world's generator."""
-        return tuple(self._generators)
+        return tuple(self.worlds.generators)
 
     @property
     def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
         """The seed of each world's generator."""
-        return tuple(self._seeds)
+        return tuple(self.worlds.seeds)
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Frames, dict[str, Any]]:
+    ) -> tuple[Observations, dict[str, Any]]:
         """Begin all worlds, or with ``options["reset_mask"]`` (bool [num_envs]) some of them.
 
         Args:
@@ -196,70 +158,51 @@ class SimulatorVectorEnv(VectorEnv[Frames, Any, NDArray[Any]]):
         """
         options = options or {}
         mask = _mask(options.get("reset_mask"), self.num_envs)
-        if self._state is None and not mask.all():
-            raise ResetNeeded("reset all worlds before some of them: call reset() without a reset_mask")
         seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
-        if seeds is not None and len(seeds) != self.num_envs:
-            raise ValueError(f"{len(seeds)} seeds for {self.num_envs} worlds: give one each, or a single integer")
-        for world, world_seed in enumerate(seeds or []):
-            if world_seed is not None and mask[world]:
-                self._generators[world], self._seeds[world] = seeding.np_random(world_seed)
-        if mask.all():
-            self._steps, self._done = np.zeros(self.num_envs, dtype=np.int64), np.zeros(self.num_envs, dtype=bool)
-        infos = self._enter(mask, options.get("start"))
-        return self._frames.copy(), infos
+        if seeds is not None:
+            self.worlds.seed(seeds, mask)
+        infos = self._enter(mask, {}, options.get("start"))
+        return _numpy(self.worlds.present.observation), infos
 
     def step(
         self, actions: Any
-    ) -> tuple[Frames, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+    ) -> tuple[Observations, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         """One frame on in every world: observations, rewards, terminations, truncations, infos."""
-        if self._state is None:
-            raise ResetNeeded("call reset() before step()")
-        ended = self._done
+        ended = self._ended()
         if self.autoreset_mode is AutoresetMode.DISABLED and ended.any():
             raise ResetNeeded(f"worlds {np.flatnonzero(ended).tolist()} have ended: reset them with a reset_mask")
-        self._state, shown = self.simulator.step(self._state, _tensor(actions, self.simulator.actions))
-        self._frames, self._steps = _numpy(shown.frame), self._steps + 1
-        rewards = np.where(ended, 0.0, _numpy(shown.reward).astype(np.float64))
-        terminated = _numpy(shown.terminated) & ~ended
-        truncated = (self._steps == self.max_episode_steps) & ~ended
-        self._done = terminated | truncated
+        rewards = self.worlds.step(_tensor(actions, self.worlds.simulator.actions))
         infos: dict[str, Any] = {}
-        if self.autoreset_mode is AutoresetMode.NEXT_STEP and ended.any():
-            infos = self._enter(ended)  # what they were stepped to is dropped
-        elif self.autoreset_mode is AutoresetMode.SAME_STEP and self._done.any():
-            for world in np.flatnonzero(self._done):
-                final = {"final_obs": self._frames[world].copy(), "final_info": {}}
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
+            infos = self._enter(ended, infos)  # what they were stepped to is dropped
+        now, over = self.worlds.present, self._ended()
+        if self.autoreset_mode is AutoresetMode.SAME_STEP:
+            for world in np.flatnonzero(over):
+                final = {"final_obs": _numpy(now.observation[world]), "final_info": {}}
                 infos = self._add_info(infos, final, int(world))
-            infos = self._enter(self._done, infos=infos)
-        return self._frames.copy(), rewards, terminated, truncated, infos
+            infos = self._enter(over, infos)
+        earned = np.where(ended, 0.0, _numpy(rewards).astype(np.float64))
+        return _numpy(self.worlds.present.observation), earned, _numpy(now.terminated), _numpy(now.truncated), infos
 
-    def render(self) -> tuple[Frames, ...] | None:
+    def render(self) -> tuple[NDArray[np.uint8], ...] | None:
         """The current frames; None without a render mode."""
-        if self.render_mode is None:
-            return None
-        if self._state is None:
-            raise ResetNeeded("call reset() before render()")
-        return tuple(self._frames.copy())
+        return None if self.render_mode is None else tuple(_numpy(self.worlds.present.pictures[0]))
 
-    def _enter(
-        self, mask: NDArray[np.bool_], start: int | None = None, infos: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """Begin the worlds under the mask and leave the others as they are; returns what there is to say of them."""
-        worlds = np.flatnonzero(mask)
-        state, frames, said = self._entrance.enter([self._generators[w] for w in worlds], start)
-        if len(worlds) == self.num_envs:
-            self._state, self._frames = state, frames
-        else:
-            # Merging wants a whole batch: each fresh world stands at its place, copies of some world at the others.
-            place = torch.from_numpy((mask.cumsum() - 1).clip(min=0))
-            device = _device(state)
-            self._state = merge(torch.from_numpy(mask).to(device), select(state, place.to(device)), self._state)
-            self._frames[worlds] = frames
-        self._steps[worlds], self._done[worlds] = 0, False
-        infos = {} if infos is None else infos
-        for world, info in zip(worlds, said, strict=True):
-            infos = self._add_info(infos, info, int(world))
+    def fork(self) -> SimulatorVectorEnv:
+        """A copy that goes on exactly as this one does and apart from it, its generators included."""
+        other = copy.copy(self)
+        other.worlds = self.worlds.fork()
+        for name in ("single_observation_space", "single_action_space", "observation_space", "action_space"):
+            setattr(other, name, _fork_space(getattr(self, name)))
+        return other
+
+    def _ended(self) -> NDArray[np.bool_]:
+        return _numpy(self.worlds.present.terminated | self.worlds.present.truncated)
+
+    def _enter(self, mask: NDArray[np.bool_], infos: dict[str, Any], start: int | None = None) -> dict[str, Any]:
+        """Begin the worlds under the mask; the infos with what there is to say of them."""
+        for world, context in self.worlds.begin(mask, start).items():
+            infos = self._add_info(infos, {"start": context}, world)
         return infos
 
 
@@ -295,8 +238,15 @@ def register() -> None:
         gymnasium.register(WORLD_ID, entry_point=f"{__name__}:make_world", vector_entry_point=f"{__name__}:make_worlds")
 
 
-def _observations(simulator: Simulator) -> spaces.Space[Any]:
-    return spaces.Box(0, 255, (*simulator.image_size, 3), np.uint8)
+def _observations(worlds: Worlds) -> spaces.Space[Any]:
+    if worlds.observation_dtype is torch.uint8:
+        return spaces.Box(0, 255, worlds.observation_shape, np.uint8)
+    return spaces.Box(-np.inf, np.inf, worlds.observation_shape, np.float32)
+
+
+def _fork_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    _ = space.np_random  # made when it is asked for; by then the copies would have one each
+    return copy.deepcopy(space)
 
 
 def _actions(space: ActionSpace) -> spaces.Space[Any]:
@@ -310,19 +260,12 @@ def _tensor(actions: Any, space: ActionSpace) -> Tensor:
     return torch.as_tensor(np.asarray(actions, dtype=np.int64 if space.kind == "discrete" else np.float32))
 
 
-def _numpy(tensor: Tensor | None) -> NDArray[Any]:
-    assert tensor is not None, "a step with decode=True shows a frame"
+def _numpy(tensor: Tensor) -> NDArray[Any]:
     return np.array(tensor.cpu())  # a copy: Gymnasium's users keep and change what they are given
 
 
-def _device(state: State) -> torch.device:
-    return tree_leaves(state)[0].device
-
-
-def _limit(steps: int | None) -> int | None:
-    if steps is not None and steps < 1:
-        raise ValueError(f"max_episode_steps must be 1 or more, or None for no limit, got {steps}")
-    return steps
+def _metadata(simulator: Simulator) -> dict[str, Any]:
+    return {"render_fps": simulator.fps, "render_modes": ["rgb_array"] if has_pictures(simulator) else []}
 
 
 def _render_mode(mode: str | None) -> str | None:

@@ -1,0 +1,67 @@
+"""A world without networks that the tests of its faces share: everything in it can be told in advance."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vwm.nn.random import fold, uniform, world_seeds
+from vwm.simulator.interface import ActionSpace, Simulator, StepOutput
+
+SIZE = 36  # the smallest picture that Stable-Baselines3 takes for one
+
+
+class CountState(NamedTuple):
+    ground: Tensor
+    count: Tensor
+    seed: Tensor
+    latent: Tensor
+
+
+class CountWorld(Simulator):
+    """Counts up by the action (or by 1 where actions are continuous) and ends at 7 or more; the reward is the count.
+
+    Its latent is the context's value, the count, and noise from seed and count (0 to 255). A world of ``"pictures"``
+    has them as its pixels (0, 0), (0, 1) and (0, 2), one of ``"vectors"`` is observed by them, and one of ``"latents"``
+    takes pictures as contexts and shows none.
+    """
+
+    def __init__(self, kind: str = "discrete", shows: str = "pictures") -> None:
+        self.actions = ActionSpace(kind, 4)
+        self.image_size, self.fps, self.context_frames = (SIZE, SIZE), 12.0, 2
+        self.decodes, self.vector_size = shows != "latents", 3 if shows == "vectors" else None
+        shape = (3,) if shows == "vectors" else (SIZE, SIZE, 3)
+        dtype = torch.float32 if shows == "vectors" else torch.uint8
+        grounds = torch.arange(1, 6, dtype=dtype)
+        self.starts: Tensor | None = grounds.view(5, 1, *[1] * len(shape)).expand(5, 2, *shape).clone()
+        self.decoded: list[bool] = []
+
+    def reset(
+        self, context: Tensor, seed: int | Tensor = 0, context_actions: Tensor | None = None
+    ) -> tuple[CountState, Tensor]:
+        self.check_context(context)
+        batch = len(context)
+        grounds = context.reshape(*context.shape[:2], -1)[:, -1, 0].float()
+        state = self._at(grounds, torch.zeros(batch, dtype=torch.int64), world_seeds(seed, batch))
+        return state, self._draw(state) if self.decodes else context[:, -1]
+
+    def step(self, state: CountState, action: Tensor, decode: bool = True) -> tuple[CountState, StepOutput]:
+        self.check_action(action, len(state.count))
+        self.decoded.append(decode)
+        count = state.count + (action if self.actions.kind == "discrete" else 1)
+        new = self._at(state.ground, count, state.seed)
+        frame = self._draw(new) if decode and self.decodes else None
+        return new, StepOutput(frame, new.latent, count.float(), count >= 7)
+
+    def _at(self, ground: Tensor, count: Tensor, seed: Tensor) -> CountState:
+        noise = (uniform(fold(seed, count), 1)[:, 0] * 256).floor()
+        return CountState(ground, count, seed, torch.stack([ground, count.float(), noise], dim=1))
+
+    def _draw(self, state: CountState) -> Tensor:
+        if self.vector_size is not None:
+            return state.latent.clone()
+        frame = torch.zeros(len(state.count), SIZE, SIZE, 3, dtype=torch.uint8)
+        frame[:, 0, :3] = state.latent[:, :, None].to(torch.uint8)
+        return frame
