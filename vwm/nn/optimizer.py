@@ -61,12 +61,11 @@ class OptimizerConfig:
         )
         end = self.stretch * max_steps
         if self.final_weight_decay is None:
-            return optimizer, LambdaLR(optimizer, lambda step: self._factor(step, end))
-        return optimizer, DecayingSchedule(
-            optimizer, lambda step: self._factor(step, end), self.final_weight_decay, end
-        )
+            return optimizer, LambdaLR(optimizer, lambda step: self.factor(step, end))
+        return optimizer, DecayingSchedule(optimizer, lambda step: self.factor(step, end), self.final_weight_decay, end)
 
-    def _factor(self, step: int, end: float) -> float:
+    def factor(self, step: int, end: float) -> float:
+        """By what the peak learning rate is multiplied at a step; ``end`` is where the schedule ends."""
         if step < self.warmup:
             start = self.start_lr / self.lr
             return start + (1 - start) * (step + 1) / self.warmup
