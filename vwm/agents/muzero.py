@@ -1,0 +1,279 @@
+"""MuZero (arXiv 1911.08265) and EfficientZero (arXiv 2111.00210): acting by a search in a model, and learning from it.
+
+What differs between them is settings: the search (``PUCT``, or ``Gumbel`` with few simulations), the value prefix, the
+weight of the consistency, how much is reanalysed. Replay is drawn evenly, without priorities, and a reanalysis asks the
+present networks (MuZero's way; EfficientZero keeps older ones for it).
+
+Legend: b batch, t time, f frames seen at once, u unrolled steps, a actions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from vwm.agents.agent import Acted, Agent, Batch, Moment, Spaces, Updated
+from vwm.agents.muzero_targets import Targets, prefixes, targets
+from vwm.agents.tree_search import PUCT, Guess, Searched, Step, TreeSearch
+from vwm.latent_dynamics.muzero import MuZero as Network
+from vwm.latent_dynamics.muzero import MuZeroState
+from vwm.nn.optimizer import OptimizerConfig
+
+HALF = 0.5
+"""Of a latent's gradient goes into the latent before it (MuZero, appendix G)."""
+
+
+class LearnedModel:
+    """The network as what a tree grows over."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+
+    def guess(self, state: MuZeroState) -> Guess:
+        """See ``TreeModel``."""
+        policy, value = self.network.predict(state.latent)
+        return Guess(policy, self.network.bins.mean(value))
+
+    def step(self, state: MuZeroState, action: Tensor) -> Step:
+        """See ``TreeModel``; the model knows of no end but that nothing is earned there."""
+        state, reward, _ = self.network.step(state, action)
+        return Step(state, reward, torch.zeros_like(reward, dtype=torch.bool), self.guess(state))
+
+
+class MuZero(Agent):
+    """See the module. Replay keeps the search's policy and the root's value with every moment.
+
+    Args:
+        spaces: of the environments; actions must be discrete.
+        search: how a decision is made.
+        frames, width, blocks, hidden, support, value_prefix, prefix_hidden, projection: see the network,
+            ``vwm.latent_dynamics.muzero.MuZero``.
+        optimizer: of the network.
+        clip: largest norm of the gradient.
+        batch_size: pieces of play an update learns from.
+        unroll: steps of the model that are trained at once, u.
+        td: rewards before a value trusts a root's.
+        discount: of a step.
+        value_weight, consistency_weight: of these losses; policy and reward have 1.
+        reanalyse: share of the pieces whose policies and values are searched for anew, with the present network.
+        temperatures: of the decisions in training, one after the other.
+        cooling: after what share of all updates the next one's time has come.
+
+    Raises:
+        ValueError: continuous actions, or a setting that makes no sense.
+    """
+
+    updates: Tensor
+
+    def __init__(
+        self,
+        spaces: Spaces,
+        search: TreeSearch | None = None,
+        frames: int = 1,
+        width: int = 64,
+        blocks: int = 1,
+        hidden: int = 64,
+        support: int = 300,
+        value_prefix: int = 5,
+        prefix_hidden: int = 64,
+        projection: int = 128,
+        optimizer: OptimizerConfig = OptimizerConfig(name="adamw", lr=1e-3, betas=(0.9, 0.999), warmup=0),  # noqa: B008
+        clip: float = 5.0,
+        batch_size: int = 128,
+        unroll: int = 5,
+        td: int = 5,
+        discount: float = 0.997,
+        value_weight: float = 0.25,
+        consistency_weight: float = 2.0,
+        reanalyse: float = 0.0,
+        temperatures: tuple[float, ...] = (1.0, 0.5, 0.25),
+        cooling: tuple[float, ...] = (0.5, 0.75),
+    ) -> None:
+        super().__init__()
+        if spaces.actions.kind != "discrete":
+            raise ValueError(f"MuZero needs discrete actions, and these are {spaces.actions.kind}")
+        if unroll < 1 or td < 1 or not 0 <= reanalyse <= 1:
+            raise ValueError(
+                f"unroll and td must be 1 or more and reanalyse lie in 0..1, got {unroll}, {td} and {reanalyse}"
+            )
+        if len(temperatures) != len(cooling) + 1 or sorted(cooling) != list(cooling) or min(temperatures) <= 0:
+            raise ValueError(
+                f"temperatures must be above 0 and one more than cooling, which must rise, got {temperatures} and "
+                f"{cooling}"
+            )
+        if optimizer.final_weight_decay is not None:
+            raise ValueError("MuZero schedules the learning rate alone: leave optimizer.final_weight_decay unset")
+        self.spaces, self.search = spaces, PUCT() if search is None else search
+        actions = spaces.actions.size
+        self.network = Network(
+            list(spaces.observation),
+            actions,
+            frames,
+            width,
+            blocks,
+            hidden,
+            support,
+            value_prefix,
+            prefix_hidden,
+            projection,
+        )
+        self.settings = optimizer
+        self.optimizer, _ = optimizer.build(self.network, max_steps=1)
+        self.clip, self.discount, self.unroll, self.td = clip, discount, unroll, td
+        self.value_weight, self.consistency_weight, self.reanalyse = value_weight, consistency_weight, reanalyse
+        self.temperatures, self.cooling = tuple(temperatures), tuple(cooling)
+        self.frames, self.batch_size, self.batch_length = frames, batch_size, frames + unroll + td
+        self.extras = {"policy": ((actions,), torch.float32), "value": ((), torch.float32)}
+        self.register_buffer("updates", torch.zeros(2, dtype=torch.int64))
+        """Done, and to be done in the whole run."""
+
+    def begin(self, updates: int) -> None:
+        """See ``Agent.begin``."""
+        self.updates[1] = updates
+
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """See ``Agent.optimizers``."""
+        return {"network": self.optimizer}
+
+    @property
+    def temperature(self) -> float:
+        """Of decisions in training, now."""
+        done, all_ = self.updates.tolist()
+        return self.temperatures[sum(done >= share * all_ for share in self.cooling) if all_ else 0]
+
+    # ------------------------------------------------------------------------------------------------------- acting
+
+    def init_carry(self, batch: int) -> Tensor:
+        """The f - 1 observations before the present one."""
+        kind = torch.uint8 if self.spaces.pixels else torch.float32
+        return torch.zeros(batch, self.frames - 1, *self.spaces.observation, dtype=kind, device=self.device)
+
+    @torch.no_grad()
+    def act(self, carry: Tensor, moment: Moment, explore: bool) -> Acted:
+        """See ``Agent.act``."""
+        now = moment.observation[:, None]
+        fresh = moment.is_first.view(-1, *[1] * (now.ndim - 1))
+        seen = torch.cat((torch.where(fresh, now, carry), now), dim=1)
+        found = self.look(seen, self.temperature if explore else 0.0)
+        return Acted(found.action, seen[:, 1:], {"policy": found.policy, "value": found.value})
+
+    def look(self, seen: Tensor, temperature: float) -> Searched:
+        """Search from observations [b, f, ...]."""
+        seeds = torch.randint(2**62, (len(seen),))
+        state = self.network.represent(seen)
+        return self.search.search(LearnedModel(self.network), state, self.discount, seeds, temperature)
+
+    # ----------------------------------------------------------------------------------------------------- learning
+
+    def update(self, batch: Batch) -> Updated:
+        """See ``Agent.update``."""
+        seen = stack_frames(batch.observation, batch.is_first, self.frames)
+        extras = self._reanalysed(seen, batch.extras) if self.reanalyse else batch.extras
+        now = self.frames - 1  # where the pieces' roots are
+        wanted = targets(
+            batch.reward[:, now:],
+            batch.is_first[:, now:],
+            batch.is_last[:, now:],
+            batch.is_terminal[:, now:],
+            extras["policy"][:, now:],
+            extras["value"][:, now:],
+            self.unroll,
+            self.td,
+            self.discount,
+        )
+        loss, logs = self.loss(seen, batch.action[:, now : now + self.unroll], wanted)
+        if not loss.isfinite():
+            raise FloatingPointError(f"MuZero's loss is {loss.item()} at update {int(self.updates[0])}: {logs}")
+        self._descend(loss)
+        return Updated(logs, extras if self.reanalyse else {})
+
+    def loss(self, seen: Tensor, action: Tensor, wanted: Targets) -> tuple[Tensor, dict[str, float]]:
+        """The loss of pieces of play, and its parts.
+
+        Args:
+            seen: stacked observations of the root and of what came after it, [b, u + 1 or more, f, ...].
+            action: int64 [b, u].
+            wanted: see ``targets``.
+        """
+        network, u = self.network, self.unroll
+        action = torch.where(wanted.acted, action, torch.randint_like(action, network.num_actions))
+        reward = prefixes(wanted.reward, network.value_prefix) if network.value_prefix else wanted.reward
+        state = network.represent(seen[:, 0])
+        policies, values, rewards, latents = [], [], [], []
+        for step in range(u + 1):
+            if step:
+                state, _, logits = network.step(
+                    state._replace(latent=scale_gradient(state.latent)), action[:, step - 1]
+                )
+                rewards.append(logits)
+                latents.append(state.latent)
+            policy, value = network.predict(state.latent)
+            policies.append(policy)
+            values.append(value)
+        weight = torch.tensor([1.0, *[1 / u] * u], device=action.device)  # all steps together weigh what the root does
+        cross = -(wanted.policy * torch.stack(policies, 1).log_softmax(-1)).sum(-1)
+        parts = {
+            "policy": cross * wanted.policy_mask * weight,
+            "value": network.bins.loss(torch.stack(values, 1), wanted.value) * wanted.value_mask * weight,
+            "reward": network.bins.loss(torch.stack(rewards, 1), reward) * wanted.reward_mask / u,
+        }
+        weights = {"policy": 1.0, "value": self.value_weight, "reward": 1.0}
+        if self.consistency_weight:
+            there = self._disagreement(torch.stack(latents, 1), seen[:, 1 : u + 1], wanted.observed > 0)
+            parts["consistency"], weights["consistency"] = there / u, self.consistency_weight
+        means = {name: part.sum(1).mean() for name, part in parts.items()}
+        loss = torch.stack([weights[name] * mean for name, mean in means.items()]).sum()
+        logs = {f"loss_{name}": mean.item() for name, mean in means.items()}
+        return loss, {"loss": loss.item(), **logs, "root_value": wanted.value[:, 0].mean().item()}
+
+    def _disagreement(self, foretold: Tensor, seen: Tensor, real: Tensor) -> Tensor:
+        """Of latents [b, u, ...] with what was observed there, where that is of the same episode; [b, u]."""
+        nothing = torch.zeros(real.shape, device=real.device)
+        if int(real.sum()) < 2:  # too few to be normalised by their batch
+            return nothing
+        with torch.no_grad():
+            observed = self.network.represent(seen[real]).latent
+        return nothing.masked_scatter(real, self.network.consistency(foretold[real], observed))
+
+    def _descend(self, loss: Tensor) -> None:
+        done, all_ = self.updates.tolist()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.lr * self.settings.factor(done, self.settings.stretch * max(all_, 1))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
+        self.optimizer.step()
+        self.updates[0] += 1
+
+    @torch.no_grad()
+    def _reanalysed(self, seen: Tensor, extras: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What was kept of the pieces, the first ones searched anew."""
+        count, now = math.ceil(self.reanalyse * len(seen)), self.frames - 1
+        pieces = seen[:count]
+        found = self.look(pieces.flatten(0, 1), temperature=0.0)
+        renewed = {name: kept.clone() for name, kept in extras.items()}
+        renewed["policy"][:count, now:] = found.policy.view(count, pieces.shape[1], -1)
+        renewed["value"][:count, now:] = found.value.view(count, -1)
+        return renewed
+
+
+def stack_frames(observation: Tensor, is_first: Tensor, frames: int) -> Tensor:
+    """What an agent saw at each moment that has enough before it: [b, t, ...] -> [b, t - f + 1, f, ...].
+
+    Before an episode's beginning its first observation stands.
+    """
+    length = observation.shape[1]
+    place = torch.arange(length, device=observation.device)
+    begin = torch.where(is_first, place, 0).cummax(1).values[:, frames - 1 :, None]
+    back = torch.arange(frames - 1, -1, -1, device=observation.device)
+    wanted = torch.maximum(place[frames - 1 :, None] - back, begin)
+    rows = torch.arange(len(observation), device=observation.device)[:, None, None]
+    return observation[rows, wanted]
+
+
+def scale_gradient(x: Tensor) -> Tensor:
+    """The same numbers, through which half of the gradient goes."""
+    return HALF * x + (1 - HALF) * x.detach()
