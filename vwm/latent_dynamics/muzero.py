@@ -111,7 +111,10 @@ class MuZero(ModelMixin, ConfigMixin):
         self.recalled = nn.Sequential(nn.LayerNorm(prefix_hidden), nn.ReLU()) if value_prefix else nn.Identity()
         self.reward = _zero(prefix_hidden if value_prefix else hidden, count)
         self.projector = nn.Sequential(
-            nn.Flatten(), *_compare(width * self.places, projection), *_compare(projection, projection)[:2]
+            nn.Flatten(),
+            *_compare(width * self.places, projection),
+            nn.Linear(projection, projection, bias=False),
+            nn.BatchNorm1d(projection, affine=False, track_running_stats=False),
         )
         self.predictor = nn.Sequential(*_compare(projection, projection), nn.Linear(projection, projection))
 
