@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vwm.nn.parts import load_part, save_part
 from vwm.nn.state import select
+from vwm.tokenizer.frame_vae import FrameVAE
 from vwm.tokenizer.interface import VideoTokenizer
 from vwm.tokenizer.pixels import PixelTokenizer
 from vwm.tokenizer.vae import CausalVAE
@@ -37,6 +38,7 @@ TOKENIZERS: dict[str, Callable[[], VideoTokenizer]] = {
     "vae_time4": lambda: vae(time_compression=4),
     "vae_fsq": lambda: vae(time_compression=1, codebook=[5, 4, 3, 3]),
     "vae_fsq_time4": lambda: vae(time_compression=4, codebook=[5, 4, 3, 3]),
+    "frame_vae": lambda: randomize(FrameVAE(SIZE, latent_size=6, widths=[8, 8])),
     "masked_autoencoder": masked_autoencoder,
     "diffusers_image": lambda: diffusers_tokenizer("AutoencoderKL"),
     "diffusers_cogvideox": lambda: diffusers_tokenizer("AutoencoderKLCogVideoX"),

@@ -37,6 +37,7 @@ class Clips:
         rewards: float32 [b, t].
         state: float32 [b, t, s], what the environment said of itself.
         latents: int64 [b, t, ...] tokens or float32 [b, t, ...] latents of an encoded data set.
+        latents_std: float32 [b, t, ...], deviations about the latents, where the tokenizer's posterior was kept.
         seed: int64 [b], for augmentation.
         terminated: bool [b, t], True where the action taken there ended the world: at most at an episode's last frame.
         labelled: bool [b], whether a clip's actions are given (else they are 0); None where all are.
@@ -47,12 +48,13 @@ class Clips:
     rewards: Tensor | None = None
     state: Tensor | None = None
     latents: Tensor | None = None
+    latents_std: Tensor | None = None
     seed: Tensor | None = None
     terminated: Tensor | None = None
     labelled: Tensor | None = None
 
 
-FIELDS = ("frames", "actions", "rewards", "state", "latents", "terminated")
+FIELDS = ("frames", "actions", "rewards", "state", "latents", "latents_std", "terminated")
 LABELS = b"labelled"
 """Salt of the choice of labelled episodes, which has nothing to do with that of the held-out ones."""
 
@@ -279,7 +281,7 @@ def collate(clips: Sequence[dict[str, Any]]) -> Clips:
         stacked = np.stack([a for a in arrays if a is not None])
         if field in ("actions", "latents") and stacked.dtype.kind in "iu":
             stacked = stacked.astype(np.int64)
-        if field == "latents" and stacked.dtype == np.float16:
+        if field.startswith("latents") and stacked.dtype == np.float16:
             stacked = stacked.astype(np.float32)
         batch[field] = torch.from_numpy(stacked)
     return Clips(**batch)

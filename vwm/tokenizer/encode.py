@@ -17,6 +17,7 @@ from vwm.data.index import ShardIndex, list_shards, read_index
 from vwm.data.shards import ShardWriter
 from vwm.data.video import VIDEO_EXTENSIONS
 from vwm.nn.patches import to_float
+from vwm.tokenizer.frame_vae import FrameVAE
 from vwm.tokenizer.interface import VideoTokenizer
 from vwm.tokenizer.load import load_tokenizer
 
@@ -31,7 +32,9 @@ def encode(
 ) -> None:
     """Write a copy of shards in which every episode also has its latents (``latents.npy``).
 
-    They are tokens, int32 [T, h, w], or continuous, float16 [T, h, w, c]: row i is of frame i.
+    They are tokens, int32 [T, h, w], or continuous, float16 [T, h, w, c]: row i is of frame i. Of a vector a frame
+    (``FrameVAE``) the posterior's deviations are kept too (``latents_std.npy``), so that a dynamics can draw latents
+    anew in every batch.
 
     Run it again to go on where it stopped: shards that are whole are passed over.
 
@@ -101,7 +104,11 @@ def _encode_shard(
             sample: dict[str, Any] = {"__key__": entry.key}
             # Members are copied byte for byte.
             sample |= {extension: read_member(path, where) for extension, where in members.items()}
-            sample["latents.npy"] = encode_episode(tokenizer, read_video(path, entry), chunk)
+            if isinstance(tokenizer, FrameVAE):
+                mean, std = encode_posterior(tokenizer, read_video(path, entry), chunk)
+                sample |= {"latents.npy": mean, "latents_std.npy": std}
+            else:
+                sample["latents.npy"] = encode_episode(tokenizer, read_video(path, entry), chunk)
             writer.write_sample(sample)
 
 
@@ -118,3 +125,14 @@ def encode_episode(
     rows = np.concatenate(parts)
     # Of unit deviation, so float16 rounds them by a two-thousandth, far below what a tokenizer loses.
     return rows.astype(np.int32 if tokenizer.codebook_size else np.float16)
+
+
+@torch.inference_mode()
+def encode_posterior(
+    tokenizer: FrameVAE, frames: NDArray[np.uint8], chunk: int
+) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+    """Means and deviations of uint8 [T, H, W, 3], float16 [T, 1, 1, z] each, ``chunk`` frames at a time."""
+    pieces = (frames[start : start + chunk] for start in range(0, len(frames), chunk))
+    said = [tokenizer.posterior(to_float(torch.from_numpy(np.array(p))[None].to(tokenizer.device))) for p in pieces]
+    mean, std = (torch.cat(parts, dim=1)[0].cpu().numpy().astype(np.float16) for parts in zip(*said, strict=True))
+    return mean, std
