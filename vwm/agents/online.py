@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unflatten
 from tqdm import tqdm
 
 from vwm.agents.agent import Agent, Batch, Carry, Moment, Spaces
@@ -222,7 +222,7 @@ class Life:
         state = {
             "agent": self.agent.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.agent.optimizers().items()},
-            "carry": self.carry,
+            "carry": tree_leaves(self.carry),
             "worlds": self.worlds.state_dict(),
             "replay": replay,
             "random": torch.get_rng_state(),
@@ -244,7 +244,8 @@ class Life:
             raise ValueError(f"{path}: is of another agent or game than this config's ({error})") from error
         for name, optimizer in self.agent.optimizers().items():
             optimizer.load_state_dict(state["optimizers"][name])
-        self.carry = tree_map(lambda leaf: leaf.to(self.agent.device), state["carry"])
+        spec = tree_structure(self.agent.init_carry(self.training.environments))
+        self.carry = tree_unflatten([leaf.to(self.agent.device) for leaf in state["carry"]], spec)
         self.replay.load(path.parent / "replay", state["replay"])
         for name, value in state["counters"].items():
             setattr(self, name, value)

@@ -1,0 +1,137 @@
+"""PlaNet (arXiv 1811.04551): a latent world, and no policy: every action is planned anew."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from vwm.agents.agent import Acted, Agent, Batch, Moment, Spaces, Updated
+from vwm.agents.cem import CEM
+from vwm.agents.planner import Planner, Return
+from vwm.latent_dynamics.divergence import Divergence
+from vwm.latent_dynamics.rssm import RSSMState
+from vwm.latent_dynamics.world import LatentWorld, WorldSettings
+from vwm.simulator.rssm import ImaginedState, RSSMSimulator
+
+WORLD = WorldSettings(
+    deter=200,
+    hidden=200,
+    stoch=30,
+    classes=0,
+    cell="gru",
+    prior_layers=1,
+    norm="none",
+    activation="relu",
+    units=200,
+    vector_layers=2,
+    symlog=False,
+    pictures="plain",
+    depth=32,
+    bits=5,
+    error="normal",
+    reward="normal",
+    reward_layers=2,
+    reward_scale=10.0,
+    continues=False,
+    horizon=0,
+    divergence=Divergence("elbo", free_nats=3.0),
+)
+"""The published one."""
+
+
+class PlaNet(Agent):
+    """See above; the defaults are those of the paper.
+
+    Args:
+        spaces: of the environments.
+        world: see ``WorldSettings``.
+        planner: how actions are looked for; None is the paper's cross-entropy method, which begins every plan anew and
+            follows the middle of the last distribution.
+        exploration: deviation of noise that is added to continuous actions in training, or the share of random choices.
+        lr, eps: of Adam.
+        clip: largest norm of the gradient.
+        batch_size, batch_length: of an update.
+    """
+
+    def __init__(
+        self,
+        spaces: Spaces,
+        world: WorldSettings = WORLD,
+        planner: Planner | None = None,
+        exploration: float = 0.3,
+        lr: float = 1e-3,
+        eps: float = 1e-4,
+        clip: float = 1000.0,
+        batch_size: int = 50,
+        batch_length: int = 50,
+    ) -> None:
+        super().__init__()
+        sizes = (spaces.actions.size, 0) if spaces.actions.kind == "discrete" else (0, spaces.actions.size)
+        self.spaces, self.batch_size, self.batch_length = spaces, batch_size, batch_length
+        self.world = LatentWorld.build(spaces.observation, *sizes, world)
+        self.simulator = RSSMSimulator(self.world, spaces.actions)
+        self.planner = planner or CEM(
+            horizon=12,
+            samples=1000,
+            elites=100,
+            iterations=10,
+            momentum=0.0,
+            std=1.0,
+            min_std=0.0,
+            colour=0.0,
+            keep=0,
+            pick="mean",
+            chunk=4000,
+        )
+        self.exploration, self.clip = exploration, clip
+        self.optimizer = torch.optim.Adam(self.world.parameters(), lr, eps=eps)
+
+    def init_carry(self, batch: int) -> RSSMState:
+        """See ``Agent.init_carry``."""
+        return self.world.rssm.init_state(batch)
+
+    @torch.no_grad()
+    def act(self, carry: RSSMState, moment: Moment, explore: bool) -> Acted:
+        """See ``Agent.act``."""
+        self.eval()
+        rssm, count = self.world.rssm, len(moment.reward)
+        embed = self.world.embed(moment.observation[:, None])[:, 0]
+        state, _ = rssm.observe_step(carry, embed, moment.is_first)
+        seed = torch.randint(2**62, (count,)).to(self.device)
+        begin = ImaginedState(state, torch.zeros_like(seed), seed)
+        action = self.planner.plan(self.simulator, begin, Return(), seed).actions[:, 0]
+        if explore:
+            action = self._explore(action)
+        return Acted(action, rssm.act(state, action), {})
+
+    def took(self, carry: RSSMState, action: Tensor) -> RSSMState:
+        """See ``Agent.took``."""
+        return self.world.rssm.act(carry, action)
+
+    def update(self, batch: Batch) -> Updated:
+        """See ``Agent.update``."""
+        self.train()
+        loss, _, logs = self.world.loss(
+            batch.observation, batch.action, batch.reward, batch.is_first, batch.is_terminal
+        )
+        numbers = {name: float(number) for name, number in logs.items()}
+        if not math.isfinite(numbers["loss/world"]):
+            raise FloatingPointError(f"the world's loss is {numbers['loss/world']}: lower the learning rate (lr)")
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.world.parameters(), self.clip)
+        self.optimizer.step()
+        return Updated(numbers, {})
+
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """See ``Agent.optimizers``."""
+        return {"world": self.optimizer}
+
+    def _explore(self, action: Tensor) -> Tensor:
+        if action.is_floating_point():
+            return (action + self.exploration * torch.randn_like(action)).clamp(-1, 1)
+        random = torch.randint_like(action, self.spaces.actions.size)
+        return torch.where(torch.rand(action.shape, device=action.device) < self.exploration, random, action)
