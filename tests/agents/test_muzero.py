@@ -181,6 +181,26 @@ def test_reanalysis_renews_a_share_of_the_pieces_with_the_present_network():
     assert (stale["value"] == 0.5).all()
 
 
+@pytest.mark.parametrize("reanalyse", [0.0, 0.5])
+def test_fresh_values_are_the_present_networks(reanalyse):
+    mind = agent(fresh_values=True, reanalyse=reanalyse, search=PUCT(6))
+    batch = played(mind, mind.batch_length)
+    for _ in range(3):
+        mind.update(batch)
+    told = []
+    mind.loss = lambda seen, action, wanted: told.append(wanted) or type(mind).loss(mind, seen, action, wanted)
+    with torch.no_grad():
+        state = mind.network.represent(batch.observation.flatten(0, 1)[:, None])
+        values = mind.network.bins.mean(mind.network.predict(state.latent).value).view(2, -1)
+        searched = mind.search.search(LearnedModel(mind.network), state, mind.discount).value.view(2, -1)
+    if reanalyse:
+        values[0] = searched[0]
+    found = mind.update(batch)
+    wanted = targets(*batch[1:5], batch.extras["policy"], values, 5, 5, mind.discount)
+    torch.testing.assert_close(told[0].value, wanted.value)
+    assert bool(found.extras) == bool(reanalyse)
+
+
 def test_it_cools_down_and_its_rate_follows_the_schedule():
     mind = agent(optimizer=OptimizerConfig(name="momentum", lr=0.2, warmup=0, schedule="linear"))
     batch = played(mind, mind.batch_length)

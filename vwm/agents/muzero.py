@@ -58,6 +58,8 @@ class MuZero(Agent):
         td: rewards before a value trusts a root's.
         discount: of a step.
         value_weight, consistency_weight: of these losses; policy and reward have 1.
+        fresh_values: trust what the present network says of a moment, and not the root's value of when it was played,
+            which is of a worse network the longer ago that is.
         reanalyse: share of the pieces whose policies and values are searched for anew, with the present network.
         temperatures: of the decisions in training, one after the other.
         cooling: after what share of all updates the next one's time has come.
@@ -88,6 +90,7 @@ class MuZero(Agent):
         discount: float = 0.997,
         value_weight: float = 0.25,
         consistency_weight: float = 2.0,
+        fresh_values: bool = False,
         reanalyse: float = 0.0,
         temperatures: tuple[float, ...] = (1.0, 0.5, 0.25),
         cooling: tuple[float, ...] = (0.5, 0.75),
@@ -123,7 +126,8 @@ class MuZero(Agent):
         self.settings = optimizer
         self.optimizer, _ = optimizer.build(self.network, max_steps=1)
         self.clip, self.discount, self.unroll, self.td = clip, discount, unroll, td
-        self.value_weight, self.consistency_weight, self.reanalyse = value_weight, consistency_weight, reanalyse
+        self.value_weight, self.consistency_weight = value_weight, consistency_weight
+        self.fresh_values, self.reanalyse = fresh_values, reanalyse
         self.temperatures, self.cooling = tuple(temperatures), tuple(cooling)
         self.frames, self.batch_size, self.batch_length = frames, batch_size, frames + unroll + td
         self.extras = {"policy": ((actions,), torch.float32), "value": ((), torch.float32)}
@@ -171,15 +175,19 @@ class MuZero(Agent):
     def update(self, batch: Batch) -> Updated:
         """See ``Agent.update``."""
         seen = stack_frames(batch.observation, batch.is_first, self.frames)
-        extras = self._reanalysed(seen, batch.extras) if self.reanalyse else batch.extras
         now = self.frames - 1  # where the pieces' roots are
+        renewed = math.ceil(self.reanalyse * len(seen))
+        extras = self._reanalysed(seen[:renewed], batch.extras) if renewed else batch.extras
+        value = extras["value"][:, now:]
+        if self.fresh_values:
+            value = torch.cat((value[:renewed], self._values(seen[renewed:])))
         wanted = targets(
             batch.reward[:, now:],
             batch.is_first[:, now:],
             batch.is_last[:, now:],
             batch.is_terminal[:, now:],
             extras["policy"][:, now:],
-            extras["value"][:, now:],
+            value,
             self.unroll,
             self.td,
             self.discount,
@@ -188,7 +196,7 @@ class MuZero(Agent):
         if not loss.isfinite():
             raise FloatingPointError(f"MuZero's loss is {loss.item()} at update {int(self.updates[0])}: {logs}")
         self._descend(loss)
-        return Updated(logs, extras if self.reanalyse else {})
+        return Updated(logs, extras if renewed else {})
 
     def loss(self, seen: Tensor, action: Tensor, wanted: Targets) -> tuple[Tensor, dict[str, float]]:
         """The loss of pieces of play, and its parts.
@@ -249,14 +257,19 @@ class MuZero(Agent):
         self.updates[0] += 1
 
     @torch.no_grad()
+    def _values(self, seen: Tensor) -> Tensor:
+        """What the network says of moments [b, t, f, ...], without a search: [b, t]."""
+        latent = self.network.represent(seen.flatten(0, 1)).latent
+        return self.network.bins.mean(self.network.predict(latent).value).view(seen.shape[:2])
+
+    @torch.no_grad()
     def _reanalysed(self, seen: Tensor, extras: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What was kept of the pieces, the first ones searched anew."""
-        count, now = math.ceil(self.reanalyse * len(seen)), self.frames - 1
-        pieces = seen[:count]
-        found = self.look(pieces.flatten(0, 1), temperature=0.0)
+        """What was kept of the pieces, those of ``seen`` (the first ones) searched anew."""
+        count, moments = seen.shape[:2]
+        found = self.look(seen.flatten(0, 1), temperature=0.0)
         renewed = {name: kept.clone() for name, kept in extras.items()}
-        renewed["policy"][:count, now:] = found.policy.view(count, pieces.shape[1], -1)
-        renewed["value"][:count, now:] = found.value.view(count, -1)
+        renewed["policy"][:count, -moments:] = found.policy.view(count, moments, -1)
+        renewed["value"][:count, -moments:] = found.value.view(count, moments)
         return renewed
 
 

@@ -223,7 +223,8 @@ class TreeSearch(ABC):
         """The next actions [m] of nodes."""
 
     def _choose_at_roots(self, tree: Tree, noise: Floats, simulation: int) -> Ints:
-        return self._choose(tree, tree.roots)
+        """The next actions [b] of the roots; after the first walk they were chosen when it passed."""
+        return tree.next[tree.roots] if simulation else self._choose(tree, tree.roots)
 
     @abstractmethod
     def _decide(self, tree: Tree, noise: Floats, seeds: Tensor, temperature: float) -> tuple[Ints, Floats, Floats]:

@@ -1,0 +1,143 @@
+"""Our tree searches against DeepMind's mctx: the same visits and actions? and milliseconds of the processor a search.
+
+Equal on both sides: tables of priors, values, rewards and next states (so that the tree's own work is timed, and not
+the model's), simulations, settings, no noise, one thread. mctx is compiled beforehand, which is not timed, and is told
+nothing else; it computes in float32 and breaks ties by a noise of 1e-7, ours in float64. Searches of both take turns.
+
+    pip install mctx jax
+    python tools/bench_search.py --batch 32 --simulations 50
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import jax
+import jax.numpy as jnp
+import mctx
+import numpy as np
+import torch
+
+from vwm.agents.tree_search import PUCT, Guess, Gumbel, Searched, Step, TreeSearch
+
+STATES = 4096
+DISCOUNT = 0.97
+
+
+class Tables:
+    """A random world, as arrays that both sides read."""
+
+    def __init__(self, actions: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.next = rng.integers(STATES, size=(STATES, actions))
+        self.reward = rng.random((STATES, actions)).astype(np.float32)
+        self.ends = rng.random((STATES, actions)) < 0.02
+        self.logits = rng.normal(size=(STATES, actions)).astype(np.float32)
+        self.value = (10 * rng.random(STATES)).astype(np.float32)
+
+
+class Ours:
+    """The tables as what our trees grow over."""
+
+    def __init__(self, tables: Tables) -> None:
+        for name, table in vars(tables).items():
+            setattr(self, name, torch.from_numpy(table))
+
+    next: torch.Tensor
+    reward: torch.Tensor
+    ends: torch.Tensor
+    logits: torch.Tensor
+    value: torch.Tensor
+
+    def guess(self, state: torch.Tensor) -> Guess:
+        """See ``TreeModel``."""
+        return Guess(self.logits[state], self.value[state])
+
+    def step(self, state: torch.Tensor, action: torch.Tensor) -> Step:
+        """See ``TreeModel``."""
+        there = self.next[state, action]
+        return Step(there, self.reward[state, action], self.ends[state, action], self.guess(there))
+
+
+def theirs(tables: Tables, kind: str, simulations: int) -> Callable[[np.ndarray], Any]:
+    """mctx' search, compiled: int [b] states -> its output."""
+    table = {name: jnp.asarray(array) for name, array in vars(tables).items()}
+
+    def step(params: Any, key: Any, action: Any, state: Any) -> Any:
+        there = table["next"][state, action]
+        output = mctx.RecurrentFnOutput(
+            reward=table["reward"][state, action],
+            discount=jnp.where(table["ends"][state, action], 0.0, DISCOUNT),
+            prior_logits=table["logits"][there],
+            value=table["value"][there],
+        )
+        return output, there
+
+    def search(state: Any) -> Any:
+        root = mctx.RootFnOutput(prior_logits=table["logits"][state], value=table["value"][state], embedding=state)
+        key = jax.random.PRNGKey(0)
+        if kind == "gumbel":
+            return mctx.gumbel_muzero_policy((), key, root, step, simulations, gumbel_scale=0.0)
+        return mctx.muzero_policy((), key, root, step, simulations, dirichlet_fraction=0.0, temperature=0.0)
+
+    return jax.jit(search)
+
+
+def compare(kind: str, batch: int, simulations: int, actions: int, repeats: int) -> dict[str, Any]:
+    """Parity over ``repeats`` batches, and the median time of a search of each side."""
+    tables = Tables(actions, seed=0)
+    search: TreeSearch = (Gumbel if kind == "gumbel" else PUCT)(simulations, span=1e-8)
+    model, rival = Ours(tables), theirs(tables, kind, simulations)
+    rng = np.random.default_rng(1)
+    jax.block_until_ready(rival(rng.integers(STATES, size=batch)))
+    times: dict[str, list[float]] = {"vwm": [], "mctx": []}
+    equal_visits, equal_actions = 0, 0
+    for _ in range(repeats):
+        states = rng.integers(STATES, size=batch)
+        began = time.process_time()
+        ours: Searched = search.search(model, torch.from_numpy(states), DISCOUNT)
+        times["vwm"].append(time.process_time() - began)
+        began = time.process_time()
+        output = jax.block_until_ready(rival(states))
+        times["mctx"].append(time.process_time() - began)
+        visits = np.asarray(output.search_tree.summary().visit_counts)
+        equal_visits += int((visits == ours.visits.numpy()).all(axis=1).sum())
+        chosen = visits.argmax(axis=1) if kind == "puct" else np.asarray(output.action)  # of equal visits the first
+        equal_actions += int((chosen == ours.action.numpy()).sum())
+    problems = repeats * batch
+    return {
+        "search": kind,
+        "actions": actions,
+        "batch": batch,
+        "simulations": simulations,
+        "problems": problems,
+        "equal_visits": equal_visits / problems,
+        "equal_actions": equal_actions / problems,
+        **{f"{name}_ms": round(1000 * statistics.median(taken), 2) for name, taken in times.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--simulations", type=int, default=50)
+    parser.add_argument("--actions", type=int, nargs="+", default=[4, 18])
+    parser.add_argument("--repeats", type=int, default=20)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for kind in ("puct", "gumbel"):
+        for actions in args.actions:
+            print(json.dumps(compare(kind, args.batch, args.simulations, actions, args.repeats)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
