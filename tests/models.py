@@ -134,6 +134,19 @@ def jepa_world(**changes):
     )
 
 
+def muzero_world(observation: tuple[int, ...] = (32, 32, 3), seed: int = 8, **changes):
+    """A whole world of MuZero's model, which shows nothing, over two frames."""
+    from vwm.latent_dynamics.muzero import MuZero
+    from vwm.simulator.interface import ActionSpace
+    from vwm.simulator.muzero import MuZeroSimulator
+
+    torch.manual_seed(seed)
+    settings = {"num_actions": 4, "frames": 2, "width": 8, "hidden": 8, "support": 5}
+    settings |= {"prefix_hidden": 8, "projection": 8}
+    dynamics = randomize(MuZero(list(observation), **{**settings, **changes}))
+    return MuZeroSimulator(dynamics, ActionSpace("discrete", 4, ("LEFT", "RIGHT", "UP", "noop")), title="noise")
+
+
 DIFFUSERS_VAES = {
     "AutoencoderKL": {
         "block_out_channels": (8, 8, 8),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import action_predictor, diffusion_world, genie, jepa_parts, jepa_world
+from models import action_predictor, diffusion_world, genie, jepa_parts, jepa_world, muzero_world
 
 from vwm.dit.sampling import Sampling
 from vwm.nn.random import world_seeds
@@ -18,6 +18,7 @@ SIMULATORS = {
     "dit-v-guided": lambda: diffusion_world(prediction="v", sampling=Sampling(steps=2, guidance=2.0)),
     "dit-full-attention": lambda: diffusion_world(attention="full"),
     "dit-time-every-4th": lambda: diffusion_world(time_every=4, kv_heads=1),
+    "muzero": lambda: muzero_world(),
     "jepa": lambda: jepa_world(),
     "jepa-one-vector-a-frame": lambda: jepa_world(pool="flatten", action_as="modulation", residual=True),
     "jepa-latents-alone": lambda: jepa_world(decoder=False, action_dims=3, unknown_actions=True),

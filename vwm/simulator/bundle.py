@@ -27,11 +27,12 @@ from vwm.simulator.dit import DiTSimulator
 from vwm.simulator.genie import GenieSimulator
 from vwm.simulator.interface import ActionSpace
 from vwm.simulator.jepa import JepaSimulator
+from vwm.simulator.muzero import MuZeroSimulator
 from vwm.simulator.video import NetworkSimulator
 
 INDEX = "model_index.json"
 SIMULATORS: dict[str, type[NetworkSimulator]] = {
-    kind.__name__: kind for kind in (GenieSimulator, DiTSimulator, JepaSimulator)
+    kind.__name__: kind for kind in (GenieSimulator, DiTSimulator, JepaSimulator, MuZeroSimulator)
 }
 
 
