@@ -134,6 +134,33 @@ def jepa_world(**changes):
     )
 
 
+def dream(seed: int = 7, sampling=None, title: str = "noise", **changes):
+    """A whole world of World Models of 8x8 pixels, with starting contexts."""
+    from vwm.latent_dynamics.mdn_rnn import MDNRNN
+    from vwm.simulator.interface import ActionSpace
+    from vwm.simulator.mdn_rnn import MDNRNNSimulator
+    from vwm.tokenizer.frame_vae import FrameVAE
+
+    torch.manual_seed(seed)
+    dims = changes.get("action_dims", 0)
+    settings = {"latent_size": 4, "num_actions": 0 if dims else 4, "width": 16, "mixtures": 3, "action_width": 4}
+    dynamics = randomize(MDNRNN(**{**settings, **changes}))
+    if dynamics.reward_head is not None:  # rewards of common sizes: those of random bins would be astronomical
+        with torch.no_grad():
+            dynamics.reward_head.bias[dynamics.two_hot.values.abs() > 10] -= 30
+    names = ("steer", "gas", "brake")[:dims] if dims else ("LEFT", "RIGHT", "UP", "noop")
+    names = names[: changes.get("num_actions", len(names))]
+    return MDNRNNSimulator(
+        randomize(FrameVAE((8, 8), latent_size=4, widths=[4, 8])),
+        dynamics,
+        ActionSpace("continuous" if dims else "discrete", len(names), names),
+        sampling=sampling,
+        context_frames=2,
+        title=title,
+        starts=torch.randint(0, 256, (3, 2, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(4)),
+    )
+
+
 def muzero_world(observation: tuple[int, ...] = (32, 32, 3), seed: int = 8, **changes):
     """A whole world of MuZero's model, which shows nothing, over two frames."""
     from vwm.latent_dynamics.muzero import MuZero

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from latent_worlds import imagined_world
 from models import diffusion_world, dynamics, genie, jepa_world, tokenizer
 from safetensors.torch import load_file, save_file
 
@@ -49,6 +50,8 @@ WORLDS = {
     "vq": lambda: genie(codebook=36),
     "dit": lambda: diffusion_world(),
     "dit-continuous-actions-and-outcomes": car,
+    "rssm": lambda: imagined_world(),
+    "rssm-of-vectors": lambda: imagined_world((5,), classes=0, cell="norm_gru"),
     "jepa": lambda: jepa_world(),
     "jepa-latents-alone": lambda: jepa_world(decoder=False, action_dims=3),
 }

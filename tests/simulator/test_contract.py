@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from models import action_predictor, diffusion_world, genie, jepa_parts, jepa_world, muzero_world
+from latent_worlds import imagined_world
+from models import action_predictor, diffusion_world, dream, genie, jepa_parts, jepa_world, muzero_world
 
 from vwm.dit.sampling import Sampling
 from vwm.nn.random import world_seeds
@@ -18,7 +19,15 @@ SIMULATORS = {
     "dit-v-guided": lambda: diffusion_world(prediction="v", sampling=Sampling(steps=2, guidance=2.0)),
     "dit-full-attention": lambda: diffusion_world(attention="full"),
     "dit-time-every-4th": lambda: diffusion_world(time_every=4, kv_heads=1),
+    "mdn-rnn": lambda: dream(),
+    "mdn-rnn-continuous-actions-and-rewards": lambda: dream(action_dims=3, reward=True, unknown_actions=True),
+    "rssm": lambda: imagined_world(),
+    "rssm-gaussian-continuous-actions": lambda: imagined_world(
+        action_dims=3, classes=0, cell="gru", norm="none", activation="elu", reward="normal"
+    ),
+    "rssm-of-vectors": lambda: imagined_world((5,)),
     "muzero": lambda: muzero_world(),
+    "muzero-of-vectors": lambda: muzero_world((5,), value_prefix=0),
     "jepa": lambda: jepa_world(),
     "jepa-one-vector-a-frame": lambda: jepa_world(pool="flatten", action_as="modulation", residual=True),
     "jepa-latents-alone": lambda: jepa_world(decoder=False, action_dims=3, unknown_actions=True),
@@ -33,6 +42,8 @@ def world(request):
 def contexts(world, batch: int = 3, frames: int = 4) -> torch.Tensor:
     height, width = world.image_size
     generator = torch.Generator().manual_seed(0)
+    if world.vector_size is not None:
+        return 3 * torch.randn(batch, frames, world.vector_size, generator=generator)
     return torch.randint(0, 256, (batch, frames, height, width, 3), dtype=torch.uint8, generator=generator)
 
 
@@ -50,6 +61,11 @@ def roll(world, state, steps: int, decode: bool = True, batch: int = 3):
     return state, frames
 
 
+def other(world, context: torch.Tensor) -> torch.Tensor:
+    """A context that has nothing in common with this one."""
+    return 255 - context if world.vector_size is None else -context
+
+
 def seen(world, out) -> torch.Tensor:
     """What a step shows: the picture, or the latent in a world that has none."""
     assert (out.frame is not None) == world.decodes
@@ -58,9 +74,12 @@ def seen(world, out) -> torch.Tensor:
 
 def test_shapes_and_types(world):
     state, frame = world.reset(contexts(world), seed=1)
-    assert frame.shape == (3, *world.image_size, 3) and frame.dtype == torch.uint8 and batch_size(state) == 3
+    shape, dtype = (3, *world.image_size, 3), torch.uint8
+    if world.vector_size is not None:
+        shape, dtype = (3, world.vector_size), torch.float32
+    assert frame.shape == shape and frame.dtype == dtype and batch_size(state) == 3
     state, out = world.step(state, actions(world, 3, 0))
-    assert not world.decodes or (out.frame.shape == frame.shape and out.frame.dtype == torch.uint8)
+    assert not world.decodes or (out.frame.shape == frame.shape and out.frame.dtype == dtype)
     assert len(seen(world, out)) == 3 and out.latent.isfinite().all()
     assert out.reward.shape == (3,) and out.terminated.dtype == torch.bool
     assert len(world.actions.names) == world.actions.size
@@ -84,7 +103,7 @@ def test_the_state_tells_the_latent_that_it_stands_at(world):
     assert first.shape == out.latent.shape and first.dtype == out.latent.dtype
     # At a reset it is the context's, whatever the seed.
     assert torch.equal(first, world.latent(world.reset(contexts(world), seed=2)[0]))
-    assert not torch.equal(first, world.latent(world.reset(255 - contexts(world), seed=1)[0]))
+    assert not torch.equal(first, world.latent(world.reset(other(world, contexts(world)), seed=1)[0]))
     vectors = world.vectors(out.latent)
     assert vectors.dtype == torch.float32 and vectors.ndim == 2 and len(vectors) == 3
     assert torch.equal(vectors[1:2], world.vectors(out.latent[1:2]))
@@ -105,7 +124,7 @@ def test_other_actions_and_other_contexts_give_other_frames(world):
     _, right = world.step(state, actions(world, 3, 1))
     assert not torch.equal(left.latent, right.latent)
     # Tokens of a tiny random network may well be the same after one step.
-    here, there = (roll(world, world.reset(start, seed=1)[0], 6)[1] for start in (context, 255 - context))
+    here, there = (roll(world, world.reset(start, seed=1)[0], 6)[1] for start in (context, other(world, context)))
     assert not all(torch.equal(a.latent, b.latent) for a, b in zip(here, there, strict=True))
 
 
@@ -120,7 +139,8 @@ def test_a_batch_of_worlds_steps_as_each_would_alone(world):
         else:
             assert torch.equal(out.latent, together[i].latent[1:2])
         if world.decodes:
-            assert (out.frame.int() - together[i].frame[1:2].int()).abs().max() <= 1  # float32 rounding at a half
+            step = 1 if world.vector_size is None else 1e-4  # float32 rounding at a half
+            assert (out.frame.double() - together[i].frame[1:2].double()).abs().max() <= step
 
 
 def test_skipping_the_pixels_changes_no_later_frame(world):
@@ -198,8 +218,12 @@ def test_parts_of_a_world_in_representation_space_that_do_not_fit_are_named():
 
 def test_wrong_input_is_named(world):
     height, width = world.image_size
-    with pytest.raises(ValueError, match=rf"uint8 \[b, t, {height}, {width}, 3\], got torch.float32"):
-        world.reset(contexts(world).float())
+    if world.vector_size is None:
+        with pytest.raises(ValueError, match=rf"uint8 \[b, t, {height}, {width}, 3\], got torch.float32"):
+            world.reset(contexts(world).float())
+    else:
+        with pytest.raises(ValueError, match=rf"float32 \[b, t, {world.vector_size}\], got torch.uint8"):
+            world.reset(contexts(world).byte())
     with pytest.raises(ValueError, match="at least one frame"):
         world.reset(contexts(world)[:, :0])
     state, _ = world.reset(contexts(world))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vwm.latent_dynamics.layers import Activation, Layer, Norm, initialise
+from vwm.nn.block_linear import BlockLinear
 from vwm.nn.linear import Linear
 
 Cell = Literal["gru", "norm_gru", "block_gru"]
@@ -102,13 +103,12 @@ class BlockGRU(RecurrentCell):
         if deter % blocks:
             raise ValueError(f"blocks={blocks} must divide deter={deter}")
         block = deter // blocks
-        self.blocks = blocks
         self.of_deter = Layer([deter], hidden, norm, activation)
         self.of_stoch = Layer([stoch], hidden, norm, activation)
         self.of_action = Layer([action], hidden, norm, activation)
         self.within = BlockLinear(deter, deter, blocks)
         self.mix = Layer([2 * hidden, hidden], deter, norm, activation)
-        self.gates = BlockLinear(deter, 3 * deter, blocks)
+        self.gates = BlockLinear(deter, deter, blocks, parts=3)
         for weight in (self.mix.parts[0].weight, self.mix.parts[1].weight, self.within.weight):
             assert isinstance(weight, Tensor)
             initialise(weight, block + 3 * hidden, block, norm)
@@ -121,31 +121,8 @@ class BlockGRU(RecurrentCell):
     def forward(self, deter: Tensor, stoch: Tensor, prepared: Tensor) -> Tensor:
         """See ``RecurrentCell``."""
         common = torch.cat((self.of_deter(deter), self.of_stoch(stoch)), dim=-1)
-        x = self.mix.finish(self.mix.part(0, common) + self.within(deter) + prepared)
-        gates = self.gates(x).unflatten(-1, (self.blocks, 3, -1))
-        return gated(deter, *(gate.flatten(-2) for gate in gates.unbind(-2)))
-
-
-class BlockLinear(nn.Module):
-    """A block-diagonal matrix: each of g blocks of the output sees its own block of the input.
-
-    Args:
-        inputs, outputs: widths, which ``blocks`` divides.
-        blocks: g.
-        bias: whether a number is added to each output.
-    """
-
-    def __init__(self, inputs: int, outputs: int, blocks: int, bias: bool = True) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(blocks, outputs // blocks, inputs // blocks))
-        self.bias = nn.Parameter(torch.zeros(blocks, outputs // blocks)) if bias else None
-        initialise(self.weight, inputs // blocks, outputs // blocks, "rms")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[b, inputs] -> [b, outputs]."""
-        parts = x.unflatten(-1, (len(self.weight), -1)).transpose(0, 1)
-        y = torch.bmm(parts, self.weight.transpose(1, 2)).transpose(0, 1)
-        return (y if self.bias is None else y + self.bias).flatten(-2)
+        x = self.mix.finish(self.mix.part(0, common) + self.within(deter)[:, 0] + prepared)
+        return gated(deter, *self.gates(x).unbind(1))
 
 
 def gated(deter: Tensor, reset: Tensor, candidate: Tensor, update: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vwm.latent_dynamics.cells import BlockLinear
 from vwm.latent_dynamics.layers import Activation, Layer, Norm, activate, initialise, make_norm, output
+from vwm.nn.block_linear import BlockLinear
 
 
 class PlainEncoder(nn.Module):
@@ -156,6 +156,7 @@ class NormedDecoder(nn.Module):
             raise ValueError(f"blocks={blocks} must divide deter={deter} and the decoder's {sizes[0]} channels")
         self.deter, self.blocks, self.activation = deter, blocks, activation
         self.of_deter = BlockLinear(deter, numbers, blocks)
+        initialise(self.of_deter.weight, deter // blocks, numbers // blocks, norm)
         self.of_stoch = nn.Sequential(Layer([stoch], 2 * width, norm, activation), output(2 * width, numbers, norm))
         self.layers = nn.ModuleList(DoublingConv(a, b, kernel, norm) for a, b in pairwise(sizes))
         self.norms = nn.ModuleList(make_norm(norm, size) for size in sizes[:-1])
@@ -165,7 +166,7 @@ class NormedDecoder(nn.Module):
         deter, stoch = features[:, : self.deter], features[:, self.deter :]
         height, width = self.small
         # Blocks make channels [g, h, w, c / g] -> [h, w, g c / g].
-        x = self.of_deter(deter).unflatten(1, (self.blocks, height, width, -1)).permute(0, 2, 3, 1, 4).flatten(3)
+        x = self.of_deter(deter)[:, 0].unflatten(1, (self.blocks, height, width, -1)).permute(0, 2, 3, 1, 4).flatten(3)
         x = (x + self.of_stoch(stoch).unflatten(1, (height, width, -1))).permute(0, 3, 1, 2)
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = layer(_over_channels(norm, x, self.activation))

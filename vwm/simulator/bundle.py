@@ -1,8 +1,8 @@
 """Simulators on disk: a folder in diffusers' pipeline layout that anyone may pass on.
 
 ``model_index.json`` names the parts and settings, each part is a subfolder with ``config.json`` and safetensors, and
-``starts/`` holds contexts to begin from as PNG strips. Loading runs no code from the folder and unpickles nothing: a
-bundle can only name classes of this package.
+``starts/`` holds contexts to begin from as PNG strips, or as safetensors in a world of vectors. Loading runs no code
+from the folder and unpickles nothing: a bundle can only name classes of this package.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import torch
 from diffusers import ModelMixin
 from diffusers import __version__ as diffusers_version
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import vwm
@@ -27,12 +29,16 @@ from vwm.simulator.dit import DiTSimulator
 from vwm.simulator.genie import GenieSimulator
 from vwm.simulator.interface import ActionSpace
 from vwm.simulator.jepa import JepaSimulator
+from vwm.simulator.mdn_rnn import MDNRNNSimulator
 from vwm.simulator.muzero import MuZeroSimulator
+from vwm.simulator.rssm import RSSMSimulator
 from vwm.simulator.video import NetworkSimulator
 
 INDEX = "model_index.json"
+VECTORS = "vectors.safetensors"
 SIMULATORS: dict[str, type[NetworkSimulator]] = {
-    kind.__name__: kind for kind in (GenieSimulator, DiTSimulator, JepaSimulator, MuZeroSimulator)
+    kind.__name__: kind
+    for kind in (GenieSimulator, DiTSimulator, JepaSimulator, MDNRNNSimulator, RSSMSimulator, MuZeroSimulator)
 }
 
 
@@ -181,13 +187,21 @@ def _load_part(folder: Path, name: str, spec: Any) -> ModelMixin | None:
 
 
 def _save_starts(starts: Tensor, folder: Path) -> None:
-    """uint8 [n, t, h, w, 3] as n PNG strips, the frames side by side."""
+    """uint8 [n, t, h, w, 3] as n PNG strips, the frames side by side; float32 [n, t, k] as a tensor."""
     folder.mkdir()
+    if starts.ndim == 3:
+        save_file({"starts": starts.cpu().contiguous()}, folder / VECTORS)
+        return
     for i, clip in enumerate(starts.cpu().numpy()):
         Image.fromarray(np.concatenate(list(clip), axis=1)).save(folder / f"{i:03d}.png", optimize=True)
 
 
 def _load_starts(folder: Path, frames: int) -> Tensor | None:
+    if (folder / VECTORS).is_file():
+        try:
+            return load_file(folder / VECTORS)["starts"]
+        except (KeyError, SafetensorError) as error:
+            raise BundleError(f"{folder / VECTORS}: not contexts of vectors ({error!r})") from error
     files = sorted(folder.glob("*.png"))
     if not files:
         return None

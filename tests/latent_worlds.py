@@ -1,0 +1,35 @@
+"""Small latent worlds that the tests share, with every weight random, like the networks of ``models``."""
+
+from __future__ import annotations
+
+import torch
+from models import randomize
+
+from vwm.latent_dynamics.world import LatentWorld, WorldSettings
+from vwm.simulator.interface import ActionSpace
+from vwm.simulator.rssm import RSSMSimulator
+
+
+def latent_world(observation=(16, 16, 3), num_actions: int = 4, action_dims: int = 0, **changes) -> LatentWorld:
+    """A world of Dreamer's kind, all of whose choices can be changed."""
+    torch.manual_seed(8)
+    small = {"deter": 16, "hidden": 8, "stoch": 4, "classes": 4, "blocks": 2, "units": 8, "vector_layers": 1}
+    settings = WorldSettings(**{**small, "depth": 4, "mults": (1, 2), **changes})
+    return randomize(LatentWorld.build(observation, num_actions, action_dims, settings))
+
+
+def imagined_world(observation=(16, 16, 3), action_dims: int = 0, **changes) -> RSSMSimulator:
+    """The same behind the simulator interface, with starting contexts."""
+    generator = torch.Generator().manual_seed(4)
+    if len(observation) == 3:
+        starts = torch.randint(0, 256, (3, 2, *observation), dtype=torch.uint8, generator=generator)
+    else:
+        starts = torch.randn(3, 2, *observation, generator=generator)
+    names = ("steer", "gas", "brake")[:action_dims] if action_dims else ("LEFT", "RIGHT", "UP", "noop")
+    return RSSMSimulator(
+        latent_world(observation, 0 if action_dims else 4, action_dims, **changes),
+        ActionSpace("continuous" if action_dims else "discrete", action_dims or 4, names),
+        context_frames=2,
+        title="noise",
+        starts=starts,
+    )
