@@ -18,6 +18,7 @@ from vwm.nn.parts import save_part
 from vwm.nn.patches import to_float
 from vwm.tokenizer import encode as module
 from vwm.tokenizer.encode import encode, fingerprint
+from vwm.tokenizer.frame_vae import FrameVAE
 from vwm.tokenizer.load import load_tokenizer
 from vwm.tokenizer.pixels import PixelTokenizer
 
@@ -49,6 +50,19 @@ def test_a_row_is_the_latent_of_its_frame(network, dtype, stored, chunk, shards,
     with torch.no_grad():
         true = network.encode(to_float(torch.from_numpy(whole["frames"].copy())[None]))[0]
     torch.testing.assert_close(collate([whole]).latents[0], true, rtol=1e-3, atol=1e-3)
+
+
+def test_of_a_vector_a_frame_the_whole_posterior_is_kept(shards, tmp_path):
+    network = FrameVAE((16, 16), latent_size=6, widths=[8, 8]).eval()
+    save_part(network, tmp_path / "tokenizer")
+    encode(shards, tmp_path / "tokenizer", tmp_path / "latents", chunk=4, device="cpu")
+    clip = open_clips(str(tmp_path / "latents"), 11, fields=("frames", "latents", "latents_std"))[0, 0]
+    batch = collate([clip])
+    with torch.no_grad():
+        true = network.posterior(to_float(batch.frames))
+    assert batch.latents_std.dtype == torch.float32
+    torch.testing.assert_close(batch.latents, true.mean, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(batch.latents_std, true.std, rtol=1e-3, atol=1e-3)
 
 
 def test_latents_of_two_tokenizers_do_not_mix(shards, tmp_path):

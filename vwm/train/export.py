@@ -21,6 +21,7 @@ from vwm.dit.module import DiTModule
 from vwm.eval.actions import describe_actions
 from vwm.genie.dynamics import Sampling
 from vwm.genie.module import GenieModule
+from vwm.latent_dynamics.mdn_module import MDNRNNModule
 from vwm.nn.actions import ActionEmbedding
 from vwm.nn.parts import save_part
 from vwm.simulator.bundle import save_simulator
@@ -28,6 +29,7 @@ from vwm.simulator.dit import DiTSimulator
 from vwm.simulator.genie import GenieSimulator
 from vwm.simulator.interface import ActionSpace
 from vwm.simulator.jepa import JepaSimulator
+from vwm.simulator.mdn_rnn import MDNRNNSimulator
 from vwm.simulator.video import NetworkSimulator
 from vwm.tokenizer.interface import VideoTokenizer
 from vwm.tokenizer.module import TokenizerModule
@@ -56,8 +58,8 @@ def export(
 ) -> None:
     """Make a bundle of a run.
 
-    A simulator of a Genie, DiT or V-JEPA 2-AC run, a tokenizer folder of a tokenizer run, encoder and predictor of a
-    V-JEPA run.
+    A simulator of a Genie, DiT, MDN-RNN or V-JEPA 2-AC run, a tokenizer folder of a tokenizer run, encoder and
+    predictor of a V-JEPA run.
 
     Args:
         run: the run's folder, as ``vwm fit`` wrote it.
@@ -112,6 +114,9 @@ def export(
     elif isinstance(module, ActionModule):
         actions = _embedded_actions(module.dynamics.embed_action, source)
         simulator = JepaSimulator(module.encoder, module.projector, module.dynamics, module.decoder, actions, **common)
+    elif isinstance(module, MDNRNNModule):
+        actions = _embedded_actions(module.dynamics.embed_action, source)
+        simulator = MDNRNNSimulator(module.tokenizer, module.dynamics, actions, **common)
     else:
         raise ValueError(f"{run}: a {type(module).__name__} run cannot be exported")
     save_simulator(simulator, out, _card(simulator, run, source), half)

@@ -1,0 +1,51 @@
+"""World Models as a user trains it: V, M and C of CartPole's pictures, on a very small scale."""
+
+import json
+
+import pytest
+
+from vwm.simulator.bundle import load_simulator
+from vwm.simulator.mdn_rnn import MDNRNNSimulator
+from vwm.train.cli import main
+
+SHORT = ["--trainer.accelerator", "cpu", "--threads", "1", "--samples.every", "3", "--trainer.val_check_interval", "3"]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    out = tmp_path_factory.mktemp("world_models")
+    data, encoded = str(out / "data"), str(out / "encoded")
+    main(["record", "CartPole-v1", data, "--frames", "300", "--size", "16", "--workers", "0"])
+    v = ["-c", "configs/vae/cartpole_frame.yaml", "--data.path", data, "--run", str(out / "vae")]
+    size = ["--model.tokenizer.image_size", "[16,16]", "--model.tokenizer.widths", "[4,4]"]
+    main(["fit", *v, *size, *SHORT, "--trainer.max_steps", "6"])
+    main(["export", str(out / "vae"), "-o", str(out / "v")])
+    main(["encode", data, "--tokenizer", str(out / "v"), "--out", encoded, "--device", "cpu"])
+    m = ["-c", "configs/latent_dynamics/mdn_rnn_cartpole.yaml", "--data.path", encoded, "--run", str(out / "m")]
+    small = ["--model.tokenizer", str(out / "v"), "--model.dynamics.width", "16", "--data.clip_length", "8"]
+    main(["fit", *m, *small, *SHORT, "--trainer.max_steps", "6", "--data.batch_size", "4"])
+    main(["export", str(out / "m"), "-o", str(out / "bundle"), "--data", data, "--starts", "2"])
+    return out
+
+
+def test_a_run_becomes_a_bundle_that_steps(out):
+    world = load_simulator(out / "bundle", "cpu")
+    assert isinstance(world, MDNRNNSimulator) and world.actions.size == 2 and world.fps == 50
+    state, _ = world.reset(world.starts)
+    _, shown = world.step(state, world.starts.new_zeros(2).long())
+    assert shown.frame.shape == (2, 16, 16, 3) and shown.latent.isfinite().all()
+    assert list((out / "m" / "samples").glob("*.mp4"))
+
+
+def test_a_controller_is_evolved_in_it_and_judged_in_the_game(out):
+    small = {"run": out / "c", "bundle": out / "bundle", "data": out / "data", "generations": 2, "population": 4}
+    small |= {"rollouts": 2, "horizon": 10, "watch_every": 2, "watch_episodes": 1, "episodes": 2, "device": "cpu"}
+    small |= {"game.init_args.size": 16}
+    options = [x for k, value in small.items() for x in (f"--training.init_args.{k}", str(value))]
+    main(["agent", "train", "-c", "configs/agents/world_models_cartpole.yaml", *options])
+    judged = json.loads((out / "c" / "evaluation.json").read_text())["results"]
+    assert {name: found["episodes"] for name, found in judged.items()} == {
+        "latent_and_memory": 2,
+        "latent": 2,
+        "random": 2,
+    }
