@@ -1,1 +1,1 @@
-"""The one step interface over every dynamics model, its bundles, and its faces: Gymnasium, TorchRL, Stable-Baselines3."""
+"""The one step interface over every dynamics model, its bundles, and its Gymnasium, TorchRL and SB3 faces."""
