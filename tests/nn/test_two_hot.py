@@ -1,9 +1,11 @@
 """Two-hot numbers: what is written is what is read."""
 
+import math
+
 import pytest
 import torch
 
-from vwm.nn.two_hot import TwoHot, symexp, symlog
+from vwm.nn.two_hot import SymlogTwoHot, TwoHot, symexp, symlog
 
 NUMBERS = torch.tensor([0.0, 1e-3, 0.04, -0.3, 1.0, -1.0, 7.5, -123.0, 4567.0, 1e6, -3e8])
 
@@ -71,3 +73,47 @@ def test_0_must_be_a_bin():
     for bins in (1, 2, 254):
         with pytest.raises(ValueError, match=f"bins={bins} must be odd"):
             TwoHot(bins)
+
+
+def reference(x: float, bins: int, reach: float) -> list[float]:
+    """Weights of a number, one bin at a time."""
+    place = min(max(math.copysign(math.log(1 + abs(x)), x), -reach), reach)
+    step = 2 * reach / (bins - 1)
+    return [max(0.0, 1 - abs(-reach + i * step - place) / step) for i in range(bins)]
+
+
+def test_symlog_bins_share_out_and_average_in_symlog_space():
+    two_hot = SymlogTwoHot(101, 10.0).double()
+    x = torch.tensor([0.0, 0.1, -0.1, 1.0, -7.3, 300.0, 22025.0, -3e7, 1e9], dtype=torch.float64)
+    logits = torch.randn(3, len(x), 101, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weights = torch.tensor([reference(v, 101, 10.0) for v in x.tolist()], dtype=torch.float64)
+    wanted = -(weights * (logits - logits.logsumexp(-1, keepdim=True))).sum(-1)
+    torch.testing.assert_close(two_hot.loss(logits, x), wanted, rtol=1e-6, atol=1e-6)  # its bins are float32 at first
+    places = torch.tensor([-10 + 0.2 * i for i in range(101)], dtype=torch.float64)
+    mean = (logits.exp() / logits.exp().sum(-1, keepdim=True) * places).sum(-1)
+    torch.testing.assert_close(two_hot.mean(logits), mean.sign() * (mean.abs().exp() - 1), rtol=1e-5, atol=1e-5)
+
+
+def test_what_symlog_bins_are_sure_of_is_what_they_mean():
+    two_hot = SymlogTwoHot(101, 10.0)
+    x = torch.tensor([0.0, -0.3, 5.0, 22025.0])
+    weights = torch.tensor([reference(v, 101, 10.0) for v in x.tolist()])
+    torch.testing.assert_close(two_hot.mean(weights.log()), x, rtol=1e-4, atol=1e-5)
+
+
+def test_a_wide_distribution_means_less_in_symlog_space():
+    flat = torch.zeros(101).index_fill(0, torch.tensor([50, 90]), 50.0)  # 0 or e^8 - 1, alike likely
+    assert float(SymlogTwoHot(101, 10.0).mean(flat)) == pytest.approx(math.exp(4) - 1, rel=1e-3)
+    assert float(TwoHot(101, 10.0).mean(flat)) == pytest.approx((math.exp(8) - 1) / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize("settings", [{"bins": 1}, {"reach": 0.0}])
+def test_symlog_bins_that_make_no_sense_are_named(settings):
+    with pytest.raises(ValueError, match="bins must be 2 or more and reach above 0"):
+        SymlogTwoHot(**settings)
+
+
+def test_the_loss_of_what_is_not_a_number_is_not_one_either():
+    two_hot = SymlogTwoHot()
+    loss = two_hot.loss(torch.zeros(3, 101), torch.tensor([float("nan"), float("inf"), 1.0]))
+    assert loss.isnan().tolist() == [True, False, False]

@@ -30,6 +30,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
     if not x.device.type == weight.device.type == "cpu" or not x.dtype == weight.dtype == torch.float32:
         return F.linear(x, weight, bias)
+    if not torch.is_grad_enabled():  # small matrices feel what a step of autograd costs
+        return _product(x, weight, bias)
     product: Tensor = _OneDNN.apply(x, weight, bias)
     return product
 
@@ -56,5 +58,5 @@ class _OneDNN(torch.autograd.Function):
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
     return product

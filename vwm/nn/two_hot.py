@@ -1,4 +1,8 @@
-"""Numbers of any size as a distribution over bins (DreamerV3, arXiv 2301.04104, section "Robust predictions")."""
+"""Numbers of any size as a distribution over bins.
+
+DreamerV3 (arXiv 2301.04104, section "Robust predictions") takes the mean of numbers, TD-MPC2 (arXiv 2310.16828,
+section 3.1) of their symlogs, which pulls the mean of a wide distribution towards 0.
+"""
 
 from __future__ import annotations
 
@@ -54,3 +58,41 @@ class TwoHot(nn.Module):
     def loss(self, logits: Tensor, x: Tensor) -> Tensor:
         """Cross-entropy, [..., bins] and [...] -> [...]."""
         return -(self.encode(x) * logits.float().log_softmax(-1)).sum(-1)
+
+
+class SymlogTwoHot(nn.Module):
+    """Bins that lie evenly in symlog space, where weights are shared out and the mean is taken (TD-MPC2).
+
+    Args:
+        bins: how many, 2 or more.
+        reach: of the outermost bins, in symlog space (10: numbers up to 22025).
+    """
+
+    values: Tensor
+
+    def __init__(self, bins: int = 101, reach: float = 10.0) -> None:
+        super().__init__()
+        if bins < 2 or not reach > 0:
+            raise ValueError(f"bins must be 2 or more and reach above 0, got {bins} and {reach}")
+        self.reach = reach
+        self.register_buffer("values", torch.linspace(-reach, reach, bins), persistent=False)
+
+    def mean(self, logits: Tensor) -> Tensor:
+        """[..., bins] -> what the mean of the symlogs stands for, [...]."""
+        return symexp(_at_least_float32(logits).softmax(-1) @ self.values)
+
+    def loss(self, logits: Tensor, x: Tensor) -> Tensor:
+        """Cross-entropy, [..., bins] and [...], which may broadcast -> [...]."""
+        logs = _at_least_float32(logits).log_softmax(-1)
+        last = len(self.values) - 1
+        place = (symlog(x.to(logs.dtype)).clamp(-self.reach, self.reach) + self.reach) * (last / (2 * self.reach))
+        below = place.floor().clamp(max=last - 1)
+        share = (place - below).expand(logs.shape[:-1])
+        lower = below.nan_to_num(0).long()  # of what is not a number the share is not, either
+        beside = torch.stack((lower, lower + 1), dim=-1).expand(*logs.shape[:-1], 2)
+        low, high = logs.gather(-1, beside).unbind(-1)
+        return -torch.lerp(low, high, share)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
