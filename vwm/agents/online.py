@@ -44,6 +44,9 @@ class Online(Training):
         disk: keep the replay's moments in files rather than in memory.
         evaluate_every: decisions from one evaluation to the next.
         evaluate_episodes: of one.
+        judged_in: the game of evaluations, where it is another than that of training: the real one of an agent that
+            lives in a learned world. What it earns in both is drawn side by side, and where the two part it has come to
+            live on the world's faults.
         checkpoint_every: decisions from one checkpoint to the next.
         log_every: updates whose numbers are averaged to one row of ``updates.csv``.
         video: write a video of every evaluation's first episode.
@@ -69,6 +72,7 @@ class Online(Training):
         disk: bool = False,
         evaluate_every: int = 10_000,
         evaluate_episodes: int = 20,
+        judged_in: Game | None = None,
         checkpoint_every: int = 10_000,
         log_every: int = 100,
         video: bool = True,
@@ -86,6 +90,7 @@ class Online(Training):
         if threads:
             torch.set_num_threads(threads)
         self.folder, self.game, self.make_agent = Path(run), game, agent
+        self.judged_in = judged_in or game
         self.steps, self.environments, self.prefill, self.pretrain = steps, environments, prefill, pretrain
         self.updates, self.capacity, self.disk = updates, capacity, disk
         self.evaluate_every, self.evaluate_episodes = evaluate_every, evaluate_episodes
@@ -112,7 +117,9 @@ class Online(Training):
 
     def judge(self, life: Life) -> str:
         """Evaluate the agent, write it down, draw the curves; returns it in words."""
-        found = evaluate(life.agent, self.game, self.evaluate_episodes, self.seed + EVALUATION_SEED, video=self.video)
+        found = evaluate(
+            life.agent, self.judged_in, self.evaluate_episodes, self.seed + EVALUATION_SEED, video=self.video
+        )
         low, high = found.interval()
         mean = float(found.returns.mean())
         length = float(found.lengths.mean())
@@ -124,7 +131,8 @@ class Online(Training):
     def draw(self, life: Life) -> None:
         """Draw ``curves.png`` anew."""
         tables = life.tables
-        title = f"{type(life.agent).__name__}, {self.game}"
+        where = f"{self.game}" if self.judged_in == self.game else f"{self.game}, judged in {self.judged_in}"
+        title = f"{type(life.agent).__name__}, {where}"
         draw_curves(
             self.folder / "curves.png", tables["episodes"], tables["evaluations"], tables["updates"], life.random, title
         )
@@ -156,7 +164,7 @@ class Life:
             self.load(checkpoint)
             print(f"going on from {checkpoint}, {self.played} decisions")
         else:
-            played = evaluate(None, training.game, training.evaluate_episodes, training.seed + EVALUATION_SEED)
+            played = evaluate(None, training.judged_in, training.evaluate_episodes, training.seed + EVALUATION_SEED)
             self.random = float(played.returns.mean())
             self.moment = self.worlds.reset()
         self.tables: dict[str, Table] = {}

@@ -177,6 +177,10 @@ class Worlds:
         self._present = merge(played, after, before)
         return torch.where(played, shown.reward, torch.zeros_like(shown.reward))
 
+    def restore(self, present: Present) -> None:
+        """Go on from where ``present`` once was."""
+        self._present = present
+
     def fork(self) -> Worlds:
         """A copy that goes on exactly as these do and apart from them; the simulator is shared."""
         other = copy.copy(self)  # what is present is a value: it is replaced, never changed

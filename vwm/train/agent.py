@@ -64,8 +64,8 @@ def judge(run: Path, episodes: int = 100, seed: int = 2_000_000, side_by_side: i
         side_by_side: copies of the game at most.
     """
     life = load(run)
-    found = evaluate(life.agent, life.training.game, episodes, seed, side_by_side)
-    control = evaluate(None, life.training.game, episodes, seed, side_by_side)
+    found = evaluate(life.agent, life.training.judged_in, episodes, seed, side_by_side)
+    control = evaluate(None, life.training.judged_in, episodes, seed, side_by_side)
     life.close()
     result = {
         "run": run.name,
@@ -109,7 +109,7 @@ def watch(run: Path, out: Path | None = None, episodes: int = 1, seed: int = 3_0
     """
     life, out = load(run), out or run / "play"
     for episode in range(episodes):
-        found = evaluate(life.agent, life.training.game, 1, seed + episode, video=True)
+        found = evaluate(life.agent, life.training.judged_in, 1, seed + episode, video=True)
         path = out / f"{episode:03d}.mp4"
         write_video_of(found, path)
         drawn = "no pictures: the game draws none" if found.frames is None else str(path)

@@ -1,0 +1,146 @@
+"""Learned worlds as environments: any exported simulator is a game that any agent can live in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from vwm.agents.agent import Moment, Spaces
+from vwm.agents.environments import Environments, Game
+from vwm.data.clips import ClipDataset
+from vwm.data.datamodule import open_clips
+from vwm.data.order import ClipAddress
+from vwm.simulator.bundle import load_simulator
+from vwm.simulator.interface import Simulator
+from vwm.simulator.worlds import Present, Worlds
+
+
+@dataclass(frozen=True)
+class SimulatedGame(Game):
+    """The world of a bundle.
+
+    Attributes:
+        bundle: its folder.
+        data: shards of whose clips episodes are the continuations; the bundle's own starts by default.
+        contexts: clips that are drawn from ``data``, evenly over it.
+        time_limit: decisions after which an episode is truncated. A learned world drifts from the real one with every
+            step; a short limit keeps an agent where it is still right.
+        observe: ``"frame"``, the pictures (or vectors) of the real game; ``"latent"``, the world's own latents.
+        device: of the world; ``auto`` takes a GPU where there is one.
+    """
+
+    bundle: Path
+    data: str | None = None
+    contexts: int = 512
+    time_limit: int | None = 64
+    observe: Literal["frame", "latent"] = "frame"
+    device: str = "auto"
+
+    def open(self, count: int, seed: int, draws: bool = False) -> SimulatedEnvironments:
+        """See ``Game.open``."""
+        simulator = load_simulator(self.bundle, self.device)
+        starts = None
+        if self.data is not None:
+            clips = open_clips(self.data, simulator.context_frames, fields=("frames",), shuffle=False)
+            starts = spread_clips(clips, self.contexts)
+        return SimulatedEnvironments(simulator, count, seed, starts, self.time_limit, self.observe)
+
+
+class SimulatedEnvironments(Environments):
+    """See ``Environments``.
+
+    Args:
+        simulator: any.
+        count: worlds.
+        seed: of all that they draw.
+        starts: contexts to begin from; the simulator's own by default.
+        time_limit, observe: see ``SimulatedGame``.
+    """
+
+    def __init__(
+        self,
+        simulator: Simulator,
+        count: int,
+        seed: int,
+        starts: Tensor | None = None,
+        time_limit: int | None = None,
+        observe: str = "frame",
+    ) -> None:
+        self.worlds = Worlds(simulator, count, starts, time_limit, observe)
+        self.count, self.seed = count, seed
+        shape = self.worlds.observation_shape
+        self.spaces = Spaces(shape, simulator.actions)
+
+    def reset(self) -> Moment:
+        """See ``Environments.reset``."""
+        seeds = np.random.SeedSequence([self.seed, self.count]).generate_state(self.count)
+        self.worlds.seed([int(seed) for seed in seeds])
+        self.worlds.begin()
+        return self._moment(torch.zeros(self.count), torch.ones(self.count, dtype=torch.bool))
+
+    def step(self, action: Tensor) -> Moment:
+        """See ``Environments.step``."""
+        over = self.worlds.present.terminated | self.worlds.present.truncated
+        reward = self.worlds.step(action.to(self.worlds.device), played=~over)
+        if over.any():
+            self.worlds.begin(over.cpu().numpy())
+        return self._moment(reward, over)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where every world stands, and its generator."""
+        generators = [generator.bit_generator.state for generator in self.worlds.generators]
+        return {"present": tree_leaves(self.worlds.present), "generators": generators, "reward": self.reward}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Moment:
+        """See ``Environments.load_state_dict``."""
+        if len(state["generators"]) != self.count:
+            raise ValueError(f"the state is of {len(state['generators'])} worlds, these are {self.count}")
+        self.reset()
+        present, spec = tree_flatten(self.worlds.present)
+        leaves = [saved.to(fresh) for saved, fresh in zip(state["present"], present, strict=True)]
+        restored: Present = tree_unflatten(leaves, spec)
+        self.worlds.restore(restored)
+        for generator, kept in zip(self.worlds.generators, state["generators"], strict=True):
+            generator.bit_generator.state = kept
+        return self._moment(state["reward"], restored.steps == 0)
+
+    def render(self) -> NDArray[np.uint8] | None:
+        """See ``Environments.render``."""
+        picture = self.worlds.present.observation
+        return picture[0].cpu().numpy() if self.spaces.pixels else None
+
+    def close(self) -> None:
+        """There is nothing to free."""
+
+    def _moment(self, reward: Tensor, is_first: Tensor) -> Moment:
+        self.reward = reward.cpu().float()
+        here = self.worlds.present
+        ends = [flags.cpu() for flags in (is_first, here.terminated | here.truncated, here.terminated)]
+        return Moment(here.observation.cpu(), self.reward, *ends)
+
+
+def spread_clips(clips: ClipDataset, most: int) -> Tensor:
+    """Clips at even distances over a data set: uint8 [n, t, h, w, 3], n at most ``most``.
+
+    Raises:
+        ValueError: no episode is long enough.
+    """
+    places = [
+        ClipAddress(s, e, start, 0)
+        for s, shard in enumerate(clips.shards)
+        for e, episode in enumerate(shard.episodes)
+        for start in range(0, episode.frames - clips.clip_length + 1, clips.clip_length)
+    ]
+    if not places:
+        raise ValueError(f"no episode is {clips.clip_length} frames long, as a context of this world is")
+    chosen = np.linspace(0, len(places) - 1, min(most, len(places))).round().astype(int)
+    frames = [clips.read(places[i])["frames"] for i in chosen.tolist()]
+    return torch.stack([torch.from_numpy(clip.copy()) for clip in frames])
