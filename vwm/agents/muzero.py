@@ -210,27 +210,23 @@ class MuZero(Agent):
         action = torch.where(wanted.acted, action, torch.randint_like(action, network.num_actions))
         reward = prefixes(wanted.reward, network.value_prefix) if network.value_prefix else wanted.reward
         state = network.represent(seen[:, 0])
-        policies, values, rewards, latents = [], [], [], []
-        for step in range(u + 1):
-            if step:
-                state, _, logits = network.step(
-                    state._replace(latent=scale_gradient(state.latent)), action[:, step - 1]
-                )
-                rewards.append(logits)
-                latents.append(state.latent)
-            policy, value = network.predict(state.latent)
-            policies.append(policy)
-            values.append(value)
+        rewards, latents = [], [state.latent]
+        for step in range(u):
+            state, _, logits = network.step(state._replace(latent=scale_gradient(state.latent)), action[:, step])
+            rewards.append(logits)
+            latents.append(state.latent)
+        foretold = torch.stack(latents, 1)
+        policy, value = (said.unflatten(0, (-1, u + 1)) for said in network.predict(foretold.flatten(0, 1)))
         weight = torch.tensor([1.0, *[1 / u] * u], device=action.device)  # all steps together weigh what the root does
-        cross = -(wanted.policy * torch.stack(policies, 1).log_softmax(-1)).sum(-1)
+        cross = -(wanted.policy * policy.log_softmax(-1)).sum(-1)
         parts = {
             "policy": cross * wanted.policy_mask * weight,
-            "value": network.bins.loss(torch.stack(values, 1), wanted.value) * wanted.value_mask * weight,
+            "value": network.bins.loss(value, wanted.value) * wanted.value_mask * weight,
             "reward": network.bins.loss(torch.stack(rewards, 1), reward) * wanted.reward_mask / u,
         }
         weights = {"policy": 1.0, "value": self.value_weight, "reward": 1.0}
         if self.consistency_weight:
-            there = self._disagreement(torch.stack(latents, 1), seen[:, 1 : u + 1], wanted.observed > 0)
+            there = self._disagreement(foretold[:, 1:], seen[:, 1 : u + 1], wanted.observed > 0)
             parts["consistency"], weights["consistency"] = there / u, self.consistency_weight
         means = {name: part.sum(1).mean() for name, part in parts.items()}
         loss = torch.stack([weights[name] * mean for name, mean in means.items()]).sum()
