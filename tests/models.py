@@ -174,6 +174,38 @@ def muzero_world(observation: tuple[int, ...] = (32, 32, 3), seed: int = 8, **ch
     return MuZeroSimulator(dynamics, ActionSpace("discrete", 4, ("LEFT", "RIGHT", "UP", "noop")), title="noise")
 
 
+def consistency_world(observation: tuple[int, ...] = (5,), frames: int = 2, ends: bool = True, seed: int = 9):
+    """A whole world of TD-MPC2 with three dimensions of an action, with starting contexts."""
+    from vwm.latent_dynamics.consistency import ConsistencyModel
+    from vwm.simulator.consistency import ConsistencySimulator
+    from vwm.simulator.interface import ActionSpace
+
+    torch.manual_seed(seed)
+    pixels = len(observation) == 3
+    dynamics = ConsistencyModel(
+        3,
+        vector_size=None if pixels else observation[0],
+        image_size=observation[:2] if pixels else (64, 64),
+        frames=frames,
+        latent=16,
+        width=16,
+        encoder_width=16,
+        channels=4,
+        bins=21,
+        reach=5.0,
+        ends=ends,
+    )
+    generator = torch.Generator().manual_seed(4)
+    starts = torch.randint(0, 256, (3, frames, *observation), dtype=torch.uint8, generator=generator)
+    return ConsistencySimulator(
+        randomize(dynamics),
+        ActionSpace("continuous", 3, ("steer", "gas", "brake")),
+        context_frames=frames,
+        title="noise",
+        starts=starts if pixels else starts / 128 - 1,
+    )
+
+
 DIFFUSERS_VAES = {
     "AutoencoderKL": {
         "block_out_channels": (8, 8, 8),

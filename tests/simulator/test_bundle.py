@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from latent_worlds import imagined_world
-from models import diffusion_world, dynamics, genie, jepa_world, tokenizer
+from models import consistency_world, diffusion_world, dynamics, genie, jepa_world, tokenizer
 from safetensors.torch import load_file, save_file
 
 import vwm
@@ -52,6 +52,8 @@ WORLDS = {
     "dit-continuous-actions-and-outcomes": car,
     "rssm": lambda: imagined_world(),
     "rssm-of-vectors": lambda: imagined_world((5,), classes=0, cell="norm_gru"),
+    "consistency": lambda: consistency_world((40, 40, 3)),
+    "consistency-of-vectors": lambda: consistency_world(),
     "jepa": lambda: jepa_world(),
     "jepa-latents-alone": lambda: jepa_world(decoder=False, action_dims=3),
 }

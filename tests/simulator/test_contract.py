@@ -3,7 +3,16 @@
 import pytest
 import torch
 from latent_worlds import imagined_world
-from models import action_predictor, diffusion_world, dream, genie, jepa_parts, jepa_world, muzero_world
+from models import (
+    action_predictor,
+    consistency_world,
+    diffusion_world,
+    dream,
+    genie,
+    jepa_parts,
+    jepa_world,
+    muzero_world,
+)
 
 from vwm.dit.sampling import Sampling
 from vwm.nn.random import world_seeds
@@ -28,6 +37,8 @@ SIMULATORS = {
     "rssm-of-vectors": lambda: imagined_world((5,)),
     "muzero": lambda: muzero_world(),
     "muzero-of-vectors": lambda: muzero_world((5,), value_prefix=0),
+    "consistency": lambda: consistency_world((40, 40, 3)),
+    "consistency-of-vectors": lambda: consistency_world(frames=1, ends=False),
     "jepa": lambda: jepa_world(),
     "jepa-one-vector-a-frame": lambda: jepa_world(pool="flatten", action_as="modulation", residual=True),
     "jepa-latents-alone": lambda: jepa_world(decoder=False, action_dims=3, unknown_actions=True),

@@ -25,6 +25,7 @@ from torch import Tensor
 import vwm
 from vwm.data.folders import written_aside
 from vwm.nn.parts import PartError, find_class, load_part, save_part
+from vwm.simulator.consistency import ConsistencySimulator
 from vwm.simulator.dit import DiTSimulator
 from vwm.simulator.genie import GenieSimulator
 from vwm.simulator.interface import ActionSpace
@@ -38,7 +39,15 @@ INDEX = "model_index.json"
 VECTORS = "vectors.safetensors"
 SIMULATORS: dict[str, type[NetworkSimulator]] = {
     kind.__name__: kind
-    for kind in (GenieSimulator, DiTSimulator, JepaSimulator, MDNRNNSimulator, RSSMSimulator, MuZeroSimulator)
+    for kind in (
+        GenieSimulator,
+        DiTSimulator,
+        JepaSimulator,
+        MDNRNNSimulator,
+        RSSMSimulator,
+        MuZeroSimulator,
+        ConsistencySimulator,
+    )
 }
 
 
