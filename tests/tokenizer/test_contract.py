@@ -29,6 +29,11 @@ def vae(**changes) -> CausalVAE:
     return randomize(CausalVAE(SIZE, **{**settings, **changes}))
 
 
+def frame_vae() -> FrameVAE:
+    torch.manual_seed(0)
+    return randomize(FrameVAE(SIZE, latent_size=6, widths=[8, 8]))
+
+
 TOKENIZERS: dict[str, Callable[[], VideoTokenizer]] = {
     "space_time_fsq": tokenizer,
     "space_time_vq": lambda: tokenizer(36),
@@ -38,7 +43,7 @@ TOKENIZERS: dict[str, Callable[[], VideoTokenizer]] = {
     "vae_time4": lambda: vae(time_compression=4),
     "vae_fsq": lambda: vae(time_compression=1, codebook=[5, 4, 3, 3]),
     "vae_fsq_time4": lambda: vae(time_compression=4, codebook=[5, 4, 3, 3]),
-    "frame_vae": lambda: randomize(FrameVAE(SIZE, latent_size=6, widths=[8, 8])),
+    "frame_vae": frame_vae,
     "masked_autoencoder": masked_autoencoder,
     "diffusers_image": lambda: diffusers_tokenizer("AutoencoderKL"),
     "diffusers_cogvideox": lambda: diffusers_tokenizer("AutoencoderKLCogVideoX"),

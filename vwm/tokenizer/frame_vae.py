@@ -75,6 +75,11 @@ class FrameVAE(FrameTokenizer):
         for before, after in zip(reversed(widths), [*reversed(widths[:-1]), 3], strict=True):
             decoder += [nn.ReLU(), nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)]
         self.decoder = nn.Sequential(*decoder)
+        for layer in [*self.encoder, *self.decoder]:
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+                # As the paper's begin (TensorFlow's defaults); torch's shrink at every layer what a frame says.
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
 
     @property
     def last_layer(self) -> Tensor:
