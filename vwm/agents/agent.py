@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +105,23 @@ class Updated(NamedTuple):
 
     logs: Mapping[str, float]
     extras: Mapping[str, Tensor]
+
+
+class Player(Protocol):
+    """Whoever acts in environments, learning or not; see ``Agent`` for what the parts mean."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where moments are wanted."""
+        ...
+
+    def init_carry(self, batch: int) -> Carry:
+        """See ``Agent.init_carry``."""
+        ...
+
+    def act(self, carry: Carry, moment: Moment, explore: bool) -> Acted:
+        """See ``Agent.act``."""
+        ...
 
 
 class Agent(nn.Module, ABC):

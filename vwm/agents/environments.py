@@ -12,8 +12,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -70,6 +73,12 @@ class Game(ABC):
             seed: of all their episodes; other seeds never share one.
             draws: ``render`` will be called, also where the observations are no pictures.
         """
+
+    def vector_env(self, count: int, seed: int) -> VectorEnv[Any, Any, Any]:
+        """The same behind Gymnasium's face, for agents from elsewhere; an episode's end begins the next at once."""
+        seeds = [int(s) for s in np.random.SeedSequence([seed, count]).generate_state(count)]
+        makers = [lambda s=s: GameEnv(self, s) for s in seeds]
+        return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
 @dataclass(frozen=True)
@@ -146,6 +155,49 @@ class GymnasiumEnvironments(Environments):
             copy.game.close()
 
 
+class GameEnv(gymnasium.Env[NDArray[Any], Any]):
+    """One copy of a game as a Gymnasium environment.
+
+    Every episode has a seed of its own (see above), so that one given to ``reset`` only begins the first one anew.
+
+    Args:
+        game: any.
+        seed: of all its episodes.
+    """
+
+    def __init__(self, game: Game, seed: int) -> None:
+        self.worlds, self.begun, self.over = game.open(1, seed), False, False
+        shape, actions = self.worlds.spaces.observation, self.worlds.spaces.actions
+        low, high, kind = (0, 255, np.uint8) if self.worlds.spaces.pixels else (-np.inf, np.inf, np.float32)
+        self.observation_space = spaces.Box(low, high, shape, kind)
+        discrete = actions.kind == "discrete"
+        self.action_space = spaces.Discrete(actions.size) if discrete else spaces.Box(-1.0, 1.0, (actions.size,))
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[Any], dict[str, Any]]:
+        """Begin an episode: the first one, or the next after an end."""
+        super().reset(seed=seed)
+        fresh = seed is not None or not self.begun or not self.over
+        moment = self.worlds.reset() if fresh else self.worlds.step(self._nothing())
+        self.begun, self.over = True, False
+        return moment.observation[0].numpy(), {}
+
+    def step(self, action: Any) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
+        """One decision: observation, reward, terminated, truncated, info."""
+        moment = self.worlds.step(torch.as_tensor(np.asarray(action))[None])
+        terminated, self.over = bool(moment.is_terminal[0]), bool(moment.is_last[0])
+        return moment.observation[0].numpy(), float(moment.reward[0]), terminated, self.over and not terminated, {}
+
+    def close(self) -> None:
+        """Free the game."""
+        self.worlds.close()
+
+    def _nothing(self) -> Tensor:
+        shape = (1, *self.worlds.spaces.action_shape)
+        return torch.zeros(shape, dtype=self.worlds.spaces.action_dtype)
+
+
 @dataclass(frozen=True)
 class _Shown:
     """One copy's moment."""
@@ -217,8 +269,6 @@ class _Copy:
         return np.asarray(self.game.render()) if self.draws else None
 
     def _observation_shape(self) -> tuple[int, ...]:
-        from gymnasium import spaces
-
         if self.native or self.drawn:
             return (self.settings.size, self.settings.size, 3)
         flat = spaces.utils.flatten_space(self.game.observation_space)
@@ -233,9 +283,7 @@ class _Copy:
         if self.native or self.drawn:
             picture = np.asarray(self.raw if self.native else self.game.render())
             return resize(picture, self.settings.size, self.settings.size)
-        from gymnasium.spaces.utils import flatten
-
-        return np.asarray(flatten(self.game.observation_space, self.raw), np.float32)
+        return np.asarray(spaces.utils.flatten(self.game.observation_space, self.raw), np.float32)
 
 
 def _action_space(actions: Actions) -> ActionSpace:

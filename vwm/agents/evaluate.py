@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils._pytree import tree_map
 
-from vwm.agents.agent import Agent, Moment, Spaces
+from vwm.agents.agent import Moment, Player, Spaces
 from vwm.agents.environments import Game
 
 LARGEST_VIDEO = 1000
@@ -39,7 +39,7 @@ class Evaluation:
 
 
 def evaluate(
-    agent: Agent | None, game: Game, episodes: int, seed: int, side_by_side: int = 16, video: bool = False
+    agent: Player | None, game: Game, episodes: int, seed: int, side_by_side: int = 16, video: bool = False
 ) -> Evaluation:
     """Play episodes to their end.
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
@@ -19,6 +20,7 @@ from vwm.data.clips import ClipDataset
 from vwm.data.datamodule import open_clips
 from vwm.data.order import ClipAddress
 from vwm.simulator.bundle import load_simulator
+from vwm.simulator.gymnasium_env import SimulatorVectorEnv
 from vwm.simulator.interface import Simulator
 from vwm.simulator.worlds import Present, Worlds
 
@@ -46,12 +48,23 @@ class SimulatedGame(Game):
 
     def open(self, count: int, seed: int, draws: bool = False) -> SimulatedEnvironments:
         """See ``Game.open``."""
+        return SimulatedEnvironments(*self._world(count, seed), self.time_limit, self.observe)
+
+    def vector_env(self, count: int, seed: int) -> SimulatorVectorEnv:
+        """See ``Game.vector_env``: one batch of worlds."""
+        simulator, _, _, starts = self._world(count, seed)
+        made = SimulatorVectorEnv(
+            simulator, count, starts, self.time_limit, AutoresetMode.SAME_STEP, observe=self.observe
+        )
+        made.reset(seed=seed)
+        return made
+
+    def _world(self, count: int, seed: int) -> tuple[Simulator, int, int, Tensor | None]:
         simulator = load_simulator(self.bundle, self.device)
-        starts = None
-        if self.data is not None:
-            clips = open_clips(self.data, simulator.context_frames, fields=("frames",), shuffle=False)
-            starts = spread_clips(clips, self.contexts)
-        return SimulatedEnvironments(simulator, count, seed, starts, self.time_limit, self.observe)
+        if self.data is None:
+            return simulator, count, seed, None
+        clips = open_clips(self.data, simulator.context_frames, fields=("frames",), shuffle=False)
+        return simulator, count, seed, spread_clips(clips, self.contexts)
 
 
 class SimulatedEnvironments(Environments):

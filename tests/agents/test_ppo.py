@@ -1,0 +1,73 @@
+"""Stable-Baselines3's PPO in our games, real and learned, and games behind Gymnasium's face."""
+
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from models import diffusion_world
+
+from vwm.agents.environments import GameEnv, GymnasiumGame
+from vwm.agents.evaluate import evaluate
+from vwm.agents.simulated import SimulatedGame
+from vwm.simulator.bundle import save_simulator
+
+stable_baselines3 = pytest.importorskip("stable_baselines3")
+
+FEW = {"n_steps": 16, "batch_size": 16, "n_epochs": 1}
+
+
+@pytest.mark.filterwarnings("ignore:.*Box.*infinity:UserWarning")  # CartPole's own observations have no bounds
+@pytest.mark.filterwarnings("ignore:.*bound.*:UserWarning")
+def test_a_game_is_a_gymnasium_environment() -> None:
+    check_env(GameEnv(GymnasiumGame("CartPole-v1"), 0), skip_render_check=True)
+
+
+def test_the_next_episode_is_another_one_and_a_seed_begins_anew() -> None:
+    env = GameEnv(GymnasiumGame("CartPole-v1"), 0)
+    first, _ = env.reset(seed=1)
+    done = False
+    while not done:
+        _, reward, terminated, truncated, _ = env.step(1)
+        done = terminated or truncated
+        assert reward == 1
+    second, _ = env.reset()
+    assert not np.array_equal(first, second)
+    again, _ = env.reset(seed=1)
+    assert np.array_equal(first, again)
+
+
+def test_ppo_in_the_real_game(tmp_path: Path) -> None:
+    from vwm.agents.ppo import PPO, load_player
+
+    game = GymnasiumGame("CartPole-v1")
+    PPO(tmp_path, game, steps=96, environments=2, policy="MlpPolicy", options=FEW, evaluate_every=50,
+        evaluate_episodes=2).run()  # fmt: skip
+    assert len((tmp_path / "evaluations.csv").read_text().splitlines()) == 1 + 2
+    assert (tmp_path / "curves.png").is_file() and list((tmp_path / "videos").iterdir())
+    player = load_player(tmp_path)
+    one, other = (evaluate(player, game, 2, seed=7).returns for _ in range(2))
+    assert np.array_equal(one, other)
+
+
+def test_ppo_in_a_learned_world_judged_in_a_real_one(tmp_path: Path) -> None:
+    from vwm.agents.ppo import PPO
+
+    torch.manual_seed(0)
+    simulator = diffusion_world(outcomes=True)
+    simulator.starts = torch.randint(256, (3, 2, *simulator.image_size, 3), dtype=torch.uint8)
+    save_simulator(simulator, tmp_path / "world")
+    size = simulator.image_size[0]
+    assert simulator.actions.kind == "discrete"
+    real = GymnasiumGame("CartPole-v1", pixels=True, size=size, time_limit=4)
+    learned = SimulatedGame(tmp_path / "world", time_limit=6)
+    training = PPO(tmp_path / "run", learned, learned, steps=32, environments=2, policy="MlpPolicy", options=FEW,
+                   evaluate_every=32, evaluate_episodes=2, video=False)  # fmt: skip
+    training.run()
+    envs = learned.vector_env(2, 0)
+    assert isinstance(envs, gymnasium.vector.VectorEnv) and envs.single_observation_space.shape == (size, size, 3)
+    assert real.open(1, 0).spaces.observation == (size, size, 3)
+    lengths = {float(row.split(",")[2]) for row in (tmp_path / "run" / "episodes.csv").read_text().splitlines()[1:]}
+    assert lengths and max(lengths) <= 6

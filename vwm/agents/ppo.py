@@ -1,0 +1,186 @@
+"""Stable-Baselines3's PPO in any game, real or learned: the model-free agent that others are measured beside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vwm.agents.agent import Acted, Carry, Moment
+from vwm.agents.environments import Game
+from vwm.agents.evaluate import Evaluation, evaluate
+from vwm.agents.logbook import Table, draw_curves
+from vwm.agents.online import EVALUATION_SEED, crossed, write_video_of
+from vwm.agents.training import Training
+
+MODEL = "ppo.zip"
+
+
+class PPO(Training):
+    """Proximal policy optimisation (arXiv 1707.06347), by Stable-Baselines3 (``pip install 'vwm[sb3]'``).
+
+    A run is short beside those of world models; one that stopped begins anew. The folder holds ``evaluations.csv``,
+    ``curves.png``, ``videos/`` and the model, ``ppo.zip``.
+
+    Args:
+        run: folder of everything the run writes.
+        game: what is played.
+        judged_in: the game of evaluations; the same by default.
+        steps: decisions in all.
+        environments: copies of the game.
+        policy: of Stable-Baselines3: ``CnnPolicy`` for pictures, ``MlpPolicy`` for vectors.
+        options: of its ``PPO``, ``{n_steps: 128, ent_coef: 0.01}`` for example.
+        evaluate_every: decisions from one evaluation to the next.
+        evaluate_episodes: of one.
+        video: write a video of every evaluation's first episode.
+        seed: of everything random.
+        device: ``auto`` takes a GPU where there is one.
+        threads: of torch on the CPU; 0 leaves torch's choice.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        game: Game,
+        judged_in: Game | None = None,
+        steps: int = 100_000,
+        environments: int = 8,
+        policy: str = "CnnPolicy",
+        options: dict[str, Any] | None = None,
+        evaluate_every: int = 10_000,
+        evaluate_episodes: int = 20,
+        video: bool = True,
+        seed: int = 0,
+        device: str = "auto",
+        threads: int = 0,
+    ) -> None:
+        self.folder, self.game, self.judged_in = Path(run), game, judged_in or game
+        self.steps, self.environments, self.policy, self.options = steps, environments, policy, options or {}
+        self.evaluate_every, self.evaluate_episodes = evaluate_every, evaluate_episodes
+        self.video, self.seed, self.device = video, seed, device
+        if threads:
+            torch.set_num_threads(threads)
+
+    def run(self) -> None:
+        """See ``Training.run``."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        model = self.make()
+        for name in ("episodes", "evaluations", "updates"):
+            (self.folder / f"{name}.csv").unlink(missing_ok=True)
+        tables = {name: Table(self.folder / f"{name}.csv") for name in ("episodes", "evaluations", "updates")}
+        random = evaluate(None, self.judged_in, self.evaluate_episodes, self.seed + EVALUATION_SEED)
+        watcher = _watcher(self, tables, float(random.returns.mean()))
+        model.learn(self.steps, callback=watcher, progress_bar=False)
+        model.get_env().close()
+
+    def make(self) -> Any:
+        """A fresh model. Raises ImportError where Stable-Baselines3 is not installed."""
+        sb3 = _stable_baselines()
+        from vwm.simulator.stable_baselines import StableBaselinesVecEnv
+
+        envs = StableBaselinesVecEnv(self.game.vector_env(self.environments, self.seed))
+        return sb3.PPO(self.policy, envs, seed=self.seed, device=self.device, **self.options)
+
+    def judge(self, model: Any, step: int, tables: dict[str, Table], random: float) -> Evaluation:
+        """Evaluate, write it down, keep the model."""
+        found = evaluate(
+            PPOPlayer(model), self.judged_in, self.evaluate_episodes, self.seed + EVALUATION_SEED, video=self.video
+        )
+        low, high = found.interval()
+        mean, length = float(found.returns.mean()), float(found.lengths.mean())
+        tables["evaluations"].add(step, mean=mean, low=low, high=high, length=length)
+        write_video_of(found, self.folder / "videos" / f"{step:09d}.mp4")
+        where = f"{self.game}" if self.judged_in == self.game else f"{self.game}, judged in {self.judged_in}"
+        draw_curves(
+            self.folder / "curves.png",
+            tables["episodes"],
+            tables["evaluations"],
+            tables["updates"],
+            random,
+            f"PPO, {where}",
+        )
+        aside = self.folder / f"aside-{MODEL}"
+        model.save(aside)
+        aside.rename(self.folder / MODEL)
+        return found
+
+
+class PPOPlayer:
+    """A trained model, acting; see ``Player``.
+
+    Args:
+        model: of Stable-Baselines3.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @property
+    def device(self) -> torch.device:
+        """Stable-Baselines3 takes what lies on the CPU."""
+        return torch.device("cpu")
+
+    def init_carry(self, batch: int) -> Carry:
+        """It remembers nothing."""
+        return ()
+
+    def act(self, carry: Carry, moment: Moment, explore: bool) -> Acted:
+        """See ``Agent.act``."""
+        chosen, _ = self.model.predict(moment.observation.numpy(), deterministic=not explore)
+        action: Tensor = torch.as_tensor(chosen)
+        return Acted(action.clamp(-1, 1) if action.is_floating_point() else action, carry, {})
+
+
+def load_player(run: Path) -> PPOPlayer:
+    """The player of a run's folder. Raises FileNotFoundError where it holds none."""
+    if not (run / MODEL).is_file():
+        raise FileNotFoundError(f"{run / MODEL}: there is none; give the folder of a run of {PPO.__name__}")
+    return PPOPlayer(_stable_baselines().PPO.load(run / MODEL, device="cpu"))
+
+
+def _stable_baselines() -> Any:
+    try:
+        import stable_baselines3
+    except ImportError as error:
+        raise ImportError(
+            f"PPO is Stable-Baselines3's, which is not installed ({error}): pip install 'vwm[sb3]'"
+        ) from error
+    return stable_baselines3
+
+
+def _watcher(training: PPO, tables: dict[str, Table], random: float) -> Any:
+    """What Stable-Baselines3 calls after every step."""
+    from stable_baselines3.common.callbacks import BaseCallback
+    from tqdm import tqdm
+
+    class Watcher(BaseCallback):
+        """Counts episodes, evaluates now and then."""
+
+        def _on_training_start(self) -> None:
+            self.returns = [0.0] * training.environments
+            self.lengths = [0] * training.environments
+            self.bar = tqdm(total=training.steps, unit="decision", smoothing=0.05)
+
+        def _on_step(self) -> bool:
+            done = self.num_timesteps
+            for copy, (reward, over) in enumerate(zip(self.locals["rewards"], self.locals["dones"], strict=True)):
+                self.returns[copy] += float(reward)
+                self.lengths[copy] += 1
+                if over:
+                    ended = {"return": self.returns[copy], "length": float(self.lengths[copy])}
+                    tables["episodes"].add(done, **ended)
+                    self.returns[copy], self.lengths[copy] = 0.0, 0
+            self.bar.update(training.environments)
+            if crossed(done - training.environments, done, training.evaluate_every):
+                found = training.judge(self.model, done, tables, random)
+                self.bar.set_postfix_str(f"return {found.returns.mean():.1f}")
+            return True
+
+        def _on_training_end(self) -> None:
+            if self.num_timesteps % training.evaluate_every:
+                training.judge(self.model, self.num_timesteps, tables, random)
+            self.bar.close()
+
+    return Watcher()
