@@ -79,7 +79,7 @@ class FrameVAE(FrameTokenizer):
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
                 # As the paper's begin (TensorFlow's defaults); torch's shrink at every layer what a frame says.
                 nn.init.xavier_uniform_(layer.weight)
-                nn.init.zeros_(layer.bias)
+                nn.init.zeros_(layer.get_parameter("bias"))
 
     @property
     def last_layer(self) -> Tensor:
