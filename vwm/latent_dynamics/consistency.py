@@ -130,9 +130,9 @@ class PictureEncoder(nn.Module):
     def forward(self, window: Tensor) -> Tensor:
         """uint8 [b, s, h, w, 3] -> [b, d]."""
         x = window.permute(0, 1, 4, 2, 3).flatten(1, 2).to(next(self.parameters()).dtype) / 255 - 0.5
-        for layer in self.layers[:-1]:
-            x = layer(x).relu()
-        x = self.layers[-1](x).flatten(1)
+        for i, layer in enumerate(self.layers):
+            x = layer(x.relu() if i else x)
+        x = x.flatten(1)
         return sim_norm(x if self.output is None else self.output(x), self.simplex)
 
 

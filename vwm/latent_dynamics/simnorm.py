@@ -75,10 +75,8 @@ class NormedLinear(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """[..., size] each, which may broadcast -> [..., width]."""
-        x = self.parts[0](inputs[0])
-        for part, more in zip(self.parts[1:], inputs[1:], strict=True):
-            x = x + part(more)
-        x = self.norm(x)
+        parts = [part(given) for part, given in zip(self.parts, inputs, strict=True)]
+        x = self.norm(sum(parts[1:], parts[0]))
         return sim_norm(x, self.simplex) if self.simplex else mish(x)
 
 
@@ -103,10 +101,10 @@ class MLP(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """[..., size] each, which may broadcast -> [..., outputs]."""
-        x: Tensor = self.layers[0](*inputs)
-        for layer in self.layers[1:]:
-            x = layer(x)
-        return x if self.output is None else self.output(x)
+        x = inputs
+        for layer in self.layers:
+            x = (layer(*x),)
+        return x[0] if self.output is None else self.output(x[0])
 
 
 def linear(inputs: int, outputs: int, bias: bool = True) -> Linear:
