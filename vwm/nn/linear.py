@@ -52,7 +52,8 @@ class _OneDNN(torch.autograd.Function):
         rows = gradient.flatten(0, -2)
         return (
             _product(gradient, weight.t()) if of_x else None,
-            _product(rows.t(), x.flatten(0, -2).t()) if of_weight else None,
+            # Columns of a wider tensor would be multiplied by oneDNN's slowest way, a thousand times slower.
+            _product(rows.t(), x.flatten(0, -2).contiguous().t()) if of_weight else None,
             rows.sum(0) if of_bias else None,
         )
 
