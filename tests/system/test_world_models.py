@@ -9,6 +9,7 @@ from vwm.simulator.mdn_rnn import MDNRNNSimulator
 from vwm.train.cli import main
 
 SHORT = ["--trainer.accelerator", "cpu", "--threads", "1", "--samples.every", "3", "--trainer.val_check_interval", "3"]
+SHORT += ["--trainer.log_every_n_steps", "1", "--data.val_fraction", "0.3", "--data.batch_size", "4"]
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +23,8 @@ def out(tmp_path_factory):
     main(["export", str(out / "vae"), "-o", str(out / "v")])
     main(["encode", data, "--tokenizer", str(out / "v"), "--out", encoded, "--device", "cpu"])
     m = ["-c", "configs/latent_dynamics/mdn_rnn_cartpole.yaml", "--data.path", encoded, "--run", str(out / "m")]
-    small = ["--model.tokenizer", str(out / "v"), "--model.dynamics.width", "16", "--data.clip_length", "8"]
-    main(["fit", *m, *small, *SHORT, "--trainer.max_steps", "6", "--data.batch_size", "4"])
+    small = ["--model.tokenizer", str(out / "v"), "--model.dynamics.width", "16", "--data.clip_length", "4"]
+    main(["fit", *m, *small, *SHORT, "--trainer.max_steps", "6"])
     main(["export", str(out / "m"), "-o", str(out / "bundle"), "--data", data, "--starts", "2"])
     return out
 
