@@ -1,4 +1,4 @@
-"""Every config is one that ``vwm fit`` takes, and the large ones are as large as they say."""
+"""Every config is one that its command takes, and the large ones are as large as they say."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import torch
 import yaml
 
 from vwm.dit.model import DiT
+from vwm.train.agent import make_parser
 from vwm.train.fit import parse
 from vwm.vjepa.encoder import VideoEncoder
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-NAMES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("*/*.yaml"))
+AGENTS = sorted(path.name for path in CONFIGS.glob("agents/*.yaml"))
+NAMES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("*/*.yaml") if path.parent.name != "agents")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -23,6 +25,13 @@ def test_every_key_of_a_config_is_known(name, capsys):
     assert stop.value.code == 0
     whole, said = yaml.safe_load(capsys.readouterr().out), yaml.safe_load((CONFIGS / name).read_text())
     assert whole["model"]["class_path"] == said["model"]["class_path"] and whole["run"] == said["run"]
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_every_key_of_an_agents_config_is_known(name):
+    config = make_parser().parse_args(["-c", str(CONFIGS / "agents" / name)])
+    said = yaml.safe_load((CONFIGS / "agents" / name).read_text())["training"]
+    assert config.training.class_path == said["class_path"] and str(config.training.init_args.run).startswith("runs/")
 
 
 @pytest.mark.parametrize(("name", "millions"), [("dit/oasis_600m.yaml", 600), ("dit/dreamer4_1b.yaml", 1000)])
