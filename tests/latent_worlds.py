@@ -11,9 +11,9 @@ from vwm.simulator.rssm import RSSMSimulator
 
 
 def latent_world(observation=(16, 16, 3), num_actions: int = 4, action_dims: int = 0, **changes) -> LatentWorld:
-    """A world of Dreamer's kind, all of whose choices can be changed."""
+    """A world of Dreamer's kind, all of whose choices can be changed; with many variables, so that draws do differ."""
     torch.manual_seed(8)
-    small = {"deter": 16, "hidden": 8, "stoch": 4, "classes": 4, "blocks": 2, "units": 8, "vector_layers": 1}
+    small = {"deter": 16, "hidden": 8, "stoch": 12, "classes": 4, "blocks": 2, "units": 8, "vector_layers": 1}
     settings = WorldSettings(**{**small, "depth": 4, "mults": (1, 2), **changes})
     return randomize(LatentWorld.build(observation, num_actions, action_dims, settings))
 
