@@ -44,7 +44,7 @@ def test_train_go_on_judge_and_watch(tmp_path: Path, capsys) -> None:
     assert len((run / "evaluations.csv").read_text().splitlines()) == 1 + 3
     main(["agent", "eval", str(run), "--episodes", "3"])
     said = json.loads((run / "evaluation.json").read_text())
-    assert said["decisions"] == 90 and len(said["agent"]["returns"]) == len(said["random"]["returns"]) == 3
+    assert len(said["agent"]["returns"]) == len(said["random"]["returns"]) == 3
     assert "mean return" in capsys.readouterr().out
     main(["agent", "play", str(run), "--out", str(tmp_path / "play")])
     assert (tmp_path / "play" / "000.mp4").stat().st_size > 1000

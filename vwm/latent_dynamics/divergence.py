@@ -88,9 +88,7 @@ def overshooting(rssm: RSSM, states: RSSMState, is_first: Tensor, distance: int,
     """
     batch, length = is_first.shape
     if not 2 <= distance < length:
-        raise ValueError(
-            f"a distance of {distance} must be at least 2 and less than the sequence's length, {length}"
-        )
+        raise ValueError(f"a distance of {distance} must be at least 2 and less than the sequence's length, {length}")
     count = Divergence("elbo", free_nats=divergence.free_nats, free=divergence.free, scale=divergence.scale)
     losses = []
     stopped = states.parameters.detach()

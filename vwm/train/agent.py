@@ -10,8 +10,11 @@ import numpy as np
 import torch
 from jsonargparse import ArgumentParser
 
+from vwm.agents.agent import Player
+from vwm.agents.environments import Game
 from vwm.agents.evaluate import Evaluation, evaluate
 from vwm.agents.online import STATE, Life, Online, write_video_of
+from vwm.agents.ppo import PPO, load_player
 from vwm.agents.training import Training
 
 CONFIG = "config.yaml"
@@ -63,13 +66,12 @@ def judge(run: Path, episodes: int = 100, seed: int = 2_000_000, side_by_side: i
         seed: of the games; the training's own evaluations use others.
         side_by_side: copies of the game at most.
     """
-    life = load(run)
-    found = evaluate(life.agent, life.training.judged_in, episodes, seed, side_by_side)
-    control = evaluate(None, life.training.judged_in, episodes, seed, side_by_side)
-    life.close()
+    player, game = load(run)
+    found = evaluate(player, game, episodes, seed, side_by_side)
+    control = evaluate(None, game, episodes, seed, side_by_side)
     result = {
         "run": run.name,
-        "decisions": life.played,
+        "game": repr(game),
         "seed": seed,
         "agent": summary(found),
         "random": summary(control),
@@ -107,30 +109,36 @@ def watch(run: Path, out: Path | None = None, episodes: int = 1, seed: int = 3_0
         episodes: how many, a video each.
         seed: of the first game; each has its own.
     """
-    life, out = load(run), out or run / "play"
+    (player, game), out = load(run), out or run / "play"
     for episode in range(episodes):
-        found = evaluate(life.agent, life.training.judged_in, 1, seed + episode, video=True)
+        found = evaluate(player, game, 1, seed + episode, video=True)
         path = out / f"{episode:03d}.mp4"
         write_video_of(found, path)
         drawn = "no pictures: the game draws none" if found.frames is None else str(path)
         print(f"return {found.returns[0]:.2f} in {found.lengths[0]} decisions: {drawn}")
-    life.close()
 
 
-def load(run: Path) -> Life:
-    """The agent of a run, as its checkpoint has it.
+def load(run: Path) -> tuple[Player, Game]:
+    """The agent of a run, as it was saved last, and the game that it is judged in.
 
     Raises:
-        FileNotFoundError: there is no such run, or it has no checkpoint yet.
-        ValueError: its training has no agent of this kind.
+        FileNotFoundError: there is no such run, or nothing was saved yet.
+        ValueError: its training keeps no agent of this kind.
     """
-    for needed in (run / CONFIG, run / "checkpoint" / STATE):
-        if not needed.is_file():
-            raise FileNotFoundError(f"{needed}: there is none; give the folder of a run of `vwm agent train`")
+    if not (run / CONFIG).is_file():
+        raise FileNotFoundError(f"{run / CONFIG}: there is none; give the folder of a run of `vwm agent train`")
     parser = make_parser()
     config = parser.parse_args(["-c", str(run / CONFIG)])
     config.training.init_args.run = run
     training = parser.instantiate(config).training
+    if isinstance(training, PPO):
+        return load_player(run), training.judged_in
     if not isinstance(training, Online):
         raise ValueError(f"{run}: was trained by {type(training).__name__}, which writes its own evaluation")
-    return Life(training)
+    if not (run / "checkpoint" / STATE).is_file():
+        raise FileNotFoundError(
+            f"{run / 'checkpoint' / STATE}: there is none yet; the run saves every checkpoint_every"
+        )
+    life = Life(training)
+    life.close()
+    return life.agent, training.judged_in
