@@ -19,10 +19,8 @@ def make(actor: dict | None = None, critic: dict | None = None, kind: str = "dis
     ).double()  # fmt: skip
     for head in (made.critic, made.slow):  # two-hot heads begin at zero, where every word is 0
         torch.nn.init.normal_(head.output.weight, std=0.5)
-        bins = torch.arange(head.output.out_features)
-        head.output.bias.data = (
-            -(((bins - len(bins) // 2).double() / 4) ** 2)
-        )  # numbers of a few units, not of millions
+        far = (torch.arange(head.output.out_features) - head.output.out_features // 2).double() / 4
+        head.output.bias.data = -far.square()  # numbers of a few units, not of millions
     return made
 
 
