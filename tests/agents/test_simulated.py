@@ -85,6 +85,24 @@ def test_a_bundle_is_a_game(tmp_path, recording) -> None:
     assert worlds.step(torch.zeros(2, dtype=torch.int64)).is_last.tolist() == [False, False]
 
 
+def test_worlds_that_disagree_cost_what_they_are_told_to(tmp_path) -> None:
+    simulator = diffusion_world(outcomes=True)
+    simulator.starts = starts(simulator)
+    save_simulator(simulator, tmp_path / "world")
+    with torch.no_grad():
+        for weight in simulator.dynamics.parameters():
+            weight.add_(0.1)
+    save_simulator(simulator, tmp_path / "other")
+    action = torch.zeros(2, dtype=torch.int64)
+    earned = []
+    for penalty in (0.0, 3.0):
+        worlds = SimulatedGame(tmp_path / "world", others=(tmp_path / "other",), penalty=penalty).open(2, seed=0)
+        worlds.reset()
+        earned.append(worlds.step(action).reward)
+        uncertainty = worlds.worlds.present.state.uncertainty
+    assert (uncertainty > 0).all() and torch.allclose(earned[1], earned[0] - 3 * uncertainty)
+
+
 def test_clips_are_spread_over_the_data(recording) -> None:
     clips = open_clips(str(recording), 2, fields=("frames",), shuffle=False)
     few, all_of_them = spread_clips(clips, 3), spread_clips(clips, 10**6)

@@ -20,6 +20,7 @@ from vwm.data.clips import ClipDataset
 from vwm.data.datamodule import open_clips
 from vwm.data.order import ClipAddress
 from vwm.simulator.bundle import load_simulator
+from vwm.simulator.ensemble import EnsembleSimulator
 from vwm.simulator.gymnasium_env import SimulatorVectorEnv
 from vwm.simulator.interface import Simulator
 from vwm.simulator.worlds import Present, Worlds
@@ -36,6 +37,9 @@ class SimulatedGame(Game):
         time_limit: decisions after which an episode is truncated. A learned world drifts from the real one with every
             step; a short limit keeps an agent where it is still right.
         observe: ``"frame"``, the pictures (or vectors) of the real game; ``"latent"``, the world's own latents.
+        others: bundles of worlds that learned the same game otherwise (from another seed): where they disagree with
+            this one, none of them is to be trusted; see ``EnsembleSimulator``.
+        penalty, limit: what disagreement costs, and where it ends an episode.
         device: of the world; ``auto`` takes a GPU where there is one.
     """
 
@@ -44,6 +48,9 @@ class SimulatedGame(Game):
     contexts: int = 512
     time_limit: int | None = 64
     observe: Literal["frame", "latent"] = "frame"
+    others: tuple[Path, ...] = ()
+    penalty: float = 0.0
+    limit: float | None = None
     device: str = "auto"
 
     def open(self, count: int, seed: int, draws: bool = False) -> SimulatedEnvironments:
@@ -60,7 +67,10 @@ class SimulatedGame(Game):
         return made
 
     def _world(self, count: int, seed: int) -> tuple[Simulator, int, int, Tensor | None]:
-        simulator = load_simulator(self.bundle, self.device)
+        simulator: Simulator = load_simulator(self.bundle, self.device)
+        if self.others:
+            members = [simulator, *(load_simulator(other, self.device) for other in self.others)]
+            simulator = EnsembleSimulator(members, self.penalty, self.limit)
         if self.data is None:
             return simulator, count, seed, None
         clips = open_clips(self.data, simulator.context_frames, fields=("frames",), shuffle=False)
