@@ -17,6 +17,7 @@ from models import (
 from vwm.dit.sampling import Sampling
 from vwm.nn.random import world_seeds
 from vwm.nn.state import apply, batch_size, concatenate, select
+from vwm.simulator.ensemble import EnsembleSimulator
 
 SIMULATORS = {
     "genie-latent": lambda: genie(),
@@ -42,6 +43,9 @@ SIMULATORS = {
     "jepa": lambda: jepa_world(),
     "jepa-one-vector-a-frame": lambda: jepa_world(pool="flatten", action_as="modulation", residual=True),
     "jepa-latents-alone": lambda: jepa_world(decoder=False, action_dims=3, unknown_actions=True),
+    "ensemble": lambda: EnsembleSimulator(
+        [diffusion_world(outcomes=True), diffusion_world(outcomes=True, sampling=Sampling(steps=2))], penalty=1.0
+    ),
 }
 
 
