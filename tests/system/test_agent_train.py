@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from vwm.simulator.bundle import load_simulator
 from vwm.train.cli import main
 
 CONFIG = """
@@ -48,6 +50,11 @@ def test_train_go_on_judge_and_watch(tmp_path: Path, capsys) -> None:
     assert "mean return" in capsys.readouterr().out
     main(["agent", "play", str(run), "--out", str(tmp_path / "play")])
     assert (tmp_path / "play" / "000.mp4").stat().st_size > 1000
+    main(["agent", "export", str(run), "-o", str(tmp_path / "world")])
+    world = load_simulator(tmp_path / "world")
+    assert world.vector_size == 4 and len(world.starts) == 16
+    state, _ = world.reset(world.starts)
+    assert world.step(state, torch.zeros(16, dtype=torch.int64))[1].frame.isfinite().all()
 
 
 @pytest.mark.parametrize(

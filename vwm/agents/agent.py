@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vwm.simulator.interface import ActionSpace
+from vwm.simulator.video import NetworkSimulator
 
 Carry = Any
 """What an agent remembers of each environment: a nested tuple or dict of tensors with the batch first."""
@@ -179,6 +180,14 @@ class Agent(nn.Module, ABC):
     @abstractmethod
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
         """By name; they are saved with the networks."""
+
+    def simulator(self, title: str = "world", fps: float = 15.0) -> NetworkSimulator:
+        """The world that the agent has learned, as others see it; it has the agent's own weights, not a copy.
+
+        Raises:
+            ValueError: it has learned none.
+        """
+        raise ValueError(f"{type(self).__name__} learns no world that could be exported")
 
     def begin(self, updates: int) -> None:
         """Called once before the first update, with the number of updates that the whole run will make."""

@@ -25,6 +25,7 @@ from vwm.agents.laprop import LaProp
 from vwm.agents.returns import lambda_returns
 from vwm.latent_dynamics.rssm import RSSMState, flatten
 from vwm.latent_dynamics.world import LatentWorld, WorldSettings
+from vwm.simulator.rssm import RSSMSimulator
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,10 @@ class Dreamer(Agent):
     def took(self, carry: RSSMState, action: Tensor) -> RSSMState:
         """See ``Agent.took``."""
         return self.world.rssm.act(carry, action)
+
+    def simulator(self, title: str = "world", fps: float = 15.0) -> RSSMSimulator:
+        """See ``Agent.simulator``."""
+        return RSSMSimulator(self.world, self.spaces.actions, title=title, fps=fps, context_frames=1)
 
     def _explore(self, action: Tensor) -> Tensor:
         if not self.exploration:

@@ -72,7 +72,7 @@ class PlaNet(Agent):
         sizes = (spaces.actions.size, 0) if spaces.actions.kind == "discrete" else (0, spaces.actions.size)
         self.spaces, self.batch_size, self.batch_length = spaces, batch_size, batch_length
         self.world = LatentWorld.build(spaces.observation, *sizes, world)
-        self.simulator = RSSMSimulator(self.world, spaces.actions)
+        self.imagined = RSSMSimulator(self.world, spaces.actions)
         self.planner = planner or CEM(
             horizon=12,
             samples=1000,
@@ -102,7 +102,7 @@ class PlaNet(Agent):
         state, _ = rssm.observe_step(carry, embed, moment.is_first)
         seed = torch.randint(2**62, (count,)).to(self.device)
         begin = ImaginedState(state, torch.zeros_like(seed), seed)
-        action = self.planner.plan(self.simulator, begin, Return(), seed).actions[:, 0]
+        action = self.planner.plan(self.imagined, begin, Return(), seed).actions[:, 0]
         if explore:
             action = self._explore(action)
         return Acted(action, rssm.act(state, action), {})
@@ -129,6 +129,10 @@ class PlaNet(Agent):
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
         """See ``Agent.optimizers``."""
         return {"world": self.optimizer}
+
+    def simulator(self, title: str = "world", fps: float = 15.0) -> RSSMSimulator:
+        """See ``Agent.simulator``."""
+        return RSSMSimulator(self.world, self.spaces.actions, title=title, fps=fps, context_frames=1)
 
     def _explore(self, action: Tensor) -> Tensor:
         if action.is_floating_point():

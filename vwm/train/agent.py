@@ -1,4 +1,4 @@
-"""``vwm agent train``, ``eval`` and ``play``: trainings from configs, and what their agents do afterwards."""
+"""``vwm agent train``, ``eval``, ``play`` and ``export``: trainings from configs, and what comes of them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from vwm.agents.evaluate import Evaluation, evaluate
 from vwm.agents.online import STATE, Life, Online, write_video_of
 from vwm.agents.ppo import PPO, load_player
 from vwm.agents.training import Training
+from vwm.simulator.bundle import save_simulator
 
 CONFIG = "config.yaml"
 EXAMPLES = """examples:
@@ -118,6 +119,29 @@ def watch(run: Path, out: Path | None = None, episodes: int = 1, seed: int = 3_0
         print(f"return {found.returns[0]:.2f} in {found.lengths[0]} decisions: {drawn}")
 
 
+def export(run: Path, out: Path | None = None, title: str = "", fps: float = 15.0, contexts: int = 16) -> None:
+    """Make a bundle of the world that an agent has learned.
+
+    Args:
+        run: folder of a run.
+        out: folder to make; ``world`` in the run by default.
+        title: for people; the run's name by default.
+        fps: frames a second at which people play it.
+        contexts: observations of the replay that come with it, to begin from.
+    """
+    training, out = load_training(run), out or run / "world"
+    if not isinstance(training, Online):
+        raise ValueError(f"{run}: was trained by {type(training).__name__}, which learns no world")
+    life = open_life(run, training)
+    simulator = life.agent.simulator(title or run.name, fps)
+    length = simulator.context_frames
+    drawn = life.replay.sample(contexts, length, within_episodes=True)
+    simulator.starts = drawn.observation
+    save_simulator(simulator, out)
+    life.close()
+    print(f"bundle: {out}")
+
+
 def load(run: Path) -> tuple[Player, Game]:
     """The agent of a run, as it was saved last, and the game that it is judged in.
 
@@ -125,20 +149,31 @@ def load(run: Path) -> tuple[Player, Game]:
         FileNotFoundError: there is no such run, or nothing was saved yet.
         ValueError: its training keeps no agent of this kind.
     """
+    training = load_training(run)
+    if isinstance(training, PPO):
+        return load_player(run), training.judged_in
+    if not isinstance(training, Online):
+        raise ValueError(f"{run}: was trained by {type(training).__name__}, which writes its own evaluation")
+    life = open_life(run, training)
+    life.close()
+    return life.agent, training.judged_in
+
+
+def load_training(run: Path) -> Training:
+    """The settings of a run. Raises FileNotFoundError where there is none."""
     if not (run / CONFIG).is_file():
         raise FileNotFoundError(f"{run / CONFIG}: there is none; give the folder of a run of `vwm agent train`")
     parser = make_parser()
     config = parser.parse_args(["-c", str(run / CONFIG)])
     config.training.init_args.run = run
-    training = parser.instantiate(config).training
-    if isinstance(training, PPO):
-        return load_player(run), training.judged_in
-    if not isinstance(training, Online):
-        raise ValueError(f"{run}: was trained by {type(training).__name__}, which writes its own evaluation")
+    training: Training = parser.instantiate(config).training
+    return training
+
+
+def open_life(run: Path, training: Online) -> Life:
+    """Agent and replay, as they were saved last. Raises FileNotFoundError where nothing was saved yet."""
     if not (run / "checkpoint" / STATE).is_file():
         raise FileNotFoundError(
             f"{run / 'checkpoint' / STATE}: there is none yet; the run saves every checkpoint_every"
         )
-    life = Life(training)
-    life.close()
-    return life.agent, training.judged_in
+    return Life(training)

@@ -76,6 +76,11 @@ COMMANDS = {
         "write a video of a trained agent's play",
         ("vwm agent play runs/dreamer_v3_cartpole --episodes 3",),
     ),
+    "agent export": Command(
+        "vwm.train.agent:export",
+        "make a bundle of the world that an agent has learned",
+        ("vwm agent export runs/dreamer_v3_carracing -o runs/dreamer_v3_carracing/world",),
+    ),
     "agent plan": Command(
         "vwm.agents.plan:plan",
         "plan to goals in a bundle, and count how often they are reached",
