@@ -47,6 +47,11 @@ class Spaces:
         return () if self.actions.kind == "discrete" else (self.actions.size,)
 
     @property
+    def action_sizes(self) -> tuple[int, int]:
+        """Number of discrete actions and dimensions of continuous ones, of which one is 0."""
+        return (self.actions.size, 0) if self.actions.kind == "discrete" else (0, self.actions.size)
+
+    @property
     def action_dtype(self) -> torch.dtype:
         """int64 or float32."""
         return torch.int64 if self.actions.kind == "discrete" else torch.float32

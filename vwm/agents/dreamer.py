@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map
 from vwm.agents.actor import Policy
 from vwm.agents.actor_critic import ActorConfig, ActorCritic, CriticConfig, Learned, Way
 from vwm.agents.agent import Acted, Agent, Batch, Moment, Spaces, Updated
+from vwm.agents.exploration import with_noise
 from vwm.agents.laprop import LaProp
 from vwm.agents.returns import lambda_returns
 from vwm.latent_dynamics.rssm import RSSMState, flatten
@@ -104,11 +105,9 @@ class Dreamer(Agent):
             )
         if replay_critic and imagine_last:
             raise ValueError("replay_critic bootstraps from what every moment imagines: it wants imagine_last=0")
-        discrete = spaces.actions.kind == "discrete"
-        sizes = (spaces.actions.size, 0) if discrete else (0, spaces.actions.size)
         self.spaces, self.batch_size = spaces, batch_size
         self.batch_length = batch_length + keep_latents  # a moment to go on from
-        self.world = LatentWorld.build(spaces.observation, *sizes, world)
+        self.world = LatentWorld.build(spaces.observation, *spaces.action_sizes, world)
         self.behaviour = ActorCritic(self.world.feature_width, spaces.actions, actor, critic, trace, normalise)
         self.horizon, self.discount, self.replay_critic = horizon, discount, replay_critic
         self.keep_latents, self.exploration, self.imagine_last = keep_latents, exploration, imagine_last
@@ -135,7 +134,9 @@ class Dreamer(Agent):
         embed = self.world.embed(moment.observation[:, None])[:, 0]
         state, _ = self.world.rssm.observe_step(carry, embed, moment.is_first)
         policy = self.behaviour.actor(self.world.rssm.features(state))
-        action = self._explore(policy.sample()) if explore else policy.mode()
+        action = policy.mode()
+        if explore:
+            action = with_noise(policy.sample(), self.exploration, self.spaces.actions.size)
         if action.is_floating_point():
             action = action.clamp(-1, 1)
         return Acted(action, self.world.rssm.act(state, action), self._kept(state))
@@ -147,14 +148,6 @@ class Dreamer(Agent):
     def simulator(self, title: str = "world", fps: float = 15.0) -> RSSMSimulator:
         """See ``Agent.simulator``."""
         return RSSMSimulator(self.world, self.spaces.actions, title=title, fps=fps, context_frames=1)
-
-    def _explore(self, action: Tensor) -> Tensor:
-        if not self.exploration:
-            return action
-        if action.is_floating_point():
-            return action + self.exploration * torch.randn_like(action)
-        random = torch.randint_like(action, self.spaces.actions.size)
-        return torch.where(torch.rand(action.shape, device=action.device) < self.exploration, random, action)
 
     def _kept(self, states: RSSMState) -> dict[str, Tensor]:
         """What replay keeps of states [..., d]."""

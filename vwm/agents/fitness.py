@@ -8,13 +8,12 @@ Legend: p controllers, n parameters, b worlds.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vwm.agents.agent import Agent
 from vwm.agents.controller import Driver, LinearController, linear_actions
 from vwm.agents.environments import Game
 from vwm.agents.evaluate import evaluate
@@ -123,8 +122,7 @@ class Reality(Fitness):
             opened = self.game.open(1, seed)
             driver = Driver(self.world, controller, opened.spaces)
             opened.close()
-        # A driver has what is asked of an agent there: it acts, and does not learn.
-        return evaluate(cast("Agent | None", driver), self.game, episodes, seed).returns
+        return evaluate(driver, self.game, episodes, seed).returns
 
 
 def episode_starts(dataset: ClipDataset) -> torch.Tensor:

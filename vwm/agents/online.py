@@ -14,14 +14,13 @@ from tqdm import tqdm
 
 from vwm.agents.agent import Agent, Batch, Carry, Moment, Spaces
 from vwm.agents.environments import Environments, Game
-from vwm.agents.evaluate import Evaluation, evaluate, random_action, to_device
-from vwm.agents.logbook import Table, draw_curves
+from vwm.agents.evaluate import evaluate, random_action, to_device
+from vwm.agents.judging import EVALUATION_SEED, judge
+from vwm.agents.logbook import Table
 from vwm.agents.replay import Replay
 from vwm.agents.training import Training
 
 STATE = "state.pt"
-EVALUATION_SEED = 1_000_000
-"""Added to the run's seed for the games of evaluations, so that they share no episode with training."""
 
 
 class Online(Training):
@@ -109,33 +108,14 @@ class Online(Training):
                 life.decide()
                 life.learn()
                 if crossed(before, life.played, self.evaluate_every) or life.played >= self.steps:
-                    bar.set_postfix_str(self.judge(life))
+                    name = type(life.agent).__name__
+                    found = judge(self, life.agent, name, life.played, life.tables, life.random)
+                    low, high = found.interval()
+                    bar.set_postfix_str(f"return {found.returns.mean():.1f} [{low:.1f}, {high:.1f}]")
                 if crossed(before, life.played, self.checkpoint_every) or life.played >= self.steps:
                     life.save()
                 bar.update(life.played - before)
         life.close()
-
-    def judge(self, life: Life) -> str:
-        """Evaluate the agent, write it down, draw the curves; returns it in words."""
-        found = evaluate(
-            life.agent, self.judged_in, self.evaluate_episodes, self.seed + EVALUATION_SEED, video=self.video
-        )
-        low, high = found.interval()
-        mean = float(found.returns.mean())
-        length = float(found.lengths.mean())
-        life.tables["evaluations"].add(life.played, mean=mean, low=low, high=high, length=length)
-        write_video_of(found, self.folder / "videos" / f"{life.played:09d}.mp4")
-        self.draw(life)
-        return f"return {mean:.1f} [{low:.1f}, {high:.1f}]"
-
-    def draw(self, life: Life) -> None:
-        """Draw ``curves.png`` anew."""
-        tables = life.tables
-        where = f"{self.game}" if self.judged_in == self.game else f"{self.game}, judged in {self.judged_in}"
-        title = f"{type(life.agent).__name__}, {where}"
-        draw_curves(
-            self.folder / "curves.png", tables["episodes"], tables["evaluations"], tables["updates"], life.random, title
-        )
 
 
 class Life:
@@ -282,14 +262,3 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
     return batch._replace(
         **{name: tree_map(move, value) for name, value in batch._asdict().items() if name != "places"}
     )
-
-
-def write_video_of(found: Evaluation, path: Path) -> None:
-    """The first episode of an evaluation, where it has pictures."""
-    if found.frames is None:
-        return
-    from vwm.data.video import write_video
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    height, width = (side - side % 2 for side in found.frames.shape[1:3])  # H.264 wants even sides
-    write_video(path, found.frames[:, :height, :width], fps=15)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vwm.agents.agent import Acted, Agent, Batch, Moment, Spaces, Updated
 from vwm.agents.cem import CEM
+from vwm.agents.exploration import with_noise
 from vwm.agents.planner import Planner, Return
 from vwm.latent_dynamics.divergence import Divergence
 from vwm.latent_dynamics.rssm import RSSMState
@@ -69,9 +70,8 @@ class PlaNet(Agent):
         batch_length: int = 50,
     ) -> None:
         super().__init__()
-        sizes = (spaces.actions.size, 0) if spaces.actions.kind == "discrete" else (0, spaces.actions.size)
         self.spaces, self.batch_size, self.batch_length = spaces, batch_size, batch_length
-        self.world = LatentWorld.build(spaces.observation, *sizes, world)
+        self.world = LatentWorld.build(spaces.observation, *spaces.action_sizes, world)
         self.imagined = RSSMSimulator(self.world, spaces.actions)
         self.planner = planner or CEM(
             horizon=12,
@@ -104,7 +104,8 @@ class PlaNet(Agent):
         begin = ImaginedState(state, torch.zeros_like(seed), seed)
         action = self.planner.plan(self.imagined, begin, Return(), seed).actions[:, 0]
         if explore:
-            action = self._explore(action)
+            action = with_noise(action, self.exploration, self.spaces.actions.size)
+            action = action.clamp(-1, 1) if action.is_floating_point() else action
         return Acted(action, rssm.act(state, action), {})
 
     def took(self, carry: RSSMState, action: Tensor) -> RSSMState:
@@ -133,9 +134,3 @@ class PlaNet(Agent):
     def simulator(self, title: str = "world", fps: float = 15.0) -> RSSMSimulator:
         """See ``Agent.simulator``."""
         return RSSMSimulator(self.world, self.spaces.actions, title=title, fps=fps, context_frames=1)
-
-    def _explore(self, action: Tensor) -> Tensor:
-        if action.is_floating_point():
-            return (action + self.exploration * torch.randn_like(action)).clamp(-1, 1)
-        random = torch.randint_like(action, self.spaces.actions.size)
-        return torch.where(torch.rand(action.shape, device=action.device) < self.exploration, random, action)

@@ -11,8 +11,9 @@ from torch import Tensor
 from vwm.agents.agent import Acted, Carry, Moment
 from vwm.agents.environments import Game
 from vwm.agents.evaluate import Evaluation, evaluate
-from vwm.agents.logbook import Table, draw_curves
-from vwm.agents.online import EVALUATION_SEED, crossed, write_video_of
+from vwm.agents.judging import EVALUATION_SEED, judge
+from vwm.agents.logbook import Table
+from vwm.agents.online import crossed
 from vwm.agents.training import Training
 
 MODEL = "ppo.zip"
@@ -84,23 +85,8 @@ class PPO(Training):
         return sb3.PPO(self.policy, envs, seed=self.seed, device=self.device, **self.options)
 
     def judge(self, model: Any, step: int, tables: dict[str, Table], random: float) -> Evaluation:
-        """Evaluate, write it down, keep the model."""
-        found = evaluate(
-            PPOPlayer(model), self.judged_in, self.evaluate_episodes, self.seed + EVALUATION_SEED, video=self.video
-        )
-        low, high = found.interval()
-        mean, length = float(found.returns.mean()), float(found.lengths.mean())
-        tables["evaluations"].add(step, mean=mean, low=low, high=high, length=length)
-        write_video_of(found, self.folder / "videos" / f"{step:09d}.mp4")
-        where = f"{self.game}" if self.judged_in == self.game else f"{self.game}, judged in {self.judged_in}"
-        draw_curves(
-            self.folder / "curves.png",
-            tables["episodes"],
-            tables["evaluations"],
-            tables["updates"],
-            random,
-            f"PPO, {where}",
-        )
+        """Evaluate, and keep the model."""
+        found = judge(self, PPOPlayer(model), "PPO", step, tables, random)
         aside = self.folder / f"aside-{MODEL}"
         model.save(aside)
         aside.rename(self.folder / MODEL)

@@ -55,26 +55,27 @@ class SimulatedGame(Game):
 
     def open(self, count: int, seed: int, draws: bool = False) -> SimulatedEnvironments:
         """See ``Game.open``."""
-        return SimulatedEnvironments(*self._world(count, seed), self.time_limit, self.observe)
+        simulator, starts = self._world()
+        return SimulatedEnvironments(simulator, count, seed, starts, self.time_limit, self.observe)
 
     def vector_env(self, count: int, seed: int) -> SimulatorVectorEnv:
         """See ``Game.vector_env``: one batch of worlds."""
-        simulator, _, _, starts = self._world(count, seed)
+        simulator, starts = self._world()
         made = SimulatorVectorEnv(
             simulator, count, starts, self.time_limit, AutoresetMode.SAME_STEP, observe=self.observe
         )
         made.reset(seed=seed)
         return made
 
-    def _world(self, count: int, seed: int) -> tuple[Simulator, int, int, Tensor | None]:
+    def _world(self) -> tuple[Simulator, Tensor | None]:
         simulator: Simulator = load_simulator(self.bundle, self.device)
         if self.others:
             members = [simulator, *(load_simulator(other, self.device) for other in self.others)]
             simulator = EnsembleSimulator(members, self.penalty, self.limit)
         if self.data is None:
-            return simulator, count, seed, None
+            return simulator, None
         clips = open_clips(self.data, simulator.context_frames, fields=("frames",), shuffle=False)
-        return simulator, count, seed, spread_clips(clips, self.contexts)
+        return simulator, spread_clips(clips, self.contexts)
 
 
 class SimulatedEnvironments(Environments):

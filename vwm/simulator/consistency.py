@@ -10,8 +10,7 @@ from torch import Tensor
 from vwm.latent_dynamics.consistency import ConsistencyModel
 from vwm.nn.random import world_seeds
 from vwm.simulator.interface import ActionSpace, StepOutput
-from vwm.simulator.jepa import NoSampling
-from vwm.simulator.video import NetworkSimulator
+from vwm.simulator.video import NetworkSimulator, NoSampling
 
 
 class ConsistencyState(NamedTuple):

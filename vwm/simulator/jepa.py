@@ -11,7 +11,7 @@ from vwm.nn.patches import to_float, to_uint8
 from vwm.nn.random import world_seeds
 from vwm.nn.space_time import SpaceTimeState
 from vwm.simulator.interface import ActionSpace, StepOutput
-from vwm.simulator.video import NetworkSimulator, check_actions
+from vwm.simulator.video import NetworkSimulator, NoSampling, check_actions
 from vwm.vjepa.action_predictor import ActionPredictor
 from vwm.vjepa.decoder import LatentDecoder
 from vwm.vjepa.parts import FrameEncoder, check_fit, encode_frames
@@ -30,10 +30,6 @@ class JepaState(NamedTuple):
     dynamics: SpaceTimeState
     latent: Tensor
     seed: Tensor
-
-
-class NoSampling(NamedTuple):
-    """Nothing is drawn: a frame is what the predictor says."""
 
 
 class JepaSimulator(NetworkSimulator):

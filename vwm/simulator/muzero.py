@@ -10,7 +10,7 @@ from torch import Tensor
 from vwm.latent_dynamics.muzero import MuZero, MuZeroState
 from vwm.nn.random import world_seeds
 from vwm.simulator.interface import ActionSpace, StepOutput
-from vwm.simulator.video import NetworkSimulator
+from vwm.simulator.video import NetworkSimulator, NoSampling
 
 
 class MuZeroSimulatorState(NamedTuple):
@@ -28,10 +28,6 @@ class MuZeroSimulatorState(NamedTuple):
     def latent(self) -> Tensor:
         """Where the worlds stand."""
         return self.world.latent
-
-
-class NoSampling(NamedTuple):
-    """Nothing is drawn: a latent is what the network says."""
 
 
 class MuZeroSimulator(NetworkSimulator):

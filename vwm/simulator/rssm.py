@@ -11,8 +11,7 @@ from vwm.latent_dynamics.rssm import RSSMState, last
 from vwm.latent_dynamics.world import LatentWorld
 from vwm.nn.random import fold, world_seeds
 from vwm.simulator.interface import ActionSpace, StepOutput
-from vwm.simulator.jepa import NoSampling
-from vwm.simulator.video import NetworkSimulator
+from vwm.simulator.video import NetworkSimulator, NoSampling
 
 CONTEXT, FRAME = 0, 1
 """Streams of random numbers: of the context's states, and of what follows."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from diffusers import ModelMixin
@@ -11,6 +11,10 @@ from torch import Tensor
 from vwm.nn.actions import ActionEmbedding
 from vwm.simulator.interface import ActionSpace, Simulator
 from vwm.tokenizer.interface import VideoTokenizer
+
+
+class NoSampling(NamedTuple):
+    """Nothing is set about how a frame is drawn."""
 
 
 class NetworkSimulator(Simulator):

@@ -13,7 +13,8 @@ from jsonargparse import ArgumentParser
 from vwm.agents.agent import Player
 from vwm.agents.environments import Game
 from vwm.agents.evaluate import Evaluation, evaluate
-from vwm.agents.online import STATE, Life, Online, write_video_of
+from vwm.agents.judging import write_video_of
+from vwm.agents.online import STATE, Life, Online
 from vwm.agents.ppo import PPO, load_player
 from vwm.agents.training import Training
 from vwm.simulator.bundle import save_simulator

@@ -1,0 +1,69 @@
+"""Evaluations in the course of a training: played, written down and drawn, for every way of training alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from vwm.agents.agent import Player
+from vwm.agents.environments import Game
+from vwm.agents.evaluate import Evaluation, evaluate
+from vwm.agents.logbook import Table, draw_curves
+
+EVALUATION_SEED = 1_000_000
+"""Added to the run's seed for the games of evaluations, so that they share no episode with training."""
+
+
+class Judged(Protocol):
+    """What of a training's settings an evaluation needs."""
+
+    folder: Path
+    game: Game
+    judged_in: Game
+    evaluate_episodes: int
+    seed: int
+    video: bool
+
+
+def judge(
+    training: Judged, player: Player, name: str, step: int, tables: Mapping[str, Table], random: float
+) -> Evaluation:
+    """Evaluate, add to ``evaluations.csv``, write the video and draw ``curves.png`` anew.
+
+    Args:
+        training: its settings.
+        player: who is judged.
+        name: of the agent, for people.
+        step: decisions so far.
+        tables: episodes, evaluations and updates.
+        random: mean return of random actions.
+    """
+    found = evaluate(
+        player,
+        training.judged_in,
+        training.evaluate_episodes,
+        training.seed + EVALUATION_SEED,
+        video=training.video,
+    )
+    low, high = found.interval()
+    mean, length = float(found.returns.mean()), float(found.lengths.mean())
+    tables["evaluations"].add(step, mean=mean, low=low, high=high, length=length)
+    write_video_of(found, training.folder / "videos" / f"{step:09d}.mp4")
+    where = f"{training.game}"
+    if training.judged_in != training.game:
+        where += f", judged in {training.judged_in}"
+    curves = training.folder / "curves.png"
+    draw_curves(curves, tables["episodes"], tables["evaluations"], tables["updates"], random, f"{name}, {where}")
+    return found
+
+
+def write_video_of(found: Evaluation, path: Path) -> None:
+    """The first episode of an evaluation, where it has pictures."""
+    if found.frames is None:
+        return
+    from vwm.data.video import write_video
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    height, width = (side - side % 2 for side in found.frames.shape[1:3])  # H.264 wants even sides
+    write_video(path, found.frames[:, :height, :width], fps=15)
