@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,6 +105,38 @@ def step_latency(milliseconds: ArrayLike, p50: float, p95: float, fps: float) ->
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     return figure
+
+
+def returns_beside(
+    means: Mapping[str, tuple[float, float, float]],
+    normalised: Mapping[str, tuple[float, float, float] | None],
+    title: str,
+) -> Figure:
+    """What agents earn, the best on top: (value, low, high) by name; and again between random (0) and real (1)."""
+    names = sorted(means, key=lambda name: means[name][0])
+    ratios = {name: known for name in names if (known := normalised.get(name)) is not None}
+    figure = _figure(9.0 if ratios else 5.5, 1.2 + 0.45 * len(names))
+    panels = figure.subplots(1, 2 if ratios else 1, squeeze=False)[0]
+    _points(panels[0], names, means, "mean return, 95% interval")
+    if ratios:
+        _points(panels[1], list(ratios), ratios, "(return − random) / (real − random)")
+        for place, style in ((0, ":"), (1, "--")):
+            panels[1].axvline(place, color=GREY, linestyle=style, linewidth=1)
+    figure.suptitle(title, fontsize=8, wrap=True)
+    return figure
+
+
+def _points(axes: Axes, names: Sequence[str], scores: Mapping[str, tuple[float, float, float]], label: str) -> None:
+    value, low, high = np.array([scores[name] for name in names]).T
+    places = np.arange(len(names))
+    # A percentile interval of very few episodes may lie beside its value; a bar of negative length cannot be drawn.
+    bars = np.maximum([value - low, high - value], 0)
+    axes.errorbar(value, places, xerr=bars, fmt="o", color=MODEL, capsize=4, markersize=6)
+    axes.set_yticks(places, names)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.set_xlabel(label)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _figure(width: float, height: float) -> Figure:

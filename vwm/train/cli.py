@@ -71,6 +71,9 @@ COMMANDS = {
         "measure a trained agent on episodes of their own seeds",
         ("vwm agent eval runs/dreamer_v3_cartpole --episodes 100",),
     ),
+    "agent compare": Command(
+        "vwm.train.compare:run", "set runs beside one another in the real game, and beside random", own_parser=True
+    ),
     "agent play": Command(
         "vwm.train.agent:watch",
         "write a video of a trained agent's play",

@@ -1,0 +1,160 @@
+"""``vwm agent compare``: what several runs earn in the real game, beside one another and beside random actions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from vwm.agents.comparison import Comparison, Score, compare
+from vwm.agents.environments import Game
+from vwm.agents.evaluate import Evaluation, evaluate
+from vwm.data.folders import check_replaceable, written_aside
+from vwm.eval.plots import returns_beside
+from vwm.train.agent import load, load_training
+
+RANDOM = "random"
+MARK = "comparison.json"
+EXAMPLES = """examples:
+  vwm agent compare world=runs/ppo_freeway_world real=runs/ppo_freeway --real real --episodes 100
+  vwm agent compare world=runs/w0,runs/w1,runs/w2 real=runs/r0,runs/r1,runs/r2 ppo=runs/p0,runs/p1 --real real
+"""
+
+
+class Way(NamedTuple):
+    """A way of coming to a policy: its name, and runs of it that differ by their seed."""
+
+    name: str
+    runs: list[Path]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """What ``vwm agent compare`` understands."""
+    parser = argparse.ArgumentParser(
+        prog="vwm agent compare",
+        description="Play what several runs have learned in the game that they are judged in, beside random actions.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "ways", nargs="+", metavar="[NAME=]RUN[,RUN...]", help="folders of runs; those behind one name are its seeds"
+    )
+    parser.add_argument("--real", metavar="NAME", help="the way that learned from real steps: the 1 of the ratios")
+    parser.add_argument("--out", "-o", type=Path, default=Path("runs/comparison"), help="folder to make")
+    parser.add_argument("--episodes", type=int, default=100, help="of each run, and of random actions")
+    parser.add_argument("--seed", type=int, default=2_000_000, help="of the games; trainings use others")
+    parser.add_argument("--side_by_side", type=int, default=16, help="copies of the game at most")
+    return parser
+
+
+def run(argv: list[str]) -> None:
+    """Write ``comparison.md``, ``comparison.png`` and ``comparison.json``.
+
+    Args:
+        argv: what follows ``vwm agent compare``.
+    """
+    asked = make_parser().parse_args(argv)
+    ways = read_ways(asked.ways)
+    if asked.real is not None and asked.real not in {way.name for way in ways}:
+        raise ValueError(f"--real {asked.real}: there is no such way; there are {', '.join(way.name for way in ways)}")
+    check_replaceable(asked.out, MARK, "comparison")
+    game = common_game(ways)
+    settings = (game, asked.episodes, asked.seed, asked.side_by_side)
+    found = {RANDOM: [evaluate(None, *settings)]}
+    for way in ways:
+        found[way.name] = []
+        for folder in way.runs:
+            found[way.name].append(evaluate(load(folder)[0], *settings))
+            print(f"{way.name}: {folder} {found[way.name][-1].returns.mean():.2f}", flush=True)
+    result = compare({name: [one.returns for one in played] for name, played in found.items()}, RANDOM, asked.real)
+    steps = {RANDOM: 0} | {way.name: real_steps(way.runs[0]) for way in ways}
+    table = draw_table(result, steps, {name: len(played) for name, played in found.items()})
+    with written_aside(asked.out) as aside:
+        told = facts(result, found, steps, ways)
+        settled = {"game": repr(game), "episodes": asked.episodes, "seed": asked.seed, "real": asked.real}
+        (aside / MARK).write_text(json.dumps(settled | told, indent=2) + "\n")
+        title = f"{asked.episodes} episodes a run in {game}"
+        (aside / "comparison.md").write_text(f"{title}\n\n{table}")
+        returns_beside(result.means, result.normalised, title).savefig(aside / "comparison.png")
+    print(f"\n{table}\ntable, plot and every return: {asked.out}")
+
+
+def read_ways(said: list[str]) -> list[Way]:
+    """Names and folders out of ``[NAME=]RUN[,RUN...]``; a way without a name has its first folder's.
+
+    Raises:
+        ValueError: a name comes twice, is empty or is that of the random actions.
+    """
+    ways: list[Way] = []
+    for text in said:
+        name, equals, folders = text.rpartition("=")
+        runs = [Path(folder) for folder in folders.split(",") if folder]
+        if not runs or (equals and not name):
+            raise ValueError(f"{text!r}: give NAME=RUN or NAME=RUN,RUN")
+        ways.append(Way(name or runs[0].resolve().name, runs))
+    names = [way.name for way in ways]
+    twice = sorted({name for name in names if names.count(name) > 1 or name == RANDOM})
+    if twice:
+        raise ValueError(f"{', '.join(twice)}: names more than one way; name each apart: NAME=RUN")
+    return ways
+
+
+def common_game(ways: list[Way]) -> Game:
+    """The game that all runs are judged in. Raises ValueError where they are judged in several."""
+    games: dict[Path, Game] = {}
+    for folder in (folder for way in ways for folder in way.runs):
+        game = getattr(load_training(folder), "judged_in", None)
+        if game is None:
+            raise ValueError(f"{folder}: its training judges its agents itself; see the evaluation that it wrote")
+        games[folder] = game
+    first, game = next(iter(games.items()))
+    for folder, other in games.items():
+        if other != game:
+            raise ValueError(
+                f"{folder} is judged in {other}, but {first} in {game}: returns of two games cannot be compared"
+            )
+    return game
+
+
+def real_steps(folder: Path) -> int:
+    """Decisions in the game that a run is judged in; 0 for one that learned in a world, or from a recording."""
+    training = load_training(folder)
+    lived = getattr(training, "game", None) == getattr(training, "judged_in", None)
+    return int(getattr(training, "steps", 0)) if lived else 0
+
+
+def draw_table(result: Comparison, steps: dict[str, int], runs: dict[str, int]) -> str:
+    """Markdown; the best first."""
+    lines = [
+        "| | runs | steps in the game | mean return [95%] | (return - random) / (real - random) [95%] |",
+        "|---|---|---|---|---|",
+    ]
+    for name, mean in sorted(result.means.items(), key=lambda item: -item[1].value):
+        ratio = result.normalised.get(name)
+        lines.append(f"| {name} | {runs[name]} | {steps[name]:,} | {_told(mean)} | {_told(ratio) if ratio else ''} |")
+    return "\n".join(lines) + "\n"
+
+
+def facts(
+    result: Comparison, found: dict[str, list[Evaluation]], steps: dict[str, int], ways: list[Way]
+) -> dict[str, Any]:
+    """All numbers, every episode's return included, in the order of the episodes' seeds."""
+    folders = {way.name: [folder.name for folder in way.runs] for way in ways}
+    returns = {
+        name: {
+            "runs": folders.get(name, []),
+            "steps": steps[name],
+            "returns": [one.returns.tolist() for one in played],
+            "lengths": [one.lengths.tolist() for one in played],
+        }
+        for name, played in found.items()
+    }
+    return {**asdict(result), "ways": returns, "torch": torch.__version__}
+
+
+def _told(score: Score) -> str:
+    return f"{score.value:.2f} [{score.low:.2f}, {score.high:.2f}]"
