@@ -10,6 +10,7 @@ import copy
 import importlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -66,6 +67,50 @@ def load_part(folder: str | os.PathLike[str], kind: type[ModelMixin] | None = No
     if wrong or info.get("error_msgs"):
         raise PartError(f"{folder}: the weights do not fit {CONFIG}: {wrong or info['error_msgs']}")
     return torch.nn.Module.float(part).eval().requires_grad_(False)
+
+
+def load_weights(
+    network: ModelMixin,
+    folder: str | os.PathLike[str],
+    new: Sequence[str] = (),
+    settings: Sequence[str] = (),
+) -> None:
+    """Begin a network from the weights of another one of its class.
+
+    Args:
+        network: takes the weights over, in place.
+        folder: of the other one, as ``save_part`` wrote it.
+        new: what the names of weights begin with that the network keeps as they are, whether the folder has such or
+            not.
+        settings: names of constructor arguments in which the two may differ. All others must be equal, for some change
+            what weights mean and not their shapes.
+
+    Raises:
+        PartError: missing, broken or foreign; other settings; weights that only one of the two has, or in another
+            shape. The message names them, and the network is as it was.
+    """
+    other = load_part(folder, type(network))
+    mine, theirs = (_settings(part) for part in (network, other))
+    differing = [name for name in mine if name not in settings and mine[name] != theirs[name]]
+    if differing:
+        told = ", ".join(f"{name}={theirs[name]!r} there and {mine[name]!r} here" for name in differing)
+        raise PartError(f"{folder}: {told}: set them equal")
+    weights = {key: value for key, value in other.state_dict().items() if not key.startswith(tuple(new))}
+    wanted = {key: value for key, value in network.state_dict().items() if not key.startswith(tuple(new))}
+    missing, unexpected = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
+    reshaped = [key for key in wanted.keys() & weights.keys() if wanted[key].shape != weights[key].shape]
+    if missing or unexpected or reshaped:
+        raise PartError(
+            f"{folder}: weights that are not there: {missing}, that have no place here: {unexpected}, of another "
+            f"shape: {sorted(reshaped)}"
+        )
+    network.load_state_dict(weights, strict=False)
+
+
+def _settings(part: ModelMixin) -> dict[str, object]:
+    """A network's constructor arguments; JSON has lists for tuples."""
+    values = {name: value for name, value in part.config.items() if not name.startswith("_")}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def find_class(module: str, name: str, where: str) -> type[ModelMixin]:

@@ -127,6 +127,34 @@ class Simulator(ABC):
             raise ValueError(f"{type(self).__name__} does not keep its latents: observe its frames")
         return latent
 
+    def features(self, state: State) -> Tensor:
+        """What the network makes of the present, for a policy to read: float32 [b, d].
+
+        By default it is a field of the state.
+
+        Raises:
+            ValueError: the state does not keep it.
+        """
+        features: Tensor | None = getattr(state, "features", None)
+        if features is None:
+            raise ValueError(f"{type(self).__name__} keeps no features: observe its frames or latents")
+        return features.float()
+
+    def observe(self, state: State, action: Tensor, frame: Tensor) -> State:
+        """Take in what really happened, in place of a frame that the world draws.
+
+        Observing a frame is what ``reset`` would have done had its context been one frame longer.
+
+        Args:
+            state: as ``reset``, ``step`` or ``observe`` returned it; it is not changed.
+            action: int64 [b] or float32 [b, size], what led to the frame.
+            frame: uint8 [b, h, w, 3].
+
+        Raises:
+            ValueError: action or frame of another shape or type, or a world that cannot.
+        """
+        raise ValueError(f"{type(self).__name__} cannot take in frames that it did not draw: reset it with them")
+
     def vectors(self, latent: Tensor) -> Tensor:
         """Latents [b, ...] as float32 [b, k], for who sees them and not the pictures; tokens by their codes."""
         return latent.flatten(1).float()
