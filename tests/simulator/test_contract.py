@@ -13,11 +13,13 @@ from models import (
     jepa_world,
     muzero_world,
 )
+from torch.utils._pytree import tree_leaves
 
 from vwm.dit.sampling import Sampling
 from vwm.nn.random import world_seeds
 from vwm.nn.state import apply, batch_size, concatenate, select
 from vwm.simulator.ensemble import EnsembleSimulator
+from vwm.simulator.interface import Simulator
 
 SIMULATORS = {
     "genie-latent": lambda: genie(),
@@ -179,6 +181,55 @@ def test_worlds_of_different_age_step_in_one_batch(world):
     same = actions(world, 1, 0).repeat(4, *[1] * (actions(world, 1, 0).ndim - 1))
     _, copies = world.step(select(young, torch.zeros(4, dtype=torch.int64)), same)
     assert all(torch.allclose(copies.latent[i].float(), alone.latent[0].float(), atol=1e-4) for i in range(4))
+
+
+def test_observing_a_frame_is_a_reset_with_one_frame_more(world):
+    """Frame by frame, beyond the window; a world that cannot says so."""
+    context, seeds = contexts(world, frames=7), world_seeds(3, 3)
+    told = torch.stack([actions(world, 3, i) for i in range(6)], dim=1)
+    state, _ = world.reset(context[:, :2], seeds, told[:, :1])
+    if type(world).observe is Simulator.observe:
+        with pytest.raises(ValueError, match="cannot take in frames"):
+            world.observe(state, told[:, 1], context[:, 2])
+        return
+    whole, _ = world.reset(context, seeds, told)
+    kept = apply(torch.clone, state)
+    for i in range(1, 6):
+        state = world.observe(state, told[:, i], context[:, i + 1])
+    close(state, whole)
+    again, (out,) = roll(world, state, 1)
+    close(again, roll(world, whole, 1)[0])
+    close(world.observe(kept, told[:, 1], context[:, 2]), world.reset(context[:, :3], seeds, told[:, :2])[0])
+    # A drawn frame leaves no trace in what the tokenizer has seen; what really happened is taken in after it.
+    assert not torch.equal(world.latent(world.observe(again, told[:, 0], context[:, 0])), out.latent)
+    for action, frame, message in (
+        (told[:, 1], context[:, 2].float(), r"uint8 \[b, t, \d+, \d+, 3\], got torch\.float32"),
+        (told[:, 1], context[:1, 2], "3 worlds observe 3 frames"),
+        (told[:2, 1], context[:, 2], r"action must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            world.observe(state, action, frame)
+
+
+def close(state, other) -> None:
+    """Equal states, to float32's rounding."""
+    for a, b in zip(tree_leaves(state), tree_leaves(other), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_what_policies_read_is_a_vector_a_world(world):
+    """Features of the present alone, whatever came before in other worlds; or a word that there are none."""
+    state, _ = world.reset(contexts(world), seed=1)
+    if type(world).features is Simulator.features and not hasattr(state, "features"):
+        with pytest.raises(ValueError, match="keeps no features"):
+            world.features(state)
+        return
+    features = world.features(state)
+    assert features.ndim == 2 and len(features) == 3 and features.dtype == torch.float32
+    after, _ = roll(world, state, 1)
+    assert world.features(after).shape == features.shape and not torch.equal(world.features(after), features)
+    alone, _ = world.reset(contexts(world)[1:2], seed=world_seeds(1, 3)[1:2])
+    torch.testing.assert_close(world.features(alone), features[1:2], rtol=0, atol=1e-5)
 
 
 def test_rewards_and_ends_come_from_the_heads_and_depend_on_the_action():

@@ -27,6 +27,7 @@ class DiTState(NamedTuple):
 
     Attributes:
         dynamics: keys and values of the past frames.
+        encoder: the tokenizer's encoder, which has seen the frames that were observed, and none that was drawn.
         decoder: the tokenizer's decoder.
         latent: float [b, h, w, c], the last frame.
         features: float [b, d], of the last frame.
@@ -34,6 +35,7 @@ class DiTState(NamedTuple):
     """
 
     dynamics: SpaceTimeState
+    encoder: Any
     decoder: Any
     latent: Tensor
     features: Tensor
@@ -96,12 +98,12 @@ class DiTSimulator(VideoSimulator):
         video = to_float(context.to(self.device))
         batch, frames = video.shape[:2]
         actions = self.check_context_actions(context_actions, batch, frames)
-        _, latents = self.tokenizer.encode_step(self.tokenizer.init_encoder(batch), video)
+        encoder, latents = self.tokenizer.encode_step(self.tokenizer.init_encoder(batch), video)
         decoder, shown = self.tokenizer.decode_step(self.tokenizer.init_decoder(batch), latents)
         seeds = world_seeds(seed, batch, self.device)
         lead = self.dynamics.lead(actions, batch, frames)
         state, features = self._observe(self.dynamics.init_state(batch), latents, lead, seeds)
-        return DiTState(state, decoder, latents[:, -1], features, seeds), to_uint8(shown[:, -1:])[:, 0]
+        return DiTState(state, encoder, decoder, latents[:, -1], features, seeds), to_uint8(shown[:, -1:])[:, 0]
 
     @torch.inference_mode()
     def step(self, state: DiTState, action: Tensor, decode: bool = True) -> tuple[DiTState, StepOutput]:
@@ -117,9 +119,20 @@ class DiTSimulator(VideoSimulator):
         decoder, shown = self.tokenizer.decode_step(state.decoder, latents.to(self.tokenizer.dtype))
         frame = to_uint8(shown)[:, 0] if decode else None
         return (
-            DiTState(dynamics, decoder, latents[:, 0], features, state.seed),
+            DiTState(dynamics, state.encoder, decoder, latents[:, 0], features, state.seed),
             StepOutput(frame, latents[:, 0], reward, terminated),
         )
+
+    @torch.inference_mode()
+    def observe(self, state: DiTState, action: Tensor, frame: Tensor) -> DiTState:
+        """See ``Simulator.observe``."""
+        batch = len(state.seed)
+        self.check_observed(action, frame, batch)
+        encoder, latents = self.tokenizer.encode_step(state.encoder, to_float(frame[:, None].to(self.device)))
+        decoder, _ = self.tokenizer.decode_step(state.decoder, latents)
+        lead = self._lead(action.to(self.device), batch)
+        dynamics, features = self._observe(state.dynamics, latents, lead, state.seed)
+        return DiTState(dynamics, encoder, decoder, latents[:, 0], features, state.seed)
 
     @torch.inference_mode()
     def transition_loss(self, latents: Tensor, actions: Tensor, others: Tensor) -> Tensor:

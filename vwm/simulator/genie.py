@@ -23,6 +23,7 @@ class GenieState(NamedTuple):
 
     Attributes:
         dynamics: keys and values of the past frames.
+        encoder: the tokenizer's encoder, which has seen the frames that were observed, and none that was drawn.
         decoder: the tokenizer's decoder.
         latent: int64 [b, h, w], the last frame's tokens.
         seed: int64 [b].
@@ -30,6 +31,7 @@ class GenieState(NamedTuple):
     """
 
     dynamics: SpaceTimeState
+    encoder: SpaceTimeState
     decoder: SpaceTimeState
     latent: Tensor
     seed: Tensor
@@ -80,7 +82,7 @@ class GenieSimulator(VideoSimulator):
         self.check_context(context)
         video = to_float(context.to(self.device))
         batch, frames = video.shape[:2]
-        _, tokens = self.tokenizer.encode_step(self.tokenizer.init_encoder(batch), video)
+        encoder, tokens = self.tokenizer.encode_step(self.tokenizer.init_encoder(batch), video)
         if frames > 1 and context_actions is None and self.latent_action is not None:
             context_actions = self.latent_action.infer(video).indices
         state = self.dynamics.observe(self.dynamics.init_state(batch), tokens[:, :1].flatten(2), None)
@@ -90,7 +92,7 @@ class GenieSimulator(VideoSimulator):
         decoder, shown = self.tokenizer.decode_step(self.tokenizer.init_decoder(batch), tokens)
         seeds = world_seeds(seed, batch, self.device)
         drawn = torch.zeros_like(seeds)
-        return GenieState(state, decoder, tokens[:, -1], seeds, drawn), to_uint8(shown[:, -1:])[:, 0]
+        return GenieState(state, encoder, decoder, tokens[:, -1], seeds, drawn), to_uint8(shown[:, -1:])[:, 0]
 
     @torch.inference_mode()
     def step(self, state: GenieState, action: Tensor, decode: bool = True) -> tuple[GenieState, StepOutput]:
@@ -105,9 +107,19 @@ class GenieSimulator(VideoSimulator):
         frame = to_uint8(shown)[:, 0] if decode else None
         zeros = torch.zeros(batch, device=self.device)
         return (
-            GenieState(dynamics, decoder, latent, state.seed, state.drawn + 1),
+            GenieState(dynamics, state.encoder, decoder, latent, state.seed, state.drawn + 1),
             StepOutput(frame, latent, zeros, zeros.bool()),
         )
+
+    @torch.inference_mode()
+    def observe(self, state: GenieState, action: Tensor, frame: Tensor) -> GenieState:
+        """See ``Simulator.observe``. A world with latent actions takes one of them."""
+        batch = len(state.seed)
+        self.check_observed(action, frame, batch)
+        encoder, tokens = self.tokenizer.encode_step(state.encoder, to_float(frame[:, None].to(self.device)))
+        dynamics = self.dynamics.observe(state.dynamics, tokens.flatten(2), action[:, None].to(self.device))
+        decoder, _ = self.tokenizer.decode_step(state.decoder, tokens)
+        return state._replace(dynamics=dynamics, encoder=encoder, decoder=decoder, latent=tokens[:, 0])
 
     @torch.inference_mode()
     def vectors(self, latent: Tensor) -> Tensor:

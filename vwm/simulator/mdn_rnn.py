@@ -106,19 +106,19 @@ class MDNRNNSimulator(VideoSimulator):
         return MDNRNNState(self.dynamics.init_memory(batch), latent, nothing, nothing)
 
     @torch.inference_mode()
-    def observe(self, state: MDNRNNState, action: Tensor, frame: Tensor, first: Tensor) -> MDNRNNState:
-        """Go on with what was truly seen, rather than with a draw: how a controller follows a real game.
+    def observe(self, state: MDNRNNState, action: Tensor, frame: Tensor, first: Tensor | None = None) -> MDNRNNState:
+        """See ``Simulator.observe``: how a controller follows a real game.
 
         Args:
-            state: of the frame before.
-            action: what was done there, int64 [b] or float32 [b, size].
-            frame: what came of it, uint8 [b, h, w, 3].
+            state, action, frame: see there.
             first: bool [b], where the frame begins an episode; what was before it is forgotten there.
         """
-        self.check_context(frame[:, None])
+        self.check_observed(action, frame, len(state.seed))
         _, memory = self._take(state, action)
         latent = self._shaped(self._encode(frame[:, None])[:, 0])
         after = MDNRNNState(memory, latent, state.position + 1, state.seed)
+        if first is None:
+            return after
         return merge(first.to(self.device), self.init_state(len(latent))._replace(latent=latent), after)
 
     def features(self, state: MDNRNNState) -> Tensor:

@@ -104,6 +104,13 @@ class VideoSimulator(NetworkSimulator):
         super().__init__(dynamics, tokenizer.image_size, actions, **rest)
         self.tokenizer = tokenizer.eval()
 
+    def check_observed(self, action: Tensor, frame: Tensor, batch: int) -> None:
+        """Raise ValueError unless ``action`` and ``frame`` (uint8 [b, h, w, 3]) are some that worlds can observe."""
+        self.check_action(action, batch)
+        self.check_context(frame[:, None])
+        if len(frame) != batch:
+            raise ValueError(f"{batch} worlds observe {batch} frames, got {list(frame.shape)}")
+
     def transition_loss(self, latents: Tensor, actions: Tensor, others: Tensor) -> Tensor | None:
         """How well the model foretells each next frame, told the action that led there, and told another one.
 
