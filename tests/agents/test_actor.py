@@ -34,6 +34,19 @@ def test_normals_are_torchs_own() -> None:
     assert torch.allclose(TanhNormal(mean, std).log_prob(action), squeezed.log_prob(action), atol=1e-4)
 
 
+def test_divergences_are_torchs_own_in_this_direction() -> None:
+    torch.manual_seed(0)
+    one, other = torch.randn(2, 3, 5)
+    kl = D.kl_divergence(D.Categorical(logits=one), D.Categorical(logits=other))
+    assert torch.allclose(Categorical(one).divergence(Categorical(other)), kl, atol=1e-6)
+    assert not torch.allclose(Categorical(other).divergence(Categorical(one)), kl, atol=1e-3)
+    mean, std = torch.randn(2, 4, 2), torch.rand(2, 4, 2) + 0.1
+    normals = [D.Independent(D.Normal(m, s), 1) for m, s in zip(mean, std, strict=True)]
+    for kind in (Normal, TanhNormal):
+        found = kind(mean[0], std[0]).divergence(kind(mean[1], std[1]))
+        assert torch.allclose(found, D.kl_divergence(*normals), rtol=1e-4)
+
+
 def test_the_squeezed_ones_entropy_is_right_on_average() -> None:
     torch.manual_seed(0)
     mean, std = torch.full((200_000, 1), 0.3), torch.full((200_000, 1), 0.8)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from count_world import CountWorld
 from gymnasium.error import ResetNeeded
+from models import diffusion_world
 
 from vwm.simulator.worlds import Worlds
 
@@ -79,6 +80,18 @@ def test_nothing_is_decoded_that_nobody_sees() -> None:
         worlds.begin()
         worlds.step(torch.tensor([1, 1]))
         assert world.decoded[-1] == decoded and len(worlds.present.pictures) == renders
+
+
+def test_features_are_the_networks_own_of_the_present() -> None:
+    world = diffusion_world()
+    worlds = Worlds(world, 2, observe="features")
+    worlds.begin()
+    worlds.step(torch.tensor([1, 2]))
+    present = worlds.present
+    assert torch.equal(present.observation, world.features(present.state))
+    assert worlds.observation_shape == present.observation.shape[1:] == (32,)
+    with pytest.raises(ValueError, match="keeps no features"):
+        Worlds(CountWorld(), 2, observe="features")
 
 
 def test_before_they_begin_there_is_nothing() -> None:

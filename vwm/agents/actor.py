@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,10 @@ class Policy(ABC):
     @abstractmethod
     def entropy(self) -> Tensor:
         """[...], or an estimate of it that carries gradients."""
+
+    @abstractmethod
+    def divergence(self, other: Any) -> Tensor:
+        """KL(this || other) of a policy of the same kind, [...]: exact, in nats."""
 
 
 class Categorical(Policy):
@@ -70,6 +74,10 @@ class Categorical(Policy):
         """See ``Policy``; exact."""
         return -(self.log_probabilities.exp() * self.log_probabilities).sum(-1)
 
+    def divergence(self, other: Categorical) -> Tensor:
+        """See ``Policy``."""
+        return (self.log_probabilities.exp() * (self.log_probabilities - other.log_probabilities)).sum(-1)
+
 
 class Normal(Policy):
     """A normal distribution a dimension; what lies outside [-1, 1] is played as the nearest bound (DreamerV3).
@@ -96,6 +104,11 @@ class Normal(Policy):
     def entropy(self) -> Tensor:
         """See ``Policy``; exact."""
         return (self.std.log() + math.log(2 * math.pi * math.e) / 2).sum(-1)
+
+    def divergence(self, other: Normal) -> Tensor:
+        """See ``Policy``; what squeezes both alike changes nothing."""
+        apart = (self.std.square() + (self.mean - other.mean).square()) / (2 * other.std.square())
+        return (other.std.log() - self.std.log() + apart - 0.5).sum(-1)
 
 
 class TanhNormal(Normal):

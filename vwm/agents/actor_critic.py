@@ -157,7 +157,9 @@ class ActorCritic(nn.Module):
             advantage = (returns - bootstrap[:-1]) / scale
             worth = policy.log_prob(way.action) * advantage
         actor = -(weight * (worth + config.entropy * entropy)).mean()
-        critic = (weight * self.critic_loss(way.features[:-1].detach(), returns.detach())).mean()
+        # Through the world, features lead back to the actor, which the critic's loss must not move.
+        features = way.features[:-1].detach() if through else way.features[:-1]
+        critic = (weight * self.critic_loss(features, returns.detach())).mean()
         logs = {
             "actor_loss": actor,
             "critic_loss": critic,

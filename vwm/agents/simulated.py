@@ -36,7 +36,9 @@ class SimulatedGame(Game):
         contexts: clips that are drawn from ``data``, evenly over it.
         time_limit: decisions after which an episode is truncated. A learned world drifts from the real one with every
             step; a short limit keeps an agent where it is still right.
-        observe: ``"frame"``, the pictures (or vectors) of the real game; ``"latent"``, the world's own latents.
+        observe: ``"frame"``, the pictures (or vectors) of the real game; ``"latent"``, the world's own latents;
+            ``"features"``, what its network makes of the present. An agent that learned on these two sees a real game
+            through ``vwm.agents.seen_through``.
         others: bundles of worlds that learned the same game otherwise (from another seed): where they disagree with
             this one, none of them is to be trusted; see ``EnsembleSimulator``.
         penalty, limit: what disagreement costs, and where it ends an episode.
@@ -47,7 +49,7 @@ class SimulatedGame(Game):
     data: str | None = None
     contexts: int = 512
     time_limit: int | None = 64
-    observe: Literal["frame", "latent"] = "frame"
+    observe: Literal["frame", "latent", "features"] = "frame"
     others: tuple[Path, ...] = ()
     penalty: float = 0.0
     limit: float | None = None

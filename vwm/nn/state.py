@@ -30,6 +30,12 @@ def merge(mask: Tensor, new: State, old: State) -> State:
     return tree_map(lambda n, o: torch.where(mask.view(-1, *[1] * (n.ndim - 1)), n, o), new, old)
 
 
+def replace(mask: Tensor, new: State, old: State) -> State:
+    """``old`` with the worlds under the mask (bool [b]) replaced by those of ``new``, which are as many, in order."""
+    place = (mask.cumsum(0) - 1).clamp(min=0)
+    return merge(mask, select(new, place), old)
+
+
 def concatenate(states: list[State]) -> State:
     """One batch of all worlds of several states."""
     return tree_map(lambda *leaves: torch.cat(leaves), *states)

@@ -38,7 +38,8 @@ class SimulatorEnv(gymnasium.Env[Observations, Any]):
     """One world of a simulator.
 
     Observations are frames, uint8 [h, w, 3], or what a world of vectors shows, float32 [k]; with ``observe="latent"``
-    they are latents, float32 [k]. Actions are ``Discrete(size)`` or ``Box(-1, 1, [size])``.
+    they are latents, with ``observe="features"`` what the network makes of the present, float32 [k]. Actions are
+    ``Discrete(size)`` or ``Box(-1, 1, [size])``.
     ``reset(options={"start": i})`` begins from the i-th context instead of a random one; its info says which it was.
 
     Args:
@@ -46,7 +47,7 @@ class SimulatorEnv(gymnasium.Env[Observations, Any]):
         starts: contexts to begin from, uint8 [n, t, h, w, 3] or float32 [n, t, k]; by default the simulator's own.
         max_episode_steps: steps after which an episode is truncated; None never does.
         render_mode: ``"rgb_array"`` lets ``render`` return the current frame.
-        observe: ``"frame"``, or ``"latent"``, which skips the pixels.
+        observe: ``"frame"``, or ``"latent"`` or ``"features"``, which skip the pixels; see ``Worlds``.
 
     Raises:
         ValueError: see ``vwm.simulator.worlds.Worlds``.

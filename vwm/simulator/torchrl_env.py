@@ -35,7 +35,7 @@ class SimulatorTorchRLEnv(EnvBase):
         num_envs: number of worlds.
         starts: contexts to begin from, uint8 [m, t, h, w, 3] or float32 [m, t, k]; by default the simulator's own.
         max_episode_steps: steps after which an episode is truncated; None never does.
-        observe: ``"frame"``, or ``"latent"``, which skips the pixels.
+        observe: ``"frame"``, or ``"latent"`` or ``"features"``, which skip the pixels; see ``Worlds``.
 
     Raises:
         ValueError: see ``vwm.simulator.worlds.Worlds``.

@@ -17,10 +17,10 @@ from gymnasium.utils import seeding
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vwm.nn.state import merge, select
+from vwm.nn.state import merge, replace
 from vwm.simulator.interface import Simulator, State
 
-FRAME, LATENT = "frame", "latent"
+FRAME, LATENT, FEATURES = "frame", "latent", "features"
 
 
 class Present(NamedTuple):
@@ -51,7 +51,8 @@ class Worlds:
         starts: contexts to begin from, uint8 [m, t, h, w, 3], or float32 [m, t, k] in a world of vectors; by default
             the simulator's own.
         max_episode_steps: steps after which an episode is truncated; None never does.
-        observe: ``"frame"``, what the simulator shows; ``"latent"``, its latents as vectors, without decoding.
+        observe: ``"frame"``, what the simulator shows; ``"latent"``, its latents as vectors, without decoding;
+            ``"features"``, what its network makes of the present, likewise.
         renders: keep the pictures also where latents are observed.
 
     Raises:
@@ -72,8 +73,8 @@ class Worlds:
             raise ValueError(f"num_envs must be 1 or more, got {count}")
         if max_episode_steps is not None and max_episode_steps < 1:
             raise ValueError(f"max_episode_steps must be 1 or more, or None for no limit, got {max_episode_steps}")
-        if observe not in (FRAME, LATENT):
-            raise ValueError(f"observe must be {FRAME!r} or {LATENT!r}, got {observe!r}")
+        if observe not in (FRAME, LATENT, FEATURES):
+            raise ValueError(f"observe must be {FRAME!r}, {LATENT!r} or {FEATURES!r}, got {observe!r}")
         if observe == FRAME and not simulator.decodes:
             raise ValueError(
                 "this world has no pictures to observe: train it with a decoder (model.decoder), or observe='latent'"
@@ -148,12 +149,10 @@ class Worlds:
         chosen = [index if start is None else start for index, _ in drawn]
         state, frame = self.simulator.reset(self.starts[chosen], torch.tensor([seed for _, seed in drawn]))
         zeros = torch.zeros(len(worlds), dtype=torch.int64, device=frame.device)
-        fresh = self._see(state, frame, self.simulator.latent(state) if self.observe == LATENT else None, zeros)
+        fresh = self._see(state, frame, zeros)
         if len(worlds) < self.count:
-            # Merging wants a whole batch: each fresh world stands at its place, copies of some world at the others.
-            begun = np.isin(np.arange(self.count), worlds)
-            place = torch.from_numpy((begun.cumsum() - 1).clip(min=0)).to(zeros.device)
-            fresh = merge(torch.from_numpy(begun).to(zeros.device), select(fresh, place), self.present)
+            begun = torch.from_numpy(np.isin(np.arange(self.count), worlds)).to(zeros.device)
+            fresh = replace(begun, fresh, self.present)
         self._present = fresh
         return dict(zip(worlds.tolist(), chosen, strict=True))
 
@@ -170,7 +169,7 @@ class Worlds:
         before = self.present
         decode = self.observe == FRAME or self.renders
         state, shown = self.simulator.step(before.state, action, decode)
-        after = self._see(state, shown.frame, shown.latent, before.steps + 1)._replace(terminated=shown.terminated)
+        after = self._see(state, shown.frame, before.steps + 1)._replace(terminated=shown.terminated)
         if played is None:
             self._present = after
             return shown.reward
@@ -187,29 +186,37 @@ class Worlds:
         other.generators, other.seeds = copy.deepcopy(self.generators), list(self.seeds)
         return other
 
-    def _see(self, state: State, frame: Tensor | None, latent: Tensor | None, steps: Tensor) -> Present:
+    def _see(self, state: State, frame: Tensor | None, steps: Tensor) -> Present:
         """Worlds that have not ended, unless by their time limit."""
-        if self.observe == LATENT:
-            assert latent is not None
-            observation = self.simulator.vectors(latent)
-        else:
-            assert frame is not None, "a step with decode=True shows a frame"
-            observation = frame
+        observation = shown_of(self.simulator, self.observe, state, frame)
         pictures = (frame,) if self.renders and frame is not None else ()
         ended = torch.zeros_like(steps, dtype=torch.bool)
         late = ended if self.max_episode_steps is None else steps >= self.max_episode_steps
         return Present(state, observation, pictures, steps, ended, late)
 
     def _observation_shape(self) -> tuple[int, ...]:
-        """Of one world. How long its latents are is seen in one."""
-        if self.observe == LATENT:
-            state, _ = self.simulator.reset(self.starts[:1])
-            return tuple(self.simulator.vectors(self.simulator.latent(state)).shape[1:])
+        """Of one world. How long its latents or features are is seen in one."""
+        if self.observe != FRAME:
+            return tuple(shown_of(self.simulator, self.observe, *self.simulator.reset(self.starts[:1])).shape[1:])
         size = self.simulator.vector_size
         return (*self.simulator.image_size, 3) if size is None else (size,)
 
     def _of(self, worlds: NDArray[np.int64]) -> list[np.random.Generator]:
         return [self.generators[world] for world in worlds]
+
+
+def shown_of(simulator: Simulator, observe: str, state: State, frame: Tensor | None) -> Tensor:
+    """What is observed of worlds [n, ...]: their frame, as the step that led there showed it, or a part of the state.
+
+    Raises:
+        ValueError: the state does not keep that.
+    """
+    if observe == LATENT:
+        return simulator.vectors(simulator.latent(state))
+    if observe == FEATURES:
+        return simulator.features(state)
+    assert frame is not None, "a step with decode=True shows a frame"
+    return frame
 
 
 def has_pictures(simulator: Simulator) -> bool:
