@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from vwm.data.clips import Clips
 from vwm.dit.model import DiT, Noisy, of_clips
 from vwm.dit.objectives import Objective
-from vwm.dit.outcomes import OutcomeHeads
 from vwm.dit.path import mix
 from vwm.dit.sampling import CONTEXT, FRAME, Sampling, check_sampling, draw_clip, draw_frame, finest, observe
 from vwm.nn.optimizer import OptimizerConfig
+from vwm.nn.outcomes import OutcomeHeads
 from vwm.nn.patches import to_float, to_uint8
 from vwm.nn.random import fold, world_seeds
 from vwm.nn.running_rms import RunningRMS

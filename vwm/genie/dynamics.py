@@ -24,6 +24,13 @@ from vwm.nn.random import fold, uniform
 from vwm.nn.space_time import SpaceTimeState, SpaceTimeTransformer, clean_past_window
 
 
+class Output(NamedTuple):
+    """logits float [b, t-1, n, k] of frames 1..t-1, and features [b, t, d] of all frames, unmasked."""
+
+    logits: Tensor
+    features: Tensor
+
+
 class MaskGITDynamics(ModelMixin, ConfigMixin):
     """Tokens and actions in, logits of masked tokens out.
 
@@ -91,28 +98,54 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
         Returns:
             float [b, t-1, n, k], logits of frames 1..t-1.
         """
-        lead = torch.cat((self.no_action.expand(len(tokens), 1, -1), self._action(actions)), dim=1)
-        hidden = tokens[:, 1:].masked_fill(mask, self.mask_token)
+        lead = self._lead_of_clips(tokens, actions)
         if self.context == "masked":
-            x = self.transformer(self._embed(torch.cat((tokens[:, :1], hidden), dim=1), lead))
-            return self.head(x[:, 1:, self.prefix :])
-        # Both kinds of frame go through the transformer as one long clip: first the whole ones, then the masked ones.
-        frames = tokens.shape[1] - 1
-        past = self._corrupt(tokens[:, :-1])
-        x = torch.cat((self._embed(past, lead[:, :-1]), self._embed(hidden, lead[:, 1:])), dim=1)
-        x = self.transformer(x, *clean_past_window(frames, frames, self.transformer.window, x.device))
-        return self.head(x[:, frames:, self.prefix :])
+            return self._logits(self.transformer(self._embed(self._hide(tokens, mask), lead))[:, 1:])
+        return self._beside_whole(tokens, tokens[:, :-1], lead, mask).logits
+
+    def with_features(self, tokens: Tensor, actions: Tensor, mask: Tensor) -> Output:
+        """As ``forward``, and what outcomes are read from: features of whole frames, as play computes them.
+
+        The last frame's too, which leads nowhere: the action that ends an episode is taken there.
+        """
+        lead = self._lead_of_clips(tokens, actions)
+        if self.context == "clean":
+            return self._beside_whole(tokens, tokens, lead, mask)
+        x = self.transformer(self._embed(tokens, lead))
+        return Output(self(tokens, actions, mask), self._features(x))
 
     def loss(self, tokens: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy of the hidden tokens, and their accuracy, at mask rates drawn a sample.
+        """Mean cross-entropy of the hidden tokens, and their accuracy, at mask rates drawn a sample."""
+        mask = self._draw_mask(tokens)
+        return _scores(self(tokens, actions, mask), tokens, mask)
 
-        A rate a sample (not a batch) keeps the loss's variance low.
-        """
+    def loss_with_features(self, tokens: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As ``loss``, and the features of ``with_features``."""
+        mask = self._draw_mask(tokens)
+        out = self.with_features(tokens, actions, mask)
+        return *_scores(out.logits, tokens, mask), out.features
+
+    def _draw_mask(self, tokens: Tensor) -> Tensor:
+        """bool [b, t-1, n]. A rate a sample (not a batch) keeps the loss's variance low."""
         b, t, n = tokens.shape
         rate = self.mask_rate + (1 - self.mask_rate) * torch.rand(b, 1, 1, device=tokens.device)
-        mask = torch.rand(b, t - 1, n, device=tokens.device) < rate
-        logits, target = self(tokens, actions, mask)[mask].float(), tokens[:, 1:][mask]
-        return F.cross_entropy(logits, target), (logits.argmax(-1) == target).float().mean()
+        return torch.rand(b, t - 1, n, device=tokens.device) < rate
+
+    def _hide(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        return torch.cat((tokens[:, :1], tokens[:, 1:].masked_fill(mask, self.mask_token)), dim=1)
+
+    def _beside_whole(self, tokens: Tensor, past: Tensor, lead: Tensor, mask: Tensor) -> Output:
+        """Both kinds of frame in one long clip: first whole ones, then the masked ones, which look back at them."""
+        seen, hidden = past.shape[1], self._hide(tokens, mask)[:, 1:]
+        x = torch.cat((self._embed(self._corrupt(past), lead[:, :seen]), self._embed(hidden, lead[:, 1:])), dim=1)
+        x = self.transformer(x, *clean_past_window(seen, hidden.shape[1], self.transformer.window, x.device))
+        return Output(self._logits(x[:, seen:]), self._features(x[:, :seen]))
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return self.head(x[:, :, self.prefix :])
+
+    def _features(self, x: Tensor) -> Tensor:
+        return x[:, :, self.prefix :].mean(dim=2)
 
     def init_state(self, batch: int) -> SpaceTimeState:
         """The state of worlds in which no frame has been seen."""
@@ -126,7 +159,14 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
             tokens: int64 [b, t, n].
             actions: the actions that led to each of them, [b, t] (or [b, t, num_actions]); None where unknown.
         """
-        return self.transformer.step(self._embed(tokens, self._lead(tokens, actions)), state)[1]
+        return self.observe_with_features(state, tokens, actions)[0]
+
+    def observe_with_features(
+        self, state: SpaceTimeState, tokens: Tensor, actions: Tensor | None
+    ) -> tuple[SpaceTimeState, Tensor]:
+        """As ``observe``, and the frames' features, [b, t, d]."""
+        x, state = self.transformer.step(self._embed(tokens, self._lead(tokens, actions)), state)
+        return state, self._features(x)
 
     def logits(self, state: SpaceTimeState, tokens: Tensor, actions: Tensor | None) -> Tensor:
         """What the next frame may be: tokens [b, 1, n] with masked ones among them -> float [b, 1, n, k].
@@ -134,15 +174,21 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
         Does not advance the state.
         """
         x, _ = self.transformer.step(self._embed(tokens, self._lead(tokens, actions)), state)
-        return self.head(x[:, :, self.prefix :])
+        return self._logits(x)
+
+    def lead_to(self, actions: Tensor) -> Tensor:
+        """Vectors of actions: [b, t] or [b, t, num_actions] -> [b, t, d]."""
+        vectors: Tensor = self.embed_action(actions.to(self.places.dtype) if self.continuous else actions)
+        return vectors
+
+    def _lead_of_clips(self, tokens: Tensor, actions: Tensor) -> Tensor:
+        """[b, t, d]; what led to a clip's first frame is not known."""
+        return torch.cat((self.no_action.expand(len(tokens), 1, -1), self.lead_to(actions)), dim=1)
 
     def _lead(self, tokens: Tensor, actions: Tensor | None) -> Tensor:
         if actions is None:
             return self.no_action.expand(*tokens.shape[:2], -1)
-        return self._action(actions)
-
-    def _action(self, actions: Tensor) -> Tensor:
-        return self.embed_action(actions.to(self.places.dtype) if self.continuous else actions)
+        return self.lead_to(actions)
 
     def _embed(self, tokens: Tensor, lead: Tensor) -> Tensor:
         x = self.embed(tokens)
@@ -157,6 +203,12 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
         share = self.corruption * torch.rand(len(tokens), 1, 1, device=tokens.device)
         noise = torch.randint_like(tokens, self.codebook_size)
         return torch.where(torch.rand(tokens.shape, device=tokens.device) < share, noise, tokens)
+
+
+def _scores(logits: Tensor, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy and accuracy of the hidden tokens of frames 1..t-1."""
+    said, target = logits[mask].float(), tokens[:, 1:][mask]
+    return F.cross_entropy(said, target), (said.argmax(-1) == target).float().mean()
 
 
 class Sampling(NamedTuple):
@@ -191,6 +243,15 @@ def sample_frame(
     Returns:
         The new state, and the frame's tokens int64 [b, n].
     """
+    tokens = draw_tokens(dynamics, state, actions, seed, sampling)
+    lead = None if actions is None else actions[:, None]
+    return dynamics.observe(state, tokens[:, None], lead), tokens
+
+
+def draw_tokens(
+    dynamics: MaskGITDynamics, state: SpaceTimeState, actions: Tensor | None, seed: Tensor, sampling: Sampling
+) -> Tensor:
+    """The tokens of ``sample_frame``, int64 [b, n], not yet taken into the state."""
     b, n, steps = len(seed), dynamics.tokens_per_frame, sampling.steps
     lead = None if actions is None else actions[:, None]
     tokens = torch.full((b, 1, n), dynamics.mask_token, dtype=torch.int64, device=seed.device)
@@ -207,7 +268,7 @@ def sample_frame(
         hide = hidden_tokens(n, step + 1, steps)
         order = sureness.argsort(dim=-1, stable=True)
         tokens = drawn.scatter(1, order[:, :hide], dynamics.mask_token)[:, None]
-    return dynamics.observe(state, tokens, lead), tokens[:, 0]
+    return tokens[:, 0]
 
 
 def hidden_tokens(tokens: int, step: int, steps: int) -> int:

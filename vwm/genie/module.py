@@ -14,9 +14,11 @@ from vwm.data.clips import Clips
 from vwm.genie.dynamics import MaskGITDynamics, Sampling, sample_frame
 from vwm.genie.latent_action import LatentActionModel
 from vwm.nn.optimizer import OptimizerConfig
+from vwm.nn.outcomes import OutcomeHeads
 from vwm.nn.patches import to_float, to_uint8
 from vwm.nn.quantize import perplexity, usage
 from vwm.nn.random import fold, world_seeds
+from vwm.nn.running_rms import RunningRMS
 from vwm.tokenizer.load import load_tokenizer
 from vwm.tokenizer.space_time import SpaceTimeTokenizer
 
@@ -35,6 +37,9 @@ class GenieModule(L.LightningModule):
         context_frames: whole frames that a sample video starts from.
         sampling_steps: MaskGIT steps of the sample videos.
         alarm: an action perplexity under this share of the number of actions warns that the actions have collapsed.
+        outcomes: heads for reward and end; null learns none. They need the true actions (``latent_action`` null: the
+            action that ends an episode leads to no frame that it could be inferred from), and data.fields to name
+            rewards (and terminated).
     """
 
     def __init__(
@@ -46,18 +51,38 @@ class GenieModule(L.LightningModule):
         context_frames: int = 4,
         sampling_steps: int = 8,
         alarm: float = 0.25,
+        outcomes: OutcomeHeads | None = None,
     ) -> None:
         super().__init__()
         self.tokenizer = load_tokenizer(tokenizer)
         self.dynamics, self.latent_action, self.optimizer = dynamics, latent_action, optimizer
         self.context_frames, self.sampling_steps, self.alarm = context_frames, sampling_steps, alarm
-        _check_fit(self.tokenizer, dynamics, latent_action)
+        self.outcomes = outcomes
+        if outcomes is not None:
+            self.scales = nn.ModuleDict({name: RunningRMS() for name in ("dynamics", "reward", "end")})
+        _check_fit(self.tokenizer, dynamics, latent_action, outcomes)
 
     def forward(self, batch: Clips) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and what to log."""
+        if self.outcomes is not None:
+            return self._with_outcomes(batch)
         actions, action_loss, logs = self._actions(batch)
         loss, accuracy = self.dynamics.loss(self._tokens(batch).flatten(2), actions)
         return loss + action_loss, logs | {"dynamics_loss": loss.detach(), "accuracy": accuracy}
+
+    def _with_outcomes(self, batch: Clips) -> tuple[Tensor, dict[str, Tensor]]:
+        """Frames, rewards and ends on one scale, as ``DiTModule`` has them."""
+        assert self.outcomes is not None
+        if batch.rewards is None:
+            raise ValueError("outcomes need rewards: name them in data.fields, or set outcomes to null")
+        actions, _, _ = self._actions(batch)
+        loss, accuracy, features = self.dynamics.loss_with_features(self._tokens(batch).flatten(2), actions)
+        assert batch.actions is not None
+        lead = self.dynamics.lead_to(batch.actions)
+        reward, end = self.outcomes.losses(features, lead, batch.rewards, batch.terminated)
+        total = self.scales["dynamics"](loss) + self.scales["reward"](reward) + self.scales["end"](end)
+        losses = {"dynamics_loss": loss.detach(), "reward_loss": reward.detach(), "end_loss": end.detach()}
+        return total, losses | {"accuracy": accuracy}
 
     def _actions(self, batch: Clips) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The actions between the frames, [b, t-1, ...], and the latent action model's loss where there is one."""
@@ -142,8 +167,10 @@ class GenieModule(L.LightningModule):
 
     def networks(self) -> dict[str, nn.Module]:
         """What to keep an average of, to compile and to export."""
-        trained: dict[str, nn.Module] = {"dynamics": self.dynamics}
-        return trained if self.latent_action is None else trained | {"latent_action": self.latent_action}
+        trained = {
+            "dynamics": self.dynamics, "latent_action": self.latent_action, "outcomes": self.outcomes
+        }  # fmt: skip
+        return {name: part for name, part in trained.items() if part is not None}
 
     @torch.no_grad()
     def sample(self, batch: Clips) -> Tensor:
@@ -165,7 +192,10 @@ class GenieModule(L.LightningModule):
 
 
 def _check_fit(
-    tokenizer: SpaceTimeTokenizer, dynamics: MaskGITDynamics, latent_action: LatentActionModel | None
+    tokenizer: SpaceTimeTokenizer,
+    dynamics: MaskGITDynamics,
+    latent_action: LatentActionModel | None,
+    outcomes: OutcomeHeads | None,
 ) -> None:
     """Raise ValueError where the parts were not made for each other, naming both values."""
     pairs = [
@@ -176,6 +206,12 @@ def _check_fit(
         pairs.append(
             ("dynamics.num_actions", dynamics.num_actions, "latent_action's actions", latent_action.num_actions)
         )
+    if outcomes is not None:
+        if latent_action is not None:
+            raise ValueError(
+                "outcomes come of true actions, and these are latent: set latent_action or outcomes to null"
+            )
+        pairs.append(("outcomes.width", outcomes.config.width, "dynamics.width", dynamics.config.width))
     for name, value, of, other in pairs:
         if value != other:
             raise ValueError(f"{name}={value} but {of}: {other}. Set {name}={other}.")
