@@ -161,8 +161,10 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_and_says_what_to_do() -> None:
     agent = make(3)
     batch: Batch = moments(agent, 40).sample(BATCH, agent.batch_length)
-    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+    before = {name: value.clone() for name, value in agent.named_parameters()}
+    with pytest.raises(FloatingPointError, match=r"loss/reward is .*lower the learning rate"):
         agent.update(batch._replace(reward=batch.reward * float("inf")))
+    assert all(torch.equal(value, before[name]) for name, value in agent.named_parameters())
 
 
 def test_settings_that_do_not_go_together_are_refused() -> None:
@@ -170,3 +172,16 @@ def test_settings_that_do_not_go_together_are_refused() -> None:
         Optimizers(actor_lr=1e-4)
     with pytest.raises(ValueError, match="imagine_last=0"):
         Dreamer(Spaces((5,), ActionSpace("discrete", 2)), WORLD[3], imagine_last=2)
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_who_watches_remembers_and_keeps_what_one_who_acts_does(version: int) -> None:
+    agent = make(version)
+    now = Moment(torch.randn(2, 5), torch.zeros(2), *torch.zeros(3, 2, dtype=torch.bool))
+    torch.manual_seed(1)
+    acted = agent.act(agent.init_carry(2), now, explore=False)
+    torch.manual_seed(1)
+    watched = agent.watch(agent.init_carry(2), now, acted.action)
+    assert torch.equal(watched.action, acted.action) and watched.extras.keys() == acted.extras.keys()
+    assert all(torch.equal(a, b) for a, b in zip(watched.carry, acted.carry, strict=True))
+    assert all(torch.equal(watched.extras[name], acted.extras[name]) for name in acted.extras)

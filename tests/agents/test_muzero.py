@@ -281,5 +281,7 @@ def test_wrong_settings_are_named_and_a_broken_loss_stops():
             make()
     mind = agent()
     batch = played(mind, mind.batch_length)
-    with pytest.raises(FloatingPointError, match="at update 0"):
+    before = {name: value.clone() for name, value in mind.state_dict().items()}
+    with pytest.raises(FloatingPointError, match=r"^loss is nan, loss_value is nan"):
         mind.update(batch._replace(reward=batch.reward * float("nan")))
+    assert all(torch.equal(value, before[name]) for name, value in mind.state_dict().items())

@@ -155,7 +155,7 @@ def test_an_update_moves_every_weight_and_the_encoder_at_its_own_rate():
 def test_gradients_are_clipped_together():
     made = agent()
     loss = sum(p.square().sum() for p in made.world.parameters()) * 1e4
-    norm = made._descend(made.model_optimizer, loss)
+    norm = made._descend("loss", made.model_optimizer, loss)
     left = torch.stack([p.grad.norm() for p in made.world.parameters()]).norm()
     assert norm > 20 and float(left) == pytest.approx(20, rel=1e-4)
 
@@ -173,7 +173,7 @@ def test_a_loss_that_is_not_finite_is_told_and_changes_nothing():
     made = agent()
     before = copy.deepcopy(made.state_dict())
     data = batch(made)
-    with pytest.raises(FloatingPointError, match="a loss of TD-MPC2 is nan"):
+    with pytest.raises(FloatingPointError, match=r"^loss is nan"):
         made.update(data._replace(observation=data.observation * float("nan")))
     assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
 
@@ -275,3 +275,16 @@ def test_the_simulator_is_the_world_that_the_agent_plans_in():
         assert torch.equal(out.terminated, made.world.end_logits(made.world.next(latent, action)).sigmoid() > 0.5)
     short = world.reset(context[:, -1:])[0]
     assert torch.equal(short.latent, world.reset(context[:, -1:].expand(-1, 2, -1))[0].latent)
+
+
+def test_watching_remembers_what_was_seen_and_plans_nothing(monkeypatch):
+    made = agent((3,), frames=3)
+    carry, now = made.init_carry(2), moment(made, 2)
+    acted = made.act(carry, now, explore=True)
+    monkeypatch.setattr(made.planner, "plan", None)  # to ask it would be an error
+    action = torch.tensor([[0.5, -0.5], [1.0, 0.0]])
+    watched = made.watch(carry, now, action)
+    assert torch.equal(watched.action, action)
+    assert torch.equal(watched.carry["past"], acted.carry["past"]) and not watched.carry["mean"].any()
+    later = moment(made, 2, first=False)
+    assert torch.equal(made.watch(watched.carry, later, action).carry["past"][:, -1], later.observation)

@@ -170,16 +170,20 @@ class Agent(nn.Module, ABC):
             explore: as in training; False as in evaluation.
         """
 
-    def took(self, carry: Carry, action: Tensor) -> Carry:
-        """The carry of ``act``, where another action was taken in the end than the agent's own."""
-        return carry
+    def watch(self, carry: Carry, moment: Moment, action: Tensor) -> Acted:
+        """What ``act`` would remember and have kept where another has decided on ``action``.
+
+        By default the agent decides too, and is not heard: right where the carry knows nothing of actions. To be
+        overridden where it does, or where deciding is dear.
+        """
+        return self.act(carry, moment, explore=True)._replace(action=action)
 
     @abstractmethod
     def update(self, batch: Batch) -> Updated:
         """One step of learning.
 
         Raises:
-            FloatingPointError: a loss is not finite.
+            FloatingPointError: a loss is not finite; no weight was moved by it (see ``vwm.agents.finite``).
         """
 
     @abstractmethod

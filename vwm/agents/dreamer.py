@@ -9,7 +9,6 @@ Legend: b batch, t time, h steps of the horizon, n = b t ways, d width of featur
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from vwm.agents.actor import Policy
 from vwm.agents.actor_critic import ActorConfig, ActorCritic, CriticConfig, Learned, Way
 from vwm.agents.agent import Acted, Agent, Batch, Moment, Spaces, Updated
 from vwm.agents.exploration import with_noise
+from vwm.agents.finite import finite
 from vwm.agents.laprop import LaProp
 from vwm.agents.returns import lambda_returns
 from vwm.latent_dynamics.rssm import RSSMState, flatten
@@ -131,8 +131,7 @@ class Dreamer(Agent):
     def act(self, carry: RSSMState, moment: Moment, explore: bool) -> Acted:
         """See ``Agent.act``."""
         self.eval()
-        embed = self.world.embed(moment.observation[:, None])[:, 0]
-        state, _ = self.world.rssm.observe_step(carry, embed, moment.is_first)
+        state = self.world.observe_step(carry, moment.observation, moment.is_first)
         policy = self.behaviour.actor(self.world.rssm.features(state))
         action = policy.mode()
         if explore:
@@ -141,9 +140,12 @@ class Dreamer(Agent):
             action = action.clamp(-1, 1)
         return Acted(action, self.world.rssm.act(state, action), self._kept(state))
 
-    def took(self, carry: RSSMState, action: Tensor) -> RSSMState:
-        """See ``Agent.took``."""
-        return self.world.rssm.act(carry, action)
+    @torch.no_grad()
+    def watch(self, carry: RSSMState, moment: Moment, action: Tensor) -> Acted:
+        """See ``Agent.watch``."""
+        self.eval()
+        state = self.world.observe_step(carry, moment.observation, moment.is_first)
+        return Acted(action, self.world.rssm.act(state, action), self._kept(state))
 
     def simulator(self, title: str = "world", fps: float = 15.0) -> RSSMSimulator:
         """See ``Agent.simulator``."""
@@ -169,12 +171,9 @@ class Dreamer(Agent):
         loss = world_loss + learnt.critic
         if self.replay_critic:
             loss = loss + self.replay_critic * self.replayed(batch, states, learnt)
+        numbers = finite({**logs, **learnt.logs})
         self._step(loss, learnt.actor)
         self.behaviour.follow()
-        numbers = {name: float(number) for name, number in {**logs, **learnt.logs}.items()}
-        broken = [name for name, number in numbers.items() if not math.isfinite(number)]
-        if broken:
-            raise FloatingPointError(f"{', '.join(broken)} is not finite: lower the learning rate (optimizers.lr)")
         extras = self._kept(tree_map(Tensor.detach, states))
         return Updated(numbers, {name: _after(batch_extra, extras[name]) for name, batch_extra in batch.extras.items()})
 

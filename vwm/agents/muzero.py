@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vwm.agents.agent import Acted, Agent, Batch, Moment, Spaces, Updated
+from vwm.agents.finite import finite
 from vwm.agents.muzero_targets import Targets, prefixes, targets
 from vwm.agents.tree_search import PUCT, Guess, Searched, Step, TreeSearch
 from vwm.latent_dynamics.muzero import MuZero as Network
@@ -193,12 +194,11 @@ class MuZero(Agent):
             self.discount,
         )
         loss, logs = self.loss(seen, batch.action[:, now : now + self.unroll], wanted)
-        if not loss.isfinite():
-            raise FloatingPointError(f"MuZero's loss is {loss.item()} at update {int(self.updates[0])}: {logs}")
+        numbers = finite(logs)
         self._descend(loss)
-        return Updated(logs, extras if renewed else {})
+        return Updated(numbers, extras if renewed else {})
 
-    def loss(self, seen: Tensor, action: Tensor, wanted: Targets) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, seen: Tensor, action: Tensor, wanted: Targets) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of pieces of play, and its parts.
 
         Args:
@@ -230,8 +230,8 @@ class MuZero(Agent):
             parts["consistency"], weights["consistency"] = there / u, self.consistency_weight
         means = {name: part.sum(1).mean() for name, part in parts.items()}
         loss = torch.stack([weights[name] * mean for name, mean in means.items()]).sum()
-        logs = {f"loss_{name}": mean.item() for name, mean in means.items()}
-        return loss, {"loss": loss.item(), **logs, "root_value": wanted.value[:, 0].mean().item()}
+        logs = {f"loss_{name}": mean.detach() for name, mean in means.items()}
+        return loss, {"loss": loss.detach(), **logs, "root_value": wanted.value[:, 0].mean()}
 
     def _disagreement(self, foretold: Tensor, seen: Tensor, real: Tensor) -> Tensor:
         """Of latents [b, u, ...] with what was observed there, where that is of the same episode; [b, u]."""

@@ -160,11 +160,13 @@ class Life:
     def decide(self) -> None:
         """One decision in every environment."""
         count = self.training.environments
-        acted = self.agent.act(self.carry, to_device(self.moment, self.agent.device), explore=True)
-        action, self.carry = acted.action.cpu(), acted.carry
+        seen = to_device(self.moment, self.agent.device)
         if self.played < self.training.prefill:
-            action = random_action(self.worlds.spaces, count)
-            self.carry = self.agent.took(self.carry, action.to(self.agent.device))
+            random = random_action(self.worlds.spaces, count).to(self.agent.device)
+            acted = self.agent.watch(self.carry, seen, random)
+        else:
+            acted = self.agent.act(self.carry, seen, explore=True)
+        action, self.carry = acted.action.cpu(), acted.carry
         self.replay.add(self.moment, action, acted.extras)
         self.moment = self.worlds.step(action)
         self.played += count

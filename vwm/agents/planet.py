@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from vwm.agents.agent import Acted, Agent, Batch, Moment, Spaces, Updated
 from vwm.agents.cem import CEM
 from vwm.agents.exploration import with_noise
+from vwm.agents.finite import finite
 from vwm.agents.planner import Planner, Return
 from vwm.latent_dynamics.divergence import Divergence
 from vwm.latent_dynamics.rssm import RSSMState
@@ -97,20 +97,21 @@ class PlaNet(Agent):
     def act(self, carry: RSSMState, moment: Moment, explore: bool) -> Acted:
         """See ``Agent.act``."""
         self.eval()
-        rssm, count = self.world.rssm, len(moment.reward)
-        embed = self.world.embed(moment.observation[:, None])[:, 0]
-        state, _ = rssm.observe_step(carry, embed, moment.is_first)
-        seed = torch.randint(2**62, (count,)).to(self.device)
+        state = self.world.observe_step(carry, moment.observation, moment.is_first)
+        seed = torch.randint(2**62, (len(moment.reward),)).to(self.device)
         begin = ImaginedState(state, torch.zeros_like(seed), seed)
         action = self.planner.plan(self.imagined, begin, Return(), seed).actions[:, 0]
         if explore:
             action = with_noise(action, self.exploration, self.spaces.actions.size)
             action = action.clamp(-1, 1) if action.is_floating_point() else action
-        return Acted(action, rssm.act(state, action), {})
+        return Acted(action, self.world.rssm.act(state, action), {})
 
-    def took(self, carry: RSSMState, action: Tensor) -> RSSMState:
-        """See ``Agent.took``."""
-        return self.world.rssm.act(carry, action)
+    @torch.no_grad()
+    def watch(self, carry: RSSMState, moment: Moment, action: Tensor) -> Acted:
+        """See ``Agent.watch``; nothing is planned."""
+        self.eval()
+        state = self.world.observe_step(carry, moment.observation, moment.is_first)
+        return Acted(action, self.world.rssm.act(state, action), {})
 
     def update(self, batch: Batch) -> Updated:
         """See ``Agent.update``."""
@@ -118,9 +119,7 @@ class PlaNet(Agent):
         loss, _, logs = self.world.loss(
             batch.observation, batch.action, batch.reward, batch.is_first, batch.is_terminal
         )
-        numbers = {name: float(number) for name, number in logs.items()}
-        if not math.isfinite(numbers["loss/world"]):
-            raise FloatingPointError(f"the world's loss is {numbers['loss/world']}: lower the learning rate (lr)")
+        numbers = finite(logs)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.world.parameters(), self.clip)

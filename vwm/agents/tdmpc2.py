@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from vwm.agents.agent import Acted, Agent, Batch, Moment, Spaces, Updated
+from vwm.agents.finite import finite
 from vwm.agents.tdmpc2_planner import Planner, Planning, draw_noise
 from vwm.latent_dynamics.consistency import ConsistencyModel, random_shift
 from vwm.latent_dynamics.q_ensemble import QEnsemble
@@ -202,6 +203,11 @@ class TDMPC2(Agent):
         later = torch.cat((mean[:, 1:], torch.zeros_like(mean[:, :1])), dim=1)
         return Acted(action.float(), {"mean": later, "past": window[:, 1:]}, {})
 
+    def watch(self, carry: dict[str, Tensor], moment: Moment, action: Tensor) -> Acted:
+        """See ``Agent.watch``; nothing is planned, so that the next plan begins without a middle."""
+        past = self._window(carry["past"], moment)[:, 1:]
+        return Acted(action, {"mean": torch.zeros_like(carry["mean"]), "past": past}, {})
+
     def _window(self, past: Tensor, moment: Moment) -> Tensor:
         """The last observations [b, s, ...]; an episode begins as if its first one had always been seen."""
         now = moment.observation[:, None]
@@ -213,14 +219,13 @@ class TDMPC2(Agent):
     def update(self, batch: Batch) -> Updated:
         """See ``Agent.update``: the model, then the policy in the latents that it went through, then the targets."""
         loss, latents, logs = self.model_loss(self.prepare(batch))
-        logs["gradient_norm"] = self._descend(self.model_optimizer, loss)
+        logs["gradient_norm"] = self._descend("loss", self.model_optimizer, loss)
         loss, said = self.policy_loss(latents.detach())
-        logs |= said | {"policy_gradient_norm": self._descend(self.policy_optimizer, loss)}
+        logs |= said | {"policy_gradient_norm": self._descend("policy_loss", self.policy_optimizer, loss)}
         targets, online = list(self.target_critic.parameters()), list(self.critic.parameters())
         with torch.no_grad():
             torch._foreach_lerp_(targets, online, self.tau)
-        numbers = torch.stack([value.detach().double() for value in logs.values()]).tolist()
-        return Updated(dict(zip(logs, numbers, strict=True)), {})
+        return Updated(finite(logs), {})
 
     def prepare(self, batch: Batch) -> Piece:
         """Windows of observations (pictures randomly shifted), and what each action led to."""
@@ -286,15 +291,12 @@ class TDMPC2(Agent):
         low, high = values.quantile(torch.tensor([0.05, 0.95]).to(values))
         self.scale.lerp_((high - low).clamp(min=1), self.tau)
 
-    def _descend(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+    def _descend(self, name: str, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
         """One step of an optimizer; returns the norm of the gradients before they were clipped."""
-        if not bool(loss.isfinite()):
-            raise FloatingPointError(
-                f"a loss of TD-MPC2 is {loss.detach().item()}: nothing was learned from this batch"
-            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], self.max_norm)
+        finite({name: loss, f"the gradient's norm of {name}": norm})
         optimizer.step()
         return norm
 

@@ -153,6 +153,17 @@ class LatentWorld(ModelMixin, ConfigMixin):
         """uint8 [b, t, h, w, 3] or float32 [b, t, k] -> [b, t, e], for ``rssm.observe``."""
         return self.observations.embed(self.observations.prepare(observation))
 
+    def observe_step(self, state: RSSMState, observation: Tensor, is_first: Tensor) -> RSSMState:
+        """Follow what is seen by one moment.
+
+        Args:
+            state: of the moment before, with the action taken there.
+            observation: uint8 [b, h, w, 3] or float32 [b, k].
+            is_first: bool [b], where an episode begins.
+        """
+        after, _ = self.rssm.observe_step(state, self.embed(observation[:, None])[:, 0], is_first)
+        return after
+
     def loss(
         self,
         observation: Tensor,
