@@ -17,6 +17,8 @@ KINDS = {
     "patches": {"patch_size": 2},
     "full": {"attention": "full"},
     "time-every-4th-gqa-capped": {"time_every": 4, "kv_heads": 1, "soft_cap": 9.0},
+    "agent": {"agent_tokens": 1},
+    "agents-patches-gqa-capped": {"agent_tokens": 3, "patch_size": 2, "kv_heads": 1, "soft_cap": 9.0},
 }
 
 
@@ -71,8 +73,8 @@ def test_training_over_a_clean_past_is_what_play_computes(network, seen):
     for i in range(1, FRAMES):
         state, before = network.step(state, cut(past, slice(i - 1, i)))
         torch.testing.assert_close(out.features[:, i - 1], before.features[:, 0], rtol=0, atol=1e-10)
-        _, look = network.step(state, cut(frames, slice(i, i + 1)))
-        torch.testing.assert_close(out.prediction[:, i - 1 : i], look.prediction, rtol=0, atol=1e-10)
+        look = network.look(state, cut(frames, slice(i, i + 1)))
+        torch.testing.assert_close(out.prediction[:, i - 1 : i], look, rtol=0, atol=1e-10)
 
 
 def test_worlds_of_different_age_step_in_one_batch(network):
@@ -121,6 +123,48 @@ def test_hidden_actions_leave_no_trace(network):
     lead = network.lead(given, 2, FRAMES, known)
     assert torch.equal(lead[0], network.lead(given, 2, FRAMES)[0])
     assert torch.equal(lead[1], network.lead(None, 2, FRAMES)[1])
+
+
+@pytest.mark.parametrize("changes", [{}, {"step_sizes": 3, "prediction": "clean", "kv_heads": 1}])
+def test_nothing_attends_to_agent_tokens(changes):
+    """A world goes on as it was when it gets some, whatever they are: played, trained, and drawn frame by frame."""
+    plain = dit(**changes).double().eval()
+    frames, past = noisy(plain), noisy(plain, seed=1)
+    agents = dit(agent_tokens=2, **changes).double().eval()
+    assert not (agents.load_state_dict(plain.state_dict(), strict=False).unexpected_keys)
+    for value in (0.02, 30.0):
+        torch.nn.init.normal_(agents.agents, std=value)
+        for asked in ((frames,), (cut(frames, slice(1, None)), past)):
+            said, alone = agents(*asked), plain(*asked)
+            torch.testing.assert_close(said.prediction, alone.prediction, rtol=0, atol=1e-10)
+            assert not torch.allclose(said.features, alone.features, atol=1e-3)
+        (state, _), (other, _) = (network.step(network.init_state(2), past) for network in (agents, plain))
+        torch.testing.assert_close(agents.look(state, frames), plain.look(other, frames), rtol=0, atol=1e-10)
+    assert agents(frames).features.shape == (2, FRAMES, 32)
+
+
+def test_agent_tokens_see_every_token_of_their_frame_and_their_own_past_within_the_window():
+    """Two layers of time attention with a window of 4: no further back than 6 frames."""
+    network = dit(agent_tokens=1, registers=1).double().eval()
+    frames = noisy(network)
+    latents = frames.latents.requires_grad_(True)
+    (seen,) = torch.autograd.grad(network(frames).features[:, 7].square().sum(), latents)
+    assert (seen[:, 1:8] != 0).all() and not seen[:, 0].any() and not seen[:, 8:].any()
+    # Past features act on later ones, through nothing but the agent tokens' own keys and values.
+    state, _ = network.step(network.init_state(2), cut(noisy(network), slice(0, 3)))
+    blind = state._replace(blocks=tuple(type(b)(b.keys, b.values.index_fill(1, LAST_PLACE, 0)) for b in state.blocks))
+    (_, one), (_, two) = (network.step(s, cut(noisy(network), slice(3, 4))) for s in (state, blind))
+    assert torch.equal(one.prediction, two.prediction) and not torch.equal(one.features, two.features)
+
+
+LAST_PLACE = torch.tensor([17])
+"""Of a frame of one register, 4 x 4 patches and one agent token."""
+
+
+def test_an_agent_needs_a_past_that_can_be_masked():
+    for changes in ({"attention": "full"}, {"causal": False}):
+        with pytest.raises(ValueError, match="agent_tokens=1 need attention='factored' and causal=True"):
+            dit(agent_tokens=1, **changes)
 
 
 def test_recomputed_layers_give_the_same_gradients():

@@ -6,6 +6,10 @@ level, and a vector made of that level, the step size and the action that led to
 Because attention is causal in time, a past frame's keys and values never change. Playing keeps them, and each sampling
 step runs the tokens of the new frame alone. That is exact, not an approximation.
 
+Agent tokens (Dreamer 4, section 3.3) stand beside a frame's others: they attend to all tokens of their frame and, in
+time, to the agent tokens of the past, and nothing attends to them. What an agent is after thus never leaks into what
+the world does next, and a world that has learned goes on unchanged when it is given some.
+
 Legend: b batch, t time, h w c of the latents, n tokens a frame, d width, p patch side, k kinds of step size.
 """
 
@@ -22,6 +26,7 @@ from torch import Tensor, nn
 
 from vwm.dit.path import PREDICTIONS, Prediction
 from vwm.nn.actions import ActionEmbedding
+from vwm.nn.attention import KeyValues
 from vwm.nn.patches import patch_grid
 from vwm.nn.space_time import SpaceTimeState, clean_past_window
 from vwm.nn.video_transformer import VideoTransformer, grid_places
@@ -51,7 +56,13 @@ def of_clips(noisy: Noisy, clips: slice) -> Noisy:
 
 
 class Output(NamedTuple):
-    """prediction float [b, t, h, w, c], and features [b, t, d] of each frame, from which outcomes are read."""
+    """What the network says.
+
+    Attributes:
+        prediction: float [b, t, h, w, c].
+        features: [b, t, d] of each frame, from which outcomes and policies are read: the mean of the agent tokens',
+            where there are some, else of all tokens'.
+    """
 
     prediction: Tensor
     features: Tensor
@@ -76,6 +87,7 @@ class DiT(ModelMixin, ConfigMixin):
         window: frames that attention spans.
         kv_heads, attention, time_every, causal, mlp, soft_cap: see ``VideoTransformer``.
         registers: tokens a frame beside those of the picture, in which the network may keep what it likes.
+        agent_tokens: tokens a frame that see everything and are seen by nothing but their own later selves.
     """
 
     @register_to_config
@@ -99,19 +111,27 @@ class DiT(ModelMixin, ConfigMixin):
         mlp: Literal["swiglu", "gelu"] = "swiglu",
         soft_cap: float | None = None,
         registers: int = 4,
+        agent_tokens: int = 0,
     ) -> None:
         super().__init__()
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction={prediction!r} must be one of {', '.join(PREDICTIONS)}")
         if width % 2:
             raise ValueError(f"width={width} must be even")
+        if agent_tokens and (attention == "full" or not causal):
+            raise ValueError(
+                f"agent_tokens={agent_tokens} need attention='factored' and causal=True, got {attention!r} and {causal}"
+            )
         self.grid, self.channels, self.patch_size = (int(grid[0]), int(grid[1])), channels, patch_size
         self.prediction, self.step_sizes, self.registers = prediction, step_sizes, registers
         rows, columns = patch_grid(self.grid, patch_size, "grid")
         values = channels * patch_size**2
         self.embed = nn.Linear(values, width)
         self.places = nn.Parameter(torch.randn(registers + rows * columns, width) * 0.02)
-        self.register_buffer("coordinates", grid_places(rows, columns, registers), persistent=False)
+        coordinates = torch.cat((grid_places(rows, columns, registers), torch.zeros(agent_tokens, 2)))
+        self.register_buffer("coordinates", coordinates, persistent=False)
+        mask = unseen_last(len(coordinates), agent_tokens) if agent_tokens else None
+        self.register_buffer("space_mask", mask, persistent=False)
         self.embed_signal = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.embed_step = nn.Embedding(step_sizes, width) if step_sizes else None
         choices = list(num_actions) if isinstance(num_actions, list) else [num_actions] if num_actions else []
@@ -133,6 +153,7 @@ class DiT(ModelMixin, ConfigMixin):
         self.head = nn.Linear(width, values)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        self.agents = nn.Parameter(torch.randn(agent_tokens, width) * 0.02) if agent_tokens else None
 
     def lead(self, actions: Tensor | None, batch: int, frames: int, known: Tensor | None = None) -> Tensor:
         """Vectors of the actions that led to each frame of clips; the first frame's is not known.
@@ -171,24 +192,39 @@ class DiT(ModelMixin, ConfigMixin):
             Of the noisy frames; with a past, ``features`` are of the past's frames.
         """
         if past is None:
-            x = self.transformer(self._tokens(noisy), self.coordinates, self._condition(noisy))
+            condition = self._condition(noisy)
+            x = self.transformer(self._tokens(noisy), self.coordinates, condition, space_mask=self.space_mask)
             return Output(self._predict(x), self._features(x))
         # Both kinds of frame go through the transformer as one long clip: first the past, then the noisy frames.
         seen, frames = past.latents.shape[1], noisy.latents.shape[1]
         x = torch.cat((self._tokens(past), self._tokens(noisy)), dim=1)
         condition = torch.cat((self._condition(past), self._condition(noisy)), dim=1)
         positions, mask = clean_past_window(seen, frames, self.transformer.window, x.device)
-        x = self.transformer(x, self.coordinates, condition, positions, mask)
+        x = self.transformer(x, self.coordinates, condition, positions, mask, self.space_mask)
         return Output(self._predict(x[:, seen:]), self._features(x[:, :seen]))
 
     def init_state(self, batch: int) -> SpaceTimeState:
         """The state of worlds in which no frame has been seen."""
-        return self.transformer.init_state(batch, len(self.places))
+        return self.transformer.init_state(batch, len(self.coordinates))
 
     def step(self, state: SpaceTimeState, noisy: Noisy) -> tuple[SpaceTimeState, Output]:
-        """The next frames of each world: a look, unless the caller keeps the returned state."""
-        x, state = self.transformer.step(self._tokens(noisy), state, self.coordinates, self._condition(noisy))
+        """The next frames of each world."""
+        x, state = self.transformer.step(
+            self._tokens(noisy), state, self.coordinates, self._condition(noisy), self.space_mask
+        )
         return state, Output(self._predict(x), self._features(x))
+
+    def look(self, state: SpaceTimeState, noisy: Noisy) -> Tensor:
+        """The prediction of ``step``, float [b, t, h, w, c]; agent tokens, which it does not rest on, are not run."""
+        world = len(self.places)
+        blocks = tuple(KeyValues(keys[:, :world], values[:, :world]) for keys, values in state.blocks)
+        x, _ = self.transformer.step(
+            self._tokens(noisy)[:, :, :world],
+            SpaceTimeState(state.position, blocks),
+            self.coordinates[:world],
+            self._condition(noisy),
+        )
+        return self._predict(x)
 
     def _tokens(self, noisy: Noisy) -> Tensor:
         expected = (*self.grid, self.channels)
@@ -200,7 +236,10 @@ class DiT(ModelMixin, ConfigMixin):
         patches = rearrange(noisy.latents, "b t (h p) (w q) c -> b t (h w) (p q c)", p=p, q=p)
         x = self.embed(patches.to(self.embed.weight.dtype))
         spare = x.new_zeros(*x.shape[:2], self.registers, x.shape[-1])
-        return torch.cat((spare, x), dim=2) + self.places.to(x.dtype)
+        x = torch.cat((spare, x), dim=2) + self.places.to(x.dtype)
+        if self.agents is None:
+            return x
+        return torch.cat((x, self.agents.to(x.dtype).expand(*x.shape[:2], -1, -1)), dim=2)
 
     def _condition(self, noisy: Noisy) -> Tensor:
         vector = self.embed_signal(_waves(noisy.signal, self.config.width).to(self.places.dtype)) + noisy.lead
@@ -211,11 +250,18 @@ class DiT(ModelMixin, ConfigMixin):
         return nn.functional.silu(vector)
 
     def _predict(self, x: Tensor) -> Tensor:
-        patches, p = self.head(x[:, :, self.registers :]), self.patch_size
+        patches, p = self.head(x[:, :, self.registers : len(self.places)]), self.patch_size
         return rearrange(patches, "b t (h w) (p q c) -> b t (h p) (w q) c", h=self.grid[0] // p, p=p, q=p)
 
     def _features(self, x: Tensor) -> Tensor:
-        return x.mean(dim=2)
+        return (x if self.agents is None else x[:, :, len(self.places) :]).mean(dim=2)
+
+
+def unseen_last(tokens: int, unseen: int) -> Tensor:
+    """bool [n, n] of what tokens look at: all at all, but nothing at the ``unseen`` last ones save these themselves."""
+    mask = torch.ones(tokens, tokens, dtype=torch.bool)
+    mask[:-unseen, -unseen:] = False
+    return mask
 
 
 def _waves(level: Tensor, width: int) -> Tensor:

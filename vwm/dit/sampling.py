@@ -99,11 +99,11 @@ def draw_frame(dynamics: DiT, state: SpaceTimeState, lead: Tensor, seed: Tensor,
     """
 
     def say(x: Tensor, signal: Tensor, step: Tensor | None) -> Tensor:
-        said = dynamics.step(state, Noisy(x, signal, step, lead))[1].prediction
+        said = dynamics.look(state, Noisy(x, signal, step, lead))
         if sampling.guidance == 1:
             return said
         nobody = dynamics.lead(None, len(x), 1).to(lead.dtype)
-        free = dynamics.step(state, Noisy(x, signal, step, nobody))[1].prediction.to(x.dtype)
+        free = dynamics.look(state, Noisy(x, signal, step, nobody)).to(x.dtype)
         return free + sampling.guidance * (said.to(x.dtype) - free)
 
     # A network in bfloat16 says where to go; the way itself is added up in float32.

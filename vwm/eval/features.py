@@ -213,7 +213,7 @@ class DiTFeatures(Features):
 
     def __init__(self, simulator: DiTSimulator, layer: int | None = None) -> None:
         depth = len(simulator.dynamics.transformer.blocks)
-        networks = {name: part for name, part in simulator.networks().items() if name != "outcomes"}
+        networks = {name: part for name, part in simulator.networks().items() if name not in ("outcomes", "policy")}
         super().__init__(networks, depth, two_thirds(depth) if layer is None else layer)
         self.image_size, self.context_noise = simulator.image_size, simulator.sampling.context_noise
 
@@ -224,7 +224,7 @@ class DiTFeatures(Features):
         lead, seed = dynamics.lead(None, batch, frames), torch.zeros(batch, dtype=torch.int64, device=dynamics.device)
         with outputs_of(dynamics.transformer.blocks, self.layer) as seen:
             observe(dynamics, dynamics.init_state(batch), latents, lead, seed, self.context_noise)
-        return torch.cat(seen, dim=1)[:, :, dynamics.registers :].flatten(1, 2)
+        return torch.cat(seen, dim=1)[:, :, dynamics.registers : len(dynamics.places)].flatten(1, 2)
 
 
 @contextmanager
