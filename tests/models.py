@@ -38,9 +38,10 @@ def latent_action(**changes) -> LatentActionModel:
     return randomize(LatentActionModel(**{**settings, "window": 4, **changes}))
 
 
-def genie(labelled: bool = False, codebook: int | list[int] = [4, 3, 3]):  # noqa: B006
+def genie(labelled: bool = False, codebook: int | list[int] = [4, 3, 3], outcomes: bool = False):  # noqa: B006
     """A whole Genie world of 16x16 pixels, with starting contexts."""
     from vwm.genie.dynamics import Sampling
+    from vwm.nn.outcomes import OutcomeHeads
     from vwm.simulator.genie import GenieSimulator
     from vwm.simulator.interface import ActionSpace
 
@@ -50,6 +51,7 @@ def genie(labelled: bool = False, codebook: int | list[int] = [4, 3, 3]):  # noq
         dynamics(),
         None if labelled else latent_action(),
         ActionSpace("discrete", 4, ("LEFT", "RIGHT", "UP", "noop"), latent=not labelled),
+        randomize(OutcomeHeads(width=16, hidden=16)) if outcomes else None,
         sampling=Sampling(steps=3),
         context_frames=2,
         title="noise",
@@ -67,8 +69,8 @@ def dit(seed: int = 3, **changes):
 
 def diffusion_world(outcomes: bool = False, sampling=None, **changes):
     """A whole diffusion world of 8x8 pixels over a pixel tokenizer, with starting contexts."""
-    from vwm.dit.outcomes import OutcomeHeads
     from vwm.dit.sampling import Sampling
+    from vwm.nn.outcomes import OutcomeHeads
     from vwm.simulator.dit import DiTSimulator
     from vwm.simulator.interface import ActionSpace
     from vwm.tokenizer.pixels import PixelTokenizer

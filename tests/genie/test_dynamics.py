@@ -33,6 +33,23 @@ def test_training_with_a_clean_context_is_what_play_computes(conditioning, frame
         state = model.observe(state, tokens[:, t : t + 1], lead)
 
 
+@pytest.mark.parametrize("context", ["clean", "masked"])
+@pytest.mark.parametrize("conditioning", ["add", "prepend"])
+def test_features_in_training_are_those_of_play(context, conditioning):
+    """Of every frame, the last included, whatever is masked beside them; and nothing is said otherwise for them."""
+    model = dynamics(conditioning=conditioning, context=context).double().eval()
+    tokens, actions = clip()
+    mask = torch.rand(2, FRAMES - 1, 16, generator=torch.Generator().manual_seed(1)) < 0.6
+    out = model.with_features(tokens, actions, mask)
+    torch.testing.assert_close(out.logits, model(tokens, actions, mask), rtol=0, atol=1e-10)
+    state, features = model.observe_with_features(model.init_state(2), tokens[:, :1], None)
+    played = [features]
+    for t in range(1, FRAMES):
+        state, features = model.observe_with_features(state, tokens[:, t : t + 1], actions[:, t - 1 : t])
+        played.append(features)
+    torch.testing.assert_close(torch.cat(played, dim=1), out.features, rtol=0, atol=1e-10)
+
+
 def test_a_masked_context_is_the_plain_transformer():
     model = dynamics(context="masked").double().eval()
     tokens, actions = clip()

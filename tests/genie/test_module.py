@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import dynamics, latent_action, tokenizer
+from models import dynamics, latent_action, randomize, tokenizer
 
 from vwm.data.clips import Clips
 from vwm.genie.module import GenieModule
 from vwm.nn.optimizer import OptimizerConfig
+from vwm.nn.outcomes import OutcomeHeads
 from vwm.nn.parts import save_part
 
 
@@ -49,6 +50,56 @@ def test_labelled_actions_are_the_recordings_and_lead_to_the_next_frame(folder):
     assert torch.equal(actions, batch().actions[:, :-1]) and loss == 0
     with pytest.raises(ValueError, match="these shards hold none"):
         genie(Clips(frames=batch().frames))
+
+
+def with_outcomes(folder, width: int = 16, labelled: bool = True) -> GenieModule:
+    torch.manual_seed(0)
+    parts = (folder, dynamics(), OptimizerConfig(), None if labelled else latent_action())
+    return GenieModule(*parts, outcomes=randomize(OutcomeHeads(width=width, hidden=16))).train()
+
+
+def outcomes_batch() -> Clips:
+    """An episode's last action ends it and earns: it leads to no frame."""
+    rewards, terminated = torch.zeros(3, 6), torch.zeros(3, 6, dtype=torch.bool)
+    rewards[0, 5], terminated[0, 5] = 10.0, True
+    return batch(rewards=rewards, terminated=terminated)
+
+
+@torch.no_grad()
+def test_outcomes_are_read_from_the_frame_and_the_action_taken_there(folder):
+    """The losses are those of the heads on what play computes, written out frame by frame."""
+    genie = with_outcomes(folder).eval()
+    genie.dynamics.double()
+    genie.outcomes.double()
+    clips = outcomes_batch()
+    tokens, actions = genie._tokens(clips).flatten(2), clips.actions
+    _, logs = genie(clips)
+    state, total, ends = genie.dynamics.init_state(3), torch.zeros((), dtype=torch.float64), []
+    for t in range(6):
+        lead = None if t == 0 else actions[:, t - 1 : t]
+        state, features = genie.dynamics.observe_with_features(state, tokens[:, t : t + 1], lead)
+        x = genie.outcomes.body(torch.cat((features[:, 0], genie.dynamics.embed_action.weight[actions[:, t]]), dim=-1))
+        total += genie.outcomes.two_hot.loss(genie.outcomes.reward(x), clips.rewards[:, t]).sum() / 18
+        chance = genie.outcomes.end(x)[:, 0].sigmoid()
+        ends.append(-torch.where(clips.terminated[:, t], chance, 1 - chance).log())
+    assert float(logs["reward_loss"]) == pytest.approx(float(total), abs=1e-6)
+    assert float(logs["end_loss"]) == pytest.approx(float(torch.stack(ends).mean()), abs=1e-6)
+
+
+def test_all_that_is_trained_gets_a_gradient_of_the_outcomes(folder):
+    genie = with_outcomes(folder)
+    genie(outcomes_batch())[0].backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in genie.outcomes.parameters())
+    assert genie.dynamics.embed_action.weight.grad.abs().sum() > 0 and set(genie.networks()) == {"dynamics", "outcomes"}
+
+
+def test_outcomes_that_cannot_be_learned_are_named(folder):
+    with pytest.raises(ValueError, match=r"name them in data\.fields"):
+        with_outcomes(folder)(batch())
+    with pytest.raises(ValueError, match=r"outcomes\.width=8 but dynamics\.width: 16"):
+        with_outcomes(folder, width=8)
+    with pytest.raises(ValueError, match="set latent_action or outcomes to null"):
+        with_outcomes(folder, labelled=False)
 
 
 def test_encoded_clips_give_the_loss_of_raw_ones(folder):

@@ -48,6 +48,7 @@ WORLDS = {
     "latent": lambda: genie(),
     "labelled": lambda: genie(labelled=True),
     "vq": lambda: genie(codebook=36),
+    "genie-outcomes": lambda: genie(labelled=True, outcomes=True),
     "dit": lambda: diffusion_world(),
     "dit-continuous-actions-and-outcomes": car,
     "rssm": lambda: imagined_world(),
@@ -76,7 +77,15 @@ def test_saved_is_loaded(kind, tmp_path):
         b, two = again.step(b, action)
         for said, repeated in zip(one, two, strict=True):
             assert (said is None and not world.decodes) or torch.equal(said, repeated)
-    assert kind != "dit-continuous-actions-and-outcomes" or (one.reward != 0).all()
+    assert not kind.endswith("outcomes") or (one.reward != 0).all()
+
+
+def test_heads_are_found_where_bundles_of_old_say_they_are(tmp_path):
+    save_simulator(diffusion_world(outcomes=True), tmp_path / "world")
+    for file in (tmp_path / "world" / "model_index.json", tmp_path / "world" / "outcomes" / "config.json"):
+        assert "vwm.nn.outcomes" in file.read_text()
+        file.write_text(file.read_text().replace("vwm.nn.outcomes", "vwm.dit.outcomes"))
+    assert vwm.load_simulator(tmp_path / "world", "cpu").outcomes is not None
 
 
 def test_half_the_space_is_a_rounding_away(made, tmp_path):

@@ -25,12 +25,14 @@ SIMULATORS = {
     "genie-latent": lambda: genie(),
     "genie-labelled": lambda: genie(labelled=True),
     "genie-vq": lambda: genie(codebook=36),
+    "genie-outcomes": lambda: genie(labelled=True, outcomes=True),
     "dit": lambda: diffusion_world(),
     "dit-continuous-actions-and-outcomes": lambda: diffusion_world(outcomes=True, action_dims=3),
     "dit-shortcut": lambda: diffusion_world(prediction="clean", step_sizes=3),
     "dit-v-guided": lambda: diffusion_world(prediction="v", sampling=Sampling(steps=2, guidance=2.0)),
     "dit-full-attention": lambda: diffusion_world(attention="full"),
     "dit-time-every-4th": lambda: diffusion_world(time_every=4, kv_heads=1),
+    "dit-agent": lambda: diffusion_world(outcomes=True, agent_tokens=2),
     "mdn-rnn": lambda: dream(),
     "mdn-rnn-continuous-actions-and-rewards": lambda: dream(action_dims=3, reward=True, unknown_actions=True),
     "rssm": lambda: imagined_world(),
@@ -232,8 +234,11 @@ def test_what_policies_read_is_a_vector_a_world(world):
     torch.testing.assert_close(world.features(alone), features[1:2], rtol=0, atol=1e-5)
 
 
-def test_rewards_and_ends_come_from_the_heads_and_depend_on_the_action():
-    plain, world = diffusion_world(), diffusion_world(outcomes=True)
+@pytest.mark.parametrize(
+    "make", [diffusion_world, lambda outcomes=False: genie(labelled=True, outcomes=outcomes)], ids=["dit", "genie"]
+)
+def test_rewards_and_ends_come_from_the_heads_and_depend_on_the_action(make):
+    plain, world = make(), make(outcomes=True)
     _, out = plain.step(plain.reset(contexts(plain))[0], actions(plain, 3, 0))
     assert not out.reward.any() and not out.terminated.any()
     state, _ = world.reset(contexts(world))

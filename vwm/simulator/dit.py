@@ -8,18 +8,16 @@ import torch
 from torch import Tensor
 
 from vwm.dit.model import DiT, Noisy
-from vwm.dit.outcomes import OutcomeHeads
 from vwm.dit.path import split
 from vwm.dit.sampling import CONTEXT, FRAME, Sampling, check_sampling, draw_frame, finest, observe
+from vwm.nn.outcomes import OutcomeHeads
 from vwm.nn.patches import to_float, to_uint8
-from vwm.nn.random import fold, normal, uniform, world_seeds
+from vwm.nn.random import fold, normal, world_seeds
 from vwm.nn.space_time import SpaceTimeState
 from vwm.simulator.interface import ActionSpace, StepOutput
+from vwm.simulator.outcomes import draw_outcomes
 from vwm.simulator.video import VideoSimulator, check_actions
 from vwm.tokenizer.interface import VideoTokenizer
-
-END = -4
-"""What a world's seed is folded with for drawing its end."""
 
 
 class DiTState(NamedTuple):
@@ -111,7 +109,9 @@ class DiTSimulator(VideoSimulator):
         batch = len(state.seed)
         self.check_action(action, batch)
         lead = self._lead(action.to(self.device), batch)
-        reward, terminated = self._outcomes(state, lead)
+        reward, terminated = draw_outcomes(
+            self.outcomes, state.features, lead[:, 0], state.seed, state.dynamics.position
+        )
         seed = fold(fold(state.seed, FRAME), state.dynamics.position)
         latents = draw_frame(self.dynamics, state.dynamics, lead, seed, self.sampling)
         dynamics, features = self._observe(state.dynamics, latents, lead, state.seed)
@@ -152,7 +152,7 @@ class DiTSimulator(VideoSimulator):
             noise = normal(fold(seeds, i), *clean.shape[1:]).to(clean.dtype)
             for way, told in enumerate((actions, others)):
                 noisy = Noisy(noise, signal, finest(dynamics, signal), self._lead(told[:, i - 1], batch))
-                said = dynamics.step(state, noisy)[1].prediction.float()
+                said = dynamics.look(state, noisy).float()
                 found = split(dynamics.prediction, noise, said, signal)[0]
                 total[way] += (found - clean).double().square().sum().item()
             state, _ = self._observe(state, clean, self._lead(actions[:, i - 1], batch), seeds)
@@ -167,12 +167,3 @@ class DiTSimulator(VideoSimulator):
         if self.dynamics.embed_action is None:
             return self.dynamics.lead(None, batch, 1)
         return self.dynamics.lead_to(action[:, None])
-
-    def _outcomes(self, state: DiTState, lead: Tensor) -> tuple[Tensor, Tensor]:
-        """Reward float [b], and whether the world ends there, drawn from its probability."""
-        if self.outcomes is None:
-            zeros = torch.zeros(len(state.seed), device=self.device)
-            return zeros, zeros.bool()
-        said = self.outcomes(state.features[:, None].float(), lead.float())
-        chance = uniform(fold(fold(state.seed, END), state.dynamics.position))
-        return said.reward[:, 0], chance < said.terminated[:, 0]

@@ -8,12 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vwm.genie.dynamics import MaskGITDynamics, Sampling, sample_frame
+from vwm.genie.dynamics import MaskGITDynamics, Sampling, draw_tokens
 from vwm.genie.latent_action import LatentActionModel
+from vwm.nn.outcomes import OutcomeHeads
 from vwm.nn.patches import to_float, to_uint8
 from vwm.nn.random import fold, world_seeds
 from vwm.nn.space_time import SpaceTimeState
 from vwm.simulator.interface import ActionSpace, StepOutput
+from vwm.simulator.outcomes import draw_outcomes
 from vwm.simulator.video import VideoSimulator
 from vwm.tokenizer.space_time import SpaceTimeTokenizer
 
@@ -26,6 +28,7 @@ class GenieState(NamedTuple):
         encoder: the tokenizer's encoder, which has seen the frames that were observed, and none that was drawn.
         decoder: the tokenizer's decoder.
         latent: int64 [b, h, w], the last frame's tokens.
+        features: float [b, d], of the last frame.
         seed: int64 [b].
         drawn: int64 [b], the frames drawn so far.
     """
@@ -34,6 +37,7 @@ class GenieState(NamedTuple):
     encoder: SpaceTimeState
     decoder: SpaceTimeState
     latent: Tensor
+    features: Tensor
     seed: Tensor
     drawn: Tensor
 
@@ -46,14 +50,15 @@ class GenieSimulator(VideoSimulator):
         dynamics: tokens and actions to the next frame's tokens.
         latent_action: infers the actions of a context; None where the actions were labelled.
         actions: the action space; its size must be the dynamics'.
+        outcomes: heads for reward and end; None for a world that knows none.
         **rest: see ``VideoSimulator``.
 
     Raises:
         ValueError: the parts do not fit each other.
     """
 
-    PARTS: ClassVar[tuple[str, ...]] = ("tokenizer", "dynamics", "latent_action")
-    OPTIONAL: ClassVar[tuple[str, ...]] = ("latent_action",)
+    PARTS: ClassVar[tuple[str, ...]] = ("tokenizer", "dynamics", "latent_action", "outcomes")
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("latent_action", "outcomes")
     SAMPLING = Sampling
     LOSS = "cross-entropy"
 
@@ -63,6 +68,7 @@ class GenieSimulator(VideoSimulator):
         dynamics: MaskGITDynamics,
         latent_action: LatentActionModel | None,
         actions: ActionSpace,
+        outcomes: OutcomeHeads | None = None,
         **rest: Any,
     ) -> None:
         if actions.size != dynamics.num_actions:
@@ -73,6 +79,7 @@ class GenieSimulator(VideoSimulator):
             )
         super().__init__(tokenizer, dynamics, actions, **rest)
         self.latent_action = None if latent_action is None else latent_action.eval()
+        self.outcomes = None if outcomes is None else outcomes.eval()
 
     @torch.inference_mode()
     def reset(
@@ -85,30 +92,32 @@ class GenieSimulator(VideoSimulator):
         encoder, tokens = self.tokenizer.encode_step(self.tokenizer.init_encoder(batch), video)
         if frames > 1 and context_actions is None and self.latent_action is not None:
             context_actions = self.latent_action.infer(video).indices
-        state = self.dynamics.observe(self.dynamics.init_state(batch), tokens[:, :1].flatten(2), None)
+        state, features = self._observe(self.dynamics.init_state(batch), tokens[:, :1], None)
         if frames > 1:
             lead = self.check_context_actions(context_actions, batch, frames)
-            state = self.dynamics.observe(state, tokens[:, 1:].flatten(2), lead)
+            state, features = self._observe(state, tokens[:, 1:], lead)
         decoder, shown = self.tokenizer.decode_step(self.tokenizer.init_decoder(batch), tokens)
         seeds = world_seeds(seed, batch, self.device)
         drawn = torch.zeros_like(seeds)
-        return GenieState(state, encoder, decoder, tokens[:, -1], seeds, drawn), to_uint8(shown[:, -1:])[:, 0]
+        return GenieState(state, encoder, decoder, tokens[:, -1], features, seeds, drawn), to_uint8(shown[:, -1:])[:, 0]
 
     @torch.inference_mode()
     def step(self, state: GenieState, action: Tensor, decode: bool = True) -> tuple[GenieState, StepOutput]:
         """See ``Simulator.step``. ``latent`` is the frame's tokens, int64 [b, h, w]."""
         batch = len(state.seed)
         self.check_action(action, batch)
-        seed = fold(state.seed, state.drawn)
-        dynamics, tokens = sample_frame(self.dynamics, state.dynamics, action.to(self.device), seed, self.sampling)
+        seed, told = fold(state.seed, state.drawn), action.to(self.device)
+        position, lead = state.dynamics.position, self.dynamics.lead_to(told[:, None])[:, 0]
+        reward, terminated = draw_outcomes(self.outcomes, state.features, lead, state.seed, position)
+        tokens = draw_tokens(self.dynamics, state.dynamics, told, seed, self.sampling)
         latent = tokens.unflatten(-1, self.tokenizer.grid)
+        dynamics, features = self._observe(state.dynamics, latent[:, None], told[:, None])
         # The decoder remembers past frames too, so it takes every frame in, wanted or not; that is one pass of many.
         decoder, shown = self.tokenizer.decode_step(state.decoder, latent[:, None])
         frame = to_uint8(shown)[:, 0] if decode else None
-        zeros = torch.zeros(batch, device=self.device)
         return (
-            GenieState(dynamics, state.encoder, decoder, latent, state.seed, state.drawn + 1),
-            StepOutput(frame, latent, zeros, zeros.bool()),
+            GenieState(dynamics, state.encoder, decoder, latent, features, state.seed, state.drawn + 1),
+            StepOutput(frame, latent, reward, terminated),
         )
 
     @torch.inference_mode()
@@ -117,9 +126,9 @@ class GenieSimulator(VideoSimulator):
         batch = len(state.seed)
         self.check_observed(action, frame, batch)
         encoder, tokens = self.tokenizer.encode_step(state.encoder, to_float(frame[:, None].to(self.device)))
-        dynamics = self.dynamics.observe(state.dynamics, tokens.flatten(2), action[:, None].to(self.device))
+        dynamics, features = self._observe(state.dynamics, tokens, action[:, None].to(self.device))
         decoder, _ = self.tokenizer.decode_step(state.decoder, tokens)
-        return state._replace(dynamics=dynamics, encoder=encoder, decoder=decoder, latent=tokens[:, 0])
+        return GenieState(dynamics, encoder, decoder, tokens[:, 0], features, state.seed, state.drawn)
 
     @torch.inference_mode()
     def vectors(self, latent: Tensor) -> Tensor:
@@ -143,3 +152,8 @@ class GenieSimulator(VideoSimulator):
                 total[way] += F.cross_entropy(logits.flatten(0, 2), truth.flatten(), reduction="sum").item()
             state = dynamics.observe(state, truth, actions[:, i : i + 1])
         return total
+
+    def _observe(self, state: SpaceTimeState, tokens: Tensor, actions: Tensor | None) -> tuple[SpaceTimeState, Tensor]:
+        """Tokens [b, t, h, w] -> the state after them, and the last one's features [b, d]."""
+        state, features = self.dynamics.observe_with_features(state, tokens.flatten(2), actions)
+        return state, features[:, -1]
