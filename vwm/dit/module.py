@@ -78,7 +78,14 @@ class DiTModule(L.LightningModule):
         """The loss of a batch, and what to log."""
         latents = self._latents(batch)
         lead = self._lead(batch, latents)
-        past = self._past(latents, lead)
+        loss, logs, features = self._denoise(latents, lead, self._past(latents, lead))
+        if self.outcomes is None:
+            return loss, logs
+        losses = {"dynamics": loss} | self._outcome_losses(batch, features)
+        return self._on_one_scale(losses), logs | {f"{name}_loss": loss.detach() for name, loss in losses.items()}
+
+    def _denoise(self, latents: Tensor, lead: Tensor, past: Noisy | None) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """The objective's loss over clips, what to log, and the features of frames: of the past, or of the noisy."""
         skip = 0 if past is None else 1  # nothing leads to a clip's first frame
         features: list[Tensor] = []
 
@@ -89,23 +96,23 @@ class DiTModule(L.LightningModule):
             return out.prediction
 
         loss, logs = self.objective.loss(predict, latents[:, skip:])
-        logs = {"dynamics_loss": loss.detach(), **logs}
-        if self.outcomes is None:
-            return loss, logs
-        return self._with_outcomes(loss, logs, batch, features[-1])
+        return loss, {"dynamics_loss": loss.detach(), **logs}, features[-1]
 
-    def _with_outcomes(
-        self, loss: Tensor, logs: dict[str, Tensor], batch: Clips, features: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _outcome_losses(self, batch: Clips, features: Tensor) -> dict[str, Tensor]:
+        """Of reward and end, from the features [b, t, d] of the frames where the actions were taken."""
         if batch.rewards is None or batch.actions is None:
             raise ValueError("outcomes need rewards and actions: name them in data.fields, or set outcomes to null")
         assert self.outcomes is not None
         known = None if batch.labelled is None else batch.labelled[:, None].expand(batch.actions.shape[:2])
         lead = self.dynamics.lead_to(batch.actions, known)
         reward, end = self.outcomes.losses(features, lead, batch.rewards, batch.terminated)
-        scales = self.scales
-        total = scales["dynamics"](loss) + scales["reward"](reward) + scales["end"](end)
-        return total, logs | {"reward_loss": reward.detach(), "end_loss": end.detach()}
+        return {"reward": reward, "end": end}
+
+    def _on_one_scale(self, losses: dict[str, Tensor]) -> Tensor:
+        """The sum of losses of different size, each divided by its running root mean square."""
+        return sum(
+            (self.scales[name](loss) for name, loss in losses.items()), start=torch.zeros((), device=self.device)
+        )
 
     def _past(self, latents: Tensor, lead: Tensor) -> Noisy | None:
         """The frames that the noisy ones look back at, each with its own small share of noise."""

@@ -1,0 +1,75 @@
+"""Training an agent's tokens and heads on a world that has learned: Dreamer 4's second phase.
+
+Behaviour cloning and rewards by multi-token prediction, with the dynamics' loss kept (arXiv 2509.24527, section 3.3).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vwm.data.clips import Clips
+from vwm.dit.agent_heads import AgentHeads, check_policy
+from vwm.dit.model import DiT, Noisy
+from vwm.dit.module import DiTModule
+from vwm.dit.path import mix
+from vwm.dit.sampling import finest
+from vwm.nn.parts import load_weights
+from vwm.nn.running_rms import RunningRMS
+
+
+class AgentModule(DiTModule):
+    """Learn what the recorded players do and earn, and go on learning to continue video.
+
+    Policies and outcomes read the features of a frame that has been observed, and here they learn from the same: each
+    frame with ``context_noise`` of noise, no more and no less, over a past that has as much. With a clean context that
+    is the past of the noisy frames; with a noisy one it costs a pass of its own.
+
+    Args:
+        dynamics: the network; with agent tokens.
+        policy: the heads that read them.
+        pretrained: a bundle, or any folder with a ``dynamics`` in it, whose weights the network begins with; all but
+            the agent tokens' must be there, and the settings the same. None begins with new ones.
+        **world: see ``DiTModule``.
+    """
+
+    def __init__(self, dynamics: DiT, policy: AgentHeads, pretrained: str | None = None, **world: Any) -> None:
+        super().__init__(dynamics=dynamics, **world)
+        if dynamics.agents is None:
+            raise ValueError("dynamics.agent_tokens=0: a policy reads agent tokens, set 1 or more")
+        check_policy(policy, dynamics)
+        self.policy = policy
+        self.scales.update({name: RunningRMS() for name in ("policy", "future_rewards")})
+        if pretrained is not None:
+            load_weights(dynamics, Path(pretrained) / "dynamics", new=("agents",), settings=("agent_tokens",))
+
+    def forward(self, batch: Clips) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and what to log."""
+        latents = self._latents(batch)
+        lead = self._lead(batch, latents)
+        observed = self._observed(latents, lead)
+        loss, logs, features = self._denoise(latents, lead, observed if self.context == "clean" else None)
+        if self.context == "noisy":
+            features = self.dynamics(observed).features
+        losses = {"dynamics": loss}
+        if self.outcomes is not None:
+            losses |= self._outcome_losses(batch, features)
+        if batch.rewards is None or batch.actions is None:
+            raise ValueError("a policy is cloned from actions and rewards: name them in data.fields")
+        cloned = self.policy.losses(features, batch.actions, batch.rewards, batch.labelled)
+        losses |= {"policy": cloned.policy, "future_rewards": cloned.rewards}
+        logs |= {f"{name}_loss": loss.detach() for name, loss in losses.items()}
+        return self._on_one_scale(losses), logs | {"next_action_loss": cloned.next_action}
+
+    def _observed(self, latents: Tensor, lead: Tensor) -> Noisy:
+        """Frames as they are taken in play; see ``vwm.dit.sampling.observe``."""
+        signal = torch.full(latents.shape[:2], 1 - self.context_noise, device=latents.device)
+        x = mix(self.dynamics.prediction, latents, torch.randn_like(latents), signal)
+        return Noisy(x, signal, finest(self.dynamics, signal), lead)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """See ``DiTModule.networks``."""
+        return super().networks() | {"policy": self.policy}
