@@ -27,7 +27,8 @@ class Way(NamedTuple):
         action: [h, n] or [h, n, a], taken at all moments but the last.
         reward: [h + 1, n], on arriving; the first is not used.
         live: [h + 1, n], the discount times the probability that the world goes on at this moment.
-        begins: [n], 1 where the world goes on at the first moment, else 0: a way from there counts nothing.
+        begins: [n], 1 where the world goes on at the first moment, else 0: a way from there counts nothing. Where ends
+            are certain rather than probable, [h + 1, n]: 1 until the world ends.
     """
 
     features: Tensor
@@ -145,9 +146,7 @@ class ActorCritic(nn.Module):
         config = self.actor_config
         through = config.gradient == "dynamics"
         with torch.set_grad_enabled(through):
-            value, slow = self.value(way.features), self.slow.mean(self.slow(way.features))
-            bootstrap = slow if self.critic_config.slow == "target" else value
-            returns = lambda_returns(way.reward, bootstrap, way.live, self.trace)
+            value, bootstrap, returns = self.estimates(way)
             weight = (reached(way.live) * way.begins)[:-1].detach()
             scale = self._range(returns.detach()) if self.normalise else 1.0
         entropy = policy.entropy()
@@ -169,6 +168,17 @@ class ActorCritic(nn.Module):
             "value": value.mean(),
         }
         return Learned(actor, critic, returns.detach(), {name: number.detach() for name, number in logs.items()})
+
+    def estimates(self, way: Way) -> tuple[Tensor, Tensor, Tensor]:
+        """What ways are worth.
+
+        Returns:
+            The critic's word for all moments, [h + 1, n]; the word that returns are made of, its own or the slow
+            copy's, likewise; and lambda returns of all moments but the last, [h, n].
+        """
+        value = self.value(way.features)
+        bootstrap = self.slow.mean(self.slow(way.features)) if self.critic_config.slow == "target" else value
+        return value, bootstrap, lambda_returns(way.reward, bootstrap, way.live, self.trace)
 
     def critic_loss(self, features: Tensor, returns: Tensor) -> Tensor:
         """Of the critic's word for moments [..., d], whose returns [...] are known: [...]."""

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser
 from vwm.agents.agent import Player
 from vwm.agents.environments import Game
 from vwm.agents.evaluate import Evaluation, evaluate
+from vwm.agents.imagination import Imagination
 from vwm.agents.judging import write_video_of
 from vwm.agents.online import STATE, Life, Online
 from vwm.agents.ppo import PPO, load_player
@@ -153,6 +154,8 @@ def load(run: Path) -> tuple[Player, Game]:
     training = load_training(run)
     if isinstance(training, PPO):
         return load_player(run), training.judged_in
+    if isinstance(training, Imagination):
+        return training.player(), training.judged_in
     if not isinstance(training, Online):
         raise ValueError(f"{run}: was trained by {type(training).__name__}, which writes its own evaluation")
     life = open_life(run, training)

@@ -1,0 +1,367 @@
+"""Learning in imagination alone: a policy that improves on what a learned world makes of a recording's moments.
+
+Dreamer 4's third phase (arXiv 2509.24527, section 3.3) and, over pictures, IRIS' and DIAMOND's setting, offline: no
+real step is taken in training. The world stays as it is.
+
+Legend: n ways, h steps of the horizon. Time comes first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vwm.agents.actor_critic import Learned, Way
+from vwm.agents.agent import Carry, Spaces
+from vwm.agents.contexts import Context, Contexts
+from vwm.agents.environments import Game
+from vwm.agents.evaluate import evaluate
+from vwm.agents.finite import finite
+from vwm.agents.judging import EVALUATION_SEED, judge
+from vwm.agents.logbook import Table
+from vwm.agents.online import STATE, crossed
+from vwm.agents.policy_objectives import Objective
+from vwm.agents.seen_through import SeenThrough
+from vwm.agents.simulated import SimulatedGame
+from vwm.agents.training import Training
+from vwm.agents.world_policy import WorldPolicy
+from vwm.simulator.bundle import load_simulator
+from vwm.simulator.interface import Simulator
+from vwm.simulator.worlds import FRAME, shown_of
+
+
+class Imagination(Training):
+    """A policy that learns in a world from the moments of a recording on.
+
+    Every number of steps counts decisions in the world. The run's folder holds ``evaluations.csv`` (of the real game,
+    the first before anything was learned: the cloned policy's), ``episodes.csv`` (what the world says that the policy
+    earns: its reward a decision, from evenly drawn contexts, times the length of the last evaluation's episodes, so
+    that the two can be compared: where they part, the policy has come to live on the world's faults),
+    ``updates.csv``, ``curves.png``, ``videos/`` and ``checkpoint/``. A run that stopped goes on from the checkpoint,
+    and becomes what it would have become unbroken.
+
+    Args:
+        run: folder of everything the run writes.
+        bundle: folder of the world.
+        data: the recording.
+        policy: who learns.
+        objective: by what.
+        judged_in: the real game, with the size and the action repeat of the recording; the policy sees it through the
+            world. None evaluates in the world itself.
+        observe: what the policy sees: ``"features"``, ``"latent"`` or ``"frame"``; see ``SeenThrough``.
+        steps: decisions in all.
+        batch_size: contexts of an update, each imagined on from once.
+        context: frames of each; 0 takes as many as the world likes.
+        relevant: see ``Contexts``.
+        horizon: decisions from each context on. It is cut off there, not at an end: the critic says what follows.
+        discount: of rewards, a decision.
+        passes: how often the policy learns from the same ways.
+        lr, critic_lr: of Adam; the critic's is the same by default.
+        clip: largest norm of the gradient, of the critic and of the rest.
+        head_start: decisions before the actor begins to learn, so that the critic knows what the policy is worth.
+        evaluate_every: decisions from one evaluation to the next.
+        evaluate_episodes: of one.
+        checkpoint_every: decisions from one checkpoint to the next.
+        log_every: updates whose numbers are averaged to one row of ``updates.csv``.
+        video: write a video of every evaluation's first episode.
+        seed: of everything random.
+        device: ``auto`` takes a GPU where there is one.
+        threads: of torch on the CPU; 0 leaves torch's choice.
+
+    Raises:
+        ValueError: a setting makes no sense.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        bundle: Path,
+        data: str,
+        policy: Callable[[Simulator, Spaces], WorldPolicy],
+        objective: Objective,
+        judged_in: Game | None = None,
+        observe: Literal["features", "latent", "frame"] = "features",
+        steps: int = 500_000,
+        batch_size: int = 32,
+        context: int = 0,
+        relevant: float = 0.0,
+        horizon: int = 16,
+        discount: float = 0.997,
+        passes: int = 1,
+        lr: float = 3e-4,
+        critic_lr: float | None = None,
+        clip: float = 1.0,
+        head_start: int = 0,
+        evaluate_every: int = 50_000,
+        evaluate_episodes: int = 20,
+        checkpoint_every: int = 10_000,
+        log_every: int = 10,
+        video: bool = True,
+        seed: int = 0,
+        device: str = "auto",
+        threads: int = 0,
+    ) -> None:
+        counts = {"steps": steps, "batch_size": batch_size, "horizon": horizon, "passes": passes}
+        counts |= {"evaluate_every": evaluate_every, "evaluate_episodes": evaluate_episodes}
+        for name, value in {**counts, "checkpoint_every": checkpoint_every, "log_every": log_every}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}")
+        if context < 0 or head_start < 0:
+            raise ValueError(f"context and head_start must be 0 or more, got {context} and {head_start}")
+        if not 0 < discount <= 1 or not lr > 0 or not clip > 0:
+            raise ValueError(f"discount must lie in 0..1, lr and clip be above 0; got {discount}, {lr} and {clip}")
+        if threads:
+            torch.set_num_threads(threads)
+        self.folder, self.bundle, self.data = Path(run), bundle, data
+        self.make_policy, self.objective, self.observe = policy, objective, observe
+        self.game = SimulatedGame(bundle, data, time_limit=horizon, observe=observe, device=device)
+        self.real = judged_in
+        self.judged_in: Game = SeenThrough(judged_in, bundle, observe, device) if judged_in else self.game
+        self.steps, self.batch_size, self.context, self.relevant = steps, batch_size, context, relevant
+        self.horizon, self.discount, self.passes, self.head_start = horizon, discount, passes, head_start
+        self.lr, self.critic_lr, self.clip = lr, critic_lr or lr, clip
+        self.evaluate_every, self.evaluate_episodes = evaluate_every, evaluate_episodes
+        self.checkpoint_every, self.log_every, self.video, self.seed = checkpoint_every, log_every, video, seed
+        self.device = device
+
+    def run(self) -> None:
+        """See ``Training.run``."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        student = Student(self)
+        contexts = Contexts(
+            self.data,
+            self.context or student.simulator.context_frames,
+            self.horizon,
+            self.relevant,
+            actions=not student.simulator.actions.latent,
+        )
+        student.open_tables()
+        with tqdm(total=self.steps, initial=student.played, unit="decision", smoothing=0.05) as bar:
+            if not student.played:
+                student.judge(bar)
+            while student.played < self.steps:
+                before = student.played
+                student.learn(contexts.draw(self.batch_size))
+                over = student.played >= self.steps
+                if crossed(before, student.played, self.evaluate_every) or over:
+                    student.judge(bar)
+                if crossed(before, student.played, self.checkpoint_every) or over:
+                    student.save()
+                bar.update(student.played - before)
+
+    def player(self) -> WorldPolicy:
+        """The policy as it was saved last. Raises FileNotFoundError where nothing was saved yet."""
+        checkpoint = self.folder / "checkpoint" / STATE
+        if not checkpoint.is_file():
+            raise FileNotFoundError(f"{checkpoint}: there is none yet; the run saves every checkpoint_every")
+        return Student(self).policy
+
+
+class Student:
+    """A policy in its world, and everything that a checkpoint holds.
+
+    Args:
+        training: the settings.
+    """
+
+    def __init__(self, training: Imagination) -> None:
+        self.training = training
+        torch.manual_seed(training.seed)
+        self.simulator = load_simulator(training.bundle, training.device)
+        self.policy = training.make_policy(self.simulator, spaces_of(self.simulator, training.observe))
+        self.policy = self.policy.to(self.simulator.device)
+        self._check_prior()
+        critic = list(self.policy.behaviour.critic.parameters())
+        theirs = {id(weight) for weight in critic}
+        rest = [w for w in self.policy.parameters() if w.requires_grad and id(w) not in theirs]
+        self.optimizers = {
+            "actor": torch.optim.Adam(rest, training.lr),
+            "critic": torch.optim.Adam(critic, training.critic_lr),
+        }
+        self.played, self.updated, self.length, self.random = 0, 0, float("nan"), float("nan")
+        self.sums: dict[str, float] = {}
+        self.tables: dict[str, Table] = {}
+        checkpoint = training.folder / "checkpoint" / STATE
+        if checkpoint.is_file():
+            self.load(checkpoint)
+
+    def open_tables(self) -> None:
+        """Begin to write: what was written after the checkpoint is taken out."""
+        training = self.training
+        names = ("episodes", "evaluations", "updates")
+        if self.played:
+            print(f"going on from {training.folder / 'checkpoint' / STATE}, {self.played} decisions")
+        self.tables = {name: Table(training.folder / f"{name}.csv", self.played or -1) for name in names}
+
+    def judge(self, bar: tqdm[Any]) -> None:
+        """Play the real game."""
+        training = self.training
+        if not self.played:
+            # At random one needs to see nothing.
+            game = training.real or training.game
+            found = evaluate(None, game, training.evaluate_episodes, training.seed + EVALUATION_SEED)
+            self.random = float(found.returns.mean())
+        name = type(self.policy).__name__
+        found = judge(training, self.policy, name, self.played, self.tables, self.random)
+        self.length = float(found.lengths.mean())
+        low, high = found.interval()
+        bar.set_postfix_str(f"return {found.returns.mean():.1f} [{low:.1f}, {high:.1f}]")
+
+    def learn(self, context: Context) -> None:
+        """One update: imagine, and learn from it."""
+        training, began = self.training, time.perf_counter()
+        dreamt = imagine(self.simulator, self.policy, context, training.horizon, training.observe)
+        spent = time.perf_counter() - began
+        self.played += training.batch_size * training.horizon
+        for _ in range(training.passes):
+            logs = self.improve(dreamt)
+        self.updated += 1
+        seconds = {"seconds": time.perf_counter() - began, "seconds_in_the_world": spent}
+        self.note({**logs, "imagined_reward": earned(dreamt, context.uniform), **seconds})
+
+    def improve(self, dreamt: Dreamt) -> dict[str, float]:
+        """One step of the optimizers. Raises FloatingPointError, before it, where a loss is not finite."""
+        learnt = losses(self.policy, self.training.objective, dreamt, self.training.discount)
+        logs = finite(learnt.logs)
+        ready = self.played > self.training.head_start
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad()
+        (learnt.critic + learnt.actor if ready else learnt.critic).backward()
+        for optimizer in self.optimizers.values():
+            nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], self.training.clip)
+            optimizer.step()
+        self.policy.behaviour.follow()
+        return logs
+
+    def note(self, logs: dict[str, float]) -> None:
+        """Average the numbers of some updates to one row."""
+        for name, value in logs.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        every = self.training.log_every
+        if self.updated % every == 0:
+            means = {name: total / every for name, total in self.sums.items()}
+            self.tables["updates"].add(self.played, **means)
+            imagined = {"return": means["imagined_reward"] * self.length, "length": self.length}
+            self.tables["episodes"].add(self.played, **imagined)
+            self.sums = {}
+
+    def save(self) -> None:
+        """Write the checkpoint, aside and then renamed."""
+        folder = self.training.folder / "checkpoint"
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            "policy": self.policy.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "counters": {n: getattr(self, n) for n in ("played", "updated", "length", "random", "sums")},
+        }
+        aside = folder / f"{STATE}.tmp"
+        torch.save(state, aside)
+        aside.replace(folder / STATE)
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint. Raises ValueError where it is of another policy or world."""
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            self.policy.load_state_dict(state["policy"])
+        except RuntimeError as error:
+            raise ValueError(f"{path}: is of another policy or world than this config's ({error})") from error
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        for name, value in state["counters"].items():
+            setattr(self, name, value)
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+
+    def _check_prior(self) -> None:
+        policy, objective = self.policy, self.training.objective
+        shape = (1, *policy.spaces.observation)
+        blank = torch.zeros(shape, dtype=torch.uint8 if policy.spaces.pixels else torch.float32, device=policy.device)
+        _, features = policy.see(policy.init_carry(1), blank, torch.ones(1, dtype=torch.bool, device=policy.device))
+        if objective.beta and policy.prior(features) is None:
+            raise ValueError(
+                f"{type(objective).__name__} holds to a cloned policy (beta={objective.beta:g}), which a "
+                f"{type(policy).__name__} has not: set objective.beta=0, or take a ClonedPolicy"
+            )
+
+
+class Dreamt(NamedTuple):
+    """Ways through a world.
+
+    Attributes:
+        carry: what the policy remembered at their first moment, before it saw that.
+        observation: [h + 1, n, ...].
+        action: int64 [h, n] or float [h, n, a], as drawn: beyond [-1, 1] the bound was played.
+        reward: float [h + 1, n], on arriving; 0 at the first moment.
+        terminated: bool [h + 1, n], whether the world ended there.
+    """
+
+    carry: Carry
+    observation: Tensor
+    action: Tensor
+    reward: Tensor
+    terminated: Tensor
+
+
+@torch.no_grad()
+def imagine(simulator: Simulator, policy: WorldPolicy, context: Context, horizon: int, observe: str) -> Dreamt:
+    """Follow a policy into a world.
+
+    Args:
+        simulator: the world.
+        policy: draws its actions, by torch's generator, as are the worlds' seeds.
+        context: where to begin, n.
+        horizon: h. A world that ends is stepped on, for the sake of the batch; nothing of that counts.
+        observe: see ``Imagination``.
+    """
+    count, device = len(context.frames), policy.device
+    nowhere = torch.zeros(count, dtype=torch.bool, device=device)
+    state, frame = simulator.reset(context.frames, torch.randint(2**63 - 1, (count,)), context.actions)
+    carry = policy.init_carry(count)
+    if observe == FRAME and context.frames.shape[1] > 1:
+        carry, _ = policy.look(carry, context.frames[:, :-1].to(device).transpose(0, 1))
+    first, seen = carry, [shown_of(simulator, observe, state, frame)]
+    actions, rewards, ends = [], [torch.zeros(count, device=device)], [nowhere]
+    for _ in range(horizon):
+        carry, features = policy.see(carry, seen[-1], nowhere)
+        action = policy.behaviour.actor(features).sample()
+        played = action.clamp(-1, 1) if action.is_floating_point() else action
+        state, output = simulator.step(state, played, decode=observe == FRAME)
+        seen.append(shown_of(simulator, observe, state, output.frame))
+        actions.append(action)
+        rewards.append(output.reward.float())
+        ends.append(output.terminated)
+    return Dreamt(first, torch.stack(seen), torch.stack(actions), torch.stack(rewards), torch.stack(ends))
+
+
+def losses(policy: WorldPolicy, objective: Objective, dreamt: Dreamt, discount: float) -> Learned:
+    """What a policy learns from ways: beyond the horizon the critic has the word, after an end there is nothing."""
+    _, features = policy.look(dreamt.carry, dreamt.observation)
+    goes_on = (~dreamt.terminated).to(dreamt.reward.dtype)
+    way = Way(features, dreamt.action, dreamt.reward, discount * goes_on, goes_on.cumprod(0))
+    here = features[:-1]
+    return objective.losses(policy.behaviour, way, policy.behaviour.actor(here), policy.prior(here))
+
+
+def earned(dreamt: Dreamt, of: Tensor) -> float:
+    """The mean reward of a decision, of the ways under the mask (bool [n]), up to their ends."""
+    counts = (~dreamt.terminated).cumprod(0)[:-1, of.to(dreamt.reward.device)]
+    return float((dreamt.reward[1:, of.to(dreamt.reward.device)] * counts).sum() / counts.sum())
+
+
+def spaces_of(simulator: Simulator, observe: str) -> Spaces:
+    """What a world shows and takes, where it is observed like this. How long vectors are is seen in one world."""
+    size = simulator.vector_size
+    if observe == FRAME:
+        return Spaces((*simulator.image_size, 3) if size is None else (size,), simulator.actions)
+    blank = torch.zeros(1, 1, *simulator.image_size, 3, dtype=torch.uint8) if size is None else torch.zeros(1, 1, size)
+    shape = shown_of(simulator, observe, *simulator.reset(blank)).shape
+    return Spaces(tuple(shape[1:]), simulator.actions)

@@ -1,0 +1,225 @@
+"""A game seen through a learned world: what an agent that learned on a world's features plays in the real game.
+
+The world takes in every real frame and action, as if it had drawn that frame itself (``Simulator.observe``), and shows
+of its state what it shows of an imagined one. So the agent sees the same kind of thing in both, and plays unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
+
+from vwm.agents.agent import Moment, Spaces
+from vwm.agents.environments import Environments, Game
+from vwm.nn.patches import to_float, to_uint8
+from vwm.nn.random import fold, world_seeds
+from vwm.nn.state import replace
+from vwm.simulator.bundle import load_simulator
+from vwm.simulator.interface import Simulator, State
+from vwm.simulator.video import VideoSimulator
+from vwm.simulator.worlds import FRAME, shown_of
+
+
+@dataclass(frozen=True)
+class SeenThrough(Game):
+    """A game whose observations are a world's.
+
+    Attributes:
+        game: any that shows pictures of the world's size (or its vectors) and takes its actions: give it the size and
+            the action repeat of the recording that the world learned from.
+        bundle: folder of the world.
+        observe: ``"features"``, what its network makes of the present; ``"latent"``, its latents as vectors;
+            ``"frame"``, the picture as its tokenizer draws it anew (IRIS, arXiv 2209.00588).
+        device: of the world; ``auto`` takes a GPU where there is one.
+    """
+
+    game: Game
+    bundle: Path
+    observe: Literal["features", "latent", "frame"] = "features"
+    device: str = "auto"
+
+    def open(self, count: int, seed: int, draws: bool = False) -> SeenThroughEnvironments:
+        """See ``Game.open``."""
+        simulator = load_simulator(self.bundle, self.device)
+        return SeenThroughEnvironments(self.game.open(count, seed, draws), simulator, self.observe, seed)
+
+
+class SeenThroughEnvironments(Environments):
+    """See ``Environments``.
+
+    Args:
+        inner: the game itself.
+        simulator: the world.
+        observe: see ``SeenThrough``.
+        seed: of what the world draws (the noise of its past): every episode of every copy gets its own.
+
+    Raises:
+        ValueError: the world does not fit the game.
+    """
+
+    def __init__(self, inner: Environments, simulator: Simulator, observe: str, seed: int) -> None:
+        _check_fit(inner.spaces, simulator)
+        self.inner, self.simulator, self.count = inner, simulator, inner.count
+        self.sight: Sight = Redrawn(simulator) if observe == FRAME else Followed(simulator, observe)
+        self.device = torch.device(getattr(simulator, "device", "cpu"))
+        self.seeds = world_seeds(seed, self.count, self.device)
+        shape = tuple(self.sight.show(self._blank()).shape[1:])
+        self.spaces = Spaces(shape, inner.spaces.actions)
+
+    def reset(self) -> Moment:
+        """See ``Environments.reset``."""
+        moment = self.inner.reset()
+        self.episodes = torch.zeros(self.count, dtype=torch.int64)
+        self.state = self._begin(moment.observation, torch.ones_like(moment.is_first))
+        return self._shown(moment)
+
+    def step(self, action: Tensor) -> Moment:
+        """See ``Environments.step``."""
+        moment = self.inner.step(action)
+        frame, first = moment.observation.to(self.device), moment.is_first
+        self.state = self.sight.follow(self.state, action.to(self.device), frame)
+        if first.any():
+            self.episodes = self.episodes + first
+            self.state = replace(first.to(self.device), self._begin(moment.observation, first), self.state)
+        return self._shown(moment)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The game's, and where the world stands."""
+        return {"game": self.inner.state_dict(), "world": tree_leaves(self.state), "episodes": self.episodes}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Moment:
+        """See ``Environments.load_state_dict``."""
+        moment = self.inner.load_state_dict(state["game"])
+        leaves = [leaf.to(self.device) for leaf in state["world"]]
+        self.state = tree_unflatten(leaves, tree_structure(self._blank()))
+        self.episodes = state["episodes"]
+        return self._shown(moment)
+
+    def render(self) -> NDArray[np.uint8] | None:
+        """See ``Environments.render``: the real picture."""
+        return self.inner.render()
+
+    def close(self) -> None:
+        """See ``Environments.close``."""
+        self.inner.close()
+
+    def _begin(self, frame: Tensor, first: Tensor) -> State:
+        """Episodes of the copies under the mask (bool [count])."""
+        seeds = fold(self.seeds, self.episodes.to(self.device))
+        return self.sight.begin(frame[first].to(self.device), seeds[first.to(self.device)])
+
+    def _blank(self) -> State:
+        """Of one world that saw nothing: what states look like."""
+        size = self.simulator.vector_size
+        blank = (
+            torch.zeros(1, *self.simulator.image_size, 3, dtype=torch.uint8) if size is None else torch.zeros(1, size)
+        )
+        return self.sight.begin(blank.to(self.device), self.seeds[:1])
+
+    def _shown(self, moment: Moment) -> Moment:
+        return moment._replace(observation=self.sight.show(self.state).cpu())
+
+
+class Sight(Protocol):
+    """How a world sees a game: from frames to states that ``vwm.nn.state`` understands, and from these to vectors or
+    pictures."""
+
+    def begin(self, frame: Tensor, seed: Tensor) -> State:
+        """States of episodes that begin with frames [n, ...]; seeds int64 [n]."""
+        ...
+
+    def follow(self, state: State, action: Tensor, frame: Tensor) -> State:
+        """The states after actions [n, ...], which led to frames [n, ...]."""
+        ...
+
+    def show(self, state: State) -> Tensor:
+        """Observations [n, ...]."""
+        ...
+
+
+class Followed:
+    """By the world's dynamics, which reads real frames like drawn ones.
+
+    Args:
+        simulator: any that can ``observe``.
+        observe: ``"features"`` or ``"latent"``.
+    """
+
+    def __init__(self, simulator: Simulator, observe: str) -> None:
+        self.simulator, self.observe = simulator, observe
+
+    def begin(self, frame: Tensor, seed: Tensor) -> State:
+        """See ``Sight``."""
+        return self.simulator.reset(frame[:, None], seed)[0]
+
+    def follow(self, state: State, action: Tensor, frame: Tensor) -> State:
+        """See ``Sight``."""
+        return self.simulator.observe(state, action, frame)
+
+    def show(self, state: State) -> Tensor:
+        """See ``Sight``."""
+        return shown_of(self.simulator, self.observe, state, None)
+
+
+class RedrawnState(NamedTuple):
+    """The tokenizer's two sides, and the last picture, uint8 [n, h, w, 3]."""
+
+    encoder: Any
+    decoder: Any
+    frame: Tensor
+
+
+class Redrawn:
+    """By its tokenizer alone, there and back.
+
+    Args:
+        simulator: a world over a tokenizer.
+
+    Raises:
+        ValueError: it has none.
+    """
+
+    def __init__(self, simulator: Simulator) -> None:
+        if not isinstance(simulator, VideoSimulator):
+            raise ValueError(f"{type(simulator).__name__} has no tokenizer to draw frames anew: observe its features")
+        self.tokenizer = simulator.tokenizer
+
+    def begin(self, frame: Tensor, seed: Tensor) -> RedrawnState:
+        """See ``Sight``."""
+        tokenizer, count = self.tokenizer, len(frame)
+        return self._draw(tokenizer.init_encoder(count), tokenizer.init_decoder(count), frame)
+
+    def follow(self, state: RedrawnState, action: Tensor, frame: Tensor) -> RedrawnState:
+        """See ``Sight``."""
+        return self._draw(state.encoder, state.decoder, frame)
+
+    def show(self, state: RedrawnState) -> Tensor:
+        """See ``Sight``."""
+        return state.frame
+
+    @torch.no_grad()
+    def _draw(self, encoder: Any, decoder: Any, frame: Tensor) -> RedrawnState:
+        encoder, latents = self.tokenizer.encode_step(encoder, to_float(frame[:, None]))
+        decoder, shown = self.tokenizer.decode_step(decoder, latents)
+        return RedrawnState(encoder, decoder, to_uint8(shown)[:, 0])
+
+
+def _check_fit(spaces: Spaces, simulator: Simulator) -> None:
+    size = simulator.vector_size
+    wanted = (*simulator.image_size, 3) if size is None else (size,)
+    if spaces.observation != wanted:
+        raise ValueError(
+            f"the game shows {list(spaces.observation)}, the world sees {list(wanted)}: give the game the size (and "
+            f"pixels: true) of the recording that the world learned from"
+        )
+    mine, theirs = simulator.actions, spaces.actions
+    if (mine.kind, mine.size) != (theirs.kind, theirs.size):
+        raise ValueError(f"the game takes {theirs.size} {theirs.kind} actions, the world {mine.size} {mine.kind} ones")

@@ -1,0 +1,217 @@
+"""Policies that live in a simulator: an actor and a critic over what they make of its observations.
+
+Legend: n worlds, t moments, k numbers of a vector, h w pixels, d width of features. Time comes first.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vwm.agents.actor import Categorical, Policy
+from vwm.agents.actor_critic import ActorConfig, ActorCritic, CriticConfig
+from vwm.agents.agent import Acted, Carry, Moment, Spaces
+from vwm.latent_dynamics.pictures import NormedEncoder
+from vwm.simulator.interface import Simulator
+
+
+class WorldPolicy(nn.Module, ABC):
+    """What ``vwm.agents.imagination`` trains; a ``Player``.
+
+    Args:
+        spaces: of the world.
+        behaviour: actor and critic over features.
+        greedy: without exploring, do what is likeliest; False draws there too.
+    """
+
+    def __init__(self, spaces: Spaces, behaviour: ActorCritic, greedy: bool) -> None:
+        super().__init__()
+        self.spaces, self.behaviour, self.greedy = spaces, behaviour, greedy
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks live."""
+        return next(self.parameters()).device
+
+    def prior(self, features: Tensor) -> Policy | None:
+        """The policy from which this one came, frozen; None where it came from nothing."""
+        return None
+
+    @abstractmethod
+    def init_carry(self, batch: int) -> Carry:
+        """See ``Agent.init_carry``."""
+
+    @abstractmethod
+    def see(self, carry: Carry, observation: Tensor, is_first: Tensor) -> tuple[Carry, Tensor]:
+        """One moment: observations [n, ...] and where an episode begins, bool [n] -> features [n, d]."""
+
+    @abstractmethod
+    def look(self, carry: Carry, observations: Tensor) -> tuple[Carry, Tensor]:
+        """Some moments, none of which begins an episode: [t, n, ...] -> features [t, n, d], as ``see`` would have."""
+
+    @torch.no_grad()
+    def act(self, carry: Carry, moment: Moment, explore: bool) -> Acted:
+        """See ``Agent.act``."""
+        carry, features = self.see(carry, moment.observation, moment.is_first)
+        policy: Policy = self.behaviour.actor(features)
+        action = policy.mode() if self.greedy and not explore else policy.sample()
+        return Acted(action.clamp(-1, 1) if action.is_floating_point() else action, carry, {})
+
+
+class FeaturePolicy(WorldPolicy):
+    """Over vectors that know the past themselves: a world's features, or its latents.
+
+    Args:
+        simulator: the world.
+        spaces: of the world.
+        actor, critic: see there.
+        trace: lambda of the returns.
+        normalise: see ``ActorCritic``.
+        greedy: see ``WorldPolicy``.
+
+    Raises:
+        ValueError: the world shows pictures.
+    """
+
+    def __init__(
+        self,
+        simulator: Simulator,
+        spaces: Spaces,
+        actor: ActorConfig = ActorConfig(),
+        critic: CriticConfig = CriticConfig(),
+        trace: float = 0.95,
+        normalise: bool = True,
+        greedy: bool = True,
+    ) -> None:
+        if spaces.pixels:
+            raise ValueError("a FeaturePolicy reads vectors: observe='features' or 'latent', or take a FramePolicy")
+        behaviour = ActorCritic(spaces.observation[0], spaces.actions, actor, critic, trace, normalise)
+        super().__init__(spaces, behaviour, greedy)
+
+    def init_carry(self, batch: int) -> Carry:
+        """See ``Agent.init_carry``: it remembers nothing."""
+        return ()
+
+    def see(self, carry: Carry, observation: Tensor, is_first: Tensor) -> tuple[Carry, Tensor]:
+        """See ``WorldPolicy``."""
+        return carry, observation
+
+    def look(self, carry: Carry, observations: Tensor) -> tuple[Carry, Tensor]:
+        """See ``WorldPolicy``."""
+        return carry, observations
+
+
+class ClonedPolicy(FeaturePolicy):
+    """Begins as the policy that a world's agent tokens cloned, which stays beside it as the prior (Dreamer 4).
+
+    Args:
+        simulator: a world with a cloned policy (the part ``policy`` of its bundle).
+        spaces: of the world, observed by its features.
+        critic, trace, normalise, greedy: see ``FeaturePolicy``.
+        entropy: how much an undecided policy is worth, with ``Reinforce``.
+
+    Raises:
+        ValueError: the world has no cloned policy of discrete actions, or is not observed by its features.
+    """
+
+    def __init__(
+        self,
+        simulator: Simulator,
+        spaces: Spaces,
+        critic: CriticConfig = CriticConfig(),
+        entropy: float = 0.0,
+        trace: float = 0.95,
+        normalise: bool = True,
+        greedy: bool = True,
+    ) -> None:
+        heads = getattr(simulator, "policy", None)
+        if heads is None:
+            raise ValueError("this world has no cloned policy: train its agent tokens, or take a FeaturePolicy")
+        if spaces.actions.kind != "discrete":
+            raise ValueError(f"a cloned policy chooses among actions, but this world's are {spaces.actions.kind}")
+        super().__init__(simulator, spaces, ActorConfig(entropy=entropy), critic, trace, normalise, greedy)
+        self.cloned = ClonedActor(heads).requires_grad_(False)
+        self.behaviour.actor = ClonedActor(heads)
+
+    def prior(self, features: Tensor) -> Policy | None:
+        """See ``WorldPolicy``."""
+        with torch.no_grad():
+            said: Policy = self.cloned(features)
+        return said
+
+
+class ClonedActor(nn.Module):
+    """Agent heads as an actor; a copy of them.
+
+    Args:
+        heads: ``vwm.dit.agent_heads.AgentHeads``.
+    """
+
+    def __init__(self, heads: nn.Module) -> None:
+        super().__init__()
+        self.heads: Any = copy.deepcopy(heads).requires_grad_(True)
+
+    def forward(self, features: Tensor) -> Policy:
+        """[..., d] -> policies [...]."""
+        return Categorical(self.heads.policy(features))
+
+
+class FramePolicy(WorldPolicy):
+    """Convolutions and an LSTM over pictures, as IRIS (arXiv 2209.00588) and DIAMOND (arXiv 2405.12399) have it.
+
+    The critic's loss shapes the trunk, too.
+
+    Args:
+        simulator: the world.
+        spaces: of the world.
+        depth, mults: channels of the convolutions; see ``NormedEncoder``.
+        width: d, of the LSTM.
+        actor, critic, trace, normalise, greedy: see ``FeaturePolicy``.
+
+    Raises:
+        ValueError: the world does not show pictures, or of a size that cannot be halved so often.
+    """
+
+    def __init__(
+        self,
+        simulator: Simulator,
+        spaces: Spaces,
+        depth: int = 16,
+        mults: Sequence[int] = (1, 2, 4, 4),
+        width: int = 256,
+        actor: ActorConfig = ActorConfig(entropy=1e-3, layers=0),
+        critic: CriticConfig = CriticConfig(layers=0),
+        trace: float = 0.95,
+        normalise: bool = True,
+        greedy: bool = True,
+    ) -> None:
+        if not spaces.pixels:
+            raise ValueError("a FramePolicy reads pictures: observe='frame', or take a FeaturePolicy")
+        super().__init__(spaces, ActorCritic(width, spaces.actions, actor, critic, trace, normalise), greedy)
+        height, across = spaces.observation[:2]
+        self.encoder = NormedEncoder((height, across), depth, mults, pooled=False, kernel=3)
+        self.memory = nn.LSTM(self.encoder.width, width)
+
+    def init_carry(self, batch: int) -> Carry:
+        """See ``Agent.init_carry``: the LSTM's output and cell, [batch, d] each."""
+        zeros = torch.zeros(batch, self.memory.hidden_size, device=self.device)
+        return zeros, zeros
+
+    def see(self, carry: Carry, observation: Tensor, is_first: Tensor) -> tuple[Carry, Tensor]:
+        """See ``WorldPolicy``."""
+        kept = (~is_first)[:, None]
+        carry, features = self.look(tuple(part * kept for part in carry), observation[None])
+        return carry, features[0]
+
+    def look(self, carry: Carry, observations: Tensor) -> tuple[Carry, Tensor]:
+        """See ``WorldPolicy``."""
+        pictures = observations.flatten(0, 1).permute(0, 3, 1, 2).float() / 255 - 0.5
+        embedded = self.encoder(pictures).unflatten(0, observations.shape[:2])
+        output, cell = carry
+        features, (output, cell) = self.memory(embedded, (output[None], cell[None]))
+        return (output[0], cell[0]), features
