@@ -12,11 +12,14 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from diffusers import ModelMixin
 
 CONFIG = "config.json"
+
+Network = TypeVar("Network", bound=ModelMixin)
 
 
 class PartError(ValueError):
@@ -105,6 +108,16 @@ def load_weights(
             f"shape: {sorted(reshaped)}"
         )
     network.load_state_dict(weights, strict=False)
+
+
+def rebuilt(network: Network, **changes: Any) -> Network:
+    """A new network of this one's class and settings, but for some of them; its weights are new.
+
+    Args:
+        network: the example.
+        **changes: constructor arguments.
+    """
+    return type(network)(**(_settings(network) | changes))
 
 
 def _settings(part: ModelMixin) -> dict[str, object]:

@@ -17,9 +17,11 @@ from vwm.data.clips import read_meta
 from vwm.data.datamodule import open_clips
 from vwm.data.index import list_shards, read_index
 from vwm.data.video import VIDEO_EXTENSIONS
+from vwm.dit.finetuning import DiTFinetuning
 from vwm.dit.module import DiTModule
 from vwm.eval.actions import describe_actions
 from vwm.genie.dynamics import Sampling
+from vwm.genie.finetuning import GenieFinetuning
 from vwm.genie.module import GenieModule
 from vwm.latent_dynamics.mdn_module import MDNRNNModule
 from vwm.nn.actions import ActionEmbedding
@@ -99,7 +101,8 @@ def export(
     if isinstance(module, GenieModule):
         sampling = Sampling(steps=8 if steps is None else steps, temperature=temperature)
         parts = (module.tokenizer, module.dynamics, module.latent_action)
-        simulator = GenieSimulator(*parts, _genie_actions(module, source), sampling=sampling, **common)
+        actions = _genie_actions(module, source)
+        simulator = GenieSimulator(*parts, actions, module.outcomes, sampling=sampling, **common)
         if module.latent_action is not None and source is not None:
             clips = open_clips(source, 8, fields=("frames", "actions"))
             simulator.actions = replace(simulator.actions, names=tuple(describe_actions(simulator, clips)))
@@ -141,6 +144,8 @@ def load_run(run: Path, weights: str = "average") -> tuple[L.LightningModule, An
     cli.model.load_state_dict(state["state_dict"])
     if weights == "average":
         load_average(cli.model, state)
+    if isinstance(cli.model, GenieFinetuning | DiTFinetuning):
+        cli.model.merge()
     return cli.model.eval(), cli.config
 
 

@@ -1,0 +1,75 @@
+"""A pretrained world learns an environment's actions, rewards and ends, by `vwm fit` and `vwm export` as typed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from models import diffusion_world, genie
+
+from vwm.data.episode import Episode
+from vwm.data.shards import ShardWriter
+from vwm.nn.lora import LowRankLinear
+from vwm.simulator.bundle import load_simulator, save_simulator
+from vwm.simulator.interface import ActionSpace
+from vwm.train.cli import main
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TINY = ["--threads", "1", "--trainer.precision", "32-true", "--trainer.val_check_interval", "2", "--samples.every", "0"]
+TINY += ["--trainer.log_every_n_steps", "1", "--data.init_args.workers", "0", "--data.init_args.batch_size", "2"]
+TINY += ["--data.init_args.clip_length", "4", "--data.init_args.val_fraction", "0", "--trainer.accelerator", "cpu"]
+
+
+def write_game(folder: Path, side: int) -> Path:
+    """Three actions, of which the second one earns; every episode ends in a terminal state."""
+    rng = np.random.default_rng(0)
+    with ShardWriter(folder / "shard-000000.tar") as writer:
+        for episode in range(3):
+            frames = rng.integers(0, 256, (9, side, side, 3), dtype=np.uint8)
+            actions = rng.integers(0, 3, 9)
+            whole = Episode(frames, actions, (actions == 1).astype(np.float32), terminated=True)
+            writer.write(f"episode-{episode}", whole)
+    return folder
+
+
+def finetune(config: str, world: Path, width: int, steps: int) -> None:
+    main(
+        ["fit", "-c", str(CONFIGS / config), "--run", str(world / "run"), "--trainer.max_steps", str(steps)]
+        + ["--model.init_args.world", str(world / "world"), "--model.init_args.num_actions", "3"]
+        + ["--model.init_args.outcomes.init_args.width", str(width), "--data.init_args.path", str(world / "data")]
+        + TINY
+    )
+
+
+def check_bundle(folder: Path) -> None:
+    """An ordinary world of true actions, that earns and ends."""
+    world = load_simulator(folder, "cpu")
+    assert (world.actions.kind, world.actions.size, world.actions.latent) == ("discrete", 3, False)
+    assert world.latent_action is None and world.outcomes is not None
+    assert not any(isinstance(part, LowRankLinear) for part in world.dynamics.modules())
+    state, _ = world.reset(world.starts[:3], seed=0)
+    _, out = world.step(state, torch.arange(3))
+    assert out.reward.isfinite().all() and (out.reward != 0).any()  # heads begin at zero
+
+
+def test_a_genie_world_with_latent_actions_learns_true_ones(tmp_path, capsys):
+    save_simulator(genie(), tmp_path / "world")
+    write_game(tmp_path / "data", 16)
+    finetune("genie/coinrun_finetune.yaml", tmp_path, 16, steps=2)
+    assert "action map: " in capsys.readouterr().out
+    finetune("genie/coinrun_finetune.yaml", tmp_path, 16, steps=3)
+    said = capsys.readouterr().out
+    assert "going on from" in said and "action map: " not in said  # it has been learning since
+    main(["export", str(tmp_path / "run"), "-o", str(tmp_path / "bundle"), "--steps", "2", "--context", "2"])
+    check_bundle(tmp_path / "bundle")
+
+
+def test_a_diffusion_world_without_labels_learns_actions(tmp_path):
+    world = diffusion_world(num_actions=0, prediction="clean", step_sizes=4)
+    world.actions = ActionSpace("discrete", 1, ("go on",))
+    save_simulator(world, tmp_path / "world")
+    write_game(tmp_path / "data", 8)
+    finetune("dit/freeway_finetune.yaml", tmp_path, 32, steps=2)
+    main(["export", str(tmp_path / "run"), "-o", str(tmp_path / "bundle"), "--steps", "2", "--context", "2"])
+    check_bundle(tmp_path / "bundle")
