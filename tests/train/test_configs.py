@@ -50,3 +50,28 @@ def test_vision_transformers_have_the_size_of_their_letter(letter, millions):
     with torch.device("meta"):
         network = VideoEncoder(**said["encoder"]["init_args"])
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        ("dreamer_v3_crafter", "crafter"),
+        ("dreamer_v3_coinrun", "gym3"),
+        ("dreamer_v3_dmc", "dm_control"),
+        ("tdmpc2_dmc", "dm_control"),
+    ],
+)
+def test_the_agent_of_a_config_plays_its_game(name, package, monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "disable")  # nothing is drawn, and not every machine could
+    pytest.importorskip(package, reason=f"{package} is not installed")
+    parser = make_parser()
+    training = parser.instantiate(parser.parse_args(["-c", str(CONFIGS / f"agents/{name}.yaml")])).training
+    worlds = training.game.open(1, seed=0)
+    agent = training.make_agent(worlds.spaces)
+    moment, carry = worlds.reset(), agent.init_carry(1)
+    for _ in range(2):
+        acted = agent.act(carry, moment, explore=True)
+        moment, carry = worlds.step(acted.action), acted.carry
+    assert not moment.is_first.any() and moment.reward.isfinite().all()
+    assert training.judged_in.open(1, seed=1).spaces == worlds.spaces
+    worlds.close()

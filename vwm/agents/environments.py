@@ -83,7 +83,7 @@ class Game(ABC):
 
 @dataclass(frozen=True)
 class GymnasiumGame(Game):
-    """A Gymnasium environment, ``ALE/...`` and ``module:Id-v0`` included.
+    """A Gymnasium environment by the id that ``vwm record`` takes: ``ALE/...``, ``procgen:...``, ``module:Id-v0``.
 
     Attributes:
         env: the id.

@@ -35,6 +35,8 @@ LEVERS = {
     "vwm/TwoRooms": ("right", "down"),
 }
 """Names of continuous actions, which Gymnasium's games do not tell."""
+EXTRAS = {"crafter": "crafter", "dm_control": "dmc"}
+"""What to install for ids that hold these words."""
 
 
 @dataclass(frozen=True)
@@ -174,19 +176,13 @@ class ProcgenEnvironment(Environment):
     def __init__(
         self, game: str, piece: Piece, size: int, frame_skip: int, options: Mapping[str, Any], state: bool
     ) -> None:
-        make, games = _import_procgen()
-        if game not in games:  # Procgen itself would end the process
-            raise ValueError(f"procgen:{game}: there is no such game, only {', '.join(games)}")
         if state:
             procgen_state.check_options(game, dict(options))
         start, count = deal_levels(int(options.get("start_level", 0)), int(options.get("num_levels", 0)), piece)
-        own = {"start_level": start, "num_levels": count, "rand_seed": piece.seed, "num_threads": 0}
+        own = {"start_level": start, "num_levels": count, "rand_seed": piece.seed}
         if options.get("distribution_mode") == "exploration":  # one fixed level, which may not be chosen
             del own["start_level"], own["num_levels"]
-        try:
-            self._env = make(num=PROCGEN_LANES, env_name=game, **{**options, **own})
-        except (TypeError, AssertionError) as error:
-            raise ValueError(f"procgen:{game} with options {dict(options)}: {error}") from error
+        self._env = open_procgen(game, PROCGEN_LANES, {**options, **own})
         self.lanes = PROCGEN_LANES
         self.fps = PROCGEN_FPS / frame_skip
         names = tuple("+".join(keys) or "NOOP" for keys in self._env.combos)
@@ -236,6 +232,22 @@ def deal_levels(start: int, count: int, piece: Piece) -> tuple[int, int]:
         return start + piece.number % count, 1
     first, end = (count * i // piece.total for i in (piece.number, piece.number + 1))
     return start + first, end - first
+
+
+def open_procgen(game: str, copies: int, options: Mapping[str, Any]) -> Any:
+    """Procgen's own environment of some copies.
+
+    Raises:
+        ImportError: Procgen is not installed.
+        ValueError: no such game, or an option that it does not take.
+    """
+    make, games = _import_procgen()
+    if game not in games:  # Procgen itself would end the process
+        raise ValueError(f"procgen:{game}: there is no such game, only {', '.join(games)}")
+    try:
+        return make(num=copies, env_name=game, **{**options, "num_threads": 0})
+    except (TypeError, AssertionError) as error:
+        raise ValueError(f"procgen:{game} with options {dict(options)}: {error}") from error
 
 
 def _import_procgen() -> tuple[Any, list[str]]:
@@ -304,7 +316,7 @@ class GymnasiumEnvironment(Environment):
 
 
 def make_gymnasium(env: str, options: dict[str, Any]) -> Any:
-    """A Gymnasium environment by its id.
+    """A Gymnasium environment by its id; ``procgen:coinrun`` (any Procgen game) is one copy of it.
 
     Raises:
         ImportError: a package that it needs is not installed.
@@ -312,6 +324,10 @@ def make_gymnasium(env: str, options: dict[str, Any]) -> Any:
     """
     import gymnasium
 
+    if env.startswith("procgen:"):
+        from vwm.data.procgen_env import ProcgenEnv
+
+        return ProcgenEnv(env.removeprefix("procgen:"), **options)
     try:
         if env.startswith("ALE/"):
             import ale_py
@@ -319,7 +335,10 @@ def make_gymnasium(env: str, options: dict[str, Any]) -> Any:
             gymnasium.register_envs(ale_py)
         return gymnasium.make(env, disable_env_checker=True, **options)
     except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
-        raise ImportError(f"{env} needs a package that is not installed ({error}): pip install 'vwm[envs]'") from error
+        extra = next((extra for part, extra in EXTRAS.items() if part in env), "envs")
+        raise ImportError(
+            f"{env} needs a package that is not installed ({error}): pip install 'vwm[{extra}]'"
+        ) from error
     except (gymnasium.error.Error, TypeError) as error:
         raise ValueError(
             f"{env} with options {options}: {error}. Known games: procgen:coinrun, ALE/Pong-v5, any Gymnasium id."
