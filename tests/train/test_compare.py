@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from vwm.agents.comparison import compare
 from vwm.agents.environments import GymnasiumGame
 from vwm.agents.evaluate import evaluate
 from vwm.train.agent import load
 from vwm.train.cli import main
-from vwm.train.compare import read_ways
+from vwm.train.compare import Way, common_game, read_ways
 
 pytest.importorskip("stable_baselines3")
 
@@ -64,6 +65,19 @@ def test_runs_beside_one_another(tmp_path, capsys):
     again = compare({name: way["returns"] for name, way in told["ways"].items()}, "random", "real")
     assert told["means"] == {name: list(score) for name, score in again.means.items()}
     assert told["means"]["real"][0] == np.mean(told["ways"]["real"]["returns"])
+
+
+def test_what_a_run_sees_its_game_through_makes_no_other_game_of_it(tmp_path):
+    run = train(tmp_path, "run")
+    seeing = tmp_path / "seeing"
+    seeing.mkdir()
+    config = (run / "config.yaml").read_text()
+    real = "class_path: vwm.agents.environments.GymnasiumGame, init_args: {env: CartPole-v1}"
+    through = f"class_path: vwm.agents.seen_through.SeenThrough, init_args: {{game: {{{real}}}, bundle: {tmp_path}}}"
+    parsed = yaml.safe_load(config)
+    parsed["training"]["init_args"]["judged_in"] = yaml.safe_load(f"{{{through}}}")
+    (seeing / "config.yaml").write_text(yaml.safe_dump(parsed))
+    assert common_game([Way("a", [run]), Way("b", [seeing])]) == GymnasiumGame("CartPole-v1")
 
 
 def test_names_and_folders():

@@ -13,6 +13,7 @@ import torch
 from vwm.agents.comparison import Comparison, Score, compare
 from vwm.agents.environments import Game
 from vwm.agents.evaluate import Evaluation, evaluate
+from vwm.agents.seen_through import SeenThrough
 from vwm.data.folders import check_replaceable, written_aside
 from vwm.eval.plots import returns_beside
 from vwm.train.agent import load, load_training
@@ -63,12 +64,12 @@ def run(argv: list[str]) -> None:
         raise ValueError(f"--real {asked.real}: there is no such way; there are {', '.join(way.name for way in ways)}")
     check_replaceable(asked.out, MARK, "comparison")
     game = common_game(ways)
-    settings = (game, asked.episodes, asked.seed, asked.side_by_side)
-    found = {RANDOM: [evaluate(None, *settings)]}
+    settings = (asked.episodes, asked.seed, asked.side_by_side)
+    found = {RANDOM: [evaluate(None, game, *settings)]}
     for way in ways:
         found[way.name] = []
         for folder in way.runs:
-            found[way.name].append(evaluate(load(folder)[0], *settings))
+            found[way.name].append(evaluate(*load(folder), *settings))
             print(f"{way.name}: {folder} {found[way.name][-1].returns.mean():.2f}", flush=True)
     result = compare({name: [one.returns for one in played] for name, played in found.items()}, RANDOM, asked.real)
     steps = {RANDOM: 0} | {way.name: real_steps(way.runs[0]) for way in ways}
@@ -104,13 +105,13 @@ def read_ways(said: list[str]) -> list[Way]:
 
 
 def common_game(ways: list[Way]) -> Game:
-    """The game that all runs are judged in. Raises ValueError where they are judged in several."""
+    """The game that all runs are judged in, whatever they see it through. Raises ValueError where these are several."""
     games: dict[Path, Game] = {}
     for folder in (folder for way in ways for folder in way.runs):
         game = getattr(load_training(folder), "judged_in", None)
         if game is None:
             raise ValueError(f"{folder}: its training judges its agents itself; see the evaluation that it wrote")
-        games[folder] = game
+        games[folder] = game.game if isinstance(game, SeenThrough) else game
     first, game = next(iter(games.items()))
     for folder, other in games.items():
         if other != game:
