@@ -67,8 +67,9 @@ def dit(seed: int = 3, **changes):
     return randomize(DiT(**{**settings, "registers": 2, **changes}))
 
 
-def diffusion_world(outcomes: bool = False, sampling=None, **changes):
+def diffusion_world(outcomes: bool = False, sampling=None, policy: bool = False, **changes):
     """A whole diffusion world of 8x8 pixels over a pixel tokenizer, with starting contexts."""
+    from vwm.dit.agent_heads import AgentHeads
     from vwm.dit.sampling import Sampling
     from vwm.nn.outcomes import OutcomeHeads
     from vwm.simulator.dit import DiTSimulator
@@ -86,6 +87,7 @@ def diffusion_world(outcomes: bool = False, sampling=None, **changes):
         dit(grid=tokenizer.grid, channels=tokenizer.channels, patch_size=2, **changes),
         randomize(OutcomeHeads(width=32, hidden=16)) if outcomes else None,
         ActionSpace("continuous" if dims else "discrete", dims or 4, names),
+        randomize(AgentHeads(32, 0 if dims else 4, dims, hidden=16)) if policy else None,
         sampling=sampling or Sampling(steps=2),
         context_frames=2,
         title="noise",

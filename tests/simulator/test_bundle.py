@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 from latent_worlds import imagined_world
-from models import consistency_world, diffusion_world, dynamics, genie, jepa_world, tokenizer
+from models import consistency_world, diffusion_world, dit, dynamics, genie, jepa_world, tokenizer
 from safetensors.torch import load_file, save_file
 
 import vwm
 from vwm.simulator.bundle import BundleError, save_simulator
+from vwm.simulator.dit import DiTSimulator
 from vwm.simulator.genie import GenieSimulator
 from vwm.simulator.interface import ActionSpace
 
@@ -51,6 +52,7 @@ WORLDS = {
     "genie-outcomes": lambda: genie(labelled=True, outcomes=True),
     "dit": lambda: diffusion_world(),
     "dit-continuous-actions-and-outcomes": car,
+    "dit-agent": lambda: diffusion_world(agent_tokens=2, policy=True),
     "rssm": lambda: imagined_world(),
     "rssm-of-vectors": lambda: imagined_world((5,), classes=0, cell="norm_gru"),
     "consistency": lambda: consistency_world((40, 40, 3)),
@@ -78,6 +80,22 @@ def test_saved_is_loaded(kind, tmp_path):
         for said, repeated in zip(one, two, strict=True):
             assert (said is None and not world.decodes) or torch.equal(said, repeated)
     assert not kind.endswith("outcomes") or (one.reward != 0).all()
+
+
+def test_a_cloned_policy_is_saved_with_its_world(tmp_path):
+    """And a world without one is loaded as ever, also where its index has never heard of policies."""
+    world = diffusion_world(agent_tokens=1, policy=True)
+    save_simulator(world, tmp_path / "world")
+    again = vwm.load_simulator(tmp_path / "world", "cpu")
+    with torch.no_grad():
+        asked = [w.policy.policy(w.features(w.reset(world.starts, seed=3)[0])) for w in (world, again)]
+    assert asked[0].shape == (3, 4) and asked[0].std() > 0 and torch.equal(*asked)
+    other = dit(grid=(8, 8), patch_size=2, num_actions=0)
+    with pytest.raises(ValueError, match=r"policy\.num_actions=4 but dynamics\.num_actions=0"):
+        DiTSimulator(world.tokenizer, other, None, ActionSpace("discrete", 1), world.policy)
+    save_simulator(diffusion_world(), tmp_path / "old")
+    edit(tmp_path / "old", lambda index: index.pop("policy"))
+    assert vwm.load_simulator(tmp_path / "old", "cpu").policy is None
 
 
 def test_heads_are_found_where_bundles_of_old_say_they_are(tmp_path):

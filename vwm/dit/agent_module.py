@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from vwm.data.clips import Clips
 from vwm.dit.agent_heads import AgentHeads, check_policy
-from vwm.dit.model import DiT, Noisy
+from vwm.dit.model import DiT
 from vwm.dit.module import DiTModule
-from vwm.dit.path import mix
-from vwm.dit.sampling import finest
+from vwm.dit.sampling import as_past
 from vwm.nn.parts import load_weights
 from vwm.nn.running_rms import RunningRMS
 
@@ -50,7 +49,7 @@ class AgentModule(DiTModule):
         """The loss of a batch, and what to log."""
         latents = self._latents(batch)
         lead = self._lead(batch, latents)
-        observed = self._observed(latents, lead)
+        observed = as_past(self.dynamics, latents, torch.randn_like(latents), lead, self.context_noise)
         loss, logs, features = self._denoise(latents, lead, observed if self.context == "clean" else None)
         if self.context == "noisy":
             features = self.dynamics(observed).features
@@ -63,12 +62,6 @@ class AgentModule(DiTModule):
         losses |= {"policy": cloned.policy, "future_rewards": cloned.rewards}
         logs |= {f"{name}_loss": loss.detach() for name, loss in losses.items()}
         return self._on_one_scale(losses), logs | {"next_action_loss": cloned.next_action}
-
-    def _observed(self, latents: Tensor, lead: Tensor) -> Noisy:
-        """Frames as they are taken in play; see ``vwm.dit.sampling.observe``."""
-        signal = torch.full(latents.shape[:2], 1 - self.context_noise, device=latents.device)
-        x = mix(self.dynamics.prediction, latents, torch.randn_like(latents), signal)
-        return Noisy(x, signal, finest(self.dynamics, signal), lead)
 
     def networks(self) -> dict[str, nn.Module]:
         """See ``DiTModule.networks``."""

@@ -71,10 +71,14 @@ def observe(
     numbers = state.position[:, None] + torch.arange(frames, device=latents.device)
     each = fold(seed[:, None], numbers).flatten()
     noise = normal(each, *latents.shape[2:]).to(latents.dtype).unflatten(0, (-1, frames))
-    signal = latents.new_full(latents.shape[:2], 1 - context_noise)
-    noisy = Noisy(mix(dynamics.prediction, latents, noise, signal), signal, finest(dynamics, signal), lead)
-    state, out = dynamics.step(state, noisy)
+    state, out = dynamics.step(state, as_past(dynamics, latents, noise, lead, context_noise))
     return state, out.features[:, -1]
+
+
+def as_past(dynamics: DiT, latents: Tensor, noise: Tensor, lead: Tensor, context_noise: float) -> Noisy:
+    """Whole frames [b, t, h, w, c] as they are looked back at in play: mixed with some of the noise, and said to be."""
+    signal = latents.new_full(latents.shape[:2], 1 - context_noise)
+    return Noisy(mix(dynamics.prediction, latents, noise, signal), signal, finest(dynamics, signal), lead)
 
 
 def finest(dynamics: DiT, signal: Tensor) -> Tensor | None:

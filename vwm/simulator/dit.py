@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from vwm.dit.agent_heads import AgentHeads, check_policy
 from vwm.dit.model import DiT, Noisy
 from vwm.dit.path import split
 from vwm.dit.sampling import CONTEXT, FRAME, Sampling, check_sampling, draw_frame, finest, observe
@@ -28,7 +29,7 @@ class DiTState(NamedTuple):
         encoder: the tokenizer's encoder, which has seen the frames that were observed, and none that was drawn.
         decoder: the tokenizer's decoder.
         latent: float [b, h, w, c], the last frame.
-        features: float [b, d], of the last frame.
+        features: float [b, d], of the last frame: its agent tokens', where the network has some, else all tokens'.
         seed: int64 [b].
     """
 
@@ -48,14 +49,15 @@ class DiTSimulator(VideoSimulator):
         dynamics: the network; causal.
         outcomes: heads for reward and end; None for a world that knows none.
         actions: the action space; it must be the dynamics'.
+        policy: heads that act and foresee rewards, as its agent tokens were taught; None for a world without.
         **rest: see ``VideoSimulator``.
 
     Raises:
         ValueError: the parts do not fit each other.
     """
 
-    PARTS: ClassVar[tuple[str, ...]] = ("tokenizer", "dynamics", "outcomes")
-    OPTIONAL: ClassVar[tuple[str, ...]] = ("outcomes",)
+    PARTS: ClassVar[tuple[str, ...]] = ("tokenizer", "dynamics", "outcomes", "policy")
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("outcomes", "policy")
     SAMPLING = Sampling
     LOSS = "squared error"
 
@@ -65,6 +67,7 @@ class DiTSimulator(VideoSimulator):
         dynamics: DiT,
         outcomes: OutcomeHeads | None,
         actions: ActionSpace,
+        policy: AgentHeads | None = None,
         **rest: Any,
     ) -> None:
         if not dynamics.transformer.causal:
@@ -83,9 +86,12 @@ class DiTSimulator(VideoSimulator):
             )
         if dynamics.embed_action is not None:  # a world without actions ignores them
             check_actions(dynamics.embed_action, actions)
+        if policy is not None:
+            check_policy(policy, dynamics)
         super().__init__(tokenizer, dynamics, actions, **rest)
         check_sampling(dynamics, self.sampling)
         self.outcomes = None if outcomes is None else outcomes.eval()
+        self.policy = None if policy is None else policy.eval()
 
     @torch.inference_mode()
     def reset(

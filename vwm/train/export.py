@@ -17,6 +17,7 @@ from vwm.data.clips import read_meta
 from vwm.data.datamodule import open_clips
 from vwm.data.index import list_shards, read_index
 from vwm.data.video import VIDEO_EXTENSIONS
+from vwm.dit.agent_module import AgentModule
 from vwm.dit.finetuning import DiTFinetuning
 from vwm.dit.module import DiTModule
 from vwm.eval.actions import describe_actions
@@ -113,7 +114,8 @@ def export(
                   "(model.action_dropout=0)")  # fmt: skip
         parts = (module.tokenizer, module.dynamics, module.outcomes)
         actions = _embedded_actions(module.dynamics.embed_action, source)
-        simulator = DiTSimulator(*parts, actions, sampling=drawn, **common)
+        policy = module.policy if isinstance(module, AgentModule) else None
+        simulator = DiTSimulator(*parts, actions, policy, sampling=drawn, **common)
     elif isinstance(module, ActionModule):
         actions = _embedded_actions(module.dynamics.embed_action, source)
         simulator = JepaSimulator(module.encoder, module.projector, module.dynamics, module.decoder, actions, **common)
