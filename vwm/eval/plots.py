@@ -27,6 +27,24 @@ def compounding_error(rollout: dict[str, Any]) -> Figure:
     return figure
 
 
+def latent_error(compounding: dict[str, Any]) -> Figure:
+    """How what a compact world foretells, and the rewards, part from what came, with the horizon."""
+    paid = compounding["reward_error"] is not None
+    figure = _figure(9.0 if paid else 5.2, 3.4)
+    panels = figure.subplots(1, 2 if paid else 1, squeeze=False)[0]
+    _curve(panels[0], compounding["error"], MODEL, "own actions")
+    _curve(panels[0], compounding["error_random_actions"], GREY, "random actions", ":")
+    _curve(panels[0], compounding["error_copy_last"], COPY, "copy of the last one", "--")
+    _horizon_axis(panels[0], f"error of {compounding['observed']} [standard deviations]")
+    if paid:
+        _curve(panels[1], compounding["reward_error"], MODEL, "own actions")
+        _curve(panels[1], compounding["reward_error_mean"], COPY, "the mean reward", "--")
+        _horizon_axis(panels[1], "error of rewards [standard deviations]")
+    for axes in panels:
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
 def delta_psnr(control: dict[str, Any]) -> Figure:
     """The difference that the right actions make, by horizon."""
     figure = _figure(5.2, 3.4)

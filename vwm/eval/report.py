@@ -16,7 +16,7 @@ from torch import Tensor
 from vwm.data.datamodule import open_clips
 from vwm.data.folders import check_replaceable, written_aside
 from vwm.data.video import write_video
-from vwm.eval import plots
+from vwm.eval import compounding, plots
 from vwm.eval.control import delta_psnr, shuffle_cost
 from vwm.eval.information import contingency, entropy, information
 from vwm.eval.metrics import psnr, set_psnr, squared_error, ssim, still_clips
@@ -31,9 +31,14 @@ from vwm.eval.speed import step_latency
 from vwm.nn.quantize import perplexity, usage
 from vwm.nn.random import world_seeds
 from vwm.simulator.bundle import load_simulator
+from vwm.simulator.consistency import ConsistencySimulator
+from vwm.simulator.muzero import MuZeroSimulator
+from vwm.simulator.rssm import RSSMSimulator
 from vwm.simulator.video import VideoSimulator
 
 REPORT, PAGE, SHEET = "report.json", "index.html", "rollouts.png"
+COMPACT = (RSSMSimulator, ConsistencySimulator, MuZeroSimulator)
+"""Worlds of which the compounding error is all that is measured."""
 DELTA_HORIZON = 4
 """Where Genie reads ΔPSNR."""
 
@@ -76,6 +81,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a world on recorded clips and write a report: numbers, plots, videos and a page that shows them.
 
+    Of the compact latent worlds that agents learn (``vwm agent export``) the report is the compounding error alone:
+    ``report.json`` and a plot, see ``vwm.eval.compounding``. Worlds of vectors want data with ``--state true``.
+
     Args:
         bundle: folder of the world, as `vwm export` makes it.
         data: shards that the world was not trained on: a folder, a tar, a pattern or an fsspec address.
@@ -103,6 +111,9 @@ def evaluate(
     lpips = None if lpips_weights is None else LPIPS(lpips_weights)
     fvd = None if fvd_weights is None else FVD(fvd_weights)
     simulator = load_simulator(bundle, device)
+    if isinstance(simulator, COMPACT):
+        context = simulator.context_frames if context is None else context
+        return compounding.report(simulator, bundle, data, out, horizon, context, clips, batch_size, seed, part)
     if not isinstance(simulator, VideoSimulator):
         raise ValueError(
             f"{bundle} is a world in representation space: its pictures, if it has any, are a by-product, and nothing "

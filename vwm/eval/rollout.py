@@ -13,7 +13,7 @@ from vwm.eval.sample import Sample
 from vwm.nn.patches import to_float
 from vwm.nn.random import fold, uniform
 from vwm.simulator.interface import ActionSpace, Simulator
-from vwm.simulator.video import VideoSimulator
+from vwm.simulator.video import NetworkSimulator
 
 
 def rollout(
@@ -56,7 +56,7 @@ def copy_last(frames: Tensor, context: int) -> Tensor:
     return frames[:, context - 1 : context].expand_as(frames[:, context:])
 
 
-def own_actions(simulator: VideoSimulator, sample: Sample, batch_size: int) -> Tensor:
+def own_actions(simulator: NetworkSimulator, sample: Sample, batch_size: int) -> Tensor:
     """The actions between the frames of clips, in the world's own action space.
 
     Returns:
@@ -87,7 +87,7 @@ def own_actions(simulator: VideoSimulator, sample: Sample, batch_size: int) -> T
 
 
 @torch.inference_mode()
-def infer_actions(simulator: VideoSimulator, frames: Tensor, batch_size: int) -> Tensor:
+def infer_actions(simulator: NetworkSimulator, frames: Tensor, batch_size: int) -> Tensor:
     """Latent actions of clips: uint8 [n, t, h, w, 3] -> int64 [n, t-1]."""
     model = simulator.latent_action
     assert model is not None
