@@ -1,0 +1,71 @@
+"""Dreamer 4's way as a user goes it: a world, agent tokens taught on it, a bundle that acts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import vwm
+from vwm.data.episode import Episode
+from vwm.data.shards import ShardWriter
+from vwm.train.cli import main
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "dit"
+TINY = ["--threads", "1", "--trainer.precision", "32-true", "--trainer.max_steps", "2", "--samples.every", "2"]
+TINY += ["--trainer.val_check_interval", "2", "--trainer.limit_val_batches", "1", "--trainer.log_every_n_steps", "1"]
+DATA = ["--data.init_args.workers", "0", "--data.init_args.batch_size", "2", "--data.init_args.clip_length", "4"]
+DATA += ["--data.init_args.val_fraction", "0.5"]
+INIT = "--model.init_args."
+TOKENIZER = [f"{INIT}tokenizer.init_args.image_size", "[16,16]", f"{INIT}tokenizer.init_args.patch_size", "4"]
+SMALL = {"grid": "[4,4]", "channels": 48, "width": 24, "depth": 2, "heads": 2, "window": 3}
+DYNAMICS = [part for name, value in SMALL.items() for part in (f"{INIT}dynamics.init_args.{name}", str(value))]
+HEADS = [f"{INIT}outcomes.init_args.width", "24", f"{INIT}outcomes.init_args.hidden", "16"]
+POLICY = [f"{INIT}policy.init_args.width", "24", f"{INIT}policy.init_args.hidden", "16"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A recording → fit → export → fit the agent's tokens on it → export, as typed."""
+    out = tmp_path_factory.mktemp("made")
+    rng, data = np.random.default_rng(0), str(out / "data")
+    (out / "data").mkdir()
+    with ShardWriter(out / "data" / "shard-000000.tar") as writer:
+        for i in range(8):
+            frames, actions = rng.integers(0, 256, (9, 16, 16, 3), dtype=np.uint8), rng.integers(0, 3, 9)
+            writer.write(f"episode-{i}", Episode(frames, actions, (actions == 1).astype(np.float32)))
+    common = ["--data.init_args.path", data, *DYNAMICS, *HEADS, *TINY, *DATA]
+    main(["fit", "-c", str(CONFIGS / "freeway_small.yaml"), "--run", str(out / "first"), *TOKENIZER, *common])
+    world = str(out / "world")
+    main(["export", str(out / "first"), "-o", world, "--starts", "3", "--steps", "2"])
+    begin = [f"{INIT}pretrained", world, f"{INIT}tokenizer", world, *POLICY]
+    main(["fit", "-c", str(CONFIGS / "freeway_agent.yaml"), "--run", str(out / "second"), *begin, *common])
+    main(["export", str(out / "second"), "-o", str(out / "agent_world"), "--starts", "3", "--steps", "2"])
+    return out
+
+
+def test_the_second_phase_begins_with_the_worlds_weights_and_logs_every_loss(made):
+    header, *rows = (made / "second" / "logs" / "version_0" / "metrics.csv").read_text().splitlines()
+    for name in ("dynamics", "reward", "end", "policy", "future_rewards", "next_action"):
+        assert f"train/{name}_loss" in header.split(",")
+    assert rows
+    before, after = (vwm.load_simulator(made / name, "cpu").dynamics.state_dict() for name in ("world", "agent_world"))
+    assert set(after) - set(before) == {"agents"}
+    # Two steps of learning move weights by no more than a little; other worlds' would be far away.
+    assert (before["embed.weight"] - after["embed.weight"]).norm() < 0.5 * before["embed.weight"].norm()
+
+
+def test_the_bundle_sees_a_game_and_acts_in_it(made):
+    world = vwm.load_simulator(made / "agent_world", "cpu")
+    assert world.policy is not None and world.outcomes is not None and world.starts is not None
+    state, frame = world.reset(world.starts, seed=0)
+    for _ in range(4):
+        with torch.no_grad():
+            logits = world.policy.policy(world.features(state))
+        assert logits.shape == (3, 3) and logits.isfinite().all()
+        action = torch.distributions.Categorical(logits=logits).sample()
+        state, out = world.step(world.observe(state, action, frame), action)
+        assert out.reward.isfinite().all()
+    assert not torch.equal(world.features(state)[0], world.features(state)[1])
