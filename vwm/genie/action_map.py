@@ -19,7 +19,12 @@ class ActionMap(nn.Module):
     Args:
         num_actions: a.
         latents: the pretrained embedding, [k, d]; it keeps whatever gradient it has.
+
+    Attributes:
+        begun: bool [], whether it has begun with counts; before, every true action is all latent ones alike.
     """
+
+    begun: Tensor
 
     def __init__(self, num_actions: int, latents: nn.Embedding) -> None:
         super().__init__()
@@ -27,6 +32,7 @@ class ActionMap(nn.Module):
             raise ValueError(f"num_actions must be 1 or more, got {num_actions}")
         self.latents = latents
         self.logits = nn.Parameter(torch.zeros(num_actions, latents.num_embeddings))
+        self.register_buffer("begun", torch.zeros((), dtype=torch.bool))
 
     def mixture(self) -> Tensor:
         """The share of each latent action in each true one: float [a, k], rows of sum 1."""
@@ -49,6 +55,7 @@ class ActionMap(nn.Module):
             )
         together = counts.double().sum(dim=0) + 1 / counts.shape[1]
         self.logits.copy_((counts + together / together.sum()).log())
+        self.begun.fill_(True)
 
     @torch.no_grad()
     def merged(self) -> nn.Embedding:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vwm.data.clips import Clips
+from vwm.data.datamodule import ClipLoader
 from vwm.genie.action_map import ActionMap, count_pairs
 from vwm.genie.dynamics import MaskGITDynamics
 from vwm.genie.latent_action import LatentActionModel
@@ -61,11 +62,12 @@ class GenieFinetuning(GenieModule):
         dynamics.embed_action = ActionMap(num_actions, dynamics.embed_action)
         dynamics.train()
 
-    def setup(self, stage: str) -> None:
-        """Lightning's hook: begin the action map, unless a checkpoint will say what it has become."""
-        if stage == "fit" and self.trainer.ckpt_path is None and (self.world / "latent_action" / CONFIG).is_file():
-            loader = self.trainer.datamodule.train_dataloader()
-            self.begin_map(islice(iter(loader), -(-self.counted_clips // loader.batch_size)))
+    def on_fit_start(self) -> None:
+        """Lightning's hook: begin the action map, where no checkpoint said what it has become."""
+        if not self._map.begun and (self.world / "latent_action" / CONFIG).is_file():
+            own = self.trainer.datamodule.train_dataloader()
+            same = ClipLoader(own.dataset, own.batch_size)  # on every rank, so that all begin with one map
+            self.begin_map(islice(iter(same), -(-self.counted_clips // own.batch_size)))
 
     @torch.no_grad()
     def begin_map(self, batches: Any) -> None:
