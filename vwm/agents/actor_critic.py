@@ -126,7 +126,7 @@ class ActorCritic(nn.Module):
         if not 0 <= trace <= 1:
             raise ValueError(f"trace must lie in 0..1, got {trace}")
         a, c = actor, critic
-        self.actor = Actor(
+        self.actor: nn.Module = Actor(
             inputs, actions, a.continuous, a.width, a.layers, a.norm, a.activation, a.unimix, a.min_std, a.init_std
         )
         self.critic = Head(inputs, c.width, c.layers, c.says, c.norm, c.activation)

@@ -33,7 +33,7 @@ from vwm.agents.training import Training
 from vwm.agents.world_policy import WorldPolicy
 from vwm.simulator.bundle import load_simulator
 from vwm.simulator.interface import Simulator
-from vwm.simulator.worlds import FRAME, shown_of
+from vwm.simulator.worlds import FRAME, blank_context, shown_of
 
 
 class Imagination(Training):
@@ -120,7 +120,7 @@ class Imagination(Training):
             torch.set_num_threads(threads)
         self.folder, self.bundle, self.data = Path(run), bundle, data
         self.make_policy, self.objective, self.observe = policy, objective, observe
-        self.game = SimulatedGame(bundle, data, time_limit=horizon, observe=observe, device=device)
+        self.game: Game = SimulatedGame(bundle, data, time_limit=horizon, observe=observe, device=device)
         self.real = judged_in
         self.judged_in: Game = SeenThrough(judged_in, bundle, observe, device) if judged_in else self.game
         self.steps, self.batch_size, self.context, self.relevant = steps, batch_size, context, relevant
@@ -362,6 +362,5 @@ def spaces_of(simulator: Simulator, observe: str) -> Spaces:
     size = simulator.vector_size
     if observe == FRAME:
         return Spaces((*simulator.image_size, 3) if size is None else (size,), simulator.actions)
-    blank = torch.zeros(1, 1, *simulator.image_size, 3, dtype=torch.uint8) if size is None else torch.zeros(1, 1, size)
-    shape = shown_of(simulator, observe, *simulator.reset(blank)).shape
+    shape = shown_of(simulator, observe, *simulator.reset(blank_context(simulator))).shape
     return Spaces(tuple(shape[1:]), simulator.actions)

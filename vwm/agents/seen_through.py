@@ -25,7 +25,7 @@ from vwm.nn.state import replace
 from vwm.simulator.bundle import load_simulator
 from vwm.simulator.interface import Simulator, State
 from vwm.simulator.video import VideoSimulator
-from vwm.simulator.worlds import FRAME, shown_of
+from vwm.simulator.worlds import FRAME, blank_context, shown_of
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,7 @@ class SeenThroughEnvironments(Environments):
 
     def _blank(self) -> State:
         """Of one world that saw nothing: what states look like."""
-        size = self.simulator.vector_size
-        blank = (
-            torch.zeros(1, *self.simulator.image_size, 3, dtype=torch.uint8) if size is None else torch.zeros(1, size)
-        )
+        blank = blank_context(self.simulator)[:, 0]
         return self.sight.begin(blank.to(self.device), self.seeds[:1])
 
     def _shown(self, moment: Moment) -> Moment:
@@ -129,8 +126,7 @@ class SeenThroughEnvironments(Environments):
 
 
 class Sight(Protocol):
-    """How a world sees a game: from frames to states that ``vwm.nn.state`` understands, and from these to vectors or
-    pictures."""
+    """How a world sees a game: from frames to states (see ``vwm.nn.state``), and from these to observations."""
 
     def begin(self, frame: Tensor, seed: Tensor) -> State:
         """States of episodes that begin with frames [n, ...]; seeds int64 [n]."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from vwm.agents.actor import Categorical, Policy
 from vwm.agents.actor_critic import ActorConfig, ActorCritic, CriticConfig
 from vwm.agents.agent import Acted, Carry, Moment, Spaces
+from vwm.dit.agent_heads import AgentHeads
 from vwm.latent_dynamics.pictures import NormedEncoder
 from vwm.simulator.interface import Simulator
 
@@ -116,7 +116,7 @@ class ClonedPolicy(FeaturePolicy):
         entropy: how much an undecided policy is worth, with ``Reinforce``.
 
     Raises:
-        ValueError: the world has no cloned policy of discrete actions, or is not observed by its features.
+        ValueError: the world has no cloned policy, or is not observed by its features.
     """
 
     def __init__(
@@ -132,8 +132,11 @@ class ClonedPolicy(FeaturePolicy):
         heads = getattr(simulator, "policy", None)
         if heads is None:
             raise ValueError("this world has no cloned policy: train its agent tokens, or take a FeaturePolicy")
-        if spaces.actions.kind != "discrete":
-            raise ValueError(f"a cloned policy chooses among actions, but this world's are {spaces.actions.kind}")
+        if spaces.observation != (heads.config.width,):
+            raise ValueError(
+                f"the cloned policy reads {heads.config.width} features, here {list(spaces.observation)} are observed: "
+                f"observe='features'"
+            )
         super().__init__(simulator, spaces, ActorConfig(entropy=entropy), critic, trace, normalise, greedy)
         self.cloned = ClonedActor(heads).requires_grad_(False)
         self.behaviour.actor = ClonedActor(heads)
@@ -152,13 +155,46 @@ class ClonedActor(nn.Module):
         heads: ``vwm.dit.agent_heads.AgentHeads``.
     """
 
-    def __init__(self, heads: nn.Module) -> None:
+    def __init__(self, heads: AgentHeads) -> None:
         super().__init__()
-        self.heads: Any = copy.deepcopy(heads).requires_grad_(True)
+        self.heads = copy.deepcopy(heads).requires_grad_(True)
 
     def forward(self, features: Tensor) -> Policy:
         """[..., d] -> policies [...]."""
-        return Categorical(self.heads.policy(features))
+        said = self.heads.policy(features)
+        return Binned(said, self.heads) if self.heads.continuous else Categorical(said)
+
+
+class Binned(Policy):
+    """Continuous actions, each dimension a choice among values.
+
+    Args:
+        logits: [..., a, k].
+        heads: know the values.
+    """
+
+    def __init__(self, logits: Tensor, heads: AgentHeads) -> None:
+        self.choices, self.heads = Categorical(logits), heads
+
+    def sample(self) -> Tensor:
+        """See ``Policy``."""
+        return self.heads.chosen(self.choices.sample())
+
+    def mode(self) -> Tensor:
+        """See ``Policy``."""
+        return self.heads.chosen(self.choices.mode())
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """See ``Policy``: of the choice, not of a density."""
+        return self.choices.log_prob(self.heads.choice(action)).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """See ``Policy``; exact."""
+        return self.choices.entropy().sum(-1)
+
+    def divergence(self, other: Binned) -> Tensor:
+        """See ``Policy``."""
+        return self.choices.divergence(other.choices).sum(-1)
 
 
 class FramePolicy(WorldPolicy):

@@ -219,6 +219,13 @@ def shown_of(simulator: Simulator, observe: str, state: State, frame: Tensor | N
     return frame
 
 
+def blank_context(simulator: Simulator) -> Tensor:
+    """One frame of nothing, to see what a world's states look like: [1, 1, ...]."""
+    if simulator.vector_size is not None:
+        return torch.zeros(1, 1, simulator.vector_size)
+    return torch.zeros(1, 1, *simulator.image_size, 3, dtype=torch.uint8)
+
+
 def has_pictures(simulator: Simulator) -> bool:
     """Whether the simulator shows pictures, rather than vectors or nothing."""
     return simulator.decodes and simulator.vector_size is None

@@ -1,0 +1,165 @@
+"""Learning in imagination alone: that it learns, what it writes, and that a broken run becomes the unbroken one."""
+
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+from button_game import LENGTH, learned_world, record
+from models import diffusion_world
+
+from vwm.agents.actor_critic import ActorConfig, CriticConfig
+from vwm.agents.contexts import Contexts
+from vwm.agents.environments import GymnasiumGame
+from vwm.agents.evaluate import evaluate
+from vwm.agents.imagination import Dreamt, Imagination, earned, imagine, spaces_of
+from vwm.agents.policy_objectives import PMPO, Reinforce
+from vwm.agents.world_policy import ClonedPolicy, FeaturePolicy, FramePolicy
+from vwm.dit.agent_heads import AgentHeads
+from vwm.simulator.bundle import save_simulator
+
+BATCH, HORIZON = 32, 2
+UPDATE = BATCH * HORIZON
+POLICIES = {
+    "features": functools.partial(FeaturePolicy, actor=ActorConfig(width=16, layers=1)),
+    "frame": functools.partial(FramePolicy, depth=4, mults=(1, 2), width=8),
+    "cloned": functools.partial(ClonedPolicy, critic=CriticConfig(width=16, layers=1), greedy=False),
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A recording, and a world with a policy that was cloned from nobody in particular."""
+    folder = tmp_path_factory.mktemp("imagination")
+    world = learned_world()
+    torch.manual_seed(2)
+    world.policy = AgentHeads(32, 4, hidden=16, length=2, bins=11).eval().requires_grad_(False)
+    save_simulator(world, folder / "world")
+    record(folder / "data")
+    return folder
+
+
+def training(home: Path, run: Path, policy: str = "features", objective=None, **settings) -> Imagination:
+    defaults = {
+        "steps": 4 * UPDATE, "batch_size": BATCH, "horizon": HORIZON, "lr": 1e-2, "evaluate_every": 2 * UPDATE,
+        "evaluate_episodes": 2, "checkpoint_every": UPDATE, "log_every": 2, "video": False, "relevant": 0.5,
+    }  # fmt: skip
+    return Imagination(
+        run,
+        home / "world",
+        str(home / "data"),
+        POLICIES[policy],
+        objective or Reinforce(),
+        GymnasiumGame("Buttons-v0", size=8),
+        "frame" if policy == "frame" else "features",
+        **{**defaults, **settings},
+    )
+
+
+def column(path: Path, name: str) -> list[float]:
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    return [float(row[rows[0].index(name)]) for row in rows[1:]]
+
+
+@pytest.mark.parametrize(("policy", "objective"), [("cloned", PMPO(beta=0.1)), ("features", Reinforce())])
+def test_what_is_learned_in_the_world_holds_in_the_game(home, tmp_path, policy: str, objective) -> None:
+    """One of four buttons pays, in six presses; nobody ever pressed one in the game."""
+    run = training(home, tmp_path, policy, objective, steps=24 * UPDATE, lr=3e-2, evaluate_every=10**6)
+    run.run()
+    before, after = column(tmp_path / "evaluations.csv", "mean")
+    imagined = column(tmp_path / "episodes.csv", "return")
+    assert column(tmp_path / "evaluations.csv", "step") == [0, 24 * UPDATE]
+    assert before < 0.6 * LENGTH < 0.9 * LENGTH < imagined[-1]
+    found = evaluate(run.player(), run.judged_in, 8, seed=9)
+    assert after > 0.75 * LENGTH and found.returns.mean() > 0.75 * LENGTH
+    assert (tmp_path / "curves.png").is_file()
+
+
+@pytest.mark.parametrize("policy", ["features", "frame", "cloned"])
+def test_a_run_broken_off_becomes_the_unbroken_one(home, tmp_path, policy: str) -> None:
+    objective = PMPO() if policy == "cloned" else PMPO(beta=0)
+    settings = {"passes": 2, "head_start": UPDATE}
+    training(home, tmp_path / "whole", policy, objective, **settings).run()
+    training(home, tmp_path / "broken", policy, objective, **settings, steps=2 * UPDATE).run()
+    # What a run writes after its last checkpoint, before it is killed, must leave no trace.
+    with (tmp_path / "broken" / "evaluations.csv").open("a") as file:
+        file.write(f"{3 * UPDATE},9,9,9,9\r\n")
+    training(home, tmp_path / "broken", policy, objective, **settings).run()
+    whole, broken = (
+        torch.load(tmp_path / name / "checkpoint" / "state.pt", weights_only=True) for name in ("whole", "broken")
+    )
+    assert all(torch.equal(whole["policy"][name], broken["policy"][name]) for name in whole["policy"])
+    assert torch.equal(whole["random"], broken["random"])
+    for name in ("evaluations", "episodes"):
+        one, other = ((tmp_path / run / f"{name}.csv").read_text() for run in ("whole", "broken"))
+        assert one == other
+    assert column(tmp_path / "broken" / "evaluations.csv", "step") == [0, 2 * UPDATE, 4 * UPDATE]
+
+
+def test_the_actor_waits_for_its_critic(home, tmp_path) -> None:
+    run = training(home, tmp_path, "cloned", PMPO(), steps=UPDATE, head_start=UPDATE)
+    run.run()
+    policy = run.player()
+    features = torch.randn(9, 32)
+    assert (policy.behaviour.actor(features).divergence(policy.prior(features)) == 0).all()
+    assert any((weight != 0).any() for weight in policy.behaviour.critic.output.parameters())
+
+
+def test_ways_are_the_worlds_own(home) -> None:
+    world, contexts = learned_world(steps=1), Contexts(str(home / "data"), 3, HORIZON)
+    torch.manual_seed(0)
+    policy = POLICIES["features"](world, spaces_of(world, "features"))
+    context = contexts.draw(3)
+    torch.manual_seed(1)
+    ways = imagine(world, policy, context, 4, "features")
+    torch.manual_seed(1)
+    state, _ = world.reset(context.frames, torch.randint(2**63 - 1, (3,)), context.actions)
+    assert not ways.reward[0].any() and not ways.terminated[0].any()
+    for t in range(4):
+        assert torch.equal(ways.observation[t], world.features(state))
+        state, output = world.step(state, ways.action[t], decode=False)
+        assert torch.equal(ways.reward[t + 1], output.reward)
+        assert torch.equal(ways.terminated[t + 1], output.terminated)
+    assert torch.equal(ways.observation[4], world.features(state))
+    assert not ways.observation.is_inference()  # or nothing could be learned from it
+
+
+def test_pictures_of_the_context_are_remembered(home) -> None:
+    world = diffusion_world()
+    torch.manual_seed(0)
+    policy = POLICIES["frame"](world, spaces_of(world, "frame"))
+    context = Contexts(str(home / "data"), 3, HORIZON).draw(2)
+    ways = imagine(world, policy, context, 1, "frame")
+    carry, _ = policy.look(policy.init_carry(2), context.frames[:, :2].transpose(0, 1))
+    assert all(torch.allclose(a, b) for a, b in zip(ways.carry, carry, strict=True))
+    assert torch.equal(ways.observation[0], context.frames[:, 2])  # of a tokenizer of pixels
+
+
+def test_what_is_earned_ends_with_the_world() -> None:
+    reward = torch.tensor([[0.0, 0], [1, 3], [2, 5], [4, 7]])
+    terminated = torch.tensor([[False, False], [True, False], [False, False], [False, False]])
+    ways = Dreamt((), reward, reward[:-1].long(), reward, terminated)
+    assert earned(ways, torch.tensor([True, True])) == (1 + 3 + 5 + 7) / 4
+    assert earned(ways, torch.tensor([False, True])) == 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"objective": PMPO()}, "beta=0.3.*FeaturePolicy has not: set objective.beta=0"),
+        ({"steps": 0}, "steps must be 1 or more, got 0"),
+        ({"discount": 0.0}, "discount must lie in 0..1"),
+        ({"head_start": -1}, "got 0 and -1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_told(home, tmp_path, settings, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        training(home, tmp_path, **settings).run()
+
+
+def test_another_policys_checkpoint_is_refused(home, tmp_path) -> None:
+    training(home, tmp_path, steps=UPDATE).run()
+    with pytest.raises(ValueError, match="another policy or world"):
+        training(home, tmp_path, "cloned", PMPO()).run()
+    with pytest.raises(FileNotFoundError, match="there is none yet"):
+        training(home, tmp_path / "other").player()
