@@ -57,7 +57,7 @@ def draw_curves(path: Path, episodes: Table, evaluations: Table, updates: Table,
     Args:
         path: of the PNG.
         episodes: with ``return`` of each training episode.
-        evaluations: with ``mean``, ``low`` and ``high``.
+        evaluations: with ``mean``, ``low`` and ``high``; where there is ``imagined``, it is drawn, too.
         updates: any columns.
         random: mean return of random actions.
         title: over it all.
@@ -77,6 +77,8 @@ def draw_curves(path: Path, episodes: Table, evaluations: Table, updates: Table,
     steps = [r["step"] for r in judged]
     top.plot(steps, [r["mean"] for r in judged], "-o", ms=3, label="evaluation")
     top.fill_between(steps, [r["low"] for r in judged], [r["high"] for r in judged], alpha=0.25)
+    if "imagined" in (evaluations.columns or []):
+        top.plot(steps, [r["imagined"] for r in judged], "--s", ms=3, label="imagined: mean in training since the last")
     top.axhline(random, color="grey", ls=":", label="random actions")
     top.set(xlabel="decisions", ylabel="return", title=title)
     top.legend()

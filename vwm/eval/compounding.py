@@ -45,7 +45,8 @@ def compounding_error(
 
     Returns:
         ``observed`` (``vectors``, ``pictures`` or ``latents``), and the curves ``error``, ``error_random_actions`` and
-        ``error_copy_last``; ``reward_error`` and ``reward_error_mean`` (of always expecting the mean) or None.
+        ``error_copy_last``; ``reward_error`` and ``reward_error_mean`` (of always expecting the mean), None
+        where there are no rewards, or always the same.
     """
     seen, seeds = sample.frames, world_seeds(seed, len(sample))
     actions = own_actions(simulator, sample, batch_size)
@@ -64,7 +65,7 @@ def compounding_error(
         "reward_error": None,
         "reward_error_mean": None,
     }
-    if rewards is not None:
+    if rewards is not None and rewards.std(correction=0) > 0:  # of rewards that never change there is nothing to learn
         paid = rewards[:, context - 1 : -1, None]  # rewards[t] came of actions[t], with observation t + 1
         result["reward_error"] = relative_error(paid, earned[..., None])
         result["reward_error_mean"] = relative_error(paid, paid.mean().expand_as(paid))
