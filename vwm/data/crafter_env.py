@@ -20,7 +20,7 @@ CRAFTER_FPS = 5.0
 LARGEST_SEED = 2**31 - 1
 
 
-class CrafterEnv(gymnasium.Env[NDArray[np.uint8], int]):
+class CrafterEnv(gymnasium.Env[NDArray[np.uint8], Any]):
     """A world of its own every episode; observations are uint8 [size, size, 3], actions 17.
 
     An episode ends with the player's death, and is truncated after ``length`` steps. ``info["achievements"]`` counts
@@ -65,7 +65,7 @@ class CrafterEnv(gymnasium.Env[NDArray[np.uint8], int]):
         died = not info["discount"]
         return self._shown, float(reward), died, bool(over) and not died, {"achievements": info["achievements"]}
 
-    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8]:
         """What is observed."""
         return self._shown
 

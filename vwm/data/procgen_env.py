@@ -14,7 +14,7 @@ from vwm.data.environments import PROCGEN_FPS, PROCGEN_TIMEOUT, open_procgen
 LARGEST_SEED = 2**31 - 1
 
 
-class ProcgenEnv(gymnasium.Env[NDArray[np.uint8], int]):
+class ProcgenEnv(gymnasium.Env[NDArray[np.uint8], Any]):
     """One copy of a game; observations are uint8 [64, 64, 3], actions the 15 that a recording names.
 
     Every episode is played in a game of its own, which is opened in a millisecond: so its level and all its luck are a
@@ -61,7 +61,7 @@ class ProcgenEnv(gymnasium.Env[NDArray[np.uint8], int]):
             self._shown = observation["rgb"][0].copy()
         return self._shown, float(reward[0]), over and not late, over and late, {}
 
-    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8]:
         """What is observed."""
         return self._shown
 
