@@ -1,6 +1,7 @@
 """Learning in imagination alone: that it learns, what it writes, and that a broken run becomes the unbroken one."""
 
 import functools
+import json
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from vwm.agents.policy_objectives import PMPO, Reinforce
 from vwm.agents.world_policy import ClonedPolicy, FeaturePolicy, FramePolicy
 from vwm.dit.agent_heads import AgentHeads
 from vwm.simulator.bundle import save_simulator
+from vwm.train.cli import main
 
 BATCH, HORIZON = 32, 2
 UPDATE = BATCH * HORIZON
@@ -83,7 +85,7 @@ def test_a_run_broken_off_becomes_the_unbroken_one(home, tmp_path, policy: str) 
     training(home, tmp_path / "broken", policy, objective, **settings, steps=2 * UPDATE).run()
     # What a run writes after its last checkpoint, before it is killed, must leave no trace.
     with (tmp_path / "broken" / "evaluations.csv").open("a") as file:
-        file.write(f"{3 * UPDATE},9,9,9,9\r\n")
+        file.write(f"{3 * UPDATE},9,9,9,9,9,9\r\n")
     training(home, tmp_path / "broken", policy, objective, **settings).run()
     whole, broken = (
         torch.load(tmp_path / name / "checkpoint" / "state.pt", weights_only=True) for name in ("whole", "broken")
@@ -94,6 +96,48 @@ def test_a_run_broken_off_becomes_the_unbroken_one(home, tmp_path, policy: str) 
         one, other = ((tmp_path / run / f"{name}.csv").read_text() for run in ("whole", "broken"))
         assert one == other
     assert column(tmp_path / "broken" / "evaluations.csv", "step") == [0, 2 * UPDATE, 4 * UPDATE]
+
+
+CONFIG = """
+training:
+  class_path: vwm.agents.imagination.Imagination
+  init_args:
+    run: {run}
+    bundle: {home}/world
+    data: {home}/data
+    policy:
+      class_path: vwm.agents.world_policy.ClonedPolicy
+      init_args:
+        critic: {{width: 8, layers: 1}}
+    objective:
+      class_path: vwm.agents.policy_objectives.PMPO
+      init_args: {{beta: 0.2}}
+    judged_in:
+      class_path: vwm.agents.environments.GymnasiumGame
+      init_args: {{env: Buttons-v0, size: 8}}
+    steps: 16
+    batch_size: 4
+    horizon: 2
+    evaluate_episodes: 2
+    log_every: 1
+"""
+
+
+def test_train_judge_and_watch_as_a_user_types_them(home, tmp_path, capsys) -> None:
+    run, config = tmp_path / "run", tmp_path / "config.yaml"
+    config.write_text(CONFIG.format(run=run, home=home))
+    main(["agent", "train", "-c", str(config)])
+    assert column(run / "evaluations.csv", "step") == [0, 16]
+    imagined, gap, mean = (column(run / "evaluations.csv", name)[-1] for name in ("imagined", "gap", "mean"))
+    returns = column(run / "episodes.csv", "return")
+    assert imagined == pytest.approx(sum(returns) / 2) and gap == pytest.approx(imagined - mean)
+    assert {path.name for path in (run / "videos").iterdir()} == {"000000000.mp4", "000000016.mp4"}
+    main(["agent", "eval", str(run), "--episodes", "3"])
+    said = json.loads((run / "evaluation.json").read_text())
+    assert len(said["agent"]["returns"]) == 3 and said["agent"]["length"] == LENGTH
+    assert "SeenThrough" in said["game"]
+    main(["agent", "play", str(run), "--out", str(tmp_path / "play")])
+    assert (tmp_path / "play" / "000.mp4").is_file()
 
 
 def test_the_actor_waits_for_its_critic(home, tmp_path) -> None:
