@@ -11,10 +11,7 @@ PATH is a checkout of github.com/NM512/r2dreamer (MIT), which wants tensordict b
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import sys
-import time
 import types
 import warnings
 from collections.abc import Callable
@@ -25,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from timing import medians, race, save
 
 from vwm.agents.actor_critic import ActorConfig, CriticConfig
 from vwm.agents.agent import Batch, Spaces
@@ -57,25 +55,15 @@ def main() -> None:
     torch.manual_seed(0)
     (ours, count), (theirs, their_count) = our_update(options), their_update(options)
     print(f"parameters: vwm {count / 1e6:.2f}M, r2dreamer {their_count / 1e6:.2f}M")
-    sides = {"vwm": ours, "r2dreamer": theirs}
-    for side in sides.values():
-        side()
-    clocks: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-    for round_ in range(options.repeats):
-        for name in list(sides)[:: 1 if round_ % 2 else -1]:
-            wall, cpu = time.perf_counter(), time.process_time()
-            sides[name]()
-            clocks[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-    median = {n: [statistics.median(c) for c in zip(*clock, strict=True)] for n, clock in clocks.items()}
-    for name, (wall, cpu) in median.items():
-        print(f"{name:>10}: {wall:.3f} s an update, {cpu:.3f} CPU seconds (medians of {options.repeats})")
-    ratio = [theirs / ours for ours, theirs in zip(median["vwm"], median["r2dreamer"], strict=True)]
-    print(f"vwm is {ratio[0]:.2f} times as fast ({ratio[1]:.2f} by CPU seconds)")
-    if options.out:
-        settings = {k: str(v) for k, v in vars(options).items()}
-        options.out.write_text(
-            json.dumps({"settings": settings, "median": median, "torch": torch.__version__}, indent=2)
+    figures = race({"vwm": ours, "r2dreamer": theirs}, options.repeats, warmup=1)
+    middle = medians(figures)
+    for name, each in middle.items():
+        print(
+            f"{name:>10}: {each['clock']:.3f} s an update, {each['cpu']:.3f} CPU seconds (medians of {options.repeats})"
         )
+    ratio = {kind: middle["r2dreamer"][kind] / middle["vwm"][kind] for kind in ("clock", "cpu")}
+    print(f"vwm is {ratio['clock']:.2f} times as fast ({ratio['cpu']:.2f} by CPU seconds)")
+    save(options.out, {"settings": {k: str(v) for k, v in vars(options).items()}, "seconds": figures})
 
 
 def our_update(options: argparse.Namespace) -> tuple[Callable[[], Any], int]:

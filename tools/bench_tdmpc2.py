@@ -14,10 +14,7 @@ Legend: b batch, h steps of the horizon, k numbers of an observation, a dimensio
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import sys
-import time
 import types
 import warnings
 from collections.abc import Callable
@@ -27,6 +24,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from timing import Times, medians, race, save
 from torch import Tensor, nn
 
 from vwm.agents.agent import Batch, Moment, Spaces
@@ -76,8 +74,16 @@ def main() -> None:
     prove_equal_plans(theirs, ours, batch)
     prove_equal_updates(theirs, ours, batch)
     figures = {
-        "plan": race(partial(plan_theirs, theirs, batch), plan_ours(ours, batch), options),
-        "update": race(partial(update_theirs, theirs, batch), partial(ours.update, batch), options),
+        "plan": race(
+            {"tdmpc2": partial(plan_theirs, theirs, batch), "vwm": plan_ours(ours, batch)},
+            options.repeats,
+            options.device,
+        ),
+        "update": race(
+            {"tdmpc2": partial(update_theirs, theirs, batch), "vwm": partial(ours.update, batch)},
+            options.repeats,
+            options.device,
+        ),
     }
     table(figures, options)
 
@@ -257,39 +263,19 @@ def say_equal(name: str, theirs: Tensor, ours: Tensor) -> None:
         raise SystemExit("this compares two different things")
 
 
-def race(theirs: Callable[[], Any], ours: Callable[[], Any], options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds by the clock, and of this process's CPU."""
-    times: dict[str, Any] = {name: {"clock": [], "cpu": []} for name in ("tdmpc2", "vwm")}
-    for repeat in range(options.repeats + 2):
-        for name, step in (("tdmpc2", theirs), ("vwm", ours)):
-            began, cpu = time.perf_counter(), time.process_time()
-            step()
-            if options.device.startswith("cuda"):
-                torch.cuda.synchronize()
-            if repeat > 1:  # the first two are warm-up
-                times[name]["clock"].append(time.perf_counter() - began)
-                times[name]["cpu"].append(time.process_time() - cpu)
-    return times
-
-
-def table(figures: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
+def table(figures: dict[str, Times], options: argparse.Namespace) -> None:
     print("\n| | tdmpc2 ms (least to most) | vwm ms | tdmpc2 CPU ms | vwm CPU ms | times as fast (by CPU time) |")
     print("| --- | --- | --- | --- | --- | --- |")
     for what, sides in figures.items():
-        cells, middle = [], {}
+        cells, middle = [], medians(sides)
         for name, kinds in sides.items():
             ms = sorted(1e3 * seconds for seconds in kinds["clock"])
-            middle[name] = {kind: 1e3 * statistics.median(seconds) for kind, seconds in kinds.items()}
-            cells.append(f"{middle[name]['clock']:.1f} ({ms[0]:.1f} to {ms[-1]:.1f})")
-        cells += [f"{middle[name]['cpu']:.1f}" for name in sides]
+            cells.append(f"{1e3 * middle[name]['clock']:.1f} ({ms[0]:.1f} to {ms[-1]:.1f})")
+        cells += [f"{1e3 * middle[name]['cpu']:.1f}" for name in sides]
         times = [middle["tdmpc2"][kind] / middle["vwm"][kind] for kind in ("clock", "cpu")]
         print(f"| {what} | {' | '.join(cells)} | {times[0]:.2f} ({times[1]:.2f}) |")
-    if options.out is not None:
-        settings = {k: str(v) for k, v in vars(options).items() if k not in ("tdmpc2", "out")}
-        content = {"settings": settings, "torch": torch.__version__, "seconds": figures}
-        aside = options.out.with_name(options.out.name + ".tmp")
-        aside.write_text(json.dumps(content, indent=2) + "\n")
-        aside.replace(options.out)
+    settings = {k: str(v) for k, v in vars(options).items() if k not in ("tdmpc2", "out")}
+    save(options.out, {"settings": settings, "seconds": figures})
 
 
 if __name__ == "__main__":

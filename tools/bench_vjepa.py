@@ -15,11 +15,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import statistics
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -27,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timing import Times, medians, race, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -90,7 +88,7 @@ def main() -> None:
             for block in part.blocks:
                 block.compile()
         steps["vwm, compiled"] = our_step(compiled, batch, options)
-    figures = race(steps, options)
+    figures = race(steps, options.repeats, options.device)
     table(figures, operations(ours, masks, size), options)
 
 
@@ -228,21 +226,6 @@ def prove_equal(steps: dict[str, Step], options: argparse.Namespace) -> None:
     print(f"they differ by at most {difference:.0e} of themselves")
 
 
-def race(steps: dict[str, Step], options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
-    """Seconds of each step by the clock, and of this process's CPU."""
-    times: dict[str, dict[str, list[float]]] = {name: {"clock": [], "cpu": []} for name in steps}
-    for repeat in range(options.repeats + 2):
-        for name, step in steps.items():
-            began, cpu = time.perf_counter(), time.process_time()
-            step()
-            if options.device.startswith("cuda"):
-                torch.cuda.synchronize()
-            if repeat > 1:  # the first two are warm-up
-                times[name]["clock"].append(time.perf_counter() - began)
-                times[name]["cpu"].append(time.process_time() - cpu)
-    return times
-
-
 def operations(module: VJEPAModule, masks: list[Mask], size: dict[str, int]) -> float:
     """Useful floating point operations of a step: two a weight and token, and attention's; backward counts twice."""
 
@@ -280,27 +263,24 @@ def clips_of(frames: Tensor) -> dict[str, Any]:
     return vars(Clips(frames=frames))
 
 
-def table(figures: dict[str, dict[str, list[float]]], work: float, options: argparse.Namespace) -> None:
+def table(figures: Times, work: float, options: argparse.Namespace) -> None:
     name = torch.cuda.get_device_name() if options.device.startswith("cuda") else ""
     peak = next((flops for part, flops in PEAK.items() if part in name and options.bfloat16), None)
     print(f"\n{work / 1e12:.3f} useful TFLOP a step{', on ' + name if name else ''}\n")
     print("| step | ms (least to most) | CPU ms | TFLOP/s | MFU | times as fast (by CPU time) |")
     print("| --- | --- | --- | --- | --- | --- |")
-    first = {kind: statistics.median(seconds) for kind, seconds in figures["vjepa2"].items()}
+    middle = medians(figures)
+    first = middle["vjepa2"]
     for side, kinds in figures.items():
         ms = sorted(1e3 * seconds for seconds in kinds["clock"])
-        clock, cpu = (statistics.median(kinds[kind]) for kind in ("clock", "cpu"))
+        clock, cpu = (middle[side][kind] for kind in ("clock", "cpu"))
         mfu = "" if peak is None else f"{work / clock / peak:.1%}"
         print(
             f"| {side} | {1e3 * clock:.1f} ({ms[0]:.1f} to {ms[-1]:.1f}) | {1e3 * cpu:.1f} | {work / clock / 1e12:.3f} "
             f"| {mfu} | {first['clock'] / clock:.2f} ({first['cpu'] / cpu:.2f}) |"
         )
-    if options.out is not None:
-        settings = {k: str(v) for k, v in vars(options).items() if k not in ("vjepa2", "out")}
-        content = {"settings": settings, "torch": torch.__version__, "device": name, "work": work, "seconds": figures}
-        aside = options.out.with_name(options.out.name + ".tmp")
-        aside.write_text(json.dumps(content, indent=2) + "\n")
-        aside.replace(options.out)
+    settings = {k: str(v) for k, v in vars(options).items() if k not in ("vjepa2", "out")}
+    save(options.out, {"settings": settings, "device": name, "work": work, "seconds": figures})
 
 
 if __name__ == "__main__":

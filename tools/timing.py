@@ -1,0 +1,51 @@
+"""Times of contestants that take turns in one process, for the tools that compare with other projects."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Times = dict[str, dict[str, list[float]]]
+"""Seconds by the ``clock`` and of this process's ``cpu``, one of each round, by contestant."""
+
+
+def race(steps: Mapping[str, Callable[[], Any]], repeats: int, device: str = "cpu", warmup: int = 2) -> Times:
+    """Time steps in rounds: what slows the machine for a while slows all alike.
+
+    Args:
+        steps: what each contestant does in a round.
+        repeats: rounds that count.
+        device: whose work is waited for.
+        warmup: rounds before them.
+    """
+    times: Times = {name: {"clock": [], "cpu": []} for name in steps}
+    for repeat in range(warmup + repeats):
+        for name in list(steps)[:: 1 if repeat % 2 else -1]:  # nobody is always the one who finds the caches cold
+            clock, cpu = time.perf_counter(), time.process_time()
+            steps[name]()
+            if device.startswith("cuda"):
+                torch.cuda.synchronize()
+            if repeat >= warmup:
+                times[name]["clock"].append(time.perf_counter() - clock)
+                times[name]["cpu"].append(time.process_time() - cpu)
+    return times
+
+
+def medians(times: Times) -> dict[str, dict[str, float]]:
+    """Of each contestant's seconds."""
+    return {name: {kind: statistics.median(each) for kind, each in kinds.items()} for name, kinds in times.items()}
+
+
+def save(path: Path | None, content: Mapping[str, Any]) -> None:
+    """Write figures as JSON, whole or not at all; nowhere if there is no path."""
+    if path is None:
+        return
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(json.dumps({**content, "torch": torch.__version__}, indent=2) + "\n")
+    aside.replace(path)
