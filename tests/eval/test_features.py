@@ -56,6 +56,7 @@ CASES: dict[str, tuple[Callable[[], Features], tuple[int, int]]] = {
     "Genie": (lambda: GenieFeatures(genie()), (4 * 16, 16)),
     "labelled Genie": (lambda: GenieFeatures(genie(labelled=True), 0), (4 * 16, 16)),
     "DiT": (lambda: DiTFeatures(diffusion_world()), (4 * 16, 32)),
+    "DiT with agent tokens": (lambda: DiTFeatures(diffusion_world(agent_tokens=2, policy=True)), (4 * 16, 32)),
 }
 
 
