@@ -46,6 +46,15 @@ def test_relevant_ones_lead_to_a_reward(tmp_path: Path) -> None:
     assert contexts.draw(1).uniform.all()
 
 
+def test_they_are_spread_over_the_recording(tmp_path: Path) -> None:
+    data = record(tmp_path)
+    few, everything = Contexts(data, 3, horizon=2).spread(3), Contexts(data, 3, horizon=2).spread(100)
+    assert few[:, 0, 0, 0, 0].tolist() == [0, 6, 24]
+    assert everything[:, 0, 0, 0, 0].tolist() == [*range(7), *range(20, 25)]
+    half = Contexts(data, 3, horizon=2, relevant=0.5).spread(4)
+    assert half[:, -1, 0, 0, 0].tolist() == [2, 26, 4, 5]
+
+
 def test_rewards_are_soon_within_the_horizon() -> None:
     assert soon_rewarded(np.array([0, 0, 0, 2, 0], np.float32), 2).tolist() == [False, False, True, True, False]
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 from models import diffusion_world, genie
 
-from vwm.agents.simulated import SimulatedEnvironments, SimulatedGame, spread_clips
-from vwm.data.datamodule import open_clips
+from vwm.agents.simulated import SimulatedEnvironments, SimulatedGame
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
 from vwm.simulator.bundle import save_simulator
@@ -103,8 +102,7 @@ def test_worlds_that_disagree_cost_what_they_are_told_to(tmp_path) -> None:
     assert (uncertainty > 0).all() and torch.allclose(earned[1], earned[0] - 3 * uncertainty)
 
 
-def test_clips_are_spread_over_the_data(recording) -> None:
-    clips = open_clips(str(recording), 2, fields=("frames",), shuffle=False)
-    few, all_of_them = spread_clips(clips, 3), spread_clips(clips, 10**6)
-    assert len(few) == 3 < len(all_of_them)
-    assert torch.equal(few[0], all_of_them[0]) and torch.equal(few[-1], all_of_them[-1])
+def test_relevant_contexts_need_a_time_limit(recording, tmp_path) -> None:
+    save_simulator(genie(), tmp_path / "world")
+    with pytest.raises(ValueError, match="wants rewards within the time limit"):
+        SimulatedGame(tmp_path / "world", str(recording), relevant=0.5, time_limit=None).open(1, seed=0)

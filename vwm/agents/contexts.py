@@ -69,6 +69,20 @@ class Contexts:
         actions = None if clips.actions is None else clips.actions[:, :-1]
         return Context(clips.frames, actions, torch.arange(count) < count - special)
 
+    def spread(self, most: int) -> Tensor:
+        """Frames of contexts at even distances over the recording, and over its relevant moments by their share.
+
+        Args:
+            most: how many; fewer where the recording has no more.
+
+        Returns:
+            uint8 [n, t, h, w, 3].
+        """
+        special = self.rewarded[_evenly(len(self.rewarded), round(self.relevant * most))]
+        places = np.concatenate((_evenly(int(self.ends[-1]), most - len(special)), special))
+        frames = [self.clips.read(self._address(int(place)))["frames"] for place in places]
+        return torch.stack([torch.from_numpy(clip.copy()) for clip in frames])
+
     def _address(self, place: int) -> ClipAddress:
         """The clip of a number: all beginnings of the first episode, of the second, ..."""
         episode = int(np.searchsorted(self.ends, place, side="right"))
@@ -86,6 +100,11 @@ class Contexts:
         if not len(found):
             raise ValueError("nothing was ever earned in this recording: relevant=0 imagines from all of it alike")
         return found
+
+
+def _evenly(size: int, most: int) -> NDArray[np.int64]:
+    """At most ``most`` of the numbers below ``size``, at even distances."""
+    return np.linspace(0, size - 1, min(most, size)).round().astype(np.int64)
 
 
 def soon_rewarded(rewards: NDArray[np.float32], horizon: int) -> NDArray[np.bool_]:

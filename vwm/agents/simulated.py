@@ -15,10 +15,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from vwm.agents.agent import Moment, Spaces
+from vwm.agents.contexts import Contexts
 from vwm.agents.environments import Environments, Game
-from vwm.data.clips import ClipDataset
-from vwm.data.datamodule import open_clips
-from vwm.data.order import ClipAddress
 from vwm.simulator.bundle import load_simulator
 from vwm.simulator.ensemble import EnsembleSimulator
 from vwm.simulator.gymnasium_env import SimulatorVectorEnv
@@ -34,6 +32,8 @@ class SimulatedGame(Game):
         bundle: its folder.
         data: shards of whose clips episodes are the continuations; the bundle's own starts by default.
         contexts: clips that are drawn from ``data``, evenly over it.
+        relevant: share of the contexts that are drawn from moments alone after which something was earned within the
+            time limit, so that an agent that knows nothing yet comes across rewards (Dreamer 4 takes a half).
         time_limit: decisions after which an episode is truncated. A learned world drifts from the real one with every
             step; a short limit keeps an agent where it is still right.
         observe: ``"frame"``, the pictures (or vectors) of the real game; ``"latent"``, the world's own latents;
@@ -48,6 +48,7 @@ class SimulatedGame(Game):
     bundle: Path
     data: str | None = None
     contexts: int = 512
+    relevant: float = 0.0
     time_limit: int | None = 64
     observe: Literal["frame", "latent", "features"] = "frame"
     others: tuple[Path, ...] = ()
@@ -76,8 +77,11 @@ class SimulatedGame(Game):
             simulator = EnsembleSimulator(members, self.penalty, self.limit)
         if self.data is None:
             return simulator, None
-        clips = open_clips(self.data, simulator.context_frames, fields=("frames",), shuffle=False)
-        return simulator, spread_clips(clips, self.contexts)
+        if self.relevant and self.time_limit is None:
+            raise ValueError(f"relevant={self.relevant:g} wants rewards within the time limit: set time_limit")
+        limit = self.time_limit or 0
+        drawn = Contexts(self.data, simulator.context_frames, limit, self.relevant, actions=False)
+        return simulator, drawn.spread(self.contexts)
 
 
 class SimulatedEnvironments(Environments):
@@ -151,22 +155,3 @@ class SimulatedEnvironments(Environments):
         here = self.worlds.present
         ends = [flags.cpu() for flags in (is_first, here.terminated | here.truncated, here.terminated)]
         return Moment(here.observation.cpu(), self.reward, *ends)
-
-
-def spread_clips(clips: ClipDataset, most: int) -> Tensor:
-    """Clips at even distances over a data set: uint8 [n, t, h, w, 3], n at most ``most``.
-
-    Raises:
-        ValueError: no episode is long enough.
-    """
-    places = [
-        ClipAddress(s, e, start, 0)
-        for s, shard in enumerate(clips.shards)
-        for e, episode in enumerate(shard.episodes)
-        for start in range(0, episode.frames - clips.clip_length + 1, clips.clip_length)
-    ]
-    if not places:
-        raise ValueError(f"no episode is {clips.clip_length} frames long, as a context of this world is")
-    chosen = np.linspace(0, len(places) - 1, min(most, len(places))).round().astype(int)
-    frames = [clips.read(places[i])["frames"] for i in chosen.tolist()]
-    return torch.stack([torch.from_numpy(clip.copy()) for clip in frames])
