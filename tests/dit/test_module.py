@@ -287,6 +287,14 @@ def test_outcomes_ask_for_rewards():
         module(outcomes=True)(batch())
 
 
+def test_it_begins_with_the_weights_of_a_world(tmp_path):
+    save_part(world := network(), tmp_path / "dynamics")
+    mine = network(seed=9)
+    assert not torch.equal(mine.embed.weight, world.embed.weight)
+    module(dynamics=mine, pretrained=str(tmp_path))
+    assert all(torch.equal(value, mine.state_dict()[key]) for key, value in world.state_dict().items())
+
+
 def test_continuous_actions_of_another_size_are_named():
     learner = module(dynamics=network(num_actions=0, action_dims=3))
     with pytest.raises(ValueError, match=r"actions must be \[b, t, 3\].*got torch.float32 \[3, 6, 2\]"):

@@ -5,7 +5,6 @@ Behaviour cloning and rewards by multi-token prediction, with the dynamics' loss
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from vwm.dit.agent_heads import AgentHeads, check_policy
 from vwm.dit.model import DiT
 from vwm.dit.module import DiTModule
 from vwm.dit.sampling import as_past
-from vwm.nn.parts import load_weights
 from vwm.nn.running_rms import RunningRMS
 
 
@@ -30,20 +28,16 @@ class AgentModule(DiTModule):
     Args:
         dynamics: the network; with agent tokens.
         policy: the heads that read them.
-        pretrained: a bundle, or any folder with a ``dynamics`` in it, whose weights the network begins with; all but
-            the agent tokens' must be there, and the settings the same. None begins with new ones.
-        **world: see ``DiTModule``.
+        **world: see ``DiTModule``; ``pretrained`` names the world that has learned.
     """
 
-    def __init__(self, dynamics: DiT, policy: AgentHeads, pretrained: str | None = None, **world: Any) -> None:
+    def __init__(self, dynamics: DiT, policy: AgentHeads, **world: Any) -> None:
         super().__init__(dynamics=dynamics, **world)
         if dynamics.agents is None:
             raise ValueError("dynamics.agent_tokens=0: a policy reads agent tokens, set 1 or more")
         check_policy(policy, dynamics)
         self.policy = policy
         self.scales.update({name: RunningRMS() for name in ("policy", "future_rewards")})
-        if pretrained is not None:
-            load_weights(dynamics, Path(pretrained) / "dynamics", new=("agents",), settings=("agent_tokens",))
 
     def forward(self, batch: Clips) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and what to log."""

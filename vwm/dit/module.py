@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -15,6 +16,7 @@ from vwm.dit.path import mix
 from vwm.dit.sampling import CONTEXT, FRAME, Sampling, check_sampling, draw_clip, draw_frame, finest, observe
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.outcomes import OutcomeHeads
+from vwm.nn.parts import load_weights
 from vwm.nn.patches import to_float, to_uint8
 from vwm.nn.random import fold, world_seeds
 from vwm.nn.running_rms import RunningRMS
@@ -38,6 +40,8 @@ class DiTModule(L.LightningModule):
         outcomes: heads for reward and end; null learns none. They need data.fields to name rewards (and terminated).
         context_frames: whole frames that a sample video starts from.
         sampling_steps: of the sample videos.
+        pretrained: a bundle, or any folder with a ``dynamics`` in it, whose weights the network begins with; all but
+            agent tokens' must be there, and the settings the same. None begins with new ones.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class DiTModule(L.LightningModule):
         outcomes: OutcomeHeads | None = None,
         context_frames: int = 4,
         sampling_steps: int = 4,
+        pretrained: str | None = None,
     ) -> None:
         super().__init__()
         objective.check(dynamics)
@@ -73,6 +78,8 @@ class DiTModule(L.LightningModule):
         if outcomes is not None:
             check_outcomes(outcomes, dynamics)
         check_sampling(dynamics, self.sampling)
+        if pretrained is not None:
+            load_weights(dynamics, Path(pretrained) / "dynamics", new=("agents",), settings=("agent_tokens",))
 
     def forward(self, batch: Clips) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and what to log."""
