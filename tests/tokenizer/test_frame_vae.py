@@ -1,7 +1,11 @@
 """The V of World Models: its loss, and what it says of a frame."""
 
+from pathlib import Path
+
+import lightning as L
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from vwm.data.clips import Clips
 from vwm.nn.optimizer import OptimizerConfig
@@ -11,6 +15,14 @@ from vwm.tokenizer.module import TokenizerModule
 
 def clip() -> torch.Tensor:
     return torch.randint(0, 256, (2, 3, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def fit(module: TokenizerModule, batches: list[Clips], folder: Path) -> None:
+    trainer = L.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(batches, batch_size=None), DataLoader(batches, batch_size=None))
 
 
 @pytest.mark.parametrize("free_nats", [0.0, 0.5, 100.0])
@@ -49,6 +61,33 @@ def test_latents_carry_noise_in_training_alone_and_in_the_measure_of_the_posteri
     draws = torch.stack([posterior.draw() for _ in range(2000)])
     torch.testing.assert_close(draws.mean(0), posterior.mean, rtol=0, atol=0.1)
     torch.testing.assert_close(draws.std(0), posterior.std, rtol=0.1, atol=0)
+
+
+def test_a_centred_network_is_a_plain_one_of_what_frames_have_beside_the_mean_picture():
+    torch.manual_seed(0)
+    plain = FrameVAE((16, 16), latent_size=6, widths=[8, 8]).eval()
+    network = FrameVAE((16, 16), latent_size=6, widths=[8, 8], centred=True).eval()
+    network.load_state_dict(plain.state_dict() | {"mean_picture": torch.zeros(3, 16, 16)})
+    video = clip().movedim(-1, 2).float() / 127.5 - 1
+    assert torch.equal(network(video).video, plain(video).video)
+    network.begin(video)
+    mean = video.flatten(0, 1).sum(0) / 6
+    torch.testing.assert_close(network(video).video, plain(video - mean).video + mean)
+    torch.testing.assert_close(network.encode(video), plain.encode(video - mean))
+    with pytest.raises(ValueError, match=r"got \[2, 3, 3, 8, 16\]"):
+        network.begin(video[..., :8, :])
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning")  # Lightning's own use of torch
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")  # two batches in memory
+def test_a_training_takes_the_mean_picture_from_its_first_batch_alone(tmp_path):
+    first, second = Clips(frames=clip()), Clips(frames=255 - clip())
+    module = TokenizerModule(FrameVAE((16, 16), latent_size=6, widths=[8, 8], centred=True), OptimizerConfig())
+    fit(module, [first, second], tmp_path)
+    expected = (clip().double() / 127.5 - 1).mean(dim=(0, 1)).movedim(-1, 0)
+    torch.testing.assert_close(module.tokenizer.mean_picture.double(), expected)
+    module.tokenizer.save_pretrained(tmp_path / "v")
+    assert torch.equal(FrameVAE.from_pretrained(tmp_path / "v").mean_picture, module.tokenizer.mean_picture)
 
 
 def test_a_size_that_cannot_be_halved_so_often_is_refused():

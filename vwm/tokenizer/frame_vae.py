@@ -41,6 +41,10 @@ class FrameVAE(FrameTokenizer):
     The decoder's last layer is linear, where the paper's is a sigmoid: on a white page that has no gradient left, and
     small black things are never found.
 
+    What most frames share (a white page, a line) fills nearly all of the squared error at first, and a network takes a
+    thousand steps to paint it. ``centred`` takes the mean picture of the first batch away before the encoder and puts
+    it back after the decoder, as initialisations from data do (arXiv 1602.07868): what is left to learn is what moves.
+
     The latents' scale is the prior's, about unit deviation, and stays so: what a channel that says nothing has beside
     its noise must not be blown up.
 
@@ -50,7 +54,10 @@ class FrameVAE(FrameTokenizer):
         widths: channels of the encoder's convolutions; the decoder's mirror them.
         kl_weight: of the KL divergence; 1 is the paper's. Less makes finer latents.
         free_nats: of the KL divergence, for each of the z numbers; only what is above their sum is penalised.
+        centred: see and paint what a frame has beside the mean picture, which ``begin`` takes from data.
     """
+
+    mean_picture: Tensor | None
 
     @register_to_config
     def __init__(
@@ -60,6 +67,7 @@ class FrameVAE(FrameTokenizer):
         widths: list[int] = [32, 64, 128, 256],  # noqa: B006 (read only; a list because configs are JSON)
         kl_weight: float = 1.0,
         free_nats: float = 0.5,
+        centred: bool = False,
     ) -> None:
         super().__init__()
         self.image_size = (int(image_size[0]), int(image_size[1]))
@@ -80,11 +88,19 @@ class FrameVAE(FrameTokenizer):
                 # As the paper's begin (TensorFlow's defaults); torch's shrink at every layer what a frame says.
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.get_parameter("bias"))
+        self.register_buffer("mean_picture", torch.zeros(3, *self.image_size) if centred else None)
 
     @property
     def last_layer(self) -> Tensor:
         """The weight that paints, for losses that are scaled by their gradients in it."""
         return self.decoder[-1].get_parameter("weight")
+
+    @torch.no_grad()
+    def begin(self, video: Tensor) -> None:
+        """See ``VideoTokenizer.begin``: the mean picture, where it is asked for."""
+        if self.mean_picture is not None:
+            self.check_video(video)
+            self.mean_picture.copy_(video.mean(dim=(0, 1)))
 
     def forward(self, video: Tensor) -> Reconstruction:
         """float [b, t, 3, H, W] in [-1, 1]. In training mode the latents carry the posterior's noise."""
@@ -99,7 +115,8 @@ class FrameVAE(FrameTokenizer):
             ValueError: frames of another size.
         """
         self.check_video(video)
-        said = self._run(self.encoder, video.flatten(0, 1)).unflatten(0, video.shape[:2])
+        seen = video if self.mean_picture is None else video - self.mean_picture
+        said = self._run(self.encoder, seen.flatten(0, 1)).unflatten(0, video.shape[:2])
         said = said.float() if said.dtype in (torch.bfloat16, torch.float16) else said
         mean, log_variance = said[:, :, None, None].chunk(2, dim=-1)
         return Posterior(mean, (0.5 * log_variance.clamp(-30, 10)).exp())
@@ -118,6 +135,7 @@ class FrameVAE(FrameTokenizer):
     def decode(self, latents: Tensor) -> Tensor:
         """float [b, t, 1, 1, z] -> float [b, t, 3, H, W] in [-1, 1]."""
         painted = self._run(self.decoder, rearrange(latents, "b t 1 1 z -> (b t) z"))
+        painted = painted if self.mean_picture is None else painted + self.mean_picture
         return painted.unflatten(0, latents.shape[:2])
 
     def _run(self, network: nn.Sequential, x: Tensor) -> Tensor:

@@ -55,6 +55,9 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         """n = h * w."""
         return self.grid[0] * self.grid[1]
 
+    def begin(self, video: Tensor) -> None:
+        """Look at a training's first batch, float [b, t, 3, H, W], before anything is learned."""
+
     @abstractmethod
     def forward(self, video: Tensor) -> Reconstruction:
         """Through the bottleneck and back, with gradients."""

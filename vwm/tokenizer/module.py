@@ -66,6 +66,11 @@ class TokenizerModule(L.LightningModule):
             return {"perplexity": perplexity(usage(latents, self.tokenizer.codebook_size))}
         return {"latent_std": latents.detach().float().std()}
 
+    def on_train_batch_start(self, batch: Clips, index: int) -> None:
+        """Lightning's hook: the tokenizer's look at the first batch."""
+        if self.global_step == 0:
+            self.tokenizer.begin(to_float(batch.frames))
+
     def training_step(self, batch: Clips, index: int) -> Tensor:
         """Lightning's hook."""
         loss, logs = self(batch)
