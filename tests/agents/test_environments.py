@@ -1,10 +1,13 @@
 """Environments: which reward belongs to which moment, where episodes begin and end, and going on exactly."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from vwm.agents.environments import GymnasiumGame
+from vwm.agents.seen_through import SeenThrough
 
 
 def test_moments_of_cartpole_are_the_games_own() -> None:
@@ -27,6 +30,13 @@ def test_moments_of_cartpole_are_the_games_own() -> None:
     assert moment.is_last.item() and moment.is_terminal.item()
     moment = worlds.step(torch.tensor([0]))
     assert moment.is_first.item() and not moment.is_last.item() and moment.reward.item() == 0
+
+
+def test_games_are_called_by_what_is_set() -> None:
+    game = GymnasiumGame("CartPole-v1", time_limit=5)
+    assert str(game) == "GymnasiumGame(env=CartPole-v1, time_limit=5)"
+    through = SeenThrough(game, Path("world"), observe="latent")
+    assert str(through) == f"SeenThrough(game={game}, bundle=world, observe=latent)"
 
 
 def test_a_limit_of_time_ends_an_episode_but_not_the_world() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import MISSING, Field, dataclass, field
 from typing import Any
 
 import gymnasium
@@ -63,6 +63,12 @@ class Environments(ABC):
 
 class Game(ABC):
     """What a config names: a kind of environment, of which a training opens some and an evaluation others."""
+
+    def __str__(self) -> str:
+        """For people: the settings of a dataclass that are not the defaults."""
+        settings: dict[str, Field[Any]] = getattr(self, "__dataclass_fields__", {})
+        said = [f"{name}={getattr(self, name)}" for name, about in settings.items() if not _is_default(self, about)]
+        return f"{type(self).__name__}({', '.join(said)})"
 
     @abstractmethod
     def open(self, count: int, seed: int, draws: bool = False) -> Environments:
@@ -284,6 +290,11 @@ class _Copy:
             picture = np.asarray(self.raw if self.native else self.game.render())
             return resize(picture, self.settings.size, self.settings.size)
         return np.asarray(spaces.utils.flatten(self.game.observation_space, self.raw), np.float32)
+
+
+def _is_default(settings: Game, about: Field[Any]) -> bool:
+    default = about.default if about.default_factory is MISSING else about.default_factory()
+    return bool(getattr(settings, about.name) == default)
 
 
 def _action_space(actions: Actions) -> ActionSpace:

@@ -80,7 +80,8 @@ def draw_curves(path: Path, episodes: Table, evaluations: Table, updates: Table,
     if "imagined" in (evaluations.columns or []):
         top.plot(steps, [r["imagined"] for r in judged], "--s", ms=3, label="imagined: mean in training since the last")
     top.axhline(random, color="grey", ls=":", label="random actions")
-    top.set(xlabel="decisions", ylabel="return", title=title)
+    top.set(xlabel="decisions", ylabel="return")
+    figure.suptitle(title, fontsize=9, wrap=True)
     top.legend()
     learnt = updates.rows()
     for place, name in enumerate(logged):
