@@ -49,7 +49,7 @@ def evaluate(
         agent: who plays, without exploring; None plays at random.
         game: what is played.
         episodes: how many.
-        seed: of the game and of whatever the agent draws; torch's generator is left as it was.
+        seed: of the game and of whatever the agent draws; torch's generators are left as they were.
         side_by_side: copies of the game at most.
         video: keep the first episode's pictures.
 
@@ -64,7 +64,9 @@ def evaluate(
     returns: list[list[float]] = [[] for _ in range(count)]
     lengths: list[list[int]] = [[] for _ in range(count)]
     frames: list[NDArray[np.uint8]] = []
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    # torch.manual_seed seeds every GPU, too: a training there would draw the same again after each evaluation.
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices), torch.no_grad():
         torch.manual_seed(seed)
         moment = environments.reset()
         carry = None if agent is None else agent.init_carry(count)
