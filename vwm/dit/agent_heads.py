@@ -81,14 +81,17 @@ class AgentHeads(ModelMixin, ConfigMixin):
 
     def policy(self, features: Tensor) -> Tensor:
         """Logits of what to do now: [..., d] -> float [..., num_actions], or [..., action_dims, action_bins]."""
-        now = self(features)[0].select(-3, 0)
+        now = self._actions(features).select(-3, 0)
         return now if self.continuous else now.squeeze(-2)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of actions, float [..., n, p, k], and of rewards, [..., n, bins], now and after: from [..., d]."""
-        actions = self.action(self.policy_body(features)).unflatten(-1, (self.length, self.parts, self.choices))
-        rewards = self.reward(self.reward_body(features)).unflatten(-1, (self.length, -1))
-        return actions.float(), rewards.float()
+        rewards: Tensor = self.reward(self.reward_body(features)).unflatten(-1, (self.length, -1))
+        return self._actions(features), rewards.float()
+
+    def _actions(self, features: Tensor) -> Tensor:
+        said: Tensor = self.action(self.policy_body(features)).unflatten(-1, (self.length, self.parts, self.choices))
+        return said.float()
 
     def losses(self, features: Tensor, actions: Tensor, rewards: Tensor, labelled: Tensor | None = None) -> AgentLosses:
         """How well clips are foretold. What lies after a clip's end counts for nothing.
