@@ -25,7 +25,10 @@ case ${GAME:-coinrun} in
     road=(--policy road --frame_skip 4 --skip_start 13 --env_options '{max_episode_steps: 3000}' --workers "$(nproc)")
     vwm record CarRacing-v3 "$work/data" --frames "$frames" --shard_frames 2500 --max_episode 100 "${road[@]}"
     vwm record CarRacing-v3 "$work/test" --frames "${TEST_FRAMES:-8000}" --shard_frames 500 --seed 1 "${road[@]}" ;;
-  *) echo "GAME=$GAME is neither coinrun nor carracing" >&2; exit 2 ;;
+  freeway) # mostly upwards: random play crosses no road
+    vwm record ALE/Freeway-v5 "$work/data" --frames "$frames" --frame_skip 4 --policy mixed --prefer '{1: 5}' \
+      --workers "$(nproc)" ;;
+  *) echo "GAME=$GAME is neither coinrun, carracing nor freeway" >&2; exit 2 ;;
 esac
 
 # fit NAME RESERVE ARGS...: as many steps as fit into the time left, less RESERVE seconds, so that the learning rate

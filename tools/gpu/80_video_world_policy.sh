@@ -1,0 +1,160 @@
+#!/usr/bin/env bash
+# A policy out of a video world, on Atari's Freeway (docs/agents.md), in calls of ten minutes on one GPU:
+#
+#   bash tools/gpu/80_video_world_policy.sh OUT [FOLDER_OF_THE_LAST_CALL]
+#
+# One after another come the world, its agent tokens (Dreamer 4's second phase), the policy in imagination (the third),
+# the clone alone, and the comparison in the real game. Beside them PPO learns, in the first call on real steps, in the
+# first that begins with a world in that world: its runs cannot go on, and each must end within its call. What is not at
+# its end when the time is up is handed on; what is, is never done again.
+#
+# SEED=1 with the folder of a seed that has ended trains the policies once more and compares all seeds together.
+# A try without a GPU: README.md.
+GAME=freeway
+FRAMES=${FRAMES:-60000}
+source "$(dirname "$0")/common.sh"
+seed=${SEED:-0}
+reserve=30 # seconds to hand on
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
+
+# Runs remember the paths of worlds and data. From here on they are relative to the work's folder, whose name changes.
+configs=$PWD/configs
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+out=$(realpath "$out")
+cd "$work"
+rm -f failed
+declare -A beside=()
+trap 'kill "${beside[@]}" 2>/dev/null || true' EXIT
+
+# ended NAME STATUS: note how a stage came out.
+ended() {
+  case $2 in
+    0) touch "$1/done" ;;
+    124) echo "$1: not at its end when the time was up" ;;
+    *) tail -n 30 "$1.log" >&2; echo "$1: ended with status $2" >&2; touch failed ;;
+  esac
+}
+
+# stage NAME ARGS...: what `vwm ARGS` does, as long as there is time; where it does not end, hand on and be done.
+stage() {
+  local name=$1 code=0; shift
+  [ ! -e "$name/done" ] || return 0
+  local rest=$(($(left) - reserve))
+  echo "$name: $rest seconds are left"
+  [ "$rest" -ge 45 ] || finish
+  timeout --signal TERM --kill-after 20 "$rest" python -m vwm.train.cli "$@" > "$name.log" 2>&1 || code=$?
+  ended "$name" "$code"
+  [ -e "$name/done" ] || finish
+}
+
+# start NAME ARGS...: the same, beside the stages, and anew.
+start() {
+  local name=$1; shift
+  [ ! -e "$name/done" ] || return 0
+  rm -rf "$name"
+  timeout --signal TERM --kill-after 20 "$(($(left) - reserve))" python -m vwm.train.cli "$@" > "$name.log" 2>&1 &
+  beside[$name]=$!
+}
+
+# join: wait for what runs beside.
+join() {
+  local name code
+  for name in "${!beside[@]}"; do
+    code=0
+    wait "${beside[$name]}" || code=$?
+    unset "beside[$name]"
+    ended "$name" "$code"
+    [ -e "$name/done" ] || { echo "$name: begins anew in the next call; give it fewer steps" >&2; touch failed; }
+  done
+}
+
+# finish: show and hand on what there is. A run of `vwm fit` that ended lives on in its bundle.
+finish() {
+  join
+  local name kept=()
+  for name in imagined_s* cloned ppo_world_s* ppo_real_s*; do
+    [ -s "$name/evaluations.csv" ] || continue
+    printf '\n%s, decisions and mean return with its 95%% interval over episodes:\n' "$name"
+    column -s, -t < "$name/evaluations.csv" 2>/dev/null || cat "$name/evaluations.csv"
+  done
+  [ ! -e world/done ] || rm -rf world_run
+  [ ! -e agent_world/done ] || rm -rf agent_run
+  for name in world_run world agent_run agent_world imagined_s* cloned ppo_world_s* ppo_real_s*; do
+    [ ! -d "$name" ] || kept+=("$name")
+  done
+  [ ${#kept[@]} = 0 ] || tar -cf - "${kept[@]}" | split -b 15M - "$out/bundle.tar."
+  [ ! -e failed ] || exit 1
+  exit 0
+}
+
+# fit NAME CONFIG STEPS ARGS...: a network; the last of every number that was logged.
+fit() {
+  local name=$1 config=$2 steps=$3; shift 3
+  stage "$name" fit -c "$configs/dit/$config.yaml" --run "$name" --trainer.max_steps "$steps" \
+    --data.init_args.path data --data.init_args.batch_size "${BATCH:-64}" --data.init_args.workers "${WORKERS:-8}" \
+    --samples.every 0 --checkpoint.every 1000000 --compile "${COMPILE:-true}" "$@"
+  python - "$name" <<'PY'
+import csv, pathlib, sys
+last = {}
+for path in sorted(pathlib.Path(sys.argv[1]).glob("logs/*/metrics.csv"), key=lambda path: path.stat().st_mtime):
+    for row in csv.DictReader(path.open()):
+        last |= {name: value for name, value in row.items() if value}
+print(sys.argv[1], *(f"{name} {float(value):.4g}" for name, value in last.items()), sep="  ")
+PY
+}
+
+learn() { # HOW NAME CONFIG ARGS...: a policy, by `stage` or `start`
+  local how=$1 name=$2 config=$3; shift 3
+  "$how" "$name" agent train -c "$configs/agents/$config.yaml" --training.init_args.run "$name" \
+    --training.init_args.seed "$seed" --training.init_args.video false "$@"
+}
+
+limit() { # NAME: TIME_LIMIT, in decisions, of the game that is so named; one game for all, or nothing is comparable
+  [ -z "${TIME_LIMIT:-}" ] || echo "--training.init_args.$1.init_args.time_limit $TIME_LIMIT"
+}
+
+ppo() { # ENVIRONMENTS BATCH: smaller batches of more copies would only take more updates
+  echo "--training.init_args.environments $1 --training.init_args.options.batch_size $2"
+}
+
+# shellcheck disable=SC2046 # limit and ppo give words
+learn start "ppo_real_s$seed" ppo_freeway --training.init_args.steps "${PPO_STEPS:-300000}" \
+  --training.init_args.evaluate_every "${PPO_EVALUATE:-100000}" $(limit game)
+if [ -e world/done ]; then
+  learn start "ppo_world_s$seed" ppo_freeway_world --training.init_args.steps "${PPO_WORLD_STEPS:-400000}" \
+    --training.init_args.game.init_args.bundle world --training.init_args.game.init_args.data data \
+    --training.init_args.evaluate_every "${PPO_EVALUATE:-100000}" $(limit judged_in) \
+    $(ppo "${ENVIRONMENTS:-64}" "${PPO_BATCH:-1024}")
+fi
+
+if [ ! -e world/done ]; then
+  fit world_run freeway_small "${WORLD_STEPS:-6000}"
+  stage world export world_run -o world --data data --half true
+fi
+if [ ! -e agent_world/done ]; then
+  fit agent_run freeway_agent "${AGENT_STEPS:-2000}" --model.init_args.pretrained world --model.init_args.tokenizer world
+  stage agent_world export agent_run -o agent_world --data data --half true
+fi
+
+batch=${IMAGINED_BATCH:-256}
+decisions=$((batch * 16)) # of an update
+imagination=(--training.init_args.bundle agent_world --training.init_args.data data
+  --training.init_args.batch_size "$batch" --training.init_args.checkpoint_every "$((10 * decisions))")
+read -ra limited <<< "$(limit judged_in)"
+learn stage "imagined_s$seed" dreamer4_freeway "${imagination[@]}" "${limited[@]}" \
+  --training.init_args.steps "$((${UPDATES:-400} * decisions))" --training.init_args.head_start "$((20 * decisions))" \
+  --training.init_args.evaluate_every "$((${EVALUATE:-100} * decisions))" \
+  --training.init_args.evaluate_episodes "${EVALUATE_EPISODES:-8}"
+learn stage cloned dreamer4_freeway "${imagination[@]}" "${limited[@]}" \
+  --training.init_args.steps 1 --training.init_args.head_start 1000000 --training.init_args.evaluate_episodes 1
+
+join
+[ -e "ppo_world_s$seed/done" ] || finish # the next call begins with a world
+[ "$(left)" -ge "${COMPARE_SECONDS:-300}" ] || finish
+seeds() { local runs=("$1_s"*/done); printf '%s,' "${runs[@]%/done}"; }
+stage compared agent compare "imagined=$(seeds imagined)" cloned=cloned "world=$(seeds ppo_world)" \
+  "real=$(seeds ppo_real)" --real real --episodes "${EPISODES:-100}" --side_by_side 50 --workers "${COMPARE_WORKERS:-5}" \
+  -o compared
+cp compared/comparison.* "$out"/
+cat compared/comparison.md
+finish
