@@ -9,6 +9,7 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from models import diffusion_world
 
+from vwm.agents.agent import Moment
 from vwm.agents.environments import GameEnv, GymnasiumGame
 from vwm.agents.evaluate import evaluate
 from vwm.agents.simulated import SimulatedGame
@@ -40,16 +41,22 @@ def test_the_next_episode_is_another_one_and_a_seed_begins_anew() -> None:
 
 
 def test_ppo_in_the_real_game(tmp_path: Path) -> None:
-    from vwm.agents.ppo import PPO, load_player
+    from vwm.agents.ppo import PPO
 
     game = GymnasiumGame("CartPole-v1")
-    PPO(tmp_path, game, steps=96, environments=2, policy="MlpPolicy", options=FEW, evaluate_every=50,
-        evaluate_episodes=2).run()  # fmt: skip
+    training = PPO(tmp_path, game, steps=96, environments=2, policy="MlpPolicy", options=FEW, evaluate_every=50,
+                   evaluate_episodes=2)  # fmt: skip
+    with pytest.raises(FileNotFoundError, match="there is none; give the folder of a run of PPO"):
+        training.player()
+    training.run()
     assert len((tmp_path / "evaluations.csv").read_text().splitlines()) == 1 + 2
     assert (tmp_path / "curves.png").is_file() and list((tmp_path / "videos").iterdir())
-    player = load_player(tmp_path)
-    one, other = (evaluate(player, game, 2, seed=7).returns for _ in range(2))
+    one, other = (evaluate(training.player(), game, 2, seed=7).returns for _ in range(2))
     assert np.array_equal(one, other)
+    moment = Moment(torch.zeros(64, 4), torch.zeros(64), *(torch.zeros(64, dtype=torch.bool) for _ in range(3)))
+    assert training.player().act((), moment, explore=False).action.unique().numel() == 1
+    training.greedy = False
+    assert training.player().act((), moment, explore=False).action.unique().numel() == 2
 
 
 def test_ppo_in_a_learned_world_judged_in_a_real_one(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ class PPO(Training):
         options: of its ``PPO``, ``{n_steps: 128, ent_coef: 0.01}`` for example.
         evaluate_every: decisions from one evaluation to the next.
         evaluate_episodes: of one.
+        greedy: in evaluations, do what is likeliest; False draws there too.
         video: write a video of every evaluation's first episode.
         seed: of everything random.
         device: ``auto`` takes a GPU where there is one.
@@ -52,6 +53,7 @@ class PPO(Training):
         options: dict[str, Any] | None = None,
         evaluate_every: int = 10_000,
         evaluate_episodes: int = 20,
+        greedy: bool = True,
         video: bool = True,
         seed: int = 0,
         device: str = "auto",
@@ -60,7 +62,7 @@ class PPO(Training):
         self.folder, self.game, self.judged_in = Path(run), game, judged_in or game
         self.steps, self.environments, self.policy, self.options = steps, environments, policy, options or {}
         self.evaluate_every, self.evaluate_episodes = evaluate_every, evaluate_episodes
-        self.video, self.seed, self.device = video, seed, device
+        self.greedy, self.video, self.seed, self.device = greedy, video, seed, device
         if threads:
             torch.set_num_threads(threads)
 
@@ -76,6 +78,12 @@ class PPO(Training):
         model.learn(self.steps, callback=watcher, progress_bar=False)
         model.get_env().close()
 
+    def player(self) -> PPOPlayer:
+        """The policy as it was saved last. Raises FileNotFoundError where nothing was saved yet."""
+        if not (self.folder / MODEL).is_file():
+            raise FileNotFoundError(f"{self.folder / MODEL}: there is none; give the folder of a run of PPO")
+        return PPOPlayer(_stable_baselines().PPO.load(self.folder / MODEL, device="cpu"), self.greedy)
+
     def make(self) -> Any:
         """A fresh model. Raises ImportError where Stable-Baselines3 is not installed."""
         sb3 = _stable_baselines()
@@ -86,7 +94,7 @@ class PPO(Training):
 
     def judge(self, model: Any, step: int, tables: dict[str, Table], random: float) -> Evaluation:
         """Evaluate, and keep the model."""
-        found = judge(self, PPOPlayer(model), "PPO", step, tables, random)
+        found = judge(self, PPOPlayer(model, self.greedy), "PPO", step, tables, random)
         aside = self.folder / f"aside-{MODEL}"
         model.save(aside)
         aside.rename(self.folder / MODEL)
@@ -98,10 +106,11 @@ class PPOPlayer:
 
     Args:
         model: of Stable-Baselines3.
+        greedy: without exploring, do what is likeliest; False draws there too.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, model: Any, greedy: bool = True) -> None:
+        self.model, self.greedy = model, greedy
 
     @property
     def device(self) -> torch.device:
@@ -114,16 +123,9 @@ class PPOPlayer:
 
     def act(self, carry: Carry, moment: Moment, explore: bool) -> Acted:
         """See ``Agent.act``."""
-        chosen, _ = self.model.predict(moment.observation.numpy(), deterministic=not explore)
+        chosen, _ = self.model.predict(moment.observation.numpy(), deterministic=self.greedy and not explore)
         action: Tensor = torch.as_tensor(chosen)
         return Acted(action.clamp(-1, 1) if action.is_floating_point() else action, carry, {})
-
-
-def load_player(run: Path) -> PPOPlayer:
-    """The player of a run's folder. Raises FileNotFoundError where it holds none."""
-    if not (run / MODEL).is_file():
-        raise FileNotFoundError(f"{run / MODEL}: there is none; give the folder of a run of {PPO.__name__}")
-    return PPOPlayer(_stable_baselines().PPO.load(run / MODEL, device="cpu"))
 
 
 def _stable_baselines() -> Any:

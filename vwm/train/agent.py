@@ -16,7 +16,7 @@ from vwm.agents.evaluate import Evaluation, evaluate
 from vwm.agents.imagination import Imagination
 from vwm.agents.judging import write_video_of
 from vwm.agents.online import STATE, Life, Online
-from vwm.agents.ppo import PPO, load_player
+from vwm.agents.ppo import PPO
 from vwm.agents.training import Training
 from vwm.simulator.bundle import save_simulator
 
@@ -152,9 +152,7 @@ def load(run: Path) -> tuple[Player, Game]:
         ValueError: its training keeps no agent of this kind.
     """
     training = load_training(run)
-    if isinstance(training, PPO):
-        return load_player(run), training.judged_in
-    if isinstance(training, Imagination):
+    if isinstance(training, PPO | Imagination):
         return training.player(), training.judged_in
     if not isinstance(training, Online):
         raise ValueError(f"{run}: was trained by {type(training).__name__}, which writes its own evaluation")
