@@ -21,7 +21,7 @@ from vwm.data.clips import Clips, collate
 from vwm.data.datamodule import open_clips
 from vwm.data.folders import written_aside
 from vwm.eval import plots
-from vwm.eval.provenance import environment, parts, weights_hash
+from vwm.eval.provenance import made
 from vwm.eval.rollout import copy_last, own_actions, random_actions
 from vwm.eval.sample import Sample, read_sample
 from vwm.nn.random import world_seeds
@@ -77,8 +77,8 @@ def foretell(
 ) -> tuple[Tensor, Tensor]:
     """What the world shows (its latents, [n, h, k], where it shows nothing) after a context, and the rewards [n, h]."""
     shown, earned = [], []
-    parts = zip(*(x.split(batch_size) for x in (seen, actions, seeds)), strict=True)
-    for clip, action, own_seeds in tqdm(list(parts), desc="rollout", unit="batch", disable=None):
+    batches = list(zip(*(x.split(batch_size) for x in (seen, actions, seeds)), strict=True))
+    for clip, action, own_seeds in tqdm(batches, desc="rollout", unit="batch", disable=None):
         between = action[:, : context - 1] if context > 1 else None
         state, _ = simulator.reset(clip[:, :context], own_seeds, between)
         steps = []
@@ -172,16 +172,7 @@ def report(
     result = {
         "compounding": found,
         "data": {"clips": len(sample), "clips_available": sample.available, "episodes": sample.episodes},
-        "made": {
-            "bundle": str(bundle),
-            "bundle_hash": weights_hash(bundle),
-            "parts": parts(simulator),
-            "data": data,
-            "index_hash": sample.index_hash,
-            "part": part,
-            "settings": settings,
-            "environment": environment(simulator.device),
-        },
+        "made": made(simulator, bundle, data, sample.index_hash, part, settings),
     }
     with written_aside(out) as aside:
         (aside / REPORT).write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")

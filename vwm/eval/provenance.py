@@ -15,6 +15,22 @@ import vwm
 from vwm.simulator.video import NetworkSimulator
 
 
+def made(
+    simulator: NetworkSimulator, bundle: Path, data: str, index_hash: str, part: str, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Where a report comes from: the world in its folder, the clips (of that part of the data), settings, machine."""
+    return {
+        "bundle": str(bundle),
+        "bundle_hash": weights_hash(bundle),
+        "parts": parts(simulator),
+        "data": data,
+        "index_hash": index_hash,
+        "part": part,
+        "settings": settings,
+        "environment": environment(simulator.device),
+    }
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, hardware (and how busy it was: the mean number of busy processes in the last minute) and the date."""
     return {

@@ -23,7 +23,7 @@ from vwm.eval.metrics import psnr, set_psnr, squared_error, ssim, still_clips
 from vwm.eval.page import headline, page
 from vwm.eval.perceptual import FVD, FVD_NOTE, LPIPS, LPIPS_NOTE
 from vwm.eval.pictures import sheet, side_by_side
-from vwm.eval.provenance import environment, parts, weights_hash
+from vwm.eval.provenance import made
 from vwm.eval.reconstruction import Reconstructed, mean_image, reconstruct
 from vwm.eval.rollout import copy_last, own_actions, random_actions, rollout
 from vwm.eval.sample import Sample, read_sample
@@ -130,17 +130,9 @@ def evaluate(
             f"only {len(sample)} clips of {context + horizon} frames are there, {clips} were asked for"
         )
     report["data"]["episodes_available"] = sum(len(shard.episodes) for shard in dataset.shards)
-    report["made"] = {
-        "bundle": str(bundle),
-        "bundle_hash": weights_hash(bundle),
-        "parts": parts(simulator),
-        "data": data,
-        "index_hash": sample.index_hash,
-        "part": part,
-        "settings": {"horizon": horizon, "context": context, "clips": clips, "batch_size": batch_size, "seed": seed},
-        "sampling": simulator.sampling._asdict(),
-        "environment": environment(simulator.device),
-    }
+    settings = {"horizon": horizon, "context": context, "clips": clips, "batch_size": batch_size, "seed": seed}
+    report["made"] = made(simulator, bundle, data, sample.index_hash, part, settings)
+    report["made"]["sampling"] = simulator.sampling._asdict()
     hardware = report["made"]["environment"]["hardware"]
     if (hardware["load"] or 0) > (hardware["cores"] or 1):
         report["notes"].append("the machine was busy with other work: it can be faster than the speed here says")

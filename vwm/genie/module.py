@@ -167,9 +167,7 @@ class GenieModule(L.LightningModule):
 
     def networks(self) -> dict[str, nn.Module]:
         """What to keep an average of, to compile and to export."""
-        trained = {
-            "dynamics": self.dynamics, "latent_action": self.latent_action, "outcomes": self.outcomes
-        }  # fmt: skip
+        trained = {"dynamics": self.dynamics, "latent_action": self.latent_action, "outcomes": self.outcomes}
         return {name: part for name, part in trained.items() if part is not None}
 
     @torch.no_grad()
