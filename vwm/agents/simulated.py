@@ -75,10 +75,12 @@ class SimulatedGame(Game):
         if self.others:
             members = [simulator, *(load_simulator(other, self.device) for other in self.others)]
             simulator = EnsembleSimulator(members, self.penalty, self.limit)
+        if self.relevant and (self.data is None or self.time_limit is None):
+            raise ValueError(
+                f"relevant={self.relevant:g} wants rewards of data within the time limit: set data and time_limit"
+            )
         if self.data is None:
             return simulator, None
-        if self.relevant and self.time_limit is None:
-            raise ValueError(f"relevant={self.relevant:g} wants rewards within the time limit: set time_limit")
         limit = self.time_limit or 0
         drawn = Contexts(self.data, simulator.context_frames, limit, self.relevant, actions=False)
         return simulator, drawn.spread(self.contexts)
