@@ -16,8 +16,8 @@ from vwm.data.shards import ShardWriter
 from vwm.dit.model import DiT
 from vwm.dit.module import DiTModule
 from vwm.dit.objectives import Diffusion, Objective, ShortcutForcing
-from vwm.dit.outcomes import OutcomeHeads
 from vwm.nn.optimizer import OptimizerConfig
+from vwm.nn.outcomes import OutcomeHeads
 from vwm.nn.parts import save_part
 from vwm.nn.patches import to_float
 from vwm.simulator.dit import DiTSimulator

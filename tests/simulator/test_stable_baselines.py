@@ -64,7 +64,7 @@ def test_other_modes_and_mixed_options_are_refused() -> None:
 
 def big_world() -> Simulator:
     """A diffusion world of 36x36 pixels with rewards and ends: the smallest picture that NatureCNN takes."""
-    from vwm.dit.outcomes import OutcomeHeads
+    from vwm.nn.outcomes import OutcomeHeads
     from vwm.simulator.dit import DiTSimulator
     from vwm.tokenizer.pixels import PixelTokenizer
 
