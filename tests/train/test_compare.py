@@ -67,6 +67,15 @@ def test_runs_beside_one_another(tmp_path, capsys):
     assert told["means"]["real"][0] == np.mean(told["ways"]["real"]["returns"])
 
 
+def test_processes_change_nothing(tmp_path):
+    run, out = train(tmp_path, "run"), tmp_path / "compared"
+    told = []
+    for workers in ("0", "2"):
+        main(["agent", "compare", str(run), "--episodes", "3", "--out", str(out), "--workers", workers])
+        told.append(json.loads((out / "comparison.json").read_text()))
+    assert told[0] == told[1]
+
+
 def test_what_a_run_sees_its_game_through_makes_no_other_game_of_it(tmp_path):
     run = train(tmp_path, "run")
     seeing = tmp_path / "seeing"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from vwm.agents.environments import Game
 from vwm.agents.evaluate import Evaluation, evaluate
 from vwm.agents.seen_through import SeenThrough
 from vwm.data.folders import check_replaceable, written_aside
+from vwm.data.workers import run_jobs
 from vwm.eval.plots import returns_beside
 from vwm.train.agent import load, load_training
 
@@ -49,6 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--episodes", type=int, default=100, help="of each run, and of random actions")
     parser.add_argument("--seed", type=int, default=2_000_000, help="of the games; trainings use others")
     parser.add_argument("--side_by_side", type=int, default=16, help="copies of the game at most")
+    parser.add_argument("--workers", type=int, default=0, help="processes, a run each; 0 plays one after another")
     return parser
 
 
@@ -64,16 +67,15 @@ def run(argv: list[str]) -> None:
         raise ValueError(f"--real {asked.real}: there is no such way; there are {', '.join(way.name for way in ways)}")
     check_replaceable(asked.out, MARK, "comparison")
     game = common_game(ways)
-    settings = (asked.episodes, asked.seed, asked.side_by_side)
-    found = {RANDOM: [evaluate(None, game, *settings)]}
-    for way in ways:
-        found[way.name] = []
-        for folder in way.runs:
-            found[way.name].append(evaluate(*load(folder), *settings))
-            print(f"{way.name}: {folder} {found[way.name][-1].returns.mean():.2f}", flush=True)
-    result = compare({name: [one.returns for one in played] for name, played in found.items()}, RANDOM, asked.real)
+    player = partial(play, game=game, episodes=asked.episodes, seed=asked.seed, side_by_side=asked.side_by_side)
+    played: dict[Path | None, Evaluation] = {}
+    for folder, evaluation in run_jobs(player, [None, *(folder for way in ways for folder in way.runs)], asked.workers):
+        played[folder] = evaluation
+        print(f"{folder or RANDOM}: {evaluation.returns.mean():.2f}", flush=True)
+    found = {RANDOM: [played[None]]} | {way.name: [played[folder] for folder in way.runs] for way in ways}
+    result = compare({name: [one.returns for one in runs] for name, runs in found.items()}, RANDOM, asked.real)
     steps = {RANDOM: 0} | {way.name: real_steps(way.runs[0]) for way in ways}
-    table = draw_table(result, steps, {name: len(played) for name, played in found.items()})
+    table = draw_table(result, steps, {name: len(runs) for name, runs in found.items()})
     with written_aside(asked.out) as aside:
         told = facts(result, found, steps, ways)
         settled = {"game": repr(game), "episodes": asked.episodes, "seed": asked.seed, "real": asked.real}
@@ -82,6 +84,12 @@ def run(argv: list[str]) -> None:
         (aside / "comparison.md").write_text(f"{title}\n\n{table}")
         returns_beside(result.means, result.normalised, title).savefig(aside / "comparison.png")
     print(f"\n{table}\ntable, plot and every return: {asked.out}")
+
+
+def play(folder: Path | None, game: Game, episodes: int, seed: int, side_by_side: int) -> Evaluation:
+    """Play what a run has learned in the game that it is judged in, or random actions (None) in ``game``."""
+    player, seen = load(folder) if folder else (None, game)
+    return evaluate(player, seen, episodes, seed, side_by_side)
 
 
 def read_ways(said: list[str]) -> list[Way]:
