@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from button_game import LENGTH, learned_world, record
-from models import diffusion_world
+from models import diffusion_world, genie
 
 from vwm.agents.actor_critic import ActorConfig, CriticConfig
-from vwm.agents.contexts import Contexts
+from vwm.agents.contexts import Context, Contexts
 from vwm.agents.environments import GymnasiumGame
 from vwm.agents.evaluate import evaluate
 from vwm.agents.imagination import Dreamt, Imagination, earned, imagine, spaces_of
 from vwm.agents.policy_objectives import PMPO, Reinforce
+from vwm.agents.seen_through import redrawn
 from vwm.agents.world_policy import ClonedPolicy, FeaturePolicy, FramePolicy
 from vwm.dit.agent_heads import AgentHeads
 from vwm.simulator.bundle import save_simulator
@@ -177,6 +178,19 @@ def test_pictures_of_the_context_are_remembered(home) -> None:
     carry, _ = policy.look(policy.init_carry(2), context.frames[:, :2].transpose(0, 1))
     assert all(torch.allclose(a, b) for a, b in zip(ways.carry, carry, strict=True))
     assert torch.equal(ways.observation[0], context.frames[:, 2])  # of a tokenizer of pixels
+
+
+def test_pictures_of_the_context_are_those_that_play_shows(home) -> None:
+    """A lossy tokenizer's: a policy sees no others in the real game."""
+    world = genie()
+    torch.manual_seed(0)
+    policy = POLICIES["frame"](world, spaces_of(world, "frame"))
+    frames = torch.randint(256, (2, 4, 16, 16, 3), dtype=torch.uint8)
+    ways = imagine(world, policy, Context(frames, None, torch.ones(2, dtype=torch.bool)), 1, "frame")
+    shown = redrawn(world, frames)
+    assert torch.equal(ways.observation[0], shown[:, -1]) and not torch.equal(shown, frames)
+    carry, _ = policy.look(policy.init_carry(2), redrawn(world, frames[:, :-1]).transpose(0, 1))
+    assert all(torch.allclose(a, b) for a, b in zip(ways.carry, carry, strict=True))
 
 
 def test_what_is_earned_ends_with_the_world() -> None:

@@ -8,7 +8,9 @@ from button_game import LENGTH
 from models import diffusion_world, genie, tokenizer
 
 from vwm.agents.environments import GymnasiumGame
+from vwm.agents.evaluate import evaluate
 from vwm.agents.seen_through import SeenThrough, SeenThroughEnvironments
+from vwm.agents.seen_through import redrawn as through_tokenizer
 from vwm.nn.patches import to_float, to_uint8
 from vwm.nn.random import fold, world_seeds
 from vwm.simulator.bundle import save_simulator
@@ -80,6 +82,8 @@ def test_frames_are_the_tokenizers_own_with_its_memory() -> None:
         _, tokens = network.encode_step(network.init_encoder(2), video[:, 3:])
         _, alone = network.decode_step(network.init_decoder(2), tokens)
     # Not bit for bit: rounding to whole numbers may tip over.
+    at_once = through_tokenizer(genie(), torch.stack(frames, dim=1))
+    assert (torch.stack(shown, dim=1).int() - at_once.int()).abs().max() <= 1
     assert (torch.stack(shown, dim=1).int() - to_uint8(redrawn).int()).abs().max() <= 1
     assert not torch.equal(shown[3], to_uint8(alone)[:, 0])
 
@@ -89,6 +93,11 @@ def test_it_is_a_game_whose_pictures_are_the_real_ones(tmp_path: Path) -> None:
     copies = SeenThrough(GAME, tmp_path / "world").open(1, 3)
     copies.reset()
     assert (copies.render() == GAME.open(1, 3).reset().observation[0].numpy()).all()
+
+
+def test_who_plays_at_random_needs_no_world() -> None:
+    found, real = (evaluate(None, game, 3, seed=1) for game in (SeenThrough(GAME, Path("nowhere")), GAME))
+    assert found.returns.tolist() == real.returns.tolist() and found.lengths.tolist() == [LENGTH] * 3
 
 
 @pytest.mark.parametrize(

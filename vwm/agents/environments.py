@@ -80,6 +80,11 @@ class Game(ABC):
             draws: ``render`` will be called, also where the observations are no pictures.
         """
 
+    @property
+    def bare(self) -> Game:
+        """What is played here, without what it is seen through: enough for who does not look."""
+        return self
+
     def vector_env(self, count: int, seed: int) -> VectorEnv[Any, Any, Any]:
         """The same behind Gymnasium's face, for agents from elsewhere; an episode's end begins the next at once."""
         seeds = [int(s) for s in np.random.SeedSequence([seed, count]).generate_state(count)]

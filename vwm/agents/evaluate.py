@@ -59,7 +59,7 @@ def evaluate(
     if episodes < 1:
         raise ValueError(f"episodes must be 1 or more, got {episodes}")
     count = min(episodes, side_by_side)
-    environments = game.open(count, seed, draws=video)
+    environments = (game.bare if agent is None else game).open(count, seed, draws=video)
     shares = [episodes // count + (copy < episodes % count) for copy in range(count)]
     returns: list[list[float]] = [[] for _ in range(count)]
     lengths: list[list[int]] = [[] for _ in range(count)]

@@ -23,11 +23,12 @@ from vwm.agents.contexts import Context, Contexts
 from vwm.agents.environments import Game
 from vwm.agents.evaluate import evaluate
 from vwm.agents.finite import finite
+from vwm.agents.generators import generators, restore
 from vwm.agents.judging import EVALUATION_SEED, judge
 from vwm.agents.logbook import Table
 from vwm.agents.online import STATE, crossed
 from vwm.agents.policy_objectives import Objective
-from vwm.agents.seen_through import SeenThrough
+from vwm.agents.seen_through import SeenThrough, redrawn
 from vwm.agents.simulated import SimulatedGame
 from vwm.agents.training import Training
 from vwm.agents.world_policy import WorldPolicy
@@ -121,7 +122,6 @@ class Imagination(Training):
         self.folder, self.bundle, self.data = Path(run), bundle, data
         self.make_policy, self.objective, self.observe = policy, objective, observe
         self.game: Game = SimulatedGame(bundle, data, time_limit=horizon, observe=observe, device=device)
-        self.real = judged_in
         self.judged_in: Game = SeenThrough(judged_in, bundle, observe, device) if judged_in else self.game
         self.steps, self.batch_size, self.context, self.relevant = steps, batch_size, context, relevant
         self.horizon, self.discount, self.passes, self.head_start = horizon, discount, passes, head_start
@@ -203,9 +203,7 @@ class Student:
         """Play the real game."""
         training = self.training
         if not self.played:
-            # At random one needs to see nothing.
-            game = training.real or training.game
-            found = evaluate(None, game, training.evaluate_episodes, training.seed + EVALUATION_SEED)
+            found = evaluate(None, training.judged_in, training.evaluate_episodes, training.seed + EVALUATION_SEED)
             self.random = float(found.returns.mean())
         name = type(self.policy).__name__
         found = judge(training, self.policy, name, self.played, self.tables, self.random)
@@ -258,8 +256,7 @@ class Student:
         state = {
             "policy": self.policy.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            **generators(),
             "counters": {n: getattr(self, n) for n in ("played", "updated", "length", "random", "sums")},
         }
         aside = folder / f"{STATE}.tmp"
@@ -277,9 +274,7 @@ class Student:
             optimizer.load_state_dict(state["optimizers"][name])
         for name, value in state["counters"].items():
             setattr(self, name, value)
-        torch.set_rng_state(state["random"])
-        if state["random_cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["random_cuda"])
+        restore(state)
 
     def _check_prior(self) -> None:
         policy, objective = self.policy, self.training.objective
@@ -327,7 +322,8 @@ def imagine(simulator: Simulator, policy: WorldPolicy, context: Context, horizon
     state, frame = simulator.reset(context.frames, torch.randint(2**63 - 1, (count,)), context.actions)
     carry = policy.init_carry(count)
     if observe == FRAME and context.frames.shape[1] > 1:
-        carry, _ = policy.look(carry, context.frames[:, :-1].to(device).transpose(0, 1))
+        before = redrawn(simulator, context.frames[:, :-1].to(device))  # as it sees all others, real ones included
+        carry, _ = policy.look(carry, before.transpose(0, 1))
     first, seen = carry, [shown_of(simulator, observe, state, frame)]
     actions, rewards, ends = [], [torch.zeros(count, device=device)], [nowhere]
     for _ in range(horizon):

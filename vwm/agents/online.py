@@ -15,6 +15,7 @@ from tqdm import tqdm
 from vwm.agents.agent import Agent, Batch, Carry, Moment, Spaces
 from vwm.agents.environments import Environments, Game
 from vwm.agents.evaluate import evaluate, random_action, to_device
+from vwm.agents.generators import generators, restore
 from vwm.agents.judging import EVALUATION_SEED, judge
 from vwm.agents.logbook import Table
 from vwm.agents.replay import Replay
@@ -215,8 +216,7 @@ class Life:
             "carry": tree_leaves(self.carry),
             "worlds": self.worlds.state_dict(),
             "replay": replay,
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            **generators(),
             "counters": {n: getattr(self, n) for n in ("played", "updated", "due", "random", "sums")},
             "episodes": (self.returns, self.lengths),
         }
@@ -241,9 +241,7 @@ class Life:
             setattr(self, name, value)
         self.returns, self.lengths = state["episodes"]
         self.moment = self.worlds.load_state_dict(state["worlds"])
-        torch.set_rng_state(state["random"])
-        if state["random_cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["random_cuda"])
+        restore(state)
 
     def close(self) -> None:
         """Free the games."""

@@ -46,6 +46,11 @@ class SeenThrough(Game):
     observe: Literal["features", "latent", "frame"] = "features"
     device: str = "auto"
 
+    @property
+    def bare(self) -> Game:
+        """See ``Game.bare``."""
+        return self.game.bare
+
     def open(self, count: int, seed: int, draws: bool = False) -> SeenThroughEnvironments:
         """See ``Game.open``."""
         simulator = load_simulator(self.bundle, self.device)
@@ -206,6 +211,20 @@ class Redrawn:
         encoder, latents = self.tokenizer.encode_step(encoder, to_float(frame[:, None]))
         decoder, shown = self.tokenizer.decode_step(decoder, latents)
         return RedrawnState(encoder, decoder, to_uint8(shown)[:, 0])
+
+
+@torch.no_grad()
+def redrawn(simulator: Simulator, frames: Tensor) -> Tensor:
+    """Frames from an episode's beginning on, uint8 [n, t, h, w, 3], as ``Redrawn`` would show them one by one.
+
+    A world without a tokenizer leaves them as they are.
+    """
+    if not isinstance(simulator, VideoSimulator):
+        return frames
+    tokenizer, count = simulator.tokenizer, len(frames)
+    _, latents = tokenizer.encode_step(tokenizer.init_encoder(count), to_float(frames))
+    _, shown = tokenizer.decode_step(tokenizer.init_decoder(count), latents)
+    return to_uint8(shown)
 
 
 def _check_fit(spaces: Spaces, simulator: Simulator) -> None:
