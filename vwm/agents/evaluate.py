@@ -8,12 +8,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils._pytree import tree_map
+from tqdm import tqdm
 
 from vwm.agents.agent import Moment, Player, Spaces
 from vwm.agents.environments import Game
 
 LARGEST_VIDEO = 1000
 """Frames of an episode that are kept to be shown."""
+TOLD_EVERY = 64
+"""Decisions of each copy after which the progress bar says how many were taken: an episode may be long."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +67,14 @@ def evaluate(
     returns: list[list[float]] = [[] for _ in range(count)]
     lengths: list[list[int]] = [[] for _ in range(count)]
     frames: list[NDArray[np.uint8]] = []
+    bar = tqdm(total=episodes, desc="evaluation", unit="episode", leave=False, disable=None)
     # torch.manual_seed seeds every GPU, too: a training there would draw the same again after each evaluation.
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices), torch.no_grad():
         torch.manual_seed(seed)
         moment = environments.reset()
         carry = None if agent is None else agent.init_carry(count)
-        total, length = np.zeros(count), np.zeros(count, np.int64)
+        total, length, decisions = np.zeros(count), np.zeros(count, np.int64), 0
         while any(len(r) < share for r, share in zip(returns, shares, strict=True)):
             if video and not returns[0] and len(frames) < LARGEST_VIDEO:
                 picture = environments.render()
@@ -83,10 +87,15 @@ def evaluate(
             moment = environments.step(action)
             total += moment.reward.numpy()
             length += ~moment.is_first.numpy()
+            decisions += count
+            if decisions // count % TOLD_EVERY == 0:
+                bar.set_postfix_str(f"{decisions} decisions")
             for copy in np.flatnonzero(moment.is_last.numpy()):
                 returns[copy].append(float(total[copy]))
                 lengths[copy].append(int(length[copy]))
                 total[copy], length[copy] = 0, 0
+                bar.update(len(returns[copy]) <= shares[copy])
+    bar.close()
     environments.close()
     played = [(r[:share], n[:share]) for r, n, share in zip(returns, lengths, shares, strict=True)]
     return Evaluation(

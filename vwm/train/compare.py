@@ -14,7 +14,6 @@ import torch
 from vwm.agents.comparison import Comparison, Score, compare
 from vwm.agents.environments import Game
 from vwm.agents.evaluate import Evaluation, evaluate
-from vwm.agents.seen_through import SeenThrough
 from vwm.data.folders import check_replaceable, written_aside
 from vwm.data.workers import run_jobs
 from vwm.eval.plots import returns_beside
@@ -119,7 +118,7 @@ def common_game(ways: list[Way]) -> Game:
         game = getattr(load_training(folder), "judged_in", None)
         if game is None:
             raise ValueError(f"{folder}: its training judges its agents itself; see the evaluation that it wrote")
-        games[folder] = game.game if isinstance(game, SeenThrough) else game
+        games[folder] = game.bare
     first, game = next(iter(games.items()))
     for folder, other in games.items():
         if other != game:
