@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from ranks import learn
 
 from vwm.nn.quantize import Quantizer, codebook_size, perplexity, usage
 
@@ -26,20 +27,9 @@ def test_idle_codes_are_revived():
     assert used[0] < 10 < 32 < used[-1]
 
 
-def _learn(rank: int, ranks: int, folder: str) -> None:
-    if ranks > 1:
-        torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=ranks)
-    torch.manual_seed(0)
-    book = Quantizer(8, 4, code_width=8).train()
-    data = torch.randn(4096, 8, generator=torch.Generator().manual_seed(1))  # enough that no code idles
-    for _ in range(3):
-        book(data.chunk(ranks)[rank])
-    torch.save(book.state_dict(), f"{folder}/{ranks}-{rank}.pt")
-
-
 def test_a_codebook_learns_from_every_ranks_data(tmp_path):
-    _learn(0, 1, str(tmp_path))
-    torch.multiprocessing.spawn(_learn, (2, str(tmp_path)), nprocs=2)
+    learn(0, 1, str(tmp_path))
+    torch.multiprocessing.spawn(learn, (2, str(tmp_path)), nprocs=2)
     alone, *ranks = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
     for rank in ranks:
         torch.testing.assert_close(rank, alone)
