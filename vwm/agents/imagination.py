@@ -19,14 +19,14 @@ from tqdm import tqdm
 
 from vwm.agents.actor_critic import Learned, Way
 from vwm.agents.agent import Carry, Spaces
+from vwm.agents.checkpoint import checkpoint_of, find_checkpoint, load_checkpoint, restore, save_checkpoint
 from vwm.agents.contexts import Context, Contexts
 from vwm.agents.environments import Game
 from vwm.agents.evaluate import evaluate
 from vwm.agents.finite import finite
-from vwm.agents.generators import generators, restore
 from vwm.agents.judging import EVALUATION_SEED, judge
-from vwm.agents.logbook import Table
-from vwm.agents.online import STATE, crossed
+from vwm.agents.logbook import Table, mean_of_updates
+from vwm.agents.online import crossed
 from vwm.agents.policy_objectives import Objective
 from vwm.agents.seen_through import SeenThrough, redrawn
 from vwm.agents.simulated import SimulatedGame
@@ -157,9 +157,7 @@ class Imagination(Training):
 
     def player(self) -> WorldPolicy:
         """The policy as it was saved last. Raises FileNotFoundError where nothing was saved yet."""
-        checkpoint = self.folder / "checkpoint" / STATE
-        if not checkpoint.is_file():
-            raise FileNotFoundError(f"{checkpoint}: there is none yet; the run saves every checkpoint_every")
+        find_checkpoint(self.folder)
         return Student(self).policy
 
 
@@ -187,7 +185,7 @@ class Student:
         self.played, self.updated, self.length, self.random = 0, 0, float("nan"), float("nan")
         self.sums: dict[str, float] = {}
         self.tables: dict[str, Table] = {}
-        checkpoint = training.folder / "checkpoint" / STATE
+        checkpoint = checkpoint_of(training.folder)
         if checkpoint.is_file():
             self.load(checkpoint)
 
@@ -196,7 +194,7 @@ class Student:
         training = self.training
         names = ("episodes", "evaluations", "updates")
         if self.played:
-            print(f"going on from {training.folder / 'checkpoint' / STATE}, {self.played} decisions")
+            print(f"going on from {checkpoint_of(training.folder)}, {self.played} decisions")
         self.tables = {name: Table(training.folder / f"{name}.csv", self.played or -1) for name in names}
 
     def judge(self, bar: tqdm[Any]) -> None:
@@ -221,7 +219,11 @@ class Student:
             logs = self.improve(dreamt)
         self.updated += 1
         seconds = {"seconds": time.perf_counter() - began, "seconds_in_the_world": spent}
-        self.note({**logs, "imagined_reward": earned(dreamt, context.uniform), **seconds})
+        logs |= {"imagined_reward": earned(dreamt, context.uniform), **seconds}
+        if means := mean_of_updates(self.sums, logs, self.updated, training.log_every):
+            self.tables["updates"].add(self.played, **means)
+            imagined = {"return": means["imagined_reward"] * self.length, "length": self.length}
+            self.tables["episodes"].add(self.played, **imagined)
 
     def improve(self, dreamt: Dreamt) -> dict[str, float]:
         """One step of the optimizers. Raises FloatingPointError, before it, where a loss is not finite."""
@@ -237,43 +239,15 @@ class Student:
         self.policy.behaviour.follow()
         return logs
 
-    def note(self, logs: dict[str, float]) -> None:
-        """Average the numbers of some updates to one row."""
-        for name, value in logs.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        every = self.training.log_every
-        if self.updated % every == 0:
-            means = {name: total / every for name, total in self.sums.items()}
-            self.tables["updates"].add(self.played, **means)
-            imagined = {"return": means["imagined_reward"] * self.length, "length": self.length}
-            self.tables["episodes"].add(self.played, **imagined)
-            self.sums = {}
-
     def save(self) -> None:
-        """Write the checkpoint, aside and then renamed."""
-        folder = self.training.folder / "checkpoint"
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {
-            "policy": self.policy.state_dict(),
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            **generators(),
-            "counters": {n: getattr(self, n) for n in ("played", "updated", "length", "random", "sums")},
-        }
-        aside = folder / f"{STATE}.tmp"
-        torch.save(state, aside)
-        aside.replace(folder / STATE)
+        """Write the checkpoint."""
+        counters = {n: getattr(self, n) for n in ("played", "updated", "length", "random", "sums")}
+        save_checkpoint(checkpoint_of(self.training.folder), {"policy": self.policy}, self.optimizers, counters)
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint. Raises ValueError where it is of another policy or world."""
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        try:
-            self.policy.load_state_dict(state["policy"])
-        except RuntimeError as error:
-            raise ValueError(f"{path}: is of another policy or world than this config's ({error})") from error
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-        for name, value in state["counters"].items():
-            setattr(self, name, value)
+        state = load_checkpoint(path, {"policy": self.policy}, self.optimizers, "policy or world")
+        vars(self).update(state["counters"])
         restore(state)
 
     def _check_prior(self) -> None:

@@ -51,6 +51,29 @@ class Table:
             writer.writerow({**row, "step": int(row["step"])})
 
 
+def mean_of_updates(
+    sums: dict[str, float], logs: Mapping[str, float], updated: int, every: int
+) -> dict[str, float] | None:
+    """The numbers of so many updates, averaged to one row of a table.
+
+    Args:
+        sums: of the updates before this one, which were not averaged yet; this one's are added, in place.
+        logs: of this update.
+        updated: how many there were, this one too.
+        every: how many make a row.
+
+    Returns:
+        The means where the row is full, and the sums are emptied; else None.
+    """
+    for name, value in logs.items():
+        sums[name] = sums.get(name, 0.0) + value
+    if updated % every:
+        return None
+    means = {name: total / every for name, total in sums.items()}
+    sums.clear()
+    return means
+
+
 def draw_curves(path: Path, episodes: Table, evaluations: Table, updates: Table, random: float, title: str) -> None:
     """Returns over decisions, in training and evaluation, beside random actions; and every logged number of learning.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,15 +12,13 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unfl
 from tqdm import tqdm
 
 from vwm.agents.agent import Agent, Batch, Carry, Moment, Spaces
+from vwm.agents.checkpoint import checkpoint_of, load_checkpoint, restore, save_checkpoint
 from vwm.agents.environments import Environments, Game
 from vwm.agents.evaluate import evaluate, random_action, to_device
-from vwm.agents.generators import generators, restore
 from vwm.agents.judging import EVALUATION_SEED, judge
-from vwm.agents.logbook import Table
+from vwm.agents.logbook import Table, mean_of_updates
 from vwm.agents.replay import Replay
 from vwm.agents.training import Training
-
-STATE = "state.pt"
 
 
 class Online(Training):
@@ -140,7 +137,7 @@ class Life:
         self.sums: dict[str, float] = {}
         self.random = float("nan")
         self.carry: Carry = self.agent.init_carry(training.environments)
-        checkpoint = training.folder / "checkpoint" / STATE
+        checkpoint = checkpoint_of(training.folder)
         if checkpoint.is_file():
             self.load(checkpoint)
             print(f"going on from {checkpoint}, {self.played} decisions")
@@ -195,50 +192,32 @@ class Life:
             began = time.perf_counter()
             done = agent.update(on_device(batch, agent.device))
             self.replay.write(batch.places, done.extras)
-            self.note({**done.logs, "seconds": time.perf_counter() - began})
-
-    def note(self, logs: dict[str, float]) -> None:
-        """Average the numbers of some updates to one row."""
-        for name, value in logs.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        every = self.training.log_every
-        if self.updated % every == 0:
-            self.tables["updates"].add(self.played, **{name: total / every for name, total in self.sums.items()})
-            self.sums = {}
+            logs = {**done.logs, "seconds": time.perf_counter() - began}
+            if means := mean_of_updates(self.sums, logs, self.updated, training.log_every):
+                self.tables["updates"].add(self.played, **means)
 
     def save(self) -> None:
         """Write the checkpoint: what is large first, aside, and at last the small file that names it."""
-        folder = self.training.folder / "checkpoint"
-        replay = self.replay.save(folder / "replay")
-        state = {
-            "agent": self.agent.state_dict(),
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.agent.optimizers().items()},
-            "carry": tree_leaves(self.carry),
-            "worlds": self.worlds.state_dict(),
-            "replay": replay,
-            **generators(),
-            "counters": {n: getattr(self, n) for n in ("played", "updated", "due", "random", "sums")},
-            "episodes": (self.returns, self.lengths),
-        }
-        aside = folder / f"{STATE}.tmp"
-        torch.save(state, aside)
-        aside.replace(folder / STATE)
-        self.replay.tidy(folder / "replay")
+        path = checkpoint_of(self.training.folder)
+        save_checkpoint(
+            path,
+            {"agent": self.agent},
+            self.agent.optimizers(),
+            {n: getattr(self, n) for n in ("played", "updated", "due", "random", "sums")},
+            carry=tree_leaves(self.carry),
+            worlds=self.worlds.state_dict(),
+            replay=self.replay.save(path.parent / "replay"),
+            episodes=(self.returns, self.lengths),
+        )
+        self.replay.tidy(path.parent / "replay")
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint. Raises ValueError where it is of another agent or game."""
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        try:
-            self.agent.load_state_dict(state["agent"])
-        except RuntimeError as error:
-            raise ValueError(f"{path}: is of another agent or game than this config's ({error})") from error
-        for name, optimizer in self.agent.optimizers().items():
-            optimizer.load_state_dict(state["optimizers"][name])
+        state = load_checkpoint(path, {"agent": self.agent}, self.agent.optimizers(), "agent or game")
         spec = tree_structure(self.agent.init_carry(self.training.environments))
         self.carry = tree_unflatten([leaf.to(self.agent.device) for leaf in state["carry"]], spec)
         self.replay.load(path.parent / "replay", state["replay"])
-        for name, value in state["counters"].items():
-            setattr(self, name, value)
+        vars(self).update(state["counters"])
         self.returns, self.lengths = state["episodes"]
         self.moment = self.worlds.load_state_dict(state["worlds"])
         restore(state)

@@ -11,11 +11,12 @@ import torch
 from jsonargparse import ArgumentParser
 
 from vwm.agents.agent import Player
+from vwm.agents.checkpoint import find_checkpoint
 from vwm.agents.environments import Game
 from vwm.agents.evaluate import Evaluation, evaluate
 from vwm.agents.imagination import Imagination
 from vwm.agents.judging import write_video_of
-from vwm.agents.online import STATE, Life, Online
+from vwm.agents.online import Life, Online
 from vwm.agents.ppo import PPO
 from vwm.agents.training import Training
 from vwm.simulator.bundle import save_simulator
@@ -174,8 +175,5 @@ def load_training(run: Path) -> Training:
 
 def open_life(run: Path, training: Online) -> Life:
     """Agent and replay, as they were saved last. Raises FileNotFoundError where nothing was saved yet."""
-    if not (run / "checkpoint" / STATE).is_file():
-        raise FileNotFoundError(
-            f"{run / 'checkpoint' / STATE}: there is none yet; the run saves every checkpoint_every"
-        )
+    find_checkpoint(run)
     return Life(training)

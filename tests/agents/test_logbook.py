@@ -1,0 +1,14 @@
+"""What a training writes down."""
+
+import pytest
+
+from vwm.agents.logbook import mean_of_updates
+
+
+def test_every_so_many_updates_make_a_row_of_their_means() -> None:
+    sums: dict[str, float] = {}
+    losses = [1.0, 3.0, 8.0, 2.0, 2.0, 5.0, 7.0]
+    rows = [mean_of_updates(sums, {"loss": loss, "twice": 2 * loss}, n, every=3) for n, loss in enumerate(losses, 1)]
+    assert [row for row in rows if row] == [{"loss": 4.0, "twice": 8.0}, {"loss": 3.0, "twice": 6.0}]
+    assert rows.index({"loss": 4.0, "twice": 8.0}) == 2
+    assert sums == pytest.approx({"loss": 7.0, "twice": 14.0})  # what a checkpoint keeps of the row to come

@@ -1,0 +1,93 @@
+"""Checkpoints of trainings: networks, optimizers, counters, and torch's own generators, of which agents draw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+STATE = "state.pt"
+
+
+def checkpoint_of(run: Path) -> Path:
+    """The file of a run's checkpoint, whether there is one yet or not."""
+    return run / "checkpoint" / STATE
+
+
+def find_checkpoint(run: Path) -> Path:
+    """The file of a run's checkpoint. Raises FileNotFoundError where nothing was saved yet."""
+    path = checkpoint_of(run)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is none yet; the run saves every checkpoint_every")
+    return path
+
+
+def save_checkpoint(
+    path: Path,
+    networks: Mapping[str, nn.Module],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    counters: Mapping[str, Any],
+    **more: Any,
+) -> None:
+    """Write a checkpoint, aside and then renamed.
+
+    Args:
+        path: the file, in a folder that need not be there.
+        networks, optimizers: by names.
+        counters: how far the training is.
+        **more: tensors and plain values of the training's own.
+    """
+    state = {
+        **{name: network.state_dict() for name, network in networks.items()},
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+        "counters": dict(counters),
+        **generators(),
+        **more,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.tmp")
+    torch.save(state, aside)
+    aside.replace(path)
+
+
+def load_checkpoint(
+    path: Path, networks: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer], what: str
+) -> dict[str, Any]:
+    """Give networks and optimizers back what they were; the rest is for the caller, who ends with ``restore``.
+
+    Args:
+        path: as ``save_checkpoint`` wrote it.
+        networks, optimizers: as they were given to it.
+        what: the networks are, for people.
+
+    Returns:
+        Everything that was saved.
+
+    Raises:
+        ValueError: other networks' weights.
+    """
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        for name, network in networks.items():
+            network.load_state_dict(state[name])
+    except RuntimeError as error:
+        raise ValueError(f"{path}: is of another {what} than this config's ({error})") from error
+    for name, optimizer in optimizers.items():
+        optimizer.load_state_dict(state["optimizers"][name])
+    return state
+
+
+def generators() -> dict[str, Any]:
+    """Where the CPU's generator and every GPU's stand, as entries of a checkpoint."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"random": torch.get_rng_state(), "random_cuda": cuda}
+
+
+def restore(checkpoint: Mapping[str, Any]) -> None:
+    """Go on drawing where ``generators`` stood; of GPUs, with those that this machine has, too."""
+    torch.set_rng_state(checkpoint["random"])
+    for device, state in zip(range(torch.cuda.device_count()), checkpoint["random_cuda"], strict=False):
+        torch.cuda.set_rng_state(state, device)
