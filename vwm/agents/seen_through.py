@@ -26,6 +26,7 @@ from vwm.simulator.bundle import load_simulator
 from vwm.simulator.interface import Simulator, State
 from vwm.simulator.video import VideoSimulator
 from vwm.simulator.worlds import FRAME, blank_context, shown_of
+from vwm.tokenizer.interface import VideoTokenizer
 
 
 @dataclass(frozen=True)
@@ -170,11 +171,14 @@ class Followed:
         return shown_of(self.simulator, self.observe, state, None)
 
 
+Sides = tuple[Any, Any]
+"""The states of a tokenizer's encoder and decoder."""
+
+
 class RedrawnState(NamedTuple):
     """The tokenizer's two sides, and the last picture, uint8 [n, h, w, 3]."""
 
-    encoder: Any
-    decoder: Any
+    sides: Sides
     frame: Tensor
 
 
@@ -195,36 +199,36 @@ class Redrawn:
 
     def begin(self, frame: Tensor, seed: Tensor) -> RedrawnState:
         """See ``Sight``."""
-        tokenizer, count = self.tokenizer, len(frame)
-        return self._draw(tokenizer.init_encoder(count), tokenizer.init_decoder(count), frame)
+        return self._draw(None, frame)
 
     def follow(self, state: RedrawnState, action: Tensor, frame: Tensor) -> RedrawnState:
         """See ``Sight``."""
-        return self._draw(state.encoder, state.decoder, frame)
+        return self._draw(state.sides, frame)
 
     def show(self, state: RedrawnState) -> Tensor:
         """See ``Sight``."""
         return state.frame
 
-    @torch.no_grad()
-    def _draw(self, encoder: Any, decoder: Any, frame: Tensor) -> RedrawnState:
-        encoder, latents = self.tokenizer.encode_step(encoder, to_float(frame[:, None]))
-        decoder, shown = self.tokenizer.decode_step(decoder, latents)
-        return RedrawnState(encoder, decoder, to_uint8(shown)[:, 0])
+    def _draw(self, sides: Sides | None, frame: Tensor) -> RedrawnState:
+        sides, shown = redraw(self.tokenizer, sides, frame[:, None])
+        return RedrawnState(sides, shown[:, 0])
 
 
 @torch.no_grad()
+def redraw(tokenizer: VideoTokenizer, sides: Sides | None, frames: Tensor) -> tuple[Sides, Tensor]:
+    """The next frames, uint8 [n, t, h, w, 3], there and back; None begins an episode."""
+    encoder, decoder = sides or (tokenizer.init_encoder(len(frames)), tokenizer.init_decoder(len(frames)))
+    encoder, latents = tokenizer.encode_step(encoder, to_float(frames))
+    decoder, shown = tokenizer.decode_step(decoder, latents)
+    return (encoder, decoder), to_uint8(shown)
+
+
 def redrawn(simulator: Simulator, frames: Tensor) -> Tensor:
     """Frames from an episode's beginning on, uint8 [n, t, h, w, 3], as ``Redrawn`` would show them one by one.
 
     A world without a tokenizer leaves them as they are.
     """
-    if not isinstance(simulator, VideoSimulator):
-        return frames
-    tokenizer, count = simulator.tokenizer, len(frames)
-    _, latents = tokenizer.encode_step(tokenizer.init_encoder(count), to_float(frames))
-    _, shown = tokenizer.decode_step(tokenizer.init_decoder(count), latents)
-    return to_uint8(shown)
+    return redraw(simulator.tokenizer, None, frames)[1] if isinstance(simulator, VideoSimulator) else frames
 
 
 def _check_fit(spaces: Spaces, simulator: Simulator) -> None:
