@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vwm.data.clips import ClipDataset, collate, read_member
+from vwm.data.clips import ClipDataset, Clips, collate, read_member
 from vwm.data.datamodule import open_clips
 from vwm.data.order import ClipAddress
 
@@ -65,7 +65,7 @@ class Contexts:
         if special:
             chosen = torch.randint(len(self.rewarded), (special,)).numpy()
             places = np.concatenate((places, self.rewarded[chosen]))
-        clips = collate([self.clips.read(self._address(int(place))) for place in places])
+        clips = self._read(places)
         actions = None if clips.actions is None else clips.actions[:, :-1]
         return Context(clips.frames, actions, torch.arange(count) < count - special)
 
@@ -80,8 +80,10 @@ class Contexts:
         """
         special = self.rewarded[_evenly(len(self.rewarded), round(self.relevant * most))]
         places = np.concatenate((_evenly(int(self.ends[-1]), most - len(special)), special))
-        frames = [self.clips.read(self._address(int(place)))["frames"] for place in places]
-        return torch.stack([torch.from_numpy(clip.copy()) for clip in frames])
+        return self._read(places).frames
+
+    def _read(self, places: NDArray[np.int64]) -> Clips:
+        return collate([self.clips.read(self._address(int(place))) for place in places])
 
     def _address(self, place: int) -> ClipAddress:
         """The clip of a number: all beginnings of the first episode, of the second, ..."""
