@@ -74,7 +74,7 @@ def evaluate(
         torch.manual_seed(seed)
         moment = environments.reset()
         carry = None if agent is None else agent.init_carry(count)
-        total, length, decisions = np.zeros(count), np.zeros(count, np.int64), 0
+        total, length, steps = np.zeros(count), np.zeros(count, np.int64), 0
         while any(len(r) < share for r, share in zip(returns, shares, strict=True)):
             if video and not returns[0] and len(frames) < LARGEST_VIDEO:
                 picture = environments.render()
@@ -87,9 +87,9 @@ def evaluate(
             moment = environments.step(action)
             total += moment.reward.numpy()
             length += ~moment.is_first.numpy()
-            decisions += count
-            if decisions // count % TOLD_EVERY == 0:
-                bar.set_postfix_str(f"{decisions} decisions")
+            steps += 1
+            if steps % TOLD_EVERY == 0:
+                bar.set_postfix_str(f"{steps * count} decisions")
             for copy in np.flatnonzero(moment.is_last.numpy()):
                 returns[copy].append(float(total[copy]))
                 lengths[copy].append(int(length[copy]))
