@@ -6,7 +6,7 @@ import pytest
 import torch
 from models import dit
 
-from vwm.nn.parts import PartError, load_weights, save_part
+from vwm.nn.parts import PartError, load_weights, save_part, take_weights
 
 
 def weights(network) -> dict[str, torch.Tensor]:
@@ -23,6 +23,17 @@ def test_every_weight_is_taken_but_the_new_ones(tmp_path):
         assert torch.equal(value, (before if kept else theirs)[key]), key
     assert not torch.equal(before["embed.weight"], theirs["embed.weight"])
     assert all(p.requires_grad for p in mine.parameters())
+
+
+def test_a_network_at_hand_gives_its_weights_as_its_folder_does(tmp_path):
+    theirs, read, taken = dit(seed=1), dit(seed=2), dit(seed=2)
+    save_part(theirs, tmp_path / "world")
+    load_weights(read, tmp_path / "world", new=("embed.",))
+    take_weights(taken, theirs, "it", new=("embed.",))
+    assert all(torch.equal(value, weights(read)[key]) for key, value in taken.state_dict().items())
+    assert not torch.equal(taken.state_dict()["embed.weight"], theirs.state_dict()["embed.weight"])
+    with pytest.raises(PartError, match="it: window=4 there and 5 here"):
+        take_weights(dit(window=5), theirs, "it")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from vwm.dit.model import DiT
 from vwm.dit.module import DiTModule
 from vwm.nn.actions import ActionEmbedding
 from vwm.nn.lora import Adapt, LoRA, merge_lora, open_weights
-from vwm.nn.parts import CONFIG, load_part, load_weights, rebuilt
+from vwm.nn.parts import CONFIG, load_part, rebuilt, take_weights
 
 
 class DiTFinetuning(DiTModule):
@@ -49,7 +49,7 @@ class DiTFinetuning(DiTModule):
             raise ValueError("set num_actions or action_dims: fine-tuning is to an environment's actions")
         pretrained = load_part(folder, DiT)
         dynamics = rebuilt(pretrained, num_actions=num_actions, action_dims=action_dims)
-        load_weights(dynamics, folder, new=("embed_action",), settings=("num_actions", "action_dims"))
+        take_weights(dynamics, pretrained, str(folder), new=("embed_action",), settings=("num_actions", "action_dims"))
         assert isinstance(dynamics, DiT) and dynamics.embed_action is not None
         open_weights(dynamics, adapt, lora)
         begin_as(dynamics.embed_action, dynamics.no_action)

@@ -78,33 +78,49 @@ def load_weights(
     new: Sequence[str] = (),
     settings: Sequence[str] = (),
 ) -> None:
-    """Begin a network from the weights of another one of its class.
+    """Begin a network from the weights of another one of its class, which lies in a folder.
 
     Args:
         network: takes the weights over, in place.
         folder: of the other one, as ``save_part`` wrote it.
-        new: what the names of weights begin with that the network keeps as they are, whether the folder has such or
+        new, settings: see ``take_weights``.
+
+    Raises:
+        PartError: missing, broken or foreign; and see ``take_weights``.
+    """
+    take_weights(network, load_part(folder, type(network)), str(folder), new, settings)
+
+
+def take_weights(
+    network: ModelMixin, other: ModelMixin, where: str, new: Sequence[str] = (), settings: Sequence[str] = ()
+) -> None:
+    """Begin a network from the weights of another one of its class.
+
+    Args:
+        network: takes the weights over, in place.
+        other: has them.
+        where: it comes from, to blame.
+        new: what the names of weights begin with that the network keeps as they are, whether the other has such or
             not.
         settings: names of constructor arguments in which the two may differ. All others must be equal, for some change
             what weights mean and not their shapes.
 
     Raises:
-        PartError: missing, broken or foreign; other settings; weights that only one of the two has, or in another
-            shape. The message names them, and the network is as it was.
+        PartError: other settings; weights that only one of the two has, or in another shape. The message names them,
+            and the network is as it was.
     """
-    other = load_part(folder, type(network))
     mine, theirs = (_settings(part) for part in (network, other))
     differing = [name for name in mine if name not in settings and mine[name] != theirs[name]]
     if differing:
         told = ", ".join(f"{name}={theirs[name]!r} there and {mine[name]!r} here" for name in differing)
-        raise PartError(f"{folder}: {told}: set them equal")
+        raise PartError(f"{where}: {told}: set them equal")
     weights = {key: value for key, value in other.state_dict().items() if not key.startswith(tuple(new))}
     wanted = {key: value for key, value in network.state_dict().items() if not key.startswith(tuple(new))}
     missing, unexpected = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
     reshaped = [key for key in wanted.keys() & weights.keys() if wanted[key].shape != weights[key].shape]
     if missing or unexpected or reshaped:
         raise PartError(
-            f"{folder}: weights that are not there: {missing}, that have no place here: {unexpected}, of another "
+            f"{where}: weights that are not there: {missing}, that have no place here: {unexpected}, of another "
             f"shape: {sorted(reshaped)}"
         )
     network.load_state_dict(weights, strict=False)
