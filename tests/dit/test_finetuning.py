@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from models import diffusion_world, randomize
 
 from vwm.data.clips import Clips
@@ -115,3 +116,12 @@ def test_what_does_not_fit_is_named(world, tmp_path):
         module(world, num_actions=2)(batch())
     with pytest.raises(ValueError, match=r"name them in data\.fields"):
         module(world, outcomes=OutcomeHeads(32, 16))(batch(rewards=None))
+
+
+def test_it_begins_with_its_world_alone(world):
+    parser = ArgumentParser()
+    parser.add_class_arguments(DiTFinetuning, "model")
+    offered = parser.format_help()
+    assert "--model.world" in offered and "--model.context_noise" in offered and "--model.pretrained" not in offered
+    with pytest.raises(TypeError, match="pretrained"):
+        module(world, pretrained=str(world))

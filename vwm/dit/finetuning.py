@@ -27,7 +27,7 @@ class DiTFinetuning(DiTModule):
         adapt: what of the dynamics may move beside the action adapter: nothing (``frozen``), ``lora``, or everything
             (``trained``).
         lora: settings of ``adapt: lora``; null takes its defaults.
-        **rest: see ``DiTModule``; ``outcomes`` learns reward and end.
+        **rest: see ``DiTModule``; ``outcomes`` learns reward and end. There is no ``pretrained``, for ``world`` is.
 
     Raises:
         ValueError: no bundle; no actions; settings that do not fit.
@@ -54,7 +54,7 @@ class DiTFinetuning(DiTModule):
         open_weights(dynamics, adapt, lora)
         begin_as(dynamics.embed_action, dynamics.no_action)
         dynamics.embed_action.requires_grad_(True)
-        super().__init__(tokenizer=world, dynamics=dynamics, **rest)
+        super().__init__(tokenizer=world, dynamics=dynamics, pretrained=None, **rest)  # it began as the world already
 
     def merge(self) -> None:
         """Make ordinary dynamics of it: LoRA becomes part of the weights."""
