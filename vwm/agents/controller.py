@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vwm.agents.agent import Acted, Moment, Spaces
+from vwm.nn.state import merge
 from vwm.simulator.interface import ActionSpace
 from vwm.simulator.mdn_rnn import MDNRNNSimulator, MDNRNNState
 
@@ -115,6 +116,8 @@ class Driver:
     @torch.inference_mode()
     def act(self, carry: Followed, moment: Moment, explore: bool) -> Acted:
         """See ``Agent.act``; a controller does not explore."""
-        state = self.world.observe(carry.state, carry.action, moment.observation, moment.is_first)
+        state = self.world.observe(carry.state, carry.action, moment.observation)
+        begun = self.world.init_state(len(state.latent))._replace(latent=state.latent)  # nothing was before
+        state = merge(moment.is_first.to(self.device), begun, state)
         action = self.controller(self.world.features(state), self.world.actions)
         return Acted(action, Followed(state, action), {})

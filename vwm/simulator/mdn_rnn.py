@@ -10,7 +10,6 @@ from torch import Tensor
 from vwm.latent_dynamics.mdn_rnn import MDNRNN, Memory, check_fit
 from vwm.nn.patches import to_float, to_uint8
 from vwm.nn.random import fold, world_seeds
-from vwm.nn.state import merge
 from vwm.simulator.interface import ActionSpace, StepOutput
 from vwm.simulator.video import VideoSimulator, check_actions
 from vwm.tokenizer.interface import FrameTokenizer
@@ -100,26 +99,18 @@ class MDNRNNSimulator(VideoSimulator):
         return after, StepOutput(frame, latent, self.dynamics.earned(foretold).float(), foretold.end > 0)
 
     def init_state(self, batch: int) -> MDNRNNState:
-        """Before anything was seen, for ``observe``."""
+        """Before anything was seen; with a first frame's latent, where an episode begins."""
         nothing = torch.zeros(batch, dtype=torch.int64, device=self.device)
         latent = torch.zeros(batch, *self.tokenizer.grid, self.tokenizer.channels, device=self.device)
         return MDNRNNState(self.dynamics.init_memory(batch), latent, nothing, nothing)
 
     @torch.inference_mode()
-    def observe(self, state: MDNRNNState, action: Tensor, frame: Tensor, first: Tensor | None = None) -> MDNRNNState:
-        """See ``Simulator.observe``: how a controller follows a real game.
-
-        Args:
-            state, action, frame: see there.
-            first: bool [b], where the frame begins an episode; what was before it is forgotten there.
-        """
+    def observe(self, state: MDNRNNState, action: Tensor, frame: Tensor) -> MDNRNNState:
+        """See ``Simulator.observe``: how a controller follows a real game."""
         self.check_observed(action, frame, len(state.seed))
         _, memory = self._take(state, action)
         latent = self._shaped(self._encode(frame[:, None])[:, 0])
-        after = MDNRNNState(memory, latent, state.position + 1, state.seed)
-        if first is None:
-            return after
-        return merge(first.to(self.device), self.init_state(len(latent))._replace(latent=latent), after)
+        return MDNRNNState(memory, latent, state.position + 1, state.seed)
 
     def features(self, state: MDNRNNState) -> Tensor:
         """What a controller looks at, float32 [b, z + d]: the present latent, then what the LSTM remembers."""
