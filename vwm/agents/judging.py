@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from vwm.agents.agent import Player
 from vwm.agents.environments import Game
 from vwm.agents.evaluate import Evaluation, evaluate
-from vwm.agents.logbook import Table, draw_curves
+from vwm.agents.logbook import Row, Table, draw_curves
 
 EVALUATION_SEED = 1_000_000
 """Added to the run's seed for the games of evaluations, so that they share no episode with training."""
@@ -43,6 +43,7 @@ def judge(
         tables: episodes, evaluations and updates.
         random: mean return of random actions.
     """
+    episodes, evaluations, updates = (tables[name].rows() for name in ("episodes", "evaluations", "updates"))
     found = evaluate(
         player,
         training.judged_in,
@@ -55,22 +56,22 @@ def judge(
     row = {"mean": mean, "low": low, "high": high, "length": length}
     columns = tables["evaluations"].columns
     if training.judged_in != training.game and (columns is None or "gap" in columns):  # older runs go on without
-        imagined = since_last(tables["episodes"], tables["evaluations"])
+        imagined = since_last(episodes, evaluations)
         row |= {"imagined": imagined, "gap": imagined - mean}
     tables["evaluations"].add(step, **row)
+    evaluations.append({"step": step, **row})
     write_video_of(found, training.folder / "videos" / f"{step:09d}.mp4")
     where = f"{training.game}"
     if training.judged_in != training.game:
         where += f", judged in {training.judged_in}"
-    curves = training.folder / "curves.png"
-    draw_curves(curves, tables["episodes"], tables["evaluations"], tables["updates"], random, f"{name}, {where}")
+    draw_curves(training.folder / "curves.png", episodes, evaluations, updates, random, f"{name}, {where}")
     return found
 
 
-def since_last(episodes: Table, evaluations: Table) -> float:
+def since_last(episodes: Sequence[Row], evaluations: Sequence[Row]) -> float:
     """Mean return of the training episodes that ended since the last evaluation; NaN where none did."""
-    last = max((row["step"] for row in evaluations.rows()), default=-1)
-    returns = [row["return"] for row in episodes.rows() if row["step"] > last]
+    last = max((row["step"] for row in evaluations), default=-1)
+    returns = [row["return"] for row in episodes if row["step"] > last]
     return sum(returns) / len(returns) if returns else float("nan")
 
 

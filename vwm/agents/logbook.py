@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 Row = Mapping[str, float]
@@ -74,7 +74,14 @@ def mean_of_updates(
     return means
 
 
-def draw_curves(path: Path, episodes: Table, evaluations: Table, updates: Table, random: float, title: str) -> None:
+def draw_curves(
+    path: Path,
+    episodes: Sequence[Row],
+    evaluations: Sequence[Row],
+    updates: Sequence[Row],
+    random: float,
+    title: str,
+) -> None:
     """Returns over decisions, in training and evaluation, beside random actions; and every logged number of learning.
 
     Args:
@@ -90,26 +97,25 @@ def draw_curves(path: Path, episodes: Table, evaluations: Table, updates: Table,
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    logged = [name for name in (updates.columns or []) if name != "step"]
+    logged = [name for name in updates[0] if name != "step"] if updates else []
     rows = 1 + -(-len(logged) // 4)
     figure = plt.figure(figsize=(14, 4 + 2.2 * (rows - 1)), layout="constrained")
     grid = figure.add_gridspec(rows, 4, height_ratios=[2, *[1] * (rows - 1)])
     top = figure.add_subplot(grid[0, :])
-    played, judged = episodes.rows(), evaluations.rows()
-    top.plot([r["step"] for r in played], [r["return"] for r in played], ".", alpha=0.3, ms=3, label="in training")
-    steps = [r["step"] for r in judged]
-    top.plot(steps, [r["mean"] for r in judged], "-o", ms=3, label="evaluation")
-    top.fill_between(steps, [r["low"] for r in judged], [r["high"] for r in judged], alpha=0.25)
-    if "imagined" in (evaluations.columns or []):
-        top.plot(steps, [r["imagined"] for r in judged], "--s", ms=3, label="imagined: mean in training since the last")
+    top.plot([r["step"] for r in episodes], [r["return"] for r in episodes], ".", alpha=0.3, ms=3, label="in training")
+    steps = [r["step"] for r in evaluations]
+    top.plot(steps, [r["mean"] for r in evaluations], "-o", ms=3, label="evaluation")
+    top.fill_between(steps, [r["low"] for r in evaluations], [r["high"] for r in evaluations], alpha=0.25)
+    if evaluations and "imagined" in evaluations[0]:
+        imagined = [r["imagined"] for r in evaluations]
+        top.plot(steps, imagined, "--s", ms=3, label="imagined: mean in training since the last")
     top.axhline(random, color="grey", ls=":", label="random actions")
     top.set(xlabel="decisions", ylabel="return")
     figure.suptitle(title, fontsize=9, wrap=True)
     top.legend()
-    learnt = updates.rows()
     for place, name in enumerate(logged):
         axes = figure.add_subplot(grid[1 + place // 4, place % 4])
-        axes.plot([r["step"] for r in learnt], [r[name] for r in learnt], lw=0.8)
+        axes.plot([r["step"] for r in updates], [r[name] for r in updates], lw=0.8)
         axes.set_title(name, fontsize=8)
         axes.tick_params(labelsize=6)
     aside = path.with_suffix(".tmp")
