@@ -32,6 +32,7 @@ from vwm.agents.seen_through import SeenThrough, redrawn
 from vwm.agents.simulated import SimulatedGame
 from vwm.agents.training import Training
 from vwm.agents.world_policy import WorldPolicy
+from vwm.data.counts import check_positive
 from vwm.simulator.bundle import load_simulator
 from vwm.simulator.interface import Simulator
 from vwm.simulator.worlds import FRAME, blank_context, shown_of
@@ -108,11 +109,9 @@ class Imagination(Training):
         device: str = "auto",
         threads: int = 0,
     ) -> None:
-        counts = {"steps": steps, "batch_size": batch_size, "horizon": horizon, "passes": passes}
-        counts |= {"evaluate_every": evaluate_every, "evaluate_episodes": evaluate_episodes}
-        for name, value in {**counts, "checkpoint_every": checkpoint_every, "log_every": log_every}.items():
-            if value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}")
+        check_positive(steps=steps, batch_size=batch_size, horizon=horizon, passes=passes, log_every=log_every)
+        check_positive(evaluate_every=evaluate_every, evaluate_episodes=evaluate_episodes)
+        check_positive(checkpoint_every=checkpoint_every)
         if context < 0 or head_start < 0:
             raise ValueError(f"context and head_start must be 0 or more, got {context} and {head_start}")
         if not 0 < discount <= 1 or not lr > 0 or not clip > 0:

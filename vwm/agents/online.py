@@ -19,6 +19,7 @@ from vwm.agents.judging import EVALUATION_SEED, judge
 from vwm.agents.logbook import Table, mean_of_updates
 from vwm.agents.replay import Replay
 from vwm.agents.training import Training
+from vwm.data.counts import check_positive
 
 
 class Online(Training):
@@ -77,11 +78,9 @@ class Online(Training):
         device: str = "auto",
         threads: int = 0,
     ) -> None:
-        counts = {"steps": steps, "environments": environments, "capacity": capacity, "log_every": log_every}
-        periods = {"evaluate_every": evaluate_every, "checkpoint_every": checkpoint_every}
-        for name, value in {**counts, **periods, "evaluate_episodes": evaluate_episodes}.items():
-            if value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}")
+        check_positive(steps=steps, environments=environments, capacity=capacity, log_every=log_every)
+        check_positive(evaluate_every=evaluate_every, evaluate_episodes=evaluate_episodes)
+        check_positive(checkpoint_every=checkpoint_every)
         if prefill < 0 or pretrain < 0 or updates < 0:
             raise ValueError(f"prefill, pretrain and updates must be 0 or more, got {prefill}, {pretrain}, {updates}")
         if threads:

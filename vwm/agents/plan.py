@@ -22,6 +22,7 @@ from vwm.agents.pictures import episodes_video, paths, strip
 from vwm.agents.pilot import Pilot, Played, Policy, play, random_policy
 from vwm.agents.planner import Planner
 from vwm.agents.tasks import Task, find_task
+from vwm.data.counts import check_positive
 from vwm.data.folders import check_replaceable, written_aside
 from vwm.data.video import write_video
 from vwm.simulator.bundle import load_simulator
@@ -92,7 +93,8 @@ def plan(
     Raises:
         ValueError: a setting makes no sense, the world does not fit the game, or ``out`` is something else's folder.
     """
-    _check(out, episodes=episodes, budget=budget, frame_skip=frame_skip)
+    check_positive(episodes=episodes, budget=budget, frame_skip=frame_skip)
+    check_replaceable(out, RESULT, "such result")
     kind = find_task(env)
     made = {"horizon": horizon, "samples": samples, "iterations": iterations, **(planner_options or {})}
     searcher = make_planner(planner, made)
@@ -228,13 +230,6 @@ def table(result: Mapping[str, Any]) -> str:
         f"steps of the world an episode of it"
     )
     return "\n".join(lines)
-
-
-def _check(out: Path, **counts: int | None) -> None:
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be 1 or more, got {value}")
-    check_replaceable(out, RESULT, "such result")
 
 
 def _write(out: Path, result: Mapping[str, Any], task: Task, run: Played) -> None:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from vwm.agents.noise import coloured
 from vwm.agents.sequences import Categorical, Gaussian, shift
+from vwm.data.counts import check_positive
 from vwm.nn.random import fold, world_seeds
 from vwm.nn.state import batch_size, select
 from vwm.simulator.interface import ActionSpace, Simulator, State, StepOutput
@@ -132,9 +133,7 @@ class Planner(ABC):
         pick: Literal["best", "mean"],
         chunk: int,
     ) -> None:
-        for name, value in (("horizon", horizon), ("samples", samples), ("iterations", iterations), ("chunk", chunk)):
-            if value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}")
+        check_positive(horizon=horizon, samples=samples, iterations=iterations, chunk=chunk)
         for name, share in (("momentum", momentum), ("min_std", min_std)):
             if not 0 <= share < 1:
                 raise ValueError(f"{name} must lie in 0..1 (1 would never move), got {share}")

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vwm.data.counts import check_positive
 from vwm.latent_dynamics.consistency import ConsistencyModel
 from vwm.latent_dynamics.q_ensemble import QEnsemble
 from vwm.latent_dynamics.tanh_policy import TanhPolicy
@@ -52,9 +53,7 @@ class Planning:
     temperature: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("horizon", "samples", "elites", "iterations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        check_positive(horizon=self.horizon, samples=self.samples, elites=self.elites, iterations=self.iterations)
         if not 0 <= self.proposals <= self.samples or self.elites > self.samples:
             raise ValueError(
                 f"proposals and elites must be {self.samples} (samples) at most, got {self.proposals} and {self.elites}"

@@ -17,6 +17,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from vwm.data.counts import check_positive
 from vwm.data.environments import Environment, Piece, open_environment, opened
 from vwm.data.episode import Episode
 from vwm.data.policies import POLICIES, RandomPolicy
@@ -44,9 +45,7 @@ class Recording:
     skip_start: int
 
     def __post_init__(self) -> None:
-        for name in ("frames", "size", "shard_frames", "frame_skip"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        check_positive(frames=self.frames, size=self.size, shard_frames=self.shard_frames, frame_skip=self.frame_skip)
         if self.skip_start < 0:
             raise ValueError(f"skip_start must be 0 or more, got {self.skip_start}")
         if self.max_episode < 2:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from vwm.data.counts import check_positive
 from vwm.data.folders import check_replaceable, written_aside
 from vwm.data.index import list_shards, read_index
 from vwm.eval import probe_plots
@@ -20,7 +21,7 @@ from vwm.eval.labelled_clips import PARTS, LabelledClips, read_labelled
 from vwm.eval.probe_table import markdown
 from vwm.eval.probes import PROBES, ProbeName, check_probes, extract, run_probe
 from vwm.eval.provenance import environment, weights_hash
-from vwm.eval.report import check_positive, plain
+from vwm.eval.report import plain
 from vwm.eval.sweep import DECAYS, RATES, Settings
 
 REPORT, TABLE = "probe.json", "probe.md"

@@ -13,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from vwm.data.counts import check_positive
 from vwm.data.datamodule import open_clips
 from vwm.data.folders import check_replaceable, written_aside
 from vwm.data.video import write_video
@@ -309,13 +310,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def check_positive(**settings: int | None) -> None:
-    """Raise ValueError for a setting below 1, naming it."""
-    for name, value in settings.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be 1 or more, got {value}")
 
 
 def _write(out: Path, report: dict[str, Any], evidence: Evidence, videos: int) -> None:
