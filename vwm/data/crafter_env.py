@@ -15,9 +15,10 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from vwm.data.environments import LARGEST_SEED
+
 CRAFTER_ID = "vwm/Crafter-v0"
 CRAFTER_FPS = 5.0
-LARGEST_SEED = 2**31 - 1
 
 
 class CrafterEnv(gymnasium.Env[NDArray[np.uint8], Any]):

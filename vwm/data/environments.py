@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from vwm.data import procgen_state
 from vwm.data.game_state import find_state
 
+LARGEST_SEED = 2**31 - 1
+"""No game is given one so large: Crafter and Procgen take 31 bits."""
 PROCGEN_LANES = 4
 PROCGEN_FPS = 15.0
 PROCGEN_TIMEOUT = 1000

@@ -9,9 +9,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from vwm.data.environments import PROCGEN_FPS, PROCGEN_TIMEOUT, open_procgen
-
-LARGEST_SEED = 2**31 - 1
+from vwm.data.environments import LARGEST_SEED, PROCGEN_FPS, PROCGEN_TIMEOUT, open_procgen
 
 
 class ProcgenEnv(gymnasium.Env[NDArray[np.uint8], Any]):
