@@ -2,7 +2,7 @@
 
 import pytest
 
-from vwm.agents.logbook import mean_of_updates
+from vwm.agents.logbook import mean_of_updates, read_rows
 
 
 def test_every_so_many_updates_make_a_row_of_their_means() -> None:
@@ -12,3 +12,11 @@ def test_every_so_many_updates_make_a_row_of_their_means() -> None:
     assert [row for row in rows if row] == [{"loss": 4.0, "twice": 8.0}, {"loss": 3.0, "twice": 6.0}]
     assert rows.index({"loss": 4.0, "twice": 8.0}) == 2
     assert sums == pytest.approx({"loss": 7.0, "twice": 14.0})  # what a checkpoint keeps of the row to come
+
+
+def test_reading_leaves_a_table_as_it_is_and_a_line_that_was_cut_off_out(tmp_path) -> None:
+    path = tmp_path / "evaluations.csv"
+    path.write_text("step,mean\n100,1.5\n200,")
+    assert read_rows(path) == [{"step": 100, "mean": 1.5}]
+    assert path.read_text() == "step,mean\n100,1.5\n200,"
+    assert read_rows(tmp_path / "none.csv") == []

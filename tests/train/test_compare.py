@@ -54,6 +54,7 @@ def test_runs_beside_one_another(tmp_path, capsys):
     ])  # fmt: skip
     told, said = json.loads((out / "comparison.json").read_text()), capsys.readouterr().out
     assert (out / "comparison.png").stat().st_size > 1000
+    assert (out / "curves.png").stat().st_size > 1000
     assert (out / "comparison.md").read_text().split("\n\n", 1)[1] in said
     # Every return is what playing the run by hand gives, on the same episodes for all.
     game = GymnasiumGame("CartPole-v1")

@@ -34,12 +34,8 @@ class Table:
         self._append(row)
 
     def rows(self) -> list[dict[str, float]]:
-        """All of it; a line that was cut off in the middle of its writing is left out."""
-        if not self.path.is_file():
-            return []
-        with self.path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            return [{k: float(v) for k, v in row.items()} for row in reader if None not in row.values()]
+        """All of it; see ``read_rows``."""
+        return read_rows(self.path)
 
     def _append(self, row: Row) -> None:
         assert self.columns is not None
@@ -49,6 +45,15 @@ class Table:
             if fresh:
                 writer.writeheader()
             writer.writerow({**row, "step": int(row["step"])})
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """A table as it stands; none where there is no file. A line that was cut off in its writing is left out."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        whole = [line for line in file if line.endswith("\n")]  # half a number is another number
+    return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(whole)]
 
 
 def mean_of_updates(

@@ -144,6 +144,33 @@ def returns_beside(
     return figure
 
 
+def learning_curves(curves: Mapping[str, Sequence[Mapping[float, float]]], random: float, title: str) -> Figure:
+    """How several ways learn: every run a thin line, and a way's mean where all its runs were evaluated.
+
+    Args:
+        curves: by the way's name, of each run the mean return by decisions.
+        random: what random actions earn.
+        title: over it all.
+    """
+    figure = _figure(7.5, 4.2)
+    axes = figure.subplots()
+    for number, (name, runs) in enumerate(curves.items()):
+        color = f"C{number}"
+        for run in runs:
+            axes.plot(list(run), list(run.values()), color=color, linewidth=0.8, alpha=0.5)
+        common = sorted(set.intersection(*(set(run) for run in runs)))
+        means = [float(np.mean([run[step] for run in runs])) for step in common]
+        axes.plot(common, means, "-o", color=color, markersize=3, label=f"{name} ({len(runs)})")
+    axes.axhline(random, color=GREY, linestyle=":", label="random actions")
+    axes.set_xlabel("decisions in training")
+    axes.set_ylabel("return in evaluation")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8)
+    figure.suptitle(title, fontsize=8, wrap=True)
+    return figure
+
+
 def _points(axes: Axes, names: Sequence[str], scores: Mapping[str, tuple[float, float, float]], label: str) -> None:
     value, low, high = np.array([scores[name] for name in names]).T
     places = np.arange(len(names))

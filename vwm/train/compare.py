@@ -14,9 +14,10 @@ import torch
 from vwm.agents.comparison import Comparison, Score, compare
 from vwm.agents.environments import Game
 from vwm.agents.evaluate import Evaluation, evaluate
+from vwm.agents.logbook import read_rows
 from vwm.data.folders import check_replaceable, written_aside
 from vwm.data.workers import run_jobs
-from vwm.eval.plots import returns_beside
+from vwm.eval.plots import learning_curves, returns_beside
 from vwm.train.agent import load, load_training
 
 RANDOM = "random"
@@ -55,7 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run(argv: list[str]) -> None:
-    """Write ``comparison.md``, ``comparison.png`` and ``comparison.json``.
+    """Write ``comparison.md``, ``comparison.png``, ``comparison.json`` and ``curves.png``.
 
     Args:
         argv: what follows ``vwm agent compare``.
@@ -82,7 +83,9 @@ def run(argv: list[str]) -> None:
         title = f"{asked.episodes} episodes a run in {game}"
         (aside / "comparison.md").write_text(f"{title}\n\n{table}")
         returns_beside(result.means, result.normalised, title).savefig(aside / "comparison.png")
-    print(f"\n{table}\ntable, plot and every return: {asked.out}")
+        curves = {way.name: [curve(folder) for folder in way.runs] for way in ways}
+        learning_curves(curves, result.means[RANDOM].value, f"{game}").savefig(aside / "curves.png")
+    print(f"\n{table}\ntable, plots and every return: {asked.out}")
 
 
 def play(folder: Path | None, game: Game, episodes: int, seed: int, side_by_side: int) -> Evaluation:
@@ -133,6 +136,11 @@ def real_steps(folder: Path) -> int:
     training = load_training(folder)
     lived = getattr(training, "game", None) == getattr(training, "judged_in", None)
     return int(getattr(training, "steps", 0)) if lived else 0
+
+
+def curve(folder: Path) -> dict[float, float]:
+    """Mean return by decisions, as the run's own evaluations had it."""
+    return {row["step"]: row["mean"] for row in read_rows(folder / "evaluations.csv")}
 
 
 def draw_table(result: Comparison, steps: dict[str, int], runs: dict[str, int]) -> str:
