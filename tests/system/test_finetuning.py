@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from models import diffusion_world, genie
 
@@ -34,13 +35,13 @@ def write_game(folder: Path, side: int) -> Path:
     return folder
 
 
-def finetune(config: str, world: Path, width: int, steps: int) -> None:
+def finetune(config: str, world: Path, width: int, steps: int, *more: str) -> None:
     main(
         ["fit", "-c", str(CONFIGS / config), "--run", str(world / "run"), "--trainer.max_steps", str(steps)]
         + ["--model.init_args.world", str(world / "world"), "--model.init_args.num_actions", "3"]
         + ["--model.init_args.outcomes.init_args.width", str(width), "--data.init_args.path", str(world / "data")]
         + ["--data.init_args.val_path", str(world / "data")]
-        + TINY
+        + [*TINY, *more]
     )
 
 
@@ -67,11 +68,15 @@ def test_a_genie_world_with_latent_actions_learns_true_ones(tmp_path, capsys):
     check_bundle(tmp_path / "bundle")
 
 
-def test_a_diffusion_world_without_labels_learns_actions(tmp_path):
+LORA = ("--model.init_args.adapt", "lora", "--model.init_args.optimizer.name", "adamw")
+
+
+@pytest.mark.parametrize("how", [(), LORA], ids=["as configured", "lora"])
+def test_a_diffusion_world_without_labels_learns_actions(tmp_path, how):
     world = diffusion_world(num_actions=0, prediction="clean", step_sizes=4)
     world.actions = ActionSpace("discrete", 1, ("go on",))
     save_simulator(world, tmp_path / "world")
     write_game(tmp_path / "data", 8)
-    finetune("dit/freeway_finetune.yaml", tmp_path, 32, steps=2)
+    finetune("dit/freeway_finetune.yaml", tmp_path, 32, 2, *how)
     main(["export", str(tmp_path / "run"), "-o", str(tmp_path / "bundle"), "--steps", "2", "--context", "2"])
     check_bundle(tmp_path / "bundle")
