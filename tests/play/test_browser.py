@@ -27,6 +27,8 @@ if CHROMIUM is None:
 
 from playwright.sync_api import Browser, Page, expect, sync_playwright  # noqa: E402  (after the skip)
 
+expect.set_options(timeout=30_000)  # of milliseconds: a busy machine is no fault of the page
+
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
