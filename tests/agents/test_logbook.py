@@ -16,7 +16,9 @@ def test_every_so_many_updates_make_a_row_of_their_means() -> None:
 
 def test_reading_leaves_a_table_as_it_is_and_a_line_that_was_cut_off_out(tmp_path) -> None:
     path = tmp_path / "evaluations.csv"
-    path.write_text("step,mean\n100,1.5\n200,")
-    assert read_rows(path) == [{"step": 100, "mean": 1.5}]
-    assert path.read_text() == "step,mean\n100,1.5\n200,"
+    whole = "step,mean\n100,1.5\n"
+    for cut in ("2", "200", "200,", "200,-1", "200,-12.5"):
+        path.write_text(whole + cut)
+        assert read_rows(path) == [{"step": 100, "mean": 1.5}]
+        assert path.read_text() == whole + cut
     assert read_rows(tmp_path / "none.csv") == []
