@@ -19,6 +19,7 @@ from vwm.agents.seen_through import redrawn
 from vwm.agents.world_policy import ClonedPolicy, FeaturePolicy, FramePolicy
 from vwm.dit.agent_heads import AgentHeads
 from vwm.simulator.bundle import save_simulator
+from vwm.simulator.ensemble import EnsembleSimulator
 from vwm.train.cli import main
 
 BATCH, HORIZON = 32, 2
@@ -169,6 +170,38 @@ def test_ways_are_the_worlds_own(home) -> None:
     assert not ways.observation.is_inference()  # or nothing could be learned from it
 
 
+def test_a_world_that_others_doubt_moves_on_as_it_would_alone_and_pays_for_the_doubt(home) -> None:
+    world, other = learned_world(steps=1), learned_world(steps=1)
+    with torch.no_grad():
+        for weight in other.dynamics.parameters():
+            weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(7)))
+    torch.manual_seed(0)
+    policy = POLICIES["features"](world, spaces_of(world, "features"))
+    context = Contexts(str(home / "data"), 3, HORIZON).draw(3)
+
+    def ways(simulator) -> Dreamt:
+        torch.manual_seed(1)
+        return imagine(simulator, policy, context, 4, "features")
+
+    alone, doubted = ways(world), ways(EnsembleSimulator([world, other], penalty=2.0, follow="first"))
+    assert torch.equal(doubted.observation, alone.observation) and torch.equal(doubted.action, alone.action)
+    assert not alone.uncertainty.any() and not doubted.uncertainty[0].any() and (doubted.uncertainty[1:] > 0).all()
+    torch.testing.assert_close(doubted.reward, alone.reward - 2 * doubted.uncertainty)
+    ended = ways(EnsembleSimulator([world, other], limit=1e-9, follow="first")).terminated
+    assert not ended[0].any() and ended[1:].all()
+
+
+def test_what_others_doubt_is_logged_and_changes_what_is_learned(home, tmp_path) -> None:
+    other = learned_world(steps=1)
+    save_simulator(other, tmp_path / "other")
+    doubts = {"others": [tmp_path / "other"], "penalty": 5.0}
+    for name, settings in {"trusting": {}, "wary": doubts}.items():
+        training(home, tmp_path / name, **settings).run()
+    trusting, wary = (tmp_path / name / "updates.csv" for name in ("trusting", "wary"))
+    assert all(value > 0 for value in column(wary, "uncertainty")) and "uncertainty" not in trusting.read_text()
+    assert column(wary, "imagined_reward")[0] < column(trusting, "imagined_reward")[0]
+
+
 def test_pictures_of_the_context_are_remembered(home) -> None:
     world = diffusion_world()
     torch.manual_seed(0)
@@ -196,7 +229,7 @@ def test_pictures_of_the_context_are_those_that_play_shows(home) -> None:
 def test_what_is_earned_ends_with_the_world() -> None:
     reward = torch.tensor([[0.0, 0], [1, 3], [2, 5], [4, 7]])
     terminated = torch.tensor([[False, False], [True, False], [False, False], [False, False]])
-    ways = Dreamt((), reward, reward[:-1].long(), reward, terminated)
+    ways = Dreamt((), reward, reward[:-1].long(), reward, terminated, torch.zeros(4, 2))
     assert earned(ways, torch.tensor([True, True])) == (1 + 3 + 5 + 7) / 4
     assert earned(ways, torch.tensor([False, True])) == 5
 
@@ -208,6 +241,8 @@ def test_what_is_earned_ends_with_the_world() -> None:
         ({"steps": 0}, "steps must be 1 or more, got 0"),
         ({"discount": 0.0}, "discount must lie in 0..1"),
         ({"head_start": -1}, "got 0 and -1"),
+        ({"penalty": 1.0}, "penalty=1 and limit=None are of disagreement: name other worlds in others"),
+        ({"limit": 0.5}, "penalty=0 and limit=0.5 are of disagreement"),
     ],
 )
 def test_settings_that_make_no_sense_are_told(home, tmp_path, settings, message: str) -> None:

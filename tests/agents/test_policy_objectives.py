@@ -40,7 +40,14 @@ def dreamt() -> Dreamt:
     terminated = torch.zeros(H + 1, N, dtype=torch.bool)
     terminated[2, 0] = terminated[H, 1] = True
     features = torch.randn(H + 1, N, D, dtype=torch.float64)
-    return Dreamt((), features, torch.randint(3, (H, N)), torch.randn(H + 1, N, dtype=torch.float64), terminated)
+    return Dreamt(
+        (),
+        features,
+        torch.randint(3, (H, N)),
+        torch.randn(H + 1, N, dtype=torch.float64),
+        terminated,
+        torch.zeros(H + 1, N),
+    )
 
 
 def returns_by_hand(value: list[list[float]], ways: Dreamt, trace: float) -> list[list[float]]:

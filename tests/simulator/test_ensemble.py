@@ -57,6 +57,21 @@ def test_disagreement_is_the_deviation_of_what_is_shown_and_earned() -> None:
         assert after.uncertainty[world].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
+def test_who_follows_the_first_sees_it_alone() -> None:
+    own = members(agent_tokens=1)
+    frames, action = context(own[0]), torch.tensor([0, 1, 2, 3]) % own[0].actions.size
+    ensemble = EnsembleSimulator(own, follow="first")
+    state, first = ensemble.reset(frames, seed=1)
+    begun, frame = own[0].reset(frames, seed=state.seed)
+    assert not state.followed.any() and torch.equal(first, frame)
+    after, shown = ensemble.step(state, action)
+    alone, said = own[0].step(begun, action)
+    assert torch.equal(shown.frame, said.frame) and (after.uncertainty > 0).all()
+    assert torch.equal(ensemble.features(after), own[0].features(alone))
+    with pytest.raises(ValueError, match="follow the first"):
+        EnsembleSimulator(own).features(after)
+
+
 def test_equal_members_do_not_disagree() -> None:
     ensemble = EnsembleSimulator([genie(), genie()], penalty=10.0, limit=1e-6)
     state, _ = ensemble.reset(context(ensemble), seed=0)

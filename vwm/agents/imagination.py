@@ -9,7 +9,7 @@ Legend: n ways, h steps of the horizon. Time comes first.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,11 +29,12 @@ from vwm.agents.logbook import Table, mean_of_updates
 from vwm.agents.online import crossed
 from vwm.agents.policy_objectives import Objective
 from vwm.agents.seen_through import SeenThrough, redrawn
-from vwm.agents.simulated import SimulatedGame
+from vwm.agents.simulated import SimulatedGame, check_doubts
 from vwm.agents.training import Training
 from vwm.agents.world_policy import WorldPolicy
 from vwm.data.counts import check_positive
 from vwm.simulator.bundle import load_simulator
+from vwm.simulator.ensemble import EnsembleSimulator
 from vwm.simulator.interface import Simulator
 from vwm.simulator.worlds import FRAME, blank_context, shown_of
 
@@ -62,6 +63,10 @@ class Imagination(Training):
         context: frames of each; 0 takes as many as the world likes.
         relevant: see ``Contexts``.
         horizon: decisions from each context on. It is cut off there, not at an end: the critic says what follows.
+        others: bundles of worlds that learned the same game otherwise (from another seed), which live through the same
+            actions: where they disagree with ``bundle``, none of them is to be trusted; see ``EnsembleSimulator``.
+            ``updates.csv`` then has the mean ``uncertainty``, from which ``penalty`` and ``limit`` can be chosen.
+        penalty, limit: what disagreement costs, and where it ends a way.
         discount: of rewards, a decision.
         passes: how often the policy learns from the same ways.
         lr, critic_lr: of Adam; the critic's is the same by default.
@@ -94,6 +99,9 @@ class Imagination(Training):
         context: int = 0,
         relevant: float = 0.0,
         horizon: int = 16,
+        others: Sequence[Path] = (),
+        penalty: float = 0.0,
+        limit: float | None = None,
         discount: float = 0.997,
         passes: int = 1,
         lr: float = 3e-4,
@@ -116,6 +124,7 @@ class Imagination(Training):
             raise ValueError(f"context and head_start must be 0 or more, got {context} and {head_start}")
         if not 0 < discount <= 1 or not lr > 0 or not clip > 0:
             raise ValueError(f"discount must lie in 0..1, lr and clip be above 0; got {discount}, {lr} and {clip}")
+        check_doubts(others, penalty, limit)
         if threads:
             torch.set_num_threads(threads)
         self.folder, self.bundle, self.data = Path(run), bundle, data
@@ -123,6 +132,7 @@ class Imagination(Training):
         self.game: Game = SimulatedGame(bundle, data, time_limit=horizon, observe=observe, device=device)
         self.judged_in: Game = SeenThrough(judged_in, bundle, observe, device) if judged_in else self.game
         self.steps, self.batch_size, self.context, self.relevant = steps, batch_size, context, relevant
+        self.others, self.penalty, self.limit = tuple(others), penalty, limit
         self.horizon, self.discount, self.passes, self.head_start = horizon, discount, passes, head_start
         self.lr, self.critic_lr, self.clip = lr, critic_lr or lr, clip
         self.evaluate_every, self.evaluate_episodes = evaluate_every, evaluate_episodes
@@ -169,8 +179,13 @@ class Student:
 
     def __init__(self, training: Imagination) -> None:
         self.training = training
+        others = [load_simulator(other, training.device) for other in training.others]
         torch.manual_seed(training.seed)
         self.simulator = load_simulator(training.bundle, training.device)
+        self.world: Simulator = self.simulator
+        if others:
+            members = [self.simulator, *others]
+            self.world = EnsembleSimulator(members, training.penalty, training.limit, follow="first")
         self.policy = training.make_policy(self.simulator, spaces_of(self.simulator, training.observe))
         self.policy = self.policy.to(self.simulator.device)
         self._check_prior()
@@ -211,7 +226,7 @@ class Student:
     def learn(self, context: Context) -> None:
         """One update: imagine, and learn from it."""
         training, began = self.training, time.perf_counter()
-        dreamt = imagine(self.simulator, self.policy, context, training.horizon, training.observe)
+        dreamt = imagine(self.world, self.policy, context, training.horizon, training.observe)
         spent = time.perf_counter() - began
         self.played += training.batch_size * training.horizon
         for _ in range(training.passes):
@@ -219,6 +234,8 @@ class Student:
         self.updated += 1
         seconds = {"seconds": time.perf_counter() - began, "seconds_in_the_world": spent}
         logs |= {"imagined_reward": earned(dreamt, context.uniform), **seconds}
+        if training.others:
+            logs["uncertainty"] = float(dreamt.uncertainty[1:].mean())
         if means := mean_of_updates(self.sums, logs, self.updated, training.log_every):
             self.tables["updates"].add(self.played, **means)
             imagined = {"return": means["imagined_reward"] * self.length, "length": self.length}
@@ -270,6 +287,7 @@ class Dreamt(NamedTuple):
         action: int64 [h, n] or float [h, n, a], as drawn: beyond [-1, 1] the bound was played.
         reward: float [h + 1, n], on arriving; 0 at the first moment.
         terminated: bool [h + 1, n], whether the world ended there.
+        uncertainty: float [h + 1, n], how much the worlds disagreed on it; 0 of one alone.
     """
 
     carry: Carry
@@ -277,6 +295,7 @@ class Dreamt(NamedTuple):
     action: Tensor
     reward: Tensor
     terminated: Tensor
+    uncertainty: Tensor
 
 
 @torch.no_grad()
@@ -284,21 +303,22 @@ def imagine(simulator: Simulator, policy: WorldPolicy, context: Context, horizon
     """Follow a policy into a world.
 
     Args:
-        simulator: the world.
+        simulator: the world, or an ensemble that follows its first member.
         policy: draws its actions, by torch's generator, as are the worlds' seeds.
         context: where to begin, n.
         horizon: h. A world that ends is stepped on, for the sake of the batch; nothing of that counts.
         observe: see ``Imagination``.
     """
     count, device = len(context.frames), policy.device
-    nowhere = torch.zeros(count, dtype=torch.bool, device=device)
+    nowhere, nothing = torch.zeros(count, dtype=torch.bool, device=device), torch.zeros(count, device=device)
     state, frame = simulator.reset(context.frames, torch.randint(2**63 - 1, (count,)), context.actions)
     carry = policy.init_carry(count)
     if observe == FRAME and context.frames.shape[1] > 1:
-        before = redrawn(simulator, context.frames[:, :-1].to(device))  # as it sees all others, real ones included
+        own = simulator.members[0] if isinstance(simulator, EnsembleSimulator) else simulator
+        before = redrawn(own, context.frames[:, :-1].to(device))  # as it sees all others, real ones included
         carry, _ = policy.look(carry, before.transpose(0, 1))
     first, seen = carry, [shown_of(simulator, observe, state, frame)]
-    actions, rewards, ends = [], [torch.zeros(count, device=device)], [nowhere]
+    actions, rewards, ends, doubts = [], [nothing], [nowhere], [nothing]
     for _ in range(horizon):
         carry, features = policy.see(carry, seen[-1], nowhere)
         action = policy.behaviour.actor(features).sample()
@@ -308,7 +328,9 @@ def imagine(simulator: Simulator, policy: WorldPolicy, context: Context, horizon
         actions.append(action)
         rewards.append(output.reward.float())
         ends.append(output.terminated)
-    return Dreamt(first, torch.stack(seen), torch.stack(actions), torch.stack(rewards), torch.stack(ends))
+        doubts.append(getattr(state, "uncertainty", nothing))
+    shown = (torch.stack(of) for of in (seen, actions, rewards, ends, doubts))
+    return Dreamt(first, *shown)
 
 
 def losses(policy: WorldPolicy, objective: Objective, dreamt: Dreamt, discount: float) -> Learned:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -56,6 +56,9 @@ class SimulatedGame(Game):
     limit: float | None = None
     device: str = "auto"
 
+    def __post_init__(self) -> None:
+        check_doubts(self.others, self.penalty, self.limit)
+
     def open(self, count: int, seed: int, draws: bool = False) -> SimulatedEnvironments:
         """See ``Game.open``."""
         simulator, starts = self._world()
@@ -84,6 +87,12 @@ class SimulatedGame(Game):
         limit = self.time_limit or 0
         drawn = Contexts(self.data, simulator.context_frames, limit, self.relevant, actions=False)
         return simulator, drawn.spread(self.contexts)
+
+
+def check_doubts(others: Sequence[Path], penalty: float, limit: float | None) -> None:
+    """Raise ValueError where disagreement costs and there is nobody to disagree."""
+    if not others and (penalty or limit is not None):
+        raise ValueError(f"penalty={penalty:g} and limit={limit} are of disagreement: name other worlds in others")
 
 
 class SimulatedEnvironments(Environments):

@@ -10,7 +10,7 @@ Legend: b worlds, m members.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,12 +51,20 @@ class EnsembleSimulator(Simulator):
         members: two or more worlds of the same actions and observations; they must have pictures or be of vectors.
         penalty: by which the uncertainty is taken from the reward.
         limit: of the uncertainty, beyond which a world ends; None never ends for that.
+        follow: ``"drawn"``, every world a member of its own; ``"first"``, all the first one, which the others only
+            doubt: for who reads that one's features, which no other member shares.
 
     Raises:
         ValueError: the members do not fit each other.
     """
 
-    def __init__(self, members: Sequence[Simulator], penalty: float = 0.0, limit: float | None = None) -> None:
+    def __init__(
+        self,
+        members: Sequence[Simulator],
+        penalty: float = 0.0,
+        limit: float | None = None,
+        follow: Literal["drawn", "first"] = "drawn",
+    ) -> None:
         if len(members) < 2:
             raise ValueError(f"disagreement takes two worlds or more, got {len(members)}")
         first = members[0]
@@ -70,7 +78,7 @@ class EnsembleSimulator(Simulator):
             raise ValueError("worlds of latents alone have nothing in common to disagree on: train them with a decoder")
         if penalty < 0 or (limit is not None and limit <= 0):
             raise ValueError(f"penalty must be 0 or more and limit above 0, got {penalty} and {limit}")
-        self.members, self.penalty, self.limit = tuple(members), penalty, limit
+        self.members, self.penalty, self.limit, self.follow = tuple(members), penalty, limit, follow
         self.actions, self.image_size, self.vector_size = first.actions, first.image_size, first.vector_size
         self.fps, self.starts = first.fps, getattr(first, "starts", None)
         self.context_frames = max(member.context_frames for member in members)
@@ -88,7 +96,7 @@ class EnsembleSimulator(Simulator):
         seeds = world_seeds(seed, len(context), self.device)
         begun = [member.reset(context, seeds, context_actions) for member in self.members]
         states, frames = tuple(state for state, _ in begun), torch.stack([frame for _, frame in begun])
-        followed = fold(seeds, FOLLOWED) % len(self.members)
+        followed = fold(seeds, FOLLOWED) % (1 if self.follow == "first" else len(self.members))
         latent = self._of_followed([m.latent(s) for m, s in zip(self.members, states, strict=True)], followed)
         nothing = torch.zeros(len(context), device=frames.device)
         return EnsembleState(states, latent, followed, nothing, seeds), self._of_followed(frames, followed)
@@ -109,6 +117,12 @@ class EnsembleSimulator(Simulator):
         after = EnsembleState(tuple(s for s, _ in stepped), latent, state.followed, uncertainty, state.seed)
         frame = self._of_followed(frames, state.followed) if decode else None
         return after, StepOutput(frame, latent, reward, terminated)
+
+    def features(self, state: EnsembleState) -> Tensor:
+        """See ``Simulator.features``: of the first member. Raises ValueError where worlds follow drawn members."""
+        if self.follow != "first":
+            raise ValueError("the members' features mean different things: follow the first, or observe frames")
+        return self.members[0].features(state.members[0])
 
     def _disagreement(self, frames: Tensor, rewards: Tensor) -> Tensor:
         """[m, b, ...] and [m, b] -> [b]."""
