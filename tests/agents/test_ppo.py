@@ -59,6 +59,31 @@ def test_ppo_in_the_real_game(tmp_path: Path) -> None:
     assert training.player().act((), moment, explore=False).action.unique().numel() == 2
 
 
+def test_a_run_goes_on_and_one_that_is_over_is_left_alone(tmp_path: Path, capsys) -> None:
+    from vwm.agents.ppo import PPO
+
+    def training(steps: int, game: str = "CartPole-v1") -> PPO:
+        return PPO(tmp_path, GymnasiumGame(game), steps=steps, environments=2, policy="MlpPolicy", options=FEW,
+                   evaluate_every=32, evaluate_episodes=2, video=False)  # fmt: skip
+
+    training(64).run()
+    tables = {name: (tmp_path / name).read_text() for name in ("episodes.csv", "evaluations.csv")}
+    model = (tmp_path / "ppo.zip").read_bytes()
+    training(64).run()
+    assert f"going on from {tmp_path / 'ppo.zip'}, 64 decisions" in capsys.readouterr().out
+    assert {name: (tmp_path / name).read_text() for name in tables} == tables
+    assert (tmp_path / "ppo.zip").read_bytes() == model
+    longer = training(128)
+    longer.run()
+    for name, text in tables.items():
+        assert (tmp_path / name).read_text().startswith(text)
+    steps = [line.split(",")[0] for line in (tmp_path / "evaluations.csv").read_text().splitlines()[1:]]
+    assert steps == ["32", "64", "96", "128"]
+    assert longer.make().num_timesteps == 128 and longer.make()._n_updates == 128 // 32
+    with pytest.raises(ValueError, match="Observation spaces do not match"):
+        training(256, "MountainCar-v0").run()
+
+
 def test_ppo_in_a_learned_world_judged_in_a_real_one(tmp_path: Path) -> None:
     from vwm.agents.ppo import PPO
 

@@ -22,8 +22,9 @@ MODEL = "ppo.zip"
 class PPO(Training):
     """Proximal policy optimisation (arXiv 1707.06347), by Stable-Baselines3 (``pip install 'vwm[sb3]'``).
 
-    A run is short beside those of world models; one that stopped begins anew. The folder holds ``evaluations.csv``,
-    ``curves.png``, ``videos/`` and the model, ``ppo.zip``.
+    The folder holds ``evaluations.csv``, ``curves.png``, ``videos/`` and the model, ``ppo.zip``. A run that stopped
+    goes on from its last evaluation, in fresh episodes (Stable-Baselines3 keeps no game's state): not bit for bit what
+    it would have become.
 
     Args:
         run: folder of everything the run writes.
@@ -33,7 +34,7 @@ class PPO(Training):
         environments: copies of the game.
         policy: of Stable-Baselines3: ``CnnPolicy`` for pictures, ``MlpPolicy`` for vectors.
         options: of its ``PPO``, ``{n_steps: 128, ent_coef: 0.01}`` for example.
-        evaluate_every: decisions from one evaluation to the next.
+        evaluate_every: decisions from one evaluation to the next, at the first update from there on.
         evaluate_episodes: of one.
         greedy: in evaluations, do what is likeliest; False draws there too.
         video: write a video of every evaluation's first episode.
@@ -70,12 +71,15 @@ class PPO(Training):
         """See ``Training.run``."""
         self.folder.mkdir(parents=True, exist_ok=True)
         model = self.make()
-        for name in ("episodes", "evaluations", "updates"):
-            (self.folder / f"{name}.csv").unlink(missing_ok=True)
-        tables = {name: Table(self.folder / f"{name}.csv") for name in ("episodes", "evaluations", "updates")}
+        played = model.num_timesteps
+        if played:
+            print(f"going on from {self.folder / MODEL}, {played} decisions")
+        if played >= self.steps:
+            return
+        tables = {name: Table(self.folder / f"{name}.csv", played) for name in ("episodes", "evaluations", "updates")}
         random = evaluate(None, self.judged_in, self.evaluate_episodes, self.seed + EVALUATION_SEED)
         watcher = _watcher(self, tables, float(random.returns.mean()))
-        model.learn(self.steps, callback=watcher, progress_bar=False)
+        model.learn(self.steps - played, callback=watcher, progress_bar=False, reset_num_timesteps=False)
         model.get_env().close()
 
     def player(self) -> PPOPlayer:
@@ -85,12 +89,25 @@ class PPO(Training):
         return PPOPlayer(_stable_baselines().PPO.load(self.folder / MODEL, device="cpu"), self.greedy)
 
     def make(self) -> Any:
-        """A fresh model. Raises ImportError where Stable-Baselines3 is not installed."""
+        """The model as it was saved last, or a fresh one.
+
+        Raises:
+            ImportError: Stable-Baselines3 is not installed.
+            ValueError: the saved one is of another game.
+        """
         sb3 = _stable_baselines()
         from vwm.simulator.stable_baselines import StableBaselinesVecEnv
 
         envs = StableBaselinesVecEnv(self.game.vector_env(self.environments, self.seed))
-        return sb3.PPO(self.policy, envs, seed=self.seed, device=self.device, **self.options)
+        saved = self.folder / MODEL
+        if not saved.is_file():
+            return sb3.PPO(self.policy, envs, seed=self.seed, device=self.device, **self.options)
+        options = {
+            name: value for name, value in self.options.items() if name != "policy_kwargs"
+        }  # the saved ones hold
+        model = sb3.PPO.load(saved, envs, device=self.device, **options)
+        model.set_random_seed(self.seed + model.num_timesteps)  # or it would meet the same episodes once more
+        return model
 
     def judge(self, model: Any, step: int, tables: dict[str, Table], random: float) -> Evaluation:
         """Evaluate, and keep the model."""
@@ -149,26 +166,32 @@ def _watcher(training: PPO, tables: dict[str, Table], random: float) -> Any:
         def _on_training_start(self) -> None:
             self.returns = [0.0] * training.environments
             self.lengths = [0] * training.environments
-            self.bar = tqdm(total=training.steps, unit="decision", smoothing=0.05)
+            self.judged = self.model.num_timesteps
+            self.bar = tqdm(total=training.steps, initial=self.judged, unit="decision", smoothing=0.05)
+
+        def _on_rollout_start(self) -> None:
+            if crossed(self.judged, self.num_timesteps, training.evaluate_every):
+                self._judge()
 
         def _on_step(self) -> bool:
-            done = self.num_timesteps
             for copy, (reward, over) in enumerate(zip(self.locals["rewards"], self.locals["dones"], strict=True)):
                 self.returns[copy] += float(reward)
                 self.lengths[copy] += 1
                 if over:
                     ended = {"return": self.returns[copy], "length": float(self.lengths[copy])}
-                    tables["episodes"].add(done, **ended)
+                    tables["episodes"].add(self.num_timesteps, **ended)
                     self.returns[copy], self.lengths[copy] = 0.0, 0
             self.bar.update(training.environments)
-            if crossed(done - training.environments, done, training.evaluate_every):
-                found = training.judge(self.model, done, tables, random)
-                self.bar.set_postfix_str(f"return {found.returns.mean():.1f}")
             return True
 
         def _on_training_end(self) -> None:
-            if self.num_timesteps % training.evaluate_every:
-                training.judge(self.model, self.num_timesteps, tables, random)
+            if self.num_timesteps > self.judged:
+                self._judge()
             self.bar.close()
+
+        def _judge(self) -> None:
+            found = training.judge(self.model, self.num_timesteps, tables, random)
+            self.bar.set_postfix_str(f"return {found.returns.mean():.1f}")
+            self.judged = self.num_timesteps
 
     return Watcher()
