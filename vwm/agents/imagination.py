@@ -66,7 +66,7 @@ class Imagination(Training):
         others: bundles of worlds that learned the same game otherwise (from another seed), which live through the same
             actions: where they disagree with ``bundle``, none of them is to be trusted; see ``EnsembleSimulator``.
             ``updates.csv`` then has the mean ``uncertainty``, from which ``penalty`` and ``limit`` can be chosen.
-        penalty, limit: what disagreement costs, and where it ends a way.
+        penalty, limit: what disagreement costs (``episodes.csv`` has what is left), and where it ends a way.
         discount: of rewards, a decision.
         passes: how often the policy learns from the same ways.
         lr, critic_lr: of Adam; the critic's is the same by default.

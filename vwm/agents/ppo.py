@@ -102,9 +102,8 @@ class PPO(Training):
         saved = self.folder / MODEL
         if not saved.is_file():
             return sb3.PPO(self.policy, envs, seed=self.seed, device=self.device, **self.options)
-        options = {
-            name: value for name, value in self.options.items() if name != "policy_kwargs"
-        }  # the saved ones hold
+        # The networks stay what they are; whatever else the options say may be changed on the way.
+        options = {name: value for name, value in self.options.items() if name != "policy_kwargs"}
         model = sb3.PPO.load(saved, envs, device=self.device, **options)
         model.set_random_seed(self.seed + model.num_timesteps)  # or it would meet the same episodes once more
         return model

@@ -121,7 +121,9 @@ class EnsembleSimulator(Simulator):
     def features(self, state: EnsembleState) -> Tensor:
         """See ``Simulator.features``: of the first member. Raises ValueError where worlds follow drawn members."""
         if self.follow != "first":
-            raise ValueError("the members' features mean different things: follow the first, or observe frames")
+            raise ValueError(
+                "an ensemble keeps no features that all members share: follow the first, or observe frames"
+            )
         return self.members[0].features(state.members[0])
 
     def _disagreement(self, frames: Tensor, rewards: Tensor) -> Tensor:
