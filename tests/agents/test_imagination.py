@@ -226,6 +226,21 @@ def test_pictures_of_the_context_are_those_that_play_shows(home) -> None:
     assert all(torch.allclose(a, b) for a, b in zip(ways.carry, carry, strict=True))
 
 
+def test_pictures_of_a_doubted_world_are_its_own() -> None:
+    """Those that came before, redrawn by its tokenizer, too."""
+    world, other = genie(), genie()
+    torch.manual_seed(0)
+    policy = POLICIES["frame"](world, spaces_of(world, "frame"))
+    context = Context(torch.randint(256, (2, 4, 16, 16, 3), dtype=torch.uint8), None, torch.ones(2, dtype=torch.bool))
+    ways = []
+    for simulator in (world, EnsembleSimulator([world, other], follow="first")):
+        torch.manual_seed(1)
+        ways.append(imagine(simulator, policy, context, 2, "frame"))
+    alone, doubted = ways
+    assert all(torch.equal(a, b) for a, b in zip(alone.carry, doubted.carry, strict=True))
+    assert torch.equal(alone.observation, doubted.observation) and torch.equal(alone.action, doubted.action)
+
+
 def test_what_is_earned_ends_with_the_world() -> None:
     reward = torch.tensor([[0.0, 0], [1, 3], [2, 5], [4, 7]])
     terminated = torch.tensor([[False, False], [True, False], [False, False], [False, False]])

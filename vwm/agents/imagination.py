@@ -179,6 +179,7 @@ class Student:
 
     def __init__(self, training: Imagination) -> None:
         self.training = training
+        # Before the seed is set: a policy begins as the same one whether its world is doubted or not.
         others = [load_simulator(other, training.device) for other in training.others]
         torch.manual_seed(training.seed)
         self.simulator = load_simulator(training.bundle, training.device)

@@ -74,13 +74,17 @@ class PPO(Training):
         played = model.num_timesteps
         if played:
             print(f"going on from {self.folder / MODEL}, {played} decisions")
-        if played >= self.steps:
-            return
+        if played < self.steps:
+            self.learn(model)
+        model.get_env().close()
+
+    def learn(self, model: Any) -> None:
+        """Play and learn from where the model stands; what was written after that is taken out of the tables."""
+        played = model.num_timesteps
         tables = {name: Table(self.folder / f"{name}.csv", played) for name in ("episodes", "evaluations", "updates")}
         random = evaluate(None, self.judged_in, self.evaluate_episodes, self.seed + EVALUATION_SEED)
         watcher = _watcher(self, tables, float(random.returns.mean()))
         model.learn(self.steps - played, callback=watcher, progress_bar=False, reset_num_timesteps=False)
-        model.get_env().close()
 
     def player(self) -> PPOPlayer:
         """The policy as it was saved last. Raises FileNotFoundError where nothing was saved yet."""
