@@ -14,6 +14,7 @@ from vwm.agents.contexts import Context, Contexts
 from vwm.agents.environments import GymnasiumGame
 from vwm.agents.evaluate import evaluate
 from vwm.agents.imagination import Dreamt, Imagination, earned, imagine, spaces_of
+from vwm.agents.judging import EVALUATION_SEED
 from vwm.agents.policy_objectives import PMPO, Reinforce
 from vwm.agents.seen_through import redrawn
 from vwm.agents.world_policy import ClonedPolicy, FeaturePolicy, FramePolicy
@@ -74,6 +75,8 @@ def test_what_is_learned_in_the_world_holds_in_the_game(home, tmp_path, policy: 
     imagined = column(tmp_path / "episodes.csv", "return")
     assert column(tmp_path / "evaluations.csv", "step") == [0, 24 * UPDATE]
     assert before < 0.6 * LENGTH < 0.9 * LENGTH < imagined[-1]
+    best = evaluate(run.player(best=True), run.judged_in, run.evaluate_episodes, EVALUATION_SEED)
+    assert best.returns.mean() == max(before, after)
     found = evaluate(run.player(), run.judged_in, 8, seed=9)
     assert after > 0.75 * LENGTH and found.returns.mean() > 0.75 * LENGTH
     assert (tmp_path / "curves.png").is_file()

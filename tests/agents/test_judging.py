@@ -8,7 +8,7 @@ import torch
 
 from vwm.agents.agent import Acted
 from vwm.agents.environments import GymnasiumGame
-from vwm.agents.judging import judge
+from vwm.agents.judging import is_best, judge
 from vwm.agents.logbook import Table
 
 PLAYER = SimpleNamespace(
@@ -46,6 +46,12 @@ def test_who_is_judged_where_he_learns_imagines_nothing(tmp_path: Path) -> None:
     kept = tables(tmp_path)
     judge(settings(tmp_path, GymnasiumGame("CartPole-v1")), PLAYER, "nobody", 10, kept, random=0.0)
     assert kept["evaluations"].columns == ["step", "mean", "low", "high", "length"]
+
+
+def test_the_best_is_the_highest_and_of_equals_the_last() -> None:
+    means = [3.0, 2.0, 3.0, 4.0, 3.0]
+    rows = [{"mean": mean} for mean in means]
+    assert [is_best(rows[: count + 1]) for count in range(len(rows))] == [True, False, True, True, False]
 
 
 def test_a_run_from_before_there_was_a_gap_goes_on(tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from vwm.agents.agent import Acted, Agent, Batch, Carry, Moment, Spaces, Updated
+from vwm.agents.checkpoint import load_best
 from vwm.agents.environments import GymnasiumGame
 from vwm.agents.evaluate import evaluate
+from vwm.agents.judging import EVALUATION_SEED
 from vwm.agents.online import Online
 
 
@@ -94,6 +96,21 @@ def test_what_a_run_writes(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
     replay = sorted(path.name for path in (tmp_path / "run" / "checkpoint" / "replay").iterdir())
     assert replay == ["000000000040-000000000080.npz", "000000000080-000000000120.npz", "extras-000000000120.npz"]
+
+
+def test_the_weights_that_did_best_are_kept(tmp_path: Path) -> None:
+    run = training(tmp_path / "run", steps=600, evaluate_every=60, updates=3)
+    with pytest.raises(FileNotFoundError, match=r"best\.pt: there is none"):
+        load_best(run.folder, nn.Linear(1, 1))
+    run.run()
+    means = [float(row[1]) for row in columns(tmp_path / "run" / "evaluations.csv")[1:]]
+    agent = SmallDQN(run.game.open(1, 0).spaces)
+    load_best(run.folder, agent)
+    assert evaluate(agent, run.game, 3, EVALUATION_SEED).returns.mean() == max(means) > means[-1]
+    agent.load_state_dict(weights(tmp_path / "run"))
+    assert evaluate(agent, run.game, 3, EVALUATION_SEED).returns.mean() == means[-1]
+    with pytest.raises(ValueError, match=r"best\.pt: is of another agent or game"):
+        load_best(run.folder, nn.Linear(1, 1))
 
 
 def test_an_evaluation_leaves_the_run_as_it_was(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from models import diffusion_world
 from vwm.agents.agent import Moment
 from vwm.agents.environments import GameEnv, GymnasiumGame
 from vwm.agents.evaluate import evaluate
+from vwm.agents.judging import EVALUATION_SEED
 from vwm.agents.simulated import SimulatedGame
 from vwm.simulator.bundle import save_simulator
 
@@ -46,10 +47,13 @@ def test_ppo_in_the_real_game(tmp_path: Path) -> None:
     game = GymnasiumGame("CartPole-v1")
     training = PPO(tmp_path, game, steps=96, environments=2, policy="MlpPolicy", options=FEW, evaluate_every=50,
                    evaluate_episodes=2)  # fmt: skip
-    with pytest.raises(FileNotFoundError, match="there is none; give the folder of a run of PPO"):
-        training.player()
+    for best in (False, True):
+        with pytest.raises(FileNotFoundError, match="there is none; give the folder of a run of PPO"):
+            training.player(best)
     training.run()
-    assert len((tmp_path / "evaluations.csv").read_text().splitlines()) == 1 + 2
+    rows = [line.split(",") for line in (tmp_path / "evaluations.csv").read_text().splitlines()[1:]]
+    best = evaluate(training.player(best=True), game, 2, seed=EVALUATION_SEED)
+    assert len(rows) == 2 and best.returns.mean() == max(float(row[1]) for row in rows)
     assert (tmp_path / "curves.png").is_file() and list((tmp_path / "videos").iterdir())
     one, other = (evaluate(training.player(), game, 2, seed=7).returns for _ in range(2))
     assert np.array_equal(one, other)

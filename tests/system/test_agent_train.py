@@ -48,7 +48,9 @@ def test_train_go_on_judge_and_watch(tmp_path: Path, capsys) -> None:
     said = json.loads((run / "evaluation.json").read_text())
     assert len(said["agent"]["returns"]) == len(said["random"]["returns"]) == 3
     assert "mean return" in capsys.readouterr().out
-    main(["agent", "play", str(run), "--out", str(tmp_path / "play")])
+    main(["agent", "eval", str(run), "--episodes", "2", "--best", "true"])
+    assert json.loads((run / "evaluation.json").read_text())["best"] is True
+    main(["agent", "play", str(run), "--out", str(tmp_path / "play"), "--best", "true"])
     assert (tmp_path / "play" / "000.mp4").stat().st_size > 1000
     main(["agent", "export", str(run), "-o", str(tmp_path / "world")])
     world = load_simulator(tmp_path / "world")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-STATE = "state.pt"
+STATE, BEST = "state.pt", "best.pt"
 
 
 def checkpoint_of(run: Path) -> Path:
@@ -23,6 +23,29 @@ def find_checkpoint(run: Path) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is none yet; the run saves every checkpoint_every")
     return path
+
+
+def best_of(run: Path) -> Path:
+    """The file of the weights that did best in an evaluation, whether there is one yet or not."""
+    return checkpoint_of(run).with_name(BEST)
+
+
+def save_best(run: Path, network: nn.Module) -> None:
+    """Keep the weights as they are now; the run's checkpoint, from which it goes on, stays as it is."""
+    save_checkpoint(best_of(run), {"network": network}, {}, {})
+
+
+def load_best(run: Path, network: nn.Module) -> None:
+    """Give a network the weights that did best.
+
+    Raises:
+        FileNotFoundError: the run was not evaluated yet, or was trained before such weights were kept.
+        ValueError: they are another network's.
+    """
+    path = best_of(run)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is none; a run keeps it from its first evaluation on (evaluate_every)")
+    load_checkpoint(path, {"network": network}, {}, "agent or game")
 
 
 def save_checkpoint(

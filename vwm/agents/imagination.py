@@ -19,12 +19,20 @@ from tqdm import tqdm
 
 from vwm.agents.actor_critic import Learned, Way
 from vwm.agents.agent import Carry, Spaces
-from vwm.agents.checkpoint import checkpoint_of, find_checkpoint, load_checkpoint, restore, save_checkpoint
+from vwm.agents.checkpoint import (
+    checkpoint_of,
+    find_checkpoint,
+    load_best,
+    load_checkpoint,
+    restore,
+    save_best,
+    save_checkpoint,
+)
 from vwm.agents.contexts import Context, Contexts
 from vwm.agents.environments import Game
 from vwm.agents.evaluate import evaluate
 from vwm.agents.finite import finite
-from vwm.agents.judging import EVALUATION_SEED, judge
+from vwm.agents.judging import EVALUATION_SEED, is_best, judge
 from vwm.agents.logbook import Table, mean_of_updates
 from vwm.agents.online import crossed
 from vwm.agents.policy_objectives import Objective
@@ -164,10 +172,13 @@ class Imagination(Training):
                     student.save()
                 bar.update(student.played - before)
 
-    def player(self) -> WorldPolicy:
-        """The policy as it was saved last. Raises FileNotFoundError where nothing was saved yet."""
+    def player(self, best: bool = False) -> WorldPolicy:
+        """The policy as it was saved last, or as it did best. Raises FileNotFoundError where nothing was saved yet."""
         find_checkpoint(self.folder)
-        return Student(self).policy
+        policy = Student(self).policy
+        if best:
+            load_best(self.folder, policy)
+        return policy
 
 
 class Student:
@@ -220,6 +231,8 @@ class Student:
             self.random = float(found.returns.mean())
         name = type(self.policy).__name__
         found = judge(training, self.policy, name, self.played, self.tables, self.random)
+        if is_best(self.tables["evaluations"].rows()):
+            save_best(training.folder, self.policy)
         self.length = float(found.lengths.mean())
         low, high = found.interval()
         bar.set_postfix_str(f"return {found.returns.mean():.1f} [{low:.1f}, {high:.1f}]")

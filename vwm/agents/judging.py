@@ -68,6 +68,11 @@ def judge(
     return found
 
 
+def is_best(evaluations: Sequence[Row]) -> bool:
+    """Whether the last evaluation so far has the highest mean, or shares it: of equals the later has learned more."""
+    return evaluations[-1]["mean"] >= max(row["mean"] for row in evaluations)
+
+
 def since_last(episodes: Sequence[Row], evaluations: Sequence[Row]) -> float:
     """Mean return of the training episodes that ended since the last evaluation; NaN where none did."""
     last = max((row["step"] for row in evaluations), default=-1)

@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unfl
 from tqdm import tqdm
 
 from vwm.agents.agent import Agent, Batch, Carry, Moment, Spaces
-from vwm.agents.checkpoint import checkpoint_of, load_checkpoint, restore, save_checkpoint
+from vwm.agents.checkpoint import checkpoint_of, load_checkpoint, restore, save_best, save_checkpoint
 from vwm.agents.environments import Environments, Game
 from vwm.agents.evaluate import evaluate, random_action, to_device
-from vwm.agents.judging import EVALUATION_SEED, judge
+from vwm.agents.judging import EVALUATION_SEED, is_best, judge
 from vwm.agents.logbook import Table, mean_of_updates
 from vwm.agents.replay import Replay
 from vwm.agents.training import Training
@@ -27,7 +27,8 @@ class Online(Training):
 
     Every number of steps counts decisions over all environments. The run's folder holds ``episodes.csv``,
     ``evaluations.csv``, ``updates.csv``, ``curves.png``, ``videos/`` and ``checkpoint/``; a run that stopped goes on
-    from the checkpoint, and becomes what it would have become unbroken.
+    from the checkpoint, and becomes what it would have become unbroken. Beside it lie the weights that did best in an
+    evaluation.
 
     Args:
         run: folder of everything the run writes.
@@ -107,6 +108,8 @@ class Online(Training):
                 if crossed(before, life.played, self.evaluate_every) or life.played >= self.steps:
                     name = type(life.agent).__name__
                     found = judge(self, life.agent, name, life.played, life.tables, life.random)
+                    if is_best(life.tables["evaluations"].rows()):
+                        save_best(self.folder, life.agent)
                     low, high = found.interval()
                     bar.set_postfix_str(f"return {found.returns.mean():.1f} [{low:.1f}, {high:.1f}]")
                 if crossed(before, life.played, self.checkpoint_every) or life.played >= self.steps:

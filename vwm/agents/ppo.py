@@ -11,20 +11,20 @@ from torch import Tensor
 from vwm.agents.agent import Acted, Carry, Moment
 from vwm.agents.environments import Game
 from vwm.agents.evaluate import Evaluation, evaluate
-from vwm.agents.judging import EVALUATION_SEED, judge
+from vwm.agents.judging import EVALUATION_SEED, is_best, judge
 from vwm.agents.logbook import Table
 from vwm.agents.online import crossed
 from vwm.agents.training import Training
 
-MODEL = "ppo.zip"
+MODEL, BEST = "ppo.zip", "best.zip"
 
 
 class PPO(Training):
     """Proximal policy optimisation (arXiv 1707.06347), by Stable-Baselines3 (``pip install 'vwm[sb3]'``).
 
-    The folder holds ``evaluations.csv``, ``curves.png``, ``videos/`` and the model, ``ppo.zip``. A run that stopped
-    goes on from its last evaluation, in fresh episodes (Stable-Baselines3 keeps no game's state): not bit for bit what
-    it would have become.
+    The folder holds ``evaluations.csv``, ``curves.png``, ``videos/``, the model, ``ppo.zip``, and the one that did best
+    in an evaluation, ``best.zip``. A run that stopped goes on from its last evaluation, in fresh episodes
+    (Stable-Baselines3 keeps no game's state): not bit for bit what it would have become.
 
     Args:
         run: folder of everything the run writes.
@@ -86,11 +86,12 @@ class PPO(Training):
         watcher = _watcher(self, tables, float(random.returns.mean()))
         model.learn(self.steps - played, callback=watcher, progress_bar=False, reset_num_timesteps=False)
 
-    def player(self) -> PPOPlayer:
-        """The policy as it was saved last. Raises FileNotFoundError where nothing was saved yet."""
-        if not (self.folder / MODEL).is_file():
-            raise FileNotFoundError(f"{self.folder / MODEL}: there is none; give the folder of a run of PPO")
-        return PPOPlayer(_stable_baselines().PPO.load(self.folder / MODEL, device="cpu"), self.greedy)
+    def player(self, best: bool = False) -> PPOPlayer:
+        """The policy as it was saved last, or as it did best. Raises FileNotFoundError where nothing was saved yet."""
+        saved = self.folder / (BEST if best else MODEL)
+        if not saved.is_file():
+            raise FileNotFoundError(f"{saved}: there is none; give the folder of a run of PPO that was evaluated")
+        return PPOPlayer(_stable_baselines().PPO.load(saved, device="cpu"), self.greedy)
 
     def make(self) -> Any:
         """The model as it was saved last, or a fresh one.
@@ -115,9 +116,10 @@ class PPO(Training):
     def judge(self, model: Any, step: int, tables: dict[str, Table], random: float) -> Evaluation:
         """Evaluate, and keep the model."""
         found = judge(self, PPOPlayer(model, self.greedy), "PPO", step, tables, random)
-        aside = self.folder / f"aside-{MODEL}"
-        model.save(aside)
-        aside.rename(self.folder / MODEL)
+        for name in (MODEL, BEST) if is_best(tables["evaluations"].rows()) else (MODEL,):
+            aside = self.folder / f"aside-{name}"
+            model.save(aside)
+            aside.rename(self.folder / name)
         return found
 
 

@@ -11,7 +11,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from vwm.agents.agent import Player
-from vwm.agents.checkpoint import find_checkpoint
+from vwm.agents.checkpoint import find_checkpoint, load_best
 from vwm.agents.environments import Game
 from vwm.agents.evaluate import Evaluation, evaluate
 from vwm.agents.imagination import Imagination
@@ -61,7 +61,7 @@ def train(argv: list[str]) -> None:
     training.run()
 
 
-def judge(run: Path, episodes: int = 100, seed: int = 2_000_000, side_by_side: int = 16) -> None:
+def judge(run: Path, episodes: int = 100, seed: int = 2_000_000, side_by_side: int = 16, best: bool = False) -> None:
     """Play a trained agent, and random actions, in the same number of episodes.
 
     Args:
@@ -69,14 +69,17 @@ def judge(run: Path, episodes: int = 100, seed: int = 2_000_000, side_by_side: i
         episodes: how many of each.
         seed: of the games; the training's own evaluations use others.
         side_by_side: copies of the game at most.
+        best: the agent as it did best in an evaluation of the training, rather than as it was saved last. It was chosen
+            by those evaluations; the episodes played here are others.
     """
-    player, game = load(run)
+    player, game = load(run, best)
     found = evaluate(player, game, episodes, seed, side_by_side)
     control = evaluate(None, game, episodes, seed, side_by_side)
     result = {
         "run": run.name,
         "game": repr(game),
         "seed": seed,
+        "best": best,
         "agent": summary(found),
         "random": summary(control),
         "torch": torch.__version__,
@@ -104,7 +107,7 @@ def summary(found: Evaluation) -> dict[str, float | list[float]]:
     }
 
 
-def watch(run: Path, out: Path | None = None, episodes: int = 1, seed: int = 3_000_000) -> None:
+def watch(run: Path, out: Path | None = None, episodes: int = 1, seed: int = 3_000_000, best: bool = False) -> None:
     """Write videos of a trained agent's play.
 
     Args:
@@ -112,8 +115,9 @@ def watch(run: Path, out: Path | None = None, episodes: int = 1, seed: int = 3_0
         out: folder of the videos; ``play`` in the run by default.
         episodes: how many, a video each.
         seed: of the first game; each has its own.
+        best: the agent as it did best in an evaluation of the training, rather than as it was saved last.
     """
-    (player, game), out = load(run), out or run / "play"
+    (player, game), out = load(run, best), out or run / "play"
     for episode in range(episodes):
         found = evaluate(player, game, 1, seed + episode, video=True)
         path = out / f"{episode:03d}.mp4"
@@ -145,8 +149,8 @@ def export(run: Path, out: Path | None = None, title: str = "", fps: float = 15.
     print(f"bundle: {out}")
 
 
-def load(run: Path) -> tuple[Player, Game]:
-    """The agent of a run, as it was saved last, and the game that it is judged in.
+def load(run: Path, best: bool = False) -> tuple[Player, Game]:
+    """The agent of a run, as it was saved last or as it did best, and the game that it is judged in.
 
     Raises:
         FileNotFoundError: there is no such run, or nothing was saved yet.
@@ -154,11 +158,13 @@ def load(run: Path) -> tuple[Player, Game]:
     """
     training = load_training(run)
     if isinstance(training, PPO | Imagination):
-        return training.player(), training.judged_in
+        return training.player(best), training.judged_in
     if not isinstance(training, Online):
         raise ValueError(f"{run}: was trained by {type(training).__name__}, which writes its own evaluation")
     life = open_life(run, training)
     life.close()
+    if best:
+        load_best(run, life.agent)
     return life.agent, training.judged_in
 
 
