@@ -39,6 +39,9 @@ def test_the_next_episode_is_another_one_and_a_seed_begins_anew() -> None:
     assert not np.array_equal(first, second)
     again, _ = env.reset(seed=1)
     assert np.array_equal(first, again)
+    broken_off, _ = env.reset()
+    other, _ = env.reset(seed=2)
+    assert len({tuple(seen) for seen in (first, second, broken_off, other)}) == 4
 
 
 def test_ppo_in_the_real_game(tmp_path: Path) -> None:
@@ -78,6 +81,11 @@ def test_a_run_goes_on_and_one_that_is_over_is_left_alone(tmp_path: Path, capsys
     assert {name: (tmp_path / name).read_text() for name in tables} == tables
     assert (tmp_path / "ppo.zip").read_bytes() == model
     longer = training(128)
+    begun = [make().get_env().reset() for make in (longer.make, training(128).make)]
+    assert np.array_equal(*begun)
+    (tmp_path / "ppo.zip").rename(tmp_path / "kept.zip")
+    assert not np.array_equal(longer.make().get_env().reset(), begun[0])  # a fresh run's first episodes
+    (tmp_path / "kept.zip").rename(tmp_path / "ppo.zip")
     longer.run()
     for name, text in tables.items():
         assert (tmp_path / name).read_text().startswith(text)

@@ -169,7 +169,8 @@ class GymnasiumEnvironments(Environments):
 class GameEnv(gymnasium.Env[NDArray[Any], Any]):
     """One copy of a game as a Gymnasium environment.
 
-    Every episode has a seed of its own (see above), so that one given to ``reset`` only begins the first one anew.
+    Every episode has a seed of its own (see above): a function of this one's, of the last one that ``reset`` was given,
+    and of how many there were since.
 
     Args:
         game: any.
@@ -177,6 +178,8 @@ class GameEnv(gymnasium.Env[NDArray[Any], Any]):
     """
 
     def __init__(self, game: Game, seed: int) -> None:
+        self.game, self.seed = game, seed
+        self.np_random = np.random.default_rng(seed)
         self.worlds, self.begun, self.over = game.open(1, seed), False, False
         shape, actions = self.worlds.spaces.observation, self.worlds.spaces.actions
         low, high, kind = (0, 255, np.uint8) if self.worlds.spaces.pixels else (-np.inf, np.inf, np.float32)
@@ -187,10 +190,14 @@ class GameEnv(gymnasium.Env[NDArray[Any], Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[Any], dict[str, Any]]:
-        """Begin an episode: the first one, or the next after an end."""
+        """Begin an episode: the seed's first one, or another than all before."""
         super().reset(seed=seed)
-        fresh = seed is not None or not self.begun or not self.over
-        moment = self.worlds.reset() if fresh else self.worlds.step(self._nothing())
+        if seed is None and self.over:
+            moment = self.worlds.step(self._nothing())
+        else:
+            if seed is not None or self.begun:  # episodes are a function of the seed that a game is opened with
+                self._open_with(int(self.np_random.integers(2**31)))
+            moment = self.worlds.reset()
         self.begun, self.over = True, False
         return moment.observation[0].numpy(), {}
 
@@ -203,6 +210,10 @@ class GameEnv(gymnasium.Env[NDArray[Any], Any]):
     def close(self) -> None:
         """Free the game."""
         self.worlds.close()
+
+    def _open_with(self, number: int) -> None:
+        self.worlds.close()
+        self.worlds = self.game.open(1, int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0]))
 
     def _nothing(self) -> Tensor:
         shape = (1, *self.worlds.spaces.action_shape)
