@@ -66,6 +66,9 @@ def test_a_run_of_other_settings_is_not_gone_on_with(tmp_path, bundle):
     evolution(tmp_path / "run", bundle, generations=1)._evolve("latent")
     with pytest.raises(ValueError, match=r"is of a search with .*'sigma': 1\.0.*this one has .*'sigma': 0\.5"):
         evolution(tmp_path / "run", bundle, sigma=0.5)._evolve("latent")
+    with pytest.raises(ValueError, match=r"'temperature': 1\.0.*'temperature': 0\.5"):
+        evolution(tmp_path / "run", bundle, temperature=0.5)._evolve("latent")
+    evolution(tmp_path / "run", bundle, generations=2)._evolve("latent")
 
 
 def test_wrong_settings_are_named(tmp_path, bundle):

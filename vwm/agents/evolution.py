@@ -32,6 +32,8 @@ from vwm.simulator.mdn_rnn import MDNRNNSimulator
 RESULT = "evaluation.json"
 TOLD = "told.npz"
 JUDGED_SEED = 1_000_000
+ELSEWHERE = ("bundle", "data", "generations", "versions")
+"""What of a search's making may be another when it goes on."""
 """What the seeds of the games that judge lie beyond those that evolution plays."""
 Sees = Literal["latent_and_memory", "latent"]
 
@@ -123,8 +125,8 @@ class Evolution(Training):
         folder.mkdir(parents=True, exist_ok=True)
         size = self.world.dynamics.latent_size + (self.world.dynamics.width if sees == "latent_and_memory" else 0)
         search = Search(first_parameters(size, self.world.actions), self.sigma, self.population, self.seed)
-        settings = {"seed": self.seed, "sigma": self.sigma, "population": self.population}
-        search.again(read_told(folder, settings)[: self.generations])
+        settings = {name: value for name, value in self.made.items() if name not in ELSEWHERE}
+        search.again(read_told(folder, settings, self.population)[: self.generations])
         done = len(search.told)
         table, watched = Table(folder / "generations.csv", done), Table(folder / "watched.csv", done)
         with tqdm(total=self.generations, initial=done, desc=sees, unit="generation") as bar:
@@ -174,7 +176,7 @@ class Evolution(Training):
         return self.world.starts[:, -context:]
 
 
-def read_told(folder: Path, settings: Mapping[str, float]) -> NDArray[np.float64]:
+def read_told(folder: Path, settings: Mapping[str, Any], population: int) -> NDArray[np.float64]:
     """The fitnesses so far, [g, p]; none where nothing was told.
 
     Raises:
@@ -182,9 +184,9 @@ def read_told(folder: Path, settings: Mapping[str, float]) -> NDArray[np.float64
     """
     file = folder / TOLD
     if not file.is_file():
-        return np.zeros((0, int(settings["population"])))
+        return np.zeros((0, population))
     with np.load(file, allow_pickle=False) as kept:
-        found = {name: kept[name].item() for name in settings}
+        found = json.loads(kept["settings"].item()) if "settings" in kept else {}
         told: NDArray[np.float64] = kept["fitness"]
     if found != settings:
         raise ValueError(f"{file} is of a search with {found}, this one has {dict(settings)}: choose another run")
@@ -195,7 +197,7 @@ def write_told(folder: Path, told: list[NDArray[np.float64]], settings: Mapping[
     """Keep them, whole or not at all."""
     aside = folder / f"{TOLD}.tmp"
     with aside.open("wb") as file:
-        np.savez(file, fitness=np.stack(told), **settings)
+        np.savez(file, fitness=np.stack(told), settings=np.array(json.dumps(settings)))
     aside.rename(folder / TOLD)
 
 
