@@ -50,7 +50,8 @@ class EnsembleSimulator(Simulator):
     Args:
         members: two or more worlds of the same actions and observations; they must have pictures or be of vectors.
         penalty: by which the uncertainty is taken from the reward.
-        limit: of the uncertainty, beyond which a world ends; None never ends for that.
+        limit: of the uncertainty, beyond which a world ends; None never ends for that. An end costs nothing beyond what
+            would have been earned: where rewards are negative it is a gift, and ``penalty`` is what keeps agents away.
         follow: ``"drawn"``, every world a member of its own; ``"first"``, all the first one, which the others only
             doubt: for who reads that one's features, which no other member shares.
 
