@@ -1,5 +1,6 @@
 """Dreamer in its versions: what it acts on, what it learns, and that nothing is lost between updates."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -100,16 +101,18 @@ def test_an_update_goes_on_from_the_states_that_replay_kept_and_writes_new_ones(
     assert torch.equal(state.deter, batch.extras["deter"][:, 0].float())
     assert torch.equal(state.action, agent.world.rssm.vector(batch.action[:, 0]))
     assert torch.equal(rest.reward, batch.reward[:, 1:])
-    written = agent.update(batch).extras
-    assert all(written[name].shape == batch.extras[name].shape for name in ("deter", "stoch"))
-    assert torch.equal(written["deter"][:, 0], batch.extras["deter"][:, 0])
-    assert not torch.equal(written["deter"][:, 1:], batch.extras["deter"][:, 1:])
+    _, written, places = agent.update(batch)
+    assert places is not None and torch.equal(places, batch.places[:, 1:])  # the state it went on from is as it was
+    assert all(written[name].shape == batch.extras[name][:, 1:].shape for name in ("deter", "stoch"))
+    assert not torch.equal(written["deter"], batch.extras["deter"][:, 1:])
     assert written["stoch"].dtype == torch.uint8 and written["stoch"].sum(-1).eq(4).all()  # one class a variable
 
 
-def test_the_critics_loss_on_replay_is_that_of_the_definition() -> None:
+@pytest.mark.parametrize("squash", [False, True])
+def test_the_critics_loss_on_replay_is_that_of_the_definition(squash: bool) -> None:
     """What came, and beyond the batch or a truncation what imagination says; nothing after an end."""
     agent = make(3)
+    agent.world.settings = dataclasses.replace(agent.world.settings, squash_reward=squash)
     batch = moments(agent, 40).sample(BATCH, agent.batch_length)
     state, rest = agent._begin(batch)
     is_last = torch.zeros(BATCH, LENGTH, dtype=torch.bool)
@@ -131,7 +134,8 @@ def test_the_critics_loss_on_replay_is_that_of_the_definition() -> None:
             for i in reversed(range(t + 1, LENGTH)):
                 live = (1 - 1 / 333) * float(not is_terminal[b, i])
                 lam = 0.95 * float(not is_last[b, i])
-                ahead = rest.reward[b, i] + live * ((1 - lam) * boot[b, i] + lam * ahead)
+                reward = rest.reward[b, i].tanh() if squash else rest.reward[b, i]
+                ahead = reward + live * ((1 - lam) * boot[b, i] + lam * ahead)
             total += float(agent.behaviour.critic_loss(features[b, t], ahead).detach())
     assert found.item() == pytest.approx(total / (BATCH * (LENGTH - 1)), rel=1e-4)
 

@@ -10,8 +10,9 @@ from models import randomize
 from torch import Tensor
 
 from vwm.agents.agent import Batch, Moment, Spaces
-from vwm.agents.muzero import LearnedModel, MuZero, scale_gradient, stack_frames
+from vwm.agents.muzero import LearnedModel, MuZero, scale_gradient
 from vwm.agents.muzero_targets import targets
+from vwm.agents.stacked import stack_frames
 from vwm.agents.tree_search import PUCT, Gumbel
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.simulator.interface import ActionSpace
@@ -174,10 +175,10 @@ def test_reanalysis_renews_a_share_of_the_pieces_with_the_present_network():
         seen = batch.observation[:1].flatten(0, 1)[:, None]
         state = mind.network.represent(seen)
         expected = mind.search.search(LearnedModel(mind.network), state, mind.discount)
-    renewed = mind.update(batch._replace(extras=stale)).extras
-    torch.testing.assert_close(renewed["policy"][0], expected.policy)
-    torch.testing.assert_close(renewed["value"][0], expected.value)
-    assert (renewed["policy"][1] == 0.5).all() and (renewed["value"][1] == 0.5).all()
+    _, renewed, places = mind.update(batch._replace(extras=stale))
+    torch.testing.assert_close(renewed["policy"], expected.policy[None])
+    torch.testing.assert_close(renewed["value"], expected.value[None])
+    assert places is not None and torch.equal(places, batch.places[:1])  # what was not searched stays as it is
     assert (stale["value"] == 0.5).all()
 
 

@@ -13,7 +13,7 @@ from vwm.agents.checkpoint import load_best
 from vwm.agents.environments import GymnasiumGame
 from vwm.agents.evaluate import evaluate
 from vwm.agents.judging import EVALUATION_SEED
-from vwm.agents.online import Online
+from vwm.agents.online import Life, Online
 
 
 class SmallDQN(Agent):
@@ -48,7 +48,7 @@ class SmallDQN(Agent):
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        return Updated({"loss": loss.item()}, {"seen": batch.extras["seen"] + 1})
+        return Updated({"loss": loss.item()}, {"seen": batch.extras["seen"] + 1}, batch.places)
 
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
         return {"q": self.optimizer}
@@ -111,6 +111,30 @@ def test_the_weights_that_did_best_are_kept(tmp_path: Path) -> None:
     assert evaluate(agent, run.game, 3, EVALUATION_SEED).returns.mean() == means[-1]
     with pytest.raises(ValueError, match=r"best\.pt: is of another agent or game"):
         load_best(run.folder, nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("disk", [False, True])
+def test_who_looks_at_a_run_that_goes_on_leaves_it_alone(tmp_path: Path, disk: bool) -> None:
+    """Between a checkpoint's replay, which is written first, and its naming, a look sees the checkpoint before."""
+    run = training(tmp_path / "run", disk=disk)
+    run.folder.mkdir()
+    life = Life(run)
+    life.open_tables()
+    for _ in range(50):
+        life.decide()
+        life.learn()
+        if life.played == 80:
+            life.save()
+    life.replay.save(run.folder / "checkpoint" / "replay")
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    agent = run.player()
+    replay = run.played(agent, tmp_path / "scratch")
+    assert len(replay) == 80 and (tmp_path / "scratch").exists() == disk
+    assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
+    saved = weights(run.folder)
+    assert all(torch.equal(saved[name], value) for name, value in agent.state_dict().items())
+    assert np.array_equal(replay.ring["observation"][:, :40], life.replay.ring["observation"][:, :40])
+    life.close()
 
 
 def test_an_evaluation_leaves_the_run_as_it_was(tmp_path: Path) -> None:

@@ -55,6 +55,32 @@ def test_pieces_within_episodes_begin_nothing_anew() -> None:
         replay.sample(4, 8, within_episodes=True)
 
 
+def test_pieces_may_be_led_by_moments_of_the_episode_before() -> None:
+    replay = make()
+    fill(replay, 0, 33)
+    batch = replay.sample(400, 5, within_episodes=True, lead=2)
+    assert not batch.is_first[:, 3:].any()
+    assert {int(t) % 7 for t in batch.observation[:, 0, 0]} == {0, 1, 2, 5, 6}
+
+
+def test_what_was_lived_after_the_checkpoint_is_left_out_and_tidied_away(tmp_path: Path) -> None:
+    replay = make()
+    fill(replay, 0, 5)
+    first = replay.save(tmp_path)
+    fill(replay, 5, 10)
+    second = replay.save(tmp_path)
+    for state, kept in ((first, 5), (second, 10)):  # a look at the checkpoint before takes nothing from the next
+        other = make()
+        other.load(tmp_path, state)
+        assert other.added == kept
+    other = make()
+    other.load(tmp_path, first)
+    other.tidy(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "000000000000-000000000005.npz", "extras-000000000005.npz",
+    ]  # fmt: skip
+
+
 def test_what_is_written_back_is_drawn_again() -> None:
     replay = make()
     fill(replay, 0, 25)

@@ -205,6 +205,23 @@ def test_pieces_pair_each_action_with_what_it_led_to(observation):
     made.update(data)
 
 
+def test_an_episodes_beginning_is_learned_from_as_it_is_acted_in():
+    made = agent(frames=3)
+    data = batch(made)
+    is_first = torch.zeros_like(data.is_first)
+    is_first[0, 2] = is_first[1, 1] = True  # within the lead
+    assert made.lead == 2
+    piece = made.prepare(data._replace(is_first=is_first))
+    carry, moments = made.init_carry(6), data.observation.unbind(1)
+    for t, seen in enumerate(moments[: made.batch_length]):
+        nothing = torch.zeros(6)
+        now = Moment(seen, nothing, is_first[:, t], nothing.bool(), nothing.bool())
+        window = made._window(carry["past"], now)
+        carry = {**carry, "past": window[:, 1:]}
+        if t >= 2:
+            assert torch.equal(piece.windows[:, t - 2], window)
+
+
 def test_the_plan_goes_on_within_an_episode_and_begins_anew_with_the_next():
     made = agent(frames=3)
     carry = made.init_carry(2)

@@ -107,10 +107,18 @@ class Acted(NamedTuple):
 
 
 class Updated(NamedTuple):
-    """What an update leaves: numbers to log, and extras [b, t, ...] to write back at the batch's places."""
+    """What an update leaves.
+
+    Attributes:
+        logs: numbers.
+        extras: to write back, [b', t', ...] each.
+        places: int64 [b', t'], where to: those of the batch whose extras are new, and no others, for of a moment that
+            was drawn twice the last one written counts. None where there are no extras.
+    """
 
     logs: Mapping[str, float]
-    extras: Mapping[str, Tensor]
+    extras: Mapping[str, Tensor] = {}
+    places: Tensor | None = None
 
 
 class Player(Protocol):
@@ -141,6 +149,7 @@ class Agent(nn.Module, ABC):
         spaces: of the environments.
         batch_size, batch_length: what ``update`` wants of replay.
         within_episodes: whether the moments of a batch entry must be of one episode.
+        lead: so many of its first moments may be of the episode before it all the same.
         extras: what ``act`` hands to replay with every moment: shape and dtype by name.
     """
 
@@ -148,6 +157,7 @@ class Agent(nn.Module, ABC):
     batch_size: int
     batch_length: int
     within_episodes: bool = False
+    lead: int = 0
     extras: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = {}
 
     @property

@@ -38,7 +38,7 @@ class Optimizers:
         actor_lr, critic_lr: of these, with Adam each, as in v1 and v2; None has DreamerV3's one optimizer.
         clip: with Adam the largest norm of each one's gradient (v1, v2: 100); else see ``LaProp``.
         eps: of Adam.
-        weight_decay: of Adam (v2: 1e-6).
+        weight_decay: of AdamW, which takes it times the rate (v2's own takes its 1e-6 whatever the rate).
         warmup: updates over which the one optimizer's rate grows from 0.
     """
 
@@ -174,8 +174,9 @@ class Dreamer(Agent):
         numbers = finite({**logs, **learnt.logs})
         self._step(loss, learnt.actor)
         self.behaviour.follow()
-        extras = self._kept(tree_map(Tensor.detach, states))
-        return Updated(numbers, {name: _after(batch_extra, extras[name]) for name, batch_extra in batch.extras.items()})
+        if not self.keep_latents:
+            return Updated(numbers)
+        return Updated(numbers, self._kept(tree_map(Tensor.detach, states)), batch.places[:, 1:])
 
     def imagine(self, start: RSSMState, going: Tensor) -> tuple[Way, Policy]:
         """Follow the policy into what the world expects.
@@ -206,7 +207,7 @@ class Dreamer(Agent):
         rest = learnt.returns[0].unflatten(0, batch.reward.shape).T
         live = self.discount * self.world.longest * (~batch.is_terminal.T).to(rest.dtype)
         carry_on = self.behaviour.trace * (~batch.is_last.T).to(rest.dtype)
-        returns = lambda_returns(batch.reward.T, rest, live, carry_on)
+        returns = lambda_returns(self.world.reward_target(batch.reward).T, rest, live, carry_on)
         features = self.world.rssm.features(states)[:, :-1].transpose(0, 1)
         return ((~batch.is_last.T[:-1]) * self.behaviour.critic_loss(features, returns)).mean()
 
@@ -251,8 +252,3 @@ class Dreamer(Agent):
                 weights = [weight for group in optimizer.param_groups for weight in group["params"]]
                 nn.utils.clip_grad_norm_(weights, self.settings.clip)
             optimizer.step()
-
-
-def _after(kept: Tensor, found: Tensor) -> Tensor:
-    """What replay kept [b, t + 1, ...], with what was found [b, t, ...] in place of all but the first moment."""
-    return torch.cat((kept[:, :1], found), dim=1)

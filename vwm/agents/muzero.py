@@ -2,7 +2,8 @@
 
 What differs between them is settings: the search (``PUCT``, or ``Gumbel`` with few simulations), the value prefix, the
 weight of the consistency, how much is reanalysed. Replay is drawn evenly, without priorities, and a reanalysis asks the
-present networks (MuZero's way; EfficientZero keeps older ones for it).
+present networks (MuZero's way; EfficientZero keeps older ones for it). Where nothing else is said, the optimizer is
+AdamW (the papers': ``{name: momentum, lr: 0.2}``).
 
 Legend: b batch, t time, f frames seen at once, u unrolled steps, a actions.
 """
@@ -18,6 +19,7 @@ from torch import Tensor
 from vwm.agents.agent import Acted, Agent, Batch, Moment, Spaces, Updated
 from vwm.agents.finite import finite
 from vwm.agents.muzero_targets import Targets, prefixes, targets
+from vwm.agents.stacked import stack_frames
 from vwm.agents.tree_search import PUCT, Guess, Searched, Step, TreeSearch
 from vwm.latent_dynamics.muzero import MuZero as Network
 from vwm.latent_dynamics.muzero import MuZeroState
@@ -178,8 +180,11 @@ class MuZero(Agent):
         seen = stack_frames(batch.observation, batch.is_first, self.frames)
         now = self.frames - 1  # where the pieces' roots are
         renewed = math.ceil(self.reanalyse * len(seen))
-        extras = self._reanalysed(seen[:renewed], batch.extras) if renewed else batch.extras
-        value = extras["value"][:, now:]
+        extras = self._reanalysed(seen[:renewed]) if renewed else {}
+        policy, value = batch.extras["policy"][:, now:], batch.extras["value"][:, now:]
+        if renewed:
+            policy = torch.cat((extras["policy"], policy[renewed:]))
+            value = torch.cat((extras["value"], value[renewed:]))
         if self.fresh_values:
             value = torch.cat((value[:renewed], self._values(seen[renewed:])))
         wanted = targets(
@@ -187,7 +192,7 @@ class MuZero(Agent):
             batch.is_first[:, now:],
             batch.is_last[:, now:],
             batch.is_terminal[:, now:],
-            extras["policy"][:, now:],
+            policy,
             value,
             self.unroll,
             self.td,
@@ -196,7 +201,7 @@ class MuZero(Agent):
         loss, logs = self.loss(seen, batch.action[:, now : now + self.unroll], wanted)
         numbers = finite(logs)
         self._descend(loss)
-        return Updated(numbers, extras if renewed else {})
+        return Updated(numbers, extras, batch.places[:renewed, now:] if renewed else None)
 
     def loss(self, seen: Tensor, action: Tensor, wanted: Targets) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of pieces of play, and its parts.
@@ -259,28 +264,10 @@ class MuZero(Agent):
         return self.network.bins.mean(self.network.predict(latent).value).view(seen.shape[:2])
 
     @torch.no_grad()
-    def _reanalysed(self, seen: Tensor, extras: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What was kept of the pieces, those of ``seen`` (the first ones) searched anew."""
-        count, moments = seen.shape[:2]
+    def _reanalysed(self, seen: Tensor) -> dict[str, Tensor]:
+        """Policies [b, t, a] and values [b, t] of moments [b, t, f, ...], searched anew."""
         found = self.look(seen.flatten(0, 1), temperature=0.0)
-        renewed = {name: kept.clone() for name, kept in extras.items()}
-        renewed["policy"][:count, -moments:] = found.policy.view(count, moments, -1)
-        renewed["value"][:count, -moments:] = found.value.view(count, moments)
-        return renewed
-
-
-def stack_frames(observation: Tensor, is_first: Tensor, frames: int) -> Tensor:
-    """What an agent saw at each moment that has enough before it: [b, t, ...] -> [b, t - f + 1, f, ...].
-
-    Before an episode's beginning its first observation stands.
-    """
-    length = observation.shape[1]
-    place = torch.arange(length, device=observation.device)
-    begin = torch.where(is_first, place, 0).cummax(1).values[:, frames - 1 :, None]
-    back = torch.arange(frames - 1, -1, -1, device=observation.device)
-    wanted = torch.maximum(place[frames - 1 :, None] - back, begin)
-    rows = torch.arange(len(observation), device=observation.device)[:, None, None]
-    return observation[rows, wanted]
+        return {"policy": found.policy.unflatten(0, seen.shape[:2]), "value": found.value.view(seen.shape[:2])}
 
 
 def scale_gradient(x: Tensor) -> Tensor:

@@ -12,7 +12,15 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unfl
 from tqdm import tqdm
 
 from vwm.agents.agent import Agent, Batch, Carry, Moment, Spaces
-from vwm.agents.checkpoint import checkpoint_of, load_checkpoint, restore, save_best, save_checkpoint
+from vwm.agents.checkpoint import (
+    checkpoint_of,
+    find_checkpoint,
+    load_best,
+    load_checkpoint,
+    restore,
+    save_best,
+    save_checkpoint,
+)
 from vwm.agents.environments import Environments, Game
 from vwm.agents.evaluate import evaluate, random_action, to_device
 from vwm.agents.judging import EVALUATION_SEED, is_best, judge
@@ -117,6 +125,41 @@ class Online(Training):
                 bar.update(life.played - before)
         life.close()
 
+    def player(self, best: bool = False) -> Agent:
+        """The agent as it was saved last, or as it did best; of a run that is still going on, too.
+
+        Raises:
+            FileNotFoundError: nothing was saved yet.
+            ValueError: what was saved is of another agent or game.
+        """
+        worlds = self.game.open(1, self.seed)
+        worlds.close()
+        agent = self.make_agent(worlds.spaces).to(self.device)
+        load_checkpoint(find_checkpoint(self.folder), {"agent": agent}, {}, "agent or game")
+        if best:
+            load_best(self.folder, agent)
+        return agent
+
+    def played(self, agent: Agent, ring: Path) -> Replay:
+        """What was played until the last checkpoint; the run's own files stay as they are.
+
+        Args:
+            agent: as ``player`` gave it.
+            ring: folder for the moments, where the run keeps them in files.
+
+        Raises:
+            FileNotFoundError: nothing was saved yet.
+        """
+        replay = self.make_replay(agent, ring)
+        path = find_checkpoint(self.folder)
+        replay.load(path.parent / "replay", load_checkpoint(path, {}, {}, "agent or game")["replay"])
+        return replay
+
+    def make_replay(self, agent: Agent, ring: Path) -> Replay:
+        """An empty one, in memory or in the folder."""
+        folder = ring if self.disk else None
+        return Replay(self.capacity, self.environments, agent.spaces, agent.extras, self.seed, folder)
+
 
 class Life:
     """An agent in its environments, with all that it has played: everything that a checkpoint holds.
@@ -130,10 +173,7 @@ class Life:
         torch.manual_seed(training.seed)
         self.worlds: Environments = training.game.open(training.environments, training.seed)
         self.agent = training.make_agent(self.worlds.spaces).to(training.device)
-        ring = training.folder / "ring" if training.disk else None
-        self.replay = Replay(
-            training.capacity, training.environments, self.worlds.spaces, self.agent.extras, training.seed, ring
-        )
+        self.replay = training.make_replay(self.agent, training.folder / "ring")
         self.played, self.updated, self.due = 0, 0, 0.0
         self.returns, self.lengths = torch.zeros(training.environments), torch.zeros(training.environments)
         self.sums: dict[str, float] = {}
@@ -152,7 +192,8 @@ class Life:
         self.agent.begin(training.pretrain + int(training.steps * training.updates - start))
 
     def open_tables(self) -> None:
-        """Begin to write: what was written after the checkpoint is taken out."""
+        """Begin to write: what was written after the checkpoint is taken out, of the replay, too."""
+        self.replay.tidy(checkpoint_of(self.training.folder).parent / "replay")
         names = ("episodes", "evaluations", "updates")
         self.tables = {name: Table(self.training.folder / f"{name}.csv", self.played) for name in names}
 
@@ -188,12 +229,13 @@ class Life:
             return
         self.due += training.environments * training.updates + (training.pretrain if not self.updated else 0)
         while self.due >= 1:
-            batch = self.replay.sample(agent.batch_size, agent.batch_length, agent.within_episodes)
+            batch = self.replay.sample(agent.batch_size, agent.batch_length, agent.within_episodes, agent.lead)
             self.due -= 1
             self.updated += 1
             began = time.perf_counter()
             done = agent.update(on_device(batch, agent.device))
-            self.replay.write(batch.places, done.extras)
+            if done.places is not None:
+                self.replay.write(done.places, done.extras)
             logs = {**done.logs, "seconds": time.perf_counter() - began}
             if means := mean_of_updates(self.sums, logs, self.updated, training.log_every):
                 self.tables["updates"].add(self.played, **means)

@@ -124,7 +124,7 @@ class PlaNet(Agent):
         loss.backward()
         nn.utils.clip_grad_norm_(self.world.parameters(), self.clip)
         self.optimizer.step()
-        return Updated(numbers, {})
+        return Updated(numbers)
 
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
         """See ``Agent.optimizers``."""

@@ -85,13 +85,14 @@ class Replay:
         """Whether there are pieces of this length at all."""
         return self._kept >= length
 
-    def sample(self, batch: int, length: int, within_episodes: bool = False) -> Batch:
+    def sample(self, batch: int, length: int, within_episodes: bool = False, lead: int = 0) -> Batch:
         """Draw pieces, each start alike likely.
 
         Args:
             batch: b.
             length: t.
             within_episodes: only pieces of one episode.
+            lead: but for so many moments at their beginning, which may be of the episode before.
 
         Raises:
             ValueError: nothing in it is so long.
@@ -105,7 +106,7 @@ class Replay:
             times = (first[:, None] + np.arange(length)) % self.size
             places = lanes[:, None] * self.size + times
             if within_episodes:
-                places = places[~self._flat("is_first")[places[:, 1:]].any(axis=1)]
+                places = places[~self._flat("is_first")[places[:, 1 + lead :]].any(axis=1)]
             found.append(places)
             if sum(map(len, found)) >= batch:
                 return self.batch(np.concatenate(found)[:batch])
@@ -142,7 +143,7 @@ class Replay:
         return {"added": self.added, "generator": self.generator.bit_generator.state}
 
     def load(self, folder: Path, state: Mapping[str, Any]) -> None:
-        """Take up what ``save`` wrote when it returned ``state``; what was written later is left out.
+        """Take up what ``save`` wrote when it returned ``state``; what was written later is left out, but not deleted.
 
         Raises:
             ValueError: a stretch is missing, or of another shape.
@@ -152,9 +153,7 @@ class Replay:
         covered = oldest
         for path in sorted(folder.glob("[0-9]*-[0-9]*.npz")):
             start, end = map(int, path.stem.split("-"))
-            if end > self.added:
-                path.unlink()  # of a time that the run is about to live anew
-            elif end > oldest:
+            if oldest < end <= self.added:
                 if start > covered:
                     break
                 self._take(path, np.arange(start, end), oldest)
@@ -166,12 +165,15 @@ class Replay:
         self.generator.bit_generator.state = state["generator"]
 
     def tidy(self, folder: Path) -> None:
-        """Delete what a checkpoint that is now in place does not need."""
+        """Delete what the checkpoint that was saved or loaded last does not need: what is older, or was lived after it.
+
+        For the run itself alone: whoever else reads the folder may find a checkpoint on its way into place.
+        """
         for path in folder.glob("extras-*.npz"):
             if path.stem != f"extras-{self.saved:012d}":
                 path.unlink()
         for path in folder.glob("[0-9]*-[0-9]*.npz"):
-            if int(path.stem.split("-")[1]) <= self.saved - self.size:
+            if not self.saved - self.size < int(path.stem.split("-")[1]) <= self.saved:
                 path.unlink()
 
     def _take(self, path: Path, times: NDArray[np.int64], oldest: int) -> None:

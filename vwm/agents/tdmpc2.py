@@ -21,6 +21,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from vwm.agents.agent import Acted, Agent, Batch, Moment, Spaces, Updated
 from vwm.agents.finite import finite
+from vwm.agents.stacked import stack_frames
 from vwm.agents.tdmpc2_planner import Planner, Planning, draw_noise
 from vwm.latent_dynamics.consistency import ConsistencyModel, random_shift
 from vwm.latent_dynamics.q_ensemble import QEnsemble
@@ -138,7 +139,7 @@ class TDMPC2(Agent):
         if frames < 1:
             raise ValueError(f"frames must be 1 or more, got {frames}")
         self.spaces, self.frames, self.episodic, self.weights = spaces, frames, episodic, weights
-        self.batch_size, self.batch_length = batch_size, planning.horizon + frames
+        self.batch_size, self.batch_length, self.lead = batch_size, planning.horizon + frames, frames - 1
         self.max_norm, self.tau, self.discount = max_norm, tau, discount_of(episode_length)
         dims = spaces.actions.size
         self.world = ConsistencyModel(
@@ -229,8 +230,8 @@ class TDMPC2(Agent):
 
     def prepare(self, batch: Batch) -> Piece:
         """Windows of observations (pictures randomly shifted), and what each action led to."""
-        frames, steps = self.frames, self.batch_length - self.frames
-        windows = torch.stack([batch.observation[:, i : i + frames] for i in range(steps + 1)], dim=1)
+        frames = self.frames
+        windows = stack_frames(batch.observation, batch.is_first, frames)
         if self.spaces.pixels:
             windows = random_shift(windows.flatten(0, 1)).unflatten(0, windows.shape[:2])
         dtype = self.scale.dtype

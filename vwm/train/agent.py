@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,11 @@ import torch
 from jsonargparse import ArgumentParser
 
 from vwm.agents.agent import Player
-from vwm.agents.checkpoint import find_checkpoint, load_best
 from vwm.agents.environments import Game
 from vwm.agents.evaluate import Evaluation, evaluate
 from vwm.agents.imagination import Imagination
 from vwm.agents.judging import write_video_of
-from vwm.agents.online import Life, Online
+from vwm.agents.online import Online
 from vwm.agents.ppo import PPO
 from vwm.agents.training import Training
 from vwm.simulator.bundle import save_simulator
@@ -139,13 +139,12 @@ def export(run: Path, out: Path | None = None, title: str = "", fps: float = 15.
     training, out = load_training(run), out or run / "world"
     if not isinstance(training, Online):
         raise ValueError(f"{run}: was trained by {type(training).__name__}, which learns no world")
-    life = open_life(run, training)
-    simulator = life.agent.simulator(title or run.name, fps)
-    length = simulator.context_frames
-    drawn = life.replay.sample(contexts, length, within_episodes=True)
-    simulator.starts = drawn.observation
+    agent = training.player()
+    simulator = agent.simulator(title or run.name, fps)
+    with tempfile.TemporaryDirectory(dir=run) as ring:
+        replay = training.played(agent, Path(ring))
+        simulator.starts = replay.sample(contexts, simulator.context_frames, within_episodes=True).observation
     save_simulator(simulator, out)
-    life.close()
     print(f"bundle: {out}")
 
 
@@ -157,15 +156,9 @@ def load(run: Path, best: bool = False) -> tuple[Player, Game]:
         ValueError: its training keeps no agent of this kind.
     """
     training = load_training(run)
-    if isinstance(training, PPO | Imagination):
-        return training.player(best), training.judged_in
-    if not isinstance(training, Online):
+    if not isinstance(training, Online | PPO | Imagination):
         raise ValueError(f"{run}: was trained by {type(training).__name__}, which writes its own evaluation")
-    life = open_life(run, training)
-    life.close()
-    if best:
-        load_best(run, life.agent)
-    return life.agent, training.judged_in
+    return training.player(best), training.judged_in
 
 
 def load_training(run: Path) -> Training:
@@ -177,9 +170,3 @@ def load_training(run: Path) -> Training:
     config.training.init_args.run = run
     training: Training = parser.instantiate(config).training
     return training
-
-
-def open_life(run: Path, training: Online) -> Life:
-    """Agent and replay, as they were saved last. Raises FileNotFoundError where nothing was saved yet."""
-    find_checkpoint(run)
-    return Life(training)
