@@ -126,7 +126,9 @@ def watch(run: Path, out: Path | None = None, episodes: int = 1, seed: int = 3_0
         print(f"return {found.returns[0]:.2f} in {found.lengths[0]} decisions: {drawn}")
 
 
-def export(run: Path, out: Path | None = None, title: str = "", fps: float = 15.0, contexts: int = 16) -> None:
+def export(
+    run: Path, out: Path | None = None, title: str = "", fps: float = 15.0, contexts: int = 16, best: bool = False
+) -> None:
     """Make a bundle of the world that an agent has learned.
 
     Args:
@@ -135,11 +137,12 @@ def export(run: Path, out: Path | None = None, title: str = "", fps: float = 15.
         title: for people; the run's name by default.
         fps: frames a second at which people play it.
         contexts: observations of the replay that come with it, to begin from.
+        best: the world of the agent as it did best in an evaluation, rather than as it was saved last.
     """
     training, out = load_training(run), out or run / "world"
     if not isinstance(training, Online):
         raise ValueError(f"{run}: was trained by {type(training).__name__}, which learns no world")
-    agent = training.player()
+    agent = training.player(best)
     simulator = agent.simulator(title or run.name, fps)
     with tempfile.TemporaryDirectory(dir=run) as ring:
         replay = training.played(agent, Path(ring))
