@@ -2,6 +2,7 @@
 
 import functools
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from vwm.agents.actor_critic import ActorConfig, CriticConfig
 from vwm.agents.contexts import Context, Contexts
 from vwm.agents.environments import GymnasiumGame
 from vwm.agents.evaluate import evaluate
-from vwm.agents.imagination import Dreamt, Imagination, earned, imagine, spaces_of
+from vwm.agents.imagination import Dreamt, Imagination, Student, earned, imagine, spaces_of
 from vwm.agents.judging import EVALUATION_SEED
 from vwm.agents.policy_objectives import PMPO, Reinforce
 from vwm.agents.seen_through import redrawn
@@ -101,6 +102,20 @@ def test_a_run_broken_off_becomes_the_unbroken_one(home, tmp_path, policy: str) 
         one, other = ((tmp_path / run / f"{name}.csv").read_text() for run in ("whole", "broken"))
         assert one == other
     assert column(tmp_path / "broken" / "evaluations.csv", "step") == [0, 2 * UPDATE, 4 * UPDATE]
+
+
+def test_a_run_asked_to_stop_saves_where_it_stands(home, tmp_path, monkeypatch, capsys) -> None:
+    asked, learn = training(home, tmp_path, "features", PMPO(beta=0)), Student.learn
+
+    def interrupted(self, context) -> None:
+        learn(self, context)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Student, "learn", interrupted)
+    with pytest.raises(SystemExit):
+        asked.run()
+    assert f"stopped: {UPDATE} decisions are saved" in capsys.readouterr().out
+    assert Student(asked).played == UPDATE
 
 
 CONFIG = """

@@ -1,5 +1,6 @@
 """The loop of play and learning: what it writes, and that a run that was broken off becomes the unbroken one."""
 
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -87,6 +88,29 @@ def test_a_run_broken_off_becomes_the_unbroken_one(tmp_path: Path, disk: bool, b
     for table in ("episodes", "updates"):
         a, b = (columns(tmp_path / run / f"{table}.csv", "seconds") for run in ("whole", "broken"))
         assert a == b
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_asked_to_stop_saves_where_it_stands_and_goes_on(tmp_path: Path, capsys, number: int) -> None:
+    class Asked(SmallDQN):
+        asked = 0
+
+        def update(self, batch: Batch) -> Updated:
+            Asked.asked += 1
+            if Asked.asked == 30:
+                signal.raise_signal(number)
+            return super().update(batch)
+
+    training(tmp_path / "whole").run()
+    run = training(tmp_path / "asked")
+    run.make_agent, before = Asked, signal.getsignal(number)
+    with pytest.raises(SystemExit) as ended:
+        run.run()
+    assert ended.value.code == 128 + number and signal.getsignal(number) is before
+    assert f"stopped: 98 decisions are saved in {tmp_path / 'asked'}" in capsys.readouterr().out
+    training(tmp_path / "asked").run()
+    whole, asked = weights(tmp_path / "whole"), weights(tmp_path / "asked")
+    assert all(torch.equal(whole[name], asked[name]) for name in whole)
 
 
 def test_what_a_run_writes(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from vwm.agents.online import crossed
 from vwm.agents.policy_objectives import Objective
 from vwm.agents.seen_through import SeenThrough, redrawn
 from vwm.agents.simulated import SimulatedGame, check_doubts
+from vwm.agents.stop import Stop
 from vwm.agents.training import Training
 from vwm.agents.world_policy import WorldPolicy
 from vwm.data.counts import check_positive
@@ -159,18 +160,19 @@ class Imagination(Training):
             actions=not student.simulator.actions.latent,
         )
         student.open_tables()
-        with tqdm(total=self.steps, initial=student.played, unit="decision", smoothing=0.05) as bar:
+        with tqdm(total=self.steps, initial=student.played, unit="decision", smoothing=0.05) as bar, Stop() as stop:
             if not student.played:
                 student.judge(bar)
-            while student.played < self.steps:
+            while student.played < self.steps and not stop:
                 before = student.played
                 student.learn(contexts.draw(self.batch_size))
                 over = student.played >= self.steps
                 if crossed(before, student.played, self.evaluate_every) or over:
                     student.judge(bar)
-                if crossed(before, student.played, self.checkpoint_every) or over:
+                if crossed(before, student.played, self.checkpoint_every) or over or stop:
                     student.save()
                 bar.update(student.played - before)
+        stop.end(f"{student.played} decisions are saved in {self.folder}")
 
     def player(self, best: bool = False) -> WorldPolicy:
         """The policy as it was saved last, or as it did best. Raises FileNotFoundError where nothing was saved yet."""

@@ -26,6 +26,7 @@ from vwm.agents.evaluate import evaluate, random_action, to_device
 from vwm.agents.judging import EVALUATION_SEED, is_best, judge
 from vwm.agents.logbook import Table, mean_of_updates
 from vwm.agents.replay import Replay
+from vwm.agents.stop import Stop
 from vwm.agents.training import Training
 from vwm.data.counts import check_positive
 
@@ -108,8 +109,8 @@ class Online(Training):
         self.folder.mkdir(parents=True, exist_ok=True)
         life = Life(self)
         life.open_tables()
-        with tqdm(total=self.steps, initial=life.played, unit="decision", smoothing=0.05) as bar:
-            while life.played < self.steps:
+        with tqdm(total=self.steps, initial=life.played, unit="decision", smoothing=0.05) as bar, Stop() as stop:
+            while life.played < self.steps and not stop:
                 before = life.played
                 life.decide()
                 life.learn()
@@ -120,10 +121,11 @@ class Online(Training):
                         save_best(self.folder, life.agent)
                     low, high = found.interval()
                     bar.set_postfix_str(f"return {found.returns.mean():.1f} [{low:.1f}, {high:.1f}]")
-                if crossed(before, life.played, self.checkpoint_every) or life.played >= self.steps:
+                if crossed(before, life.played, self.checkpoint_every) or life.played >= self.steps or stop:
                     life.save()
                 bar.update(life.played - before)
         life.close()
+        stop.end(f"{life.played} decisions are saved in {self.folder}")
 
     def player(self, best: bool = False) -> Agent:
         """The agent as it was saved last, or as it did best; of a run that is still going on, too.
