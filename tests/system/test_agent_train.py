@@ -1,14 +1,18 @@
 """`vwm agent train`, `eval` and `play` as a user types them."""
 
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from vwm.simulator.bundle import load_simulator
+from vwm.train.agent import alone_in
 from vwm.train.cli import main
 
+GAME = {"class_path": "vwm.agents.environments.GymnasiumGame", "init_args": {"env": "CartPole-v1"}}
 CONFIG = """
 training:
   class_path: vwm.agents.online.Online
@@ -57,6 +61,65 @@ def test_train_go_on_judge_and_watch(tmp_path: Path, capsys) -> None:
     assert world.vector_size == 4 and len(world.starts) == 16
     state, _ = world.reset(world.starts)
     assert world.step(state, torch.zeros(16, dtype=torch.int64))[1].frame.isfinite().all()
+
+
+def test_a_run_that_was_begun_stays_what_it_is(tmp_path: Path, capsys) -> None:
+    run, config = tmp_path / "run", tmp_path / "config.yaml"
+    config.write_text(CONFIG.format(run=run))
+    main(["agent", "train", "-c", str(config)])
+    kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    init, ppo = "--training.init_args", "vwm.agents.ppo.PPO"
+    for arguments, message in (
+        (["-c", str(config), f"{init}.agent.init_args.world.deter", "24"], "world.deter=16, not 24"),
+        (["-c", str(config), f"{init}.game.init_args.time_limit", "9"], "game.init_args.time_limit=None, not 9"),
+        (["-c", str(config), f"{init}.seed", "1"], "seed=0, not 1"),
+        (["--training", ppo, f"{init}.run", str(run), f"{init}.game", str(GAME)], f"Online, not {ppo}"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["agent", "train", *arguments])
+        said = capsys.readouterr().err
+        assert message in said and "choose another folder" in said
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == kept
+    with alone_in(run), pytest.raises(SystemExit):
+        main(["agent", "train", "-c", str(config)])
+    assert "another training writes there" in capsys.readouterr().err
+
+
+MODULE = """
+import gymnasium
+
+
+class Silent(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,))
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left = 5
+        return self.observation_space.low, {}
+
+    def step(self, action):
+        self.left -= 1
+        return self.observation_space.low, float(action), self.left == 0, False, {}
+
+
+gymnasium.register("Silent-v0", Silent)
+"""
+
+
+def test_a_game_of_ones_own_lies_in_the_current_folder_and_need_not_draw(tmp_path: Path, monkeypatch, capsys) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG.format(run="run").replace("CartPole-v1", "ones_own:Silent-v0"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(SystemExit):
+        main(["agent", "train", "-c", "config.yaml"])
+    assert "there is no module 'ones_own': install it, or have it in the current folder" in capsys.readouterr().err
+    (tmp_path / "ones_own.py").write_text(MODULE)
+    importlib.invalidate_caches()
+    main(["agent", "train", "-c", "config.yaml"])
+    assert not (tmp_path / "run" / "videos").exists()
+    assert "Next: vwm agent eval run" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -276,6 +276,10 @@ def test_no_command_is_without_help(capsys):
     main([])
     overview = capsys.readouterr().out
     assert all(name in overview for name in COMMANDS)
+    for argv in (["agent"], ["agent", "--help"]):
+        main(argv)
+        said = capsys.readouterr().out
+        assert all((name in said) == name.startswith("agent ") for name in COMMANDS if " " in name)
 
 
 def test_the_console_script_answers_at_once_without_torch():

@@ -5,23 +5,31 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jsonargparse import ArgumentParser
 
 from vwm.agents.agent import Player
+from vwm.agents.checkpoint import STATE
 from vwm.agents.environments import Game
 from vwm.agents.evaluate import Evaluation, evaluate
+from vwm.agents.evolution import TOLD
 from vwm.agents.imagination import Imagination
 from vwm.agents.judging import write_video_of
 from vwm.agents.online import Online
-from vwm.agents.ppo import PPO
+from vwm.agents.ppo import MODEL, PPO
 from vwm.agents.training import Training
 from vwm.simulator.bundle import save_simulator
 
 CONFIG = "config.yaml"
+SAVED = (f"checkpoint/{STATE}", MODEL, f"*/{TOLD}")
+"""What trainings go on from, in a run's folder."""
+FIXED = ("class_path", "game", "agent", "policy", "environments", "seed")
 EXAMPLES = """examples:
   vwm agent train -c configs/agents/tdmpc2_pendulum.yaml
   vwm agent train -c configs/agents/tdmpc2_pendulum.yaml --training.init_args.seed 1 --training.init_args.run runs/s1
@@ -53,12 +61,58 @@ def train(argv: list[str]) -> None:
     config = parser.parse_args(argv)
     folder = Path(config.training.init_args.run)
     training: Training = parser.instantiate(config).training
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f"{CONFIG}.tmp"
     del config["config"]  # the run's own file stands alone
-    aside.write_text(parser.dump(config, skip_unset=False))
-    aside.rename(folder / CONFIG)
-    training.run()
+    text = parser.dump(config, skip_unset=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone_in(folder):
+        check_same_run(folder, parser, config.as_dict())
+        aside = folder / f"{CONFIG}.tmp"
+        aside.write_text(text)
+        aside.rename(folder / CONFIG)
+        training.run()
+    print(f"{folder}: curves.png and tables. Next: vwm agent eval {folder}, vwm agent play {folder}")
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other trainings out of a run's folder for as long as this one lives. Raises ValueError: one is there."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another training writes there: wait for it, or choose another run") from None
+        yield
+
+
+def check_same_run(folder: Path, parser: ArgumentParser, config: Mapping[str, Any]) -> None:
+    """Nothing that makes a run what it is may change once something of it was saved.
+
+    Raises:
+        ValueError: another agent, game, number of copies or seed than it was begun with.
+    """
+    path = folder / CONFIG
+    if not path.is_file() or not any(any(folder.glob(saved)) for saved in SAVED):
+        return
+    before = parser.parse_args(["-c", str(path)]).as_dict()
+    begun, now = _flat(before["training"]), _flat(config["training"])
+    for name, old in begun.items():
+        if name.removeprefix("init_args.").split(".")[0] in FIXED and now.get(name, old) != old:
+            raise ValueError(
+                f"{folder} was begun with training.{name}={old}, not {now[name]}: go on with that, or choose another "
+                "folder (training.init_args.run)"
+            )
+
+
+def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value}
+    return flat
 
 
 def judge(run: Path, episodes: int = 100, seed: int = 2_000_000, side_by_side: int = 16, best: bool = False) -> None:
@@ -87,7 +141,8 @@ def judge(run: Path, episodes: int = 100, seed: int = 2_000_000, side_by_side: i
     aside = run / "evaluation.tmp"
     aside.write_text(json.dumps(result, indent=2) + "\n")
     aside.rename(run / "evaluation.json")
-    print(f"{episodes} episodes each, mean return [95% interval over episodes]")
+    which = ", of the weights that did best" if best else ""
+    print(f"{episodes} episodes each{which}, mean return [95% interval over episodes]")
     for name in ("agent", "random"):
         told = result[name]
         assert isinstance(told, dict)

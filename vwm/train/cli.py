@@ -10,7 +10,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 
@@ -126,8 +126,10 @@ def main(argv: list[str] | None = None) -> None:
     # Threads that spin as long as libgomp likes make a step a hundred times slower where another job shares the cores;
     # threads that do not spin at all make it half as slow again on a quiet machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    # Games are drawn into arrays; pygame looks for a screen all the same.
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     if not argv or argv[0] in ("-h", "--help"):
-        print(_overview())
+        print(_overview(COMMANDS))
         return
     if argv[0] == "--version":
         import vwm
@@ -136,7 +138,10 @@ def main(argv: list[str] | None = None) -> None:
         return
     name = next((n for n in (" ".join(argv[:2]), argv[0]) if n in COMMANDS), None)
     if name is None:
-        group = [n for n in COMMANDS if n.startswith(argv[0] + " ")]
+        group = {n: command for n, command in COMMANDS.items() if n.startswith(argv[0] + " ")}
+        if group and argv[1:] in ([], ["-h"], ["--help"]):
+            print(_overview(group))
+            return
         print(f"vwm: no command {argv[0]!r}; there are: {', '.join(group or COMMANDS)}", file=sys.stderr)
         raise SystemExit(2)
     rest = argv[len(name.split()) :]
@@ -176,9 +181,9 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     """Keeps the examples' lines as they are."""
 
 
-def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+def _overview(commands: Mapping[str, Command]) -> str:
+    width = max(map(len, commands))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in commands.items()]
     return "\n".join(
         ["vwm: video world models", "", "usage: vwm COMMAND ...   (vwm COMMAND --help shows its arguments)", "", *lines]
     )
