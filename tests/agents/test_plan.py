@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from latent_worlds import imagined_world
 from models import genie
 from PIL import Image
 from rooms_world import ExactRooms
@@ -91,6 +92,9 @@ def test_what_does_not_fit_is_said_before_any_work_and_nothing_is_lost(exact, tm
     ):
         with pytest.raises(ValueError, match=message):
             plan(Path("exact"), **{"env": "vwm/TwoRooms-v0", "out": out, **settings})
+    monkeypatch.setattr(room, "load_simulator", lambda bundle, device: imagined_world((5,), classes=0))
+    with pytest.raises(ValueError, match="goals are pictures, this is a world of vectors of 5 numbers"):
+        plan(Path("exact"), "vwm/TwoRooms-v0", out)
     monkeypatch.setattr(room, "load_simulator", lambda bundle, device: genie())
     with pytest.raises(ValueError, match="4 discrete"):
         plan(Path("exact"), "vwm/TwoRooms-v0", out)

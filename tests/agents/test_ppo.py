@@ -48,8 +48,7 @@ def test_ppo_in_the_real_game(tmp_path: Path) -> None:
     from vwm.agents.ppo import PPO
 
     game = GymnasiumGame("CartPole-v1")
-    training = PPO(tmp_path, game, steps=96, environments=2, policy="MlpPolicy", options=FEW, evaluate_every=50,
-                   evaluate_episodes=2)  # fmt: skip
+    training = PPO(tmp_path, game, steps=96, environments=2, options=FEW, evaluate_every=50, evaluate_episodes=2)
     for best in (False, True):
         with pytest.raises(FileNotFoundError, match="there is none; give the folder of a run of PPO"):
             training.player(best)

@@ -82,6 +82,16 @@ def test_saved_is_loaded(kind, tmp_path):
     assert not kind.endswith("outcomes") or (one.reward != 0).all()
 
 
+def test_a_bundle_says_what_can_be_done_with_it(tmp_path):
+    for kind, said in (
+        ("latent", "`vwm play ./w`"),
+        ("rssm-of-vectors", "no pictures"),
+        ("consistency", "no pictures"),
+    ):
+        save_simulator(WORLDS[kind](), tmp_path / "w")
+        assert said in (tmp_path / "w" / "README.md").read_text()
+
+
 def test_a_cloned_policy_is_saved_with_its_world(tmp_path):
     """And a world without one is loaded as ever, also where its index has never heard of policies."""
     world = diffusion_world(agent_tokens=1, policy=True)

@@ -239,7 +239,7 @@ class _Copy:
         if game.env.startswith("ALE/"):  # it skips inside its emulator
             options = {"frameskip": game.action_repeat, **options}
             draws = False
-        elif game.pixels or draws:
+        elif game.pixels or (draws := draws and _can_draw(game)):
             options = {"render_mode": "rgb_array", **options}
         self.game = make_gymnasium(game.env, options)
         self.settings, self.seed, self.number = game, seed, number
@@ -306,6 +306,12 @@ class _Copy:
             picture = np.asarray(self.raw if self.native else self.game.render())
             return resize(picture, self.settings.size, self.settings.size)
         return np.asarray(spaces.utils.flatten(self.game.observation_space, self.raw), np.float32)
+
+
+def _can_draw(game: GymnasiumGame) -> bool:
+    made = make_gymnasium(game.env, game.options)
+    made.close()
+    return "rgb_array" in (made.metadata.get("render_modes") or ())
 
 
 def _is_default(settings: Game, about: Field[Any]) -> bool:

@@ -99,6 +99,8 @@ def plan(
     made = {"horizon": horizon, "samples": samples, "iterations": iterations, **(planner_options or {})}
     searcher = make_planner(planner, made)
     simulator = load_simulator(bundle, device)
+    if simulator.vector_size is not None:
+        raise ValueError(f"{bundle}: goals are pictures, this is a world of vectors of {simulator.vector_size} numbers")
     skip = frame_skip or fitting_skip(kind.ENV, simulator)
     begin = functools.partial(kind, episodes, seed, simulator.image_size[0], skip, env_options)
     over = over or kind.over

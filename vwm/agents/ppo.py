@@ -32,7 +32,7 @@ class PPO(Training):
         judged_in: the game of evaluations; the same by default.
         steps: decisions in all.
         environments: copies of the game.
-        policy: of Stable-Baselines3: ``CnnPolicy`` for pictures, ``MlpPolicy`` for vectors.
+        policy: of Stable-Baselines3; None takes ``CnnPolicy`` for pictures and ``MlpPolicy`` for vectors.
         options: of its ``PPO``, ``{n_steps: 128, ent_coef: 0.01}`` for example.
         evaluate_every: decisions from one evaluation to the next, at the first update from there on.
         evaluate_episodes: of one.
@@ -50,7 +50,7 @@ class PPO(Training):
         judged_in: Game | None = None,
         steps: int = 100_000,
         environments: int = 8,
-        policy: str = "CnnPolicy",
+        policy: str | None = None,
         options: dict[str, Any] | None = None,
         evaluate_every: int = 10_000,
         evaluate_episodes: int = 20,
@@ -106,7 +106,8 @@ class PPO(Training):
         envs = StableBaselinesVecEnv(self.game.vector_env(self.environments, self.seed))
         saved = self.folder / MODEL
         if not saved.is_file():
-            return sb3.PPO(self.policy, envs, seed=self.seed, device=self.device, **self.options)
+            fitting = "CnnPolicy" if len(envs.observation_space.shape or ()) == 3 else "MlpPolicy"
+            return sb3.PPO(self.policy or fitting, envs, seed=self.seed, device=self.device, **self.options)
         # The networks stay what they are; whatever else the options say may be changed on the way.
         options = {name: value for name, value in self.options.items() if name != "policy_kwargs"}
         model = sb3.PPO.load(saved, envs, device=self.device, **options)

@@ -8,11 +8,14 @@ ended, the next ``observe`` already shows the first frame of the next one.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
+import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -330,13 +333,20 @@ def make_gymnasium(env: str, options: dict[str, Any]) -> Any:
         from vwm.data.procgen_env import ProcgenEnv
 
         return ProcgenEnv(env.removeprefix("procgen:"), **options)
+    module = env.partition(":")[0] if ":" in env else None
     try:
         if env.startswith("ALE/"):
             import ale_py
 
             gymnasium.register_envs(ale_py)
+        if module and importlib.util.find_spec(module.partition(".")[0]) is None:
+            sys.path.append(str(Path.cwd()))  # a user's own, in the folder he stands in
         return gymnasium.make(env, disable_env_checker=True, **options)
     except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
+        if module and importlib.util.find_spec(module.partition(".")[0]) is None:
+            raise ImportError(
+                f"{env}: there is no module {module!r}: install it, or have it in the current folder or on PYTHONPATH"
+            ) from error
         extra = next((extra for part, extra in EXTRAS.items() if part in env), "envs")
         raise ImportError(
             f"{env} needs a package that is not installed ({error}): pip install 'vwm[{extra}]'"

@@ -94,9 +94,15 @@ def save_simulator(
         if simulator.starts is not None:
             _save_starts(simulator.starts, aside / "starts")
         (aside / "README.md").write_text(
-            card or f"# {simulator.title}\n\nA vwm world. Play it: `vwm play {target.name}`.\n"
+            card or f"# {simulator.title}\n\nA vwm world. {_how_to_use(simulator, target.name)}\n"
         )
         (aside / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _how_to_use(simulator: NetworkSimulator, name: str) -> str:
+    if simulator.decodes and simulator.vector_size is None:
+        return f"From the folder that it lies in, play it: `vwm play ./{name}`."
+    return f"It has no pictures to play in. From the folder that it lies in: `vwm.load_simulator({name!r})`."
 
 
 def load_simulator(
