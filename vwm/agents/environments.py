@@ -239,9 +239,13 @@ class _Copy:
         if game.env.startswith("ALE/"):  # it skips inside its emulator
             options = {"frameskip": game.action_repeat, **options}
             draws = False
-        elif game.pixels or (draws := draws and _can_draw(game)):
+        elif game.pixels:
             options = {"render_mode": "rgb_array", **options}
         self.game = make_gymnasium(game.env, options)
+        draws = draws and "rgb_array" in (self.game.metadata.get("render_modes") or ())
+        if draws and not game.pixels and not is_pixels(self.game.observation_space):
+            self.game.close()
+            self.game = make_gymnasium(game.env, {"render_mode": "rgb_array", **options})
         self.settings, self.seed, self.number = game, seed, number
         self.actions: Actions = gymnasium_actions(game.env, self.game)
         self.native = is_pixels(self.game.observation_space)
@@ -306,12 +310,6 @@ class _Copy:
             picture = np.asarray(self.raw if self.native else self.game.render())
             return resize(picture, self.settings.size, self.settings.size)
         return np.asarray(spaces.utils.flatten(self.game.observation_space, self.raw), np.float32)
-
-
-def _can_draw(game: GymnasiumGame) -> bool:
-    made = make_gymnasium(game.env, game.options)
-    made.close()
-    return "rgb_array" in (made.metadata.get("render_modes") or ())
 
 
 def _is_default(settings: Game, about: Field[Any]) -> bool:

@@ -32,9 +32,9 @@ from vwm.simulator.mdn_rnn import MDNRNNSimulator
 RESULT = "evaluation.json"
 TOLD = "told.npz"
 JUDGED_SEED = 1_000_000
+"""What the seeds of the games that judge lie beyond those that evolution plays."""
 ELSEWHERE = ("bundle", "data", "generations", "versions")
 """What of a search's making may be another when it goes on."""
-"""What the seeds of the games that judge lie beyond those that evolution plays."""
 Sees = Literal["latent_and_memory", "latent"]
 
 
@@ -126,7 +126,7 @@ class Evolution(Training):
         size = self.world.dynamics.latent_size + (self.world.dynamics.width if sees == "latent_and_memory" else 0)
         search = Search(first_parameters(size, self.world.actions), self.sigma, self.population, self.seed)
         settings = {name: value for name, value in self.made.items() if name not in ELSEWHERE}
-        search.again(read_told(folder, settings, self.population)[: self.generations])
+        search.again(read_told(folder, settings)[: self.generations])
         done = len(search.told)
         table, watched = Table(folder / "generations.csv", done), Table(folder / "watched.csv", done)
         with tqdm(total=self.generations, initial=done, desc=sees, unit="generation") as bar:
@@ -176,7 +176,7 @@ class Evolution(Training):
         return self.world.starts[:, -context:]
 
 
-def read_told(folder: Path, settings: Mapping[str, Any], population: int) -> NDArray[np.float64]:
+def read_told(folder: Path, settings: Mapping[str, Any]) -> NDArray[np.float64]:
     """The fitnesses so far, [g, p]; none where nothing was told.
 
     Raises:
@@ -184,7 +184,7 @@ def read_told(folder: Path, settings: Mapping[str, Any], population: int) -> NDA
     """
     file = folder / TOLD
     if not file.is_file():
-        return np.zeros((0, population))
+        return np.zeros((0, settings["population"]))
     with np.load(file, allow_pickle=False) as kept:
         found = json.loads(kept["settings"].item()) if "settings" in kept else {}
         told: NDArray[np.float64] = kept["fitness"]

@@ -137,9 +137,10 @@ class Online(Training):
         worlds = self.game.open(1, self.seed)
         worlds.close()
         agent = self.make_agent(worlds.spaces).to(self.device)
-        load_checkpoint(find_checkpoint(self.folder), {"agent": agent}, {}, "agent or game")
         if best:
             load_best(self.folder, agent)
+        else:
+            load_checkpoint(find_checkpoint(self.folder), {"agent": agent}, {}, "agent or game")
         return agent
 
     def played(self, agent: Agent, ring: Path) -> Replay:

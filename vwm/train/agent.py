@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from vwm.agents.agent import Player
 from vwm.agents.checkpoint import STATE
@@ -30,6 +29,9 @@ CONFIG = "config.yaml"
 SAVED = (f"checkpoint/{STATE}", MODEL, f"*/{TOLD}")
 """What trainings go on from, in a run's folder."""
 FIXED = ("class_path", "game", "agent", "policy", "environments", "seed")
+"""Settings that make a run what it is."""
+Played = Online | PPO | Imagination
+"""Trainings whose agents play in the real game; the others write their own evaluation."""
 EXAMPLES = """examples:
   vwm agent train -c configs/agents/tdmpc2_pendulum.yaml
   vwm agent train -c configs/agents/tdmpc2_pendulum.yaml --training.init_args.seed 1 --training.init_args.run runs/s1
@@ -65,12 +67,13 @@ def train(argv: list[str]) -> None:
     text = parser.dump(config, skip_unset=False)
     folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder):
-        check_same_run(folder, parser, config.as_dict())
+        check_same_run(folder, parser, config)
         aside = folder / f"{CONFIG}.tmp"
         aside.write_text(text)
         aside.rename(folder / CONFIG)
         training.run()
-    print(f"{folder}: curves.png and tables. Next: vwm agent eval {folder}, vwm agent play {folder}")
+    if isinstance(training, Played):
+        print(f"{folder}: curves.png and tables. Next: vwm agent eval {folder}, vwm agent play {folder}")
 
 
 @contextmanager
@@ -89,7 +92,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def check_same_run(folder: Path, parser: ArgumentParser, config: Mapping[str, Any]) -> None:
+def check_same_run(folder: Path, parser: ArgumentParser, config: Namespace) -> None:
     """Nothing that makes a run what it is may change once something of it was saved.
 
     Raises:
@@ -98,21 +101,13 @@ def check_same_run(folder: Path, parser: ArgumentParser, config: Mapping[str, An
     path = folder / CONFIG
     if not path.is_file() or not any(any(folder.glob(saved)) for saved in SAVED):
         return
-    before = parser.parse_args(["-c", str(path)]).as_dict()
-    begun, now = _flat(before["training"]), _flat(config["training"])
-    for name, old in begun.items():
+    now = dict(config.training.items())
+    for name, old in parser.parse_args(["-c", str(path)]).training.items():
         if name.removeprefix("init_args.").split(".")[0] in FIXED and now.get(name, old) != old:
             raise ValueError(
                 f"{folder} was begun with training.{name}={old}, not {now[name]}: go on with that, or choose another "
                 "folder (training.init_args.run)"
             )
-
-
-def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value}
-    return flat
 
 
 def judge(run: Path, episodes: int = 100, seed: int = 2_000_000, side_by_side: int = 16, best: bool = False) -> None:
@@ -214,7 +209,7 @@ def load(run: Path, best: bool = False) -> tuple[Player, Game]:
         ValueError: its training keeps no agent of this kind.
     """
     training = load_training(run)
-    if not isinstance(training, Online | PPO | Imagination):
+    if not isinstance(training, Played):
         raise ValueError(f"{run}: was trained by {type(training).__name__}, which writes its own evaluation")
     return training.player(best), training.judged_in
 
