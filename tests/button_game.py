@@ -13,8 +13,8 @@ from models import diffusion_world
 
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
-from vwm.nn.outcomes import OutcomeHeads
-from vwm.simulator.dit import DiTSimulator
+from vwm.models.dit.simulator import DiTSimulator
+from vwm.nn.outcome_heads import RewardTerminationHeads
 
 PAYS = 2
 LENGTH = 6
@@ -50,10 +50,10 @@ def learned_world(steps: int = 100) -> DiTSimulator:
     """A diffusion world whose outcome heads were trained on what buttons pay; it never ends."""
     simulator = diffusion_world()
     torch.manual_seed(0)
-    heads, dynamics = OutcomeHeads(width=32, hidden=32), simulator.dynamics
+    heads, dynamics = RewardTerminationHeads(width=32, hidden=32), simulator.dynamics
     optimizer = torch.optim.Adam(heads.parameters(), 1e-2)
     actions = torch.arange(4).repeat(16)[None]
-    lead = dynamics.lead_to(actions).detach()
+    lead = dynamics.embed_actions(actions).detach()
     reward, ends = (actions == PAYS).float(), torch.zeros(1, 64, dtype=torch.bool)
     for _ in range(steps):
         features = torch.randn(1, 64, 32) / 2

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vwm.nn.random import fold, uniform, world_seeds
-from vwm.simulator.interface import ActionSpace, Simulator, StepOutput
+from vwm.core.seeds import fold_in, seeded_uniform, world_seeds
+from vwm.core.simulator import ActionSpace, Simulator, StepOutput
 
 SIZE = 36  # the smallest picture that Stable-Baselines3 takes for one
 
@@ -56,7 +56,7 @@ class CountWorld(Simulator):
         return new, StepOutput(frame, new.latent, count.float(), count >= 7)
 
     def _at(self, ground: Tensor, count: Tensor, seed: Tensor) -> CountState:
-        noise = (uniform(fold(seed, count), 1)[:, 0] * 256).floor()
+        noise = (seeded_uniform(fold_in(seed, count), 1)[:, 0] * 256).floor()
         return CountState(ground, count, seed, torch.stack([ground, count.float(), noise], dim=1))
 
     def _draw(self, state: CountState) -> Tensor:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 from models import randomize
 
-from vwm.latent_dynamics.world import LatentWorld, WorldSettings
-from vwm.simulator.interface import ActionSpace
-from vwm.simulator.rssm import RSSMSimulator
+from vwm.core.simulator import ActionSpace
+from vwm.models.rssm.simulator import RSSMSimulator
+from vwm.models.rssm.world_model import RSSMWorldModel, RSSMWorldModelConfig
 
 
-def latent_world(observation=(16, 16, 3), num_actions: int = 4, action_dims: int = 0, **changes) -> LatentWorld:
+def latent_world(observation=(16, 16, 3), num_actions: int = 4, action_dims: int = 0, **changes) -> RSSMWorldModel:
     """A world of Dreamer's kind, all of whose choices can be changed; with many variables, so that draws do differ."""
     torch.manual_seed(8)
     small = {"deter": 16, "hidden": 8, "stoch": 12, "classes": 4, "blocks": 2, "units": 8, "vector_layers": 1}
-    settings = WorldSettings(**{**small, "depth": 4, "mults": (1, 2), **changes})
-    return randomize(LatentWorld.build(observation, num_actions, action_dims, settings))
+    settings = RSSMWorldModelConfig(**{**small, "depth": 4, "mults": (1, 2), **changes})
+    return randomize(RSSMWorldModel.build(observation, num_actions, action_dims, settings))
 
 
 def imagined_world(observation=(16, 16, 3), action_dims: int = 0, **changes) -> RSSMSimulator:

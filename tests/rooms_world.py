@@ -8,11 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vwm.agents.goals import GoalDistance
-from vwm.agents.planner import Planner
-from vwm.data.two_rooms import AGENT, GOAL_RADIUS, SIZE, STONE, TwoRooms, draw, sample_layout, slide
-from vwm.nn.random import world_seeds
-from vwm.simulator.interface import ActionSpace, Simulator, StepOutput
+from vwm.core.seeds import world_seeds
+from vwm.core.simulator import ActionSpace, Simulator, StepOutput
+from vwm.envs.two_rooms import (
+    AGENT_COLOR,
+    ARENA_SIZE,
+    GOAL_RADIUS,
+    WALL_COLOR,
+    TwoRoomsEnv,
+    move_with_collisions,
+    render_two_rooms,
+    sample_room_layout,
+)
+from vwm.planning.goal_distance import GoalDistance
+from vwm.planning.sampling_planner import SamplingPlanner
 
 COMPASS = torch.tensor([[0.0, 0.0], [1, 0], [-1, 0], [0, 1], [0, -1]])
 """What the discrete actions do: rest, right, left, down, up."""
@@ -27,7 +36,7 @@ class RoomsState(NamedTuple):
 class ExactRooms(Simulator):
     """Latents are (x, y) in pixels. Contexts are pictures with wall and door in the middle."""
 
-    image_size, fps, context_frames = (SIZE, SIZE), 10.0, 2
+    image_size, fps, context_frames = (ARENA_SIZE, ARENA_SIZE), 10.0, 2
 
     def __init__(self, kind: str = "continuous", step_size: float = 3.0) -> None:
         self.actions = ActionSpace(kind, 2) if kind == "continuous" else ActionSpace(kind, len(COMPASS))
@@ -35,8 +44,8 @@ class ExactRooms(Simulator):
 
     def encode(self, frames: Tensor) -> Tensor:
         """Where the agent is seen: uint8 [b, t, h, w, 3] -> float32 [b, t, 2]."""
-        shown = (frames[..., 0].double() - STONE[0]).clamp(min=0) / (AGENT[0] - STONE[0])
-        seen, middle = shown.clamp(max=1), torch.arange(SIZE) + 0.5
+        shown = (frames[..., 0].double() - WALL_COLOR[0]).clamp(min=0) / (AGENT_COLOR[0] - WALL_COLOR[0])
+        seen, middle = shown.clamp(max=1), torch.arange(ARENA_SIZE) + 0.5
         total = seen.sum(dim=(-1, -2))
         x, y = (seen.sum(-2) * middle).sum(-1) / total, (seen.sum(-1) * middle).sum(-1) / total
         return torch.stack((x, y), dim=-1).float()
@@ -44,7 +53,7 @@ class ExactRooms(Simulator):
     def reset(self, context, seed=0, context_actions=None):
         self.check_context(context)
         position = self.encode(context)[:, -1].double()
-        return self.at(position, torch.full_like(position, SIZE / 2), seed), context[:, -1]
+        return self.at(position, torch.full_like(position, ARENA_SIZE / 2), seed), context[:, -1]
 
     def at(self, position: Tensor, layout: Tensor, seed: int = 0) -> RoomsState:
         return RoomsState(position.double(), layout.double(), world_seeds(seed, len(position)))
@@ -54,9 +63,11 @@ class ExactRooms(Simulator):
         self.check_action(action, batch)
         self.steps += batch
         move = (COMPASS[action] if self.actions.kind == "discrete" else action).double() * self.step_size
-        position = torch.from_numpy(slide(state.position, move, *state.layout.T.numpy()))
+        position = torch.from_numpy(move_with_collisions(state.position, move, *state.layout.T.numpy()))
         pictures = (
-            [draw(p, *layout) for p, layout in zip(position, state.layout.tolist(), strict=True)] if decode else None
+            [render_two_rooms(p, *layout) for p, layout in zip(position, state.layout.tolist(), strict=True)]
+            if decode
+            else None
         )
         return state._replace(position=position), StepOutput(
             None if pictures is None else torch.from_numpy(np.stack(pictures)),
@@ -68,9 +79,9 @@ class ExactRooms(Simulator):
 
 def pairs(count: int, rooms: str) -> tuple[RoomsState, Tensor]:
     """Starts under walls and doors of their own, and goals float32 [count, 2] in the ``same room`` or the other."""
-    rng, game, found = np.random.default_rng(0), TwoRooms(), []
+    rng, game, found = np.random.default_rng(0), TwoRoomsEnv(), []
     while len(found) < count:
-        game.wall, game.door = sample_layout(rng)
+        game.wall, game.door = sample_room_layout(rng)
         game.position = game.sample_position(rng)
         goal = game.sample_goal(rng)
         if ((game.position[0] < game.wall) == (goal[0] < game.wall)) == (rooms == "same room"):
@@ -80,7 +91,12 @@ def pairs(count: int, rooms: str) -> tuple[RoomsState, Tensor]:
 
 
 def drive(
-    planner: Planner, state: RoomsState, goals: Tensor, kind: str = "continuous", over: str = "min", replan: int = 2
+    planner: SamplingPlanner,
+    state: RoomsState,
+    goals: Tensor,
+    kind: str = "continuous",
+    over: str = "min",
+    replan: int = 2,
 ) -> int:
     """Plan and play 60 steps in the true world, and count who came to the goal."""
     world, objective, there = ExactRooms(kind), GoalDistance(goals, "l2", over), torch.zeros(len(goals)).bool()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from models import randomize
 
-from vwm.vjepa.encoder import VideoEncoder
-from vwm.vjepa.predictor import MaskedPredictor
+from vwm.models.vjepa.masked_predictor import MaskedPredictor
+from vwm.models.vjepa.video_encoder import VideoEncoder
 
 SIZE, PATCH, FRAMES, WIDTH, DEPTH, HEADS = (16, 24), 8, 8, 48, 3, 4
 KINDS = {

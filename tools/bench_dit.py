@@ -19,11 +19,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vwm.dit.model import DiT, Noisy
-from vwm.dit.path import advance, mix, time_grid
-from vwm.dit.sampling import Sampling, check_sampling, draw_frame, finest, observe
-from vwm.nn.random import fold, normal
-from vwm.simulator.bundle import load_simulator
+from vwm.core.seeds import fold_in, seeded_normal
+from vwm.models.dit.network import DiT, NoisyFrames
+from vwm.models.dit.noise_schedule import add_noise, sampler_step, sampling_signal_levels
+from vwm.models.dit.sampling import (
+    DiffusionSampling,
+    check_diffusion_sampling,
+    finest_step_index,
+    observe_latents,
+    sample_latent_frame,
+)
+from vwm.worlds.bundle import load_simulator
 
 
 def main() -> None:
@@ -87,7 +93,7 @@ def bench_train(options: argparse.Namespace) -> None:
         ).sample
 
     def our_forward() -> Tensor:
-        return ours(Noisy(latents, level, None, ours.lead(actions, 1, 16))).prediction
+        return ours(NoisyFrames(latents, level, None, ours.lead(actions, 1, 16))).prediction
 
     runs: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {
         "diffusers Latte": (latte, latte_forward),
@@ -131,9 +137,9 @@ def bench_play(options: argparse.Namespace) -> None:
         dynamics, sampling = simulator.dynamics, simulator.sampling._replace(guidance=1.0)
         context = dynamics.transformer.window
     else:
-        context, sampling = options.context, Sampling(steps=4)
+        context, sampling = options.context, DiffusionSampling(steps=4)
         dynamics = DiT(
-            grid=(8, 8), channels=16, num_actions=15, prediction="clean", step_sizes=7, width=192, depth=8, heads=6,
+            grid=(8, 8), channels=16, num_actions=15, prediction="clean", num_step_sizes=7, width=192, depth=8, heads=6,
             window=context,
         )  # fmt: skip
         for p in dynamics.parameters():
@@ -143,7 +149,7 @@ def bench_play(options: argparse.Namespace) -> None:
         dynamics = torch.nn.Module.to(dynamics, torch.bfloat16)
     if options.sampling_steps is not None:
         sampling = sampling._replace(steps=options.sampling_steps)
-    check_sampling(dynamics, sampling)
+    check_diffusion_sampling(dynamics, sampling)
     print(
         f"{sum(p.numel() for p in dynamics.parameters()) / 1e6:.1f}M parameters, latents {dynamics.grid} x "
         f"{dynamics.channels}, context {context}, {sampling.steps} sampling steps"
@@ -151,11 +157,11 @@ def bench_play(options: argparse.Namespace) -> None:
     seed = torch.zeros(1, dtype=torch.int64, device=options.device)
     frames = torch.randn(1, context - 1, *dynamics.grid, dynamics.channels, device=options.device)
     lead = _lead(dynamics, context, options.device)
-    state, _ = observe(dynamics, dynamics.init_state(1), frames, lead[:, :-1], seed, sampling.context_noise)
+    state, _ = observe_latents(dynamics, dynamics.init_state(1), frames, lead[:, :-1], seed, sampling.context_noise)
 
     def cached() -> Tensor:
-        frame = draw_frame(dynamics, state, lead[:, -1:], seed, sampling)
-        observe(dynamics, state, frame, lead[:, -1:], seed, sampling.context_noise)
+        frame = sample_latent_frame(dynamics, state, lead[:, -1:], seed, sampling)
+        observe_latents(dynamics, state, frame, lead[:, -1:], seed, sampling.context_noise)
         return frame
 
     def recomputed() -> Tensor:
@@ -174,22 +180,22 @@ def bench_play(options: argparse.Namespace) -> None:
     print(f"the cache makes a frame {statistics.median(times['whole window']) / statistics.median(times['from the cache']):.1f} times as fast")  # fmt: skip  # noqa: E501
 
 
-def draw_whole_window(dynamics: DiT, frames: Tensor, lead: Tensor, seed: Tensor, sampling: Sampling) -> Tensor:
+def draw_whole_window(dynamics: DiT, frames: Tensor, lead: Tensor, seed: Tensor, sampling: DiffusionSampling) -> Tensor:
     """A frame as it is drawn without a cache: every step runs all frames of the window."""
     numbers = torch.arange(frames.shape[1], device=frames.device)
-    each = fold(seed[:, None], numbers).flatten()
-    noise = normal(each, *frames.shape[2:]).unflatten(0, (1, -1))
+    each = fold_in(seed[:, None], numbers).flatten()
+    noise = seeded_normal(each, *frames.shape[2:]).unflatten(0, (1, -1))
     signal = frames.new_full(frames.shape[:2], 1 - sampling.context_noise)
-    past = mix(dynamics.prediction, frames, noise, signal)
-    x, steps = normal(seed, 1, *frames.shape[2:]), None
-    for here, onward in pairwise(time_grid(sampling.steps, sampling.shift)):
+    past = add_noise(dynamics.prediction, frames, noise, signal)
+    x, steps = seeded_normal(seed, 1, *frames.shape[2:]), None
+    for here, onward in pairwise(sampling_signal_levels(sampling.steps, sampling.shift)):
         now = x.new_full((1, 1), here)
-        if dynamics.step_sizes:
+        if dynamics.num_step_sizes:
             halvings = torch.full((1, 1), (sampling.steps - 1).bit_length(), device=x.device)
-            steps = torch.cat((finest(dynamics, signal), halvings), dim=1)  # type: ignore[arg-type]
-        window = Noisy(torch.cat((past, x), dim=1), torch.cat((signal, now), dim=1), steps, lead)
+            steps = torch.cat((finest_step_index(dynamics, signal), halvings), dim=1)  # type: ignore[arg-type]
+        window = NoisyFrames(torch.cat((past, x), dim=1), torch.cat((signal, now), dim=1), steps, lead)
         said = dynamics(window).prediction[:, -1:]
-        x = advance(dynamics.prediction, x, said, now, x.new_full((1, 1), onward))
+        x = sampler_step(dynamics.prediction, x, said, now, x.new_full((1, 1), onward))
     return x
 
 

@@ -24,11 +24,12 @@ import torch
 import yaml
 from timing import medians, race, save
 
-from vwm.agents.actor_critic import ActorConfig, CriticConfig
-from vwm.agents.agent import Batch, Spaces
-from vwm.agents.dreamer import Dreamer
-from vwm.latent_dynamics.world import WorldSettings
-from vwm.simulator.interface import ActionSpace
+from vwm.core.simulator import ActionSpace
+from vwm.envs.time_step import EnvSpaces
+from vwm.models.rssm.world_model import RSSMWorldModelConfig
+from vwm.rl.agent import ReplayBatch
+from vwm.rl.algorithms.actor_critic import ActorConfig, CriticConfig
+from vwm.rl.algorithms.dreamer import Dreamer
 
 SIZES = {  # deter, hidden, classes, depth, units
     "1M": (512, 64, 4, 4, 64),
@@ -71,8 +72,8 @@ def our_update(options: argparse.Namespace) -> tuple[Callable[[], Any], int]:
     deter, hidden, classes, depth, units = SIZES[options.size]
     shape = (options.vector,) if options.vector else (64, 64, 3)
     agent = Dreamer(
-        Spaces(shape, ActionSpace("continuous", options.actions)),
-        WorldSettings(deter=deter, hidden=hidden, classes=classes, depth=depth, units=units),
+        EnvSpaces(shape, ActionSpace("continuous", options.actions)),
+        RSSMWorldModelConfig(deter=deter, hidden=hidden, classes=classes, depth=depth, units=units),
         ActorConfig(width=units),
         CriticConfig(width=units),
         batch_size=options.batch,
@@ -83,7 +84,7 @@ def our_update(options: argparse.Namespace) -> tuple[Callable[[], Any], int]:
     no = torch.zeros(size, dtype=torch.bool)
     action = torch.rand(*size, options.actions) * 2 - 1
     extras = {name: torch.zeros(*size, *kept, dtype=dtype) for name, (kept, dtype) in agent.extras.items()}
-    batch = Batch(seen, torch.randn(size), no, no, no, action, extras, torch.zeros(size, dtype=torch.int64))
+    batch = ReplayBatch(seen, torch.randn(size), no, no, no, action, extras, torch.zeros(size, dtype=torch.int64))
     trained = [p for p in agent.parameters() if p.requires_grad]
     return lambda: agent.update(batch), sum(p.numel() for p in trained)
 

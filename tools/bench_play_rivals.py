@@ -24,10 +24,10 @@ import numpy as np
 import torch
 import yaml
 
-from vwm.genie.dynamics import MaskGITDynamics, Sampling
-from vwm.simulator.genie import GenieSimulator
-from vwm.simulator.interface import ActionSpace
-from vwm.tokenizer.space_time import SpaceTimeTokenizer
+from vwm.core.simulator import ActionSpace
+from vwm.models.genie.dynamics import MaskGITDynamics, MaskGITSampling
+from vwm.models.genie.simulator import GenieSimulator
+from vwm.tokenizers.space_time_tokenizer import SpaceTimeTokenizer
 
 RIVAL_STEPS = 10
 """MaskGIT steps a frame; tinyworlds' script passes this number, and no config of it sets another."""
@@ -148,7 +148,7 @@ def _vwm(
             if weight.ndim == 2 and not weight.any():  # what starts at zero in training; numbers like any other here
                 torch.nn.init.normal_(weight, std=0.02)
     dynamics.to(dtype)
-    sampling = Sampling(RIVAL_STEPS, configs["inference"]["temperature"])
+    sampling = MaskGITSampling(RIVAL_STEPS, configs["inference"]["temperature"])
     actions = ActionSpace("discrete", shared["n_actions"])
     simulator = GenieSimulator(tokenizer, dynamics, None, actions, sampling=sampling, context_frames=context)
     start = torch.randint(0, 256, (1, context, *size, 3), dtype=torch.uint8)

@@ -27,7 +27,14 @@ import mctx
 import numpy as np
 import torch
 
-from vwm.agents.tree_search import PUCT, Guess, Gumbel, Searched, Step, TreeSearch
+from vwm.planning.tree_search import (
+    GumbelMuZeroSearch,
+    NodePrediction,
+    PUCTSearch,
+    TreeSearch,
+    TreeSearchResult,
+    TreeStep,
+)
 
 STATES = 4096
 DISCOUNT = 0.97
@@ -58,14 +65,14 @@ class Ours:
     logits: torch.Tensor
     value: torch.Tensor
 
-    def guess(self, state: torch.Tensor) -> Guess:
+    def guess(self, state: torch.Tensor) -> NodePrediction:
         """See ``TreeModel``."""
-        return Guess(self.logits[state], self.value[state])
+        return NodePrediction(self.logits[state], self.value[state])
 
-    def step(self, state: torch.Tensor, action: torch.Tensor) -> Step:
+    def step(self, state: torch.Tensor, action: torch.Tensor) -> TreeStep:
         """See ``TreeModel``."""
         there = self.next[state, action]
-        return Step(there, self.reward[state, action], self.ends[state, action], self.guess(there))
+        return TreeStep(there, self.reward[state, action], self.ends[state, action], self.guess(there))
 
 
 def theirs(tables: Tables, kind: str, simulations: int) -> Callable[[np.ndarray], Any]:
@@ -95,7 +102,7 @@ def theirs(tables: Tables, kind: str, simulations: int) -> Callable[[np.ndarray]
 def compare(kind: str, batch: int, simulations: int, actions: int, repeats: int) -> dict[str, Any]:
     """Parity over ``repeats`` batches, and the median time of a search of each side."""
     tables = Tables(actions, seed=0)
-    search: TreeSearch = (Gumbel if kind == "gumbel" else PUCT)(simulations, span=1e-8)
+    search: TreeSearch = (GumbelMuZeroSearch if kind == "gumbel" else PUCTSearch)(simulations, span=1e-8)
     model, rival = Ours(tables), theirs(tables, kind, simulations)
     rng = np.random.default_rng(1)
     jax.block_until_ready(rival(rng.integers(STATES, size=batch)))
@@ -104,7 +111,7 @@ def compare(kind: str, batch: int, simulations: int, actions: int, repeats: int)
     for _ in range(repeats):
         states = rng.integers(STATES, size=batch)
         began = time.process_time()
-        ours: Searched = search.search(model, torch.from_numpy(states), DISCOUNT)
+        ours: TreeSearchResult = search.search(model, torch.from_numpy(states), DISCOUNT)
         times["vwm"].append(time.process_time() - began)
         began = time.process_time()
         output = jax.block_until_ready(rival(states))

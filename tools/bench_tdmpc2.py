@@ -27,16 +27,17 @@ import torch
 from timing import Times, medians, race, save
 from torch import Tensor, nn
 
-from vwm.agents.agent import Batch, Moment, Spaces
-from vwm.agents.tdmpc2 import TDMPC2, Size
-from vwm.agents.tdmpc2_planner import Noise, Planning
-from vwm.latent_dynamics.simnorm import MLP
-from vwm.simulator.interface import ActionSpace
+from vwm.core.simulator import ActionSpace
+from vwm.envs.time_step import EnvSpaces, TimeStep
+from vwm.models.tdmpc2.layers import TDMPC2MLP
+from vwm.rl.agent import ReplayBatch
+from vwm.rl.algorithms.tdmpc2 import TDMPC2, TDMPC2Size
+from vwm.rl.algorithms.tdmpc2_planner import TDMPC2PlannerConfig, TDMPC2PlannerNoise
 
-SIZES: dict[str, Size] = {
-    "pendulum": Size(encoder_width=256, latent=64, width=128, members=2),
-    "1M": Size(encoder_width=256, latent=128, width=384, members=2),
-    "5M": Size(),
+SIZES: dict[str, TDMPC2Size] = {
+    "pendulum": TDMPC2Size(encoder_width=256, latent=64, width=128, members=2),
+    "1M": TDMPC2Size(encoder_width=256, latent=128, width=384, members=2),
+    "5M": TDMPC2Size(),
 }
 EPISODE = 500
 
@@ -57,7 +58,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    planning = Planning(samples=options.samples, elites=min(64, options.samples), proposals=min(24, options.samples))
+    planning = TDMPC2PlannerConfig(
+        samples=options.samples, elites=min(64, options.samples), proposals=min(24, options.samples)
+    )
     theirs = official(options, planning)
     ours = our_agent(theirs, options, planning)
     counts = (
@@ -91,7 +94,7 @@ def main() -> None:
 # ------------------------------------------------------------------------------------------------- the official side
 
 
-def official(options: argparse.Namespace, planning: Planning) -> Any:
+def official(options: argparse.Namespace, planning: TDMPC2PlannerConfig) -> Any:
     """Its agent, with every weight drawn."""
     folder = options.tdmpc2 / "tdmpc2"
     if not (folder / "tdmpc2.py").is_file():
@@ -132,12 +135,12 @@ def load_elsewhere(name: str, path: Path, device: str) -> Any:
     return module
 
 
-def plan_theirs(agent: Any, batch: Batch) -> Tensor:
+def plan_theirs(agent: Any, batch: ReplayBatch) -> Tensor:
     with torch.no_grad():
         return agent._plan(batch.observation[:1, 0], t0=False, eval_mode=False)
 
 
-def update_theirs(agent: Any, batch: Batch) -> dict[str, Tensor]:
+def update_theirs(agent: Any, batch: ReplayBatch) -> dict[str, Tensor]:
     ended = batch.is_terminal[:, 1:, None].float()
     parts = (batch.observation, batch.action[:, :-1], batch.reward[:, 1:, None], ended)
     return agent._update(*(part.transpose(0, 1).contiguous() for part in parts))
@@ -146,9 +149,9 @@ def update_theirs(agent: Any, batch: Batch) -> dict[str, Tensor]:
 # ----------------------------------------------------------------------------------------------------------- our side
 
 
-def our_agent(theirs: Any, options: argparse.Namespace, planning: Planning) -> TDMPC2:
+def our_agent(theirs: Any, options: argparse.Namespace, planning: TDMPC2PlannerConfig) -> TDMPC2:
     """Ours, with the official weights."""
-    spaces = Spaces((options.observation,), ActionSpace("continuous", options.actions))
+    spaces = EnvSpaces((options.observation,), ActionSpace("continuous", options.actions))
     agent = TDMPC2(
         spaces, EPISODE, options.episodic, SIZES[options.size], planning=planning, batch_size=options.batch
     ).to(options.device)
@@ -159,8 +162,8 @@ def our_agent(theirs: Any, options: argparse.Namespace, planning: Planning) -> T
         copy_layers(model._dynamics, agent.world.dynamics)
         copy_layers(model._reward, agent.world.reward_head)
         copy_layers(model._pi, agent.policy.layers)
-        if agent.world.end_head is not None:
-            copy_layers(model._termination, agent.world.end_head)
+        if agent.world.termination_head is not None:
+            copy_layers(model._termination, agent.world.termination_head)
         for ensemble, params in ((agent.critic, model._Qs.params), (agent.target_critic, model._target_Qs_params)):
             for name, members in (("0", ensemble.first), ("1", ensemble.second), ("2", ensemble.output)):
                 members.weight.copy_(params[name, "weight"])
@@ -171,7 +174,7 @@ def our_agent(theirs: Any, options: argparse.Namespace, planning: Planning) -> T
     return agent
 
 
-def copy_layers(theirs: nn.Sequential, ours: MLP) -> None:
+def copy_layers(theirs: nn.Sequential, ours: TDMPC2MLP) -> None:
     for their, our in zip(theirs, ours.layers, strict=False):
         widths = [part.weight.shape[1] for part in our.parts]
         for weight, part in zip(their.weight.split(widths, dim=1), our.parts, strict=True):
@@ -182,26 +185,26 @@ def copy_layers(theirs: nn.Sequential, ours: MLP) -> None:
         ours.output.load_state_dict(theirs[-1].state_dict())
 
 
-def plan_ours(agent: TDMPC2, batch: Batch) -> Callable[[], Tensor]:
+def plan_ours(agent: TDMPC2, batch: ReplayBatch) -> Callable[[], Tensor]:
     carry, no = agent.init_carry(1), torch.zeros(1, dtype=torch.bool, device=agent.device)
-    moment = Moment(batch.observation[:1, 0], batch.reward[:1, 0], no, no, no)
+    moment = TimeStep(batch.observation[:1, 0], batch.reward[:1, 0], no, no, no)
     return lambda: agent.act(carry, moment, explore=True).action
 
 
 # ---------------------------------------------------------------------------------------------------------- both sides
 
 
-def synthetic(options: argparse.Namespace, horizon: int) -> Batch:
+def synthetic(options: argparse.Namespace, horizon: int) -> ReplayBatch:
     b, t = options.batch, horizon + 1
     no = torch.zeros(b, t, dtype=torch.bool)
     ended = (torch.rand(b, t) < 0.1) & options.episodic
     action = torch.rand(b, t, options.actions) * 2 - 1
     observation, places = torch.randn(b, t, options.observation), torch.zeros(b, t, dtype=torch.int64)
-    batch = Batch(observation, 2 * torch.randn(b, t), no, no, ended, action, {}, places)
+    batch = ReplayBatch(observation, 2 * torch.randn(b, t), no, no, ended, action, {}, places)
     return batch._replace(**{n: v.to(options.device) for n, v in batch._asdict().items() if isinstance(v, Tensor)})
 
 
-def prove_equal_plans(theirs: Any, ours: TDMPC2, batch: Batch) -> None:
+def prove_equal_plans(theirs: Any, ours: TDMPC2, batch: ReplayBatch) -> None:
     """One plan of each from the same middle, the noise drawn in the official order."""
     latent = ours.world.encode(batch.observation[:1, :1]).detach()
     planning, a, device = ours.planner.planning, ours.spaces.actions.size, ours.device
@@ -218,14 +221,16 @@ def prove_equal_plans(theirs: Any, ours: TDMPC2, batch: Batch) -> None:
         ends.append(normal(planning.samples, a)[None])
         pairs.append(torch.randperm(ours.critic.members, device=device)[:2])
     choice = -torch.empty(1, planning.elites, device=device).exponential_().log()
-    noise = Noise(proposals, torch.stack(samples), torch.stack(ends), torch.stack(pairs), choice, normal(1, a))
+    noise = TDMPC2PlannerNoise(
+        proposals, torch.stack(samples), torch.stack(ends), torch.stack(pairs), choice, normal(1, a)
+    )
     mean = torch.cat((middle[1:], torch.zeros_like(middle[:1])))[None]
     action, mean = ours.planner.plan(latent, mean, noise, explore=True)
     say_equal("plan: the action", wanted, action[0])
     say_equal("plan: the middle", theirs._prev_mean, mean[0])
 
 
-def prove_equal_updates(theirs: Any, ours: TDMPC2, batch: Batch) -> None:
+def prove_equal_updates(theirs: Any, ours: TDMPC2, batch: ReplayBatch) -> None:
     """Two updates of each with the same noise and no dropout."""
     for part in [*theirs.model.modules(), *theirs.model._detach_Qs.modules()]:
         if isinstance(part, nn.Dropout):

@@ -27,9 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vwm.data.datamodule import open_clips
-from vwm.nn.patches import to_float
-from vwm.tokenizer.vae import CausalVAE
+from vwm.data.datamodule import make_clip_dataset
+from vwm.nn.pixels import frames_to_float
+from vwm.tokenizers.causal_vae import CausalVAE
 
 KL_WEIGHT = 1e-4
 FRAMES = 17
@@ -153,8 +153,8 @@ def train(model: Model, clips: list[Tensor], rate: float, warmup: int = 10) -> N
 
 
 def read(path: str, count: int, size: int) -> list[Tensor]:
-    dataset = open_clips(path, FRAMES, fields=("frames",))
-    clips = [to_float(torch.from_numpy(dataset[(0, i)]["frames"].copy())[None]) for i in range(count)]
+    dataset = make_clip_dataset(path, FRAMES, fields=("frames",))
+    clips = [frames_to_float(torch.from_numpy(dataset[(0, i)]["frames"].copy())[None]) for i in range(count)]
     if clips[0].shape[-2:] != (size, size):
         raise ValueError(f"{path} has frames of {list(clips[0].shape[-2:])}, --size is {size}")
     return clips

@@ -28,10 +28,10 @@ from timing import Times, medians, race, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vwm.models.vjepa.masking import MultiBlockMaskSampler, TokenMask
+from vwm.models.vjepa.module import MaskedClips, VJEPAModule, update_target_encoder
+from vwm.models.vjepa.official_weights import IMAGENET_MEAN, IMAGENET_STD, load_official_vjepa
 from vwm.nn.optimizer import OptimizerConfig
-from vwm.vjepa.masking import Mask, MultiBlock
-from vwm.vjepa.module import MaskedClips, VJEPAModule, follow
-from vwm.vjepa.published import IMAGENET_MEAN, IMAGENET_STD, load_official
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"width": 192, "depth": 12, "heads": 3, "frames": 8, "pixels": 128, "batch": 4},
@@ -134,7 +134,7 @@ class Official:
         self.optimizer = torch.optim.AdamW(groups, lr=LR, betas=BETAS, eps=1e-8)
         self.scaler = torch.amp.GradScaler(self.device, enabled=bfloat16)
 
-    def loss(self, video: Tensor, masks: list[Mask]) -> Tensor:
+    def loss(self, video: Tensor, masks: list[TokenMask]) -> Tensor:
         """As train.py has it: lists over clip lengths, and in these lists over masks."""
         clips, keeps = [video], [[mask.keep for mask in masks]]
         aims = [[mask.targets[0] for mask in masks]]
@@ -145,7 +145,7 @@ class Official:
         losses = [(a - b).abs().mean() for za, hb in zip(z, h, strict=True) for a, b in zip(za, hb, strict=True)]
         return sum(losses, torch.zeros((), device=video.device)) / len(losses)
 
-    def step(self, video: Tensor, masks: list[Mask]) -> Tensor:
+    def step(self, video: Tensor, masks: list[TokenMask]) -> Tensor:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16):
             loss = self.loss(video, masks)
         self.scaler.scale(loss).backward()
@@ -170,12 +170,12 @@ def our_module(theirs: Official, size: dict[str, int], device: str) -> VJEPAModu
         file = Path(folder) / "official.pt"
         torch.save({name: getattr(theirs, name).state_dict() for name in ("encoder", "predictor")}, file)
         side = (size["pixels"], size["pixels"])
-        encoder, predictor, _ = load_official(
-            file, image_size=side, frames=size["frames"], heads=size["heads"], predictor_heads=PREDICTOR["heads"]
+        encoder, predictor, _ = load_official_vjepa(
+            file, image_size=side, frames=size["frames"], heads=size["heads"], predictor_num_heads=PREDICTOR["heads"]
         )
     assert predictor is not None
     optimizer = OptimizerConfig(lr=LR, weight_decay=DECAY, betas=BETAS, warmup=0)
-    maskings = [MultiBlock(**masking) for masking in MASKS]
+    maskings = [MultiBlockMaskSampler(**masking) for masking in MASKS]
     for network in (encoder, predictor):
         network.train().requires_grad_(True)
     return VJEPAModule(encoder, predictor, maskings, optimizer, monitor=None).to(device)
@@ -191,7 +191,7 @@ def our_step(module: VJEPAModule, batch: MaskedClips, options: argparse.Namespac
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        follow(module.target_encoder, module.encoder, MOMENTUM)
+        update_target_encoder(module.target_encoder, module.encoder, MOMENTUM)
         return loss.detach()
 
     return step
@@ -200,11 +200,11 @@ def our_step(module: VJEPAModule, batch: MaskedClips, options: argparse.Namespac
 # ---------------------------------------------------------------------------------------------------------- both sides
 
 
-def draw_masks(size: dict[str, int], device: str) -> list[Mask]:
+def draw_masks(size: dict[str, int], device: str) -> list[TokenMask]:
     grid = (size["frames"] // TUBELET, size["pixels"] // PATCH, size["pixels"] // PATCH)
     seeds = torch.arange(size["batch"])
-    drawn = [MultiBlock(**masking).draw(seeds + number, grid) for number, masking in enumerate(MASKS)]
-    return [Mask(mask.keep.to(device), tuple(aim.to(device) for aim in mask.targets)) for mask in drawn]
+    drawn = [MultiBlockMaskSampler(**masking).draw(seeds + number, grid) for number, masking in enumerate(MASKS)]
+    return [TokenMask(mask.keep.to(device), tuple(aim.to(device) for aim in mask.targets)) for mask in drawn]
 
 
 def imagenet(pixels: Tensor) -> Tensor:
@@ -226,7 +226,7 @@ def prove_equal(steps: dict[str, Step], options: argparse.Namespace) -> None:
     print(f"they differ by at most {difference:.0e} of themselves")
 
 
-def operations(module: VJEPAModule, masks: list[Mask], size: dict[str, int]) -> float:
+def operations(module: VJEPAModule, masks: list[TokenMask], size: dict[str, int]) -> float:
     """Useful floating point operations of a step: two a weight and token, and attention's; backward counts twice."""
 
     def forward(network: nn.Module, tokens: int, ends: int) -> float:
@@ -244,7 +244,7 @@ def operations(module: VJEPAModule, masks: list[Mask], size: dict[str, int]) -> 
     return total
 
 
-def describe(theirs: Official, ours: VJEPAModule, masks: list[Mask], size: dict[str, int]) -> None:
+def describe(theirs: Official, ours: VJEPAModule, masks: list[TokenMask], size: dict[str, int]) -> None:
     print(
         f"both: {size}, patches of {TUBELET}x{PATCH}x{PATCH}, {ours.encoder.tokens()} tokens a clip, "
         f"predictor {PREDICTOR}, AdamW lr {LR} betas {BETAS} weight decay {DECAY}, moving average {MOMENTUM}"
@@ -258,9 +258,9 @@ def describe(theirs: Official, ours: VJEPAModule, masks: list[Mask], size: dict[
 
 def clips_of(frames: Tensor) -> dict[str, Any]:
     """The fields of ``Clips`` that training needs."""
-    from vwm.data.clips import Clips
+    from vwm.data.clips import ClipBatch
 
-    return vars(Clips(frames=frames))
+    return vars(ClipBatch(frames=frames))
 
 
 def table(figures: Times, work: float, options: argparse.Namespace) -> None:

@@ -8,7 +8,8 @@ r"""Published V-JEPA weights into folders of ours, and ours into Hugging Face's 
     python tools/import_vjepa.py vjepa2-vitl-fpc64-256 OUT             a folder of Hugging Face's
     python tools/import_vjepa.py OUT AGAIN --to-hf                     any of these, or ours, to Hugging Face's
 
-OUT gets the folders encoder, predictor and classifier, as far as there are such weights: what ``load_part`` reads and
+OUT gets the folders encoder, predictor and classifier, as far as there are such weights: what ``load_component``
+reads and
 the ``weights`` of a config for ``vwm fit`` names.
 """
 
@@ -20,14 +21,19 @@ from typing import Any
 
 from diffusers import ModelMixin
 
-from vwm.data.folders import written_aside
-from vwm.nn.parts import PartError, load_part, save_part
-from vwm.vjepa.attentive import AttentiveClassifier
-from vwm.vjepa.encoder import VideoEncoder
-from vwm.vjepa.hugging_face import load_hugging_face, save_hugging_face
-from vwm.vjepa.layout import PublishedError
-from vwm.vjepa.predictor import MaskedPredictor
-from vwm.vjepa.published import READ_MASK_TOKEN, Published, load_official, load_official_probe
+from vwm.core.atomic_files import atomic_folder
+from vwm.core.components import ComponentError, load_component, save_component
+from vwm.models.vjepa.attentive_probe import AttentiveClassifier
+from vwm.models.vjepa.hugging_face import load_hugging_face_vjepa, save_hugging_face_vjepa
+from vwm.models.vjepa.masked_predictor import MaskedPredictor
+from vwm.models.vjepa.official_weights import (
+    DEFAULT_MASK_TOKEN,
+    PretrainedVJEPA,
+    load_official_vjepa,
+    load_official_vjepa_probe,
+)
+from vwm.models.vjepa.video_encoder import VideoEncoder
+from vwm.models.vjepa.weight_mapping import PretrainedWeightsError
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -36,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="the folder to make")
     parser.add_argument("--to-hf", action="store_true", help="write Hugging Face's layout")
     parser.add_argument("--probe", type=int, metavar="NUMBER", help="the file holds attentive probes: import this one")
-    parser.add_argument("--mask-token", type=int, default=READ_MASK_TOKEN, help="the predictor's default mask token")
+    parser.add_argument("--mask-token", type=int, default=DEFAULT_MASK_TOKEN, help="the predictor's default mask token")
     official = parser.add_argument_group("what an official .pt file does not say of itself")
     official.add_argument("--source", choices=("encoder", "target_encoder", "ema_encoder"), help="which encoder")
     official.add_argument(
@@ -50,10 +56,10 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     try:
         if options.out.exists():
-            raise PublishedError(f"{options.out} exists: choose another folder")
+            raise PretrainedWeightsError(f"{options.out} exists: choose another folder")
         parts = read(options)
         write_hugging_face(options.out, parts) if options.to_hf else write(options.out, parts)
-    except (PublishedError, PartError) as error:
+    except (PretrainedWeightsError, ComponentError) as error:
         raise SystemExit(f"error: {error}") from error
     print(f"{options.out}: {', '.join(describe(part) for part in parts.values())}")
 
@@ -62,14 +68,14 @@ def read(options: argparse.Namespace) -> dict[str, ModelMixin]:
     """The networks by their names."""
     path = options.checkpoint
     if (path / "encoder" / "config.json").is_file():
-        return {name: load_part(path / name) for name in Published._fields if (path / name).is_dir()}
+        return {name: load_component(path / name) for name in PretrainedVJEPA._fields if (path / name).is_dir()}
     if options.probe is not None:
-        return {"classifier": load_official_probe(path, options.probe, options.heads or 16)}
+        return {"classifier": load_official_vjepa_probe(path, options.probe, options.heads or 16)}
     if path.is_dir():
-        found = load_hugging_face(path, options.mask_token)
+        found = load_hugging_face_vjepa(path, options.mask_token)
     else:
         size = options.image_size
-        found = load_official(
+        found = load_official_vjepa(
             path,
             source=options.source,
             image_size=(size[0], size[-1]),
@@ -77,7 +83,7 @@ def read(options: argparse.Namespace) -> dict[str, ModelMixin]:
             positions=options.positions,
             tiled_rope=options.tiled_rope,
             heads=options.heads,
-            predictor_heads=options.predictor_heads,
+            predictor_num_heads=options.predictor_num_heads,
             mask_token=options.mask_token,
         )
     return {name: part for name, part in found._asdict().items() if part is not None}
@@ -85,20 +91,20 @@ def read(options: argparse.Namespace) -> dict[str, ModelMixin]:
 
 def write(out: Path, parts: dict[str, ModelMixin]) -> None:
     """A folder a network (aside, then renamed)."""
-    with written_aside(out) as aside:
+    with atomic_folder(out) as aside:
         for name, part in parts.items():
-            save_part(part, aside / name)
+            save_component(part, aside / name)
 
 
 def write_hugging_face(out: Path, parts: dict[str, Any]) -> None:
-    encoder, predictor, classifier = (parts.get(name) for name in Published._fields)
+    encoder, predictor, classifier = (parts.get(name) for name in PretrainedVJEPA._fields)
     kinds = (VideoEncoder, MaskedPredictor, AttentiveClassifier | None)
     if not all(isinstance(part, kind) for part, kind in zip((encoder, predictor, classifier), kinds, strict=True)):
         found = ", ".join(f"{name} ({type(part).__name__})" for name, part in parts.items())
-        raise PublishedError(
+        raise PretrainedWeightsError(
             f"Hugging Face's layout wants encoder and predictor, and may have a classifier; not {found}"
         )
-    save_hugging_face(out, encoder, predictor, classifier)
+    save_hugging_face_vjepa(out, encoder, predictor, classifier)
 
 
 def describe(part: ModelMixin) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vwm.simulator.bundle import load_simulator as load_simulator
+    from vwm.worlds.bundle import load_simulator as load_simulator
 
 __version__ = "0.1.0"
 __all__ = ["load_simulator"]
@@ -14,7 +14,7 @@ __all__ = ["load_simulator"]
 def __getattr__(name: str) -> Any:
     # Loaded when asked for, so that `vwm --help` does not wait for torch.
     if name == "load_simulator":
-        from vwm.simulator.bundle import load_simulator
+        from vwm.worlds.bundle import load_simulator
 
         return load_simulator
     raise AttributeError(f"module 'vwm' has no attribute {name!r}")

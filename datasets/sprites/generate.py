@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
-from vwm.data.sprites import FRAMES, PROPERTIES, WORLDS, make_possible, make_quadruple
+from vwm.envs.sprites import CLIP_LENGTHS, PHYSICAL_PROPERTIES, SPRITE_WORLDS, make_possible_clip, make_quadruple
 
 SHARD_CLIPS = 1000
 
@@ -28,16 +28,16 @@ def main(argv: list[str] | None = None) -> None:
     """Write the shards."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="a new folder for the shards")
-    parser.add_argument("--worlds", nargs="+", choices=WORLDS, help="in equal shares; all of them by default")
+    parser.add_argument("--worlds", nargs="+", choices=SPRITE_WORLDS, help="in equal shares; all of them by default")
     parser.add_argument("--pairs", action="store_true", help="pairs of possible and impossible clips, 4 at a time")
     parser.add_argument("--clips", type=int, default=20_000, help="how many (20000)")
     parser.add_argument("--frames", type=int, default=24, help="of a clip, 16 to 32 (24)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (0)")
     args = parser.parse_args(argv)
-    worlds = args.worlds or (PROPERTIES if args.pairs else WORLDS)
+    worlds = args.worlds or (PHYSICAL_PROPERTIES if args.pairs else SPRITE_WORLDS)
     if args.clips < 1 or args.seed < 0:
         parser.error(f"--clips must be 1 or more and --seed 0 or more, got {args.clips} and {args.seed}")
-    if args.frames not in FRAMES:
+    if args.frames not in CLIP_LENGTHS:
         parser.error(f"--frames must be 16 to 32, got {args.frames}")
     if args.pairs and "moving" in worlds:
         parser.error("--pairs need a law to break: the world 'moving' has none")
@@ -58,7 +58,7 @@ def possible(worlds: list[str], clips: int, frames: int, seed: int) -> Iterator[
     """Clips in which the laws hold."""
     for i in range(clips):
         world = worlds[i % len(worlds)]
-        yield make_possible(world, np.random.default_rng([seed, 0, i]), frames).episode(world)
+        yield make_possible_clip(world, np.random.default_rng([seed, 0, i]), frames).episode(world)
 
 
 def quadruples(worlds: list[str], clips: int, frames: int, seed: int) -> Iterator[Episode]:

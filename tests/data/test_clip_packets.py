@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from vwm.data import clips as reading
-from vwm.data.datamodule import open_clips
+from vwm.data.datamodule import make_clip_dataset
 from vwm.data.shards import ShardWriter
-from vwm.data.video import encode_video, read_frames
+from vwm.data.video import decode_frames, encode_video
 
 FRAMES = 40
 
@@ -48,8 +48,8 @@ def test_every_clip_of_a_video_is_what_reading_it_all_gives(name, stride, tmp_pa
     with ShardWriter(tmp_path / "shard-000000.tar") as shard:
         shard.write_sample({"__key__": "before", "json": {}, "mp4": encode_video(moving(), fps=15)})
         shard.write_sample({"__key__": "clip", "json": {}, "mp4": video})
-    every = read_frames(video, range(FRAMES), "clip", backend="pyav")
-    dataset = open_clips(str(tmp_path), 6, stride=stride, fields=("frames",))
+    every = decode_frames(video, range(FRAMES), "clip", backend="pyav")
+    dataset = make_clip_dataset(str(tmp_path), 6, stride=stride, fields=("frames",))
     for start in range(FRAMES - 5 * stride):
         address = reading.ClipAddress(0, 1, start, 0)
         assert np.array_equal(dataset.read(address)["frames"], every[start : start + 5 * stride + 1 : stride])

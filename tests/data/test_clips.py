@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from vwm.data.clips import ClipDataset, collate, read_video
-from vwm.data.datamodule import open_clips
+from vwm.data.clip_order import ClipAddress
+from vwm.data.clips import ClipDataset, collate_clips, read_episode_frames
+from vwm.data.datamodule import make_clip_dataset
 from vwm.data.episode import Episode
-from vwm.data.index import read_index
-from vwm.data.order import ClipAddress
+from vwm.data.shard_index import load_shard_index
 from vwm.data.shards import ShardWriter
 
 
@@ -52,14 +52,14 @@ FIELDS = ("frames", "actions", "rewards", "state")
 
 @pytest.mark.parametrize("length", [1, 4, 7])
 def test_clips_are_pieces_of_the_episodes(data: Path, length: int) -> None:
-    clips = open_clips(str(data), length, fields=FIELDS)
+    clips = make_clip_dataset(str(data), length, fields=FIELDS)
     for position in range(len(clips.order)):
         address = clips.order.address(1, position)
         clip, path = clips[1, position], clips.paths[address.shard]
         entry = clips.shards[address.shard].episodes[address.episode]
         episode = counting_episode(20 * address.episode + 7 * address.shard, entry.frames, 32)
         piece = slice(address.start, address.start + length)
-        assert np.array_equal(clip["frames"], read_video(path, entry)[piece])
+        assert np.array_equal(clip["frames"], read_episode_frames(path, entry)[piece])
         assert abs(shown(clip["frames"]) - episode.state[piece, 0]).max() <= (0 if address.shard < 2 else 1)
         for field in FIELDS[1:]:
             assert clip[field].dtype == getattr(episode, field).dtype
@@ -68,7 +68,7 @@ def test_clips_are_pieces_of_the_episodes(data: Path, length: int) -> None:
 
 
 def test_an_action_leads_to_the_next_frame(data: Path) -> None:
-    clips = open_clips(f"{data}/shard-00000[01]*.tar", 6, fields=FIELDS)
+    clips = make_clip_dataset(f"{data}/shard-00000[01]*.tar", 6, fields=FIELDS)
     for epoch in range(2):
         for position in range(len(clips.order)):
             clip = clips[epoch, position]
@@ -82,7 +82,7 @@ def test_remote_shards_read_the_same(data: Path) -> None:
     for local in data.iterdir():
         with fsspec.open(f"memory://test-clips/{local.name}", "wb") as file:
             file.write(local.read_bytes())
-    here, there = (open_clips(path, 5, fields=FIELDS) for path in (str(data), "memory://test-clips"))
+    here, there = (make_clip_dataset(path, 5, fields=FIELDS) for path in (str(data), "memory://test-clips"))
     assert there.paths[0].startswith("memory://") and here.order.index_hash == there.order.index_hash
     for position in range(len(here.order)):
         a, b = here[0, position], there[0, position]
@@ -90,7 +90,7 @@ def test_remote_shards_read_the_same(data: Path) -> None:
 
 
 def test_stride(data: Path) -> None:
-    clips = open_clips(str(data / "shard-000000.tar"), 4, stride=3, fields=("frames", "state"))
+    clips = make_clip_dataset(str(data / "shard-000000.tar"), 4, stride=3, fields=("frames", "state"))
     assert clips.order.span == 10
     for position in range(len(clips.order)):
         clip = clips[0, position]
@@ -102,19 +102,19 @@ def test_stride(data: Path) -> None:
 @pytest.mark.parametrize("fields", [("frames", "actions"), ("rewards",), ("terminated",)])
 def test_stride_would_misalign_actions(data: Path, fields: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="stride=2 skips frames, so actions and rewards would not lead"):
-        open_clips(str(data), 4, stride=2, fields=fields)
+        make_clip_dataset(str(data), 4, stride=2, fields=fields)
 
 
 def test_unknown_fields_are_refused(data: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown fields \['action'\]; there are frames, actions"):
-        open_clips(str(data), 4, fields=("frames", "action"))
+        make_clip_dataset(str(data), 4, fields=("frames", "action"))
 
 
 def test_fields_that_the_data_lack_are_left_out(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "s.tar") as writer:
         writer.write("a", Episode(np.zeros((8, 4, 4, 3), np.uint8)))
-    clips = open_clips(str(tmp_path), 4)
-    batch = collate([clips[0, 0], clips[0, 1]])
+    clips = make_clip_dataset(str(tmp_path), 4)
+    batch = collate_clips([clips[0, 0], clips[0, 1]])
     assert batch.frames is not None and batch.actions is None and batch.state is None
 
 
@@ -124,11 +124,11 @@ def test_the_end_of_a_world_stands_at_the_last_frame_of_its_episode(tmp_path: Pa
             writer.write(
                 key, Episode(np.zeros((7, 4, 4, 3), np.uint8), terminated=terminated, truncated=not terminated)
             )
-    clips = open_clips(str(tmp_path), 4, fields=("frames", "terminated"))
+    clips = make_clip_dataset(str(tmp_path), 4, fields=("frames", "terminated"))
     for episode, last in ((0, True), (1, False)):
         said = [clips.read(ClipAddress(0, episode, start, 0))["terminated"].tolist() for start in range(4)]
         assert said == [[False] * 4] * 3 + [[False] * 3 + [last]]
-    batch = collate([clips[0, 0], clips[0, 1]])
+    batch = collate_clips([clips[0, 0], clips[0, 1]])
     assert batch.terminated is not None and batch.terminated.dtype == torch.bool and batch.terminated.shape == (2, 4)
 
 
@@ -136,24 +136,24 @@ def test_who_does_not_ask_for_the_end_reads_no_json(data: Path, monkeypatch: pyt
     def refuse(*_: Any) -> None:
         raise AssertionError("the json was read")
 
-    monkeypatch.setattr("vwm.data.clips.read_meta", refuse)
-    clips = open_clips(str(data), 4)
+    monkeypatch.setattr("vwm.data.clips.read_episode_metadata", refuse)
+    clips = make_clip_dataset(str(data), 4)
     assert "terminated" not in clips[0, 0]
     with pytest.raises(AssertionError, match="the json was read"):
-        open_clips(str(data), 4, fields=("terminated",))[0, 0]
+        make_clip_dataset(str(data), 4, fields=("terminated",))[0, 0]
 
 
 def test_encoded_shards_without_video_say_so(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "s.tar") as writer:
         latents = np.arange(8 * 4, dtype=np.int32).reshape(8, 2, 2)
         writer.write_sample({"__key__": "a", "latents.npy": latents})
-    clips = open_clips(str(tmp_path), 4, fields=("latents",))
-    batch = collate([clips[0, 0]])
+    clips = make_clip_dataset(str(tmp_path), 4, fields=("latents",))
+    batch = collate_clips([clips[0, 0]])
     assert batch.latents.dtype == torch.int64
     start = clips.order.address(0, 0).start
     assert np.array_equal(batch.latents[0], latents[start : start + 4])
     with pytest.raises(ValueError, match=r"episode 'a' holds no frames .*data\.fields=\[latents, actions\]"):
-        open_clips(str(tmp_path), 4)[0, 0]
+        make_clip_dataset(str(tmp_path), 4)[0, 0]
 
 
 def test_rows_that_are_missing_are_never_made_up(tmp_path: Path) -> None:
@@ -162,11 +162,11 @@ def test_rows_that_are_missing_are_never_made_up(tmp_path: Path) -> None:
         sample = {"frames.npy": np.zeros((8, 4, 4, 3), np.uint8), "actions.npy": np.arange(7)}
         writer.write_sample({"__key__": "a", **sample})
     path = str(tmp_path / "s.tar")
-    clips = open_clips(path, 4)
+    clips = make_clip_dataset(path, 4)
     assert np.array_equal(clips.read(ClipAddress(0, 0, 3, 0))["actions"], [3, 4, 5, 6])
     with pytest.raises(ValueError, match=r"s\.tar:a\.actions\.npy: has 7 rows, .* at least 8 frames"):
         clips.read(ClipAddress(0, 0, 4, 0))
-    assert len(read_index(path).episodes) == 1
+    assert len(load_shard_index(path).episodes) == 1
 
 
 def clip(side: int = 4, **more: Any) -> dict[str, Any]:
@@ -175,25 +175,25 @@ def clip(side: int = 4, **more: Any) -> dict[str, Any]:
 
 def test_collate_types() -> None:
     actions = {"actions": np.zeros(2, np.uint8), "rewards": np.zeros(2, np.float32)}
-    batch = collate([clip(**actions), clip(**actions), clip(**actions)])
+    batch = collate_clips([clip(**actions), clip(**actions), clip(**actions)])
     assert batch.frames.shape == (3, 2, 4, 4, 3) and batch.frames.dtype == torch.uint8
     assert batch.actions.dtype == torch.int64 and batch.rewards.dtype == torch.float32
     assert batch.seed.tolist() == [1, 1, 1]
-    assert collate([clip(actions=np.zeros((2, 3), np.float32))]).actions.dtype == torch.float32
+    assert collate_clips([clip(actions=np.zeros((2, 3), np.float32))]).actions.dtype == torch.float32
 
 
 def test_clips_that_do_not_fit_each_other_say_so() -> None:
     with pytest.raises(ValueError, match=r"differ in frames: .*4, 4.*8, 8.*one size"):
-        collate([clip(4), clip(8)])
+        collate_clips([clip(4), clip(8)])
     labelled = clip(actions=np.zeros(2, np.int64))
     for batch in ([labelled, clip()], [clip(), labelled]):
         with pytest.raises(ValueError, match=r"differ in actions: .*None.*leave actions out of data\.fields"):
-            collate(batch)
+            collate_clips(batch)
 
 
 def test_a_dataset_can_be_sent_to_another_process(data: Path) -> None:
     import pickle
 
-    clips = open_clips(str(data), 4)
+    clips = make_clip_dataset(str(data), 4)
     again: ClipDataset = pickle.loads(pickle.dumps(clips))
     assert all(np.array_equal(clips[0, 3][key], again[0, 3][key]) for key in clips[0, 3])

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from vwm.data.clips import ClipDataset, Clips
-from vwm.data.datamodule import ClipLoader, VideoData, open_clips
+from vwm.data.clips import ClipBatch, ClipDataset
+from vwm.data.datamodule import ClipLoader, VideoDataModule, make_clip_dataset
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
 
@@ -36,10 +36,10 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def clips(data: Path) -> ClipDataset:
-    return open_clips(str(data), 4, seed=3)
+    return make_clip_dataset(str(data), 4, seed=3)
 
 
-def same(a: Iterable[Clips], b: Iterable[Clips]) -> bool:
+def same(a: Iterable[ClipBatch], b: Iterable[ClipBatch]) -> bool:
     """Are two runs of batches equal in every bit?"""
     a, b = list(a), list(b)
     return len(a) == len(b) and all(
@@ -49,10 +49,12 @@ def same(a: Iterable[Clips], b: Iterable[Clips]) -> bool:
     )
 
 
-def join(ranks: Iterable[Clips]) -> Clips:
+def join(ranks: Iterable[ClipBatch]) -> ClipBatch:
     """The global batch of the ranks' batches."""
     batches = list(ranks)
-    return Clips(**{k: torch.cat([vars(b)[k] for b in batches]) for k, v in vars(batches[0]).items() if v is not None})
+    return ClipBatch(
+        **{k: torch.cat([vars(b)[k] for b in batches]) for k, v in vars(batches[0]).items() if v is not None}
+    )
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")  # on a machine of two cores
@@ -82,7 +84,7 @@ def test_an_epoch_shows_every_clip_once(clips: ClipDataset) -> None:
 
 def test_resume_is_one_number_and_exact(clips: ClipDataset) -> None:
     length = len(ClipLoader(clips, 4))
-    uninterrupted: list[Clips] = []
+    uninterrupted: list[ClipBatch] = []
     whole = ClipLoader(clips, 4)
     for _ in range(3):
         uninterrupted += whole
@@ -127,12 +129,12 @@ def test_a_state_of_something_else_is_refused(data: Path, clips: ClipDataset) ->
     state = ClipLoader(clips, 4).state_dict()
     refused = {
         "batch size x ranks": ClipLoader(clips, 2),
-        r"data\.seed, or the clip's span": ClipLoader(open_clips(str(data), 4, seed=4), 4),
-        "clip's span": ClipLoader(open_clips(str(data), 5, seed=3), 4),
-        "the shards differ": ClipLoader(open_clips(str(data), 4, seed=3, part="train", val_fraction=0.3), 4),
+        r"data\.seed, or the clip's span": ClipLoader(make_clip_dataset(str(data), 4, seed=4), 4),
+        "clip's span": ClipLoader(make_clip_dataset(str(data), 5, seed=3), 4),
+        "the shards differ": ClipLoader(make_clip_dataset(str(data), 4, seed=3, part="train", val_fraction=0.3), 4),
     }
     write(data, 4, 2)
-    refused["the shards"] = ClipLoader(open_clips(str(data), 4, seed=3), 4)
+    refused["the shards"] = ClipLoader(make_clip_dataset(str(data), 4, seed=3), 4)
     for said, loader in refused.items():
         with pytest.raises(ValueError, match=f"cannot resume in the same order: .*{said}.*start a new run"):
             loader.load_state_dict(state)
@@ -156,13 +158,13 @@ def test_nothing_is_drawn_from_the_global_generator(clips: ClipDataset) -> None:
 
 
 def keys(data: Path, part: str, fraction: float = 0.4) -> set[str]:
-    clips = open_clips(str(data), 4, part=part, val_fraction=fraction)
+    clips = make_clip_dataset(str(data), 4, part=part, val_fraction=fraction)
     return {entry.key for shard in clips.shards for entry in shard.episodes}
 
 
 def labels(data: Path, share: float, part: str = "all") -> dict[str, bool]:
     """Whether the actions of an episode are given, by its key."""
-    clips = open_clips(str(data), 4, part=part, val_fraction=0.4, labelled=share)
+    clips = make_clip_dataset(str(data), 4, part=part, val_fraction=0.4, labelled=share)
     found: dict[str, bool] = {}
     for position in range(len(clips.order)):
         address, clip = clips.order.address(0, position), clips[0, position]
@@ -183,7 +185,7 @@ def test_labelled_episodes_are_nested_and_as_many_as_asked_for(data: Path) -> No
 
 
 def test_actions_of_unlabelled_clips_do_not_leak_and_the_others_are_untouched(data: Path) -> None:
-    every, some = open_clips(str(data), 4), open_clips(str(data), 4, labelled=0.5)
+    every, some = make_clip_dataset(str(data), 4), make_clip_dataset(str(data), 4, labelled=0.5)
     for known, given in zip(ClipLoader(every, 4), ClipLoader(some, 4), strict=True):
         assert known.labelled is None and given.labelled is not None and given.labelled.dtype == torch.bool
         assert torch.equal(given.actions, known.actions * given.labelled[:, None])
@@ -192,7 +194,7 @@ def test_actions_of_unlabelled_clips_do_not_leak_and_the_others_are_untouched(da
 
 
 def test_only_training_clips_lose_their_labels(data: Path) -> None:
-    module = trained(VideoData(str(data), 4, batch_size=2, workers=0, val_fraction=0.4, labelled=0.5))
+    module = trained(VideoDataModule(str(data), 4, batch_size=2, workers=0, val_fraction=0.4, labelled=0.5))
     assert {bool(flag) for batch in module.train_dataloader() for flag in batch.labelled} == {True, False}
     assert all(batch.labelled is None and batch.actions.any() for batch in module.val_dataloader())
 
@@ -200,7 +202,7 @@ def test_only_training_clips_lose_their_labels(data: Path) -> None:
 def test_a_share_of_labels_that_makes_no_sense_is_named(data: Path) -> None:
     for share in (-0.1, 1.5):
         with pytest.raises(ValueError, match=f"labelled must be a share from 0 to 1, got {share}"):
-            open_clips(str(data), 4, labelled=share)
+            make_clip_dataset(str(data), 4, labelled=share)
 
 
 def test_the_split_is_disjoint_and_stays(data: Path) -> None:
@@ -214,13 +216,13 @@ def test_the_split_is_disjoint_and_stays(data: Path) -> None:
         keys(data, "test")
 
 
-def trained(data: VideoData, rank: int = 0, world: int = 1) -> VideoData:
+def trained(data: VideoDataModule, rank: int = 0, world: int = 1) -> VideoDataModule:
     data.trainer = SimpleNamespace(global_rank=rank, world_size=world)  # type: ignore[assignment]
     return data
 
 
 def test_the_datamodule(data: Path) -> None:
-    module = trained(VideoData(str(data), 4, batch_size=2, workers=0, val_fraction=0.4), rank=1, world=2)
+    module = trained(VideoDataModule(str(data), 4, batch_size=2, workers=0, val_fraction=0.4), rank=1, world=2)
     train, val = module.train_dataloader(), module.val_dataloader()
     assert (train.rank, train.world, train.batch_size) == (1, 2, 2)
     assert {e.key for s in train.dataset.shards for e in s.episodes} == keys(data, "train")
@@ -231,11 +233,11 @@ def test_the_datamodule(data: Path) -> None:
 
 def test_validation_is_left_out_where_nothing_is_held_out(data: Path, tmp_path: Path) -> None:
     def val(**options: Any) -> Any:
-        return trained(VideoData(str(data), 4, batch_size=2, workers=0, **options)).val_dataloader()
+        return trained(VideoDataModule(str(data), 4, batch_size=2, workers=0, **options)).val_dataloader()
 
     assert val(val_fraction=0) == []
     assert val(val_fraction=1e-9) == []
     write(tmp_path / "other", 7, 3)
-    module = trained(VideoData(str(data), 4, 2, workers=0, val_path=str(tmp_path / "other")))
+    module = trained(VideoDataModule(str(data), 4, 2, workers=0, val_path=str(tmp_path / "other")))
     assert {e.key for s in module.val_dataloader().dataset.shards for e in s.episodes} == {"7-0", "7-1", "7-2"}
     assert {e.key for s in module.train_dataloader().dataset.shards for e in s.episodes} == keys(data, "all")

@@ -17,8 +17,8 @@ import pytest
 from numpy.typing import NDArray
 
 import vwm.data.ingest as ingesting
-from vwm.data.index import list_shards
-from vwm.data.ingest import fit, ingest, read_actions, resample
+from vwm.data.ingest import ingest_videos, read_action_file, resample_frames, resize_and_crop
+from vwm.data.shard_index import list_shards
 
 STRIPES = 8
 
@@ -82,7 +82,7 @@ def by_source(folder: Path) -> dict[str, list[int]]:
 @pytest.mark.parametrize("name", ["a.mp4", "sub.folder/b.webm", "C.MKV"])
 def test_every_frame_comes_in_once_and_in_order(tmp_path: Path, name: str) -> None:
     write(tmp_path / "in" / name, 50)
-    ingest(tmp_path / "in", tmp_path / "out", workers=0, clip_length=20)
+    ingest_videos(tmp_path / "in", tmp_path / "out", workers=0, clip_length=20)
     found = episodes(tmp_path / "out")
     assert [len(e["frames.npy"]) for e in found] == [20, 20, 10]
     assert by_source(tmp_path / "out") == {name: list(range(50))}
@@ -93,7 +93,7 @@ def test_every_frame_comes_in_once_and_in_order(tmp_path: Path, name: str) -> No
 def test_large_frames_make_shorter_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ingesting, "CLIP_BYTES", 15 * 32 * 64 * 3)
     write(tmp_path / "in" / "a.mp4", 50)
-    ingest(tmp_path / "in", tmp_path / "out", workers=0)
+    ingest_videos(tmp_path / "in", tmp_path / "out", workers=0)
     assert [len(e["frames.npy"]) for e in episodes(tmp_path / "out")] == [15, 15, 15, 5]
     assert by_source(tmp_path / "out") == {"a.mp4": list(range(50))}
 
@@ -102,7 +102,7 @@ def test_large_frames_make_shorter_episodes(tmp_path: Path, monkeypatch: pytest.
 def test_variable_rate_is_resampled_by_time(tmp_path: Path, suffix: str) -> None:
     stamps = np.cumsum([0, *([1, 1, 4, 2, 7] * 8)])[:40]
     write(tmp_path / "in" / f"a.{suffix}", 40, stamps)
-    ingest(tmp_path / "in", tmp_path / "out", workers=0, fps=10)
+    ingest_videos(tmp_path / "in", tmp_path / "out", workers=0, fps=10)
     numbers = by_source(tmp_path / "out")[f"a.{suffix}"]
     # Every tenth of a second (three stamps), what is on the screen then.
     expected = [int(np.searchsorted(stamps, 3 * k, side="right")) - 1 for k in range(int(stamps[-1]) // 3 + 1)]
@@ -115,7 +115,7 @@ def test_variable_rate_is_resampled_by_time(tmp_path: Path, suffix: str) -> None
 def test_constant_rate_is_resampled_exactly(fps: float, expected: list[int]) -> None:
     frame = np.zeros((1, 1, 3), np.uint8)
     source = ((round(n / 30, 3), n, frame) for n in range(10))  # as Matroska rounds
-    assert [n for _, n, _ in resample(source, fps, 30)] == expected
+    assert [n for _, n, _ in resample_frames(source, fps, 30)] == expected
 
 
 @pytest.mark.parametrize("suffix", ["npy", "csv"])
@@ -126,7 +126,7 @@ def test_actions_follow_their_frames(tmp_path: Path, suffix: str) -> None:
         np.save(tmp_path / "in" / "a.actions.npy", actions)
     else:
         (tmp_path / "in" / "a.actions.csv").write_text("action\n" + "\n".join(map(str, actions)))
-    ingest(tmp_path / "in", tmp_path / "out", workers=0, fps=12, clip_length=6)
+    ingest_videos(tmp_path / "in", tmp_path / "out", workers=0, fps=12, clip_length=6)
     for episode in episodes(tmp_path / "out"):
         assert episode["actions.npy"].dtype == np.int64
         np.testing.assert_array_equal(episode["actions.npy"], np.array(numbers_of(episode["frames.npy"])) % 7)
@@ -135,9 +135,9 @@ def test_actions_follow_their_frames(tmp_path: Path, suffix: str) -> None:
 def test_actions_are_understood_or_refused_by_name(tmp_path: Path) -> None:
     video = tmp_path / "a.mp4"
     table = tmp_path / "a.actions.csv"
-    assert read_actions(video) is None
+    assert read_action_file(video) is None
     table.write_text("0.5,-1\n0,1\n")
-    pairs = read_actions(video)
+    pairs = read_action_file(video)
     assert pairs is not None and pairs.dtype == np.float32 and pairs.tolist() == [[0.5, -1], [0, 1]]
     wrong = {
         "1\n-2\n": "count from 0",
@@ -148,10 +148,10 @@ def test_actions_are_understood_or_refused_by_name(tmp_path: Path) -> None:
     for text, reason in wrong.items():
         table.write_text(text)
         with pytest.raises(ValueError, match=f"a.actions.csv: .*{reason}"):
-            read_actions(video)
+            read_action_file(video)
     np.save(tmp_path / "a.actions.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match=r"a.actions.npy: cannot be read"):
-        read_actions(video)
+        read_action_file(video)
 
 
 def test_bad_videos_are_reported_and_good_ones_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,7 +167,7 @@ def test_bad_videos_are_reported_and_good_ones_kept(tmp_path: Path, capsys: pyte
     write(folder / "one.mp4", 1)
     (folder / "text.mp4").write_text("no video")
     (folder / "empty.mkv").touch()
-    ingest(folder, tmp_path / "out", workers=0)
+    ingest_videos(folder, tmp_path / "out", workers=0)
     said = capsys.readouterr().out
     found = by_source(tmp_path / "out")
     assert sorted(found) == ["good.mp4", "short.mp4"]
@@ -182,13 +182,13 @@ def test_bad_videos_are_reported_and_good_ones_kept(tmp_path: Path, capsys: pyte
 
 def test_nothing_readable_or_nothing_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no folder"):
-        ingest(tmp_path / "in", tmp_path / "out", workers=0)
+        ingest_videos(tmp_path / "in", tmp_path / "out", workers=0)
     (tmp_path / "in").mkdir()
     with pytest.raises(ValueError, match="has no videos"):
-        ingest(tmp_path / "in", tmp_path / "out", workers=0)
+        ingest_videos(tmp_path / "in", tmp_path / "out", workers=0)
     (tmp_path / "in" / "text.mp4").write_text("no video")
     with pytest.raises(ValueError, match="none of its 1 videos could be read"):
-        ingest(tmp_path / "in", tmp_path / "out", workers=0)
+        ingest_videos(tmp_path / "in", tmp_path / "out", workers=0)
     assert not list((tmp_path / "out").glob("*.tar*"))
 
 
@@ -199,7 +199,7 @@ def test_any_workers_and_any_interruption_give_the_same_shards(
         write(tmp_path / "in" / f"{number}.mp4", 10 + number)
 
     def run(out: str, workers: int) -> dict[str, bytes]:
-        ingest(tmp_path / "in", tmp_path / out, size=16, shard_videos=2, workers=workers)
+        ingest_videos(tmp_path / "in", tmp_path / out, size=16, videos_per_shard=2, workers=workers)
         return contents(tmp_path / out)
 
     whole = run("a", 0)
@@ -228,24 +228,24 @@ def test_any_workers_and_any_interruption_give_the_same_shards(
 def test_new_files_get_new_shards_and_changed_ones_are_made_anew(tmp_path: Path) -> None:
     write(tmp_path / "in" / "b.mp4", 10)
     (tmp_path / "in" / "c.mp4").write_text("not yet whole")
-    ingest(tmp_path / "in", tmp_path / "out", workers=0)
+    ingest_videos(tmp_path / "in", tmp_path / "out", workers=0)
     before = contents(tmp_path / "out")
     write(tmp_path / "in" / "a.mp4", 12)
-    ingest(tmp_path / "in", tmp_path / "out", workers=0)
+    ingest_videos(tmp_path / "in", tmp_path / "out", workers=0)
     after = contents(tmp_path / "out")
     assert after["shard-000000.tar"] == before["shard-000000.tar"]
     assert sorted(n for n in after if n.endswith(".tar")) == ["shard-000000.tar", "shard-000001.tar"]
     write(tmp_path / "in" / "c.mp4", 14)
-    ingest(tmp_path / "in", tmp_path / "out", workers=0)
+    ingest_videos(tmp_path / "in", tmp_path / "out", workers=0)
     assert {k: len(v) for k, v in by_source(tmp_path / "out").items()} == {"a.mp4": 12, "b.mp4": 10, "c.mp4": 14}
     assert "skipped" in json.loads((tmp_path / "out" / "ingest.json").read_text())["shards"][0]
 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "in" / "a.mp4", 10)
-    ingest(tmp_path / "in", tmp_path / "out", workers=0)
+    ingest_videos(tmp_path / "in", tmp_path / "out", workers=0)
     with pytest.raises(ValueError, match=r"fps was None and is now 5\.0"):
-        ingest(tmp_path / "in", tmp_path / "out", workers=0, fps=5.0)
+        ingest_videos(tmp_path / "in", tmp_path / "out", workers=0, fps=5.0)
     for settings, message in (
         ({"size": 8, "height": 8}, "not both"),
         ({"height": 8}, "go together"),
@@ -253,7 +253,7 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
         ({"clip_length": 1}, "clip_length must be 2"),
     ):
         with pytest.raises(ValueError, match=message):
-            ingest(tmp_path / "in", tmp_path / "new", workers=0, **settings)  # type: ignore[arg-type]
+            ingest_videos(tmp_path / "in", tmp_path / "new", workers=0, **settings)  # type: ignore[arg-type]
 
 
 def test_a_hanging_decoder_loses_only_its_video(
@@ -270,7 +270,7 @@ def test_a_hanging_decoder_loses_only_its_video(
             yield item
 
     monkeypatch.setattr(ingesting, "iterate_frames", hanging)
-    ingest(tmp_path / "in", tmp_path / "out", workers=0, timeout=0.5)
+    ingest_videos(tmp_path / "in", tmp_path / "out", workers=0, timeout=0.5)
     assert {k: len(v) for k, v in by_source(tmp_path / "out").items()} == {"a.mp4": 4, "b.mp4": 10}
     assert "4 frames kept: the decoder gave no frame for 0.5 s" in capsys.readouterr().out
 
@@ -278,7 +278,7 @@ def test_a_hanging_decoder_loses_only_its_video(
 def test_frames_are_resized_to_cover_and_cropped_around_the_centre() -> None:
     frame = np.zeros((4, 8, 3), np.uint8)
     frame[:, 2:6] = 200
-    np.testing.assert_array_equal(fit(frame, 2, 2), np.full((2, 2, 3), 200))
-    np.testing.assert_array_equal(fit(frame, 2, 4)[0, :, 0], [0, 200, 200, 0])
-    assert fit(frame, None, None) is frame
-    assert fit(frame, 9, 5).shape == (9, 5, 3)
+    np.testing.assert_array_equal(resize_and_crop(frame, 2, 2), np.full((2, 2, 3), 200))
+    np.testing.assert_array_equal(resize_and_crop(frame, 2, 4)[0, :, 0], [0, 200, 200, 0])
+    assert resize_and_crop(frame, None, None) is frame
+    assert resize_and_crop(frame, 9, 5).shape == (9, 5, 3)

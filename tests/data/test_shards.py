@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import webdataset
 
-from vwm.data.clips import read_member, read_meta, read_video
+from vwm.data.clips import read_episode_frames, read_episode_metadata, read_member_bytes
 from vwm.data.episode import Episode
-from vwm.data.index import build_index, index_path, read_index
+from vwm.data.shard_index import build_shard_index, load_shard_index, shard_index_path
 from vwm.data.shards import ShardWriter, episode_to_sample
 
 
@@ -41,17 +41,17 @@ def write(path: Path, episodes: dict[str, Episode], **options: Any) -> str:
 def test_round_trip(tmp_path: Path) -> None:
     episodes = {"a": episode(0, 5), "b_long-key": episode(1, 17, side=16), "c": episode(2, 1, continuous=True)}
     path = write(tmp_path / "new" / "shard-000000.tar", episodes)
-    index = read_index(path)
+    index = load_shard_index(path)
     assert index.tar == "shard-000000.tar"
     assert [(e.key, e.frames, e.height, e.width, e.fps) for e in index.episodes] == [
         ("a", 5, 8, 8, 10.0), ("b_long-key", 17, 16, 16, 10.0), ("c", 1, 8, 8, 10.0)
     ]  # fmt: skip
     for entry, one in zip(index.episodes, episodes.values(), strict=True):
-        assert np.array_equal(read_video(path, entry), one.frames)
+        assert np.array_equal(read_episode_frames(path, entry), one.frames)
         for name in ("actions", "rewards", "state"):
-            stored = np.load(io.BytesIO(read_member(path, entry.members[f"{name}.npy"])))
+            stored = np.load(io.BytesIO(read_member_bytes(path, entry.members[f"{name}.npy"])))
             assert stored.dtype == getattr(one, name).dtype and np.array_equal(stored, getattr(one, name))
-        meta = read_meta(path, entry)
+        meta = read_episode_metadata(path, entry)
         assert (meta["source"], meta["frames"]) == (one.meta["source"], len(one))
         assert (meta["terminated"], meta["truncated"]) == (one.terminated, one.truncated)
 
@@ -62,9 +62,9 @@ def test_small_frames_are_raw_and_large_ones_encoded(tmp_path: Path) -> None:
     assert set(episode_to_sample("k", large)) == {"__key__", "json", "mp4"}
     assert "mp4" in episode_to_sample("k", small, raw=False)
     assert "frames.npy" in episode_to_sample("k", large, raw=True)
-    entry = read_index(write(tmp_path / "s.tar", {"k": large})).episodes[0]
+    entry = load_shard_index(write(tmp_path / "s.tar", {"k": large})).episodes[0]
     assert (entry.frames, entry.height, entry.width) == (3, 96, 98)
-    assert read_video(str(tmp_path / "s.tar"), entry).shape == (3, 96, 98, 3)
+    assert read_episode_frames(str(tmp_path / "s.tar"), entry).shape == (3, 96, 98, 3)
 
 
 @pytest.mark.parametrize("key", ["a.b", "folder/a", ".hidden"])
@@ -90,19 +90,19 @@ def test_an_error_leaves_the_older_shard(tmp_path: Path) -> None:
         raise RuntimeError
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     write(tmp_path / "s.tar", {"b": episode(1, 4)})
-    assert [e.key for e in read_index(path).episodes] == ["b"]
+    assert [e.key for e in load_shard_index(path).episodes] == ["b"]
 
 
 def test_equal_content_is_equal_bytes(tmp_path: Path) -> None:
     first = write(tmp_path / "one" / "s.tar", {"a": episode(0, 4), "b": episode(1, 6)})
     again = write(tmp_path / "two" / "s.tar", {"a": episode(0, 4), "b": episode(1, 6)})
     assert Path(first).read_bytes() == Path(again).read_bytes()
-    assert Path(index_path(first)).read_text() == Path(index_path(again)).read_text()
-    hashes = {read_index(first).hash}
+    assert Path(shard_index_path(first)).read_text() == Path(shard_index_path(again)).read_text()
+    hashes = {load_shard_index(first).hash}
     for number, other in enumerate(
         ({"a": episode(0, 4)}, {"b": episode(1, 6), "a": episode(0, 4)}, {"a": episode(0, 4), "c": episode(1, 6)})
     ):
-        hashes.add(read_index(write(tmp_path / f"other{number}.tar", other)).hash)
+        hashes.add(load_shard_index(write(tmp_path / f"other{number}.tar", other)).hash)
     assert len(hashes) == 4
 
 
@@ -112,8 +112,8 @@ def test_the_sidecar_equals_a_rebuilt_index(tmp_path: Path) -> None:
         writer.write("a", episode(0, 4))
         writer.write("b", episode(1, 6, side=16), raw=False)
         writer.write_sample({"__key__": "c", "latents.npy": np.zeros((7, 2, 2), np.int32)})
-    assert read_index(str(mixed)) == build_index(str(mixed))
-    assert [e.frames for e in read_index(str(mixed)).episodes] == [4, 6, 7]
+    assert load_shard_index(str(mixed)) == build_shard_index(str(mixed))
+    assert [e.frames for e in load_shard_index(str(mixed)).episodes] == [4, 6, 7]
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vwm.data import video
-from vwm.data.video import encode_video, probe_video, read_frames, with_timeout, write_video
+from vwm.data.video import call_with_timeout, decode_frames, encode_video, probe_video, write_video
 
 BACKENDS = [b for b in ("decord", "torchcodec", "pyav") if b == "pyav" or importlib.util.find_spec(b)]
 
@@ -69,7 +69,7 @@ def test_encoding_keeps_size_count_rate_and_pixels(size: tuple[int, int]) -> Non
     frames = np.broadcast_to(np.arange(0, 150, 10, dtype=np.uint8)[:, None, None, None], (15, *size, 3))
     data = encode_video(frames, 12.5)
     assert probe_video(data, "x") == {"frames": 15, "height": size[0], "width": size[1], "fps": 12.5}
-    assert np.abs(read_frames(data, range(15), "x").astype(int) - frames).max() <= 3
+    assert np.abs(decode_frames(data, range(15), "x").astype(int) - frames).max() <= 3
 
 
 def test_encoding_is_deterministic_and_has_short_gops() -> None:
@@ -91,20 +91,20 @@ def test_encoding_refuses_what_are_no_frames(bad: NDArray[np.uint8]) -> None:
 
 @pytest.mark.parametrize("kind", FOREIGN)
 @pytest.mark.parametrize("backend", ["auto", *BACKENDS])
-def test_every_backend_gives_the_frame_of_that_number(kind: str, backend: video.Backend) -> None:
+def test_every_backend_gives_the_frame_of_that_number(kind: str, backend: video.VideoBackend) -> None:
     if backend == "decord" and kind == "mpeg-4 in avi":
         pytest.skip("decord mixes up B-frames in AVI; auto does not use it there")
     data = FOREIGN[kind]()
     assert probe_video(data, kind)["frames"] == 80
     wanted = [79, 3, 41, 3, 0, 24, 25, 26]
-    assert numbers_of(read_frames(data, wanted, kind, backend)) == wanted
+    assert numbers_of(decode_frames(data, wanted, kind, backend)) == wanted
 
 
 @pytest.mark.skipif("decord" not in BACKENDS, reason="decord is not installed")
 @pytest.mark.parametrize("kind", [k for k in FOREIGN if "avi" not in k])
 def test_backends_agree_to_the_bit(kind: str) -> None:
     data = FOREIGN[kind]()
-    one, other = (read_frames(data, range(80), kind, b) for b in ("pyav", "decord"))
+    one, other = (decode_frames(data, range(80), kind, b) for b in ("pyav", "decord"))
     np.testing.assert_array_equal(one, other)
 
 
@@ -112,19 +112,19 @@ def test_paths_and_bytes_read_alike(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     write_video(path, numbered(20), 15)
     assert probe_video(path, "a") == probe_video(path.read_bytes(), "a")
-    np.testing.assert_array_equal(read_frames(path, [5, 1], "a"), read_frames(path.read_bytes(), [5, 1], "a"))
+    np.testing.assert_array_equal(decode_frames(path, [5, 1], "a"), decode_frames(path.read_bytes(), [5, 1], "a"))
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
 
 
 def test_no_indices_give_no_frames() -> None:
-    assert read_frames(encode_video(numbered(3), 15), [], "x").shape == (0, 32, 64, 3)
+    assert decode_frames(encode_video(numbered(3), 15), [], "x").shape == (0, 32, 64, 3)
 
 
 def test_frames_that_are_not_there_are_named() -> None:
     data = encode_video(numbered(10), 15)
     for wanted in ([3, 10], [-1]):
         with pytest.raises(ValueError, match=f"walk: has no frame {wanted[-1]}, only 0 to 9"):
-            read_frames(data, wanted, "walk")
+            decode_frames(data, wanted, "walk")
 
 
 def test_hidden_frames_of_vp8_are_not_counted() -> None:
@@ -146,7 +146,7 @@ def test_what_an_edit_list_cuts_is_not_counted() -> None:
             new.mux(packet)
     data = cut.getvalue()
     count = probe_video(data, "x")["frames"]
-    assert numbers_of(read_frames(data, range(count), "x")) == list(range(80 - count, 80))
+    assert numbers_of(decode_frames(data, range(count), "x")) == list(range(80 - count, 80))
 
 
 def test_not_a_video_no_stream_and_no_frame_are_named() -> None:
@@ -171,14 +171,14 @@ def test_a_hanging_decord_is_given_up_for_pyav(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(video, "DECORD_TIMEOUT", 0.05)
     monkeypatch.setattr(video, "_read_decord", lambda *_: time.sleep(2))
     with pytest.warns(UserWarning, match="walk: decord hung"):
-        frames = read_frames(encode_video(numbered(10), 15), [7], "walk")
+        frames = decode_frames(encode_video(numbered(10), 15), [7], "walk")
     assert numbers_of(frames) == [7]
 
 
 def test_with_timeout_hands_over_values_and_errors() -> None:
-    assert with_timeout(lambda: 3, 5) == 3
+    assert call_with_timeout(lambda: 3, 5) == 3
     with pytest.raises(ZeroDivisionError):
-        with_timeout(lambda: 1 / 0, 5)
+        call_with_timeout(lambda: 1 / 0, 5)
 
 
 def test_gifs_keep_frames_and_rate(tmp_path: Path) -> None:

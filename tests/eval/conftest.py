@@ -12,17 +12,17 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
+from vwm.core.network_simulator import VideoSimulator
+from vwm.core.simulator import ActionSpace, Simulator, StepOutput
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
-from vwm.genie.dynamics import MaskGITDynamics, Sampling
-from vwm.genie.latent_action import LatentActionModel
-from vwm.nn.patches import to_float, to_uint8
-from vwm.simulator.bundle import save_simulator
-from vwm.simulator.genie import GenieSimulator
-from vwm.simulator.interface import ActionSpace, Simulator, StepOutput
-from vwm.simulator.video import VideoSimulator
-from vwm.tokenizer.pixels import PixelTokenizer
-from vwm.tokenizer.space_time import SpaceTimeTokenizer
+from vwm.models.genie.dynamics import MaskGITDynamics, MaskGITSampling
+from vwm.models.genie.latent_action import LatentActionModel
+from vwm.models.genie.simulator import GenieSimulator
+from vwm.nn.pixels import frames_to_float, video_to_uint8
+from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
+from vwm.tokenizers.space_time_tokenizer import SpaceTimeTokenizer
+from vwm.worlds.bundle import save_simulator
 
 SIZE = 16
 NAMES = ("STAY", "RIGHT", "DOWN", "LEFT")
@@ -72,14 +72,14 @@ class BrightnessWorld(VideoSimulator):
     ) -> tuple[Tensor, Tensor]:
         self.check_context(context)
         self.check_context_actions(context_actions, *context.shape[:2])
-        latents = self.tokenizer.encode(to_float(context))
-        return latents[:, -1], to_uint8(self.tokenizer.decode(latents[:, -1:]))[:, 0]
+        latents = self.tokenizer.encode(frames_to_float(context))
+        return latents[:, -1], video_to_uint8(self.tokenizer.decode(latents[:, -1:]))[:, 0]
 
     def step(self, state: Tensor, action: Tensor, decode: bool = True) -> tuple[Tensor, StepOutput]:
         self.check_action(action, len(state))
         state = state + self.dynamics.gain.detach() * action.mean(dim=1)[:, None, None, None]
         zeros = torch.zeros(len(state))
-        frame = to_uint8(self.tokenizer.decode(state[:, None]))[:, 0]
+        frame = video_to_uint8(self.tokenizer.decode(state[:, None]))[:, 0]
         return state, StepOutput(frame if decode else None, state, zeros, zeros.bool())
 
 
@@ -161,7 +161,7 @@ def genie() -> Callable[..., GenieSimulator]:
             None if labelled else latent_action,
             space,
             fps=10.0,
-            sampling=Sampling(steps=2),
+            sampling=MaskGITSampling(steps=2),
             context_frames=3,
             title="small world",
         )

@@ -11,19 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vwm.eval.control import delta_psnr, shuffle_cost
-from vwm.eval.rollout import random_actions, rollout
-from vwm.genie.dynamics import MaskGITDynamics
-from vwm.nn.random import world_seeds
-from vwm.simulator.genie import GenieSimulator
-from vwm.simulator.interface import Simulator
-from vwm.simulator.video import VideoSimulator
+from vwm.core.network_simulator import VideoSimulator
+from vwm.core.seeds import world_seeds
+from vwm.core.simulator import Simulator
+from vwm.eval.control import delta_psnr, shuffled_action_loss
+from vwm.eval.rollouts import open_loop_rollout, random_action_sequences
+from vwm.models.genie.dynamics import MaskGITDynamics
+from vwm.models.genie.simulator import GenieSimulator
 
 
 def both_ways(world: Simulator, frames: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
     seeds = world_seeds(0, len(frames))
-    random = random_actions(world.actions, seeds, actions.shape[1])
-    return tuple(rollout(world, frames, a, 2, seeds, 6, "test") for a in (actions, random))  # type: ignore[return-value]
+    random = random_action_sequences(world.actions, seeds, actions.shape[1])
+    return tuple(open_loop_rollout(world, frames, a, 2, seeds, 6, "test") for a in (actions, random))  # type: ignore[return-value]
 
 
 def test_delta_psnr_is_large_where_actions_act(
@@ -37,7 +37,7 @@ def test_delta_psnr_is_large_where_actions_act(
     assert delta.by_clip[-1].mean > 20
     # Under its own actions every pixel is one level off.
     error = (frames[:, 2:].int() - random.int()).square().double().mean()
-    assert float(delta.by_set.mean()) == pytest.approx(10 * math.log10(float(error)), abs=1.0)
+    assert float(delta.over_set.mean()) == pytest.approx(10 * math.log10(float(error)), abs=1.0)
     swapped = delta_psnr(frames[:, 2:], random, own)
     assert swapped.by_clip[-1].mean == pytest.approx(-delta.by_clip[-1].mean)
 
@@ -57,7 +57,7 @@ def test_delta_psnr_leaves_out_exact_clips_and_counts_them() -> None:
     assert delta.excluded == [1]
     assert delta.by_clip[0].n == 2
     assert delta.by_clip[0].mean == pytest.approx(20.0)
-    assert float(delta.by_set[0]) == pytest.approx(10 * math.log10(100 / (2 / 3)))
+    assert float(delta.over_set[0]) == pytest.approx(10 * math.log10(100 / (2 / 3)))
 
 
 class Oracle(torch.nn.Module):
@@ -89,7 +89,7 @@ def test_shuffled_actions_cost_what_the_action_tells(genie: Callable[..., GenieS
     tokens = torch.cat((torch.zeros(4, 1, dtype=torch.int64), actions), dim=1)[..., None, None].expand(-1, -1, 2, 3)
     world, oracle = genie(), Oracle(codes=4, p=0.7)
     world.dynamics = oracle
-    cost = shuffle_cost(world, tokens, actions, batch_size=3)
+    cost = shuffled_action_loss(world, tokens, actions, batch_size=3)
     assert cost is not None
     assert cost.right == pytest.approx(-math.log(0.7))
     assert cost.shuffled == pytest.approx(-math.log(0.1))
@@ -100,13 +100,13 @@ def test_shuffled_actions_cost_nothing_where_nobody_heeds_them(genie: Callable[.
     tokens = torch.randint(0, 4, (4, 3, 2, 2), generator=torch.Generator().manual_seed(0))
     world = genie()
     world.dynamics = Oracle(codes=4, p=0.7, heeds=False)
-    cost = shuffle_cost(world, tokens, torch.tensor([[0, 1], [1, 2], [2, 0], [3, 3]]), batch_size=2)
+    cost = shuffled_action_loss(world, tokens, torch.tensor([[0, 1], [1, 2], [2, 0], [3, 3]]), batch_size=2)
     assert cost is not None
     assert cost.right == cost.shuffled
 
 
 def test_one_clip_has_nobody_to_exchange_with(genie: Callable[..., GenieSimulator]) -> None:
-    assert shuffle_cost(genie(), torch.zeros(1, 3, 2, 2, dtype=torch.int64), torch.zeros(1, 2), 1) is None
+    assert shuffled_action_loss(genie(), torch.zeros(1, 3, 2, 2, dtype=torch.int64), torch.zeros(1, 2), 1) is None
 
 
 def test_the_cost_under_right_actions_is_that_of_training_with_a_full_mask(
@@ -116,7 +116,7 @@ def test_the_cost_under_right_actions_is_that_of_training_with_a_full_mask(
     world, dynamics = genie(), MaskGITDynamics(16, 4, 3, width=16, depth=2, heads=2, window=3).eval()
     world.dynamics = dynamics
     tokens, actions = torch.randint(0, 16, (3, 5, 2, 2)), torch.randint(0, 3, (3, 4))
-    cost = shuffle_cost(world, tokens, actions, batch_size=2)
+    cost = shuffled_action_loss(world, tokens, actions, batch_size=2)
     flat = tokens.flatten(2)
     logits = dynamics(flat, actions, torch.ones_like(flat[:, 1:], dtype=torch.bool))
     assert cost is not None
@@ -124,4 +124,4 @@ def test_the_cost_under_right_actions_is_that_of_training_with_a_full_mask(
 
 
 def test_a_family_without_a_loss_has_no_cost(brightness_world: VideoSimulator) -> None:
-    assert shuffle_cost(brightness_world, torch.zeros(3, 4, 16, 16, 3), torch.zeros(3, 3, 2), 2) is None
+    assert shuffled_action_loss(brightness_world, torch.zeros(3, 4, 16, 16, 3), torch.zeros(3, 3, 2), 2) is None

@@ -10,23 +10,23 @@ import torch
 from models import diffusion_world, genie, masked_autoencoder, tokenizer
 from torch import Tensor, nn
 
+from vwm.core.components import save_component
 from vwm.eval.features import (
-    DiTFeatures,
-    EncoderFeatures,
-    Features,
-    GenieFeatures,
-    PixelFeatures,
-    TokenizerFeatures,
-    fresh,
-    load_features,
-    two_thirds,
+    DiTFeatureExtractor,
+    EncoderFeatureExtractor,
+    FeatureExtractor,
+    GenieFeatureExtractor,
+    PixelFeatureExtractor,
+    TokenizerFeatureExtractor,
+    default_probe_layer,
+    load_feature_extractor,
+    reinitialized_copy,
 )
-from vwm.nn.parts import save_part
-from vwm.nn.patches import to_float
-from vwm.simulator.bundle import save_simulator
-from vwm.tokenizer.vae import CausalVAE
-from vwm.vjepa.conv_encoder import ConvEncoder
-from vwm.vjepa.encoder import VideoEncoder
+from vwm.models.vjepa.conv_encoder import ConvFrameEncoder
+from vwm.models.vjepa.video_encoder import VideoEncoder
+from vwm.nn.pixels import frames_to_float
+from vwm.tokenizers.causal_vae import CausalVAE
+from vwm.worlds.bundle import save_simulator
 
 
 def clips(size: int = 16, frames: int = 4, count: int = 5) -> Tensor:
@@ -45,23 +45,23 @@ def vae() -> CausalVAE:
     return network.eval()
 
 
-CASES: dict[str, tuple[Callable[[], Features], tuple[int, int]]] = {
-    "pixels": (lambda: PixelFeatures(2, (8, 4)), (16, 192)),
-    "V-JEPA": (lambda: EncoderFeatures(encoder()), (8, 24)),
-    "V-JEPA, a layer": (lambda: EncoderFeatures(encoder(), 1), (8, 24)),
-    "convolutions": (lambda: EncoderFeatures(ConvEncoder((16, 16), [4, 6]).eval()), (4 * 16, 6)),
-    "tokens": (lambda: TokenizerFeatures(tokenizer().eval()), (4 * 16, 16)),
-    "tokens of a VAE": (lambda: TokenizerFeatures(vae()), (2 * 16, 4)),
-    "latents": (lambda: TokenizerFeatures(masked_autoencoder().eval()), (4 * 6, 4)),
-    "Genie": (lambda: GenieFeatures(genie()), (4 * 16, 16)),
-    "labelled Genie": (lambda: GenieFeatures(genie(labelled=True), 0), (4 * 16, 16)),
-    "DiT": (lambda: DiTFeatures(diffusion_world()), (4 * 16, 32)),
-    "DiT with agent tokens": (lambda: DiTFeatures(diffusion_world(agent_tokens=2, policy=True)), (4 * 16, 32)),
+CASES: dict[str, tuple[Callable[[], FeatureExtractor], tuple[int, int]]] = {
+    "pixels": (lambda: PixelFeatureExtractor(2, (8, 4)), (16, 192)),
+    "V-JEPA": (lambda: EncoderFeatureExtractor(encoder()), (8, 24)),
+    "V-JEPA, a layer": (lambda: EncoderFeatureExtractor(encoder(), 1), (8, 24)),
+    "convolutions": (lambda: EncoderFeatureExtractor(ConvFrameEncoder((16, 16), [4, 6]).eval()), (4 * 16, 6)),
+    "tokens": (lambda: TokenizerFeatureExtractor(tokenizer().eval()), (4 * 16, 16)),
+    "tokens of a VAE": (lambda: TokenizerFeatureExtractor(vae()), (2 * 16, 4)),
+    "latents": (lambda: TokenizerFeatureExtractor(masked_autoencoder().eval()), (4 * 6, 4)),
+    "Genie": (lambda: GenieFeatureExtractor(genie()), (4 * 16, 16)),
+    "labelled Genie": (lambda: GenieFeatureExtractor(genie(labelled=True), 0), (4 * 16, 16)),
+    "DiT": (lambda: DiTFeatureExtractor(diffusion_world()), (4 * 16, 32)),
+    "DiT with agent tokens": (lambda: DiTFeatureExtractor(diffusion_world(agent_tokens=2, policy=True)), (4 * 16, 32)),
 }
 
 
-def seen(features: Features, count: int = 5) -> Tensor:
-    size = 8 if isinstance(features, DiTFeatures) else 16
+def seen(features: FeatureExtractor, count: int = 5) -> Tensor:
+    size = 8 if isinstance(features, DiTFeatureExtractor) else 16
     return clips(size, features.frames, count)
 
 
@@ -98,11 +98,11 @@ def test_a_fresh_network_leaves_torchs_generator_alone_and_is_frozen() -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    made = fresh(encoder(), 5)
+    made = reinitialized_copy(encoder(), 5)
     torch.manual_seed(1)
-    fresh(encoder(), 5)
+    reinitialized_copy(encoder(), 5)
     torch.manual_seed(1)
-    made = fresh(made, 5)
+    made = reinitialized_copy(made, 5)
     assert torch.equal(torch.rand(3), expected)
     assert not made.training and not any(p.requires_grad for p in made.parameters())
 
@@ -110,19 +110,19 @@ def test_a_fresh_network_leaves_torchs_generator_alone_and_is_frozen() -> None:
 def test_the_layers_of_an_encoder_are_its_own() -> None:
     network, frames = encoder(), clips()
     with torch.no_grad():
-        whole, (first,) = network(to_float(frames)), network.layers(to_float(frames), [0])
-    torch.testing.assert_close(EncoderFeatures(network)(frames), whole, rtol=0, atol=1e-6)
-    torch.testing.assert_close(EncoderFeatures(network).at(0)(frames), first, rtol=0, atol=1e-6)
-    torch.testing.assert_close(EncoderFeatures(network, -1)(frames), whole, rtol=0, atol=1e-6)
-    assert EncoderFeatures(network, -1).layer == 2 and EncoderFeatures(network).frames == 4
+        whole, (first,) = network(frames_to_float(frames)), network.layers(frames_to_float(frames), [0])
+    torch.testing.assert_close(EncoderFeatureExtractor(network)(frames), whole, rtol=0, atol=1e-6)
+    torch.testing.assert_close(EncoderFeatureExtractor(network).at(0)(frames), first, rtol=0, atol=1e-6)
+    torch.testing.assert_close(EncoderFeatureExtractor(network, -1)(frames), whole, rtol=0, atol=1e-6)
+    assert EncoderFeatureExtractor(network, -1).layer == 2 and EncoderFeatureExtractor(network).frames == 4
 
 
 def test_the_layers_of_a_world_are_what_its_blocks_put_out_in_play() -> None:
     """The last layer of Genie's dynamics, normed and read, gives the logits that play sees."""
     world, frames = genie(), clips()
-    features = GenieFeatures(world, -1)(frames)
-    tokens = world.tokenizer.encode(to_float(frames)).flatten(2)
-    actions = world.latent_action.infer(to_float(frames)).indices
+    features = GenieFeatureExtractor(world, -1)(frames)
+    tokens = world.tokenizer.encode(frames_to_float(frames)).flatten(2)
+    actions = world.latent_action.infer(frames_to_float(frames)).indices
     dynamics = world.dynamics
     with torch.no_grad():
         state = dynamics.observe(
@@ -137,7 +137,7 @@ def test_the_layers_of_a_world_are_what_its_blocks_put_out_in_play() -> None:
 
 
 def test_a_frame_of_a_world_knows_nothing_of_later_ones() -> None:
-    for features in (GenieFeatures(genie(), 1), DiTFeatures(diffusion_world(), 2)):
+    for features in (GenieFeatureExtractor(genie(), 1), DiTFeatureExtractor(diffusion_world(), 2)):
         frames = seen(features)
         changed = frames.clone()
         changed[:, -1] = 255 - changed[:, -1]
@@ -147,7 +147,7 @@ def test_a_frame_of_a_world_knows_nothing_of_later_ones() -> None:
 
 
 def test_no_hook_is_left_behind() -> None:
-    features = DiTFeatures(diffusion_world())
+    features = DiTFeatureExtractor(diffusion_world())
     features(seen(features))
     blocks: nn.ModuleList = features.networks["dynamics"].transformer.blocks
     assert not any(block._forward_hooks for block in blocks)
@@ -158,7 +158,7 @@ def test_no_hook_is_left_behind() -> None:
     [(256, (1, 8, 8)), (64, (1, 16, 16)), (32, (2, 16, 16)), (4, (1, 64, 64)), (100_000, (1, 1, 1))],
 )
 def test_pixels_have_as_many_tokens_as_the_model(tokens: int, spans: tuple[int, int, int]) -> None:
-    pixels = PixelFeatures.like(tokens, 4, (64, 64))
+    pixels = PixelFeatureExtractor.like(tokens, 4, (64, 64))
     found = pixels(clips(64, count=1))
     if tokens < 10_000:
         assert found.shape[1] == tokens
@@ -168,35 +168,42 @@ def test_pixels_have_as_many_tokens_as_the_model(tokens: int, spans: tuple[int, 
 
 def test_pixels_are_all_there_patch_by_patch() -> None:
     frames = clips(8, count=2)
-    found = PixelFeatures(2, (4, 4))(frames).view(2, 2, 2, 2, 2, 4, 4, 3)
-    assert torch.equal(found[1, 1, 0, 1, 0], to_float(frames)[1, 2, :, :4, 4:].permute(1, 2, 0))
+    found = PixelFeatureExtractor(2, (4, 4))(frames).view(2, 2, 2, 2, 2, 4, 4, 3)
+    assert torch.equal(found[1, 1, 0, 1, 0], frames_to_float(frames)[1, 2, :, :4, 4:].permute(1, 2, 0))
 
 
 def test_whatever_a_folder_holds_is_found(tmp_path: Path) -> None:
-    save_part(encoder(), tmp_path / "vjepa" / "encoder")
-    save_part(tokenizer(), tmp_path / "tokenizer")
+    save_component(encoder(), tmp_path / "vjepa" / "encoder")
+    save_component(tokenizer(), tmp_path / "tokenizer")
     save_simulator(genie(), tmp_path / "genie")
     save_simulator(diffusion_world(), tmp_path / "dit")
-    kinds = {"vjepa": EncoderFeatures, "tokenizer": TokenizerFeatures, "genie": GenieFeatures, "dit": DiTFeatures}
+    kinds = {
+        "vjepa": EncoderFeatureExtractor,
+        "tokenizer": TokenizerFeatureExtractor,
+        "genie": GenieFeatureExtractor,
+        "dit": DiTFeatureExtractor,
+    }
     for name, kind in kinds.items():
-        found = load_features(tmp_path / name)
+        found = load_feature_extractor(tmp_path / name)
         assert type(found) is kind
         assert found(seen(found, 1)).isfinite().all()
-    assert load_features(tmp_path / "dit").layer == 2 == two_thirds(4)
-    assert type(load_features("coinrun")) is GenieFeatures  # one that comes with vwm
-    torch.testing.assert_close(load_features(tmp_path / "vjepa")(clips()), EncoderFeatures(encoder())(clips()))
+    assert load_feature_extractor(tmp_path / "dit").layer == 2 == default_probe_layer(4)
+    assert type(load_feature_extractor("coinrun")) is GenieFeatureExtractor  # one that comes with vwm
+    torch.testing.assert_close(
+        load_feature_extractor(tmp_path / "vjepa")(clips()), EncoderFeatureExtractor(encoder())(clips())
+    )
 
 
 def test_folders_and_layers_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nothing to probe.*vwm export"):
-        load_features(tmp_path)
-    save_part(tokenizer(), tmp_path / "tokenizer")
+        load_feature_extractor(tmp_path)
+    save_component(tokenizer(), tmp_path / "tokenizer")
     with pytest.raises(ValueError, match=r"layer=1.*no layers to choose from"):
-        load_features(tmp_path / "tokenizer", 1)
+        load_feature_extractor(tmp_path / "tokenizer", 1)
     with pytest.raises(ValueError, match=r"layer=3.*layers 0\.\.2"):
-        EncoderFeatures(encoder(), 3)
+        EncoderFeatureExtractor(encoder(), 3)
     with pytest.raises(ValueError, match="frames of 16x16 pixels, but the data have 8x8"):
-        EncoderFeatures(encoder())(clips(8))
+        EncoderFeatureExtractor(encoder())(clips(8))
     (tmp_path / "tokenizer" / "config.json").write_text("{")
     with pytest.raises(ValueError, match="not JSON"):
-        load_features(tmp_path / "tokenizer")
+        load_feature_extractor(tmp_path / "tokenizer")

@@ -12,7 +12,7 @@ import torch
 
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
-from vwm.eval.labelled_clips import PARTS, deal, read_labelled
+from vwm.eval.labelled_clips import SPLITS, read_labelled_clips, split_episodes
 
 Write = Callable[..., str]
 
@@ -44,20 +44,20 @@ def write(tmp_path: Path) -> Write:
 
 
 def test_no_episode_is_in_two_parts(write: Write) -> None:
-    found = read_labelled(write(), 3, clips=200, test_clips=200)
-    seen = {part: set(getattr(found, part).frames[:, 0, 0, 0, 0].tolist()) for part in PARTS}
+    found = read_labelled_clips(write(), 3, clips=200, test_clips=200)
+    seen = {part: set(getattr(found, part).frames[:, 0, 0, 0, 0].tolist()) for part in SPLITS}
     assert set().union(*seen.values()) == set(range(20)) and sum(map(len, seen.values())) == 20
     assert {part: len(numbers) for part, numbers in seen.items()} == {"train": 12, "val": 3, "test": 5}
-    for part in PARTS:
+    for part in SPLITS:
         clips = getattr(found, part)
         pairs = set(zip(clips.frames[:, 0, 0, 0, 0].tolist(), clips.episodes.tolist(), strict=True))
         assert len(pairs) == len(seen[part]) and {e for _, e in pairs} == set(range(len(seen[part])))
 
 
 def test_the_label_of_a_clip_is_the_state_at_its_last_frame_standardised(write: Write) -> None:
-    found = read_labelled(write(), 3, stride=2, clips=100)
+    found = read_labelled_clips(write(), 3, stride=2, clips=100)
     assert found.names == ("0", "1") and found.kind == "numbers"
-    for part in PARTS:
+    for part in SPLITS:
         clips = getattr(found, part)
         raw = torch.stack((clips.frames[:, -1, 0, 0, 0], clips.frames[:, -1, 0, 1, 0]), dim=1).double()
         if part == "train":
@@ -68,16 +68,16 @@ def test_the_label_of_a_clip_is_the_state_at_its_last_frame_standardised(write: 
 
 
 def test_what_does_not_vary_is_left_out_and_said(write: Write) -> None:
-    found = read_labelled(write(state_names=["episode", "time", "flag", "nothing"]), 3)
+    found = read_labelled_clips(write(state_names=["episode", "time", "flag", "nothing"]), 3)
     assert found.names == ("episode", "time")
     assert found.left_out == {"flag": "2 values in the training clips", "nothing": "1 values in the training clips"}
-    found = read_labelled(write(state_names=["episode", "time", "flag", "nothing"]), 3, only=["time"])
+    found = read_labelled_clips(write(state_names=["episode", "time", "flag", "nothing"]), 3, only=["time"])
     assert found.names == ("time",) and found.left_out["episode"] == "not asked for"
 
 
 def test_clips_are_limited_spread_over_episodes_and_the_same_every_time(write: Write) -> None:
     data = write()
-    found, again, other = (read_labelled(data, 3, clips=24, test_clips=10, seed=s) for s in (0, 0, 1))
+    found, again, other = (read_labelled_clips(data, 3, clips=24, test_clips=10, seed=s) for s in (0, 0, 1))
     assert (len(found.train), len(found.val), len(found.test)) == (24, 6, 10)
     assert len(found.train.episodes.unique()) > 8
     assert torch.equal(found.train.frames, again.train.frames) and not torch.equal(found.test.frames, other.test.frames)
@@ -85,7 +85,7 @@ def test_clips_are_limited_spread_over_episodes_and_the_same_every_time(write: W
 
 
 def test_other_shards_may_be_judged_on(write: Write) -> None:
-    found = read_labelled(write(), 3, test=write(3, "other", frames=24))
+    found = read_labelled_clips(write(), 3, test=write(3, "other", frames=24))
     assert found.test.frames[:, :, 0, 1, 0].max() > 12
     assert len(set(found.train.frames[:, 0, 0, 0, 0].tolist()) | set(found.val.frames[:, 0, 0, 0, 0].tolist())) == 20
 
@@ -94,13 +94,13 @@ def test_labels_of_the_json_are_classes_or_numbers(write: Write) -> None:
     data = write(
         20, shape=lambda i: ["square", "disc", "cross"][i % 3], speed=lambda i: i / 7, lit=lambda i: i % 2 == 0
     )
-    shapes = read_labelled(data, 3, label="shape")
+    shapes = read_labelled_clips(data, 3, label="shape")
     assert shapes.kind == "classes" and shapes.names == ("cross", "disc", "square") and shapes.outputs == 3
     expected = [("square", "disc", "cross")[i % 3] for i in shapes.test.frames[:, 0, 0, 0, 0].tolist()]
     assert [shapes.names[i] for i in shapes.test.labels.tolist()] == expected
-    speeds = read_labelled(data, 3, label="speed")
+    speeds = read_labelled_clips(data, 3, label="speed")
     assert speeds.kind == "numbers" and speeds.names == ("speed",)
-    assert read_labelled(data, 3, label="lit").names == ("False", "True")
+    assert read_labelled_clips(data, 3, label="lit").names == ("False", "True")
 
 
 @pytest.mark.parametrize(
@@ -117,18 +117,22 @@ def test_labels_of_the_json_are_classes_or_numbers(write: Write) -> None:
 def test_labels_that_are_not_there_are_named(write: Write, settings: dict[str, Any], says: str) -> None:
     data = write(fps=10, number=lambda i: i, shape=lambda i: "ab"[i % 2])
     with pytest.raises(ValueError, match=says):
-        read_labelled(data, 3, **settings)
+        read_labelled_clips(data, 3, **settings)
 
 
 def test_shards_without_state_say_how_to_get_it(write: Write) -> None:
     with pytest.raises(ValueError, match="--state true"):
-        read_labelled(write(state=False), 3)
+        read_labelled_clips(write(state=False), 3)
 
 
 def test_few_episodes_are_dealt_so_that_every_part_has_some() -> None:
     keys = [f"{i:03d}" for i in range(5)]
-    assert {part: len(of) for part, of in deal(keys, True, 0).items()} == {"train": 2, "val": 1, "test": 2}
-    assert {part: len(of) for part, of in deal(keys[:3], False, 0).items()} == {"train": 2, "val": 1, "test": 0}
-    assert deal(keys, True, 0) != deal(keys, True, 3)
+    assert {part: len(of) for part, of in split_episodes(keys, True, 0).items()} == {"train": 2, "val": 1, "test": 2}
+    assert {part: len(of) for part, of in split_episodes(keys[:3], False, 0).items()} == {
+        "train": 2,
+        "val": 1,
+        "test": 0,
+    }
+    assert split_episodes(keys, True, 0) != split_episodes(keys, True, 3)
     with pytest.raises(ValueError, match="4 episodes are too few"):
-        deal(keys[:4], True, 0)
+        split_episodes(keys[:4], True, 0)

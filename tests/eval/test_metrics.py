@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from vwm.eval.metrics import estimate, psnr, set_psnr, squared_error, ssim, still_clips
+from vwm.eval.metrics import estimate_mean, find_still_clips, frame_mse, psnr, set_psnr, ssim
 
 
 def pictures(*levels: int, size: int = 16) -> torch.Tensor:
@@ -16,7 +16,7 @@ def pictures(*levels: int, size: int = 16) -> torch.Tensor:
 
 
 def test_squared_error_is_exact_in_both_directions() -> None:
-    error = squared_error(pictures(0, 10, 255), pictures(255, 7, 255))
+    error = frame_mse(pictures(0, 10, 255), pictures(255, 7, 255))
     assert error.tolist() == [[255.0**2, 9.0, 0.0]]
 
 
@@ -50,12 +50,12 @@ def test_ssim_names_the_window_that_does_not_fit() -> None:
 
 def test_still_clips_look_only_past_the_context() -> None:
     clips = torch.cat((pictures(1, 2, 2, 2), pictures(2, 2, 2, 3)))
-    assert still_clips(clips, context=2).tolist() == [True, False]
-    assert still_clips(clips, context=1).tolist() == [False, False]
+    assert find_still_clips(clips, context=2).tolist() == [True, False]
+    assert find_still_clips(clips, context=1).tolist() == [False, False]
 
 
 def test_estimate_leaves_out_what_is_not_finite() -> None:
-    mean, stderr, n = estimate(torch.tensor([1.0, 3.0, float("inf"), float("nan")]))
+    mean, stderr, n = estimate_mean(torch.tensor([1.0, 3.0, float("inf"), float("nan")]))
     assert (mean, n) == (2.0, 2)
     assert stderr == pytest.approx(1.0)
-    assert math.isnan(estimate(torch.tensor([float("inf")])).mean)
+    assert math.isnan(estimate_mean(torch.tensor([float("inf")])).mean)

@@ -78,7 +78,7 @@ def test_fvd_of_a_change_of_colour(tmp_path: Path) -> None:
 def test_lpips_of_equal_clips_is_zero_and_small_frames_are_refused(alexnet_file: Path) -> None:
     lpips = LPIPS(alexnet_file)
     clips = torch.randint(0, 255, (2, 3, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert lpips.by_time(clips, clips).tolist() == [0.0] * 3
-    assert float(lpips.by_time(clips, clips.flip(1)).max()) > 0
+    assert lpips.per_time_step(clips, clips).tolist() == [0.0] * 3
+    assert float(lpips.per_time_step(clips, clips.flip(1)).max()) > 0
     with pytest.raises(ValueError, match="31x31"):
-        lpips.by_time(clips[:, :, :16], clips[:, :, :16])
+        lpips.per_time_step(clips[:, :, :16], clips[:, :, :16])

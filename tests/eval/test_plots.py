@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from vwm.eval.plots import learning_curves
+from vwm.eval.plots import plot_learning_curves
 
 
 def test_a_way_is_the_mean_of_its_runs_where_all_were_evaluated() -> None:
     runs = [{100.0: 1.0, 200.0: 5.0, 250.0: 6.0}, {100.0: 3.0, 200.0: 7.0, 300.0: 9.0}]
-    axes = learning_curves({"ours": runs, "unfinished": [{}]}, random=0.5, title="a game").axes[0]
+    axes = plot_learning_curves({"ours": runs, "unfinished": [{}]}, random=0.5, title="a game").axes[0]
     thin, other, mean, *_ = axes.lines
     assert [thin.get_xydata().tolist(), other.get_xydata().tolist()] == [[list(p) for p in r.items()] for r in runs]
     assert mean.get_xydata().tolist() == [[100.0, 2.0], [200.0, 6.0]]

@@ -13,12 +13,12 @@ import torch
 from models import randomize
 from PIL import Image
 
+from vwm.core.components import save_component
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
-from vwm.eval.probe_report import probe
-from vwm.nn.parts import save_part
-from vwm.tokenizer.pixels import PixelTokenizer
-from vwm.vjepa.encoder import VideoEncoder
+from vwm.eval.probe_report import probe_features
+from vwm.models.vjepa.video_encoder import VideoEncoder
+from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
 
 Run = Callable[..., dict[str, Any]]
 
@@ -45,8 +45,8 @@ def bundles(tmp_path: Path) -> tuple[str, str]:
     """A V-JEPA encoder that has learned nothing, and a tokenizer that is the identity."""
     torch.manual_seed(0)
     encoder = VideoEncoder((16, 16), frames=4, tubelet=2, patch_size=4, width=24, depth=2, heads=2)
-    save_part(randomize(encoder), tmp_path / "vjepa" / "encoder")
-    save_part(PixelTokenizer((16, 16)), tmp_path / "pixels")
+    save_component(randomize(encoder), tmp_path / "vjepa" / "encoder")
+    save_component(PixelTokenizer((16, 16)), tmp_path / "pixels")
     return str(tmp_path / "vjepa"), str(tmp_path / "pixels")
 
 
@@ -55,7 +55,7 @@ def run(moving: str, bundles: tuple[str, str], tmp_path: Path) -> Run:
     def make(bundle: str = bundles[0], **changes: Any) -> dict[str, Any]:
         small = {"clips": 24, "test_clips": 12, "epochs": 2, "rates": [3e-3, 1e-3], "decays": [0.1], "draws": 100}
         settings = {"out": tmp_path / "probe", "device": "cpu", "random_seeds": 2, **small}
-        return probe(bundle, moving, **{**settings, **changes})
+        return probe_features(bundle, moving, **{**settings, **changes})
 
     return make
 

@@ -6,20 +6,30 @@ import pytest
 import torch
 from torch import Tensor
 
-from vwm.eval.features import PixelFeatures
-from vwm.eval.intervals import determination, draw_episodes
-from vwm.eval.labelled_clips import LabelledClips, Part
-from vwm.eval.probes import PROBES, ProbeName, Tokens, check_probes, extract, run_probe, standardise
-from vwm.eval.sweep import Settings
+from vwm.eval.bootstrap import bootstrap_episode_counts, bootstrap_r2
+from vwm.eval.features import PixelFeatureExtractor
+from vwm.eval.labelled_clips import LabelledClips, LabelledSplit
+from vwm.eval.probe_sweep import SweepSettings
+from vwm.eval.probes import (
+    PROBE_NAMES,
+    ProbeName,
+    SplitTokens,
+    check_probe_names,
+    extract_features,
+    run_probe,
+    standardise_features,
+)
 
-SETTINGS = Settings(rates=(5e-3, 1e-3), decays=(0.01, 0.4), epochs=15, batch_size=32)
+SETTINGS = SweepSettings(rates=(5e-3, 1e-3), decays=(0.01, 0.4), epochs=15, batch_size=32)
 
 
 def labelled(labels: Tensor, frames: Tensor, kind: str = "numbers") -> LabelledClips:
     """Three equal parts."""
     third = len(labels) // 3
     parts = [
-        Part(frames[i * third : (i + 1) * third], labels[i * third : (i + 1) * third], torch.arange(third) // 8, third)
+        LabelledSplit(
+            frames[i * third : (i + 1) * third], labels[i * third : (i + 1) * third], torch.arange(third) // 8, third
+        )
         for i in range(3)
     ]
     count = labels.shape[1] if kind == "numbers" else int(labels.max()) + 1
@@ -31,26 +41,26 @@ def clips(count: int = 480, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, (count, 2, 8, 8, 3), dtype=torch.uint8, generator=generator)
 
 
-@pytest.mark.parametrize("probe", PROBES)
+@pytest.mark.parametrize("probe", PROBE_NAMES)
 def test_labels_that_have_nothing_to_do_with_the_clips_score_about_0_or_below(probe: ProbeName) -> None:
     labels = torch.randn(480, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     data = labelled(labels, clips())
-    tokens = extract(PixelFeatures(1, (4, 4)), data, 64, 1.0, "pixels")
+    tokens = extract_features(PixelFeatureExtractor(1, (4, 4)), data, 64, 1.0, "pixels")
     said = run_probe(probe, tokens, data, SETTINGS).predictions
-    score = determination(data.test.labels, said, data.test.episodes, draw_episodes(20, 10, 0)).value
+    score = bootstrap_r2(data.test.labels, said, data.test.episodes, bootstrap_episode_counts(20, 10, 0)).value
     assert (score < 0.05).all() and (score > -1).all()
 
 
-@pytest.mark.parametrize("probe", PROBES)
+@pytest.mark.parametrize("probe", PROBE_NAMES)
 def test_what_the_pixels_say_is_read(probe: ProbeName) -> None:
     """The brightness of the whole clip: every probe can tell, as a number and as a class."""
     generator = torch.Generator().manual_seed(0)
     level = torch.rand(480, generator=generator)
     frames = (level[:, None, None, None, None] * 200 + clips() * 0.1).byte()
     numbers = labelled((level[:, None].double() - 0.5) * 12**0.5, frames)
-    tokens = extract(PixelFeatures(1, (4, 4)), numbers, 64, 1.0, "pixels")
+    tokens = extract_features(PixelFeatureExtractor(1, (4, 4)), numbers, 64, 1.0, "pixels")
     said = run_probe(probe, tokens, numbers, SETTINGS).predictions
-    score = determination(numbers.test.labels, said, numbers.test.episodes, draw_episodes(20, 10, 0)).value
+    score = bootstrap_r2(numbers.test.labels, said, numbers.test.episodes, bootstrap_episode_counts(20, 10, 0)).value
     assert score > (0.7 if probe == "knn" else 0.9)  # a cosine sees on which side of the mean, but not how far
     classes = labelled((level > 0.5).long(), frames, "classes")
     told = run_probe(probe, tokens, classes, SETTINGS)
@@ -62,9 +72,14 @@ def test_what_the_pixels_say_is_read(probe: ProbeName) -> None:
 def test_equal_settings_give_equal_numbers() -> None:
     labels = torch.randn(480, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     data = labelled(labels, clips())
-    for probe in PROBES:
+    for probe in PROBE_NAMES:
         one, two = (
-            run_probe(probe, extract(PixelFeatures(1, (4, 4)), data, size, 1.0, "x"), data, SETTINGS._replace(epochs=2))
+            run_probe(
+                probe,
+                extract_features(PixelFeatureExtractor(1, (4, 4)), data, size, 1.0, "x"),
+                data,
+                SETTINGS._replace(epochs=2),
+            )
             for size in (64, 7)
         )
         torch.testing.assert_close(one.predictions, two.predictions, rtol=0, atol=1e-9)
@@ -74,7 +89,7 @@ def test_channels_are_standardised_by_the_training_clips_alone() -> None:
     generator = torch.Generator().manual_seed(0)
     parts = [torch.randn(20, 5, 4, generator=generator) * torch.tensor([1.0, 10.0, 0.1, 0.0]) + 3 for _ in range(3)]
     raw = [part.clone() for part in parts]
-    tokens = standardise(Tokens(*parts))
+    tokens = standardise_features(SplitTokens(*parts))
     flat = tokens.train.flatten(0, 1)
     torch.testing.assert_close(flat.mean(dim=0), torch.zeros(4), rtol=0, atol=1e-4)
     torch.testing.assert_close(flat.std(dim=0, correction=0), torch.tensor([1.0, 1.0, 1.0, 0.0]), rtol=0, atol=1e-4)
@@ -86,12 +101,12 @@ def test_channels_are_standardised_by_the_training_clips_alone() -> None:
 def test_features_that_would_not_fit_are_refused_with_the_way_out() -> None:
     data = labelled(torch.zeros(480, 1).double(), clips())
     with pytest.raises(ValueError, match=r"480 clips of 8 tokens of width 48.*--clips \d+.*--memory"):
-        extract(PixelFeatures(1, (4, 4)), data, 64, 1e-4, "pixels")
+        extract_features(PixelFeatureExtractor(1, (4, 4)), data, 64, 1e-4, "pixels")
 
 
 def test_probes_that_there_are_not_are_named() -> None:
-    check_probes(["ridge"])
+    check_probe_names(["ridge"])
     with pytest.raises(ValueError, match="some of attentive, linear, knn, ridge"):
-        check_probes(["ridge", "quadratic"])
+        check_probe_names(["ridge", "quadratic"])
     with pytest.raises(ValueError, match="some of"):
-        check_probes([])
+        check_probe_names([])

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import torch
 
-from vwm.eval.reconstruction import mean_image, reconstruct
-from vwm.nn.patches import to_float, to_uint8
-from vwm.simulator.genie import GenieSimulator
-from vwm.tokenizer.pixels import PixelTokenizer
+from vwm.eval.reconstruction import mean_image, reconstruct_clips
+from vwm.models.genie.simulator import GenieSimulator
+from vwm.nn.pixels import frames_to_float, video_to_uint8
+from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
 
 
 def test_mean_image_is_the_mean() -> None:
@@ -21,15 +21,15 @@ def test_mean_image_is_the_mean() -> None:
 def test_batches_change_nothing(genie: Callable[..., GenieSimulator]) -> None:
     tokenizer = genie().tokenizer
     frames = torch.randint(0, 255, (5, 4, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    shown, tokens = reconstruct(tokenizer, frames, batch_size=2)
+    shown, tokens = reconstruct_clips(tokenizer, frames, batch_size=2)
     assert tokens.shape == (5, 4, 2, 2)
     with torch.no_grad():
-        assert torch.equal(tokens, tokenizer.encode(to_float(frames)))
-        expected = to_uint8(tokenizer.decode(tokens))
+        assert torch.equal(tokens, tokenizer.encode(frames_to_float(frames)))
+        expected = video_to_uint8(tokenizer.decode(tokens))
     assert (shown.int() - expected.int()).abs().max() <= 1
 
 
 def test_latents_may_be_continuous() -> None:
     frames = torch.randint(0, 255, (3, 4, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    shown, latents = reconstruct(PixelTokenizer((16, 16), patch_size=4), frames, batch_size=2)
+    shown, latents = reconstruct_clips(PixelTokenizer((16, 16), patch_size=4), frames, batch_size=2)
     assert torch.equal(shown, frames) and latents.shape == (3, 4, 4, 4, 48)

@@ -14,31 +14,31 @@ from torch import Tensor
 
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
-from vwm.data.sprites import PROPERTIES, make_quadruple
+from vwm.envs.sprites import PHYSICAL_PROPERTIES, make_quadruple
 from vwm.eval.surprise import (
-    ALL,
-    PLOT,
-    REPORT,
-    TABLE,
-    Pairs,
-    area_under_roc,
-    around_violation,
-    frame_difference,
-    measure,
-    read_pairs,
-    report,
-    score,
-    wilson,
-    wins,
+    ALL_PROPERTIES,
+    SURPRISE_PLOT_FILE,
+    SURPRISE_REPORT_FILE,
+    SURPRISE_TABLE_FILE,
+    ViolationPairs,
+    align_to_violation,
+    frame_difference_score,
+    measure_surprise,
+    pairwise_auroc,
+    pairwise_wins,
+    read_violation_pairs,
+    score_clips,
+    wilson_interval,
+    write_surprise_report,
 )
 
 
-def sprite_pairs(folder: Path, quadruples: int = 3) -> Pairs:
+def sprite_pairs(folder: Path, quadruples: int = 3) -> ViolationPairs:
     """Two pairs a quadruple of every law, written and read."""
     with ShardWriter(folder / "shard-000000.tar") as writer:
         number = 0
         for i in range(quadruples):
-            for law in PROPERTIES:
+            for law in PHYSICAL_PROPERTIES:
                 four = make_quadruple(law, np.random.default_rng(i), 16)
                 for k in (0, 1):
                     more = {
@@ -50,15 +50,15 @@ def sprite_pairs(folder: Path, quadruples: int = 3) -> Pairs:
                     writer.write(f"{number:03d}-b", four.impossible[k].episode(law, possible=False, **more))
                     writer.write(f"{number:03d}-a", four.possible[k].episode(law, possible=True, **more))
                     number += 1
-    return read_pairs(folder)
+    return read_violation_pairs(folder)
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> ViolationPairs:
     return sprite_pairs(tmp_path_factory.mktemp("pairs"))
 
 
-def oracle(pairs: Pairs) -> Any:
+def oracle(pairs: ViolationPairs) -> Any:
     """Surprised in the frames where an impossible clip differs from its pair."""
     known = {clip.numpy().tobytes(): k for k, clip in enumerate(pairs.impossible)}
 
@@ -79,19 +79,19 @@ def constant(frames: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------------ numbers
 
 
-def test_a_perfect_scorer_is_right_and_a_constant_one_undecided(pairs: Pairs, tmp_path: Path) -> None:
+def test_a_perfect_scorer_is_right_and_a_constant_one_undecided(pairs: ViolationPairs, tmp_path: Path) -> None:
     for scorer, rate in ((oracle(pairs), 1.0), (constant, 0.5)):
-        found = report(scorer, pairs, tmp_path / "out", batch_size=5)
-        assert set(found["results"]) == {*PROPERTIES, ALL}
+        found = write_surprise_report(scorer, pairs, tmp_path / "out", batch_size=5)
+        assert set(found["results"]) == {*PHYSICAL_PROPERTIES, ALL_PROPERTIES}
         for name, row in found["results"].items():
-            assert row["pairs"] == (18 if name == ALL else 6) and row["trials"] == row["pairs"] // 2
+            assert row["pairs"] == (18 if name == ALL_PROPERTIES else 6) and row["trials"] == row["pairs"] // 2
             for by in ("mean", "max"):
                 assert row[by]["accuracy"]["value"] == row[by]["auroc"] == rate
                 assert row[by]["accuracy"]["low"] < rate and row[by]["accuracy"]["high"] >= rate
         assert found["before_violation"] == 0
 
 
-def test_what_looks_at_single_frames_or_steps_stays_at_chance_by_the_mean(pairs: Pairs) -> None:
+def test_what_looks_at_single_frames_or_steps_stays_at_chance_by_the_mean(pairs: ViolationPairs) -> None:
     def brightness(frames: Tensor) -> Tensor:
         return frames.long().sum(dim=(2, 3, 4)).double()
 
@@ -99,36 +99,36 @@ def test_what_looks_at_single_frames_or_steps_stays_at_chance_by_the_mean(pairs:
         return (frames[:, 1:].long() - frames[:, :-1].long()).abs().sum(dim=(2, 3, 4)).double()
 
     for scorer in (brightness, change):
-        possible, impossible = (score(scorer, f, 4, "") for f in (pairs.possible, pairs.impossible))
-        found = measure(possible, impossible, pairs.properties, pairs.groups)
+        possible, impossible = (score_clips(scorer, f, 4, "") for f in (pairs.possible, pairs.impossible))
+        found = measure_surprise(possible, impossible, pairs.properties, pairs.groups)
         for row in found.values():
             assert row["mean"]["accuracy"]["value"] == 0.5
-    assert frame_difference(pairs.possible[:2]).shape == (2, 15)
-    torch.testing.assert_close(frame_difference(pairs.possible), change(pairs.possible) / (64 * 64 * 3))
+    assert frame_difference_score(pairs.possible[:2]).shape == (2, 15)
+    torch.testing.assert_close(frame_difference_score(pairs.possible), change(pairs.possible) / (64 * 64 * 3))
 
 
 def test_wins_count_ties_half_and_the_area_under_roc_compares_all_with_all() -> None:
     possible, impossible = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 2.0, 1.0])
-    assert wins(possible, impossible).tolist() == [1, 0.5, 0]
-    assert wins(possible, possible * (1 + 2e-7)).tolist() == [0.5] * 3  # rounding
-    assert wins(possible, possible * (1 + 1e-5)).tolist() == [1] * 3
+    assert pairwise_wins(possible, impossible).tolist() == [1, 0.5, 0]
+    assert pairwise_wins(possible, possible * (1 + 2e-7)).tolist() == [0.5] * 3  # rounding
+    assert pairwise_wins(possible, possible * (1 + 1e-5)).tolist() == [1] * 3
     # 2 against 1 2 3: 1 + 1/2 + 0, twice; 1 against 1 2 3: 1/2
-    assert area_under_roc(possible, impossible) == pytest.approx((1.5 + 1.5 + 0.5) / 9)
-    assert area_under_roc(possible, impossible) + area_under_roc(impossible, possible) == pytest.approx(1)
+    assert pairwise_auroc(possible, impossible) == pytest.approx((1.5 + 1.5 + 0.5) / 9)
+    assert pairwise_auroc(possible, impossible) + pairwise_auroc(impossible, possible) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(("rate", "trials"), [(0.0, 10), (0.5, 40), (0.9, 100), (1.0, 7)])
 def test_the_interval_holds_the_rates_under_which_the_count_is_not_surprising(rate: float, trials: int) -> None:
-    value, low, high = wilson(rate, trials)
+    value, low, high = wilson_interval(rate, trials)
     assert value == rate and 0 <= low <= rate <= high <= 1
     for bound in {low, high} - {0.0, 1.0}:  # both ends are 1.96 standard errors of their own away
         assert abs(rate - bound) / (bound * (1 - bound) / trials) ** 0.5 == pytest.approx(1.95996, rel=1e-4)
-    assert wilson(rate, 4 * trials).high - wilson(rate, 4 * trials).low < high - low
+    assert wilson_interval(rate, 4 * trials).high - wilson_interval(rate, 4 * trials).low < high - low
 
 
 def test_the_course_is_counted_from_each_violation() -> None:
     scores = torch.tensor([[0.0, 0, 5, 1], [0, 7, 1, 1]])
-    course = around_violation(scores, torch.tensor([6, 4]), torch.tensor([2, 4, 6, 8]))
+    course = align_to_violation(scores, torch.tensor([6, 4]), torch.tensor([2, 4, 6, 8]))
     assert course["offset"] == [-4, -2, 0, 2, 4]
     assert course["mean"] == [0, 0, 6, 1, 1]
     assert course["stderr"] == pytest.approx([0, 0, 1 / 2**0.5, 0, 0])
@@ -137,53 +137,55 @@ def test_the_course_is_counted_from_each_violation() -> None:
 def test_properties_are_judged_apart() -> None:
     possible = torch.tensor([[0.0], [0], [1], [1]])
     impossible = torch.tensor([[1.0], [1], [0], [1]])
-    found = measure(possible, impossible, ["a", "a", "b", "b"], torch.tensor([0, 1, 2, 2]))
-    assert [found[k]["mean"]["accuracy"]["value"] for k in ("a", "b", ALL)] == [1, 0.25, 0.625]
-    assert [found[k]["trials"] for k in ("a", "b", ALL)] == [2, 1, 3]
-    assert ALL not in measure(possible, impossible, ["a"] * 4, torch.arange(4))
+    found = measure_surprise(possible, impossible, ["a", "a", "b", "b"], torch.tensor([0, 1, 2, 2]))
+    assert [found[k]["mean"]["accuracy"]["value"] for k in ("a", "b", ALL_PROPERTIES)] == [1, 0.25, 0.625]
+    assert [found[k]["trials"] for k in ("a", "b", ALL_PROPERTIES)] == [2, 1, 3]
+    assert ALL_PROPERTIES not in measure_surprise(possible, impossible, ["a"] * 4, torch.arange(4))
 
 
 # ------------------------------------------------------------------------------------------------------- report
 
 
-def test_the_report_is_written_whole_and_replaces_only_a_report(pairs: Pairs, tmp_path: Path) -> None:
+def test_the_report_is_written_whole_and_replaces_only_a_report(pairs: ViolationPairs, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    report(constant, pairs, out)
-    found = report(oracle(pairs), pairs, out, title="oracle")
+    write_surprise_report(constant, pairs, out)
+    found = write_surprise_report(oracle(pairs), pairs, out, title="oracle")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
-    assert sorted(p.name for p in out.iterdir()) == sorted([REPORT, TABLE, PLOT])
-    assert json.loads((out / REPORT).read_text()) == found
-    text = (out / TABLE).read_text()
+    assert sorted(p.name for p in out.iterdir()) == sorted(
+        [SURPRISE_REPORT_FILE, SURPRISE_TABLE_FILE, SURPRISE_PLOT_FILE]
+    )
+    assert json.loads((out / SURPRISE_REPORT_FILE).read_text()) == found
+    text = (out / SURPRISE_TABLE_FILE).read_text()
     assert "| permanence | 6 | 100.0% (43.9 to 100.0) | 1.000 |" in text and "# Surprise of oracle" in text
     assert "permanence, frame difference | 6 | 50.0%" in text and "looks ahead" not in text
-    with Image.open(out / PLOT) as image:
+    with Image.open(out / SURPRISE_PLOT_FILE) as image:
         assert image.width > 1000
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()
     with pytest.raises(ValueError, match="exists and is no report"):
-        report(constant, pairs, tmp_path / "mine")
+        write_surprise_report(constant, pairs, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
-def test_a_scorer_that_looks_ahead_is_named(pairs: Pairs, tmp_path: Path) -> None:
+def test_a_scorer_that_looks_ahead_is_named(pairs: ViolationPairs, tmp_path: Path) -> None:
     def ahead(frames: Tensor) -> Tensor:
         return oracle(pairs)(frames).flip(1).cumsum(dim=1).flip(1)
 
-    found = report(ahead, pairs, tmp_path / "out")
-    assert found["before_violation"] > 0 and "looks ahead" in (tmp_path / "out" / TABLE).read_text()
+    found = write_surprise_report(ahead, pairs, tmp_path / "out")
+    assert found["before_violation"] > 0 and "looks ahead" in (tmp_path / "out" / SURPRISE_TABLE_FILE).read_text()
 
 
-def test_times_say_which_frames_the_scores_are_of(pairs: Pairs, tmp_path: Path) -> None:
+def test_times_say_which_frames_the_scores_are_of(pairs: ViolationPairs, tmp_path: Path) -> None:
     def every_other(frames: Tensor) -> Tensor:
         return oracle(pairs)(frames)[:, 1::2]
 
-    found = report(every_other, pairs, tmp_path / "out", times=range(1, 16, 2))
+    found = write_surprise_report(every_other, pairs, tmp_path / "out", times=range(1, 16, 2))
     course = found["course"]["permanence"]["impossible"]
     assert course["offset"][0] < 0 < course["offset"][-1]
     assert all(m == 0 for o, m in zip(course["offset"], course["mean"], strict=True) if o < 0)
     assert found["before_violation"] == 0
     with pytest.raises(ValueError, match="speaks at 8 moments, but times names 3"):
-        report(every_other, pairs, tmp_path / "out", times=[1, 2, 3])
+        write_surprise_report(every_other, pairs, tmp_path / "out", times=[1, 2, 3])
 
 
 @pytest.mark.parametrize(
@@ -196,13 +198,13 @@ def test_times_say_which_frames_the_scores_are_of(pairs: Pairs, tmp_path: Path) 
 )
 def test_scorers_that_say_something_else_are_refused(said: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        score(lambda frames: said, torch.zeros(3, 4, 8, 8, 3, dtype=torch.uint8), 8, "x")
+        score_clips(lambda frames: said, torch.zeros(3, 4, 8, 8, 3, dtype=torch.uint8), 8, "x")
 
 
 # ------------------------------------------------------------------------------------------------------ reading
 
 
-def test_pairs_are_read_as_they_were_written(pairs: Pairs, tmp_path: Path) -> None:
+def test_pairs_are_read_as_they_were_written(pairs: ViolationPairs, tmp_path: Path) -> None:
     assert len(pairs) == 18 and pairs.possible.shape == (18, 16, 64, 64, 3)
     four = make_quadruple("continuity", np.random.default_rng(1), 16)
     row = 2 * (3 + 1)
@@ -212,7 +214,7 @@ def test_pairs_are_read_as_they_were_written(pairs: Pairs, tmp_path: Path) -> No
         assert pairs.properties[row + k] == "continuity" and pairs.violation[row + k] == four.violation
     assert pairs.groups.tolist() == [i // 2 for i in range(18)]
     sprite_pairs(tmp_path / "more")
-    few = read_pairs(tmp_path / "more", limit=4)
+    few = read_violation_pairs(tmp_path / "more", limit=4)
     assert len(few) == 4 and (few.possible == pairs.possible[:4]).all()
 
 
@@ -227,16 +229,16 @@ def test_what_is_no_pair_is_named(tmp_path: Path) -> None:
     one = {"pair": 0, "possible": True, "property": "x", "violation_frame": 2}
     other = {**one, "possible": False}
     write(tmp_path / "good", one, other)
-    assert read_pairs(tmp_path / "good").groups.tolist() == [0]
+    assert read_violation_pairs(tmp_path / "good").groups.tolist() == [0]
     write(tmp_path / "a", {"fps": 3})
     with pytest.raises(ValueError, match="no pair, possible, property, violation_frame, so it is of no pair"):
-        read_pairs(tmp_path / "a")
+        read_violation_pairs(tmp_path / "a")
     write(tmp_path / "b", one)
     with pytest.raises(ValueError, match="pair 0 has no impossible clip"):
-        read_pairs(tmp_path / "b")
+        read_violation_pairs(tmp_path / "b")
     write(tmp_path / "c", one, one)
     with pytest.raises(ValueError, match="pair 0 has two clips with possible=True"):
-        read_pairs(tmp_path / "c")
+        read_violation_pairs(tmp_path / "c")
     write(tmp_path / "d", one, other, lengths=(4, 5))
     with pytest.raises(ValueError, match="one length and size"):
-        read_pairs(tmp_path / "d")
+        read_violation_pairs(tmp_path / "d")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vwm.nn.attention import attend, fused
+from vwm.nn.attention import dot_product_attention, fused_attention
 
 
 @pytest.mark.parametrize("heads", [4, 2, 1])
@@ -19,4 +19,4 @@ def test_the_fused_kernel_computes_the_formula_over_places_and_with_shared_heads
     mask = None if mask_shape is None else torch.rand(mask_shape, generator=generator) < 0.7
     if mask is not None:
         mask[..., 0] = True  # somewhere to look for everybody
-    torch.testing.assert_close(fused(q, k, v, mask), attend(q, k, v, mask), rtol=0, atol=1e-12)
+    torch.testing.assert_close(fused_attention(q, k, v, mask), dot_product_attention(q, k, v, mask), rtol=0, atol=1e-12)

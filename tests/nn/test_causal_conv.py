@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vwm.nn.causal_conv import CausalStack, Merge, Split
+from vwm.nn.causal_conv import CausalConvStack, DepthToSpaceTime, SpaceTimeToDepth
 
 
 def frames(count: int) -> torch.Tensor:
@@ -13,7 +13,7 @@ def frames(count: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("time", [1, 2, 4])
 def test_split_undoes_merge(time):
-    x, merge, split = frames(9), Merge(time, 2), Split(time, 2)
+    x, merge, split = frames(9), SpaceTimeToDepth(time, 2), DepthToSpaceTime(time, 2)
     groups, _ = merge(x, merge.init_state(x, 2, 4, 4, 3))
     assert groups.shape == (2, 1 + 8 // time, 2, 2, 12 * time)
     back, _ = split(groups, split.init_state(x, 2))
@@ -21,7 +21,7 @@ def test_split_undoes_merge(time):
 
 
 def test_the_first_frame_makes_the_first_group_alone_and_a_half_filled_group_waits():
-    x, merge = frames(7), Merge(4, 1)
+    x, merge = frames(7), SpaceTimeToDepth(4, 1)
     first, state = merge(x[:, :1], merge.init_state(x, 2, 4, 4, 3))
     assert torch.equal(first[:, 0].unflatten(-1, (4, 3))[..., 2, :], x[:, 0])
     none, state = merge(x[:, 1:4], state)
@@ -34,7 +34,7 @@ def test_the_first_frame_makes_the_first_group_alone_and_a_half_filled_group_wai
 
 
 def test_no_frames_change_nothing():
-    stack, x = CausalStack(3, 2).double(), frames(4)
+    stack, x = CausalConvStack(3, 2).double(), frames(4)
     _, state = stack(x, stack.init_state(x, 2, 4, 4))
     nothing, after = stack(x[:, :0], state)
     assert nothing.shape == (2, 0, 4, 4, 3)
@@ -42,5 +42,5 @@ def test_no_frames_change_nothing():
 
 
 def test_a_new_stack_is_the_identity():
-    stack, x = CausalStack(3, 2).double(), frames(4)
+    stack, x = CausalConvStack(3, 2).double(), frames(4)
     assert torch.equal(stack(x, stack.init_state(x, 2, 4, 4))[0], x)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vwm.nn.linear import WITH_ONEDNN, Linear
+from vwm.nn.linear import HAS_ONEDNN, OneDNNLinear
 
 
 def inputs(dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -18,7 +18,7 @@ def inputs(dtype: torch.dtype = torch.float32) -> torch.Tensor:
 @pytest.mark.parametrize("transposed", [True, False])
 def test_values_and_gradients_are_those_of_torch(dtype, bias, transposed):
     torch.manual_seed(0)
-    ours = Linear(24, 40, bias=bias).to(dtype)
+    ours = OneDNNLinear(24, 40, bias=bias).to(dtype)
     theirs = nn.Linear(24, 40, bias=bias).to(dtype)
     theirs.load_state_dict(ours.state_dict())
     found = []
@@ -32,7 +32,7 @@ def test_values_and_gradients_are_those_of_torch(dtype, bias, transposed):
 
 
 def test_what_needs_no_gradient_gets_none():
-    layer = Linear(24, 40)
+    layer = OneDNNLinear(24, 40)
     x = inputs().detach()
     layer(x).sum().backward()
     assert layer.weight.grad is not None and x.grad is None
@@ -44,15 +44,15 @@ def test_what_needs_no_gradient_gets_none():
 
 
 def test_autocast_and_copies_work_as_ever():
-    layer = Linear(24, 40)
+    layer = OneDNNLinear(24, 40)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(inputs()).dtype == torch.bfloat16
     assert torch.equal(copy.deepcopy(layer)(inputs()), layer(inputs()))
 
 
-@pytest.mark.skipif(not WITH_ONEDNN, reason="this build of torch has no oneDNN")
+@pytest.mark.skipif(not HAS_ONEDNN, reason="this build of torch has no oneDNN")
 def test_it_is_as_exact_as_float32_can_be():
-    x, layer = torch.randn(64, 1024, generator=torch.Generator().manual_seed(1)), Linear(1024, 64)
+    x, layer = torch.randn(64, 1024, generator=torch.Generator().manual_seed(1)), OneDNNLinear(1024, 64)
     exact = nn.functional.linear(x.double(), layer.weight.double(), layer.bias.double())
     with torch.no_grad():
         assert (layer(x) - exact).abs().max() < 1e-5 * exact.abs().max()

@@ -5,7 +5,7 @@ import torch
 from models import dit, dynamics
 from torch import nn
 
-from vwm.nn.lora import LoRA, LowRankLinear, merge_lora, open_weights
+from vwm.nn.lora import LoRAConfig, LoRALinear, merge_lora, prepare_finetuning
 
 
 def network() -> nn.Module:
@@ -23,7 +23,7 @@ def moved(part: nn.Module) -> None:
 
 def test_it_is_the_papers_formula_and_begins_as_the_pretrained_network():
     plain, adapted, x = network(), network(), torch.randn(3, 6, dtype=torch.float64)
-    LoRA(rank=2, alpha=3.0, targets=("0",)).apply(adapted)
+    LoRAConfig(rank=2, alpha=3.0, targets=("0",)).apply(adapted)
     assert torch.equal(adapted(x), plain(x))
     moved(adapted)
     low = adapted[0]
@@ -36,9 +36,9 @@ def test_merged_is_unmerged():
     for made, targets in ((dynamics(), ("qkv", "out", "mlp.0", "mlp.2")), (dit(), ("qkv", "up", "down", "modulation"))):
         plain_keys = set(made.state_dict())
         made = made.double().eval()
-        LoRA(rank=3, targets=targets).apply(made)
+        LoRAConfig(rank=3, targets=targets).apply(made)
         moved(made)
-        assert any(isinstance(part, LowRankLinear) for part in made.modules())
+        assert any(isinstance(part, LoRALinear) for part in made.modules())
         x = torch.randn(2, 5, made.places.shape[0], made.places.shape[1], dtype=torch.float64)
         further = ()
         if made.transformer.__class__.__name__ == "VideoTransformer":
@@ -46,14 +46,14 @@ def test_merged_is_unmerged():
         unmerged = made.transformer(x, *further)
         merge_lora(made)
         assert set(made.state_dict()) == plain_keys
-        assert not any(isinstance(part, LowRankLinear) for part in made.modules())
+        assert not any(isinstance(part, LoRALinear) for part in made.modules())
         torch.testing.assert_close(made.transformer(x, *further), unmerged, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("how", ["frozen", "lora", "trained"])
 def test_only_what_may_move_gets_a_gradient(how):
     made = network()
-    open_weights(made, how, LoRA(rank=2, targets=("0",)) if how == "lora" else None)
+    prepare_finetuning(made, how, LoRAConfig(rank=2, targets=("0",)) if how == "lora" else None)
     free = {name for name, parameter in made.named_parameters() if parameter.requires_grad}
     expected = {"frozen": set(), "lora": {"0.lora_a", "0.lora_b"}, "trained": {"0.weight", "0.bias", "2.weight"}}
     assert free == expected[how]
@@ -64,15 +64,15 @@ def test_only_what_may_move_gets_a_gradient(how):
 
 def test_a_target_is_the_whole_end_of_a_name():
     made = dynamics()
-    LoRA(targets=("out",)).apply(made)
-    adapted = {name for name, part in made.named_modules() if isinstance(part, LowRankLinear)}
+    LoRAConfig(targets=("out",)).apply(made)
+    adapted = {name for name, part in made.named_modules() if isinstance(part, LoRALinear)}
     assert adapted == {f"transformer.blocks.{i}.{kind}.out" for i in range(2) for kind in ("space", "time")}
 
 
 def test_wrong_settings_name_the_value():
     with pytest.raises(ValueError, match=r"no linear layer is called 'q'; there are head, mlp\.0, mlp\.2, out, qkv"):
-        LoRA(targets=("q",)).apply(dynamics())
+        LoRAConfig(targets=("q",)).apply(dynamics())
     with pytest.raises(ValueError, match=r"lora\.rank must be 1 or more, got 0"):
-        LoRA(rank=0).apply(dynamics())
+        LoRAConfig(rank=0).apply(dynamics())
     with pytest.raises(ValueError, match="adapt='frozen' uses none"):
-        open_weights(dynamics(), "frozen", LoRA())
+        prepare_finetuning(dynamics(), "frozen", LoRAConfig())

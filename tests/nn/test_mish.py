@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vwm.nn.mish import FEW, mish
+from vwm.nn.mish import TORCH_KERNEL_MAX_ELEMENTS, mish
 
 
-@pytest.mark.parametrize("count", [5, 4 * FEW])
+@pytest.mark.parametrize("count", [5, 4 * TORCH_KERNEL_MAX_ELEMENTS])
 def test_mish_is_x_times_tanh_of_softplus_everywhere(count):
     x = torch.linspace(-60, 60, count, dtype=torch.float64).requires_grad_()
     y = mish(x)
@@ -18,10 +18,12 @@ def test_mish_is_x_times_tanh_of_softplus_everywhere(count):
 
 
 def test_gradients_agree_with_differences():
-    x = torch.randn(FEW + 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    x = torch.randn(
+        TORCH_KERNEL_MAX_ELEMENTS + 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    ).requires_grad_()
     torch.autograd.gradcheck(mish, x, fast_mode=True)
 
 
 def test_float32_loses_no_digits():
-    x = torch.cat((torch.linspace(-80, 80, 2 * FEW), torch.tensor([1e30, -1e30])))
+    x = torch.cat((torch.linspace(-80, 80, 2 * TORCH_KERNEL_MAX_ELEMENTS), torch.tensor([1e30, -1e30])))
     torch.testing.assert_close(mish(x).double(), F.mish(x.double()), rtol=2e-6, atol=1e-33)

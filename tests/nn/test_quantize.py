@@ -4,7 +4,7 @@ import pytest
 import torch
 from ranks import learn
 
-from vwm.nn.quantize import Quantizer, codebook_size, perplexity, usage
+from vwm.nn.quantize import Quantizer, code_counts, codebook_size, perplexity
 
 
 @pytest.mark.parametrize("codebook", [32, [4, 3, 3], [2, 2, 2]])
@@ -23,7 +23,7 @@ def test_idle_codes_are_revived():
     torch.manual_seed(0)
     book = Quantizer(8, 64, code_width=8).train()
     data = torch.randn(512, 8) * 0.05 + 3  # far from every code at the start
-    used = [int((usage(book(data).indices, 64) > 0).sum()) for _ in range(60)]
+    used = [int((code_counts(book(data).indices, 64) > 0).sum()) for _ in range(60)]
     assert used[0] < 10 < 32 < used[-1]
 
 
@@ -36,8 +36,8 @@ def test_a_codebook_learns_from_every_ranks_data(tmp_path):
 
 
 def test_perplexity_counts_the_codes_in_use():
-    assert float(perplexity(usage(torch.tensor([0, 1, 2, 3]), 10))) == pytest.approx(4)
-    assert float(perplexity(usage(torch.tensor([5, 5, 5]), 10))) == pytest.approx(1)
+    assert float(perplexity(code_counts(torch.tensor([0, 1, 2, 3]), 10))) == pytest.approx(4)
+    assert float(perplexity(code_counts(torch.tensor([5, 5, 5]), 10))) == pytest.approx(1)
 
 
 def test_sizes():

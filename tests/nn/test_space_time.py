@@ -4,9 +4,9 @@ import pytest
 import torch
 from models import randomize
 
-from vwm.nn.attention import attend, rotate
+from vwm.core.states import concatenate_states, merge_states, select_worlds, state_batch_size
+from vwm.nn.attention import apply_rotary_at, dot_product_attention
 from vwm.nn.space_time import SpaceTimeTransformer
-from vwm.nn.state import batch_size, concatenate, merge, select
 
 FRAMES = 11
 
@@ -70,12 +70,15 @@ def test_worlds_that_started_at_different_times_step_together():
     model, x = network(), clip()
     _, old = model.step(x[:1, :7], model.init_state(1, 5))
     _, young = model.step(x[1:, :2], model.init_state(1, 5))
-    together, after = model.step(x[:, 7:8], concatenate([old, young]))
+    together, after = model.step(x[:, 7:8], concatenate_states([old, young]))
     alone, _ = model.step(x[1:, 7:8], young)
     torch.testing.assert_close(together[1:], alone, rtol=0, atol=1e-12)
     assert after.position.tolist() == [8, 3]
-    restarted = merge(torch.tensor([True, False]), model.init_state(2, 5), after)
-    assert restarted.position.tolist() == [0, 3] and batch_size(select(restarted, torch.tensor([0, 0, 1]))) == 3
+    restarted = merge_states(torch.tensor([True, False]), model.init_state(2, 5), after)
+    assert (
+        restarted.position.tolist() == [0, 3]
+        and state_batch_size(select_worlds(restarted, torch.tensor([0, 0, 1]))) == 3
+    )
 
 
 def test_checkpointing_changes_nothing():
@@ -91,7 +94,7 @@ def test_rotation_depends_on_distance_alone_even_far_out():
     q, k = torch.randn(2, 1, 1, 1, 1, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def product(i: int, j: int) -> torch.Tensor:
-        return (rotate(q, torch.tensor([i])) * rotate(k, torch.tensor([j]))).sum()
+        return (apply_rotary_at(q, torch.tensor([i])) * apply_rotary_at(k, torch.tensor([j]))).sum()
 
     assert torch.allclose(product(3, 1), product(1_000_003, 1_000_001), rtol=0, atol=1e-8)
 
@@ -100,7 +103,7 @@ def test_the_cpu_formula_is_torchs_attention():
     q, k, v = torch.randn(3, 2, 3, 7, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     mask = torch.ones(7, 7, dtype=torch.bool).tril()
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    torch.testing.assert_close(attend(q, k, v, mask), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(dot_product_attention(q, k, v, mask), expected, rtol=0, atol=1e-12)
 
 
 def test_a_width_that_heads_do_not_divide_is_refused():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vwm.nn.two_hot import SymlogTwoHot, TwoHot, symexp, symlog
+from vwm.nn.two_hot import SymexpTwoHot, SymlogTwoHot, symexp, symlog
 
 NUMBERS = torch.tensor([0.0, 1e-3, 0.04, -0.3, 1.0, -1.0, 7.5, -123.0, 4567.0, 1e6, -3e8])
 
@@ -18,7 +18,7 @@ def test_symexp_undoes_symlog():
 
 @pytest.mark.parametrize("shape", [(11,), (11, 1), (1, 11)])
 def test_the_weights_sum_to_1_lie_side_by_side_and_their_mean_is_the_number(shape):
-    two_hot, x = TwoHot(), NUMBERS.view(shape)
+    two_hot, x = SymexpTwoHot(), NUMBERS.view(shape)
     weights = two_hot.encode(x)
     assert weights.shape == (*shape, 255) and (weights >= 0).all() and two_hot.values.shape == (255,)
     torch.testing.assert_close(weights.sum(-1), torch.ones(shape))
@@ -29,7 +29,7 @@ def test_the_weights_sum_to_1_lie_side_by_side_and_their_mean_is_the_number(shap
 
 
 def test_a_number_on_a_bin_has_that_bin_alone():
-    two_hot = TwoHot(bins=41, reach=8.0)
+    two_hot = SymexpTwoHot(bins=41, reach=8.0)
     assert torch.equal(two_hot.encode(two_hot.values), torch.eye(41))
     assert two_hot.values[20] == 0 and torch.equal(two_hot.values, -two_hot.values.flip(0))
     steps = symlog(two_hot.values).diff()
@@ -37,20 +37,20 @@ def test_a_number_on_a_bin_has_that_bin_alone():
 
 
 def test_numbers_out_of_reach_are_the_outermost():
-    two_hot = TwoHot(bins=5, reach=2.0)
+    two_hot = SymexpTwoHot(bins=5, reach=2.0)
     edge = symexp(torch.tensor(2.0))
     weights = two_hot.encode(torch.stack((edge * 2, -edge * 2, torch.tensor(torch.inf), torch.tensor(-torch.inf))))
     assert torch.equal(weights, torch.eye(5)[[4, 0, 4, 0]])
 
 
 def test_uniform_and_other_symmetric_logits_mean_exactly_0():
-    two_hot, half = TwoHot(), torch.randn(6, 127, generator=torch.Generator().manual_seed(0))
+    two_hot, half = SymexpTwoHot(), torch.randn(6, 127, generator=torch.Generator().manual_seed(0))
     assert (two_hot.mean(torch.zeros(3, 255)) == 0).all() and (two_hot.mean(torch.full((255,), 7.3)) == 0).all()
     assert (two_hot.mean(torch.cat((half, torch.ones(6, 1), half.flip(-1)), dim=-1)) == 0).all()
 
 
 def test_the_mean_of_what_was_encoded_is_the_number():
-    two_hot = TwoHot()
+    two_hot = SymexpTwoHot()
     torch.testing.assert_close(two_hot.mean(two_hot.encode(NUMBERS).log()), NUMBERS, rtol=1e-5, atol=1e-6)
     logits = torch.randn(4, 255, generator=torch.Generator().manual_seed(0)) * 3
     expected = (logits.double().softmax(-1) * two_hot.values.double()).sum(-1)
@@ -58,7 +58,7 @@ def test_the_mean_of_what_was_encoded_is_the_number():
 
 
 def test_the_loss_is_the_cross_entropy_and_the_encoded_number_has_the_least():
-    two_hot, generator = TwoHot(bins=41), torch.Generator().manual_seed(0)
+    two_hot, generator = SymexpTwoHot(bins=41), torch.Generator().manual_seed(0)
     logits = torch.randn(11, 41, generator=generator).requires_grad_()
     weights, loss = two_hot.encode(NUMBERS), two_hot.loss(logits, NUMBERS)
     expected = torch.nn.functional.cross_entropy(logits, weights, reduction="none")
@@ -72,7 +72,7 @@ def test_the_loss_is_the_cross_entropy_and_the_encoded_number_has_the_least():
 def test_0_must_be_a_bin():
     for bins in (1, 2, 254):
         with pytest.raises(ValueError, match=f"bins={bins} must be odd"):
-            TwoHot(bins)
+            SymexpTwoHot(bins)
 
 
 def reference(x: float, bins: int, reach: float) -> list[float]:
@@ -104,7 +104,7 @@ def test_what_symlog_bins_are_sure_of_is_what_they_mean():
 def test_a_wide_distribution_means_less_in_symlog_space():
     flat = torch.zeros(101).index_fill(0, torch.tensor([50, 90]), 50.0)  # 0 or e^8 - 1, alike likely
     assert float(SymlogTwoHot(101, 10.0).mean(flat)) == pytest.approx(math.exp(4) - 1, rel=1e-3)
-    assert float(TwoHot(101, 10.0).mean(flat)) == pytest.approx((math.exp(8) - 1) / 2, rel=1e-3)
+    assert float(SymexpTwoHot(101, 10.0).mean(flat)) == pytest.approx((math.exp(8) - 1) / 2, rel=1e-3)
 
 
 @pytest.mark.parametrize("settings", [{"bins": 1}, {"reach": 0.0}])

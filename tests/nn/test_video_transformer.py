@@ -4,9 +4,9 @@ import pytest
 import torch
 from models import randomize
 
-from vwm.nn.attention import attend
-from vwm.nn.state import concatenate
-from vwm.nn.video_transformer import VideoTransformer, grid_places
+from vwm.core.states import concatenate_states
+from vwm.nn.attention import dot_product_attention
+from vwm.nn.video_transformer import VideoTransformer, grid_coordinates
 
 FRAMES, WINDOW = 9, 4
 LAYOUTS = {
@@ -39,7 +39,7 @@ def vectors(transformer) -> torch.Tensor | None:
     return clip(1)[:, :, 0] if transformer.modulation is not None else None
 
 
-PLACES = grid_places(2, 2, extra=2)
+PLACES = grid_coordinates(2, 2, extra=2)
 
 
 @pytest.mark.parametrize("chunks", [[1] * FRAMES, [FRAMES], [5, 4], [1, 6, 2]])
@@ -76,7 +76,7 @@ def test_worlds_of_different_age_step_in_one_batch(transformer):
         transformer.step(x[1:, 1:2], young, PLACES, pick(1, 1, 2))[0],
     ]
     both = None if condition is None else torch.cat((pick(0, 5, 6), pick(1, 1, 2)))
-    y, _ = transformer.step(torch.cat((x[:1, 5:6], x[1:, 1:2])), concatenate([old, young]), PLACES, both)
+    y, _ = transformer.step(torch.cat((x[:1, 5:6], x[1:, 1:2])), concatenate_states([old, young]), PLACES, both)
     torch.testing.assert_close(y, torch.cat(alone), rtol=0, atol=1e-10)
 
 
@@ -118,11 +118,11 @@ def test_without_causality_frames_see_later_ones_and_cannot_stream():
 def test_shared_key_heads_are_repeated_ones():
     q, k, v = (torch.randn(2, h, 5, 8, dtype=torch.float64) for h in (6, 2, 2))
     mask = torch.ones(5, 5).tril().bool()
-    wide = attend(q, k.repeat_interleave(3, 1), v.repeat_interleave(3, 1), mask)
-    torch.testing.assert_close(attend(q, k, v, mask), wide, rtol=0, atol=1e-12)
+    wide = dot_product_attention(q, k.repeat_interleave(3, 1), v.repeat_interleave(3, 1), mask)
+    torch.testing.assert_close(dot_product_attention(q, k, v, mask), wide, rtol=0, atol=1e-12)
     fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
-    torch.testing.assert_close(attend(q, k, v, mask), fused, rtol=0, atol=1e-12)
-    torch.testing.assert_close(attend(q, k, v, mask, soft_cap=1e6), wide, rtol=0, atol=1e-9)
+    torch.testing.assert_close(dot_product_attention(q, k, v, mask), fused, rtol=0, atol=1e-12)
+    torch.testing.assert_close(dot_product_attention(q, k, v, mask, soft_cap=1e6), wide, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("key_heads", [6, 2])
@@ -135,8 +135,8 @@ def test_a_soft_cap_bounds_logits_as_its_formula_says(key_heads):
     for cap in (1.0, 5.0):
         capped = (cap * torch.tanh(logits / cap)).masked_fill(~mask, -torch.inf)
         expected = torch.einsum("bhts,bhsc->bhtc", capped.softmax(-1), values)
-        torch.testing.assert_close(attend(q, k, v, mask, soft_cap=cap), expected, rtol=0, atol=1e-12)
-        assert not torch.allclose(attend(q, k, v, mask), expected, atol=0.1)
+        torch.testing.assert_close(dot_product_attention(q, k, v, mask, soft_cap=cap), expected, rtol=0, atol=1e-12)
+        assert not torch.allclose(dot_product_attention(q, k, v, mask), expected, atol=0.1)
 
 
 def test_a_soft_cap_reaches_every_kind_of_layer():

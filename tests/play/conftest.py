@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vwm.simulator.genie import GenieSimulator
-from vwm.simulator.interface import ActionSpace, Simulator, StepOutput
+from vwm.core.simulator import ActionSpace, Simulator, StepOutput
+from vwm.models.genie.simulator import GenieSimulator
 
 SIZE = 32
 SQUARE = 4

@@ -17,8 +17,8 @@ import pytest
 from aiohttp import web
 from PIL import Image
 
-from vwm.play.server import listen, make_app
-from vwm.simulator.interface import Simulator
+from vwm.core.simulator import Simulator
+from vwm.play.server import make_app, open_listener
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytest.importorskip("playwright", reason="playwright is not installed: pip install playwright")
@@ -51,7 +51,7 @@ PIXELS = """() => {
 @contextmanager
 def served(world: Simulator, **settings: Any) -> Iterator[str]:
     """A world on a free port, in a thread of its own; the address."""
-    listener = listen("127.0.0.1", 0)
+    listener = open_listener("127.0.0.1", 0)
     # playwright runs a loop in this thread, so the server gets another
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import vwm
+from vwm.core.simulator import Simulator
 from vwm.play import server, session
-from vwm.play.app import idle_action
-from vwm.play.server import listen, make_app, page_address, play, warm_up
-from vwm.simulator.interface import Simulator
+from vwm.play.app import find_idle_action
+from vwm.play.server import make_app, open_listener, page_url, play_world, warm_up_simulator
 
 RIGHT, NOOP = 1, 8
 
@@ -135,7 +135,7 @@ def test_hello_describes_the_world(world: Simulator) -> None:
     ],
 )
 def test_the_action_that_does_nothing_is_known_by_its_name(names: tuple[str, ...], idle: int | None) -> None:
-    assert idle_action(names) == idle
+    assert find_idle_action(names) == idle
 
 
 def test_steps_show_exactly_what_the_simulator_shows(world: Simulator) -> None:
@@ -201,7 +201,7 @@ def test_undo_gives_back_the_reward(world: Simulator) -> None:
 
 
 def test_history_is_bounded_in_steps_and_in_memory(world: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    played = session.Session(world, world.starts)
+    played = session.PlaySession(world, world.starts)
     played.reset(0, 0)
     for _ in range(300):
         played.step(NOOP)
@@ -298,7 +298,7 @@ def test_the_page_is_told_where_levers_rest(make_world: Callable[..., Any], car:
 
 
 def test_a_world_warms_up_with_its_levers_at_rest(car: Any) -> None:
-    warm_up(car, steps=2)
+    warm_up_simulator(car, steps=2)
     assert car.told == [[0, -1, -1]] * 2
 
 
@@ -334,7 +334,7 @@ def test_an_upload_is_cut_to_the_world(world: Simulator) -> None:
 
 
 def test_uploads_that_are_refused(world: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vwm.play.pictures.MAX_PIXELS", 10_000)
+    monkeypatch.setattr("vwm.play.images.MAX_PIXELS", 10_000)
     svg = b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"
 
     async def script(page: Page) -> None:
@@ -400,7 +400,7 @@ def test_a_recording_holds_what_was_seen(world: Simulator, suffix: str) -> None:
 
 
 def test_undo_to_before_a_recording_restarts_it(world: Simulator) -> None:
-    played = session.Session(world, world.starts)
+    played = session.PlaySession(world, world.starts)
     played.reset(0, 0)
     for _ in range(4):
         played.step(NOOP)
@@ -412,7 +412,7 @@ def test_undo_to_before_a_recording_restarts_it(world: Simulator) -> None:
 
 def test_a_recording_is_bounded(world: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "RECORD_BYTES", 3 * 32 * 32 * 3)
-    played = session.Session(world, world.starts)
+    played = session.PlaySession(world, world.starts)
     played.reset(0, 0)
     played.start_recording()
     for _ in range(5):
@@ -489,9 +489,9 @@ def test_a_taken_port_is_said_before_the_world_is_loaded(tmp_path: Path) -> None
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"cannot listen on 127.0.0.1 port {port}.*--port"):
-            play(tmp_path / "no bundle", port=port)
+            play_world(tmp_path / "no bundle", port=port)
     with pytest.raises(ValueError, match="--port"):
-        listen("127.0.0.1", 70_000)
+        open_listener("127.0.0.1", 70_000)
 
 
 def test_play_warms_up_prints_the_address_and_serves(
@@ -501,17 +501,17 @@ def test_play_warms_up_prints_the_address_and_serves(
     monkeypatch.setattr(vwm, "load_simulator", lambda bundle, **settings: world, raising=False)
     monkeypatch.setattr(server.web, "run_app", lambda app, **settings: served.update(app=app, **settings))
     monkeypatch.setattr(server.webbrowser, "open", lambda address: served.update(address=address))
-    play(Path("somewhere"), port=0, open_browser=True)
+    play_world(Path("somewhere"), port=0, open_browser=True)
     said = capsys.readouterr().out
     assert "warming up: reset" in said and "step 4" in said and "recorded at 20" in said
     assert served["address"].startswith("http://localhost:") and served["address"] in said
 
 
 def test_the_address_can_be_typed() -> None:
-    assert page_address("0.0.0.0", 80) == "http://localhost:80/"
-    assert page_address("::1", 80) == "http://[::1]:80/"
-    assert page_address("10.0.0.7", 81) == "http://10.0.0.7:81/"
+    assert page_url("0.0.0.0", 80) == "http://localhost:80/"
+    assert page_url("::1", 80) == "http://[::1]:80/"
+    assert page_url("10.0.0.7", 81) == "http://10.0.0.7:81/"
 
 
 def test_worlds_without_starts_and_with_continuous_actions_warm_up(make_world: Callable[..., Any]) -> None:
-    warm_up(make_world("continuous", starts=0), steps=1)
+    warm_up_simulator(make_world("continuous", starts=0), steps=1)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from models import diffusion_world, genie, jepa_world
 
-from vwm.simulator.bundle import save_simulator
-from vwm.train.cli import main
+from vwm.cli.main import main
+from vwm.worlds.bundle import save_simulator
 
 FEW = ["--episodes", "3", "--budget", "4", "--horizon", "3", "--samples", "4", "--planner_options", "{elites: 2}"]
 

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from vwm.simulator.bundle import load_simulator
-from vwm.train.agent import alone_in
-from vwm.train.cli import main
+from vwm.cli.agent_commands import lock_run_folder
+from vwm.cli.main import main
+from vwm.worlds.bundle import load_simulator
 
-GAME = {"class_path": "vwm.agents.environments.GymnasiumGame", "init_args": {"env": "CartPole-v1"}}
+GAME = {"class_path": "vwm.envs.batched_envs.GymnasiumEnvSpec", "init_args": {"env": "CartPole-v1"}}
 CONFIG = """
 training:
-  class_path: vwm.agents.online.Online
+  class_path: vwm.rl.online_training.OnlineTraining
   init_args:
     run: {run}
-    game: {{class_path: vwm.agents.environments.GymnasiumGame, init_args: {{env: CartPole-v1}}}}
+    game: {{class_path: vwm.envs.batched_envs.GymnasiumEnvSpec, init_args: {{env: CartPole-v1}}}}
     steps: 60
     environments: 2
     prefill: 30
@@ -28,7 +28,7 @@ training:
     checkpoint_every: 30
     log_every: 2
     agent:
-      class_path: vwm.agents.dreamer.Dreamer
+      class_path: vwm.rl.algorithms.dreamer.Dreamer
       init_args:
         world: {{deter: 16, hidden: 12, stoch: 4, classes: 4, blocks: 2, units: 12}}
         actor: {{width: 12, layers: 1}}
@@ -68,7 +68,7 @@ def test_a_run_that_was_begun_stays_what_it_is(tmp_path: Path, capsys) -> None:
     config.write_text(CONFIG.format(run=run))
     main(["agent", "train", "-c", str(config)])
     kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    init, ppo = "--training.init_args", "vwm.agents.ppo.PPO"
+    init, ppo = "--training.init_args", "vwm.rl.algorithms.ppo.PPOTraining"
     for arguments, message in (
         (["-c", str(config), f"{init}.agent.init_args.world.deter", "24"], "world.deter=16, not 24"),
         (["-c", str(config), f"{init}.game.init_args.time_limit", "9"], "game.init_args.time_limit=None, not 9"),
@@ -80,7 +80,7 @@ def test_a_run_that_was_begun_stays_what_it_is(tmp_path: Path, capsys) -> None:
         said = capsys.readouterr().err
         assert message in said and "choose another folder" in said
         assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == kept
-    with alone_in(run), pytest.raises(SystemExit):
+    with lock_run_folder(run), pytest.raises(SystemExit):
         main(["agent", "train", "-c", str(config)])
     assert "another training writes there" in capsys.readouterr().err
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import vwm
+from vwm.cli.main import main
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
-from vwm.train.cli import main
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "dit"
 TINY = ["--threads", "1", "--trainer.precision", "32-true", "--trainer.max_steps", "2", "--samples.every", "2"]

@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 
-from vwm.train.cli import COMMANDS, main
+from vwm.cli.main import COMMANDS, main
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = ["--threads", "1", "--trainer.precision", "32-true", "--trainer.val_check_interval", "2", "--ema.decay", "0.9"]
@@ -67,7 +67,7 @@ def made(folder, tmp_path_factory):
     """ingest → fit → export → encode → fit → export, as typed; everything later looks at what it left."""
     out = tmp_path_factory.mktemp("made")
     data, tokens = str(out / "data"), str(out / "tokens")
-    main(["ingest", str(folder), data, "--size", "32", "--fps", "10", "--workers", "0", "--shard_videos", "3"])
+    main(["ingest", str(folder), data, "--size", "32", "--fps", "10", "--workers", "0", "--videos_per_shard", "3"])
     main(
         ["fit", "-c", str(REPOSITORY / "configs/tokenizer/coinrun_small.yaml"), "--run", str(out / "tokenizer")]
         + [f"{NETWORK}.image_size", "[32,32]", f"{NETWORK}.width", "32", f"{NETWORK}.depth", "1"]
@@ -109,7 +109,18 @@ def driven(tmp_path_factory) -> Path:
     pytest.importorskip("Box2D", reason="Box2D is not installed")
     out = tmp_path_factory.mktemp("driven")
     data, latents = str(out / "data"), str(out / "latents")
-    record = ["--policy", "road", "--frame_skip", "4", "--skip_start", "13", "--max_episode", "14", "--size", "32"]
+    record = [
+        "--policy",
+        "road",
+        "--frame_skip",
+        "4",
+        "--skip_first_frames",
+        "13",
+        "--max_episode_frames",
+        "14",
+        "--size",
+        "32",
+    ]
     main(["record", "CarRacing-v3", data, "--frames", "84", "--workers", "0", *record])
     common = [*SMALL_DATA, *TINY, "--trainer.max_steps", "4", "--samples.every", "2"]
     sizes = {"image_size": "[32,32]", "latent_channels": 4, "widths": "[8,8]", "depths": "[1,1]"}
@@ -120,7 +131,7 @@ def driven(tmp_path_factory) -> Path:
     main(["export", str(out / "vae"), "-o", str(out / "vae_bundle")])
     main(["encode", data, "--tokenizer", str(out / "vae_bundle"), "--out", latents, "--keep_video", "false"])
     sizes = {"grid": "[4,4]", "channels": 4, "width": 24, "depth": 2, "heads": 2, "kv_heads": 1, "window": 4}
-    heads = {"class_path": "vwm.dit.outcomes.OutcomeHeads", "init_args": {"width": 24, "hidden": 16}}
+    heads = {"class_path": "vwm.nn.RewardTerminationHeads", "init_args": {"width": 24, "hidden": 16}}
     main(
         ["fit", "-c", str(REPOSITORY / "configs/dit/carracing_small.yaml"), "--run", str(out / "dit")]
         + ["--model.init_args.tokenizer", str(out / "vae_bundle"), *small("--model.init_args.dynamics", **sizes)]
@@ -188,12 +199,14 @@ def test_a_run_leaves_what_one_looks_for(made):
 def test_encoded_shards_hold_the_tokens_of_the_tokenizer(made):
     import torch
 
-    from vwm.data.datamodule import open_clips
-    from vwm.nn.patches import to_float
-    from vwm.tokenizer.load import load_tokenizer
+    from vwm.data.datamodule import make_clip_dataset
+    from vwm.nn.pixels import frames_to_float
+    from vwm.tokenizers.loading import load_tokenizer
 
-    clip = open_clips(str(made / "tokens"), 30, fields=("frames", "latents"), shuffle=False)[0, 0]
-    tokens = load_tokenizer(made / "tokenizer_bundle").encode(to_float(torch.from_numpy(clip["frames"].copy())[None]))
+    clip = make_clip_dataset(str(made / "tokens"), 30, fields=("frames", "latents"), shuffle=False)[0, 0]
+    tokens = load_tokenizer(made / "tokenizer_bundle").encode(
+        frames_to_float(torch.from_numpy(clip["frames"].copy())[None])
+    )
     assert np.array_equal(tokens[0].numpy(), clip["latents"])
 
 
@@ -239,7 +252,7 @@ def test_an_interrupted_command_is_given_again(made, folder, capsys):
             "10",
             "--workers",
             "0",
-            "--shard_videos",
+            "--videos_per_shard",
             "3",
         ]
     )
@@ -283,5 +296,5 @@ def test_no_command_is_without_help(capsys):
 
 
 def test_the_console_script_answers_at_once_without_torch():
-    code = "import sys; from vwm.train.cli import main; main(['--help']); assert 'torch' not in sys.modules"
+    code = "import sys; from vwm.cli.main import main; main(['--help']); assert 'torch' not in sys.modules"
     assert "ingest" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

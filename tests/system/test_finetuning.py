@@ -9,13 +9,13 @@ import pytest
 import torch
 from models import diffusion_world, genie
 
+from vwm.cli.main import main
+from vwm.core.simulator import ActionSpace
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
-from vwm.nn.lora import LowRankLinear
-from vwm.simulator.bundle import load_simulator, save_simulator
-from vwm.simulator.interface import ActionSpace
-from vwm.train.cli import main
-from vwm.train.fit import last_checkpoint
+from vwm.nn.lora import LoRALinear
+from vwm.train.fit import find_last_checkpoint
+from vwm.worlds.bundle import load_simulator, save_simulator
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TINY = ["--threads", "1", "--trainer.precision", "32-true", "--trainer.val_check_interval", "2", "--samples.every", "0"]
@@ -50,7 +50,7 @@ def check_bundle(folder: Path) -> None:
     world = load_simulator(folder, "cpu")
     assert (world.actions.kind, world.actions.size, world.actions.latent) == ("discrete", 3, False)
     assert world.latent_action is None and world.outcomes is not None
-    assert not any(isinstance(part, LowRankLinear) for part in world.dynamics.modules())
+    assert not any(isinstance(part, LoRALinear) for part in world.dynamics.modules())
     state, _ = world.reset(world.starts[:3], seed=0)
     _, out = world.step(state, torch.arange(3))
     assert out.reward.isfinite().all() and (out.reward != 0).any()  # heads begin at zero
@@ -60,7 +60,7 @@ def test_a_genie_world_with_latent_actions_learns_true_ones(tmp_path, capsys):
     save_simulator(genie(), tmp_path / "world")
     write_game(tmp_path / "data", 16)
     finetune("genie/coinrun_finetune.yaml", tmp_path, 16, steps=2)
-    assert "action map: " in capsys.readouterr().out and last_checkpoint(tmp_path / "run") is not None
+    assert "action map: " in capsys.readouterr().out and find_last_checkpoint(tmp_path / "run") is not None
     finetune("genie/coinrun_finetune.yaml", tmp_path, 16, steps=3)
     said = capsys.readouterr().out
     assert "going on from" in said and "action map: " not in said  # it has been learning since
@@ -73,7 +73,7 @@ LORA = ("--model.init_args.adapt", "lora", "--model.init_args.optimizer.name", "
 
 @pytest.mark.parametrize("how", [(), LORA], ids=["as configured", "lora"])
 def test_a_diffusion_world_without_labels_learns_actions(tmp_path, how):
-    world = diffusion_world(num_actions=0, prediction="clean", step_sizes=4)
+    world = diffusion_world(num_actions=0, prediction="clean", num_step_sizes=4)
     world.actions = ActionSpace("discrete", 1, ("go on",))
     save_simulator(world, tmp_path / "world")
     write_game(tmp_path / "data", 8)

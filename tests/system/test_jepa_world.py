@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import vwm
-from vwm.simulator.gymnasium_env import SimulatorEnv
-from vwm.train.cli import main
+from vwm.cli.main import main
+from vwm.worlds.gymnasium_env import SimulatorEnv
 
 CONFIG = Path(__file__).parents[2] / "configs" / "vjepa_ac" / "two_rooms_small.yaml"
 SHORT = ["--threads", "1", "--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--samples.every", "2"]
@@ -23,8 +23,8 @@ def made(tmp_path_factory) -> Path:
     """Two bundles, with a decoder and without."""
     out = tmp_path_factory.mktemp("rooms")
     data = str(out / "data")
-    record = ["--frames", "160", "--max_episode", "20", "--workers", "0", "--state", "true"]
-    main(["record", "vwm.data.two_rooms:vwm/TwoRooms-v0", data, *record])
+    record = ["--frames", "160", "--max_episode_frames", "20", "--workers", "0", "--state", "true"]
+    main(["record", "vwm.envs.two_rooms:vwm/TwoRooms-v0", data, *record])
     for name, more in (("seen", []), ("blind", ["--model.init_args.decoder", "null"])):
         fit = ["fit", "-c", str(CONFIG), "--run", str(out / f"run_{name}"), "--data.init_args.path", data]
         main([*fit, *SHORT, *more])

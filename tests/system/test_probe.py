@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vwm.train.cli import main
+from vwm.cli.main import main
 
 
 def test_a_shipped_world_is_probed_for_the_state_of_a_game(
@@ -15,7 +15,19 @@ def test_a_shipped_world_is_probed_for_the_state_of_a_game(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     main(
-        ["record", "CartPole-v1", "data", "--frames", "120", "--max_episode", "12", "--state", "true", "--workers", "0"]
+        [
+            "record",
+            "CartPole-v1",
+            "data",
+            "--frames",
+            "120",
+            "--max_episode_frames",
+            "12",
+            "--state",
+            "true",
+            "--workers",
+            "0",
+        ]
     )
     main(
         [
@@ -47,7 +59,21 @@ def test_a_folder_that_holds_no_model_gets_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    main(["record", "CartPole-v1", "data", "--frames", "60", "--max_episode", "6", "--state", "true", "--workers", "0"])
+    main(
+        [
+            "record",
+            "CartPole-v1",
+            "data",
+            "--frames",
+            "60",
+            "--max_episode_frames",
+            "6",
+            "--state",
+            "true",
+            "--workers",
+            "0",
+        ]
+    )
     with pytest.raises(SystemExit) as stop:
         main(["probe", "nowhere", "data"])
     assert stop.value.code == 1 and "holds nothing to probe" in capsys.readouterr().err

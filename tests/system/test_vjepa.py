@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vwm.train.cli import main
+from vwm.cli.main import main
 
 REPOSITORY = Path(__file__).parents[2]
 MODEL = "--model.init_args"

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from vwm.simulator.bundle import load_simulator
-from vwm.simulator.mdn_rnn import MDNRNNSimulator
-from vwm.train.cli import main
+from vwm.cli.main import main
+from vwm.models.mdn_rnn.simulator import MDNRNNSimulator
+from vwm.worlds.bundle import load_simulator
 
 SHORT = ["--trainer.accelerator", "cpu", "--threads", "1", "--samples.every", "3", "--trainer.val_check_interval", "3"]
 SHORT += ["--trainer.log_every_n_steps", "1", "--data.val_fraction", "0.3", "--data.batch_size", "4"]
@@ -40,7 +40,7 @@ def test_a_run_becomes_a_bundle_that_steps(out):
 
 def test_a_controller_is_evolved_in_it_and_judged_in_the_game(out):
     small = {"run": out / "c", "bundle": out / "bundle", "data": out / "data", "generations": 2, "population": 4}
-    small |= {"rollouts": 2, "horizon": 10, "watch_every": 2, "watch_episodes": 1, "episodes": 2, "device": "cpu"}
+    small |= {"rollouts": 2, "horizon": 10, "evaluate_every": 2, "evaluate_episodes": 1, "episodes": 2, "device": "cpu"}
     small |= {"game.init_args.size": 16}
     options = [x for k, value in small.items() for x in (f"--training.init_args.{k}", str(value))]
     main(["agent", "train", "-c", "configs/agents/world_models_cartpole.yaml", *options])

@@ -14,10 +14,10 @@ import pytest
 import torch
 import yaml
 
+from vwm.core.components import save_component
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
-from vwm.nn.parts import save_part
-from vwm.tokenizer.space_time import SpaceTimeTokenizer
+from vwm.tokenizers.space_time_tokenizer import SpaceTimeTokenizer
 
 HELPERS = Path(__file__).parent / "helpers"
 sys.path.insert(0, str(HELPERS))
@@ -50,7 +50,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                     whole = Episode(frames, actions, (actions == 1).astype(np.float32), terminated=True)
                     writer.write(f"{part}-{number}-{episode}", whole)
     torch.manual_seed(0)
-    save_part(SpaceTimeTokenizer((8, 8), 4, [3, 3], width=8, depth=1, heads=1, window=4), place / "frozen")
+    save_component(SpaceTimeTokenizer((8, 8), 4, [3, 3], width=8, depth=1, heads=1, window=4), place / "frozen")
     models = {"tokenizer": tokenizer_model(), "genie": genie_model(place / "frozen")}
     for name, model in (models | {"vae": vae_model(), "dit": dit_model(), "vjepa": vjepa_model()}).items():
         whole = config(place) | {"model": model, "checkpoint": CHECKPOINT[name]}
@@ -80,7 +80,7 @@ def config(place: Path) -> dict[str, Any]:
         "ema": {"decay": 0.9},
         "samples": {"every": 4, "clips": 1},
         "data": {
-            "class_path": "vwm.data.datamodule.VideoData",
+            "class_path": "vwm.data.datamodule.VideoDataModule",
             "init_args": {
                 "path": str(place / "train"),
                 "val_path": str(place / "val"),
@@ -101,9 +101,9 @@ def tokenizer_model() -> dict[str, Any]:
     """With a VQ codebook, which draws random numbers and is no parameter."""
     network = {"image_size": [8, 8], "patch_size": 4, "codebook": 12, "code_width": 4, **SMALL}
     return {
-        "class_path": "vwm.tokenizer.module.TokenizerModule",
+        "class_path": "vwm.tokenizers.module.TokenizerModule",
         "init_args": {
-            "tokenizer": {"class_path": "vwm.tokenizer.space_time.SpaceTimeTokenizer", "init_args": network},
+            "tokenizer": {"class_path": "vwm.tokenizers.space_time_tokenizer.SpaceTimeTokenizer", "init_args": network},
             "optimizer": {"name": "muon", "lr": 0.005, "warmup": 4, "schedule": "cosine"},
         },
     }
@@ -114,11 +114,11 @@ def genie_model(tokenizer: Path) -> dict[str, Any]:
     action = {"image_size": [8, 8], "patch_size": 4, "codebook": [2, 2], **SMALL}
     dynamics = {"codebook_size": 9, "tokens_per_frame": 4, "num_actions": 4, "corruption": 0.2, **SMALL}
     return {
-        "class_path": "vwm.genie.module.GenieModule",
+        "class_path": "vwm.models.genie.module.GenieModule",
         "init_args": {
             "tokenizer": str(tokenizer),
-            "latent_action": {"class_path": "vwm.genie.latent_action.LatentActionModel", "init_args": action},
-            "dynamics": {"class_path": "vwm.genie.dynamics.MaskGITDynamics", "init_args": dynamics},
+            "latent_action": {"class_path": "vwm.models.genie.latent_action.LatentActionModel", "init_args": action},
+            "dynamics": {"class_path": "vwm.models.genie.dynamics.MaskGITDynamics", "init_args": dynamics},
             "optimizer": {"name": "adamw", "lr": 0.003, "warmup": 4, "schedule": "cosine"},
             "context_frames": 2,
             "sampling_steps": 2,
@@ -130,10 +130,10 @@ def vae_model() -> dict[str, Any]:
     """With its posterior's noise, and a discriminator that joins in at the fourth step, between two checkpoints."""
     network = {"image_size": [8, 8], "latent_channels": 4, "time_compression": 1, "patch_size": 2}
     return {
-        "class_path": "vwm.tokenizer.module.TokenizerModule",
+        "class_path": "vwm.tokenizers.module.TokenizerModule",
         "init_args": {
             "tokenizer": {
-                "class_path": "vwm.tokenizer.vae.CausalVAE",
+                "class_path": "vwm.tokenizers.causal_vae.CausalVAE",
                 "init_args": network | {"widths": [8, 8], "depths": [1, 1]},
             },
             "adversarial": {"weight": 0.1, "start": 4, "width": 4, "layers": 2},
@@ -144,23 +144,23 @@ def vae_model() -> dict[str, Any]:
 
 def dit_model() -> dict[str, Any]:
     """With all that draws numbers (levels, noise, hidden actions), and with scales of losses that have a memory."""
-    dynamics = {"grid": [4, 4], "channels": 12, "num_actions": 4, "prediction": "clean", "step_sizes": 3}
+    dynamics = {"grid": [4, 4], "channels": 12, "num_actions": 4, "prediction": "clean", "num_step_sizes": 3}
     return {
-        "class_path": "vwm.dit.module.DiTModule",
+        "class_path": "vwm.models.dit.module.DiTModule",
         "init_args": {
             "tokenizer": {
-                "class_path": "vwm.tokenizer.pixels.PixelTokenizer",
+                "class_path": "vwm.tokenizers.pixel_tokenizer.PixelTokenizer",
                 "init_args": {"image_size": [8, 8], "patch_size": 2},
             },
             "dynamics": {
-                "class_path": "vwm.dit.model.DiT",
+                "class_path": "vwm.models.dit.network.DiT",
                 "init_args": {**dynamics, **SMALL, "depth": 2, "registers": 1},
             },
             "objective": {
-                "class_path": "vwm.dit.objectives.ShortcutForcing",
+                "class_path": "vwm.models.dit.objectives.ShortcutForcing",
                 "init_args": {"finest": 4, "bootstrap": 0.5},
             },
-            "outcomes": {"class_path": "vwm.dit.outcomes.OutcomeHeads", "init_args": {"width": 8, "hidden": 8}},
+            "outcomes": {"class_path": "vwm.nn.RewardTerminationHeads", "init_args": {"width": 8, "hidden": 8}},
             "optimizer": {"name": "muon", "lr": 0.005, "warmup": 4, "schedule": "cosine"},
             "action_dropout": 0.3,
             "context_frames": 2,
@@ -173,19 +173,30 @@ def vjepa_model() -> dict[str, Any]:
     """With a target that follows, a regulariser that draws directions, crops, flow, and a weight decay that moves."""
     sizes = {"image_size": [8, 8], "frames": 4, "tubelet": 2, "patch_size": 4, "width": 12, "depth": 1, "heads": 1}
     return {
-        "class_path": "vwm.vjepa.module.VJEPAModule",
+        "class_path": "vwm.models.vjepa.module.VJEPAModule",
         "init_args": {
-            "encoder": {"class_path": "vwm.vjepa.encoder.VideoEncoder", "init_args": sizes},
+            "encoder": {"class_path": "vwm.models.vjepa.video_encoder.VideoEncoder", "init_args": sizes},
             "predictor": {
-                "class_path": "vwm.vjepa.predictor.MaskedPredictor",
+                "class_path": "vwm.models.vjepa.masked_predictor.MaskedPredictor",
                 "init_args": {"encoder_width": 12, **sizes},
             },
-            "masks": [{"class_path": "vwm.vjepa.masking.MultiBlock", "init_args": {"blocks": 1, "space": [0.3, 0.5]}}],
+            "masks": [
+                {
+                    "class_path": "vwm.models.vjepa.masking.MultiBlockMaskSampler",
+                    "init_args": {"blocks": 1, "space": [0.3, 0.5]},
+                }
+            ],
             "momentum": {"start": 0.9, "end": 0.99},
-            "collapse": {"class_path": "vwm.vjepa.collapse.SIGReg", "init_args": {"slices": 8}},
-            "motion": {"class_path": "vwm.vjepa.motion.MotionBranch", "init_args": {"width": 12, "radius": 1}},
-            "augment": {"class_path": "vwm.vjepa.augment.RandomResizedCrop"},
-            "monitor": {"class_path": "vwm.vjepa.monitor.CollapseMonitor", "init_args": {"every": 2, "clips": 2}},
+            "collapse": {"class_path": "vwm.models.vjepa.collapse_regularizers.SIGReg", "init_args": {"slices": 8}},
+            "motion": {
+                "class_path": "vwm.models.vjepa.motion_branch.MotionBranch",
+                "init_args": {"width": 12, "radius": 1},
+            },
+            "augment": {"class_path": "vwm.models.vjepa.augmentation.RandomResizedCrop"},
+            "monitor": {
+                "class_path": "vwm.models.vjepa.collapse_monitor.CollapseMonitor",
+                "init_args": {"every": 2, "clips": 2},
+            },
             "optimizer": {"lr": 0.003, "warmup": 4, "schedule": "cosine", "final_weight_decay": 0.4, "stretch": 1.25},
         },
     }
@@ -353,7 +364,7 @@ def test_torchrun_restarts_a_run(place: Path, whole: Whole) -> None:
     argv = ["-c", str(place / "tokenizer.yaml"), "--run", str(place / "torchrun"), "--data.init_args.batch_size", "2"]
     argv += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     launch = ["--standalone", "--nproc_per_node", "2", "--max_restarts", "1"]
-    launch += ["-m", "--", "vwm.train.cli", "fit"]  # without the --, torchrun takes --run for its own --run_path
+    launch += ["-m", "--", "vwm.cli.main", "fit"]  # without the --, torchrun takes --run for its own --run_path
     more = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "DIE_AT": str(EPOCH + 2), "DIE_RANK": "1"}
     subprocess.run(
         [command("torchrun"), *launch, *argv], env=environment(place) | more, check=True, capture_output=True

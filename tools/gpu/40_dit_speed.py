@@ -31,11 +31,18 @@ from torch.utils._pytree import tree_leaves
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from vwm.dit.model import DiT, Noisy, of_clips  # noqa: E402
-from vwm.dit.objectives import Objective  # noqa: E402
-from vwm.dit.sampling import CONTEXT, FRAME, Sampling, draw_frame, finest, observe  # noqa: E402
-from vwm.nn.random import fold, world_seeds  # noqa: E402
-from vwm.nn.space_time import SpaceTimeState, causal_window  # noqa: E402
+from vwm.core.seeds import fold_in, world_seeds  # noqa: E402
+from vwm.models.dit.network import DiT, NoisyFrames, select_clips  # noqa: E402
+from vwm.models.dit.objectives import DiffusionObjective  # noqa: E402
+from vwm.models.dit.sampling import (  # noqa: E402
+    CONTEXT_SEED_STREAM,
+    FRAME_SEED_STREAM,
+    DiffusionSampling,
+    finest_step_index,
+    observe_latents,
+    sample_latent_frame,
+)
+from vwm.nn.space_time import TransformerState, causal_window_mask  # noqa: E402
 
 PEAK = {"H100": 989e12, "H200": 989e12}
 """Dense bf16 operations a second that NVIDIA states."""
@@ -74,7 +81,7 @@ def main() -> None:
     plan: dict[str, Callable[[], dict[str, Any]]] = {}
     for way in ("plain", "compiled", "compiled, CUDA graph"):
         if "graph" not in way or device.type == "cuda":
-            plan[f"play, {way}"] = lambda way=way: time_play(network, device, Sampling(arguments.steps), way)  # type: ignore[misc]
+            plan[f"play, {way}"] = lambda way=way: time_play(network, device, DiffusionSampling(arguments.steps), way)  # type: ignore[misc]
     for way in ("plain", "compiled", "compiled, recomputed"):
         plan[f"train, {way}"] = lambda way=way: time_training(settings, device, arguments.batch, way)  # type: ignore[misc]
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -152,7 +159,7 @@ def seconds(work: Callable[[], object], device: torch.device, count: int) -> flo
 
 
 @torch.inference_mode()
-def time_play(settings: dict[str, Any], device: torch.device, sampling: Sampling, way: str) -> dict[str, Any]:
+def time_play(settings: dict[str, Any], device: torch.device, sampling: DiffusionSampling, way: str) -> dict[str, Any]:
     """One world in bfloat16: a frame is its sampling steps and one more pass that takes it in."""
     release(device)
     network = build(settings, device).eval()
@@ -180,16 +187,20 @@ def _action(network: DiT, device: torch.device) -> Tensor | None:
 
 
 def _next_frame(
-    network: DiT, sampling: Sampling, state: SpaceTimeState, action: Tensor | None, seed: Tensor
-) -> tuple[SpaceTimeState, Tensor]:
+    network: DiT, sampling: DiffusionSampling, state: TransformerState, action: Tensor | None, seed: Tensor
+) -> tuple[TransformerState, Tensor]:
     """What ``DiTSimulator.step`` does of it."""
-    lead = network.lead(None, 1, 1) if action is None else network.lead_to(action)
-    latents = draw_frame(network, state, lead, fold(fold(seed, FRAME), state.position), sampling)
-    state, _ = observe(network, state, latents, lead, fold(seed, CONTEXT), sampling.context_noise)
+    lead = network.lead(None, 1, 1) if action is None else network.embed_actions(action)
+    latents = sample_latent_frame(
+        network, state, lead, fold_in(fold_in(seed, FRAME_SEED_STREAM), state.position), sampling
+    )
+    state, _ = observe_latents(
+        network, state, latents, lead, fold_in(seed, CONTEXT_SEED_STREAM), sampling.context_noise
+    )
     return state, latents
 
 
-def play_frame(network: DiT, sampling: Sampling) -> Play:
+def play_frame(network: DiT, sampling: DiffusionSampling) -> Play:
     """A world from its first frame on."""
     state, seed = network.init_state(1), world_seeds(0, 1, network.device)
 
@@ -201,12 +212,12 @@ def play_frame(network: DiT, sampling: Sampling) -> Play:
     return play
 
 
-def capture(network: DiT, sampling: Sampling, action: Tensor | None) -> Play:
+def capture(network: DiT, sampling: DiffusionSampling, action: Tensor | None) -> Play:
     """The same as one CUDA graph: its state stays in the same memory, and each replay is a frame."""
     state, seed = network.init_state(1), world_seeds(0, 1, network.device)
     # Layers share their empty memory at the start; in the graph each needs its own.
     leaves = [leaf.clone() for leaf in tree_leaves(state)]
-    state = SpaceTimeState(leaves[0], tuple(map(type(state.blocks[0]), leaves[1::2], leaves[2::2])))
+    state = TransformerState(leaves[0], tuple(map(type(state.blocks[0]), leaves[1::2], leaves[2::2])))
     held = None if action is None else action.clone()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -261,11 +272,11 @@ def _train(settings: dict[str, Any], device: torch.device, batch: int, way: str)
             lead, past = network.lead(actions, batch, frames), None
             if clean_past:
                 signal = clean.new_ones(clean.shape[:2])
-                past = of_frames(Noisy(clean, signal, finest(network, signal), lead), slice(None, -1))
+                past = of_frames(NoisyFrames(clean, signal, finest_step_index(network, signal), lead), slice(None, -1))
 
             def predict(x: Tensor, signal: Tensor, step: Tensor | None, clips: slice) -> Tensor:
-                noisy = Noisy(x, signal, step, lead[clips, int(clean_past) :])
-                return network(noisy, None if past is None else of_clips(past, clips)).prediction
+                noisy = NoisyFrames(x, signal, step, lead[clips, int(clean_past) :])
+                return network(noisy, None if past is None else select_clips(past, clips)).prediction
 
             loss, _ = objective.loss(predict, clean[:, int(clean_past) :])
         loss.backward()
@@ -289,17 +300,17 @@ def _train(settings: dict[str, Any], device: torch.device, batch: int, way: str)
     }
 
 
-def _objective(settings: dict[str, Any]) -> Objective:
+def _objective(settings: dict[str, Any]) -> DiffusionObjective:
     room, _, kind = settings["objective"]["class_path"].rpartition(".")
-    made: Objective = getattr(importlib.import_module(room), kind)(**settings["objective"]["init_args"])
+    made: DiffusionObjective = getattr(importlib.import_module(room), kind)(**settings["objective"]["init_args"])
     return made
 
 
-def of_frames(noisy: Noisy, frames: slice) -> Noisy:
-    return Noisy(*(None if x is None else x[:, frames] for x in noisy))  # type: ignore[arg-type]
+def of_frames(noisy: NoisyFrames, frames: slice) -> NoisyFrames:
+    return NoisyFrames(*(None if x is None else x[:, frames] for x in noisy))  # type: ignore[arg-type]
 
 
-def operations(network: DiT, batch: int, frames: int, clean_past: bool, objective: Objective) -> float:
+def operations(network: DiT, batch: int, frames: int, clean_past: bool, objective: DiffusionObjective) -> float:
     """Useful floating point operations of a training step: what is recomputed does not count.
 
     A third of the weights (those that make each layer's shifts, scales and gates) meets a vector a frame, not every
@@ -312,7 +323,7 @@ def operations(network: DiT, batch: int, frames: int, clean_past: bool, objectiv
         if isinstance(part, nn.Linear):
             weights[any(word in name for word in by_frame)] += part.weight.numel()
     numbers = torch.arange(frames)
-    pairs = int(causal_window(numbers, numbers, transformer.window).sum()) if transformer.causal else frames**2
+    pairs = int(causal_window_mask(numbers, numbers, transformer.window).sum()) if transformer.causal else frames**2
     total = frames
     if clean_past:
         total, pairs = 2 * (frames - 1), 2 * pairs

@@ -29,7 +29,7 @@ read -ra extra <<< "${EXTRA:-}"
 export MUJOCO_GL=${MUJOCO_GL:-disable} # nothing is drawn
 status=0
 timeout --signal INT $((${SECONDS_PER_CALL:-560} - ($(date +%s) - began))) \
-  python -m vwm.train.cli agent train -c "configs/agents/${agent}_dmc.yaml" --training.init_args.run "$work/run" \
+  python -m vwm.cli.main agent train -c "configs/agents/${agent}_dmc.yaml" --training.init_args.run "$work/run" \
   --training.init_args.game.init_args.env "${ENV:-shimmy.registration:dm_control/$task-v0}" \
   --training.init_args.steps "$steps" --training.init_args.video false \
   --training.init_args.evaluate_every 5000 --training.init_args.checkpoint_every 2500 "${extra[@]}" || status=$?

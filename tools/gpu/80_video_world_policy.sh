@@ -42,7 +42,7 @@ stage() {
   local rest=$(($(left) - reserve))
   echo "$name: $rest seconds are left"
   [ "$rest" -ge 45 ] || finish
-  timeout --signal TERM --kill-after 20 "$rest" python -m vwm.train.cli "$@" > "$name.log" 2>&1 || code=$?
+  timeout --signal TERM --kill-after 20 "$rest" python -m vwm.cli.main "$@" > "$name.log" 2>&1 || code=$?
   ended "$name" "$code"
   [ -e "$name/done" ] || finish
 }
@@ -52,7 +52,7 @@ start() {
   local name=$1; shift
   [ ! -e "$name/done" ] || return 0
   rm -rf "$name"
-  timeout --signal TERM --kill-after 20 "$(($(left) - reserve))" python -m vwm.train.cli "$@" > "$name.log" 2>&1 &
+  timeout --signal TERM --kill-after 20 "$(($(left) - reserve))" python -m vwm.cli.main "$@" > "$name.log" 2>&1 &
   beside[$name]=$!
 }
 
@@ -123,7 +123,7 @@ learn start "ppo_real_s$seed" ppo_freeway --training.init_args.steps "${PPO_STEP
 if [ -e world/done ]; then
   learn start "ppo_world_s$seed" ppo_freeway_world --training.init_args.steps "${PPO_WORLD_STEPS:-400000}" \
     --training.init_args.game.init_args.bundle world --training.init_args.game.init_args.data data \
-    --training.init_args.evaluate_every "${PPO_EVALUATE:-100000}" $(limit judged_in) \
+    --training.init_args.evaluate_every "${PPO_EVALUATE:-100000}" $(limit eval_env) \
     $(ppo "${ENVIRONMENTS:-64}" "${PPO_BATCH:-1024}")
 fi
 
@@ -140,13 +140,13 @@ batch=${IMAGINED_BATCH:-256}
 decisions=$((batch * 16)) # of an update
 imagination=(--training.init_args.bundle agent_world --training.init_args.data data
   --training.init_args.batch_size "$batch" --training.init_args.checkpoint_every "$((10 * decisions))")
-read -ra limited <<< "$(limit judged_in)"
+read -ra limited <<< "$(limit eval_env)"
 learn stage "imagined_s$seed" dreamer4_freeway "${imagination[@]}" "${limited[@]}" \
-  --training.init_args.steps "$((${UPDATES:-400} * decisions))" --training.init_args.head_start "$((20 * decisions))" \
+  --training.init_args.steps "$((${UPDATES:-400} * decisions))" --training.init_args.critic_warmup_steps "$((20 * decisions))" \
   --training.init_args.evaluate_every "$((${EVALUATE:-100} * decisions))" \
   --training.init_args.evaluate_episodes "${EVALUATE_EPISODES:-8}"
 learn stage cloned dreamer4_freeway "${imagination[@]}" "${limited[@]}" \
-  --training.init_args.steps 1 --training.init_args.head_start 1000000 --training.init_args.evaluate_episodes 1
+  --training.init_args.steps 1 --training.init_args.critic_warmup_steps 1000000 --training.init_args.evaluate_episodes 1
 
 join
 [ -e "ppo_world_s$seed/done" ] || finish # the next call begins with a world

@@ -7,7 +7,7 @@ frames=${FRAMES:-1000000}
 began=$(date +%s)
 work=$(mktemp -d)
 mkdir -p "$out"
-vwm() { python -m vwm.train.cli "$@"; }
+vwm() { python -m vwm.cli.main "$@"; }
 left() { echo $((seconds - ($(date +%s) - began))); }
 
 # What the last call gave back: bundle.tar in pieces of at most 15 MiB.
@@ -22,9 +22,9 @@ case ${GAME:-coinrun} in
     vwm record procgen:coinrun "$work/test" --frames "${TEST_FRAMES:-20000}" --workers 4 --seed 1 --prefer "$prefer" \
       --env_options '{distribution_mode: hard, num_levels: 500, start_level: 100000}' ;;
   carracing) # as in datasets/carracing; some 50 frames a second and core
-    road=(--policy road --frame_skip 4 --skip_start 13 --env_options '{max_episode_steps: 3000}' --workers "$(nproc)")
-    vwm record CarRacing-v3 "$work/data" --frames "$frames" --shard_frames 2500 --max_episode 100 "${road[@]}"
-    vwm record CarRacing-v3 "$work/test" --frames "${TEST_FRAMES:-8000}" --shard_frames 500 --seed 1 "${road[@]}" ;;
+    road=(--policy road --frame_skip 4 --skip_first_frames 13 --env_options '{max_episode_steps: 3000}' --workers "$(nproc)")
+    vwm record CarRacing-v3 "$work/data" --frames "$frames" --frames_per_shard 2500 --max_episode_frames 100 "${road[@]}"
+    vwm record CarRacing-v3 "$work/test" --frames "${TEST_FRAMES:-8000}" --frames_per_shard 500 --seed 1 "${road[@]}" ;;
   freeway) # mostly upwards: random play crosses no road
     vwm record ALE/Freeway-v5 "$work/data" --frames "$frames" --frame_skip 4 --policy mixed --prefer '{1: 5}' \
       --workers "$(nproc)" ;;
@@ -58,7 +58,7 @@ go_on() {
   local extra; read -ra extra <<< "${EXTRA:-}"
   local rest=$(($(left) - reserve))
   [ "$rest" -ge 30 ] || { echo "$name: no time left to train; record fewer FRAMES" >&2; exit 1; }
-  timeout --signal TERM "$rest" python -m vwm.train.cli fit "$@" "${extra[@]}" --run "$work/$name" \
+  timeout --signal TERM "$rest" python -m vwm.cli.main fit "$@" "${extra[@]}" --run "$work/$name" \
     --data.init_args.path "$work/data" --samples.every 0 --checkpoint.every 1000000 --compile "${COMPILE:-true}" \
     --trainer.max_steps "$steps" || code=$?
   [ "$code" = 0 ] || [ "$code" = 124 ] || exit "$code" # 124: it was asked to save

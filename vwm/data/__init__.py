@@ -1,1 +1,5 @@
-"""Episodes in, clips out: shards, their index, the clip order, recording and ingest."""
+"""Episodes, shards and their index, the clip order, decoding, ingest and inspection."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -18,17 +18,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vwm.data.choice import exact_limit, key_hash
-from vwm.data.index import EpisodeEntry, ShardIndex, npy_header
-from vwm.data.order import ClipAddress, ClipOrder
-from vwm.data.video import VIDEO_EXTENSIONS, open_video, read_frames
+from vwm.data.clip_order import ClipAddress, ClipOrder
+from vwm.data.episode_selection import hash_threshold, key_hash
+from vwm.data.shard_index import EpisodeIndexEntry, ShardIndex, parse_npy_header
+from vwm.data.video import VIDEO_EXTENSIONS, decode_frames, open_video
 
-NPY_HEADER = 128
+NPY_HEADER_BYTES = 128
 """Bytes of the header that numpy writes before any array of ours."""
 
 
 @dataclass
-class Clips:
+class ClipBatch:
     """A batch of clips. Fields that the data lack, or that nobody asked for, are None.
 
     Attributes:
@@ -54,8 +54,8 @@ class Clips:
     labelled: Tensor | None = None
 
 
-FIELDS = ("frames", "actions", "rewards", "state", "latents", "latents_std", "terminated")
-LABELS = b"labelled"
+CLIP_FIELDS = ("frames", "actions", "rewards", "state", "latents", "latents_std", "terminated")
+LABELLED_SALT = b"labelled"
 """Salt of the choice of labelled episodes, which has nothing to do with that of the held-out ones."""
 
 
@@ -87,9 +87,9 @@ class ClipDataset(Dataset[dict[str, Any]]):
         fields: Sequence[str] = ("frames", "actions"),
         labelled: float = 1.0,
     ) -> None:
-        unknown = set(fields) - set(FIELDS)
+        unknown = set(fields) - set(CLIP_FIELDS)
         if unknown:
-            raise ValueError(f"unknown fields {sorted(unknown)}; there are {', '.join(FIELDS)}")
+            raise ValueError(f"unknown fields {sorted(unknown)}; there are {', '.join(CLIP_FIELDS)}")
         if stride > 1 and {"actions", "rewards", "terminated"} & set(fields):
             raise ValueError(
                 f"stride={stride} skips frames, so actions and rewards would not lead to the next frame: ask for "
@@ -101,7 +101,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
             raise ValueError(f"labelled must be a share from 0 to 1, got {labelled}")
         self.labelled = labelled
         keys = (entry.key for shard in shards for entry in shard.episodes)
-        self._label_limit = exact_limit(keys, labelled, LABELS) if labelled < 1 else 1.0
+        self._label_limit = hash_threshold(keys, labelled, LABELLED_SALT) if labelled < 1 else 1.0
 
     def __getitem__(self, at: tuple[int, int]) -> dict[str, Any]:
         return self.read(self.order.address(*at))
@@ -113,32 +113,32 @@ class ClipDataset(Dataset[dict[str, Any]]):
         clip: dict[str, Any] = {"seed": np.int64(address.seed)}
         for field in self.fields:
             if f"{field}.npy" in entry.members:
-                clip[field] = _npy_rows(path, entry, field, address.start, stop)[:: self.stride]
+                clip[field] = _read_npy_rows(path, entry, field, address.start, stop)[:: self.stride]
             elif field == "frames":
-                clip[field] = _video_frames(path, entry, range(address.start, stop, self.stride))
-            elif field == "terminated" and "terminated" in (meta := read_meta(path, entry)):
+                clip[field] = _decode_video_frames(path, entry, range(address.start, stop, self.stride))
+            elif field == "terminated" and "terminated" in (meta := read_episode_metadata(path, entry)):
                 clip[field] = np.zeros(self.clip_length, bool)
                 clip[field][-1] = meta["terminated"] and stop == entry.frames
         if self.labelled < 1:
-            clip["labelled"] = np.bool_(key_hash(entry.key, LABELS) < self._label_limit)
+            clip["labelled"] = np.bool_(key_hash(entry.key, LABELLED_SALT) < self._label_limit)
             if "actions" in clip and not clip["labelled"]:
                 clip["actions"] = np.zeros_like(clip["actions"])
         return clip
 
 
-def _npy_rows(path: str, entry: EpisodeEntry, field: str, start: int, stop: int) -> NDArray[Any]:
+def _read_npy_rows(path: str, entry: EpisodeIndexEntry, field: str, start: int, stop: int) -> NDArray[Any]:
     """Rows of an array of an episode, by their byte range alone."""
     (offset, size), name = entry.members[f"{field}.npy"], f"{path}:{entry.key}.{field}.npy"
-    header = _read(path, offset, min(size, NPY_HEADER))
-    shape, dtype, data = npy_header(header)
+    header = _read_bytes(path, offset, min(size, NPY_HEADER_BYTES))
+    shape, dtype, data = parse_npy_header(header)
     if stop > shape[0]:
         raise ValueError(f"{name}: has {shape[0]} rows, one for each of at least {stop} frames was expected")
     row = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
-    raw = _read(path, offset + data + start * row, (stop - start) * row)
+    raw = _read_bytes(path, offset + data + start * row, (stop - start) * row)
     return np.frombuffer(raw, dtype=dtype).reshape(stop - start, *shape[1:])
 
 
-def _video_frames(path: str, entry: EpisodeEntry, frames: Sequence[int]) -> NDArray[np.uint8]:
+def _decode_video_frames(path: str, entry: EpisodeIndexEntry, frames: Sequence[int]) -> NDArray[np.uint8]:
     extension = next((e for e in entry.members if e in VIDEO_EXTENSIONS), None)
     if extension is None:
         raise ValueError(
@@ -148,7 +148,7 @@ def _video_frames(path: str, entry: EpisodeEntry, frames: Sequence[int]) -> NDAr
     where, name = entry.members[extension], f"{path}:{entry.key}.{extension}"
     packets = _packet_table(path, *where, name)
     decoded = None if packets is None else _decode_packets(path, packets, frames)
-    return read_frames(_member(path, *where), frames, name) if decoded is None else decoded
+    return decode_frames(_read_member_cached(path, *where), frames, name) if decoded is None else decoded
 
 
 @dataclass(frozen=True)
@@ -175,9 +175,9 @@ def _packet_table(path: str, offset: int, size: int, name: str) -> _PacketTable 
     """One pass over the packets of a video, so that its clips need not open it again; some 5 kB a video.
 
     None where a packet is not simply the next frame (B-frames, edit lists, turned or interlaced pictures), or where
-    the file does not hold it as the decoder wants it: ``read_frames`` knows about all that.
+    the file does not hold it as the decoder wants it: ``decode_frames`` knows about all that.
     """
-    data = _member(path, offset, size)
+    data = _read_member_cached(path, offset, size)
     rows: list[tuple[int, int, bool, int]] = []
     with open_video(data, name) as container:
         stream = container.streams.video[0]
@@ -211,7 +211,7 @@ def _decode_packets(path: str, table: _PacketTable, frames: Sequence[int]) -> ND
     if stop > len(table.offset):
         return None
     begin, end = int(table.offset[first:stop].min()), int((table.offset + table.size)[first:stop].max())
-    data = _read(path, begin, end - begin)
+    data = _read_bytes(path, begin, end - begin)
     context: Any = av.CodecContext.create(table.codec, "r")
     context.extradata, context.thread_count = table.extradata, 1
     decoded: list[av.VideoFrame] = []
@@ -228,46 +228,46 @@ def _decode_packets(path: str, table: _PacketTable, frames: Sequence[int]) -> ND
     return np.stack([convert.reformat(decoded[i - first], format="rgb24", threads=1).to_ndarray() for i in frames])
 
 
-def read_member(path: str, where: tuple[int, int]) -> bytes:
+def read_member_bytes(path: str, where: tuple[int, int]) -> bytes:
     """The bytes of a member, by its (offset, size)."""
-    return _read(path, *where)
+    return _read_bytes(path, *where)
 
 
-def read_video(path: str, entry: EpisodeEntry) -> NDArray[np.uint8]:
+def read_episode_frames(path: str, entry: EpisodeIndexEntry) -> NDArray[np.uint8]:
     """All frames of an episode, uint8 [T, H, W, 3]."""
     if "frames.npy" in entry.members:
-        return _npy_rows(path, entry, "frames", 0, entry.frames)
-    return _video_frames(path, entry, range(entry.frames))
+        return _read_npy_rows(path, entry, "frames", 0, entry.frames)
+    return _decode_video_frames(path, entry, range(entry.frames))
 
 
-def read_meta(path: str, entry: EpisodeEntry) -> dict[str, Any]:
+def read_episode_metadata(path: str, entry: EpisodeIndexEntry) -> dict[str, Any]:
     """What the json of an episode says (fps, source, action names, ...); empty where it has none."""
     if "json" not in entry.members:
         return {}
-    meta: dict[str, Any] = json.loads(_read(path, *entry.members["json"]))
+    meta: dict[str, Any] = json.loads(_read_bytes(path, *entry.members["json"]))
     return meta
 
 
 @lru_cache(maxsize=8)
-def _member(path: str, offset: int, size: int) -> bytes:
+def _read_member_cached(path: str, offset: int, size: int) -> bytes:
     """A whole video member; kept, since several clips of an episode stand close together in a block."""
-    return _read(path, offset, size)
+    return _read_bytes(path, offset, size)
 
 
-def _read(path: str, offset: int, size: int) -> bytes:
+def _read_bytes(path: str, offset: int, size: int) -> bytes:
     if "://" not in path:
-        return os.pread(_descriptor(path, os.getpid()), size, offset)
+        return os.pread(_file_descriptor(path, os.getpid()), size, offset)
     fs, _, (inner,) = fsspec.get_fs_token_paths(path)
     return bytes(fs.cat_file(inner, start=offset, end=offset + size))
 
 
 @lru_cache(maxsize=256)
-def _descriptor(path: str, process: int) -> int:
+def _file_descriptor(path: str, process: int) -> int:
     """An open file a shard and process; pread needs no seek, so nothing is shared but the number."""
     return os.open(path, os.O_RDONLY)
 
 
-def collate(clips: Sequence[dict[str, Any]]) -> Clips:
+def collate_clips(clips: Sequence[dict[str, Any]]) -> ClipBatch:
     """Stack clips into a batch. Raises ValueError where the clips do not fit each other, naming the field."""
     batch: dict[str, Tensor] = {}
     for field in {field: None for clip in clips for field in clip}:
@@ -284,4 +284,4 @@ def collate(clips: Sequence[dict[str, Any]]) -> Clips:
         if field.startswith("latents") and stacked.dtype == np.float16:
             stacked = stacked.astype(np.float32)
         batch[field] = torch.from_numpy(stacked)
-    return Clips(**batch)
+    return ClipBatch(**batch)

@@ -11,10 +11,10 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from vwm.data.choice import key_hash
-from vwm.data.clips import ClipDataset, Clips, collate
-from vwm.data.index import ShardIndex, list_shards, read_index
-from vwm.data.order import ClipOrder
+from vwm.data.clip_order import ClipOrder
+from vwm.data.clips import ClipBatch, ClipDataset, collate_clips
+from vwm.data.episode_selection import key_hash
+from vwm.data.shard_index import ShardIndex, list_shards, load_shard_index
 
 
 class ClipLoader:
@@ -50,14 +50,14 @@ class ClipLoader:
         """Batches in an epoch: as many on every rank; what does not fill a global batch waits for the next epoch."""
         return len(self.dataset.order) // (self.batch_size * self.world)
 
-    def __iter__(self) -> Iterator[Clips]:
+    def __iter__(self) -> Iterator[ClipBatch]:
         epoch, start = divmod(self.given, len(self))
         loader = DataLoader(
             self.dataset,
-            batch_sampler=_Batches(self, epoch, start),
+            batch_sampler=_BatchSampler(self, epoch, start),
             num_workers=self.workers,
-            collate_fn=collate,
-            worker_init_fn=_outlive_one_sigterm,
+            collate_fn=collate_clips,
+            worker_init_fn=_ignore_first_sigterm,
             pin_memory=torch.cuda.is_available(),
             timeout=self.timeout if self.workers else 0,
             # A generator of its own: torch's would draw from the global one, and a resumed run would differ.
@@ -92,12 +92,12 @@ class ClipLoader:
         self.given = state["global_batches"]
 
 
-def _outlive_one_sigterm(worker: int) -> None:
+def _ignore_first_sigterm(worker: int) -> None:
     """Schedulers send SIGTERM to every process of a job: the reading ones must go on until the run has been saved."""
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
 
 
-class _Batches(Sequence[list[tuple[int, int]]]):
+class _BatchSampler(Sequence[list[tuple[int, int]]]):
     """The (epoch, position) of every clip of every batch of one rank from ``start`` to the epoch's end."""
 
     def __init__(self, loader: ClipLoader, epoch: int, start: int) -> None:
@@ -114,7 +114,7 @@ class _Batches(Sequence[list[tuple[int, int]]]):
         return [(self.epoch, first + i) for i in range(size)]
 
 
-class VideoData(L.LightningDataModule):
+class VideoDataModule(L.LightningDataModule):
     """Clips of shards for training and validation.
 
     Args:
@@ -163,27 +163,27 @@ class VideoData(L.LightningDataModule):
             return []
         path, part = (self.val_path, "all") if self.val_path is not None else (self.path, "val")
         try:
-            return self._loader(_Rewound, path, part, workers=0)
+            return self._loader(_ValidationLoader, path, part, workers=0)
         except ValueError:
             return []  # too little held out for one batch: train without validation
 
     def _loader(self, kind: type[ClipLoader], path: str, part: str, workers: int, labelled: float = 1.0) -> ClipLoader:
-        dataset = open_clips(
+        dataset = make_clip_dataset(
             path, self.clip_length, self.stride, self.fields, self.seed, True, part, self.val_fraction, labelled
         )
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return kind(dataset, self.batch_size, rank, world, workers, self.timeout)
 
 
-class _Rewound(ClipLoader):
+class _ValidationLoader(ClipLoader):
     """A loader that gives the same first epoch every time, for validation."""
 
-    def __iter__(self) -> Iterator[Clips]:
+    def __iter__(self) -> Iterator[ClipBatch]:
         self.given = 0
         return super().__iter__()
 
 
-def open_clips(
+def make_clip_dataset(
     path: str,
     clip_length: int,
     stride: int = 1,
@@ -197,7 +197,7 @@ def open_clips(
     """The clips of a data set.
 
     Args:
-        path: see ``VideoData``.
+        path: see ``VideoDataModule``.
         clip_length, stride, fields: of a clip.
         seed, shuffle: of the order.
         part: ``all`` episodes, the ``train`` or the held-out ``val`` ones.
@@ -205,12 +205,12 @@ def open_clips(
         labelled: the share whose actions are given.
     """
     paths = list_shards(path)
-    shards = [_part(read_index(p), part, val_fraction) for p in paths]
+    shards = [_select_split(load_shard_index(p), part, val_fraction) for p in paths]
     order = ClipOrder(shards, clip_length, stride, seed, shuffle)
     return ClipDataset(paths, shards, order, clip_length, stride, fields, labelled)
 
 
-def _part(shard: ShardIndex, part: str, val_fraction: float) -> ShardIndex:
+def _select_split(shard: ShardIndex, part: str, val_fraction: float) -> ShardIndex:
     if part == "all":
         return shard
     if part not in ("train", "val"):

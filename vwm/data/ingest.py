@@ -23,18 +23,18 @@ from numpy.typing import NDArray
 
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
-from vwm.data.video import VIDEO_EXTENSIONS, iterate_frames, open_video, probe_video, with_timeout
+from vwm.data.video import VIDEO_EXTENSIONS, call_with_timeout, iterate_frames, open_video, probe_video
 from vwm.data.workers import run_jobs
 
-MANIFEST = "ingest.json"
-CLIP_BYTES = 512 * 2**20
+INGEST_MANIFEST = "ingest.json"
+MAX_EPISODE_BYTES = 512 * 2**20
 """An episode also ends when its frames fill this much memory: a thousand frames of full HD are six gigabytes."""
-TIME_ROUNDING = 1e-3
+TIMESTAMP_TOLERANCE = 1e-3
 """Seconds by which a time stamp may be off: Matroska rounds them to milliseconds."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class IngestSettings:
     """Everything beside the videos that decides what the shards hold."""
 
     folder: str
@@ -42,11 +42,11 @@ class Settings:
     width: int | None
     fps: float | None
     clip_length: int
-    shard_videos: int
+    videos_per_shard: int
 
 
 @dataclass
-class Shard:
+class IngestShard:
     """The unit of work.
 
     Attributes:
@@ -67,7 +67,7 @@ class Shard:
     noted: dict[str, str] = field(default_factory=dict)
 
 
-def ingest(
+def ingest_videos(
     folder: Path,
     out: Path,
     size: int | None = None,
@@ -75,7 +75,7 @@ def ingest(
     width: int | None = None,
     fps: float | None = None,
     clip_length: int = 1_000,
-    shard_videos: int = 8,
+    videos_per_shard: int = 8,
     workers: int = 2,
     timeout: float = 60.0,
 ) -> None:
@@ -92,7 +92,7 @@ def ingest(
         width: of the frames.
         fps: frames a second to resample to, by time stamps; by default every frame is kept.
         clip_length: frames after which an episode is cut and the next begins.
-        shard_videos: videos a shard; shards are also what is held out for validation.
+        videos_per_shard: videos a shard; shards are also what is held out for validation.
         workers: processes that decode; 0 decodes in this one. The number changes nothing in the result.
         timeout: seconds without a new frame after which a video is given up.
 
@@ -101,43 +101,43 @@ def ingest(
     """
     from tqdm import tqdm
 
-    settings = _settings(folder, size, height, width, fps, clip_length, shard_videos)
+    settings = _make_settings(folder, size, height, width, fps, clip_length, videos_per_shard)
     files = find_videos(folder)
-    shards = plan(_load(out, settings), files, shard_videos)
-    _save(out, settings, shards)
+    shards = assign_videos_to_shards(_load_manifest(out, settings), files, videos_per_shard)
+    _save_manifest(out, settings, shards)
     todo = [s for s in shards if not s.done]
     began = time.monotonic()
     with tqdm(total=sum(len(s.files) for s in todo), unit="video", desc="ingest", disable=None) as bar:
         for shard, finished in run_jobs(functools.partial(ingest_shard, settings, out, timeout), todo, workers):
             shards[shards.index(shard)] = finished
-            _save(out, settings, shards)
+            _save_manifest(out, settings, shards)
             bar.update(len(shard.files))
     new = [s for s in shards if s.name in {t.name for t in todo}]
-    _report(out, shards, new, time.monotonic() - began)
+    _print_summary(out, shards, new, time.monotonic() - began)
     if not any(s.episodes for s in shards):
         raise ValueError(f"{folder}: none of its {len(files)} videos could be read; the reasons are listed above")
 
 
-def _settings(
+def _make_settings(
     folder: Path,
     size: int | None,
     height: int | None,
     width: int | None,
     fps: float | None,
     clip_length: int,
-    shard_videos: int,
-) -> Settings:
+    videos_per_shard: int,
+) -> IngestSettings:
     if size is not None and (height is not None or width is not None):
         raise ValueError(f"give size ({size}) or height and width ({height}, {width}), not both")
     if (height is None) != (width is None):
         raise ValueError(f"height and width go together, got height {height} and width {width}")
     height, width = (size, size) if size is not None else (height, width)
-    for name, value in (("height", height), ("width", width), ("fps", fps), ("shard_videos", shard_videos)):
+    for name, value in (("height", height), ("width", width), ("fps", fps), ("videos_per_shard", videos_per_shard)):
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be above 0, got {value}")
     if clip_length < 2:
         raise ValueError(f"clip_length must be 2 or more (one frame shows no motion), got {clip_length}")
-    return Settings(str(Path(folder).resolve()), height, width, fps, clip_length, shard_videos)
+    return IngestSettings(str(Path(folder).resolve()), height, width, fps, clip_length, videos_per_shard)
 
 
 # --------------------------------------------------------------------------------------------- the manifest
@@ -162,29 +162,33 @@ def find_videos(folder: Path) -> dict[str, list[int]]:
     return found
 
 
-def plan(shards: list[Shard], files: dict[str, list[int]], shard_videos: int) -> list[Shard]:
+def assign_videos_to_shards(
+    shards: list[IngestShard], files: dict[str, list[int]], videos_per_shard: int
+) -> list[IngestShard]:
     """Deal files out to shards: known ones stay, changed ones have their shard made anew, new ones get new shards."""
     planned = []
     for shard in shards:
         now = {path: files.get(path, stamp) for path, stamp in shard.files.items()}
-        planned.append(shard if now == shard.files else Shard(shard.name, now))
+        planned.append(shard if now == shard.files else IngestShard(shard.name, now))
     known = {path for shard in shards for path in shard.files}
     new = [path for path in files if path not in known]
-    for start in range(0, len(new), shard_videos):
-        group = {path: files[path] for path in new[start : start + shard_videos]}
-        planned.append(Shard(f"shard-{len(planned):06d}.tar", group))
+    for start in range(0, len(new), videos_per_shard):
+        group = {path: files[path] for path in new[start : start + videos_per_shard]}
+        planned.append(IngestShard(f"shard-{len(planned):06d}.tar", group))
     return planned
 
 
-def _load(out: Path, settings: Settings) -> list[Shard]:
+def _load_manifest(out: Path, settings: IngestSettings) -> list[IngestShard]:
     """The shards of the manifest.
 
     Raises:
         ValueError: shards of other settings, or of unknown origin.
     """
-    path = out / MANIFEST
+    path = out / INGEST_MANIFEST
     if not path.exists() and any(out.glob("*.tar")):
-        raise ValueError(f"{out}: has shards but no {MANIFEST}, so they came from elsewhere. Choose another folder.")
+        raise ValueError(
+            f"{out}: has shards but no {INGEST_MANIFEST}, so they came from elsewhere. Choose another folder."
+        )
     if not any(out.glob("*.tar")):  # nothing came of it so far, whatever the settings were
         return []
     found = json.loads(path.read_text())
@@ -196,20 +200,20 @@ def _load(out: Path, settings: Settings) -> list[Shard]:
             if found["settings"].get(k) != wanted[k]
         )
         raise ValueError(f"{path}: the shards there were made with other settings ({changes}). Choose another folder.")
-    shards = [Shard(**s) for s in found["shards"]]
+    shards = [IngestShard(**s) for s in found["shards"]]
     for shard in shards:
         shard.done &= not shard.episodes or (out / shard.name).exists()
     return shards
 
 
-def _save(out: Path, settings: Settings, shards: list[Shard]) -> None:
+def _save_manifest(out: Path, settings: IngestSettings, shards: list[IngestShard]) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    aside = out / (MANIFEST + ".tmp")
+    aside = out / (INGEST_MANIFEST + ".tmp")
     aside.write_text(json.dumps({"settings": asdict(settings), "shards": [asdict(s) for s in shards]}, indent=1) + "\n")
-    aside.replace(out / MANIFEST)
+    aside.replace(out / INGEST_MANIFEST)
 
 
-def _report(out: Path, shards: list[Shard], new: list[Shard], seconds: float) -> None:
+def _print_summary(out: Path, shards: list[IngestShard], new: list[IngestShard], seconds: float) -> None:
     frames, episodes = sum(s.frames for s in new), sum(s.episodes for s in new)
     if new:
         print(f"{out}: {frames} frames in {episodes} episodes, {len(new)} shards, {frames / seconds:.0f} frames/s")
@@ -227,13 +231,13 @@ def _report(out: Path, shards: list[Shard], new: list[Shard], seconds: float) ->
 # ------------------------------------------------------------------------------------------------- the work
 
 
-def ingest_shard(settings: Settings, out: Path, timeout: float, shard: Shard) -> Shard:
+def ingest_shard(settings: IngestSettings, out: Path, timeout: float, shard: IngestShard) -> IngestShard:
     """Decode a shard's videos and write it; a shard of which no video can be read is not written."""
-    result = Shard(shard.name, shard.files, done=True)
+    result = IngestShard(shard.name, shard.files, done=True)
     with contextlib.ExitStack() as stack:
         writer: ShardWriter | None = None
         for number, path in enumerate(shard.files):
-            for clip, episode in enumerate(read_video(settings, path, result, timeout)):
+            for clip, episode in enumerate(iterate_video_episodes(settings, path, result, timeout)):
                 writer = writer or stack.enter_context(ShardWriter(out / shard.name))
                 writer.write(f"{shard.name[6:12]}-{number:04d}-{clip:05d}", episode)
                 result.frames += len(episode)
@@ -244,28 +248,34 @@ def ingest_shard(settings: Settings, out: Path, timeout: float, shard: Shard) ->
     return result
 
 
-def read_video(settings: Settings, path: str, result: Shard, timeout: float) -> Iterator[Episode]:
+def iterate_video_episodes(
+    settings: IngestSettings, path: str, result: IngestShard, timeout: float
+) -> Iterator[Episode]:
     """Yield a video's episodes; what goes wrong with it is written into ``result``, never raised."""
     video = Path(settings.folder) / path
     frames: list[NDArray[np.uint8]] = []
     numbers: list[int] = []
     taken, problem = 0, ""
     try:
-        actions = read_actions(video)
-        rate, promised, count = with_timeout(lambda: _describe(video, path, actions is not None), timeout)
+        actions = read_action_file(video)
+        rate, promised, count = call_with_timeout(
+            lambda: _probe_rate_and_duration(video, path, actions is not None), timeout
+        )
         if actions is not None and len(actions) != count:
             raise ValueError(f"{path}: has {len(actions)} actions for {count} frames; there must be one a frame")
-        for number, frame in watched(_frames(settings, video, path, rate, promised), timeout):
+        for number, frame in iterate_with_timeout(
+            _iterate_resized_frames(settings, video, path, rate, promised), timeout
+        ):
             frames.append(frame)
             numbers.append(number)
-            if len(frames) == settings.clip_length or len(frames) * frame.nbytes >= CLIP_BYTES:
-                yield _episode(settings, path, frames, numbers, actions, rate)
+            if len(frames) == settings.clip_length or len(frames) * frame.nbytes >= MAX_EPISODE_BYTES:
+                yield _make_episode(settings, path, frames, numbers, actions, rate)
                 taken += len(frames)
                 frames, numbers = [], []
     except (ValueError, OSError, TimeoutError) as error:
         problem = str(error).removeprefix(f"{path}: ")
     if len(frames) >= 2:
-        yield _episode(settings, path, frames, numbers, actions, rate)
+        yield _make_episode(settings, path, frames, numbers, actions, rate)
         taken += len(frames)
     if taken == 0:
         result.skipped[path] = problem or "has fewer than 2 frames"
@@ -273,7 +283,7 @@ def read_video(settings: Settings, path: str, result: Shard, timeout: float) -> 
         result.noted[path] = f"{taken} frames kept: {problem}"
 
 
-def _describe(video: Path, path: str, count: bool) -> tuple[float, float, int]:
+def _probe_rate_and_duration(video: Path, path: str, count: bool) -> tuple[float, float, int]:
     """Mean frames a second, seconds that the header promises, and where asked for frames; 0 for what is unknown."""
     frames = probe_video(video, path)["frames"] if count else 0
     with open_video(video, path) as container:
@@ -284,8 +294,8 @@ def _describe(video: Path, path: str, count: bool) -> tuple[float, float, int]:
         return rate, (container.duration or 0) / 1e6, frames
 
 
-def _frames(
-    settings: Settings, video: Path, path: str, rate: float, promised: float
+def _iterate_resized_frames(
+    settings: IngestSettings, video: Path, path: str, rate: float, promised: float
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """Decode, resample and resize; yields (number of the source frame, frame uint8 [h, w, 3]).
 
@@ -306,14 +316,14 @@ def _frames(
                 last = seconds - origin
                 yield last, number, frame
 
-        chosen = numbered() if settings.fps is None else resample(numbered(), settings.fps, rate)
+        chosen = numbered() if settings.fps is None else resample_frames(numbered(), settings.fps, rate)
         for _, number, frame in chosen:
-            yield number, fit(frame, settings.height, settings.width)
+            yield number, resize_and_crop(frame, settings.height, settings.width)
         if rate and last + 1 / rate + 1 < promised:
             raise ValueError(f"{path}: ends after {last + 1 / rate:.1f} s, its header promises {promised:.1f} s")
 
 
-def resample(
+def resample_frames(
     frames: Iterable[tuple[float, int, NDArray[np.uint8]]], fps: float, rate: float
 ) -> Iterator[tuple[float, int, NDArray[np.uint8]]]:
     """At the times 0, 1/fps, 2/fps, ... the frame that a player shows then; some are left out, some repeated.
@@ -326,16 +336,16 @@ def resample(
     k = 0
     shown: tuple[float, int, NDArray[np.uint8]] | None = None
     for upcoming in frames:
-        while shown is not None and k / fps < upcoming[0] - TIME_ROUNDING:
+        while shown is not None and k / fps < upcoming[0] - TIMESTAMP_TOLERANCE:
             yield shown
             k += 1
         shown = upcoming
-    while shown is not None and k / fps < shown[0] + 1 / (rate or fps) - TIME_ROUNDING:
+    while shown is not None and k / fps < shown[0] + 1 / (rate or fps) - TIMESTAMP_TOLERANCE:
         yield shown
         k += 1
 
 
-def fit(frame: NDArray[np.uint8], height: int | None, width: int | None) -> NDArray[np.uint8]:
+def resize_and_crop(frame: NDArray[np.uint8], height: int | None, width: int | None) -> NDArray[np.uint8]:
     """Resize uint8 [H, W, 3] to cover height x width, cropped around the centre; unchanged where these are None."""
     from PIL import Image
 
@@ -348,8 +358,8 @@ def fit(frame: NDArray[np.uint8], height: int | None, width: int | None) -> NDAr
     return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BOX, box=box))
 
 
-def _episode(
-    settings: Settings,
+def _make_episode(
+    settings: IngestSettings,
     path: str,
     frames: list[NDArray[np.uint8]],
     numbers: list[int],
@@ -362,7 +372,7 @@ def _episode(
     return Episode(np.stack(frames), None if actions is None else actions[numbers], meta=meta)
 
 
-def watched(frames: Iterator[tuple[int, Any]], seconds: float) -> Iterator[tuple[int, Any]]:
+def iterate_with_timeout(frames: Iterator[tuple[int, Any]], seconds: float) -> Iterator[tuple[int, Any]]:
     """Run an iterator in a thread of its own; a decoder that hangs is left behind there.
 
     Raises:
@@ -398,7 +408,7 @@ def _action_paths(video: Path) -> tuple[Path, Path]:
     return video.with_suffix(".actions.npy"), video.with_suffix(".actions.csv")
 
 
-def read_actions(video: Path) -> NDArray[Any] | None:
+def read_action_file(video: Path) -> NDArray[Any] | None:
     """The actions beside a video: int64 [T], or float32 [T, A] in [-1, 1]; None where there are none.
 
     Raises:
@@ -409,7 +419,7 @@ def read_actions(video: Path) -> NDArray[Any] | None:
         if binary.exists():
             values: NDArray[Any] = np.load(binary, allow_pickle=False)
         elif table.exists():
-            values = _read_table(table)
+            values = _read_action_csv(table)
         else:
             return None
     except (ValueError, EOFError) as error:
@@ -428,7 +438,7 @@ def read_actions(video: Path) -> NDArray[Any] | None:
     raise ValueError(f"{name}: must hold integers [T] or numbers [T, A], not {values.dtype} {list(values.shape)}")
 
 
-def _read_table(path: Path) -> NDArray[Any]:
+def _read_action_csv(path: Path) -> NDArray[Any]:
     """Rows of comma-separated numbers, with or without a heading; one column of whole numbers is discrete."""
     heading = next(iter(path.read_text().splitlines()), "")
     try:

@@ -16,10 +16,10 @@ import numpy as np
 import webdataset
 
 from vwm.data.episode import Episode
-from vwm.data.index import build_index, index_path, write_index
+from vwm.data.shard_index import build_shard_index, shard_index_path, write_shard_index
 from vwm.data.video import encode_video
 
-RAW_FRAME_LIMIT = 96 * 96
+RAW_FRAME_MAX_PIXELS = 96 * 96
 """Frames of at most this many pixels are stored raw: reading 16 raw 64x64 frames takes a quarter of the time of
 decoding them, and a raw clip is read by its byte range alone."""
 
@@ -47,7 +47,7 @@ def episode_to_sample(key: str, episode: Episode, raw: bool | None = None) -> di
         "truncated": episode.truncated,
     }
     sample: dict[str, Any] = {"__key__": key, "json": meta}
-    if raw if raw is not None else height * width <= RAW_FRAME_LIMIT:
+    if raw if raw is not None else height * width <= RAW_FRAME_MAX_PIXELS:
         sample["frames.npy"] = np.ascontiguousarray(episode.frames)
     else:
         sample["mp4"] = encode_video(episode.frames, fps=float(meta.get("fps", 15)))
@@ -90,7 +90,7 @@ class ShardWriter:
         if kind is not None:
             self._aside.unlink(missing_ok=True)
             return
-        index = build_index(str(self._aside), name=self.path.name)
-        Path(index_path(self.path)).unlink(missing_ok=True)  # never the index of an older shard beside a new one
+        index = build_shard_index(str(self._aside), name=self.path.name)
+        Path(shard_index_path(self.path)).unlink(missing_ok=True)  # never the index of an older shard beside a new one
         self._aside.rename(self.path)
-        write_index(index, self.path)
+        write_shard_index(index, self.path)

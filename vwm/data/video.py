@@ -35,8 +35,8 @@ ONE_PACKET_ONE_FRAME = frozenset({"h264", "hevc", "vp9", "av1", "mjpeg", "png", 
 """Codecs of which every packet shows exactly one frame. The others (VP8's hidden frames, MPEG-4's packed ones) are
 decoded to be counted."""
 
-Source = bytes | str | os.PathLike[str]
-Backend = Literal["auto", "decord", "torchcodec", "pyav"]
+VideoSource = bytes | str | os.PathLike[str]
+VideoBackend = Literal["auto", "decord", "torchcodec", "pyav"]
 T = TypeVar("T")
 
 
@@ -111,7 +111,7 @@ def _encode_gif(frames: NDArray[np.uint8], fps: float) -> bytes:
 # --------------------------------------------------------------------------------------------------- probing
 
 
-def probe_video(source: Source, name: str) -> dict[str, Any]:
+def probe_video(source: VideoSource, name: str) -> dict[str, Any]:
     """Count and measure a video without decoding it (for most codecs).
 
     Args:
@@ -125,7 +125,7 @@ def probe_video(source: Source, name: str) -> dict[str, Any]:
         ValueError: it cannot be opened, holds no video stream, or no frame.
     """
     with open_video(source, name) as container:
-        table = _scan(container, name)
+        table = _scan_packets(container, name)
         stream = container.streams.video[0]
         height, width = stream.codec_context.height, stream.codec_context.width
         if table.turned % 2:
@@ -134,7 +134,7 @@ def probe_video(source: Source, name: str) -> dict[str, Any]:
     return {"frames": table.count, "height": height, "width": width, "fps": float(rate)}
 
 
-def open_video(source: Source, name: str) -> av.container.InputContainer:
+def open_video(source: VideoSource, name: str) -> av.container.InputContainer:
     """Open a video for PyAV, to be used as a context manager.
 
     Raises:
@@ -171,7 +171,7 @@ class _FrameTable:
     plain: bool
 
 
-def _scan(container: av.container.InputContainer, name: str) -> _FrameTable:
+def _scan_packets(container: av.container.InputContainer, name: str) -> _FrameTable:
     """Read the packets of a freshly opened video from end to end, decoding only the first frame."""
     stream = container.streams.video[0]
     pts: list[int] = []
@@ -212,7 +212,7 @@ def _quarter_turns(frame: av.VideoFrame) -> int:
     return round(frame.rotation / 90) % 4
 
 
-def _upright(frame: av.VideoFrame) -> NDArray[np.uint8]:
+def _upright_pixels(frame: av.VideoFrame) -> NDArray[np.uint8]:
     """The pixels of a frame, uint8 [H, W, 3]."""
     pixels = frame.to_ndarray(format="rgb24")
     return np.ascontiguousarray(np.rot90(pixels, _quarter_turns(frame)))
@@ -221,7 +221,9 @@ def _upright(frame: av.VideoFrame) -> NDArray[np.uint8]:
 # --------------------------------------------------------------------------------------------------- reading
 
 
-def read_frames(source: Source, indices: Sequence[int], name: str, backend: Backend = "auto") -> NDArray[np.uint8]:
+def decode_frames(
+    source: VideoSource, indices: Sequence[int], name: str, backend: VideoBackend = "auto"
+) -> NDArray[np.uint8]:
     """Decode some frames of a video.
 
     Args:
@@ -239,7 +241,7 @@ def read_frames(source: Source, indices: Sequence[int], name: str, backend: Back
     """
     wanted = [int(i) for i in indices]
     with open_video(source, name) as container:
-        table = _scan(container, name)
+        table = _scan_packets(container, name)
         if wanted and not 0 <= min(wanted) <= max(wanted) < table.count:
             bad = min(wanted) if min(wanted) < 0 else max(wanted)
             raise ValueError(f"{name}: has no frame {bad}, only 0 to {table.count - 1}")
@@ -248,10 +250,10 @@ def read_frames(source: Source, indices: Sequence[int], name: str, backend: Back
         if backend == "torchcodec":
             return _read_torchcodec(source, wanted)
         if backend == "decord":
-            return with_timeout(functools.partial(_read_decord, source, wanted, table.count), DECORD_TIMEOUT)
+            return call_with_timeout(functools.partial(_read_decord, source, wanted, table.count), DECORD_TIMEOUT)
         if table.plain and importlib.util.find_spec("decord") is not None:
             try:
-                return with_timeout(functools.partial(_read_decord, source, wanted, table.count), DECORD_TIMEOUT)
+                return call_with_timeout(functools.partial(_read_decord, source, wanted, table.count), DECORD_TIMEOUT)
             except TimeoutError:
                 warnings.warn(f"{name}: decord hung for {DECORD_TIMEOUT:g} s, reading with PyAV instead", stacklevel=2)
             except RuntimeError:
@@ -259,7 +261,7 @@ def read_frames(source: Source, indices: Sequence[int], name: str, backend: Back
         return _read_pyav(container, table, wanted, name)
 
 
-def with_timeout(call: Callable[[], T], seconds: float) -> T:
+def call_with_timeout(call: Callable[[], T], seconds: float) -> T:
     """Run ``call`` in a thread of its own; a thread that hangs is left behind (it dies with the process).
 
     Raises:
@@ -283,7 +285,7 @@ def with_timeout(call: Callable[[], T], seconds: float) -> T:
     return value
 
 
-def _read_decord(source: Source, indices: list[int], count: int) -> NDArray[np.uint8]:
+def _read_decord(source: VideoSource, indices: list[int], count: int) -> NDArray[np.uint8]:
     import decord
 
     file = io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)
@@ -297,7 +299,7 @@ def _read_decord(source: Source, indices: list[int], count: int) -> NDArray[np.u
     return frames
 
 
-def _read_torchcodec(source: Source, indices: list[int]) -> NDArray[np.uint8]:
+def _read_torchcodec(source: VideoSource, indices: list[int]) -> NDArray[np.uint8]:
     from torchcodec.decoders import VideoDecoder
 
     file = source if isinstance(source, bytes) else os.fspath(source)
@@ -313,8 +315,10 @@ def _read_pyav(
     found: dict[int, NDArray[np.uint8]] = {}
     if table.pts:
         wanted = {table.pts[i]: i for i in indices}
-        for start in sorted({_key_before(table, t) for t in wanted}):
-            _collect(container, start, {t: i for t, i in wanted.items() if _key_before(table, t) == start}, found)
+        for start in sorted({_seek_position(table, t) for t in wanted}):
+            _decode_wanted_frames(
+                container, start, {t: i for t, i in wanted.items() if _seek_position(table, t) == start}, found
+            )
     if not set(indices) <= set(found):
         container.seek(0, backward=True)
         for number, (_, frame) in zip(range(max(indices) + 1), iterate_frames(container, name), strict=False):
@@ -329,13 +333,13 @@ def _read_pyav(
     return np.stack([found[i] for i in indices])
 
 
-def _key_before(table: _FrameTable, pts: int) -> int:
+def _seek_position(table: _FrameTable, pts: int) -> int:
     """Where to seek so that decoding reaches the frame of this time stamp with all that it refers to."""
     place = bisect.bisect_right(table.keys, pts, key=lambda k: k[0]) - 1
     return table.keys[place][1] if place >= 0 else table.pts[0]
 
 
-def _collect(
+def _decode_wanted_frames(
     container: av.container.InputContainer, start: int, wanted: dict[int, int], found: dict[int, NDArray[np.uint8]]
 ) -> None:
     """Decode from a key frame on and keep the frames of the wanted time stamps (pts to frame number)."""
@@ -345,7 +349,7 @@ def _collect(
         container.seek(start, stream=stream, backward=True)
         for frame in container.decode(stream):
             if frame.pts in wanted:
-                found[wanted[frame.pts]] = _upright(frame)
+                found[wanted[frame.pts]] = _upright_pixels(frame)
             if frame.pts is None or frame.pts >= last:
                 return
     except av.FFmpegError:
@@ -368,6 +372,6 @@ def iterate_frames(
         for number, frame in enumerate(container.decode(stream)):
             if frame.is_corrupt:
                 raise ValueError(f"{name}: frame {number} is damaged")
-            yield frame.time, _upright(frame)
+            yield frame.time, _upright_pixels(frame)
     except av.FFmpegError as error:
         raise ValueError(f"{name}: is damaged or cut short ({error.strerror})") from error

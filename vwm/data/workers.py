@@ -33,7 +33,7 @@ def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], workers: in
             yield job, function(job)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_exit_with_parent) as pool:
         running = {pool.submit(function, job): job for job in jobs}
         try:
             for done in as_completed(running):
@@ -48,7 +48,7 @@ def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], workers: in
             raise
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     """End this process when the one that started it is gone: one that was killed has no time to say so."""
     parent = multiprocessing.parent_process()
     assert parent is not None

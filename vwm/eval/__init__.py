@@ -1,1 +1,5 @@
-"""How good is a world? Metrics, open-loop rollouts, control by actions, speed, and a report that shows them."""
+"""Metrics, rollouts, control, probes, surprise, reports."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vwm.eval.metrics import Estimate, estimate, psnr, squared_error
-from vwm.simulator.video import VideoSimulator
+from vwm.core.network_simulator import VideoSimulator
+from vwm.eval.metrics import MeanEstimate, estimate_mean, frame_mse, psnr
 
 
 class DeltaPSNR(NamedTuple):
     """By horizon: the estimate over clips, the clips left out, and the difference of the sets' PSNRs in dB."""
 
-    by_clip: list[Estimate]
+    by_clip: list[MeanEstimate]
     excluded: list[int]
-    by_set: Tensor
+    over_set: Tensor
 
 
-class ShuffleCost(NamedTuple):
+class ShuffledActionLoss(NamedTuple):
     """The world's loss on the next frame an element of its latents, under the right actions and under others'."""
 
     right: float
@@ -40,13 +40,15 @@ def delta_psnr(truth: Tensor, own: Tensor, random: Tensor) -> DeltaPSNR:
         own: predicted under the clips' own actions, likewise.
         random: predicted under random actions, likewise.
     """
-    right, wrong = squared_error(truth, own), squared_error(truth, random)
+    right, wrong = frame_mse(truth, own), frame_mse(truth, random)
     delta = psnr(right) - psnr(wrong)
-    by_clip = [estimate(column) for column in delta.unbind(dim=1)]
+    by_clip = [estimate_mean(column) for column in delta.unbind(dim=1)]
     return DeltaPSNR(by_clip, [len(truth) - e.n for e in by_clip], psnr(right.mean(dim=0)) - psnr(wrong.mean(dim=0)))
 
 
-def shuffle_cost(simulator: VideoSimulator, latents: Tensor, actions: Tensor, batch_size: int) -> ShuffleCost | None:
+def shuffled_action_loss(
+    simulator: VideoSimulator, latents: Tensor, actions: Tensor, batch_size: int
+) -> ShuffledActionLoss | None:
     """What it costs to be told another clip's action.
 
     The past has its right actions: only the action that leads to the frame in question is exchanged, for the one that
@@ -73,4 +75,4 @@ def shuffle_cost(simulator: VideoSimulator, latents: Tensor, actions: Tensor, ba
             total += loss
             bar.update(len(part[0]))
     right, shuffled = (total / latents[:, 1:].numel()).tolist()
-    return ShuffleCost(right, shuffled)
+    return ShuffledActionLoss(right, shuffled)

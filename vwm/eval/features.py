@@ -24,21 +24,21 @@ from diffusers import ModelMixin
 from einops import rearrange
 from torch import Tensor, nn
 
-from vwm.dit.model import DiT
-from vwm.dit.sampling import observe
-from vwm.genie.dynamics import MaskGITDynamics
-from vwm.nn.parts import CONFIG
-from vwm.nn.patches import to_float
-from vwm.simulator.bundle import BundleError, load_simulator
-from vwm.simulator.dit import DiTSimulator
-from vwm.simulator.genie import GenieSimulator
-from vwm.tokenizer.interface import VideoTokenizer
-from vwm.tokenizer.load import load_tokenizer
-from vwm.vjepa.encoder import VideoEncoder
-from vwm.vjepa.parts import FrameEncoder, load_encoder
+from vwm.core.components import COMPONENT_CONFIG_FILE
+from vwm.core.tokenizer import VideoTokenizer
+from vwm.models.dit.network import DiT
+from vwm.models.dit.sampling import observe_latents
+from vwm.models.dit.simulator import DiTSimulator
+from vwm.models.genie.dynamics import MaskGITDynamics
+from vwm.models.genie.simulator import GenieSimulator
+from vwm.models.vjepa.frame_encoder import FrameEncoder, load_frame_encoder
+from vwm.models.vjepa.video_encoder import VideoEncoder
+from vwm.nn.pixels import frames_to_float
+from vwm.tokenizers.loading import load_tokenizer
+from vwm.worlds.bundle import BundleError, load_simulator
 
 
-class Features(ABC):
+class FeatureExtractor(ABC):
     """Tokens of clips.
 
     Args:
@@ -78,7 +78,7 @@ class Features(ABC):
                 f"the model has frames of {self.image_size[0]}x{self.image_size[1]} pixels, but the data have "
                 f"{size[0]}x{size[1]} (height x width): record or ingest the data at the model's size"
             )
-        return self.tokens(to_float(frames)).float()
+        return self.tokens(frames_to_float(frames)).float()
 
     @abstractmethod
     def tokens(self, video: Tensor) -> Tensor:
@@ -87,13 +87,13 @@ class Features(ABC):
     def at(self, layer: int) -> Self:
         """Of another layer of the same networks. Raises ValueError where there is no such layer."""
         other = copy.copy(self)
-        Features.__init__(other, self.networks, self.depth, layer)
+        FeatureExtractor.__init__(other, self.networks, self.depth, layer)
         return other
 
     def fresh(self, seed: int) -> Self:
         """Of the same layer of networks with the same configs that have learned nothing."""
         other = copy.copy(self)
-        other.networks = {name: fresh(part, seed) for name, part in self.networks.items()}
+        other.networks = {name: reinitialized_copy(part, seed) for name, part in self.networks.items()}
         return other
 
     def to(self, device: torch.device | str) -> Self:
@@ -103,7 +103,7 @@ class Features(ABC):
         return self
 
 
-def fresh(part: ModelMixin, seed: int) -> ModelMixin:
+def reinitialized_copy(part: ModelMixin, seed: int) -> ModelMixin:
     """A network of the same class and config with new weights; torch's own generator stays as it was."""
     # Not from_config, which takes the class's default for whatever was given by position.
     names = inspect.signature(type(part).__init__).parameters
@@ -115,7 +115,7 @@ def fresh(part: ModelMixin, seed: int) -> ModelMixin:
     return nn.Module.to(made, next(iter(part.state_dict().values())).device)
 
 
-class PixelFeatures(Features):
+class PixelFeatureExtractor(FeatureExtractor):
     """The control that has no model: the pixels of space-time patches.
 
     Args:
@@ -128,7 +128,7 @@ class PixelFeatures(Features):
         self.tubelet, self.patch_size = tubelet, patch_size
 
     @classmethod
-    def like(cls, tokens: int, frames: int, image_size: tuple[int, int]) -> PixelFeatures:
+    def like(cls, tokens: int, frames: int, image_size: tuple[int, int]) -> PixelFeatureExtractor:
         """With as many tokens a clip as a model has, or as near to that as patches of equal size come.
 
         Args:
@@ -150,7 +150,7 @@ class PixelFeatures(Features):
         return rearrange(video, "b (t r) c (h p) (w q) -> b (t h w) (r p q c)", r=self.tubelet, p=p, q=q)
 
 
-class EncoderFeatures(Features):
+class EncoderFeatureExtractor(FeatureExtractor):
     """A V-JEPA encoder's output; a layer's number takes that layer's instead."""
 
     def __init__(self, encoder: FrameEncoder, layer: int | None = None) -> None:
@@ -165,7 +165,7 @@ class EncoderFeatures(Features):
         return encoder(video) if self.layer is None else encoder.layers(video, [self.layer])[0]
 
 
-class TokenizerFeatures(Features):
+class TokenizerFeatureExtractor(FeatureExtractor):
     """A tokenizer's latents; of a discrete one, the codes that its tokens stand for."""
 
     def __init__(self, tokenizer: VideoTokenizer, layer: int | None = None) -> None:
@@ -182,7 +182,7 @@ class TokenizerFeatures(Features):
         return rearrange(latents, "b t h w d -> b (t h w) d")
 
 
-class GenieFeatures(Features):
+class GenieFeatureExtractor(FeatureExtractor):
     """What a layer of Genie's dynamics makes of whole frames; by default at two thirds of the depth.
 
     Actions are those that the world infers itself, where it does.
@@ -190,7 +190,7 @@ class GenieFeatures(Features):
 
     def __init__(self, simulator: GenieSimulator, layer: int | None = None) -> None:
         depth = len(simulator.dynamics.transformer.blocks)
-        super().__init__(simulator.networks(), depth, two_thirds(depth) if layer is None else layer)
+        super().__init__(simulator.networks(), depth, default_probe_layer(depth) if layer is None else layer)
         self.image_size = simulator.image_size
 
     def tokens(self, video: Tensor) -> Tensor:
@@ -198,14 +198,14 @@ class GenieFeatures(Features):
         video = video.to(dynamics.device)
         tokens, infers = self.networks["tokenizer"].encode(video).flatten(2), self.networks.get("latent_action")
         actions = infers.infer(video).indices if infers is not None and video.shape[1] > 1 else None
-        with outputs_of(dynamics.transformer.blocks, self.layer) as seen:
+        with capture_block_outputs(dynamics.transformer.blocks, self.layer) as seen:
             state = dynamics.observe(dynamics.init_state(len(video)), tokens[:, :1], None)
             if video.shape[1] > 1:
                 dynamics.observe(state, tokens[:, 1:], actions)
         return torch.cat(seen, dim=1).flatten(1, 2)
 
 
-class DiTFeatures(Features):
+class DiTFeatureExtractor(FeatureExtractor):
     """What a layer of a diffusion world makes of frames; by default at two thirds of the depth.
 
     The frames have the noise that the past has in play, the same noise for every clip.
@@ -214,7 +214,7 @@ class DiTFeatures(Features):
     def __init__(self, simulator: DiTSimulator, layer: int | None = None) -> None:
         depth = len(simulator.dynamics.transformer.blocks)
         networks = {name: part for name, part in simulator.networks().items() if name not in ("outcomes", "policy")}
-        super().__init__(networks, depth, two_thirds(depth) if layer is None else layer)
+        super().__init__(networks, depth, default_probe_layer(depth) if layer is None else layer)
         self.image_size, self.context_noise = simulator.image_size, simulator.sampling.context_noise
 
     def tokens(self, video: Tensor) -> Tensor:
@@ -222,13 +222,13 @@ class DiTFeatures(Features):
         batch, frames = video.shape[:2]
         latents = self.networks["tokenizer"].encode(video.to(dynamics.device))
         lead, seed = dynamics.lead(None, batch, frames), torch.zeros(batch, dtype=torch.int64, device=dynamics.device)
-        with outputs_of(dynamics.transformer.blocks, self.layer) as seen:
-            observe(dynamics, dynamics.init_state(batch), latents, lead, seed, self.context_noise)
+        with capture_block_outputs(dynamics.transformer.blocks, self.layer) as seen:
+            observe_latents(dynamics, dynamics.init_state(batch), latents, lead, seed, self.context_noise)
         return torch.cat(seen, dim=1)[:, :, dynamics.registers : len(dynamics.places)].flatten(1, 2)
 
 
 @contextmanager
-def outputs_of(blocks: nn.ModuleList, layer: int | None) -> Iterator[list[Tensor]]:
+def capture_block_outputs(blocks: nn.ModuleList, layer: int | None) -> Iterator[list[Tensor]]:
     """Collect what one of the blocks puts out, [b, t, n, d] a call, while the block of the with-statement runs."""
     assert layer is not None
     seen: list[Tensor] = []
@@ -241,30 +241,30 @@ def outputs_of(blocks: nn.ModuleList, layer: int | None) -> Iterator[list[Tensor
         hook.remove()
 
 
-def two_thirds(depth: int) -> int:
+def default_probe_layer(depth: int) -> int:
     """The layer that ends the first two thirds: where generative networks know most of a scene, as a rule."""
     return max(round(depth * 2 / 3), 1) - 1
 
 
-def load_features(
+def load_feature_extractor(
     path: str | os.PathLike[str], layer: int | None = None, image_size: tuple[int, int] | None = None
-) -> Features:
+) -> FeatureExtractor:
     """Features of whatever a folder holds.
 
     Args:
         path: a bundle with a V-JEPA ``encoder/``, a world (or the name of a shipped one), or a tokenizer.
-        layer: see ``Features``.
+        layer: see ``FeatureExtractor``.
         image_size: (H, W) of the data, for published autoencoders, which suit any.
 
     Raises:
         ValueError: the folder holds nothing of that kind, or something broken; or there is no such layer.
     """
     folder = Path(path)
-    if (folder / "encoder" / CONFIG).is_file():
-        return EncoderFeatures(load_encoder(str(folder)), layer)
+    if (folder / "encoder" / COMPONENT_CONFIG_FILE).is_file():
+        return EncoderFeatureExtractor(load_frame_encoder(str(folder)), layer)
     if not (folder / "model_index.json").is_file():
         try:
-            return TokenizerFeatures(load_tokenizer(folder, image_size), layer)
+            return TokenizerFeatureExtractor(load_tokenizer(folder, image_size), layer)
         except FileNotFoundError:
             pass  # perhaps the name of a shipped world
     try:
@@ -273,13 +273,14 @@ def load_features(
         if (folder / "model_index.json").is_file():
             raise
         raise ValueError(
-            f"{folder} holds nothing to probe: neither a V-JEPA bundle (encoder/{CONFIG}), nor a world "
-            f"(model_index.json), nor a tokenizer ({CONFIG}). Make one from a training run: vwm export RUN -o {folder}"
+            f"{folder} holds nothing to probe: neither a V-JEPA bundle (encoder/{COMPONENT_CONFIG_FILE}), nor a world "
+            f"(model_index.json), nor a tokenizer ({COMPONENT_CONFIG_FILE}). Make one from a training run: "
+            f"vwm export RUN -o {folder}"
         ) from error
     if isinstance(simulator, GenieSimulator):
-        return GenieFeatures(simulator, layer)
+        return GenieFeatureExtractor(simulator, layer)
     if isinstance(simulator, DiTSimulator):
-        return DiTFeatures(simulator, layer)
+        return DiTFeatureExtractor(simulator, layer)
     raise ValueError(f"{folder} holds a {type(simulator).__name__}, whose features nobody has named yet")
 
 

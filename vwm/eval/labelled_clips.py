@@ -14,23 +14,23 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vwm.data.choice import key_hash
-from vwm.data.clips import ClipDataset, read_meta
-from vwm.data.index import ShardIndex, list_shards, read_index
-from vwm.data.order import ClipOrder
+from vwm.data.clip_order import ClipOrder
+from vwm.data.clips import ClipDataset, read_episode_metadata
+from vwm.data.episode_selection import key_hash
+from vwm.data.shard_index import ShardIndex, list_shards, load_shard_index
 
-Kind = Literal["numbers", "classes"]
+LabelKind = Literal["numbers", "classes"]
 
-PARTS = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
 VAL_SHARE, TEST_SHARE = 0.15, 0.25
-LEAST_VALUES = 5
+MIN_DISTINCT_VALUES = 5
 """Different values that a number must take in the training clips: fewer make it a flag, of which R² says little."""
-LEAST_VARIANCE = 0.05
+MIN_VARIANCE_RATIO = 0.05
 """Of a number in the test clips, as a share of that in the training clips: R² divides by it."""
 
 
 @dataclass(frozen=True)
-class Part:
+class LabelledSplit:
     """Clips of one part.
 
     Attributes:
@@ -61,10 +61,10 @@ class LabelledClips:
         index_hash: of the shards that the parts come from.
     """
 
-    train: Part
-    val: Part
-    test: Part
-    kind: Kind
+    train: LabelledSplit
+    val: LabelledSplit
+    test: LabelledSplit
+    kind: LabelKind
     names: tuple[str, ...]
     left_out: dict[str, str]
     index_hash: dict[str, str]
@@ -76,7 +76,7 @@ class LabelledClips:
 
 
 @dataclass(frozen=True)
-class _Raw:
+class _UnprocessedSplit:
     """Clips before anything was made of their labels: ``values`` one a clip."""
 
     frames: Tensor
@@ -86,7 +86,7 @@ class _Raw:
     available: int
 
 
-def read_labelled(
+def read_labelled_clips(
     data: str,
     clip_length: int,
     stride: int = 1,
@@ -103,7 +103,7 @@ def read_labelled(
     of one episode look alike.
 
     Args:
-        data: shards, see ``vwm.data.index.list_shards``.
+        data: shards, see ``vwm.data.shard_index.list_shards``.
         clip_length: t.
         stride: frames from one frame of a clip to its next.
         label: a key of the episodes' json. Text, whole numbers and truth values are classes, other numbers are
@@ -117,24 +117,30 @@ def read_labelled(
     Raises:
         ValueError: too few episodes, a label that is not there, a class that training has not seen.
     """
-    dealt = deal(_keys(data), test is None, seed)
+    dealt = split_episodes(_episode_keys(data), test is None, seed)
     limits = {"train": clips, "val": max(1, clips // 4), "test": test_clips}
     raw, hashes = {}, {}
-    for part in PARTS:
+    for part in SPLITS:
         where = test if part == "test" and test is not None else data
         chosen = None if part == "test" and test is not None else dealt[part]
-        dataset = _open(where, chosen, clip_length, stride, ("frames",) if label else ("frames", "state"), seed)
-        raw[part] = _read(dataset, limits[part], label, part)
+        dataset = _open_dataset(where, chosen, clip_length, stride, ("frames",) if label else ("frames", "state"), seed)
+        raw[part] = _read_split(dataset, limits[part], label, part)
         hashes[part] = dataset.order.index_hash
     values = [value for part in raw.values() for value in part.values]
-    make = _classes if label is not None and not any(isinstance(v, float | list) for v in values) else _numbers
+    make = (
+        _class_labels
+        if label is not None and not any(isinstance(v, float | list) for v in values)
+        else _regression_labels
+    )
     labels, names, left_out = make(raw, label or "state", only)
-    parts = {part: Part(found.frames, labels[part], found.episodes, found.available) for part, found in raw.items()}
-    kind: Kind = "classes" if make is _classes else "numbers"
+    parts = {
+        part: LabelledSplit(found.frames, labels[part], found.episodes, found.available) for part, found in raw.items()
+    }
+    kind: LabelKind = "classes" if make is _class_labels else "numbers"
     return LabelledClips(**parts, kind=kind, names=names, left_out=left_out, index_hash=hashes)
 
 
-def deal(keys: Sequence[str], with_test: bool, seed: int) -> dict[str, set[str]]:
+def split_episodes(keys: Sequence[str], with_test: bool, seed: int) -> dict[str, set[str]]:
     """Deal episodes to the parts, each to one: a quarter for testing, 15% for validation, the rest for training.
 
     Args:
@@ -150,38 +156,40 @@ def deal(keys: Sequence[str], with_test: bool, seed: int) -> dict[str, set[str]]
     if len(keys) < least:
         raise ValueError(
             f"{len(keys)} episodes are too few for parts that share none: it takes {least}. Record more, or shorter "
-            f"ones (vwm record --max_episode)"
+            f"ones (vwm record --max_episode_frames)"
         )
     order = sorted(keys, key=lambda key: key_hash(key, f"probe {seed}".encode()[:16]))
     tested = max(2, round(TEST_SHARE * len(keys))) if with_test else 0
     validated = max(1, round(VAL_SHARE * len(keys)))
     ends = {"test": tested, "val": tested + validated, "train": len(keys)}
     starts = {"test": 0, "val": tested, "train": tested + validated}
-    return {part: set(order[starts[part] : ends[part]]) for part in PARTS}
+    return {part: set(order[starts[part] : ends[part]]) for part in SPLITS}
 
 
-def _keys(data: str) -> list[str]:
+def _episode_keys(data: str) -> list[str]:
     """A name for every episode: equal keys in different shards are different episodes."""
-    return [_name(index, entry.key) for index in map(read_index, list_shards(data)) for entry in index.episodes]
+    return [
+        _episode_key(index, entry.key) for index in map(load_shard_index, list_shards(data)) for entry in index.episodes
+    ]
 
 
-def _name(shard: ShardIndex, key: str) -> str:
+def _episode_key(shard: ShardIndex, key: str) -> str:
     return f"{shard.tar}:{key}"
 
 
-def _open(
+def _open_dataset(
     data: str, chosen: set[str] | None, clip_length: int, stride: int, fields: Sequence[str], seed: int
 ) -> ClipDataset:
     """Clips of some episodes, shuffled over all shards at once, so that a few of them come from many episodes."""
     paths = list_shards(data)
-    shards = [read_index(path) for path in paths]
+    shards = [load_shard_index(path) for path in paths]
     if chosen is not None:
-        shards = [replace(s, episodes=tuple(e for e in s.episodes if _name(s, e.key) in chosen)) for s in shards]
+        shards = [replace(s, episodes=tuple(e for e in s.episodes if _episode_key(s, e.key) in chosen)) for s in shards]
     order = ClipOrder(shards, clip_length, stride, seed, shuffle=True, block=len(shards))
     return ClipDataset(paths, shards, order, clip_length, stride, fields)
 
 
-def _read(dataset: ClipDataset, count: int, label: str | None, part: str) -> _Raw:
+def _read_split(dataset: ClipDataset, count: int, label: str | None, part: str) -> _UnprocessedSplit:
     addresses = [dataset.order.address(0, i) for i in range(min(count, len(dataset.order)))]
     frames: list[Tensor] = []
     values, episodes = [], []
@@ -193,14 +201,14 @@ def _read(dataset: ClipDataset, count: int, label: str | None, part: str) -> _Ra
         if frames and clip["frames"].shape != frames[0].shape:
             raise ValueError(f"{where} has frames of another size than others: {clip['frames'].shape[1:]}")
         frames.append(torch.from_numpy(clip["frames"].copy()))
-        meta = read_meta(path, entry)
-        values.append(_value(clip, meta, label, where))
+        meta = read_episode_metadata(path, entry)
+        values.append(_read_label(clip, meta, label, where))
         names = names or meta.get("state_names")
         episodes.append(numbers.setdefault((address.shard, address.episode), len(numbers)))
-    return _Raw(torch.stack(frames), values, names, torch.tensor(episodes), len(dataset.order))
+    return _UnprocessedSplit(torch.stack(frames), values, names, torch.tensor(episodes), len(dataset.order))
 
 
-def _value(clip: dict[str, Any], meta: dict[str, Any], label: str | None, where: str) -> Any:
+def _read_label(clip: dict[str, Any], meta: dict[str, Any], label: str | None, where: str) -> Any:
     if label is not None:
         if label not in meta:
             raise ValueError(f"{where} has no label {label!r} in its json, only {', '.join(sorted(meta)) or 'nothing'}")
@@ -212,8 +220,8 @@ def _value(clip: dict[str, Any], meta: dict[str, Any], label: str | None, where:
     return clip["state"][-1]
 
 
-def _numbers(
-    raw: dict[str, _Raw], what: str, only: Sequence[str]
+def _regression_labels(
+    raw: dict[str, _UnprocessedSplit], what: str, only: Sequence[str]
 ) -> tuple[dict[str, Tensor], tuple[str, ...], dict[str, str]]:
     """Standardised numbers, their names, and which were left out."""
     try:
@@ -239,29 +247,29 @@ def _numbers(
             left_out[name] = "not asked for"
         elif not (np.isfinite(train[:, i]).all() and np.isfinite(test[:, i]).all()):
             left_out[name] = "not finite"
-        elif values < LEAST_VALUES:
+        elif values < MIN_DISTINCT_VALUES:
             left_out[name] = f"{values} values in the training clips"
-        elif test[:, i].var() < LEAST_VARIANCE * train[:, i].var():
+        elif test[:, i].var() < MIN_VARIANCE_RATIO * train[:, i].var():
             left_out[name] = "hardly varies in the test clips"
     kept = [i for i, name in enumerate(names) if name not in left_out]
     if not kept:
-        raise ValueError(f"nothing is left to predict of {what}: {_listed(left_out)}")
+        raise ValueError(f"nothing is left to predict of {what}: {_format_reasons(left_out)}")
     mean, std = train[:, kept].mean(axis=0), train[:, kept].std(axis=0)
     labels = {part: torch.from_numpy((values[:, kept] - mean) / std) for part, values in stacked.items()}
     return labels, tuple(names[i] for i in kept), left_out
 
 
-def _classes(
-    raw: dict[str, _Raw], what: str, only: Sequence[str]
+def _class_labels(
+    raw: dict[str, _UnprocessedSplit], what: str, only: Sequence[str]
 ) -> tuple[dict[str, Tensor], tuple[str, ...], dict[str, str]]:
     """Numbers of classes, and the classes' names."""
     if only:
         raise ValueError(f"{what} are classes; only={list(only)} chooses among numbers")
-    names = _sorted(raw["train"].values)
+    names = _sorted_classes(raw["train"].values)
     if len(names) < 2:
         raise ValueError(f"{what} is {names[0]!r} in every training clip: there is nothing to tell apart")
     for part in ("val", "test"):
-        unseen = [name for name in _sorted(raw[part].values) if name not in names]
+        unseen = [name for name in _sorted_classes(raw[part].values) if name not in names]
         if unseen:
             raise ValueError(
                 f"{what} {', '.join(map(str, unseen))} stands in the {part} part alone: use more episodes, more clips, "
@@ -271,9 +279,9 @@ def _classes(
     return labels, tuple(map(str, names)), {}
 
 
-def _sorted(values: Iterable[Any]) -> list[Any]:
+def _sorted_classes(values: Iterable[Any]) -> list[Any]:
     return sorted(set(values), key=lambda v: (str(type(v)), v))
 
 
-def _listed(left_out: dict[str, str]) -> str:
+def _format_reasons(left_out: dict[str, str]) -> str:
     return "; ".join(f"{name}: {why}" for name, why in left_out.items())

@@ -14,7 +14,7 @@ import torchmetrics
 from torch import Tensor, nn
 from torchvision.models import alexnet
 
-from vwm.nn.patches import to_float
+from vwm.nn.pixels import frames_to_float
 
 LPIPS_NOTE = (
     "LPIPS is missing: it needs torchvision's AlexNet weights (alexnet-owt-7be5be79.pth from download.pytorch.org), "
@@ -25,10 +25,10 @@ FVD_NOTE = (
     "given with --fvd_weights FILE"
 )
 
-LAYERS = ((0, 2), (2, 5), (5, 8), (8, 10), (10, 12))
+ALEXNET_STAGES = ((0, 2), (2, 5), (5, 8), (8, 10), (10, 12))
 """AlexNet's five stages, as slices of its ``features``."""
 
-MEAN, SPREAD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+LPIPS_MEAN, LPIPS_STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 """What LPIPS takes for the mean and the spread of red, green and blue in [-1, 1]."""
 
 
@@ -54,26 +54,26 @@ class LPIPS(nn.Module):
             features.load_state_dict(own, assign=True)
         except Exception as error:  # unpickling and state dicts fail in a dozen ways
             raise ValueError(f"lpips_weights={weights} are no AlexNet weights ({error}). {LPIPS_NOTE}") from error
-        self.stages = nn.ModuleList(features[first:last] for first, last in LAYERS)
+        self.stages = nn.ModuleList(features[first:last] for first, last in ALEXNET_STAGES)
         for module in self.stages.modules():
             if isinstance(module, nn.ReLU):
                 module.inplace = False
         shipped = Path(torchmetrics.__file__).parent / "functional/image/lpips_models/alex.pth"
         heads = torch.load(shipped, map_location="cpu", weights_only=True)
-        self.heads = [heads[f"lin{i}.model.1.weight"].flatten() for i in range(len(LAYERS))]
+        self.heads = [heads[f"lin{i}.model.1.weight"].flatten() for i in range(len(ALEXNET_STAGES))]
         self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Distance of pictures, float [n, 3, h, w] in [-1, 1] twice -> [n]; 0 where they are equal."""
-        x, y = ((z - z.new_tensor(MEAN)[:, None, None]) / z.new_tensor(SPREAD)[:, None, None] for z in (x, y))
+        x, y = ((z - z.new_tensor(LPIPS_MEAN)[:, None, None]) / z.new_tensor(LPIPS_STD)[:, None, None] for z in (x, y))
         total = x.new_zeros(len(x))
         for stage, head in zip(self.stages, self.heads, strict=True):
             x, y = stage(x), stage(y)
-            difference = (_unit(x) - _unit(y)).square()
+            difference = (_normalize_features(x) - _normalize_features(y)).square()
             total += torch.einsum("nchw,c->nhw", difference, head.to(x)).mean(dim=(1, 2))
         return total
 
-    def by_time(self, truth: Tensor, guess: Tensor) -> Tensor:
+    def per_time_step(self, truth: Tensor, guess: Tensor) -> Tensor:
         """The mean over clips at each time step: uint8 [n, t, h, w, 3] twice -> float64 [t].
 
         Raises:
@@ -81,11 +81,11 @@ class LPIPS(nn.Module):
         """
         if min(truth.shape[2:4]) < 31:
             raise ValueError(f"LPIPS needs frames of 31x31 pixels or more, these have {list(truth.shape[2:4])}")
-        pairs = zip(to_float(truth).unbind(1), to_float(guess).unbind(1), strict=True)
+        pairs = zip(frames_to_float(truth).unbind(1), frames_to_float(guess).unbind(1), strict=True)
         return torch.stack([self(x, y).double().mean() for x, y in pairs])
 
 
-def _unit(x: Tensor) -> Tensor:
+def _normalize_features(x: Tensor) -> Tensor:
     """Every pixel's features at length 1."""
     return x / (x.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
 
@@ -121,7 +121,7 @@ class FVD:
     @torch.inference_mode()
     def features(self, frames: Tensor) -> Tensor:
         """uint8 [n, t, h, w, 3] -> [n, f]."""
-        videos = (to_float(part).transpose(1, 2) for part in frames.split(8))
+        videos = (frames_to_float(part).transpose(1, 2) for part in frames.split(8))
         return torch.cat([self.network(v, rescale=False, resize=True, return_features=True) for v in videos])
 
 

@@ -11,43 +11,43 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-MODEL, COPY, CEILING, GREY = "#1f6fb4", "#d1662b", "#3a9a5b", "#6b6b6b"
+MODEL_COLOR, COPY_COLOR, CEILING_COLOR, GREY_COLOR = "#1f6fb4", "#d1662b", "#3a9a5b", "#6b6b6b"
 
 
-def compounding_error(rollout: dict[str, Any]) -> Figure:
+def plot_compounding_error(rollout: dict[str, Any]) -> Figure:
     """How a rollout decays with the horizon, between copying the last frame and the tokenizer's ceiling."""
-    figure = _figure(9.0, 3.4)
+    figure = _make_figure(9.0, 3.4)
     for axes, name, label in zip(figure.subplots(1, 2), ("psnr", "ssim"), ("PSNR [dB]", "SSIM"), strict=True):
-        _curve(axes, rollout[f"{name}_tokenizer"], CEILING, "tokenizer (ceiling)", "--")
-        _curve(axes, rollout[name], MODEL, "rollout, own actions")
-        _curve(axes, rollout[f"{name}_random_actions"], GREY, "rollout, random actions", ":")
-        _curve(axes, rollout[f"{name}_copy_last"], COPY, "copy of the last frame", "--")
-        _horizon_axis(axes, label)
+        _plot_curve(axes, rollout[f"{name}_tokenizer"], CEILING_COLOR, "tokenizer (ceiling)", "--")
+        _plot_curve(axes, rollout[name], MODEL_COLOR, "rollout, own actions")
+        _plot_curve(axes, rollout[f"{name}_random_actions"], GREY_COLOR, "rollout, random actions", ":")
+        _plot_curve(axes, rollout[f"{name}_copy_last"], COPY_COLOR, "copy of the last frame", "--")
+        _format_horizon_axis(axes, label)
     figure.axes[0].legend(frameon=False, fontsize=8)
     return figure
 
 
-def latent_error(compounding: dict[str, Any]) -> Figure:
+def plot_latent_error(compounding: dict[str, Any]) -> Figure:
     """How what a compact world foretells, and the rewards, part from what came, with the horizon."""
     paid = compounding["reward_error"] is not None
-    figure = _figure(9.0 if paid else 5.2, 3.4)
+    figure = _make_figure(9.0 if paid else 5.2, 3.4)
     panels = figure.subplots(1, 2 if paid else 1, squeeze=False)[0]
-    _curve(panels[0], compounding["error"], MODEL, "own actions")
-    _curve(panels[0], compounding["error_random_actions"], GREY, "random actions", ":")
-    _curve(panels[0], compounding["error_copy_last"], COPY, "copy of the last one", "--")
-    _horizon_axis(panels[0], f"error of {compounding['observed']} [standard deviations]")
+    _plot_curve(panels[0], compounding["error"], MODEL_COLOR, "own actions")
+    _plot_curve(panels[0], compounding["error_random_actions"], GREY_COLOR, "random actions", ":")
+    _plot_curve(panels[0], compounding["error_copy_last"], COPY_COLOR, "copy of the last one", "--")
+    _format_horizon_axis(panels[0], f"error of {compounding['observed']} [standard deviations]")
     if paid:
-        _curve(panels[1], compounding["reward_error"], MODEL, "own actions")
-        _curve(panels[1], compounding["reward_error_mean"], COPY, "the mean reward", "--")
-        _horizon_axis(panels[1], "error of rewards [standard deviations]")
+        _plot_curve(panels[1], compounding["reward_error"], MODEL_COLOR, "own actions")
+        _plot_curve(panels[1], compounding["reward_error_mean"], COPY_COLOR, "the mean reward", "--")
+        _format_horizon_axis(panels[1], "error of rewards [standard deviations]")
     for axes in panels:
         axes.legend(frameon=False, fontsize=8)
     return figure
 
 
-def delta_psnr(control: dict[str, Any]) -> Figure:
+def plot_delta_psnr(control: dict[str, Any]) -> Figure:
     """The difference that the right actions make, by horizon."""
-    figure = _figure(5.2, 3.4)
+    figure = _make_figure(5.2, 3.4)
     axes = figure.subplots()
     rows = control["delta_psnr_by_horizon"]
     mean, stderr = (np.array([np.nan if r[key] is None else r[key] for r in rows]) for key in ("mean", "stderr"))
@@ -57,27 +57,27 @@ def delta_psnr(control: dict[str, Any]) -> Figure:
         horizon,
         mean,
         np.nan_to_num(stderr),
-        color=MODEL,
+        color=MODEL_COLOR,
         marker="o",
         markersize=4,
         capsize=3,
         label="mean of clips ± standard error",
     )
-    _curve(axes, control["delta_psnr_set_by_horizon"], GREY, "of the set's errors", ":")
-    _horizon_axis(axes, "ΔPSNR, own − random actions [dB]")
+    _plot_curve(axes, control["delta_psnr_set_by_horizon"], GREY_COLOR, "of the set's errors", ":")
+    _format_horizon_axis(axes, "ΔPSNR, own − random actions [dB]")
     axes.legend(frameon=False, fontsize=8)
     return figure
 
 
-def codebook_usage(counts: ArrayLike, perplexity: float) -> Figure:
+def plot_codebook_usage(counts: ArrayLike, perplexity: float) -> Figure:
     """How evenly the tokenizer's codes are used, the commonest first."""
     share = np.sort(np.asarray(counts, float))[::-1]
     share = 100 * share / share.sum()
     used = int((share > 0).sum())
-    figure = _figure(5.2, 3.4)
+    figure = _make_figure(5.2, 3.4)
     axes = figure.subplots()
-    axes.bar(np.arange(1, len(share) + 1), share, width=1.0, color=MODEL)
-    axes.axhline(100 / len(share), color=GREY, linestyle=":", label="all codes alike")
+    axes.bar(np.arange(1, len(share) + 1), share, width=1.0, color=MODEL_COLOR)
+    axes.axhline(100 / len(share), color=GREY_COLOR, linestyle=":", label="all codes alike")
     axes.set_yscale("log")
     axes.set_xlim(0.5, len(share) + 0.5)
     axes.set_xlabel("code, by rank")
@@ -87,12 +87,12 @@ def codebook_usage(counts: ArrayLike, perplexity: float) -> Figure:
     return figure
 
 
-def action_table(table: ArrayLike, names: Sequence[str], bits: float) -> Figure:
+def plot_action_table(table: ArrayLike, names: Sequence[str], bits: float) -> Figure:
     """Which recorded action stands where a latent one was inferred; each row sums to 100 %."""
     counts = np.asarray(table, float)
     totals = counts.sum(axis=1, keepdims=True)
     share = 100 * counts / np.maximum(totals, 1)
-    figure = _figure(2.2 + 0.5 * counts.shape[1], 1.8 + 0.34 * counts.shape[0])
+    figure = _make_figure(2.2 + 0.5 * counts.shape[1], 1.8 + 0.34 * counts.shape[0])
     axes = figure.subplots()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     axes.set_xticks(range(counts.shape[1]), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
@@ -110,14 +110,14 @@ def action_table(table: ArrayLike, names: Sequence[str], bits: float) -> Figure:
     return figure
 
 
-def step_latency(milliseconds: ArrayLike, p50: float, p95: float, fps: float) -> Figure:
+def plot_step_latency(milliseconds: ArrayLike, p50: float, p95: float, fps: float) -> Figure:
     """How long a player waits for a frame, against the recording's own pace."""
-    figure = _figure(6.2, 3.4)
+    figure = _make_figure(6.2, 3.4)
     axes = figure.subplots()
-    axes.hist(np.asarray(milliseconds, float), bins=20, color=MODEL)
+    axes.hist(np.asarray(milliseconds, float), bins=20, color=MODEL_COLOR)
     axes.axvline(p50, color="black", linewidth=1, label=f"median {p50:.1f} ms")
     axes.axvline(p95, color="black", linewidth=1, linestyle="--", label=f"95th percentile {p95:.1f} ms")
-    axes.axvline(1000 / fps, color=COPY, linewidth=1.5, label=f"real time, {fps:g} frames/s: {1000 / fps:.1f} ms")
+    axes.axvline(1000 / fps, color=COPY_COLOR, linewidth=1.5, label=f"real time, {fps:g} frames/s: {1000 / fps:.1f} ms")
     axes.set_xlabel("time of a step [ms]")
     axes.set_ylabel("steps")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -125,7 +125,7 @@ def step_latency(milliseconds: ArrayLike, p50: float, p95: float, fps: float) ->
     return figure
 
 
-def returns_beside(
+def plot_returns(
     means: Mapping[str, tuple[float, float, float]],
     normalised: Mapping[str, tuple[float, float, float] | None],
     title: str,
@@ -133,18 +133,18 @@ def returns_beside(
     """What agents earn, the best on top: (value, low, high) by name; and again between random (0) and real (1)."""
     names = sorted(means, key=lambda name: means[name][0])
     ratios = {name: known for name in names if (known := normalised.get(name)) is not None}
-    figure = _figure(9.0 if ratios else 5.5, 1.2 + 0.45 * len(names))
+    figure = _make_figure(9.0 if ratios else 5.5, 1.2 + 0.45 * len(names))
     panels = figure.subplots(1, 2 if ratios else 1, squeeze=False)[0]
-    _points(panels[0], names, means, "mean return, 95% interval")
+    _plot_intervals(panels[0], names, means, "mean return, 95% interval")
     if ratios:
-        _points(panels[1], list(ratios), ratios, "(return − random) / (real − random)")
+        _plot_intervals(panels[1], list(ratios), ratios, "(return − random) / (real − random)")
         for place, style in ((0, ":"), (1, "--")):
-            panels[1].axvline(place, color=GREY, linestyle=style, linewidth=1)
+            panels[1].axvline(place, color=GREY_COLOR, linestyle=style, linewidth=1)
     figure.suptitle(title, fontsize=8, wrap=True)
     return figure
 
 
-def learning_curves(curves: Mapping[str, Sequence[Mapping[float, float]]], random: float, title: str) -> Figure:
+def plot_learning_curves(curves: Mapping[str, Sequence[Mapping[float, float]]], random: float, title: str) -> Figure:
     """How several ways learn: every run a thin line, and a way's mean where all its runs were evaluated.
 
     Args:
@@ -152,7 +152,7 @@ def learning_curves(curves: Mapping[str, Sequence[Mapping[float, float]]], rando
         random: what random actions earn.
         title: over it all.
     """
-    figure = _figure(7.5, 4.2)
+    figure = _make_figure(7.5, 4.2)
     axes = figure.subplots()
     for number, (name, runs) in enumerate(curves.items()):
         color = f"C{number}"
@@ -161,7 +161,7 @@ def learning_curves(curves: Mapping[str, Sequence[Mapping[float, float]]], rando
         common = sorted(set.intersection(*(set(run) for run in runs)))
         means = [float(np.mean([run[step] for run in runs])) for step in common]
         axes.plot(common, means, "-o", color=color, markersize=3, label=f"{name} ({len(runs)})")
-    axes.axhline(random, color=GREY, linestyle=":", label="random actions")
+    axes.axhline(random, color=GREY_COLOR, linestyle=":", label="random actions")
     axes.set_xlabel("decisions in training")
     axes.set_ylabel("return in evaluation")
     axes.grid(alpha=0.25)
@@ -171,12 +171,14 @@ def learning_curves(curves: Mapping[str, Sequence[Mapping[float, float]]], rando
     return figure
 
 
-def _points(axes: Axes, names: Sequence[str], scores: Mapping[str, tuple[float, float, float]], label: str) -> None:
+def _plot_intervals(
+    axes: Axes, names: Sequence[str], scores: Mapping[str, tuple[float, float, float]], label: str
+) -> None:
     value, low, high = np.array([scores[name] for name in names]).T
     places = np.arange(len(names))
     # A percentile interval of very few episodes may lie beside its value; a bar of negative length cannot be drawn.
     bars = np.maximum([value - low, high - value], 0)
-    axes.errorbar(value, places, xerr=bars, fmt="o", color=MODEL, capsize=4, markersize=6)
+    axes.errorbar(value, places, xerr=bars, fmt="o", color=MODEL_COLOR, capsize=4, markersize=6)
     axes.set_yticks(places, names)
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_xlabel(label)
@@ -184,17 +186,17 @@ def _points(axes: Axes, names: Sequence[str], scores: Mapping[str, tuple[float, 
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _figure(width: float, height: float) -> Figure:
+def _make_figure(width: float, height: float) -> Figure:
     """Inches."""
     return Figure(figsize=(width, height), dpi=130, layout="constrained")
 
 
-def _curve(axes: Axes, values: Sequence[float | None], color: str, label: str, style: str = "-") -> None:
+def _plot_curve(axes: Axes, values: Sequence[float | None], color: str, label: str, style: str = "-") -> None:
     known = [np.nan if v is None else v for v in values]
     axes.plot(range(1, len(known) + 1), known, style, color=color, marker="o", markersize=3, label=label)
 
 
-def _horizon_axis(axes: Axes, label: str) -> None:
+def _format_horizon_axis(axes: Axes, label: str) -> None:
     axes.set_xlabel("horizon [frames after the context]")
     axes.set_ylabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

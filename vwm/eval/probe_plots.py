@@ -10,50 +10,52 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vwm.eval.plots import COPY, GREY, MODEL
-from vwm.eval.probe_table import TITLES
+from vwm.eval.plots import COPY_COLOR, GREY_COLOR, MODEL_COLOR
+from vwm.eval.probe_table import PROBE_TITLES
 
-CONTROLS = {"random init": GREY, "pixels": COPY}
-MOST_NUMBERS = 48
+CONTROL_COLORS = {"random init": GREY_COLOR, "pixels": COPY_COLOR}
+MAX_PLOTTED_OUTPUTS = 48
 """More than these are not told apart in a plot: it then shows those that the model's probes tell best."""
 
 
-def scores(report: dict[str, Any]) -> Figure:
+def plot_probe_scores(report: dict[str, Any]) -> Figure:
     """Every kind of feature, a bar a probe, with its interval."""
     rows, probes = report["rows"], list(report["rows"][0]["probes"])
-    figure = _figure(2.0 + 1.1 * len(probes) * max(1.0, 0.28 * len(rows)), 3.8)
+    figure = _make_probe_figure(2.0 + 1.1 * len(probes) * max(1.0, 0.28 * len(rows)), 3.8)
     axes = figure.subplots()
     width = 0.84 / len(rows)
-    for i, (row, color) in enumerate(zip(rows, _colors(rows), strict=True)):
+    for i, (row, color) in enumerate(zip(rows, _row_colors(rows), strict=True)):
         found = [row["probes"][probe]["score"] for probe in probes]
-        _bars(axes, np.arange(len(probes)) + (i - (len(rows) - 1) / 2) * width, found, width, color, row["name"])
-    axes.set_xticks(range(len(probes)), [TITLES[probe].replace(" ", "\n", 1) for probe in probes])
+        _plot_bars(axes, np.arange(len(probes)) + (i - (len(rows) - 1) / 2) * width, found, width, color, row["name"])
+    axes.set_xticks(range(len(probes)), [PROBE_TITLES[probe].replace(" ", "\n", 1) for probe in probes])
     axes.axhline(report["labels"]["chance"], color="black", linewidth=0.8, linestyle=":")
-    _dress(axes, f"{report['labels']['score']} on test episodes")
-    _clip(axes)
+    _format_axes(axes, f"{report['labels']['score']} on test episodes")
+    _clip_y_axis(axes)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 
-def by_number(report: dict[str, Any]) -> Figure | None:
+def plot_scores_by_output(report: dict[str, Any]) -> Figure | None:
     """R² of every number, a panel a probe, of each model and its controls."""
     labels, rows = report["labels"], report["rows"]
     if labels["kind"] != "numbers":
         return None
     probes = list(rows[0]["probes"])
-    best = [max(_value(p["by_output"][i]) for p in rows[0]["probes"].values()) for i in range(len(labels["names"]))]
-    shown = sorted(np.argsort(best)[::-1][:MOST_NUMBERS].tolist())
-    figure = _figure(max(6.0, 1.5 + 0.3 * len(shown)), 2.2 * len(probes) + 1.0)
+    best = [
+        max(_score_value(p["by_output"][i]) for p in rows[0]["probes"].values()) for i in range(len(labels["names"]))
+    ]
+    shown = sorted(np.argsort(best)[::-1][:MAX_PLOTTED_OUTPUTS].tolist())
+    figure = _make_probe_figure(max(6.0, 1.5 + 0.3 * len(shown)), 2.2 * len(probes) + 1.0)
     panels = np.atleast_1d(figure.subplots(len(probes), 1, sharex=True))
     for axes, probe in zip(panels, probes, strict=True):
-        for j, (row, color) in enumerate(zip(rows, _colors(rows), strict=True)):
+        for j, (row, color) in enumerate(zip(rows, _row_colors(rows), strict=True)):
             found = [row["probes"][probe]["by_output"][i] for i in shown]
             aside = (j - (len(rows) - 1) / 2) * 0.6 / len(rows)
-            _points(axes, np.arange(len(shown)) + aside, found, color, row["name"])
+            _plot_points(axes, np.arange(len(shown)) + aside, found, color, row["name"])
         axes.axhline(0, color="black", linewidth=0.8)
-        axes.set_title(TITLES[probe], fontsize=9, loc="left")
-        _dress(axes, "R²")
-        _clip(axes)
+        axes.set_title(PROBE_TITLES[probe], fontsize=9, loc="left")
+        _format_axes(axes, "R²")
+        _clip_y_axis(axes)
     names = [labels["names"][i] for i in shown]
     panels[-1].set_xticks(range(len(shown)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
     panels[-1].set_xlim(-0.7, len(shown) - 0.3)
@@ -62,95 +64,100 @@ def by_number(report: dict[str, Any]) -> Figure | None:
     return figure
 
 
-def sweep(report: dict[str, Any]) -> Figure | None:
+def plot_probe_sweep(report: dict[str, Any]) -> Figure | None:
     """Validation loss of every head of the sweeps by epoch; the chosen one is bold."""
     rows = report["rows"]
     swept = [p for p in rows[0]["probes"] if rows[0]["probes"][p]["chosen"][0]["val_losses"] is not None]
     if not swept:
         return None
-    figure = _figure(1.0 + 2.6 * len(rows), 1.0 + 2.4 * len(swept))
+    figure = _make_probe_figure(1.0 + 2.6 * len(rows), 1.0 + 2.4 * len(swept))
     panels = figure.subplots(len(swept), len(rows), squeeze=False, sharey="row", sharex=True)
     for line, probe in zip(panels, swept, strict=True):
         top = 0.0
         for axes, row in zip(line, rows, strict=True):
             found = row["probes"][probe]["chosen"][0]
-            top = max(top, _curves(axes, found))
-            axes.set_title(f"{row['name']}\n{_chosen(found)}", fontsize=7)
+            top = max(top, _plot_sweep_losses(axes, found))
+            axes.set_title(f"{row['name']}\n{_format_chosen(found)}", fontsize=7)
         line[0].set_ylim(top=top)  # a head that runs away would squeeze the rest
-        line[0].set_ylabel(f"{TITLES[probe]}:\nvalidation loss", fontsize=8)
+        line[0].set_ylabel(f"{PROBE_TITLES[probe]}:\nvalidation loss", fontsize=8)
     for axes in panels[-1]:
         axes.set_xlabel("epoch", fontsize=8)
     return figure
 
 
-PLOTS: dict[str, Callable[[dict[str, Any]], Figure | None]] = {
-    "probes.png": scores,
-    "numbers.png": by_number,
-    "sweep.png": sweep,
+PROBE_PLOTS: dict[str, Callable[[dict[str, Any]], Figure | None]] = {
+    "probes.png": plot_probe_scores,
+    "numbers.png": plot_scores_by_output,
+    "sweep.png": plot_probe_sweep,
 }
 
 
-def _curves(axes: Axes, found: dict[str, Any]) -> float:
+def _plot_sweep_losses(axes: Axes, found: dict[str, Any]) -> float:
     """Draw a sweep; returns the loss up to which it is worth looking at."""
     losses = np.array(found["val_losses"], float)  # None becomes not a number: a head that lost its way
     epochs = np.arange(1, len(losses) + 1)
-    axes.plot(epochs, losses, color=GREY, linewidth=0.6, alpha=0.6)
+    axes.plot(epochs, losses, color=GREY_COLOR, linewidth=0.6, alpha=0.6)
     winner = int(np.nanargmin(np.nanmin(losses, axis=0)))
-    axes.plot(epochs, losses[:, winner], color=MODEL, linewidth=1.8)
-    axes.plot(found["epoch"], losses[found["epoch"] - 1, winner], "o", color=MODEL, markersize=4)
+    axes.plot(epochs, losses[:, winner], color=MODEL_COLOR, linewidth=1.8)
+    axes.plot(found["epoch"], losses[found["epoch"] - 1, winner], "o", color=MODEL_COLOR, markersize=4)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.25)
     return 1.2 * max(float(np.nanmedian(losses[0])), float(np.nanmin(losses)))
 
 
-def _chosen(found: dict[str, Any]) -> str:
+def _format_chosen(found: dict[str, Any]) -> str:
     return f"rate {found['learning_rate']:g}, decay {found['weight_decay']:g}, epoch {found['epoch']}"
 
 
-def _bars(axes: Axes, at: Any, found: list[dict[str, Any]], width: float, color: Any, label: str) -> None:
-    axes.bar(at, [_value(f) for f in found], width * 0.92, color=color, label=label)
-    axes.errorbar(at, [_value(f) for f in found], _spread(found), fmt="none", color="black", capsize=2, linewidth=0.9)
+def _plot_bars(axes: Axes, at: Any, found: list[dict[str, Any]], width: float, color: Any, label: str) -> None:
+    axes.bar(at, [_score_value(f) for f in found], width * 0.92, color=color, label=label)
+    axes.errorbar(
+        at, [_score_value(f) for f in found], _error_bars(found), fmt="none", color="black", capsize=2, linewidth=0.9
+    )
 
 
-def _points(axes: Axes, at: Any, found: list[dict[str, Any]], color: Any, label: str) -> None:
-    values = [_value(f) for f in found]
-    axes.errorbar(at, values, _spread(found), fmt="o", color=color, markersize=4, linewidth=0.9, label=label)
+def _plot_points(axes: Axes, at: Any, found: list[dict[str, Any]], color: Any, label: str) -> None:
+    values = [_score_value(f) for f in found]
+    axes.errorbar(at, values, _error_bars(found), fmt="o", color=color, markersize=4, linewidth=0.9, label=label)
 
 
-def _value(found: dict[str, Any]) -> float:
+def _score_value(found: dict[str, Any]) -> float:
     return float("nan") if found["value"] is None else float(found["value"])
 
 
-def _spread(found: list[dict[str, Any]]) -> Any:
+def _error_bars(found: list[dict[str, Any]]) -> Any:
     """How far the interval reaches below and above, never the wrong way."""
-    sides = [(_value(f) - _value({"value": f["low"]}), _value({"value": f["high"]}) - _value(f)) for f in found]
+    sides = [
+        (_score_value(f) - _score_value({"value": f["low"]}), _score_value({"value": f["high"]}) - _score_value(f))
+        for f in found
+    ]
     return np.nan_to_num(np.array(sides).T).clip(min=0)
 
 
-def _colors(rows: list[dict[str, Any]]) -> list[Any]:
+def _row_colors(rows: list[dict[str, Any]]) -> list[Any]:
     """Models in blues, controls in grey and orange, lighter from one to the next of a kind."""
     counts: dict[str, int] = {}
     colors = []
     for row in rows:
         seen = counts[row["role"]] = counts.get(row["role"], -1) + 1
-        rgb = np.array([int((CONTROLS.get(row["role"], MODEL))[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        rgb = np.array([int((CONTROL_COLORS.get(row["role"], MODEL_COLOR))[i : i + 2], 16) / 255 for i in (1, 3, 5)])
         colors.append(tuple(1 - (1 - rgb) * 0.72**seen))
     return colors
 
 
-def _clip(axes: Axes) -> None:
+def _clip_y_axis(axes: Axes) -> None:
     """What is far below chance is all the same: it would squeeze the rest."""
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, -1.0), min(high, 1.05))
 
 
-def _dress(axes: Axes, label: str) -> None:
+def _format_axes(axes: Axes, label: str) -> None:
     axes.set_ylabel(label)
     axes.grid(alpha=0.25, axis="y")
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _figure(width: float, height: float) -> Figure:
+def _make_probe_figure(width: float, height: float) -> Figure:
     """Inches."""
     return Figure(figsize=(min(width, 24.0), height), dpi=130, layout="constrained")

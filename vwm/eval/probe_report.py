@@ -11,24 +11,32 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vwm.data.counts import check_positive
-from vwm.data.folders import check_replaceable, written_aside
-from vwm.data.index import list_shards, read_index
+from vwm.core.atomic_files import atomic_folder, check_replaceable_folder
+from vwm.core.checks import check_positive
+from vwm.data.shard_index import list_shards, load_shard_index
 from vwm.eval import probe_plots
-from vwm.eval.features import Features, PixelFeatures, load_features
-from vwm.eval.intervals import Draws, accuracy, determination, difference, draw_episodes, interval, over_seeds
-from vwm.eval.labelled_clips import PARTS, LabelledClips, read_labelled
-from vwm.eval.probe_table import markdown
-from vwm.eval.probes import PROBES, ProbeName, check_probes, extract, run_probe
-from vwm.eval.provenance import environment, weights_hash
-from vwm.eval.report import plain
-from vwm.eval.sweep import DECAYS, RATES, Settings
+from vwm.eval.bootstrap import (
+    BootstrapScores,
+    average_over_seeds,
+    bootstrap_accuracy,
+    bootstrap_episode_counts,
+    bootstrap_r2,
+    percentile_intervals,
+    score_difference,
+)
+from vwm.eval.features import FeatureExtractor, PixelFeatureExtractor, load_feature_extractor
+from vwm.eval.labelled_clips import SPLITS, LabelledClips, read_labelled_clips
+from vwm.eval.probe_sweep import LEARNING_RATES, WEIGHT_DECAYS, SweepSettings
+from vwm.eval.probe_table import render_probe_report
+from vwm.eval.probes import PROBE_NAMES, ProbeName, check_probe_names, extract_features, run_probe
+from vwm.eval.provenance import environment_info, hash_weights
+from vwm.eval.world_report import to_json_value
 
-REPORT, TABLE = "probe.json", "probe.md"
-RANDOM, PIXELS = "random init", "pixels"
+PROBE_REPORT_FILE, PROBE_TABLE_FILE = "probe.json", "probe.md"
+RANDOM_INIT_CONTROL, PIXEL_CONTROL = "random init", "pixels"
 
 
-def probe(
+def probe_features(
     bundle: str,
     data: str,
     out: Path = Path("probe"),
@@ -87,24 +95,28 @@ def probe(
         ValueError: a setting makes no sense, the data do not fit the model or have no such label, or ``out`` is
             something else's folder.
     """
-    chosen = list(probes or PROBES)
-    check_probes(chosen)
+    chosen = list(probes or PROBE_NAMES)
+    check_probe_names(chosen)
     check_positive(clips=clips, test_clips=test_clips, blocks=blocks, epochs=epochs, random_seeds=random_seeds)
     check_positive(draws=draws, batch_size=batch_size, stride=stride, clip_length=clip_length)
-    check_replaceable(out, REPORT, "report of probes")
+    check_replaceable_folder(out, PROBE_REPORT_FILE, "report of probes")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     paths = [path.strip() for path in bundle.split(",") if path.strip()]
-    size = image_size(data)
-    loaded = {name: load_features(path, None, size) for name, path in zip(_names(paths), paths, strict=True)}
-    models = {name: of for model, features in loaded.items() for name, of in _layers(model, features, layer).items()}
+    size = read_image_size(data)
+    loaded = {
+        name: load_feature_extractor(path, None, size) for name, path in zip(_model_names(paths), paths, strict=True)
+    }
+    models = {
+        name: of for model, features in loaded.items() for name, of in _select_layers(model, features, layer).items()
+    }
     frames = next(iter(models.values())).frames if clip_length is None else clip_length
-    labelled = read_labelled(data, frames, stride, label, only or (), test, clips, test_clips, seed)
-    settings = Settings(tuple(rates or RATES), tuple(decays or DECAYS), epochs, seed=seed)
-    judge = Judge(labelled, chosen, settings, blocks, draws, batch_size, memory, device)
-    report = compare(judge, models, random_seeds)
+    labelled = read_labelled_clips(data, frames, stride, label, only or (), test, clips, test_clips, seed)
+    settings = SweepSettings(tuple(rates or LEARNING_RATES), tuple(decays or WEIGHT_DECAYS), epochs, seed=seed)
+    judge = ProbeRunner(labelled, chosen, settings, blocks, draws, batch_size, memory, device)
+    report = compare_with_controls(judge, models, random_seeds)
     report["made"] = {
-        "bundles": {path: weights_hash(Path(path)) for path in paths},
+        "bundles": {path: hash_weights(Path(path)) for path in paths},
         "data": data,
         "test": test,
         "index_hash": labelled.index_hash,
@@ -113,17 +125,17 @@ def probe(
             "test_clips": test_clips, "blocks": blocks, "draws": draws, "random_seeds": random_seeds, "seed": seed,
             "sweep": settings._asdict(),
         },
-        "environment": environment(torch.device(device)),
+        "environment": environment_info(torch.device(device)),
     }  # fmt: skip
-    report = plain(report)
-    _write(out, report)
-    print(markdown(report))
-    print(f"{out / TABLE}, {out / REPORT} and the plots beside them: the whole report")
+    report = to_json_value(report)
+    _write_probe_report(out, report)
+    print(render_probe_report(report))
+    print(f"{out / PROBE_TABLE_FILE}, {out / PROBE_REPORT_FILE} and the plots beside them: the whole report")
     return report
 
 
 @dataclass(frozen=True)
-class Judge:
+class ProbeRunner:
     """Runs the probes over features, always in the same way.
 
     Attributes:
@@ -132,43 +144,43 @@ class Judge:
         settings: of the sweeps.
         blocks: of the attentive probe.
         draws: of the bootstrap.
-        batch_size, memory, device: see ``probe``.
+        batch_size, memory, device: see ``probe_features``.
     """
 
     clips: LabelledClips
     probes: Sequence[ProbeName]
-    settings: Settings
+    settings: SweepSettings
     blocks: int
     draws: int
     batch_size: int
     memory: float
     device: str
 
-    def __call__(self, name: str, every: Sequence[Features]) -> Row:
+    def __call__(self, name: str, every: Sequence[FeatureExtractor]) -> ProbeResult:
         """Probe features that differ by a seed alone; their scores are averaged, and the draws go over the seeds."""
-        scores: dict[str, list[Draws]] = {probe: [] for probe in self.probes}
+        scores: dict[str, list[BootstrapScores]] = {probe: [] for probe in self.probes}
         details: dict[str, list[dict[str, Any]]] = {probe: [] for probe in self.probes}
         count = width = 0
         for features in every:
-            tokens = extract(features.to(self.device), self.clips, self.batch_size, self.memory, name)
+            tokens = extract_features(features.to(self.device), self.clips, self.batch_size, self.memory, name)
             count, width = tokens.train.shape[1:]
             for probe in self.probes:
                 found = run_probe(probe, tokens, self.clips, self.settings, self.blocks, self.device, name)
                 scores[probe].append(self._score(found.predictions))
                 details[probe].append({**found.chosen, "val_losses": found.losses})
-        averaged = {probe: over_seeds(of, self.settings.seed) for probe, of in scores.items()}
-        return Row(name, count, width, averaged, details)
+        averaged = {probe: average_over_seeds(of, self.settings.seed) for probe, of in scores.items()}
+        return ProbeResult(name, count, width, averaged, details)
 
-    def _score(self, predictions: Tensor) -> Draws:
+    def _score(self, predictions: Tensor) -> BootstrapScores:
         test = self.clips.test
-        counts = draw_episodes(int(test.episodes.max()) + 1, self.draws, self.settings.seed)
+        counts = bootstrap_episode_counts(int(test.episodes.max()) + 1, self.draws, self.settings.seed)
         if self.clips.kind == "numbers":
-            return determination(test.labels, predictions, test.episodes, counts)
-        return accuracy(test.labels, predictions.argmax(dim=1), test.episodes, counts)
+            return bootstrap_r2(test.labels, predictions, test.episodes, counts)
+        return bootstrap_accuracy(test.labels, predictions.argmax(dim=1), test.episodes, counts)
 
 
 @dataclass(frozen=True)
-class Row:
+class ProbeResult:
     """What all probes found in one kind of feature.
 
     Attributes:
@@ -181,56 +193,58 @@ class Row:
     name: str
     tokens: int
     width: int
-    scores: dict[str, Draws]
+    scores: dict[str, BootstrapScores]
     details: dict[str, list[dict[str, Any]]]
 
     def told(self, **more: Any) -> dict[str, Any]:
         """For the report: the mean over the numbers, and each of them."""
         probes = {
             probe: {
-                "score": interval(draws.mean())[0]._asdict(),
-                "by_output": [i._asdict() for i in interval(draws)],
+                "score": percentile_intervals(draws.mean())[0]._asdict(),
+                "by_output": [i._asdict() for i in percentile_intervals(draws)],
                 "chosen": self.details[probe],
             }
             for probe, draws in self.scores.items()
         }
         return {"name": self.name, "tokens": self.tokens, "width": self.width, "probes": probes, **more}
 
-    def less(self, other: Row) -> dict[str, Any]:
+    def less(self, other: ProbeResult) -> dict[str, Any]:
         """The difference of the scores to a control's, on the same draws of episodes, and what it says."""
         found = {}
         for probe, draws in self.scores.items():
-            told = interval(difference(draws.mean(), other.scores[probe].mean()))[0]
+            told = percentile_intervals(score_difference(draws.mean(), other.scores[probe].mean()))[0]
             verdict = "better" if told.low > 0 else "worse" if told.high < 0 else "open"
             found[probe] = {**told._asdict(), "verdict": verdict}
         return found
 
 
-def compare(judge: Judge, models: dict[str, Features], random_seeds: int) -> dict[str, Any]:
+def compare_with_controls(judge: ProbeRunner, models: dict[str, FeatureExtractor], random_seeds: int) -> dict[str, Any]:
     """Every model beside its controls; controls that models share are probed once."""
     clips, rows = judge.clips, []
     size, frames = tuple(clips.test.frames.shape[2:4]), clips.test.frames.shape[1]
-    pixels: dict[tuple[int, ...], Row] = {}
+    pixels: dict[tuple[int, ...], ProbeResult] = {}
     for name, features in models.items():
         model = judge(name, [features])
-        untrained = judge(f"{name}, {RANDOM}", [features.fresh(judge.settings.seed + i) for i in range(random_seeds)])
-        bare = PixelFeatures.like(model.tokens, frames, (int(size[0]), int(size[1])))
+        untrained = judge(
+            f"{name}, {RANDOM_INIT_CONTROL}", [features.fresh(judge.settings.seed + i) for i in range(random_seeds)]
+        )
+        bare = PixelFeatureExtractor.like(model.tokens, frames, (int(size[0]), int(size[1])))
         shape = (bare.tubelet, *bare.patch_size)
         if shape not in pixels:
-            pixels[shape] = judge(f"{PIXELS} {'×'.join(map(str, shape))}", [bare])
-        against = {RANDOM: model.less(untrained), PIXELS: model.less(pixels[shape])}
+            pixels[shape] = judge(f"{PIXEL_CONTROL} {'×'.join(map(str, shape))}", [bare])
+        against = {RANDOM_INIT_CONTROL: model.less(untrained), PIXEL_CONTROL: model.less(pixels[shape])}
         parameters = sum(p.numel() for part in features.networks.values() for p in part.parameters())
         rows.append(model.told(role="model", parameters=parameters, layer=features.layer, against=against))
-        rows.append(untrained.told(role=RANDOM, of=name, seeds=random_seeds))
-    rows += [row.told(role=PIXELS) for row in pixels.values()]
-    parts = {part: getattr(clips, part) for part in PARTS}
+        rows.append(untrained.told(role=RANDOM_INIT_CONTROL, of=name, seeds=random_seeds))
+    rows += [row.told(role=PIXEL_CONTROL) for row in pixels.values()]
+    parts = {part: getattr(clips, part) for part in SPLITS}
     return {
         "labels": {
             "kind": clips.kind,
             "score": "R²" if clips.kind == "numbers" else "accuracy",
             "names": list(clips.names),
             "left_out": clips.left_out,
-            "chance": _chance(clips),
+            "chance": _chance_score(clips),
         },
         "data": {
             part: {"clips": len(found), "episodes": int(found.episodes.max()) + 1, "available": found.available}
@@ -240,7 +254,7 @@ def compare(judge: Judge, models: dict[str, Features], random_seeds: int) -> dic
     }
 
 
-def _chance(clips: LabelledClips) -> float:
+def _chance_score(clips: LabelledClips) -> float:
     """What one scores who knows the training labels and no clip: R² of about 0, or the commonest class's share."""
     if clips.kind == "numbers":
         return 0.0
@@ -248,15 +262,15 @@ def _chance(clips: LabelledClips) -> float:
     return float((clips.test.labels == commonest).double().mean())
 
 
-def image_size(data: str) -> tuple[int, int]:
+def read_image_size(data: str) -> tuple[int, int]:
     """(height, width) of the first episode."""
     for shard in list_shards(data):
-        for entry in read_index(shard).episodes:
+        for entry in load_shard_index(shard).episodes:
             return entry.height, entry.width
     raise ValueError(f"{data}: its shards hold no episode")
 
 
-def _names(paths: Sequence[str]) -> list[str]:
+def _model_names(paths: Sequence[str]) -> list[str]:
     """A short name for every model: its folder's, or the whole path where that is not enough."""
     if not paths:
         raise ValueError("bundle is empty: give the folder of a model, or several separated by commas")
@@ -264,7 +278,9 @@ def _names(paths: Sequence[str]) -> list[str]:
     return [path if short.count(name) > 1 else name for path, name in zip(paths, short, strict=True)]
 
 
-def _layers(name: str, features: Features, layer: int | Literal["all"] | None) -> dict[str, Features]:
+def _select_layers(
+    name: str, features: FeatureExtractor, layer: int | Literal["all"] | None
+) -> dict[str, FeatureExtractor]:
     """The layers that are to be probed, by name."""
     if layer is None:
         return {name: features}
@@ -275,12 +291,12 @@ def _layers(name: str, features: Features, layer: int | Literal["all"] | None) -
     return {f"{name}, layer {of.layer}": of for of in chosen}
 
 
-def _write(out: Path, report: dict[str, Any]) -> None:
+def _write_probe_report(out: Path, report: dict[str, Any]) -> None:
     """Write the folder (aside, then renamed over what was there)."""
-    with written_aside(out) as aside:
-        (aside / REPORT).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-        (aside / TABLE).write_text(markdown(report))
-        for name, draw in probe_plots.PLOTS.items():
+    with atomic_folder(out) as aside:
+        (aside / PROBE_REPORT_FILE).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+        (aside / PROBE_TABLE_FILE).write_text(render_probe_report(report))
+        for name, draw in probe_plots.PROBE_PLOTS.items():
             figure = draw(report)
             if figure is not None:
                 figure.savefig(aside / name)

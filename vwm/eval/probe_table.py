@@ -4,38 +4,40 @@ from __future__ import annotations
 
 from typing import Any
 
-TITLES = {
+PROBE_TITLES = {
     "attentive": "Attentive",
     "linear": "Linear on the mean",
     "knn": "Nearest neighbours",
     "ridge": "Ridge on all tokens",
 }
-VERDICTS = {"better": "better", "worse": "worse", "open": "no difference shown"}
+VERDICT_TEXTS = {"better": "better", "worse": "worse", "open": "no difference shown"}
 
 
-def markdown(report: dict[str, Any]) -> str:
+def render_probe_report(report: dict[str, Any]) -> str:
     """Scores, differences to the controls, and what was asked of whom."""
     labels, rows = report["labels"], report["rows"]
     probes = list(rows[0]["probes"])
-    lines = [f"# Probes of frozen features, {labels['score']}", "", *_asked(report), ""]
-    lines += _table(["Features", "Tokens × width", *(TITLES[p] for p in probes)], [_scores(row) for row in rows])
+    lines = [f"# Probes of frozen features, {labels['score']}", "", *_describe_data(report), ""]
+    lines += _markdown_table(
+        ["Features", "Tokens × width", *(PROBE_TITLES[p] for p in probes)], [_score_cells(row) for row in rows]
+    )
     lines += ["", "Differences on the same test episodes:", ""]
     compared = [
-        [row["name"], f"less {control}", *(_verdict(found[p]) for p in probes)]
+        [row["name"], f"less {control}", *(_format_verdict(found[p]) for p in probes)]
         for row in rows
         if row["role"] == "model"
         for control, found in row["against"].items()
     ]
-    lines += _table(["Features", "Control", *(TITLES[p] for p in probes)], compared)
+    lines += _markdown_table(["Features", "Control", *(PROBE_TITLES[p] for p in probes)], compared)
     if labels["kind"] == "numbers":
-        lines += ["", "By number, of the models:", "", *_by_output(report, probes)]
+        lines += ["", "By number, of the models:", "", *_output_rows(report, probes)]
     if labels["left_out"]:
         left_out = "; ".join(f"{name} ({why})" for name, why in labels["left_out"].items())
         lines += ["", f"Left out: {left_out}."]
     return "\n".join(lines) + "\n"
 
 
-def _asked(report: dict[str, Any]) -> list[str]:
+def _describe_data(report: dict[str, Any]) -> list[str]:
     labels, data = report["labels"], report["data"]
     what = f"{len(labels['names'])} numbers" if labels["kind"] == "numbers" else f"{len(labels['names'])} classes"
     parts = ", ".join(f"{part} {d['clips']} clips of {d['episodes']} episodes" for part, d in data.items())
@@ -44,32 +46,36 @@ def _asked(report: dict[str, Any]) -> list[str]:
     ]
 
 
-def _scores(row: dict[str, Any]) -> list[str]:
-    return [row["name"], f"{row['tokens']} × {row['width']}", *(_interval(p["score"]) for p in row["probes"].values())]
+def _score_cells(row: dict[str, Any]) -> list[str]:
+    return [
+        row["name"],
+        f"{row['tokens']} × {row['width']}",
+        *(_format_interval(p["score"]) for p in row["probes"].values()),
+    ]
 
 
-def _by_output(report: dict[str, Any], probes: list[str]) -> list[str]:
+def _output_rows(report: dict[str, Any], probes: list[str]) -> list[str]:
     rows = []
     for row in report["rows"]:
         if row["role"] == "model":
             for i, name in enumerate(report["labels"]["names"]):
                 found = (row["probes"][probe]["by_output"][i] for probe in probes)
-                rows.append([row["name"], name, *map(_interval, found)])
-    return _table(["Features", "Number", *(TITLES[p] for p in probes)], rows)
+                rows.append([row["name"], name, *map(_format_interval, found)])
+    return _markdown_table(["Features", "Number", *(PROBE_TITLES[p] for p in probes)], rows)
 
 
-def _interval(of: dict[str, float | None]) -> str:
-    return f"{_text(of['value'])} [{_text(of['low'])}, {_text(of['high'])}]"
+def _format_interval(of: dict[str, float | None]) -> str:
+    return f"{_format_score(of['value'])} [{_format_score(of['low'])}, {_format_score(of['high'])}]"
 
 
-def _verdict(of: dict[str, Any]) -> str:
-    return f"{_interval(of)} {VERDICTS[of['verdict']]}"
+def _format_verdict(of: dict[str, Any]) -> str:
+    return f"{_format_interval(of)} {VERDICT_TEXTS[of['verdict']]}"
 
 
-def _text(value: float | None) -> str:
+def _format_score(value: float | None) -> str:
     return "none" if value is None else f"{value:.3f}"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+def _markdown_table(head: list[str], rows: list[list[str]]) -> list[str]:
     lines = [head, ["---"] * len(head), *rows]
     return ["| " + " | ".join(line) + " |" for line in lines]

@@ -20,19 +20,19 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from vwm.eval.features import Features
-from vwm.eval.heads import make_heads
-from vwm.eval.labelled_clips import PARTS, LabelledClips
-from vwm.eval.ridge import Fitted, neighbours_probe, ridge_probe
-from vwm.eval.sweep import Settings, train_sweep
+from vwm.eval.closed_form_probes import ClosedFormPredictions, knn_probe, ridge_probe
+from vwm.eval.features import FeatureExtractor
+from vwm.eval.labelled_clips import SPLITS, LabelledClips
+from vwm.eval.probe_heads import make_probe_heads
+from vwm.eval.probe_sweep import SweepSettings, train_probe_sweep
 
 ProbeName = Literal["attentive", "linear", "knn", "ridge"]
-PROBES: tuple[ProbeName, ...] = ("attentive", "linear", "knn", "ridge")
-COPIES = 3
+PROBE_NAMES: tuple[ProbeName, ...] = ("attentive", "linear", "knn", "ridge")
+MEMORY_COPIES = 3
 """How often the features of all clips lie in memory at once, at most."""
 
 
-class Tokens(NamedTuple):
+class SplitTokens(NamedTuple):
     """Features of each part, float32 [n, l, d]; every channel standardised by the training clips."""
 
     train: Tensor
@@ -40,7 +40,7 @@ class Tokens(NamedTuple):
     test: Tensor
 
 
-class Probed(NamedTuple):
+class ProbePredictions(NamedTuple):
     """What a probe says of the test clips.
 
     Attributes:
@@ -54,7 +54,9 @@ class Probed(NamedTuple):
     losses: Tensor | None
 
 
-def extract(features: Features, clips: LabelledClips, batch_size: int, memory: float, title: str) -> Tokens:
+def extract_features(
+    features: FeatureExtractor, clips: LabelledClips, batch_size: int, memory: float, title: str
+) -> SplitTokens:
     """Features of all clips, on the CPU.
 
     Args:
@@ -67,7 +69,7 @@ def extract(features: Features, clips: LabelledClips, batch_size: int, memory: f
     Raises:
         ValueError: they would take more; the message says what they take.
     """
-    parts = [getattr(clips, part).frames for part in PARTS]
+    parts = [getattr(clips, part).frames for part in SPLITS]
     count = sum(map(len, parts))
     made: list[Tensor] = []
     with tqdm(total=count, desc=title, unit="clip", disable=None) as bar:
@@ -82,12 +84,12 @@ def extract(features: Features, clips: LabelledClips, batch_size: int, memory: f
                 bar.update(len(found))
             assert out is not None
             made.append(out)
-    return standardise(Tokens(*made))
+    return standardise_features(SplitTokens(*made))
 
 
 def _check_memory(clips: int, found: Tensor, memory: float, title: str) -> None:
     tokens, width = found.shape[1:]
-    needed = COPIES * clips * tokens * width * found.element_size() / 2**30
+    needed = MEMORY_COPIES * clips * tokens * width * found.element_size() / 2**30
     if needed > memory:
         raise ValueError(
             f"{title}: {clips} clips of {tokens} tokens of width {width} need {needed:.1f} GiB with the probes' own "
@@ -96,7 +98,7 @@ def _check_memory(clips: int, found: Tensor, memory: float, title: str) -> None:
         )
 
 
-def standardise(tokens: Tokens) -> Tokens:
+def standardise_features(tokens: SplitTokens) -> SplitTokens:
     """Every channel at mean 0 and deviation 1 over the training clips and their tokens, in place.
 
     One scale for all tokens of a channel: a deviation for every token would blow up what hardly ever happens there.
@@ -112,18 +114,18 @@ def standardise(tokens: Tokens) -> Tokens:
 
 def run_probe(
     probe: ProbeName,
-    tokens: Tokens,
+    tokens: SplitTokens,
     clips: LabelledClips,
-    settings: Settings,
+    settings: SweepSettings,
     blocks: int = 1,
     device: torch.device | str = "cpu",
     title: str = "",
-) -> Probed:
+) -> ProbePredictions:
     """Fit one probe and ask it about the test clips.
 
     Args:
         probe: which.
-        tokens: see ``extract``.
+        tokens: see ``extract_features``.
         clips: their labels.
         settings: of the sweeps.
         blocks: of the attentive probe.
@@ -132,24 +134,30 @@ def run_probe(
     """
     labels = clips.train.labels, clips.val.labels
     if probe == "ridge" or probe == "knn":
-        fit: Callable[..., Fitted] = ridge_probe if probe == "ridge" else neighbours_probe
+        fit: Callable[..., ClosedFormPredictions] = ridge_probe if probe == "ridge" else knn_probe
         numbers = clips.kind == "numbers"
         y = labels if numbers else tuple(F.one_hot(y, clips.outputs).double() for y in labels)
         train, val, test = (part.flatten(1) for part in tokens)
         found = fit((train, y[0]), (val, y[1]), test, by_output=numbers)
-        return Probed(found.predictions, {"strength" if probe == "ridge" else "neighbours": found.chosen}, None)
-    x = tokens if probe == "attentive" else standardise(Tokens(*(part.mean(dim=1, keepdim=True) for part in tokens)))
+        return ProbePredictions(
+            found.predictions, {"strength" if probe == "ridge" else "neighbours": found.chosen}, None
+        )
+    x = (
+        tokens
+        if probe == "attentive"
+        else standardise_features(SplitTokens(*(part.mean(dim=1, keepdim=True) for part in tokens)))
+    )
     train, val, test = (part.to(device) for part in x)
     count, (tokens_a_clip, width) = len(settings.pairs), train.shape[1:]
-    heads = make_heads(probe, count, tokens_a_clip, width, clips.outputs, blocks, settings.seed).to(device)
+    heads = make_probe_heads(probe, count, tokens_a_clip, width, clips.outputs, blocks, settings.seed).to(device)
     y = tuple((y.float() if clips.kind == "numbers" else y).to(device) for y in labels)
-    swept = train_sweep(heads, (train, y[0]), (val, y[1]), test, settings, f"{title} {probe}".strip())
+    swept = train_probe_sweep(heads, (train, y[0]), (val, y[1]), test, settings, f"{title} {probe}".strip())
     chosen = {"learning_rate": swept.rate, "weight_decay": swept.decay, "epoch": swept.epoch}
-    return Probed(swept.predictions.cpu(), chosen, swept.losses.cpu())
+    return ProbePredictions(swept.predictions.cpu(), chosen, swept.losses.cpu())
 
 
-def check_probes(probes: Sequence[str]) -> None:
+def check_probe_names(probes: Sequence[str]) -> None:
     """Raise ValueError unless all are probes, and there is one."""
-    unknown = [name for name in probes if name not in PROBES]
+    unknown = [name for name in probes if name not in PROBE_NAMES]
     if unknown or not probes:
-        raise ValueError(f"probes={list(probes)} must be some of {', '.join(PROBES)}")
+        raise ValueError(f"probes={list(probes)} must be some of {', '.join(PROBE_NAMES)}")

@@ -12,26 +12,26 @@ from typing import Any
 import torch
 
 import vwm
-from vwm.simulator.video import NetworkSimulator
+from vwm.core.network_simulator import NetworkSimulator
 
 
-def made(
+def collect_provenance(
     simulator: NetworkSimulator, bundle: Path, data: str, index_hash: str, part: str, settings: dict[str, Any]
 ) -> dict[str, Any]:
     """Where a report comes from: the world in its folder, the clips (of that part of the data), settings, machine."""
     return {
         "bundle": str(bundle),
-        "bundle_hash": weights_hash(bundle),
-        "parts": parts(simulator),
+        "bundle_hash": hash_weights(bundle),
+        "parts": network_summary(simulator),
         "data": data,
         "index_hash": index_hash,
         "part": part,
         "settings": settings,
-        "environment": environment(simulator.device),
+        "environment": environment_info(simulator.device),
     }
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment_info(device: torch.device) -> dict[str, Any]:
     """Versions, hardware (and how busy it was: the mean number of busy processes in the last minute) and the date."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -58,7 +58,7 @@ def cpu_model() -> str:
     return next(names, platform.machine())
 
 
-def weights_hash(bundle: Path) -> str:
+def hash_weights(bundle: Path) -> str:
     """A hash of the bundle's safetensors, their names included."""
     digest = hashlib.blake2b(digest_size=16)
     for file in sorted(bundle.rglob("*.safetensors")):
@@ -69,7 +69,7 @@ def weights_hash(bundle: Path) -> str:
     return digest.hexdigest()
 
 
-def parts(simulator: NetworkSimulator) -> dict[str, dict[str, Any]]:
+def network_summary(simulator: NetworkSimulator) -> dict[str, dict[str, Any]]:
     """Of each part of the world its number of parameters and their precision, which depends on the machine."""
     return {
         name: {"parameters": sum(p.numel() for p in part.parameters()), "precision": _precision(part)}

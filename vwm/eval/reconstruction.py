@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vwm.nn.patches import to_float, to_uint8
-from vwm.tokenizer.interface import VideoTokenizer
+from vwm.core.tokenizer import VideoTokenizer
+from vwm.nn.pixels import frames_to_float, video_to_uint8
 
 
-class Reconstructed(NamedTuple):
+class ReconstructedClips(NamedTuple):
     """Clips through the tokenizer and back.
 
     Attributes:
@@ -28,14 +28,14 @@ class Reconstructed(NamedTuple):
 
 
 @torch.inference_mode()
-def reconstruct(tokenizer: VideoTokenizer, frames: Tensor, batch_size: int) -> Reconstructed:
+def reconstruct_clips(tokenizer: VideoTokenizer, frames: Tensor, batch_size: int) -> ReconstructedClips:
     """Encode and decode clips, uint8 [n, t, H, W, 3]; on the tokenizer's device, back on the frames'."""
     shown, latents = [], []
     for batch in tqdm(frames.split(batch_size), desc="tokenizer", unit="batch", disable=None):
-        code = tokenizer.encode(to_float(batch.to(tokenizer.device)))
-        shown.append(to_uint8(tokenizer.decode(code)).to(frames.device))
+        code = tokenizer.encode(frames_to_float(batch.to(tokenizer.device)))
+        shown.append(video_to_uint8(tokenizer.decode(code)).to(frames.device))
         latents.append(code.to(frames.device))
-    return Reconstructed(torch.cat(shown), torch.cat(latents))
+    return ReconstructedClips(torch.cat(shown), torch.cat(latents))
 
 
 def mean_image(frames: Tensor) -> Tensor:

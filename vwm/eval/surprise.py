@@ -30,21 +30,21 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from vwm.data.clips import read_meta
-from vwm.data.folders import check_replaceable, written_aside
-from vwm.data.index import EpisodeEntry, list_shards, read_index
-from vwm.data.video import VIDEO_EXTENSIONS, read_frames
+from vwm.core.atomic_files import atomic_folder, check_replaceable_folder
+from vwm.data.clips import read_episode_metadata
+from vwm.data.shard_index import EpisodeIndexEntry, list_shards, load_shard_index
+from vwm.data.video import VIDEO_EXTENSIONS, decode_frames
 
-REPORT, TABLE, PLOT = "surprise.json", "surprise.md", "surprise.png"
-ALL = "all"
-POSSIBLE, IMPOSSIBLE = "#1f6fb4", "#d1662b"
+SURPRISE_REPORT_FILE, SURPRISE_TABLE_FILE, SURPRISE_PLOT_FILE = "surprise.json", "surprise.md", "surprise.png"
+ALL_PROPERTIES = "all"
+POSSIBLE_COLOR, IMPOSSIBLE_COLOR = "#1f6fb4", "#d1662b"
 
-Scorer = Callable[[Tensor], Tensor]
+SurpriseScorer = Callable[[Tensor], Tensor]
 """uint8 [b, t, h, w, 3] -> float [b, s], the surprise at s moments; more is more surprised."""
 
 
 @dataclass(frozen=True)
-class Pairs:
+class ViolationPairs:
     """Pairs of clips.
 
     Attributes:
@@ -64,7 +64,7 @@ class Pairs:
         return len(self.possible)
 
 
-class Rate(NamedTuple):
+class RateInterval(NamedTuple):
     """A share of 1, and the bounds of its 95% interval."""
 
     value: float
@@ -75,7 +75,7 @@ class Rate(NamedTuple):
 # ------------------------------------------------------------------------------------------------------ reading
 
 
-def read_pairs(data: str | Path, limit: int | None = None) -> Pairs:
+def read_violation_pairs(data: str | Path, limit: int | None = None) -> ViolationPairs:
     """The pairs of a folder of shards.
 
     The json of each episode tells ``pair``, ``possible``, ``property`` and ``violation_frame``, and may tell
@@ -90,8 +90,8 @@ def read_pairs(data: str | Path, limit: int | None = None) -> Pairs:
     """
     found: dict[Any, dict[bool, tuple[Tensor, dict[str, Any]]]] = {}
     for shard in list_shards(data):
-        for entry in read_index(shard).episodes:
-            meta, where = read_meta(shard, entry), f"{shard}:{entry.key}"
+        for entry in load_shard_index(shard).episodes:
+            meta, where = read_episode_metadata(shard, entry), f"{shard}:{entry.key}"
             missing = [k for k in ("pair", "possible", "property", "violation_frame") if k not in meta]
             if missing:
                 raise ValueError(
@@ -103,11 +103,11 @@ def read_pairs(data: str | Path, limit: int | None = None) -> Pairs:
             pair = found.setdefault(meta["pair"], {})
             if bool(meta["possible"]) in pair:
                 raise ValueError(f"{where}: pair {meta['pair']} has two clips with possible={meta['possible']}")
-            pair[bool(meta["possible"])] = _frames(shard, entry), meta
-    return _paired(found, str(data))
+            pair[bool(meta["possible"])] = _read_episode_frames(shard, entry), meta
+    return _stack_pairs(found, str(data))
 
 
-def _paired(found: dict[Any, dict[bool, tuple[Tensor, dict[str, Any]]]], data: str) -> Pairs:
+def _stack_pairs(found: dict[Any, dict[bool, tuple[Tensor, dict[str, Any]]]], data: str) -> ViolationPairs:
     for number, pair in found.items():
         if len(pair) < 2:
             raise ValueError(f"{data}: pair {number} has no {'im' if True in pair else ''}possible clip")
@@ -117,7 +117,7 @@ def _paired(found: dict[Any, dict[bool, tuple[Tensor, dict[str, Any]]]], data: s
     metas = [pair[False][1] for pair in found.values()]
     numbers: dict[Any, int] = {}
     groups = [numbers.setdefault(m.get("quadruple", ("pair", m["pair"])), len(numbers)) for m in metas]
-    return Pairs(
+    return ViolationPairs(
         torch.stack(clips[True]),
         torch.stack(clips[False]),
         torch.tensor([int(m["violation_frame"]) for m in metas]),
@@ -126,7 +126,7 @@ def _paired(found: dict[Any, dict[bool, tuple[Tensor, dict[str, Any]]]], data: s
     )
 
 
-def _frames(shard: str, entry: EpisodeEntry) -> Tensor:
+def _read_episode_frames(shard: str, entry: EpisodeIndexEntry) -> Tensor:
     name = (
         "frames.npy"
         if "frames.npy" in entry.members
@@ -140,13 +140,13 @@ def _frames(shard: str, entry: EpisodeEntry) -> Tensor:
         data: bytes = file.read(length)
     if name == "frames.npy":
         return torch.from_numpy(np.load(io.BytesIO(data)))
-    return torch.from_numpy(read_frames(data, list(range(entry.frames)), f"{shard}:{entry.key}.{name}"))
+    return torch.from_numpy(decode_frames(data, list(range(entry.frames)), f"{shard}:{entry.key}.{name}"))
 
 
 # ----------------------------------------------------------------------------------------------------- measures
 
 
-def score(scorer: Scorer, frames: Tensor, batch_size: int, desc: str) -> Tensor:
+def score_clips(scorer: SurpriseScorer, frames: Tensor, batch_size: int, desc: str) -> Tensor:
     """A scorer's surprise at clips uint8 [n, t, h, w, 3], batch by batch: float64 [n, s].
 
     Raises:
@@ -164,12 +164,12 @@ def score(scorer: Scorer, frames: Tensor, batch_size: int, desc: str) -> Tensor:
     return scores
 
 
-def frame_difference(frames: Tensor) -> Tensor:
+def frame_difference_score(frames: Tensor) -> Tensor:
     """A scorer that has understood nothing, the mean change to the next frame: [b, t, h, w, 3] -> [b, t - 1]."""
     return (frames[:, 1:].double() - frames[:, :-1].double()).abs().mean(dim=(2, 3, 4))
 
 
-def wins(possible: Tensor, impossible: Tensor) -> Tensor:
+def pairwise_wins(possible: Tensor, impossible: Tensor) -> Tensor:
     """1 where the impossible clip of a pair surprises more, 1/2 where both do alike, else 0: [n] twice -> [n].
 
     Alike is what differs by no more than the rounding of float32.
@@ -178,20 +178,20 @@ def wins(possible: Tensor, impossible: Tensor) -> Tensor:
     return torch.where(alike, 0.5, (impossible > possible).double())
 
 
-def area_under_roc(possible: Tensor, impossible: Tensor) -> float:
+def pairwise_auroc(possible: Tensor, impossible: Tensor) -> float:
     """How often any impossible clip surprises more than any possible one, ties counted half: [n], [m] -> 0 to 1."""
-    return float(wins(possible[None, :], impossible[:, None]).mean())
+    return float(pairwise_wins(possible[None, :], impossible[:, None]).mean())
 
 
-def wilson(rate: float, trials: int) -> Rate:
+def wilson_interval(rate: float, trials: int) -> RateInterval:
     """The 95% interval of a rate that was seen in so many trials (Wilson, 1927)."""
     z = 1.959963984540054
     middle = (rate + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * math.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
-    return Rate(rate, max(middle - half, 0.0), min(middle + half, 1.0))
+    return RateInterval(rate, max(middle - half, 0.0), min(middle + half, 1.0))
 
 
-def measure(possible: Tensor, impossible: Tensor, properties: Sequence[str], groups: Tensor) -> dict[str, Any]:
+def measure_surprise(possible: Tensor, impossible: Tensor, properties: Sequence[str], groups: Tensor) -> dict[str, Any]:
     """What scores say, by property and of all pairs.
 
     Args:
@@ -208,23 +208,23 @@ def measure(possible: Tensor, impossible: Tensor, properties: Sequence[str], gro
     named = sorted(set(properties))
     rows = {name: torch.tensor([p == name for p in properties]) for name in named}
     if len(named) > 1:
-        rows[ALL] = torch.ones(len(properties), dtype=torch.bool)
-    return {name: _measure(possible[row], impossible[row], groups[row]) for name, row in rows.items()}
+        rows[ALL_PROPERTIES] = torch.ones(len(properties), dtype=torch.bool)
+    return {name: _measure_property(possible[row], impossible[row], groups[row]) for name, row in rows.items()}
 
 
-def _measure(possible: Tensor, impossible: Tensor, groups: Tensor) -> dict[str, Any]:
+def _measure_property(possible: Tensor, impossible: Tensor, groups: Tensor) -> dict[str, Any]:
     trials = len(groups.unique())
     found: dict[str, Any] = {"pairs": len(possible), "trials": trials}
     for name, one, other in (
         ("mean", possible.mean(dim=1), impossible.mean(dim=1)),
         ("max", possible.amax(dim=1), impossible.amax(dim=1)),
     ):
-        rate = wilson(float(wins(one, other).mean()), trials)
-        found[name] = {"accuracy": rate._asdict(), "auroc": area_under_roc(one, other)}
+        rate = wilson_interval(float(pairwise_wins(one, other).mean()), trials)
+        found[name] = {"accuracy": rate._asdict(), "auroc": pairwise_auroc(one, other)}
     return found
 
 
-def around_violation(scores: Tensor, violation: Tensor, times: Tensor) -> dict[str, list[float]]:
+def align_to_violation(scores: Tensor, violation: Tensor, times: Tensor) -> dict[str, list[float]]:
     """The mean course of surprise, every clip counted from its violation: [n, s], [n], [s].
 
     Returns:
@@ -244,9 +244,9 @@ def around_violation(scores: Tensor, violation: Tensor, times: Tensor) -> dict[s
 # ------------------------------------------------------------------------------------------------------- report
 
 
-def report(
-    scorer: Scorer,
-    pairs: Pairs,
+def write_surprise_report(
+    scorer: SurpriseScorer,
+    pairs: ViolationPairs,
     out: Path,
     times: Sequence[int] | None = None,
     batch_size: int = 32,
@@ -268,10 +268,12 @@ def report(
     Raises:
         ValueError: ``out`` holds something else; a scorer that says something else than numbers of each clip.
     """
-    check_replaceable(out, REPORT, "report")
+    check_replaceable_folder(out, SURPRISE_REPORT_FILE, "report")
     clips = {"possible": pairs.possible, "impossible": pairs.impossible}
-    scores = {kind: score(scorer, frames, batch_size, kind) for kind, frames in clips.items()}
-    control = {kind: score(frame_difference, frames, batch_size, "control") for kind, frames in clips.items()}
+    scores = {kind: score_clips(scorer, frames, batch_size, kind) for kind, frames in clips.items()}
+    control = {
+        kind: score_clips(frame_difference_score, frames, batch_size, "control") for kind, frames in clips.items()
+    }
     frames, moments = pairs.possible.shape[1], scores["possible"].shape[1]
     at = torch.arange(frames - moments, frames) if times is None else torch.tensor(list(times))
     if len(at) != moments:
@@ -281,33 +283,33 @@ def report(
         "pairs": len(pairs),
         "frames": frames,
         "chance": 0.5,
-        "before_violation": _before(scores, pairs, at),
-        "results": measure(scores["possible"], scores["impossible"], pairs.properties, pairs.groups),
-        "control": measure(control["possible"], control["impossible"], pairs.properties, pairs.groups),
-        "course": _courses(scores, pairs, at),
+        "before_violation": _difference_before_violation(scores, pairs, at),
+        "results": measure_surprise(scores["possible"], scores["impossible"], pairs.properties, pairs.groups),
+        "control": measure_surprise(control["possible"], control["impossible"], pairs.properties, pairs.groups),
+        "course": _surprise_curves(scores, pairs, at),
     }
-    with written_aside(out) as aside:
-        (aside / REPORT).write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
-        (aside / TABLE).write_text(table(found))
-        plot(found).savefig(aside / PLOT)
+    with atomic_folder(out) as aside:
+        (aside / SURPRISE_REPORT_FILE).write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
+        (aside / SURPRISE_TABLE_FILE).write_text(render_surprise_table(found))
+        plot_surprise(found).savefig(aside / SURPRISE_PLOT_FILE)
     return found
 
 
-def _before(scores: dict[str, Tensor], pairs: Pairs, times: Tensor) -> float:
+def _difference_before_violation(scores: dict[str, Tensor], pairs: ViolationPairs, times: Tensor) -> float:
     """The largest difference within a pair before its violation: more than 0 in a scorer that looks ahead."""
     earlier = times[None, :] < pairs.violation[:, None]
     return float(((scores["possible"] - scores["impossible"]).abs() * earlier).max())
 
 
-def _courses(scores: dict[str, Tensor], pairs: Pairs, times: Tensor) -> dict[str, dict[str, Any]]:
+def _surprise_curves(scores: dict[str, Tensor], pairs: ViolationPairs, times: Tensor) -> dict[str, dict[str, Any]]:
     courses: dict[str, dict[str, Any]] = {}
     for name in sorted(set(pairs.properties)):
         row = torch.tensor([p == name for p in pairs.properties])
-        courses[name] = {k: around_violation(s[row], pairs.violation[row], times) for k, s in scores.items()}
+        courses[name] = {k: align_to_violation(s[row], pairs.violation[row], times) for k, s in scores.items()}
     return courses
 
 
-def table(found: dict[str, Any]) -> str:
+def render_surprise_table(found: dict[str, Any]) -> str:
     """The numbers as Markdown."""
     lines = [
         f"# Surprise of {found['title']}",
@@ -321,7 +323,7 @@ def table(found: dict[str, Any]) -> str:
     ]
     for key, suffix in (("results", ""), ("control", ", frame difference")):
         for name, row in found[key].items():
-            cells = [f"{_percent(row[by]['accuracy'])} | {row[by]['auroc']:.3f}" for by in ("mean", "max")]
+            cells = [f"{_format_rate(row[by]['accuracy'])} | {row[by]['auroc']:.3f}" for by in ("mean", "max")]
             lines.append(f"| {name}{suffix} | {row['pairs']} | {' | '.join(cells)} |")
     lines += [
         "",
@@ -337,18 +339,18 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _percent(rate: dict[str, float]) -> str:
+def _format_rate(rate: dict[str, float]) -> str:
     return f"{100 * rate['value']:.1f}% ({100 * rate['low']:.1f} to {100 * rate['high']:.1f})"
 
 
-def plot(found: dict[str, Any]) -> Figure:
+def plot_surprise(found: dict[str, Any]) -> Figure:
     """The course of surprise around the violation, a panel a property."""
     courses = found["course"]
     figure = Figure(figsize=(4.0 * len(courses), 3.2), dpi=130, layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(courses)))
     for axes, (name, kinds) in zip(panels, courses.items(), strict=True):
         axes.axvline(0, color="black", linewidth=0.8)
-        for kind, colour in (("impossible", IMPOSSIBLE), ("possible", POSSIBLE)):
+        for kind, colour in (("impossible", IMPOSSIBLE_COLOR), ("possible", POSSIBLE_COLOR)):
             offset, mean, stderr = (np.array(kinds[kind][k]) for k in ("offset", "mean", "stderr"))
             axes.fill_between(offset, mean - stderr, mean + stderr, color=colour, alpha=0.25, linewidth=0)
             axes.plot(offset, mean, color=colour, label=kind, linestyle="-" if kind == "impossible" else "--")

@@ -1,1 +1,5 @@
-"""Blocks that every model shares: factored space-time attention with its cache, RoPE, quantizers, masks."""
+"""Layers that models share."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

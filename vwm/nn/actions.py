@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vwm.core.simulator import ActionSpace
+
 
 class ActionEmbedding(nn.Module):
     """One vector an action.
@@ -69,3 +71,15 @@ class ActionEmbedding(nn.Module):
                 f"actions must be [b, t, {columns}] ({len(self.choices)} discrete parts, then {self.dims} continuous "
                 f"dimensions), got {actions.dtype} {list(actions.shape)}"
             )
+
+
+def check_action_space(embedding: ActionEmbedding, actions: ActionSpace) -> None:
+    """Raise ValueError unless the dynamics' actions are those of the space."""
+    if len(embedding.choices) + bool(embedding.dims) > 1:
+        raise ValueError(
+            f"dynamics takes {len(embedding.choices)} discrete parts and {embedding.dims} dimensions at once: a "
+            "simulator's action is either one choice or a vector"
+        )
+    kind, size = ("discrete", embedding.choices[0]) if embedding.choices else ("continuous", embedding.dims)
+    if (actions.kind, actions.size) != (kind, size):
+        raise ValueError(f"{actions.size} {actions.kind} actions named, but the dynamics takes {size} {kind} ones")

@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 
-class KeyValues(NamedTuple):
+class KeyValueCache(NamedTuple):
     """What time attention remembers of the past frames: keys (rotated) and values, [b, n, g, slots, c] of g key heads.
 
     The newest frame stands last; slots that no frame has filled yet hold zeros and are masked.
@@ -23,14 +23,14 @@ class KeyValues(NamedTuple):
     values: Tensor
 
 
-class Rotation(NamedTuple):
+class RotaryEmbedding(NamedTuple):
     """cos and sin of the angles by which channel pairs turn: broadcastable to [..., tokens, c/2]."""
 
     cos: Tensor
     sin: Tensor
 
 
-def angles(positions: Tensor, pairs: int, base: float) -> Tensor:
+def rotary_angles(positions: Tensor, pairs: int, base: float) -> Tensor:
     """[...] -> float64 [..., pairs], the angles of rotary positions (RoFormer, arXiv 2104.09864, eq. 15).
 
     In float64, so that a world that has been played for a million frames turns its keys as exactly as a new one.
@@ -39,27 +39,29 @@ def angles(positions: Tensor, pairs: int, base: float) -> Tensor:
     return positions.to(torch.float64)[..., None] * frequencies
 
 
-def rotation(of: Tensor, dtype: torch.dtype) -> Rotation:
+def rotary_embedding(of: Tensor, dtype: torch.dtype) -> RotaryEmbedding:
     """Cosines and sines of angles."""
-    return Rotation(of.cos().to(dtype), of.sin().to(dtype))
+    return RotaryEmbedding(of.cos().to(dtype), of.sin().to(dtype))
 
 
-def turn(x: Tensor, by: Rotation) -> Tensor:
+def apply_rotary(x: Tensor, by: RotaryEmbedding) -> Tensor:
     """Turn channel pairs (halves layout): [..., tokens, c]."""
     first, second = x.chunk(2, dim=-1)
     cos, sin = by.cos.to(x.dtype), by.sin.to(x.dtype)
     return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
 
 
-def rotate(x: Tensor, positions: Tensor, base: float = 1000.0) -> Tensor:
+def apply_rotary_at(x: Tensor, positions: Tensor, base: float = 1000.0) -> Tensor:
     """Turn [b, n, h, t, c] by positions int64 [t] or [b, t]."""
-    by = angles(positions, x.shape[-1] // 2, base)
+    by = rotary_angles(positions, x.shape[-1] // 2, base)
     if by.ndim == 3:  # a position a world: broadcast over tokens and heads
         by = by[:, None, None]
-    return turn(x, rotation(by, x.dtype))
+    return apply_rotary(x, rotary_embedding(by, x.dtype))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, soft_cap: float | None = None) -> Tensor:
+def dot_product_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, soft_cap: float | None = None
+) -> Tensor:
     """softmax(q k^T / sqrt(c)) v: q [..., h, t, c], k and v [..., g, s, c] -> [..., h, t, c].
 
     With fewer key heads than query heads, h / g query heads in a row share each (GQA, arXiv 2305.13245). ``soft_cap``
@@ -70,19 +72,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, soft_cap
     a soft cap, which the fused kernel does not know.
     """
     if q.device.type != "cpu" and soft_cap is None:
-        return fused(q, k, v, mask)
+        return fused_attention(q, k, v, mask)
     # Query heads that share a key head become one longer query, so that keys and values need not be repeated.
     groups, share = k.shape[-3], q.shape[-3] // k.shape[-3]
-    logits = _unfold(_fold(q * q.shape[-1] ** -0.5, groups) @ k.transpose(-1, -2), share)
+    logits = _split_query_groups(_merge_query_groups(q * q.shape[-1] ** -0.5, groups) @ k.transpose(-1, -2), share)
     if soft_cap is not None:
         logits = soft_cap * torch.tanh(logits / soft_cap)
     if mask is not None:
         logits = logits.masked_fill(~mask, float("-inf"))
-    return _unfold(_fold(logits.softmax(-1).to(v), groups) @ v, share)
+    return _split_query_groups(_merge_query_groups(logits.softmax(-1).to(v), groups) @ v, share)
 
 
-def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """``attend`` by torch's kernels, which want one batch dimension and are slow with more."""
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """``dot_product_attention`` by torch's kernels, which want one batch dimension and are slow with more."""
     lead = q.shape[:-3]
     if mask is not None and mask.ndim > 2:
         mask = mask.expand(*lead, *mask.shape[-3:]).flatten(0, -4)
@@ -92,17 +94,17 @@ def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     )
 
 
-def _fold(x: Tensor, groups: int) -> Tensor:
+def _merge_query_groups(x: Tensor, groups: int) -> Tensor:
     """[..., h, t, c] -> [..., g, (h/g) t, c]."""
     return x if groups == x.shape[-3] else x.unflatten(-3, (groups, -1)).flatten(-3, -2)
 
 
-def _unfold(x: Tensor, share: int) -> Tensor:
+def _split_query_groups(x: Tensor, share: int) -> Tensor:
     """[..., g, (h/g) t, c] -> [..., h, t, c]."""
     return x if share == 1 else x.unflatten(-2, (share, -1)).flatten(-4, -3)
 
 
-class Attention(nn.Module):
+class SpaceTimeAttention(nn.Module):
     """Self-attention; the caller says along which axis by the shape it passes.
 
     Queries and keys are normalised a head (ViT-22B, arXiv 2302.05442), which keeps logits bounded in bf16.
@@ -127,12 +129,12 @@ class Attention(nn.Module):
         """Every token attends to all tokens of its own frame. [b, t, n, d] -> [b, t, n, d]."""
         b = x.shape[0]
         q, k, v = rearrange(self.qkv(x), "b t n (three h c) -> three (b t) h n c", three=3, h=self.heads)
-        y = attend(self.query_norm(q).to(v), self.key_norm(k).to(v), v)
+        y = dot_product_attention(self.query_norm(q).to(v), self.key_norm(k).to(v), v)
         return self.out(rearrange(y, "(b t) h n c -> b t n (h c)", b=b))
 
     def time(
-        self, x: Tensor, positions: Tensor, mask: Tensor, past: KeyValues | None = None
-    ) -> tuple[Tensor, KeyValues]:
+        self, x: Tensor, positions: Tensor, mask: Tensor, past: KeyValueCache | None = None
+    ) -> tuple[Tensor, KeyValueCache]:
         """Every token attends along time to the tokens at its own place.
 
         Args:
@@ -145,10 +147,10 @@ class Attention(nn.Module):
             [b, t, n, d], and the keys and values of the past frames and of these: [b, n, h, slots + t, c].
         """
         q, k, v = rearrange(self.qkv(x), "b t n (three h c) -> three b n h t c", three=3, h=self.heads)
-        q = rotate(self.query_norm(q).to(v), positions)
-        k = rotate(self.key_norm(k).to(v), positions)
+        q = apply_rotary_at(self.query_norm(q).to(v), positions)
+        k = apply_rotary_at(self.key_norm(k).to(v), positions)
         if past is not None:
             k = torch.cat((past.keys.to(k), k), dim=3)
             v = torch.cat((past.values.to(v), v), dim=3)
-        y = attend(q, k, v, mask)
-        return self.out(rearrange(y, "b n h t c -> b t n (h c)")), KeyValues(k, v)
+        y = dot_product_attention(q, k, v, mask)
+        return self.out(rearrange(y, "b n h t c -> b t n (h c)")), KeyValueCache(k, v)

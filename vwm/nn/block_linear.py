@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from vwm.nn.linear import WITH_ONEDNN
+from vwm.nn.linear import HAS_ONEDNN
 
 
 class BlockLinear(nn.Module):
@@ -40,23 +40,25 @@ class BlockLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[b, inputs] -> [b, parts, outputs]."""
         x = x.unflatten(1, (len(self.weight), -1))
-        y: Tensor = _OneDNN.apply(x, self.weight) if _by_onednn(x, self.weight) else _by_bmm(x, self.weight)
+        y: Tensor = (
+            _OneDNNBlockLinear.apply(x, self.weight) if _use_onednn(x, self.weight) else _block_matmul(x, self.weight)
+        )
         # [b, g, parts, outputs / g] -> [b, parts, outputs]
         return y.unflatten(2, (self.parts, -1)).transpose(1, 2).flatten(2) + self.bias
 
 
-def _by_onednn(x: Tensor, weight: Tensor) -> bool:
-    if not WITH_ONEDNN or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+def _use_onednn(x: Tensor, weight: Tensor) -> bool:
+    if not HAS_ONEDNN or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
         return False
     return x.device.type == weight.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
 
 
-def _by_bmm(x: Tensor, weight: Tensor) -> Tensor:
+def _block_matmul(x: Tensor, weight: Tensor) -> Tensor:
     """[b, g, i] and [g, o, i] -> [b, g, o]."""
     return torch.bmm(x.transpose(0, 1), weight.transpose(1, 2)).transpose(0, 1)
 
 
-class _OneDNN(torch.autograd.Function):
+class _OneDNNBlockLinear(torch.autograd.Function):
     """The same block by block, and its gradients."""
 
     @staticmethod

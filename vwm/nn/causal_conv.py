@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
-class SpaceConv(nn.Conv2d):
+class SpatialConv(nn.Conv2d):
     """A k x k convolution of every frame by itself: [b, t, h, w, c] -> [b, t, h, w, c']."""
 
     def __init__(self, channels: int, out: int, kernel: int = 3) -> None:
@@ -31,7 +31,7 @@ class SpaceConv(nn.Conv2d):
         return y.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
 
 
-class TimeConv(nn.Conv2d):
+class CausalTemporalConv(nn.Conv2d):
     """A convolution over the last k frames at each place.
 
     Its state is the k - 1 frames before, [b, k - 1, h, w, c], zeros at first.
@@ -50,7 +50,7 @@ class TimeConv(nn.Conv2d):
         return y.permute(0, 2, 3, 1).unflatten(2, (height, width)), x[:, frames:]
 
 
-class CausalBlock(nn.Module):
+class CausalConvBlock(nn.Module):
     """Norm, a kernel over the frame, SiLU, a kernel over time; a residual branch that starts at zero.
 
     The norm is over the channels at each place: it mixes neither frames nor places, so a stream and a tile see what
@@ -60,8 +60,8 @@ class CausalBlock(nn.Module):
     def __init__(self, width: int, kernel: int = 3) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, bias=False)
-        self.space = SpaceConv(width, width)
-        self.time = TimeConv(width, width, kernel)
+        self.space = SpatialConv(width, width)
+        self.time = CausalTemporalConv(width, width, kernel)
         nn.init.zeros_(self.time.weight)
         nn.init.zeros_(self.time.bias)  # type: ignore[arg-type]
 
@@ -71,14 +71,14 @@ class CausalBlock(nn.Module):
         return x + y, past
 
 
-class CausalStack(nn.Module):
+class CausalConvStack(nn.Module):
     """Blocks of one resolution, one after the other."""
 
     def __init__(self, width: int, depth: int, kernel: int = 3) -> None:
         super().__init__()
         self.width, self.memory = width, kernel - 1
         self.checkpointing = False
-        self.blocks = nn.ModuleList(CausalBlock(width, kernel) for _ in range(depth))
+        self.blocks = nn.ModuleList(CausalConvBlock(width, kernel) for _ in range(depth))
 
     def init_state(self, like: Tensor, batch: int, height: int, width: int) -> tuple[Tensor, ...]:
         """Before the first frame; ``like`` has the device and the dtype."""
@@ -96,7 +96,7 @@ class CausalStack(nn.Module):
         return x, tuple(after)
 
 
-class Waiting(NamedTuple):
+class FrameBuffer(NamedTuple):
     """Frames on their way into groups. Both shapes carry a number, so that the state stays on its device.
 
     Attributes:
@@ -108,7 +108,7 @@ class Waiting(NamedTuple):
     before: Tensor
 
 
-class Merge(nn.Module):
+class SpaceTimeToDepth(nn.Module):
     """Space to depth: groups of r frames and squares of s x s places become channels.
 
     The first frame makes the first group by itself (it is repeated), so that 1 + r k frames make 1 + k groups and a
@@ -123,11 +123,11 @@ class Merge(nn.Module):
         super().__init__()
         self.time, self.space = time, space
 
-    def init_state(self, like: Tensor, batch: int, height: int, width: int, channels: int) -> Waiting:
+    def init_state(self, like: Tensor, batch: int, height: int, width: int, channels: int) -> FrameBuffer:
         """Before the first frame; ``like`` has the device and the dtype."""
-        return Waiting(like.new_zeros(batch, 0, height, width, channels), like.new_zeros(batch, self.time - 1))
+        return FrameBuffer(like.new_zeros(batch, 0, height, width, channels), like.new_zeros(batch, self.time - 1))
 
-    def forward(self, x: Tensor, state: Waiting) -> tuple[Tensor, Waiting]:
+    def forward(self, x: Tensor, state: FrameBuffer) -> tuple[Tensor, FrameBuffer]:
         """[b, t, h s, w s, c] -> [b, (t + p) // r, h, w, r s s c]."""
         frames, before = state
         if x.shape[1]:
@@ -143,11 +143,11 @@ class Merge(nn.Module):
             p=self.space,
             q=self.space,
         )
-        return groups, Waiting(x[:, full:], before)
+        return groups, FrameBuffer(x[:, full:], before)
 
 
-class Split(nn.Module):
-    """Depth to space, the way back of ``Merge``: the first group gives one frame, its last.
+class DepthToSpaceTime(nn.Module):
+    """Depth to space, the way back of ``SpaceTimeToDepth``: the first group gives one frame, its last.
 
     The state is [b, r - 1] until the first group has come, then [b, 0]: the number of frames still to drop.
     """

@@ -13,30 +13,30 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-WITH_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-class Linear(nn.Linear):
+class OneDNNLinear(nn.Linear):
     """``nn.Linear``, by oneDNN where that is possible: float32 on a CPU. Its gradients have no gradients there."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d] -> [..., e]."""
-        return linear(x, self.weight, self.bias)
+        return onednn_linear(x, self.weight, self.bias)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear``: [..., d], [e, d] and [e] -> [..., e]."""
-    if not WITH_ONEDNN or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+    if not HAS_ONEDNN or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
         return F.linear(x, weight, bias)
     if not x.device.type == weight.device.type == "cpu" or not x.dtype == weight.dtype == torch.float32:
         return F.linear(x, weight, bias)
     if not torch.is_grad_enabled():  # small matrices feel what a step of autograd costs
         return _product(x, weight, bias)
-    product: Tensor = _OneDNN.apply(x, weight, bias)
+    product: Tensor = _OneDNNLinearFunction.apply(x, weight, bias)
     return product
 
 
-class _OneDNN(torch.autograd.Function):
+class _OneDNNLinearFunction(torch.autograd.Function):
     """x weight^T + bias, and its gradients."""
 
     @staticmethod

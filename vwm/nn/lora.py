@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Adapt = Literal["frozen", "lora", "trained"]
+AdaptationMode = Literal["frozen", "lora", "trained"]
 """What of pretrained weights may move: none, a product of low rank beside some of them, or all."""
 
 
 @dataclass
-class LoRA:
+class LoRAConfig:
     """Which matrices are adapted, and how freely.
 
     Attributes:
@@ -46,18 +46,18 @@ class LoRA:
             found = [name for name in linears if f".{name}".endswith(f".{target}")]
             if not found:
                 raise ValueError(
-                    f"lora.targets: no linear layer is called {target!r}; there are {_last_parts(linears)}"
+                    f"lora.targets: no linear layer is called {target!r}; there are {_linear_layer_names(linears)}"
                 )
             for name in found:
-                _put(network, name, LowRankLinear(linears.pop(name), self.rank, self.alpha))
+                _replace_submodule(network, name, LoRALinear(linears.pop(name), self.rank, self.alpha))
 
 
-class LowRankLinear(nn.Linear):
+class LoRALinear(nn.Linear):
     """A frozen linear layer with a trained product of low rank beside it; the frozen weights keep their names.
 
     Args:
         base: whose weights it takes over.
-        rank, alpha: see ``LoRA``.
+        rank, alpha: see ``LoRAConfig``.
     """
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
@@ -81,7 +81,7 @@ class LowRankLinear(nn.Linear):
         return plain
 
 
-def open_weights(network: nn.Module, how: Adapt, lora: LoRA | None = None) -> None:
+def prepare_finetuning(network: nn.Module, how: AdaptationMode, lora: LoRAConfig | None = None) -> None:
     """Let as much of a pretrained network move as ``how`` says; ``lora`` None takes its defaults.
 
     Raises:
@@ -91,22 +91,22 @@ def open_weights(network: nn.Module, how: Adapt, lora: LoRA | None = None) -> No
         raise ValueError(f"lora is set, but adapt={how!r} uses none: set adapt to lora, or lora to null")
     network.requires_grad_(how == "trained")
     if how == "lora":
-        (lora or LoRA()).apply(network)
+        (lora or LoRAConfig()).apply(network)
 
 
 def merge_lora(network: nn.Module) -> None:
     """Make plain layers of all low-rank ones, in place."""
-    adapted = {name: part for name, part in network.named_modules() if isinstance(part, LowRankLinear)}
+    adapted = {name: part for name, part in network.named_modules() if isinstance(part, LoRALinear)}
     for name, part in adapted.items():
-        _put(network, name, part.merged())
+        _replace_submodule(network, name, part.merged())
 
 
-def _put(network: nn.Module, name: str, part: nn.Module) -> None:
+def _replace_submodule(network: nn.Module, name: str, part: nn.Module) -> None:
     parent, _, own = name.rpartition(".")
     setattr(network.get_submodule(parent), own, part)
 
 
-def _last_parts(names: dict[str, nn.Linear]) -> str:
+def _linear_layer_names(names: dict[str, nn.Linear]) -> str:
     """Names without the numbers of their blocks, each once."""
     ends = {".".join(name.split(".")[-2:]) if name.split(".")[-1].isdigit() else name.split(".")[-1] for name in names}
     return ", ".join(sorted(ends))

@@ -8,25 +8,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FLAT = 20.0
+IDENTITY_THRESHOLD = 20.0
 """From here on Mish is the identity, to the last digit of float64."""
-FEW = 8192
+TORCH_KERNEL_MAX_ELEMENTS = 8192
 """Up to so many numbers torch's kernel is the quicker one: it is a single call."""
 
 
 def mish(x: Tensor) -> Tensor:
     """[...] -> [...]. Its gradients have no gradients on a CPU."""
-    if x.device.type != "cpu" or x.numel() <= FEW or x.dtype not in (torch.float32, torch.float64):
+    if (
+        x.device.type != "cpu"
+        or x.numel() <= TORCH_KERNEL_MAX_ELEMENTS
+        or x.dtype not in (torch.float32, torch.float64)
+    ):
         return F.mish(x)
     if not torch.is_grad_enabled():
-        return _mish(x)
+        return _mish_forward(x)
     y: Tensor = _Mish.apply(x)
     return y
 
 
-def _mish(x: Tensor) -> Tensor:
+def _mish_forward(x: Tensor) -> Tensor:
     """By n / (n + 1) = tanh(log(1 + w)), with w = e^x and n = w + w^2 / 2, which loses no digits far below 0."""
-    w = x.clamp(max=FLAT).exp_()
+    w = x.clamp(max=IDENTITY_THRESHOLD).exp_()
     n = torch.addcmul(w, w, w, value=0.5)
     return torch.add(n, 1, out=w).reciprocal_().mul_(n).mul_(x)
 
@@ -37,7 +41,7 @@ class _Mish(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return _mish(x)
+        return _mish_forward(x)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-EPSILON = 1e-6
+RMS_NORM_EPSILON = 1e-6
 
 
 class RMSNorm(nn.Module):
@@ -27,18 +27,18 @@ class RMSNorm(nn.Module):
         """[..., width] -> [..., width], of the type that x has."""
         if x.device.type != "cpu":
             weight = None if self.weight is None else self.weight.to(x.dtype)
-            return F.rms_norm(x, x.shape[-1:], weight, EPSILON)
-        y = _Normalise.apply(x)
+            return F.rms_norm(x, x.shape[-1:], weight, RMS_NORM_EPSILON)
+        y = _RMSNormFunction.apply(x)
         return y if self.weight is None else y * self.weight.to(y.dtype)
 
 
-class _Normalise(torch.autograd.Function):
+class _RMSNormFunction(torch.autograd.Function):
     """On a CPU torch has no kernel for this, and differentiates the formula step by step: four times the work."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_precise(x)).square()
-        inverse = (inverse / x.shape[-1] + EPSILON).rsqrt().to(x.dtype)
+        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_compute_dtype(x)).square()
+        inverse = (inverse / x.shape[-1] + RMS_NORM_EPSILON).rsqrt().to(x.dtype)
         y = x * inverse
         ctx.save_for_backward(y, inverse)
         return y
@@ -51,5 +51,5 @@ class _Normalise(torch.autograd.Function):
         return torch.addcmul(grad, y, along.expand_as(y), value=-1).mul_(inverse)
 
 
-def _precise(x: Tensor) -> torch.dtype:
+def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)

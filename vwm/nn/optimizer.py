@@ -62,7 +62,9 @@ class OptimizerConfig:
         end = self.stretch * max_steps
         if self.final_weight_decay is None:
             return optimizer, LambdaLR(optimizer, lambda step: self.factor(step, end))
-        return optimizer, DecayingSchedule(optimizer, lambda step: self.factor(step, end), self.final_weight_decay, end)
+        return optimizer, LRAndWeightDecaySchedule(
+            optimizer, lambda step: self.factor(step, end), self.final_weight_decay, end
+        )
 
     def factor(self, step: int, end: float) -> float:
         """By what the peak learning rate is multiplied at a step; ``end`` is where the schedule ends."""
@@ -77,7 +79,7 @@ class OptimizerConfig:
         return low + (1 - low) * fall
 
 
-class DecayingSchedule(LambdaLR):
+class LRAndWeightDecaySchedule(LambdaLR):
     """A schedule of the learning rate that also moves the weight decay, along a cosine.
 
     Args:

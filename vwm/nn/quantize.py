@@ -17,7 +17,7 @@ Codebook = int | list[int]
 """A number of codes (VQ), or the levels of each dimension (FSQ, arXiv 2309.15505): ``1024`` or ``[8, 5, 5, 5]``."""
 
 
-class Quantized(NamedTuple):
+class QuantizerOutput(NamedTuple):
     """codes [..., d] with a straight-through gradient, indices int64 [...], and the commitment loss (0 for FSQ)."""
 
     codes: Tensor
@@ -32,7 +32,7 @@ class Quantizer(nn.Module):
         width: of what goes in and comes out, d.
         codebook: see ``Codebook``.
         code_width: dimension of a VQ code (Genie: 32); FSQ's is its number of levels.
-        spread: with FSQ, the weight of a loss that keeps every dimension in use (see ``spread_loss``); small
+        spread: with FSQ, the weight of a loss that keeps every dimension in use (see ``codebook_spread_loss``); small
             codebooks collapse without it.
     """
 
@@ -50,7 +50,7 @@ class Quantizer(nn.Module):
             # Two levels have no middle one, so they need the symmetric form.
             self.book = FSQ(levels=codebook, dim=width, preserve_symmetry=2 in codebook)
 
-    def forward(self, x: Tensor) -> Quantized:
+    def forward(self, x: Tensor) -> QuantizerOutput:
         """[..., d] -> codes, indices, commitment loss. Computed in float32 or finer, whatever autocast says."""
         if self.training and isinstance(self.book, VectorQuantize) and dist.is_available() and dist.is_initialized():
             # The codebook asks for other ranks when it is made, which is before there are any; without them it would
@@ -63,11 +63,11 @@ class Quantizer(nn.Module):
             if len(out) > 2:
                 loss = out[2].sum()
             elif self.spread and self.training:
-                loss = self.spread * spread_loss(self.book.project_in(flat)[0])
+                loss = self.spread * codebook_spread_loss(self.book.project_in(flat)[0])
             else:
                 loss = flat.new_zeros(())
         codes, indices = out[0], out[1]
-        return Quantized(codes.reshape(x.shape), indices.reshape(x.shape[:-1]).long(), loss)
+        return QuantizerOutput(codes.reshape(x.shape), indices.reshape(x.shape[:-1]).long(), loss)
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Codes of indices: int64 [...] -> [..., d]."""
@@ -88,7 +88,7 @@ def codebook_size(codebook: Codebook) -> int:
     return size
 
 
-def spread_loss(z: Tensor) -> Tensor:
+def codebook_spread_loss(z: Tensor) -> Tensor:
     """Keeps the dimensions of a batch centred, spread and different from each other: float [m, d] -> scalar.
 
     The variance hinge and the covariance term of VICReg (arXiv 2105.04906, eqs. 1 and 3), and the mean squared.
@@ -102,7 +102,7 @@ def spread_loss(z: Tensor) -> Tensor:
     return (1 - deviation).relu().mean() + mean.square().mean() + off_diagonal.square().sum() / max(1, len(mean))
 
 
-def usage(indices: Tensor, size: int) -> Tensor:
+def code_counts(indices: Tensor, size: int) -> Tensor:
     """How often each code was used: float64 [size]."""
     return torch.bincount(indices.flatten(), minlength=size).double()
 

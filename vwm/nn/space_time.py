@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vwm.nn.attention import Attention, KeyValues
+from vwm.nn.attention import KeyValueCache, SpaceTimeAttention
 
 
-class SpaceTimeState(NamedTuple):
+class TransformerState(NamedTuple):
     """What a streaming transformer remembers.
 
     Attributes:
@@ -31,7 +31,7 @@ class SpaceTimeState(NamedTuple):
     """
 
     position: Tensor
-    blocks: tuple[KeyValues, ...]
+    blocks: tuple[KeyValueCache, ...]
 
 
 class SpaceTimeBlock(nn.Module):
@@ -41,9 +41,9 @@ class SpaceTimeBlock(nn.Module):
         super().__init__()
         hidden = int(width * mlp_ratio)
         self.space_norm = nn.LayerNorm(width, bias=False)
-        self.space = Attention(width, heads)
+        self.space = SpaceTimeAttention(width, heads)
         self.time_norm = nn.LayerNorm(width, bias=False)
-        self.time = Attention(width, heads)
+        self.time = SpaceTimeAttention(width, heads)
         self.mlp_norm = nn.LayerNorm(width, bias=False)
         out = nn.Linear(hidden, width)
         nn.init.zeros_(out.weight)
@@ -51,8 +51,8 @@ class SpaceTimeBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), out)
 
     def forward(
-        self, x: Tensor, positions: Tensor, mask: Tensor, past: KeyValues | None = None
-    ) -> tuple[Tensor, KeyValues]:
+        self, x: Tensor, positions: Tensor, mask: Tensor, past: KeyValueCache | None = None
+    ) -> tuple[Tensor, KeyValueCache]:
         """[b, t, n, d] -> [b, t, n, d], and the keys and values for the frames to come."""
         x = x + self.space.space(self.space_norm(x))
         y, seen = self.time.time(self.time_norm(x), positions, mask, past)
@@ -94,7 +94,7 @@ class SpaceTimeTransformer(nn.Module):
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device)
         if mask is None:
-            mask = causal_window(positions, positions, self.window)
+            mask = causal_window_mask(positions, positions, self.window)
         for block in self.blocks:
             if self.checkpointing and self.training:
                 x, _ = checkpoint(block, x, positions, mask, use_reentrant=False)
@@ -102,29 +102,29 @@ class SpaceTimeTransformer(nn.Module):
                 x, _ = block(x, positions, mask)
         return self.norm(x)
 
-    def init_state(self, batch: int, tokens: int) -> SpaceTimeState:
+    def init_state(self, batch: int, tokens: int) -> TransformerState:
         """The state of worlds that have seen nothing: one a batch entry, ``tokens`` tokens a frame."""
         weight = self.norm.weight
         shape = (batch, tokens, self.heads, self.window - 1, self.width // self.heads)
-        empty = KeyValues(weight.new_zeros(shape), weight.new_zeros(shape))
+        empty = KeyValueCache(weight.new_zeros(shape), weight.new_zeros(shape))
         position = torch.zeros(batch, dtype=torch.int64, device=weight.device)
-        return SpaceTimeState(position, (empty,) * len(self.blocks))
+        return TransformerState(position, (empty,) * len(self.blocks))
 
-    def step(self, x: Tensor, state: SpaceTimeState) -> tuple[Tensor, SpaceTimeState]:
+    def step(self, x: Tensor, state: TransformerState) -> tuple[Tensor, TransformerState]:
         """The next frames of each world: [b, t, n, d] -> [b, t, n, d], and the state after them.
 
         The given state is left as it was, so dropping the returned one makes this a look that leaves no trace.
         """
         frames = x.shape[1]
-        positions, mask = streaming_window(state.position, frames, self.window)
+        positions, mask = streaming_window_mask(state.position, frames, self.window)
         blocks = []
         for block, past in zip(self.blocks, state.blocks, strict=True):
             x, seen = block(x, positions, mask, past)
-            blocks.append(KeyValues(seen.keys[..., frames:, :], seen.values[..., frames:, :]))
-        return self.norm(x), SpaceTimeState(state.position + frames, tuple(blocks))
+            blocks.append(KeyValueCache(seen.keys[..., frames:, :], seen.values[..., frames:, :]))
+        return self.norm(x), TransformerState(state.position + frames, tuple(blocks))
 
 
-def streaming_window(position: Tensor, frames: int, window: int) -> tuple[Tensor, Tensor]:
+def streaming_window_mask(position: Tensor, frames: int, window: int) -> tuple[Tensor, Tensor]:
     """Where the next frames of worlds stand, and which remembered and next frames they may look at.
 
     Args:
@@ -138,11 +138,11 @@ def streaming_window(position: Tensor, frames: int, window: int) -> tuple[Tensor
     positions = position[:, None] + torch.arange(frames, device=position.device)
     of_slots = position[:, None] + torch.arange(1 - window, 0, device=position.device)
     of_keys = torch.cat((of_slots, positions), dim=1)
-    mask = causal_window(positions, of_keys, window) & (of_keys >= 0)[:, None, :]
+    mask = causal_window_mask(positions, of_keys, window) & (of_keys >= 0)[:, None, :]
     return positions, mask[:, None, None]
 
 
-def clean_past_window(seen: int, frames: int, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def clean_context_mask(seen: int, frames: int, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """For training over a clean past: whole frames 0..seen-1, then hidden frames 1..frames, as one long clip.
 
     A hidden frame looks at the whole frames before it and at itself, which is what it sees in play. The whole frame
@@ -153,13 +153,13 @@ def clean_past_window(seen: int, frames: int, window: int, device: torch.device)
     """
     whole, hidden = torch.arange(seen, device=device), torch.arange(1, frames + 1, device=device)
     nothing = torch.zeros(seen, frames, dtype=torch.bool, device=device)
-    past = torch.cat((causal_window(whole, whole, window), nothing), dim=1)
-    before = causal_window(hidden, whole, window) & (hidden[:, None] > whole)
+    past = torch.cat((causal_window_mask(whole, whole, window), nothing), dim=1)
+    before = causal_window_mask(hidden, whole, window) & (hidden[:, None] > whole)
     present = torch.cat((before, hidden[:, None] == hidden), dim=1)
     return torch.cat((whole, hidden)), torch.cat((past, present))
 
 
-def causal_window(queries: Tensor, keys: Tensor, window: int) -> Tensor:
+def causal_window_mask(queries: Tensor, keys: Tensor, window: int) -> Tensor:
     """bool [..., q, k]: key frame k is query frame q, or one of the ``window - 1`` before it."""
     age = queries[..., :, None] - keys[..., None, :]
     return (age >= 0) & (age < window)

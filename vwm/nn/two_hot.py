@@ -21,7 +21,7 @@ def symexp(x: Tensor) -> Tensor:
     return x.sign() * x.abs().expm1()
 
 
-class TwoHot(nn.Module):
+class SymexpTwoHot(nn.Module):
     """Bins that lie evenly in symlog space; a number becomes weights of the two bins beside it.
 
     Args:

@@ -27,14 +27,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from vwm.nn.attention import KeyValues, Rotation, angles, attend, rotation, turn
+from vwm.nn.attention import (
+    KeyValueCache,
+    RotaryEmbedding,
+    apply_rotary,
+    dot_product_attention,
+    rotary_angles,
+    rotary_embedding,
+)
 from vwm.nn.norm import RMSNorm
-from vwm.nn.space_time import SpaceTimeState, causal_window, streaming_window
+from vwm.nn.space_time import TransformerState, causal_window_mask, streaming_window_mask
 
-Kind = Literal["space", "time", "full"]
+AttentionKind = Literal["space", "time", "full"]
 
 
-class Geometry(NamedTuple):
+class AttentionGeometry(NamedTuple):
     """Where the tokens of a pass stand and what may look at what; the same for every layer.
 
     Attributes:
@@ -43,12 +50,12 @@ class Geometry(NamedTuple):
         space_mask: bool [n, n], which tokens of a frame a token of the frame may look at; None: all.
     """
 
-    rotations: dict[str, Rotation]
+    rotations: dict[str, RotaryEmbedding]
     mask: Tensor
     space_mask: Tensor | None
 
 
-class GroupedAttention(nn.Module):
+class GroupedQueryAttention(nn.Module):
     """Self-attention of one kind.
 
     Args:
@@ -59,7 +66,7 @@ class GroupedAttention(nn.Module):
         soft_cap: bound of the logits; None bounds them not.
     """
 
-    def __init__(self, width: int, heads: int, kv_heads: int, kind: Kind, soft_cap: float | None) -> None:
+    def __init__(self, width: int, heads: int, kv_heads: int, kind: AttentionKind, soft_cap: float | None) -> None:
         super().__init__()
         if width % heads or (width // heads) % 4:
             raise ValueError(f"heads={heads} must divide width={width} into heads of a size that 4 divides")
@@ -73,7 +80,9 @@ class GroupedAttention(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
         nn.init.zeros_(self.out.weight)
 
-    def forward(self, x: Tensor, geometry: Geometry, past: KeyValues | None) -> tuple[Tensor, KeyValues | None]:
+    def forward(
+        self, x: Tensor, geometry: AttentionGeometry, past: KeyValueCache | None
+    ) -> tuple[Tensor, KeyValueCache | None]:
         """[b, t, n, d] -> [b, t, n, d], and the keys and values for the frames to come (None where it keeps none)."""
         b, t, n, _ = x.shape
         form = {"space": "b t n (h c) -> (b t) h n c", "time": "b t n (h c) -> b n h t c"}
@@ -85,26 +94,26 @@ class GroupedAttention(nn.Module):
         q, k, v = (rearrange(p, pattern, h=count) for p, count in zip(parts, split, strict=True))
         if self.kind == "full":
             q, k = (rearrange(p, "b n h t c -> b h t n c") for p in (self.query_norm(q).to(v), self.key_norm(k).to(v)))
-            q, k = (turn(p, geometry.rotations["full"]) for p in (q, k))
+            q, k = (apply_rotary(p, geometry.rotations["full"]) for p in (q, k))
             k = rearrange(k, "b h t n c -> b n h t c")
         else:
             rotation = geometry.rotations[self.kind]
-            q, k = turn(self.query_norm(q).to(v), rotation), turn(self.key_norm(k).to(v), rotation)
+            q, k = apply_rotary(self.query_norm(q).to(v), rotation), apply_rotary(self.key_norm(k).to(v), rotation)
         if self.kind == "space":
-            y = attend(q, k, v, geometry.space_mask, self.soft_cap)
+            y = dot_product_attention(q, k, v, geometry.space_mask, self.soft_cap)
             return self.out(rearrange(y, "(b t) h n c -> b t n (h c)", b=b)), None
         if past is not None:
             k = torch.cat((past.keys.to(k), k), dim=3)
             v = torch.cat((past.values.to(v), v), dim=3)
         if self.kind == "time":
-            y = attend(q, k, v, geometry.mask, self.soft_cap)
-            return self.out(rearrange(y, "b n h t c -> b t n (h c)")), KeyValues(k, v)
+            y = dot_product_attention(q, k, v, geometry.mask, self.soft_cap)
+            return self.out(rearrange(y, "b n h t c -> b t n (h c)")), KeyValueCache(k, v)
         keys, values = (rearrange(p, "b n h s c -> b h (s n) c") for p in (k, v))
         mask = geometry.mask.repeat_interleave(n, dim=-1).repeat_interleave(n, dim=-2)
         if mask.ndim == 5:  # [b, 1, 1, t, s + t], a mask a world
             mask = mask[:, :, 0]
-        y = attend(q.flatten(2, 3), keys, values, mask, self.soft_cap)
-        return self.out(rearrange(y, "b h (t n) c -> b t n (h c)", t=t)), KeyValues(k, v)
+        y = dot_product_attention(q.flatten(2, 3), keys, values, mask, self.soft_cap)
+        return self.out(rearrange(y, "b h (t n) c -> b t n (h c)", t=t)), KeyValueCache(k, v)
 
 
 class FeedForward(nn.Module):
@@ -126,14 +135,14 @@ class FeedForward(nn.Module):
         return self.down(x * F.silu(gate))
 
 
-class Layer(nn.Module):
+class VideoTransformerLayer(nn.Module):
     """One attention and one feed-forward, both residual.
 
     With a condition, a vector a frame shifts and scales what each branch reads and gates what it adds; the gates
     start at zero (adaLN-zero). Without one, the branches' last weights start at zero.
     """
 
-    def __init__(self, attention: GroupedAttention, mlp: FeedForward, width: int, conditioned: bool) -> None:
+    def __init__(self, attention: GroupedQueryAttention, mlp: FeedForward, width: int, conditioned: bool) -> None:
         super().__init__()
         self.attention, self.mlp = attention, mlp
         self.attention_norm = RMSNorm(width, weighted=not conditioned)
@@ -146,8 +155,8 @@ class Layer(nn.Module):
                 nn.init.xavier_uniform_(last.weight)
 
     def forward(
-        self, x: Tensor, geometry: Geometry, condition: Tensor | None = None, past: KeyValues | None = None
-    ) -> tuple[Tensor, KeyValues | None]:
+        self, x: Tensor, geometry: AttentionGeometry, condition: Tensor | None = None, past: KeyValueCache | None = None
+    ) -> tuple[Tensor, KeyValueCache | None]:
         """[b, t, n, d] -> [b, t, n, d] and what to remember; ``condition`` [b, t, d]."""
         if self.modulation is None:
             y, seen = self.attention(self.attention_norm(x), geometry, past)
@@ -155,9 +164,9 @@ class Layer(nn.Module):
             return x + self.mlp(self.mlp_norm(x)), seen
         assert condition is not None
         shift, scale, gate, shift2, scale2, gate2 = self.modulation(condition)[:, :, None].chunk(6, dim=-1)
-        y, seen = self.attention(modulate(self.attention_norm(x), shift, scale), geometry, past)
+        y, seen = self.attention(adaln_modulate(self.attention_norm(x), shift, scale), geometry, past)
         x = x + gate * y
-        return x + gate2 * self.mlp(modulate(self.mlp_norm(x), shift2, scale2)), seen
+        return x + gate2 * self.mlp(adaln_modulate(self.mlp_norm(x), shift2, scale2)), seen
 
 
 class VideoTransformer(nn.Module):
@@ -199,11 +208,11 @@ class VideoTransformer(nn.Module):
         self.width, self.heads, self.window, self.causal = width, heads, window, causal
         self.kv_heads = kv_heads or heads
         self.checkpointing = False
-        factored: list[Kind] = ["time" if (i + 1) % time_every == 0 else "space" for i in range(depth)]
-        self.kinds: list[Kind] = factored if attention == "factored" else ["full"] * depth
+        factored: list[AttentionKind] = ["time" if (i + 1) % time_every == 0 else "space" for i in range(depth)]
+        self.kinds: list[AttentionKind] = factored if attention == "factored" else ["full"] * depth
         self.blocks = nn.ModuleList(
-            Layer(
-                GroupedAttention(width, heads, self.kv_heads, kind, soft_cap),
+            VideoTransformerLayer(
+                GroupedQueryAttention(width, heads, self.kv_heads, kind, soft_cap),
                 FeedForward(width, mlp),
                 width,
                 conditioned,
@@ -243,12 +252,12 @@ class VideoTransformer(nn.Module):
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device)
         if mask is None:
-            mask = causal_window(positions, positions, self.window) if self.causal else None
+            mask = causal_window_mask(positions, positions, self.window) if self.causal else None
         if mask is None:
             mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device)
         if space_mask is not None and "full" in self.kinds:
             raise ValueError("full attention takes no space_mask")
-        geometry = Geometry(self._rotations(x, positions, places), mask, space_mask)
+        geometry = AttentionGeometry(self._rotations(x, positions, places), mask, space_mask)
         for block in self.blocks:
             if self.checkpointing and self.training:
                 x, _ = checkpoint(block, x, geometry, condition, use_reentrant=False)
@@ -256,22 +265,22 @@ class VideoTransformer(nn.Module):
                 x, _ = block(x, geometry, condition)
         return self._finish(x, condition)
 
-    def init_state(self, batch: int, tokens: int) -> SpaceTimeState:
+    def init_state(self, batch: int, tokens: int) -> TransformerState:
         """The state of worlds that have seen nothing: keys and values a layer that looks back."""
         weight = next(self.parameters())
         shape = (batch, tokens, self.kv_heads, self.window - 1, self.width // self.heads)
-        empty = KeyValues(weight.new_zeros(shape), weight.new_zeros(shape))
+        empty = KeyValueCache(weight.new_zeros(shape), weight.new_zeros(shape))
         position = torch.zeros(batch, dtype=torch.int64, device=weight.device)
-        return SpaceTimeState(position, (empty,) * sum(kind != "space" for kind in self.kinds))
+        return TransformerState(position, (empty,) * sum(kind != "space" for kind in self.kinds))
 
     def step(
         self,
         x: Tensor,
-        state: SpaceTimeState,
+        state: TransformerState,
         places: Tensor,
         condition: Tensor | None = None,
         space_mask: Tensor | None = None,
-    ) -> tuple[Tensor, SpaceTimeState]:
+    ) -> tuple[Tensor, TransformerState]:
         """The next frames of each world: [b, t, n, d] -> [b, t, n, d], and the state after them.
 
         The given state is left as it was, so dropping the returned one makes this a look that leaves no trace.
@@ -280,30 +289,30 @@ class VideoTransformer(nn.Module):
         if not self.causal:
             raise ValueError("a transformer with causal=False looks at later frames too and cannot stream")
         frames = x.shape[1]
-        positions, mask = streaming_window(state.position, frames, self.window)
-        geometry = Geometry(self._rotations(x, positions, places), mask, space_mask)
+        positions, mask = streaming_window_mask(state.position, frames, self.window)
+        geometry = AttentionGeometry(self._rotations(x, positions, places), mask, space_mask)
         memory, kept = iter(state.blocks), []
         for block, kind in zip(self.blocks, self.kinds, strict=True):
             x, seen = block(x, geometry, condition, None if kind == "space" else next(memory))
             if seen is not None:
-                kept.append(KeyValues(seen.keys[..., frames:, :], seen.values[..., frames:, :]))
-        return self._finish(x, condition), SpaceTimeState(state.position + frames, tuple(kept))
+                kept.append(KeyValueCache(seen.keys[..., frames:, :], seen.values[..., frames:, :]))
+        return self._finish(x, condition), TransformerState(state.position + frames, tuple(kept))
 
     def _finish(self, x: Tensor, condition: Tensor | None) -> Tensor:
         if self.modulation is None:
             return self.norm(x)
         assert condition is not None
         shift, scale = self.modulation(condition)[:, :, None].chunk(2, dim=-1)
-        return modulate(self.norm(x), shift, scale)
+        return adaln_modulate(self.norm(x), shift, scale)
 
-    def _rotations(self, x: Tensor, positions: Tensor, places: Tensor) -> dict[str, Rotation]:
+    def _rotations(self, x: Tensor, positions: Tensor, places: Tensor) -> dict[str, RotaryEmbedding]:
         """Angles for each kind of attention that there is; positions [t] or [b, t]."""
         pairs, dtype = self.width // self.heads // 2, x.dtype
         rows, columns = places.unbind(-1)
         if "full" in self.kinds:
             third = pairs // 3
-            time = angles(positions, pairs - 2 * third, 1000)[..., :, None, :]
-            space = torch.cat((angles(rows, third, 100), angles(columns, third, 100)), dim=-1)
+            time = rotary_angles(positions, pairs - 2 * third, 1000)[..., :, None, :]
+            space = torch.cat((rotary_angles(rows, third, 100), rotary_angles(columns, third, 100)), dim=-1)
             lead = time.shape[:-2]
             whole = torch.cat(
                 (
@@ -314,21 +323,21 @@ class VideoTransformer(nn.Module):
             )
             if whole.ndim == 4:  # an angle a world: broadcast over heads
                 whole = whole[:, None]
-            return {"full": rotation(whole, dtype)}
-        time = angles(positions, pairs, 1000)
+            return {"full": rotary_embedding(whole, dtype)}
+        time = rotary_angles(positions, pairs, 1000)
         if time.ndim == 3:  # broadcast over tokens and heads
             time = time[:, None, None]
         half = pairs // 2
-        space = torch.cat((angles(rows, half, 100), angles(columns, pairs - half, 100)), dim=-1)
-        return {"time": rotation(time, dtype), "space": rotation(space, dtype)}
+        space = torch.cat((rotary_angles(rows, half, 100), rotary_angles(columns, pairs - half, 100)), dim=-1)
+        return {"time": rotary_embedding(time, dtype), "space": rotary_embedding(space, dtype)}
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def adaln_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """What adaLN does to a normalised x."""
     return x * (1 + scale) + shift
 
 
-def grid_places(height: int, width: int, extra: int = 0) -> Tensor:
+def grid_coordinates(height: int, width: int, extra: int = 0) -> Tensor:
     """float [extra + h*w, 2]: row and column of a grid's tokens, after ``extra`` tokens that stand nowhere (0, 0)."""
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     places = torch.stack((rows, columns), dim=-1).flatten(0, 1).float()

@@ -23,17 +23,25 @@ from aiohttp.typedefs import Handler
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vwm.core.simulator import Simulator
 from vwm.data.video import write_video
-from vwm.play import pictures
-from vwm.play.guard import guard
-from vwm.play.messages import MAX_TEXT, Message, Record, Reset, Step, Undo, parse
-from vwm.play.session import Moment, Session
-from vwm.simulator.interface import Simulator
+from vwm.play import images
+from vwm.play.messages import (
+    MAX_TEXT,
+    ClientMessage,
+    RecordMessage,
+    ResetMessage,
+    StepMessage,
+    UndoMessage,
+    parse_message,
+)
+from vwm.play.origin_check import origin_middleware
+from vwm.play.session import PlaySession, PlayStep
 
-PAGE = Path(__file__).parent / "page"
+PAGE_FOLDER = Path(__file__).parent / "page"
 IDLE_NAMES = {"noop", "no-op", "no op", "nothing", "none", "idle", "stay", "stop", "wait", "still", "·", ""}
 IDLE_NAMES |= {"no visible change"}  # what vwm.eval calls a latent action that does nothing
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -59,19 +67,19 @@ def make_app(
         raise ValueError(f"max_sessions must be at least 1, got {max_sessions}")
     if max_upload_mb <= 0:
         raise ValueError(f"max_upload_mb must be positive, got {max_upload_mb}")
-    player = Player(simulator, max_sessions, int(max_upload_mb * 1e6), thread or ThreadPoolExecutor(max_workers=1))
-    app = web.Application(middlewares=[guard(host)])
-    app.router.add_get("/", _file("index.html", "text/html"))
-    app.router.add_get("/style.css", _file("style.css", "text/css"))
+    player = PlayServer(simulator, max_sessions, int(max_upload_mb * 1e6), thread or ThreadPoolExecutor(max_workers=1))
+    app = web.Application(middlewares=[origin_middleware(host)])
+    app.router.add_get("/", _serve_file("index.html", "text/html"))
+    app.router.add_get("/style.css", _serve_file("style.css", "text/css"))
     for name in ("player.js", "keys.js", "levers.js", "panel.js", "spark.js"):
-        app.router.add_get(f"/{name}", _file(name, "text/javascript"))
-    app.router.add_get(r"/starts/{index:\d{1,6}}.png", player.start_picture)
+        app.router.add_get(f"/{name}", _serve_file(name, "text/javascript"))
+    app.router.add_get(r"/starts/{index:\d{1,6}}.png", player.start_image)
     app.router.add_get("/play", player.websocket)
     app.on_shutdown.append(player.close)
     return app
 
 
-class Player:
+class PlayServer:
     """The sessions of one server, and the thread in which their world runs.
 
     Args:
@@ -83,43 +91,43 @@ class Player:
 
     def __init__(self, simulator: Simulator, max_sessions: int, max_upload: int, thread: ThreadPoolExecutor) -> None:
         self.simulator = simulator
-        self.starts = starts_of(simulator)
+        self.starts = simulator_starts(simulator)
         self.max_sessions = max_sessions
         self.max_upload = max_upload
-        self.sockets: set[web.WebSocketResponse] = set()
+        self.connections: set[web.WebSocketResponse] = set()
         self.thread = thread
 
-    async def start_picture(self, request: web.Request) -> web.Response:
+    async def start_image(self, request: web.Request) -> web.Response:
         """The last frame of a shipped start, as the thumbnail that the page shows."""
         index = int(request.match_info["index"])
         if self.starts is None or index >= len(self.starts):
             raise web.HTTPNotFound(text=f"there is no start {index}")
-        body = pictures.encode(self.starts[index, -1].cpu().numpy())
-        return web.Response(body=body, content_type="image/png", headers=_HEADERS)
+        body = images.encode_png(self.starts[index, -1].cpu().numpy())
+        return web.Response(body=body, content_type="image/png", headers=_SECURITY_HEADERS)
 
     async def websocket(self, request: web.Request) -> web.WebSocketResponse:
         """One session, from the page's opening to its closing."""
         # twice the limit still gets a sentence as its answer; only what is larger is cut off unread
         connection = web.WebSocketResponse(heartbeat=30, max_msg_size=2 * max(self.max_upload, MAX_TEXT))
         await connection.prepare(request)
-        if len(self.sockets) >= self.max_sessions:
+        if len(self.connections) >= self.max_sessions:
             text = f"all {self.max_sessions} places are taken; close another page of this world, or come back later"
             await connection.send_json({"type": "full", "message": text})
             await connection.close(code=WSCloseCode.TRY_AGAIN_LATER)
             return connection
-        self.sockets.add(connection)
+        self.connections.add(connection)
         try:
             await connection.send_json(self.hello())
-            await self._converse(connection, Session(self.simulator, self.starts))
+            await self._serve_messages(connection, PlaySession(self.simulator, self.starts))
         except ConnectionResetError:
             pass  # the page went away while its answer was being sent
         finally:
-            self.sockets.discard(connection)
+            self.connections.discard(connection)
         return connection
 
     async def close(self, _app: web.Application) -> None:
         """End every session and the thread."""
-        for connection in list(self.sockets):
+        for connection in list(self.connections):
             await connection.close(code=WSCloseCode.GOING_AWAY, message=b"the server ends")
         self.thread.shutdown(wait=False, cancel_futures=True)
 
@@ -135,7 +143,7 @@ class Player:
             "type": "hello",
             "title": getattr(self.simulator, "title", "") or "a world",
             "actions": actions,
-            "idle": idle_action(names) if space.kind == "discrete" else None,
+            "idle": find_idle_action(names) if space.kind == "discrete" else None,
             "width": width,
             "height": height,
             "fps": self.simulator.fps,
@@ -143,74 +151,76 @@ class Player:
             "max_upload": self.max_upload,
         }
 
-    async def _converse(self, connection: web.WebSocketResponse, session: Session) -> None:
+    async def _serve_messages(self, connection: web.WebSocketResponse, session: PlaySession) -> None:
         """Answer every message with exactly one, until the page closes."""
         async for message in connection:
             try:
                 if message.type is WSMsgType.TEXT:
-                    answer = await self._answer(session, message.data)
+                    answer = await self._handle_text(session, message.data)
                 elif message.type is WSMsgType.BINARY:
-                    answer = await self._upload(session, message.data)
+                    answer = await self._handle_upload(session, message.data)
                 else:
                     return
             except ValueError as error:
                 answer = {"type": "error", "message": str(error)}
             except Exception:
                 # a world that fails (memory, a bug) costs this one message, not the server
-                log.exception("the world failed")
+                logger.exception("the world failed")
                 answer = {"type": "error", "message": "the world failed on this; the server's terminal says why"}
             if isinstance(answer, bytes):
                 await connection.send_bytes(answer)
             else:
                 await connection.send_json(answer)
 
-    async def _answer(self, session: Session, text: str) -> bytes | dict[str, Any]:
-        message = parse(text, self.simulator.actions, 0 if self.starts is None else len(self.starts))
-        if not isinstance(message, Record):
-            return await self._in_thread(_move, session, message)
+    async def _handle_text(self, session: PlaySession, text: str) -> bytes | dict[str, Any]:
+        message = parse_message(text, self.simulator.actions, 0 if self.starts is None else len(self.starts))
+        if not isinstance(message, RecordMessage):
+            return await self._run_in_thread(_apply_message, session, message)
         if message.command == "download":
             # beside the model's thread: encoding a long video must not hold up the other sessions
-            return await asyncio.to_thread(_video, session.recorded_frames(), message.format, self.simulator.fps)
+            return await asyncio.to_thread(
+                _video_message, session.recorded_frames(), message.format, self.simulator.fps
+            )
         if message.command == "start":
             session.start_recording()
         else:
             session.stop_recording()
         return {"type": "recording", "recording": session.recording, "recorded": len(session.recorded)}
 
-    async def _upload(self, session: Session, data: bytes) -> bytes:
+    async def _handle_upload(self, session: PlaySession, data: bytes) -> bytes:
         if len(data) > self.max_upload:
             raise ValueError(
                 f"the picture has {len(data) / 1e6:.1f} MB; up to {self.max_upload / 1e6:g} MB are taken "
                 "(--max_upload_mb changes that)"
             )
-        session.upload = await asyncio.to_thread(pictures.decode, data, self.simulator.image_size)
-        return envelope({"type": "upload"}, pictures.encode(session.upload))
+        session.upload = await asyncio.to_thread(images.decode_upload, data, self.simulator.image_size)
+        return pack_message({"type": "upload"}, images.encode_png(session.upload))
 
-    async def _in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    async def _run_in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         return await asyncio.get_running_loop().run_in_executor(self.thread, lambda: function(*args, **kwargs))
 
 
-def envelope(header: dict[str, Any], body: bytes) -> bytes:
+def pack_message(header: dict[str, Any], body: bytes) -> bytes:
     """One binary message: the header's length, the header as JSON, the body."""
     head = json.dumps(header).encode()
     return len(head).to_bytes(4, "big") + head + body
 
 
-def _move(session: Session, message: Message) -> bytes:
+def _apply_message(session: PlaySession, message: ClientMessage) -> bytes:
     """Do what a message asks of the world, and answer with the frame it led to."""
     match message:
-        case Reset(start, seed):
+        case ResetMessage(start, seed):
             moment = session.reset(start, seed)
-        case Step(action):
+        case StepMessage(action):
             moment = session.step(action)
-        case Undo(steps):
+        case UndoMessage(steps):
             moment = session.undo(steps)
         case _:
             raise AssertionError(f"{message} does not move the world")
-    return envelope(_header(session, moment), pictures.encode(moment.frame))
+    return pack_message(_frame_header(session, moment), images.encode_png(moment.frame))
 
 
-def _header(session: Session, moment: Moment) -> dict[str, Any]:
+def _frame_header(session: PlaySession, moment: PlayStep) -> dict[str, Any]:
     return {
         "type": "frame",
         "step": moment.step,
@@ -225,15 +235,15 @@ def _header(session: Session, moment: Moment) -> dict[str, Any]:
     }
 
 
-def _video(frames: NDArray[np.uint8], suffix: str, fps: float) -> bytes:
+def _video_message(frames: NDArray[np.uint8], suffix: str, fps: float) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"play.{suffix}"
         write_video(path, frames, fps)
         header = {"type": "video", "name": path.name, "format": suffix, "frames": len(frames)}
-        return envelope(header, path.read_bytes())
+        return pack_message(header, path.read_bytes())
 
 
-_HEADERS = {
+_SECURITY_HEADERS = {
     # the same port serves another world tomorrow
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
@@ -241,23 +251,23 @@ _HEADERS = {
 }
 
 
-def _file(name: str, kind: str) -> Handler:
+def _serve_file(name: str, kind: str) -> Handler:
     # the kind is named here: some machines' own tables call JavaScript text/plain, which browsers then refuse to run
-    headers = {**_HEADERS, "Content-Type": f"{kind}; charset=utf-8"}
+    headers = {**_SECURITY_HEADERS, "Content-Type": f"{kind}; charset=utf-8"}
 
     async def send(_request: web.Request) -> web.FileResponse:
-        return web.FileResponse(PAGE / name, headers=headers)
+        return web.FileResponse(PAGE_FOLDER / name, headers=headers)
 
     return send
 
 
-def starts_of(simulator: Simulator) -> Tensor | None:
+def simulator_starts(simulator: Simulator) -> Tensor | None:
     """The starting contexts that ship with a world, uint8 [n, t, h, w, 3]; None where there are none."""
     starts = getattr(simulator, "starts", None)
     return starts if starts is not None and len(starts) > 0 else None
 
 
-def idle_action(names: tuple[str, ...]) -> int | None:
+def find_idle_action(names: tuple[str, ...]) -> int | None:
     """The action that does nothing, known by its name; None where none is."""
     # a latent action is named with its share: "noop 92%"
     bare = [re.sub(r"\s*\d+%$", "", name).strip().lower() for name in names]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vwm.simulator.interface import ActionSpace
+from vwm.core.simulator import ActionSpace
 
 MAX_TEXT = 64 * 1024
 """Characters of one text message; a step of a hundred action dimensions needs far fewer."""
@@ -19,12 +19,12 @@ MAX_SEED = 2**32 - 1
 MAX_UNDO = 256
 
 
-class BadMessage(ValueError):
+class MessageError(ValueError):
     """The page said something that the server does not take; the text says what and why."""
 
 
 @dataclass(frozen=True)
-class Reset:
+class ResetMessage:
     """Start the world again: from shipped start number ``start``, or from the uploaded picture where it is None."""
 
     start: int | None
@@ -32,31 +32,31 @@ class Reset:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepMessage:
     """Advance the world by one frame with one discrete action, or one number a dimension."""
 
     action: int | tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class Undo:
+class UndoMessage:
     """Go back this many steps, or as far as the history reaches."""
 
     steps: int
 
 
 @dataclass(frozen=True)
-class Record:
+class RecordMessage:
     """Start or stop recording, or send the recording as a video of this format."""
 
     command: str
     format: str
 
 
-Message = Reset | Step | Undo | Record
+ClientMessage = ResetMessage | StepMessage | UndoMessage | RecordMessage
 
 
-def parse(text: str, actions: ActionSpace, starts: int) -> Message:
+def parse_message(text: str, actions: ActionSpace, starts: int) -> ClientMessage:
     """Read one message of the page.
 
     Args:
@@ -68,79 +68,79 @@ def parse(text: str, actions: ActionSpace, starts: int) -> Message:
         BadMessage: it is no such message; the error names the field and what it takes.
     """
     if len(text) > MAX_TEXT:
-        raise BadMessage(f"a message may hold {MAX_TEXT} characters, this one holds {len(text)}")
+        raise MessageError(f"a message may hold {MAX_TEXT} characters, this one holds {len(text)}")
     try:
         data = json.loads(text)
     except (ValueError, RecursionError):
-        raise BadMessage("a message must be JSON") from None
+        raise MessageError("a message must be JSON") from None
     if not isinstance(data, dict):
-        raise BadMessage(f"a message must be a JSON object, got {_kind(data)}")
-    readers: dict[str, Callable[[dict[str, Any]], Message]] = {
-        "reset": lambda fields: _reset(fields, starts),
-        "step": lambda fields: _step(fields, actions),
-        "undo": _undo,
-        "record": _record,
+        raise MessageError(f"a message must be a JSON object, got {_json_type(data)}")
+    readers: dict[str, Callable[[dict[str, Any]], ClientMessage]] = {
+        "reset": lambda fields: _parse_reset(fields, starts),
+        "step": lambda fields: _parse_step(fields, actions),
+        "undo": _parse_undo,
+        "record": _parse_record,
     }
     kind = data.pop("type", None)
     if not isinstance(kind, str) or kind not in readers:
-        raise BadMessage(f"'type' must be one of {', '.join(readers)}, got {_short(kind)}")
+        raise MessageError(f"'type' must be one of {', '.join(readers)}, got {_format_value(kind)}")
     message = readers[kind](data)
     if data:
-        raise BadMessage(f"a {kind} message has no field {', '.join(_short(name) for name in sorted(data))}")
+        raise MessageError(f"a {kind} message has no field {', '.join(_format_value(name) for name in sorted(data))}")
     return message
 
 
-def _reset(fields: dict[str, Any], starts: int) -> Reset:
+def _parse_reset(fields: dict[str, Any], starts: int) -> ResetMessage:
     start = fields.pop("start", None)
     if start == "upload":
-        return Reset(None, _integer(fields, "seed", 0, MAX_SEED, default=0))
+        return ResetMessage(None, _read_integer(fields, "seed", 0, MAX_SEED, default=0))
     if starts == 0:
-        raise BadMessage("this world ships no starts: upload a picture and reset with 'start' \"upload\"")
-    checked = _integer({"start": start}, "start", 0, starts - 1)
-    return Reset(checked, _integer(fields, "seed", 0, MAX_SEED, default=0))
+        raise MessageError("this world ships no starts: upload a picture and reset with 'start' \"upload\"")
+    checked = _read_integer({"start": start}, "start", 0, starts - 1)
+    return ResetMessage(checked, _read_integer(fields, "seed", 0, MAX_SEED, default=0))
 
 
-def _step(fields: dict[str, Any], actions: ActionSpace) -> Step:
+def _parse_step(fields: dict[str, Any], actions: ActionSpace) -> StepMessage:
     if actions.kind == "discrete":
-        return Step(_integer(fields, "action", 0, actions.size - 1))
+        return StepMessage(_read_integer(fields, "action", 0, actions.size - 1))
     values = fields.pop("action", None)
     if not isinstance(values, list) or len(values) != actions.size:
-        raise BadMessage(f"'action' must be a list of {actions.size} numbers, got {_short(values)}")
+        raise MessageError(f"'action' must be a list of {actions.size} numbers, got {_format_value(values)}")
     for value in values:
         if type(value) not in (int, float) or not -1 <= value <= 1:
-            raise BadMessage(f"'action' must hold numbers from -1 to 1, got {_short(value)}")
-    return Step(tuple(float(value) for value in values))
+            raise MessageError(f"'action' must hold numbers from -1 to 1, got {_format_value(value)}")
+    return StepMessage(tuple(float(value) for value in values))
 
 
-def _undo(fields: dict[str, Any]) -> Undo:
-    return Undo(_integer(fields, "steps", 1, MAX_UNDO, default=1))
+def _parse_undo(fields: dict[str, Any]) -> UndoMessage:
+    return UndoMessage(_read_integer(fields, "steps", 1, MAX_UNDO, default=1))
 
 
-def _record(fields: dict[str, Any]) -> Record:
-    command = _choice(fields, "command", ("start", "stop", "download"))
-    return Record(command, _choice(fields, "format", ("mp4", "gif"), default="mp4"))
+def _parse_record(fields: dict[str, Any]) -> RecordMessage:
+    command = _read_choice(fields, "command", ("start", "stop", "download"))
+    return RecordMessage(command, _read_choice(fields, "format", ("mp4", "gif"), default="mp4"))
 
 
-def _integer(fields: dict[str, Any], name: str, low: int, high: int, default: int | None = None) -> int:
+def _read_integer(fields: dict[str, Any], name: str, low: int, high: int, default: int | None = None) -> int:
     value = fields.pop(name, default)
     # bool is an int to Python, but true is no seed
     if type(value) is not int or not low <= value <= high:
-        raise BadMessage(f"'{name}' must be an integer from {low} to {high}, got {_short(value)}")
+        raise MessageError(f"'{name}' must be an integer from {low} to {high}, got {_format_value(value)}")
     return value
 
 
-def _choice(fields: dict[str, Any], name: str, choices: tuple[str, ...], default: str | None = None) -> str:
+def _read_choice(fields: dict[str, Any], name: str, choices: tuple[str, ...], default: str | None = None) -> str:
     value = fields.pop(name, default)
     if not isinstance(value, str) or value not in choices:
-        raise BadMessage(f"'{name}' must be one of {', '.join(choices)}, got {_short(value)}")
+        raise MessageError(f"'{name}' must be one of {', '.join(choices)}, got {_format_value(value)}")
     return value
 
 
-def _kind(value: Any) -> str:
+def _json_type(value: Any) -> str:
     return {list: "a list", str: "a string", bool: "a boolean", type(None): "null"}.get(type(value), "a number")
 
 
-def _short(value: Any) -> str:
+def _format_value(value: Any) -> str:
     """A value as JSON, cut so that an answer never grows with the question."""
     text = "nothing" if value is None else json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."

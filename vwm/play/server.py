@@ -13,14 +13,14 @@ import numpy as np
 from aiohttp import web
 
 import vwm
-from vwm.play.app import make_app, starts_of
-from vwm.play.session import Session
-from vwm.simulator.interface import Simulator
+from vwm.core.simulator import Simulator
+from vwm.play.app import make_app, simulator_starts
+from vwm.play.session import PlaySession
 
-__all__ = ["make_app", "play"]
+__all__ = ["make_app", "play_world"]
 
 
-def play(
+def play_world(
     bundle: Path,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -41,7 +41,7 @@ def play(
         max_upload_mb: largest picture that may be uploaded as a start, in megabytes.
     """
     # the port first: a model that took a minute to load should not end in "port taken"
-    with listen(host, port) as listener, ThreadPoolExecutor(max_workers=1) as thread:
+    with open_listener(host, port) as listener, ThreadPoolExecutor(max_workers=1) as thread:
         simulator = vwm.load_simulator(bundle, device=device, dtype="auto")
         if not simulator.decodes:
             raise ValueError(
@@ -52,16 +52,16 @@ def play(
             raise ValueError(f"{bundle} is a world of vectors, which has nothing to be looked at: plan or train in it")
         print(f"loaded {bundle} ({simulator.image_size[1]} x {simulator.image_size[0]}, {simulator.fps:g} fps)")
         # where it will run: threads have pools and caches of their own, so another one would stay cold
-        thread.submit(warm_up, simulator).result()
+        thread.submit(warm_up_simulator, simulator).result()
         app = make_app(simulator, host, max_sessions, max_upload_mb, thread)
-        address = page_address(host, listener.getsockname()[1])
+        address = page_url(host, listener.getsockname()[1])
         print(f"playing at {address}  (Ctrl-C ends)", flush=True)
         if open_browser:
             webbrowser.open(address)
         web.run_app(app, sock=listener, print=None, access_log=None)
 
 
-def listen(host: str, port: int) -> socket.socket:
+def open_listener(host: str, port: int) -> socket.socket:
     """Open the server's socket, or say why that cannot be."""
     way_out = "Choose another with --port (0 takes any free one) or --host."
     if not 0 <= port <= 65535:
@@ -75,15 +75,15 @@ def listen(host: str, port: int) -> socket.socket:
         raise ValueError(f"cannot listen on {host} port {port}: {reason}. {way_out}") from error
 
 
-def page_address(host: str, port: int) -> str:
+def page_url(host: str, port: int) -> str:
     """The address to type into a browser on this machine."""
     shown = {"0.0.0.0": "localhost", "::": "localhost", "127.0.0.1": "localhost"}.get(host, host)
     return f"http://[{shown}]:{port}/" if ":" in shown else f"http://{shown}:{port}/"
 
 
-def warm_up(simulator: Simulator, steps: int = 4) -> None:
+def warm_up_simulator(simulator: Simulator, steps: int = 4) -> None:
     """Take the first, slow steps (compilation, kernels, caches) before anybody waits for them, visibly."""
-    session = Session(simulator, starts_of(simulator))
+    session = PlaySession(simulator, simulator_starts(simulator))
     session.upload = np.zeros((*simulator.image_size, 3), np.uint8)
     space = simulator.actions
     action: int | tuple[float, ...] = 0 if space.kind == "discrete" else space.rest or (0.0,) * space.size

@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from vwm.core.simulator import Simulator, State
 from vwm.play.messages import MAX_UNDO
-from vwm.simulator.interface import Simulator, State
 
-UNDO_BYTES = 2**30
+MAX_UNDO_BYTES = 2**30
 """Memory for the earlier states of one session; a model with a long cache keeps fewer of them."""
-RECORD_BYTES = 2**28
+MAX_RECORDING_BYTES = 2**28
 """Memory for the recorded frames of one session: 24 minutes of 64 x 64 pixels at 15 frames a second."""
 
 
 @dataclass(frozen=True)
-class Moment:
+class PlayStep:
     """The world after a step (or, with ``step`` 0, after a reset).
 
     Attributes:
@@ -47,7 +47,7 @@ class Moment:
     ms: float = 0.0
 
 
-class Session:
+class PlaySession:
     """A world in play.
 
     Since states are values, undo only keeps the old ones; and since the recording follows the world, undo also
@@ -62,12 +62,12 @@ class Session:
         self.simulator = simulator
         self.starts = starts
         self.upload: NDArray[np.uint8] | None = None
-        self.now: Moment | None = None
-        self.past: deque[Moment] = deque(maxlen=MAX_UNDO)
+        self.now: PlayStep | None = None
+        self.past: deque[PlayStep] = deque(maxlen=MAX_UNDO)
         self.recording = False
         self.recorded: list[NDArray[np.uint8]] = []
         height, width = simulator.image_size
-        self.record_limit = max(1, RECORD_BYTES // (height * width * 3))
+        self.max_recorded_frames = max(1, MAX_RECORDING_BYTES // (height * width * 3))
         self._times: deque[float] = deque(maxlen=16)
 
     @property
@@ -77,40 +77,40 @@ class Session:
             return 0.0
         return (len(self._times) - 1) / max(self._times[-1] - self._times[0], 1e-6)
 
-    def reset(self, start: int | None, seed: int) -> Moment:
+    def reset(self, start: int | None, seed: int) -> PlayStep:
         """Start again from start number ``start``, or from the uploaded picture where it is None."""
         began = time.perf_counter()
         with torch.no_grad():
             state, frame = self.simulator.reset(self._context(start), seed)
         self.past.clear()
         self._times.clear()
-        return self._move(Moment(state, _pixels(frame), ms=_since(began)))
+        return self._move(PlayStep(state, _frame_to_numpy(frame), ms=_elapsed_ms(began)))
 
-    def step(self, action: int | tuple[float, ...]) -> Moment:
+    def step(self, action: int | tuple[float, ...]) -> PlayStep:
         """Advance by one frame."""
-        before = self._require_world()
+        before = self._require_current()
         began = time.perf_counter()
         chosen = torch.tensor([action], dtype=torch.int64 if isinstance(action, int) else torch.float32)
         with torch.no_grad():
             state, output = self.simulator.step(before.state, chosen)
         assert output.frame is not None, "step(decode=True) gives a frame"
         reward = float(output.reward[0])
-        moment = Moment(
+        moment = PlayStep(
             state=state,
-            frame=_pixels(output.frame),
+            frame=_frame_to_numpy(output.frame),
             step=before.step + 1,
             reward=reward,
             total=before.total + reward,
             terminated=bool(output.terminated[0]),
-            ms=_since(began),
+            ms=_elapsed_ms(began),
         )
-        self._remember(before)
+        self._push_history(before)
         self._times.append(time.perf_counter())
         return self._move(moment)
 
-    def undo(self, steps: int = 1) -> Moment:
+    def undo(self, steps: int = 1) -> PlayStep:
         """Go back ``steps`` steps, or as far as the history reaches."""
-        self._require_world()
+        self._require_current()
         if not self.past:
             raise ValueError("nothing to undo: this is as far back as the history reaches")
         steps = min(steps, len(self.past))
@@ -126,7 +126,7 @@ class Session:
 
     def start_recording(self) -> None:
         """Drop the last recording and begin a new one with the frame that is on the screen."""
-        self.recorded = [self._require_world().frame]
+        self.recorded = [self._require_current().frame]
         self.recording = True
 
     def stop_recording(self) -> None:
@@ -148,21 +148,21 @@ class Session:
             raise ValueError(f"there is no start {start}")
         return self.starts[start : start + 1]
 
-    def _require_world(self) -> Moment:
+    def _require_current(self) -> PlayStep:
         if self.now is None:
             raise ValueError("there is no world yet: reset first")
         return self.now
 
-    def _move(self, moment: Moment) -> Moment:
+    def _move(self, moment: PlayStep) -> PlayStep:
         self.now = moment
         if self.recording:
             self.recorded.append(moment.frame)
-            self.recording = len(self.recorded) < self.record_limit
+            self.recording = len(self.recorded) < self.max_recorded_frames
         return moment
 
-    def _remember(self, moment: Moment) -> None:
+    def _push_history(self, moment: PlayStep) -> None:
         self.past.append(moment)
-        keep = max(1, UNDO_BYTES // max(1, state_bytes(moment.state)))
+        keep = max(1, MAX_UNDO_BYTES // max(1, state_bytes(moment.state)))
         while len(self.past) > keep:
             self.past.popleft()
 
@@ -172,9 +172,9 @@ def state_bytes(state: State) -> int:
     return sum(leaf.nbytes for leaf in tree_leaves(state) if isinstance(leaf, Tensor))
 
 
-def _pixels(frame: Tensor) -> NDArray[np.uint8]:
+def _frame_to_numpy(frame: Tensor) -> NDArray[np.uint8]:
     return frame[0].cpu().numpy()
 
 
-def _since(began: float) -> float:
+def _elapsed_ms(began: float) -> float:
     return (time.perf_counter() - began) * 1000

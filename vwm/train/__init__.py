@@ -1,1 +1,5 @@
-"""Lightning glue: callbacks, strategies, the command line."""
+"""Lightning: fit, callbacks, exact resume, export."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

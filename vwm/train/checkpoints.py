@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Checkpoint
 
-LAST = "last.ckpt"
+LAST_CHECKPOINT = "last.ckpt"
 
 
-class Checkpoints(Checkpoint):
+class ResumableCheckpoints(Checkpoint):
     """Saves ``checkpoints/last.ckpt`` every so often, at the end, and when the run is asked to stop.
 
     Beyond what Lightning saves it keeps every rank's random generators; the loader keeps its own place. A SIGTERM or
@@ -26,14 +26,14 @@ class Checkpoints(Checkpoint):
 
     Args:
         every: optimizer steps between checkpoints.
-        keep_every: steps between checkpoints that are kept for good; 0 keeps the last alone.
+        keep_every_n_steps: steps between checkpoints that are kept for good; 0 keeps the last alone.
     """
 
-    def __init__(self, every: int = 500, keep_every: int = 0) -> None:
+    def __init__(self, every: int = 500, keep_every_n_steps: int = 0) -> None:
         if every < 1:
             raise ValueError(f"checkpoint.every={every} must be at least 1 step")
-        self.every, self.keep_every = every, keep_every
-        self._asked_to_stop = False
+        self.every, self.keep_every_n_steps = every, keep_every_n_steps
+        self._stop_requested = False
         self._generators: list[dict[str, Any]] | None = None
         self._saved_step = -1
 
@@ -46,7 +46,7 @@ class Checkpoints(Checkpoint):
         """
 
         def ask(number: int, frame: FrameType | None) -> None:
-            self._asked_to_stop = True
+            self._stop_requested = True
 
         for name in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(name, ask)
@@ -56,7 +56,7 @@ class Checkpoints(Checkpoint):
             # Saved at the last batch of an epoch: a new one begins, and Lightning would forget to count it.
             loop.reset_restart_stage()
         if self._generators is not None and len(self._generators) == trainer.world_size:
-            _restore_generators(self._generators[trainer.global_rank])
+            _restore_rng_states(self._generators[trainer.global_rank])
         elif trainer.global_rank > 0:
             # Every rank was seeded alike, and would draw the same noise and masks as the first.
             torch.manual_seed(torch.initial_seed() + trainer.global_rank)
@@ -64,12 +64,12 @@ class Checkpoints(Checkpoint):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Validation draws the same numbers each time, and leaves no trace in the training's generators."""
-        self._before_validation = _generators()
+        self._rng_before_validation = _rng_states()
         torch.manual_seed(0)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """See ``on_validation_start``."""
-        _restore_generators(self._before_validation)
+        _restore_rng_states(self._rng_before_validation)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -78,22 +78,22 @@ class Checkpoints(Checkpoint):
         step = trainer.global_step
         if step == self._saved_step or trainer.fit_loop._should_accumulate():
             return
-        if self.keep_every and step % self.keep_every == 0:
+        if self.keep_every_n_steps and step % self.keep_every_n_steps == 0:
             self._save(trainer, f"step-{step:08d}.ckpt")
-        stop = _any_rank(self._asked_to_stop, pl_module.device)
+        stop = _any_rank(self._stop_requested, pl_module.device)
         if stop or step % self.every == 0:
-            self._save(trainer, LAST)
+            self._save(trainer, LAST_CHECKPOINT)
         if stop:
             raise SystemExit(143)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last step."""
         if trainer.global_step != self._saved_step:
-            self._save(trainer, LAST)
+            self._save(trainer, LAST_CHECKPOINT)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add every rank's generators."""
-        mine = _generators()
+        mine = _rng_states()
         everyone: list[Any] = [mine]
         if dist.is_available() and dist.is_initialized():
             everyone = [None] * dist.get_world_size()
@@ -118,7 +118,7 @@ def _any_rank(flag: bool, device: torch.device) -> bool:
     return bool(tensor)
 
 
-def _generators() -> dict[str, Any]:
+def _rng_states() -> dict[str, Any]:
     """The state of every generator of this process, in types that load without unpickling code."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     version, numbers, gauss_next = random.getstate()
@@ -130,7 +130,7 @@ def _generators() -> dict[str, Any]:
     }
 
 
-def _restore_generators(state: dict[str, Any]) -> None:
+def _restore_rng_states(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])

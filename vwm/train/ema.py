@@ -10,7 +10,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 
 
-class EMA(L.Callback):
+class EMACallback(L.Callback):
     """Keeps the average beside the weights that train, and in the checkpoint.
 
     Args:
@@ -21,17 +21,17 @@ class EMA(L.Callback):
     def __init__(self, decay: float = 0.999) -> None:
         self.decay = decay
         self._average: EMAModel | None = None
-        self._loaded: dict[str, Any] | None = None
+        self._loaded_state: dict[str, Any] | None = None
         self._step = -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the average, or take it up where the checkpoint left it."""
         if not self.decay:
             return
-        self._average = EMAModel(_parameters(pl_module), decay=self.decay)
-        if self._loaded is not None:
-            self._average.load_state_dict(self._loaded)
-            self._loaded = None
+        self._average = EMAModel(_network_parameters(pl_module), decay=self.decay)
+        if self._loaded_state is not None:
+            self._average.load_state_dict(self._loaded_state)
+            self._loaded_state = None
         self._average.to(pl_module.device)
         self._step = trainer.global_step
 
@@ -41,7 +41,7 @@ class EMA(L.Callback):
         """Average once an optimizer step."""
         if self._average is not None and trainer.global_step != self._step:
             self._step = trainer.global_step
-            self._average.step(_parameters(pl_module))
+            self._average.step(_network_parameters(pl_module))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Validate the average."""
@@ -54,13 +54,13 @@ class EMA(L.Callback):
     def swap_in(self, pl_module: L.LightningModule) -> None:
         """Put the average into the networks, keeping the weights aside."""
         if self._average is not None:
-            self._average.store(_parameters(pl_module))
-            self._average.copy_to(_parameters(pl_module))
+            self._average.store(_network_parameters(pl_module))
+            self._average.copy_to(_network_parameters(pl_module))
 
     def swap_out(self, pl_module: L.LightningModule) -> None:
         """Put the kept weights back."""
         if self._average is not None:
-            self._average.restore(_parameters(pl_module))
+            self._average.restore(_network_parameters(pl_module))
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint."""
@@ -68,19 +68,19 @@ class EMA(L.Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """From the checkpoint."""
-        self._loaded = state.get("average")
+        self._loaded_state = state.get("average")
 
 
-def _parameters(module: L.LightningModule) -> list[nn.Parameter]:
+def _network_parameters(module: L.LightningModule) -> list[nn.Parameter]:
     return [p for network in module.networks().values() for p in network.parameters()]
 
 
-def load_average(module: L.LightningModule, checkpoint: dict[str, Any]) -> bool:
+def load_ema_weights(module: L.LightningModule, checkpoint: dict[str, Any]) -> bool:
     """Copy a checkpoint's average into the module's networks; False where it holds none."""
-    state = checkpoint.get("callbacks", {}).get("EMA", {}).get("average")
+    state = checkpoint.get("callbacks", {}).get("EMACallback", {}).get("average")
     if state is None:
         return False
     with torch.no_grad():
-        for parameter, average in zip(_parameters(module), state["shadow_params"], strict=True):
+        for parameter, average in zip(_network_parameters(module), state["shadow_params"], strict=True):
             parameter.copy_(average)
     return True

@@ -13,40 +13,40 @@ from diffusers import ModelMixin
 from torch import Tensor
 from tqdm import tqdm
 
-from vwm.data.clips import read_meta
-from vwm.data.datamodule import open_clips
-from vwm.data.index import list_shards, read_index
+from vwm.core.components import save_component
+from vwm.core.network_simulator import NetworkSimulator
+from vwm.core.simulator import ActionSpace
+from vwm.core.tokenizer import VideoTokenizer
+from vwm.data.clips import read_episode_metadata
+from vwm.data.datamodule import make_clip_dataset
+from vwm.data.shard_index import list_shards, load_shard_index
 from vwm.data.video import VIDEO_EXTENSIONS
-from vwm.dit.agent_module import AgentModule
-from vwm.dit.finetuning import DiTFinetuning
-from vwm.dit.module import DiTModule
-from vwm.eval.actions import describe_actions
-from vwm.genie.dynamics import Sampling
-from vwm.genie.finetuning import GenieFinetuning
-from vwm.genie.module import GenieModule
-from vwm.latent_dynamics.mdn_module import MDNRNNModule
+from vwm.eval.action_descriptions import describe_actions
+from vwm.models.dit.agent_module import DiTAgentModule
+from vwm.models.dit.finetuning import DiTFinetuning
+from vwm.models.dit.module import DiTModule
+from vwm.models.dit.simulator import DiTSimulator
+from vwm.models.genie.dynamics import MaskGITSampling
+from vwm.models.genie.finetuning import GenieFinetuning
+from vwm.models.genie.module import GenieModule
+from vwm.models.genie.simulator import GenieSimulator
+from vwm.models.mdn_rnn.module import MDNRNNModule
+from vwm.models.mdn_rnn.simulator import MDNRNNSimulator
+from vwm.models.vjepa.action_conditioned_module import ActionConditionedJEPAModule
+from vwm.models.vjepa.module import VJEPAModule
+from vwm.models.vjepa.simulator import VJEPAACSimulator
 from vwm.nn.actions import ActionEmbedding
-from vwm.nn.parts import save_part
-from vwm.simulator.bundle import save_simulator
-from vwm.simulator.dit import DiTSimulator
-from vwm.simulator.genie import GenieSimulator
-from vwm.simulator.interface import ActionSpace
-from vwm.simulator.jepa import JepaSimulator
-from vwm.simulator.mdn_rnn import MDNRNNSimulator
-from vwm.simulator.video import NetworkSimulator
-from vwm.tokenizer.interface import VideoTokenizer
-from vwm.tokenizer.module import TokenizerModule
-from vwm.tokenizer.statistics import measure_latents
-from vwm.train.ema import load_average
-from vwm.train.fit import last_checkpoint, parse
-from vwm.vjepa.action_module import ActionModule
-from vwm.vjepa.module import VJEPAModule
+from vwm.tokenizers.latent_statistics import measure_latent_statistics
+from vwm.tokenizers.module import TokenizerModule
+from vwm.train.ema import load_ema_weights
+from vwm.train.fit import find_last_checkpoint, parse_fit_config
+from vwm.worlds.bundle import save_simulator
 
-LATENT_CLIPS = 256
+NUM_STATISTICS_CLIPS = 256
 """Clips of 8 latents that the scale of continuous latents is measured on."""
 
 
-def export(
+def export_run(
     run: Path,
     out: Path = Path("runs/bundle"),
     data: str | None = None,
@@ -79,33 +79,33 @@ def export(
         guidance: of a DiT's sampling towards the action; 1 leaves it alone.
         half: store a simulator's weights in float16, in half the space; they are loaded as float32.
     """
-    module, config = load_run(run, weights)
-    source = _source(config, data)
+    module, config = load_trained_module(run, weights)
+    source = _resolve_data(config, data)
     if isinstance(module, TokenizerModule):
         if module.tokenizer.channels:
-            _measure(module.tokenizer, source)
-        _save_parts({"tokenizer": module.tokenizer}, out)
+            _measure_latent_statistics(module.tokenizer, source)
+        _save_networks({"tokenizer": module.tokenizer}, out)
         print(f"tokenizer: {out}\ntrain dynamics on it: vwm fit -c configs/... --model.init_args.tokenizer {out}")
         return
     if isinstance(module, VJEPAModule):
         follower = module.target_encoder if weights == "average" else None
-        _save_parts({"encoder": follower or module.encoder, "predictor": module.predictor}, out)
+        _save_networks({"encoder": follower or module.encoder, "predictor": module.predictor}, out)
         print(f"encoder and predictor: {out}\nwhat it knows: vwm probe {out} DATA")
         return
     common: dict[str, Any] = {
-        "fps": _fps(source),
+        "fps": _read_fps(source),
         "context_frames": context,
         "title": title or run.resolve().name,
-        "starts": _starts(source, context, starts) if source is not None and _shows(source) else None,
+        "starts": _read_starts(source, context, starts) if source is not None and _has_video(source) else None,
     }
     simulator: NetworkSimulator
     if isinstance(module, GenieModule):
-        sampling = Sampling(steps=8 if steps is None else steps, temperature=temperature)
+        sampling = MaskGITSampling(steps=8 if steps is None else steps, temperature=temperature)
         parts = (module.tokenizer, module.dynamics, module.latent_action)
-        actions = _genie_actions(module, source)
+        actions = _genie_action_space(module, source)
         simulator = GenieSimulator(*parts, actions, module.outcomes, sampling=sampling, **common)
         if module.latent_action is not None and source is not None:
-            clips = open_clips(source, 8, fields=("frames", "actions"))
+            clips = make_clip_dataset(source, 8, fields=("frames", "actions"))
             simulator.actions = replace(simulator.actions, names=tuple(describe_actions(simulator, clips)))
     elif isinstance(module, DiTModule):
         drawn = module.sampling._replace(guidance=guidance, steps=module.sampling.steps if steps is None else steps)
@@ -113,50 +113,52 @@ def export(
             print("warning: guidance compares with a frame whose action is hidden, and this run hid none "
                   "(model.action_dropout=0)")  # fmt: skip
         parts = (module.tokenizer, module.dynamics, module.outcomes)
-        actions = _embedded_actions(module.dynamics.embed_action, source)
-        policy = module.policy if isinstance(module, AgentModule) else None
+        actions = _embedded_action_space(module.dynamics.embed_action, source)
+        policy = module.policy if isinstance(module, DiTAgentModule) else None
         simulator = DiTSimulator(*parts, actions, policy, sampling=drawn, **common)
-    elif isinstance(module, ActionModule):
-        actions = _embedded_actions(module.dynamics.embed_action, source)
-        simulator = JepaSimulator(module.encoder, module.projector, module.dynamics, module.decoder, actions, **common)
+    elif isinstance(module, ActionConditionedJEPAModule):
+        actions = _embedded_action_space(module.dynamics.embed_action, source)
+        simulator = VJEPAACSimulator(
+            module.encoder, module.projector, module.dynamics, module.decoder, actions, **common
+        )
     elif isinstance(module, MDNRNNModule):
-        actions = _embedded_actions(module.dynamics.embed_action, source)
+        actions = _embedded_action_space(module.dynamics.embed_action, source)
         simulator = MDNRNNSimulator(module.tokenizer, module.dynamics, actions, **common)
     else:
         raise ValueError(f"{run}: a {type(module).__name__} run cannot be exported")
-    save_simulator(simulator, out, _card(simulator, run, source), half)
+    save_simulator(simulator, out, _model_card(simulator, run, source), half)
     print(f"bundle: {out}")
     print(f"play it: vwm play {out}" if simulator.decodes else "it has no decoder, so it can be planned in, not played")
 
 
-def load_run(run: Path, weights: str = "average") -> tuple[L.LightningModule, Any]:
+def load_trained_module(run: Path, weights: str = "average") -> tuple[L.LightningModule, Any]:
     """The trained module of a run, and its config.
 
     Raises:
         FileNotFoundError: the folder is no run, or has no checkpoint yet.
     """
-    config, checkpoint = run / "config.yaml", last_checkpoint(run)
+    config, checkpoint = run / "config.yaml", find_last_checkpoint(run)
     if not config.is_file() or checkpoint is None:
         missing = config if not config.is_file() else run / "checkpoints" / "last.ckpt"
         raise FileNotFoundError(
             f"{run} is no finished run: there is no {missing}. Train it first: vwm fit -c ... --run {run}"
         )
-    cli = parse(["-c", str(config), "--run", str(run)])
+    cli = parse_fit_config(["-c", str(config), "--run", str(run)])
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     cli.model.load_state_dict(state["state_dict"])
     if weights == "average":
-        load_average(cli.model, state)
+        load_ema_weights(cli.model, state)
     if isinstance(cli.model, GenieFinetuning | DiTFinetuning):
         cli.model.merge()
     return cli.model.eval(), cli.config
 
 
-def _save_parts(parts: dict[str, ModelMixin], out: Path) -> None:
+def _save_networks(parts: dict[str, ModelMixin], out: Path) -> None:
     """Write networks into their folders in ``out``; those of the same names there are replaced."""
     aside = out.with_name(out.name + ".tmp")
     shutil.rmtree(aside, ignore_errors=True)
     for name, part in parts.items():
-        save_part(part, aside / name)
+        save_component(part, aside / name)
     out.mkdir(parents=True, exist_ok=True)
     for name in parts:
         target = out / name
@@ -166,19 +168,19 @@ def _save_parts(parts: dict[str, ModelMixin], out: Path) -> None:
     aside.rmdir()
 
 
-def _measure(tokenizer: VideoTokenizer, source: str | None) -> None:
+def _measure_latent_statistics(tokenizer: VideoTokenizer, source: str | None) -> None:
     """Bring continuous latents to zero mean and unit deviation, which the dynamics' noise is made for."""
     if source is None:
         print("warning: no data to measure the latents on, so their scale stays as it is: give --data SHARDS")
         return
     # Eight latents a clip: the first one of a clip is of a single frame, and few of a long video's are.
-    dataset = open_clips(source, 1 + 7 * tokenizer.time_compression, fields=("frames",), seed=1)
-    count = min(LATENT_CLIPS, len(dataset.order))
+    dataset = make_clip_dataset(source, 1 + 7 * tokenizer.time_compression, fields=("frames",), seed=1)
+    count = min(NUM_STATISTICS_CLIPS, len(dataset.order))
     batches = (torch.from_numpy(dataset[(0, i)]["frames"].copy())[None] for i in range(count))
-    measure_latents(tokenizer, tqdm(batches, desc="measure latents", total=count, unit="clip"))
+    measure_latent_statistics(tokenizer, tqdm(batches, desc="measure latents", total=count, unit="clip"))
 
 
-def _source(config: Any, data: str | None) -> str | None:
+def _resolve_data(config: Any, data: str | None) -> str | None:
     """Where to take starts and names from; a run's own data may have gone, which is no reason not to export."""
     if data == "none":
         return None
@@ -193,60 +195,60 @@ def _source(config: Any, data: str | None) -> str | None:
     return path
 
 
-def _shows(path: str) -> bool:
+def _has_video(path: str) -> bool:
     """Whether shards hold video; encoded ones may not."""
-    members = read_index(list_shards(path)[0]).episodes[0].members
+    members = load_shard_index(list_shards(path)[0]).episodes[0].members
     if {"frames.npy", *VIDEO_EXTENSIONS} & set(members):
         return True
     print(f"note: {path} holds no video, so the bundle gets no frames to begin from: name shards with video by --data")
     return False
 
 
-def _starts(path: str, context: int, count: int) -> Tensor:
+def _read_starts(path: str, context: int, count: int) -> Tensor:
     """Contexts to begin from, uint8 [n, t, h, w, 3], spread over the data."""
-    dataset = open_clips(path, context, fields=("frames",), seed=1)
+    dataset = make_clip_dataset(path, context, fields=("frames",), seed=1)
     total = len(dataset.order)
     count = min(count, total)
     chosen = [dataset[(0, i * total // count)]["frames"] for i in range(count)]
     return torch.stack([torch.from_numpy(clip.copy()) for clip in chosen])
 
 
-def _first(path: str) -> tuple[dict[str, Any], float]:
+def _read_first_episode(path: str) -> tuple[dict[str, Any], float]:
     """The facts that the first episode's json states, and its frames a second."""
     shard = list_shards(path)[0]
-    entry = read_index(shard).episodes[0]
-    return read_meta(shard, entry), entry.fps
+    entry = load_shard_index(shard).episodes[0]
+    return read_episode_metadata(shard, entry), entry.fps
 
 
-def _fps(path: str | None) -> float:
-    return (_first(path)[1] if path is not None else 0.0) or 15.0
+def _read_fps(path: str | None) -> float:
+    return (_read_first_episode(path)[1] if path is not None else 0.0) or 15.0
 
 
-def _genie_actions(module: GenieModule, path: str | None) -> ActionSpace:
+def _genie_action_space(module: GenieModule, path: str | None) -> ActionSpace:
     size = module.dynamics.num_actions
     if module.latent_action is not None:
         return ActionSpace("discrete", size, tuple(f"action {i}" for i in range(size)), latent=True)
-    return _recorded_actions("continuous" if module.dynamics.continuous else "discrete", size, path)
+    return _recorded_action_space("continuous" if module.dynamics.continuous else "discrete", size, path)
 
 
-def _embedded_actions(embedding: ActionEmbedding | None, path: str | None) -> ActionSpace:
+def _embedded_action_space(embedding: ActionEmbedding | None, path: str | None) -> ActionSpace:
     if embedding is None:
         return ActionSpace("discrete", 1, ("go on",))
     if embedding.choices:
-        return _recorded_actions("discrete", embedding.choices[0], path)
-    return _recorded_actions("continuous", embedding.dims, path)
+        return _recorded_action_space("discrete", embedding.choices[0], path)
+    return _recorded_action_space("continuous", embedding.dims, path)
 
 
-def _recorded_actions(kind: str, size: int, path: str | None) -> ActionSpace:
+def _recorded_action_space(kind: str, size: int, path: str | None) -> ActionSpace:
     """An action space with the names and rest values that the recording states."""
-    facts = _first(path)[0] if path is not None else {}
+    facts = _read_first_episode(path)[0] if path is not None else {}
     names = tuple(map(str, facts.get("action_names") or ()))
     rest = tuple(map(float, facts.get("action_rest") or ()))
     names = names if len(names) == size else tuple(f"action {i}" for i in range(size))
     return ActionSpace(kind, size, names, rest=rest if kind == "continuous" and len(rest) == size else ())
 
 
-def _card(simulator: NetworkSimulator, run: Path, source: str | None) -> str:
+def _model_card(simulator: NetworkSimulator, run: Path, source: str | None) -> str:
     sizes = ", ".join(
         f"{n} {sum(p.numel() for p in m.parameters()) / 1e6:.2f}M" for n, m in simulator.networks().items()
     )

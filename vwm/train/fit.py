@@ -15,12 +15,12 @@ import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
-from vwm.train.checkpoints import LAST, Checkpoints
-from vwm.train.ema import EMA
-from vwm.train.samples import SampleVideos
+from vwm.train.checkpoints import LAST_CHECKPOINT, ResumableCheckpoints
+from vwm.train.ema import EMACallback
+from vwm.train.sample_videos import SampleVideos
 from vwm.train.throughput import Throughput
 
-EXAMPLES = """examples:
+FIT_EXAMPLES = """examples:
   vwm fit -c configs/tokenizer/coinrun_small.yaml --data.path data/coinrun
   vwm fit -c configs/genie/coinrun_small.yaml --trainer.max_steps 2000 --run runs/try
   vwm fit -c configs/genie/coinrun_small.yaml --print_config        every key and its value
@@ -46,8 +46,8 @@ class FitCLI(LightningCLI):
         )
         parser.add_argument("--wandb", type=str | None, default=None, help="project to log to with Weights & Biases")
         parser.add_argument("--wandb_online", type=bool, default=False, help="sync while running (needs an account)")
-        parser.add_lightning_class_args(Checkpoints, "checkpoint")
-        parser.add_lightning_class_args(EMA, "ema")
+        parser.add_lightning_class_args(ResumableCheckpoints, "checkpoint")
+        parser.add_lightning_class_args(EMACallback, "ema")
         parser.add_lightning_class_args(SampleVideos, "samples")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -94,7 +94,7 @@ class FitCLI(LightningCLI):
         aside.rename(run / "config.yaml")
 
 
-def parse(argv: list[str]) -> FitCLI:
+def parse_fit_config(argv: list[str]) -> FitCLI:
     """The run that the arguments of ``vwm fit`` describe: model, data and trainer, nothing started."""
     return FitCLI(
         args=argv,
@@ -104,14 +104,14 @@ def parse(argv: list[str]) -> FitCLI:
         auto_configure_optimizers=False,
         parser_kwargs={
             "prog": "vwm fit",
-            "epilog": EXAMPLES,
+            "epilog": FIT_EXAMPLES,
             "description": "Train a model: tokenizer, latent actions and dynamics, ...",
             "formatter_class": argparse.RawDescriptionHelpFormatter,
         },
     )
 
 
-def fit(argv: list[str]) -> L.LightningModule:
+def fit_model(argv: list[str]) -> L.LightningModule:
     """Train what a config describes, from where the run stands.
 
     Args:
@@ -122,10 +122,10 @@ def fit(argv: list[str]) -> L.LightningModule:
     """
     os.environ.setdefault("WANDB_SILENT", "true")
     sys.argv = [sys.argv[0], "fit", *argv]  # with it Lightning starts the other ranks of this machine
-    _quiet()
-    cli = parse(argv)
+    _filter_warnings()
+    cli = parse_fit_config(argv)
     cli.prepare_networks()
-    start = last_checkpoint(cli.config["run"]) if cli.config["resume"] else None
+    start = find_last_checkpoint(cli.config["run"]) if cli.config["resume"] else None
     if cli.trainer.is_global_zero:
         cli.save_config()
         if start is not None:
@@ -134,7 +134,7 @@ def fit(argv: list[str]) -> L.LightningModule:
     return cli.model
 
 
-def _quiet() -> None:
+def _filter_warnings() -> None:
     """Leave out what Lightning says that no user can act on."""
     for message, kind in (
         (r".*LeafSpec.* is deprecated", FutureWarning),  # Lightning's own use of torch
@@ -147,7 +147,7 @@ def _quiet() -> None:
     logger.addFilter(lambda record: "litlogger" not in record.getMessage())
 
 
-def last_checkpoint(run: Path) -> Path | None:
+def find_last_checkpoint(run: Path) -> Path | None:
     """Where the run would go on, or None."""
-    path = Path(run) / "checkpoints" / LAST
+    path = Path(run) / "checkpoints" / LAST_CHECKPOINT
     return path if path.is_file() else None

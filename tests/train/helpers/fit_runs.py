@@ -76,10 +76,10 @@ def _free_port() -> int:
 
 def serve() -> None:
     """Fork the runs that standard input asks for, one line each; answer with their exit codes."""
-    import vwm.dit.module
-    import vwm.genie.module
-    import vwm.tokenizer.module
-    import vwm.tokenizer.vae
+    import vwm.models.dit.module
+    import vwm.models.genie.module
+    import vwm.tokenizers.causal_vae
+    import vwm.tokenizers.module
     import vwm.train.fit  # noqa: F401
 
     for line in sys.stdin:
@@ -101,7 +101,7 @@ def serve() -> None:
 
 
 def be_a_run(argv: list[str], log: str, environment: dict[str, str]) -> None:
-    from vwm.train.cli import main
+    from vwm.cli.main import main
 
     os.setsid()  # a process group of its own, as under a scheduler
     out, nothing = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), os.open(os.devnull, os.O_RDONLY)

@@ -1,0 +1,136 @@
+"""`vwm agent compare` as a user types it, on small runs of PPO in CartPole."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from vwm.cli.agent_commands import load_agent
+from vwm.cli.compare_agents import RunGroup, common_env_spec, parse_run_groups
+from vwm.cli.main import main
+from vwm.envs.batched_envs import GymnasiumEnvSpec
+from vwm.eval.return_comparison import compare_returns
+from vwm.rl.evaluation import evaluate_policy
+
+pytest.importorskip("stable_baselines3")
+
+CONFIG = """
+training:
+  class_path: vwm.rl.algorithms.ppo.PPOTraining
+  init_args:
+    run: {run}
+    game: {{class_path: vwm.envs.batched_envs.GymnasiumEnvSpec, init_args: {{env: CartPole-v1, time_limit: {limit}}}}}
+    eval_env: {{class_path: vwm.envs.batched_envs.GymnasiumEnvSpec, init_args: {{env: CartPole-v1}}}}
+    steps: 32
+    environments: 2
+    policy: MlpPolicy
+    options: {{n_steps: 16, batch_size: 16, n_epochs: 1}}
+    evaluate_every: 32
+    evaluate_episodes: 1
+    video: false
+    seed: {seed}
+"""
+
+
+def train(folder: Path, name: str, seed: int = 0, limit: str = "null") -> Path:
+    config = folder / f"{name}.yaml"
+    config.write_text(CONFIG.format(run=folder / name, seed=seed, limit=limit))
+    main(["agent", "train", "-c", str(config)])
+    return folder / name
+
+
+def test_runs_beside_one_another(tmp_path, capsys):
+    real, seconds, short = (
+        train(tmp_path, "real"),
+        train(tmp_path, "again", seed=1),
+        train(tmp_path, "short", limit="3"),
+    )
+    out = tmp_path / "compared"
+    main([
+        "agent", "compare", f"real={real},{seconds}", str(short),
+        "--real", "real", "--episodes", "5", "--out", str(out),
+    ])  # fmt: skip
+    told, said = json.loads((out / "comparison.json").read_text()), capsys.readouterr().out
+    assert (out / "comparison.png").stat().st_size > 1000
+    assert (out / "curves.png").stat().st_size > 1000
+    assert (out / "comparison.md").read_text().split("\n\n", 1)[1] in said
+    # Every return is what playing the run by hand gives, on the same episodes for all.
+    game = GymnasiumEnvSpec("CartPole-v1")
+    for name, runs in {"real": [real, seconds], "short": [short]}.items():
+        for played, folder in zip(told["ways"][name]["returns"], runs, strict=True):
+            assert played == evaluate_policy(load_agent(folder)[0], game, 5, 2_000_000).returns.tolist()
+    assert told["ways"]["random"]["returns"] == [evaluate_policy(None, game, 5, 2_000_000).returns.tolist()]
+    assert {name: way["steps"] for name, way in told["ways"].items()} == {"random": 0, "real": 32, "short": 0}
+    again = compare_returns({name: way["returns"] for name, way in told["ways"].items()}, "random", "real")
+    assert told["means"] == {name: list(score) for name, score in again.means.items()}
+    assert told["means"]["real"][0] == np.mean(told["ways"]["real"]["returns"])
+
+
+def test_processes_change_nothing(tmp_path):
+    run, out = train(tmp_path, "run"), tmp_path / "compared"
+    told = []
+    for workers in ("0", "2"):
+        main(["agent", "compare", str(run), "--episodes", "3", "--out", str(out), "--workers", workers])
+        told.append(json.loads((out / "comparison.json").read_text()))
+    assert told[0] == told[1]
+
+
+def test_what_a_run_sees_its_game_through_makes_no_other_game_of_it(tmp_path):
+    run = train(tmp_path, "run")
+    seeing = tmp_path / "seeing"
+    seeing.mkdir()
+    config = (run / "config.yaml").read_text()
+    real = "class_path: vwm.envs.batched_envs.GymnasiumEnvSpec, init_args: {env: CartPole-v1}"
+    through = (
+        f"class_path: vwm.rl.algorithms.encoded_env.EncodedEnvSpec, init_args: {{game: {{{real}}}, bundle: {tmp_path}}}"
+    )
+    parsed = yaml.safe_load(config)
+    parsed["training"]["init_args"]["eval_env"] = yaml.safe_load(f"{{{through}}}")
+    (seeing / "config.yaml").write_text(yaml.safe_dump(parsed))
+    assert common_env_spec([RunGroup("a", [run]), RunGroup("b", [seeing])]) == GymnasiumEnvSpec("CartPole-v1")
+
+
+def test_names_and_folders():
+    ways = parse_run_groups(["a=x/one,x/two", "x/three"])
+    assert [(way.name, list(map(str, way.runs))) for way in ways] == [
+        ("a", ["x/one", "x/two"]),
+        ("three", ["x/three"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ways", "message"),
+    [
+        (["x/a", "y/a"], "a: names more than one way"),
+        (["random=x"], "random: names more than one way"),
+        (["=x"], "'=x': give NAME=RUN"),
+        (["a="], "'a=': give NAME=RUN"),
+    ],
+)
+def test_names_that_mean_nothing(ways, message):
+    with pytest.raises(ValueError, match=message):
+        parse_run_groups(ways)
+
+
+def test_errors_come_before_anything_is_played_or_written(tmp_path, capsys):
+    run = train(tmp_path, "run")
+    other = train(tmp_path, "other")
+    config = other / "config.yaml"
+    config.write_text(config.read_text().replace("CartPole-v1", "Pendulum-v1"))
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "diary.txt").write_text("keep me")
+    for arguments, message in (
+        ([str(run), str(other)], "returns of two games cannot be compared"),
+        ([str(run), "--real", "reel"], "--real reel: there is no such way; there are run"),
+        ([str(tmp_path / "nowhere")], "give the folder of a run"),
+        ([str(run), "--out", str(full)], "choose another folder"),
+        ([str(run), "--episodes", "0", "--out", str(tmp_path / "none")], "episodes must be 1 or more, got 0"),
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            main(["agent", "compare", *arguments])
+        assert message in capsys.readouterr().err
+    assert (full / "diary.txt").read_text() == "keep me" and not (tmp_path / "none").exists()

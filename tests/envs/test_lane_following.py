@@ -1,0 +1,62 @@
+"""Driving by the picture: the road is found where it was painted, and the wheel turns towards it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from vwm.envs.lane_following import find_road_ahead, lane_following_action, read_speed, road_mask
+
+GRASS, ROAD = (102, 230, 102), (104, 104, 104)
+
+
+def picture(shift: int = 0, size: int = 64, bar: float = 0.0) -> NDArray[np.uint8]:
+    """A straight road that is ``shift`` pixels to the right at the top, and a board that shows a speed."""
+    frame = np.empty((size, size, 3), np.uint8)
+    frame[:] = GRASS
+    for row in range(size):
+        middle = size // 2 + round(shift * (1 - row / (0.73 * size)))
+        frame[row, max(0, middle - 7) : max(0, middle + 7)] = ROAD
+    board = int(0.875 * size)
+    frame[board:] = 0
+    high = bar / 2000 * size
+    frame[size - 2 - int(high) : size - 2, 8:9] = 255
+    frame[size - 2 - int(high) : size - 2, 9:10] = round(255 * 0.6)
+    return frame
+
+
+def test_road_is_grey_and_nothing_else() -> None:
+    frame = picture()
+    frame[20:24, 30:34] = (255, 0, 0)
+    frame[30, 0:4] = 255
+    expected = (frame == ROAD).all(axis=-1)
+    np.testing.assert_array_equal(road_mask(frame), expected)
+
+
+@pytest.mark.parametrize("shift", [-20, 0, 20])
+def test_the_wheel_turns_to_where_the_road_leads(shift: int) -> None:
+    point = find_road_ahead(picture(shift), 20)
+    assert point is not None and 15 < point.ahead < 25
+    steer, gas, brake = lane_following_action(picture(shift), pace=30)
+    assert np.sign(round(point.right)) == np.sign(shift) == np.sign(round(10 * steer))
+    assert gas > 0 and brake == 0
+
+
+def test_off_the_road_the_nearest_of_it_is_sought() -> None:
+    frame = picture()
+    frame[:56] = GRASS
+    assert find_road_ahead(frame, 20) is None
+    assert lane_following_action(frame, pace=30)[0] > 0  # lost: it turns round
+    frame[50:54, 2:6] = ROAD
+    point = find_road_ahead(frame, 20)
+    assert point is not None and point.right < 0 and point.ahead < 0
+    assert lane_following_action(frame, pace=30)[0] < -0.5
+
+
+def test_the_board_tells_the_speed_and_the_pedals_keep_it() -> None:
+    for bar in (0.0, 62.5, 125.0):
+        assert read_speed(picture(bar=bar)) == pytest.approx(bar, abs=2)
+    fast, slow = lane_following_action(picture(bar=62.5), pace=20), lane_following_action(picture(), pace=60)
+    assert fast[1] == 0 and fast[2] > 0.3
+    assert slow[1] == 1 and slow[2] == 0

@@ -1,0 +1,129 @@
+"""The compounding error of compact worlds: nothing for a perfect one, and otherwise what a loop says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from latent_worlds import imagined_world
+from models import randomize
+from torch import Tensor
+
+from vwm.core.simulator import ActionSpace, Simulator, StepOutput
+from vwm.data.episode import Episode
+from vwm.data.shards import ShardWriter
+from vwm.eval.compounding_error import measure_compounding_error, normalized_rmse
+from vwm.eval.eval_clips import EvalClips
+from vwm.eval.world_report import evaluate_world
+from vwm.models.tdmpc2.simulator import TDMPC2Simulator
+from vwm.models.tdmpc2.world_model import TDMPC2WorldModel
+from vwm.worlds.bundle import save_simulator
+
+CONTEXT, HORIZON = 2, 4
+
+
+class Walk(Simulator):
+    """Two numbers that the action pushes by 1 and 3, and that drift by ``flaw``; it pays what it is pushed by."""
+
+    latent_action, vector_size, image_size = None, 2, (0, 0)
+
+    def __init__(self, flaw: float = 0.0) -> None:
+        self.actions, self.flaw = ActionSpace("continuous", 1), flaw
+
+    def reset(self, context: Tensor, seed: int | Tensor = 0, context_actions: Tensor | None = None):
+        return context[:, -1], context[:, -1]
+
+    def step(self, state: Tensor, action: Tensor, decode: bool = True):
+        state = state + action * torch.tensor([1.0, 3.0]) + self.flaw
+        return state, StepOutput(state, state, action[:, 0], torch.zeros(len(state), dtype=torch.bool))
+
+
+def walked(clips: int = 12) -> tuple[EvalClips, Tensor]:
+    actions = torch.rand(clips, CONTEXT + HORIZON, 1, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    moved = (actions * torch.tensor([1.0, 3.0])).cumsum(dim=1)
+    seen = torch.cat((torch.zeros(clips, 1, 2), moved[:, :-1]), dim=1)
+    return EvalClips(seen, actions, (), "", clips, clips), actions[..., 0]
+
+
+def test_a_perfect_world_makes_no_error_however_far_it_looks() -> None:
+    found = measure_compounding_error(Walk(), *walked(), context=CONTEXT, seed=0, batch_size=5)
+    assert len(found["error"]) == HORIZON and found["error"].max() < 1e-6 and found["reward_error"].max() < 1e-6
+    assert found["error_copy_last"].min() > 0.1 and found["error_random_actions"].min() > 0.1
+    assert found["reward_error_mean"].square().mean().item() == pytest.approx(1.0)
+
+
+def test_a_flaw_adds_up_with_the_horizon() -> None:
+    sample, rewards = walked()
+    found = measure_compounding_error(Walk(flaw=0.5), sample, rewards, context=CONTEXT, seed=0, batch_size=5)
+    after = sample.frames[:, CONTEXT:].double()
+    for h in range(HORIZON):
+        parts = [(0.5 * (h + 1) / float(after[..., k].std(correction=0))) ** 2 for k in range(2)]
+        assert found["error"][h].item() == pytest.approx((sum(parts) / 2) ** 0.5, rel=1e-5)
+
+
+def test_to_foretell_the_mean_scores_one_and_what_never_changes_does_not_count() -> None:
+    truth = torch.randn(50, 3, 4, generator=torch.Generator().manual_seed(0))
+    truth[..., 3] = 7.0
+    mean = truth.flatten(0, 1).mean(dim=0).expand_as(truth)
+    assert normalized_rmse(truth, mean).square().mean().item() == pytest.approx(1.0, rel=1e-6)
+    pictures = torch.randint(0, 256, (6, 2, 4, 4, 3), dtype=torch.uint8)
+    flat = torch.full_like(pictures, 100)
+    wanted = (pictures[:, 1].double() - 100).square().mean().sqrt() / pictures.double().std(correction=0)
+    assert normalized_rmse(pictures, flat)[1].item() == pytest.approx(wanted.item())
+
+
+def test_latents_are_compared_with_those_of_what_came() -> None:
+    torch.manual_seed(0)
+    model = randomize(TDMPC2WorldModel(1, vector_size=2, frames=2, latent=16, width=16, encoder_width=16, bins=21))
+    world = TDMPC2Simulator(model, ActionSpace("continuous", 1), context_frames=2)
+    sample, rewards = walked(7)
+    found = measure_compounding_error(world, sample, rewards, context=CONTEXT, seed=0, batch_size=3)
+    assert found["observed"] == "latents"
+    with torch.no_grad():
+        came = torch.stack([model.encode(sample.frames[:, h : h + 2]) for h in range(1, HORIZON + 1)], dim=1)
+        latent, said = model.encode(sample.frames[:, :2]), []
+        for h in range(HORIZON):
+            latent = model.next(latent, sample.actions[:, CONTEXT - 1 + h])
+            said.append(latent)
+    torch.testing.assert_close(found["error"], normalized_rmse(came, torch.stack(said, dim=1)), rtol=1e-4, atol=1e-6)
+
+
+def write(path: Path, state: bool) -> None:
+    rng = np.random.default_rng(0)
+    with ShardWriter(path) as writer:
+        for i in range(4):
+            writer.write(
+                f"{i}",
+                Episode(
+                    frames=rng.integers(0, 256, (9, 16, 16, 3)).astype(np.uint8),
+                    actions=rng.integers(0, 4, 9),
+                    rewards=rng.normal(size=9).astype(np.float32),
+                    state=rng.normal(size=(9, 3)).astype(np.float32) if state else None,
+                    meta={"fps": 10.0},
+                ),
+            )
+
+
+@pytest.mark.parametrize("observation", [(3,), (16, 16, 3)])
+def test_vwm_eval_measures_what_an_agent_has_learned(tmp_path: Path, observation: tuple[int, ...]) -> None:
+    save_simulator(imagined_world(observation), tmp_path / "world")
+    write(tmp_path / "shard.tar", state=True)
+    told = evaluate_world(tmp_path / "world", str(tmp_path), tmp_path / "report", horizon=3, clips=4, batch_size=3)
+    found = told["compounding"]
+    assert found["observed"] == ("vectors" if len(observation) == 1 else "pictures")
+    assert all(len(found[name]) == 3 for name in found if name != "observed")
+    assert json.loads((tmp_path / "report/report.json").read_text())["compounding"] == found
+    assert (tmp_path / "report/compounding_error.png").stat().st_size > 5000
+    again = evaluate_world(tmp_path / "world", str(tmp_path), tmp_path / "again", horizon=3, clips=4, batch_size=4)
+    assert np.allclose(again["compounding"]["error"], found["error"], rtol=1e-4)
+
+
+def test_a_world_of_vectors_asks_for_them(tmp_path: Path) -> None:
+    save_simulator(imagined_world((3,)), tmp_path / "world")
+    write(tmp_path / "shard.tar", state=False)
+    with pytest.raises(ValueError, match=r"observes 3 numbers, and the data hold none .*--state true"):
+        evaluate_world(tmp_path / "world", str(tmp_path), tmp_path / "report", horizon=3)
+    assert not (tmp_path / "report").exists()

@@ -1,0 +1,165 @@
+"""One whole report on a small world."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from vwm.core.network_simulator import VideoSimulator
+from vwm.data.video import probe_video
+from vwm.eval.world_report import evaluate_world
+
+
+def numbers(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf of a report with its path."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from numbers(inner, f"{name}.{key}")
+    elif isinstance(value, list):
+        for inner in value:
+            yield from numbers(inner, f"{name}[]")
+    else:
+        yield name, value
+
+
+@pytest.fixture
+def quick(
+    write_bundle: Callable[..., Path],
+    write_shards: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., dict[str, Any]]:
+    """A small report of a small world into ``tmp_path / "report"``, made on a machine that has nothing else to do."""
+    monkeypatch.setattr("os.getloadavg", lambda: (0.5, 0.5, 0.5))
+
+    def run(labelled: bool = False, shards: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
+        chosen = {"out": tmp_path / "report", "horizon": 3, "clips": 8, "batch_size": 3, "videos": 2, "device": "cpu"}
+        return evaluate_world(write_bundle(labelled), str(write_shards(**shards or {})), **{**chosen, **settings})
+
+    return run
+
+
+def test_a_whole_report(quick: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    report, out = quick(), tmp_path / "report"
+    assert json.loads((out / "report.json").read_text()) == report
+    assert set(report) == {
+        "tokenizer", "codebook", "rollout", "control", "latent_action", "play", "data", "notes", "made",
+    }  # fmt: skip
+    missing = [name for name, value in numbers(report) if value is None and not name.endswith("gpu")]
+    assert missing == []
+    assert all(math.isfinite(value) for _, value in numbers(report) if isinstance(value, float))
+    for name in ("", "_copy_last", "_tokenizer", "_random_actions"):
+        assert len(report["rollout"][f"psnr{name}"]) == len(report["rollout"][f"ssim{name}"]) == 3
+    assert report["control"]["delta_psnr"] == {**report["control"]["delta_psnr_by_horizon"][2], "horizon": 3}
+    assert sum(map(sum, report["control"]["action_table"])) == 8 * 5
+    assert report["control"]["action_names"] == ["STAY", "RIGHT", "DOWN", "LEFT"]
+    assert sum(report["codebook"]["counts"]) == 8 * 6 * 4
+    assert report["control"]["shuffle_cost"]["loss"] == "cross-entropy"
+    assert report["data"]["clips"] == 8
+    assert report["made"]["settings"]["context"] == 3
+    assert set(report["made"]["parts"]) == {"tokenizer", "dynamics", "latent_action"}
+    assert report["made"]["parts"]["tokenizer"]["precision"] == "float32"
+    assert len(report["notes"]) == 2  # LPIPS and FVD have no weights
+    assert not out.with_name("report.tmp").exists()
+
+
+def test_what_the_page_shows_lies_beside_it(quick: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    quick()
+    out = tmp_path / "report"
+    page = (out / "index.html").read_text()
+    shown = sorted(file.name for file in out.iterdir() if file.suffix in (".png", ".mp4"))
+    assert len(shown) == 5 + 1 + 2
+    assert all(f'src="{name}"' in page for name in shown)
+    assert "http" not in page.partition("<h2>How it was made")[0].replace("pytorch.org", "")
+    assert probe_video(out / "rollout_00.mp4", "video")["frames"] == 6
+    with Image.open(out / "rollouts.png") as sheet:
+        assert sheet.width > 4 * 64
+
+
+def test_equal_seeds_give_equal_reports(quick: Callable[..., dict[str, Any]]) -> None:
+    def timeless(report: dict[str, Any]) -> dict[str, Any]:
+        report = copy.deepcopy(report)
+        del report["play"], report["made"]["environment"]["date"]
+        return report
+
+    first = timeless(quick())
+    assert timeless(quick()) == first  # also over the earlier report
+    assert timeless(quick(seed=1))["rollout"] != first["rollout"]
+
+
+def test_labelled_worlds_have_no_latent_actions(quick: Callable[..., dict[str, Any]]) -> None:
+    report = quick(labelled=True, videos=0)
+    assert report["latent_action"] is None
+    assert report["control"]["action_mi_bits"] is None
+    assert report["control"]["shuffle_ratio"] > 0
+
+
+def test_continuous_latents_and_actions(
+    brightness_world: VideoSimulator,
+    write_shards: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("vwm.eval.world_report.load_simulator", lambda *_: brightness_world)
+    data = str(write_shards(continuous=True))
+    report = evaluate_world(tmp_path / "bundle", data, tmp_path / "report", horizon=16, clips=6, batch_size=4, videos=1)
+    assert report["codebook"] is None and report["latent_action"] is None
+    assert report["tokenizer"]["psnr"] is None  # infinite: pixels are exact
+    assert len(report["rollout"]["psnr"]) == len(report["control"]["delta_psnr_by_horizon"]) == 16
+    assert report["control"]["delta_psnr"]["mean"] is not None
+    assert report["control"]["shuffle_cost"] is report["control"]["shuffle_ratio"] is None
+    assert any("shuffled actions is not defined for a BrightnessWorld" in note for note in report["notes"])
+    assert report["made"]["parts"]["tokenizer"] == {"parameters": 0, "precision": None}
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "codebook" not in page.partition("<h2>How it was made")[0]
+    assert not (tmp_path / "report" / "codebook.png").exists()
+    assert "Codes used" not in capsys.readouterr().out
+
+
+def test_unlabelled_still_and_few_clips(quick: Callable[..., dict[str, Any]]) -> None:
+    report = quick(shards={"actions": False, "move_at_all": False, "episodes": 1}, clips=100, horizon=1, context=1)
+    assert report["control"]["action_mi_bits"] is None
+    assert report["rollout"]["psnr_copy_last"] == [None]  # infinite
+    assert report["data"]["still_fraction"] == 1.0
+    assert any("only 12 clips" in note for note in report["notes"])
+    assert any("nothing moves" in note for note in report["notes"])
+
+
+def test_a_busy_machine_is_told_of(quick: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (1e6, 0.0, 0.0))
+    report = quick(horizon=1, videos=0)
+    assert report["made"]["environment"]["hardware"]["load"] == 1e6
+    assert any("busy" in note for note in report["notes"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"shards": {"size": 32}}, "world has frames of 16x16 pixels, but episode '.*' of .* has 32x32"),
+        ({"horizon": 50}, "no episode is long enough"),
+        ({"horizon": 0}, "horizon must be 1 or more, got 0"),
+        ({"labelled": True, "shards": {"actions": False}}, "was trained on recorded actions"),
+    ],
+)
+def test_what_does_not_fit_is_named(
+    quick: Callable[..., dict[str, Any]], settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        quick(**settings)
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_foreign_folder_is_left_alone(quick: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is no report"):
+        quick()
+    assert (tmp_path / "report" / "thesis.txt").read_text() == "mine"

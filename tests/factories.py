@@ -1,0 +1,267 @@
+"""Small networks that the tests share, with every weight random: a zero-initialised branch would hide what it does."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from vwm.models.genie.dynamics import MaskGITDynamics
+from vwm.models.genie.latent_action import LatentActionModel
+from vwm.tokenizers.space_time_tokenizer import SpaceTimeTokenizer
+
+
+def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Draw the weights that are constant at the start."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in module.parameters():
+            if p.numel() > 1 and (p == p.flatten()[0]).all():
+                p.add_(torch.randn(p.shape, generator=generator).to(p) * 0.2)
+    return module
+
+
+def tokenizer(codebook: int | list[int] = [4, 3, 3], window: int = 4) -> SpaceTimeTokenizer:  # noqa: B006
+    torch.manual_seed(0)
+    network = SpaceTimeTokenizer((16, 16), 4, codebook, width=16, depth=2, heads=2, window=window, code_width=8)
+    return randomize(network)
+
+
+def dynamics(**changes) -> MaskGITDynamics:
+    torch.manual_seed(1)
+    settings = {"codebook_size": 36, "tokens_per_frame": 16, "num_actions": 4, "width": 16, "depth": 2, "heads": 2}
+    return randomize(MaskGITDynamics(**{**settings, "window": 4, **changes}))
+
+
+def latent_action(**changes) -> LatentActionModel:
+    torch.manual_seed(2)
+    settings = {"image_size": (16, 16), "patch_size": 8, "codebook": [2, 2], "width": 16, "depth": 2, "heads": 2}
+    return randomize(LatentActionModel(**{**settings, "window": 4, **changes}))
+
+
+def genie(labelled: bool = False, codebook: int | list[int] = [4, 3, 3], outcomes: bool = False):  # noqa: B006
+    """A whole Genie world of 16x16 pixels, with starting contexts."""
+    from vwm.core.simulator import ActionSpace
+    from vwm.models.genie.dynamics import MaskGITSampling
+    from vwm.models.genie.simulator import GenieSimulator
+    from vwm.nn.outcome_heads import RewardTerminationHeads
+
+    starts = torch.randint(0, 256, (3, 2, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
+    return GenieSimulator(
+        tokenizer(codebook),
+        dynamics(),
+        None if labelled else latent_action(),
+        ActionSpace("discrete", 4, ("LEFT", "RIGHT", "UP", "noop"), latent=not labelled),
+        randomize(RewardTerminationHeads(width=16, hidden=16)) if outcomes else None,
+        sampling=MaskGITSampling(steps=3),
+        context_frames=2,
+        title="noise",
+        starts=starts,
+    )
+
+
+def dit(seed: int = 3, **changes):
+    from vwm.models.dit.network import DiT
+
+    torch.manual_seed(seed)
+    settings = {"grid": (4, 4), "channels": 3, "num_actions": 4, "width": 32, "depth": 4, "heads": 2, "window": 4}
+    return randomize(DiT(**{**settings, "registers": 2, **changes}))
+
+
+def diffusion_world(outcomes: bool = False, sampling=None, policy: bool = False, **changes):
+    """A whole diffusion world of 8x8 pixels over a pixel tokenizer, with starting contexts."""
+    from vwm.core.simulator import ActionSpace
+    from vwm.models.dit.policy_heads import PolicyRewardHeads
+    from vwm.models.dit.sampling import DiffusionSampling
+    from vwm.models.dit.simulator import DiTSimulator
+    from vwm.nn.outcome_heads import RewardTerminationHeads
+    from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
+
+    dims = changes.get("action_dims", 0)
+    if dims:
+        changes["num_actions"] = 0
+    tokenizer = PixelTokenizer((8, 8))
+    starts = torch.randint(0, 256, (3, 2, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
+    names = ("steer", "gas", "brake")[:dims] if dims else ("LEFT", "RIGHT", "UP", "noop")
+    return DiTSimulator(
+        tokenizer,
+        dit(grid=tokenizer.grid, channels=tokenizer.channels, patch_size=2, **changes),
+        randomize(RewardTerminationHeads(width=32, hidden=16)) if outcomes else None,
+        ActionSpace("continuous" if dims else "discrete", dims or 4, names),
+        randomize(PolicyRewardHeads(32, 0 if dims else 4, dims, hidden=16)) if policy else None,
+        sampling=sampling or DiffusionSampling(steps=2),
+        context_frames=2,
+        title="noise",
+        starts=starts,
+    )
+
+
+def action_predictor(seed: int = 5, **changes):
+    from vwm.models.vjepa.action_conditioned_predictor import ActionConditionedPredictor
+
+    torch.manual_seed(seed)
+    settings = {"grid": (2, 2), "latent_width": 8, "num_actions": 4, "width": 16, "depth": 2, "heads": 2, "window": 4}
+    if changes.get("action_dims"):
+        settings["num_actions"] = 0
+    return randomize(ActionConditionedPredictor(**{**settings, **changes}))
+
+
+def jepa_parts(pool: str = "none", decoder: bool = True, seed: int = 6, **changes) -> dict[str, nn.Module | None]:
+    """The networks of a world in representation space, of 8x8 pixels: four tokens of eight numbers a frame, or one."""
+    from vwm.models.vjepa.conv_encoder import ConvFrameEncoder
+    from vwm.models.vjepa.latent_decoder import LatentDecoder
+    from vwm.models.vjepa.latent_projector import LatentProjector
+
+    torch.manual_seed(seed)
+    projector = LatentProjector((2, 2), 4, pool, latent_width=8)
+    grid = projector.latent_grid
+    return {
+        "encoder": randomize(ConvFrameEncoder((8, 8), [4, 4])),
+        "projector": randomize(projector),
+        "dynamics": action_predictor(grid=grid, **changes),
+        "decoder": randomize(LatentDecoder((8, 8), grid, 8, [4, 4])) if decoder else None,
+    }
+
+
+def jepa_world(**changes):
+    """A whole world in representation space, with starting contexts."""
+    from vwm.core.simulator import ActionSpace
+    from vwm.models.vjepa.simulator import VJEPAACSimulator
+
+    dims = changes.get("action_dims", 0)
+    names = ("steer", "gas", "brake")[:dims] if dims else ("LEFT", "RIGHT", "UP", "noop")
+    return VJEPAACSimulator(
+        **jepa_parts(**changes),
+        actions=ActionSpace("continuous" if dims else "discrete", dims or 4, names),
+        context_frames=2,
+        title="noise",
+        starts=torch.randint(0, 256, (3, 2, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(4)),
+    )
+
+
+def dream(seed: int = 7, sampling=None, title: str = "noise", **changes):
+    """A whole world of World Models of 8x8 pixels, with starting contexts."""
+    from vwm.core.simulator import ActionSpace
+    from vwm.models.mdn_rnn.network import MDNRNN
+    from vwm.models.mdn_rnn.simulator import MDNRNNSimulator
+    from vwm.tokenizers.frame_vae import FrameVAE
+
+    torch.manual_seed(seed)
+    dims = changes.get("action_dims", 0)
+    settings = {"latent_size": 4, "num_actions": 0 if dims else 4, "width": 16, "mixtures": 3, "action_width": 4}
+    dynamics = randomize(MDNRNN(**{**settings, **changes}))
+    if dynamics.reward_head is not None:  # rewards of common sizes: those of random bins would be astronomical
+        with torch.no_grad():
+            dynamics.reward_head.bias[dynamics.two_hot.values.abs() > 10] -= 30
+    names = ("steer", "gas", "brake")[:dims] if dims else ("LEFT", "RIGHT", "UP", "noop")
+    names = names[: changes.get("num_actions", len(names))]
+    return MDNRNNSimulator(
+        randomize(FrameVAE((8, 8), latent_size=4, widths=[4, 8])),
+        dynamics,
+        ActionSpace("continuous" if dims else "discrete", len(names), names),
+        sampling=sampling,
+        context_frames=2,
+        title=title,
+        starts=torch.randint(0, 256, (3, 2, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(4)),
+    )
+
+
+def muzero_world(observation: tuple[int, ...] = (32, 32, 3), seed: int = 8, **changes):
+    """A whole world of MuZero's model, which shows nothing, over two frames."""
+    from vwm.core.simulator import ActionSpace
+    from vwm.models.muzero.network import MuZeroNetwork
+    from vwm.models.muzero.simulator import MuZeroSimulator
+
+    torch.manual_seed(seed)
+    settings = {"num_actions": 4, "frames": 2, "width": 8, "hidden": 8, "support": 5}
+    settings |= {"prefix_hidden": 8, "projection": 8}
+    dynamics = randomize(MuZeroNetwork(list(observation), **{**settings, **changes}))
+    return MuZeroSimulator(dynamics, ActionSpace("discrete", 4, ("LEFT", "RIGHT", "UP", "noop")), title="noise")
+
+
+def consistency_world(observation: tuple[int, ...] = (5,), frames: int = 2, ends: bool = True, seed: int = 9):
+    """A whole world of TD-MPC2 with three dimensions of an action, with starting contexts."""
+    from vwm.core.simulator import ActionSpace
+    from vwm.models.tdmpc2.simulator import TDMPC2Simulator
+    from vwm.models.tdmpc2.world_model import TDMPC2WorldModel
+
+    torch.manual_seed(seed)
+    pixels = len(observation) == 3
+    dynamics = TDMPC2WorldModel(
+        3,
+        vector_size=None if pixels else observation[0],
+        image_size=observation[:2] if pixels else (64, 64),
+        frames=frames,
+        latent=16,
+        width=16,
+        encoder_width=16,
+        channels=4,
+        bins=21,
+        reach=5.0,
+        ends=ends,
+    )
+    generator = torch.Generator().manual_seed(4)
+    starts = torch.randint(0, 256, (3, frames, *observation), dtype=torch.uint8, generator=generator)
+    return TDMPC2Simulator(
+        randomize(dynamics),
+        ActionSpace("continuous", 3, ("steer", "gas", "brake")),
+        context_frames=frames,
+        title="noise",
+        starts=starts if pixels else starts / 128 - 1,
+    )
+
+
+DIFFUSERS_VAES = {
+    "AutoencoderKL": {
+        "block_out_channels": (8, 8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "norm_num_groups": 4,
+        "scaling_factor": 1.5,
+        "shift_factor": 0.1,
+    },
+    "AutoencoderKLCogVideoX": {
+        "block_out_channels": (8, 8, 8, 8),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "latent_channels": 4,
+    },
+    "AutoencoderKLCosmos": {
+        "encoder_block_out_channels": (8, 8, 8),
+        "decode_block_out_channels": (8, 8, 8, 8),
+        "num_layers": 1,
+        "latent_channels": 4,
+        "patch_size": 2,
+        "spatial_compression_ratio": 4,
+        "temporal_compression_ratio": 4,
+        "resolution": 16,
+    },
+    "AutoencoderKLWan": {
+        "base_dim": 8,
+        "z_dim": 4,
+        "dim_mult": [1, 1, 1],
+        "num_res_blocks": 1,
+        "temperal_downsample": [False, True],
+        "latents_mean": [0.1, -0.2, 0.3, 0.4],
+        "latents_std": [0.5, 1.0, 2.0, 0.7],
+    },
+}
+"""Settings of diffusers' autoencoders, for frames of 16x16 pixels or a multiple."""
+
+
+def diffusers_tokenizer(name: str):
+    """A diffusers autoencoder with random weights, for frames of 16x16 pixels."""
+    import diffusers
+
+    from vwm.tokenizers.diffusers_vae import DiffusersTokenizer
+
+    torch.manual_seed(0)
+    return DiffusersTokenizer.of(getattr(diffusers, name)(**DIFFUSERS_VAES[name]), image_size=(16, 16))
+
+
+def masked_autoencoder(**changes):
+    from vwm.tokenizers.masked_autoencoder import MaskedAutoencoderTokenizer
+
+    torch.manual_seed(0)
+    settings = {"patch_size": 4, "latent_grid": (2, 3), "latent_channels": 4, "width": 16, "depth": 2, "heads": 2}
+    settings |= {"window": 4, "time_every": 2}
+    return randomize(MaskedAutoencoderTokenizer((16, 16), **{**settings, **changes}))

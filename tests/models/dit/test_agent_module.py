@@ -1,0 +1,179 @@
+"""Dreamer 4's second phase: what learns from what, that training sees what play sees, and where it begins."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from models import dit, randomize
+
+from vwm.core.components import ComponentError, save_component
+from vwm.core.seeds import fold_in, seeded_normal
+from vwm.core.simulator import ActionSpace
+from vwm.data.clips import ClipBatch
+from vwm.models.dit.agent_module import DiTAgentModule
+from vwm.models.dit.objectives import DiffusionForcing, ShortcutForcing
+from vwm.models.dit.policy_heads import PolicyRewardHeads
+from vwm.models.dit.sampling import CONTEXT_SEED_STREAM
+from vwm.models.dit.simulator import DiTSimulator
+from vwm.nn.optimizer import OptimizerConfig
+from vwm.nn.outcome_heads import RewardTerminationHeads
+from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
+
+FRAMES = 6
+CONTEXTS = ["clean", "noisy"]
+
+
+def network(**changes):
+    """Every weight random; over pixels of 8x8 in patches of 2x2."""
+    return dit(grid=(4, 4), channels=12, **{"agent_tokens": 2, **changes})
+
+
+def module(context: str = "clean", dynamics=None, outcomes: bool = True, **settings) -> DiTAgentModule:
+    torch.manual_seed(0)
+    return DiTAgentModule(
+        dynamics=dynamics or network(),
+        policy=settings.pop("policy", randomize(PolicyRewardHeads(32, num_actions=4, hidden=16, length=3, bins=21))),
+        tokenizer=PixelTokenizer((8, 8), patch_size=2),
+        objective=settings.pop("objective", DiffusionForcing()),
+        optimizer=OptimizerConfig(),
+        outcomes=randomize(RewardTerminationHeads(width=32, hidden=16, bins=21)) if outcomes else None,
+        context=context,
+        **settings,
+    ).train()
+
+
+def clips(batch: int = 3, frames: int = FRAMES, **more) -> ClipBatch:
+    generator = torch.Generator().manual_seed(0)
+    video = torch.randint(0, 256, (batch, frames, 8, 8, 3), dtype=torch.uint8, generator=generator)
+    actions = torch.randint(0, 4, (batch, frames), generator=generator)
+    told = {"frames": video, "actions": actions, "rewards": (actions == 1).float(), "terminated": actions == 3}
+    return ClipBatch(**{**told, **more})
+
+
+def gradients(learner: DiTAgentModule, batch: ClipBatch) -> list[torch.Tensor]:
+    learner.zero_grad()
+    torch.manual_seed(1)
+    loss, _ = learner(batch)
+    loss.backward()
+    return [loss.detach()] + [p.grad.clone() for p in learner.parameters() if p.grad is not None]
+
+
+def simulator(learner: DiTAgentModule) -> DiTSimulator:
+    parts = (learner.tokenizer, learner.dynamics, learner.outcomes)
+    return DiTSimulator(*parts, ActionSpace("discrete", 4), learner.policy, sampling=learner.sampling)
+
+
+def read(learner: DiTAgentModule, batch: ClipBatch) -> torch.Tensor:
+    """The features that the policy learns from, [b, t, d]."""
+    seen = []
+    hook = learner.policy.policy_body.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].detach()))
+    learner(batch)
+    hook.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("num_step_sizes", [0, 3])
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_a_policy_learns_from_what_it_will_read_in_play(context, num_step_sizes, monkeypatch):
+    """At a reset, and by observing frame after frame, beyond the window; here with the noise that is drawn in play."""
+    changes = {"num_step_sizes": num_step_sizes, "prediction": "clean"} if num_step_sizes else {}
+    objective = ShortcutForcing(finest=4) if num_step_sizes else DiffusionForcing()
+    learner = module(context, network(**changes), objective=objective, context_noise=0.3).eval()
+    batch, world, seeds = clips(), simulator(learner), torch.tensor([4, 5, 6])
+    of_frames = fold_in(fold_in(seeds, CONTEXT_SEED_STREAM)[:, None], torch.arange(FRAMES)).flatten()
+    noise = seeded_normal(of_frames, 4, 4, 12).unflatten(0, (3, FRAMES))
+    monkeypatch.setattr(torch, "randn_like", lambda x: noise[:, : x.shape[1]])
+    features = read(learner, batch)
+    state, _ = world.reset(batch.frames[:, :2], seeds, batch.actions[:, :1])
+    for i in range(2, FRAMES):
+        torch.testing.assert_close(world.features(state), features[:, i - 1], rtol=0, atol=1e-5)
+        state = world.observe(state, batch.actions[:, i - 1], batch.frames[:, i])
+    torch.testing.assert_close(world.features(state), features[:, -1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("outcomes", [False, True])
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_every_weight_gets_a_gradient(context, outcomes):
+    """Also where no clip is labelled: data-parallel training waits for the gradient of every weight."""
+    learner = module(context, outcomes=outcomes)
+    gradients(learner, clips())
+    assert not [name for name, p in learner.named_parameters() if p.requires_grad and not p.grad.any()]
+    nobody = torch.zeros(3, dtype=torch.bool)
+    gradients(learner, clips(labelled=nobody, terminated=None))
+    assert not [name for name, p in learner.named_parameters() if p.requires_grad and p.grad is None]
+    assert not learner.policy.action.weight.grad.any() and learner.policy.reward.weight.grad.any()
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_actions_of_unlabelled_clips_leave_no_trace(context):
+    batch = clips(labelled=torch.tensor([True, False, True]))
+
+    def seen(clip: int) -> bool:
+        """Whether other actions of one clip change the loss or any gradient."""
+        others = batch.actions.clone()
+        others[clip] = (others[clip] + 1) % 4
+        learners = (module(context) for _ in range(2))  # the scales of losses have a memory
+        one, two = map(gradients, learners, (batch, replace(batch, actions=others)))
+        return not all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+    assert [seen(clip) for clip in range(3)] == [True, False, True]
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_players_are_cloned_and_earn_what_they_earned(context):
+    """The frame's brightness tells what the recorded player does, and which action is paid."""
+    torch.manual_seed(0)
+    heads = PolicyRewardHeads(32, num_actions=4, hidden=32, length=2, bins=21)
+    learner = module(context, context_noise=0.05, policy=heads)
+    learner.outcomes = RewardTerminationHeads(width=32, hidden=16)  # far bins that start unequal would outweigh all
+    optimizer = torch.optim.Adam(learner.parameters(), lr=5e-3)
+
+    def recording() -> ClipBatch:
+        told = torch.randint(0, 4, (16, 4))
+        level = torch.tensor([-2.0, -0.7, 0.7, 2.0])[told]
+        latents = level[..., None, None, None].expand(16, 4, 4, 4, 12)
+        return ClipBatch(
+            latents=latents, actions=told, rewards=(told == 1).float(), terminated=torch.zeros(16, 4).bool()
+        )
+
+    for _ in range(80):
+        optimizer.zero_grad()
+        learner(recording())[0].backward()
+        optimizer.step()
+    held_out = recording()
+    with torch.no_grad():
+        features = read(learner.eval(), held_out)
+        chosen = learner.policy.policy(features).argmax(-1)
+        foreseen = learner.policy.two_hot.mean(learner.policy(features)[1])[..., 0]
+    assert (chosen == held_out.actions).float().mean() > 0.95
+    torch.testing.assert_close(foreseen, held_out.rewards, rtol=0, atol=0.4)
+
+
+def test_it_begins_as_the_pretrained_world(tmp_path):
+    """Only the agent tokens are new, so that it says of every frame what that one said."""
+    world = network(agent_tokens=0, kv_heads=1)
+    save_component(world, tmp_path / "dynamics")
+    torch.manual_seed(5)
+    mine = dit(seed=9, grid=(4, 4), channels=12, agent_tokens=1, kv_heads=1)
+    tokens = mine.agents.clone()
+    learner = module(dynamics=mine, pretrained=str(tmp_path))
+    assert all(torch.equal(value, mine.state_dict()[key]) for key, value in world.state_dict().items())
+    assert torch.equal(mine.agents, tokens) and all(p.requires_grad for p in mine.parameters())
+    assert set(learner.networks()) == {"dynamics", "outcomes", "policy"}
+
+
+def test_what_does_not_fit_is_named(tmp_path):
+    save_component(network(agent_tokens=0), tmp_path / "dynamics")
+    for changes, message in (({"window": 5}, "window=4 there and 5 here"), ({"depth": 2}, "depth=4 there and 2 here")):
+        with pytest.raises(ComponentError, match=message):
+            module(dynamics=network(**changes), pretrained=str(tmp_path))
+    with pytest.raises(ComponentError, match=r"there is no config\.json"):
+        module(pretrained=str(tmp_path / "nothing"))
+    with pytest.raises(ValueError, match="agent_tokens=0: a policy reads agent tokens"):
+        module(dynamics=network(agent_tokens=0))
+    with pytest.raises(ValueError, match=r"policy\.num_actions=3 but dynamics\.num_actions=4"):
+        module(policy=PolicyRewardHeads(32, num_actions=3))
+    with pytest.raises(ValueError, match=r"name them in data\.fields"):
+        module(outcomes=False)(clips(rewards=None))

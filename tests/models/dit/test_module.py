@@ -1,0 +1,319 @@
+"""Training a diffusion transformer: what learns from what, that it learns, and parts or data that do not fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from models import diffusers_tokenizer, dit, randomize, tokenizer
+
+from vwm.core.components import save_component
+from vwm.core.simulator import ActionSpace
+from vwm.data.clips import ClipBatch
+from vwm.data.datamodule import VideoDataModule
+from vwm.data.episode import Episode
+from vwm.data.shards import ShardWriter
+from vwm.models.dit.module import DiTModule
+from vwm.models.dit.network import DiT
+from vwm.models.dit.objectives import DiffusionForcing, DiffusionObjective, ShortcutForcing
+from vwm.models.dit.simulator import DiTSimulator
+from vwm.nn.optimizer import OptimizerConfig
+from vwm.nn.outcome_heads import RewardTerminationHeads
+from vwm.nn.pixels import frames_to_float
+from vwm.tokenizers.causal_vae import CausalVAE
+from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
+
+FRAMES = 6
+OBJECTIVES = {
+    "velocity": ({}, DiffusionForcing),
+    "v": ({"prediction": "v"}, lambda: DiffusionForcing("v")),
+    "shortcut": ({"prediction": "clean", "num_step_sizes": 3}, lambda: ShortcutForcing(finest=4, bootstrap=0.25)),
+}
+
+
+def network(**changes) -> DiT:
+    """Every weight random; over pixels of 8x8 in patches of 2x2."""
+    return dit(grid=(4, 4), channels=12, **changes)
+
+
+def module(objective: str = "velocity", dynamics: DiT | None = None, outcomes: bool = False, **settings) -> DiTModule:
+    changes, make = OBJECTIVES[objective]
+    return DiTModule(
+        settings.pop("tokenizer", PixelTokenizer((8, 8), patch_size=2)),
+        dynamics or network(**changes),
+        make(),
+        OptimizerConfig(),
+        outcomes=randomize(RewardTerminationHeads(width=32, hidden=16)) if outcomes else None,
+        **{"context_frames": 2, **settings},
+    ).train()
+
+
+def batch(clips: int = 3, frames: int = FRAMES, **more) -> ClipBatch:
+    generator = torch.Generator().manual_seed(0)
+    video = torch.randint(0, 256, (clips, frames, 8, 8, 3), dtype=torch.uint8, generator=generator)
+    return ClipBatch(**{"frames": video, "actions": torch.randint(0, 4, (clips, frames), generator=generator), **more})
+
+
+def slow_autoencoder() -> CausalVAE:
+    """A latent of two frames."""
+    return CausalVAE((8, 8), latent_channels=4, time_compression=2, patch_size=2, widths=[8], depths=[1])
+
+
+def rewarded(**more) -> ClipBatch:
+    clips = batch(**more)
+    return replace(clips, rewards=(clips.actions == 1).float(), terminated=clips.actions == 3)
+
+
+def gradients(dit: DiTModule, clips: ClipBatch) -> list[torch.Tensor]:
+    dit.zero_grad()
+    torch.manual_seed(1)
+    loss, _ = dit(clips)
+    loss.backward()
+    return [loss.detach()] + [p.grad.clone() for p in dit.parameters() if p.grad is not None]
+
+
+def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("context", ["clean", "noisy"])
+@pytest.mark.parametrize("outcomes", [False, True])
+def test_actions_of_unlabelled_clips_leave_no_trace_and_those_of_labelled_ones_do(context, outcomes):
+    clips = rewarded(labelled=torch.tensor([True, False, True]))
+
+    def seen(world: int) -> bool:
+        """Whether other actions of one clip change the loss or any gradient."""
+        others = clips.actions.clone()
+        others[world] = (others[world] + 1) % 4
+        learners = (module(context=context, outcomes=outcomes) for _ in range(2))  # the scales of losses have a memory
+        return not equal(*map(gradients, learners, (clips, replace(clips, actions=others))))
+
+    assert [seen(world) for world in range(3)] == [True, False, True]
+
+
+def test_no_word_on_labels_means_that_all_are_given():
+    told = [batch(), batch(labelled=torch.ones(3, dtype=torch.bool))]
+    assert equal(*(gradients(module(), clips) for clips in told))
+
+
+def test_hidden_actions_are_hidden_in_training_only():
+    other = replace(batch(), actions=(batch().actions + 1) % 4)
+    learner = module(action_dropout=1.0)
+    assert equal(gradients(learner, batch()), gradients(learner, other))
+    learner.eval()
+    assert not equal(gradients(learner, batch()), gradients(learner, other))
+
+
+def test_without_a_single_labelled_episode_it_trains(tmp_path):
+    rng = np.random.default_rng(0)
+    with ShardWriter(tmp_path / "shard-000000.tar") as writer:
+        for i in range(3):
+            frames = rng.integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
+            writer.write(f"episode-{i}", Episode(frames, rng.integers(1, 4, 9)))
+    data = VideoDataModule(str(tmp_path), clip_length=4, batch_size=3, workers=0, val_fraction=0, labelled=0.0)
+    data.setup("fit")
+    clips = next(iter(data.train_dataloader()))
+    assert not clips.labelled.any() and not clips.actions.any()
+    learner = module()
+    found = gradients(learner, clips)
+    assert all(x.isfinite().all() for x in found)
+    assert not learner.dynamics.embed_action.tables[0].weight.grad.any()
+    assert learner.dynamics.no_action.grad.any()
+
+
+@pytest.mark.parametrize("outcomes", [False, True])
+@pytest.mark.parametrize("context", ["clean", "noisy"])
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
+def test_every_weight_gets_a_gradient_and_the_tokenizer_none(objective, context, outcomes):
+    """Also where the data tell no ends: data-parallel training waits for the gradient of every weight."""
+    learner = module(objective, context=context, outcomes=outcomes, action_dropout=0.5)
+    gradients(learner, replace(rewarded(clips=4), terminated=None))
+    assert not [name for name, p in learner.named_parameters() if p.requires_grad and p.grad is None]
+    learner = module(tokenizer=diffusers_tokenizer("AutoencoderKL"), dynamics=dit(channels=4))
+    video = torch.zeros(2, 3, 16, 16, 3, dtype=torch.uint8)
+    gradients(learner, ClipBatch(frames=video, actions=torch.zeros(2, 3, dtype=torch.int64)))
+    assert all(p.grad is None and not p.requires_grad for p in learner.tokenizer.parameters())
+    assert learner.dynamics.training and not learner.tokenizer.training
+
+
+@pytest.mark.parametrize("context", ["clean", "noisy"])
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
+def test_one_clip_seen_again_and_again_is_learned(objective, context):
+    torch.manual_seed(0)
+    changes, _ = OBJECTIVES[objective]
+    settings = {"grid": (4, 4), "channels": 12, "num_actions": 4, "width": 32, "depth": 4, "heads": 2, "window": 4}
+    learner = module(objective, DiT(**settings, **changes), context=context)
+    ramp = torch.linspace(0, 255, 8).byte()
+    video = torch.stack([ramp.roll(i)[None, :, None].expand(8, 8, 3) for i in range(FRAMES)])
+    clips = ClipBatch(frames=video[None].expand(16, -1, -1, -1, -1), actions=torch.arange(FRAMES).expand(16, -1) % 4)
+
+    def level() -> float:
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(2)
+            return float(learner(clips)[0])
+
+    before, optimizer = level(), torch.optim.Adam(learner.dynamics.parameters(), lr=5e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        learner(clips)[0].backward()
+        optimizer.step()
+    assert level() < before / 2
+
+
+@pytest.mark.parametrize("context", ["clean", "noisy"])
+def test_what_actions_earn_and_end_is_learned(context):
+    """From pictures of noise: all that a reward and an end can be told by is the action."""
+    torch.manual_seed(0)
+    learner = module(outcomes=True, context=context)
+    learner.outcomes = RewardTerminationHeads(width=32, hidden=16)  # far bins that start unequal would outweigh all
+    optimizer = torch.optim.Adam(learner.parameters(), lr=1e-2)
+    for _ in range(60):
+        actions = torch.randint(0, 4, (16, 3))
+        clips = ClipBatch(
+            latents=torch.randn(16, 3, 4, 4, 12),
+            actions=actions,
+            rewards=(actions == 1).float(),
+            terminated=actions == 3,
+        )
+        optimizer.zero_grad()
+        learner(clips)[0].backward()
+        optimizer.step()
+    learner.eval()
+    world = simulator(learner)
+    state, _ = world.reset(batch(clips=4).frames[:, :2])
+    said = learner.outcomes(state.features[:, None], learner.dynamics.embed_actions(torch.arange(4)[:, None]))
+    torch.testing.assert_close(said.reward[:, 0], torch.tensor([0.0, 1.0, 0.0, 0.0]), rtol=0, atol=0.25)
+    torch.testing.assert_close(said.terminated[:, 0], torch.tensor([0.0, 0.0, 0.0, 1.0]), rtol=0, atol=0.25)
+
+
+def simulator(learner: DiTModule) -> DiTSimulator:
+    actions = ActionSpace("discrete", 4, ("a", "b", "c", "d"))
+    return DiTSimulator(learner.tokenizer, learner.dynamics, learner.outcomes, actions, sampling=learner.sampling)
+
+
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
+def test_a_sample_is_a_rollout_of_the_world_made_of_the_same_parts(objective):
+    learner, clips = module(objective).eval(), batch()
+    world = simulator(learner)
+    state, _ = world.reset(clips.frames[:, :2], 0, clips.actions[:, :1])
+    drawn = []
+    for i in range(1, FRAMES - 1):
+        state, out = world.step(state, clips.actions[:, i])
+        drawn.append(out.frame)
+    sample = learner.sample(clips)
+    assert torch.equal(sample[:, :2], clips.frames[:, :2])
+    assert (sample[:, 2:].int() - torch.stack(drawn, dim=1).int()).abs().max() <= 1  # a pixel at a half
+
+
+def test_a_clip_shorter_than_the_context_is_continued_by_its_last_frame():
+    learner = module(context_frames=8).eval()
+    sample = learner.sample(batch(frames=3))
+    assert torch.equal(sample[:, :2], batch(frames=3).frames[:, :2])
+    assert not torch.equal(sample[:, 2], batch(frames=3).frames[:, 2])
+
+
+def test_networks_that_look_both_ways_train_and_draw_whole_clips():
+    learner = module(dynamics=network(causal=False), context="noisy")
+    assert all(x.isfinite().all() for x in gradients(learner, batch()))
+    learner.eval()
+    sample = learner.sample(batch())
+    assert sample.shape == batch().frames.shape and torch.equal(sample[:, :2], batch().frames[:, :2])
+    assert torch.equal(sample, learner.sample(batch()))
+    other = replace(batch(), actions=(batch().actions + 1) % 4)
+    assert not torch.equal(sample[:, 2:], learner.sample(other)[:, 2:])
+
+
+def test_encoded_clips_give_the_loss_of_raw_ones():
+    learner = module()
+    latents = learner.tokenizer.encode(frames_to_float(batch().frames))
+    assert equal(gradients(learner, batch()), gradients(learner, batch(frames=FRAMES, latents=latents)))
+    assert equal(gradients(learner, batch()), gradients(learner, replace(batch(), frames=None, latents=latents)))
+
+
+def test_video_without_actions_trains_on_latents_of_several_frames():
+    learner = module(tokenizer=slow_autoencoder(), dynamics=dit(grid=(4, 4), channels=4, num_actions=0))
+    video = torch.randint(0, 256, (2, 9, 8, 8, 3), dtype=torch.uint8)
+    assert all(x.isfinite().all() for x in gradients(learner, ClipBatch(frames=video)))
+    assert learner.eval().sample(ClipBatch(frames=video)).shape == video.shape
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "message"),
+    [
+        ({"grid": (2, 2)}, {}, r"dynamics.grid=\(2, 2\) but the tokenizer's: \(4, 4\)"),
+        ({"channels": 3}, {}, "dynamics.channels=3 but the tokenizer's: 12"),
+        ({"causal": False}, {}, "causal=False needs context=noisy"),
+        ({"prediction": "v"}, {}, "dynamics.prediction='v', but the objective needs 'velocity'"),
+        ({"num_step_sizes": 3}, {}, "num_step_sizes=3 is for ShortcutForcing"),
+        ({}, {"context_frames": 0}, "context_frames=0"),
+        ({}, {"action_dropout": 1.5}, "action_dropout=1.5"),
+        ({}, {"context_noise": 1.0}, "context_noise"),
+        ({}, {"sampling_steps": 0}, "steps must be 1 or more"),
+        ({}, {"tokenizer": slow_autoencoder()}, "a latent of 2 frames"),
+    ],
+)
+def test_parts_that_do_not_fit_are_named(changes, settings, message):
+    with pytest.raises(ValueError, match=message):
+        module(dynamics=dit(**{"grid": (4, 4), "channels": 12, **changes}), **settings)
+
+
+def test_a_codebook_is_sent_to_the_family_that_uses_it(tmp_path):
+    save_component(tokenizer(), tmp_path / "tokenizer")
+    with pytest.raises(ValueError, match=r"needs continuous latents, and this tokenizer has a codebook of 36.*genie"):
+        module(tokenizer=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("clips", "message"),
+    [
+        (batch(frames=1), "clips of 1 latent frames: dynamics need at least 2"),
+        (batch(actions=None), "these shards hold no actions"),
+        (batch(actions=torch.zeros(3, FRAMES, 3)), r"integers \[b, t\], got torch.float32 \[3, 6, 3\]"),
+        (batch(actions=torch.full((3, FRAMES), 9)), "actions run from 9 to 9, but dynamics.num_actions=4"),
+        (batch(latents=torch.zeros(3, FRAMES, 4, 4, 5)), r"latents must be \[b, t, 4, 4, 12\], got"),
+        (batch(latents=torch.tensor([0.0, torch.nan, 0.0]).view(3, 1, 1, 1, 1).expand(3, FRAMES, 4, 4, 12)), r"\[1\]"),
+        (replace(batch(), frames=torch.zeros(3, FRAMES, 9, 8, 3, dtype=torch.uint8)), r"video must be \[b, t, 3, 8, 8"),
+    ],
+)
+def test_data_that_do_not_fit_are_named(clips, message):
+    with pytest.raises(ValueError, match=message):
+        module()(clips)
+
+
+def test_outcomes_ask_for_rewards():
+    with pytest.raises(ValueError, match=r"need rewards and actions: name them in data\.fields"):
+        module(outcomes=True)(batch())
+
+
+def test_it_begins_with_the_weights_of_a_world(tmp_path):
+    save_component(world := network(), tmp_path / "dynamics")
+    mine = network(seed=9)
+    assert not torch.equal(mine.embed.weight, world.embed.weight)
+    module(dynamics=mine, pretrained=str(tmp_path))
+    assert all(torch.equal(value, mine.state_dict()[key]) for key, value in world.state_dict().items())
+
+
+def test_continuous_actions_of_another_size_are_named():
+    learner = module(dynamics=network(num_actions=0, action_dims=3))
+    with pytest.raises(ValueError, match=r"actions must be \[b, t, 3\].*got torch.float32 \[3, 6, 2\]"):
+        learner(batch(actions=torch.zeros(3, FRAMES, 2)))
+
+
+def test_objectives_that_cannot_be_are_named():
+    for make, message in (
+        (lambda: ShortcutForcing(finest=6), "finest=6 must be a power of two"),
+        (lambda: ShortcutForcing(bootstrap=2), "bootstrap=2 must be between 0 and 1"),
+        (
+            lambda: check(ShortcutForcing(finest=8), prediction="clean", num_step_sizes=3),
+            "needs dynamics.num_step_sizes=4",
+        ),
+        (lambda: check(ShortcutForcing(finest=4), num_step_sizes=3), "the objective needs 'clean'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+
+
+def check(objective: DiffusionObjective, **changes) -> None:
+    objective.check(network(**changes))

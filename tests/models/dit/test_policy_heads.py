@@ -1,0 +1,163 @@
+"""Cloned policies and foreseen rewards against an independent reference, and what must not count."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from models import dit, randomize
+
+from vwm.models.dit.policy_heads import PolicyRewardHeads, check_policy_matches_dit, multi_token_targets
+
+B, T, L, WIDTH = 3, 6, 4, 8
+KINDS = {"discrete": {"num_actions": 5}, "continuous": {"action_dims": 2, "action_bins": 5}}
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(params=list(KINDS))
+def heads(request) -> PolicyRewardHeads:
+    torch.manual_seed(0)
+    return randomize(PolicyRewardHeads(WIDTH, hidden=8, length=L, bins=11, **KINDS[request.param])).double()
+
+
+def actions(heads: PolicyRewardHeads, seed: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    if heads.continuous:
+        return torch.rand(B, T, 2, generator=generator) * 2 - 1
+    return torch.randint(5, (B, T), generator=generator)
+
+
+def one_by_one(heads, features, taken, rewards, labelled) -> tuple[float, float, float]:
+    """The losses by loops over clips, frames, steps ahead and parts of an action."""
+    said, earned = (x.detach() for x in heads(features))
+    policy, future, now = [], [], []
+    for b in range(B):
+        for t in range(T):
+            for n in range(L):
+                if t + n >= T:
+                    continue
+                future.append(float(heads.two_hot.loss(earned[b, t, n], rewards[b, t + n])))
+                if not labelled[b]:
+                    continue
+                action = taken[b, t + n]
+                if heads.continuous:
+                    grid = [-1.0, -0.5, 0.0, 0.5, 1.0]
+                    chosen = [min(range(5), key=lambda k, x=float(x): abs(grid[k] - x)) for x in action]
+                else:
+                    chosen = [int(action)]
+                logits = said[b, t, n].tolist()
+                wrong = sum(
+                    math.log(sum(math.exp(x) for x in part)) - part[k] for part, k in zip(logits, chosen, strict=True)
+                )
+                policy.append(wrong)
+                if n == 0:
+                    now.append(wrong)
+    return tuple(sum(x) / len(x) for x in (policy, future, now))
+
+
+def test_losses_are_the_means_over_all_that_lies_inside_the_clips(heads):
+    features, rewards, labelled = random(B, T, WIDTH), random(B, T, seed=2), torch.tensor([True, False, True])
+    found = [x.detach() for x in heads.losses(features, actions(heads), rewards, labelled)]
+    expected = one_by_one(heads, features, actions(heads), rewards, labelled.tolist())
+    for mine, reference in zip(torch.stack(found).tolist(), expected, strict=True):
+        assert mine == pytest.approx(reference, rel=1e-6)  # cross-entropies are taken in float32
+
+
+def test_actions_of_unlabelled_clips_leave_no_trace(heads):
+    """Of unlabelled clips only rewards are learned from."""
+    features, rewards = random(B, T, WIDTH).requires_grad_(True), random(B, T, seed=2)
+    labelled = torch.tensor([True, False, True])
+    losses = heads.losses(features, actions(heads), rewards, labelled)
+    other = actions(heads).clone()
+    other[1] = actions(heads, seed=5)[1]
+    assert torch.equal(heads.losses(features, other, rewards, labelled).policy, losses.policy)
+    (of_policy,) = torch.autograd.grad(losses.policy, features, retain_graph=True)
+    assert not of_policy[1].any() and of_policy[[0, 2]].any()
+    (of_rewards,) = torch.autograd.grad(losses.rewards, features)
+    assert of_rewards[1].any()
+
+
+def test_what_is_foretold_beyond_the_end_of_a_clip_counts_for_nothing(heads):
+    features, rewards = random(B, T, WIDTH), random(B, T, seed=2)
+    for frames in range(1, T + 1):
+
+        def level(shift: float, distances: slice, frames: int = frames) -> torch.Tensor:
+            """Loss of clips of so many frames, other things being said of the steps at some distances."""
+            moved = copy.deepcopy(heads).requires_grad_(False)
+            for head in (moved.action, moved.reward):
+                said = head.bias.view(L, -1)[distances]
+                said.add_(shift * random(*said.shape))
+            losses = moved.losses(features[:, :frames], actions(heads)[:, :frames], rewards[:, :frames])
+            return losses.policy + losses.rewards
+
+        assert torch.equal(level(3.0, slice(frames, None)), level(0.0, slice(frames, None)))
+        assert not torch.equal(level(3.0, slice(frames - 1, frames)), level(0.0, slice(None))) or frames > L
+
+
+def test_every_future_is_read_at_its_own_distance():
+    found, inside = multi_token_targets(torch.arange(2 * T).view(2, T), L)
+    for t in range(T):
+        for n in range(L):
+            assert bool(inside[t, n]) == (t + n < T)
+            if t + n < T:
+                assert found[:, t, n].tolist() == [t + n, T + t + n]
+
+
+def test_the_policy_is_the_first_of_the_foretold_actions(heads):
+    features = random(B, T, WIDTH)
+    logits = heads.policy(features)
+    shape = (B, T, 2, 5) if heads.continuous else (B, T, 5)
+    assert logits.shape == shape and torch.equal(logits.view(B, T, -1), heads(features)[0][:, :, 0].flatten(2))
+    assert torch.equal(heads.policy(features[0, 0]), logits[0, 0])
+
+
+def test_choices_and_actions_stand_for_each_other(heads):
+    choices = torch.randint(5, (7, heads.parts), generator=torch.Generator().manual_seed(0))
+    taken = heads.chosen(choices)
+    assert torch.equal(heads.choice(taken), choices)
+    if heads.continuous:
+        assert taken.min() >= -1 and taken.max() <= 1
+        near = heads.chosen(heads.choice(actions(heads)))
+        assert (near - actions(heads)).abs().max() <= 0.25 + 1e-6
+
+
+def test_a_policy_and_rewards_are_learned_at_every_distance():
+    """From features that tell the phase of a cycle of actions: the policy at once and three steps on."""
+    torch.manual_seed(0)
+    heads = PolicyRewardHeads(WIDTH, num_actions=3, hidden=32, length=L, bins=21)
+    phase = (torch.arange(B)[:, None] + torch.arange(T)) % 3
+    features, rewards = torch.nn.functional.one_hot(phase, WIDTH).float(), (phase == 2).float()
+    optimizer = torch.optim.Adam(heads.parameters(), lr=1e-2)
+    for _ in range(150):
+        losses = heads.losses(features, phase, rewards)
+        optimizer.zero_grad()
+        (losses.policy + losses.rewards).backward()
+        optimizer.step()
+    said, earned = heads(features)
+    expected, inside = multi_token_targets(phase, L)
+    assert torch.equal(said.argmax(-1)[..., 0][inside.expand(B, T, L)], expected[inside.expand(B, T, L)])
+    foreseen = heads.two_hot.mean(earned)[inside.expand(B, T, L)]
+    torch.testing.assert_close(foreseen, (expected == 2).float()[inside.expand(B, T, L)], rtol=0, atol=0.1)
+
+
+def test_heads_that_cannot_be_are_named():
+    for settings, message in (
+        ({}, "num_actions=0 or action_dims=0 must be given"),
+        ({"num_actions": 2, "action_dims": 2}, "not both"),
+        ({"num_actions": 2, "length": 0}, "length=0 of 1 or more"),
+        ({"action_dims": 2, "action_bins": 1}, "action_bins=1 of 2 or more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            PolicyRewardHeads(WIDTH, **settings)
+    for settings, network, message in (
+        ({"width": 16, "num_actions": 4}, {}, "policy.width=16 but dynamics.width=32"),
+        ({"width": 32, "num_actions": 3}, {}, "policy.num_actions=3 but dynamics.num_actions=4"),
+        ({"width": 32, "num_actions": 4}, {"num_actions": [4, 2]}, r"dynamics.num_actions=\[4, 2\]: .*mixed actions"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_policy_matches_dit(PolicyRewardHeads(**settings), dit(**network))

@@ -1,0 +1,165 @@
+"""The laws of the dynamics: what training sees is what play computes, and sampling is a function of its seed."""
+
+import pytest
+import torch
+from models import dynamics
+
+from vwm.core.seeds import world_seeds
+from vwm.core.states import select_worlds
+from vwm.models.genie.dynamics import MaskGITSampling, masked_token_count, sample_token_frame
+
+FRAMES = 9
+
+
+def clip(frames: int = FRAMES):
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 36, (2, frames, 16), generator=generator)
+    return tokens, torch.randint(0, 4, (2, frames - 1), generator=generator)
+
+
+@pytest.mark.parametrize("conditioning", ["add", "prepend"])
+@pytest.mark.parametrize("frames", [4, FRAMES])
+def test_training_with_a_clean_context_is_what_play_computes(conditioning, frames):
+    """Also past the window of 4."""
+    model = dynamics(conditioning=conditioning).double().eval()
+    tokens, actions = clip(frames)
+    mask = torch.rand(2, frames - 1, 16, generator=torch.Generator().manual_seed(1)) < 0.6
+    parallel = model(tokens, actions, mask)
+    state = model.observe(model.init_state(2), tokens[:, :1], None)
+    for t in range(1, frames):
+        hidden = tokens[:, t : t + 1].masked_fill(mask[:, t - 1 : t], model.mask_token)
+        lead = actions[:, t - 1 : t]
+        torch.testing.assert_close(model.logits(state, hidden, lead)[:, 0], parallel[:, t - 1], rtol=0, atol=1e-10)
+        state = model.observe(state, tokens[:, t : t + 1], lead)
+
+
+@pytest.mark.parametrize("context", ["clean", "masked"])
+@pytest.mark.parametrize("conditioning", ["add", "prepend"])
+def test_features_in_training_are_those_of_play(context, conditioning):
+    """Of every frame, the last included, whatever is masked beside them; and nothing is said otherwise for them."""
+    model = dynamics(conditioning=conditioning, context=context).double().eval()
+    tokens, actions = clip()
+    mask = torch.rand(2, FRAMES - 1, 16, generator=torch.Generator().manual_seed(1)) < 0.6
+    out = model.forward_with_features(tokens, actions, mask)
+    torch.testing.assert_close(out.logits, model(tokens, actions, mask), rtol=0, atol=1e-10)
+    state, features = model.observe_with_features(model.init_state(2), tokens[:, :1], None)
+    played = [features]
+    for t in range(1, FRAMES):
+        state, features = model.observe_with_features(state, tokens[:, t : t + 1], actions[:, t - 1 : t])
+        played.append(features)
+    torch.testing.assert_close(torch.cat(played, dim=1), out.features, rtol=0, atol=1e-10)
+
+
+def test_a_masked_context_is_the_plain_transformer():
+    model = dynamics(context="masked").double().eval()
+    tokens, actions = clip()
+    mask = torch.rand(2, FRAMES - 1, 16, generator=torch.Generator().manual_seed(1)) < 0.6
+    hidden = torch.cat((tokens[:, :1], tokens[:, 1:].masked_fill(mask, model.mask_token)), dim=1)
+    state, parts = model.observe(model.init_state(2), hidden[:, :1], None), []
+    for t in range(1, FRAMES):
+        parts.append(model.logits(state, hidden[:, t : t + 1], actions[:, t - 1 : t])[:, 0])
+        state = model.observe(state, hidden[:, t : t + 1], actions[:, t - 1 : t])
+    torch.testing.assert_close(torch.stack(parts, 1), model(tokens, actions, mask), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("context", ["clean", "masked"])
+def test_the_answer_is_not_seen(context):
+    """Logits of a fully hidden frame must not move when its true tokens, or any later frame's, do."""
+    model = dynamics(context=context).double().eval()
+    tokens, actions = clip()
+    mask = torch.ones(2, FRAMES - 1, 16, dtype=torch.bool)
+    changed = tokens.clone()
+    changed[:, 5:] = (changed[:, 5:] + 1) % 36
+    before, after = model(tokens, actions, mask), model(changed, actions, mask)
+    assert torch.equal(before[:, :5], after[:, :5])  # frames 1..5: frame 5's own tokens are hidden from it
+    if context == "clean":
+        assert not torch.allclose(before[:, 5], after[:, 5])
+
+
+def test_an_action_moves_the_frame_it_leads_to_and_no_earlier_one():
+    model = dynamics().double().eval()
+    tokens, actions = clip()
+    mask = torch.ones(2, FRAMES - 1, 16, dtype=torch.bool)
+    changed = actions.clone()
+    changed[:, 3] = (changed[:, 3] + 1) % 4
+    differs = (model(tokens, actions, mask) - model(tokens, changed, mask)).abs().amax(dim=(0, 2, 3)) > 1e-9
+    assert differs.tolist()[:4] == [False, False, False, True]
+
+
+def test_cached_sampling_is_sampling_over_the_whole_window():
+    """Draw frames with the cache, then check each draw against logits of the uncached parallel path."""
+    model = dynamics().double().eval()
+    tokens, actions = clip()
+    state = model.observe(model.init_state(2), tokens[:, :1], None)
+    drawn = [tokens[:, :1]]
+    for t in range(FRAMES - 1):
+        state, frame = sample_token_frame(
+            model, state, actions[:, t], world_seeds(t, 2), MaskGITSampling(1, temperature=0)
+        )
+        drawn.append(frame[:, None])
+    sequence = torch.cat(drawn, dim=1)
+    logits = model(sequence, actions, torch.ones(2, FRAMES - 1, 16, dtype=torch.bool))
+    assert torch.equal(logits.argmax(-1), sequence[:, 1:])
+
+
+@pytest.mark.parametrize("steps", [1, 3, 8])
+def test_batched_is_single_and_equal_seeds_give_equal_frames(steps):
+    model = dynamics().double().eval()
+    tokens, actions = clip()
+    state = model.observe(model.init_state(2), tokens[:, :1], None)
+    seeds, sampling = world_seeds(5, 2), MaskGITSampling(steps)
+    _, both = sample_token_frame(model, state, actions[:, 0], seeds, sampling)
+    _, again = sample_token_frame(model, state, actions[:, 0], seeds, sampling)
+    _, alone = sample_token_frame(model, select_worlds(state, torch.tensor([1])), actions[1:, 0], seeds[1:], sampling)
+    _, other = sample_token_frame(model, state, actions[:, 0], seeds + 1, sampling)
+    assert torch.equal(both, again) and torch.equal(both[1:], alone) and not torch.equal(both, other)
+    assert (both < model.codebook_size).all()  # nothing stays hidden
+
+
+def test_sampling_follows_the_distribution():
+    model = dynamics(depth=1).double().eval()
+    tokens, actions = clip()
+    one = select_worlds(model.observe(model.init_state(2), tokens[:, :1], None), torch.tensor([0]))
+    many = select_worlds(one, torch.zeros(4000, dtype=torch.int64))
+    _, frames = sample_token_frame(
+        model, many, actions[:1, 0].expand(4000), world_seeds(0, 4000), MaskGITSampling(1, temperature=1.0)
+    )
+    hidden = torch.full((1, 1, 16), model.mask_token)
+    p = model.logits(one, hidden, actions[:1, :1])[0, 0].softmax(-1)
+    seen = torch.nn.functional.one_hot(frames, 36).double().mean(0)
+    assert (seen - p).abs().max() < 5 * (0.25 / 4000) ** 0.5
+
+
+def test_the_schedule_hides_ever_fewer_tokens_and_none_at_the_end():
+    for steps in (1, 2, 8, 25):
+        hidden = [masked_token_count(64, s, steps) for s in range(1, steps + 1)]
+        assert hidden == sorted(hidden, reverse=True) and hidden[-1] == 0 and all(h < 64 for h in hidden)
+
+
+def test_continuous_actions_condition_too():
+    model = dynamics(continuous=True, num_actions=2).double().eval()
+    tokens, _ = clip()
+    actions = torch.zeros(2, FRAMES - 1, 2, dtype=torch.float64)
+    mask = torch.ones(2, FRAMES - 1, 16, dtype=torch.bool)
+    assert not torch.allclose(model(tokens, actions, mask), model(tokens, actions + 1, mask))
+
+
+def test_one_rate_a_sample():
+    model = dynamics(mask_rate=0.0)
+    rates = []
+    forward = model.forward
+    model.forward = lambda tokens, actions, mask: (
+        rates.append(mask.float().mean((1, 2))),
+        forward(tokens, actions, mask),
+    )[1]
+    torch.manual_seed(0)
+    tokens, actions = clip()
+    model.loss(tokens.repeat(32, 1, 1), actions.repeat(32, 1))
+    assert rates[0].std() > 0.2  # a rate a batch would make these all alike
+
+
+def test_wrong_options_name_the_value():
+    with pytest.raises(ValueError, match="conditioning='film'"):
+        dynamics(conditioning="film")
+    with pytest.raises(ValueError, match="context='dirty'"):
+        dynamics(context="dirty")

@@ -1,0 +1,139 @@
+"""Genie's second stage: what learns from what, labelled actions, encoded data, and parts that do not fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import dynamics, latent_action, randomize, tokenizer
+
+from vwm.core.components import save_component
+from vwm.data.clips import ClipBatch
+from vwm.models.genie.module import GenieModule
+from vwm.nn.optimizer import OptimizerConfig
+from vwm.nn.outcome_heads import RewardTerminationHeads
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_component(tokenizer(), folder / "tokenizer")
+    return folder
+
+
+def module(folder, labelled: bool = False, **changes) -> GenieModule:
+    torch.manual_seed(0)
+    return GenieModule(
+        folder, dynamics(**changes), OptimizerConfig(), None if labelled else latent_action(), context_frames=2
+    ).train()
+
+
+def batch(**more) -> ClipBatch:
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randint(0, 256, (3, 6, 16, 16, 3), dtype=torch.uint8, generator=generator)
+    return ClipBatch(frames=frames, actions=torch.randint(0, 4, (3, 6), generator=generator), **more)
+
+
+def test_no_gradient_flows_from_the_dynamics_into_the_latent_actions(folder):
+    genie = module(folder)
+    actions, action_loss, _ = genie._actions(batch())
+    loss, _ = genie.dynamics.loss(genie._tokens(batch()).flatten(2), actions)
+    loss.backward()
+    assert all(p.grad is None for p in genie.latent_action.parameters())
+    action_loss.backward()
+    assert any(p.grad is not None for p in genie.latent_action.parameters())
+    assert all(p.grad is None for p in genie.tokenizer.parameters())
+
+
+def test_labelled_actions_are_the_recordings_and_lead_to_the_next_frame(folder):
+    genie = module(folder, labelled=True)
+    actions, loss, _ = genie._actions(batch())
+    assert torch.equal(actions, batch().actions[:, :-1]) and loss == 0
+    with pytest.raises(ValueError, match="these shards hold none"):
+        genie(ClipBatch(frames=batch().frames))
+
+
+def with_outcomes(folder, width: int = 16, labelled: bool = True) -> GenieModule:
+    torch.manual_seed(0)
+    parts = (folder, dynamics(), OptimizerConfig(), None if labelled else latent_action())
+    return GenieModule(*parts, outcomes=randomize(RewardTerminationHeads(width=width, hidden=16))).train()
+
+
+def outcomes_batch() -> ClipBatch:
+    """An episode's last action ends it and earns: it leads to no frame."""
+    rewards, terminated = torch.zeros(3, 6), torch.zeros(3, 6, dtype=torch.bool)
+    rewards[0, 5], terminated[0, 5] = 10.0, True
+    return batch(rewards=rewards, terminated=terminated)
+
+
+@torch.no_grad()
+def test_outcomes_are_read_from_the_frame_and_the_action_taken_there(folder):
+    """The losses are those of the heads on what play computes, written out frame by frame."""
+    genie = with_outcomes(folder).eval()
+    genie.dynamics.double()
+    genie.outcomes.double()
+    clips = outcomes_batch()
+    tokens, actions = genie._tokens(clips).flatten(2), clips.actions
+    _, logs = genie(clips)
+    state, total, ends = genie.dynamics.init_state(3), torch.zeros((), dtype=torch.float64), []
+    for t in range(6):
+        lead = None if t == 0 else actions[:, t - 1 : t]
+        state, features = genie.dynamics.observe_with_features(state, tokens[:, t : t + 1], lead)
+        x = genie.outcomes.body(torch.cat((features[:, 0], genie.dynamics.embed_action.weight[actions[:, t]]), dim=-1))
+        total += genie.outcomes.two_hot.loss(genie.outcomes.reward(x), clips.rewards[:, t]).sum() / 18
+        chance = genie.outcomes.end(x)[:, 0].sigmoid()
+        ends.append(-torch.where(clips.terminated[:, t], chance, 1 - chance).log())
+    assert float(logs["reward_loss"]) == pytest.approx(float(total), abs=1e-6)
+    assert float(logs["end_loss"]) == pytest.approx(float(torch.stack(ends).mean()), abs=1e-6)
+
+
+def test_all_that_is_trained_gets_a_gradient_of_the_outcomes(folder):
+    genie = with_outcomes(folder)
+    genie(outcomes_batch())[0].backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in genie.outcomes.parameters())
+    assert genie.dynamics.embed_action.weight.grad.abs().sum() > 0 and set(genie.networks()) == {"dynamics", "outcomes"}
+
+
+def test_outcomes_that_cannot_be_learned_are_named(folder):
+    with pytest.raises(ValueError, match=r"name them in data\.fields"):
+        with_outcomes(folder)(batch())
+    with pytest.raises(ValueError, match=r"outcomes\.width=8 but dynamics\.width: 16"):
+        with_outcomes(folder, width=8)
+    with pytest.raises(ValueError, match="set latent_action or outcomes to null"):
+        with_outcomes(folder, labelled=False)
+
+
+def test_encoded_clips_give_the_loss_of_raw_ones(folder):
+    genie = module(folder)
+    tokens = genie._tokens(batch())
+    torch.manual_seed(1)
+    raw, _ = genie(batch())
+    torch.manual_seed(1)
+    encoded, _ = genie(batch(latents=tokens))
+    assert torch.equal(raw, encoded)
+
+
+def test_a_sample_keeps_its_context_and_draws_the_rest(folder):
+    genie = module(folder).eval()
+    drawn, shown = genie.sample(batch()), genie.tokenizer(batch().frames.movedim(-1, 2) / 127.5 - 1).video
+    assert drawn.shape == (3, 6, 16, 16, 3)
+    whole = ((shown + 1) * 127.5).round().clamp(0, 255).byte().movedim(2, -1)
+    assert (drawn[:, :2].int() - whole[:, :2].int()).abs().max() <= 1
+    assert torch.equal(drawn, genie.sample(batch()))
+
+
+def test_the_frozen_tokenizer_stays_in_evaluation(folder):
+    genie = module(folder).train()
+    assert genie.dynamics.training and not genie.tokenizer.training
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"codebook_size": 99}, "dynamics.codebook_size=99 but the tokenizer's codes: 36"),
+        ({"tokens_per_frame": 9}, "dynamics.tokens_per_frame=9"),
+        ({"num_actions": 7}, "Set dynamics.num_actions=4"),
+    ],
+)
+def test_parts_that_do_not_fit_are_named(folder, changes, message):
+    with pytest.raises(ValueError, match=message):
+        module(folder, **changes)

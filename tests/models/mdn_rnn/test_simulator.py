@@ -1,0 +1,81 @@
+"""The dream of World Models beyond the contract: what controllers and evaluations ask of it."""
+
+import pytest
+import torch
+from models import dream
+
+from vwm.core.states import merge_states, select_worlds
+from vwm.models.mdn_rnn.simulator import MDNRNNSampling
+from vwm.worlds.bundle import load_simulator, save_simulator
+
+
+def clip(frames: int = 5) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (2, frames, 8, 8, 3), dtype=torch.uint8, generator=generator)
+
+
+def told(frames: int = 4) -> torch.Tensor:
+    return torch.randint(0, 4, (2, frames), generator=torch.Generator().manual_seed(1))
+
+
+def test_observing_frame_by_frame_is_a_reset_with_the_same_past():
+    world, video, actions = dream(), clip(), told()
+    state, _ = world.reset(video[:, :1])
+    for i in range(4):
+        state = world.observe(state, actions[:, i], video[:, i + 1])
+    whole, _ = world.reset(video, context_actions=actions)
+    torch.testing.assert_close(world.features(state), world.features(whole), rtol=0, atol=1e-6)
+    assert torch.equal(state.position, whole.position)
+
+
+def test_a_first_frame_forgets_what_was_before_it_and_that_of_no_other_world():
+    world, video, actions = dream(), clip(), told()
+    past, _ = world.reset(video[:, :3], context_actions=actions[:, :2])
+    gone_on = world.observe(past, actions[:, 2], video[:, 3])
+    begun = world.init_state(2)._replace(latent=gone_on.latent)
+    mixed = merge_states(torch.tensor([True, False]), begun, gone_on)
+    fresh, _ = world.reset(video[:, 3:4])
+    torch.testing.assert_close(world.features(mixed)[:1], world.features(fresh)[:1], rtol=0, atol=1e-6)
+    torch.testing.assert_close(world.features(mixed)[1:], world.features(gone_on)[1:], rtol=0, atol=1e-6)
+
+
+def test_features_are_the_latent_then_the_memory():
+    world = dream()
+    state, _ = world.reset(clip(), context_actions=told())
+    features = world.features(state)
+    assert features.shape == (2, 4 + 16)
+    assert torch.equal(features[:, :4], world.vectors(world.latent(state)))
+    assert torch.equal(features[:, 4:], state.memory.hidden)
+
+
+def test_a_colder_dream_is_one_dream():
+    """Near zero every draw is the middle of the likeliest Gaussian, whatever the seed."""
+    world = dream(sampling=MDNRNNSampling(temperature=1e-6))
+    start, _ = world.reset(clip())
+    worlds = select_worlds(start, torch.zeros(8).long())._replace(seed=torch.arange(8))
+    _, out = world.step(worlds, torch.zeros(8).long())
+    assert (out.latent - out.latent[0]).abs().max() < 0.02
+    with pytest.raises(ValueError, match=r"temperature=0\.0 must be positive"):
+        dream(sampling=MDNRNNSampling(temperature=0.0))
+
+
+def test_the_loss_of_a_transition_is_the_next_latent_s_likelihood_under_the_action_told():
+    world, latents, actions = dream(), torch.randn(2, 5, 1, 1, 4), told()
+    others = (actions + 1) % 4
+    own, other = world.transition_loss(latents, actions, others)
+    with torch.no_grad():
+        said, _ = world.dynamics(world.dynamics.init_state(2), latents[:, :4].flatten(2), world.dynamics.lead(actions))
+        expected = world.dynamics.predict(said).latent.negative_log_likelihood(latents[:, 1:].flatten(2)).sum()
+    torch.testing.assert_close(own.float(), expected, rtol=1e-5, atol=1e-4)
+    same, again = world.transition_loss(latents, actions, actions)
+    assert same == again == own and other != own
+
+
+def test_saved_is_loaded(tmp_path):
+    world = dream(sampling=MDNRNNSampling(temperature=1.25), reward=True)
+    save_simulator(world, tmp_path / "bundle")
+    again = load_simulator(tmp_path / "bundle", "cpu")
+    assert again.sampling == world.sampling and torch.equal(again.starts, world.starts)
+    (_, one), (_, two) = (w.step(w.reset(clip(), 3)[0], told()[:, 0]) for w in (world, again))
+    torch.testing.assert_close(two.latent, one.latent, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(two.reward, one.reward, rtol=1e-4, atol=1e-5)

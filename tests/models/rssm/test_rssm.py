@@ -1,0 +1,203 @@
+"""One recurrent state-space model: streaming is the sequence, an episode's beginning is a fresh start."""
+
+import pytest
+import torch
+from models import randomize
+
+from vwm.core.states import concatenate_states, map_state, select_worlds
+from vwm.models.rssm.rssm import RSSM, RSSMState, flatten_rssm_states, last_rssm_state
+
+KINDS = {
+    "planet": {"cell": "gru", "classes": 0, "norm": "none", "activation": "elu", "prior_layers": 1},
+    "dreamer-v2": {"cell": "norm_gru", "unimix": 0.0, "norm": "none", "activation": "elu", "prior_layers": 1},
+    "dreamer-v3": {"cell": "block_gru"},
+}
+B, T, E = 3, 7, 5
+
+
+@pytest.fixture(params=list(KINDS))
+def rssm(request) -> RSSM:
+    return make(**KINDS[request.param])
+
+
+def make(**changes) -> RSSM:
+    torch.manual_seed(0)
+    small = {"num_actions": 3, "embed": E, "deter": 8, "hidden": 6, "stoch": 4, "classes": 3, "blocks": 2}
+    return randomize(RSSM(**{**small, **changes})).double()
+
+
+def sequences(rssm: RSSM, seed: int = 0, batch: int = B):
+    g = torch.Generator().manual_seed(seed)
+    embed = torch.randn(batch, T, E, dtype=torch.float64, generator=g)
+    action = torch.randint(0, 3, (batch, T), generator=g)
+    is_first = torch.zeros(batch, T, dtype=torch.bool)
+    is_first[0, 0] = is_first[1, 3] = True
+    kind = torch.rand if rssm.config.classes else torch.randn
+    return embed, action, is_first, kind(batch, T, 4, dtype=torch.float64, generator=g)
+
+
+def somewhere(rssm: RSSM, batch: int = B) -> RSSMState:
+    """A state in the middle of an episode."""
+    embed, action, is_first, noise = sequences(rssm, seed=9, batch=batch)
+    return map_state(torch.Tensor.detach, last_rssm_state(rssm.observe(embed, action, is_first, noise=noise)[0]))
+
+
+def close(one, other) -> None:
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_streaming_is_the_sequence(rssm):
+    embed, action, is_first, noise = sequences(rssm)
+    states, priors = rssm.observe(embed, action, is_first, somewhere(rssm), noise)
+    state = somewhere(rssm)
+    for t in range(T):
+        state, prior = rssm.observe_step(state, embed[:, t], is_first[:, t], noise[:, t])
+        state = rssm.act(state, action[:, t])
+        close((*state, prior), (*(part[:, t] for part in states), priors[:, t]))
+    early, _ = rssm.observe(embed[:, :4], action[:, :4], is_first[:, :4], somewhere(rssm), noise[:, :4])
+    late, _ = rssm.observe(embed[:, 4:], action[:, 4:], is_first[:, 4:], last_rssm_state(early), noise[:, 4:])
+    close([torch.cat(parts, dim=1) for parts in zip(early, late, strict=True)], states)
+
+
+def test_a_batch_is_each_alone(rssm):
+    embed, action, is_first, noise = sequences(rssm)
+    states, priors = rssm.observe(embed, action, is_first, somewhere(rssm), noise)
+    for i in range(B):
+        world = torch.tensor([i])
+        alone = rssm.observe(
+            embed[world], action[world], is_first[world], select_worlds(somewhere(rssm), world), noise[world]
+        )
+        close((*alone[0], alone[1]), (*select_worlds(states, world), priors[world]))
+
+
+def test_the_beginning_of_an_episode_is_a_fresh_start_whatever_was_before(rssm):
+    embed, action, _, noise = sequences(rssm)
+    begins = torch.zeros(B, T, dtype=torch.bool)
+    begins[:, 3] = True
+    broken = RSSMState(*(torch.full_like(part, torch.nan) for part in somewhere(rssm)))
+    embed[0, :3] = torch.inf
+    within, priors = rssm.observe(embed, action, begins, broken, noise)
+    assert within.deter[:, :3].isnan().all() and priors[:, 3:].isfinite().all()
+    embed[:, :3], action[:, :3] = 0, 0
+    other, others = rssm.observe(embed, action, begins, None, noise)
+    for a, b in zip((*within, priors), (*other, others), strict=True):
+        assert torch.equal(a[:, 3:], b[:, 3:])
+    for first in (begins[:, 3:], torch.zeros_like(begins[:, 3:])):
+        fresh, expected = rssm.observe(embed[:, 3:], action[:, 3:], first, None, noise[:, 3:])
+        close((*(part[:, 3:] for part in within), priors[:, 3:]), (*fresh, expected))
+    (step, _), init = rssm.observe_step(broken, embed[:, 3], begins[:, 3], noise[:, 3]), rssm.init_state(B)
+    close([step.stoch], [fresh.stoch[:, 0]])
+    assert not init.deter.any() and not init.action.any()
+
+
+def test_the_action_of_a_moment_moves_what_comes_after_it_and_not_what_is_before(rssm):
+    embed, action, _, noise = sequences(rssm)
+    going = torch.zeros(B, T, dtype=torch.bool)
+    one, priors = rssm.observe(embed, action, going, None, noise)
+    action[:, 3] = (action[:, 3] + 1) % 3
+    two, others = rssm.observe(embed, action, going, None, noise)
+    assert torch.equal(one.deter[:, :4], two.deter[:, :4]) and torch.equal(priors[:, :4], others[:, :4])
+    assert (one.deter[:, 4] != two.deter[:, 4]).any(-1).all()
+    carried = [
+        rssm.observe(embed, action, going, rssm.act(somewhere(rssm), torch.full((B,), a)), noise)[0] for a in (0, 1)
+    ]
+    assert (carried[0].deter[:, 0] != carried[1].deter[:, 0]).any(-1).all()
+
+
+def test_imagining_is_the_prior_of_observing(rssm):
+    embed, action, _, noise = sequences(rssm)
+    states, priors = rssm.observe(embed, action, torch.zeros(B, T, dtype=torch.bool), None, noise)
+    imagined = rssm.imagine(flatten_rssm_states(states), action.flatten(), noise.flatten(0, 1))
+    close([imagined.deter.view(B, T, -1)[:, :-1]], [states.deter[:, 1:]])
+    close([imagined.parameters.unflatten(0, (B, T))[:, :-1]], [priors[:, 1:]])
+    close(rssm.advance(flatten_rssm_states(states), noise.flatten(0, 1)), imagined)  # the states hold their actions
+    again = rssm.restore(imagined.deter, imagined.stoch, action.flatten())
+    close(
+        [rssm.advance(again, noise.flatten(0, 1)).deter],
+        [rssm.imagine(imagined, action.flatten(), noise.flatten(0, 1)).deter],
+    )
+    assert rssm.features(states).shape == (B, T, rssm.feature_width)
+    assert concatenate_states([imagined, again]).deter.shape[0] == 2 * B * T
+
+
+def test_without_given_noise_torchs_generator_is_drawn_from(rssm):
+    embed, action, is_first, _ = sequences(rssm)
+    draws = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        draws.append(rssm.observe(embed, action, is_first)[0].stoch)
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+def test_every_weight_learns(rssm):
+    embed, action, is_first, noise = sequences(rssm)
+    states, priors = rssm.observe(embed, action, is_first, None, noise)
+    (rssm.features(states).square().sum() + rssm.stochastic.divergence(states.parameters, priors).sum()).backward()
+    assert all(p.grad is not None and p.grad.any() for p in rssm.parameters())
+
+
+def test_cells_are_their_equations():
+    """Each cell's formula, written out over plain matrices."""
+    g = torch.Generator().manual_seed(1)
+    deter, stoch, action = (torch.randn(B, n, dtype=torch.float64, generator=g) for n in (8, 12, 3))
+
+    def layer(module, *inputs):
+        x = sum(x @ part.weight.T for x, part in zip(inputs, module.parts, strict=True)) + module.parts[0].bias
+        rms = x.square().mean(-1, keepdim=True).add(1e-6).rsqrt()
+        return torch.nn.functional.silu(x * rms * module.norm.weight)
+
+    cell = make().recurrent
+    common = [layer(cell.of_deter, deter), layer(cell.of_stoch, stoch), layer(cell.action_projection, action)]
+    within = deter @ torch.block_diag(*cell.within.weight).T + cell.within.bias[0]
+    mixed = torch.cat(common, dim=-1) @ torch.cat([part.weight for part in cell.mix.parts], dim=1).T + within
+    mixed = mixed + cell.mix.parts[0].bias
+    mixed = mixed * mixed.square().mean(-1, keepdim=True).add(1e-6).rsqrt() * cell.mix.norm.weight
+    x = torch.nn.functional.silu(mixed)
+    gates = [x @ torch.block_diag(*(w.chunk(3)[i] for w in cell.gates.weight)).T + cell.gates.bias[i] for i in range(3)]
+    update = (gates[2] - 1).sigmoid()
+    expected = update * (gates[0].sigmoid() * gates[1]).tanh() + (1 - update) * deter
+    torch.testing.assert_close(cell(deter, stoch, cell.prepare(action)), expected)
+
+    cell = make(**KINDS["dreamer-v2"]).recurrent
+    first, second = cell.input.parts
+    x = torch.nn.functional.elu(stoch @ first.weight.T + first.bias + action @ second.weight.T)
+    both = torch.cat((x, deter), dim=-1) @ cell.gates.weight.T
+    both = (both - both.mean(-1, keepdim=True)) / (both.var(-1, unbiased=False, keepdim=True) + 1e-3).sqrt()
+    reset, candidate, update = (both * cell.norm.weight + cell.norm.bias).chunk(3, dim=-1)
+    update = (update - 1).sigmoid()
+    expected = update * (reset.sigmoid() * candidate).tanh() + (1 - update) * deter
+    torch.testing.assert_close(cell(deter, stoch, cell.prepare(action)), expected)
+
+    cell = make(**KINDS["planet"]).recurrent
+    first, second = cell.input.parts
+    x = torch.nn.functional.elu(stoch[:, :4] @ first.weight.T + first.bias + action @ second.weight.T)
+    assert isinstance(cell.cell, torch.nn.GRUCell)
+    torch.testing.assert_close(cell(deter, stoch[:, :4], cell.prepare(action)), cell.cell(x, deter))
+
+
+def test_actions_become_numbers():
+    assert torch.equal(make().vector(torch.tensor([[2, 0]])), torch.eye(3, dtype=torch.float64)[[2, 0]][None])
+    rssm = make(num_actions=0, action_dims=2)
+    given = torch.tensor([[0.5, -3.0], [2.0, 1.0]])
+    assert torch.equal(rssm.vector(given), torch.tensor([[0.5, -1.0], [1.0, 1.0]], dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"floats \[\.\.\., 2\], got torch.int64"):
+        rssm.vector(torch.zeros(3, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"integers in 0\.\.2, got torch.float32"):
+        make().vector(torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"action_dims": 2}, "num_actions=3, action_dims=2"),
+        ({"num_actions": 0}, "num_actions=0, action_dims=0"),
+        ({"cell": "lstm"}, "cell='lstm'"),
+        ({"blocks": 3}, "blocks=3 must divide deter=8"),
+        ({"norm": "batch"}, "norm='batch'"),
+        ({"prior_layers": 0}, "prior_layers=0"),
+    ],
+)
+def test_choices_that_do_not_exist_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make(**changes)

@@ -1,0 +1,47 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from vwm.models.tdmpc2.layers import TDMPC2MLP, NormedLinear, sim_norm
+
+
+def test_every_simplex_is_a_softmax_of_its_own():
+    x = (3 * torch.randn(5, 2, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    y = sim_norm(x, 8)
+    wanted = torch.cat(
+        [x[..., i : i + 8].exp() / x[..., i : i + 8].exp().sum(-1, keepdim=True) for i in (0, 8, 16)], -1
+    )
+    torch.testing.assert_close(y, wanted)
+    torch.testing.assert_close(y.unflatten(-1, (3, 8)).sum(-1), torch.ones(5, 2, 3, dtype=torch.float64))
+    weight = torch.randn_like(wanted)
+    ours, theirs = (torch.autograd.grad((of * weight).sum(), x, retain_graph=True)[0] for of in (y, wanted))
+    torch.testing.assert_close(ours, theirs)
+    with torch.no_grad():
+        assert torch.equal(sim_norm(x, 8), y)
+
+
+def test_a_layer_over_parts_is_one_matrix_over_all_of_them_and_parts_may_broadcast():
+    torch.manual_seed(0)
+    layer = NormedLinear([6, 2], 16, simplex=4).double()
+    latent, actions = torch.randn(3, 1, 6, dtype=torch.float64), torch.randn(3, 7, 2, dtype=torch.float64)
+    whole = torch.cat([part.weight for part in layer.parts], dim=1)
+    product = F.linear(torch.cat((latent.expand(3, 7, 6), actions), -1), whole, layer.parts[0].bias)
+    wanted = (product - product.mean(-1, keepdim=True)) / (product.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(layer(latent, actions), wanted.unflatten(-1, (4, 4)).softmax(-1).flatten(-2))
+
+
+@pytest.mark.parametrize(("hidden", "simplex"), [([8], 0), ([8, 8], 0), ([8], 4), ([8, 8], 4), ([], 4)])
+def test_an_mlp_ends_in_a_plain_matrix_or_in_simplices(hidden, simplex):
+    torch.manual_seed(0)
+    mlp = TDMPC2MLP([3, 2], hidden, 12, simplex)
+    said = mlp(torch.randn(5, 3), torch.randn(5, 2))
+    assert said.shape == (5, 12)
+    assert torch.allclose(said.unflatten(-1, (3, 4)).sum(-1), torch.ones(5, 3)) == bool(simplex)
+    matrices = [p for p in mlp.parameters() if p.ndim == 2]
+    assert len(matrices) == len(hidden) + 2
+    assert all(p.std() < 0.03 for p in matrices)  # 0.02, as published
+
+
+def test_latents_that_do_not_divide_are_named():
+    with pytest.raises(ValueError, match="20 numbers do not divide into simplices of 8"):
+        TDMPC2MLP([3], [8], 20, 8)

@@ -1,0 +1,365 @@
+"""Training an action-conditioned predictor: what is asked, where gradients go, what holds an encoder up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from models import action_predictor, jepa_parts, randomize
+
+from vwm.core.components import ComponentError, save_component
+from vwm.core.simulator import ActionSpace
+from vwm.data.clips import ClipBatch
+from vwm.models.vjepa.action_conditioned_module import ActionConditionedJEPAModule, AntiCollapseConfig
+from vwm.models.vjepa.collapse_regularizers import SIGReg, VarianceCovarianceRegularizer
+from vwm.models.vjepa.conv_encoder import ConvFrameEncoder
+from vwm.models.vjepa.inverse_dynamics import InverseDynamicsModel
+from vwm.models.vjepa.latent_decoder import LatentDecoder
+from vwm.models.vjepa.latent_projector import LatentProjector
+from vwm.models.vjepa.simulator import VJEPAACSimulator
+from vwm.models.vjepa.video_encoder import VideoEncoder
+from vwm.nn.optimizer import OptimizerConfig
+
+FRAMES = 6
+EVERYTHING = AntiCollapseConfig(VarianceCovarianceRegularizer(), smoothness=0.5, inverse_dynamics=0.5)
+
+
+def module(parts: dict | None = None, **settings) -> ActionConditionedJEPAModule:
+    """Every weight random, so that a branch that begins at zero hides nothing."""
+    parts = jepa_parts(**{k: settings.pop(k) for k in ("pool", "proprioception_dims", "unknown_actions",
+    "action_dims", "window")
+                          if k in settings}) | (parts or {})  # fmt: skip
+    learner = ActionConditionedJEPAModule(
+        **parts, optimizer=OptimizerConfig(), **{"anti_collapse": EVERYTHING, **settings}
+    )
+    if learner.inverse_dynamics is not None:
+        randomize(learner.inverse_dynamics)
+    return learner.train()
+
+
+def batch(clips: int = 3, frames: int = FRAMES, **more) -> ClipBatch:
+    generator = torch.Generator().manual_seed(0)
+    video = torch.randint(0, 256, (clips, frames, 8, 8, 3), dtype=torch.uint8, generator=generator)
+    return ClipBatch(**{"frames": video, "actions": torch.randint(0, 4, (clips, frames), generator=generator), **more})
+
+
+def frozen(folder, encoder=None) -> str:
+    save_component(encoder or jepa_parts()["encoder"], folder / "encoder")
+    return str(folder)
+
+
+def gradients(learner: ActionConditionedJEPAModule, clips: ClipBatch, part: str = "") -> dict[str, torch.Tensor]:
+    learner.zero_grad()
+    torch.manual_seed(1)
+    learner(clips)[0].backward()
+    return {n: p.grad.clone() for n, p in learner.named_parameters() if p.grad is not None and n.startswith(part)}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("loss", ["l1", "l2"])
+@torch.no_grad()
+def test_the_losses_are_those_of_an_independent_computation(loss):
+    """The rollout by the parallel path, which sees the true frames and then what it said itself."""
+    learner = module(loss=loss, rollout=3, rollout_context_frames=2).eval()
+    clips = batch()
+    z, n = learner.latents(clips.frames), learner.dynamics
+
+    def error(said: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+        return (said - true).abs().mean() if loss == "l1" else (said - true).square().mean()
+
+    taught = error(n(z[:, :-1], clips.actions[:, :-1]), z[:, 1:])
+    seen = z[:, :2]
+    for i in range(3):
+        seen = torch.cat((seen, n(seen, clips.actions[:, : 2 + i])[:, -1:]), dim=1)
+    rolled = error(seen[:, 2:], z[:, 2:5])
+    between = learner.inverse_dynamics(z, clips.actions[:, :-1], torch.ones(3, 5).bool())
+    total, logs = learner(clips)
+    torch.testing.assert_close(logs["prediction_loss"], taught, rtol=1e-5, atol=0)
+    torch.testing.assert_close(logs["rollout_loss"], rolled, rtol=1e-5, atol=0)
+    torch.testing.assert_close(logs["smoothness_loss"], z.diff(dim=1).square().mean(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(logs["inverse_dynamics_loss"], between, rtol=1e-5, atol=0)
+    named = sum(logs[f"{name}_loss"] for name in ("prediction", "rollout", "variance", "decoder"))
+    rest = 0.04 * logs["covariance_loss"] + 0.5 * (logs["smoothness_loss"] + logs["inverse_dynamics_loss"])
+    torch.testing.assert_close(total, named + rest, rtol=1e-5, atol=0)
+
+
+def test_every_weight_gets_a_gradient():
+    learner = module(proprioception_dims=2, unknown_actions=True, proprioception_dropout=0.5, action_dropout=0.3)
+    found = gradients(learner, batch(clips=8, state=torch.randn(8, FRAMES, 2)))
+    assert set(found) == {name for name, _ in learner.named_parameters()}
+    assert all(g.isfinite().all() for g in found.values())
+
+
+def test_a_frozen_encoder_gets_no_gradient_and_stays_in_evaluation_mode(tmp_path):
+    learner = module({"encoder": frozen(tmp_path)}, anti_collapse=EVERYTHING)
+    assert not learner.encoder.training and learner.dynamics.training
+    found = gradients(learner, batch())
+    assert {name.split(".")[0] for name in found} == {"projector", "dynamics", "decoder", "inverse_dynamics"}
+    assert "encoder" not in learner.networks()
+    plain = LatentProjector((2, 2), 4, "none", latent_width=0, norm="layer")
+    parts = jepa_parts(latent_width=4) | {"encoder": str(tmp_path), "projector": plain, "decoder": None}
+    learner = ActionConditionedJEPAModule(**parts, optimizer=OptimizerConfig())
+    assert not learner.latents(batch().frames).requires_grad
+    assert {name.split(".")[0] for name in gradients(learner, batch())} == {"dynamics"}
+
+
+def test_the_decoder_has_no_say_in_the_latents():
+    clips = batch()
+    with_it, without = module(), module({"decoder": None})
+    for part in ("encoder", "projector", "dynamics", "inverse_dynamics"):
+        assert same(gradients(with_it, clips, part), gradients(without, clips, part))
+
+
+def test_a_stopped_gradient_teaches_the_encoder_by_what_it_predicts_from_alone():
+    settings = {"rollout": 0, "anti_collapse": None, "loss": "l2"}
+    clips = batch()
+    both, one = (gradients(module(stop_target_gradient=s, **settings), clips, "encoder") for s in (False, True))
+    learner = module(**settings)
+    z = learner.latents(clips.frames)
+    learner.zero_grad()
+    (learner.dynamics(z[:, :-1], clips.actions[:, :-1]) - z[:, 1:].detach()).square().mean().backward()
+    expected = {n: p.grad for n, p in learner.named_parameters() if n.startswith("encoder")}
+    assert not same(both, one)
+    for name, grad in one.items():
+        torch.testing.assert_close(grad, expected[name], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("unknown_actions", [False, True])
+def test_actions_of_unlabelled_clips_leave_no_trace_and_those_of_labelled_ones_do(unknown_actions):
+    clips = batch(labelled=torch.tensor([True, False, True]))
+
+    def seen(world: int) -> bool:
+        others = clips.actions.clone()
+        others[world] = (others[world] + 1) % 4
+        learner = module(unknown_actions=unknown_actions)
+        return not same(gradients(learner, clips), gradients(learner, replace(clips, actions=others)))
+
+    assert [seen(world) for world in range(3)] == [True, False, True]
+
+
+def test_what_is_dropped_is_hidden_in_training_only():
+    clips = batch(state=torch.randn(3, FRAMES, 2))
+    others = replace(clips, actions=(clips.actions + 1) % 4, state=-clips.state)
+    settings = {"proprioception_dims": 2, "unknown_actions": True, "rollout": 0, "anti_collapse": None}
+    learner = module(**settings, action_dropout=1.0, proprioception_dropout=1.0)
+    assert same(gradients(learner, clips), gradients(learner, others))
+    assert float(learner(clips)[1]["prediction_loss"]) == 0  # nothing is asked of what a hidden action leads to
+    learner.eval()
+    assert not same(gradients(learner, clips), gradients(learner, others))
+
+
+def moving(clips: int, frames: int = 4, generator=None) -> ClipBatch:
+    """A bright column that an action pushes to the right, by nothing to three pixels."""
+    actions = torch.randint(0, 4, (clips, frames), generator=generator)
+    at = torch.randint(0, 8, (clips, 1), generator=generator) + torch.cat(
+        (torch.zeros(clips, 1, dtype=torch.int64), actions[:, :-1].cumsum(1)), dim=1
+    )
+    video = (torch.arange(8) == (at % 8)[..., None])[:, :, None, :, None].expand(-1, -1, 8, -1, 3)
+    return ClipBatch(frames=(video * 255).byte(), actions=actions)
+
+
+def fresh(terms: AntiCollapseConfig | None, **settings) -> ActionConditionedJEPAModule:
+    torch.manual_seed(0)
+    parts = jepa_parts("flatten", decoder=False, residual=True, action_as="modulation")
+    parts["encoder"], parts["projector"] = ConvFrameEncoder((8, 8), [8, 8]), LatentProjector((2, 2), 8, "flatten", 8)
+    return ActionConditionedJEPAModule(
+        **parts, optimizer=OptimizerConfig(), anti_collapse=terms, loss="l2", **settings
+    ).train()
+
+
+def train(learner: ActionConditionedJEPAModule, steps: int) -> None:
+    optimizer, generator = torch.optim.Adam(learner.parameters(), lr=3e-3), torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        learner(moving(32, generator=generator))[0].backward()
+        optimizer.step()
+    learner.eval()
+
+
+@pytest.mark.parametrize(
+    ("terms", "lives"),
+    [
+        (None, False),
+        (AntiCollapseConfig(VarianceCovarianceRegularizer(5, 1), inverse_dynamics=1.0), True),
+        (AntiCollapseConfig(SIGReg(1.0, slices=32), inverse_dynamics=1.0), True),
+    ],
+)
+def test_an_encoder_trained_along_collapses_unless_something_holds_it_up(terms, lives):
+    learner = fresh(terms)
+    clips = moving(64, generator=torch.Generator().manual_seed(5))
+
+    def spread() -> float:
+        with torch.no_grad():
+            return float(learner.latents(clips.frames)[:, 0].std(dim=0).mean())
+
+    before = spread()
+    train(learner, 150)
+    assert (spread() > before) if lives else (spread() < 0.3 * before)
+    if lives:  # and it can be planned in: it foretells better than that nothing changes, and heeds its actions
+        with torch.no_grad():
+            found = learner._dynamics_diagnostics(clips)
+        assert found["open_loop"] < 0.5 < 2 < found["shuffle_ratio"]
+
+
+def test_a_sample_is_a_rollout_of_the_world_made_of_the_same_parts():
+    learner, clips = module(context_frames=2).eval(), batch()
+    parts = {name: getattr(learner, name) for name in VJEPAACSimulator.PARTS}
+    world = VJEPAACSimulator(**parts, actions=ActionSpace("discrete", 4))
+    state, shown = world.reset(clips.frames[:, :2], 0, clips.actions[:, :1])
+    drawn = [shown]
+    for i in range(1, FRAMES - 1):
+        state, out = world.step(state, clips.actions[:, i])
+        drawn.append(out.frame)
+    sample = learner.sample(clips)
+    assert sample.shape == clips.frames.shape
+    assert (sample[:, 1:].int() - torch.stack(drawn, dim=1).int()).abs().max() <= 1  # a pixel at a half
+
+
+@pytest.mark.parametrize("pool", ["none", "flatten"])
+def test_without_a_decoder_a_sample_is_in_false_colours(pool):
+    sample = module({"decoder": None}, pool=pool).eval().sample(batch())
+    assert sample.shape == batch().frames.shape and sample.dtype == torch.uint8 and sample.float().std() > 0
+
+
+def test_a_video_encoder_takes_every_frame_by_itself_whatever_its_tubelet(tmp_path):
+    torch.manual_seed(0)
+    encoder = randomize(VideoEncoder((8, 8), 4, tubelet=2, patch_size=4, width=16, depth=1, heads=2))
+    projector = LatentProjector((2, 2), 16, "none", latent_width=0, norm="layer")
+    parts = jepa_parts(latent_width=16, layer_norm=True) | {"projector": projector, "decoder": None}
+    learner = ActionConditionedJEPAModule(encoder=frozen(tmp_path, encoder), **{k: v for k, v in parts.items() if k !=
+    "encoder"},
+                           optimizer=OptimizerConfig())  # fmt: skip
+    frames = batch().frames
+    whole = learner.latents(frames)
+    assert whole.shape == (3, FRAMES, 4, 16)
+    other = frames.clone()
+    other[:, 2] = 255 - other[:, 2]
+    moved = (learner.latents(other) - whole).abs().amax(dim=(0, 2, 3)) > 1e-6
+    assert moved.tolist() == [False, False, True, False, False, False]
+    torch.testing.assert_close(whole.var(-1, unbiased=False), torch.ones(3, FRAMES, 4), rtol=0, atol=1e-3)
+    assert learner(batch())[0].isfinite()
+
+
+@pytest.mark.parametrize("pool", ["none", "mean", "attention", "flatten"])
+@pytest.mark.parametrize("norm", ["none", "layer", "batch"])
+@pytest.mark.parametrize("hidden", [0, 6])
+def test_projections_have_the_shape_they_say_and_take_frames_singly_when_they_are_trained(pool, norm, hidden):
+    torch.manual_seed(0)
+    projector = LatentProjector((2, 3), 4, pool, latent_width=5, hidden=hidden, norm=norm)
+    features = torch.randn(3, 4, 6, 4)
+    n = projector.latent_grid[0] * projector.latent_grid[1]
+    assert projector(features).shape == (3, 4, n, 5) and n == (6 if pool == "none" else 1)
+    projector.eval()
+    torch.testing.assert_close(projector(features)[1:2, 2:3], projector(features[1:2, 2:3]), rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match=r"features must be \[b, t, 6, 4\], got \[3, 4, 5, 4\]"):
+        projector(features[:, :, :5])
+
+
+@pytest.mark.parametrize("hidden", [0, 6])
+def test_batch_norm_gives_unit_variance_where_the_regulariser_looks(hidden):
+    projector = LatentProjector((2, 2), 4, "mean", latent_width=6, hidden=hidden, norm="batch")
+    seen: list[torch.Tensor] = []
+    projector.batch_norm.register_forward_hook(lambda _, __, out: seen.append(out))
+    projector(torch.randn(16, 4, 4, 4))
+    torch.testing.assert_close(seen[0].var(0, unbiased=False), torch.ones(6), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize(("choices", "dims"), [([4], 0), ([], 2), ([4, 3], 2)])
+def test_inverse_dynamics_finds_the_action_that_the_latents_show(choices, dims):
+    torch.manual_seed(0)
+    network, known = InverseDynamicsModel(8, choices, dims, hidden=32), torch.ones(64, 2, dtype=torch.bool)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    for _ in range(120):
+        parts = [torch.randint(0, size, (64, 2)).float() for size in choices] + [*(torch.rand(2, 64, 2))[:dims]]
+        actions = torch.stack(parts, dim=-1)
+        steps = torch.nn.functional.pad(actions, (0, 8 - actions.shape[-1]))
+        latents = torch.cat((torch.zeros(64, 1, 8), steps.cumsum(1)), dim=1)[:, :, None] + torch.randn(64, 1, 1, 8)
+        loss = network(latents, actions[..., 0].long() if not dims and len(choices) == 1 else actions, known)
+        first = loss.item() if _ == 0 else first  # noqa: F821
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < first / 2
+    assert network(latents, actions[..., 0].long() if len(choices) == 1 else actions, ~known) == 0
+
+
+@pytest.mark.parametrize(("grid", "size"), [((1, 1), (8, 16)), ((2, 4), (8, 16)), ((2, 2), (8, 8))])
+def test_the_decoder_shows_each_token_where_it_stands(grid, size):
+    torch.manual_seed(0)
+    decoder = LatentDecoder(size, grid, 6, [4, 4])
+    latents = torch.randn(1, 2, grid[0] * grid[1], 6)
+    shown = decoder(latents)
+    assert shown.shape == (1, 2, 3, *size)
+    if grid != (1, 1):
+        other = latents.clone()
+        other[:, :, 0] += 1
+        moved = (decoder(other) - shown).abs().amax(dim=(0, 1, 2)) > 1e-6
+        assert moved[0, 0] and not moved[-1].any() and not moved[:, -1].any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "message"),
+    [
+        ({"dynamics": {"latent_width": 5}}, {}, "dynamics.latent_width=5 but the projector's: 8. Set"),
+        ({"dynamics": {"grid": (1, 1)}}, {}, r"dynamics.grid=\(1, 1\) but the projector's latents: \(2, 2\)"),
+        ({"projector": ((2, 2), 7, "none", 8)}, {}, "projector.width=7 but the encoder's width: 4"),
+        ({"projector": ((4, 4), 4, "none", 8)}, {}, r"projector.grid=\(4, 4\) but the encoder's tokens: \(2, 2\)"),
+        ({"decoder": ((16, 16), (2, 2), 8, [4, 4])}, {}, r"decoder.image_size=\(16, 16\) but the encoder's"),
+        ({}, {"action_dropout": 2.0}, "action_dropout=2.0 must be between 0 and 1"),
+        ({}, {"action_dropout": 0.5}, "set dynamics.unknown_actions to true"),
+        ({}, {"rollout": -1}, "rollout=-1 must be 0 or more"),
+        ({}, {"rollout_context_frames": 0}, "rollout_context_frames=0"),
+    ],
+)
+def test_parts_that_do_not_fit_are_named(changes, settings, message):
+    parts = jepa_parts() | {"dynamics": action_predictor(**changes.get("dynamics", {}))}
+    parts |= {"projector": LatentProjector(*changes["projector"])} if "projector" in changes else {}
+    parts |= {"decoder": LatentDecoder(*changes["decoder"])} if "decoder" in changes else {}
+    with pytest.raises(ValueError, match=message):
+        ActionConditionedJEPAModule(**parts, optimizer=OptimizerConfig(), **settings)
+
+
+def test_encoders_that_are_none_and_frozen_ones_that_need_no_help_are_named(tmp_path):
+    with pytest.raises(ComponentError, match=r"there is no config\.json"):
+        module({"encoder": str(tmp_path / "nowhere")})
+    save_component(jepa_parts()["decoder"], tmp_path / "other" / "encoder")
+    with pytest.raises(ComponentError, match="holds a LatentDecoder, which is no encoder"):
+        module({"encoder": str(tmp_path / "other")})
+    plain = LatentProjector((2, 2), 4, "none", latent_width=0, norm="layer")
+    with pytest.raises(ValueError, match="a frozen encoder cannot collapse"):
+        module(jepa_parts(latent_width=4, decoder=False) | {"encoder": frozen(tmp_path), "projector": plain})
+    with pytest.raises(ValueError, match="2 doublings of a grid"):
+        LatentDecoder((8, 8), (3, 3), 6, [4, 4])
+    with pytest.raises(ValueError, match="3 stages halve 8-fold"):
+        ConvFrameEncoder((12, 8), [4, 4, 4])
+
+
+@pytest.mark.parametrize(
+    ("clips", "settings", "message"),
+    [
+        (batch(frames=1), {}, "clips of 1 frames: dynamics need at least 2"),
+        (batch(frames=3), {"rollout": 4}, "need clips of 5 frames, these have 3: raise data.clip_length"),
+        (batch(actions=None), {}, "these clips have none: name them in data.fields"),
+        (batch(actions=torch.zeros(3, FRAMES, 2)), {}, r"integers \[b, t\], got torch.float32 \[3, 6, 2\]"),
+        (batch(actions=torch.full((3, FRAMES), 9)), {}, "actions run from 9 to 9"),
+        (batch(), {"action_dims": 2}, r"actions must be \[b, t, 2\]"),
+        (
+            batch(),
+            {"proprioception_dims": 2},
+            "proprioception_dims=2, but a frame's state in these clips has none: name state in",
+        ),
+        (batch(state=torch.zeros(3, FRAMES, 5)), {"proprioception_dims": 2}, "has 5 numbers"),
+        (
+            replace(batch(), frames=torch.zeros(3, FRAMES, 9, 8, 3, dtype=torch.uint8)),
+            {},
+            r"video must be \[b, t, 3, 8",
+        ),
+    ],
+)
+def test_data_that_do_not_fit_are_named(clips, settings, message):
+    with pytest.raises(ValueError, match=message):
+        module(**settings)(clips)

@@ -1,0 +1,194 @@
+"""Hugging Face's layout: what transformers computes is what is computed here, both ways, to 1e-10 in float64."""
+
+import json
+
+import pytest
+import torch
+from models import randomize
+from safetensors.torch import load_file, save_file
+from transformers import VJEPA2Config, VJEPA2ForVideoClassification, VJEPA2Model
+from vjepa_models import enlarge, random, tokens
+
+from vwm.models.vjepa.attentive_probe import AttentiveClassifier
+from vwm.models.vjepa.hugging_face import load_hugging_face_vjepa, save_hugging_face_vjepa
+from vwm.models.vjepa.masked_predictor import MaskedPredictor
+from vwm.models.vjepa.video_encoder import VideoEncoder
+from vwm.models.vjepa.weight_mapping import PretrainedWeightsError
+
+SIZES = {
+    "crop_size": 24, "patch_size": 8, "frames_per_clip": 6, "tubelet_size": 2, "hidden_size": 48,
+    "num_hidden_layers": 3, "num_attention_heads": 4, "mlp_ratio": 2.5, "num_pooler_layers": 2,
+    "pred_hidden_size": 24, "pred_num_hidden_layers": 2, "pred_num_attention_heads": 2, "pred_num_mask_tokens": 3,
+}  # fmt: skip
+TOKENS = 27
+MEAN, STD = (
+    torch.tensor(of, dtype=torch.float64)[:, None, None] for of in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Folders as transformers writes them, of the bare model and of the one with a classifier."""
+    folder = tmp_path_factory.mktemp("published")
+    for name, kind, more in (
+        ("model", VJEPA2Model, {}),
+        ("classifier", VJEPA2ForVideoClassification, {"num_labels": 5}),
+    ):
+        torch.manual_seed(0)
+        enlarge(kind(VJEPA2Config(**SIZES, **more))).save_pretrained(folder / name)
+    return folder
+
+
+def video() -> torch.Tensor:
+    return random(2, 6, 3, 24, 24).tanh()
+
+
+def normalised(video: torch.Tensor) -> torch.Tensor:
+    return ((video + 1) / 2 - MEAN) / STD
+
+
+@torch.no_grad()
+def test_encoder_and_predictor_compute_what_transformers_does(folders):
+    theirs = VJEPA2Model.from_pretrained(folders / "model", dtype=torch.float64).eval()
+    encoder, predictor, classifier = load_hugging_face_vjepa(folders / "model")
+    keep, targets = tokens(2, TOKENS, 10, 8)
+    said = theirs(normalised(video()), context_mask=[keep], target_mask=[targets])
+    features = encoder(video())
+    context = features.gather(1, keep[..., None].expand(-1, -1, 48))
+    torch.testing.assert_close(features, said.last_hidden_state, rtol=0, atol=1e-10)
+    predicted = said.predictor_output.last_hidden_state
+    torch.testing.assert_close(predictor(context, keep, targets), predicted, rtol=0, atol=1e-10)
+    # transformers reads mask token 1; those who want another say so
+    other = load_hugging_face_vjepa(folders / "model", mask_token=0).predictor
+    assert not torch.allclose(other(context, keep, targets), predicted)
+    assert classifier is None and not encoder.training
+
+
+@torch.no_grad()
+def test_the_classifier_computes_what_transformers_does(folders):
+    theirs = VJEPA2ForVideoClassification.from_pretrained(folders / "classifier", dtype=torch.float64).eval()
+    encoder, _, classifier = load_hugging_face_vjepa(folders / "classifier")
+    logits = theirs(normalised(video())).logits
+    torch.testing.assert_close(classifier(encoder(video())), logits, rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pixels", [{}, {"pixel_mean": (0.485, 0.456, 0.406), "pixel_std": (0.229, 0.224, 0.225)}])
+def test_transformers_computes_what_was_written_for_it(pixels, tmp_path):
+    shared = {"image_size": (24, 24), "patch_size": 8, "frames": 6, "tiled_rope": True}
+    torch.manual_seed(0)
+    encoder = enlarge(VideoEncoder(**shared, **pixels, width=48, depth=3, heads=4, mlp_ratio=2.5)).eval()
+    predictor = enlarge(MaskedPredictor(48, **shared, width=24, depth=2, heads=2, mask_tokens=3)).eval()
+    probe = enlarge(AttentiveClassifier(48, 5, heads=4, depth=3, norm_eps=1e-6)).eval()
+    save_hugging_face_vjepa(tmp_path / "out", encoder, predictor, probe)
+    theirs = VJEPA2ForVideoClassification.from_pretrained(tmp_path / "out", dtype=torch.float64).eval()
+    shown = normalised(video()) if pixels else video()
+    torch.testing.assert_close(theirs(shown).logits, probe(encoder(video())), rtol=0, atol=1e-10)
+    keep, targets = tokens(2, TOKENS, 10, 8)
+    said = theirs.vjepa2(shown, context_mask=[keep], target_mask=[targets])
+    context = said.last_hidden_state.gather(1, keep[..., None].expand(-1, -1, 48))
+    torch.testing.assert_close(
+        predictor(context, keep, targets, mask_token=1), said.predictor_output.last_hidden_state, rtol=0, atol=1e-10
+    )
+    again = load_hugging_face_vjepa(tmp_path / "out")
+    torch.testing.assert_close(again.encoder(video()), encoder(video()), rtol=0, atol=1e-12)
+    save_hugging_face_vjepa(tmp_path / "bare", encoder, predictor)
+    bare = VJEPA2Model.from_pretrained(tmp_path / "bare", dtype=torch.float64).eval()
+    features = bare(shown, skip_predictor=True).last_hidden_state
+    torch.testing.assert_close(features, said.last_hidden_state, rtol=0, atol=1e-12)
+
+
+def test_what_was_read_is_written_as_it_was(folders, tmp_path):
+    save_hugging_face_vjepa(tmp_path / "again", *load_hugging_face_vjepa(folders / "classifier"))
+    was, now = (load_file(folder / "model.safetensors") for folder in (folders / "classifier", tmp_path / "again"))
+    assert was.keys() == now.keys() and all(torch.equal(was[key], now[key]) for key in was)
+
+
+def changed(folders, tmp_path, change, name="classifier"):
+    """A copy of a folder whose weights or config have been changed."""
+    folder = tmp_path / "changed"
+    folder.mkdir()
+    weights = load_file(folders / name / "model.safetensors")
+    config = json.loads((folders / name / "config.json").read_text())
+    change(weights, config)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+NORM = "vjepa2.encoder.layer.1.norm1.weight"
+FAULTS = {
+    "a missing key": (lambda w, c: w.pop(NORM), r"missing: encoder\.layer\.1\.norm1\.weight"),
+    "a missing part": (
+        lambda w, c: w.pop("pooler.cross_attention_layer.cross_attn.k_proj.weight"),
+        r"missing: .*k_proj",
+    ),
+    "a missing fc1": (lambda w, c: w.pop("vjepa2.encoder.layer.0.mlp.fc1.weight"), r"missing: .*layer\.0\.mlp\.fc1"),
+    "an extra key": (lambda w, c: w.update({"vjepa2.encoder.more": w[NORM].clone()}), r"without a use: encoder\.more"),
+    "a foreign key": (lambda w, c: w.update({"more": w[NORM].clone()}), r"without a use: more"),
+    "a shape": (lambda w, c: w.update({NORM: w[NORM][:7].clone()}), r"layer\.1\.norm1\.weight \[7\] instead of \[48\]"),
+    "a layer more": (lambda w, c: c.update(num_hidden_layers=4), r"missing: encoder\.layer\.3\.norm1"),
+    "a layer less": (lambda w, c: c.update(num_hidden_layers=2), r"without a use: encoder\.layer\.2\."),
+    "another model": (lambda w, c: c.update(model_type="vit"), "model_type is 'vit', not 'vjepa2'"),
+    "another activation": (lambda w, c: c.update(hidden_act="relu"), "hidden_act is 'relu'; only 'gelu'"),
+    "a setting": (lambda w, c: c.pop("tubelet_size"), "does not say 'tubelet_size'"),
+}
+
+
+@pytest.mark.parametrize("fault", list(FAULTS))
+def test_what_is_wrong_with_a_folder_is_named(fault, folders, tmp_path):
+    change, message = FAULTS[fault]
+    with pytest.raises(PretrainedWeightsError, match=message):
+        load_hugging_face_vjepa(changed(folders, tmp_path, change))
+
+
+def test_folders_that_cannot_be_read_are_named(folders, tmp_path):
+    with pytest.raises(PretrainedWeightsError, match=r"config\.json: cannot be read"):
+        load_hugging_face_vjepa(tmp_path)
+    (tmp_path / "config.json").write_text((folders / "model" / "config.json").read_text())
+    (tmp_path / "model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(PretrainedWeightsError, match=r"model\.safetensors: cannot be read"):
+        load_hugging_face_vjepa(tmp_path)
+
+
+@torch.no_grad()
+def test_weights_in_several_files_are_read(folders, tmp_path):
+    model = VJEPA2Model.from_pretrained(folders / "model", dtype=torch.float64)
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="100KB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
+    whole, sharded = (load_hugging_face_vjepa(folder).encoder for folder in (folders / "model", tmp_path / "sharded"))
+    torch.testing.assert_close(whole(video()), sharded(video()), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "message"),
+    [
+        ({"tiled_rope": False}, {}, "VideoEncoder has tiled_rope=False"),
+        ({"positions": "sincos", "tiled_rope": False}, {}, "VideoEncoder has positions='sincos'"),
+        ({"mlp": "swiglu"}, {}, "VideoEncoder has mlp='swiglu'"),
+        ({"image_size": (24, 16)}, {}, r"VideoEncoder has image_size=.*24, 16"),
+        ({"levels": [0]}, {}, r"VideoEncoder has levels=\[0\]"),
+        ({"width": 24}, {}, "MaskedPredictor has encoder_width=48"),
+        ({"frames": 8}, {}, "MaskedPredictor has frames=6"),
+        ({}, {"predict_context": True}, "MaskedPredictor has predict_context=True"),
+        ({}, {"output_width": 24}, "the predictor's features are 24 wide, not 48"),
+    ],
+)
+def test_what_the_layout_cannot_hold_is_named_and_nothing_written(ours, theirs, message, tmp_path):
+    shared = {"image_size": (24, 24), "patch_size": 8, "frames": 6, "tiled_rope": True}
+    encoder = VideoEncoder(**(shared | {"width": 48, "depth": 2, "heads": 4} | ours))
+    predictor = MaskedPredictor(48, **(shared | {"width": 24, "depth": 1, "heads": 2} | theirs))
+    with pytest.raises(PretrainedWeightsError, match=message):
+        save_hugging_face_vjepa(tmp_path / "out", encoder, predictor)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_there_is_left_alone(tmp_path):
+    shared = {"image_size": (24, 24), "patch_size": 8, "frames": 6, "tiled_rope": True}
+    encoder = randomize(VideoEncoder(**shared, width=48, depth=2, heads=4))
+    predictor = MaskedPredictor(48, **shared, width=24, depth=1, heads=2)
+    with pytest.raises(PretrainedWeightsError, match="exists: choose another folder"):
+        save_hugging_face_vjepa(tmp_path, encoder, predictor)
+    probe = AttentiveClassifier(48, 5, heads=4)
+    with pytest.raises(PretrainedWeightsError, match="AttentiveClassifier has norm_eps=1e-05"):
+        save_hugging_face_vjepa(tmp_path / "out", encoder, predictor, probe)

@@ -1,0 +1,58 @@
+"""The importing command: in from Hugging Face's layout, and out to it again."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from vjepa_models import encoder, enlarge, predictor
+
+from vwm.core.components import load_component, save_component
+from vwm.models.vjepa.attentive_probe import AttentiveClassifier
+from vwm.models.vjepa.hugging_face import save_hugging_face_vjepa
+
+SPEC = importlib.util.spec_from_file_location("import_vjepa", Path(__file__).parents[2] / "tools" / "import_vjepa.py")
+tool = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(tool)
+SETTINGS = {"image_size": (16, 16), "tiled_rope": True}
+
+
+@pytest.fixture
+def published(tmp_path):
+    probe = enlarge(AttentiveClassifier(48, 5, heads=4, depth=2, norm_eps=1e-6))
+    networks = (encoder(**SETTINGS), predictor(**SETTINGS), probe)
+    save_hugging_face_vjepa(tmp_path / "published", *(network.float() for network in networks))
+    return tmp_path / "published"
+
+
+def test_what_is_imported_can_be_loaded_and_goes_back_as_it_came(published, tmp_path, capsys):
+    tool.main([str(published), str(tmp_path / "ours")])
+    assert "VideoEncoder of 0.1M parameters" in capsys.readouterr().out
+    assert sorted(p.name for p in (tmp_path / "ours").iterdir()) == ["classifier", "encoder", "predictor"]
+    video = torch.randn(1, 8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert load_component(tmp_path / "ours" / "encoder")(video).shape == (1, 16, 48)
+    tool.main([str(tmp_path / "ours"), str(tmp_path / "back"), "--to-hf"])
+    was, now = (load_file(folder / "model.safetensors") for folder in (published, tmp_path / "back"))
+    assert was.keys() == now.keys() and all(torch.equal(was[key], now[key]) for key in was)
+
+
+def test_an_official_file_is_imported_with_what_it_does_not_say(tmp_path):
+    weights = {f"module.{key}": weight for key, weight in encoder(**SETTINGS).float().state_dict().items()}
+    torch.save({"target_encoder": weights}, tmp_path / "vjepa2.pt")
+    said = ["--image-size", "16", "--frames", "8", "--heads", "4"]
+    tool.main([str(tmp_path / "vjepa2.pt"), str(tmp_path / "ours"), *said])
+    read = load_component(tmp_path / "ours" / "encoder").config
+    assert (tuple(read.image_size), read.frames, read.heads, read.tiled_rope) == ((16, 16), 8, 4, True)
+
+
+def test_errors_are_one_line_and_leave_nothing_behind(published, tmp_path):
+    with pytest.raises(SystemExit, match=r"error: .*exists: choose another folder"):
+        tool.main([str(published), str(published)])
+    (tmp_path / "broken.pt").write_bytes(b"nonsense")
+    with pytest.raises(SystemExit, match=r"error: .*broken\.pt: cannot be read"):
+        tool.main([str(tmp_path / "broken.pt"), str(tmp_path / "out")])
+    save_component(encoder(**SETTINGS).float(), tmp_path / "ours" / "encoder")
+    with pytest.raises(SystemExit, match="wants encoder and predictor"):
+        tool.main([str(tmp_path / "ours"), str(tmp_path / "out"), "--to-hf"])
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*.tmp"))

@@ -1,0 +1,114 @@
+"""The laws of the masked predictor, for every kind of position and release."""
+
+import pytest
+import torch
+from vjepa_models import FRAMES, WIDTH, predictor, random, tokens
+
+from vwm.core.components import load_component, save_component
+from vwm.models.vjepa.masked_predictor import MaskedPredictor
+
+TOKENS = 4 * 2 * 3
+KINDS = {
+    "rope": {},
+    "tiled-rope": {"tiled_rope": True},
+    "sincos": {"positions": "sincos", "uniform_power": True},
+    "swiglu": {"mlp": "swiglu"},
+    "2.1": {"levels": 2, "output_width": 32, "modalities": True, "predict_context": True, "rope_spread": (5, 5)},
+}
+
+
+@pytest.fixture(params=list(KINDS))
+def network(request):
+    return predictor(**KINDS[request.param]).eval()
+
+
+def inputs(network, k: int = 7, m: int = 5, batch: int = 2):
+    keep, targets = tokens(batch, TOKENS, k, m)
+    return random(batch, k, WIDTH * network.config.levels), keep, targets
+
+
+@torch.no_grad()
+def test_the_order_of_tokens_does_not_matter(network):
+    context, keep, targets = inputs(network)
+    expected = network(context, keep, targets)
+    order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
+    torch.testing.assert_close(network(context[:, order], keep[:, order], targets), expected, rtol=0, atol=1e-12)
+    order = torch.tensor([4, 2, 0, 1, 3])
+    torch.testing.assert_close(network(context, keep, targets[:, order]), expected[:, order], rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_clips_do_not_know_each_other(network):
+    context, keep, targets = inputs(network, batch=3)
+    each = [network(context[i : i + 1], keep[i : i + 1], targets[i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(network(context, keep, targets), torch.cat(each), rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_a_prediction_depends_on_its_place_and_on_the_context(network):
+    context, keep, targets = inputs(network)
+    said = network(context, keep, targets)
+    elsewhere = torch.cat((torch.arange(TOKENS).expand(2, -1), keep), dim=1)
+    spare = [[n for n in row.tolist() if row.tolist().count(n) == 1] for row in elsewhere]
+    moved = torch.tensor([row[-5:] for row in spare])
+    assert not torch.allclose(said, network(context, keep, moved))
+    assert not torch.allclose(said, network(random(*context.shape, seed=9), keep, targets))
+    assert said.std(dim=1).min() > 1e-3  # and is not the same at every place
+
+
+def test_mask_tokens_begin_at_zero_and_the_one_that_is_named_stands_in():
+    torch.manual_seed(0)
+    assert not MaskedPredictor().mask_embed.any()
+    network = predictor(mask_tokens=3, mask_token=2)
+    context, keep, targets = inputs(network)
+    network(context, keep, targets, mask_token=1).square().sum().backward()
+    assert network.mask_embed.grad.abs().amax(dim=1).gt(0).tolist() == [False, True, False]
+    assert torch.equal(network(context, keep, targets), network(context, keep, targets, mask_token=2))
+    assert not torch.allclose(network(context, keep, targets), network(context, keep, targets, mask_token=0))
+    with pytest.raises(ValueError, match=r"mask_token=3 must be 0..2"):
+        network(context, keep, targets, mask_token=3)
+    with pytest.raises(ValueError, match="mask_token=3 must be one of mask_tokens=3"):
+        predictor(mask_tokens=3, mask_token=3)
+
+
+@torch.no_grad()
+def test_clips_of_another_length_need_only_be_named():
+    network = predictor().eval()
+    context, keep, targets = inputs(network)
+    torch.testing.assert_close(
+        network(context, keep, targets, frames=FRAMES + 4), network(context, keep, targets), rtol=0, atol=1e-12
+    )
+    assert network(context, keep, targets + 12, frames=FRAMES + 4).isfinite().all()
+    assert network.grid(FRAMES + 4) == (6, 2, 3) and network.grid() == (4, 2, 3)
+
+
+@torch.no_grad()
+def test_the_dense_prediction_holds_the_targets_of_the_other():
+    network = predictor(**KINDS["2.1"]).eval()
+    context, keep, targets = inputs(network)
+    masked, seen = network.dense(context, keep, targets)
+    torch.testing.assert_close(masked, network(context, keep, targets), rtol=0, atol=1e-12)
+    assert masked.shape == (2, 5, 64) and seen.shape == (2, 7, 64)
+    with pytest.raises(ValueError, match="predict_context=False"):
+        predictor().dense(*inputs(predictor()))
+
+
+def test_gradient_checkpointing_changes_nothing(network):
+    found = []
+    for checkpointing in (False, True):
+        network.train().zero_grad()
+        network.checkpointing = checkpointing
+        loss = network(*inputs(network)).square().mean()
+        loss.backward()
+        found.append((loss, [p.grad for p in network.parameters() if p.grad is not None]))
+    assert torch.equal(found[0][0], found[1][0])
+    assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
+
+
+@torch.no_grad()
+def test_saved_is_loaded(network, tmp_path):
+    network = network.float()
+    save_component(network, tmp_path / "predictor")
+    loaded = load_component(tmp_path / "predictor")
+    context, keep, targets = inputs(network)
+    assert torch.equal(loaded(context.float(), keep, targets), network(context.float(), keep, targets))

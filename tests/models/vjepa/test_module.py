@@ -1,0 +1,187 @@
+"""Masked pretraining: what learns from what, what the loss is, and how it says that it collapses."""
+
+import copy
+
+import pytest
+import torch
+from models import randomize
+
+from vwm.core.components import save_component
+from vwm.data.clips import ClipBatch
+from vwm.models.vjepa.augmentation import RandomResizedCrop
+from vwm.models.vjepa.collapse_regularizers import SIGReg, VarianceCovarianceRegularizer
+from vwm.models.vjepa.masked_predictor import MaskedPredictor
+from vwm.models.vjepa.masking import ContextBlockMaskSampler, MultiBlockMaskSampler
+from vwm.models.vjepa.module import (
+    EMAMomentumSchedule,
+    VJEPAModule,
+    gather_tokens,
+    normalize_features,
+    subtract_position_mean,
+    update_target_encoder,
+)
+from vwm.models.vjepa.motion_branch import MotionBranch
+from vwm.models.vjepa.video_encoder import VideoEncoder
+from vwm.nn.optimizer import OptimizerConfig
+from vwm.nn.pixels import frames_to_float
+
+SIZES = {"image_size": (16, 16), "frames": 4, "tubelet": 2, "patch_size": 4, "heads": 2, "depth": 2}
+
+
+def module(**settings) -> VJEPAModule:
+    torch.manual_seed(0)
+    encoder = randomize(VideoEncoder(width=24, **SIZES))
+    predictor = randomize(MaskedPredictor(encoder_width=24, width=16, **SIZES))
+    masks = [MultiBlockMaskSampler(2, (0.2, 0.3)), MultiBlockMaskSampler(1, (0.5, 0.5))]
+    return VJEPAModule(encoder, predictor, **{"masks": masks, "optimizer": OptimizerConfig(), **settings}).train()
+
+
+def batch(clips: int = 4, frames: int = 4) -> ClipBatch:
+    video = torch.randint(
+        0, 256, (clips, frames, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
+    return ClipBatch(frames=video, seed=torch.arange(clips) * 7919)
+
+
+def test_the_loss_is_the_mean_distance_to_the_targets_layer_normed_features():
+    model = module()
+    with torch.no_grad():
+        for p in model.target_encoder.parameters():
+            p.mul_(1.1)
+    clips = model.draw_masks(batch())
+    video, parts = frames_to_float(clips.frames), []
+    aims = torch.nn.functional.layer_norm(model.target_encoder(video), (24,))
+    for token, mask in enumerate(clips.masks):
+        said = model.predictor(model.encoder(video, mask.keep), mask.keep, mask.targets[0], token)
+        true = torch.stack([aims[i, mask.targets[0][i]] for i in range(4)])
+        parts.append((said - true).abs().mean())
+    torch.testing.assert_close(model(clips)[0], (parts[0] + parts[1]) / 2)
+
+
+def test_no_gradient_reaches_the_target_encoder_and_all_of_the_others_get_one():
+    model = module()
+    model(model.draw_masks(batch()))[0].backward()
+    assert all(p.grad is None for p in model.target_encoder.parameters())
+    trained = [*model.encoder.named_parameters(), *model.predictor.named_parameters()]
+    assert not [name for name, p in trained if p.grad is None or not p.grad.any()]
+
+
+def test_without_momentum_gradients_pass_through_the_targets():
+    free, held = module(momentum=None), module(momentum=EMAMomentumSchedule(0, 0))
+    clips = free.draw_masks(batch())
+    gradients = []
+    for model in (free, held):
+        loss, _ = model(clips)
+        loss.backward()
+        gradients.append(model.encoder.blocks[0].attn.qkv.weight.grad)
+    assert not torch.allclose(*gradients)
+    assert free.target_encoder is None and "target_encoder" not in free.networks()
+
+
+def test_the_target_follows_by_its_momentum():
+    model = module()
+    target, before = copy.deepcopy(model.target_encoder), copy.deepcopy(model.target_encoder)
+    with torch.no_grad():
+        for p in model.encoder.parameters():
+            p.add_(1)
+    update_target_encoder(target, model.encoder, 0.9)
+    for now, old, new in zip(target.parameters(), before.parameters(), model.encoder.parameters(), strict=True):
+        torch.testing.assert_close(now, 0.9 * old + 0.1 * new)
+
+
+def test_masks_are_the_same_for_equal_clips_and_reach_every_token():
+    model = module()
+    one, two = model.draw_masks(batch()), model.draw_masks(batch())
+    assert all(torch.equal(a.keep, b.keep) for a, b in zip(one.masks, two.masks, strict=True))
+    assert model.on_before_batch_transfer(one, 0) is one
+
+
+@pytest.mark.parametrize("term", [VarianceCovarianceRegularizer(), SIGReg(slices=8)])
+@pytest.mark.parametrize("momentum", [None, EMAMomentumSchedule()])
+def test_regularisers_join_the_loss(term, momentum):
+    model = module(collapse=term, momentum=momentum)
+    torch.manual_seed(0)
+    loss, logs = model(model.draw_masks(batch()))
+    assert loss > logs["prediction_loss"] and len(logs) > 1
+
+
+def test_regularisers_see_what_tells_clips_apart_and_not_places():
+    tokens, places = torch.randn(6, 5, 3), torch.arange(5).expand(6, 5)
+    by_place = subtract_position_mean(tokens + 100 * torch.randn(5, 3), places, 9).unflatten(0, (6, 5))
+    torch.testing.assert_close(by_place, tokens - tokens.mean(0), rtol=0, atol=1e-4)
+    assert torch.equal(subtract_position_mean(tokens[:1], places[:1], 9), torch.zeros(5, 3))
+
+
+def test_the_motion_branch_trains_the_encoder_jointly():
+    model = module(motion=MotionBranch(24, 8, radius=1))
+    _, logs = model(model.draw_masks(batch()))
+    assert {"motion_feature_loss", "motion_photometric_loss"} <= logs.keys()
+    model.motion(model.encoder(frames_to_float(batch().frames)), frames_to_float(batch().frames), (2, 4, 4))[
+        0
+    ].backward()
+    assert model.encoder.blocks[0].attn.qkv.weight.grad.any() and model.motion.project.weight.grad.any()
+
+
+def test_images_train_as_clips_of_one_frame():
+    model = module(masks=[ContextBlockMaskSampler(targets=2)])
+    loss, _ = model(model.draw_masks(batch(frames=1)))
+    loss.backward()
+    assert torch.isfinite(loss) and model.encoder.patch_embed.proj.weight.grad.any()
+
+
+def test_crops_are_for_training_only():
+    model = module(augment=RandomResizedCrop())
+    plain = frames_to_float(batch().frames)
+    assert not torch.equal(model._video(batch()), plain)
+    assert torch.equal(model.eval()._video(batch()), plain)
+
+
+def test_training_starts_from_a_folder_of_trained_networks(tmp_path):
+    trained = module()
+    for name in ("encoder", "predictor"):
+        save_component(getattr(trained, name), tmp_path / name)
+    fresh = module(weights=str(tmp_path))
+    for a, b in zip(fresh.target_encoder.parameters(), trained.encoder.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(ValueError, match="does not fit the config's encoder"):
+        encoder = VideoEncoder(width=24, **{**SIZES, "depth": 1})
+        predictor = MaskedPredictor(encoder_width=24, width=16, **SIZES)
+        VJEPAModule(encoder, predictor, [MultiBlockMaskSampler(1)], OptimizerConfig(), weights=str(tmp_path))
+
+
+def test_networks_that_do_not_fit_are_named():
+    encoder = VideoEncoder(width=24, **SIZES)
+    with pytest.raises(ValueError, match=r"encoder_width=32 but encoder\.width=24"):
+        VJEPAModule(
+            encoder, MaskedPredictor(encoder_width=32, width=16, **SIZES), [MultiBlockMaskSampler(1)], OptimizerConfig()
+        )
+    with pytest.raises(ValueError, match=r"patch_size=4 but predictor\.patch_size=8"):
+        other = MaskedPredictor(encoder_width=24, width=16, **{**SIZES, "patch_size": 8})
+        VJEPAModule(encoder, other, [MultiBlockMaskSampler(1)], OptimizerConfig())
+    with pytest.raises(ValueError, match="masks is empty"):
+        module(masks=[])
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        ({"momentum": None}, "set model.momentum, or model.collapse"),
+        ({"momentum": EMAMomentumSchedule(0.5, 0.5)}, "momentum.start=0.5"),
+        ({"momentum": None, "collapse": SIGReg()}, "Raise the weights of model.collapse"),
+        ({}, "optimizer.lr=0.0003"),
+    ],
+)
+def test_the_alarm_names_what_to_change(settings, advice):
+    assert advice in module(**settings).remedy()
+
+
+def test_pictures_of_features_are_as_large_as_the_clips():
+    shown = module().sample(batch())
+    assert shown.shape == (4, 4, 16, 16, 3) and shown.dtype == torch.uint8 and shown.float().std() > 10
+
+
+def test_normed_features_have_no_mean_and_unit_deviation():
+    x = normalize_features(torch.randn(2, 3, 24) * 5 + 2)
+    torch.testing.assert_close(x.mean(-1), torch.zeros(2, 3), rtol=0, atol=1e-5)
+    torch.testing.assert_close(x.std(-1, correction=0), torch.ones(2, 3), rtol=0, atol=1e-3)
+    assert torch.equal(gather_tokens(x, torch.tensor([[2], [0]]))[:, 0], torch.stack((x[0, 2], x[1, 0])))

@@ -1,0 +1,197 @@
+"""The laws of the video encoder, for every kind of position, feed-forward and release."""
+
+import pytest
+import torch
+from vjepa_models import DEPTH, FRAMES, KINDS, PATCH, SIZE, WIDTH, encoder, random, tokens
+
+from vwm.core.components import load_component, save_component
+from vwm.models.vjepa.video_encoder import VideoEncoder
+
+VIDEO = (2, FRAMES, 3, *SIZE)
+TOKENS = 4 * 2 * 3
+
+
+@pytest.fixture(params=list(KINDS))
+def network(request):
+    return encoder(**KINDS[request.param]).eval()
+
+
+@torch.no_grad()
+def test_kept_tokens_come_in_the_order_that_was_asked_for(network):
+    video = random(*VIDEO).tanh()
+    (order,) = tokens(2, TOKENS, TOKENS)
+    torch.testing.assert_close(
+        network(video, order), network(video).gather(1, order[..., None].expand(-1, -1, WIDTH)), rtol=0, atol=1e-10
+    )
+
+
+@torch.no_grad()
+def test_what_is_dropped_is_not_seen(network):
+    video = random(*VIDEO).tanh()
+    (keep,) = tokens(2, TOKENS, 7)
+    seen = torch.zeros(2, TOKENS, dtype=torch.bool).scatter(1, keep, True).unflatten(1, network.grid(FRAMES))
+    pixels = seen.repeat_interleave(2, 1).repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)[:, :, None]
+    other = torch.where(pixels, video, random(*VIDEO, seed=1))
+    assert torch.equal(network(video, keep), network(other, keep))
+    assert not torch.allclose(network(video), network(other))
+
+
+@torch.no_grad()
+def test_a_token_is_numbered_along_time_then_rows_then_columns(network):
+    video = random(*VIDEO).tanh()
+    changed = video.clone()
+    changed[0, 4:6, :, 8:16, 16:24] = 0  # the third tubelet, second row, third column
+    number = 2 * 6 + 1 * 3 + 2
+    others = torch.tensor([n for n in range(TOKENS) if n != number]).expand(2, -1)
+    assert torch.equal(network(video, others), network(changed, others))
+    alone = torch.tensor([[number], [number]])
+    assert not torch.equal(network(video, alone)[0], network(changed, alone)[0])
+
+
+@torch.no_grad()
+def test_the_clip_around_kept_tokens_does_not_matter(network):
+    video = random(*VIDEO).tanh()
+    (keep,) = tokens(2, TOKENS // 2, 5)
+    torch.testing.assert_close(network(video, keep), network(video[:, :4], keep), rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_rope_knows_differences_of_positions_alone_and_as_released_it_does_not():
+    video = random(1, FRAMES, 3, *SIZE)
+    later = video.roll(2, dims=1)
+    keep, shifted = torch.arange(12)[None], torch.arange(6, 18)[None]
+    for tiled in (False, True):
+        network = encoder(tiled_rope=tiled).eval()
+        difference = (network(video, keep) - network(later, shifted)).abs().max()
+        assert difference > 1e-3 if tiled else difference < 1e-10
+
+
+@torch.no_grad()
+def test_positions_matter():
+    same = torch.ones(1, FRAMES, 3, *SIZE, dtype=torch.float64)  # tokens that differ in nothing but their place
+    assert encoder(positions="sincos").eval()(same).std(dim=1).max() > 1e-3
+    for tiled in (False, True):  # among equal values attention has nothing to tell places by
+        network = encoder(tiled_rope=tiled).eval()
+        assert network(same).std(dim=1).max() < 1e-10
+        video = random(1, FRAMES, 3, *SIZE)
+        assert (network(video).mean(dim=1) - network(video.flip(1)).mean(dim=1)).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_with_rope_a_clip_may_be_longer_than_the_config_and_with_sincos_not():
+    video = random(1, FRAMES + 4, 3, *SIZE)
+    assert encoder()(video).shape == (1, 36, WIDTH)
+    with pytest.raises(ValueError, match=r"12 frames are more than the 8"):
+        encoder(positions="sincos")(video)
+
+
+@torch.no_grad()
+def test_an_image_is_a_frame_that_fills_a_tubelet_or_has_an_embedding_of_its_own():
+    image = random(2, 1, 3, *SIZE).tanh()
+    network = encoder().eval()
+    torch.testing.assert_close(network(image), network(image.repeat(1, 2, 1, 1, 1)), rtol=0, atol=1e-12)
+    assert network.tokens(1) == 6 == network(image).shape[1]
+    network = encoder(**KINDS["2.1"]).eval()
+    assert network(image).shape == (2, 6, WIDTH)
+    assert not torch.allclose(network(image), network(image.repeat(1, 2, 1, 1, 1)))
+
+
+@torch.no_grad()
+def test_normalisation_in_the_weights_is_that_of_the_pixels():
+    settings = KINDS["imagenet"]
+    network, plain = encoder(**settings).eval(), encoder().eval()
+    plain.load_state_dict(network.state_dict())
+    video = random(*VIDEO).tanh()
+    mean, std = (
+        torch.tensor(settings[name], dtype=torch.float64)[:, None, None] for name in ("pixel_mean", "pixel_std")
+    )
+    (keep,) = tokens(2, TOKENS, 9)
+    expected = plain(((video + 1) / 2 - mean) / std, keep)
+    torch.testing.assert_close(network(video, keep), expected, rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+def test_the_layers_end_in_what_forward_gives(network):
+    video = random(*VIDEO).tanh()
+    (keep,) = tokens(2, TOKENS, 9)
+    first, last, again = network.layers(video, [0, -1, 0], keep)
+    torch.testing.assert_close(last, network(video, keep), rtol=0, atol=0)
+    assert first is again
+    heard = []
+    handle = network.blocks[0].register_forward_hook(lambda block, inputs, output: heard.append(output))
+    network(video, keep)
+    handle.remove()
+    assert torch.equal(first, network.feature_norms["0"](heard[0]) if "0" in network.feature_norms else heard[0])
+    assert network.layers(video, []) == []
+    with pytest.raises(ValueError, match=r"which=\[3\] must be numbers of the 3 layers"):
+        network.layers(video, [DEPTH])
+
+
+def test_gradient_checkpointing_changes_nothing(network):
+    video = random(*VIDEO).tanh()
+    (keep,) = tokens(2, TOKENS, 9)
+    found = []
+    for checkpointing in (False, True):
+        network.train().zero_grad()
+        network.checkpointing = checkpointing
+        loss = network(video, keep).square().mean()
+        loss.backward()
+        found.append((loss, [p.grad for p in network.parameters() if p.grad is not None]))
+    assert torch.equal(found[0][0], found[1][0])
+    assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
+
+
+def test_it_trains_after_it_was_asked_in_inference_mode_first():
+    network = encoder(**KINDS["imagenet"], depth=1, frames=6)  # sizes of this test alone: no table is cached yet
+    video = random(1, 6, 3, *SIZE).tanh()
+    (keep,) = tokens(1, 18, 5)
+    with torch.inference_mode():
+        network(video)
+        network(video, keep)
+    for seen in (None, keep):
+        network(video, seen).sum().backward()
+
+
+@torch.no_grad()
+def test_saved_is_loaded(network, tmp_path):
+    network = network.float()
+    save_component(network, tmp_path / "encoder")
+    loaded = load_component(tmp_path / "encoder")
+    video = random(*VIDEO).tanh().float()
+    assert torch.equal(loaded(video), network(video))
+    assert loaded.grid() == network.grid() == (4, 2, 3) and loaded.tokens() == TOKENS
+
+
+@torch.no_grad()
+def test_layers_add_less_the_deeper_they_are():
+    torch.manual_seed(0)
+    network = VideoEncoder(width=192, depth=4, heads=3)
+    for number, block in enumerate(network.blocks, start=1):
+        for last in (block.attn.proj, block.mlp.fc2):
+            assert abs(float(last.weight.std()) / (0.02 / (2 * number) ** 0.5) - 1) < 0.05
+        assert abs(float(block.attn.qkv.weight.std()) / 0.02 - 1) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_size": (16, 20)}, "patch_size=8 must divide image_size=16x20"),
+        ({"frames": 7}, "7 frames are no whole tubelets of 2"),
+        ({"heads": 5}, "heads=5 must divide width=48"),
+        ({"heads": 12}, "48 have 4 channels"),
+        ({"positions": "learned"}, "positions='learned' must be one of rope, sincos"),
+        ({"mlp": "relu"}, "mlp='relu' must be one of gelu, swiglu"),
+        ({"levels": [2]}, r"levels=\[2\] must be numbers of layers before the last, 0..1"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        encoder(**settings)
+
+
+def test_videos_that_do_not_fit_are_named():
+    network = encoder()
+    with pytest.raises(ValueError, match=r"video must be \[b, frames, 3, 16, 24\], got \[1, 8, 3, 24, 16\]"):
+        network(random(1, 8, 3, 24, 16))
+    with pytest.raises(ValueError, match="3 frames are no whole tubelets of 2"):
+        network(random(1, 3, 3, *SIZE))

@@ -1,0 +1,52 @@
+"""What heads say is a distribution, and their loss its likelihood."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Bernoulli, Normal
+
+from vwm.nn.prediction_heads import PredictionHead
+
+
+def make(says: str, **changes) -> PredictionHead:
+    torch.manual_seed(0)
+    return PredictionHead(6, width=8, says=says, **changes).double()
+
+
+FEATURES = torch.randn(3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def test_normal_and_bernoulli_losses_are_torchs_likelihoods():
+    head, target = (
+        make("normal", norm="none", activation="elu", layers=2),
+        torch.linspace(-3, 3, 12).double().view(3, 4),
+    )
+    said = head(FEATURES)
+    constant = 0.5 * math.log(2 * math.pi)
+    torch.testing.assert_close(head.loss(said, target), -Normal(head.mean(said), 1).log_prob(target) - constant)
+    head, soft = make("bernoulli"), torch.full((3, 4), 0.3, dtype=torch.float64)
+    said = head(FEATURES)
+    chance = Bernoulli(logits=said.squeeze(-1))
+    torch.testing.assert_close(head.mean(said), chance.probs)
+    expected = -0.3 * chance.probs.log() - 0.7 * (1 - chance.probs).log()
+    torch.testing.assert_close(head.loss(said, soft), expected)
+
+
+def test_a_two_hot_head_says_0_at_first_and_learns_any_number():
+    head = make("two_hot", bins=41).float()
+    features = FEATURES.float()
+    assert not head.mean(head(features)).any()
+    target = torch.tensor([-300.0, 0.0, 2.5, 40.0]).expand(3, 4)
+    optimizer = torch.optim.Adam(head.parameters(), 0.05)
+    features = torch.eye(6)[:4].expand(3, 4, 6)
+    for _ in range(60):
+        optimizer.zero_grad()
+        head.loss(head(features), target).mean().backward()
+        optimizer.step()
+    torch.testing.assert_close(head.mean(head(features)), target, rtol=0.1, atol=0.3)
+
+
+def test_another_thing_to_say_is_named():
+    with pytest.raises(ValueError, match="not 'poisson'"):
+        make("poisson")

@@ -1,0 +1,71 @@
+"""Distributions over action sequences: draws, fits, and where the next plan begins."""
+
+import pytest
+import torch
+
+from vwm.core.seeds import world_seeds
+from vwm.planning.action_sequences import CategoricalActionSequences, GaussianActionSequences, shift_sequences
+from vwm.planning.colored_noise import draw_colored_noise
+
+CPU = torch.device("cpu")
+
+
+def test_gaussian_draws_stay_within_the_limit_and_follow_mean_and_deviation():
+    start = GaussianActionSequences.begin(2, 5, 3, std=0.5, limit=0.2, device=CPU)
+    noise = draw_colored_noise(world_seeds(0, 2), 4000, 5, 3, 1.0)
+    drawn = start.draw(noise)
+    assert drawn.abs().max() == pytest.approx(0.2) and torch.equal(drawn, (0.1 * noise).clamp(-0.2, 0.2))
+    assert torch.equal(start.mode(), torch.zeros(2, 5, 3))
+
+
+def test_gaussian_fit_is_the_weighted_mean_and_deviation():
+    start = GaussianActionSequences.begin(1, 2, 1, std=1.0, limit=1.0, device=CPU)
+    actions = torch.tensor([[[0.2], [0.4]], [[0.6], [0.4]], [[-1.0], [1.0]]])[None]
+    fitted = start.fit(actions, torch.tensor([[0.5, 0.5, 0.0]]), momentum=0.0, floor=0.05)
+    assert torch.allclose(fitted.mean, torch.tensor([[[0.4], [0.4]]]))
+    assert torch.allclose(fitted.std, torch.tensor([[[0.2], [0.05]]]))  # never below the floor
+    slow = start.fit(actions, torch.tensor([[0.5, 0.5, 0.0]]), momentum=0.25, floor=0.05)
+    assert torch.allclose(slow.mean, torch.tensor([[[0.3], [0.3]]]))
+    assert torch.allclose(slow.std, torch.tensor([[[0.4], [0.25]]]))
+
+
+def test_categorical_draws_have_their_probabilities_whatever_the_colour():
+    wanted = torch.tensor([[0.7, 0.2, 0.1, 0.0], [0.25, 0.25, 0.25, 0.25], [0.0, 0.0, 0.5, 0.5]])[None]
+    for colour in (0.0, 2.0):
+        drawn = CategoricalActionSequences(wanted).draw(draw_colored_noise(world_seeds(0, 1), 40000, 3, 4, colour))
+        assert drawn.dtype == torch.int64 and drawn.shape == (1, 40000, 3)
+        found = torch.nn.functional.one_hot(drawn, 4).double().mean(1)
+        assert (found - wanted).abs().max() < 0.01
+        assert (found[wanted == 0] == 0).all()
+
+
+def test_coloured_choices_are_held_longer():
+    even = CategoricalActionSequences.begin(1, 12, 4, CPU)
+    held = []
+    for colour in (0.0, 1.0, 2.0):
+        drawn = even.draw(draw_colored_noise(world_seeds(0, 1), 4000, 12, 4, colour))
+        held.append((drawn[..., 1:] == drawn[..., :-1]).double().mean().item())
+    assert held[0] == pytest.approx(0.25, abs=0.01) and held[0] < held[1] < held[2]
+
+
+def test_categorical_fit_is_the_weighted_frequency():
+    start = CategoricalActionSequences.begin(1, 1, 4, CPU)
+    actions, weights = torch.tensor([[[0], [0], [3]]]), torch.tensor([[0.5, 0.25, 0.25]])
+    exact = start.fit(actions, weights, momentum=0.0, floor=0.0)
+    assert torch.allclose(exact.probabilities, torch.tensor([[[0.75, 0, 0, 0.25]]]))
+    soft = start.fit(actions, weights, momentum=0.5, floor=0.1)
+    assert torch.allclose(soft.probabilities, 0.9 * torch.tensor([[[0.5, 0.125, 0.125, 0.25]]]) + 0.025)
+    assert soft.mode().tolist() == [[0]]
+
+
+def test_shift_drops_the_first_and_repeats_the_last():
+    sequence = torch.arange(4).view(1, 4, 1)
+    assert shift_sequences(sequence, 0, 1).flatten().tolist() == [0, 1, 2, 3]
+    assert shift_sequences(sequence, 2, 1).flatten().tolist() == [2, 3, 3, 3]
+    assert shift_sequences(sequence, 9, 1).flatten().tolist() == [3, 3, 3, 3]
+    start = GaussianActionSequences.begin(1, 4, 1, 0.5, 1.0, CPU)
+    later = GaussianActionSequences(sequence.float(), torch.full((1, 4, 1), 0.01), start.limit).later(1, start)
+    assert later.mean.flatten().tolist() == [1, 2, 3, 3] and torch.equal(later.std, start.std)
+    even = CategoricalActionSequences.begin(1, 2, 2, CPU)
+    sure = CategoricalActionSequences(torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])).later(1, even)
+    assert torch.allclose(sure.probabilities, torch.tensor([[[0.25, 0.75], [0.25, 0.75]]]))

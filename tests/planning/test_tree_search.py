@@ -1,0 +1,312 @@
+"""A tree's numbers are those of a slow search written from the papers, and it finds what brute force finds."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from rooms_world import ExactRooms
+from torch import Tensor
+
+from vwm.core.seeds import world_seeds
+from vwm.core.simulator import ActionSpace, Simulator, StepOutput
+from vwm.planning.tree_search import GumbelMuZeroSearch, NodePrediction, PUCTSearch, TreeStep, sequential_halving
+
+
+class Maze(Simulator):
+    """States are numbers, and tables say what actions lead to; some end it."""
+
+    image_size, fps, context_frames, decodes, vector_size = (1, 1), 10.0, 1, False, 1
+
+    def __init__(self, states: int = 7, actions: int = 3, seed: int = 0, ends: float = 0.15) -> None:
+        g = torch.Generator().manual_seed(seed)
+        self.actions = ActionSpace("discrete", actions)
+        self.next = torch.randint(0, states, (states, actions), generator=g)
+        self.reward = torch.rand(states, actions, generator=g, dtype=torch.float64)
+        self.ends = torch.rand(states, actions, generator=g) < ends
+        self.logits = torch.randn(states, actions, generator=g, dtype=torch.float64)
+        self.values = torch.rand(states, generator=g, dtype=torch.float64) * 2
+        self.steps = 0
+
+    def reset(self, context, seed=0, context_actions=None):
+        self.check_context(context)
+        return context[:, -1, 0].long(), context[:, -1]
+
+    def step(self, state, action, decode=True):
+        self.check_action(action, len(state))
+        self.steps += 1
+        latent, reward, ends = (table[state, action] for table in (self.next, self.reward, self.ends))
+        return latent, StepOutput(None, latent, reward, ends)
+
+    def best(self, discount: float) -> Tensor:
+        """What actions are worth to who never errs, [states, actions]: Bellman's equation, until it holds."""
+        q = torch.zeros_like(self.reward)
+        for _ in range(300):
+            q = self.reward + discount * torch.where(self.ends, 0, q.max(1).values[self.next])
+        return q
+
+
+class Guided:
+    """The maze with the prior and the values of its tables."""
+
+    def __init__(self, maze: Maze) -> None:
+        self.maze = maze
+
+    def guess(self, state):
+        return NodePrediction(self.maze.logits[state], self.maze.values[state])
+
+    def step(self, state, action):
+        state, output = self.maze.step(state, action)
+        return TreeStep(state, output.reward, output.terminated, self.guess(state))
+
+
+class Node:
+    """A node of the slow search."""
+
+    def __init__(self, maze: Maze, state: int, reward: float = 0.0, discount: float = 0.0) -> None:
+        self.state, self.reward, self.discount = state, reward, discount
+        self.logits, self.guessed = maze.logits[state].tolist(), float(maze.values[state])
+        self.prior = torch.tensor(self.logits, dtype=torch.float64).softmax(0).tolist()
+        self.returns, self.children, self.visits = [self.guessed], {}, [0] * len(self.logits)
+
+    @property
+    def value(self) -> float:
+        return sum(self.returns) / len(self.returns)
+
+    def q(self, action: int) -> float:
+        child = self.children[action]
+        return child.reward + child.discount * child.value
+
+
+def puct(node: Node) -> int:
+    known = [node.q(a) for a in node.children] + [node.value]
+    low, high = min(known), max(known)
+    scores = []
+    for a, prior in enumerate(node.prior):
+        worth = (node.q(a) - low) / max(high - low, 1e-8) if a in node.children else 0.0
+        total = sum(node.visits) + 1
+        scores.append(
+            worth + prior * math.sqrt(total) / (1 + node.visits[a]) * (1.25 + math.log((total + 19653) / 19652))
+        )
+    return scores.index(max(scores))
+
+
+def improved(node: Node) -> list[float]:
+    total = sum(node.visits)
+    mixed = node.guessed
+    if total:
+        weight = sum(node.prior[a] for a in node.children)
+        mean = sum(node.prior[a] * node.q(a) for a in node.children) / weight
+        mixed = (node.guessed + total * mean) / (total + 1)
+    q = [node.q(a) if a in node.children else mixed for a in range(len(node.prior))]
+    span = max(max(q) - min(q), 1e-8)
+    scale = (50 + max(node.visits)) * 0.1 / span
+    return [logit + scale * (x - min(q)) for logit, x in zip(node.logits, q, strict=True)]
+
+
+def gumbel(node: Node) -> int:
+    wanted = torch.tensor(improved(node), dtype=torch.float64).softmax(0).tolist()
+    scores = [p - n / (1 + sum(node.visits)) for p, n in zip(wanted, node.visits, strict=True)]
+    return scores.index(max(scores))
+
+
+def slowly(maze: Maze, state: int, simulations: int, discount: float, kind: str, turns: list[int]) -> Node:
+    root = Node(maze, state)
+    for simulation in range(simulations):
+        node, path = root, [root]
+        while True:
+            action = puct(node) if kind == "puct" else gumbel(node)
+            if kind == "gumbel" and node is root:
+                scores = improved(root)
+                equal = [a for a in range(len(scores)) if root.visits[a] == turns[simulation]]
+                action = max(equal, key=lambda a: scores[a])
+            node.visits[action] += 1
+            if action not in node.children:
+                break
+            node = node.children[action]
+            path.append(node)
+        at = (node.state, action)
+        new = Node(maze, int(maze.next[at]), float(maze.reward[at]), 0.0 if maze.ends[at] else discount)
+        node.children[action] = new
+        found = new.guessed
+        for child, parent in zip([new, *path[:0:-1]], path[::-1], strict=True):
+            found = child.reward + child.discount * found
+            parent.returns.append(found)
+    return root
+
+
+@pytest.mark.parametrize("kind", ["puct", "gumbel"])
+def test_visits_and_values_are_those_of_a_slow_search(kind):
+    maze = Maze(states=9, actions=4)
+    search = PUCTSearch(60, span=1e-8) if kind == "puct" else GumbelMuZeroSearch(60, span=1e-8)
+    found = search.search(Guided(maze), torch.arange(9), discount=0.9)
+    for state in range(9):
+        root = slowly(maze, state, 60, 0.9, kind, sequential_halving(4, 60))
+        assert found.visits[state].tolist() == root.visits
+        if kind == "puct":
+            assert float(found.value[state]) == pytest.approx(root.value, rel=1e-6)
+            assert found.policy[state].tolist() == pytest.approx([n / 60 for n in root.visits])
+        else:
+            policy = torch.tensor(improved(root), dtype=torch.float64).softmax(0)
+            assert found.policy[state].tolist() == pytest.approx(policy.tolist(), abs=1e-6)
+            expected = sum(float(policy[a]) * root.q(a) for a in range(4))
+            assert float(found.value[state]) == pytest.approx(expected, rel=1e-6)
+
+
+SEARCHES = {"puct": PUCTSearch, "gumbel": GumbelMuZeroSearch}
+
+
+def test_enough_simulations_find_the_best_action_and_what_the_root_is_worth():
+    maze, states = Maze(), torch.arange(7)
+    exact, errors = maze.best(0.4), []
+    for simulations in (10, 100, 1000):
+        found = PUCTSearch(simulations).plan(maze, states, discount=0.4)
+        errors.append(float((found.value - exact.max(1).values).abs().max()))
+    assert torch.equal(found.action, exact.argmax(1))
+    assert errors[1] < errors[0] / 3 and errors[2] < errors[1] / 3 and errors[2] < 0.06
+    assert maze.steps == 10 + 100 + 1000  # a batch of trees asks for one step a simulation
+
+
+@pytest.mark.parametrize("kind", list(SEARCHES))
+def test_a_search_that_is_told_true_values_finds_the_best_action_with_few_simulations(kind):
+    maze, states = Maze(), torch.arange(7)
+    exact = maze.best(0.5)
+    found = SEARCHES[kind](80).plan(maze, states, discount=0.5, value=lambda s: exact.max(1).values[s])
+    assert torch.equal(found.action, exact.argmax(1))
+    error = (found.value - exact.max(1).values).abs().max()
+    assert error < (0.2 if kind == "puct" else 0.1)  # of about 2; the mean over all simulations is the lower
+
+
+@pytest.mark.parametrize("kind", list(SEARCHES))
+def test_nothing_after_an_end_counts(kind):
+    """Action 0 pays 1 and ends; action 1 pays nothing and leads to where every step pays 1."""
+    maze = Maze(states=3, actions=2)
+    maze.next = torch.tensor([[2, 1], [1, 1], [2, 2]])
+    maze.reward = torch.tensor([[1.0, 0], [1, 1], [100, 100]], dtype=torch.float64)
+    maze.ends = torch.tensor([[True, False], [False, False], [False, False]])
+    value = torch.tensor([0.0, 0, 1000])
+    for discount, best in ((0.3, 0), (0.7, 1)):  # 1 from the next step on: 3 / 7 in all, or 7 / 3
+        value[1] = 1 / (1 - discount)
+        found = SEARCHES[kind](100).plan(maze, torch.tensor([0]), discount, lambda s: value[s])
+        assert found.action.item() == best
+        assert found.value.item() == pytest.approx((1, 7 / 3)[best], abs=0.2)
+
+
+@pytest.mark.parametrize("kind", list(SEARCHES))
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_problem_is_searched_as_it_would_be_alone_and_visits_sum_to_the_simulations(kind, temperature):
+    model, states, seeds = Guided(Maze(actions=5)), torch.arange(6), world_seeds(3, 6)
+    search = SEARCHES[kind](23)
+    together = search.search(model, states, 0.9, seeds, temperature)
+    assert together.visits.sum(1).tolist() == [23] * 6
+    torch.testing.assert_close(together.policy.sum(1), torch.ones(6))
+    for i in range(6):
+        alone = search.search(model, states[i : i + 1], 0.9, seeds[i : i + 1], temperature)
+        assert all(torch.equal(a, t[i : i + 1]) for a, t in zip(alone, together, strict=True))
+    again = search.search(model, states, 0.9, world_seeds(4, 6), temperature)
+    assert torch.equal(again.visits, together.visits) == (temperature == 0)
+    assert torch.equal(states, torch.arange(6))
+
+
+def test_states_may_be_nested_and_many_and_are_walked_through_as_stepping_by_hand():
+    """Down both actions of a corridor the reward is 1 only on one path: the tree must carry each node's own state."""
+
+    class Corridor(Guided):
+        def guess(self, state):
+            return NodePrediction(torch.zeros(len(state["at"]), 2), torch.zeros(len(state["at"])))
+
+        def step(self, state, action):
+            at = state["at"] * 2 + action
+            went = torch.cat((state["went"][1][:, 1:], action[:, None]), dim=1)
+            paid = (went == torch.tensor([1, 0, 1])).all(1) & (at == 8 + 5)
+            new = {"at": at, "went": (state["went"][0] + 1.0, went)}
+            return TreeStep(new, paid.float(), at >= 8, self.guess(new))
+
+    state = {"at": torch.ones(2, dtype=torch.int64), "went": (torch.zeros(2), torch.zeros(2, 3, dtype=torch.int64))}
+    found = PUCTSearch(200).search(Corridor(Maze()), state, discount=1.0)
+    assert found.action.tolist() == [1, 1] and (found.value > 0.5).all()
+
+
+def test_halving_shares_the_simulations_by_rounds():
+    assert sequential_halving(4, 16) == [0] * 4 + [1] * 4 + [2, 2, 3, 3, 4, 4, 5, 5]
+    assert sequential_halving(1, 4) == [0, 1, 2, 3]
+    assert sequential_halving(2, 5) == [0, 0, 1, 1, 2]
+    assert sequential_halving(16, 8) == [0] * 8  # too few for all
+    for considered, simulations in ((3, 50), (5, 50), (16, 50), (16, 200), (7, 1)):
+        assert len(sequential_halving(considered, simulations)) == simulations
+    # 16 actions and 64 simulations: four rounds of 16, to 16, 8, 4 and 2 actions.
+    turns = sequential_halving(16, 64)
+    assert turns == [0] * 16 + [1] * 8 + [2] * 8 + [3] * 4 + [4] * 4 + [5] * 4 + [6] * 4 + sorted([*range(7, 15)] * 2)
+
+
+def test_gumbel_visits_as_the_schedule_says():
+    """A row of bandits whose arms pay what they are worth at once: the better half goes on."""
+    bandits = Maze(states=3, actions=8)
+    bandits.ends[:] = True
+    bandits.logits[:] = 0
+    found = GumbelMuZeroSearch(24, considered=8).search(Guided(bandits), torch.arange(3), discount=0.9)
+    for state in range(3):
+        ranks = bandits.reward[state].argsort(descending=True)
+        # Three rounds of 8: eight arms once, four arms twice, two arms four times.
+        assert found.visits[state][ranks].tolist() == [7, 7, 3, 3, 1, 1, 1, 1]
+        assert found.action[state] == ranks[0]
+    few = GumbelMuZeroSearch(6, considered=3).search(Guided(bandits), torch.arange(3), 0.9, temperature=1.0)
+    assert ((few.visits > 0).sum(1) <= 3).all()
+
+
+def test_gumbel_explores_by_the_improved_policy_and_its_temperature():
+    bandits = Maze(states=1, actions=3)
+    bandits.ends[:] = True
+    bandits.logits[:] = torch.tensor([2.0, 0, 0])
+    bandits.reward[:] = 1.0  # equal: the improved policy is the prior
+    states = torch.zeros(4000, dtype=torch.int64)
+    for temperature in (0.5, 1.0):
+        found = GumbelMuZeroSearch(3).search(Guided(bandits), states, seed=1, temperature=temperature)
+        shares = found.action.bincount(minlength=3) / 4000
+        torch.testing.assert_close(shares, (torch.tensor([2.0, 0, 0]) / temperature).softmax(0), rtol=0, atol=0.03)
+
+
+def test_puct_explores_by_the_visits_and_by_noise_at_the_root():
+    bandits = Maze(states=1, actions=3, seed=1)
+    bandits.ends[:] = True
+    states = torch.zeros(4000, dtype=torch.int64)
+    quiet = PUCTSearch(20, noise=0.0)
+    still = quiet.search(Guided(bandits), states, seed=1)
+    assert len(still.visits.unique(dim=0)) == 1 and still.action.unique().tolist() == [int(still.visits[0].argmax())]
+    for temperature in (0.5, 1.0):
+        found = quiet.search(Guided(bandits), states, seed=1, temperature=temperature)
+        assert torch.equal(found.visits, still.visits)
+        wanted = found.visits[0].float() ** (1 / temperature)
+        shares = found.action.bincount(minlength=3) / 4000
+        torch.testing.assert_close(shares, wanted / wanted.sum(), rtol=0, atol=0.03)
+    noisy = PUCTSearch(20).search(Guided(bandits), states[:50], seed=1, temperature=1.0)
+    assert len(noisy.visits.unique(dim=0)) > 5
+
+
+@pytest.mark.parametrize("kind", list(SEARCHES))
+def test_differences_below_the_span_weigh_less(kind):
+    bandits = Maze(states=1, actions=2)
+    bandits.ends[:] = True
+    bandits.logits[:], bandits.values[:] = 0, 0
+    preferred = []
+    for difference in (1e-7, 0.001, 0.01, 1.0):
+        bandits.reward[:] = torch.tensor([0.0, difference])
+        found = SEARCHES[kind](30, span=0.01).search(Guided(bandits), torch.tensor([0]), 0.9)
+        preferred.append(found.policy[0, 1].item())
+    assert preferred[0] == pytest.approx(0.5, abs=1e-3) and preferred[0] < preferred[1] < preferred[2]
+    assert preferred[2] == pytest.approx(preferred[3], abs=1e-3)
+
+
+def test_wrong_settings_are_named():
+    model, state = Guided(Maze()), torch.arange(2)
+    for make, message in (
+        (lambda: PUCTSearch(0), "simulations must be 1 or more and span above 0, got 0"),
+        (lambda: PUCTSearch(noise=2.0), "noise in 0..1"),
+        (lambda: GumbelMuZeroSearch(considered=0), "considered must be 1 or more"),
+        (lambda: PUCTSearch().search(model, state, discount=1.1), "discount must lie in 0..1"),
+        (lambda: PUCTSearch().search(model, state, temperature=-1.0), "temperature be 0 or more"),
+        (lambda: PUCTSearch().plan(ExactRooms(), None), "discrete actions, and this world's are continuous"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()

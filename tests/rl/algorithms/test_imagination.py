@@ -1,0 +1,306 @@
+"""Learning in imagination alone: that it learns, what it writes, and that a broken run becomes the unbroken one."""
+
+import functools
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from button_game import LENGTH, learned_world, record
+from models import diffusion_world, genie
+
+from vwm.cli.main import main
+from vwm.envs.batched_envs import GymnasiumEnvSpec
+from vwm.models.dit.policy_heads import PolicyRewardHeads
+from vwm.rl.algorithms.actor_critic import ActorConfig, CriticConfig
+from vwm.rl.algorithms.actor_critic_policy import (
+    ClonedActorCriticPolicy,
+    FeatureActorCriticPolicy,
+    FrameActorCriticPolicy,
+)
+from vwm.rl.algorithms.encoded_env import reconstruct_frames
+from vwm.rl.algorithms.imagination import (
+    ImaginationTrainerState,
+    ImaginationTraining,
+    ImaginedRollout,
+    imagine_rollout,
+    mean_reward_per_step,
+    simulator_env_spaces,
+)
+from vwm.rl.algorithms.policy_objectives import PMPOObjective, ReinforceObjective
+from vwm.rl.context_sampler import ContextSampler, SimulatorContext
+from vwm.rl.evaluation import evaluate_policy
+from vwm.rl.evaluation_log import EVALUATION_SEED_OFFSET
+from vwm.worlds.bundle import save_simulator
+from vwm.worlds.ensemble import EnsembleSimulator
+
+BATCH, HORIZON = 32, 2
+UPDATE = BATCH * HORIZON
+POLICIES = {
+    "features": functools.partial(FeatureActorCriticPolicy, actor=ActorConfig(width=16, layers=1)),
+    "frame": functools.partial(FrameActorCriticPolicy, depth=4, mults=(1, 2), width=8),
+    "cloned": functools.partial(ClonedActorCriticPolicy, critic=CriticConfig(width=16, layers=1), greedy=False),
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A recording, and a world with a policy that was cloned from nobody in particular."""
+    folder = tmp_path_factory.mktemp("imagination")
+    world = learned_world()
+    torch.manual_seed(2)
+    world.policy = PolicyRewardHeads(32, 4, hidden=16, length=2, bins=11).eval().requires_grad_(False)
+    save_simulator(world, folder / "world")
+    record(folder / "data")
+    return folder
+
+
+def training(home: Path, run: Path, policy: str = "features", objective=None, **settings) -> ImaginationTraining:
+    defaults = {
+        "steps": 4 * UPDATE, "batch_size": BATCH, "horizon": HORIZON, "lr": 1e-2, "evaluate_every": 2 * UPDATE,
+        "evaluate_episodes": 2, "checkpoint_every": UPDATE, "log_every": 2, "video": False, "relevant": 0.5,
+    }  # fmt: skip
+    return ImaginationTraining(
+        run,
+        home / "world",
+        str(home / "data"),
+        POLICIES[policy],
+        objective or ReinforceObjective(),
+        GymnasiumEnvSpec("Buttons-v0", size=8),
+        "frame" if policy == "frame" else "features",
+        **{**defaults, **settings},
+    )
+
+
+def column(path: Path, name: str) -> list[float]:
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    return [float(row[rows[0].index(name)]) for row in rows[1:]]
+
+
+@pytest.mark.parametrize(
+    ("policy", "objective"), [("cloned", PMPOObjective(beta=0.1)), ("features", ReinforceObjective())]
+)
+def test_what_is_learned_in_the_world_holds_in_the_game(home, tmp_path, policy: str, objective) -> None:
+    """One of four buttons pays, in six presses; nobody ever pressed one in the game."""
+    run = training(home, tmp_path, policy, objective, steps=24 * UPDATE, lr=3e-2, evaluate_every=10**6)
+    run.run()
+    before, after = column(tmp_path / "evaluations.csv", "mean")
+    imagined = column(tmp_path / "episodes.csv", "return")
+    assert column(tmp_path / "evaluations.csv", "step") == [0, 24 * UPDATE]
+    assert before < 0.6 * LENGTH < 0.9 * LENGTH < imagined[-1]
+    best = evaluate_policy(run.player(best=True), run.eval_env, run.evaluate_episodes, EVALUATION_SEED_OFFSET)
+    assert best.returns.mean() == max(before, after)
+    found = evaluate_policy(run.player(), run.eval_env, 8, seed=9)
+    assert after > 0.75 * LENGTH and found.returns.mean() > 0.75 * LENGTH
+    assert (tmp_path / "curves.png").is_file()
+
+
+@pytest.mark.parametrize("policy", ["features", "frame", "cloned"])
+def test_a_run_broken_off_becomes_the_unbroken_one(home, tmp_path, policy: str) -> None:
+    objective = PMPOObjective() if policy == "cloned" else PMPOObjective(beta=0)
+    settings = {"passes": 2, "critic_warmup_steps": UPDATE}
+    training(home, tmp_path / "whole", policy, objective, **settings).run()
+    training(home, tmp_path / "broken", policy, objective, **settings, steps=2 * UPDATE).run()
+    # What a run writes after its last checkpoint, before it is killed, must leave no trace.
+    with (tmp_path / "broken" / "evaluations.csv").open("a") as file:
+        file.write(f"{3 * UPDATE},9,9,9,9,9,9\r\n")
+    training(home, tmp_path / "broken", policy, objective, **settings).run()
+    whole, broken = (
+        torch.load(tmp_path / name / "checkpoint" / "state.pt", weights_only=True) for name in ("whole", "broken")
+    )
+    assert all(torch.equal(whole["policy"][name], broken["policy"][name]) for name in whole["policy"])
+    assert torch.equal(whole["random"], broken["random"])
+    for name in ("evaluations", "episodes"):
+        one, other = ((tmp_path / run / f"{name}.csv").read_text() for run in ("whole", "broken"))
+        assert one == other
+    assert column(tmp_path / "broken" / "evaluations.csv", "step") == [0, 2 * UPDATE, 4 * UPDATE]
+
+
+def test_a_run_asked_to_stop_saves_where_it_stands(home, tmp_path, monkeypatch, capsys) -> None:
+    asked, learn = training(home, tmp_path, "features", PMPOObjective(beta=0)), ImaginationTrainerState.learn
+
+    def interrupted(self, context) -> None:
+        learn(self, context)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(ImaginationTrainerState, "learn", interrupted)
+    with pytest.raises(SystemExit):
+        asked.run()
+    assert f"stopped: {UPDATE} decisions are saved" in capsys.readouterr().out
+    assert ImaginationTrainerState(asked).played == UPDATE
+
+
+CONFIG = """
+training:
+  class_path: vwm.rl.algorithms.imagination.ImaginationTraining
+  init_args:
+    run: {run}
+    bundle: {home}/world
+    data: {home}/data
+    policy:
+      class_path: vwm.rl.algorithms.actor_critic_policy.ClonedActorCriticPolicy
+      init_args:
+        critic: {{width: 8, layers: 1}}
+    objective:
+      class_path: vwm.rl.algorithms.policy_objectives.PMPOObjective
+      init_args: {{beta: 0.2}}
+    eval_env:
+      class_path: vwm.envs.batched_envs.GymnasiumEnvSpec
+      init_args: {{env: Buttons-v0, size: 8}}
+    steps: 16
+    batch_size: 4
+    horizon: 2
+    evaluate_episodes: 2
+    log_every: 1
+"""
+
+
+def test_train_judge_and_watch_as_a_user_types_them(home, tmp_path, capsys) -> None:
+    run, config = tmp_path / "run", tmp_path / "config.yaml"
+    config.write_text(CONFIG.format(run=run, home=home))
+    main(["agent", "train", "-c", str(config)])
+    assert column(run / "evaluations.csv", "step") == [0, 16]
+    imagined, gap, mean = (column(run / "evaluations.csv", name)[-1] for name in ("imagined", "gap", "mean"))
+    returns = column(run / "episodes.csv", "return")
+    assert imagined == pytest.approx(sum(returns) / 2) and gap == pytest.approx(imagined - mean)
+    assert {path.name for path in (run / "videos").iterdir()} == {"000000000.mp4", "000000016.mp4"}
+    main(["agent", "eval", str(run), "--episodes", "3"])
+    said = json.loads((run / "evaluation.json").read_text())
+    assert len(said["agent"]["returns"]) == 3 and said["agent"]["length"] == LENGTH
+    assert "SeenThrough" in said["game"]
+    main(["agent", "play", str(run), "--out", str(tmp_path / "play")])
+    assert (tmp_path / "play" / "000.mp4").is_file()
+
+
+def test_the_actor_waits_for_its_critic(home, tmp_path) -> None:
+    run = training(home, tmp_path, "cloned", PMPOObjective(), steps=UPDATE, critic_warmup_steps=UPDATE)
+    run.run()
+    policy = run.player()
+    features = torch.randn(9, 32)
+    assert (policy.behaviour.actor(features).divergence(policy.prior(features)) == 0).all()
+    assert any((weight != 0).any() for weight in policy.behaviour.critic.output.parameters())
+
+
+def test_ways_are_the_worlds_own(home) -> None:
+    world, contexts = learned_world(steps=1), ContextSampler(str(home / "data"), 3, HORIZON)
+    torch.manual_seed(0)
+    policy = POLICIES["features"](world, simulator_env_spaces(world, "features"))
+    context = contexts.draw(3)
+    torch.manual_seed(1)
+    ways = imagine_rollout(world, policy, context, 4, "features")
+    torch.manual_seed(1)
+    state, _ = world.reset(context.frames, torch.randint(2**63 - 1, (3,)), context.actions)
+    assert not ways.reward[0].any() and not ways.terminated[0].any()
+    for t in range(4):
+        assert torch.equal(ways.observation[t], world.features(state))
+        state, output = world.step(state, ways.action[t], decode=False)
+        assert torch.equal(ways.reward[t + 1], output.reward)
+        assert torch.equal(ways.terminated[t + 1], output.terminated)
+    assert torch.equal(ways.observation[4], world.features(state))
+    assert not ways.observation.is_inference()  # or nothing could be learned from it
+
+
+def test_a_world_that_others_doubt_moves_on_as_it_would_alone_and_pays_for_the_doubt(home) -> None:
+    world, other = learned_world(steps=1), learned_world(steps=1)
+    with torch.no_grad():
+        for weight in other.dynamics.parameters():
+            weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(7)))
+    torch.manual_seed(0)
+    policy = POLICIES["features"](world, simulator_env_spaces(world, "features"))
+    context = ContextSampler(str(home / "data"), 3, HORIZON).draw(3)
+
+    def ways(simulator) -> ImaginedRollout:
+        torch.manual_seed(1)
+        return imagine_rollout(simulator, policy, context, 4, "features")
+
+    alone, doubted = ways(world), ways(EnsembleSimulator([world, other], penalty=2.0, follow="first"))
+    assert torch.equal(doubted.observation, alone.observation) and torch.equal(doubted.action, alone.action)
+    assert not alone.uncertainty.any() and not doubted.uncertainty[0].any() and (doubted.uncertainty[1:] > 0).all()
+    torch.testing.assert_close(doubted.reward, alone.reward - 2 * doubted.uncertainty)
+    ended = ways(EnsembleSimulator([world, other], limit=1e-9, follow="first")).terminated
+    assert not ended[0].any() and ended[1:].all()
+
+
+def test_what_others_doubt_is_logged_and_changes_what_is_learned(home, tmp_path) -> None:
+    other = learned_world(steps=1)
+    save_simulator(other, tmp_path / "other")
+    doubts = {"others": [tmp_path / "other"], "penalty": 5.0}
+    for name, settings in {"trusting": {}, "wary": doubts}.items():
+        training(home, tmp_path / name, **settings).run()
+    trusting, wary = (tmp_path / name / "updates.csv" for name in ("trusting", "wary"))
+    assert all(value > 0 for value in column(wary, "uncertainty")) and "uncertainty" not in trusting.read_text()
+    assert column(wary, "imagined_reward")[0] < column(trusting, "imagined_reward")[0]
+
+
+def test_pictures_of_the_context_are_remembered(home) -> None:
+    world = diffusion_world()
+    torch.manual_seed(0)
+    policy = POLICIES["frame"](world, simulator_env_spaces(world, "frame"))
+    context = ContextSampler(str(home / "data"), 3, HORIZON).draw(2)
+    ways = imagine_rollout(world, policy, context, 1, "frame")
+    carry, _ = policy.look(policy.init_carry(2), context.frames[:, :2].transpose(0, 1))
+    assert all(torch.allclose(a, b) for a, b in zip(ways.carry, carry, strict=True))
+    assert torch.equal(ways.observation[0], context.frames[:, 2])  # of a tokenizer of pixels
+
+
+def test_pictures_of_the_context_are_those_that_play_shows(home) -> None:
+    """A lossy tokenizer's: a policy sees no others in the real game."""
+    world = genie()
+    torch.manual_seed(0)
+    policy = POLICIES["frame"](world, simulator_env_spaces(world, "frame"))
+    frames = torch.randint(256, (2, 4, 16, 16, 3), dtype=torch.uint8)
+    ways = imagine_rollout(world, policy, SimulatorContext(frames, None, torch.ones(2, dtype=torch.bool)), 1, "frame")
+    shown = reconstruct_frames(world, frames)
+    assert torch.equal(ways.observation[0], shown[:, -1]) and not torch.equal(shown, frames)
+    carry, _ = policy.look(policy.init_carry(2), reconstruct_frames(world, frames[:, :-1]).transpose(0, 1))
+    assert all(torch.allclose(a, b) for a, b in zip(ways.carry, carry, strict=True))
+
+
+def test_pictures_of_a_doubted_world_are_its_own() -> None:
+    """Those that came before, redrawn by its tokenizer, too."""
+    world, other = genie(), genie()
+    torch.manual_seed(0)
+    policy = POLICIES["frame"](world, simulator_env_spaces(world, "frame"))
+    context = SimulatorContext(
+        torch.randint(256, (2, 4, 16, 16, 3), dtype=torch.uint8), None, torch.ones(2, dtype=torch.bool)
+    )
+    ways = []
+    for simulator in (world, EnsembleSimulator([world, other], follow="first")):
+        torch.manual_seed(1)
+        ways.append(imagine_rollout(simulator, policy, context, 2, "frame"))
+    alone, doubted = ways
+    assert all(torch.equal(a, b) for a, b in zip(alone.carry, doubted.carry, strict=True))
+    assert torch.equal(alone.observation, doubted.observation) and torch.equal(alone.action, doubted.action)
+
+
+def test_what_is_earned_ends_with_the_world() -> None:
+    reward = torch.tensor([[0.0, 0], [1, 3], [2, 5], [4, 7]])
+    terminated = torch.tensor([[False, False], [True, False], [False, False], [False, False]])
+    ways = ImaginedRollout((), reward, reward[:-1].long(), reward, terminated, torch.zeros(4, 2))
+    assert mean_reward_per_step(ways, torch.tensor([True, True])) == (1 + 3 + 5 + 7) / 4
+    assert mean_reward_per_step(ways, torch.tensor([False, True])) == 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"objective": PMPOObjective()}, "beta=0.3.*FeaturePolicy has not: set objective.beta=0"),
+        ({"steps": 0}, "steps must be 1 or more, got 0"),
+        ({"discount": 0.0}, "discount must lie in 0..1"),
+        ({"critic_warmup_steps": -1}, "got 0 and -1"),
+        ({"penalty": 1.0}, "penalty=1 and limit=None are of disagreement: name other worlds in others"),
+        ({"limit": 0.5}, "penalty=0 and limit=0.5 are of disagreement"),
+    ],
+)
+def test_settings_that_make_no_sense_are_told(home, tmp_path, settings, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        training(home, tmp_path, **settings).run()
+
+
+def test_another_policys_checkpoint_is_refused(home, tmp_path) -> None:
+    training(home, tmp_path, steps=UPDATE).run()
+    with pytest.raises(ValueError, match="another policy or world"):
+        training(home, tmp_path, "cloned", PMPOObjective()).run()
+    with pytest.raises(FileNotFoundError, match="there is none yet"):
+        training(home, tmp_path / "other").player()

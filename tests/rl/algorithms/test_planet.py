@@ -1,0 +1,59 @@
+"""PlaNet: what it plans with is the world it learns."""
+
+import pytest
+import torch
+
+from vwm.core.simulator import ActionSpace
+from vwm.envs.time_step import EnvSpaces, TimeStep
+from vwm.models.rssm.kl_loss import KLLoss
+from vwm.models.rssm.world_model import RSSMWorldModelConfig
+from vwm.planning.cem import CEM
+from vwm.rl.algorithms.planet import PlaNet
+from vwm.rl.replay_buffer import ReplayBuffer
+
+WORLD = RSSMWorldModelConfig(
+    deter=32, hidden=32, stoch=4, classes=0, cell="gru", prior_layers=1, norm="none", activation="relu", units=32,
+    vector_layers=1, symlog=False, error="normal", reward="normal", reward_layers=1, continues=False, horizon=0,
+    divergence=KLLoss("elbo", free_nats=1.0),
+)  # fmt: skip
+
+
+def make(kind: str = "continuous") -> PlaNet:
+    torch.manual_seed(0)
+    planner = CEM(horizon=3, samples=64, elites=8, iterations=3, keep=0, pick="mean", std=1.0, colour=0.0)
+    spaces = EnvSpaces((2,), ActionSpace(kind, 2))
+    return PlaNet(spaces, WORLD, planner, lr=3e-3, batch_size=16, batch_length=8)
+
+
+def paid(action: torch.Tensor) -> torch.Tensor:
+    """The second choice, or a large second dimension."""
+    return action.float() if action.ndim == 1 else action[:, 1]
+
+
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+def test_it_finds_out_what_pays_and_plans_it(kind: str) -> None:
+    agent, lanes = make(kind), 4
+    replay = ReplayBuffer(400, lanes, agent.spaces)
+    no = torch.zeros(lanes, dtype=torch.bool)
+    reward = torch.zeros(lanes)
+    for t in range(100):
+        moment = TimeStep(torch.randn(lanes, 2) * 0.1, reward, no | (t == 0), no, no)
+        action = torch.randint(2, (lanes,)) if kind == "discrete" else torch.rand(lanes, 2) * 2 - 1
+        replay.add(moment, action, {})
+        reward = paid(action)
+    losses = [agent.update(replay.sample(16, 8)).logs["loss/reward"] for _ in range(150)]
+    assert losses[-1] < 0.3 * losses[0]
+    acted = agent.act(agent.init_carry(lanes), moment, explore=False)
+    assert (paid(acted.action) > 0.7).all()
+    assert torch.equal(acted.carry.action, agent.world.rssm.vector(acted.action))
+
+
+def test_noise_is_added_in_training_only() -> None:
+    agent, no = make(), torch.zeros(2, dtype=torch.bool)
+    moment = TimeStep(torch.randn(2, 2), torch.zeros(2), ~no, no, no)
+    actions = []
+    for explore in (False, False, True):
+        torch.manual_seed(5)
+        actions.append(agent.act(agent.init_carry(2), moment, explore).action)
+    assert torch.equal(actions[0], actions[1]) and not torch.equal(actions[0], actions[2])
+    assert actions[2].abs().max() <= 1

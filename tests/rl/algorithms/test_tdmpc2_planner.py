@@ -1,0 +1,178 @@
+"""TD-MPC2's planner over small worlds: what it looks for, against a reference that goes step by step."""
+
+import math
+
+import pytest
+import torch
+from models import randomize
+from torch import nn
+
+from vwm.models.tdmpc2.q_ensemble import QEnsemble
+from vwm.models.tdmpc2.tanh_gaussian_policy import TanhGaussianPolicy
+from vwm.models.tdmpc2.world_model import TDMPC2WorldModel
+from vwm.rl.algorithms.tdmpc2_planner import TDMPC2Planner, TDMPC2PlannerConfig, TDMPC2PlannerNoise, draw_planner_noise
+
+SMALL = TDMPC2PlannerConfig(horizon=3, samples=12, elites=5, proposals=4, iterations=2)
+
+
+def networks(ends: bool = False, dims: int = 2):
+    torch.manual_seed(0)
+    world = TDMPC2WorldModel(dims, vector_size=3, latent=16, width=12, encoder_width=10, bins=11, reach=3.0, ends=ends)
+    policy, critic = TanhGaussianPolicy(16, dims, 12), QEnsemble(16, dims, 3, 12, bins=11, reach=3.0)
+    for network in (world, policy, critic):
+        randomize(network.double())
+    with torch.no_grad():
+        policy.layers.output.weight.mul_(50)
+    return world, policy, critic
+
+
+def planner(planning: TDMPC2PlannerConfig = SMALL, ends: bool = False, dims: int = 2) -> TDMPC2Planner:
+    return TDMPC2Planner(*networks(ends, dims), discount=0.9, planning=planning)
+
+
+def reference(made: TDMPC2Planner, latent, mean, noise: TDMPC2PlannerNoise, explore: bool):
+    """One problem, one sequence and one step at a time."""
+    plan, world, policy, critic = made.planning, made.world, made.policy, made.critic
+    proposals = []
+    for p in range(plan.proposals):
+        z, sequence = latent, []
+        for t in range(plan.horizon):
+            sequence.append(policy(z, noise.proposals[0, p, t]).action)
+            z = world.next(z, sequence[-1])
+        proposals.append(torch.stack(sequence))
+    std = torch.full_like(mean, plan.max_std)
+    for i in range(plan.iterations):
+        drawn = [(mean + std * noise.samples[i, 0, k]).clamp(-1, 1) for k in range(plan.samples - plan.proposals)]
+        worths = []
+        sequences = proposals + drawn
+        for k, sequence in enumerate(sequences):
+            z, total, alive = latent, 0.0, 1.0
+            for t in range(plan.horizon):
+                total += alive * made.discount**t * float(world.reward(z, sequence[t]))
+                z = world.next(z, sequence[t])
+                if world.termination_head is not None and float(world.end_logits(z)) > 0:
+                    alive = 0.0
+            action = policy(z, noise.ends[i, 0, k]).action
+            values = [float(critic.value(z[None], action[None])[member, 0]) for member in noise.pairs[i].tolist()]
+            worths.append(total + alive * made.discount**plan.horizon * sum(values) / 2)
+        best = sorted(range(len(worths)), key=lambda k: -worths[k])[: plan.elites]
+        scores = [math.exp(plan.temperature * (worths[k] - worths[best[0]])) for k in best]
+        scores = [score / sum(scores) for score in scores]
+        mean = sum(score * sequences[k] for score, k in zip(scores, best, strict=True))
+        variance = sum(score * (sequences[k] - mean) ** 2 for score, k in zip(scores, best, strict=True))
+        std = variance.sqrt().clamp(plan.min_std, plan.max_std)
+    raced = [math.log(score) + float(g) for score, g in zip(scores, noise.choice[0], strict=True)]
+    action = sequences[best[max(range(len(best)), key=lambda e: raced[e])]][0]
+    return (action + std[0] * noise.action[0] if explore else action).clamp(-1, 1), mean
+
+
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize("explore", [False, True])
+def test_a_plan_is_what_the_paper_says_step_by_step(ends, explore):
+    made = planner(ends=ends)
+    latent = made.world.encode(torch.randn(1, 1, 3))
+    noise = draw_planner_noise(SMALL, made.critic, 1, 2, latent)
+    mean = torch.randn(1, 3, 2, dtype=torch.float64).clamp(-1, 1)
+    with torch.no_grad():
+        action, middle = reference(made, latent[0], mean[0], noise, explore)
+    ours = made.plan(latent, mean, noise, explore)
+    torch.testing.assert_close(ours[0][0], action)
+    torch.testing.assert_close(ours[1][0], middle)
+
+
+def test_nothing_counts_after_an_end():
+    made = planner(ends=True)
+    latent = made.world.encode(torch.randn(2, 1, 3))
+    noise = draw_planner_noise(SMALL, made.critic, 2, 2, latent)
+    actions = torch.randn(2, 12, 3, 2, dtype=torch.float64).clamp(-1, 1)
+    with torch.no_grad():
+        made.world.termination_head.output.weight.zero_()
+        made.world.termination_head.output.bias.fill_(1.0)  # everything ends at once
+    once = made.worth(latent, actions, noise.ends[0], noise.pairs[0])
+    torch.testing.assert_close(once, made.world.reward(latent[:, None], actions[:, :, 0]))
+
+
+def test_a_batch_of_problems_is_planned_as_each_alone():
+    made = planner()
+    latent = made.world.encode(torch.randn(3, 1, 3))
+    mean = torch.randn(3, 3, 2, dtype=torch.float64).clamp(-1, 1)
+    noise = draw_planner_noise(SMALL, made.critic, 3, 2, latent)
+    action, middle = made.plan(latent, mean, noise, explore=True)
+    for i in range(3):
+        part = slice(i, i + 1)
+        own = TDMPC2PlannerNoise(
+            noise.proposals[part], noise.samples[:, part], noise.ends[:, part], noise.pairs, noise.choice[part],
+            noise.action[part],
+        )  # fmt: skip
+        alone = made.plan(latent[part], mean[part], own, explore=True)
+        torch.testing.assert_close(alone, (action[part], middle[part]))
+
+
+class Line(nn.Module):
+    """A place on a line that actions move; what it earns is minus the square of its distance from 0.5."""
+
+    def next(self, latent, action):
+        return latent + 0.3 * action
+
+    def reward(self, latent, action):
+        return -10 * (self.next(latent, action)[..., 0] - 0.5).square()
+
+    def end_logits(self, latent):
+        return None
+
+
+class Worthless(nn.Module):
+    def value(self, latent, action, chosen):
+        return torch.zeros(2, *latent.shape[:-1])
+
+    def draw_pair(self, *shape):
+        return torch.zeros(*shape, 2, dtype=torch.int64)
+
+
+class Still(nn.Module):
+    def act(self, latent, noise):
+        return torch.zeros_like(noise)
+
+
+def test_in_a_linear_world_it_finds_the_best_way():
+    """From -0.4, 0.2 and 0.5 in steps of up to 0.3: as fast as may be, then stop."""
+    torch.manual_seed(0)
+    plan = TDMPC2PlannerConfig(horizon=3, samples=256, elites=32, proposals=8, iterations=8, temperature=10.0)
+    made = TDMPC2Planner(Line(), Still(), Worthless(), 1.0, plan)
+    latent = torch.tensor([[-0.4], [0.2], [0.5]])
+    noise = draw_planner_noise(plan, made.critic, 3, 1, latent)
+    action, middle = made.plan(latent, torch.zeros(3, 3, 1), noise, explore=False)
+    best = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    torch.testing.assert_close(middle[:, :, 0], best, rtol=0, atol=0.15)
+    torch.testing.assert_close(action[:, 0], best[:, 0], rtol=0, atol=0.2)
+
+
+def test_what_is_worth_nothing_that_is_a_number_is_worth_0():
+    made = planner()
+    with torch.no_grad():
+        made.world.reward_head.output.bias.fill_(float("nan"))
+    latent = made.world.encode(torch.randn(1, 1, 3))
+    action, _ = made.plan(
+        latent, torch.zeros(1, 3, 2).double(), draw_planner_noise(SMALL, made.critic, 1, 2, latent), False
+    )
+    assert action.isfinite().all()
+
+
+def test_many_dimensions_get_two_iterations_more():
+    assert TDMPC2PlannerConfig().rounds(19) == 6 and TDMPC2PlannerConfig().rounds(20) == 8
+    made = planner(dims=20)
+    assert draw_planner_noise(SMALL, made.critic, 1, 20, torch.zeros(1)).samples.shape == (4, 1, 8, 3, 20)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"horizon": 0}, "horizon must be 1 or more, got 0"),
+        ({"proposals": 513}, r"512 \(samples\) at most, got 513 and 64"),
+        ({"elites": 600}, r"512 \(samples\) at most, got 24 and 600"),
+        ({"min_std": 3.0}, r"min_std must lie in 0\.\.max_std"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TDMPC2PlannerConfig(**settings)

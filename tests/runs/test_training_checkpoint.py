@@ -1,0 +1,77 @@
+"""Training and drawing go on from a checkpoint, on a machine with other GPUs too."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from vwm.runs.training_checkpoint import (
+    checkpoint_path,
+    find_checkpoint,
+    load_checkpoint,
+    restore_rng_states,
+    rng_states,
+    save_checkpoint,
+)
+
+
+def learner() -> tuple[nn.Linear, torch.optim.Adam]:
+    network = nn.Linear(3, 2)
+    return network, torch.optim.Adam(network.parameters(), 0.1)
+
+
+def learn(network: nn.Linear, optimizer: torch.optim.Adam) -> torch.Tensor:
+    optimizer.zero_grad()
+    network(torch.randn(4, 3)).square().sum().backward()
+    optimizer.step()
+    return network.weight.detach().clone()
+
+
+def test_learning_goes_on_as_if_it_had_not_been_broken_off(tmp_path: Path) -> None:
+    network, optimizer = learner()
+    learn(network, optimizer)
+    path = checkpoint_path(tmp_path / "run")
+    save_checkpoint(path, {"it": network}, {"adam": optimizer}, {"updated": 1, "sums": {"loss": 0.5}}, past=(1, 2))
+    unbroken = [learn(network, optimizer) for _ in range(2)]
+    again, its_optimizer = learner()
+    state = load_checkpoint(path, {"it": again}, {"adam": its_optimizer}, "kind")
+    restore_rng_states(state)
+    assert all(torch.equal(learn(again, its_optimizer), weight) for weight in unbroken)
+    assert state["counters"] == {"updated": 1, "sums": {"loss": 0.5}} and state["past"] == (1, 2)
+    assert find_checkpoint(tmp_path / "run") == path and [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_what_cannot_be_saved_leaves_the_checkpoint_before_it(tmp_path: Path) -> None:
+    network, optimizer = learner()
+    path = checkpoint_path(tmp_path)
+    save_checkpoint(path, {"it": network}, {"adam": optimizer}, {"updated": 1})
+    with pytest.raises(AttributeError):
+        save_checkpoint(path, {"it": network}, {"adam": optimizer}, {"updated": 2}, broken=lambda: None)
+    assert load_checkpoint(path, {"it": network}, {"adam": optimizer}, "kind")["counters"] == {"updated": 1}
+
+
+def test_what_is_missing_or_of_another_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is none yet"):
+        find_checkpoint(tmp_path)
+    network, optimizer = learner()
+    path = checkpoint_path(tmp_path)
+    save_checkpoint(path, {"it": network}, {"adam": optimizer}, {})
+    with pytest.raises(ValueError, match=r"state\.pt: is of another agent or game than this config's"):
+        load_checkpoint(path, {"it": nn.Linear(4, 2)}, {"adam": optimizer}, "agent or game")
+
+
+def test_drawing_goes_on_where_it_stood() -> None:
+    kept = rng_states()
+    drawn = torch.rand(5)
+    assert not torch.equal(torch.rand(5), drawn)
+    restore_rng_states(kept)
+    assert torch.equal(torch.rand(5), drawn)
+
+
+def test_a_checkpoint_of_a_machine_with_more_gpus_is_taken_up() -> None:
+    kept = rng_states()
+    drawn = torch.rand(5)
+    gpu = kept["random_cuda"][0] if kept["random_cuda"] else torch.zeros(16, dtype=torch.uint8)
+    restore_rng_states({**kept, "random_cuda": [*kept["random_cuda"], gpu]})
+    assert torch.equal(torch.rand(5), drawn)

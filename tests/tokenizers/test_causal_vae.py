@@ -1,0 +1,147 @@
+"""The laws of the causal VAE that other tokenizers do not have; the common ones are in test_contract.py."""
+
+import pytest
+import torch
+from models import randomize
+
+from vwm.core.components import load_component, save_component
+from vwm.tokenizers.causal_vae import CausalVAE
+from vwm.tokenizers.latent_statistics import measure_latent_statistics
+from vwm.tokenizers.tiling import decode_tiled, encode_tiled
+
+SMALL = {"latent_channels": 4, "patch_size": 2, "widths": [8, 8], "depths": [1, 1]}
+
+
+def vae(size: tuple[int, int] = (16, 16), **changes) -> CausalVAE:
+    torch.manual_seed(0)
+    return randomize(CausalVAE(size, **{**SMALL, **changes})).double().eval()
+
+
+def video(frames: int, size: tuple[int, int] = (16, 16), batch: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(batch, frames, 3, *size, dtype=torch.float64, generator=generator) * 2 - 1
+
+
+@pytest.mark.parametrize("time", [1, 2, 4, 8])
+@pytest.mark.parametrize(("patch", "levels"), [(4, 1), (2, 2), (8, 1), (2, 4), (4, 3), (8, 3)])
+def test_space_and_time_are_compressed_as_told(time, patch, levels):
+    shape = {"patch_size": patch, "widths": [4] * levels, "depths": [1] * levels, "time_compression": time}
+    network, side = vae((32, 64), **shape), patch * 2 ** (levels - 1)
+    assert network.space_compression == side and network.grid == (32 // side, 64 // side)
+    for groups in (0, 1):
+        x = video(1 + groups * time, (32, 64))
+        latents = network.encode(x)
+        assert latents.shape == (1, 1 + groups, *network.grid, 4)
+        assert network.decode(latents).shape == x.shape
+
+
+@pytest.mark.parametrize("time", [2, 8])
+@pytest.mark.parametrize("levels", [1, 2])
+def test_streaming_is_parallel_however_time_is_spread_over_the_levels(time, levels):
+    network = vae(time_compression=time, widths=[8] * levels, depths=[1] * levels)
+    x = video(17)
+    latents = network.encode(x)
+    shown = network.decode(latents)
+    for length in (1, 3, 5):
+        state, made = network.init_encoder(1), []
+        for piece in x.split(length, dim=1):
+            state, some = network.encode_step(state, piece)
+            made.append(some)
+        torch.testing.assert_close(torch.cat(made, dim=1), latents, rtol=0, atol=1e-10)
+    state, made = network.init_decoder(1), []
+    for piece in latents.split(1, dim=1):
+        state, some = network.decode_step(state, piece)
+        made.append(some)
+    torch.testing.assert_close(torch.cat(made, dim=1), shown, rtol=0, atol=1e-10)
+
+
+def test_a_new_network_already_shows_the_picture():
+    ramp = torch.linspace(-0.8, 0.8, 16)
+    x = (ramp[:, None] + ramp).div(2).expand(1, 5, 3, 16, 16)
+    network = CausalVAE((16, 16), **SMALL).eval()
+    torch.testing.assert_close(network(x).video, x, rtol=0, atol=0.2)
+    assert (network(x).video - x).square().mean() < 0.02 * x.square().mean()
+
+
+def test_a_new_network_with_a_channel_a_pixel_or_more_loses_nothing():
+    for channels in (12, 14):
+        network = CausalVAE(
+            (4, 4), **{**SMALL, "latent_channels": channels, "time_compression": 1, "widths": [8], "depths": [1]}
+        )
+        x = video(2, (4, 4)).float()
+        torch.testing.assert_close(network.eval()(x).video, x)
+
+
+def test_training_adds_noise_to_the_latents_and_evaluation_does_not():
+    network, x = vae(), video(5)
+    assert torch.equal(network(x).video, network(x).video)
+    network.train()
+    assert not torch.equal(network(x).video, network(x).video)
+
+
+def test_the_penalty_is_the_weighted_kl_divergence():
+    network = vae(kl_weight=0.3)
+    features, _ = network._encode(video(5), network.encoder.init_state(1, 16, 16))
+    mean, log_variance = features.chunk(2, dim=-1)
+    posterior = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
+    prior = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
+    expected = 0.3 * torch.distributions.kl_divergence(posterior, prior).mean()
+    torch.testing.assert_close(network(video(5)).penalty, expected)
+
+
+def test_measured_latents_have_mean_zero_and_deviation_one_also_once_saved(tmp_path):
+    network = vae().float()
+    clips = [torch.randint(0, 256, (2, frames, 16, 16, 3), dtype=torch.uint8) for frames in (5, 9, 8)]
+    before = network.decode(network.encode(video(5).float()))
+    for _ in range(2):  # measuring again changes nothing
+        measure_latent_statistics(network, clips)
+        save_component(network, tmp_path / "vae")
+        again = load_component(tmp_path / "vae")
+        for each in (network, again):
+            torch.testing.assert_close(each.decode(each.encode(video(5).float())), before, rtol=0, atol=1e-4)
+            found = [
+                each.encode(c[:, : (c.shape[1] - 1) // 4 * 4 + 1].movedim(-1, 2) / 127.5 - 1).flatten(0, -2)
+                for c in clips
+            ]
+            latents = torch.cat(found)
+            torch.testing.assert_close(latents.mean(0), torch.zeros(4), rtol=0, atol=1e-4)
+            torch.testing.assert_close(latents.std(0), torch.ones(4), rtol=0, atol=1e-2)
+
+
+def test_tokens_have_no_scale_to_measure_and_no_clips_are_an_error():
+    assert measure_latent_statistics(vae(codebook=[5, 4, 3, 3]), []) == ([], [])
+    with pytest.raises(ValueError, match="no clips"):
+        measure_latent_statistics(vae(), [])
+
+
+@pytest.mark.parametrize("codebook", [None, [5, 4, 3, 3]], ids=["kl", "fsq"])
+def test_tiles_are_the_whole_inside_and_close_to_it_where_they_overlap(codebook):
+    network = vae((32, 64), codebook=codebook)
+    x = video(5, (32, 64))
+    latents = network.encode(x)
+    tiled = encode_tiled(network, x, tile=10, overlap=4)
+    # Tiles begin at columns 0 and 6; only the first has columns 0 to 5, and the network looks three latents far.
+    assert tiled.dtype == latents.dtype and tiled.shape == latents.shape
+    torch.testing.assert_close(tiled[:, :, :, :6], latents[:, :, :, :6], rtol=0, atol=1e-10)
+    shown, tiled_shown = network.decode(latents), decode_tiled(network, latents, tile=10, overlap=4)
+    torch.testing.assert_close(tiled_shown[..., :24], shown[..., :24], rtol=0, atol=1e-10)
+    assert (tiled_shown - shown).square().mean() < 0.2 * shown.var()
+    # One tile that holds everything.
+    torch.testing.assert_close(decode_tiled(network, latents, tile=32), shown, rtol=0, atol=1e-10)
+
+
+def test_errors_say_what_to_do():
+    with pytest.raises(ValueError, match=r"6 frames: 4 frames a latent need 1 \+ 4 k frames, 5 or 9 for example"):
+        vae().encode(video(6))
+    with pytest.raises(ValueError, match="0 frames"):
+        vae()(video(0))
+    with pytest.raises(ValueError, match="time_compression=3 must be a power of two"):
+        vae(time_compression=3)
+    with pytest.raises(ValueError, match=r"widths=\[8\] and depths=\[1, 1\]"):
+        vae(widths=[8])
+    with pytest.raises(ValueError, match="patch_size=4 must divide image_size=18x16"):
+        vae((18, 16))
+    with pytest.raises(ValueError, match="latents_mean and latents_std need 4 numbers, got 3, 4"):
+        vae(latents_mean=[0.0] * 3)
+    with pytest.raises(ValueError, match="overlap=10 must be at least 0 and less than tile=10"):
+        encode_tiled(vae(), video(5), tile=10, overlap=10)

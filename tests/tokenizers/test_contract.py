@@ -1,0 +1,201 @@
+"""The laws that every tokenizer obeys. A new one takes its place in ``TOKENIZERS``.
+
+Clips have nine frames: more than any window, and 1 + r k for time compressions r of 1, 2, 4 and 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+from models import diffusers_tokenizer, masked_autoencoder, randomize, tokenizer
+from torch import Tensor
+
+from vwm.core.components import load_component, save_component
+from vwm.core.states import select_worlds
+from vwm.core.tokenizer import VideoTokenizer
+from vwm.tokenizers.causal_vae import CausalVAE
+from vwm.tokenizers.frame_vae import FrameVAE
+from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
+
+FRAMES, SIZE = 9, (16, 16)
+
+
+def vae(**changes) -> CausalVAE:
+    torch.manual_seed(0)
+    settings = {"latent_channels": 4, "patch_size": 2, "widths": [8, 8], "depths": [1, 1]}
+    return randomize(CausalVAE(SIZE, **{**settings, **changes}))
+
+
+def frame_vae(**changes) -> FrameVAE:
+    torch.manual_seed(0)
+    return randomize(FrameVAE(SIZE, latent_size=6, widths=[8, 8], **changes))
+
+
+def centred_frame_vae() -> FrameVAE:
+    network = frame_vae(centred=True)
+    network.begin(torch.rand(2, 1, 3, *SIZE) * 2 - 1)
+    return network
+
+
+TOKENIZERS: dict[str, Callable[[], VideoTokenizer]] = {
+    "space_time_fsq": tokenizer,
+    "space_time_vq": lambda: tokenizer(36),
+    "pixels": lambda: PixelTokenizer(SIZE),
+    "pixel_patches": lambda: PixelTokenizer(SIZE, patch_size=4, pixel_mean=-0.2, pixel_std=0.4),
+    "vae": lambda: vae(time_compression=1),
+    "vae_time4": lambda: vae(time_compression=4),
+    "vae_fsq": lambda: vae(time_compression=1, codebook=[5, 4, 3, 3]),
+    "vae_fsq_time4": lambda: vae(time_compression=4, codebook=[5, 4, 3, 3]),
+    "frame_vae": frame_vae,
+    "centred_frame_vae": centred_frame_vae,
+    "masked_autoencoder": masked_autoencoder,
+    "diffusers_image": lambda: diffusers_tokenizer("AutoencoderKL"),
+    "diffusers_cogvideox": lambda: diffusers_tokenizer("AutoencoderKLCogVideoX"),
+    "diffusers_cosmos": lambda: diffusers_tokenizer("AutoencoderKLCosmos"),
+    "diffusers_wan": lambda: diffusers_tokenizer("AutoencoderKLWan"),
+}
+
+
+@pytest.fixture(params=list(TOKENIZERS), scope="module")
+def network(request: pytest.FixtureRequest) -> VideoTokenizer:
+    """In float64, in evaluation mode; tests leave it as it is."""
+    made = TOKENIZERS[request.param]().double().eval()
+    return made.requires_grad_(False)
+
+
+def clip(seed: int = 0) -> Tensor:
+    return torch.rand(2, FRAMES, 3, *SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def same(one: Tensor, other: Tensor) -> None:
+    """Tokens are equal, numbers agree to the rounding of float64."""
+    torch.testing.assert_close(one, other, rtol=0, atol=0 if not one.is_floating_point() else 1e-10)
+
+
+def pieces(x: Tensor, lengths: list[int]) -> list[Tensor]:
+    """Of a clip or its latents along time; the last piece holds what is left."""
+    cuts = [min(sum(lengths[:i]), x.shape[1]) for i in range(len(lengths) + 1)] + [x.shape[1]]
+    return [x[:, a:b] for a, b in pairwise(cuts) if b > a]
+
+
+CHUNKS = [[1] * FRAMES, [FRAMES], [5, 4], [4, 5], [1, 6, 2], [2, 2, 2, 2, 1], [3, 1, 1, 4]]
+
+
+def test_shapes_and_numbers_are_those_of_the_interface(network):
+    latents = network.encode(clip())
+    length = 1 + (FRAMES - 1) // network.time_compression
+    assert bool(network.codebook_size) != bool(network.channels)
+    if network.codebook_size:
+        assert latents.shape == (2, length, *network.grid) and latents.dtype == torch.int64
+        assert 0 <= latents.min() <= latents.max() < network.codebook_size
+    else:
+        assert latents.shape == (2, length, *network.grid, network.channels) and latents.is_floating_point()
+    shown = network.decode(latents)
+    assert shown.shape == clip().shape and latents.isfinite().all() and shown.isfinite().all()
+    assert network.image_size == SIZE and network.tokens_per_frame == network.grid[0] * network.grid[1]
+
+
+def test_forward_is_encode_then_decode(network):
+    out = network(clip())
+    same(out.latents, network.encode(clip()))
+    # VQ's codes take the way through the straight-through gradient, in which they are rounded otherwise.
+    torch.testing.assert_close(out.video, network.decode(out.latents), rtol=0, atol=1e-6)
+    assert out.penalty.shape == () and out.penalty.isfinite()
+
+
+@pytest.mark.parametrize("chunks", CHUNKS, ids=str)
+def test_streaming_is_parallel(network, chunks):
+    latents = network.encode(clip())
+    shown = network.decode(latents)
+    state, made = network.init_encoder(2), []
+    for piece in pieces(clip(), chunks):
+        state, some = network.encode_step(state, piece)
+        made.append(some)
+    same(torch.cat(made, dim=1), latents)
+    state, made = network.init_decoder(2), []
+    for piece in pieces(latents, chunks):
+        state, some = network.decode_step(state, piece)
+        made.append(some)
+    same(torch.cat(made, dim=1), shown)
+
+
+def test_a_latent_does_not_depend_on_later_frames(network):
+    r = network.time_compression
+    at = 1 + 4 // r * r  # the first frame of a latent
+    changed = clip()
+    changed[:, at:] = clip(1)[:, at:]
+    one, other, first = network.encode(clip()), network.encode(changed), 1 + (at - 1) // r
+    same(one[:, :first], other[:, :first])
+    assert not torch.equal(one[:, first:], other[:, first:])
+
+
+def test_a_frame_does_not_depend_on_later_latents(network):
+    r, latents = network.time_compression, network.encode(clip())
+    first = 1 + 4 // r
+    changed = torch.cat((latents[:, :first], network.encode(clip(1))[:, first:]), dim=1)
+    one, other, at = network.decode(latents), network.decode(changed), 1 + (first - 1) * r
+    same(one[:, :at], other[:, :at])
+    assert not torch.equal(one[:, at:], other[:, at:])
+
+
+def test_a_state_is_a_value_that_can_be_branched(network):
+    latents = network.encode(clip())
+    encoder, _ = network.encode_step(network.init_encoder(2), clip()[:, :3])
+    decoder, _ = network.decode_step(network.init_decoder(2), latents[:, :1])
+    both = torch.tensor([1, 0, 1])
+    for step, state, rest in (
+        (network.encode_step, encoder, clip()[:, 3:]),
+        (network.decode_step, decoder, latents[:, 1:]),
+    ):
+        once, again = step(state, rest)[1], step(state, rest)[1]
+        assert torch.equal(once, again)
+        same(step(select_worlds(state, both), rest[both])[1], once[both])
+
+
+def test_a_clip_does_not_depend_on_its_batch(network):
+    latents = network.encode(clip())
+    shown = network.decode(latents)
+    for i in range(2):
+        same(network.encode(clip()[i : i + 1]), latents[i : i + 1])
+        same(network.decode(latents[i : i + 1]), shown[i : i + 1])
+
+
+def test_frames_of_another_size_are_refused(network):
+    for wrong in (clip()[..., :8], clip()[:, :, :1]):
+        with pytest.raises(ValueError, match=r"\[b, t, 3, 16, 16\]"):
+            network.encode(wrong)
+        with pytest.raises(ValueError, match=r"\[b, t, 3, 16, 16\]"):
+            network.encode_step(network.init_encoder(2), wrong)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_saved_is_loaded(name, tmp_path):
+    network, x = TOKENIZERS[name]().eval(), clip().float()
+    save_component(network, tmp_path / "tokenizer")
+    again = load_component(tmp_path / "tokenizer")
+    assert type(again) is type(network) and not any(p.requires_grad for p in again.parameters())
+    latents = network.encode(x)
+    # Where weights lie in memory can change the order of a sum.
+    torch.testing.assert_close(again.encode(x), latents, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(again.decode(latents), network.decode(latents), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in TOKENIZERS if not name.startswith(("pixel", "diffusers"))])
+def test_gradient_checkpointing_changes_no_gradient(name):
+    def gradients(checkpointing: bool) -> list[Tensor]:
+        network = TOKENIZERS[name]().double().train()
+        switches = [module for module in network.modules() if hasattr(module, "checkpointing")]
+        assert switches
+        for module in switches:
+            module.checkpointing = checkpointing
+        torch.manual_seed(0)
+        out = network(clip())
+        (out.video.square().mean() + out.penalty).backward()
+        return [p.grad for p in network.parameters() if p.grad is not None]
+
+    for plain, checkpointed in zip(gradients(False), gradients(True), strict=True):
+        same(plain, checkpointed)

@@ -1,0 +1,102 @@
+"""A diffusers autoencoder behind our interface is that autoencoder, exactly."""
+
+from __future__ import annotations
+
+import json
+
+import diffusers
+import pytest
+import torch
+from models import DIFFUSERS_VAES, dit
+
+import vwm
+from vwm.core.components import ComponentError
+from vwm.core.simulator import ActionSpace
+from vwm.models.dit.sampling import DiffusionSampling
+from vwm.models.dit.simulator import DiTSimulator
+from vwm.nn.pixels import video_to_uint8
+from vwm.tokenizers.diffusers_vae import SUPPORTED_DIFFUSERS_VAES, DiffusersTokenizer, diffusers_latent_statistics
+from vwm.tokenizers.loading import load_tokenizer
+from vwm.worlds.bundle import save_simulator
+
+
+@pytest.fixture(params=list(DIFFUSERS_VAES))
+def vae(request):
+    torch.manual_seed(0)
+    return getattr(diffusers, request.param)(**DIFFUSERS_VAES[request.param]).eval()
+
+
+def video(size: int = 16) -> torch.Tensor:
+    return torch.rand(2, 5, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@torch.no_grad()
+def test_every_frame_is_what_the_bare_autoencoder_makes_of_it(vae):
+    tokenizer, x = DiffusersTokenizer.of(vae, (16, 16)), video()
+    latents = tokenizer.encode(x)
+    shown = tokenizer.decode(latents)
+    flat = x.flatten(0, 1)[:, :, None] if tokenizer.video else x.flatten(0, 1)
+    bare = vae.encode(flat).latent_dist.mode()
+    mean, std = diffusers_latent_statistics(dict(vae.config), tokenizer.channels)
+    ones = [1] * (bare.ndim - 2)
+    expected = (bare - mean.view(1, -1, *ones)) / std.view(1, -1, *ones)
+    back = vae.decode(expected * std.view(1, -1, *ones) + mean.view(1, -1, *ones)).sample
+    if tokenizer.video:
+        expected, back = expected[:, :, 0], back[:, :, 0]
+    assert latents.shape == (2, 5, *tokenizer.grid, tokenizer.channels)
+    assert torch.equal(latents.flatten(0, 1).permute(0, 3, 1, 2), expected)
+    assert torch.equal(shown.flatten(0, 1), back)
+
+
+@torch.no_grad()
+def test_its_folder_is_a_tokenizer_and_so_is_a_pipeline_that_has_it(vae, tmp_path):
+    vae.save_pretrained(tmp_path / "pipeline" / "vae")
+    for folder in (tmp_path / "pipeline", tmp_path / "pipeline" / "vae"):
+        by_size = load_tokenizer(folder, image_size=(32, 16))
+        by_grid = load_tokenizer(folder, grid=by_size.grid)
+        assert isinstance(by_grid, DiffusersTokenizer) and by_grid.image_size == (32, 16)
+        assert not any(p.requires_grad for p in by_grid.parameters()) and not by_grid.training
+        x = torch.cat((video(), video()), dim=3)
+        # Not bit for bit: where weights lie in memory can change the order of a sum.
+        torch.testing.assert_close(by_grid.encode(x), DiffusersTokenizer.of(vae, (32, 16)).encode(x))
+    with pytest.raises(ValueError, match="say the image_size"):
+        load_tokenizer(tmp_path / "pipeline")
+
+
+@torch.no_grad()
+def test_saved_in_a_bundle_it_is_loaded(vae, tmp_path):
+    vae.save_pretrained(tmp_path / "foreign")
+    tokenizer = load_tokenizer(tmp_path / "foreign", image_size=(16, 16))
+    dynamics = dit(grid=tokenizer.grid, channels=tokenizer.channels)
+    world = DiTSimulator(tokenizer, dynamics, None, ActionSpace("discrete", 4), sampling=DiffusionSampling(steps=2))
+    save_simulator(world, tmp_path / "bundle")
+    assert str(tmp_path) not in (tmp_path / "bundle" / "tokenizer" / "config.json").read_text()
+    again = vwm.load_simulator(tmp_path / "bundle", "cpu")
+    one, two = (w.step(w.reset(video_to_uint8(video()))[0], torch.tensor([1, 2]))[1].latent for w in (world, again))
+    torch.testing.assert_close(one, two)
+
+
+def test_broken_folders_and_other_classes_are_refused(vae, tmp_path):
+    vae.save_pretrained(tmp_path / "vae")
+    config = tmp_path / "vae" / "config.json"
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps({**settings, "latent_channels": 8, "z_dim": 8}))
+    with pytest.raises(ComponentError, match="cannot be loaded"):
+        load_tokenizer(tmp_path / "vae", image_size=(16, 16))
+    config.write_text(json.dumps({**settings, "_class_name": "UNet2DModel"}))
+    with pytest.raises(ComponentError, match="does not name its class"):
+        load_tokenizer(tmp_path / "vae", image_size=(16, 16))
+    with pytest.raises(ValueError, match="'VQModel' must be one of AutoencoderKL, "):
+        DiffusersTokenizer((16, 16), "VQModel", {})
+    with pytest.raises(ValueError, match="must divide image_size=17x16"):
+        DiffusersTokenizer.of(vae, (17, 16))
+
+
+def test_latents_are_normalised_by_what_the_settings_say():
+    mean, std = diffusers_latent_statistics(
+        {"latents_mean": [1.0, 2.0, 3.0, 4.0], "latents_std": [5.0, 6.0, 7.0, 8.0]}, 2
+    )
+    assert mean.tolist() == [1, 3] and std.tolist() == [5, 7]  # Cosmos: of the first of two frames
+    mean, std = diffusers_latent_statistics({"latents_mean": None, "scaling_factor": 0.5, "shift_factor": 0.25}, 2)
+    assert mean.tolist() == [0.25, 0.25] and std.tolist() == [2, 2]
+    assert set(SUPPORTED_DIFFUSERS_VAES) == set(DIFFUSERS_VAES)

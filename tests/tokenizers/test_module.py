@@ -1,0 +1,161 @@
+"""The laws of a tokenizer's training: the sum of its losses, and who learns from which."""
+
+from collections.abc import Iterator
+
+import lightning as L
+import pytest
+import timm
+import torch
+from models import randomize, tokenizer
+
+from vwm.data.clips import ClipBatch
+from vwm.nn.optimizer import OptimizerConfig
+from vwm.tokenizers.adversarial import AdversarialLoss, PatchDiscriminator, adaptive_weight
+from vwm.tokenizers.causal_vae import CausalVAE
+from vwm.tokenizers.module import TokenizerModule
+from vwm.tokenizers.perceptual import PerceptualLoss
+
+OPTIMIZER = OptimizerConfig(warmup=1, lr=1e-3)
+
+
+def batch() -> ClipBatch:
+    return ClipBatch(
+        torch.randint(0, 256, (2, 5, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    )
+
+
+def vae(**changes) -> CausalVAE:
+    torch.manual_seed(0)
+    settings = {"latent_channels": 4, "patch_size": 2, "widths": [8, 8], "depths": [1, 1], **changes}
+    return randomize(CausalVAE((16, 16), **settings))
+
+
+class Batches:
+    """Eight times the same."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        return iter([batch()] * 8)
+
+
+def adversarial(start: int = 0) -> AdversarialLoss:
+    torch.manual_seed(1)
+    return AdversarialLoss(start=start, width=4, layers=2)
+
+
+def loss_of(module: TokenizerModule) -> torch.Tensor:
+    torch.manual_seed(2)  # of the latents' noise
+    return module.train()(batch())[0]
+
+
+def gradients(module: torch.nn.Module) -> list[torch.Tensor]:
+    return [p.grad for p in module.parameters()]
+
+
+def test_before_its_start_the_adversarial_loss_changes_nothing():
+    plain = TokenizerModule(vae(), OPTIMIZER, l1=0.1)
+    waiting = TokenizerModule(vae(), OPTIMIZER, l1=0.1, adversarial=adversarial(start=1))
+    assert torch.equal(loss_of(plain), loss_of(waiting))
+    loss_of(plain).backward()
+    loss_of(waiting).backward()
+    for one, other in zip(gradients(plain.tokenizer), gradients(waiting.tokenizer), strict=True):
+        assert torch.equal(one, other)
+    assert all((g == 0).all() for g in gradients(waiting.adversarial))  # there, for data-parallel training
+
+
+def test_neither_side_of_the_adversarial_loss_reaches_into_the_other():
+    loss, shown = adversarial(), (torch.rand(1, 3, 3, 16, 16) * 2 - 1).requires_grad_()
+    video, last = torch.rand(1, 3, 3, 16, 16) * 2 - 1, torch.ones(1, requires_grad=True)
+    reconstruction = (shown * last - video).square().mean()
+    total, logs = loss(shown * last, video, reconstruction, last, step=0)
+    total.backward()
+
+    apart = adversarial()
+    judged_real, judged_fake = apart.discriminator(torch.stack((video[0], shown[0])).transpose(1, 2).detach())[:, None]
+    ((1 - judged_real).relu().mean() + (1 + judged_fake).relu().mean()).div(2).backward()
+    for one, other in zip(gradients(loss), gradients(apart), strict=True):
+        torch.testing.assert_close(one, other)
+
+    again = shown.detach().clone().requires_grad_()
+    generator = -adversarial().discriminator(again.transpose(1, 2)).mean()
+    generator.backward()
+    torch.testing.assert_close(shown.grad, 0.5 * logs["adversarial_scale"] * again.grad)
+
+
+def test_the_adaptive_weight_makes_both_gradients_in_the_last_layer_equal():
+    last = torch.tensor([3.0, 4.0], requires_grad=True)
+    assert adaptive_weight(last.square().sum(), 2 * last.sum(), last).item() == pytest.approx(10 / 8**0.5, rel=1e-4)
+    assert adaptive_weight(last.square().sum(), 0 * last.sum(), last).item() == 1e4
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning")  # Lightning's own use of torch
+def test_a_trainer_counts_the_steps_of_the_tokenizer_and_trains_both(tmp_path):
+    module = TokenizerModule(vae(), OPTIMIZER, adversarial=adversarial(start=2))
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    trainer = L.Trainer(
+        max_steps=5,
+        accelerator="cpu",
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, Batches(), Batches())
+    assert trainer.global_step == 5
+    assert not any(torch.equal(p, before[name]) for name, p in module.named_parameters())
+    assert {"train/adversarial", "train/discriminator"} <= set(trainer.callback_metrics)
+
+
+def test_only_the_tokenizer_is_exported():
+    module = TokenizerModule(vae(), OPTIMIZER, adversarial=adversarial())
+    assert module.networks() == {"tokenizer": module.tokenizer}
+
+
+def test_validation_has_no_adversarial_loss():
+    module = TokenizerModule(vae(), OPTIMIZER, adversarial=adversarial()).eval()
+    with torch.no_grad():
+        assert torch.equal(module(batch())[0], TokenizerModule(vae(), OPTIMIZER).eval()(batch())[0])
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_the_discriminator_judges_every_frame(frames):
+    assert PatchDiscriminator(4, 2)(torch.rand(2, 3, frames, 16, 32)).shape == (2, 1, frames, 4, 8)
+
+
+def test_logs_tell_how_the_bottleneck_is_used():
+    assert {"psnr", "penalty", "latent_std"} == set(TokenizerModule(vae(), OPTIMIZER)(batch())[1])
+    assert {"psnr", "penalty", "perplexity"} == set(TokenizerModule(tokenizer(), OPTIMIZER)(batch())[1])
+
+
+def test_a_perceptual_loss_comes_from_a_file_and_stays_out_of_checkpoints(tmp_path):
+    torch.manual_seed(3)
+    torch.save(timm.create_model("resnet10t", num_classes=7).state_dict(), tmp_path / "weights.pth")
+    loss = PerceptualLoss("resnet10t", tmp_path / "weights.pth", weight=0.5)
+    x = torch.rand(1, 2, 3, 32, 32) * 2 - 1
+    assert loss(x, x) == 0 < loss(-x, x)
+    shown = (-x).requires_grad_()
+    loss(shown, x).backward()
+    assert shown.grad.abs().sum() > 0
+    module = TokenizerModule(vae(), OPTIMIZER, perceptual=loss)
+    assert set(module.state_dict()) == set(TokenizerModule(vae(), OPTIMIZER).state_dict())
+    plain, logs = loss_of(TokenizerModule(vae(), OPTIMIZER)), module(batch())[1]
+    assert loss_of(module) > plain and logs["perceptual"] > 0
+
+
+def test_perceptual_weights_that_are_missing_or_wrong_are_said_to_be(tmp_path):
+    with pytest.raises(FileNotFoundError, match="leave the loss out"):
+        PerceptualLoss("resnet10t", tmp_path / "none.pth")
+    torch.save({"some": torch.ones(1)}, tmp_path / "other.pth")
+    (tmp_path / "broken.safetensors").write_bytes(b"no")
+    for name in ("other.pth", "broken.safetensors"):
+        with pytest.raises(ValueError, match="no weights of resnet10t"):
+            PerceptualLoss("resnet10t", tmp_path / name)
+
+
+def test_an_adversarial_loss_needs_a_last_layer():
+    with pytest.raises(ValueError, match="last_layer"):
+        TokenizerModule(torch.nn.Identity(), OPTIMIZER, adversarial=adversarial())

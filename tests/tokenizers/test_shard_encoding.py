@@ -1,0 +1,106 @@
+"""Encoded shards: a row a frame, of one tokenizer, read as the dynamics wants them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from models import DIFFUSERS_VAES, tokenizer
+
+from vwm.core.components import save_component
+from vwm.data.clips import collate_clips
+from vwm.data.datamodule import make_clip_dataset
+from vwm.data.episode import Episode
+from vwm.data.shards import ShardWriter
+from vwm.nn.pixels import frames_to_float
+from vwm.tokenizers import shard_encoding as module
+from vwm.tokenizers.frame_vae import FrameVAE
+from vwm.tokenizers.loading import load_tokenizer
+from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
+from vwm.tokenizers.shard_encoding import encode_shards, tokenizer_fingerprint
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> str:
+    rng = np.random.default_rng(0)
+    with ShardWriter(tmp_path / "data" / "shard-000000.tar") as writer:
+        for key in ("a", "b"):
+            frames = rng.integers(0, 256, (11, 16, 16, 3), dtype=np.uint8)
+            writer.write(key, Episode(frames, rng.integers(0, 4, 11)), raw=True)
+    return str(tmp_path / "data")
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 64])
+@pytest.mark.parametrize(
+    ("network", "dtype", "stored"),
+    [(tokenizer(), torch.int64, np.int32), (PixelTokenizer((16, 16), 4), torch.float32, np.float16)],
+    ids=["tokens", "continuous"],
+)
+def test_a_row_is_the_latent_of_its_frame(network, dtype, stored, chunk, shards, tmp_path):
+    save_component(network.eval(), tmp_path / "tokenizer")
+    encode_shards(shards, tmp_path / "tokenizer", tmp_path / "latents", chunk=chunk, device="cpu")
+    clip = make_clip_dataset(str(tmp_path / "latents"), 6, fields=("frames", "actions", "latents"))[0, 0]
+    assert clip["latents"].dtype == stored
+    batch = collate_clips([clip, clip])
+    assert batch.latents is not None and batch.latents.dtype == dtype
+    whole = make_clip_dataset(str(tmp_path / "latents"), 11, fields=("frames", "latents"))[0, 0]
+    with torch.no_grad():
+        true = network.encode(frames_to_float(torch.from_numpy(whole["frames"].copy())[None]))[0]
+    torch.testing.assert_close(collate_clips([whole]).latents[0], true, rtol=1e-3, atol=1e-3)
+
+
+def test_of_a_vector_a_frame_the_whole_posterior_is_kept(shards, tmp_path):
+    network = FrameVAE((16, 16), latent_size=6, widths=[8, 8]).eval()
+    save_component(network, tmp_path / "tokenizer")
+    encode_shards(shards, tmp_path / "tokenizer", tmp_path / "latents", chunk=4, device="cpu")
+    clip = make_clip_dataset(str(tmp_path / "latents"), 11, fields=("frames", "latents", "latents_std"))[0, 0]
+    batch = collate_clips([clip])
+    with torch.no_grad():
+        true = network.posterior(frames_to_float(batch.frames))
+    assert batch.latents_std.dtype == torch.float32
+    torch.testing.assert_close(batch.latents, true.mean, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(batch.latents_std, true.std, rtol=1e-3, atol=1e-3)
+
+
+def test_latents_of_two_tokenizers_do_not_mix(shards, tmp_path):
+    for name, std in (("one", 0.5), ("other", 0.4)):
+        save_component(PixelTokenizer((16, 16), 4, pixel_std=std), tmp_path / name)
+    encode_shards(shards, tmp_path / "one", tmp_path / "latents", device="cpu")
+    encode_shards(shards, tmp_path / "one", tmp_path / "latents", device="cpu")
+    with pytest.raises(ValueError, match="another tokenizer"):
+        encode_shards(shards, tmp_path / "other", tmp_path / "latents", device="cpu")
+
+
+def test_a_fingerprint_knows_every_weight_and_forgets_the_place(tmp_path):
+    network = tokenizer()
+    save_component(network, tmp_path / "tokenizer")
+    assert tokenizer_fingerprint(load_tokenizer(tmp_path)) == tokenizer_fingerprint(network)
+    found = {tokenizer_fingerprint(network)}
+    for weight in network.parameters():
+        with torch.no_grad():
+            weight.view(-1)[0] += 1e-3
+        found.add(tokenizer_fingerprint(network))
+    assert len(found) == 1 + len(list(network.parameters()))
+
+
+def test_what_is_no_tokenizer_is_named(shards, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no tokenizer at"):
+        encode_shards(shards, tmp_path / "nothing", tmp_path / "latents", device="cpu")
+
+
+def test_a_diffusers_autoencoder_takes_the_size_of_the_frames(shards, tmp_path):
+    diffusers.AutoencoderKLWan(**DIFFUSERS_VAES["AutoencoderKLWan"]).save_pretrained(tmp_path / "pipeline" / "vae")
+    encode_shards(shards, tmp_path / "pipeline", tmp_path / "latents", chunk=4, device="cpu")
+    clip = make_clip_dataset(str(tmp_path / "latents"), 6, fields=("latents",))[0, 0]
+    assert clip["latents"].shape == (6, 4, 4, 4) and np.isfinite(clip["latents"]).all()
+
+
+def test_latents_of_several_frames_are_refused(shards, tmp_path, monkeypatch):
+    network = PixelTokenizer((16, 16), 4)
+    network.time_compression = 4
+    monkeypatch.setattr(module, "load_tokenizer", lambda *_, **__: network)
+    with pytest.raises(ValueError, match="one latent of 4 frames"):
+        encode_shards(shards, tmp_path / "tokenizer", tmp_path / "latents", device="cpu")

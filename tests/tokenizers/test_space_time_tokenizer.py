@@ -1,0 +1,10 @@
+"""The space-time tokenizer, beyond what ``test_contract.py`` demands of every one."""
+
+import pytest
+
+from vwm.tokenizers.space_time_tokenizer import SpaceTimeTokenizer
+
+
+def test_a_patch_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="patch_size=5 must divide"):
+        SpaceTimeTokenizer(image_size=(16, 16), patch_size=5)

@@ -1,0 +1,62 @@
+"""Sample videos: truth and prediction side by side, also of shards that hold latents alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vwm.data.clips import ClipBatch
+from vwm.nn.pixels import frames_to_float
+from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
+from vwm.train.sample_videos import SampleVideos
+
+FRAMES = torch.arange(0, 240, 5, dtype=torch.uint8)[:, None, None, None].expand(-1, 8, 8, 3)[None, :4].contiguous()
+
+
+class Module(L.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokenizer = PixelTokenizer((8, 8), patch_size=2)
+
+    def sample(self, batch: ClipBatch) -> torch.Tensor:
+        """White, which no truth is."""
+        return torch.full_like(FRAMES, 255)
+
+
+def trainer(folder: Path, step: int) -> SimpleNamespace:
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    return SimpleNamespace(
+        global_step=step,
+        is_global_zero=True,
+        callbacks=[],
+        datamodule=None,
+        strategy=strategy,
+        default_root_dir=str(folder),
+    )
+
+
+@pytest.mark.parametrize("kept", [("frames",), ("frames", "latents"), ("latents",)])
+def test_the_truth_stands_beside_the_prediction_with_and_without_video(tmp_path, kept):
+    module = Module()
+    fields = {"frames": FRAMES, "latents": module.tokenizer.encode(frames_to_float(FRAMES))}
+    SampleVideos(every=2).on_train_batch_end(
+        trainer(tmp_path, 2), module, None, ClipBatch(**{name: fields[name] for name in kept}), 0
+    )
+    assert {p.name for p in (tmp_path / "samples").iterdir()} == {"step-0000002.mp4", "step-0000002.png"}
+    sheet = np.asarray(Image.open(tmp_path / "samples" / "step-0000002.png"))
+    assert np.array_equal(sheet[:8], np.concatenate(list(FRAMES[0].numpy()), axis=1))
+    assert (sheet[8:] == 255).all()
+
+
+def test_between_the_samples_nothing_is_written(tmp_path):
+    for step, every in ((3, 2), (2, 0)):
+        SampleVideos(every=every).on_train_batch_end(
+            trainer(tmp_path, step), Module(), None, ClipBatch(frames=FRAMES), 0
+        )
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,207 @@
+"""Contract 5: saved = loaded, and nothing but a whole bundle of ours is loaded."""
+
+import json
+import pickle
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from latent_worlds import imagined_world
+from models import consistency_world, diffusion_world, dit, dynamics, genie, jepa_world, tokenizer
+from safetensors.torch import load_file, save_file
+
+import vwm
+from vwm.core.simulator import ActionSpace
+from vwm.models.dit.simulator import DiTSimulator
+from vwm.models.genie.simulator import GenieSimulator
+from vwm.worlds.bundle import BundleError, save_simulator
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundles") / "world"
+    save_simulator(genie(), folder)
+    return folder
+
+
+@pytest.fixture
+def bundle(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "world")
+
+
+def edit(bundle, change) -> None:
+    index = json.loads((bundle / "model_index.json").read_text())
+    change(index)
+    (bundle / "model_index.json").write_text(json.dumps(index))
+
+
+def car():
+    """Levers, rewards and ends."""
+    world = diffusion_world(outcomes=True, action_dims=3)
+    world.actions = replace(world.actions, rest=(0.0, -1.0, -0.5))
+    return world
+
+
+WORLDS = {
+    "latent": lambda: genie(),
+    "labelled": lambda: genie(labelled=True),
+    "vq": lambda: genie(codebook=36),
+    "genie-outcomes": lambda: genie(labelled=True, outcomes=True),
+    "dit": lambda: diffusion_world(),
+    "dit-continuous-actions-and-outcomes": car,
+    "dit-agent": lambda: diffusion_world(agent_tokens=2, policy=True),
+    "rssm": lambda: imagined_world(),
+    "rssm-of-vectors": lambda: imagined_world((5,), classes=0, cell="norm_gru"),
+    "consistency": lambda: consistency_world((40, 40, 3)),
+    "consistency-of-vectors": lambda: consistency_world(),
+    "jepa": lambda: jepa_world(),
+    "jepa-latents-alone": lambda: jepa_world(decoder=False, action_dims=3),
+}
+
+
+@pytest.mark.parametrize("kind", list(WORLDS))
+def test_saved_is_loaded(kind, tmp_path):
+    world = WORLDS[kind]()
+    save_simulator(world, tmp_path / "world")
+    again = vwm.load_simulator(tmp_path / "world", device="cpu", dtype=torch.float32)
+    assert type(again) is type(world) and list(again.networks()) == list(world.networks())
+    assert torch.equal(again.starts, world.starts) and again.actions == world.actions
+    assert (again.sampling, again.fps, again.title) == (world.sampling, world.fps, world.title)
+    a, b = world.reset(world.starts, seed=3)[0], again.reset(again.starts, seed=3)[0]
+    for i in range(5):
+        action = torch.tensor([0, 1, i % 4])
+        if world.actions.kind == "continuous":
+            action = torch.sin(action[:, None] + torch.arange(world.actions.size))
+        a, one = world.step(a, action)
+        b, two = again.step(b, action)
+        for said, repeated in zip(one, two, strict=True):
+            assert (said is None and not world.decodes) or torch.equal(said, repeated)
+    assert not kind.endswith("outcomes") or (one.reward != 0).all()
+
+
+def test_a_bundle_says_what_can_be_done_with_it(tmp_path):
+    for kind, said in (
+        ("latent", "`vwm play ./w`"),
+        ("rssm-of-vectors", "no pictures"),
+        ("consistency", "no pictures"),
+    ):
+        save_simulator(WORLDS[kind](), tmp_path / "w")
+        assert said in (tmp_path / "w" / "README.md").read_text()
+
+
+def test_a_cloned_policy_is_saved_with_its_world(tmp_path):
+    """And a world without one is loaded as ever, also where its index has never heard of policies."""
+    world = diffusion_world(agent_tokens=1, policy=True)
+    save_simulator(world, tmp_path / "world")
+    again = vwm.load_simulator(tmp_path / "world", "cpu")
+    with torch.no_grad():
+        asked = [w.policy.policy(w.features(w.reset(world.starts, seed=3)[0])) for w in (world, again)]
+    assert asked[0].shape == (3, 4) and asked[0].std() > 0 and torch.equal(*asked)
+    other = dit(grid=(8, 8), patch_size=2, num_actions=0)
+    with pytest.raises(ValueError, match=r"policy\.num_actions=4 but dynamics\.num_actions=0"):
+        DiTSimulator(world.tokenizer, other, None, ActionSpace("discrete", 1), world.policy)
+    save_simulator(diffusion_world(), tmp_path / "old")
+    edit(tmp_path / "old", lambda index: index.pop("policy"))
+    assert vwm.load_simulator(tmp_path / "old", "cpu").policy is None
+
+
+def test_half_the_space_is_a_rounding_away(made, tmp_path):
+    world = vwm.load_simulator(made, "cpu")
+    save_simulator(world, tmp_path / "half", half=True)
+    again = vwm.load_simulator(tmp_path / "half", "cpu")
+    size = [sum(f.stat().st_size for f in p.glob("*/*.safetensors")) for p in (made, tmp_path / "half")]
+    assert size[1] < 0.7 * size[0]
+    for name, part in world.networks().items():
+        for a, b in zip(part.parameters(), again.networks()[name].parameters(), strict=True):
+            assert a.dtype == b.dtype == torch.float32 and torch.equal(a.half().float(), b)
+
+
+def test_saving_again_replaces_the_bundle_and_nothing_else(bundle, tmp_path):
+    save_simulator(genie(labelled=True), bundle)
+    assert vwm.load_simulator(bundle, "cpu").latent_action is None and not (bundle / "latent_action").exists()
+    other = tmp_path / "papers"
+    other.mkdir()
+    (other / "thesis.txt").write_text("years of work")
+    with pytest.raises(BundleError, match="is no bundle"):
+        save_simulator(genie(), other)
+    assert (other / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_bundle_does_not_tell_where_its_parts_were(made, tmp_path):
+    save_simulator(vwm.load_simulator(made, "cpu"), tmp_path / "again")
+    assert str(made.parent) not in "".join(p.read_text() for p in (tmp_path / "again").glob("**/*.json"))
+
+
+def test_missing_and_foreign_bundles_are_refused(bundle, tmp_path):
+    with pytest.raises(BundleError, match="vwm export RUN"):
+        vwm.load_simulator(tmp_path / "nothing")
+    edit(bundle, lambda index: index.update(_class_name="StableDiffusionPipeline"))
+    with pytest.raises(BundleError, match="StableDiffusionPipeline"):
+        vwm.load_simulator(bundle)
+    (bundle / "model_index.json").write_text("{")
+    with pytest.raises(BundleError, match="not JSON"):
+        vwm.load_simulator(bundle)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (["os", "system"], "may only name vwm's classes"),
+        (["vwm.nn.quantize", "Quantizer"], "which is no network"),
+        (["vwm.nowhere", "Anything"], "which vwm does not have"),
+        ("tokenizer", r"must be \[module, class\]"),
+        ([None, None], "part 'tokenizer' is missing"),
+    ],
+)
+def test_a_bundle_can_only_name_networks_of_this_package(bundle, spec, message):
+    edit(bundle, lambda index: index.update(tokenizer=spec))
+    with pytest.raises(BundleError, match=message):
+        vwm.load_simulator(bundle)
+
+
+def test_nothing_is_unpickled(bundle):
+    class Trap:
+        def __reduce__(self):
+            return (pytest.fail, ("the bundle ran code",))
+
+    (bundle / "dynamics" / WEIGHTS).unlink()
+    (bundle / "dynamics" / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(BundleError, match="dynamics: cannot be loaded"):
+        vwm.load_simulator(bundle)
+
+
+def test_every_key_must_be_there_and_fit(bundle):
+    file = bundle / "dynamics" / WEIGHTS
+    whole = load_file(file)
+    for change, message in (
+        ({k: v for k, v in whole.items() if k != "head.bias"}, "head.bias"),
+        ({**whole, "stranger": torch.zeros(1)}, "stranger"),
+        ({**whole, "head.bias": torch.zeros(7)}, "dynamics: "),
+    ):
+        save_file(change, file, metadata={"format": "pt"})
+        with pytest.raises(BundleError, match=message):
+            vwm.load_simulator(bundle)
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(BundleError, match="dynamics: cannot be loaded"):
+        vwm.load_simulator(bundle)
+
+
+def test_settings_that_do_not_fit_are_named(bundle):
+    edit(bundle, lambda index: index["settings"]["actions"].update(size=9))
+    with pytest.raises(BundleError, match=r"9 actions named, but dynamics\.num_actions=4"):
+        vwm.load_simulator(bundle)
+
+
+def test_levers_keep_their_rest_and_older_bundles_rest_at_0(tmp_path):
+    levers = ActionSpace("continuous", 3, ("steer", "gas", "brake"), rest=(0.0, -1.0, -1.0))
+    folder = tmp_path / "car"
+    save_simulator(GenieSimulator(tokenizer(), dynamics(num_actions=3, continuous=True), None, levers), folder)
+    assert vwm.load_simulator(folder, "cpu").actions == levers
+    edit(folder, lambda index: index["settings"]["actions"].pop("rest"))
+    assert vwm.load_simulator(folder, "cpu").actions.rest == ()
+    edit(folder, lambda index: index["settings"]["actions"].update(rest=[0, 0]))
+    with pytest.raises(BundleError, match=r"rest must be one number in \[-1, 1\] a dimension"):
+        vwm.load_simulator(folder, "cpu")

@@ -1,0 +1,322 @@
+"""Contract 4, for every simulator: add yours to the list."""
+
+import pytest
+import torch
+from latent_worlds import imagined_world
+from models import (
+    action_predictor,
+    consistency_world,
+    diffusion_world,
+    dream,
+    genie,
+    jepa_parts,
+    jepa_world,
+    muzero_world,
+)
+from torch.utils._pytree import tree_leaves
+
+from vwm.core.seeds import world_seeds
+from vwm.core.simulator import Simulator
+from vwm.core.states import concatenate_states, map_state, select_worlds, state_batch_size
+from vwm.models.dit.sampling import DiffusionSampling
+from vwm.worlds.ensemble import EnsembleSimulator
+
+SIMULATORS = {
+    "genie-latent": lambda: genie(),
+    "genie-labelled": lambda: genie(labelled=True),
+    "genie-vq": lambda: genie(codebook=36),
+    "genie-outcomes": lambda: genie(labelled=True, outcomes=True),
+    "dit": lambda: diffusion_world(),
+    "dit-continuous-actions-and-outcomes": lambda: diffusion_world(outcomes=True, action_dims=3),
+    "dit-shortcut": lambda: diffusion_world(prediction="clean", num_step_sizes=3),
+    "dit-v-guided": lambda: diffusion_world(prediction="v", sampling=DiffusionSampling(steps=2, guidance=2.0)),
+    "dit-full-attention": lambda: diffusion_world(attention="full"),
+    "dit-time-every-4th": lambda: diffusion_world(time_every=4, kv_heads=1),
+    "dit-agent": lambda: diffusion_world(outcomes=True, agent_tokens=2),
+    "mdn-rnn": lambda: dream(),
+    "mdn-rnn-continuous-actions-and-rewards": lambda: dream(action_dims=3, reward=True, unknown_actions=True),
+    "rssm": lambda: imagined_world(),
+    "rssm-gaussian-continuous-actions": lambda: imagined_world(
+        action_dims=3, classes=0, cell="gru", norm="none", activation="elu", reward="normal"
+    ),
+    "rssm-of-vectors": lambda: imagined_world((5,)),
+    "muzero": lambda: muzero_world(),
+    "muzero-of-vectors": lambda: muzero_world((5,), value_prefix=0),
+    "consistency": lambda: consistency_world((40, 40, 3)),
+    "consistency-of-vectors": lambda: consistency_world(frames=1, ends=False),
+    "jepa": lambda: jepa_world(),
+    "jepa-one-vector-a-frame": lambda: jepa_world(pool="flatten", action_as="modulation", residual=True),
+    "jepa-latents-alone": lambda: jepa_world(decoder=False, action_dims=3, unknown_actions=True),
+    "ensemble": lambda: EnsembleSimulator(
+        [diffusion_world(outcomes=True), diffusion_world(outcomes=True, sampling=DiffusionSampling(steps=2))],
+        penalty=1.0,
+    ),
+    "ensemble-that-follows-the-first": lambda: EnsembleSimulator(
+        [diffusion_world(outcomes=True, agent_tokens=1), diffusion_world(outcomes=True)], follow="first"
+    ),
+}
+
+
+@pytest.fixture(params=list(SIMULATORS))
+def world(request):
+    return SIMULATORS[request.param]()
+
+
+def contexts(world, batch: int = 3, frames: int = 4) -> torch.Tensor:
+    height, width = world.image_size
+    generator = torch.Generator().manual_seed(0)
+    if world.vector_size is not None:
+        return 3 * torch.randn(batch, frames, world.vector_size, generator=generator)
+    return torch.randint(0, 256, (batch, frames, height, width, 3), dtype=torch.uint8, generator=generator)
+
+
+def actions(world, batch: int, step: int) -> torch.Tensor:
+    if world.actions.kind == "discrete":
+        return (torch.arange(batch) + step) % world.actions.size
+    return torch.sin(torch.arange(batch)[:, None] + step + torch.arange(world.actions.size) * 2.0)
+
+
+def roll(world, state, steps: int, decode: bool = True, batch: int = 3):
+    frames = []
+    for i in range(steps):
+        state, out = world.step(state, actions(world, batch, i), decode)
+        frames.append(out)
+    return state, frames
+
+
+def other(world, context: torch.Tensor) -> torch.Tensor:
+    """A context that has nothing in common with this one."""
+    return 255 - context if world.vector_size is None else -context
+
+
+def seen(world, out) -> torch.Tensor:
+    """What a step shows: the picture, or the latent in a world that has none."""
+    assert (out.frame is not None) == world.decodes
+    return out.frame if world.decodes else out.latent
+
+
+def test_shapes_and_types(world):
+    state, frame = world.reset(contexts(world), seed=1)
+    shape, dtype = (3, *world.image_size, 3), torch.uint8
+    if world.vector_size is not None:
+        shape, dtype = (3, world.vector_size), torch.float32
+    assert frame.shape == shape and frame.dtype == dtype and state_batch_size(state) == 3
+    state, out = world.step(state, actions(world, 3, 0))
+    assert not world.decodes or (out.frame.shape == frame.shape and out.frame.dtype == dtype)
+    assert len(seen(world, out)) == 3 and out.latent.isfinite().all()
+    assert out.reward.shape == (3,) and out.terminated.dtype == torch.bool
+    assert len(world.actions.names) == world.actions.size
+
+
+def test_equal_state_and_actions_give_equal_frames_and_a_branch_leaves_no_trace(world):
+    state, _ = world.reset(contexts(world), seed=1)
+    state, _ = roll(world, state, 2)
+    kept = map_state(torch.clone, state)
+    _, first = roll(world, state, 6)  # beyond the window of 4
+    world.step(state, actions(world, 3, 3))  # a branch
+    _, second = roll(world, kept, 6)
+    assert all(torch.equal(seen(world, a), seen(world, b)) for a, b in zip(first, second, strict=True))
+
+
+def test_the_state_tells_the_latent_that_it_stands_at(world):
+    state, _ = world.reset(contexts(world), seed=1)
+    first = world.latent(state)
+    state, (out,) = roll(world, state, 1)
+    assert torch.equal(world.latent(state), out.latent)
+    assert first.shape == out.latent.shape and first.dtype == out.latent.dtype
+    # At a reset it is the context's, whatever the seed.
+    assert torch.equal(first, world.latent(world.reset(contexts(world), seed=2)[0]))
+    assert not torch.equal(first, world.latent(world.reset(other(world, contexts(world)), seed=1)[0]))
+    vectors = world.vectors(out.latent)
+    assert vectors.dtype == torch.float32 and vectors.ndim == 2 and len(vectors) == 3
+    assert torch.equal(vectors[1:2], world.vectors(out.latent[1:2]))
+    assert not torch.equal(vectors, world.vectors(first))
+
+
+def test_other_seeds_give_other_frames_where_the_world_draws_and_the_same_where_it_does_not(world):
+    context = contexts(world)
+    _, one = roll(world, world.reset(context, seed=1)[0], 3)
+    _, two = roll(world, world.reset(context, seed=2)[0], 3)
+    assert torch.equal(seen(world, one[-1]), seen(world, two[-1])) != world.stochastic
+
+
+def test_other_actions_and_other_contexts_give_other_frames(world):
+    context = contexts(world)
+    state, _ = world.reset(context, seed=1)
+    _, left = world.step(state, actions(world, 3, 0))
+    _, right = world.step(state, actions(world, 3, 1))
+    assert not torch.equal(left.latent, right.latent)
+    # Tokens of a tiny random network may well be the same after one step.
+    here, there = (roll(world, world.reset(start, seed=1)[0], 6)[1] for start in (context, other(world, context)))
+    assert not all(torch.equal(a.latent, b.latent) for a, b in zip(here, there, strict=True))
+
+
+def test_a_batch_of_worlds_steps_as_each_would_alone(world):
+    context, seeds = contexts(world), world_seeds(7, 3)
+    _, together = roll(world, world.reset(context, seeds)[0], 6)
+    state, _ = world.reset(context[1:2], seeds[1:2])
+    for i in range(6):
+        state, out = world.step(state, actions(world, 3, i)[1:2])
+        if out.latent.is_floating_point():
+            torch.testing.assert_close(out.latent, together[i].latent[1:2], rtol=0, atol=1e-4)
+        else:
+            assert torch.equal(out.latent, together[i].latent[1:2])
+        if world.decodes:
+            step = 1 if world.vector_size is None else 1e-4  # float32 rounding at a half
+            assert (out.frame.double() - together[i].frame[1:2].double()).abs().max() <= step
+
+
+def test_skipping_the_pixels_changes_no_later_frame(world):
+    state, _ = world.reset(contexts(world), seed=1)
+    blind, outs = roll(world, state, 5, decode=False)
+    assert all(out.frame is None for out in outs)
+    seeing, shown = roll(world, state, 5)
+    _, a = world.step(blind, actions(world, 3, 5))
+    _, b = world.step(seeing, actions(world, 3, 5))
+    assert torch.equal(seen(world, a), seen(world, b)) and torch.equal(outs[-1].latent, shown[-1].latent)
+
+
+def test_worlds_of_different_age_step_in_one_batch(world):
+    old, _ = world.reset(contexts(world, 1), seed=1)
+    old, _ = roll(world, old, 5, batch=1)
+    young, _ = world.reset(contexts(world, 1), seed=2)
+    _, alone = world.step(young, actions(world, 1, 0))
+    both = actions(world, 1, 0).repeat(2, *[1] * (actions(world, 1, 0).ndim - 1))
+    _, both = world.step(concatenate_states([old, young]), both)
+    torch.testing.assert_close(both.latent[1:], alone.latent, rtol=0, atol=1e-4)
+    same = actions(world, 1, 0).repeat(4, *[1] * (actions(world, 1, 0).ndim - 1))
+    _, copies = world.step(select_worlds(young, torch.zeros(4, dtype=torch.int64)), same)
+    assert all(torch.allclose(copies.latent[i].float(), alone.latent[0].float(), atol=1e-4) for i in range(4))
+
+
+def test_observing_a_frame_is_a_reset_with_one_frame_more(world):
+    """Frame by frame, beyond the window; a world that cannot says so."""
+    context, seeds = contexts(world, frames=7), world_seeds(3, 3)
+    told = torch.stack([actions(world, 3, i) for i in range(6)], dim=1)
+    state, _ = world.reset(context[:, :2], seeds, told[:, :1])
+    if type(world).observe is Simulator.observe:
+        with pytest.raises(ValueError, match="cannot take in frames"):
+            world.observe(state, told[:, 1], context[:, 2])
+        return
+    whole, _ = world.reset(context, seeds, told)
+    kept = map_state(torch.clone, state)
+    for i in range(1, 6):
+        state = world.observe(state, told[:, i], context[:, i + 1])
+    close(state, whole)
+    again, (out,) = roll(world, state, 1)
+    close(again, roll(world, whole, 1)[0])
+    close(world.observe(kept, told[:, 1], context[:, 2]), world.reset(context[:, :3], seeds, told[:, :2])[0])
+    # A drawn frame leaves no trace in what the tokenizer has seen; what really happened is taken in after it.
+    assert not torch.equal(world.latent(world.observe(again, told[:, 0], context[:, 0])), out.latent)
+    for action, frame, message in (
+        (told[:, 1], context[:, 2].float(), r"uint8 \[b, t, \d+, \d+, 3\], got torch\.float32"),
+        (told[:, 1], context[:1, 2], "3 worlds observe 3 frames"),
+        (told[:2, 1], context[:, 2], r"action must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            world.observe(state, action, frame)
+
+
+def close(state, other) -> None:
+    """Equal states, to float32's rounding."""
+    for a, b in zip(tree_leaves(state), tree_leaves(other), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_what_policies_read_is_a_vector_a_world(world):
+    """Features of the present alone, whatever came before in other worlds; or a word that there are none."""
+    state, _ = world.reset(contexts(world), seed=1)
+    keeps = type(world).features is not Simulator.features or hasattr(state, "features")
+    if not keeps or (isinstance(world, EnsembleSimulator) and world.follow == "drawn"):
+        with pytest.raises(ValueError, match="keeps no features"):
+            world.features(state)
+        return
+    features = world.features(state)
+    assert features.ndim == 2 and len(features) == 3 and features.dtype == torch.float32
+    after, _ = roll(world, state, 1)
+    assert world.features(after).shape == features.shape and not torch.equal(world.features(after), features)
+    alone, _ = world.reset(contexts(world)[1:2], seed=world_seeds(1, 3)[1:2])
+    torch.testing.assert_close(world.features(alone), features[1:2], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make", [diffusion_world, lambda outcomes=False: genie(labelled=True, outcomes=outcomes)], ids=["dit", "genie"]
+)
+def test_rewards_and_ends_come_from_the_heads_and_depend_on_the_action(make):
+    plain, world = make(), make(outcomes=True)
+    _, out = plain.step(plain.reset(contexts(plain))[0], actions(plain, 3, 0))
+    assert not out.reward.any() and not out.terminated.any()
+    state, _ = world.reset(contexts(world))
+    (_, one), (_, two) = (world.step(state, torch.full((3,), a)) for a in (0, 1))
+    assert one.reward.std() > 0 and not torch.equal(one.reward, two.reward)
+    ends = torch.cat([roll(world, world.reset(contexts(world), seed)[0], 1)[1][0].terminated for seed in range(20)])
+    assert 0 < ends.float().mean() < 1  # drawn, since the random head's probability is neither
+
+
+def test_goals_are_encoded_as_frames_are():
+    """A picture's latent is the one that a world begins with there; frames of a clip do not touch each other."""
+    world = jepa_world()
+    clip = contexts(world)
+    latents = world.encode(clip)
+    assert latents.shape == (3, 4, 4, 8)
+    torch.testing.assert_close(latents[1:2, 2:3], world.encode(clip[1:2, 2:3]), rtol=0, atol=1e-6)
+    assert torch.equal(world.reset(clip)[0].latent, latents[:, -1])
+    with pytest.raises(ValueError, match=r"got torch\.float32"):
+        world.encode(clip.float())
+
+
+def test_a_past_without_actions_counts_where_the_predictor_learned_to_do_without():
+    context = contexts(jepa_world())
+    told = torch.randint(0, 4, (3, 3), generator=torch.Generator().manual_seed(0))
+    for unknown in (False, True):
+        world = jepa_world(unknown_actions=unknown)
+
+        def first(context, told=None, world=world):
+            return world.step(world.reset(context, context_actions=told)[0], actions(world, 3, 0))[1].latent
+
+        assert torch.equal(first(context), first(context[:, -1:])) != unknown
+        assert not torch.equal(first(context), first(context, told))
+
+
+def test_parts_of_a_world_in_representation_space_that_do_not_fit_are_named():
+    from vwm.core.simulator import ActionSpace
+    from vwm.models.vjepa.simulator import VJEPAACSimulator
+
+    for changes, message in (
+        ({"latent_width": 5}, "dynamics.latent_width=5 but the projector's: 8"),
+        ({"grid": (4, 1)}, r"dynamics.grid=\(4, 1\) but the projector's latents: \(2, 2\)"),
+        ({"num_actions": 7}, "4 discrete actions named, but the dynamics takes 7 discrete ones"),
+    ):
+        parts = jepa_parts() | {"dynamics": action_predictor(**changes)}
+        with pytest.raises(ValueError, match=message):
+            VJEPAACSimulator(**parts, actions=ActionSpace("discrete", 4))
+
+
+def test_wrong_input_is_named(world):
+    height, width = world.image_size
+    if world.vector_size is None:
+        with pytest.raises(ValueError, match=rf"uint8 \[b, t, {height}, {width}, 3\], got torch.float32"):
+            world.reset(contexts(world).float())
+    else:
+        with pytest.raises(ValueError, match=rf"float32 \[b, t, {world.vector_size}\], got torch.uint8"):
+            world.reset(contexts(world).byte())
+    with pytest.raises(ValueError, match="at least one frame"):
+        world.reset(contexts(world)[:, :0])
+    state, _ = world.reset(contexts(world))
+    discrete = (
+        (torch.zeros(2, dtype=torch.int64), r"integers \[3\]"),
+        (torch.zeros(3), r"integers \[3\]"),
+        (torch.full((3,), 4), r"0\.\.3, got 4\.\.4"),
+        (torch.full((3,), -1), r"0\.\.3, got -1"),
+    )
+    continuous = (
+        (torch.zeros(3, 2), r"floats \[3, 3\], got torch.float32 \[3, 2\]"),
+        (torch.zeros(3, dtype=torch.int64), r"floats \[3, 3\]"),
+        (torch.full((3, 3), 1.5), r"-1\.\.1, got 1\.5"),
+        (torch.full((3, 3), float("nan")), r"-1\.\.1, got nan"),
+    )
+    for action, message in discrete if world.actions.kind == "discrete" else continuous:
+        with pytest.raises(ValueError, match=message):
+            world.step(state, action)
+    with pytest.raises(ValueError, match="context_actions must be"):
+        world.reset(contexts(world), context_actions=torch.zeros(3, 4, dtype=torch.int64))

@@ -1,0 +1,297 @@
+"""Gymnasium faces: outside checkers, Gymnasium's own vectoriser as the oracle of ours, and exact indices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from count_world import SIZE, CountWorld
+from gymnasium.error import ResetNeeded
+from gymnasium.utils.env_checker import check_env, data_equivalence
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+
+from vwm.core.simulator import ActionSpace
+from vwm.models.genie.dynamics import MaskGITDynamics, MaskGITSampling
+from vwm.models.genie.latent_action import LatentActionModel
+from vwm.models.genie.simulator import GenieSimulator
+from vwm.tokenizers.space_time_tokenizer import SpaceTimeTokenizer
+from vwm.worlds.bundle import save_simulator
+from vwm.worlds.gymnasium_env import SimulatorEnv, SimulatorVectorEnv
+from vwm.worlds.vector_env_conformance import check_vector_env
+
+WORLD = "vwm.worlds.gymnasium_env:vwm/World-v0"
+
+
+@pytest.fixture(scope="module")
+def genie() -> GenieSimulator:
+    torch.manual_seed(0)
+    parts = (
+        SpaceTimeTokenizer((64, 64), patch_size=16, width=32, depth=1, heads=2, window=4),
+        MaskGITDynamics(tokens_per_frame=16, num_actions=3, width=32, depth=1, heads=2, window=4),
+        LatentActionModel(image_size=(64, 64), patch_size=16, codebook=3, width=32, depth=1, heads=2),
+    )
+    for part in parts:
+        for weight in part.parameters():
+            if weight.ndim == 2 and not weight.any():
+                torch.nn.init.normal_(weight, std=0.1)
+    starts = torch.randint(0, 256, (4, 3, 64, 64, 3), dtype=torch.uint8)
+    return GenieSimulator(
+        *parts, ActionSpace("discrete", 3), sampling=MaskGITSampling(3), context_frames=3, starts=starts
+    )
+
+
+@pytest.fixture(scope="module")
+def bundle(genie: GenieSimulator, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bundle") / "world"
+    save_simulator(genie, path)
+    return path
+
+
+def test_gymnasium_checker_finds_nothing(bundle: Path) -> None:
+    env = gymnasium.make(WORLD, bundle=bundle, max_episode_steps=9, render_mode="rgb_array")
+    check_env(env.unwrapped)
+    assert env.spec is not None and env.spec.id == "vwm/World-v0"
+    assert env.metadata["render_fps"] == 15
+
+
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+def test_stable_baselines_checker_finds_nothing(kind: str) -> None:
+    sb3_check_env(SimulatorEnv(CountWorld(kind), render_mode="rgb_array"), warn=True, skip_render_check=False)
+
+
+@pytest.mark.parametrize(("shows", "observe"), [("pictures", "frame"), ("vectors", "frame"), ("latents", "latent")])
+def test_our_own_checker_finds_nothing(shows: str, observe: str) -> None:
+    """See test_conformance.py for what it would find."""
+    check_vector_env(
+        lambda num_envs, autoreset_mode, max_episode_steps: SimulatorVectorEnv(
+            CountWorld(shows=shows), num_envs, None, max_episode_steps, autoreset_mode, observe=observe
+        )
+    )
+
+
+def test_spaces() -> None:
+    env = SimulatorEnv(CountWorld())
+    assert env.observation_space == gymnasium.spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8)
+    assert env.action_space == gymnasium.spaces.Discrete(4)
+    envs = SimulatorVectorEnv(CountWorld("continuous"), 3)
+    assert envs.single_action_space == gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
+    assert envs.action_space.shape == (3, 4) and envs.observation_space.shape == (3, SIZE, SIZE, 3)
+    assert envs.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP and envs.metadata["render_fps"] == 12
+    observation, _ = envs.reset(seed=0)
+    assert observation in envs.observation_space
+
+
+def test_single_world_step_by_step() -> None:
+    env = SimulatorEnv(CountWorld(), max_episode_steps=4, render_mode="rgb_array")
+    frame, info = env.reset(seed=1, options={"start": 2})
+    assert info == {"start": 2} and frame[0, :2, 0].tolist() == [3, 0]
+    for count, truncated in ((1, False), (2, False), (3, False), (4, True)):
+        frame, reward, *ended, info = env.step(1)
+        assert (frame[0, 1, 0], reward, ended, info) == (count, count, [False, truncated], {})
+        assert (env.render() == frame).all()
+    env.reset()
+    _, _, terminated, truncated, _ = [env.step(a) for a in (3, 3, 3)][-1]
+    assert terminated and not truncated
+
+
+def test_everything_random_comes_from_the_seed() -> None:
+    def life(seed: int | None, env: SimulatorEnv) -> list[int]:
+        frames = [env.reset(seed=seed)[0], env.step(1)[0], env.reset()[0], env.step(2)[0]]
+        return [int(v) for frame in frames for v in frame[0, :3, 0]]
+
+    one, other = SimulatorEnv(CountWorld()), SimulatorEnv(CountWorld())
+    assert life(5, one) == life(5, other) == life(5, one)
+    assert life(6, one) != life(5, other)
+    # Naming the context takes as many random numbers as drawing it.
+    one.reset(seed=5, options={"start": 0}), other.reset(seed=5)
+    assert (one.reset()[0] == other.reset()[0]).all()
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+def test_a_batch_lives_as_gymnasiums_vector_of_single_worlds(mode: AutoresetMode, kind: str) -> None:
+    ours = SimulatorVectorEnv(CountWorld(kind), 3, max_episode_steps=5, autoreset_mode=mode, render_mode="rgb_array")
+    single = [lambda: SimulatorEnv(CountWorld(kind), max_episode_steps=5, render_mode="rgb_array")] * 3
+    theirs = SyncVectorEnv(single, autoreset_mode=mode)
+    assert ours.metadata == theirs.metadata
+    assert ours.observation_space == theirs.observation_space and ours.action_space == theirs.action_space
+    theirs.action_space.seed(0)
+    assert data_equivalence(ours.reset(seed=7), theirs.reset(seed=7), exact=True)
+    assert ours.np_random_seed == theirs.np_random_seed == (7, 8, 9)
+    for _ in range(40):
+        action = theirs.action_space.sample()
+        mine, expected = ours.step(action), theirs.step(action)
+        assert data_equivalence(mine, expected, exact=True)
+        assert all((a == b).all() for a, b in zip(ours.render() or (), theirs.render(), strict=True))
+    assert data_equivalence(ours.reset(), theirs.reset(), exact=True)  # the generators stand at the same place
+    assert data_equivalence(ours.reset(seed=[3, None, 4]), theirs.reset(seed=[3, None, 4]), exact=True)
+
+
+def test_same_step_hands_over_the_last_frame() -> None:
+    envs = SimulatorVectorEnv(CountWorld(), 2, autoreset_mode="SameStep")
+    envs.reset(seed=0)
+    for _ in range(2):
+        envs.step(np.array([3, 1]))
+    frames, rewards, terminated, _, infos = envs.step(np.array([3, 1]))
+    assert rewards.tolist() == [9, 3] and terminated.tolist() == [True, False]
+    assert frames[:, 0, 1, 0].tolist() == [0, 3]
+    assert infos["final_obs"][0][0, 1, 0] == 9 and infos["final_obs"][1] is None
+    assert infos["_final_obs"].tolist() == infos["_final_info"].tolist() == infos["_start"].tolist() == [True, False]
+
+
+def test_next_step_spends_a_step_on_the_reset() -> None:
+    envs = SimulatorVectorEnv(CountWorld(), 2)
+    envs.reset(seed=0)
+    for _ in range(3):
+        frames, _, terminated, _, infos = envs.step(np.array([3, 1]))
+    assert frames[:, 0, 1, 0].tolist() == [9, 3] and terminated.tolist() == [True, False] and not infos
+    frames, rewards, terminated, truncated, infos = envs.step(np.array([3, 1]))
+    assert frames[:, 0, 1, 0].tolist() == [0, 4] and rewards.tolist() == [0, 4]
+    assert not (terminated | truncated).any() and infos["_start"].tolist() == [True, False]
+
+
+def test_disabled_mode_leaves_resets_to_the_caller() -> None:
+    envs = SimulatorVectorEnv(CountWorld(), 2, autoreset_mode=AutoresetMode.DISABLED, max_episode_steps=3)
+    with pytest.raises(ResetNeeded, match="all worlds"):
+        envs.reset(options={"reset_mask": np.array([True, False])})
+    envs.reset(seed=0)
+    for _ in range(2):
+        envs.step(np.array([1, 1]))
+    frames, _ = envs.reset(options={"reset_mask": np.array([False, True]), "start": 4})
+    assert frames[:, 0, :2, 0].tolist()[1] == [5, 0] and frames[0, 0, 1, 0] == 2
+    assert envs.step(np.array([1, 1]))[3].tolist() == [True, False]
+    with pytest.raises(ResetNeeded, match=r"worlds \[0\]"):
+        envs.step(np.array([1, 1]))
+    envs.reset(options={"reset_mask": np.array([True, False])})
+    assert envs.step(np.array([1, 1]))[0][:, 0, 1, 0].tolist() == [1, 2]
+
+
+def test_observations_are_the_callers_to_change() -> None:
+    envs = SimulatorVectorEnv(CountWorld(), 2, render_mode="rgb_array")
+    first, _ = envs.reset(seed=0)
+    kept = first.copy()
+    envs.step(np.array([1, 1]))[0][:] = 0
+    assert (first == kept).all() and (envs.render() or ())[0][0, 1, 0] == 1
+
+
+def test_make_vec_and_genie_worlds(bundle: Path, genie: GenieSimulator) -> None:
+    envs = gymnasium.make_vec(WORLD, num_envs=2, bundle=bundle, max_episode_steps=3)
+    assert isinstance(envs, SimulatorVectorEnv) and envs.max_episode_steps == 3
+    frames = [envs.reset(seed=4)[0], *(envs.step(np.array([0, 2]))[0] for _ in range(3))]
+    for world, action in enumerate((0, 2)):
+        env = SimulatorEnv(genie)
+        alone = [env.reset(seed=4 + world)[0], *(env.step(action)[0] for _ in range(3))]
+        # A matrix product of another batch size may round otherwise, by one grey level.
+        assert max(int(np.abs(a.astype(int) - f[world]).max()) for a, f in zip(alone, frames, strict=True)) <= 1
+
+
+def test_errors_name_the_way_out() -> None:
+    world = CountWorld()
+    with pytest.raises(ResetNeeded, match="reset"):
+        SimulatorEnv(world).step(0)
+    with pytest.raises(ResetNeeded, match="reset"):
+        SimulatorVectorEnv(world, 2).step(np.array([0, 0]))
+    with pytest.raises(ValueError, match=r"start.*0\.\.4"):
+        SimulatorEnv(world).reset(options={"start": 5})
+    with pytest.raises(ValueError, match="max_episode_steps"):
+        SimulatorEnv(world, max_episode_steps=0)
+    with pytest.raises(ValueError, match="render_mode"):
+        SimulatorEnv(world, render_mode="human")
+    with pytest.raises(ValueError, match="context must be uint8"):
+        SimulatorEnv(world, starts=torch.zeros(1, 2, 8, 8, 3, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="3 seeds for 2 worlds"):
+        SimulatorVectorEnv(world, 2).reset(seed=[1, 2, 3])
+    with pytest.raises(ValueError, match="reset_mask"):
+        SimulatorVectorEnv(world, 2).reset(options={"reset_mask": np.array([False, False])})
+    world.starts = None  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="pass starts"):
+        SimulatorEnv(world)
+
+
+@pytest.mark.parametrize("observe", ["frame", "latent"])
+def test_worlds_of_vectors_show_vectors(observe: str) -> None:
+    world = CountWorld(shows="vectors")
+    env = SimulatorEnv(world, observe=observe)
+    envs = SimulatorVectorEnv(world, 2, starts=world.starts[3:], observe=observe)  # type: ignore[index]
+    space = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+    assert env.observation_space == envs.single_observation_space == space
+    assert env.metadata["render_modes"] == [] and envs.observation_space.shape == (2, 3)
+    vector, _ = env.reset(seed=0, options={"start": 1})
+    assert vector in space and vector[:2].tolist() == [2, 0]
+    assert env.step(3)[0][:2].tolist() == [2, 3]
+    envs.reset(seed=0, options={"start": 1})
+    vectors = envs.step(np.array([1, 2]))[0]
+    assert vectors in envs.observation_space and vectors[:, :2].tolist() == [[5, 1], [5, 2]]
+    with pytest.raises(ValueError, match="no pictures to render"):
+        SimulatorEnv(world, render_mode="rgb_array")
+    with pytest.raises(ValueError, match=r"context must be float32 \[b, t, 3\]"):
+        SimulatorEnv(world, starts=CountWorld().starts)
+
+
+def test_latents_are_observed_without_decoding_unless_something_is_rendered() -> None:
+    for shows in ("pictures", "latents"):
+        world = CountWorld(shows=shows)
+        env = SimulatorEnv(world, observe="latent")
+        latent, _ = env.reset(seed=0, options={"start": 1})
+        assert latent.dtype == np.float32 and latent[:2].tolist() == [2, 0]
+        assert env.step(3)[0][:2].tolist() == [2, 3] and world.decoded == [False]
+    with pytest.raises(ValueError, match="observe='latent'"):
+        SimulatorEnv(CountWorld(shows="latents"))
+    with pytest.raises(ValueError, match="observe must be"):
+        SimulatorEnv(CountWorld(), observe="pixels")
+    env = SimulatorEnv(CountWorld(), observe="latent", render_mode="rgb_array")
+    env.reset(seed=0, options={"start": 1})
+    latent, picture = env.step(3)[0], env.render()
+    assert picture is not None and picture[0, :3, 0].tolist() == latent.astype(int).tolist()
+
+
+def test_latents_of_a_video_world_are_codes(genie: GenieSimulator) -> None:
+    envs = SimulatorVectorEnv(genie, 2, observe="latent")
+    assert envs.single_observation_space.shape == (16 * 32,)  # tokens, each with a code as wide as the tokenizer
+    frames = SimulatorVectorEnv(genie, 2)
+    envs.reset(seed=0), frames.reset(seed=0)
+    for _ in range(3):
+        latents, _ = envs.step(np.array([0, 1]))[:2]
+        frames.step(np.array([0, 1]))
+    tokens = genie.latent(frames.worlds.present.state)
+    assert latents in envs.observation_space
+    assert (latents == genie.vectors(tokens).numpy()).all()
+
+
+def test_a_fork_goes_on_exactly_and_apart() -> None:
+    """Its worlds, their generators (over episode ends) and the spaces' own."""
+    env = SimulatorEnv(CountWorld(), max_episode_steps=4)
+    early = env.fork()  # before anything was drawn
+    assert data_equivalence(env.reset(), early.reset(), exact=True)
+    env.step(1)
+    other = env.fork()
+    lives = [_life(e) for e in (other, env.fork(), env)]  # what became of one leaves the next as it was
+    assert data_equivalence(lives[0], lives[1], exact=True) and data_equivalence(lives[0], lives[2], exact=True)
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_a_fork_of_a_batch_goes_on_exactly_and_apart(mode: AutoresetMode) -> None:
+    envs = SimulatorVectorEnv(CountWorld(), 3, max_episode_steps=5, autoreset_mode=mode)
+    envs.reset(seed=0)
+    for _ in range(4):
+        envs.step(envs.action_space.sample())
+    one, two = envs.fork(), envs.fork()
+    lives = [[e.step(e.action_space.sample()) for _ in range(20)] for e in (one, two, envs)]
+    assert data_equivalence(lives[0], lives[1], exact=True) and data_equivalence(lives[0], lives[2], exact=True)
+    assert one.np_random_seed == (0, 1, 2) and one.simulator is envs.simulator
+
+
+def _life(env: SimulatorEnv) -> list[object]:
+    """Three episodes."""
+    shown: list[object] = []
+    for _ in range(3):
+        ended = False
+        while not ended:
+            shown.append(env.step(env.action_space.sample()))
+            ended = shown[-1][2] or shown[-1][3]  # type: ignore[index]
+        shown.append(env.reset())
+    return shown

@@ -1,0 +1,53 @@
+"""What Gymnasium, Stable-Baselines3 and TorchRL themselves check, on every simulator that test_contract.py lists."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from gymnasium.utils.env_checker import check_env
+from simulator.test_contract import SIMULATORS, contexts
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+
+from vwm.worlds.gymnasium_env import SimulatorEnv, SimulatorVectorEnv
+from vwm.worlds.vector_env_conformance import check_vector_env
+
+
+@pytest.fixture(params=list(SIMULATORS), scope="module")
+def world(request: pytest.FixtureRequest) -> Any:
+    return SIMULATORS[request.param]()
+
+
+def ways(world: Any) -> list[str]:
+    return ["frame", "latent"] if world.decodes else ["latent"]
+
+
+@pytest.mark.filterwarnings("ignore:.*A Box observation space m..imum value is -?infinity")  # latents have no bounds
+def test_gymnasium_and_stable_baselines(world: Any) -> None:
+    for observe in ways(world):
+        env = SimulatorEnv(world, contexts(world), max_episode_steps=5, observe=observe)
+        check_env(env, skip_render_check=True)  # rendering is checked in test_gymnasium_env.py, from a bundle
+        sb3_check_env(env, warn=False)  # it would warn of pictures below 36 pixels
+
+
+def test_our_own_of_vectors(world: Any) -> None:
+    observe = ways(world)[0]
+
+    def make(num_envs: int, autoreset_mode: Any, max_episode_steps: int) -> SimulatorVectorEnv:
+        return SimulatorVectorEnv(world, num_envs, contexts(world), max_episode_steps, autoreset_mode, observe=observe)
+
+    # In another batch a grey level may round otherwise.
+    tolerance = 1e-3 if world.vector_size is not None or observe == "latent" else 1.0
+    check_vector_env(make, num_envs=2, max_episode_steps=2, steps=6, tolerance=tolerance)
+
+
+def test_torchrl(world: Any) -> None:
+    pytest.importorskip("torchrl")
+    from torchrl.envs.utils import check_env_specs
+
+    from vwm.worlds.torchrl_env import SimulatorTorchRLEnv
+
+    for observe in ways(world):
+        env = SimulatorTorchRLEnv(world, 2, contexts(world), max_episode_steps=2, observe=observe)
+        check_env_specs(env, seed=0)
+        check_env_specs(env, break_when_any_done=False)

@@ -1,1 +1,0 @@
-"""What acts in a world: planners over simulators, and the goals that they plan for."""

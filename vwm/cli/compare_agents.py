@@ -1,0 +1,181 @@
+"""``vwm agent compare``: what several runs earn in the real game, beside one another and beside random actions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from vwm.cli.agent_commands import load_agent, load_agent_training
+from vwm.core.atomic_files import atomic_folder, check_replaceable_folder
+from vwm.data.workers import run_jobs
+from vwm.envs.batched_envs import EnvSpec
+from vwm.eval.plots import plot_learning_curves, plot_returns
+from vwm.eval.return_comparison import MeanWithInterval, ReturnComparison, compare_returns
+from vwm.rl.evaluation import EvaluationResult, evaluate_policy
+from vwm.runs.csv_log import read_csv_rows
+
+RANDOM_POLICY = "random"
+COMPARISON_FILE = "comparison.json"
+COMPARE_EXAMPLES = """examples:
+  vwm agent compare world=runs/ppo_freeway_world real=runs/ppo_freeway --real real --episodes 100
+  vwm agent compare world=runs/w0,runs/w1,runs/w2 real=runs/r0,runs/r1,runs/r2 ppo=runs/p0,runs/p1 --real real
+"""
+
+
+class RunGroup(NamedTuple):
+    """A way of coming to a policy: its name, and runs of it that differ by their seed."""
+
+    name: str
+    runs: list[Path]
+
+
+def make_compare_parser() -> argparse.ArgumentParser:
+    """What ``vwm agent compare`` understands."""
+    parser = argparse.ArgumentParser(
+        prog="vwm agent compare",
+        description="Play what several runs have learned in the game that they are judged in, beside random actions.",
+        epilog=COMPARE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "ways", nargs="+", metavar="[NAME=]RUN[,RUN...]", help="folders of runs; those behind one name are its seeds"
+    )
+    parser.add_argument("--real", metavar="NAME", help="the way that learned from real steps: the 1 of the ratios")
+    parser.add_argument("--out", "-o", type=Path, default=Path("runs/comparison"), help="folder to make")
+    parser.add_argument("--episodes", type=int, default=100, help="of each run, and of random actions")
+    parser.add_argument("--seed", type=int, default=2_000_000, help="of the games; trainings use others")
+    parser.add_argument("--side_by_side", type=int, default=16, help="copies of the game at most")
+    parser.add_argument("--workers", type=int, default=0, help="processes, a run each; 0 plays one after another")
+    return parser
+
+
+def compare_runs(argv: list[str]) -> None:
+    """Write ``comparison.md``, ``comparison.png``, ``comparison.json`` and ``curves.png``.
+
+    Args:
+        argv: what follows ``vwm agent compare``.
+    """
+    asked = make_compare_parser().parse_args(argv)
+    ways = parse_run_groups(asked.ways)
+    if asked.real is not None and asked.real not in {way.name for way in ways}:
+        raise ValueError(f"--real {asked.real}: there is no such way; there are {', '.join(way.name for way in ways)}")
+    check_replaceable_folder(asked.out, COMPARISON_FILE, "comparison")
+    game = common_env_spec(ways)
+    player = partial(evaluate_run, game=game, episodes=asked.episodes, seed=asked.seed, side_by_side=asked.side_by_side)
+    played: dict[Path | None, EvaluationResult] = {}
+    for folder, evaluation in run_jobs(player, [None, *(folder for way in ways for folder in way.runs)], asked.workers):
+        played[folder] = evaluation
+        print(f"{folder or RANDOM_POLICY}: {evaluation.returns.mean():.2f}", flush=True)
+    found = {RANDOM_POLICY: [played[None]]} | {way.name: [played[folder] for folder in way.runs] for way in ways}
+    result = compare_returns(
+        {name: [one.returns for one in runs] for name, runs in found.items()}, RANDOM_POLICY, asked.real
+    )
+    steps = {RANDOM_POLICY: 0} | {way.name: count_env_steps(way.runs[0]) for way in ways}
+    table = render_comparison_table(result, steps, {name: len(runs) for name, runs in found.items()})
+    with atomic_folder(asked.out) as aside:
+        told = comparison_to_json(result, found, steps, ways)
+        settled = {"game": repr(game), "episodes": asked.episodes, "seed": asked.seed, "real": asked.real}
+        (aside / COMPARISON_FILE).write_text(json.dumps(settled | told, indent=2) + "\n")
+        title = f"{asked.episodes} episodes a run in {game}"
+        (aside / "comparison.md").write_text(f"{title}\n\n{table}")
+        plot_returns(result.means, result.normalised, title).savefig(aside / "comparison.png")
+        curves = {way.name: [read_learning_curve(folder) for folder in way.runs] for way in ways}
+        plot_learning_curves(curves, result.means[RANDOM_POLICY].value, f"{game}").savefig(aside / "curves.png")
+    print(f"\n{table}\ntable, plots and every return: {asked.out}")
+
+
+def evaluate_run(folder: Path | None, game: EnvSpec, episodes: int, seed: int, side_by_side: int) -> EvaluationResult:
+    """Play what a run has learned in the game that it is judged in, or random actions (None) in ``game``."""
+    player, seen = load_agent(folder) if folder else (None, game)
+    return evaluate_policy(player, seen, episodes, seed, side_by_side)
+
+
+def parse_run_groups(said: list[str]) -> list[RunGroup]:
+    """Names and folders out of ``[NAME=]RUN[,RUN...]``; a way without a name has its first folder's.
+
+    Raises:
+        ValueError: a name comes twice, is empty or is that of the random actions.
+    """
+    ways: list[RunGroup] = []
+    for text in said:
+        name, equals, folders = text.rpartition("=")
+        runs = [Path(folder) for folder in folders.split(",") if folder]
+        if not runs or (equals and not name):
+            raise ValueError(f"{text!r}: give NAME=RUN or NAME=RUN,RUN")
+        ways.append(RunGroup(name or runs[0].resolve().name, runs))
+    names = [way.name for way in ways]
+    twice = sorted({name for name in names if names.count(name) > 1 or name == RANDOM_POLICY})
+    if twice:
+        raise ValueError(f"{', '.join(twice)}: names more than one way; name each apart: NAME=RUN")
+    return ways
+
+
+def common_env_spec(ways: list[RunGroup]) -> EnvSpec:
+    """The game that all runs are judged in, whatever they see it through. Raises ValueError where these are several."""
+    games: dict[Path, EnvSpec] = {}
+    for folder in (folder for way in ways for folder in way.runs):
+        game = getattr(load_agent_training(folder), "eval_env", None)
+        if game is None:
+            raise ValueError(f"{folder}: its training judges its agents itself; see the evaluation that it wrote")
+        games[folder] = game.bare
+    first, game = next(iter(games.items()))
+    for folder, other in games.items():
+        if other != game:
+            raise ValueError(
+                f"{folder} is judged in {other}, but {first} in {game}: returns of two games cannot be compared"
+            )
+    return game
+
+
+def count_env_steps(folder: Path) -> int:
+    """Decisions in the game that a run is judged in; 0 for one that learned in a world, or from a recording."""
+    training = load_agent_training(folder)
+    lived = getattr(training, "game", None) == getattr(training, "eval_env", None)
+    return int(getattr(training, "steps", 0)) if lived else 0
+
+
+def read_learning_curve(folder: Path) -> dict[float, float]:
+    """Mean return by decisions, as the run's own evaluations had it."""
+    return {row["step"]: row["mean"] for row in read_csv_rows(folder / "evaluations.csv")}
+
+
+def render_comparison_table(result: ReturnComparison, steps: dict[str, int], runs: dict[str, int]) -> str:
+    """Markdown; the best first."""
+    lines = [
+        "| | runs | steps in the game | mean return [95%] | (return - random) / (real - random) [95%] |",
+        "|---|---|---|---|---|",
+    ]
+    for name, mean in sorted(result.means.items(), key=lambda item: -item[1].value):
+        ratio = result.normalised.get(name)
+        lines.append(
+            f"| {name} | {runs[name]} | {steps[name]:,} | {_format_score(mean)} | "
+            f"{_format_score(ratio) if ratio else ''} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def comparison_to_json(
+    result: ReturnComparison, found: dict[str, list[EvaluationResult]], steps: dict[str, int], ways: list[RunGroup]
+) -> dict[str, Any]:
+    """All numbers, every episode's return included, in the order of the episodes' seeds."""
+    folders = {way.name: [folder.name for folder in way.runs] for way in ways}
+    returns = {
+        name: {
+            "runs": folders.get(name, []),
+            "steps": steps[name],
+            "returns": [one.returns.tolist() for one in played],
+            "lengths": [one.lengths.tolist() for one in played],
+        }
+        for name, played in found.items()
+    }
+    return {**asdict(result), "ways": returns, "torch": torch.__version__}
+
+
+def _format_score(score: MeanWithInterval) -> str:
+    return f"{score.value:.2f} [{score.low:.2f}, {score.high:.2f}]"

@@ -1,0 +1,31 @@
+"""Where the shipped configs are: the checkout's ``configs/``, or the copy inside an installed package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_INSTALLED_CONFIGS = _PACKAGE / "configs"
+_CHECKOUT_CONFIGS = _PACKAGE.parent / "configs"
+
+
+def config_path(name: str) -> str:
+    """The path of a shipped config.
+
+    Args:
+        name: family and file, such as ``tokenizer/coinrun_small.yaml``.
+
+    Raises:
+        FileNotFoundError: there is no such config; the message lists those there are.
+    """
+    folder = _config_folder()
+    path = folder / name
+    if not path.is_file():
+        there = ", ".join(sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.yaml")))
+        raise FileNotFoundError(f"there is no config {name} in {folder}; there are: {there or 'none'}")
+    return str(path)
+
+
+def _config_folder() -> Path:
+    # A wheel carries the configs inside the package. What lies beside an installed package is somebody else's.
+    return _INSTALLED_CONFIGS if _INSTALLED_CONFIGS.is_dir() else _CHECKOUT_CONFIGS

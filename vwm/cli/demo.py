@@ -1,0 +1,93 @@
+"""``vwm demo``: the whole way on a small scale, each stage by the command that a user would give."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from pathlib import Path
+from typing import Any
+
+from vwm.cli.configs import config_path
+from vwm.envs.recording import record_dataset
+
+COINRUN_DEMO: dict[str, Any] = {
+    "env": "procgen:coinrun",
+    "prefer": {7: 4.0, 8: 3.0, 6: 1.0},  # right, right + up, right + down: else it dies where it stands
+    "env_options": {"num_levels": 500, "distribution_mode": "easy", "use_backgrounds": False, "restrict_themes": True},
+    "unseen": {"start_level": 100_000},
+}
+FREEWAY_DEMO: dict[str, Any] = {
+    "env": "ALE/Freeway-v5",
+    "prefer": {1: 2.0},
+    "env_options": {},
+    "unseen": {},
+    "frame_skip": 4,
+}
+
+
+def run_demo(
+    out: Path = Path("runs/demo"),
+    frames: int = 60_000,
+    tokenizer_steps: int = 1500,
+    genie_steps: int = 1200,
+    threads: int = 0,
+    seed: int = 0,
+) -> None:
+    """Record a real game, learn a world from the video alone, measure it, and make it playable.
+
+    Meant to end within a quarter of an hour on two cores: a machine too slow for the steps stops training early.
+
+    Run it again to go on where it stopped.
+
+    Args:
+        out: folder of everything.
+        frames: to record for training; a tenth more, of levels never seen in training, to measure on.
+        tokenizer_steps: optimizer steps of the tokenizer.
+        genie_steps: optimizer steps of latent actions and dynamics.
+        threads: CPU threads; 0 takes what there is.
+        seed: of everything.
+    """
+    began = time.monotonic()
+    game = COINRUN_DEMO if importlib.util.find_spec("procgen") else FREEWAY_DEMO
+    train, test = out / "data", out / "data_unseen"
+    _record_dataset(game, train, frames, seed, {})
+    _record_dataset(game, test, max(1000, frames // 10), seed + 1, game["unseen"])
+    common = ["--data.init_args.path", str(train), "--seed_everything", str(seed), "--threads", str(threads)]
+    common += ["--data.init_args.workers", "0"]  # raw frames are read faster than a process could hand them over
+    bundle = out / "bundle"
+    _run_command(
+        "fit",
+        ["-c", config_path("tokenizer/coinrun_small.yaml"), "--run", str(out / "tokenizer")]
+        + ["--trainer.max_steps", str(tokenizer_steps), "--trainer.max_time", "00:00:04:30", *common],
+    )
+    _run_command("export", [str(out / "tokenizer"), "--out", str(out / "tokenizer_only")])
+    _run_command(
+        "fit",
+        ["-c", config_path("genie/coinrun_small.yaml"), "--run", str(out / "genie")]
+        + ["--model.init_args.tokenizer", str(out / "tokenizer_only")]
+        + ["--trainer.max_steps", str(genie_steps), "--trainer.max_time", "00:00:06:30", *common],
+    )
+    _run_command("export", [str(out / "genie"), "--out", str(bundle), "--title", game["env"].split(":")[-1]])
+    _run_command("eval", [str(bundle), str(test), "--out", str(out / "report")])
+    minutes = (time.monotonic() - began) / 60
+    print(f"\ndone in {minutes:.1f} minutes. Report: {out / 'report'}. Play it:\n\n    .venv/bin/vwm play {bundle}\n")
+
+
+def _record_dataset(game: dict[str, Any], out: Path, frames: int, seed: int, more: dict[str, Any]) -> None:
+    record_dataset(
+        game["env"],
+        out,
+        frames=frames,
+        seed=seed,
+        frame_skip=game.get("frame_skip", 1),
+        prefer=game["prefer"],
+        env_options={**game["env_options"], **more},
+    )
+
+
+def _run_command(command: str, argv: list[str]) -> None:
+    """Run a command in this process (imports are slow), and show it as one would type it."""
+    from vwm.cli.main import run_command
+
+    print(f"\n$ vwm {command} {' '.join(argv)}", flush=True)
+    run_command(command, argv)

@@ -1,0 +1,171 @@
+"""Networks on disk: a folder with ``config.json`` and safetensors, checked key by key when it is read.
+
+The layout is diffusers' (``from_pretrained`` reads it too). ``config.json`` also names the module of the class, so that
+a folder says by itself what it holds; only classes of this package can be named.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from diffusers import ModelMixin
+
+COMPONENT_CONFIG_FILE = "config.json"
+
+NetworkT = TypeVar("NetworkT", bound=ModelMixin)
+
+
+class ComponentError(ValueError):
+    """A network that cannot be loaded; the message names the folder or file and what is wrong with it."""
+
+
+def save_component(part: ModelMixin, folder: str | os.PathLike[str], half: bool = False) -> None:
+    """Write a network into a new folder. Where it was loaded from is forgotten: nobody's business, and no weight.
+
+    Args:
+        part: the network; it stays as it is.
+        folder: to make.
+        half: store the weights in float16, in half the space; ``load_component`` makes float32 of them again.
+    """
+    stored = torch.nn.Module.half(copy.deepcopy(part)) if half else part
+    if not all(torch.isfinite(weight).all() for weight in stored.state_dict().values()):
+        raise ComponentError(f"{type(part).__name__} has weights that are not finite{' in float16' if half else ''}")
+    stored.save_pretrained(folder, safe_serialization=True)
+    config = Path(folder) / COMPONENT_CONFIG_FILE
+    settings = json.loads(config.read_text())
+    settings.pop("_name_or_path", None)
+    settings["_module"] = public_module(type(part))
+    config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+def public_module(kind: type) -> str:
+    """Return the package that re-exports a class, such as ``vwm.models.dit``: saved files name it, not the module."""
+    return kind.__module__.rpartition(".")[0]
+
+
+def load_component(folder: str | os.PathLike[str], kind: type[ModelMixin] | None = None) -> ModelMixin:
+    """A network, frozen and in evaluation mode; every key must be there and fit.
+
+    Args:
+        folder: as ``save_component`` wrote it.
+        kind: the class, for folders that do not name it.
+
+    Raises:
+        PartError: missing, broken or foreign.
+    """
+    folder = Path(folder)
+    if not (folder / COMPONENT_CONFIG_FILE).is_file():
+        raise ComponentError(f"{folder}: there is no {COMPONENT_CONFIG_FILE} in it")
+    if kind is None:
+        kind = _named_class(folder / COMPONENT_CONFIG_FILE)
+    try:
+        part, info = kind.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+        )
+    except Exception as error:  # diffusers and safetensors raise a dozen kinds for a broken folder
+        raise ComponentError(f"{folder}: cannot be loaded ({type(error).__name__}: {error})") from error
+    wrong = {k: v for k, v in info.items() if k in ("missing_keys", "unexpected_keys", "mismatched_keys") and v}
+    if wrong or info.get("error_msgs"):
+        raise ComponentError(f"{folder}: the weights do not fit {COMPONENT_CONFIG_FILE}: {wrong or info['error_msgs']}")
+    return torch.nn.Module.float(part).eval().requires_grad_(False)
+
+
+def load_pretrained_weights(
+    network: ModelMixin,
+    folder: str | os.PathLike[str],
+    new: Sequence[str] = (),
+    settings: Sequence[str] = (),
+) -> None:
+    """Begin a network from the weights of another one of its class, which lies in a folder.
+
+    Args:
+        network: takes the weights over, in place.
+        folder: of the other one, as ``save_component`` wrote it.
+        new, settings: see ``copy_weights``.
+
+    Raises:
+        PartError: missing, broken or foreign; and see ``copy_weights``.
+    """
+    copy_weights(network, load_component(folder, type(network)), str(folder), new, settings)
+
+
+def copy_weights(
+    network: ModelMixin, other: ModelMixin, where: str, new: Sequence[str] = (), settings: Sequence[str] = ()
+) -> None:
+    """Begin a network from the weights of another one of its class.
+
+    Args:
+        network: takes the weights over, in place.
+        other: has them.
+        where: it comes from, to blame.
+        new: what the names of weights begin with that the network keeps as they are, whether the other has such or
+            not.
+        settings: names of constructor arguments in which the two may differ. All others must be equal, for some change
+            what weights mean and not their shapes.
+
+    Raises:
+        PartError: other settings; weights that only one of the two has, or in another shape. The message names them,
+            and the network is as it was.
+    """
+    mine, theirs = (_constructor_arguments(part) for part in (network, other))
+    differing = [name for name in mine if name not in settings and mine[name] != theirs[name]]
+    if differing:
+        told = ", ".join(f"{name}={theirs[name]!r} there and {mine[name]!r} here" for name in differing)
+        raise ComponentError(f"{where}: {told}: set them equal")
+    weights = {key: value for key, value in other.state_dict().items() if not key.startswith(tuple(new))}
+    wanted = {key: value for key, value in network.state_dict().items() if not key.startswith(tuple(new))}
+    missing, unexpected = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
+    reshaped = [key for key in wanted.keys() & weights.keys() if wanted[key].shape != weights[key].shape]
+    if missing or unexpected or reshaped:
+        raise ComponentError(
+            f"{where}: weights that are not there: {missing}, that have no place here: {unexpected}, of another "
+            f"shape: {sorted(reshaped)}"
+        )
+    network.load_state_dict(weights, strict=False)
+
+
+def rebuild_network(network: NetworkT, **changes: Any) -> NetworkT:
+    """A new network of this one's class and settings, but for some of them; its weights are new.
+
+    Args:
+        network: the example.
+        **changes: constructor arguments.
+    """
+    return type(network)(**(_constructor_arguments(network) | changes))
+
+
+def _constructor_arguments(part: ModelMixin) -> dict[str, object]:
+    """A network's constructor arguments; JSON has lists for tuples."""
+    values = {name: value for name, value in part.config.items() if not name.startswith("_")}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def resolve_network_class(module: str, name: str, where: str) -> type[ModelMixin]:
+    """A network class of this package by its names; ``where`` is what to blame. Raises PartError."""
+    if module.split(".")[0] != "vwm":
+        raise ComponentError(f"{where} names {module}.{name}; a folder may only name vwm's classes")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ComponentError(f"{where} names {module}.{name}, which vwm does not have") from error
+    if not (isinstance(found, type) and issubclass(found, ModelMixin)):
+        raise ComponentError(f"{where} names {module}.{name}, which is no network")
+    return found
+
+
+def _named_class(config: Path) -> type[ModelMixin]:
+    try:
+        settings = json.loads(config.read_text())
+    except json.JSONDecodeError as error:
+        raise ComponentError(f"{config}: not JSON ({error})") from error
+    module, name = settings.get("_module"), settings.get("_class_name")
+    if not isinstance(module, str) or not isinstance(name, str):
+        raise ComponentError(f"{config}: does not name its class (_module, _class_name); export it again")
+    return resolve_network_class(module, name, str(config))

@@ -1,1 +1,0 @@
-"""Continuous dynamics: a space-time diffusion transformer with a noise level a frame, actions, and streaming."""

@@ -1,0 +1,5 @@
+"""Environments: ids, wrappers, built-in ones, behavior policies, state readers, recording."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

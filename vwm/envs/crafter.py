@@ -1,0 +1,86 @@
+"""Crafter (Hafner 2021, arXiv 2109.06780) as a Gymnasium environment.
+
+Importing this module makes ``vwm/Crafter-v0`` known to Gymnasium, so that its id elsewhere is
+``vwm.envs.crafter:vwm/Crafter-v0``. A reward of 1 is earned by each of 22 achievements, once an episode, and a
+tenth of every change of health.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from vwm.envs.recording_envs import MAX_ENV_SEED
+
+CRAFTER_ID = "vwm/Crafter-v0"
+CRAFTER_FPS = 5.0
+
+
+class CrafterEnv(gymnasium.Env[NDArray[np.uint8], Any]):
+    """A world of its own every episode; observations are uint8 [size, size, 3], actions 17.
+
+    An episode ends with the player's death, and is truncated after ``length`` steps. ``info["achievements"]`` counts
+    what was achieved. Equal seeds and actions give equal episodes, which Crafter alone does not promise: it draws
+    creatures out of sets, whose order changes from run to run.
+
+    Args:
+        render_mode: ``rgb_array`` or none; both show the observation.
+        size: side of the pictures.
+        length: see above.
+        reward: False earns nothing, for agents that explore without.
+
+    Raises:
+        ImportError: Crafter is not installed.
+    """
+
+    def __init__(
+        self, render_mode: str | None = None, size: int = 64, length: int = 10_000, reward: bool = True
+    ) -> None:
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": CRAFTER_FPS}
+        self.render_mode, self._settings = render_mode, {"size": (size, size), "length": length, "reward": reward}
+        self._open(seed=0)
+        self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
+        self.action_space = spaces.Discrete(len(self._game.action_names))
+
+    def get_action_meanings(self) -> list[str]:
+        """Names of the actions."""
+        return list(self._game.action_names)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        """Begin an episode in a new world."""
+        super().reset(seed=seed)
+        self._open(int(self.np_random.integers(MAX_ENV_SEED)))
+        self._shown: NDArray[np.uint8] = self._game.reset()
+        return self._shown, {}
+
+    def step(self, action: int) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
+        """One step; after an end the environment wants to be reset."""
+        self._shown, reward, over, info = self._game.step(int(action))
+        died = not info["discount"]
+        return self._shown, float(reward), died, bool(over) and not died, {"achievements": info["achievements"]}
+
+    def render(self) -> NDArray[np.uint8]:
+        """What is observed."""
+        return self._shown
+
+    def _open(self, seed: int) -> None:
+        import crafter
+
+        self._game = crafter.Env(seed=seed, **self._settings)
+        balance = self._game._balance_chunk
+
+        def in_order(chunk: Any, creatures: Collection[Any]) -> None:
+            balance(chunk, sorted(creatures, key=lambda one: tuple(one.pos)))  # no two stand in one place
+
+        self._game._balance_chunk = in_order
+
+
+if CRAFTER_ID not in gymnasium.registry:
+    gymnasium.register(CRAFTER_ID, entry_point=f"{__name__}:CrafterEnv")

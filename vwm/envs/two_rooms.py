@@ -1,0 +1,249 @@
+"""Two rooms and a door: the smallest world in which the straight way to a goal is the wrong one.
+
+Importing this module makes ``vwm/TwoRooms-v0`` known to Gymnasium. Lengths are pixels; x goes right, y goes down, and
+pixel (row, column) covers the square from (column, row) to (column + 1, row + 1).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.error import ResetNeeded
+from numpy.typing import ArrayLike, NDArray
+
+TWO_ROOMS_ID = "vwm/TwoRooms-v0"
+
+ARENA_SIZE = 64
+"""Side of the arena, and of its picture."""
+BORDER_WIDTH = 2
+"""Thickness of the walls around it."""
+WALL_THICKNESS, DOOR_WIDTH = 4.0, 12.0
+"""Thickness of the wall between the rooms, and width of its door."""
+AGENT_RADIUS = 2.5
+"""Of the agent, a disc."""
+GOAL_RADIUS = 4.0
+"""The agent is at a goal when its centre is this near."""
+MIN_COORDINATE, MAX_COORDINATE = BORDER_WIDTH + AGENT_RADIUS, ARENA_SIZE - BORDER_WIDTH - AGENT_RADIUS
+"""Where the agent's centre can be, in x and in y."""
+POSITION_TOLERANCE = 1e-4
+"""What a place may be off by."""
+BACKGROUND_COLOR, WALL_COLOR, AGENT_COLOR = ((0, 0, 0), (70, 110, 200), (255, 170, 60))
+"""Colours."""
+
+Position = NDArray[np.float64]
+FloatOrArray = NDArray[np.float64] | float
+
+
+class TwoRoomsEnv(gymnasium.Env[NDArray[np.uint8], NDArray[np.float32]]):
+    """A disc in a square arena, which a wall with a door cuts into a left and a right room.
+
+    Observations are the picture, uint8 [64, 64, 3], drawn anti-aliased so that fractions of a pixel show. Actions in
+    [-1, 1]^2 (right, down) move the disc by ``step_size`` pixels and less; a wall takes away the part of a move that
+    goes into it, and the rest slides along. A goal is a place that is not drawn: ``render_at`` draws the picture that
+    the agent would see there. The reward is 1 at the goal and 0 elsewhere.
+
+    ``reset(options=...)`` takes ``start`` and ``goal`` ((x, y) each), ``wall`` (x of the wall) and ``door`` (y of the
+    door's middle); what it does not say is drawn. ``info`` holds ``goal`` and ``distance``.
+
+    Args:
+        random_wall: draw the places of wall and door anew in every episode, rather than have them in the middle.
+        step_size: pixels that an action of 1 moves the agent along its axis.
+        terminate: end the episode at the goal; without it no episode ends by itself.
+        render_mode: ``"rgb_array"`` lets ``render`` return the picture.
+
+    Raises:
+        ValueError: ``step_size`` is not above 0, or another render mode.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's declaration)
+    state_names = ("x", "y", "wall", "door")
+    """What the numbers of ``state`` are."""
+
+    def __init__(
+        self,
+        random_wall: bool = False,
+        step_size: float = 3.0,
+        terminate: bool = False,
+        render_mode: str | None = None,
+    ) -> None:
+        if not step_size > 0:
+            raise ValueError(f"step_size must be above 0 pixels, got {step_size}")
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode={render_mode!r} must be None or 'rgb_array'")
+        self.random_wall, self.step_size, self.terminate, self.render_mode = (
+            random_wall,
+            step_size,
+            terminate,
+            render_mode,
+        )
+        self.observation_space = spaces.Box(0, 255, (ARENA_SIZE, ARENA_SIZE, 3), np.uint8)
+        self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+        self.wall = self.door = ARENA_SIZE / 2
+        self.position = self.goal = np.full(2, np.nan)  # nowhere before the first reset
+
+    @property
+    def state(self) -> NDArray[np.float32]:
+        """Where the agent, the wall and the door are: float32 [4], see ``state_names``."""
+        return np.array([*self._here(), self.wall, self.door], np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        """Begin an episode; every reset draws as many random numbers, whatever the options name."""
+        super().reset(seed=seed)
+        options = options or {}
+        if unknown := set(options) - {"start", "goal", "wall", "door"}:
+            raise ValueError(f"options {sorted(unknown)} are not known; there are start, goal, wall and door")
+        wall, door = sample_room_layout(self.np_random) if self.random_wall else (ARENA_SIZE / 2, ARENA_SIZE / 2)
+        self.wall, self.door = _check_layout(options.get("wall", wall), options.get("door", door))
+        start, goal = self.sample_position(self.np_random), self.sample_position(self.np_random)
+        self.position = self._place("start", options.get("start", start))
+        self.goal = self._place("goal", options.get("goal", goal))
+        return self.render_at(self.position), self._info()
+
+    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
+        """Move; actions outside [-1, 1] count as its bounds."""
+        step = self.step_size * np.clip(np.asarray(action, np.float64), -1, 1)
+        self.position = move_with_collisions(self._here(), step, self.wall, self.door)
+        info = self._info()
+        there = bool(info["distance"] <= GOAL_RADIUS)
+        return self.render_at(self.position), float(there), self.terminate and there, False, info
+
+    def render(self) -> NDArray[np.uint8] | None:
+        """The picture; None without a render mode."""
+        return None if self.render_mode is None else self.render_at(self._here())
+
+    def render_at(self, position: ArrayLike) -> NDArray[np.uint8]:
+        """The picture with the agent at (x, y), uint8 [64, 64, 3], under the wall and door of this episode."""
+        return render_two_rooms(position, self.wall, self.door)
+
+    def sample_position(self, rng: np.random.Generator) -> Position:
+        """A place where the agent can be, uniformly: float64 [2]."""
+        places = rng.uniform(
+            MIN_COORDINATE, MAX_COORDINATE, (64, 2)
+        )  # nearly a fifth is within the wall: one of 64 is not
+        return places[is_free_position(places, self.wall, self.door).argmax()]
+
+    def sample_goal(self, rng: np.random.Generator) -> Position:
+        """A goal that is not reached yet: float64 [2]."""
+        while True:
+            goal = self.sample_position(rng)
+            if np.linalg.norm(goal - self._here()) > GOAL_RADIUS:
+                return goal
+
+    def _here(self) -> Position:
+        if np.isnan(self.position).any():
+            raise ResetNeeded("call reset() first")
+        return self.position
+
+    def _info(self) -> dict[str, Any]:
+        return {"goal": self.goal.copy(), "distance": float(np.linalg.norm(self._here() - self.goal))}
+
+    def _place(self, name: str, place: ArrayLike) -> Position:
+        at = np.array(place, np.float64)
+        if at.shape != (2,) or not is_free_position(at, self.wall, self.door):
+            raise ValueError(
+                f"options[{name!r}] must be (x, y) with x and y in {MIN_COORDINATE}..{MAX_COORDINATE} and not "
+                f"within the wall (x = "
+                f"{self.wall:g}, door at y = {self.door:g}), got {place!r}"
+            )
+        return at
+
+
+def sample_room_layout(rng: np.random.Generator) -> tuple[float, float]:
+    """Places of a wall and of its door: x in the middle half of the arena, and y where the whole door fits in."""
+    return float(rng.uniform(ARENA_SIZE / 4, 3 * ARENA_SIZE / 4)), float(
+        rng.uniform(BORDER_WIDTH + DOOR_WIDTH / 2, ARENA_SIZE - BORDER_WIDTH - DOOR_WIDTH / 2)
+    )
+
+
+def is_free_position(position: ArrayLike, wall: FloatOrArray, door: FloatOrArray) -> NDArray[np.bool_]:
+    """Whether the agent can be at (x, y): float [..., 2] with wall and door [...] -> bool [...]."""
+    at = np.asarray(position, np.float64)
+    left, right, top, bottom = _wall_and_door_edges(wall, door)
+    inside = ((at >= MIN_COORDINATE) & (at <= MAX_COORDINATE)).all(axis=-1)
+    beside = (at[..., 0] <= left) | (at[..., 0] >= right)
+    return inside & (beside | ((at[..., 1] >= top) & (at[..., 1] <= bottom)))
+
+
+def move_with_collisions(position: ArrayLike, step: ArrayLike, wall: FloatOrArray, door: FloatOrArray) -> Position:
+    """Move the agent, first along x and then along y, each as far as the walls let it: no move jumps a wall.
+
+    Args:
+        position: where it is, float [..., 2]; free.
+        step: where it wants to go from there, float [..., 2], of any length.
+        wall: x of the wall, [...].
+        door: y of the door's middle, [...].
+
+    Returns:
+        Where it comes to stand, float64 [..., 2].
+    """
+    at, step = np.asarray(position, np.float64), np.asarray(step, np.float64)
+    x, y = at[..., 0], at[..., 1]
+    left, right, top, bottom = _wall_and_door_edges(wall, door)
+    # Places that were rounded (to float32, in a recording) are still where they were: beside the wall.
+    beside_left, beside_right = x <= left + POSITION_TOLERANCE, x >= right - POSITION_TOLERANCE
+    in_door = (y >= top - POSITION_TOLERANCE) & (y <= bottom + POSITION_TOLERANCE)
+    low, high = (
+        np.where(beside_right & ~in_door, right, MIN_COORDINATE),
+        np.where(beside_left & ~in_door, left, MAX_COORDINATE),
+    )
+    x = np.clip(x + step[..., 0], low, high)
+    in_wall = (x > left + POSITION_TOLERANCE) & (x < right - POSITION_TOLERANCE)
+    y = np.clip(y + step[..., 1], np.where(in_wall, top, MIN_COORDINATE), np.where(in_wall, bottom, MAX_COORDINATE))
+    return np.stack([x, y], axis=-1)
+
+
+def _wall_and_door_edges(
+    wall: FloatOrArray, door: FloatOrArray
+) -> tuple[FloatOrArray, FloatOrArray, FloatOrArray, FloatOrArray]:
+    """Left and right of the wall, and top and bottom of the door, for the agent's centre."""
+    return (
+        wall - (WALL_THICKNESS / 2 + AGENT_RADIUS),
+        wall + (WALL_THICKNESS / 2 + AGENT_RADIUS),
+        door - (DOOR_WIDTH / 2 - AGENT_RADIUS),
+        door + (DOOR_WIDTH / 2 - AGENT_RADIUS),
+    )
+
+
+def render_two_rooms(position: ArrayLike, wall: float, door: float) -> NDArray[np.uint8]:
+    """The picture, uint8 [64, 64, 3]; an edge that cuts a pixel colours it in part."""
+    edges = np.arange(ARENA_SIZE)
+    across = _pixel_coverage(edges, wall - WALL_THICKNESS / 2, wall + WALL_THICKNESS / 2)
+    opening = _pixel_coverage(edges, door - DOOR_WIDTH / 2, door + DOOR_WIDTH / 2)
+    stone = (1 - opening)[:, None] * across
+    for side in (slice(0, BORDER_WIDTH), slice(ARENA_SIZE - BORDER_WIDTH, ARENA_SIZE)):
+        stone[side], stone[:, side] = 1, 1
+    x, y = np.asarray(position, np.float64)
+    distance = np.hypot(edges + 0.5 - x, (edges + 0.5 - y)[:, None])
+    agent = np.clip(AGENT_RADIUS + 0.5 - distance, 0, 1)[..., None]
+    picture = BACKGROUND_COLOR + stone[..., None] * (np.array(WALL_COLOR) - BACKGROUND_COLOR)
+    return (picture * (1 - agent) + agent * AGENT_COLOR).round().astype(np.uint8)
+
+
+def _pixel_coverage(edges: NDArray[np.int64], low: float, high: float) -> NDArray[np.float64]:
+    """How much of each pixel of a row lies between ``low`` and ``high``: float [n] from 0 to 1."""
+    return np.clip(np.minimum(edges + 1, high) - np.maximum(edges, low), 0, 1)
+
+
+def _check_layout(wall: Any, door: Any) -> tuple[float, float]:
+    wall, door = float(wall), float(door)
+    side, reach = 2 * AGENT_RADIUS + WALL_THICKNESS / 2, DOOR_WIDTH / 2
+    if not (
+        BORDER_WIDTH + side <= wall <= ARENA_SIZE - BORDER_WIDTH - side
+        and BORDER_WIDTH + reach <= door <= ARENA_SIZE - BORDER_WIDTH - reach
+    ):
+        raise ValueError(
+            f"options['wall'] must lie in {BORDER_WIDTH + side:g}..{ARENA_SIZE - BORDER_WIDTH - side:g} and "
+            f"options['door'] in "
+            f"{BORDER_WIDTH + reach:g}..{ARENA_SIZE - BORDER_WIDTH - reach:g}, got {wall:g} and {door:g}"
+        )
+    return wall, door
+
+
+if TWO_ROOMS_ID not in gymnasium.registry:
+    # Episodes are cut, so that a recording sees many starts (and, with random_wall, many walls).
+    gymnasium.register(TWO_ROOMS_ID, entry_point=f"{__name__}:TwoRooms", max_episode_steps=100)

@@ -1,0 +1,125 @@
+"""Names for learned actions, from what is seen to happen under them: the legend of the player's keys.
+
+Legend: n transitions, t time, h w pixels.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from vwm.core.network_simulator import VideoSimulator
+from vwm.data.clips import ClipDataset
+from vwm.eval.eval_clips import EvalClips, read_eval_clips
+from vwm.eval.mutual_information import contingency_table
+from vwm.eval.rollouts import infer_latent_actions
+
+MAX_DESCRIPTION_LENGTH = 27
+"""Characters of a description; the player has no room for more."""
+
+MIN_VISIBLE_SHIFT = 0.3
+"""Pixels a frame below which a shift of the scene is not worth a word."""
+
+MIN_VISIBLE_CHANGE = 0.25
+"""Mean absolute change in levels of 0..255 below which nothing is to be seen."""
+
+
+def describe_actions(
+    simulator: VideoSimulator, clips: ClipDataset, count: int = 128, batch_size: int = 16
+) -> list[str]:
+    """A short description of every action of a world.
+
+    A latent action is called after the recorded action that makes up most of it, with that one's share; where none
+    does or is recorded, after how the scene moves. A world with labelled actions has names already.
+
+    Args:
+        simulator: the world.
+        clips: with frames, and actions where there are any; held-out ones are the fairest.
+        count: clips to look at.
+        batch_size: clips at a time.
+
+    Returns:
+        One text an action, shorter than 28 characters.
+
+    Raises:
+        ValueError: the clips' frames do not have the world's size.
+    """
+    space = simulator.actions
+    if simulator.latent_action is None:
+        return list(space.names) or [f"action {i}" for i in range(space.size)]
+    sample = read_eval_clips(clips, count, simulator.image_size)
+    latent = infer_latent_actions(simulator, sample.frames, batch_size)
+    texts = _describe_by_motion(latent, sample.frames, space.size)
+    if sample.actions is not None and sample.actions.ndim == 2 and sample.action_names:
+        recorded = _describe_by_recorded_action(latent, sample, space.size)
+        texts = [name or text for name, text in zip(recorded, texts, strict=True)]
+    return texts
+
+
+def _describe_by_recorded_action(latent: Tensor, sample: EvalClips, size: int) -> list[str]:
+    """The recorded action that makes up most of a latent one; empty where none does."""
+    assert sample.actions is not None
+    columns = max(len(sample.action_names), int(sample.actions.max()) + 1)
+    texts = []
+    for row in contingency_table(latent.flatten(), sample.actions[:, :-1].flatten(), size, columns):
+        best = int(row.argmax())
+        name = sample.action_names[best] if best < len(sample.action_names) else f"action {best}"
+        share = f" {row[best] / row.sum():.0%}" if row.sum() else ""
+        texts.append(name[: MAX_DESCRIPTION_LENGTH - len(share)] + share if row[best] > row.sum() / 2 else "")
+    return texts
+
+
+def _describe_by_motion(latent: Tensor, frames: Tensor, size: int) -> list[str]:
+    before, after = frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)
+    shift = torch.cat([estimate_scene_shift(x, y) for x, y in zip(before.split(64), after.split(64), strict=True)])
+    change = torch.stack([(x.int() - y.int()).abs().double().mean() for x, y in zip(before, after, strict=True)])
+    of = latent.flatten()
+    return [
+        describe_motion(shift[of == i].mean(dim=0), float(change[of == i].mean())) if (of == i).any() else "not seen"
+        for i in range(size)
+    ]
+
+
+def describe_motion(shift: Tensor, change: float) -> str:
+    """In words.
+
+    Args:
+        shift: float [2], how far the scene moved (down, right), pixels a frame.
+        change: mean absolute change of the pixels, in levels.
+    """
+    down, right = shift.tolist()
+    if max(abs(down), abs(right)) < MIN_VISIBLE_SHIFT:
+        return "no visible change" if change < MIN_VISIBLE_CHANGE else "change, scene stays"
+    parts = [
+        (abs(down), f"{'down' if down > 0 else 'up'} {abs(down):.1f}"),
+        (abs(right), f"{'right' if right > 0 else 'left'} {abs(right):.1f}"),
+    ]
+    (most, main), (least, other) = sorted(parts, reverse=True)
+    if least < max(MIN_VISIBLE_SHIFT, most / 4):
+        return f"scene moves {main} px"
+    return f"scene {main}, {other} px"
+
+
+def estimate_scene_shift(before: Tensor, after: Tensor) -> Tensor:
+    """How far the whole scene moved: uint8 [n, h, w, 3] twice -> float [n, 2], (down, right) in pixels.
+
+    The shift under which the middle of the picture changes least; of equals the shortest. Phase correlation, the
+    usual way, is misled by the figure that games keep in the middle of a scene that scrolls. Large pictures are looked
+    at coarsely, and moves of more than a sixth of the picture are not looked for.
+    """
+    coarse = max(1, min(before.shape[1:3]) // 64)
+    x, y = (avg_pool2d(frames.float().mean(dim=-1), coarse) for frames in (before, after))
+    height, width = x.shape[1:]
+    reach = min(height, width) // 6
+    middle = x[:, reach : height - reach, reach : width - reach]
+    shifts = sorted(product(range(-reach, reach + 1), repeat=2), key=lambda s: s[0] ** 2 + s[1] ** 2)
+    least, best = torch.full((len(x),), torch.inf), torch.zeros(len(x), 2)
+    for down, right in shifts:
+        moved = y[:, reach + down : height - reach + down, reach + right : width - reach + right]
+        change = (moved - middle).abs().mean(dim=(1, 2))
+        better = change < least
+        least, best[better] = torch.where(better, change, least), torch.tensor([down, right], dtype=best.dtype)
+    return best * coarse

@@ -1,0 +1,138 @@
+"""The report as one page to read: numbers, plots and videos that lie beside it, and nothing from the network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { margin-bottom: 0; } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; } td, th { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; }
+td.number { font-variant-numeric: tabular-nums; font-weight: 600; white-space: nowrap; }
+figure { display: inline-block; margin: .5rem 1rem .5rem 0; } figcaption, .quiet { color: #666; font-size: 13px; }
+img, video { max-width: 100%; }
+figure video { width: 30rem; } figure img { max-height: 21rem; }
+pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: 12px; }
+"""
+
+
+def render_html_report(
+    title: str, report: dict[str, Any], plots: Sequence[str], videos: Sequence[str], sheet: str
+) -> str:
+    """HTML.
+
+    Args:
+        title: of the world.
+        report: see ``vwm.eval.world_report.evaluate_world``.
+        plots, videos, sheet: file names, relative to the page.
+    """
+    made = report["made"]
+    subtitle = f"{report['data']['clips']} clips of {made['data']}, {made['environment']['date']}"
+    parts = [
+        f"<h1>{escape(title)}</h1><p class=quiet>{escape(subtitle)}</p>",
+        _numbers_html(report),
+        "".join(f"<p>Note: {escape(note)}.</p>" for note in report["notes"]),
+        "<h2>Plots</h2>" + "".join(f'<figure><img src="{escape(p)}" alt="{escape(p)}"></figure>' for p in plots),
+        "<h2>Rollouts</h2>" + _rollouts_html(sheet, videos) if videos else "",
+        f"<h2>How it was made</h2><pre>{escape(json.dumps(made, indent=2))}</pre>",
+    ]
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
+    return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+
+
+def _rollouts_html(sheet: str, videos: Sequence[str]) -> str:
+    shown = "".join(
+        f'<figure><video src="{escape(video)}" autoplay loop muted playsinline controls></video></figure>'
+        for video in videos
+    )
+    return (
+        "<p class=quiet>Context | prediction | truth. The bar over the prediction turns orange where the world goes on "
+        f"alone.</p>{shown}<p class=quiet>The same, one pair of rows a clip: the truth, and what the world made of the "
+        f'context and the actions.</p><img src="{escape(sheet)}" alt="rollouts">'
+    )
+
+
+def _numbers_html(report: dict[str, Any]) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(what)}</td><td class=number>{escape(value)}</td><td class=quiet>{escape(meaning)}</td></tr>"
+        for what, value, meaning in headline_rows(report)
+    )
+    return f"<h2>Numbers</h2><table>{rows}</table>"
+
+
+def headline_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The numbers that matter most: (what, value with unit, how to read it)."""
+    tokenizer, rollout, control, play = (report[key] for key in ("tokenizer", "rollout", "control", "play"))
+    delta, horizon = control["delta_psnr"], len(rollout["psnr"])
+    cost = control["shuffle_cost"]
+    return [
+        (
+            "Tokenizer PSNR",
+            _format_number(tokenizer["psnr"], "dB"),
+            f"the mean image: {_format_number(tokenizer['psnr_mean_image'], 'dB')}",
+        ),
+        ("Tokenizer SSIM", _format_number(tokenizer["ssim"], "", 3), "1 is perfect"),
+        *_usage_rows(report),
+        ("Rollout PSNR at horizon 1", _format_number(rollout["psnr"][0], "dB"), _format_baselines(rollout, 0)),
+        (
+            f"Rollout PSNR at horizon {horizon}",
+            _format_number(rollout["psnr"][-1], "dB"),
+            _format_baselines(rollout, -1),
+        ),
+        (
+            f"ΔPSNR at horizon {delta['horizon']}",
+            f"{_format_number(delta['mean'], '')} ± {_format_number(delta['stderr'], 'dB')}",
+            "what the right actions are worth against random ones; 0 where actions do nothing",
+        ),
+        (
+            "Cost of shuffled actions",
+            _format_number(control["shuffle_ratio"], "×", 3),
+            "not measured" if cost is None else f"{cost['loss']}; over 1 where actions count",
+        ),
+        *_information_rows(control),
+        (
+            "Step",
+            _format_number(play["step_ms"]["p50"], "ms"),
+            f"95th percentile {_format_number(play['step_ms']['p95'], 'ms')}",
+        ),
+        (
+            "Frames a second",
+            _format_number(play["fps"], ""),
+            f"one world, {report['made']['environment']['hardware']['device']}",
+        ),
+    ]
+
+
+def _usage_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Of codes and of latent actions, where there are such."""
+    codebook, latent, rows = report["codebook"], report["latent_action"], []
+    if codebook is not None:
+        used = f"{codebook['used']} of {codebook['size']}"
+        rows.append(("Codes used", used, f"perplexity {codebook['perplexity']:.1f}"))
+    if latent is not None:
+        rows.append(
+            ("Latent actions used", _format_number(latent["perplexity"], ""), f"perplexity, of {latent['size']}")
+        )
+    return rows
+
+
+def _information_rows(control: dict[str, Any]) -> list[tuple[str, str, str]]:
+    if control["action_mi_bits"] is None:
+        return []
+    text = f"above chance, of {_format_number(control['action_entropy_bits'], 'bits')} in the recorded actions"
+    return [("Latent ↔ recorded action", _format_number(control["action_mi_bits"], "bits"), text)]
+
+
+def _format_baselines(rollout: dict[str, Any], at: int) -> str:
+    copied, ceiling = (
+        _format_number(rollout["psnr_copy_last"][at], "dB"),
+        _format_number(rollout["psnr_tokenizer"][at], "dB"),
+    )
+    return f"copy of the last frame: {copied}, the tokenizer's ceiling: {ceiling}"
+
+
+def _format_number(value: float | None, unit: str, digits: int = 2) -> str:
+    return "none" if value is None else f"{value:.{digits}f} {unit}".strip()

@@ -1,0 +1,39 @@
+"""How long does a player wait for a frame?"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vwm.core.seeds import world_seeds
+from vwm.core.simulator import Simulator
+from vwm.eval.rollouts import random_action_sequences
+
+WARM_UP_STEPS = 3
+
+
+def measure_step_latency(simulator: Simulator, context: Tensor, seed: int = 0, steps: int = 30) -> Tensor:
+    """Time of each step of a single world, from the action to the pixels in main memory.
+
+    Args:
+        simulator: the world.
+        context: uint8 [t, h, w, 3], what the world continues.
+        seed: of the world and its random actions.
+        steps: how many to time, after some that warm up.
+
+    Returns:
+        float64 [steps], in milliseconds.
+    """
+    actions = random_action_sequences(simulator.actions, world_seeds(seed, 1), WARM_UP_STEPS + steps)
+    state, _ = simulator.reset(context[None], seed)
+    times = []
+    for i in tqdm(range(WARM_UP_STEPS + steps), desc="speed", unit="frame", disable=None):
+        began = time.perf_counter()
+        state, out = simulator.step(state, actions[:, i])
+        assert out.frame is not None
+        out.frame.cpu()  # waits for an accelerator too
+        times.append(1000 * (time.perf_counter() - began))
+    return torch.tensor(times[WARM_UP_STEPS:], dtype=torch.float64)

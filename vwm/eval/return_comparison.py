@@ -1,0 +1,105 @@
+"""Returns of several ways of coming to a policy, beside one another, with intervals.
+
+Episode i has the same seed whoever plays, so that all are judged on the same draws of episodes: a policy that met easy
+ones met the same easy ones as the others, and the interval of a difference is that of the difference itself. Runs of a
+way that differ by their seed are drawn too, each way's for itself.
+
+Legend: r runs of a way, e episodes, d draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+CONFIDENCE_PERCENT = 95
+"""Per cent of the draws that an interval holds."""
+
+Floats = NDArray[np.float64]
+
+
+class MeanWithInterval(NamedTuple):
+    """A number, and the bounds of its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ReturnComparison:
+    """What ``compare_returns`` found; the keys are the ways' names.
+
+    Attributes:
+        means: of the returns.
+        normalised: (return - random) / (real - random) of every way but these two: 0 plays like random, 1 like the
+            agent that was trained on real steps. None where there is no such agent, or where it is not surely better
+            than random, so that the ratio says nothing.
+        differences: ``differences[a][b]`` is a's mean return less b's.
+    """
+
+    means: Mapping[str, MeanWithInterval]
+    normalised: Mapping[str, MeanWithInterval | None]
+    differences: Mapping[str, Mapping[str, MeanWithInterval]]
+
+
+def compare_returns(
+    returns: Mapping[str, ArrayLike], random: str, real: str | None = None, seed: int = 0, draws: int = 10_000
+) -> ReturnComparison:
+    """Set returns beside one another, by a bootstrap over runs and episodes.
+
+    Args:
+        returns: by the way's name, [r, e]; e is the same for all, r need not be.
+        random: name of the random actions among them.
+        real: name of the agent that was trained on real steps.
+        seed: of the draws.
+        draws: d.
+
+    Raises:
+        ValueError: a name is unknown, or the numbers of episodes differ.
+    """
+    table = {name: np.atleast_2d(np.asarray(values, np.float64)) for name, values in returns.items()}
+    for name in (random, real):
+        if name is not None and name not in table:
+            raise ValueError(f"there is no {name!r} among {', '.join(table)}")
+    episodes = {values.shape[1] for values in table.values()}
+    if len(episodes) != 1:
+        raise ValueError(f"every way must have played equally many episodes, got {sorted(episodes)}")
+    generator = np.random.default_rng(seed)
+    drawn_episodes = _bootstrap_weights(generator, episodes.pop(), draws)
+    drawn = {
+        name: np.einsum("dr,re,de->d", _bootstrap_weights(generator, len(values), draws), values, drawn_episodes)
+        for name, values in table.items()
+    }
+    means = {name: float(values.mean()) for name, values in table.items()}
+    scores = {name: _mean_with_interval(means[name], drawn[name]) for name in table}
+    differences = {
+        a: {b: _mean_with_interval(means[a] - means[b], drawn[a] - drawn[b]) for b in table if b != a} for a in table
+    }
+    normalised: dict[str, MeanWithInterval | None] = {name: None for name in table if name not in (random, real)}
+    if real is not None and real != random and differences[real][random].low > 0:
+        # A draw or two of ten thousand may still have real below random; the percentiles do not feel their ratios.
+        span, spans = means[real] - means[random], drawn[real] - drawn[random]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            for name in normalised:
+                ratios = (drawn[name] - drawn[random]) / spans
+                normalised[name] = _mean_with_interval(
+                    (means[name] - means[random]) / span, ratios[np.isfinite(ratios)]
+                )
+    return ReturnComparison(scores, normalised, differences)
+
+
+def _bootstrap_weights(generator: np.random.Generator, size: int, draws: int) -> Floats:
+    """Of each draw with replacement, the share of each of ``size`` things: [d, size]."""
+    chances = np.full(size, 1 / size)
+    return generator.multinomial(size, chances, draws) / size
+
+
+def _mean_with_interval(value: float, drawn: Floats) -> MeanWithInterval:
+    tail = (100 - CONFIDENCE_PERCENT) / 2
+    low, high = np.percentile(drawn, [tail, 100 - tail])
+    return MeanWithInterval(value, float(low), float(high))

@@ -1,1 +1,0 @@
-"""Compact latent worlds: small states that recur, made to be imagined in."""

@@ -1,0 +1,5 @@
+"""A space-time diffusion transformer with one noise level per frame."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

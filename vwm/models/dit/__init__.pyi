@@ -1,0 +1,17 @@
+from .agent_module import DiTAgentModule as DiTAgentModule
+from .finetuning import DiTFinetuning as DiTFinetuning
+from .module import DiTModule as DiTModule
+from .network import DiT as DiT
+from .network import DiTOutput as DiTOutput
+from .network import NoisyFrames as NoisyFrames
+from .objectives import DenoiserFn as DenoiserFn
+from .objectives import DiffusionForcing as DiffusionForcing
+from .objectives import DiffusionObjective as DiffusionObjective
+from .objectives import ShortcutForcing as ShortcutForcing
+from .policy_heads import PolicyRewardHeads as PolicyRewardHeads
+from .policy_heads import PolicyRewardLosses as PolicyRewardLosses
+from .sampling import DiffusionSampling as DiffusionSampling
+from .sampling import check_diffusion_sampling as check_diffusion_sampling
+from .sampling import observe_latents as observe_latents
+from .simulator import DiTSimulator as DiTSimulator
+from .simulator import DiTState as DiTState

@@ -1,0 +1,187 @@
+"""A diffusion world behind the simulator interface: latents are drawn frame by frame from cached keys and values."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vwm.core.network_simulator import VideoSimulator
+from vwm.core.seeds import fold_in, seeded_normal, world_seeds
+from vwm.core.simulator import ActionSpace, StepOutput
+from vwm.core.tokenizer import VideoTokenizer
+from vwm.models.dit.network import DiT, NoisyFrames
+from vwm.models.dit.noise_schedule import predicted_clean_and_noise
+from vwm.models.dit.policy_heads import PolicyRewardHeads, check_policy_matches_dit
+from vwm.models.dit.sampling import (
+    CONTEXT_SEED_STREAM,
+    FRAME_SEED_STREAM,
+    DiffusionSampling,
+    check_diffusion_sampling,
+    finest_step_index,
+    observe_latents,
+    sample_latent_frame,
+)
+from vwm.nn.actions import check_action_space
+from vwm.nn.outcome_heads import RewardTerminationHeads, sample_outcomes
+from vwm.nn.pixels import frames_to_float, video_to_uint8
+from vwm.nn.space_time import TransformerState
+
+
+class DiTState(NamedTuple):
+    """One world a batch entry.
+
+    Attributes:
+        dynamics: keys and values of the past frames.
+        encoder: the tokenizer's encoder, which has seen the frames that were observed, and none that was drawn.
+        decoder: the tokenizer's decoder.
+        latent: float [b, h, w, c], the last frame.
+        features: float [b, d], of the last frame: its agent tokens', where the network has some, else all tokens'.
+        seed: int64 [b].
+    """
+
+    dynamics: TransformerState
+    encoder: Any
+    decoder: Any
+    latent: Tensor
+    features: Tensor
+    seed: Tensor
+
+
+class DiTSimulator(VideoSimulator):
+    """See ``Simulator``.
+
+    Args:
+        tokenizer: video to continuous latents and back, one latent a frame.
+        dynamics: the network; causal.
+        outcomes: heads for reward and end; None for a world that knows none.
+        actions: the action space; it must be the dynamics'.
+        policy: heads that act and foresee rewards, as its agent tokens were taught; None for a world without.
+        **rest: see ``VideoSimulator``.
+
+    Raises:
+        ValueError: the parts do not fit each other.
+    """
+
+    PARTS: ClassVar[tuple[str, ...]] = ("tokenizer", "dynamics", "outcomes", "policy")
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("outcomes", "policy")
+    SAMPLING = DiffusionSampling
+    LOSS = "squared error"
+
+    def __init__(
+        self,
+        tokenizer: VideoTokenizer,
+        dynamics: DiT,
+        outcomes: RewardTerminationHeads | None,
+        actions: ActionSpace,
+        policy: PolicyRewardHeads | None = None,
+        **rest: Any,
+    ) -> None:
+        if not dynamics.transformer.causal:
+            raise ValueError(
+                "dynamics.causal=False looks at later frames too: it draws whole clips and cannot be played"
+            )
+        if tokenizer.time_compression != 1:
+            raise ValueError(
+                f"a played world needs a latent a frame, but the tokenizer has time_compression="
+                f"{tokenizer.time_compression}: train on a tokenizer with 1"
+            )
+        if (tuple(tokenizer.grid), tokenizer.channels) != (dynamics.grid, dynamics.channels):
+            raise ValueError(
+                f"the tokenizer gives latents {list(tokenizer.grid)} x {tokenizer.channels}, the dynamics takes "
+                f"{list(dynamics.grid)} x {dynamics.channels}"
+            )
+        if dynamics.embed_action is not None:  # a world without actions ignores them
+            check_action_space(dynamics.embed_action, actions)
+        if policy is not None:
+            check_policy_matches_dit(policy, dynamics)
+        super().__init__(tokenizer, dynamics, actions, **rest)
+        check_diffusion_sampling(dynamics, self.sampling)
+        self.outcomes = None if outcomes is None else outcomes.eval()
+        self.policy = None if policy is None else policy.eval()
+
+    @torch.inference_mode()
+    def reset(
+        self, context: Tensor, seed: int | Tensor = 0, context_actions: Tensor | None = None
+    ) -> tuple[DiTState, Tensor]:
+        """See ``Simulator.reset``."""
+        self.check_context(context)
+        video = frames_to_float(context.to(self.device))
+        batch, frames = video.shape[:2]
+        actions = self.check_context_actions(context_actions, batch, frames)
+        encoder, latents = self.tokenizer.encode_step(self.tokenizer.init_encoder(batch), video)
+        decoder, shown = self.tokenizer.decode_step(self.tokenizer.init_decoder(batch), latents)
+        seeds = world_seeds(seed, batch, self.device)
+        lead = self.dynamics.lead(actions, batch, frames)
+        state, features = self._observe(self.dynamics.init_state(batch), latents, lead, seeds)
+        return DiTState(state, encoder, decoder, latents[:, -1], features, seeds), video_to_uint8(shown[:, -1:])[:, 0]
+
+    @torch.inference_mode()
+    def step(self, state: DiTState, action: Tensor, decode: bool = True) -> tuple[DiTState, StepOutput]:
+        """See ``Simulator.step``. ``latent`` is the frame's latents, float [b, h, w, c]."""
+        batch = len(state.seed)
+        self.check_action(action, batch)
+        lead = self._lead(action.to(self.device), batch)
+        reward, terminated = sample_outcomes(
+            self.outcomes, state.features, lead[:, 0], state.seed, state.dynamics.position
+        )
+        seed = fold_in(fold_in(state.seed, FRAME_SEED_STREAM), state.dynamics.position)
+        latents = sample_latent_frame(self.dynamics, state.dynamics, lead, seed, self.sampling)
+        dynamics, features = self._observe(state.dynamics, latents, lead, state.seed)
+        # The decoder remembers past frames too, so it takes every frame in, wanted or not.
+        decoder, shown = self.tokenizer.decode_step(state.decoder, latents.to(self.tokenizer.dtype))
+        frame = video_to_uint8(shown)[:, 0] if decode else None
+        return (
+            DiTState(dynamics, state.encoder, decoder, latents[:, 0], features, state.seed),
+            StepOutput(frame, latents[:, 0], reward, terminated),
+        )
+
+    @torch.inference_mode()
+    def observe(self, state: DiTState, action: Tensor, frame: Tensor) -> DiTState:
+        """See ``Simulator.observe``."""
+        batch = len(state.seed)
+        self.check_observation(action, frame, batch)
+        encoder, latents = self.tokenizer.encode_step(state.encoder, frames_to_float(frame[:, None].to(self.device)))
+        decoder, _ = self.tokenizer.decode_step(state.decoder, latents)
+        lead = self._lead(action.to(self.device), batch)
+        dynamics, features = self._observe(state.dynamics, latents, lead, state.seed)
+        return DiTState(dynamics, encoder, decoder, latents[:, 0], features, state.seed)
+
+    @torch.inference_mode()
+    def transition_loss(self, latents: Tensor, actions: Tensor, others: Tensor) -> Tensor:
+        """See ``VideoSimulator.transition_loss``: the squared error of the clean frame that is seen in pure noise.
+
+        That is the mean of all frames that may come, as the network has it: what past and action alone say. It goes
+        the way of play, frame by frame from cached keys and values.
+        """
+        latents, actions, others = (x.to(self.device) for x in (latents, actions, others))
+        dynamics, total = self.dynamics, torch.zeros(2, dtype=torch.float64)
+        batch, frames = latents.shape[:2]
+        seeds = world_seeds(0, batch, self.device)
+        signal = latents.new_zeros(batch, 1)
+        state, _ = self._observe(dynamics.init_state(batch), latents[:, :1], dynamics.lead(None, batch, 1), seeds)
+        for i in range(1, frames):
+            clean = latents[:, i : i + 1]
+            noise = seeded_normal(fold_in(seeds, i), *clean.shape[1:]).to(clean.dtype)
+            for way, told in enumerate((actions, others)):
+                noisy = NoisyFrames(
+                    noise, signal, finest_step_index(dynamics, signal), self._lead(told[:, i - 1], batch)
+                )
+                said = dynamics.look(state, noisy).float()
+                found = predicted_clean_and_noise(dynamics.prediction, noise, said, signal)[0]
+                total[way] += (found - clean).double().square().sum().item()
+            state, _ = self._observe(state, clean, self._lead(actions[:, i - 1], batch), seeds)
+        return total
+
+    def _observe(
+        self, state: TransformerState, latents: Tensor, lead: Tensor, seed: Tensor
+    ) -> tuple[TransformerState, Tensor]:
+        return observe_latents(
+            self.dynamics, state, latents, lead, fold_in(seed, CONTEXT_SEED_STREAM), self.sampling.context_noise
+        )
+
+    def _lead(self, action: Tensor, batch: int) -> Tensor:
+        if self.dynamics.embed_action is None:
+            return self.dynamics.lead(None, batch, 1)
+        return self.dynamics.embed_actions(action[:, None])

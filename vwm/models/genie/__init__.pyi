@@ -1,0 +1,11 @@
+from .action_map import LatentActionMap as LatentActionMap
+from .dynamics import MaskGITDynamics as MaskGITDynamics
+from .dynamics import MaskGITOutput as MaskGITOutput
+from .dynamics import MaskGITSampling as MaskGITSampling
+from .dynamics import sample_token_frame as sample_token_frame
+from .finetuning import GenieFinetuning as GenieFinetuning
+from .latent_action import LatentActionModel as LatentActionModel
+from .latent_action import LatentActionOutput as LatentActionOutput
+from .module import GenieModule as GenieModule
+from .simulator import GenieSimulator as GenieSimulator
+from .simulator import GenieState as GenieState

@@ -1,0 +1,215 @@
+"""Training latent actions and dynamics together, over a frozen tokenizer."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vwm.core.seeds import fold_in, world_seeds
+from vwm.data.clips import ClipBatch
+from vwm.models.genie.dynamics import MaskGITDynamics, MaskGITSampling, sample_token_frame
+from vwm.models.genie.latent_action import LatentActionModel
+from vwm.nn.loss_normalizer import LossNormalizer
+from vwm.nn.optimizer import OptimizerConfig
+from vwm.nn.outcome_heads import RewardTerminationHeads
+from vwm.nn.pixels import frames_to_float, video_to_uint8
+from vwm.nn.quantize import code_counts, perplexity
+from vwm.tokenizers.loading import load_tokenizer
+from vwm.tokenizers.space_time_tokenizer import SpaceTimeTokenizer
+
+
+class GenieModule(L.LightningModule):
+    """Genie's second stage.
+
+    The latent action model learns from its own reconstruction alone: the dynamics takes its actions as indices, so
+    no gradient flows back.
+
+    Args:
+        tokenizer: a trained tokenizer: a bundle's or run's ``tokenizer`` folder (``save_pretrained``'s layout).
+        dynamics: the dynamics transformer.
+        latent_action: the latent action model; null trains on the true actions of the recording instead.
+        optimizer: of both.
+        context_frames: whole frames that a sample video starts from.
+        sampling_steps: MaskGIT steps of the sample videos.
+        alarm: an action perplexity under this share of the number of actions warns that the actions have collapsed.
+        outcomes: heads for reward and end; null learns none. They need the true actions (``latent_action`` null: the
+            action that ends an episode leads to no frame that it could be inferred from), and data.fields to name
+            rewards (and terminated).
+    """
+
+    def __init__(
+        self,
+        tokenizer: str | os.PathLike[str],
+        dynamics: MaskGITDynamics,
+        optimizer: OptimizerConfig,
+        latent_action: LatentActionModel | None = None,
+        context_frames: int = 4,
+        sampling_steps: int = 8,
+        alarm: float = 0.25,
+        outcomes: RewardTerminationHeads | None = None,
+    ) -> None:
+        super().__init__()
+        self.tokenizer = load_tokenizer(tokenizer)
+        self.dynamics, self.latent_action, self.optimizer = dynamics, latent_action, optimizer
+        self.context_frames, self.sampling_steps, self.alarm = context_frames, sampling_steps, alarm
+        self.outcomes = outcomes
+        if outcomes is not None:
+            self.scales = nn.ModuleDict({name: LossNormalizer() for name in ("dynamics", "reward", "end")})
+        _check_components_match(self.tokenizer, dynamics, latent_action, outcomes)
+
+    def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and what to log."""
+        if self.outcomes is not None:
+            return self._loss_with_rewards(batch)
+        actions, action_loss, logs = self._actions(batch)
+        loss, accuracy = self.dynamics.loss(self._tokens(batch).flatten(2), actions)
+        return loss + action_loss, logs | {"dynamics_loss": loss.detach(), "accuracy": accuracy}
+
+    def _loss_with_rewards(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Frames, rewards and ends on one scale, as ``DiTModule`` has them."""
+        assert self.outcomes is not None
+        if batch.rewards is None:
+            raise ValueError("outcomes need rewards: name them in data.fields, or set outcomes to null")
+        actions, _, _ = self._actions(batch)
+        loss, accuracy, features = self.dynamics.loss_with_features(self._tokens(batch).flatten(2), actions)
+        assert batch.actions is not None
+        lead = self.dynamics.embed_actions(batch.actions)
+        reward, end = self.outcomes.losses(features, lead, batch.rewards, batch.terminated)
+        total = self.scales["dynamics"](loss) + self.scales["reward"](reward) + self.scales["end"](end)
+        losses = {"dynamics_loss": loss.detach(), "reward_loss": reward.detach(), "end_loss": end.detach()}
+        return total, losses | {"accuracy": accuracy}
+
+    def _actions(self, batch: ClipBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The actions between the frames, [b, t-1, ...], and the latent action model's loss where there is one."""
+        if self.latent_action is None:
+            if batch.actions is None:
+                raise ValueError(
+                    "latent_action is null, so the true actions are needed, and these shards hold none: "
+                    "set model.latent_action to learn actions from the video"
+                )
+            return batch.actions[:, :-1], torch.zeros((), device=self.device), {}
+        if batch.frames is None:
+            raise ValueError("latent actions are inferred from pixels: add frames to data.fields")
+        video = frames_to_float(batch.frames)
+        predicted, actions = self.latent_action(video)
+        reconstruction = F.mse_loss(predicted.float(), video[:, 1:])
+        copied = F.mse_loss(video[:, :-1], video[:, 1:])
+        logs = {
+            "lam_loss": reconstruction.detach(),
+            "lam_gain": 1 - reconstruction.detach() / copied.clamp(min=1e-8),
+            "action_perplexity": perplexity(code_counts(actions.indices, self.latent_action.num_actions)),
+        }
+        return actions.indices, reconstruction + actions.commitment, logs
+
+    @torch.no_grad()
+    def _tokens(self, batch: ClipBatch) -> Tensor:
+        """int64 [b, t, h, w]: read where the shards are encoded, else made here."""
+        if batch.latents is not None:
+            return batch.latents
+        return self.tokenizer.encode(frames_to_float(batch.frames))
+
+    def training_step(self, batch: ClipBatch, index: int) -> Tensor:
+        """Lightning's hook."""
+        loss, logs = self(batch)
+        self.log_dict({"train/loss": loss, **{f"train/{k}": v for k, v in logs.items()}})
+        self.log("acc", logs["accuracy"], prog_bar=True, logger=False)
+        if "action_perplexity" in logs:
+            self.log("actions", logs["action_perplexity"], prog_bar=True, logger=False)
+        return loss
+
+    def validation_step(self, batch: ClipBatch, index: int) -> None:
+        """Lightning's hook: the losses, and how much worse the dynamics does with shuffled actions."""
+        loss, logs = self(batch)
+        actions, _, _ = self._actions(batch)
+        tokens = self._tokens(batch).flatten(2)
+        mask = torch.ones_like(tokens[:, 1:], dtype=torch.bool)
+
+        def cross_entropy(given: Tensor) -> Tensor:
+            return F.cross_entropy(self.dynamics(tokens, given, mask).float().flatten(0, 2), tokens[:, 1:].flatten())
+
+        shuffled = actions.roll(1, dims=0)
+        logs["shuffle_ratio"] = cross_entropy(shuffled) / cross_entropy(actions)
+        self.log("val/loss", loss, sync_dist=True, batch_size=len(tokens))
+        self.log_dict({f"val/{k}": v for k, v in logs.items()}, sync_dist=True, batch_size=len(tokens))
+
+    def on_validation_epoch_end(self) -> None:
+        """Sound the alarms."""
+        seen = self.trainer.callback_metrics
+        if not self.trainer.is_global_zero or self.latent_action is None or "val/action_perplexity" not in seen:
+            return
+        used, size = float(seen["val/action_perplexity"]), self.latent_action.num_actions
+        if used < max(1.05, self.alarm * size):
+            print(
+                f"\nalarm: the latent actions have collapsed (perplexity {used:.2f} of {size}). Try FSQ levels for "
+                f"latent_action.codebook, latent_action.decoder_context=first, or data in which more happens."
+            )
+        if float(seen["val/shuffle_ratio"]) < 1.005:
+            print(
+                f"\nalarm: the dynamics ignores its actions (shuffled actions cost {seen['val/shuffle_ratio']:.3f} x "
+                f"the loss). Train longer, or look at the actions first: val/action_perplexity is {used:.2f} of {size}."
+            )
+
+    def configure_optimizers(self) -> Any:
+        """Lightning's hook."""
+        optimizer, schedule = self.optimizer.build(self, self.trainer.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def train(self, mode: bool = True) -> GenieModule:
+        """The tokenizer stays frozen, in evaluation mode."""
+        super().train(mode)
+        self.tokenizer.eval()
+        return self
+
+    def networks(self) -> dict[str, nn.Module]:
+        """What to keep an average of, to compile and to export."""
+        trained = {"dynamics": self.dynamics, "latent_action": self.latent_action, "outcomes": self.outcomes}
+        return {name: part for name, part in trained.items() if part is not None}
+
+    @torch.no_grad()
+    def sample(self, batch: ClipBatch) -> Tensor:
+        """The batch's first frames, continued under its own actions: uint8 [b, t, h, w, 3]."""
+        actions, _, _ = self._actions(batch)
+        tokens = self._tokens(batch)
+        b, t = tokens.shape[:2]
+        start = min(self.context_frames, t - 1)
+        state = self.dynamics.init_state(b)
+        state = self.dynamics.observe(state, tokens[:, :1].flatten(2), None)
+        if start > 1:
+            state = self.dynamics.observe(state, tokens[:, 1:start].flatten(2), actions[:, : start - 1])
+        frames, sampling = [tokens[:, :start]], MaskGITSampling(steps=self.sampling_steps)
+        seeds = world_seeds(0, b, tokens.device)
+        for i in range(start - 1, t - 1):
+            state, frame = sample_token_frame(self.dynamics, state, actions[:, i], fold_in(seeds, i), sampling)
+            frames.append(frame.unflatten(-1, self.tokenizer.grid)[:, None])
+        return video_to_uint8(self.tokenizer.decode(torch.cat(frames, dim=1)))
+
+
+def _check_components_match(
+    tokenizer: SpaceTimeTokenizer,
+    dynamics: MaskGITDynamics,
+    latent_action: LatentActionModel | None,
+    outcomes: RewardTerminationHeads | None,
+) -> None:
+    """Raise ValueError where the parts were not made for each other, naming both values."""
+    pairs = [
+        ("dynamics.codebook_size", dynamics.codebook_size, "the tokenizer's codes", tokenizer.codebook_size),
+        ("dynamics.tokens_per_frame", dynamics.tokens_per_frame, "the tokenizer's", tokenizer.tokens_per_frame),
+    ]
+    if latent_action is not None:
+        pairs.append(
+            ("dynamics.num_actions", dynamics.num_actions, "latent_action's actions", latent_action.num_actions)
+        )
+    if outcomes is not None:
+        if latent_action is not None:
+            raise ValueError(
+                "outcomes come of true actions, and these are latent: set latent_action or outcomes to null"
+            )
+        pairs.append(("outcomes.width", outcomes.config.width, "dynamics.width", dynamics.config.width))
+    for name, value, of, other in pairs:
+        if value != other:
+            raise ValueError(f"{name}={value} but {of}: {other}. Set {name}={other}.")

@@ -1,0 +1,162 @@
+"""A Genie world behind the simulator interface: tokens are drawn frame by frame from cached keys and values."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vwm.core.network_simulator import VideoSimulator
+from vwm.core.seeds import fold_in, world_seeds
+from vwm.core.simulator import ActionSpace, StepOutput
+from vwm.models.genie.dynamics import MaskGITDynamics, MaskGITSampling, sample_tokens
+from vwm.models.genie.latent_action import LatentActionModel
+from vwm.nn.outcome_heads import RewardTerminationHeads, sample_outcomes
+from vwm.nn.pixels import frames_to_float, video_to_uint8
+from vwm.nn.space_time import TransformerState
+from vwm.tokenizers.space_time_tokenizer import SpaceTimeTokenizer
+
+
+class GenieState(NamedTuple):
+    """One world a batch entry.
+
+    Attributes:
+        dynamics: keys and values of the past frames.
+        encoder: the tokenizer's encoder, which has seen the frames that were observed, and none that was drawn.
+        decoder: the tokenizer's decoder.
+        latent: int64 [b, h, w], the last frame's tokens.
+        features: float [b, d], of the last frame.
+        seed: int64 [b].
+        drawn: int64 [b], the frames drawn so far.
+    """
+
+    dynamics: TransformerState
+    encoder: TransformerState
+    decoder: TransformerState
+    latent: Tensor
+    features: Tensor
+    seed: Tensor
+    drawn: Tensor
+
+
+class GenieSimulator(VideoSimulator):
+    """See ``Simulator``.
+
+    Args:
+        tokenizer: video to tokens and back.
+        dynamics: tokens and actions to the next frame's tokens.
+        latent_action: infers the actions of a context; None where the actions were labelled.
+        actions: the action space; its size must be the dynamics'.
+        outcomes: heads for reward and end; None for a world that knows none.
+        **rest: see ``VideoSimulator``.
+
+    Raises:
+        ValueError: the parts do not fit each other.
+    """
+
+    PARTS: ClassVar[tuple[str, ...]] = ("tokenizer", "dynamics", "latent_action", "outcomes")
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("latent_action", "outcomes")
+    SAMPLING = MaskGITSampling
+    LOSS = "cross-entropy"
+
+    def __init__(
+        self,
+        tokenizer: SpaceTimeTokenizer,
+        dynamics: MaskGITDynamics,
+        latent_action: LatentActionModel | None,
+        actions: ActionSpace,
+        outcomes: RewardTerminationHeads | None = None,
+        **rest: Any,
+    ) -> None:
+        if actions.size != dynamics.num_actions:
+            raise ValueError(f"{actions.size} actions named, but dynamics.num_actions={dynamics.num_actions}")
+        if dynamics.codebook_size != tokenizer.codebook_size:
+            raise ValueError(
+                f"dynamics.codebook_size={dynamics.codebook_size}, but the tokenizer has {tokenizer.codebook_size}"
+            )
+        super().__init__(tokenizer, dynamics, actions, **rest)
+        self.latent_action = None if latent_action is None else latent_action.eval()
+        self.outcomes = None if outcomes is None else outcomes.eval()
+
+    @torch.inference_mode()
+    def reset(
+        self, context: Tensor, seed: int | Tensor = 0, context_actions: Tensor | None = None
+    ) -> tuple[GenieState, Tensor]:
+        """See ``Simulator.reset``."""
+        self.check_context(context)
+        video = frames_to_float(context.to(self.device))
+        batch, frames = video.shape[:2]
+        encoder, tokens = self.tokenizer.encode_step(self.tokenizer.init_encoder(batch), video)
+        if frames > 1 and context_actions is None and self.latent_action is not None:
+            context_actions = self.latent_action.infer(video).indices
+        state, features = self._observe(self.dynamics.init_state(batch), tokens[:, :1], None)
+        if frames > 1:
+            lead = self.check_context_actions(context_actions, batch, frames)
+            state, features = self._observe(state, tokens[:, 1:], lead)
+        decoder, shown = self.tokenizer.decode_step(self.tokenizer.init_decoder(batch), tokens)
+        seeds = world_seeds(seed, batch, self.device)
+        drawn = torch.zeros_like(seeds)
+        return GenieState(state, encoder, decoder, tokens[:, -1], features, seeds, drawn), video_to_uint8(
+            shown[:, -1:]
+        )[:, 0]
+
+    @torch.inference_mode()
+    def step(self, state: GenieState, action: Tensor, decode: bool = True) -> tuple[GenieState, StepOutput]:
+        """See ``Simulator.step``. ``latent`` is the frame's tokens, int64 [b, h, w]."""
+        batch = len(state.seed)
+        self.check_action(action, batch)
+        seed, told = fold_in(state.seed, state.drawn), action.to(self.device)
+        position, lead = state.dynamics.position, self.dynamics.embed_actions(told[:, None])[:, 0]
+        reward, terminated = sample_outcomes(self.outcomes, state.features, lead, state.seed, position)
+        tokens = sample_tokens(self.dynamics, state.dynamics, told, seed, self.sampling)
+        latent = tokens.unflatten(-1, self.tokenizer.grid)
+        dynamics, features = self._observe(state.dynamics, latent[:, None], told[:, None])
+        # The decoder remembers past frames too, so it takes every frame in, wanted or not; that is one pass of many.
+        decoder, shown = self.tokenizer.decode_step(state.decoder, latent[:, None])
+        frame = video_to_uint8(shown)[:, 0] if decode else None
+        return (
+            GenieState(dynamics, state.encoder, decoder, latent, features, state.seed, state.drawn + 1),
+            StepOutput(frame, latent, reward, terminated),
+        )
+
+    @torch.inference_mode()
+    def observe(self, state: GenieState, action: Tensor, frame: Tensor) -> GenieState:
+        """See ``Simulator.observe``. A world with latent actions takes one of them."""
+        batch = len(state.seed)
+        self.check_observation(action, frame, batch)
+        encoder, tokens = self.tokenizer.encode_step(state.encoder, frames_to_float(frame[:, None].to(self.device)))
+        dynamics, features = self._observe(state.dynamics, tokens, action[:, None].to(self.device))
+        decoder, _ = self.tokenizer.decode_step(state.decoder, tokens)
+        return GenieState(dynamics, encoder, decoder, tokens[:, 0], features, state.seed, state.drawn)
+
+    @torch.inference_mode()
+    def vectors(self, latent: Tensor) -> Tensor:
+        """See ``Simulator.vectors``: the codes of the tokens, as the decoder takes them."""
+        return self.tokenizer.quantizer.lookup(latent).flatten(1).float()
+
+    @torch.inference_mode()
+    def transition_loss(self, latents: Tensor, actions: Tensor, others: Tensor) -> Tensor:
+        """See ``VideoSimulator.transition_loss``: the cross-entropy of a wholly masked next frame.
+
+        It goes the way of play, frame by frame from cached keys and values.
+        """
+        tokens, actions, others = (x.to(self.device) for x in (latents.flatten(2), actions, others))
+        dynamics, total = self.dynamics, torch.zeros(2, dtype=torch.float64)
+        state = dynamics.observe(dynamics.init_state(len(tokens)), tokens[:, :1], None)
+        masked = torch.full_like(tokens[:, :1], dynamics.mask_token)
+        for i in range(tokens.shape[1] - 1):
+            truth = tokens[:, i + 1 : i + 2]
+            for way, told in enumerate((actions, others)):
+                logits = dynamics.logits(state, masked, told[:, i : i + 1]).float()
+                total[way] += F.cross_entropy(logits.flatten(0, 2), truth.flatten(), reduction="sum").item()
+            state = dynamics.observe(state, truth, actions[:, i : i + 1])
+        return total
+
+    def _observe(
+        self, state: TransformerState, tokens: Tensor, actions: Tensor | None
+    ) -> tuple[TransformerState, Tensor]:
+        """Tokens [b, t, h, w] -> the state after them, and the last one's features [b, d]."""
+        state, features = self.dynamics.observe_with_features(state, tokens.flatten(2), actions)
+        return state, features[:, -1]

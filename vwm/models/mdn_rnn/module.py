@@ -1,0 +1,163 @@
+"""Training World Models' M over its frozen V."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vwm.core.seeds import fold_in, world_seeds
+from vwm.core.tokenizer import VideoTokenizer
+from vwm.data.clips import ClipBatch
+from vwm.models.mdn_rnn.network import MDNRNN, GaussianMixture, check_mdn_rnn_tokenizer
+from vwm.nn.optimizer import OptimizerConfig
+from vwm.nn.pixels import frames_to_float, video_to_uint8
+from vwm.tokenizers.frame_vae import FrameVAE
+from vwm.tokenizers.loading import load_tokenizer
+
+
+class MDNRNNModule(L.LightningModule):
+    """Learn how the next frame's latent is distributed, whether there is one, and what the action earned.
+
+    The latents are drawn anew in every batch: from the frames' posteriors, or from those that ``vwm encode`` kept
+    (``data.fields`` names latents and latents_std). So the network cannot lean on what V does not know.
+
+    Args:
+        tokenizer: a trained tokenizer of single frames with continuous latents: a bundle, or its folder.
+        dynamics: the network.
+        optimizer: learning rate and schedule.
+        termination_weight: how much more an end counts than a step that leads on; ends are rare.
+        action_dropout: share of the actions that are hidden, so that a past without actions counts; it needs
+            ``dynamics.unknown_actions``.
+        context_frames: whole frames that a sample video starts from.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str | VideoTokenizer,
+        dynamics: MDNRNN,
+        optimizer: OptimizerConfig,
+        termination_weight: float = 10.0,
+        action_dropout: float = 0.0,
+        context_frames: int = 4,
+    ) -> None:
+        super().__init__()
+        if isinstance(tokenizer, str):
+            tokenizer = load_tokenizer(tokenizer)
+        self.tokenizer = check_mdn_rnn_tokenizer(tokenizer, dynamics).eval().requires_grad_(False)
+        if not 0 <= action_dropout <= 1 or context_frames < 1 or termination_weight <= 0:
+            raise ValueError(
+                f"action_dropout={action_dropout} must be between 0 and 1, context_frames={context_frames} at least 1, "
+                f"termination_weight={termination_weight} positive"
+            )
+        if bool(action_dropout) != (dynamics.no_action is not None):
+            raise ValueError(
+                f"action_dropout={action_dropout} and dynamics.unknown_actions={dynamics.no_action is not None}: "
+                "hidden actions need a vector, and its vector needs hidden actions; set both or none"
+            )
+        self.dynamics, self.optimizer = dynamics, optimizer
+        self.termination_weight, self.action_dropout, self.context_frames = (
+            termination_weight,
+            action_dropout,
+            context_frames,
+        )
+
+    def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and what to log: nats a number of the latent, cross-entropies of the outcomes."""
+        latents, lead = self._latents(batch), self._lead(batch)
+        said, _ = self.dynamics(self.dynamics.init_state(len(latents)), latents, lead)
+        foretold = self.dynamics.predict(said)
+        before = GaussianMixture(*(part[:, :-1] for part in foretold.latent))  # nothing follows the last frame
+        loss = before.negative_log_likelihood(latents[:, 1:]).mean()
+        logs = {"latent_loss": loss.detach()}
+        if batch.terminated is not None:
+            ends = batch.terminated.float()
+            each = F.binary_cross_entropy_with_logits(foretold.end.float(), ends, reduction="none")
+            logs["end_loss"] = ((1 + (self.termination_weight - 1) * ends) * each).mean()
+        if foretold.reward is not None:
+            if batch.rewards is None:
+                raise ValueError("dynamics.reward wants rewards: name them in data.fields, or set it to false")
+            logs["reward_loss"] = self.dynamics.two_hot.loss(foretold.reward, batch.rewards).mean()
+        return sum((logs[name] for name in ("end_loss", "reward_loss") if name in logs), loss), logs
+
+    @torch.no_grad()
+    def _latents(self, batch: ClipBatch) -> Tensor:
+        """float [b, t, z], drawn from what is known of the frames."""
+        if batch.latents is not None:
+            latents = batch.latents.float()
+            if batch.latents_std is not None:
+                latents = latents + batch.latents_std.float() * torch.randn_like(latents)
+        elif isinstance(self.tokenizer, FrameVAE):
+            latents = self.tokenizer.posterior(frames_to_float(batch.frames)).draw()
+        else:
+            latents = self.tokenizer.encode(frames_to_float(batch.frames)).float()
+        if latents.shape[1] < 2:
+            raise ValueError(f"clips of {latents.shape[1]} frames: dynamics need at least 2 (data.clip_length)")
+        return latents.flatten(2)
+
+    def _lead(self, batch: ClipBatch) -> Tensor:
+        """Vectors of the actions taken at each frame; of unknown ones where a clip is not labelled, or by dropout."""
+        if batch.actions is None:
+            raise ValueError("these shards hold no actions (data.fields), and what comes of them is what is learned")
+        if batch.actions.device.type == "cpu" or self.global_step == 0:  # a look at every number waits for a GPU
+            self.dynamics.embed_action.check(batch.actions)
+        known = None
+        if batch.labelled is not None:
+            known = batch.labelled[:, None].expand(batch.actions.shape[:2])
+        if self.action_dropout and self.training:
+            shown = torch.rand(batch.actions.shape[:2], device=self.device) >= self.action_dropout
+            known = shown if known is None else known & shown
+        return self.dynamics.lead(batch.actions, known)
+
+    def training_step(self, batch: ClipBatch, index: int) -> Tensor:
+        """Lightning's hook."""
+        loss, logs = self(batch)
+        self.log_dict({"train/loss": loss, **{f"train/{k}": v for k, v in logs.items()}})
+        self.log("loss", loss, prog_bar=True, logger=False)
+        return loss
+
+    def validation_step(self, batch: ClipBatch, index: int) -> None:
+        """Lightning's hook: the loss, and how many nats a number it costs when clips swap their actions."""
+        assert batch.actions is not None
+        size = len(batch.actions)
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):  # equal draws for both
+            torch.manual_seed(index)
+            loss, logs = self(batch)
+            if size > 1:
+                torch.manual_seed(index)
+                swapped = ClipBatch(**{**vars(batch), "actions": batch.actions.roll(1, dims=0)})
+                logs["shuffle_gap"] = self(swapped)[1]["latent_loss"] - logs["latent_loss"]
+        self.log("val/loss", loss, sync_dist=True, batch_size=size)
+        self.log_dict({f"val/{k}": v for k, v in logs.items()}, sync_dist=True, batch_size=size)
+
+    def configure_optimizers(self) -> Any:
+        """Lightning's hook."""
+        optimizer, schedule = self.optimizer.build(self, self.trainer.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def train(self, mode: bool = True) -> MDNRNNModule:
+        """The tokenizer stays frozen, in evaluation mode."""
+        super().train(mode)
+        self.tokenizer.eval()
+        return self
+
+    def networks(self) -> dict[str, nn.Module]:
+        """What to keep an average of, to compile and to export."""
+        return {"dynamics": self.dynamics}
+
+    @torch.no_grad()
+    def sample(self, batch: ClipBatch) -> Tensor:
+        """The batch's first frames, continued under its own actions: uint8 [b, t, H, W, 3]."""
+        latents, lead = self._latents(batch), self._lead(batch)
+        b, t = latents.shape[:2]
+        start, seeds = min(self.context_frames, t - 1), world_seeds(0, b, latents.device)
+        frames = list(latents[:, :start].unbind(1))
+        said, memory = self.dynamics(self.dynamics.init_state(b), latents[:, :start], lead[:, :start])
+        for i in range(start, t):
+            frames.append(self.dynamics.predict(said[:, -1]).latent.draw(fold_in(seeds, i)))
+            said, memory = self.dynamics(memory, frames[-1][:, None], lead[:, i : i + 1])
+        drawn = torch.stack(frames, dim=1).unflatten(-1, (*self.tokenizer.grid, self.tokenizer.channels))
+        return video_to_uint8(self.tokenizer.decode(drawn))

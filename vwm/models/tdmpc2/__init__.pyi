@@ -1,0 +1,11 @@
+from .layers import NormedLinear as NormedLinear
+from .layers import TDMPC2MLP as TDMPC2MLP
+from .q_ensemble import EnsembleLinear as EnsembleLinear
+from .q_ensemble import QEnsemble as QEnsemble
+from .simulator import TDMPC2Simulator as TDMPC2Simulator
+from .simulator import TDMPC2State as TDMPC2State
+from .tanh_gaussian_policy import TanhGaussianPolicy as TanhGaussianPolicy
+from .tanh_gaussian_policy import TanhPolicyOutput as TanhPolicyOutput
+from .world_model import TDMPC2ImageEncoder as TDMPC2ImageEncoder
+from .world_model import TDMPC2WorldModel as TDMPC2WorldModel
+from .world_model import random_shift as random_shift

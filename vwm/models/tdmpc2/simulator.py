@@ -1,0 +1,79 @@
+"""A world of latents alone behind the simulator interface (TD-MPC2): made to be planned in."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vwm.core.network_simulator import NetworkSimulator, NoSampling
+from vwm.core.seeds import world_seeds
+from vwm.core.simulator import ActionSpace, StepOutput
+from vwm.models.tdmpc2.world_model import TDMPC2WorldModel
+
+
+class TDMPC2State(NamedTuple):
+    """One world a batch entry.
+
+    Attributes:
+        latent: float [b, d], the present moment.
+        seed: int64 [b]; nothing is drawn from it.
+    """
+
+    latent: Tensor
+    seed: Tensor
+
+
+class TDMPC2Simulator(NetworkSimulator):
+    """See ``Simulator``. ``latent`` of a step is the foretold one, float [b, d].
+
+    The world is deterministic and has nothing to be seen. Only the context's last ``dynamics.frames`` observations
+    count, and its actions not at all; where there are fewer, the first stands for those before it, as it does where
+    an episode begins. A world ends where its termination head says that this is likelier than not.
+
+    Args:
+        dynamics: the model, encoder and heads and all.
+        actions: the action space; it must be the model's.
+        **rest: see ``NetworkSimulator``.
+
+    Raises:
+        ValueError: the actions are not the model's.
+    """
+
+    SAMPLING: ClassVar[type[Any]] = NoSampling
+    dynamics: TDMPC2WorldModel
+    stochastic, decodes = False, False
+
+    def __init__(self, dynamics: TDMPC2WorldModel, actions: ActionSpace, **rest: Any) -> None:
+        if (actions.kind, actions.size) != ("continuous", dynamics.action_dims):
+            raise ValueError(
+                f"{actions.size} {actions.kind} actions named, but the dynamics takes {dynamics.action_dims} "
+                "continuous ones"
+            )
+        super().__init__(dynamics, dynamics.image_size, actions, **rest)
+        self.vector_size = dynamics.vector_size
+
+    @torch.inference_mode()
+    def reset(
+        self, context: Tensor, seed: int | Tensor = 0, context_actions: Tensor | None = None
+    ) -> tuple[TDMPC2State, Tensor]:
+        """See ``Simulator.reset``."""
+        self.check_context(context)
+        batch, given = context.shape[:2]
+        self.check_context_actions(context_actions, batch, given)
+        context = context.to(self.device)
+        wanted = torch.arange(-self.dynamics.frames, 0, device=self.device).clamp(min=-given) + given
+        latent = self.dynamics.encode(context[:, wanted])
+        return TDMPC2State(latent, world_seeds(seed, batch, self.device)), context[:, -1]
+
+    @torch.inference_mode()
+    def step(self, state: TDMPC2State, action: Tensor, decode: bool = True) -> tuple[TDMPC2State, StepOutput]:
+        """See ``Simulator.step``."""
+        self.check_action(action, len(state.seed))
+        action = action.to(state.latent)
+        reward = self.dynamics.reward(state.latent, action).float()
+        latent = self.dynamics.next(state.latent, action)
+        over = self.dynamics.end_logits(latent)
+        ended = torch.zeros_like(reward, dtype=torch.bool) if over is None else over > 0
+        return TDMPC2State(latent, state.seed), StepOutput(None, latent, reward, ended)

@@ -1,0 +1,65 @@
+"""What the parts of a world in representation space have to do with each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from vwm.core.components import ComponentError, load_component
+from vwm.models.vjepa.action_conditioned_predictor import ActionConditionedPredictor
+from vwm.models.vjepa.conv_encoder import ConvFrameEncoder
+from vwm.models.vjepa.latent_decoder import LatentDecoder
+from vwm.models.vjepa.latent_projector import LatentProjector
+from vwm.models.vjepa.video_encoder import VideoEncoder
+
+FrameEncoder = VideoEncoder | ConvFrameEncoder
+"""Encoders that can take a frame by itself."""
+
+
+def encode_frame_latents(encoder: FrameEncoder, projector: LatentProjector, video: Tensor) -> Tensor:
+    """Latents of frames, each encoded by itself.
+
+    Args:
+        encoder: a ``VideoEncoder`` repeats a frame to fill a tubelet, as V-JEPA 2-AC does.
+        projector: made for it.
+        video: float [b, t, 3, height, width] in [-1, 1].
+
+    Returns:
+        [b, t, n, D].
+    """
+    features = encoder(video.flatten(0, 1)[:, None])
+    return projector(features.unflatten(0, video.shape[:2]))
+
+
+def load_frame_encoder(path: str) -> FrameEncoder:
+    """The frozen encoder of an export, or of a folder that is one. Raises PartError, naming the folder."""
+    whole = Path(path) / "encoder"
+    encoder = load_component(whole if whole.is_dir() else Path(path))
+    if not isinstance(encoder, FrameEncoder):
+        raise ComponentError(f"{path} holds a {type(encoder).__name__}, which is no encoder of V-JEPA's")
+    return encoder
+
+
+def check_jepa_world_networks(
+    encoder: FrameEncoder,
+    projector: LatentProjector,
+    dynamics: ActionConditionedPredictor,
+    decoder: LatentDecoder | None,
+) -> None:
+    """Raise ValueError where the parts were not made for each other, naming both values."""
+    pairs = [
+        ("projector.width", projector.width, "the encoder's width", encoder.width),
+        ("projector.grid", tuple(projector.config.grid), "the encoder's tokens", tuple(encoder.places)),
+        ("dynamics.latent_width", dynamics.latent_width, "the projector's", projector.latent_width),
+        ("dynamics.grid", dynamics.grid, "the projector's latents", projector.latent_grid),
+    ]
+    if decoder is not None:
+        pairs += [
+            ("decoder.latent_width", decoder.latent_width, "the projector's", projector.latent_width),
+            ("decoder.grid", decoder.grid, "the projector's latents", projector.latent_grid),
+            ("decoder.image_size", decoder.image_size, "the encoder's", tuple(encoder.image_size)),
+        ]
+    for name, value, whose, other in pairs:
+        if value != other:
+            raise ValueError(f"{name}={value} but {whose}: {other}. Set {name} to {other}.")

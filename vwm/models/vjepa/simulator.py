@@ -1,0 +1,113 @@
+"""A world in representation space behind the simulator interface (V-JEPA 2-AC): made to be planned in."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vwm.core.network_simulator import NetworkSimulator, NoSampling
+from vwm.core.seeds import world_seeds
+from vwm.core.simulator import ActionSpace, StepOutput
+from vwm.models.vjepa.action_conditioned_predictor import ActionConditionedPredictor
+from vwm.models.vjepa.frame_encoder import FrameEncoder, check_jepa_world_networks, encode_frame_latents
+from vwm.models.vjepa.latent_decoder import LatentDecoder
+from vwm.models.vjepa.latent_projector import LatentProjector
+from vwm.nn.actions import check_action_space
+from vwm.nn.pixels import frames_to_float, video_to_uint8
+from vwm.nn.space_time import TransformerState
+
+
+class VJEPAACState(NamedTuple):
+    """One world a batch entry.
+
+    Attributes:
+        dynamics: keys and values of the frames before the present one.
+        latent: float [b, n, D], the present frame.
+        seed: int64 [b]; nothing is drawn from it.
+    """
+
+    dynamics: TransformerState
+    latent: Tensor
+    seed: Tensor
+
+
+class VJEPAACSimulator(NetworkSimulator):
+    """See ``Simulator``. ``latent`` of a step is the predicted representation, float [b, n, D].
+
+    The world is deterministic. Without a decoder it has no pictures. It sees pictures alone: a predictor that also
+    takes the body's state is told that it is not known. Where the actions of a context are not given, and the predictor
+    has not learned to do without (``unknown_actions``), only the context's last frame counts.
+
+    Args:
+        encoder: sees each frame by itself.
+        projector: from the encoder's features to latents.
+        dynamics: the predictor.
+        decoder: shows latents; None for a world of latents alone.
+        actions: the action space; it must be the predictor's.
+        **rest: see ``NetworkSimulator``.
+
+    Raises:
+        ValueError: the parts do not fit each other.
+    """
+
+    PARTS: ClassVar[tuple[str, ...]] = ("encoder", "projector", "dynamics", "decoder")
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("decoder",)
+    SAMPLING = NoSampling
+    stochastic = False
+
+    def __init__(
+        self,
+        encoder: FrameEncoder,
+        projector: LatentProjector,
+        dynamics: ActionConditionedPredictor,
+        decoder: LatentDecoder | None,
+        actions: ActionSpace,
+        **rest: Any,
+    ) -> None:
+        check_jepa_world_networks(encoder, projector, dynamics, decoder)
+        check_action_space(dynamics.embed_action, actions)
+        super().__init__(dynamics, encoder.image_size, actions, **rest)
+        self.encoder, self.projector = encoder.eval(), projector.eval()
+        self.decoder = None if decoder is None else decoder.eval()
+        self.decodes = decoder is not None
+
+    @torch.inference_mode()
+    def encode(self, frames: Tensor) -> Tensor:
+        """Latents of pictures, goals for example: uint8 [b, t, h, w, 3] -> float [b, t, n, D].
+
+        Raises:
+            ValueError: frames of another size or type, or no frame.
+        """
+        self.check_context(frames)
+        return encode_frame_latents(self.encoder, self.projector, frames_to_float(frames.to(self.device)))
+
+    @torch.inference_mode()
+    def reset(
+        self, context: Tensor, seed: int | Tensor = 0, context_actions: Tensor | None = None
+    ) -> tuple[VJEPAACState, Tensor]:
+        """See ``Simulator.reset``."""
+        latents = self.encode(context)
+        batch, frames = latents.shape[:2]
+        actions = self.check_context_actions(context_actions, batch, frames)
+        state = self.dynamics.init_state(batch)
+        if frames > 1 and (actions is not None or self.dynamics.no_action is not None):
+            state, _ = self.dynamics.step(state, latents[:, :-1], actions)
+        shown = self._show(latents[:, -1]) if self.decodes else context[:, -1].to(self.device)
+        return VJEPAACState(state, latents[:, -1], world_seeds(seed, batch, self.device)), shown
+
+    @torch.inference_mode()
+    def step(self, state: VJEPAACState, action: Tensor, decode: bool = True) -> tuple[VJEPAACState, StepOutput]:
+        """See ``Simulator.step``."""
+        batch = len(state.seed)
+        self.check_action(action, batch)
+        dynamics, said = self.dynamics.step(state.dynamics, state.latent[:, None], action.to(self.device)[:, None])
+        latent = said[:, 0].to(state.latent.dtype)
+        nothing = torch.zeros(batch, device=self.device)
+        frame = self._show(latent) if decode and self.decodes else None
+        return VJEPAACState(dynamics, latent, state.seed), StepOutput(frame, latent, nothing, nothing.bool())
+
+    def _show(self, latent: Tensor) -> Tensor:
+        assert self.decoder is not None
+        return video_to_uint8(self.decoder(latent[:, None]))[:, 0]

@@ -1,0 +1,5 @@
+"""Planners over any simulator: CEM, MPPI, tree search, goals."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,138 @@
+"""What a population of linear controllers earns: in a dream, or in the real game.
+
+All controllers of a generation meet the same starts and the same luck, so that what differs is what they do.
+
+Legend: p controllers, n parameters, b worlds.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vwm.core.seeds import world_seeds
+from vwm.core.states import concatenate_states, select_worlds
+from vwm.data.clip_order import ClipAddress
+from vwm.data.clips import ClipDataset
+from vwm.envs.batched_envs import EnvSpec
+from vwm.models.mdn_rnn.simulator import MDNRNNSimulator, MDNRNNState
+from vwm.rl.algorithms.linear_controller import ControllerPolicy, LinearController, linear_controller_actions
+from vwm.rl.evaluation import evaluate_policy
+
+ENCODE_CHUNK_SIZE = 256
+"""Starting frames that V takes in at a time."""
+
+
+class ControllerFitness(ABC):
+    """What controllers are bred for."""
+
+    @abstractmethod
+    def __call__(self, parameters: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+        """The mean return of each controller [p, n], over rollouts that are a function of ``seed``: [p]."""
+
+
+class SimulatedFitness(ControllerFitness):
+    """Rollouts in a world that was learned, all of a generation as one batch.
+
+    Args:
+        world: the dream.
+        starts: uint8 [m, t, h, w, 3], contexts to begin from.
+        rollouts: of each controller.
+        horizon: steps after which a rollout is cut.
+        reward: ``model`` adds up what M foretells, ``survival`` counts the steps until the world ends.
+        temperature: of the dream; the world's own, or harsher.
+
+    Raises:
+        ValueError: ``model`` in a world without rewards, or counts below 1.
+    """
+
+    def __init__(
+        self,
+        world: MDNRNNSimulator,
+        starts: torch.Tensor,
+        rollouts: int,
+        horizon: int,
+        reward: Literal["model", "survival"],
+        temperature: float,
+    ) -> None:
+        if min(rollouts, horizon) < 1:
+            raise ValueError(f"rollouts={rollouts} and horizon={horizon} must be 1 or more")
+        if reward == "model" and world.dynamics.reward_head is None:
+            raise ValueError(
+                "reward=model, but this world's dynamics knows no rewards: train it with dynamics.reward=true, or "
+                "count the steps survived (reward=survival)"
+            )
+        self.world, self.rollouts, self.horizon, self.reward = world, rollouts, horizon, reward
+        self.temperature = temperature
+        self.starts: MDNRNNState = concatenate_states(
+            [world.reset(piece)[0] for piece in starts.split(ENCODE_CHUNK_SIZE)]
+        )
+
+    @torch.inference_mode()
+    def __call__(self, parameters: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+        """See ``ControllerFitness``. A world that has ended leaves the batch."""
+        world, count = self.world, len(parameters)
+        begun = np.random.default_rng(seed).integers(len(self.starts.seed), size=self.rollouts)
+        luck = world_seeds(seed, self.rollouts, world.device)
+        state = select_worlds(self.starts, torch.from_numpy(begun).repeat(count).to(world.device))
+        state = state._replace(seed=luck.repeat(count))
+        own = torch.from_numpy(parameters).float().to(world.device).repeat_interleave(self.rollouts, dim=0)
+        features = own.shape[1] // world.actions.size - 1
+        earned = torch.zeros(len(own), dtype=torch.float64, device=world.device)
+        alive = torch.arange(len(own), device=world.device)
+        sampling, world.sampling = world.sampling, world.sampling._replace(temperature=self.temperature)
+        try:
+            for _ in range(self.horizon):
+                action = linear_controller_actions(own[alive], world.features(state)[:, :features], world.actions)
+                state, out = world.step(state, action, decode=False)
+                earned[alive] += 1.0 if self.reward == "survival" else out.reward.double()
+                if out.terminated.any():
+                    state, alive = select_worlds(state, ~out.terminated), alive[~out.terminated]
+                    if not len(alive):
+                        break
+        finally:
+            world.sampling = sampling
+        means: NDArray[np.float64] = earned.view(count, self.rollouts).mean(1).cpu().numpy()
+        return means
+
+
+class RealEnvFitness(ControllerFitness):
+    """Rollouts in the real game, followed by V and M.
+
+    Args:
+        world: V and M.
+        game: what is played.
+        rollouts: of each controller.
+    """
+
+    def __init__(self, world: MDNRNNSimulator, game: EnvSpec, rollouts: int) -> None:
+        self.world, self.game, self.rollouts = world, game, rollouts
+
+    def __call__(self, parameters: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+        """See ``ControllerFitness``."""
+        return np.array([self.play(own, self.rollouts, seed).mean() for own in parameters])
+
+    def play(self, parameters: NDArray[np.float64] | None, episodes: int, seed: int) -> NDArray[np.float64]:
+        """The returns of one controller [n], or of random actions: [episodes]."""
+        driver = None
+        if parameters is not None:
+            controller = LinearController.of(torch.from_numpy(parameters), self.world.actions)
+            opened = self.game.open(1, seed)
+            driver = ControllerPolicy(self.world, controller, opened.spaces)
+            opened.close()
+        return evaluate_policy(driver, self.game, episodes, seed).returns
+
+
+def episode_start_frames(dataset: ClipDataset) -> torch.Tensor:
+    """The beginning of every episode, uint8 [m, t, h, w, 3]; those shorter than a clip are left out."""
+    places = [
+        ClipAddress(s, e, 0, 0)
+        for s, shard in enumerate(dataset.shards)
+        for e, episode in enumerate(shard.episodes)
+        if episode.frames >= dataset.clip_length
+    ]
+    return torch.stack([torch.from_numpy(dataset.read(place)["frames"].copy()) for place in places])

@@ -1,0 +1,250 @@
+"""A game seen through a learned world: what an agent that learned on a world's features plays in the real game.
+
+The world takes in every real frame and action, as if it had drawn that frame itself (``Simulator.observe``), and shows
+of its state what it shows of an imagined one. So the agent sees the same kind of thing in both, and plays unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
+
+from vwm.core.network_simulator import VideoSimulator
+from vwm.core.seeds import fold_in, world_seeds
+from vwm.core.simulator import Simulator, State
+from vwm.core.states import replace_worlds
+from vwm.core.tokenizer import VideoTokenizer
+from vwm.envs.batched_envs import BatchedEnv, EnvSpec
+from vwm.envs.time_step import EnvSpaces, TimeStep
+from vwm.nn.pixels import frames_to_float, video_to_uint8
+from vwm.worlds.bundle import load_simulator
+from vwm.worlds.world_batch import OBSERVE_FRAME, blank_context, select_observation
+
+
+@dataclass(frozen=True)
+class EncodedEnvSpec(EnvSpec):
+    """A game whose observations are a world's.
+
+    Attributes:
+        game: any that shows pictures of the world's size (or its vectors) and takes its actions: give it the size and
+            the action repeat of the recording that the world learned from.
+        bundle: folder of the world.
+        observe: ``"features"``, what its network makes of the present; ``"latent"``, its latents as vectors;
+            ``"frame"``, the picture as its tokenizer draws it anew (IRIS, arXiv 2209.00588).
+        device: of the world; ``auto`` takes a GPU where there is one.
+    """
+
+    game: EnvSpec
+    bundle: Path
+    observe: Literal["features", "latent", "frame"] = "features"
+    device: str = "auto"
+
+    @property
+    def bare(self) -> EnvSpec:
+        """See ``EnvSpec.bare``."""
+        return self.game.bare
+
+    def open(self, count: int, seed: int, draws: bool = False) -> EncodedBatchedEnv:
+        """See ``EnvSpec.open``."""
+        simulator = load_simulator(self.bundle, self.device)
+        return EncodedBatchedEnv(self.game.open(count, seed, draws), simulator, self.observe, seed)
+
+
+class EncodedBatchedEnv(BatchedEnv):
+    """See ``BatchedEnv``.
+
+    Args:
+        inner: the game itself.
+        simulator: the world.
+        observe: see ``EncodedEnvSpec``.
+        seed: of what the world draws (the noise of its past): every episode of every copy gets its own.
+
+    Raises:
+        ValueError: the world does not fit the game.
+    """
+
+    def __init__(self, inner: BatchedEnv, simulator: Simulator, observe: str, seed: int) -> None:
+        _check_simulator_fits_env(inner.spaces, simulator)
+        self.inner, self.simulator, self.count = inner, simulator, inner.count
+        self.sight: ObservationEncoder = (
+            ReconstructionEncoder(simulator)
+            if observe == OBSERVE_FRAME
+            else DynamicsObservationEncoder(simulator, observe)
+        )
+        self.device = torch.device(getattr(simulator, "device", "cpu"))
+        self.seeds = world_seeds(seed, self.count, self.device)
+        shape = tuple(self.sight.show(self._blank()).shape[1:])
+        self.spaces = EnvSpaces(shape, inner.spaces.actions)
+
+    def reset(self) -> TimeStep:
+        """See ``BatchedEnv.reset``."""
+        moment = self.inner.reset()
+        self.episodes = torch.zeros(self.count, dtype=torch.int64)
+        self.state = self._begin(moment.observation, torch.ones_like(moment.is_first))
+        return self._shown(moment)
+
+    def step(self, action: Tensor) -> TimeStep:
+        """See ``BatchedEnv.step``."""
+        moment = self.inner.step(action)
+        frame, first = moment.observation.to(self.device), moment.is_first
+        self.state = self.sight.follow(self.state, action.to(self.device), frame)
+        if first.any():
+            self.episodes = self.episodes + first
+            self.state = replace_worlds(first.to(self.device), self._begin(moment.observation, first), self.state)
+        return self._shown(moment)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The game's, and where the world stands."""
+        return {"game": self.inner.state_dict(), "world": tree_leaves(self.state), "episodes": self.episodes}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> TimeStep:
+        """See ``BatchedEnv.load_state_dict``."""
+        moment = self.inner.load_state_dict(state["game"])
+        leaves = [leaf.to(self.device) for leaf in state["world"]]
+        self.state = tree_unflatten(leaves, tree_structure(self._blank()))
+        self.episodes = state["episodes"]
+        return self._shown(moment)
+
+    def render(self) -> NDArray[np.uint8] | None:
+        """See ``BatchedEnv.render``: the real picture."""
+        return self.inner.render()
+
+    def close(self) -> None:
+        """See ``BatchedEnv.close``."""
+        self.inner.close()
+
+    def _begin(self, frame: Tensor, first: Tensor) -> State:
+        """Episodes of the copies under the mask (bool [count])."""
+        seeds = fold_in(self.seeds, self.episodes.to(self.device))
+        return self.sight.begin(frame[first].to(self.device), seeds[first.to(self.device)])
+
+    def _blank(self) -> State:
+        """Of one world that saw nothing: what states look like."""
+        blank = blank_context(self.simulator)[:, 0]
+        return self.sight.begin(blank.to(self.device), self.seeds[:1])
+
+    def _shown(self, moment: TimeStep) -> TimeStep:
+        return moment._replace(observation=self.sight.show(self.state).cpu())
+
+
+class ObservationEncoder(Protocol):
+    """How a world sees a game: from frames to states (see ``vwm.core.states``), and from these to observations."""
+
+    def begin(self, frame: Tensor, seed: Tensor) -> State:
+        """States of episodes that begin with frames [n, ...]; seeds int64 [n]."""
+        ...
+
+    def follow(self, state: State, action: Tensor, frame: Tensor) -> State:
+        """The states after actions [n, ...], which led to frames [n, ...]."""
+        ...
+
+    def show(self, state: State) -> Tensor:
+        """Observations [n, ...]."""
+        ...
+
+
+class DynamicsObservationEncoder:
+    """By the world's dynamics, which reads real frames like drawn ones.
+
+    Args:
+        simulator: any that can ``observe``.
+        observe: ``"features"`` or ``"latent"``.
+    """
+
+    def __init__(self, simulator: Simulator, observe: str) -> None:
+        self.simulator, self.observe = simulator, observe
+
+    def begin(self, frame: Tensor, seed: Tensor) -> State:
+        """See ``ObservationEncoder``."""
+        return self.simulator.reset(frame[:, None], seed)[0]
+
+    def follow(self, state: State, action: Tensor, frame: Tensor) -> State:
+        """See ``ObservationEncoder``."""
+        return self.simulator.observe(state, action, frame)
+
+    def show(self, state: State) -> Tensor:
+        """See ``ObservationEncoder``."""
+        return select_observation(self.simulator, self.observe, state, None)
+
+
+TokenizerStreamState = tuple[Any, Any]
+"""The states of a tokenizer's encoder and decoder."""
+
+
+class ReconstructionState(NamedTuple):
+    """The tokenizer's two sides, and the last picture, uint8 [n, h, w, 3]."""
+
+    sides: TokenizerStreamState
+    frame: Tensor
+
+
+class ReconstructionEncoder:
+    """By its tokenizer alone, there and back.
+
+    Args:
+        simulator: a world over a tokenizer.
+
+    Raises:
+        ValueError: it has none.
+    """
+
+    def __init__(self, simulator: Simulator) -> None:
+        if not isinstance(simulator, VideoSimulator):
+            raise ValueError(f"{type(simulator).__name__} has no tokenizer to draw frames anew: observe its features")
+        self.tokenizer = simulator.tokenizer
+
+    def begin(self, frame: Tensor, seed: Tensor) -> ReconstructionState:
+        """See ``ObservationEncoder``."""
+        return self._draw(None, frame)
+
+    def follow(self, state: ReconstructionState, action: Tensor, frame: Tensor) -> ReconstructionState:
+        """See ``ObservationEncoder``."""
+        return self._draw(state.sides, frame)
+
+    def show(self, state: ReconstructionState) -> Tensor:
+        """See ``ObservationEncoder``."""
+        return state.frame
+
+    def _draw(self, sides: TokenizerStreamState | None, frame: Tensor) -> ReconstructionState:
+        sides, shown = reconstruct_step(self.tokenizer, sides, frame[:, None])
+        return ReconstructionState(sides, shown[:, 0])
+
+
+@torch.no_grad()
+def reconstruct_step(
+    tokenizer: VideoTokenizer, sides: TokenizerStreamState | None, frames: Tensor
+) -> tuple[TokenizerStreamState, Tensor]:
+    """The next frames, uint8 [n, t, h, w, 3], there and back; None begins an episode."""
+    encoder, decoder = sides or (tokenizer.init_encoder(len(frames)), tokenizer.init_decoder(len(frames)))
+    encoder, latents = tokenizer.encode_step(encoder, frames_to_float(frames))
+    decoder, shown = tokenizer.decode_step(decoder, latents)
+    return (encoder, decoder), video_to_uint8(shown)
+
+
+def reconstruct_frames(simulator: Simulator, frames: Tensor) -> Tensor:
+    """Frames from an episode's start, uint8 [n, t, h, w, 3], as ``ReconstructionEncoder`` would show them one by one.
+
+    A world without a tokenizer leaves them as they are.
+    """
+    return reconstruct_step(simulator.tokenizer, None, frames)[1] if isinstance(simulator, VideoSimulator) else frames
+
+
+def _check_simulator_fits_env(spaces: EnvSpaces, simulator: Simulator) -> None:
+    size = simulator.vector_size
+    wanted = (*simulator.image_size, 3) if size is None else (size,)
+    if spaces.observation != wanted:
+        raise ValueError(
+            f"the game shows {list(spaces.observation)}, the world sees {list(wanted)}: give the game the size (and "
+            f"pixels: true) of the recording that the world learned from"
+        )
+    mine, theirs = simulator.actions, spaces.actions
+    if (mine.kind, mine.size) != (theirs.kind, theirs.size):
+        raise ValueError(f"the game takes {theirs.size} {theirs.kind} actions, the world {mine.size} {mine.kind} ones")

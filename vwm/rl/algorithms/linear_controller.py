@@ -1,0 +1,124 @@
+"""The C of World Models (arXiv 1803.10122): one matrix from what V and M say to an action, and who plays by it.
+
+Legend: b batch, z numbers of a frame's latent, d numbers that M remembers, f features (z, or z + d), a logits or
+levers.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vwm.core.simulator import ActionSpace
+from vwm.core.states import merge_states
+from vwm.envs.time_step import EnvSpaces, TimeStep
+from vwm.models.mdn_rnn.simulator import MDNRNNSimulator, MDNRNNState
+from vwm.rl.agent import PolicyStep
+
+INITIAL_REST_FRACTION = 0.95
+"""How close to its rest a lever begins: tanh does not reach 1."""
+
+
+def linear_controller_actions(parameters: Tensor, features: Tensor, space: ActionSpace) -> Tensor:
+    """What linear controllers do, one a world.
+
+    Args:
+        parameters: float [b, a * f + a], each world's matrix by rows, then its bias.
+        features: float [b, f].
+        space: of the actions.
+
+    Returns:
+        The action of the largest logit, int64 [b], or each lever's tanh, float32 [b, a].
+    """
+    matrix, bias = parameters[:, : -space.size].unflatten(1, (space.size, -1)), parameters[:, -space.size :]
+    said = torch.einsum("baf,bf->ba", matrix, features) + bias
+    return said.argmax(-1) if space.kind == "discrete" else said.tanh()
+
+
+def initial_controller_parameters(features: int, space: ActionSpace) -> NDArray[np.float64]:
+    """Where a search begins, [a * f + a]: a controller that looks at nothing and leaves every lever at its rest."""
+    rest = INITIAL_REST_FRACTION * np.array(space.rest or [0.0] * space.size)
+    return np.concatenate((np.zeros(features * space.size), np.arctanh(rest)))
+
+
+class LinearController(ModelMixin, ConfigMixin):
+    """One controller, as it is kept.
+
+    Args:
+        features: f, how many of the world's features it looks at, from the first on: z, or z + d.
+        actions: a, of the action space.
+    """
+
+    @register_to_config
+    def __init__(self, features: int = 288, actions: int = 3) -> None:
+        super().__init__()
+        self.linear = nn.Linear(features, actions)
+
+    @classmethod
+    def of(cls, parameters: Tensor, space: ActionSpace) -> LinearController:
+        """The controller of parameters [a * f + a]."""
+        controller = cls(len(parameters) // space.size - 1, space.size)
+        nn.utils.vector_to_parameters(parameters.float(), controller.parameters())
+        return controller.eval().requires_grad_(False)
+
+    def forward(self, features: Tensor, space: ActionSpace) -> Tensor:
+        """Actions, int64 [b] or float32 [b, a], at features [b, at least f]."""
+        seen = features[:, : self.linear.in_features]
+        own = nn.utils.parameters_to_vector(self.parameters())
+        return linear_controller_actions(own.expand(len(seen), -1), seen, space)
+
+
+class ControllerCarry(NamedTuple):
+    """Where the world stands at the last frame, and what was done there."""
+
+    state: MDNRNNState
+    action: Tensor
+
+
+class ControllerPolicy:
+    """Plays a real game by a controller, and by what V and M make of the frames; ``vwm.rl.evaluation`` measures it.
+
+    Args:
+        world: V and M.
+        controller: C.
+        spaces: of the game.
+
+    Raises:
+        ValueError: the world is of another game.
+    """
+
+    def __init__(self, world: MDNRNNSimulator, controller: LinearController, spaces: EnvSpaces) -> None:
+        if spaces.observation != (*world.image_size, 3):
+            raise ValueError(
+                f"the world sees frames {[*world.image_size, 3]}, the game shows {list(spaces.observation)}: set its "
+                "pixels and size"
+            )
+        found, wanted = ((s.kind, s.size) for s in (spaces.actions, world.actions))
+        if found != wanted:
+            raise ValueError(f"the world was trained with {wanted[1]} {wanted[0]} actions, the game takes {found}")
+        self.world, self.controller, self.spaces = world, controller.to(world.device), spaces
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks live."""
+        return self.world.device
+
+    def init_carry(self, batch: int) -> ControllerCarry:
+        """Before the first moment."""
+        action = torch.zeros(batch, *self.spaces.action_shape, dtype=self.spaces.action_dtype, device=self.device)
+        return ControllerCarry(self.world.init_state(batch), action)
+
+    @torch.inference_mode()
+    def act(self, carry: ControllerCarry, moment: TimeStep, explore: bool) -> PolicyStep:
+        """See ``Agent.act``; a controller does not explore."""
+        state = self.world.observe(carry.state, carry.action, moment.observation)
+        begun = self.world.init_state(len(state.latent))._replace(latent=state.latent)  # nothing was before
+        state = merge_states(moment.is_first.to(self.device), begun, state)
+        action = self.controller(self.world.features(state), self.world.actions)
+        return PolicyStep(action, ControllerCarry(state, action), {})

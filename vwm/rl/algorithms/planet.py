@@ -1,0 +1,136 @@
+"""PlaNet (arXiv 1811.04551): a latent world, and no policy: every action is planned anew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from vwm.envs.time_step import EnvSpaces, TimeStep
+from vwm.models.rssm.kl_loss import KLLoss
+from vwm.models.rssm.rssm import RSSMState
+from vwm.models.rssm.simulator import RSSMSimulator, RSSMSimulatorState
+from vwm.models.rssm.world_model import RSSMWorldModel, RSSMWorldModelConfig
+from vwm.planning.cem import CEM
+from vwm.planning.sampling_planner import NegativeReturnObjective, SamplingPlanner
+from vwm.rl.agent import Agent, PolicyStep, ReplayBatch, UpdateOutput
+from vwm.rl.exploration_noise import add_exploration_noise
+from vwm.rl.finite_checks import require_finite
+
+PLANET_WORLD_SETTINGS = RSSMWorldModelConfig(
+    deter=200,
+    hidden=200,
+    stoch=30,
+    classes=0,
+    cell="gru",
+    prior_layers=1,
+    norm="none",
+    activation="relu",
+    units=200,
+    vector_layers=2,
+    symlog=False,
+    pictures="plain",
+    depth=32,
+    bits=5,
+    error="normal",
+    reward="normal",
+    reward_layers=2,
+    reward_scale=10.0,
+    continues=False,
+    horizon=0,
+    divergence=KLLoss("elbo", free_nats=3.0),
+)
+"""The published one."""
+
+
+class PlaNet(Agent):
+    """See above; the defaults are those of the paper.
+
+    Args:
+        spaces: of the environments.
+        world: see ``RSSMWorldModelConfig``.
+        planner: how actions are looked for; None is the paper's cross-entropy method, which begins every plan anew and
+            follows the middle of the last distribution.
+        exploration: deviation of noise that is added to continuous actions in training, or the share of random choices.
+        lr, eps: of Adam.
+        clip: largest norm of the gradient.
+        batch_size, batch_length: of an update.
+    """
+
+    def __init__(
+        self,
+        spaces: EnvSpaces,
+        world: RSSMWorldModelConfig = PLANET_WORLD_SETTINGS,
+        planner: SamplingPlanner | None = None,
+        exploration: float = 0.3,
+        lr: float = 1e-3,
+        eps: float = 1e-4,
+        clip: float = 1000.0,
+        batch_size: int = 50,
+        batch_length: int = 50,
+    ) -> None:
+        super().__init__()
+        self.spaces, self.batch_size, self.batch_length = spaces, batch_size, batch_length
+        self.world = RSSMWorldModel.build(spaces.observation, *spaces.action_sizes, world)
+        self.imagined = RSSMSimulator(self.world, spaces.actions)
+        self.planner = planner or CEM(
+            horizon=12,
+            samples=1000,
+            elites=100,
+            iterations=10,
+            momentum=0.0,
+            std=1.0,
+            min_std=0.0,
+            colour=0.0,
+            keep=0,
+            pick="mean",
+            chunk=4000,
+        )
+        self.exploration, self.clip = exploration, clip
+        self.optimizer = torch.optim.Adam(self.world.parameters(), lr, eps=eps)
+
+    def init_carry(self, batch: int) -> RSSMState:
+        """See ``Agent.init_carry``."""
+        return self.world.rssm.init_state(batch)
+
+    @torch.no_grad()
+    def act(self, carry: RSSMState, moment: TimeStep, explore: bool) -> PolicyStep:
+        """See ``Agent.act``."""
+        self.eval()
+        state = self.world.observe_step(carry, moment.observation, moment.is_first)
+        seed = torch.randint(2**62, (len(moment.reward),)).to(self.device)
+        begin = RSSMSimulatorState(state, torch.zeros_like(seed), seed)
+        action = self.planner.plan(self.imagined, begin, NegativeReturnObjective(), seed).actions[:, 0]
+        if explore:
+            action = add_exploration_noise(action, self.exploration, self.spaces.actions.size)
+            action = action.clamp(-1, 1) if action.is_floating_point() else action
+        return PolicyStep(action, self.world.rssm.act(state, action), {})
+
+    @torch.no_grad()
+    def watch(self, carry: RSSMState, moment: TimeStep, action: Tensor) -> PolicyStep:
+        """See ``Agent.watch``; nothing is planned."""
+        self.eval()
+        state = self.world.observe_step(carry, moment.observation, moment.is_first)
+        return PolicyStep(action, self.world.rssm.act(state, action), {})
+
+    def update(self, batch: ReplayBatch) -> UpdateOutput:
+        """See ``Agent.update``."""
+        self.train()
+        loss, _, logs = self.world.loss(
+            batch.observation, batch.action, batch.reward, batch.is_first, batch.is_terminal
+        )
+        numbers = require_finite(logs)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.world.parameters(), self.clip)
+        self.optimizer.step()
+        return UpdateOutput(numbers)
+
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """See ``Agent.optimizers``."""
+        return {"world": self.optimizer}
+
+    def simulator(self, title: str = "world", fps: float = 15.0) -> RSSMSimulator:
+        """See ``Agent.simulator``."""
+        return RSSMSimulator(self.world, self.spaces.actions, title=title, fps=fps, context_frames=1)

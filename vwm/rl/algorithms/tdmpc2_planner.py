@@ -1,0 +1,200 @@
+"""TD-MPC2's planner: MPPI over latents, begun from the last plan and the policy's proposals (arXiv 2310.16828).
+
+Why not ``vwm.planning.mppi``, which plans in any simulator: that one draws its noise as a function of seeds, checks
+each
+step's actions and weighs a final mean that is not needed here, which together cost as much as these small networks.
+This one draws everything at once, multiplies what all sequences share (the first latent) once, and asks only the two
+members of the Q ensemble that count.
+
+Legend: b problems, k sequences, p of them the policy's, e elites, i iterations, h steps of the horizon, a dimensions of
+an action, d width of a latent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vwm.core.checks import check_positive
+from vwm.models.tdmpc2.q_ensemble import QEnsemble
+from vwm.models.tdmpc2.tanh_gaussian_policy import TanhGaussianPolicy
+from vwm.models.tdmpc2.world_model import TDMPC2WorldModel
+
+HIGH_ACTION_DIMS, EXTRA_ITERATIONS = 20, 2
+"""From so many dimensions of an action on, so many iterations more."""
+
+
+@dataclass(frozen=True)
+class TDMPC2PlannerConfig:
+    """How to plan.
+
+    Attributes:
+        horizon: h.
+        samples: k, sequences an iteration.
+        elites: e, the best of them, which alone count.
+        proposals: p, sequences of the policy among the k.
+        iterations: i; two more where actions have 20 dimensions or more.
+        min_std, max_std: between which the deviation stays; it begins at the larger.
+        temperature: how much more a sequence counts that is worth 1 more: e to this.
+
+    Raises:
+        ValueError: a setting makes no sense.
+    """
+
+    horizon: int = 3
+    samples: int = 512
+    elites: int = 64
+    proposals: int = 24
+    iterations: int = 6
+    min_std: float = 0.05
+    max_std: float = 2.0
+    temperature: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_positive(horizon=self.horizon, samples=self.samples, elites=self.elites, iterations=self.iterations)
+        if not 0 <= self.proposals <= self.samples or self.elites > self.samples:
+            raise ValueError(
+                f"proposals and elites must be {self.samples} (samples) at most, got {self.proposals} and {self.elites}"
+            )
+        if not (0 <= self.min_std <= self.max_std and self.max_std > 0 and self.temperature >= 0):
+            raise ValueError(
+                f"min_std must lie in 0..max_std, and max_std and temperature be positive, got {self.min_std}, "
+                f"{self.max_std} and {self.temperature}"
+            )
+
+    def rounds(self, action_dims: int) -> int:
+        """Iterations for actions of so many dimensions."""
+        return self.iterations + EXTRA_ITERATIONS * (action_dims >= HIGH_ACTION_DIMS)
+
+
+class TDMPC2PlannerNoise(NamedTuple):
+    """All that a plan draws; standard normal where nothing else is said.
+
+    Attributes:
+        proposals: float [b, p, h, a].
+        samples: float [i, b, k - p, h, a].
+        ends: float [i, b, k, a], of the policy where sequences end.
+        pairs: int64 [i, 2], the members of the ensemble that say what the ends are worth.
+        choice: float [b, e], Gumbel's, of the elite that is followed.
+        action: float [b, a].
+    """
+
+    proposals: Tensor
+    samples: Tensor
+    ends: Tensor
+    pairs: Tensor
+    choice: Tensor
+    action: Tensor
+
+
+def draw_planner_noise(
+    planning: TDMPC2PlannerConfig, critic: QEnsemble, batch: int, action_dims: int, like: Tensor
+) -> TDMPC2PlannerNoise:
+    """From torch's generator, on the device of ``like`` and of its type."""
+    rounds, drawn = planning.rounds(action_dims), planning.samples - planning.proposals
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, device=like.device, dtype=like.dtype)
+
+    return TDMPC2PlannerNoise(
+        normal(batch, planning.proposals, planning.horizon, action_dims),
+        normal(rounds, batch, drawn, planning.horizon, action_dims),
+        normal(rounds, batch, planning.samples, action_dims),
+        critic.draw_pair(rounds),
+        -like.new_empty(batch, planning.elites).exponential_().log(),
+        normal(batch, action_dims),
+    )
+
+
+class TDMPC2Planner:
+    """Looks for actions that are worth much.
+
+    Args:
+        world, policy, critic: the networks.
+        discount: of rewards, by step.
+        planning: see there.
+    """
+
+    def __init__(
+        self,
+        world: TDMPC2WorldModel,
+        policy: TanhGaussianPolicy,
+        critic: QEnsemble,
+        discount: float,
+        planning: TDMPC2PlannerConfig,
+    ) -> None:
+        self.world, self.policy, self.critic = world, policy, critic
+        self.discount, self.planning = discount, planning
+
+    @torch.no_grad()
+    def plan(self, latent: Tensor, mean: Tensor, noise: TDMPC2PlannerNoise, explore: bool) -> tuple[Tensor, Tensor]:
+        """What to do now.
+
+        Args:
+            latent: [b, d], where the problems stand.
+            mean: [b, h, a], the middle that the search begins from.
+            noise: see there.
+            explore: add the deviation's noise to the action that was found.
+
+        Returns:
+            The action [b, a] in [-1, 1], and the middle [b, h, a] that the search ended at.
+        """
+        planning = self.planning
+        problems = torch.arange(len(latent), device=latent.device)[:, None]
+        proposals = self.propose(latent, noise.proposals)
+        std = torch.full_like(mean, planning.max_std)
+        for samples, ends, pair in zip(noise.samples, noise.ends, noise.pairs, strict=True):
+            drawn = torch.addcmul(mean[:, None], std[:, None], samples).clamp_(-1, 1)
+            actions = torch.cat((proposals, drawn), dim=1)
+            values, places = self.worth(latent, actions, ends, pair).topk(planning.elites, dim=1)
+            elites = actions[problems, places]
+            shares = (planning.temperature * values).softmax(dim=1)
+            weights = shares[:, :, None, None]
+            mean = (weights * elites).sum(1)
+            std = (
+                (weights * (elites - mean[:, None]).square()).sum(1).sqrt_().clamp_(planning.min_std, planning.max_std)
+            )
+        followed = (shares.log() + noise.choice).argmax(1)
+        action = elites[problems[:, 0], followed, 0]
+        if explore:
+            action = torch.addcmul(action, std[:, 0], noise.action)
+        return action.clamp(-1, 1), mean
+
+    def propose(self, latent: Tensor, noise: Tensor) -> Tensor:
+        """The policy's own sequences: latents [b, d] and noise [b, p, h, a] -> actions [b, p, h, a]."""
+        actions: list[Tensor] = []
+        latent = latent[:, None]
+        for drawn in noise.unbind(2):
+            if actions:
+                latent = self.world.next(latent, actions[-1])
+            actions.append(self.policy.act(latent, drawn))
+        return torch.stack(actions, dim=2)
+
+    def worth(self, latent: Tensor, actions: Tensor, ends: Tensor, pair: Tensor) -> Tensor:
+        """What sequences earn, and what their ends are worth.
+
+        Args:
+            latent: [b, d].
+            actions: [b, k, h, a].
+            ends: noise of the policy's action at the end, [b, k, a].
+            pair: int64 [2], the members of the ensemble that are asked.
+
+        Returns:
+            [b, k]; 0 where it is not a number.
+        """
+        latent = latent[:, None]
+        total, counts = actions.new_zeros(actions.shape[:2]), 1.0
+        going: Tensor | None = None
+        for action in actions.unbind(2):
+            earned = self.world.reward(latent, action)
+            total = total + counts * (earned if going is None else earned * going)
+            counts *= self.discount
+            latent = self.world.next(latent, action)
+            over = self.world.end_logits(latent)
+            if over is not None:  # as likely as not to have ended: nothing counts from here on
+                going = (over <= 0) if going is None else going & (over <= 0)
+        value = self.critic.value(latent, self.policy.act(latent, ends), pair).mean(0)
+        return (total + counts * (value if going is None else value * going)).nan_to_num_(0)

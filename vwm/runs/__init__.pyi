@@ -1,0 +1,12 @@
+from .csv_log import CSVLog as CSVLog
+from .csv_log import average_update_logs as average_update_logs
+from .csv_log import plot_run_curves as plot_run_curves
+from .csv_log import read_csv_rows as read_csv_rows
+from .stop_signal import StopRequest as StopRequest
+from .training_checkpoint import checkpoint_path as checkpoint_path
+from .training_checkpoint import find_checkpoint as find_checkpoint
+from .training_checkpoint import load_best_weights as load_best_weights
+from .training_checkpoint import load_checkpoint as load_checkpoint
+from .training_checkpoint import restore_rng_states as restore_rng_states
+from .training_checkpoint import save_best_weights as save_best_weights
+from .training_checkpoint import save_checkpoint as save_checkpoint

@@ -1,1 +1,0 @@
-"""Video to latents and back."""

@@ -1,0 +1,99 @@
+"""Training a video tokenizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vwm.core.tokenizer import VideoTokenizer
+from vwm.data.clips import ClipBatch
+from vwm.nn.optimizer import OptimizerConfig
+from vwm.nn.pixels import frames_to_float, video_to_uint8
+from vwm.nn.quantize import code_counts, perplexity
+from vwm.tokenizers.adversarial import AdversarialLoss
+from vwm.tokenizers.perceptual import PerceptualLoss
+
+
+class TokenizerModule(L.LightningModule):
+    """Reconstruct clips through a bottleneck.
+
+    Args:
+        tokenizer: the network.
+        optimizer: learning rate and schedule.
+        l1: weight of the absolute error beside the squared one (the absolute error keeps small sprites sharp).
+        perceptual: a distance of pretrained features beside them.
+        adversarial: a discriminator against which the tokenizer trains (textures). It is trained with the tokenizer,
+            by the same optimizer, and is no part of what is exported.
+    """
+
+    def __init__(
+        self,
+        tokenizer: VideoTokenizer,
+        optimizer: OptimizerConfig,
+        l1: float = 0.0,
+        perceptual: PerceptualLoss | None = None,
+        adversarial: AdversarialLoss | None = None,
+    ) -> None:
+        super().__init__()
+        self.tokenizer, self.optimizer, self.l1 = tokenizer, optimizer, l1
+        self.perceptual, self.adversarial = perceptual, adversarial
+        if adversarial is not None and not hasattr(tokenizer, "last_layer"):
+            raise ValueError(f"an adversarial loss needs the last_layer of its tokenizer, {type(tokenizer).__name__}")
+
+    def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and what to log."""
+        video = frames_to_float(batch.frames)
+        out = self.tokenizer(video)
+        shown = out.video.float()
+        squared = F.mse_loss(shown, video)
+        # A signal of range 2 and mean squared error m: PSNR = 10 log10(4 / m).
+        logs = {"psnr": 10 * torch.log10(4 / squared.detach()), "penalty": out.penalty}
+        loss = squared + self.l1 * F.l1_loss(shown, video)
+        if self.perceptual is not None:
+            logs["perceptual"] = self.perceptual(shown, video)
+            loss = loss + logs["perceptual"]
+        if self.adversarial is not None and self.training:
+            against, more = self.adversarial(shown, video, loss, self.tokenizer.last_layer, self.global_step)
+            loss, logs = loss + against, logs | more
+        return loss + out.penalty, logs | self._describe(out.latents)
+
+    def _describe(self, latents: Tensor) -> dict[str, Tensor]:
+        if self.tokenizer.codebook_size:
+            return {"perplexity": perplexity(code_counts(latents, self.tokenizer.codebook_size))}
+        return {"latent_std": latents.detach().float().std()}
+
+    def on_train_batch_start(self, batch: ClipBatch, index: int) -> None:
+        """Lightning's hook: the tokenizer's look at the first batch."""
+        if self.global_step == 0:
+            self.tokenizer.begin(frames_to_float(batch.frames))
+
+    def training_step(self, batch: ClipBatch, index: int) -> Tensor:
+        """Lightning's hook."""
+        loss, logs = self(batch)
+        self.log_dict({"train/loss": loss, **{f"train/{k}": v for k, v in logs.items()}}, prog_bar=False)
+        self.log("psnr", logs["psnr"], prog_bar=True, logger=False)
+        return loss
+
+    def validation_step(self, batch: ClipBatch, index: int) -> None:
+        """Lightning's hook."""
+        loss, logs = self(batch)
+        logs = {"val/loss": loss, **{f"val/{k}": v for k, v in logs.items()}}
+        self.log_dict(logs, sync_dist=True, batch_size=len(batch.frames))
+
+    def configure_optimizers(self) -> Any:
+        """Lightning's hook."""
+        optimizer, schedule = self.optimizer.build(self, self.trainer.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def networks(self) -> dict[str, nn.Module]:
+        """What to keep an average of, to compile and to export."""
+        return {"tokenizer": self.tokenizer}
+
+    @torch.no_grad()
+    def sample(self, batch: ClipBatch) -> Tensor:
+        """The batch's reconstruction, uint8 [b, t, h, w, 3], for the sample videos."""
+        return video_to_uint8(self.tokenizer(frames_to_float(batch.frames)).video)

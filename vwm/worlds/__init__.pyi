@@ -1,0 +1,15 @@
+from .bundle import BundleError as BundleError
+from .bundle import load_simulator as load_simulator
+from .bundle import save_simulator as save_simulator
+from .ensemble import EnsembleSimulator as EnsembleSimulator
+from .ensemble import EnsembleState as EnsembleState
+from .gymnasium_env import SimulatorEnv as SimulatorEnv
+from .gymnasium_env import SimulatorVectorEnv as SimulatorVectorEnv
+from .stable_baselines import StableBaselinesVecEnv as StableBaselinesVecEnv
+from .torchrl_env import SimulatorTorchRLEnv as SimulatorTorchRLEnv
+from .vector_env_conformance import EnvStepRecord as EnvStepRecord
+from .vector_env_conformance import VectorEnvFactory as VectorEnvFactory
+from .world_batch import WorldBatch as WorldBatch
+from .world_batch import WorldBatchState as WorldBatchState
+from .world_batch import blank_context as blank_context
+from .world_batch import select_observation as select_observation

@@ -1,0 +1,232 @@
+"""Simulators on disk: a folder in diffusers' pipeline layout that anyone may pass on.
+
+``model_index.json`` names the parts and settings, each part is a subfolder with ``config.json`` and safetensors, and
+``starts/`` holds contexts to begin from as PNG strips, or as safetensors in a world of vectors. Loading runs no code
+from the folder and unpickles nothing: a bundle can only name classes of this package.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers import ModelMixin
+from diffusers import __version__ as diffusers_version
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import vwm
+from vwm.core.atomic_files import atomic_folder
+from vwm.core.components import ComponentError, load_component, public_module, resolve_network_class, save_component
+from vwm.core.network_simulator import NetworkSimulator
+from vwm.core.simulator import ActionSpace
+from vwm.models.dit.simulator import DiTSimulator
+from vwm.models.genie.simulator import GenieSimulator
+from vwm.models.mdn_rnn.simulator import MDNRNNSimulator
+from vwm.models.muzero.simulator import MuZeroSimulator
+from vwm.models.rssm.simulator import RSSMSimulator
+from vwm.models.tdmpc2.simulator import TDMPC2Simulator
+from vwm.models.vjepa.simulator import VJEPAACSimulator
+
+INDEX_FILE = "model_index.json"
+VECTOR_STARTS_FILE = "vectors.safetensors"
+SIMULATOR_CLASSES: dict[str, type[NetworkSimulator]] = {
+    kind.__name__: kind
+    for kind in (
+        GenieSimulator,
+        DiTSimulator,
+        VJEPAACSimulator,
+        MDNRNNSimulator,
+        RSSMSimulator,
+        MuZeroSimulator,
+        TDMPC2Simulator,
+    )
+}
+
+
+class BundleError(ValueError):
+    """A bundle that cannot be loaded; the message names the file and what is wrong with it."""
+
+
+def save_simulator(
+    simulator: NetworkSimulator, path: str | os.PathLike[str], card: str = "", half: bool = False
+) -> None:
+    """Write a bundle (aside, then renamed over what was there).
+
+    Args:
+        simulator: the world.
+        path: the folder to make.
+        card: text of its README.md.
+        half: store the weights in float16, in half the space.
+
+    Raises:
+        BundleError: ``path`` exists and is not a bundle; nothing is overwritten.
+    """
+    target = Path(path)
+    if target.exists() and not (target / INDEX_FILE).is_file() and (target.is_file() or any(target.iterdir())):
+        raise BundleError(f"{target} exists and is no bundle (it has no {INDEX_FILE}): choose another folder")
+    with atomic_folder(target) as aside:
+        index: dict[str, Any] = {
+            "_class_name": type(simulator).__name__,
+            "_diffusers_version": diffusers_version,
+            "_vwm_version": vwm.__version__,
+            "settings": {
+                "title": simulator.title,
+                "fps": simulator.fps,
+                "context_frames": simulator.context_frames,
+                "actions": asdict(simulator.actions),
+                "sampling": simulator.sampling._asdict(),
+            },
+        }
+        networks = simulator.networks()
+        for name in simulator.PARTS:
+            part = networks.get(name)
+            index[name] = [None, None] if part is None else [public_module(type(part)), type(part).__name__]
+            if part is not None:
+                save_component(part, aside / name, half)
+        if simulator.starts is not None:
+            _save_starts(simulator.starts, aside / "starts")
+        (aside / "README.md").write_text(
+            card or f"# {simulator.title}\n\nA vwm world. {_usage_text(simulator, target.name)}\n"
+        )
+        (aside / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _usage_text(simulator: NetworkSimulator, name: str) -> str:
+    if simulator.decodes and simulator.vector_size is None:
+        return f"From the folder that it lies in, play it: `vwm play ./{name}`."
+    return f"It has no pictures to play in. From the folder that it lies in: `vwm.load_simulator({name!r})`."
+
+
+def load_simulator(
+    path: str | os.PathLike[str],
+    device: str | torch.device = "auto",
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
+) -> NetworkSimulator:
+    """Load a bundle.
+
+    Args:
+        path: the folder, or the name of a world that comes with vwm (``coinrun``, ``carracing``, ``two_rooms``).
+        device: ``auto`` takes a GPU where there is one.
+        dtype: of the dynamics' weights. float32 keeps a batch of worlds equal to each alone; ``auto`` takes bfloat16
+            where the machine multiplies it natively, which more than halves a step's time and is what the player
+            does. What turns pictures into latents and back stays in float32.
+
+    Raises:
+        BundleError: missing, broken or foreign; the message says which file and what about it.
+    """
+    folder = _find_bundle(path)
+    index = _read_index(folder)
+    kind = SIMULATOR_CLASSES[index["_class_name"]]
+    parts: dict[str, Any] = {name: _load_part(folder, name, index.get(name)) for name in kind.PARTS}
+    for name in kind.PARTS:
+        if parts[name] is None and name not in kind.OPTIONAL:
+            raise BundleError(f"{folder / INDEX_FILE}: part {name!r} is missing")
+    try:
+        settings = index["settings"]
+        frames = int(settings["context_frames"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{folder / INDEX_FILE}: settings are not understood ({error!r})") from error
+    starts = _load_starts(folder / "starts", frames)
+    try:
+        saved = settings["actions"]
+        actions = ActionSpace(**{**saved, "names": tuple(saved["names"]), "rest": tuple(saved.get("rest", ()))})
+        simulator = kind(
+            **parts,
+            actions=actions,
+            fps=float(settings["fps"]),
+            sampling=kind.SAMPLING(**settings["sampling"]),
+            context_frames=frames,
+            title=str(settings["title"]),
+            starts=starts,
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{folder / INDEX_FILE}: settings are not understood ({error!r})") from error
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "auto":
+        dtype = torch.bfloat16 if _supports_bfloat16(torch.device(device)) else torch.float32
+    torch.nn.Module.to(simulator.dynamics, dtype)  # diffusers' own `to` warns of layers that it would keep in float32
+    return simulator.to(device)
+
+
+def _find_bundle(path: str | os.PathLike[str]) -> Path:
+    """The folder of a bundle: as given, else a shipped one of that name (in a wheel, or in the checkout)."""
+    package = Path(vwm.__file__).parent
+    shipped = [folder / path for folder in (package / "bundles", package.parent / "bundles")]
+    return next((p for p in (Path(path), *shipped) if (p / INDEX_FILE).is_file()), Path(path))
+
+
+def _supports_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    file = folder / INDEX_FILE
+    if not file.is_file():
+        raise BundleError(
+            f"{folder} is no bundle: it has no {INDEX_FILE}. Make one from a training run: vwm export RUN -o {folder}"
+        )
+    try:
+        index = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise BundleError(f"{file}: not JSON ({error})") from error
+    name = index.get("_class_name") if isinstance(index, dict) else None
+    if name not in SIMULATOR_CLASSES:
+        raise BundleError(f"{file}: holds a {name!r}, which this version of vwm ({vwm.__version__}) cannot simulate")
+    return index
+
+
+def _load_part(folder: Path, name: str, spec: Any) -> ModelMixin | None:
+    """One part, its keys checked one by one. Only classes of this package can be named."""
+    if spec is None or spec == [None, None]:
+        return None
+    if not (isinstance(spec, list) and len(spec) == 2 and all(isinstance(s, str) for s in spec)):
+        raise BundleError(f"{folder / INDEX_FILE}: {name} must be [module, class], got {spec!r}")
+    module, class_name = spec
+    try:
+        return load_component(
+            folder / name, resolve_network_class(module, class_name, f"{folder / INDEX_FILE}: {name}")
+        )
+    except ComponentError as error:
+        raise BundleError(str(error)) from error
+
+
+def _save_starts(starts: Tensor, folder: Path) -> None:
+    """uint8 [n, t, h, w, 3] as n PNG strips, the frames side by side; float32 [n, t, k] as a tensor."""
+    folder.mkdir()
+    if starts.ndim == 3:
+        save_file({"starts": starts.cpu().contiguous()}, folder / VECTOR_STARTS_FILE)
+        return
+    for i, clip in enumerate(starts.cpu().numpy()):
+        Image.fromarray(np.concatenate(list(clip), axis=1)).save(folder / f"{i:03d}.png", optimize=True)
+
+
+def _load_starts(folder: Path, frames: int) -> Tensor | None:
+    if (folder / VECTOR_STARTS_FILE).is_file():
+        try:
+            return load_file(folder / VECTOR_STARTS_FILE)["starts"]
+        except (KeyError, SafetensorError) as error:
+            raise BundleError(f"{folder / VECTOR_STARTS_FILE}: not contexts of vectors ({error!r})") from error
+    files = sorted(folder.glob("*.png"))
+    if not files:
+        return None
+    clips = []
+    for file in files:
+        with Image.open(file) as image:
+            strip = np.array(image.convert("RGB"))
+        if strip.shape[1] % frames:
+            raise BundleError(f"{file}: {strip.shape[1]} pixels wide, which {frames} frames do not divide")
+        clips.append(np.stack(np.split(strip, frames, axis=1)))
+    return torch.from_numpy(np.stack(clips))

@@ -1,0 +1,299 @@
+"""Gymnasium faces of a simulator: one world as an ``Env``, a batch of worlds as a ``VectorEnv``.
+
+Importing this module registers ``vwm/World-v0``, and Gymnasium imports it for you where the id names it:
+
+    gymnasium.make("vwm.worlds.gymnasium_env:vwm/World-v0", bundle="runs/coinrun/world")
+    gymnasium.make_vec("vwm.worlds.gymnasium_env:vwm/World-v0", num_envs=16, bundle="runs/coinrun/world")
+
+World i of a ``VectorEnv`` that is seeded with s lives exactly as an ``Env`` that is seeded with s + i (see
+``vwm.worlds.world_batch``). ``vwm.worlds.vector_env_conformance`` checks any ``VectorEnv``.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vwm.core.simulator import ActionSpace, Simulator
+from vwm.worlds.world_batch import WorldBatch, has_frames
+
+WORLD_ID = "vwm/World-v0"
+
+ObservationArray = NDArray[Any]
+
+
+class SimulatorEnv(gymnasium.Env[ObservationArray, Any]):
+    """One world of a simulator.
+
+    Observations are frames, uint8 [h, w, 3], or what a world of vectors shows, float32 [k]; with ``observe="latent"``
+    they are latents, with ``observe="features"`` what the network makes of the present, float32 [k]. Actions are
+    ``Discrete(size)`` or ``Box(-1, 1, [size])``.
+    ``reset(options={"start": i})`` begins from the i-th context instead of a random one; its info says which it was.
+
+    Args:
+        simulator: any simulator; environments may share one, since it holds no state of a world.
+        starts: contexts to begin from, uint8 [n, t, h, w, 3] or float32 [n, t, k]; by default the simulator's own.
+        max_episode_steps: steps after which an episode is truncated; None never does.
+        render_mode: ``"rgb_array"`` lets ``render`` return the current frame.
+        observe: ``"frame"``, or ``"latent"`` or ``"features"``, which skip the pixels; see ``WorldBatch``.
+
+    Raises:
+        ValueError: see ``vwm.worlds.world_batch.WorldBatch``.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012 (Gymnasium's declaration)
+
+    def __init__(
+        self,
+        simulator: Simulator,
+        starts: Tensor | None = None,
+        max_episode_steps: int | None = None,
+        render_mode: str | None = None,
+        observe: str = "frame",
+    ) -> None:
+        self.render_mode = _check_render_mode(render_mode)
+        self.simulator, self.max_episode_steps = simulator, max_episode_steps
+        self.worlds = WorldBatch(simulator, 1, starts, max_episode_steps, observe, renders=render_mode is not None)
+        self.metadata = {**type(self).metadata, **_env_metadata(simulator)}
+        self.observation_space, self.action_space = (
+            _observation_space(self.worlds),
+            _gymnasium_action_space(simulator.actions),
+        )
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[ObservationArray, dict[str, Any]]:
+        """Begin an episode; ``seed`` restarts the generator of everything that is random."""
+        super().reset(seed=seed)
+        self.worlds.generators = [self.np_random]  # Gymnasium's own
+        begun = self.worlds.begin(start=(options or {}).get("start"))
+        return _to_numpy(self.worlds.present.observation)[0], {"start": begun[0]}
+
+    def step(self, action: Any) -> tuple[ObservationArray, float, bool, bool, dict[str, Any]]:
+        """One frame on: observation, reward, terminated, truncated, info."""
+        reward = self.worlds.step(_to_action_tensor(np.asarray(action)[None], self.worlds.simulator.actions))
+        now = self.worlds.present
+        observation = _to_numpy(now.observation)[0]
+        return observation, float(reward[0]), bool(now.terminated[0]), bool(now.truncated[0]), {}
+
+    def render(self) -> NDArray[np.uint8] | None:
+        """The current frame, uint8 [h, w, 3]; None without a render mode."""
+        return None if self.render_mode is None else _to_numpy(self.worlds.present.pictures[0])[0]
+
+    def fork(self) -> SimulatorEnv:
+        """A copy that goes on exactly as this one does and apart from it, its generators included."""
+        self.worlds.generators = [self.np_random]
+        other = copy.copy(self)
+        other.worlds = self.worlds.fork()
+        other.np_random, other._np_random_seed = other.worlds.generators[0], self._np_random_seed
+        other.observation_space, other.action_space = map(_copy_space, (self.observation_space, self.action_space))
+        return other
+
+
+class SimulatorVectorEnv(VectorEnv[ObservationArray, Any, NDArray[Any]]):
+    """A batch of worlds that one simulator steps at once.
+
+    It behaves as Gymnasium's own ``SyncVectorEnv`` of as many ``SimulatorEnv``, in every autoreset mode:
+    ``NEXT_STEP`` spends the step after an episode's end on the reset (its action is not used, its reward is 0);
+    ``SAME_STEP`` returns the new episode's first frame at once and the old one's last in ``info["final_obs"]``;
+    ``DISABLED`` leaves it to ``reset(options={"reset_mask": bool [num_envs]})``, which every mode understands.
+
+    Args:
+        simulator: any simulator.
+        num_envs: number of worlds.
+        starts, max_episode_steps, render_mode, observe: see ``SimulatorEnv``.
+        autoreset_mode: see above; a member of ``gymnasium.vector.AutoresetMode``, or its value.
+
+    Raises:
+        ValueError: see ``vwm.worlds.world_batch.WorldBatch``.
+    """
+
+    metadata: dict[str, Any] = dict(SimulatorEnv.metadata)  # noqa: RUF012
+
+    def __init__(
+        self,
+        simulator: Simulator,
+        num_envs: int,
+        starts: Tensor | None = None,
+        max_episode_steps: int | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        render_mode: str | None = None,
+        observe: str = "frame",
+    ) -> None:
+        self.render_mode, self.autoreset_mode = _check_render_mode(render_mode), AutoresetMode(autoreset_mode)
+        self.worlds = WorldBatch(
+            simulator, num_envs, starts, max_episode_steps, observe, renders=render_mode is not None
+        )
+        self.simulator, self.num_envs, self.max_episode_steps = simulator, num_envs, max_episode_steps
+        self.metadata = {**type(self).metadata, **_env_metadata(simulator), "autoreset_mode": self.autoreset_mode}
+        self.single_observation_space = _observation_space(self.worlds)
+        self.single_action_space = _gymnasium_action_space(simulator.actions)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+    @property  # type: ignore[misc]
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
+        """Each world's generator."""
+        return tuple(self.worlds.generators)
+
+    @property
+    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The seed of each world's generator."""
+        return tuple(self.worlds.seeds)
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[ObservationArray, dict[str, Any]]:
+        """Begin all worlds, or with ``options["reset_mask"]`` (bool [num_envs]) some of them.
+
+        Args:
+            seed: s seeds world i with s + i; a list has one seed a world; None goes on with the generators.
+            options: ``reset_mask``, and ``start``, the number of the context that they all begin from.
+        """
+        options = options or {}
+        mask = _reset_mask(options.get("reset_mask"), self.num_envs)
+        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
+        if seeds is not None:
+            self.worlds.seed(seeds, mask)
+        infos = self._begin_episodes(mask, {}, options.get("start"))
+        return _to_numpy(self.worlds.present.observation), infos
+
+    def step(
+        self, actions: Any
+    ) -> tuple[ObservationArray, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """One frame on in every world: observations, rewards, terminations, truncations, infos."""
+        ended = self._episodes_ended()
+        if self.autoreset_mode is AutoresetMode.DISABLED and ended.any():
+            raise ResetNeeded(f"worlds {np.flatnonzero(ended).tolist()} have ended: reset them with a reset_mask")
+        rewards = self.worlds.step(_to_action_tensor(actions, self.worlds.simulator.actions))
+        infos: dict[str, Any] = {}
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
+            infos = self._begin_episodes(ended, infos)  # what they were stepped to is dropped
+        now, over = self.worlds.present, self._episodes_ended()
+        if self.autoreset_mode is AutoresetMode.SAME_STEP:
+            for world in np.flatnonzero(over):
+                final = {"final_obs": _to_numpy(now.observation[world]), "final_info": {}}
+                infos = self._add_info(infos, final, int(world))
+            infos = self._begin_episodes(over, infos)
+        earned = np.where(ended, 0.0, _to_numpy(rewards).astype(np.float64))
+        return (
+            _to_numpy(self.worlds.present.observation),
+            earned,
+            _to_numpy(now.terminated),
+            _to_numpy(now.truncated),
+            infos,
+        )
+
+    def render(self) -> tuple[NDArray[np.uint8], ...] | None:
+        """The current frames; None without a render mode."""
+        return None if self.render_mode is None else tuple(_to_numpy(self.worlds.present.pictures[0]))
+
+    def fork(self) -> SimulatorVectorEnv:
+        """A copy that goes on exactly as this one does and apart from it, its generators included."""
+        other = copy.copy(self)
+        other.worlds = self.worlds.fork()
+        for name in ("single_observation_space", "single_action_space", "observation_space", "action_space"):
+            setattr(other, name, _copy_space(getattr(self, name)))
+        return other
+
+    def _episodes_ended(self) -> NDArray[np.bool_]:
+        return _to_numpy(self.worlds.present.terminated | self.worlds.present.truncated)
+
+    def _begin_episodes(
+        self, mask: NDArray[np.bool_], infos: dict[str, Any], start: int | None = None
+    ) -> dict[str, Any]:
+        """Begin the worlds under the mask; the infos with what there is to say of them."""
+        for world, context in self.worlds.begin(mask, start).items():
+            infos = self._add_info(infos, {"start": context}, world)
+        return infos
+
+
+def make_world(bundle: str | os.PathLike[str], device: str = "auto", **options: Any) -> SimulatorEnv:
+    """What ``gymnasium.make("vwm/World-v0", ...)`` calls.
+
+    Args:
+        bundle: folder of a simulator bundle.
+        device: ``auto`` takes a GPU where there is one.
+        **options: of ``SimulatorEnv``.
+    """
+    from vwm.worlds.bundle import load_simulator
+
+    return SimulatorEnv(load_simulator(bundle, device), **options)
+
+
+def make_worlds(
+    bundle: str | os.PathLike[str], num_envs: int = 1, device: str = "auto", **options: Any
+) -> SimulatorVectorEnv:
+    """What ``gymnasium.make_vec("vwm/World-v0", ...)`` calls; the options are those of ``SimulatorVectorEnv``."""
+    from vwm.worlds.bundle import load_simulator
+
+    return SimulatorVectorEnv(load_simulator(bundle, device), num_envs, **options)
+
+
+# Gymnasium reads a creator's metadata before it calls it.
+make_world.metadata = make_worlds.metadata = SimulatorEnv.metadata  # type: ignore[attr-defined]
+
+
+def register_gymnasium_envs() -> None:
+    """Make ``vwm/World-v0`` known to Gymnasium; importing this module does it."""
+    if WORLD_ID not in gymnasium.registry:
+        gymnasium.register(WORLD_ID, entry_point=f"{__name__}:make_world", vector_entry_point=f"{__name__}:make_worlds")
+
+
+def _observation_space(worlds: WorldBatch) -> spaces.Space[Any]:
+    if worlds.observation_dtype is torch.uint8:
+        return spaces.Box(0, 255, worlds.observation_shape, np.uint8)
+    return spaces.Box(-np.inf, np.inf, worlds.observation_shape, np.float32)
+
+
+def _copy_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    _ = space.np_random  # made when it is asked for; by then the copies would have one each
+    return copy.deepcopy(space)
+
+
+def _gymnasium_action_space(space: ActionSpace) -> spaces.Space[Any]:
+    if space.kind == "discrete":
+        return spaces.Discrete(space.size)
+    return spaces.Box(-1.0, 1.0, (space.size,), np.float32)
+
+
+def _to_action_tensor(actions: Any, space: ActionSpace) -> Tensor:
+    """A batch of actions as the simulator takes them."""
+    return torch.as_tensor(np.asarray(actions, dtype=np.int64 if space.kind == "discrete" else np.float32))
+
+
+def _to_numpy(tensor: Tensor) -> NDArray[Any]:
+    return np.array(tensor.cpu())  # a copy: Gymnasium's users keep and change what they are given
+
+
+def _env_metadata(simulator: Simulator) -> dict[str, Any]:
+    return {"render_fps": simulator.fps, "render_modes": ["rgb_array"] if has_frames(simulator) else []}
+
+
+def _check_render_mode(mode: str | None) -> str | None:
+    if mode not in (None, "rgb_array"):
+        raise ValueError(f"render_mode={mode!r} must be None or 'rgb_array'; `vwm play` opens a window")
+    return mode
+
+
+def _reset_mask(mask: Any, worlds: int) -> NDArray[np.bool_]:
+    if mask is None:
+        return np.ones(worlds, dtype=bool)
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != (worlds,) or not mask.any():
+        raise ValueError(f"options['reset_mask'] must be a bool array [{worlds}] with a True in it, got {mask!r}")
+    return mask
+
+
+register_gymnasium_envs()

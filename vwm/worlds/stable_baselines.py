@@ -1,0 +1,97 @@
+"""Stable-Baselines3's face of a Gymnasium ``VectorEnv``.
+
+Stable-Baselines3 has vector environments of its own, which step a list of single ones in turn, and takes no others: a
+simulator behind them would step world by world. This hands it a ``VectorEnv`` whole:
+
+    envs = SimulatorVectorEnv(simulator, 16, max_episode_steps=100, autoreset_mode="SameStep")
+    PPO("CnnPolicy", StableBaselinesVecEnv(envs)).learn(100_000)
+
+A single ``SimulatorEnv`` needs no adapter.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+
+from vwm.worlds.vector_infos import select_env_info
+
+
+class StableBaselinesVecEnv(VecEnv):
+    """It behaves as ``DummyVecEnv`` of as many single environments.
+
+    Args:
+        envs: in autoreset mode ``SAME_STEP``, which is Stable-Baselines3's.
+
+    Raises:
+        ValueError: it is in another one.
+    """
+
+    def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
+        mode = envs.metadata.get("autoreset_mode")
+        if mode is not AutoresetMode.SAME_STEP:
+            raise ValueError(
+                f"autoreset_mode={mode}: Stable-Baselines3 begins the next episode in the same step; make "
+                "the environments with autoreset_mode='SameStep'"
+            )
+        self.envs = envs
+        super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
+
+    def reset(self) -> Any:
+        """Begin all worlds, with the seeds and options that were set; returns the observations."""
+        if any(options != self._options[0] for options in self._options):
+            raise ValueError(f"worlds are reset together, with the same options, got {self._options}")
+        seeds = None if all(seed is None for seed in self._seeds) else list(self._seeds)
+        observations, infos = self.envs.reset(seed=seeds, options=self._options[0] or None)  # type: ignore[arg-type]
+        self.reset_infos = [select_env_info(infos, world) for world in range(self.num_envs)]
+        self._reset_seeds()
+        self._reset_options()
+        return observations
+
+    def step_async(self, actions: Any) -> None:
+        """See ``step_wait``."""
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """One step: observations, rewards float32, dones, and an info a world."""
+        observations, rewards, terminated, truncated, batched = self.envs.step(self._actions)
+        dones, infos = terminated | truncated, []
+        for world in range(self.num_envs):
+            info = select_env_info(batched, world)
+            if dones[world]:  # what is said beside the last observation is of the next episode
+                last, final = info.pop("final_obs"), info.pop("final_info")
+                self.reset_infos[world], info = info, {**final, "terminal_observation": last}
+            infos.append({**info, "TimeLimit.truncated": bool(truncated[world] and not terminated[world])})
+        return observations, rewards.astype(np.float32), dones, infos
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.envs.close()
+
+    def get_images(self) -> Any:
+        """The worlds' pictures."""
+        return self.envs.render()
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """The environments' attribute, which is that of every world."""
+        return [getattr(self.envs, attr_name)] * len(list(self._get_indices(indices)))
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Set an attribute of them all."""
+        if indices is not None:
+            raise ValueError(f"{attr_name}: the worlds are one object, so that an attribute is set for all of them")
+        setattr(self.envs, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> Any:
+        """There are no single environments to call."""
+        raise AttributeError(f"{method_name}: the worlds are one object; call envs.{method_name}")
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: VecEnvIndices = None) -> list[bool]:
+        """No world has a wrapper of its own."""
+        return [False] * len(list(self._get_indices(indices)))

@@ -1,0 +1,14 @@
+"""The infos of a Gymnasium ``VectorEnv``, taken apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def select_env_info(infos: dict[str, Any], world: int) -> dict[str, Any]:
+    """What the infos of a batch say of one world: the entries whose mask ``_key`` is True there; inner dicts too."""
+    said = {}
+    for key, value in infos.items():
+        if not key.startswith("_") and (f"_{key}" not in infos or infos[f"_{key}"][world]):
+            said[key] = select_env_info(value, world) if isinstance(value, dict) else value[world]
+    return said
