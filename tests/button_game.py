@@ -8,8 +8,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from factories import diffusion_world
 from gymnasium import spaces
-from models import diffusion_world
 
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter

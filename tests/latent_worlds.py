@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from models import randomize
+from factories import randomize
 
 from vwm.core.simulator import ActionSpace
 from vwm.models.rssm.simulator import RSSMSimulator

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from models import randomize
+from factories import randomize
 
 from vwm.models.vjepa.masked_predictor import MaskedPredictor
 from vwm.models.vjepa.video_encoder import VideoEncoder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import dit
+from factories import dit
 
 from vwm.core.components import ComponentError, copy_weights, load_pretrained_weights, save_component
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from factories import randomize
 from latent_worlds import imagined_world
-from models import randomize
 from torch import Tensor
 
 from vwm.core.simulator import ActionSpace, Simulator, StepOutput

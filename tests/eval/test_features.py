@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import diffusion_world, genie, masked_autoencoder, tokenizer
+from factories import diffusion_world, genie, masked_autoencoder, tokenizer
 from torch import Tensor, nn
 
 from vwm.core.components import save_component

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from factories import genie
 from latent_worlds import imagined_world
-from models import genie
 from PIL import Image
 from rooms_world import ExactRooms
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import randomize
+from factories import randomize
 from PIL import Image
 
 from vwm.core.components import save_component

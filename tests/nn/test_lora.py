@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import dit, dynamics
+from factories import dit, dynamics
 from torch import nn
 
 from vwm.nn.lora import LoRAConfig, LoRALinear, merge_lora, prepare_finetuning

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import randomize
+from factories import randomize
 
 from vwm.core.states import concatenate_states, merge_states, select_worlds, state_batch_size
 from vwm.nn.attention import apply_rotary_at, dot_product_attention

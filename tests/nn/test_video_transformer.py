@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import randomize
+from factories import randomize
 
 from vwm.core.states import concatenate_states
 from vwm.nn.attention import dot_product_attention

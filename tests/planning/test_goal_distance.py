@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import diffusion_world, genie
+from factories import diffusion_world, genie
 from rooms_world import ExactRooms
 
 from vwm.core.simulator import StepOutput

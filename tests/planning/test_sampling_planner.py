@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import diffusion_world, genie, jepa_world
+from factories import diffusion_world, genie, jepa_world
 from rooms_world import ExactRooms
 from torch import Tensor
 

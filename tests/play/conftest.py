@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import models
+import factories
 import pytest
 import torch
 from torch import Tensor
@@ -97,8 +97,8 @@ class CarWorld(GenieSimulator):
     def __init__(self, **rest: float) -> None:
         rest = rest or {"steer": 0.0, "gas": -1.0, "brake": -1.0}
         levers = ActionSpace("continuous", len(rest), tuple(rest), rest=tuple(rest.values()))
-        world = models.genie(labelled=True)
-        dynamics = models.dynamics(num_actions=len(rest), continuous=True)
+        world = factories.genie(labelled=True)
+        dynamics = factories.dynamics(num_actions=len(rest), continuous=True)
         super().__init__(world.tokenizer, dynamics, None, levers, sampling=world.sampling, starts=world.starts)
         self.told: list[list[float]] = []
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models import diffusion_world, genie
+from factories import diffusion_world, genie
 
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter

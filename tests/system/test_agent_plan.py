@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from models import diffusion_world, genie, jepa_world
+from factories import diffusion_world, genie, jepa_world
 
 from vwm.cli.main import main
 from vwm.worlds.bundle import save_simulator

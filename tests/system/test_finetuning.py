@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models import diffusion_world, genie
+from factories import diffusion_world, genie
 
 from vwm.cli.main import main
 from vwm.core.simulator import ActionSpace

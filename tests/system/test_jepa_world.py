@@ -74,4 +74,4 @@ def test_the_ablation_is_one_override(made):
     assert "train/prediction_loss" in columns and not {"train/variance_loss", "train/inverse_dynamics_loss"} & {
         *columns
     }
-    assert json.loads((made / "seen" / "model_index.json").read_text())["_class_name"] == "JepaSimulator"
+    assert json.loads((made / "seen" / "model_index.json").read_text())["_class_name"] == "VJEPAACSimulator"

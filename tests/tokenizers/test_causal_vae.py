@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import randomize
+from factories import randomize
 
 from vwm.core.components import load_component, save_component
 from vwm.tokenizers.causal_vae import CausalVAE

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from models import diffusers_tokenizer, masked_autoencoder, randomize, tokenizer
+from factories import diffusers_tokenizer, masked_autoencoder, randomize, tokenizer
 from torch import Tensor
 
 from vwm.core.components import load_component, save_component

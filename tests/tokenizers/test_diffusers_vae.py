@@ -7,7 +7,7 @@ import json
 import diffusers
 import pytest
 import torch
-from models import DIFFUSERS_VAES, dit
+from factories import DIFFUSERS_VAES, dit
 
 import vwm
 from vwm.core.components import ComponentError

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import dynamics, tokenizer
+from factories import dynamics, tokenizer
 
 from vwm.core.components import ComponentError, save_component
 from vwm.tokenizers.loading import load_tokenizer

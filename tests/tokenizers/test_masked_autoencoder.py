@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import masked_autoencoder
+from factories import masked_autoencoder
 
 from vwm.nn.pixels import patchify
 from vwm.tokenizers.latent_statistics import measure_latent_statistics

@@ -6,7 +6,7 @@ import lightning as L
 import pytest
 import timm
 import torch
-from models import randomize, tokenizer
+from factories import randomize, tokenizer
 
 from vwm.data.clips import ClipBatch
 from vwm.nn.optimizer import OptimizerConfig

@@ -8,7 +8,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from models import DIFFUSERS_VAES, tokenizer
+from factories import DIFFUSERS_VAES, tokenizer
 
 from vwm.core.components import save_component
 from vwm.data.clips import collate_clips

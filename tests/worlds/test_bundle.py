@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from factories import consistency_world, diffusion_world, dit, dynamics, genie, jepa_world, tokenizer
 from latent_worlds import imagined_world
-from models import consistency_world, diffusion_world, dit, dynamics, genie, jepa_world, tokenizer
 from safetensors.torch import load_file, save_file
 
 import vwm

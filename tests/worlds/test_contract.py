@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from latent_worlds import imagined_world
-from models import (
+from factories import (
     action_predictor,
     consistency_world,
     diffusion_world,
@@ -13,6 +12,7 @@ from models import (
     jepa_world,
     muzero_world,
 )
+from latent_worlds import imagined_world
 from torch.utils._pytree import tree_leaves
 
 from vwm.core.seeds import world_seeds

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import diffusion_world, genie, jepa_world
+from factories import diffusion_world, genie, jepa_world
 
 from vwm.core.states import select_worlds
 from vwm.worlds.ensemble import EnsembleSimulator

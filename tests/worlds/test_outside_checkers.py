@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from gymnasium.utils.env_checker import check_env
-from simulator.test_contract import SIMULATORS, contexts
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from worlds.test_contract import SIMULATORS, contexts
 
 from vwm.worlds.gymnasium_env import SimulatorEnv, SimulatorVectorEnv
 from vwm.worlds.vector_env_conformance import check_vector_env

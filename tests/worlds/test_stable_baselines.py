@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from count_world import CountWorld
+from factories import diffusion_world
 from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from models import diffusion_world
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 

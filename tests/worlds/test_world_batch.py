@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from count_world import CountWorld
+from factories import diffusion_world
 from gymnasium.error import ResetNeeded
-from models import diffusion_world
 
 from vwm.worlds.world_batch import WorldBatch
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import dit, randomize
+from factories import dit, randomize
 
 from vwm.core.components import ComponentError, save_component
 from vwm.core.seeds import fold_in, seeded_normal

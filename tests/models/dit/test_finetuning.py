@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from factories import diffusion_world, randomize
 from jsonargparse import ArgumentParser
-from models import diffusion_world, randomize
 
 from vwm.core.simulator import ActionSpace
 from vwm.data.clips import ClipBatch

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from models import diffusers_tokenizer, dit, randomize, tokenizer
+from factories import diffusers_tokenizer, dit, randomize, tokenizer
 
 from vwm.core.components import save_component
 from vwm.core.simulator import ActionSpace

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import dit
+from factories import dit
 
 from vwm.core.states import concatenate_states
 from vwm.models.dit.network import NoisyFrames

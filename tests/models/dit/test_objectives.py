@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import dit
+from factories import dit
 
 from vwm.models.dit.noise_schedule import prediction_target
 from vwm.models.dit.objectives import DiffusionForcing, ShortcutForcing

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from models import dit, randomize
+from factories import dit, randomize
 
 from vwm.models.dit.policy_heads import PolicyRewardHeads, check_policy_matches_dit, multi_token_targets
 

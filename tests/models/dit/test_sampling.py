@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from models import dit
+from factories import dit
 
 from vwm.core.seeds import fold_in, seeded_normal
 from vwm.models.dit.network import NoisyFrames

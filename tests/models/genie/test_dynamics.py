@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import dynamics
+from factories import dynamics
 
 from vwm.core.seeds import world_seeds
 from vwm.core.states import select_worlds

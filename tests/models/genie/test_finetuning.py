@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import dynamics, genie, randomize
+from factories import dynamics, genie, randomize
 
 from vwm.core.components import save_component
 from vwm.data.clips import ClipBatch

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from models import latent_action
+from factories import latent_action
 
 
 def video(frames: int = 8) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import dynamics, latent_action, randomize, tokenizer
+from factories import dynamics, latent_action, randomize, tokenizer
 
 from vwm.core.components import save_component
 from vwm.data.clips import ClipBatch

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import dream
+from factories import dream
 
 from vwm.data.clips import ClipBatch
 from vwm.models.mdn_rnn.module import MDNRNNModule

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from models import randomize
+from factories import randomize
 
 from vwm.core.seeds import world_seeds
 from vwm.models.mdn_rnn.network import MDNRNN, GaussianMixture, check_mdn_rnn_tokenizer

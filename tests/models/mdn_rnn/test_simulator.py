@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import dream
+from factories import dream
 
 from vwm.core.states import merge_states, select_worlds
 from vwm.models.mdn_rnn.simulator import MDNRNNSampling

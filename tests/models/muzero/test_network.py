@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import randomize
+from factories import randomize
 
 from vwm.models.muzero.network import MuZeroNetwork, min_max_normalize
 

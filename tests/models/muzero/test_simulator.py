@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import muzero_world
+from factories import muzero_world
 
 import vwm
 from vwm.core.simulator import ActionSpace

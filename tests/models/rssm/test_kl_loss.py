@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import randomize
+from factories import randomize
 from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import kl_divergence
 

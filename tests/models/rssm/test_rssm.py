@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import randomize
+from factories import randomize
 
 from vwm.core.states import concatenate_states, map_state, select_worlds
 from vwm.models.rssm.rssm import RSSM, RSSMState, flatten_rssm_states, last_rssm_state

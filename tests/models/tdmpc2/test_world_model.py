@@ -1,6 +1,6 @@
 import pytest
 import torch
-from models import randomize
+from factories import randomize
 from torch.nn import functional as F
 
 from vwm.core.components import load_component, save_component

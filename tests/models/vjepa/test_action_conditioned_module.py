@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import action_predictor, jepa_parts, randomize
+from factories import action_predictor, jepa_parts, randomize
 
 from vwm.core.components import ComponentError, save_component
 from vwm.core.simulator import ActionSpace

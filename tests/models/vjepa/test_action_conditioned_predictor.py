@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from models import action_predictor
+from factories import action_predictor
 
 from vwm.core.components import load_component, save_component
 from vwm.models.vjepa.action_conditioned_predictor import ActionConditionedPredictor

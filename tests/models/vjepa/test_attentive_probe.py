@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import randomize
+from factories import randomize
 from vjepa_models import random
 
 from vwm.core.components import load_component, save_component

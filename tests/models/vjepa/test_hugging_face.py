@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from models import randomize
+from factories import randomize
 from safetensors.torch import load_file, save_file
 from transformers import VJEPA2Config, VJEPA2ForVideoClassification, VJEPA2Model
 from vjepa_models import enlarge, random, tokens

@@ -12,7 +12,7 @@ from vwm.core.components import load_component, save_component
 from vwm.models.vjepa.attentive_probe import AttentiveClassifier
 from vwm.models.vjepa.hugging_face import save_hugging_face_vjepa
 
-SPEC = importlib.util.spec_from_file_location("import_vjepa", Path(__file__).parents[2] / "tools" / "import_vjepa.py")
+SPEC = importlib.util.spec_from_file_location("import_vjepa", Path(__file__).parents[3] / "tools" / "import_vjepa.py")
 tool = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(tool)
 SETTINGS = {"image_size": (16, 16), "tiled_rope": True}

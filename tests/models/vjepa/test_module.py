@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from models import randomize
+from factories import randomize
 
 from vwm.core.components import save_component
 from vwm.data.clips import ClipBatch

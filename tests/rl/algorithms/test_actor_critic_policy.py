@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import diffusion_world, randomize
+from factories import diffusion_world, randomize
 
 from vwm.core.simulator import ActionSpace
 from vwm.envs.time_step import EnvSpaces, TimeStep

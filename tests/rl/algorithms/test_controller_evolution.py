@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from models import diffusion_world, dream
+from factories import diffusion_world, dream
 
 from vwm.core.components import load_component
 from vwm.envs.batched_envs import GymnasiumEnvSpec

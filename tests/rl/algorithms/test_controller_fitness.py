@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from models import dream
+from factories import dream
 
 from vwm.core.seeds import world_seeds
 from vwm.core.states import select_worlds

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from button_game import LENGTH
-from models import diffusion_world, genie, tokenizer
+from factories import diffusion_world, genie, tokenizer
 
 from vwm.core.seeds import fold_in, world_seeds
 from vwm.envs.batched_envs import GymnasiumEnvSpec

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from button_game import LENGTH, learned_world, record
-from models import diffusion_world, genie
+from factories import diffusion_world, genie
 
 from vwm.cli.main import main
 from vwm.envs.batched_envs import GymnasiumEnvSpec

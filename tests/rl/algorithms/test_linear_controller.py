@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from models import dream
+from factories import dream
 
 from vwm.core.components import load_component, save_component
 from vwm.core.simulator import ActionSpace

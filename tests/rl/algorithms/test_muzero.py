@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from models import randomize
+from factories import randomize
 from torch import Tensor
 
 from vwm.core.simulator import ActionSpace

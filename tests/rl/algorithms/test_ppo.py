@@ -6,8 +6,8 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from factories import diffusion_world
 from gymnasium.utils.env_checker import check_env
-from models import diffusion_world
 
 from vwm.envs.batched_envs import GymnasiumEnvAdapter, GymnasiumEnvSpec
 from vwm.envs.time_step import TimeStep

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from models import randomize
+from factories import randomize
 
 from vwm.core.simulator import ActionSpace
 from vwm.envs.time_step import EnvSpaces, TimeStep

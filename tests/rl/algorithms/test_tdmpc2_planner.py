@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from models import randomize
+from factories import randomize
 from torch import nn
 
 from vwm.models.tdmpc2.q_ensemble import QEnsemble
