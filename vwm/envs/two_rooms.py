@@ -246,4 +246,4 @@ def _check_layout(wall: Any, door: Any) -> tuple[float, float]:
 
 if TWO_ROOMS_ID not in gymnasium.registry:
     # Episodes are cut, so that a recording sees many starts (and, with random_wall, many walls).
-    gymnasium.register(TWO_ROOMS_ID, entry_point=f"{__name__}:TwoRooms", max_episode_steps=100)
+    gymnasium.register(TWO_ROOMS_ID, entry_point=f"{__name__}:TwoRoomsEnv", max_episode_steps=100)
