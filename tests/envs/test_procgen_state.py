@@ -95,7 +95,7 @@ def test_the_nearest_danger_in_view_is_told() -> None:
 
 
 def test_a_recording_has_names_and_the_picture_is_the_same_without_state(tmp_path: Path) -> None:
-    from tests.data.test_record import episodes
+    from envs.test_recording import episodes
 
     for name, state in (("with", True), ("without", False)):
         record_dataset("procgen:coinrun", tmp_path / name, frames=200, workers=0, env_options=EASY, state=state)
