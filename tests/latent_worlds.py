@@ -15,7 +15,7 @@ def latent_world(observation=(16, 16, 3), num_actions: int = 4, action_dims: int
     torch.manual_seed(8)
     small = {"deter": 16, "hidden": 8, "stoch": 12, "classes": 4, "blocks": 2, "units": 8, "vector_layers": 1}
     settings = RSSMWorldModelConfig(**{**small, "depth": 4, "mults": (1, 2), **changes})
-    return randomize(RSSMWorldModel.build(observation, num_actions, action_dims, settings))
+    return randomize(RSSMWorldModel.from_settings(observation, num_actions, action_dims, settings))
 
 
 def imagined_world(observation=(16, 16, 3), action_dims: int = 0, **changes) -> RSSMSimulator:

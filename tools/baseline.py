@@ -345,7 +345,7 @@ def imagined_world(observation: tuple[int, ...] = (16, 16, 3), action_dims: int 
     torch.manual_seed(8)
     small: dict[str, Any] = {"deter": 16, "hidden": 8, "stoch": 12, "classes": 4, "blocks": 2, "units": 8}
     settings = RSSMWorldModelConfig(**{**small, "vector_layers": 1, "depth": 4, "mults": (1, 2), **changes})
-    world = randomize(RSSMWorldModel.build(observation, 0 if action_dims else 4, action_dims, settings))
+    world = randomize(RSSMWorldModel.from_settings(observation, 0 if action_dims else 4, action_dims, settings))
     generator = torch.Generator().manual_seed(4)
     starts = (
         pictures(3, 2, *observation[:2])
@@ -778,15 +778,21 @@ def agent_case(name: str, make: Callable[[], Agent], steps: int = 40) -> None:
 
 
 SMALL: dict[str, Any] = {"deter": 16, "hidden": 12, "stoch": 4, "units": 12}
-OLD: dict[str, Any] = {"norm": "none", "activation": "elu", "symlog": False, "error": "normal", "reward": "normal"}
+OLD: dict[str, Any] = {
+    "norm": "none",
+    "activation": "elu",
+    "symlog": False,
+    "reconstruction_loss": "normal",
+    "reward_distribution": "normal",
+}
 WORLDS = {
     3: RSSMWorldModelConfig(**SMALL, classes=4, blocks=2),
     2: RSSMWorldModelConfig(
-        **SMALL, **OLD, classes=4, cell="norm_gru", horizon=0, divergence=KLLoss("balanced", 0.8, 0.2, 0.0, "mean")
+        **SMALL, **OLD, classes=4, cell="norm_gru", discount_horizon=0, kl=KLLoss("balanced", 0.8, 0.2, 0.0, "mean")
     ),
     1: RSSMWorldModelConfig(
-        **SMALL, **OLD, classes=0, cell="gru", continues=False, horizon=0,
-        divergence=KLLoss("elbo", free_nats=3.0, free="mean"),
+        **SMALL, **OLD, classes=0, cell="gru", predict_continue=False, discount_horizon=0,
+        kl=KLLoss("elbo", free_nats=3.0, free_nats_over="mean"),
     ),
 }  # fmt: skip
 
@@ -818,8 +824,9 @@ def dreamer(version: int, kind: str, observation: tuple[int, ...] = (5,)) -> Dre
 def planet(kind: str) -> PlaNet:
     settings = RSSMWorldModelConfig(
         deter=32, hidden=32, stoch=4, classes=0, cell="gru", prior_layers=1, norm="none", activation="relu", units=32,
-        vector_layers=1, symlog=False, error="normal", reward="normal", reward_layers=1, continues=False, horizon=0,
-        divergence=KLLoss("elbo", free_nats=1.0),
+        vector_layers=1, symlog=False, reconstruction_loss="normal", reward_distribution="normal", reward_layers=1,
+        predict_continue=False, discount_horizon=0,
+        kl=KLLoss("elbo", free_nats=1.0),
     )  # fmt: skip
     planner = CEM(horizon=3, samples=64, elites=8, iterations=3, keep=0, pick="mean", std=1.0, colour=0.0)
     return PlaNet(EnvSpaces((2,), ActionSpace(kind, 2)), settings, planner, lr=3e-3, batch_size=4, batch_length=6)
@@ -1144,7 +1151,7 @@ def simulators() -> None:
         "mdn_rnn_continuous": lambda: dream(action_dims=3),
         "rssm": imagined_world,
         "rssm_vectors": lambda: imagined_world((5,), action_dims=3),
-        "rssm_gaussian": lambda: imagined_world((5,), classes=0, cell="gru", divergence=KLLoss("elbo")),
+        "rssm_gaussian": lambda: imagined_world((5,), classes=0, cell="gru", kl=KLLoss("elbo")),
         "consistency": consistency_world,
         "consistency_pictures": lambda: consistency_world((40, 40, 3)),
     }

@@ -9,9 +9,9 @@ from torch.distributions import Bernoulli, Normal
 from vwm.nn.prediction_heads import PredictionHead
 
 
-def make(says: str, **changes) -> PredictionHead:
+def make(distribution: str, **changes) -> PredictionHead:
     torch.manual_seed(0)
-    return PredictionHead(6, width=8, says=says, **changes).double()
+    return PredictionHead(6, width=8, distribution=distribution, **changes).double()
 
 
 FEATURES = torch.randn(3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -22,19 +22,19 @@ def test_normal_and_bernoulli_losses_are_torchs_likelihoods():
         make("normal", norm="none", activation="elu", layers=2),
         torch.linspace(-3, 3, 12).double().view(3, 4),
     )
-    said = head(FEATURES)
+    outputs = head(FEATURES)
     constant = 0.5 * math.log(2 * math.pi)
-    torch.testing.assert_close(head.loss(said, target), -Normal(head.mean(said), 1).log_prob(target) - constant)
+    torch.testing.assert_close(head.loss(outputs, target), -Normal(head.mean(outputs), 1).log_prob(target) - constant)
     head, soft = make("bernoulli"), torch.full((3, 4), 0.3, dtype=torch.float64)
-    said = head(FEATURES)
-    chance = Bernoulli(logits=said.squeeze(-1))
-    torch.testing.assert_close(head.mean(said), chance.probs)
+    outputs = head(FEATURES)
+    chance = Bernoulli(logits=outputs.squeeze(-1))
+    torch.testing.assert_close(head.mean(outputs), chance.probs)
     expected = -0.3 * chance.probs.log() - 0.7 * (1 - chance.probs).log()
-    torch.testing.assert_close(head.loss(said, soft), expected)
+    torch.testing.assert_close(head.loss(outputs, soft), expected)
 
 
 def test_a_two_hot_head_says_0_at_first_and_learns_any_number():
-    head = make("two_hot", bins=41).float()
+    head = make("two_hot", num_bins=41).float()
     features = FEATURES.float()
     assert not head.mean(head(features)).any()
     target = torch.tensor([-300.0, 0.0, 2.5, 40.0]).expand(3, 4)
@@ -48,5 +48,5 @@ def test_a_two_hot_head_says_0_at_first_and_learns_any_number():
 
 
 def test_another_thing_to_say_is_named():
-    with pytest.raises(ValueError, match="not 'poisson'"):
+    with pytest.raises(ValueError, match="distribution='poisson' must be"):
         make("poisson")

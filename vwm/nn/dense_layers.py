@@ -1,7 +1,8 @@
-"""The layers that all networks of a latent world are made of: matrices, a norm, an activation.
+"""Dense layers shared by the RSSM networks and the actor-critic: linear layer, normalization, activation.
 
-PlaNet and Dreamer v1 use ELU or ReLU alone, DreamerV2 normalises its recurrent cell, DreamerV3 every layer. The weights
-begin as theirs do: Glorot's uniform distribution (Keras' default), with RMSNorm a truncated normal one over the inputs.
+PlaNet and Dreamer v1 use ELU or ReLU without normalization, DreamerV2 normalizes its recurrent cell, DreamerV3 every
+layer. Weights are initialized as in the published code: Glorot uniform (the default of Keras), or, with RMSNorm, a
+truncated normal distribution scaled by the fan-in.
 """
 
 from __future__ import annotations
@@ -23,90 +24,94 @@ ActivationType = Literal["elu", "relu", "silu"]
 
 
 class MultiInputDense(nn.Module):
-    """Matrix, norm, activation; over one input or several.
+    """Dense layer over one or several inputs: linear projections, their sum, normalization, activation.
 
-    Each input has a matrix of its own, which is one matrix over all of them written in parts: what does not recur can
-    be multiplied for all moments of a sequence at once (``part``), outside the loop over time.
+    Each input has its own weight matrix; together they are the columns of one matrix over the concatenated inputs.
+    An input that does not depend on the recurrent state can thus be projected for all time steps at once
+    (``project_input``), outside the loop over time.
 
     Args:
-        inputs: widths of the inputs.
-        width: of the output.
-        norm, activation: see above.
+        input_sizes: Sizes of the inputs.
+        width: Size of the output.
+        norm: Normalization over the output.
+        activation: Activation function.
     """
 
     def __init__(
-        self, inputs: Sequence[int], width: int, norm: NormType = "none", activation: ActivationType = "elu"
+        self, input_sizes: Sequence[int], width: int, norm: NormType = "none", activation: ActivationType = "elu"
     ) -> None:
         super().__init__()
-        parts = [OneDNNLinear(size, width, bias=i == 0) for i, size in enumerate(inputs)]
-        for part in parts:
-            init_dense_weight(part.weight, sum(inputs), width, norm)
-        nn.init.zeros_(parts[0].bias)
-        self.parts = nn.ModuleList(parts)
+        projections = [OneDNNLinear(size, width, bias=i == 0) for i, size in enumerate(input_sizes)]
+        for projection in projections:
+            init_dense_weight(projection.weight, sum(input_sizes), width, norm)
+        nn.init.zeros_(projections[0].bias)
+        self.input_projections = nn.ModuleList(projections)
         self.norm = make_norm_layer(norm, width)
         self.activation = activation
 
-    def part(self, i: int, x: Tensor) -> Tensor:
-        """What input i brings to the sum: [..., inputs[i]] -> [..., width]."""
-        product: Tensor = self.parts[i](x)
-        return product
+    def project_input(self, index: int, x: Tensor) -> Tensor:
+        """Return the projection of one input: [..., input_sizes[index]] -> [..., width]."""
+        projected: Tensor = self.input_projections[index](x)
+        return projected
 
-    def finish(self, x: Tensor) -> Tensor:
-        """From the sum of the parts to the output."""
+    def norm_and_activate(self, x: Tensor) -> Tensor:
+        """Map the sum of the projections [..., width] to the output [..., width]."""
         return apply_activation(self.norm(x), self.activation)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """[..., size] each -> [..., width]."""
-        x = self.part(0, inputs[0])
-        for i, more in enumerate(inputs[1:], 1):
-            x = x + self.part(i, more)
-        return self.finish(x)
+        """Map one tensor [..., size] per input to [..., width]."""
+        x = self.project_input(0, inputs[0])
+        for index, more in enumerate(inputs[1:], 1):
+            x = x + self.project_input(index, more)
+        return self.norm_and_activate(x)
 
 
-def make_dense_mlp(inputs: int, width: int, layers: int, norm: NormType, activation: ActivationType) -> nn.Sequential:
-    """``layers`` layers of one width; none are the identity."""
-    sizes = [inputs, *[width] * layers]
+def make_dense_mlp(
+    input_size: int, width: int, layers: int, norm: NormType, activation: ActivationType
+) -> nn.Sequential:
+    """Return ``layers`` dense layers of one width; 0 layers are the identity."""
+    sizes = [input_size, *[width] * layers]
     return nn.Sequential(*(MultiInputDense([a], b, norm, activation) for a, b in pairwise(sizes)))
 
 
-def make_output_layer(inputs: int, outputs: int, norm: NormType, scale: float = 1.0) -> OneDNNLinear:
-    """The matrix that ends a network; with ``scale`` 0 it says 0 at first."""
-    linear = OneDNNLinear(inputs, outputs)
-    init_dense_weight(linear.weight, inputs, outputs, norm, scale)
+def make_output_layer(input_size: int, output_size: int, norm: NormType, scale: float = 1.0) -> OneDNNLinear:
+    """Return the last linear layer of a network, its initial weights times ``scale`` (0: the initial output is 0)."""
+    linear = OneDNNLinear(input_size, output_size)
+    init_dense_weight(linear.weight, input_size, output_size, norm, scale)
     nn.init.zeros_(linear.bias)
     return linear
 
 
 def make_norm_layer(norm: NormType, width: int) -> nn.Module:
-    """Over the last dimension. Raises ValueError for a norm that is not known."""
+    """Return a normalization over the last dimension. Raises ValueError for an unknown ``norm``."""
     if norm == "none":
         return nn.Identity()
     if norm == "layer":
         return nn.LayerNorm(width, eps=1e-3)
     if norm == "rms":
         return RMSNorm(width)
-    raise ValueError(f"norm={norm!r} is none of 'none', 'layer', 'rms'")
+    raise ValueError(f"norm={norm!r} must be 'none', 'layer' or 'rms'")
 
 
 def apply_activation(x: Tensor, activation: ActivationType) -> Tensor:
-    """The activation of every number. Raises ValueError for one that is not known."""
+    """Apply an activation function elementwise. Raises ValueError for an unknown ``activation``."""
     if activation == "elu":
         return F.elu(x)
     if activation == "relu":
         return F.relu(x)
     if activation == "silu":
         return F.silu(x)
-    raise ValueError(f"activation={activation!r} is none of 'elu', 'relu', 'silu'")
+    raise ValueError(f"activation={activation!r} must be 'elu', 'relu' or 'silu'")
 
 
 @torch.no_grad()
 def init_dense_weight(weight: Tensor, fan_in: int, fan_out: int, norm: NormType, scale: float = 1.0) -> None:
-    """Draw a weight: with RMSNorm truncated normal of variance 1 / fan_in, else Glorot's uniform."""
+    """Initialize a weight in place: with RMSNorm truncated normal of variance 1 / fan_in, else Glorot uniform."""
     if norm == "rms":
-        # A normal distribution cut at two deviations has 0.8796 of its deviation left.
+        # Truncation at two standard deviations leaves 0.8796 of the standard deviation.
         std = math.sqrt(1 / fan_in) / 0.87962566
         nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
     else:
-        reach = math.sqrt(6 / (fan_in + fan_out))
-        nn.init.uniform_(weight, -reach, reach)
+        bound = math.sqrt(6 / (fan_in + fan_out))
+        nn.init.uniform_(weight, -bound, bound)
     weight.mul_(scale)

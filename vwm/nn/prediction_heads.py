@@ -1,6 +1,6 @@
-"""What is read from the features of a state: rewards, values, whether the episode goes on.
+"""Prediction heads over the features of a state: rewards, values, continuation.
 
-Legend: d width of the features, k numbers that a head says.
+Dimensions: d feature size, k outputs of a head.
 """
 
 from __future__ import annotations
@@ -17,56 +17,60 @@ HeadDistribution = Literal["normal", "two_hot", "bernoulli"]
 
 
 class PredictionHead(nn.Module):
-    """Some layers, and a distribution of one number.
+    """MLP that predicts the distribution of one scalar.
 
     Args:
-        inputs: d.
-        width, layers, norm, activation: of the layers.
-        says: ``"normal"``, the mean of a normal distribution of variance 1 (Dreamer v1 and v2); ``"two_hot"``, shares
-            of symexp-spaced bins, all equal at first, which mean 0 (DreamerV3); ``"bernoulli"``, a probability.
-        bins: of a two-hot one.
+        input_size: d.
+        width: Width of the hidden layers.
+        layers: Number of hidden layers.
+        distribution: ``"normal"``: mean of a normal distribution of variance 1 (Dreamer v1 and v2). ``"two_hot"``:
+            logits of symexp-spaced bins, initially all equal, whose mean is 0 (DreamerV3). ``"bernoulli"``: logit of a
+            probability.
+        norm: Normalization of the hidden layers.
+        activation: Activation of the hidden layers.
+        num_bins: Number of bins of ``"two_hot"``.
 
     Raises:
-        ValueError: it should say something else.
+        ValueError: ``distribution`` is unknown.
     """
 
     def __init__(
         self,
-        inputs: int,
+        input_size: int,
         width: int = 256,
         layers: int = 1,
-        says: HeadDistribution = "two_hot",
+        distribution: HeadDistribution = "two_hot",
         norm: NormType = "rms",
         activation: ActivationType = "silu",
-        bins: int = 255,
+        num_bins: int = 255,
     ) -> None:
         super().__init__()
-        if says not in ("normal", "two_hot", "bernoulli"):
-            raise ValueError(f"a head says 'normal', 'two_hot' or 'bernoulli', not {says!r}")
-        self.says = says
-        self.body = make_dense_mlp(inputs, width, layers, norm, activation)
-        two_hot = says == "two_hot"
+        if distribution not in ("normal", "two_hot", "bernoulli"):
+            raise ValueError(f"distribution={distribution!r} must be 'normal', 'two_hot' or 'bernoulli'")
+        self.distribution = distribution
+        self.body = make_dense_mlp(input_size, width, layers, norm, activation)
+        two_hot = distribution == "two_hot"
         self.output = make_output_layer(
-            width if layers else inputs, bins if two_hot else 1, norm, 0.0 if two_hot else 1.0
+            width if layers else input_size, num_bins if two_hot else 1, norm, scale=0.0 if two_hot else 1.0
         )
-        self.two_hot = SymexpTwoHot(bins) if two_hot else None
+        self.two_hot = SymexpTwoHot(num_bins) if two_hot else None
 
     def forward(self, features: Tensor) -> Tensor:
-        """[..., d] -> what the head says of it [..., k], for ``mean`` and ``loss``."""
-        said: Tensor = self.output(self.body(features))
-        return said
+        """Return the parameters of the distribution for ``mean`` and ``loss``: [..., d] -> [..., k]."""
+        outputs: Tensor = self.output(self.body(features))
+        return outputs
 
-    def mean(self, said: Tensor) -> Tensor:
-        """[..., k] -> the expected number, or the probability [...]."""
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Return the expected value (``"bernoulli"``: the probability): [..., k] -> [...]."""
         if self.two_hot is not None:
-            return self.two_hot.mean(said)
-        return said.squeeze(-1).sigmoid() if self.says == "bernoulli" else said.squeeze(-1)
+            return self.two_hot.mean(outputs)
+        return outputs.squeeze(-1).sigmoid() if self.distribution == "bernoulli" else outputs.squeeze(-1)
 
-    def loss(self, said: Tensor, target: Tensor) -> Tensor:
-        """The negative log-likelihood, without constants: [..., k] and [...] -> [...]."""
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return the negative log-likelihood without constants: outputs [..., k], target [...] -> [...]."""
         if self.two_hot is not None:
-            return self.two_hot.loss(said, target)
-        number = said.squeeze(-1)
-        if self.says == "bernoulli":
-            return F.binary_cross_entropy_with_logits(number, target.to(number.dtype), reduction="none")
-        return 0.5 * (number - target).square()
+            return self.two_hot.loss(outputs, target)
+        scalar = outputs.squeeze(-1)
+        if self.distribution == "bernoulli":
+            return F.binary_cross_entropy_with_logits(scalar, target.to(scalar.dtype), reduction="none")
+        return 0.5 * (scalar - target).square()

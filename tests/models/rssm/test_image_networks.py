@@ -35,15 +35,15 @@ def test_a_normed_layer_is_convolution_pooling_norm_activation():
     y = F.max_pool2d(F.conv2d(x, encoder.layers[0].weight, encoder.layers[0].bias, padding=2), 2)
     y = y / (y.square().mean(1, keepdim=True) + 1e-6).sqrt() * encoder.norms[0].weight[:, None, None]
     torch.testing.assert_close(encoder(x), F.silu(y).permute(0, 2, 3, 1).flatten(1))
-    assert encoder.width == 4 * 2 * 2
+    assert encoder.embedding_size == 4 * 2 * 2
 
 
 @pytest.mark.parametrize("pooled", [True, False])
 def test_pictures_of_many_shapes_go_in_and_come_out(pooled):
     for size, mults in (((16, 16), (1, 2)), ((24, 8), (2, 3, 4))):
-        encoder = DreamerV3ImageEncoder(size, depth=2, mults=mults, pooled=pooled)
+        encoder = DreamerV3ImageEncoder(size, depth=2, mults=mults, max_pool=pooled)
         decoder = DreamerV3ImageDecoder(size, 8, 5, width=4, blocks=2, depth=2, mults=mults)
-        assert encoder(torch.randn(3, 3, *size)).shape == (3, encoder.width)
+        assert encoder(torch.randn(3, 3, *size)).shape == (3, encoder.embedding_size)
         shown = decoder(torch.randn(3, 13))
         assert shown.shape == (3, 3, *size) and -0.5 <= shown.min() and shown.max() <= 0.5
 
@@ -57,13 +57,13 @@ def test_both_parts_of_features_are_seen_and_blocks_keep_to_their_channels():
         changed = features.clone()
         changed[0, i] += 1
         assert not torch.equal(decoder(changed), shown)
-    small = decoder.of_deter(torch.tensor([[1.0, 1, 0, 0, 0, 0, 0, 0]]))[0, 0].view(4, 4, 4, 2)
+    small = decoder.deter_projection(torch.tensor([[1.0, 1, 0, 0, 0, 0, 0, 0]]))[0, 0].view(4, 4, 4, 2)
     assert small[0].any() and not small[1:].any()
 
 
 def test_the_plain_networks_are_for_64_pixels():
     encoder, decoder = PlainImageEncoder(depth=2), PlainImageDecoder(7, depth=2)
-    assert encoder(torch.randn(2, 3, 64, 64)).shape == (2, encoder.width) == (2, 64)
+    assert encoder(torch.randn(2, 3, 64, 64)).shape == (2, encoder.embedding_size) == (2, 64)
     assert decoder(torch.randn(2, 7)).shape == (2, 3, 64, 64)
 
 

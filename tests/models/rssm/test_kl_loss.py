@@ -16,18 +16,20 @@ KIND = CategoricalLatent(4, 3, 0.01)
 def pair(near: float = 0.5) -> tuple[torch.Tensor, torch.Tensor]:
     """Raw posteriors and priors [2, 5, raw], from equal to far apart."""
     g = torch.Generator().manual_seed(0)
-    prior = torch.randn(2, 5, KIND.raw, dtype=torch.float64, generator=g)
-    apart = near * torch.arange(10).view(2, 5, 1) * torch.randn(2, 5, KIND.raw, dtype=torch.float64, generator=g)
+    prior = torch.randn(2, 5, KIND.num_outputs, dtype=torch.float64, generator=g)
+    apart = (
+        near * torch.arange(10).view(2, 5, 1) * torch.randn(2, 5, KIND.num_outputs, dtype=torch.float64, generator=g)
+    )
     return (prior + apart).requires_grad_(), prior.requires_grad_()
 
 
 def nats(posterior: torch.Tensor, prior: torch.Tensor) -> torch.Tensor:
-    p, q = (TorchCategorical(logits=KIND.parameters(x)) for x in (posterior, prior))
+    p, q = (TorchCategorical(logits=KIND.distribution_parameters(x)) for x in (posterior, prior))
     return kl_divergence(p, q).sum(-1)
 
 
 def agree(divergence: KLLoss, expected, raw) -> None:
-    found = divergence(KIND, *map(KIND.parameters, raw))
+    found = divergence(KIND, *map(KIND.distribution_parameters, raw))
     torch.testing.assert_close(found.loss, expected)
     torch.testing.assert_close(found.nats, nats(*raw).mean().detach())
     for one, other in zip(torch.autograd.grad(found.loss, raw), torch.autograd.grad(expected, raw), strict=True):
@@ -44,7 +46,7 @@ def test_dreamer_v3_clips_each_side_and_moment_by_itself():
 
 def test_dreamer_v2_balances_and_its_value_is_the_divergence():
     raw = pair()
-    balanced = KLLoss(dynamics=0.8, representation=0.2, free_nats=0.0, free="mean", scale=0.1)
+    balanced = KLLoss(dynamics_scale=0.8, representation_scale=0.2, free_nats=0.0, free_nats_over="mean", scale=0.1)
     expected = 0.8 * nats(raw[0].detach(), raw[1]).mean() + 0.2 * nats(raw[0], raw[1].detach()).mean()
     agree(balanced, 0.1 * expected, raw)
     torch.testing.assert_close(expected.detach(), nats(*raw).mean().detach())
@@ -54,15 +56,17 @@ def test_planet_spares_each_moment_and_dreamer_v1_the_mean():
     raw = pair()
     free = float(nats(*raw).detach().mean()) * 0.9
     agree(KLLoss("elbo", free_nats=free), nats(*raw).clamp(min=free).mean(), raw)
-    agree(KLLoss("elbo", free_nats=free, free="mean"), nats(*raw).mean(), raw)
-    spared = KLLoss("elbo", free_nats=free / 0.8, free="mean")(KIND, *map(KIND.parameters, raw)).loss
+    agree(KLLoss("elbo", free_nats=free, free_nats_over="mean"), nats(*raw).mean(), raw)
+    spared = KLLoss("elbo", free_nats=free / 0.8, free_nats_over="mean")(
+        KIND, *map(KIND.distribution_parameters, raw)
+    ).loss
     assert float(spared.detach()) == pytest.approx(free / 0.8)
     assert not any(g.any() for g in torch.autograd.grad(spared, raw))
 
 
 def test_overshooting_is_what_a_loop_over_starts_and_distances_finds():
     torch.manual_seed(0)
-    settings = {"num_actions": 2, "embed": 3, "deter": 6, "hidden": 5, "stoch": 2, "classes": 0, "cell": "gru"}
+    settings = {"num_actions": 2, "embedding_size": 3, "deter": 6, "hidden": 5, "stoch": 2, "classes": 0, "cell": "gru"}
     rssm = randomize(RSSM(**settings, norm="none", activation="elu")).double()
     is_first = torch.zeros(2, 6, dtype=torch.bool)
     is_first[:, 0] = is_first[1, 3] = True
@@ -77,11 +81,15 @@ def test_overshooting_is_what_a_loop_over_starts_and_distances_finds():
                 t = start + d
                 if t >= 6 or is_first[i, t]:
                     break
-                world = rssm.imagine(world, action[i : i + 1, t - 1], zero)
+                world = rssm.imagine_step(world, action[i : i + 1, t - 1], zero)
                 if d > 1:
-                    by_distance[d].append(kind.divergence(states.parameters[i : i + 1, t].detach(), world.parameters))
+                    by_distance[d].append(
+                        kind.kl_divergence(states.parameters[i : i + 1, t].detach(), world.parameters)
+                    )
     expected = sum(torch.cat(found).clamp(min=0.01).mean() for found in by_distance.values()) / 2
-    Silent = type("Silent", (GaussianLatent,), {"noise": lambda self, parameters: torch.zeros_like(parameters[..., 0])})
+    Silent = type(
+        "Silent", (GaussianLatent,), {"sample_noise": lambda self, parameters: torch.zeros_like(parameters[..., 0])}
+    )
     rssm.stochastic = Silent(2)
     found = latent_overshooting_loss(rssm, states, is_first, 3, KLLoss("elbo", free_nats=0.01, scale=0.5))
     torch.testing.assert_close(found, 0.5 * expected)
@@ -91,12 +99,12 @@ def test_overshooting_is_what_a_loop_over_starts_and_distances_finds():
         assert (one is None) == (other is None)
         if one is not None:
             torch.testing.assert_close(one, other)
-    with pytest.raises(ValueError, match="a distance of 6"):
+    with pytest.raises(ValueError, match="max_distance=6"):
         latent_overshooting_loss(rssm, states, is_first, 6, KLLoss())
 
 
 def test_what_does_not_exist_is_named():
     with pytest.raises(ValueError, match="objective='vae'"):
         KLLoss("vae")
-    with pytest.raises(ValueError, match="free='all'"):
-        KLLoss(free="all")
+    with pytest.raises(ValueError, match="free_nats_over='all'"):
+        KLLoss(free_nats_over="all")

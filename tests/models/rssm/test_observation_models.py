@@ -19,22 +19,22 @@ def pictures(**changes) -> ImageObservationModel:
 
 def test_what_is_prepared_can_be_undone():
     for bits in range(1, 9):
-        model = pictures(bits=bits).eval()
-        prepared = model.prepare(PICTURES)
+        model = pictures(pixel_bits=bits).eval()
+        prepared = model.preprocess(PICTURES)
         assert prepared.shape == (1, 2, 3, 16, 16) and -0.5 <= prepared.min() and prepared.max() <= 0.5
-        apart = (model.undo(prepared).int() - PICTURES.int()).abs().max()
+        apart = (model.postprocess(prepared).int() - PICTURES.int()).abs().max()
         assert apart == 0 if bits == 8 else apart <= 256 // 2**bits // 2
     x = torch.randn(2, 3, 5) * 100
     for squeezed in (True, False):
         model = VectorObservationModel(5, 6, symlog=squeezed)
-        torch.testing.assert_close(model.undo(model.prepare(x)), x, rtol=1e-4, atol=1e-4)
-        assert torch.equal(model.prepare(x), symlog(x) if squeezed else x)
+        torch.testing.assert_close(model.postprocess(model.preprocess(x)), x, rtol=1e-4, atol=1e-4)
+        assert torch.equal(model.preprocess(x), symlog(x) if squeezed else x)
 
 
 def test_cut_bits_are_filled_with_noise_in_training_alone():
-    model = pictures(bits=5)
+    model = pictures(pixel_bits=5)
     torch.manual_seed(0)
-    one, two = model.prepare(PICTURES), model.prepare(PICTURES)
+    one, two = model.preprocess(PICTURES), model.preprocess(PICTURES)
     assert not torch.equal(one, two) and torch.equal(((one + 0.5) * 32).floor(), ((two + 0.5) * 32).floor())
     levels = (PICTURES // 8).permute(0, 1, 4, 2, 3).float()
     assert torch.equal(((one + 0.5) * 32).floor(), levels)
@@ -45,23 +45,23 @@ def test_the_error_is_summed_and_under_unit_variance_the_likelihoods():
     features = torch.randn(1, 2, 12)
     constant = 0.5 * math.log(2 * math.pi)
     for model, seen in ((pictures(), PICTURES), (VectorObservationModel(5, 12, 8, 1), torch.randn(1, 2, 5))):
-        prepared = model.prepare(seen)
-        means = model.expect(features)
+        prepared = model.preprocess(seen)
+        means = model.decode(features)
         assert means.shape == prepared.shape
         squared = (means - prepared).square().flatten(2).sum(-1)
         torch.testing.assert_close(model.loss(features, prepared), squared)
-        model.share = 0.5
+        model.loss_scale = 0.5
         likelihood = (-Normal(means, 1).log_prob(prepared) - constant).flatten(2).sum(-1)
         torch.testing.assert_close(model.loss(features, prepared), likelihood, rtol=1e-4, atol=1e-3)
-    assert pictures(error="normal").share == 0.5
+    assert pictures(reconstruction_loss="normal").loss_scale == 0.5
 
 
 def test_choices_that_do_not_exist_are_named():
     for changes, message in (
-        ({"style": "unet"}, "style='unet'"),
-        ({"style": "plain"}, "64x64 pixels, not 16x16"),
-        ({"bits": 9}, "bits=9"),
-        ({"error": "l1"}, "error='l1'"),
+        ({"network": "unet"}, "network='unet'"),
+        ({"network": "plain"}, "64x64 pixels, not 16x16"),
+        ({"pixel_bits": 9}, "pixel_bits=9"),
+        ({"reconstruction_loss": "l1"}, "reconstruction_loss='l1'"),
     ):
         with pytest.raises(ValueError, match=message):
             pictures(**changes)

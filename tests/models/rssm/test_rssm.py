@@ -22,7 +22,7 @@ def rssm(request) -> RSSM:
 
 def make(**changes) -> RSSM:
     torch.manual_seed(0)
-    small = {"num_actions": 3, "embed": E, "deter": 8, "hidden": 6, "stoch": 4, "classes": 3, "blocks": 2}
+    small = {"num_actions": 3, "embedding_size": E, "deter": 8, "hidden": 6, "stoch": 4, "classes": 3, "blocks": 2}
     return randomize(RSSM(**{**small, **changes})).double()
 
 
@@ -53,7 +53,7 @@ def test_streaming_is_the_sequence(rssm):
     state = somewhere(rssm)
     for t in range(T):
         state, prior = rssm.observe_step(state, embed[:, t], is_first[:, t], noise[:, t])
-        state = rssm.act(state, action[:, t])
+        state = rssm.with_action(state, action[:, t])
         close((*state, prior), (*(part[:, t] for part in states), priors[:, t]))
     early, _ = rssm.observe(embed[:, :4], action[:, :4], is_first[:, :4], somewhere(rssm), noise[:, :4])
     late, _ = rssm.observe(embed[:, 4:], action[:, 4:], is_first[:, 4:], last_rssm_state(early), noise[:, 4:])
@@ -100,7 +100,8 @@ def test_the_action_of_a_moment_moves_what_comes_after_it_and_not_what_is_before
     assert torch.equal(one.deter[:, :4], two.deter[:, :4]) and torch.equal(priors[:, :4], others[:, :4])
     assert (one.deter[:, 4] != two.deter[:, 4]).any(-1).all()
     carried = [
-        rssm.observe(embed, action, going, rssm.act(somewhere(rssm), torch.full((B,), a)), noise)[0] for a in (0, 1)
+        rssm.observe(embed, action, going, rssm.with_action(somewhere(rssm), torch.full((B,), a)), noise)[0]
+        for a in (0, 1)
     ]
     assert (carried[0].deter[:, 0] != carried[1].deter[:, 0]).any(-1).all()
 
@@ -108,16 +109,16 @@ def test_the_action_of_a_moment_moves_what_comes_after_it_and_not_what_is_before
 def test_imagining_is_the_prior_of_observing(rssm):
     embed, action, _, noise = sequences(rssm)
     states, priors = rssm.observe(embed, action, torch.zeros(B, T, dtype=torch.bool), None, noise)
-    imagined = rssm.imagine(flatten_rssm_states(states), action.flatten(), noise.flatten(0, 1))
+    imagined = rssm.imagine_step(flatten_rssm_states(states), action.flatten(), noise.flatten(0, 1))
     close([imagined.deter.view(B, T, -1)[:, :-1]], [states.deter[:, 1:]])
     close([imagined.parameters.unflatten(0, (B, T))[:, :-1]], [priors[:, 1:]])
-    close(rssm.advance(flatten_rssm_states(states), noise.flatten(0, 1)), imagined)  # the states hold their actions
-    again = rssm.restore(imagined.deter, imagined.stoch, action.flatten())
+    close(rssm.prior_step(flatten_rssm_states(states), noise.flatten(0, 1)), imagined)  # the states hold their actions
+    again = rssm.state_from_replay(imagined.deter, imagined.stoch, action.flatten())
     close(
-        [rssm.advance(again, noise.flatten(0, 1)).deter],
-        [rssm.imagine(imagined, action.flatten(), noise.flatten(0, 1)).deter],
+        [rssm.prior_step(again, noise.flatten(0, 1)).deter],
+        [rssm.imagine_step(imagined, action.flatten(), noise.flatten(0, 1)).deter],
     )
-    assert rssm.features(states).shape == (B, T, rssm.feature_width)
+    assert rssm.features(states).shape == (B, T, rssm.feature_size)
     assert concatenate_states([imagined, again]).deter.shape[0] == 2 * B * T
 
 
@@ -133,7 +134,7 @@ def test_without_given_noise_torchs_generator_is_drawn_from(rssm):
 def test_every_weight_learns(rssm):
     embed, action, is_first, noise = sequences(rssm)
     states, priors = rssm.observe(embed, action, is_first, None, noise)
-    (rssm.features(states).square().sum() + rssm.stochastic.divergence(states.parameters, priors).sum()).backward()
+    (rssm.features(states).square().sum() + rssm.stochastic.kl_divergence(states.parameters, priors).sum()).backward()
     assert all(p.grad is not None and p.grad.any() for p in rssm.parameters())
 
 
@@ -143,48 +144,58 @@ def test_cells_are_their_equations():
     deter, stoch, action = (torch.randn(B, n, dtype=torch.float64, generator=g) for n in (8, 12, 3))
 
     def layer(module, *inputs):
-        x = sum(x @ part.weight.T for x, part in zip(inputs, module.parts, strict=True)) + module.parts[0].bias
+        x = (
+            sum(x @ part.weight.T for x, part in zip(inputs, module.input_projections, strict=True))
+            + module.input_projections[0].bias
+        )
         rms = x.square().mean(-1, keepdim=True).add(1e-6).rsqrt()
         return torch.nn.functional.silu(x * rms * module.norm.weight)
 
-    cell = make().recurrent
-    common = [layer(cell.of_deter, deter), layer(cell.of_stoch, stoch), layer(cell.action_projection, action)]
-    within = deter @ torch.block_diag(*cell.within.weight).T + cell.within.bias[0]
-    mixed = torch.cat(common, dim=-1) @ torch.cat([part.weight for part in cell.mix.parts], dim=1).T + within
-    mixed = mixed + cell.mix.parts[0].bias
-    mixed = mixed * mixed.square().mean(-1, keepdim=True).add(1e-6).rsqrt() * cell.mix.norm.weight
+    cell = make().recurrent_cell
+    common = [
+        layer(cell.deter_projection, deter),
+        layer(cell.stoch_projection, stoch),
+        layer(cell.action_projection, action),
+    ]
+    within = deter @ torch.block_diag(*cell.block_recurrence.weight).T + cell.block_recurrence.bias[0]
+    mixed = (
+        torch.cat(common, dim=-1) @ torch.cat([part.weight for part in cell.mixing_layer.input_projections], dim=1).T
+        + within
+    )
+    mixed = mixed + cell.mixing_layer.input_projections[0].bias
+    mixed = mixed * mixed.square().mean(-1, keepdim=True).add(1e-6).rsqrt() * cell.mixing_layer.norm.weight
     x = torch.nn.functional.silu(mixed)
     gates = [x @ torch.block_diag(*(w.chunk(3)[i] for w in cell.gates.weight)).T + cell.gates.bias[i] for i in range(3)]
     update = (gates[2] - 1).sigmoid()
     expected = update * (gates[0].sigmoid() * gates[1]).tanh() + (1 - update) * deter
-    torch.testing.assert_close(cell(deter, stoch, cell.prepare(action)), expected)
+    torch.testing.assert_close(cell(deter, stoch, cell.project_action(action)), expected)
 
-    cell = make(**KINDS["dreamer-v2"]).recurrent
-    first, second = cell.input.parts
+    cell = make(**KINDS["dreamer-v2"]).recurrent_cell
+    first, second = cell.input.input_projections
     x = torch.nn.functional.elu(stoch @ first.weight.T + first.bias + action @ second.weight.T)
     both = torch.cat((x, deter), dim=-1) @ cell.gates.weight.T
     both = (both - both.mean(-1, keepdim=True)) / (both.var(-1, unbiased=False, keepdim=True) + 1e-3).sqrt()
     reset, candidate, update = (both * cell.norm.weight + cell.norm.bias).chunk(3, dim=-1)
     update = (update - 1).sigmoid()
     expected = update * (reset.sigmoid() * candidate).tanh() + (1 - update) * deter
-    torch.testing.assert_close(cell(deter, stoch, cell.prepare(action)), expected)
+    torch.testing.assert_close(cell(deter, stoch, cell.project_action(action)), expected)
 
-    cell = make(**KINDS["planet"]).recurrent
-    first, second = cell.input.parts
+    cell = make(**KINDS["planet"]).recurrent_cell
+    first, second = cell.input.input_projections
     x = torch.nn.functional.elu(stoch[:, :4] @ first.weight.T + first.bias + action @ second.weight.T)
     assert isinstance(cell.cell, torch.nn.GRUCell)
-    torch.testing.assert_close(cell(deter, stoch[:, :4], cell.prepare(action)), cell.cell(x, deter))
+    torch.testing.assert_close(cell(deter, stoch[:, :4], cell.project_action(action)), cell.cell(x, deter))
 
 
 def test_actions_become_numbers():
-    assert torch.equal(make().vector(torch.tensor([[2, 0]])), torch.eye(3, dtype=torch.float64)[[2, 0]][None])
+    assert torch.equal(make().encode_action(torch.tensor([[2, 0]])), torch.eye(3, dtype=torch.float64)[[2, 0]][None])
     rssm = make(num_actions=0, action_dims=2)
     given = torch.tensor([[0.5, -3.0], [2.0, 1.0]])
-    assert torch.equal(rssm.vector(given), torch.tensor([[0.5, -1.0], [1.0, 1.0]], dtype=torch.float64))
+    assert torch.equal(rssm.encode_action(given), torch.tensor([[0.5, -1.0], [1.0, 1.0]], dtype=torch.float64))
     with pytest.raises(ValueError, match=r"floats \[\.\.\., 2\], got torch.int64"):
-        rssm.vector(torch.zeros(3, 2, dtype=torch.int64))
+        rssm.encode_action(torch.zeros(3, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"integers in 0\.\.2, got torch.float32"):
-        make().vector(torch.zeros(3))
+        make().encode_action(torch.zeros(3))
 
 
 @pytest.mark.parametrize(

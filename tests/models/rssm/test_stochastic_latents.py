@@ -15,7 +15,7 @@ KINDS = {
 
 
 def raw(kind, *shape: int, seed: int = 0) -> torch.Tensor:
-    return 2 * torch.randn(*shape, kind.raw, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return 2 * torch.randn(*shape, kind.num_outputs, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def distribution(kind, parameters: torch.Tensor):
@@ -25,10 +25,10 @@ def distribution(kind, parameters: torch.Tensor):
 @pytest.mark.parametrize("name", list(KINDS))
 def test_the_divergence_is_torchs_and_nothing_from_itself(name):
     kind = KINDS[name]
-    p, q = (kind.parameters(raw(kind, 4, 2, seed=i)) for i in (0, 1))
+    p, q = (kind.distribution_parameters(raw(kind, 4, 2, seed=i)) for i in (0, 1))
     expected = kl_divergence(distribution(kind, p), distribution(kind, q)).sum(-1)
-    torch.testing.assert_close(kind.divergence(p, q), expected, rtol=1e-9, atol=1e-9)
-    assert kind.divergence(p, p).abs().max() < 1e-12 and kind.divergence(p, q).shape == (4, 2)
+    torch.testing.assert_close(kind.kl_divergence(p, q), expected, rtol=1e-9, atol=1e-9)
+    assert kind.kl_divergence(p, p).abs().max() < 1e-12 and kind.kl_divergence(p, q).shape == (4, 2)
 
 
 def test_parameters_are_what_the_papers_say():
@@ -45,12 +45,12 @@ def test_parameters_are_what_the_papers_say():
 @pytest.mark.parametrize("name", list(KINDS))
 def test_samples_are_distributed_as_they_should_by_either_source_of_noise(name):
     kind, count = KINDS[name], 40_000
-    parameters = kind.parameters(raw(kind, 1)).expand(count, -1, -1)
+    parameters = kind.distribution_parameters(raw(kind, 1)).expand(count, -1, -1)
     torch.manual_seed(0)
-    for noise in (kind.noise(parameters), kind.seeded_noise(torch.arange(count))):
+    for noise in (kind.sample_noise(parameters), kind.seeded_noise(torch.arange(count))):
         assert noise.shape == (count, 3)
         drawn = kind.sample(parameters, noise)
-        assert drawn.shape == (count, kind.width)
+        assert drawn.shape == (count, kind.sample_size)
         if isinstance(kind, GaussianLatent):
             mean, std = parameters[0].unbind(-1)
             torch.testing.assert_close(drawn.mean(0), mean, rtol=0, atol=0.05)
@@ -63,7 +63,7 @@ def test_samples_are_distributed_as_they_should_by_either_source_of_noise(name):
 
 def test_the_edges_of_the_noise_are_classes_too():
     kind = KINDS["categorical"]
-    parameters = kind.parameters(raw(kind, 1).float())
+    parameters = kind.distribution_parameters(raw(kind, 1).float())
     first = kind.sample(parameters, torch.zeros(1, 3)).view(3, 5)
     final = kind.sample(parameters, torch.full((1, 3), 1 - 2**-24)).view(3, 5)
     assert torch.equal(first.argmax(-1), torch.zeros(3, dtype=torch.int64))
@@ -73,12 +73,12 @@ def test_the_edges_of_the_noise_are_classes_too():
 def test_gradients_go_straight_through_choices_and_along_gaussians():
     kind, towards = KINDS["mixed"], torch.randn(2, 15, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     x = raw(kind, 2).requires_grad_()
-    parameters = kind.parameters(x)
+    parameters = kind.distribution_parameters(x)
     (straight,) = torch.autograd.grad((kind.sample(parameters, torch.rand(2, 3)) * towards).sum(), x)
     shares = 0.99 * x.view(2, 3, 5).softmax(-1) + 0.01 / 5
     (through,) = torch.autograd.grad((shares.flatten(-2) * towards).sum(), x)
     torch.testing.assert_close(straight, through)
     kind, x = KINDS["gaussian"], raw(KINDS["gaussian"], 2).requires_grad_()
     noise = torch.randn(2, 3, dtype=torch.float64)
-    (along,) = torch.autograd.grad(kind.sample(kind.parameters(x), noise).sum(), x)
+    (along,) = torch.autograd.grad(kind.sample(kind.distribution_parameters(x), noise).sum(), x)
     torch.testing.assert_close(along, torch.cat((torch.ones_like(noise), noise * x[:, 3:].sigmoid()), dim=-1))

@@ -13,22 +13,26 @@ from vwm.models.rssm.world_model import RSSMWorldModel, RSSMWorldModelConfig
 
 DREAMERS = {
     "planet": {
-        "classes": 0, "cell": "gru", "norm": "none", "activation": "elu", "pictures": "plain", "depth": 2, "bits": 5,
-        "error": "normal", "reward": "normal", "reward_scale": 10.0, "continues": False, "prior_layers": 1,
-        "divergence": KLLoss("elbo", free_nats=0.01), "overshooting": 3,
+        "classes": 0, "cell": "gru", "norm": "none", "activation": "elu", "image_network": "plain", "depth": 2,
+        "pixel_bits": 5,
+        "reconstruction_loss": "normal", "reward_distribution": "normal", "reward_scale": 10.0,
+        "predict_continue": False, "prior_layers": 1,
+        "kl": KLLoss("elbo", free_nats=0.01), "overshooting_distance": 3,
     },
     "v1": {
         "classes": 0, "cell": "gru", "norm": "none", "activation": "elu", "image_activation": "relu",
-        "pictures": "plain", "depth": 2, "error": "normal", "reward": "normal", "continues": False, "prior_layers": 1,
-        "divergence": KLLoss("elbo", free_nats=0.01, free="mean"),
+        "image_network": "plain", "depth": 2, "reconstruction_loss": "normal", "reward_distribution": "normal",
+        "predict_continue": False, "prior_layers": 1,
+        "kl": KLLoss("elbo", free_nats=0.01, free_nats_over="mean"),
     },
     "v2": {
-        "cell": "norm_gru", "unimix": 0.0, "norm": "none", "activation": "elu", "pictures": "plain", "depth": 2,
-        "error": "normal", "reward": "normal", "tanh_reward": True, "continue_scale": 5.0, "horizon": 1000,
-        "prior_layers": 1, "divergence": KLLoss("balanced", 0.8, 0.2, free_nats=0.0, free="mean", scale=0.1),
+        "cell": "norm_gru", "unimix": 0.0, "norm": "none", "activation": "elu", "image_network": "plain", "depth": 2,
+        "reconstruction_loss": "normal", "reward_distribution": "normal", "tanh_reward": True,
+        "continue_scale": 5.0, "discount_horizon": 1000,
+        "prior_layers": 1, "kl": KLLoss("balanced", 0.8, 0.2, free_nats=0.0, free_nats_over="mean", scale=0.1),
     },
-    "v3": {"divergence": KLLoss(free_nats=0.01)},
-    "v3-strided": {"pictures": "strided", "divergence": KLLoss(free_nats=0.01)},
+    "v3": {"kl": KLLoss(free_nats=0.01)},
+    "v3-strided": {"image_network": "strided", "kl": KLLoss(free_nats=0.01)},
 }  # fmt: skip
 
 
@@ -63,7 +67,7 @@ def test_every_weight_of_every_dreamer_learns_and_the_loss_lowers(dreamer, vecto
 
 
 def test_the_loss_is_the_sum_of_its_parts_read_where_the_paper_reads_them():
-    world = latent_world((5,), reward_scale=2.0, continue_scale=3.0, horizon=10).double()
+    world = latent_world((5,), reward_scale=2.0, continue_scale=3.0, discount_horizon=10).double()
     played = batch((5,))
     played["observation"], played["reward"] = played["observation"].double(), played["reward"].double()
     torch.manual_seed(1)
@@ -73,25 +77,27 @@ def test_the_loss_is_the_sum_of_its_parts_read_where_the_paper_reads_them():
     assert torch.equal(states.stoch, again.stoch)
     features = torch.cat((states.deter, states.stoch), dim=-1)
     seen = played["observation"].sign() * played["observation"].abs().log1p()
-    reconstruction = (world.observations.decoder(features) - seen).square().sum(-1).mean()
-    earned = world.reward.two_hot.loss(world.reward(features), played["reward"]).mean()
-    goes = world.going(features).squeeze(-1).sigmoid()
+    reconstruction = (world.observation_model.decoder(features) - seen).square().sum(-1).mean()
+    earned = world.reward_head.two_hot.loss(world.reward_head(features), played["reward"]).mean()
+    goes = world.continue_head(features).squeeze(-1).sigmoid()
     target = torch.where(played["is_terminal"], 0.0, 0.9).double()
     going = -(target * goes.log() + (1 - target) * (1 - goes).log()).mean()
     kl = (states.parameters.exp() * (states.parameters - priors)).sum((-1, -2)).clamp(min=1).mean()
     torch.testing.assert_close(loss, reconstruction + 2 * earned + 3 * going + 1.1 * kl)
     torch.testing.assert_close(logs["loss/reward"], earned.detach())
     torch.testing.assert_close(world.predict_continue(features), goes)
-    torch.testing.assert_close(world.predict_reward(features), world.reward.two_hot.mean(world.reward(features)))
+    torch.testing.assert_close(
+        world.predict_reward(features), world.reward_head.two_hot.mean(world.reward_head(features))
+    )
 
 
 def test_rewards_may_be_squashed_and_without_a_head_all_goes_on():
-    world = latent_world((5,), tanh_reward=True, continues=False, horizon=100)
+    world = latent_world((5,), tanh_reward=True, predict_continue=False, discount_horizon=100)
     torch.testing.assert_close(world.reward_target(torch.tensor([-50.0, 0.5])), torch.tensor([-1.0, 0.46211716]))
-    assert torch.equal(world.predict_continue(torch.zeros(2, 3, world.feature_width)), torch.full((2, 3), 0.99))
+    assert torch.equal(world.predict_continue(torch.zeros(2, 3, world.feature_size)), torch.full((2, 3), 0.99))
     ends = torch.tensor([False, True])
     assert torch.equal(world.continue_target(ends), torch.tensor([0.99, 0.0]))
-    assert torch.equal(latent_world((5,), horizon=0).continue_target(ends), torch.tensor([1.0, 0.0]))
+    assert torch.equal(latent_world((5,), discount_horizon=0).continue_target(ends), torch.tensor([1.0, 0.0]))
 
 
 def test_saved_is_loaded_with_its_settings(tmp_path):
@@ -99,7 +105,7 @@ def test_saved_is_loaded_with_its_settings(tmp_path):
     save_component(world, tmp_path / "world")
     again = load_component(tmp_path / "world")
     assert isinstance(again, RSSMWorldModel) and again.settings == world.settings
-    assert json.loads((tmp_path / "world" / "config.json").read_text())["settings"]["divergence"]["free_nats"] == 0.01
+    assert json.loads((tmp_path / "world" / "config.json").read_text())["settings"]["kl"]["free_nats"] == 0.01
     played = batch((16, 16, 3))
     losses = []
     for one in (world, again):
@@ -110,10 +116,10 @@ def test_saved_is_loaded_with_its_settings(tmp_path):
 
 def test_settings_that_do_not_exist_are_named():
     with pytest.raises(ValueError, match="depht"):
-        RSSMWorldModelConfig.of({"depht": 3})
-    with pytest.raises(ValueError, match=r"observation=\[4, 4\]"):
+        RSSMWorldModelConfig.from_dict({"depht": 3})
+    with pytest.raises(ValueError, match=r"observation_shape=\[4, 4\]"):
         RSSMWorldModel([4, 4], 2)
-    with pytest.raises(ValueError, match="size '13m' is none of 1m, 12m"):
+    with pytest.raises(ValueError, match="size '13m' must be one of 1m, 12m"):
         dreamerv3_world_config("13m")
 
 
@@ -122,8 +128,8 @@ def test_sizes_are_what_their_names_say():
     counts = {}
     for name, size in DREAMERV3_SIZES.items():
         with torch.device("meta"):
-            world = RSSMWorldModel.build((64, 64, 3), 6, 0, dreamerv3_world_config(name))
-        head = world.feature_width * size.units + 2 * size.units**2
+            world = RSSMWorldModel.from_settings((64, 64, 3), 6, 0, dreamerv3_world_config(name))
+        head = world.feature_size * size.units + 2 * size.units**2
         counts[name] = (sum(p.numel() for p in world.parameters()) + 3 * head + 2 * 255 * size.units) / 1e6
     assert counts["12m"] == pytest.approx(12, rel=0.1)
     for name, count in counts.items():

@@ -22,12 +22,13 @@ SMALL = {"deter": 16, "hidden": 12, "stoch": 4, "units": 12}
 WORLD = {
     3: RSSMWorldModelConfig(**SMALL, classes=4, blocks=2),
     2: RSSMWorldModelConfig(
-        **SMALL, classes=4, cell="norm_gru", norm="none", activation="elu", symlog=False, error="normal",
-        reward="normal", horizon=0, divergence=KLLoss("balanced", 0.8, 0.2, 0.0, "mean"),
+        **SMALL, classes=4, cell="norm_gru", norm="none", activation="elu", symlog=False, reconstruction_loss="normal",
+        reward_distribution="normal", discount_horizon=0, kl=KLLoss("balanced", 0.8, 0.2, 0.0, "mean"),
     ),
     1: RSSMWorldModelConfig(
-        **SMALL, classes=0, cell="gru", norm="none", activation="elu", symlog=False, error="normal", reward="normal",
-        continues=False, horizon=0, divergence=KLLoss("elbo", free_nats=3.0, free="mean"),
+        **SMALL, classes=0, cell="gru", norm="none", activation="elu", symlog=False,
+        reconstruction_loss="normal", reward_distribution="normal",
+        predict_continue=False, discount_horizon=0, kl=KLLoss("elbo", free_nats=3.0, free_nats_over="mean"),
     ),
 }  # fmt: skip
 
@@ -82,7 +83,7 @@ def test_every_version_learns_what_pays(version: int, kind: str) -> None:
     before = [weight.clone() for weight in agent.parameters()]
     logs = [agent.update(batch).logs for _ in range(8)]
     assert logs[-1]["loss/world"] < logs[0]["loss/world"]
-    assert set(logs[0]) >= {"loss/reconstruction", "loss/reward", "nats", "actor_loss", "critic_loss", "entropy"}
+    assert set(logs[0]) >= {"loss/reconstruction", "loss/reward", "kl_nats", "actor_loss", "critic_loss", "entropy"}
     names = [name for name, _ in agent.named_parameters()]
     still = [n for n, a, b in zip(names, before, agent.parameters(), strict=True) if torch.equal(a, b)]
     assert all("behaviour.slow" in name for name in still) if version == 1 else not still, still
@@ -105,7 +106,7 @@ def test_an_update_goes_on_from_the_states_that_replay_kept_and_writes_new_ones(
     state, rest = agent._begin(batch)
     assert state is not None and rest.reward.shape == (BATCH, LENGTH)
     assert torch.equal(state.deter, batch.extras["deter"][:, 0].float())
-    assert torch.equal(state.action, agent.world.rssm.vector(batch.action[:, 0]))
+    assert torch.equal(state.action, agent.world.rssm.encode_action(batch.action[:, 0]))
     assert torch.equal(rest.reward, batch.reward[:, 1:])
     _, written, places = agent.update(batch)
     assert places is not None and torch.equal(places, batch.places[:, 1:])  # the state it went on from is as it was

@@ -13,8 +13,9 @@ from vwm.rl.replay_buffer import ReplayBuffer
 
 WORLD = RSSMWorldModelConfig(
     deter=32, hidden=32, stoch=4, classes=0, cell="gru", prior_layers=1, norm="none", activation="relu", units=32,
-    vector_layers=1, symlog=False, error="normal", reward="normal", reward_layers=1, continues=False, horizon=0,
-    divergence=KLLoss("elbo", free_nats=1.0),
+    vector_layers=1, symlog=False, reconstruction_loss="normal", reward_distribution="normal", reward_layers=1,
+        predict_continue=False, discount_horizon=0,
+    kl=KLLoss("elbo", free_nats=1.0),
 )  # fmt: skip
 
 
@@ -45,7 +46,7 @@ def test_it_finds_out_what_pays_and_plans_it(kind: str) -> None:
     assert losses[-1] < 0.3 * losses[0]
     acted = agent.act(agent.init_carry(lanes), moment, explore=False)
     assert (paid(acted.action) > 0.7).all()
-    assert torch.equal(acted.carry.action, agent.world.rssm.vector(acted.action))
+    assert torch.equal(acted.carry.action, agent.world.rssm.encode_action(acted.action))
 
 
 def test_noise_is_added_in_training_only() -> None:

@@ -1,4 +1,4 @@
-"""DreamerV3's sizes, as its authors released them: one number grows with them all."""
+"""Model sizes of DreamerV3, as in the published code."""
 
 from __future__ import annotations
 
@@ -18,23 +18,27 @@ class DreamerV3Size(NamedTuple):
 
 
 DREAMERV3_SIZES = {
-    "1m": DreamerV3Size(512, 64, 4, 4, 64),
-    "12m": DreamerV3Size(2048, 256, 16, 16, 256),
-    "25m": DreamerV3Size(3072, 384, 24, 24, 384),
-    "50m": DreamerV3Size(4096, 512, 32, 32, 512),
-    "100m": DreamerV3Size(6144, 768, 48, 48, 768),
-    "200m": DreamerV3Size(8192, 1024, 64, 64, 1024),
-    "400m": DreamerV3Size(12288, 1536, 96, 96, 1536),
+    "1m": DreamerV3Size(deter=512, hidden=64, classes=4, depth=4, units=64),
+    "12m": DreamerV3Size(deter=2048, hidden=256, classes=16, depth=16, units=256),
+    "25m": DreamerV3Size(deter=3072, hidden=384, classes=24, depth=24, units=384),
+    "50m": DreamerV3Size(deter=4096, hidden=512, classes=32, depth=32, units=512),
+    "100m": DreamerV3Size(deter=6144, hidden=768, classes=48, depth=48, units=768),
+    "200m": DreamerV3Size(deter=8192, hidden=1024, classes=64, depth=64, units=1024),
+    "400m": DreamerV3Size(deter=12288, hidden=1536, classes=96, depth=96, units=1536),
 }
-"""By their names, which count the parameters of world, actor and critics over pictures."""
+"""Sizes by name; the name counts the parameters of world model, actor and critics for image observations."""
 
 
-def dreamerv3_world_config(name: str, **changes: Any) -> RSSMWorldModelConfig:
-    """DreamerV3's world of a size, with other fields of ``RSSMWorldModelConfig`` changed.
+def dreamerv3_world_config(name: str, **overrides: Any) -> RSSMWorldModelConfig:
+    """Return the configuration of DreamerV3's world model at a size.
+
+    Args:
+        name: Key of ``DREAMERV3_SIZES``.
+        **overrides: Other fields of ``RSSMWorldModelConfig``.
 
     Raises:
-        ValueError: no such size.
+        ValueError: Unknown size.
     """
     if name not in DREAMERV3_SIZES:
-        raise ValueError(f"size {name!r} is none of {', '.join(DREAMERV3_SIZES)}")
-    return RSSMWorldModelConfig(**{**DREAMERV3_SIZES[name]._asdict(), **changes})
+        raise ValueError(f"size {name!r} must be one of {', '.join(DREAMERV3_SIZES)}")
+    return RSSMWorldModelConfig(**{**DREAMERV3_SIZES[name]._asdict(), **overrides})

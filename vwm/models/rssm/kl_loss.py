@@ -1,6 +1,6 @@
-"""How posterior and prior are drawn to each other: the choices that PlaNet and the Dreamers made.
+"""KL losses between the posterior and the prior of an RSSM, in the variants of PlaNet and the Dreamers.
 
-Legend: b batch, t time, s variables, p parameters a variable.
+Dimensions: b batch, t time, s variables, p parameters per variable.
 """
 
 from __future__ import annotations
@@ -16,10 +16,15 @@ from vwm.models.rssm.stochastic_latents import StochasticLatent
 
 
 class KLLossOutput(NamedTuple):
-    """loss float []; nats float [], the mean divergence of posterior from prior, without free nats."""
+    """KL loss and the divergence behind it.
+
+    Attributes:
+        loss: float [].
+        kl_nats: float [], mean KL(posterior || prior) in nats, without free nats and scales.
+    """
 
     loss: Tensor
-    nats: Tensor
+    kl_nats: Tensor
 
 
 @dataclass(frozen=True)
@@ -27,84 +32,92 @@ class KLLoss:
     """KL(posterior || prior), which trains the prior towards the posterior and the posterior towards the prior.
 
     Attributes:
-        objective: ``"elbo"``, as it stands (PlaNet, Dreamer v1); ``"balanced"``, the prior's share is ``dynamics`` and
-            the posterior's ``representation`` (DreamerV2, arXiv 2010.02193, algorithm 2: 0.8 and 0.2; with the
-            prediction loss these are DreamerV3's three terms: 1 and 0.1, each with free nats of its own).
-        dynamics, representation: shares of a balanced one.
-        free_nats: below which the divergence costs the same, and so teaches nothing.
-        free: whether that goes for each moment by itself (PlaNet, DreamerV3) or for their mean (Dreamer v1 and v2).
-        scale: of the whole.
+        objective: ``"elbo"``: the divergence itself (PlaNet, Dreamer v1). ``"balanced"``: the sum of two terms, one
+            with the posterior detached, scaled by ``dynamics_scale``, and one with the prior detached, scaled by
+            ``representation_scale`` (DreamerV2, arXiv 2010.02193, algorithm 2: 0.8 and 0.2; DreamerV3: 1 and 0.1).
+        dynamics_scale: Scale of the term that trains the prior.
+        representation_scale: Scale of the term that trains the posterior.
+        free_nats: Lower limit of the divergence; below it the loss is constant and has no gradient.
+        free_nats_over: ``"time_step"`` applies the limit to each time step (PlaNet, DreamerV3), ``"mean"`` to their
+            mean (Dreamer v1 and v2).
+        scale: Scale of the whole loss.
+
+    Raises:
+        ValueError: An unknown ``objective`` or ``free_nats_over``.
     """
 
     objective: Literal["elbo", "balanced"] = "balanced"
-    dynamics: float = 1.0
-    representation: float = 0.1
+    dynamics_scale: float = 1.0
+    representation_scale: float = 0.1
     free_nats: float = 1.0
-    free: Literal["moment", "mean"] = "moment"
+    free_nats_over: Literal["time_step", "mean"] = "time_step"
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.objective not in ("elbo", "balanced") or self.free not in ("moment", "mean"):
-            raise ValueError(
-                f"objective={self.objective!r} must be 'elbo' or 'balanced' and free={self.free!r} 'moment' or 'mean'"
-            )
+        if self.objective not in ("elbo", "balanced"):
+            raise ValueError(f"objective={self.objective!r} must be 'elbo' or 'balanced'")
+        if self.free_nats_over not in ("time_step", "mean"):
+            raise ValueError(f"free_nats_over={self.free_nats_over!r} must be 'time_step' or 'mean'")
 
     def __call__(self, stochastic: StochasticLatent, posterior: Tensor, prior: Tensor) -> KLLossOutput:
-        """The mean over moments; parameters [..., s, p] twice."""
-        kl = stochastic.divergence
+        """Return the loss, averaged over time steps, for posterior and prior parameters [..., s, p]."""
+        kl = stochastic.kl_divergence
         if self.objective == "elbo":
             nats = kl(posterior, prior)
             return KLLossOutput(self.scale * self._clip_free_nats(nats), nats.detach().mean())
-        dynamics, representation = kl(posterior.detach(), prior), kl(posterior, prior.detach())
-        loss = self.dynamics * self._clip_free_nats(dynamics) + self.representation * self._clip_free_nats(
+        dynamics = kl(posterior.detach(), prior)
+        representation = kl(posterior, prior.detach())
+        loss = self.dynamics_scale * self._clip_free_nats(dynamics) + self.representation_scale * self._clip_free_nats(
             representation
         )
         return KLLossOutput(self.scale * loss, dynamics.detach().mean())
 
     def _clip_free_nats(self, nats: Tensor) -> Tensor:
-        if self.free == "mean":
+        if self.free_nats_over == "mean":
             return nats.mean().clamp(min=self.free_nats)
         return nats.clamp(min=self.free_nats).mean()
 
 
 def latent_overshooting_loss(
-    rssm: RSSM, states: RSSMState, is_first: Tensor, distance: int, divergence: KLLoss
+    rssm: RSSM, states: RSSMState, is_first: Tensor, max_distance: int, kl_loss: KLLoss
 ) -> Tensor:
-    """Latent overshooting (PlaNet, arXiv 1811.04551, equation 7): priors of several steps are trained too.
+    """Return the latent overshooting loss, which also trains priors several steps ahead.
 
-    From every posterior the actions that were taken are imagined, and what the prior says d steps later diverges from
-    the posterior there, which is stopped: the multi-step prior learns from the informed state, not the other way.
-    Distance 1 is the model's ordinary divergence, and is not counted again here.
+    Source: PlaNet (arXiv 1811.04551), equation 7. From every posterior, the recorded actions are imagined for d steps;
+    the loss is the divergence between the detached posterior there and the imagined prior, so that only the multi-step
+    prior is trained. Distance 1 is the ordinary KL loss and is not included.
 
     Args:
-        rssm: the model.
-        states: posteriors [b, t, ...], with the actions taken.
-        is_first: bool [b, t]; a way that crosses the beginning of an episode leads nowhere and does not count.
-        distance: D, the longest.
-        divergence: how a divergence counts: its free nats and scale.
+        rssm: The model.
+        states: Posterior states [b, t, ...] with the recorded actions.
+        is_first: bool [b, t], first steps of episodes. Rollouts that cross one are excluded.
+        max_distance: D, the largest distance in steps.
+        kl_loss: Source of the free nats and the scale.
 
     Returns:
-        float [], the mean over the distances 2 to D of the mean over moments (the paper has a weight for each distance,
-        all equal where it uses them).
+        float [], the mean over the distances 2 to D of the mean over time steps. (The paper has one weight per distance
+        and sets all of them equal.)
 
     Raises:
-        ValueError: a distance below 2, or one that the sequence has no room for.
+        ValueError: ``max_distance`` is below 2 or not below the sequence length.
     """
     batch, length = is_first.shape
-    if not 2 <= distance < length:
-        raise ValueError(f"a distance of {distance} must be at least 2 and less than the sequence's length, {length}")
-    count = KLLoss("elbo", free_nats=divergence.free_nats, free=divergence.free, scale=divergence.scale)
+    if not 2 <= max_distance < length:
+        raise ValueError(f"max_distance={max_distance} must be at least 2 and less than the sequence length {length}")
+    elbo = KLLoss("elbo", free_nats=kl_loss.free_nats, free_nats_over=kl_loss.free_nats_over, scale=kl_loss.scale)
     losses = []
-    stopped = states.parameters.detach()
-    worlds, allowed = _truncate_time(states, length), torch.ones_like(is_first)
-    for d in range(1, distance + 1):
-        # Worlds that began at 0..t-1-d and have come d steps far: what they were is left behind at the end.
-        worlds, allowed = _truncate_time(worlds, length - d), allowed[:, : length - d] & ~is_first[:, d:]
+    targets = states.parameters.detach()
+    rollouts = _truncate_time(states, length)
+    valid = torch.ones_like(is_first)
+    for d in range(1, max_distance + 1):
+        # Rollouts that started at 0..t-1-d, now d steps ahead; the last one would leave the sequence and is dropped.
+        rollouts = _truncate_time(rollouts, length - d)
+        valid = valid[:, : length - d] & ~is_first[:, d:]
         action = states.action[:, d - 1 : length - 1].flatten(0, 1)
-        flat = rssm.advance(flatten_rssm_states(worlds)._replace(action=action))
-        worlds = RSSMState(*(part.unflatten(0, (batch, length - d)) for part in flat))
-        if d >= 2 and bool(allowed.any()):
-            losses.append(count(rssm.stochastic, stopped[:, d:][allowed], worlds.parameters[allowed]).loss)
+        flat = rssm.prior_step(flatten_rssm_states(rollouts)._replace(action=action))
+        rollouts = RSSMState(*(part.unflatten(0, (batch, length - d)) for part in flat))
+        if d >= 2 and bool(valid.any()):
+            losses.append(elbo(rssm.stochastic, targets[:, d:][valid], rollouts.parameters[valid]).loss)
     return torch.stack(losses).mean() if losses else states.parameters.sum() * 0
 
 

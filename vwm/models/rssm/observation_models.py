@@ -1,8 +1,8 @@
-"""Observations as embeddings that a world takes in, and back as what it expects to see.
+"""Observation models: encoder, decoder and reconstruction loss for vectors and images.
 
-The reconstruction error is a sum over numbers or pixels, and each moment's own: the mean is the caller's.
+The reconstruction loss is summed over numbers or pixels and kept per time step; averaging is left to the caller.
 
-Legend: b batch, t time, k numbers of a vector, h w pixels, e width of an embedding, d width of features.
+Dimensions: b batch, t time, k numbers of a vector, h w pixels, e embedding size, d feature size.
 """
 
 from __future__ import annotations
@@ -28,108 +28,123 @@ ImageNetworkType = Literal["plain", "pooled", "strided"]
 
 
 class ObservationModel(nn.Module, ABC):
-    """An encoder and a decoder, and how the data look in between.
+    """Encoder and decoder of observations.
 
     Args:
-        error: ``"normal"``, minus the log-likelihood under unit variance, which is half the squared error (PlaNet to
-            DreamerV2), or ``"squared"`` (DreamerV3).
+        reconstruction_loss: ``"normal"``: negative log-likelihood under unit variance without constants, which is half
+            the squared error (PlaNet to DreamerV2). ``"squared"``: squared error (DreamerV3).
 
     Attributes:
-        encoder: of what ``prepare`` makes.
-        decoder: of features, to the mean of the same.
-        width: e.
+        encoder: Maps preprocessed observations to embeddings.
+        decoder: Maps features to the mean of the preprocessed observations.
+        embedding_size: e.
+
+    Raises:
+        ValueError: Unknown ``reconstruction_loss``.
     """
 
     encoder: nn.Module
     decoder: nn.Module
-    width: int
+    embedding_size: int
 
-    def __init__(self, error: ReconstructionLossType) -> None:
+    def __init__(self, reconstruction_loss: ReconstructionLossType) -> None:
         super().__init__()
-        if error not in ("normal", "squared"):
-            raise ValueError(f"error={error!r} is neither 'normal' nor 'squared'")
-        self.share = 0.5 if error == "normal" else 1.0
+        if reconstruction_loss not in ("normal", "squared"):
+            raise ValueError(f"reconstruction_loss={reconstruction_loss!r} must be 'normal' or 'squared'")
+        self.loss_scale = 0.5 if reconstruction_loss == "normal" else 1.0
 
     @abstractmethod
-    def prepare(self, observation: Tensor) -> Tensor:
-        """Observations [b, t, ...] as the encoder takes them and the decoder expects them."""
+    def preprocess(self, observation: Tensor) -> Tensor:
+        """Convert observations [b, t, ...] to encoder inputs, which are also the decoder's targets."""
 
     @abstractmethod
-    def undo(self, prepared: Tensor) -> Tensor:
-        """The observation [b, t, ...] that this is."""
+    def postprocess(self, preprocessed: Tensor) -> Tensor:
+        """Convert preprocessed observations [b, t, ...] back to observations."""
 
-    def embed(self, prepared: Tensor) -> Tensor:
-        """-> [b, t, e]."""
-        embedded: Tensor = self.encoder(prepared.flatten(0, 1))
-        return embedded.unflatten(0, prepared.shape[:2])
+    def encode(self, preprocessed: Tensor) -> Tensor:
+        """Embed preprocessed observations: [b, t, ...] -> [b, t, e]."""
+        embeddings: Tensor = self.encoder(preprocessed.flatten(0, 1))
+        return embeddings.unflatten(0, preprocessed.shape[:2])
 
-    def expect(self, features: Tensor) -> Tensor:
-        """[b, t, d] -> the mean of what is prepared."""
+    def decode(self, features: Tensor) -> Tensor:
+        """Return the mean of the preprocessed observations: features [b, t, d] -> [b, t, ...]."""
         mean: Tensor = self.decoder(features.flatten(0, 1))
         return mean.unflatten(0, features.shape[:2])
 
-    def loss(self, features: Tensor, prepared: Tensor) -> Tensor:
-        """The error of what features [b, t, d] let expect: [b, t]."""
-        difference = self.expect(features).flatten(2) - prepared.flatten(2)
-        return self.share * difference.float().square().sum(-1)
+    def loss(self, features: Tensor, preprocessed: Tensor) -> Tensor:
+        """Return the reconstruction loss per time step: features [b, t, d] and targets [b, t, ...] -> [b, t]."""
+        difference = self.decode(features).flatten(2) - preprocessed.flatten(2)
+        return self.loss_scale * difference.float().square().sum(-1)
 
 
 class VectorObservationModel(ObservationModel):
-    """Of float32 [b, t, k].
+    """Observation model of vectors, float32 [b, t, k].
 
     Args:
-        size: k.
-        features: d.
-        width, layers, norm, activation: of the layers of both.
-        symlog: whether numbers are squeezed (DreamerV3).
-        error: see ``ObservationModel``.
+        vector_size: k.
+        feature_size: d.
+        width: Width of the hidden layers of encoder and decoder; also e.
+        layers: Hidden layers of each.
+        norm: Normalization of the hidden layers.
+        activation: Activation of the hidden layers.
+        symlog: Whether inputs and targets are symlog-transformed (DreamerV3).
+        reconstruction_loss: See ``ObservationModel``.
+
+    Raises:
+        ValueError: ``layers`` is below 1.
     """
 
     def __init__(
         self,
-        size: int,
-        features: int,
+        vector_size: int,
+        feature_size: int,
         width: int = 256,
         layers: int = 3,
         norm: NormType = "rms",
         activation: ActivationType = "silu",
         symlog: bool = True,
-        error: ReconstructionLossType = "squared",
+        reconstruction_loss: ReconstructionLossType = "squared",
     ) -> None:
-        super().__init__(error)
+        super().__init__(reconstruction_loss)
         if layers < 1:
-            raise ValueError(f"layers={layers} of an encoder must be at least 1")
-        self.symlog, self.width = symlog, width
-        self.encoder = make_dense_mlp(size, width, layers, norm, activation)
+            raise ValueError(f"layers={layers} of the vector encoder must be at least 1")
+        self.symlog = symlog
+        self.embedding_size = width
+        self.encoder = make_dense_mlp(vector_size, width, layers, norm, activation)
         self.decoder = nn.Sequential(
-            make_dense_mlp(features, width, layers, norm, activation), make_output_layer(width, size, norm)
+            make_dense_mlp(feature_size, width, layers, norm, activation), make_output_layer(width, vector_size, norm)
         )
 
-    def prepare(self, observation: Tensor) -> Tensor:
+    def preprocess(self, observation: Tensor) -> Tensor:
         """See ``ObservationModel``."""
         observation = observation.to(next(self.parameters()).dtype)
         return symlog(observation) if self.symlog else observation
 
-    def undo(self, prepared: Tensor) -> Tensor:
-        """See ``ObservationModel``: float32."""
-        return symexp(prepared.float()) if self.symlog else prepared.float()
+    def postprocess(self, preprocessed: Tensor) -> Tensor:
+        """See ``ObservationModel``; returns float32."""
+        return symexp(preprocessed.float()) if self.symlog else preprocessed.float()
 
 
 class ImageObservationModel(ObservationModel):
-    """Of uint8 [b, t, h, w, 3], which are float [b, t, 3, h, w] in [-0.5, 0.5] inside.
+    """Observation model of images, uint8 [b, t, h, w, 3]; preprocessed: float [b, t, 3, h, w] in [-0.5, 0.5].
 
     Args:
         image_size: (h, w).
-        deter, stoch: widths of the two parts of features.
-        style: ``"plain"`` (PlaNet to DreamerV2: 64 x 64 pixels only), ``"pooled"`` (DreamerV3 as published) or
-            ``"strided"`` (likewise, with an encoder that costs a quarter).
-        depth: channels, see the networks.
-        mults: of the channels of ``"pooled"`` and ``"strided"`` layers.
-        width: of their decoder's layer.
-        blocks: of their decoder's matrix.
-        norm, activation: of the layers.
-        bits: of a pixel that are kept (PlaNet: 5); what is cut off is filled with noise in training.
-        error: see ``ObservationModel``.
+        deter: Size of the deterministic part of the features.
+        stoch: Size of the stochastic part of the features.
+        network: ``"plain"`` (PlaNet to DreamerV2: 64 x 64 pixels only), ``"pooled"`` (DreamerV3 as published) or
+            ``"strided"`` (DreamerV3 with strided convolutions instead of pooling, at a quarter of the encoder's cost).
+        depth: Base number of channels, see the networks.
+        mults: Channel multipliers of the ``"pooled"`` and ``"strided"`` layers.
+        width: Width of the hidden layer in their decoder.
+        blocks: Number of blocks of the block-diagonal layer in their decoder.
+        norm: Normalization of their layers.
+        activation: Activation function.
+        pixel_bits: Bits per color channel that are kept (PlaNet: 5); in training, uniform noise replaces the others.
+        reconstruction_loss: See ``ObservationModel``.
+
+    Raises:
+        ValueError: An unknown network, unsupported image size or ``pixel_bits`` outside 1..8.
     """
 
     def __init__(
@@ -137,45 +152,59 @@ class ImageObservationModel(ObservationModel):
         image_size: tuple[int, int],
         deter: int,
         stoch: int,
-        style: ImageNetworkType = "pooled",
+        network: ImageNetworkType = "pooled",
         depth: int = 16,
         mults: Sequence[int] = (2, 3, 4, 4),
         width: int = 256,
         blocks: int = 8,
         norm: NormType = "rms",
         activation: ActivationType = "silu",
-        bits: int = 8,
-        error: ReconstructionLossType = "squared",
+        pixel_bits: int = 8,
+        reconstruction_loss: ReconstructionLossType = "squared",
     ) -> None:
-        super().__init__(error)
-        if not 1 <= bits <= 8:
-            raise ValueError(f"bits={bits} of a pixel must lie in 1..8")
-        self.bits = bits
-        if style == "plain":
+        super().__init__(reconstruction_loss)
+        if not 1 <= pixel_bits <= 8:
+            raise ValueError(f"pixel_bits={pixel_bits} must lie in 1..8")
+        self.pixel_bits = pixel_bits
+        if network == "plain":
             if tuple(image_size) != (64, 64):
-                raise ValueError(f"the plain networks are for 64x64 pixels, not {image_size[0]}x{image_size[1]}")
+                raise ValueError(
+                    f"the 'plain' image networks require 64x64 pixels, not {image_size[0]}x{image_size[1]}; "
+                    "resize the images or use network='pooled'"
+                )
             encoder: PlainImageEncoder | DreamerV3ImageEncoder = PlainImageEncoder(depth, activation)
             self.decoder = PlainImageDecoder(deter + stoch, depth, activation)
-        elif style in ("pooled", "strided"):
-            encoder = DreamerV3ImageEncoder(image_size, depth, mults, norm, activation, pooled=style == "pooled")
+        elif network in ("pooled", "strided"):
+            encoder = DreamerV3ImageEncoder(
+                image_size, depth=depth, mults=mults, norm=norm, activation=activation, max_pool=network == "pooled"
+            )
             self.decoder = DreamerV3ImageDecoder(
-                image_size, deter, stoch, width, blocks, depth, mults, norm, activation
+                image_size,
+                deter=deter,
+                stoch=stoch,
+                width=width,
+                blocks=blocks,
+                depth=depth,
+                mults=mults,
+                norm=norm,
+                activation=activation,
             )
         else:
-            raise ValueError(f"style={style!r} is none of 'plain', 'pooled', 'strided'")
-        self.encoder, self.width = encoder, encoder.width
+            raise ValueError(f"network={network!r} must be 'plain', 'pooled' or 'strided'")
+        self.encoder = encoder
+        self.embedding_size = encoder.embedding_size
 
-    def prepare(self, observation: Tensor) -> Tensor:
+    def preprocess(self, observation: Tensor) -> Tensor:
         """See ``ObservationModel``."""
-        levels = 2**self.bits
+        levels = 2**self.pixel_bits
         pixels = observation.permute(0, 1, 4, 2, 3)
-        if self.bits == 8:
+        if self.pixel_bits == 8:
             return (pixels / 255 - 0.5).to(next(self.parameters()).dtype)
-        kept = (pixels // (256 // levels)).to(next(self.parameters()).dtype)
-        within = torch.rand_like(kept) if self.training else 0.5
-        return (kept + within) / levels - 0.5
+        level = (pixels // (256 // levels)).to(next(self.parameters()).dtype)
+        offset = torch.rand_like(level) if self.training else 0.5
+        return (level + offset) / levels - 0.5
 
-    def undo(self, prepared: Tensor) -> Tensor:
-        """See ``ObservationModel``: uint8."""
-        pixels = (prepared.float() + 0.5) * 255
+    def postprocess(self, preprocessed: Tensor) -> Tensor:
+        """See ``ObservationModel``; returns uint8."""
+        pixels = (preprocessed.float() + 0.5) * 255
         return pixels.round().clamp(0, 255).to(torch.uint8).permute(0, 1, 3, 4, 2)

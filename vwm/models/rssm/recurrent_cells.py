@@ -1,9 +1,9 @@
-"""Recurrent cells: how the deterministic part of a state moves on.
+"""Recurrent cells: the update of the deterministic part of an RSSM state.
 
-A cell is asked in two stages. ``prepare`` is what the actions bring, for all moments at once; ``forward`` is what has
-to wait for the state before. All cells keep their state in [-1, 1] and begin at 0.
+A cell is applied in two stages: ``project_action`` handles the actions of all time steps at once, ``forward`` the rest,
+which has to wait for the previous state. All cells keep their state in [-1, 1]; the initial state is 0.
 
-Legend: b batch, d deterministic width, s stochastic width, a action width.
+Dimensions: b batch, d deterministic size, s sample size of the stochastic part, a action size, n projection size.
 """
 
 from __future__ import annotations
@@ -22,24 +22,27 @@ RecurrentCellType = Literal["gru", "norm_gru", "block_gru"]
 
 
 class RecurrentCell(nn.Module, ABC):
-    """See above."""
+    """Interface of the recurrent cells."""
 
     @abstractmethod
-    def prepare(self, action: Tensor) -> Tensor:
-        """What actions bring: [..., a] -> [..., n]."""
+    def project_action(self, action: Tensor) -> Tensor:
+        """Project encoded actions: [..., a] -> [..., n]."""
 
     @abstractmethod
-    def forward(self, deter: Tensor, stoch: Tensor, prepared: Tensor) -> Tensor:
-        """[b, d], [b, s] and what ``prepare`` made of the action [b, n] -> the next [b, d]."""
+    def forward(self, deter: Tensor, stoch: Tensor, projected_action: Tensor) -> Tensor:
+        """Return the next deterministic state [b, d] from [b, d], [b, s] and ``project_action``'s [b, n]."""
 
 
 class PlaNetGRUCell(RecurrentCell):
-    """One layer and a gated recurrent unit (PlaNet, arXiv 1811.04551; Dreamer v1).
+    """Dense layer followed by a GRU (PlaNet, arXiv 1811.04551; Dreamer v1).
 
     Args:
-        deter, stoch, action: widths of the state's two parts and of actions.
-        hidden: width of the layer.
-        norm, activation: of the layer.
+        deter: Size of the deterministic state.
+        stoch: Size of the stochastic state.
+        action: Size of an encoded action.
+        hidden: Width of the dense layer.
+        norm: Normalization of the dense layer.
+        activation: Activation of the dense layer.
     """
 
     def __init__(
@@ -53,22 +56,22 @@ class PlaNetGRUCell(RecurrentCell):
         for gates in self.cell.weight_hh.chunk(3):
             nn.init.orthogonal_(gates)
 
-    def prepare(self, action: Tensor) -> Tensor:
+    def project_action(self, action: Tensor) -> Tensor:
         """See ``RecurrentCell``."""
-        return self.input.part(1, action)
+        return self.input.project_input(1, action)
 
-    def forward(self, deter: Tensor, stoch: Tensor, prepared: Tensor) -> Tensor:
+    def forward(self, deter: Tensor, stoch: Tensor, projected_action: Tensor) -> Tensor:
         """See ``RecurrentCell``."""
-        x = self.input.finish(self.input.part(0, stoch) + prepared)
-        moved: Tensor = self.cell(x, deter)
-        return moved
+        x = self.input.norm_and_activate(self.input.project_input(0, stoch) + projected_action)
+        next_deter: Tensor = self.cell(x, deter)
+        return next_deter
 
 
 class LayerNormGRUCell(RecurrentCell):
-    """One layer and a gated recurrent unit with LayerNorm over its gates, which updates little at first (DreamerV2).
+    """Dense layer followed by a GRU with LayerNorm over its gates and a small initial update gate (DreamerV2).
 
     Args:
-        deter, stoch, action, hidden, norm, activation: see ``PlaNetGRUCell``.
+        deter, stoch, action, hidden, norm, activation: See ``PlaNetGRUCell``.
     """
 
     def __init__(
@@ -80,24 +83,28 @@ class LayerNormGRUCell(RecurrentCell):
         init_dense_weight(self.gates.weight, hidden + deter, 3 * deter, norm)
         self.norm = nn.LayerNorm(3 * deter, eps=1e-3)
 
-    def prepare(self, action: Tensor) -> Tensor:
+    def project_action(self, action: Tensor) -> Tensor:
         """See ``RecurrentCell``."""
-        return self.input.part(1, action)
+        return self.input.project_input(1, action)
 
-    def forward(self, deter: Tensor, stoch: Tensor, prepared: Tensor) -> Tensor:
+    def forward(self, deter: Tensor, stoch: Tensor, projected_action: Tensor) -> Tensor:
         """See ``RecurrentCell``."""
-        x = self.input.finish(self.input.part(0, stoch) + prepared)
+        x = self.input.norm_and_activate(self.input.project_input(0, stoch) + projected_action)
         return gru_update(deter, *self.norm(self.gates(torch.cat((x, deter), dim=-1))).chunk(3, dim=-1))
 
 
 class BlockDiagonalGRUCell(RecurrentCell):
-    """A gated recurrent unit whose large matrices are block-diagonal (DreamerV3, Nature 640, methods).
+    """GRU whose large weight matrices are block-diagonal (DreamerV3, Nature 640, 2025, methods).
 
-    State, variables and action go through a layer each; every block of the state sees all three and itself.
+    Deterministic state, stochastic state and action pass through one dense layer each; every block of the state
+    receives all three and itself.
 
     Args:
-        deter, stoch, action, hidden, norm, activation: see ``PlaNetGRUCell``.
-        blocks: g, into which the state is cut.
+        deter, stoch, action, hidden, norm, activation: See ``PlaNetGRUCell``.
+        blocks: Number of blocks of the deterministic state.
+
+    Raises:
+        ValueError: ``blocks`` does not divide ``deter``.
     """
 
     def __init__(
@@ -113,30 +120,34 @@ class BlockDiagonalGRUCell(RecurrentCell):
         super().__init__()
         if deter % blocks:
             raise ValueError(f"blocks={blocks} must divide deter={deter}")
-        block = deter // blocks
-        self.of_deter = MultiInputDense([deter], hidden, norm, activation)
-        self.of_stoch = MultiInputDense([stoch], hidden, norm, activation)
+        block_size = deter // blocks
+        self.deter_projection = MultiInputDense([deter], hidden, norm, activation)
+        self.stoch_projection = MultiInputDense([stoch], hidden, norm, activation)
         self.action_projection = MultiInputDense([action], hidden, norm, activation)
-        self.within = BlockLinear(deter, deter, blocks)
-        self.mix = MultiInputDense([2 * hidden, hidden], deter, norm, activation)
+        self.block_recurrence = BlockLinear(deter, deter, blocks)
+        self.mixing_layer = MultiInputDense([2 * hidden, hidden], deter, norm, activation)
         self.gates = BlockLinear(deter, deter, blocks, parts=3)
-        for weight in (self.mix.parts[0].weight, self.mix.parts[1].weight, self.within.weight):
+        mixing = self.mixing_layer.input_projections
+        for weight in (mixing[0].weight, mixing[1].weight, self.block_recurrence.weight):
             assert isinstance(weight, Tensor)
-            init_dense_weight(weight, block + 3 * hidden, block, norm)
-        init_dense_weight(self.gates.weight, block, 3 * block, norm)
+            init_dense_weight(weight, block_size + 3 * hidden, block_size, norm)
+        init_dense_weight(self.gates.weight, block_size, 3 * block_size, norm)
 
-    def prepare(self, action: Tensor) -> Tensor:
+    def project_action(self, action: Tensor) -> Tensor:
         """See ``RecurrentCell``."""
-        return self.mix.part(1, self.action_projection(action))
+        return self.mixing_layer.project_input(1, self.action_projection(action))
 
-    def forward(self, deter: Tensor, stoch: Tensor, prepared: Tensor) -> Tensor:
+    def forward(self, deter: Tensor, stoch: Tensor, projected_action: Tensor) -> Tensor:
         """See ``RecurrentCell``."""
-        common = torch.cat((self.of_deter(deter), self.of_stoch(stoch)), dim=-1)
-        x = self.mix.finish(self.mix.part(0, common) + self.within(deter)[:, 0] + prepared)
-        return gru_update(deter, *self.gates(x).unbind(1))
+        state = torch.cat((self.deter_projection(deter), self.stoch_projection(stoch)), dim=-1)
+        x = self.mixing_layer.project_input(0, state) + self.block_recurrence(deter)[:, 0] + projected_action
+        return gru_update(deter, *self.gates(self.mixing_layer.norm_and_activate(x)).unbind(1))
 
 
 def gru_update(deter: Tensor, reset: Tensor, candidate: Tensor, update: Tensor) -> Tensor:
-    """The unit's step from its gates before the sigmoid [b, d]; by the -1 it starts out remembering."""
+    """Return the next state [b, d] from the gates before their nonlinearity, [b, d] each.
+
+    The bias of -1 on the update gate makes the cell keep most of its state at initialization.
+    """
     new = torch.tanh(reset.sigmoid() * candidate)
     return torch.lerp(deter, new, (update - 1).sigmoid())

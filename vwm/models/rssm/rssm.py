@@ -1,11 +1,11 @@
-"""The recurrent state-space model (PlaNet, arXiv 1811.04551): the world of every Dreamer.
+"""Recurrent state-space model (RSSM) of PlaNet (arXiv 1811.04551) and the Dreamers.
 
-A state has a deterministic part, which a recurrent cell moves on, and stochastic variables. The *prior* draws them from
-the deterministic part alone, the *posterior* sees the observation too. Versions differ in the cell, the variables and
-the layers; all are choices of one class.
+A state has a deterministic part, which a recurrent cell updates, and stochastic variables. The *prior* predicts the
+variables from the deterministic part alone; the *posterior* also takes the observation. The published versions differ
+in the cell, the variables and the layers; one class covers all of them.
 
-Legend: b batch, t time, d deterministic width, s variables, p parameters a variable, e width of an embedded
-observation, a width of an action as numbers.
+Dimensions: b batch, t time, d deterministic size, s variables, p parameters per variable, z sample size of the
+stochastic part, e embedding size of an observation, a size of an encoded action.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from vwm.nn.dense_layers import ActivationType, MultiInputDense, NormType, make_
 
 
 class RSSMState(NamedTuple):
-    """A world a batch entry, or with a dimension of time [b, t, ...].
+    """State of one world per batch entry; sequences have a time dimension [b, t, ...].
 
     Attributes:
-        deter: [b, d].
-        stoch: [b, s], or the one-hot vectors of s variables one after the other [b, s c].
-        parameters: [b, s, p], of the distribution that ``stoch`` was drawn from; see ``StochasticLatent``.
-        action: [b, a], what was done at this moment, as numbers (``RSSM.vector``); 0 until something is.
+        deter: [b, d], deterministic part.
+        stoch: [b, z], sample of the stochastic part: s numbers, or s one-hot vectors concatenated.
+        parameters: [b, s, p], parameters of the distribution of ``stoch``; see ``StochasticLatent``.
+        action: [b, a], encoded action taken in this state (``RSSM.encode_action``); 0 until one is set.
     """
 
     deter: Tensor
@@ -46,25 +46,27 @@ class RSSMState(NamedTuple):
 
 
 class RSSM(ModelMixin, ConfigMixin):
-    """See above. ``action[t]`` is taken at ``observation[t]`` and moves the state on to t + 1.
+    """Recurrent state-space model; ``action[t]`` is taken at ``observation[t]`` and leads to state t + 1.
 
     Args:
-        num_actions: number of discrete actions (int64 [...]); 0 for continuous ones.
-        action_dims: dimensions of continuous actions (float [..., dims]).
-        embed: e.
+        num_actions: Number of discrete actions (int64 [...]); 0 for continuous actions.
+        action_dims: Dimensions of continuous actions (float [..., action_dims]); 0 for discrete actions.
+        embedding_size: e.
         deter: d.
-        hidden: width of the layers.
-        stoch: s, number of variables.
-        classes: c, of each variable; 0 for Gaussian ones.
-        cell: ``"gru"`` (PlaNet, Dreamer v1), ``"norm_gru"`` (v2) or ``"block_gru"`` (v3).
-        blocks: of a ``block_gru``.
-        unimix: see ``CategoricalLatent``.
-        min_std: see ``GaussianLatent``.
-        prior_layers, posterior_layers: layers of each, before their output.
-        norm, activation: of the layers.
+        hidden: Width of the hidden layers.
+        stoch: s, number of stochastic variables.
+        classes: Classes per variable; 0 for Gaussian variables.
+        cell: ``"gru"`` (PlaNet, Dreamer v1), ``"norm_gru"`` (DreamerV2) or ``"block_gru"`` (DreamerV3).
+        blocks: Number of blocks of ``"block_gru"``.
+        unimix: See ``CategoricalLatent``.
+        min_std: See ``GaussianLatent``.
+        prior_layers: Hidden layers of the prior.
+        posterior_layers: Hidden layers of the posterior.
+        norm: Normalization of the hidden layers.
+        activation: Activation of the hidden layers.
 
     Raises:
-        ValueError: not exactly one kind of action, or choices that do not go together.
+        ValueError: Not exactly one kind of action, or incompatible settings.
     """
 
     @register_to_config
@@ -72,7 +74,7 @@ class RSSM(ModelMixin, ConfigMixin):
         self,
         num_actions: int = 0,
         action_dims: int = 0,
-        embed: int = 1024,
+        embedding_size: int = 1024,
         deter: int = 2048,
         hidden: int = 256,
         stoch: int = 32,
@@ -88,142 +90,167 @@ class RSSM(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         if (num_actions > 0) == (action_dims > 0):
-            raise ValueError(f"a world has one kind of action: num_actions={num_actions}, action_dims={action_dims}")
+            raise ValueError(
+                f"set exactly one of num_actions and action_dims: num_actions={num_actions}, action_dims={action_dims}"
+            )
         if prior_layers < 1 or posterior_layers < 1:
             raise ValueError(f"prior_layers={prior_layers} and posterior_layers={posterior_layers} must be at least 1")
-        self.num_actions, self.action_width = num_actions, num_actions or action_dims
+        self.num_actions = num_actions
+        self.action_size = num_actions or action_dims
         self.stochastic: StochasticLatent = (
             CategoricalLatent(stoch, classes, unimix) if classes else GaussianLatent(stoch, min_std)
         )
-        self.deter, self.feature_width = deter, deter + self.stochastic.width
-        widths = (deter, self.stochastic.width, self.action_width, hidden, norm, activation)
+        self.deter_size = deter
+        self.feature_size = deter + self.stochastic.sample_size
+        sizes = (deter, self.stochastic.sample_size, self.action_size, hidden, norm, activation)
         if cell == "block_gru":
-            self.recurrent: RecurrentCell = BlockDiagonalGRUCell(*widths, blocks=blocks)
+            self.recurrent_cell: RecurrentCell = BlockDiagonalGRUCell(*sizes, blocks=blocks)
         elif cell in ("gru", "norm_gru"):
-            self.recurrent = PlaNetGRUCell(*widths) if cell == "gru" else LayerNormGRUCell(*widths)
+            self.recurrent_cell = PlaNetGRUCell(*sizes) if cell == "gru" else LayerNormGRUCell(*sizes)
         else:
-            raise ValueError(f"cell={cell!r} is none of 'gru', 'norm_gru', 'block_gru'")
+            raise ValueError(f"cell={cell!r} must be 'gru', 'norm_gru' or 'block_gru'")
         self.prior = nn.Sequential(
             make_dense_mlp(deter, hidden, prior_layers, norm, activation),
-            make_output_layer(hidden, self.stochastic.raw, norm),
+            make_output_layer(hidden, self.stochastic.num_outputs, norm),
         )
-        self.see = MultiInputDense([deter, embed], hidden, norm, activation)
+        self.posterior_input = MultiInputDense([deter, embedding_size], hidden, norm, activation)
         self.posterior = nn.Sequential(
             make_dense_mlp(hidden, hidden, posterior_layers - 1, norm, activation),
-            make_output_layer(hidden, self.stochastic.raw, norm),
+            make_output_layer(hidden, self.stochastic.num_outputs, norm),
         )
 
     def init_state(self, batch: int) -> RSSMState:
-        """States in which nothing has been seen or done."""
+        """Return states before any observation or action."""
         zeros = next(self.parameters()).new_zeros
-        parameters = self.stochastic.parameters(zeros(batch, self.stochastic.raw))
         return RSSMState(
-            zeros(batch, self.deter), zeros(batch, self.stochastic.width), parameters, zeros(batch, self.action_width)
+            deter=zeros(batch, self.deter_size),
+            stoch=zeros(batch, self.stochastic.sample_size),
+            parameters=self.stochastic.distribution_parameters(zeros(batch, self.stochastic.num_outputs)),
+            action=zeros(batch, self.action_size),
         )
 
-    def restore(self, deter: Tensor, stoch: Tensor, action: Tensor) -> RSSMState:
-        """A state to go on from, of what replay keeps: [b, d], [b, width], and the action taken there."""
+    def state_from_replay(self, deter: Tensor, stoch: Tensor, action: Tensor) -> RSSMState:
+        """Return states to continue from, given what replay stores: [b, d], [b, z], and the action taken there."""
         state = self.init_state(len(deter))
-        return state._replace(deter=deter.to(state.deter), stoch=stoch.to(state.stoch), action=self.vector(action))
+        return state._replace(
+            deter=deter.to(state.deter), stoch=stoch.to(state.stoch), action=self.encode_action(action)
+        )
 
     def features(self, state: RSSMState) -> Tensor:
-        """What everything else is read from: [..., d + width]."""
+        """Return the features that decoder, heads and policies take: [..., d + z]."""
         return torch.cat((state.deter, state.stoch), dim=-1)
 
-    def vector(self, action: Tensor) -> Tensor:
-        """Actions as numbers: int64 [...] as one-hots, float [..., dims] cut to [-1, 1] -> [..., a]."""
+    def encode_action(self, action: Tensor) -> Tensor:
+        """Encode int64 [...] as one-hot vectors, clip float [..., action_dims] to [-1, 1]; both -> [..., a].
+
+        Raises:
+            ValueError: Actions of another type or shape.
+        """
         dtype = next(self.parameters()).dtype
         if self.num_actions:
             if action.is_floating_point():
                 raise ValueError(f"actions must be integers in 0..{self.num_actions - 1}, got {action.dtype}")
             return F.one_hot(action, self.num_actions).to(dtype)
-        if action.shape[-1] != self.action_width or not action.is_floating_point():
+        if action.shape[-1] != self.action_size or not action.is_floating_point():
             raise ValueError(
-                f"actions must be floats [..., {self.action_width}], got {action.dtype} {list(action.shape)}"
+                f"actions must be floats [..., {self.action_size}], got {action.dtype} {list(action.shape)}"
             )
         return (action / action.detach().abs().clamp(min=1)).to(dtype)
 
-    def act(self, state: RSSMState, action: Tensor) -> RSSMState:
-        """The state in which this action ([...] or [..., dims]) was taken."""
-        return state._replace(action=self.vector(action))
+    def with_action(self, state: RSSMState, action: Tensor) -> RSSMState:
+        """Return the state with the action taken there, int64 [...] or float [..., action_dims]."""
+        return state._replace(action=self.encode_action(action))
 
-    def imagine(self, state: RSSMState, action: Tensor, noise: Tensor | None = None) -> RSSMState:
-        """Where an action leads, as the prior has it.
+    def imagine_step(self, state: RSSMState, action: Tensor, noise: Tensor | None = None) -> RSSMState:
+        """Return the next state, sampled from the prior.
 
         Args:
-            state: of b worlds.
-            action: int64 [b] or float [b, dims], taken at the state.
-            noise: [b, s], one random number a variable (uniform for classes, normal for Gaussians); None draws it
-                from torch's generator.
+            state: States of b worlds.
+            action: int64 [b] or float [b, action_dims], taken in ``state``.
+            noise: [b, s], one random number per variable (uniform for categorical, standard normal for Gaussian
+                variables); None draws it from torch's generator.
         """
-        return self.advance(self.act(state, action), noise)
+        return self.prior_step(self.with_action(state, action), noise)
 
-    def advance(self, state: RSSMState, noise: Tensor | None = None) -> RSSMState:
-        """``imagine`` for a state that holds its action already; see ``act``."""
-        deter = self.recurrent(state.deter, state.stoch, self.recurrent.prepare(state.action))
-        return self._draw(deter, self.prior(deter), noise)
+    def prior_step(self, state: RSSMState, noise: Tensor | None = None) -> RSSMState:
+        """Return ``imagine_step`` of a state that already contains its action (see ``with_action``)."""
+        deter = self._next_deter(state)
+        return self._sample_state(deter, self.prior(deter), noise)
 
     def observe_step(
-        self, state: RSSMState, embed: Tensor, is_first: Tensor, noise: Tensor | None = None
+        self, state: RSSMState, embedding: Tensor, is_first: Tensor, noise: Tensor | None = None
     ) -> tuple[RSSMState, Tensor]:
-        """``observe`` for one moment, when what will be done there is not known yet; see ``act``.
+        """Run ``observe`` for one time step, before its action is known (see ``with_action``).
 
         Args:
-            state: of the moment before, with the action taken there.
-            embed: [b, e].
-            is_first: bool [b].
-            noise: [b, s], see ``imagine``.
+            state: State of the previous time step, with the action taken there.
+            embedding: [b, e], embedded observation.
+            is_first: bool [b], whether an episode begins here.
+            noise: [b, s], see ``imagine_step``.
 
         Returns:
             The posterior state, and the prior's parameters [b, s, p].
         """
-        state = self._reset_where(state, is_first)
-        deter = self.recurrent(state.deter, state.stoch, self.recurrent.prepare(state.action))
-        seen = self.see.finish(self.see.part(0, deter) + self.see.part(1, embed))
-        return self._draw(deter, self.posterior(seen), noise), self.stochastic.parameters(self.prior(deter))
+        deter = self._next_deter(self._reset_where(state, is_first))
+        projection = self.posterior_input
+        hidden = projection.norm_and_activate(
+            projection.project_input(0, deter) + projection.project_input(1, embedding)
+        )
+        posterior = self._sample_state(deter, self.posterior(hidden), noise)
+        return posterior, self.stochastic.distribution_parameters(self.prior(deter))
 
     def observe(
         self,
-        embed: Tensor,
+        embeddings: Tensor,
         action: Tensor,
         is_first: Tensor,
         state: RSSMState | None = None,
         noise: Tensor | None = None,
     ) -> tuple[RSSMState, Tensor]:
-        """Follow sequences.
+        """Filter sequences of observations.
 
         Args:
-            embed: [b, t, e], of the observations.
-            action: int64 [b, t] or float [b, t, dims], taken at each of them.
-            is_first: bool [b, t], where an episode begins: the state before it is forgotten, and the action too.
-            state: of the moment before the first; None where there is none.
-            noise: [b, t, s], see ``imagine``.
+            embeddings: [b, t, e], embedded observations.
+            action: int64 [b, t] or float [b, t, action_dims], taken at these observations.
+            is_first: bool [b, t], where episodes begin; the previous state and action are reset there.
+            state: State of the time step before the first; None starts from ``init_state``.
+            noise: [b, t, s], see ``imagine_step``.
 
         Returns:
-            Posterior states [b, t, ...], and the priors' parameters [b, t, s, p]. The last state
-            (``last_rssm_state(states)``) is what the sequence's continuation is to be observed from.
+            Posterior states [b, t, ...], and the prior's parameters [b, t, s, p]. The continuation of the sequence is
+            observed from the last state, ``last_rssm_state(states)``.
         """
-        state = self.init_state(len(embed)) if state is None else state
-        action = self.vector(action)
-        before = torch.cat((state.action[:, None].to(action.dtype), action[:, :-1]), dim=1)
-        prepared = self.recurrent.prepare(before.masked_fill(is_first[..., None], 0)).unbind(1)
-        seen, forget = self.see.part(1, embed).unbind(1), is_first[..., None].unbind(1)
-        deter, stoch, steps = state.deter, state.stoch, []
-        for t in range(embed.shape[1]):
-            deter, stoch = deter.masked_fill(forget[t], 0), stoch.masked_fill(forget[t], 0)
-            deter = self.recurrent(deter, stoch, prepared[t])
-            raw = self.posterior(self.see.finish(self.see.part(0, deter) + seen[t]))
-            step = self._draw(deter, raw, None if noise is None else noise[:, t])
+        state = self.init_state(len(embeddings)) if state is None else state
+        action = self.encode_action(action)
+        previous = torch.cat((state.action[:, None].to(action.dtype), action[:, :-1]), dim=1)
+        projected_actions = self.recurrent_cell.project_action(previous.masked_fill(is_first[..., None], 0)).unbind(1)
+        projection = self.posterior_input
+        projected_embeddings = projection.project_input(1, embeddings).unbind(1)
+        reset = is_first[..., None].unbind(1)
+        deter = state.deter
+        stoch = state.stoch
+        steps = []
+        for t in range(embeddings.shape[1]):
+            deter = deter.masked_fill(reset[t], 0)
+            stoch = stoch.masked_fill(reset[t], 0)
+            deter = self.recurrent_cell(deter, stoch, projected_actions[t])
+            hidden = projection.norm_and_activate(projection.project_input(0, deter) + projected_embeddings[t])
+            step = self._sample_state(deter, self.posterior(hidden), None if noise is None else noise[:, t])
             stoch = step.stoch
             steps.append(step)
         states = RSSMState(*(torch.stack(parts, dim=1) for parts in zip(*steps, strict=True)))._replace(action=action)
-        return states, self.stochastic.parameters(self.prior(states.deter))
+        return states, self.stochastic.distribution_parameters(self.prior(states.deter))
 
-    def _draw(self, deter: Tensor, raw: Tensor, noise: Tensor | None) -> RSSMState:
-        parameters = self.stochastic.parameters(raw)
-        noise = self.stochastic.noise(parameters) if noise is None else noise
+    def _next_deter(self, state: RSSMState) -> Tensor:
+        cell = self.recurrent_cell
+        next_deter: Tensor = cell(state.deter, state.stoch, cell.project_action(state.action))
+        return next_deter
+
+    def _sample_state(self, deter: Tensor, outputs: Tensor, noise: Tensor | None) -> RSSMState:
+        parameters = self.stochastic.distribution_parameters(outputs)
+        noise = self.stochastic.sample_noise(parameters) if noise is None else noise
         stoch = self.stochastic.sample(parameters, noise).to(deter.dtype)
-        return RSSMState(deter, stoch, parameters, deter.new_zeros(len(deter), self.action_width))
+        return RSSMState(deter, stoch, parameters, action=deter.new_zeros(len(deter), self.action_size))
 
     def _reset_where(self, state: RSSMState, where: Tensor) -> RSSMState:
         deter, stoch, action = (x.masked_fill(where[:, None], 0) for x in (state.deter, state.stoch, state.action))
@@ -231,10 +258,10 @@ class RSSM(ModelMixin, ConfigMixin):
 
 
 def last_rssm_state(states: RSSMState) -> RSSMState:
-    """The last moment of states over time: [b, t, ...] -> [b, ...]."""
+    """Return the states of the last time step: [b, t, ...] -> [b, ...]."""
     return RSSMState(*(part[:, -1] for part in states))
 
 
 def flatten_rssm_states(states: RSSMState) -> RSSMState:
-    """Every moment as a world of its own, to imagine from: [b, t, ...] -> [b t, ...]."""
+    """Return every time step as a batch entry, to imagine from: [b, t, ...] -> [b t, ...]."""
     return RSSMState(*(part.flatten(0, 1) for part in states))

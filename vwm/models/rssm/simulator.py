@@ -52,12 +52,12 @@ class RSSMSimulator(NetworkSimulator):
 
     def __init__(self, dynamics: RSSMWorldModel, actions: ActionSpace, **rest: Any) -> None:
         kind = "discrete" if dynamics.rssm.num_actions else "continuous"
-        if (actions.kind, actions.size) != (kind, dynamics.rssm.action_width):
+        if (actions.kind, actions.size) != (kind, dynamics.rssm.action_size):
             raise ValueError(
-                f"{actions.size} {actions.kind} actions named, but the dynamics takes {dynamics.rssm.action_width} "
+                f"{actions.size} {actions.kind} actions named, but the dynamics takes {dynamics.rssm.action_size} "
                 f"{kind} ones"
             )
-        shape = tuple(dynamics.config.observation)
+        shape = tuple(dynamics.config.observation_shape)
         super().__init__(dynamics, (shape[0], shape[1]) if len(shape) == 3 else (0, 0), actions, **rest)
         self.vector_size = shape[0] if len(shape) == 1 else None
 
@@ -94,9 +94,9 @@ class RSSMSimulator(NetworkSimulator):
         self.check_action(action, len(state.seed))
         world, rssm = self.dynamics, self.dynamics.rssm
         noise = rssm.stochastic.seeded_noise(fold_in(fold_in(state.seed, FRAME_STREAM), state.position))
-        after = rssm.imagine(state.rssm, action.to(self.device), noise)
+        after = rssm.imagine_step(state.rssm, action.to(self.device), noise)
         features = rssm.features(after)
-        ended = world.predict_continue(features) < world.longest / 2
+        ended = world.predict_continue(features) < world.max_discount / 2
         output = StepOutput(
             self._show(features) if decode else None, features, world.predict_reward(features).float(), ended
         )
@@ -112,5 +112,5 @@ class RSSMSimulator(NetworkSimulator):
         return torch.zeros(batch, self.actions.size, device=self.device)
 
     def _show(self, features: Tensor) -> Tensor:
-        observations = self.dynamics.observations
-        return observations.undo(observations.expect(features[:, None]))[:, 0]
+        observation_model = self.dynamics.observation_model
+        return observation_model.postprocess(observation_model.decode(features[:, None]))[:, 0]

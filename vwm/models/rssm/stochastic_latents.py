@@ -1,9 +1,9 @@
-"""The stochastic part of a state: Gaussian (PlaNet, Dreamer v1) or categorical (DreamerV2, DreamerV3) variables.
+"""Stochastic latents of an RSSM state: Gaussian (PlaNet, Dreamer v1) or categorical (DreamerV2, DreamerV3).
 
-Both are described by a tensor of parameters [..., s, p], drawn with one random number a variable (so that a simulator
-can give its own), differentiable, and have their divergence in closed form.
+Both are described by a tensor of distribution parameters [..., s, p] and sampled from one random number per variable,
+which a simulator can supply. Samples are differentiable, and the KL divergence has a closed form.
 
-Legend: s variables, c classes, p parameters a variable (c log-probabilities, or mean and standard deviation).
+Dimensions: s variables, c classes, p parameters per variable (c log-probabilities, or mean and standard deviation).
 """
 
 from __future__ import annotations
@@ -18,142 +18,145 @@ from vwm.core.seeds import seeded_normal, seeded_uniform
 
 
 class StochasticLatent(Protocol):
-    """What both kinds are.
+    """Distribution of the stochastic part of a state.
 
     Attributes:
-        raw: numbers that a network says of a state.
-        width: numbers of a drawn state.
-        variables: s.
+        num_outputs: Number of network outputs that describe the distribution.
+        sample_size: Size of a sample as a vector.
+        num_variables: s.
     """
 
     @property
-    def raw(self) -> int: ...
+    def num_outputs(self) -> int: ...
 
     @property
-    def width(self) -> int: ...
+    def sample_size(self) -> int: ...
 
     @property
-    def variables(self) -> int: ...
+    def num_variables(self) -> int: ...
 
-    def parameters(self, raw: Tensor) -> Tensor:
-        """[..., raw] -> [..., s, p], at least in float32."""
+    def distribution_parameters(self, outputs: Tensor) -> Tensor:
+        """Convert network outputs to parameters, at least float32: [..., num_outputs] -> [..., s, p]."""
         ...
 
-    def noise(self, parameters: Tensor) -> Tensor:
-        """What ``sample`` needs, from torch's generator: [..., s]."""
+    def sample_noise(self, parameters: Tensor) -> Tensor:
+        """Draw the noise that ``sample`` needs from torch's generator: [..., s, p] -> [..., s]."""
         ...
 
     def seeded_noise(self, seed: Tensor) -> Tensor:
-        """The same as a function of a seed a world: int64 [b] -> [b, s]."""
+        """Return noise as a function of one seed per world: int64 [b] -> [b, s]."""
         ...
 
     def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
-        """A state [..., width] that carries gradients to its parameters."""
+        """Return a sample [..., sample_size] that is differentiable with respect to the parameters."""
         ...
 
-    def divergence(self, p: Tensor, q: Tensor) -> Tensor:
-        """KL(p || q) in nats, summed over the variables: [..., s, p] twice -> [...]."""
+    def kl_divergence(self, p: Tensor, q: Tensor) -> Tensor:
+        """Return KL(p || q) in nats, summed over the variables: parameters [..., s, p] each -> [...]."""
         ...
 
 
 class GaussianLatent(NamedTuple):
-    """Independent normal variables, reparametrised; std = softplus + min_std (arXiv 1811.04551, appendix A).
+    """Independent normal variables with std = softplus(output) + min_std (arXiv 1811.04551, appendix A).
 
     Attributes:
-        variables: s.
-        min_std: what keeps the divergence finite.
+        num_variables: s.
+        min_std: Smallest standard deviation, which keeps the KL divergence finite.
     """
 
-    variables: int
+    num_variables: int
     min_std: float = 0.1
 
     @property
-    def raw(self) -> int:
+    def num_outputs(self) -> int:
         """See ``StochasticLatent``."""
-        return 2 * self.variables
+        return 2 * self.num_variables
 
     @property
-    def width(self) -> int:
+    def sample_size(self) -> int:
         """See ``StochasticLatent``."""
-        return self.variables
+        return self.num_variables
 
-    def parameters(self, raw: Tensor) -> Tensor:
+    def distribution_parameters(self, outputs: Tensor) -> Tensor:
         """See ``StochasticLatent``: means and standard deviations."""
-        mean, spread = at_least_float32(raw).chunk(2, dim=-1)
-        return torch.stack((mean, F.softplus(spread) + self.min_std), dim=-1)
+        mean, std_logit = at_least_float32(outputs).chunk(2, dim=-1)
+        return torch.stack((mean, F.softplus(std_logit) + self.min_std), dim=-1)
 
-    def noise(self, parameters: Tensor) -> Tensor:
+    def sample_noise(self, parameters: Tensor) -> Tensor:
         """See ``StochasticLatent``: standard normal."""
         return torch.randn_like(parameters[..., 0])
 
     def seeded_noise(self, seed: Tensor) -> Tensor:
         """See ``StochasticLatent``."""
-        return seeded_normal(seed, self.variables)
+        return seeded_normal(seed, self.num_variables)
 
     def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
-        """See ``StochasticLatent``."""
+        """See ``StochasticLatent``: the reparametrized sample mean + std * noise."""
         mean, std = parameters.unbind(-1)
         return mean + std * noise.to(std.dtype)
 
-    def divergence(self, p: Tensor, q: Tensor) -> Tensor:
+    def kl_divergence(self, p: Tensor, q: Tensor) -> Tensor:
         """See ``StochasticLatent``."""
-        (mean, std), (other, wide) = p.unbind(-1), q.unbind(-1)
-        apart = ((mean - other) / wide).square()
-        return (0.5 * ((std / wide).square() + apart - 1) + (wide / std).log()).sum(-1)
+        p_mean, p_std = p.unbind(-1)
+        q_mean, q_std = q.unbind(-1)
+        distance = ((p_mean - q_mean) / q_std).square()
+        return (0.5 * ((p_std / q_std).square() + distance - 1) + (q_std / p_std).log()).sum(-1)
 
 
 class CategoricalLatent(NamedTuple):
-    """Independent choices as one-hot vectors, with straight-through gradients (arXiv 2010.02193, algorithm 1).
+    """Independent categorical variables as one-hot vectors with straight-through gradients.
+
+    Source: DreamerV2 (arXiv 2010.02193), algorithm 1.
 
     Attributes:
-        variables: s.
-        classes: c.
-        unimix: share of the uniform distribution that is mixed in, so that no class is ever impossible (DreamerV3).
+        num_variables: s.
+        num_classes: c.
+        unimix: Weight of a uniform distribution that is mixed in, so that no class has probability 0 (DreamerV3).
     """
 
-    variables: int
-    classes: int
+    num_variables: int
+    num_classes: int
     unimix: float = 0.0
 
     @property
-    def raw(self) -> int:
+    def num_outputs(self) -> int:
         """See ``StochasticLatent``."""
-        return self.variables * self.classes
+        return self.num_variables * self.num_classes
 
     @property
-    def width(self) -> int:
+    def sample_size(self) -> int:
         """See ``StochasticLatent``."""
-        return self.variables * self.classes
+        return self.num_variables * self.num_classes
 
-    def parameters(self, raw: Tensor) -> Tensor:
+    def distribution_parameters(self, outputs: Tensor) -> Tensor:
         """See ``StochasticLatent``: log-probabilities."""
-        logits = at_least_float32(raw).unflatten(-1, (self.variables, self.classes))
+        logits = at_least_float32(outputs).unflatten(-1, (self.num_variables, self.num_classes))
         if not self.unimix:
             return logits.log_softmax(-1)
-        return (logits.softmax(-1) * (1 - self.unimix) + self.unimix / self.classes).log()
+        return (logits.softmax(-1) * (1 - self.unimix) + self.unimix / self.num_classes).log()
 
-    def noise(self, parameters: Tensor) -> Tensor:
+    def sample_noise(self, parameters: Tensor) -> Tensor:
         """See ``StochasticLatent``: uniform in [0, 1)."""
         return torch.rand_like(parameters[..., 0])
 
     def seeded_noise(self, seed: Tensor) -> Tensor:
         """See ``StochasticLatent``."""
-        return seeded_uniform(seed, self.variables)
+        return seeded_uniform(seed, self.num_variables)
 
     def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
-        """See ``StochasticLatent``: the class in whose share of [0, 1) the number falls."""
+        """See ``StochasticLatent``: the class by inverse transform sampling (the noise indexes the cumulative sum)."""
         probabilities = parameters.exp()
-        shares = probabilities.detach().cumsum(-1)
-        # The shares may sum to a little less than 1, and the last class has all that is left.
-        chosen = (noise[..., None].to(shares.dtype) >= shares[..., :-1]).sum(-1)
-        one_hot = F.one_hot(chosen, self.classes).to(probabilities.dtype)
+        cumulative = probabilities.detach().cumsum(-1)
+        # The last cumulative probability may round to less than 1, so the last class takes the whole remainder.
+        classes = (noise[..., None].to(cumulative.dtype) >= cumulative[..., :-1]).sum(-1)
+        one_hot = F.one_hot(classes, self.num_classes).to(probabilities.dtype)
         return (one_hot + (probabilities - probabilities.detach())).flatten(-2)
 
-    def divergence(self, p: Tensor, q: Tensor) -> Tensor:
+    def kl_divergence(self, p: Tensor, q: Tensor) -> Tensor:
         """See ``StochasticLatent``."""
         return (p.exp() * (p - q)).flatten(-2).sum(-1)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """float32 of a half-precision tensor; others as they are."""
+    """Convert half-precision tensors to float32; return others unchanged."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

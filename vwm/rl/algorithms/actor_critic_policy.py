@@ -233,8 +233,8 @@ class FrameActorCriticPolicy(ActorCriticPolicy):
             raise ValueError("a FramePolicy reads pictures: observe='frame', or take a FeaturePolicy")
         super().__init__(spaces, ActorCritic(width, spaces.actions, actor, critic, trace, normalise), greedy)
         height, across = spaces.observation[:2]
-        self.encoder = DreamerV3ImageEncoder((height, across), depth, mults, pooled=False, kernel=3)
-        self.memory = nn.LSTM(self.encoder.width, width)
+        self.encoder = DreamerV3ImageEncoder((height, across), depth, mults, max_pool=False, kernel=3)
+        self.memory = nn.LSTM(self.encoder.embedding_size, width)
 
     def init_carry(self, batch: int) -> PolicyCarry:
         """See ``Agent.init_carry``: the LSTM's output and cell, [batch, d] each."""

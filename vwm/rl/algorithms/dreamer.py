@@ -66,7 +66,7 @@ class Dreamer(Agent):
         spaces: of the environments.
         world, actor, critic, optimizers: see there.
         horizon: h.
-        discount: of imagined rewards, beside the world's own (``RSSMWorldModelConfig.horizon``).
+        discount: of imagined rewards, beside the world's own (``RSSMWorldModelConfig.discount_horizon``).
         trace: lambda of the returns.
         normalise: whether returns are divided by their range (v3).
         replay_critic_scale: scale of the critic's loss on what was really earned, whose gradient also shapes the
@@ -112,8 +112,8 @@ class Dreamer(Agent):
             )
         self.spaces, self.batch_size = spaces, batch_size
         self.batch_length = batch_length + store_latents  # a moment to go on from
-        self.world = RSSMWorldModel.build(spaces.observation, *spaces.action_sizes, world)
-        self.behaviour = ActorCritic(self.world.feature_width, spaces.actions, actor, critic, trace, normalise)
+        self.world = RSSMWorldModel.from_settings(spaces.observation, *spaces.action_sizes, world)
+        self.behaviour = ActorCritic(self.world.feature_size, spaces.actions, actor, critic, trace, normalise)
         self.horizon, self.discount, self.replay_critic_scale = horizon, discount, replay_critic_scale
         self.store_latents, self.exploration, self.imagine_last_steps = store_latents, exploration, imagine_last_steps
         self.settings = optimizers
@@ -122,8 +122,8 @@ class Dreamer(Agent):
             rssm = self.world.rssm
             small = torch.uint8 if world.classes else torch.float16  # one-hots are whole numbers
             self.extras = {
-                "deter": ((rssm.deter,), torch.float16),
-                "stoch": ((rssm.stochastic.width,), small),
+                "deter": ((rssm.deter_size,), torch.float16),
+                "stoch": ((rssm.stochastic.sample_size,), small),
             }
 
     # ----------------------------------------------------------------------------------------------------- playing
@@ -143,14 +143,14 @@ class Dreamer(Agent):
             action = add_exploration_noise(policy.sample(), self.exploration, self.spaces.actions.size)
         if action.is_floating_point():
             action = action.clamp(-1, 1)
-        return PolicyStep(action, self.world.rssm.act(state, action), self._kept(state))
+        return PolicyStep(action, self.world.rssm.with_action(state, action), self._kept(state))
 
     @torch.no_grad()
     def watch(self, carry: RSSMState, moment: TimeStep, action: Tensor) -> PolicyStep:
         """See ``Agent.watch``."""
         self.eval()
         state = self.world.observe_step(carry, moment.observation, moment.is_first)
-        return PolicyStep(action, self.world.rssm.act(state, action), self._kept(state))
+        return PolicyStep(action, self.world.rssm.with_action(state, action), self._kept(state))
 
     def simulator(self, title: str = "world", fps: float = 15.0) -> RSSMSimulator:
         """See ``Agent.simulator``."""
@@ -199,7 +199,7 @@ class Dreamer(Agent):
             state, features, actions = start, [rssm.features(start)], []
             for _ in range(self.horizon):
                 action = actor(features[-1].detach()).sample()
-                state = rssm.imagine(state, action)
+                state = rssm.imagine_step(state, action)
                 features.append(rssm.features(state))
                 actions.append(action)
             seen = torch.stack(features)
@@ -210,7 +210,7 @@ class Dreamer(Agent):
     def replay_critic_loss(self, batch: ReplayBatch, states: RSSMState, learnt: ActorCriticLosses) -> Tensor:
         """The critic's loss on what was really earned; beyond the batch, imagination has the word."""
         rest = learnt.returns[0].unflatten(0, batch.reward.shape).T
-        live = self.discount * self.world.longest * (~batch.is_terminal.T).to(rest.dtype)
+        live = self.discount * self.world.max_discount * (~batch.is_terminal.T).to(rest.dtype)
         lam = self.behaviour.trace * (~batch.is_last.T).to(rest.dtype)
         returns = lambda_returns(self.world.reward_target(batch.reward).T, rest, live, lam)
         features = self.world.rssm.features(states)[:, :-1].transpose(0, 1)
@@ -221,7 +221,7 @@ class Dreamer(Agent):
         if not self.store_latents:
             return None, batch
         first = {name: value[:, 0] for name, value in batch.extras.items()}
-        state = self.world.rssm.restore(first["deter"], first["stoch"], batch.action[:, 0])
+        state = self.world.rssm.state_from_replay(first["deter"], first["stoch"], batch.action[:, 0])
         fields = {name: value for name, value in batch._asdict().items() if name not in ("extras", "places")}
         return state, batch._replace(**{name: value[:, 1:] for name, value in fields.items()})
 

@@ -30,16 +30,16 @@ PLANET_WORLD_SETTINGS = RSSMWorldModelConfig(
     units=200,
     vector_layers=2,
     symlog=False,
-    pictures="plain",
+    image_network="plain",
     depth=32,
-    bits=5,
-    error="normal",
-    reward="normal",
+    pixel_bits=5,
+    reconstruction_loss="normal",
+    reward_distribution="normal",
     reward_layers=2,
     reward_scale=10.0,
-    continues=False,
-    horizon=0,
-    divergence=KLLoss("elbo", free_nats=3.0),
+    predict_continue=False,
+    discount_horizon=0,
+    kl=KLLoss("elbo", free_nats=3.0),
 )
 """The published one."""
 
@@ -72,7 +72,7 @@ class PlaNet(Agent):
     ) -> None:
         super().__init__()
         self.spaces, self.batch_size, self.batch_length = spaces, batch_size, batch_length
-        self.world = RSSMWorldModel.build(spaces.observation, *spaces.action_sizes, world)
+        self.world = RSSMWorldModel.from_settings(spaces.observation, *spaces.action_sizes, world)
         self.imagined = RSSMSimulator(self.world, spaces.actions)
         self.planner = planner or CEM(
             horizon=12,
@@ -105,14 +105,14 @@ class PlaNet(Agent):
         if explore:
             action = add_exploration_noise(action, self.exploration, self.spaces.actions.size)
             action = action.clamp(-1, 1) if action.is_floating_point() else action
-        return PolicyStep(action, self.world.rssm.act(state, action), {})
+        return PolicyStep(action, self.world.rssm.with_action(state, action), {})
 
     @torch.no_grad()
     def watch(self, carry: RSSMState, moment: TimeStep, action: Tensor) -> PolicyStep:
         """See ``Agent.watch``; nothing is planned."""
         self.eval()
         state = self.world.observe_step(carry, moment.observation, moment.is_first)
-        return PolicyStep(action, self.world.rssm.act(state, action), {})
+        return PolicyStep(action, self.world.rssm.with_action(state, action), {})
 
     def update(self, batch: ReplayBatch) -> UpdateOutput:
         """See ``Agent.update``."""
