@@ -31,7 +31,7 @@ def nats(posterior: torch.Tensor, prior: torch.Tensor) -> torch.Tensor:
 def agree(divergence: KLLoss, expected, raw) -> None:
     found = divergence(KIND, *map(KIND.distribution_parameters, raw))
     torch.testing.assert_close(found.loss, expected)
-    torch.testing.assert_close(found.nats, nats(*raw).mean().detach())
+    torch.testing.assert_close(found.kl_nats, nats(*raw).mean().detach())
     for one, other in zip(torch.autograd.grad(found.loss, raw), torch.autograd.grad(expected, raw), strict=True):
         torch.testing.assert_close(one, other)
 

@@ -38,7 +38,7 @@ def test_cut_bits_are_filled_with_noise_in_training_alone():
     assert not torch.equal(one, two) and torch.equal(((one + 0.5) * 32).floor(), ((two + 0.5) * 32).floor())
     levels = (PICTURES // 8).permute(0, 1, 4, 2, 3).float()
     assert torch.equal(((one + 0.5) * 32).floor(), levels)
-    assert torch.equal(model.eval().prepare(PICTURES), (levels + 0.5) / 32 - 0.5)
+    assert torch.equal(model.eval().preprocess(PICTURES), (levels + 0.5) / 32 - 0.5)
 
 
 def test_the_error_is_summed_and_under_unit_variance_the_likelihoods():

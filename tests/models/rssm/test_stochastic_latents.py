@@ -33,11 +33,11 @@ def test_the_divergence_is_torchs_and_nothing_from_itself(name):
 
 def test_parameters_are_what_the_papers_say():
     x = raw(KINDS["gaussian"], 7)
-    mean, std = KINDS["gaussian"].parameters(x).unbind(-1)
+    mean, std = KINDS["gaussian"].distribution_parameters(x).unbind(-1)
     assert torch.equal(mean, x[:, :3]) and std.min() > 0.1
     torch.testing.assert_close(std, torch.log1p(x[:, 3:].exp()) + 0.1)
     wild = 100 * raw(KINDS["mixed"], 7)
-    shares = KINDS["mixed"].parameters(wild).exp()
+    shares = KINDS["mixed"].distribution_parameters(wild).exp()
     torch.testing.assert_close(shares.sum(-1), torch.ones(7, 3, dtype=torch.float64))
     torch.testing.assert_close(shares, 0.99 * wild.view(7, 3, 5).softmax(-1) + 0.01 / 5)
 

@@ -51,7 +51,7 @@ def batch(observation, length: int = 5) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("vectors", [False, True])
 def test_every_weight_of_every_dreamer_learns_and_the_loss_lowers(dreamer, vectors):
     choices = DREAMERS[dreamer]
-    shape = (5,) if vectors else (64, 64, 3) if choices.get("pictures") == "plain" else (16, 16, 3)
+    shape = (5,) if vectors else (64, 64, 3) if choices.get("image_network") == "plain" else (16, 16, 3)
     world, played = latent_world(shape, **choices), batch(shape)
     torch.manual_seed(0)
     optimizer, losses = torch.optim.Adam(world.parameters(), 3e-3), []
