@@ -126,6 +126,10 @@ FOUND: dict[str, Any] = {}
 # --- hashing
 
 
+FORMER_FIELDS = {"labeled": "labelled"}
+"""Names that fields of dataclasses had in the recorded baseline."""
+
+
 def feed(digest: Any, value: Any) -> None:
     """Whatever an object holds, with types and shapes, without the names of classes."""
     if isinstance(value, Tensor):
@@ -143,7 +147,7 @@ def feed(digest: Any, value: Any) -> None:
         for item in value:
             feed(digest, item)
     elif is_dataclass(value) and not isinstance(value, type):
-        feed(digest, {f.name: getattr(value, f.name) for f in fields(value)})
+        feed(digest, {FORMER_FIELDS.get(f.name, f.name): getattr(value, f.name) for f in fields(value)})
     elif isinstance(value, bytes):
         digest.update(b"B" + value)
     elif value is None or isinstance(value, str | bool | int | float):
@@ -631,7 +635,7 @@ def dit_module(name: str, objective: str, context: Any = "clean", outcomes: bool
         context=context, action_dropout=0.2, context_frames=2,
         outcomes=randomize(RewardTerminationHeads(width=32, hidden=16)) if outcomes else None,
     )  # fmt: skip
-    train(name, module, clips(3, 6, 8, labelled=torch.tensor([True, False, True])))
+    train(name, module, clips(3, 6, 8, labeled=torch.tensor([True, False, True])))
 
 
 def agent_module(name: str, objective: str, context: Any = "clean") -> None:
@@ -1083,7 +1087,7 @@ def orders(name: str) -> None:
             for s, shard in enumerate(layout)
         ]
         length, stride, block = int(rng.integers(1, 8)), int(rng.integers(1, 4)), int(rng.integers(1, 6))
-        order = ClipOrder(shards, length, stride, seed=trial, shuffle=bool(trial % 3), block=block)
+        order = ClipOrder(shards, length, stride, seed=trial, shuffle=bool(trial % 3), shards_per_block=block)
         put(f"{name}/{trial}/index_hash", order.index_hash)
         for epoch in (0, 1, 7):
             put(f"{name}/{trial}/epoch{epoch}", [tuple(order.address(epoch, p)) for p in range(len(order))])
@@ -1111,11 +1115,11 @@ def shards(name: str) -> None:
             put(f"{name}/file/{path.name}", path.read_bytes())
         kinds: dict[str, dict[str, Any]] = {
             "plain": {"fields": wanted},
-            "labelled": {"fields": wanted, "labelled": 0.5, "seed": 3},
+            "labelled": {"fields": wanted, "labeled_fraction": 0.5, "seed": 3},
             "strided": {"fields": ("frames",), "stride": 2},
             "unshuffled": {"fields": wanted, "shuffle": False},
-            "train": {"fields": wanted, "part": "train", "val_fraction": 0.3},
-            "val": {"fields": wanted, "part": "val", "val_fraction": 0.3},
+            "train": {"fields": wanted, "split": "train", "val_fraction": 0.3},
+            "val": {"fields": wanted, "split": "val", "val_fraction": 0.3},
         }
         for kind, settings in kinds.items():
             found = make_clip_dataset(str(data), 4, **settings)

@@ -55,7 +55,7 @@ def measured(options: argparse.Namespace, share: float) -> dict[str, float]:
         made.write_text(json.dumps(settings))
         _vwm("fit", "-c", options.config, "--run", str(run), "--model.init_args.tokenizer", options.tokenizer,
              "--data.init_args.path", options.train, "--data.init_args.fields", "[latents, actions]",
-             "--data.init_args.labelled", str(share), "--data.init_args.workers", "0", "--threads", "1",
+             "--data.init_args.labeled_fraction", str(share), "--data.init_args.workers", "0", "--threads", "1",
              "--trainer.max_steps", str(options.steps))  # fmt: skip
         _vwm("export", str(run), "-o", str(run / "bundle"), "--data", options.starts)
         _vwm("eval", str(run / "bundle"), options.test, "--clips", str(options.clips), "--horizon",

@@ -33,7 +33,7 @@ def test_every_clip_once_and_inside_its_episode(trial: int) -> None:
     rng = np.random.default_rng(trial)
     layout, length, stride = random_layout(rng), int(rng.integers(1, 8)), int(rng.integers(1, 4))
     span, block = (length - 1) * stride + 1, int(rng.integers(1, 6))
-    order = ClipOrder(shards(layout), length, stride, seed=trial, shuffle=bool(trial % 3), block=block)
+    order = ClipOrder(shards(layout), length, stride, seed=trial, shuffle=bool(trial % 3), shards_per_block=block)
     assert len(order) == sum(frames // span for shard in layout for frames in shard)
     for number in (0, 1, 7):
         clips = epoch(order, number)
@@ -55,9 +55,9 @@ def test_every_clip_once_and_inside_its_episode(trial: int) -> None:
 def test_the_same_arguments_give_the_same_address(trial: int) -> None:
     rng = np.random.default_rng(trial)
     layout = random_layout(rng)
-    order = ClipOrder(shards(layout), 4, seed=trial, block=3)
+    order = ClipOrder(shards(layout), 4, seed=trial, shards_per_block=3)
     there = {(e, p): order.address(e, p) for e in range(4) for p in range(len(order))}
-    other = ClipOrder(shards(layout), 4, seed=trial, block=3)
+    other = ClipOrder(shards(layout), 4, seed=trial, shards_per_block=3)
     visits = list(there)
     for i in rng.permutation(len(visits))[:200]:  # in any order of asking, by an order that saw nothing before
         assert other.address(*visits[i]) == there[visits[i]]
@@ -83,14 +83,14 @@ def test_every_offset_comes_up() -> None:
 
 
 def test_unshuffled() -> None:
-    order = ClipOrder(shards([[9, 3], [], [4, 5]]), 4, shuffle=False, block=2)
+    order = ClipOrder(shards([[9, 3], [], [4, 5]]), 4, shuffle=False, shards_per_block=2)
     for number in (0, 3):
         assert [c[:3] for c in epoch(order, number)] == [(0, 0, 0), (0, 0, 4), (2, 0, 0), (2, 1, 0)]
 
 
 def test_clips_of_a_block_stay_together() -> None:
     """Reads stay local: a block's clips are one run of positions, and the shards of a block change each epoch."""
-    order = ClipOrder(shards([[20]] * 9), 4, block=3)
+    order = ClipOrder(shards([[20]] * 9), 4, shards_per_block=3)
     blocks = []
     for number in range(3):
         members = [{c.shard for c in epoch(order, number)[i : i + 15]} for i in (0, 15, 30)]
@@ -102,7 +102,7 @@ def test_clips_of_a_block_stay_together() -> None:
 def test_past_the_end() -> None:
     order = ClipOrder(shards([[9]]), 4)
     for position in (-1, 2, 100):
-        with pytest.raises(IndexError, match=f"position {position} of an epoch of 2 clips"):
+        with pytest.raises(IndexError, match=f"position {position} is outside an epoch of 2 clips"):
             order.address(0, position)
 
 

@@ -8,10 +8,12 @@ import av
 import numpy as np
 import pytest
 
-from vwm.data import clips as reading
+from vwm.data import frame_reading
+from vwm.data.clip_order import ClipAddress
 from vwm.data.datamodule import make_clip_dataset
 from vwm.data.shards import ShardWriter
-from vwm.data.video import decode_frames, encode_video
+from vwm.data.video import decode_frames
+from vwm.data.video_encoding import encode_video
 
 FRAMES = 40
 
@@ -51,7 +53,7 @@ def test_every_clip_of_a_video_is_what_reading_it_all_gives(name, stride, tmp_pa
     every = decode_frames(video, range(FRAMES), "clip", backend="pyav")
     dataset = make_clip_dataset(str(tmp_path), 6, stride=stride, fields=("frames",))
     for start in range(FRAMES - 5 * stride):
-        address = reading.ClipAddress(0, 1, start, 0)
+        address = ClipAddress(0, 1, start, 0)
         assert np.array_equal(dataset.read(address)["frames"], every[start : start + 5 * stride + 1 : stride])
 
 
@@ -59,7 +61,7 @@ def test_every_clip_of_a_video_is_what_reading_it_all_gives(name, stride, tmp_pa
 def test_only_simple_videos_are_cut_by_packets(name, simple, tmp_path):
     path = tmp_path / "video.mp4"
     path.write_bytes(VIDEOS[name]())
-    table = reading._packet_table(str(path), 0, path.stat().st_size, name)
+    table = frame_reading._packet_table(str(path), 0, path.stat().st_size, name)
     assert (table is not None) == simple
     if table is not None:
-        assert table.keys.tolist() == [0, 12, 24, 36] and len(table.offset) == FRAMES
+        assert table.keyframes.tolist() == [0, 12, 24, 36] and len(table.offset) == FRAMES

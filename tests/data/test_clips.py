@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from vwm.data.clip_order import ClipAddress
-from vwm.data.clips import ClipDataset, collate_clips, read_episode_frames
+from vwm.data.clips import ClipDataset, collate_clips
 from vwm.data.datamodule import make_clip_dataset
 from vwm.data.episode import Episode
+from vwm.data.frame_reading import read_episode_frames
 from vwm.data.shard_index import load_shard_index
 from vwm.data.shards import ShardWriter
 
@@ -106,7 +107,7 @@ def test_stride_would_misalign_actions(data: Path, fields: tuple[str, ...]) -> N
 
 
 def test_unknown_fields_are_refused(data: Path) -> None:
-    with pytest.raises(ValueError, match=r"unknown fields \['action'\]; there are frames, actions"):
+    with pytest.raises(ValueError, match=r"unknown fields \['action'\]; choose from frames, actions"):
         make_clip_dataset(str(data), 4, fields=("frames", "action"))
 
 

@@ -100,7 +100,7 @@ def test_resume_is_one_number_and_exact(clips: ClipDataset) -> None:
         resumed.load_state_dict(state)
         rest = list(resumed)
         assert len(rest) == length - at % length
-        rest += [batch for _ in range((3 * length - resumed.given) // length) for batch in resumed]
+        rest += [batch for _ in range((3 * length - resumed.global_batches) // length) for batch in resumed]
         assert same(rest, uninterrupted[at:])
 
 
@@ -129,23 +129,23 @@ def test_a_state_of_something_else_is_refused(data: Path, clips: ClipDataset) ->
     state = ClipLoader(clips, 4).state_dict()
     refused = {
         "batch size x ranks": ClipLoader(clips, 2),
-        r"data\.seed, or the clip's span": ClipLoader(make_clip_dataset(str(data), 4, seed=4), 4),
-        "clip's span": ClipLoader(make_clip_dataset(str(data), 5, seed=3), 4),
-        "the shards differ": ClipLoader(make_clip_dataset(str(data), 4, seed=3, part="train", val_fraction=0.3), 4),
+        r"data\.seed, or the span of a clip": ClipLoader(make_clip_dataset(str(data), 4, seed=4), 4),
+        "span of a clip": ClipLoader(make_clip_dataset(str(data), 5, seed=3), 4),
+        "the shards differ": ClipLoader(make_clip_dataset(str(data), 4, seed=3, split="train", val_fraction=0.3), 4),
     }
     write(data, 4, 2)
     refused["the shards"] = ClipLoader(make_clip_dataset(str(data), 4, seed=3), 4)
     for said, loader in refused.items():
         with pytest.raises(ValueError, match=f"cannot resume in the same order: .*{said}.*start a new run"):
             loader.load_state_dict(state)
-        assert loader.given == 0
+        assert loader.global_batches == 0
     ClipLoader(clips, 1, 2, 4).load_state_dict(state)  # the same global batch
 
 
 def test_too_little_data_says_so(clips: ClipDataset) -> None:
     count = len(clips.order)
     with pytest.raises(
-        ValueError, match=f"an epoch has {count} clips, less than one global batch of {count} x 2 ranks"
+        ValueError, match=f"an epoch has {count} clips, fewer than one global batch of {count} x 2 ranks"
     ):
         ClipLoader(clips, count, 0, 2)
 
@@ -158,19 +158,19 @@ def test_nothing_is_drawn_from_the_global_generator(clips: ClipDataset) -> None:
 
 
 def keys(data: Path, part: str, fraction: float = 0.4) -> set[str]:
-    clips = make_clip_dataset(str(data), 4, part=part, val_fraction=fraction)
+    clips = make_clip_dataset(str(data), 4, split=part, val_fraction=fraction)
     return {entry.key for shard in clips.shards for entry in shard.episodes}
 
 
 def labels(data: Path, share: float, part: str = "all") -> dict[str, bool]:
     """Whether the actions of an episode are given, by its key."""
-    clips = make_clip_dataset(str(data), 4, part=part, val_fraction=0.4, labelled=share)
+    clips = make_clip_dataset(str(data), 4, split=part, val_fraction=0.4, labeled_fraction=share)
     found: dict[str, bool] = {}
     for position in range(len(clips.order)):
         address, clip = clips.order.address(0, position), clips[0, position]
         key = clips.shards[address.shard].episodes[address.episode].key
-        assert found.setdefault(key, bool(clip["labelled"])) == clip["labelled"]
-        assert clip["labelled"] or not clip["actions"].any()
+        assert found.setdefault(key, bool(clip["labeled"])) == clip["labeled"]
+        assert clip["labeled"] or not clip["actions"].any()
     return found
 
 
@@ -185,24 +185,24 @@ def test_labelled_episodes_are_nested_and_as_many_as_asked_for(data: Path) -> No
 
 
 def test_actions_of_unlabelled_clips_do_not_leak_and_the_others_are_untouched(data: Path) -> None:
-    every, some = make_clip_dataset(str(data), 4), make_clip_dataset(str(data), 4, labelled=0.5)
+    every, some = make_clip_dataset(str(data), 4), make_clip_dataset(str(data), 4, labeled_fraction=0.5)
     for known, given in zip(ClipLoader(every, 4), ClipLoader(some, 4), strict=True):
-        assert known.labelled is None and given.labelled is not None and given.labelled.dtype == torch.bool
-        assert torch.equal(given.actions, known.actions * given.labelled[:, None])
+        assert known.labeled is None and given.labeled is not None and given.labeled.dtype == torch.bool
+        assert torch.equal(given.actions, known.actions * given.labeled[:, None])
         assert torch.equal(given.frames, known.frames) and torch.equal(given.seed, known.seed)
     assert same(ClipLoader(some, 4), ClipLoader(some, 4, workers=1))
 
 
 def test_only_training_clips_lose_their_labels(data: Path) -> None:
-    module = trained(VideoDataModule(str(data), 4, batch_size=2, workers=0, val_fraction=0.4, labelled=0.5))
-    assert {bool(flag) for batch in module.train_dataloader() for flag in batch.labelled} == {True, False}
-    assert all(batch.labelled is None and batch.actions.any() for batch in module.val_dataloader())
+    module = trained(VideoDataModule(str(data), 4, batch_size=2, workers=0, val_fraction=0.4, labeled_fraction=0.5))
+    assert {bool(flag) for batch in module.train_dataloader() for flag in batch.labeled} == {True, False}
+    assert all(batch.labeled is None and batch.actions.any() for batch in module.val_dataloader())
 
 
 def test_a_share_of_labels_that_makes_no_sense_is_named(data: Path) -> None:
     for share in (-0.1, 1.5):
-        with pytest.raises(ValueError, match=f"labelled must be a share from 0 to 1, got {share}"):
-            make_clip_dataset(str(data), 4, labelled=share)
+        with pytest.raises(ValueError, match=f"labeled_fraction must be between 0 and 1, got {share}"):
+            make_clip_dataset(str(data), 4, labeled_fraction=share)
 
 
 def test_the_split_is_disjoint_and_stays(data: Path) -> None:
@@ -212,7 +212,7 @@ def test_the_split_is_disjoint_and_stays(data: Path) -> None:
     write(data, 9, 20)
     assert keys(data, "train") & every == train and keys(data, "val") & every == val
     assert len(keys(data, "val")) > len(val)
-    with pytest.raises(ValueError, match="part='test' must be 'all', 'train' or 'val'"):
+    with pytest.raises(ValueError, match="split='test' must be 'all', 'train' or 'val'"):
         keys(data, "test")
 
 
@@ -224,7 +224,7 @@ def trained(data: VideoDataModule, rank: int = 0, world: int = 1) -> VideoDataMo
 def test_the_datamodule(data: Path) -> None:
     module = trained(VideoDataModule(str(data), 4, batch_size=2, workers=0, val_fraction=0.4), rank=1, world=2)
     train, val = module.train_dataloader(), module.val_dataloader()
-    assert (train.rank, train.world, train.batch_size) == (1, 2, 2)
+    assert (train.rank, train.world_size, train.batch_size) == (1, 2, 2)
     assert {e.key for s in train.dataset.shards for e in s.episodes} == keys(data, "train")
     assert {e.key for s in val.dataset.shards for e in s.episodes} == keys(data, "val")
     assert not same(train, train)

@@ -38,7 +38,7 @@ def test_frames_are_checked(frames: Any, said: str) -> None:
 @pytest.mark.parametrize("name", ["actions", "rewards", "state"])
 def test_one_entry_a_frame(name: str) -> None:
     for length in (4, 6):  # also the T - 1 actions between T frames, which leave the alignment open
-        with pytest.raises(ValueError, match=f"{name} must have one entry a frame: got {length} for 5 frames"):
+        with pytest.raises(ValueError, match=f"{name} must have one entry per frame: got {length} for 5 frames"):
             Episode(FRAMES, **{name: np.zeros(length, np.int64)})
 
 

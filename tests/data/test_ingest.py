@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import vwm.data.ingest as ingesting
-from vwm.data.ingest import ingest_videos, read_action_file, resample_frames, resize_and_crop
+from vwm.data import ingest, video_episodes
+from vwm.data.action_files import read_action_file
+from vwm.data.ingest import ingest_videos
 from vwm.data.shard_index import list_shards
+from vwm.data.video_episodes import SourceFrame, resample_frames, resize_and_crop
 
 STRIPES = 8
 
@@ -91,7 +93,7 @@ def test_every_frame_comes_in_once_and_in_order(tmp_path: Path, name: str) -> No
 
 
 def test_large_frames_make_shorter_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingesting, "CLIP_BYTES", 15 * 32 * 64 * 3)
+    monkeypatch.setattr(video_episodes, "MAX_EPISODE_BYTES", 15 * 32 * 64 * 3)
     write(tmp_path / "in" / "a.mp4", 50)
     ingest_videos(tmp_path / "in", tmp_path / "out", workers=0)
     assert [len(e["frames.npy"]) for e in episodes(tmp_path / "out")] == [15, 15, 15, 5]
@@ -114,8 +116,8 @@ def test_variable_rate_is_resampled_by_time(tmp_path: Path, suffix: str) -> None
 @pytest.mark.parametrize(("fps", "expected"), [(15, [0, 2, 4, 6, 8]), (60, [n // 2 for n in range(20)])])
 def test_constant_rate_is_resampled_exactly(fps: float, expected: list[int]) -> None:
     frame = np.zeros((1, 1, 3), np.uint8)
-    source = ((round(n / 30, 3), n, frame) for n in range(10))  # as Matroska rounds
-    assert [n for _, n, _ in resample_frames(source, fps, 30)] == expected
+    source = (SourceFrame(round(n / 30, 3), n, frame) for n in range(10))  # as Matroska rounds
+    assert [shown.frame_index for shown in resample_frames(source, fps, 30)] == expected
 
 
 @pytest.mark.parametrize("suffix", ["npy", "csv"])
@@ -173,7 +175,7 @@ def test_bad_videos_are_reported_and_good_ones_kept(tmp_path: Path, capsys: pyte
     assert sorted(found) == ["good.mp4", "short.mp4"]
     kept = len(found["short.mp4"])
     assert 2 <= kept < 100 and found["short.mp4"] == list(range(kept))
-    assert f"{kept} frames kept: is damaged or cut short" in said
+    assert f"{kept} frames kept: is damaged or truncated" in said
     for line in ("skipped (5)", "29 actions for 30 frames", "one.mp4       has fewer than 2 frames"):
         assert line in said
     for name in ("late.mp4", "text.mp4", "empty.mkv"):
@@ -181,7 +183,7 @@ def test_bad_videos_are_reported_and_good_ones_kept(tmp_path: Path, capsys: pyte
 
 
 def test_nothing_readable_or_nothing_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         ingest_videos(tmp_path / "in", tmp_path / "out", workers=0)
     (tmp_path / "in").mkdir()
     with pytest.raises(ValueError, match="has no videos"):
@@ -206,7 +208,7 @@ def test_any_workers_and_any_interruption_give_the_same_shards(
     assert [n for n in whole if n.endswith(".tar")] == [f"shard-00000{i}.tar" for i in range(3)]
     assert run("b", 2) == whole
 
-    original = ingesting.ingest_shard
+    original = ingest.ingest_shard
 
     def interrupted(*arguments: Any) -> Any:
         if arguments[-1].name == "shard-000001.tar":
@@ -214,7 +216,7 @@ def test_any_workers_and_any_interruption_give_the_same_shards(
         return original(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ingesting, "ingest_shard", interrupted)
+        patch.setattr(ingest, "ingest_shard", interrupted)
         run("c", 0)
     assert [n for n in contents(tmp_path / "c") if n.endswith(".tar")] == ["shard-000000.tar"]
     assert run("c", 0) == whole
@@ -261,7 +263,7 @@ def test_a_hanging_decoder_loses_only_its_video(
 ) -> None:
     write(tmp_path / "in" / "a.mp4", 10)
     write(tmp_path / "in" / "b.mp4", 10)
-    original = ingesting.iterate_frames
+    original = video_episodes.iterate_frames
 
     def hanging(container: Any, name: str) -> Iterator[Any]:
         for number, item in enumerate(original(container, name)):
@@ -269,7 +271,7 @@ def test_a_hanging_decoder_loses_only_its_video(
                 time.sleep(3)
             yield item
 
-    monkeypatch.setattr(ingesting, "iterate_frames", hanging)
+    monkeypatch.setattr(video_episodes, "iterate_frames", hanging)
     ingest_videos(tmp_path / "in", tmp_path / "out", workers=0, timeout=0.5)
     assert {k: len(v) for k, v in by_source(tmp_path / "out").items()} == {"a.mp4": 4, "b.mp4": 10}
     assert "4 frames kept: the decoder gave no frame for 0.5 s" in capsys.readouterr().out

@@ -39,7 +39,7 @@ def test_counts_are_those_written(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert lines["size"] == "8x8 (2), 128x128 (1)"
     assert lines["fps"] == "10"
     assert lines["ends"] == "truncated (2), terminated (1)"
-    assert lines["reward"] == "1.5 in all, 1.5 an episode"
+    assert lines["reward"] == "1.5 in total, 1.5 per episode"
     assert "discrete (1)" in lines["actions"] and "none (1)" in lines["actions"]
     assert "  0 stay                   1  25.0%" in said and "  1 go                     3  75.0%" in said
     assert "dimension 1 (go): mean 0.000, std 0.500, from -0.500 to 0.500" in said
@@ -54,7 +54,7 @@ def test_named_numbers_of_the_state_are_shown_with_their_ranges(
             writer.write(key, Episode(grey(0, 2, 8), state=np.array(state, np.float32), meta=meta))
     inspect_dataset(tmp_path / "a")
     said = capsys.readouterr().out
-    assert "state          3 numbers, 1 of them without a name" in said and "ram_1" not in said
+    assert "state          3 variables, 1 of them without a name" in said and "ram_1" not in said
     assert [line.split() for line in said.splitlines() if "ball" in line] == [
         ["ball_x", "from", "-3", "to", "2"],
         ["ball_y", "from", "0", "to", "9"],
@@ -63,7 +63,7 @@ def test_named_numbers_of_the_state_are_shown_with_their_ranges(
         writer.write("a", Episode(grey(0, 2, 8), state=np.array([[1] * 15, [2] * 15], np.float32)))
     inspect_dataset(tmp_path / "b")
     said = capsys.readouterr().out
-    assert "state          15 numbers\n" in said and "state_11 " in said and "state_12" not in said
+    assert "state          15 variables\n" in said and "state_11 " in said and "state_12" not in said
     assert "and 3 more" in said
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from vwm.data.clips import read_episode_frames
 from vwm.data.episode import Episode
+from vwm.data.frame_reading import read_episode_frames
 from vwm.data.shard_index import (
     _fingerprint,
     build_shard_index,
@@ -24,7 +24,7 @@ from vwm.data.shard_index import (
     shard_index_path,
 )
 from vwm.data.shards import ShardWriter
-from vwm.data.video import encode_video
+from vwm.data.video_encoding import encode_video
 
 
 def frames(length: int, value: int = 0, side: int = 16) -> np.ndarray:
@@ -147,11 +147,11 @@ def test_truncated_shards_are_named(tmp_path: Path) -> None:
     # In a member, in a header, between two members, after the last one.
     for length in (first + 512 + 700, first + 100, first, 2 * first, 512 + 10):
         shard.write_bytes(data[:length])
-        with pytest.raises(ValueError, match=r"cut\.tar: not a whole tar file .*Write or download this shard again"):
+        with pytest.raises(ValueError, match=r"cut\.tar: not a complete tar file .*Write or download this shard again"):
             load_shard_index(str(shard))
     for rubbish in (b"", b"<html>not found</html>" * 100):
         shard.write_bytes(rubbish)
-        with pytest.raises(ValueError, match=r"cut\.tar: not a whole tar file"):
+        with pytest.raises(ValueError, match=r"cut\.tar: not a complete tar file"):
             load_shard_index(str(shard))
     assert [p.name for p in tmp_path.iterdir()] == ["cut.tar"]
     shard.write_bytes(data)

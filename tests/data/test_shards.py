@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ import numpy as np
 import pytest
 import webdataset
 
-from vwm.data.clips import read_episode_frames, read_episode_metadata, read_member_bytes
 from vwm.data.episode import Episode
+from vwm.data.frame_reading import read_episode_frames
 from vwm.data.shard_index import build_shard_index, load_shard_index, shard_index_path
+from vwm.data.shard_reading import read_array, read_episode_metadata
 from vwm.data.shards import ShardWriter, episode_to_sample
 
 
@@ -49,7 +49,7 @@ def test_round_trip(tmp_path: Path) -> None:
     for entry, one in zip(index.episodes, episodes.values(), strict=True):
         assert np.array_equal(read_episode_frames(path, entry), one.frames)
         for name in ("actions", "rewards", "state"):
-            stored = np.load(io.BytesIO(read_member_bytes(path, entry.members[f"{name}.npy"])))
+            stored = read_array(path, entry, name)
             assert stored.dtype == getattr(one, name).dtype and np.array_equal(stored, getattr(one, name))
         meta = read_episode_metadata(path, entry)
         assert (meta["source"], meta["frames"]) == (one.meta["source"], len(one))

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vwm.data import video
-from vwm.data.video import call_with_timeout, decode_frames, encode_video, probe_video, write_video
+from vwm.data.timeouts import call_with_timeout
+from vwm.data.video import decode_frames, probe_video
+from vwm.data.video_encoding import encode_video, write_video
 
 BACKENDS = [b for b in ("decord", "torchcodec", "pyav") if b == "pyav" or importlib.util.find_spec(b)]
 

@@ -55,7 +55,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for name, model in (models | {"vae": vae_model(), "dit": dit_model(), "vjepa": vjepa_model()}).items():
         whole = config(place) | {"model": model, "checkpoint": CHECKPOINT[name]}
         if name == "dit":
-            whole["data"]["init_args"] |= {"fields": ["frames", "actions", "rewards", "terminated"], "labelled": 0.5}
+            whole["data"]["init_args"] |= {
+                "fields": ["frames", "actions", "rewards", "terminated"],
+                "labeled_fraction": 0.5,
+            }
         (place / f"{name}.yaml").write_text(yaml.safe_dump(whole))
     yield place
     shutil.rmtree(place / "bytecode", ignore_errors=True)

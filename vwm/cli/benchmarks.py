@@ -24,11 +24,12 @@ from torch import Tensor
 
 from vwm.core.network_simulator import NetworkSimulator, VideoSimulator
 from vwm.core.seeds import fold_in
-from vwm.data import clips as reading
+from vwm.data import frame_reading
 from vwm.data.datamodule import ClipLoader, make_clip_dataset
 from vwm.data.shard_index import list_shards, load_shard_index, shard_index_path
 from vwm.data.shards import ShardWriter
-from vwm.data.video import VIDEO_EXTENSIONS, encode_video
+from vwm.data.video import VIDEO_EXTENSIONS
+from vwm.data.video_encoding import encode_video
 from vwm.models.dit.sampling import check_diffusion_sampling
 from vwm.models.dit.simulator import DiTSimulator
 from vwm.models.genie.dynamics import MaskGITDynamics, sample_token_frame
@@ -368,7 +369,7 @@ def _time_data(
     speeds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(repeats):
         for name, start in contestants.items():
-            reading._packet_table.cache_clear()  # as in a first epoch
+            frame_reading._packet_table.cache_clear()  # as in a first epoch
             iterator = start()
             for _ in islice(iterator, 4 + 4 * workers):  # more than is read ahead
                 pass

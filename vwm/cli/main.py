@@ -42,7 +42,7 @@ COMMANDS = {
     "data inspect": CLICommand(
         "vwm.data.inspection:inspect_dataset",
         "count what is in shards, and draw a contact sheet",
-        ("vwm data inspect data/coinrun --sheet sheet.png",),
+        ("vwm data inspect data/coinrun --contact_sheet sheet.png",),
     ),
     "encode": CLICommand(
         "vwm.tokenizers.shard_encoding:encode_shards",

@@ -1,11 +1,11 @@
-"""The clip order: which clip stands where, as a pure function of a few integers.
+"""The clip order: a pure function from a position in an epoch to a clip.
 
-``(seed, epoch, position, index) -> (shard, episode, start frame, augmentation seed)``. Nothing else decides what a
-batch holds, so a run resumes at once wherever it stopped, and the global batches are the same whatever the number
-of workers, ranks or nodes.
+``(seed, epoch, position, index) -> (shard, episode, start frame, augmentation seed)``. Batches depend on nothing else,
+so a run resumes in constant time from any step, and the global batches are the same for any number of workers, ranks
+and nodes.
 
-An episode of T frames is cut into ``T // span`` clips that do not overlap, each epoch with another offset. Clips are
-shuffled within blocks of shards, and the blocks and shards among themselves, so that reads stay local.
+An episode of T frames is cut into ``T // span`` clips that do not overlap, with another offset in every epoch. The
+order of the shards is shuffled, and clips are shuffled within blocks of consecutive shards, so that reads stay local.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vwm.data.shard_index import ShardIndex
 
 
 class ClipAddress(NamedTuple):
-    """Where a clip begins, and the seed of whatever is random in how it is shown."""
+    """The shard, episode and first frame of a clip, and the seed of its data augmentation."""
 
     shard: int
     episode: int
@@ -31,15 +31,19 @@ class ClipAddress(NamedTuple):
 
 
 class ClipOrder:
-    """The order of all clips of a data set.
+    """The order of all clips of a data set in each epoch.
 
     Args:
-        shards: the indices of the shards, in the order of their names.
-        clip_length: frames a clip, T.
-        stride: frames from one frame of a clip to its next.
-        seed: of the shuffle.
+        shards: the indices of the shards, sorted by name.
+        clip_length: frames per clip, t.
+        stride: distance in frames from one frame of a clip to the next.
+        seed: seed of the shuffle.
         shuffle: False keeps the order of the shards, and starts every episode at frame 0.
-        block: how many shards are shuffled together.
+        shards_per_block: number of shards whose clips are shuffled together.
+
+    Attributes:
+        span: frames of an episode that a clip covers, ``(clip_length - 1) * stride + 1``.
+        index_hash: hash of the shards and their episodes: equal orders require equal data.
 
     Raises:
         ValueError: no episode is long enough for one clip.
@@ -52,10 +56,12 @@ class ClipOrder:
         stride: int = 1,
         seed: int = 0,
         shuffle: bool = True,
-        block: int = 16,
+        shards_per_block: int = 16,
     ) -> None:
         self.span = (clip_length - 1) * stride + 1
-        self.seed, self.shuffle, self.block = seed, shuffle, block
+        self.seed = seed
+        self.shuffle = shuffle
+        self.shards_per_block = shards_per_block
         self._lengths = [np.array([e.frames for e in s.episodes], dtype=np.int64) for s in shards]
         self._counts = [lengths // self.span for lengths in self._lengths]
         self._shard_counts = np.array([c.sum() for c in self._counts], dtype=np.int64)
@@ -70,42 +76,41 @@ class ClipOrder:
         for shard in shards:
             digest.update(f"{shard.tar}:{shard.hash}:{[e.key for e in shard.episodes]};".encode())
         self.index_hash = digest.hexdigest()
-        """Of the data: an order is only the same order over the same shards, and the same episodes of them."""
 
     def __len__(self) -> int:
-        """Clips in an epoch (every epoch has as many)."""
+        """Number of clips in an epoch, the same for all epochs."""
         return int(self._shard_counts.sum())
 
     def address(self, epoch: int, position: int) -> ClipAddress:
-        """The clip at a position of an epoch. Raises IndexError past the end."""
+        """Return the clip at a position of an epoch. Raises IndexError past the end."""
         if not 0 <= position < len(self):
-            raise IndexError(f"position {position} of an epoch of {len(self)} clips")
-        shards, ends = self._layout(epoch)
+            raise IndexError(f"position {position} is outside an epoch of {len(self)} clips")
+        shards, ends = self._blocks(epoch)
         block = int(np.searchsorted(ends, position, side="right"))
         first = int(ends[block - 1]) if block else 0
-        members = shards[block * self.block : (block + 1) * self.block]
-        shard, episode, clip = self._block(epoch, block, tuple(int(m) for m in members))[position - first]
-        seed = self._random(2, epoch, position).integers(1 << 31)
+        members = shards[block * self.shards_per_block : (block + 1) * self.shards_per_block]
+        shard, episode, clip = self._block_clips(epoch, block, tuple(int(m) for m in members))[position - first]
+        seed = self._rng(2, epoch, position).integers(1 << 31)
         offset = 0
         if self.shuffle:
             slack = self._lengths[shard][episode] - self._counts[shard][episode] * self.span
-            offset = int(self._random(3, epoch, shard, episode).integers(slack + 1))
+            offset = int(self._rng(3, epoch, shard, episode).integers(slack + 1))
         return ClipAddress(int(shard), int(episode), offset + int(clip) * self.span, int(seed))
 
-    def _random(self, *numbers: int) -> np.random.Generator:
+    def _rng(self, *numbers: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, *map(int, numbers)))))
 
-    @lru_cache(maxsize=2)  # noqa: B019 (an order lives as long as its loader)
-    def _layout(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The order of the shards, and where each block of them ends."""
+    @lru_cache(maxsize=2)  # noqa: B019 (the order lives as long as its loader)
+    def _blocks(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The order of the shards, and the position at which each block of them ends."""
         count = len(self._shard_counts)
-        shards = self._random(0, epoch).permutation(count) if self.shuffle else np.arange(count)
-        starts = np.arange(0, count, self.block)
+        shards = self._rng(0, epoch).permutation(count) if self.shuffle else np.arange(count)
+        starts = np.arange(0, count, self.shards_per_block)
         return shards, np.add.reduceat(self._shard_counts[shards], starts).cumsum()
 
     @lru_cache(maxsize=4)  # noqa: B019
-    def _block(self, epoch: int, block: int, members: tuple[int, ...]) -> NDArray[np.int64]:
-        """The shuffled clips of a block: int64 [clips, (shard, episode, clip)]."""
+    def _block_clips(self, epoch: int, block: int, members: tuple[int, ...]) -> NDArray[np.int64]:
+        """The shuffled clips of a block, int64 [clips, 3]: (shard, episode, number of the clip in the episode)."""
         rows = []
         for shard in members:
             counts = self._counts[shard]
@@ -113,4 +118,4 @@ class ClipOrder:
             clip = np.arange(len(episode)) - np.repeat(counts.cumsum() - counts, counts)
             rows.append(np.stack((np.full_like(episode, shard), episode, clip), axis=1))
         clips = np.concatenate(rows)
-        return self._random(1, epoch, block).permutation(clips) if self.shuffle else clips
+        return self._rng(1, epoch, block).permutation(clips) if self.shuffle else clips

@@ -1,4 +1,4 @@
-"""The LightningDataModule: clips from shards, in an order that any run can take up again anywhere."""
+"""The Lightning data module: batches of clips, resumable at any step."""
 
 from __future__ import annotations
 
@@ -18,40 +18,54 @@ from vwm.data.shard_index import ShardIndex, list_shards, load_shard_index
 
 
 class ClipLoader:
-    """Batches of one rank, sized, and resumable in constant time.
+    """An iterable of the batches of one rank, resumable in constant time.
 
-    ``iter()`` goes on where the loader stands: after ``load_state_dict`` in the middle of an epoch, and after a whole
-    epoch at the start of the next. The state is one number, the same on every rank: global batches given out.
+    ``iter()`` continues from the current position: in the middle of an epoch after ``load_state_dict``, and with the
+    next epoch after a complete one. The position is one number, the same on all ranks.
 
     Args:
         dataset: the clips.
-        batch_size: of this rank.
-        rank, world: which part of the global batch this rank gets.
-        workers: processes that read; 0 reads in this one. No choice of it changes a batch.
-        timeout: seconds after which a worker that gives nothing is an error; 0 waits forever.
+        batch_size: clips per batch of this rank.
+        rank: the part of the global batch that this rank gets.
+        world_size: number of ranks.
+        workers: number of reader processes; 0 reads in this one. Batches do not depend on it.
+        timeout: seconds to wait for a batch from a worker before raising an error; 0 waits forever.
+
+    Attributes:
+        global_batches: number of global batches given so far, over all epochs.
 
     Raises:
         ValueError: an epoch is smaller than one global batch.
     """
 
     def __init__(
-        self, dataset: ClipDataset, batch_size: int, rank: int = 0, world: int = 1, workers: int = 0, timeout: float = 0
+        self,
+        dataset: ClipDataset,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+        timeout: float = 0,
     ) -> None:
-        self.dataset, self.batch_size, self.rank, self.world = dataset, batch_size, rank, world
-        self.workers, self.timeout = workers, timeout
-        self.given = 0
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.workers = workers
+        self.timeout = timeout
+        self.global_batches = 0
         if not len(self):
             raise ValueError(
-                f"an epoch has {len(dataset.order)} clips, less than one global batch of "
-                f"{batch_size} x {world} ranks: set a smaller data.batch_size, or add data"
+                f"an epoch has {len(dataset.order)} clips, fewer than one global batch of "
+                f"{batch_size} x {world_size} ranks: set a smaller data.batch_size, or add data"
             )
 
     def __len__(self) -> int:
-        """Batches in an epoch: as many on every rank; what does not fill a global batch waits for the next epoch."""
-        return len(self.dataset.order) // (self.batch_size * self.world)
+        """Batches per epoch, the same on all ranks. Clips that do not fill a global batch are left out of the epoch."""
+        return len(self.dataset.order) // (self.batch_size * self.world_size)
 
     def __iter__(self) -> Iterator[ClipBatch]:
-        epoch, start = divmod(self.given, len(self))
+        epoch, start = divmod(self.global_batches, len(self))
         loader = DataLoader(
             self.dataset,
             batch_sampler=_BatchSampler(self, epoch, start),
@@ -60,57 +74,59 @@ class ClipLoader:
             worker_init_fn=_ignore_first_sigterm,
             pin_memory=torch.cuda.is_available(),
             timeout=self.timeout if self.workers else 0,
-            # A generator of its own: torch's would draw from the global one, and a resumed run would differ.
+            # By default, a DataLoader draws from the global generator, and a resumed run would differ.
             generator=torch.Generator().manual_seed(0),
         )
         for batch in loader:
-            self.given += 1
+            self.global_batches += 1
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands, and of which data that is said."""
+        """The position of the loader, and the properties of the data and batches for which it is valid."""
         return {
-            "global_batches": self.given,
-            "global_batch_size": self.batch_size * self.world,
+            "global_batches": self.global_batches,
+            "global_batch_size": self.batch_size * self.world_size,
             "index_hash": self.dataset.order.index_hash,
             "order": [self.dataset.order.seed, self.dataset.order.span],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Stand where ``state`` says. Raises ValueError where the data or the global batch are not the same."""
-        here = self.state_dict()
+        """Restore the position. Raises ValueError if the data or the global batch size differ."""
+        current = self.state_dict()
         for key, meaning in (
             ("global_batch_size", "batch size x ranks"),
             ("index_hash", "the shards"),
-            ("order", "data.seed, or the clip's span"),
+            ("order", "data.seed, or the span of a clip"),
         ):
-            if state[key] != here[key]:
+            if state[key] != current[key]:
                 raise ValueError(
-                    f"cannot resume in the same order: {meaning} differ ({key} was {state[key]}, is {here[key]}). "
-                    f"Give the run the data and batch size it had, or start a new run from its weights."
+                    f"cannot resume in the same order: {meaning} differ ({key} was {state[key]}, is {current[key]}). "
+                    f"Use the same data and batch size as before, or start a new run from the weights of this one."
                 )
-        self.given = state["global_batches"]
+        self.global_batches = state["global_batches"]
 
 
 def _ignore_first_sigterm(worker: int) -> None:
-    """Schedulers send SIGTERM to every process of a job: the reading ones must go on until the run has been saved."""
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+    """Keep a reader running until the run is saved: schedulers send SIGTERM to every process of a job."""
+    signal.signal(signal.SIGTERM, lambda signum, frame: signal.signal(signum, signal.SIG_DFL))
 
 
 class _BatchSampler(Sequence[list[tuple[int, int]]]):
-    """The (epoch, position) of every clip of every batch of one rank from ``start`` to the epoch's end."""
+    """The batches of one rank from batch ``start`` to the end of the epoch, as (epoch, position) of their clips."""
 
     def __init__(self, loader: ClipLoader, epoch: int, start: int) -> None:
-        self.loader, self.epoch, self.start = loader, epoch, start
+        self.loader = loader
+        self.epoch = epoch
+        self.start = start
 
     def __len__(self) -> int:
         return len(self.loader) - self.start
 
-    def __getitem__(self, number: Any) -> Any:
-        if not 0 <= number < len(self):
-            raise IndexError(number)
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         size = self.loader.batch_size
-        first = ((self.start + number) * self.loader.world + self.loader.rank) * size
+        first = ((self.start + index) * self.loader.world_size + self.loader.rank) * size
         return [(self.epoch, first + i) for i in range(size)]
 
 
@@ -119,18 +135,19 @@ class VideoDataModule(L.LightningDataModule):
 
     Args:
         path: the shards: a folder, a tar, a pattern, or an fsspec address (s3://, gs://, https://).
-        clip_length: frames a clip.
-        batch_size: clips a batch and rank.
-        stride: frames from one frame of a clip to its next.
-        fields: what to read: frames, actions, rewards, state, terminated, latents.
-        workers: processes that read a rank's clips.
-        seed: of the shuffle.
-        val_fraction: share of the episodes held out for validation, chosen by a hash of their keys, so that an
-            episode never changes sides when data are added.
+        clip_length: frames per clip.
+        batch_size: clips per batch and rank.
+        stride: distance in frames from one frame of a clip to the next.
+        fields: the fields to read: frames, actions, rewards, state, terminated, latents.
+        workers: number of reader processes per rank.
+        seed: seed of the shuffle.
+        val_fraction: fraction of the episodes held out for validation, selected by a hash of their keys, so that
+            adding data moves no episode from one split to the other.
         val_path: other shards to validate on instead.
-        timeout: seconds to wait for a reading process; 0 waits forever.
-        labelled: share of the training episodes whose actions are given; a clip of the others has actions 0 and
-            ``labelled`` False. Chosen by a hash of their keys: the ones of a share are among those of any larger one.
+        timeout: seconds to wait for a reader process; 0 waits forever.
+        labeled_fraction: fraction of the training episodes whose actions are given. Clips of all others have actions 0
+            and ``labeled`` False. Episodes are selected by a hash of their keys, so that a larger fraction includes
+            those of every smaller one.
     """
 
     def __init__(
@@ -145,41 +162,64 @@ class VideoDataModule(L.LightningDataModule):
         val_fraction: float = 0.05,
         val_path: str | None = None,
         timeout: float = 300,
-        labelled: float = 1.0,
+        labeled_fraction: float = 1.0,
     ) -> None:
         super().__init__()
-        self.path, self.val_path, self.val_fraction = path, val_path, val_fraction
-        self.clip_length, self.batch_size, self.stride, self.fields = clip_length, batch_size, stride, list(fields)
-        self.workers, self.seed, self.timeout, self.labelled = workers, seed, timeout, labelled
+        self.path = path
+        self.clip_length = clip_length
+        self.batch_size = batch_size
+        self.stride = stride
+        self.fields = list(fields)
+        self.workers = workers
+        self.seed = seed
+        self.val_fraction = val_fraction
+        self.val_path = val_path
+        self.timeout = timeout
+        self.labeled_fraction = labeled_fraction
 
     def train_dataloader(self) -> ClipLoader:
-        """This rank's training batches."""
-        part = "train" if self.val_path is None and self.val_fraction > 0 else "all"
-        return self._loader(ClipLoader, self.path, part, self.workers, self.labelled)
+        """The training batches of this rank."""
+        split = "train" if self.val_path is None and self.val_fraction > 0 else "all"
+        return self._loader(ClipLoader, self.path, split, self.workers, self.labeled_fraction)
 
     def val_dataloader(self) -> list[ClipLoader] | ClipLoader:
-        """This rank's validation batches, in a fixed shuffled order; none where nothing is held out."""
+        """The validation batches of this rank, in a fixed shuffled order; none if no episodes are held out."""
         if self.val_path is None and self.val_fraction == 0:
             return []
-        path, part = (self.val_path, "all") if self.val_path is not None else (self.path, "val")
+        path, split = (self.val_path, "all") if self.val_path is not None else (self.path, "val")
         try:
-            return self._loader(_ValidationLoader, path, part, workers=0)
+            return self._loader(_ValidationLoader, path, split, workers=0)
         except ValueError:
-            return []  # too little held out for one batch: train without validation
+            return []  # too few held-out clips for one batch: train without validation
 
-    def _loader(self, kind: type[ClipLoader], path: str, part: str, workers: int, labelled: float = 1.0) -> ClipLoader:
+    def _loader(
+        self, loader_class: type[ClipLoader], path: str, split: str, workers: int, labeled_fraction: float = 1.0
+    ) -> ClipLoader:
         dataset = make_clip_dataset(
-            path, self.clip_length, self.stride, self.fields, self.seed, True, part, self.val_fraction, labelled
+            path,
+            clip_length=self.clip_length,
+            stride=self.stride,
+            fields=self.fields,
+            seed=self.seed,
+            split=split,
+            val_fraction=self.val_fraction,
+            labeled_fraction=labeled_fraction,
         )
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return kind(dataset, self.batch_size, rank, world, workers, self.timeout)
+        return loader_class(
+            dataset,
+            self.batch_size,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self.trainer.world_size if self.trainer else 1,
+            workers=workers,
+            timeout=self.timeout,
+        )
 
 
 class _ValidationLoader(ClipLoader):
-    """A loader that gives the same first epoch every time, for validation."""
+    """A loader that repeats the first epoch, for validation."""
 
     def __iter__(self) -> Iterator[ClipBatch]:
-        self.given = 0
+        self.global_batches = 0
         return super().__iter__()
 
 
@@ -190,31 +230,39 @@ def make_clip_dataset(
     fields: Sequence[str] = ("frames", "actions"),
     seed: int = 0,
     shuffle: bool = True,
-    part: str = "all",
+    split: str = "all",
     val_fraction: float = 0.05,
-    labelled: float = 1.0,
+    labeled_fraction: float = 1.0,
 ) -> ClipDataset:
-    """The clips of a data set.
+    """Make the clip dataset of a folder of shards.
 
     Args:
-        path: see ``VideoDataModule``.
-        clip_length, stride, fields: of a clip.
-        seed, shuffle: of the order.
-        part: ``all`` episodes, the ``train`` or the held-out ``val`` ones.
-        val_fraction: the share that is held out.
-        labelled: the share whose actions are given.
+        path: the shards; see ``VideoDataModule``.
+        clip_length, stride, fields: see ``ClipDataset``.
+        seed, shuffle: see ``ClipOrder``.
+        split: ``all`` episodes, the ``train`` split or the held-out ``val`` split.
+        val_fraction: fraction of the episodes that is held out.
+        labeled_fraction: fraction of the episodes whose actions are given.
     """
     paths = list_shards(path)
-    shards = [_select_split(load_shard_index(p), part, val_fraction) for p in paths]
-    order = ClipOrder(shards, clip_length, stride, seed, shuffle)
-    return ClipDataset(paths, shards, order, clip_length, stride, fields, labelled)
+    shards = [_select_split(load_shard_index(p), split, val_fraction) for p in paths]
+    order = ClipOrder(shards, clip_length, stride=stride, seed=seed, shuffle=shuffle)
+    return ClipDataset(
+        paths=paths,
+        shards=shards,
+        order=order,
+        clip_length=clip_length,
+        stride=stride,
+        fields=fields,
+        labeled_fraction=labeled_fraction,
+    )
 
 
-def _select_split(shard: ShardIndex, part: str, val_fraction: float) -> ShardIndex:
-    if part == "all":
+def _select_split(shard: ShardIndex, split: str, val_fraction: float) -> ShardIndex:
+    if split == "all":
         return shard
-    if part not in ("train", "val"):
-        raise ValueError(f"part={part!r} must be 'all', 'train' or 'val'")
+    if split not in ("train", "val"):
+        raise ValueError(f"split={split!r} must be 'all', 'train' or 'val'")
     return replace(
-        shard, episodes=tuple(e for e in shard.episodes if (key_hash(e.key) < val_fraction) == (part == "val"))
+        shard, episodes=tuple(e for e in shard.episodes if (key_hash(e.key) < val_fraction) == (split == "val"))
     )

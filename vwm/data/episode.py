@@ -1,12 +1,11 @@
-"""The episode: what every recording, every shard and every reader agrees on.
+"""The episode: the data format shared by recording, shards and readers.
 
-The one alignment rule of the project stands here: ``actions[t]`` leads from ``frames[t]`` to
-``frames[t + 1]``, and ``rewards[t]`` is what that action earned. The last action of an episode leads to a
-frame that was not stored.
+Alignment: ``actions[t]`` leads from ``frames[t]`` to ``frames[t + 1]``, and ``rewards[t]`` is the reward of that
+action. The last action of an episode leads to a frame that is not stored.
 
-Continuous actions are stored as everything here takes them, in [-1, 1]: -1 is the lowest value of the game's own and
-1 the highest. The json says what these are (``action_low``, ``action_high``), what the dimensions are called
-(``action_names``) and where they stand when nobody touches them (``action_rest``, in [-1, 1]: a brake rests at -1).
+Continuous actions are normalized to [-1, 1]: -1 is the lowest value of the environment's action space and 1 the
+highest. The metadata hold these bounds (``action_low``, ``action_high``), the names of the dimensions
+(``action_names``) and the neutral action (``action_rest``, in [-1, 1]; a brake that is not pressed is at -1).
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Episode:
-    """One unbroken piece of video, with what was done and earned in it where that is known.
+    """An uninterrupted video, with actions, rewards and environment state where they are known.
 
     Attributes:
         frames: uint8 [T, H, W, 3], RGB.
         actions: int64 [T] (discrete) or float32 [T, A] in [-1, 1] (continuous); ``actions[t]`` leads from
-            ``frames[t]`` to ``frames[t + 1]``. None where nobody labelled them.
-        rewards: float32 [T]; ``rewards[t]`` was earned by ``actions[t]``. None where unknown.
-        state: float32 [T, S], what the environment says of itself at ``frames[t]``. None where unknown.
-        terminated: the world ended after the last frame (a death, a goal).
-        truncated: the recording ended there, the world did not.
-        meta: JSON-able facts: ``fps`` (frames a second), ``source``, ``action_names``, ...
+            ``frames[t]`` to ``frames[t + 1]``. None if unknown.
+        rewards: float32 [T]; ``rewards[t]`` is the reward of ``actions[t]``. None if unknown.
+        state: float32 [T, S], state of the environment at ``frames[t]``. None if unknown.
+        terminated: the environment ended after the last frame (a death, a goal).
+        truncated: the recording ended after the last frame, but the environment did not.
+        meta: JSON-serializable metadata: ``fps`` (frames per second), ``source``, ``action_names``, ...
     """
 
     frames: NDArray[np.uint8]
@@ -45,21 +44,21 @@ class Episode:
         frames = self.frames
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
             raise ValueError(
-                f"frames must be uint8 [T, H, W, 3] with no empty side, got {frames.dtype} {list(frames.shape)}"
+                f"frames must be uint8 [T, H, W, 3] with no empty dimension, got {frames.dtype} {list(frames.shape)}"
             )
         for name in ("actions", "rewards", "state"):
             value = getattr(self, name)
             if value is not None and len(value) != len(frames):
                 raise ValueError(
-                    f"{name} must have one entry a frame: got {len(value)} for {len(frames)} frames. "
-                    f"{name}[t] belongs to frames[t]; an action of the last frame that leads nowhere may be 0."
+                    f"{name} must have one entry per frame: got {len(value)} for {len(frames)} frames. "
+                    f"{name}[t] belongs to frames[t]; an unknown action of the last frame may be 0."
                 )
         if self.actions is not None and self.actions.ndim == 2 and self.actions.dtype != np.float32:
             raise ValueError(f"continuous actions must be float32 [T, A], got {self.actions.dtype}")
         if self.actions is not None and self.actions.ndim == 2 and not (np.abs(self.actions) <= 1).all():
             raise ValueError(
-                f"continuous actions must lie in [-1, 1], got {self.actions.min():g} to {self.actions.max():g}: scale "
-                f"them, -1 to the lowest value that each can have and 1 to its highest"
+                f"continuous actions must lie in [-1, 1], got {self.actions.min():g} to {self.actions.max():g}: "
+                f"scale each dimension so that its lowest possible value is -1 and its highest 1"
             )
         if self.actions is not None and self.actions.ndim == 1 and self.actions.dtype.kind not in "iu":
             raise ValueError(f"discrete actions must be integers [T], got {self.actions.dtype}")

@@ -1,4 +1,4 @@
-"""Choosing a share of the episodes by a hash of their keys."""
+"""Select a fraction of the episodes by a hash of their keys."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Iterable
 
 
 def key_hash(key: str, salt: bytes = b"") -> float:
-    """A number in [0, 1) that looks random and is the key's own; another salt (up to 16 bytes) makes another one."""
+    """Map a key to a pseudo-random number in [0, 1). Other salts (up to 16 bytes) give independent numbers."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4, salt=salt).digest(), "big") / 2**32
 
 
-def hash_threshold(keys: Iterable[str], share: float, salt: bytes = b"") -> float:
-    """The limit under which the hashes of ``share`` of the keys lie: rounded, but at least one key if share > 0.
+def hash_threshold(keys: Iterable[str], fraction: float, salt: bytes = b"") -> float:
+    """Return the threshold below which the hashes of exactly ``fraction`` of the keys lie.
 
-    Where few are chosen, chance would have them be half or twice as many under ``key_hash(key) < share``.
+    Their number is rounded, and at least 1 if ``fraction`` is above 0. (Comparing ``key_hash(key) < fraction`` would
+    select that number only on average, and with few keys half or twice as many.)
     """
     hashes = sorted(key_hash(key, salt) for key in keys)
-    count = min(len(hashes), max(round(share * len(hashes)), int(share > 0)))
+    count = min(len(hashes), max(round(fraction * len(hashes)), int(fraction > 0)))
     return hashes[count] if count < len(hashes) else 1.0

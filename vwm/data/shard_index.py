@@ -1,7 +1,8 @@
-"""The sidecar index: where every member of a shard lies, so that a clip is read by offset and never by scanning.
+"""The sidecar index of a shard: the byte offset of every member, so that clips are read without scanning the tar.
 
-``shard-000000.tar`` has ``shard-000000.index.json`` beside it. Where it is missing (somebody else's shards) it is
-rebuilt by one pass over the tar, and kept: beside the shard if that folder can be written, else in the user's cache.
+The index of ``shard-000000.tar`` is ``shard-000000.index.json`` in the same folder. If it is missing (as for shards
+that another tool wrote), it is rebuilt by one pass over the tar and saved: next to the shard if that folder is
+writable, else in the user's cache.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ INDEX_VERSION = 1
 
 @dataclass(frozen=True)
 class EpisodeIndexEntry:
-    """Where one episode lies in its shard.
+    """The members of one episode and their byte offsets.
 
     Attributes:
         key: the WebDataset key.
         frames: number of frames.
-        height, width: of a frame, in pixels.
-        fps: frames a second; 0 where unknown.
-        members: extension (``"frames.npy"``, ``"mp4"``, ``"actions.npy"``, ...) to (byte offset in the tar, bytes).
+        height, width: size of a frame, in pixels.
+        fps: frames per second; 0 if unknown.
+        members: extension (``"frames.npy"``, ``"mp4"``, ``"actions.npy"``, ...) to (byte offset in the tar, size).
     """
 
     key: str
@@ -44,10 +45,20 @@ class EpisodeIndexEntry:
     fps: float
     members: dict[str, tuple[int, int]]
 
+    @property
+    def video_extension(self) -> str | None:
+        """Extension of the video member; None if the episode has none."""
+        return next((extension for extension in self.members if extension in VIDEO_EXTENSIONS), None)
+
+    @property
+    def has_frames(self) -> bool:
+        """Whether the episode stores frames, raw or as a video."""
+        return "frames.npy" in self.members or self.video_extension is not None
+
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The table of contents of one tar; ``hash`` is a hash of its members' names and bytes."""
+    """The table of contents of one tar. ``hash`` is a hash of the names and bytes of its members."""
 
     tar: str
     hash: str
@@ -55,23 +66,23 @@ class ShardIndex:
 
 
 def shard_index_path(shard: str | os.PathLike[str]) -> str:
-    """``.../shard-000000.tar`` to ``.../shard-000000.index.json``."""
+    """Path of the sidecar index: ``.../shard-000000.tar`` to ``.../shard-000000.index.json``."""
     return str(shard).removesuffix(".tar") + ".index.json"
 
 
 def build_shard_index(shard: str, name: str | None = None) -> ShardIndex:
-    """Read a tar from end to end and make its index.
+    """Read a whole tar and build its index.
 
     Args:
         shard: path or fsspec address of the tar.
-        name: the name to record, where the tar does not yet bear it.
+        name: the file name to store in the index, if the tar has a temporary name.
 
     Raises:
-        ValueError: the file is no whole tar, or a sample in it cannot be understood; the message names both.
+        ValueError: the file is not a complete tar, or a sample in it is invalid; the message names both.
     """
     digest = hashlib.blake2b(digest_size=16)
     samples: dict[str, dict[str, tuple[int, int]]] = {}
-    small: dict[tuple[str, str], bytes] = {}
+    headers: dict[tuple[str, str], bytes] = {}
     try:
         with fsspec.open(shard, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
@@ -79,7 +90,7 @@ def build_shard_index(shard: str, name: str | None = None) -> ShardIndex:
                     continue
                 folder, slash, file_name = member.name.rpartition("/")
                 stem, _, extension = file_name.partition(".")
-                if not stem or not extension:  # ".hidden", "README": no member of a sample, for WebDataset too
+                if not stem or not extension:  # ".hidden", "README": WebDataset skips them, too
                     continue
                 key, extension = folder + slash + stem, extension.lower()
                 samples.setdefault(key, {})[extension] = (member.offset_data, member.size)
@@ -87,94 +98,101 @@ def build_shard_index(shard: str, name: str | None = None) -> ShardIndex:
                 digest.update(f"{member.name}\0{member.size}\0".encode())
                 digest.update(data)
                 if extension == "json" or extension.endswith("npy"):
-                    small[key, extension] = data if extension == "json" else data[:256]
+                    headers[key, extension] = data if extension == "json" else data[:256]
                 elif extension in VIDEO_EXTENSIONS:
-                    small[key, extension] = json.dumps(probe_video(data, f"{shard}:{member.name}")).encode()
+                    headers[key, extension] = json.dumps(probe_video(data, f"{shard}:{member.name}")).encode()
             file.seek(tar.offset)
-            if len(file.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:  # Python takes that for an end, too
-                raise tarfile.ReadError("the mark of its end is missing")
+            if len(file.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:  # tarfile accepts this as the end of the archive
+                raise tarfile.ReadError("the end-of-archive marker is missing")
     except tarfile.TarError as error:
-        raise ValueError(f"{shard}: not a whole tar file ({error}). Write or download this shard again.") from error
-    entries = [_make_entry(shard, key, members, small) for key, members in samples.items()]
+        raise ValueError(f"{shard}: not a complete tar file ({error}). Write or download this shard again.") from error
+    entries = [_make_entry(shard, key, members, headers) for key, members in samples.items()]
     return ShardIndex(name or os.path.basename(shard), digest.hexdigest(), tuple(e for e in entries if e is not None))
 
 
 def _make_entry(
-    shard: str, key: str, members: dict[str, tuple[int, int]], small: dict[tuple[str, str], bytes]
+    shard: str, key: str, members: dict[str, tuple[int, int]], headers: dict[tuple[str, str], bytes]
 ) -> EpisodeIndexEntry | None:
-    """One episode from its members' headers; None for a sample that holds no video at all."""
+    """Make the entry of an episode from the headers of its members; None for a sample without frames or latents."""
     meta: dict[str, Any] = {}
     if "json" in members:
         try:
-            meta = json.loads(small[key, "json"])
+            meta = json.loads(headers[key, "json"])
         except json.JSONDecodeError as error:
             raise ValueError(f"{shard}:{key}.json is not JSON ({error})") from error
     video = next((e for e in members if e in VIDEO_EXTENSIONS), None)
     if "frames.npy" in members:
-        shape = _npy_shape(shard, key, "frames.npy", small)
+        shape = _npy_shape(shard, key, "frames.npy", headers)
         if len(shape) != 4:
             raise ValueError(f"{shard}:{key}.frames.npy must be [T, H, W, 3], got {list(shape)}")
         frames, height, width, _ = shape
     elif video is not None:
-        probed = json.loads(small[key, video])
+        probed = json.loads(headers[key, video])
         frames, height, width = probed["frames"], probed["height"], probed["width"]
         meta.setdefault("fps", probed["fps"])
     elif "latents.npy" in members:
-        frames = _npy_shape(shard, key, "latents.npy", small)[0]
+        frames = _npy_shape(shard, key, "latents.npy", headers)[0]
         height, width = int(meta.get("height", 0)), int(meta.get("width", 0))
     else:
         return None
-    return EpisodeIndexEntry(key, int(frames), int(height), int(width), float(meta.get("fps", 0)), members)
+    return EpisodeIndexEntry(
+        key=key,
+        frames=int(frames),
+        height=int(height),
+        width=int(width),
+        fps=float(meta.get("fps", 0)),
+        members=members,
+    )
 
 
-def _npy_shape(shard: str, key: str, extension: str, small: dict[tuple[str, str], bytes]) -> tuple[int, ...]:
+def _npy_shape(shard: str, key: str, extension: str, headers: dict[tuple[str, str], bytes]) -> tuple[int, ...]:
     try:
-        return parse_npy_header(small[key, extension])[0]
+        return parse_npy_header(headers[key, extension])[0]
     except ValueError as error:
         raise ValueError(f"{shard}:{key}.{extension} cannot be read ({error})") from error
 
 
 def parse_npy_header(data: bytes) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """Shape, dtype and length of the header of an ``.npy`` file, from its first bytes.
+    """Return (shape, dtype, size of the header in bytes) of an ``.npy`` file, from its first bytes.
 
     Raises:
-        ValueError: not an npy file, Fortran order, or an object array (which would need unpickling).
+        ValueError: not an npy file, an array in Fortran order, or an array of objects (which would need unpickling).
     """
     file: IO[bytes] = io.BytesIO(data)
-    version = np.lib.format.read_magic(file)
-    header = np.lib.format
-    read: Callable[..., Any] = header.read_array_header_1_0 if version == (1, 0) else header.read_array_header_2_0
-    shape, fortran, dtype = read(file)
-    if fortran or dtype.hasobject:
-        raise ValueError("npy members must be C-ordered arrays of plain numbers")
+    npy = np.lib.format
+    version = npy.read_magic(file)
+    read: Callable[..., Any] = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, fortran_order, dtype = read(file)
+    if fortran_order or dtype.hasobject:
+        raise ValueError("npy members must be C-ordered arrays of numbers")
     return shape, dtype, file.tell()
 
 
 def write_shard_index(index: ShardIndex, shard: str | os.PathLike[str]) -> None:
-    """Write the index beside its shard (aside, then renamed)."""
+    """Write the index next to its shard, atomically."""
     _write_json_atomically(Path(shard_index_path(shard)), {"version": INDEX_VERSION, **asdict(index)})
 
 
 def _write_json_atomically(path: Path, content: dict[str, Any]) -> None:
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # several ranks may write the same index at once
-    aside.write_text(json.dumps(content))
-    aside.rename(path)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # several ranks may write this index at once
+    temporary.write_text(json.dumps(content))
+    temporary.rename(path)
 
 
 def load_shard_index(shard: str) -> ShardIndex:
-    """The index of a shard: from its sidecar, from the user's cache, or rebuilt from the tar.
+    """Load the index of a shard: from its sidecar, from the user's cache, or rebuilt from the tar.
 
     Args:
         shard: local path or fsspec address (``s3://``, ``gs://``, ``https://``, ...).
     """
     cached = _cache_path(shard)
-    for place in (shard_index_path(shard), str(cached)):
+    for path in (shard_index_path(shard), str(cached)):
         try:
-            with fsspec.open(place, "r") as file:
+            with fsspec.open(path, "r") as file:
                 raw = json.load(file)
         except (FileNotFoundError, NotADirectoryError):
             continue
-        if raw.get("version") != INDEX_VERSION or (place == str(cached) and raw.get("of") != _fingerprint(shard)):
+        if raw.get("version") != INDEX_VERSION or (path == str(cached) and raw.get("of") != _fingerprint(shard)):
             continue
         entries = tuple(
             EpisodeIndexEntry(**{**e, "members": {k: (v[0], v[1]) for k, v in e["members"].items()}})
@@ -188,14 +206,14 @@ def load_shard_index(shard: str) -> ShardIndex:
             write_shard_index(index, shard)
             return index
         except OSError:
-            pass  # a folder that cannot be written
+            pass  # the folder is not writable: use the cache
     cached.parent.mkdir(parents=True, exist_ok=True)
     _write_json_atomically(cached, {"version": INDEX_VERSION, **asdict(index), "of": fingerprint})
     return index
 
 
 def _fingerprint(shard: str) -> dict[str, str]:
-    """What a file system says of a shard without reading it, to notice that it is another one now."""
+    """Size, time stamps and tags of a shard, which show without reading it whether it has changed."""
     fs, _, (path,) = fsspec.get_fs_token_paths(shard)
     info = fs.info(path)
     keys = ("size", "mtime", "ETag", "etag", "Last-Modified", "LastModified", "updated")
@@ -208,13 +226,13 @@ def _cache_path(shard: str) -> Path:
 
 
 def list_shards(path: str | os.PathLike[str]) -> list[str]:
-    """The tars of a data set, sorted by name.
+    """List the shards of a data set, sorted by name.
 
     Args:
         path: a folder, a tar, or an fsspec address of either; a pattern with ``*`` is expanded.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: no shard was found.
     """
     text = str(path)
     if not text.endswith(".tar") and "*" not in text:
@@ -226,7 +244,7 @@ def list_shards(path: str | os.PathLike[str]) -> list[str]:
     found = [f for f in found if fs.exists(f)]
     if not found:
         raise FileNotFoundError(
-            f"no shards at {path}: looked for {text}. Make some with `vwm record ENV {path}` "
+            f"no shards at {path}: looked for {text}. Create shards with `vwm record ENV {path}` "
             f"or `vwm ingest FOLDER {path}`."
         )
     return found

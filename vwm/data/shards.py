@@ -1,7 +1,7 @@
-"""Writing shards: plain WebDataset tars that anyone's reader opens, and the index beside each.
+"""Write shards: plain WebDataset tars, which any WebDataset reader opens, and their indices.
 
-A shard is written under a name ending in ``.tmp`` and renamed when it is whole, so that a reader never sees
-half of one and an interrupted job starts that shard again.
+A shard is written under a name ending in ``.tmp`` and renamed when it is complete, so that readers never see an
+incomplete shard and an interrupted job writes it again.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ import webdataset
 
 from vwm.data.episode import Episode
 from vwm.data.shard_index import build_shard_index, shard_index_path, write_shard_index
-from vwm.data.video import encode_video
+from vwm.data.video_encoding import encode_video
 
 RAW_FRAME_MAX_PIXELS = 96 * 96
-"""Frames of at most this many pixels are stored raw: reading 16 raw 64x64 frames takes a quarter of the time of
-decoding them, and a raw clip is read by its byte range alone."""
+"""Frames of at most this many pixels are stored raw: reading 16 raw 64x64 frames takes a quarter of the time that
+decoding takes, and only the bytes of the clip are read."""
 
 
 def episode_to_sample(key: str, episode: Episode, raw: bool | None = None) -> dict[str, Any]:
-    """The WebDataset sample of an episode.
+    """Convert an episode to a WebDataset sample.
 
     Args:
-        key: name of the sample in its shard; WebDataset cuts keys at the first dot, so it has none.
-        episode: what to store.
-        raw: store ``frames.npy`` rather than H.264; by default small frames are raw.
+        key: name of the sample in its shard.
+        episode: the episode.
+        raw: store the frames as ``frames.npy`` instead of H.264; None stores small frames raw.
 
     Raises:
-        ValueError: the key holds a dot or a slash.
+        ValueError: the key contains a dot, at which WebDataset would cut it, or a slash.
     """
     if "." in key or "/" in key:
         raise ValueError(f"shard key {key!r} must not contain '.' or '/': WebDataset cuts keys at the first dot")
@@ -59,20 +59,20 @@ def episode_to_sample(key: str, episode: Episode, raw: bool | None = None) -> di
 
 
 class ShardWriter:
-    """Writes one shard; use as a context manager. The shard appears when the block ends without an error.
+    """Context manager that writes one shard. The shard appears when the block ends without an error.
 
     Args:
-        path: the tar to make, ``.../shard-000000.tar``.
+        path: the tar to write, ``.../shard-000000.tar``.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._aside = self.path.with_name(self.path.name + ".tmp")
+        self._temporary_path = self.path.with_name(self.path.name + ".tmp")
 
     def __enter__(self) -> Self:
-        # A fixed owner and time stamp make equal episodes equal bytes, so that equal recordings have equal hashes.
-        self._tar = webdataset.TarWriter(str(self._aside), mtime=0, user="vwm", group="vwm")
+        # With a fixed owner and time stamp, equal episodes give equal bytes, and equal recordings equal hashes.
+        self._tar = webdataset.TarWriter(str(self._temporary_path), mtime=0, user="vwm", group="vwm")
         return self
 
     def write(self, key: str, episode: Episode, raw: bool | None = None) -> None:
@@ -80,7 +80,7 @@ class ShardWriter:
         self._tar.write(episode_to_sample(key, episode, raw))
 
     def write_sample(self, sample: Mapping[str, Any]) -> None:
-        """Append a ready WebDataset sample (``__key__`` and its members)."""
+        """Append a WebDataset sample (``__key__`` and its members)."""
         self._tar.write(dict(sample))
 
     def __exit__(
@@ -88,9 +88,9 @@ class ShardWriter:
     ) -> None:
         self._tar.close()
         if kind is not None:
-            self._aside.unlink(missing_ok=True)
+            self._temporary_path.unlink(missing_ok=True)
             return
-        index = build_shard_index(str(self._aside), name=self.path.name)
-        Path(shard_index_path(self.path)).unlink(missing_ok=True)  # never the index of an older shard beside a new one
-        self._aside.rename(self.path)
+        index = build_shard_index(str(self._temporary_path), name=self.path.name)
+        Path(shard_index_path(self.path)).unlink(missing_ok=True)  # of the shard that this one replaces
+        self._temporary_path.rename(self.path)
         write_shard_index(index, self.path)

@@ -1,4 +1,4 @@
-"""Do independent jobs in this process or in a few others; the results do not depend on which."""
+"""Run independent jobs in this process or in worker processes. The results do not depend on which."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Result = TypeVar("Result")
 
 
 def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Result]]:
-    """Yield (job, result) as the jobs end; the first error stops everything and is raised here.
+    """Yield (job, result) as jobs finish. The first error cancels the remaining jobs and is raised.
 
     Args:
-        function: what to do; a module's function or a partial of one, since processes are started afresh (spawn).
-        jobs: its arguments.
-        workers: number of processes; 0 works in this one.
+        function: a function at the top level of a module, or a partial of one: worker processes are spawned.
+        jobs: the arguments of ``function``.
+        workers: number of processes; 0 runs the jobs in this one.
 
     Raises:
-        ValueError: a negative number of workers.
-        RuntimeError: a process died.
+        ValueError: ``workers`` is negative.
+        RuntimeError: a worker process died.
     """
     if workers < 0:
         raise ValueError(f"workers must be 0 (this process) or more, got {workers}")
@@ -40,8 +40,8 @@ def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], workers: in
                 yield running[done], done.result()
         except BrokenProcessPool as error:
             raise RuntimeError(
-                "a worker process died (killed, out of memory, or crashed in a library). What was finished is kept: "
-                "run the command again, with --workers 0 to see where it dies"
+                "a worker process died (killed, out of memory, or crashed in a library). Finished jobs are kept: "
+                "run the command again, with --workers 0 to see where it crashes"
             ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -49,7 +49,7 @@ def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], workers: in
 
 
 def _exit_with_parent() -> None:
-    """End this process when the one that started it is gone: one that was killed has no time to say so."""
+    """End this worker when its parent process ends, since a killed parent cannot stop its workers."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

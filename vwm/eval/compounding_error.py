@@ -135,11 +135,11 @@ def read_observations(
         ValueError: the data hold no vectors, or others than the world's.
     """
     size, numbers = simulator.vector_size, ("actions", "rewards", "state")
-    dataset = make_clip_dataset(data, length, fields=numbers, seed=seed, shuffle=True, part=part)
+    dataset = make_clip_dataset(data, length, fields=numbers, seed=seed, shuffle=True, split=part)
     addresses = [dataset.order.address(0, i) for i in range(min(clips, len(dataset.order)))]
     batch: ClipBatch = collate_clips([dataset.read(address) for address in addresses])
     if size is None:
-        pictures = make_clip_dataset(data, length, fields=("frames", "actions"), seed=seed, shuffle=True, part=part)
+        pictures = make_clip_dataset(data, length, fields=("frames", "actions"), seed=seed, shuffle=True, split=part)
         return read_eval_clips(pictures, clips, simulator.image_size), batch.rewards
     if batch.state is None or batch.state.shape[-1] != size:
         found = "none" if batch.state is None else f"{batch.state.shape[-1]}"

@@ -8,7 +8,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vwm.data.clip_order import ClipAddress
-from vwm.data.clips import ClipDataset, collate_clips, read_episode_metadata
+from vwm.data.clips import ClipDataset, collate_clips
+from vwm.data.shard_reading import read_episode_metadata
 
 
 @dataclass(frozen=True)

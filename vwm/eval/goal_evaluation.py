@@ -18,7 +18,7 @@ import vwm
 from vwm.core.atomic_files import atomic_folder, check_replaceable_folder
 from vwm.core.checks import check_positive
 from vwm.core.simulator import Simulator
-from vwm.data.video import write_video
+from vwm.data.video_encoding import write_video
 from vwm.eval.plan_figures import draw_frame_strip, plot_episode_paths, tile_episode_video
 from vwm.planning.cem import CEM
 from vwm.planning.goal_distance import GoalDistance, GoalReduction, LatentMetric

@@ -15,9 +15,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vwm.data.clip_order import ClipOrder
-from vwm.data.clips import ClipDataset, read_episode_metadata
+from vwm.data.clips import ClipDataset
 from vwm.data.episode_selection import key_hash
 from vwm.data.shard_index import ShardIndex, list_shards, load_shard_index
+from vwm.data.shard_reading import read_episode_metadata
 
 LabelKind = Literal["numbers", "classes"]
 
@@ -185,7 +186,7 @@ def _open_dataset(
     shards = [load_shard_index(path) for path in paths]
     if chosen is not None:
         shards = [replace(s, episodes=tuple(e for e in s.episodes if _episode_key(s, e.key) in chosen)) for s in shards]
-    order = ClipOrder(shards, clip_length, stride, seed, shuffle=True, block=len(shards))
+    order = ClipOrder(shards, clip_length, stride, seed, shuffle=True, shards_per_block=len(shards))
     return ClipDataset(paths, shards, order, clip_length, stride, fields)
 
 

@@ -31,8 +31,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vwm.core.atomic_files import atomic_folder, check_replaceable_folder
-from vwm.data.clips import read_episode_metadata
 from vwm.data.shard_index import EpisodeIndexEntry, list_shards, load_shard_index
+from vwm.data.shard_reading import read_episode_metadata
 from vwm.data.video import VIDEO_EXTENSIONS, decode_frames
 
 SURPRISE_REPORT_FILE, SURPRISE_TABLE_FILE, SURPRISE_PLOT_FILE = "surprise.json", "surprise.md", "surprise.png"

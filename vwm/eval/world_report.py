@@ -18,7 +18,7 @@ from vwm.core.checks import check_positive
 from vwm.core.network_simulator import VideoSimulator
 from vwm.core.seeds import world_seeds
 from vwm.data.datamodule import make_clip_dataset
-from vwm.data.video import write_video
+from vwm.data.video_encoding import write_video
 from vwm.eval import compounding_error, plots
 from vwm.eval.control import delta_psnr, shuffled_action_loss
 from vwm.eval.eval_clips import EvalClips, read_eval_clips
@@ -124,7 +124,7 @@ def evaluate_world(
         )
     context = simulator.context_frames if context is None else context
     dataset = make_clip_dataset(
-        data, context + horizon, fields=("frames", "actions"), seed=seed, shuffle=True, part=part
+        data, context + horizon, fields=("frames", "actions"), seed=seed, shuffle=True, split=part
     )
     sample = read_eval_clips(dataset, clips, simulator.image_size)
     evidence = collect_evaluation_data(simulator, sample, context, seed, batch_size)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vwm.core.simulator import Simulator
-from vwm.data.video import write_video
+from vwm.data.video_encoding import write_video
 from vwm.play import images
 from vwm.play.messages import (
     MAX_TEXT,

@@ -5,7 +5,6 @@ Legend: n contexts, t frames of each.
 
 from __future__ import annotations
 
-import io
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vwm.data.clip_order import ClipAddress
-from vwm.data.clips import ClipBatch, ClipDataset, collate_clips, read_member_bytes
+from vwm.data.clips import ClipBatch, ClipDataset, collate_clips
 from vwm.data.datamodule import make_clip_dataset
+from vwm.data.shard_reading import read_array
 
 
 class SimulatorContext(NamedTuple):
@@ -122,5 +122,5 @@ def _read_episode_rewards(clips: ClipDataset, shard: int, episode: int) -> NDArr
     path, entry = clips.paths[shard], clips.shards[shard].episodes[episode]
     if "rewards.npy" not in entry.members:
         raise ValueError(f"{path}: episode {entry.key!r} has no rewards to tell what is relevant: set relevant=0")
-    rewards: NDArray[np.float32] = np.load(io.BytesIO(read_member_bytes(path, entry.members["rewards.npy"])))
+    rewards: NDArray[np.float32] = read_array(path, entry, "rewards")
     return rewards

@@ -89,7 +89,7 @@ def write_evaluation_video(found: EvaluationResult, path: Path) -> None:
     """The first episode of an evaluation, where it has pictures."""
     if found.frames is None:
         return
-    from vwm.data.video import write_video
+    from vwm.data.video_encoding import write_video
 
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = (side - side % 2 for side in found.frames.shape[1:3])  # H.264 wants even sides

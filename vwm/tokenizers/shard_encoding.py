@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from vwm.core.tokenizer import VideoTokenizer
-from vwm.data.clips import read_episode_frames, read_member_bytes
+from vwm.data.frame_reading import read_episode_frames
 from vwm.data.shard_index import ShardIndex, list_shards, load_shard_index
+from vwm.data.shard_reading import read_bytes
 from vwm.data.shards import ShardWriter
 from vwm.data.video import VIDEO_EXTENSIONS
 from vwm.nn.pixels import frames_to_float
@@ -103,7 +104,7 @@ def _encode_shard(
             members = {e: where for e, where in entry.members.items() if keep_video or e not in video}
             sample: dict[str, Any] = {"__key__": entry.key}
             # Members are copied byte for byte.
-            sample |= {extension: read_member_bytes(path, where) for extension, where in members.items()}
+            sample |= {extension: read_bytes(path, *where) for extension, where in members.items()}
             if isinstance(tokenizer, FrameVAE):
                 mean, std = encode_posterior(tokenizer, read_episode_frames(path, entry), chunk)
                 sample |= {"latents.npy": mean, "latents_std.npy": std}

@@ -17,9 +17,9 @@ from vwm.core.components import save_component
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.core.simulator import ActionSpace
 from vwm.core.tokenizer import VideoTokenizer
-from vwm.data.clips import read_episode_metadata
 from vwm.data.datamodule import make_clip_dataset
 from vwm.data.shard_index import list_shards, load_shard_index
+from vwm.data.shard_reading import read_episode_metadata
 from vwm.data.video import VIDEO_EXTENSIONS
 from vwm.eval.action_descriptions import describe_actions
 from vwm.models.dit.agent_module import DiTAgentModule

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from vwm.data.clips import ClipBatch
-from vwm.data.video import write_video
+from vwm.data.video_encoding import write_video
 from vwm.nn.pixels import video_to_uint8
 from vwm.train.ema import EMACallback
 

@@ -101,14 +101,14 @@ def test_every_weight_gets_a_gradient(context, outcomes):
     gradients(learner, clips())
     assert not [name for name, p in learner.named_parameters() if p.requires_grad and not p.grad.any()]
     nobody = torch.zeros(3, dtype=torch.bool)
-    gradients(learner, clips(labelled=nobody, terminated=None))
+    gradients(learner, clips(labeled=nobody, terminated=None))
     assert not [name for name, p in learner.named_parameters() if p.requires_grad and p.grad is None]
     assert not learner.policy.action.weight.grad.any() and learner.policy.reward.weight.grad.any()
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_actions_of_unlabelled_clips_leave_no_trace(context):
-    batch = clips(labelled=torch.tensor([True, False, True]))
+    batch = clips(labeled=torch.tensor([True, False, True]))
 
     def seen(clip: int) -> bool:
         """Whether other actions of one clip change the loss or any gradient."""

@@ -81,7 +81,7 @@ def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 @pytest.mark.parametrize("context", ["clean", "noisy"])
 @pytest.mark.parametrize("outcomes", [False, True])
 def test_actions_of_unlabelled_clips_leave_no_trace_and_those_of_labelled_ones_do(context, outcomes):
-    clips = rewarded(labelled=torch.tensor([True, False, True]))
+    clips = rewarded(labeled=torch.tensor([True, False, True]))
 
     def seen(world: int) -> bool:
         """Whether other actions of one clip change the loss or any gradient."""
@@ -94,7 +94,7 @@ def test_actions_of_unlabelled_clips_leave_no_trace_and_those_of_labelled_ones_d
 
 
 def test_no_word_on_labels_means_that_all_are_given():
-    told = [batch(), batch(labelled=torch.ones(3, dtype=torch.bool))]
+    told = [batch(), batch(labeled=torch.ones(3, dtype=torch.bool))]
     assert equal(*(gradients(module(), clips) for clips in told))
 
 
@@ -112,10 +112,10 @@ def test_without_a_single_labelled_episode_it_trains(tmp_path):
         for i in range(3):
             frames = rng.integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
             writer.write(f"episode-{i}", Episode(frames, rng.integers(1, 4, 9)))
-    data = VideoDataModule(str(tmp_path), clip_length=4, batch_size=3, workers=0, val_fraction=0, labelled=0.0)
+    data = VideoDataModule(str(tmp_path), clip_length=4, batch_size=3, workers=0, val_fraction=0, labeled_fraction=0.0)
     data.setup("fit")
     clips = next(iter(data.train_dataloader()))
-    assert not clips.labelled.any() and not clips.actions.any()
+    assert not clips.labeled.any() and not clips.actions.any()
     learner = module()
     found = gradients(learner, clips)
     assert all(x.isfinite().all() for x in found)

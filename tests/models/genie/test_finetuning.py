@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_named(world, tmp_path):
         (batch(actions=None), "needs a labelled recording"),
         (batch(actions=torch.full((3, 6), 3)), "actions run from 3 to 3, but num_actions=3"),
         (batch(actions=torch.zeros(3, 6, 2)), r"integers \[b, t\], got torch\.float32 \[3, 6, 2\]"),
-        (batch(labelled=torch.tensor([True, False, True])), r"set data\.labelled to 1"),
+        (batch(labeled=torch.tensor([True, False, True])), r"set data\.labeled_fraction to 1"),
     ):
         with pytest.raises(ValueError, match=message):
             made(clips)

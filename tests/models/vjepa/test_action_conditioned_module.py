@@ -130,7 +130,7 @@ def test_a_stopped_gradient_teaches_the_encoder_by_what_it_predicts_from_alone()
 
 @pytest.mark.parametrize("unknown_actions", [False, True])
 def test_actions_of_unlabelled_clips_leave_no_trace_and_those_of_labelled_ones_do(unknown_actions):
-    clips = batch(labelled=torch.tensor([True, False, True]))
+    clips = batch(labeled=torch.tensor([True, False, True]))
 
     def seen(world: int) -> bool:
         others = clips.actions.clone()

@@ -52,7 +52,7 @@ class DiTAgentModule(DiTModule):
             losses |= self._outcome_losses(batch, features)
         if batch.rewards is None or batch.actions is None:
             raise ValueError("a policy is cloned from actions and rewards: name them in data.fields")
-        cloned = self.policy.losses(features, batch.actions, batch.rewards, batch.labelled)
+        cloned = self.policy.losses(features, batch.actions, batch.rewards, batch.labeled)
         losses |= {"policy": cloned.policy, "future_rewards": cloned.rewards}
         logs |= {f"{name}_loss": loss.detach() for name, loss in losses.items()}
         return self._normalized_sum(losses), logs | {"next_action_loss": cloned.next_action}

@@ -123,7 +123,7 @@ class DiTModule(L.LightningModule):
         if batch.rewards is None or batch.actions is None:
             raise ValueError("outcomes need rewards and actions: name them in data.fields, or set outcomes to null")
         assert self.outcomes is not None
-        known = None if batch.labelled is None else batch.labelled[:, None].expand(batch.actions.shape[:2])
+        known = None if batch.labeled is None else batch.labeled[:, None].expand(batch.actions.shape[:2])
         lead = self.dynamics.embed_actions(batch.actions, known)
         reward, end = self.outcomes.losses(features, lead, batch.rewards, batch.terminated)
         return {"reward": reward, "end": end}
@@ -157,8 +157,8 @@ class DiTModule(L.LightningModule):
         if self._look(latents):
             self.dynamics.embed_action.check(batch.actions)
         known = torch.ones(shape[0], shape[1] - 1, dtype=torch.bool, device=self.device)
-        if batch.labelled is not None:
-            known &= batch.labelled[:, None]
+        if batch.labeled is not None:
+            known &= batch.labeled[:, None]
         if self.action_dropout and self.training:
             known &= torch.rand(known.shape, device=self.device) >= self.action_dropout
         return self.dynamics.lead(batch.actions[:, :-1], shape[0], shape[1], known)

@@ -118,8 +118,8 @@ class GenieFinetuning(GenieModule):
         """See ``GenieModule``; checked, for labels are what fine-tuning is about."""
         if batch.actions is None:
             raise ValueError("these shards hold no actions: fine-tuning needs a labelled recording (vwm record)")
-        if batch.labelled is not None and not batch.labelled.all():
-            raise ValueError("Genie's fine-tuning learns from labelled clips alone: set data.labelled to 1")
+        if batch.labeled is not None and not batch.labeled.all():
+            raise ValueError("Genie's fine-tuning learns from labeled clips alone: set data.labeled_fraction to 1")
         if batch.actions.is_floating_point() or batch.actions.ndim != 2:
             raise ValueError(f"actions must be integers [b, t], got {batch.actions.dtype} {list(batch.actions.shape)}")
         if self.device.type == "cpu" or self.global_step == 0:  # looking waits for the device

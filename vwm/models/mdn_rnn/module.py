@@ -105,8 +105,8 @@ class MDNRNNModule(L.LightningModule):
         if batch.actions.device.type == "cpu" or self.global_step == 0:  # a look at every number waits for a GPU
             self.dynamics.embed_action.check(batch.actions)
         known = None
-        if batch.labelled is not None:
-            known = batch.labelled[:, None].expand(batch.actions.shape[:2])
+        if batch.labeled is not None:
+            known = batch.labeled[:, None].expand(batch.actions.shape[:2])
         if self.action_dropout and self.training:
             shown = torch.rand(batch.actions.shape[:2], device=self.device) >= self.action_dropout
             known = shown if known is None else known & shown

@@ -237,8 +237,8 @@ class ActionConditionedJEPAModule(L.LightningModule):
         if batch.frames.device.type == "cpu" or self.global_step == 0:  # it waits for an accelerator
             self.dynamics.embed_action.check(batch.actions)
         labelled = torch.ones(b, t - 1, dtype=torch.bool, device=batch.frames.device)
-        if batch.labelled is not None:
-            labelled &= batch.labelled[:, None]
+        if batch.labeled is not None:
+            labelled &= batch.labeled[:, None]
         known = None if self.dynamics.no_action is None else labelled
         return ActionConditioning(
             batch.actions[:, :-1], self._proprioception(batch), labelled, known, self._proprioception_mask(labelled)

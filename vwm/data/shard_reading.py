@@ -1,0 +1,69 @@
+"""Read members of shards by their byte offsets: arrays, rows of arrays and metadata."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from functools import lru_cache
+from typing import Any
+
+import fsspec
+import numpy as np
+from numpy.typing import NDArray
+
+from vwm.data.shard_index import EpisodeIndexEntry, parse_npy_header
+
+NPY_HEADER_BYTES = 128
+"""Length of the header that numpy writes before the arrays of a shard."""
+
+
+def read_bytes(path: str, offset: int, size: int) -> bytes:
+    """Read ``size`` bytes of a local file or fsspec address, starting at ``offset``."""
+    if "://" not in path:
+        return os.pread(_file_descriptor(path, os.getpid()), size, offset)
+    fs, _, (inner,) = fsspec.get_fs_token_paths(path)
+    return bytes(fs.cat_file(inner, start=offset, end=offset + size))
+
+
+@lru_cache(maxsize=256)
+def _file_descriptor(path: str, process: int) -> int:
+    """Open a shard once per process. ``os.pread`` takes its own offset, so that readers do not disturb each other."""
+    return os.open(path, os.O_RDONLY)
+
+
+def read_member(path: str, entry: EpisodeIndexEntry, extension: str) -> bytes:
+    """Read a whole member of an episode."""
+    return read_bytes(path, *entry.members[extension])
+
+
+def read_array(path: str, entry: EpisodeIndexEntry, field: str) -> NDArray[Any]:
+    """Read an array of an episode (``actions``, ``rewards``, ``state``, ...), [T, ...]."""
+    array: NDArray[Any] = np.load(io.BytesIO(read_member(path, entry, f"{field}.npy")), allow_pickle=False)
+    return array
+
+
+def read_array_rows(path: str, entry: EpisodeIndexEntry, field: str, start: int, stop: int) -> NDArray[Any]:
+    """Read the rows ``start`` to ``stop`` of an array of an episode, without reading the rest of it.
+
+    Raises:
+        ValueError: the array has too few rows.
+    """
+    offset, size = entry.members[f"{field}.npy"]
+    header = read_bytes(path, offset, min(size, NPY_HEADER_BYTES))
+    shape, dtype, header_size = parse_npy_header(header)
+    if stop > shape[0]:
+        raise ValueError(
+            f"{path}:{entry.key}.{field}.npy: has {shape[0]} rows, one for each of at least {stop} frames was expected"
+        )
+    row_size = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+    raw = read_bytes(path, offset + header_size + start * row_size, (stop - start) * row_size)
+    return np.frombuffer(raw, dtype=dtype).reshape(stop - start, *shape[1:])
+
+
+def read_episode_metadata(path: str, entry: EpisodeIndexEntry) -> dict[str, Any]:
+    """Read the JSON member of an episode (fps, source, action names, ...); an empty dictionary if it has none."""
+    if "json" not in entry.members:
+        return {}
+    meta: dict[str, Any] = json.loads(read_member(path, entry, "json"))
+    return meta

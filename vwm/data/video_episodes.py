@@ -1,0 +1,177 @@
+"""Cut videos into episodes: decode, resample by time stamps, resize and crop."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vwm.data.action_files import read_action_file
+from vwm.data.episode import Episode
+from vwm.data.ingest_manifest import IngestSettings, IngestShard
+from vwm.data.shard_index import shard_index_path
+from vwm.data.shards import ShardWriter
+from vwm.data.timeouts import call_with_timeout, iterate_with_timeout
+from vwm.data.video import iterate_frames, open_video, probe_video
+
+MAX_EPISODE_BYTES = 512 * 2**20
+"""Size of the frames at which an episode ends early: a thousand full HD frames would take six gigabytes of memory."""
+TIMESTAMP_TOLERANCE = 1e-3
+"""Error of a time stamp in seconds: Matroska rounds them to milliseconds."""
+
+
+class SourceFrame(NamedTuple):
+    """A decoded frame of a video.
+
+    Attributes:
+        time: seconds since the first frame.
+        frame_index: index in the video.
+        pixels: uint8 [h, w, 3].
+    """
+
+    time: float
+    frame_index: int
+    pixels: NDArray[np.uint8]
+
+
+def ingest_shard(settings: IngestSettings, out: Path, timeout: float, shard: IngestShard) -> IngestShard:
+    """Decode the videos of a shard and write it. A shard without a readable video is not written."""
+    result = IngestShard(shard.name, shard.files, done=True)
+    with contextlib.ExitStack() as stack:
+        writer: ShardWriter | None = None
+        for video_number, path in enumerate(shard.files):
+            for clip_number, episode in enumerate(iterate_video_episodes(settings, path, result, timeout)):
+                writer = writer or stack.enter_context(ShardWriter(out / shard.name))
+                writer.write(f"{shard.name[6:12]}-{video_number:04d}-{clip_number:05d}", episode)
+                result.frames += len(episode)
+                result.episodes += 1
+    if not result.episodes:
+        for stale in (out / shard.name, Path(shard_index_path(out / shard.name))):
+            stale.unlink(missing_ok=True)
+    return result
+
+
+def iterate_video_episodes(
+    settings: IngestSettings, path: str, result: IngestShard, timeout: float
+) -> Iterator[Episode]:
+    """Yield the episodes of a video. Errors of the video are not raised but recorded in ``result``."""
+    video = Path(settings.folder) / path
+    frames: list[SourceFrame] = []
+    frames_yielded = 0
+    problem = ""
+    try:
+        actions = read_action_file(video)
+        rate, expected_duration, count = call_with_timeout(
+            lambda: _probe_rate_and_duration(video, path, actions is not None), timeout
+        )
+        if actions is not None and len(actions) != count:
+            raise ValueError(f"{path}: has {len(actions)} actions for {count} frames; there must be one per frame")
+        decoded = _iterate_resized_frames(settings, video, path, rate, expected_duration)
+        for frame in iterate_with_timeout(decoded, timeout):
+            frames.append(frame)
+            if len(frames) == settings.clip_length or len(frames) * frame.pixels.nbytes >= MAX_EPISODE_BYTES:
+                yield _make_episode(settings, path, frames, actions, rate)
+                frames_yielded += len(frames)
+                frames = []
+    except (ValueError, OSError, TimeoutError) as error:
+        problem = str(error).removeprefix(f"{path}: ")
+    if len(frames) >= 2:
+        yield _make_episode(settings, path, frames, actions, rate)
+        frames_yielded += len(frames)
+    if frames_yielded == 0:
+        result.skipped[path] = problem or "has fewer than 2 frames"
+    elif problem:
+        result.truncated[path] = f"{frames_yielded} frames kept: {problem}"
+
+
+def _make_episode(
+    settings: IngestSettings, path: str, frames: list[SourceFrame], actions: NDArray[Any] | None, rate: float
+) -> Episode:
+    indices = [frame.frame_index for frame in frames]
+    meta: dict[str, Any] = {"source": path, "first_source_frame": indices[0]}
+    if settings.fps or rate:
+        meta["fps"] = settings.fps or rate
+    return Episode(
+        frames=np.stack([frame.pixels for frame in frames]),
+        actions=None if actions is None else actions[indices],
+        meta=meta,
+    )
+
+
+def _probe_rate_and_duration(video: Path, path: str, count_frames: bool) -> tuple[float, float, int]:
+    """Return mean frames per second, duration in seconds by the header, and the frame count; 0 for unknown values."""
+    count = probe_video(video, path)["frames"] if count_frames else 0
+    with open_video(video, path) as container:
+        stream = container.streams.video[0]
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
+        if stream.duration is not None and stream.time_base is not None:
+            return rate, float(stream.duration * stream.time_base), count
+        return rate, (container.duration or 0) / 1e6, count
+
+
+def _iterate_resized_frames(
+    settings: IngestSettings, video: Path, path: str, rate: float, expected_duration: float
+) -> Iterator[SourceFrame]:
+    """Decode, resample and resize the frames of a video.
+
+    Raises:
+        ValueError: a frame cannot be decoded, or the video is over a second shorter than its header says.
+    """
+    with open_video(video, path) as container:
+        last_time = 0.0
+
+        def decoded() -> Iterator[SourceFrame]:
+            nonlocal last_time
+            origin: float | None = None
+            for index, (stamp, pixels) in enumerate(iterate_frames(container, path)):
+                if stamp is None and not rate and settings.fps is not None:
+                    raise ValueError(f"{path}: has no time stamps and no frame rate, so --fps cannot resample it")
+                time = stamp if stamp is not None else index / (rate or 1)
+                origin = time if origin is None else origin
+                last_time = time - origin
+                yield SourceFrame(last_time, index, pixels)
+
+        frames = decoded() if settings.fps is None else resample_frames(decoded(), settings.fps, rate)
+        for frame in frames:
+            yield frame._replace(pixels=resize_and_crop(frame.pixels, settings.height, settings.width))
+        duration = last_time + 1 / rate if rate else 0.0
+        if rate and duration + 1 < expected_duration:
+            raise ValueError(f"{path}: ends after {duration:.1f} s, its header says {expected_duration:.1f} s")
+
+
+def resample_frames(frames: Iterable[SourceFrame], fps: float, rate: float) -> Iterator[SourceFrame]:
+    """Yield the frame that a player shows at the times 0, 1/fps, 2/fps, ..., dropping and repeating frames.
+
+    Args:
+        frames: frames in order of time, not necessarily equally spaced.
+        fps: frames per second to yield.
+        rate: mean frames per second of the input, which gives the duration of its last frame; 0 if unknown.
+    """
+    k = 0
+    current: SourceFrame | None = None
+    for upcoming in frames:
+        while current is not None and k / fps < upcoming.time - TIMESTAMP_TOLERANCE:
+            yield current
+            k += 1
+        current = upcoming
+    while current is not None and k / fps < current.time + 1 / (rate or fps) - TIMESTAMP_TOLERANCE:
+        yield current
+        k += 1
+
+
+def resize_and_crop(frame: NDArray[np.uint8], height: int | None, width: int | None) -> NDArray[np.uint8]:
+    """Resize uint8 [H, W, 3] to cover height x width, then crop around the center. None leaves it unchanged."""
+    from PIL import Image
+
+    if height is None or width is None or frame.shape[:2] == (height, width):
+        return frame
+    full_height, full_width = frame.shape[:2]
+    scale = max(height / full_height, width / full_width)
+    top = (full_height - height / scale) / 2
+    left = (full_width - width / scale) / 2
+    box = (left, top, full_width - left, full_height - top)
+    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BOX, box=box))
