@@ -1051,10 +1051,10 @@ def online(name: str) -> None:
             updates=0.5, capacity=60, evaluate_every=1000, evaluate_episodes=1, checkpoint_every=30, video=False,
             device="cpu",
         ).run()  # fmt: skip
-        state = torch.load(Path(folder) / "checkpoint" / "state.pt", weights_only=True)
+        state = torch.load(Path(folder) / "checkpoints" / "last.ckpt", weights_only=True)
         put(f"{name}/agent", sorted(hashed(value) for value in state["agent"].values()))
-        put(f"{name}/episodes", (Path(folder) / "episodes.csv").read_text())
-        put(f"{name}/evaluations", (Path(folder) / "evaluations.csv").read_text())
+        put(f"{name}/episodes", (Path(folder) / "metrics" / "episodes.csv").read_text())
+        put(f"{name}/evaluations", (Path(folder) / "metrics" / "evaluations.csv").read_text())
 
 
 def evolving(name: str) -> None:

@@ -1,8 +1,12 @@
 """Folders appear whole or not at all, and replace only their own kind."""
 
+import signal
+import subprocess
+import sys
+
 import pytest
 
-from vwm.core.atomic_files import atomic_folder, check_replaceable_folder
+from vwm.core.atomic_files import atomic_folder, atomic_write, atomic_write_text, check_replaceable_folder
 
 
 def test_a_folder_takes_the_old_ones_place_when_it_is_whole(tmp_path):
@@ -35,3 +39,52 @@ def test_only_the_same_kind_and_empty_folders_are_replaced(tmp_path):
     for folder in (tmp_path / "mark.json", tmp_path):
         with pytest.raises(ValueError, match=r"is no report \(it has no other\.json\)"):
             check_replaceable_folder(folder, "other.json", "report")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from vwm.core.atomic_files import atomic_folder, atomic_write
+with atomic_write(Path(sys.argv[1]) / "state.pt") as file, atomic_folder(Path(sys.argv[1]) / "report") as folder:
+    file.write(b"half")
+    (folder / "half").write_text("")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_writer_leaves_the_old_files_and_the_next_one_removes_its_leftovers(tmp_path):
+    atomic_write_text(tmp_path / "state.pt", "old")
+    with atomic_folder(tmp_path / "report") as folder:
+        (folder / "old").write_text("")
+    foreign = ["state.pt.tmp", "report.tmp", ".state.pt.elsewhere.1.0123abcd.tmp"]
+    for name in foreign:
+        (tmp_path / name).mkdir()
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert (tmp_path / "state.pt").read_text() == "old" and (tmp_path / "report" / "old").exists()
+    assert len(list(tmp_path.iterdir())) == 2 + 2 + len(foreign)
+    atomic_write_text(tmp_path / "state.pt", "new")
+    with atomic_folder(tmp_path / "report") as folder:
+        (folder / "new").write_text("")
+    assert {p.name for p in tmp_path.iterdir()} == {"state.pt", "report", *foreign}
+    assert (tmp_path / "state.pt").read_text() == "new" and [p.name for p in (tmp_path / "report").iterdir()] == ["new"]
+
+
+def test_a_folder_whose_replacement_was_killed_between_two_renames_is_restored(tmp_path):
+    with atomic_folder(tmp_path / "report") as folder:
+        (folder / "old").write_text("")
+        host = folder.name.split(".")[2]
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / "report").rename(tmp_path / f".report.{host}.{dead.pid}.0123abcd.old")
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "report"):
+        raise RuntimeError
+    assert [p.name for p in (tmp_path / "report").iterdir()] == ["old"] and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_live_writer_is_left_alone(tmp_path):
+    with atomic_write(tmp_path / "state.pt") as first:
+        first.write(b"first")
+        atomic_write_text(tmp_path / "state.pt", "second")
+    assert (tmp_path / "state.pt").read_text() == "first"
+    assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]

@@ -9,7 +9,7 @@ import torch
 from vwm.envs.batched_envs import GymnasiumEnvSpec
 from vwm.rl.agent import PolicyStep
 from vwm.rl.evaluation_log import evaluate_and_log, is_best_evaluation
-from vwm.runs.csv_log import CSVLog
+from vwm.runs.metric_tables import MetricTable
 
 PLAYER = SimpleNamespace(
     device=torch.device("cpu"),
@@ -23,8 +23,8 @@ def settings(folder: Path, eval_env: GymnasiumEnvSpec) -> SimpleNamespace:
     return SimpleNamespace(folder=folder, game=game, eval_env=eval_env, evaluate_episodes=2, seed=0, video=False)
 
 
-def tables(folder: Path) -> dict[str, CSVLog]:
-    return {name: CSVLog(folder / f"{name}.csv") for name in ("episodes", "evaluations", "updates")}
+def tables(folder: Path) -> dict[str, MetricTable]:
+    return {name: MetricTable(folder / f"{name}.csv") for name in ("episodes", "evaluations", "updates")}
 
 
 def test_what_was_imagined_since_the_last_evaluation_stands_beside_what_was_earned(tmp_path: Path) -> None:
@@ -52,12 +52,3 @@ def test_the_best_is_the_highest_and_of_equals_the_last() -> None:
     means = [3.0, 2.0, 3.0, 4.0, 3.0]
     rows = [{"mean": mean} for mean in means]
     assert [is_best_evaluation(rows[: count + 1]) for count in range(len(rows))] == [True, False, True, True, False]
-
-
-def test_a_run_from_before_there_was_a_gap_goes_on(tmp_path: Path) -> None:
-    tables(tmp_path)["evaluations"].add(5, mean=1.0, low=1.0, high=1.0, length=1.0)
-    kept = {name: CSVLog(tmp_path / f"{name}.csv", step=5) for name in ("episodes", "evaluations", "updates")}
-    evaluate_and_log(
-        settings(tmp_path, GymnasiumEnvSpec("CartPole-v1", time_limit=5)), PLAYER, "nobody", 10, kept, random=0.0
-    )
-    assert [row["mean"] for row in kept["evaluations"].rows()] == [1.0, 5.0]

@@ -15,7 +15,8 @@ from vwm.rl.agent import Agent, PolicyCarry, PolicyStep, ReplayBatch, UpdateOutp
 from vwm.rl.evaluation import evaluate_policy
 from vwm.rl.evaluation_log import EVALUATION_SEED_OFFSET
 from vwm.rl.online_training import OnlineTrainerState, OnlineTraining
-from vwm.runs.training_checkpoint import load_best_weights
+from vwm.runs.checkpoints import load_best_weights
+from vwm.runs.run_folder import RunFolder
 
 
 class SmallDQN(Agent):
@@ -65,7 +66,7 @@ def training(run: Path, **settings) -> OnlineTraining:
 
 
 def weights(run: Path) -> Mapping[str, Tensor]:
-    return torch.load(run / "checkpoint" / "state.pt", weights_only=True)["agent"]
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["agent"]
 
 
 def columns(path: Path, *left_out: str) -> list[list[str]]:
@@ -80,14 +81,14 @@ def test_a_run_broken_off_becomes_the_unbroken_one(tmp_path: Path, disk: bool, b
     training(tmp_path / "whole").run()
     training(tmp_path / "broken", steps=broken_at, disk=disk).run()
     # What a run writes after its last checkpoint, before it is killed, must leave no trace.
-    with (tmp_path / "broken" / "episodes.csv").open("a") as file:
+    with (tmp_path / "broken" / "metrics" / "episodes.csv").open("a") as file:
         file.write(f"{broken_at + 2},9,9\r\n")
-    (tmp_path / "broken" / "checkpoint" / "replay" / f"{broken_at // 2:012d}-{broken_at:012d}.npz").touch()
+    (tmp_path / "broken" / "checkpoints" / "replay" / f"{broken_at // 2:012d}-{broken_at:012d}.npz").touch()
     training(tmp_path / "broken", disk=disk).run()
     whole, broken = weights(tmp_path / "whole"), weights(tmp_path / "broken")
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
     for table in ("episodes", "updates"):
-        a, b = (columns(tmp_path / run / f"{table}.csv", "seconds") for run in ("whole", "broken"))
+        a, b = (columns(tmp_path / run / "metrics" / f"{table}.csv", "seconds") for run in ("whole", "broken"))
         assert a == b
 
 
@@ -116,26 +117,26 @@ def test_a_run_asked_to_stop_saves_where_it_stands_and_goes_on(tmp_path: Path, c
 
 def test_what_a_run_writes(tmp_path: Path) -> None:
     training(tmp_path / "run").run()
-    assert len(columns(tmp_path / "run" / "evaluations.csv")) == 1 + 2
-    assert len(columns(tmp_path / "run" / "updates.csv")) == 1 + (240 - 40 + 2) // 2 // 10
+    assert len(columns(tmp_path / "run" / "metrics" / "evaluations.csv")) == 1 + 2
+    assert len(columns(tmp_path / "run" / "metrics" / "updates.csv")) == 1 + (240 - 40 + 2) // 2 // 10
     assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
-    replay = sorted(path.name for path in (tmp_path / "run" / "checkpoint" / "replay").iterdir())
+    replay = sorted(path.name for path in (tmp_path / "run" / "checkpoints" / "replay").iterdir())
     assert replay == ["000000000040-000000000080.npz", "000000000080-000000000120.npz", "extras-000000000120.npz"]
 
 
 def test_the_weights_that_did_best_are_kept(tmp_path: Path) -> None:
     run = training(tmp_path / "run", steps=600, evaluate_every=60, updates=3)
-    with pytest.raises(FileNotFoundError, match=r"best\.pt: there is none"):
-        load_best_weights(run.folder, nn.Linear(1, 1))
+    with pytest.raises(FileNotFoundError, match=r"best\.ckpt does not exist"):
+        load_best_weights(RunFolder(run.folder), nn.Linear(1, 1))
     run.run()
-    means = [float(row[1]) for row in columns(tmp_path / "run" / "evaluations.csv")[1:]]
+    means = [float(row[1]) for row in columns(tmp_path / "run" / "metrics" / "evaluations.csv")[1:]]
     agent = SmallDQN(run.game.open(1, 0).spaces)
-    load_best_weights(run.folder, agent)
+    load_best_weights(RunFolder(run.folder), agent)
     assert evaluate_policy(agent, run.game, 3, EVALUATION_SEED_OFFSET).returns.mean() == max(means) > means[-1]
     agent.load_state_dict(weights(tmp_path / "run"))
     assert evaluate_policy(agent, run.game, 3, EVALUATION_SEED_OFFSET).returns.mean() == means[-1]
-    with pytest.raises(ValueError, match=r"best\.pt: is of another agent or game"):
-        load_best_weights(run.folder, nn.Linear(1, 1))
+    with pytest.raises(ValueError, match=r"best\.ckpt: is of another agent or environment"):
+        load_best_weights(RunFolder(run.folder), nn.Linear(1, 1))
 
 
 @pytest.mark.parametrize("disk", [False, True])
@@ -150,7 +151,7 @@ def test_who_looks_at_a_run_that_goes_on_leaves_it_alone(tmp_path: Path, disk: b
         life.learn()
         if life.played == 80:
             life.save()
-    life.replay.save(run.folder / "checkpoint" / "replay")
+    life.replay.save(run.folder / "checkpoints" / "replay")
     before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
     agent = run.player()
     replay = run.played(agent, tmp_path / "scratch")
@@ -172,7 +173,7 @@ def test_an_evaluation_leaves_the_run_as_it_was(tmp_path: Path) -> None:
 def test_another_agent_in_the_folder_is_refused(tmp_path: Path) -> None:
     training(tmp_path / "run", steps=80).run()
     other = GymnasiumEnvSpec("Acrobot-v1", time_limit=20)
-    with pytest.raises(ValueError, match=r"state\.pt: is of another agent or game"):
+    with pytest.raises(ValueError, match=r"last\.ckpt: is of another agent or game"):
         OnlineTraining(tmp_path / "run", other, SmallDQN, environments=2).run()
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vwm.cli.agent_commands import lock_run_folder
 from vwm.cli.main import main
+from vwm.runs.run_folder import RunFolder
 from vwm.worlds.bundle import load_simulator
 
 GAME = {"class_path": "vwm.envs.batched_envs.GymnasiumEnvSpec", "init_args": {"env": "CartPole-v1"}}
@@ -43,11 +43,12 @@ def test_train_go_on_judge_and_watch(tmp_path: Path, capsys) -> None:
     run, config = tmp_path / "run", tmp_path / "config.yaml"
     config.write_text(CONFIG.format(run=run))
     main(["agent", "train", "-c", str(config)])
-    assert {p.name for p in run.iterdir()} >= {"config.yaml", "episodes.csv", "evaluations.csv", "updates.csv"}
+    assert {p.name for p in run.iterdir()} >= {"config.yaml", "checkpoints", "metrics", "videos"}
+    assert {p.name for p in (run / "metrics").iterdir()} == {"episodes.csv", "evaluations.csv", "updates.csv"}
     assert (run / "videos" / "000000060.mp4").stat().st_size > 1000
     main(["agent", "train", "-c", str(config), "--training.init_args.steps", "90"])
     assert "60 decisions" in capsys.readouterr().out  # it went on
-    assert len((run / "evaluations.csv").read_text().splitlines()) == 1 + 3
+    assert len((run / "metrics" / "evaluations.csv").read_text().splitlines()) == 1 + 3
     main(["agent", "eval", str(run), "--episodes", "3"])
     said = json.loads((run / "evaluation.json").read_text())
     assert len(said["agent"]["returns"]) == len(said["random"]["returns"]) == 3
@@ -73,14 +74,14 @@ def test_a_run_that_was_begun_stays_what_it_is(tmp_path: Path, capsys) -> None:
         (["-c", str(config), f"{init}.agent.init_args.world.deter", "24"], "world.deter=16, not 24"),
         (["-c", str(config), f"{init}.game.init_args.time_limit", "9"], "game.init_args.time_limit=None, not 9"),
         (["-c", str(config), f"{init}.seed", "1"], "seed=0, not 1"),
-        (["--training", ppo, f"{init}.run", str(run), f"{init}.game", str(GAME)], f"Online, not {ppo}"),
+        (["--training", ppo, f"{init}.run", str(run), f"{init}.game", str(GAME)], f"OnlineTraining, not {ppo}"),
     ):
         with pytest.raises(SystemExit):
             main(["agent", "train", *arguments])
         said = capsys.readouterr().err
         assert message in said and "choose another folder" in said
         assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == kept
-    with lock_run_folder(run), pytest.raises(SystemExit):
+    with RunFolder(run).lock(), pytest.raises(SystemExit):
         main(["agent", "train", "-c", str(config)])
     assert "another training writes there" in capsys.readouterr().err
 

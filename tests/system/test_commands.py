@@ -144,7 +144,7 @@ def driven(tmp_path_factory) -> Path:
 
 
 def test_a_diffusion_world_of_a_game_is_measured(driven):
-    assert {p.suffix for p in (driven / "dit" / "samples").iterdir()} == {".mp4", ".png"}
+    assert {p.suffix for p in (driven / "dit" / "videos").iterdir()} == {".mp4", ".png"}
     main(
         ["eval", str(driven / "bundle"), str(driven / "data"), "--out", str(driven / "report")]
         + ["--clips", "4", "--horizon", "6", "--batch_size", "4", "--videos", "1"]
@@ -191,9 +191,9 @@ def test_every_broken_video_is_named_and_the_rest_goes_in(folder, tmp_path, caps
 
 def test_a_run_leaves_what_one_looks_for(made):
     run = made / "genie"
-    assert {"config.yaml", "checkpoints", "logs", "samples"} <= {p.name for p in run.iterdir()}
-    assert {p.suffix for p in (run / "samples").iterdir()} == {".mp4", ".png"}
-    assert "train/lam_loss" in (run / "logs" / "version_0" / "metrics.csv").read_text()
+    assert {"config.yaml", "checkpoints", "metrics", "videos"} <= {p.name for p in run.iterdir()}
+    assert {p.suffix for p in (run / "videos").iterdir()} == {".mp4", ".png"}
+    assert "lam_loss" in (run / "metrics" / "train.csv").read_text().splitlines()[0].split(",")
 
 
 def test_encoded_shards_hold_the_tokens_of_the_tokenizer(made):

@@ -63,7 +63,7 @@ def test_a_genie_world_with_latent_actions_learns_true_ones(tmp_path, capsys):
     assert "action map: " in capsys.readouterr().out and find_last_checkpoint(tmp_path / "run") is not None
     finetune("genie/coinrun_finetune.yaml", tmp_path, 16, steps=3)
     said = capsys.readouterr().out
-    assert "going on from" in said and "action map: " not in said  # it has been learning since
+    assert "continuing from" in said and "action map: " not in said  # it has been learning since
     main(["export", str(tmp_path / "run"), "-o", str(tmp_path / "bundle"), "--steps", "2", "--context", "2"])
     check_bundle(tmp_path / "bundle")
 

@@ -37,7 +37,7 @@ def test_a_run_becomes_a_world_with_the_recorded_actions(made, name):
     world = vwm.load_simulator(made / name, "cpu")
     assert world.actions.kind == "continuous" and world.actions.names == ("right", "down")
     assert world.decodes == (name == "seen") and not world.stochastic
-    assert {p.suffix for p in (made / f"run_{name}" / "samples").iterdir()} == {".mp4", ".png"}
+    assert {p.suffix for p in (made / f"run_{name}" / "videos").iterdir()} == {".mp4", ".png"}
     state, frame = world.reset(world.starts)
     assert frame.shape == (3, 64, 64, 3)
     _, out = world.step(state, torch.zeros(3, 2))
@@ -70,8 +70,6 @@ def test_the_ablation_is_one_override(made):
     run = made / "run_blind"
     fit = ["fit", "-c", str(run / "config.yaml"), "--run", str(made / "ablation"), "--trainer.max_steps", "1"]
     main([*fit, "--model.init_args.anti_collapse", "null"])
-    columns = (next((made / "ablation" / "logs").glob("*/metrics.csv"))).read_text().splitlines()[0].split(",")
-    assert "train/prediction_loss" in columns and not {"train/variance_loss", "train/inverse_dynamics_loss"} & {
-        *columns
-    }
+    columns = (made / "ablation" / "metrics" / "train.csv").read_text().splitlines()[0].split(",")
+    assert "prediction_loss" in columns and not {"variance_loss", "inverse_dynamics_loss"} & {*columns}
     assert json.loads((made / "seen" / "model_index.json").read_text())["_class_name"] == "VJEPAACSimulator"

@@ -35,7 +35,7 @@ def test_a_run_becomes_a_bundle_that_steps(out):
     state, _ = world.reset(world.starts)
     _, shown = world.step(state, world.starts.new_zeros(2).long())
     assert shown.frame.shape == (2, 16, 16, 3) and shown.latent.isfinite().all()
-    assert list((out / "m" / "samples").glob("*.mp4"))
+    assert list((out / "m" / "videos").glob("*.mp4"))
 
 
 def test_a_controller_is_evolved_in_it_and_judged_in_the_game(out):

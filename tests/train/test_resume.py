@@ -286,8 +286,8 @@ def test_watching_leaves_no_trace(runs: Runs, place: Path, whole: Whole, family:
     ended = fit(runs, place, family, f"{family}-blind", *blind, "--data.init_args.workers", "0")
     assert ended.codes == [0], ended.output
     with_all, without = whole(family, 1), state_of(place / f"{family}-blind")
-    assert (place / f"{family}-whole-1" / "samples" / "step-0000012.mp4").is_file()
-    assert not (place / f"{family}-blind" / "samples").exists()
+    assert (place / f"{family}-whole-1" / "videos" / "step-0000012.mp4").is_file()
+    assert not (place / f"{family}-blind" / "videos").exists()
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "generators", "callbacks"):
         assert not differences(with_all[key], without[key])
 

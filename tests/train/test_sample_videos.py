@@ -48,8 +48,8 @@ def test_the_truth_stands_beside_the_prediction_with_and_without_video(tmp_path,
     SampleVideos(every=2).on_train_batch_end(
         trainer(tmp_path, 2), module, None, ClipBatch(**{name: fields[name] for name in kept}), 0
     )
-    assert {p.name for p in (tmp_path / "samples").iterdir()} == {"step-0000002.mp4", "step-0000002.png"}
-    sheet = np.asarray(Image.open(tmp_path / "samples" / "step-0000002.png"))
+    assert {p.name for p in (tmp_path / "videos").iterdir()} == {"step-0000002.mp4", "step-0000002.png"}
+    sheet = np.asarray(Image.open(tmp_path / "videos" / "step-0000002.png"))
     assert np.array_equal(sheet[:8], np.concatenate(list(FRAMES[0].numpy()), axis=1))
     assert (sheet[8:] == 255).all()
 

@@ -5,109 +5,133 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from vwm.core.atomic_files import atomic_write_text
 from vwm.envs.batched_envs import EnvSpec
 from vwm.rl.agent import ActingPolicy
 from vwm.rl.algorithms.controller_evolution import FITNESS_HISTORY_FILE
 from vwm.rl.algorithms.imagination import ImaginationTraining
-from vwm.rl.algorithms.ppo import PPO_MODEL_FILE, PPOTraining
+from vwm.rl.algorithms.ppo import PPOTraining
 from vwm.rl.evaluation import EvaluationResult, evaluate_policy
 from vwm.rl.evaluation_log import write_evaluation_video
 from vwm.rl.online_training import OnlineTraining
 from vwm.rl.training_run import TrainingRun
-from vwm.runs.training_checkpoint import CHECKPOINT_FILE
+from vwm.runs.metric_loggers import make_metric_loggers
+from vwm.runs.run_folder import RunFolder
+from vwm.runs.training_runtime import TrainingRuntime
 from vwm.worlds.bundle import save_simulator
 
-CONFIG_FILE = "config.yaml"
-CHECKPOINT_PATTERNS = (f"checkpoint/{CHECKPOINT_FILE}", PPO_MODEL_FILE, f"*/{FITNESS_HISTORY_FILE}")
-"""What trainings go on from, in a run's folder."""
-FIXED_SETTINGS = ("class_path", "game", "agent", "policy", "environments", "seed")
+CHECKPOINT_PATTERNS = ("checkpoints/*", f"*/{FITNESS_HISTORY_FILE}")
+"""Files from which trainings resume, in a run's folder."""
+FIXED_SETTINGS = (
+    "class_path", "game", "eval_env", "agent", "policy", "bundle", "data", "observe", "environments", "seed",
+)  # fmt: skip
 """Settings that make a run what it is."""
+PRECISIONS = ("32-true", "bf16-mixed")
+"""Precisions of updates, by Lightning's names; float16 would require a gradient scaler in every algorithm."""
 PolicyTraining = OnlineTraining | PPOTraining | ImaginationTraining
-"""Trainings whose agents play in the real game; the others write their own evaluation."""
+"""Trainings whose agents act in an evaluation environment; the others write their own evaluation."""
 AGENT_EXAMPLES = """examples:
   vwm agent train -c configs/agents/tdmpc2_pendulum.yaml
   vwm agent train -c configs/agents/tdmpc2_pendulum.yaml --training.init_args.seed 1 --training.init_args.run runs/s1
   vwm agent train -c configs/agents/dreamer_v3_cartpole.yaml --print_config        every key and its value
-A run that stopped, for whatever reason, goes on when the same command is given again.
+A run that stopped, for whatever reason, continues when the same command is given again.
 """
 
 
 def make_agent_parser() -> ArgumentParser:
-    """What ``vwm agent train`` understands."""
+    """Make the parser of ``vwm agent train``."""
     parser = ArgumentParser(
         prog="vwm agent train",
-        description="Train an agent: play, keep, learn, evaluate.",
+        description="Train an agent: act, store, update, evaluate.",
         epilog=AGENT_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("-c", "--config", action="config", help="a YAML of everything")
+    parser.add_argument("--precision", choices=PRECISIONS, default="32-true", help="of updates")
+    parser.add_argument("--compile", type=bool, default=False, help="torch.compile the agent's networks")
+    parser.add_argument("--wandb", type=str | None, default=None, help="project to log to with Weights & Biases")
+    parser.add_argument("--wandb_online", type=bool, default=False, help="sync while running (needs an account)")
+    parser.add_argument("--tensorboard", type=bool, default=False, help="write TensorBoard's files, too")
     parser.add_subclass_arguments(TrainingRun, "training", required=True)
     return parser
 
 
 def train_agent(argv: list[str]) -> None:
-    """Run a training, from where it stands.
+    """Run a training, from its last checkpoint on.
 
     Args:
         argv: what follows ``vwm agent train``.
     """
     parser = make_agent_parser()
     config = parser.parse_args(argv)
-    folder = Path(config.training.init_args.run)
+    run = RunFolder(config.training.init_args.run)
     training: TrainingRun = parser.instantiate(config).training
     del config["config"]  # the run's own file stands alone
     text = parser.dump(config, skip_unset=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    with lock_run_folder(folder):
-        check_same_run(folder, parser, config)
-        aside = folder / f"{CONFIG_FILE}.tmp"
-        aside.write_text(text)
-        aside.rename(folder / CONFIG_FILE)
-        training.run()
-    if isinstance(training, PolicyTraining):
-        print(f"{folder}: curves.png and tables. Next: vwm agent eval {folder}, vwm agent play {folder}")
-
-
-@contextmanager
-def lock_run_folder(folder: Path) -> Iterator[None]:
-    """Keep other trainings out of a run's folder for as long as this one lives. Raises ValueError: one is there."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with (folder / ".lock").open("w") as file:
+    with run.lock():
+        check_same_run(run, parser, config)
+        training.runtime = make_runtime(run, training, config, yaml.safe_load(text))
+        run.write_config(text)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{folder}: another training writes there: wait for it, or choose another run") from None
-        yield
+            training.run()
+        finally:
+            for logger in training.runtime.loggers:
+                logger.close()
+    if isinstance(training, PolicyTraining):
+        print(f"{run.path}: curves.png, metrics/. Next: vwm agent eval {run.path}, vwm agent play {run.path}")
 
 
-def check_same_run(folder: Path, parser: ArgumentParser, config: Namespace) -> None:
-    """Nothing that makes a run what it is may change once something of it was saved.
+def make_runtime(run: RunFolder, training: TrainingRun, config: Namespace, settings: dict[str, Any]) -> TrainingRuntime:
+    """Make what a training needs of the command's options: precision by Lightning Fabric, compilation and loggers.
+
+    Args:
+        run: the training's folder.
+        training: to be run.
+        config: the parsed command.
+        settings: the same as plain values, for Weights & Biases.
 
     Raises:
-        ValueError: another agent, game, number of copies or seed than it was begun with.
+        ValueError: the training computes in float32, without compilation, only.
     """
-    path = folder / CONFIG_FILE
-    if not path.is_file() or not any(any(folder.glob(saved)) for saved in CHECKPOINT_PATTERNS):
+    loggers = make_metric_loggers(
+        run,
+        wandb=config.wandb,
+        wandb_online=config.wandb_online,
+        tensorboard=config.tensorboard,
+        settings=settings,
+    )
+    if config.precision == "32-true" and not config.compile:
+        return TrainingRuntime(loggers=loggers)
+    if not isinstance(training, OnlineTraining | ImaginationTraining):
+        raise ValueError(f"a {type(training).__name__} takes neither --precision nor --compile")
+    from lightning.fabric import Fabric
+
+    device = torch.device(
+        training.device if training.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    )
+    devices = 1 if device.index is None else [device.index]
+    fabric = Fabric(accelerator=device.type, devices=devices, precision=config.precision)
+    return TrainingRuntime(autocast=fabric.autocast, compile=config.compile, loggers=loggers)
+
+
+def check_same_run(run: RunFolder, parser: ArgumentParser, config: Namespace) -> None:
+    """Raise ValueError where a setting that makes a run what it is differs from that of the run in the folder."""
+    if not run.config.is_file() or not any(any(run.path.glob(saved)) for saved in CHECKPOINT_PATTERNS):
         return
-    now = dict(config.training.items())
-    for name, old in parser.parse_args(["-c", str(path)]).training.items():
-        if name.removeprefix("init_args.").split(".")[0] in FIXED_SETTINGS and now.get(name, old) != old:
-            raise ValueError(
-                f"{folder} was begun with training.{name}={old}, not {now[name]}: go on with that, or choose another "
-                "folder (training.init_args.run)"
-            )
+    began = parser.parse_args(["-c", str(run.config)])
+    run.check_fixed_settings(
+        {f"training.{name}": value for name, value in began.training.items()},
+        {f"training.{name}": value for name, value in config.training.items()},
+        lambda name: name.removeprefix("training.").removeprefix("init_args.").split(".")[0] in FIXED_SETTINGS,
+    )
 
 
 def evaluate_agent(
@@ -135,15 +159,14 @@ def evaluate_agent(
         "random": summarize_evaluation(control),
         "torch": torch.__version__,
     }
-    aside = run / "evaluation.tmp"
-    aside.write_text(json.dumps(result, indent=2) + "\n")
-    aside.rename(run / "evaluation.json")
-    which = ", of the weights that did best" if best else ""
+    atomic_write_text(run / "evaluation.json", json.dumps(result, indent=2) + "\n")
+    which = ", with the best weights" if best else ""
     print(f"{episodes} episodes each{which}, mean return [95% interval over episodes]")
     for name in ("agent", "random"):
-        told = result[name]
-        assert isinstance(told, dict)
-        print(f"{name:>8}  {told['mean']:10.2f} [{told['low']:.2f}, {told['high']:.2f}]   length {told['length']:.1f}")
+        summary = result[name]
+        assert isinstance(summary, dict)
+        interval = f"[{summary['low']:.2f}, {summary['high']:.2f}]"
+        print(f"{name:>8}  {summary['mean']:10.2f} {interval}   length {summary['length']:.1f}")
 
 
 def summarize_evaluation(found: EvaluationResult) -> dict[str, float | list[float]]:
@@ -219,11 +242,12 @@ def load_agent(run: Path, best: bool = False) -> tuple[ActingPolicy, EnvSpec]:
 
 
 def load_agent_training(run: Path) -> TrainingRun:
-    """The settings of a run. Raises FileNotFoundError where there is none."""
-    if not (run / CONFIG_FILE).is_file():
-        raise FileNotFoundError(f"{run / CONFIG_FILE}: there is none; give the folder of a run of `vwm agent train`")
+    """Make a run's training from its config. Raises FileNotFoundError where there is none."""
+    path = RunFolder(run).config
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: give the folder of a run of `vwm agent train`")
     parser = make_agent_parser()
-    config = parser.parse_args(["-c", str(run / CONFIG_FILE)])
+    config = parser.parse_args(["-c", str(path)])
     config.training.init_args.run = run
     training: TrainingRun = parser.instantiate(config).training
     return training

@@ -18,7 +18,8 @@ from vwm.envs.batched_envs import EnvSpec
 from vwm.eval.plots import plot_learning_curves, plot_returns
 from vwm.eval.return_comparison import MeanWithInterval, ReturnComparison, compare_returns
 from vwm.rl.evaluation import EvaluationResult, evaluate_policy
-from vwm.runs.csv_log import read_csv_rows
+from vwm.runs.metric_tables import read_csv_rows
+from vwm.runs.run_folder import RunFolder
 
 RANDOM_POLICY = "random"
 COMPARISON_FILE = "comparison.json"
@@ -142,7 +143,7 @@ def count_env_steps(folder: Path) -> int:
 
 def read_learning_curve(folder: Path) -> dict[float, float]:
     """Mean return by decisions, as the run's own evaluations had it."""
-    return {row["step"]: row["mean"] for row in read_csv_rows(folder / "evaluations.csv")}
+    return {row["step"]: row["mean"] for row in read_csv_rows(RunFolder(folder).metrics / "evaluations.csv")}
 
 
 def render_comparison_table(result: ReturnComparison, steps: dict[str, int], runs: dict[str, int]) -> str:

@@ -1,4 +1,6 @@
 from .atomic_files import atomic_folder as atomic_folder
+from .atomic_files import atomic_write as atomic_write
+from .atomic_files import atomic_write_text as atomic_write_text
 from .atomic_files import check_replaceable_folder as check_replaceable_folder
 from .checks import check_positive as check_positive
 from .components import ComponentError as ComponentError

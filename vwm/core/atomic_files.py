@@ -1,11 +1,106 @@
-"""Folders that are written whole or not at all."""
+"""Write files and folders whole or not at all.
+
+Both functions write under a hidden temporary name in the same folder, flush to the disk and rename. A process that is
+killed on the way leaves the previous file or folder in place, and a temporary one whose name says which process on
+which machine wrote it. The next write to the same path removes it once that process is gone. Files of any other name
+are never touched.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import socket
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+_HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:64]
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of ``path`` when the block ends without an error.
+
+    Args:
+        path: the file to write; its folder is made where it is missing.
+
+    Yields:
+        A binary file open for reading and writing.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target)
+    temporary = _temporary_path(target, "tmp")
+    try:
+        with temporary.open("w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(target.parent)
+
+
+def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write UTF-8 text into a file, whole or not at all."""
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def atomic_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Make an empty folder that takes the place of ``folder`` when the block ends without an error.
+
+    What was there stays in place until the new folder is complete. Rename is not atomic for folders that hold files, so
+    the old one is renamed first and put back where the process is killed between the two renames.
+
+    Args:
+        folder: the folder to write; a link to a folder stays a link.
+
+    Yields:
+        The temporary folder to write into.
+    """
+    target = Path(folder)
+    target = target.resolve() if target.is_symlink() else target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target)
+    temporary, retired = _temporary_path(target, "tmp"), _temporary_path(target, "old")
+    temporary.mkdir()
+    try:
+        yield temporary
+        for path in (*temporary.rglob("*"), temporary):
+            _sync(path)
+        if target.exists():
+            target.rename(retired)
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if retired.exists() and not target.exists():
+            retired.rename(target)
+        raise
+    _sync(target.parent)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove what killed processes of this machine left next to ``target``; restore a folder they were replacing."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.{re.escape(_HOST)}\.(\d+)\.[0-9a-f]{{8}}\.(tmp|old)")
+    for path in target.parent.glob(f".{_escape_glob(target.name)}.*"):
+        matched = pattern.fullmatch(path.name)
+        if matched is None or _process_runs(int(matched[1])):
+            continue
+        if matched[2] == "old" and not target.exists():
+            path.rename(target)
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def check_replaceable_folder(folder: Path, mark: str, what: str) -> None:
@@ -20,12 +115,35 @@ def check_replaceable_folder(folder: Path, mark: str, what: str) -> None:
         raise ValueError(f"{folder} exists and is no {what} (it has no {mark}): choose another folder (--out)")
 
 
-@contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder to write into, which takes the place of ``folder`` when the block ends without an error."""
-    aside = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    yield aside
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+def _temporary_path(target: Path, suffix: str) -> Path:
+    return target.with_name(f".{target.name}.{_HOST}.{os.getpid()}.{uuid.uuid4().hex[:8]}.{suffix}")
+
+
+def _escape_glob(name: str) -> str:
+    return re.sub(r"([*?\[])", r"[\1]", name)
+
+
+def _process_runs(number: int) -> bool:
+    if os.name == "nt":  # os.kill ends a process there
+        return True
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or a folder to the disk, where the system lets a folder be opened."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # some file systems do not flush folders
+    finally:
+        os.close(descriptor)

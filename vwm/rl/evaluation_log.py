@@ -9,7 +9,8 @@ from typing import Protocol
 from vwm.envs.batched_envs import EnvSpec
 from vwm.rl.agent import ActingPolicy
 from vwm.rl.evaluation import EvaluationResult, evaluate_policy
-from vwm.runs.csv_log import CSVLog, MetricRow, plot_run_curves
+from vwm.runs.metric_tables import MetricRow, MetricTable
+from vwm.runs.run_curves import plot_run_curves
 
 EVALUATION_SEED_OFFSET = 1_000_000
 """Added to the run's seed for the games of evaluations, so that they share no episode with training."""
@@ -31,7 +32,7 @@ def evaluate_and_log(
     player: ActingPolicy,
     name: str,
     step: int,
-    tables: Mapping[str, CSVLog],
+    tables: Mapping[str, MetricTable],
     random: float,
 ) -> EvaluationResult:
     """Evaluate, add to ``evaluations.csv``, write the video and draw ``curves.png`` anew.
@@ -59,8 +60,7 @@ def evaluate_and_log(
     low, high = found.interval()
     mean, length = float(found.returns.mean()), float(found.lengths.mean())
     row = {"mean": mean, "low": low, "high": high, "length": length}
-    columns = tables["evaluations"].columns
-    if training.eval_env != training.game and (columns is None or "gap" in columns):  # older runs go on without
+    if training.eval_env != training.game:
         imagined = mean_return_since_evaluation(episodes, evaluations)
         row |= {"imagined": imagined, "gap": imagined - mean}
     tables["evaluations"].add(step, **row)

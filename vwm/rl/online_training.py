@@ -19,26 +19,21 @@ from vwm.rl.evaluation import evaluate_policy, sample_random_actions, time_step_
 from vwm.rl.evaluation_log import EVALUATION_SEED_OFFSET, evaluate_and_log, is_best_evaluation
 from vwm.rl.replay_buffer import ReplayBuffer
 from vwm.rl.training_run import TrainingRun
-from vwm.runs.csv_log import CSVLog, average_update_logs
+from vwm.runs.checkpoints import load_best_weights, load_checkpoint, save_best_weights, save_checkpoint
+from vwm.runs.metric_tables import MetricTable, average_update_logs, open_metric_tables
+from vwm.runs.rng_states import restore_rng_states
+from vwm.runs.run_folder import RunFolder
 from vwm.runs.stop_signal import StopRequest
-from vwm.runs.training_checkpoint import (
-    checkpoint_path,
-    find_checkpoint,
-    load_best_weights,
-    load_checkpoint,
-    restore_rng_states,
-    save_best_weights,
-    save_checkpoint,
-)
+from vwm.runs.training_runtime import compile_networks
 
 
 class OnlineTraining(TrainingRun):
     """An agent that plays and learns in turn.
 
-    Every number of steps counts decisions over all environments. The run's folder holds ``episodes.csv``,
-    ``evaluations.csv``, ``updates.csv``, ``curves.png``, ``videos/`` and ``checkpoint/``; a run that stopped goes on
-    from the checkpoint, and becomes what it would have become unbroken. Beside it lie the weights that did best in an
-    evaluation.
+    Every number of steps counts decisions over all environments. The run's folder holds ``metrics/episodes.csv``,
+    ``evaluations.csv`` and ``updates.csv``, ``curves.png``, ``videos/`` and ``checkpoints/``; a run that stopped
+    continues from the checkpoint, and becomes what it would have become unbroken. The weights with the best evaluation
+    are kept, too.
 
     Args:
         run: folder of everything the run writes.
@@ -110,6 +105,8 @@ class OnlineTraining(TrainingRun):
         self.folder.mkdir(parents=True, exist_ok=True)
         life = OnlineTrainerState(self)
         life.open_logs()
+        if self.runtime.compile:
+            compile_networks(life.agent)
         with tqdm(total=self.steps, initial=life.played, unit="decision", smoothing=0.05) as bar, StopRequest() as stop:
             while life.played < self.steps and not stop:
                 before = life.played
@@ -119,7 +116,7 @@ class OnlineTraining(TrainingRun):
                     name = type(life.agent).__name__
                     found = evaluate_and_log(self, life.agent, name, life.played, life.tables, life.random)
                     if is_best_evaluation(life.tables["evaluations"].rows()):
-                        save_best_weights(self.folder, life.agent)
+                        save_best_weights(RunFolder(self.folder), life.agent)
                     low, high = found.interval()
                     bar.set_postfix_str(f"return {found.returns.mean():.1f} [{low:.1f}, {high:.1f}]")
                 if interval_crossed(before, life.played, self.checkpoint_every) or life.played >= self.steps or stop:
@@ -139,9 +136,9 @@ class OnlineTraining(TrainingRun):
         worlds.close()
         agent = self.make_agent(worlds.spaces).to(self.device)
         if best:
-            load_best_weights(self.folder, agent)
+            load_best_weights(RunFolder(self.folder), agent)
         else:
-            load_checkpoint(find_checkpoint(self.folder), {"agent": agent}, {}, "agent or game")
+            load_checkpoint(RunFolder(self.folder).find_last_checkpoint(), {"agent": agent}, {}, "agent or game")
         return agent
 
     def played(self, agent: Agent, ring: Path) -> ReplayBuffer:
@@ -155,7 +152,7 @@ class OnlineTraining(TrainingRun):
             FileNotFoundError: nothing was saved yet.
         """
         replay = self.make_replay(agent, ring)
-        path = find_checkpoint(self.folder)
+        path = RunFolder(self.folder).find_last_checkpoint()
         replay.load(path.parent / "replay", load_checkpoint(path, {}, {}, "agent or game")["replay"])
         return replay
 
@@ -183,7 +180,7 @@ class OnlineTrainerState:
         self.sums: dict[str, float] = {}
         self.random = float("nan")
         self.carry: PolicyCarry = self.agent.init_carry(training.environments)
-        checkpoint = checkpoint_path(training.folder)
+        checkpoint = RunFolder(training.folder).last_checkpoint
         if checkpoint.is_file():
             self.load(checkpoint)
             print(f"going on from {checkpoint}, {self.played} decisions")
@@ -193,15 +190,16 @@ class OnlineTrainerState:
             )
             self.random = float(played.returns.mean())
             self.moment = self.worlds.reset()
-        self.tables: dict[str, CSVLog] = {}
+        self.tables: dict[str, MetricTable] = {}
         start = training.prefill * training.updates
         self.agent.begin(training.pretrain + int(training.steps * training.updates - start))
 
     def open_logs(self) -> None:
         """Begin to write: what was written after the checkpoint is taken out, of the replay, too."""
-        self.replay.prune(checkpoint_path(self.training.folder).parent / "replay")
+        self.replay.prune(RunFolder(self.training.folder).checkpoints / "replay")
         names = ("episodes", "evaluations", "updates")
-        self.tables = {name: CSVLog(self.training.folder / f"{name}.csv", self.played) for name in names}
+        loggers = self.training.runtime.loggers
+        self.tables = open_metric_tables(RunFolder(self.training.folder), names, self.played, loggers)
 
     @torch.no_grad()
     def decide(self) -> None:
@@ -239,16 +237,17 @@ class OnlineTrainerState:
             self.due -= 1
             self.updated += 1
             began = time.perf_counter()
-            done = agent.update(replay_batch_to_device(batch, agent.device))
+            with training.runtime.autocast():
+                done = agent.update(replay_batch_to_device(batch, agent.device))
             if done.places is not None:
-                self.replay.write(done.places, done.extras)
+                self.replay.write(done.places, {name: _to_float32(value) for name, value in done.extras.items()})
             logs = {**done.logs, "seconds": time.perf_counter() - began}
             if means := average_update_logs(self.sums, logs, self.updated, training.log_every):
                 self.tables["updates"].add(self.played, **means)
 
     def save(self) -> None:
         """Write the checkpoint: what is large first, aside, and at last the small file that names it."""
-        path = checkpoint_path(self.training.folder)
+        path = RunFolder(self.training.folder).last_checkpoint
         save_checkpoint(
             path,
             {"agent": self.agent},
@@ -270,7 +269,7 @@ class OnlineTrainerState:
         vars(self).update(state["counters"])
         self.returns, self.lengths = state["episodes"]
         self.moment = self.worlds.load_state_dict(state["worlds"])
-        restore_rng_states(state)
+        restore_rng_states(state["generators"])
 
     def close(self) -> None:
         """Free the games."""
@@ -280,6 +279,11 @@ class OnlineTrainerState:
 def interval_crossed(before: int, after: int, every: int) -> bool:
     """Whether a multiple of ``every`` lies in (before, after]."""
     return after // every > before // every
+
+
+def _to_float32(values: Tensor) -> Tensor:
+    """Undo autocast: NumPy, in which replay stores, has no bfloat16."""
+    return values.float() if values.dtype == torch.bfloat16 else values
 
 
 def replay_batch_to_device(batch: ReplayBatch, device: torch.device) -> ReplayBatch:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vwm.core.atomic_files import atomic_write
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.rl.agent import ReplayBatch
 
@@ -195,7 +196,5 @@ def _allocate_storage(name: str, shape: tuple[int, ...], dtype: torch.dtype, fol
 
 
 def _write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    aside = path.with_suffix(".tmp")
-    with aside.open("wb") as file:
+    with atomic_write(path) as file:
         np.savez(file, **arrays)
-    aside.rename(path)

@@ -1,4 +1,4 @@
-"""Ctrl-C and a scheduler's signals: a training ends at its next step, saved, rather than where it stands."""
+"""Ctrl-C and a scheduler's signals: a training saves and ends at its next step."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1
 
 
 class StopRequest:
-    """Whether somebody has asked to stop, as a context; true once somebody has.
+    """Whether the process was asked to stop; true from the first signal on. Use it as a context.
 
-    A second signal does what it always did. Outside the main thread, to which alone signals come, nobody ever asks.
+    A second signal does what it did before. Outside the main thread, which alone receives signals, it stays false.
 
     Attributes:
-        number: of the signal.
+        number: of the signal, or 0.
     """
 
     def __init__(self) -> None:
-        self.number: int | None = None
-        self.before: dict[int, Any] = {}
+        self.number = 0
+        self._handlers_before: dict[int, Any] = {}
 
     def __bool__(self) -> bool:
-        return self.number is not None
+        return self.number != 0
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._ask) for number in STOP_SIGNALS}
+            self._handlers_before = {number: signal.signal(number, self._request) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._give_back()
+        self._restore_handlers()
 
-    def end(self, said: str) -> None:
-        """Where it was asked for, say so and end the process as the signal would have. Raises SystemExit."""
-        if self.number is not None:
-            print(f"\nstopped: {said}; the same command goes on from there")
+    def end(self, message: str) -> None:
+        """Where a stop was requested, print the message and end the process as the signal would. Raises SystemExit."""
+        if self.number:
+            print(f"\nstopped: {message}; the same command continues from there")
             raise SystemExit(128 + self.number)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
+    def _request(self, number: int, frame: FrameType | None) -> None:
         self.number = number
-        self._give_back()
+        self._restore_handlers()
 
-    def _give_back(self) -> None:
-        for number, handler in self.before.items():
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
-        self.before = {}
+        self._handlers_before = {}

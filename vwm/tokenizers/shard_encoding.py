@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from vwm.core.atomic_files import atomic_write_text
 from vwm.core.tokenizer import VideoTokenizer
 from vwm.data.frame_reading import read_episode_frames
 from vwm.data.shard_index import ShardIndex, list_shards, load_shard_index
@@ -79,10 +80,7 @@ def _check_encoding_metadata(out: Path, tokenizer: VideoTokenizer, shards: str) 
     file = out / "encoding.json"
     if file.is_file() and json.loads(file.read_text()) != recipe:
         raise ValueError(f"{out} holds latents of another tokenizer or of other shards ({file}): choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(file.name + ".tmp")
-    aside.write_text(json.dumps(recipe))
-    aside.rename(file)
+    atomic_write_text(file, json.dumps(recipe))
 
 
 def tokenizer_fingerprint(tokenizer: VideoTokenizer) -> str:

@@ -11,10 +11,10 @@ from torch import nn
 
 
 class EMACallback(L.Callback):
-    """Keeps the average beside the weights that train, and in the checkpoint.
+    """Keeps an average of the weights while they train, and saves it in the checkpoint.
 
     Args:
-        decay: of the average at its steadiest; 0 keeps none. Early on the average follows faster:
+        decay: of the average in the long run; 0 keeps none. Early in training it is
             min(decay, (1 + step) / (10 + step)).
     """
 
@@ -25,7 +25,7 @@ class EMACallback(L.Callback):
         self._step = -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the average, or take it up where the checkpoint left it."""
+        """Start the average, or continue the checkpoint's."""
         if not self.decay:
             return
         self._average = EMAModel(_network_parameters(pl_module), decay=self.decay)
@@ -38,7 +38,7 @@ class EMACallback(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Average once an optimizer step."""
+        """Update the average once an optimizer step."""
         if self._average is not None and trainer.global_step != self._step:
             self._step = trainer.global_step
             self._average.step(_network_parameters(pl_module))
@@ -48,26 +48,26 @@ class EMACallback(L.Callback):
         self.swap_in(pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Go on with the weights that train."""
+        """Continue with the weights that train."""
         self.swap_out(pl_module)
 
     def swap_in(self, pl_module: L.LightningModule) -> None:
-        """Put the average into the networks, keeping the weights aside."""
+        """Put the average into the networks, and store their weights."""
         if self._average is not None:
             self._average.store(_network_parameters(pl_module))
             self._average.copy_to(_network_parameters(pl_module))
 
     def swap_out(self, pl_module: L.LightningModule) -> None:
-        """Put the kept weights back."""
+        """Put the stored weights back."""
         if self._average is not None:
             self._average.restore(_network_parameters(pl_module))
 
     def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint."""
+        """Return the average for the checkpoint."""
         return {} if self._average is None else {"average": self._average.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """From the checkpoint."""
+        """Keep the checkpoint's average until training starts."""
         self._loaded_state = state.get("average")
 
 

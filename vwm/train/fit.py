@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 import warnings
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+import yaml
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
-from vwm.train.checkpoints import LAST_CHECKPOINT, ResumableCheckpoints
+from vwm.runs.metric_loggers import make_metric_loggers
+from vwm.runs.run_folder import RunFolder
+from vwm.train.checkpoints import ResumableCheckpoints, RunCheckpointIO
 from vwm.train.ema import EMACallback
+from vwm.train.metric_logging import RunMetricsLogger
 from vwm.train.sample_videos import SampleVideos
 from vwm.train.throughput import Throughput
 
@@ -24,12 +29,12 @@ FIT_EXAMPLES = """examples:
   vwm fit -c configs/tokenizer/coinrun_small.yaml --data.path data/coinrun
   vwm fit -c configs/genie/coinrun_small.yaml --trainer.max_steps 2000 --run runs/try
   vwm fit -c configs/genie/coinrun_small.yaml --print_config        every key and its value
-A run that stopped, for whatever reason, goes on when the same command is given again.
+A run that stopped, for whatever reason, continues when the same command is given again.
 """
 
 
 class FitCLI(LightningCLI):
-    """The keys that every config shares, beside Lightning's ``trainer``, ``model`` and ``data``."""
+    """The keys that every config has in addition to Lightning's ``trainer``, ``model`` and ``data``."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Top-level keys."""
@@ -37,7 +42,7 @@ class FitCLI(LightningCLI):
             "--run", type=Path, default=Path("runs/default"), help="folder of everything the run writes"
         )
         parser.add_argument(
-            "--resume", type=bool, default=True, help="go on from the run's last checkpoint, if it has one"
+            "--resume", type=bool, default=True, help="continue from the run's last checkpoint, if it has one"
         )
         parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0 leaves torch's choice")
         parser.add_argument("--compile", type=bool, default=False, help="torch.compile every transformer block")
@@ -46,37 +51,34 @@ class FitCLI(LightningCLI):
         )
         parser.add_argument("--wandb", type=str | None, default=None, help="project to log to with Weights & Biases")
         parser.add_argument("--wandb_online", type=bool, default=False, help="sync while running (needs an account)")
+        parser.add_argument("--tensorboard", type=bool, default=False, help="write TensorBoard's files, too")
         parser.add_lightning_class_args(ResumableCheckpoints, "checkpoint")
         parser.add_lightning_class_args(EMACallback, "ema")
         parser.add_lightning_class_args(SampleVideos, "samples")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Without Lightning's warning that there is a command line too: the arguments are the end of it."""
+        """Parse the given arguments, without Lightning's warning that there is a command line, too."""
         self.config = parser.parse_args(args)
 
     def before_instantiate_classes(self) -> None:
-        """Give the trainer its run folder and loggers."""
+        """Give the trainer its run folder, and torch its threads."""
         config, run = self.config, Path(self.config["run"])
         config["trainer"]["default_root_dir"] = str(run)
         if config["threads"]:
             torch.set_num_threads(config["threads"])
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """With this project's loggers and meter."""
-        config, run = self.config, Path(self.config["run"])
-        if config["trainer"]["logger"] is None:
-            # A new folder of logs each time the run is taken up: a logger that starts again deletes its old file.
-            loggers: list[Any] = [CSVLogger(save_dir=run, name="logs")]
-            if config["wandb"] is not None:
-                online = config["wandb_online"]
-                loggers.append(WandbLogger(project=config["wandb"], name=run.name, save_dir=run, offline=not online))
-            kwargs["logger"] = loggers
+        """Make the trainer with this project's metric tables, meter and checkpoint files."""
+        if self.config["trainer"]["logger"] is None:
+            kwargs["logger"] = RunMetricsLogger(RunFolder(self.config["run"]))
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks.insert(0, Throughput())
+        trainer.callbacks[:0] = [Throughput(), _ConfigWriter(self)]
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = RunCheckpointIO()
         return trainer
 
     def prepare_networks(self) -> None:
-        """Gradient checkpointing and compilation, as the config says."""
+        """Switch on gradient checkpointing and compilation, as the config says."""
         for network in self.model.networks().values():
             for part in network.modules():
                 if isinstance(getattr(part, "checkpointing", None), bool):
@@ -85,17 +87,51 @@ class FitCLI(LightningCLI):
                         for block in getattr(part, "blocks", ()):
                             block.compile()  # in place, which keeps the names of the weights
 
-    def save_config(self) -> None:
-        """Write the run's ``config.yaml``, whole or not at all."""
-        run = Path(self.config["run"])
-        run.mkdir(parents=True, exist_ok=True)
-        aside = run / "config.yaml.tmp"
-        aside.write_text(self.parser.dump(self.config, skip_unset=False))
-        aside.rename(run / "config.yaml")
+    def open_metric_loggers(self) -> None:
+        """Start the loggers that the config asks for; the CSV tables are always written."""
+        logger = self.trainer.logger
+        if isinstance(logger, RunMetricsLogger):
+            config = self.config
+            logger.loggers = make_metric_loggers(
+                logger.run,
+                wandb=config["wandb"],
+                wandb_online=config["wandb_online"],
+                tensorboard=config["tensorboard"],
+                settings=yaml.safe_load(self.config_text()),
+            )
+
+    def config_text(self) -> str:
+        """Every setting, as YAML."""
+        return str(self.parser.dump(self.config, skip_unset=False))
+
+    def check_same_run(self, run: RunFolder) -> None:
+        """Raise ValueError where the run that is to be resumed was started with another model or seed."""
+        if run.config.is_file():
+            began = self.parser.parse_args(["-c", str(run.config)])
+            run.check_fixed_settings(_flat_settings(began), _flat_settings(self.config), _is_fixed)
+
+
+class _ConfigWriter(L.Callback):
+    """Writes ``config.yaml`` when training starts: a command that is refused before that changes nothing."""
+
+    def __init__(self, cli: FitCLI) -> None:
+        self.cli = cli
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            RunFolder(trainer.default_root_dir).write_config(self.cli.config_text())
+
+
+def _flat_settings(config: Any) -> Mapping[str, Any]:
+    return dict(config.items())
+
+
+def _is_fixed(name: str) -> bool:
+    return name == "seed_everything" or name.startswith("model.")
 
 
 def parse_fit_config(argv: list[str]) -> FitCLI:
-    """The run that the arguments of ``vwm fit`` describe: model, data and trainer, nothing started."""
+    """Make model, data and trainer of the arguments of ``vwm fit``; nothing is started or written."""
     return FitCLI(
         args=argv,
         run=False,
@@ -112,7 +148,7 @@ def parse_fit_config(argv: list[str]) -> FitCLI:
 
 
 def fit_model(argv: list[str]) -> L.LightningModule:
-    """Train what a config describes, from where the run stands.
+    """Train what a config describes, from the run's last checkpoint on.
 
     Args:
         argv: what follows ``vwm fit``.
@@ -120,22 +156,25 @@ def fit_model(argv: list[str]) -> L.LightningModule:
     Returns:
         The trained module.
     """
-    os.environ.setdefault("WANDB_SILENT", "true")
     sys.argv = [sys.argv[0], "fit", *argv]  # with it Lightning starts the other ranks of this machine
     _filter_warnings()
     cli = parse_fit_config(argv)
     cli.prepare_networks()
-    start = find_last_checkpoint(cli.config["run"]) if cli.config["resume"] else None
-    if cli.trainer.is_global_zero:
-        cli.save_config()
+    run = RunFolder(cli.config["run"])
+    with run.lock() if cli.trainer.is_global_zero else nullcontext():
+        start = run.last_checkpoint if cli.config["resume"] and run.last_checkpoint.is_file() else None
         if start is not None:
-            print(f"going on from {start} (--resume false starts anew)")
-    cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=start, weights_only=True)
+            cli.check_same_run(run)
+        if cli.trainer.is_global_zero:
+            if start is not None:
+                print(f"continuing from {start} (--resume false starts again)")
+            cli.open_metric_loggers()
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=start, weights_only=True)
     return cli.model
 
 
 def _filter_warnings() -> None:
-    """Leave out what Lightning says that no user can act on."""
+    """Leave out the warnings of Lightning on which no user can act."""
     for message, kind in (
         (r".*LeafSpec.* is deprecated", FutureWarning),  # Lightning's own use of torch
         (r"Found \d+ module\(s\) in eval mode", UserWarning),  # the frozen tokenizer
@@ -148,6 +187,6 @@ def _filter_warnings() -> None:
 
 
 def find_last_checkpoint(run: Path) -> Path | None:
-    """Where the run would go on, or None."""
-    path = Path(run) / "checkpoints" / LAST_CHECKPOINT
+    """Return the checkpoint from which the run would resume, or None."""
+    path = RunFolder(run).last_checkpoint
     return path if path.is_file() else None

@@ -1,4 +1,4 @@
-"""Sample videos while training: context and prediction beside the truth, as files one can open."""
+"""Sample videos while training: context and prediction next to the true frames."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vwm.train.ema import EMACallback
 
 
 class SampleVideos(L.Callback):
-    """Writes ``samples/step-N.mp4`` (left the truth, right the model) and a PNG sheet of the same clips.
+    """Writes ``videos/step-N.mp4`` (left the true frames, right the model) and a PNG sheet of the same clips.
 
     The clips are held-out ones, the same each time; training clips where nothing is held out. Encoded shards without
     video show the truth as the tokenizer decodes it.
@@ -31,22 +31,23 @@ class SampleVideos(L.Callback):
     """
 
     def __init__(self, every: int = 500, clips: int = 4) -> None:
-        self.every, self.clips = every, clips
+        self.every = every
+        self.num_clips = clips
         self._step = -1
         self._batch: ClipBatch | None = None
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: ClipBatch, batch_idx: int
     ) -> None:
-        """Sample where it is time to."""
+        """Sample at the interval."""
         step = trainer.global_step
         if not self.every or step % self.every or step == self._step or not trainer.is_global_zero:
             return
         self._step = step
         averages = [c for c in trainer.callbacks if isinstance(c, EMACallback)]
-        clips = self._choose(trainer, batch)
+        clips = self._select_clips(trainer, batch)
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):  # sampling must not move the training's generators
+        with torch.random.fork_rng(devices):  # sampling must not advance the training's generators
             torch.manual_seed(0)
             for average in averages:
                 average.swap_in(pl_module)
@@ -55,15 +56,15 @@ class SampleVideos(L.Callback):
             pl_module.train()
             for average in averages:
                 average.swap_out(pl_module)
-        stem = Path(trainer.default_root_dir) / "samples" / f"step-{step:07d}"
+        stem = Path(trainer.default_root_dir) / "videos" / f"step-{step:07d}"
         _write_samples(stem, truth.cpu().numpy(), predicted.cpu().numpy())
 
-    def _choose(self, trainer: L.Trainer, batch: ClipBatch) -> ClipBatch:
+    def _select_clips(self, trainer: L.Trainer, batch: ClipBatch) -> ClipBatch:
         if self._batch is None:
             loader = trainer.datamodule.val_dataloader() if trainer.datamodule is not None else []
             chosen = next(iter(loader)) if len(loader) else batch
             values = {f.name: getattr(chosen, f.name) for f in fields(ClipBatch)}  # a module may have added fields
-            self._batch = ClipBatch(**{k: v[: self.clips] for k, v in values.items() if v is not None})
+            self._batch = ClipBatch(**{k: v[: self.num_clips] for k, v in values.items() if v is not None})
         moved = {k: v.to(trainer.strategy.root_device) for k, v in vars(self._batch).items() if v is not None}
         return ClipBatch(**moved)
 

@@ -163,7 +163,7 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
     run(tmp_path / "broken", 30)
     run(tmp_path / "broken", 50)
     whole, broken = (
-        torch.load(tmp_path / name / "checkpoint" / "state.pt", weights_only=True) for name in ("whole", "broken")
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "broken")
     )
     assert all(torch.equal(whole["agent"][name], broken["agent"][name]) for name in whole["agent"])
     assert all(torch.equal(a, b) for a, b in zip(whole["carry"], broken["carry"], strict=True))

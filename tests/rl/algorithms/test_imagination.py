@@ -85,9 +85,9 @@ def test_what_is_learned_in_the_world_holds_in_the_game(home, tmp_path, policy: 
     """One of four buttons pays, in six presses; nobody ever pressed one in the game."""
     run = training(home, tmp_path, policy, objective, steps=24 * UPDATE, lr=3e-2, evaluate_every=10**6)
     run.run()
-    before, after = column(tmp_path / "evaluations.csv", "mean")
-    imagined = column(tmp_path / "episodes.csv", "return")
-    assert column(tmp_path / "evaluations.csv", "step") == [0, 24 * UPDATE]
+    before, after = column(tmp_path / "metrics" / "evaluations.csv", "mean")
+    imagined = column(tmp_path / "metrics" / "episodes.csv", "return")
+    assert column(tmp_path / "metrics" / "evaluations.csv", "step") == [0, 24 * UPDATE]
     assert before < 0.6 * LENGTH < 0.9 * LENGTH < imagined[-1]
     best = evaluate_policy(run.player(best=True), run.eval_env, run.evaluate_episodes, EVALUATION_SEED_OFFSET)
     assert best.returns.mean() == max(before, after)
@@ -103,18 +103,18 @@ def test_a_run_broken_off_becomes_the_unbroken_one(home, tmp_path, policy: str) 
     training(home, tmp_path / "whole", policy, objective, **settings).run()
     training(home, tmp_path / "broken", policy, objective, **settings, steps=2 * UPDATE).run()
     # What a run writes after its last checkpoint, before it is killed, must leave no trace.
-    with (tmp_path / "broken" / "evaluations.csv").open("a") as file:
+    with (tmp_path / "broken" / "metrics" / "evaluations.csv").open("a") as file:
         file.write(f"{3 * UPDATE},9,9,9,9,9,9\r\n")
     training(home, tmp_path / "broken", policy, objective, **settings).run()
     whole, broken = (
-        torch.load(tmp_path / name / "checkpoint" / "state.pt", weights_only=True) for name in ("whole", "broken")
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "broken")
     )
     assert all(torch.equal(whole["policy"][name], broken["policy"][name]) for name in whole["policy"])
-    assert torch.equal(whole["random"], broken["random"])
+    assert torch.equal(whole["generators"]["torch"], broken["generators"]["torch"])
     for name in ("evaluations", "episodes"):
         one, other = ((tmp_path / run / f"{name}.csv").read_text() for run in ("whole", "broken"))
         assert one == other
-    assert column(tmp_path / "broken" / "evaluations.csv", "step") == [0, 2 * UPDATE, 4 * UPDATE]
+    assert column(tmp_path / "broken" / "metrics" / "evaluations.csv", "step") == [0, 2 * UPDATE, 4 * UPDATE]
 
 
 def test_a_run_asked_to_stop_saves_where_it_stands(home, tmp_path, monkeypatch, capsys) -> None:
@@ -160,9 +160,11 @@ def test_train_judge_and_watch_as_a_user_types_them(home, tmp_path, capsys) -> N
     run, config = tmp_path / "run", tmp_path / "config.yaml"
     config.write_text(CONFIG.format(run=run, home=home))
     main(["agent", "train", "-c", str(config)])
-    assert column(run / "evaluations.csv", "step") == [0, 16]
-    imagined, gap, mean = (column(run / "evaluations.csv", name)[-1] for name in ("imagined", "gap", "mean"))
-    returns = column(run / "episodes.csv", "return")
+    assert column(run / "metrics" / "evaluations.csv", "step") == [0, 16]
+    imagined, gap, mean = (
+        column(run / "metrics" / "evaluations.csv", name)[-1] for name in ("imagined", "gap", "mean")
+    )
+    returns = column(run / "metrics" / "episodes.csv", "return")
     assert imagined == pytest.approx(sum(returns) / 2) and gap == pytest.approx(imagined - mean)
     assert {path.name for path in (run / "videos").iterdir()} == {"000000000.mp4", "000000016.mp4"}
     main(["agent", "eval", str(run), "--episodes", "3"])
@@ -228,7 +230,7 @@ def test_what_others_doubt_is_logged_and_changes_what_is_learned(home, tmp_path)
     doubts = {"others": [tmp_path / "other"], "penalty": 5.0}
     for name, settings in {"trusting": {}, "wary": doubts}.items():
         training(home, tmp_path / name, **settings).run()
-    trusting, wary = (tmp_path / name / "updates.csv" for name in ("trusting", "wary"))
+    trusting, wary = (tmp_path / name / "metrics" / "updates.csv" for name in ("trusting", "wary"))
     assert all(value > 0 for value in column(wary, "uncertainty")) and "uncertainty" not in trusting.read_text()
     assert column(wary, "imagined_reward")[0] < column(trusting, "imagined_reward")[0]
 
@@ -285,7 +287,7 @@ def test_what_is_earned_ends_with_the_world() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"objective": PMPOObjective()}, "beta=0.3.*FeaturePolicy has not: set objective.beta=0"),
+        ({"objective": PMPOObjective()}, "beta=0.3.*FeatureActorCriticPolicy has not: set objective.beta=0"),
         ({"steps": 0}, "steps must be 1 or more, got 0"),
         ({"discount": 0.0}, "discount must lie in 0..1"),
         ({"critic_warmup_steps": -1}, "got 0 and -1"),
@@ -302,5 +304,5 @@ def test_another_policys_checkpoint_is_refused(home, tmp_path) -> None:
     training(home, tmp_path, steps=UPDATE).run()
     with pytest.raises(ValueError, match="another policy or world"):
         training(home, tmp_path, "cloned", PMPOObjective()).run()
-    with pytest.raises(FileNotFoundError, match="there is none yet"):
+    with pytest.raises(FileNotFoundError, match="has not saved a checkpoint yet"):
         training(home, tmp_path / "other").player()

@@ -55,7 +55,7 @@ def test_ppo_in_the_real_game(tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="there is none; give the folder of a run of PPO"):
             training.player(best)
     training.run()
-    rows = [line.split(",") for line in (tmp_path / "evaluations.csv").read_text().splitlines()[1:]]
+    rows = [line.split(",") for line in (tmp_path / "metrics" / "evaluations.csv").read_text().splitlines()[1:]]
     best = evaluate_policy(training.player(best=True), game, 2, seed=EVALUATION_SEED_OFFSET)
     assert len(rows) == 2 and best.returns.mean() == max(float(row[1]) for row in rows)
     assert (tmp_path / "curves.png").is_file() and list((tmp_path / "videos").iterdir())
@@ -76,22 +76,22 @@ def test_a_run_goes_on_and_one_that_is_over_is_left_alone(tmp_path: Path, capsys
                    evaluate_every=32, evaluate_episodes=2, video=False)  # fmt: skip
 
     training(64).run()
-    tables = {name: (tmp_path / name).read_text() for name in ("episodes.csv", "evaluations.csv")}
-    model = (tmp_path / "ppo.zip").read_bytes()
+    tables = {name: (tmp_path / "metrics" / name).read_text() for name in ("episodes.csv", "evaluations.csv")}
+    model = (tmp_path / "checkpoints" / "ppo.zip").read_bytes()
     training(64).run()
-    assert f"going on from {tmp_path / 'ppo.zip'}, 64 decisions" in capsys.readouterr().out
+    assert f"going on from {tmp_path / 'checkpoints' / 'ppo.zip'}, 64 decisions" in capsys.readouterr().out
     assert {name: (tmp_path / name).read_text() for name in tables} == tables
-    assert (tmp_path / "ppo.zip").read_bytes() == model
+    assert (tmp_path / "checkpoints" / "ppo.zip").read_bytes() == model
     longer = training(128)
     begun = [make().get_env().reset() for make in (longer.make, training(128).make)]
     assert np.array_equal(*begun)
-    (tmp_path / "ppo.zip").rename(tmp_path / "kept.zip")
+    (tmp_path / "checkpoints" / "ppo.zip").rename(tmp_path / "checkpoints" / "kept.zip")
     assert not np.array_equal(longer.make().get_env().reset(), begun[0])  # a fresh run's first episodes
-    (tmp_path / "kept.zip").rename(tmp_path / "ppo.zip")
+    (tmp_path / "checkpoints" / "kept.zip").rename(tmp_path / "checkpoints" / "ppo.zip")
     longer.run()
     for name, text in tables.items():
         assert (tmp_path / name).read_text().startswith(text)
-    steps = [line.split(",")[0] for line in (tmp_path / "evaluations.csv").read_text().splitlines()[1:]]
+    steps = [line.split(",")[0] for line in (tmp_path / "metrics" / "evaluations.csv").read_text().splitlines()[1:]]
     assert steps == ["32", "64", "96", "128"]
     assert longer.make().num_timesteps == 128 and longer.make()._n_updates == 128 // 32
     with pytest.raises(ValueError, match="Observation spaces do not match"):
@@ -116,5 +116,7 @@ def test_ppo_in_a_learned_world_judged_in_a_real_one(tmp_path: Path) -> None:
     envs = learned.vector_env(2, 0)
     assert isinstance(envs, gymnasium.vector.VectorEnv) and envs.single_observation_space.shape == (size, size, 3)
     assert real.open(1, 0).spaces.observation == (size, size, 3)
-    lengths = {float(row.split(",")[2]) for row in (tmp_path / "run" / "episodes.csv").read_text().splitlines()[1:]}
+    lengths = {
+        float(row.split(",")[2]) for row in (tmp_path / "run" / "metrics" / "episodes.csv").read_text().splitlines()[1:]
+    }
     assert lengths and max(lengths) <= 6

@@ -5,7 +5,6 @@ Beside the controller that sees V's latent and M's memory stands one that sees t
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import vwm
-from vwm.core.atomic_files import atomic_folder
+from vwm.core.atomic_files import atomic_folder, atomic_write, atomic_write_text
 from vwm.core.components import save_component
 from vwm.data.datamodule import make_clip_dataset
 from vwm.envs.batched_envs import EnvSpec
@@ -31,7 +30,7 @@ from vwm.rl.algorithms.controller_fitness import (
 )
 from vwm.rl.algorithms.linear_controller import LinearController, initial_controller_parameters
 from vwm.rl.training_run import TrainingRun
-from vwm.runs.csv_log import CSVLog
+from vwm.runs.metric_tables import MetricTable, read_csv_rows
 from vwm.worlds.bundle import load_simulator
 
 EVOLUTION_RESULT_FILE = "evaluation.json"
@@ -140,7 +139,7 @@ class ControllerEvolution(TrainingRun):
         settings = {name: value for name, value in self.made.items() if name not in RESUMABLE_SETTINGS}
         search.again(read_fitness_history(folder, settings)[: self.generations])
         done = len(search.told)
-        table, watched = CSVLog(folder / "generations.csv", done), CSVLog(folder / "watched.csv", done)
+        table, watched = MetricTable(folder / "generations.csv", done), MetricTable(folder / "watched.csv", done)
         with tqdm(total=self.generations, initial=done, desc=sees, unit="generation") as bar:
             for generation in range(done, self.generations):
                 fitness = self.fitness(search.ask(), self._generation_seed(generation))
@@ -163,7 +162,7 @@ class ControllerEvolution(TrainingRun):
     def _generation_seed(self, generation: int) -> int:
         return int(np.random.SeedSequence([self.seed, generation]).generate_state(1)[0] % GENERATION_SEED_LIMIT)
 
-    def _watch(self, mean: NDArray[np.float64], generation: int, table: CSVLog) -> None:
+    def _watch(self, mean: NDArray[np.float64], generation: int, table: MetricTable) -> None:
         """What the distribution's middle earns in dream and reality: where they part, the dream's faults are used."""
         seed = GENERATION_SEED_LIMIT + self._generation_seed(generation)
         real = self.reality.play(mean, self.evaluate_episodes, seed).mean()
@@ -176,9 +175,8 @@ class ControllerEvolution(TrainingRun):
         played = {name: self.reality.play(own, self.episodes, seed) for name, own in controllers.items()}
         played["random"] = self.reality.play(None, self.episodes, seed)
         results = {name: summarize_returns(returns) for name, returns in played.items()}
-        aside = self.run_folder / f"{EVOLUTION_RESULT_FILE}.tmp"
-        aside.write_text(json.dumps({"results": results, "made": self.made}, indent=2) + "\n")
-        aside.rename(self.run_folder / EVOLUTION_RESULT_FILE)
+        report = json.dumps({"results": results, "made": self.made}, indent=2) + "\n"
+        atomic_write_text(self.run_folder / EVOLUTION_RESULT_FILE, report)
         print(format_evolution_results(results))
         print(f"{self.run_folder / EVOLUTION_RESULT_FILE}: every return; curves.png and the controllers beside it")
 
@@ -209,10 +207,8 @@ def read_fitness_history(folder: Path, settings: Mapping[str, Any]) -> NDArray[n
 
 def write_fitness_history(folder: Path, told: list[NDArray[np.float64]], settings: Mapping[str, Any]) -> None:
     """Keep them, whole or not at all."""
-    aside = folder / f"{FITNESS_HISTORY_FILE}.tmp"
-    with aside.open("wb") as file:
+    with atomic_write(folder / FITNESS_HISTORY_FILE) as file:
         np.savez(file, fitness=np.stack(told), settings=np.array(json.dumps(settings)))
-    aside.rename(folder / FITNESS_HISTORY_FILE)
 
 
 def summarize_returns(returns: NDArray[np.float64], draws: int = 2000) -> dict[str, Any]:
@@ -243,7 +239,7 @@ def plot_evolution(path: Path, run: Path, sees: tuple[str, ...]) -> None:
 
     figure, axes = plt.subplots(1, len(sees), figsize=(7 * len(sees), 4.5), sharey=True, squeeze=False)
     for name, axis in zip(sees, axes[0], strict=True):
-        rows, watched = (read_rows(run / name / f"{kind}.csv") for kind in ("generations", "watched"))
+        rows, watched = (read_csv_rows(run / name / f"{kind}.csv") for kind in ("generations", "watched"))
         steps = [row["step"] for row in rows]
         axis.plot(steps, [row["mean"] for row in rows], label="population's mean")
         axis.fill_between(
@@ -254,15 +250,6 @@ def plot_evolution(path: Path, run: Path, sees: tuple[str, ...]) -> None:
         axis.set(title=f"sees {name.replace('_', ' ')}", xlabel="generation", ylabel="return")
         axis.legend()
     figure.tight_layout()
-    aside = path.with_suffix(".tmp")
-    figure.savefig(aside, format="png", dpi=90)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=90)
     plt.close(figure)
-    aside.rename(path)
-
-
-def read_rows(path: Path) -> list[dict[str, float]]:
-    """A table's rows; none where it has not begun."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]

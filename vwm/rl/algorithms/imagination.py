@@ -33,17 +33,12 @@ from vwm.rl.finite_checks import require_finite
 from vwm.rl.online_training import interval_crossed
 from vwm.rl.simulated_env import SimulatedEnvSpec, check_ensemble_settings
 from vwm.rl.training_run import TrainingRun
-from vwm.runs.csv_log import CSVLog, average_update_logs
+from vwm.runs.checkpoints import load_best_weights, load_checkpoint, save_best_weights, save_checkpoint
+from vwm.runs.metric_tables import MetricTable, average_update_logs, open_metric_tables
+from vwm.runs.rng_states import restore_rng_states
+from vwm.runs.run_folder import RunFolder
 from vwm.runs.stop_signal import StopRequest
-from vwm.runs.training_checkpoint import (
-    checkpoint_path,
-    find_checkpoint,
-    load_best_weights,
-    load_checkpoint,
-    restore_rng_states,
-    save_best_weights,
-    save_checkpoint,
-)
+from vwm.runs.training_runtime import compile_networks
 from vwm.worlds.bundle import load_simulator
 from vwm.worlds.ensemble import EnsembleSimulator
 from vwm.worlds.world_batch import OBSERVE_FRAME, blank_context, select_observation
@@ -56,7 +51,7 @@ class ImaginationTraining(TrainingRun):
     the first before anything was learned: the cloned policy's), ``episodes.csv`` (what the world says that the policy
     earns: its reward a decision, from evenly drawn contexts, times the length of the last evaluation's episodes, so
     that the two can be compared: where they part, the policy has come to live on the world's faults),
-    ``updates.csv``, ``curves.png``, ``videos/`` and ``checkpoint/``. A run that stopped goes on from the checkpoint,
+    ``updates.csv``, ``curves.png``, ``videos/`` and ``checkpoints/``. A run that stopped goes on from the checkpoint,
     and becomes what it would have become unbroken.
 
     Args:
@@ -169,6 +164,8 @@ class ImaginationTraining(TrainingRun):
             actions=not student.simulator.actions.latent,
         )
         student.open_logs()
+        if self.runtime.compile:
+            compile_networks(student.policy)
         with (
             tqdm(total=self.steps, initial=student.played, unit="decision", smoothing=0.05) as bar,
             StopRequest() as stop,
@@ -188,10 +185,10 @@ class ImaginationTraining(TrainingRun):
 
     def player(self, best: bool = False) -> ActorCriticPolicy:
         """The policy as it was saved last, or as it did best. Raises FileNotFoundError where nothing was saved yet."""
-        find_checkpoint(self.folder)
+        RunFolder(self.folder).find_last_checkpoint()
         policy = ImaginationTrainerState(self).policy
         if best:
-            load_best_weights(self.folder, policy)
+            load_best_weights(RunFolder(self.folder), policy)
         return policy
 
 
@@ -224,8 +221,8 @@ class ImaginationTrainerState:
         }
         self.played, self.updated, self.length, self.random = 0, 0, float("nan"), float("nan")
         self.sums: dict[str, float] = {}
-        self.tables: dict[str, CSVLog] = {}
-        checkpoint = checkpoint_path(training.folder)
+        self.tables: dict[str, MetricTable] = {}
+        checkpoint = RunFolder(training.folder).last_checkpoint
         if checkpoint.is_file():
             self.load(checkpoint)
 
@@ -234,8 +231,9 @@ class ImaginationTrainerState:
         training = self.training
         names = ("episodes", "evaluations", "updates")
         if self.played:
-            print(f"going on from {checkpoint_path(training.folder)}, {self.played} decisions")
-        self.tables = {name: CSVLog(training.folder / f"{name}.csv", self.played or -1) for name in names}
+            print(f"going on from {RunFolder(training.folder).last_checkpoint}, {self.played} decisions")
+        step = self.played or -1
+        self.tables = open_metric_tables(RunFolder(training.folder), names, step, training.runtime.loggers)
 
     def judge(self, bar: tqdm[Any]) -> None:
         """Play the real game."""
@@ -248,7 +246,7 @@ class ImaginationTrainerState:
         name = type(self.policy).__name__
         found = evaluate_and_log(training, self.policy, name, self.played, self.tables, self.random)
         if is_best_evaluation(self.tables["evaluations"].rows()):
-            save_best_weights(training.folder, self.policy)
+            save_best_weights(RunFolder(training.folder), self.policy)
         self.length = float(found.lengths.mean())
         low, high = found.interval()
         bar.set_postfix_str(f"return {found.returns.mean():.1f} [{low:.1f}, {high:.1f}]")
@@ -260,7 +258,8 @@ class ImaginationTrainerState:
         spent = time.perf_counter() - began
         self.played += training.batch_size * training.horizon
         for _ in range(training.passes):
-            logs = self.improve(dreamt)
+            with training.runtime.autocast():
+                logs = self.improve(dreamt)
         self.updated += 1
         seconds = {"seconds": time.perf_counter() - began, "seconds_in_the_world": spent}
         logs |= {"imagined_reward": mean_reward_per_step(dreamt, context.uniform), **seconds}
@@ -288,13 +287,15 @@ class ImaginationTrainerState:
     def save(self) -> None:
         """Write the checkpoint."""
         counters = {n: getattr(self, n) for n in ("played", "updated", "length", "random", "sums")}
-        save_checkpoint(checkpoint_path(self.training.folder), {"policy": self.policy}, self.optimizers, counters)
+        save_checkpoint(
+            RunFolder(self.training.folder).last_checkpoint, {"policy": self.policy}, self.optimizers, counters
+        )
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint. Raises ValueError where it is of another policy or world."""
         state = load_checkpoint(path, {"policy": self.policy}, self.optimizers, "policy or world")
         vars(self).update(state["counters"])
-        restore_rng_states(state)
+        restore_rng_states(state["generators"])
 
     def _check_prior(self) -> None:
         policy, objective = self.policy, self.training.objective

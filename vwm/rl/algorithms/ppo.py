@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vwm.core.atomic_files import atomic_write
 from vwm.envs.batched_envs import EnvSpec
 from vwm.envs.time_step import TimeStep
 from vwm.rl.agent import PolicyCarry, PolicyStep
@@ -15,7 +16,8 @@ from vwm.rl.evaluation import EvaluationResult, evaluate_policy
 from vwm.rl.evaluation_log import EVALUATION_SEED_OFFSET, evaluate_and_log, is_best_evaluation
 from vwm.rl.online_training import interval_crossed
 from vwm.rl.training_run import TrainingRun
-from vwm.runs.csv_log import CSVLog
+from vwm.runs.metric_tables import MetricTable, open_metric_tables
+from vwm.runs.run_folder import RunFolder
 
 PPO_MODEL_FILE, PPO_BEST_MODEL_FILE = "ppo.zip", "best.zip"
 
@@ -23,8 +25,8 @@ PPO_MODEL_FILE, PPO_BEST_MODEL_FILE = "ppo.zip", "best.zip"
 class PPOTraining(TrainingRun):
     """Proximal policy optimisation (arXiv 1707.06347), by Stable-Baselines3 (``pip install 'vwm[sb3]'``).
 
-    The folder holds ``evaluations.csv``, ``curves.png``, ``videos/``, the model, ``ppo.zip``, and the one that did best
-    in an evaluation, ``best.zip``. A run that stopped goes on from its last evaluation, in fresh episodes
+    The folder holds ``metrics/``, ``curves.png``, ``videos/`` and, in ``checkpoints/``, the model, ``ppo.zip``, and the
+    one with the best evaluation, ``best.zip``. A run that stopped goes on from its last evaluation, in fresh episodes
     (Stable-Baselines3 keeps no game's state): not bit for bit what it would have become.
 
     Args:
@@ -74,7 +76,7 @@ class PPOTraining(TrainingRun):
         model = self.make()
         played = model.num_timesteps
         if played:
-            print(f"going on from {self.folder / PPO_MODEL_FILE}, {played} decisions")
+            print(f"going on from {RunFolder(self.folder).checkpoints / PPO_MODEL_FILE}, {played} decisions")
         if played < self.steps:
             self.learn(model)
         model.get_env().close()
@@ -82,14 +84,15 @@ class PPOTraining(TrainingRun):
     def learn(self, model: Any) -> None:
         """Play and learn from where the model stands; what was written after that is taken out of the tables."""
         played = model.num_timesteps
-        tables = {name: CSVLog(self.folder / f"{name}.csv", played) for name in ("episodes", "evaluations", "updates")}
+        names = ("episodes", "evaluations", "updates")
+        tables = open_metric_tables(RunFolder(self.folder), names, played, self.runtime.loggers)
         random = evaluate_policy(None, self.eval_env, self.evaluate_episodes, self.seed + EVALUATION_SEED_OFFSET)
         watcher = _make_evaluation_callback(self, tables, float(random.returns.mean()))
         model.learn(self.steps - played, callback=watcher, progress_bar=False, reset_num_timesteps=False)
 
     def player(self, best: bool = False) -> PPOPolicy:
         """The policy as it was saved last, or as it did best. Raises FileNotFoundError where nothing was saved yet."""
-        saved = self.folder / (PPO_BEST_MODEL_FILE if best else PPO_MODEL_FILE)
+        saved = RunFolder(self.folder).checkpoints / (PPO_BEST_MODEL_FILE if best else PPO_MODEL_FILE)
         if not saved.is_file():
             raise FileNotFoundError(f"{saved}: there is none; give the folder of a run of PPO that was evaluated")
         return PPOPolicy(_import_stable_baselines().PPO.load(saved, device="cpu"), self.greedy)
@@ -105,7 +108,7 @@ class PPOTraining(TrainingRun):
         from vwm.worlds.stable_baselines import StableBaselinesVecEnv
 
         envs = StableBaselinesVecEnv(self.game.vector_env(self.environments, self.seed))
-        saved = self.folder / PPO_MODEL_FILE
+        saved = RunFolder(self.folder).checkpoints / PPO_MODEL_FILE
         if not saved.is_file():
             fitting = "CnnPolicy" if len(envs.observation_space.shape or ()) == 3 else "MlpPolicy"
             return sb3.PPO(self.policy or fitting, envs, seed=self.seed, device=self.device, **self.options)
@@ -115,7 +118,7 @@ class PPOTraining(TrainingRun):
         model.set_random_seed(self.seed + model.num_timesteps)  # or it would meet the same episodes once more
         return model
 
-    def judge(self, model: Any, step: int, tables: dict[str, CSVLog], random: float) -> EvaluationResult:
+    def judge(self, model: Any, step: int, tables: dict[str, MetricTable], random: float) -> EvaluationResult:
         """Evaluate, and keep the model."""
         found = evaluate_and_log(self, PPOPolicy(model, self.greedy), "PPO", step, tables, random)
         for name in (
@@ -123,9 +126,8 @@ class PPOTraining(TrainingRun):
             if is_best_evaluation(tables["evaluations"].rows())
             else (PPO_MODEL_FILE,)
         ):
-            aside = self.folder / f"aside-{name}"
-            model.save(aside)
-            aside.rename(self.folder / name)
+            with atomic_write(RunFolder(self.folder).checkpoints / name) as file:
+                model.save(file)
         return found
 
 
@@ -166,7 +168,7 @@ def _import_stable_baselines() -> Any:
     return stable_baselines3
 
 
-def _make_evaluation_callback(training: PPOTraining, tables: dict[str, CSVLog], random: float) -> Any:
+def _make_evaluation_callback(training: PPOTraining, tables: dict[str, MetricTable], random: float) -> Any:
     """What Stable-Baselines3 calls after every step."""
     from stable_baselines3.common.callbacks import BaseCallback
     from tqdm import tqdm

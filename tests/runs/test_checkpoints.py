@@ -6,14 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from vwm.runs.training_checkpoint import (
-    checkpoint_path,
-    find_checkpoint,
-    load_checkpoint,
-    restore_rng_states,
-    rng_states,
-    save_checkpoint,
-)
+from vwm.runs.checkpoints import load_checkpoint, save_checkpoint
+from vwm.runs.rng_states import restore_rng_states, rng_states
+from vwm.runs.run_folder import RunFolder
 
 
 def learner() -> tuple[nn.Linear, torch.optim.Adam]:
@@ -31,20 +26,22 @@ def learn(network: nn.Linear, optimizer: torch.optim.Adam) -> torch.Tensor:
 def test_learning_goes_on_as_if_it_had_not_been_broken_off(tmp_path: Path) -> None:
     network, optimizer = learner()
     learn(network, optimizer)
-    path = checkpoint_path(tmp_path / "run")
+    path = RunFolder(tmp_path / "run").last_checkpoint
     save_checkpoint(path, {"it": network}, {"adam": optimizer}, {"updated": 1, "sums": {"loss": 0.5}}, past=(1, 2))
     unbroken = [learn(network, optimizer) for _ in range(2)]
     again, its_optimizer = learner()
     state = load_checkpoint(path, {"it": again}, {"adam": its_optimizer}, "kind")
-    restore_rng_states(state)
+    restore_rng_states(state["generators"])
     assert all(torch.equal(learn(again, its_optimizer), weight) for weight in unbroken)
     assert state["counters"] == {"updated": 1, "sums": {"loss": 0.5}} and state["past"] == (1, 2)
-    assert find_checkpoint(tmp_path / "run") == path and [file.name for file in path.parent.iterdir()] == [path.name]
+    assert RunFolder(tmp_path / "run").find_last_checkpoint() == path and [
+        file.name for file in path.parent.iterdir()
+    ] == [path.name]
 
 
 def test_what_cannot_be_saved_leaves_the_checkpoint_before_it(tmp_path: Path) -> None:
     network, optimizer = learner()
-    path = checkpoint_path(tmp_path)
+    path = RunFolder(tmp_path).last_checkpoint
     save_checkpoint(path, {"it": network}, {"adam": optimizer}, {"updated": 1})
     with pytest.raises(AttributeError):
         save_checkpoint(path, {"it": network}, {"adam": optimizer}, {"updated": 2}, broken=lambda: None)
@@ -52,12 +49,12 @@ def test_what_cannot_be_saved_leaves_the_checkpoint_before_it(tmp_path: Path) ->
 
 
 def test_what_is_missing_or_of_another_is_told(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="there is none yet"):
-        find_checkpoint(tmp_path)
+    with pytest.raises(FileNotFoundError, match="has not saved a checkpoint yet"):
+        RunFolder(tmp_path).find_last_checkpoint()
     network, optimizer = learner()
-    path = checkpoint_path(tmp_path)
+    path = RunFolder(tmp_path).last_checkpoint
     save_checkpoint(path, {"it": network}, {"adam": optimizer}, {})
-    with pytest.raises(ValueError, match=r"state\.pt: is of another agent or game than this config's"):
+    with pytest.raises(ValueError, match=r"last\.ckpt: is of another agent or game than this config's"):
         load_checkpoint(path, {"it": nn.Linear(4, 2)}, {"adam": optimizer}, "agent or game")
 
 
@@ -72,6 +69,6 @@ def test_drawing_goes_on_where_it_stood() -> None:
 def test_a_checkpoint_of_a_machine_with_more_gpus_is_taken_up() -> None:
     kept = rng_states()
     drawn = torch.rand(5)
-    gpu = kept["random_cuda"][0] if kept["random_cuda"] else torch.zeros(16, dtype=torch.uint8)
-    restore_rng_states({**kept, "random_cuda": [*kept["random_cuda"], gpu]})
+    gpu = kept["cuda"][0] if kept["cuda"] else torch.zeros(16, dtype=torch.uint8)
+    restore_rng_states({**kept, "cuda": [*kept["cuda"], gpu]})
     assert torch.equal(torch.rand(5), drawn)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vwm.runs.csv_log import average_update_logs, read_csv_rows
+from vwm.runs.metric_tables import average_update_logs, read_csv_rows
 
 
 def test_every_so_many_updates_make_a_row_of_their_means() -> None:

@@ -1,0 +1,82 @@
+"""Options of `vwm agent train` that come from the run layer: precision, compilation and loggers."""
+
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+from vwm.cli.main import main
+
+CONFIG = """
+training:
+  class_path: vwm.rl.OnlineTraining
+  init_args:
+    run: {run}
+    game: {{class_path: vwm.envs.GymnasiumEnvSpec, init_args: {{env: CartPole-v1}}}}
+    steps: 12
+    prefill: 10
+    updates: 1
+    evaluate_every: 12
+    evaluate_episodes: 1
+    log_every: 1
+    video: false
+    device: cpu
+    agent:
+      class_path: vwm.rl.algorithms.dreamer.Dreamer
+      init_args:
+        world: {{deter: 16, hidden: 12, stoch: 4, classes: 4, blocks: 2, units: 12}}
+        actor: {{width: 12, layers: 1}}
+        critic: {{width: 12, layers: 1}}
+        horizon: 3
+        batch_size: 2
+        batch_length: 4
+"""
+
+
+class FakeWandb(ModuleType):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.logged: list[tuple[int, dict[str, float]]] = []
+        self.settings: dict[str, object] = {}
+
+    def init(self, **settings: object) -> SimpleNamespace:
+        self.settings = settings
+        return SimpleNamespace(log=lambda values, step: self.logged.append((step, values)), finish=lambda: None)
+
+
+def test_two_updates_in_bfloat16_with_another_logger(tmp_path: Path, monkeypatch) -> None:
+    wandb, seen = FakeWandb(), []
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: pytest.fail("compiled"))
+    linear = torch.nn.functional.linear
+
+    def watched(*arguments, **more):
+        seen.append(linear(*arguments, **more).dtype)
+        return linear(*arguments, **more)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", watched)
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG.format(run=tmp_path / "run"))
+    main(["agent", "train", "-c", str(config), "--precision", "bf16-mixed", "--wandb", "worlds"])
+    assert torch.bfloat16 in seen and torch.float32 in seen  # updates and acting
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["counters"]["updated"] >= 2
+    assert all(value.dtype != torch.bfloat16 and value.isfinite().all() for value in state["agent"].values())
+    assert wandb.settings["mode"] == "offline" and wandb.settings["project"] == "worlds"
+    steps = [step for step, _ in wandb.logged]
+    assert steps == sorted(steps)
+    assert {name.split("/")[0] for _, values in wandb.logged for name in values} >= {"updates", "evaluations"}
+
+
+def test_tensorboard_that_is_not_installed_is_named(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG.format(run=tmp_path / "run"))
+    with pytest.raises(SystemExit):
+        main(["agent", "train", "-c", str(config), "--tensorboard", "true"])
+    assert "pip install 'vwm[tensorboard]'" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "config.yaml").exists()

@@ -1,0 +1,97 @@
+"""Metrics of a training: CSV tables that anyone can read, and the same numbers to other loggers."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from vwm.core.atomic_files import atomic_write_text
+from vwm.runs.metric_loggers import MetricLogger
+from vwm.runs.run_folder import RunFolder
+
+MetricRow = Mapping[str, float]
+
+
+class MetricTable:
+    """A CSV file that grows by rows. The first column is ``step``.
+
+    A row may bring new columns; earlier rows have empty cells there.
+
+    Args:
+        path: the file; its name without suffix is the table's name in other loggers.
+        step: of the checkpoint that a run resumes from; later rows are removed, since they are written again.
+        loggers: get every row, too.
+    """
+
+    def __init__(self, path: Path, step: int = 0, loggers: Sequence[MetricLogger] = ()) -> None:
+        self.path = path
+        self.loggers = loggers
+        self.columns: list[str] = []
+        self._rewrite([row for row in self.rows() if row["step"] <= step])
+
+    def add(self, step: int, **values: float) -> None:
+        """Append a row."""
+        row = {"step": step, **values}
+        if set(row) <= set(self.columns):
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self.columns).writerow(row)
+        else:
+            self._rewrite([*self.rows(), row])
+        for logger in self.loggers:
+            logger.log(self.path.stem, step, values)
+
+    def rows(self) -> list[dict[str, float]]:
+        """Read all rows; see ``read_csv_rows``."""
+        return read_csv_rows(self.path)
+
+    def _rewrite(self, rows: Sequence[MetricRow]) -> None:
+        self.columns = list(dict.fromkeys(name for row in rows for name in row))
+        if not rows:
+            self.path.unlink(missing_ok=True)
+            return
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns)
+        writer.writeheader()
+        writer.writerows({**row, "step": int(row["step"])} for row in rows)
+        atomic_write_text(self.path, text.getvalue())
+
+
+def open_metric_tables(
+    run: RunFolder, names: Iterable[str], step: int, loggers: Sequence[MetricLogger] = ()
+) -> dict[str, MetricTable]:
+    """Open tables of a run, ``metrics/NAME.csv``, by their names; see ``MetricTable``."""
+    return {name: MetricTable(run.metrics / f"{name}.csv", step, loggers) for name in names}
+
+
+def read_csv_rows(path: Path) -> list[dict[str, float]]:
+    """Read a table; [] where there is no file. Empty cells and a last line that was cut off are left out."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        whole = [line for line in file if line.endswith("\n")]  # half a number is another number
+    return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(whole)]
+
+
+def average_update_logs(
+    sums: dict[str, float], logs: Mapping[str, float], updated: int, every: int
+) -> dict[str, float] | None:
+    """Average the numbers of several updates to one row of a table.
+
+    Args:
+        sums: of the updates since the last row; this update's numbers are added in place.
+        logs: of this update.
+        updated: the number of updates, with this one.
+        every: updates of a row.
+
+    Returns:
+        The means where the row is complete, and the sums are emptied; else None.
+    """
+    for name, value in logs.items():
+        sums[name] = sums.get(name, 0.0) + value
+    if updated % every:
+        return None
+    means = {name: total / every for name, total in sums.items()}
+    sums.clear()
+    return means
