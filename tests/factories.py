@@ -190,14 +190,14 @@ def consistency_world(observation: tuple[int, ...] = (5,), frames: int = 2, ends
         3,
         vector_size=None if pixels else observation[0],
         image_size=observation[:2] if pixels else (64, 64),
-        frames=frames,
-        latent=16,
+        num_stacked_frames=frames,
+        latent_size=16,
         width=16,
         encoder_width=16,
-        channels=4,
-        bins=21,
-        reach=5.0,
-        ends=ends,
+        image_channels=4,
+        num_bins=21,
+        symlog_limit=5.0,
+        predict_termination=ends,
     )
     generator = torch.Generator().manual_seed(4)
     starts = torch.randint(0, 256, (3, frames, *observation), dtype=torch.uint8, generator=generator)

@@ -335,8 +335,10 @@ def consistency_world(observation: tuple[int, ...] = (5,)) -> TDMPC2Simulator:
     torch.manual_seed(9)
     seen = len(observation) == 3
     dynamics = TDMPC2WorldModel(
-        3, vector_size=None if seen else observation[0], image_size=observation[:2] if seen else (64, 64), frames=2,
-        latent=16, width=16, encoder_width=16, channels=4, bins=21, reach=5.0, ends=True,
+        3, vector_size=None if seen else observation[0], image_size=observation[:2] if seen else (64, 64),
+        num_stacked_frames=2,
+        latent_size=16, width=16, encoder_width=16, image_channels=4, num_bins=21, symlog_limit=5.0,
+        predict_termination=True,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(4)
     starts = torch.randint(0, 256, (3, 2, *observation), dtype=torch.uint8, generator=generator)

@@ -168,18 +168,18 @@ def our_agent(theirs: Any, options: argparse.Namespace, planning: TDMPC2PlannerC
             for name, members in (("0", ensemble.first), ("1", ensemble.second), ("2", ensemble.output)):
                 members.weight.copy_(params[name, "weight"])
                 members.bias.copy_(params[name, "bias"])
-                if members.scale is not None:
-                    members.scale.copy_(params[name, "ln", "weight"])
-                    members.shift.copy_(params[name, "ln", "bias"])
+                if members.norm_weight is not None:
+                    members.norm_weight.copy_(params[name, "ln", "weight"])
+                    members.norm_bias.copy_(params[name, "ln", "bias"])
     return agent
 
 
 def copy_layers(theirs: nn.Sequential, ours: TDMPC2MLP) -> None:
     for their, our in zip(theirs, ours.layers, strict=False):
-        widths = [part.weight.shape[1] for part in our.parts]
-        for weight, part in zip(their.weight.split(widths, dim=1), our.parts, strict=True):
+        widths = [part.weight.shape[1] for part in our.input_projections]
+        for weight, part in zip(their.weight.split(widths, dim=1), our.input_projections, strict=True):
             part.weight.copy_(weight)
-        our.parts[0].bias.copy_(their.bias)
+        our.input_projections[0].bias.copy_(their.bias)
         our.norm.load_state_dict(their.ln.state_dict())
     if ours.output is not None:
         ours.output.load_state_dict(theirs[-1].state_dict())
@@ -219,7 +219,7 @@ def prove_equal_plans(theirs: Any, ours: TDMPC2, batch: ReplayBatch) -> None:
     for _ in range(planning.rounds(a)):
         samples.append(normal(planning.horizon, planning.samples - planning.proposals, a).transpose(0, 1)[None])
         ends.append(normal(planning.samples, a)[None])
-        pairs.append(torch.randperm(ours.critic.members, device=device)[:2])
+        pairs.append(torch.randperm(ours.critic.num_members, device=device)[:2])
     choice = -torch.empty(1, planning.elites, device=device).exponential_().log()
     noise = TDMPC2PlannerNoise(
         proposals, torch.stack(samples), torch.stack(ends), torch.stack(pairs), choice, normal(1, a)
@@ -236,7 +236,7 @@ def prove_equal_updates(theirs: Any, ours: TDMPC2, batch: ReplayBatch) -> None:
         if isinstance(part, nn.Dropout):
             part.p = 0.0
     dropout, ours.critic.dropout = ours.critic.dropout, 0.0
-    noise, pair = ours._noise, ours.critic.draw_pair
+    noise, pair = ours._noise, ours.critic.sample_member_pair
     shape = (*batch.action.shape[:2][::-1], batch.action.shape[-1])
 
     def like_theirs(latent: Tensor) -> Tensor:
@@ -244,7 +244,7 @@ def prove_equal_updates(theirs: Any, ours: TDMPC2, batch: ReplayBatch) -> None:
         return torch.randn(steps, len(latent), a, device=latent.device).transpose(0, 1)
 
     ours._noise = like_theirs
-    ours.critic.draw_pair = lambda: torch.randperm(ours.critic.members, device=ours.device)[:2]
+    ours.critic.sample_member_pair = lambda: torch.randperm(ours.critic.num_members, device=ours.device)[:2]
     for step in range(2):
         torch.manual_seed(step)
         wanted = update_theirs(theirs, batch)
@@ -255,7 +255,7 @@ def prove_equal_updates(theirs: Any, ours: TDMPC2, batch: ReplayBatch) -> None:
         names |= {"pi_scaled_entropy": "entropy"} | ({"termination_loss": "end_loss"} if ours.episodic else {})
         for their, our in names.items():
             say_equal(f"update {step + 1}: {our}", wanted[their].detach().cpu(), torch.tensor(logs[our]))
-    ours._noise, ours.critic.draw_pair, ours.critic.dropout = noise, pair, dropout
+    ours._noise, ours.critic.sample_member_pair, ours.critic.dropout = noise, pair, dropout
     for part in [*theirs.model.modules(), *theirs.model._detach_Qs.modules()]:
         if isinstance(part, nn.Dropout):
             part.p = dropout

@@ -77,7 +77,11 @@ def test_to_foretell_the_mean_scores_one_and_what_never_changes_does_not_count()
 
 def test_latents_are_compared_with_those_of_what_came() -> None:
     torch.manual_seed(0)
-    model = randomize(TDMPC2WorldModel(1, vector_size=2, frames=2, latent=16, width=16, encoder_width=16, bins=21))
+    model = randomize(
+        TDMPC2WorldModel(
+            1, vector_size=2, num_stacked_frames=2, latent_size=16, width=16, encoder_width=16, num_bins=21
+        )
+    )
     world = TDMPC2Simulator(model, ActionSpace("continuous", 1), context_frames=2)
     sample, rewards = walked(7)
     found = measure_compounding_error(world, sample, rewards, context=CONTEXT, seed=0, batch_size=3)
@@ -86,7 +90,7 @@ def test_latents_are_compared_with_those_of_what_came() -> None:
         came = torch.stack([model.encode(sample.frames[:, h : h + 2]) for h in range(1, HORIZON + 1)], dim=1)
         latent, said = model.encode(sample.frames[:, :2]), []
         for h in range(HORIZON):
-            latent = model.next(latent, sample.actions[:, CONTEXT - 1 + h])
+            latent = model.next_latent(latent, sample.actions[:, CONTEXT - 1 + h])
             said.append(latent)
     torch.testing.assert_close(found["error"], normalized_rmse(came, torch.stack(said, dim=1)), rtol=1e-4, atol=1e-6)
 

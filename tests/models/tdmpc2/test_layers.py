@@ -24,8 +24,8 @@ def test_a_layer_over_parts_is_one_matrix_over_all_of_them_and_parts_may_broadca
     torch.manual_seed(0)
     layer = NormedLinear([6, 2], 16, simplex=4).double()
     latent, actions = torch.randn(3, 1, 6, dtype=torch.float64), torch.randn(3, 7, 2, dtype=torch.float64)
-    whole = torch.cat([part.weight for part in layer.parts], dim=1)
-    product = F.linear(torch.cat((latent.expand(3, 7, 6), actions), -1), whole, layer.parts[0].bias)
+    whole = torch.cat([part.weight for part in layer.input_projections], dim=1)
+    product = F.linear(torch.cat((latent.expand(3, 7, 6), actions), -1), whole, layer.input_projections[0].bias)
     wanted = (product - product.mean(-1, keepdim=True)) / (product.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
     torch.testing.assert_close(layer(latent, actions), wanted.unflatten(-1, (4, 4)).softmax(-1).flatten(-2))
 
@@ -43,5 +43,5 @@ def test_an_mlp_ends_in_a_plain_matrix_or_in_simplices(hidden, simplex):
 
 
 def test_latents_that_do_not_divide_are_named():
-    with pytest.raises(ValueError, match="20 numbers do not divide into simplices of 8"):
+    with pytest.raises(ValueError, match="the size 20 must be divisible by simplex=8"):
         TDMPC2MLP([3], [8], 20, 8)

@@ -27,7 +27,7 @@ def test_actions_are_a_squeezed_gaussian_and_its_entropy_is_estimated_before_tha
     density = torch.distributions.Normal(said[:, :2], std).log_prob(raw).sum(-1)
     torch.testing.assert_close(chosen.entropy, -2 * density)
     with torch.no_grad():
-        assert torch.equal(made.act(latent, noise), chosen.action)
+        assert torch.equal(made.sample_action(latent, noise), chosen.action)
 
 
 def test_the_published_entropy_is_the_same_up_to_rounding():

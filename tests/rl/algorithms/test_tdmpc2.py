@@ -89,10 +89,10 @@ def test_every_loss_of_the_model_is_the_published_one(episodic):
                 value += (
                     share / 3 * sum(two_hot_loss(made.critic(z[None], action[None])[m, 0], target) for m in range(3))
                 )
-                z = world.next(z, action)
+                z = world.next_latent(z, action)
                 consistency += share * float((z - seen).square().mean())
                 if episodic:
-                    probability = float(world.end_logits(z).sigmoid())
+                    probability = float(world.termination_logits(z).sigmoid())
                     end -= math.log(probability if ended else 1 - probability) / 18
     for name, wanted in (("consistency", consistency), ("reward", reward), ("value", value)):
         assert logs[f"{name}_loss"].detach().item() == pytest.approx(wanted, rel=1e-9), name
@@ -288,9 +288,11 @@ def test_the_simulator_is_the_world_that_the_agent_plans_in():
     _, out = world.step(state, action)
     with torch.no_grad():
         latent = made.world.encode(context[:, 1:])
-        torch.testing.assert_close(out.latent, made.world.next(latent, action))
-        torch.testing.assert_close(out.reward, made.world.reward(latent, action))
-        assert torch.equal(out.terminated, made.world.end_logits(made.world.next(latent, action)).sigmoid() > 0.5)
+        torch.testing.assert_close(out.latent, made.world.next_latent(latent, action))
+        torch.testing.assert_close(out.reward, made.world.predict_reward(latent, action))
+        assert torch.equal(
+            out.terminated, made.world.termination_logits(made.world.next_latent(latent, action)).sigmoid() > 0.5
+        )
     short = world.reset(context[:, -1:])[0]
     assert torch.equal(short.latent, world.reset(context[:, -1:].expand(-1, 2, -1))[0].latent)
 

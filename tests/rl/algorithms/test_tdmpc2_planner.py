@@ -17,8 +17,17 @@ SMALL = TDMPC2PlannerConfig(horizon=3, samples=12, elites=5, proposals=4, iterat
 
 def networks(ends: bool = False, dims: int = 2):
     torch.manual_seed(0)
-    world = TDMPC2WorldModel(dims, vector_size=3, latent=16, width=12, encoder_width=10, bins=11, reach=3.0, ends=ends)
-    policy, critic = TanhGaussianPolicy(16, dims, 12), QEnsemble(16, dims, 3, 12, bins=11, reach=3.0)
+    world = TDMPC2WorldModel(
+        dims,
+        vector_size=3,
+        latent_size=16,
+        width=12,
+        encoder_width=10,
+        num_bins=11,
+        symlog_limit=3.0,
+        predict_termination=ends,
+    )
+    policy, critic = TanhGaussianPolicy(16, dims, 12), QEnsemble(16, dims, 3, 12, num_bins=11, symlog_limit=3.0)
     for network in (world, policy, critic):
         randomize(network.double())
     with torch.no_grad():
@@ -38,7 +47,7 @@ def reference(made: TDMPC2Planner, latent, mean, noise: TDMPC2PlannerNoise, expl
         z, sequence = latent, []
         for t in range(plan.horizon):
             sequence.append(policy(z, noise.proposals[0, p, t]).action)
-            z = world.next(z, sequence[-1])
+            z = world.next_latent(z, sequence[-1])
         proposals.append(torch.stack(sequence))
     std = torch.full_like(mean, plan.max_std)
     for i in range(plan.iterations):
@@ -48,12 +57,12 @@ def reference(made: TDMPC2Planner, latent, mean, noise: TDMPC2PlannerNoise, expl
         for k, sequence in enumerate(sequences):
             z, total, alive = latent, 0.0, 1.0
             for t in range(plan.horizon):
-                total += alive * made.discount**t * float(world.reward(z, sequence[t]))
-                z = world.next(z, sequence[t])
-                if world.termination_head is not None and float(world.end_logits(z)) > 0:
+                total += alive * made.discount**t * float(world.predict_reward(z, sequence[t]))
+                z = world.next_latent(z, sequence[t])
+                if world.termination_head is not None and float(world.termination_logits(z)) > 0:
                     alive = 0.0
             action = policy(z, noise.ends[i, 0, k]).action
-            values = [float(critic.value(z[None], action[None])[member, 0]) for member in noise.pairs[i].tolist()]
+            values = [float(critic.values(z[None], action[None])[member, 0]) for member in noise.pairs[i].tolist()]
             worths.append(total + alive * made.discount**plan.horizon * sum(values) / 2)
         best = sorted(range(len(worths)), key=lambda k: -worths[k])[: plan.elites]
         scores = [math.exp(plan.temperature * (worths[k] - worths[best[0]])) for k in best]
@@ -89,7 +98,7 @@ def test_nothing_counts_after_an_end():
         made.world.termination_head.output.weight.zero_()
         made.world.termination_head.output.bias.fill_(1.0)  # everything ends at once
     once = made.worth(latent, actions, noise.ends[0], noise.pairs[0])
-    torch.testing.assert_close(once, made.world.reward(latent[:, None], actions[:, :, 0]))
+    torch.testing.assert_close(once, made.world.predict_reward(latent[:, None], actions[:, :, 0]))
 
 
 def test_a_batch_of_problems_is_planned_as_each_alone():
@@ -111,26 +120,26 @@ def test_a_batch_of_problems_is_planned_as_each_alone():
 class Line(nn.Module):
     """A place on a line that actions move; what it earns is minus the square of its distance from 0.5."""
 
-    def next(self, latent, action):
+    def next_latent(self, latent, action):
         return latent + 0.3 * action
 
-    def reward(self, latent, action):
-        return -10 * (self.next(latent, action)[..., 0] - 0.5).square()
+    def predict_reward(self, latent, action):
+        return -10 * (self.next_latent(latent, action)[..., 0] - 0.5).square()
 
-    def end_logits(self, latent):
+    def termination_logits(self, latent):
         return None
 
 
 class Worthless(nn.Module):
-    def value(self, latent, action, chosen):
+    def values(self, latent, action, member_indices):
         return torch.zeros(2, *latent.shape[:-1])
 
-    def draw_pair(self, *shape):
+    def sample_member_pair(self, *shape):
         return torch.zeros(*shape, 2, dtype=torch.int64)
 
 
 class Still(nn.Module):
-    def act(self, latent, noise):
+    def sample_action(self, latent, noise):
         return torch.zeros_like(noise)
 
 

@@ -1,6 +1,6 @@
-"""An ensemble of Q functions that is computed at once, or in part (TD-MPC2, arXiv 2310.16828, section 3.1).
+"""Ensemble of Q functions, evaluated as one batched network (TD-MPC2, arXiv 2310.16828, section 3.1).
 
-Legend: m members, c members asked for, n rows, d width of a latent, a dimensions of an action.
+Dimensions: m members, c evaluated members, n batch entries, d latent size, a action dimensions.
 """
 
 from __future__ import annotations
@@ -18,109 +18,128 @@ from vwm.nn.two_hot import SymlogTwoHot
 
 
 class QEnsemble(ModelMixin, ConfigMixin):
-    """What actions are worth, as distributions over bins; m networks of two hidden layers.
+    """m Q networks of two hidden layers that predict distributions over bins.
 
     Args:
-        latent: d.
+        latent_size: d.
         action_dims: a.
-        members: m, 2 or more.
-        width: of the hidden layers.
-        dropout: of the first layer, before its norm.
-        bins, reach: of the value, in symlog space.
+        num_members: m, at least 2.
+        width: Width of the hidden layers.
+        dropout: Dropout probability in the first layer, before its normalization.
+        num_bins: Number of bins of the value distribution.
+        symlog_limit: The bins span [-symlog_limit, symlog_limit] in symlog space.
 
     Raises:
-        ValueError: fewer than two members.
+        ValueError: Fewer than two members.
     """
 
     @register_to_config
     def __init__(
         self,
-        latent: int = 512,
+        latent_size: int = 512,
         action_dims: int = 1,
-        members: int = 5,
+        num_members: int = 5,
         width: int = 512,
         dropout: float = 0.01,
-        bins: int = 101,
-        reach: float = 10.0,
+        num_bins: int = 101,
+        symlog_limit: float = 10.0,
     ) -> None:
         super().__init__()
-        if members < 2:
-            raise ValueError(f"an ensemble needs 2 members or more, since targets take the less of two; got {members}")
-        self.members, self.dropout = members, dropout
-        self.first = EnsembleLinear(members, latent + action_dims, width, normed=True)
-        self.second = EnsembleLinear(members, width, width, normed=True)
-        self.output = EnsembleLinear(members, width, bins, normed=False)
+        if num_members < 2:
+            raise ValueError(
+                f"num_members={num_members} must be at least 2, since targets take the minimum of two Q values"
+            )
+        self.num_members = num_members
+        self.dropout = dropout
+        self.first = EnsembleLinear(num_members, latent_size + action_dims, width, use_norm=True)
+        self.second = EnsembleLinear(num_members, width, width, use_norm=True)
+        self.output = EnsembleLinear(num_members, width, num_bins, use_norm=False)
         nn.init.zeros_(self.output.weight)
-        self.two_hot = SymlogTwoHot(bins, reach)
+        self.two_hot = SymlogTwoHot(num_bins, symlog_limit)
 
     def forward(
-        self, latent: Tensor, action: Tensor, chosen: Tensor | None = None, frozen: bool = False, drop: bool = False
+        self,
+        latent: Tensor,
+        action: Tensor,
+        member_indices: Tensor | None = None,
+        detach_weights: bool = False,
+        use_dropout: bool = False,
     ) -> Tensor:
-        """The distributions.
+        """Return the logits of the value distributions.
 
         Args:
             latent: [..., d].
             action: [..., a].
-            chosen: int64 [c], the members that are asked; None for all.
-            frozen: gradients flow to the latent and action alone, not to the weights.
-            drop: with dropout, drawn from torch's generator for each member.
+            member_indices: int64 [c], the members to evaluate; None for all.
+            detach_weights: Whether gradients flow only to latent and action, not to the weights.
+            use_dropout: Whether to apply dropout, drawn from torch's generator for each member.
 
         Returns:
-            Logits [c, ..., bins].
+            Logits [c, ..., num_bins].
         """
         x = torch.cat((latent, action), dim=-1)
-        rows = x.flatten(0, -2)[None]
-        rows = self.first(rows, chosen, frozen)
-        if drop:
-            rows = F.dropout(rows, self.dropout)
-        rows = self.second(self.first.activate(rows, chosen, frozen), chosen, frozen)
-        logits: Tensor = self.output(self.second.activate(rows, chosen, frozen), chosen, frozen)
+        selection = (member_indices, detach_weights)
+        hidden = self.first(x.flatten(0, -2)[None], *selection)
+        if use_dropout:
+            hidden = F.dropout(hidden, self.dropout)
+        hidden = self.second(self.first.norm_and_activate(hidden, *selection), *selection)
+        logits: Tensor = self.output(self.second.norm_and_activate(hidden, *selection), *selection)
         return logits.unflatten(1, x.shape[:-1])
 
-    def value(
-        self, latent: Tensor, action: Tensor, chosen: Tensor | None = None, frozen: bool = False, drop: bool = False
+    def values(
+        self,
+        latent: Tensor,
+        action: Tensor,
+        member_indices: Tensor | None = None,
+        detach_weights: bool = False,
+        use_dropout: bool = False,
     ) -> Tensor:
-        """The values expected, [c, ...]; see ``forward``."""
-        return self.two_hot.mean(self(latent, action, chosen, frozen, drop))
+        """Return the expected values [c, ...]; see ``forward``."""
+        return self.two_hot.mean(self(latent, action, member_indices, detach_weights, use_dropout))
 
-    def draw_pair(self, *shape: int) -> Tensor:
-        """Two different members, int64 [*shape, 2], each pair alike likely, from torch's generator."""
-        order = torch.rand(*shape, self.members, device=self.output.weight.device)
+    def sample_member_pair(self, *shape: int) -> Tensor:
+        """Draw two different members uniformly, int64 [*shape, 2], from torch's generator."""
+        order = torch.rand(*shape, self.num_members, device=self.output.weight.device)
         return order.topk(2, dim=-1).indices
 
 
 class EnsembleLinear(nn.Module):
-    """One layer of every member.
+    """One linear layer per member, with the parameters of the LayerNorm that follows.
 
     Args:
-        members: m.
-        inputs, outputs: its widths.
-        normed: whether a LayerNorm and Mish follow (``activate``).
+        num_members: m.
+        input_size: Size of the inputs.
+        output_size: Size of the outputs.
+        use_norm: Whether LayerNorm and Mish follow (``norm_and_activate``).
     """
 
-    def __init__(self, members: int, inputs: int, outputs: int, normed: bool) -> None:
+    def __init__(self, num_members: int, input_size: int, output_size: int, use_norm: bool) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(members, outputs, inputs))
-        self.bias = nn.Parameter(torch.zeros(members, outputs))
-        self.scale = nn.Parameter(torch.ones(members, outputs)) if normed else None
-        self.shift = nn.Parameter(torch.zeros(members, outputs)) if normed else None
+        self.weight = nn.Parameter(torch.empty(num_members, output_size, input_size))
+        self.bias = nn.Parameter(torch.zeros(num_members, output_size))
+        self.norm_weight = nn.Parameter(torch.ones(num_members, output_size)) if use_norm else None
+        self.norm_bias = nn.Parameter(torch.zeros(num_members, output_size)) if use_norm else None
         nn.init.trunc_normal_(self.weight, std=TDMPC2_INIT_STD)
 
-    def forward(self, rows: Tensor, chosen: Tensor | None, frozen: bool) -> Tensor:
-        """[c or 1, n, inputs] -> [c, n, outputs]."""
-        weight, bias = (p.detach() if frozen else p for p in (self.weight, self.bias))
-        if rows.device.type == "cpu" and rows.dtype == torch.float32:  # by oneDNN, and without a copy of the weights
-            members = range(len(weight)) if chosen is None else chosen.tolist()
-            inputs, weights, biases = rows.expand(len(members), -1, -1).unbind(), weight.unbind(), bias.unbind()
-            return torch.stack([onednn_linear(x, weights[i], biases[i]) for x, i in zip(inputs, members, strict=True)])
-        if chosen is not None:
-            weight, bias = weight[chosen], bias[chosen]
-        return torch.baddbmm(bias[:, None], rows.expand(len(weight), -1, -1), weight.mT)
+    def forward(self, inputs: Tensor, member_indices: Tensor | None, detach_weights: bool) -> Tensor:
+        """Apply the linear layers: [c or 1, n, input_size] -> [c, n, output_size]."""
+        weight, bias = (p.detach() if detach_weights else p for p in (self.weight, self.bias))
+        if inputs.device.type == "cpu" and inputs.dtype == torch.float32:  # oneDNN does not copy the weights
+            members = range(len(weight)) if member_indices is None else member_indices.tolist()
+            per_member = zip(inputs.expand(len(members), -1, -1).unbind(), members, strict=True)
+            weights = weight.unbind()
+            biases = bias.unbind()
+            return torch.stack([onednn_linear(x, weights[i], biases[i]) for x, i in per_member])
+        if member_indices is not None:
+            weight = weight[member_indices]
+            bias = bias[member_indices]
+        return torch.baddbmm(bias[:, None], inputs.expand(len(weight), -1, -1), weight.mT)
 
-    def activate(self, rows: Tensor, chosen: Tensor | None, frozen: bool) -> Tensor:
-        """LayerNorm and Mish, [c, n, outputs] likewise."""
-        assert self.scale is not None and self.shift is not None
-        scale, shift = (p.detach() if frozen else p for p in (self.scale, self.shift))
-        if chosen is not None:
-            scale, shift = scale[chosen], shift[chosen]
-        return mish(torch.addcmul(shift[:, None], F.layer_norm(rows, rows.shape[-1:]), scale[:, None]))
+    def norm_and_activate(self, x: Tensor, member_indices: Tensor | None, detach_weights: bool) -> Tensor:
+        """Apply LayerNorm and Mish to outputs [c, n, output_size]."""
+        assert self.norm_weight is not None and self.norm_bias is not None
+        weight, bias = (p.detach() if detach_weights else p for p in (self.norm_weight, self.norm_bias))
+        if member_indices is not None:
+            weight = weight[member_indices]
+            bias = bias[member_indices]
+        return mish(torch.addcmul(bias[:, None], F.layer_norm(x, x.shape[-1:]), weight[:, None]))

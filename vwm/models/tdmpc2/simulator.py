@@ -28,7 +28,7 @@ class TDMPC2State(NamedTuple):
 class TDMPC2Simulator(NetworkSimulator):
     """See ``Simulator``. ``latent`` of a step is the foretold one, float [b, d].
 
-    The world is deterministic and has nothing to be seen. Only the context's last ``dynamics.frames`` observations
+    The world is deterministic and shows no images. Only the last ``num_stacked_frames`` observations of the context
     count, and its actions not at all; where there are fewer, the first stands for those before it, as it does where
     an episode begins. A world ends where its termination head says that this is likelier than not.
 
@@ -63,7 +63,7 @@ class TDMPC2Simulator(NetworkSimulator):
         batch, given = context.shape[:2]
         self.check_context_actions(context_actions, batch, given)
         context = context.to(self.device)
-        wanted = torch.arange(-self.dynamics.frames, 0, device=self.device).clamp(min=-given) + given
+        wanted = torch.arange(-self.dynamics.num_stacked_frames, 0, device=self.device).clamp(min=-given) + given
         latent = self.dynamics.encode(context[:, wanted])
         return TDMPC2State(latent, world_seeds(seed, batch, self.device)), context[:, -1]
 
@@ -72,8 +72,8 @@ class TDMPC2Simulator(NetworkSimulator):
         """See ``Simulator.step``."""
         self.check_action(action, len(state.seed))
         action = action.to(state.latent)
-        reward = self.dynamics.reward(state.latent, action).float()
-        latent = self.dynamics.next(state.latent, action)
-        over = self.dynamics.end_logits(latent)
+        reward = self.dynamics.predict_reward(state.latent, action).float()
+        latent = self.dynamics.next_latent(state.latent, action)
+        over = self.dynamics.termination_logits(latent)
         ended = torch.zeros_like(reward, dtype=torch.bool) if over is None else over > 0
         return TDMPC2State(latent, state.seed), StepOutput(None, latent, reward, ended)

@@ -147,16 +147,16 @@ class TDMPC2(Agent):
             dims,
             vector_size=None if spaces.pixels else spaces.observation[0],
             image_size=spaces.observation[:2] if spaces.pixels else (64, 64),
-            frames=frames,
-            latent=size.latent,
-            simplex=simplex,
+            num_stacked_frames=frames,
+            latent_size=size.latent,
+            simplex_size=simplex,
             width=size.width,
             encoder_width=size.encoder_width,
             encoder_layers=size.encoder_layers,
-            channels=size.channels,
-            bins=bins,
-            reach=reach,
-            ends=episodic,
+            image_channels=size.channels,
+            num_bins=bins,
+            symlog_limit=reach,
+            predict_termination=episodic,
         )
         self.policy = TanhGaussianPolicy(size.latent, dims, size.width, log_std_min, log_std_max)
         self.critic = QEnsemble(size.latent, dims, size.members, size.width, dropout, bins, reach)
@@ -252,17 +252,19 @@ class TDMPC2(Agent):
             target = reward + self.discount * (1 - ended) * self.next_value(seen)
         latents = [world.encode(windows[:, 0])]
         for taken in action.unbind(1):
-            latents.append(world.next(latents[-1], taken))
+            latents.append(world.next_latent(latents[-1], taken))
         latent = torch.stack(latents, dim=1)
         steps = action.shape[1]
         shares = weights.later ** torch.arange(steps, device=action.device, dtype=latent.dtype) / steps
         losses = {
             "consistency": (latent[:, 1:] - seen).square().mean((0, 2)) @ shares,
             "reward": world.two_hot.loss(world.reward_logits(latent[:, :-1], action), reward).mean(0) @ shares,
-            "value": self.critic.two_hot.loss(self.critic(latent[:, :-1], action, drop=True), target).mean((0, 1))
+            "value": self.critic.two_hot.loss(self.critic(latent[:, :-1], action, use_dropout=True), target).mean(
+                (0, 1)
+            )
             @ shares,
         }
-        logits = world.end_logits(latent[:, 1:])
+        logits = world.termination_logits(latent[:, 1:])
         if logits is not None:
             losses["end"] = F.binary_cross_entropy_with_logits(logits, ended)
         loss = torch.stack([getattr(weights, name) * value for name, value in losses.items()]).sum()
@@ -270,13 +272,15 @@ class TDMPC2(Agent):
 
     def next_value(self, latent: Tensor) -> Tensor:
         """What latents [b, h, d] are worth to the policy: the less of two targets, [b, h]."""
-        action = self.policy.act(latent, self._noise(latent))
-        return self.target_critic.value(latent, action, self.critic.draw_pair()).amin(0)
+        action = self.policy.sample_action(latent, self._noise(latent))
+        return self.target_critic.values(latent, action, self.critic.sample_member_pair()).amin(0)
 
     def policy_loss(self, latent: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Minus the values of the policy's actions, in their own scale, and its entropy, in latents [b, h + 1, d]."""
         chosen = self.policy(latent, self._noise(latent))
-        values = self.critic.value(latent, chosen.action, self.critic.draw_pair(), frozen=True, drop=True).mean(0)
+        values = self.critic.values(
+            latent, chosen.action, self.critic.sample_member_pair(), detach_weights=True, use_dropout=True
+        ).mean(0)
         self._measure(values[:, 0].detach())
         steps = latent.shape[1]
         shares = self.weights.later ** torch.arange(steps, device=latent.device, dtype=latent.dtype) / steps

@@ -103,7 +103,7 @@ def draw_planner_noise(
         normal(batch, planning.proposals, planning.horizon, action_dims),
         normal(rounds, batch, drawn, planning.horizon, action_dims),
         normal(rounds, batch, planning.samples, action_dims),
-        critic.draw_pair(rounds),
+        critic.sample_member_pair(rounds),
         -like.new_empty(batch, planning.elites).exponential_().log(),
         normal(batch, action_dims),
     )
@@ -169,8 +169,8 @@ class TDMPC2Planner:
         latent = latent[:, None]
         for drawn in noise.unbind(2):
             if actions:
-                latent = self.world.next(latent, actions[-1])
-            actions.append(self.policy.act(latent, drawn))
+                latent = self.world.next_latent(latent, actions[-1])
+            actions.append(self.policy.sample_action(latent, drawn))
         return torch.stack(actions, dim=2)
 
     def worth(self, latent: Tensor, actions: Tensor, ends: Tensor, pair: Tensor) -> Tensor:
@@ -189,12 +189,12 @@ class TDMPC2Planner:
         total, counts = actions.new_zeros(actions.shape[:2]), 1.0
         going: Tensor | None = None
         for action in actions.unbind(2):
-            earned = self.world.reward(latent, action)
+            earned = self.world.predict_reward(latent, action)
             total = total + counts * (earned if going is None else earned * going)
             counts *= self.discount
-            latent = self.world.next(latent, action)
-            over = self.world.end_logits(latent)
+            latent = self.world.next_latent(latent, action)
+            over = self.world.termination_logits(latent)
             if over is not None:  # as likely as not to have ended: nothing counts from here on
                 going = (over <= 0) if going is None else going & (over <= 0)
-        value = self.critic.value(latent, self.policy.act(latent, ends), pair).mean(0)
+        value = self.critic.values(latent, self.policy.sample_action(latent, ends), pair).mean(0)
         return (total + counts * (value if going is None else value * going)).nan_to_num_(0)
