@@ -61,7 +61,7 @@ def test_actions_are_called_after_the_recorded_ones(
 ) -> None:
     clips = make_clip_dataset(str(write_shards()), clip_length=6)
     recorded = torch.stack([torch.as_tensor(clips[0, i]["actions"].copy()) for i in range(len(clips.order))])[:, :-1]
-    monkeypatch.setattr(module, "infer_actions", lambda *_: torch.where(recorded == 1, 3, 0))
+    monkeypatch.setattr(module, "infer_latent_actions", lambda *_: torch.where(recorded == 1, 3, 0))
     texts = describe_actions(genie(), clips)
     others = torch.bincount(recorded[recorded != 1])
     share = int(others.max()) / int(others.sum())
@@ -73,7 +73,9 @@ def test_without_recorded_actions_the_motion_is_told(
     genie: Callable[..., GenieSimulator], write_shards: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clips = make_clip_dataset(str(write_shards(actions=False, move_at_all=False)), clip_length=6)
-    monkeypatch.setattr(module, "infer_actions", lambda _, frames, __: torch.zeros(len(frames), 5, dtype=torch.int64))
+    monkeypatch.setattr(
+        module, "infer_latent_actions", lambda _, frames, __: torch.zeros(len(frames), 5, dtype=torch.int64)
+    )
     assert describe_actions(genie(), clips) == ["no visible change"] + ["not seen"] * 3
 
 

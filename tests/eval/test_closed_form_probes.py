@@ -43,7 +43,7 @@ def test_features_are_taken_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> N
     x, _ = data(6, 50)
     y, _ = data(4, 50, seed=1)
     whole = chunked_inner_products(x, y)
-    monkeypatch.setattr(closed_form_probes, "CHUNK", 7)
+    monkeypatch.setattr(closed_form_probes, "FEATURE_CHUNK", 7)
     torch.testing.assert_close(chunked_inner_products(x, y), whole, rtol=0, atol=1e-12)
     torch.testing.assert_close(whole, x @ y.T, rtol=0, atol=1e-12)
 

@@ -208,11 +208,11 @@ def test_history_is_bounded_in_steps_and_in_memory(world: Simulator, monkeypatch
     assert len(played.past) == 256
     state_bytes = session.state_bytes(played.now.state)
     assert state_bytes == 32 * 32 * 3 + 2 * 4 + 8 + 8
-    monkeypatch.setattr(session, "UNDO_BYTES", 5 * state_bytes)
+    monkeypatch.setattr(session, "MAX_UNDO_BYTES", 5 * state_bytes)
     played.step(NOOP)
     assert len(played.past) == 5
     assert played.undo(256).step == 296
-    monkeypatch.setattr(session, "UNDO_BYTES", 1)
+    monkeypatch.setattr(session, "MAX_UNDO_BYTES", 1)
     played.step(NOOP)
     assert len(played.past) == 1
 
@@ -411,7 +411,7 @@ def test_undo_to_before_a_recording_restarts_it(world: Simulator) -> None:
 
 
 def test_a_recording_is_bounded(world: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "RECORD_BYTES", 3 * 32 * 32 * 3)
+    monkeypatch.setattr(session, "MAX_RECORDING_BYTES", 3 * 32 * 32 * 3)
     played = session.PlaySession(world, world.starts)
     played.reset(0, 0)
     played.start_recording()

@@ -37,7 +37,7 @@ SIMULATORS = {
     "mdn-rnn-continuous-actions-and-rewards": lambda: dream(action_dims=3, reward=True, unknown_actions=True),
     "rssm": lambda: imagined_world(),
     "rssm-gaussian-continuous-actions": lambda: imagined_world(
-        action_dims=3, classes=0, cell="gru", norm="none", activation="elu", reward="normal"
+        action_dims=3, classes=0, cell="gru", norm="none", activation="elu", reward_distribution="normal"
     ),
     "rssm-of-vectors": lambda: imagined_world((5,)),
     "muzero": lambda: muzero_world(),

@@ -114,12 +114,17 @@ def make_runtime(run: RunFolder, training: TrainingRun, config: Namespace, setti
         raise ValueError(f"a {type(training).__name__} takes neither --precision nor --compile")
     from lightning.fabric import Fabric
 
-    device = torch.device(
-        training.device if training.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    )
+    device = resolve_device(training.device)
     devices = 1 if device.index is None else [device.index]
     fabric = Fabric(accelerator=device.type, devices=devices, precision=config.precision)
     return TrainingRuntime(autocast=fabric.autocast, compile=config.compile, loggers=loggers)
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Return the device of a training; ``auto`` is a GPU if there is one."""
+    if isinstance(device, str) and device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
 
 
 def check_same_run(run: RunFolder, parser: ArgumentParser, config: Namespace) -> None:

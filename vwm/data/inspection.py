@@ -58,12 +58,12 @@ class DatasetStatistics:
     sources: Counter[str] = field(default_factory=Counter)
 
 
-def inspect_dataset(path: Path, contact_sheet: Path | None = None) -> None:
+def inspect_dataset(path: Path, sheet: Path | None = None) -> None:
     """Print statistics of shards and, if requested, write a contact sheet of their frames.
 
     Args:
         path: a folder of shards, one shard, or an fsspec address of either.
-        contact_sheet: a PNG to write, with one episode per row and its frames from left to right.
+        sheet: a PNG to write, with one episode per row and its frames from left to right.
 
     Raises:
         FileNotFoundError: there are no shards.
@@ -78,9 +78,9 @@ def inspect_dataset(path: Path, contact_sheet: Path | None = None) -> None:
         _count_shard(statistics, shard, index)
     for line in format_dataset_statistics(statistics, shards, indices):
         print(line)
-    if contact_sheet is not None:
-        write_contact_sheet(shards, indices, contact_sheet)
-        print(f"contact sheet  {contact_sheet}")
+    if sheet is not None:
+        write_contact_sheet(shards, indices, sheet)
+        print(f"contact sheet  {sheet}")
 
 
 def _count_shard(statistics: DatasetStatistics, shard: str, index: ShardIndex) -> None:

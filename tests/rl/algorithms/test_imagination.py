@@ -112,7 +112,7 @@ def test_a_run_broken_off_becomes_the_unbroken_one(home, tmp_path, policy: str) 
     assert all(torch.equal(whole["policy"][name], broken["policy"][name]) for name in whole["policy"])
     assert torch.equal(whole["generators"]["torch"], broken["generators"]["torch"])
     for name in ("evaluations", "episodes"):
-        one, other = ((tmp_path / run / f"{name}.csv").read_text() for run in ("whole", "broken"))
+        one, other = ((tmp_path / run / "metrics" / f"{name}.csv").read_text() for run in ("whole", "broken"))
         assert one == other
     assert column(tmp_path / "broken" / "metrics" / "evaluations.csv", "step") == [0, 2 * UPDATE, 4 * UPDATE]
 
