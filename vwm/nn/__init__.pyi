@@ -46,6 +46,8 @@ from .space_time import SpaceTimeBlock as SpaceTimeBlock
 from .space_time import SpaceTimeTransformer as SpaceTimeTransformer
 from .space_time import TransformerState as TransformerState
 from .space_time import clean_context_mask as clean_context_mask
+from .training_module import TrainingModule as TrainingModule
+from .training_module import shuffle_actions as shuffle_actions
 from .two_hot import SymexpTwoHot as SymexpTwoHot
 from .two_hot import SymlogTwoHot as SymlogTwoHot
 from .two_hot import symexp as symexp

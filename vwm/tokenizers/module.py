@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,11 +15,12 @@ from vwm.data.clips import ClipBatch
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.pixels import frames_to_float, video_to_uint8
 from vwm.nn.quantize import code_counts, perplexity
+from vwm.nn.training_module import TrainingModule
 from vwm.tokenizers.adversarial import AdversarialLoss
 from vwm.tokenizers.perceptual import PerceptualLoss
 
 
-class TokenizerModule(L.LightningModule):
+class TokenizerModule(TrainingModule):
     """Reconstruct clips through a bottleneck.
 
     Args:
@@ -29,6 +31,8 @@ class TokenizerModule(L.LightningModule):
         adversarial: a discriminator against which the tokenizer trains (textures). It is trained with the tokenizer,
             by the same optimizer, and is no part of what is exported.
     """
+
+    progress_bar: ClassVar[Mapping[str, str]] = MappingProxyType({"psnr": "psnr"})
 
     def __init__(
         self,
@@ -70,24 +74,6 @@ class TokenizerModule(L.LightningModule):
         """Lightning's hook: the tokenizer's look at the first batch."""
         if self.global_step == 0:
             self.tokenizer.begin(frames_to_float(batch.frames))
-
-    def training_step(self, batch: ClipBatch, index: int) -> Tensor:
-        """Lightning's hook."""
-        loss, logs = self(batch)
-        self.log_dict({"train/loss": loss, **{f"train/{k}": v for k, v in logs.items()}}, prog_bar=False)
-        self.log("psnr", logs["psnr"], prog_bar=True, logger=False)
-        return loss
-
-    def validation_step(self, batch: ClipBatch, index: int) -> None:
-        """Lightning's hook."""
-        loss, logs = self(batch)
-        logs = {"val/loss": loss, **{f"val/{k}": v for k, v in logs.items()}}
-        self.log_dict(logs, sync_dist=True, batch_size=len(batch.frames))
-
-    def configure_optimizers(self) -> Any:
-        """Lightning's hook."""
-        optimizer, schedule = self.optimizer.build(self, self.trainer.max_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def networks(self) -> dict[str, nn.Module]:
         """What to keep an average of, to compile and to export."""

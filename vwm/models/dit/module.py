@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 
@@ -30,10 +29,11 @@ from vwm.nn.loss_normalizer import LossNormalizer
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.outcome_heads import RewardTerminationHeads
 from vwm.nn.pixels import frames_to_float, video_to_uint8
+from vwm.nn.training_module import TrainingModule, shuffle_actions
 from vwm.tokenizers.loading import load_tokenizer
 
 
-class DiTModule(L.LightningModule):
+class DiTModule(TrainingModule):
     """Learn to continue video under actions.
 
     Args:
@@ -154,13 +154,12 @@ class DiTModule(L.LightningModule):
             raise ValueError(
                 "these shards hold no actions, and dynamics wants them: set dynamics.num_actions and action_dims to 0"
             )
-        if self._look(latents):
+        if self.checks_values(latents):
             self.dynamics.embed_action.check(batch.actions)
         known = torch.ones(shape[0], shape[1] - 1, dtype=torch.bool, device=self.device)
         if batch.labeled is not None:
             known &= batch.labeled[:, None]
-        if self.action_dropout and self.training:
-            known &= torch.rand(known.shape, device=self.device) >= self.action_dropout
+        known = self.drop_actions(known)
         return self.dynamics.lead(batch.actions[:, :-1], shape[0], shape[1], known)
 
     @torch.no_grad()
@@ -172,45 +171,23 @@ class DiTModule(L.LightningModule):
             latents = self.tokenizer.encode(frames_to_float(batch.frames)).float()
         if latents.shape[1] < 2:
             raise ValueError(f"clips of {latents.shape[1]} latent frames: dynamics need at least 2 (data.clip_length)")
-        if self._look(latents) and not torch.isfinite(latents).all():
+        if self.checks_values(latents) and not torch.isfinite(latents).all():
             clips = (~torch.isfinite(latents)).flatten(1).any(1).nonzero().flatten().tolist()
             raise ValueError(f"latents of clips {clips} of the batch are not finite: encode the shards again")
         return latents
 
-    def _look(self, data: Tensor) -> bool:
-        """Whether to look at every number: that is nothing beside a CPU's step; elsewhere the first batch must do."""
-        return data.device.type == "cpu" or self.global_step == 0
-
-    def training_step(self, batch: ClipBatch, index: int) -> Tensor:
-        """Lightning's hook."""
-        loss, logs = self(batch)
-        self.log_dict({"train/loss": loss, **{f"train/{k}": v for k, v in logs.items()}})
-        self.log("loss", loss, prog_bar=True, logger=False)
-        return loss
-
-    def validation_step(self, batch: ClipBatch, index: int) -> None:
-        """Lightning's hook: the loss, and how much higher it is when clips swap their actions."""
-        size = len(batch.latents if batch.latents is not None else batch.frames)
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):  # equal noise for both
-            torch.manual_seed(index)
+    def validation_losses(self, batch: ClipBatch, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """See ``TrainingModule``: the loss, and how much higher it is when clips swap their actions."""
+        with self.fixed_randomness(index):  # equal noise for both
             loss, logs = self(batch)
-            if self.dynamics.embed_action is not None and batch.actions is not None and size > 1:
+            if self.dynamics.embed_action is not None and batch.actions is not None and len(batch.actions) > 1:
                 torch.manual_seed(index)
-                swapped = ClipBatch(**{**vars(batch), "actions": batch.actions.roll(1, dims=0)})
-                logs["shuffle_ratio"] = self(swapped)[1]["dynamics_loss"] / logs["dynamics_loss"]
-        self.log("val/loss", loss, sync_dist=True, batch_size=size)
-        self.log_dict({f"val/{k}": v for k, v in logs.items()}, sync_dist=True, batch_size=size)
+                logs["shuffle_ratio"] = self(shuffle_actions(batch))[1]["dynamics_loss"] / logs["dynamics_loss"]
+        return loss, logs
 
-    def configure_optimizers(self) -> Any:
-        """Lightning's hook."""
-        optimizer, schedule = self.optimizer.build(self, self.trainer.max_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def train(self, mode: bool = True) -> DiTModule:
-        """The tokenizer stays frozen, in evaluation mode."""
-        super().train(mode)
-        self.tokenizer.eval()
-        return self
+    def frozen_networks(self) -> tuple[nn.Module, ...]:
+        """See ``TrainingModule``: the tokenizer."""
+        return (self.tokenizer,)
 
     def networks(self) -> dict[str, nn.Module]:
         """What to keep an average of, to compile and to export."""

@@ -122,7 +122,7 @@ class GenieFinetuning(GenieModule):
             raise ValueError("Genie's fine-tuning learns from labeled clips alone: set data.labeled_fraction to 1")
         if batch.actions.is_floating_point() or batch.actions.ndim != 2:
             raise ValueError(f"actions must be integers [b, t], got {batch.actions.dtype} {list(batch.actions.shape)}")
-        if self.device.type == "cpu" or self.global_step == 0:  # looking waits for the device
+        if self.checks_values(batch.actions):
             low, high = int(batch.actions.min()), int(batch.actions.max())
             if low < 0 or high >= self.num_actions:
                 raise ValueError(f"actions run from {low} to {high}, but num_actions={self.num_actions}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,11 +20,12 @@ from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.outcome_heads import RewardTerminationHeads
 from vwm.nn.pixels import frames_to_float, video_to_uint8
 from vwm.nn.quantize import code_counts, perplexity
+from vwm.nn.training_module import TrainingModule
 from vwm.tokenizers.loading import load_tokenizer
 from vwm.tokenizers.space_time_tokenizer import SpaceTimeTokenizer
 
 
-class GenieModule(L.LightningModule):
+class GenieModule(TrainingModule):
     """Genie's second stage.
 
     The latent action model learns from its own reconstruction alone: the dynamics takes its actions as indices, so
@@ -41,6 +43,8 @@ class GenieModule(L.LightningModule):
             action that ends an episode leads to no frame that it could be inferred from), and data.fields to name
             rewards (and terminated).
     """
+
+    progress_bar: ClassVar[Mapping[str, str]] = MappingProxyType({"acc": "accuracy", "actions": "action_perplexity"})
 
     def __init__(
         self,
@@ -113,17 +117,8 @@ class GenieModule(L.LightningModule):
             return batch.latents
         return self.tokenizer.encode(frames_to_float(batch.frames))
 
-    def training_step(self, batch: ClipBatch, index: int) -> Tensor:
-        """Lightning's hook."""
-        loss, logs = self(batch)
-        self.log_dict({"train/loss": loss, **{f"train/{k}": v for k, v in logs.items()}})
-        self.log("acc", logs["accuracy"], prog_bar=True, logger=False)
-        if "action_perplexity" in logs:
-            self.log("actions", logs["action_perplexity"], prog_bar=True, logger=False)
-        return loss
-
-    def validation_step(self, batch: ClipBatch, index: int) -> None:
-        """Lightning's hook: the losses, and how much worse the dynamics does with shuffled actions."""
+    def validation_losses(self, batch: ClipBatch, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """See ``TrainingModule``: the losses, and how much worse the dynamics does with shuffled actions."""
         loss, logs = self(batch)
         actions, _, _ = self._actions(batch)
         tokens = self._tokens(batch).flatten(2)
@@ -134,8 +129,7 @@ class GenieModule(L.LightningModule):
 
         shuffled = actions.roll(1, dims=0)
         logs["shuffle_ratio"] = cross_entropy(shuffled) / cross_entropy(actions)
-        self.log("val/loss", loss, sync_dist=True, batch_size=len(tokens))
-        self.log_dict({f"val/{k}": v for k, v in logs.items()}, sync_dist=True, batch_size=len(tokens))
+        return loss, logs
 
     def on_validation_epoch_end(self) -> None:
         """Sound the alarms."""
@@ -154,16 +148,9 @@ class GenieModule(L.LightningModule):
                 f"the loss). Train longer, or look at the actions first: val/action_perplexity is {used:.2f} of {size}."
             )
 
-    def configure_optimizers(self) -> Any:
-        """Lightning's hook."""
-        optimizer, schedule = self.optimizer.build(self, self.trainer.max_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def train(self, mode: bool = True) -> GenieModule:
-        """The tokenizer stays frozen, in evaluation mode."""
-        super().train(mode)
-        self.tokenizer.eval()
-        return self
+    def frozen_networks(self) -> tuple[nn.Module, ...]:
+        """See ``TrainingModule``: the tokenizer."""
+        return (self.tokenizer,)
 
     def networks(self) -> dict[str, nn.Module]:
         """What to keep an average of, to compile and to export."""

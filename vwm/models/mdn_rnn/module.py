@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,11 +12,12 @@ from vwm.data.clips import ClipBatch
 from vwm.models.mdn_rnn.network import MDNRNN, GaussianMixture, check_mdn_rnn_tokenizer
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.pixels import frames_to_float, video_to_uint8
+from vwm.nn.training_module import TrainingModule, shuffle_actions
 from vwm.tokenizers.frame_vae import FrameVAE
 from vwm.tokenizers.loading import load_tokenizer
 
 
-class MDNRNNModule(L.LightningModule):
+class MDNRNNModule(TrainingModule):
     """Learn how the next frame's latent is distributed, whether there is one, and what the action earned.
 
     The latents are drawn anew in every batch: from the frames' posteriors, or from those that ``vwm encode`` kept
@@ -102,47 +100,30 @@ class MDNRNNModule(L.LightningModule):
         """Vectors of the actions taken at each frame; of unknown ones where a clip is not labelled, or by dropout."""
         if batch.actions is None:
             raise ValueError("these shards hold no actions (data.fields), and what comes of them is what is learned")
-        if batch.actions.device.type == "cpu" or self.global_step == 0:  # a look at every number waits for a GPU
+        if self.checks_values(batch.actions):
             self.dynamics.embed_action.check(batch.actions)
         known = None
         if batch.labeled is not None:
             known = batch.labeled[:, None].expand(batch.actions.shape[:2])
         if self.action_dropout and self.training:
-            shown = torch.rand(batch.actions.shape[:2], device=self.device) >= self.action_dropout
-            known = shown if known is None else known & shown
+            if known is None:
+                known = torch.ones(batch.actions.shape[:2], dtype=torch.bool, device=self.device)
+            known = self.drop_actions(known)
         return self.dynamics.lead(batch.actions, known)
 
-    def training_step(self, batch: ClipBatch, index: int) -> Tensor:
-        """Lightning's hook."""
-        loss, logs = self(batch)
-        self.log_dict({"train/loss": loss, **{f"train/{k}": v for k, v in logs.items()}})
-        self.log("loss", loss, prog_bar=True, logger=False)
-        return loss
-
-    def validation_step(self, batch: ClipBatch, index: int) -> None:
-        """Lightning's hook: the loss, and how many nats a number it costs when clips swap their actions."""
+    def validation_losses(self, batch: ClipBatch, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """See ``TrainingModule``: the loss, and how many nats a number it costs when clips swap their actions."""
         assert batch.actions is not None
-        size = len(batch.actions)
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):  # equal draws for both
-            torch.manual_seed(index)
+        with self.fixed_randomness(index):  # equal draws for both
             loss, logs = self(batch)
-            if size > 1:
+            if len(batch.actions) > 1:
                 torch.manual_seed(index)
-                swapped = ClipBatch(**{**vars(batch), "actions": batch.actions.roll(1, dims=0)})
-                logs["shuffle_gap"] = self(swapped)[1]["latent_loss"] - logs["latent_loss"]
-        self.log("val/loss", loss, sync_dist=True, batch_size=size)
-        self.log_dict({f"val/{k}": v for k, v in logs.items()}, sync_dist=True, batch_size=size)
+                logs["shuffle_gap"] = self(shuffle_actions(batch))[1]["latent_loss"] - logs["latent_loss"]
+        return loss, logs
 
-    def configure_optimizers(self) -> Any:
-        """Lightning's hook."""
-        optimizer, schedule = self.optimizer.build(self, self.trainer.max_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def train(self, mode: bool = True) -> MDNRNNModule:
-        """The tokenizer stays frozen, in evaluation mode."""
-        super().train(mode)
-        self.tokenizer.eval()
-        return self
+    def frozen_networks(self) -> tuple[nn.Module, ...]:
+        """See ``TrainingModule``: the tokenizer."""
+        return (self.tokenizer,)
 
     def networks(self) -> dict[str, nn.Module]:
         """What to keep an average of, to compile and to export."""

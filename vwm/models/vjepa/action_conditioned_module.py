@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +25,7 @@ from vwm.models.vjepa.module import subtract_position_mean
 from vwm.models.vjepa.visualization import pca_rgb_video
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.pixels import frames_to_float, video_to_uint8
+from vwm.nn.training_module import TrainingModule
 
 
 @dataclass
@@ -66,7 +66,7 @@ class ActionConditioning(NamedTuple):
         return self.actions[:, frames], states, known, felt
 
 
-class ActionConditionedJEPAModule(L.LightningModule):
+class ActionConditionedJEPAModule(TrainingModule):
     """Learn what follows a frame and an action, in an encoder's terms.
 
     Args:
@@ -195,11 +195,7 @@ class ActionConditionedJEPAModule(L.LightningModule):
         return (difference.abs() if self.loss == "l1" else difference.square()).mean(dim=(-1, -2))
 
     def _drop_actions(self, told: ActionConditioning) -> ActionConditioning:
-        if told.known is None or not self.action_dropout or not self.training:
-            return told
-        return told._replace(
-            known=told.known & (torch.rand(told.known.shape, device=self.device) >= self.action_dropout)
-        )
+        return told if told.known is None else told._replace(known=self.drop_actions(told.known))
 
     def _anti_collapse_loss(self, latents: Tensor, told: ActionConditioning) -> tuple[Tensor, dict[str, Tensor]]:
         """The terms beside prediction, weighted, and each by itself."""
@@ -234,7 +230,7 @@ class ActionConditionedJEPAModule(L.LightningModule):
                 "an action-conditioned predictor needs actions, and these clips have none: name them in data.fields, "
                 "and record shards that hold them"
             )
-        if batch.frames.device.type == "cpu" or self.global_step == 0:  # it waits for an accelerator
+        if self.checks_values(batch.frames):
             self.dynamics.embed_action.check(batch.actions)
         labelled = torch.ones(b, t - 1, dtype=torch.bool, device=batch.frames.device)
         if batch.labeled is not None:
@@ -263,22 +259,12 @@ class ActionConditionedJEPAModule(L.LightningModule):
         share = self.proprioception_dropout if self.training else 0.0
         return (torch.rand(len(labelled), 1, device=labelled.device) >= share).expand_as(labelled)
 
-    def training_step(self, batch: ClipBatch, index: int) -> Tensor:
-        """Lightning's hook."""
-        loss, logs = self(batch)
-        self.log_dict({"train/loss": loss, **{f"train/{k}": v for k, v in logs.items()}})
-        self.log("loss", loss, prog_bar=True, logger=False)
-        return loss
-
-    def validation_step(self, batch: ClipBatch, index: int) -> None:
-        """Lightning's hook: the losses, what swapped actions cost, and how alive the latents are."""
-        size = len(batch.frames)
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(index)
+    def validation_losses(self, batch: ClipBatch, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """See ``TrainingModule``: the losses, what swapped actions cost, and how alive the latents are."""
+        with self.fixed_randomness(index):
             loss, logs = self(batch)
             logs |= self._dynamics_diagnostics(batch)
-        self.log("val/loss", loss, sync_dist=True, batch_size=size)
-        self.log_dict({f"val/{k}": v for k, v in logs.items()}, sync_dist=True, batch_size=size)
+        return loss, logs
 
     def _dynamics_diagnostics(self, batch: ClipBatch) -> dict[str, Tensor]:
         """What a falling loss does not tell.
@@ -302,17 +288,9 @@ class ActionConditionedJEPAModule(L.LightningModule):
             found |= {name: right.new_tensor(getattr(health, name)) for name in ("spread", "least_spread", "rank")}
         return found
 
-    def configure_optimizers(self) -> Any:
-        """Lightning's hook."""
-        optimizer, schedule = self.optimizer.build(self, self.trainer.max_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def train(self, mode: bool = True) -> ActionConditionedJEPAModule:
-        """A frozen encoder stays in evaluation mode."""
-        super().train(mode)
-        if self.frozen:
-            self.encoder.eval()
-        return self
+    def frozen_networks(self) -> tuple[nn.Module, ...]:
+        """See ``TrainingModule``: an encoder that was given as a folder."""
+        return (self.encoder,) if self.frozen else ()
 
     def networks(self) -> dict[str, nn.Module]:
         """What to keep an average of, to compile and to export."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
@@ -31,6 +30,7 @@ from vwm.models.vjepa.video_encoder import VideoEncoder
 from vwm.models.vjepa.visualization import pca_rgb_video
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.pixels import frames_to_float
+from vwm.nn.training_module import TrainingModule
 
 
 @dataclass
@@ -58,7 +58,7 @@ class MaskedClips(ClipBatch):
     masks: list[TokenMask] | None = None
 
 
-class VJEPAModule(L.LightningModule):
+class VJEPAModule(TrainingModule):
     """V-JEPA (arXiv 2404.08471) and V-JEPA 2 (arXiv 2506.09985); I-JEPA (arXiv 2301.08243) with clips of one frame.
 
     Args:
@@ -160,11 +160,8 @@ class VJEPAModule(L.LightningModule):
 
     def training_step(self, batch: MaskedClips, index: int) -> Tensor:
         """Lightning's hook; now and then, a look at the representations."""
-        self._look(batch)
-        loss, logs = self(batch)
-        self.log_dict({"train/loss": loss, **{f"train/{k}": v for k, v in logs.items()}})
-        self.log("loss", loss, prog_bar=True, logger=False)
-        return loss
+        self._monitor_representations(batch)
+        return super().training_step(batch, index)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Lightning's hook: after the encoder's step, the target follows (before anybody saves a checkpoint)."""
@@ -176,7 +173,7 @@ class VJEPAModule(L.LightningModule):
             update_target_encoder(self.target_encoder, self.encoder, momentum)
 
     @torch.no_grad()
-    def _look(self, batch: ClipBatch) -> None:
+    def _monitor_representations(self, batch: ClipBatch) -> None:
         monitor, step = self.monitor, self.global_step
         if monitor is None or step == self._last_monitored_step or step % monitor.every:
             return
@@ -216,17 +213,6 @@ class VJEPAModule(L.LightningModule):
             f"Lower the learning rate (model.optimizer.lr={self.optimizer.lr}), raise model.momentum, hide more "
             "(model.masks), or add model.collapse (VarianceCovariance, SIGReg)."
         )
-
-    def validation_step(self, batch: MaskedClips, index: int) -> None:
-        """Lightning's hook."""
-        loss, logs = self(batch)
-        logs = {"val/loss": loss, **{f"val/{k}": v for k, v in logs.items()}}
-        self.log_dict(logs, sync_dist=True, batch_size=len(batch.frames))
-
-    def configure_optimizers(self) -> Any:
-        """Lightning's hook."""
-        optimizer, schedule = self.optimizer.build(self, self.trainer.max_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def networks(self) -> dict[str, nn.Module]:
         """What to compile and to export."""
