@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from vwm.core.seeds import fold_in, seeded_uniform, world_seeds
-from vwm.core.simulator import ActionSpace, Simulator, StepOutput
+from vwm.core.simulator import Simulator, SimulatorSpec, StepOutput
+from vwm.core.spaces import ActionSpace, ObservationSpace
 
 SIZE = 36  # the smallest picture that Stable-Baselines3 takes for one
 
@@ -29,12 +30,11 @@ class CountWorld(Simulator):
     """
 
     def __init__(self, kind: str = "discrete", shows: str = "pictures") -> None:
-        self.actions = ActionSpace(kind, 4)
-        self.image_size, self.fps, self.context_frames = (SIZE, SIZE), 12.0, 2
-        self.decodes, self.vector_size = shows != "latents", 3 if shows == "vectors" else None
-        shape = (3,) if shows == "vectors" else (SIZE, SIZE, 3)
-        dtype = torch.float32 if shows == "vectors" else torch.uint8
-        grounds = torch.arange(1, 6, dtype=dtype)
+        context = ObservationSpace.vector(3) if shows == "vectors" else ObservationSpace.image(SIZE, SIZE)
+        observation = ObservationSpace.latent(3) if shows == "latents" else context
+        self.spec = SimulatorSpec(observation, ActionSpace(kind, 4), fps=12.0, context_frames=2, context=context)
+        shape = context.shape
+        grounds = torch.arange(1, 6, dtype=context.dtype)
         self.starts: Tensor | None = grounds.view(5, 1, *[1] * len(shape)).expand(5, 2, *shape).clone()
         self.decoded: list[bool] = []
 
@@ -45,14 +45,14 @@ class CountWorld(Simulator):
         batch = len(context)
         grounds = context.reshape(*context.shape[:2], -1)[:, -1, 0].float()
         state = self._at(grounds, torch.zeros(batch, dtype=torch.int64), world_seeds(seed, batch))
-        return state, self._draw(state) if self.decodes else context[:, -1]
+        return state, context[:, -1] if self.spec.observation.is_latent else self._draw(state)
 
     def step(self, state: CountState, action: Tensor, decode: bool = True) -> tuple[CountState, StepOutput]:
         self.check_action(action, len(state.count))
         self.decoded.append(decode)
-        count = state.count + (action if self.actions.kind == "discrete" else 1)
+        count = state.count + (action if self.spec.actions.kind == "discrete" else 1)
         new = self._at(state.ground, count, state.seed)
-        frame = self._draw(new) if decode and self.decodes else None
+        frame = self._draw(new) if decode and not self.spec.observation.is_latent else None
         return new, StepOutput(frame, new.latent, count.float(), count >= 7)
 
     def _at(self, ground: Tensor, count: Tensor, seed: Tensor) -> CountState:
@@ -60,7 +60,7 @@ class CountWorld(Simulator):
         return CountState(ground, count, seed, torch.stack([ground, count.float(), noise], dim=1))
 
     def _draw(self, state: CountState) -> Tensor:
-        if self.vector_size is not None:
+        if self.spec.context.is_vector:
             return state.latent.clone()
         frame = torch.zeros(len(state.count), SIZE, SIZE, 3, dtype=torch.uint8)
         frame[:, 0, :3] = state.latent[:, :, None].to(torch.uint8)

@@ -40,7 +40,7 @@ def latent_action(**changes) -> LatentActionModel:
 
 def genie(labelled: bool = False, codebook: int | list[int] = [4, 3, 3], outcomes: bool = False):  # noqa: B006
     """A whole Genie world of 16x16 pixels, with starting contexts."""
-    from vwm.core.simulator import ActionSpace
+    from vwm.core.spaces import ActionSpace
     from vwm.models.genie.dynamics import MaskGITSampling
     from vwm.models.genie.simulator import GenieSimulator
     from vwm.nn.outcome_heads import RewardTerminationHeads
@@ -69,7 +69,7 @@ def dit(seed: int = 3, **changes):
 
 def diffusion_world(outcomes: bool = False, sampling=None, policy: bool = False, **changes):
     """A whole diffusion world of 8x8 pixels over a pixel tokenizer, with starting contexts."""
-    from vwm.core.simulator import ActionSpace
+    from vwm.core.spaces import ActionSpace
     from vwm.models.dit.policy_heads import PolicyRewardHeads
     from vwm.models.dit.sampling import DiffusionSampling
     from vwm.models.dit.simulator import DiTSimulator
@@ -124,7 +124,7 @@ def jepa_parts(pool: str = "none", decoder: bool = True, seed: int = 6, **change
 
 def jepa_world(**changes):
     """A whole world in representation space, with starting contexts."""
-    from vwm.core.simulator import ActionSpace
+    from vwm.core.spaces import ActionSpace
     from vwm.models.vjepa.simulator import VJEPAACSimulator
 
     dims = changes.get("action_dims", 0)
@@ -140,7 +140,7 @@ def jepa_world(**changes):
 
 def dream(seed: int = 7, sampling=None, title: str = "noise", **changes):
     """A whole world of World Models of 8x8 pixels, with starting contexts."""
-    from vwm.core.simulator import ActionSpace
+    from vwm.core.spaces import ActionSpace
     from vwm.models.mdn_rnn.network import MDNRNN
     from vwm.models.mdn_rnn.simulator import MDNRNNSimulator
     from vwm.tokenizers.frame_vae import FrameVAE
@@ -167,7 +167,7 @@ def dream(seed: int = 7, sampling=None, title: str = "noise", **changes):
 
 def muzero_world(observation: tuple[int, ...] = (32, 32, 3), seed: int = 8, **changes):
     """A whole world of MuZero's model, which shows nothing, over two frames."""
-    from vwm.core.simulator import ActionSpace
+    from vwm.core.spaces import ActionSpace
     from vwm.models.muzero.network import MuZeroNetwork
     from vwm.models.muzero.simulator import MuZeroSimulator
 
@@ -180,7 +180,7 @@ def muzero_world(observation: tuple[int, ...] = (32, 32, 3), seed: int = 8, **ch
 
 def consistency_world(observation: tuple[int, ...] = (5,), frames: int = 2, ends: bool = True, seed: int = 9):
     """A whole world of TD-MPC2 with three dimensions of an action, with starting contexts."""
-    from vwm.core.simulator import ActionSpace
+    from vwm.core.spaces import ActionSpace
     from vwm.models.tdmpc2.simulator import TDMPC2Simulator
     from vwm.models.tdmpc2.world_model import TDMPC2WorldModel
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from factories import randomize
 
-from vwm.core.simulator import ActionSpace
+from vwm.core.spaces import ActionSpace
 from vwm.models.rssm.simulator import RSSMSimulator
 from vwm.models.rssm.world_model import RSSMWorldModel, RSSMWorldModelConfig
 

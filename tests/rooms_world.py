@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from vwm.core.seeds import world_seeds
-from vwm.core.simulator import ActionSpace, Simulator, StepOutput
+from vwm.core.simulator import Simulator, SimulatorSpec, StepOutput
+from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.envs.two_rooms import (
     AGENT_COLOR,
     ARENA_SIZE,
@@ -36,10 +37,11 @@ class RoomsState(NamedTuple):
 class ExactRooms(Simulator):
     """Latents are (x, y) in pixels. Contexts are pictures with wall and door in the middle."""
 
-    image_size, fps, context_frames = (ARENA_SIZE, ARENA_SIZE), 10.0, 2
-
     def __init__(self, kind: str = "continuous", step_size: float = 3.0) -> None:
-        self.actions = ActionSpace(kind, 2) if kind == "continuous" else ActionSpace(kind, len(COMPASS))
+        actions = ActionSpace(kind, 2) if kind == "continuous" else ActionSpace(kind, len(COMPASS))
+        self.spec = SimulatorSpec(
+            ObservationSpace.image(ARENA_SIZE, ARENA_SIZE), actions, fps=10.0, context_frames=2, stochastic=False
+        )
         self.step_size, self.steps = step_size, 0
 
     def encode(self, frames: Tensor) -> Tensor:
@@ -62,7 +64,7 @@ class ExactRooms(Simulator):
         batch = len(state.seed)
         self.check_action(action, batch)
         self.steps += batch
-        move = (COMPASS[action] if self.actions.kind == "discrete" else action).double() * self.step_size
+        move = (COMPASS[action] if self.spec.actions.kind == "discrete" else action).double() * self.step_size
         position = torch.from_numpy(move_with_collisions(state.position, move, *state.layout.T.numpy()))
         pictures = (
             [render_two_rooms(p, *layout) for p, layout in zip(position, state.layout.tolist(), strict=True)]

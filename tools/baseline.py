@@ -15,7 +15,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vwm.core.capabilities import MeasuresTransitionLoss, ObservesFrames, ProvidesFeatures
 from vwm.core.components import load_component, save_component
+from vwm.core.frames import frames_to_float
 from vwm.core.network_simulator import NetworkSimulator, VideoSimulator
 from vwm.core.seeds import world_seeds
-from vwm.core.simulator import ActionSpace, Simulator, StepOutput
+from vwm.core.simulator import Simulator, SimulatorSpec, StepOutput
+from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.data.clip_order import ClipOrder
 from vwm.data.clips import ClipBatch
 from vwm.data.datamodule import ClipLoader, VideoDataModule, make_clip_dataset
@@ -75,7 +78,6 @@ from vwm.models.vjepa.video_encoder import VideoEncoder
 from vwm.nn.lora import LoRAConfig
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.outcome_heads import RewardTerminationHeads
-from vwm.nn.pixels import frames_to_float
 from vwm.planning.cem import CEM
 from vwm.planning.goal_distance import GoalDistance, encode_goal_frames
 from vwm.planning.mppi import MPPI
@@ -371,20 +373,12 @@ def fixed_actions(space: ActionSpace, batch: int, t: int) -> Tensor:
     return torch.sin(1.7 * t + lanes[:, None] + 2.3 * torch.arange(space.size)).float()
 
 
-def optional(name: str, ask: Callable[[], Any]) -> None:
-    """What a world may refuse."""
-    try:
-        put(name, ask())
-    except ValueError:
-        put(name, "refused")
-
-
 def show(name: str, world: Simulator, state: Any, output: StepOutput | None) -> None:
     if output is not None:
         for field, value in output._asdict().items():
             put(f"{name}/{field}", value)
-    optional(f"{name}/state_latent", lambda: world.latent(state))
-    optional(f"{name}/features", lambda: world.features(state))
+    put(f"{name}/state_latent", world.latent(state))
+    put(f"{name}/features", "refused" if not isinstance(world, ProvidesFeatures) else world.features(state))
 
 
 def play(name: str, world: Any, starts: Tensor, seed: int = 7, actions_too: bool = True) -> None:
@@ -397,11 +391,10 @@ def play(name: str, world: Any, starts: Tensor, seed: int = 7, actions_too: bool
         action = fixed_actions(world.actions, batch, t)
         if t == 2:
             frame = starts[[1, 0], 0]
-            try:
-                state = world.observe(state, action, frame)
-            except ValueError:
+            if not isinstance(world, ObservesFrames):
                 put(f"{name}/observe", "refused")
                 continue
+            state = world.observe(state, action, frame)
             show(f"{name}/observe", world, state, None)
         else:
             state, output = world.step(state, action)
@@ -431,7 +424,7 @@ def transition(name: str, world: VideoSimulator, context: Tensor) -> None:
     told, others = (
         torch.stack([fixed_actions(world.actions, 2, offset + t) for t in range(frames)], 1) for offset in (0, 41)
     )
-    loss = world.transition_loss(latents, told, others)
+    loss = world.transition_loss(latents, told, others) if isinstance(world, MeasuresTransitionLoss) else None
     put(f"{name}/transition_loss", loss)
     if loss is not None:
         for way, value in zip(("own", "other"), loss, strict=True):
@@ -659,7 +652,7 @@ def agent_module(name: str, objective: str, context: Any = "clean") -> None:
 def dit_finetuning(name: str, adapt: Any, dims: int = 0) -> None:
     with tempfile.TemporaryDirectory() as folder:
         world = diffusion_world(num_actions=0)
-        world.actions = ActionSpace("discrete", 1, ("go on",))
+        world.spec = replace(world.spec, actions=ActionSpace("discrete", 1, ("go on",)))
         save_simulator(world, Path(folder) / "unlabelled")
         torch.manual_seed(0)
         module = DiTFinetuning(
@@ -976,11 +969,11 @@ def planners(name: str) -> None:
 class Maze(Simulator):
     """States are numbers, and tables say what actions lead to; some end it."""
 
-    image_size, fps, context_frames, decodes, vector_size = (1, 1), 10.0, 1, False, 1
-
     def __init__(self, states: int = 7, actions: int = 5) -> None:
         g = torch.Generator().manual_seed(0)
-        self.actions = ActionSpace("discrete", actions)
+        self.spec = SimulatorSpec(
+            ObservationSpace.latent(), ActionSpace("discrete", actions), context=ObservationSpace.vector(1)
+        )
         self.next = torch.randint(0, states, (states, actions), generator=g)
         self.reward = torch.rand(states, actions, generator=g, dtype=torch.float64)
         self.ends = torch.rand(states, actions, generator=g) < 0.15

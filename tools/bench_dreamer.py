@@ -24,7 +24,7 @@ import torch
 import yaml
 from timing import medians, race, save
 
-from vwm.core.simulator import ActionSpace
+from vwm.core.spaces import ActionSpace
 from vwm.envs.time_step import EnvSpaces
 from vwm.models.rssm.world_model import RSSMWorldModelConfig
 from vwm.rl.agent import ReplayBatch

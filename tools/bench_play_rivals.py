@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import yaml
 
-from vwm.core.simulator import ActionSpace
+from vwm.core.spaces import ActionSpace
 from vwm.models.genie.dynamics import MaskGITDynamics, MaskGITSampling
 from vwm.models.genie.simulator import GenieSimulator
 from vwm.tokenizers.space_time_tokenizer import SpaceTimeTokenizer

@@ -27,7 +27,7 @@ import torch
 from timing import Times, medians, race, save
 from torch import Tensor, nn
 
-from vwm.core.simulator import ActionSpace
+from vwm.core.spaces import ActionSpace
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.models.tdmpc2.layers import TDMPC2MLP
 from vwm.rl.agent import ReplayBatch

@@ -12,14 +12,15 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
+from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.core.network_simulator import VideoSimulator
-from vwm.core.simulator import ActionSpace, Simulator, StepOutput
+from vwm.core.simulator import Simulator, SimulatorSpec, StepOutput
+from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
 from vwm.models.genie.dynamics import MaskGITDynamics, MaskGITSampling
 from vwm.models.genie.latent_action import LatentActionModel
 from vwm.models.genie.simulator import GenieSimulator
-from vwm.nn.pixels import frames_to_float, video_to_uint8
 from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
 from vwm.tokenizers.space_time_tokenizer import SpaceTimeTokenizer
 from vwm.worlds.bundle import save_simulator
@@ -36,8 +37,8 @@ class RollingWorld(Simulator):
     """
 
     def __init__(self, flaw: int = 0, heeds: bool = True) -> None:
-        self.actions = ActionSpace("discrete", len(MOVES), NAMES)
-        self.image_size, self.fps, self.context_frames = (SIZE, SIZE), 10.0, 2
+        actions = ActionSpace("discrete", len(MOVES), NAMES)
+        self.spec = SimulatorSpec(ObservationSpace.image(SIZE, SIZE), actions, fps=10.0, context_frames=2)
         self.flaw, self.heeds = flaw, heeds
 
     def reset(

@@ -12,7 +12,8 @@ from factories import randomize
 from latent_worlds import imagined_world
 from torch import Tensor
 
-from vwm.core.simulator import ActionSpace, Simulator, StepOutput
+from vwm.core.simulator import Simulator, SimulatorSpec, StepOutput
+from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
 from vwm.eval.compounding_error import measure_compounding_error, normalized_rmse
@@ -28,10 +29,8 @@ CONTEXT, HORIZON = 2, 4
 class Walk(Simulator):
     """Two numbers that the action pushes by 1 and 3, and that drift by ``flaw``; it pays what it is pushed by."""
 
-    latent_action, vector_size, image_size = None, 2, (0, 0)
-
     def __init__(self, flaw: float = 0.0) -> None:
-        self.actions, self.flaw = ActionSpace("continuous", 1), flaw
+        self.spec, self.flaw = SimulatorSpec(ObservationSpace.vector(2), ActionSpace("continuous", 1)), flaw
 
     def reset(self, context: Tensor, seed: int | Tensor = 0, context_actions: Tensor | None = None):
         return context[:, -1], context[:, -1]

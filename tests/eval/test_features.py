@@ -11,6 +11,7 @@ from factories import diffusion_world, genie, masked_autoencoder, tokenizer
 from torch import Tensor, nn
 
 from vwm.core.components import save_component
+from vwm.core.frames import frames_to_float
 from vwm.eval.features import (
     DiTFeatureExtractor,
     EncoderFeatureExtractor,
@@ -24,7 +25,6 @@ from vwm.eval.features import (
 )
 from vwm.models.vjepa.conv_encoder import ConvFrameEncoder
 from vwm.models.vjepa.video_encoder import VideoEncoder
-from vwm.nn.pixels import frames_to_float
 from vwm.tokenizers.causal_vae import CausalVAE
 from vwm.worlds.bundle import save_simulator
 

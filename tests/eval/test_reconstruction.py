@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 
+from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.eval.reconstruction import mean_image, reconstruct_clips
 from vwm.models.genie.simulator import GenieSimulator
-from vwm.nn.pixels import frames_to_float, video_to_uint8
 from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
 
 

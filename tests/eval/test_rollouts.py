@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from vwm.core.seeds import world_seeds
-from vwm.core.simulator import ActionSpace, Simulator
+from vwm.core.simulator import Simulator
+from vwm.core.spaces import ActionSpace
 from vwm.eval.eval_clips import EvalClips
 from vwm.eval.metrics import set_psnr
 from vwm.eval.rollouts import open_loop_rollout, random_action_sequences, read_clip_actions, repeat_last_frame

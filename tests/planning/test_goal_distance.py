@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from count_world import CountWorld
 from factories import diffusion_world, genie
 from rooms_world import ExactRooms
 
+from vwm.core.capabilities import EncodesFrames
 from vwm.core.simulator import StepOutput
-from vwm.planning.goal_distance import GoalDistance, LatentEncoder, encode_goal_frames, latent_distance
+from vwm.planning.goal_distance import GoalDistance, encode_goal_frames, latent_distance
 from vwm.planning.sampling_planner import SequenceRollout
 
 
@@ -42,7 +44,7 @@ def test_which_steps_count():
 
 def test_a_world_with_an_encoder_is_asked_for_its_latents():
     world = ExactRooms()
-    assert isinstance(world, LatentEncoder) and not isinstance(genie(), LatentEncoder)
+    assert isinstance(world, EncodesFrames) and not isinstance(CountWorld(), EncodesFrames)
     state = world.at(torch.tensor([[15.25, 20.0], [50, 12.5]]), torch.full((2, 2), 32.0))
     _, shown = world.step(state, torch.zeros(2, 2))
     assert (encode_goal_frames(world, shown.frame) - shown.latent).abs().max() < 0.05

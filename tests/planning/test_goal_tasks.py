@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from vwm.core.simulator import ActionSpace, Simulator, StepOutput
+from vwm.core.simulator import Simulator, StepOutput
+from vwm.core.spaces import ActionSpace
 from vwm.planning.cem import CEM
 from vwm.planning.goal_distance import GoalDistance
 from vwm.planning.goal_tasks import GOAL_TASKS, MountainCarGoalTask, PendulumGoalTask, TwoRoomsGoalTask, find_goal_task

@@ -10,18 +10,19 @@ from rooms_world import ExactRooms
 from torch import Tensor
 
 from vwm.core.seeds import world_seeds
-from vwm.core.simulator import ActionSpace, Simulator, StepOutput
+from vwm.core.simulator import Simulator, SimulatorSpec, StepOutput
+from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.planning.tree_search import GumbelMuZeroSearch, NodePrediction, PUCTSearch, TreeStep, sequential_halving
 
 
 class Maze(Simulator):
     """States are numbers, and tables say what actions lead to; some end it."""
 
-    image_size, fps, context_frames, decodes, vector_size = (1, 1), 10.0, 1, False, 1
-
     def __init__(self, states: int = 7, actions: int = 3, seed: int = 0, ends: float = 0.15) -> None:
         g = torch.Generator().manual_seed(seed)
-        self.actions = ActionSpace("discrete", actions)
+        self.spec = SimulatorSpec(
+            ObservationSpace.latent(), ActionSpace("discrete", actions), context=ObservationSpace.vector(1)
+        )
         self.next = torch.randint(0, states, (states, actions), generator=g)
         self.reward = torch.rand(states, actions, generator=g, dtype=torch.float64)
         self.ends = torch.rand(states, actions, generator=g) < ends

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vwm.core.simulator import ActionSpace, Simulator, StepOutput
+from vwm.core.simulator import Simulator, SimulatorSpec, StepOutput
+from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.models.genie.simulator import GenieSimulator
 
 SIZE = 32
@@ -42,11 +43,13 @@ class SquareWorld(Simulator):
 
     def __init__(self, kind: str = "discrete", starts: int = 3) -> None:
         names = tuple(MOVES) if kind == "discrete" else ("vertical", "horizontal")
-        self.actions = ActionSpace(kind, len(names), names)
-        self.image_size = (SIZE, SIZE)
-        self.fps = 20.0
-        self.context_frames = 2
-        self.title = "square world"
+        self.spec = SimulatorSpec(
+            ObservationSpace.image(SIZE, SIZE),
+            ActionSpace(kind, len(names), names),
+            fps=20.0,
+            context_frames=2,
+            title="square world",
+        )
         grounds = [(20 + 40 * index, 30, 90 - 20 * index) for index in range(starts)]
         self.starts = torch.stack([picture(ground).expand(2, -1, -1, -1) for ground in grounds]) if starts else None
         self.broken = False
@@ -71,7 +74,7 @@ class SquareWorld(Simulator):
             raise RuntimeError("the model is out of memory")
         self.check_action(action, len(state["place"]))
         moves = torch.tensor(list(MOVES.values()), dtype=torch.float32)
-        move = moves[action] if self.actions.kind == "discrete" else action
+        move = moves[action] if self.spec.actions.kind == "discrete" else action
         place = (state["place"] + move).clamp(0, SIZE - SQUARE)
         new = {**state, "place": place, "count": state["count"] + 1}
         reached = place[:, 1] >= SIZE - SQUARE

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vwm.core.simulator import ActionSpace
+from vwm.core.spaces import ActionSpace
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.rl.replay_buffer import ReplayBuffer
 

@@ -199,8 +199,8 @@ def test_a_run_leaves_what_one_looks_for(made):
 def test_encoded_shards_hold_the_tokens_of_the_tokenizer(made):
     import torch
 
+    from vwm.core.frames import frames_to_float
     from vwm.data.datamodule import make_clip_dataset
-    from vwm.nn.pixels import frames_to_float
     from vwm.tokenizers.loading import load_tokenizer
 
     clip = make_clip_dataset(str(made / "tokens"), 30, fields=("frames", "latents"), shuffle=False)[0, 0]

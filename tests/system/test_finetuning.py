@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from factories import diffusion_world, genie
 
 from vwm.cli.main import main
-from vwm.core.simulator import ActionSpace
+from vwm.core.spaces import ActionSpace
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
 from vwm.nn.lora import LoRALinear
@@ -74,7 +75,7 @@ LORA = ("--model.init_args.adapt", "lora", "--model.init_args.optimizer.name", "
 @pytest.mark.parametrize("how", [(), LORA], ids=["as configured", "lora"])
 def test_a_diffusion_world_without_labels_learns_actions(tmp_path, how):
     world = diffusion_world(num_actions=0, prediction="clean", num_step_sizes=4)
-    world.actions = ActionSpace("discrete", 1, ("go on",))
+    world.spec = replace(world.spec, actions=ActionSpace("discrete", 1, ("go on",)))
     save_simulator(world, tmp_path / "world")
     write_game(tmp_path / "data", 8)
     finetune("dit/freeway_finetune.yaml", tmp_path, 32, 2, *how)

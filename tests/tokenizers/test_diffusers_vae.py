@@ -11,10 +11,10 @@ from factories import DIFFUSERS_VAES, dit
 
 import vwm
 from vwm.core.components import ComponentError
-from vwm.core.simulator import ActionSpace
+from vwm.core.frames import video_to_uint8
+from vwm.core.spaces import ActionSpace
 from vwm.models.dit.sampling import DiffusionSampling
 from vwm.models.dit.simulator import DiTSimulator
-from vwm.nn.pixels import video_to_uint8
 from vwm.tokenizers.diffusers_vae import SUPPORTED_DIFFUSERS_VAES, DiffusersTokenizer, diffusers_latent_statistics
 from vwm.tokenizers.loading import load_tokenizer
 from vwm.worlds.bundle import save_simulator

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vwm.core.components import load_component, save_component
-from vwm.nn.pixels import frames_to_float, video_to_uint8
+from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
 
 

@@ -11,11 +11,11 @@ import torch
 from factories import DIFFUSERS_VAES, tokenizer
 
 from vwm.core.components import save_component
+from vwm.core.frames import frames_to_float
 from vwm.data.clips import collate_clips
 from vwm.data.datamodule import make_clip_dataset
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
-from vwm.nn.pixels import frames_to_float
 from vwm.tokenizers import shard_encoding as module
 from vwm.tokenizers.frame_vae import FrameVAE
 from vwm.tokenizers.loading import load_tokenizer

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from vwm.core.frames import frames_to_float
 from vwm.data.clips import ClipBatch
-from vwm.nn.pixels import frames_to_float
 from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
 from vwm.train.sample_videos import SampleVideos
 

@@ -12,7 +12,7 @@ from latent_worlds import imagined_world
 from safetensors.torch import load_file, save_file
 
 import vwm
-from vwm.core.simulator import ActionSpace
+from vwm.core.spaces import ActionSpace
 from vwm.models.dit.simulator import DiTSimulator
 from vwm.models.genie.simulator import GenieSimulator
 from vwm.worlds.bundle import BundleError, save_simulator
@@ -41,7 +41,7 @@ def edit(bundle, change) -> None:
 def car():
     """Levers, rewards and ends."""
     world = diffusion_world(outcomes=True, action_dims=3)
-    world.actions = replace(world.actions, rest=(0.0, -1.0, -0.5))
+    world.spec = replace(world.spec, actions=replace(world.spec.actions, rest=(0.0, -1.0, -0.5)))
     return world
 
 
@@ -203,5 +203,5 @@ def test_levers_keep_their_rest_and_older_bundles_rest_at_0(tmp_path):
     edit(folder, lambda index: index["settings"]["actions"].pop("rest"))
     assert vwm.load_simulator(folder, "cpu").actions.rest == ()
     edit(folder, lambda index: index["settings"]["actions"].update(rest=[0, 0]))
-    with pytest.raises(BundleError, match=r"rest must be one number in \[-1, 1\] a dimension"):
+    with pytest.raises(BundleError, match=r"rest must be one number in \[-1, 1\] per dimension"):
         vwm.load_simulator(folder, "cpu")

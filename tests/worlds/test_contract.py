@@ -15,11 +15,13 @@ from factories import (
 from latent_worlds import imagined_world
 from torch.utils._pytree import tree_leaves
 
+from vwm.core.capabilities import ObservesFrames, ProvidesFeatures
 from vwm.core.seeds import world_seeds
-from vwm.core.simulator import Simulator
 from vwm.core.states import concatenate_states, map_state, select_worlds, state_batch_size
 from vwm.models.dit.sampling import DiffusionSampling
+from vwm.rl.algorithms.encoded_env import DynamicsObservationEncoder
 from vwm.worlds.ensemble import EnsembleSimulator
+from vwm.worlds.world_batch import select_observation
 
 SIMULATORS = {
     "genie-latent": lambda: genie(),
@@ -194,9 +196,9 @@ def test_observing_a_frame_is_a_reset_with_one_frame_more(world):
     context, seeds = contexts(world, frames=7), world_seeds(3, 3)
     told = torch.stack([actions(world, 3, i) for i in range(6)], dim=1)
     state, _ = world.reset(context[:, :2], seeds, told[:, :1])
-    if type(world).observe is Simulator.observe:
+    if not isinstance(world, ObservesFrames):
         with pytest.raises(ValueError, match="cannot take in frames"):
-            world.observe(state, told[:, 1], context[:, 2])
+            DynamicsObservationEncoder(world, "latent")
         return
     whole, _ = world.reset(context, seeds, told)
     kept = map_state(torch.clone, state)
@@ -226,10 +228,9 @@ def close(state, other) -> None:
 def test_what_policies_read_is_a_vector_a_world(world):
     """Features of the present alone, whatever came before in other worlds; or a word that there are none."""
     state, _ = world.reset(contexts(world), seed=1)
-    keeps = type(world).features is not Simulator.features or hasattr(state, "features")
-    if not keeps or (isinstance(world, EnsembleSimulator) and world.follow == "drawn"):
+    if not isinstance(world, ProvidesFeatures) or (isinstance(world, EnsembleSimulator) and world.follow == "drawn"):
         with pytest.raises(ValueError, match="keeps no features"):
-            world.features(state)
+            select_observation(world, "features", state, None)
         return
     features = world.features(state)
     assert features.ndim == 2 and len(features) == 3 and features.dtype == torch.float32
@@ -279,7 +280,7 @@ def test_a_past_without_actions_counts_where_the_predictor_learned_to_do_without
 
 
 def test_parts_of_a_world_in_representation_space_that_do_not_fit_are_named():
-    from vwm.core.simulator import ActionSpace
+    from vwm.core.spaces import ActionSpace
     from vwm.models.vjepa.simulator import VJEPAACSimulator
 
     for changes, message in (

@@ -105,7 +105,7 @@ def test_a_batch_steps_as_each_alone_and_states_are_values() -> None:
 def test_members_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="two worlds or more, got 1"):
         EnsembleSimulator([genie()])
-    with pytest.raises(ValueError, match="members differ in image_size"):
+    with pytest.raises(ValueError, match="members differ in their observations"):
         EnsembleSimulator([genie(), diffusion_world()])
     with pytest.raises(ValueError, match="nothing in common to disagree on"):
         EnsembleSimulator([jepa_world(decoder=False), jepa_world(decoder=False)])

@@ -14,7 +14,7 @@ from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
-from vwm.core.simulator import ActionSpace
+from vwm.core.spaces import ActionSpace
 from vwm.models.genie.dynamics import MaskGITDynamics, MaskGITSampling
 from vwm.models.genie.latent_action import LatentActionModel
 from vwm.models.genie.simulator import GenieSimulator

@@ -30,8 +30,6 @@ from vwm.data.shard_index import list_shards, load_shard_index, shard_index_path
 from vwm.data.shards import ShardWriter
 from vwm.data.video import VIDEO_EXTENSIONS
 from vwm.data.video_encoding import encode_video
-from vwm.models.dit.sampling import check_diffusion_sampling
-from vwm.models.dit.simulator import DiTSimulator
 from vwm.models.genie.dynamics import MaskGITDynamics, sample_token_frame
 from vwm.models.genie.simulator import GenieSimulator, GenieState
 from vwm.models.vjepa.simulator import VJEPAACSimulator
@@ -69,9 +67,7 @@ def benchmark_play(
             if "steps" not in simulator.sampling._fields:
                 kind = type(simulator).__name__
                 raise ValueError(f"sampling_steps={sampling_steps}: a {kind} draws nothing in steps")
-            simulator.sampling = simulator.sampling._replace(steps=sampling_steps)
-            if isinstance(simulator, DiTSimulator):
-                check_diffusion_sampling(simulator.dynamics, simulator.sampling)
+            simulator = simulator.with_sampling(steps=sampling_steps)
         _print_play_settings(simulator, batch)
         if not isinstance(simulator, GenieSimulator):  # tools/bench_dit.py has a diffusion world without a cache
             seconds = _time_steps(simulator, batch, steps * repeats)

@@ -2,6 +2,14 @@ from .atomic_files import atomic_folder as atomic_folder
 from .atomic_files import atomic_write as atomic_write
 from .atomic_files import atomic_write_text as atomic_write_text
 from .atomic_files import check_replaceable_folder as check_replaceable_folder
+from .capabilities import EncodesFrames as EncodesFrames
+from .capabilities import EstimatesUncertainty as EstimatesUncertainty
+from .capabilities import HasClonedPolicy as HasClonedPolicy
+from .capabilities import InfersActions as InfersActions
+from .capabilities import MeasuresTransitionLoss as MeasuresTransitionLoss
+from .capabilities import ObservesFrames as ObservesFrames
+from .capabilities import ProvidesFeatures as ProvidesFeatures
+from .capabilities import ReconstructsFrames as ReconstructsFrames
 from .checks import check_positive as check_positive
 from .components import ComponentError as ComponentError
 from .components import copy_weights as copy_weights
@@ -11,6 +19,8 @@ from .components import public_module as public_module
 from .components import rebuild_network as rebuild_network
 from .components import resolve_network_class as resolve_network_class
 from .components import save_component as save_component
+from .frames import frames_to_float as frames_to_float
+from .frames import video_to_uint8 as video_to_uint8
 from .network_simulator import NetworkSimulator as NetworkSimulator
 from .network_simulator import NoSampling as NoSampling
 from .network_simulator import VideoSimulator as VideoSimulator
@@ -18,9 +28,11 @@ from .seeds import fold_in as fold_in
 from .seeds import seeded_normal as seeded_normal
 from .seeds import seeded_uniform as seeded_uniform
 from .seeds import world_seeds as world_seeds
-from .simulator import ActionSpace as ActionSpace
 from .simulator import Simulator as Simulator
+from .simulator import SimulatorSpec as SimulatorSpec
 from .simulator import StepOutput as StepOutput
+from .spaces import ActionSpace as ActionSpace
+from .spaces import ObservationSpace as ObservationSpace
 from .states import concatenate_states as concatenate_states
 from .states import merge_states as merge_states
 from .states import replace_worlds as replace_worlds

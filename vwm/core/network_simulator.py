@@ -1,33 +1,35 @@
-"""What every world made of networks has, and what one over a tokenizer has beside it, whatever the dynamics is."""
+"""Simulators made of networks: what a bundle holds."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
-from vwm.core.simulator import ActionSpace, Simulator
+from vwm.core.frames import frames_to_float, video_to_uint8
+from vwm.core.simulator import Simulator, SimulatorSpec, State
+from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.core.tokenizer import VideoTokenizer
 
 
 class NoSampling(NamedTuple):
-    """Nothing is set about how a frame is drawn."""
+    """No settings: the simulator has none about how a frame is drawn."""
 
 
 class NetworkSimulator(Simulator):
-    """A dynamics model and the networks around it: what a bundle holds.
+    """A dynamics model and the networks around it.
 
     Args:
-        dynamics: latents and actions to the next frame's latents.
-        image_size: (height, width) of a frame in pixels.
-        actions: the action space.
-        fps: frames a second of the recording.
-        sampling: how a frame is drawn, a named tuple of the family.
-        context_frames: how many frames a reset likes to be given.
-        title: for people.
-        starts: uint8 [n, t, h, w, 3], contexts to begin from, where some are at hand.
+        dynamics: predicts the next latents from latents and actions.
+        observation, actions, context, stochastic, fps, context_frames, title: see ``SimulatorSpec``.
+        sampling: how a frame is drawn, of the class ``SAMPLING``; by default that class's own defaults.
+        starts: contexts to start from, uint8 [n, t, h, w, 3] or float32 [n, t, k], where there are some.
+
+    Raises:
+        ValueError: sampling settings that the networks do not support.
     """
 
     PARTS: ClassVar[tuple[str, ...]] = ("dynamics",)
@@ -35,45 +37,81 @@ class NetworkSimulator(Simulator):
     OPTIONAL: ClassVar[tuple[str, ...]] = ()
     """Those of them that may be None."""
     SAMPLING: ClassVar[type[Any]]
-    """The class of ``sampling``."""
-
-    latent_action: Any = None
-    """Infers the actions of a context, where the world learned its actions from unlabelled video."""
+    """The class of ``sampling``, a named tuple."""
 
     def __init__(
         self,
         dynamics: ModelMixin,
-        image_size: tuple[int, int],
+        *,
+        observation: ObservationSpace,
         actions: ActionSpace,
+        context: ObservationSpace | None = None,
+        stochastic: bool = True,
         fps: float = 15.0,
-        sampling: Any = None,
         context_frames: int = 4,
         title: str = "world",
+        sampling: Any = None,
         starts: Tensor | None = None,
     ) -> None:
         self.dynamics = dynamics.eval()
-        self.image_size, self.actions, self.fps = image_size, actions, fps
+        self.spec = SimulatorSpec(
+            observation=observation,
+            actions=actions,
+            fps=fps,
+            context_frames=context_frames,
+            title=title,
+            stochastic=stochastic,
+            context=context or observation,
+        )
+        self.starts = starts
         self.sampling = self.SAMPLING() if sampling is None else sampling
-        self.context_frames, self.title, self.starts = context_frames, title, starts
+        self.check_sampling(self.sampling)
 
     @property
     def device(self) -> torch.device:
-        """Where the world's tensors live."""
+        """See ``Simulator.device``: where the dynamics' weights are."""
         return next(self.dynamics.parameters()).device
 
     def networks(self) -> dict[str, ModelMixin]:
-        """The parts that are there, by name."""
+        """Return the networks that the simulator has, by the names of its attributes."""
         parts = {name: getattr(self, name) for name in self.PARTS}
         return {name: part for name, part in parts.items() if part is not None}
 
     def to(self, device: torch.device | str) -> Self:
-        """Move the networks."""
+        """Move the networks to a device, in place."""
         for part in self.networks().values():
             part.to(device)
         return self
 
+    def with_sampling(self, **changes: Any) -> Self:
+        """Return a simulator that shares the networks and draws frames with other settings.
+
+        Args:
+            **changes: fields of ``sampling``.
+
+        Raises:
+            ValueError: the simulator has no such setting, or its networks do not support the value.
+        """
+        unknown = sorted(changes.keys() - set(self.sampling._fields))
+        if unknown:
+            settings = ", ".join(self.sampling._fields) or "none"
+            raise ValueError(
+                f"a {type(self).__name__} has no sampling setting {', '.join(unknown)}; it has: {settings}"
+            )
+        other = copy.copy(self)
+        other.sampling = self.sampling._replace(**changes)
+        other.check_sampling(other.sampling)
+        return other
+
+    def check_sampling(self, sampling: Any) -> None:
+        """Raise ValueError where the networks do not support sampling settings; by default all are supported."""
+
     def check_context_actions(self, actions: Tensor | None, batch: int, frames: int) -> Tensor | None:
-        """The actions between context frames, on the world's device. Raises ValueError where they are wrong."""
+        """Return the actions between context frames on the simulator's device; None where they are unknown.
+
+        Raises:
+            ValueError: their number, shape, type or range is wrong.
+        """
         if actions is None or frames == 1:
             return None
         if actions.shape[:2] != (batch, frames - 1):
@@ -87,43 +125,41 @@ class NetworkSimulator(Simulator):
 
 
 class VideoSimulator(NetworkSimulator):
-    """A dynamics model over a tokenizer's latents.
+    """A dynamics model over a tokenizer's latents; it encodes and reconstructs frames.
 
     Args:
         tokenizer: video to latents and back.
         dynamics, actions: see ``NetworkSimulator``.
-        **rest: likewise.
+        **rest: further arguments of ``NetworkSimulator``.
     """
 
     PARTS: ClassVar[tuple[str, ...]] = ("tokenizer", "dynamics")
-    LOSS: ClassVar[str] = "loss"
-    """What ``transition_loss`` adds up, for people."""
 
     def __init__(self, tokenizer: VideoTokenizer, dynamics: ModelMixin, actions: ActionSpace, **rest: Any) -> None:
-        super().__init__(dynamics, tokenizer.image_size, actions, **rest)
+        super().__init__(dynamics, observation=ObservationSpace.image(*tokenizer.image_size), actions=actions, **rest)
         self.tokenizer = tokenizer.eval()
 
     def check_observation(self, action: Tensor, frame: Tensor, batch: int) -> None:
-        """Raise ValueError unless ``action`` and ``frame`` (uint8 [b, h, w, 3]) are some that worlds can observe."""
+        """Raise ValueError unless ``action`` and ``frame`` (uint8 [b, h, w, 3]) fit a batch of worlds."""
         self.check_action(action, batch)
         self.check_context(frame[:, None])
         if len(frame) != batch:
             raise ValueError(f"{batch} worlds observe {batch} frames, got {list(frame.shape)}")
 
-    def transition_loss(self, latents: Tensor, actions: Tensor, others: Tensor) -> Tensor | None:
-        """How well the model foretells each next frame, told the action that led there, and told another one.
+    @torch.no_grad()
+    def encode(self, frames: Tensor) -> Tensor:
+        """See ``EncodesFrames.encode``."""
+        self.check_context(frames)
+        video = frames_to_float(frames.to(self.device))
+        return self.tokenizer.encode_step(self.tokenizer.init_encoder(len(frames)), video)[1]
 
-        Every frame is foretold from the true frames and actions before it, so that the two differ in one action only.
-        Whatever is random is the same for both. A loss that is right for the family (``LOSS`` names it): a world that
-        does not heed its actions has twice the same.
-
-        Args:
-            latents: of clips, as the tokenizer encodes them: int64 [b, t, h, w] or float [b, t, h, w, c].
-            actions: the clips' own, int64 [b, t-1] or float32 [b, t-1, a]; ``actions[:, i]`` leads from frame i to i+1.
-            others: what to be told instead, likewise.
-
-        Returns:
-            float64 [2] on the CPU, with the clips' own actions and with the others: sums over the elements of
-            ``latents[:, 1:]``. None where the family has no such loss.
-        """
-        return None
+    @torch.no_grad()
+    def reconstruct(self, frames: Tensor, state: State | None = None) -> tuple[State, Tensor]:
+        """See ``ReconstructsFrames.reconstruct``."""
+        encoder, decoder = state or (
+            self.tokenizer.init_encoder(len(frames)),
+            self.tokenizer.init_decoder(len(frames)),
+        )
+        encoder, latents = self.tokenizer.encode_step(encoder, frames_to_float(frames))
+        decoder, shown = self.tokenizer.decode_step(decoder, latents)
+        return (encoder, decoder), video_to_uint8(shown)

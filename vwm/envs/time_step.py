@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vwm.core.simulator import ActionSpace
+from vwm.core.spaces import ActionSpace
 
 
 @dataclass(frozen=True)

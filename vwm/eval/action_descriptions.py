@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from vwm.core.network_simulator import VideoSimulator
+from vwm.core.capabilities import InfersActions
+from vwm.core.simulator import Simulator
 from vwm.data.clips import ClipDataset
 from vwm.eval.eval_clips import EvalClips, read_eval_clips
 from vwm.eval.mutual_information import contingency_table
@@ -27,9 +28,7 @@ MIN_VISIBLE_CHANGE = 0.25
 """Mean absolute change in levels of 0..255 below which nothing is to be seen."""
 
 
-def describe_actions(
-    simulator: VideoSimulator, clips: ClipDataset, count: int = 128, batch_size: int = 16
-) -> list[str]:
+def describe_actions(simulator: Simulator, clips: ClipDataset, count: int = 128, batch_size: int = 16) -> list[str]:
     """A short description of every action of a world.
 
     A latent action is called after the recorded action that makes up most of it, with that one's share; where none
@@ -47,10 +46,10 @@ def describe_actions(
     Raises:
         ValueError: the clips' frames do not have the world's size.
     """
-    space = simulator.actions
-    if simulator.latent_action is None:
+    space = simulator.spec.actions
+    if not isinstance(simulator, InfersActions) or not simulator.num_latent_actions:
         return list(space.names) or [f"action {i}" for i in range(space.size)]
-    sample = read_eval_clips(clips, count, simulator.image_size)
+    sample = read_eval_clips(clips, count, simulator.spec.context.image_size)
     latent = infer_latent_actions(simulator, sample.frames, batch_size)
     texts = _describe_by_motion(latent, sample.frames, space.size)
     if sample.actions is not None and sample.actions.ndim == 2 and sample.action_names:

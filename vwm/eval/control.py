@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vwm.core.network_simulator import VideoSimulator
+from vwm.core.capabilities import MeasuresTransitionLoss
+from vwm.core.simulator import Simulator
 from vwm.eval.metrics import MeanEstimate, estimate_mean, frame_mse, psnr
 
 
@@ -47,7 +48,7 @@ def delta_psnr(truth: Tensor, own: Tensor, random: Tensor) -> DeltaPSNR:
 
 
 def shuffled_action_loss(
-    simulator: VideoSimulator, latents: Tensor, actions: Tensor, batch_size: int
+    simulator: Simulator, latents: Tensor, actions: Tensor, batch_size: int
 ) -> ShuffledActionLoss | None:
     """What it costs to be told another clip's action.
 
@@ -63,16 +64,13 @@ def shuffled_action_loss(
     Returns:
         None for a single clip, which has nobody to exchange with, and for a world that cannot tell.
     """
-    if len(latents) < 2:
+    if len(latents) < 2 or not isinstance(simulator, MeasuresTransitionLoss):
         return None
     parts = zip(*(x.split(batch_size) for x in (latents, actions, actions.roll(1, dims=0))), strict=True)
     total = torch.zeros(2, dtype=torch.float64)
     with tqdm(total=len(latents), desc="shuffled actions", unit="clip", disable=None) as bar:
         for part in parts:
-            loss = simulator.transition_loss(*part)
-            if loss is None:
-                return None
-            total += loss
+            total += simulator.transition_loss(*part)
             bar.update(len(part[0]))
     right, shuffled = (total / latents[:, 1:].numel()).tolist()
     return ShuffledActionLoss(right, shuffled)

@@ -25,6 +25,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vwm.core.components import COMPONENT_CONFIG_FILE
+from vwm.core.frames import frames_to_float
 from vwm.core.tokenizer import VideoTokenizer
 from vwm.models.dit.network import DiT
 from vwm.models.dit.sampling import observe_latents
@@ -33,7 +34,6 @@ from vwm.models.genie.dynamics import MaskGITDynamics
 from vwm.models.genie.simulator import GenieSimulator
 from vwm.models.vjepa.frame_encoder import FrameEncoder, load_frame_encoder
 from vwm.models.vjepa.video_encoder import VideoEncoder
-from vwm.nn.pixels import frames_to_float
 from vwm.tokenizers.loading import load_tokenizer
 from vwm.worlds.bundle import BundleError, load_simulator
 

@@ -14,7 +14,7 @@ import torchmetrics
 from torch import Tensor, nn
 from torchvision.models import alexnet
 
-from vwm.nn.pixels import frames_to_float
+from vwm.core.frames import frames_to_float
 
 LPIPS_NOTE = (
     "LPIPS is missing: it needs torchvision's AlexNet weights (alexnet-owt-7be5be79.pth from download.pytorch.org), "

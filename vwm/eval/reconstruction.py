@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.core.tokenizer import VideoTokenizer
-from vwm.nn.pixels import frames_to_float, video_to_uint8
 
 
 class ReconstructedClips(NamedTuple):

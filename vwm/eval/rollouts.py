@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vwm.core.network_simulator import NetworkSimulator
+from vwm.core.capabilities import InfersActions
 from vwm.core.seeds import fold_in, seeded_uniform
-from vwm.core.simulator import ActionSpace, Simulator
+from vwm.core.simulator import Simulator
+from vwm.core.spaces import ActionSpace
 from vwm.eval.eval_clips import EvalClips
-from vwm.nn.pixels import frames_to_float
 
 
 def open_loop_rollout(
@@ -56,7 +56,7 @@ def repeat_last_frame(frames: Tensor, context: int) -> Tensor:
     return frames[:, context - 1 : context].expand_as(frames[:, context:])
 
 
-def read_clip_actions(simulator: NetworkSimulator, sample: EvalClips, batch_size: int) -> Tensor:
+def read_clip_actions(simulator: Simulator, sample: EvalClips, batch_size: int) -> Tensor:
     """The actions between the frames of clips, in the world's own action space.
 
     Returns:
@@ -66,9 +66,9 @@ def read_clip_actions(simulator: NetworkSimulator, sample: EvalClips, batch_size
     Raises:
         ValueError: the world needs recorded actions, and the data have none or others.
     """
-    if simulator.latent_action is not None:
+    if isinstance(simulator, InfersActions) and simulator.num_latent_actions:
         return infer_latent_actions(simulator, sample.frames, batch_size)
-    actions, space = sample.actions, simulator.actions
+    actions, space = sample.actions, simulator.spec.actions
     if space.kind == "discrete" and space.size == 1:  # a world that can only go on
         return torch.zeros(len(sample), sample.frames.shape[1] - 1, dtype=torch.int64)
     if actions is None:
@@ -87,12 +87,10 @@ def read_clip_actions(simulator: NetworkSimulator, sample: EvalClips, batch_size
 
 
 @torch.inference_mode()
-def infer_latent_actions(simulator: NetworkSimulator, frames: Tensor, batch_size: int) -> Tensor:
+def infer_latent_actions(simulator: InfersActions, frames: Tensor, batch_size: int) -> Tensor:
     """Latent actions of clips: uint8 [n, t, h, w, 3] -> int64 [n, t-1]."""
-    model = simulator.latent_action
-    assert model is not None
     batches = tqdm(frames.split(batch_size), desc="latent actions", unit="batch", disable=None)
-    return torch.cat([model.infer(frames_to_float(b.to(simulator.device))).indices.cpu() for b in batches])
+    return torch.cat([simulator.infer_actions(b).cpu() for b in batches])
 
 
 def random_action_sequences(space: ActionSpace, seeds: Tensor, steps: int) -> Tensor:

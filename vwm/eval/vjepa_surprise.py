@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from vwm.core.components import ComponentError, load_component
+from vwm.core.frames import frames_to_float
 from vwm.eval.surprise import SURPRISE_TABLE_FILE, read_violation_pairs, write_surprise_report
 from vwm.models.vjepa.masked_predictor import MaskedPredictor
 from vwm.models.vjepa.module import gather_tokens, normalize_features
 from vwm.models.vjepa.video_encoder import VideoEncoder
-from vwm.nn.pixels import frames_to_float
 
 
 class VJEPASurprise:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from vwm.core.atomic_files import atomic_folder, check_replaceable_folder
+from vwm.core.capabilities import InfersActions, MeasuresTransitionLoss
 from vwm.core.checks import check_positive
 from vwm.core.network_simulator import VideoSimulator
 from vwm.core.seeds import world_seeds
@@ -241,6 +242,8 @@ def _measure_control(evidence: EvaluationData) -> dict[str, Any]:
     cost = shuffled_action_loss(
         evidence.simulator, evidence.reconstructed.latents, evidence.actions, evidence.batch_size
     )
+    simulator = evidence.simulator
+    name = simulator.transition_loss_name if isinstance(simulator, MeasuresTransitionLoss) else None
     return {
         "delta_psnr": {**delta.by_clip[at]._asdict(), "excluded": delta.excluded[at], "horizon": at + 1},
         "delta_psnr_by_horizon": [
@@ -248,7 +251,7 @@ def _measure_control(evidence: EvaluationData) -> dict[str, Any]:
         ],
         "delta_psnr_set_by_horizon": delta.over_set,
         "shuffle_ratio": None if cost is None else cost.shuffled / cost.right,
-        "shuffle_cost": None if cost is None else {"loss": evidence.simulator.LOSS, **cost._asdict()},
+        "shuffle_cost": None if cost is None else {"loss": name, **cost._asdict()},
         **_measure_action_information(evidence),
     }
 
@@ -256,7 +259,8 @@ def _measure_control(evidence: EvaluationData) -> dict[str, Any]:
 def _measure_action_information(evidence: EvaluationData) -> dict[str, Any]:
     """What latent actions know of the recorded ones; None where one of the two is missing."""
     sample, recorded = evidence.sample, evidence.sample.actions
-    if evidence.simulator.latent_action is None or recorded is None or recorded.ndim != 2:
+    inferred = isinstance(evidence.simulator, InfersActions) and evidence.simulator.num_latent_actions
+    if not inferred or recorded is None or recorded.ndim != 2:
         keys = ("mi_bits", "mi_bits_shuffled", "entropy_bits", "table", "names")
         return {f"action_{key}": None for key in keys}
     latent, true = evidence.actions.flatten(), recorded[:, :-1].flatten()
@@ -274,11 +278,12 @@ def _measure_action_information(evidence: EvaluationData) -> dict[str, Any]:
 
 
 def _measure_latent_actions(evidence: EvaluationData) -> dict[str, Any] | None:
-    model = evidence.simulator.latent_action
-    if model is None:
+    simulator = evidence.simulator
+    if not isinstance(simulator, InfersActions) or not simulator.num_latent_actions:
         return None
-    counts = code_counts(evidence.actions, model.num_actions)
-    return {"perplexity": perplexity(counts), "size": model.num_actions, "counts": counts.long()}
+    size = simulator.num_latent_actions
+    counts = code_counts(evidence.actions, size)
+    return {"perplexity": perplexity(counts), "size": size, "counts": counts.long()}
 
 
 def _measure_speed(evidence: EvaluationData) -> dict[str, Any]:

@@ -32,11 +32,9 @@ from .optimizer import OptimizerConfig as OptimizerConfig
 from .outcome_heads import RewardTermination as RewardTermination
 from .outcome_heads import RewardTerminationHeads as RewardTerminationHeads
 from .outcome_heads import sample_outcomes as sample_outcomes
-from .pixels import frames_to_float as frames_to_float
 from .pixels import patch_grid as patch_grid
 from .pixels import patchify as patchify
 from .pixels import unpatchify as unpatchify
-from .pixels import video_to_uint8 as video_to_uint8
 from .prediction_heads import PredictionHead as PredictionHead
 from .quantize import Quantizer as Quantizer
 from .quantize import QuantizerOutput as QuantizerOutput

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vwm.core.simulator import ActionSpace
+from vwm.core.spaces import ActionSpace
 
 
 class ActionEmbedding(nn.Module):

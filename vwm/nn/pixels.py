@@ -6,16 +6,6 @@ from einops import rearrange
 from torch import Tensor
 
 
-def frames_to_float(frames: Tensor) -> Tensor:
-    """uint8 [b, t, H, W, c] at rest -> float32 [b, t, c, H, W] in [-1, 1], the models' form."""
-    return rearrange(frames, "b t h w c -> b t c h w").float() / 127.5 - 1
-
-
-def video_to_uint8(video: Tensor) -> Tensor:
-    """float [b, t, c, H, W] -> uint8 [b, t, H, W, c], rounded and clamped."""
-    return rearrange(((video.float() + 1) * 127.5).round().clamp(0, 255).byte(), "b t c h w -> b t h w c")
-
-
 def patchify(video: Tensor, patch: int) -> Tensor:
     """[b, t, c, h*p, w*p] -> [b, t, h*w, p*p*c]."""
     return rearrange(video, "b t c (h p) (w q) -> b t (h w) (p q c)", p=patch, q=patch)

@@ -2,7 +2,6 @@ from .action_sequences import CategoricalActionSequences as CategoricalActionSeq
 from .action_sequences import GaussianActionSequences as GaussianActionSequences
 from .cem import CEM as CEM
 from .goal_distance import GoalDistance as GoalDistance
-from .goal_distance import LatentEncoder as LatentEncoder
 from .goal_tasks import GoalTask as GoalTask
 from .goal_tasks import MountainCarGoalTask as MountainCarGoalTask
 from .goal_tasks import PendulumGoalTask as PendulumGoalTask

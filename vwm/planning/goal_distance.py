@@ -5,27 +5,17 @@ Legend: b problems, n worlds, h steps of the horizon.
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from vwm.core.network_simulator import VideoSimulator
+from vwm.core.capabilities import EncodesFrames
 from vwm.core.simulator import Simulator, StepOutput
-from vwm.nn.pixels import frames_to_float
 from vwm.planning.sampling_planner import SequenceRollout
 
 LatentMetric = Literal["l1", "l2"]
 GoalReduction = Literal["end", "sum", "min"]
-
-
-@runtime_checkable
-class LatentEncoder(Protocol):
-    """A world that can say what its latents of given frames would be."""
-
-    def encode(self, frames: Tensor) -> Tensor:
-        """Frames uint8 [b, t, h, w, 3] -> [b, t, ...], each frame's as ``StepOutput.latent`` would have it."""
-        ...
 
 
 @torch.no_grad()
@@ -33,7 +23,7 @@ def encode_goal_frames(simulator: Simulator, frames: Tensor) -> Tensor:
     """What pictures look like to a world.
 
     Args:
-        simulator: one that has ``encode``, or one over continuous latents of a tokenizer.
+        simulator: one that can encode frames to continuous latents (``EncodesFrames``).
         frames: uint8 [b, h, w, 3].
 
     Returns:
@@ -43,12 +33,10 @@ def encode_goal_frames(simulator: Simulator, frames: Tensor) -> Tensor:
         ValueError: the world's latents are no numbers that can be compared, or frames of another size.
     """
     simulator.check_context(frames[:, None])
-    if isinstance(simulator, LatentEncoder):
-        return simulator.encode(frames[:, None])[:, -1]
-    if isinstance(simulator, VideoSimulator) and not simulator.tokenizer.codebook_size:
-        tokenizer = simulator.tokenizer
-        video = frames_to_float(frames[:, None].to(simulator.device))
-        return tokenizer.encode_step(tokenizer.init_encoder(len(frames)), video)[1][:, -1]
+    if isinstance(simulator, EncodesFrames):
+        latents = simulator.encode(frames[:, None])[:, -1]
+        if latents.is_floating_point():
+            return latents
     raise ValueError(
         f"a {type(simulator).__name__} has latents without a distance (tokens of a codebook, or no encode method): "
         "plan with a world that predicts continuous latents"

@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from vwm.core.checks import check_positive
 from vwm.core.seeds import fold_in, world_seeds
-from vwm.core.simulator import ActionSpace, Simulator, State, StepOutput
+from vwm.core.simulator import Simulator, State, StepOutput
+from vwm.core.spaces import ActionSpace
 from vwm.core.states import select_worlds, state_batch_size
 from vwm.planning.action_sequences import CategoricalActionSequences, GaussianActionSequences, shift_sequences
 from vwm.planning.colored_noise import draw_colored_noise

@@ -141,7 +141,7 @@ class PlayServer:
         height, width = self.simulator.image_size
         return {
             "type": "hello",
-            "title": getattr(self.simulator, "title", "") or "a world",
+            "title": self.simulator.spec.title,
             "actions": actions,
             "idle": find_idle_action(names) if space.kind == "discrete" else None,
             "width": width,
@@ -263,7 +263,7 @@ def _serve_file(name: str, kind: str) -> Handler:
 
 def simulator_starts(simulator: Simulator) -> Tensor | None:
     """The starting contexts that ship with a world, uint8 [n, t, h, w, 3]; None where there are none."""
-    starts = getattr(simulator, "starts", None)
+    starts = simulator.starts
     return starts if starts is not None and len(starts) > 0 else None
 
 

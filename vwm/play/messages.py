@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vwm.core.simulator import ActionSpace
+from vwm.core.spaces import ActionSpace
 
 MAX_TEXT = 64 * 1024
 """Characters of one text message; a step of a hundred action dimensions needs far fewer."""

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from vwm.core.frames import frames_to_float
 from vwm.core.tokenizer import VideoTokenizer
-from vwm.nn.pixels import frames_to_float
 
 
 @torch.no_grad()

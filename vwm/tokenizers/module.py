@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.core.tokenizer import VideoTokenizer
 from vwm.data.clips import ClipBatch
 from vwm.nn.optimizer import OptimizerConfig
-from vwm.nn.pixels import frames_to_float, video_to_uint8
 from vwm.nn.quantize import code_counts, perplexity
 from vwm.nn.training_module import TrainingModule
 from vwm.tokenizers.adversarial import AdversarialLoss

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from vwm.core.atomic_files import atomic_write_text
+from vwm.core.frames import frames_to_float
 from vwm.core.tokenizer import VideoTokenizer
 from vwm.data.frame_reading import read_episode_frames
 from vwm.data.shard_index import ShardIndex, list_shards, load_shard_index
 from vwm.data.shard_reading import read_bytes
 from vwm.data.shards import ShardWriter
 from vwm.data.video import VIDEO_EXTENSIONS
-from vwm.nn.pixels import frames_to_float
 from vwm.tokenizers.frame_vae import FrameVAE
 from vwm.tokenizers.loading import load_tokenizer
 

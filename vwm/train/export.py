@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from vwm.core.components import save_component
 from vwm.core.network_simulator import NetworkSimulator
-from vwm.core.simulator import ActionSpace
+from vwm.core.spaces import ActionSpace
 from vwm.core.tokenizer import VideoTokenizer
 from vwm.data.datamodule import make_clip_dataset
 from vwm.data.shard_index import list_shards, load_shard_index
@@ -106,7 +106,8 @@ def export_run(
         simulator = GenieSimulator(*parts, actions, module.outcomes, sampling=sampling, **common)
         if module.latent_action is not None and source is not None:
             clips = make_clip_dataset(source, 8, fields=("frames", "actions"))
-            simulator.actions = replace(simulator.actions, names=tuple(describe_actions(simulator, clips)))
+            named = replace(actions, names=tuple(describe_actions(simulator, clips)))
+            simulator.spec = replace(simulator.spec, actions=named)
     elif isinstance(module, DiTModule):
         drawn = module.sampling._replace(guidance=guidance, steps=module.sampling.steps if steps is None else steps)
         if guidance != 1 and not module.action_dropout:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from vwm.core.frames import video_to_uint8
 from vwm.data.clips import ClipBatch
 from vwm.data.video_encoding import write_video
-from vwm.nn.pixels import video_to_uint8
 from vwm.train.ema import EMACallback
 
 

@@ -26,7 +26,7 @@ import vwm
 from vwm.core.atomic_files import atomic_folder
 from vwm.core.components import ComponentError, load_component, public_module, resolve_network_class, save_component
 from vwm.core.network_simulator import NetworkSimulator
-from vwm.core.simulator import ActionSpace
+from vwm.core.spaces import ActionSpace
 from vwm.models.dit.simulator import DiTSimulator
 from vwm.models.genie.simulator import GenieSimulator
 from vwm.models.mdn_rnn.simulator import MDNRNNSimulator
@@ -78,10 +78,10 @@ def save_simulator(
             "_diffusers_version": diffusers_version,
             "_vwm_version": vwm.__version__,
             "settings": {
-                "title": simulator.title,
-                "fps": simulator.fps,
-                "context_frames": simulator.context_frames,
-                "actions": asdict(simulator.actions),
+                "title": simulator.spec.title,
+                "fps": simulator.spec.fps,
+                "context_frames": simulator.spec.context_frames,
+                "actions": asdict(simulator.spec.actions),
                 "sampling": simulator.sampling._asdict(),
             },
         }
@@ -94,13 +94,13 @@ def save_simulator(
         if simulator.starts is not None:
             _save_starts(simulator.starts, aside / "starts")
         (aside / "README.md").write_text(
-            card or f"# {simulator.title}\n\nA vwm world. {_usage_text(simulator, target.name)}\n"
+            card or f"# {simulator.spec.title}\n\nA vwm world. {_usage_text(simulator, target.name)}\n"
         )
         (aside / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _usage_text(simulator: NetworkSimulator, name: str) -> str:
-    if simulator.decodes and simulator.vector_size is None:
+    if simulator.spec.observation.is_image:
         return f"From the folder that it lies in, play it: `vwm play ./{name}`."
     return f"It has no pictures to play in. From the folder that it lies in: `vwm.load_simulator({name!r})`."
 

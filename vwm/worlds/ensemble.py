@@ -10,11 +10,13 @@ Legend: b worlds, m members.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from vwm.core.capabilities import ProvidesFeatures
 from vwm.core.seeds import fold_in, world_seeds
 from vwm.core.simulator import Simulator, State, StepOutput
 
@@ -70,24 +72,31 @@ class EnsembleSimulator(Simulator):
             raise ValueError(f"disagreement takes two worlds or more, got {len(members)}")
         first = members[0]
         for other in members[1:]:
-            for name in ("image_size", "vector_size", "decodes"):
-                if getattr(first, name) != getattr(other, name):
-                    raise ValueError(f"members differ in {name}: {getattr(first, name)} and {getattr(other, name)}")
-            if (first.actions.kind, first.actions.size) != (other.actions.kind, other.actions.size):
-                raise ValueError(f"members differ in their actions: {first.actions} and {other.actions}")
-        if not first.decodes:
+            if (first.spec.observation, first.spec.context) != (other.spec.observation, other.spec.context):
+                raise ValueError(
+                    f"members differ in their observations: {first.spec.observation} and {other.spec.observation}"
+                )
+            if (first.spec.actions.kind, first.spec.actions.size) != (other.spec.actions.kind, other.spec.actions.size):
+                raise ValueError(f"members differ in their actions: {first.spec.actions} and {other.spec.actions}")
+        if first.spec.observation.is_latent:
             raise ValueError("worlds of latents alone have nothing in common to disagree on: train them with a decoder")
         if penalty < 0 or (limit is not None and limit <= 0):
             raise ValueError(f"penalty must be 0 or more and limit above 0, got {penalty} and {limit}")
-        self.members, self.penalty, self.limit, self.follow = tuple(members), penalty, limit, follow
-        self.actions, self.image_size, self.vector_size = first.actions, first.image_size, first.vector_size
-        self.fps, self.starts = first.fps, getattr(first, "starts", None)
-        self.context_frames = max(member.context_frames for member in members)
+        self.members = tuple(members)
+        self.penalty = penalty
+        self.limit = limit
+        self.follow = follow
+        self.starts = first.starts
+        self.spec = replace(
+            first.spec,
+            context_frames=max(member.spec.context_frames for member in members),
+            stochastic=follow == "drawn" or any(member.spec.stochastic for member in members),
+        )
 
     @property
     def device(self) -> torch.device:
-        """Where the first member computes; the others must, too."""
-        return torch.device(getattr(self.members[0], "device", "cpu"))
+        """See ``Simulator.device``: the first member's; the others must have the same."""
+        return self.members[0].device
 
     def reset(
         self, context: Tensor, seed: int | Tensor = 0, context_actions: Tensor | None = None
@@ -120,16 +129,25 @@ class EnsembleSimulator(Simulator):
         return after, StepOutput(frame, latent, reward, terminated)
 
     def features(self, state: EnsembleState) -> Tensor:
-        """See ``Simulator.features``: of the first member. Raises ValueError where worlds follow drawn members."""
-        if self.follow != "first":
+        """See ``ProvidesFeatures.features``: those of the first member.
+
+        Raises:
+            ValueError: worlds follow drawn members, or the first member has no features.
+        """
+        first = self.members[0]
+        if self.follow != "first" or not isinstance(first, ProvidesFeatures):
             raise ValueError(
                 "an ensemble keeps no features that all members share: follow the first, or observe frames"
             )
-        return self.members[0].features(state.members[0])
+        return first.features(state.members[0])
+
+    def uncertainty(self, state: EnsembleState) -> Tensor:
+        """See ``EstimatesUncertainty.uncertainty``: the members' disagreement on the last step."""
+        return state.uncertainty
 
     def _disagreement(self, frames: Tensor, rewards: Tensor) -> Tensor:
         """[m, b, ...] and [m, b] -> [b]."""
-        scale = 1.0 if self.vector_size is not None else 255.0
+        scale = 255.0 if self.spec.observation.is_image else 1.0
         shown = (frames.float() / scale).std(0).flatten(1).square().mean(1).sqrt()
         return shown + rewards.float().std(0)
 

@@ -26,7 +26,8 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vwm.core.simulator import ActionSpace, Simulator
+from vwm.core.simulator import Simulator
+from vwm.core.spaces import ActionSpace
 from vwm.worlds.world_batch import WorldBatch, has_frames
 
 WORLD_ID = "vwm/World-v0"
@@ -69,7 +70,7 @@ class SimulatorEnv(gymnasium.Env[ObservationArray, Any]):
         self.metadata = {**type(self).metadata, **_env_metadata(simulator)}
         self.observation_space, self.action_space = (
             _observation_space(self.worlds),
-            _gymnasium_action_space(simulator.actions),
+            _gymnasium_action_space(simulator.spec.actions),
         )
 
     def reset(
@@ -83,7 +84,7 @@ class SimulatorEnv(gymnasium.Env[ObservationArray, Any]):
 
     def step(self, action: Any) -> tuple[ObservationArray, float, bool, bool, dict[str, Any]]:
         """One frame on: observation, reward, terminated, truncated, info."""
-        reward = self.worlds.step(_to_action_tensor(np.asarray(action)[None], self.worlds.simulator.actions))
+        reward = self.worlds.step(_to_action_tensor(np.asarray(action)[None], self.worlds.simulator.spec.actions))
         now = self.worlds.present
         observation = _to_numpy(now.observation)[0]
         return observation, float(reward[0]), bool(now.terminated[0]), bool(now.truncated[0]), {}
@@ -139,7 +140,7 @@ class SimulatorVectorEnv(VectorEnv[ObservationArray, Any, NDArray[Any]]):
         self.simulator, self.num_envs, self.max_episode_steps = simulator, num_envs, max_episode_steps
         self.metadata = {**type(self).metadata, **_env_metadata(simulator), "autoreset_mode": self.autoreset_mode}
         self.single_observation_space = _observation_space(self.worlds)
-        self.single_action_space = _gymnasium_action_space(simulator.actions)
+        self.single_action_space = _gymnasium_action_space(simulator.spec.actions)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
@@ -177,7 +178,7 @@ class SimulatorVectorEnv(VectorEnv[ObservationArray, Any, NDArray[Any]]):
         ended = self._episodes_ended()
         if self.autoreset_mode is AutoresetMode.DISABLED and ended.any():
             raise ResetNeeded(f"worlds {np.flatnonzero(ended).tolist()} have ended: reset them with a reset_mask")
-        rewards = self.worlds.step(_to_action_tensor(actions, self.worlds.simulator.actions))
+        rewards = self.worlds.step(_to_action_tensor(actions, self.worlds.simulator.spec.actions))
         infos: dict[str, Any] = {}
         if self.autoreset_mode is AutoresetMode.NEXT_STEP:
             infos = self._begin_episodes(ended, infos)  # what they were stepped to is dropped
@@ -279,7 +280,7 @@ def _to_numpy(tensor: Tensor) -> NDArray[Any]:
 
 
 def _env_metadata(simulator: Simulator) -> dict[str, Any]:
-    return {"render_fps": simulator.fps, "render_modes": ["rgb_array"] if has_frames(simulator) else []}
+    return {"render_fps": simulator.spec.fps, "render_modes": ["rgb_array"] if has_frames(simulator) else []}
 
 
 def _check_render_mode(mode: str | None) -> str | None:

@@ -59,7 +59,7 @@ class SimulatorTorchRLEnv(EnvBase):
         else:
             seen = {"observation": Unbounded(shape, dtype=torch.float32, **at)}
         self.observation_spec = Composite(seen, shape=self.batch_size, **at)
-        actions = simulator.actions
+        actions = simulator.spec.actions
         if actions.kind == "discrete":
             self.action_spec = Categorical(actions.size, (num_envs,), dtype=torch.int64, **at)
         else:

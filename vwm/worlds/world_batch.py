@@ -17,6 +17,7 @@ from gymnasium.utils import seeding
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vwm.core.capabilities import ProvidesFeatures
 from vwm.core.simulator import Simulator, State
 from vwm.core.states import merge_states, replace_worlds
 
@@ -77,7 +78,7 @@ class WorldBatch:
             raise ValueError(
                 f"observe must be {OBSERVE_FRAME!r}, {OBSERVE_LATENT!r} or {OBSERVE_FEATURES!r}, got {observe!r}"
             )
-        if observe == OBSERVE_FRAME and not simulator.decodes:
+        if observe == OBSERVE_FRAME and simulator.spec.observation.is_latent:
             raise ValueError(
                 "this world has no pictures to observe: train it with a decoder (model.decoder), or observe='latent'"
             )
@@ -98,7 +99,7 @@ class WorldBatch:
     @property
     def device(self) -> torch.device:
         """Where the simulator computes."""
-        return torch.device(getattr(self.simulator, "device", "cpu"))
+        return self.simulator.device
 
     @property
     def present(self) -> WorldBatchState:
@@ -204,8 +205,7 @@ class WorldBatch:
             return tuple(
                 select_observation(self.simulator, self.observe, *self.simulator.reset(self.starts[:1])).shape[1:]
             )
-        size = self.simulator.vector_size
-        return (*self.simulator.image_size, 3) if size is None else (size,)
+        return self.simulator.spec.observation.shape
 
     def _select_generators(self, worlds: NDArray[np.int64]) -> list[np.random.Generator]:
         return [self.generators[world] for world in worlds]
@@ -220,6 +220,8 @@ def select_observation(simulator: Simulator, observe: str, state: State, frame: 
     if observe == OBSERVE_LATENT:
         return simulator.vectors(simulator.latent(state))
     if observe == OBSERVE_FEATURES:
+        if not isinstance(simulator, ProvidesFeatures):
+            raise ValueError(f"{type(simulator).__name__} keeps no features: observe its frames or latents")
         return simulator.features(state)
     assert frame is not None, "a step with decode=True shows a frame"
     return frame
@@ -227,21 +229,19 @@ def select_observation(simulator: Simulator, observe: str, state: State, frame: 
 
 def blank_context(simulator: Simulator) -> Tensor:
     """One frame of nothing, to see what a world's states look like: [1, 1, ...]."""
-    if simulator.vector_size is not None:
-        return torch.zeros(1, 1, simulator.vector_size)
-    return torch.zeros(1, 1, *simulator.image_size, 3, dtype=torch.uint8)
+    return torch.zeros(1, 1, *simulator.spec.context.shape, dtype=simulator.spec.context.dtype)
 
 
 def has_frames(simulator: Simulator) -> bool:
     """Whether the simulator shows pictures, rather than vectors or nothing."""
-    return simulator.decodes and simulator.vector_size is None
+    return simulator.spec.observation.is_image
 
 
 def _resolve_starts(simulator: Simulator, starts: Tensor | None) -> Tensor:
-    starts = getattr(simulator, "starts", None) if starts is None else starts
+    starts = simulator.starts if starts is None else starts
     if starts is None:
-        size = simulator.vector_size
-        kind = "uint8 [n, t, h, w, 3]" if size is None else f"float32 [n, t, {size}]"
+        space = simulator.spec.context
+        kind = "uint8 [n, t, h, w, 3]" if space.is_image else f"float32 [n, t, {space.shape[0]}]"
         raise ValueError(
             f"the simulator ships no contexts to begin from: pass starts, {kind}, for example of its training data"
         )

@@ -10,7 +10,7 @@ from factories import dit, randomize
 
 from vwm.core.components import ComponentError, save_component
 from vwm.core.seeds import fold_in, seeded_normal
-from vwm.core.simulator import ActionSpace
+from vwm.core.spaces import ActionSpace
 from vwm.data.clips import ClipBatch
 from vwm.models.dit.agent_module import DiTAgentModule
 from vwm.models.dit.objectives import DiffusionForcing, ShortcutForcing

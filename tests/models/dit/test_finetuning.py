@@ -7,7 +7,7 @@ import torch
 from factories import diffusion_world, randomize
 from jsonargparse import ArgumentParser
 
-from vwm.core.simulator import ActionSpace
+from vwm.core.spaces import ActionSpace
 from vwm.data.clips import ClipBatch
 from vwm.models.dit.finetuning import DiTFinetuning
 from vwm.models.dit.network import DiT

@@ -10,7 +10,8 @@ import torch
 from factories import diffusers_tokenizer, dit, randomize, tokenizer
 
 from vwm.core.components import save_component
-from vwm.core.simulator import ActionSpace
+from vwm.core.frames import frames_to_float
+from vwm.core.spaces import ActionSpace
 from vwm.data.clips import ClipBatch
 from vwm.data.datamodule import VideoDataModule
 from vwm.data.episode import Episode
@@ -21,7 +22,6 @@ from vwm.models.dit.objectives import DiffusionForcing, DiffusionObjective, Shor
 from vwm.models.dit.simulator import DiTSimulator
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.outcome_heads import RewardTerminationHeads
-from vwm.nn.pixels import frames_to_float
 from vwm.tokenizers.causal_vae import CausalVAE
 from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
 

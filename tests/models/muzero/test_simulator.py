@@ -7,7 +7,7 @@ import torch
 from factories import muzero_world
 
 import vwm
-from vwm.core.simulator import ActionSpace
+from vwm.core.spaces import ActionSpace
 from vwm.models.muzero.simulator import MuZeroSimulator
 from vwm.planning.tree_search import PUCTSearch
 from vwm.worlds.bundle import save_simulator

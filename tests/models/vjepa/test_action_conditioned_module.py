@@ -9,7 +9,7 @@ import torch
 from factories import action_predictor, jepa_parts, randomize
 
 from vwm.core.components import ComponentError, save_component
-from vwm.core.simulator import ActionSpace
+from vwm.core.spaces import ActionSpace
 from vwm.data.clips import ClipBatch
 from vwm.models.vjepa.action_conditioned_module import ActionConditionedJEPAModule, AntiCollapseConfig
 from vwm.models.vjepa.collapse_regularizers import SIGReg, VarianceCovarianceRegularizer

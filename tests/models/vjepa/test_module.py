@@ -7,6 +7,7 @@ import torch
 from factories import randomize
 
 from vwm.core.components import save_component
+from vwm.core.frames import frames_to_float
 from vwm.data.clips import ClipBatch
 from vwm.models.vjepa.augmentation import RandomResizedCrop
 from vwm.models.vjepa.collapse_regularizers import SIGReg, VarianceCovarianceRegularizer
@@ -23,7 +24,6 @@ from vwm.models.vjepa.module import (
 from vwm.models.vjepa.motion_branch import MotionBranch
 from vwm.models.vjepa.video_encoder import VideoEncoder
 from vwm.nn.optimizer import OptimizerConfig
-from vwm.nn.pixels import frames_to_float
 
 SIZES = {"image_size": (16, 16), "frames": 4, "tubelet": 2, "patch_size": 4, "heads": 2, "depth": 2}
 

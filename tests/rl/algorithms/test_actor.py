@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import distributions as D
 
-from vwm.core.simulator import ActionSpace
+from vwm.core.spaces import ActionSpace
 from vwm.rl.algorithms.actor import (
     Actor,
     CategoricalActionDistribution,

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vwm.core.simulator import ActionSpace
+from vwm.core.spaces import ActionSpace
 from vwm.rl.algorithms.actor_critic import ActorConfig, ActorCritic, CriticConfig, ImaginedTrajectory
 
 H, N, D = 4, 6, 8

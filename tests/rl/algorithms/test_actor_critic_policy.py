@@ -4,7 +4,7 @@ import pytest
 import torch
 from factories import diffusion_world, randomize
 
-from vwm.core.simulator import ActionSpace
+from vwm.core.spaces import ActionSpace
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.models.dit.policy_heads import PolicyRewardHeads
 from vwm.rl.algorithms.actor_critic import ActorConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vwm.core.simulator import ActionSpace
+from vwm.core.spaces import ActionSpace
 from vwm.envs.batched_envs import GymnasiumEnvSpec
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.models.rssm.kl_loss import KLLoss

@@ -7,9 +7,9 @@ import torch
 from button_game import LENGTH
 from factories import diffusion_world, genie, tokenizer
 
+from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.core.seeds import fold_in, world_seeds
 from vwm.envs.batched_envs import GymnasiumEnvSpec
-from vwm.nn.pixels import frames_to_float, video_to_uint8
 from vwm.rl.algorithms.encoded_env import EncodedBatchedEnv, EncodedEnvSpec
 from vwm.rl.algorithms.encoded_env import reconstruct_frames as through_tokenizer
 from vwm.rl.evaluation import evaluate_policy

@@ -6,7 +6,7 @@ import torch
 from factories import dream
 
 from vwm.core.components import load_component, save_component
-from vwm.core.simulator import ActionSpace
+from vwm.core.spaces import ActionSpace
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.rl.algorithms.linear_controller import (
     ControllerPolicy,

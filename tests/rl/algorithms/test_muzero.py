@@ -9,7 +9,7 @@ import torch
 from factories import randomize
 from torch import Tensor
 
-from vwm.core.simulator import ActionSpace
+from vwm.core.spaces import ActionSpace
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.planning.tree_search import GumbelMuZeroSearch, PUCTSearch

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vwm.core.simulator import ActionSpace
+from vwm.core.spaces import ActionSpace
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.models.rssm.kl_loss import KLLoss
 from vwm.models.rssm.world_model import RSSMWorldModelConfig

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vwm.core.simulator import ActionSpace
+from vwm.core.spaces import ActionSpace
 from vwm.rl.algorithms.actor import CategoricalActionDistribution
 from vwm.rl.algorithms.actor_critic import ActorConfig, ActorCritic, CriticConfig, ImaginedTrajectory
 from vwm.rl.algorithms.imagination import ImaginedRollout, imagination_losses

@@ -7,7 +7,7 @@ import pytest
 import torch
 from factories import randomize
 
-from vwm.core.simulator import ActionSpace
+from vwm.core.spaces import ActionSpace
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.rl.agent import ReplayBatch
 from vwm.rl.algorithms.tdmpc2 import TDMPC2, TDMPC2Size, discount_for_episode_length

@@ -11,7 +11,6 @@ from .objectives import ShortcutForcing as ShortcutForcing
 from .policy_heads import PolicyRewardHeads as PolicyRewardHeads
 from .policy_heads import PolicyRewardLosses as PolicyRewardLosses
 from .sampling import DiffusionSampling as DiffusionSampling
-from .sampling import check_diffusion_sampling as check_diffusion_sampling
 from .sampling import observe_latents as observe_latents
 from .simulator import DiTSimulator as DiTSimulator
 from .simulator import DiTState as DiTState

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vwm.core.components import load_pretrained_weights
+from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.core.seeds import fold_in, world_seeds
 from vwm.core.tokenizer import VideoTokenizer
 from vwm.data.clips import ClipBatch
@@ -28,7 +29,6 @@ from vwm.models.dit.sampling import (
 from vwm.nn.loss_normalizer import LossNormalizer
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.outcome_heads import RewardTerminationHeads
-from vwm.nn.pixels import frames_to_float, video_to_uint8
 from vwm.nn.training_module import TrainingModule, shuffle_actions
 from vwm.tokenizers.loading import load_tokenizer
 

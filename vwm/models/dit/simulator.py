@@ -7,9 +7,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.core.network_simulator import VideoSimulator
 from vwm.core.seeds import fold_in, seeded_normal, world_seeds
-from vwm.core.simulator import ActionSpace, StepOutput
+from vwm.core.simulator import StepOutput
+from vwm.core.spaces import ActionSpace
 from vwm.core.tokenizer import VideoTokenizer
 from vwm.models.dit.network import DiT, NoisyFrames
 from vwm.models.dit.noise_schedule import predicted_clean_and_noise
@@ -25,7 +27,6 @@ from vwm.models.dit.sampling import (
 )
 from vwm.nn.actions import check_action_space
 from vwm.nn.outcome_heads import RewardTerminationHeads, sample_outcomes
-from vwm.nn.pixels import frames_to_float, video_to_uint8
 from vwm.nn.space_time import TransformerState
 
 
@@ -67,7 +68,7 @@ class DiTSimulator(VideoSimulator):
     PARTS: ClassVar[tuple[str, ...]] = ("tokenizer", "dynamics", "outcomes", "policy")
     OPTIONAL: ClassVar[tuple[str, ...]] = ("outcomes", "policy")
     SAMPLING = DiffusionSampling
-    LOSS = "squared error"
+    transition_loss_name = "squared error"
 
     def __init__(
         self,
@@ -97,9 +98,12 @@ class DiTSimulator(VideoSimulator):
         if policy is not None:
             check_policy_matches_dit(policy, dynamics)
         super().__init__(tokenizer, dynamics, actions, **rest)
-        check_diffusion_sampling(dynamics, self.sampling)
         self.outcomes = None if outcomes is None else outcomes.eval()
         self.policy = None if policy is None else policy.eval()
+
+    def check_sampling(self, sampling: DiffusionSampling) -> None:
+        """See ``NetworkSimulator.check_sampling``."""
+        check_diffusion_sampling(self.dynamics, sampling)
 
     @torch.inference_mode()
     def reset(
@@ -139,7 +143,7 @@ class DiTSimulator(VideoSimulator):
 
     @torch.inference_mode()
     def observe(self, state: DiTState, action: Tensor, frame: Tensor) -> DiTState:
-        """See ``Simulator.observe``."""
+        """See ``ObservesFrames.observe``."""
         batch = len(state.seed)
         self.check_observation(action, frame, batch)
         encoder, latents = self.tokenizer.encode_step(state.encoder, frames_to_float(frame[:, None].to(self.device)))
@@ -148,14 +152,18 @@ class DiTSimulator(VideoSimulator):
         dynamics, features = self._observe(state.dynamics, latents, lead, state.seed)
         return DiTState(dynamics, encoder, decoder, latents[:, 0], features, state.seed)
 
+    def features(self, state: DiTState) -> Tensor:
+        """See ``ProvidesFeatures.features``: of the last frame's agent tokens, or of all its tokens."""
+        return state.features.float()
+
     @torch.inference_mode()
-    def transition_loss(self, latents: Tensor, actions: Tensor, others: Tensor) -> Tensor:
-        """See ``VideoSimulator.transition_loss``: the squared error of the clean frame that is seen in pure noise.
+    def transition_loss(self, latents: Tensor, actions: Tensor, other_actions: Tensor) -> Tensor:
+        """See ``MeasuresTransitionLoss``: the squared error of the clean frame that is seen in pure noise.
 
         That is the mean of all frames that may come, as the network has it: what past and action alone say. It goes
         the way of play, frame by frame from cached keys and values.
         """
-        latents, actions, others = (x.to(self.device) for x in (latents, actions, others))
+        latents, actions, other_actions = (x.to(self.device) for x in (latents, actions, other_actions))
         dynamics, total = self.dynamics, torch.zeros(2, dtype=torch.float64)
         batch, frames = latents.shape[:2]
         seeds = world_seeds(0, batch, self.device)
@@ -164,7 +172,7 @@ class DiTSimulator(VideoSimulator):
         for i in range(1, frames):
             clean = latents[:, i : i + 1]
             noise = seeded_normal(fold_in(seeds, i), *clean.shape[1:]).to(clean.dtype)
-            for way, told in enumerate((actions, others)):
+            for way, told in enumerate((actions, other_actions)):
                 noisy = NoisyFrames(
                     noise, signal, finest_step_index(dynamics, signal), self._lead(told[:, i - 1], batch)
                 )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vwm.core.components import COMPONENT_CONFIG_FILE, load_component, rebuild_network
+from vwm.core.frames import frames_to_float
 from vwm.data.clips import ClipBatch
 from vwm.data.datamodule import ClipLoader
 from vwm.models.genie.action_map import LatentActionMap, count_action_pairs
@@ -17,7 +18,6 @@ from vwm.models.genie.dynamics import MaskGITDynamics
 from vwm.models.genie.latent_action import LatentActionModel
 from vwm.models.genie.module import GenieModule
 from vwm.nn.lora import AdaptationMode, LoRAConfig, merge_lora, prepare_finetuning
-from vwm.nn.pixels import frames_to_float
 
 
 class GenieFinetuning(GenieModule):

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.core.seeds import fold_in, world_seeds
 from vwm.data.clips import ClipBatch
 from vwm.models.genie.dynamics import MaskGITDynamics, MaskGITSampling, sample_token_frame
@@ -18,7 +19,6 @@ from vwm.models.genie.latent_action import LatentActionModel
 from vwm.nn.loss_normalizer import LossNormalizer
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.outcome_heads import RewardTerminationHeads
-from vwm.nn.pixels import frames_to_float, video_to_uint8
 from vwm.nn.quantize import code_counts, perplexity
 from vwm.nn.training_module import TrainingModule
 from vwm.tokenizers.loading import load_tokenizer

@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.core.network_simulator import VideoSimulator
 from vwm.core.seeds import fold_in, world_seeds
-from vwm.core.simulator import ActionSpace, StepOutput
+from vwm.core.simulator import StepOutput
+from vwm.core.spaces import ActionSpace
 from vwm.models.genie.dynamics import MaskGITDynamics, MaskGITSampling, sample_tokens
 from vwm.models.genie.latent_action import LatentActionModel
 from vwm.nn.outcome_heads import RewardTerminationHeads, sample_outcomes
-from vwm.nn.pixels import frames_to_float, video_to_uint8
 from vwm.nn.space_time import TransformerState
 from vwm.tokenizers.space_time_tokenizer import SpaceTimeTokenizer
 
@@ -59,7 +60,7 @@ class GenieSimulator(VideoSimulator):
     PARTS: ClassVar[tuple[str, ...]] = ("tokenizer", "dynamics", "latent_action", "outcomes")
     OPTIONAL: ClassVar[tuple[str, ...]] = ("latent_action", "outcomes")
     SAMPLING = MaskGITSampling
-    LOSS = "cross-entropy"
+    transition_loss_name = "cross-entropy"
 
     def __init__(
         self,
@@ -123,7 +124,7 @@ class GenieSimulator(VideoSimulator):
 
     @torch.inference_mode()
     def observe(self, state: GenieState, action: Tensor, frame: Tensor) -> GenieState:
-        """See ``Simulator.observe``. A world with latent actions takes one of them."""
+        """See ``ObservesFrames.observe``. A world with latent actions takes one of them."""
         batch = len(state.seed)
         self.check_observation(action, frame, batch)
         encoder, tokens = self.tokenizer.encode_step(state.encoder, frames_to_float(frame[:, None].to(self.device)))
@@ -131,24 +132,41 @@ class GenieSimulator(VideoSimulator):
         decoder, _ = self.tokenizer.decode_step(state.decoder, tokens)
         return GenieState(dynamics, encoder, decoder, tokens[:, 0], features, state.seed, state.drawn)
 
+    @property
+    def num_latent_actions(self) -> int:
+        """See ``InfersActions.num_latent_actions``."""
+        return 0 if self.latent_action is None else self.latent_action.num_actions
+
+    @torch.inference_mode()
+    def infer_actions(self, frames: Tensor) -> Tensor:
+        """See ``InfersActions.infer_actions``."""
+        if self.latent_action is None:
+            raise ValueError("this simulator was trained on labelled actions: it has no latent ones to infer")
+        self.check_context(frames)
+        return self.latent_action.infer(frames_to_float(frames.to(self.device))).indices
+
+    def features(self, state: GenieState) -> Tensor:
+        """See ``ProvidesFeatures.features``: of the last frame's tokens."""
+        return state.features.float()
+
     @torch.inference_mode()
     def vectors(self, latent: Tensor) -> Tensor:
         """See ``Simulator.vectors``: the codes of the tokens, as the decoder takes them."""
         return self.tokenizer.quantizer.lookup(latent).flatten(1).float()
 
     @torch.inference_mode()
-    def transition_loss(self, latents: Tensor, actions: Tensor, others: Tensor) -> Tensor:
-        """See ``VideoSimulator.transition_loss``: the cross-entropy of a wholly masked next frame.
+    def transition_loss(self, latents: Tensor, actions: Tensor, other_actions: Tensor) -> Tensor:
+        """See ``MeasuresTransitionLoss.transition_loss``: the cross-entropy of a wholly masked next frame.
 
         It goes the way of play, frame by frame from cached keys and values.
         """
-        tokens, actions, others = (x.to(self.device) for x in (latents.flatten(2), actions, others))
+        tokens, actions, other_actions = (x.to(self.device) for x in (latents.flatten(2), actions, other_actions))
         dynamics, total = self.dynamics, torch.zeros(2, dtype=torch.float64)
         state = dynamics.observe(dynamics.init_state(len(tokens)), tokens[:, :1], None)
         masked = torch.full_like(tokens[:, :1], dynamics.mask_token)
         for i in range(tokens.shape[1] - 1):
             truth = tokens[:, i + 1 : i + 2]
-            for way, told in enumerate((actions, others)):
+            for way, told in enumerate((actions, other_actions)):
                 logits = dynamics.logits(state, masked, told[:, i : i + 1]).float()
                 total[way] += F.cross_entropy(logits.flatten(0, 2), truth.flatten(), reduction="sum").item()
             state = dynamics.observe(state, truth, actions[:, i : i + 1])

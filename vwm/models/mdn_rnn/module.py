@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.core.seeds import fold_in, world_seeds
 from vwm.core.tokenizer import VideoTokenizer
 from vwm.data.clips import ClipBatch
 from vwm.models.mdn_rnn.network import MDNRNN, GaussianMixture, check_mdn_rnn_tokenizer
 from vwm.nn.optimizer import OptimizerConfig
-from vwm.nn.pixels import frames_to_float, video_to_uint8
 from vwm.nn.training_module import TrainingModule, shuffle_actions
 from vwm.tokenizers.frame_vae import FrameVAE
 from vwm.tokenizers.loading import load_tokenizer

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.core.network_simulator import VideoSimulator
 from vwm.core.seeds import fold_in, world_seeds
-from vwm.core.simulator import ActionSpace, StepOutput
+from vwm.core.simulator import StepOutput
+from vwm.core.spaces import ActionSpace
 from vwm.core.tokenizer import FrameTokenizer
 from vwm.models.mdn_rnn.network import MDNRNN, LSTMState, check_mdn_rnn_tokenizer
 from vwm.nn.actions import check_action_space
-from vwm.nn.pixels import frames_to_float, video_to_uint8
 
 
 class MDNRNNState(NamedTuple):
@@ -61,15 +62,18 @@ class MDNRNNSimulator(VideoSimulator):
     """
 
     SAMPLING = MDNRNNSampling
-    LOSS: ClassVar[str] = "negative log-likelihood"
+    transition_loss_name = "negative log-likelihood"
     dynamics: MDNRNN
 
     def __init__(self, tokenizer: FrameTokenizer, dynamics: MDNRNN, actions: ActionSpace, **rest: Any) -> None:
         check_mdn_rnn_tokenizer(tokenizer, dynamics)
         check_action_space(dynamics.embed_action, actions)
         super().__init__(tokenizer, dynamics, actions, **rest)
-        if not self.sampling.temperature > 0:
-            raise ValueError(f"temperature={self.sampling.temperature} must be positive")
+
+    def check_sampling(self, sampling: MDNRNNSampling) -> None:
+        """See ``NetworkSimulator.check_sampling``."""
+        if not sampling.temperature > 0:
+            raise ValueError(f"temperature={sampling.temperature} must be positive")
 
     @torch.inference_mode()
     def reset(
@@ -107,7 +111,7 @@ class MDNRNNSimulator(VideoSimulator):
 
     @torch.inference_mode()
     def observe(self, state: MDNRNNState, action: Tensor, frame: Tensor) -> MDNRNNState:
-        """See ``Simulator.observe``: how a controller follows a real game."""
+        """See ``ObservesFrames.observe``: how a controller follows a real game."""
         self.check_observation(action, frame, len(state.seed))
         _, memory = self._take(state, action)
         latent = self._to_grid(self._encode(frame[:, None])[:, 0])
@@ -118,13 +122,13 @@ class MDNRNNSimulator(VideoSimulator):
         return torch.cat((state.latent.flatten(1), state.memory.hidden), dim=-1).float()
 
     @torch.inference_mode()
-    def transition_loss(self, latents: Tensor, actions: Tensor, others: Tensor) -> Tensor:
-        """See ``VideoSimulator.transition_loss``."""
-        latents, actions, others = (x.to(self.device) for x in (latents.flatten(2), actions, others))
+    def transition_loss(self, latents: Tensor, actions: Tensor, other_actions: Tensor) -> Tensor:
+        """See ``MeasuresTransitionLoss.transition_loss``."""
+        latents, actions, other_actions = (x.to(self.device) for x in (latents.flatten(2), actions, other_actions))
         total, memory = torch.zeros(2, dtype=torch.float64), self.dynamics.init_state(len(latents))
         for i in range(latents.shape[1] - 1):
             here, after = latents[:, i : i + 1], latents[:, i + 1]
-            taken = [self.dynamics(memory, here, self.dynamics.lead(x[:, i : i + 1])) for x in (actions, others)]
+            taken = [self.dynamics(memory, here, self.dynamics.lead(x[:, i : i + 1])) for x in (actions, other_actions)]
             for way, (said, _) in enumerate(taken):
                 foretold = self.dynamics.predict(said[:, 0]).latent
                 total[way] += foretold.negative_log_likelihood(after).double().sum().item()

@@ -106,6 +106,8 @@ class MuZeroNetwork(ModelMixin, ConfigMixin):
         self.places = (
             observation[0] // IMAGE_DOWNSAMPLING * (observation[1] // IMAGE_DOWNSAMPLING) if self.pixels else 1
         )
+        grid = [side // IMAGE_DOWNSAMPLING for side in observation[:2]] if self.pixels else []
+        self.latent_shape = (width, *grid)
         self.lead = _linear_or_conv(width + num_actions, width, self.pixels)
         self.action_projection_norm = _layer_or_group_norm(width, self.pixels)
         self.dynamics = nn.Sequential(*(MuZeroResidualBlock(width, self.pixels) for _ in range(blocks)))

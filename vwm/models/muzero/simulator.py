@@ -9,7 +9,8 @@ from torch import Tensor
 
 from vwm.core.network_simulator import NetworkSimulator, NoSampling
 from vwm.core.seeds import world_seeds
-from vwm.core.simulator import ActionSpace, StepOutput
+from vwm.core.simulator import StepOutput
+from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.models.muzero.network import MuZeroLatentState, MuZeroNetwork
 
 
@@ -47,8 +48,6 @@ class MuZeroSimulator(NetworkSimulator):
 
     PARTS: ClassVar[tuple[str, ...]] = ("dynamics",)
     SAMPLING = NoSampling
-    stochastic = False
-    decodes = False
 
     def __init__(self, dynamics: MuZeroNetwork, actions: ActionSpace, **rest: Any) -> None:
         if (actions.kind, actions.size) != ("discrete", dynamics.num_actions):
@@ -56,9 +55,14 @@ class MuZeroSimulator(NetworkSimulator):
                 f"{actions.size} {actions.kind} actions named, but the dynamics takes {dynamics.num_actions} discrete "
                 "ones"
             )
-        height, width = dynamics.observation[:2] if dynamics.pixels else (0, 0)
-        super().__init__(dynamics, (height, width), actions, **{**rest, "context_frames": dynamics.frames})
-        self.vector_size = None if dynamics.pixels else dynamics.observation[0]
+        super().__init__(
+            dynamics,
+            observation=ObservationSpace.latent(*dynamics.latent_shape),
+            actions=actions,
+            context=ObservationSpace.of_shape(dynamics.observation),
+            stochastic=False,
+            **{**rest, "context_frames": dynamics.frames},
+        )
 
     @torch.inference_mode()
     def reset(
@@ -68,7 +72,7 @@ class MuZeroSimulator(NetworkSimulator):
         self.check_context(context)
         self.check_context_actions(context_actions, *context.shape[:2])
         context = context.to(self.device)
-        places = torch.arange(-self.context_frames, 0, device=self.device) + context.shape[1]
+        places = torch.arange(-self.spec.context_frames, 0, device=self.device) + context.shape[1]
         seen = context[:, places.clamp(min=0)]  # of a short context the first frame stands for those before it
         state = MuZeroSimulatorState(self.dynamics.represent(seen), world_seeds(seed, len(context), self.device))
         return state, context[:, -1]

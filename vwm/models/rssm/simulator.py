@@ -9,7 +9,8 @@ from torch import Tensor
 
 from vwm.core.network_simulator import NetworkSimulator, NoSampling
 from vwm.core.seeds import fold_in, world_seeds
-from vwm.core.simulator import ActionSpace, StepOutput
+from vwm.core.simulator import StepOutput
+from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.models.rssm.rssm import RSSMState, last_rssm_state
 from vwm.models.rssm.world_model import RSSMWorldModel
 
@@ -57,9 +58,8 @@ class RSSMSimulator(NetworkSimulator):
                 f"{actions.size} {actions.kind} actions named, but the dynamics takes {dynamics.rssm.action_size} "
                 f"{kind} ones"
             )
-        shape = tuple(dynamics.config.observation_shape)
-        super().__init__(dynamics, (shape[0], shape[1]) if len(shape) == 3 else (0, 0), actions, **rest)
-        self.vector_size = shape[0] if len(shape) == 1 else None
+        observation = ObservationSpace.of_shape(dynamics.config.observation_shape)
+        super().__init__(dynamics, observation=observation, actions=actions, **rest)
 
     @torch.inference_mode()
     def reset(
@@ -107,9 +107,8 @@ class RSSMSimulator(NetworkSimulator):
         return self.dynamics.rssm.features(state.rssm)
 
     def _nothing(self, batch: int) -> Tensor:
-        if self.actions.kind == "discrete":
-            return torch.zeros(batch, dtype=torch.int64, device=self.device)
-        return torch.zeros(batch, self.actions.size, device=self.device)
+        space = self.spec.actions
+        return torch.zeros(batch, *space.shape, dtype=space.dtype, device=self.device)
 
     def _show(self, features: Tensor) -> Tensor:
         observation_model = self.dynamics.observation_model

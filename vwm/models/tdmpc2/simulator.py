@@ -9,7 +9,8 @@ from torch import Tensor
 
 from vwm.core.network_simulator import NetworkSimulator, NoSampling
 from vwm.core.seeds import world_seeds
-from vwm.core.simulator import ActionSpace, StepOutput
+from vwm.core.simulator import StepOutput
+from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.models.tdmpc2.world_model import TDMPC2WorldModel
 
 
@@ -43,7 +44,6 @@ class TDMPC2Simulator(NetworkSimulator):
 
     SAMPLING: ClassVar[type[Any]] = NoSampling
     dynamics: TDMPC2WorldModel
-    stochastic, decodes = False, False
 
     def __init__(self, dynamics: TDMPC2WorldModel, actions: ActionSpace, **rest: Any) -> None:
         if (actions.kind, actions.size) != ("continuous", dynamics.action_dims):
@@ -51,8 +51,15 @@ class TDMPC2Simulator(NetworkSimulator):
                 f"{actions.size} {actions.kind} actions named, but the dynamics takes {dynamics.action_dims} "
                 "continuous ones"
             )
-        super().__init__(dynamics, dynamics.image_size, actions, **rest)
-        self.vector_size = dynamics.vector_size
+        seen = (*dynamics.image_size, 3) if dynamics.vector_size is None else (dynamics.vector_size,)
+        super().__init__(
+            dynamics,
+            observation=ObservationSpace.latent(dynamics.latent),
+            actions=actions,
+            context=ObservationSpace.of_shape(seen),
+            stochastic=False,
+            **rest,
+        )
 
     @torch.inference_mode()
     def reset(

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.data.clips import ClipBatch
 from vwm.models.vjepa.action_conditioned_predictor import ActionConditionedPredictor
 from vwm.models.vjepa.collapse_monitor import measure_representations
@@ -24,7 +25,6 @@ from vwm.models.vjepa.latent_projector import LatentProjector
 from vwm.models.vjepa.module import subtract_position_mean
 from vwm.models.vjepa.visualization import pca_rgb_video
 from vwm.nn.optimizer import OptimizerConfig
-from vwm.nn.pixels import frames_to_float, video_to_uint8
 from vwm.nn.training_module import TrainingModule
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vwm.core.components import load_component
+from vwm.core.frames import frames_to_float
 from vwm.data.clips import ClipBatch
 from vwm.models.vjepa.augmentation import RandomResizedCrop
 from vwm.models.vjepa.collapse_monitor import (
@@ -29,7 +30,6 @@ from vwm.models.vjepa.motion_branch import MotionBranch
 from vwm.models.vjepa.video_encoder import VideoEncoder
 from vwm.models.vjepa.visualization import pca_rgb_video
 from vwm.nn.optimizer import OptimizerConfig
-from vwm.nn.pixels import frames_to_float
 from vwm.nn.training_module import TrainingModule
 
 

@@ -7,15 +7,16 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.core.network_simulator import NetworkSimulator, NoSampling
 from vwm.core.seeds import world_seeds
-from vwm.core.simulator import ActionSpace, StepOutput
+from vwm.core.simulator import StepOutput
+from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.models.vjepa.action_conditioned_predictor import ActionConditionedPredictor
 from vwm.models.vjepa.frame_encoder import FrameEncoder, check_jepa_world_networks, encode_frame_latents
 from vwm.models.vjepa.latent_decoder import LatentDecoder
 from vwm.models.vjepa.latent_projector import LatentProjector
 from vwm.nn.actions import check_action_space
-from vwm.nn.pixels import frames_to_float, video_to_uint8
 from vwm.nn.space_time import TransformerState
 
 
@@ -55,7 +56,6 @@ class VJEPAACSimulator(NetworkSimulator):
     PARTS: ClassVar[tuple[str, ...]] = ("encoder", "projector", "dynamics", "decoder")
     OPTIONAL: ClassVar[tuple[str, ...]] = ("decoder",)
     SAMPLING = NoSampling
-    stochastic = False
 
     def __init__(
         self,
@@ -68,18 +68,22 @@ class VJEPAACSimulator(NetworkSimulator):
     ) -> None:
         check_jepa_world_networks(encoder, projector, dynamics, decoder)
         check_action_space(dynamics.embed_action, actions)
-        super().__init__(dynamics, encoder.image_size, actions, **rest)
+        context = ObservationSpace.image(*encoder.image_size)
+        latents = ObservationSpace.latent(dynamics.tokens, dynamics.latent_width)
+        super().__init__(
+            dynamics,
+            observation=latents if decoder is None else context,
+            actions=actions,
+            context=context,
+            stochastic=False,
+            **rest,
+        )
         self.encoder, self.projector = encoder.eval(), projector.eval()
         self.decoder = None if decoder is None else decoder.eval()
-        self.decodes = decoder is not None
 
     @torch.inference_mode()
     def encode(self, frames: Tensor) -> Tensor:
-        """Latents of pictures, goals for example: uint8 [b, t, h, w, 3] -> float [b, t, n, D].
-
-        Raises:
-            ValueError: frames of another size or type, or no frame.
-        """
+        """See ``EncodesFrames.encode``: float [b, t, n, D]."""
         self.check_context(frames)
         return encode_frame_latents(self.encoder, self.projector, frames_to_float(frames.to(self.device)))
 
@@ -94,7 +98,7 @@ class VJEPAACSimulator(NetworkSimulator):
         state = self.dynamics.init_state(batch)
         if frames > 1 and (actions is not None or self.dynamics.no_action is not None):
             state, _ = self.dynamics.step(state, latents[:, :-1], actions)
-        shown = self._show(latents[:, -1]) if self.decodes else context[:, -1].to(self.device)
+        shown = self._show(latents[:, -1]) if self.decoder is not None else context[:, -1].to(self.device)
         return VJEPAACState(state, latents[:, -1], world_seeds(seed, batch, self.device)), shown
 
     @torch.inference_mode()
@@ -105,7 +109,7 @@ class VJEPAACSimulator(NetworkSimulator):
         dynamics, said = self.dynamics.step(state.dynamics, state.latent[:, None], action.to(self.device)[:, None])
         latent = said[:, 0].to(state.latent.dtype)
         nothing = torch.zeros(batch, device=self.device)
-        frame = self._show(latent) if decode and self.decodes else None
+        frame = self._show(latent) if decode and self.decoder is not None else None
         return VJEPAACState(dynamics, latent, state.seed), StepOutput(frame, latent, nothing, nothing.bool())
 
     def _show(self, latent: Tensor) -> Tensor:

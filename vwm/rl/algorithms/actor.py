@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vwm.core.simulator import ActionSpace
+from vwm.core.spaces import ActionSpace
 from vwm.nn.dense_layers import ActivationType, NormType, make_dense_mlp, make_output_layer
 
 ContinuousDistributionKind = Literal["bounded_normal", "tanh_normal"]

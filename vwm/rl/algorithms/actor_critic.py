@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vwm.core.simulator import ActionSpace
+from vwm.core.spaces import ActionSpace
 from vwm.nn.dense_layers import ActivationType, NormType
 from vwm.nn.prediction_heads import PredictionHead
 from vwm.rl.algorithms.actor import ActionDistribution, Actor, ContinuousDistributionKind

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vwm.core.capabilities import HasClonedPolicy
 from vwm.core.simulator import Simulator
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.models.dit.policy_heads import PolicyRewardHeads
@@ -130,7 +131,7 @@ class ClonedActorCriticPolicy(FeatureActorCriticPolicy):
         normalise: bool = True,
         greedy: bool = True,
     ) -> None:
-        heads = getattr(simulator, "policy", None)
+        heads = simulator.policy if isinstance(simulator, HasClonedPolicy) else None
         if heads is None:
             raise ValueError("this world has no cloned policy: train its agent tokens, or take a FeaturePolicy")
         if spaces.observation != (heads.config.width,):

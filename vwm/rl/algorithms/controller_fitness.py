@@ -66,8 +66,10 @@ class SimulatedFitness(ControllerFitness):
                 "reward=model, but this world's dynamics knows no rewards: train it with dynamics.reward=true, or "
                 "count the steps survived (reward=survival)"
             )
-        self.world, self.rollouts, self.horizon, self.reward = world, rollouts, horizon, reward
-        self.temperature = temperature
+        self.world = world.with_sampling(temperature=temperature)
+        self.rollouts = rollouts
+        self.horizon = horizon
+        self.reward = reward
         self.starts: MDNRNNState = concatenate_states(
             [world.reset(piece)[0] for piece in starts.split(ENCODE_CHUNK_SIZE)]
         )
@@ -81,21 +83,17 @@ class SimulatedFitness(ControllerFitness):
         state = select_worlds(self.starts, torch.from_numpy(begun).repeat(count).to(world.device))
         state = state._replace(seed=luck.repeat(count))
         own = torch.from_numpy(parameters).float().to(world.device).repeat_interleave(self.rollouts, dim=0)
-        features = own.shape[1] // world.actions.size - 1
+        features = own.shape[1] // world.spec.actions.size - 1
         earned = torch.zeros(len(own), dtype=torch.float64, device=world.device)
         alive = torch.arange(len(own), device=world.device)
-        sampling, world.sampling = world.sampling, world.sampling._replace(temperature=self.temperature)
-        try:
-            for _ in range(self.horizon):
-                action = linear_controller_actions(own[alive], world.features(state)[:, :features], world.actions)
-                state, out = world.step(state, action, decode=False)
-                earned[alive] += 1.0 if self.reward == "survival" else out.reward.double()
-                if out.terminated.any():
-                    state, alive = select_worlds(state, ~out.terminated), alive[~out.terminated]
-                    if not len(alive):
-                        break
-        finally:
-            world.sampling = sampling
+        for _ in range(self.horizon):
+            action = linear_controller_actions(own[alive], world.features(state)[:, :features], world.spec.actions)
+            state, out = world.step(state, action, decode=False)
+            earned[alive] += 1.0 if self.reward == "survival" else out.reward.double()
+            if out.terminated.any():
+                state, alive = select_worlds(state, ~out.terminated), alive[~out.terminated]
+                if not len(alive):
+                    break
         means: NDArray[np.float64] = earned.view(count, self.rollouts).mean(1).cpu().numpy()
         return means
 
@@ -120,7 +118,7 @@ class RealEnvFitness(ControllerFitness):
         """The returns of one controller [n], or of random actions: [episodes]."""
         driver = None
         if parameters is not None:
-            controller = LinearController.of(torch.from_numpy(parameters), self.world.actions)
+            controller = LinearController.of(torch.from_numpy(parameters), self.world.spec.actions)
             opened = self.game.open(1, seed)
             driver = ControllerPolicy(self.world, controller, opened.spaces)
             opened.close()

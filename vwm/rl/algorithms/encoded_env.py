@@ -17,14 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
-from vwm.core.network_simulator import VideoSimulator
+from vwm.core.capabilities import ObservesFrames, ReconstructsFrames
 from vwm.core.seeds import fold_in, world_seeds
 from vwm.core.simulator import Simulator, State
 from vwm.core.states import replace_worlds
-from vwm.core.tokenizer import VideoTokenizer
 from vwm.envs.batched_envs import BatchedEnv, EnvSpec
 from vwm.envs.time_step import EnvSpaces, TimeStep
-from vwm.nn.pixels import frames_to_float, video_to_uint8
 from vwm.worlds.bundle import load_simulator
 from vwm.worlds.world_batch import OBSERVE_FRAME, blank_context, select_observation
 
@@ -79,7 +77,7 @@ class EncodedBatchedEnv(BatchedEnv):
             if observe == OBSERVE_FRAME
             else DynamicsObservationEncoder(simulator, observe)
         )
-        self.device = torch.device(getattr(simulator, "device", "cpu"))
+        self.device = simulator.device
         self.seeds = world_seeds(seed, self.count, self.device)
         shape = tuple(self.sight.show(self._blank()).shape[1:])
         self.spaces = EnvSpaces(shape, inner.spaces.actions)
@@ -160,7 +158,12 @@ class DynamicsObservationEncoder:
     """
 
     def __init__(self, simulator: Simulator, observe: str) -> None:
-        self.simulator, self.observe = simulator, observe
+        if not isinstance(simulator, ObservesFrames):
+            raise ValueError(
+                f"{type(simulator).__name__} cannot take in frames that it did not draw: observe='frame' needs none"
+            )
+        self.simulator = simulator
+        self.observe = observe
 
     def begin(self, frame: Tensor, seed: Tensor) -> State:
         """See ``ObservationEncoder``."""
@@ -175,14 +178,10 @@ class DynamicsObservationEncoder:
         return select_observation(self.simulator, self.observe, state, None)
 
 
-TokenizerStreamState = tuple[Any, Any]
-"""The states of a tokenizer's encoder and decoder."""
-
-
 class ReconstructionState(NamedTuple):
-    """The tokenizer's two sides, and the last picture, uint8 [n, h, w, 3]."""
+    """The state of the reconstruction, and the last picture, uint8 [n, h, w, 3]."""
 
-    sides: TokenizerStreamState
+    sides: State
     frame: Tensor
 
 
@@ -197,9 +196,9 @@ class ReconstructionEncoder:
     """
 
     def __init__(self, simulator: Simulator) -> None:
-        if not isinstance(simulator, VideoSimulator):
+        if not isinstance(simulator, ReconstructsFrames):
             raise ValueError(f"{type(simulator).__name__} has no tokenizer to draw frames anew: observe its features")
-        self.tokenizer = simulator.tokenizer
+        self.simulator = simulator
 
     def begin(self, frame: Tensor, seed: Tensor) -> ReconstructionState:
         """See ``ObservationEncoder``."""
@@ -213,20 +212,9 @@ class ReconstructionEncoder:
         """See ``ObservationEncoder``."""
         return state.frame
 
-    def _draw(self, sides: TokenizerStreamState | None, frame: Tensor) -> ReconstructionState:
-        sides, shown = reconstruct_step(self.tokenizer, sides, frame[:, None])
+    def _draw(self, sides: State | None, frame: Tensor) -> ReconstructionState:
+        sides, shown = self.simulator.reconstruct(frame[:, None], sides)
         return ReconstructionState(sides, shown[:, 0])
-
-
-@torch.no_grad()
-def reconstruct_step(
-    tokenizer: VideoTokenizer, sides: TokenizerStreamState | None, frames: Tensor
-) -> tuple[TokenizerStreamState, Tensor]:
-    """The next frames, uint8 [n, t, h, w, 3], there and back; None begins an episode."""
-    encoder, decoder = sides or (tokenizer.init_encoder(len(frames)), tokenizer.init_decoder(len(frames)))
-    encoder, latents = tokenizer.encode_step(encoder, frames_to_float(frames))
-    decoder, shown = tokenizer.decode_step(decoder, latents)
-    return (encoder, decoder), video_to_uint8(shown)
 
 
 def reconstruct_frames(simulator: Simulator, frames: Tensor) -> Tensor:
@@ -234,17 +222,16 @@ def reconstruct_frames(simulator: Simulator, frames: Tensor) -> Tensor:
 
     A world without a tokenizer leaves them as they are.
     """
-    return reconstruct_step(simulator.tokenizer, None, frames)[1] if isinstance(simulator, VideoSimulator) else frames
+    return simulator.reconstruct(frames)[1] if isinstance(simulator, ReconstructsFrames) else frames
 
 
 def _check_simulator_fits_env(spaces: EnvSpaces, simulator: Simulator) -> None:
-    size = simulator.vector_size
-    wanted = (*simulator.image_size, 3) if size is None else (size,)
+    wanted = simulator.spec.context.shape
     if spaces.observation != wanted:
         raise ValueError(
             f"the game shows {list(spaces.observation)}, the world sees {list(wanted)}: give the game the size (and "
             f"pixels: true) of the recording that the world learned from"
         )
-    mine, theirs = simulator.actions, spaces.actions
+    mine, theirs = simulator.spec.actions, spaces.actions
     if (mine.kind, mine.size) != (theirs.kind, theirs.size):
         raise ValueError(f"the game takes {theirs.size} {theirs.kind} actions, the world {mine.size} {mine.kind} ones")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from vwm.core.capabilities import EstimatesUncertainty
 from vwm.core.checks import check_positive
 from vwm.core.simulator import Simulator
 from vwm.envs.batched_envs import EnvSpec
@@ -158,10 +159,10 @@ class ImaginationTraining(TrainingRun):
         student = ImaginationTrainerState(self)
         contexts = ContextSampler(
             self.data,
-            self.context or student.simulator.context_frames,
+            self.context or student.simulator.spec.context_frames,
             self.horizon,
             self.relevant,
-            actions=not student.simulator.actions.latent,
+            actions=not student.simulator.spec.actions.latent,
         )
         student.open_logs()
         if self.runtime.compile:
@@ -361,7 +362,7 @@ def imagine_rollout(
         actions.append(action)
         rewards.append(output.reward.float())
         ends.append(output.terminated)
-        doubts.append(getattr(state, "uncertainty", nothing))
+        doubts.append(simulator.uncertainty(state) if isinstance(simulator, EstimatesUncertainty) else nothing)
     shown = (torch.stack(of) for of in (seen, actions, rewards, ends, doubts))
     return ImaginedRollout(first, *shown)
 
@@ -385,8 +386,7 @@ def mean_reward_per_step(dreamt: ImaginedRollout, of: Tensor) -> float:
 
 def simulator_env_spaces(simulator: Simulator, observe: str) -> EnvSpaces:
     """What a world shows and takes, where it is observed like this. How long vectors are is seen in one world."""
-    size = simulator.vector_size
     if observe == OBSERVE_FRAME:
-        return EnvSpaces((*simulator.image_size, 3) if size is None else (size,), simulator.actions)
+        return EnvSpaces(simulator.spec.observation.shape, simulator.spec.actions)
     shape = select_observation(simulator, observe, *simulator.reset(blank_context(simulator))).shape
-    return EnvSpaces(tuple(shape[1:]), simulator.actions)
+    return EnvSpaces(tuple(shape[1:]), simulator.spec.actions)

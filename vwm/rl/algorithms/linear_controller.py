@@ -15,7 +15,7 @@ from diffusers.configuration_utils import register_to_config
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vwm.core.simulator import ActionSpace
+from vwm.core.spaces import ActionSpace
 from vwm.core.states import merge_states
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.models.mdn_rnn.simulator import MDNRNNSimulator, MDNRNNState
@@ -99,7 +99,7 @@ class ControllerPolicy:
                 f"the world sees frames {[*world.image_size, 3]}, the game shows {list(spaces.observation)}: set its "
                 "pixels and size"
             )
-        found, wanted = ((s.kind, s.size) for s in (spaces.actions, world.actions))
+        found, wanted = ((s.kind, s.size) for s in (spaces.actions, world.spec.actions))
         if found != wanted:
             raise ValueError(f"the world was trained with {wanted[1]} {wanted[0]} actions, the game takes {found}")
         self.world, self.controller, self.spaces = world, controller.to(world.device), spaces
@@ -120,5 +120,5 @@ class ControllerPolicy:
         state = self.world.observe(carry.state, carry.action, moment.observation)
         begun = self.world.init_state(len(state.latent))._replace(latent=state.latent)  # nothing was before
         state = merge_states(moment.is_first.to(self.device), begun, state)
-        action = self.controller(self.world.features(state), self.world.actions)
+        action = self.controller(self.world.features(state), self.world.spec.actions)
         return PolicyStep(action, ControllerCarry(state, action), {})

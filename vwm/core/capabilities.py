@@ -1,0 +1,140 @@
+"""What only some simulators can do, as small protocols.
+
+A consumer asks for the protocol and never for a class: ``isinstance(simulator, InfersActions)``. A protocol whose
+ability depends on the networks that a simulator was built from has an attribute that says so (``num_latent_actions``,
+``policy``).
+
+Legend: b batch, t time, h w pixels, d width.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from diffusers import ModelMixin
+from torch import Tensor
+
+from vwm.core.simulator import State
+
+
+@runtime_checkable
+class ObservesFrames(Protocol):
+    """A simulator that can take a real frame into a state, in place of one that it draws."""
+
+    def observe(self, state: State, action: Tensor, frame: Tensor) -> State:
+        """Take in what really happened: the state that ``reset`` gives for a context that is one frame longer.
+
+        Args:
+            state: as ``reset``, ``step`` or ``observe`` returned it; it is not changed.
+            action: int64 [b] or float32 [b, size], the action that led to the frame.
+            frame: uint8 [b, h, w, 3].
+
+        Raises:
+            ValueError: an action or a frame of another shape or type.
+        """
+        ...
+
+
+@runtime_checkable
+class EncodesFrames(Protocol):
+    """A simulator that can tell the latents of given frames."""
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Encode frames uint8 [b, t, h, w, 3] to latents [b, t, ...], as ``StepOutput.latent`` has them.
+
+        Raises:
+            ValueError: frames of another size or type, or no frame.
+        """
+        ...
+
+
+@runtime_checkable
+class ReconstructsFrames(Protocol):
+    """A simulator that can draw given frames as it would show them: encoded and decoded again."""
+
+    def reconstruct(self, frames: Tensor, state: State | None = None) -> tuple[State, Tensor]:
+        """Encode and decode the next frames of videos, without any dynamics.
+
+        Args:
+            frames: uint8 [b, t, h, w, 3].
+            state: of the frames before, as this method returned it; None at the start of the videos.
+
+        Returns:
+            The state after the frames, and the reconstructed frames, uint8 [b, t, h, w, 3].
+        """
+        ...
+
+
+@runtime_checkable
+class InfersActions(Protocol):
+    """A simulator that can infer its latent actions from video, where ``num_latent_actions`` is above 0."""
+
+    @property
+    def num_latent_actions(self) -> int:
+        """The number of latent actions; 0 for a simulator whose actions were labelled, which cannot infer any."""
+        ...
+
+    def infer_actions(self, frames: Tensor) -> Tensor:
+        """Infer the latent actions between frames uint8 [b, t, h, w, 3]: int64 [b, t-1].
+
+        Raises:
+            ValueError: there are no latent actions, or frames of another size or type.
+        """
+        ...
+
+
+@runtime_checkable
+class ProvidesFeatures(Protocol):
+    """A simulator whose network has features of the present frame, for a policy or a controller to read."""
+
+    def features(self, state: State) -> Tensor:
+        """Return the features of a state, float32 [b, d]."""
+        ...
+
+
+@runtime_checkable
+class MeasuresTransitionLoss(Protocol):
+    """A simulator that can tell how well it predicts given transitions.
+
+    Attributes:
+        transition_loss_name: what ``transition_loss`` adds up, for people ("cross-entropy").
+    """
+
+    transition_loss_name: str
+
+    def transition_loss(self, latents: Tensor, actions: Tensor, other_actions: Tensor) -> Tensor:
+        """Measure how well each next frame is predicted with the action that led to it, and with another action.
+
+        Every frame is predicted from the true frames and actions before it, so that the two differ in one action only.
+        All random numbers are the same for both. A simulator that ignores its actions has two equal losses.
+
+        Args:
+            latents: of clips, as the tokenizer encodes them: int64 [b, t, h, w] or float [b, t, h, w, c].
+            actions: of the clips, int64 [b, t-1] or float32 [b, t-1, a]; ``actions[:, i]`` leads from frame i to i+1.
+            other_actions: what to condition on instead, likewise.
+
+        Returns:
+            float64 [2] on the CPU, with the clips' own actions and with the others: sums over the elements of
+            ``latents[:, 1:]``.
+        """
+        ...
+
+
+@runtime_checkable
+class HasClonedPolicy(Protocol):
+    """A simulator that was trained together with a cloned policy, where ``policy`` is not None.
+
+    Attributes:
+        policy: heads that read ``ProvidesFeatures.features`` and act as the recorded player did.
+    """
+
+    policy: ModelMixin | None
+
+
+@runtime_checkable
+class EstimatesUncertainty(Protocol):
+    """A simulator that knows how far its predictions are to be trusted."""
+
+    def uncertainty(self, state: State) -> Tensor:
+        """Return the uncertainty of the step that led to a state, float [b]; 0 after a reset."""
+        ...

@@ -1,0 +1,134 @@
+"""What a simulator or an environment shows, and what it takes: its observation space and its action space.
+
+Legend: b batch, h w pixels, k numbers of a vector, a dimensions of a continuous action.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+
+@dataclass(frozen=True)
+class ObservationSpace:
+    """What is observed at one time step.
+
+    Attributes:
+        kind: ``"image"`` (uint8 [b, h, w, 3]), ``"vector"`` (float32 [b, k]: joint angles, positions), or
+            ``"latent"`` for a simulator that predicts latents only and shows nothing.
+        shape: of one observation, without the batch: (h, w, 3), (k,), or that of a latent.
+
+    Raises:
+        ValueError: the shape does not fit the kind.
+    """
+
+    kind: Literal["image", "vector", "latent"]
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
+        if self.kind not in ("image", "vector", "latent"):
+            raise ValueError(f"kind must be 'image', 'vector' or 'latent', got {self.kind!r}")
+        if self.kind == "image" and (len(self.shape) != 3 or self.shape[-1] != 3):
+            raise ValueError(f"images have shape (height, width, 3), got {self.shape}")
+        if self.kind == "vector" and len(self.shape) != 1:
+            raise ValueError(f"vectors have shape (k,), got {self.shape}")
+
+    @classmethod
+    def image(cls, height: int, width: int) -> ObservationSpace:
+        """RGB images of a size in pixels."""
+        return cls("image", (height, width, 3))
+
+    @classmethod
+    def vector(cls, size: int) -> ObservationSpace:
+        """Vectors of ``size`` numbers."""
+        return cls("vector", (size,))
+
+    @classmethod
+    def latent(cls, *shape: int) -> ObservationSpace:
+        """Nothing but latents of a shape."""
+        return cls("latent", shape)
+
+    @classmethod
+    def of_shape(cls, shape: tuple[int, ...] | list[int]) -> ObservationSpace:
+        """Images for a shape (h, w, 3), vectors for (k,)."""
+        return cls("image" if len(shape) == 3 else "vector", tuple(shape))
+
+    @property
+    def is_image(self) -> bool:
+        """Whether observations are images."""
+        return self.kind == "image"
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether observations are vectors."""
+        return self.kind == "vector"
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether there are latents only."""
+        return self.kind == "latent"
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels. Raises ValueError where observations are not images."""
+        if not self.is_image:
+            raise ValueError(f"observations of kind {self.kind!r} have no image size")
+        return self.shape[0], self.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """uint8 for images, else float32."""
+        return torch.uint8 if self.is_image else torch.float32
+
+    def __str__(self) -> str:
+        """Such as ``uint8 [64, 64, 3]``, for messages."""
+        return f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
+
+
+@dataclass(frozen=True)
+class ActionSpace:
+    """What a step takes.
+
+    Attributes:
+        kind: ``"discrete"`` (int64 [b] in [0, size)) or ``"continuous"`` (float32 [b, size] in [-1, 1]).
+        size: number of discrete actions, or of dimensions.
+        names: one per discrete action or dimension, for people; latent actions are named by their observed effect.
+        latent: whether the actions were learned from unlabelled video.
+        rest: one value per dimension, where it stands when nobody touches it (a brake rests at -1); empty where all
+            rest at 0.
+
+    Raises:
+        ValueError: ``rest`` does not fit the dimensions.
+    """
+
+    kind: str
+    size: int
+    names: tuple[str, ...] = ()
+    latent: bool = False
+    rest: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rest and (self.kind == "discrete" or len(self.rest) != self.size or max(map(abs, self.rest)) > 1):
+            raise ValueError(f"rest must be one number in [-1, 1] per dimension ({self.size}), got {self.rest}")
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether an action is one of ``size`` choices."""
+        return self.kind == "discrete"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one action: () for a discrete one, (size,) for a continuous one."""
+        return () if self.is_discrete else (self.size,)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """int64 for discrete actions, float32 for continuous ones."""
+        return torch.int64 if self.is_discrete else torch.float32
+
+    def __str__(self) -> str:
+        """Such as ``4 discrete actions``, for messages."""
+        return f"{self.size} {self.kind} action{'' if self.size == 1 else 's'}"
