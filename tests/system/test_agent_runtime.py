@@ -1,6 +1,7 @@
 """Options of `vwm agent train` that come from the run layer: precision, compilation and loggers."""
 
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -40,6 +41,7 @@ class FakeWandb(ModuleType):
 
     def __init__(self) -> None:
         super().__init__("wandb")
+        self.__spec__ = ModuleSpec("wandb", None)  # libraries ask whether it is installed
         self.logged: list[tuple[int, dict[str, float]]] = []
         self.settings: dict[str, object] = {}
 
@@ -49,7 +51,9 @@ class FakeWandb(ModuleType):
 
 
 def test_two_updates_in_bfloat16_with_another_logger(tmp_path: Path, monkeypatch) -> None:
-    wandb, seen = FakeWandb(), []
+    from vwm.rl.algorithms.dreamer import Dreamer
+
+    wandb, seen, acting = FakeWandb(), [], []
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: pytest.fail("compiled"))
     linear = torch.nn.functional.linear
@@ -58,11 +62,19 @@ def test_two_updates_in_bfloat16_with_another_logger(tmp_path: Path, monkeypatch
         seen.append(linear(*arguments, **more).dtype)
         return linear(*arguments, **more)
 
+    act = Dreamer.act
+
+    def watched_act(*arguments, **more):
+        acting.append(torch.is_autocast_enabled("cpu"))
+        return act(*arguments, **more)
+
     monkeypatch.setattr(torch.nn.functional, "linear", watched)
+    monkeypatch.setattr(Dreamer, "act", watched_act)
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.format(run=tmp_path / "run"))
     main(["agent", "train", "-c", str(config), "--precision", "bf16-mixed", "--wandb", "worlds"])
-    assert torch.bfloat16 in seen and torch.float32 in seen  # updates and acting
+    assert torch.bfloat16 in seen  # updates
+    assert acting and not any(acting)
     state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["counters"]["updated"] >= 2
     assert all(value.dtype != torch.bfloat16 and value.isfinite().all() for value in state["agent"].values())

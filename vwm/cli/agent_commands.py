@@ -115,7 +115,8 @@ def make_runtime(run: RunFolder, training: TrainingRun, config: Namespace, setti
     from lightning.fabric import Fabric
 
     device = resolve_device(training.device)
-    devices = 1 if device.index is None else [device.index]
+    _, _, index = str(device).partition(":")
+    devices = [int(index)] if index else 1
     fabric = Fabric(accelerator=device.type, devices=devices, precision=config.precision)
     return TrainingRuntime(autocast=fabric.autocast, compile=config.compile, loggers=loggers)
 
