@@ -127,6 +127,6 @@ def test_vwm_eval_measures_what_an_agent_has_learned(tmp_path: Path, observation
 def test_a_world_of_vectors_asks_for_them(tmp_path: Path) -> None:
     save_simulator(imagined_world((3,)), tmp_path / "world")
     write(tmp_path / "shard.tar", state=False)
-    with pytest.raises(ValueError, match=r"observes 3 numbers, and the data hold none .*--state true"):
+    with pytest.raises(ValueError, match=r"observes 3 numbers, and the data hold none .*--state"):
         evaluate_world(tmp_path / "world", str(tmp_path), tmp_path / "report", horizon=3)
     assert not (tmp_path / "report").exists()

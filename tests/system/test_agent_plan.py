@@ -1,4 +1,4 @@
-"""`vwm agent plan` as a user types it, over a bundle on disk."""
+"""`vwm plan` as a user types it, over a bundle on disk."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ def bundle(tmp_path_factory) -> Path:
 
 def test_plan_in_a_bundle(bundle: Path, tmp_path: Path, capsys):
     out = tmp_path / "result"
-    main(
-        ["agent", "plan", str(bundle), "vwm/TwoRooms-v0", "-o", str(out), *FEW, "--env_options", "{random_wall: true}"]
-    )
+    main(["plan", str(bundle), "vwm/TwoRooms-v0", "-o", str(out), *FEW, "--env_options", "{random_wall: true}"])
     result = json.loads((out / "plan.json").read_text())
     assert result["results"]["all"]["cem"]["success"]["n"] == 3 and result["made"]["env_options"] == {
         "random_wall": True
@@ -37,7 +35,7 @@ def test_plan_in_a_bundle(bundle: Path, tmp_path: Path, capsys):
 def test_pendulum_by_mppi(tmp_path: Path):
     save_simulator(diffusion_world(action_dims=1), tmp_path / "world")
     out = tmp_path / "result"
-    main(["agent", "plan", str(tmp_path / "world"), "Pendulum-v1", "-o", str(out), "--planner", "mppi", *FEW])
+    main(["plan", str(tmp_path / "world"), "Pendulum-v1", "-o", str(out), "--planner", "mppi", *FEW])
     result = json.loads((out / "plan.json").read_text())
     assert result["unit"] == "rad" and list(result["results"]["all"]) == ["mppi", "random"]
 
@@ -50,7 +48,7 @@ def test_errors_are_a_line(bundle: Path, tmp_path: Path, capsys):
         ([str(bundle), "Pong"], "no task"),
     ):
         with pytest.raises(SystemExit):
-            main(["agent", "plan", *arguments, "-o", str(tmp_path / "result")])
+            main(["plan", *arguments, "-o", str(tmp_path / "result")])
         said = capsys.readouterr().err
         assert message in said and "Traceback" not in said
     assert not (tmp_path / "result").exists()

@@ -23,7 +23,7 @@ def made(tmp_path_factory) -> Path:
     """Two bundles, with a decoder and without."""
     out = tmp_path_factory.mktemp("rooms")
     data = str(out / "data")
-    record = ["--frames", "160", "--max_episode_frames", "20", "--workers", "0", "--state", "true"]
+    record = ["--frames", "160", "--max_episode_frames", "20", "--workers", "0", "--state"]
     main(["record", "vwm.envs.two_rooms:vwm/TwoRooms-v0", data, *record])
     for name, more in (("seen", []), ("blind", ["--model.init_args.decoder", "null"])):
         fit = ["fit", "-c", str(CONFIG), "--run", str(out / f"run_{name}"), "--data.init_args.path", data]
@@ -51,7 +51,7 @@ def test_what_a_world_without_pictures_is_not_for_is_said(made, tmp_path, capsys
         SimulatorEnv(world)
     assert SimulatorEnv(vwm.load_simulator(made / "seen", "cpu")).reset(seed=0)[0].shape == (64, 64, 3)
     for command, says in (
-        (["play", str(made / "blind"), "--port", "0", "--open_browser", "false"], "has no pictures to play in"),
+        (["play", str(made / "blind"), "--port", "0"], "has no pictures to play in"),
         (["eval", str(made / "seen"), str(made / "data"), "--out", str(tmp_path / "report")], "by planning in it"),
     ):
         with pytest.raises(SystemExit):

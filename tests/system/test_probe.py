@@ -24,7 +24,6 @@ def test_a_shipped_world_is_probed_for_the_state_of_a_game(
             "--max_episode_frames",
             "12",
             "--state",
-            "true",
             "--workers",
             "0",
         ]
@@ -69,7 +68,6 @@ def test_a_folder_that_holds_no_model_gets_one_line(
             "--max_episode_frames",
             "6",
             "--state",
-            "true",
             "--workers",
             "0",
         ]

@@ -55,7 +55,7 @@ def test_an_exported_encoder_is_probed_for_the_clips_labels(place, bundle, capsy
 
 
 def test_surprise_is_measured_on_pairs(place, bundle, capsys):
-    main(["eval", "surprise", str(bundle), str(place / "pairs"), "--out", str(place / "surprise"), "--mask_token", "1"])
+    main(["surprise", str(bundle), str(place / "pairs"), "--out", str(place / "surprise"), "--mask_token", "1"])
     found = json.loads((place / "surprise/surprise.json").read_text())
     assert "frame difference" in capsys.readouterr().out
     assert found["before_violation"] < 1e-5  # nobody looks ahead
@@ -64,8 +64,8 @@ def test_surprise_is_measured_on_pairs(place, bundle, capsys):
 
 def test_what_is_no_vjepa_model_is_named(place, bundle, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["eval", "surprise", str(bundle), str(place / "pairs"), "--context", "3", "--out", str(place / "no")])
+        main(["surprise", str(bundle), str(place / "pairs"), "--context", "3", "--out", str(place / "no")])
     assert stop.value.code == 1 and "context=3" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        main(["eval", "surprise", str(place / "run"), str(place / "pairs"), "--out", str(place / "no")])
+        main(["surprise", str(place / "run"), str(place / "pairs"), "--out", str(place / "no")])
     assert "there is no config.json" in capsys.readouterr().err and not (place / "no").exists()

@@ -12,10 +12,11 @@ from latent_worlds import imagined_world
 from safetensors.torch import load_file, save_file
 
 import vwm
+from vwm.core.bundle_folder import BundleError
 from vwm.core.spaces import ActionSpace
 from vwm.models.dit.simulator import DiTSimulator
 from vwm.models.genie.simulator import GenieSimulator
-from vwm.worlds.bundle import BundleError, save_simulator
+from vwm.worlds.bundle import save_simulator
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

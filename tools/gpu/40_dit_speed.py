@@ -125,7 +125,7 @@ def save(folder: Path, found: dict[str, Any]) -> None:
 
 
 def compile_blocks(network: DiT) -> None:
-    """As ``vwm fit --compile true`` does; without a GPU only the tracing, which needs no compiler."""
+    """As ``vwm fit --compile`` does; without a GPU only the tracing, which needs no compiler."""
     for block in network.transformer.blocks:
         block.compile(backend="inductor" if network.device.type == "cuda" else "eager")
 

@@ -1,4 +1,8 @@
 from .benchmarks import UncachedDynamics as UncachedDynamics
 from .benchmarks import UncachedState as UncachedState
+from .commands import CLICommand as CLICommand
 from .compare_agents import RunGroup as RunGroup
-from .main import CLICommand as CLICommand
+from .parser import CommandParser as CommandParser
+from .parser import UsageError as UsageError
+from .signatures import CommandParameter as CommandParameter
+from .signatures import CommandSignature as CommandSignature

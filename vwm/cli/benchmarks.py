@@ -247,7 +247,7 @@ def _time_play(
 
 
 def benchmark_data(
-    shards: str,
+    data: str,
     clip_length: int = 16,
     batch_size: int = 8,
     workers: int = 0,
@@ -262,7 +262,7 @@ def benchmark_data(
     timed on both.
 
     Args:
-        shards: a folder of shards on this machine, or a tar.
+        data: a folder of shards on this machine, or a tar.
         clip_length: frames a clip.
         batch_size: clips a batch.
         workers: reading processes, of either.
@@ -271,7 +271,7 @@ def benchmark_data(
         shard_limit: use the first shards only, since the twin is written anew each time; 0 uses all.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        folders = _stage_shards(shards, Path(scratch), shard_limit)
+        folders = _stage_shards(data, Path(scratch), shard_limit)
         video = folders["mp4"]
         _print_data_settings(video, clip_length, batch_size, workers, batches)
         contestants: dict[str, Callable[[], Iterator[Any]]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import asdict
 from functools import partial
@@ -23,10 +22,6 @@ from vwm.runs.run_folder import RunFolder
 
 RANDOM_POLICY = "random"
 COMPARISON_FILE = "comparison.json"
-COMPARE_EXAMPLES = """examples:
-  vwm agent compare world=runs/ppo_freeway_world real=runs/ppo_freeway --real real --episodes 100
-  vwm agent compare world=runs/w0,runs/w1,runs/w2 real=runs/r0,runs/r1,runs/r2 ppo=runs/p0,runs/p1 --real real
-"""
 
 
 class RunGroup(NamedTuple):
@@ -36,59 +31,57 @@ class RunGroup(NamedTuple):
     runs: list[Path]
 
 
-def make_compare_parser() -> argparse.ArgumentParser:
-    """What ``vwm agent compare`` understands."""
-    parser = argparse.ArgumentParser(
-        prog="vwm agent compare",
-        description="Play what several runs have learned in the game that they are judged in, beside random actions.",
-        epilog=COMPARE_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "ways", nargs="+", metavar="[NAME=]RUN[,RUN...]", help="folders of runs; those behind one name are its seeds"
-    )
-    parser.add_argument("--real", metavar="NAME", help="the way that learned from real steps: the 1 of the ratios")
-    parser.add_argument("--out", "-o", type=Path, default=Path("runs/comparison"), help="folder to make")
-    parser.add_argument("--episodes", type=int, default=100, help="of each run, and of random actions")
-    parser.add_argument("--seed", type=int, default=2_000_000, help="of the games; trainings use others")
-    parser.add_argument("--side_by_side", type=int, default=16, help="copies of the game at most")
-    parser.add_argument("--workers", type=int, default=0, help="processes, a run each; 0 plays one after another")
-    return parser
+def compare_runs(
+    ways: list[str],
+    real: str | None = None,
+    out: Path = Path("runs/comparison"),
+    episodes: int = 100,
+    seed: int = 2_000_000,
+    side_by_side: int = 16,
+    workers: int = 0,
+) -> None:
+    """Play the agents of several runs in the real environment, and random actions, on the same episodes.
 
-
-def compare_runs(argv: list[str]) -> None:
-    """Write ``comparison.md``, ``comparison.png``, ``comparison.json`` and ``curves.png``.
+    Writes ``comparison.md``, ``comparison.png``, ``comparison.json`` and ``curves.png``.
 
     Args:
-        argv: what follows ``vwm agent compare``.
+        ways: [NAME=]RUN[,RUN...]: folders of runs; those behind one name differ by their seed.
+        real: name of the runs that learned from real steps: the 1 of the normalized returns.
+        out: folder to make.
+        episodes: of each run, and of random actions.
+        seed: of the episodes; trainings use others.
+        side_by_side: copies of the environment at most.
+        workers: processes, a run each; 0 evaluates one run after another.
+
+    Raises:
+        ValueError: no runs of the name ``real``, or runs that are evaluated in different environments.
     """
-    asked = make_compare_parser().parse_args(argv)
-    ways = parse_run_groups(asked.ways)
-    if asked.real is not None and asked.real not in {way.name for way in ways}:
-        raise ValueError(f"--real {asked.real}: there is no such way; there are {', '.join(way.name for way in ways)}")
-    check_replaceable_folder(asked.out, COMPARISON_FILE, "comparison")
-    game = common_env_spec(ways)
-    player = partial(evaluate_run, game=game, episodes=asked.episodes, seed=asked.seed, side_by_side=asked.side_by_side)
+    groups = parse_run_groups(ways)
+    if real is not None and real not in {group.name for group in groups}:
+        raise ValueError(f"--real {real}: there is no such way; there are {', '.join(group.name for group in groups)}")
+    check_replaceable_folder(out, COMPARISON_FILE, "comparison")
+    game = common_env_spec(groups)
+    player = partial(evaluate_run, game=game, episodes=episodes, seed=seed, side_by_side=side_by_side)
     played: dict[Path | None, EvaluationResult] = {}
-    for folder, evaluation in run_jobs(player, [None, *(folder for way in ways for folder in way.runs)], asked.workers):
+    for folder, evaluation in run_jobs(player, [None, *(folder for group in groups for folder in group.runs)], workers):
         played[folder] = evaluation
         print(f"{folder or RANDOM_POLICY}: {evaluation.returns.mean():.2f}", flush=True)
-    found = {RANDOM_POLICY: [played[None]]} | {way.name: [played[folder] for folder in way.runs] for way in ways}
-    result = compare_returns(
-        {name: [one.returns for one in runs] for name, runs in found.items()}, RANDOM_POLICY, asked.real
-    )
-    steps = {RANDOM_POLICY: 0} | {way.name: count_env_steps(way.runs[0]) for way in ways}
+    found = {RANDOM_POLICY: [played[None]]} | {
+        group.name: [played[folder] for folder in group.runs] for group in groups
+    }
+    result = compare_returns({name: [one.returns for one in runs] for name, runs in found.items()}, RANDOM_POLICY, real)
+    steps = {RANDOM_POLICY: 0} | {group.name: count_env_steps(group.runs[0]) for group in groups}
     table = render_comparison_table(result, steps, {name: len(runs) for name, runs in found.items()})
-    with atomic_folder(asked.out) as aside:
-        told = comparison_to_json(result, found, steps, ways)
-        settled = {"game": repr(game), "episodes": asked.episodes, "seed": asked.seed, "real": asked.real}
+    with atomic_folder(out) as aside:
+        told = comparison_to_json(result, found, steps, groups)
+        settled = {"game": repr(game), "episodes": episodes, "seed": seed, "real": real}
         (aside / COMPARISON_FILE).write_text(json.dumps(settled | told, indent=2) + "\n")
-        title = f"{asked.episodes} episodes a run in {game}"
+        title = f"{episodes} episodes a run in {game}"
         (aside / "comparison.md").write_text(f"{title}\n\n{table}")
         plot_returns(result.means, result.normalised, title).savefig(aside / "comparison.png")
-        curves = {way.name: [read_learning_curve(folder) for folder in way.runs] for way in ways}
+        curves = {group.name: [read_learning_curve(folder) for folder in group.runs] for group in groups}
         plot_learning_curves(curves, result.means[RANDOM_POLICY].value, f"{game}").savefig(aside / "curves.png")
-    print(f"\n{table}\ntable, plots and every return: {asked.out}")
+    print(f"\n{table}\ntable, plots and every return: {out}")
 
 
 def evaluate_run(folder: Path | None, game: EnvSpec, episodes: int, seed: int, side_by_side: int) -> EvaluationResult:

@@ -1,136 +1,23 @@
-"""The command line: one table of commands, each a typed function somewhere in the package.
-
-A function's parameters are the command's arguments, and its docstring is their help. Modules are imported when their
-command is called, so that ``vwm --help`` answers at once.
-"""
+"""Entry point of ``vwm``: finds the command, checks its arguments, and only then imports what the command needs."""
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-
-class CLICommand(NamedTuple):
-    """Where a command's function lives, what it does in a line, and examples."""
-
-    target: str
-    summary: str
-    examples: tuple[str, ...] = ()
-    parses_arguments: bool = False
-    """The function takes the arguments as they were typed."""
-
-
-COMMANDS = {
-    "record": CLICommand(
-        "vwm.envs.recording:record_dataset",
-        "record a game into shards",
-        (
-            "vwm record procgen:coinrun data/coinrun --frames 50000",
-            "vwm record ALE/Pong-v5 data/pong --policy sticky --frame_skip 4",
-            "vwm record CarRacing-v3 data/carracing --workers 2",
-        ),
-    ),
-    "ingest": CLICommand(
-        "vwm.data.ingest:ingest_videos",
-        "turn a folder of videos into shards",
-        ("vwm ingest my_videos data/mine --size 64 --fps 15",),
-    ),
-    "data inspect": CLICommand(
-        "vwm.data.inspection:inspect_dataset",
-        "count what is in shards, and draw a contact sheet",
-        ("vwm data inspect data/coinrun --contact_sheet sheet.png",),
-    ),
-    "encode": CLICommand(
-        "vwm.tokenizers.shard_encoding:encode_shards",
-        "write shards with latents beside the video",
-        ("vwm encode data/coinrun --tokenizer runs/bundle --out data/coinrun_tokens",),
-    ),
-    "fit": CLICommand("vwm.train.fit:fit_model", "train a model from a config", parses_arguments=True),
-    "export": CLICommand(
-        "vwm.train.export:export_run",
-        "make a bundle of a training run",
-        ("vwm export runs/genie -o runs/bundle --data data/coinrun",),
-    ),
-    "play": CLICommand(
-        "vwm.play.server:play_world",
-        "play a bundle in the browser",
-        ("vwm play coinrun", "vwm play carracing", "vwm play runs/bundle --port 8080 --host 0.0.0.0"),
-    ),
-    "eval": CLICommand(
-        "vwm.eval.world_report:evaluate_world",
-        "measure a bundle on held-out data",
-        ("vwm eval runs/bundle data/coinrun_test --out runs/report",),
-    ),
-    "agent train": CLICommand(
-        "vwm.cli.agent_commands:train_agent", "train an agent from a config", parses_arguments=True
-    ),
-    "agent eval": CLICommand(
-        "vwm.cli.agent_commands:evaluate_agent",
-        "measure a trained agent on episodes of their own seeds",
-        ("vwm agent eval runs/dreamer_v3_cartpole --episodes 100",),
-    ),
-    "agent compare": CLICommand(
-        "vwm.cli.compare_agents:compare_runs",
-        "set runs beside one another in the real game, and beside random",
-        parses_arguments=True,
-    ),
-    "agent play": CLICommand(
-        "vwm.cli.agent_commands:record_agent_videos",
-        "write a video of a trained agent's play",
-        ("vwm agent play runs/dreamer_v3_cartpole --episodes 3",),
-    ),
-    "agent export": CLICommand(
-        "vwm.cli.agent_commands:export_agent_world",
-        "make a bundle of the world that an agent has learned",
-        ("vwm agent export runs/dreamer_v3_carracing -o runs/dreamer_v3_carracing/world",),
-    ),
-    "agent plan": CLICommand(
-        "vwm.eval.goal_evaluation:evaluate_planner",
-        "plan to goals in a bundle, and count how often they are reached",
-        (
-            "vwm agent plan runs/bundle vwm/TwoRooms-v0 --episodes 100",
-            "vwm agent plan runs/bundle Pendulum-v1 --planner mppi --budget 120",
-        ),
-    ),
-    "probe": CLICommand(
-        "vwm.eval.probe_report:probe_features",
-        "measure what frozen features know, beside random networks and bare pixels",
-        (
-            "vwm probe runs/vjepa/bundle data/pong_state --only '[ball_x, ball_y]' --out runs/probe",
-            "vwm probe carracing,runs/vjepa/bundle data/carracing_state --layer all",
-            "vwm probe runs/vjepa/bundle data/sprites --label shape --test data/sprites_unseen",
-        ),
-    ),
-    "eval surprise": CLICommand(
-        "vwm.eval.vjepa_surprise:evaluate_surprise",
-        "is a V-JEPA model more surprised by what cannot happen?",
-        ("vwm eval surprise runs/sprites_small/bundle data/sprites_surprise",),
-    ),
-    "bench play": CLICommand(
-        "vwm.cli.benchmarks:benchmark_play", "time the steps of a bundle", ("vwm bench play runs/bundle --steps 40",)
-    ),
-    "bench data": CLICommand(
-        "vwm.cli.benchmarks:benchmark_data", "time the loader", ("vwm bench data data/coinrun --clip_length 16",)
-    ),
-    "demo": CLICommand(
-        "vwm.cli.demo:run_demo",
-        "the whole way on a small scale: record, train, measure, export",
-        ("vwm demo", "vwm demo --minutes 4 --out runs/short"),
-    ),
-}
+from vwm.cli.commands import COMMANDS, CLICommand
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point of ``vwm``."""
+    """Run the command that the arguments name."""
     argv = sys.argv[1:] if argv is None else argv
     # Threads that spin as long as libgomp likes make a step a hundred times slower where another job shares the cores;
     # threads that do not spin at all make it half as slow again on a quiet machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    # Games are drawn into arrays; pygame looks for a screen all the same.
+    # Environments are drawn into arrays; pygame looks for a screen all the same.
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     if not argv or argv[0] in ("-h", "--help"):
         print(_command_overview(COMMANDS))
@@ -140,17 +27,12 @@ def main(argv: list[str] | None = None) -> None:
 
         print(f"vwm {vwm.__version__}")
         return
-    name = next((n for n in (" ".join(argv[:2]), argv[0]) if n in COMMANDS), None)
+    name = find_command(argv)
     if name is None:
-        group = {n: command for n, command in COMMANDS.items() if n.startswith(argv[0] + " ")}
-        if group and argv[1:] in ([], ["-h"], ["--help"]):
-            print(_command_overview(group))
-            return
-        print(f"vwm: no command {argv[0]!r}; there are: {', '.join(group or COMMANDS)}", file=sys.stderr)
-        raise SystemExit(2)
-    rest = argv[len(name.split()) :]
+        print(_command_overview({n: c for n, c in COMMANDS.items() if n.split()[0] == argv[0]}))
+        return
     try:
-        run_command(name, rest)
+        run_command(name, argv[len(name.split()) :])
     except (ValueError, FileNotFoundError, FileExistsError, ImportError, PermissionError) as error:
         if os.environ.get("VWM_DEBUG"):
             raise
@@ -160,29 +42,55 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
+def find_command(argv: list[str]) -> str | None:
+    """The command that the arguments begin with; None where they ask what a group of commands holds.
+
+    Raises:
+        SystemExit: there is no such command.
+    """
+    groups = {name.split()[0] for name in COMMANDS if " " in name}
+    if argv[0] not in groups:
+        typed, known = argv[0], set(COMMANDS) | groups
+    elif argv[1:] in ([], ["-h"], ["--help"]):
+        return None
+    else:
+        typed, known = " ".join(argv[:2]), {name for name in COMMANDS if name.startswith(argv[0] + " ")}
+    if typed in known:
+        return typed
+    from vwm.core.suggestions import suggest
+
+    print(f"vwm: no command {typed}{suggest(typed, known)}; vwm --help lists the commands", file=sys.stderr)
+    raise SystemExit(2)
+
+
 def run_command(name: str, argv: list[str]) -> None:
-    """Run one command in this process. Errors are raised as they come."""
-    module, _, attribute = COMMANDS[name].target.partition(":")
-    function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-    if COMMANDS[name].parses_arguments:
-        function(argv)
+    """Run one command in this process.
+
+    Raises:
+        SystemExit: the command line cannot be understood; a message says why. Other errors are raised as they come.
+    """
+    from vwm.cli.argument_checks import check_paths
+    from vwm.cli.parser import UsageError, make_command_parser
+    from vwm.cli.signatures import read_signature
+
+    command = COMMANDS[name]
+    if command.parses_arguments:
+        _import_function(command)(argv)
         return
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(
-        prog=f"vwm {name}",
-        description=COMMANDS[name].summary,
-        epilog="examples:\n  " + "\n  ".join(COMMANDS[name].examples),
-        formatter_class=_HelpFormatter,
-    )
-    parser.add_function_arguments(function, as_group=False, as_positional=True, fail_untyped=True)
-    argv = ["--out" if argument == "-o" else argument for argument in argv]
-    arguments = parser.instantiate(parser.parse_args(argv))
-    function(**vars(arguments))
+    signature = read_signature(command.target)
+    try:
+        arguments = make_command_parser(f"vwm {name}", signature, command.examples).parse_command(argv)
+    except UsageError as error:
+        print(f"vwm {name}: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    check_paths(signature, arguments)
+    _import_function(command)(**arguments)
 
 
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the examples' lines as they are."""
+def _import_function(command: CLICommand) -> Callable[..., Any]:
+    module, _, name = command.target.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
 
 
 def _command_overview(commands: Mapping[str, CLICommand]) -> str:

@@ -2,6 +2,8 @@ from .atomic_files import atomic_folder as atomic_folder
 from .atomic_files import atomic_write as atomic_write
 from .atomic_files import atomic_write_text as atomic_write_text
 from .atomic_files import check_replaceable_folder as check_replaceable_folder
+from .bundle_folder import BundleError as BundleError
+from .bundle_folder import find_bundle as find_bundle
 from .capabilities import EncodesFrames as EncodesFrames
 from .capabilities import EstimatesUncertainty as EstimatesUncertainty
 from .capabilities import HasClonedPolicy as HasClonedPolicy
@@ -38,6 +40,8 @@ from .states import merge_states as merge_states
 from .states import replace_worlds as replace_worlds
 from .states import select_worlds as select_worlds
 from .states import state_batch_size as state_batch_size
+from .suggestions import suggest as suggest
+from .suggestions import suggest_sibling as suggest_sibling
 from .tokenizer import FrameTokenizer as FrameTokenizer
 from .tokenizer import TokenizerOutput as TokenizerOutput
 from .tokenizer import VideoTokenizer as VideoTokenizer

@@ -84,7 +84,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         if stride > 1 and {"actions", "rewards", "terminated"} & set(fields):
             raise ValueError(
                 f"stride={stride} skips frames, so actions and rewards would not lead to the next frame: set "
-                f"fields=[frames], or record with a frame skip (vwm record --frame_skip {stride})"
+                f"fields=[frames], or record with a frame skip (vwm record --frame-skip {stride})"
             )
         if not 0 <= labeled_fraction <= 1:
             raise ValueError(f"labeled_fraction must be between 0 and 1, got {labeled_fraction}")

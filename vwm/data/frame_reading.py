@@ -39,7 +39,7 @@ def read_frames(path: str, entry: EpisodeIndexEntry, indices: Sequence[int]) -> 
     if extension is None:
         raise ValueError(
             f"{path}: episode {entry.key!r} holds no frames (it has {', '.join(entry.members)}). Train with "
-            f"data.fields=[latents, actions], or encode with --keep_video true"
+            f"data.fields=[latents, actions], or encode with --keep_video"
         )
     offset, size = entry.members[extension]
     name = f"{path}:{entry.key}.{extension}"

@@ -1,4 +1,4 @@
-"""`vwm data inspect`: statistics of the contents of shards, and a contact sheet of their frames."""
+"""`vwm inspect`: statistics of the contents of shards, and a contact sheet of their frames."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ class DatasetStatistics:
     sources: Counter[str] = field(default_factory=Counter)
 
 
-def inspect_dataset(path: Path, sheet: Path | None = None) -> None:
+def inspect_dataset(data: Path, sheet: Path | None = None) -> None:
     """Print statistics of shards and, if requested, write a contact sheet of their frames.
 
     Args:
-        path: a folder of shards, one shard, or an fsspec address of either.
+        data: a folder of shards, one shard, or an fsspec address of either.
         sheet: a PNG to write, with one episode per row and its frames from left to right.
 
     Raises:
@@ -71,7 +71,7 @@ def inspect_dataset(path: Path, sheet: Path | None = None) -> None:
     """
     from tqdm import tqdm
 
-    shards = list_shards(path)
+    shards = list_shards(data)
     indices = [load_shard_index(shard) for shard in shards]
     statistics = DatasetStatistics()
     for shard, index in zip(tqdm(shards, unit="shard", desc="inspect", disable=None), indices, strict=True):

@@ -145,7 +145,7 @@ def read_observations(
         found = "none" if batch.state is None else f"{batch.state.shape[-1]}"
         raise ValueError(
             f"the world observes {size} numbers, and the data hold {found} a frame: record the game that it was "
-            "learned in with vwm record ... --state true"
+            "learned in with vwm record ... --state"
         )
     episodes = len({(a.shard, a.episode) for a in addresses})
     sample = EvalClips(batch.state, batch.actions, (), dataset.order.index_hash, len(dataset.order), episodes)

@@ -24,6 +24,7 @@ from diffusers import ModelMixin
 from einops import rearrange
 from torch import Tensor, nn
 
+from vwm.core.bundle_folder import BundleError
 from vwm.core.components import COMPONENT_CONFIG_FILE
 from vwm.core.frames import frames_to_float
 from vwm.core.tokenizer import VideoTokenizer
@@ -35,7 +36,7 @@ from vwm.models.genie.simulator import GenieSimulator
 from vwm.models.vjepa.frame_encoder import FrameEncoder, load_frame_encoder
 from vwm.models.vjepa.video_encoder import VideoEncoder
 from vwm.tokenizers.loading import load_tokenizer
-from vwm.worlds.bundle import BundleError, load_simulator
+from vwm.worlds.bundle import load_simulator
 
 
 class FeatureExtractor(ABC):

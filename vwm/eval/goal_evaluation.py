@@ -1,4 +1,4 @@
-"""`vwm agent plan`: how often a planner reaches goals that are pictures, beside policies that need no world."""
+"""`vwm plan`: how often a planner reaches goals that are pictures, beside policies that need no world."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def split_episodes(keys: Sequence[str], with_test: bool, seed: int) -> dict[str,
     if len(keys) < least:
         raise ValueError(
             f"{len(keys)} episodes are too few for parts that share none: it takes {least}. Record more, or shorter "
-            f"ones (vwm record --max_episode_frames)"
+            f"ones (vwm record --max-episode-frames)"
         )
     order = sorted(keys, key=lambda key: key_hash(key, f"probe {seed}".encode()[:16]))
     tested = max(2, round(TEST_SHARE * len(keys))) if with_test else 0
@@ -216,7 +216,7 @@ def _read_label(clip: dict[str, Any], meta: dict[str, Any], label: str | None, w
         return meta[label]
     if "state" not in clip:
         raise ValueError(
-            f"{where} has no state: record with `vwm record --state true`, or name a label of its json (--label)"
+            f"{where} has no state: record with `vwm record --state`, or name a label of its json (--label)"
         )
     return clip["state"][-1]
 

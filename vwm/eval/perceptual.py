@@ -18,11 +18,11 @@ from vwm.core.frames import frames_to_float
 
 LPIPS_NOTE = (
     "LPIPS is missing: it needs torchvision's AlexNet weights (alexnet-owt-7be5be79.pth from download.pytorch.org), "
-    "given with --lpips_weights FILE"
+    "given with --lpips-weights FILE"
 )
 FVD_NOTE = (
     "FVD is missing: it needs the I3D network as TorchScript (the i3d_torchscript.pt that StyleGAN-V and others use), "
-    "given with --fvd_weights FILE"
+    "given with --fvd-weights FILE"
 )
 
 ALEXNET_STAGES = ((0, 2), (2, 5), (5, 8), (8, 10), (10, 12))

@@ -68,7 +68,7 @@ def probe_features(
             and test.
         out: folder for the report; an earlier report there is replaced.
         label: a key of the episodes' json to tell: text, whole numbers and truth values as classes, other numbers as
-            numbers. null: the recorded state (vwm record --state true) at a clip's last frame.
+            numbers. null: the recorded state (vwm record --state) at a clip's last frame.
         only: names of the state's numbers to keep, e.g. '[ball_x, ball_y]'; null keeps all that vary.
         test: other shards to judge on.
         layer: which layer of the networks (0 is the first, -1 the last), or all of them, one after the other. null: a

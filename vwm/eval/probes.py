@@ -94,7 +94,7 @@ def _check_memory(clips: int, found: Tensor, memory: float, title: str) -> None:
         raise ValueError(
             f"{title}: {clips} clips of {tokens} tokens of width {width} need {needed:.1f} GiB with the probes' own "
             f"copies, over memory={memory:g}: use fewer clips (--clips {int(clips * memory / needed * 0.6)}), a "
-            f"shorter --clip_length, or more --memory"
+            f"shorter --clip-length, or more --memory"
         )
 
 

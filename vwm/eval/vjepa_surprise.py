@@ -1,4 +1,4 @@
-"""``vwm eval surprise``: how far a V-JEPA model's prediction of the next moments is from what comes.
+"""``vwm surprise``: how far a V-JEPA model's prediction of the next moments is from what comes.
 
 Windows slide over a video. The encoder sees a window's first frames, the predictor says what it would make of the
 following ones, and the distance to what it does make of them is the surprise (Garrido et al., 2025, arXiv 2502.11831,

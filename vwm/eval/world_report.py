@@ -84,7 +84,7 @@ def evaluate_world(
     """Measure a world on recorded clips and write a report: numbers, plots, videos and a page that shows them.
 
     Of the compact latent worlds that agents learn (``vwm agent export``) the report is the compounding error alone:
-    ``report.json`` and a plot, see ``vwm.eval.compounding_error``. Worlds of vectors want data with ``--state true``.
+    ``report.json`` and a plot, see ``vwm.eval.compounding_error``. Worlds of vectors want data with ``--state``.
 
     Args:
         bundle: folder of the world, as `vwm export` makes it.

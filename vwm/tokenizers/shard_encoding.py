@@ -25,7 +25,7 @@ from vwm.tokenizers.loading import load_tokenizer
 
 
 def encode_shards(
-    shards: str,
+    data: str,
     tokenizer: Path = Path("runs/bundle"),
     out: Path = Path("data/encoded"),
     keep_video: bool = True,
@@ -41,7 +41,7 @@ def encode_shards(
     Run it again to go on where it stopped: shards that are whole are passed over.
 
     Args:
-        shards: what to encode: a folder, a tar, a pattern, or an fsspec address.
+        data: shards to encode: a folder, a tar, a pattern, or an fsspec address.
         tokenizer: a bundle, a tokenizer's folder, or that of a diffusers autoencoder or pipeline.
         out: the folder to make.
         keep_video: copy the frames too (latent actions are learned from pixels).
@@ -52,12 +52,10 @@ def encode_shards(
         ValueError: ``out`` holds latents of something else, two shards have one name, or the tokenizer joins several
             frames in a latent.
     """
-    paths = list_shards(shards)
+    paths = list_shards(data)
     names = [path.rsplit("/", 1)[-1] for path in paths]
     if len(set(names)) < len(names):
-        raise ValueError(
-            f"{shards}: several shards are called {max(names, key=names.count)}: encode a folder at a time"
-        )
+        raise ValueError(f"{data}: several shards are called {max(names, key=names.count)}: encode a folder at a time")
     first = load_shard_index(paths[0]).episodes[0]
     network = load_tokenizer(tokenizer, image_size=(first.height, first.width))
     if network.time_compression > 1:
@@ -66,7 +64,7 @@ def encode_shards(
             f"frame: take one with time_compression=1, or train on the video itself (--data.fields '[frames, actions]')"
         )
     network.to("cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device)
-    _check_encoding_metadata(out, network, shards)
+    _check_encoding_metadata(out, network, data)
     for path in tqdm(paths, desc="encode", unit="shard"):
         target = out / path.rsplit("/", 1)[-1]
         if not target.exists():

@@ -167,7 +167,7 @@ def fit_model(argv: list[str]) -> L.LightningModule:
             cli.check_same_run(run)
         if cli.trainer.is_global_zero:
             if start is not None:
-                print(f"continuing from {start} (--resume false starts again)")
+                print(f"continuing from {start} (--no-resume starts again)")
             cli.open_metric_loggers()
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=start, weights_only=True)
     return cli.model

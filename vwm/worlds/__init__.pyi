@@ -1,4 +1,3 @@
-from .bundle import BundleError as BundleError
 from .bundle import load_simulator as load_simulator
 from .bundle import save_simulator as save_simulator
 from .ensemble import EnsembleSimulator as EnsembleSimulator

@@ -24,6 +24,7 @@ from torch import Tensor
 
 import vwm
 from vwm.core.atomic_files import atomic_folder
+from vwm.core.bundle_folder import BUNDLE_INDEX_FILE, BundleError, find_bundle
 from vwm.core.components import ComponentError, load_component, public_module, resolve_network_class, save_component
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.core.spaces import ActionSpace
@@ -35,7 +36,6 @@ from vwm.models.rssm.simulator import RSSMSimulator
 from vwm.models.tdmpc2.simulator import TDMPC2Simulator
 from vwm.models.vjepa.simulator import VJEPAACSimulator
 
-INDEX_FILE = "model_index.json"
 VECTOR_STARTS_FILE = "vectors.safetensors"
 SIMULATOR_CLASSES: dict[str, type[NetworkSimulator]] = {
     kind.__name__: kind
@@ -49,10 +49,6 @@ SIMULATOR_CLASSES: dict[str, type[NetworkSimulator]] = {
         TDMPC2Simulator,
     )
 }
-
-
-class BundleError(ValueError):
-    """A bundle that cannot be loaded; the message names the file and what is wrong with it."""
 
 
 def save_simulator(
@@ -70,8 +66,8 @@ def save_simulator(
         BundleError: ``path`` exists and is not a bundle; nothing is overwritten.
     """
     target = Path(path)
-    if target.exists() and not (target / INDEX_FILE).is_file() and (target.is_file() or any(target.iterdir())):
-        raise BundleError(f"{target} exists and is no bundle (it has no {INDEX_FILE}): choose another folder")
+    if target.exists() and not (target / BUNDLE_INDEX_FILE).is_file() and (target.is_file() or any(target.iterdir())):
+        raise BundleError(f"{target} exists and is no bundle (it has no {BUNDLE_INDEX_FILE}): choose another folder")
     with atomic_folder(target) as aside:
         index: dict[str, Any] = {
             "_class_name": type(simulator).__name__,
@@ -96,7 +92,7 @@ def save_simulator(
         (aside / "README.md").write_text(
             card or f"# {simulator.spec.title}\n\nA vwm world. {_usage_text(simulator, target.name)}\n"
         )
-        (aside / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+        (aside / BUNDLE_INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _usage_text(simulator: NetworkSimulator, name: str) -> str:
@@ -122,18 +118,18 @@ def load_simulator(
     Raises:
         BundleError: missing, broken or foreign; the message says which file and what about it.
     """
-    folder = _find_bundle(path)
+    folder = find_bundle(path)
     index = _read_index(folder)
     kind = SIMULATOR_CLASSES[index["_class_name"]]
     parts: dict[str, Any] = {name: _load_part(folder, name, index.get(name)) for name in kind.PARTS}
     for name in kind.PARTS:
         if parts[name] is None and name not in kind.OPTIONAL:
-            raise BundleError(f"{folder / INDEX_FILE}: part {name!r} is missing")
+            raise BundleError(f"{folder / BUNDLE_INDEX_FILE}: part {name!r} is missing")
     try:
         settings = index["settings"]
         frames = int(settings["context_frames"])
     except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"{folder / INDEX_FILE}: settings are not understood ({error!r})") from error
+        raise BundleError(f"{folder / BUNDLE_INDEX_FILE}: settings are not understood ({error!r})") from error
     starts = _load_starts(folder / "starts", frames)
     try:
         saved = settings["actions"]
@@ -148,20 +144,13 @@ def load_simulator(
             starts=starts,
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"{folder / INDEX_FILE}: settings are not understood ({error!r})") from error
+        raise BundleError(f"{folder / BUNDLE_INDEX_FILE}: settings are not understood ({error!r})") from error
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype == "auto":
         dtype = torch.bfloat16 if _supports_bfloat16(torch.device(device)) else torch.float32
     torch.nn.Module.to(simulator.dynamics, dtype)  # diffusers' own `to` warns of layers that it would keep in float32
     return simulator.to(device)
-
-
-def _find_bundle(path: str | os.PathLike[str]) -> Path:
-    """The folder of a bundle: as given, else a shipped one of that name (in a wheel, or in the checkout)."""
-    package = Path(vwm.__file__).parent
-    shipped = [folder / path for folder in (package / "bundles", package.parent / "bundles")]
-    return next((p for p in (Path(path), *shipped) if (p / INDEX_FILE).is_file()), Path(path))
 
 
 def _supports_bfloat16(device: torch.device) -> bool:
@@ -173,11 +162,7 @@ def _supports_bfloat16(device: torch.device) -> bool:
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
-    file = folder / INDEX_FILE
-    if not file.is_file():
-        raise BundleError(
-            f"{folder} is no bundle: it has no {INDEX_FILE}. Make one from a training run: vwm export RUN -o {folder}"
-        )
+    file = folder / BUNDLE_INDEX_FILE
     try:
         index = json.loads(file.read_text())
     except json.JSONDecodeError as error:
@@ -193,11 +178,11 @@ def _load_part(folder: Path, name: str, spec: Any) -> ModelMixin | None:
     if spec is None or spec == [None, None]:
         return None
     if not (isinstance(spec, list) and len(spec) == 2 and all(isinstance(s, str) for s in spec)):
-        raise BundleError(f"{folder / INDEX_FILE}: {name} must be [module, class], got {spec!r}")
+        raise BundleError(f"{folder / BUNDLE_INDEX_FILE}: {name} must be [module, class], got {spec!r}")
     module, class_name = spec
     try:
         return load_component(
-            folder / name, resolve_network_class(module, class_name, f"{folder / INDEX_FILE}: {name}")
+            folder / name, resolve_network_class(module, class_name, f"{folder / BUNDLE_INDEX_FILE}: {name}")
         )
     except ComponentError as error:
         raise BundleError(str(error)) from error

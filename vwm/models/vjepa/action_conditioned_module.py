@@ -248,7 +248,7 @@ class ActionConditionedJEPAModule(TrainingModule):
             found = "none" if batch.state is None else f"{batch.state.shape[-1]} numbers"
             raise ValueError(
                 f"dynamics.proprioception_dims={size}, but a frame's state in these clips has {found}: name state in "
-                "data.fields and record it (vwm record --state true), or set proprioception_dims to its size, or to 0"
+                "data.fields and record it (vwm record --state), or set proprioception_dims to its size, or to 0"
             )
         return batch.state[:, :-1].float()
 

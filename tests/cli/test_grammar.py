@@ -1,0 +1,115 @@
+"""The grammar of the command line: names, options, switches, values, and what a mistake is answered."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import time
+
+import pytest
+
+from vwm.cli.commands import COMMANDS
+from vwm.cli.main import main
+from vwm.cli.parser import UsageError, make_command_parser
+from vwm.cli.signatures import CommandParameter, CommandSignature, read_signature
+
+FUNCTIONS = {name: command for name, command in COMMANDS.items() if not command.parses_arguments}
+
+
+def test_a_name_is_a_command_or_a_group_but_not_both():
+    groups = {name.split()[0] for name in COMMANDS if " " in name}
+    assert not groups & set(COMMANDS) and all(len(name.split()) <= 2 for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_argument_is_described_and_every_example_is_understood(name):
+    signature = read_signature(FUNCTIONS[name].target)
+    assert all(parameter.help for parameter in signature.parameters) and signature.description
+    parser = make_command_parser(f"vwm {name}", signature, FUNCTIONS[name].examples)
+    for example in FUNCTIONS[name].examples:
+        words = shlex.split(example)
+        assert words[: 1 + len(name.split())] == ["vwm", *name.split()]
+        assert set(parser.parse_command(words[1 + len(name.split()) :])) == {p.name for p in signature.parameters}
+
+
+def make_parser(**parameters):
+    rows = tuple(CommandParameter(name, kind, default, "") for name, (kind, default) in parameters.items())
+    return make_command_parser("vwm test", CommandSignature("", rows), [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "default", "argv", "value"),
+    [
+        ("int", 1, ["--some-value", "2"], 2),
+        ("int", 1, ["--some_value=2"], 2),
+        ("int", 1, ["--some-value", "-2"], -2),
+        ("bool", False, ["--some-value"], True),
+        ("bool", True, ["--no-some-value"], False),
+        ("bool", True, ["--no_some_value"], False),
+        ("float | None", 0.5, ["--some-value", "null"], None),
+        ("int | Literal['all'] | None", None, ["--some-value", "all"], "all"),
+        ("list[str] | None", None, ["--some-value", "a,b"], ["a", "b"]),
+        ("list[float] | None", None, ["--some-value", "[0.1, 1]"], [0.1, 1.0]),
+        ("dict[int, float] | None", None, ["--some-value", "{7: 4, 8: 3}"], {7: 4.0, 8: 3.0}),
+        ("dict[str, Any] | None", None, ["--some-value", "{a: [1, b]}"], {"a": [1, "b"]}),
+    ],
+)
+def test_values_have_the_type_of_their_parameter(kind, default, argv, value):
+    assert make_parser(some_value=(kind, default)).parse_command(argv) == {"some_value": value}
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--some-valeu", "2"], "no option --some-valeu (did you mean --some-value?)"),
+        (["--some-value", "ten"], "--some-value: 'ten' must be a whole number or one of all"),
+        (["--batch", "2.5"], "--batch/--batch-size: '2.5' must be a whole number"),
+        (["--other", "c"], "--other: 'c' must be one of a, b"),
+        (["--some-value"], "--some-value: expected one argument"),
+    ],
+)
+def test_a_usage_error_names_option_value_and_remedy(argv, message):
+    parser = make_parser(
+        some_value=("int | Literal['all']", 1), batch_size=("int", 1), other=("Literal['a', 'b']", "a")
+    )
+    with pytest.raises(UsageError) as error:
+        parser.parse_command(argv)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["plya"], "no command plya (did you mean play?)"),
+        (["agent", "trian"], "no command agent trian (did you mean agent train?)"),
+        (["play", "coinrum"], "coinrum is no bundle: there is no such folder (did you mean coinrun?)"),
+        (["eval", "coinrun", "nowhere", "--horizn", "3"], "no option --horizn (did you mean --horizon?)"),
+        (["eval", "coinrun", "datta"], "no shards at datta: there is no such file or folder (did you mean data?)"),
+        (["export", "runs/on"], "runs/on is no finished run: there is no such folder (did you mean runs/one?)"),
+    ],
+)
+def test_a_mistyped_name_gets_a_suggestion(argv, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    (tmp_path / "data").mkdir()
+    with pytest.raises(SystemExit):
+        main(argv)
+    assert message in capsys.readouterr().err
+
+
+def test_help_and_mistakes_are_answered_without_torch():
+    code = """
+import sys
+from vwm.cli.main import main
+for argv in (["--help"], ["eval", "--help"], ["plya"], ["play", "coinrum"], ["eval", "a", "b", "--horizon", "x"]):
+    try:
+        main(argv)
+    except SystemExit:
+        pass
+assert "torch" not in sys.modules
+"""
+    start = time.monotonic()
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "ingest" in said.stdout and "must be a whole number" in said.stderr
+    assert time.monotonic() - start < 10  # a fraction of a second on a quiet machine

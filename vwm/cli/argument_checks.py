@@ -1,0 +1,44 @@
+"""Checks of paths on the command line before anything heavy is imported: a mistyped name is reported at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vwm.cli.signatures import REQUIRED, CommandSignature
+from vwm.core.bundle_folder import find_bundle
+from vwm.core.suggestions import suggest_sibling
+
+
+def check_paths(signature: CommandSignature, arguments: dict[str, Any]) -> None:
+    """Check required arguments by their name, which means the same in every command: bundle, run, data.
+
+    Raises:
+        BundleError: ``bundle`` is neither a bundle's folder nor the name of a shipped one.
+        FileNotFoundError: the folder of ``run``, or ``data`` on this machine, does not exist.
+    """
+    checks = {"bundle": find_bundle, "run": _check_run, "data": _check_data}
+    for parameter in signature.parameters:
+        # probe's `bundle` is a text: several of them, and also tokenizers and encoders
+        if parameter.default is REQUIRED and parameter.name in checks and arguments[parameter.name]:
+            if parameter.name == "bundle" and parameter.annotation != "Path":
+                continue
+            checks[parameter.name](arguments[parameter.name])
+
+
+def _check_run(run: Path) -> None:
+    if not run.is_dir():
+        raise FileNotFoundError(
+            f"{run} is no finished run: there is no such folder{suggest_sibling(run)}; give the folder of a run of "
+            f"vwm fit or vwm agent train"
+        )
+
+
+def _check_data(data: str | Path) -> None:
+    text = str(data)
+    if "://" in text or any(sign in text for sign in "*?[{") or Path(text).exists():
+        return
+    raise FileNotFoundError(
+        f"no shards at {text}: there is no such file or folder{suggest_sibling(Path(text))}; make some with "
+        f"vwm record ENV {text} or vwm ingest FOLDER {text}"
+    )

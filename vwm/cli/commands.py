@@ -1,0 +1,122 @@
+"""The table of commands: where each one's function is, what it does, and examples that work.
+
+A name is a command or a group of commands, never both, so that what follows a command's name is always an argument.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class CLICommand(NamedTuple):
+    """One command."""
+
+    target: str
+    """``module:function``. Its parameters are the arguments, and its docstring is the help."""
+    summary: str
+    examples: tuple[str, ...] = ()
+    parses_arguments: bool = False
+    """The function takes the arguments as a list of texts: trainings, whose arguments are the keys of a config."""
+
+
+COMMANDS = {
+    "record": CLICommand(
+        "vwm.envs.recording:record_dataset",
+        "record an environment into shards",
+        (
+            "vwm record procgen:coinrun data/coinrun --frames 50000",
+            "vwm record ALE/Pong-v5 data/pong --policy sticky --frame-skip 4",
+            "vwm record CarRacing-v3 data/carracing --workers 2",
+        ),
+    ),
+    "ingest": CLICommand(
+        "vwm.data.ingest:ingest_videos",
+        "turn a folder of videos into shards",
+        ("vwm ingest my_videos data/mine --size 64 --fps 15",),
+    ),
+    "inspect": CLICommand(
+        "vwm.data.inspection:inspect_dataset",
+        "count what shards hold, and draw a contact sheet",
+        ("vwm inspect data/coinrun --contact-sheet sheet.png",),
+    ),
+    "encode": CLICommand(
+        "vwm.tokenizers.shard_encoding:encode_shards",
+        "write shards with latents in addition to the video",
+        ("vwm encode data/coinrun --tokenizer runs/bundle -o data/coinrun_tokens",),
+    ),
+    "fit": CLICommand("vwm.train.fit:fit_model", "train a model from a config", parses_arguments=True),
+    "export": CLICommand(
+        "vwm.train.export:export_run",
+        "make a bundle of a training run",
+        ("vwm export runs/genie -o runs/bundle --data data/coinrun",),
+    ),
+    "play": CLICommand(
+        "vwm.play.server:play_world",
+        "play a bundle in the browser",
+        ("vwm play coinrun", "vwm play carracing", "vwm play runs/bundle --port 8080 --host 0.0.0.0"),
+    ),
+    "eval": CLICommand(
+        "vwm.eval.world_report:evaluate_world",
+        "measure a world on held-out data",
+        ("vwm eval coinrun data/coinrun_unseen -o runs/report",),
+    ),
+    "probe": CLICommand(
+        "vwm.eval.probe_report:probe_features",
+        "measure what frozen features hold, compared with random networks and pixels",
+        (
+            "vwm probe runs/vjepa/bundle data/pong_state --only ball_x,ball_y -o runs/probe",
+            "vwm probe carracing,runs/vjepa/bundle data/carracing_state --layer all",
+            "vwm probe runs/vjepa/bundle data/sprites --label shape --test data/sprites_unseen",
+        ),
+    ),
+    "surprise": CLICommand(
+        "vwm.eval.vjepa_surprise:evaluate_surprise",
+        "compare a V-JEPA model's surprise at possible and impossible clips",
+        ("vwm surprise runs/sprites_small/bundle data/sprites_surprise",),
+    ),
+    "plan": CLICommand(
+        "vwm.eval.goal_evaluation:evaluate_planner",
+        "plan to goals in a world, and count how often they are reached",
+        (
+            "vwm plan two_rooms vwm/TwoRooms-v0 --episodes 100 --horizon 12 --metric l2",
+            "vwm plan runs/bundle Pendulum-v1 --planner mppi --budget 120",
+        ),
+    ),
+    "agent train": CLICommand(
+        "vwm.cli.agent_commands:train_agent", "train an agent from a config", parses_arguments=True
+    ),
+    "agent eval": CLICommand(
+        "vwm.cli.agent_commands:evaluate_agent",
+        "evaluate a trained agent, and random actions, on new episodes",
+        ("vwm agent eval runs/dreamer_v3_cartpole --episodes 100",),
+    ),
+    "agent compare": CLICommand(
+        "vwm.cli.compare_agents:compare_runs",
+        "compare runs in the real environment, with each other and with random actions",
+        (
+            "vwm agent compare world=runs/ppo_freeway_world real=runs/ppo_freeway --real real --episodes 100",
+            "vwm agent compare world=runs/w0,runs/w1,runs/w2 real=runs/r0,runs/r1,runs/r2 --real real",
+        ),
+    ),
+    "agent play": CLICommand(
+        "vwm.cli.agent_commands:record_agent_videos",
+        "write videos of a trained agent's episodes",
+        ("vwm agent play runs/dreamer_v3_cartpole --episodes 3 --best",),
+    ),
+    "agent export": CLICommand(
+        "vwm.cli.agent_commands:export_agent_world",
+        "make a bundle of the world that an agent has learned",
+        ("vwm agent export runs/dreamer_v3_carracing -o runs/dreamer_v3_carracing/world",),
+    ),
+    "bench play": CLICommand(
+        "vwm.cli.benchmarks:benchmark_play", "time the steps of a world", ("vwm bench play coinrun --steps 40",)
+    ),
+    "bench data": CLICommand(
+        "vwm.cli.benchmarks:benchmark_data", "time the data loader", ("vwm bench data data/coinrun --clip-length 16",)
+    ),
+    "demo": CLICommand(
+        "vwm.cli.demo:run_demo",
+        "record, train, measure and export on a small scale",
+        ("vwm demo", "vwm demo --frames 20000 --genie-steps 400 -o runs/short"),
+    ),
+}

@@ -1,0 +1,41 @@
+"""Finding a bundle's folder by path or by the name of a world that comes with vwm, without importing torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from vwm.core.suggestions import suggest_sibling
+
+BUNDLE_INDEX_FILE = "model_index.json"
+_PACKAGE = Path(__file__).resolve().parents[1]
+SHIPPED_BUNDLE_FOLDERS = (_PACKAGE / "bundles", _PACKAGE.parent / "bundles")
+"""In an installed package, and in a checkout."""
+
+
+class BundleError(ValueError):
+    """A bundle that cannot be loaded; the message names the file and what is wrong with it."""
+
+
+def find_bundle(path: str | os.PathLike[str]) -> Path:
+    """The folder of a bundle: the given one, or else the shipped one of that name.
+
+    Raises:
+        BundleError: neither is a bundle; the message suggests a name that is close.
+    """
+    folder = Path(path)
+    for candidate in (folder, *(shipped / folder for shipped in SHIPPED_BUNDLE_FOLDERS)):
+        if (candidate / BUNDLE_INDEX_FILE).is_file():
+            return candidate
+    shipped = shipped_bundles()
+    lacks = "it has no " + BUNDLE_INDEX_FILE if folder.exists() else "there is no such folder"
+    raise BundleError(
+        f"{folder} is no bundle: {lacks}{suggest_sibling(folder, shipped)}. vwm comes with "
+        f"{', '.join(shipped) or 'none'}. Make one from a training run: vwm export RUN -o {folder}"
+    )
+
+
+def shipped_bundles() -> list[str]:
+    """Names of the worlds that come with vwm."""
+    found = {file.parent.name for folder in SHIPPED_BUNDLE_FOLDERS for file in folder.glob(f"*/{BUNDLE_INDEX_FILE}")}
+    return sorted(found)

@@ -1,0 +1,19 @@
+"""What a mistyped word may have meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """`` (did you mean WORD?)``, or nothing where no known word is close."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def suggest_sibling(path: Path, known: Iterable[str] = ()) -> str:
+    """As :func:`suggest`, for a path that does not exist: one of ``known``, or another name in its folder."""
+    siblings = [str(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    return suggest(str(path), [*known, *siblings])
