@@ -1,6 +1,7 @@
 """The evaluation: what is counted, what is written, and what is refused before any work."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,6 @@ from vwm.planning.mpc_policy import TaskRollout
 def exact(monkeypatch):
     """The true world in the place of a bundle."""
     world = ExactRooms()
-    world.device = "cpu"
     monkeypatch.setattr(room, "load_simulator", lambda bundle, device: world)
     return world
 
@@ -80,7 +80,7 @@ def test_a_result_holds_what_is_needed_to_make_it_again_and_pictures(exact, tmp_
 
 def test_the_frame_skip_fits_the_worlds_time(exact):
     assert infer_frame_skip("vwm/TwoRooms-v0", exact) == 1
-    exact.fps = 2.5
+    exact.spec = replace(exact.spec, fps=2.5)
     assert infer_frame_skip("vwm/TwoRooms-v0", exact) == 4 and infer_frame_skip("Pendulum-v1", exact) == 12
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from vwm.core.simulator import Simulator, StepOutput
-from vwm.core.spaces import ActionSpace
+from vwm.core.simulator import Simulator, SimulatorSpec, StepOutput
+from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.planning.cem import CEM
 from vwm.planning.goal_distance import GoalDistance
 from vwm.planning.goal_tasks import GOAL_TASKS, MountainCarGoalTask, PendulumGoalTask, TwoRoomsGoalTask, find_goal_task
@@ -15,7 +15,8 @@ class Exact(Simulator):
     """The true dynamics of Pendulum or MountainCarContinuous; a state is (angle or position, speed)."""
 
     def __init__(self, pendulum: bool, frame_skip: int) -> None:
-        self.pendulum, self.frame_skip, self.actions = pendulum, frame_skip, ActionSpace("continuous", 1)
+        self.pendulum, self.frame_skip = pendulum, frame_skip
+        self.spec = SimulatorSpec(ObservationSpace.image(16, 16), ActionSpace("continuous", 1), stochastic=False)
 
     def reset(self, context, seed=0, context_actions=None):
         raise NotImplementedError  # a picture shows no speed

@@ -37,7 +37,7 @@ COMMANDS = {
     "inspect": CLICommand(
         "vwm.data.inspection:inspect_dataset",
         "count what shards hold, and draw a contact sheet",
-        ("vwm inspect data/coinrun --contact-sheet sheet.png",),
+        ("vwm inspect data/coinrun --sheet sheet.png",),
     ),
     "encode": CLICommand(
         "vwm.tokenizers.shard_encoding:encode_shards",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from factories import diffusion_world, randomize
@@ -23,7 +25,7 @@ from vwm.worlds.bundle import load_simulator, save_simulator
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world") / "unlabelled"
     made = diffusion_world(num_actions=0)
-    made.actions = ActionSpace("discrete", 1, ("go on",))
+    made.spec = replace(made.spec, actions=ActionSpace("discrete", 1, ("go on",)))
     save_simulator(made, folder)
     return folder
 

@@ -80,7 +80,7 @@ def test_a_run_goes_on_and_one_that_is_over_is_left_alone(tmp_path: Path, capsys
     model = (tmp_path / "checkpoints" / "ppo.zip").read_bytes()
     training(64).run()
     assert f"going on from {tmp_path / 'checkpoints' / 'ppo.zip'}, 64 decisions" in capsys.readouterr().out
-    assert {name: (tmp_path / name).read_text() for name in tables} == tables
+    assert {name: (tmp_path / "metrics" / name).read_text() for name in tables} == tables
     assert (tmp_path / "checkpoints" / "ppo.zip").read_bytes() == model
     longer = training(128)
     begun = [make().get_env().reset() for make in (longer.make, training(128).make)]
@@ -90,7 +90,7 @@ def test_a_run_goes_on_and_one_that_is_over_is_left_alone(tmp_path: Path, capsys
     (tmp_path / "checkpoints" / "kept.zip").rename(tmp_path / "checkpoints" / "ppo.zip")
     longer.run()
     for name, text in tables.items():
-        assert (tmp_path / name).read_text().startswith(text)
+        assert (tmp_path / "metrics" / name).read_text().startswith(text)
     steps = [line.split(",")[0] for line in (tmp_path / "metrics" / "evaluations.csv").read_text().splitlines()[1:]]
     assert steps == ["32", "64", "96", "128"]
     assert longer.make().num_timesteps == 128 and longer.make()._n_updates == 128 // 32

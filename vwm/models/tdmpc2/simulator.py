@@ -54,7 +54,7 @@ class TDMPC2Simulator(NetworkSimulator):
         seen = (*dynamics.image_size, 3) if dynamics.vector_size is None else (dynamics.vector_size,)
         super().__init__(
             dynamics,
-            observation=ObservationSpace.latent(dynamics.latent),
+            observation=ObservationSpace.latent(dynamics.latent_size),
             actions=actions,
             context=ObservationSpace.of_shape(seen),
             stochastic=False,
