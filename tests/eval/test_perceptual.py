@@ -40,9 +40,9 @@ def test_lpips_is_torchmetrics_lpips(alexnet_file: Path) -> None:
 def test_foreign_files_are_refused(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
     for name in ("other.pth", "missing.pth"):
-        with pytest.raises(ValueError, match=r"(?s)no AlexNet weights.*--lpips_weights"):
+        with pytest.raises(ValueError, match=r"(?s)no AlexNet weights.*--lpips.weights"):
             LPIPS(tmp_path / name)
-    with pytest.raises(ValueError, match=r"(?s)no TorchScript network.*--fvd_weights"):
+    with pytest.raises(ValueError, match=r"(?s)no TorchScript network.*--fvd.weights"):
         FVD(tmp_path / "missing.pt")
 
 

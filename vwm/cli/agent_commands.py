@@ -25,6 +25,7 @@ from vwm.rl.online_training import OnlineTraining
 from vwm.rl.training_run import TrainingRun
 from vwm.runs.metric_loggers import make_metric_loggers
 from vwm.runs.run_folder import RunFolder
+from vwm.runs.switches import add_switch
 from vwm.runs.training_runtime import TrainingRuntime
 from vwm.worlds.bundle import save_simulator
 
@@ -40,7 +41,7 @@ PolicyTraining = OnlineTraining | PPOTraining | ImaginationTraining
 """Trainings whose agents act in an evaluation environment; the others write their own evaluation."""
 AGENT_EXAMPLES = """examples:
   vwm agent train -c configs/agents/tdmpc2_pendulum.yaml
-  vwm agent train -c configs/agents/tdmpc2_pendulum.yaml --training.init_args.seed 1 --training.init_args.run runs/s1
+  vwm agent train -c configs/agents/tdmpc2_pendulum.yaml --seed 1 --run runs/s1
   vwm agent train -c configs/agents/dreamer_v3_cartpole.yaml --print_config        every key and its value
 A run that stopped, for whatever reason, continues when the same command is given again.
 """
@@ -56,10 +57,10 @@ def make_agent_parser() -> ArgumentParser:
     )
     parser.add_argument("-c", "--config", action="config", help="a YAML of everything")
     parser.add_argument("--precision", choices=PRECISIONS, default="32-true", help="of updates")
-    parser.add_argument("--compile", type=bool, default=False, help="torch.compile the agent's networks")
+    add_switch(parser, "compile", False, "torch.compile the agent's networks")
     parser.add_argument("--wandb", type=str | None, default=None, help="project to log to with Weights & Biases")
-    parser.add_argument("--wandb_online", type=bool, default=False, help="sync while running (needs an account)")
-    parser.add_argument("--tensorboard", type=bool, default=False, help="write TensorBoard's files, too")
+    add_switch(parser, "wandb_online", False, "sync while running (needs an account)")
+    add_switch(parser, "tensorboard", False, "write TensorBoard's files, too")
     parser.add_subclass_arguments(TrainingRun, "training", required=True)
     return parser
 

@@ -14,16 +14,21 @@ def check_paths(signature: CommandSignature, arguments: dict[str, Any]) -> None:
     """Check required arguments by their name, which means the same in every command: bundle, run, data.
 
     Raises:
-        BundleError: ``bundle`` is neither a bundle's folder nor the name of a shipped one.
+        BundleError: ``bundle`` is neither a folder nor the name of a shipped bundle.
         FileNotFoundError: the folder of ``run``, or ``data`` on this machine, does not exist.
     """
-    checks = {"bundle": find_bundle, "run": _check_run, "data": _check_data}
+    checks = {"bundle": _check_bundle, "run": _check_run, "data": _check_data}
     for parameter in signature.parameters:
         # probe's `bundle` is a text: several of them, and also tokenizers and encoders
         if parameter.default is REQUIRED and parameter.name in checks and arguments[parameter.name]:
             if parameter.name == "bundle" and parameter.annotation != "Path":
                 continue
             checks[parameter.name](arguments[parameter.name])
+
+
+def _check_bundle(bundle: Path) -> None:
+    if not bundle.is_dir():  # what a folder holds, the command itself says: a world, or a V-JEPA encoder and predictor
+        find_bundle(bundle)
 
 
 def _check_run(run: Path) -> None:

@@ -26,6 +26,12 @@ def config_path(name: str) -> str:
     return str(path)
 
 
+def config_names() -> list[str]:
+    """Names of the shipped configs without their suffix, such as ``tokenizer/coinrun_small``."""
+    folder = _config_folder()
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
 def _config_folder() -> Path:
     # A wheel carries the configs inside the package. What lies beside an installed package is somebody else's.
     return _INSTALLED_CONFIGS if _INSTALLED_CONFIGS.is_dir() else _CHECKOUT_CONFIGS

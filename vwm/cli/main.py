@@ -75,6 +75,9 @@ def run_command(name: str, argv: list[str]) -> None:
 
     command = COMMANDS[name]
     if command.parses_arguments:
+        from vwm.cli.config_arguments import expand_arguments
+
+        argv = expand_arguments(name, argv)
         _import_function(command)(argv)
         return
     signature = read_signature(command.target)

@@ -15,5 +15,6 @@ from .rng_states import restore_rng_states as restore_rng_states
 from .run_curves import plot_run_curves as plot_run_curves
 from .run_folder import RunFolder as RunFolder
 from .stop_signal import StopRequest as StopRequest
+from .switches import add_switch as add_switch
 from .training_runtime import TrainingRuntime as TrainingRuntime
 from .training_runtime import compile_networks as compile_networks

@@ -19,6 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from vwm.runs.metric_loggers import make_metric_loggers
 from vwm.runs.run_folder import RunFolder
+from vwm.runs.switches import add_switch
 from vwm.train.checkpoints import ResumableCheckpoints, RunCheckpointIO
 from vwm.train.ema import EMACallback
 from vwm.train.metric_logging import RunMetricsLogger
@@ -26,8 +27,8 @@ from vwm.train.sample_videos import SampleVideos
 from vwm.train.throughput import Throughput
 
 FIT_EXAMPLES = """examples:
-  vwm fit -c configs/tokenizer/coinrun_small.yaml --data.path data/coinrun
-  vwm fit -c configs/genie/coinrun_small.yaml --trainer.max_steps 2000 --run runs/try
+  vwm fit -c configs/tokenizer/coinrun_small.yaml --data data/coinrun
+  vwm fit -c configs/genie/coinrun_small.yaml --steps 2000 --run runs/try
   vwm fit -c configs/genie/coinrun_small.yaml --print_config        every key and its value
 A run that stopped, for whatever reason, continues when the same command is given again.
 """
@@ -41,17 +42,13 @@ class FitCLI(LightningCLI):
         parser.add_argument(
             "--run", type=Path, default=Path("runs/default"), help="folder of everything the run writes"
         )
-        parser.add_argument(
-            "--resume", type=bool, default=True, help="continue from the run's last checkpoint, if it has one"
-        )
+        add_switch(parser, "resume", True, "continue from the run's last checkpoint, if it has one")
         parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0 leaves torch's choice")
-        parser.add_argument("--compile", type=bool, default=False, help="torch.compile every transformer block")
-        parser.add_argument(
-            "--gradient_checkpointing", type=bool, default=False, help="recompute blocks to save memory"
-        )
+        add_switch(parser, "compile", False, "torch.compile every transformer block")
+        add_switch(parser, "gradient_checkpointing", False, "recompute blocks to save memory")
         parser.add_argument("--wandb", type=str | None, default=None, help="project to log to with Weights & Biases")
-        parser.add_argument("--wandb_online", type=bool, default=False, help="sync while running (needs an account)")
-        parser.add_argument("--tensorboard", type=bool, default=False, help="write TensorBoard's files, too")
+        add_switch(parser, "wandb_online", False, "sync while running (needs an account)")
+        add_switch(parser, "tensorboard", False, "write TensorBoard's files, too")
         parser.add_lightning_class_args(ResumableCheckpoints, "checkpoint")
         parser.add_lightning_class_args(EMACallback, "ema")
         parser.add_lightning_class_args(SampleVideos, "samples")

@@ -1,0 +1,67 @@
+"""Arguments of ``vwm fit`` and ``vwm agent train``: short names for what people change most, and configs by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from vwm.cli.configs import config_names, config_path
+from vwm.core.suggestions import suggest
+
+SHORT_NAMES: Mapping[str, Mapping[str, str]] = {
+    "fit": {
+        "--data": "--data.init_args.path",
+        "--batch": "--data.init_args.batch_size",
+        "--steps": "--trainer.max_steps",
+        "--tokenizer": "--model.init_args.tokenizer",
+    },
+    "agent train": {
+        "--run": "--training.init_args.run",
+        "--steps": "--training.init_args.steps",
+        "--seed": "--training.init_args.seed",
+        "--device": "--training.init_args.device",
+    },
+}
+"""By command; the long names work, too."""
+
+
+def expand_arguments(command: str, argv: list[str]) -> list[str]:
+    """Return the arguments as the config parsers understand them.
+
+    Dashes in option names become underscores, short names become the keys that they stand for,
+    ``-c genie/coinrun_small`` finds a config that comes with vwm, and configs are moved to the front: every other
+    argument overrides them.
+
+    Args:
+        command: a key of ``SHORT_NAMES``.
+        argv: what follows the command.
+    """
+    configs: list[str] = []
+    others: list[str] = []
+    words = iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name in ("-c", "--config"):
+            value = value if equals else next(words, "")
+            configs += ["-c", find_config(value)]
+        elif name.startswith("--"):
+            name = name.replace("-", "_").replace("__", "--", 1)
+            others.append(SHORT_NAMES[command].get(name, name) + equals + value)
+        else:
+            others.append(word)
+    return configs + others
+
+
+def find_config(name: str) -> str:
+    """Return the path of a config: as given, or of one that comes with vwm, whose suffix may be left out.
+
+    Raises:
+        FileNotFoundError: there is no such file; the message names a shipped config that is spelled alike.
+    """
+    if Path(name).is_file():
+        return name
+    shipped = name.removeprefix("configs/").removesuffix(".yaml")
+    names = config_names()
+    if shipped in names:
+        return config_path(f"{shipped}.yaml")
+    raise FileNotFoundError(f"{name}: there is no such config{suggest(shipped, names)}")
