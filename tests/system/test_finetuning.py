@@ -15,7 +15,7 @@ from vwm.core.spaces import ActionSpace
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
 from vwm.nn.lora import LoRALinear
-from vwm.train.fit import find_last_checkpoint
+from vwm.runs.run_folder import RunFolder
 from vwm.worlds.bundle import load_simulator, save_simulator
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -61,7 +61,7 @@ def test_a_genie_world_with_latent_actions_learns_true_ones(tmp_path, capsys):
     save_simulator(genie(), tmp_path / "world")
     write_game(tmp_path / "data", 16)
     finetune("genie/coinrun_finetune.yaml", tmp_path, 16, steps=2)
-    assert "action map: " in capsys.readouterr().out and find_last_checkpoint(tmp_path / "run") is not None
+    assert "action map: " in capsys.readouterr().out and RunFolder(tmp_path / "run").last_checkpoint.is_file()
     finetune("genie/coinrun_finetune.yaml", tmp_path, 16, steps=3)
     said = capsys.readouterr().out
     assert "continuing from" in said and "action map: " not in said  # it has been learning since

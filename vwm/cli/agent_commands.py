@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from vwm.core.atomic_files import atomic_write_text
+from vwm.core.devices import resolve_device
 from vwm.envs.batched_envs import EnvSpec
 from vwm.rl.agent import ActingPolicy
 from vwm.rl.algorithms.controller_evolution import FITNESS_HISTORY_FILE
@@ -24,8 +26,8 @@ from vwm.rl.evaluation_log import write_evaluation_video
 from vwm.rl.online_training import OnlineTraining
 from vwm.rl.training_run import TrainingRun
 from vwm.runs.metric_loggers import make_metric_loggers
+from vwm.runs.options import add_logger_options, add_switch
 from vwm.runs.run_folder import RunFolder
-from vwm.runs.switches import add_switch
 from vwm.runs.training_runtime import TrainingRuntime
 from vwm.worlds.bundle import save_simulator
 
@@ -58,9 +60,7 @@ def make_agent_parser() -> ArgumentParser:
     parser.add_argument("-c", "--config", action="config", help="a YAML of everything")
     parser.add_argument("--precision", choices=PRECISIONS, default="32-true", help="of updates")
     add_switch(parser, "compile", False, "torch.compile the agent's networks")
-    parser.add_argument("--wandb", type=str | None, default=None, help="project to log to with Weights & Biases")
-    add_switch(parser, "wandb_online", False, "sync while running (needs an account)")
-    add_switch(parser, "tensorboard", False, "write TensorBoard's files, too")
+    add_logger_options(parser)
     parser.add_subclass_arguments(TrainingRun, "training", required=True)
     return parser
 
@@ -102,6 +102,17 @@ def make_runtime(run: RunFolder, training: TrainingRun, config: Namespace, setti
     Raises:
         ValueError: the training computes in float32, without compilation, only.
     """
+    runtime = TrainingRuntime()
+    if config.precision != "32-true" or config.compile:
+        if not isinstance(training, OnlineTraining | ImaginationTraining):
+            raise ValueError(f"a {type(training).__name__} takes neither --precision nor --compile")
+        from lightning.fabric import Fabric
+
+        device = resolve_device(training.device)
+        _, _, index = str(device).partition(":")
+        devices = [int(index)] if index else 1
+        fabric = Fabric(accelerator=device.type, devices=devices, precision=config.precision)
+        runtime = TrainingRuntime(autocast=fabric.autocast, compile=config.compile)
     loggers = make_metric_loggers(
         run,
         wandb=config.wandb,
@@ -109,24 +120,7 @@ def make_runtime(run: RunFolder, training: TrainingRun, config: Namespace, setti
         tensorboard=config.tensorboard,
         settings=settings,
     )
-    if config.precision == "32-true" and not config.compile:
-        return TrainingRuntime(loggers=loggers)
-    if not isinstance(training, OnlineTraining | ImaginationTraining):
-        raise ValueError(f"a {type(training).__name__} takes neither --precision nor --compile")
-    from lightning.fabric import Fabric
-
-    device = resolve_device(training.device)
-    _, _, index = str(device).partition(":")
-    devices = [int(index)] if index else 1
-    fabric = Fabric(accelerator=device.type, devices=devices, precision=config.precision)
-    return TrainingRuntime(autocast=fabric.autocast, compile=config.compile, loggers=loggers)
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """Return the device of a training; ``auto`` is a GPU if there is one."""
-    if isinstance(device, str) and device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    return replace(runtime, loggers=loggers)
 
 
 def check_same_run(run: RunFolder, parser: ArgumentParser, config: Namespace) -> None:

@@ -21,6 +21,7 @@ from .components import public_module as public_module
 from .components import rebuild_network as rebuild_network
 from .components import resolve_network_class as resolve_network_class
 from .components import save_component as save_component
+from .devices import resolve_device as resolve_device
 from .frames import frames_to_float as frames_to_float
 from .frames import video_to_uint8 as video_to_uint8
 from .network_simulator import NetworkSimulator as NetworkSimulator

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vwm.core.atomic_files import atomic_folder, check_replaceable_folder
 from vwm.core.checks import check_positive
+from vwm.core.devices import resolve_device
 from vwm.data.shard_index import list_shards, load_shard_index
 from vwm.eval import probe_plots
 from vwm.eval.bootstrap import (
@@ -100,8 +101,7 @@ def probe_features(
     check_positive(clips=clips, test_clips=test_clips, blocks=blocks, epochs=epochs, random_seeds=random_seeds)
     check_positive(draws=draws, batch_size=batch_size, stride=stride, clip_length=clip_length)
     check_replaceable_folder(out, PROBE_REPORT_FILE, "report of probes")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(resolve_device(device))
     paths = [path.strip() for path in bundle.split(",") if path.strip()]
     size = read_image_size(data)
     loaded = {

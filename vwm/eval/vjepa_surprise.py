@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vwm.core.components import ComponentError, load_component
+from vwm.core.devices import resolve_device
 from vwm.core.frames import frames_to_float
 from vwm.eval.surprise import SURPRISE_TABLE_FILE, read_violation_pairs, write_surprise_report
 from vwm.models.vjepa.masked_predictor import MaskedPredictor
@@ -98,8 +99,7 @@ def evaluate_surprise(
     Raises:
         ValueError: the folder holds no V-JEPA model, the data are no pairs, or shorter than the model's clips.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(resolve_device(device))
     parts = {name: load_component(bundle / name) for name in ("encoder", "predictor")}
     for name, kind in (("encoder", VideoEncoder), ("predictor", MaskedPredictor)):
         if not isinstance(parts[name], kind):

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unfl
 from tqdm import tqdm
 
 from vwm.core.checks import check_positive
+from vwm.core.devices import resolve_device
 from vwm.envs.batched_envs import BatchedEnv, EnvSpec
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.rl.agent import Agent, PolicyCarry, ReplayBatch
@@ -98,7 +99,7 @@ class OnlineTraining(TrainingRun):
         self.evaluate_every, self.evaluate_episodes = evaluate_every, evaluate_episodes
         self.checkpoint_every, self.log_every, self.video = checkpoint_every, log_every, video
         self.seed = seed
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.device = resolve_device(device)
 
     def run(self) -> None:
         """See ``TrainingRun.run``."""

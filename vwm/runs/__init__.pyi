@@ -11,10 +11,11 @@ from .metric_tables import MetricTable as MetricTable
 from .metric_tables import average_update_logs as average_update_logs
 from .metric_tables import open_metric_tables as open_metric_tables
 from .metric_tables import read_csv_rows as read_csv_rows
+from .options import add_logger_options as add_logger_options
+from .options import add_switch as add_switch
 from .rng_states import restore_rng_states as restore_rng_states
 from .run_curves import plot_run_curves as plot_run_curves
 from .run_folder import RunFolder as RunFolder
 from .stop_signal import StopRequest as StopRequest
-from .switches import add_switch as add_switch
 from .training_runtime import TrainingRuntime as TrainingRuntime
 from .training_runtime import compile_networks as compile_networks

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from vwm.core.atomic_files import atomic_write_text
+from vwm.core.devices import resolve_device
 from vwm.core.frames import frames_to_float
 from vwm.core.tokenizer import VideoTokenizer
 from vwm.data.frame_reading import read_episode_frames
@@ -63,7 +64,7 @@ def encode_shards(
             f"{tokenizer} makes one latent of {network.time_compression} frames, and encoded shards hold a row a "
             f"frame: take one with time_compression=1, or train on the video itself (--data.fields '[frames, actions]')"
         )
-    network.to("cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device)
+    network.to(resolve_device(device))
     _check_encoding_metadata(out, network, data)
     for path in tqdm(paths, desc="encode", unit="shard"):
         target = out / path.rsplit("/", 1)[-1]

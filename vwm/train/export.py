@@ -36,10 +36,11 @@ from vwm.models.vjepa.action_conditioned_module import ActionConditionedJEPAModu
 from vwm.models.vjepa.module import VJEPAModule
 from vwm.models.vjepa.simulator import VJEPAACSimulator
 from vwm.nn.actions import ActionEmbedding
+from vwm.runs.run_folder import RunFolder
 from vwm.tokenizers.latent_statistics import measure_latent_statistics
 from vwm.tokenizers.module import TokenizerModule
 from vwm.train.ema import load_ema_weights
-from vwm.train.fit import find_last_checkpoint, parse_fit_config
+from vwm.train.fit import parse_fit_config
 from vwm.worlds.bundle import save_simulator
 
 NUM_STATISTICS_CLIPS = 256
@@ -138,12 +139,13 @@ def load_trained_module(run: Path, weights: str = "average") -> tuple[L.Lightnin
     Raises:
         FileNotFoundError: the folder is no run, or has no checkpoint yet.
     """
-    config, checkpoint = run / "config.yaml", find_last_checkpoint(run)
-    if not config.is_file() or checkpoint is None:
-        missing = config if not config.is_file() else run / "checkpoints" / "last.ckpt"
-        raise FileNotFoundError(
-            f"{run} is no finished run: there is no {missing}. Train it first: vwm fit -c ... --run {run}"
-        )
+    folder = RunFolder(run)
+    config, checkpoint = folder.config, folder.last_checkpoint
+    for missing in (config, checkpoint):
+        if not missing.is_file():
+            raise FileNotFoundError(
+                f"{run} is no finished run: there is no {missing}. Train it first: vwm fit -c ... --run {run}"
+            )
     cli = parse_fit_config(["-c", str(config), "--run", str(run)])
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     cli.model.load_state_dict(state["state_dict"])

@@ -18,8 +18,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from vwm.runs.metric_loggers import make_metric_loggers
+from vwm.runs.options import add_logger_options, add_switch
 from vwm.runs.run_folder import RunFolder
-from vwm.runs.switches import add_switch
 from vwm.train.checkpoints import ResumableCheckpoints, RunCheckpointIO
 from vwm.train.ema import EMACallback
 from vwm.train.metric_logging import RunMetricsLogger
@@ -46,9 +46,7 @@ class FitCLI(LightningCLI):
         parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0 leaves torch's choice")
         add_switch(parser, "compile", False, "torch.compile every transformer block")
         add_switch(parser, "gradient_checkpointing", False, "recompute blocks to save memory")
-        parser.add_argument("--wandb", type=str | None, default=None, help="project to log to with Weights & Biases")
-        add_switch(parser, "wandb_online", False, "sync while running (needs an account)")
-        add_switch(parser, "tensorboard", False, "write TensorBoard's files, too")
+        add_logger_options(parser)
         parser.add_lightning_class_args(ResumableCheckpoints, "checkpoint")
         parser.add_lightning_class_args(EMACallback, "ema")
         parser.add_lightning_class_args(SampleVideos, "samples")
@@ -181,9 +179,3 @@ def _filter_warnings() -> None:
         warnings.filterwarnings("ignore", message, kind)
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     logger.addFilter(lambda record: "litlogger" not in record.getMessage())
-
-
-def find_last_checkpoint(run: Path) -> Path | None:
-    """Return the checkpoint from which the run would resume, or None."""
-    path = RunFolder(run).last_checkpoint
-    return path if path.is_file() else None

@@ -26,6 +26,7 @@ import vwm
 from vwm.core.atomic_files import atomic_folder
 from vwm.core.bundle_folder import BUNDLE_INDEX_FILE, BundleError, find_bundle
 from vwm.core.components import ComponentError, load_component, public_module, resolve_network_class, save_component
+from vwm.core.devices import resolve_device
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.core.spaces import ActionSpace
 from vwm.models.dit.simulator import DiTSimulator
@@ -145,10 +146,9 @@ def load_simulator(
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{folder / BUNDLE_INDEX_FILE}: settings are not understood ({error!r})") from error
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = resolve_device(device)
     if dtype == "auto":
-        dtype = torch.bfloat16 if _supports_bfloat16(torch.device(device)) else torch.float32
+        dtype = torch.bfloat16 if _supports_bfloat16(device) else torch.float32
     torch.nn.Module.to(simulator.dynamics, dtype)  # diffusers' own `to` warns of layers that it would keep in float32
     return simulator.to(device)
 
