@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from vwm.core.atomic_files import atomic_write_text
 from vwm.data.episode import Episode
 from vwm.data.frame_reading import read_episode_frames
 from vwm.data.shard_index import (
@@ -91,14 +92,13 @@ def test_a_read_only_folder_uses_the_cache(tmp_path: Path, cache: Path, monkeypa
     shard = tmp_path / "disk" / "s.tar"
     shard.parent.mkdir()
     shard.write_bytes(tar({"a.frames.npy": npy(frames(4))}))
-    allowed = Path.write_text
 
-    def write_text(path: Path, *arguments: str) -> int:
-        if path.parent == shard.parent:
+    def write_text(path: str | Path, text: str) -> None:
+        if Path(path).parent == shard.parent:
             raise PermissionError(path)
-        return allowed(path, *arguments)
+        atomic_write_text(path, text)
 
-    monkeypatch.setattr(Path, "write_text", write_text)
+    monkeypatch.setattr("vwm.data.shard_index.atomic_write_text", write_text)
     index = load_shard_index(str(shard))
     assert [p.name for p in shard.parent.iterdir()] == ["s.tar"] and len(list(cache.iterdir())) == 1
     monkeypatch.setattr("vwm.data.shard_index.build_shard_index", None)  # not built again

@@ -71,7 +71,7 @@ class ClipLoader:
             batch_sampler=_BatchSampler(self, epoch, start),
             num_workers=self.workers,
             collate_fn=collate_clips,
-            worker_init_fn=_ignore_first_sigterm,
+            worker_init_fn=_ignore_first_stop_signal,
             pin_memory=torch.cuda.is_available(),
             timeout=self.timeout if self.workers else 0,
             # By default, a DataLoader draws from the global generator, and a resumed run would differ.
@@ -106,9 +106,10 @@ class ClipLoader:
         self.global_batches = state["global_batches"]
 
 
-def _ignore_first_sigterm(worker: int) -> None:
-    """Keep a reader running until the run is saved: schedulers send SIGTERM to every process of a job."""
-    signal.signal(signal.SIGTERM, lambda signum, frame: signal.signal(signum, signal.SIG_DFL))
+def _ignore_first_stop_signal(worker: int) -> None:
+    """Keep a worker running until the run is saved: schedulers and terminals signal every process of a job."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, frame: signal.signal(signum, signal.SIG_DFL))
 
 
 class _BatchSampler(Sequence[list[tuple[int, int]]]):

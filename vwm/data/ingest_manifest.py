@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from vwm.core.atomic_files import atomic_write_text
 from vwm.data.action_files import action_file_paths
 from vwm.data.video import VIDEO_EXTENSIONS
 
@@ -126,8 +127,5 @@ def load_manifest(out: Path, settings: IngestSettings) -> list[IngestShard]:
 
 def save_manifest(out: Path, settings: IngestSettings, shards: list[IngestShard]) -> None:
     """Write the manifest, atomically."""
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = out / (INGEST_MANIFEST + ".tmp")
     content = {"settings": asdict(settings), "shards": [asdict(s) for s in shards]}
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(out / INGEST_MANIFEST)
+    atomic_write_text(out / INGEST_MANIFEST, json.dumps(content, indent=1) + "\n")

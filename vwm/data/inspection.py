@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vwm.core.atomic_files import atomic_write
 from vwm.data.frame_reading import read_frames
 from vwm.data.shard_index import EpisodeIndexEntry, ShardIndex, list_shards, load_shard_index
 from vwm.data.shard_reading import read_array, read_episode_metadata
@@ -231,10 +232,8 @@ def write_contact_sheet(shards: list[str], indices: list[ShardIndex], path: Path
             image = Image.fromarray(read_frames(shard, entry, [index])[0])
             image = image.resize(_fit_to_sheet(image.width, image.height), Image.Resampling.BOX)
             sheet.paste(image, (column * (SHEET_SIDE + 2) + 1, row * (SHEET_SIDE + 2) + 1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    sheet.save(temporary, "PNG")
-    temporary.replace(path)
+    with atomic_write(path) as file:
+        sheet.save(file, "PNG")
 
 
 def _fit_to_sheet(width: int, height: int) -> tuple[int, int]:

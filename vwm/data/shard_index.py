@@ -12,7 +12,6 @@ import io
 import json
 import os
 import tarfile
-import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import IO, Any
 import fsspec
 import numpy as np
 
+from vwm.core.atomic_files import atomic_write_text
 from vwm.data.video import VIDEO_EXTENSIONS, probe_video
 
 INDEX_VERSION = 1
@@ -170,13 +170,7 @@ def parse_npy_header(data: bytes) -> tuple[tuple[int, ...], np.dtype[Any], int]:
 
 def write_shard_index(index: ShardIndex, shard: str | os.PathLike[str]) -> None:
     """Write the index next to its shard, atomically."""
-    _write_json_atomically(Path(shard_index_path(shard)), {"version": INDEX_VERSION, **asdict(index)})
-
-
-def _write_json_atomically(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # several ranks may write this index at once
-    temporary.write_text(json.dumps(content))
-    temporary.rename(path)
+    atomic_write_text(shard_index_path(shard), json.dumps({"version": INDEX_VERSION, **asdict(index)}))
 
 
 def load_shard_index(shard: str) -> ShardIndex:
@@ -207,8 +201,7 @@ def load_shard_index(shard: str) -> ShardIndex:
             return index
         except OSError:
             pass  # the folder is not writable: use the cache
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    _write_json_atomically(cached, {"version": INDEX_VERSION, **asdict(index), "of": fingerprint})
+    atomic_write_text(cached, json.dumps({"version": INDEX_VERSION, **asdict(index), "of": fingerprint}))
     return index
 
 

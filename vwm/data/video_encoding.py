@@ -11,6 +11,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from vwm.core.atomic_files import atomic_write
+
 
 def encode_video(frames: NDArray[np.uint8], fps: float, crf: int = 16, gop: int = 12) -> bytes:
     """Encode frames as an H.264 mp4. Equal input gives equal bytes.
@@ -63,10 +65,8 @@ def write_video(path: str | os.PathLike[str], frames: NDArray[np.uint8], fps: fl
         data = _encode_gif(frames, fps)
     else:
         raise ValueError(f"{path}: cannot write {path.suffix or 'a file without a suffix'}; name it .mp4 or .gif")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    with atomic_write(path) as file:
+        file.write(data)
 
 
 def _encode_gif(frames: NDArray[np.uint8], fps: float) -> bytes:

@@ -17,6 +17,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from vwm.core.atomic_files import atomic_write_text
 from vwm.core.checks import check_positive
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
@@ -178,10 +179,7 @@ def _write_or_check_config(out: Path, plan: RecordingConfig) -> None:
         raise ValueError(
             f"{out}: has shards but no {RECORDING_MANIFEST}, so it is no recording. Choose another folder."
         )
-    out.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(json.dumps(wanted, indent=2) + "\n")
-    aside.replace(path)
+    atomic_write_text(path, json.dumps(wanted, indent=2) + "\n")
 
 
 def _shard_path(out: Path, shard: int) -> Path:

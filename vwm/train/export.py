@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from diffusers import ModelMixin
 from torch import Tensor
 from tqdm import tqdm
 
+from vwm.core.atomic_files import atomic_folder
 from vwm.core.components import save_component
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.core.spaces import ActionSpace
@@ -158,17 +159,9 @@ def load_trained_module(run: Path, weights: str = "average") -> tuple[L.Lightnin
 
 def _save_networks(parts: dict[str, ModelMixin], out: Path) -> None:
     """Write networks into their folders in ``out``; those of the same names there are replaced."""
-    aside = out.with_name(out.name + ".tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    for name, part in parts.items():
-        save_component(part, aside / name)
-    out.mkdir(parents=True, exist_ok=True)
-    for name in parts:
-        target = out / name
-        if target.exists():
-            shutil.rmtree(target)
-        (aside / name).rename(target)
-    aside.rmdir()
+    with ExitStack() as replaced:  # all of them are written before the first takes its place
+        for name, part in parts.items():
+            save_component(part, replaced.enter_context(atomic_folder(out / name)))
 
 
 def _measure_latent_statistics(tokenizer: VideoTokenizer, source: str | None) -> None:
