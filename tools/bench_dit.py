@@ -203,7 +203,7 @@ def _lead(dynamics: DiT, frames: int, device: str) -> Tensor:
     embedding = dynamics.embed_action
     if embedding is None:
         return dynamics.lead(None, 1, frames)
-    if embedding.plain:
+    if embedding.is_single_discrete:
         return dynamics.lead(torch.zeros(1, frames - 1, dtype=torch.int64, device=device), 1, frames)
     return dynamics.lead(torch.zeros(1, frames - 1, len(embedding.choices) + embedding.dims, device=device), 1, frames)
 

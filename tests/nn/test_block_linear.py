@@ -16,7 +16,7 @@ def dense(layer: BlockLinear, part: int) -> torch.Tensor:
 @pytest.mark.parametrize("parts", [1, 3])
 def test_it_is_the_matrix_with_zeros_written_out_and_so_are_its_gradients(dtype, parts):
     torch.manual_seed(0)
-    layer = BlockLinear(12, 8, blocks=4, parts=parts).to(dtype)
+    layer = BlockLinear(12, 8, blocks=4, num_outputs=parts).to(dtype)
     torch.nn.init.normal_(layer.bias)
     x, towards = torch.randn(5, 12, dtype=dtype, requires_grad=True), torch.randn(5, parts, 8, dtype=dtype)
     y = layer(x)

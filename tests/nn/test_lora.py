@@ -23,7 +23,7 @@ def moved(part: nn.Module) -> None:
 
 def test_it_is_the_papers_formula_and_begins_as_the_pretrained_network():
     plain, adapted, x = network(), network(), torch.randn(3, 6, dtype=torch.float64)
-    LoRAConfig(rank=2, alpha=3.0, targets=("0",)).apply(adapted)
+    LoRAConfig(rank=2, alpha=3.0, targets=("0",)).apply_to(adapted)
     assert torch.equal(adapted(x), plain(x))
     moved(adapted)
     low = adapted[0]
@@ -36,7 +36,7 @@ def test_merged_is_unmerged():
     for made, targets in ((dynamics(), ("qkv", "out", "mlp.0", "mlp.2")), (dit(), ("qkv", "up", "down", "modulation"))):
         plain_keys = set(made.state_dict())
         made = made.double().eval()
-        LoRAConfig(rank=3, targets=targets).apply(made)
+        LoRAConfig(rank=3, targets=targets).apply_to(made)
         moved(made)
         assert any(isinstance(part, LoRALinear) for part in made.modules())
         x = torch.randn(2, 5, made.places.shape[0], made.places.shape[1], dtype=torch.float64)
@@ -64,15 +64,15 @@ def test_only_what_may_move_gets_a_gradient(how):
 
 def test_a_target_is_the_whole_end_of_a_name():
     made = dynamics()
-    LoRAConfig(targets=("out",)).apply(made)
+    LoRAConfig(targets=("out",)).apply_to(made)
     adapted = {name for name, part in made.named_modules() if isinstance(part, LoRALinear)}
     assert adapted == {f"transformer.blocks.{i}.{kind}.out" for i in range(2) for kind in ("space", "time")}
 
 
 def test_wrong_settings_name_the_value():
-    with pytest.raises(ValueError, match=r"no linear layer is called 'q'; there are head, mlp\.0, mlp\.2, out, qkv"):
-        LoRAConfig(targets=("q",)).apply(dynamics())
+    with pytest.raises(ValueError, match=r"no linear layer is called 'q'; choose from head, mlp\.0, mlp\.2, out, qkv"):
+        LoRAConfig(targets=("q",)).apply_to(dynamics())
     with pytest.raises(ValueError, match=r"lora\.rank must be 1 or more, got 0"):
-        LoRAConfig(rank=0).apply(dynamics())
+        LoRAConfig(rank=0).apply_to(dynamics())
     with pytest.raises(ValueError, match="adapt='frozen' uses none"):
         prepare_finetuning(dynamics(), "frozen", LoRAConfig())

@@ -29,5 +29,5 @@ def test_values_and_gradients_are_torchs(weighted):
 
 def test_it_is_a_gradient_and_keeps_the_type():
     x = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(RMSNorm(6, weighted=False), (x,))
+    assert torch.autograd.gradcheck(RMSNorm(6, elementwise_affine=False), (x,))
     assert RMSNorm(6)(torch.ones(2, 6, dtype=torch.bfloat16)).dtype == torch.bfloat16

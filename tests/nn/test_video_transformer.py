@@ -60,7 +60,7 @@ def test_no_frame_sees_a_later_one_or_one_that_has_left_every_window(transformer
     (grad,) = torch.autograd.grad(y[:, 4].sum(), x)
     assert (grad[:, 5:] == 0).all() and (grad[:, :5].abs().amax((0, 2, 3)) > 0).any()
     assert (grad[:, 4].abs() > 0).any()
-    layers = sum(kind != "space" for kind in transformer.kinds)
+    layers = sum(kind != "space" for kind in transformer.attention_kinds)
     (grad,) = torch.autograd.grad(transformer(x, PLACES, vectors(transformer))[:, 8].sum(), x)
     reach = layers * (WINDOW - 1)
     assert (grad[:, : max(0, 8 - reach)] == 0).all()

@@ -180,7 +180,7 @@ def time_play(settings: dict[str, Any], device: torch.device, sampling: Diffusio
 def _action(network: DiT, device: torch.device) -> Tensor | None:
     if network.embed_action is None:
         return None
-    if network.embed_action.plain:
+    if network.embed_action.is_single_discrete:
         return torch.zeros(1, 1, dtype=torch.int64, device=device)
     columns = len(network.embed_action.choices) + network.embed_action.dims
     return torch.zeros(1, 1, columns, device=device)
@@ -328,7 +328,7 @@ def operations(network: DiT, batch: int, frames: int, clean_past: bool, objectiv
     if clean_past:
         total, pairs = 2 * (frames - 1), 2 * pairs
     attention = 0
-    for kind in transformer.kinds:
+    for kind in transformer.attention_kinds:
         met = {"space": total * tokens**2, "time": pairs * tokens, "full": pairs * tokens**2}[kind]
         attention += 4 * met * width
     forward = batch * (2 * total * (tokens * weights[False] + weights[True]) + attention)

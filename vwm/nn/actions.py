@@ -1,4 +1,4 @@
-"""Actions of every kind as vectors: discrete, continuous, both at once, or missing."""
+"""Embed discrete, continuous and mixed actions."""
 
 from __future__ import annotations
 
@@ -9,51 +9,52 @@ from vwm.core.spaces import ActionSpace
 
 
 class ActionEmbedding(nn.Module):
-    """One vector an action.
+    """Map each action to a vector.
 
     Args:
-        choices: sizes of the discrete parts; one number for plain discrete actions, several for several at once.
-        dims: dimensions of the continuous part.
+        choices: numbers of choices of the discrete components of an action (usually one component).
+        dims: number of continuous dimensions.
         width: d.
 
-    With one discrete part and no continuous one, actions are int64 [b, t]. Else they are float [b, t, k + dims]: first
-    the k discrete parts as whole numbers (k = 0 for plain continuous actions), then the continuous ones in [-1, 1].
+    With one discrete part and no continuous one, actions are int64 [b, t]. Otherwise they are float [b, t, k + dims]:
+    the k discrete components as integers (k = 0 for continuous actions), then the continuous ones in [-1, 1].
     """
 
     def __init__(self, choices: list[int], dims: int, width: int) -> None:
         super().__init__()
-        self.choices, self.dims = list(choices), dims
+        self.choices = list(choices)
+        self.dims = dims
         tables = [nn.Embedding(size, width) for size in choices]
-        # Two layers: what half a turn of a wheel does is not half of what a full one does.
+        # Two layers, because the effect of a continuous action is not linear in it.
         self.mlp = nn.Sequential(nn.Linear(dims, width), nn.SiLU(), nn.Linear(width, width)) if dims else None
         for table in tables:
             nn.init.normal_(table.weight, std=0.02)
         self.tables = nn.ModuleList(tables)
 
     @property
-    def plain(self) -> bool:
+    def is_single_discrete(self) -> bool:
         """Whether actions are single integers."""
         return len(self.choices) == 1 and not self.dims
 
     def check(self, actions: Tensor) -> None:
-        """Raise ValueError for another shape or type, and for choices that do not exist; it waits for the device."""
+        """Raise ValueError for a wrong shape or dtype, or a choice out of range. Synchronizes with the device."""
         self._check_shape(actions)
-        columns = [actions] if self.plain else list(actions.unbind(-1))
+        columns = [actions] if self.is_single_discrete else list(actions.unbind(-1))
         for size, column in zip(self.choices, columns, strict=False):
             low, high = int(column.min()), int(column.max())
             if low < 0 or high >= size:
                 raise ValueError(
-                    f"actions run from {low} to {high}, but dynamics.num_actions={size} knows 0..{size - 1}"
+                    f"actions run from {low} to {high}, but dynamics.num_actions={size} allows 0..{size - 1}"
                 )
 
     def forward(self, actions: Tensor) -> Tensor:
         """[b, t] or [b, t, k + dims] -> [b, t, d].
 
         Raises:
-            ValueError: another shape or type.
+            ValueError: wrong shape or dtype.
         """
         self._check_shape(actions)
-        if self.plain:
+        if self.is_single_discrete:
             return self.tables[0](actions)
         parts = [table(actions[..., i].long()) for i, table in enumerate(self.tables)]
         if self.mlp is not None:
@@ -61,24 +62,24 @@ class ActionEmbedding(nn.Module):
         return torch.stack(parts).sum(0)
 
     def _check_shape(self, actions: Tensor) -> None:
-        if self.plain:
+        if self.is_single_discrete:
             if actions.ndim != 2 or actions.is_floating_point():
                 raise ValueError(f"actions must be integers [b, t], got {actions.dtype} {list(actions.shape)}")
             return
         columns = len(self.choices) + self.dims
         if actions.ndim != 3 or actions.shape[-1] != columns:
             raise ValueError(
-                f"actions must be [b, t, {columns}] ({len(self.choices)} discrete parts, then {self.dims} continuous "
-                f"dimensions), got {actions.dtype} {list(actions.shape)}"
+                f"actions must be [b, t, {columns}] ({len(self.choices)} discrete components, then {self.dims} "
+                f"continuous dimensions), got {actions.dtype} {list(actions.shape)}"
             )
 
 
 def check_action_space(embedding: ActionEmbedding, actions: ActionSpace) -> None:
-    """Raise ValueError unless the dynamics' actions are those of the space."""
+    """Raise ValueError unless the dynamics takes the actions of the space."""
     if len(embedding.choices) + bool(embedding.dims) > 1:
         raise ValueError(
-            f"dynamics takes {len(embedding.choices)} discrete parts and {embedding.dims} dimensions at once: a "
-            "simulator's action is either one choice or a vector"
+            f"dynamics takes {len(embedding.choices)} discrete components and {embedding.dims} continuous dimensions: "
+            "the action of a simulator is either one choice or a vector"
         )
     kind, size = ("discrete", embedding.choices[0]) if embedding.choices else ("continuous", embedding.dims)
     if (actions.kind, actions.size) != (kind, size):

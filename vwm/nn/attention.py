@@ -1,4 +1,4 @@
-"""Multi-head attention with normalised queries and keys, and rotary positions where they are given.
+"""Multi-head attention with normalized queries and keys and rotary position embeddings.
 
 Legend: b batch, t time, n tokens, d width, h heads, c channels of a head.
 """
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 
 class KeyValueCache(NamedTuple):
-    """What time attention remembers of the past frames: keys (rotated) and values, [b, n, g, slots, c] of g key heads.
+    """Rotated keys, and values, of past frames in temporal attention: [b, n, g, slots, c] with g key heads.
 
-    The newest frame stands last; slots that no frame has filled yet hold zeros and are masked.
+    The newest frame is the last. Slots that are not filled yet hold zeros and are masked.
     """
 
     keys: Tensor
@@ -24,7 +24,7 @@ class KeyValueCache(NamedTuple):
 
 
 class RotaryEmbedding(NamedTuple):
-    """cos and sin of the angles by which channel pairs turn: broadcastable to [..., tokens, c/2]."""
+    """Cosine and sine of the angles by which channel pairs are rotated: broadcastable to [..., tokens, c/2]."""
 
     cos: Tensor
     sin: Tensor
@@ -33,30 +33,30 @@ class RotaryEmbedding(NamedTuple):
 def rotary_angles(positions: Tensor, pairs: int, base: float) -> Tensor:
     """[...] -> float64 [..., pairs], the angles of rotary positions (RoFormer, arXiv 2104.09864, eq. 15).
 
-    In float64, so that a world that has been played for a million frames turns its keys as exactly as a new one.
+    In float64, so that rotations remain exact after a million frames.
     """
     frequencies = base ** (-torch.arange(pairs, device=positions.device, dtype=torch.float64) / pairs)
     return positions.to(torch.float64)[..., None] * frequencies
 
 
-def rotary_embedding(of: Tensor, dtype: torch.dtype) -> RotaryEmbedding:
+def rotary_embedding(angles: Tensor, dtype: torch.dtype) -> RotaryEmbedding:
     """Cosines and sines of angles."""
-    return RotaryEmbedding(of.cos().to(dtype), of.sin().to(dtype))
+    return RotaryEmbedding(angles.cos().to(dtype), angles.sin().to(dtype))
 
 
-def apply_rotary(x: Tensor, by: RotaryEmbedding) -> Tensor:
-    """Turn channel pairs (halves layout): [..., tokens, c]."""
+def apply_rotary(x: Tensor, rotation: RotaryEmbedding) -> Tensor:
+    """Rotate channel pairs (i, i + c/2) of [..., tokens, c]."""
     first, second = x.chunk(2, dim=-1)
-    cos, sin = by.cos.to(x.dtype), by.sin.to(x.dtype)
+    cos, sin = rotation.cos.to(x.dtype), rotation.sin.to(x.dtype)
     return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
 
 
 def apply_rotary_at(x: Tensor, positions: Tensor, base: float = 1000.0) -> Tensor:
-    """Turn [b, n, h, t, c] by positions int64 [t] or [b, t]."""
-    by = rotary_angles(positions, x.shape[-1] // 2, base)
-    if by.ndim == 3:  # a position a world: broadcast over tokens and heads
-        by = by[:, None, None]
-    return apply_rotary(x, rotary_embedding(by, x.dtype))
+    """Rotate [b, n, h, t, c] by positions, int64 [t] or [b, t]."""
+    angles = rotary_angles(positions, x.shape[-1] // 2, base)
+    if angles.ndim == 3:  # one position per batch entry: broadcast over tokens and heads
+        angles = angles[:, None, None]
+    return apply_rotary(x, rotary_embedding(angles, x.dtype))
 
 
 def dot_product_attention(
@@ -64,12 +64,12 @@ def dot_product_attention(
 ) -> Tensor:
     """softmax(q k^T / sqrt(c)) v: q [..., h, t, c], k and v [..., g, s, c] -> [..., h, t, c].
 
-    With fewer key heads than query heads, h / g query heads in a row share each (GQA, arXiv 2305.13245). ``soft_cap``
-    bounds the logits by ``cap * tanh(logits / cap)`` (Gemma 2, arXiv 2408.00118, section 2).
+    With fewer key heads than query heads, groups of h / g consecutive query heads share one (GQA, arXiv 2305.13245).
+    ``soft_cap`` bounds the logits by ``cap * tanh(logits / cap)`` (Gemma 2, arXiv 2408.00118, section 2).
 
-    An accelerator gets the fused kernel. A CPU gets the formula itself: at these short sequences torch's fused CPU
-    kernel takes 7 times as long in bf16, forward and backward (64 tokens, heads of 32: 25 ms against 3.6 ms). So does
-    a soft cap, which the fused kernel does not know.
+    Accelerators use the fused kernel. CPUs use the formula, because for short sequences torch's fused CPU kernel takes
+    7 times as long in bf16, forward and backward (64 tokens, heads of 32: 25 ms instead of 3.6 ms). A soft cap also
+    uses the formula, because the fused kernel does not support it.
     """
     if q.device.type != "cpu" and soft_cap is None:
         return fused_attention(q, k, v, mask)
@@ -84,13 +84,13 @@ def dot_product_attention(
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """``dot_product_attention`` by torch's kernels, which want one batch dimension and are slow with more."""
-    lead = q.shape[:-3]
+    """``dot_product_attention`` by torch's kernels, which are fast only with a single batch dimension."""
+    batch_shape = q.shape[:-3]
     if mask is not None and mask.ndim > 2:
-        mask = mask.expand(*lead, *mask.shape[-3:]).flatten(0, -4)
+        mask = mask.expand(*batch_shape, *mask.shape[-3:]).flatten(0, -4)
     q, k, v = (x.flatten(0, -4) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1]).unflatten(
-        0, lead
+        0, batch_shape
     )
 
 
@@ -105,9 +105,9 @@ def _split_query_groups(x: Tensor, share: int) -> Tensor:
 
 
 class SpaceTimeAttention(nn.Module):
-    """Self-attention; the caller says along which axis by the shape it passes.
+    """Self-attention along space (``attend_space``) or time (``attend_time``).
 
-    Queries and keys are normalised a head (ViT-22B, arXiv 2302.05442), which keeps logits bounded in bf16.
+    Queries and keys are normalized per head (ViT-22B, arXiv 2302.05442), which keeps logits bounded in bf16.
 
     Args:
         width: d.
@@ -125,23 +125,23 @@ class SpaceTimeAttention(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
         nn.init.zeros_(self.out.weight)
 
-    def space(self, x: Tensor) -> Tensor:
+    def attend_space(self, x: Tensor) -> Tensor:
         """Every token attends to all tokens of its own frame. [b, t, n, d] -> [b, t, n, d]."""
         b = x.shape[0]
         q, k, v = rearrange(self.qkv(x), "b t n (three h c) -> three (b t) h n c", three=3, h=self.heads)
         y = dot_product_attention(self.query_norm(q).to(v), self.key_norm(k).to(v), v)
         return self.out(rearrange(y, "(b t) h n c -> b t n (h c)", b=b))
 
-    def time(
+    def attend_time(
         self, x: Tensor, positions: Tensor, mask: Tensor, past: KeyValueCache | None = None
     ) -> tuple[Tensor, KeyValueCache]:
-        """Every token attends along time to the tokens at its own place.
+        """Every token attends to the tokens at its own spatial position in other frames.
 
         Args:
             x: [b, t, n, d].
-            positions: int64 [t] or [b, t], the frames' numbers.
-            mask: bool, broadcastable to [b, n, h, t, slots + t]; True where a query may look.
-            past: the frames before ``x``.
+            positions: int64 [t] or [b, t], indices of the frames.
+            mask: bool, broadcastable to [b, n, h, t, slots + t]; True where a query may attend.
+            past: keys and values of the frames before ``x``.
 
         Returns:
             [b, t, n, d], and the keys and values of the past frames and of these: [b, n, h, slots + t, c].

@@ -1,10 +1,10 @@
-"""Convolutions for video that are causal in time, by one path for whole clips and for streams.
+"""Causal video convolutions with one implementation for whole clips and streams.
 
-Every layer is ``(x, state) -> (y, state)``. A whole clip is a stream of one piece, so parallel and streaming
-outputs cannot differ. A kernel over space and time is factored into one over the frame and one over time.
+Every layer is ``(x, state) -> (y, state)``. A whole clip is a stream of one chunk, so parallel and streaming outputs
+are equal. Kernels over space and time are factored into a spatial and a temporal one.
 
-Frames lie in memory as [b, t, h, w, c]: a kernel over the frame then sees [b t, c, h, w] and one over time
-[b, c, t, h w], both in the channels-last layout and without a copy.
+The memory layout is [b, t, h, w, c]: spatial kernels view it as [b t, c, h, w] and temporal kernels as [b, c, t, h w],
+both channels-last and without a copy.
 
 Legend: b batch, t time, h w space, c channels, k kernel size.
 """
@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class SpatialConv(nn.Conv2d):
-    """A k x k convolution of every frame by itself: [b, t, h, w, c] -> [b, t, h, w, c']."""
+    """A k x k convolution of each frame independently: [b, t, h, w, c] -> [b, t, h, w, c']."""
 
     def __init__(self, channels: int, out: int, kernel: int = 3) -> None:
         super().__init__(channels, out, kernel, padding=kernel // 2)
@@ -32,16 +32,16 @@ class SpatialConv(nn.Conv2d):
 
 
 class CausalTemporalConv(nn.Conv2d):
-    """A convolution over the last k frames at each place.
+    """A convolution over the last k frames at each spatial position.
 
-    Its state is the k - 1 frames before, [b, k - 1, h, w, c], zeros at first.
+    The state holds the previous k - 1 frames, [b, k - 1, h, w, c], initially zeros.
     """
 
     def __init__(self, channels: int, out: int, kernel: int = 3) -> None:
         super().__init__(channels, out, (kernel, 1))
 
     def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """[b, t, h, w, c] -> [b, t, h, w, c']; any t, also none."""
+        """[b, t, h, w, c] -> [b, t, h, w, c']; t may be 0."""
         frames, (height, width) = x.shape[1], x.shape[2:4]
         if not frames:
             return x.new_zeros(*x.shape[:-1], self.out_channels), past
@@ -51,10 +51,10 @@ class CausalTemporalConv(nn.Conv2d):
 
 
 class CausalConvBlock(nn.Module):
-    """Norm, a kernel over the frame, SiLU, a kernel over time; a residual branch that starts at zero.
+    """Residual block: norm, spatial convolution, SiLU, temporal convolution, initialized to the identity.
 
-    The norm is over the channels at each place: it mixes neither frames nor places, so a stream and a tile see what
-    a whole clip sees.
+    The norm is over the channels of one position and mixes neither frames nor positions, so that streams and tiles
+    give the same result as a whole clip.
     """
 
     def __init__(self, width: int, kernel: int = 3) -> None:
@@ -72,17 +72,18 @@ class CausalConvBlock(nn.Module):
 
 
 class CausalConvStack(nn.Module):
-    """Blocks of one resolution, one after the other."""
+    """A sequence of blocks at one resolution."""
 
     def __init__(self, width: int, depth: int, kernel: int = 3) -> None:
         super().__init__()
-        self.width, self.memory = width, kernel - 1
+        self.width = width
+        self.past_frames = kernel - 1
         self.checkpointing = False
         self.blocks = nn.ModuleList(CausalConvBlock(width, kernel) for _ in range(depth))
 
     def init_state(self, like: Tensor, batch: int, height: int, width: int) -> tuple[Tensor, ...]:
-        """Before the first frame; ``like`` has the device and the dtype."""
-        return (like.new_zeros(batch, self.memory, height, width, self.width),) * len(self.blocks)
+        """The state before the first frame, with the device and dtype of ``like``."""
+        return (like.new_zeros(batch, self.past_frames, height, width, self.width),) * len(self.blocks)
 
     def forward(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """[b, t, h, w, c] -> [b, t, h, w, c]."""
@@ -97,11 +98,11 @@ class CausalConvStack(nn.Module):
 
 
 class FrameBuffer(NamedTuple):
-    """Frames on their way into groups. Both shapes carry a number, so that the state stays on its device.
+    """Frames of an incomplete group. Counts are stored as shapes, so that reading them needs no device synchronization.
 
     Attributes:
-        frames: [b, p, ...], the p frames of a group that is not full yet.
-        before: [b, r - 1] until the first frame has come, then [b, 0].
+        frames: [b, p, ...], the p frames of the incomplete group.
+        before: [b, r - 1] before the first frame, then [b, 0].
     """
 
     frames: Tensor
@@ -109,10 +110,10 @@ class FrameBuffer(NamedTuple):
 
 
 class SpaceTimeToDepth(nn.Module):
-    """Space to depth: groups of r frames and squares of s x s places become channels.
+    """Move blocks of r frames and s x s positions to channels.
 
-    The first frame makes the first group by itself (it is repeated), so that 1 + r k frames make 1 + k groups and a
-    picture is a video of one frame.
+    The first frame is repeated to fill the first group, so that 1 + r k frames make 1 + k groups and an image is a
+    video of one frame.
 
     Args:
         time: r.
@@ -121,10 +122,11 @@ class SpaceTimeToDepth(nn.Module):
 
     def __init__(self, time: int, space: int) -> None:
         super().__init__()
-        self.time, self.space = time, space
+        self.time = time
+        self.space = space
 
     def init_state(self, like: Tensor, batch: int, height: int, width: int, channels: int) -> FrameBuffer:
-        """Before the first frame; ``like`` has the device and the dtype."""
+        """The state before the first frame, with the device and dtype of ``like``."""
         return FrameBuffer(like.new_zeros(batch, 0, height, width, channels), like.new_zeros(batch, self.time - 1))
 
     def forward(self, x: Tensor, state: FrameBuffer) -> tuple[Tensor, FrameBuffer]:
@@ -147,17 +149,19 @@ class SpaceTimeToDepth(nn.Module):
 
 
 class DepthToSpaceTime(nn.Module):
-    """Depth to space, the way back of ``SpaceTimeToDepth``: the first group gives one frame, its last.
+    """Move channels to blocks of frames and positions, the inverse of ``SpaceTimeToDepth``.
 
-    The state is [b, r - 1] until the first group has come, then [b, 0]: the number of frames still to drop.
+    Only the last frame of the first group is kept. The state is [b, r - 1] before the first group, then [b, 0]: its
+    second size is the number of frames to drop.
     """
 
     def __init__(self, time: int, space: int) -> None:
         super().__init__()
-        self.time, self.space = time, space
+        self.time = time
+        self.space = space
 
     def init_state(self, like: Tensor, batch: int) -> Tensor:
-        """Before the first group; ``like`` has the device and the dtype."""
+        """The state before the first group, with the device and dtype of ``like``."""
         return like.new_zeros(batch, self.time - 1)
 
     def forward(self, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:

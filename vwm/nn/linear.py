@@ -1,7 +1,7 @@
-"""Linear layers that are quick on every CPU.
+"""Linear layers that are fast on all CPUs.
 
-torch multiplies float32 matrices with MKL, which leaves AVX-512 unused on processors that are not Intel's: on an EPYC
-(Zen 5) 100 billion operations a second and core, where oneDNN, which torch ships too, makes 210.
+torch multiplies float32 matrices with MKL, which does not use AVX-512 on non-Intel processors. On an EPYC (Zen 5) it
+reaches 100 GFLOP/s per core, and oneDNN, which torch also ships, 210.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, 
 
 
 class OneDNNLinear(nn.Linear):
-    """``nn.Linear``, by oneDNN where that is possible: float32 on a CPU. Its gradients have no gradients there."""
+    """``nn.Linear`` that uses oneDNN for float32 on a CPU. There it is differentiable only once."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d] -> [..., e]."""
@@ -26,38 +26,44 @@ class OneDNNLinear(nn.Linear):
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear``: [..., d], [e, d] and [e] -> [..., e]."""
-    if not HAS_ONEDNN or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+    if not use_onednn(x, weight):
         return F.linear(x, weight, bias)
-    if not x.device.type == weight.device.type == "cpu" or not x.dtype == weight.dtype == torch.float32:
-        return F.linear(x, weight, bias)
-    if not torch.is_grad_enabled():  # small matrices feel what a step of autograd costs
-        return _product(x, weight, bias)
+    if not torch.is_grad_enabled():  # saves the overhead of autograd
+        return onednn_product(x, weight, bias)
     product: Tensor = _OneDNNLinearFunction.apply(x, weight, bias)
     return product
 
 
+def use_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN can multiply these: float32 on a CPU, neither compiled nor under autocast."""
+    if not HAS_ONEDNN or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+        return False
+    return x.device.type == weight.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+
+
 class _OneDNNLinearFunction(torch.autograd.Function):
-    """x weight^T + bias, and its gradients."""
+    """x weight^T + bias and its gradients, computed by oneDNN."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
+        return onednn_product(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.needs_input_grad
+        x_needs_grad, weight_needs_grad, bias_needs_grad = ctx.needs_input_grad
         rows = gradient.flatten(0, -2)
         return (
-            _product(gradient, weight.t()) if of_x else None,
-            # Columns of a wider tensor would be multiplied by oneDNN's slowest way, a thousand times slower.
-            _product(rows.t(), x.flatten(0, -2).contiguous().t()) if of_weight else None,
-            rows.sum(0) if of_bias else None,
+            onednn_product(gradient, weight.t()) if x_needs_grad else None,
+            # contiguous: for a slice of a wider tensor oneDNN would use a kernel that is a thousand times slower.
+            onednn_product(rows.t(), x.flatten(0, -2).contiguous().t()) if weight_needs_grad else None,
+            rows.sum(0) if bias_needs_grad else None,
         )
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x weight^T + bias by oneDNN, without autograd."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
     return product

@@ -1,7 +1,7 @@
-"""Low-rank adaptation (LoRA, arXiv 2106.09685): a pretrained matrix W stays, and W + alpha / r * B A is trained.
+"""Low-rank adaptation (LoRA, arXiv 2106.09685): W + alpha / r * B A is trained, with the pretrained W frozen.
 
-A [r, in] begins random and B [out, r] at zero, so that the adapted network begins as the pretrained one. When it has
-learned, the product is added to W, and the network is again one of its class, as quick as it was.
+A [r, in] is initialized randomly and B [out, r] with zeros, so that the adapted network initially equals the
+pretrained one. After training the product is added to W, which gives a network of the original class and speed.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 AdaptationMode = Literal["frozen", "lora", "trained"]
-"""What of pretrained weights may move: none, a product of low rank beside some of them, or all."""
+"""How pretrained weights are trained: not at all, by low-rank matrices added to some of them, or all of them."""
 
 
 @dataclass
 class LoRAConfig:
-    """Which matrices are adapted, and how freely.
+    """The linear layers that are adapted, and the rank of the adaptation.
 
     Attributes:
         rank: r.
-        alpha: by alpha / r the product is multiplied, so that another rank asks for no other learning rate.
-        targets: the last parts of the names of linear layers: ``qkv`` and ``out`` of attention in every transformer
+        alpha: scale; the product is multiplied by alpha / r, so that the best learning rate depends little on r.
+        targets: last components of the names of linear layers: ``qkv`` and ``out`` of attention in every transformer
             here; of feed-forwards ``mlp.0`` and ``mlp.2`` (Genie), ``up`` and ``down`` (DiT); of DiT ``modulation``.
     """
 
@@ -33,11 +33,11 @@ class LoRAConfig:
     alpha: float = 16.0
     targets: tuple[str, ...] = ("qkv", "out")
 
-    def apply(self, network: nn.Module) -> None:
-        """Put low-rank matrices beside those of the network, in place.
+    def apply_to(self, network: nn.Module) -> None:
+        """Replace the target layers of a network by ``LoRALinear``, in place.
 
         Raises:
-            ValueError: a target names no linear layer, or the rank is none.
+            ValueError: a target matches no linear layer, or the rank is below 1.
         """
         if self.rank < 1:
             raise ValueError(f"lora.rank must be 1 or more, got {self.rank}")
@@ -46,23 +46,25 @@ class LoRAConfig:
             found = [name for name in linears if f".{name}".endswith(f".{target}")]
             if not found:
                 raise ValueError(
-                    f"lora.targets: no linear layer is called {target!r}; there are {_linear_layer_names(linears)}"
+                    f"lora.targets: no linear layer is called {target!r}; choose from {_linear_layer_names(linears)}"
                 )
             for name in found:
                 _replace_submodule(network, name, LoRALinear(linears.pop(name), self.rank, self.alpha))
 
 
 class LoRALinear(nn.Linear):
-    """A frozen linear layer with a trained product of low rank beside it; the frozen weights keep their names.
+    """A frozen linear layer plus a trained product of low rank. The frozen weights keep their names.
 
     Args:
-        base: whose weights it takes over.
+        base: the layer whose weights are used.
         rank, alpha: see ``LoRAConfig``.
     """
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
         super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
-        self.weight, self.bias, self.scale = base.weight, base.bias, alpha / rank
+        self.weight = base.weight
+        self.bias = base.bias
+        self.scale = alpha / rank
         self.requires_grad_(False)
         self.lora_a = nn.Parameter(base.weight.new_empty(rank, base.in_features))
         self.lora_b = nn.Parameter(base.weight.new_zeros(base.out_features, rank))
@@ -73,8 +75,8 @@ class LoRALinear(nn.Linear):
         return super().forward(x) + self.scale * F.linear(F.linear(x, self.lora_a), self.lora_b)
 
     @torch.no_grad()
-    def merged(self) -> nn.Linear:
-        """A plain layer that says the same."""
+    def merged_linear(self) -> nn.Linear:
+        """Return an equivalent ``nn.Linear``."""
         plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
         plain.weight = nn.Parameter(self.weight + self.scale * self.lora_b @ self.lora_a, requires_grad=False)
         plain.bias = self.bias
@@ -82,23 +84,23 @@ class LoRALinear(nn.Linear):
 
 
 def prepare_finetuning(network: nn.Module, how: AdaptationMode, lora: LoRAConfig | None = None) -> None:
-    """Let as much of a pretrained network move as ``how`` says; ``lora`` None takes its defaults.
+    """Freeze, adapt or unfreeze a pretrained network. ``lora=None`` uses the defaults of ``LoRAConfig``.
 
     Raises:
-        ValueError: settings of LoRA where it is not asked for.
+        ValueError: ``lora`` is set in a mode that does not use it.
     """
     if how != "lora" and lora is not None:
         raise ValueError(f"lora is set, but adapt={how!r} uses none: set adapt to lora, or lora to null")
     network.requires_grad_(how == "trained")
     if how == "lora":
-        (lora or LoRAConfig()).apply(network)
+        (lora or LoRAConfig()).apply_to(network)
 
 
 def merge_lora(network: nn.Module) -> None:
-    """Make plain layers of all low-rank ones, in place."""
+    """Replace all ``LoRALinear`` layers by equivalent ``nn.Linear`` layers, in place."""
     adapted = {name: part for name, part in network.named_modules() if isinstance(part, LoRALinear)}
     for name, part in adapted.items():
-        _replace_submodule(network, name, part.merged())
+        _replace_submodule(network, name, part.merged_linear())
 
 
 def _replace_submodule(network: nn.Module, name: str, part: nn.Module) -> None:
@@ -107,6 +109,6 @@ def _replace_submodule(network: nn.Module, name: str, part: nn.Module) -> None:
 
 
 def _linear_layer_names(names: dict[str, nn.Linear]) -> str:
-    """Names without the numbers of their blocks, each once."""
+    """Distinct names without the indices of their blocks."""
     ends = {".".join(name.split(".")[-2:]) if name.split(".")[-1].isdigit() else name.split(".")[-1] for name in names}
     return ", ".join(sorted(ends))

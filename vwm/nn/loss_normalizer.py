@@ -1,4 +1,4 @@
-"""Losses of different size on one scale: each divided by its running root mean square (Dreamer 4, section 3.1)."""
+"""Normalize losses of different magnitude by their running root mean square (Dreamer 4, section 3.1)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 class LossNormalizer(nn.Module):
-    """Divides a loss by its running RMS, which is no part of the gradient.
+    """Divide a loss by its running RMS, through which no gradient flows.
 
     Args:
-        decay: of the running mean; early steps count for more, so that it starts at the first loss.
+        decay: decay of the running mean square, which is bias-corrected as in Adam.
     """
 
     mean_square: Tensor
@@ -23,11 +23,11 @@ class LossNormalizer(nn.Module):
         self.register_buffer("weight", torch.zeros(()))
 
     def forward(self, loss: Tensor) -> Tensor:
-        """A scalar loss -> the loss on the common scale."""
-        if self.training and bool(torch.isfinite(loss)):  # one broken batch must not break the scale for good
+        """Scalar loss -> normalized loss. The statistics are updated in training mode only."""
+        if self.training and bool(torch.isfinite(loss)):  # a NaN would stay in the statistics
             with torch.no_grad():
                 self.mean_square.lerp_(loss.detach().float().square(), 1 - self.decay)
                 self.weight.lerp_(torch.ones_like(self.weight), 1 - self.decay)
-        if not self.weight:  # nothing seen yet
+        if not self.weight:  # no loss seen yet
             return loss
         return loss / (self.mean_square / self.weight).sqrt().clamp(min=1e-8)

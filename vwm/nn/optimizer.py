@@ -1,4 +1,4 @@
-"""The optimizer and its schedule, as one value in a config. The optimizers are timm's."""
+"""Configuration of the optimizer (one of timm's) and its learning rate schedule."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from torch.optim.lr_scheduler import LambdaLR
 
 @dataclass
 class OptimizerConfig:
-    """What to optimize with.
+    """Optimizer and schedules of learning rate and weight decay.
 
     Attributes:
-        name: any name that timm's ``create_optimizer_v2`` knows, ``adamw`` or ``muon`` for example (muon moves the
-            matrices, AdamW the rest).
+        name: an optimizer of timm's ``create_optimizer_v2``, such as ``adamw`` or ``muon`` (Muon for matrices, AdamW
+            for all other weights).
         lr: peak learning rate.
-        betas: of Adam.
+        betas: coefficients of Adam's running averages.
         weight_decay: not applied to biases, norms and other vectors.
         warmup: steps of linear warm-up.
         schedule: ``constant`` after the warm-up, ``cosine`` to ``min_lr``, or ``linear`` to ``min_lr``.
-        min_lr: where the schedule ends, at the trainer's ``max_steps``.
-        start_lr: where the warm-up begins.
-        final_weight_decay: where a cosine from ``weight_decay`` ends, at ``max_steps``; None keeps it constant.
-        stretch: the schedules are made for so many times ``max_steps``, and the run stops before their end (V-JEPA:
-            1.25).
+        min_lr: learning rate at the end of the schedule, the trainer's ``max_steps``.
+        start_lr: learning rate at the start of the warm-up.
+        final_weight_decay: end of a cosine schedule of the weight decay, at ``max_steps``; None keeps it constant.
+        stretch: length of the schedules as a multiple of ``max_steps``; above 1, the run stops before their end
+            (V-JEPA: 1.25).
     """
 
     name: str = "adamw"
@@ -44,10 +44,10 @@ class OptimizerConfig:
     stretch: float = 1.0
 
     def build(self, model: nn.Module, max_steps: int) -> tuple[Optimizer, LambdaLR]:
-        """The optimizer of a model's trainable weights, and its schedule by optimizer steps.
+        """Build the optimizer of the trainable weights of a model, and its schedule over optimizer steps.
 
         Raises:
-            ValueError: a schedule that must end, and no ``max_steps`` to end at.
+            ValueError: the schedule needs ``max_steps``, which is not positive, or ``stretch`` is below 1.
         """
         if (self.schedule != "constant" or self.final_weight_decay is not None) and max_steps <= 0:
             raise ValueError(
@@ -67,37 +67,38 @@ class OptimizerConfig:
         )
 
     def factor(self, step: int, end: float) -> float:
-        """By what the peak learning rate is multiplied at a step; ``end`` is where the schedule ends."""
+        """Multiplier of the peak learning rate at a step. ``end`` is the last step of the schedule."""
         if step < self.warmup:
             start = self.start_lr / self.lr
             return start + (1 - start) * (step + 1) / self.warmup
         if self.schedule == "constant":
             return 1.0
         progress = min(1.0, (step - self.warmup) / max(1, end - self.warmup))
-        fall = (1 + math.cos(math.pi * progress)) / 2 if self.schedule == "cosine" else 1 - progress
+        remaining = (1 + math.cos(math.pi * progress)) / 2 if self.schedule == "cosine" else 1 - progress
         low = self.min_lr / self.lr
-        return low + (1 - low) * fall
+        return low + (1 - low) * remaining
 
 
 class LRAndWeightDecaySchedule(LambdaLR):
-    """A schedule of the learning rate that also moves the weight decay, along a cosine.
+    """A learning rate schedule that also changes the weight decay, along a cosine.
 
     Args:
-        optimizer: its groups with a weight decay of 0 keep it.
-        factor: of the learning rate, by step.
+        optimizer: the optimizer; parameter groups with a weight decay of 0 keep it.
+        factor: multiplier of the learning rate at each step.
         final: weight decay at the end.
         end: the last step.
     """
 
     def __init__(self, optimizer: Optimizer, factor: Callable[[int], float], final: float, end: float) -> None:
         self.first_decays = [float(group["weight_decay"]) for group in optimizer.param_groups]
-        self.final, self.end = final, end
+        self.final = final
+        self.end = end
         super().__init__(optimizer, factor)
 
     def step(self, epoch: int | None = None) -> None:
         """See ``LambdaLR``."""
         super().step(epoch)
-        rise = (1 - math.cos(math.pi * min(1.0, self.last_epoch / max(1.0, self.end)))) / 2
+        progress = (1 - math.cos(math.pi * min(1.0, self.last_epoch / max(1.0, self.end)))) / 2
         for group, first in zip(self.optimizer.param_groups, self.first_decays, strict=True):
             if first:
-                group["weight_decay"] = first + (self.final - first) * rise
+                group["weight_decay"] = first + (self.final - first) * progress

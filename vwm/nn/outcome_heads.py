@@ -1,6 +1,6 @@
-"""What an action earns and whether it ends the world, read from the dynamics' features of the frame before it.
+"""Predict the reward and termination of an action from the dynamics' features of the frame at which it is taken.
 
-From the frame before, not the one after: the action that ends an episode leads to no recorded frame.
+The next frame is not used, because the action that ends an episode leads to no recorded frame.
 
 Legend: b batch, t time, d width.
 """
@@ -20,23 +20,23 @@ from vwm.nn.norm import RMSNorm
 from vwm.nn.two_hot import SymexpTwoHot
 
 TERMINATION_STREAM = -4
-"""What a world's seed is folded with for drawing its end."""
+"""Folded into a simulator's seed to sample its termination."""
 
 
 class RewardTermination(NamedTuple):
-    """reward float [b, t] and terminated, the probability that the world ends, float [b, t]."""
+    """Expected reward, float [b, t], and probability of termination, float [b, t]."""
 
     reward: Tensor
     terminated: Tensor
 
 
 class RewardTerminationHeads(ModelMixin, ConfigMixin):
-    """Reward (two-hot over symexp bins) and termination (Bernoulli).
+    """Heads for reward (two-hot over symexp bins) and termination (Bernoulli).
 
     Args:
-        width: d, of the dynamics.
-        hidden: width of the one hidden layer.
-        bins: of the reward.
+        width: d, width of the dynamics.
+        hidden: width of the hidden layer.
+        bins: number of reward bins.
     """
 
     @register_to_config
@@ -50,38 +50,38 @@ class RewardTerminationHeads(ModelMixin, ConfigMixin):
             nn.init.zeros_(head.bias)
         self.two_hot = SymexpTwoHot(bins)
 
-    def forward(self, features: Tensor, lead: Tensor) -> RewardTermination:
-        """What comes of actions: features [b, t, d] of frames and the vectors [b, t, d] of the actions taken there."""
-        x = self.body(torch.cat((features, lead), dim=-1))
+    def forward(self, features: Tensor, action_embedding: Tensor) -> RewardTermination:
+        """Predict from features [b, t, d] of frames and embeddings [b, t, d] of the actions taken at them."""
+        x = self.body(torch.cat((features, action_embedding), dim=-1))
         return RewardTermination(self.two_hot.mean(self.reward(x)), self.end(x).squeeze(-1).float().sigmoid())
 
     def losses(
-        self, features: Tensor, lead: Tensor, reward: Tensor, terminated: Tensor | None
+        self, features: Tensor, action_embedding: Tensor, reward: Tensor, terminated: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropies of rewards [b, t] and of ends (bool [b, t]; 0 where they are not told)."""
-        x = self.body(torch.cat((features, lead), dim=-1))
+        """Mean cross-entropies of rewards [b, t] and terminations (bool [b, t]; the loss is 0 if they are None)."""
+        x = self.body(torch.cat((features, action_embedding), dim=-1))
         loss = self.two_hot.loss(self.reward(x), reward).mean()
         end = self.end(x).squeeze(-1).float()
-        if terminated is None:  # with a gradient (of zero), which data-parallel training expects of every weight
+        if terminated is None:  # with a gradient of 0, because data-parallel training requires one for every weight
             return loss, end.sum() * 0
         return loss, F.binary_cross_entropy_with_logits(end, terminated.float())
 
 
 def sample_outcomes(
-    outcomes: RewardTerminationHeads | None, features: Tensor, lead: Tensor, seed: Tensor, position: Tensor
+    outcomes: RewardTerminationHeads | None, features: Tensor, action_embedding: Tensor, seed: Tensor, position: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Reward float [b], and whether the world ends, bool [b]; zeros where there are no heads.
+    """Predict the reward, float [b], and sample the termination, bool [b]; zeros if there are no heads.
 
     Args:
         outcomes: the heads.
-        features: float [b, d], of the frame that the action is taken at.
-        lead: float [b, d], the vector of the action.
-        seed: int64 [b], of each world.
-        position: int64 [b], frames that each has seen.
+        features: float [b, d], features of the frame at which the action is taken.
+        action_embedding: float [b, d].
+        seed: int64 [b], seeds of the simulations.
+        position: int64 [b], number of frames seen so far.
     """
     if outcomes is None:
         zeros = torch.zeros(len(seed), device=seed.device)
         return zeros, zeros.bool()
-    said = outcomes(features[:, None].float(), lead[:, None].float())
+    predicted = outcomes(features[:, None].float(), action_embedding[:, None].float())
     chance = seeded_uniform(fold_in(fold_in(seed, TERMINATION_STREAM), position))
-    return said.reward[:, 0], chance < said.terminated[:, 0]
+    return predicted.reward[:, 0], chance < predicted.terminated[:, 0]

@@ -17,7 +17,7 @@ def unpatchify(patches: Tensor, patch: int, height: int) -> Tensor:
 
 
 def patch_grid(image_size: tuple[int, int], patch: int, name: str = "image_size") -> tuple[int, int]:
-    """Patches in a column and a row. Raises ValueError where the patch does not divide what ``name`` says."""
+    """Number of patches per column and per row. Raises ValueError if ``patch`` does not divide the size."""
     height, width = image_size
     if height % patch or width % patch:
         raise ValueError(f"patch_size={patch} must divide {name}={height}x{width}")

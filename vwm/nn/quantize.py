@@ -1,6 +1,6 @@
-"""Codebooks: VQ and FSQ behind one argument.
+"""Vector quantization (VQ) and finite scalar quantization (FSQ) behind one interface, and codebook usage.
 
-The quantizers themselves are vector-quantize-pytorch's; this file gives them one face and counts their use.
+The quantizers are those of vector-quantize-pytorch.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from vector_quantize_pytorch import FSQ, VectorQuantize
+
+from vwm.nn.precision import at_least_float32
 
 Codebook = int | list[int]
 """A number of codes (VQ), or the levels of each dimension (FSQ, arXiv 2309.15505): ``1024`` or ``[8, 5, 5, 5]``."""
@@ -26,13 +28,13 @@ class QuantizerOutput(NamedTuple):
 
 
 class Quantizer(nn.Module):
-    """width -> codebook -> width.
+    """Project to the code space, quantize and project back.
 
     Args:
-        width: of what goes in and comes out, d.
+        width: d, width of inputs and outputs.
         codebook: see ``Codebook``.
         code_width: dimension of a VQ code (Genie: 32); FSQ's is its number of levels.
-        spread: with FSQ, the weight of a loss that keeps every dimension in use (see ``codebook_spread_loss``); small
+        spread: with FSQ, the weight of a loss that keeps all dimensions in use (see ``codebook_spread_loss``); small
             codebooks collapse without it.
     """
 
@@ -41,24 +43,23 @@ class Quantizer(nn.Module):
         self.spread = spread
         self.size = codebook_size(codebook)
         if isinstance(codebook, int):
-            # A code that is used less than twice in an (averaged) batch is replaced by a vector of the batch:
-            # the remedy for idle codes.
+            # Codes used less than twice per batch (on a running average) are replaced by vectors of the batch.
             self.book: VectorQuantize | FSQ = VectorQuantize(
                 dim=width, codebook_size=codebook, codebook_dim=code_width, threshold_ema_dead_code=2, decay=0.95
             )
         else:
-            # Two levels have no middle one, so they need the symmetric form.
+            # Two levels have no middle level and need the symmetric form.
             self.book = FSQ(levels=codebook, dim=width, preserve_symmetry=2 in codebook)
 
     def forward(self, x: Tensor) -> QuantizerOutput:
-        """[..., d] -> codes, indices, commitment loss. Computed in float32 or finer, whatever autocast says."""
+        """[..., d] -> codes, indices, commitment loss. Computed in at least float32, even under autocast."""
         if self.training and isinstance(self.book, VectorQuantize) and dist.is_available() and dist.is_initialized():
-            # The codebook asks for other ranks when it is made, which is before there are any; without them it would
-            # learn from the first rank's data alone.
+            # The codebook looks for other ranks when it is constructed, which is before they are initialized. Without
+            # this it would learn from the data of the first rank only.
             self.book._codebook.all_reduce_fn = dist.all_reduce
         flat = x.reshape(1, -1, x.shape[-1])
         with torch.autocast(x.device.type, enabled=False):
-            flat = flat.float() if flat.dtype in (torch.bfloat16, torch.float16) else flat
+            flat = at_least_float32(flat)
             out = self.book(flat)
             if len(out) > 2:
                 loss = out[2].sum()
@@ -73,7 +74,7 @@ class Quantizer(nn.Module):
         """Codes of indices: int64 [...] -> [..., d]."""
         flat = indices.reshape(1, -1)
         if isinstance(self.book, FSQ):
-            # Through the table of codes, which follows the module's precision (indices_to_codes is float32 only).
+            # By the table of codes, which has the dtype of the module (indices_to_codes supports float32 only).
             codes = self.book.project_out(self.book.implicit_codebook[flat])
         else:
             codes = self.book.get_output_from_indices(flat)
@@ -81,7 +82,7 @@ class Quantizer(nn.Module):
 
 
 def codebook_size(codebook: Codebook) -> int:
-    """The number of codes. Raises ValueError for fewer than two."""
+    """Number of codes. Raises ValueError for fewer than two."""
     size = codebook if isinstance(codebook, int) else math.prod(codebook)
     if size < 2 or (isinstance(codebook, list) and min(codebook) < 2):
         raise ValueError(f"codebook={codebook} must have at least two codes, and FSQ two levels in each dimension")
@@ -89,13 +90,13 @@ def codebook_size(codebook: Codebook) -> int:
 
 
 def codebook_spread_loss(z: Tensor) -> Tensor:
-    """Keeps the dimensions of a batch centred, spread and different from each other: float [m, d] -> scalar.
+    """Loss that keeps the dimensions of a batch centered, spread and uncorrelated: float [m, d] -> scalar.
 
     The variance hinge and the covariance term of VICReg (arXiv 2105.04906, eqs. 1 and 3), and the mean squared.
     """
     mean = z.mean(0)
-    centred = z - mean
-    covariance = centred.T @ centred / max(1, len(z) - 1)
+    centered = z - mean
+    covariance = centered.T @ centered / max(1, len(z) - 1)
     deviation = (covariance.diagonal() + 1e-4).sqrt()
     correlation = covariance / (deviation[:, None] * deviation)
     off_diagonal = correlation - torch.diag(correlation.diagonal())
@@ -103,11 +104,11 @@ def codebook_spread_loss(z: Tensor) -> Tensor:
 
 
 def code_counts(indices: Tensor, size: int) -> Tensor:
-    """How often each code was used: float64 [size]."""
+    """Number of uses of each code: float64 [size]."""
     return torch.bincount(indices.flatten(), minlength=size).double()
 
 
 def perplexity(counts: Tensor) -> Tensor:
-    """exp(entropy) of a histogram: the number of codes that are really used, between 1 and its size."""
+    """exp(entropy) of a histogram: the effective number of codes in use, between 1 and the size of the codebook."""
     p = counts / counts.sum()
     return torch.special.entr(p).sum().exp()

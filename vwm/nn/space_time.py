@@ -1,14 +1,14 @@
 """The factored space-time transformer (Genie's ST-transformer, arXiv 2402.15391, section 2.1) with its cache.
 
-A block attends in space within each frame, then in time (causally) at each place, then has one feed-forward.
-There are two ways through the same weights, and they agree exactly:
+A block attends in space within each frame, then causally in time at each spatial position, then applies a feed-forward.
+Two methods compute the same function:
 
 - ``forward`` takes a whole clip;
-- ``step`` takes the next frame or frames and a state that the caller holds.
+- ``step`` takes the next frames and a state that the caller holds.
 
-The rule past the window, in both: a frame attends to itself and the ``window - 1`` frames before it, in every block.
+In both, a frame attends to itself and the ``window - 1`` frames before it, in every block.
 
-Legend: b batch, t time, n tokens a frame, d width.
+Legend: b batch, t time, n tokens per frame, d width.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from vwm.nn.attention import KeyValueCache, SpaceTimeAttention
 
 
 class TransformerState(NamedTuple):
-    """What a streaming transformer remembers.
+    """State of a transformer in streaming mode.
 
     Attributes:
-        position: int64 [b], frames seen so far by each world.
-        blocks: keys and values of the last ``window - 1`` frames, one entry a block.
+        position: int64 [b], number of frames seen so far.
+        blocks: keys and values of the last ``window - 1`` frames, one entry per block.
     """
 
     position: Tensor
@@ -53,9 +53,9 @@ class SpaceTimeBlock(nn.Module):
     def forward(
         self, x: Tensor, positions: Tensor, mask: Tensor, past: KeyValueCache | None = None
     ) -> tuple[Tensor, KeyValueCache]:
-        """[b, t, n, d] -> [b, t, n, d], and the keys and values for the frames to come."""
-        x = x + self.space.space(self.space_norm(x))
-        y, seen = self.time.time(self.time_norm(x), positions, mask, past)
+        """[b, t, n, d] -> [b, t, n, d], and the keys and values for the following frames."""
+        x = x + self.space.attend_space(self.space_norm(x))
+        y, seen = self.time.attend_time(self.time_norm(x), positions, mask, past)
         x = x + y
         return x + self.mlp(self.mlp_norm(x)), seen
 
@@ -67,7 +67,7 @@ class SpaceTimeTransformer(nn.Module):
         width: d.
         depth: number of blocks.
         heads: attention heads.
-        window: frames that time attention spans, the present one included.
+        window: number of frames that temporal attention spans, including the current one.
         mlp_ratio: hidden width of the feed-forward over d.
     """
 
@@ -75,18 +75,20 @@ class SpaceTimeTransformer(nn.Module):
         super().__init__()
         if window < 1:
             raise ValueError(f"window must be at least 1 frame, got {window}")
-        self.width, self.heads, self.window = width, heads, window
+        self.width = width
+        self.heads = heads
+        self.window = window
         self.checkpointing = False
         self.blocks = nn.ModuleList(SpaceTimeBlock(width, heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(width, bias=False)
 
     def forward(self, x: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """A whole clip at once.
+        """Process a whole clip.
 
         Args:
             x: [b, t, n, d].
-            positions: int64 [t], the frames' numbers; by default 0, 1, 2, ...
-            mask: bool [t, t], True where frame i may look at frame j; by default the causal window.
+            positions: int64 [t], indices of the frames; by default 0, 1, 2, ...
+            mask: bool [t, t], True where frame i may attend to frame j; by default the causal window.
 
         Returns:
             [b, t, n, d].
@@ -103,7 +105,7 @@ class SpaceTimeTransformer(nn.Module):
         return self.norm(x)
 
     def init_state(self, batch: int, tokens: int) -> TransformerState:
-        """The state of worlds that have seen nothing: one a batch entry, ``tokens`` tokens a frame."""
+        """The state before the first frame, for frames of ``tokens`` tokens."""
         weight = self.norm.weight
         shape = (batch, tokens, self.heads, self.window - 1, self.width // self.heads)
         empty = KeyValueCache(weight.new_zeros(shape), weight.new_zeros(shape))
@@ -111,9 +113,9 @@ class SpaceTimeTransformer(nn.Module):
         return TransformerState(position, (empty,) * len(self.blocks))
 
     def step(self, x: Tensor, state: TransformerState) -> tuple[Tensor, TransformerState]:
-        """The next frames of each world: [b, t, n, d] -> [b, t, n, d], and the state after them.
+        """Process the next frames: [b, t, n, d] -> [b, t, n, d], and the state after them.
 
-        The given state is left as it was, so dropping the returned one makes this a look that leaves no trace.
+        The given state is not modified, so discarding the returned one evaluates frames without advancing the stream.
         """
         frames = x.shape[1]
         positions, mask = streaming_window_mask(state.position, frames, self.window)
@@ -125,41 +127,41 @@ class SpaceTimeTransformer(nn.Module):
 
 
 def streaming_window_mask(position: Tensor, frames: int, window: int) -> tuple[Tensor, Tensor]:
-    """Where the next frames of worlds stand, and which remembered and next frames they may look at.
+    """Positions of the next frames, and the mask of the cached and next frames to which they may attend.
 
     Args:
         position: int64 [b], frames seen so far by each world.
-        frames: how many come.
+        frames: number of next frames, t.
         window: see ``SpaceTimeTransformer``.
 
     Returns:
         positions int64 [b, t], and a mask bool [b, 1, 1, t, window - 1 + t] (over tokens and heads).
     """
     positions = position[:, None] + torch.arange(frames, device=position.device)
-    of_slots = position[:, None] + torch.arange(1 - window, 0, device=position.device)
-    of_keys = torch.cat((of_slots, positions), dim=1)
-    mask = causal_window_mask(positions, of_keys, window) & (of_keys >= 0)[:, None, :]
+    slot_positions = position[:, None] + torch.arange(1 - window, 0, device=position.device)
+    key_positions = torch.cat((slot_positions, positions), dim=1)
+    mask = causal_window_mask(positions, key_positions, window) & (key_positions >= 0)[:, None, :]
     return positions, mask[:, None, None]
 
 
 def clean_context_mask(seen: int, frames: int, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """For training over a clean past: whole frames 0..seen-1, then hidden frames 1..frames, as one long clip.
+    """Mask for training with a clean context: clean frames 0..seen-1, then masked frames 1..frames, as one long clip.
 
-    A hidden frame looks at the whole frames before it and at itself, which is what it sees in play. The whole frame
-    of the same number is the answer, and must not be seen.
+    A masked frame attends to the clean frames before it and to itself, as in generation. The clean frame of the same
+    index is its target and stays hidden.
 
     Returns:
         positions int64 [t] and a mask bool [t, t], t = seen + frames.
     """
-    whole, hidden = torch.arange(seen, device=device), torch.arange(1, frames + 1, device=device)
+    clean, hidden = torch.arange(seen, device=device), torch.arange(1, frames + 1, device=device)
     nothing = torch.zeros(seen, frames, dtype=torch.bool, device=device)
-    past = torch.cat((causal_window_mask(whole, whole, window), nothing), dim=1)
-    before = causal_window_mask(hidden, whole, window) & (hidden[:, None] > whole)
+    past = torch.cat((causal_window_mask(clean, clean, window), nothing), dim=1)
+    before = causal_window_mask(hidden, clean, window) & (hidden[:, None] > clean)
     present = torch.cat((before, hidden[:, None] == hidden), dim=1)
-    return torch.cat((whole, hidden)), torch.cat((past, present))
+    return torch.cat((clean, hidden)), torch.cat((past, present))
 
 
 def causal_window_mask(queries: Tensor, keys: Tensor, window: int) -> Tensor:
-    """bool [..., q, k]: key frame k is query frame q, or one of the ``window - 1`` before it."""
+    """bool [..., q, k]: whether key frame k is query frame q, or one of the ``window - 1`` before it."""
     age = queries[..., :, None] - keys[..., None, :]
     return (age >= 0) & (age < window)

@@ -1,7 +1,7 @@
-"""Numbers of any size as a distribution over bins.
+"""Represent scalars of any magnitude as distributions over bins.
 
-DreamerV3 (arXiv 2301.04104, section "Robust predictions") takes the mean of numbers, TD-MPC2 (arXiv 2310.16828,
-section 3.1) of their symlogs, which pulls the mean of a wide distribution towards 0.
+DreamerV3 (arXiv 2301.04104, section "Robust predictions") averages the values of the bins, TD-MPC2 (arXiv 2310.16828,
+section 3.1) their symlogs, which pulls the mean of a wide distribution towards 0.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vwm.nn.precision import at_least_float32
+
 
 def symlog(x: Tensor) -> Tensor:
-    """sign(x) log(1 + |x|): squeezes large numbers, leaves small ones as they are."""
+    """sign(x) log(1 + |x|): compresses large values and leaves small ones almost unchanged."""
     return x.sign() * x.abs().log1p()
 
 
@@ -22,11 +24,11 @@ def symexp(x: Tensor) -> Tensor:
 
 
 class SymexpTwoHot(nn.Module):
-    """Bins that lie evenly in symlog space; a number becomes weights of the two bins beside it.
+    """Bins evenly spaced in symlog space. A number is encoded as weights of the two nearest bins (DreamerV3).
 
     Args:
-        bins: how many, an odd number, so that 0 is one of them.
-        reach: of the outermost bins, in symlog space (20: numbers up to 4.8e8).
+        bins: number of bins, odd, so that one of them is at 0.
+        reach: symlog of the outermost bin (20: numbers up to 4.8e8).
     """
 
     values: Tensor
@@ -40,7 +42,7 @@ class SymexpTwoHot(nn.Module):
         self.register_buffer("values", torch.cat((-half[1:].flip(0), half)), persistent=False)
 
     def encode(self, x: Tensor) -> Tensor:
-        """[...] -> weights [..., bins], whose mean is x (clamped to the reach)."""
+        """[...] -> weights [..., bins], whose mean is x, clamped to the range of the bins."""
         values = self.values
         x = x.to(values.dtype).clamp(values[0], values[-1])
         above = torch.searchsorted(values, x.contiguous()).clamp(1, len(values) - 1)
@@ -61,11 +63,11 @@ class SymexpTwoHot(nn.Module):
 
 
 class SymlogTwoHot(nn.Module):
-    """Bins that lie evenly in symlog space, where weights are shared out and the mean is taken (TD-MPC2).
+    """Bins evenly spaced in symlog space, where numbers are encoded and the mean is computed (TD-MPC2).
 
     Args:
-        bins: how many, 2 or more.
-        reach: of the outermost bins, in symlog space (10: numbers up to 22025).
+        bins: number of bins, at least 2.
+        reach: symlog of the outermost bin (10: numbers up to 22025).
     """
 
     values: Tensor
@@ -78,21 +80,17 @@ class SymlogTwoHot(nn.Module):
         self.register_buffer("values", torch.linspace(-reach, reach, bins), persistent=False)
 
     def mean(self, logits: Tensor) -> Tensor:
-        """[..., bins] -> what the mean of the symlogs stands for, [...]."""
-        return symexp(_at_least_float32(logits).softmax(-1) @ self.values)
+        """[..., bins] -> symexp of the mean, [...]."""
+        return symexp(at_least_float32(logits).softmax(-1) @ self.values)
 
     def loss(self, logits: Tensor, x: Tensor) -> Tensor:
         """Cross-entropy, [..., bins] and [...], which may broadcast -> [...]."""
-        logs = _at_least_float32(logits).log_softmax(-1)
+        logs = at_least_float32(logits).log_softmax(-1)
         last = len(self.values) - 1
-        place = (symlog(x.to(logs.dtype)).clamp(-self.reach, self.reach) + self.reach) * (last / (2 * self.reach))
-        below = place.floor().clamp(max=last - 1)
-        share = (place - below).expand(logs.shape[:-1])
-        lower = below.nan_to_num(0).long()  # of what is not a number the share is not, either
-        beside = torch.stack((lower, lower + 1), dim=-1).expand(*logs.shape[:-1], 2)
-        low, high = logs.gather(-1, beside).unbind(-1)
+        position = (symlog(x.to(logs.dtype)).clamp(-self.reach, self.reach) + self.reach) * (last / (2 * self.reach))
+        below = position.floor().clamp(max=last - 1)
+        share = (position - below).expand(logs.shape[:-1])
+        lower = below.nan_to_num(0).long()  # for NaN, share is NaN and so is the loss
+        neighbors = torch.stack((lower, lower + 1), dim=-1).expand(*logs.shape[:-1], 2)
+        low, high = logs.gather(-1, neighbors).unbind(-1)
         return -torch.lerp(low, high, share)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

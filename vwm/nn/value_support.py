@@ -1,4 +1,4 @@
-"""Numbers as a distribution over evenly spaced bins of a squashed axis (MuZero, arXiv 1911.08265, appendix F)."""
+"""Represent scalars as distributions over bins evenly spaced on a transformed axis (arXiv 1911.08265, appendix F)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 VALUE_TRANSFORM_EPSILON = 0.001
-"""What is left of a number's own size where it is large, so that the squashing can be undone."""
+"""Slope of the linear term, which keeps the transform invertible in floating point for large numbers."""
 
 
 def value_transform(x: Tensor) -> Tensor:
@@ -17,23 +17,22 @@ def value_transform(x: Tensor) -> Tensor:
 
 def inverse_value_transform(y: Tensor) -> Tensor:
     """The inverse of ``value_transform``."""
-    reach = (
-        y.abs() + 1 + VALUE_TRANSFORM_EPSILON
-    )  # of u = sqrt(|x| + 1), where SLOPE u^2 + u = reach; written so that 0 is not rounded
-    u = 2 * reach / (1 + (1 + 4 * VALUE_TRANSFORM_EPSILON * reach).sqrt())
+    # Solve VALUE_TRANSFORM_EPSILON u^2 + u = c for u = sqrt(|x| + 1), in a form that is exact at 0.
+    c = y.abs() + 1 + VALUE_TRANSFORM_EPSILON
+    u = 2 * c / (1 + (1 + 4 * VALUE_TRANSFORM_EPSILON * c).sqrt())
     return y.sign() * (u.square() - 1)
 
 
 class ScaledSupport(nn.Module):
     """Bins at the integers from -reach to reach of ``value_transform``.
 
-    A number becomes the weights of the two nearest bins.
+    A number is encoded as weights of the two nearest bins.
 
     Args:
-        reach: MuZero's 300 holds numbers up to about 48,000; small tasks need less.
+        reach: transformed value of the outermost bin (300, as in MuZero: numbers up to about 48,000).
 
     Raises:
-        ValueError: there is no bin but 0.
+        ValueError: ``reach`` is below 1.
     """
 
     values: Tensor
@@ -42,19 +41,20 @@ class ScaledSupport(nn.Module):
         super().__init__()
         if reach < 1:
             raise ValueError(f"reach must be 1 or more, got {reach}")
-        self.reach, self.bins = reach, 2 * reach + 1
+        self.reach = reach
+        self.bins = 2 * reach + 1
         self.register_buffer("values", torch.arange(-reach, reach + 1, dtype=torch.float32), persistent=False)
 
     def encode(self, x: Tensor) -> Tensor:
-        """[...] -> weights [..., bins], whose mean is squash(x), clamped to the reach."""
-        place = value_transform(x.float()).clamp(-self.reach, self.reach) + self.reach
-        low = place.floor().clamp(max=self.bins - 2)
-        share = (place - low)[..., None]
-        below = low.nan_to_num(nan=0.0).long()  # what is no number still makes weights that are none
+        """[...] -> weights [..., bins], whose mean is ``value_transform(x)``, clamped to [-reach, reach]."""
+        position = value_transform(x.float()).clamp(-self.reach, self.reach) + self.reach
+        low = position.floor().clamp(max=self.bins - 2)
+        share = (position - low)[..., None]
+        below = low.nan_to_num(nan=0.0).long()  # for NaN, the weights are NaN
         return F.one_hot(below, self.bins) * (1 - share) + F.one_hot(below + 1, self.bins) * share
 
     def mean(self, logits: Tensor) -> Tensor:
-        """[..., bins] -> the number that the distribution means, [...]."""
+        """[..., bins] -> the expected value, [...]."""
         return inverse_value_transform((logits.float().softmax(-1) * self.values).sum(-1))
 
     def loss(self, logits: Tensor, x: Tensor) -> Tensor:

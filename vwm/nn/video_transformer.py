@@ -3,18 +3,17 @@
 A stack of layers, each one attention and one feed-forward. The attention of a layer is of one kind:
 
 - ``space``: every token attends to the tokens of its own frame;
-- ``time``: every token attends to the tokens at its own place in the past frames and this one;
+- ``time``: every token attends to the tokens at its own spatial position in past frames and this one;
 - ``full``: every token attends to all tokens of the past frames and this one.
 
-Before each, RMS norm; RMS-normalised queries and keys; rotary positions along time, height and width; feed-forwards
-with SwiGLU; optionally fewer key heads than query heads, capped logits, and modulation of every layer by a vector a
-frame (adaLN-zero: DiT, arXiv 2212.09748, section 3.2).
+Each branch starts with RMSNorm. Queries and keys are RMS-normalized; rotary positions along time, height and width;
+feed-forwards with SwiGLU; optionally fewer key heads than query heads, capped logits, and modulation of every layer by
+one vector per frame (adaLN-zero: DiT, arXiv 2212.09748, section 3.2).
 
-There are two ways through the same weights, and they agree exactly: ``forward`` takes a whole clip; ``step`` takes the
-next frame or frames and a state that the caller holds. The rule past the window, in both: a frame attends to itself and
-the ``window - 1`` frames before it, in every layer.
+Two methods compute the same function: ``forward`` takes a whole clip; ``step`` takes the next frames and a state that
+the caller holds. In both, a frame attends to itself and the ``window - 1`` frames before it, in every layer.
 
-Legend: b batch, t time, s remembered frames, n tokens a frame, d width, h heads, g key heads, c channels of a head.
+Legend: b batch, t time, s cached frames, n tokens per frame, d width, h heads, g key heads, c channels of a head.
 """
 
 from __future__ import annotations
@@ -42,12 +41,12 @@ AttentionKind = Literal["space", "time", "full"]
 
 
 class AttentionGeometry(NamedTuple):
-    """Where the tokens of a pass stand and what may look at what; the same for every layer.
+    """Positions and masks of the tokens, the same for all layers.
 
     Attributes:
-        rotations: by kind of attention.
-        mask: bool, broadcastable to [b, n, h, t, s + t]: which frames a frame may look at.
-        space_mask: bool [n, n], which tokens of a frame a token of the frame may look at; None: all.
+        rotations: rotary embedding for each kind of attention.
+        mask: bool, broadcastable to [b, n, h, t, s + t]: the frames to which a frame may attend.
+        space_mask: bool [n, n], the tokens of its frame to which a token may attend; None for all.
     """
 
     rotations: dict[str, RotaryEmbedding]
@@ -60,10 +59,10 @@ class GroupedQueryAttention(nn.Module):
 
     Args:
         width: d.
-        heads: h; must divide the width into heads of a size that 4 divides (two axes of turning pairs).
+        heads: h; must divide the width into heads of a size divisible by 4 (rotary pairs for two axes).
         kv_heads: g; must divide ``heads``.
         kind: see the module.
-        soft_cap: bound of the logits; None bounds them not.
+        soft_cap: bound of the attention logits; None disables it.
     """
 
     def __init__(self, width: int, heads: int, kv_heads: int, kind: AttentionKind, soft_cap: float | None) -> None:
@@ -72,7 +71,10 @@ class GroupedQueryAttention(nn.Module):
             raise ValueError(f"heads={heads} must divide width={width} into heads of a size that 4 divides")
         if heads % kv_heads:
             raise ValueError(f"kv_heads={kv_heads} must divide heads={heads}")
-        self.heads, self.kv_heads, self.kind, self.soft_cap = heads, kv_heads, kind, soft_cap
+        self.heads = heads
+        self.kv_heads = kv_heads
+        self.kind = kind
+        self.soft_cap = soft_cap
         channels = width // heads
         self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * channels, bias=False)
         self.query_norm = RMSNorm(channels)
@@ -83,13 +85,13 @@ class GroupedQueryAttention(nn.Module):
     def forward(
         self, x: Tensor, geometry: AttentionGeometry, past: KeyValueCache | None
     ) -> tuple[Tensor, KeyValueCache | None]:
-        """[b, t, n, d] -> [b, t, n, d], and the keys and values for the frames to come (None where it keeps none)."""
+        """[b, t, n, d] -> [b, t, n, d], and the keys and values for the following frames (None for ``space``)."""
         b, t, n, _ = x.shape
         form = {"space": "b t n (h c) -> (b t) h n c", "time": "b t n (h c) -> b n h t c"}
         split = (self.heads, self.kv_heads, self.kv_heads)
         c = x.shape[-1] // self.heads
         parts = self.qkv(x).split([k * c for k in split], dim=-1)
-        # Keys of full attention are kept as those of time attention are, a place at a time.
+        # Full attention caches its keys in the layout of temporal attention.
         pattern = form["space" if self.kind == "space" else "time"]
         q, k, v = (rearrange(p, pattern, h=count) for p, count in zip(parts, split, strict=True))
         if self.kind == "full":
@@ -110,7 +112,7 @@ class GroupedQueryAttention(nn.Module):
             return self.out(rearrange(y, "b n h t c -> b t n (h c)")), KeyValueCache(k, v)
         keys, values = (rearrange(p, "b n h s c -> b h (s n) c") for p in (k, v))
         mask = geometry.mask.repeat_interleave(n, dim=-1).repeat_interleave(n, dim=-2)
-        if mask.ndim == 5:  # [b, 1, 1, t, s + t], a mask a world
+        if mask.ndim == 5:  # [b, 1, 1, t, s + t], one mask per batch entry
             mask = mask[:, :, 0]
         y = dot_product_attention(q.flatten(2, 3), keys, values, mask, self.soft_cap)
         return self.out(rearrange(y, "b h (t n) c -> b t n (h c)", t=t)), KeyValueCache(k, v)
@@ -138,26 +140,27 @@ class FeedForward(nn.Module):
 class VideoTransformerLayer(nn.Module):
     """One attention and one feed-forward, both residual.
 
-    With a condition, a vector a frame shifts and scales what each branch reads and gates what it adds; the gates
-    start at zero (adaLN-zero). Without one, the branches' last weights start at zero.
+    With a condition, one vector per frame shifts and scales the input of each branch and gates its output; the gates
+    are initialized to zero (adaLN-zero). Without one, the last weights of the branches are initialized to zero.
     """
 
     def __init__(self, attention: GroupedQueryAttention, mlp: FeedForward, width: int, conditioned: bool) -> None:
         super().__init__()
-        self.attention, self.mlp = attention, mlp
-        self.attention_norm = RMSNorm(width, weighted=not conditioned)
-        self.mlp_norm = RMSNorm(width, weighted=not conditioned)
+        self.attention = attention
+        self.mlp = mlp
+        self.attention_norm = RMSNorm(width, elementwise_affine=not conditioned)
+        self.mlp_norm = RMSNorm(width, elementwise_affine=not conditioned)
         self.modulation = nn.Linear(width, 6 * width) if conditioned else None
         if self.modulation is not None:
             nn.init.zeros_(self.modulation.weight)
             nn.init.zeros_(self.modulation.bias)
-            for last in (attention.out, mlp.down):  # the gates are zero: zero weights behind them would never move
+            for last in (attention.out, mlp.down):  # behind a zero gate, zero weights would get no gradient
                 nn.init.xavier_uniform_(last.weight)
 
     def forward(
         self, x: Tensor, geometry: AttentionGeometry, condition: Tensor | None = None, past: KeyValueCache | None = None
     ) -> tuple[Tensor, KeyValueCache | None]:
-        """[b, t, n, d] -> [b, t, n, d] and what to remember; ``condition`` [b, t, d]."""
+        """[b, t, n, d] -> [b, t, n, d] and the cache; ``condition`` [b, t, d]."""
         if self.modulation is None:
             y, seen = self.attention(self.attention_norm(x), geometry, past)
             x = x + y
@@ -176,14 +179,14 @@ class VideoTransformer(nn.Module):
         width: d.
         depth: number of layers.
         heads: h.
-        window: frames that attention spans, the present one included.
-        kv_heads: g; None for as many as ``heads``.
+        window: number of frames that attention spans, including the current one.
+        kv_heads: g; None for ``heads``.
         attention: ``"factored"`` into layers of space and of time, or ``"full"`` (an ablation: n times the cost).
-        time_every: of factored attention, every so many-th layer is one of time (2: in turn, as Oasis; 4: Dreamer 4).
-        causal: whether frames look at earlier frames only. One that is not can neither stream nor play.
+        time_every: with factored attention, every ``time_every``-th layer is temporal (2: Oasis; 4: Dreamer 4).
+        causal: whether frames attend to earlier frames only, which streaming requires.
         mlp: ``"swiglu"`` or ``"gelu"``.
-        soft_cap: bound of the attention logits (Dreamer 4); None bounds them not.
-        conditioned: whether a vector a frame modulates every layer.
+        soft_cap: bound of the attention logits (Dreamer 4); None disables it.
+        conditioned: whether one vector per frame modulates every layer.
     """
 
     def __init__(
@@ -204,22 +207,27 @@ class VideoTransformer(nn.Module):
         if window < 1:
             raise ValueError(f"window must be at least 1 frame, got {window}")
         if attention == "factored" and not 2 <= time_every <= depth:
-            raise ValueError(f"time_every={time_every} must be 2..depth={depth}: some layer must look back in time")
-        self.width, self.heads, self.window, self.causal = width, heads, window, causal
+            raise ValueError(f"time_every={time_every} must be 2..depth={depth}: at least one layer must be temporal")
+        self.width = width
+        self.heads = heads
+        self.window = window
+        self.causal = causal
         self.kv_heads = kv_heads or heads
         self.checkpointing = False
         factored: list[AttentionKind] = ["time" if (i + 1) % time_every == 0 else "space" for i in range(depth)]
-        self.kinds: list[AttentionKind] = factored if attention == "factored" else ["full"] * depth
+        self.attention_kinds: list[AttentionKind] = factored if attention == "factored" else ["full"] * depth
         self.blocks = nn.ModuleList(
             VideoTransformerLayer(
-                GroupedQueryAttention(width, heads, self.kv_heads, kind, soft_cap),
-                FeedForward(width, mlp),
-                width,
-                conditioned,
+                attention=GroupedQueryAttention(
+                    width=width, heads=heads, kv_heads=self.kv_heads, kind=kind, soft_cap=soft_cap
+                ),
+                mlp=FeedForward(width, mlp),
+                width=width,
+                conditioned=conditioned,
             )
-            for kind in self.kinds
+            for kind in self.attention_kinds
         )
-        self.norm = RMSNorm(width, weighted=not conditioned)
+        self.norm = RMSNorm(width, elementwise_affine=not conditioned)
         self.modulation = nn.Linear(width, 2 * width) if conditioned else None
         if self.modulation is not None:
             nn.init.zeros_(self.modulation.weight)
@@ -228,23 +236,23 @@ class VideoTransformer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        places: Tensor,
+        coordinates: Tensor,
         condition: Tensor | None = None,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         space_mask: Tensor | None = None,
     ) -> Tensor:
-        """A whole clip at once.
+        """Process a whole clip.
 
         Args:
             x: [b, t, n, d].
-            places: float [n, 2], row and column of each token.
-            condition: [b, t, d], where the transformer is conditioned.
-            positions: int64 [t], the frames' numbers; by default 0, 1, 2, ...
-            mask: bool [t, t], True where frame i may look at frame j; by default the causal window (or everything,
-                where the transformer is not causal).
-            space_mask: bool [n, n], True where token i of a frame may look at token j of that frame; by default
-                everywhere. Layers of full attention take none.
+            coordinates: float [n, 2], row and column of each token.
+            condition: [b, t, d], if the transformer is conditioned.
+            positions: int64 [t], indices of the frames; by default 0, 1, 2, ...
+            mask: bool [t, t], True where frame i may attend to frame j; by default the causal window (all frames if the
+                transformer is not causal).
+            space_mask: bool [n, n], True where token i of a frame may attend to token j of that frame; by default
+                everywhere. Not supported by full attention.
 
         Returns:
             [b, t, n, d].
@@ -255,73 +263,73 @@ class VideoTransformer(nn.Module):
             mask = causal_window_mask(positions, positions, self.window) if self.causal else None
         if mask is None:
             mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device)
-        if space_mask is not None and "full" in self.kinds:
-            raise ValueError("full attention takes no space_mask")
-        geometry = AttentionGeometry(self._rotations(x, positions, places), mask, space_mask)
+        if space_mask is not None and "full" in self.attention_kinds:
+            raise ValueError("full attention does not support space_mask")
+        geometry = AttentionGeometry(self._rotations(x, positions, coordinates), mask, space_mask)
         for block in self.blocks:
             if self.checkpointing and self.training:
                 x, _ = checkpoint(block, x, geometry, condition, use_reentrant=False)
             else:
                 x, _ = block(x, geometry, condition)
-        return self._finish(x, condition)
+        return self._final_norm(x, condition)
 
     def init_state(self, batch: int, tokens: int) -> TransformerState:
-        """The state of worlds that have seen nothing: keys and values a layer that looks back."""
+        """The state before the first frame: empty keys and values for each layer that attends in time."""
         weight = next(self.parameters())
         shape = (batch, tokens, self.kv_heads, self.window - 1, self.width // self.heads)
         empty = KeyValueCache(weight.new_zeros(shape), weight.new_zeros(shape))
         position = torch.zeros(batch, dtype=torch.int64, device=weight.device)
-        return TransformerState(position, (empty,) * sum(kind != "space" for kind in self.kinds))
+        return TransformerState(position, (empty,) * sum(kind != "space" for kind in self.attention_kinds))
 
     def step(
         self,
         x: Tensor,
         state: TransformerState,
-        places: Tensor,
+        coordinates: Tensor,
         condition: Tensor | None = None,
         space_mask: Tensor | None = None,
     ) -> tuple[Tensor, TransformerState]:
-        """The next frames of each world: [b, t, n, d] -> [b, t, n, d], and the state after them.
+        """Process the next frames: [b, t, n, d] -> [b, t, n, d], and the state after them.
 
-        The given state is left as it was, so dropping the returned one makes this a look that leaves no trace.
-        Raises ValueError where the transformer is not causal.
+        The given state is not modified, so discarding the returned one evaluates frames without advancing the stream.
+        Raises ValueError if the transformer is not causal.
         """
         if not self.causal:
-            raise ValueError("a transformer with causal=False looks at later frames too and cannot stream")
+            raise ValueError("a transformer with causal=False attends to later frames, too, and cannot stream")
         frames = x.shape[1]
         positions, mask = streaming_window_mask(state.position, frames, self.window)
-        geometry = AttentionGeometry(self._rotations(x, positions, places), mask, space_mask)
+        geometry = AttentionGeometry(self._rotations(x, positions, coordinates), mask, space_mask)
         memory, kept = iter(state.blocks), []
-        for block, kind in zip(self.blocks, self.kinds, strict=True):
+        for block, kind in zip(self.blocks, self.attention_kinds, strict=True):
             x, seen = block(x, geometry, condition, None if kind == "space" else next(memory))
             if seen is not None:
                 kept.append(KeyValueCache(seen.keys[..., frames:, :], seen.values[..., frames:, :]))
-        return self._finish(x, condition), TransformerState(state.position + frames, tuple(kept))
+        return self._final_norm(x, condition), TransformerState(state.position + frames, tuple(kept))
 
-    def _finish(self, x: Tensor, condition: Tensor | None) -> Tensor:
+    def _final_norm(self, x: Tensor, condition: Tensor | None) -> Tensor:
         if self.modulation is None:
             return self.norm(x)
         assert condition is not None
         shift, scale = self.modulation(condition)[:, :, None].chunk(2, dim=-1)
         return adaln_modulate(self.norm(x), shift, scale)
 
-    def _rotations(self, x: Tensor, positions: Tensor, places: Tensor) -> dict[str, RotaryEmbedding]:
-        """Angles for each kind of attention that there is; positions [t] or [b, t]."""
+    def _rotations(self, x: Tensor, positions: Tensor, coordinates: Tensor) -> dict[str, RotaryEmbedding]:
+        """Rotary embeddings for each kind of attention in use; positions [t] or [b, t]."""
         pairs, dtype = self.width // self.heads // 2, x.dtype
-        rows, columns = places.unbind(-1)
-        if "full" in self.kinds:
+        rows, columns = coordinates.unbind(-1)
+        if "full" in self.attention_kinds:
             third = pairs // 3
             time = rotary_angles(positions, pairs - 2 * third, 1000)[..., :, None, :]
             space = torch.cat((rotary_angles(rows, third, 100), rotary_angles(columns, third, 100)), dim=-1)
-            lead = time.shape[:-2]
+            batch_shape = time.shape[:-2]
             whole = torch.cat(
                 (
-                    time.expand(*lead, len(places), -1),
-                    space.expand(*lead, *space.shape),
+                    time.expand(*batch_shape, len(coordinates), -1),
+                    space.expand(*batch_shape, *space.shape),
                 ),
                 dim=-1,
             )
-            if whole.ndim == 4:  # an angle a world: broadcast over heads
+            if whole.ndim == 4:  # one angle per batch entry: broadcast over heads
                 whole = whole[:, None]
             return {"full": rotary_embedding(whole, dtype)}
         time = rotary_angles(positions, pairs, 1000)
@@ -333,12 +341,12 @@ class VideoTransformer(nn.Module):
 
 
 def adaln_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """What adaLN does to a normalised x."""
+    """Scale and shift a normalized x (adaLN)."""
     return x * (1 + scale) + shift
 
 
 def grid_coordinates(height: int, width: int, extra: int = 0) -> Tensor:
-    """float [extra + h*w, 2]: row and column of a grid's tokens, after ``extra`` tokens that stand nowhere (0, 0)."""
+    """float [extra + h*w, 2]: row and column of the tokens of a grid, after ``extra`` tokens at (0, 0)."""
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    places = torch.stack((rows, columns), dim=-1).flatten(0, 1).float()
-    return torch.cat((torch.zeros(extra, 2), places))
+    coordinates = torch.stack((rows, columns), dim=-1).flatten(0, 1).float()
+    return torch.cat((torch.zeros(extra, 2), coordinates))

@@ -25,6 +25,7 @@ from vwm.core.tokenizer import TokenizerOutput, VideoTokenizer
 from vwm.nn.causal_conv import CausalConvStack, DepthToSpaceTime, FrameBuffer, SpaceTimeToDepth, SpatialConv
 from vwm.nn.cosine_transform import video_dct_basis
 from vwm.nn.pixels import patch_grid
+from vwm.nn.precision import at_least_float32
 from vwm.nn.quantize import Codebook, Quantizer
 
 
@@ -229,7 +230,7 @@ class CausalVAE(VideoTokenizer):
             z, latents, penalty = self.quantizer(features)
         else:
             # The posterior in float32 or finer, whatever autocast says.
-            mean, log_variance = _at_least_float32(features).chunk(2, dim=-1)
+            mean, log_variance = at_least_float32(features).chunk(2, dim=-1)
             log_variance = log_variance.clamp(-30, 10)
             penalty = self.kl_weight * 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
             z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean) if self.training else mean
@@ -291,7 +292,7 @@ class CausalVAE(VideoTokenizer):
     def _latents(self, features: Tensor) -> Tensor:
         if self.codebook_size:
             return self.quantizer(features).indices
-        return self.normalize(_at_least_float32(features).chunk(2, dim=-1)[0])
+        return self.normalize(at_least_float32(features).chunk(2, dim=-1)[0])
 
     def _codes(self, latents: Tensor) -> Tensor:
         if self.codebook_size:
@@ -326,7 +327,3 @@ def total_stride(strides: list[tuple[int, int]]) -> tuple[int, int]:
 def _module_list(parts: Iterable[nn.Module]) -> Any:
     """A ModuleList, which does not tell the type checker what it holds."""
     return nn.ModuleList(parts)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

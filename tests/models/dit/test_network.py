@@ -36,7 +36,7 @@ def actions(network, frames: int = FRAMES - 1, batch: int = 2) -> torch.Tensor |
     if embedding is None:
         return None
     generator = torch.Generator().manual_seed(5)
-    if embedding.plain:
+    if embedding.is_single_discrete:
         return torch.randint(embedding.choices[0], (batch, frames), generator=generator)
     picks = [torch.randint(size, (batch, frames, 1), generator=generator) for size in embedding.choices]
     return torch.cat((*picks, torch.rand(batch, frames, embedding.dims, generator=generator) * 2 - 1), dim=-1)

@@ -126,7 +126,7 @@ class BlockDiagonalGRUCell(RecurrentCell):
         self.action_projection = MultiInputDense([action], hidden, norm, activation)
         self.block_recurrence = BlockLinear(deter, deter, blocks)
         self.mixing_layer = MultiInputDense([2 * hidden, hidden], deter, norm, activation)
-        self.gates = BlockLinear(deter, deter, blocks, parts=3)
+        self.gates = BlockLinear(deter, deter, blocks, num_outputs=3)
         mixing = self.mixing_layer.input_projections
         for weight in (mixing[0].weight, mixing[1].weight, self.block_recurrence.weight):
             assert isinstance(weight, Tensor)

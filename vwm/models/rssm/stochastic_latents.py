@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vwm.core.seeds import seeded_normal, seeded_uniform
+from vwm.nn.precision import at_least_float32
 
 
 class StochasticLatent(Protocol):
@@ -155,8 +156,3 @@ class CategoricalLatent(NamedTuple):
     def kl_divergence(self, p: Tensor, q: Tensor) -> Tensor:
         """See ``StochasticLatent``."""
         return (p.exp() * (p - q)).flatten(-2).sum(-1)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Convert half-precision tensors to float32; return others unchanged."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
