@@ -388,7 +388,7 @@ def play(name: str, world: Any, starts: Tensor, seed: int = 7, actions_too: bool
     put(f"{name}/reset/frame", shown)
     show(f"{name}/reset", world, state, None)
     for t in range(5):
-        action = fixed_actions(world.actions, batch, t)
+        action = fixed_actions(world.spec.actions, batch, t)
         if t == 2:
             frame = starts[[1, 0], 0]
             if not isinstance(world, ObservesFrames):
@@ -400,12 +400,14 @@ def play(name: str, world: Any, starts: Tensor, seed: int = 7, actions_too: bool
             state, output = world.step(state, action)
             show(f"{name}/step{t}", world, state, output)
             put(f"{name}/step{t}/vectors", world.vectors(output.latent))
-    _, blind = world.step(state, fixed_actions(world.actions, batch, 9), decode=False)
+    _, blind = world.step(state, fixed_actions(world.spec.actions, batch, 9), decode=False)
     put(f"{name}/blind", list(blind))
     if actions_too and context.shape[1] > 1:
-        between = torch.stack([fixed_actions(world.actions, batch, 20 + t) for t in range(context.shape[1] - 1)], 1)
+        between = torch.stack(
+            [fixed_actions(world.spec.actions, batch, 20 + t) for t in range(context.shape[1] - 1)], 1
+        )
         state, shown = world.reset(context, torch.tensor([11, 12]), between)
-        put(f"{name}/reset_with_actions", [shown, world.step(state, fixed_actions(world.actions, batch, 3))[1]])
+        put(f"{name}/reset_with_actions", [shown, world.step(state, fixed_actions(world.spec.actions, batch, 3))[1]])
     if isinstance(world, VideoSimulator):
         transition(name, world, context)
     if isinstance(world, VJEPAACSimulator):
@@ -422,7 +424,7 @@ def transition(name: str, world: VideoSimulator, context: Tensor) -> None:
         put(f"{name}/tokenizer/video", world.tokenizer.decode(latents))
     frames = latents.shape[1] - 1
     told, others = (
-        torch.stack([fixed_actions(world.actions, 2, offset + t) for t in range(frames)], 1) for offset in (0, 41)
+        torch.stack([fixed_actions(world.spec.actions, 2, offset + t) for t in range(frames)], 1) for offset in (0, 41)
     )
     loss = world.transition_loss(latents, told, others) if isinstance(world, MeasuresTransitionLoss) else None
     put(f"{name}/transition_loss", loss)
@@ -434,7 +436,10 @@ def transition(name: str, world: VideoSimulator, context: Tensor) -> None:
 def shipped(name: str, bundle: str) -> None:
     world = load_simulator(BUNDLES / bundle, "cpu", torch.float32)
     assert world.starts is not None
-    put(f"{name}/settings", [world.fps, world.context_frames, world.title, world.actions.names, tuple(world.sampling)])
+    put(
+        f"{name}/settings",
+        [world.spec.fps, world.spec.context_frames, world.spec.title, world.spec.actions.names, tuple(world.sampling)],
+    )
     put(f"{name}/starts", world.starts)
     for part, network in world.networks().items():
         put_weights(f"{name}/{part}", network)
@@ -454,7 +459,7 @@ def small_world(
         save_simulator(world, Path(folder) / "bundle")
         again = load_simulator(Path(folder) / "bundle", "cpu")
         state, shown = again.reset(starts[:2], 7)
-        put(f"{name}/saved", [shown, again.step(state, fixed_actions(again.actions, 2, 0))[1]])
+        put(f"{name}/saved", [shown, again.step(state, fixed_actions(again.spec.actions, 2, 0))[1]])
 
 
 def ensemble(name: str) -> None:
@@ -464,7 +469,7 @@ def ensemble(name: str) -> None:
     state, shown = world.reset(members[0].starts[:2], 7)
     put(f"{name}/reset", shown)
     for t in range(3):
-        state, output = world.step(state, fixed_actions(world.actions, 2, t))
+        state, output = world.step(state, fixed_actions(world.spec.actions, 2, t))
         put(f"{name}/step{t}", [*output, state.uncertainty])
 
 
@@ -772,7 +777,7 @@ def agent_case(name: str, make: Callable[[], Agent], steps: int = 40) -> None:
         return
     context = batch.observation[:2, :2]
     state, shown = world.reset(context, 7)
-    state, output = world.step(state, fixed_actions(world.actions, 2, 0))
+    state, output = world.step(state, fixed_actions(world.spec.actions, 2, 0))
     put(f"{name}/simulator", [shown, *output])
 
 
@@ -914,7 +919,7 @@ def imagination(name: str, kind: str, objective: Any) -> None:
 
 def evolution(name: str) -> None:
     for kind, world in {"keys": dream(reward=True), "levers": dream(reward=True, action_dims=3)}.items():
-        space = world.actions
+        space = world.spec.actions
         start = initial_controller_parameters(20, space)
         put(f"{name}/{kind}/first", start)
         population = np.random.default_rng(0).normal(size=(5, len(start))) * 2

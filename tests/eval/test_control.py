@@ -22,7 +22,7 @@ from vwm.models.genie.simulator import GenieSimulator
 
 def both_ways(world: Simulator, frames: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
     seeds = world_seeds(0, len(frames))
-    random = random_action_sequences(world.actions, seeds, actions.shape[1])
+    random = random_action_sequences(world.spec.actions, seeds, actions.shape[1])
     return tuple(open_loop_rollout(world, frames, a, 2, seeds, 6, "test") for a in (actions, random))  # type: ignore[return-value]
 
 

@@ -104,7 +104,7 @@ def test_what_does_not_fit_is_said_before_any_work_and_nothing_is_lost(exact, tm
         with pytest.raises(ValueError, match=message):
             evaluate_planner(Path("exact"), **{"env": "vwm/TwoRooms-v0", "out": out, **settings})
     monkeypatch.setattr(room, "load_simulator", lambda bundle, device: imagined_world((5,), classes=0))
-    with pytest.raises(ValueError, match="goals are pictures, this is a world of vectors of 5 numbers"):
+    with pytest.raises(ValueError, match=r"goals are images, but this world shows float32 \[5\]"):
         evaluate_planner(Path("exact"), "vwm/TwoRooms-v0", out)
     monkeypatch.setattr(room, "load_simulator", lambda bundle, device: genie())
     with pytest.raises(ValueError, match="4 discrete"):

@@ -1,5 +1,7 @@
 """Receding horizon: what a pilot shows its world, when it decides, and that over means over."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,10 +16,9 @@ from vwm.planning.mpc_policy import MPCPolicy, random_task_policy, run_task_poli
 class Watched(ExactRooms):
     """Rooms that keep what they were reset with."""
 
-    context_frames = 3
-
     def __init__(self) -> None:
         super().__init__()
+        self.spec = replace(self.spec, context_frames=3)
         self.contexts: list[tuple] = []
 
     def reset(self, context, seed=0, context_actions=None):

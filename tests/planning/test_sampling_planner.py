@@ -214,7 +214,7 @@ def test_learned_worlds_of_every_kind_can_be_planned_in(kind):
         objective = objective or GoalDistance(encode_goal_frames(world, world.starts[:, -1]))
         planner = kind(horizon=2, samples=3, elites=2, iterations=2, keep=1, chunk=4)
         plan = planner.plan(world, state, objective)
-        discrete = world.actions.kind == "discrete"
+        discrete = world.spec.actions.kind == "discrete"
         assert plan.actions.shape == ((3, 2) if discrete else (3, 2, 3)) and plan.cost.isfinite().all()
         world.step(state, plan.actions[:, 0])
 

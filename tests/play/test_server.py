@@ -111,7 +111,7 @@ def test_hello_describes_the_world(world: Simulator) -> None:
         assert page.hello == {
             "type": "hello",
             "title": "square world",
-            "actions": {"kind": "discrete", "size": 10, "names": list(world.actions.names), "latent": False},
+            "actions": {"kind": "discrete", "size": 10, "names": list(world.spec.actions.names), "latent": False},
             "idle": NOOP,
             "width": 32,
             "height": 32,

@@ -23,7 +23,7 @@ def recording(tmp_path) -> Path:
 
 
 def starts(simulator, count: int = 3) -> torch.Tensor:
-    height, width = simulator.image_size
+    height, width = simulator.spec.context.image_size
     generator = torch.Generator().manual_seed(0)
     return torch.randint(256, (count, 2, height, width, 3), generator=generator, dtype=torch.uint8)
 
@@ -80,7 +80,7 @@ def test_a_bundle_is_a_game(tmp_path, recording) -> None:
     worlds = game.open(2, seed=0)
     assert len(worlds.worlds.starts) == 5
     moment = worlds.reset()
-    assert tuple(moment.observation.shape) == (2, *simulator.image_size, 3)
+    assert tuple(moment.observation.shape) == (2, *simulator.spec.context.image_size, 3)
     assert worlds.step(torch.zeros(2, dtype=torch.int64)).is_last.tolist() == [False, False]
 
 

@@ -59,7 +59,7 @@ def test_train_go_on_judge_and_watch(tmp_path: Path, capsys) -> None:
     assert (tmp_path / "play" / "000.mp4").stat().st_size > 1000
     main(["agent", "export", str(run), "-o", str(tmp_path / "world"), "--best"])
     world = load_simulator(tmp_path / "world")
-    assert world.vector_size == 4 and len(world.starts) == 16
+    assert world.spec.context.shape[0] == 4 and len(world.starts) == 16
     state, _ = world.reset(world.starts)
     assert world.step(state, torch.zeros(16, dtype=torch.int64))[1].frame.isfinite().all()
 

@@ -170,8 +170,8 @@ def test_a_diffusion_bundle_is_driven_with_a_wheel(driven):
 
     assert {"tokenizer", "dynamics", "outcomes", "starts"} <= {p.name for p in (driven / "bundle").iterdir()}
     world = vwm.load_simulator(driven / "bundle", device="cpu")
-    assert world.actions.kind == "continuous" and world.actions.names == ("steer", "gas", "brake")
-    assert world.actions.rest == (0.0, -1.0, -1.0) and world.fps == 12.5
+    assert world.spec.actions.kind == "continuous" and world.spec.actions.names == ("steer", "gas", "brake")
+    assert world.spec.actions.rest == (0.0, -1.0, -1.0) and world.spec.fps == 12.5
     assert abs(np.mean(world.tokenizer.config.latents_std) - 1) > 1e-3  # measured when it was exported
     state, _ = world.reset(world.starts, seed=0)
     _, out = world.step(state, torch.tensor([[-1.0, 0.0, -1.0], [0.0, 1.0, -1.0], [1.0, -1.0, 1.0]]))
@@ -232,7 +232,7 @@ def test_the_bundle_is_a_world(made):
     import vwm
 
     world = vwm.load_simulator(made / "bundle", device="cpu")
-    assert world.actions.latent and world.fps == 10 and world.starts.shape == (3, 4, 32, 32, 3)
+    assert world.spec.actions.latent and world.spec.fps == 10 and world.starts.shape == (3, 4, 32, 32, 3)
     state, _ = world.reset(world.starts, seed=0)
     _, out = world.step(state, torch.tensor([0, 1, 7]))
     assert out.frame.shape == (3, 32, 32, 3)

@@ -49,7 +49,7 @@ def finetune(config: str, world: Path, width: int, steps: int, *more: str) -> No
 def check_bundle(folder: Path) -> None:
     """An ordinary world of true actions, that earns and ends."""
     world = load_simulator(folder, "cpu")
-    assert (world.actions.kind, world.actions.size, world.actions.latent) == ("discrete", 3, False)
+    assert (world.spec.actions.kind, world.spec.actions.size, world.spec.actions.latent) == ("discrete", 3, False)
     assert not getattr(world, "num_latent_actions", 0) and world.outcomes is not None
     assert not any(isinstance(part, LoRALinear) for part in world.dynamics.modules())
     state, _ = world.reset(world.starts[:3], seed=0)

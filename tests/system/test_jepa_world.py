@@ -35,8 +35,8 @@ def made(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("name", ["seen", "blind"])
 def test_a_run_becomes_a_world_with_the_recorded_actions(made, name):
     world = vwm.load_simulator(made / name, "cpu")
-    assert world.actions.kind == "continuous" and world.actions.names == ("right", "down")
-    assert world.decodes == (name == "seen") and not world.stochastic
+    assert world.spec.actions.kind == "continuous" and world.spec.actions.names == ("right", "down")
+    assert (not world.spec.observation.is_latent) == (name == "seen") and not world.spec.stochastic
     assert {p.suffix for p in (made / f"run_{name}" / "videos").iterdir()} == {".mp4", ".png"}
     state, frame = world.reset(world.starts)
     assert frame.shape == (3, 64, 64, 3)

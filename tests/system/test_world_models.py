@@ -31,7 +31,7 @@ def out(tmp_path_factory):
 
 def test_a_run_becomes_a_bundle_that_steps(out):
     world = load_simulator(out / "bundle", "cpu")
-    assert isinstance(world, MDNRNNSimulator) and world.actions.size == 2 and world.fps == 50
+    assert isinstance(world, MDNRNNSimulator) and world.spec.actions.size == 2 and world.spec.fps == 50
     state, _ = world.reset(world.starts)
     _, shown = world.step(state, world.starts.new_zeros(2).long())
     assert shown.frame.shape == (2, 16, 16, 3) and shown.latent.isfinite().all()

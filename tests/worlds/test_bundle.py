@@ -69,17 +69,17 @@ def test_saved_is_loaded(kind, tmp_path):
     save_simulator(world, tmp_path / "world")
     again = vwm.load_simulator(tmp_path / "world", device="cpu", dtype=torch.float32)
     assert type(again) is type(world) and list(again.networks()) == list(world.networks())
-    assert torch.equal(again.starts, world.starts) and again.actions == world.actions
-    assert (again.sampling, again.fps, again.title) == (world.sampling, world.fps, world.title)
+    assert torch.equal(again.starts, world.starts) and again.spec.actions == world.spec.actions
+    assert (again.sampling, again.spec.fps, again.spec.title) == (world.sampling, world.spec.fps, world.spec.title)
     a, b = world.reset(world.starts, seed=3)[0], again.reset(again.starts, seed=3)[0]
     for i in range(5):
         action = torch.tensor([0, 1, i % 4])
-        if world.actions.kind == "continuous":
-            action = torch.sin(action[:, None] + torch.arange(world.actions.size))
+        if world.spec.actions.kind == "continuous":
+            action = torch.sin(action[:, None] + torch.arange(world.spec.actions.size))
         a, one = world.step(a, action)
         b, two = again.step(b, action)
         for said, repeated in zip(one, two, strict=True):
-            assert (said is None and not world.decodes) or torch.equal(said, repeated)
+            assert (said is None and world.spec.observation.is_latent) or torch.equal(said, repeated)
     assert not kind.endswith("outcomes") or (one.reward != 0).all()
 
 
@@ -200,9 +200,9 @@ def test_levers_keep_their_rest_and_older_bundles_rest_at_0(tmp_path):
     levers = ActionSpace("continuous", 3, ("steer", "gas", "brake"), rest=(0.0, -1.0, -1.0))
     folder = tmp_path / "car"
     save_simulator(GenieSimulator(tokenizer(), dynamics(num_actions=3, continuous=True), None, levers), folder)
-    assert vwm.load_simulator(folder, "cpu").actions == levers
+    assert vwm.load_simulator(folder, "cpu").spec.actions == levers
     edit(folder, lambda index: index["settings"]["actions"].pop("rest"))
-    assert vwm.load_simulator(folder, "cpu").actions.rest == ()
+    assert vwm.load_simulator(folder, "cpu").spec.actions.rest == ()
     edit(folder, lambda index: index["settings"]["actions"].update(rest=[0, 0]))
     with pytest.raises(BundleError, match=r"rest must be one number in \[-1, 1\] per dimension"):
         vwm.load_simulator(folder, "cpu")

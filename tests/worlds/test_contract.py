@@ -65,17 +65,17 @@ def world(request):
 
 
 def contexts(world, batch: int = 3, frames: int = 4) -> torch.Tensor:
-    height, width = world.image_size
+    space = world.spec.context
     generator = torch.Generator().manual_seed(0)
-    if world.vector_size is not None:
-        return 3 * torch.randn(batch, frames, world.vector_size, generator=generator)
-    return torch.randint(0, 256, (batch, frames, height, width, 3), dtype=torch.uint8, generator=generator)
+    if space.is_vector:
+        return 3 * torch.randn(batch, frames, *space.shape, generator=generator)
+    return torch.randint(0, 256, (batch, frames, *space.shape), dtype=torch.uint8, generator=generator)
 
 
 def actions(world, batch: int, step: int) -> torch.Tensor:
-    if world.actions.kind == "discrete":
-        return (torch.arange(batch) + step) % world.actions.size
-    return torch.sin(torch.arange(batch)[:, None] + step + torch.arange(world.actions.size) * 2.0)
+    if world.spec.actions.kind == "discrete":
+        return (torch.arange(batch) + step) % world.spec.actions.size
+    return torch.sin(torch.arange(batch)[:, None] + step + torch.arange(world.spec.actions.size) * 2.0)
 
 
 def roll(world, state, steps: int, decode: bool = True, batch: int = 3):
@@ -88,26 +88,24 @@ def roll(world, state, steps: int, decode: bool = True, batch: int = 3):
 
 def other(world, context: torch.Tensor) -> torch.Tensor:
     """A context that has nothing in common with this one."""
-    return 255 - context if world.vector_size is None else -context
+    return 255 - context if world.spec.context.is_image else -context
 
 
 def seen(world, out) -> torch.Tensor:
     """What a step shows: the picture, or the latent in a world that has none."""
-    assert (out.frame is not None) == world.decodes
-    return out.frame if world.decodes else out.latent
+    assert (out.frame is not None) == (not world.spec.observation.is_latent)
+    return out.latent if world.spec.observation.is_latent else out.frame
 
 
 def test_shapes_and_types(world):
     state, frame = world.reset(contexts(world), seed=1)
-    shape, dtype = (3, *world.image_size, 3), torch.uint8
-    if world.vector_size is not None:
-        shape, dtype = (3, world.vector_size), torch.float32
+    shape, dtype = (3, *world.spec.context.shape), world.spec.context.dtype
     assert frame.shape == shape and frame.dtype == dtype and state_batch_size(state) == 3
     state, out = world.step(state, actions(world, 3, 0))
-    assert not world.decodes or (out.frame.shape == frame.shape and out.frame.dtype == dtype)
+    assert world.spec.observation.is_latent or (out.frame.shape == frame.shape and out.frame.dtype == dtype)
     assert len(seen(world, out)) == 3 and out.latent.isfinite().all()
     assert out.reward.shape == (3,) and out.terminated.dtype == torch.bool
-    assert len(world.actions.names) == world.actions.size
+    assert len(world.spec.actions.names) == world.spec.actions.size
 
 
 def test_equal_state_and_actions_give_equal_frames_and_a_branch_leaves_no_trace(world):
@@ -139,7 +137,7 @@ def test_other_seeds_give_other_frames_where_the_world_draws_and_the_same_where_
     context = contexts(world)
     _, one = roll(world, world.reset(context, seed=1)[0], 3)
     _, two = roll(world, world.reset(context, seed=2)[0], 3)
-    assert torch.equal(seen(world, one[-1]), seen(world, two[-1])) != world.stochastic
+    assert torch.equal(seen(world, one[-1]), seen(world, two[-1])) != world.spec.stochastic
 
 
 def test_other_actions_and_other_contexts_give_other_frames(world):
@@ -163,8 +161,8 @@ def test_a_batch_of_worlds_steps_as_each_would_alone(world):
             torch.testing.assert_close(out.latent, together[i].latent[1:2], rtol=0, atol=1e-4)
         else:
             assert torch.equal(out.latent, together[i].latent[1:2])
-        if world.decodes:
-            step = 1 if world.vector_size is None else 1e-4  # float32 rounding at a half
+        if not world.spec.observation.is_latent:
+            step = 1 if world.spec.context.is_image else 1e-4  # float32 rounding at a half
             assert (out.frame.double() - together[i].frame[1:2].double()).abs().max() <= step
 
 
@@ -294,12 +292,12 @@ def test_parts_of_a_world_in_representation_space_that_do_not_fit_are_named():
 
 
 def test_wrong_input_is_named(world):
-    height, width = world.image_size
-    if world.vector_size is None:
+    if world.spec.context.is_image:
+        height, width = world.spec.context.image_size
         with pytest.raises(ValueError, match=rf"uint8 \[b, t, {height}, {width}, 3\], got torch.float32"):
             world.reset(contexts(world).float())
     else:
-        with pytest.raises(ValueError, match=rf"float32 \[b, t, {world.vector_size}\], got torch.uint8"):
+        with pytest.raises(ValueError, match=rf"float32 \[b, t, {world.spec.context.shape[0]}\], got torch.uint8"):
             world.reset(contexts(world).byte())
     with pytest.raises(ValueError, match="at least one frame"):
         world.reset(contexts(world)[:, :0])
@@ -316,7 +314,7 @@ def test_wrong_input_is_named(world):
         (torch.full((3, 3), 1.5), r"-1\.\.1, got 1\.5"),
         (torch.full((3, 3), float("nan")), r"-1\.\.1, got nan"),
     )
-    for action, message in discrete if world.actions.kind == "discrete" else continuous:
+    for action, message in discrete if world.spec.actions.kind == "discrete" else continuous:
         with pytest.raises(ValueError, match=message):
             world.step(state, action)
     with pytest.raises(ValueError, match="context_actions must be"):

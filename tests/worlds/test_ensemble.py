@@ -23,7 +23,7 @@ def members(count: int = 3, **changes):
 
 def context(world, batch: int = 4) -> torch.Tensor:
     generator = torch.Generator().manual_seed(5)
-    return torch.randint(256, (batch, 2, *world.image_size, 3), generator=generator, dtype=torch.uint8)
+    return torch.randint(256, (batch, 2, *world.spec.context.image_size, 3), generator=generator, dtype=torch.uint8)
 
 
 def test_every_world_is_the_member_that_it_follows() -> None:
@@ -32,7 +32,7 @@ def test_every_world_is_the_member_that_it_follows() -> None:
     frames = context(own[0], 8)
     state, first = ensemble.reset(frames, seed=1)
     assert set(state.followed.tolist()) == {0, 1, 2}
-    action = torch.arange(8) % own[0].actions.size
+    action = torch.arange(8) % own[0].spec.actions.size
     after, shown = ensemble.step(state, action)
     for i, member in enumerate(own):
         mine = state.followed == i
@@ -59,7 +59,7 @@ def test_disagreement_is_the_deviation_of_what_is_shown_and_earned() -> None:
 
 def test_who_follows_the_first_sees_it_alone() -> None:
     own = members(agent_tokens=1)
-    frames, action = context(own[0]), torch.tensor([0, 1, 2, 3]) % own[0].actions.size
+    frames, action = context(own[0]), torch.tensor([0, 1, 2, 3]) % own[0].spec.actions.size
     ensemble = EnsembleSimulator(own, follow="first")
     state, first = ensemble.reset(frames, seed=1)
     begun, frame = own[0].reset(frames, seed=state.seed)
@@ -92,7 +92,7 @@ def test_a_penalty_is_taken_from_the_reward_and_a_limit_ends_the_world() -> None
 def test_a_batch_steps_as_each_alone_and_states_are_values() -> None:
     ensemble = EnsembleSimulator(members())
     state, _ = ensemble.reset(context(ensemble), seed=1)
-    action = torch.tensor([0, 1, 2, 3]) % ensemble.actions.size
+    action = torch.tensor([0, 1, 2, 3]) % ensemble.spec.actions.size
     _, together = ensemble.step(state, action)
     for world in range(4):
         _, alone = ensemble.step(select_worlds(state, torch.tensor([world])), action[world : world + 1])

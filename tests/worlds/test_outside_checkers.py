@@ -19,7 +19,7 @@ def world(request: pytest.FixtureRequest) -> Any:
 
 
 def ways(world: Any) -> list[str]:
-    return ["frame", "latent"] if world.decodes else ["latent"]
+    return ["latent"] if world.spec.observation.is_latent else ["frame", "latent"]
 
 
 @pytest.mark.filterwarnings("ignore:.*A Box observation space m..imum value is -?infinity")  # latents have no bounds
@@ -37,7 +37,7 @@ def test_our_own_of_vectors(world: Any) -> None:
         return SimulatorVectorEnv(world, num_envs, contexts(world), max_episode_steps, autoreset_mode, observe=observe)
 
     # In another batch a grey level may round otherwise.
-    tolerance = 1e-3 if world.vector_size is not None or observe == "latent" else 1.0
+    tolerance = 1e-3 if world.spec.context.is_vector or observe == "latent" else 1.0
     check_vector_env(make, num_envs=2, max_episode_steps=2, steps=6, tolerance=tolerance)
 
 

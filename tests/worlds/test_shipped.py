@@ -18,10 +18,10 @@ def test_worlds_are_shipped():
 def test_a_shipped_world_is_whole_and_its_actions_differ(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # by its name, from anywhere
     world = vwm.load_simulator(name, device="cpu")
-    discrete = world.actions.kind == "discrete"
-    size = world.actions.size if discrete else 2 * world.actions.size
+    discrete = world.spec.actions.kind == "discrete"
+    size = world.spec.actions.size if discrete else 2 * world.spec.actions.size
     # Each choice; or each lever pulled to either end, the others at rest.
-    levers = torch.tensor(world.actions.rest).repeat(size, 1) if not discrete else None
+    levers = torch.tensor(world.spec.actions.rest).repeat(size, 1) if not discrete else None
     if levers is not None:
         levers[torch.arange(size), torch.arange(size) // 2] = torch.tensor([-1.0, 1.0]).repeat(size // 2)
     actions = torch.arange(size) if levers is None else levers

@@ -77,7 +77,13 @@ def big_world() -> Simulator:
     starts = torch.randint(0, 256, (3, 2, 36, 36, 3), dtype=torch.uint8)
     assert isinstance(small.outcomes, RewardTerminationHeads)
     return DiTSimulator(
-        tokenizer, dynamics, small.outcomes, small.actions, sampling=small.sampling, context_frames=2, starts=starts
+        tokenizer,
+        dynamics,
+        small.outcomes,
+        small.spec.actions,
+        sampling=small.sampling,
+        context_frames=2,
+        starts=starts,
     )
 
 

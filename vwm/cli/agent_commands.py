@@ -224,7 +224,7 @@ def export_agent_world(
     simulator = agent.simulator(title or run.name, fps)
     with tempfile.TemporaryDirectory(dir=run) as ring:
         replay = training.played(agent, Path(ring))
-        simulator.starts = replay.sample(contexts, simulator.context_frames, single_episode=True).observation
+        simulator.starts = replay.sample(contexts, simulator.spec.context_frames, single_episode=True).observation
     save_simulator(simulator, out)
     print(f"bundle: {out}")
 

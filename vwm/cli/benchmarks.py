@@ -71,7 +71,7 @@ def benchmark_play(
         _print_play_settings(simulator, batch)
         if not isinstance(simulator, GenieSimulator):  # tools/bench_dit.py has a diffusion world without a cache
             seconds = _time_steps(simulator, batch, steps * repeats)
-            included = ", decode included" if simulator.decodes else ""
+            included = "" if simulator.spec.observation.is_latent else ", decode included"
             print(f"{'a step':18} {_format_timings(seconds, 1e3, 'ms a frame')}{included}")
             return
         state, past = _fill_window(simulator, batch)
@@ -81,7 +81,7 @@ def benchmark_play(
             print(f"{name:18} {_format_timings(seconds, 1e3, 'ms a frame')}")
         gain = float(np.median(times["without the cache"]) / np.median(times["with the cache"]))
         print(f"the cache makes a frame {gain:.1f} times as fast; {batch / np.median(times['with the cache']):.1f} "
-              f"frames a second, recorded at {simulator.fps:g}")  # fmt: skip
+              f"frames a second, recorded at {simulator.spec.fps:g}")  # fmt: skip
 
 
 class UncachedState(NamedTuple):
@@ -120,9 +120,9 @@ def _print_play_settings(simulator: NetworkSimulator, batch: int) -> None:
     dynamics = simulator.dynamics
     sizes = ", ".join(f"{n} {sum(p.numel() for p in m.parameters()):,}" for n, m in simulator.networks().items())
     drawn = ", ".join(f"{name} {value:g}" for name, value in simulator.sampling._asdict().items()) or "nothing drawn"
-    print(f"world              {simulator.title}; parameters: {sizes}")
+    print(f"world              {simulator.spec.title}; parameters: {sizes}")
     print(
-        f"settings           {simulator.image_size[0]}x{simulator.image_size[1]} pixels, "
+        f"settings           {simulator.spec.context.image_size[0]}x{simulator.spec.context.image_size[1]} pixels, "
         f"{_describe_latents(simulator)} "
         f"a frame, a window of {dynamics.transformer.window} frames, {drawn}, batch {batch}"
     )
@@ -156,16 +156,16 @@ def _benchmark_context(simulator: NetworkSimulator, batch: int) -> Tensor:
     """One frame a world to begin from, of the bundle's starts or noise."""
     starts = simulator.starts
     if starts is None:
-        starts = torch.randint(0, 256, (1, 1, *simulator.image_size, 3), dtype=torch.uint8)
+        starts = torch.randint(0, 256, (1, 1, *simulator.spec.context.image_size, 3), dtype=torch.uint8)
     return starts[torch.arange(batch) % len(starts)][:, :1]
 
 
 def _benchmark_actions(simulator: NetworkSimulator, batch: int, number: int) -> Tensor:
     """Some actions, others every frame: int64 [b] or float [b, size]."""
     seed = fold_in(torch.arange(batch, device=simulator.device), number)
-    if simulator.actions.kind == "discrete":
-        return seed.remainder(simulator.actions.size)
-    places = torch.arange(simulator.actions.size, device=simulator.device)
+    if simulator.spec.actions.kind == "discrete":
+        return seed.remainder(simulator.spec.actions.size)
+    places = torch.arange(simulator.spec.actions.size, device=simulator.device)
     return torch.sin(seed[:, None].remainder(1000).float() + places)
 
 

@@ -51,14 +51,16 @@ def measure_compounding_error(
     seen, seeds = sample.frames, world_seeds(seed, len(sample))
     actions = read_clip_actions(simulator, sample, batch_size)
     # Both rollouts begin alike and draw the same random numbers: only the actions after the context differ.
-    wrong = random_action_sequences(simulator.actions, seeds, actions.shape[1])
+    wrong = random_action_sequences(simulator.spec.actions, seeds, actions.shape[1])
     wrong[:, : context - 1] = actions[:, : context - 1]
     own, earned = predict_open_loop(simulator, seen, actions, context, seeds, batch_size)
     random, _ = predict_open_loop(simulator, seen, wrong, context, seeds, batch_size)
-    truth = seen if simulator.decodes else encode_observations(simulator, seen, actions, context, seeds, batch_size)
+    truth = seen
+    if simulator.spec.observation.is_latent:
+        truth = encode_observations(simulator, seen, actions, context, seeds, batch_size)
     after = truth[:, context:]
     result: dict[str, Any] = {
-        "observed": "latents" if not simulator.decodes else "pictures" if seen.ndim == 5 else "vectors",
+        "observed": "latents" if simulator.spec.observation.is_latent else "pictures" if seen.ndim == 5 else "vectors",
         "error": normalized_rmse(after, own),
         "error_random_actions": normalized_rmse(after, random),
         "error_copy_last": normalized_rmse(after, repeat_last_frame(truth, context)),
@@ -134,18 +136,18 @@ def read_observations(
     Raises:
         ValueError: the data hold no vectors, or others than the world's.
     """
-    size, numbers = simulator.vector_size, ("actions", "rewards", "state")
+    space, numbers = simulator.spec.context, ("actions", "rewards", "state")
     dataset = make_clip_dataset(data, length, fields=numbers, seed=seed, shuffle=True, split=part)
     addresses = [dataset.order.address(0, i) for i in range(min(clips, len(dataset.order)))]
     batch: ClipBatch = collate_clips([dataset.read(address) for address in addresses])
-    if size is None:
+    if space.is_image:
         pictures = make_clip_dataset(data, length, fields=("frames", "actions"), seed=seed, shuffle=True, split=part)
-        return read_eval_clips(pictures, clips, simulator.image_size), batch.rewards
-    if batch.state is None or batch.state.shape[-1] != size:
+        return read_eval_clips(pictures, clips, space.image_size), batch.rewards
+    if batch.state is None or batch.state.shape[2:] != space.shape:
         found = "none" if batch.state is None else f"{batch.state.shape[-1]}"
         raise ValueError(
-            f"the world observes {size} numbers, and the data hold {found} a frame: record the game that it was "
-            "learned in with vwm record ... --state"
+            f"the world observes {space.shape[0]} numbers, and the data hold {found} a frame: "
+            "record the environment that it was learned in with vwm record ... --state"
         )
     episodes = len({(a.shard, a.episode) for a in addresses})
     sample = EvalClips(batch.state, batch.actions, (), dataset.order.index_hash, len(dataset.order), episodes)

@@ -192,7 +192,7 @@ class GenieFeatureExtractor(FeatureExtractor):
     def __init__(self, simulator: GenieSimulator, layer: int | None = None) -> None:
         depth = len(simulator.dynamics.transformer.blocks)
         super().__init__(simulator.networks(), depth, default_probe_layer(depth) if layer is None else layer)
-        self.image_size = simulator.image_size
+        self.image_size = simulator.spec.context.image_size
 
     def tokens(self, video: Tensor) -> Tensor:
         dynamics: MaskGITDynamics = self.networks["dynamics"]
@@ -216,7 +216,7 @@ class DiTFeatureExtractor(FeatureExtractor):
         depth = len(simulator.dynamics.transformer.blocks)
         networks = {name: part for name, part in simulator.networks().items() if name not in ("outcomes", "policy")}
         super().__init__(networks, depth, default_probe_layer(depth) if layer is None else layer)
-        self.image_size, self.context_noise = simulator.image_size, simulator.sampling.context_noise
+        self.image_size, self.context_noise = simulator.spec.context.image_size, simulator.sampling.context_noise
 
     def tokens(self, video: Tensor) -> Tensor:
         dynamics: DiT = self.networks["dynamics"]

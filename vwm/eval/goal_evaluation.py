@@ -99,10 +99,10 @@ def evaluate_planner(
     made = {"horizon": horizon, "samples": samples, "iterations": iterations, **(planner_options or {})}
     searcher = make_planner(planner, made)
     simulator = load_simulator(bundle, device)
-    if simulator.vector_size is not None:
-        raise ValueError(f"{bundle}: goals are pictures, this is a world of vectors of {simulator.vector_size} numbers")
+    if simulator.spec.context.is_vector:
+        raise ValueError(f"{bundle}: goals are images, but this world shows {simulator.spec.context}")
     skip = frame_skip or infer_frame_skip(kind.ENV, simulator)
-    begin = functools.partial(kind, episodes, seed, simulator.image_size[0], skip, env_options)
+    begin = functools.partial(kind, episodes, seed, simulator.spec.context.image_size[0], skip, env_options)
     over = over or kind.over
     objective = functools.partial(GoalDistance, metric=metric, over=over, decay=decay)
     first = begin()
@@ -156,18 +156,18 @@ def infer_frame_skip(env: str, simulator: Simulator) -> int:
     game = gymnasium.make(env, render_mode="rgb_array", disable_env_checker=True)
     rate = float(game.metadata.get("render_fps") or 15)
     game.close()
-    return max(1, round(rate / simulator.fps))
+    return max(1, round(rate / simulator.spec.fps))
 
 
 def check_simulator_fits_task(simulator: Simulator, task: GoalTask) -> None:
     """Raise ValueError unless a world has the pictures and the actions of a task."""
-    height, width = simulator.image_size
+    height, width = simulator.spec.context.image_size
     if height != width:
         raise ValueError(f"{task.ENV} is played with square frames, the world has {height}x{width}")
-    if (simulator.actions.kind, simulator.actions.size) != ("continuous", task.action_size):
+    if (simulator.spec.actions.kind, simulator.spec.actions.size) != ("continuous", task.action_size):
         raise ValueError(
-            f"{task.ENV} takes {task.action_size} continuous actions, the world {simulator.actions.size} "
-            f"{simulator.actions.kind} ones: was it trained on this game?"
+            f"{task.ENV} takes {task.action_size} continuous actions, the world {simulator.spec.actions.size} "
+            f"{simulator.spec.actions.kind} ones: was it trained on this game?"
         )
 
 

@@ -27,7 +27,7 @@ def measure_step_latency(simulator: Simulator, context: Tensor, seed: int = 0, s
     Returns:
         float64 [steps], in milliseconds.
     """
-    actions = random_action_sequences(simulator.actions, world_seeds(seed, 1), WARM_UP_STEPS + steps)
+    actions = random_action_sequences(simulator.spec.actions, world_seeds(seed, 1), WARM_UP_STEPS + steps)
     state, _ = simulator.reset(context[None], seed)
     times = []
     for i in tqdm(range(WARM_UP_STEPS + steps), desc="speed", unit="frame", disable=None):

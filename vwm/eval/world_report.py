@@ -114,7 +114,7 @@ def evaluate_world(
     fvd = None if fvd_weights is None else FVD(fvd_weights)
     simulator = load_simulator(bundle, device)
     if isinstance(simulator, LATENT_WORLD_SIMULATORS):
-        context = simulator.context_frames if context is None else context
+        context = simulator.spec.context_frames if context is None else context
         return compounding_error.write_compounding_report(
             simulator, bundle, data, out, horizon, context, clips, batch_size, seed, part
         )
@@ -123,11 +123,11 @@ def evaluate_world(
             f"{bundle} is a world in representation space: its pictures, if it has any, are a by-product, and nothing "
             "that vwm eval measures of pictures would say how good it is. Score it by planning in it (vwm.agents)"
         )
-    context = simulator.context_frames if context is None else context
+    context = simulator.spec.context_frames if context is None else context
     dataset = make_clip_dataset(
         data, context + horizon, fields=("frames", "actions"), seed=seed, shuffle=True, split=part
     )
-    sample = read_eval_clips(dataset, clips, simulator.image_size)
+    sample = read_eval_clips(dataset, clips, simulator.spec.context.image_size)
     evidence = collect_evaluation_data(simulator, sample, context, seed, batch_size)
     report = measure_world(evidence)
     report["notes"] += _measure_perceptual(report, evidence, lpips, fvd)
@@ -158,7 +158,7 @@ def collect_evaluation_data(
     reconstructed = reconstruct_clips(simulator.tokenizer, sample.frames, batch_size)
     seeds = world_seeds(seed, len(sample))
     # Both rollouts begin alike and draw the same random numbers: only the actions after the context differ.
-    wrong = random_action_sequences(simulator.actions, seeds, actions.shape[1])
+    wrong = random_action_sequences(simulator.spec.actions, seeds, actions.shape[1])
     wrong[:, : context - 1] = actions[:, : context - 1]
     own, random = (
         open_loop_rollout(simulator, sample.frames, chosen, context, seeds, batch_size, f"rollout, {name} actions")
@@ -264,7 +264,7 @@ def _measure_action_information(evidence: EvaluationData) -> dict[str, Any]:
         keys = ("mi_bits", "mi_bits_shuffled", "entropy_bits", "table", "names")
         return {f"action_{key}": None for key in keys}
     latent, true = evidence.actions.flatten(), recorded[:, :-1].flatten()
-    rows, columns = evidence.simulator.actions.size, max(len(sample.action_names), int(true.max()) + 1)
+    rows, columns = evidence.simulator.spec.actions.size, max(len(sample.action_names), int(true.max()) + 1)
     found = corrected_mutual_information(latent, true, rows, columns, evidence.seed)
     table = contingency_table(latent, true, rows, columns)
     unnamed = tuple(str(i) for i in range(len(sample.action_names), columns))
@@ -291,7 +291,7 @@ def _measure_speed(evidence: EvaluationData) -> dict[str, Any]:
     return {
         "step_ms": {"p50": times.quantile(0.5), "p95": times.quantile(0.95)},
         "fps": 1000 * len(times) / times.sum(),
-        "real_time_fps": simulator.fps,
+        "real_time_fps": simulator.spec.fps,
         "steps": len(times),
         "sampling_steps": simulator.sampling.steps,
         "threads": torch.get_num_threads(),
@@ -337,11 +337,11 @@ def _write_report(out: Path, report: dict[str, Any], evidence: EvaluationData, v
         truth, own = evidence.sample.frames[:videos].numpy(), evidence.own[:videos].numpy()
         shown = [f"rollout_{i:02d}.mp4" for i in range(len(truth))]
         for name, clip, predicted in zip(shown, truth, own, strict=True):
-            write_video(aside / name, side_by_side_video(clip, predicted), evidence.simulator.fps)
+            write_video(aside / name, side_by_side_video(clip, predicted), evidence.simulator.spec.fps)
         if shown:
             rollout_sheet(list(truth), list(own)).save(aside / ROLLOUT_SHEET_FILE)
         html = render_html_report(
-            evidence.simulator.title, report, list(drawn), shown, ROLLOUT_SHEET_FILE if shown else ""
+            evidence.simulator.spec.title, report, list(drawn), shown, ROLLOUT_SHEET_FILE if shown else ""
         )
         (aside / HTML_FILE).write_text(html)
 

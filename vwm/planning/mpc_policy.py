@@ -80,8 +80,8 @@ class MPCPolicy:
         self.simulator, self.planner, self.objective, self.replan = simulator, planner, objective, replan
         self.goals = encode_goal_frames(simulator, torch.from_numpy(goals))
         self.seeds = world_seeds(seed, len(goals))
-        self.frames: deque[Tensor] = deque(maxlen=simulator.context_frames)
-        self.actions: deque[Tensor] = deque(maxlen=max(simulator.context_frames - 1, 1))
+        self.frames: deque[Tensor] = deque(maxlen=simulator.spec.context_frames)
+        self.actions: deque[Tensor] = deque(maxlen=max(simulator.spec.context_frames - 1, 1))
         self.step = 0
         self.plan: ActionPlan | None = None
         self.seconds: list[float] = []
@@ -93,7 +93,7 @@ class MPCPolicy:
         if self.step % self.replan == 0:
             self._decide(torch.from_numpy(playing))
         assert self.plan is not None
-        actions = torch.zeros(len(frames), self.simulator.actions.size)
+        actions = torch.zeros(len(frames), self.simulator.spec.actions.size)
         actions[self.planned] = self.plan.actions[:, self.step % self.replan].cpu().float()
         self.actions.append(actions)
         self.step += 1

@@ -184,18 +184,18 @@ class SamplingPlanner(ABC):
         """
         batch, device = state_batch_size(state), tree_leaves(state)[0].device
         seeds = world_seeds(seed, batch, device)
-        distribution = self._begin(simulator.actions, batch, device) if previous is None else previous.distribution
+        distribution = self._begin(simulator.spec.actions, batch, device) if previous is None else previous.distribution
         known = [] if previous is None else [previous.elites]
         known += [] if proposals is None else [proposals]
         for tried in known:
-            _check_action_sequences(tried, batch, self.horizon, simulator.actions)
+            _check_action_sequences(tried, batch, self.horizon, simulator.spec.actions)
         known = [tried for tried in known if tried.shape[1]]  # nothing is kept with keep=0
         pool = torch.cat(known, dim=1) if known else distribution.mode()[:, None][:, :0]
         pool_costs = self._costs(simulator, state, objective, pool) if known else pool.new_zeros(batch, 0).float()
         best, best_costs = [], []
         for iteration in range(self.iterations):
             noise = draw_colored_noise(
-                fold_in(seeds, iteration), self.samples, self.horizon, simulator.actions.size, self.colour
+                fold_in(seeds, iteration), self.samples, self.horizon, simulator.spec.actions.size, self.colour
             )
             drawn = distribution.draw(noise)
             costs = torch.cat((pool_costs, self._costs(simulator, state, objective, drawn)), dim=1)

@@ -84,13 +84,13 @@ class SimulatorTreeModel:
     """
 
     def __init__(self, simulator: Simulator, value: Callable[[NestedState], Tensor] | None = None) -> None:
-        if simulator.actions.kind != "discrete":
-            raise ValueError(f"a tree needs discrete actions, and this world's are {simulator.actions.kind}")
+        if simulator.spec.actions.kind != "discrete":
+            raise ValueError(f"a tree needs discrete actions, and this world's are {simulator.spec.actions.kind}")
         self.simulator, self.value = simulator, value
 
     def guess(self, state: NestedState) -> NodePrediction:
         """See ``TreeSearchModel``."""
-        logits = torch.zeros(state_batch_size(state), self.simulator.actions.size)
+        logits = torch.zeros(state_batch_size(state), self.simulator.spec.actions.size)
         return NodePrediction(logits, torch.zeros(len(logits)) if self.value is None else self.value(state))
 
     def step(self, state: NestedState, action: Tensor) -> TreeStep:

@@ -133,12 +133,12 @@ class PlayServer:
 
     def hello(self) -> dict[str, Any]:
         """What the page has to know of the world."""
-        space = self.simulator.actions
+        space = self.simulator.spec.actions
         names = space.names or tuple(str(index) for index in range(space.size))
         actions = {"kind": space.kind, "size": space.size, "names": names, "latent": space.latent}
         if space.kind == "continuous":
             actions["rest"] = space.rest or (0.0,) * space.size
-        height, width = self.simulator.image_size
+        height, width = self.simulator.spec.context.image_size
         return {
             "type": "hello",
             "title": self.simulator.spec.title,
@@ -146,7 +146,7 @@ class PlayServer:
             "idle": find_idle_action(names) if space.kind == "discrete" else None,
             "width": width,
             "height": height,
-            "fps": self.simulator.fps,
+            "fps": self.simulator.spec.fps,
             "starts": 0 if self.starts is None else len(self.starts),
             "max_upload": self.max_upload,
         }
@@ -173,13 +173,13 @@ class PlayServer:
                 await connection.send_json(answer)
 
     async def _handle_text(self, session: PlaySession, text: str) -> bytes | dict[str, Any]:
-        message = parse_message(text, self.simulator.actions, 0 if self.starts is None else len(self.starts))
+        message = parse_message(text, self.simulator.spec.actions, 0 if self.starts is None else len(self.starts))
         if not isinstance(message, RecordMessage):
             return await self._run_in_thread(_apply_message, session, message)
         if message.command == "download":
             # beside the model's thread: encoding a long video must not hold up the other sessions
             return await asyncio.to_thread(
-                _video_message, session.recorded_frames(), message.format, self.simulator.fps
+                _video_message, session.recorded_frames(), message.format, self.simulator.spec.fps
             )
         if message.command == "start":
             session.start_recording()
@@ -193,7 +193,7 @@ class PlayServer:
                 f"the picture has {len(data) / 1e6:.1f} MB; up to {self.max_upload / 1e6:g} MB are taken "
                 "(--max_upload_mb changes that)"
             )
-        session.upload = await asyncio.to_thread(images.decode_upload, data, self.simulator.image_size)
+        session.upload = await asyncio.to_thread(images.decode_upload, data, self.simulator.spec.context.image_size)
         return pack_message({"type": "upload"}, images.encode_png(session.upload))
 
     async def _run_in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

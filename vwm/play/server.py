@@ -43,14 +43,15 @@ def play_world(
     # the port first: a model that took a minute to load should not end in "port taken"
     with open_listener(host, port) as listener, ThreadPoolExecutor(max_workers=1) as thread:
         simulator = vwm.load_simulator(bundle, device=device, dtype="auto")
-        if not simulator.decodes:
+        if simulator.spec.observation.is_latent:
             raise ValueError(
                 f"{bundle} has no pictures to play in: it is a world of latents alone, made to be planned in. Train it "
                 "with a decoder (model.decoder) to see it"
             )
-        if simulator.vector_size is not None:
+        if simulator.spec.context.is_vector:
             raise ValueError(f"{bundle} is a world of vectors, which has nothing to be looked at: plan or train in it")
-        print(f"loaded {bundle} ({simulator.image_size[1]} x {simulator.image_size[0]}, {simulator.fps:g} fps)")
+        height, width = simulator.spec.context.image_size
+        print(f"loaded {bundle} ({width} x {height}, {simulator.spec.fps:g} fps)")
         # where it will run: threads have pools and caches of their own, so another one would stay cold
         thread.submit(warm_up_simulator, simulator).result()
         app = make_app(simulator, host, max_sessions, max_upload_mb, thread)
@@ -84,8 +85,8 @@ def page_url(host: str, port: int) -> str:
 def warm_up_simulator(simulator: Simulator, steps: int = 4) -> None:
     """Take the first, slow steps (compilation, kernels, caches) before anybody waits for them, visibly."""
     session = PlaySession(simulator, simulator_starts(simulator))
-    session.upload = np.zeros((*simulator.image_size, 3), np.uint8)
-    space = simulator.actions
+    session.upload = np.zeros((*simulator.spec.context.image_size, 3), np.uint8)
+    space = simulator.spec.actions
     action: int | tuple[float, ...] = 0 if space.kind == "discrete" else space.rest or (0.0,) * space.size
     print(f"warming up: reset {session.reset(0 if session.starts is not None else None, 0).ms:.0f} ms", end="")
     times = []
@@ -93,4 +94,4 @@ def warm_up_simulator(simulator: Simulator, steps: int = 4) -> None:
         times.append(session.step(action).ms)
         print(f", step {number} {times[-1]:.0f} ms", end="", flush=True)
     steady = statistics.median(times[1:] or times)
-    print(f"\nabout {1000 / max(steady, 1e-3):.0f} frames a second; the world was recorded at {simulator.fps:g}")
+    print(f"\nabout {1000 / max(steady, 1e-3):.0f} frames a second; the world was recorded at {simulator.spec.fps:g}")

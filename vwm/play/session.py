@@ -66,7 +66,7 @@ class PlaySession:
         self.past: deque[PlayStep] = deque(maxlen=MAX_UNDO)
         self.recording = False
         self.recorded: list[NDArray[np.uint8]] = []
-        height, width = simulator.image_size
+        height, width = simulator.spec.context.image_size
         self.max_recorded_frames = max(1, MAX_RECORDING_BYTES // (height * width * 3))
         self._times: deque[float] = deque(maxlen=16)
 

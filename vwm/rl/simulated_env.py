@@ -85,7 +85,7 @@ class SimulatedEnvSpec(EnvSpec):
         if self.data is None:
             return simulator, None
         limit = self.time_limit or 0
-        drawn = ContextSampler(self.data, simulator.context_frames, limit, self.relevant, actions=False)
+        drawn = ContextSampler(self.data, simulator.spec.context_frames, limit, self.relevant, actions=False)
         return simulator, drawn.spread(self.contexts)
 
 
@@ -118,7 +118,7 @@ class SimulatedBatchedEnv(BatchedEnv):
         self.worlds = WorldBatch(simulator, count, starts, time_limit, observe)
         self.count, self.seed = count, seed
         shape = self.worlds.observation_shape
-        self.spaces = EnvSpaces(shape, simulator.actions)
+        self.spaces = EnvSpaces(shape, simulator.spec.actions)
 
     def reset(self) -> TimeStep:
         """See ``BatchedEnv.reset``."""

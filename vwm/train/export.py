@@ -131,7 +131,8 @@ def export_run(
         raise ValueError(f"{run}: a {type(module).__name__} run cannot be exported")
     save_simulator(simulator, out, _model_card(simulator, run, source), half)
     print(f"bundle: {out}")
-    print(f"play it: vwm play {out}" if simulator.decodes else "it has no decoder, so it can be planned in, not played")
+    latent = simulator.spec.observation.is_latent
+    print("it has no decoder, so it can be planned in, not played" if latent else f"play it: vwm play {out}")
 
 
 def load_trained_module(run: Path, weights: str = "average") -> tuple[L.LightningModule, Any]:
@@ -248,10 +249,10 @@ def _model_card(simulator: NetworkSimulator, run: Path, source: str | None) -> s
     sizes = ", ".join(
         f"{n} {sum(p.numel() for p in m.parameters()) / 1e6:.2f}M" for n, m in simulator.networks().items()
     )
-    actions = "\n".join(f"- {i}: {name}" for i, name in enumerate(simulator.actions.names))
-    height, width = simulator.image_size
+    actions = "\n".join(f"- {i}: {name}" for i, name in enumerate(simulator.spec.actions.names))
+    height, width = simulator.spec.context.image_size
     return (
-        f"# {simulator.title}\n\nA vwm world: {height}x{width} pixels at {simulator.fps:g} frames a second. "
+        f"# {simulator.spec.title}\n\nA vwm world: {height}x{width} pixels at {simulator.spec.fps:g} frames a second. "
         f"Parameters: {sizes}. Exported from {run.name}, data {Path(source).name if source else 'not named'}.\n\n"
-        f"    vwm play FOLDER\n\nActions{' (learned)' if simulator.actions.latent else ''}:\n\n{actions}\n"
+        f"    vwm play FOLDER\n\nActions{' (learned)' if simulator.spec.actions.latent else ''}:\n\n{actions}\n"
     )

@@ -17,9 +17,9 @@ KINDS = {"pictures": (32, 32, 3), "vectors": (5,)}
 
 def context(world, frames: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    if world.vector_size is not None:
-        return torch.randn(3, frames, world.vector_size, generator=generator)
-    return torch.randint(0, 256, (3, frames, *world.image_size, 3), dtype=torch.uint8, generator=generator)
+    if world.spec.context.is_vector:
+        return torch.randn(3, frames, world.spec.context.shape[0], generator=generator)
+    return torch.randint(0, 256, (3, frames, *world.spec.context.image_size, 3), dtype=torch.uint8, generator=generator)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -28,7 +28,7 @@ def test_what_is_loaded_goes_on_as_what_was_saved(kind, tmp_path):
     save_simulator(world, tmp_path / "world")
     again = vwm.load_simulator(tmp_path / "world")
     assert isinstance(again, MuZeroSimulator)
-    assert (again.vector_size, again.image_size, again.context_frames) == (world.vector_size, world.image_size, 2)
+    assert (again.spec.context, again.spec.context_frames) == (world.spec.context, 2)
     for one, other in zip(*(play(w, context(world, 2)) for w in (world, again)), strict=True):
         assert torch.equal(one.latent, other.latent) and torch.equal(one.reward, other.reward)
 

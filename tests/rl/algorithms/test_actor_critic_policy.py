@@ -69,7 +69,7 @@ def test_who_is_greedy_does_what_is_likeliest(greedy: bool) -> None:
 @pytest.mark.parametrize("dims", [0, 2])
 def test_a_clone_begins_as_what_it_was_cloned_from(dims: int) -> None:
     world = cloned_world(dims)
-    policy = ClonedActorCriticPolicy(world, EnvSpaces((32,), world.actions))
+    policy = ClonedActorCriticPolicy(world, EnvSpaces((32,), world.spec.actions))
     features = torch.randn(5, 3, 32)
     mine, prior = policy.behaviour.actor(features), policy.prior(features)
     assert (mine.divergence(prior) == 0).all() and isinstance(mine, BinnedActionDistribution) == bool(dims)

@@ -34,7 +34,7 @@ def test_a_return_is_the_sum_of_a_rollout_s_rewards_until_its_end():
         state = select_worlds(fitness.starts, torch.tensor([start]))._replace(seed=torch.tensor([seed]))
         total = 0.0
         for _ in range(12):
-            state, out = world.step(state, linear_controller_actions(own, world.features(state), world.actions))
+            state, out = world.step(state, linear_controller_actions(own, world.features(state), world.spec.actions))
             total += out.reward.item()
             if out.terminated:
                 ended += 1
@@ -67,7 +67,8 @@ def test_a_controller_of_the_latent_alone_is_blind_to_memory():
     state, _ = world.reset(world.starts)
     other = state._replace(memory=state.memory._make(x + 1 for x in state.memory))
     one, two = (
-        linear_controller_actions(blind.expand(3, -1), world.features(s)[:, :4], world.actions) for s in (state, other)
+        linear_controller_actions(blind.expand(3, -1), world.features(s)[:, :4], world.spec.actions)
+        for s in (state, other)
     )
     assert torch.equal(one, two)
 

@@ -56,8 +56,8 @@ def moment(frames: torch.Tensor, first: list[bool]) -> TimeStep:
 
 def test_a_driver_sees_the_frame_and_remembers_its_own_episode():
     world = dream()
-    controller = LinearController.of(torch.randn(84, generator=torch.Generator().manual_seed(1)), world.actions)
-    driver = ControllerPolicy(world, controller, EnvSpaces((8, 8, 3), world.actions))
+    controller = LinearController.of(torch.randn(84, generator=torch.Generator().manual_seed(1)), world.spec.actions)
+    driver = ControllerPolicy(world, controller, EnvSpaces((8, 8, 3), world.spec.actions))
     video = torch.randint(0, 256, (4, 2, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     carry, done = driver.init_carry(2), []
     for t, first in enumerate([[True, True], [False, False], [False, True], [False, False]]):
@@ -70,13 +70,13 @@ def test_a_driver_sees_the_frame_and_remembers_its_own_episode():
             state, _ = world.reset(video[begin : t + 1, i][None], context_actions=told)
             expected = world.features(state)
             torch.testing.assert_close(world.features(carry.state)[i : i + 1], expected, rtol=0, atol=1e-5)
-            assert torch.equal(acted.action[i : i + 1], controller(expected, world.actions))
+            assert torch.equal(acted.action[i : i + 1], controller(expected, world.spec.actions))
 
 
 def test_a_game_that_the_world_is_not_of_is_named():
     world = dream()
-    controller = LinearController.of(torch.zeros(84), world.actions)
-    with pytest.raises(ValueError, match=r"sees frames \[8, 8, 3\], the game shows \[4\]"):
-        ControllerPolicy(world, controller, EnvSpaces((4,), world.actions))
+    controller = LinearController.of(torch.zeros(84), world.spec.actions)
+    with pytest.raises(ValueError, match=r"sees frames \[8, 8, 3\], the environment shows \[4\]"):
+        ControllerPolicy(world, controller, EnvSpaces((4,), world.spec.actions))
     with pytest.raises(ValueError, match="trained with 4 discrete actions"):
         ControllerPolicy(world, controller, EnvSpaces((8, 8, 3), LEVERS))

@@ -103,10 +103,10 @@ def test_ppo_in_a_learned_world_judged_in_a_real_one(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     simulator = diffusion_world(outcomes=True)
-    simulator.starts = torch.randint(256, (3, 2, *simulator.image_size, 3), dtype=torch.uint8)
+    simulator.starts = torch.randint(256, (3, 2, *simulator.spec.context.image_size, 3), dtype=torch.uint8)
     save_simulator(simulator, tmp_path / "world")
-    size = simulator.image_size[0]
-    assert simulator.actions.kind == "discrete"
+    size = simulator.spec.context.image_size[0]
+    assert simulator.spec.actions.kind == "discrete"
     real = GymnasiumEnvSpec("CartPole-v1", pixels=True, size=size, time_limit=4)
     learned = SimulatedEnvSpec(tmp_path / "world", time_limit=6)
     training = PPOTraining(tmp_path / "run", learned, learned, steps=32, environments=2, policy="MlpPolicy",

@@ -284,7 +284,7 @@ def test_the_simulator_is_the_world_that_the_agent_plans_in():
     world = made.simulator(title="ours")
     context, action = torch.randn(4, 3, 3), torch.rand(4, 2) * 2 - 1
     state, shown = world.reset(context)
-    assert torch.equal(shown, context[:, -1]) and world.vector_size == 3 and world.context_frames == 2
+    assert torch.equal(shown, context[:, -1]) and world.spec.context.shape[0] == 3 and world.spec.context_frames == 2
     _, out = world.step(state, action)
     with torch.no_grad():
         latent = made.world.encode(context[:, 1:])

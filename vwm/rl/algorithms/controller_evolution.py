@@ -134,7 +134,7 @@ class ControllerEvolution(TrainingRun):
         folder.mkdir(parents=True, exist_ok=True)
         size = self.world.dynamics.latent_size + (self.world.dynamics.width if sees == "latent_and_memory" else 0)
         search = CMAESSearch(
-            initial_controller_parameters(size, self.world.actions), self.sigma, self.population, self.seed
+            initial_controller_parameters(size, self.world.spec.actions), self.sigma, self.population, self.seed
         )
         settings = {name: value for name, value in self.made.items() if name not in RESUMABLE_SETTINGS}
         search.again(read_fitness_history(folder, settings)[: self.generations])
@@ -155,7 +155,7 @@ class ControllerEvolution(TrainingRun):
                 bar.set_postfix(best=f"{best:.1f}", mean=f"{mean:.1f}")
                 bar.update()
         with atomic_folder(folder / "controller") as aside:
-            save_component(LinearController.of(torch.from_numpy(search.mean), self.world.actions), aside)
+            save_component(LinearController.of(torch.from_numpy(search.mean), self.world.spec.actions), aside)
         plot_evolution(self.run_folder / "curves.png", self.run_folder, self.sees)
         return search.mean
 

@@ -94,10 +94,10 @@ class ControllerPolicy:
     """
 
     def __init__(self, world: MDNRNNSimulator, controller: LinearController, spaces: EnvSpaces) -> None:
-        if spaces.observation != (*world.image_size, 3):
+        if spaces.observation != world.spec.context.shape:
             raise ValueError(
-                f"the world sees frames {[*world.image_size, 3]}, the game shows {list(spaces.observation)}: set its "
-                "pixels and size"
+                f"the world sees frames {list(world.spec.context.shape)}, the environment "
+                f"shows {list(spaces.observation)}: set its pixels and size"
             )
         found, wanted = ((s.kind, s.size) for s in (spaces.actions, world.spec.actions))
         if found != wanted:
