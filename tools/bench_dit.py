@@ -93,7 +93,7 @@ def bench_train(options: argparse.Namespace) -> None:
         ).sample
 
     def our_forward() -> Tensor:
-        return ours(NoisyFrames(latents, level, None, ours.lead(actions, 1, 16))).prediction
+        return ours(NoisyFrames(latents, level, None, ours.embed_previous_actions(actions, 1, 16))).prediction
 
     runs: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {
         "diffusers Latte": (latte, latte_forward),
@@ -202,10 +202,12 @@ def draw_whole_window(dynamics: DiT, frames: Tensor, lead: Tensor, seed: Tensor,
 def _lead(dynamics: DiT, frames: int, device: str) -> Tensor:
     embedding = dynamics.embed_action
     if embedding is None:
-        return dynamics.lead(None, 1, frames)
+        return dynamics.embed_previous_actions(None, 1, frames)
     if embedding.is_single_discrete:
-        return dynamics.lead(torch.zeros(1, frames - 1, dtype=torch.int64, device=device), 1, frames)
-    return dynamics.lead(torch.zeros(1, frames - 1, len(embedding.choices) + embedding.dims, device=device), 1, frames)
+        return dynamics.embed_previous_actions(torch.zeros(1, frames - 1, dtype=torch.int64, device=device), 1, frames)
+    return dynamics.embed_previous_actions(
+        torch.zeros(1, frames - 1, len(embedding.choices) + embedding.dims, device=device), 1, frames
+    )
 
 
 def _timed(run: Callable[[], object], device: str) -> float:

@@ -190,7 +190,7 @@ def _next_frame(
     network: DiT, sampling: DiffusionSampling, state: TransformerState, action: Tensor | None, seed: Tensor
 ) -> tuple[TransformerState, Tensor]:
     """What ``DiTSimulator.step`` does of it."""
-    lead = network.lead(None, 1, 1) if action is None else network.embed_actions(action)
+    lead = network.embed_previous_actions(None, 1, 1) if action is None else network.embed_actions(action)
     latents = sample_latent_frame(
         network, state, lead, fold_in(fold_in(seed, FRAME_SEED_STREAM), state.position), sampling
     )
@@ -269,7 +269,7 @@ def _train(settings: dict[str, Any], device: torch.device, batch: int, way: str)
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16):
-            lead, past = network.lead(actions, batch, frames), None
+            lead, past = network.embed_previous_actions(actions, batch, frames), None
             if clean_past:
                 signal = clean.new_ones(clean.shape[:2])
                 past = of_frames(NoisyFrames(clean, signal, finest_step_index(network, signal), lead), slice(None, -1))

@@ -222,7 +222,10 @@ class DiTFeatureExtractor(FeatureExtractor):
         dynamics: DiT = self.networks["dynamics"]
         batch, frames = video.shape[:2]
         latents = self.networks["tokenizer"].encode(video.to(dynamics.device))
-        lead, seed = dynamics.lead(None, batch, frames), torch.zeros(batch, dtype=torch.int64, device=dynamics.device)
+        lead, seed = (
+            dynamics.embed_previous_actions(None, batch, frames),
+            torch.zeros(batch, dtype=torch.int64, device=dynamics.device),
+        )
         with capture_block_outputs(dynamics.transformer.blocks, self.layer) as seen:
             observe_latents(dynamics, dynamics.init_state(batch), latents, lead, seed, self.context_noise)
         return torch.cat(seen, dim=1)[:, :, dynamics.registers : len(dynamics.places)].flatten(1, 2)

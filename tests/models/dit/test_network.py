@@ -45,7 +45,9 @@ def actions(network, frames: int = FRAMES - 1, batch: int = 2) -> torch.Tensor |
 def noisy(network, frames: int = FRAMES, seed: int = 0) -> NoisyFrames:
     signal = torch.rand(2, frames, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     step = torch.randint(network.num_step_sizes, (2, frames)) if network.num_step_sizes else None
-    return NoisyFrames(random(2, frames, 4, 4, 3, seed=seed), signal, step, network.lead(actions(network), 2, FRAMES))
+    return NoisyFrames(
+        random(2, frames, 4, 4, 3, seed=seed), signal, step, network.embed_previous_actions(actions(network), 2, FRAMES)
+    )
 
 
 def cut(frames: NoisyFrames, here: slice) -> NoisyFrames:
@@ -73,7 +75,7 @@ def test_training_over_a_clean_past_is_what_play_computes(network, seen):
     for i in range(1, FRAMES):
         state, before = network.step(state, cut(past, slice(i - 1, i)))
         torch.testing.assert_close(out.features[:, i - 1], before.features[:, 0], rtol=0, atol=1e-10)
-        look = network.look(state, cut(frames, slice(i, i + 1)))
+        look = network.denoise(state, cut(frames, slice(i, i + 1)))
         torch.testing.assert_close(out.prediction[:, i - 1 : i], look, rtol=0, atol=1e-10)
 
 
@@ -104,13 +106,16 @@ def test_no_frame_sees_a_later_one_nor_a_later_action(network):
 def test_actions_act_on_the_frame_they_lead_to_and_not_before(network):
     given = actions(network)
     if given is None:
-        with pytest.raises(ValueError, match="knows no actions"):
+        with pytest.raises(ValueError, match="has no actions"):
             network.embed_actions(torch.zeros(2, 1, dtype=torch.int64))
         return
     changed = given.clone()
     changed[:, 3] = (changed[:, 3] + 1) % 2
     frames = noisy(network)
-    a, b = (network(frames._replace(lead=network.lead(x, 2, FRAMES))).prediction for x in (given, changed))
+    a, b = (
+        network(frames._replace(action_embedding=network.embed_previous_actions(x, 2, FRAMES))).prediction
+        for x in (given, changed)
+    )
     assert torch.equal(a[:, :4], b[:, :4]) and not torch.equal(a[:, 4], b[:, 4])
 
 
@@ -120,9 +125,9 @@ def test_hidden_actions_leave_no_trace(network):
         return
     known = torch.ones(2, FRAMES - 1, dtype=torch.bool)
     known[1] = False
-    lead = network.lead(given, 2, FRAMES, known)
-    assert torch.equal(lead[0], network.lead(given, 2, FRAMES)[0])
-    assert torch.equal(lead[1], network.lead(None, 2, FRAMES)[1])
+    action_embedding = network.embed_previous_actions(given, 2, FRAMES, known)
+    assert torch.equal(action_embedding[0], network.embed_previous_actions(given, 2, FRAMES)[0])
+    assert torch.equal(action_embedding[1], network.embed_previous_actions(None, 2, FRAMES)[1])
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_step_sizes": 3, "prediction": "clean", "kv_heads": 1}])
@@ -139,7 +144,7 @@ def test_nothing_attends_to_agent_tokens(changes):
             torch.testing.assert_close(said.prediction, alone.prediction, rtol=0, atol=1e-10)
             assert not torch.allclose(said.features, alone.features, atol=1e-3)
         (state, _), (other, _) = (network.step(network.init_state(2), past) for network in (agents, plain))
-        torch.testing.assert_close(agents.look(state, frames), plain.look(other, frames), rtol=0, atol=1e-10)
+        torch.testing.assert_close(agents.denoise(state, frames), plain.denoise(other, frames), rtol=0, atol=1e-10)
     assert agents(frames).features.shape == (2, FRAMES, 32)
 
 
@@ -172,7 +177,9 @@ def test_recomputed_layers_give_the_same_gradients():
     for recompute in (False, True):
         network.transformer.checkpointing = recompute
         network.zero_grad()
-        frames = NoisyFrames(torch.ones(2, 5, 4, 4, 3), torch.full((2, 5), 0.5), None, network.lead(None, 2, 5))
+        frames = NoisyFrames(
+            torch.ones(2, 5, 4, 4, 3), torch.full((2, 5), 0.5), None, network.embed_previous_actions(None, 2, 5)
+        )
         network(frames).prediction.square().sum().backward()
         gradients.append([None if p.grad is None else p.grad.clone() for p in network.parameters()])
     assert all((a is b is None) or torch.equal(a, b) for a, b in zip(*gradients, strict=True))
@@ -184,10 +191,10 @@ def test_errors_name_what_is_wrong():
     with pytest.raises(ValueError, match=r"\[b, t, 4, 4, 3\], got \[2, 9, 4, 4, 2\]"):
         network(frames._replace(latents=frames.latents[..., :2]))
     with pytest.raises(ValueError, match=r"integers \[b, t\], got torch.float32"):
-        network.lead(torch.zeros(2, 8), 2, FRAMES)
+        network.embed_previous_actions(torch.zeros(2, 8), 2, FRAMES)
     with pytest.raises(ValueError, match=r"actions must be \[b, t, 3\]"):
-        dit(num_actions=0, action_dims=3).lead(torch.zeros(2, 8, 2), 2, FRAMES)
-    with pytest.raises(ValueError, match=r"give noisy\.step"):
+        dit(num_actions=0, action_dims=3).embed_previous_actions(torch.zeros(2, 8, 2), 2, FRAMES)
+    with pytest.raises(ValueError, match=r"give noisy\.step_index"):
         dit(prediction="clean", num_step_sizes=3).double()(frames)
     with pytest.raises(ValueError, match="prediction='noise'"):
         dit(prediction="noise")

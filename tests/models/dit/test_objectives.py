@@ -36,9 +36,9 @@ def test_an_oracle_has_no_loss_and_a_silent_network_has_that_of_the_target(predi
 
 def test_every_frame_has_its_own_level_and_a_shift_means_more_noise():
     torch.manual_seed(0)
-    signal = DiffusionForcing(shift=1).draw(64, 16, torch.device("cpu"))
+    signal = DiffusionForcing(shift=1).sample_signal(64, 16, torch.device("cpu"))
     assert signal.std(dim=1).min() > 0.05 and abs(signal.mean() - 0.5) < 0.02
-    assert DiffusionForcing(shift=3).draw(64, 16, torch.device("cpu")).mean() < 0.35
+    assert DiffusionForcing(shift=3).sample_signal(64, 16, torch.device("cpu")).mean() < 0.35
 
 
 def test_shortcut_steps_begin_at_multiples_of_their_size_and_the_oracle_needs_no_bootstrap():

@@ -117,12 +117,12 @@ def test_the_policy_is_the_first_of_the_foretold_actions(heads):
 
 
 def test_choices_and_actions_stand_for_each_other(heads):
-    choices = torch.randint(5, (7, heads.parts), generator=torch.Generator().manual_seed(0))
-    taken = heads.chosen(choices)
-    assert torch.equal(heads.choice(taken), choices)
+    choices = torch.randint(5, (7, heads.num_components), generator=torch.Generator().manual_seed(0))
+    taken = heads.decode_action(choices)
+    assert torch.equal(heads.encode_action(taken), choices)
     if heads.continuous:
         assert taken.min() >= -1 and taken.max() <= 1
-        near = heads.chosen(heads.choice(actions(heads)))
+        near = heads.decode_action(heads.encode_action(actions(heads)))
         assert (near - actions(heads)).abs().max() <= 0.25 + 1e-6
 
 

@@ -32,11 +32,11 @@ def test_drawing_from_the_cache_is_drawing_with_the_whole_window_recomputed(kind
     """Past the window; a window of 4 in 2 layers that look back has seen at most 6 frames before the last."""
     network, sampling = dit(**KINDS[kind]).double().eval(), DiffusionSampling(steps=4, context_noise=0.2)
     actions, seed = torch.arange(2 * FRAMES).view(2, FRAMES) % 4, torch.tensor([3, 4])
-    lead = network.lead(actions[:, 1:], 2, FRAMES)
+    action_embedding = network.embed_previous_actions(actions[:, 1:], 2, FRAMES)
     clip = torch.randn(2, 1, 4, 4, 3, dtype=torch.float64)
-    state, _ = observe_latents(network, network.init_state(2), clip, lead[:, :1], seed, 0.2)
+    state, _ = observe_latents(network, network.init_state(2), clip, action_embedding[:, :1], seed, 0.2)
     for i in range(1, FRAMES):
-        frame = sample_latent_frame(network, state, lead[:, i : i + 1], fold_in(seed, i), sampling)
+        frame = sample_latent_frame(network, state, action_embedding[:, i : i + 1], fold_in(seed, i), sampling)
         x = seeded_normal(fold_in(seed, i), 1, 4, 4, 3).double()
         past = torch.stack(
             [seeded_normal(fold_in(seed, torch.tensor(j)), 4, 4, 3).double() for j in range(i)], dim=1
@@ -48,23 +48,25 @@ def test_drawing_from_the_cache_is_drawing_with_the_whole_window_recomputed(kind
             steps = None
             if network.num_step_sizes:
                 steps = torch.cat((finest_step_index(network, signal), torch.full((2, 1), 2)), dim=1)
-            frames = NoisyFrames(torch.cat((past, x), 1), torch.cat((signal, now), 1), steps, lead[:, : i + 1])
+            frames = NoisyFrames(
+                torch.cat((past, x), 1), torch.cat((signal, now), 1), steps, action_embedding[:, : i + 1]
+            )
             x = sampler_step(
                 network.prediction, x, network(frames).prediction[:, -1:], now, torch.full_like(now, onward)
             )
         torch.testing.assert_close(frame, x, rtol=0, atol=1e-9)
         clip = torch.cat((clip, frame), dim=1)
-        state, _ = observe_latents(network, state, frame, lead[:, i : i + 1], seed, 0.2)
+        state, _ = observe_latents(network, state, frame, action_embedding[:, i : i + 1], seed, 0.2)
 
 
 def test_guidance_goes_beyond_the_action():
     network, seed = dit().double().eval(), torch.tensor([1])
-    lead = network.embed_actions(torch.tensor([[2]]))
-    nothing = network.lead(None, 1, 1)
+    action_embedding = network.embed_actions(torch.tensor([[2]]))
+    nothing = network.embed_previous_actions(None, 1, 1)
     state = network.init_state(1)
     with_action, free, half, twice = (
         sample_latent_frame(network, state, use, seed, DiffusionSampling(steps=1, guidance=scale))
-        for use, scale in ((lead, 1.0), (nothing, 1.0), (lead, 0.5), (lead, 2.0))
+        for use, scale in ((action_embedding, 1.0), (nothing, 1.0), (action_embedding, 0.5), (action_embedding, 2.0))
     )
     torch.testing.assert_close(half, (with_action + free) / 2, rtol=0, atol=1e-9)
     torch.testing.assert_close(twice, 2 * with_action - free, rtol=0, atol=1e-9)
@@ -74,11 +76,16 @@ def test_guidance_goes_beyond_the_action():
 def test_whole_clips_keep_their_context_and_depend_on_seed_and_actions(causal):
     network = dit(causal=causal).double().eval()
     context = torch.randn(2, 2, 4, 4, 3, dtype=torch.float64)
-    lead = network.lead(torch.zeros(2, 5, dtype=torch.int64), 2, 6)
-    other = network.lead(torch.ones(2, 5, dtype=torch.int64), 2, 6)
+    action_embedding = network.embed_previous_actions(torch.zeros(2, 5, dtype=torch.int64), 2, 6)
+    other = network.embed_previous_actions(torch.ones(2, 5, dtype=torch.int64), 2, 6)
     draws = [
         sample_latent_clip(network, context, use, torch.tensor(s), DiffusionSampling())
-        for use, s in ((lead, [1, 2]), (lead, [1, 2]), (lead, [3, 4]), (other, [1, 2]))
+        for use, s in (
+            (action_embedding, [1, 2]),
+            (action_embedding, [1, 2]),
+            (action_embedding, [3, 4]),
+            (other, [1, 2]),
+        )
     ]
     assert draws[0].shape == (2, 6, 4, 4, 3) and torch.equal(draws[0][:, :2], context)
     assert torch.equal(draws[0], draws[1])
@@ -87,10 +94,10 @@ def test_whole_clips_keep_their_context_and_depend_on_seed_and_actions(causal):
 
 def test_a_frame_is_drawn_alike_in_any_batch():
     network = dit().eval()
-    lead = network.embed_actions(torch.tensor([[0], [1], [2]]))
+    action_embedding = network.embed_actions(torch.tensor([[0], [1], [2]]))
     seeds = torch.tensor([5, 6, 7])
-    together = sample_latent_frame(network, network.init_state(3), lead, seeds, DiffusionSampling())
-    alone = sample_latent_frame(network, network.init_state(1), lead[1:2], seeds[1:2], DiffusionSampling())
+    together = sample_latent_frame(network, network.init_state(3), action_embedding, seeds, DiffusionSampling())
+    alone = sample_latent_frame(network, network.init_state(1), action_embedding[1:2], seeds[1:2], DiffusionSampling())
     torch.testing.assert_close(together[1:2], alone, rtol=0, atol=1e-5)
 
 

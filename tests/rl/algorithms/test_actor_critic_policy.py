@@ -77,8 +77,10 @@ def test_a_clone_begins_as_what_it_was_cloned_from(dims: int) -> None:
     logits = world.policy.policy(features).log_softmax(-1)
     entropy = -(logits.exp() * logits).sum(-1)
     if dims:
-        assert action.shape == (5, 3, 2) and torch.equal(world.policy.chosen(world.policy.choice(action)), action)
-        found = logits.gather(-1, world.policy.choice(action)[..., None])[..., 0].sum(-1)
+        assert action.shape == (5, 3, 2) and torch.equal(
+            world.policy.decode_action(world.policy.encode_action(action)), action
+        )
+        found = logits.gather(-1, world.policy.encode_action(action)[..., None])[..., 0].sum(-1)
         entropy = entropy.sum(-1)
     else:
         found = logits.gather(-1, action[..., None])[..., 0]

@@ -1,6 +1,7 @@
-"""Training an agent's tokens and heads on a world that has learned: Dreamer 4's second phase.
+"""Train the agent tokens and policy heads of a trained model, the second phase of Dreamer 4.
 
-Behaviour cloning and rewards by multi-token prediction, with the dynamics' loss kept (arXiv 2509.24527, section 3.3).
+Behavior cloning and reward prediction by multi-token prediction, with the dynamics loss kept (arXiv 2509.24527, section
+3.3).
 """
 
 from __future__ import annotations
@@ -19,39 +20,44 @@ from vwm.nn.loss_normalizer import LossNormalizer
 
 
 class DiTAgentModule(DiTModule):
-    """Learn what the recorded players do and earn, and go on learning to continue video.
+    """Learn to predict recorded actions and rewards while continuing to train the dynamics.
 
-    Policies and outcomes read the features of a frame that has been observed, and here they learn from the same: each
-    frame with ``context_noise`` of noise, no more and no less, over a past that has as much. With a clean context that
-    is the past of the noisy frames; with a noisy one it costs a pass of its own.
+    In play, policies and outcome heads receive the features of observed frames. They are trained on the same features:
+    every frame, and its past, has exactly ``context_noise`` of noise. With a clean context this is the past of the
+    noisy frames; with a noisy context it costs an additional pass.
 
     Args:
-        dynamics: the network; with agent tokens.
-        policy: the heads that read them.
-        **world: see ``DiTModule``; ``pretrained`` names the world that has learned.
+        dynamics: the network, with agent tokens.
+        policy: heads on the agent tokens.
+        **world: see ``DiTModule``; ``pretrained`` is the trained model.
+
+    Raises:
+        ValueError: the network has no agent tokens, or the heads do not fit it.
     """
 
     def __init__(self, dynamics: DiT, policy: PolicyRewardHeads, **world: Any) -> None:
         super().__init__(dynamics=dynamics, **world)
         if dynamics.agents is None:
-            raise ValueError("dynamics.agent_tokens=0: a policy reads agent tokens, set 1 or more")
+            raise ValueError("dynamics.agent_tokens=0: a policy reads agent tokens, set it to 1 or more")
         check_policy_matches_dit(policy, dynamics)
         self.policy = policy
         self.scales.update({name: LossNormalizer() for name in ("policy", "future_rewards")})
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch, and what to log."""
+        """Return the loss of a batch, and values to log."""
         latents = self._latents(batch)
-        lead = self._lead(batch, latents)
-        observed = make_noisy_context(self.dynamics, latents, torch.randn_like(latents), lead, self.context_noise)
-        loss, logs, features = self._denoise(latents, lead, observed if self.context == "clean" else None)
+        action_embedding = self._action_embedding(batch, latents)
+        observed = make_noisy_context(
+            self.dynamics, latents, torch.randn_like(latents), action_embedding, self.context_noise
+        )
+        loss, logs, features = self._denoise(latents, action_embedding, observed if self.context == "clean" else None)
         if self.context == "noisy":
             features = self.dynamics(observed).features
         losses = {"dynamics": loss}
         if self.outcomes is not None:
             losses |= self._outcome_losses(batch, features)
         if batch.rewards is None or batch.actions is None:
-            raise ValueError("a policy is cloned from actions and rewards: name them in data.fields")
+            raise ValueError("behavior cloning needs actions and rewards: name them in data.fields")
         cloned = self.policy.losses(features, batch.actions, batch.rewards, batch.labeled)
         losses |= {"policy": cloned.policy, "future_rewards": cloned.rewards}
         logs |= {f"{name}_loss": loss.detach() for name, loss in losses.items()}

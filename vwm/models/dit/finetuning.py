@@ -1,4 +1,4 @@
-"""Fine-tuning a pretrained diffusion world to an environment's true actions, rewards and ends."""
+"""Fine-tune a pretrained diffusion model to the actions, rewards and terminations of an environment."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from vwm.nn.lora import AdaptationMode, LoRAConfig, merge_lora, prepare_finetuni
 
 
 class DiTFinetuning(DiTModule):
-    """Learn an environment's actions from a small labelled recording, by a world pretrained without labels.
+    """Learn the actions of an environment from a small labeled recording, with a pretrained model.
 
-    Or with those of another game, which are forgotten. The new embedding (the action adapter) begins with every action
-    as the vector that stands for an unknown one, so that the world begins as it was, whatever is done in it.
+    The model may be pretrained without actions or with those of another environment, which are dropped. All entries of
+    the new action embedding are initialized to the embedding of an unknown action, so that the model initially predicts
+    the same as before, for all actions.
 
     Args:
-        world: the pretrained bundle. The run needs it whenever it is loaded.
-        num_actions, action_dims: of the environment; see ``DiT``.
-        adapt: what of the dynamics may move beside the action adapter: nothing (``frozen``), ``lora``, or everything
-            (``trained``).
-        lora: settings of ``adapt: lora``; null takes its defaults.
-        **rest: see ``DiTModule``; ``outcomes`` learns reward and end. There is no ``pretrained``, for ``world`` is.
+        world: the pretrained bundle, which is also needed whenever the run is loaded.
+        num_actions, action_dims: actions of the environment; see ``DiT``.
+        adapt: how the dynamics is trained, apart from the action embedding: not at all (``frozen``), ``lora``, or all
+            weights (``trained``).
+        lora: settings of ``adapt: lora``; null for its defaults.
+        **rest: see ``DiTModule``; ``outcomes`` learns reward and termination. ``pretrained`` is replaced by ``world``.
 
     Raises:
-        ValueError: no bundle; no actions; settings that do not fit.
+        ValueError: there is no bundle, no actions are set, or ``lora`` is set without ``adapt: lora``.
     """
 
     def __init__(
@@ -44,9 +45,9 @@ class DiTFinetuning(DiTModule):
     ) -> None:
         folder = Path(world) / "dynamics"
         if not (folder / COMPONENT_CONFIG_FILE).is_file():
-            raise ValueError(f"world={world}: there is no bundle (vwm export RUN -o {world})")
+            raise ValueError(f"world={world}: there is no bundle (create one with: vwm export RUN -o {world})")
         if not num_actions and not action_dims:
-            raise ValueError("set num_actions or action_dims: fine-tuning is to an environment's actions")
+            raise ValueError("set num_actions or action_dims: fine-tuning needs the actions of the environment")
         pretrained = load_component(folder, DiT)
         dynamics = rebuild_network(pretrained, num_actions=num_actions, action_dims=action_dims)
         copy_weights(dynamics, pretrained, str(folder), new=("embed_action",), settings=("num_actions", "action_dims"))
@@ -54,16 +55,16 @@ class DiTFinetuning(DiTModule):
         prepare_finetuning(dynamics, adapt, lora)
         init_constant_embedding(dynamics.embed_action, dynamics.no_action)
         dynamics.embed_action.requires_grad_(True)
-        super().__init__(tokenizer=world, dynamics=dynamics, pretrained=None, **rest)  # it began as the world already
+        super().__init__(tokenizer=world, dynamics=dynamics, pretrained=None, **rest)  # the weights are loaded already
 
     def merge(self) -> None:
-        """Make ordinary dynamics of it: LoRA becomes part of the weights."""
+        """Merge LoRA into the weights, which gives an ordinary ``DiT``."""
         merge_lora(self.dynamics)
 
 
 @torch.no_grad()
 def init_constant_embedding(embedding: ActionEmbedding, vector: Tensor) -> None:
-    """Make every action the same vector [d], from which each goes its own way."""
+    """Initialize the embedding so that every action has the same vector [d]."""
     for table in embedding.tables:
         assert isinstance(table, nn.Embedding)
         table.weight.zero_()

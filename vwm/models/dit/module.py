@@ -95,22 +95,22 @@ class DiTModule(TrainingModule):
     def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and what to log."""
         latents = self._latents(batch)
-        lead = self._lead(batch, latents)
-        loss, logs, features = self._denoise(latents, lead, self._past(latents, lead))
+        action_embedding = self._action_embedding(batch, latents)
+        loss, logs, features = self._denoise(latents, action_embedding, self._past(latents, action_embedding))
         if self.outcomes is None:
             return loss, logs
         losses = {"dynamics": loss} | self._outcome_losses(batch, features)
         return self._normalized_sum(losses), logs | {f"{name}_loss": loss.detach() for name, loss in losses.items()}
 
     def _denoise(
-        self, latents: Tensor, lead: Tensor, past: NoisyFrames | None
+        self, latents: Tensor, action_embedding: Tensor, past: NoisyFrames | None
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """The objective's loss over clips, what to log, and the features of frames: of the past, or of the noisy."""
         skip = 0 if past is None else 1  # nothing leads to a clip's first frame
         features: list[Tensor] = []
 
-        def predict(x: Tensor, signal: Tensor, step: Tensor | None, clips: slice) -> Tensor:
-            noisy = NoisyFrames(x, signal, step, lead[clips, skip:])
+        def predict(x: Tensor, signal: Tensor, step_index: Tensor | None, clips: slice) -> Tensor:
+            noisy = NoisyFrames(x, signal, step_index, action_embedding[clips, skip:])
             out = self.dynamics(noisy, None if past is None else select_clips(past, clips))
             features.append(out.features)
             return out.prediction
@@ -124,8 +124,8 @@ class DiTModule(TrainingModule):
             raise ValueError("outcomes need rewards and actions: name them in data.fields, or set outcomes to null")
         assert self.outcomes is not None
         known = None if batch.labeled is None else batch.labeled[:, None].expand(batch.actions.shape[:2])
-        lead = self.dynamics.embed_actions(batch.actions, known)
-        reward, end = self.outcomes.losses(features, lead, batch.rewards, batch.terminated)
+        action_embedding = self.dynamics.embed_actions(batch.actions, known)
+        reward, end = self.outcomes.losses(features, action_embedding, batch.rewards, batch.terminated)
         return {"reward": reward, "end": end}
 
     def _normalized_sum(self, losses: dict[str, Tensor]) -> Tensor:
@@ -134,22 +134,22 @@ class DiTModule(TrainingModule):
             (self.scales[name](loss) for name, loss in losses.items()), start=torch.zeros((), device=self.device)
         )
 
-    def _past(self, latents: Tensor, lead: Tensor) -> NoisyFrames | None:
+    def _past(self, latents: Tensor, action_embedding: Tensor) -> NoisyFrames | None:
         """The frames that the noisy ones look back at, each with its own small share of noise."""
         if self.context == "noisy":
             return None
         # Outcomes are read from every frame, of which the last is nobody's past.
         frames = latents.shape[1] - (self.outcomes is None)
-        latents, lead = latents[:, :frames], lead[:, :frames]
+        latents, action_embedding = latents[:, :frames], action_embedding[:, :frames]
         signal = 1 - self.context_noise * torch.rand(latents.shape[:2], device=latents.device)
         x = add_noise(self.dynamics.prediction, latents, torch.randn_like(latents), signal)
-        return NoisyFrames(x, signal, finest_step_index(self.dynamics, signal), lead)
+        return NoisyFrames(x, signal, finest_step_index(self.dynamics, signal), action_embedding)
 
-    def _lead(self, batch: ClipBatch, latents: Tensor) -> Tensor:
+    def _action_embedding(self, batch: ClipBatch, latents: Tensor) -> Tensor:
         """Vectors of the actions that led to each frame; nothing where a clip is not labelled, or by dropout."""
         shape = latents.shape
         if self.dynamics.embed_action is None:
-            return self.dynamics.lead(None, shape[0], shape[1])
+            return self.dynamics.embed_previous_actions(None, shape[0], shape[1])
         if batch.actions is None:
             raise ValueError(
                 "these shards hold no actions, and dynamics wants them: set dynamics.num_actions and action_dims to 0"
@@ -160,7 +160,7 @@ class DiTModule(TrainingModule):
         if batch.labeled is not None:
             known &= batch.labeled[:, None]
         known = self.drop_actions(known)
-        return self.dynamics.lead(batch.actions[:, :-1], shape[0], shape[1], known)
+        return self.dynamics.embed_previous_actions(batch.actions[:, :-1], shape[0], shape[1], known)
 
     @torch.no_grad()
     def _latents(self, batch: ClipBatch) -> Tensor:
@@ -198,12 +198,14 @@ class DiTModule(TrainingModule):
     def sample(self, batch: ClipBatch) -> Tensor:
         """The batch's first frames, continued under its own actions: uint8 [b, t, H, W, 3]."""
         latents = self._latents(batch)
-        lead = self._lead(batch, latents)
+        action_embedding = self._action_embedding(batch, latents)
         b, t = latents.shape[:2]
         start, seeds = min(self.context_frames, t - 1), world_seeds(0, b, latents.device)
         if not self.dynamics.transformer.causal:
             return video_to_uint8(
-                self.tokenizer.decode(sample_latent_clip(self.dynamics, latents[:, :start], lead, seeds, self.sampling))
+                self.tokenizer.decode(
+                    sample_latent_clip(self.dynamics, latents[:, :start], action_embedding, seeds, self.sampling)
+                )
             )
         # As DiTSimulator draws them.
         of_past, of_frames, noise = (
@@ -212,9 +214,9 @@ class DiTModule(TrainingModule):
             self.sampling.context_noise,
         )
         state, frames = self.dynamics.init_state(b), [latents[:, :start]]
-        state, _ = observe_latents(self.dynamics, state, frames[0], lead[:, :start], of_past, noise)
+        state, _ = observe_latents(self.dynamics, state, frames[0], action_embedding[:, :start], of_past, noise)
         for i in range(start, t):
-            here = lead[:, i : i + 1]
+            here = action_embedding[:, i : i + 1]
             frames.append(sample_latent_frame(self.dynamics, state, here, fold_in(of_frames, i), self.sampling))
             state, _ = observe_latents(self.dynamics, state, frames[-1], here, of_past, noise)
         return video_to_uint8(self.tokenizer.decode(torch.cat(frames, dim=1)))

@@ -1,16 +1,16 @@
-"""The diffusion transformer: noisy latents, a signal level a frame and actions in, their cleaned form out.
+"""The diffusion transformer: denoises latent frames, given a signal level per frame and actions.
 
 DiT (arXiv 2212.09748) in the factored form of Oasis and Dreamer 4 (arXiv 2509.24527): each frame has its own signal
-level, and a vector made of that level, the step size and the action that led to the frame modulates every layer.
+level, and an embedding of that level, the step size and the previous action modulates every layer.
 
-Because attention is causal in time, a past frame's keys and values never change. Playing keeps them, and each sampling
-step runs the tokens of the new frame alone. That is exact, not an approximation.
+Because attention is causal in time, the keys and values of past frames never change. In play they are cached, and each
+sampling step processes only the tokens of the new frame. This is exact, not an approximation.
 
-Agent tokens (Dreamer 4, section 3.3) stand beside a frame's others: they attend to all tokens of their frame and, in
-time, to the agent tokens of the past, and nothing attends to them. What an agent is after thus never leaks into what
-the world does next, and a world that has learned goes on unchanged when it is given some.
+Agent tokens (Dreamer 4, section 3.3) are additional tokens of a frame: they attend to all tokens of their frame and, in
+time, to past agent tokens, and no other token attends to them. The task of an agent therefore cannot influence the
+predicted dynamics, and adding agent tokens to a trained network does not change its predictions.
 
-Legend: b batch, t time, h w c of the latents, n tokens a frame, d width, p patch side, k kinds of step size.
+Legend: b batch, t time, h w c of the latents, n tokens per frame, d width, p patch side.
 """
 
 from __future__ import annotations
@@ -33,35 +33,39 @@ from vwm.nn.video_transformer import VideoTransformer, grid_coordinates
 
 
 class NoisyFrames(NamedTuple):
-    """Frames with noise, and what is known of them.
+    """Noisy frames and their conditions.
 
     Attributes:
         latents: float [b, t, h, w, c].
-        signal: float [b, t], from 0 (noise) to 1 (data).
-        step: int64 [b, t], how often the whole way is halved to the step that is to be taken; None for networks that
-            know no step sizes.
-        lead: float [b, t, d], the actions that led to the frames; see ``DiT.lead``.
+        signal: float [b, t], signal level from 0 (noise) to 1 (data).
+        step_index: int64 [b, t], i for a sampling step of size 2**-i; None for networks without step sizes.
+        action_embedding: float [b, t, d], embeddings of the actions that led to the frames; see
+            ``DiT.embed_previous_actions``.
     """
 
     latents: Tensor
     signal: Tensor
-    step: Tensor | None
-    lead: Tensor
+    step_index: Tensor | None
+    action_embedding: Tensor
 
 
 def select_clips(noisy: NoisyFrames, clips: slice) -> NoisyFrames:
-    """Some clips of a batch."""
-    step = None if noisy.step is None else noisy.step[clips]
-    return NoisyFrames(noisy.latents[clips], noisy.signal[clips], step, noisy.lead[clips])
+    """Select clips of a batch."""
+    return NoisyFrames(
+        latents=noisy.latents[clips],
+        signal=noisy.signal[clips],
+        step_index=None if noisy.step_index is None else noisy.step_index[clips],
+        action_embedding=noisy.action_embedding[clips],
+    )
 
 
 class DiTOutput(NamedTuple):
-    """What the network says.
+    """Output of the network.
 
     Attributes:
-        prediction: float [b, t, h, w, c].
-        features: [b, t, d] of each frame, from which outcomes and policies are read: the mean of the agent tokens',
-            where there are some, else of all tokens'.
+        prediction: float [b, t, h, w, c], of the network's ``PredictionType``.
+        features: [b, t, d], inputs of the outcome and policy heads: the mean over the agent tokens of a frame, or over
+            all tokens if there are no agent tokens.
     """
 
     prediction: Tensor
@@ -69,25 +73,27 @@ class DiTOutput(NamedTuple):
 
 
 class DiT(ModelMixin, ConfigMixin):
-    """A space-time diffusion transformer over a tokenizer's latents.
+    """Space-time diffusion transformer over the latents of a tokenizer.
 
     Args:
-        grid: (h, w) of a frame's latents.
+        grid: (h, w) of the latents of a frame.
         channels: c.
-        patch_size: side of the square of latents that one token stands for.
-        num_actions: number of discrete actions; or the sizes of several discrete parts.
-        action_dims: dimensions of continuous actions. Both 0: a world without actions. Both set, or several discrete
-            parts: see ``ActionEmbedding``; such a world can be trained and sampled, but not yet played.
-        prediction: what the network says; see ``vwm.models.dit.noise_schedule``.
-        num_step_sizes: how many sizes of sampling step the network knows (shortcut models): sizes 1, 1/2, 1/4, ... of
-            the way; 0 for none.
+        patch_size: side of the square of latents that forms one token.
+        num_actions: number of discrete actions, or the numbers of choices of several discrete components.
+        action_dims: dimensions of continuous actions. If both are 0, the model has no actions. If both are set, or with
+            several discrete components (see ``ActionEmbedding``), it can be trained and sampled, but not played.
+        prediction: the network's output; see ``vwm.models.dit.noise_schedule``.
+        num_step_sizes: number of sampling step sizes 1, 1/2, 1/4, ... of a shortcut model; 0 for other models.
         width: d.
-        depth: layers, each one attention and one feed-forward.
-        heads: attention heads.
-        window: frames that attention spans.
+        depth: number of layers, each with one attention and one feed-forward.
+        heads: number of attention heads.
+        window: number of frames that attention spans.
         kv_heads, attention, time_every, causal, mlp, soft_cap: see ``VideoTransformer``.
-        registers: tokens a frame beside those of the picture, in which the network may keep what it likes.
-        agent_tokens: tokens a frame that see everything and are seen by nothing but their own later selves.
+        registers: number of additional tokens per frame that carry no input (arXiv 2309.16588).
+        agent_tokens: number of agent tokens per frame.
+
+    Raises:
+        ValueError: an unknown ``prediction``, an odd ``width``, or agent tokens without causal factored attention.
     """
 
     @register_to_config
@@ -122,11 +128,15 @@ class DiT(ModelMixin, ConfigMixin):
             raise ValueError(
                 f"agent_tokens={agent_tokens} need attention='factored' and causal=True, got {attention!r} and {causal}"
             )
-        self.grid, self.channels, self.patch_size = (int(grid[0]), int(grid[1])), channels, patch_size
-        self.prediction, self.num_step_sizes, self.registers = prediction, num_step_sizes, registers
+        self.grid = (int(grid[0]), int(grid[1]))
+        self.channels = channels
+        self.patch_size = patch_size
+        self.prediction = prediction
+        self.num_step_sizes = num_step_sizes
+        self.registers = registers
         rows, columns = patch_grid(self.grid, patch_size, "grid")
-        values = channels * patch_size**2
-        self.embed = nn.Linear(values, width)
+        patch_values = channels * patch_size**2
+        self.embed = nn.Linear(patch_values, width)
         self.places = nn.Parameter(torch.randn(registers + rows * columns, width) * 0.02)
         coordinates = torch.cat((grid_coordinates(rows, columns, registers), torch.zeros(agent_tokens, 2)))
         self.register_buffer("coordinates", coordinates, persistent=False)
@@ -138,95 +148,101 @@ class DiT(ModelMixin, ConfigMixin):
         self.embed_action = ActionEmbedding(choices, action_dims, width) if choices or action_dims else None
         self.no_action = nn.Parameter(torch.zeros(width))
         self.transformer = VideoTransformer(
-            width,
-            depth,
-            heads,
-            window,
-            kv_heads,
-            attention,
-            time_every,
-            causal,
-            mlp,
-            soft_cap,
+            width=width,
+            depth=depth,
+            heads=heads,
+            window=window,
+            kv_heads=kv_heads,
+            attention=attention,
+            time_every=time_every,
+            causal=causal,
+            mlp=mlp,
+            soft_cap=soft_cap,
             conditioned=True,
         )
-        self.head = nn.Linear(width, values)
+        self.head = nn.Linear(width, patch_values)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.agents = nn.Parameter(torch.randn(agent_tokens, width) * 0.02) if agent_tokens else None
 
-    def lead(self, actions: Tensor | None, batch: int, frames: int, known: Tensor | None = None) -> Tensor:
-        """Vectors of the actions that led to each frame of clips; the first frame's is not known.
+    def embed_previous_actions(
+        self, actions: Tensor | None, batch: int, frames: int, known: Tensor | None = None
+    ) -> Tensor:
+        """Embed the action that led to each frame of clips; that of the first frame is unknown.
 
         Args:
-            actions: [b, t-1] or [b, t-1, a], ``actions[:, i]`` leads from frame i to i+1; None where there are none.
+            actions: [b, t-1] or [b, t-1, a], ``actions[:, i]`` leads from frame i to i+1; None for unknown actions.
             batch: b.
             frames: t.
-            known: bool, broadcastable to [b, t-1]: False where the action is not known, or is to be hidden.
+            known: bool, broadcastable to [b, t-1]: False where the action is unknown or hidden.
 
         Returns:
             float [b, t, d].
         """
-        nothing = self.no_action.expand(batch, frames, -1)
+        unknown = self.no_action.expand(batch, frames, -1)
         if actions is None or frames == 1:
-            return nothing
-        return torch.cat((nothing[:, :1], self.embed_actions(actions, known)), dim=1)
+            return unknown
+        return torch.cat((unknown[:, :1], self.embed_actions(actions, known)), dim=1)
 
     def embed_actions(self, actions: Tensor, known: Tensor | None = None) -> Tensor:
-        """Vectors of actions: [b, t] or [b, t, a] -> [b, t, d]. Raises ValueError in a world without actions."""
+        """Embed actions: [b, t] or [b, t, a] -> [b, t, d]. Raises ValueError if the network has no actions."""
         if self.embed_action is None:
-            raise ValueError("this network knows no actions: set dynamics.num_actions or dynamics.action_dims")
-        vectors = self.embed_action(actions)
-        return vectors if known is None else torch.where(known[..., None], vectors, self.no_action)
+            raise ValueError("this network has no actions: set dynamics.num_actions or dynamics.action_dims")
+        embedding = self.embed_action(actions)
+        return embedding if known is None else torch.where(known[..., None], embedding, self.no_action)
 
     def forward(self, noisy: NoisyFrames, past: NoisyFrames | None = None) -> DiTOutput:
-        """What the network says of noisy frames.
+        """Predict from noisy frames.
 
         Args:
-            noisy: frames 0..t-1, each seeing those before it as noisy as they are (diffusion forcing); or, with a
-                past, frames 1..t-1.
-            past: frames 0, 1, ... nearly without noise. Each noisy frame then sees of the past those before it, and
-                itself: what it will see in play.
+            noisy: frames 0..t-1, each conditioned on the noisy frames before it (diffusion forcing); or, with ``past``,
+                frames 1..t-1.
+            past: frames 0, 1, ... with little noise. If given, a noisy frame attends to the past frames before it and
+                to itself, as in play.
 
         Returns:
-            Of the noisy frames; with a past, ``features`` are of the past's frames.
+            The prediction for the noisy frames, and features of the noisy frames or, with ``past``, of the past frames.
         """
         if past is None:
             condition = self._condition(noisy)
             x = self.transformer(self._tokens(noisy), self.coordinates, condition, space_mask=self.space_mask)
             return DiTOutput(self._predict(x), self._features(x))
-        # Both kinds of frame go through the transformer as one long clip: first the past, then the noisy frames.
-        seen, frames = past.latents.shape[1], noisy.latents.shape[1]
+        # Past and noisy frames are processed as one long clip.
+        num_past, frames = past.latents.shape[1], noisy.latents.shape[1]
         x = torch.cat((self._tokens(past), self._tokens(noisy)), dim=1)
         condition = torch.cat((self._condition(past), self._condition(noisy)), dim=1)
-        positions, mask = clean_context_mask(seen, frames, self.transformer.window, x.device)
+        positions, mask = clean_context_mask(num_past, frames, self.transformer.window, x.device)
         x = self.transformer(x, self.coordinates, condition, positions, mask, self.space_mask)
-        return DiTOutput(self._predict(x[:, seen:]), self._features(x[:, :seen]))
+        return DiTOutput(self._predict(x[:, num_past:]), self._features(x[:, :num_past]))
 
     def init_state(self, batch: int) -> TransformerState:
-        """The state of worlds in which no frame has been seen."""
+        """Return the state before the first frame."""
         return self.transformer.init_state(batch, len(self.coordinates))
 
     def step(self, state: TransformerState, noisy: NoisyFrames) -> tuple[TransformerState, DiTOutput]:
-        """The next frames of each world."""
+        """Process the next frames; return the state after them and the output."""
         x, state = self.transformer.step(
             self._tokens(noisy), state, self.coordinates, self._condition(noisy), self.space_mask
         )
         return state, DiTOutput(self._predict(x), self._features(x))
 
-    def look(self, state: TransformerState, noisy: NoisyFrames) -> Tensor:
-        """The prediction of ``step``, float [b, t, h, w, c]; agent tokens, which it does not rest on, are not run."""
-        world = len(self.places)
-        blocks = tuple(KeyValueCache(keys[:, :world], values[:, :world]) for keys, values in state.blocks)
+    def denoise(self, state: TransformerState, noisy: NoisyFrames) -> Tensor:
+        """Return the prediction of ``step``, float [b, t, h, w, c], without advancing the state.
+
+        Agent tokens are skipped, because the prediction does not depend on them.
+        """
+        tokens = len(self.places)
+        blocks = tuple(KeyValueCache(keys[:, :tokens], values[:, :tokens]) for keys, values in state.blocks)
         x, _ = self.transformer.step(
-            self._tokens(noisy)[:, :, :world],
+            self._tokens(noisy)[:, :, :tokens],
             TransformerState(state.position, blocks),
-            self.coordinates[:world],
+            self.coordinates[:tokens],
             self._condition(noisy),
         )
         return self._predict(x)
 
     def _tokens(self, noisy: NoisyFrames) -> Tensor:
+        """[b, t, n, d]: registers, patches, agent tokens."""
         expected = (*self.grid, self.channels)
         if tuple(noisy.latents.shape[2:]) != expected:
             raise ValueError(
@@ -235,21 +251,21 @@ class DiT(ModelMixin, ConfigMixin):
         p = self.patch_size
         patches = rearrange(noisy.latents, "b t (h p) (w q) c -> b t (h w) (p q c)", p=p, q=p)
         x = self.embed(patches.to(self.embed.weight.dtype))
-        spare = x.new_zeros(*x.shape[:2], self.registers, x.shape[-1])
-        x = torch.cat((spare, x), dim=2) + self.places.to(x.dtype)
+        registers = x.new_zeros(*x.shape[:2], self.registers, x.shape[-1])
+        x = torch.cat((registers, x), dim=2) + self.places.to(x.dtype)
         if self.agents is None:
             return x
         return torch.cat((x, self.agents.to(x.dtype).expand(*x.shape[:2], -1, -1)), dim=2)
 
     def _condition(self, noisy: NoisyFrames) -> Tensor:
-        vector = (
-            self.embed_signal(_sinusoidal_embedding(noisy.signal, self.config.width).to(self.places.dtype)) + noisy.lead
-        )
+        """[b, t, d]: signal level, action and step size of each frame."""
+        signal = _sinusoidal_embedding(noisy.signal, self.config.width).to(self.places.dtype)
+        condition = self.embed_signal(signal) + noisy.action_embedding
         if self.embed_step is not None:
-            if noisy.step is None:
-                raise ValueError("this network knows step sizes: give noisy.step")
-            vector = vector + self.embed_step(noisy.step)
-        return nn.functional.silu(vector)
+            if noisy.step_index is None:
+                raise ValueError(f"this network has {self.num_step_sizes} step sizes: give noisy.step_index")
+            condition = condition + self.embed_step(noisy.step_index)
+        return nn.functional.silu(condition)
 
     def _predict(self, x: Tensor) -> Tensor:
         patches, p = self.head(x[:, :, self.registers : len(self.places)]), self.patch_size
@@ -259,15 +275,15 @@ class DiT(ModelMixin, ConfigMixin):
         return (x if self.agents is None else x[:, :, len(self.places) :]).mean(dim=2)
 
 
-def agent_token_mask(tokens: int, unseen: int) -> Tensor:
-    """bool [n, n] of what tokens look at: all at all, but nothing at the ``unseen`` last ones save these themselves."""
+def agent_token_mask(tokens: int, agent_tokens: int) -> Tensor:
+    """bool [n, n], True where a token may attend: to all but the last ``agent_tokens``, which attend to all tokens."""
     mask = torch.ones(tokens, tokens, dtype=torch.bool)
-    mask[:-unseen, -unseen:] = False
+    mask[:-agent_tokens, -agent_tokens:] = False
     return mask
 
 
 def _sinusoidal_embedding(level: Tensor, width: int) -> Tensor:
     """Sines and cosines of a level between 0 and 1: [b, t] -> float [b, t, width]; periods from 100 down to 0.1."""
     frequencies = 1000 ** torch.linspace(0, 1, width // 2, device=level.device, dtype=torch.float64)
-    turns = level.to(torch.float64)[..., None] * frequencies * (2 * math.pi / 100)
-    return torch.cat((turns.sin(), turns.cos()), dim=-1).to(level.dtype)
+    angles = level.to(torch.float64)[..., None] * frequencies * (2 * math.pi / 100)
+    return torch.cat((angles.sin(), angles.cos()), dim=-1).to(level.dtype)

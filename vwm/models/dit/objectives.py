@@ -1,7 +1,7 @@
-"""What a diffusion transformer learns from: flow matching, v-prediction, shortcut forcing.
+"""Training objectives of the diffusion transformer: flow matching, v-prediction, shortcut forcing.
 
-Each draws a signal level a frame (diffusion forcing, arXiv 2407.01392), mixes the frames with noise accordingly, asks
-the network, and compares.
+Each samples one signal level per frame (diffusion forcing, arXiv 2407.01392), adds noise accordingly, and compares the
+prediction of the network with its target.
 
 Legend: b batch, t time, h w c of the latents.
 """
@@ -21,39 +21,40 @@ from vwm.models.dit.noise_schedule import add_noise, prediction_target
 
 
 class DenoiserFn(Protocol):
-    """The network, asked about frames of some of the batch's clips."""
+    """The network applied to noisy frames of selected clips of a batch."""
 
-    def __call__(self, x: Tensor, signal: Tensor, step: Tensor | None, clips: slice) -> Tensor:
-        """x [b, t, h, w, c] at signal [b, t] and step int64 [b, t] -> what the network says, like x."""
+    def __call__(self, x: Tensor, signal: Tensor, step_index: Tensor | None, clips: slice) -> Tensor:
+        """x [b, t, h, w, c], signal [b, t] and step_index int64 [b, t] of ``clips`` -> prediction, shaped like x."""
 
 
 class DiffusionObjective(ABC):
-    """A loss over frames.
+    """A loss for latent frames.
 
     Attributes:
-        shift: of the signal levels, also used in sampling; see ``noise_schedule.sampling_signal_levels``.
+        shift: shift of the signal levels, also used in sampling; see ``noise_schedule.sampling_signal_levels``.
     """
 
     shift: float = 1.0
 
     @abstractmethod
     def check(self, dynamics: DiT) -> None:
-        """Raise ValueError where a network cannot learn from this."""
+        """Raise ValueError if the objective does not fit the network."""
 
     @abstractmethod
     def loss(self, predict: DenoiserFn, clean: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of frames [b, t, h, w, c], and what to log."""
+        """Return the loss of clean frames [b, t, h, w, c], and values to log."""
 
 
 class DiffusionForcing(DiffusionObjective):
-    """Flow matching or v-prediction: say the direction at a random place of the way.
+    """Flow matching or v-prediction at random signal levels.
 
     Args:
-        prediction: ``velocity`` or ``clean`` (the straight way) or ``v`` (the variance-preserving one).
-        density: how signal levels are drawn: ``uniform``, ``logit_normal`` or ``mode`` (SD3, arXiv 2403.03206,
+        prediction: ``velocity`` or ``clean`` (linear interpolation) or ``v`` (variance-preserving).
+        density: distribution of the signal levels: ``uniform``, ``logit_normal`` or ``mode`` (SD3, arXiv 2403.03206,
             section 3.1; diffusers' functions).
-        logit_mean, logit_std: of the logit-normal density.
-        shift: over 1 draws more noise, which latents of many values need (SD3, eq. 23). Samples take the same.
+        logit_mean, logit_std: parameters of the logit-normal density.
+        shift: above 1, noise levels are higher, as high-dimensional latents require (SD3, eq. 23). Sampling uses the
+            same shift.
     """
 
     def __init__(
@@ -64,8 +65,11 @@ class DiffusionForcing(DiffusionObjective):
         logit_std: float = 1.0,
         shift: float = 1.0,
     ) -> None:
-        self.prediction, self.density, self.shift = prediction, density, shift
-        self.logit_mean, self.logit_std = logit_mean, logit_std
+        self.prediction = prediction
+        self.density = density
+        self.logit_mean = logit_mean
+        self.logit_std = logit_std
+        self.shift = shift
 
     def check(self, dynamics: DiT) -> None:
         _check_prediction(self.prediction, dynamics)
@@ -74,12 +78,13 @@ class DiffusionForcing(DiffusionObjective):
 
     def loss(self, predict: DenoiserFn, clean: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         noise = torch.randn_like(clean)
-        signal = self.draw(clean.shape[0], clean.shape[1], clean.device)
-        said = predict(add_noise(self.prediction, clean, noise, signal), signal, None, slice(None)).float()
-        return (said - prediction_target(self.prediction, clean, noise, signal)).square().mean(), {}
+        signal = self.sample_signal(clean.shape[0], clean.shape[1], clean.device)
+        x = add_noise(self.prediction, clean, noise, signal)
+        prediction = predict(x, signal, None, slice(None)).float()
+        return (prediction - prediction_target(self.prediction, clean, noise, signal)).square().mean(), {}
 
-    def draw(self, batch: int, frames: int, device: torch.device) -> Tensor:
-        """Signal levels, float [b, t]."""
+    def sample_signal(self, batch: int, frames: int, device: torch.device) -> Tensor:
+        """Sample signal levels, float [b, t]."""
         noise = compute_density_for_timestep_sampling(
             self.density, batch * frames, self.logit_mean, self.logit_std, mode_scale=1.29, device=device
         )
@@ -88,15 +93,18 @@ class DiffusionForcing(DiffusionObjective):
 
 
 class ShortcutForcing(DiffusionObjective):
-    """Learn steps of every size at once (Dreamer 4, arXiv 2509.24527, section 3.2; shortcut models, 2410.12557).
+    """Learn sampling steps of all sizes (Dreamer 4, arXiv 2509.24527, section 3.2; shortcut models, 2410.12557).
 
-    The finest steps learn from data: say the clean frame. A larger step learns to do in one what the network itself
-    does in two of half the size. Everything is compared as clean frames, where a bootstrapped velocity's error counts
-    (1 - tau)^2, and weighted by 0.9 tau + 0.1.
+    The smallest steps learn from data to predict the clean frame. A larger step learns to match two steps of half the
+    size by the network itself. Errors are measured on clean frames, which multiplies the squared velocity error of
+    bootstrapped steps by (1 - tau)^2, and weighted by 0.9 tau + 0.1.
 
     Args:
-        finest: steps of the whole way at their finest, a power of two.
+        finest: number of the smallest steps from noise to data, a power of two.
         bootstrap: share of the clips that learn larger steps (two more passes each).
+
+    Raises:
+        ValueError: ``finest`` is not a power of two above 1, or ``bootstrap`` is not between 0 and 1.
     """
 
     prediction: Literal["clean"] = "clean"
@@ -106,48 +114,55 @@ class ShortcutForcing(DiffusionObjective):
             raise ValueError(f"finest={finest} must be a power of two")
         if not 0 <= bootstrap <= 1:
             raise ValueError(f"bootstrap={bootstrap} must be between 0 and 1")
-        self.halvings, self.bootstrap = int(math.log2(finest)), bootstrap
+        self.max_halvings = int(math.log2(finest))
+        self.bootstrap = bootstrap
 
     def check(self, dynamics: DiT) -> None:
         _check_prediction(self.prediction, dynamics)
-        if dynamics.num_step_sizes != self.halvings + 1:
+        if dynamics.num_step_sizes != self.max_halvings + 1:
             raise ValueError(
-                f"finest={2**self.halvings} needs dynamics.num_step_sizes={self.halvings + 1}, "
+                f"finest={2**self.max_halvings} needs dynamics.num_step_sizes={self.max_halvings + 1}, "
                 f"got {dynamics.num_step_sizes}"
             )
 
     def loss(self, predict: DenoiserFn, clean: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         b, t = clean.shape[:2]
-        larger = int(self.bootstrap * b + float(torch.rand(())))  # in small batches now and then
-        halvings = torch.full((b, t), self.halvings, device=clean.device)
-        halvings[:larger] = torch.randint(self.halvings, (larger, t), device=clean.device)
-        # A step starts at a multiple of its size.
+        num_bootstrapped = int(self.bootstrap * b + float(torch.rand(())))  # random rounding, for small batches
+        halvings = torch.full((b, t), self.max_halvings, device=clean.device)
+        halvings[:num_bootstrapped] = torch.randint(self.max_halvings, (num_bootstrapped, t), device=clean.device)
+        # A step of size 2**-i starts at a multiple of its size.
         signal = (torch.rand(b, t, device=clean.device) * 2.0**halvings).floor() / 2.0**halvings
         x = add_noise("clean", clean, torch.randn_like(clean), signal)
-        aim = clean
-        if larger:
-            of = slice(0, larger)
-            aim = torch.cat((self._bootstrap_target(predict, x[of], signal[of], halvings[of], of), clean[larger:]))
-        said = predict(x, signal, halvings, slice(None)).float()
-        error = (said - aim).square().mean(dim=(2, 3, 4))
-        weighted = (0.9 * signal + 0.1) * error
-        logs = {"flow_loss": error[larger:].mean().detach()} if larger < b else {}
-        return weighted.mean(), logs | ({"bootstrap_loss": error[:larger].mean().detach()} if larger else {})
+        target = clean
+        if num_bootstrapped:
+            clips = slice(0, num_bootstrapped)
+            bootstrapped = self._bootstrap_target(predict, x[clips], signal[clips], halvings[clips], clips)
+            target = torch.cat((bootstrapped, clean[num_bootstrapped:]))
+        prediction = predict(x, signal, halvings, slice(None)).float()
+        error = (prediction - target).square().mean(dim=(2, 3, 4))
+        loss = ((0.9 * signal + 0.1) * error).mean()
+        logs = {}
+        if num_bootstrapped < b:
+            logs["flow_loss"] = error[num_bootstrapped:].mean().detach()
+        if num_bootstrapped:
+            logs["bootstrap_loss"] = error[:num_bootstrapped].mean().detach()
+        return loss, logs
 
     @torch.no_grad()
     def _bootstrap_target(
         self, predict: DenoiserFn, x: Tensor, signal: Tensor, halvings: Tensor, clips: slice
     ) -> Tensor:
-        """Where the mean velocity of two half steps would end: clean frames."""
+        """Return the clean frames to which the mean velocity of two half steps leads, [b, t, h, w, c]."""
 
-        def wide(level: Tensor) -> Tensor:
+        def expand(level: Tensor) -> Tensor:
             return level[..., None, None, None]
 
-        half = 0.5 ** (halvings + 1)
-        first = (predict(x, signal, halvings + 1, clips).float() - x) / wide(1 - signal)
-        halfway, between = x + first * wide(half), signal + half
-        second = (predict(halfway, between, halvings + 1, clips).float() - halfway) / wide(1 - between)
-        return x + (first + second) / 2 * wide(1 - signal)
+        half_step = 0.5 ** (halvings + 1)
+        velocity1 = (predict(x, signal, halvings + 1, clips).float() - x) / expand(1 - signal)
+        middle = x + velocity1 * expand(half_step)
+        middle_signal = signal + half_step
+        velocity2 = (predict(middle, middle_signal, halvings + 1, clips).float() - middle) / expand(1 - middle_signal)
+        return x + (velocity1 + velocity2) / 2 * expand(1 - signal)
 
 
 def _check_prediction(prediction: str, dynamics: DiT) -> None:

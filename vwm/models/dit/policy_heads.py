@@ -1,13 +1,14 @@
-"""What an agent token foretells of its frame's future: the actions that the recorded players take, and their rewards.
+"""Heads on agent tokens that predict the recorded actions and rewards of the next time steps.
 
-Behaviour cloning and reward prediction with multi-token prediction (Dreamer 4, arXiv 2509.24527, section 3.3):
-from the features of frame t alone, the actions a_t, ..., a_{t+L-1} and the rewards r_t, ..., r_{t+L-1}, each from an
-output of its own. An agent token knows the frames up to its own and the actions that led there, and not the one that is
-taken there. Hence two kinds of reward: the ones here are what playing on as recorded would earn, and are learned for
-what they make of the features; what one certain action earns, and whether it ends the world, is for ``OutcomeHeads`` to
-say, which reads the same features and the action besides, and which imagination asks.
+Behavior cloning and reward prediction with multi-token prediction (Dreamer 4, arXiv 2509.24527, section 3.3): from the
+features of frame t, the actions a_t, ..., a_{t+L-1} and the rewards r_t, ..., r_{t+L-1}, each by its own output.
 
-Legend: b batch, t time, d width, n steps ahead, p parts of an action, k choices of a part.
+There are two kinds of reward. An agent token depends on the frames up to its own and the actions before it, but not on
+the action taken at its frame, so the rewards here are those expected under the recorded policy. They are an auxiliary
+loss for the features. The reward and termination for a given action, which imagination needs, are predicted by
+``RewardTerminationHeads`` from the same features and the action.
+
+Legend: b batch, t time, d width, n steps ahead, p components of an action, k choices per component.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from vwm.nn.two_hot import SymexpTwoHot
 
 
 class PolicyRewardLosses(NamedTuple):
-    """Mean cross-entropies: of all foretold actions, of the rewards, and of the actions that are taken at once."""
+    """Mean cross-entropies of all predicted actions, of the rewards, and of the first predicted action alone."""
 
     policy: Tensor
     rewards: Tensor
@@ -34,20 +35,22 @@ class PolicyRewardLosses(NamedTuple):
 
 
 class PolicyRewardHeads(ModelMixin, ConfigMixin):
-    """A cloned policy and the rewards that it foresees.
+    """Heads for a cloned policy and its rewards.
 
-    A discrete action is one choice. A dimension of a continuous one is a choice too, between ``action_bins`` values
-    from -1 to 1 (Dreamer 4 chooses the mouse's moves among bins), so that a policy may hesitate between two ways
-    without taking their mean.
+    A discrete action is one choice. Each dimension of a continuous action is a choice of one of ``action_bins`` values
+    from -1 to 1 (as Dreamer 4 does for mouse movements), so that the policy can be multimodal.
 
     Args:
-        width: d, of the features.
-        num_actions: number of discrete actions; or 0.
-        action_dims: dimensions of continuous actions; or 0. One of the two must be given.
-        action_bins: values of a dimension.
-        hidden: width of the one hidden layer of either head.
-        length: L, steps that are foretold.
-        bins: of the reward.
+        width: d, width of the features.
+        num_actions: number of discrete actions, or 0.
+        action_dims: dimensions of continuous actions, or 0. Exactly one of the two must be set.
+        action_bins: number of values per dimension.
+        hidden: width of the hidden layer of each head.
+        length: L, number of predicted time steps.
+        bins: number of reward bins.
+
+    Raises:
+        ValueError: neither or both kinds of actions are set, or ``length`` or ``action_bins`` is too small.
     """
 
     @register_to_config
@@ -67,12 +70,13 @@ class PolicyRewardHeads(ModelMixin, ConfigMixin):
                 f"num_actions={num_actions} or action_dims={action_dims} must be given, not both, with length={length} "
                 f"of 1 or more and action_bins={action_bins} of 2 or more"
             )
-        self.continuous, self.length = bool(action_dims), length
-        self.parts, self.choices = (action_dims, action_bins) if action_dims else (1, num_actions)
-        self.policy_body, self.reward_body = (
-            nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), RMSNorm(hidden)) for _ in range(2)
-        )
-        self.action = nn.Linear(hidden, length * self.parts * self.choices)
+        self.continuous = bool(action_dims)
+        self.length = length
+        self.num_components = action_dims or 1
+        self.num_choices = action_bins if action_dims else num_actions
+        self.policy_body = nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), RMSNorm(hidden))
+        self.reward_body = nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), RMSNorm(hidden))
+        self.action = nn.Linear(hidden, length * self.num_components * self.num_choices)
         self.reward = nn.Linear(hidden, length * bins)
         for head in (self.action, self.reward):
             nn.init.zeros_(head.weight)
@@ -80,79 +84,80 @@ class PolicyRewardHeads(ModelMixin, ConfigMixin):
         self.two_hot = SymexpTwoHot(bins)
 
     def policy(self, features: Tensor) -> Tensor:
-        """Logits of what to do now: [..., d] -> float [..., num_actions], or [..., action_dims, action_bins]."""
-        now = self._actions(features).select(-3, 0)
-        return now if self.continuous else now.squeeze(-2)
+        """Return logits of the next action: [..., d] -> float [..., num_actions] or [..., action_dims, action_bins]."""
+        logits = self._action_logits(features).select(-3, 0)
+        return logits if self.continuous else logits.squeeze(-2)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of actions, float [..., n, p, k], and of rewards, [..., n, bins], now and after: from [..., d]."""
+        """Return the logits of actions, float [..., n, p, k], and rewards, [..., n, bins], from features [..., d]."""
         rewards: Tensor = self.reward(self.reward_body(features)).unflatten(-1, (self.length, -1))
-        return self._actions(features), rewards.float()
+        return self._action_logits(features), rewards.float()
 
-    def _actions(self, features: Tensor) -> Tensor:
-        said: Tensor = self.action(self.policy_body(features)).unflatten(-1, (self.length, self.parts, self.choices))
-        return said.float()
+    def _action_logits(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.action(self.policy_body(features))
+        return logits.unflatten(-1, (self.length, self.num_components, self.num_choices)).float()
 
     def losses(
-        self, features: Tensor, actions: Tensor, rewards: Tensor, labelled: Tensor | None = None
+        self, features: Tensor, actions: Tensor, rewards: Tensor, labeled: Tensor | None = None
     ) -> PolicyRewardLosses:
-        """How well clips are foretold. What lies after a clip's end counts for nothing.
+        """Compute the losses of clips. Time steps after the end of a clip are masked.
 
         Args:
             features: [b, t, d].
             actions: int64 [b, t] or float [b, t, a]; ``actions[:, i]`` is taken at frame i.
-            rewards: float [b, t], what it earns.
-            labelled: bool [b], whether a clip's actions are known; None where all are.
+            rewards: float [b, t], ``rewards[:, i]`` follows ``actions[:, i]``.
+            labeled: bool [b], whether the actions of a clip are known; None if all are.
         """
-        said, earned = self(features)
-        choices, inside = multi_token_targets(self.choice(actions), self.length)
-        wrong = F.cross_entropy(said.flatten(0, -2), choices.flatten(), reduction="none").view(choices.shape).sum(-1)
-        known = inside.expand(wrong.shape)
-        if labelled is not None:
-            known = known & labelled[:, None, None]
-        unforeseen = self.two_hot.loss(earned, multi_token_targets(rewards, self.length)[0])
+        action_logits, reward_logits = self(features)
+        choices, inside = multi_token_targets(self.encode_action(actions), self.length)
+        action_loss = F.cross_entropy(action_logits.flatten(0, -2), choices.flatten(), reduction="none")
+        action_loss = action_loss.view(choices.shape).sum(-1)
+        action_mask = inside.expand(action_loss.shape)
+        if labeled is not None:
+            action_mask = action_mask & labeled[:, None, None]
+        reward_loss = self.two_hot.loss(reward_logits, multi_token_targets(rewards, self.length)[0])
         return PolicyRewardLosses(
-            _masked_mean(wrong, known),
-            _masked_mean(unforeseen, inside.expand(unforeseen.shape)),
-            _masked_mean(wrong[..., 0], known[..., 0]).detach(),
+            policy=_masked_mean(action_loss, action_mask),
+            rewards=_masked_mean(reward_loss, inside.expand(reward_loss.shape)),
+            next_action=_masked_mean(action_loss[..., 0], action_mask[..., 0]).detach(),
         )
 
-    def choice(self, actions: Tensor) -> Tensor:
-        """Actions [...] or [..., a] as choices, int64 [..., p]: of a dimension, the bin that lies nearest."""
+    def encode_action(self, actions: Tensor) -> Tensor:
+        """Convert actions [...] or [..., a] to choices, int64 [..., p]: for continuous actions the nearest bins."""
         if not self.continuous:
             return actions[..., None]
-        return ((actions.clamp(-1, 1) + 1) * ((self.choices - 1) / 2)).round().long()
+        return ((actions.clamp(-1, 1) + 1) * ((self.num_choices - 1) / 2)).round().long()
 
-    def chosen(self, choices: Tensor) -> Tensor:
-        """The action that choices int64 [..., p] stand for: int64 [...] or float [..., a]."""
-        return choices * (2 / (self.choices - 1)) - 1 if self.continuous else choices[..., 0]
+    def decode_action(self, choices: Tensor) -> Tensor:
+        """Convert choices int64 [..., p] to actions, int64 [...] or float [..., a]."""
+        return choices * (2 / (self.num_choices - 1)) - 1 if self.continuous else choices[..., 0]
 
 
 def multi_token_targets(x: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """What stands now and next: [b, t, ...] -> [b, t, n, ...] and bool [t, n], whether that is still inside the clip.
+    """Collect the next n values of each time step: [b, t, ...] -> [b, t, n, ...], and bool [t, n], inside the clip.
 
-    Entry [:, i, j] is ``x[:, i + j]``; beyond the end, the last one.
+    Entry [:, i, j] is ``x[:, i + j]``; beyond the end of the clip it is the last value.
     """
     frames = x.shape[1]
-    places = torch.arange(frames, device=x.device)[:, None] + torch.arange(length, device=x.device)
-    return x[:, places.clamp(max=frames - 1)], places < frames
+    indices = torch.arange(frames, device=x.device)[:, None] + torch.arange(length, device=x.device)
+    return x[:, indices.clamp(max=frames - 1)], indices < frames
 
 
-def _masked_mean(x: Tensor, where: Tensor) -> Tensor:
-    """Of what is where the mask says; 0, with a gradient (of zero), where that is nowhere."""
-    return (x * where).sum() / where.sum().clamp(min=1)
+def _masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the entries where ``mask`` is True; 0, with a gradient of 0, if there are none."""
+    return (x * mask).sum() / mask.sum().clamp(min=1)
 
 
 def check_policy_matches_dit(policy: PolicyRewardHeads, dynamics: DiT) -> None:
-    """Raise ValueError where heads cannot read the network, or act otherwise than it does."""
+    """Raise ValueError unless the heads have the feature width and the actions of the network."""
     if policy.config.width != dynamics.config.width:
         raise ValueError(
             f"policy.width={policy.config.width} but dynamics.width={dynamics.config.width}: set them equal"
         )
     for name in ("num_actions", "action_dims"):
-        mine, wanted = policy.config[name], dynamics.config[name]
-        if mine != wanted:
+        policy_value, dynamics_value = policy.config[name], dynamics.config[name]
+        if policy_value != dynamics_value:
             raise ValueError(
-                f"policy.{name}={mine} but dynamics.{name}={wanted}: set them equal (of mixed actions no policy can be "
-                "cloned)"
+                f"policy.{name}={policy_value} but dynamics.{name}={dynamics_value}: set them equal (policies for "
+                "mixed actions are not supported)"
             )

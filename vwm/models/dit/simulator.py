@@ -117,8 +117,8 @@ class DiTSimulator(VideoSimulator):
         encoder, latents = self.tokenizer.encode_step(self.tokenizer.init_encoder(batch), video)
         decoder, shown = self.tokenizer.decode_step(self.tokenizer.init_decoder(batch), latents)
         seeds = world_seeds(seed, batch, self.device)
-        lead = self.dynamics.lead(actions, batch, frames)
-        state, features = self._observe(self.dynamics.init_state(batch), latents, lead, seeds)
+        action_embedding = self.dynamics.embed_previous_actions(actions, batch, frames)
+        state, features = self._observe(self.dynamics.init_state(batch), latents, action_embedding, seeds)
         return DiTState(state, encoder, decoder, latents[:, -1], features, seeds), video_to_uint8(shown[:, -1:])[:, 0]
 
     @torch.inference_mode()
@@ -126,13 +126,13 @@ class DiTSimulator(VideoSimulator):
         """See ``Simulator.step``. ``latent`` is the frame's latents, float [b, h, w, c]."""
         batch = len(state.seed)
         self.check_action(action, batch)
-        lead = self._lead(action.to(self.device), batch)
+        action_embedding = self._action_embedding(action.to(self.device), batch)
         reward, terminated = sample_outcomes(
-            self.outcomes, state.features, lead[:, 0], state.seed, state.dynamics.position
+            self.outcomes, state.features, action_embedding[:, 0], state.seed, state.dynamics.position
         )
         seed = fold_in(fold_in(state.seed, FRAME_SEED_STREAM), state.dynamics.position)
-        latents = sample_latent_frame(self.dynamics, state.dynamics, lead, seed, self.sampling)
-        dynamics, features = self._observe(state.dynamics, latents, lead, state.seed)
+        latents = sample_latent_frame(self.dynamics, state.dynamics, action_embedding, seed, self.sampling)
+        dynamics, features = self._observe(state.dynamics, latents, action_embedding, state.seed)
         # The decoder remembers past frames too, so it takes every frame in, wanted or not.
         decoder, shown = self.tokenizer.decode_step(state.decoder, latents.to(self.tokenizer.dtype))
         frame = video_to_uint8(shown)[:, 0] if decode else None
@@ -148,8 +148,8 @@ class DiTSimulator(VideoSimulator):
         self.check_observation(action, frame, batch)
         encoder, latents = self.tokenizer.encode_step(state.encoder, frames_to_float(frame[:, None].to(self.device)))
         decoder, _ = self.tokenizer.decode_step(state.decoder, latents)
-        lead = self._lead(action.to(self.device), batch)
-        dynamics, features = self._observe(state.dynamics, latents, lead, state.seed)
+        action_embedding = self._action_embedding(action.to(self.device), batch)
+        dynamics, features = self._observe(state.dynamics, latents, action_embedding, state.seed)
         return DiTState(dynamics, encoder, decoder, latents[:, 0], features, state.seed)
 
     def features(self, state: DiTState) -> Tensor:
@@ -168,28 +168,35 @@ class DiTSimulator(VideoSimulator):
         batch, frames = latents.shape[:2]
         seeds = world_seeds(0, batch, self.device)
         signal = latents.new_zeros(batch, 1)
-        state, _ = self._observe(dynamics.init_state(batch), latents[:, :1], dynamics.lead(None, batch, 1), seeds)
+        state, _ = self._observe(
+            dynamics.init_state(batch), latents[:, :1], dynamics.embed_previous_actions(None, batch, 1), seeds
+        )
         for i in range(1, frames):
             clean = latents[:, i : i + 1]
             noise = seeded_normal(fold_in(seeds, i), *clean.shape[1:]).to(clean.dtype)
             for way, told in enumerate((actions, other_actions)):
                 noisy = NoisyFrames(
-                    noise, signal, finest_step_index(dynamics, signal), self._lead(told[:, i - 1], batch)
+                    noise, signal, finest_step_index(dynamics, signal), self._action_embedding(told[:, i - 1], batch)
                 )
-                said = dynamics.look(state, noisy).float()
+                said = dynamics.denoise(state, noisy).float()
                 found = predicted_clean_and_noise(dynamics.prediction, noise, said, signal)[0]
                 total[way] += (found - clean).double().square().sum().item()
-            state, _ = self._observe(state, clean, self._lead(actions[:, i - 1], batch), seeds)
+            state, _ = self._observe(state, clean, self._action_embedding(actions[:, i - 1], batch), seeds)
         return total
 
     def _observe(
-        self, state: TransformerState, latents: Tensor, lead: Tensor, seed: Tensor
+        self, state: TransformerState, latents: Tensor, action_embedding: Tensor, seed: Tensor
     ) -> tuple[TransformerState, Tensor]:
         return observe_latents(
-            self.dynamics, state, latents, lead, fold_in(seed, CONTEXT_SEED_STREAM), self.sampling.context_noise
+            self.dynamics,
+            state,
+            latents,
+            action_embedding,
+            fold_in(seed, CONTEXT_SEED_STREAM),
+            self.sampling.context_noise,
         )
 
-    def _lead(self, action: Tensor, batch: int) -> Tensor:
+    def _action_embedding(self, action: Tensor, batch: int) -> Tensor:
         if self.dynamics.embed_action is None:
-            return self.dynamics.lead(None, batch, 1)
+            return self.dynamics.embed_previous_actions(None, batch, 1)
         return self.dynamics.embed_actions(action[:, None])

@@ -182,15 +182,15 @@ class BinnedActionDistribution(ActionDistribution):
 
     def sample(self) -> Tensor:
         """See ``ActionDistribution``."""
-        return self.heads.chosen(self.choices.sample())
+        return self.heads.decode_action(self.choices.sample())
 
     def mode(self) -> Tensor:
         """See ``ActionDistribution``."""
-        return self.heads.chosen(self.choices.mode())
+        return self.heads.decode_action(self.choices.mode())
 
     def log_prob(self, action: Tensor) -> Tensor:
         """See ``ActionDistribution``: of the choice, not of a density."""
-        return self.choices.log_prob(self.heads.choice(action)).sum(-1)
+        return self.choices.log_prob(self.heads.encode_action(action)).sum(-1)
 
     def entropy(self) -> Tensor:
         """See ``ActionDistribution``; exact."""
