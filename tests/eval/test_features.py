@@ -11,21 +11,17 @@ from factories import diffusion_world, genie, masked_autoencoder, tokenizer
 from torch import Tensor, nn
 
 from vwm.core.components import save_component
+from vwm.core.feature_extractor import FeatureExtractor, reinitialized_copy
 from vwm.core.frames import frames_to_float
-from vwm.eval.features import (
-    DiTFeatureExtractor,
-    EncoderFeatureExtractor,
-    FeatureExtractor,
-    GenieFeatureExtractor,
-    PixelFeatureExtractor,
-    TokenizerFeatureExtractor,
-    default_probe_layer,
-    load_feature_extractor,
-    reinitialized_copy,
-)
+from vwm.eval.features import PixelFeatureExtractor, load_feature_extractor
+from vwm.models.dit.features import DiTFeatureExtractor
+from vwm.models.genie.features import GenieFeatureExtractor
 from vwm.models.vjepa.conv_encoder import ConvFrameEncoder
+from vwm.models.vjepa.features import EncoderFeatureExtractor
 from vwm.models.vjepa.video_encoder import VideoEncoder
+from vwm.nn.block_outputs import default_probe_layer
 from vwm.tokenizers.causal_vae import CausalVAE
+from vwm.tokenizers.features import TokenizerFeatureExtractor
 from vwm.worlds.bundle import save_simulator
 
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import torch
 
 from vwm.core.frames import frames_to_float, video_to_uint8
+from vwm.core.network_simulator import VideoSimulator
+from vwm.core.simulator import Simulator
 from vwm.eval.reconstruction import mean_image, reconstruct_clips
 from vwm.models.genie.simulator import GenieSimulator
-from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
 
 
 def test_mean_image_is_the_mean() -> None:
@@ -19,9 +20,10 @@ def test_mean_image_is_the_mean() -> None:
 
 
 def test_batches_change_nothing(genie: Callable[..., GenieSimulator]) -> None:
-    tokenizer = genie().tokenizer
+    world = genie()
+    tokenizer = world.tokenizer
     frames = torch.randint(0, 255, (5, 4, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    shown, tokens = reconstruct_clips(tokenizer, frames, batch_size=2)
+    shown, tokens = reconstruct_clips(world, frames, batch_size=2)
     assert tokens.shape == (5, 4, 2, 2)
     with torch.no_grad():
         assert torch.equal(tokens, tokenizer.encode(frames_to_float(frames)))
@@ -29,7 +31,13 @@ def test_batches_change_nothing(genie: Callable[..., GenieSimulator]) -> None:
     assert (shown.int() - expected.int()).abs().max() <= 1
 
 
-def test_latents_may_be_continuous() -> None:
+def test_latents_may_be_continuous(brightness_world: VideoSimulator) -> None:
     frames = torch.randint(0, 255, (3, 4, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    shown, latents = reconstruct_clips(PixelTokenizer((16, 16), patch_size=4), frames, batch_size=2)
-    assert torch.equal(shown, frames) and latents.shape == (3, 4, 4, 4, 48)
+    shown, latents = reconstruct_clips(brightness_world, frames, batch_size=2)
+    assert torch.equal(shown, frames) and latents.shape == (3, 4, 16, 16, 3)
+
+
+def test_a_simulator_without_a_tokenizer_shows_frames_as_they_are(make_world: Callable[..., Simulator]) -> None:
+    frames = torch.randint(0, 255, (3, 4, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    shown, latents = reconstruct_clips(make_world(), frames, batch_size=2)
+    assert torch.equal(shown, frames) and latents is None

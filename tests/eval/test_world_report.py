@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from vwm.core.family import WorldFamily
 from vwm.core.network_simulator import VideoSimulator
 from vwm.data.video import probe_video
 from vwm.eval.world_report import evaluate_world
@@ -109,6 +110,7 @@ def test_continuous_latents_and_actions(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("vwm.eval.world_report.load_simulator", lambda *_: brightness_world)
+    monkeypatch.setattr("vwm.eval.world_report.find_family", lambda _: WorldFamily())
     data = str(write_shards(continuous=True))
     report = evaluate_world(tmp_path / "bundle", data, tmp_path / "report", horizon=16, clips=6, batch_size=4, videos=1)
     assert report["codebook"] is None and report["latent_action"] is None

@@ -1,5 +1,3 @@
-from .benchmarks import UncachedDynamics as UncachedDynamics
-from .benchmarks import UncachedState as UncachedState
 from .commands import CLICommand as CLICommand
 from .compare_agents import RunGroup as RunGroup
 from .parser import CommandParser as CommandParser

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,9 @@ import webdataset
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vwm.core.network_simulator import NetworkSimulator, VideoSimulator
+from vwm.core.capabilities import DecodesLatents
+from vwm.core.family import CacheComparison
+from vwm.core.network_simulator import NetworkSimulator
 from vwm.core.seeds import fold_in
 from vwm.data import frame_reading
 from vwm.data.datamodule import ClipLoader, make_clip_dataset
@@ -30,10 +32,8 @@ from vwm.data.shard_index import list_shards, load_shard_index, shard_index_path
 from vwm.data.shards import ShardWriter
 from vwm.data.video import VIDEO_EXTENSIONS
 from vwm.data.video_encoding import encode_video
-from vwm.models.genie.dynamics import MaskGITDynamics, sample_token_frame
-from vwm.models.genie.simulator import GenieSimulator, GenieState
-from vwm.models.vjepa.simulator import VJEPAACSimulator
 from vwm.worlds.bundle import load_simulator
+from vwm.worlds.families import find_family
 
 # --------------------------------------------------------------------------------------------------- play
 
@@ -64,19 +64,23 @@ def benchmark_play(
     with _limit_threads(threads):
         simulator = load_simulator(bundle, device)
         if sampling_steps is not None:
-            if "steps" not in simulator.sampling._fields:
-                kind = type(simulator).__name__
-                raise ValueError(f"sampling_steps={sampling_steps}: a {kind} draws nothing in steps")
             simulator = simulator.with_sampling(steps=sampling_steps)
-        _print_play_settings(simulator, batch)
-        if not isinstance(simulator, GenieSimulator):  # tools/bench_dit.py has a diffusion world without a cache
-            seconds = _time_steps(simulator, batch, steps * repeats)
+        family = find_family(simulator)
+        window = family.window(simulator)
+        context = _benchmark_context(simulator, batch)
+
+        def actions(number: int) -> Tensor:
+            return _benchmark_actions(simulator, batch, number)
+
+        _print_play_settings(simulator, context, window)
+        comparison = family.compare_cache(simulator, context, actions)
+        if comparison is None:
+            seconds = _time_steps(simulator, context, actions, window, steps * repeats)
             included = "" if simulator.spec.observation.is_latent else ", decode included"
             print(f"{'a step':18} {_format_timings(seconds, 1e3, 'ms a frame')}{included}")
             return
-        state, past = _fill_window(simulator, batch)
-        print(_check_cache_agreement(simulator, past))
-        times = _time_play(simulator, state, past, steps, repeats)
+        print(f"agreement          {comparison.check_agreement()}")
+        times = _time_cache(comparison, steps * repeats, simulator.device)
         for name, seconds in times.items():
             print(f"{name:18} {_format_timings(seconds, 1e3, 'ms a frame')}")
         gain = float(np.median(times["without the cache"]) / np.median(times["with the cache"]))
@@ -84,163 +88,79 @@ def benchmark_play(
               f"frames a second, recorded at {simulator.spec.fps:g}")  # fmt: skip
 
 
-class UncachedState(NamedTuple):
-    """What a player without a cache remembers: tokens [b, t, n] and actions [b, t] that led to them (frame 0: any)."""
-
-    tokens: Tensor
-    actions: Tensor
-
-
-class UncachedDynamics:
-    """A dynamics model that keeps the window's tokens instead of keys and values, for ``sample_token_frame``.
-
-    Args:
-        dynamics: the model.
-    """
-
-    def __init__(self, dynamics: MaskGITDynamics) -> None:
-        self.dynamics = dynamics
-        self.tokens_per_frame, self.mask_token = dynamics.tokens_per_frame, dynamics.mask_token
-
-    def observe(self, past: UncachedState, tokens: Tensor, actions: Tensor) -> UncachedState:
-        """Take frames in, and let those go that the next frame will not see."""
-        keep = self.dynamics.transformer.window - 1
-        joined = torch.cat((past.tokens, tokens), dim=1), torch.cat((past.actions, actions), dim=1)
-        return UncachedState(*(x[:, max(0, x.shape[1] - keep) :] for x in joined))
-
-    def logits(self, past: UncachedState, tokens: Tensor, actions: Tensor) -> Tensor:
-        """Logits of the next frame, [b, 1, n, k], from all frames at once."""
-        joined = torch.cat((past.tokens, tokens), dim=1)
-        lead = self.dynamics._lead(joined, torch.cat((past.actions, actions), dim=1))
-        x = self.dynamics.transformer(self.dynamics._embed(joined, lead))
-        return self.dynamics.head(x[:, -1:, self.dynamics.prefix :])
-
-
-def _print_play_settings(simulator: NetworkSimulator, batch: int) -> None:
-    dynamics = simulator.dynamics
-    sizes = ", ".join(f"{n} {sum(p.numel() for p in m.parameters()):,}" for n, m in simulator.networks().items())
+def _print_play_settings(simulator: NetworkSimulator, context: Tensor, window: int) -> None:
+    networks = simulator.networks()
+    sizes = ", ".join(f"{n} {sum(p.numel() for p in m.parameters()):,}" for n, m in networks.items())
     drawn = ", ".join(f"{name} {value:g}" for name, value in simulator.sampling._asdict().items()) or "nothing drawn"
-    print(f"world              {simulator.spec.title}; parameters: {sizes}")
+    print(f"world              {simulator.spec.title} ({find_family(simulator).title}); parameters: {sizes}")
     print(
-        f"settings           {simulator.spec.context.image_size[0]}x{simulator.spec.context.image_size[1]} pixels, "
-        f"{_describe_latents(simulator)} "
-        f"a frame, a window of {dynamics.transformer.window} frames, {drawn}, batch {batch}"
+        f"settings           {_describe_context(simulator)}, {_describe_latents(simulator, context)} a frame, "
+        f"a window of {window} frames, {drawn}, batch {len(context)}"
     )
     print(
-        f"machine            {simulator.device}, {next(dynamics.parameters()).dtype}, {torch.get_num_threads()} "
+        f"machine            {simulator.device}, {simulator.dtype}, {torch.get_num_threads()} "
         f"threads of {os.cpu_count()} cores, torch {torch.__version__}"
     )
 
 
-def _describe_latents(simulator: NetworkSimulator) -> str:
-    if isinstance(simulator, VJEPAACSimulator):
-        return f"{simulator.dynamics.tokens} latents of {simulator.dynamics.latent_width} numbers"
-    assert isinstance(simulator, VideoSimulator)
-    tokenizer = simulator.tokenizer
-    kind = f"{tokenizer.codebook_size} codes" if tokenizer.codebook_size else f"{tokenizer.channels} channels"
-    return f"{tokenizer.tokens_per_frame} latents of {kind}"
+def _describe_context(simulator: NetworkSimulator) -> str:
+    shape = simulator.spec.context.shape
+    return f"{shape[0]} numbers" if simulator.spec.context.is_vector else f"{shape[0]}x{shape[1]} pixels"
 
 
 @torch.inference_mode()
-def _time_steps(simulator: NetworkSimulator, batch: int, steps: int) -> list[float]:
-    """Seconds a step, once the window is full."""
-    state, _ = simulator.reset(_benchmark_context(simulator, batch))
+def _describe_latents(simulator: NetworkSimulator, context: Tensor) -> str:
+    latent = simulator.latent(simulator.reset(context)[0])[0]
+    if not latent.is_floating_point():
+        codes = f" of {simulator.codebook_size} codes" if isinstance(simulator, DecodesLatents) else ""
+        return f"{latent.numel()} tokens{codes}"
+    width = latent.shape[-1]
+    return f"{latent.numel() // width} latents of {width} numbers"
+
+
+@torch.inference_mode()
+def _time_steps(
+    simulator: NetworkSimulator, context: Tensor, actions: Callable[[int], Tensor], window: int, steps: int
+) -> list[float]:
+    """Time steps in seconds, once the window is full."""
+    state, _ = simulator.reset(context)
     times: list[float] = []
-    for number in range(simulator.dynamics.transformer.window + steps):
+    for number in range(window + steps):
         with _measure_seconds(times, simulator.device):
-            state, _ = simulator.step(state, _benchmark_actions(simulator, batch, number))
-    return times[simulator.dynamics.transformer.window :]
+            state, _ = simulator.step(state, actions(number))
+    return times[window:]
+
+
+def _time_cache(comparison: CacheComparison, steps: int, device: torch.device) -> dict[str, list[float]]:
+    """Time frames with and without a cache in turns, in seconds; the decoder's share is a second call of its own."""
+    times: dict[str, list[float]] = {"with the cache": [], "- of it decoding": [], "without the cache": []}
+    for number in range(steps):
+        with _measure_seconds(times["with the cache"], device):
+            comparison.step(number)
+        with _measure_seconds(times["- of it decoding"], device):
+            comparison.decode()
+        if number % 5 == 0:
+            with _measure_seconds(times["without the cache"], device):
+                comparison.step_uncached(number)
+    return times
 
 
 def _benchmark_context(simulator: NetworkSimulator, batch: int) -> Tensor:
-    """One frame a world to begin from, of the bundle's starts or noise."""
-    starts = simulator.starts
+    """One observation of each world to begin from, of the bundle's starts or noise: [b, 1, ...]."""
+    starts, space = simulator.starts, simulator.spec.context
     if starts is None:
-        starts = torch.randint(0, 256, (1, 1, *simulator.spec.context.image_size, 3), dtype=torch.uint8)
+        noise = torch.rand(1, 1, *space.shape)
+        starts = noise if space.is_vector else (noise * 256).to(space.dtype)
     return starts[torch.arange(batch) % len(starts)][:, :1]
 
 
 def _benchmark_actions(simulator: NetworkSimulator, batch: int, number: int) -> Tensor:
     """Some actions, others every frame: int64 [b] or float [b, size]."""
-    seed = fold_in(torch.arange(batch, device=simulator.device), number)
-    if simulator.spec.actions.kind == "discrete":
-        return seed.remainder(simulator.spec.actions.size)
-    places = torch.arange(simulator.spec.actions.size, device=simulator.device)
+    seed, space = fold_in(torch.arange(batch, device=simulator.device), number), simulator.spec.actions
+    if space.is_discrete:
+        return seed.remainder(space.size)
+    places = torch.arange(space.size, device=simulator.device)
     return torch.sin(seed[:, None].remainder(1000).float() + places)
-
-
-@torch.inference_mode()
-def _fill_window(simulator: GenieSimulator, batch: int) -> tuple[GenieState, UncachedState]:
-    """Worlds whose windows are full, from one frame on, and what a player without a cache remembers of them."""
-    state, _ = simulator.reset(_benchmark_context(simulator, batch))
-    tokens, actions = [], [_benchmark_actions(simulator, batch, 0)]
-    for number in range(max(simulator.dynamics.transformer.window, 4)):
-        action = _benchmark_actions(simulator, batch, number)
-        state, shown = simulator.step(state, action)
-        tokens.append(shown.latent.flatten(1))
-        actions.append(action)
-    return state, UncachedState(torch.stack(tokens, dim=1), torch.stack(actions[1:], dim=1))
-
-
-@torch.inference_mode()
-def _check_cache_agreement(simulator: GenieSimulator, past: UncachedState) -> str:
-    """The two ways on the same frames, as many as a window holds.
-
-    Beyond it, recomputing forgets what a cache of several blocks still knows; that is the sliding window's rule.
-
-    Raises:
-        RuntimeError: they differ by more than rounding.
-    """
-    dynamics, tokenizer = simulator.dynamics, simulator.tokenizer
-    frames = min(dynamics.transformer.window, tokenizer.decoder.window) - 1
-    past = UncachedState(past.tokens[:, -frames:], past.actions[:, -frames:])
-    batch, seed = len(past.tokens), torch.arange(len(past.tokens), device=simulator.device)
-    masked = torch.full_like(past.tokens[:, :1], dynamics.mask_token)
-    action = _benchmark_actions(simulator, batch, -1)
-    state, decoder, shown = dynamics.init_state(batch), tokenizer.init_decoder(batch), []
-    for i in range(frames):
-        state = dynamics.observe(state, past.tokens[:, i : i + 1], past.actions[:, i : i + 1])
-        decoder, frame = tokenizer.decode_step(decoder, past.tokens[:, i : i + 1].unflatten(-1, tokenizer.grid))
-        shown.append(frame)
-    cached = dynamics.logits(state, masked, action[:, None])
-    whole = UncachedDynamics(dynamics).logits(past, masked, action[:, None])
-    drawn = sample_token_frame(dynamics, state, action, seed, simulator.sampling)[1]
-    redrawn = sample_token_frame(UncachedDynamics(dynamics), past, action, seed, simulator.sampling)[1]  # type: ignore[arg-type]
-    pixels = (torch.cat(shown, dim=1) - tokenizer.decode(past.tokens.unflatten(-1, tokenizer.grid))).abs().max()
-    error = float((cached - whole).abs().max() / whole.std())
-    if error > 1e-2 or float(pixels) > 1e-2:
-        raise RuntimeError(
-            f"with and without the cache differ: logits by {error:.1e} of their std, pixels {pixels:.1e}"
-        )
-    same = float((drawn == redrawn).float().mean())
-    return (
-        f"agreement          logits differ by at most {error:.0e} of their std, pixels by {pixels:.0e} of [-1, 1], "
-        f"{same:.1%} of the drawn tokens are equal ({frames} frames)"
-    )
-
-
-@torch.inference_mode()
-def _time_play(
-    simulator: GenieSimulator, state: GenieState, past: UncachedState, steps: int, repeats: int
-) -> dict[str, list[float]]:
-    """Seconds a frame of each way, in turns; the decoder's share is timed by a second call outside the frame."""
-    tokenizer, uncached = simulator.tokenizer, UncachedDynamics(simulator.dynamics)
-    batch = len(past.tokens)
-    past = uncached.observe(past, past.tokens[:, :0], past.actions[:, :0])
-    times: dict[str, list[float]] = {"with the cache": [], "- of it decoding": [], "without the cache": []}
-    for number in range(repeats * steps):
-        action = _benchmark_actions(simulator, batch, number)
-        with _measure_seconds(times["with the cache"], simulator.device):
-            new, shown = simulator.step(state, action)
-        with _measure_seconds(times["- of it decoding"], simulator.device):
-            tokenizer.decode_step(state.decoder, shown.latent[:, None])
-        state = new
-        if number % 5 == 0:
-            with _measure_seconds(times["without the cache"], simulator.device):
-                _, tokens = sample_token_frame(uncached, past, action, fold_in(state.seed, number), simulator.sampling)  # type: ignore[arg-type]
-                past = uncached.observe(past, tokens[:, None], action[:, None])
-                tokenizer.decode(past.tokens.unflatten(-1, tokenizer.grid))
-    return times
 
 
 # --------------------------------------------------------------------------------------------------- data

@@ -70,7 +70,7 @@ COMMANDS = {
         ),
     ),
     "surprise": CLICommand(
-        "vwm.eval.vjepa_surprise:evaluate_surprise",
+        "vwm.eval.surprise_evaluation:evaluate_surprise",
         "compare a V-JEPA model's surprise at possible and impossible clips",
         ("vwm surprise runs/sprites_small/bundle data/sprites_surprise",),
     ),

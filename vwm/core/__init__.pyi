@@ -4,6 +4,7 @@ from .atomic_files import atomic_write_text as atomic_write_text
 from .atomic_files import check_replaceable_folder as check_replaceable_folder
 from .bundle_folder import BundleError as BundleError
 from .bundle_folder import find_bundle as find_bundle
+from .capabilities import DecodesLatents as DecodesLatents
 from .capabilities import EncodesFrames as EncodesFrames
 from .capabilities import EstimatesUncertainty as EstimatesUncertainty
 from .capabilities import HasClonedPolicy as HasClonedPolicy
@@ -14,6 +15,7 @@ from .capabilities import ProvidesFeatures as ProvidesFeatures
 from .capabilities import ReconstructsFrames as ReconstructsFrames
 from .checks import check_positive as check_positive
 from .components import ComponentError as ComponentError
+from .components import allow_network_package as allow_network_package
 from .components import copy_weights as copy_weights
 from .components import load_component as load_component
 from .components import load_pretrained_weights as load_pretrained_weights
@@ -22,6 +24,12 @@ from .components import rebuild_network as rebuild_network
 from .components import resolve_network_class as resolve_network_class
 from .components import save_component as save_component
 from .devices import resolve_device as resolve_device
+from .family import CacheComparison as CacheComparison
+from .family import ExportSettings as ExportSettings
+from .family import ExportedNetworks as ExportedNetworks
+from .family import VideoSurprise as VideoSurprise
+from .family import WorldFamily as WorldFamily
+from .feature_extractor import FeatureExtractor as FeatureExtractor
 from .frames import frames_to_float as frames_to_float
 from .frames import video_to_uint8 as video_to_uint8
 from .network_simulator import NetworkSimulator as NetworkSimulator

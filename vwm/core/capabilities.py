@@ -49,6 +49,20 @@ class EncodesFrames(Protocol):
 
 
 @runtime_checkable
+class DecodesLatents(Protocol):
+    """A simulator that can draw the frames of given latents, as ``EncodesFrames.encode`` gives them."""
+
+    @property
+    def codebook_size(self) -> int:
+        """The number of codes where latents are tokens; 0 where they are continuous."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode latents [b, t, ...] of whole videos to frames uint8 [b, t, h, w, 3]."""
+        ...
+
+
+@runtime_checkable
 class ReconstructsFrames(Protocol):
     """A simulator that can draw given frames as it would show them: encoded and decoded again."""
 

@@ -1,7 +1,8 @@
 """Networks on disk: a folder with ``config.json`` and safetensors, checked key by key when it is read.
 
 The layout is diffusers' (``from_pretrained`` reads it too). ``config.json`` also names the module of the class, so that
-a folder says by itself what it holds; only classes of this package can be named.
+a folder says by itself what it holds; only classes of this package and of packages with registered families can be
+named.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import copy
 import importlib
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +22,9 @@ from diffusers import ModelMixin
 COMPONENT_CONFIG_FILE = "config.json"
 
 NetworkT = TypeVar("NetworkT", bound=ModelMixin)
+
+_network_packages = {"vwm"}
+"""Top-level packages whose classes a folder may name; see ``allow_network_package``."""
 
 
 class ComponentError(ValueError):
@@ -45,9 +50,19 @@ def save_component(part: ModelMixin, folder: str | os.PathLike[str], half: bool 
     config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
+def public_path(kind: type) -> str:
+    """Return the path by which files name a class: ``vwm.models.dit.DiT``, not the module in which it is defined.
+
+    That is its package where that re-exports the class, else its module.
+    """
+    package = kind.__module__.rpartition(".")[0]
+    exported = getattr(sys.modules.get(package), kind.__name__, None) is kind
+    return f"{package if exported else kind.__module__}.{kind.__name__}"
+
+
 def public_module(kind: type) -> str:
-    """Return the package that re-exports a class, such as ``vwm.models.dit``: saved files name it, not the module."""
-    return kind.__module__.rpartition(".")[0]
+    """Return the module of a class's ``public_path``, such as ``vwm.models.dit``."""
+    return public_path(kind).rpartition(".")[0]
 
 
 def load_component(folder: str | os.PathLike[str], kind: type[ModelMixin] | None = None) -> ModelMixin:
@@ -147,14 +162,23 @@ def _constructor_arguments(part: ModelMixin) -> dict[str, object]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
+def allow_network_package(name: str) -> None:
+    """Allow folders to name network classes of another top-level package, which loading them then imports."""
+    _network_packages.add(name)
+
+
 def resolve_network_class(module: str, name: str, where: str) -> type[ModelMixin]:
-    """A network class of this package by its names; ``where`` is what to blame. Raises PartError."""
-    if module.split(".")[0] != "vwm":
-        raise ComponentError(f"{where} names {module}.{name}; a folder may only name vwm's classes")
+    """Return a network class of an allowed package; ``where`` is named in errors. Raises ComponentError."""
+    root = module.split(".")[0]
+    if root not in _network_packages:
+        raise ComponentError(
+            f"{where} names {module}.{name}; a folder may only name vwm's classes, and those of packages whose "
+            "families are registered (vwm.worlds.register_family)"
+        )
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ComponentError(f"{where} names {module}.{name}, which vwm does not have") from error
+        raise ComponentError(f"{where} names {module}.{name}, which {root} does not have") from error
     if not (isinstance(found, type) and issubclass(found, ModelMixin)):
         raise ComponentError(f"{where} names {module}.{name}, which is no network")
     return found

@@ -72,6 +72,11 @@ class NetworkSimulator(Simulator):
         """See ``Simulator.device``: where the dynamics' weights are."""
         return next(self.dynamics.parameters()).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the dynamics' weights."""
+        return next(self.dynamics.parameters()).dtype
+
     def networks(self) -> dict[str, ModelMixin]:
         """Return the networks that the simulator has, by the names of its attributes."""
         parts = {name: getattr(self, name) for name in self.PARTS}
@@ -150,8 +155,17 @@ class VideoSimulator(NetworkSimulator):
     def encode(self, frames: Tensor) -> Tensor:
         """See ``EncodesFrames.encode``."""
         self.check_context(frames)
-        video = frames_to_float(frames.to(self.device))
-        return self.tokenizer.encode_step(self.tokenizer.init_encoder(len(frames)), video)[1]
+        return self.tokenizer.encode(frames_to_float(frames.to(self.device)))
+
+    @property
+    def codebook_size(self) -> int:
+        """See ``DecodesLatents.codebook_size``."""
+        return self.tokenizer.codebook_size
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """See ``DecodesLatents.decode``."""
+        return video_to_uint8(self.tokenizer.decode(latents.to(self.device)))
 
     @torch.no_grad()
     def reconstruct(self, frames: Tensor, state: State | None = None) -> tuple[State, Tensor]:

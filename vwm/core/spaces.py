@@ -5,8 +5,9 @@ Legend: b batch, h w pixels, k numbers of a vector, a dimensions of a continuous
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -113,6 +114,24 @@ class ActionSpace:
     def __post_init__(self) -> None:
         if self.rest and (self.kind == "discrete" or len(self.rest) != self.size or max(map(abs, self.rest)) > 1):
             raise ValueError(f"rest must be one number in [-1, 1] per dimension ({self.size}), got {self.rest}")
+
+    @classmethod
+    def recorded(cls, kind: str, size: int, recording: Mapping[str, Any]) -> ActionSpace:
+        """Make a space with the names and rest values that a recording states in an episode's metadata.
+
+        Args:
+            kind, size: see ``ActionSpace``.
+            recording: the metadata, with ``action_names`` and ``action_rest`` where they are known; others than of
+                this size are left out.
+        """
+        names = tuple(map(str, recording.get("action_names") or ()))
+        rest = tuple(map(float, recording.get("action_rest") or ()))
+        return cls(
+            kind,
+            size,
+            names if len(names) == size else tuple(f"action {i}" for i in range(size)),
+            rest=rest if kind == "continuous" and len(rest) == size else (),
+        )
 
     @property
     def is_discrete(self) -> bool:

@@ -5,12 +5,7 @@ from .closed_form_probes import ClosedFormPredictions as ClosedFormPredictions
 from .control import DeltaPSNR as DeltaPSNR
 from .control import ShuffledActionLoss as ShuffledActionLoss
 from .eval_clips import EvalClips as EvalClips
-from .features import DiTFeatureExtractor as DiTFeatureExtractor
-from .features import EncoderFeatureExtractor as EncoderFeatureExtractor
-from .features import FeatureExtractor as FeatureExtractor
-from .features import GenieFeatureExtractor as GenieFeatureExtractor
 from .features import PixelFeatureExtractor as PixelFeatureExtractor
-from .features import TokenizerFeatureExtractor as TokenizerFeatureExtractor
 from .goal_evaluation import SuccessRate as SuccessRate
 from .labelled_clips import LabelledClips as LabelledClips
 from .labelled_clips import LabelledSplit as LabelledSplit
@@ -39,5 +34,4 @@ from .return_comparison import ReturnComparison as ReturnComparison
 from .return_comparison import compare_returns as compare_returns
 from .surprise import RateInterval as RateInterval
 from .surprise import ViolationPairs as ViolationPairs
-from .vjepa_surprise import VJEPASurprise as VJEPASurprise
 from .world_report import EvaluationData as EvaluationData

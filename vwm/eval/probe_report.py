@@ -14,6 +14,7 @@ from torch import Tensor
 from vwm.core.atomic_files import atomic_folder, check_replaceable_folder
 from vwm.core.checks import check_positive
 from vwm.core.devices import resolve_device
+from vwm.core.feature_extractor import FeatureExtractor
 from vwm.data.shard_index import list_shards, load_shard_index
 from vwm.eval import probe_plots
 from vwm.eval.bootstrap import (
@@ -25,7 +26,7 @@ from vwm.eval.bootstrap import (
     percentile_intervals,
     score_difference,
 )
-from vwm.eval.features import FeatureExtractor, PixelFeatureExtractor, load_feature_extractor
+from vwm.eval.features import PixelFeatureExtractor, load_feature_extractor
 from vwm.eval.labelled_clips import SPLITS, LabelledClips, read_labelled_clips
 from vwm.eval.probe_sweep import LEARNING_RATES, WEIGHT_DECAYS, SweepSettings
 from vwm.eval.probe_table import render_probe_report

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from vwm.core.feature_extractor import FeatureExtractor
 from vwm.eval.closed_form_probes import ClosedFormPredictions, knn_probe, ridge_probe
-from vwm.eval.features import FeatureExtractor
 from vwm.eval.labelled_clips import SPLITS, LabelledClips
 from vwm.eval.probe_heads import make_probe_heads
 from vwm.eval.probe_sweep import SweepSettings, train_probe_sweep

@@ -11,29 +11,34 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vwm.core.frames import frames_to_float, video_to_uint8
-from vwm.core.tokenizer import VideoTokenizer
+from vwm.core.capabilities import DecodesLatents, EncodesFrames
+from vwm.core.simulator import Simulator
 
 
 class ReconstructedClips(NamedTuple):
-    """Clips through the tokenizer and back.
+    """Clips as a simulator shows them without any dynamics: encoded and decoded again.
 
     Attributes:
         frames: uint8 [n, t, H, W, 3].
-        latents: tokens int64 [n, t, h, w], or float [n, t, h, w, c].
+        latents: tokens int64 [n, t, h, w], or float [n, t, ...]; None of a simulator that predicts frames themselves.
     """
 
     frames: Tensor
-    latents: Tensor
+    latents: Tensor | None
 
 
 @torch.inference_mode()
-def reconstruct_clips(tokenizer: VideoTokenizer, frames: Tensor, batch_size: int) -> ReconstructedClips:
-    """Encode and decode clips, uint8 [n, t, H, W, 3]; on the tokenizer's device, back on the frames'."""
+def reconstruct_clips(simulator: Simulator, frames: Tensor, batch_size: int) -> ReconstructedClips:
+    """Encode and decode clips, uint8 [n, t, H, W, 3]; on the simulator's device, back on the frames'.
+
+    A simulator without latents to decode shows frames as they are.
+    """
+    if not (isinstance(simulator, EncodesFrames) and isinstance(simulator, DecodesLatents)):
+        return ReconstructedClips(frames, None)
     shown, latents = [], []
     for batch in tqdm(frames.split(batch_size), desc="tokenizer", unit="batch", disable=None):
-        code = tokenizer.encode(frames_to_float(batch.to(tokenizer.device)))
-        shown.append(video_to_uint8(tokenizer.decode(code)).to(frames.device))
+        code = simulator.encode(batch)
+        shown.append(simulator.decode(code).to(frames.device))
         latents.append(code.to(frames.device))
     return ReconstructedClips(torch.cat(shown), torch.cat(latents))
 

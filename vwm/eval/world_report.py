@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from vwm.core.atomic_files import atomic_folder, check_replaceable_folder
-from vwm.core.capabilities import InfersActions, MeasuresTransitionLoss
+from vwm.core.capabilities import DecodesLatents, InfersActions, MeasuresTransitionLoss
 from vwm.core.checks import check_positive
-from vwm.core.network_simulator import VideoSimulator
+from vwm.core.network_simulator import NetworkSimulator
 from vwm.core.seeds import world_seeds
 from vwm.data.datamodule import make_clip_dataset
 from vwm.data.video_encoding import write_video
@@ -32,15 +32,11 @@ from vwm.eval.provenance import collect_provenance
 from vwm.eval.reconstruction import ReconstructedClips, mean_image, reconstruct_clips
 from vwm.eval.rollout_images import rollout_sheet, side_by_side_video
 from vwm.eval.rollouts import open_loop_rollout, random_action_sequences, read_clip_actions, repeat_last_frame
-from vwm.models.muzero.simulator import MuZeroSimulator
-from vwm.models.rssm.simulator import RSSMSimulator
-from vwm.models.tdmpc2.simulator import TDMPC2Simulator
 from vwm.nn.quantize import code_counts, perplexity
 from vwm.worlds.bundle import load_simulator
+from vwm.worlds.families import find_family
 
 WORLD_REPORT_FILE, HTML_FILE, ROLLOUT_SHEET_FILE = "report.json", "index.html", "rollouts.png"
-LATENT_WORLD_SIMULATORS = (RSSMSimulator, TDMPC2Simulator, MuZeroSimulator)
-"""Worlds of which the compounding error is all that is measured."""
 DELTA_HORIZON = 4
 """Where Genie reads ΔPSNR."""
 
@@ -49,7 +45,7 @@ DELTA_HORIZON = 4
 class EvaluationData:
     """All that the numbers are taken from; n clips of ``context`` frames and a horizon."""
 
-    simulator: VideoSimulator
+    simulator: NetworkSimulator
     sample: EvalClips
     context: int
     seed: int
@@ -113,17 +109,14 @@ def evaluate_world(
     lpips = None if lpips_weights is None else LPIPS(lpips_weights)
     fvd = None if fvd_weights is None else FVD(fvd_weights)
     simulator = load_simulator(bundle, device)
-    if isinstance(simulator, LATENT_WORLD_SIMULATORS):
-        context = simulator.spec.context_frames if context is None else context
+    family = find_family(simulator)
+    context = simulator.spec.context_frames if context is None else context
+    if family.report == "compounding_error":
         return compounding_error.write_compounding_report(
             simulator, bundle, data, out, horizon, context, clips, batch_size, seed, part
         )
-    if not isinstance(simulator, VideoSimulator):
-        raise ValueError(
-            f"{bundle} is a world in representation space: its pictures, if it has any, are a by-product, and nothing "
-            "that vwm eval measures of pictures would say how good it is. Score it by planning in it (vwm.agents)"
-        )
-    context = simulator.spec.context_frames if context is None else context
+    if family.report is None:
+        raise ValueError(f"{bundle} {family.no_report}")
     dataset = make_clip_dataset(
         data, context + horizon, fields=("frames", "actions"), seed=seed, shuffle=True, split=part
     )
@@ -151,11 +144,11 @@ def evaluate_world(
 
 
 def collect_evaluation_data(
-    simulator: VideoSimulator, sample: EvalClips, context: int, seed: int, batch_size: int
+    simulator: NetworkSimulator, sample: EvalClips, context: int, seed: int, batch_size: int
 ) -> EvaluationData:
     """Run the world: tokenizer, rollouts under its own and under random actions, and a stop-watch."""
     actions = read_clip_actions(simulator, sample, batch_size)
-    reconstructed = reconstruct_clips(simulator.tokenizer, sample.frames, batch_size)
+    reconstructed = reconstruct_clips(simulator, sample.frames, batch_size)
     seeds = world_seeds(seed, len(sample))
     # Both rollouts begin alike and draw the same random numbers: only the actions after the context differ.
     wrong = random_action_sequences(simulator.spec.actions, seeds, actions.shape[1])
@@ -209,11 +202,12 @@ def _measure_tokenizer(evidence: EvaluationData) -> dict[str, Any]:
 
 
 def _measure_codebook(evidence: EvaluationData) -> dict[str, Any] | None:
-    """None where the latents are continuous."""
-    size = evidence.simulator.tokenizer.codebook_size
-    if not size:
+    """None where latents are no tokens of a codebook."""
+    simulator, latents = evidence.simulator, evidence.reconstructed.latents
+    size = simulator.codebook_size if isinstance(simulator, DecodesLatents) else 0
+    if not size or latents is None:
         return None
-    counts = code_counts(evidence.reconstructed.latents, size)
+    counts = code_counts(latents, size)
     return {
         "perplexity": perplexity(counts),
         "used": int((counts > 0).sum()),
@@ -239,10 +233,10 @@ def _measure_rollout(evidence: EvaluationData) -> dict[str, Any]:
 def _measure_control(evidence: EvaluationData) -> dict[str, Any]:
     delta = delta_psnr(evidence.truth, evidence.own, evidence.random)
     at = min(DELTA_HORIZON, len(delta.by_clip)) - 1
-    cost = shuffled_action_loss(
-        evidence.simulator, evidence.reconstructed.latents, evidence.actions, evidence.batch_size
-    )
-    simulator = evidence.simulator
+    simulator, latents = evidence.simulator, evidence.reconstructed.latents
+    cost = None
+    if latents is not None:
+        cost = shuffled_action_loss(simulator, latents, evidence.actions, evidence.batch_size)
     name = simulator.transition_loss_name if isinstance(simulator, MeasuresTransitionLoss) else None
     return {
         "delta_psnr": {**delta.by_clip[at]._asdict(), "excluded": delta.excluded[at], "horizon": at + 1},
@@ -293,7 +287,7 @@ def _measure_speed(evidence: EvaluationData) -> dict[str, Any]:
         "fps": 1000 * len(times) / times.sum(),
         "real_time_fps": simulator.spec.fps,
         "steps": len(times),
-        "sampling_steps": simulator.sampling.steps,
+        "sampling_steps": simulator.sampling._asdict().get("steps"),
         "threads": torch.get_num_threads(),
         "device": str(simulator.device),
     }

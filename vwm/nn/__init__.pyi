@@ -1,10 +1,13 @@
 from .actions import ActionEmbedding as ActionEmbedding
 from .actions import check_action_space as check_action_space
+from .actions import embedded_action_space as embedded_action_space
 from .attention import KeyValueCache as KeyValueCache
 from .attention import RotaryEmbedding as RotaryEmbedding
 from .attention import SpaceTimeAttention as SpaceTimeAttention
 from .attention import rotary_angles as rotary_angles
 from .block_linear import BlockLinear as BlockLinear
+from .block_outputs import capture_block_outputs as capture_block_outputs
+from .block_outputs import default_probe_layer as default_probe_layer
 from .causal_conv import CausalConvBlock as CausalConvBlock
 from .causal_conv import CausalConvStack as CausalConvStack
 from .causal_conv import CausalTemporalConv as CausalTemporalConv

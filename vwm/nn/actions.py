@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -84,3 +87,17 @@ def check_action_space(embedding: ActionEmbedding, actions: ActionSpace) -> None
     kind, size = ("discrete", embedding.choices[0]) if embedding.choices else ("continuous", embedding.dims)
     if (actions.kind, actions.size) != (kind, size):
         raise ValueError(f"{actions.size} {actions.kind} actions named, but the dynamics takes {size} {kind} ones")
+
+
+def embedded_action_space(embedding: ActionEmbedding | None, recording: Mapping[str, Any]) -> ActionSpace:
+    """Return the action space of a dynamics model by its embedding; without one, its only action is to go on.
+
+    Args:
+        embedding: the dynamics model's.
+        recording: metadata of an episode of the data, see ``ActionSpace.recorded``.
+    """
+    if embedding is None:
+        return ActionSpace("discrete", 1, ("go on",))
+    if embedding.choices:
+        return ActionSpace.recorded("discrete", embedding.choices[0], recording)
+    return ActionSpace.recorded("continuous", embedding.dims, recording)

@@ -11,6 +11,8 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from vwm.core.frames import video_to_uint8
+from vwm.core.tokenizer import VideoTokenizer
 from vwm.nn.optimizer import OptimizerConfig
 
 
@@ -21,11 +23,13 @@ class TrainingModule(L.LightningModule, ABC):
         progress_bar: labels of the progress bar, and the names of their values: ``loss``, or a key of the logs.
         optimizer: learning rate and schedule; subclasses set it in their constructor.
         action_dropout: share of the actions that ``drop_actions`` hides.
+        tokenizer: of a module that learns from latents.
     """
 
     progress_bar: ClassVar[Mapping[str, str]] = {"loss": "loss"}
     optimizer: OptimizerConfig
     action_dropout: float = 0.0
+    tokenizer: VideoTokenizer
 
     @abstractmethod
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -38,6 +42,17 @@ class TrainingModule(L.LightningModule, ABC):
     @abstractmethod
     def sample(self, batch: Any) -> Tensor:
         """Show what the model makes of a batch: uint8 [b, t, H, W, 3]."""
+
+    def merge(self) -> None:
+        """Make ordinary networks of those that the training changed, such as by LoRA: what is exported; in place."""
+
+    @torch.no_grad()
+    def true_frames(self, batch: Any) -> Tensor:
+        """Return a batch's frames, uint8 [b, t, H, W, 3]; of encoded shards without video, their decoded latents."""
+        if batch.frames is not None:
+            frames: Tensor = batch.frames
+            return frames
+        return video_to_uint8(self.tokenizer.decode(batch.latents))
 
     def frozen_networks(self) -> tuple[nn.Module, ...]:
         """Return what stays in evaluation mode while the rest trains."""

@@ -7,9 +7,10 @@ from .causal_vae import VAEEncoder as VAEEncoder
 from .causal_vae import VAEEncoderState as VAEEncoderState
 from .diffusers_vae import DiffusersTokenizer as DiffusersTokenizer
 from .diffusers_vae import DiffusersVAESpec as DiffusersVAESpec
+from .family import TokenizerFamily as TokenizerFamily
+from .features import TokenizerFeatureExtractor as TokenizerFeatureExtractor
 from .frame_vae import FramePosterior as FramePosterior
 from .frame_vae import FrameVAE as FrameVAE
-from .latent_statistics import measure_latent_statistics as measure_latent_statistics
 from .loading import load_tokenizer as load_tokenizer
 from .masked_autoencoder import MaskedAutoencoderTokenizer as MaskedAutoencoderTokenizer
 from .module import TokenizerModule as TokenizerModule

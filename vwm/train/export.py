@@ -2,50 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning as L
 import torch
 from diffusers import ModelMixin
 from torch import Tensor
-from tqdm import tqdm
 
 from vwm.core.atomic_files import atomic_folder
+from vwm.core.capabilities import InfersActions
 from vwm.core.components import save_component
+from vwm.core.family import ExportSettings
 from vwm.core.network_simulator import NetworkSimulator
-from vwm.core.spaces import ActionSpace
-from vwm.core.tokenizer import VideoTokenizer
 from vwm.data.datamodule import make_clip_dataset
 from vwm.data.shard_index import list_shards, load_shard_index
 from vwm.data.shard_reading import read_episode_metadata
 from vwm.data.video import VIDEO_EXTENSIONS
 from vwm.eval.action_descriptions import describe_actions
-from vwm.models.dit.agent_module import DiTAgentModule
-from vwm.models.dit.finetuning import DiTFinetuning
-from vwm.models.dit.module import DiTModule
-from vwm.models.dit.simulator import DiTSimulator
-from vwm.models.genie.dynamics import MaskGITSampling
-from vwm.models.genie.finetuning import GenieFinetuning
-from vwm.models.genie.module import GenieModule
-from vwm.models.genie.simulator import GenieSimulator
-from vwm.models.mdn_rnn.module import MDNRNNModule
-from vwm.models.mdn_rnn.simulator import MDNRNNSimulator
-from vwm.models.vjepa.action_conditioned_module import ActionConditionedJEPAModule
-from vwm.models.vjepa.module import VJEPAModule
-from vwm.models.vjepa.simulator import VJEPAACSimulator
-from vwm.nn.actions import ActionEmbedding
+from vwm.nn.training_module import TrainingModule
 from vwm.runs.run_folder import RunFolder
-from vwm.tokenizers.latent_statistics import measure_latent_statistics
-from vwm.tokenizers.module import TokenizerModule
 from vwm.train.ema import load_ema_weights
 from vwm.train.fit import parse_fit_config
 from vwm.worlds.bundle import save_simulator
-
-NUM_STATISTICS_CLIPS = 256
-"""Clips of 8 latents that the scale of continuous latents is measured on."""
+from vwm.worlds.families import find_family
 
 
 def export_run(
@@ -57,8 +39,8 @@ def export_run(
     starts: int = 12,
     context: int = 4,
     steps: int | None = None,
-    temperature: float = 0.5,
-    guidance: float = 1.0,
+    temperature: float | None = None,
+    guidance: float | None = None,
     half: bool = False,
 ) -> None:
     """Make a bundle of a run.
@@ -77,66 +59,43 @@ def export_run(
         starts: how many starting contexts the bundle holds.
         context: frames of each.
         steps: sampling steps a frame; by default 8 of MaskGIT, and what a DiT run's samples were drawn with.
-        temperature: of MaskGIT's sampling.
-        guidance: of a DiT's sampling towards the action; 1 leaves it alone.
+        temperature: of MaskGIT's sampling (by default 0.5) or an MDN-RNN's (by default 1).
+        guidance: of a DiT's sampling towards the action; 1, the default, leaves it alone.
         half: store a simulator's weights in float16, in half the space; they are loaded as float32.
     """
     module, config = load_trained_module(run, weights)
-    source = _resolve_data(config, data)
-    if isinstance(module, TokenizerModule):
-        if module.tokenizer.channels:
-            _measure_latent_statistics(module.tokenizer, source)
-        _save_networks({"tokenizer": module.tokenizer}, out)
-        print(f"tokenizer: {out}\ntrain dynamics on it: vwm fit -c configs/... --model.init_args.tokenizer {out}")
+    family, source = find_family(module), _resolve_data(config, data)
+    exported = family.export_networks(module, source, weights == "average")
+    if exported is not None:
+        _save_networks(exported.networks, out)
+        print(exported.use.format(out=out))
         return
-    if isinstance(module, VJEPAModule):
-        follower = module.target_encoder if weights == "average" else None
-        _save_networks({"encoder": follower or module.encoder, "predictor": module.predictor}, out)
-        print(f"encoder and predictor: {out}\nwhat it knows: vwm probe {out} DATA")
-        return
-    common: dict[str, Any] = {
-        "fps": _read_fps(source),
-        "context_frames": context,
-        "title": title or run.resolve().name,
-        "starts": _read_starts(source, context, starts) if source is not None and _has_video(source) else None,
-    }
-    simulator: NetworkSimulator
-    if isinstance(module, GenieModule):
-        sampling = MaskGITSampling(steps=8 if steps is None else steps, temperature=temperature)
-        parts = (module.tokenizer, module.dynamics, module.latent_action)
-        actions = _genie_action_space(module, source)
-        simulator = GenieSimulator(*parts, actions, module.outcomes, sampling=sampling, **common)
-        if module.latent_action is not None and source is not None:
-            clips = make_clip_dataset(source, 8, fields=("frames", "actions"))
-            named = replace(actions, names=tuple(describe_actions(simulator, clips)))
-            simulator.spec = replace(simulator.spec, actions=named)
-    elif isinstance(module, DiTModule):
-        drawn = module.sampling._replace(guidance=guidance, steps=module.sampling.steps if steps is None else steps)
-        if guidance != 1 and not module.action_dropout:
-            print("warning: guidance compares with a frame whose action is hidden, and this run hid none "
-                  "(model.action_dropout=0)")  # fmt: skip
-        parts = (module.tokenizer, module.dynamics, module.outcomes)
-        actions = _embedded_action_space(module.dynamics.embed_action, source)
-        policy = module.policy if isinstance(module, DiTAgentModule) else None
-        simulator = DiTSimulator(*parts, actions, policy, sampling=drawn, **common)
-    elif isinstance(module, ActionConditionedJEPAModule):
-        actions = _embedded_action_space(module.dynamics.embed_action, source)
-        simulator = VJEPAACSimulator(
-            module.encoder, module.projector, module.dynamics, module.decoder, actions, **common
-        )
-    elif isinstance(module, MDNRNNModule):
-        actions = _embedded_action_space(module.dynamics.embed_action, source)
-        simulator = MDNRNNSimulator(module.tokenizer, module.dynamics, actions, **common)
-    else:
-        raise ValueError(f"{run}: a {type(module).__name__} run cannot be exported")
+    recording, fps = ({}, 0.0) if source is None else _read_first_episode(source)
+    settings = ExportSettings(
+        title=title or run.resolve().name,
+        fps=fps or 15.0,
+        context_frames=context,
+        starts=_read_starts(source, context, starts) if source is not None and _has_video(source) else None,
+        recording=recording,
+    )
+    chosen = {"steps": steps, "temperature": temperature, "guidance": guidance}
+    sampling = {name: value for name, value in chosen.items() if value is not None}
+    if sampling.get("guidance", 1) != 1 and not module.action_dropout:
+        print("warning: guidance compares with a frame whose action is hidden, and this run hid none "
+              "(model.action_dropout=0)")  # fmt: skip
+    simulator = family.make_simulator(module, settings).with_sampling(**sampling)
+    if source is not None:
+        _name_latent_actions(simulator, source)
     save_simulator(simulator, out, _model_card(simulator, run, source), half)
     print(f"bundle: {out}")
-    latent = simulator.spec.observation.is_latent
-    print("it has no decoder, so it can be planned in, not played" if latent else f"play it: vwm play {out}")
+    if simulator.spec.observation.is_latent:
+        print("it has no decoder, so it can be planned in, not played")
+    else:
+        print(f"play it: vwm play {out}")
 
 
-def load_trained_module(run: Path, weights: str = "average") -> tuple[L.LightningModule, Any]:
-    """The trained module of a run, and its config.
+def load_trained_module(run: Path, weights: str = "average") -> tuple[TrainingModule, Any]:
+    """Load the trained module of a run, and its config.
 
     Raises:
         FileNotFoundError: the folder is no run, or has no checkpoint yet.
@@ -153,28 +112,15 @@ def load_trained_module(run: Path, weights: str = "average") -> tuple[L.Lightnin
     cli.model.load_state_dict(state["state_dict"])
     if weights == "average":
         load_ema_weights(cli.model, state)
-    if isinstance(cli.model, GenieFinetuning | DiTFinetuning):
-        cli.model.merge()
+    cli.model.merge()
     return cli.model.eval(), cli.config
 
 
-def _save_networks(parts: dict[str, ModelMixin], out: Path) -> None:
+def _save_networks(parts: Mapping[str, ModelMixin], out: Path) -> None:
     """Write networks into their folders in ``out``; those of the same names there are replaced."""
     with ExitStack() as replaced:  # all of them are written before the first takes its place
         for name, part in parts.items():
             save_component(part, replaced.enter_context(atomic_folder(out / name)))
-
-
-def _measure_latent_statistics(tokenizer: VideoTokenizer, source: str | None) -> None:
-    """Bring continuous latents to zero mean and unit deviation, which the dynamics' noise is made for."""
-    if source is None:
-        print("warning: no data to measure the latents on, so their scale stays as it is: give --data SHARDS")
-        return
-    # Eight latents a clip: the first one of a clip is of a single frame, and few of a long video's are.
-    dataset = make_clip_dataset(source, 1 + 7 * tokenizer.time_compression, fields=("frames",), seed=1)
-    count = min(NUM_STATISTICS_CLIPS, len(dataset.order))
-    batches = (torch.from_numpy(dataset[(0, i)]["frames"].copy())[None] for i in range(count))
-    measure_latent_statistics(tokenizer, tqdm(batches, desc="measure latents", total=count, unit="clip"))
 
 
 def _resolve_data(config: Any, data: str | None) -> str | None:
@@ -217,42 +163,24 @@ def _read_first_episode(path: str) -> tuple[dict[str, Any], float]:
     return read_episode_metadata(shard, entry), entry.fps
 
 
-def _read_fps(path: str | None) -> float:
-    return (_read_first_episode(path)[1] if path is not None else 0.0) or 15.0
-
-
-def _genie_action_space(module: GenieModule, path: str | None) -> ActionSpace:
-    size = module.dynamics.num_actions
-    if module.latent_action is not None:
-        return ActionSpace("discrete", size, tuple(f"action {i}" for i in range(size)), latent=True)
-    return _recorded_action_space("continuous" if module.dynamics.continuous else "discrete", size, path)
-
-
-def _embedded_action_space(embedding: ActionEmbedding | None, path: str | None) -> ActionSpace:
-    if embedding is None:
-        return ActionSpace("discrete", 1, ("go on",))
-    if embedding.choices:
-        return _recorded_action_space("discrete", embedding.choices[0], path)
-    return _recorded_action_space("continuous", embedding.dims, path)
-
-
-def _recorded_action_space(kind: str, size: int, path: str | None) -> ActionSpace:
-    """An action space with the names and rest values that the recording states."""
-    facts = _read_first_episode(path)[0] if path is not None else {}
-    names = tuple(map(str, facts.get("action_names") or ()))
-    rest = tuple(map(float, facts.get("action_rest") or ()))
-    names = names if len(names) == size else tuple(f"action {i}" for i in range(size))
-    return ActionSpace(kind, size, names, rest=rest if kind == "continuous" and len(rest) == size else ())
+def _name_latent_actions(simulator: NetworkSimulator, path: str) -> None:
+    """Name the actions that a simulator learned from video by their effects; others have names."""
+    if isinstance(simulator, InfersActions) and simulator.num_latent_actions:
+        clips = make_clip_dataset(path, 8, fields=("frames", "actions"))
+        names = tuple(describe_actions(simulator, clips))
+        simulator.spec = replace(simulator.spec, actions=replace(simulator.spec.actions, names=names))
 
 
 def _model_card(simulator: NetworkSimulator, run: Path, source: str | None) -> str:
     sizes = ", ".join(
         f"{n} {sum(p.numel() for p in m.parameters()) / 1e6:.2f}M" for n, m in simulator.networks().items()
     )
-    actions = "\n".join(f"- {i}: {name}" for i, name in enumerate(simulator.spec.actions.names))
-    height, width = simulator.spec.context.image_size
+    space, context = simulator.spec.actions, simulator.spec.context
+    actions = "\n".join(f"- {i}: {name}" for i, name in enumerate(space.names))
+    height, width = context.image_size
     return (
-        f"# {simulator.spec.title}\n\nA vwm world: {height}x{width} pixels at {simulator.spec.fps:g} frames a second. "
-        f"Parameters: {sizes}. Exported from {run.name}, data {Path(source).name if source else 'not named'}.\n\n"
-        f"    vwm play FOLDER\n\nActions{' (learned)' if simulator.spec.actions.latent else ''}:\n\n{actions}\n"
+        f"# {simulator.spec.title}\n\nA vwm world ({find_family(simulator).title}): {height}x{width} pixels at "
+        f"{simulator.spec.fps:g} frames a second. Parameters: {sizes}. Exported from {run.name}, data "
+        f"{Path(source).name if source else 'not named'}.\n\n"
+        f"    vwm play FOLDER\n\nActions{' (learned)' if space.latent else ''}:\n\n{actions}\n"
     )

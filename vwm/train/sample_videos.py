@@ -11,9 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from vwm.core.frames import video_to_uint8
 from vwm.data.clips import ClipBatch
 from vwm.data.video_encoding import write_video
 from vwm.train.ema import EMACallback
@@ -52,7 +50,7 @@ class SampleVideos(L.Callback):
             for average in averages:
                 average.swap_in(pl_module)
             pl_module.eval()
-            predicted, truth = pl_module.sample(clips), _true_frames(pl_module, clips)
+            predicted, truth = pl_module.sample(clips), pl_module.true_frames(clips)
             pl_module.train()
             for average in averages:
                 average.swap_out(pl_module)
@@ -67,15 +65,6 @@ class SampleVideos(L.Callback):
             self._batch = ClipBatch(**{k: v[: self.num_clips] for k, v in values.items() if v is not None})
         moved = {k: v.to(trainer.strategy.root_device) for k, v in vars(self._batch).items() if v is not None}
         return ClipBatch(**moved)
-
-
-@torch.no_grad()
-def _true_frames(module: L.LightningModule, clips: ClipBatch) -> Tensor:
-    """The clips' frames, uint8 [b, t, h, w, 3]; where encoded shards keep no video, what their latents decode to."""
-    if clips.frames is not None:
-        return clips.frames
-    assert clips.latents is not None
-    return video_to_uint8(module.tokenizer.decode(clips.latents))
 
 
 def _write_samples(stem: Path, truth: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> None:

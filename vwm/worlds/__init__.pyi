@@ -2,6 +2,9 @@ from .bundle import load_simulator as load_simulator
 from .bundle import save_simulator as save_simulator
 from .ensemble import EnsembleSimulator as EnsembleSimulator
 from .ensemble import EnsembleState as EnsembleState
+from .families import UnknownFamilyError as UnknownFamilyError
+from .families import find_family as find_family
+from .families import world_families as world_families
 from .gymnasium_env import SimulatorEnv as SimulatorEnv
 from .gymnasium_env import SimulatorVectorEnv as SimulatorVectorEnv
 from .stable_baselines import StableBaselinesVecEnv as StableBaselinesVecEnv

@@ -2,7 +2,8 @@
 
 ``model_index.json`` names the parts and settings, each part is a subfolder with ``config.json`` and safetensors, and
 ``starts/`` holds contexts to begin from as PNG strips, or as safetensors in a world of vectors. Loading runs no code
-from the folder and unpickles nothing: a bundle can only name classes of this package.
+from the folder and unpickles nothing: a bundle can only name classes of this package, and of packages whose families
+are registered.
 """
 
 from __future__ import annotations
@@ -29,27 +30,9 @@ from vwm.core.components import ComponentError, load_component, public_module, r
 from vwm.core.devices import resolve_device
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.core.spaces import ActionSpace
-from vwm.models.dit.simulator import DiTSimulator
-from vwm.models.genie.simulator import GenieSimulator
-from vwm.models.mdn_rnn.simulator import MDNRNNSimulator
-from vwm.models.muzero.simulator import MuZeroSimulator
-from vwm.models.rssm.simulator import RSSMSimulator
-from vwm.models.tdmpc2.simulator import TDMPC2Simulator
-from vwm.models.vjepa.simulator import VJEPAACSimulator
+from vwm.worlds.families import UnknownFamilyError, find_simulator_class
 
 VECTOR_STARTS_FILE = "vectors.safetensors"
-SIMULATOR_CLASSES: dict[str, type[NetworkSimulator]] = {
-    kind.__name__: kind
-    for kind in (
-        GenieSimulator,
-        DiTSimulator,
-        VJEPAACSimulator,
-        MDNRNNSimulator,
-        RSSMSimulator,
-        MuZeroSimulator,
-        TDMPC2Simulator,
-    )
-}
 
 
 def save_simulator(
@@ -121,7 +104,7 @@ def load_simulator(
     """
     folder = find_bundle(path)
     index = _read_index(folder)
-    kind = SIMULATOR_CLASSES[index["_class_name"]]
+    kind = _simulator_class(folder, index)
     parts: dict[str, Any] = {name: _load_part(folder, name, index.get(name)) for name in kind.PARTS}
     for name in kind.PARTS:
         if parts[name] is None and name not in kind.OPTIONAL:
@@ -167,10 +150,20 @@ def _read_index(folder: Path) -> dict[str, Any]:
         index = json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise BundleError(f"{file}: not JSON ({error})") from error
-    name = index.get("_class_name") if isinstance(index, dict) else None
-    if name not in SIMULATOR_CLASSES:
-        raise BundleError(f"{file}: holds a {name!r}, which this version of vwm ({vwm.__version__}) cannot simulate")
+    if not isinstance(index, dict):
+        raise BundleError(f"{file}: must be an object with the parts of a world, got {type(index).__name__}")
     return index
+
+
+def _simulator_class(folder: Path, index: dict[str, Any]) -> type[NetworkSimulator]:
+    name = index.get("_class_name")
+    try:
+        return find_simulator_class(str(name))
+    except UnknownFamilyError as error:
+        raise BundleError(
+            f"{folder / BUNDLE_INDEX_FILE}: holds a {name!r}, which this version of vwm ({vwm.__version__}) cannot "
+            f"simulate: {error}"
+        ) from error
 
 
 def _load_part(folder: Path, name: str, spec: Any) -> ModelMixin | None:

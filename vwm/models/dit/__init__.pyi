@@ -1,4 +1,6 @@
 from .agent_module import DiTAgentModule as DiTAgentModule
+from .family import DiTFamily as DiTFamily
+from .features import DiTFeatureExtractor as DiTFeatureExtractor
 from .finetuning import DiTFinetuning as DiTFinetuning
 from .module import DiTModule as DiTModule
 from .network import DiT as DiT
@@ -11,6 +13,5 @@ from .objectives import ShortcutForcing as ShortcutForcing
 from .policy_heads import PolicyRewardHeads as PolicyRewardHeads
 from .policy_heads import PolicyRewardLosses as PolicyRewardLosses
 from .sampling import DiffusionSampling as DiffusionSampling
-from .sampling import observe_latents as observe_latents
 from .simulator import DiTSimulator as DiTSimulator
 from .simulator import DiTState as DiTState

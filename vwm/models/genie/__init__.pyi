@@ -2,10 +2,14 @@ from .action_map import LatentActionMap as LatentActionMap
 from .dynamics import MaskGITDynamics as MaskGITDynamics
 from .dynamics import MaskGITOutput as MaskGITOutput
 from .dynamics import MaskGITSampling as MaskGITSampling
-from .dynamics import sample_token_frame as sample_token_frame
+from .family import GenieFamily as GenieFamily
+from .features import GenieFeatureExtractor as GenieFeatureExtractor
 from .finetuning import GenieFinetuning as GenieFinetuning
 from .latent_action import LatentActionModel as LatentActionModel
 from .latent_action import LatentActionOutput as LatentActionOutput
 from .module import GenieModule as GenieModule
 from .simulator import GenieSimulator as GenieSimulator
 from .simulator import GenieState as GenieState
+from .uncached import GenieCacheComparison as GenieCacheComparison
+from .uncached import UncachedDynamics as UncachedDynamics
+from .uncached import UncachedState as UncachedState

@@ -1,3 +1,4 @@
+from .family import MDNRNNFamily as MDNRNNFamily
 from .module import MDNRNNModule as MDNRNNModule
 from .network import GaussianMixture as GaussianMixture
 from .network import LSTMState as LSTMState

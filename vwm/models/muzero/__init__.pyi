@@ -1,3 +1,4 @@
+from .family import MuZeroFamily as MuZeroFamily
 from .network import MuZeroLatentState as MuZeroLatentState
 from .network import MuZeroNetwork as MuZeroNetwork
 from .network import MuZeroPrediction as MuZeroPrediction

@@ -1,4 +1,5 @@
 from .dreamerv3_sizes import DreamerV3Size as DreamerV3Size
+from .family import RSSMFamily as RSSMFamily
 from .image_networks import DreamerV3ImageDecoder as DreamerV3ImageDecoder
 from .image_networks import DreamerV3ImageEncoder as DreamerV3ImageEncoder
 from .image_networks import PlainImageDecoder as PlainImageDecoder

@@ -1,3 +1,4 @@
+from .family import TDMPC2Family as TDMPC2Family
 from .layers import NormedLinear as NormedLinear
 from .layers import TDMPC2MLP as TDMPC2MLP
 from .q_ensemble import EnsembleLinear as EnsembleLinear

@@ -15,7 +15,8 @@ from .collapse_regularizers import SIGReg as SIGReg
 from .collapse_regularizers import VarianceCovarianceRegularizer as VarianceCovarianceRegularizer
 from .conv_encoder import ConvFrameEncoder as ConvFrameEncoder
 from .conv_encoder import ConvResidualBlock as ConvResidualBlock
-from .frame_encoder import load_frame_encoder as load_frame_encoder
+from .family import VJEPAFamily as VJEPAFamily
+from .features import EncoderFeatureExtractor as EncoderFeatureExtractor
 from .inverse_dynamics import InverseDynamicsModel as InverseDynamicsModel
 from .latent_decoder import LatentDecoder as LatentDecoder
 from .latent_projector import LatentProjector as LatentProjector
@@ -28,14 +29,13 @@ from .module import CollapseWarning as CollapseWarning
 from .module import EMAMomentumSchedule as EMAMomentumSchedule
 from .module import MaskedClips as MaskedClips
 from .module import VJEPAModule as VJEPAModule
-from .module import gather_tokens as gather_tokens
-from .module import normalize_features as normalize_features
 from .motion_branch import MotionBranch as MotionBranch
 from .official_weights import PretrainedVJEPA as PretrainedVJEPA
 from .position_encoding import PositionEncoding as PositionEncoding
 from .position_encoding import RotaryTables as RotaryTables
 from .simulator import VJEPAACSimulator as VJEPAACSimulator
 from .simulator import VJEPAACState as VJEPAACState
+from .surprise import VJEPASurprise as VJEPASurprise
 from .video_encoder import TubeletEmbedding as TubeletEmbedding
 from .video_encoder import VideoEncoder as VideoEncoder
 from .vit_block import SwiGLUFeedForward as SwiGLUFeedForward

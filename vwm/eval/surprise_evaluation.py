@@ -1,0 +1,66 @@
+"""``vwm surprise``: whether a model is more surprised by what cannot happen than by what can."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vwm.core.devices import resolve_device
+from vwm.core.family import VideoSurprise
+from vwm.eval.surprise import SURPRISE_TABLE_FILE, read_violation_pairs, write_surprise_report
+from vwm.worlds.families import world_families
+
+
+def evaluate_surprise(
+    bundle: Path,
+    data: str,
+    out: Path = Path("surprise"),
+    context: int | None = None,
+    mask_token: int | None = None,
+    limit: int | None = None,
+    batch_size: int = 32,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Measure a model's surprise on pairs of possible and impossible clips.
+
+    Args:
+        bundle: folder with ``encoder`` and ``predictor``, as ``vwm export`` makes it of a V-JEPA run.
+        data: pairs (python datasets/sprites/generate.py OUT --pairs).
+        out: folder for the report; an earlier report there is replaced.
+        context: frames of each window that the model sees; by default half of what it was trained on.
+        mask_token: which of the predictor's mask tokens stands for the frames to predict: the number of the masks that
+            hid whole frames in training. null takes the predictor's own choice.
+        limit: use the first pairs only, at most this many.
+        batch_size: clips at a time.
+        device: auto takes a GPU where there is one.
+
+    Returns:
+        The report, as it stands in ``surprise.json``.
+
+    Raises:
+        ValueError: the folder holds no model that measures surprise, or the data are no pairs or shorter than the
+            model's clips.
+    """
+    scorer = load_surprise_scorer(bundle, context, mask_token, str(resolve_device(device)))
+    pairs = read_violation_pairs(data, limit)
+    report = write_surprise_report(
+        scorer, pairs, out, scorer.times(pairs.possible.shape[1]), batch_size, bundle.resolve().name
+    )
+    print((out / SURPRISE_TABLE_FILE).read_text())
+    return report
+
+
+def load_surprise_scorer(folder: Path, context: int | None, mask_token: int | None, device: str) -> VideoSurprise:
+    """Load the scorer of the first family that has one for a folder; see ``WorldFamily.load_surprise_scorer``.
+
+    Raises:
+        ValueError: no family has one, or the networks are broken.
+    """
+    for family in world_families():
+        scorer = family.load_surprise_scorer(folder, context, mask_token, device)
+        if scorer is not None:
+            return scorer
+    raise ValueError(
+        f"{folder} holds no model whose surprise can be measured: there is no config.json of a V-JEPA encoder in "
+        f"{folder / 'encoder'}. Export a V-JEPA run: vwm export RUN -o {folder}"
+    )

@@ -1,0 +1,62 @@
+"""Genie as a family: see ``WorldFamily``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from vwm.core.family import CacheComparison, ExportSettings, WorldFamily
+from vwm.core.feature_extractor import FeatureExtractor
+from vwm.core.spaces import ActionSpace
+
+if TYPE_CHECKING:
+    from vwm.models.genie.module import GenieModule
+    from vwm.models.genie.simulator import GenieSimulator
+
+
+class GenieFamily(WorldFamily):
+    """Latent or labelled actions, and masked dynamics over tokens."""
+
+    name = "genie"
+    title = "Genie"
+    simulator_class = "vwm.models.genie.GenieSimulator"
+    module_classes = ("vwm.models.genie.GenieModule",)
+
+    def make_simulator(self, module: GenieModule, settings: ExportSettings) -> GenieSimulator:
+        """See ``WorldFamily.make_simulator``."""
+        from vwm.models.genie.simulator import GenieSimulator
+
+        size = module.dynamics.num_actions
+        if module.latent_action is None:
+            kind = "continuous" if module.dynamics.continuous else "discrete"
+            actions = ActionSpace.recorded(kind, size, settings.recording)
+        else:
+            actions = ActionSpace("discrete", size, tuple(f"action {i}" for i in range(size)), latent=True)
+        return GenieSimulator(
+            module.tokenizer,
+            module.dynamics,
+            module.latent_action,
+            actions,
+            module.outcomes,
+            **settings.simulator_arguments(),
+        )
+
+    def window(self, simulator: GenieSimulator) -> int:
+        """See ``WorldFamily.window``."""
+        return simulator.dynamics.transformer.window
+
+    def feature_extractor(self, simulator: GenieSimulator, layer: int | None = None) -> FeatureExtractor:
+        """See ``WorldFamily.feature_extractor``: a layer of the dynamics."""
+        from vwm.models.genie.features import GenieFeatureExtractor
+
+        return GenieFeatureExtractor(simulator, layer)
+
+    def compare_cache(
+        self, simulator: GenieSimulator, context: Tensor, actions: Callable[[int], Tensor]
+    ) -> CacheComparison:
+        """See ``WorldFamily.compare_cache``."""
+        from vwm.models.genie.uncached import GenieCacheComparison
+
+        return GenieCacheComparison(simulator, context, actions)

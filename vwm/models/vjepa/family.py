@@ -1,0 +1,88 @@
+"""V-JEPA as a family: see ``WorldFamily``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vwm.core.components import COMPONENT_CONFIG_FILE
+from vwm.core.family import ExportedNetworks, ExportSettings, VideoSurprise, WorldFamily
+from vwm.core.feature_extractor import FeatureExtractor
+from vwm.nn.actions import embedded_action_space
+
+if TYPE_CHECKING:
+    from vwm.models.vjepa.action_conditioned_module import ActionConditionedJEPAModule
+    from vwm.models.vjepa.module import VJEPAModule
+    from vwm.models.vjepa.simulator import VJEPAACSimulator
+
+
+class VJEPAFamily(WorldFamily):
+    """Pretrained encoders with their masked predictor, and action-conditioned simulators in representation space."""
+
+    name = "vjepa"
+    title = "V-JEPA"
+    simulator_class = "vwm.models.vjepa.VJEPAACSimulator"
+    module_classes = ("vwm.models.vjepa.VJEPAModule", "vwm.models.vjepa.ActionConditionedJEPAModule")
+    report = None
+    no_report = (
+        "is a world in representation space: its pictures, if it has any, are a by-product, and nothing that vwm eval "
+        "measures of pictures would say how good it is. Score it by planning in it (vwm.planning)"
+    )
+
+    def export_networks(
+        self, module: VJEPAModule | ActionConditionedJEPAModule, data: str | None, average: bool
+    ) -> ExportedNetworks | None:
+        """See ``WorldFamily.export_networks``: encoder (on average: the target encoder) and predictor of a V-JEPA."""
+        from vwm.models.vjepa.module import VJEPAModule
+
+        if not isinstance(module, VJEPAModule):
+            return None
+        encoder = (module.target_encoder if average else None) or module.encoder
+        return ExportedNetworks(
+            {"encoder": encoder, "predictor": module.predictor},
+            "encoder and predictor: {out}\nwhat it knows: vwm probe {out} DATA",
+        )
+
+    def make_simulator(self, module: ActionConditionedJEPAModule, settings: ExportSettings) -> VJEPAACSimulator:
+        """See ``WorldFamily.make_simulator``."""
+        from vwm.models.vjepa.simulator import VJEPAACSimulator
+
+        return VJEPAACSimulator(
+            module.encoder,
+            module.projector,
+            module.dynamics,
+            module.decoder,
+            embedded_action_space(module.dynamics.embed_action, settings.recording),
+            **settings.simulator_arguments(),
+        )
+
+    def window(self, simulator: VJEPAACSimulator) -> int:
+        """See ``WorldFamily.window``."""
+        return simulator.dynamics.transformer.window
+
+    def feature_extractor(self, simulator: VJEPAACSimulator, layer: int | None = None) -> FeatureExtractor:
+        """See ``WorldFamily.feature_extractor``: the encoder's."""
+        from vwm.models.vjepa.features import EncoderFeatureExtractor
+
+        return EncoderFeatureExtractor(simulator.encoder, layer)
+
+    def load_features(
+        self, folder: Path, layer: int | None = None, image_size: tuple[int, int] | None = None
+    ) -> FeatureExtractor | None:
+        """See ``WorldFamily.load_features``: of a folder with an ``encoder``."""
+        from vwm.models.vjepa.features import EncoderFeatureExtractor
+        from vwm.models.vjepa.frame_encoder import load_frame_encoder
+
+        if not (folder / "encoder" / COMPONENT_CONFIG_FILE).is_file():
+            return None
+        return EncoderFeatureExtractor(load_frame_encoder(str(folder)), layer)
+
+    def load_surprise_scorer(
+        self, folder: Path, context: int | None, mask_token: int | None, device: str
+    ) -> VideoSurprise | None:
+        """See ``WorldFamily.load_surprise_scorer``: of an ``encoder`` and its ``predictor``."""
+        from vwm.models.vjepa.surprise import load_vjepa_surprise
+
+        if not (folder / "encoder" / COMPONENT_CONFIG_FILE).is_file():
+            return None
+        return load_vjepa_surprise(folder, context, mask_token, device)

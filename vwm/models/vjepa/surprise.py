@@ -1,0 +1,86 @@
+"""Surprise of a V-JEPA model: how far its prediction of the next frames is from what comes.
+
+Windows slide over a video. The encoder sees a window's first frames, the predictor predicts the features of the
+following ones, and their distance to what the encoder makes of the true frames is the surprise (Garrido et al., 2025,
+arXiv 2502.11831, section 2).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vwm.core.components import ComponentError, load_component
+from vwm.core.frames import frames_to_float
+from vwm.models.vjepa.masked_predictor import MaskedPredictor
+from vwm.models.vjepa.module import gather_tokens, normalize_features
+from vwm.models.vjepa.video_encoder import VideoEncoder
+
+
+class VJEPASurprise:
+    """The surprise of a model at a video, window by window: see ``VideoSurprise``.
+
+    Args:
+        encoder: sees the window's first frames, and whole windows for the targets.
+        predictor: trained with it.
+        context: frames that it sees of each window; whole tubelets, and fewer than the window.
+        mask_token: the mask token that stands for the frames to predict; None takes the predictor's own choice.
+
+    Raises:
+        ValueError: a context that leaves nothing to predict, or splits a tubelet.
+    """
+
+    def __init__(
+        self, encoder: VideoEncoder, predictor: MaskedPredictor, context: int, mask_token: int | None = None
+    ) -> None:
+        if context % encoder.tubelet or not 0 < context < encoder.frames:
+            raise ValueError(
+                f"context={context} must be whole tubelets of {encoder.tubelet} frames, and less than a window of "
+                f"{encoder.frames}"
+            )
+        self.encoder = encoder
+        self.predictor = predictor
+        self.context = context
+        self.mask_token = mask_token
+
+    def times(self, frames: int) -> list[int]:
+        """Return the last frame of every window of a video. Raises ValueError where it is shorter than a window."""
+        if frames < self.encoder.frames:
+            raise ValueError(
+                f"the model looks at {self.encoder.frames} frames at once, and these videos have {frames}: make longer "
+                "ones, or train on shorter clips"
+            )
+        return list(range(self.encoder.frames - 1, frames, self.encoder.tubelet))
+
+    @torch.inference_mode()
+    def __call__(self, frames: Tensor) -> Tensor:
+        """Score videos, uint8 [b, t, h, w, 3] -> [b, windows]: the mean L1 distance of layer-normed features."""
+        video = frames_to_float(frames.to(self.encoder.device))
+        t, h, w = self.encoder.grid()
+        tokens = torch.arange(t * h * w, device=video.device).expand(len(video), -1)
+        visible, hidden = tokens.tensor_split([self.context // self.encoder.tubelet * h * w], dim=1)
+        distances = []
+        for end in self.times(video.shape[1]):
+            window = video[:, end + 1 - self.encoder.frames : end + 1]
+            predicted = self.predictor(self.encoder(window, visible), visible, hidden, self.mask_token)
+            true = gather_tokens(normalize_features(self.encoder(window)), hidden)
+            distances.append((predicted.float() - true).abs().mean(dim=(1, 2)))
+        return torch.stack(distances, dim=1)
+
+
+def load_vjepa_surprise(folder: Path, context: int | None, mask_token: int | None, device: str) -> VJEPASurprise:
+    """Load the scorer of an exported V-JEPA: see ``WorldFamily.load_surprise_scorer``.
+
+    Raises:
+        ComponentError: ``encoder`` or ``predictor`` is missing, broken, or another network.
+        ValueError: see ``VJEPASurprise``.
+    """
+    encoder, predictor = (load_component(folder / name) for name in ("encoder", "predictor"))
+    for name, network, kind in (("encoder", encoder, VideoEncoder), ("predictor", predictor, MaskedPredictor)):
+        if not isinstance(network, kind):
+            raise ComponentError(f"{folder / name} holds a {type(network).__name__}; surprise needs a {kind.__name__}")
+        torch.nn.Module.to(network, device)
+    half = encoder.frames // 2 // encoder.tubelet * encoder.tubelet
+    return VJEPASurprise(encoder, predictor, half if context is None else context, mask_token)

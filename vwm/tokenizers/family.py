@@ -1,0 +1,64 @@
+"""Tokenizers as a family that exports networks without a simulator: see ``WorldFamily``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vwm.core.family import ExportedNetworks, WorldFamily
+from vwm.core.feature_extractor import FeatureExtractor
+
+if TYPE_CHECKING:
+    from vwm.core.tokenizer import VideoTokenizer
+    from vwm.tokenizers.module import TokenizerModule
+
+NUM_STATISTICS_CLIPS = 256
+"""Clips of 8 latents that the scale of continuous latents is measured on."""
+
+
+class TokenizerFamily(WorldFamily):
+    """Networks that turn video into latents and back."""
+
+    name = "tokenizer"
+    title = "tokenizer"
+    module_classes = ("vwm.tokenizers.TokenizerModule",)
+
+    def export_networks(self, module: TokenizerModule, data: str | None, average: bool) -> ExportedNetworks:
+        """See ``WorldFamily.export_networks``; continuous latents are normalized on the data."""
+        if module.tokenizer.channels:
+            _measure_latent_statistics(module.tokenizer, data)
+        return ExportedNetworks(
+            {"tokenizer": module.tokenizer},
+            "tokenizer: {out}\ntrain dynamics on it: vwm fit -c configs/... --model.init_args.tokenizer {out}",
+        )
+
+    def load_features(
+        self, folder: Path, layer: int | None = None, image_size: tuple[int, int] | None = None
+    ) -> FeatureExtractor | None:
+        """See ``WorldFamily.load_features``: its latents."""
+        from vwm.tokenizers.features import TokenizerFeatureExtractor
+        from vwm.tokenizers.loading import load_tokenizer
+
+        try:
+            tokenizer = load_tokenizer(folder, image_size)
+        except FileNotFoundError:
+            return None
+        return TokenizerFeatureExtractor(tokenizer, layer)
+
+
+def _measure_latent_statistics(tokenizer: VideoTokenizer, data: str | None) -> None:
+    """Bring continuous latents to zero mean and unit deviation, which the noise of diffusion is made for."""
+    import torch
+    from tqdm import tqdm
+
+    from vwm.data.datamodule import make_clip_dataset
+    from vwm.tokenizers.latent_statistics import measure_latent_statistics
+
+    if data is None:
+        print("warning: no data to measure the latents on, so their scale stays as it is: give --data SHARDS")
+        return
+    # Eight latents a clip: the first one of a clip is of a single frame, and few of a long video's are.
+    dataset = make_clip_dataset(data, 1 + 7 * tokenizer.time_compression, fields=("frames",), seed=1)
+    count = min(NUM_STATISTICS_CLIPS, len(dataset.order))
+    batches = (torch.from_numpy(dataset[(0, i)]["frames"].copy())[None] for i in range(count))
+    measure_latent_statistics(tokenizer, tqdm(batches, desc="measure latents", total=count, unit="clip"))
