@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vwm.core.capabilities import ProvidesFeatures
+from vwm.core.capabilities import ProvidesFeatures, ReconstructsFrames
 from vwm.core.seeds import fold_in, world_seeds
 from vwm.core.simulator import Simulator, State, StepOutput
 
@@ -140,6 +140,11 @@ class EnsembleSimulator(Simulator):
                 "an ensemble keeps no features that all members share: follow the first, or observe frames"
             )
         return first.features(state.members[0])
+
+    def reconstruct(self, frames: Tensor, state: State | None = None) -> tuple[State, Tensor]:
+        """See ``ReconstructsFrames.reconstruct``: by the first member; unchanged where that one has no tokenizer."""
+        first = self.members[0]
+        return first.reconstruct(frames, state) if isinstance(first, ReconstructsFrames) else ((), frames)
 
     def uncertainty(self, state: EnsembleState) -> Tensor:
         """See ``EstimatesUncertainty.uncertainty``: the members' disagreement on the last step."""

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from factories import dream
+from factories import dream, genie
 
 from vwm.core.states import merge_states, select_worlds
-from vwm.models.mdn_rnn.simulator import MDNRNNSampling
+from vwm.models.mdn_rnn.simulator import MDNRNNSampling, MDNRNNSimulator
 from vwm.worlds.bundle import load_simulator, save_simulator
 
 
@@ -79,3 +79,9 @@ def test_saved_is_loaded(tmp_path):
     (_, one), (_, two) = (w.step(w.reset(clip(), 3)[0], told()[:, 0]) for w in (world, again))
     torch.testing.assert_close(two.latent, one.latent, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(two.reward, one.reward, rtol=1e-4, atol=1e-5)
+
+
+def test_other_simulators_are_refused_by_their_class() -> None:
+    assert MDNRNNSimulator.require(world := dream(), "bundle") is world
+    with pytest.raises(ValueError, match="bundle holds a GenieSimulator, and an MDN-RNN's simulator is required"):
+        MDNRNNSimulator.require(genie(), "bundle")

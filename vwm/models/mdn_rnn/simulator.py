@@ -10,7 +10,7 @@ from torch import Tensor
 from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.core.network_simulator import VideoSimulator
 from vwm.core.seeds import fold_in, world_seeds
-from vwm.core.simulator import StepOutput
+from vwm.core.simulator import Simulator, StepOutput
 from vwm.core.spaces import ActionSpace
 from vwm.core.tokenizer import FrameTokenizer
 from vwm.models.mdn_rnn.network import MDNRNN, LSTMState, check_mdn_rnn_tokenizer
@@ -69,6 +69,32 @@ class MDNRNNSimulator(VideoSimulator):
         check_mdn_rnn_tokenizer(tokenizer, dynamics)
         check_action_space(dynamics.embed_action, actions)
         super().__init__(tokenizer, dynamics, actions, **rest)
+
+    @classmethod
+    def require(cls, simulator: Simulator, name: str) -> MDNRNNSimulator:
+        """Return a simulator of this class, for algorithms that read its memory.
+
+        Raises:
+            ValueError: it is of another class; the message begins with ``name``.
+        """
+        if not isinstance(simulator, cls):
+            raise ValueError(f"{name} holds a {type(simulator).__name__}, and an MDN-RNN's simulator is required")
+        return simulator
+
+    @property
+    def latent_size(self) -> int:
+        """Numbers of a latent, the first ones of ``features``."""
+        return self.dynamics.latent_size
+
+    @property
+    def memory_size(self) -> int:
+        """Numbers of the LSTM's hidden state, the last ones of ``features``."""
+        return self.dynamics.width
+
+    @property
+    def predicts_reward(self) -> bool:
+        """Whether the dynamics has learned rewards."""
+        return self.dynamics.reward_head is not None
 
     def check_sampling(self, sampling: MDNRNNSampling) -> None:
         """See ``NetworkSimulator.check_sampling``."""

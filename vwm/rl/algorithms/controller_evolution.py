@@ -97,11 +97,7 @@ class ControllerEvolution(TrainingRun):
                 f"generations={generations}, episodes={episodes} and context={context} must be 1 or more, and sees "
                 f"must name a controller, got {list(sees)}"
             )
-        world = load_simulator(bundle, device)
-        if not isinstance(world, MDNRNNSimulator):
-            raise ValueError(
-                f"{bundle} holds a {type(world).__name__}: World Models' controller needs an MDN-RNN's world"
-            )
+        world = MDNRNNSimulator.require(load_simulator(bundle, device), str(bundle))
         self.run_folder, self.world, self.game = Path(run), world, game
         self.population, self.generations, self.sigma, self.seed = population, generations, sigma, seed
         self.sees, self.evaluate_every, self.evaluate_episodes, self.episodes = (
@@ -132,7 +128,7 @@ class ControllerEvolution(TrainingRun):
         """One controller, from where it stands; its parameters."""
         folder = self.run_folder / sees
         folder.mkdir(parents=True, exist_ok=True)
-        size = self.world.dynamics.latent_size + (self.world.dynamics.width if sees == "latent_and_memory" else 0)
+        size = self.world.latent_size + (self.world.memory_size if sees == "latent_and_memory" else 0)
         search = CMAESSearch(
             initial_controller_parameters(size, self.world.spec.actions), self.sigma, self.population, self.seed
         )

@@ -61,7 +61,7 @@ class SimulatedFitness(ControllerFitness):
     ) -> None:
         if min(rollouts, horizon) < 1:
             raise ValueError(f"rollouts={rollouts} and horizon={horizon} must be 1 or more")
-        if reward == "model" and world.dynamics.reward_head is None:
+        if reward == "model" and not world.predicts_reward:
             raise ValueError(
                 "reward=model, but this world's dynamics knows no rewards: train it with dynamics.reward=true, or "
                 "count the steps survived (reward=survival)"

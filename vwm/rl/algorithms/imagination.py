@@ -348,8 +348,9 @@ def imagine_rollout(
     state, frame = simulator.reset(context.frames, torch.randint(2**63 - 1, (count,)), context.actions)
     carry = policy.init_carry(count)
     if observe == OBSERVE_FRAME and context.frames.shape[1] > 1:
-        own = simulator.members[0] if isinstance(simulator, EnsembleSimulator) else simulator
-        before = reconstruct_frames(own, context.frames[:, :-1].to(device))  # as it sees all others, real ones included
+        before = reconstruct_frames(
+            simulator, context.frames[:, :-1].to(device)
+        )  # as it sees all others, real ones included
         carry, _ = policy.look(carry, before.transpose(0, 1))
     first, seen = carry, [select_observation(simulator, observe, state, frame)]
     actions, rewards, ends, doubts = [], [nothing], [nowhere], [nothing]
