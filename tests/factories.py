@@ -41,7 +41,7 @@ def latent_action(**changes) -> LatentActionModel:
 def genie(labelled: bool = False, codebook: int | list[int] = [4, 3, 3], outcomes: bool = False):  # noqa: B006
     """A whole Genie world of 16x16 pixels, with starting contexts."""
     from vwm.core.spaces import ActionSpace
-    from vwm.models.genie.dynamics import MaskGITSampling
+    from vwm.models.genie.sampling import MaskGITSampling
     from vwm.models.genie.simulator import GenieSimulator
     from vwm.nn.outcome_heads import RewardTerminationHeads
 

@@ -47,10 +47,10 @@ from vwm.models.dit.policy_heads import PolicyRewardHeads
 from vwm.models.dit.sampling import DiffusionSampling as DiTSampling
 from vwm.models.dit.simulator import DiTSimulator
 from vwm.models.genie.dynamics import MaskGITDynamics
-from vwm.models.genie.dynamics import MaskGITSampling as GenieSampling
 from vwm.models.genie.finetuning import GenieFinetuning
 from vwm.models.genie.latent_action import LatentActionModel
 from vwm.models.genie.module import GenieModule
+from vwm.models.genie.sampling import MaskGITSampling as GenieSampling
 from vwm.models.genie.simulator import GenieSimulator
 from vwm.models.mdn_rnn.module import MDNRNNModule
 from vwm.models.mdn_rnn.network import MDNRNN

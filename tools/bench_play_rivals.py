@@ -25,7 +25,8 @@ import torch
 import yaml
 
 from vwm.core.spaces import ActionSpace
-from vwm.models.genie.dynamics import MaskGITDynamics, MaskGITSampling
+from vwm.models.genie.dynamics import MaskGITDynamics
+from vwm.models.genie.sampling import MaskGITSampling
 from vwm.models.genie.simulator import GenieSimulator
 from vwm.tokenizers.space_time_tokenizer import SpaceTimeTokenizer
 

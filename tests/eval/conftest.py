@@ -18,8 +18,9 @@ from vwm.core.simulator import Simulator, SimulatorSpec, StepOutput
 from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
-from vwm.models.genie.dynamics import MaskGITDynamics, MaskGITSampling
+from vwm.models.genie.dynamics import MaskGITDynamics
 from vwm.models.genie.latent_action import LatentActionModel
+from vwm.models.genie.sampling import MaskGITSampling
 from vwm.models.genie.simulator import GenieSimulator
 from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
 from vwm.tokenizers.space_time_tokenizer import SpaceTimeTokenizer

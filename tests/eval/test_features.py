@@ -127,7 +127,7 @@ def test_the_layers_of_a_world_are_what_its_blocks_put_out_in_play() -> None:
         state = dynamics.init_state(5)
         state = dynamics.observe(state, tokens[:, :1], None)
         state = dynamics.observe(state, tokens[:, 1:3], actions[:, :2])
-        expected = dynamics.logits(state, tokens[:, 3:], actions[:, 2:])
+        expected = dynamics.predict_logits(state, tokens[:, 3:], actions[:, 2:])
         found = dynamics.head(dynamics.transformer.norm(features.unflatten(1, (4, 16))[:, 3:]))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 

@@ -115,7 +115,7 @@ def tokenizer_model() -> dict[str, Any]:
 def genie_model(tokenizer: Path) -> dict[str, Any]:
     """With FSQ actions; the dynamics draws its masks and its corruption from the global generator."""
     action = {"image_size": [8, 8], "patch_size": 4, "codebook": [2, 2], **SMALL}
-    dynamics = {"codebook_size": 9, "tokens_per_frame": 4, "num_actions": 4, "corruption": 0.2, **SMALL}
+    dynamics = {"codebook_size": 9, "tokens_per_frame": 4, "num_actions": 4, "context_corruption": 0.2, **SMALL}
     return {
         "class_path": "vwm.models.genie.module.GenieModule",
         "init_args": {

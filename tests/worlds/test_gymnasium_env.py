@@ -15,8 +15,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from vwm.core.spaces import ActionSpace
-from vwm.models.genie.dynamics import MaskGITDynamics, MaskGITSampling
+from vwm.models.genie.dynamics import MaskGITDynamics
 from vwm.models.genie.latent_action import LatentActionModel
+from vwm.models.genie.sampling import MaskGITSampling
 from vwm.models.genie.simulator import GenieSimulator
 from vwm.tokenizers.space_time_tokenizer import SpaceTimeTokenizer
 from vwm.worlds.bundle import save_simulator

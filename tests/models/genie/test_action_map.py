@@ -14,17 +14,17 @@ def made() -> LatentActionMap:
 
 def test_it_begins_with_the_shares_that_were_counted():
     chosen, counts = made(), torch.tensor([[900, 0, 100, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
-    chosen.begin(counts)
+    chosen.initialize(counts)
     overall = (counts.sum(0) + 0.25) / (counts.sum() + 1)  # 1001 transitions and one that is spread evenly
     expected = (counts + overall) / (counts.sum(1, keepdim=True) + 1)
-    torch.testing.assert_close(chosen.mixture(), expected.double())
-    torch.testing.assert_close(chosen.mixture()[2], overall.double())  # never seen: like all actions together
-    assert chosen.mixture()[0, 0] > 0.89
+    torch.testing.assert_close(chosen.mixture_weights(), expected.double())
+    torch.testing.assert_close(chosen.mixture_weights()[2], overall.double())  # never seen: like all actions together
+    assert chosen.mixture_weights()[0, 0] > 0.89
 
 
 def test_an_action_that_is_one_latent_action_is_embedded_as_that_one():
     chosen = made()
-    chosen.begin(torch.eye(3, 4).long() * 10**9)
+    chosen.initialize(torch.eye(3, 4).long() * 10**9)
     torch.testing.assert_close(chosen(torch.arange(3)), chosen.latents.weight[:3], rtol=0, atol=1e-7)
 
 
@@ -34,7 +34,7 @@ def test_merged_is_unmerged_and_the_map_learns_while_the_latent_actions_stay():
     before = chosen(actions)
     before.square().sum().backward()
     assert chosen.logits.grad.abs().sum() > 0 and chosen.latents.weight.grad is None
-    torch.testing.assert_close(chosen.merged()(actions), before, rtol=0, atol=1e-12)
+    torch.testing.assert_close(chosen.to_embedding()(actions), before, rtol=0, atol=1e-12)
 
 
 def test_pairs_are_counted():
@@ -48,6 +48,6 @@ def test_pairs_are_counted():
 
 def test_counts_of_other_actions_are_named():
     with pytest.raises(ValueError, match=r"must be \[3, 4\] \(true actions x latent actions\), got \[3, 8\]"):
-        made().begin(torch.zeros(3, 8))
+        made().initialize(torch.zeros(3, 8))
     with pytest.raises(ValueError, match="num_actions must be 1 or more, got 0"):
         LatentActionMap(0, nn.Embedding(4, 5))

@@ -6,7 +6,7 @@ from factories import dynamics
 
 from vwm.core.seeds import world_seeds
 from vwm.core.states import select_worlds
-from vwm.models.genie.dynamics import MaskGITSampling, masked_token_count, sample_token_frame
+from vwm.models.genie.sampling import MaskGITSampling, masked_token_count, sample_token_frame
 
 FRAMES = 9
 
@@ -29,7 +29,9 @@ def test_training_with_a_clean_context_is_what_play_computes(conditioning, frame
     for t in range(1, frames):
         hidden = tokens[:, t : t + 1].masked_fill(mask[:, t - 1 : t], model.mask_token)
         lead = actions[:, t - 1 : t]
-        torch.testing.assert_close(model.logits(state, hidden, lead)[:, 0], parallel[:, t - 1], rtol=0, atol=1e-10)
+        torch.testing.assert_close(
+            model.predict_logits(state, hidden, lead)[:, 0], parallel[:, t - 1], rtol=0, atol=1e-10
+        )
         state = model.observe(state, tokens[:, t : t + 1], lead)
 
 
@@ -57,7 +59,7 @@ def test_a_masked_context_is_the_plain_transformer():
     hidden = torch.cat((tokens[:, :1], tokens[:, 1:].masked_fill(mask, model.mask_token)), dim=1)
     state, parts = model.observe(model.init_state(2), hidden[:, :1], None), []
     for t in range(1, FRAMES):
-        parts.append(model.logits(state, hidden[:, t : t + 1], actions[:, t - 1 : t])[:, 0])
+        parts.append(model.predict_logits(state, hidden[:, t : t + 1], actions[:, t - 1 : t])[:, 0])
         state = model.observe(state, hidden[:, t : t + 1], actions[:, t - 1 : t])
     torch.testing.assert_close(torch.stack(parts, 1), model(tokens, actions, mask), rtol=0, atol=1e-10)
 
@@ -125,7 +127,7 @@ def test_sampling_follows_the_distribution():
         model, many, actions[:1, 0].expand(4000), world_seeds(0, 4000), MaskGITSampling(1, temperature=1.0)
     )
     hidden = torch.full((1, 1, 16), model.mask_token)
-    p = model.logits(one, hidden, actions[:1, :1])[0, 0].softmax(-1)
+    p = model.predict_logits(one, hidden, actions[:1, :1])[0, 0].softmax(-1)
     seen = torch.nn.functional.one_hot(frames, 36).double().mean(0)
     assert (seen - p).abs().max() < 5 * (0.25 / 4000) ** 0.5
 
@@ -145,7 +147,7 @@ def test_continuous_actions_condition_too():
 
 
 def test_one_rate_a_sample():
-    model = dynamics(mask_rate=0.0)
+    model = dynamics(min_mask_rate=0.0)
     rates = []
     forward = model.forward
     model.forward = lambda tokens, actions, mask: (

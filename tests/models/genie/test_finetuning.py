@@ -44,7 +44,7 @@ def test_the_map_begins_with_what_is_inferred_where_true_actions_were_taken(worl
         counts[a, k] += 2
     overall = (counts.sum(0) + 0.25) / (counts.sum() + 1)
     expected = (counts + overall) / (counts.sum(1, keepdim=True) + 1)
-    torch.testing.assert_close(made.dynamics.embed_action.mixture(), expected)
+    torch.testing.assert_close(made.dynamics.embed_action.mixture_weights(), expected)
 
 
 @pytest.mark.parametrize("how", ["frozen", "lora", "trained"])
@@ -105,7 +105,7 @@ def test_rewards_and_ends_are_learned_beside_the_actions(world):
 def test_what_does_not_fit_is_named(world, tmp_path):
     made = module(world)
     for clips, message in (
-        (batch(actions=None), "needs a labelled recording"),
+        (batch(actions=None), "needs a labeled recording"),
         (batch(actions=torch.full((3, 6), 3)), "actions run from 3 to 3, but num_actions=3"),
         (batch(actions=torch.zeros(3, 6, 2)), r"integers \[b, t\], got torch\.float32 \[3, 6, 2\]"),
         (batch(labeled=torch.tensor([True, False, True])), r"set data\.labeled_fraction to 1"),

@@ -1,13 +1,13 @@
 from .action_map import LatentActionMap as LatentActionMap
 from .dynamics import MaskGITDynamics as MaskGITDynamics
 from .dynamics import MaskGITOutput as MaskGITOutput
-from .dynamics import MaskGITSampling as MaskGITSampling
 from .family import GenieFamily as GenieFamily
 from .features import GenieFeatureExtractor as GenieFeatureExtractor
 from .finetuning import GenieFinetuning as GenieFinetuning
 from .latent_action import LatentActionModel as LatentActionModel
 from .latent_action import LatentActionOutput as LatentActionOutput
 from .module import GenieModule as GenieModule
+from .sampling import MaskGITSampling as MaskGITSampling
 from .simulator import GenieSimulator as GenieSimulator
 from .simulator import GenieState as GenieState
 from .uncached import GenieCacheComparison as GenieCacheComparison

@@ -1,8 +1,8 @@
-"""An environment's true actions in the words of the latent ones that a world has learned.
+"""Map the true actions of an environment to the latent actions of a pretrained model.
 
-A latent action model names every transition of a few labelled episodes; how often a latent action was inferred where a
-true one was taken says what the true one is, up to what the state adds. From there the map learns with the dynamics'
-loss. (Genie, arXiv 2402.15391, section 3.3, maps by such counts to the likeliest action alone.)
+A latent action model labels the transitions of a few episodes with known actions. The map is initialized by how often
+each latent action was inferred where a true one was taken, and then trained by the loss of the dynamics. (Genie, arXiv
+2402.15391, section 3.3, maps each action to its most frequent latent action.)
 
 Legend: a true actions, k latent actions, d width.
 """
@@ -14,14 +14,17 @@ from torch import Tensor, nn
 
 
 class LatentActionMap(nn.Module):
-    """Embeds a true action as a mixture of latent actions' embeddings; it stands where the embedding of those stood.
+    """Embed a true action as a mixture of the embeddings of latent actions. Replaces the embedding of the dynamics.
 
     Args:
         num_actions: a.
-        latents: the pretrained embedding, [k, d]; it keeps whatever gradient it has.
+        latents: the pretrained embedding, [k, d]; its ``requires_grad`` is not changed.
 
     Attributes:
-        begun: bool [], whether it has begun with counts; before, every true action is all latent ones alike.
+        begun: bool [], whether the map was initialized with counts; until then all mixtures are uniform.
+
+    Raises:
+        ValueError: ``num_actions`` is below 1.
     """
 
     begun: Tensor
@@ -34,36 +37,39 @@ class LatentActionMap(nn.Module):
         self.logits = nn.Parameter(torch.zeros(num_actions, latents.num_embeddings))
         self.register_buffer("begun", torch.zeros((), dtype=torch.bool))
 
-    def mixture(self) -> Tensor:
-        """The share of each latent action in each true one: float [a, k], rows of sum 1."""
+    def mixture_weights(self) -> Tensor:
+        """Weight of each latent action in each true action: float [a, k]; each row sums to 1."""
         return self.logits.softmax(dim=-1)
 
     def forward(self, actions: Tensor) -> Tensor:
         """int64 [...] -> [..., d]."""
-        return nn.functional.embedding(actions, self.mixture() @ self.latents.weight)
+        return nn.functional.embedding(actions, self.mixture_weights() @ self.latents.weight)
 
     @torch.no_grad()
-    def begin(self, counts: Tensor) -> None:
-        """Begin with what was counted: [a, k], how often each latent action was inferred where the true one was taken.
+    def initialize(self, counts: Tensor) -> None:
+        """Initialize by counts [a, k]: how often each latent action was inferred where a true action was taken.
 
-        An action that was seen once counts half its own latent action and half all actions', and one never seen is like
-        them all: the counts are added to one count that is spread as the latent actions are over all of the data.
+        The counts of an action are smoothed by one additional count, which is distributed as the latent actions in all
+        of the data. An action that was never seen therefore has the overall distribution.
+
+        Raises:
+            ValueError: ``counts`` has another shape.
         """
         if counts.shape != self.logits.shape:
             raise ValueError(
                 f"counts must be {list(self.logits.shape)} (true actions x latent actions), got {list(counts.shape)}"
             )
-        together = counts.double().sum(dim=0) + 1 / counts.shape[1]
-        self.logits.copy_((counts + together / together.sum()).log())
+        totals = counts.double().sum(dim=0) + 1 / counts.shape[1]
+        self.logits.copy_((counts + totals / totals.sum()).log())
         self.begun.fill_(True)
 
     @torch.no_grad()
-    def merged(self) -> nn.Embedding:
-        """A plain embedding of the true actions that says the same."""
-        return nn.Embedding.from_pretrained(self.mixture() @ self.latents.weight)
+    def to_embedding(self) -> nn.Embedding:
+        """Return an equivalent ``nn.Embedding`` of the true actions."""
+        return nn.Embedding.from_pretrained(self.mixture_weights() @ self.latents.weight)
 
 
 def count_action_pairs(actions: Tensor, latents: Tensor, shape: tuple[int, int]) -> Tensor:
-    """How often true and latent actions come together: int64 of equal shape twice -> int64 [a, k]."""
+    """Count pairs of true and latent actions, int64 of equal shape -> int64 [a, k]."""
     rows, columns = shape
     return torch.bincount((actions * columns + latents).flatten(), minlength=rows * columns).reshape(shape)

@@ -1,4 +1,4 @@
-"""Fine-tuning a pretrained Genie world to an environment's true actions, rewards and ends."""
+"""Fine-tune a pretrained Genie model to the true actions, rewards and terminations of an environment."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from vwm.nn.lora import AdaptationMode, LoRAConfig, merge_lora, prepare_finetuni
 
 
 class GenieFinetuning(GenieModule):
-    """Learn true actions from a small labelled recording, by a world that was pretrained on video.
+    """Learn true actions from a small labeled recording, with a model pretrained on video.
 
-    In a world with latent actions the action map begins with their co-occurrence with the true ones; in a world with
-    another game's actions it begins with all of those alike.
+    For a model with latent actions, the action map is initialized by their co-occurrence with true actions; for a model
+    with the actions of another environment, it is initialized uniformly.
 
     Args:
-        world: the pretrained bundle. The run needs it whenever it is loaded.
-        num_actions: true discrete actions of the environment.
-        adapt: what of the dynamics may move beside the action map: nothing (``frozen``), ``lora``, or everything
+        world: the pretrained bundle, which is also needed whenever the run is loaded.
+        num_actions: number of true discrete actions of the environment.
+        adapt: how the dynamics is trained, apart from the action map: not at all (``frozen``), ``lora``, or all weights
             (``trained``).
-        lora: settings of ``adapt: lora``; null takes its defaults.
-        action_map_clips: how many training clips the action map is begun with.
-        **rest: see ``GenieModule``; ``outcomes`` learns reward and end.
+        lora: settings of ``adapt: lora``; null for its defaults.
+        action_map_clips: number of training clips that initialize the action map.
+        **rest: see ``GenieModule``; ``outcomes`` learns reward and termination.
 
     Raises:
-        ValueError: no bundle, or one whose dynamics has continuous actions; settings that do not fit.
+        ValueError: there is no bundle, its dynamics has continuous actions, or ``lora`` is set without ``adapt: lora``.
     """
 
     def __init__(
@@ -50,76 +50,80 @@ class GenieFinetuning(GenieModule):
     ) -> None:
         folder = Path(world)
         if not (folder / "dynamics" / COMPONENT_CONFIG_FILE).is_file():
-            raise ValueError(f"world={world}: there is no bundle (vwm export RUN -o {world})")
+            raise ValueError(f"world={world}: there is no bundle (create one with: vwm export RUN -o {world})")
         dynamics = load_component(folder / "dynamics", MaskGITDynamics)
         assert isinstance(dynamics, MaskGITDynamics)
         if dynamics.continuous:
-            raise ValueError(f"{world} has continuous actions, of which no map to discrete ones can be made")
+            raise ValueError(f"world={world} has continuous actions: only discrete ones can be mapped to new actions")
         super().__init__(tokenizer=world, dynamics=dynamics, latent_action=None, **rest)
-        self.world, self.num_actions, self.action_map_clips = folder, num_actions, action_map_clips
+        self.world = folder
+        self.num_actions = num_actions
+        self.action_map_clips = action_map_clips
         prepare_finetuning(dynamics, adapt, lora)
         assert isinstance(dynamics.embed_action, nn.Embedding)
         dynamics.embed_action = LatentActionMap(num_actions, dynamics.embed_action)
         dynamics.train()
 
     def on_fit_start(self) -> None:
-        """Lightning's hook: begin the action map, where no checkpoint said what it has become."""
-        if not self._map.begun and (self.world / "latent_action" / COMPONENT_CONFIG_FILE).is_file():
-            own = self.trainer.datamodule.train_dataloader()
-            same = ClipLoader(own.dataset, own.batch_size)  # on every rank, so that all begin with one map
-            self.initialize_action_map(islice(iter(same), -(-self.action_map_clips // own.batch_size)))
+        """Lightning's hook: initialize the action map, unless it was loaded from a checkpoint."""
+        if not self._action_map.begun and (self.world / "latent_action" / COMPONENT_CONFIG_FILE).is_file():
+            train_loader = self.trainer.datamodule.train_dataloader()
+            # All ranks read the same clips, so that they initialize the same map.
+            loader = ClipLoader(train_loader.dataset, train_loader.batch_size)
+            self.initialize_action_map(islice(iter(loader), -(-self.action_map_clips // train_loader.batch_size)))
 
     @torch.no_grad()
     def initialize_action_map(self, batches: Any) -> None:
-        """Count which latent actions are inferred where true ones were taken, and begin the action map with it.
+        """Initialize the action map by counting which latent actions are inferred where true ones were taken.
 
         Args:
             batches: ``ClipBatch`` with frames and actions.
 
         Raises:
-            ValueError: the bundle's latent actions are not its dynamics', or the clips lack what is counted.
+            ValueError: the latent actions of the bundle are not those of its dynamics, or the clips lack frames or
+                actions.
         """
-        inferring = load_component(self.world / "latent_action", LatentActionModel)
-        assert isinstance(inferring, LatentActionModel)
-        known = self._map.logits.shape[1]
-        if inferring.num_actions != known:
+        latent_action = load_component(self.world / "latent_action", LatentActionModel)
+        assert isinstance(latent_action, LatentActionModel)
+        num_latent_actions = self._action_map.logits.shape[1]
+        if latent_action.num_actions != num_latent_actions:
             raise ValueError(
-                f"{self.world}: latent_action infers {inferring.num_actions} actions, but dynamics takes {known}: "
-                "they are not of one world"
+                f"{self.world}: latent_action infers {latent_action.num_actions} actions, but dynamics takes "
+                f"{num_latent_actions}: they are not from the same model"
             )
-        inferring.to(self.device)
-        counts = torch.zeros(self.num_actions, known, dtype=torch.int64)
+        latent_action.to(self.device)
+        counts = torch.zeros(self.num_actions, num_latent_actions, dtype=torch.int64)
         for batch in batches:
             if batch.frames is None:
                 raise ValueError(
-                    "the action map begins with latent actions, inferred from pixels: add frames to data.fields"
+                    "the action map is initialized by latent actions, inferred from frames: add frames to data.fields"
                 )
             actions, _, _ = self._actions(batch)
-            latents = inferring.infer(frames_to_float(batch.frames.to(self.device))).indices.cpu()
-            counts += count_action_pairs(actions.cpu(), latents, (self.num_actions, known))
-        self._map.begin(counts.to(self.device))
-        seen = int((counts.sum(dim=1) > 0).sum())
-        print(f"action map: {int(counts.sum())} transitions, {seen} of {self.num_actions} actions among them")
+            latents = latent_action.infer(frames_to_float(batch.frames.to(self.device))).indices.cpu()
+            counts += count_action_pairs(actions.cpu(), latents, (self.num_actions, num_latent_actions))
+        self._action_map.initialize(counts.to(self.device))
+        num_seen = int((counts.sum(dim=1) > 0).sum())
+        print(f"action map: {int(counts.sum())} transitions with {num_seen} of the {self.num_actions} actions")
 
     def merge(self) -> None:
-        """Make ordinary dynamics of true actions: the map becomes their embedding, LoRA part of the weights."""
+        """Merge LoRA into the weights and the map into an embedding, which gives an ordinary ``MaskGITDynamics``."""
         merge_lora(self.dynamics)
-        self.dynamics.embed_action = self._map.merged()
+        self.dynamics.embed_action = self._action_map.to_embedding()
         plain = rebuild_network(self.dynamics, num_actions=self.num_actions)
         plain.load_state_dict(self.dynamics.state_dict())
         self.dynamics = plain.to(self.device).eval()
 
     @property
-    def _map(self) -> LatentActionMap:
+    def _action_map(self) -> LatentActionMap:
         assert isinstance(self.dynamics.embed_action, LatentActionMap)
         return self.dynamics.embed_action
 
     def _actions(self, batch: ClipBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """See ``GenieModule``; checked, for labels are what fine-tuning is about."""
+        """See ``GenieModule``. Raises ValueError for missing, unlabeled or invalid actions."""
         if batch.actions is None:
-            raise ValueError("these shards hold no actions: fine-tuning needs a labelled recording (vwm record)")
+            raise ValueError("these shards hold no actions: fine-tuning needs a labeled recording (vwm record)")
         if batch.labeled is not None and not batch.labeled.all():
-            raise ValueError("Genie's fine-tuning learns from labeled clips alone: set data.labeled_fraction to 1")
+            raise ValueError("Genie's fine-tuning learns from labeled clips only: set data.labeled_fraction to 1")
         if batch.actions.is_floating_point() or batch.actions.ndim != 2:
             raise ValueError(f"actions must be integers [b, t], got {batch.actions.dtype} {list(batch.actions.shape)}")
         if self.checks_values(batch.actions):

@@ -1,9 +1,10 @@
-"""The latent action model (Genie, section 2.1): which of a few actions led from each frame to the next?
+"""The latent action model (Genie, arXiv 2402.15391, section 2.1), which infers actions between frames.
 
-An encoder sees both frames and names the change with one code; a decoder sees only the past and the code and must
-paint the next frame. What the past does not tell has to go through the code, and so the code becomes an action.
+An encoder sees both frames and describes the change by one code. A decoder sees only the past and the code, and
+predicts the next frame. Information that the past does not contain has to pass through the code, which
+therefore represents the action.
 
-Legend: b batch, t time, H W pixels, n tokens a frame, d width, k number of actions.
+Legend: b batch, t time, H W pixels, n tokens per frame, d width, k number of actions.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from vwm.nn.space_time import SpaceTimeTransformer
 
 
 class LatentActionOutput(NamedTuple):
-    """indices int64 [b, t-1] (``indices[:, i]`` leads from frame i to i+1), codes [b, t-1, d], commitment loss."""
+    """Indices int64 [b, t-1] (``indices[:, i]`` leads from frame i to i+1), codes [b, t-1, d], commitment loss."""
 
     indices: Tensor
     codes: Tensor
@@ -29,20 +30,23 @@ class LatentActionOutput(NamedTuple):
 
 
 class LatentActionModel(ModelMixin, ConfigMixin):
-    """Infers actions from video without labels.
+    """Infer actions from video without labels.
 
     Args:
         image_size: (height, width) in pixels.
         patch_size: side of a patch (Genie: 16).
         codebook: number of actions (VQ) or FSQ levels, e.g. ``8`` or ``[2, 2, 2]``.
         width: d.
-        depth: blocks in the encoder, and again in the decoder.
-        heads: attention heads.
-        window: frames that time attention spans.
+        depth: number of blocks in the encoder, and in the decoder.
+        heads: number of attention heads.
+        window: number of frames that temporal attention spans.
         code_width: dimension of a VQ code.
-        decoder_context: ``"past"`` (the paper: every earlier frame) or ``"first"``: only the first frame, so that all
-            later motion must come through the actions (a remedy where actions collapse).
-        spread: with FSQ, weight of the loss that keeps every bit of the actions in use.
+        decoder_context: ``"past"`` (the paper: all earlier frames) or ``"first"``: only the first frame, so that all
+            later motion has to be encoded in the actions (prevents collapsed actions).
+        spread: with FSQ, weight of the loss that keeps all dimensions of the codes in use.
+
+    Raises:
+        ValueError: an unknown ``decoder_context``.
     """
 
     @register_to_config
@@ -66,45 +70,49 @@ class LatentActionModel(ModelMixin, ConfigMixin):
         self.patch_size = patch_size
         self.decoder_context = decoder_context
         self.grid = patch_grid(self.image_size, patch_size)
-        tokens, pixels = self.grid[0] * self.grid[1], 3 * patch_size**2
-        self.embed = nn.Linear(pixels, width)
+        tokens = self.grid[0] * self.grid[1]
+        patch_values = 3 * patch_size**2
+        self.embed = nn.Linear(patch_values, width)
         self.encoder_places = nn.Parameter(torch.randn(tokens + 1, width) * 0.02)
-        self.encoder = SpaceTimeTransformer(width, depth, heads, window)
-        self.quantizer = Quantizer(width, codebook, code_width, spread)
-        self.decoder_embed = nn.Linear(pixels, width)
+        self.encoder = SpaceTimeTransformer(width=width, depth=depth, heads=heads, window=window)
+        self.quantizer = Quantizer(width=width, codebook=codebook, code_width=code_width, spread=spread)
+        self.decoder_embed = nn.Linear(patch_values, width)
         self.decoder_places = nn.Parameter(torch.randn(tokens, width) * 0.02)
-        self.decoder = SpaceTimeTransformer(width, depth, heads, window)
-        self.paint = nn.Linear(width, pixels)
+        self.decoder = SpaceTimeTransformer(width=width, depth=depth, heads=heads, window=window)
+        self.paint = nn.Linear(width, patch_values)
         nn.init.zeros_(self.paint.weight)
         nn.init.zeros_(self.paint.bias)
 
     @property
     def num_actions(self) -> int:
-        """k."""
+        """Number of actions, k."""
         return self.quantizer.size
 
     def infer(self, video: Tensor) -> LatentActionOutput:
-        """The actions between the frames of float [b, t >= 2, 3, H, W] in [-1, 1]."""
+        """Infer the actions between the frames of a video, float [b, t >= 2, 3, H, W] in [-1, 1].
+
+        Raises:
+            ValueError: the video has only one frame.
+        """
         if video.shape[1] < 2:
-            raise ValueError(f"an action lies between two frames, got a video of shape {list(video.shape)}")
+            raise ValueError(f"an action is inferred between two frames, got a video of shape {list(video.shape)}")
         patches = self.embed(patchify(video, self.patch_size))
-        # One more token a frame gathers what changed since the frame before.
+        # An additional token per frame collects the change since the previous frame.
         x = torch.cat((patches.new_zeros(*patches.shape[:2], 1, patches.shape[-1]), patches), dim=2)
         change = self.encoder(x + self.encoder_places)[:, 1:, 0]
         codes, indices, commitment = self.quantizer(change)
         return LatentActionOutput(indices, codes, commitment)
 
     def predict(self, video: Tensor, codes: Tensor) -> Tensor:
-        """The next frame of each: [b, t, 3, H, W], the codes that follow each [b, t, d] -> [b, t, 3, H, W].
+        """Predict the next frame of each frame: [b, t, 3, H, W] and codes [b, t, d] -> [b, t, 3, H, W].
 
-        The network paints the change against the last frame it sees, so that untrained it copies that frame and
-        the whole of its learning goes into what moves.
+        The network predicts the difference to the last frame that it sees, so that initially it copies that frame.
         """
-        seen = video if self.decoder_context == "past" else video[:, :1].expand_as(video)
-        x = self.decoder_embed(patchify(seen, self.patch_size)) + self.decoder_places + codes[:, :, None]
-        return seen + unpatchify(self.paint(self.decoder(x)), self.patch_size, self.grid[0])
+        context = video if self.decoder_context == "past" else video[:, :1].expand_as(video)
+        x = self.decoder_embed(patchify(context, self.patch_size)) + self.decoder_places + codes[:, :, None]
+        return context + unpatchify(self.paint(self.decoder(x)), self.patch_size, self.grid[0])
 
     def forward(self, video: Tensor) -> tuple[Tensor, LatentActionOutput]:
-        """[b, t, 3, H, W] -> the predicted frames 1..t-1 as [b, t-1, 3, H, W], and the actions they were given."""
+        """Infer actions and predict from them: [b, t, 3, H, W] -> frames 1..t-1 [b, t-1, 3, H, W], and the actions."""
         actions = self.infer(video)
         return self.predict(video[:, :-1], actions.codes), actions

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.core.seeds import fold_in, world_seeds
 from vwm.data.clips import ClipBatch
-from vwm.models.genie.dynamics import MaskGITDynamics, MaskGITSampling, sample_token_frame
+from vwm.models.genie.dynamics import MaskGITDynamics
 from vwm.models.genie.latent_action import LatentActionModel
+from vwm.models.genie.sampling import MaskGITSampling, sample_token_frame
 from vwm.nn.loss_normalizer import LossNormalizer
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.outcome_heads import RewardTerminationHeads
@@ -82,8 +83,8 @@ class GenieModule(TrainingModule):
         actions, _, _ = self._actions(batch)
         loss, accuracy, features = self.dynamics.loss_with_features(self._tokens(batch).flatten(2), actions)
         assert batch.actions is not None
-        lead = self.dynamics.embed_actions(batch.actions)
-        reward, end = self.outcomes.losses(features, lead, batch.rewards, batch.terminated)
+        action_embedding = self.dynamics.embed_actions(batch.actions)
+        reward, end = self.outcomes.losses(features, action_embedding, batch.rewards, batch.terminated)
         total = self.scales["dynamics"](loss) + self.scales["reward"](reward) + self.scales["end"](end)
         losses = {"dynamics_loss": loss.detach(), "reward_loss": reward.detach(), "end_loss": end.detach()}
         return total, losses | {"accuracy": accuracy}

@@ -13,8 +13,9 @@ from vwm.core.network_simulator import VideoSimulator
 from vwm.core.seeds import fold_in, world_seeds
 from vwm.core.simulator import StepOutput
 from vwm.core.spaces import ActionSpace
-from vwm.models.genie.dynamics import MaskGITDynamics, MaskGITSampling, sample_tokens
+from vwm.models.genie.dynamics import MaskGITDynamics
 from vwm.models.genie.latent_action import LatentActionModel
+from vwm.models.genie.sampling import MaskGITSampling, sample_tokens
 from vwm.nn.outcome_heads import RewardTerminationHeads, sample_outcomes
 from vwm.nn.space_time import TransformerState
 from vwm.tokenizers.space_time_tokenizer import SpaceTimeTokenizer
@@ -94,8 +95,8 @@ class GenieSimulator(VideoSimulator):
             context_actions = self.latent_action.infer(video).indices
         state, features = self._observe(self.dynamics.init_state(batch), tokens[:, :1], None)
         if frames > 1:
-            lead = self.check_context_actions(context_actions, batch, frames)
-            state, features = self._observe(state, tokens[:, 1:], lead)
+            context_actions = self.check_context_actions(context_actions, batch, frames)
+            state, features = self._observe(state, tokens[:, 1:], context_actions)
         decoder, shown = self.tokenizer.decode_step(self.tokenizer.init_decoder(batch), tokens)
         seeds = world_seeds(seed, batch, self.device)
         drawn = torch.zeros_like(seeds)
@@ -109,8 +110,8 @@ class GenieSimulator(VideoSimulator):
         batch = len(state.seed)
         self.check_action(action, batch)
         seed, told = fold_in(state.seed, state.drawn), action.to(self.device)
-        position, lead = state.dynamics.position, self.dynamics.embed_actions(told[:, None])[:, 0]
-        reward, terminated = sample_outcomes(self.outcomes, state.features, lead, state.seed, position)
+        position, action_embedding = state.dynamics.position, self.dynamics.embed_actions(told[:, None])[:, 0]
+        reward, terminated = sample_outcomes(self.outcomes, state.features, action_embedding, state.seed, position)
         tokens = sample_tokens(self.dynamics, state.dynamics, told, seed, self.sampling)
         latent = tokens.unflatten(-1, self.tokenizer.grid)
         dynamics, features = self._observe(state.dynamics, latent[:, None], told[:, None])
@@ -167,7 +168,7 @@ class GenieSimulator(VideoSimulator):
         for i in range(tokens.shape[1] - 1):
             truth = tokens[:, i + 1 : i + 2]
             for way, told in enumerate((actions, other_actions)):
-                logits = dynamics.logits(state, masked, told[:, i : i + 1]).float()
+                logits = dynamics.predict_logits(state, masked, told[:, i : i + 1]).float()
                 total[way] += F.cross_entropy(logits.flatten(0, 2), truth.flatten(), reduction="sum").item()
             state = dynamics.observe(state, truth, actions[:, i : i + 1])
         return total

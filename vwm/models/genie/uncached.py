@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from vwm.core.seeds import fold_in
-from vwm.models.genie.dynamics import MaskGITDynamics, sample_token_frame
+from vwm.models.genie.dynamics import MaskGITDynamics
+from vwm.models.genie.sampling import sample_token_frame
 from vwm.models.genie.simulator import GenieSimulator, GenieState
 
 
@@ -44,12 +45,12 @@ class UncachedDynamics:
         joined = torch.cat((past.tokens, tokens), dim=1), torch.cat((past.actions, actions), dim=1)
         return UncachedState(*(x[:, max(0, x.shape[1] - keep) :] for x in joined))
 
-    def logits(self, past: UncachedState, tokens: Tensor, actions: Tensor) -> Tensor:
+    def predict_logits(self, past: UncachedState, tokens: Tensor, actions: Tensor) -> Tensor:
         """Compute the logits of the next frame, [b, 1, n, k], from all frames at once."""
         joined = torch.cat((past.tokens, tokens), dim=1)
-        lead = self.dynamics._lead(joined, torch.cat((past.actions, actions), dim=1))
-        x = self.dynamics.transformer(self.dynamics._embed(joined, lead))
-        return self.dynamics.head(x[:, -1:, self.dynamics.prefix :])
+        action_embedding = self.dynamics._action_embeddings(joined, torch.cat((past.actions, actions), dim=1))
+        x = self.dynamics.transformer(self.dynamics._embed(joined, action_embedding))
+        return self.dynamics.head(x[:, -1:, self.dynamics.num_prefix_tokens :])
 
 
 class GenieCacheComparison:
@@ -92,8 +93,8 @@ class GenieCacheComparison:
             state = dynamics.observe(state, past.tokens[:, i : i + 1], past.actions[:, i : i + 1])
             decoder, frame = tokenizer.decode_step(decoder, past.tokens[:, i : i + 1].unflatten(-1, tokenizer.grid))
             shown.append(frame)
-        cached = dynamics.logits(state, masked, action[:, None])
-        whole = uncached.logits(past, masked, action[:, None])
+        cached = dynamics.predict_logits(state, masked, action[:, None])
+        whole = uncached.predict_logits(past, masked, action[:, None])
         drawn = sample_token_frame(dynamics, state, action, seed, simulator.sampling)[1]
         redrawn = sample_token_frame(uncached, past, action, seed, simulator.sampling)[1]  # type: ignore[arg-type]
         pixels = (torch.cat(shown, dim=1) - tokenizer.decode(past.tokens.unflatten(-1, tokenizer.grid))).abs().max()
