@@ -67,7 +67,7 @@ def dit(seed: int = 3, **changes):
     return randomize(DiT(**{**settings, "registers": 2, **changes}))
 
 
-def diffusion_world(outcomes: bool = False, sampling=None, policy: bool = False, **changes):
+def diffusion_world(outcomes: bool = False, sampling=None, policy: bool = False, size: int = 8, **changes):
     """A whole diffusion world of 8x8 pixels over a pixel tokenizer, with starting contexts."""
     from vwm.core.spaces import ActionSpace
     from vwm.models.dit.policy_heads import PolicyRewardHeads
@@ -79,8 +79,8 @@ def diffusion_world(outcomes: bool = False, sampling=None, policy: bool = False,
     dims = changes.get("action_dims", 0)
     if dims:
         changes["num_actions"] = 0
-    tokenizer = PixelTokenizer((8, 8))
-    starts = torch.randint(0, 256, (3, 2, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
+    tokenizer = PixelTokenizer((size, size))
+    starts = torch.randint(0, 256, (3, 2, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
     names = ("steer", "gas", "brake")[:dims] if dims else ("LEFT", "RIGHT", "UP", "noop")
     return DiTSimulator(
         tokenizer,
@@ -138,7 +138,7 @@ def jepa_world(**changes):
     )
 
 
-def dream(seed: int = 7, sampling=None, title: str = "noise", **changes):
+def dream(seed: int = 7, sampling=None, title: str = "noise", size: int = 8, **changes):
     """A whole world of World Models of 8x8 pixels, with starting contexts."""
     from vwm.core.spaces import ActionSpace
     from vwm.models.mdn_rnn.network import MDNRNN
@@ -155,13 +155,15 @@ def dream(seed: int = 7, sampling=None, title: str = "noise", **changes):
     names = ("steer", "gas", "brake")[:dims] if dims else ("LEFT", "RIGHT", "UP", "noop")
     names = names[: changes.get("num_actions", len(names))]
     return MDNRNNSimulator(
-        randomize(FrameVAE((8, 8), latent_size=4, widths=[4, 8])),
+        randomize(FrameVAE((size, size), latent_size=4, widths=[4, 8])),
         dynamics,
         ActionSpace("continuous" if dims else "discrete", len(names), names),
         sampling=sampling,
         context_frames=2,
         title=title,
-        starts=torch.randint(0, 256, (3, 2, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(4)),
+        starts=torch.randint(
+            0, 256, (3, 2, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(4)
+        ),
     )
 
 

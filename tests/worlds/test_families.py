@@ -1,0 +1,155 @@
+"""Every command works on every family, as far as the family says that it applies: add a small simulator of yours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from factories import consistency_world, diffusion_world, dream, genie, jepa_world, muzero_world, tokenizer
+from latent_worlds import imagined_world
+from vjepa_models import encoder, predictor
+
+from vwm.cli.benchmarks import benchmark_play
+from vwm.core.components import public_path, save_component
+from vwm.core.family import WorldFamily
+from vwm.core.network_simulator import NetworkSimulator
+from vwm.data.episode import Episode
+from vwm.data.shards import ShardWriter
+from vwm.eval.features import load_feature_extractor
+from vwm.eval.surprise_evaluation import load_surprise_scorer
+from vwm.eval.world_report import evaluate_world
+from vwm.play.session import PlaySession
+from vwm.worlds.bundle import load_simulator, save_simulator
+from vwm.worlds.families import find_family, find_simulator_class, world_families
+from vwm.worlds.gymnasium_env import SimulatorEnv
+
+SIMULATORS = {
+    "genie": genie,
+    "dit": lambda: diffusion_world(size=16),
+    "vjepa": jepa_world,
+    "rssm": imagined_world,
+    "mdn_rnn": lambda: dream(size=16),
+    "tdmpc2": lambda: consistency_world((5,)),
+    "muzero": muzero_world,
+}
+FAMILIES = {family.name: family for family in world_families()}
+
+
+def write_random_clips(path: Path, simulator: NetworkSimulator) -> None:
+    """Clips that a simulator can be evaluated on."""
+    rng, space, actions = np.random.default_rng(0), simulator.spec.context, simulator.spec.actions
+    shape = space.shape if space.is_image else (8, 8, 3)
+    with ShardWriter(path) as writer:
+        for i in range(3):
+            levers = rng.uniform(-1, 1, (9, actions.size)).astype(np.float32)
+            episode = Episode(
+                frames=rng.integers(0, 256, (9, *shape)).astype(np.uint8),
+                actions=rng.integers(0, actions.size, 9) if actions.is_discrete else levers,
+                rewards=rng.normal(size=9).astype(np.float32),
+                state=rng.normal(size=(9, *space.shape)).astype(np.float32) if space.is_vector else None,
+                meta={"fps": 10.0},
+            )
+            writer.write(f"{i}", episode, raw=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of each family, and clips to evaluate it on."""
+    folder = tmp_path_factory.mktemp("families")
+    for name, make in SIMULATORS.items():
+        simulator = make()
+        save_simulator(simulator, folder / name)
+        write_random_clips(folder / f"{name}_data" / "shard-000000.tar", simulator)
+    return folder
+
+
+def test_every_family_has_a_unique_name_and_classes_that_exist() -> None:
+    assert len(FAMILIES) == len(world_families())
+    assert {name for name, family in FAMILIES.items() if family.simulator_class} == set(SIMULATORS)
+    for family in FAMILIES.values():
+        for path in (family.simulator_class, *family.module_classes):
+            if path:
+                module, _, name = path.rpartition(".")
+                assert public_path(getattr(__import__(module, fromlist=[name]), name)) == path
+
+
+@pytest.mark.parametrize("name", SIMULATORS)
+def test_a_bundle_names_its_family(name: str, folder: Path) -> None:
+    simulator = load_simulator(folder / name, "cpu")
+    assert find_family(simulator) is FAMILIES[name]
+    index = json.loads((folder / name / "model_index.json").read_text())
+    assert find_simulator_class(index["_class_name"]) is type(simulator)
+
+
+@pytest.mark.parametrize("name", SIMULATORS)
+def test_every_family_is_evaluated_by_the_report_that_it_names(name: str, folder: Path) -> None:
+    arguments = (folder / name, str(folder / f"{name}_data"), folder / f"{name}_report")
+    if FAMILIES[name].report is None:
+        with pytest.raises(ValueError, match=FAMILIES[name].no_report[:30]):
+            evaluate_world(*arguments)
+        return
+    report = evaluate_world(*arguments, horizon=2, clips=3, batch_size=3, videos=1, device="cpu")
+    if FAMILIES[name].report == "frames":
+        assert len(report["rollout"]["psnr"]) == 2 and report["tokenizer"]["ssim"] > 0
+    else:
+        assert len(report["compounding"]["error"]) == 2
+
+
+@pytest.mark.parametrize("name", SIMULATORS)
+def test_every_family_is_timed(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark_play(folder / name, steps=2, repeats=1, device="cpu")
+    printed = capsys.readouterr().out
+    assert f"({FAMILIES[name].title})" in printed and "ms a frame" in printed
+    assert ("without the cache" in printed) == (name == "genie")
+
+
+@pytest.mark.parametrize("name", SIMULATORS)
+def test_families_with_features_are_probed_and_the_others_say_so(name: str, folder: Path) -> None:
+    if type(FAMILIES[name]).feature_extractor is WorldFamily.feature_extractor:
+        with pytest.raises(ValueError, match=f"{FAMILIES[name].title} has no features to probe"):
+            load_feature_extractor(folder / name)
+        return
+    features = load_feature_extractor(folder / name)
+    assert features.image_size is not None
+    clips = torch.randint(0, 256, (2, features.frames, *features.image_size, 3), dtype=torch.uint8)
+    assert features(clips).isfinite().all() and len(features.fresh(1)(clips)) == 2
+
+
+@pytest.mark.parametrize("name", SIMULATORS)
+def test_every_family_that_shows_frames_is_played_and_is_an_environment(name: str, folder: Path) -> None:
+    simulator = load_simulator(folder / name, "cpu")
+    observation = simulator.spec.observation
+    starts = _starts(simulator)
+    env = SimulatorEnv(simulator, starts, observe="latent" if observation.is_latent else "frame")
+    env.reset(seed=0)
+    seen, *_ = env.step(action := env.action_space.sample())
+    assert env.observation_space.contains(seen)
+    if observation.is_image:
+        session = PlaySession(simulator, starts)
+        session.reset(0, seed=0)
+        assert session.step(action.tolist()).frame.shape == observation.shape
+
+
+def test_networks_without_a_simulator_are_probed_and_surprised(tmp_path: Path) -> None:
+    save_component(tokenizer(), tmp_path / "tokens" / "tokenizer")
+    save_component(encoder(), tmp_path / "jepa" / "encoder")
+    save_component(predictor(), tmp_path / "jepa" / "predictor")
+    assert load_feature_extractor(tmp_path / "tokens").networks.keys() == {"tokenizer"}
+    assert load_feature_extractor(tmp_path / "jepa").networks.keys() == {"encoder"}
+    scorer = load_surprise_scorer(tmp_path / "jepa", None, None, "cpu")
+    assert scorer.times(8)
+    with pytest.raises(ValueError, match="no model whose surprise can be measured"):
+        load_surprise_scorer(tmp_path / "tokens", None, None, "cpu")
+    save_component(tokenizer(), tmp_path / "odd" / "encoder")
+    with pytest.raises(ValueError, match=r"there is no config\.json"):
+        load_surprise_scorer(tmp_path / "odd", None, None, "cpu")
+
+
+def _starts(simulator: NetworkSimulator) -> torch.Tensor:
+    if simulator.starts is not None:
+        return simulator.starts
+    shape = (2, simulator.spec.context_frames, *simulator.spec.context.shape)
+    return torch.randint(0, 256, shape).to(simulator.spec.context.dtype)
