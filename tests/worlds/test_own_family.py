@@ -270,9 +270,6 @@ def test_an_installed_package_declares_its_family(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(families, "entry_points", lambda group: [Point()] if group == "vwm.families" else [])
     monkeypatch.setattr(families, "_registered", {})
     monkeypatch.setattr(components, "_network_packages", {"vwm"})
-    families._installed_families.cache_clear()
-    try:
-        assert families.find_simulator_class("NextFrameSimulator") is NextFrameSimulator
-        assert __name__.partition(".")[0] in components._network_packages
-    finally:
-        families._installed_families.cache_clear()
+    monkeypatch.setattr(families, "_installed_families", families._installed_families.__wrapped__)
+    assert families.find_simulator_class("NextFrameSimulator") is NextFrameSimulator
+    assert __name__.partition(".")[0] in components._network_packages

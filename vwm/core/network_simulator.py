@@ -82,8 +82,11 @@ class NetworkSimulator(Simulator):
         parts = {name: getattr(self, name) for name in self.PARTS}
         return {name: part for name, part in parts.items() if part is not None}
 
-    def to(self, device: torch.device | str) -> Self:
-        """Move the networks to a device, in place."""
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
+        """Move the networks to a device, and cast the dynamics' weights to ``dtype`` where it is given; in place."""
+        if dtype is not None:
+            # Not diffusers' own `to`, which warns of layers that it would keep in float32.
+            torch.nn.Module.to(self.dynamics, dtype)
         for part in self.networks().values():
             part.to(device)
         return self

@@ -132,8 +132,7 @@ def load_simulator(
     device = resolve_device(device)
     if dtype == "auto":
         dtype = torch.bfloat16 if _supports_bfloat16(device) else torch.float32
-    torch.nn.Module.to(simulator.dynamics, dtype)  # diffusers' own `to` warns of layers that it would keep in float32
-    return simulator.to(device)
+    return simulator.to(device, dtype)
 
 
 def _supports_bfloat16(device: torch.device) -> bool:

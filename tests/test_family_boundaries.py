@@ -1,0 +1,132 @@
+"""Outside its package a family is known by its ``WorldFamily`` alone: no class tests, no reaching into its networks."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1] / "vwm"
+TREES = {path: ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
+CONSUMERS = ("worlds", "planning", "rl", "eval", "play", "train", "cli")
+SIMULATORS = ("simulator", "world", "module", "pl_module", "model")
+"""How variables and attributes that hold a simulator or a Lightning module are called."""
+ALLOWED = {
+    ("rl/algorithms/tdmpc2.py", "self.world.encoder"): "the agent's own network, which is no simulator",
+}
+
+
+def class_bases() -> tuple[dict[str, Path], dict[str, set[str]]]:
+    """Every class's file, and the names of its bases; class names are unique in the package."""
+    files, bases = {}, {}
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                files[node.name] = path
+                bases[node.name] = {last_name(base) for base in node.bases}
+    return files, bases
+
+
+def last_name(node: ast.expr) -> str:
+    """``C`` of ``C``, ``a.b.C`` and ``C[T]``."""
+    while isinstance(node, ast.Subscript):
+        node = node.value
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+def descendants(root: str, bases: dict[str, set[str]]) -> set[str]:
+    found = {root}
+    while more := {name for name, of in bases.items() if of & found} - found:
+        found |= more
+    return found
+
+
+FILES, BASES = class_bases()
+FAMILY_CLASSES = {
+    name: FILES[name].parent
+    for root in ("Simulator", "TrainingModule")
+    for name in descendants(root, BASES)
+    if FILES[name].parent.name not in ("core", "nn")  # these are the contracts
+}
+
+
+def _classes_tested_for(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Names of classes that a module tests for, with their lines."""
+    for node in ast.walk(tree):
+        where: list[ast.AST] = []
+        if isinstance(node, ast.Call) and last_name(node.func) in ("isinstance", "issubclass"):
+            where = [node.args[1]]
+        elif isinstance(node, ast.Compare) and "type" in {
+            last_name(side.func) for side in (node.left, *node.comparators) if isinstance(side, ast.Call)
+        }:
+            where = [node]
+        elif isinstance(node, ast.MatchClass):
+            where = [node.cls]
+        for part in where:
+            for name in ast.walk(part):
+                if isinstance(name, ast.Name | ast.Attribute):
+                    yield node.lineno, last_name(name)
+
+
+def test_the_families_classes_and_networks_are_found() -> None:
+    assert {"GenieSimulator", "DiTModule", "GenieFinetuning", "EnsembleSimulator", "TokenizerModule"} <= set(
+        FAMILY_CLASSES
+    )
+    assert not {"Simulator", "NetworkSimulator", "VideoSimulator", "TrainingModule"} & set(FAMILY_CLASSES)
+    assert {"dynamics", "tokenizer", "latent_action", "outcomes", "projector"} <= NETWORKS and "policy" not in NETWORKS
+
+
+def test_no_class_of_a_family_is_tested_for_outside_its_package() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{line} tests for {name}"
+        for path, tree in TREES.items()
+        for line, name in _classes_tested_for(tree)
+        if name in FAMILY_CLASSES and path.parent != FAMILY_CLASSES[name]
+    ]
+    assert not found, f"{found}: ask the family (vwm.worlds.families.find_family) or a protocol of core.capabilities"
+
+
+def test_no_class_is_told_by_its_name() -> None:
+    """``type(x).__name__ == "GenieSimulator"``, or the name as a key."""
+    names = {
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and node.value in FAMILY_CLASSES and path.parent != FAMILY_CLASSES[node.value]
+    }
+    assert not names
+
+
+def network_names() -> set[str]:
+    """Attributes under which families keep their networks, except those that a protocol describes."""
+    names = {"predictor", "target_encoder", "transformer"}
+    for node in (node for tree in TREES.values() for node in ast.walk(tree)):
+        if isinstance(node, ast.AnnAssign) and last_name(node.target) == "PARTS" and node.value is not None:
+            names |= set(ast.literal_eval(node.value))
+    capabilities = ast.walk(TREES[ROOT / "core" / "capabilities.py"])
+    return names - {last_name(node.target) for node in capabilities if isinstance(node, ast.AnnAssign)}
+
+
+NETWORKS = network_names()
+
+
+def test_no_consumer_reaches_into_the_networks_of_a_simulator_or_a_module() -> None:
+    found, used = defaultdict(list), set()
+    for path, tree in TREES.items():
+        file = path.relative_to(ROOT).as_posix()
+        if file.partition("/")[0] not in CONSUMERS:
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and node.attr in NETWORKS and last_name(node.value) in SIMULATORS:
+                reach = ast.unparse(node)
+                if (file, reach) in ALLOWED:
+                    used.add((file, reach))
+                else:
+                    found[file].append(f"{node.lineno}: {reach}")
+            if isinstance(node, ast.Call) and last_name(node.func) in ("getattr", "hasattr"):
+                name = node.args[1]
+                if isinstance(name, ast.Constant) and name.value in NETWORKS:
+                    found[file].append(f"{node.lineno}: {ast.unparse(node)}")
+    assert not found, f"{dict(found)}: let the family or a protocol of core.capabilities give it"
+    assert used == set(ALLOWED), "what is no longer needed is no longer allowed"
