@@ -4,6 +4,7 @@ from .ensemble import EnsembleSimulator as EnsembleSimulator
 from .ensemble import EnsembleState as EnsembleState
 from .families import UnknownFamilyError as UnknownFamilyError
 from .families import find_family as find_family
+from .families import register_family as register_family
 from .families import world_families as world_families
 from .gymnasium_env import SimulatorEnv as SimulatorEnv
 from .gymnasium_env import SimulatorVectorEnv as SimulatorVectorEnv
