@@ -257,7 +257,7 @@ def diffusers_tokenizer(name: str):
     from vwm.tokenizers.diffusers_vae import DiffusersTokenizer
 
     torch.manual_seed(0)
-    return DiffusersTokenizer.of(getattr(diffusers, name)(**DIFFUSERS_VAES[name]), image_size=(16, 16))
+    return DiffusersTokenizer.from_vae(getattr(diffusers, name)(**DIFFUSERS_VAES[name]), image_size=(16, 16))
 
 
 def masked_autoencoder(**changes):

@@ -563,7 +563,7 @@ TOKENIZERS: dict[str, Callable[[], Any]] = {
     "vae_fsq": lambda: vae(codebook=[5, 4, 3]),
     "masked_autoencoder": masked_autoencoder,
     "frame_vae": frame_vae,
-    "frame_vae_centred": lambda: frame_vae(centred=True),
+    "frame_vae_centred": lambda: frame_vae(subtract_mean_frame=True),
 }
 
 
@@ -571,7 +571,7 @@ def tokenizer_module(name: str, make: Callable[[], Any], optimizer: str = "adamw
     adversarial = None
     if adversary:
         torch.manual_seed(1)
-        adversarial = AdversarialLoss(start=0, width=4, layers=2)
+        adversarial = AdversarialLoss(start_step=0, width=4, layers=2)
     train(name, TokenizerModule(make(), OPTIMIZERS[optimizer], l1=0.1, adversarial=adversarial), clips(2, 5, 16))
 
 

@@ -131,7 +131,7 @@ def test_tiles_are_the_whole_inside_and_close_to_it_where_they_overlap(codebook)
 
 
 def test_errors_say_what_to_do():
-    with pytest.raises(ValueError, match=r"6 frames: 4 frames a latent need 1 \+ 4 k frames, 5 or 9 for example"):
+    with pytest.raises(ValueError, match=r"6 frames: 4 frames per latent need 1 \+ 4 k frames, for example 5 or 9"):
         vae().encode(video(6))
     with pytest.raises(ValueError, match="0 frames"):
         vae()(video(0))
@@ -141,7 +141,7 @@ def test_errors_say_what_to_do():
         vae(widths=[8])
     with pytest.raises(ValueError, match="patch_size=4 must divide image_size=18x16"):
         vae((18, 16))
-    with pytest.raises(ValueError, match="latents_mean and latents_std need 4 numbers, got 3, 4"):
+    with pytest.raises(ValueError, match="latents_mean and latents_std need 4 values, got 3, 4"):
         vae(latents_mean=[0.0] * 3)
     with pytest.raises(ValueError, match="overlap=10 must be at least 0 and less than tile=10"):
         encode_tiled(vae(), video(5), tile=10, overlap=10)

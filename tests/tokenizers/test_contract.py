@@ -35,8 +35,8 @@ def frame_vae(**changes) -> FrameVAE:
 
 
 def centred_frame_vae() -> FrameVAE:
-    network = frame_vae(centred=True)
-    network.begin(torch.rand(2, 1, 3, *SIZE) * 2 - 1)
+    network = frame_vae(subtract_mean_frame=True)
+    network.initialize_from_data(torch.rand(2, 1, 3, *SIZE) * 2 - 1)
     return network
 
 

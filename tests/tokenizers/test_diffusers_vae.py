@@ -32,16 +32,16 @@ def video(size: int = 16) -> torch.Tensor:
 
 @torch.no_grad()
 def test_every_frame_is_what_the_bare_autoencoder_makes_of_it(vae):
-    tokenizer, x = DiffusersTokenizer.of(vae, (16, 16)), video()
+    tokenizer, x = DiffusersTokenizer.from_vae(vae, (16, 16)), video()
     latents = tokenizer.encode(x)
     shown = tokenizer.decode(latents)
-    flat = x.flatten(0, 1)[:, :, None] if tokenizer.video else x.flatten(0, 1)
+    flat = x.flatten(0, 1)[:, :, None] if tokenizer.has_time_axis else x.flatten(0, 1)
     bare = vae.encode(flat).latent_dist.mode()
     mean, std = diffusers_latent_statistics(dict(vae.config), tokenizer.channels)
     ones = [1] * (bare.ndim - 2)
     expected = (bare - mean.view(1, -1, *ones)) / std.view(1, -1, *ones)
     back = vae.decode(expected * std.view(1, -1, *ones) + mean.view(1, -1, *ones)).sample
-    if tokenizer.video:
+    if tokenizer.has_time_axis:
         expected, back = expected[:, :, 0], back[:, :, 0]
     assert latents.shape == (2, 5, *tokenizer.grid, tokenizer.channels)
     assert torch.equal(latents.flatten(0, 1).permute(0, 3, 1, 2), expected)
@@ -58,8 +58,8 @@ def test_its_folder_is_a_tokenizer_and_so_is_a_pipeline_that_has_it(vae, tmp_pat
         assert not any(p.requires_grad for p in by_grid.parameters()) and not by_grid.training
         x = torch.cat((video(), video()), dim=3)
         # Not bit for bit: where weights lie in memory can change the order of a sum.
-        torch.testing.assert_close(by_grid.encode(x), DiffusersTokenizer.of(vae, (32, 16)).encode(x))
-    with pytest.raises(ValueError, match="say the image_size"):
+        torch.testing.assert_close(by_grid.encode(x), DiffusersTokenizer.from_vae(vae, (32, 16)).encode(x))
+    with pytest.raises(ValueError, match="give image_size"):
         load_tokenizer(tmp_path / "pipeline")
 
 
@@ -89,7 +89,7 @@ def test_broken_folders_and_other_classes_are_refused(vae, tmp_path):
     with pytest.raises(ValueError, match="'VQModel' must be one of AutoencoderKL, "):
         DiffusersTokenizer((16, 16), "VQModel", {})
     with pytest.raises(ValueError, match="must divide image_size=17x16"):
-        DiffusersTokenizer.of(vae, (17, 16))
+        DiffusersTokenizer.from_vae(vae, (17, 16))
 
 
 def test_latents_are_normalised_by_what_the_settings_say():

@@ -46,7 +46,7 @@ def test_below_the_floor_the_divergence_has_no_gradient():
     network = FrameVAE((16, 16), latent_size=6, widths=[8, 8])
     for scale, free in ((0.1, True), (10.0, False)):
         mean = torch.full((2, 3, 1, 1, 6), scale, requires_grad=True)
-        network.penalty(FramePosterior(mean, torch.ones_like(mean))).backward()
+        network.kl_loss(FramePosterior(mean, torch.ones_like(mean))).backward()
         assert bool((mean.grad == 0).all()) == free
 
 
@@ -58,7 +58,7 @@ def test_latents_carry_noise_in_training_alone_and_in_the_measure_of_the_posteri
     network.eval()
     assert torch.equal(network(video).video, network(video).video)
     posterior = network.posterior(video)
-    draws = torch.stack([posterior.draw() for _ in range(2000)])
+    draws = torch.stack([posterior.sample() for _ in range(2000)])
     torch.testing.assert_close(draws.mean(0), posterior.mean, rtol=0, atol=0.1)
     torch.testing.assert_close(draws.std(0), posterior.std, rtol=0.1, atol=0)
 
@@ -66,23 +66,25 @@ def test_latents_carry_noise_in_training_alone_and_in_the_measure_of_the_posteri
 def test_a_centred_network_is_a_plain_one_of_what_frames_have_beside_the_mean_picture():
     torch.manual_seed(0)
     plain = FrameVAE((16, 16), latent_size=6, widths=[8, 8]).eval()
-    network = FrameVAE((16, 16), latent_size=6, widths=[8, 8], centred=True).eval()
+    network = FrameVAE((16, 16), latent_size=6, widths=[8, 8], subtract_mean_frame=True).eval()
     network.load_state_dict(plain.state_dict() | {"mean_picture": torch.zeros(3, 16, 16)})
     video = clip().movedim(-1, 2).float() / 127.5 - 1
     assert torch.equal(network(video).video, plain(video).video)
-    network.begin(video)
+    network.initialize_from_data(video)
     mean = video.flatten(0, 1).sum(0) / 6
     torch.testing.assert_close(network(video).video, plain(video - mean).video + mean)
     torch.testing.assert_close(network.encode(video), plain.encode(video - mean))
     with pytest.raises(ValueError, match=r"got \[2, 3, 3, 8, 16\]"):
-        network.begin(video[..., :8, :])
+        network.initialize_from_data(video[..., :8, :])
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning")  # Lightning's own use of torch
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")  # two batches in memory
 def test_a_training_takes_the_mean_picture_from_its_first_batch_alone(tmp_path):
     first, second = ClipBatch(frames=clip()), ClipBatch(frames=255 - clip())
-    module = TokenizerModule(FrameVAE((16, 16), latent_size=6, widths=[8, 8], centred=True), OptimizerConfig())
+    module = TokenizerModule(
+        FrameVAE((16, 16), latent_size=6, widths=[8, 8], subtract_mean_frame=True), OptimizerConfig()
+    )
     fit(module, [first, second], tmp_path)
     expected = (clip().double() / 127.5 - 1).mean(dim=(0, 1)).movedim(-1, 0)
     torch.testing.assert_close(module.tokenizer.mean_picture.double(), expected)

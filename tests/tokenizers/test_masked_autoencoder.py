@@ -19,10 +19,10 @@ def seen_patches(network: MaskedAutoencoderTokenizer, frames: int = 40) -> torch
 
 
 def test_in_training_every_frame_hides_its_own_share_of_patches():
-    shown = seen_patches(masked_autoencoder(mask_rate=0.9).train()).double().mean(dim=1)
+    shown = seen_patches(masked_autoencoder(max_mask_rate=0.9).train()).double().mean(dim=1)
     assert abs(shown.mean() - 0.55) < 0.1
     assert shown.min() < 0.25 and shown.max() > 0.85
-    for open_eyed in (masked_autoencoder(mask_rate=0.9).eval(), masked_autoencoder(mask_rate=0.0).train()):
+    for open_eyed in (masked_autoencoder(max_mask_rate=0.9).eval(), masked_autoencoder(max_mask_rate=0.0).train()):
         assert seen_patches(open_eyed).all()
 
 
@@ -52,8 +52,8 @@ def test_latents_lie_within_the_bound_until_they_are_normalised():
     ("settings", "message"),
     [
         ({"patch_size": 5}, "patch_size=5 must divide"),
-        ({"mask_rate": 1.0}, r"mask_rate=1\.0"),
-        ({"latents_mean": [0.0]}, "need 4 numbers, got 1, 4"),
+        ({"max_mask_rate": 1.0}, r"max_mask_rate=1\.0"),
+        ({"latents_mean": [0.0]}, "need 4 values, got 1, 4"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(settings, message):

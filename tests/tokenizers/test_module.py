@@ -42,7 +42,7 @@ class Batches:
 
 def adversarial(start: int = 0) -> AdversarialLoss:
     torch.manual_seed(1)
-    return AdversarialLoss(start=start, width=4, layers=2)
+    return AdversarialLoss(start_step=start, width=4, layers=2)
 
 
 def loss_of(module: TokenizerModule) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What every tokenizer does: video to latents and back, a whole clip at once or frame by frame.
+"""The interface of tokenizers: video to latents and back, a whole clip at once or frame by frame.
 
 Legend: b batch, t time, t' latents in time, h w the grid of latents, H W pixels, c channels.
 """
@@ -13,16 +13,16 @@ from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor
 
 TokenizerState = Any
-"""A nested tuple of tensors, each with the batch first (see ``vwm.core.states``)."""
+"""A nested tuple of tensors, each with the batch dimension first (see ``vwm.core.states``)."""
 
 
 class TokenizerOutput(NamedTuple):
-    """What training looks at.
+    """Output of a tokenizer in training.
 
     Attributes:
-        video: float [b, t, 3, H, W].
+        video: the reconstruction, float [b, t, 3, H, W].
         latents: tokens int64 [b, t', h, w], or float [b, t', h, w, c].
-        penalty: scalar to add to the loss: a codebook's commitment, or a weighted KL; 0 where there is none.
+        penalty: regularization loss, scalar: the commitment loss of a codebook, or a weighted KL divergence; or 0.
     """
 
     video: Tensor
@@ -31,17 +31,17 @@ class TokenizerOutput(NamedTuple):
 
 
 class VideoTokenizer(ModelMixin, ConfigMixin):
-    """Video float [b, t, 3, H, W] in [-1, 1] to latents and back.
+    """Encode video, float [b, t, 3, H, W] in [-1, 1], to latents and decode it.
 
-    Latents are tokens (int64 [b, t', h, w]) or continuous (float [b, t', h, w, c], about zero mean and unit
-    deviation a channel). The streaming calls give what the parallel ones give, for every way to cut a video in pieces.
+    Latents are tokens (int64 [b, t', h, w]) or continuous (float [b, t', h, w, c], with about zero mean and unit
+    standard deviation per channel). Streaming gives the same results as the parallel methods, for every chunking.
 
     Attributes:
         image_size: (H, W) in pixels.
         grid: (h, w) of the latents.
-        time_compression: frames a latent; the first latent is always the first frame alone.
-        codebook_size: number of codes; 0 where the latents are continuous.
-        channels: c of continuous latents; 0 where there are tokens.
+        time_compression: number of frames per latent; the first latent always holds one frame.
+        codebook_size: number of codes; 0 for continuous latents.
+        channels: c of continuous latents; 0 for tokens.
     """
 
     image_size: tuple[int, int]
@@ -52,54 +52,53 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
 
     @property
     def tokens_per_frame(self) -> int:
-        """n = h * w."""
+        """Number of latents per frame, h * w."""
         return self.grid[0] * self.grid[1]
 
-    def begin(self, video: Tensor) -> None:
-        """Look at a training's first batch, float [b, t, 3, H, W], before anything is learned."""
+    def initialize_from_data(self, video: Tensor) -> None:
+        """Initialize from the first batch of a training, float [b, t, 3, H, W]. Does nothing by default."""
 
     @abstractmethod
     def forward(self, video: Tensor) -> TokenizerOutput:
-        """Through the bottleneck and back, with gradients."""
+        """Encode and decode with gradients: float [b, t, 3, H, W] in [-1, 1]."""
 
     @abstractmethod
     def encode(self, video: Tensor) -> Tensor:
-        """float [b, t, 3, H, W] -> latents."""
+        """Encode: float [b, t, 3, H, W] -> latents."""
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents -> float [b, t, 3, H, W]."""
+        """Decode: latents -> float [b, t, 3, H, W]."""
 
     @abstractmethod
     def init_encoder(self, batch: int) -> TokenizerState:
-        """The encoder's state before the first frame."""
+        """Return the state of the encoder before the first frame."""
 
     @abstractmethod
     def init_decoder(self, batch: int) -> TokenizerState:
-        """The decoder's state before the first latent."""
+        """Return the state of the decoder before the first latent."""
 
     @abstractmethod
     def encode_step(self, state: TokenizerState, video: Tensor) -> tuple[TokenizerState, Tensor]:
-        """The next frames, and the latents that they complete (perhaps none where time is compressed)."""
+        """Encode the next frames; return the state and the latents that they complete, which may be none."""
 
     @abstractmethod
     def decode_step(self, state: TokenizerState, latents: Tensor) -> tuple[TokenizerState, Tensor]:
-        """The next latents, and their frames."""
+        """Decode the next latents; return the state and their frames."""
 
     def register_latent_statistics(self, channels: int, mean: list[float] | None, std: list[float] | None) -> None:
-        """Make buffers ``mean`` and ``std`` [c] of the config's numbers; None for 0 and 1.
+        """Register the buffers ``mean`` and ``std`` [c] from values in the config; None for 0 and 1.
 
-        They come from the config and are not among the weights: they are numbers about the weights. Raises
-        ValueError where there are not ``channels`` of them.
+        They are saved in the config, not with the weights. Raises ValueError unless there are ``channels`` values.
         """
         mean, std = mean or [0.0] * channels, std or [1.0] * channels
         if len(mean) != channels or len(std) != channels:
-            raise ValueError(f"latents_mean and latents_std need {channels} numbers, got {len(mean)}, {len(std)}")
+            raise ValueError(f"latents_mean and latents_std need {channels} values, got {len(mean)}, {len(std)}")
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
 
     def check_video(self, video: Tensor) -> None:
-        """Raise ValueError unless ``video`` is [b, t, 3, H, W] of this tokenizer's size."""
+        """Raise ValueError unless ``video`` is [b, t, 3, H, W] with the size of this tokenizer."""
         if tuple(video.shape[2:]) != (3, *self.image_size):
             raise ValueError(
                 f"video must be [b, t, 3, {self.image_size[0]}, {self.image_size[1]}], got {list(video.shape)}"
@@ -107,20 +106,20 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
 
 
 class FrameTokenizer(VideoTokenizer):
-    """A tokenizer that takes each frame by itself, so that there is nothing to remember."""
+    """A tokenizer that processes each frame independently and therefore has no state."""
 
     def init_encoder(self, batch: int) -> tuple[()]:
-        """Nothing."""
+        """Return the empty state."""
         return ()
 
     def init_decoder(self, batch: int) -> tuple[()]:
-        """Nothing."""
+        """Return the empty state."""
         return ()
 
     def encode_step(self, state: tuple[()], video: Tensor) -> tuple[tuple[()], Tensor]:
-        """The next frames, and their latents."""
+        """Encode the next frames; return the state and their latents."""
         return state, self.encode(video)
 
     def decode_step(self, state: tuple[()], latents: Tensor) -> tuple[tuple[()], Tensor]:
-        """The next latents, and their frames."""
+        """Decode the next latents; return the state and their frames."""
         return state, self.decode(latents)

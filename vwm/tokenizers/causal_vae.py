@@ -1,13 +1,13 @@
 """A causal video autoencoder: KL (arXiv 1312.6114), or with a codebook (VQ-VAE, arXiv 1711.00937; FSQ, 2309.15505).
 
-Causal in time on both sides, for pictures and videos. The first frame makes the first latent alone, later latents
-take ``time_compression`` frames each, so that 1 + r k frames are 1 + k latents.
+Encoder and decoder are causal in time and process images and videos. The first latent holds the first frame only,
+later latents hold ``time_compression`` frames each, so that 1 + r k frames are 1 + k latents.
 
-Two paths are added on each side. The short one is linear: each block of pixels to the latent in its place and back,
-begun as a cosine transform, so that the first step of training already has a picture. The long one is a causal
-convolutional network, begun at zero: it learns what the linear map leaves over.
+Encoder and decoder each add two paths. The short path is linear: it maps each block of pixels to the latent at its
+position and back. It is initialized to a cosine transform, so that training starts with a good reconstruction. The long
+path is a causal convolutional network, initialized to zero, which learns the remainder.
 
-Legend: b batch, t time, t' latents in time, h w the grid of latents, H W pixels, c latent channels, r frames a latent.
+Legend: b batch, t time, t' latents in time, h w grid of latents, H W pixels, c latent channels, r frames per latent.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vwm.nn.quantize import Codebook, Quantizer
 
 
 class VAEEncoderState(NamedTuple):
-    """What the encoder remembers: waiting frames of both paths and of every level, and each block's past."""
+    """State of the encoder: incomplete groups of frames (short path and each level), and past frames of each block."""
 
     short: FrameBuffer
     merges: tuple[FrameBuffer, ...]
@@ -38,7 +38,7 @@ class VAEEncoderState(NamedTuple):
 
 
 class VAEDecoderState(NamedTuple):
-    """What the decoder remembers: frames to drop at the start, on both paths and every level, and each block's past."""
+    """State of the decoder: initial frames to drop, for the short path and each level, and past frames per block."""
 
     short: Tensor
     splits: tuple[Tensor, ...]
@@ -46,15 +46,15 @@ class VAEDecoderState(NamedTuple):
 
 
 class VAEEncoder(nn.Module):
-    """Pixels to features of the latents, [b, t, H, W, 3] -> [b, t', h, w, c].
+    """Encoder network, [b, t, H, W, 3] -> [b, t', h, w, features].
 
     Args:
-        channels: of the latents, c.
-        features: channels of what comes out, at least c; the first c are begun as the cosine transform.
-        strides: (frames, side) that each level merges, pixels first.
+        channels: c, channels of the latents.
+        features: output channels, at least c; the first c are initialized to the cosine transform.
+        strides: (frames, side) of the block that each level merges, finest level first.
         widths: channels of each level.
-        depths: blocks of each level.
-        kernel: frames that a block's kernel spans.
+        depths: number of blocks of each level.
+        kernel: number of frames that the temporal kernels span.
     """
 
     merges: Sequence[SpaceTimeToDepth]
@@ -72,7 +72,7 @@ class VAEEncoder(nn.Module):
     ) -> None:
         super().__init__()
         frames, side = total_stride(strides)
-        self.whole = SpaceTimeToDepth(frames, side)
+        self.full_block = SpaceTimeToDepth(frames, side)
         self.short = nn.Linear(frames * side**2 * 3, features)
         self.merges = _module_list(SpaceTimeToDepth(*stride) for stride in strides)
         inputs = [r * s * s * c for (r, s), c in zip(strides, [3, *widths[:-1]], strict=True)]
@@ -83,15 +83,15 @@ class VAEEncoder(nn.Module):
         basis, deviation = video_dct_basis(frames, side, channels)
         nn.init.zeros_(self.short.weight)
         with torch.no_grad():
-            # Latents of deviation 1 from the start.
+            # Initially, latents have a standard deviation of about 1.
             self.short.weight[: len(basis)] = basis / deviation[:, None]
         for constant in (self.short.bias, self.head.weight, self.head.bias):
             nn.init.zeros_(constant)
 
     def init_state(self, batch: int, height: int, width: int) -> VAEEncoderState:
-        """Before the first frame of ``height`` x ``width`` pixels."""
+        """Return the state before the first frame of ``height`` x ``width`` pixels."""
         like = self.short.weight
-        short = self.whole.init_state(like, batch, height, width, 3)
+        short = self.full_block.init_state(like, batch, height, width, 3)
         merges, stacks, channels = [], [], 3
         for merge, stack, join in zip(self.merges, self.stacks, self.joins, strict=True):
             merges.append(merge.init_state(like, batch, height, width, channels))
@@ -100,19 +100,19 @@ class VAEEncoder(nn.Module):
         return VAEEncoderState(short, tuple(merges), tuple(stacks))
 
     def forward(self, video: Tensor, state: VAEEncoderState) -> tuple[Tensor, VAEEncoderState]:
-        """The next frames, and the features that they complete."""
-        blocks, short = self.whole(video, state.short)
+        """Encode the next frames; return the features of the latents that they complete, and the state."""
+        blocks, short = self.full_block(video, state.short)
         x, merges, stacks = video, [], []
         for i, (merge, join, stack) in enumerate(zip(self.merges, self.joins, self.stacks, strict=True)):
-            x, waiting = merge(x, state.merges[i])
+            x, incomplete = merge(x, state.merges[i])
             x, past = stack(join(x), state.stacks[i])
-            merges.append(waiting)
+            merges.append(incomplete)
             stacks.append(past)
         return self.short(blocks) + self.head(self.norm(x)), VAEEncoderState(short, tuple(merges), tuple(stacks))
 
 
 class VAEDecoder(nn.Module):
-    """Latents to pixels, the encoder's mirror: [b, t', h, w, c] -> [b, t, H, W, 3]. Arguments as the encoder's."""
+    """Decoder network, the mirror of ``VAEEncoder`` with the same arguments: [b, t', h, w, c] -> [b, t, H, W, 3]."""
 
     stacks: Sequence[CausalConvStack]
     norms: Sequence[nn.LayerNorm]
@@ -125,7 +125,7 @@ class VAEDecoder(nn.Module):
         super().__init__()
         frames, side = total_stride(strides)
         self.short = nn.Linear(channels, frames * side**2 * 3)
-        self.whole = DepthToSpaceTime(frames, side)
+        self.full_block = DepthToSpaceTime(frames, side)
         self.enter = SpatialConv(channels, widths[-1])
         self.stacks = _module_list(
             CausalConvStack(w, d, kernel) for w, d in zip(reversed(widths), reversed(depths), strict=True)
@@ -142,18 +142,18 @@ class VAEDecoder(nn.Module):
             nn.init.zeros_(constant)
 
     def init_state(self, batch: int, height: int, width: int) -> VAEDecoderState:
-        """Before the first latent of a grid of ``height`` x ``width``."""
+        """Return the state before the first latent of a grid of ``height`` x ``width``."""
         like = self.short.weight
         stacks = []
         for stack, split in zip(self.stacks, self.splits, strict=True):
             stacks.append(stack.init_state(like, batch, height, width))
             height, width = height * split.space, width * split.space
         splits = tuple(split.init_state(like, batch) for split in self.splits)
-        return VAEDecoderState(self.whole.init_state(like, batch), splits, tuple(stacks))
+        return VAEDecoderState(self.full_block.init_state(like, batch), splits, tuple(stacks))
 
     def forward(self, latents: Tensor, state: VAEDecoderState) -> tuple[Tensor, VAEDecoderState]:
-        """The next latents, and their frames."""
-        video, short = self.whole(self.short(latents), state.short)
+        """Decode the next latents; return their frames, and the state."""
+        video, short = self.full_block(self.short(latents), state.short)
         x, splits, stacks = self.enter(latents), [], []
         for i, (stack, norm, part, split) in enumerate(
             zip(self.stacks, self.norms, self.parts, self.splits, strict=True)
@@ -166,22 +166,25 @@ class VAEDecoder(nn.Module):
 
 
 class CausalVAE(VideoTokenizer):
-    """Video to continuous latents or to tokens, and back.
+    """Causal tokenizer with continuous latents or tokens.
 
     Args:
         image_size: (height, width) of a frame in pixels.
         codebook: None for continuous latents with a KL penalty; a number of codes (VQ) or FSQ levels for tokens.
-        latent_channels: c; with a codebook, the width on both sides of it.
-        time_compression: frames a latent, a power of two; 1 makes a world playable frame by frame.
-        patch_size: side of the squares of pixels that the first level takes in.
-        widths: channels of each level, finest first; each level halves height and width, so that space is compressed
-            by ``patch_size * 2 ** (len(widths) - 1)``. The deepest levels halve time too, as far as it is compressed;
-            what is left, the first level takes in.
-        depths: blocks of each level, in the encoder and again in the decoder.
-        time_kernel: frames that a block's kernel spans; 1 makes an autoencoder of single frames.
-        kl_weight: of the KL divergence from a unit Gaussian, averaged over the latents' elements.
-        latents_mean, latents_std: a number a channel, what ``encode`` normalises continuous latents by
+        latent_channels: c; with a codebook, the width of its inputs and outputs.
+        time_compression: number of frames per latent, a power of two; 1 for simulators that are played.
+        patch_size: side of the squares of pixels that the first level merges.
+        widths: channels of each level, finest first. Each further level halves height and width, so that space is
+            compressed by ``patch_size * 2 ** (len(widths) - 1)``. The deepest levels also halve time, as far as
+            required; the first level merges the remaining frames.
+        depths: number of blocks of each level, in the encoder and in the decoder.
+        time_kernel: number of frames that the temporal kernels span; 1 gives an autoencoder of single frames.
+        kl_weight: weight of the KL divergence from a unit Gaussian, averaged over the elements of the latents.
+        latents_mean, latents_std: one value per channel, by which ``encode`` normalizes continuous latents
             (``vwm.tokenizers.latent_statistics`` measures them); by default 0 and 1.
+
+    Raises:
+        ValueError: the levels or the image size do not fit each other.
     """
 
     @register_to_config
@@ -204,13 +207,23 @@ class CausalVAE(VideoTokenizer):
         self.image_size = (int(image_size[0]), int(image_size[1]))
         self.space_compression = total_stride(strides)[1]
         self.grid = patch_grid(self.image_size, self.space_compression)
-        self.time_compression, self.kl_weight = time_compression, kl_weight
+        self.time_compression = time_compression
+        self.kl_weight = kl_weight
         features = 2 * latent_channels if codebook is None else latent_channels
-        self.encoder = VAEEncoder(latent_channels, features, strides, widths, depths, time_kernel)
-        self.decoder = VAEDecoder(latent_channels, strides, widths, depths, time_kernel)
+        self.encoder = VAEEncoder(
+            channels=latent_channels,
+            features=features,
+            strides=strides,
+            widths=widths,
+            depths=depths,
+            kernel=time_kernel,
+        )
+        self.decoder = VAEDecoder(
+            channels=latent_channels, strides=strides, widths=widths, depths=depths, kernel=time_kernel
+        )
         if codebook is None:
             self.channels = latent_channels
-            # A mean and a log-variance; little noise at first.
+            # Features are means and log-variances; the initial variance is small.
             nn.init.constant_(self.encoder.short.bias[latent_channels:], -8.0)
         else:
             self.quantizer = Quantizer(latent_channels, codebook, code_width=min(32, latent_channels))
@@ -223,13 +236,13 @@ class CausalVAE(VideoTokenizer):
         return self.decoder.parts[-1].weight
 
     def forward(self, video: Tensor) -> TokenizerOutput:
-        """float [b, t, 3, H, W] in [-1, 1], t = 1 + r k. In training mode the latents carry the posterior's noise."""
+        """Encode and decode float [b, t, 3, H, W] in [-1, 1], t = 1 + r k. In training mode, latents are sampled."""
         self._check(video)
         features, _ = self._encode(video, self._encoder_state(video))
         if self.codebook_size:
             z, latents, penalty = self.quantizer(features)
         else:
-            # The posterior in float32 or finer, whatever autocast says.
+            # In at least float32, even under autocast.
             mean, log_variance = at_least_float32(features).chunk(2, dim=-1)
             log_variance = log_variance.clamp(-30, 10)
             penalty = self.kl_weight * 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
@@ -238,40 +251,40 @@ class CausalVAE(VideoTokenizer):
         return TokenizerOutput(self._decode(z, self._decoder_state(z))[0], latents, penalty)
 
     def encode(self, video: Tensor) -> Tensor:
-        """float [b, t, 3, H, W], t = 1 + r k -> tokens int64 [b, 1 + k, h, w], or normalised means [b, 1 + k, h, w, c].
+        """float [b, t, 3, H, W], t = 1 + r k -> tokens int64 [b, 1 + k, h, w], or normalized means [b, 1 + k, h, w, c].
 
         Raises:
-            ValueError: frames of another size, or a number of frames that leaves a latent half filled.
+            ValueError: frames of another size, or a number of frames that does not fill the last latent.
         """
         self._check(video)
-        return self._latents(self._encode(video, self._encoder_state(video))[0])
+        return self._features_to_latents(self._encode(video, self._encoder_state(video))[0])
 
     def decode(self, latents: Tensor) -> Tensor:
         """Tokens [b, 1 + k, h, w] or latents [b, 1 + k, h, w, c] -> float [b, 1 + r k, 3, H, W]."""
-        z = self._codes(latents)
+        z = self._denormalize(latents)
         return self._decode(z, self._decoder_state(z))[0]
 
     def init_encoder(self, batch: int) -> VAEEncoderState:
-        """The encoder's state before the first frame."""
+        """Return the state of the encoder before the first frame."""
         return self.encoder.init_state(batch, *self.image_size)
 
     def init_decoder(self, batch: int) -> VAEDecoderState:
-        """The decoder's state before the first latent."""
+        """Return the state of the decoder before the first latent."""
         return self.decoder.init_state(batch, *self.grid)
 
     def encode_step(self, state: VAEEncoderState, video: Tensor) -> tuple[VAEEncoderState, Tensor]:
-        """The next frames, any number of them, and the latents that they complete."""
+        """Encode any number of next frames; return the state and the latents that they complete."""
         self.check_video(video)
         features, state = self._encode(video, state)
-        return state, self._latents(features)
+        return state, self._features_to_latents(features)
 
     def decode_step(self, state: VAEDecoderState, latents: Tensor) -> tuple[VAEDecoderState, Tensor]:
-        """The next latents, and their frames."""
-        video, state = self._decode(self._codes(latents), state)
+        """Decode the next latents; return the state and their frames."""
+        video, state = self._decode(self._denormalize(latents), state)
         return state, video
 
     def normalize(self, z: Tensor) -> Tensor:
-        """Latents as ``encode`` gives them, of latents as the network makes them."""
+        """Normalize latents of the network to those that ``encode`` returns."""
         return (z - self.mean) / self.std
 
     def _check(self, video: Tensor) -> None:
@@ -280,7 +293,9 @@ class CausalVAE(VideoTokenizer):
         if frames % r != 1 % r:
             below = (frames - 1) // r * r + 1
             near = f"{below} or {below + r}" if below > 0 else f"{below + r}"
-            raise ValueError(f"video of {frames} frames: {r} frames a latent need 1 + {r} k frames, {near} for example")
+            raise ValueError(
+                f"video of {frames} frames: {r} frames per latent need 1 + {r} k frames, for example {near}"
+            )
 
     def _encode(self, video: Tensor, state: VAEEncoderState) -> tuple[Tensor, VAEEncoderState]:
         return self.encoder(rearrange(video, "b t c h w -> b t h w c"), state)
@@ -289,12 +304,12 @@ class CausalVAE(VideoTokenizer):
         video, state = self.decoder(z, state)
         return rearrange(video, "b t h w c -> b t c h w"), state
 
-    def _latents(self, features: Tensor) -> Tensor:
+    def _features_to_latents(self, features: Tensor) -> Tensor:
         if self.codebook_size:
             return self.quantizer(features).indices
         return self.normalize(at_least_float32(features).chunk(2, dim=-1)[0])
 
-    def _codes(self, latents: Tensor) -> Tensor:
+    def _denormalize(self, latents: Tensor) -> Tensor:
         if self.codebook_size:
             return self.quantizer.lookup(latents).to(self.decoder.short.weight.dtype)
         return latents * self.std + self.mean
@@ -309,21 +324,21 @@ class CausalVAE(VideoTokenizer):
 def level_strides(
     time_compression: int, patch_size: int, widths: list[int], depths: list[int]
 ) -> list[tuple[int, int]]:
-    """(frames, side) that each level merges, finest first. Raises ValueError where that cannot be."""
+    """Return (frames, side) of the block that each level merges, finest first. Raises ValueError for wrong settings."""
     if time_compression < 1 or time_compression & (time_compression - 1):
         raise ValueError(f"time_compression={time_compression} must be a power of two")
     if not widths or len(widths) != len(depths):
-        raise ValueError(f"widths={widths} and depths={depths} must name the same levels, at least one")
+        raise ValueError(f"widths={widths} and depths={depths} must have the same number of levels, at least one")
     halvings = min(len(widths) - 1, time_compression.bit_length() - 1)
     deeper = [(2 if level > len(widths) - 1 - halvings else 1, 2) for level in range(1, len(widths))]
     return [(time_compression >> halvings, patch_size), *deeper]
 
 
 def total_stride(strides: list[tuple[int, int]]) -> tuple[int, int]:
-    """Frames and side that all levels merge together."""
+    """Return (frames, side) of the block that all levels merge together."""
     return math.prod(r for r, _ in strides), math.prod(s for _, s in strides)
 
 
 def _module_list(parts: Iterable[nn.Module]) -> Any:
-    """A ModuleList, which does not tell the type checker what it holds."""
+    """Return a ``ModuleList``, typed as Any because it does not declare the type of its elements."""
     return nn.ModuleList(parts)

@@ -1,4 +1,4 @@
-"""Trained tokenizers from disk."""
+"""Load trained tokenizers."""
 
 from __future__ import annotations
 
@@ -16,44 +16,43 @@ from vwm.tokenizers.diffusers_vae import SUPPORTED_DIFFUSERS_VAES, DiffusersToke
 def load_tokenizer(
     path: str | os.PathLike[str], image_size: tuple[int, int] | None = None, grid: tuple[int, int] | None = None
 ) -> VideoTokenizer:
-    """A frozen tokenizer from its folder, or from a bundle or a diffusers pipeline that has one.
+    """Load a frozen tokenizer from its folder, or from a bundle or a diffusers pipeline that contains one.
 
     Args:
         path: the folder.
-        image_size, grid: of the frames or of the latents that it is wanted for. A diffusers autoencoder suits any and
-            takes one of the two; our own tokenizers have a size, and look at neither.
+        image_size: (height, width) of the frames, for a diffusers autoencoder; other tokenizers have a fixed size.
+        grid: (h, w) of the latents, for a diffusers autoencoder if ``image_size`` is None.
 
     Raises:
-        FileNotFoundError: there is none; the message says how to make one.
-        PartError: it is broken, or something else.
-        ValueError: a diffusers autoencoder, and no size for it.
+        FileNotFoundError: there is no tokenizer.
+        ComponentError: the tokenizer cannot be loaded, or the folder contains something else.
+        ValueError: a diffusers autoencoder without ``image_size`` and ``grid``.
     """
     folder = Path(path)
-    for place in (folder / "tokenizer", folder / "vae", folder):
-        if not (place / COMPONENT_CONFIG_FILE).is_file():
+    for candidate in (folder / "tokenizer", folder / "vae", folder):
+        if not (candidate / COMPONENT_CONFIG_FILE).is_file():
             continue
-        foreign = _diffusers_class(place / COMPONENT_CONFIG_FILE)
-        if foreign is not None:
-            vae = load_component(place, getattr(diffusers, foreign))
-            wrapped: VideoTokenizer = DiffusersTokenizer.of(vae, image_size, grid).eval().requires_grad_(False)
+        diffusers_class = _diffusers_class(candidate / COMPONENT_CONFIG_FILE)
+        if diffusers_class is not None:
+            vae = load_component(candidate, getattr(diffusers, diffusers_class))
+            wrapped: VideoTokenizer = DiffusersTokenizer.from_vae(vae, image_size, grid).eval().requires_grad_(False)
             return wrapped
-        tokenizer = load_component(place)
+        tokenizer = load_component(candidate)
         if not isinstance(tokenizer, VideoTokenizer):
-            raise ComponentError(f"{place} holds a {type(tokenizer).__name__}, which is no tokenizer")
+            raise ComponentError(f"{candidate} holds a {type(tokenizer).__name__}, which is no tokenizer")
         return tokenizer
     raise FileNotFoundError(
-        f"no tokenizer at {folder}: there is no {COMPONENT_CONFIG_FILE} in it. Train one (vwm fit -c "
-        f"configs/tokenizer/...) and "
-        f"export it (vwm export RUN -o {folder})"
+        f"no tokenizer at {folder}: it has no {COMPONENT_CONFIG_FILE}. Train one (vwm fit -c configs/tokenizer/...) "
+        f"and export it (vwm export RUN -o {folder})"
     )
 
 
 def _diffusers_class(config: Path) -> str | None:
-    """The diffusers class that a folder of a diffusers autoencoder names; None where it is no such folder."""
+    """Name of the diffusers class in a config file; None if it is not a supported diffusers autoencoder."""
     try:
         settings = json.loads(config.read_text())
     except json.JSONDecodeError:
-        return None  # load_part says so
+        return None  # load_component raises the error
     if "_module" in settings or settings.get("_class_name") not in SUPPORTED_DIFFUSERS_VAES:
         return None
     return str(settings["_class_name"])

@@ -1,8 +1,8 @@
-"""Dreamer 4's causal tokenizer (arXiv 2509.24527, section 3.1): a masked autoencoder whose bottleneck is latent tokens.
+"""The causal tokenizer of Dreamer 4 (arXiv 2509.24527, section 3.1): a masked autoencoder with latent tokens.
 
-In every frame, learned latent tokens gather what the patches hold; they alone go through a narrow bottleneck, and the
-decoder paints the patches from them. In training a random share of each frame's patches is hidden from the encoder,
-which makes latents that a dynamics model can foretell (MAE: arXiv 2111.06377).
+In each frame, learned latent tokens attend to the patches. Only they pass through a narrow bottleneck, and the decoder
+reconstructs the patches from them. In training, a random share of the patches of each frame is masked, which gives
+latents that are easier to predict for a dynamics model (MAE: arXiv 2111.06377).
 
 Legend: b batch, t time, H W pixels, n patches, h w the grid of latents, l = h*w, c channels of a latent, d width.
 """
@@ -20,22 +20,26 @@ from vwm.nn.video_transformer import VideoTransformer, grid_coordinates
 
 
 class MaskedAutoencoderTokenizer(VideoTokenizer):
-    """Video to continuous latents between -1 and 1 (before they are normalised), and back.
+    """Tokenizer with continuous latents between -1 and 1, before normalization.
 
     Args:
         image_size: (height, width) of a frame in pixels.
-        patch_size: side of the square of pixels that one patch token stands for.
-        latent_grid: (h, w), how many latents a frame has. They stand on a grid over the picture only by their
-            positions; each of them may gather from anywhere. (l, 1) is fine too.
+        patch_size: side of the square of pixels that forms one patch token.
+        latent_grid: (h, w), shape of the latents of a frame. The grid determines their positions only; each latent
+            attends to all patches. (l, 1) is also valid.
         latent_channels: c.
-        mask_rate: in training each frame hides a share of its patches drawn from [0, mask_rate].
-        width: of the transformers, d.
-        depth: layers in the encoder, and again in the decoder.
-        heads: attention heads.
-        window: frames that time attention spans.
+        max_mask_rate: upper bound of the mask rate in training; the rate of each frame is uniform in
+            [0, max_mask_rate].
+        width: d, width of the transformers.
+        depth: number of layers in the encoder, and in the decoder.
+        heads: number of attention heads.
+        window: number of frames that temporal attention spans.
         kv_heads, time_every, soft_cap: see ``VideoTransformer``.
-        latents_mean, latents_std: a number a channel, what ``encode`` normalises latents by
+        latents_mean, latents_std: one value per channel, by which ``encode`` normalizes latents
             (``vwm.tokenizers.latent_statistics`` measures them); by default 0 and 1.
+
+    Raises:
+        ValueError: ``max_mask_rate`` is not in [0, 1), or the patches do not divide the frame.
     """
 
     @register_to_config
@@ -45,7 +49,7 @@ class MaskedAutoencoderTokenizer(VideoTokenizer):
         patch_size: int = 8,
         latent_grid: tuple[int, int] = (4, 4),
         latent_channels: int = 16,
-        mask_rate: float = 0.9,
+        max_mask_rate: float = 0.9,
         width: int = 256,
         depth: int = 8,
         heads: int = 8,
@@ -57,21 +61,30 @@ class MaskedAutoencoderTokenizer(VideoTokenizer):
         latents_std: list[float] | None = None,
     ) -> None:
         super().__init__()
-        if not 0 <= mask_rate < 1:
-            raise ValueError(f"mask_rate={mask_rate} must be at least 0 and less than 1")
+        if not 0 <= max_mask_rate < 1:
+            raise ValueError(f"max_mask_rate={max_mask_rate} must be at least 0 and less than 1")
         self.image_size = (int(image_size[0]), int(image_size[1]))
-        self.patch_size, self.mask_rate = patch_size, mask_rate
+        self.patch_size = patch_size
+        self.max_mask_rate = max_mask_rate
         rows, columns = patch_grid(self.image_size, patch_size)
         self.patch_rows = rows
-        self.grid, self.channels = (int(latent_grid[0]), int(latent_grid[1])), latent_channels
-        latents, pixels = self.tokens_per_frame, 3 * patch_size**2
+        self.grid = (int(latent_grid[0]), int(latent_grid[1]))
+        self.channels = latent_channels
+        latents = self.tokens_per_frame
+        patch_values = 3 * patch_size**2
 
         def transformer() -> VideoTransformer:
             return VideoTransformer(
-                width, depth, heads, window, kv_heads=kv_heads, time_every=time_every, soft_cap=soft_cap
+                width=width,
+                depth=depth,
+                heads=heads,
+                window=window,
+                kv_heads=kv_heads,
+                time_every=time_every,
+                soft_cap=soft_cap,
             )
 
-        self.embed = nn.Linear(pixels, width)
+        self.embed = nn.Linear(patch_values, width)
         self.hidden = nn.Parameter(torch.randn(width) * 0.02)
         self.latent_queries = nn.Parameter(torch.randn(latents, width) * 0.02)
         self.encoder = transformer()
@@ -79,74 +92,79 @@ class MaskedAutoencoderTokenizer(VideoTokenizer):
         self.unsqueeze = nn.Linear(latent_channels, width)
         self.patch_queries = nn.Parameter(torch.randn(rows * columns, width) * 0.02)
         self.decoder = transformer()
-        self.paint = nn.Linear(width, pixels)
+        self.paint = nn.Linear(width, patch_values)
 
-        # Latents stand evenly over the picture, in the patches' units.
-        spread = torch.tensor([rows / self.grid[0], columns / self.grid[1]])
-        places = (grid_coordinates(*self.grid) + 0.5) * spread - 0.5
-        self.register_buffer("places", torch.cat((places, grid_coordinates(rows, columns))), persistent=False)
-        latent = torch.arange(latents + rows * columns) < latents
-        # In the encoder latents look at everything and patches at patches; in the decoder it is the other way round.
-        # So what a patch holds can only come out by way of the latents.
-        self.register_buffer("encoder_mask", latent[:, None] | ~latent[None, :], persistent=False)
-        self.register_buffer("decoder_mask", ~latent[:, None] | latent[None, :], persistent=False)
+        # Latents are evenly spaced over the frame, in units of patches.
+        spacing = torch.tensor([rows / self.grid[0], columns / self.grid[1]])
+        latent_coordinates = (grid_coordinates(*self.grid) + 0.5) * spacing - 0.5
+        coordinates = torch.cat((latent_coordinates, grid_coordinates(rows, columns)))
+        self.register_buffer("coordinates", coordinates, persistent=False)
+        is_latent = torch.arange(latents + rows * columns) < latents
+        # In the encoder, latents attend to all tokens and patches only to patches. In the decoder, patches attend to
+        # all tokens and latents only to latents. Information about patches therefore passes through the latents.
+        self.register_buffer("encoder_mask", is_latent[:, None] | ~is_latent[None, :], persistent=False)
+        self.register_buffer("decoder_mask", ~is_latent[:, None] | is_latent[None, :], persistent=False)
         self.register_latent_statistics(latent_channels, latents_mean, latents_std)
 
     def forward(self, video: Tensor) -> TokenizerOutput:
-        """There and back: float [b, t, 3, H, W] in [-1, 1]. In training mode some patches are hidden."""
+        """Encode and decode float [b, t, 3, H, W] in [-1, 1]. In training mode, some patches are masked."""
         self.check_video(video)
-        tokens = self._mask(self._patches(video)) if self.training else self._patches(video)
-        latents = self._latents(self.encoder(tokens, self.places, space_mask=self.encoder_mask))
+        tokens = self._mask(self._encoder_tokens(video)) if self.training else self._encoder_tokens(video)
+        latents = self._latents(self.encoder(tokens, self.coordinates, space_mask=self.encoder_mask))
         return TokenizerOutput(self.decode(latents), latents, video.new_zeros(()))
 
     def encode(self, video: Tensor) -> Tensor:
         """float [b, t, 3, H, W] in [-1, 1] -> float [b, t, h, w, c]."""
         self.check_video(video)
-        return self._latents(self.encoder(self._patches(video), self.places, space_mask=self.encoder_mask))
+        return self._latents(self.encoder(self._encoder_tokens(video), self.coordinates, space_mask=self.encoder_mask))
 
     def decode(self, latents: Tensor) -> Tensor:
         """float [b, t, h, w, c] -> float [b, t, 3, H, W]."""
-        return self._paint(self.decoder(self._queries(latents), self.places, space_mask=self.decoder_mask))
+        return self._decode_patches(
+            self.decoder(self._decoder_tokens(latents), self.coordinates, space_mask=self.decoder_mask)
+        )
 
     def init_encoder(self, batch: int) -> TransformerState:
-        """The encoder's state before the first frame."""
-        return self.encoder.init_state(batch, len(self.places))
+        """Return the state of the encoder before the first frame."""
+        return self.encoder.init_state(batch, len(self.coordinates))
 
     def init_decoder(self, batch: int) -> TransformerState:
-        """The decoder's state before the first frame."""
-        return self.decoder.init_state(batch, len(self.places))
+        """Return the state of the decoder before the first frame."""
+        return self.decoder.init_state(batch, len(self.coordinates))
 
     def encode_step(self, state: TransformerState, video: Tensor) -> tuple[TransformerState, Tensor]:
-        """The next frames, and their latents."""
+        """Encode the next frames; return the state and their latents."""
         self.check_video(video)
-        x, state = self.encoder.step(self._patches(video), state, self.places, space_mask=self.encoder_mask)
+        x, state = self.encoder.step(self._encoder_tokens(video), state, self.coordinates, space_mask=self.encoder_mask)
         return state, self._latents(x)
 
     def decode_step(self, state: TransformerState, latents: Tensor) -> tuple[TransformerState, Tensor]:
-        """The next latents, and their frames."""
-        x, state = self.decoder.step(self._queries(latents), state, self.places, space_mask=self.decoder_mask)
-        return state, self._paint(x)
+        """Decode the next latents; return the state and their frames."""
+        x, state = self.decoder.step(
+            self._decoder_tokens(latents), state, self.coordinates, space_mask=self.decoder_mask
+        )
+        return state, self._decode_patches(x)
 
-    def _patches(self, video: Tensor) -> Tensor:
-        """What the encoder starts from: [b, t, l + n, d]."""
+    def _encoder_tokens(self, video: Tensor) -> Tensor:
+        """Latent queries and embedded patches, the input of the encoder: [b, t, l + n, d]."""
         x = self.embed(patchify(video, self.patch_size))
         return torch.cat((self.latent_queries.to(x.dtype).expand(*x.shape[:2], -1, -1), x), dim=2)
 
     def _mask(self, tokens: Tensor) -> Tensor:
-        """Hide a random share of each frame's patches."""
-        share = self.mask_rate * torch.rand(*tokens.shape[:2], 1, device=tokens.device)
-        hide = torch.rand(tokens.shape[:3], device=tokens.device) < share
-        hide[:, :, : self.tokens_per_frame] = False
-        return torch.where(hide[..., None], self.hidden.to(tokens.dtype), tokens)
+        """Replace a random share of the patches of each frame by the mask token."""
+        rate = self.max_mask_rate * torch.rand(*tokens.shape[:2], 1, device=tokens.device)
+        mask = torch.rand(tokens.shape[:3], device=tokens.device) < rate
+        mask[:, :, : self.tokens_per_frame] = False
+        return torch.where(mask[..., None], self.hidden.to(tokens.dtype), tokens)
 
     def _latents(self, x: Tensor) -> Tensor:
         z = self.squeeze(x[:, :, : self.tokens_per_frame]).tanh().unflatten(2, self.grid)
         return (z - self.mean) / self.std
 
-    def _queries(self, latents: Tensor) -> Tensor:
-        """What the decoder starts from: [b, t, l + n, d]."""
+    def _decoder_tokens(self, latents: Tensor) -> Tensor:
+        """Embedded latents and patch queries, the input of the decoder: [b, t, l + n, d]."""
         x = self.unsqueeze((latents * self.std + self.mean).flatten(2, 3))
         return torch.cat((x, self.patch_queries.to(x.dtype).expand(*x.shape[:2], -1, -1)), dim=2)
 
-    def _paint(self, x: Tensor) -> Tensor:
+    def _decode_patches(self, x: Tensor) -> Tensor:
         return unpatchify(self.paint(x[:, :, self.tokens_per_frame :]), self.patch_size, self.patch_rows)

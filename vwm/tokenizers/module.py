@@ -73,7 +73,7 @@ class TokenizerModule(TrainingModule):
     def on_train_batch_start(self, batch: ClipBatch, index: int) -> None:
         """Lightning's hook: the tokenizer's look at the first batch."""
         if self.global_step == 0:
-            self.tokenizer.begin(frames_to_float(batch.frames))
+            self.tokenizer.initialize_from_data(frames_to_float(batch.frames))
 
     def networks(self) -> dict[str, nn.Module]:
         """What to keep an average of, to compile and to export."""

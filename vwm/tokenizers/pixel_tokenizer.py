@@ -1,4 +1,4 @@
-"""Pixels as latents, for dynamics that live in pixel space (as DIAMOND's do, arXiv 2405.12399).
+"""Pixels as latents, for dynamics in pixel space (as in DIAMOND, arXiv 2405.12399).
 
 Legend: b batch, t time, H W pixels, p patch side, h = H/p, w = W/p.
 """
@@ -15,14 +15,16 @@ from vwm.nn.pixels import patch_grid
 
 
 class PixelTokenizer(FrameTokenizer):
-    """No network: latents are normalised pixels, [b, t, h, w, p*p*3], and the way back is exact.
+    """Tokenizer without a network: latents are normalized pixels, [b, t, h, w, p*p*3], and decoding is exact.
 
     Args:
         image_size: (height, width) of a frame in pixels.
-        patch_size: side of the square of pixels that one latent holds, p; the dynamics then needs no patches of its
-            own.
-        pixel_mean: of the pixels in [-1, 1]; taken off.
-        pixel_std: their deviation; divided by. Natural pictures and games have about a half.
+        patch_size: p, side of the square of pixels that forms one latent; the dynamics can then use a patch size of 1.
+        pixel_mean: mean of the pixels in [-1, 1], which is subtracted.
+        pixel_std: their standard deviation, by which they are divided; about 0.5 for natural images and games.
+
+    Raises:
+        ValueError: ``pixel_std`` is not positive, or the patches do not divide the frame.
     """
 
     @register_to_config
@@ -40,12 +42,12 @@ class PixelTokenizer(FrameTokenizer):
         self.patch_size = patch_size
         self.grid = patch_grid(self.image_size, patch_size)
         self.channels = 3 * patch_size**2
-        # Saved as weights are, so that this tokenizer's folder is like any other's.
+        # Persistent, so that the folder of this tokenizer has weights like any other.
         self.register_buffer("mean", torch.tensor(float(pixel_mean)))
         self.register_buffer("std", torch.tensor(float(pixel_std)))
 
     def forward(self, video: Tensor) -> TokenizerOutput:
-        """There and back: float [b, t, 3, H, W]."""
+        """Encode and decode float [b, t, 3, H, W] in [-1, 1]."""
         latents = self.encode(video)
         return TokenizerOutput(self.decode(latents), latents, video.new_zeros(()))
 

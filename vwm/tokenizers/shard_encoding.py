@@ -1,4 +1,4 @@
-"""``vwm encode``: shards with latents beside the video, so that dynamics train without decoding or tokenizing."""
+"""Implement ``vwm encode``: add latents to shards, so that dynamics train without decoding and tokenizing video."""
 
 from __future__ import annotations
 
@@ -35,34 +35,36 @@ def encode_shards(
 ) -> None:
     """Write a copy of shards in which every episode also has its latents (``latents.npy``).
 
-    They are tokens, int32 [T, h, w], or continuous, float16 [T, h, w, c]: row i is of frame i. Of a vector a frame
-    (``FrameVAE``) the posterior's deviations are kept too (``latents_std.npy``), so that a dynamics can draw latents
-    anew in every batch.
+    Latents are tokens, int32 [T, h, w], or continuous, float16 [T, h, w, c]; row i belongs to frame i. For a
+    ``FrameVAE`` the standard deviations of the posterior are also saved (``latents_std.npy``), so that a dynamics model
+    can sample latents in each batch.
 
-    Run it again to go on where it stopped: shards that are whole are passed over.
+    An interrupted run is continued by running it again: complete shards are skipped.
 
     Args:
         data: shards to encode: a folder, a tar, a pattern, or an fsspec address.
-        tokenizer: a bundle, a tokenizer's folder, or that of a diffusers autoencoder or pipeline.
-        out: the folder to make.
-        keep_video: copy the frames too (latent actions are learned from pixels).
-        chunk: frames encoded at a time; any number gives the same latents, since the encoder streams.
-        device: "auto" takes a GPU where there is one.
+        tokenizer: a bundle, or the folder of a tokenizer, a diffusers autoencoder or a diffusers pipeline.
+        out: the output folder.
+        keep_video: also copy the frames (latent actions are learned from pixels).
+        chunk: frames encoded at a time. All values give the same latents, because the encoder streams.
+        device: "auto" uses a GPU if there is one.
 
     Raises:
-        ValueError: ``out`` holds latents of something else, two shards have one name, or the tokenizer joins several
-            frames in a latent.
+        ValueError: ``out`` holds latents of another tokenizer or of other shards, two shards have the same name, or the
+            tokenizer has several frames per latent.
     """
     paths = list_shards(data)
     names = [path.rsplit("/", 1)[-1] for path in paths]
     if len(set(names)) < len(names):
-        raise ValueError(f"{data}: several shards are called {max(names, key=names.count)}: encode a folder at a time")
+        raise ValueError(
+            f"{data}: several shards are called {max(names, key=names.count)}: encode one folder at a time"
+        )
     first = load_shard_index(paths[0]).episodes[0]
     network = load_tokenizer(tokenizer, image_size=(first.height, first.width))
     if network.time_compression > 1:
         raise ValueError(
-            f"{tokenizer} makes one latent of {network.time_compression} frames, and encoded shards hold a row a "
-            f"frame: take one with time_compression=1, or train on the video itself (--data.fields '[frames, actions]')"
+            f"{tokenizer} makes one latent of {network.time_compression} frames, and encoded shards have one per "
+            f"frame: use a tokenizer with time_compression=1, or train on video (--data.fields '[frames, actions]')"
         )
     network.to(resolve_device(device))
     _check_encoding_metadata(out, network, data)
@@ -74,16 +76,16 @@ def encode_shards(
 
 
 def _check_encoding_metadata(out: Path, tokenizer: VideoTokenizer, shards: str) -> None:
-    """Refuse to mix the latents of two tokenizers in one folder."""
-    recipe = {"shards": shards, "fingerprint": tokenizer_fingerprint(tokenizer)}
+    """Raise ValueError if the folder has latents of another tokenizer or of other shards."""
+    metadata = {"shards": shards, "fingerprint": tokenizer_fingerprint(tokenizer)}
     file = out / "encoding.json"
-    if file.is_file() and json.loads(file.read_text()) != recipe:
+    if file.is_file() and json.loads(file.read_text()) != metadata:
         raise ValueError(f"{out} holds latents of another tokenizer or of other shards ({file}): choose another --out")
-    atomic_write_text(file, json.dumps(recipe))
+    atomic_write_text(file, json.dumps(metadata))
 
 
 def tokenizer_fingerprint(tokenizer: VideoTokenizer) -> str:
-    """A hash of the class, its settings and its weights: what latents depend on."""
+    """Return a hash of everything that latents depend on: the class of the tokenizer, its config and its weights."""
     settings = {name: value for name, value in tokenizer.config.items() if not name.startswith("_")}
     digest = hashlib.blake2b(f"{type(tokenizer).__name__} {json.dumps(settings, sort_keys=True)}".encode())
     for name, weight in sorted(tokenizer.state_dict().items()):
@@ -95,13 +97,17 @@ def tokenizer_fingerprint(tokenizer: VideoTokenizer) -> str:
 def _encode_shard(
     path: str, index: ShardIndex, target: Path, tokenizer: VideoTokenizer, keep_video: bool, chunk: int
 ) -> None:
-    video = {"frames.npy", *VIDEO_EXTENSIONS}
+    video_extensions = {"frames.npy", *VIDEO_EXTENSIONS}
     with ShardWriter(target) as writer:
         for entry in tqdm(index.episodes, desc=target.name, unit="episode", leave=False):
-            members = {e: where for e, where in entry.members.items() if keep_video or e not in video}
+            members = {
+                extension: location
+                for extension, location in entry.members.items()
+                if keep_video or extension not in video_extensions
+            }
             sample: dict[str, Any] = {"__key__": entry.key}
             # Members are copied byte for byte.
-            sample |= {extension: read_bytes(path, *where) for extension, where in members.items()}
+            sample |= {extension: read_bytes(path, *location) for extension, location in members.items()}
             if isinstance(tokenizer, FrameVAE):
                 mean, std = encode_posterior(tokenizer, read_episode_frames(path, entry), chunk)
                 sample |= {"latents.npy": mean, "latents_std.npy": std}
@@ -114,14 +120,14 @@ def _encode_shard(
 def encode_episode(
     tokenizer: VideoTokenizer, frames: NDArray[np.uint8], chunk: int
 ) -> NDArray[np.int32] | NDArray[np.float16]:
-    """Latents of uint8 [T, H, W, 3], streamed ``chunk`` frames at a time: int32 [T, h, w] or float16 [T, h, w, c]."""
+    """Encode uint8 [T, H, W, 3], ``chunk`` frames at a time, to int32 [T, h, w] or float16 [T, h, w, c]."""
     state, parts = tokenizer.init_encoder(1), []
     for start in range(0, len(frames), chunk):
         video = frames_to_float(torch.from_numpy(np.array(frames[start : start + chunk]))[None].to(tokenizer.device))
         state, latents = tokenizer.encode_step(state, video)
         parts.append(latents[0].cpu().numpy())
     rows = np.concatenate(parts)
-    # Of unit deviation, so float16 rounds them by a two-thousandth, far below what a tokenizer loses.
+    # Latents have unit standard deviation. Rounding errors of float16 are far below the errors of a tokenizer.
     return rows.astype(np.int32 if tokenizer.codebook_size else np.float16)
 
 
@@ -129,10 +135,8 @@ def encode_episode(
 def encode_posterior(
     tokenizer: FrameVAE, frames: NDArray[np.uint8], chunk: int
 ) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
-    """Means and deviations of uint8 [T, H, W, 3], float16 [T, 1, 1, z] each, ``chunk`` frames at a time."""
-    pieces = (frames[start : start + chunk] for start in range(0, len(frames), chunk))
-    said = [
-        tokenizer.posterior(frames_to_float(torch.from_numpy(np.array(p))[None].to(tokenizer.device))) for p in pieces
-    ]
-    mean, std = (torch.cat(parts, dim=1)[0].cpu().numpy().astype(np.float16) for parts in zip(*said, strict=True))
+    """Return posterior means and standard deviations of uint8 [T, H, W, 3], float16 [T, 1, 1, z] each."""
+    chunks = (torch.from_numpy(np.array(frames[i : i + chunk]))[None] for i in range(0, len(frames), chunk))
+    posteriors = [tokenizer.posterior(frames_to_float(x.to(tokenizer.device))) for x in chunks]
+    mean, std = (torch.cat(parts, dim=1)[0].cpu().numpy().astype(np.float16) for parts in zip(*posteriors, strict=True))
     return mean, std

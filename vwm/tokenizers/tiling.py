@@ -1,7 +1,7 @@
-"""Frames too large for the memory, in overlapping tiles that are blended.
+"""Encode and decode large frames in overlapping tiles that are blended, to limit the memory.
 
-A latent, or a pixel, that lies in one tile only, further from its edges than the network looks, is exactly what it is
-without tiles. In the overlaps the tiles' answers are mixed, each by its distance from the tile's edge.
+A latent or pixel that is covered by one tile only, and is farther from its edges than the receptive field, is exactly
+the same as without tiles. In overlaps, tiles are averaged with weights that decrease towards their edges.
 
 Legend: b batch, t time, t' latents in time, h w the grid of latents, H W pixels, c channels.
 """
@@ -19,39 +19,44 @@ from vwm.tokenizers.causal_vae import CausalVAE
 
 
 def encode_tiled(vae: CausalVAE, video: Tensor, tile: int = 32, overlap: int = 8) -> Tensor:
-    """What ``vae.encode`` gives for float [b, t, 3, H, W], computed tile by tile.
+    """Apply ``vae.encode`` to float [b, t, 3, H, W] tile by tile.
 
     Args:
-        vae: for frames of this size.
-        video: as for ``encode``.
+        vae: the tokenizer, for frames of this size.
+        video: as in ``encode``.
         tile: side of a tile, in latents.
-        overlap: of neighbouring tiles, in latents.
+        overlap: overlap of neighboring tiles, in latents.
+
+    Raises:
+        ValueError: a video of another size, or ``overlap`` is not between 0 and ``tile``.
     """
     vae.check_video(video)
-    s, part = vae.space_compression, _with_tile_size(vae, tile)
-    canvas = _TileBlender(vae.grid, blend=not vae.codebook_size)
+    s = vae.space_compression
+    tile_vae = _with_tile_size(vae, tile)
+    blender = _TileBlender(vae.grid, blend=not vae.codebook_size)
     for rows, columns in _tile_grid(vae.grid, tile, overlap):
-        piece = video[..., rows.start * s : rows.stop * s, columns.start * s : columns.stop * s]
-        canvas.add(part.encode(piece), rows, columns, overlap)
-    return canvas.result()
+        x = video[..., rows.start * s : rows.stop * s, columns.start * s : columns.stop * s]
+        blender.add(tile_vae.encode(x), rows, columns, overlap)
+    return blender.result()
 
 
 def decode_tiled(vae: CausalVAE, latents: Tensor, tile: int = 32, overlap: int = 8) -> Tensor:
-    """What ``vae.decode`` gives for latents [b, t', h, w, c] or tokens [b, t', h, w], computed tile by tile."""
+    """Apply ``vae.decode`` to latents [b, t', h, w, c] or tokens [b, t', h, w] tile by tile; see ``encode_tiled``."""
     s = vae.space_compression
-    canvas = _TileBlender(vae.image_size, blend=True)
+    blender = _TileBlender(vae.image_size, blend=True)
     for rows, columns in _tile_grid(vae.grid, tile, overlap):
-        shown = vae.decode(latents[:, :, rows, columns]).movedim(2, -1)
-        height, width = (slice(place.start * s, place.stop * s) for place in (rows, columns))
-        canvas.add(shown, height, width, overlap * s)
-    return canvas.result().movedim(-1, 2)
+        frames = vae.decode(latents[:, :, rows, columns]).movedim(2, -1)
+        pixel_rows, pixel_columns = (slice(x.start * s, x.stop * s) for x in (rows, columns))
+        blender.add(frames, pixel_rows, pixel_columns, overlap * s)
+    return blender.result().movedim(-1, 2)
 
 
 class _TileBlender:
-    """Where tiles [b, t, h, w, ...] come together: a weighted mean, or of tokens the one with the largest weight."""
+    """Combine tiles [b, t, h, w, ...] by their weighted mean or, for tokens, take those with the largest weight."""
 
     def __init__(self, size: tuple[int, int], blend: bool) -> None:
-        self.size, self.blend = size, blend
+        self.size = size
+        self.blend = blend
         self.sum: Tensor | None = None
 
     def add(self, tile: Tensor, rows: slice, columns: slice, overlap: int) -> None:
@@ -59,30 +64,29 @@ class _TileBlender:
             self.sum = tile.new_zeros(*tile.shape[:2], *self.size, *tile.shape[4:])
             dtype = tile.dtype if self.blend else torch.float32
             self.weight = torch.zeros(self.size, dtype=dtype, device=tile.device)
-        ramps = (
-            _blend_weights(place, length, overlap) for place, length in zip((rows, columns), self.size, strict=True)
-        )
-        weight = torch.outer(*ramps).to(self.weight)
-        here = self.sum[:, :, rows, columns]
+        row_weights = _blend_weights(rows, self.size[0], overlap)
+        column_weights = _blend_weights(columns, self.size[1], overlap)
+        weight = torch.outer(row_weights, column_weights).to(self.weight)
+        target = self.sum[:, :, rows, columns]
         if self.blend:
-            here += tile * weight.view(*weight.shape, *[1] * (tile.ndim - 4))
+            target += tile * weight.view(*weight.shape, *[1] * (tile.ndim - 4))
             self.weight[rows, columns] += weight
         else:
-            more = weight > self.weight[rows, columns]
-            here.copy_(torch.where(more, tile, here))
-            self.weight[rows, columns] = torch.where(more, weight, self.weight[rows, columns])
+            larger = weight > self.weight[rows, columns]
+            target.copy_(torch.where(larger, tile, target))
+            self.weight[rows, columns] = torch.where(larger, weight, self.weight[rows, columns])
 
     def result(self) -> Tensor:
-        assert self.sum is not None  # every grid has a tile
+        assert self.sum is not None  # every grid has at least one tile
         return self.sum / self.weight.view(*self.size, *[1] * (self.sum.ndim - 4)) if self.blend else self.sum
 
 
 def _with_tile_size(vae: CausalVAE, tile: int) -> CausalVAE:
-    """The same network, the same weights, for frames of a tile's size."""
-    part = copy.copy(vae)
-    part.grid = (min(tile, vae.grid[0]), min(tile, vae.grid[1]))
-    part.image_size = (part.grid[0] * vae.space_compression, part.grid[1] * vae.space_compression)
-    return part
+    """Return the same network, with shared weights, for frames of the size of a tile."""
+    tile_vae = copy.copy(vae)
+    tile_vae.grid = (min(tile, vae.grid[0]), min(tile, vae.grid[1]))
+    tile_vae.image_size = (tile_vae.grid[0] * vae.space_compression, tile_vae.grid[1] * vae.space_compression)
+    return tile_vae
 
 
 def _tile_grid(grid: tuple[int, int], tile: int, overlap: int) -> Iterator[tuple[slice, slice]]:
@@ -92,16 +96,16 @@ def _tile_grid(grid: tuple[int, int], tile: int, overlap: int) -> Iterator[tuple
 
 
 def _tile_slices(length: int, tile: int, overlap: int) -> list[slice]:
-    """Slices of ``tile`` that cover ``length``; the last one ends with it and overlaps more."""
+    """Return slices of size ``tile`` that cover ``length``; the last one ends at ``length`` and may overlap more."""
     side = min(tile, length)
     starts = [*range(0, length - side, tile - overlap), length - side]
     return [slice(start, start + side) for start in starts]
 
 
-def _blend_weights(place: slice, length: int, overlap: int) -> Tensor:
-    """Weights of a slice: 1, falling linearly in the overlaps towards edges that are not the picture's own."""
-    side = place.stop - place.start
-    at = torch.arange(side) + 0.5
-    left = at if place.start else torch.full_like(at, torch.inf)
-    right = side - at if place.stop < length else torch.full_like(at, torch.inf)
+def _blend_weights(interval: slice, length: int, overlap: int) -> Tensor:
+    """Return weights along a tile: 1, decreasing linearly in overlaps, but not at the edges of the frame."""
+    side = interval.stop - interval.start
+    centers = torch.arange(side) + 0.5
+    left = centers if interval.start else torch.full_like(centers, torch.inf)
+    right = side - centers if interval.stop < length else torch.full_like(centers, torch.inf)
     return torch.minimum(left, right).div(max(overlap, 1)).clamp(max=1.0)

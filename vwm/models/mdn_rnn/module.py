@@ -89,7 +89,7 @@ class MDNRNNModule(TrainingModule):
             if batch.latents_std is not None:
                 latents = latents + batch.latents_std.float() * torch.randn_like(latents)
         elif isinstance(self.tokenizer, FrameVAE):
-            latents = self.tokenizer.posterior(frames_to_float(batch.frames)).draw()
+            latents = self.tokenizer.posterior(frames_to_float(batch.frames)).sample()
         else:
             latents = self.tokenizer.encode(frames_to_float(batch.frames)).float()
         if latents.shape[1] < 2:
