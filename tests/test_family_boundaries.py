@@ -102,7 +102,7 @@ def network_names() -> set[str]:
     """Attributes under which families keep their networks, except those that a protocol describes."""
     names = {"predictor", "target_encoder", "transformer"}
     for node in (node for tree in TREES.values() for node in ast.walk(tree)):
-        if isinstance(node, ast.AnnAssign) and last_name(node.target) == "PARTS" and node.value is not None:
+        if isinstance(node, ast.AnnAssign) and last_name(node.target) == "NETWORK_NAMES" and node.value is not None:
             names |= set(ast.literal_eval(node.value))
     capabilities = ast.walk(TREES[ROOT / "core" / "capabilities.py"])
     return names - {last_name(node.target) for node in capabilities if isinstance(node, ast.AnnAssign)}

@@ -66,7 +66,7 @@ class Gain(ModelMixin):
 class BrightnessWorld(VideoSimulator):
     """Continuous in latents and actions: the frame becomes brighter by the action's mean."""
 
-    class SAMPLING(NamedTuple):
+    class SAMPLING_CLASS(NamedTuple):
         steps: int = 1
 
     def reset(

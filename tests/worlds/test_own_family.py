@@ -88,7 +88,7 @@ class NextFrameState(NamedTuple):
 class NextFrameSimulator(NetworkSimulator):
     """Frames that predict each other; there is no tokenizer, and nothing is drawn."""
 
-    SAMPLING = NoSampling
+    SAMPLING_CLASS = NoSampling
 
     def __init__(self, dynamics: NextFrameNet, actions: ActionSpace, **rest: Any) -> None:
         size = dynamics.config.image_size

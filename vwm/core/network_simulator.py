@@ -25,18 +25,18 @@ class NetworkSimulator(Simulator):
     Args:
         dynamics: predicts the next latents from latents and actions.
         observation, actions, context, stochastic, fps, context_frames, title: see ``SimulatorSpec``.
-        sampling: how a frame is drawn, of the class ``SAMPLING``; by default that class's own defaults.
+        sampling: how a frame is drawn, of the class ``SAMPLING_CLASS``; by default that class's own defaults.
         starts: contexts to start from, uint8 [n, t, h, w, 3] or float32 [n, t, k], where there are some.
 
     Raises:
         ValueError: sampling settings that the networks do not support.
     """
 
-    PARTS: ClassVar[tuple[str, ...]] = ("dynamics",)
+    NETWORK_NAMES: ClassVar[tuple[str, ...]] = ("dynamics",)
     """The attributes that hold networks: what a bundle saves."""
-    OPTIONAL: ClassVar[tuple[str, ...]] = ()
+    OPTIONAL_NETWORKS: ClassVar[tuple[str, ...]] = ()
     """Those of them that may be None."""
-    SAMPLING: ClassVar[type[Any]]
+    SAMPLING_CLASS: ClassVar[type[Any]]
     """The class of ``sampling``, a named tuple."""
 
     def __init__(
@@ -64,7 +64,7 @@ class NetworkSimulator(Simulator):
             context=context or observation,
         )
         self.starts = starts
-        self.sampling = self.SAMPLING() if sampling is None else sampling
+        self.sampling = self.SAMPLING_CLASS() if sampling is None else sampling
         self.check_sampling(self.sampling)
 
     @property
@@ -79,7 +79,7 @@ class NetworkSimulator(Simulator):
 
     def networks(self) -> dict[str, ModelMixin]:
         """Return the networks that the simulator has, by the names of its attributes."""
-        parts = {name: getattr(self, name) for name in self.PARTS}
+        parts = {name: getattr(self, name) for name in self.NETWORK_NAMES}
         return {name: part for name, part in parts.items() if part is not None}
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
@@ -141,7 +141,7 @@ class VideoSimulator(NetworkSimulator):
         **rest: further arguments of ``NetworkSimulator``.
     """
 
-    PARTS: ClassVar[tuple[str, ...]] = ("tokenizer", "dynamics")
+    NETWORK_NAMES: ClassVar[tuple[str, ...]] = ("tokenizer", "dynamics")
 
     def __init__(self, tokenizer: VideoTokenizer, dynamics: ModelMixin, actions: ActionSpace, **rest: Any) -> None:
         super().__init__(dynamics, observation=ObservationSpace.image(*tokenizer.image_size), actions=actions, **rest)

@@ -66,7 +66,7 @@ def save_simulator(
             },
         }
         networks = simulator.networks()
-        for name in simulator.PARTS:
+        for name in simulator.NETWORK_NAMES:
             part = networks.get(name)
             index[name] = [None, None] if part is None else [public_module(type(part)), type(part).__name__]
             if part is not None:
@@ -105,9 +105,9 @@ def load_simulator(
     folder = find_bundle(path)
     index = _read_index(folder)
     kind = _simulator_class(folder, index)
-    parts: dict[str, Any] = {name: _load_part(folder, name, index.get(name)) for name in kind.PARTS}
-    for name in kind.PARTS:
-        if parts[name] is None and name not in kind.OPTIONAL:
+    parts: dict[str, Any] = {name: _load_part(folder, name, index.get(name)) for name in kind.NETWORK_NAMES}
+    for name in kind.NETWORK_NAMES:
+        if parts[name] is None and name not in kind.OPTIONAL_NETWORKS:
             raise BundleError(f"{folder / BUNDLE_INDEX_FILE}: part {name!r} is missing")
     try:
         settings = index["settings"]
@@ -122,7 +122,7 @@ def load_simulator(
             **parts,
             actions=actions,
             fps=float(settings["fps"]),
-            sampling=kind.SAMPLING(**settings["sampling"]),
+            sampling=kind.SAMPLING_CLASS(**settings["sampling"]),
             context_frames=frames,
             title=str(settings["title"]),
             starts=starts,

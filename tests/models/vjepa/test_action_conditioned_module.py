@@ -207,7 +207,7 @@ def test_an_encoder_trained_along_collapses_unless_something_holds_it_up(terms, 
 
 def test_a_sample_is_a_rollout_of_the_world_made_of_the_same_parts():
     learner, clips = module(context_frames=2).eval(), batch()
-    parts = {name: getattr(learner, name) for name in VJEPAACSimulator.PARTS}
+    parts = {name: getattr(learner, name) for name in VJEPAACSimulator.NETWORK_NAMES}
     world = VJEPAACSimulator(**parts, actions=ActionSpace("discrete", 4))
     state, shown = world.reset(clips.frames[:, :2], 0, clips.actions[:, :1])
     drawn = [shown]

@@ -1,4 +1,4 @@
-"""A diffusion world behind the simulator interface: latents are drawn frame by frame from cached keys and values."""
+"""A diffusion transformer as a simulator: latents are sampled frame by frame from cached keys and values."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from vwm.nn.space_time import TransformerState
 
 
 class DiTState(NamedTuple):
-    """One world a batch entry.
+    """The state of a batch of simulations, one entry each.
 
     Attributes:
         dynamics: keys and values of the past frames.
-        encoder: the tokenizer's encoder, which has seen the frames that were observed, and none that was drawn.
-        decoder: the tokenizer's decoder.
+        encoder: the tokenizer encoder's state, of the frames that were observed, not of those that were generated.
+        decoder: the tokenizer decoder's state.
         latent: float [b, h, w, c], the last frame.
-        features: float [b, d], of the last frame: its agent tokens', where the network has some, else all tokens'.
+        features: float [b, d], of the last frame: the mean of its agent tokens where there are any, else of all tokens.
         seed: int64 [b].
     """
 
@@ -51,23 +51,23 @@ class DiTState(NamedTuple):
 
 
 class DiTSimulator(VideoSimulator):
-    """See ``Simulator``.
+    """A tokenizer and a diffusion transformer over its latents: see ``Simulator``.
 
     Args:
-        tokenizer: video to continuous latents and back, one latent a frame.
+        tokenizer: encodes video to continuous latents, one for each frame, and decodes them.
         dynamics: the network; causal.
-        outcomes: heads for reward and end; None for a world that knows none.
+        outcomes: heads for reward and termination; None without them.
         actions: the action space; it must be the dynamics'.
-        policy: heads that act and foresee rewards, as its agent tokens were taught; None for a world without.
+        policy: a cloned policy and reward prediction, which read the agent tokens; None without them.
         **rest: see ``VideoSimulator``.
 
     Raises:
-        ValueError: the parts do not fit each other.
+        ValueError: the networks do not fit each other.
     """
 
-    PARTS: ClassVar[tuple[str, ...]] = ("tokenizer", "dynamics", "outcomes", "policy")
-    OPTIONAL: ClassVar[tuple[str, ...]] = ("outcomes", "policy")
-    SAMPLING = DiffusionSampling
+    NETWORK_NAMES: ClassVar[tuple[str, ...]] = ("tokenizer", "dynamics", "outcomes", "policy")
+    OPTIONAL_NETWORKS: ClassVar[tuple[str, ...]] = ("outcomes", "policy")
+    SAMPLING_CLASS = DiffusionSampling
     transition_loss_name = "squared error"
 
     def __init__(
@@ -81,11 +81,11 @@ class DiTSimulator(VideoSimulator):
     ) -> None:
         if not dynamics.transformer.causal:
             raise ValueError(
-                "dynamics.causal=False looks at later frames too: it draws whole clips and cannot be played"
+                "dynamics.causal=False attends to later frames too: it samples whole clips and cannot be played"
             )
         if tokenizer.time_compression != 1:
             raise ValueError(
-                f"a played world needs a latent a frame, but the tokenizer has time_compression="
+                f"a simulator requires one latent per frame, but the tokenizer has time_compression="
                 f"{tokenizer.time_compression}: train on a tokenizer with 1"
             )
         if (tuple(tokenizer.grid), tokenizer.channels) != (dynamics.grid, dynamics.channels):
@@ -93,7 +93,7 @@ class DiTSimulator(VideoSimulator):
                 f"the tokenizer gives latents {list(tokenizer.grid)} x {tokenizer.channels}, the dynamics takes "
                 f"{list(dynamics.grid)} x {dynamics.channels}"
             )
-        if dynamics.embed_action is not None:  # a world without actions ignores them
+        if dynamics.embed_action is not None:  # without an embedding, actions are ignored
             check_action_space(dynamics.embed_action, actions)
         if policy is not None:
             check_policy_matches_dit(policy, dynamics)
@@ -118,8 +118,9 @@ class DiTSimulator(VideoSimulator):
         decoder, shown = self.tokenizer.decode_step(self.tokenizer.init_decoder(batch), latents)
         seeds = world_seeds(seed, batch, self.device)
         action_embedding = self.dynamics.embed_previous_actions(actions, batch, frames)
-        state, features = self._observe(self.dynamics.init_state(batch), latents, action_embedding, seeds)
-        return DiTState(state, encoder, decoder, latents[:, -1], features, seeds), video_to_uint8(shown[:, -1:])[:, 0]
+        dynamics, features = self._observe_latents(self.dynamics.init_state(batch), latents, action_embedding, seeds)
+        state = DiTState(dynamics, encoder, decoder, latents[:, -1], features, seeds)
+        return state, video_to_uint8(shown[:, -1:])[:, 0]
 
     @torch.inference_mode()
     def step(self, state: DiTState, action: Tensor, decode: bool = True) -> tuple[DiTState, StepOutput]:
@@ -132,10 +133,10 @@ class DiTSimulator(VideoSimulator):
         )
         seed = fold_in(fold_in(state.seed, FRAME_SEED_STREAM), state.dynamics.position)
         latents = sample_latent_frame(self.dynamics, state.dynamics, action_embedding, seed, self.sampling)
-        dynamics, features = self._observe(state.dynamics, latents, action_embedding, state.seed)
-        # The decoder remembers past frames too, so it takes every frame in, wanted or not.
-        decoder, shown = self.tokenizer.decode_step(state.decoder, latents.to(self.tokenizer.dtype))
-        frame = video_to_uint8(shown)[:, 0] if decode else None
+        dynamics, features = self._observe_latents(state.dynamics, latents, action_embedding, state.seed)
+        # The decoder's state depends on every frame, so it decodes each, even if no pixels are requested.
+        decoder, video = self.tokenizer.decode_step(state.decoder, latents.to(self.tokenizer.dtype))
+        frame = video_to_uint8(video)[:, 0] if decode else None
         return (
             DiTState(dynamics, state.encoder, decoder, latents[:, 0], features, state.seed),
             StepOutput(frame, latents[:, 0], reward, terminated),
@@ -149,7 +150,7 @@ class DiTSimulator(VideoSimulator):
         encoder, latents = self.tokenizer.encode_step(state.encoder, frames_to_float(frame[:, None].to(self.device)))
         decoder, _ = self.tokenizer.decode_step(state.decoder, latents)
         action_embedding = self._action_embedding(action.to(self.device), batch)
-        dynamics, features = self._observe(state.dynamics, latents, action_embedding, state.seed)
+        dynamics, features = self._observe_latents(state.dynamics, latents, action_embedding, state.seed)
         return DiTState(dynamics, encoder, decoder, latents[:, 0], features, state.seed)
 
     def features(self, state: DiTState) -> Tensor:
@@ -158,35 +159,35 @@ class DiTSimulator(VideoSimulator):
 
     @torch.inference_mode()
     def transition_loss(self, latents: Tensor, actions: Tensor, other_actions: Tensor) -> Tensor:
-        """See ``MeasuresTransitionLoss``: the squared error of the clean frame that is seen in pure noise.
+        """See ``MeasuresTransitionLoss``: the squared error of the clean frame predicted from pure noise.
 
-        That is the mean of all frames that may come, as the network has it: what past and action alone say. It goes
-        the way of play, frame by frame from cached keys and values.
+        The prediction is the network's mean of the next frame, given the past and the action only. Frames are
+        processed as in play, one by one from cached keys and values.
         """
         latents, actions, other_actions = (x.to(self.device) for x in (latents, actions, other_actions))
         dynamics, total = self.dynamics, torch.zeros(2, dtype=torch.float64)
         batch, frames = latents.shape[:2]
         seeds = world_seeds(0, batch, self.device)
         signal = latents.new_zeros(batch, 1)
-        state, _ = self._observe(
+        state, _ = self._observe_latents(
             dynamics.init_state(batch), latents[:, :1], dynamics.embed_previous_actions(None, batch, 1), seeds
         )
         for i in range(1, frames):
             clean = latents[:, i : i + 1]
             noise = seeded_normal(fold_in(seeds, i), *clean.shape[1:]).to(clean.dtype)
-            for way, told in enumerate((actions, other_actions)):
-                noisy = NoisyFrames(
-                    noise, signal, finest_step_index(dynamics, signal), self._action_embedding(told[:, i - 1], batch)
-                )
-                said = dynamics.denoise(state, noisy).float()
-                found = predicted_clean_and_noise(dynamics.prediction, noise, said, signal)[0]
-                total[way] += (found - clean).double().square().sum().item()
-            state, _ = self._observe(state, clean, self._action_embedding(actions[:, i - 1], batch), seeds)
+            for k, conditions in enumerate((actions, other_actions)):
+                action_embedding = self._action_embedding(conditions[:, i - 1], batch)
+                noisy = NoisyFrames(noise, signal, finest_step_index(dynamics, signal), action_embedding)
+                output = dynamics.denoise(state, noisy).float()
+                predicted = predicted_clean_and_noise(dynamics.prediction, noise, output, signal)[0]
+                total[k] += (predicted - clean).double().square().sum().item()
+            state, _ = self._observe_latents(state, clean, self._action_embedding(actions[:, i - 1], batch), seeds)
         return total
 
-    def _observe(
+    def _observe_latents(
         self, state: TransformerState, latents: Tensor, action_embedding: Tensor, seed: Tensor
     ) -> tuple[TransformerState, Tensor]:
+        """Add latents [b, t, h, w, c] to the state; return it, and the features [b, d] of the last frame."""
         return observe_latents(
             self.dynamics,
             state,

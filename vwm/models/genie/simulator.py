@@ -1,4 +1,4 @@
-"""A Genie world behind the simulator interface: tokens are drawn frame by frame from cached keys and values."""
+"""Genie as a simulator: tokens are sampled frame by frame from cached keys and values."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from vwm.tokenizers.space_time_tokenizer import SpaceTimeTokenizer
 
 
 class GenieState(NamedTuple):
-    """One world a batch entry.
+    """The state of a batch of simulations, one entry each.
 
     Attributes:
         dynamics: keys and values of the past frames.
-        encoder: the tokenizer's encoder, which has seen the frames that were observed, and none that was drawn.
-        decoder: the tokenizer's decoder.
+        encoder: the tokenizer encoder's state, of the frames that were observed, not of those that were generated.
+        decoder: the tokenizer decoder's state.
         latent: int64 [b, h, w], the last frame's tokens.
         features: float [b, d], of the last frame.
         seed: int64 [b].
-        drawn: int64 [b], the frames drawn so far.
+        frames_generated: int64 [b], the number of frames generated so far.
     """
 
     dynamics: TransformerState
@@ -40,27 +40,27 @@ class GenieState(NamedTuple):
     latent: Tensor
     features: Tensor
     seed: Tensor
-    drawn: Tensor
+    frames_generated: Tensor
 
 
 class GenieSimulator(VideoSimulator):
-    """See ``Simulator``.
+    """Genie's tokenizer, latent action model and masked dynamics: see ``Simulator``.
 
     Args:
-        tokenizer: video to tokens and back.
-        dynamics: tokens and actions to the next frame's tokens.
-        latent_action: infers the actions of a context; None where the actions were labelled.
+        tokenizer: encodes video to tokens and decodes them.
+        dynamics: predicts the next frame's tokens from tokens and actions.
+        latent_action: infers the actions of a context; None where the actions were labeled.
         actions: the action space; its size must be the dynamics'.
-        outcomes: heads for reward and end; None for a world that knows none.
+        outcomes: heads for reward and termination; None without them.
         **rest: see ``VideoSimulator``.
 
     Raises:
-        ValueError: the parts do not fit each other.
+        ValueError: the networks do not fit each other.
     """
 
-    PARTS: ClassVar[tuple[str, ...]] = ("tokenizer", "dynamics", "latent_action", "outcomes")
-    OPTIONAL: ClassVar[tuple[str, ...]] = ("latent_action", "outcomes")
-    SAMPLING = MaskGITSampling
+    NETWORK_NAMES: ClassVar[tuple[str, ...]] = ("tokenizer", "dynamics", "latent_action", "outcomes")
+    OPTIONAL_NETWORKS: ClassVar[tuple[str, ...]] = ("latent_action", "outcomes")
+    SAMPLING_CLASS = MaskGITSampling
     transition_loss_name = "cross-entropy"
 
     def __init__(
@@ -93,45 +93,42 @@ class GenieSimulator(VideoSimulator):
         encoder, tokens = self.tokenizer.encode_step(self.tokenizer.init_encoder(batch), video)
         if frames > 1 and context_actions is None and self.latent_action is not None:
             context_actions = self.latent_action.infer(video).indices
-        state, features = self._observe(self.dynamics.init_state(batch), tokens[:, :1], None)
+        dynamics, features = self._observe_tokens(self.dynamics.init_state(batch), tokens[:, :1], None)
         if frames > 1:
             context_actions = self.check_context_actions(context_actions, batch, frames)
-            state, features = self._observe(state, tokens[:, 1:], context_actions)
-        decoder, shown = self.tokenizer.decode_step(self.tokenizer.init_decoder(batch), tokens)
+            dynamics, features = self._observe_tokens(dynamics, tokens[:, 1:], context_actions)
+        decoder, video = self.tokenizer.decode_step(self.tokenizer.init_decoder(batch), tokens)
         seeds = world_seeds(seed, batch, self.device)
-        drawn = torch.zeros_like(seeds)
-        return GenieState(state, encoder, decoder, tokens[:, -1], features, seeds, drawn), video_to_uint8(
-            shown[:, -1:]
-        )[:, 0]
+        state = GenieState(dynamics, encoder, decoder, tokens[:, -1], features, seeds, torch.zeros_like(seeds))
+        return state, video_to_uint8(video[:, -1:])[:, 0]
 
     @torch.inference_mode()
     def step(self, state: GenieState, action: Tensor, decode: bool = True) -> tuple[GenieState, StepOutput]:
         """See ``Simulator.step``. ``latent`` is the frame's tokens, int64 [b, h, w]."""
         batch = len(state.seed)
         self.check_action(action, batch)
-        seed, told = fold_in(state.seed, state.drawn), action.to(self.device)
-        position, action_embedding = state.dynamics.position, self.dynamics.embed_actions(told[:, None])[:, 0]
+        seed, action = fold_in(state.seed, state.frames_generated), action.to(self.device)
+        position, action_embedding = state.dynamics.position, self.dynamics.embed_actions(action[:, None])[:, 0]
         reward, terminated = sample_outcomes(self.outcomes, state.features, action_embedding, state.seed, position)
-        tokens = sample_tokens(self.dynamics, state.dynamics, told, seed, self.sampling)
+        tokens = sample_tokens(self.dynamics, state.dynamics, action, seed, self.sampling)
         latent = tokens.unflatten(-1, self.tokenizer.grid)
-        dynamics, features = self._observe(state.dynamics, latent[:, None], told[:, None])
-        # The decoder remembers past frames too, so it takes every frame in, wanted or not; that is one pass of many.
-        decoder, shown = self.tokenizer.decode_step(state.decoder, latent[:, None])
-        frame = video_to_uint8(shown)[:, 0] if decode else None
-        return (
-            GenieState(dynamics, state.encoder, decoder, latent, features, state.seed, state.drawn + 1),
-            StepOutput(frame, latent, reward, terminated),
-        )
+        dynamics, features = self._observe_tokens(state.dynamics, latent[:, None], action[:, None])
+        # The decoder's state depends on every frame, so it decodes each, even if no pixels are requested.
+        decoder, video = self.tokenizer.decode_step(state.decoder, latent[:, None])
+        frame = video_to_uint8(video)[:, 0] if decode else None
+        count = state.frames_generated + 1
+        state = GenieState(dynamics, state.encoder, decoder, latent, features, state.seed, count)
+        return state, StepOutput(frame, latent, reward, terminated)
 
     @torch.inference_mode()
     def observe(self, state: GenieState, action: Tensor, frame: Tensor) -> GenieState:
-        """See ``ObservesFrames.observe``. A world with latent actions takes one of them."""
+        """See ``ObservesFrames.observe``. A simulator with latent actions takes one of them."""
         batch = len(state.seed)
         self.check_observation(action, frame, batch)
         encoder, tokens = self.tokenizer.encode_step(state.encoder, frames_to_float(frame[:, None].to(self.device)))
-        dynamics, features = self._observe(state.dynamics, tokens, action[:, None].to(self.device))
+        dynamics, features = self._observe_tokens(state.dynamics, tokens, action[:, None].to(self.device))
         decoder, _ = self.tokenizer.decode_step(state.decoder, tokens)
-        return GenieState(dynamics, encoder, decoder, tokens[:, 0], features, state.seed, state.drawn)
+        return GenieState(dynamics, encoder, decoder, tokens[:, 0], features, state.seed, state.frames_generated)
 
     @property
     def num_latent_actions(self) -> int:
@@ -142,7 +139,7 @@ class GenieSimulator(VideoSimulator):
     def infer_actions(self, frames: Tensor) -> Tensor:
         """See ``InfersActions.infer_actions``."""
         if self.latent_action is None:
-            raise ValueError("this simulator was trained on labelled actions: it has no latent ones to infer")
+            raise ValueError("this simulator was trained on labeled actions: it has no latent ones to infer")
         self.check_context(frames)
         return self.latent_action.infer(frames_to_float(frames.to(self.device))).indices
 
@@ -159,7 +156,7 @@ class GenieSimulator(VideoSimulator):
     def transition_loss(self, latents: Tensor, actions: Tensor, other_actions: Tensor) -> Tensor:
         """See ``MeasuresTransitionLoss.transition_loss``: the cross-entropy of a wholly masked next frame.
 
-        It goes the way of play, frame by frame from cached keys and values.
+        Frames are processed as in play, one by one from cached keys and values.
         """
         tokens, actions, other_actions = (x.to(self.device) for x in (latents.flatten(2), actions, other_actions))
         dynamics, total = self.dynamics, torch.zeros(2, dtype=torch.float64)
@@ -167,15 +164,15 @@ class GenieSimulator(VideoSimulator):
         masked = torch.full_like(tokens[:, :1], dynamics.mask_token)
         for i in range(tokens.shape[1] - 1):
             truth = tokens[:, i + 1 : i + 2]
-            for way, told in enumerate((actions, other_actions)):
-                logits = dynamics.predict_logits(state, masked, told[:, i : i + 1]).float()
-                total[way] += F.cross_entropy(logits.flatten(0, 2), truth.flatten(), reduction="sum").item()
+            for k, conditions in enumerate((actions, other_actions)):
+                logits = dynamics.predict_logits(state, masked, conditions[:, i : i + 1]).float()
+                total[k] += F.cross_entropy(logits.flatten(0, 2), truth.flatten(), reduction="sum").item()
             state = dynamics.observe(state, truth, actions[:, i : i + 1])
         return total
 
-    def _observe(
+    def _observe_tokens(
         self, state: TransformerState, tokens: Tensor, actions: Tensor | None
     ) -> tuple[TransformerState, Tensor]:
-        """Tokens [b, t, h, w] -> the state after them, and the last one's features [b, d]."""
+        """Add tokens [b, t, h, w] to the state; return it, and the features [b, d] of the last frame."""
         state, features = self.dynamics.observe_with_features(state, tokens.flatten(2), actions)
         return state, features[:, -1]

@@ -1,4 +1,4 @@
-"""A world of World Models (arXiv 1803.10122) behind the simulator interface: a dream to evolve controllers in."""
+"""World Models (arXiv 1803.10122) as a simulator, in which controllers are evolved."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from vwm.nn.actions import check_action_space
 
 
 class MDNRNNState(NamedTuple):
-    """One world a batch entry.
+    """The state of a batch of simulations, one entry each.
 
     Attributes:
-        memory: the LSTM's state, of all that was before the present frame.
+        memory: the LSTM's state, of the frames and actions before the present frame.
         latent: float [b, h, w, c], the present frame.
-        position: int64 [b], frames so far; what the seed is folded with.
+        position: int64 [b], the number of frames so far, with which the seed is folded.
         seed: int64 [b].
     """
 
@@ -37,31 +37,32 @@ class MDNRNNSampling(NamedTuple):
     """How a frame is drawn.
 
     Attributes:
-        temperature: 1 draws what M believes; more makes a harsher world, whose faults are harder to live on (the paper
-            trains in Doom at about 1.15).
+        temperature: of the mixture density. 1 samples from the prediction; above 1 the simulation is noisier, so that
+            its errors are harder to exploit (the paper trains in Doom at about 1.15).
     """
 
     temperature: float = 1.0
 
 
 class MDNRNNSimulator(VideoSimulator):
-    """See ``Simulator``. ``latent`` of a step is the frame's, float [b, h, w, c]; see ``features`` for controllers.
+    """A frame VAE (the paper's V) and an MDN-RNN (its M): see ``Simulator``.
 
-    The world ends where M thinks an end more likely than not (its ends are weighted in training, as in the paper).
-    Where the actions of a context are not given, and M has not learned to do without (``unknown_actions``), only the
-    context's last frame counts.
+    ``latent`` of a step is the frame's, float [b, h, w, c]; see ``features`` for controllers. A simulation terminates
+    where that is predicted to be more likely than not (terminations are weighted in training, as in the paper). Where
+    the actions of a context are not given, and the network has not learned unknown actions (``unknown_actions``), only
+    the context's last frame is used.
 
     Args:
-        tokenizer: frames to continuous latents and back, each frame by itself.
+        tokenizer: encodes each frame by itself to continuous latents, and decodes them.
         dynamics: the MDN-RNN.
         actions: the action space; it must be the dynamics'.
         **rest: see ``VideoSimulator``.
 
     Raises:
-        ValueError: the parts do not fit each other, or a temperature that is not positive.
+        ValueError: the networks do not fit each other, or the temperature is not positive.
     """
 
-    SAMPLING = MDNRNNSampling
+    SAMPLING_CLASS = MDNRNNSampling
     transition_loss_name = "negative log-likelihood"
     dynamics: MDNRNN
 
@@ -112,39 +113,39 @@ class MDNRNNSimulator(VideoSimulator):
         actions = self.check_context_actions(context_actions, batch, frames)
         memory, position = self.dynamics.init_state(batch), torch.zeros(batch, dtype=torch.int64, device=self.device)
         if frames > 1 and (actions is not None or self.dynamics.no_action is not None):
-            lead = self._lead(actions, batch, frames - 1)
-            _, memory = self.dynamics(memory, latents[:, :-1], lead)
+            embeddings = self._embed_actions(actions, batch, frames - 1)
+            _, memory = self.dynamics(memory, latents[:, :-1], embeddings)
             position = position + frames - 1
         state = MDNRNNState(memory, self._to_grid(latents[:, -1]), position, world_seeds(seed, batch, self.device))
-        return state, self._show(state.latent)
+        return state, self._decode_frame(state.latent)
 
     @torch.inference_mode()
     def step(self, state: MDNRNNState, action: Tensor, decode: bool = True) -> tuple[MDNRNNState, StepOutput]:
         """See ``Simulator.step``."""
-        said, memory = self._take(state, action)
-        foretold = self.dynamics.predict(said)
+        output, memory = self._step_memory(state, action)
+        prediction = self.dynamics.predict(output)
         seed = fold_in(state.seed, state.position)
-        latent = self._to_grid(foretold.latent.draw(seed, self.sampling.temperature).to(state.latent.dtype))
+        latent = self._to_grid(prediction.latent.draw(seed, self.sampling.temperature).to(state.latent.dtype))
         after = MDNRNNState(memory, latent, state.position + 1, state.seed)
-        frame = self._show(latent) if decode else None
-        return after, StepOutput(frame, latent, self.dynamics.earned(foretold).float(), foretold.end > 0)
+        frame = self._decode_frame(latent) if decode else None
+        return after, StepOutput(frame, latent, self.dynamics.earned(prediction).float(), prediction.end > 0)
 
     def init_state(self, batch: int) -> MDNRNNState:
-        """Before anything was seen; with a first frame's latent, where an episode begins."""
+        """Return the state before the first frame; with that frame's latent, it is the state of an episode's start."""
         nothing = torch.zeros(batch, dtype=torch.int64, device=self.device)
         latent = torch.zeros(batch, *self.tokenizer.grid, self.tokenizer.channels, device=self.device)
         return MDNRNNState(self.dynamics.init_state(batch), latent, nothing, nothing)
 
     @torch.inference_mode()
     def observe(self, state: MDNRNNState, action: Tensor, frame: Tensor) -> MDNRNNState:
-        """See ``ObservesFrames.observe``: how a controller follows a real game."""
+        """See ``ObservesFrames.observe``: so a controller acts in the real environment."""
         self.check_observation(action, frame, len(state.seed))
-        _, memory = self._take(state, action)
+        _, memory = self._step_memory(state, action)
         latent = self._to_grid(self._encode(frame[:, None])[:, 0])
         return MDNRNNState(memory, latent, state.position + 1, state.seed)
 
     def features(self, state: MDNRNNState) -> Tensor:
-        """What a controller looks at, float32 [b, z + d]: the present latent, then what the LSTM remembers."""
+        """See ``ProvidesFeatures.features``: float32 [b, z + d], the present latent and the LSTM's hidden state."""
         return torch.cat((state.latent.flatten(1), state.memory.hidden), dim=-1).float()
 
     @torch.inference_mode()
@@ -154,21 +155,23 @@ class MDNRNNSimulator(VideoSimulator):
         total, memory = torch.zeros(2, dtype=torch.float64), self.dynamics.init_state(len(latents))
         for i in range(latents.shape[1] - 1):
             here, after = latents[:, i : i + 1], latents[:, i + 1]
-            taken = [self.dynamics(memory, here, self.dynamics.lead(x[:, i : i + 1])) for x in (actions, other_actions)]
-            for way, (said, _) in enumerate(taken):
-                foretold = self.dynamics.predict(said[:, 0]).latent
-                total[way] += foretold.negative_log_likelihood(after).double().sum().item()
-            memory = taken[0][1]
+            outputs = [
+                self.dynamics(memory, here, self.dynamics.lead(x[:, i : i + 1])) for x in (actions, other_actions)
+            ]
+            for k, (output, _) in enumerate(outputs):
+                prediction = self.dynamics.predict(output[:, 0]).latent
+                total[k] += prediction.negative_log_likelihood(after).double().sum().item()
+            memory = outputs[0][1]
         return total
 
-    def _take(self, state: MDNRNNState, action: Tensor) -> tuple[Tensor, LSTMState]:
-        """What the LSTM says [b, d], and its state, after the present frame and what was done there."""
+    def _step_memory(self, state: MDNRNNState, action: Tensor) -> tuple[Tensor, LSTMState]:
+        """Return the LSTM's output [b, d] and state after the present frame and the action taken there."""
         self.check_action(action, len(state.seed))
-        lead = self._lead(action.to(self.device)[:, None], len(action), 1)
-        said, memory = self.dynamics(state.memory, state.latent.flatten(1)[:, None], lead)
-        return said[:, 0], memory
+        embeddings = self._embed_actions(action.to(self.device)[:, None], len(action), 1)
+        output, memory = self.dynamics(state.memory, state.latent.flatten(1)[:, None], embeddings)
+        return output[:, 0], memory
 
-    def _lead(self, actions: Tensor | None, batch: int, frames: int) -> Tensor:
+    def _embed_actions(self, actions: Tensor | None, batch: int, frames: int) -> Tensor:
         if actions is not None:
             return self.dynamics.lead(actions)
         assert self.dynamics.no_action is not None
@@ -180,5 +183,5 @@ class MDNRNNSimulator(VideoSimulator):
     def _to_grid(self, latent: Tensor) -> Tensor:
         return latent.unflatten(-1, (*self.tokenizer.grid, self.tokenizer.channels))
 
-    def _show(self, latent: Tensor) -> Tensor:
+    def _decode_frame(self, latent: Tensor) -> Tensor:
         return video_to_uint8(self.tokenizer.decode(latent[:, None].to(self.tokenizer.dtype)))[:, 0]

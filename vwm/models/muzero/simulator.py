@@ -1,4 +1,4 @@
-"""MuZero's model behind the simulator interface: a world that foretells rewards and values, and shows nothing."""
+"""MuZero's model as a simulator, which predicts rewards and values and shows no observations."""
 
 from __future__ import annotations
 
@@ -15,39 +15,40 @@ from vwm.models.muzero.network import MuZeroLatentState, MuZeroNetwork
 
 
 class MuZeroSimulatorState(NamedTuple):
-    """One world a batch entry.
+    """The state of a batch of simulations, one entry each.
 
     Attributes:
-        world: see ``MuZeroLatentState``.
-        seed: int64 [b]; nothing is drawn from it.
+        network_state: see ``MuZeroLatentState``.
+        seed: int64 [b]; unused, since the model is deterministic.
     """
 
-    world: MuZeroLatentState
+    network_state: MuZeroLatentState
     seed: Tensor
 
     @property
     def latent(self) -> Tensor:
-        """Where the worlds stand."""
-        return self.world.latent
+        """See ``Simulator.latent``."""
+        return self.network_state.latent
 
 
 class MuZeroSimulator(NetworkSimulator):
-    """See ``Simulator``. ``latent`` of a step is the network's, float [b, d] or [b, d, h, w].
+    """MuZero's network: see ``Simulator``.
 
-    The world is deterministic and has no pictures. It never ends by itself: what it learned of an end is that nothing
-    is earned after it. The actions of a context say nothing to it.
+    ``latent`` of a step is the network's, float [b, d] or [b, d, h, w]. The simulation is deterministic and shows no
+    images. It never terminates: in training, the rewards after a termination are zero. The actions of a context are
+    not used.
 
     Args:
         dynamics: the network.
         actions: the action space; it must be the network's.
-        **rest: see ``NetworkSimulator``; ``context_frames`` is what the network sees at once.
+        **rest: see ``NetworkSimulator``; ``context_frames`` is the number of observations that the network takes.
 
     Raises:
-        ValueError: the actions do not fit.
+        ValueError: the action space is not the network's.
     """
 
-    PARTS: ClassVar[tuple[str, ...]] = ("dynamics",)
-    SAMPLING = NoSampling
+    NETWORK_NAMES: ClassVar[tuple[str, ...]] = ("dynamics",)
+    SAMPLING_CLASS = NoSampling
 
     def __init__(self, dynamics: MuZeroNetwork, actions: ActionSpace, **rest: Any) -> None:
         if (actions.kind, actions.size) != ("discrete", dynamics.num_actions):
@@ -73,9 +74,10 @@ class MuZeroSimulator(NetworkSimulator):
         self.check_context_actions(context_actions, *context.shape[:2])
         context = context.to(self.device)
         places = torch.arange(-self.spec.context_frames, 0, device=self.device) + context.shape[1]
-        seen = context[:, places.clamp(min=0)]  # of a short context the first frame stands for those before it
-        state = MuZeroSimulatorState(self.dynamics.represent(seen), world_seeds(seed, len(context), self.device))
-        return state, context[:, -1]
+        observations = context[:, places.clamp(min=0)]  # a short context begins with copies of its first frame
+        network_state = self.dynamics.represent(observations)
+        seeds = world_seeds(seed, len(context), self.device)
+        return MuZeroSimulatorState(network_state, seeds), context[:, -1]
 
     @torch.inference_mode()
     def step(
@@ -83,11 +85,11 @@ class MuZeroSimulator(NetworkSimulator):
     ) -> tuple[MuZeroSimulatorState, StepOutput]:
         """See ``Simulator.step``."""
         self.check_action(action, len(state.seed))
-        world, reward, _ = self.dynamics.step(state.world, action.to(self.device))
-        ended = torch.zeros_like(reward, dtype=torch.bool)
-        return state._replace(world=world), StepOutput(None, world.latent, reward.float(), ended)
+        after, reward, _ = self.dynamics.step(state.network_state, action.to(self.device))
+        terminated = torch.zeros_like(reward, dtype=torch.bool)
+        return state._replace(network_state=after), StepOutput(None, after.latent, reward.float(), terminated)
 
     @torch.inference_mode()
     def value(self, state: MuZeroSimulatorState) -> Tensor:
-        """What states are worth by the network, float [b]: for planners."""
+        """Return the predicted values of states, float [b], for planners."""
         return self.dynamics.bins.mean(self.dynamics.predict(state.latent).value)

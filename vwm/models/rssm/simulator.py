@@ -1,4 +1,4 @@
-"""A latent world of PlaNet's and Dreamer's kind behind the simulator interface: it is imagined in by the prior."""
+"""A recurrent state-space model (PlaNet, Dreamer) as a simulator: steps follow the prior."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from vwm.models.rssm.rssm import RSSMState, last_rssm_state
 from vwm.models.rssm.world_model import RSSMWorldModel
 
 CONTEXT_STREAM, FRAME_STREAM = 0, 1
-"""Streams of random numbers: of the context's states, and of what follows."""
+"""Streams of random numbers: of the context's states, and of the steps after it."""
 
 
 class RSSMSimulatorState(NamedTuple):
-    """One world a batch entry.
+    """The state of a batch of simulations, one entry each.
 
     Attributes:
-        rssm: where it stands.
+        rssm: the model's state.
         position: int64 [b], steps since the reset.
         seed: int64 [b].
     """
@@ -33,22 +33,23 @@ class RSSMSimulatorState(NamedTuple):
 
 
 class RSSMSimulator(NetworkSimulator):
-    """See ``Simulator``. ``latent`` of a step is the state's features, float [b, d].
+    """A world model of PlaNet's and Dreamer's kind: see ``Simulator``.
 
-    A context is followed by the posterior, whose draws are the same for every seed; without its actions only the last
-    observation of a context counts. What a step shows is the decoder's mean. A world ends where its head says that this
-    is likelier than not. Rewards that were learned through tanh stay so.
+    ``latent`` of a step is the features of its state, float [b, d]. A context is observed by the posterior, whose
+    samples are the same for every seed; without its actions only the last observation is used. A step shows the
+    decoder's mean. A simulation terminates where that is predicted to be more likely than not. Rewards that were
+    learned through tanh remain transformed.
 
     Args:
-        dynamics: the world.
-        actions: the action space; it must be the world's.
+        dynamics: the world model.
+        actions: the action space; it must be the world model's.
         **rest: see ``NetworkSimulator``.
 
     Raises:
-        ValueError: the actions are not the world's.
+        ValueError: the action space is not the world model's.
     """
 
-    SAMPLING: ClassVar[type[Any]] = NoSampling
+    SAMPLING_CLASS: ClassVar[type[Any]] = NoSampling
     dynamics: RSSMWorldModel
 
     def __init__(self, dynamics: RSSMWorldModel, actions: ActionSpace, **rest: Any) -> None:
@@ -68,11 +69,11 @@ class RSSMSimulator(NetworkSimulator):
         """See ``Simulator.reset``."""
         self.check_context(context)
         batch, frames = context.shape[:2]
-        told = self.check_context_actions(context_actions, batch, frames)
-        context = (context[:, -1:] if told is None else context).to(self.device)
+        context_actions = self.check_context_actions(context_actions, batch, frames)
+        context = (context[:, -1:] if context_actions is None else context).to(self.device)
         frames = context.shape[1]
-        here = self._nothing(batch)[:, None]
-        actions = here if told is None else torch.cat((told, here), dim=1)
+        last = self._zero_action(batch)[:, None]
+        actions = last if context_actions is None else torch.cat((context_actions, last), dim=1)
         is_first = torch.zeros(batch, frames, dtype=torch.bool, device=self.device)
         is_first[:, 0] = True
         rssm = self.dynamics.rssm
@@ -84,7 +85,7 @@ class RSSMSimulator(NetworkSimulator):
         state = last_rssm_state(states)
         state = state._replace(action=torch.zeros_like(state.action))
         seeds = world_seeds(seed, batch, self.device)
-        return RSSMSimulatorState(state, torch.zeros_like(seeds), seeds), self._show(rssm.features(state))
+        return RSSMSimulatorState(state, torch.zeros_like(seeds), seeds), self._decode_observation(rssm.features(state))
 
     @torch.inference_mode()
     def step(
@@ -96,20 +97,20 @@ class RSSMSimulator(NetworkSimulator):
         noise = rssm.stochastic.seeded_noise(fold_in(fold_in(state.seed, FRAME_STREAM), state.position))
         after = rssm.imagine_step(state.rssm, action.to(self.device), noise)
         features = rssm.features(after)
-        ended = world.predict_continue(features) < world.max_discount / 2
-        output = StepOutput(
-            self._show(features) if decode else None, features, world.predict_reward(features).float(), ended
-        )
+        frame = self._decode_observation(features) if decode else None
+        reward = world.predict_reward(features).float()
+        terminated = world.predict_continue(features) < world.max_discount / 2
+        output = StepOutput(frame, features, reward, terminated)
         return RSSMSimulatorState(after, state.position + 1, state.seed), output
 
     def latent(self, state: RSSMSimulatorState) -> Tensor:
         """See ``Simulator.latent``."""
         return self.dynamics.rssm.features(state.rssm)
 
-    def _nothing(self, batch: int) -> Tensor:
+    def _zero_action(self, batch: int) -> Tensor:
         space = self.spec.actions
         return torch.zeros(batch, *space.shape, dtype=space.dtype, device=self.device)
 
-    def _show(self, features: Tensor) -> Tensor:
+    def _decode_observation(self, features: Tensor) -> Tensor:
         observation_model = self.dynamics.observation_model
         return observation_model.postprocess(observation_model.decode(features[:, None]))[:, 0]

@@ -1,4 +1,4 @@
-"""A world of latents alone behind the simulator interface (TD-MPC2): made to be planned in."""
+"""TD-MPC2's world model as a simulator of latents without a decoder, for planning."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from vwm.models.tdmpc2.world_model import TDMPC2WorldModel
 
 
 class TDMPC2State(NamedTuple):
-    """One world a batch entry.
+    """The state of a batch of simulations, one entry each.
 
     Attributes:
-        latent: float [b, d], the present moment.
-        seed: int64 [b]; nothing is drawn from it.
+        latent: float [b, d], of the present time step.
+        seed: int64 [b]; unused, since the model is deterministic.
     """
 
     latent: Tensor
@@ -27,22 +27,23 @@ class TDMPC2State(NamedTuple):
 
 
 class TDMPC2Simulator(NetworkSimulator):
-    """See ``Simulator``. ``latent`` of a step is the foretold one, float [b, d].
+    """TD-MPC2's world model: see ``Simulator``.
 
-    The world is deterministic and shows no images. Only the last ``num_stacked_frames`` observations of the context
-    count, and its actions not at all; where there are fewer, the first stands for those before it, as it does where
-    an episode begins. A world ends where its termination head says that this is likelier than not.
+    ``latent`` of a step is the predicted one, float [b, d]. The simulation is deterministic and shows no images. Only
+    the last ``num_stacked_frames`` observations of the context are used, and not its actions; where there are fewer,
+    the first one is repeated, as at the start of an episode. A simulation terminates where that is predicted to be
+    more likely than not.
 
     Args:
-        dynamics: the model, encoder and heads and all.
+        dynamics: the world model, with its encoder and heads.
         actions: the action space; it must be the model's.
         **rest: see ``NetworkSimulator``.
 
     Raises:
-        ValueError: the actions are not the model's.
+        ValueError: the action space is not the model's.
     """
 
-    SAMPLING: ClassVar[type[Any]] = NoSampling
+    SAMPLING_CLASS: ClassVar[type[Any]] = NoSampling
     dynamics: TDMPC2WorldModel
 
     def __init__(self, dynamics: TDMPC2WorldModel, actions: ActionSpace, **rest: Any) -> None:
@@ -51,12 +52,12 @@ class TDMPC2Simulator(NetworkSimulator):
                 f"{actions.size} {actions.kind} actions named, but the dynamics takes {dynamics.action_dims} "
                 "continuous ones"
             )
-        seen = (*dynamics.image_size, 3) if dynamics.vector_size is None else (dynamics.vector_size,)
+        observed = (*dynamics.image_size, 3) if dynamics.vector_size is None else (dynamics.vector_size,)
         super().__init__(
             dynamics,
             observation=ObservationSpace.latent(dynamics.latent_size),
             actions=actions,
-            context=ObservationSpace.of_shape(seen),
+            context=ObservationSpace.of_shape(observed),
             stochastic=False,
             **rest,
         )
@@ -70,8 +71,8 @@ class TDMPC2Simulator(NetworkSimulator):
         batch, given = context.shape[:2]
         self.check_context_actions(context_actions, batch, given)
         context = context.to(self.device)
-        wanted = torch.arange(-self.dynamics.num_stacked_frames, 0, device=self.device).clamp(min=-given) + given
-        latent = self.dynamics.encode(context[:, wanted])
+        stacked = torch.arange(-self.dynamics.num_stacked_frames, 0, device=self.device).clamp(min=-given) + given
+        latent = self.dynamics.encode(context[:, stacked])
         return TDMPC2State(latent, world_seeds(seed, batch, self.device)), context[:, -1]
 
     @torch.inference_mode()
@@ -81,6 +82,6 @@ class TDMPC2Simulator(NetworkSimulator):
         action = action.to(state.latent)
         reward = self.dynamics.predict_reward(state.latent, action).float()
         latent = self.dynamics.next_latent(state.latent, action)
-        over = self.dynamics.termination_logits(latent)
-        ended = torch.zeros_like(reward, dtype=torch.bool) if over is None else over > 0
-        return TDMPC2State(latent, state.seed), StepOutput(None, latent, reward, ended)
+        logits = self.dynamics.termination_logits(latent)
+        terminated = torch.zeros_like(reward, dtype=torch.bool) if logits is None else logits > 0
+        return TDMPC2State(latent, state.seed), StepOutput(None, latent, reward, terminated)

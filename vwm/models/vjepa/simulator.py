@@ -1,4 +1,4 @@
-"""A world in representation space behind the simulator interface (V-JEPA 2-AC): made to be planned in."""
+"""V-JEPA 2-AC as a simulator in representation space, for planning."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from vwm.nn.space_time import TransformerState
 
 
 class VJEPAACState(NamedTuple):
-    """One world a batch entry.
+    """The state of a batch of simulations, one entry each.
 
     Attributes:
         dynamics: keys and values of the frames before the present one.
         latent: float [b, n, D], the present frame.
-        seed: int64 [b]; nothing is drawn from it.
+        seed: int64 [b]; unused, since the model is deterministic.
     """
 
     dynamics: TransformerState
@@ -35,27 +35,28 @@ class VJEPAACState(NamedTuple):
 
 
 class VJEPAACSimulator(NetworkSimulator):
-    """See ``Simulator``. ``latent`` of a step is the predicted representation, float [b, n, D].
+    """An encoder and an action-conditioned predictor of its features: see ``Simulator``.
 
-    The world is deterministic. Without a decoder it has no pictures. It sees pictures alone: a predictor that also
-    takes the body's state is told that it is not known. Where the actions of a context are not given, and the predictor
-    has not learned to do without (``unknown_actions``), only the context's last frame counts.
+    ``latent`` of a step is the predicted representation, float [b, n, D]. The simulation is deterministic, and shows
+    images only with a decoder. It takes images only: a predictor that also takes proprioception receives it as
+    unknown. Where the actions of a context are not given, and the predictor has not learned unknown actions
+    (``unknown_actions``), only the context's last frame is used.
 
     Args:
-        encoder: sees each frame by itself.
-        projector: from the encoder's features to latents.
+        encoder: encodes each frame by itself.
+        projector: projects the encoder's features to latents.
         dynamics: the predictor.
-        decoder: shows latents; None for a world of latents alone.
+        decoder: decodes latents to images; None for a simulator of latents only.
         actions: the action space; it must be the predictor's.
         **rest: see ``NetworkSimulator``.
 
     Raises:
-        ValueError: the parts do not fit each other.
+        ValueError: the networks do not fit each other.
     """
 
-    PARTS: ClassVar[tuple[str, ...]] = ("encoder", "projector", "dynamics", "decoder")
-    OPTIONAL: ClassVar[tuple[str, ...]] = ("decoder",)
-    SAMPLING = NoSampling
+    NETWORK_NAMES: ClassVar[tuple[str, ...]] = ("encoder", "projector", "dynamics", "decoder")
+    OPTIONAL_NETWORKS: ClassVar[tuple[str, ...]] = ("decoder",)
+    SAMPLING_CLASS = NoSampling
 
     def __init__(
         self,
@@ -78,7 +79,8 @@ class VJEPAACSimulator(NetworkSimulator):
             stochastic=False,
             **rest,
         )
-        self.encoder, self.projector = encoder.eval(), projector.eval()
+        self.encoder = encoder.eval()
+        self.projector = projector.eval()
         self.decoder = None if decoder is None else decoder.eval()
 
     @torch.inference_mode()
@@ -98,7 +100,7 @@ class VJEPAACSimulator(NetworkSimulator):
         state = self.dynamics.init_state(batch)
         if frames > 1 and (actions is not None or self.dynamics.no_action is not None):
             state, _ = self.dynamics.step(state, latents[:, :-1], actions)
-        shown = self._show(latents[:, -1]) if self.decoder is not None else context[:, -1].to(self.device)
+        shown = self._decode_frame(latents[:, -1]) if self.decoder is not None else context[:, -1].to(self.device)
         return VJEPAACState(state, latents[:, -1], world_seeds(seed, batch, self.device)), shown
 
     @torch.inference_mode()
@@ -106,12 +108,12 @@ class VJEPAACSimulator(NetworkSimulator):
         """See ``Simulator.step``."""
         batch = len(state.seed)
         self.check_action(action, batch)
-        dynamics, said = self.dynamics.step(state.dynamics, state.latent[:, None], action.to(self.device)[:, None])
-        latent = said[:, 0].to(state.latent.dtype)
-        nothing = torch.zeros(batch, device=self.device)
-        frame = self._show(latent) if decode and self.decoder is not None else None
-        return VJEPAACState(dynamics, latent, state.seed), StepOutput(frame, latent, nothing, nothing.bool())
+        dynamics, predicted = self.dynamics.step(state.dynamics, state.latent[:, None], action.to(self.device)[:, None])
+        latent = predicted[:, 0].to(state.latent.dtype)
+        zeros = torch.zeros(batch, device=self.device)
+        frame = self._decode_frame(latent) if decode and self.decoder is not None else None
+        return VJEPAACState(dynamics, latent, state.seed), StepOutput(frame, latent, zeros, zeros.bool())
 
-    def _show(self, latent: Tensor) -> Tensor:
+    def _decode_frame(self, latent: Tensor) -> Tensor:
         assert self.decoder is not None
         return video_to_uint8(self.decoder(latent[:, None]))[:, 0]
