@@ -84,6 +84,7 @@ from vwm.planning.mppi import MPPI
 from vwm.planning.sampling_planner import NegativeReturnObjective
 from vwm.planning.tree_search import GumbelMuZeroSearch, PUCTSearch
 from vwm.rl.agent import Agent, ReplayBatch
+from vwm.rl.agent_training import AgentTraining
 from vwm.rl.algorithms.actor_critic import ActorConfig, CriticConfig
 from vwm.rl.algorithms.actor_critic_policy import (
     ClonedActorCriticPolicy,
@@ -91,10 +92,10 @@ from vwm.rl.algorithms.actor_critic_policy import (
     FrameActorCriticPolicy,
 )
 from vwm.rl.algorithms.cma_es import CMAESSearch
-from vwm.rl.algorithms.controller_evolution import ControllerEvolution
+from vwm.rl.algorithms.controller_evolution import ControllerEvolution, ControllerFitnessConfig
 from vwm.rl.algorithms.controller_fitness import SimulatedFitness
 from vwm.rl.algorithms.dreamer import Dreamer, DreamerOptimizerConfig
-from vwm.rl.algorithms.imagination import imagination_losses, imagine_rollout, simulator_env_spaces
+from vwm.rl.algorithms.imagined_rollout import imagination_losses, imagine_rollout, simulator_env_spaces
 from vwm.rl.algorithms.linear_controller import (
     ControllerPolicy,
     LinearController,
@@ -107,7 +108,8 @@ from vwm.rl.algorithms.policy_objectives import PMPOObjective, ReinforceObjectiv
 from vwm.rl.algorithms.tdmpc2 import TDMPC2, TDMPC2Size
 from vwm.rl.algorithms.tdmpc2_planner import TDMPC2PlannerConfig
 from vwm.rl.context_sampler import ContextSampler, SimulatorContext
-from vwm.rl.online_training import OnlineTraining
+from vwm.rl.evaluation_log import EvaluationConfig
+from vwm.rl.online_learning import OnlineLearning
 from vwm.rl.replay_buffer import ReplayBuffer
 from vwm.rl.simulated_env import SimulatedEnvSpec
 from vwm.tokenizers.adversarial import AdversarialLoss
@@ -1046,13 +1048,16 @@ def online(name: str) -> None:
         )
 
     with tempfile.TemporaryDirectory() as folder:
-        OnlineTraining(
-            Path(folder), GymnasiumEnvSpec("Pendulum-v1", time_limit=12), small, steps=40, environments=2, prefill=20,
-            updates=0.5, capacity=60, evaluate_every=1000, evaluate_episodes=1, checkpoint_every=30, video=False,
-            device="cpu",
+        learning = OnlineLearning(
+            GymnasiumEnvSpec("Pendulum-v1", time_limit=12), small, num_envs=2, prefill=20, updates_per_decision=0.5,
+            capacity=60,
+        )  # fmt: skip
+        AgentTraining(
+            Path(folder), learning, steps=40, checkpoint_every=30, device="cpu",
+            evaluation=EvaluationConfig(every=1000, episodes=1, video=False),
         ).run()  # fmt: skip
         state = torch.load(Path(folder) / "checkpoints" / "last.ckpt", weights_only=True)
-        put(f"{name}/agent", sorted(hashed(value) for value in state["agent"].values()))
+        put(f"{name}/agent", sorted(hashed(value) for value in state["algorithm"]["policy"].values()))
         put(f"{name}/episodes", (Path(folder) / "metrics" / "episodes.csv").read_text())
         put(f"{name}/evaluations", (Path(folder) / "metrics" / "evaluations.csv").read_text())
 
@@ -1060,14 +1065,15 @@ def online(name: str) -> None:
 def evolving(name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         save_simulator(dream(num_actions=2), Path(folder) / "bundle")
-        ControllerEvolution(
-            Path(folder) / "run", Path(folder) / "bundle", GymnasiumEnvSpec("CartPole-v1", pixels=True, size=8),
-            reward="survival", horizon=6, population=4, rollouts=2, generations=2, evaluate_every=0, episodes=2,
-            sigma=1.0, device="cpu", sees=("latent_and_memory",),
-        ).run()  # fmt: skip
+        evolution = ControllerEvolution(
+            Path(folder) / "bundle", GymnasiumEnvSpec("CartPole-v1", pixels=True, size=8),
+            inputs=("latent_and_memory",), population=4, sigma=1.0, episodes=2, device="cpu",
+            fitness=ControllerFitnessConfig(reward="survival", horizon=6, rollouts=2),
+        )  # fmt: skip
+        AgentTraining(Path(folder) / "run", evolution, steps=2, evaluation=EvaluationConfig(every=0)).run()
         run = Path(folder) / "run"
-        put(f"{name}/generations", (run / "latent_and_memory" / "generations.csv").read_text())
-        put_weights(f"{name}/controller", load_component(run / "latent_and_memory" / "controller"))
+        put(f"{name}/generations", (run / "metrics" / "latent_and_memory_generations.csv").read_text())
+        put_weights(f"{name}/controller", load_component(run / "controllers" / "latent_and_memory"))
         put(f"{name}/returns", json.loads((run / "evaluation.json").read_text())["results"])
 
 

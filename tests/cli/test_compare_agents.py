@@ -17,20 +17,21 @@ from vwm.rl.evaluation import evaluate_policy
 pytest.importorskip("stable_baselines3")
 
 CONFIG = """
-training:
-  class_path: vwm.rl.algorithms.ppo.PPOTraining
+run: {run}
+steps: 32
+seed: {seed}
+evaluation:
+  every: 32
+  episodes: 1
+  video: false
+  env: {{class_path: vwm.envs.batched_envs.GymnasiumEnvSpec, init_args: {{env: CartPole-v1}}}}
+algorithm:
+  class_path: vwm.rl.algorithms.PPO
   init_args:
-    run: {run}
-    game: {{class_path: vwm.envs.batched_envs.GymnasiumEnvSpec, init_args: {{env: CartPole-v1, time_limit: {limit}}}}}
-    eval_env: {{class_path: vwm.envs.batched_envs.GymnasiumEnvSpec, init_args: {{env: CartPole-v1}}}}
-    steps: 32
-    environments: 2
+    env: {{class_path: vwm.envs.batched_envs.GymnasiumEnvSpec, init_args: {{env: CartPole-v1, time_limit: {limit}}}}}
+    num_envs: 2
     policy: MlpPolicy
     options: {{n_steps: 16, batch_size: 16, n_epochs: 1}}
-    evaluate_every: 32
-    evaluate_episodes: 1
-    video: false
-    seed: {seed}
 """
 
 
@@ -87,7 +88,7 @@ def test_what_a_run_sees_its_game_through_makes_no_other_game_of_it(tmp_path):
         f"class_path: vwm.rl.algorithms.encoded_env.EncodedEnvSpec, init_args: {{game: {{{real}}}, bundle: {tmp_path}}}"
     )
     parsed = yaml.safe_load(config)
-    parsed["training"]["init_args"]["eval_env"] = yaml.safe_load(f"{{{through}}}")
+    parsed["evaluation"]["env"] = yaml.safe_load(f"{{{through}}}")
     (seeing / "config.yaml").write_text(yaml.safe_dump(parsed))
     assert common_env_spec([RunGroup("a", [run]), RunGroup("b", [seeing])]) == GymnasiumEnvSpec("CartPole-v1")
 

@@ -30,7 +30,7 @@ def test_an_agents_short_names(tmp_path):
         "false",
     ]
     config = make_agent_parser().parse_args(expand_arguments("agent train", typed))
-    assert config.training.init_args.seed == 5 and config.training.init_args.run == tmp_path
+    assert config.seed == 5 and config.run == tmp_path
     assert config.compile is False and config.tensorboard is False
 
 

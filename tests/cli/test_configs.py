@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from vwm.cli.agent_commands import make_agent_parser
+from vwm.cli.agent_commands import make_agent_parser, make_training
 from vwm.models.dit.network import DiT
 from vwm.models.vjepa.video_encoder import VideoEncoder
 from vwm.train.fit import parse_fit_config
@@ -30,8 +30,8 @@ def test_every_key_of_a_config_is_known(name, capsys):
 @pytest.mark.parametrize("name", AGENTS)
 def test_every_key_of_an_agents_config_is_known(name):
     config = make_agent_parser().parse_args(["-c", str(CONFIGS / "agents" / name)])
-    said = yaml.safe_load((CONFIGS / "agents" / name).read_text())["training"]
-    assert config.training.class_path == said["class_path"] and str(config.training.init_args.run).startswith("runs/")
+    said = yaml.safe_load((CONFIGS / "agents" / name).read_text())
+    assert config.algorithm.class_path == said["algorithm"]["class_path"] and str(config.run).startswith("runs/")
 
 
 @pytest.mark.parametrize(("name", "millions"), [("dit/oasis_600m.yaml", 600), ("dit/dreamer4_1b.yaml", 1000)])
@@ -65,9 +65,9 @@ def test_the_agent_of_a_config_plays_its_game(name, package, monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "disable")  # nothing is drawn, and not every machine could
     pytest.importorskip(package, reason=f"{package} is not installed")
     parser = make_agent_parser()
-    training = parser.instantiate(parser.parse_args(["-c", str(CONFIGS / f"agents/{name}.yaml")])).training
-    worlds = training.game.open(1, seed=0)
-    agent = training.make_agent(worlds.spaces)
+    training = make_training(parser, parser.parse_args(["-c", str(CONFIGS / f"agents/{name}.yaml")]))
+    worlds = training.algorithm.env.open(1, seed=0)
+    agent = training.algorithm.make_agent(worlds.spaces)
     moment, carry = worlds.reset(), agent.init_carry(1)
     for _ in range(2):
         acted = agent.act(carry, moment, explore=True)

@@ -1,4 +1,4 @@
-"""Evaluations in the course of a training: what agents imagine to earn stands beside what they do earn."""
+"""Evaluations during a training: imagined returns are compared with real ones."""
 
 import math
 from pathlib import Path
@@ -8,8 +8,9 @@ import torch
 
 from vwm.envs.batched_envs import GymnasiumEnvSpec
 from vwm.rl.agent import PolicyStep
-from vwm.rl.evaluation_log import evaluate_and_log, is_best_evaluation
+from vwm.rl.evaluation_log import EvaluationConfig, EvaluationLog, is_best_evaluation
 from vwm.runs.metric_tables import MetricTable
+from vwm.runs.run_folder import RunFolder
 
 PLAYER = SimpleNamespace(
     device=torch.device("cpu"),
@@ -18,23 +19,23 @@ PLAYER = SimpleNamespace(
 )
 
 
-def settings(folder: Path, eval_env: GymnasiumEnvSpec) -> SimpleNamespace:
-    game = GymnasiumEnvSpec("CartPole-v1")
-    return SimpleNamespace(folder=folder, game=game, eval_env=eval_env, evaluate_episodes=2, seed=0, video=False)
+def evaluation_log(folder: Path, eval_env: GymnasiumEnvSpec) -> EvaluationLog:
+    config = EvaluationConfig(episodes=2, video=False)
+    return EvaluationLog(RunFolder(folder), GymnasiumEnvSpec("CartPole-v1"), eval_env, config, seed=0)
 
 
 def tables(folder: Path) -> dict[str, MetricTable]:
     return {name: MetricTable(folder / f"{name}.csv") for name in ("episodes", "evaluations", "updates")}
 
 
-def test_what_was_imagined_since_the_last_evaluation_stands_beside_what_was_earned(tmp_path: Path) -> None:
-    training, kept = settings(tmp_path, GymnasiumEnvSpec("CartPole-v1", time_limit=5)), tables(tmp_path)
+def test_a_row_compares_imagined_returns_since_the_last_evaluation_with_real_ones(tmp_path: Path) -> None:
+    log, kept = evaluation_log(tmp_path, GymnasiumEnvSpec("CartPole-v1", time_limit=5)), tables(tmp_path)
     kept["episodes"].add(3, **{"return": 10.0, "length": 10.0})
     kept["episodes"].add(8, **{"return": 20.0, "length": 20.0})
-    evaluate_and_log(training, PLAYER, "nobody", 10, kept, random=0.0)
+    log.evaluate(PLAYER, 10, kept, random=0.0)
     kept["episodes"].add(18, **{"return": 7.0, "length": 7.0})
-    evaluate_and_log(training, PLAYER, "nobody", 20, kept, random=0.0)
-    evaluate_and_log(training, PLAYER, "nobody", 30, kept, random=0.0)
+    log.evaluate(PLAYER, 20, kept, random=0.0)
+    log.evaluate(PLAYER, 30, kept, random=0.0)
     first, second, third = kept["evaluations"].rows()
     assert (first["imagined"], first["mean"], first["gap"]) == (15.0, 5.0, 10.0)
     assert (second["imagined"], second["gap"]) == (7.0, 2.0)
@@ -42,9 +43,9 @@ def test_what_was_imagined_since_the_last_evaluation_stands_beside_what_was_earn
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
-def test_who_is_judged_where_he_learns_imagines_nothing(tmp_path: Path) -> None:
+def test_evaluation_in_the_training_environment_has_no_imagined_column(tmp_path: Path) -> None:
     kept = tables(tmp_path)
-    evaluate_and_log(settings(tmp_path, GymnasiumEnvSpec("CartPole-v1")), PLAYER, "nobody", 10, kept, random=0.0)
+    evaluation_log(tmp_path, GymnasiumEnvSpec("CartPole-v1")).evaluate(PLAYER, 10, kept, random=0.0)
     assert kept["evaluations"].columns == ["step", "mean", "low", "high", "length"]
 
 

@@ -11,19 +11,16 @@ import torch
 from vwm.cli.main import main
 
 CONFIG = """
-training:
-  class_path: vwm.rl.OnlineTraining
+run: {run}
+steps: 12
+log_every: 1
+device: cpu
+evaluation: {{every: 12, episodes: 1, video: false}}
+algorithm:
+  class_path: vwm.rl.OnlineLearning
   init_args:
-    run: {run}
-    game: {{class_path: vwm.envs.GymnasiumEnvSpec, init_args: {{env: CartPole-v1}}}}
-    steps: 12
+    env: {{class_path: vwm.envs.GymnasiumEnvSpec, init_args: {{env: CartPole-v1}}}}
     prefill: 10
-    updates: 1
-    evaluate_every: 12
-    evaluate_episodes: 1
-    log_every: 1
-    video: false
-    device: cpu
     agent:
       class_path: vwm.rl.algorithms.dreamer.Dreamer
       init_args:
@@ -76,8 +73,10 @@ def test_two_updates_in_bfloat16_with_another_logger(tmp_path: Path, monkeypatch
     assert torch.bfloat16 in seen  # updates
     assert acting and not any(acting)
     state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert state["counters"]["updated"] >= 2
-    assert all(value.dtype != torch.bfloat16 and value.isfinite().all() for value in state["agent"].values())
+    assert state["counters"]["updates"] >= 2
+    assert all(
+        value.dtype != torch.bfloat16 and value.isfinite().all() for value in state["algorithm"]["policy"].values()
+    )
     assert wandb.settings["mode"] == "offline" and wandb.settings["project"] == "worlds"
     steps = [step for step, _ in wandb.logged]
     assert steps == sorted(steps)

@@ -12,21 +12,20 @@ from vwm.cli.main import main
 from vwm.runs.run_folder import RunFolder
 from vwm.worlds.bundle import load_simulator
 
-GAME = {"class_path": "vwm.envs.batched_envs.GymnasiumEnvSpec", "init_args": {"env": "CartPole-v1"}}
+ENV = {"class_path": "vwm.envs.batched_envs.GymnasiumEnvSpec", "init_args": {"env": "CartPole-v1"}}
 CONFIG = """
-training:
-  class_path: vwm.rl.online_training.OnlineTraining
+run: {run}
+steps: 60
+checkpoint_every: 30
+log_every: 2
+evaluation: {{every: 30, episodes: 2}}
+algorithm:
+  class_path: vwm.rl.OnlineLearning
   init_args:
-    run: {run}
-    game: {{class_path: vwm.envs.batched_envs.GymnasiumEnvSpec, init_args: {{env: CartPole-v1}}}}
-    steps: 60
-    environments: 2
+    env: {{class_path: vwm.envs.batched_envs.GymnasiumEnvSpec, init_args: {{env: CartPole-v1}}}}
+    num_envs: 2
     prefill: 30
-    updates: 0.2
-    evaluate_every: 30
-    evaluate_episodes: 2
-    checkpoint_every: 30
-    log_every: 2
+    updates_per_decision: 0.2
     agent:
       class_path: vwm.rl.algorithms.dreamer.Dreamer
       init_args:
@@ -46,7 +45,7 @@ def test_train_go_on_judge_and_watch(tmp_path: Path, capsys) -> None:
     assert {p.name for p in run.iterdir()} >= {"config.yaml", "checkpoints", "metrics", "videos"}
     assert {p.name for p in (run / "metrics").iterdir()} == {"episodes.csv", "evaluations.csv", "updates.csv"}
     assert (run / "videos" / "000000060.mp4").stat().st_size > 1000
-    main(["agent", "train", "-c", str(config), "--training.init_args.steps", "90"])
+    main(["agent", "train", "-c", str(config), "--steps", "90"])
     assert "60 decisions" in capsys.readouterr().out  # it went on
     assert len((run / "metrics" / "evaluations.csv").read_text().splitlines()) == 1 + 3
     main(["agent", "eval", str(run), "--episodes", "3"])
@@ -69,12 +68,12 @@ def test_a_run_that_was_begun_stays_what_it_is(tmp_path: Path, capsys) -> None:
     config.write_text(CONFIG.format(run=run))
     main(["agent", "train", "-c", str(config)])
     kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    init, ppo = "--training.init_args", "vwm.rl.algorithms.ppo.PPOTraining"
+    ppo = "vwm.rl.algorithms.PPO"
     for arguments, message in (
-        (["-c", str(config), f"{init}.agent.init_args.world.deter", "24"], "world.deter=16, not 24"),
-        (["-c", str(config), f"{init}.game.init_args.time_limit", "9"], "game.init_args.time_limit=None, not 9"),
-        (["-c", str(config), f"{init}.seed", "1"], "seed=0, not 1"),
-        (["--training", ppo, f"{init}.run", str(run), f"{init}.game", str(GAME)], f"OnlineTraining, not {ppo}"),
+        (["-c", str(config), "--algorithm.agent.world.deter", "24"], "world.deter=16, not 24"),
+        (["-c", str(config), "--algorithm.env.time_limit", "9"], "env.init_args.time_limit=None, not 9"),
+        (["-c", str(config), "--seed", "1"], "seed=0, not 1"),
+        (["--run", str(run), "--algorithm", ppo, "--algorithm.env", str(ENV)], f"OnlineLearning, not {ppo}"),
     ):
         with pytest.raises(SystemExit):
             main(["agent", "train", *arguments])
@@ -127,8 +126,8 @@ def test_a_game_of_ones_own_lies_in_the_current_folder_and_need_not_draw(tmp_pat
     ("arguments", "message"),
     [
         (["agent", "eval", "nowhere"], "give the folder of a run"),
-        (["agent", "train", "-c", "CONFIG", "--training.init_args.steps", "0"], "steps must be 1 or more, got 0"),
-        (["agent", "train", "-c", "CONFIG", "--training.init_args.game.env", "NoGame-v0"], "NoGame"),
+        (["agent", "train", "-c", "CONFIG", "--steps", "0"], "steps must be 1 or more, got 0"),
+        (["agent", "train", "-c", "CONFIG", "--algorithm.env.env", "NoGame-v0"], "NoGame"),
     ],
 )
 def test_errors_are_a_line(arguments: list[str], message: str, tmp_path: Path, capsys) -> None:

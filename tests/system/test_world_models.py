@@ -39,10 +39,11 @@ def test_a_run_becomes_a_bundle_that_steps(out):
 
 
 def test_a_controller_is_evolved_in_it_and_judged_in_the_game(out):
-    small = {"run": out / "c", "bundle": out / "bundle", "data": out / "data", "generations": 2, "population": 4}
-    small |= {"rollouts": 2, "horizon": 10, "evaluate_every": 2, "evaluate_episodes": 1, "episodes": 2, "device": "cpu"}
-    small |= {"game.init_args.size": 16}
-    options = [x for k, value in small.items() for x in (f"--training.init_args.{k}", str(value))]
+    small = {"run": out / "c", "steps": 2, "evaluation.every": 2, "evaluation.episodes": 1, "device": "cpu"}
+    learning = {"bundle": out / "bundle", "population": 4, "episodes": 2, "device": "cpu", "env.init_args.size": 16}
+    learning |= {f"fitness.{k}": v for k, v in {"data": out / "data", "rollouts": 2, "horizon": 10}.items()}
+    small |= {f"algorithm.init_args.{name}": value for name, value in learning.items()}
+    options = [x for name, value in small.items() for x in (f"--{name}", str(value))]
     main(["agent", "train", "-c", "configs/agents/world_models_cartpole.yaml", *options])
     judged = json.loads((out / "c" / "evaluation.json").read_text())["results"]
     assert {name: found["episodes"] for name, found in judged.items()} == {

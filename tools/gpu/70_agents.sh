@@ -9,7 +9,7 @@
 #   TD-MPC2 5M at 100k: cartpole-balance 998, ball_in_cup-catch 981, finger-spin 948, walker-walk 962
 #   DreamerV3 proprio at 200k: cartpole-balance 967, ball_in_cup-catch 955, reacher-easy 905
 #
-# A try without a GPU, of a minute: SECONDS_PER_CALL=60 ENV=Pendulum-v1 EXTRA='--training.init_args.evaluate_every 200'
+# A try without a GPU, of a minute: SECONDS_PER_CALL=60 ENV=Pendulum-v1 EXTRA='--evaluation.every 200'
 set -euo pipefail
 out=${1:?usage: bash tools/gpu/70_agents.sh OUT [FOLDER_OF_THE_LAST_CALL]}
 before=${2:-}
@@ -29,10 +29,10 @@ read -ra extra <<< "${EXTRA:-}"
 export MUJOCO_GL=${MUJOCO_GL:-disable} # nothing is drawn
 status=0
 timeout --signal INT $((${SECONDS_PER_CALL:-560} - ($(date +%s) - began))) \
-  python -m vwm.cli.main agent train -c "configs/agents/${agent}_dmc.yaml" --training.init_args.run "$work/run" \
-  --training.init_args.game.init_args.env "${ENV:-shimmy.registration:dm_control/$task-v0}" \
-  --training.init_args.steps "$steps" --training.init_args.video false \
-  --training.init_args.evaluate_every 5000 --training.init_args.checkpoint_every 2500 "${extra[@]}" || status=$?
+  python -m vwm.cli.main agent train -c "configs/agents/${agent}_dmc.yaml" --run "$work/run" \
+  --algorithm.env.env "${ENV:-shimmy.registration:dm_control/$task-v0}" \
+  --steps "$steps" --evaluation.video false \
+  --evaluation.every 5000 --checkpoint_every 2500 "${extra[@]}" || status=$?
 [ "$status" = 0 ] || [ "$status" = 124 ] || [ "$status" = 130 ] || exit "$status"
 cp "$work"/run/*.csv "$work"/run/*.yaml "$out"/
 [ ! -f "$work/run/curves.png" ] || cp "$work/run/curves.png" "$out"/

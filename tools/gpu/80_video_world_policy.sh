@@ -105,25 +105,25 @@ PY
 
 learn() { # HOW NAME CONFIG ARGS...: a policy, by `stage` or `start`
   local how=$1 name=$2 config=$3; shift 3
-  "$how" "$name" agent train -c "$configs/agents/$config.yaml" --training.init_args.run "$name" \
-    --training.init_args.seed "$seed" --training.init_args.video false "$@"
+  "$how" "$name" agent train -c "$configs/agents/$config.yaml" --run "$name" \
+    --seed "$seed" --evaluation.video false "$@"
 }
 
-limit() { # NAME: TIME_LIMIT, in decisions, of the game that is so named; one game for all, or nothing is comparable
-  [ -z "${TIME_LIMIT:-}" ] || echo "--training.init_args.$1.init_args.time_limit $TIME_LIMIT"
+limit() { # KEY: TIME_LIMIT, in decisions, of the environment under the key; one limit for all, or nothing is comparable
+  [ -z "${TIME_LIMIT:-}" ] || echo "--$1.time_limit $TIME_LIMIT"
 }
 
 ppo() { # ENVIRONMENTS BATCH: smaller batches of more copies would only take more updates
-  echo "--training.init_args.environments $1 --training.init_args.options.batch_size $2"
+  echo "--algorithm.num_envs $1 --algorithm.options.batch_size $2"
 }
 
 # shellcheck disable=SC2046 # limit and ppo give words
-learn start "ppo_real_s$seed" ppo_freeway --training.init_args.steps "${PPO_STEPS:-300000}" \
-  --training.init_args.evaluate_every "${PPO_EVALUATE:-100000}" $(limit game)
+learn start "ppo_real_s$seed" ppo_freeway --steps "${PPO_STEPS:-300000}" \
+  --evaluation.every "${PPO_EVALUATE:-100000}" $(limit algorithm.env)
 if [ -e world/done ]; then
-  learn start "ppo_world_s$seed" ppo_freeway_world --training.init_args.steps "${PPO_WORLD_STEPS:-400000}" \
-    --training.init_args.game.init_args.bundle world --training.init_args.game.init_args.data data \
-    --training.init_args.evaluate_every "${PPO_EVALUATE:-100000}" $(limit eval_env) \
+  learn start "ppo_world_s$seed" ppo_freeway_world --steps "${PPO_WORLD_STEPS:-400000}" \
+    --algorithm.env.bundle world --algorithm.env.data data \
+    --evaluation.every "${PPO_EVALUATE:-100000}" $(limit evaluation.env) \
     $(ppo "${ENVIRONMENTS:-64}" "${PPO_BATCH:-1024}")
 fi
 
@@ -138,15 +138,15 @@ fi
 
 batch=${IMAGINED_BATCH:-256}
 decisions=$((batch * 16)) # of an update
-imagination=(--training.init_args.bundle agent_world --training.init_args.data data
-  --training.init_args.batch_size "$batch" --training.init_args.checkpoint_every "$((10 * decisions))")
-read -ra limited <<< "$(limit eval_env)"
+imagination=(--algorithm.bundle agent_world --algorithm.data data
+  --algorithm.batch_size "$batch" --checkpoint_every "$((10 * decisions))")
+read -ra limited <<< "$(limit evaluation.env)"
 learn stage "imagined_s$seed" dreamer4_freeway "${imagination[@]}" "${limited[@]}" \
-  --training.init_args.steps "$((${UPDATES:-400} * decisions))" --training.init_args.critic_warmup_steps "$((20 * decisions))" \
-  --training.init_args.evaluate_every "$((${EVALUATE:-100} * decisions))" \
-  --training.init_args.evaluate_episodes "${EVALUATE_EPISODES:-8}"
+  --steps "$((${UPDATES:-400} * decisions))" --algorithm.optimizer.critic_warmup_steps "$((20 * decisions))" \
+  --evaluation.every "$((${EVALUATE:-100} * decisions))" \
+  --evaluation.episodes "${EVALUATE_EPISODES:-8}"
 learn stage cloned dreamer4_freeway "${imagination[@]}" "${limited[@]}" \
-  --training.init_args.steps 1 --training.init_args.critic_warmup_steps 1000000 --training.init_args.evaluate_episodes 1
+  --steps 1 --algorithm.optimizer.critic_warmup_steps 1000000 --evaluation.episodes 1
 
 join
 [ -e "ppo_world_s$seed/done" ] || finish # the next call begins with a world

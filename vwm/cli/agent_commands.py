@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,29 +18,24 @@ from vwm.core.atomic_files import atomic_write_text
 from vwm.core.devices import resolve_device
 from vwm.envs.batched_envs import EnvSpec
 from vwm.rl.agent import ActingPolicy
-from vwm.rl.algorithms.controller_evolution import FITNESS_HISTORY_FILE
-from vwm.rl.algorithms.imagination import ImaginationTraining
-from vwm.rl.algorithms.ppo import PPOTraining
+from vwm.rl.agent_training import AgentTraining
 from vwm.rl.evaluation import EvaluationResult, evaluate_policy
 from vwm.rl.evaluation_log import write_evaluation_video
-from vwm.rl.online_training import OnlineTraining
-from vwm.rl.training_run import TrainingRun
 from vwm.runs.metric_loggers import make_metric_loggers
 from vwm.runs.options import add_logger_options, add_switch
 from vwm.runs.run_folder import RunFolder
 from vwm.runs.training_runtime import TrainingRuntime
 from vwm.worlds.bundle import save_simulator
 
-CHECKPOINT_PATTERNS = ("checkpoints/*", f"*/{FITNESS_HISTORY_FILE}")
-"""Files from which trainings resume, in a run's folder."""
 FIXED_SETTINGS = (
-    "class_path", "game", "eval_env", "agent", "policy", "bundle", "data", "observe", "environments", "seed",
+    "seed", "evaluation.env", "algorithm.class_path",
+    *(f"algorithm.init_args.{name}" for name in ("env", "agent", "policy", "bundle", "data", "observe", "num_envs")),
 )  # fmt: skip
 """Settings that make a run what it is."""
 PRECISIONS = ("32-true", "bf16-mixed")
 """Precisions of updates, by Lightning's names; float16 would require a gradient scaler in every algorithm."""
-PolicyTraining = OnlineTraining | PPOTraining | ImaginationTraining
-"""Trainings whose agents act in an evaluation environment; the others write their own evaluation."""
+TRAINING_SETTINGS = tuple(name for name in inspect.signature(AgentTraining).parameters)
+"""Top-level keys of a config that describe the training; the others are of the command."""
 AGENT_EXAMPLES = """examples:
   vwm agent train -c configs/agents/tdmpc2_pendulum.yaml
   vwm agent train -c configs/agents/tdmpc2_pendulum.yaml --seed 1 --run runs/s1
@@ -61,7 +56,7 @@ def make_agent_parser() -> ArgumentParser:
     parser.add_argument("--precision", choices=PRECISIONS, default="32-true", help="of updates")
     add_switch(parser, "compile", False, "torch.compile the agent's networks")
     add_logger_options(parser)
-    parser.add_subclass_arguments(TrainingRun, "training", required=True)
+    parser.add_class_arguments(AgentTraining, None)
     return parser
 
 
@@ -73,39 +68,44 @@ def train_agent(argv: list[str]) -> None:
     """
     parser = make_agent_parser()
     config = parser.parse_args(argv)
-    run = RunFolder(config.training.init_args.run)
-    training: TrainingRun = parser.instantiate(config).training
+    training = make_training(parser, config)
     del config["config"]  # the run's own file stands alone
     text = parser.dump(config, skip_unset=False)
+    run = training.folder
     with run.lock():
         check_same_run(run, parser, config)
-        training.runtime = make_runtime(run, training, config, yaml.safe_load(text))
+        training.runtime = make_runtime(training, config, yaml.safe_load(text))
         run.write_config(text)
         try:
             training.run()
         finally:
             for logger in training.runtime.loggers:
                 logger.close()
-    if isinstance(training, PolicyTraining):
+    if not training.algorithm.evaluates_itself:
         print(f"{run.path}: curves.png, metrics/. Next: vwm agent eval {run.path}, vwm agent play {run.path}")
 
 
-def make_runtime(run: RunFolder, training: TrainingRun, config: Namespace, settings: dict[str, Any]) -> TrainingRuntime:
+def make_training(parser: ArgumentParser, config: Namespace) -> AgentTraining:
+    """Make the training that a config describes."""
+    made = parser.instantiate(config)
+    return AgentTraining(**{name: made[name] for name in TRAINING_SETTINGS})
+
+
+def make_runtime(training: AgentTraining, config: Namespace, settings: dict[str, Any]) -> TrainingRuntime:
     """Make what a training needs of the command's options: precision by Lightning Fabric, compilation and loggers.
 
     Args:
-        run: the training's folder.
         training: to be run.
         config: the parsed command.
         settings: the same as plain values, for Weights & Biases.
 
     Raises:
-        ValueError: the training computes in float32, without compilation, only.
+        ValueError: the algorithm computes in float32, without compilation, only.
     """
     runtime = TrainingRuntime()
     if config.precision != "32-true" or config.compile:
-        if not isinstance(training, OnlineTraining | ImaginationTraining):
-            raise ValueError(f"a {type(training).__name__} takes neither --precision nor --compile")
+        if not training.algorithm.supports_runtime:
+            raise ValueError(f"{type(training.algorithm).__name__} takes neither --precision nor --compile")
         from lightning.fabric import Fabric
 
         device = resolve_device(training.device)
@@ -114,7 +114,7 @@ def make_runtime(run: RunFolder, training: TrainingRun, config: Namespace, setti
         fabric = Fabric(accelerator=device.type, devices=devices, precision=config.precision)
         runtime = TrainingRuntime(autocast=fabric.autocast, compile=config.compile)
     loggers = make_metric_loggers(
-        run,
+        training.folder,
         wandb=config.wandb,
         wandb_online=config.wandb_online,
         tensorboard=config.tensorboard,
@@ -125,13 +125,13 @@ def make_runtime(run: RunFolder, training: TrainingRun, config: Namespace, setti
 
 def check_same_run(run: RunFolder, parser: ArgumentParser, config: Namespace) -> None:
     """Raise ValueError where a setting that makes a run what it is differs from that of the run in the folder."""
-    if not run.config.is_file() or not any(any(run.path.glob(saved)) for saved in CHECKPOINT_PATTERNS):
+    if not run.config.is_file() or not run.last_checkpoint.is_file():
         return
     began = parser.parse_args(["-c", str(run.config)])
     run.check_fixed_settings(
-        {f"training.{name}": value for name, value in began.training.items()},
-        {f"training.{name}": value for name, value in config.training.items()},
-        lambda name: name.removeprefix("training.").removeprefix("init_args.").split(".")[0] in FIXED_SETTINGS,
+        dict(began.items()),
+        dict(config.items()),
+        lambda name: any(name == fixed or name.startswith(f"{fixed}.") for fixed in FIXED_SETTINGS),
     )
 
 
@@ -217,14 +217,8 @@ def export_agent_world(
         contexts: observations of the replay that come with it, to begin from.
         best: the world of the agent as it did best in an evaluation, rather than as it was saved last.
     """
-    training, out = load_agent_training(run), out or run / "world"
-    if not isinstance(training, OnlineTraining):
-        raise ValueError(f"{run}: was trained by {type(training).__name__}, which learns no world")
-    agent = training.player(best)
-    simulator = agent.simulator(title or run.name, fps)
-    with tempfile.TemporaryDirectory(dir=run) as ring:
-        replay = training.played(agent, Path(ring))
-        simulator.starts = replay.sample(contexts, simulator.spec.context_frames, single_episode=True).observation
+    simulator = load_agent_training(run).export_simulator(best, title or run.name, fps, contexts)
+    out = out or run / "world"
     save_simulator(simulator, out)
     print(f"bundle: {out}")
 
@@ -237,18 +231,15 @@ def load_agent(run: Path, best: bool = False) -> tuple[ActingPolicy, EnvSpec]:
         ValueError: its training keeps no agent of this kind.
     """
     training = load_agent_training(run)
-    if not isinstance(training, PolicyTraining):
-        raise ValueError(f"{run}: was trained by {type(training).__name__}, which writes its own evaluation")
-    return training.player(best), training.eval_env
+    return training.load_policy(best), training.eval_env
 
 
-def load_agent_training(run: Path) -> TrainingRun:
+def load_agent_training(run: Path) -> AgentTraining:
     """Make a run's training from its config. Raises FileNotFoundError where there is none."""
     path = RunFolder(run).config
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give the folder of a run of `vwm agent train`")
     parser = make_agent_parser()
     config = parser.parse_args(["-c", str(path)])
-    config.training.init_args.run = run
-    training: TrainingRun = parser.instantiate(config).training
-    return training
+    config.run = run
+    return make_training(parser, config)

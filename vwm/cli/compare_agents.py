@@ -114,10 +114,10 @@ def common_env_spec(ways: list[RunGroup]) -> EnvSpec:
     """The game that all runs are judged in, whatever they see it through. Raises ValueError where these are several."""
     games: dict[Path, EnvSpec] = {}
     for folder in (folder for way in ways for folder in way.runs):
-        game = getattr(load_agent_training(folder), "eval_env", None)
-        if game is None:
-            raise ValueError(f"{folder}: its training judges its agents itself; see the evaluation that it wrote")
-        games[folder] = game.bare
+        training = load_agent_training(folder)
+        if training.algorithm.evaluates_itself:
+            raise ValueError(f"{folder}: its training evaluates its agents itself; see the evaluation that it wrote")
+        games[folder] = training.eval_env.bare
     first, game = next(iter(games.items()))
     for folder, other in games.items():
         if other != game:
@@ -130,8 +130,7 @@ def common_env_spec(ways: list[RunGroup]) -> EnvSpec:
 def count_env_steps(folder: Path) -> int:
     """Decisions in the game that a run is judged in; 0 for one that learned in a world, or from a recording."""
     training = load_agent_training(folder)
-    lived = getattr(training, "game", None) == getattr(training, "eval_env", None)
-    return int(getattr(training, "steps", 0)) if lived else 0
+    return training.steps if training.algorithm.env == training.eval_env else 0
 
 
 def read_learning_curve(folder: Path) -> dict[float, float]:

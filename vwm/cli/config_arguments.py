@@ -15,12 +15,7 @@ SHORT_NAMES: Mapping[str, Mapping[str, str]] = {
         "--steps": "--trainer.max_steps",
         "--tokenizer": "--model.init_args.tokenizer",
     },
-    "agent train": {
-        "--run": "--training.init_args.run",
-        "--steps": "--training.init_args.steps",
-        "--seed": "--training.init_args.seed",
-        "--device": "--training.init_args.device",
-    },
+    "agent train": {},
 }
 """By command; the long names work, too."""
 

@@ -139,7 +139,7 @@ class Agent(nn.Module, ABC):
         """One step of learning.
 
         Raises:
-            FloatingPointError: a loss is not finite; no weight was moved by it (see ``vwm.rl.finite_checks``).
+            FloatingPointError: a loss is not finite; no weight was moved by it (see ``vwm.rl.optimizer_step``).
         """
 
     @abstractmethod

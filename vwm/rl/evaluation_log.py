@@ -1,96 +1,122 @@
-"""Evaluations in the course of a training: played, written down and drawn, for every way of training alike."""
+"""Evaluations during a training: played, written to a table, drawn and filmed; the same for every algorithm."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
+from vwm.core.checks import check_positive
 from vwm.envs.batched_envs import EnvSpec
 from vwm.rl.agent import ActingPolicy
 from vwm.rl.evaluation import EvaluationResult, evaluate_policy
 from vwm.runs.metric_tables import MetricRow, MetricTable
 from vwm.runs.run_curves import plot_run_curves
+from vwm.runs.run_folder import RunFolder
 
 EVALUATION_SEED_OFFSET = 1_000_000
-"""Added to the run's seed for the games of evaluations, so that they share no episode with training."""
+"""Added to the run's seed for evaluations, so that they share no episode with training."""
 
 
-class EvaluationSettings(Protocol):
-    """What of a training's settings an evaluation needs."""
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """When and where a training evaluates its policy.
 
-    folder: Path
-    game: EnvSpec
-    eval_env: EnvSpec
-    evaluate_episodes: int
-    seed: int
-    video: bool
+    Attributes:
+        every: steps from one evaluation to the next, in the algorithm's unit; 0 evaluates at the end only.
+        episodes: of each evaluation.
+        env: the environment of evaluations, where it differs from that of training: the real one of an agent that
+            learns in a learned world. The returns in both are drawn side by side; where the two part, the agent
+            exploits errors of the world.
+        video: write a video of every evaluation's first episode.
+
+    Raises:
+        ValueError: a count is out of range.
+    """
+
+    every: int = 10_000
+    episodes: int = 20
+    env: EnvSpec | None = None
+    video: bool = True
+
+    def __post_init__(self) -> None:
+        check_positive(episodes=self.episodes)
+        if self.every < 0:
+            raise ValueError(f"evaluation.every must be 0 or more, got {self.every}")
 
 
-def evaluate_and_log(
-    training: EvaluationSettings,
-    player: ActingPolicy,
-    name: str,
-    step: int,
-    tables: Mapping[str, MetricTable],
-    random: float,
-) -> EvaluationResult:
-    """Evaluate, add to ``evaluations.csv``, write the video and draw ``curves.png`` anew.
-
-    Where the agent learns in another game than it is judged in, a learned world for example, the row also has
-    ``imagined``, its mean return there in the training episodes since the evaluation before (NaN where none ended), and
-    ``gap``, how much more that is than what it really earned: an agent that lives on its world's faults widens it.
+class EvaluationLog:
+    """Evaluates a policy and writes the run's record of it.
 
     Args:
-        training: its settings.
-        player: who is judged.
-        name: of the agent, for people.
-        step: decisions so far.
-        tables: episodes, evaluations and updates.
-        random: mean return of random actions.
+        folder: of the run.
+        env: what the policy learns in.
+        eval_env: what it is evaluated in.
+        config: number of episodes, video.
+        seed: of the run.
     """
-    episodes, evaluations, updates = (tables[name].rows() for name in ("episodes", "evaluations", "updates"))
-    found = evaluate_policy(
-        player,
-        training.eval_env,
-        training.evaluate_episodes,
-        training.seed + EVALUATION_SEED_OFFSET,
-        video=training.video,
-    )
-    low, high = found.interval()
-    mean, length = float(found.returns.mean()), float(found.lengths.mean())
-    row = {"mean": mean, "low": low, "high": high, "length": length}
-    if training.eval_env != training.game:
-        imagined = mean_return_since_evaluation(episodes, evaluations)
-        row |= {"imagined": imagined, "gap": imagined - mean}
-    tables["evaluations"].add(step, **row)
-    evaluations.append({"step": step, **row})
-    write_evaluation_video(found, training.folder / "videos" / f"{step:09d}.mp4")
-    where = f"{training.game}"
-    if training.eval_env != training.game:
-        where += f", judged in {training.eval_env}"
-    plot_run_curves(training.folder / "curves.png", episodes, evaluations, updates, random, f"{name}, {where}")
-    return found
+
+    def __init__(self, folder: RunFolder, env: EnvSpec, eval_env: EnvSpec, config: EvaluationConfig, seed: int) -> None:
+        self.folder = folder
+        self.env = env
+        self.eval_env = eval_env
+        self.config = config
+        self.seed = seed + EVALUATION_SEED_OFFSET
+
+    def random_return(self) -> float:
+        """Return the mean return of random actions."""
+        return float(evaluate_policy(None, self.eval_env, self.config.episodes, self.seed).returns.mean())
+
+    def evaluate(
+        self, policy: ActingPolicy, step: int, tables: Mapping[str, MetricTable], random: float
+    ) -> EvaluationResult:
+        """Evaluate, add a row to ``evaluations``, write the video and draw ``curves.png`` again.
+
+        Where the agent learns in another environment than it is evaluated in, the row also has ``imagined``, its mean
+        return there in the training episodes since the previous evaluation (NaN where none ended), and ``gap``, how
+        much larger that is than the return of the evaluation: an agent that exploits its world's errors widens it.
+
+        Args:
+            policy: to be evaluated.
+            step: of the training.
+            tables: ``episodes``, ``evaluations`` and ``updates``.
+            random: mean return of random actions.
+        """
+        episodes, evaluations, updates = (tables[name].rows() for name in ("episodes", "evaluations", "updates"))
+        result = evaluate_policy(policy, self.eval_env, self.config.episodes, self.seed, video=self.config.video)
+        low, high = result.interval()
+        mean, length = float(result.returns.mean()), float(result.lengths.mean())
+        row = {"mean": mean, "low": low, "high": high, "length": length}
+        title = f"{type(policy).__name__}, {self.env}"
+        if self.eval_env != self.env:
+            imagined = mean_return_since_evaluation(episodes, evaluations)
+            row |= {"imagined": imagined, "gap": imagined - mean}
+            title += f", evaluated in {self.eval_env}"
+        tables["evaluations"].add(step, **row)
+        evaluations.append({"step": step, **row})
+        write_evaluation_video(result, self.folder.videos / f"{step:09d}.mp4")
+        plot_run_curves(self.folder.path / "curves.png", episodes, evaluations, updates, random, title)
+        return result
 
 
 def is_best_evaluation(evaluations: Sequence[MetricRow]) -> bool:
-    """Whether the last evaluation so far has the highest mean, or shares it: of equals the later has learned more."""
+    """Return whether the last evaluation has the highest mean so far; of equal ones the later counts."""
     return evaluations[-1]["mean"] >= max(row["mean"] for row in evaluations)
 
 
 def mean_return_since_evaluation(episodes: Sequence[MetricRow], evaluations: Sequence[MetricRow]) -> float:
-    """Mean return of the training episodes that ended since the last evaluation; NaN where none did."""
+    """Average the returns of the training episodes that ended since the last evaluation; NaN where none did."""
     last = max((row["step"] for row in evaluations), default=-1)
     returns = [row["return"] for row in episodes if row["step"] > last]
     return sum(returns) / len(returns) if returns else float("nan")
 
 
-def write_evaluation_video(found: EvaluationResult, path: Path) -> None:
-    """The first episode of an evaluation, where it has pictures."""
-    if found.frames is None:
+def write_evaluation_video(result: EvaluationResult, path: Path) -> None:
+    """Write the first episode of an evaluation, where it has images."""
+    if result.frames is None:
         return
     from vwm.data.video_encoding import write_video
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    height, width = (side - side % 2 for side in found.frames.shape[1:3])  # H.264 wants even sides
-    write_video(path, found.frames[:, :height, :width], fps=15)
+    height, width = (side - side % 2 for side in result.frames.shape[1:3])  # H.264 requires even sides
+    write_video(path, result.frames[:, :height, :width], fps=15)

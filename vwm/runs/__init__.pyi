@@ -1,7 +1,6 @@
 from .checkpoints import load_best_weights as load_best_weights
-from .checkpoints import load_checkpoint as load_checkpoint
+from .checkpoints import read_checkpoint as read_checkpoint
 from .checkpoints import save_best_weights as save_best_weights
-from .checkpoints import save_checkpoint as save_checkpoint
 from .checkpoints import write_checkpoint as write_checkpoint
 from .metric_loggers import MetricLogger as MetricLogger
 from .metric_loggers import TensorBoardMetricLogger as TensorBoardMetricLogger

@@ -12,9 +12,11 @@ from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.models.rssm.kl_loss import KLLoss
 from vwm.models.rssm.world_model import RSSMWorldModelConfig
 from vwm.rl.agent import ReplayBatch
+from vwm.rl.agent_training import AgentTraining
 from vwm.rl.algorithms.actor_critic import ActorConfig, CriticConfig
 from vwm.rl.algorithms.dreamer import Dreamer, DreamerOptimizerConfig
-from vwm.rl.online_training import OnlineTraining
+from vwm.rl.evaluation_log import EvaluationConfig
+from vwm.rl.online_learning import OnlineLearning
 from vwm.rl.replay_buffer import ReplayBuffer
 
 LENGTH, BATCH = 6, 3
@@ -149,10 +151,10 @@ def test_the_critics_loss_on_replay_is_that_of_the_definition(squash: bool) -> N
 
 def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
     def run(folder: Path, steps: int) -> None:
-        OnlineTraining(
-            folder, GymnasiumEnvSpec("Pendulum-v1", time_limit=12), small, steps=steps, environments=2, prefill=20,
-            updates=0.5, capacity=60, evaluate_every=1000, evaluate_episodes=1, checkpoint_every=30, video=False,
-        ).run()  # fmt: skip
+        env = GymnasiumEnvSpec("Pendulum-v1", time_limit=12)
+        learning = OnlineLearning(env, small, num_envs=2, prefill=20, updates_per_decision=0.5, capacity=60)
+        evaluation = EvaluationConfig(every=1000, episodes=1, video=False)
+        AgentTraining(folder, learning, steps=steps, checkpoint_every=30, evaluation=evaluation).run()
 
     def small(spaces: EnvSpaces) -> Dreamer:
         net = {"width": 12, "layers": 1}
@@ -163,9 +165,10 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
     run(tmp_path / "broken", 30)
     run(tmp_path / "broken", 50)
     whole, broken = (
-        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "broken")
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["algorithm"]
+        for name in ("whole", "broken")
     )
-    assert all(torch.equal(whole["agent"][name], broken["agent"][name]) for name in whole["agent"])
+    assert all(torch.equal(whole["policy"][name], broken["policy"][name]) for name in whole["policy"])
     assert all(torch.equal(a, b) for a, b in zip(whole["carry"], broken["carry"], strict=True))
 
 

@@ -13,6 +13,7 @@ from factories import diffusion_world, genie
 from vwm.cli.main import main
 from vwm.envs.batched_envs import GymnasiumEnvSpec
 from vwm.models.dit.policy_heads import PolicyRewardHeads
+from vwm.rl.agent_training import AgentTraining
 from vwm.rl.algorithms.actor_critic import ActorConfig, CriticConfig
 from vwm.rl.algorithms.actor_critic_policy import (
     ClonedActorCriticPolicy,
@@ -20,9 +21,8 @@ from vwm.rl.algorithms.actor_critic_policy import (
     FrameActorCriticPolicy,
 )
 from vwm.rl.algorithms.encoded_env import reconstruct_frames
-from vwm.rl.algorithms.imagination import (
-    ImaginationTrainerState,
-    ImaginationTraining,
+from vwm.rl.algorithms.imagination import ImaginationEnsemble, ImaginationLearning, ImaginationOptimizerConfig
+from vwm.rl.algorithms.imagined_rollout import (
     ImaginedRollout,
     imagine_rollout,
     mean_reward_per_step,
@@ -31,7 +31,7 @@ from vwm.rl.algorithms.imagination import (
 from vwm.rl.algorithms.policy_objectives import PMPOObjective, ReinforceObjective
 from vwm.rl.context_sampler import ContextSampler, SimulatorContext
 from vwm.rl.evaluation import evaluate_policy
-from vwm.rl.evaluation_log import EVALUATION_SEED_OFFSET
+from vwm.rl.evaluation_log import EVALUATION_SEED_OFFSET, EvaluationConfig
 from vwm.worlds.bundle import save_simulator
 from vwm.worlds.ensemble import EnsembleSimulator
 
@@ -56,21 +56,25 @@ def home(tmp_path_factory) -> Path:
     return folder
 
 
-def training(home: Path, run: Path, policy: str = "features", objective=None, **settings) -> ImaginationTraining:
-    defaults = {
-        "steps": 4 * UPDATE, "batch_size": BATCH, "horizon": HORIZON, "lr": 1e-2, "evaluate_every": 2 * UPDATE,
-        "evaluate_episodes": 2, "checkpoint_every": UPDATE, "log_every": 2, "video": False, "relevant": 0.5,
-    }  # fmt: skip
-    return ImaginationTraining(
-        run,
+def training(
+    home: Path, run: Path, policy: str = "features", objective=None, steps: int = 4 * UPDATE, every: int = 2 * UPDATE,
+    discount: float = 0.997, ensemble: dict | None = None, **optimizer,
+) -> AgentTraining:  # fmt: skip
+    learning = ImaginationLearning(
         home / "world",
         str(home / "data"),
         POLICIES[policy],
         objective or ReinforceObjective(),
-        GymnasiumEnvSpec("Buttons-v0", size=8),
-        "frame" if policy == "frame" else "features",
-        **{**defaults, **settings},
+        observe="frame" if policy == "frame" else "features",
+        batch_size=BATCH,
+        horizon=HORIZON,
+        relevant=0.5,
+        discount=discount,
+        ensemble=ImaginationEnsemble(**ensemble or {}),
+        optimizer=ImaginationOptimizerConfig(**{"lr": 1e-2, **optimizer}),
     )
+    evaluation = EvaluationConfig(every, episodes=2, env=GymnasiumEnvSpec("Buttons-v0", size=8), video=False)
+    return AgentTraining(run, learning, steps, evaluation=evaluation, checkpoint_every=UPDATE, log_every=2)
 
 
 def column(path: Path, name: str) -> list[float]:
@@ -83,15 +87,15 @@ def column(path: Path, name: str) -> list[float]:
 )
 def test_what_is_learned_in_the_world_holds_in_the_game(home, tmp_path, policy: str, objective) -> None:
     """One of four buttons pays, in six presses; nobody ever pressed one in the game."""
-    run = training(home, tmp_path, policy, objective, steps=24 * UPDATE, lr=3e-2, evaluate_every=10**6)
+    run = training(home, tmp_path, policy, objective, steps=24 * UPDATE, lr=3e-2, every=10**6)
     run.run()
     before, after = column(tmp_path / "metrics" / "evaluations.csv", "mean")
     imagined = column(tmp_path / "metrics" / "episodes.csv", "return")
     assert column(tmp_path / "metrics" / "evaluations.csv", "step") == [0, 24 * UPDATE]
     assert before < 0.6 * LENGTH < 0.9 * LENGTH < imagined[-1]
-    best = evaluate_policy(run.player(best=True), run.eval_env, run.evaluate_episodes, EVALUATION_SEED_OFFSET)
+    best = evaluate_policy(run.load_policy(best=True), run.eval_env, run.evaluation.episodes, EVALUATION_SEED_OFFSET)
     assert best.returns.mean() == max(before, after)
-    found = evaluate_policy(run.player(), run.eval_env, 8, seed=9)
+    found = evaluate_policy(run.load_policy(), run.eval_env, 8, seed=9)
     assert after > 0.75 * LENGTH and found.returns.mean() > 0.75 * LENGTH
     assert (tmp_path / "curves.png").is_file()
 
@@ -109,7 +113,8 @@ def test_a_run_broken_off_becomes_the_unbroken_one(home, tmp_path, policy: str) 
     whole, broken = (
         torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "broken")
     )
-    assert all(torch.equal(whole["policy"][name], broken["policy"][name]) for name in whole["policy"])
+    one, other = whole["algorithm"]["policy"], broken["algorithm"]["policy"]
+    assert all(torch.equal(one[name], other[name]) for name in one)
     assert torch.equal(whole["generators"]["torch"], broken["generators"]["torch"])
     for name in ("evaluations", "episodes"):
         one, other = ((tmp_path / run / "metrics" / f"{name}.csv").read_text() for run in ("whole", "broken"))
@@ -118,24 +123,34 @@ def test_a_run_broken_off_becomes_the_unbroken_one(home, tmp_path, policy: str) 
 
 
 def test_a_run_asked_to_stop_saves_where_it_stands(home, tmp_path, monkeypatch, capsys) -> None:
-    asked, learn = training(home, tmp_path, "features", PMPOObjective(beta=0)), ImaginationTrainerState.learn
+    asked, step = training(home, tmp_path, "features", PMPOObjective(beta=0)), ImaginationLearning.step
 
-    def interrupted(self, context) -> None:
-        learn(self, context)
+    def interrupted(self):
+        metrics = step(self)
         signal.raise_signal(signal.SIGINT)
+        return metrics
 
-    monkeypatch.setattr(ImaginationTrainerState, "learn", interrupted)
+    monkeypatch.setattr(ImaginationLearning, "step", interrupted)
     with pytest.raises(SystemExit):
         asked.run()
     assert f"stopped: {UPDATE} decisions are saved" in capsys.readouterr().out
-    assert ImaginationTrainerState(asked).played == UPDATE
+    resumed = training(home, tmp_path, "features", PMPOObjective(beta=0))
+    resumed.set_up()
+    assert resumed.algorithm.progress == UPDATE
 
 
 CONFIG = """
-training:
-  class_path: vwm.rl.algorithms.imagination.ImaginationTraining
+run: {run}
+steps: 16
+log_every: 1
+evaluation:
+  episodes: 2
+  env:
+    class_path: vwm.envs.batched_envs.GymnasiumEnvSpec
+    init_args: {{env: Buttons-v0, size: 8}}
+algorithm:
+  class_path: vwm.rl.algorithms.imagination.ImaginationLearning
   init_args:
-    run: {run}
     bundle: {home}/world
     data: {home}/data
     policy:
@@ -145,14 +160,8 @@ training:
     objective:
       class_path: vwm.rl.algorithms.policy_objectives.PMPOObjective
       init_args: {{beta: 0.2}}
-    eval_env:
-      class_path: vwm.envs.batched_envs.GymnasiumEnvSpec
-      init_args: {{env: Buttons-v0, size: 8}}
-    steps: 16
     batch_size: 4
     horizon: 2
-    evaluate_episodes: 2
-    log_every: 1
 """
 
 
@@ -178,7 +187,7 @@ def test_train_judge_and_watch_as_a_user_types_them(home, tmp_path, capsys) -> N
 def test_the_actor_waits_for_its_critic(home, tmp_path) -> None:
     run = training(home, tmp_path, "cloned", PMPOObjective(), steps=UPDATE, critic_warmup_steps=UPDATE)
     run.run()
-    policy = run.player()
+    policy = run.load_policy()
     features = torch.randn(9, 32)
     assert (policy.behaviour.actor(features).divergence(policy.prior(features)) == 0).all()
     assert any((weight != 0).any() for weight in policy.behaviour.critic.output.parameters())
@@ -228,7 +237,7 @@ def test_what_others_doubt_is_logged_and_changes_what_is_learned(home, tmp_path)
     other = learned_world(steps=1)
     save_simulator(other, tmp_path / "other")
     doubts = {"others": [tmp_path / "other"], "penalty": 5.0}
-    for name, settings in {"trusting": {}, "wary": doubts}.items():
+    for name, settings in {"trusting": {}, "wary": {"ensemble": doubts}}.items():
         training(home, tmp_path / name, **settings).run()
     trusting, wary = (tmp_path / name / "metrics" / "updates.csv" for name in ("trusting", "wary"))
     assert all(value > 0 for value in column(wary, "uncertainty")) and "uncertainty" not in trusting.read_text()
@@ -287,12 +296,12 @@ def test_what_is_earned_ends_with_the_world() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"objective": PMPOObjective()}, "beta=0.3.*FeatureActorCriticPolicy has not: set objective.beta=0"),
+        ({"objective": PMPOObjective()}, "beta=0.3.*FeatureActorCriticPolicy does not have: set objective.beta=0"),
         ({"steps": 0}, "steps must be 1 or more, got 0"),
         ({"discount": 0.0}, "discount must lie in 0..1"),
-        ({"critic_warmup_steps": -1}, "got 0 and -1"),
-        ({"penalty": 1.0}, "penalty=1 and limit=None are of disagreement: name other worlds in others"),
-        ({"limit": 0.5}, "penalty=0 and limit=0.5 are of disagreement"),
+        ({"critic_warmup_steps": -1}, "critic_warmup_steps must be 0 or more, got -1"),
+        ({"ensemble": {"penalty": 1.0}}, "penalty=1 and limit=None are of disagreement: name other worlds in others"),
+        ({"ensemble": {"limit": 0.5}}, "penalty=0 and limit=0.5 are of disagreement"),
     ],
 )
 def test_settings_that_make_no_sense_are_told(home, tmp_path, settings, message: str) -> None:
@@ -302,7 +311,7 @@ def test_settings_that_make_no_sense_are_told(home, tmp_path, settings, message:
 
 def test_another_policys_checkpoint_is_refused(home, tmp_path) -> None:
     training(home, tmp_path, steps=UPDATE).run()
-    with pytest.raises(ValueError, match="another policy or world"):
+    with pytest.raises(ValueError, match="is of another agent or environment"):
         training(home, tmp_path, "cloned", PMPOObjective()).run()
     with pytest.raises(FileNotFoundError, match="has not saved a checkpoint yet"):
-        training(home, tmp_path / "other").player()
+        training(home, tmp_path / "other").load_policy()

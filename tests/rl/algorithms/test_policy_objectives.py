@@ -8,7 +8,7 @@ import torch
 from vwm.core.spaces import ActionSpace
 from vwm.rl.algorithms.actor import CategoricalActionDistribution
 from vwm.rl.algorithms.actor_critic import ActorConfig, ActorCritic, CriticConfig, ImaginedTrajectory
-from vwm.rl.algorithms.imagination import ImaginedRollout, imagination_losses
+from vwm.rl.algorithms.imagined_rollout import ImaginedRollout, imagination_losses
 from vwm.rl.algorithms.policy_objectives import PMPOObjective, ReinforceObjective
 
 H, N, D, GAMMA = 5, 7, 4, 0.9

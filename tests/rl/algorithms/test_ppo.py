@@ -9,16 +9,21 @@ import torch
 from factories import diffusion_world
 from gymnasium.utils.env_checker import check_env
 
-from vwm.envs.batched_envs import GymnasiumEnvAdapter, GymnasiumEnvSpec
+from vwm.envs.batched_envs import EnvSpec, GymnasiumEnvAdapter, GymnasiumEnvSpec
 from vwm.envs.time_step import TimeStep
+from vwm.rl.agent_training import AgentTraining
+from vwm.rl.algorithms.ppo import PPO
 from vwm.rl.evaluation import evaluate_policy
-from vwm.rl.evaluation_log import EVALUATION_SEED_OFFSET
+from vwm.rl.evaluation_log import EVALUATION_SEED_OFFSET, EvaluationConfig
 from vwm.rl.simulated_env import SimulatedEnvSpec
 from vwm.worlds.bundle import save_simulator
 
 stable_baselines3 = pytest.importorskip("stable_baselines3")
 
-FEW = {"n_steps": 16, "batch_size": 16, "n_epochs": 1}
+
+def ppo(run: Path, env: EnvSpec, steps: int, evaluation: EvaluationConfig, policy: str | None = None) -> AgentTraining:
+    options = {"n_steps": 16, "batch_size": 16, "n_epochs": 1}
+    return AgentTraining(run, PPO(env, num_envs=2, policy=policy, options=options), steps, evaluation=evaluation)
 
 
 @pytest.mark.filterwarnings("ignore:.*Box.*infinity:UserWarning")  # CartPole's own observations have no bounds
@@ -45,62 +50,58 @@ def test_the_next_episode_is_another_one_and_a_seed_begins_anew() -> None:
 
 
 def test_ppo_in_the_real_game(tmp_path: Path) -> None:
-    from vwm.rl.algorithms.ppo import PPOTraining
-
     game = GymnasiumEnvSpec("CartPole-v1")
-    training = PPOTraining(
-        tmp_path, game, steps=96, environments=2, options=FEW, evaluate_every=50, evaluate_episodes=2
-    )
+    training = ppo(tmp_path, game, 96, EvaluationConfig(50, 2))
     for best in (False, True):
-        with pytest.raises(FileNotFoundError, match="there is none; give the folder of a run of PPO"):
-            training.player(best)
+        with pytest.raises(FileNotFoundError, match="has not saved a checkpoint yet"):
+            training.load_policy(best)
     training.run()
     rows = [line.split(",") for line in (tmp_path / "metrics" / "evaluations.csv").read_text().splitlines()[1:]]
-    best = evaluate_policy(training.player(best=True), game, 2, seed=EVALUATION_SEED_OFFSET)
+    best = evaluate_policy(training.load_policy(best=True), game, 2, seed=EVALUATION_SEED_OFFSET)
     assert len(rows) == 2 and best.returns.mean() == max(float(row[1]) for row in rows)
     assert (tmp_path / "curves.png").is_file() and list((tmp_path / "videos").iterdir())
-    one, other = (evaluate_policy(training.player(), game, 2, seed=7).returns for _ in range(2))
+    one, other = (evaluate_policy(training.load_policy(), game, 2, seed=7).returns for _ in range(2))
     assert np.array_equal(one, other)
     moment = TimeStep(torch.zeros(64, 4), torch.zeros(64), *(torch.zeros(64, dtype=torch.bool) for _ in range(3)))
-    assert training.player().act((), moment, explore=False).action.unique().numel() == 1
-    training.greedy = False
-    assert training.player().act((), moment, explore=False).action.unique().numel() == 2
+    assert training.load_policy().act((), moment, explore=False).action.unique().numel() == 1
+    training.algorithm.greedy = False
+    assert training.load_policy().act((), moment, explore=False).action.unique().numel() == 2
 
 
 def test_a_run_goes_on_and_one_that_is_over_is_left_alone(tmp_path: Path, capsys) -> None:
-    from vwm.rl.algorithms.ppo import PPOTraining
+    def training(steps: int, game: str = "CartPole-v1") -> AgentTraining:
+        return ppo(tmp_path, GymnasiumEnvSpec(game), steps, EvaluationConfig(32, 2, video=False), policy="MlpPolicy")
 
-    def training(steps: int, game: str = "CartPole-v1") -> PPOTraining:
-        return PPOTraining(tmp_path, GymnasiumEnvSpec(game), steps=steps, environments=2, policy="MlpPolicy",
-        options=FEW,
-                   evaluate_every=32, evaluate_episodes=2, video=False)  # fmt: skip
+    def first_observations(training: AgentTraining) -> np.ndarray:
+        training.set_up()
+        return training.algorithm.model.get_env().reset()
 
     training(64).run()
     tables = {name: (tmp_path / "metrics" / name).read_text() for name in ("episodes.csv", "evaluations.csv")}
-    model = (tmp_path / "checkpoints" / "ppo.zip").read_bytes()
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    saved = checkpoint.read_bytes()
     training(64).run()
-    assert f"going on from {tmp_path / 'checkpoints' / 'ppo.zip'}, 64 decisions" in capsys.readouterr().out
+    assert f"resuming from {checkpoint}, 64 decisions" in capsys.readouterr().out
     assert {name: (tmp_path / "metrics" / name).read_text() for name in tables} == tables
-    assert (tmp_path / "checkpoints" / "ppo.zip").read_bytes() == model
-    longer = training(128)
-    begun = [make().get_env().reset() for make in (longer.make, training(128).make)]
+    assert checkpoint.read_bytes() == saved
+    begun = [first_observations(training(128)) for _ in range(2)]
     assert np.array_equal(*begun)
-    (tmp_path / "checkpoints" / "ppo.zip").rename(tmp_path / "checkpoints" / "kept.zip")
-    assert not np.array_equal(longer.make().get_env().reset(), begun[0])  # a fresh run's first episodes
-    (tmp_path / "checkpoints" / "kept.zip").rename(tmp_path / "checkpoints" / "ppo.zip")
+    fresh = ppo(tmp_path / "fresh", GymnasiumEnvSpec("CartPole-v1"), 128, EvaluationConfig(32, 2))
+    assert not np.array_equal(first_observations(fresh), begun[0])
+    longer = training(128)
     longer.run()
     for name, text in tables.items():
         assert (tmp_path / "metrics" / name).read_text().startswith(text)
     steps = [line.split(",")[0] for line in (tmp_path / "metrics" / "evaluations.csv").read_text().splitlines()[1:]]
     assert steps == ["32", "64", "96", "128"]
-    assert longer.make().num_timesteps == 128 and longer.make()._n_updates == 128 // 32
-    with pytest.raises(ValueError, match="Observation spaces do not match"):
+    resumed = training(128)
+    resumed.set_up()
+    assert resumed.algorithm.progress == 128 and resumed.algorithm.model._n_updates == 128 // 32
+    with pytest.raises(ValueError, match="is of another agent or environment"):
         training(256, "MountainCar-v0").run()
 
 
 def test_ppo_in_a_learned_world_judged_in_a_real_one(tmp_path: Path) -> None:
-    from vwm.rl.algorithms.ppo import PPOTraining
-
     torch.manual_seed(0)
     simulator = diffusion_world(outcomes=True)
     simulator.starts = torch.randint(256, (3, 2, *simulator.spec.context.image_size, 3), dtype=torch.uint8)
@@ -109,9 +110,7 @@ def test_ppo_in_a_learned_world_judged_in_a_real_one(tmp_path: Path) -> None:
     assert simulator.spec.actions.kind == "discrete"
     real = GymnasiumEnvSpec("CartPole-v1", pixels=True, size=size, time_limit=4)
     learned = SimulatedEnvSpec(tmp_path / "world", time_limit=6)
-    training = PPOTraining(tmp_path / "run", learned, learned, steps=32, environments=2, policy="MlpPolicy",
-    options=FEW,
-                   evaluate_every=32, evaluate_episodes=2, video=False)  # fmt: skip
+    training = ppo(tmp_path / "run", learned, 32, EvaluationConfig(32, 2, video=False), policy="MlpPolicy")
     training.run()
     envs = learned.vector_env(2, 0)
     assert isinstance(envs, gymnasium.vector.VectorEnv) and envs.single_observation_space.shape == (size, size, 3)

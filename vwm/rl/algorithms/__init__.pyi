@@ -16,6 +16,7 @@ from .actor_critic_policy import FeatureActorCriticPolicy as FeatureActorCriticP
 from .actor_critic_policy import FrameActorCriticPolicy as FrameActorCriticPolicy
 from .cma_es import CMAESSearch as CMAESSearch
 from .controller_evolution import ControllerEvolution as ControllerEvolution
+from .controller_evolution import ControllerFitnessConfig as ControllerFitnessConfig
 from .controller_fitness import ControllerFitness as ControllerFitness
 from .controller_fitness import RealEnvFitness as RealEnvFitness
 from .controller_fitness import SimulatedFitness as SimulatedFitness
@@ -27,9 +28,10 @@ from .encoded_env import EncodedEnvSpec as EncodedEnvSpec
 from .encoded_env import ObservationEncoder as ObservationEncoder
 from .encoded_env import ReconstructionEncoder as ReconstructionEncoder
 from .encoded_env import ReconstructionState as ReconstructionState
-from .imagination import ImaginationTrainerState as ImaginationTrainerState
-from .imagination import ImaginationTraining as ImaginationTraining
-from .imagination import ImaginedRollout as ImaginedRollout
+from .imagination import ImaginationEnsemble as ImaginationEnsemble
+from .imagination import ImaginationLearning as ImaginationLearning
+from .imagination import ImaginationOptimizerConfig as ImaginationOptimizerConfig
+from .imagined_rollout import ImaginedRollout as ImaginedRollout
 from .laprop import LaProp as LaProp
 from .linear_controller import ControllerCarry as ControllerCarry
 from .linear_controller import ControllerPolicy as ControllerPolicy
@@ -41,8 +43,8 @@ from .planet import PlaNet as PlaNet
 from .policy_objectives import PMPOObjective as PMPOObjective
 from .policy_objectives import PolicyObjective as PolicyObjective
 from .policy_objectives import ReinforceObjective as ReinforceObjective
+from .ppo import PPO as PPO
 from .ppo import PPOPolicy as PPOPolicy
-from .ppo import PPOTraining as PPOTraining
 from .tdmpc2 import TDMPC2 as TDMPC2
 from .tdmpc2 import TDMPC2Batch as TDMPC2Batch
 from .tdmpc2 import TDMPC2LossWeights as TDMPC2LossWeights

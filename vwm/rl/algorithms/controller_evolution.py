@@ -1,26 +1,28 @@
-"""World Models' controller (arXiv 1803.10122): evolved in a dream or in the real game, and judged in the real one.
+"""World Models' controller (arXiv 1803.10122), evolved in the learned world or in the real environment.
 
-Beside the controller that sees V's latent and M's memory stands one that sees the latent alone: what memory is worth.
+The controller that sees the latent and the recurrent memory is compared with one that sees the latent only, which shows
+what the memory is worth.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from tqdm import tqdm
 
 import vwm
-from vwm.core.atomic_files import atomic_folder, atomic_write, atomic_write_text
+from vwm.core.atomic_files import atomic_folder, atomic_write_text
+from vwm.core.checks import check_positive
 from vwm.core.components import save_component
 from vwm.data.datamodule import make_clip_dataset
 from vwm.envs.batched_envs import EnvSpec
 from vwm.models.mdn_rnn.simulator import MDNRNNSimulator
+from vwm.rl.algorithm import Algorithm, StepMetrics, TrainingSetup
 from vwm.rl.algorithms.cma_es import CMAESSearch
 from vwm.rl.algorithms.controller_fitness import (
     ControllerFitness,
@@ -28,224 +30,210 @@ from vwm.rl.algorithms.controller_fitness import (
     SimulatedFitness,
     episode_start_frames,
 )
+from vwm.rl.algorithms.evolution_report import format_evolution_results, plot_evolution, summarize_returns
 from vwm.rl.algorithms.linear_controller import LinearController, initial_controller_parameters
-from vwm.rl.training_run import TrainingRun
-from vwm.runs.metric_tables import MetricTable, read_csv_rows
 from vwm.worlds.bundle import load_simulator
 
 EVOLUTION_RESULT_FILE = "evaluation.json"
-FITNESS_HISTORY_FILE = "told.npz"
 GENERATION_SEED_LIMIT = 1_000_000
-"""What the seeds of the games that judge lie beyond those that evolution plays."""
-RESUMABLE_SETTINGS = ("bundle", "data", "generations", "versions")
-"""What of a search's making may be another when it goes on."""
+"""Seeds of generations are below it, those of evaluations above."""
 ControllerInput = Literal["latent_and_memory", "latent"]
 
 
-class ControllerEvolution(TrainingRun):
-    """Evolve linear controllers by CMA-ES.
+@dataclass(frozen=True)
+class ControllerFitnessConfig:
+    """What the controllers of a population are compared by.
 
-    Args:
-        run: folder of everything that the run writes. A run that stopped goes on exactly where it stood.
-        bundle: of V and M, as ``vwm export`` made it.
-        game: the real one, for judging; it must show frames of the world's size at the recording's action repeat.
-        data: shards whose episodes' beginnings the dream starts from; the bundle's own starts by default.
-        where: what the population plays in.
-        reward: in the dream: ``model`` adds up what M foretells, ``survival`` counts the steps until it ends.
-        temperature: of the dream; a harsher one (1.15) keeps controllers from living on its faults.
-        horizon: steps after which a rollout in the dream is cut.
-        context: frames that a rollout in the dream starts from.
-        population: controllers a generation.
-        rollouts: of each.
-        generations: how many.
-        sigma: deviation of the first population.
-        sees: the controllers that are evolved, one after the other.
-        evaluate_every: generations between looks at the distribution's middle, in dream and reality; 0 never looks.
-        evaluate_episodes: real episodes of each look.
-        episodes: real ones that judge each controller at the end, and random actions.
-        seed: of everything.
-        device: "auto" takes a GPU where there is one.
+    Attributes:
+        where: the population acts in the learned world (``simulator``) or in the real environment (``env``).
+        rollouts: of each controller.
+        reward: in the simulator: ``model`` adds up the rewards that it predicts, ``survival`` counts the steps until it
+            ends.
+        temperature: of the simulator; above 1 (1.15) controllers exploit its errors less.
+        horizon: steps after which a rollout in the simulator is cut off.
+        context: frames that a rollout in the simulator starts from.
+        data: shards at the beginnings of whose episodes rollouts start; the bundle's own starts by default.
 
     Raises:
-        ValueError: the bundle is of another kind of world, or of another game.
+        ValueError: a count is out of range.
     """
+
+    where: Literal["simulator", "env"] = "simulator"
+    rollouts: int = 16
+    reward: Literal["model", "survival"] = "model"
+    temperature: float = 1.0
+    horizon: int = 1000
+    context: int = 1
+    data: str | None = None
+
+    def __post_init__(self) -> None:
+        check_positive(rollouts=self.rollouts, horizon=self.horizon, context=self.context)
+
+
+class ControllerEvolution(Algorithm):
+    """Linear controllers evolved by CMA-ES, one search for every input.
+
+    Progress counts generations, of every search. ``metrics/INPUT_generations`` has the fitness of each generation,
+    ``metrics/INPUT_evaluations`` the returns of the distribution's mean in the simulator and in the real environment:
+    where the two part, controllers exploit errors of the world. At the end all controllers and random actions play the
+    same new real episodes (``evaluation.json``), and the controllers are saved in ``controllers/``.
+
+    Args:
+        bundle: of an MDN-RNN world.
+        env: the real environment; it must show frames of the world's size with the recording's action repeat.
+        inputs: of the controllers.
+        fitness: what a population is compared by.
+        population: controllers in a generation.
+        sigma: standard deviation of the first population.
+        episodes: real episodes of the final evaluation of each controller, and of random actions.
+        device: of the world; ``auto`` takes a GPU where there is one.
+
+    Raises:
+        ValueError: a count is out of range, or there is no input.
+    """
+
+    unit = "generation"
+    evaluates_itself = True
 
     def __init__(
         self,
-        run: Path,
         bundle: Path,
-        game: EnvSpec,
-        data: str | None = None,
-        where: Literal["dream", "reality"] = "dream",
-        reward: Literal["model", "survival"] = "model",
-        temperature: float = 1.0,
-        horizon: int = 1000,
-        context: int = 1,
+        env: EnvSpec,
+        inputs: tuple[ControllerInput, ...] = ("latent_and_memory", "latent"),
+        fitness: ControllerFitnessConfig = ControllerFitnessConfig(),
         population: int = 64,
-        rollouts: int = 16,
-        generations: int = 300,
         sigma: float = 0.1,
-        sees: tuple[ControllerInput, ...] = ("latent_and_memory", "latent"),
-        evaluate_every: int = 25,
-        evaluate_episodes: int = 8,
         episodes: int = 100,
-        seed: int = 0,
         device: str = "auto",
     ) -> None:
-        if min(generations, episodes, context) < 1 or not sees:
-            raise ValueError(
-                f"generations={generations}, episodes={episodes} and context={context} must be 1 or more, and sees "
-                f"must name a controller, got {list(sees)}"
+        check_positive(population=population, episodes=episodes)
+        if not inputs:
+            raise ValueError("inputs must name at least one controller, got none")
+        self.bundle = bundle
+        self.env = env
+        self.inputs = inputs
+        self.fitness = fitness
+        self.population = population
+        self.sigma = sigma
+        self.episodes = episodes
+        self.device = device
+
+    def set_up(self, setup: TrainingSetup) -> None:
+        """See ``Algorithm.set_up``. Raises ValueError for another world than an MDN-RNN."""
+        self.setup = setup
+        self.world = MDNRNNSimulator.require(load_simulator(self.bundle, self.device), str(self.bundle))
+        settings = self.fitness
+        self.real_fitness = RealEnvFitness(self.world, self.env, settings.rollouts)
+        self.simulated_fitness = (
+            SimulatedFitness(
+                self.world,
+                self._starts(),
+                rollouts=settings.rollouts,
+                horizon=settings.horizon,
+                reward=settings.reward,
+                temperature=settings.temperature,
             )
-        world = MDNRNNSimulator.require(load_simulator(bundle, device), str(bundle))
-        self.run_folder, self.world, self.game = Path(run), world, game
-        self.population, self.generations, self.sigma, self.seed = population, generations, sigma, seed
-        self.sees, self.evaluate_every, self.evaluate_episodes, self.episodes = (
-            sees,
-            evaluate_every,
-            evaluate_episodes,
-            episodes,
-        )
-        self.reality = RealEnvFitness(world, game, rollouts)
-        self.dream = (
-            SimulatedFitness(world, self._starts(data, context), rollouts, horizon, reward, temperature)
-            if where == "dream"
+            if settings.where == "simulator"
             else None
         )
-        self.fitness: ControllerFitness = self.dream or self.reality
-        self.made = {
-            "bundle": str(bundle), "data": data, "where": where, "reward": reward, "temperature": temperature,
-            "horizon": horizon, "context": context, "population": population, "rollouts": rollouts,
-            "generations": generations, "sigma": sigma, "seed": seed, "game": repr(game),
+        self.searches = {name: self._make_search(name) for name in self.inputs}
+        self.progress = 0
+
+    def step(self) -> StepMetrics:
+        """Evolve every controller by one generation."""
+        seed = self._generation_seed(self.progress)
+        self.progress += 1
+        return {f"{name}_generations": [self._evolve(search, seed)] for name, search in self.searches.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """See ``Algorithm.state_dict``: a search is a function of its settings and of all fitness values so far."""
+        fitness = {name: torch.from_numpy(np.array(search.told)) for name, search in self.searches.items()}
+        return {"progress": self.progress, "fitness": fitness, "settings": self._fixed_settings()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See ``Algorithm.load_state_dict``. Raises ValueError for a search with other settings."""
+        if state["settings"] != self._fixed_settings():
+            raise ValueError(
+                f"{self.setup.folder.last_checkpoint} is of a search with {state['settings']}, this one has "
+                f"{self._fixed_settings()}: choose another folder"
+            )
+        self.progress = state["progress"]
+        for name, search in self.searches.items():
+            search.again(state["fitness"][name].numpy())
+
+    def evaluate(self, env: EnvSpec | None) -> StepMetrics:
+        """Play with the mean of every search's distribution, in the simulator and in the real environment."""
+        seed = GENERATION_SEED_LIMIT + self._generation_seed(self.progress - 1)
+        rows = {}
+        for name, search in self.searches.items():
+            real = self._real(env).play(search.mean, self.setup.evaluation_episodes, seed).mean()
+            simulated = self.simulated_fitness(search.mean[None], seed)[0] if self.simulated_fitness else real
+            rows[f"{name}_evaluations"] = [{"simulator": float(simulated), "env": float(real)}]
+        return rows
+
+    def finish(self, env: EnvSpec | None) -> None:
+        """Save the controllers, and evaluate them and random actions in the same real episodes, new to all of them."""
+        folder, seed = self.setup.folder.path, 3 * GENERATION_SEED_LIMIT + self.setup.seed
+        for name, search in self.searches.items():
+            with atomic_folder(folder / "controllers" / name) as temporary:
+                controller = LinearController.of(torch.from_numpy(search.mean), self.world.spec.actions)
+                save_component(controller, temporary)
+        parameters: Mapping[str, Any] = {name: search.mean for name, search in self.searches.items()}
+        real = self._real(env)
+        returns = {name: real.play(values, self.episodes, seed) for name, values in parameters.items()}
+        returns["random"] = real.play(None, self.episodes, seed)
+        results = {name: summarize_returns(values) for name, values in returns.items()}
+        provenance = self._fixed_settings() | {
+            "bundle": str(self.bundle),
+            "generations": self.progress,
             "versions": {"vwm": vwm.__version__, "torch": torch.__version__},
-        }  # fmt: skip
+        }
+        report = json.dumps({"results": results, "settings": provenance}, indent=2) + "\n"
+        atomic_write_text(folder / EVOLUTION_RESULT_FILE, report)
+        plot_evolution(folder / "curves.png", self.setup.folder, self.inputs)
+        print(format_evolution_results(results))
+        print(f"{folder / EVOLUTION_RESULT_FILE}: every return; also curves.png and controllers/")
 
-    def run(self) -> None:
-        """Evolve every controller, then judge them on equal terms."""
-        self._judge({sees: self._evolve(sees) for sees in self.sees})
+    def _evolve(self, search: CMAESSearch, seed: int) -> dict[str, float]:
+        fitness: ControllerFitness = self.simulated_fitness or self.real_fitness
+        values = fitness(search.ask(), seed)
+        search.tell(values)
+        return {
+            "best": float(np.max(values)),
+            "mean": float(np.mean(values)),
+            "worst": float(np.min(values)),
+            "sigma": search.sigma,
+        }
 
-    def _evolve(self, sees: ControllerInput) -> NDArray[np.float64]:
-        """One controller, from where it stands; its parameters."""
-        folder = self.run_folder / sees
-        folder.mkdir(parents=True, exist_ok=True)
-        size = self.world.latent_size + (self.world.memory_size if sees == "latent_and_memory" else 0)
-        search = CMAESSearch(
-            initial_controller_parameters(size, self.world.spec.actions), self.sigma, self.population, self.seed
-        )
-        settings = {name: value for name, value in self.made.items() if name not in RESUMABLE_SETTINGS}
-        search.again(read_fitness_history(folder, settings)[: self.generations])
-        done = len(search.told)
-        table, watched = MetricTable(folder / "generations.csv", done), MetricTable(folder / "watched.csv", done)
-        with tqdm(total=self.generations, initial=done, desc=sees, unit="generation") as bar:
-            for generation in range(done, self.generations):
-                fitness = self.fitness(search.ask(), self._generation_seed(generation))
-                search.tell(fitness)
-                best, mean, worst = (float(f(fitness)) for f in (np.max, np.mean, np.min))
-                table.add(generation + 1, best=best, mean=mean, worst=worst, sigma=search.sigma)
-                if self.evaluate_every and (generation + 1) % self.evaluate_every == 0:
-                    self._watch(search.mean, generation, watched)
-                    plot_evolution(self.run_folder / "curves.png", self.run_folder, self.sees)
-                write_fitness_history(
-                    folder, search.told, settings
-                )  # last: what was not told is played and written again
-                bar.set_postfix(best=f"{best:.1f}", mean=f"{mean:.1f}")
-                bar.update()
-        with atomic_folder(folder / "controller") as aside:
-            save_component(LinearController.of(torch.from_numpy(search.mean), self.world.spec.actions), aside)
-        plot_evolution(self.run_folder / "curves.png", self.run_folder, self.sees)
-        return search.mean
+    def _make_search(self, name: ControllerInput) -> CMAESSearch:
+        size = self.world.latent_size + (self.world.memory_size if name == "latent_and_memory" else 0)
+        start = initial_controller_parameters(size, self.world.spec.actions)
+        return CMAESSearch(start, self.sigma, self.population, self.setup.seed)
+
+    def _real(self, env: EnvSpec | None) -> RealEnvFitness:
+        return RealEnvFitness(self.world, env or self.env, self.fitness.rollouts)
 
     def _generation_seed(self, generation: int) -> int:
-        return int(np.random.SeedSequence([self.seed, generation]).generate_state(1)[0] % GENERATION_SEED_LIMIT)
+        draws = np.random.SeedSequence([self.setup.seed, generation]).generate_state(1)
+        return int(draws[0] % GENERATION_SEED_LIMIT)
 
-    def _watch(self, mean: NDArray[np.float64], generation: int, table: MetricTable) -> None:
-        """What the distribution's middle earns in dream and reality: where they part, the dream's faults are used."""
-        seed = GENERATION_SEED_LIMIT + self._generation_seed(generation)
-        real = self.reality.play(mean, self.evaluate_episodes, seed).mean()
-        dreamt = self.dream(mean[None], seed)[0] if self.dream else real
-        table.add(generation + 1, dream=dreamt, real=real)
+    def _fixed_settings(self) -> dict[str, Any]:
+        """Return the settings that must not change when a search is resumed."""
+        settings = self.fitness
+        return {
+            "where": settings.where, "reward": settings.reward, "temperature": settings.temperature,
+            "horizon": settings.horizon, "context": settings.context, "rollouts": settings.rollouts,
+            "population": self.population, "sigma": self.sigma, "seed": self.setup.seed, "env": repr(self.env),
+            "inputs": list(self.inputs),
+        }  # fmt: skip
 
-    def _judge(self, controllers: Mapping[str, NDArray[np.float64]]) -> None:
-        """Every controller and random actions in the same real episodes, which none has met."""
-        seed = 3 * GENERATION_SEED_LIMIT + self.seed
-        played = {name: self.reality.play(own, self.episodes, seed) for name, own in controllers.items()}
-        played["random"] = self.reality.play(None, self.episodes, seed)
-        results = {name: summarize_returns(returns) for name, returns in played.items()}
-        report = json.dumps({"results": results, "made": self.made}, indent=2) + "\n"
-        atomic_write_text(self.run_folder / EVOLUTION_RESULT_FILE, report)
-        print(format_evolution_results(results))
-        print(f"{self.run_folder / EVOLUTION_RESULT_FILE}: every return; curves.png and the controllers beside it")
-
-    def _starts(self, data: str | None, context: int) -> torch.Tensor:
-        if data is not None:
-            return episode_start_frames(make_clip_dataset(data, context, fields=("frames",), shuffle=False))
+    def _starts(self) -> torch.Tensor:
+        settings = self.fitness
+        if settings.data is not None:
+            dataset = make_clip_dataset(settings.data, settings.context, fields=("frames",), shuffle=False)
+            return episode_start_frames(dataset)
         if self.world.starts is None:
-            raise ValueError("the bundle has no starts to dream from: name shards by data, or where=reality")
-        return self.world.starts[:, -context:]
-
-
-def read_fitness_history(folder: Path, settings: Mapping[str, Any]) -> NDArray[np.float64]:
-    """The fitnesses so far, [g, p]; none where nothing was told.
-
-    Raises:
-        ValueError: they were told to a search of other settings.
-    """
-    file = folder / FITNESS_HISTORY_FILE
-    if not file.is_file():
-        return np.zeros((0, settings["population"]))
-    with np.load(file, allow_pickle=False) as kept:
-        found = json.loads(kept["settings"].item()) if "settings" in kept else {}
-        told: NDArray[np.float64] = kept["fitness"]
-    if found != settings:
-        raise ValueError(f"{file} is of a search with {found}, this one has {dict(settings)}: choose another run")
-    return told
-
-
-def write_fitness_history(folder: Path, told: list[NDArray[np.float64]], settings: Mapping[str, Any]) -> None:
-    """Keep them, whole or not at all."""
-    with atomic_write(folder / FITNESS_HISTORY_FILE) as file:
-        np.savez(file, fitness=np.stack(told), settings=np.array(json.dumps(settings)))
-
-
-def summarize_returns(returns: NDArray[np.float64], draws: int = 2000) -> dict[str, Any]:
-    """Mean with its 95 % interval (bootstrap over episodes), spread, and every return."""
-    means = np.random.default_rng(0).choice(returns, (draws, len(returns))).mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return {
-        "mean": float(returns.mean()), "low": float(low), "high": float(high), "std": float(returns.std()),
-        "median": float(np.median(returns)), "episodes": len(returns), "returns": returns.tolist(),
-    }  # fmt: skip
-
-
-def format_evolution_results(results: dict[str, Any]) -> str:
-    """The numbers for people."""
-    lines = [f"{'real return':20} {'mean':>9}  {'95 % interval':>20} {'median':>9}  episodes"]
-    for name, found in results.items():
-        interval = f"{found['low']:.1f} to {found['high']:.1f}"
-        lines.append(f"{name:20} {found['mean']:9.1f}  {interval:>20} {found['median']:9.1f}  {found['episodes']}")
-    return "\n".join(lines)
-
-
-def plot_evolution(path: Path, run: Path, sees: tuple[str, ...]) -> None:
-    """The best, mean and worst of every generation, and what the middle came to in dream and reality."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(sees), figsize=(7 * len(sees), 4.5), sharey=True, squeeze=False)
-    for name, axis in zip(sees, axes[0], strict=True):
-        rows, watched = (read_csv_rows(run / name / f"{kind}.csv") for kind in ("generations", "watched"))
-        steps = [row["step"] for row in rows]
-        axis.plot(steps, [row["mean"] for row in rows], label="population's mean")
-        axis.fill_between(
-            steps, *([row[k] for row in rows] for k in ("worst", "best")), alpha=0.2, label="worst to best"
-        )
-        for kind, style in (("dream", "o--"), ("real", "s-")):
-            axis.plot([row["step"] for row in watched], [row[kind] for row in watched], style, label=f"middle, {kind}")
-        axis.set(title=f"sees {name.replace('_', ' ')}", xlabel="generation", ylabel="return")
-        axis.legend()
-    figure.tight_layout()
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=90)
-    plt.close(figure)
+            raise ValueError(
+                f"{self.bundle} has no starts to roll out from: name shards in fitness.data, or set fitness.where=env"
+            )
+        return self.world.starts[:, -settings.context :]

@@ -27,8 +27,8 @@ from vwm.rl.algorithms.actor import ActionDistribution
 from vwm.rl.algorithms.actor_critic import ActorConfig, ActorCritic, ActorCriticLosses, CriticConfig, ImaginedTrajectory
 from vwm.rl.algorithms.laprop import LaProp
 from vwm.rl.exploration_noise import add_exploration_noise
-from vwm.rl.finite_checks import require_finite
 from vwm.rl.lambda_returns import lambda_returns
+from vwm.rl.optimizer_step import check_finite, clip_and_step
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class Dreamer(Agent):
         loss = world_loss + learnt.critic
         if self.replay_critic_scale:
             loss = loss + self.replay_critic_scale * self.replay_critic_loss(batch, states, learnt)
-        numbers = require_finite({**logs, **learnt.logs})
+        numbers = check_finite({**logs, **learnt.logs})
         self._step(loss, learnt.actor)
         self.behaviour.follow()
         if not self.store_latents:
@@ -253,7 +253,7 @@ class Dreamer(Agent):
             weight.grad = gradient
         loss.backward()
         for name, optimizer in self.trained.items():
-            if name != "all":
-                weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-                nn.utils.clip_grad_norm_(weights, self.settings.clip)
-            optimizer.step()
+            if name == "all":
+                optimizer.step()  # LaProp clips by itself
+            else:
+                clip_and_step(optimizer, self.settings.clip, name=name)

@@ -24,8 +24,8 @@ from vwm.nn.optimizer import OptimizerConfig
 from vwm.planning.tree_search import NodePrediction, PUCTSearch, TreeSearch, TreeSearchResult, TreeStep
 from vwm.rl.agent import Agent, PolicyStep, ReplayBatch, UpdateOutput
 from vwm.rl.algorithms.muzero_targets import MuZeroTargets, make_muzero_targets, value_prefix_targets
-from vwm.rl.finite_checks import require_finite
 from vwm.rl.frame_stacking import stack_frames
+from vwm.rl.optimizer_step import backward_and_step, check_finite
 
 LATENT_GRADIENT_SCALE = 0.5
 """Of a latent's gradient goes into the latent before it (MuZero, appendix G)."""
@@ -202,7 +202,7 @@ class MuZeroAgent(Agent):
             self.discount,
         )
         loss, logs = self.loss(seen, batch.action[:, now : now + self.unroll], wanted)
-        numbers = require_finite(logs)
+        numbers = check_finite(logs)
         self._descend(loss)
         return UpdateOutput(numbers, extras, batch.places[:renewed, now:] if renewed else None)
 
@@ -254,10 +254,7 @@ class MuZeroAgent(Agent):
         done, all_ = self.updates.tolist()
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.lr * self.settings.factor(done, self.settings.stretch * max(all_, 1))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
-        self.optimizer.step()
+        backward_and_step(loss, self.optimizer, self.clip, self.network.parameters())
         self.updates[0] += 1
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.models.rssm.kl_loss import KLLoss
@@ -16,7 +16,7 @@ from vwm.planning.cem import CEM
 from vwm.planning.sampling_planner import NegativeReturnObjective, SamplingPlanner
 from vwm.rl.agent import Agent, PolicyStep, ReplayBatch, UpdateOutput
 from vwm.rl.exploration_noise import add_exploration_noise
-from vwm.rl.finite_checks import require_finite
+from vwm.rl.optimizer_step import backward_and_step, check_finite
 
 PLANET_WORLD_SETTINGS = RSSMWorldModelConfig(
     deter=200,
@@ -120,11 +120,8 @@ class PlaNet(Agent):
         loss, _, logs = self.world.loss(
             batch.observation, batch.action, batch.reward, batch.is_first, batch.is_terminal
         )
-        numbers = require_finite(logs)
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.world.parameters(), self.clip)
-        self.optimizer.step()
+        numbers = check_finite(logs)
+        backward_and_step(loss, self.optimizer, self.clip, self.world.parameters())
         return UpdateOutput(numbers)
 
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:

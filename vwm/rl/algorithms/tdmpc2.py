@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.models.tdmpc2.q_ensemble import QEnsemble
@@ -26,8 +25,8 @@ from vwm.models.tdmpc2.tanh_gaussian_policy import TanhGaussianPolicy
 from vwm.models.tdmpc2.world_model import TDMPC2WorldModel, random_shift
 from vwm.rl.agent import Agent, PolicyStep, ReplayBatch, UpdateOutput
 from vwm.rl.algorithms.tdmpc2_planner import TDMPC2Planner, TDMPC2PlannerConfig, draw_planner_noise
-from vwm.rl.finite_checks import require_finite
 from vwm.rl.frame_stacking import stack_frames
+from vwm.rl.optimizer_step import backward_and_step, check_finite
 
 
 @dataclass(frozen=True)
@@ -221,13 +220,14 @@ class TDMPC2(Agent):
     def update(self, batch: ReplayBatch) -> UpdateOutput:
         """See ``Agent.update``: the model, then the policy in the latents that it went through, then the targets."""
         loss, latents, logs = self.model_loss(self.prepare(batch))
-        logs["gradient_norm"] = self._descend("loss", self.model_optimizer, loss)
+        logs["gradient_norm"] = backward_and_step(loss, self.model_optimizer, self.max_norm)
         loss, said = self.policy_loss(latents.detach())
-        logs |= said | {"policy_gradient_norm": self._descend("policy_loss", self.policy_optimizer, loss)}
+        norm = backward_and_step(loss, self.policy_optimizer, self.max_norm, name="policy_loss")
+        logs |= said | {"policy_gradient_norm": norm}
         targets, online = list(self.target_critic.parameters()), list(self.critic.parameters())
         with torch.no_grad():
             torch._foreach_lerp_(targets, online, self.tau)
-        return UpdateOutput(require_finite(logs), {})
+        return UpdateOutput(check_finite(logs), {})
 
     def prepare(self, batch: ReplayBatch) -> TDMPC2Batch:
         """Windows of observations (pictures randomly shifted), and what each action led to."""
@@ -296,15 +296,6 @@ class TDMPC2(Agent):
         """Let the scale follow the distance of the 5th to the 95th percentile, but not below 1."""
         low, high = values.quantile(torch.tensor([0.05, 0.95]).to(values))
         self.scale.lerp_((high - low).clamp(min=1), self.tau)
-
-    def _descend(self, name: str, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
-        """One step of an optimizer; returns the norm of the gradients before they were clipped."""
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], self.max_norm)
-        require_finite({name: loss, f"the gradient's norm of {name}": norm})
-        optimizer.step()
-        return norm
 
 
 def discount_for_episode_length(episode_length: int) -> float:

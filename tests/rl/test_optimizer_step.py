@@ -5,15 +5,15 @@ import math
 import pytest
 import torch
 
-from vwm.rl.finite_checks import require_finite
+from vwm.rl.optimizer_step import check_finite
 
 
 def test_numbers_become_plain_and_keep_their_names() -> None:
-    assert require_finite({"loss": torch.tensor(1.5, requires_grad=True), "norm": 2.0}) == {"loss": 1.5, "norm": 2.0}
-    assert require_finite({}) == {}
+    assert check_finite({"loss": torch.tensor(1.5, requires_grad=True), "norm": 2.0}) == {"loss": 1.5, "norm": 2.0}
+    assert check_finite({}) == {}
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_all_that_are_not_finite_are_named(bad: float) -> None:
     with pytest.raises(FloatingPointError, match=f"^actor is {bad}, critic is {bad}: .*lower the learning rate"):
-        require_finite({"actor": torch.tensor(bad), "world": torch.tensor(1.0), "critic": bad})
+        check_finite({"actor": torch.tensor(bad), "world": torch.tensor(1.0), "critic": bad})

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from vwm.envs.batched_envs import GymnasiumEnvSpec
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.rl.agent import Agent, PolicyCarry, PolicyStep, ReplayBatch, UpdateOutput
+from vwm.rl.agent_training import AgentTraining
 from vwm.rl.evaluation import evaluate_policy
-from vwm.rl.evaluation_log import EVALUATION_SEED_OFFSET
-from vwm.rl.online_training import OnlineTrainerState, OnlineTraining
+from vwm.rl.evaluation_log import EVALUATION_SEED_OFFSET, EvaluationConfig
+from vwm.rl.online_learning import OnlineLearning
 from vwm.runs.checkpoints import load_best_weights
-from vwm.runs.run_folder import RunFolder
 
 
 class SmallDQN(Agent):
@@ -57,16 +57,21 @@ class SmallDQN(Agent):
         return {"q": self.optimizer}
 
 
-def training(run: Path, **settings) -> OnlineTraining:
-    defaults = {
-        "steps": 240, "environments": 2, "prefill": 40, "updates": 0.5, "capacity": 150, "evaluate_every": 120,
-        "evaluate_episodes": 3, "checkpoint_every": 80, "log_every": 10, "video": False,
-    }  # fmt: skip
-    return OnlineTraining(run, GymnasiumEnvSpec("CartPole-v1"), SmallDQN, **{**defaults, **settings})
+def training(
+    run: Path, env: str = "CartPole-v1", agent=SmallDQN, disk: bool = False, updates: float = 0.5, every: int = 120,
+    episodes: int = 3, num_envs: int = 2, **settings,
+) -> AgentTraining:  # fmt: skip
+    learning = OnlineLearning(
+        GymnasiumEnvSpec(env, time_limit=None if env == "CartPole-v1" else 20), agent, num_envs=num_envs, prefill=40,
+        updates_per_decision=updates, capacity=150, disk=disk,
+    )  # fmt: skip
+    evaluation = EvaluationConfig(every=every, episodes=episodes, video=False)
+    defaults = {"steps": 240, "checkpoint_every": 80, "log_every": 10}
+    return AgentTraining(run, learning, evaluation=evaluation, **{**defaults, **settings})
 
 
 def weights(run: Path) -> Mapping[str, Tensor]:
-    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["agent"]
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["algorithm"]["policy"]
 
 
 def columns(path: Path, *left_out: str) -> list[list[str]]:
@@ -104,8 +109,7 @@ def test_a_run_asked_to_stop_saves_where_it_stands_and_goes_on(tmp_path: Path, c
             return super().update(batch)
 
     training(tmp_path / "whole").run()
-    run = training(tmp_path / "asked")
-    run.make_agent, before = Asked, signal.getsignal(number)
+    run, before = training(tmp_path / "asked", agent=Asked), signal.getsignal(number)
     with pytest.raises(SystemExit) as ended:
         run.run()
     assert ended.value.code == 128 + number and signal.getsignal(number) is before
@@ -125,60 +129,59 @@ def test_what_a_run_writes(tmp_path: Path) -> None:
 
 
 def test_the_weights_that_did_best_are_kept(tmp_path: Path) -> None:
-    run = training(tmp_path / "run", steps=600, evaluate_every=60, updates=3)
+    run = training(tmp_path / "run", steps=600, every=60, updates=3)
     with pytest.raises(FileNotFoundError, match=r"best\.ckpt does not exist"):
-        load_best_weights(RunFolder(run.folder), nn.Linear(1, 1))
+        load_best_weights(run.folder, nn.Linear(1, 1))
     run.run()
     means = [float(row[1]) for row in columns(tmp_path / "run" / "metrics" / "evaluations.csv")[1:]]
-    agent = SmallDQN(run.game.open(1, 0).spaces)
-    load_best_weights(RunFolder(run.folder), agent)
-    assert evaluate_policy(agent, run.game, 3, EVALUATION_SEED_OFFSET).returns.mean() == max(means) > means[-1]
+    agent = SmallDQN(run.eval_env.open(1, 0).spaces)
+    load_best_weights(run.folder, agent)
+    assert evaluate_policy(agent, run.eval_env, 3, EVALUATION_SEED_OFFSET).returns.mean() == max(means) > means[-1]
     agent.load_state_dict(weights(tmp_path / "run"))
-    assert evaluate_policy(agent, run.game, 3, EVALUATION_SEED_OFFSET).returns.mean() == means[-1]
+    assert evaluate_policy(agent, run.eval_env, 3, EVALUATION_SEED_OFFSET).returns.mean() == means[-1]
     with pytest.raises(ValueError, match=r"best\.ckpt: is of another agent or environment"):
-        load_best_weights(RunFolder(run.folder), nn.Linear(1, 1))
+        load_best_weights(run.folder, nn.Linear(1, 1))
 
 
 @pytest.mark.parametrize("disk", [False, True])
 def test_who_looks_at_a_run_that_goes_on_leaves_it_alone(tmp_path: Path, disk: bool) -> None:
     """Between a checkpoint's replay, which is written first, and its naming, a look sees the checkpoint before."""
     run = training(tmp_path / "run", disk=disk)
-    run.folder.mkdir()
-    life = OnlineTrainerState(run)
-    life.open_logs()
+    learning, folder = run.algorithm, run.folder.path
+    run.set_up()
     for _ in range(50):
-        life.decide()
-        life.learn()
-        if life.played == 80:
-            life.save()
-    life.replay.save(run.folder / "checkpoints" / "replay")
-    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
-    agent = run.player()
-    replay = run.played(agent, tmp_path / "scratch")
+        learning.step()
+        if learning.progress == 80:
+            run.save()
+    learning.replay.save(folder / "checkpoints" / "replay")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    other = training(tmp_path / "run", disk=disk)
+    agent = other.load_policy()
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["algorithm"]
+    replay = other.algorithm.load_replay(other.setup, agent, state, tmp_path / "scratch")
     assert len(replay) == 80 and (tmp_path / "scratch").exists() == disk
-    assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
-    saved = weights(run.folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    saved = weights(folder)
     assert all(torch.equal(saved[name], value) for name, value in agent.state_dict().items())
-    assert np.array_equal(replay.ring["observation"][:, :40], life.replay.ring["observation"][:, :40])
-    life.close()
+    assert np.array_equal(replay.ring["observation"][:, :40], learning.replay.ring["observation"][:, :40])
+    learning.close()
 
 
 def test_an_evaluation_leaves_the_run_as_it_was(tmp_path: Path) -> None:
-    training(tmp_path / "rarely", evaluate_every=1000).run()
-    training(tmp_path / "often", evaluate_every=20).run()
+    training(tmp_path / "rarely", every=1000).run()
+    training(tmp_path / "often", every=20).run()
     rarely, often = weights(tmp_path / "rarely"), weights(tmp_path / "often")
     assert all(torch.equal(rarely[name], often[name]) for name in rarely)
 
 
 def test_another_agent_in_the_folder_is_refused(tmp_path: Path) -> None:
     training(tmp_path / "run", steps=80).run()
-    other = GymnasiumEnvSpec("Acrobot-v1", time_limit=20)
-    with pytest.raises(ValueError, match=r"last\.ckpt: is of another agent or game"):
-        OnlineTraining(tmp_path / "run", other, SmallDQN, environments=2).run()
+    with pytest.raises(ValueError, match=r"last\.ckpt: is of another agent or environment"):
+        training(tmp_path / "run", env="Acrobot-v1").run()
 
 
-@pytest.mark.parametrize("name", ["steps", "environments", "evaluate_episodes", "checkpoint_every"])
-def test_settings_that_make_no_sense_are_named(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["steps", "num_envs", "episodes", "checkpoint_every"])
+def test_settings_that_are_out_of_range_are_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be 1 or more, got 0"):
         training(tmp_path, **{name: 0})
 

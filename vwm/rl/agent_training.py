@@ -1,0 +1,239 @@
+"""The training loop of all agents: resume, step, log, evaluate, save, stop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from vwm.core.checks import check_positive
+from vwm.core.devices import resolve_device
+from vwm.core.network_simulator import NetworkSimulator
+from vwm.envs.batched_envs import EnvSpec
+from vwm.rl.algorithm import Algorithm, StepMetrics, TrainingSetup
+from vwm.rl.evaluation_log import EvaluationConfig, EvaluationLog, is_best_evaluation
+from vwm.runs.checkpoints import load_best_weights, read_checkpoint, save_best_weights, write_checkpoint
+from vwm.runs.metric_tables import MetricTable, average_update_logs, open_metric_tables
+from vwm.runs.rng_states import restore_rng_states, rng_states
+from vwm.runs.run_folder import RunFolder
+from vwm.runs.stop_signal import StopRequest
+from vwm.runs.training_runtime import TrainingRuntime, compile_networks
+
+POLICY_TABLES = ("episodes", "evaluations", "updates")
+
+
+class AgentTraining:
+    """Drives an algorithm; ``vwm agent train`` runs it.
+
+    Steps count in the algorithm's unit: decisions over all environments, or generations. The run's folder holds
+    ``metrics/`` (``episodes``, ``evaluations`` and ``updates``), ``curves.png``, ``videos/`` and ``checkpoints/``
+    (``last.ckpt`` to resume from, ``best.ckpt`` with the weights of the best evaluation). A run that stopped resumes
+    from its last checkpoint, and becomes what it would have become without the interruption.
+
+    Args:
+        run: folder of everything that the run writes.
+        algorithm: how the policy learns.
+        steps: length of the training.
+        seed: of everything random.
+        device: of the networks; ``auto`` takes a GPU where there is one.
+        threads: of torch on the CPU; 0 leaves torch's choice.
+        evaluation: when and where the policy is evaluated.
+        checkpoint_every: steps from one checkpoint to the next.
+        log_every: updates that are averaged to one row of ``updates``.
+
+    Attributes:
+        runtime: precision, compilation and loggers; the command sets it before ``run``.
+
+    Raises:
+        ValueError: a count is out of range.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        algorithm: Algorithm,
+        steps: int = 100_000,
+        seed: int = 0,
+        device: str = "auto",
+        threads: int = 0,
+        evaluation: EvaluationConfig = EvaluationConfig(),
+        checkpoint_every: int = 10_000,
+        log_every: int = 100,
+    ) -> None:
+        check_positive(steps=steps, checkpoint_every=checkpoint_every, log_every=log_every)
+        self.folder = RunFolder(run)
+        self.algorithm = algorithm
+        self.steps = steps
+        self.seed = seed
+        self.device = device
+        self.threads = threads
+        self.evaluation = evaluation
+        self.checkpoint_every = checkpoint_every
+        self.log_every = log_every
+        self.runtime = TrainingRuntime()
+        self._tables: dict[str, MetricTable] = {}
+        self._updates = 0
+        self._sums: dict[str, float] = {}
+        self._random = float("nan")
+
+    @property
+    def setup(self) -> TrainingSetup:
+        """What the algorithm gets."""
+        return TrainingSetup(
+            folder=self.folder,
+            steps=self.steps,
+            seed=self.seed,
+            device=resolve_device(self.device),
+            evaluation_episodes=self.evaluation.episodes,
+            runtime=self.runtime,
+        )
+
+    @property
+    def eval_env(self) -> EnvSpec:
+        """The environment that the policy is evaluated in."""
+        return self.algorithm.evaluation_env(self.evaluation.env)
+
+    def run(self) -> None:
+        """Train to the end, from the last checkpoint on; one that has ended already changes nothing.
+
+        Raises:
+            ValueError: the checkpoint is of another algorithm, agent or environment.
+            SystemExit: a signal stopped the run, after it was saved.
+        """
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        algorithm = self.algorithm
+        self.set_up()
+        if self.runtime.compile:
+            compile_networks(algorithm.policy)
+        with (
+            tqdm(total=self.steps, initial=algorithm.progress, unit=algorithm.unit, smoothing=0.05) as bar,
+            StopRequest() as stop,
+        ):
+            if algorithm.evaluates_first and not algorithm.progress:
+                self._evaluate(bar)
+            while algorithm.progress < self.steps and not stop:
+                before = algorithm.progress
+                self._write_rows(algorithm.step())
+                done = algorithm.progress >= self.steps
+                if self._crosses(before, self.evaluation.every) or (done and not algorithm.evaluates_itself):
+                    self._evaluate(bar)
+                if self._crosses(before, self.checkpoint_every) or done or stop:
+                    self.save()
+                bar.update(algorithm.progress - before)
+        if not stop and algorithm.evaluates_itself:
+            algorithm.finish(self.evaluation.env)
+        algorithm.close()
+        stop.end(f"{algorithm.progress} {algorithm.unit}s are saved in {self.folder.path}")
+
+    def set_up(self) -> None:
+        """Prepare the algorithm for its next step, at its start or from the last checkpoint."""
+        algorithm = self.algorithm
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(self.seed)
+        algorithm.set_up(self.setup)
+        checkpoint = self.folder.last_checkpoint
+        resumed = checkpoint.is_file()
+        if resumed:
+            self._load(checkpoint)
+            print(f"resuming from {checkpoint}, {algorithm.progress} {algorithm.unit}s")
+        algorithm.prune_files()
+        names = [path.stem for path in self.folder.metrics.glob("*.csv")]
+        names += [] if algorithm.evaluates_itself else POLICY_TABLES
+        # Without a checkpoint nothing that is there counts, a row of step 0 included.
+        step = algorithm.progress if resumed else -1
+        self._tables = open_metric_tables(self.folder, names, step, self.runtime.loggers)
+        if not resumed and not algorithm.evaluates_itself:
+            self._random = self._evaluation_log().random_return()
+
+    def save(self) -> None:
+        """Write the checkpoint: first the algorithm's own files, last the small file that names them."""
+        counters = {"updates": self._updates, "sums": dict(self._sums), "random": self._random}
+        state = {"algorithm": self.algorithm.state_dict(), "counters": counters, "generators": rng_states()}
+        write_checkpoint(self.folder.last_checkpoint, state)
+        self.algorithm.prune_files()
+
+    def load_policy(self, best: bool = False) -> Any:
+        """Load the policy as it was saved last, or with the weights of its best evaluation; also of a running training.
+
+        Raises:
+            FileNotFoundError: nothing was saved yet.
+            ValueError: it is of another agent or environment, or the algorithm has no policy to load.
+        """
+        checkpoint = self.folder.find_last_checkpoint()
+        policy = self.algorithm.build_policy(self.setup)
+        if best:
+            load_best_weights(self.folder, policy)
+            return policy
+        with _other_networks_named(checkpoint):
+            policy.load_state_dict(read_checkpoint(checkpoint)["algorithm"]["policy"])
+        return policy
+
+    def export_simulator(self, best: bool, title: str, fps: float, contexts: int) -> NetworkSimulator:
+        """Make a simulator of the world that the agent has learned; see ``Algorithm.export_simulator``."""
+        policy = self.load_policy(best)
+        state = read_checkpoint(self.folder.find_last_checkpoint())["algorithm"]
+        return self.algorithm.export_simulator(self.setup, policy, state, title, fps, contexts)
+
+    def _load(self, checkpoint: Path) -> None:
+        state = read_checkpoint(checkpoint)
+        with _other_networks_named(checkpoint):
+            self.algorithm.load_state_dict(state["algorithm"])
+        self._updates = state["counters"]["updates"]
+        self._sums = state["counters"]["sums"]
+        self._random = state["counters"]["random"]
+        restore_rng_states(state["generators"])
+
+    def _crosses(self, before: int, every: int) -> bool:
+        """Return whether the last step reached or passed a multiple of ``every``."""
+        return bool(every) and self.algorithm.progress // every > before // every
+
+    def _write_rows(self, metrics: StepMetrics) -> None:
+        for table, rows in metrics.items():
+            for row in rows:
+                if table == "updates":
+                    self._log_update(row)
+                else:
+                    values = {"step": self.algorithm.progress, **row}
+                    self._table(table).add(int(values.pop("step")), **values)
+
+    def _log_update(self, logs: Mapping[str, float]) -> None:
+        self._updates += 1
+        means = average_update_logs(self._sums, logs, self._updates, self.log_every)
+        if means:
+            self._table("updates").add(self.algorithm.progress, **means)
+            if episode := self.algorithm.imagined_episode(means):
+                self._table("episodes").add(self.algorithm.progress, **episode)
+
+    def _table(self, name: str) -> MetricTable:
+        if name not in self._tables:
+            self._tables |= open_metric_tables(self.folder, [name], self.algorithm.progress - 1, self.runtime.loggers)
+        return self._tables[name]
+
+    def _evaluate(self, bar: tqdm[Any]) -> None:
+        algorithm = self.algorithm
+        if algorithm.evaluates_itself:
+            self._write_rows(algorithm.evaluate(self.evaluation.env))
+            return
+        result = self._evaluation_log().evaluate(algorithm.policy, algorithm.progress, self._tables, self._random)
+        if is_best_evaluation(self._tables["evaluations"].rows()):
+            save_best_weights(self.folder, algorithm.policy)
+        algorithm.observe_evaluation(result)
+        low, high = result.interval()
+        bar.set_postfix_str(f"return {result.returns.mean():.1f} [{low:.1f}, {high:.1f}]")
+
+    def _evaluation_log(self) -> EvaluationLog:
+        return EvaluationLog(self.folder, self.algorithm.env, self.eval_env, self.evaluation, self.seed)
+
+
+@contextmanager
+def _other_networks_named(checkpoint: Path) -> Iterator[None]:
+    """Turn errors of weights that do not fit into a ValueError that names the file."""
+    try:
+        yield
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(f"{checkpoint}: is of another agent or environment than this config's ({error})") from error

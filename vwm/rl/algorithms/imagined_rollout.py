@@ -1,0 +1,109 @@
+"""Rollouts of a policy in a simulator, and the losses of learning from them.
+
+Legend: n rollouts, h steps of the horizon. Time comes first.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vwm.core.capabilities import EstimatesUncertainty
+from vwm.core.simulator import Simulator
+from vwm.envs.time_step import EnvSpaces
+from vwm.rl.agent import PolicyCarry
+from vwm.rl.algorithms.actor_critic import ActorCriticLosses, ImaginedTrajectory
+from vwm.rl.algorithms.actor_critic_policy import ActorCriticPolicy
+from vwm.rl.algorithms.encoded_env import reconstruct_frames
+from vwm.rl.algorithms.policy_objectives import PolicyObjective
+from vwm.rl.context_sampler import SimulatorContext
+from vwm.worlds.world_batch import OBSERVE_FRAME, blank_context, select_observation
+
+
+class ImaginedRollout(NamedTuple):
+    """Rollouts of a policy in a simulator.
+
+    Attributes:
+        carry: the policy's memory before the first observation.
+        observation: [h + 1, n, ...].
+        action: int64 [h, n] or float [h, n, a], as drawn; actions beyond [-1, 1] were clamped before they were taken.
+        reward: float [h + 1, n], received on arrival; 0 at the first time step.
+        terminated: bool [h + 1, n], whether the simulator ended there.
+        uncertainty: float [h + 1, n], disagreement of an ensemble; 0 of a single simulator.
+    """
+
+    carry: PolicyCarry
+    observation: Tensor
+    action: Tensor
+    reward: Tensor
+    terminated: Tensor
+    uncertainty: Tensor
+
+
+@torch.no_grad()
+def imagine_rollout(
+    simulator: Simulator, policy: ActorCriticPolicy, context: SimulatorContext, horizon: int, observe: str
+) -> ImaginedRollout:
+    """Roll a policy out in a simulator.
+
+    Args:
+        simulator: the world, or an ensemble that follows its first member.
+        policy: its actions are drawn from torch's generator, as are the seeds of the worlds.
+        context: where to start, n.
+        horizon: h. A world that has ended is stepped on, to keep the batch whole; what follows is masked.
+        observe: see ``ImaginationLearning``.
+    """
+    count, device = len(context.frames), policy.device
+    never = torch.zeros(count, dtype=torch.bool, device=device)
+    zero = torch.zeros(count, device=device)
+    state, frame = simulator.reset(context.frames, torch.randint(2**63 - 1, (count,)), context.actions)
+    carry = policy.init_carry(count)
+    if observe == OBSERVE_FRAME and context.frames.shape[1] > 1:
+        before = reconstruct_frames(simulator, context.frames[:, :-1].to(device))  # as the policy sees real frames, too
+        carry, _ = policy.look(carry, before.transpose(0, 1))
+    first_carry = carry
+    observations = [select_observation(simulator, observe, state, frame)]
+    actions: list[Tensor] = []
+    rewards, ends, uncertainties = [zero], [never], [zero]
+    for _ in range(horizon):
+        carry, features = policy.see(carry, observations[-1], never)
+        action = policy.behaviour.actor(features).sample()
+        taken = action.clamp(-1, 1) if action.is_floating_point() else action
+        state, output = simulator.step(state, taken, decode=observe == OBSERVE_FRAME)
+        observations.append(select_observation(simulator, observe, state, output.frame))
+        actions.append(action)
+        rewards.append(output.reward.float())
+        ends.append(output.terminated)
+        uncertainties.append(simulator.uncertainty(state) if isinstance(simulator, EstimatesUncertainty) else zero)
+    stacked = (torch.stack(values) for values in (observations, actions, rewards, ends, uncertainties))
+    return ImaginedRollout(first_carry, *stacked)
+
+
+def imagination_losses(
+    policy: ActorCriticPolicy, objective: PolicyObjective, rollout: ImaginedRollout, discount: float
+) -> ActorCriticLosses:
+    """Compute actor and critic losses; the critic bootstraps at the horizon, and nothing counts after an end."""
+    _, features = policy.look(rollout.carry, rollout.observation)
+    continues = (~rollout.terminated).to(rollout.reward.dtype)
+    trajectory = ImaginedTrajectory(
+        features, rollout.action, rollout.reward, discount * continues, continues.cumprod(0)
+    )
+    current = features[:-1]
+    return objective.losses(policy.behaviour, trajectory, policy.behaviour.actor(current), policy.prior(current))
+
+
+def mean_reward_per_step(rollout: ImaginedRollout, of: Tensor) -> float:
+    """Average the rewards of the rollouts under a mask (bool [n]) over their steps up to their ends."""
+    mask = of.to(rollout.reward.device)
+    counts = (~rollout.terminated).cumprod(0)[:-1, mask]
+    return float((rollout.reward[1:, mask] * counts).sum() / counts.sum())
+
+
+def simulator_env_spaces(simulator: Simulator, observe: str) -> EnvSpaces:
+    """Return the spaces of a simulator that is observed in a given form; vectors are measured on a blank context."""
+    if observe == OBSERVE_FRAME:
+        return EnvSpaces(simulator.spec.observation.shape, simulator.spec.actions)
+    shape = select_observation(simulator, observe, *simulator.reset(blank_context(simulator))).shape
+    return EnvSpaces(tuple(shape[1:]), simulator.spec.actions)

@@ -1,0 +1,230 @@
+"""Learning while acting: act, store in replay, update; what all agents with a replay buffer share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unflatten
+
+from vwm.core.checks import check_positive
+from vwm.core.network_simulator import NetworkSimulator
+from vwm.envs.batched_envs import BatchedEnv, EnvSpec
+from vwm.envs.time_step import EnvSpaces, TimeStep
+from vwm.rl.agent import Agent, PolicyCarry, ReplayBatch
+from vwm.rl.algorithm import Algorithm, StepMetrics, TrainingSetup
+from vwm.rl.evaluation import sample_random_actions, time_step_to_device
+from vwm.rl.replay_buffer import ReplayBuffer
+
+
+class OnlineLearning(Algorithm):
+    """An agent that acts in environments and learns from a replay buffer in turn.
+
+    Progress counts decisions over all environments. An update logs ``seconds``, next to what the agent logs.
+
+    Args:
+        env: what the agent acts in.
+        agent: what learns; a class that takes the environment's spaces first.
+        num_envs: copies of the environment that are stepped together.
+        prefill: decisions at random before the first update.
+        pretrain: updates before the first decision that is not random.
+        updates_per_decision: the replay ratio divided by batch size times length.
+        capacity: time steps that the replay buffer holds.
+        disk: keep the replay buffer in files rather than in memory.
+
+    Raises:
+        ValueError: a count is out of range.
+    """
+
+    supports_runtime = True
+
+    def __init__(
+        self,
+        env: EnvSpec,
+        agent: Callable[[EnvSpaces], Agent],
+        num_envs: int = 1,
+        prefill: int = 1000,
+        pretrain: int = 0,
+        updates_per_decision: float = 1.0,
+        capacity: int = 1_000_000,
+        disk: bool = False,
+    ) -> None:
+        check_positive(num_envs=num_envs, capacity=capacity)
+        if prefill < 0 or pretrain < 0 or updates_per_decision < 0:
+            raise ValueError(
+                f"prefill, pretrain and updates_per_decision must be 0 or more, got {prefill}, {pretrain}, "
+                f"{updates_per_decision}"
+            )
+        self.env = env
+        self.make_agent = agent
+        self.num_envs = num_envs
+        self.prefill = prefill
+        self.pretrain = pretrain
+        self.updates_per_decision = updates_per_decision
+        self.capacity = capacity
+        self.disk = disk
+
+    def set_up(self, setup: TrainingSetup) -> None:
+        """See ``Algorithm.set_up``."""
+        self.setup = setup
+        self.envs: BatchedEnv = self.env.open(self.num_envs, setup.seed)
+        self.policy: Agent = self.make_agent(self.envs.spaces).to(setup.device)
+        self.replay = self._make_replay(self.policy, setup, setup.folder.path / "ring")
+        self.carry: PolicyCarry = self.policy.init_carry(self.num_envs)
+        self.time_step: TimeStep | None = None
+        self.progress = 0
+        self.updates = 0
+        self.updates_due = 0.0
+        self.returns = torch.zeros(self.num_envs)
+        self.lengths = torch.zeros(self.num_envs)
+        self._announce_updates()
+
+    def step(self) -> StepMetrics:
+        """Take one decision in every environment, then make the updates that are due."""
+        return {"episodes": self._act(), "updates": self._learn()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """See ``Algorithm.state_dict``; the replay buffer is written to files, of which only new ones."""
+        return {
+            "policy": self.policy.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.policy.optimizers().items()},
+            "progress": self.progress,
+            "updates": self.updates,
+            "updates_due": self.updates_due,
+            "carry": tree_leaves(self.carry),
+            "envs": self.envs.state_dict(),
+            "replay": self.replay.save(self._replay_folder(self.setup)),
+            "episodes": (self.returns, self.lengths),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See ``Algorithm.load_state_dict``."""
+        self.policy.load_state_dict(state["policy"])
+        for name, optimizer in self.policy.optimizers().items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.progress = state["progress"]
+        self.updates = state["updates"]
+        self.updates_due = state["updates_due"]
+        structure = tree_structure(self.policy.init_carry(self.num_envs))
+        self.carry = tree_unflatten([leaf.to(self.policy.device) for leaf in state["carry"]], structure)
+        self.replay.load(self._replay_folder(self.setup), state["replay"])
+        self.returns, self.lengths = state["episodes"]
+        self.time_step = self.envs.load_state_dict(state["envs"])
+        self._announce_updates()
+
+    def prune_files(self) -> None:
+        """Delete replay files that the checkpoint that was saved or loaded last does not need."""
+        self.replay.prune(self._replay_folder(self.setup))
+
+    def close(self) -> None:
+        """See ``Algorithm.close``."""
+        self.envs.close()
+
+    def build_policy(self, setup: TrainingSetup) -> Agent:
+        """See ``Algorithm.build_policy``."""
+        envs = self.env.open(1, setup.seed)
+        envs.close()
+        return self.make_agent(envs.spaces).to(setup.device)
+
+    def export_simulator(
+        self, setup: TrainingSetup, policy: Agent, state: Mapping[str, Any], title: str, fps: float, contexts: int
+    ) -> NetworkSimulator:
+        """See ``Algorithm.export_simulator``; the contexts are drawn from the replay buffer of the last checkpoint."""
+        simulator = policy.simulator(title, fps)
+        with TemporaryDirectory(dir=setup.folder.path) as ring:
+            replay = self.load_replay(setup, policy, state, Path(ring))
+            drawn = replay.sample(contexts, simulator.spec.context_frames, single_episode=True)
+            simulator.starts = drawn.observation
+        return simulator
+
+    def load_replay(self, setup: TrainingSetup, policy: Agent, state: Mapping[str, Any], ring: Path) -> ReplayBuffer:
+        """Load the replay buffer of a checkpoint, leaving the run's own files as they are.
+
+        Args:
+            setup: of the run.
+            policy: as ``build_policy`` made it.
+            state: as ``state_dict`` returned it.
+            ring: folder for the time steps, where the run keeps them in files.
+        """
+        replay = self._make_replay(policy, setup, ring)
+        replay.load(self._replay_folder(setup), state["replay"])
+        return replay
+
+    @torch.no_grad()
+    def _act(self) -> list[Mapping[str, float]]:
+        """Take one decision in every environment; return the episodes that ended."""
+        now = self.envs.reset() if self.time_step is None else self.time_step
+        seen = time_step_to_device(now, self.policy.device)
+        if self.progress < self.prefill:
+            random = sample_random_actions(self.envs.spaces, self.num_envs).to(self.policy.device)
+            acted = self.policy.watch(self.carry, seen, random)
+        else:
+            acted = self.policy.act(self.carry, seen, explore=True)
+        action = acted.action.cpu()
+        self.carry = acted.carry
+        self.replay.add(now, action, acted.extras)
+        self.time_step = self.envs.step(action)
+        self.progress += self.num_envs
+        return self._count(self.time_step)
+
+    def _count(self, step: TimeStep) -> list[Mapping[str, float]]:
+        self.returns = torch.where(step.is_first, 0, self.returns) + step.reward
+        self.lengths = torch.where(step.is_first, 0, self.lengths + 1)
+        ended = step.is_last.nonzero().flatten().tolist()
+        return [{"return": float(self.returns[i]), "length": float(self.lengths[i])} for i in ended]
+
+    def _learn(self) -> list[Mapping[str, float]]:
+        """Make the updates that are due; return the logs of each."""
+        agent = self.policy
+        if self.progress < self.prefill or not self.replay.can_sample(agent.batch_length):
+            return []
+        self.updates_due += self.num_envs * self.updates_per_decision + (0 if self.updates else self.pretrain)
+        rows: list[Mapping[str, float]] = []
+        while self.updates_due >= 1:
+            self.updates_due -= 1
+            self.updates += 1
+            rows.append(self._update(agent))
+        return rows
+
+    def _update(self, agent: Agent) -> Mapping[str, float]:
+        batch = self.replay.sample(agent.batch_size, agent.batch_length, agent.single_episode, agent.lead)
+        began = time.perf_counter()
+        with self.setup.runtime.autocast():
+            output = agent.update(replay_batch_to_device(batch, agent.device))
+        if output.places is not None:
+            self.replay.write(output.places, {name: _to_float32(value) for name, value in output.extras.items()})
+        return {**output.logs, "seconds": time.perf_counter() - began}
+
+    def _announce_updates(self) -> None:
+        """Tell the agent how many updates the whole run makes."""
+        prefilled = self.prefill * self.updates_per_decision
+        self.policy.begin(self.pretrain + int(self.setup.steps * self.updates_per_decision - prefilled))
+
+    def _make_replay(self, agent: Agent, setup: TrainingSetup, ring: Path) -> ReplayBuffer:
+        folder = ring if self.disk else None
+        return ReplayBuffer(self.capacity, self.num_envs, agent.spaces, agent.extras, setup.seed, folder)
+
+    @staticmethod
+    def _replay_folder(setup: TrainingSetup) -> Path:
+        return setup.folder.checkpoints / "replay"
+
+
+def replay_batch_to_device(batch: ReplayBatch, device: torch.device) -> ReplayBatch:
+    """Move a batch's tensors to a device; the places stay."""
+
+    def move(leaf: Tensor) -> Tensor:
+        return leaf.to(device, non_blocking=True)
+
+    return batch._replace(
+        **{name: tree_map(move, value) for name, value in batch._asdict().items() if name != "places"}
+    )
+
+
+def _to_float32(values: Tensor) -> Tensor:
+    """Undo autocast: NumPy, in which replay stores, has no bfloat16."""
+    return values.float() if values.dtype == torch.bfloat16 else values
