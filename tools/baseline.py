@@ -107,11 +107,9 @@ from vwm.rl.algorithms.planet import PlaNet
 from vwm.rl.algorithms.policy_objectives import PMPOObjective, ReinforceObjective
 from vwm.rl.algorithms.tdmpc2 import TDMPC2, TDMPC2Size
 from vwm.rl.algorithms.tdmpc2_planner import TDMPC2PlannerConfig
-from vwm.rl.context_sampler import ContextSampler, SimulatorContext
 from vwm.rl.evaluation_log import EvaluationConfig
 from vwm.rl.online_learning import OnlineLearning
 from vwm.rl.replay_buffer import ReplayBuffer
-from vwm.rl.simulated_env import SimulatedEnvSpec
 from vwm.tokenizers.adversarial import AdversarialLoss
 from vwm.tokenizers.causal_vae import CausalVAE
 from vwm.tokenizers.frame_vae import FrameVAE
@@ -121,7 +119,9 @@ from vwm.tokenizers.module import TokenizerModule
 from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
 from vwm.tokenizers.space_time_tokenizer import SpaceTimeTokenizer
 from vwm.worlds.bundle import load_simulator, save_simulator
+from vwm.worlds.context_sampler import ContextSampler, SimulatorContext
 from vwm.worlds.ensemble import EnsembleSimulator
+from vwm.worlds.simulated_env import SimulatedEnvSpec
 
 BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
 FOUND: dict[str, Any] = {}

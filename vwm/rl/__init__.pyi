@@ -6,8 +6,6 @@ from .agent import UpdateOutput as UpdateOutput
 from .agent_training import AgentTraining as AgentTraining
 from .algorithm import Algorithm as Algorithm
 from .algorithm import TrainingSetup as TrainingSetup
-from .context_sampler import ContextSampler as ContextSampler
-from .context_sampler import SimulatorContext as SimulatorContext
 from .evaluation import EvaluationResult as EvaluationResult
 from .evaluation import evaluate_policy as evaluate_policy
 from .evaluation_log import EvaluationConfig as EvaluationConfig
@@ -21,6 +19,3 @@ from .optimizer_step import backward_and_step as backward_and_step
 from .optimizer_step import check_finite as check_finite
 from .optimizer_step import clip_and_step as clip_and_step
 from .replay_buffer import ReplayBuffer as ReplayBuffer
-from .simulated_env import SimulatedBatchedEnv as SimulatedBatchedEnv
-from .simulated_env import SimulatedEnvSpec as SimulatedEnvSpec
-from .simulated_env import check_ensemble_settings as check_ensemble_settings

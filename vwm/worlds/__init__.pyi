@@ -1,5 +1,7 @@
 from .bundle import load_simulator as load_simulator
 from .bundle import save_simulator as save_simulator
+from .context_sampler import ContextSampler as ContextSampler
+from .context_sampler import SimulatorContext as SimulatorContext
 from .ensemble import EnsembleSimulator as EnsembleSimulator
 from .ensemble import EnsembleState as EnsembleState
 from .families import UnknownFamilyError as UnknownFamilyError
@@ -8,6 +10,9 @@ from .families import register_family as register_family
 from .families import world_families as world_families
 from .gymnasium_env import SimulatorEnv as SimulatorEnv
 from .gymnasium_env import SimulatorVectorEnv as SimulatorVectorEnv
+from .simulated_env import SimulatedBatchedEnv as SimulatedBatchedEnv
+from .simulated_env import SimulatedEnvSpec as SimulatedEnvSpec
+from .simulated_env import check_ensemble_settings as check_ensemble_settings
 from .stable_baselines import StableBaselinesVecEnv as StableBaselinesVecEnv
 from .torchrl_env import SimulatorTorchRLEnv as SimulatorTorchRLEnv
 from .vector_env_conformance import EnvStepRecord as EnvStepRecord

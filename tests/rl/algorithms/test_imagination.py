@@ -29,10 +29,10 @@ from vwm.rl.algorithms.imagined_rollout import (
     simulator_env_spaces,
 )
 from vwm.rl.algorithms.policy_objectives import PMPOObjective, ReinforceObjective
-from vwm.rl.context_sampler import ContextSampler, SimulatorContext
 from vwm.rl.evaluation import evaluate_policy
 from vwm.rl.evaluation_log import EVALUATION_SEED_OFFSET, EvaluationConfig
 from vwm.worlds.bundle import save_simulator
+from vwm.worlds.context_sampler import ContextSampler, SimulatorContext
 from vwm.worlds.ensemble import EnsembleSimulator
 
 BATCH, HORIZON = 32, 2

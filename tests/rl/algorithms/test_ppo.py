@@ -15,8 +15,8 @@ from vwm.rl.agent_training import AgentTraining
 from vwm.rl.algorithms.ppo import PPO
 from vwm.rl.evaluation import evaluate_policy
 from vwm.rl.evaluation_log import EVALUATION_SEED_OFFSET, EvaluationConfig
-from vwm.rl.simulated_env import SimulatedEnvSpec
 from vwm.worlds.bundle import save_simulator
+from vwm.worlds.simulated_env import SimulatedEnvSpec
 
 stable_baselines3 = pytest.importorskip("stable_baselines3")
 

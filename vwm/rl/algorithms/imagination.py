@@ -29,12 +29,12 @@ from vwm.rl.algorithms.imagined_rollout import (
     simulator_env_spaces,
 )
 from vwm.rl.algorithms.policy_objectives import PolicyObjective
-from vwm.rl.context_sampler import ContextSampler
 from vwm.rl.evaluation import EvaluationResult
 from vwm.rl.optimizer_step import check_finite, clip_and_step
-from vwm.rl.simulated_env import SimulatedEnvSpec, check_ensemble_settings
 from vwm.worlds.bundle import load_simulator
+from vwm.worlds.context_sampler import ContextSampler
 from vwm.worlds.ensemble import EnsembleSimulator
+from vwm.worlds.simulated_env import SimulatedEnvSpec, check_ensemble_settings
 
 
 @dataclass(frozen=True)

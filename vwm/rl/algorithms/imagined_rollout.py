@@ -18,7 +18,7 @@ from vwm.rl.algorithms.actor_critic import ActorCriticLosses, ImaginedTrajectory
 from vwm.rl.algorithms.actor_critic_policy import ActorCriticPolicy
 from vwm.rl.algorithms.encoded_env import reconstruct_frames
 from vwm.rl.algorithms.policy_objectives import PolicyObjective
-from vwm.rl.context_sampler import SimulatorContext
+from vwm.worlds.context_sampler import SimulatorContext
 from vwm.worlds.world_batch import OBSERVE_FRAME, blank_context, select_observation
 
 

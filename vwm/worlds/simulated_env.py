@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from vwm.core.simulator import Simulator
 from vwm.envs.batched_envs import BatchedEnv, EnvSpec
 from vwm.envs.time_step import EnvSpaces, TimeStep
-from vwm.rl.context_sampler import ContextSampler
 from vwm.worlds.bundle import load_simulator
+from vwm.worlds.context_sampler import ContextSampler
 from vwm.worlds.ensemble import EnsembleSimulator
 from vwm.worlds.gymnasium_env import SimulatorVectorEnv
 from vwm.worlds.world_batch import WorldBatch, WorldBatchState

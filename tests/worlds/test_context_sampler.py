@@ -8,7 +8,7 @@ import torch
 
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
-from vwm.rl.context_sampler import ContextSampler, rewarded_within
+from vwm.worlds.context_sampler import ContextSampler, rewarded_within
 
 PAID = {"a": [5], "b": []}
 LENGTHS = {"a": 9, "b": 7}

@@ -9,8 +9,8 @@ from factories import diffusion_world, genie
 
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
-from vwm.rl.simulated_env import SimulatedBatchedEnv, SimulatedEnvSpec
 from vwm.worlds.bundle import save_simulator
+from vwm.worlds.simulated_env import SimulatedBatchedEnv, SimulatedEnvSpec
 
 
 @pytest.fixture
