@@ -86,8 +86,8 @@ def test_saved_is_loaded(kind, tmp_path):
 def test_a_bundle_says_what_can_be_done_with_it(tmp_path):
     for kind, said in (
         ("latent", "`vwm play ./w`"),
-        ("rssm-of-vectors", "no pictures"),
-        ("consistency", "no pictures"),
+        ("rssm-of-vectors", "shows no images"),
+        ("consistency", "shows no images"),
     ):
         save_simulator(WORLDS[kind](), tmp_path / "w")
         assert said in (tmp_path / "w" / "README.md").read_text()

@@ -31,11 +31,11 @@ def test_every_world_is_the_member_that_it_follows() -> None:
     ensemble = EnsembleSimulator(own)
     frames = context(own[0], 8)
     state, first = ensemble.reset(frames, seed=1)
-    assert set(state.followed.tolist()) == {0, 1, 2}
+    assert set(state.member_index.tolist()) == {0, 1, 2}
     action = torch.arange(8) % own[0].spec.actions.size
     after, shown = ensemble.step(state, action)
     for i, member in enumerate(own):
-        mine = state.followed == i
+        mine = state.member_index == i
         begun, frame = member.reset(frames, seed=state.seed)
         _, said = member.step(begun, action)
         assert torch.equal(first[mine], frame[mine]) and torch.equal(shown.frame[mine], said.frame[mine])
@@ -63,12 +63,12 @@ def test_who_follows_the_first_sees_it_alone() -> None:
     ensemble = EnsembleSimulator(own, follow="first")
     state, first = ensemble.reset(frames, seed=1)
     begun, frame = own[0].reset(frames, seed=state.seed)
-    assert not state.followed.any() and torch.equal(first, frame)
+    assert not state.member_index.any() and torch.equal(first, frame)
     after, shown = ensemble.step(state, action)
     alone, said = own[0].step(begun, action)
     assert torch.equal(shown.frame, said.frame) and (after.uncertainty > 0).all()
     assert torch.equal(ensemble.features(after), own[0].features(alone))
-    with pytest.raises(ValueError, match="follow the first"):
+    with pytest.raises(ValueError, match="set follow='first'"):
         EnsembleSimulator(own).features(after)
 
 
@@ -103,11 +103,11 @@ def test_a_batch_steps_as_each_alone_and_states_are_values() -> None:
 
 
 def test_members_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="two worlds or more, got 1"):
+    with pytest.raises(ValueError, match="two simulators or more, got 1"):
         EnsembleSimulator([genie()])
     with pytest.raises(ValueError, match="members differ in their observations"):
         EnsembleSimulator([genie(), diffusion_world()])
-    with pytest.raises(ValueError, match="nothing in common to disagree on"):
+    with pytest.raises(ValueError, match="show nothing to compare"):
         EnsembleSimulator([jepa_world(decoder=False), jepa_world(decoder=False)])
     with pytest.raises(ValueError, match="penalty must be 0 or more"):
         EnsembleSimulator(members(2), penalty=-1)

@@ -12,7 +12,7 @@ from factories import consistency_world, diffusion_world, dream, genie, jepa_wor
 from latent_worlds import imagined_world
 from vjepa_models import encoder, predictor
 
-from vwm.cli.benchmarks import benchmark_play
+from vwm.cli.bench_play import benchmark_play
 from vwm.core.components import public_path, save_component
 from vwm.core.family import WorldFamily
 from vwm.core.network_simulator import NetworkSimulator

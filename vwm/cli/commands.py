@@ -109,10 +109,10 @@ COMMANDS = {
         ("vwm agent export runs/dreamer_v3_carracing -o runs/dreamer_v3_carracing/world",),
     ),
     "bench play": CLICommand(
-        "vwm.cli.benchmarks:benchmark_play", "time the steps of a world", ("vwm bench play coinrun --steps 40",)
+        "vwm.cli.bench_play:benchmark_play", "time the steps of a world", ("vwm bench play coinrun --steps 40",)
     ),
     "bench data": CLICommand(
-        "vwm.cli.benchmarks:benchmark_data", "time the data loader", ("vwm bench data data/coinrun --clip-length 16",)
+        "vwm.cli.bench_data:benchmark_data", "time the data loader", ("vwm bench data data/coinrun --clip-length 16",)
     ),
     "demo": CLICommand(
         "vwm.cli.demo:run_demo",

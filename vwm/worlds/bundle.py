@@ -1,9 +1,9 @@
-"""Simulators on disk: a folder in diffusers' pipeline layout that anyone may pass on.
+"""Bundles: simulators on disk, as folders in diffusers' pipeline layout that can be shared.
 
-``model_index.json`` names the parts and settings, each part is a subfolder with ``config.json`` and safetensors, and
-``starts/`` holds contexts to begin from as PNG strips, or as safetensors in a world of vectors. Loading runs no code
-from the folder and unpickles nothing: a bundle can only name classes of this package, and of packages whose families
-are registered.
+``model_index.json`` names the networks and settings, each network is a subfolder with ``config.json`` and safetensors,
+and ``starts/`` holds starting contexts as PNG strips, or as safetensors where observations are vectors. Loading runs no
+code from the folder and unpickles nothing: a bundle can only name classes of this package, and of packages whose
+families are registered.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ VECTOR_STARTS_FILE = "vectors.safetensors"
 def save_simulator(
     simulator: NetworkSimulator, path: str | os.PathLike[str], card: str = "", half: bool = False
 ) -> None:
-    """Write a bundle (aside, then renamed over what was there).
+    """Write a bundle, in a folder next to ``path`` that is then renamed over what was there.
 
     Args:
-        simulator: the world.
-        path: the folder to make.
+        simulator: to save.
+        path: the folder to write.
         card: text of its README.md.
         half: store the weights in float16, in half the space.
 
@@ -67,10 +67,10 @@ def save_simulator(
         }
         networks = simulator.networks()
         for name in simulator.NETWORK_NAMES:
-            part = networks.get(name)
-            index[name] = [None, None] if part is None else [public_module(type(part)), type(part).__name__]
-            if part is not None:
-                save_component(part, aside / name, half)
+            network = networks.get(name)
+            index[name] = [None, None] if network is None else [public_module(type(network)), type(network).__name__]
+            if network is not None:
+                save_component(network, aside / name, half)
         if simulator.starts is not None:
             _save_starts(simulator.starts, aside / "starts")
         (aside / "README.md").write_text(
@@ -81,8 +81,8 @@ def save_simulator(
 
 def _usage_text(simulator: NetworkSimulator, name: str) -> str:
     if simulator.spec.observation.is_image:
-        return f"From the folder that it lies in, play it: `vwm play ./{name}`."
-    return f"It has no pictures to play in. From the folder that it lies in: `vwm.load_simulator({name!r})`."
+        return f"Play it from its parent folder: `vwm play ./{name}`."
+    return f"It shows no images. Load it from its parent folder: `vwm.load_simulator({name!r})`."
 
 
 def load_simulator(
@@ -93,21 +93,21 @@ def load_simulator(
     """Load a bundle.
 
     Args:
-        path: the folder, or the name of a world that comes with vwm (``coinrun``, ``carracing``, ``two_rooms``).
-        device: ``auto`` takes a GPU where there is one.
-        dtype: of the dynamics' weights. float32 keeps a batch of worlds equal to each alone; ``auto`` takes bfloat16
-            where the machine multiplies it natively, which more than halves a step's time and is what the player
-            does. What turns pictures into latents and back stays in float32.
+        path: the folder, or the name of a bundle that comes with vwm (``coinrun``, ``carracing``, ``two_rooms``).
+        device: ``auto`` uses a GPU where there is one.
+        dtype: of the dynamics' weights. In float32, a simulation in a batch equals the same one alone; ``auto`` uses
+            bfloat16 where the machine multiplies it natively, as the player does: a step takes less than half the time.
+            Encoders and decoders stay in float32.
 
     Raises:
-        BundleError: missing, broken or foreign; the message says which file and what about it.
+        BundleError: the bundle is missing, broken or foreign; the message names the file and what is wrong with it.
     """
     folder = find_bundle(path)
     index = _read_index(folder)
     kind = _simulator_class(folder, index)
-    parts: dict[str, Any] = {name: _load_part(folder, name, index.get(name)) for name in kind.NETWORK_NAMES}
+    networks: dict[str, Any] = {name: _load_network(folder, name, index.get(name)) for name in kind.NETWORK_NAMES}
     for name in kind.NETWORK_NAMES:
-        if parts[name] is None and name not in kind.OPTIONAL_NETWORKS:
+        if networks[name] is None and name not in kind.OPTIONAL_NETWORKS:
             raise BundleError(f"{folder / BUNDLE_INDEX_FILE}: part {name!r} is missing")
     try:
         settings = index["settings"]
@@ -119,7 +119,7 @@ def load_simulator(
         saved = settings["actions"]
         actions = ActionSpace(**{**saved, "names": tuple(saved["names"]), "rest": tuple(saved.get("rest", ()))})
         simulator = kind(
-            **parts,
+            **networks,
             actions=actions,
             fps=float(settings["fps"]),
             sampling=kind.SAMPLING_CLASS(**settings["sampling"]),
@@ -165,8 +165,8 @@ def _simulator_class(folder: Path, index: dict[str, Any]) -> type[NetworkSimulat
         ) from error
 
 
-def _load_part(folder: Path, name: str, spec: Any) -> ModelMixin | None:
-    """One part, its keys checked one by one. Only classes of this package can be named."""
+def _load_network(folder: Path, name: str, spec: Any) -> ModelMixin | None:
+    """Load one network, with every key of its weights checked; None for an optional one that is absent."""
     if spec is None or spec == [None, None]:
         return None
     if not (isinstance(spec, list) and len(spec) == 2 and all(isinstance(s, str) for s in spec)):
@@ -181,7 +181,7 @@ def _load_part(folder: Path, name: str, spec: Any) -> ModelMixin | None:
 
 
 def _save_starts(starts: Tensor, folder: Path) -> None:
-    """uint8 [n, t, h, w, 3] as n PNG strips, the frames side by side; float32 [n, t, k] as a tensor."""
+    """Write uint8 [n, t, h, w, 3] as n PNG strips with frames side by side, float32 [n, t, k] as one tensor."""
     folder.mkdir()
     if starts.ndim == 3:
         save_file({"starts": starts.cpu().contiguous()}, folder / VECTOR_STARTS_FILE)

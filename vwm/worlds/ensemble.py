@@ -1,10 +1,10 @@
-"""Several learned worlds of one game as one world that knows where it is unsure.
+"""An ensemble of simulators of one environment as one simulator that measures its uncertainty.
 
-Where members that learned from the same recording disagree, none of them has seen enough (Chua et al., PETS, arXiv
-1805.12114). Taking the disagreement from the reward keeps agents and planners where the worlds are right (MOPO, arXiv
-2005.13239), ending the episode there keeps them out altogether (MOReL, arXiv 2005.05951).
+Where members that were trained on the same recording disagree, none of them has seen enough data (Chua et al., PETS,
+arXiv 1805.12114). Subtracting the disagreement from the reward keeps agents and planners where the simulators are
+accurate (MOPO, arXiv 2005.13239); terminating the episode there keeps them out altogether (MOReL, arXiv 2005.05951).
 
-Legend: b worlds, m members.
+Legend: b simulations, m members.
 """
 
 from __future__ import annotations
@@ -21,44 +21,44 @@ from vwm.core.seeds import fold_in, world_seeds
 from vwm.core.simulator import Simulator, State, StepOutput
 
 MEMBER_STREAM = -9
-"""What a world's seed is folded with for drawing the member that it follows."""
+"""The stream of random numbers that selects the member that a simulation follows."""
 
 
 class EnsembleState(NamedTuple):
-    """One world a batch entry.
+    """The state of a batch of simulations, one entry each.
 
     Attributes:
         members: every member's state.
-        latent: of the followed member's place, see ``Simulator.latent``.
-        followed: int64 [b], the member that shows what happens; one for the whole of an episode.
+        latent: of the followed member, see ``Simulator.latent``.
+        member_index: int64 [b], the member whose output is shown; the same throughout an episode.
         uncertainty: float [b], of the last step.
         seed: int64 [b].
     """
 
     members: tuple[State, ...]
     latent: Tensor
-    followed: Tensor
+    member_index: Tensor
     uncertainty: Tensor
     seed: Tensor
 
 
 class EnsembleSimulator(Simulator):
-    """See ``Simulator``. Every world follows one member; the others say how far it is to be trusted.
+    """Several simulators as one: see ``Simulator``. A simulation follows one member; the others measure uncertainty.
 
-    All members live through the same actions, each in its own state, so that disagreement grows with the horizon where
-    their worlds part. It is the deviation between members of what they show, in shares of its whole range (of vectors:
-    in their own unit), and of their rewards, added up.
+    All members take the same actions, each in its own state, so that disagreement grows with the horizon where their
+    predictions diverge. It is the standard deviation over members of their observations, as a share of the range of
+    pixels (vectors: in their own unit), plus that of their rewards.
 
     Args:
-        members: two or more worlds of the same actions and observations; they must have pictures or be of vectors.
-        penalty: by which the uncertainty is taken from the reward.
-        limit: of the uncertainty, beyond which a world ends; None never ends for that. An end costs nothing beyond what
-            would have been earned: where rewards are negative it is a gift, and ``penalty`` is what keeps agents away.
-        follow: ``"drawn"``, every world a member of its own; ``"first"``, all the first one, which the others only
-            doubt: for who reads that one's features, which no other member shares.
+        members: two or more simulators of the same actions and observations, which must be images or vectors.
+        penalty: factor by which the uncertainty is subtracted from the reward.
+        limit: uncertainty above which a simulation terminates; None disables it. A termination costs the rewards that
+            would have followed: where these are negative it is an advantage, and only ``penalty`` keeps agents away.
+        follow: ``"drawn"``, every simulation a random member; ``"first"``, all the first one, for policies that read
+            its features, which the other members do not share.
 
     Raises:
-        ValueError: the members do not fit each other.
+        ValueError: the members do not fit each other, or ``penalty`` or ``limit`` is out of range.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class EnsembleSimulator(Simulator):
         follow: Literal["drawn", "first"] = "drawn",
     ) -> None:
         if len(members) < 2:
-            raise ValueError(f"disagreement takes two worlds or more, got {len(members)}")
+            raise ValueError(f"disagreement requires two simulators or more, got {len(members)}")
         first = members[0]
         for other in members[1:]:
             if (first.spec.observation, first.spec.context) != (other.spec.observation, other.spec.context):
@@ -79,7 +79,7 @@ class EnsembleSimulator(Simulator):
             if (first.spec.actions.kind, first.spec.actions.size) != (other.spec.actions.kind, other.spec.actions.size):
                 raise ValueError(f"members differ in their actions: {first.spec.actions} and {other.spec.actions}")
         if first.spec.observation.is_latent:
-            raise ValueError("worlds of latents alone have nothing in common to disagree on: train them with a decoder")
+            raise ValueError("simulators of latents only show nothing to compare: train them with a decoder")
         if penalty < 0 or (limit is not None and limit <= 0):
             raise ValueError(f"penalty must be 0 or more and limit above 0, got {penalty} and {limit}")
         self.members = tuple(members)
@@ -104,40 +104,40 @@ class EnsembleSimulator(Simulator):
         """See ``Simulator.reset``."""
         self.check_context(context)
         seeds = world_seeds(seed, len(context), self.device)
-        begun = [member.reset(context, seeds, context_actions) for member in self.members]
-        states, frames = tuple(state for state, _ in begun), torch.stack([frame for _, frame in begun])
-        followed = fold_in(seeds, MEMBER_STREAM) % (1 if self.follow == "first" else len(self.members))
-        latent = self._select_member([m.latent(s) for m, s in zip(self.members, states, strict=True)], followed)
-        nothing = torch.zeros(len(context), device=frames.device)
-        return EnsembleState(states, latent, followed, nothing, seeds), self._select_member(frames, followed)
+        started = [member.reset(context, seeds, context_actions) for member in self.members]
+        states, frames = tuple(state for state, _ in started), torch.stack([frame for _, frame in started])
+        index = fold_in(seeds, MEMBER_STREAM) % (1 if self.follow == "first" else len(self.members))
+        latent = self._select_member([m.latent(s) for m, s in zip(self.members, states, strict=True)], index)
+        zeros = torch.zeros(len(context), device=frames.device)
+        return EnsembleState(states, latent, index, zeros, seeds), self._select_member(frames, index)
 
     def step(self, state: EnsembleState, action: Tensor, decode: bool = True) -> tuple[EnsembleState, StepOutput]:
-        """See ``Simulator.step``; pixels are drawn either way, for they are what is compared."""
+        """See ``Simulator.step``; pixels are always decoded, since they are compared."""
         self.check_action(action, len(state.seed))
         stepped = [m.step(s, action) for m, s in zip(self.members, state.members, strict=True)]
-        said = [output for _, output in stepped]
-        frames = torch.stack([self._shown(output) for output in said])
-        rewards = torch.stack([output.reward for output in said])
+        outputs = [output for _, output in stepped]
+        frames = torch.stack([self._require_frame(output) for output in outputs])
+        rewards = torch.stack([output.reward for output in outputs])
         uncertainty = self._disagreement(frames, rewards)
-        latent = self._select_member([output.latent for output in said], state.followed)
-        terminated = self._select_member(torch.stack([output.terminated for output in said]), state.followed)
+        latent = self._select_member([output.latent for output in outputs], state.member_index)
+        terminated = self._select_member(torch.stack([output.terminated for output in outputs]), state.member_index)
         if self.limit is not None:
             terminated = terminated | (uncertainty > self.limit)
-        reward = self._select_member(rewards, state.followed) - self.penalty * uncertainty
-        after = EnsembleState(tuple(s for s, _ in stepped), latent, state.followed, uncertainty, state.seed)
-        frame = self._select_member(frames, state.followed) if decode else None
+        reward = self._select_member(rewards, state.member_index) - self.penalty * uncertainty
+        after = EnsembleState(tuple(s for s, _ in stepped), latent, state.member_index, uncertainty, state.seed)
+        frame = self._select_member(frames, state.member_index) if decode else None
         return after, StepOutput(frame, latent, reward, terminated)
 
     def features(self, state: EnsembleState) -> Tensor:
         """See ``ProvidesFeatures.features``: those of the first member.
 
         Raises:
-            ValueError: worlds follow drawn members, or the first member has no features.
+            ValueError: simulations follow random members, or the first member has no features.
         """
         first = self.members[0]
         if self.follow != "first" or not isinstance(first, ProvidesFeatures):
             raise ValueError(
-                "an ensemble keeps no features that all members share: follow the first, or observe frames"
+                "an ensemble keeps no features that all members share: set follow='first', or observe frames"
             )
         return first.features(state.members[0])
 
@@ -151,18 +151,18 @@ class EnsembleSimulator(Simulator):
         return state.uncertainty
 
     def _disagreement(self, frames: Tensor, rewards: Tensor) -> Tensor:
-        """[m, b, ...] and [m, b] -> [b]."""
+        """Measure the disagreement on observations [m, b, ...] and rewards [m, b]: [b]."""
         scale = 255.0 if self.spec.observation.is_image else 1.0
         shown = (frames.float() / scale).std(0).flatten(1).square().mean(1).sqrt()
         return shown + rewards.float().std(0)
 
     @staticmethod
-    def _shown(output: StepOutput) -> Tensor:
+    def _require_frame(output: StepOutput) -> Tensor:
         assert output.frame is not None, "a step with decode=True shows a frame"
         return output.frame
 
     @staticmethod
-    def _select_member(values: Tensor | Sequence[Tensor], followed: Tensor) -> Tensor:
-        """[m, b, ...] -> [b, ...], each world's own member."""
+    def _select_member(values: Tensor | Sequence[Tensor], index: Tensor) -> Tensor:
+        """Select each simulation's own member: [m, b, ...] -> [b, ...]."""
         stacked = values if isinstance(values, Tensor) else torch.stack(list(values))
-        return stacked[followed, torch.arange(len(followed), device=followed.device)]
+        return stacked[index, torch.arange(len(index), device=index.device)]

@@ -1,0 +1,148 @@
+"""``vwm bench play``: how fast this machine plays a bundle.
+
+It prints every setting next to the figures, alternates between the variants, and gives medians with their spread.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vwm.cli.bench_timing import format_timings, limit_threads, measure_seconds
+from vwm.core.capabilities import DecodesLatents
+from vwm.core.family import CacheComparison
+from vwm.core.network_simulator import NetworkSimulator
+from vwm.core.seeds import fold_in
+from vwm.worlds.bundle import load_simulator
+from vwm.worlds.families import find_family
+
+
+def benchmark_play(
+    bundle: Path,
+    steps: int = 40,
+    batch: int = 1,
+    sampling_steps: int | None = None,
+    threads: int | None = None,
+    repeats: int = 5,
+    device: str = "auto",
+) -> None:
+    """Time a frame of play; with Genie also without its cache.
+
+    Without the cache, every MaskGIT step computes the same frames with the same weights from the whole window, by the
+    path that training uses, and the window is decoded; that both agree is checked first.
+
+    Args:
+        bundle: the bundle to play.
+        steps: frames per repeat (without the cache a fifth of them).
+        batch: simulations played at once.
+        sampling_steps: sampling steps per frame; by default the bundle's.
+        threads: of the CPU; by default torch's choice.
+        repeats: rounds in which the variants alternate.
+        device: where to play; auto uses a GPU where there is one.
+    """
+    with limit_threads(threads):
+        simulator = load_simulator(bundle, device)
+        if sampling_steps is not None:
+            simulator = simulator.with_sampling(steps=sampling_steps)
+        family = find_family(simulator)
+        window = family.window(simulator)
+        context = _benchmark_context(simulator, batch)
+
+        def actions(number: int) -> Tensor:
+            return _benchmark_actions(simulator, batch, number)
+
+        _print_play_settings(simulator, context, window)
+        comparison = family.compare_cache(simulator, context, actions)
+        if comparison is None:
+            seconds = _time_steps(simulator, context, actions, window, steps * repeats)
+            included = "" if simulator.spec.observation.is_latent else ", decode included"
+            print(f"{'a step':18} {format_timings(seconds, 1e3, 'ms a frame')}{included}")
+            return
+        print(f"agreement          {comparison.check_agreement()}")
+        times = _time_cache(comparison, steps * repeats, simulator.device)
+        for name, seconds in times.items():
+            print(f"{name:18} {format_timings(seconds, 1e3, 'ms a frame')}")
+        gain = float(np.median(times["without the cache"]) / np.median(times["with the cache"]))
+        print(f"the cache makes a frame {gain:.1f} times as fast; {batch / np.median(times['with the cache']):.1f} "
+              f"frames a second, recorded at {simulator.spec.fps:g}")  # fmt: skip
+
+
+def _print_play_settings(simulator: NetworkSimulator, context: Tensor, window: int) -> None:
+    networks = simulator.networks()
+    sizes = ", ".join(f"{n} {sum(p.numel() for p in m.parameters()):,}" for n, m in networks.items())
+    settings = simulator.sampling._asdict()
+    sampling = ", ".join(f"{name} {value:g}" for name, value in settings.items()) or "no sampling settings"
+    print(f"world              {simulator.spec.title} ({find_family(simulator).title}); parameters: {sizes}")
+    print(
+        f"settings           {_describe_context(simulator)}, {_describe_latents(simulator, context)} a frame, "
+        f"a window of {window} frames, {sampling}, batch {len(context)}"
+    )
+    print(
+        f"machine            {simulator.device}, {simulator.dtype}, {torch.get_num_threads()} "
+        f"threads of {os.cpu_count()} cores, torch {torch.__version__}"
+    )
+
+
+def _describe_context(simulator: NetworkSimulator) -> str:
+    shape = simulator.spec.context.shape
+    return f"{shape[0]} numbers" if simulator.spec.context.is_vector else f"{shape[0]}x{shape[1]} pixels"
+
+
+@torch.inference_mode()
+def _describe_latents(simulator: NetworkSimulator, context: Tensor) -> str:
+    latent = simulator.latent(simulator.reset(context)[0])[0]
+    if not latent.is_floating_point():
+        codes = f" of {simulator.codebook_size} codes" if isinstance(simulator, DecodesLatents) else ""
+        return f"{latent.numel()} tokens{codes}"
+    width = latent.shape[-1]
+    return f"{latent.numel() // width} latents of {width} numbers"
+
+
+@torch.inference_mode()
+def _time_steps(
+    simulator: NetworkSimulator, context: Tensor, actions: Callable[[int], Tensor], window: int, steps: int
+) -> list[float]:
+    """Time steps in seconds, once the window is full."""
+    state, _ = simulator.reset(context)
+    times: list[float] = []
+    for number in range(window + steps):
+        with measure_seconds(times, simulator.device):
+            state, _ = simulator.step(state, actions(number))
+    return times[window:]
+
+
+def _time_cache(comparison: CacheComparison, steps: int, device: torch.device) -> dict[str, list[float]]:
+    """Time frames with and without a cache in turns, in seconds; the decoder's share is a second call of its own."""
+    times: dict[str, list[float]] = {"with the cache": [], "- of it decoding": [], "without the cache": []}
+    for number in range(steps):
+        with measure_seconds(times["with the cache"], device):
+            comparison.step(number)
+        with measure_seconds(times["- of it decoding"], device):
+            comparison.decode()
+        if number % 5 == 0:
+            with measure_seconds(times["without the cache"], device):
+                comparison.step_uncached(number)
+    return times
+
+
+def _benchmark_context(simulator: NetworkSimulator, batch: int) -> Tensor:
+    """Return one observation for each simulation to start from, of the bundle's starts or noise: [b, 1, ...]."""
+    starts, space = simulator.starts, simulator.spec.context
+    if starts is None:
+        noise = torch.rand(1, 1, *space.shape)
+        starts = noise if space.is_vector else (noise * 256).to(space.dtype)
+    return starts[torch.arange(batch) % len(starts)][:, :1]
+
+
+def _benchmark_actions(simulator: NetworkSimulator, batch: int, number: int) -> Tensor:
+    """Return actions that differ from frame to frame, int64 [b] or float [b, size]."""
+    seed, space = fold_in(torch.arange(batch, device=simulator.device), number), simulator.spec.actions
+    if space.is_discrete:
+        return seed.remainder(space.size)
+    places = torch.arange(space.size, device=simulator.device)
+    return torch.sin(seed[:, None].remainder(1000).float() + places)
