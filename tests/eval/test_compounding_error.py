@@ -116,7 +116,7 @@ def test_vwm_eval_measures_what_an_agent_has_learned(tmp_path: Path, observation
     write(tmp_path / "shard.tar", state=True)
     told = evaluate_world(tmp_path / "world", str(tmp_path), tmp_path / "report", horizon=3, clips=4, batch_size=3)
     found = told["compounding"]
-    assert found["observed"] == ("vectors" if len(observation) == 1 else "pictures")
+    assert found["observed"] == ("vectors" if len(observation) == 1 else "images")
     assert all(len(found[name]) == 3 for name in found if name != "observed")
     assert json.loads((tmp_path / "report/report.json").read_text())["compounding"] == found
     assert (tmp_path / "report/compounding_error.png").stat().st_size > 5000

@@ -75,7 +75,7 @@ class Oracle(torch.nn.Module):
     def observe(self, state: None, tokens: Tensor, actions: Tensor | None) -> None:
         self.seen.append(actions)
 
-    def logits(self, state: None, tokens: Tensor, actions: Tensor) -> Tensor:
+    def predict_logits(self, state: None, tokens: Tensor, actions: Tensor) -> Tensor:
         assert (tokens == self.mask_token).all()
         other = (1 - self.p) / (self.codes - 1)
         if not self.heeds:

@@ -5,6 +5,7 @@ from .closed_form_probes import ClosedFormPredictions as ClosedFormPredictions
 from .control import DeltaPSNR as DeltaPSNR
 from .control import ShuffledActionLoss as ShuffledActionLoss
 from .eval_clips import EvalClips as EvalClips
+from .eval_settings import EvalSettings as EvalSettings
 from .features import PixelFeatureExtractor as PixelFeatureExtractor
 from .goal_evaluation import SuccessRate as SuccessRate
 from .labelled_clips import LabelledClips as LabelledClips
@@ -34,4 +35,4 @@ from .return_comparison import ReturnComparison as ReturnComparison
 from .return_comparison import compare_returns as compare_returns
 from .surprise import RateInterval as RateInterval
 from .surprise import ViolationPairs as ViolationPairs
-from .world_report import EvaluationData as EvaluationData
+from .world_measures import EvaluationData as EvaluationData

@@ -1,8 +1,8 @@
-"""How errors of a compact latent world compound: what it foretells under the recorded actions, against what came.
+"""How the errors of a compact latent world compound: its predictions under the recorded actions, and the truth.
 
-Where the world foretells what is observed, vectors or pictures, that is compared; where it foretells latents alone
-(TD-MPC2, MuZero), these are compared with its own encoding of what came. Errors are in standard deviations of the
-truth, so that foretelling the mean of all clips scores 1.
+Where the simulator predicts observations, vectors or images, these are compared; where it predicts latents only
+(TD-MPC2, MuZero), these are compared with its own encoding of the true observations. Errors are in standard deviations
+of the truth, so that predicting the mean of all clips scores 1.
 
 Legend: n clips, t time, k numbers that are compared.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,9 +21,9 @@ from vwm.core.atomic_files import atomic_folder
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.core.seeds import world_seeds
 from vwm.data.clips import ClipBatch, collate_clips
-from vwm.data.datamodule import make_clip_dataset
 from vwm.eval import plots
 from vwm.eval.eval_clips import EvalClips, read_eval_clips
+from vwm.eval.eval_settings import EvalSettings
 from vwm.eval.provenance import collect_provenance
 from vwm.eval.rollouts import random_action_sequences, read_clip_actions, repeat_last_frame
 
@@ -33,42 +33,42 @@ COMPOUNDING_REPORT_FILE = "report.json"
 def measure_compounding_error(
     simulator: NetworkSimulator, sample: EvalClips, rewards: Tensor | None, context: int, seed: int, batch_size: int
 ) -> dict[str, Any]:
-    """Errors by horizon, each a list of numbers: of the world, under random actions, and of what knows nothing.
+    """Measure errors by horizon: of the simulator, under random actions, and of copying the last observation.
 
     Args:
-        simulator: the world.
-        sample: clips; ``frames`` are what the world observes, uint8 [n, t, h, w, 3] or float32 [n, t, k].
-        rewards: float32 [n, t], which came of the actions; None where the data have none.
+        simulator: to measure.
+        sample: clips; ``frames`` are observations, uint8 [n, t, h, w, 3] or float32 [n, t, k].
+        rewards: float32 [n, t], of the actions; None where the data have none.
         context: observations that are shown.
-        seed: of what the worlds draw and of the random actions.
-        batch_size: worlds that step together.
+        seed: of the simulations and the random actions.
+        batch_size: simulations that step together.
 
     Returns:
-        ``observed`` (``vectors``, ``pictures`` or ``latents``), and the curves ``error``, ``error_random_actions`` and
-        ``error_copy_last``; ``reward_error`` and ``reward_error_mean`` (of always expecting the mean), None
-        where there are no rewards, or always the same.
+        ``observed`` (``vectors``, ``images`` or ``latents``), and the curves ``error``, ``error_random_actions`` and
+        ``error_copy_last``; ``reward_error`` and ``reward_error_mean`` (of always predicting the mean), None
+        where there are no rewards, or they never change.
     """
     seen, seeds = sample.frames, world_seeds(seed, len(sample))
     actions = read_clip_actions(simulator, sample, batch_size)
-    # Both rollouts begin alike and draw the same random numbers: only the actions after the context differ.
-    wrong = random_action_sequences(simulator.spec.actions, seeds, actions.shape[1])
-    wrong[:, : context - 1] = actions[:, : context - 1]
+    # Both rollouts start equal and use the same random numbers: only the actions after the context differ.
+    others = random_action_sequences(simulator.spec.actions, seeds, actions.shape[1])
+    others[:, : context - 1] = actions[:, : context - 1]
     own, earned = predict_open_loop(simulator, seen, actions, context, seeds, batch_size)
-    random, _ = predict_open_loop(simulator, seen, wrong, context, seeds, batch_size)
+    random, _ = predict_open_loop(simulator, seen, others, context, seeds, batch_size)
     truth = seen
     if simulator.spec.observation.is_latent:
         truth = encode_observations(simulator, seen, actions, context, seeds, batch_size)
     after = truth[:, context:]
     result: dict[str, Any] = {
-        "observed": "latents" if simulator.spec.observation.is_latent else "pictures" if seen.ndim == 5 else "vectors",
+        "observed": "latents" if simulator.spec.observation.is_latent else "images" if seen.ndim == 5 else "vectors",
         "error": normalized_rmse(after, own),
         "error_random_actions": normalized_rmse(after, random),
         "error_copy_last": normalized_rmse(after, repeat_last_frame(truth, context)),
         "reward_error": None,
         "reward_error_mean": None,
     }
-    if rewards is not None and rewards.std(correction=0) > 0:  # of rewards that never change there is nothing to learn
-        paid = rewards[:, context - 1 : -1, None]  # rewards[t] came of actions[t], with observation t + 1
+    if rewards is not None and rewards.std(correction=0) > 0:  # a constant reward has no scale
+        paid = rewards[:, context - 1 : -1, None]  # rewards[t] is of actions[t], which leads to observation t + 1
         result["reward_error"] = normalized_rmse(paid, earned[..., None])
         result["reward_error_mean"] = normalized_rmse(paid, paid.mean().expand_as(paid))
     return result
@@ -77,7 +77,7 @@ def measure_compounding_error(
 def predict_open_loop(
     simulator: NetworkSimulator, seen: Tensor, actions: Tensor, context: int, seeds: Tensor, batch_size: int
 ) -> tuple[Tensor, Tensor]:
-    """What the world shows (its latents, [n, h, k], where it shows nothing) after a context, and the rewards [n, h]."""
+    """Roll out after a context: predicted observations (latents [n, h, k] without a decoder), and rewards [n, h]."""
     shown, earned = [], []
     batches = list(zip(*(x.split(batch_size) for x in (seen, actions, seeds)), strict=True))
     for clip, action, own_seeds in tqdm(batches, desc="rollout", unit="batch", disable=None):
@@ -95,9 +95,9 @@ def predict_open_loop(
 def encode_observations(
     simulator: NetworkSimulator, seen: Tensor, actions: Tensor, context: int, seeds: Tensor, batch_size: int
 ) -> Tensor:
-    """The latents [n, t, k] that the world makes of every observation and those before it; 0 before the context's end.
+    """Encode every observation, given those before it, to latents [n, t, k]; zeros before the end of the context.
 
-    Nothing is foretold from earlier than the last observation of the context.
+    No prediction is compared with the observations before the end of the context.
     """
     clips = []
     for clip, action, own_seeds in zip(*(x.split(batch_size) for x in (seen, actions, seeds)), strict=True):
@@ -109,40 +109,32 @@ def encode_observations(
     return torch.cat(clips)
 
 
-def normalized_rmse(truth: Tensor, guess: Tensor) -> Tensor:
-    """Root of the mean squared error by time, in standard deviations of the truth: [n, t, ...] twice -> float64 [t].
+def normalized_rmse(truth: Tensor, predicted: Tensor) -> Tensor:
+    """Compute the root mean squared error by time, in standard deviations of the truth: [n, t, ...] -> float64 [t].
 
-    Numbers of a vector are scaled each by its own deviation over clips and times, and one that never changes is left
-    out; pixels have one scale together. NaN where nothing ever changes.
+    Each number of a vector is scaled by its own deviation over clips and times, and left out where it never changes;
+    all pixels share one scale. NaN where nothing changes.
     """
-    truth, guess = truth.double(), guess.double()
+    truth, predicted = truth.double(), predicted.double()
     if truth.ndim == 5:
-        return (truth - guess).square().mean(dim=(0, 2, 3, 4)).sqrt() / truth.std(correction=0)
+        return (truth - predicted).square().mean(dim=(0, 2, 3, 4)).sqrt() / truth.std(correction=0)
     spread = truth.flatten(0, 1).std(dim=0, correction=0)
     moves = spread > 1e-6 * truth.flatten(0, 1).abs().amax(dim=0)
-    return ((truth - guess)[..., moves] / spread[moves]).square().mean(dim=(0, 2)).sqrt()
+    return ((truth - predicted)[..., moves] / spread[moves]).square().mean(dim=(0, 2)).sqrt()
 
 
-def read_observations(
-    simulator: NetworkSimulator,
-    data: str,
-    length: int,
-    clips: int,
-    seed: int,
-    part: Literal["all", "train", "val"],
-) -> tuple[EvalClips, Tensor | None]:
-    """Clips as the world observes them, and their rewards float32 [n, t] where all have some.
+def read_observations(simulator: NetworkSimulator, settings: EvalSettings) -> tuple[EvalClips, Tensor | None]:
+    """Read clips as the simulator observes them, and their rewards float32 [n, t] where all have some.
 
     Raises:
-        ValueError: the data hold no vectors, or others than the world's.
+        ValueError: the data hold no vectors, or vectors of another size.
     """
-    space, numbers = simulator.spec.context, ("actions", "rewards", "state")
-    dataset = make_clip_dataset(data, length, fields=numbers, seed=seed, shuffle=True, split=part)
-    addresses = [dataset.order.address(0, i) for i in range(min(clips, len(dataset.order)))]
+    space, dataset = simulator.spec.context, settings.dataset("actions", "rewards", "state")
+    addresses = [dataset.order.address(0, i) for i in range(min(settings.clips, len(dataset.order)))]
     batch: ClipBatch = collate_clips([dataset.read(address) for address in addresses])
     if space.is_image:
-        pictures = make_clip_dataset(data, length, fields=("frames", "actions"), seed=seed, shuffle=True, split=part)
-        return read_eval_clips(pictures, clips, space.image_size), batch.rewards
+        images = settings.dataset("frames", "actions")
+        return read_eval_clips(images, settings.clips, space.image_size), batch.rewards
     if batch.state is None or batch.state.shape[2:] != space.shape:
         found = "none" if batch.state is None else f"{batch.state.shape[-1]}"
         raise ValueError(
@@ -155,26 +147,18 @@ def read_observations(
 
 
 def write_compounding_report(
-    simulator: NetworkSimulator,
-    bundle: Path,
-    data: str,
-    out: Path,
-    horizon: int,
-    context: int,
-    clips: int,
-    batch_size: int,
-    seed: int,
-    part: Literal["all", "train", "val"],
+    simulator: NetworkSimulator, bundle: Path, out: Path, settings: EvalSettings
 ) -> dict[str, Any]:
     """Evaluate a compact latent world for ``vwm eval``: write ``report.json`` and ``compounding_error.png``."""
-    sample, rewards = read_observations(simulator, data, context + horizon, clips, seed, part)
-    curves = measure_compounding_error(simulator, sample, rewards, context, seed, batch_size)
+    sample, rewards = read_observations(simulator, settings)
+    curves = measure_compounding_error(simulator, sample, rewards, settings.context, settings.seed, settings.batch_size)
     found = {name: _to_json_curve(curve) for name, curve in curves.items()}
-    settings = {"horizon": horizon, "context": context, "clips": clips, "batch_size": batch_size, "seed": seed}
     result = {
         "compounding": found,
         "data": {"clips": len(sample), "clips_available": sample.available, "episodes": sample.episodes},
-        "made": collect_provenance(simulator, bundle, data, sample.index_hash, part, settings),
+        "made": collect_provenance(
+            simulator, bundle, settings.data, sample.index_hash, settings.part, settings.numbers()
+        ),
     }
     with atomic_folder(out) as aside:
         (aside / COMPOUNDING_REPORT_FILE).write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
@@ -182,17 +166,17 @@ def write_compounding_report(
     print(f"{len(sample)} clips; errors of {found['observed']}, in standard deviations of the truth")
     for name, curve in found.items():
         if isinstance(curve, list):
-            told = "   ".join(
+            values = "   ".join(
                 f"{at}: {'none' if curve[at - 1] is None else format(curve[at - 1], '.3f')}"
-                for at in sorted({1, (horizon + 1) // 2, horizon})
+                for at in sorted({1, (settings.horizon + 1) // 2, settings.horizon})
             )
-            print(f"{name.replace('_', ' '):24} at horizon   {told}")
+            print(f"{name.replace('_', ' '):24} at horizon   {values}")
     print(f"{out / COMPOUNDING_REPORT_FILE}: the whole report")
     return result
 
 
 def _to_json_curve(curve: Any) -> Any:
-    """As JSON can hold it."""
+    """Convert a curve to a list, with None for numbers that are not finite."""
     if not isinstance(curve, Tensor):
         return curve
     return [value if value == value and abs(value) != float("inf") else None for value in curve.tolist()]

@@ -1,4 +1,4 @@
-"""Do the actions act? Genie's difference in PSNR, and what wrong actions cost the dynamics.
+"""Whether actions have an effect: Genie's difference in PSNR, and the cost of wrong actions for the dynamics.
 
 Legend: n clips, t time, h w pixels or latents, c channels, a dimensions of a continuous action.
 """
@@ -17,7 +17,7 @@ from vwm.eval.metrics import MeanEstimate, estimate_mean, frame_mse, psnr
 
 
 class DeltaPSNR(NamedTuple):
-    """By horizon: the estimate over clips, the clips left out, and the difference of the sets' PSNRs in dB."""
+    """By horizon: the estimate over clips, how many are left out, and the difference of the sets' PSNRs in dB."""
 
     by_clip: list[MeanEstimate]
     excluded: list[int]
@@ -25,16 +25,16 @@ class DeltaPSNR(NamedTuple):
 
 
 class ShuffledActionLoss(NamedTuple):
-    """The world's loss on the next frame an element of its latents, under the right actions and under others'."""
+    """The loss on the next frame per element of its latents, under the right actions and under those of others."""
 
     right: float
     shuffled: float
 
 
 def delta_psnr(truth: Tensor, own: Tensor, random: Tensor) -> DeltaPSNR:
-    """PSNR under a clip's own actions less PSNR under random ones (Genie, section 3): 0 where actions do nothing.
+    """Subtract the PSNR under random actions from that under a clip's own (Genie, section 3): 0 without any effect.
 
-    A clip of which a frame is exact has no finite PSNR there; it is left out at that horizon, and counted.
+    A clip with an exact frame has no finite PSNR there; it is left out at that horizon, and counted.
 
     Args:
         truth: uint8 [n, t, h, w, 3], the true frames after the context.
@@ -50,19 +50,19 @@ def delta_psnr(truth: Tensor, own: Tensor, random: Tensor) -> DeltaPSNR:
 def shuffled_action_loss(
     simulator: Simulator, latents: Tensor, actions: Tensor, batch_size: int
 ) -> ShuffledActionLoss | None:
-    """What it costs to be told another clip's action.
+    """Measure the cost of conditioning on another clip's action.
 
-    The past has its right actions: only the action that leads to the frame in question is exchanged, for the one that
-    the next clip of the (shuffled) sample has at that place.
+    The past keeps its right actions: only the action that leads to the predicted frame is replaced, by that of the next
+    clip of the (shuffled) sample at the same time.
 
     Args:
-        simulator: the world.
+        simulator: to measure.
         latents: of the clips, int64 [n, t, h, w] or float [n, t, h, w, c].
         actions: int64 [n, t-1] or float32 [n, t-1, a].
         batch_size: clips at a time.
 
     Returns:
-        None for a single clip, which has nobody to exchange with, and for a world that cannot tell.
+        None for a single clip, and for a simulator that does not measure its transition loss.
     """
     if len(latents) < 2 or not isinstance(simulator, MeasuresTransitionLoss):
         return None

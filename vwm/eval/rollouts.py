@@ -1,4 +1,4 @@
-"""Open-loop rollouts: the world is shown a context and the actions, and never again a frame of the truth.
+"""Open-loop rollouts: the simulator is shown a context and the actions, and no true frame after that.
 
 Legend: n clips, t time, h w pixels, a dimensions of a continuous action.
 """
@@ -19,18 +19,18 @@ from vwm.eval.eval_clips import EvalClips
 def open_loop_rollout(
     simulator: Simulator, frames: Tensor, actions: Tensor, context: int, seeds: Tensor, batch_size: int, desc: str
 ) -> Tensor:
-    """Continue each clip's first frames under given actions.
+    """Predict how each clip's first frames continue under given actions.
 
     Action ``context - 1`` leads from the last context frame to the first predicted one.
 
     Args:
-        simulator: the world.
-        frames: uint8 [n, t, h, w, 3], the clips; only their first ``context`` frames are looked at.
+        simulator: to roll out.
+        frames: uint8 [n, t, h, w, 3], the clips, of which only the first ``context`` frames are used.
         actions: int64 [n, t-1] or float32 [n, t-1, a]; ``actions[:, i]`` leads from frame i to i+1.
         context: frames that are shown.
-        seeds: int64 [n], one a world, so that a clip's rollout does not depend on its batch.
-        batch_size: worlds that step together.
-        desc: what the progress bar says.
+        seeds: int64 [n], one per clip, so that its rollout does not depend on its batch.
+        batch_size: clips at a time.
+        desc: label of the progress bar.
 
     Returns:
         uint8 [n, t - context, h, w, 3], the predicted frames.
@@ -52,24 +52,24 @@ def open_loop_rollout(
 
 
 def repeat_last_frame(frames: Tensor, context: int) -> Tensor:
-    """The prediction that nothing ever moves: uint8 [n, t, h, w, 3] -> [n, t - context, h, w, 3]."""
+    """Predict that nothing moves: uint8 [n, t, h, w, 3] -> [n, t - context, h, w, 3]."""
     return frames[:, context - 1 : context].expand_as(frames[:, context:])
 
 
 def read_clip_actions(simulator: Simulator, sample: EvalClips, batch_size: int) -> Tensor:
-    """The actions between the frames of clips, in the world's own action space.
+    """Return the actions between the frames of clips, in the simulator's action space.
 
     Returns:
-        int64 [n, t-1] or float32 [n, t-1, a]: inferred from the frames where the world learned its actions, else the
-        recorded ones.
+        int64 [n, t-1] or float32 [n, t-1, a]: inferred from the frames where the simulator has latent actions, else
+        the recorded ones.
 
     Raises:
-        ValueError: the world needs recorded actions, and the data have none or others.
+        ValueError: the simulator requires recorded actions, and the data have none or others.
     """
     if isinstance(simulator, InfersActions) and simulator.num_latent_actions:
         return infer_latent_actions(simulator, sample.frames, batch_size)
     actions, space = sample.actions, simulator.spec.actions
-    if space.kind == "discrete" and space.size == 1:  # a world that can only go on
+    if space.kind == "discrete" and space.size == 1:  # the only action is to go on
         return torch.zeros(len(sample), sample.frames.shape[1] - 1, dtype=torch.int64)
     if actions is None:
         raise ValueError(
@@ -81,21 +81,21 @@ def read_clip_actions(simulator: Simulator, sample: EvalClips, batch_size: int) 
         found = f"0..{int(actions.max())}" if actions.ndim == 2 else f"vectors of {actions.shape[-1]} numbers"
         raise ValueError(
             f"this world takes {space.size} {space.kind} actions, and the data hold {found}: evaluate it on "
-            f"recordings of the same game"
+            "recordings of the same environment"
         )
     return actions[:, :-1]
 
 
 @torch.inference_mode()
 def infer_latent_actions(simulator: InfersActions, frames: Tensor, batch_size: int) -> Tensor:
-    """Latent actions of clips: uint8 [n, t, h, w, 3] -> int64 [n, t-1]."""
+    """Infer the latent actions of clips: uint8 [n, t, h, w, 3] -> int64 [n, t-1]."""
     batches = tqdm(frames.split(batch_size), desc="latent actions", unit="batch", disable=None)
     return torch.cat([simulator.infer_actions(b).cpu() for b in batches])
 
 
 def random_action_sequences(space: ActionSpace, seeds: Tensor, steps: int) -> Tensor:
-    """Uniform over the action space, a function of seeds int64 [n]: int64 [n, steps] or float32 [n, steps, a]."""
-    seeds = fold_in(seeds, -1)  # a world folds its steps 0, 1, 2, ... into the same seeds
+    """Draw uniform actions, as a function of seeds int64 [n]: int64 [n, steps] or float32 [n, steps, a]."""
+    seeds = fold_in(seeds, -1)  # a simulator folds its steps 0, 1, 2, ... into the same seeds
     if space.kind == "discrete":
         return (seeded_uniform(seeds, steps) * space.size).long().clamp(max=space.size - 1)
     return seeded_uniform(seeds, steps, space.size) * 2 - 1

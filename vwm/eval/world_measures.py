@@ -1,0 +1,224 @@
+"""The numbers of ``vwm eval`` for a simulator that shows frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vwm.core.capabilities import DecodesLatents, InfersActions, MeasuresTransitionLoss
+from vwm.core.network_simulator import NetworkSimulator
+from vwm.core.seeds import world_seeds
+from vwm.eval.control import delta_psnr, shuffled_action_loss
+from vwm.eval.eval_clips import EvalClips
+from vwm.eval.latency import measure_step_latency
+from vwm.eval.metrics import find_still_clips, frame_mse, psnr, set_psnr, ssim
+from vwm.eval.mutual_information import contingency_table, corrected_mutual_information, histogram_entropy
+from vwm.eval.perceptual import FVD, FVD_NOTE, LPIPS, LPIPS_NOTE
+from vwm.eval.reconstruction import ReconstructedClips, mean_image, reconstruct_clips
+from vwm.eval.rollouts import open_loop_rollout, random_action_sequences, read_clip_actions, repeat_last_frame
+from vwm.nn.quantize import code_counts, perplexity
+
+DELTA_HORIZON = 4
+"""The horizon at which Genie reports ΔPSNR."""
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """What every number of a report is computed from: n clips of ``context`` frames and a horizon.
+
+    Attributes:
+        simulator: under evaluation.
+        sample: the clips.
+        context: frames of each that are shown.
+        seed: of the simulations and the random actions.
+        batch_size: simulations that step together.
+        reconstructed: the clips, encoded and decoded.
+        actions: of the clips, int64 [n, t-1] or float32 [n, t-1, a].
+        own: frames predicted under these actions, uint8 [n, horizon, h, w, 3].
+        random: frames predicted under random actions, likewise.
+        milliseconds: durations of single steps.
+    """
+
+    simulator: NetworkSimulator
+    sample: EvalClips
+    context: int
+    seed: int
+    batch_size: int
+    reconstructed: ReconstructedClips
+    actions: Tensor
+    own: Tensor
+    random: Tensor
+    milliseconds: Tensor
+
+    @property
+    def truth(self) -> Tensor:
+        """The true frames after the context, uint8 [n, horizon, h, w, 3]."""
+        return self.sample.frames[:, self.context :]
+
+
+def collect_evaluation_data(
+    simulator: NetworkSimulator, sample: EvalClips, context: int, seed: int, batch_size: int
+) -> EvaluationData:
+    """Run the simulator: reconstruct the clips, roll out under their own and random actions, and time steps."""
+    actions = read_clip_actions(simulator, sample, batch_size)
+    reconstructed = reconstruct_clips(simulator, sample.frames, batch_size)
+    seeds = world_seeds(seed, len(sample))
+    # Both rollouts start equal and use the same random numbers: only the actions after the context differ.
+    others = random_action_sequences(simulator.spec.actions, seeds, actions.shape[1])
+    others[:, : context - 1] = actions[:, : context - 1]
+    own, random = (
+        open_loop_rollout(simulator, sample.frames, chosen, context, seeds, batch_size, f"rollout, {name} actions")
+        for name, chosen in (("own", actions), ("random", others))
+    )
+    times = measure_step_latency(simulator, sample.frames[0, :context], seed)
+    return EvaluationData(simulator, sample, context, seed, batch_size, reconstructed, actions, own, random, times)
+
+
+def measure_world(evidence: EvaluationData) -> dict[str, Any]:
+    """Compute the numbers of a report, by topic."""
+    sample, simulator = evidence.sample, evidence.simulator
+    still = find_still_clips(sample.frames, evidence.context)
+    notes = []
+    if still.all():
+        notes.append("nothing moves in any clip: copying the last frame is exact, and these clips measure nothing")
+    control = _measure_control(evidence)
+    if control["shuffle_cost"] is None:
+        why = "needs two clips" if len(sample) < 2 else f"is not defined for a {type(simulator).__name__}"
+        notes.append(f"the cost of shuffled actions {why}")
+    return {
+        "tokenizer": _measure_tokenizer(evidence),
+        "codebook": _measure_codebook(evidence),
+        "rollout": _measure_rollout(evidence),
+        "control": control,
+        "latent_action": _measure_latent_actions(evidence),
+        "play": _measure_speed(evidence),
+        "data": {
+            "clips": len(sample),
+            "clips_available": sample.available,
+            "episodes": sample.episodes,
+            "still_clips": int(still.sum()),
+            "still_fraction": still.double().mean(),
+        },
+        "notes": notes,
+    }
+
+
+def _measure_tokenizer(evidence: EvaluationData) -> dict[str, Any]:
+    frames, shown = evidence.sample.frames, evidence.reconstructed.frames
+    return {
+        "psnr": psnr(frame_mse(frames, shown).mean()),
+        "ssim": ssim(frames, shown).mean(),
+        "psnr_mean_image": psnr(frame_mse(frames, mean_image(frames)).mean()),
+    }
+
+
+def _measure_codebook(evidence: EvaluationData) -> dict[str, Any] | None:
+    """Count the codes that the clips use; None where latents are not tokens of a codebook."""
+    simulator, latents = evidence.simulator, evidence.reconstructed.latents
+    size = simulator.codebook_size if isinstance(simulator, DecodesLatents) else 0
+    if not size or latents is None:
+        return None
+    counts = code_counts(latents, size)
+    return {
+        "perplexity": perplexity(counts),
+        "used": int((counts > 0).sum()),
+        "size": size,
+        "counts": counts.long(),
+    }
+
+
+def _measure_rollout(evidence: EvaluationData) -> dict[str, Any]:
+    """Compare rollouts with the truth, by horizon."""
+    shown = {
+        "": evidence.own,
+        "_random_actions": evidence.random,
+        "_copy_last": repeat_last_frame(evidence.sample.frames, evidence.context),
+        "_tokenizer": evidence.reconstructed.frames[:, evidence.context :],
+    }
+    result: dict[str, Any] = {}
+    for name, frames in shown.items():
+        result[f"psnr{name}"], result[f"ssim{name}"] = set_psnr(evidence.truth, frames), ssim(evidence.truth, frames)
+    return result
+
+
+def _measure_control(evidence: EvaluationData) -> dict[str, Any]:
+    delta = delta_psnr(evidence.truth, evidence.own, evidence.random)
+    at = min(DELTA_HORIZON, len(delta.by_clip)) - 1
+    simulator, latents = evidence.simulator, evidence.reconstructed.latents
+    cost = None
+    if latents is not None:
+        cost = shuffled_action_loss(simulator, latents, evidence.actions, evidence.batch_size)
+    name = simulator.transition_loss_name if isinstance(simulator, MeasuresTransitionLoss) else None
+    return {
+        "delta_psnr": {**delta.by_clip[at]._asdict(), "excluded": delta.excluded[at], "horizon": at + 1},
+        "delta_psnr_by_horizon": [
+            {**e._asdict(), "excluded": excluded} for e, excluded in zip(delta.by_clip, delta.excluded, strict=True)
+        ],
+        "delta_psnr_set_by_horizon": delta.over_set,
+        "shuffle_ratio": None if cost is None else cost.shuffled / cost.right,
+        "shuffle_cost": None if cost is None else {"loss": name, **cost._asdict()},
+        **_measure_action_information(evidence),
+    }
+
+
+def _measure_action_information(evidence: EvaluationData) -> dict[str, Any]:
+    """Measure the information of latent actions about the recorded ones; None where one of the two is missing."""
+    sample, recorded = evidence.sample, evidence.sample.actions
+    inferred = isinstance(evidence.simulator, InfersActions) and evidence.simulator.num_latent_actions
+    if not inferred or recorded is None or recorded.ndim != 2:
+        keys = ("mi_bits", "mi_bits_shuffled", "entropy_bits", "table", "names")
+        return {f"action_{key}": None for key in keys}
+    latent, true = evidence.actions.flatten(), recorded[:, :-1].flatten()
+    rows, columns = evidence.simulator.spec.actions.size, max(len(sample.action_names), int(true.max()) + 1)
+    found = corrected_mutual_information(latent, true, rows, columns, evidence.seed)
+    table = contingency_table(latent, true, rows, columns)
+    unnamed = tuple(str(i) for i in range(len(sample.action_names), columns))
+    return {
+        "action_mi_bits": found.bits,
+        "action_mi_bits_shuffled": found.shuffled,
+        "action_entropy_bits": histogram_entropy(table.sum(dim=0)),
+        "action_table": table,
+        "action_names": list(sample.action_names + unnamed),
+    }
+
+
+def _measure_latent_actions(evidence: EvaluationData) -> dict[str, Any] | None:
+    simulator = evidence.simulator
+    if not isinstance(simulator, InfersActions) or not simulator.num_latent_actions:
+        return None
+    size = simulator.num_latent_actions
+    counts = code_counts(evidence.actions, size)
+    return {"perplexity": perplexity(counts), "size": size, "counts": counts.long()}
+
+
+def _measure_speed(evidence: EvaluationData) -> dict[str, Any]:
+    times, simulator = evidence.milliseconds, evidence.simulator
+    return {
+        "step_ms": {"p50": times.quantile(0.5), "p95": times.quantile(0.95)},
+        "fps": 1000 * len(times) / times.sum(),
+        "real_time_fps": simulator.spec.fps,
+        "steps": len(times),
+        "sampling_steps": simulator.sampling._asdict().get("steps"),
+        "threads": torch.get_num_threads(),
+        "device": str(simulator.device),
+    }
+
+
+def measure_perceptual(
+    report: dict[str, Any], evidence: EvaluationData, lpips: LPIPS | None, fvd: FVD | None
+) -> list[str]:
+    """Add LPIPS and FVD to the report where their networks are given; return notes about those that are not."""
+    frames, notes = evidence.sample.frames, []
+    if lpips is None:
+        notes.append(LPIPS_NOTE)
+    else:
+        report["rollout"]["lpips"] = lpips.per_time_step(evidence.truth, evidence.own)
+        report["tokenizer"]["lpips"] = lpips.per_time_step(frames, evidence.reconstructed.frames).mean()
+    if fvd is None:
+        notes.append(FVD_NOTE)
+    else:
+        report["rollout"]["fvd"] = fvd(frames, torch.cat((frames[:, : evidence.context], evidence.own), dim=1))
+    return notes
