@@ -1,25 +1,94 @@
-"""vwm: from a folder of videos to a world that people play, researchers probe and agents train in."""
+"""vwm: from a folder of videos to a world that people play, researchers probe and agents train in.
+
+The names below are the public API. Each is imported when it is first used, so that ``import vwm`` takes milliseconds;
+the functions do what the commands of the same name do, and take paths as text or as ``pathlib.Path``::
+
+    vwm.record("CarRacing-v3", "data/carracing", frames=5_000)
+    clips = vwm.open_clips("data/carracing", clip_length=16)
+    world = vwm.load("carracing")
+    report = vwm.evaluate("carracing", "data/carracing")
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vwm.worlds.bundle import load_simulator as load_simulator
+    from vwm.data.datamodule import make_clip_dataset as open_clips
+    from vwm.data.ingest import ingest_videos as ingest
+    from vwm.data.inspection import inspect_dataset as inspect
+    from vwm.envs.recording import record_dataset as record
+    from vwm.eval.goal_evaluation import evaluate_planner as plan
+    from vwm.eval.probe_report import probe_features as probe
+    from vwm.eval.world_report import evaluate_world as evaluate
+    from vwm.tokenizers.shard_encoding import encode_shards as encode
+    from vwm.train.export import export_run as export
+    from vwm.worlds.bundle import load_simulator as load
+    from vwm.worlds.bundle import save_simulator as save
     from vwm.worlds.families import register_family as register_family
+    from vwm.worlds.gymnasium_env import make_world as make_env
+    from vwm.worlds.gymnasium_env import make_worlds as make_vector_env
 
 __version__ = "0.1.0"
-__all__ = ["load_simulator", "register_family"]
+
+PUBLIC_API = {
+    "record": "vwm.envs.recording:record_dataset",
+    "ingest": "vwm.data.ingest:ingest_videos",
+    "inspect": "vwm.data.inspection:inspect_dataset",
+    "open_clips": "vwm.data.datamodule:make_clip_dataset",
+    "encode": "vwm.tokenizers.shard_encoding:encode_shards",
+    "export": "vwm.train.export:export_run",
+    "load": "vwm.worlds.bundle:load_simulator",
+    "save": "vwm.worlds.bundle:save_simulator",
+    "evaluate": "vwm.eval.world_report:evaluate_world",
+    "probe": "vwm.eval.probe_report:probe_features",
+    "plan": "vwm.eval.goal_evaluation:evaluate_planner",
+    "make_env": "vwm.worlds.gymnasium_env:make_world",
+    "make_vector_env": "vwm.worlds.gymnasium_env:make_worlds",
+    "register_family": "vwm.worlds.families:register_family",
+}
+"""Where each public name is defined, ``module:function``."""
+
+__all__ = [
+    "encode", "evaluate", "export", "ingest", "inspect", "load", "make_env", "make_vector_env", "open_clips", "plan",
+    "probe", "record", "register_family", "save",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded when asked for, so that `vwm --help` does not wait for torch.
-    if name == "load_simulator":
-        from vwm.worlds.bundle import load_simulator
+    if name not in PUBLIC_API:
+        raise AttributeError(f"module 'vwm' has no attribute {name!r}")
+    import importlib
 
-        return load_simulator
-    if name == "register_family":
-        from vwm.worlds.families import register_family
+    module, _, function = PUBLIC_API[name].partition(":")
+    found = _accept_paths(getattr(importlib.import_module(module), function))
+    globals()[name] = found
+    return found
 
-        return register_family
-    raise AttributeError(f"module 'vwm' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
+def _accept_paths(function: Any) -> Any:
+    """Let a function take text where it is annotated to take a ``Path``, and a ``Path`` where it takes text."""
+    import functools
+    import inspect
+    from pathlib import Path
+
+    signature = inspect.signature(function)
+    annotations = {name: str(parameter.annotation) for name, parameter in signature.parameters.items()}
+    to_path = {name for name, text in annotations.items() if "Path" in text and "str" not in text}
+    to_text = {name for name, text in annotations.items() if text in ("str", "str | None")}
+
+    @functools.wraps(function)
+    def with_paths(*arguments: Any, **named: Any) -> Any:
+        bound = signature.bind(*arguments, **named)
+        for name, value in bound.arguments.items():
+            if name in to_path and isinstance(value, str):
+                bound.arguments[name] = Path(value)
+            elif name in to_text and isinstance(value, Path):
+                bound.arguments[name] = str(value)
+        return function(*bound.args, **bound.kwargs)
+
+    return with_paths

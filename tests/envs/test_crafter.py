@@ -9,7 +9,7 @@ from vwm.envs.recording_envs import make_gymnasium
 
 pytest.importorskip("crafter", reason="Crafter is not installed")
 
-CRAFTER = "vwm.envs.crafter:vwm/Crafter-v0"
+CRAFTER = "vwm/Crafter-v0"
 
 
 def test_equal_seeds_and_actions_give_equal_episodes() -> None:

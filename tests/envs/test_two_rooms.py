@@ -30,7 +30,7 @@ from vwm.envs.two_rooms import (
     sample_room_layout,
 )
 
-ENV = "vwm.envs.two_rooms:vwm/TwoRooms-v0"
+ENV = "vwm/TwoRooms-v0"
 REACH = WALL_THICKNESS / 2 + AGENT_RADIUS
 
 

@@ -67,9 +67,7 @@ def test_a_result_holds_what_is_needed_to_make_it_again_and_pictures(exact, tmp_
     video = probe_video((out / "episodes.mp4").read_bytes(), "episodes")
     assert (video["height"], video["width"]) == (256, 768)
     assert "straight line" in capsys.readouterr().out
-    again = evaluate_planner(
-        Path("exact"), "vwm.envs.two_rooms:vwm/TwoRooms-v0", out, **settings
-    )  # over the earlier one
+    again = evaluate_planner(Path("exact"), "vwm/TwoRooms-v0", out, **settings)  # over the earlier one
     assert again["results"] == result["results"] and not list(tmp_path.glob("*.tmp"))
     evaluate_planner(
         Path("exact"), "vwm/TwoRooms-v0", out, **{**settings, "seed": 1, "episodes": 2, "budget": 3, "over": "end"}

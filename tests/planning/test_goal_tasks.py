@@ -138,7 +138,7 @@ def test_angles_are_measured_from_upright():
 
 
 def test_games_and_options_that_are_not_known_are_refused():
-    assert find_goal_task("vwm.envs.two_rooms:vwm/TwoRooms-v0") is TwoRoomsGoalTask
+    assert find_goal_task("vwm/TwoRooms-v0") is TwoRoomsGoalTask
     with pytest.raises(ValueError, match=r"CartPole-v1.*Pendulum-v1"):
         find_goal_task("CartPole-v1")
     with pytest.raises(ValueError, match=r"Pendulum-v1.*flavour"):

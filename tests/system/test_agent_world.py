@@ -51,14 +51,14 @@ def test_the_second_phase_begins_with_the_worlds_weights_and_logs_every_loss(mad
     for name in ("dynamics", "reward", "end", "policy", "future_rewards", "next_action"):
         assert f"{name}_loss" in header.split(",")
     assert rows
-    before, after = (vwm.load_simulator(made / name, "cpu").dynamics.state_dict() for name in ("world", "agent_world"))
+    before, after = (vwm.load(made / name, "cpu").dynamics.state_dict() for name in ("world", "agent_world"))
     assert set(after) - set(before) == {"agents"}
     # Two steps of learning move weights by no more than a little; other worlds' would be far away.
     assert (before["embed.weight"] - after["embed.weight"]).norm() < 0.5 * before["embed.weight"].norm()
 
 
 def test_the_bundle_sees_a_game_and_acts_in_it(made):
-    world = vwm.load_simulator(made / "agent_world", "cpu")
+    world = vwm.load(made / "agent_world", "cpu")
     assert world.policy is not None and world.outcomes is not None and world.starts is not None
     state, frame = world.reset(world.starts, seed=0)
     for _ in range(4):

@@ -169,7 +169,7 @@ def test_a_diffusion_bundle_is_driven_with_a_wheel(driven):
     import vwm
 
     assert {"tokenizer", "dynamics", "outcomes", "starts"} <= {p.name for p in (driven / "bundle").iterdir()}
-    world = vwm.load_simulator(driven / "bundle", device="cpu")
+    world = vwm.load(driven / "bundle", device="cpu")
     assert world.spec.actions.kind == "continuous" and world.spec.actions.names == ("steer", "gas", "brake")
     assert world.spec.actions.rest == (0.0, -1.0, -1.0) and world.spec.fps == 12.5
     assert abs(np.mean(world.tokenizer.config.latents_std) - 1) > 1e-3  # measured when it was exported
@@ -231,7 +231,7 @@ def test_the_bundle_is_a_world(made):
 
     import vwm
 
-    world = vwm.load_simulator(made / "bundle", device="cpu")
+    world = vwm.load(made / "bundle", device="cpu")
     assert world.spec.actions.latent and world.spec.fps == 10 and world.starts.shape == (3, 4, 32, 32, 3)
     state, _ = world.reset(world.starts, seed=0)
     _, out = world.step(state, torch.tensor([0, 1, 7]))

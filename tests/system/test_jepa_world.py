@@ -24,7 +24,7 @@ def made(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("rooms")
     data = str(out / "data")
     record = ["--frames", "160", "--max_episode_frames", "20", "--workers", "0", "--state"]
-    main(["record", "vwm.envs.two_rooms:vwm/TwoRooms-v0", data, *record])
+    main(["record", "vwm/TwoRooms-v0", data, *record])
     for name, more in (("seen", []), ("blind", ["--model.init_args.decoder", "null"])):
         fit = ["fit", "-c", str(CONFIG), "--run", str(out / f"run_{name}"), "--data.init_args.path", data]
         main([*fit, *SHORT, *more])
@@ -34,7 +34,7 @@ def made(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("name", ["seen", "blind"])
 def test_a_run_becomes_a_world_with_the_recorded_actions(made, name):
-    world = vwm.load_simulator(made / name, "cpu")
+    world = vwm.load(made / name, "cpu")
     assert world.spec.actions.kind == "continuous" and world.spec.actions.names == ("right", "down")
     assert (not world.spec.observation.is_latent) == (name == "seen") and not world.spec.stochastic
     assert {p.suffix for p in (made / f"run_{name}" / "videos").iterdir()} == {".mp4", ".png"}
@@ -46,10 +46,10 @@ def test_a_run_becomes_a_world_with_the_recorded_actions(made, name):
 
 
 def test_what_a_world_without_pictures_is_not_for_is_said(made, tmp_path, capsys):
-    world = vwm.load_simulator(made / "blind", "cpu")
+    world = vwm.load(made / "blind", "cpu")
     with pytest.raises(ValueError, match="no pictures to observe"):
         SimulatorEnv(world)
-    assert SimulatorEnv(vwm.load_simulator(made / "seen", "cpu")).reset(seed=0)[0].shape == (64, 64, 3)
+    assert SimulatorEnv(vwm.load(made / "seen", "cpu")).reset(seed=0)[0].shape == (64, 64, 3)
     for command, says in (
         (["play", str(made / "blind"), "--port", "0"], "has no pictures to play in"),
         (["eval", str(made / "seen"), str(made / "data"), "--out", str(tmp_path / "report")], "by planning in it"),

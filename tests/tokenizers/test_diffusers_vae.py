@@ -71,7 +71,7 @@ def test_saved_in_a_bundle_it_is_loaded(vae, tmp_path):
     world = DiTSimulator(tokenizer, dynamics, None, ActionSpace("discrete", 4), sampling=DiffusionSampling(steps=2))
     save_simulator(world, tmp_path / "bundle")
     assert str(tmp_path) not in (tmp_path / "bundle" / "tokenizer" / "config.json").read_text()
-    again = vwm.load_simulator(tmp_path / "bundle", "cpu")
+    again = vwm.load(tmp_path / "bundle", "cpu")
     one, two = (w.step(w.reset(video_to_uint8(video()))[0], torch.tensor([1, 2]))[1].latent for w in (world, again))
     torch.testing.assert_close(one, two)
 

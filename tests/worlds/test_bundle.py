@@ -67,7 +67,7 @@ WORLDS = {
 def test_saved_is_loaded(kind, tmp_path):
     world = WORLDS[kind]()
     save_simulator(world, tmp_path / "world")
-    again = vwm.load_simulator(tmp_path / "world", device="cpu", dtype=torch.float32)
+    again = vwm.load(tmp_path / "world", device="cpu", dtype=torch.float32)
     assert type(again) is type(world) and list(again.networks()) == list(world.networks())
     assert torch.equal(again.starts, world.starts) and again.spec.actions == world.spec.actions
     assert (again.sampling, again.spec.fps, again.spec.title) == (world.sampling, world.spec.fps, world.spec.title)
@@ -97,7 +97,7 @@ def test_a_cloned_policy_is_saved_with_its_world(tmp_path):
     """And a world without one is loaded as ever, also where its index has never heard of policies."""
     world = diffusion_world(agent_tokens=1, policy=True)
     save_simulator(world, tmp_path / "world")
-    again = vwm.load_simulator(tmp_path / "world", "cpu")
+    again = vwm.load(tmp_path / "world", "cpu")
     with torch.no_grad():
         asked = [w.policy.policy(w.features(w.reset(world.starts, seed=3)[0])) for w in (world, again)]
     assert asked[0].shape == (3, 4) and asked[0].std() > 0 and torch.equal(*asked)
@@ -106,13 +106,13 @@ def test_a_cloned_policy_is_saved_with_its_world(tmp_path):
         DiTSimulator(world.tokenizer, other, None, ActionSpace("discrete", 1), world.policy)
     save_simulator(diffusion_world(), tmp_path / "old")
     edit(tmp_path / "old", lambda index: index.pop("policy"))
-    assert vwm.load_simulator(tmp_path / "old", "cpu").policy is None
+    assert vwm.load(tmp_path / "old", "cpu").policy is None
 
 
 def test_half_the_space_is_a_rounding_away(made, tmp_path):
-    world = vwm.load_simulator(made, "cpu")
+    world = vwm.load(made, "cpu")
     save_simulator(world, tmp_path / "half", half=True)
-    again = vwm.load_simulator(tmp_path / "half", "cpu")
+    again = vwm.load(tmp_path / "half", "cpu")
     size = [sum(f.stat().st_size for f in p.glob("*/*.safetensors")) for p in (made, tmp_path / "half")]
     assert size[1] < 0.7 * size[0]
     for name, part in world.networks().items():
@@ -122,7 +122,7 @@ def test_half_the_space_is_a_rounding_away(made, tmp_path):
 
 def test_saving_again_replaces_the_bundle_and_nothing_else(bundle, tmp_path):
     save_simulator(genie(labelled=True), bundle)
-    assert vwm.load_simulator(bundle, "cpu").latent_action is None and not (bundle / "latent_action").exists()
+    assert vwm.load(bundle, "cpu").latent_action is None and not (bundle / "latent_action").exists()
     other = tmp_path / "papers"
     other.mkdir()
     (other / "thesis.txt").write_text("years of work")
@@ -132,19 +132,19 @@ def test_saving_again_replaces_the_bundle_and_nothing_else(bundle, tmp_path):
 
 
 def test_a_bundle_does_not_tell_where_its_parts_were(made, tmp_path):
-    save_simulator(vwm.load_simulator(made, "cpu"), tmp_path / "again")
+    save_simulator(vwm.load(made, "cpu"), tmp_path / "again")
     assert str(made.parent) not in "".join(p.read_text() for p in (tmp_path / "again").glob("**/*.json"))
 
 
 def test_missing_and_foreign_bundles_are_refused(bundle, tmp_path):
     with pytest.raises(BundleError, match="vwm export RUN"):
-        vwm.load_simulator(tmp_path / "nothing")
+        vwm.load(tmp_path / "nothing")
     edit(bundle, lambda index: index.update(_class_name="StableDiffusionPipeline"))
     with pytest.raises(BundleError, match="StableDiffusionPipeline"):
-        vwm.load_simulator(bundle)
+        vwm.load(bundle)
     (bundle / "model_index.json").write_text("{")
     with pytest.raises(BundleError, match="not JSON"):
-        vwm.load_simulator(bundle)
+        vwm.load(bundle)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_missing_and_foreign_bundles_are_refused(bundle, tmp_path):
 def test_a_bundle_can_only_name_networks_of_this_package(bundle, spec, message):
     edit(bundle, lambda index: index.update(tokenizer=spec))
     with pytest.raises(BundleError, match=message):
-        vwm.load_simulator(bundle)
+        vwm.load(bundle)
 
 
 def test_nothing_is_unpickled(bundle):
@@ -171,7 +171,7 @@ def test_nothing_is_unpickled(bundle):
     (bundle / "dynamics" / WEIGHTS).unlink()
     (bundle / "dynamics" / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
     with pytest.raises(BundleError, match="dynamics: cannot be loaded"):
-        vwm.load_simulator(bundle)
+        vwm.load(bundle)
 
 
 def test_every_key_must_be_there_and_fit(bundle):
@@ -184,25 +184,25 @@ def test_every_key_must_be_there_and_fit(bundle):
     ):
         save_file(change, file, metadata={"format": "pt"})
         with pytest.raises(BundleError, match=message):
-            vwm.load_simulator(bundle)
+            vwm.load(bundle)
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(BundleError, match="dynamics: cannot be loaded"):
-        vwm.load_simulator(bundle)
+        vwm.load(bundle)
 
 
 def test_settings_that_do_not_fit_are_named(bundle):
     edit(bundle, lambda index: index["settings"]["actions"].update(size=9))
     with pytest.raises(BundleError, match=r"9 actions named, but dynamics\.num_actions=4"):
-        vwm.load_simulator(bundle)
+        vwm.load(bundle)
 
 
 def test_levers_keep_their_rest_and_older_bundles_rest_at_0(tmp_path):
     levers = ActionSpace("continuous", 3, ("steer", "gas", "brake"), rest=(0.0, -1.0, -1.0))
     folder = tmp_path / "car"
     save_simulator(GenieSimulator(tokenizer(), dynamics(num_actions=3, continuous=True), None, levers), folder)
-    assert vwm.load_simulator(folder, "cpu").spec.actions == levers
+    assert vwm.load(folder, "cpu").spec.actions == levers
     edit(folder, lambda index: index["settings"]["actions"].pop("rest"))
-    assert vwm.load_simulator(folder, "cpu").spec.actions.rest == ()
+    assert vwm.load(folder, "cpu").spec.actions.rest == ()
     edit(folder, lambda index: index["settings"]["actions"].update(rest=[0, 0]))
     with pytest.raises(BundleError, match=r"rest must be one number in \[-1, 1\] per dimension"):
-        vwm.load_simulator(folder, "cpu")
+        vwm.load(folder, "cpu")

@@ -158,7 +158,7 @@ def made(registry, tmp_path_factory) -> Path:
     registry.register_family(NextFrameFamily())
     out = tmp_path_factory.mktemp("own")
     record = ["--frames", "480", "--max_episode_frames", "8", "--size", str(SIZE), "--workers", "0", "--state"]
-    main(["record", "vwm.envs.two_rooms:vwm/TwoRooms-v0", str(out / "data"), *record])
+    main(["record", "vwm/TwoRooms-v0", str(out / "data"), *record])
     config = {
         "model": {
             "class_path": f"{__name__}.NextFrameModule",
@@ -192,7 +192,7 @@ def test_a_run_becomes_a_bundle_that_loads(made: Path) -> None:
     index = json.loads((made / "bundle" / "model_index.json").read_text())
     assert index["_class_name"] == "NextFrameSimulator" and index["dynamics"] == [__name__, "NextFrameNet"]
     assert "(next frame)" in (made / "bundle" / "README.md").read_text()
-    world = vwm.load_simulator(made / "bundle", "cpu")
+    world = vwm.load(made / "bundle", "cpu")
     assert type(world) is NextFrameSimulator and world.spec.actions.names == ("right", "down")
     assert families.find_family(world).name == "next_frame"
     state, frame = world.reset(world.starts)
@@ -223,7 +223,7 @@ def test_it_is_probed_and_timed(made: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_it_is_played_and_is_an_environment(made: Path) -> None:
-    world = vwm.load_simulator(made / "bundle", "cpu")
+    world = vwm.load(made / "bundle", "cpu")
 
     async def play() -> None:
         async with TestClient(TestServer(make_app(world))) as client:
@@ -255,7 +255,7 @@ def test_unregistered_families_and_doubled_names_are_named(
     families.register_family(NextFrameFamily())  # the same again is no clash
     monkeypatch.setattr(families, "_registered", {})
     with pytest.raises(ValueError, match=r"no family has a simulator 'NextFrameSimulator'.*register"):
-        vwm.load_simulator(made / "bundle", "cpu")
+        vwm.load(made / "bundle", "cpu")
     with pytest.raises(ValueError, match=r"no family has the class NextFrameModule.*register_family"):
         families.find_family(NextFrameModule(NextFrameNet(), OptimizerConfig()))
 

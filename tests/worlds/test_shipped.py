@@ -17,7 +17,7 @@ def test_worlds_are_shipped():
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_world_is_whole_and_its_actions_differ(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # by its name, from anywhere
-    world = vwm.load_simulator(name, device="cpu")
+    world = vwm.load(name, device="cpu")
     discrete = world.spec.actions.kind == "discrete"
     size = world.spec.actions.size if discrete else 2 * world.spec.actions.size
     # Each choice; or each lever pulled to either end, the others at rest.

@@ -9,9 +9,11 @@ from .datamodule import make_clip_dataset as make_clip_dataset
 from .episode import Episode as Episode
 from .episode_selection import key_hash as key_hash
 from .frame_reading import read_episode_frames as read_episode_frames
+from .ingest import ingest_videos as ingest_videos
 from .ingest_manifest import IngestSettings as IngestSettings
 from .ingest_manifest import IngestShard as IngestShard
 from .inspection import DatasetStatistics as DatasetStatistics
+from .inspection import inspect_dataset as inspect_dataset
 from .shard_index import EpisodeIndexEntry as EpisodeIndexEntry
 from .shard_index import ShardIndex as ShardIndex
 from .shard_index import list_shards as list_shards

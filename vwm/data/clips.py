@@ -98,8 +98,16 @@ class ClipDataset(Dataset[dict[str, Any]]):
         keys = (entry.key for shard in shards for entry in shard.episodes)
         self._label_threshold = hash_threshold(keys, labeled_fraction, LABELED_SALT) if labeled_fraction < 1 else 1.0
 
-    def __getitem__(self, position: tuple[int, int]) -> dict[str, Any]:
-        return self.read(self.order.address(*position))
+    def __len__(self) -> int:
+        """Return the number of clips in an epoch."""
+        return len(self.order)
+
+    def __getitem__(self, position: int | tuple[int, int]) -> dict[str, Any]:
+        """Read the clip at a position of the first epoch, or at (epoch, position)."""
+        epoch, place = (0, position) if isinstance(position, int) else position
+        if isinstance(position, int) and not 0 <= position < len(self.order):
+            raise IndexError(f"there are {len(self.order)} clips, and none at {position}")
+        return self.read(self.order.address(epoch, place))
 
     def read(self, address: ClipAddress) -> dict[str, Any]:
         """Read the fields of one clip, each an array [t, ...], and its ``seed``."""

@@ -1,8 +1,7 @@
 """Crafter (Hafner 2021, arXiv 2109.06780) as a Gymnasium environment.
 
-Importing this module makes ``vwm/Crafter-v0`` known to Gymnasium, so that its id elsewhere is
-``vwm.envs.crafter:vwm/Crafter-v0``. A reward of 1 is earned by each of 22 achievements, once an episode, and a
-tenth of every change of health.
+Importing this module registers ``vwm/Crafter-v0``. Each of 22 achievements gives a reward of 1, once an episode, and
+every change of health a tenth of it.
 """
 
 from __future__ import annotations

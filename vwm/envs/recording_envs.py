@@ -8,6 +8,7 @@ ended, the next ``observe`` already shows the first frame of the next one.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import sys
@@ -40,6 +41,8 @@ CONTINUOUS_ACTION_NAMES = {
     "vwm/TwoRooms": ("right", "down"),
 }
 """Names of continuous actions, which Gymnasium's games do not tell."""
+BUILT_IN_ENV_MODULES = {"vwm/TwoRooms-v0": "vwm.envs.two_rooms", "vwm/Crafter-v0": "vwm.envs.crafter"}
+"""Modules that register the ids of this package's own environments."""
 ENV_PACKAGE_EXTRAS = {"crafter": "crafter", "dm_control": "dmc"}
 """What to install for ids that hold these words."""
 
@@ -341,6 +344,8 @@ def make_gymnasium(env: str, options: dict[str, Any]) -> Any:
             import ale_py
 
             gymnasium.register_envs(ale_py)
+        if env in BUILT_IN_ENV_MODULES:
+            importlib.import_module(BUILT_IN_ENV_MODULES[env])
         if module and importlib.util.find_spec(module.partition(".")[0]) is None:
             sys.path.append(str(Path.cwd()))  # a user's own, in the folder he stands in
         return gymnasium.make(env, disable_env_checker=True, **options)
@@ -355,7 +360,8 @@ def make_gymnasium(env: str, options: dict[str, Any]) -> Any:
         ) from error
     except (gymnasium.error.Error, TypeError) as error:
         raise ValueError(
-            f"{env} with options {options}: {error}. Known games: procgen:coinrun, ALE/Pong-v5, any Gymnasium id."
+            f"{env} with options {options}: {error}. Known ids: procgen:coinrun, ALE/Pong-v5, "
+            f"{', '.join(BUILT_IN_ENV_MODULES)}, any Gymnasium id."
         ) from error
 
 

@@ -8,6 +8,7 @@ from .eval_clips import EvalClips as EvalClips
 from .eval_settings import EvalSettings as EvalSettings
 from .features import PixelFeatureExtractor as PixelFeatureExtractor
 from .goal_evaluation import SuccessRate as SuccessRate
+from .goal_evaluation import evaluate_planner as evaluate_planner
 from .labelled_clips import LabelledClips as LabelledClips
 from .labelled_clips import LabelledSplit as LabelledSplit
 from .metrics import MeanEstimate as MeanEstimate
@@ -24,6 +25,7 @@ from .probe_heads import LinearProbeHeads as LinearProbeHeads
 from .probe_heads import ProbeHeads as ProbeHeads
 from .probe_report import ProbeResult as ProbeResult
 from .probe_report import ProbeRunner as ProbeRunner
+from .probe_report import probe_features as probe_features
 from .probe_sweep import BatchedAdamW as BatchedAdamW
 from .probe_sweep import SweepResult as SweepResult
 from .probe_sweep import SweepSettings as SweepSettings
@@ -36,3 +38,5 @@ from .return_comparison import compare_returns as compare_returns
 from .surprise import RateInterval as RateInterval
 from .surprise import ViolationPairs as ViolationPairs
 from .world_measures import EvaluationData as EvaluationData
+from .world_report import EvaluationData as EvaluationData
+from .world_report import evaluate_world as evaluate_world

@@ -42,7 +42,7 @@ def play_world(
     """
     # the port first: a model that took a minute to load should not end in "port taken"
     with open_listener(host, port) as listener, ThreadPoolExecutor(max_workers=1) as thread:
-        simulator = vwm.load_simulator(bundle, device=device, dtype="auto")
+        simulator = vwm.load(bundle, device=device, dtype="auto")
         if simulator.spec.observation.is_latent:
             raise ValueError(
                 f"{bundle} has no pictures to play in: it is a world of latents alone, made to be planned in. Train it "

@@ -16,4 +16,5 @@ from .masked_autoencoder import MaskedAutoencoderTokenizer as MaskedAutoencoderT
 from .module import TokenizerModule as TokenizerModule
 from .perceptual import PerceptualLoss as PerceptualLoss
 from .pixel_tokenizer import PixelTokenizer as PixelTokenizer
+from .shard_encoding import encode_shards as encode_shards
 from .space_time_tokenizer import SpaceTimeTokenizer as SpaceTimeTokenizer

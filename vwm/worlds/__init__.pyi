@@ -10,6 +10,8 @@ from .families import register_family as register_family
 from .families import world_families as world_families
 from .gymnasium_env import SimulatorEnv as SimulatorEnv
 from .gymnasium_env import SimulatorVectorEnv as SimulatorVectorEnv
+from .gymnasium_env import make_world as make_world
+from .gymnasium_env import make_worlds as make_worlds
 from .simulated_env import SimulatedBatchedEnv as SimulatedBatchedEnv
 from .simulated_env import SimulatedEnvSpec as SimulatedEnvSpec
 from .simulated_env import check_ensemble_settings as check_ensemble_settings

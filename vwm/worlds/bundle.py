@@ -82,7 +82,7 @@ def save_simulator(
 def _usage_text(simulator: NetworkSimulator, name: str) -> str:
     if simulator.spec.observation.is_image:
         return f"Play it from its parent folder: `vwm play ./{name}`."
-    return f"It shows no images. Load it from its parent folder: `vwm.load_simulator({name!r})`."
+    return f"It shows no images. Load it from its parent folder: `vwm.load({name!r})`."
 
 
 def load_simulator(

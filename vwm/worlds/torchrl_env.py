@@ -1,6 +1,6 @@
 """TorchRL's face of a simulator: a batch of worlds that never leaves the simulator's device.
 
-    env = SimulatorTorchRLEnv(vwm.load_simulator("coinrun"), num_envs=16, max_episode_steps=100)
+    env = SimulatorTorchRLEnv(vwm.load("coinrun"), num_envs=16, max_episode_steps=100)
     env.set_seed(0)
     rollout = env.rollout(1000, policy, break_when_any_done=False)
 

@@ -26,7 +26,7 @@ def context(world, frames: int) -> torch.Tensor:
 def test_what_is_loaded_goes_on_as_what_was_saved(kind, tmp_path):
     world = muzero_world(KINDS[kind])
     save_simulator(world, tmp_path / "world")
-    again = vwm.load_simulator(tmp_path / "world")
+    again = vwm.load(tmp_path / "world")
     assert isinstance(again, MuZeroSimulator)
     assert (again.spec.context, again.spec.context_frames) == (world.spec.context, 2)
     for one, other in zip(*(play(w, context(world, 2)) for w in (world, again)), strict=True):
