@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vwm.core.version import VERSION
+
 if TYPE_CHECKING:
     from vwm.data.datamodule import make_clip_dataset as open_clips
     from vwm.data.ingest import ingest_videos as ingest
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from vwm.worlds.gymnasium_env import make_world as make_env
     from vwm.worlds.gymnasium_env import make_worlds as make_vector_env
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 PUBLIC_API = {
     "record": "vwm.envs.recording:record_dataset",

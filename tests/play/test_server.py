@@ -19,7 +19,6 @@ from aiohttp.test_utils import TestClient, TestServer
 from numpy.typing import NDArray
 from PIL import Image
 
-import vwm
 from vwm.core.simulator import Simulator
 from vwm.play import server, session
 from vwm.play.app import find_idle_action
@@ -498,7 +497,7 @@ def test_play_warms_up_prints_the_address_and_serves(
     world: Simulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     served: dict[str, Any] = {}
-    monkeypatch.setattr(vwm, "load_simulator", lambda bundle, **settings: world, raising=False)
+    monkeypatch.setattr("vwm.play.server.load_simulator", lambda bundle, **settings: world)
     monkeypatch.setattr(server.web, "run_app", lambda app, **settings: served.update(app=app, **settings))
     monkeypatch.setattr(server.webbrowser, "open", lambda address: served.update(address=address))
     play_world(Path("somewhere"), port=0, open_browser=True)

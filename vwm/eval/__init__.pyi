@@ -38,5 +38,4 @@ from .return_comparison import compare_returns as compare_returns
 from .surprise import RateInterval as RateInterval
 from .surprise import ViolationPairs as ViolationPairs
 from .world_measures import EvaluationData as EvaluationData
-from .world_report import EvaluationData as EvaluationData
 from .world_report import evaluate_world as evaluate_world

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import vwm
 from vwm.core.atomic_files import atomic_folder, check_replaceable_folder
 from vwm.core.checks import check_positive
 from vwm.core.simulator import Simulator
+from vwm.core.version import VERSION
 from vwm.data.video_encoding import write_video
 from vwm.eval.plan_figures import draw_frame_strip, plot_episode_paths, tile_episode_video
 from vwm.planning.cem import CEM
@@ -127,7 +127,7 @@ def evaluate_planner(
             "seed": seed,
             "frame_skip": skip,
             "env_options": env_options or {},
-            "versions": {"vwm": vwm.__version__, "torch": torch.__version__},
+            "versions": {"vwm": VERSION, "torch": torch.__version__},
             "threads": torch.get_num_threads(),
             "device": str(simulator.device),
         },

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-import vwm
 from vwm.core.network_simulator import NetworkSimulator
+from vwm.core.version import VERSION
 
 
 def collect_provenance(
@@ -35,7 +35,7 @@ def environment_info(device: torch.device) -> dict[str, Any]:
     """Versions, hardware (and how busy it was: the mean number of busy processes in the last minute) and the date."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"vwm": vwm.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {"vwm": VERSION, "torch": torch.__version__, "python": platform.python_version()},
         "hardware": {
             "system": platform.platform(),
             "cpu": cpu_model(),

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from aiohttp import web
 
-import vwm
 from vwm.core.simulator import Simulator
 from vwm.play.app import make_app, simulator_starts
 from vwm.play.session import PlaySession
+from vwm.worlds.bundle import load_simulator
 
 __all__ = ["make_app", "play_world"]
 
@@ -42,7 +42,7 @@ def play_world(
     """
     # the port first: a model that took a minute to load should not end in "port taken"
     with open_listener(host, port) as listener, ThreadPoolExecutor(max_workers=1) as thread:
-        simulator = vwm.load(bundle, device=device, dtype="auto")
+        simulator = load_simulator(bundle, device=device, dtype="auto")
         if simulator.spec.observation.is_latent:
             raise ValueError(
                 f"{bundle} has no pictures to play in: it is a world of latents alone, made to be planned in. Train it "

@@ -23,13 +23,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import vwm
 from vwm.core.atomic_files import atomic_folder
 from vwm.core.bundle_folder import BUNDLE_INDEX_FILE, BundleError, find_bundle
 from vwm.core.components import ComponentError, load_component, public_module, resolve_network_class, save_component
 from vwm.core.devices import resolve_device
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.core.spaces import ActionSpace
+from vwm.core.version import VERSION
 from vwm.worlds.families import UnknownFamilyError, find_simulator_class
 
 VECTOR_STARTS_FILE = "vectors.safetensors"
@@ -56,7 +56,7 @@ def save_simulator(
         index: dict[str, Any] = {
             "_class_name": type(simulator).__name__,
             "_diffusers_version": diffusers_version,
-            "_vwm_version": vwm.__version__,
+            "_vwm_version": VERSION,
             "settings": {
                 "title": simulator.spec.title,
                 "fps": simulator.spec.fps,
@@ -160,7 +160,7 @@ def _simulator_class(folder: Path, index: dict[str, Any]) -> type[NetworkSimulat
         return find_simulator_class(str(name))
     except UnknownFamilyError as error:
         raise BundleError(
-            f"{folder / BUNDLE_INDEX_FILE}: holds a {name!r}, which this version of vwm ({vwm.__version__}) cannot "
+            f"{folder / BUNDLE_INDEX_FILE}: holds a {name!r}, which this version of vwm ({VERSION}) cannot "
             f"simulate: {error}"
         ) from error
 

@@ -15,10 +15,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-import vwm
 from vwm.core.atomic_files import atomic_folder, atomic_write_text
 from vwm.core.checks import check_positive
 from vwm.core.components import save_component
+from vwm.core.version import VERSION
 from vwm.data.datamodule import make_clip_dataset
 from vwm.envs.batched_envs import EnvSpec
 from vwm.models.mdn_rnn.simulator import MDNRNNSimulator
@@ -186,7 +186,7 @@ class ControllerEvolution(Algorithm):
         provenance = self._fixed_settings() | {
             "bundle": str(self.bundle),
             "generations": self.progress,
-            "versions": {"vwm": vwm.__version__, "torch": torch.__version__},
+            "versions": {"vwm": VERSION, "torch": torch.__version__},
         }
         report = json.dumps({"results": results, "settings": provenance}, indent=2) + "\n"
         atomic_write_text(folder / EVOLUTION_RESULT_FILE, report)

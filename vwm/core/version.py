@@ -1,0 +1,3 @@
+"""The version of vwm, which bundles and reports state."""
+
+VERSION = "0.1.0"
