@@ -574,7 +574,7 @@ def tokenizer_module(name: str, make: Callable[[], Any], optimizer: str = "adamw
     if adversary:
         torch.manual_seed(1)
         adversarial = AdversarialLoss(start_step=0, width=4, layers=2)
-    train(name, TokenizerModule(make(), OPTIMIZERS[optimizer], l1=0.1, adversarial=adversarial), clips(2, 5, 16))
+    train(name, TokenizerModule(make(), OPTIMIZERS[optimizer], l1_weight=0.1, adversarial=adversarial), clips(2, 5, 16))
 
 
 def tokenizer_streams(name: str, make: Callable[[], Any]) -> None:

@@ -55,8 +55,8 @@ def gradients(module: torch.nn.Module) -> list[torch.Tensor]:
 
 
 def test_before_its_start_the_adversarial_loss_changes_nothing():
-    plain = TokenizerModule(vae(), OPTIMIZER, l1=0.1)
-    waiting = TokenizerModule(vae(), OPTIMIZER, l1=0.1, adversarial=adversarial(start=1))
+    plain = TokenizerModule(vae(), OPTIMIZER, l1_weight=0.1)
+    waiting = TokenizerModule(vae(), OPTIMIZER, l1_weight=0.1, adversarial=adversarial(start=1))
     assert torch.equal(loss_of(plain), loss_of(waiting))
     loss_of(plain).backward()
     loss_of(waiting).backward()

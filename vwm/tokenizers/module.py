@@ -26,10 +26,10 @@ class TokenizerModule(TrainingModule):
     Args:
         tokenizer: the network.
         optimizer: learning rate and schedule.
-        l1: weight of the absolute error beside the squared one (the absolute error keeps small sprites sharp).
-        perceptual: a distance of pretrained features beside them.
-        adversarial: a discriminator against which the tokenizer trains (textures). It is trained with the tokenizer,
-            by the same optimizer, and is no part of what is exported.
+        l1_weight: of the absolute error, which is added to the squared one and keeps small sprites sharp.
+        perceptual: a distance of pretrained features, which is added to them.
+        adversarial: a discriminator against which the tokenizer trains, for textures. It is trained with the tokenizer,
+            by the same optimizer, and is not exported.
     """
 
     progress_bar: ClassVar[Mapping[str, str]] = MappingProxyType({"psnr": "psnr"})
@@ -38,48 +38,53 @@ class TokenizerModule(TrainingModule):
         self,
         tokenizer: VideoTokenizer,
         optimizer: OptimizerConfig,
-        l1: float = 0.0,
+        l1_weight: float = 0.0,
         perceptual: PerceptualLoss | None = None,
         adversarial: AdversarialLoss | None = None,
     ) -> None:
         super().__init__()
-        self.tokenizer, self.optimizer, self.l1 = tokenizer, optimizer, l1
-        self.perceptual, self.adversarial = perceptual, adversarial
+        self.tokenizer = tokenizer
+        self.optimizer = optimizer
+        self.l1_weight = l1_weight
+        self.perceptual = perceptual
+        self.adversarial = adversarial
         if adversarial is not None and not hasattr(tokenizer, "last_layer"):
-            raise ValueError(f"an adversarial loss needs the last_layer of its tokenizer, {type(tokenizer).__name__}")
+            raise ValueError(
+                f"an adversarial loss requires the last_layer of its tokenizer, a {type(tokenizer).__name__}"
+            )
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch, and what to log."""
+        """Compute the loss of a batch, and what to log."""
         video = frames_to_float(batch.frames)
         out = self.tokenizer(video)
         shown = out.video.float()
         squared = F.mse_loss(shown, video)
         # A signal of range 2 and mean squared error m: PSNR = 10 log10(4 / m).
         logs = {"psnr": 10 * torch.log10(4 / squared.detach()), "penalty": out.penalty}
-        loss = squared + self.l1 * F.l1_loss(shown, video)
+        loss = squared + self.l1_weight * F.l1_loss(shown, video)
         if self.perceptual is not None:
             logs["perceptual"] = self.perceptual(shown, video)
             loss = loss + logs["perceptual"]
         if self.adversarial is not None and self.training:
             against, more = self.adversarial(shown, video, loss, self.tokenizer.last_layer, self.global_step)
             loss, logs = loss + against, logs | more
-        return loss + out.penalty, logs | self._describe(out.latents)
+        return loss + out.penalty, logs | self._latent_metrics(out.latents)
 
-    def _describe(self, latents: Tensor) -> dict[str, Tensor]:
+    def _latent_metrics(self, latents: Tensor) -> dict[str, Tensor]:
         if self.tokenizer.codebook_size:
             return {"perplexity": perplexity(code_counts(latents, self.tokenizer.codebook_size))}
         return {"latent_std": latents.detach().float().std()}
 
     def on_train_batch_start(self, batch: ClipBatch, index: int) -> None:
-        """Lightning's hook: the tokenizer's look at the first batch."""
+        """Lightning's hook: initialize the tokenizer from the first batch."""
         if self.global_step == 0:
             self.tokenizer.initialize_from_data(frames_to_float(batch.frames))
 
     def networks(self) -> dict[str, nn.Module]:
-        """What to keep an average of, to compile and to export."""
+        """See ``TrainingModule``."""
         return {"tokenizer": self.tokenizer}
 
     @torch.no_grad()
     def sample(self, batch: ClipBatch) -> Tensor:
-        """The batch's reconstruction, uint8 [b, t, h, w, 3], for the sample videos."""
+        """See ``TrainingModule``: the batch's reconstruction."""
         return video_to_uint8(self.tokenizer(frames_to_float(batch.frames)).video)

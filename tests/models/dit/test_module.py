@@ -244,7 +244,7 @@ def test_video_without_actions_trains_on_latents_of_several_frames():
     [
         ({"grid": (2, 2)}, {}, r"dynamics.grid=\(2, 2\) but the tokenizer's: \(4, 4\)"),
         ({"channels": 3}, {}, "dynamics.channels=3 but the tokenizer's: 12"),
-        ({"causal": False}, {}, "causal=False needs context=noisy"),
+        ({"causal": False}, {}, "set context=noisy for causal=False"),
         ({"prediction": "v"}, {}, "dynamics.prediction='v', but the objective needs 'velocity'"),
         ({"num_step_sizes": 3}, {}, "num_step_sizes=3 is for ShortcutForcing"),
         ({}, {"context_frames": 0}, "context_frames=0"),

@@ -56,11 +56,11 @@ def test_latents_are_drawn_anew_in_every_batch_from_what_is_known_of_the_frames(
     posterior = trained.tokenizer.posterior(clips.frames.movedim(-1, 2).float() / 127.5 - 1)
     kept = batch(frames=None, latents=posterior.mean, latents_std=posterior.std)
     for source in (clips, kept):
-        drawn = torch.stack([trained._latents(source) for _ in range(1500)])
+        drawn = torch.stack([trained._sample_latents(source) for _ in range(1500)])
         torch.testing.assert_close(drawn.mean(0), posterior.mean.flatten(2), rtol=0, atol=0.15)
         torch.testing.assert_close(drawn.std(0), posterior.std.flatten(2), rtol=0.12, atol=0)
     bare = batch(frames=None, latents=posterior.mean)
-    assert torch.equal(trained._latents(bare), posterior.mean.flatten(2))
+    assert torch.equal(trained._sample_latents(bare), posterior.mean.flatten(2))
 
 
 def test_only_the_dynamics_learns():
@@ -88,10 +88,10 @@ def test_a_sample_begins_with_its_context_and_goes_on_in_time():
     ("changes", "settings", "clips", "message"),
     [
         ({}, {}, {"actions": None}, "hold no actions"),
-        ({"reward": True}, {}, {"rewards": None}, "wants rewards"),
+        ({"reward": True}, {}, {"rewards": None}, "requires rewards"),
         ({}, {}, {"actions": torch.full((3, 6), 9)}, "from 9 to 9"),
         ({}, {}, {"frames": torch.zeros(3, 1, 8, 8, 3, dtype=torch.uint8)}, "at least 2"),
-        ({}, {"action_dropout": 0.1}, {}, "set both or none"),
+        ({}, {"action_dropout": 0.1}, {}, "set both or neither"),
         ({}, {"termination_weight": 0.0}, {}, "termination_weight=0.0 positive"),
     ],
 )

@@ -40,17 +40,18 @@ class DiTModule(TrainingModule):
         tokenizer: a trained tokenizer with continuous latents: a bundle, its ``tokenizer`` folder, or that of a
             diffusers VAE; or one that needs no training (``PixelTokenizer``).
         dynamics: the network.
-        objective: what it learns from.
+        objective: the diffusion objective.
         optimizer: learning rate and schedule.
-        context: what a noisy frame sees of the past in training: ``clean`` (past frames with a little noise, as in
-            play; costs two passes) or ``noisy`` (diffusion forcing: the past is as noisy as it happens to be).
-        context_noise: with a clean context, the largest share of noise in a past frame; sample videos use it too.
-        action_dropout: share of the actions that are hidden, for guidance and for worlds that play without.
-        outcomes: heads for reward and end; null learns none. They need data.fields to name rewards (and terminated).
-        context_frames: whole frames that a sample video starts from.
+        context: the past frames that a noisy frame is conditioned on in training: ``clean`` (with a little noise, as in
+            play; two passes) or ``noisy`` (diffusion forcing: each with its own noise level).
+        context_noise: with a clean context, the largest share of noise in a past frame; also used for sample videos.
+        action_dropout: share of the actions that are hidden, for guidance and for play without actions.
+        outcomes: heads for reward and termination; null learns none. They require rewards (and terminated) in
+            data.fields.
+        context_frames: true frames at the start of a sample video.
         sampling_steps: of the sample videos.
-        pretrained: a bundle, or any folder with a ``dynamics`` in it, whose weights the network begins with; all but
-            agent tokens' must be there, and the settings the same. None begins with new ones.
+        pretrained: a bundle, or a folder with a ``dynamics``, whose weights initialize the network; except for agent
+            tokens, all weights must be there, and the settings equal. None initializes randomly.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class DiTModule(TrainingModule):
         super().__init__()
         objective.check(dynamics)
         if context == "clean" and not dynamics.transformer.causal:
-            raise ValueError("context=clean trains frames that see only earlier ones: causal=False needs context=noisy")
+            raise ValueError("context=clean requires causal attention: set context=noisy for causal=False")
         if context_frames < 1 or not 0 <= action_dropout <= 1:
             raise ValueError(
                 f"context_frames={context_frames} must be at least 1, action_dropout={action_dropout} between 0 and 1"
@@ -78,8 +79,13 @@ class DiTModule(TrainingModule):
         if isinstance(tokenizer, str):
             tokenizer = load_tokenizer(tokenizer, grid=dynamics.grid)
         self.tokenizer = tokenizer.eval().requires_grad_(False)
-        self.dynamics, self.objective, self.optimizer, self.outcomes = dynamics, objective, optimizer, outcomes
-        self.context, self.context_noise, self.action_dropout = context, context_noise, action_dropout
+        self.dynamics = dynamics
+        self.objective = objective
+        self.optimizer = optimizer
+        self.outcomes = outcomes
+        self.context = context
+        self.context_noise = context_noise
+        self.action_dropout = action_dropout
         self.context_frames = context_frames
         self.sampling = DiffusionSampling(sampling_steps, context_noise, shift=objective.shift)
         self.scales = nn.ModuleDict({name: LossNormalizer() for name in ("dynamics", "reward", "end")})
@@ -93,10 +99,10 @@ class DiTModule(TrainingModule):
             )
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch, and what to log."""
+        """Compute the loss of a batch, and what to log."""
         latents = self._latents(batch)
         action_embedding = self._action_embedding(batch, latents)
-        loss, logs, features = self._denoise(latents, action_embedding, self._past(latents, action_embedding))
+        loss, logs, features = self._denoise(latents, action_embedding, self._clean_context(latents, action_embedding))
         if self.outcomes is None:
             return loss, logs
         losses = {"dynamics": loss} | self._outcome_losses(batch, features)
@@ -105,8 +111,8 @@ class DiTModule(TrainingModule):
     def _denoise(
         self, latents: Tensor, action_embedding: Tensor, past: NoisyFrames | None
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """The objective's loss over clips, what to log, and the features of frames: of the past, or of the noisy."""
-        skip = 0 if past is None else 1  # nothing leads to a clip's first frame
+        """Compute the objective's loss, what to log, and the features of the past frames, or else of the noisy ones."""
+        skip = 0 if past is None else 1  # no action leads to a clip's first frame
         features: list[Tensor] = []
 
         def predict(x: Tensor, signal: Tensor, step_index: Tensor | None, clips: slice) -> Tensor:
@@ -119,7 +125,7 @@ class DiTModule(TrainingModule):
         return loss, {"dynamics_loss": loss.detach(), **logs}, features[-1]
 
     def _outcome_losses(self, batch: ClipBatch, features: Tensor) -> dict[str, Tensor]:
-        """Of reward and end, from the features [b, t, d] of the frames where the actions were taken."""
+        """Compute the losses of reward and termination from features [b, t, d] of the frames before the actions."""
         if batch.rewards is None or batch.actions is None:
             raise ValueError("outcomes need rewards and actions: name them in data.fields, or set outcomes to null")
         assert self.outcomes is not None
@@ -129,16 +135,16 @@ class DiTModule(TrainingModule):
         return {"reward": reward, "end": end}
 
     def _normalized_sum(self, losses: dict[str, Tensor]) -> Tensor:
-        """The sum of losses of different size, each divided by its running root mean square."""
+        """Sum losses of different scale, each divided by its running root mean square."""
         return sum(
             (self.scales[name](loss) for name, loss in losses.items()), start=torch.zeros((), device=self.device)
         )
 
-    def _past(self, latents: Tensor, action_embedding: Tensor) -> NoisyFrames | None:
-        """The frames that the noisy ones look back at, each with its own small share of noise."""
+    def _clean_context(self, latents: Tensor, action_embedding: Tensor) -> NoisyFrames | None:
+        """Return the past frames, each with its own small share of noise; None with a noisy context."""
         if self.context == "noisy":
             return None
-        # Outcomes are read from every frame, of which the last is nobody's past.
+        # Reward and termination are read from every frame; otherwise the last one is not needed.
         frames = latents.shape[1] - (self.outcomes is None)
         latents, action_embedding = latents[:, :frames], action_embedding[:, :frames]
         signal = 1 - self.context_noise * torch.rand(latents.shape[:2], device=latents.device)
@@ -146,13 +152,13 @@ class DiTModule(TrainingModule):
         return NoisyFrames(x, signal, finest_step_index(self.dynamics, signal), action_embedding)
 
     def _action_embedding(self, batch: ClipBatch, latents: Tensor) -> Tensor:
-        """Vectors of the actions that led to each frame; nothing where a clip is not labelled, or by dropout."""
+        """Embed the actions that led to each frame; as unknown where a clip is not labeled, or by dropout."""
         shape = latents.shape
         if self.dynamics.embed_action is None:
             return self.dynamics.embed_previous_actions(None, shape[0], shape[1])
         if batch.actions is None:
             raise ValueError(
-                "these shards hold no actions, and dynamics wants them: set dynamics.num_actions and action_dims to 0"
+                "these shards hold no actions, which dynamics requires: set dynamics.num_actions and action_dims to 0"
             )
         if self.checks_values(latents):
             self.dynamics.embed_action.check(batch.actions)
@@ -164,7 +170,7 @@ class DiTModule(TrainingModule):
 
     @torch.no_grad()
     def _latents(self, batch: ClipBatch) -> Tensor:
-        """float [b, t, h, w, c]: read where the shards are encoded, else made here."""
+        """Return the latents, float [b, t, h, w, c], as encoded shards hold them, or encode the frames."""
         if batch.latents is not None:
             latents = batch.latents.float()
         else:
@@ -177,7 +183,7 @@ class DiTModule(TrainingModule):
         return latents
 
     def validation_losses(self, batch: ClipBatch, index: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """See ``TrainingModule``: the loss, and how much higher it is when clips swap their actions."""
+        """See ``TrainingModule``: the loss, and how much higher it is with shuffled actions."""
         with self.fixed_randomness(index):  # equal noise for both
             loss, logs = self(batch)
             if self.dynamics.embed_action is not None and batch.actions is not None and len(batch.actions) > 1:
@@ -190,50 +196,43 @@ class DiTModule(TrainingModule):
         return (self.tokenizer,)
 
     def networks(self) -> dict[str, nn.Module]:
-        """What to keep an average of, to compile and to export."""
+        """See ``TrainingModule``."""
         trained: dict[str, nn.Module] = {"dynamics": self.dynamics}
         return trained if self.outcomes is None else trained | {"outcomes": self.outcomes}
 
     @torch.no_grad()
     def sample(self, batch: ClipBatch) -> Tensor:
-        """The batch's first frames, continued under its own actions: uint8 [b, t, H, W, 3]."""
+        """See ``TrainingModule``: the batch's first frames, continued under its own actions, as in ``DiTSimulator``."""
         latents = self._latents(batch)
         action_embedding = self._action_embedding(batch, latents)
         b, t = latents.shape[:2]
         start, seeds = min(self.context_frames, t - 1), world_seeds(0, b, latents.device)
         if not self.dynamics.transformer.causal:
-            return video_to_uint8(
-                self.tokenizer.decode(
-                    sample_latent_clip(self.dynamics, latents[:, :start], action_embedding, seeds, self.sampling)
-                )
-            )
-        # As DiTSimulator draws them.
-        of_past, of_frames, noise = (
-            fold_in(seeds, CONTEXT_SEED_STREAM),
-            fold_in(seeds, FRAME_SEED_STREAM),
-            self.sampling.context_noise,
-        )
+            clip = sample_latent_clip(self.dynamics, latents[:, :start], action_embedding, seeds, self.sampling)
+            return video_to_uint8(self.tokenizer.decode(clip))
+        context_seeds, frame_seeds = fold_in(seeds, CONTEXT_SEED_STREAM), fold_in(seeds, FRAME_SEED_STREAM)
+        noise = self.sampling.context_noise
         state, frames = self.dynamics.init_state(b), [latents[:, :start]]
-        state, _ = observe_latents(self.dynamics, state, frames[0], action_embedding[:, :start], of_past, noise)
+        state, _ = observe_latents(self.dynamics, state, frames[0], action_embedding[:, :start], context_seeds, noise)
         for i in range(start, t):
-            here = action_embedding[:, i : i + 1]
-            frames.append(sample_latent_frame(self.dynamics, state, here, fold_in(of_frames, i), self.sampling))
-            state, _ = observe_latents(self.dynamics, state, frames[-1], here, of_past, noise)
+            action, seed = action_embedding[:, i : i + 1], fold_in(frame_seeds, i)
+            frames.append(sample_latent_frame(self.dynamics, state, action, seed, self.sampling))
+            state, _ = observe_latents(self.dynamics, state, frames[-1], action, context_seeds, noise)
         return video_to_uint8(self.tokenizer.decode(torch.cat(frames, dim=1)))
 
 
 def check_reward_heads_match_dit(outcomes: RewardTerminationHeads, dynamics: DiT) -> None:
-    """Raise ValueError where heads cannot read the network."""
+    """Raise ValueError where the heads do not fit the network."""
     if outcomes.config.width != dynamics.config.width:
         raise ValueError(
             f"outcomes.width={outcomes.config.width} but dynamics.width={dynamics.config.width}: set them equal"
         )
     if dynamics.embed_action is None:
-        raise ValueError("outcomes come of actions, and dynamics knows none: set outcomes to null")
+        raise ValueError("outcomes require actions, and dynamics has none: set outcomes to null")
 
 
 def check_tokenizer_matches_dit(tokenizer: VideoTokenizer, dynamics: DiT) -> None:
-    """Raise ValueError where tokenizer and network were not made for each other, naming both values."""
+    """Raise ValueError where tokenizer and network do not fit each other, naming both values."""
     if not tokenizer.channels:
         raise ValueError(
             f"a DiT needs continuous latents, and this tokenizer has a codebook of {tokenizer.codebook_size}: "

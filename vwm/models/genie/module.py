@@ -27,22 +27,22 @@ from vwm.tokenizers.space_time_tokenizer import SpaceTimeTokenizer
 
 
 class GenieModule(TrainingModule):
-    """Genie's second stage.
+    """Genie's second stage: latent actions and dynamics.
 
-    The latent action model learns from its own reconstruction alone: the dynamics takes its actions as indices, so
+    The latent action model learns from its own reconstruction only: the dynamics takes its actions as indices, so that
     no gradient flows back.
 
     Args:
-        tokenizer: a trained tokenizer: a bundle's or run's ``tokenizer`` folder (``save_pretrained``'s layout).
+        tokenizer: a trained tokenizer: a bundle, or its ``tokenizer`` folder.
         dynamics: the dynamics transformer.
         latent_action: the latent action model; null trains on the true actions of the recording instead.
-        optimizer: of both.
-        context_frames: whole frames that a sample video starts from.
+        optimizer: learning rate and schedule of both.
+        context_frames: true frames at the start of a sample video.
         sampling_steps: MaskGIT steps of the sample videos.
-        alarm: an action perplexity under this share of the number of actions warns that the actions have collapsed.
-        outcomes: heads for reward and end; null learns none. They need the true actions (``latent_action`` null: the
-            action that ends an episode leads to no frame that it could be inferred from), and data.fields to name
-            rewards (and terminated).
+        collapse_threshold: an action perplexity below this share of the number of actions warns of collapsed actions.
+        outcomes: heads for reward and termination; null learns none. They require true actions (``latent_action`` null:
+            the action that ends an episode leads to no frame from which it could be inferred), and rewards (and
+            terminated) in data.fields.
     """
 
     progress_bar: ClassVar[Mapping[str, str]] = MappingProxyType({"acc": "accuracy", "actions": "action_perplexity"})
@@ -55,20 +55,24 @@ class GenieModule(TrainingModule):
         latent_action: LatentActionModel | None = None,
         context_frames: int = 4,
         sampling_steps: int = 8,
-        alarm: float = 0.25,
+        collapse_threshold: float = 0.25,
         outcomes: RewardTerminationHeads | None = None,
     ) -> None:
         super().__init__()
         self.tokenizer = load_tokenizer(tokenizer)
-        self.dynamics, self.latent_action, self.optimizer = dynamics, latent_action, optimizer
-        self.context_frames, self.sampling_steps, self.alarm = context_frames, sampling_steps, alarm
+        self.dynamics = dynamics
+        self.latent_action = latent_action
+        self.optimizer = optimizer
+        self.context_frames = context_frames
+        self.sampling_steps = sampling_steps
+        self.collapse_threshold = collapse_threshold
         self.outcomes = outcomes
         if outcomes is not None:
             self.scales = nn.ModuleDict({name: LossNormalizer() for name in ("dynamics", "reward", "end")})
         _check_components_match(self.tokenizer, dynamics, latent_action, outcomes)
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch, and what to log."""
+        """Compute the loss of a batch, and what to log."""
         if self.outcomes is not None:
             return self._loss_with_rewards(batch)
         actions, action_loss, logs = self._actions(batch)
@@ -76,7 +80,7 @@ class GenieModule(TrainingModule):
         return loss + action_loss, logs | {"dynamics_loss": loss.detach(), "accuracy": accuracy}
 
     def _loss_with_rewards(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Frames, rewards and ends on one scale, as ``DiTModule`` has them."""
+        """Compute the losses of frames, rewards and terminations, normalized to one scale, as in ``DiTModule``."""
         assert self.outcomes is not None
         if batch.rewards is None:
             raise ValueError("outcomes need rewards: name them in data.fields, or set outcomes to null")
@@ -90,7 +94,7 @@ class GenieModule(TrainingModule):
         return total, losses | {"accuracy": accuracy}
 
     def _actions(self, batch: ClipBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The actions between the frames, [b, t-1, ...], and the latent action model's loss where there is one."""
+        """Return the actions between the frames, [b, t-1, ...], and the latent action model's loss if there is one."""
         if self.latent_action is None:
             if batch.actions is None:
                 raise ValueError(
@@ -113,13 +117,13 @@ class GenieModule(TrainingModule):
 
     @torch.no_grad()
     def _tokens(self, batch: ClipBatch) -> Tensor:
-        """int64 [b, t, h, w]: read where the shards are encoded, else made here."""
+        """Return the tokens, int64 [b, t, h, w], as encoded shards hold them, or encode the frames."""
         if batch.latents is not None:
             return batch.latents
         return self.tokenizer.encode(frames_to_float(batch.frames))
 
     def validation_losses(self, batch: ClipBatch, index: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """See ``TrainingModule``: the losses, and how much worse the dynamics does with shuffled actions."""
+        """See ``TrainingModule``: the losses, and how much higher the dynamics' is with shuffled actions."""
         loss, logs = self(batch)
         actions, _, _ = self._actions(batch)
         tokens = self._tokens(batch).flatten(2)
@@ -133,20 +137,21 @@ class GenieModule(TrainingModule):
         return loss, logs
 
     def on_validation_epoch_end(self) -> None:
-        """Sound the alarms."""
-        seen = self.trainer.callback_metrics
-        if not self.trainer.is_global_zero or self.latent_action is None or "val/action_perplexity" not in seen:
+        """Warn of collapsed or ignored actions."""
+        metrics = self.trainer.callback_metrics
+        if not self.trainer.is_global_zero or self.latent_action is None or "val/action_perplexity" not in metrics:
             return
-        used, size = float(seen["val/action_perplexity"]), self.latent_action.num_actions
-        if used < max(1.05, self.alarm * size):
+        used, size = float(metrics["val/action_perplexity"]), self.latent_action.num_actions
+        if used < max(1.05, self.collapse_threshold * size):
             print(
-                f"\nalarm: the latent actions have collapsed (perplexity {used:.2f} of {size}). Try FSQ levels for "
-                f"latent_action.codebook, latent_action.decoder_context=first, or data in which more happens."
+                f"\nwarning: the latent actions have collapsed (perplexity {used:.2f} of {size}). Try FSQ levels for "
+                f"latent_action.codebook, latent_action.decoder_context=first, or data with more events."
             )
-        if float(seen["val/shuffle_ratio"]) < 1.005:
+        if float(metrics["val/shuffle_ratio"]) < 1.005:
             print(
-                f"\nalarm: the dynamics ignores its actions (shuffled actions cost {seen['val/shuffle_ratio']:.3f} x "
-                f"the loss). Train longer, or look at the actions first: val/action_perplexity is {used:.2f} of {size}."
+                "\nwarning: the dynamics ignores its actions (shuffled actions cost "
+                f"{metrics['val/shuffle_ratio']:.3f} x the loss). Train longer, or check the actions first: "
+                f"val/action_perplexity is {used:.2f} of {size}."
             )
 
     def frozen_networks(self) -> tuple[nn.Module, ...]:
@@ -154,13 +159,13 @@ class GenieModule(TrainingModule):
         return (self.tokenizer,)
 
     def networks(self) -> dict[str, nn.Module]:
-        """What to keep an average of, to compile and to export."""
+        """See ``TrainingModule``."""
         trained = {"dynamics": self.dynamics, "latent_action": self.latent_action, "outcomes": self.outcomes}
         return {name: part for name, part in trained.items() if part is not None}
 
     @torch.no_grad()
     def sample(self, batch: ClipBatch) -> Tensor:
-        """The batch's first frames, continued under its own actions: uint8 [b, t, h, w, 3]."""
+        """See ``TrainingModule``: the batch's first frames, continued under its own actions."""
         actions, _, _ = self._actions(batch)
         tokens = self._tokens(batch)
         b, t = tokens.shape[:2]
@@ -183,7 +188,7 @@ def _check_components_match(
     latent_action: LatentActionModel | None,
     outcomes: RewardTerminationHeads | None,
 ) -> None:
-    """Raise ValueError where the parts were not made for each other, naming both values."""
+    """Raise ValueError where the networks do not fit each other, naming both values."""
     pairs = [
         ("dynamics.codebook_size", dynamics.codebook_size, "the tokenizer's codes", tokenizer.codebook_size),
         ("dynamics.tokens_per_frame", dynamics.tokens_per_frame, "the tokenizer's", tokenizer.tokens_per_frame),
@@ -195,7 +200,7 @@ def _check_components_match(
     if outcomes is not None:
         if latent_action is not None:
             raise ValueError(
-                "outcomes come of true actions, and these are latent: set latent_action or outcomes to null"
+                "outcomes require true actions, and these are latent: set latent_action or outcomes to null"
             )
         pairs.append(("outcomes.width", outcomes.config.width, "dynamics.width", dynamics.config.width))
     for name, value, of, other in pairs:

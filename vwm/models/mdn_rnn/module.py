@@ -1,4 +1,4 @@
-"""Training World Models' M over its frozen V."""
+"""Training World Models' MDN-RNN (M) over its frozen frame VAE (V)."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from vwm.tokenizers.loading import load_tokenizer
 
 
 class MDNRNNModule(TrainingModule):
-    """Learn how the next frame's latent is distributed, whether there is one, and what the action earned.
+    """Learn the distribution of the next frame's latent, terminations and rewards.
 
-    The latents are drawn anew in every batch: from the frames' posteriors, or from those that ``vwm encode`` kept
-    (``data.fields`` names latents and latents_std). So the network cannot lean on what V does not know.
+    The latents are sampled in every batch: from the frames' posteriors, or from those that ``vwm encode`` stored
+    (``data.fields`` names latents and latents_std). So the network cannot rely on details that V is uncertain of.
 
     Args:
         tokenizer: a trained tokenizer of single frames with continuous latents: a bundle, or its folder.
         dynamics: the network.
         optimizer: learning rate and schedule.
-        termination_weight: how much more an end counts than a step that leads on; ends are rare.
-        action_dropout: share of the actions that are hidden, so that a past without actions counts; it needs
+        termination_weight: weight of terminations compared with other steps, since they are rare.
+        action_dropout: share of the actions that are hidden, so that a past without actions can be used; it requires
             ``dynamics.unknown_actions``.
-        context_frames: whole frames that a sample video starts from.
+        context_frames: true frames at the start of a sample video.
     """
 
     def __init__(
@@ -54,36 +54,35 @@ class MDNRNNModule(TrainingModule):
         if bool(action_dropout) != (dynamics.no_action is not None):
             raise ValueError(
                 f"action_dropout={action_dropout} and dynamics.unknown_actions={dynamics.no_action is not None}: "
-                "hidden actions need a vector, and its vector needs hidden actions; set both or none"
+                "set both or neither"
             )
-        self.dynamics, self.optimizer = dynamics, optimizer
-        self.termination_weight, self.action_dropout, self.context_frames = (
-            termination_weight,
-            action_dropout,
-            context_frames,
-        )
+        self.dynamics = dynamics
+        self.optimizer = optimizer
+        self.termination_weight = termination_weight
+        self.action_dropout = action_dropout
+        self.context_frames = context_frames
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch, and what to log: nats a number of the latent, cross-entropies of the outcomes."""
-        latents, lead = self._latents(batch), self._lead(batch)
-        said, _ = self.dynamics(self.dynamics.init_state(len(latents)), latents, lead)
-        foretold = self.dynamics.predict(said)
-        before = GaussianMixture(*(part[:, :-1] for part in foretold.latent))  # nothing follows the last frame
-        loss = before.negative_log_likelihood(latents[:, 1:]).mean()
+        """Compute the loss of a batch, and what to log: nats per number of the latent, cross-entropies of the heads."""
+        latents, actions = self._sample_latents(batch), self._embed_actions(batch)
+        output, _ = self.dynamics(self.dynamics.init_state(len(latents)), latents, actions)
+        prediction = self.dynamics.predict(output)
+        mixture = GaussianMixture(*(part[:, :-1] for part in prediction.latent))  # nothing follows the last frame
+        loss = mixture.negative_log_likelihood(latents[:, 1:]).mean()
         logs = {"latent_loss": loss.detach()}
         if batch.terminated is not None:
             ends = batch.terminated.float()
-            each = F.binary_cross_entropy_with_logits(foretold.end.float(), ends, reduction="none")
+            each = F.binary_cross_entropy_with_logits(prediction.end.float(), ends, reduction="none")
             logs["end_loss"] = ((1 + (self.termination_weight - 1) * ends) * each).mean()
-        if foretold.reward is not None:
+        if prediction.reward is not None:
             if batch.rewards is None:
-                raise ValueError("dynamics.reward wants rewards: name them in data.fields, or set it to false")
-            logs["reward_loss"] = self.dynamics.two_hot.loss(foretold.reward, batch.rewards).mean()
+                raise ValueError("dynamics.reward requires rewards: name them in data.fields, or set it to false")
+            logs["reward_loss"] = self.dynamics.two_hot.loss(prediction.reward, batch.rewards).mean()
         return sum((logs[name] for name in ("end_loss", "reward_loss") if name in logs), loss), logs
 
     @torch.no_grad()
-    def _latents(self, batch: ClipBatch) -> Tensor:
-        """float [b, t, z], drawn from what is known of the frames."""
+    def _sample_latents(self, batch: ClipBatch) -> Tensor:
+        """Sample latents, float [b, t, z], from the frames' posteriors."""
         if batch.latents is not None:
             latents = batch.latents.float()
             if batch.latents_std is not None:
@@ -96,10 +95,10 @@ class MDNRNNModule(TrainingModule):
             raise ValueError(f"clips of {latents.shape[1]} frames: dynamics need at least 2 (data.clip_length)")
         return latents.flatten(2)
 
-    def _lead(self, batch: ClipBatch) -> Tensor:
-        """Vectors of the actions taken at each frame; of unknown ones where a clip is not labelled, or by dropout."""
+    def _embed_actions(self, batch: ClipBatch) -> Tensor:
+        """Embed the actions taken at each frame; as unknown where a clip is not labeled, or by dropout."""
         if batch.actions is None:
-            raise ValueError("these shards hold no actions (data.fields), and what comes of them is what is learned")
+            raise ValueError("an MDN-RNN learns from actions, and these shards hold no actions (data.fields)")
         if self.checks_values(batch.actions):
             self.dynamics.embed_action.check(batch.actions)
         known = None
@@ -112,9 +111,9 @@ class MDNRNNModule(TrainingModule):
         return self.dynamics.lead(batch.actions, known)
 
     def validation_losses(self, batch: ClipBatch, index: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """See ``TrainingModule``: the loss, and how many nats a number it costs when clips swap their actions."""
+        """See ``TrainingModule``: the loss, and how many nats per number shuffled actions cost."""
         assert batch.actions is not None
-        with self.fixed_randomness(index):  # equal draws for both
+        with self.fixed_randomness(index):  # equal samples for both
             loss, logs = self(batch)
             if len(batch.actions) > 1:
                 torch.manual_seed(index)
@@ -126,19 +125,19 @@ class MDNRNNModule(TrainingModule):
         return (self.tokenizer,)
 
     def networks(self) -> dict[str, nn.Module]:
-        """What to keep an average of, to compile and to export."""
+        """See ``TrainingModule``."""
         return {"dynamics": self.dynamics}
 
     @torch.no_grad()
     def sample(self, batch: ClipBatch) -> Tensor:
-        """The batch's first frames, continued under its own actions: uint8 [b, t, H, W, 3]."""
-        latents, lead = self._latents(batch), self._lead(batch)
+        """See ``TrainingModule``: the batch's first frames, continued under its own actions."""
+        latents, actions = self._sample_latents(batch), self._embed_actions(batch)
         b, t = latents.shape[:2]
         start, seeds = min(self.context_frames, t - 1), world_seeds(0, b, latents.device)
         frames = list(latents[:, :start].unbind(1))
-        said, memory = self.dynamics(self.dynamics.init_state(b), latents[:, :start], lead[:, :start])
+        output, memory = self.dynamics(self.dynamics.init_state(b), latents[:, :start], actions[:, :start])
         for i in range(start, t):
-            frames.append(self.dynamics.predict(said[:, -1]).latent.draw(fold_in(seeds, i)))
-            said, memory = self.dynamics(memory, frames[-1][:, None], lead[:, i : i + 1])
-        drawn = torch.stack(frames, dim=1).unflatten(-1, (*self.tokenizer.grid, self.tokenizer.channels))
-        return video_to_uint8(self.tokenizer.decode(drawn))
+            frames.append(self.dynamics.predict(output[:, -1]).latent.draw(fold_in(seeds, i)))
+            output, memory = self.dynamics(memory, frames[-1][:, None], actions[:, i : i + 1])
+        latents = torch.stack(frames, dim=1).unflatten(-1, (*self.tokenizer.grid, self.tokenizer.channels))
+        return video_to_uint8(self.tokenizer.decode(latents))
