@@ -401,7 +401,7 @@ def play(name: str, world: Any, starts: Tensor, seed: int = 7, actions_too: bool
         else:
             state, output = world.step(state, action)
             show(f"{name}/step{t}", world, state, output)
-            put(f"{name}/step{t}/vectors", world.vectors(output.latent))
+            put(f"{name}/step{t}/vectors", world.flatten_latents(output.latent))
     _, blind = world.step(state, fixed_actions(world.spec.actions, batch, 9), decode=False)
     put(f"{name}/blind", list(blind))
     if actions_too and context.shape[1] > 1:

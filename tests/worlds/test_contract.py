@@ -127,10 +127,10 @@ def test_the_state_tells_the_latent_that_it_stands_at(world):
     # At a reset it is the context's, whatever the seed.
     assert torch.equal(first, world.latent(world.reset(contexts(world), seed=2)[0]))
     assert not torch.equal(first, world.latent(world.reset(other(world, contexts(world)), seed=1)[0]))
-    vectors = world.vectors(out.latent)
+    vectors = world.flatten_latents(out.latent)
     assert vectors.dtype == torch.float32 and vectors.ndim == 2 and len(vectors) == 3
-    assert torch.equal(vectors[1:2], world.vectors(out.latent[1:2]))
-    assert not torch.equal(vectors, world.vectors(first))
+    assert torch.equal(vectors[1:2], world.flatten_latents(out.latent[1:2]))
+    assert not torch.equal(vectors, world.flatten_latents(first))
 
 
 def test_other_seeds_give_other_frames_where_the_world_draws_and_the_same_where_it_does_not(world):

@@ -260,7 +260,7 @@ def test_latents_of_a_video_world_are_codes(genie: GenieSimulator) -> None:
         frames.step(np.array([0, 1]))
     tokens = genie.latent(frames.worlds.present.state)
     assert latents in envs.observation_space
-    assert (latents == genie.vectors(tokens).numpy()).all()
+    assert (latents == genie.flatten_latents(tokens).numpy()).all()
 
 
 def test_a_fork_goes_on_exactly_and_apart() -> None:

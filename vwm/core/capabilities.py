@@ -1,4 +1,4 @@
-"""What only some simulators can do, as small protocols.
+"""Abilities that only some simulators have, as small protocols.
 
 A consumer asks for the protocol and never for a class: ``isinstance(simulator, InfersActions)``. A protocol whose
 ability depends on the networks that a simulator was built from has an attribute that says so (``num_latent_actions``,
@@ -19,10 +19,10 @@ from vwm.core.simulator import State
 
 @runtime_checkable
 class ObservesFrames(Protocol):
-    """A simulator that can take a real frame into a state, in place of one that it draws."""
+    """A simulator that can add a real frame to a state, instead of one that it generates."""
 
     def observe(self, state: State, action: Tensor, frame: Tensor) -> State:
-        """Take in what really happened: the state that ``reset`` gives for a context that is one frame longer.
+        """Add a real frame to the state: the same state that ``reset`` gives for a context with one more frame.
 
         Args:
             state: as ``reset``, ``step`` or ``observe`` returned it; it is not changed.
@@ -37,7 +37,7 @@ class ObservesFrames(Protocol):
 
 @runtime_checkable
 class EncodesFrames(Protocol):
-    """A simulator that can tell the latents of given frames."""
+    """A simulator that can encode given frames to latents."""
 
     def encode(self, frames: Tensor) -> Tensor:
         """Encode frames uint8 [b, t, h, w, 3] to latents [b, t, ...], as ``StepOutput.latent`` has them.
@@ -50,7 +50,7 @@ class EncodesFrames(Protocol):
 
 @runtime_checkable
 class DecodesLatents(Protocol):
-    """A simulator that can draw the frames of given latents, as ``EncodesFrames.encode`` gives them."""
+    """A simulator that can decode latents to frames, as ``EncodesFrames.encode`` gives them."""
 
     @property
     def codebook_size(self) -> int:
@@ -64,7 +64,7 @@ class DecodesLatents(Protocol):
 
 @runtime_checkable
 class ReconstructsFrames(Protocol):
-    """A simulator that can draw given frames as it would show them: encoded and decoded again."""
+    """A simulator that can show given frames as it generates frames: encoded and decoded again."""
 
     def reconstruct(self, frames: Tensor, state: State | None = None) -> tuple[State, Tensor]:
         """Encode and decode the next frames of videos, without any dynamics.
@@ -99,7 +99,7 @@ class InfersActions(Protocol):
 
 @runtime_checkable
 class ProvidesFeatures(Protocol):
-    """A simulator whose network has features of the present frame, for a policy or a controller to read."""
+    """A simulator whose network has features of the present frame, which policies and controllers can read."""
 
     def features(self, state: State) -> Tensor:
         """Return the features of a state, float32 [b, d]."""
@@ -108,10 +108,10 @@ class ProvidesFeatures(Protocol):
 
 @runtime_checkable
 class MeasuresTransitionLoss(Protocol):
-    """A simulator that can tell how well it predicts given transitions.
+    """A simulator that can measure how well it predicts given transitions.
 
     Attributes:
-        transition_loss_name: what ``transition_loss`` adds up, for people ("cross-entropy").
+        transition_loss_name: the name of the loss, for people ("cross-entropy").
     """
 
     transition_loss_name: str
@@ -119,13 +119,13 @@ class MeasuresTransitionLoss(Protocol):
     def transition_loss(self, latents: Tensor, actions: Tensor, other_actions: Tensor) -> Tensor:
         """Measure how well each next frame is predicted with the action that led to it, and with another action.
 
-        Every frame is predicted from the true frames and actions before it, so that the two differ in one action only.
-        All random numbers are the same for both. A simulator that ignores its actions has two equal losses.
+        Every frame is predicted from the true frames and actions before it, so that the two losses differ in one action
+        only, and use the same random numbers. They are equal where a simulator ignores its actions.
 
         Args:
             latents: of clips, as the tokenizer encodes them: int64 [b, t, h, w] or float [b, t, h, w, c].
             actions: of the clips, int64 [b, t-1] or float32 [b, t-1, a]; ``actions[:, i]`` leads from frame i to i+1.
-            other_actions: what to condition on instead, likewise.
+            other_actions: to condition on instead, likewise.
 
         Returns:
             float64 [2] on the CPU, with the clips' own actions and with the others: sums over the elements of
@@ -139,7 +139,7 @@ class HasClonedPolicy(Protocol):
     """A simulator that was trained together with a cloned policy, where ``policy`` is not None.
 
     Attributes:
-        policy: heads that read ``ProvidesFeatures.features`` and act as the recorded player did.
+        policy: heads that read ``ProvidesFeatures.features`` and imitate the recorded player.
     """
 
     policy: ModelMixin | None
@@ -147,7 +147,7 @@ class HasClonedPolicy(Protocol):
 
 @runtime_checkable
 class EstimatesUncertainty(Protocol):
-    """A simulator that knows how far its predictions are to be trusted."""
+    """A simulator that estimates the uncertainty of its predictions."""
 
     def uncertainty(self, state: State) -> Tensor:
         """Return the uncertainty of the step that led to a state, float [b]; 0 after a reset."""

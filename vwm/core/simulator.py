@@ -132,8 +132,8 @@ class Simulator(ABC):
         latent: Tensor = state.latent
         return latent
 
-    def vectors(self, latent: Tensor) -> Tensor:
-        """Flatten latents [b, ...] to float32 [b, k], for a policy that does not see frames; tokens as their codes."""
+    def flatten_latents(self, latent: Tensor) -> Tensor:
+        """Flatten latents [b, ...] to float32 [b, k], for policies that observe latents; tokens become their codes."""
         return latent.flatten(1).float()
 
     def check_context(self, context: Tensor) -> None:

@@ -218,7 +218,7 @@ def select_observation(simulator: Simulator, observe: str, state: State, frame: 
         ValueError: the state does not keep that.
     """
     if observe == OBSERVE_LATENT:
-        return simulator.vectors(simulator.latent(state))
+        return simulator.flatten_latents(simulator.latent(state))
     if observe == OBSERVE_FEATURES:
         if not isinstance(simulator, ProvidesFeatures):
             raise ValueError(f"{type(simulator).__name__} keeps no features: observe its frames or latents")

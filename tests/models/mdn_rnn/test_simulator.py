@@ -44,7 +44,7 @@ def test_features_are_the_latent_then_the_memory():
     state, _ = world.reset(clip(), context_actions=told())
     features = world.features(state)
     assert features.shape == (2, 4 + 16)
-    assert torch.equal(features[:, :4], world.vectors(world.latent(state)))
+    assert torch.equal(features[:, :4], world.flatten_latents(world.latent(state)))
     assert torch.equal(features[:, 4:], state.memory.hidden)
 
 

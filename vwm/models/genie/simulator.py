@@ -148,8 +148,8 @@ class GenieSimulator(VideoSimulator):
         return state.features.float()
 
     @torch.inference_mode()
-    def vectors(self, latent: Tensor) -> Tensor:
-        """See ``Simulator.vectors``: the codes of the tokens, as the decoder takes them."""
+    def flatten_latents(self, latent: Tensor) -> Tensor:
+        """See ``Simulator.flatten_latents``: the codes of the tokens, as the decoder takes them."""
         return self.tokenizer.quantizer.lookup(latent).flatten(1).float()
 
     @torch.inference_mode()
