@@ -105,14 +105,14 @@ def action_predictor(seed: int = 5, **changes):
     return randomize(ActionConditionedPredictor(**{**settings, **changes}))
 
 
-def jepa_parts(pool: str = "none", decoder: bool = True, seed: int = 6, **changes) -> dict[str, nn.Module | None]:
+def jepa_parts(pooling: str = "none", decoder: bool = True, seed: int = 6, **changes) -> dict[str, nn.Module | None]:
     """The networks of a world in representation space, of 8x8 pixels: four tokens of eight numbers a frame, or one."""
     from vwm.models.vjepa.conv_encoder import ConvFrameEncoder
     from vwm.models.vjepa.latent_decoder import LatentDecoder
     from vwm.models.vjepa.latent_projector import LatentProjector
 
     torch.manual_seed(seed)
-    projector = LatentProjector((2, 2), 4, pool, latent_width=8)
+    projector = LatentProjector((2, 2), 4, pooling, latent_width=8)
     grid = projector.latent_grid
     return {
         "encoder": randomize(ConvFrameEncoder((8, 8), [4, 4])),

@@ -16,7 +16,7 @@ KINDS = {
     "sincos-uniform": {"positions": "sincos", "uniform_power": True},
     "swiglu": {"mlp": "swiglu"},
     "imagenet": {"pixel_mean": (0.485, 0.456, 0.406), "pixel_std": (0.229, 0.224, 0.225)},
-    "2.1": {"modalities": True, "levels": [0], "rope_spread": (5, 5)},
+    "2.1": {"modality_embeddings": True, "feature_layers": [0], "rope_reference_grid": (5, 5)},
 }
 
 

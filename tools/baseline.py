@@ -285,9 +285,9 @@ def diffusion_world(outcomes: bool = False, policy: bool = False, sampling: Any 
     )
 
 
-def jepa_parts(pool: Any = "none", decoder: bool = True, **changes: Any) -> dict[str, Any]:
+def jepa_parts(pooling: Any = "none", decoder: bool = True, **changes: Any) -> dict[str, Any]:
     torch.manual_seed(6)
-    projector = LatentProjector((2, 2), 4, pool, latent_width=8)
+    projector = LatentProjector((2, 2), 4, pooling, latent_width=8)
     grid = projector.latent_grid
     parts = {"encoder": randomize(ConvFrameEncoder((8, 8), [4, 4])), "projector": randomize(projector)}
     torch.manual_seed(5)
@@ -693,9 +693,9 @@ def vjepa_module(
     masks = [
         MultiBlockMaskSampler(2, (0.2, 0.3)),
         MultiBlockMaskSampler(1, (0.5, 0.5)),
-        ContextBlockMaskSampler(targets=2),
+        ContextBlockMaskSampler(num_targets=2),
     ]
-    module = VJEPAModule(seer, sayer, **{"masks": masks, "optimizer": OPTIMIZERS["cosine"], **settings})
+    module = VJEPAModule(seer, sayer, **{"mask_samplers": masks, "optimizer": OPTIMIZERS["cosine"], **settings})
     train(name, module, clips(4, 4, 16))
 
 
@@ -1155,8 +1155,8 @@ def simulators() -> None:
             sampling=DiTSampling(steps=3, context_noise=0.2, guidance=1.5, shift=2.0)
         ),
         "jepa": jepa_world,
-        "jepa_flatten_continuous": lambda: jepa_world(pool="flatten", action_dims=2),
-        "jepa_blind": lambda: jepa_world(decoder=False, unknown_actions=True),
+        "jepa_flatten_continuous": lambda: jepa_world(pooling="flatten", action_dims=2),
+        "jepa_blind": lambda: jepa_world(decoder=False, allow_unknown_actions=True),
         "mdn_rnn": lambda: dream(reward=True),
         "mdn_rnn_continuous": lambda: dream(action_dims=3),
         "rssm": imagined_world,
@@ -1199,33 +1199,35 @@ def modules() -> None:
     case("module/mdn_rnn_unknown", mdn_module, 0.5, unknown_actions=True)
     plain: dict[str, Any] = {}
     case("module/vjepa", vjepa_module, plain, plain, plain)
-    case("module/vjepa_no_momentum", vjepa_module, plain, plain, {"momentum": None, "collapse": SIGReg(slices=8)})
+    case(
+        "module/vjepa_no_momentum", vjepa_module, plain, plain, {"momentum": None, "regularizer": SIGReg(num_slices=8)}
+    )
     motion = {
         "motion": MotionBranch(24, 8, radius=1),
-        "collapse": VarianceCovarianceRegularizer(),
-        "augment": RandomResizedCrop(),
+        "regularizer": VarianceCovarianceRegularizer(),
+        "augmentation": RandomResizedCrop(),
     }
     case("module/vjepa_motion", vjepa_module, plain, plain, motion)
     for kind, encoder in {"sincos": {"positions": "sincos"}, "swiglu": {"mlp": "swiglu"}}.items():
         case(f"module/vjepa_{kind}", vjepa_module, encoder, plain, plain)
-    everything = AntiCollapseConfig(VarianceCovarianceRegularizer(), smoothness=0.5, inverse_dynamics=0.5)
+    everything = AntiCollapseConfig(VarianceCovarianceRegularizer(), smoothness_weight=0.5, inverse_dynamics_weight=0.5)
     case("module/action", action_module, {"anti_collapse": everything})
     case(
         "module/action_l2_rollout",
         action_module,
-        {"loss": "l2", "rollout": 3, "rollout_context_frames": 2},
-        pool="flatten",
+        {"loss_type": "l2", "rollout_steps": 3, "rollout_context_frames": 2},
+        pooling="flatten",
     )
     case(
         "module/action_dropout", action_module,
         {"anti_collapse": everything, "proprioception_dropout": 0.5, "action_dropout": 0.3},
-        proprioception_dims=2, unknown_actions=True,
+        proprioception_dims=2, allow_unknown_actions=True,
     )  # fmt: skip
     case("module/action_frozen", action_module, {}, True, action_dims=2)
     case(
         "module/action_no_decoder",
         action_module,
-        {"anti_collapse": AntiCollapseConfig(SIGReg(slices=8))},
+        {"anti_collapse": AntiCollapseConfig(SIGReg(num_slices=8))},
         decoder=False,
     )
 

@@ -39,7 +39,7 @@ SIZES: dict[str, dict[str, int]] = {
     "large": {"width": 1024, "depth": 24, "heads": 16, "frames": 16, "pixels": 256, "batch": 16},
 }
 PATCH, TUBELET, PREDICTOR = 16, 2, {"width": 384, "depth": 12, "heads": 12}
-MASKS = [{"blocks": 8, "space": (0.15, 0.15)}, {"blocks": 2, "space": (0.7, 0.7)}]
+MASKS = [{"num_blocks": 8, "spatial_scale": (0.15, 0.15)}, {"num_blocks": 2, "spatial_scale": (0.7, 0.7)}]
 """V-JEPA 2's, of the whole clip's length."""
 LR, DECAY, BETAS, MOMENTUM = 5.25e-4, 0.04, (0.9, 0.999), 0.99925
 PEAK = {"H100": 989e12, "H200": 989e12}
@@ -136,8 +136,8 @@ class Official:
 
     def loss(self, video: Tensor, masks: list[TokenMask]) -> Tensor:
         """As train.py has it: lists over clip lengths, and in these lists over masks."""
-        clips, keeps = [video], [[mask.keep for mask in masks]]
-        aims = [[mask.targets[0] for mask in masks]]
+        clips, keeps = [video], [[mask.context_indices for mask in masks]]
+        aims = [[mask.target_indices[0] for mask in masks]]
         with torch.no_grad():
             h = [F.layer_norm(x, (x.size(-1),)) for x in self.target_encoder(clips)]
         z = self.predictor(self.encoder(clips, keeps), keeps, aims)
@@ -203,8 +203,11 @@ def our_step(module: VJEPAModule, batch: MaskedClips, options: argparse.Namespac
 def draw_masks(size: dict[str, int], device: str) -> list[TokenMask]:
     grid = (size["frames"] // TUBELET, size["pixels"] // PATCH, size["pixels"] // PATCH)
     seeds = torch.arange(size["batch"])
-    drawn = [MultiBlockMaskSampler(**masking).draw(seeds + number, grid) for number, masking in enumerate(MASKS)]
-    return [TokenMask(mask.keep.to(device), tuple(aim.to(device) for aim in mask.targets)) for mask in drawn]
+    drawn = [MultiBlockMaskSampler(**masking).sample(seeds + number, grid) for number, masking in enumerate(MASKS)]
+    return [
+        TokenMask(mask.context_indices.to(device), tuple(aim.to(device) for aim in mask.target_indices))
+        for mask in drawn
+    ]
 
 
 def imagenet(pixels: Tensor) -> Tensor:
@@ -235,22 +238,23 @@ def operations(module: VJEPAModule, masks: list[TokenMask], size: dict[str, int]
         attention = 4 * len(blocks) * tokens**2 * network.config.width
         return size["batch"] * (2 * tokens * weights + attention + 2 * ends)
 
-    encoder, predictor, n = module.encoder, module.predictor, module.encoder.tokens()
+    encoder, predictor, n = module.encoder, module.predictor, module.encoder.num_tokens()
     patch, narrow = encoder.patch_embed.proj.weight.numel(), predictor.proj.weight.numel()
     total = forward(encoder, n, n * patch)
     for mask in masks:
-        k, m = mask.keep.shape[1], mask.targets[0].shape[1]
+        k, m = mask.context_indices.shape[1], mask.target_indices[0].shape[1]
         total += 3 * forward(encoder, k, k * patch) + 3 * forward(predictor, k + m, (k + m) * narrow)
     return total
 
 
 def describe(theirs: Official, ours: VJEPAModule, masks: list[TokenMask], size: dict[str, int]) -> None:
     print(
-        f"both: {size}, patches of {TUBELET}x{PATCH}x{PATCH}, {ours.encoder.tokens()} tokens a clip, "
+        f"both: {size}, patches of {TUBELET}x{PATCH}x{PATCH}, {ours.encoder.num_tokens()} tokens a clip, "
         f"predictor {PREDICTOR}, AdamW lr {LR} betas {BETAS} weight decay {DECAY}, moving average {MOMENTUM}"
     )
     for number, mask in enumerate(masks):
-        print(f"both: mask {number}: {mask.keep.shape[1]} tokens seen, {mask.targets[0].shape[1]} predicted")
+        seen, predicted = mask.context_indices.shape[1], mask.target_indices[0].shape[1]
+        print(f"both: mask {number}: {seen} tokens seen, {predicted} predicted")
     for name, side in (("vjepa2", theirs), ("vwm", ours)):
         counts = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (side.encoder, side.predictor)]
         print(f"{name:14} encoder {counts[0]:.2f}M, predictor {counts[1]:.2f}M parameters")

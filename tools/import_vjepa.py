@@ -84,7 +84,7 @@ def read(options: argparse.Namespace) -> dict[str, ModelMixin]:
             tiled_rope=options.tiled_rope,
             heads=options.heads,
             predictor_num_heads=options.predictor_heads,
-            mask_token=options.mask_token,
+            mask_token_index=options.mask_token,
         )
     return {name: part for name, part in found._asdict().items() if part is not None}
 

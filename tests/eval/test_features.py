@@ -106,7 +106,7 @@ def test_a_fresh_network_leaves_torchs_generator_alone_and_is_frozen() -> None:
 def test_the_layers_of_an_encoder_are_its_own() -> None:
     network, frames = encoder(), clips()
     with torch.no_grad():
-        whole, (first,) = network(frames_to_float(frames)), network.layers(frames_to_float(frames), [0])
+        whole, (first,) = network(frames_to_float(frames)), network.layer_features(frames_to_float(frames), [0])
     torch.testing.assert_close(EncoderFeatureExtractor(network)(frames), whole, rtol=0, atol=1e-6)
     torch.testing.assert_close(EncoderFeatureExtractor(network).at(0)(frames), first, rtol=0, atol=1e-6)
     torch.testing.assert_close(EncoderFeatureExtractor(network, -1)(frames), whole, rtol=0, atol=1e-6)

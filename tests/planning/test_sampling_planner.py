@@ -206,7 +206,7 @@ def test_learned_worlds_of_every_kind_can_be_planned_in(kind):
     for world, objective in (
         (diffusion_world(action_dims=3), None),
         (jepa_world(), None),
-        (jepa_world(decoder=False, pool="flatten", action_dims=3), None),
+        (jepa_world(decoder=False, pooling="flatten", action_dims=3), None),
         (diffusion_world(outcomes=True), NegativeReturnObjective(0.9)),
         (genie(), NegativeReturnObjective(0.9)),
     ):

@@ -47,8 +47,8 @@ SIMULATORS = {
     "consistency": lambda: consistency_world((40, 40, 3)),
     "consistency-of-vectors": lambda: consistency_world(frames=1, ends=False),
     "jepa": lambda: jepa_world(),
-    "jepa-one-vector-a-frame": lambda: jepa_world(pool="flatten", action_as="modulation", residual=True),
-    "jepa-latents-alone": lambda: jepa_world(decoder=False, action_dims=3, unknown_actions=True),
+    "jepa-one-vector-a-frame": lambda: jepa_world(pooling="flatten", action_conditioning="modulation", residual=True),
+    "jepa-latents-alone": lambda: jepa_world(decoder=False, action_dims=3, allow_unknown_actions=True),
     "ensemble": lambda: EnsembleSimulator(
         [diffusion_world(outcomes=True), diffusion_world(outcomes=True, sampling=DiffusionSampling(steps=2))],
         penalty=1.0,
@@ -268,7 +268,7 @@ def test_a_past_without_actions_counts_where_the_predictor_learned_to_do_without
     context = contexts(jepa_world())
     told = torch.randint(0, 4, (3, 3), generator=torch.Generator().manual_seed(0))
     for unknown in (False, True):
-        world = jepa_world(unknown_actions=unknown)
+        world = jepa_world(allow_unknown_actions=unknown)
 
         def first(context, told=None, world=world):
             return world.step(world.reset(context, context_actions=told)[0], actions(world, 3, 0))[1].latent

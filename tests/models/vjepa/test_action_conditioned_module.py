@@ -22,12 +22,12 @@ from vwm.models.vjepa.video_encoder import VideoEncoder
 from vwm.nn.optimizer import OptimizerConfig
 
 FRAMES = 6
-EVERYTHING = AntiCollapseConfig(VarianceCovarianceRegularizer(), smoothness=0.5, inverse_dynamics=0.5)
+EVERYTHING = AntiCollapseConfig(VarianceCovarianceRegularizer(), smoothness_weight=0.5, inverse_dynamics_weight=0.5)
 
 
 def module(parts: dict | None = None, **settings) -> ActionConditionedJEPAModule:
     """Every weight random, so that a branch that begins at zero hides nothing."""
-    parts = jepa_parts(**{k: settings.pop(k) for k in ("pool", "proprioception_dims", "unknown_actions",
+    parts = jepa_parts(**{k: settings.pop(k) for k in ("pooling", "proprioception_dims", "allow_unknown_actions",
     "action_dims", "window")
                           if k in settings}) | (parts or {})  # fmt: skip
     learner = ActionConditionedJEPAModule(
@@ -64,9 +64,9 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 @torch.no_grad()
 def test_the_losses_are_those_of_an_independent_computation(loss):
     """The rollout by the parallel path, which sees the true frames and then what it said itself."""
-    learner = module(loss=loss, rollout=3, rollout_context_frames=2).eval()
+    learner = module(loss_type=loss, rollout_steps=3, rollout_context_frames=2).eval()
     clips = batch()
-    z, n = learner.latents(clips.frames), learner.dynamics
+    z, n = learner.encode_latents(clips.frames), learner.dynamics
 
     def error(said: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
         return (said - true).abs().mean() if loss == "l1" else (said - true).square().mean()
@@ -88,7 +88,7 @@ def test_the_losses_are_those_of_an_independent_computation(loss):
 
 
 def test_every_weight_gets_a_gradient():
-    learner = module(proprioception_dims=2, unknown_actions=True, proprioception_dropout=0.5, action_dropout=0.3)
+    learner = module(proprioception_dims=2, allow_unknown_actions=True, proprioception_dropout=0.5, action_dropout=0.3)
     found = gradients(learner, batch(clips=8, state=torch.randn(8, FRAMES, 2)))
     assert set(found) == {name for name, _ in learner.named_parameters()}
     assert all(g.isfinite().all() for g in found.values())
@@ -103,7 +103,7 @@ def test_a_frozen_encoder_gets_no_gradient_and_stays_in_evaluation_mode(tmp_path
     plain = LatentProjector((2, 2), 4, "none", latent_width=0, norm="layer")
     parts = jepa_parts(latent_width=4) | {"encoder": str(tmp_path), "projector": plain, "decoder": None}
     learner = ActionConditionedJEPAModule(**parts, optimizer=OptimizerConfig())
-    assert not learner.latents(batch().frames).requires_grad
+    assert not learner.encode_latents(batch().frames).requires_grad
     assert {name.split(".")[0] for name in gradients(learner, batch())} == {"dynamics"}
 
 
@@ -115,11 +115,11 @@ def test_the_decoder_has_no_say_in_the_latents():
 
 
 def test_a_stopped_gradient_teaches_the_encoder_by_what_it_predicts_from_alone():
-    settings = {"rollout": 0, "anti_collapse": None, "loss": "l2"}
+    settings = {"rollout_steps": 0, "anti_collapse": None, "loss_type": "l2"}
     clips = batch()
     both, one = (gradients(module(stop_target_gradient=s, **settings), clips, "encoder") for s in (False, True))
     learner = module(**settings)
-    z = learner.latents(clips.frames)
+    z = learner.encode_latents(clips.frames)
     learner.zero_grad()
     (learner.dynamics(z[:, :-1], clips.actions[:, :-1]) - z[:, 1:].detach()).square().mean().backward()
     expected = {n: p.grad for n, p in learner.named_parameters() if n.startswith("encoder")}
@@ -128,14 +128,14 @@ def test_a_stopped_gradient_teaches_the_encoder_by_what_it_predicts_from_alone()
         torch.testing.assert_close(grad, expected[name], rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("unknown_actions", [False, True])
-def test_actions_of_unlabelled_clips_leave_no_trace_and_those_of_labelled_ones_do(unknown_actions):
+@pytest.mark.parametrize("allow_unknown_actions", [False, True])
+def test_actions_of_unlabelled_clips_leave_no_trace_and_those_of_labelled_ones_do(allow_unknown_actions):
     clips = batch(labeled=torch.tensor([True, False, True]))
 
     def seen(world: int) -> bool:
         others = clips.actions.clone()
         others[world] = (others[world] + 1) % 4
-        learner = module(unknown_actions=unknown_actions)
+        learner = module(allow_unknown_actions=allow_unknown_actions)
         return not same(gradients(learner, clips), gradients(learner, replace(clips, actions=others)))
 
     assert [seen(world) for world in range(3)] == [True, False, True]
@@ -144,7 +144,7 @@ def test_actions_of_unlabelled_clips_leave_no_trace_and_those_of_labelled_ones_d
 def test_what_is_dropped_is_hidden_in_training_only():
     clips = batch(state=torch.randn(3, FRAMES, 2))
     others = replace(clips, actions=(clips.actions + 1) % 4, state=-clips.state)
-    settings = {"proprioception_dims": 2, "unknown_actions": True, "rollout": 0, "anti_collapse": None}
+    settings = {"proprioception_dims": 2, "allow_unknown_actions": True, "rollout_steps": 0, "anti_collapse": None}
     learner = module(**settings, action_dropout=1.0, proprioception_dropout=1.0)
     assert same(gradients(learner, clips), gradients(learner, others))
     assert float(learner(clips)[1]["prediction_loss"]) == 0  # nothing is asked of what a hidden action leads to
@@ -164,10 +164,10 @@ def moving(clips: int, frames: int = 4, generator=None) -> ClipBatch:
 
 def fresh(terms: AntiCollapseConfig | None, **settings) -> ActionConditionedJEPAModule:
     torch.manual_seed(0)
-    parts = jepa_parts("flatten", decoder=False, residual=True, action_as="modulation")
+    parts = jepa_parts("flatten", decoder=False, residual=True, action_conditioning="modulation")
     parts["encoder"], parts["projector"] = ConvFrameEncoder((8, 8), [8, 8]), LatentProjector((2, 2), 8, "flatten", 8)
     return ActionConditionedJEPAModule(
-        **parts, optimizer=OptimizerConfig(), anti_collapse=terms, loss="l2", **settings
+        **parts, optimizer=OptimizerConfig(), anti_collapse=terms, loss_type="l2", **settings
     ).train()
 
 
@@ -184,8 +184,8 @@ def train(learner: ActionConditionedJEPAModule, steps: int) -> None:
     ("terms", "lives"),
     [
         (None, False),
-        (AntiCollapseConfig(VarianceCovarianceRegularizer(5, 1), inverse_dynamics=1.0), True),
-        (AntiCollapseConfig(SIGReg(1.0, slices=32), inverse_dynamics=1.0), True),
+        (AntiCollapseConfig(VarianceCovarianceRegularizer(5, 1), inverse_dynamics_weight=1.0), True),
+        (AntiCollapseConfig(SIGReg(1.0, num_slices=32), inverse_dynamics_weight=1.0), True),
     ],
 )
 def test_an_encoder_trained_along_collapses_unless_something_holds_it_up(terms, lives):
@@ -194,7 +194,7 @@ def test_an_encoder_trained_along_collapses_unless_something_holds_it_up(terms, 
 
     def spread() -> float:
         with torch.no_grad():
-            return float(learner.latents(clips.frames)[:, 0].std(dim=0).mean())
+            return float(learner.encode_latents(clips.frames)[:, 0].std(dim=0).mean())
 
     before = spread()
     train(learner, 150)
@@ -221,7 +221,7 @@ def test_a_sample_is_a_rollout_of_the_world_made_of_the_same_parts():
 
 @pytest.mark.parametrize("pool", ["none", "flatten"])
 def test_without_a_decoder_a_sample_is_in_false_colours(pool):
-    sample = module({"decoder": None}, pool=pool).eval().sample(batch())
+    sample = module({"decoder": None}, pooling=pool).eval().sample(batch())
     assert sample.shape == batch().frames.shape and sample.dtype == torch.uint8 and sample.float().std() > 0
 
 
@@ -229,16 +229,16 @@ def test_a_video_encoder_takes_every_frame_by_itself_whatever_its_tubelet(tmp_pa
     torch.manual_seed(0)
     encoder = randomize(VideoEncoder((8, 8), 4, tubelet=2, patch_size=4, width=16, depth=1, heads=2))
     projector = LatentProjector((2, 2), 16, "none", latent_width=0, norm="layer")
-    parts = jepa_parts(latent_width=16, layer_norm=True) | {"projector": projector, "decoder": None}
+    parts = jepa_parts(latent_width=16, normalize_output=True) | {"projector": projector, "decoder": None}
     learner = ActionConditionedJEPAModule(encoder=frozen(tmp_path, encoder), **{k: v for k, v in parts.items() if k !=
     "encoder"},
                            optimizer=OptimizerConfig())  # fmt: skip
     frames = batch().frames
-    whole = learner.latents(frames)
+    whole = learner.encode_latents(frames)
     assert whole.shape == (3, FRAMES, 4, 16)
     other = frames.clone()
     other[:, 2] = 255 - other[:, 2]
-    moved = (learner.latents(other) - whole).abs().amax(dim=(0, 2, 3)) > 1e-6
+    moved = (learner.encode_latents(other) - whole).abs().amax(dim=(0, 2, 3)) > 1e-6
     assert moved.tolist() == [False, False, True, False, False, False]
     torch.testing.assert_close(whole.var(-1, unbiased=False), torch.ones(3, FRAMES, 4), rtol=0, atol=1e-3)
     assert learner(batch())[0].isfinite()
@@ -310,8 +310,8 @@ def test_the_decoder_shows_each_token_where_it_stands(grid, size):
         ({"projector": ((4, 4), 4, "none", 8)}, {}, r"projector.grid=\(4, 4\) but the encoder's tokens: \(2, 2\)"),
         ({"decoder": ((16, 16), (2, 2), 8, [4, 4])}, {}, r"decoder.image_size=\(16, 16\) but the encoder's"),
         ({}, {"action_dropout": 2.0}, "action_dropout=2.0 must be between 0 and 1"),
-        ({}, {"action_dropout": 0.5}, "set dynamics.unknown_actions to true"),
-        ({}, {"rollout": -1}, "rollout=-1 must be 0 or more"),
+        ({}, {"action_dropout": 0.5}, "set dynamics.allow_unknown_actions to true"),
+        ({}, {"rollout_steps": -1}, "rollout_steps=-1 must be 0 or more"),
         ({}, {"rollout_context_frames": 0}, "rollout_context_frames=0"),
     ],
 )
@@ -334,7 +334,7 @@ def test_encoders_that_are_none_and_frozen_ones_that_need_no_help_are_named(tmp_
         module(jepa_parts(latent_width=4, decoder=False) | {"encoder": frozen(tmp_path), "projector": plain})
     with pytest.raises(ValueError, match="2 doublings of a grid"):
         LatentDecoder((8, 8), (3, 3), 6, [4, 4])
-    with pytest.raises(ValueError, match="3 stages halve 8-fold"):
+    with pytest.raises(ValueError, match="3 stages have a stride of 8"):
         ConvFrameEncoder((12, 8), [4, 4, 4])
 
 
@@ -342,7 +342,7 @@ def test_encoders_that_are_none_and_frozen_ones_that_need_no_help_are_named(tmp_
     ("clips", "settings", "message"),
     [
         (batch(frames=1), {}, "clips of 1 frames: dynamics need at least 2"),
-        (batch(frames=3), {"rollout": 4}, "need clips of 5 frames, these have 3: raise data.clip_length"),
+        (batch(frames=3), {"rollout_steps": 4}, "need clips of 5 frames, these have 3: raise data.clip_length"),
         (batch(actions=None), {}, "these clips have none: name them in data.fields"),
         (batch(actions=torch.zeros(3, FRAMES, 2)), {}, r"integers \[b, t\], got torch.float32 \[3, 6, 2\]"),
         (batch(actions=torch.full((3, FRAMES), 9)), {}, "actions run from 9 to 9"),
@@ -350,7 +350,7 @@ def test_encoders_that_are_none_and_frozen_ones_that_need_no_help_are_named(tmp_
         (
             batch(),
             {"proprioception_dims": 2},
-            "proprioception_dims=2, but a frame's state in these clips has none: name state in",
+            "proprioception_dims=2, but the state of a frame in these clips has none: name state in",
         ),
         (batch(state=torch.zeros(3, FRAMES, 5)), {"proprioception_dims": 2}, "has 5 numbers"),
         (

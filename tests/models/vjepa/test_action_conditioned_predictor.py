@@ -14,9 +14,9 @@ from vwm.models.vjepa.action_conditioned_predictor import ActionConditionedPredi
 FRAMES = 9  # more than twice the window of 4
 KINDS = {
     "tokens": {},
-    "one-token-a-frame": {"grid": (1, 1), "action_as": "modulation", "residual": True},
-    "state": {"proprioception_dims": 3, "action_dims": 2, "layer_norm": True},
-    "modulated-state": {"proprioception_dims": 3, "action_as": "modulation"},
+    "one-token-a-frame": {"grid": (1, 1), "action_conditioning": "modulation", "residual": True},
+    "state": {"proprioception_dims": 3, "action_dims": 2, "normalize_output": True},
+    "modulated-state": {"proprioception_dims": 3, "action_conditioning": "modulation"},
     "factored": {"attention": "factored", "kv_heads": 1},
     "frame-by-frame": {"window": 1, "residual": True},
 }
@@ -39,7 +39,7 @@ def clips(
     return {
         "latents": draw(b, t, network.tokens, network.latent_width),
         "actions": draw(b, t, network.embed_action.dims) if network.embed_action.dims else discrete,
-        "states": draw(b, t, network.proprioception_dims) if network.proprioception_dims else None,
+        "proprioception": draw(b, t, network.proprioception_dims) if network.proprioception_dims else None,
     }
 
 
@@ -115,30 +115,32 @@ def test_a_residual_predictor_begins_by_saying_that_nothing_changes():
 
 @torch.no_grad()
 def test_predictions_are_normed_as_the_latents_they_stand_for():
-    out = action_predictor(layer_norm=True, residual=True).double()
+    out = action_predictor(normalize_output=True, residual=True).double()
     said = out(**clips(out))
     torch.testing.assert_close(said.mean(-1), torch.zeros_like(said[..., 0]), rtol=0, atol=1e-10)
     torch.testing.assert_close(said.var(-1, unbiased=False), torch.ones_like(said[..., 0]), rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("action_as", ["token", "modulation"])
+@pytest.mark.parametrize("action_conditioning", ["token", "modulation"])
 @torch.no_grad()
-def test_what_is_hidden_leaves_no_trace(action_as):
-    network = action_predictor(unknown_actions=True, proprioception_dims=3, action_as=action_as).double()
+def test_what_is_hidden_leaves_no_trace(action_conditioning):
+    network = action_predictor(
+        allow_unknown_actions=True, proprioception_dims=3, action_conditioning=action_conditioning
+    ).double()
     said, other = clips(network), clips(network, seed=1)
     known = torch.arange(FRAMES).expand(2, -1) % 3 > 0
     felt = torch.arange(FRAMES).expand(2, -1) % 4 > 0
     changed = {
         **said,
         "actions": torch.where(known, said["actions"], other["actions"]),
-        "states": torch.where(felt[..., None], said["states"], other["states"]),
+        "proprioception": torch.where(felt[..., None], said["proprioception"], other["proprioception"]),
     }
-    hidden = {"known": known, "felt": felt}
+    hidden = {"known": known, "proprioception_known": felt}
     assert torch.equal(network(**said, **hidden), network(**changed, **hidden))
     assert not torch.equal(network(**said), network(**changed))
     nothing = torch.zeros(2, FRAMES, dtype=torch.bool)
     torch.testing.assert_close(
-        network(said["latents"], None), network(**said, known=nothing, felt=nothing), rtol=0, atol=1e-12
+        network(said["latents"], None), network(**said, known=nothing, proprioception_known=nothing), rtol=0, atol=1e-12
     )
 
 
@@ -162,10 +164,10 @@ def test_input_that_does_not_fit_is_named():
         ({"latents": said["latents"][..., :5]}, r"latents must be \[b, t, 4, 8\], got \[2, 9, 4, 5\]"),
         ({"latents": said["latents"][:, :, :1]}, r"latents must be \[b, t, 4, 8\]"),
         ({"actions": torch.zeros(2, FRAMES, 2)}, r"integers \[b, t\], got torch.float32 \[2, 9, 2\]"),
-        ({"actions": said["actions"][:, :4]}, r"actions of \[2, 4\] clips and frames, latents of \[2, 9\]"),
-        ({"actions": None}, "must be told every action: set dynamics.unknown_actions"),
-        ({"known": torch.ones(2, FRAMES, dtype=torch.bool)}, "set dynamics.unknown_actions"),
-        ({"states": said["states"][..., :2]}, r"states must be \[2, 9, 3\], got \[2, 9, 2\]"),
+        ({"actions": said["actions"][:, :4]}, r"actions are \[b, t\] = \[2, 4\], but latents are \[2, 9\]"),
+        ({"actions": None}, "needs all actions: .*set dynamics.allow_unknown_actions"),
+        ({"known": torch.ones(2, FRAMES, dtype=torch.bool)}, "set dynamics.allow_unknown_actions"),
+        ({"proprioception": said["proprioception"][..., :2]}, r"proprioception must be \[2, 9, 3\], got \[2, 9, 2\]"),
     ):
         with pytest.raises(ValueError, match=message):
             network(**{**said, **changes})

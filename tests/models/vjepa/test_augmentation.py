@@ -14,17 +14,17 @@ def ramp() -> torch.Tensor:
 
 
 def test_the_whole_picture_is_left_as_it_is():
-    out = RandomResizedCrop((1.0, 1.0), (1.0, 1.0), flip=0)(ramp(), torch.arange(4))
+    out = RandomResizedCrop((1.0, 1.0), (1.0, 1.0), flip_probability=0)(ramp(), torch.arange(4))
     torch.testing.assert_close(out, ramp())
 
 
 def test_a_mirrored_clip_is_mirrored_in_all_its_frames():
-    out = RandomResizedCrop((1.0, 1.0), (1.0, 1.0), flip=1)(ramp(), torch.arange(4))
+    out = RandomResizedCrop((1.0, 1.0), (1.0, 1.0), flip_probability=1)(ramp(), torch.arange(4))
     torch.testing.assert_close(out, ramp().flip(-1))
 
 
 def test_a_crop_shows_the_share_that_was_asked_within_the_picture():
-    crop = RandomResizedCrop((0.25, 0.25), (1.0, 1.0), flip=0)
+    crop = RandomResizedCrop((0.25, 0.25), (1.0, 1.0), flip_probability=0)
     out = crop(ramp(), torch.tensor([1, 2, 3, 4]))
     wide = out[:, :, 0, :, -1] - out[:, :, 0, :, 0]  # 31/32 of half the picture's width
     torch.testing.assert_close(wide, torch.full_like(wide, 31 / 32), rtol=0, atol=1e-4)
@@ -39,5 +39,5 @@ def test_a_clip_is_cropped_as_it_would_be_alone():
 
 
 def test_shares_out_of_range_are_named():
-    with pytest.raises(ValueError, match="area"):
-        RandomResizedCrop(area=(0.0, 1.0))
+    with pytest.raises(ValueError, match="scale"):
+        RandomResizedCrop(scale=(0.0, 1.0))

@@ -40,20 +40,20 @@ def test_drift_is_one_less_the_cosine():
 
 
 def test_the_alarm_goes_by_the_first_look():
-    monitor = CollapseMonitor(spread=0.2, rank=0.25)
+    monitor = CollapseMonitor(min_spread_ratio=0.2, min_rank_ratio=0.25)
     first = measure_representations(features())
-    assert monitor.alarm(measure_representations(features() * 0.3), first) is None
-    assert "becoming one" in monitor.alarm(measure_representations(features() * 0.1), first)
+    assert monitor.check(measure_representations(features() * 0.3), first) is None
+    assert "becoming equal" in monitor.check(measure_representations(features() * 0.1), first)
     flat = features() * torch.tensor([1.0] + [1e-3] * 11)
-    assert "fewer directions" in monitor.alarm(measure_representations(flat * 20), first)
+    assert "few dimensions" in monitor.check(measure_representations(flat * 20), first)
 
 
 def test_the_first_look_is_kept_in_checkpoints():
     kept, taken_up = CollapseBaseline(), CollapseBaseline()
     first, later = measure_representations(features()), measure_representations(features() * 2)
-    assert kept.get(first) == kept.get(later) == first
+    assert kept.get_or_set(first) == kept.get_or_set(later) == first
     taken_up.load_state_dict(kept.state_dict())
-    assert taken_up.get(later) == first
+    assert taken_up.get_or_set(later) == first
 
 
 def test_one_clip_cannot_be_compared():

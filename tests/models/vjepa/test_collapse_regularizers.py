@@ -41,13 +41,13 @@ def test_sigreg_of_a_single_point_is_the_integral_by_hand():
     t = torch.linspace(-3, 3, 4001, dtype=torch.float64)
     normal = torch.exp(-t.square() / 2)
     exact = 40 * torch.trapezoid((1 - normal).square() * normal, t)
-    _, logs = SIGReg(1.0, slices=3, points=1001)(torch.zeros(40, 5))
+    _, logs = SIGReg(1.0, num_slices=3, num_points=1001)(torch.zeros(40, 5))
     assert logs["sigreg"].item() == pytest.approx(exact.item(), rel=1e-4)
 
 
 def test_sigreg_of_normal_samples_does_not_grow_with_their_number():
     torch.manual_seed(1)
-    term = SIGReg(1.0, slices=64)
+    term = SIGReg(1.0, num_slices=64)
     few, many = (
         sum(term(torch.randn(count, 8))[1]["sigreg"].item() for _ in range(draws)) / draws
         for count, draws in ((100, 300), (2_000, 300))

@@ -59,7 +59,7 @@ def test_encoder_and_predictor_compute_what_transformers_does(folders):
     predicted = said.predictor_output.last_hidden_state
     torch.testing.assert_close(predictor(context, keep, targets), predicted, rtol=0, atol=1e-10)
     # transformers reads mask token 1; those who want another say so
-    other = load_hugging_face_vjepa(folders / "model", mask_token=0).predictor
+    other = load_hugging_face_vjepa(folders / "model", mask_token_index=0).predictor
     assert not torch.allclose(other(context, keep, targets), predicted)
     assert classifier is None and not encoder.training
 
@@ -78,7 +78,7 @@ def test_transformers_computes_what_was_written_for_it(pixels, tmp_path):
     shared = {"image_size": (24, 24), "patch_size": 8, "frames": 6, "tiled_rope": True}
     torch.manual_seed(0)
     encoder = enlarge(VideoEncoder(**shared, **pixels, width=48, depth=3, heads=4, mlp_ratio=2.5)).eval()
-    predictor = enlarge(MaskedPredictor(48, **shared, width=24, depth=2, heads=2, mask_tokens=3)).eval()
+    predictor = enlarge(MaskedPredictor(48, **shared, width=24, depth=2, heads=2, num_mask_tokens=3)).eval()
     probe = enlarge(AttentiveClassifier(48, 5, heads=4, depth=3, norm_eps=1e-6)).eval()
     save_hugging_face_vjepa(tmp_path / "out", encoder, predictor, probe)
     theirs = VJEPA2ForVideoClassification.from_pretrained(tmp_path / "out", dtype=torch.float64).eval()
@@ -88,7 +88,10 @@ def test_transformers_computes_what_was_written_for_it(pixels, tmp_path):
     said = theirs.vjepa2(shown, context_mask=[keep], target_mask=[targets])
     context = said.last_hidden_state.gather(1, keep[..., None].expand(-1, -1, 48))
     torch.testing.assert_close(
-        predictor(context, keep, targets, mask_token=1), said.predictor_output.last_hidden_state, rtol=0, atol=1e-10
+        predictor(context, keep, targets, mask_token_index=1),
+        said.predictor_output.last_hidden_state,
+        rtol=0,
+        atol=1e-10,
     )
     again = load_hugging_face_vjepa(tmp_path / "out")
     torch.testing.assert_close(again.encoder(video()), encoder(video()), rtol=0, atol=1e-12)
@@ -124,14 +127,14 @@ FAULTS = {
         r"missing: .*k_proj",
     ),
     "a missing fc1": (lambda w, c: w.pop("vjepa2.encoder.layer.0.mlp.fc1.weight"), r"missing: .*layer\.0\.mlp\.fc1"),
-    "an extra key": (lambda w, c: w.update({"vjepa2.encoder.more": w[NORM].clone()}), r"without a use: encoder\.more"),
-    "a foreign key": (lambda w, c: w.update({"more": w[NORM].clone()}), r"without a use: more"),
+    "an extra key": (lambda w, c: w.update({"vjepa2.encoder.more": w[NORM].clone()}), r"not used: encoder\.more"),
+    "a foreign key": (lambda w, c: w.update({"more": w[NORM].clone()}), r"not used: more"),
     "a shape": (lambda w, c: w.update({NORM: w[NORM][:7].clone()}), r"layer\.1\.norm1\.weight \[7\] instead of \[48\]"),
     "a layer more": (lambda w, c: c.update(num_hidden_layers=4), r"missing: encoder\.layer\.3\.norm1"),
-    "a layer less": (lambda w, c: c.update(num_hidden_layers=2), r"without a use: encoder\.layer\.2\."),
+    "a layer less": (lambda w, c: c.update(num_hidden_layers=2), r"not used: encoder\.layer\.2\."),
     "another model": (lambda w, c: c.update(model_type="vit"), "model_type is 'vit', not 'vjepa2'"),
     "another activation": (lambda w, c: c.update(hidden_act="relu"), "hidden_act is 'relu'; only 'gelu'"),
-    "a setting": (lambda w, c: c.pop("tubelet_size"), "does not say 'tubelet_size'"),
+    "a setting": (lambda w, c: c.pop("tubelet_size"), "the setting 'tubelet_size' is missing"),
 }
 
 
@@ -167,7 +170,7 @@ def test_weights_in_several_files_are_read(folders, tmp_path):
         ({"positions": "sincos", "tiled_rope": False}, {}, "VideoEncoder has positions='sincos'"),
         ({"mlp": "swiglu"}, {}, "VideoEncoder has mlp='swiglu'"),
         ({"image_size": (24, 16)}, {}, r"VideoEncoder has image_size=.*24, 16"),
-        ({"levels": [0]}, {}, r"VideoEncoder has levels=\[0\]"),
+        ({"feature_layers": [0]}, {}, r"VideoEncoder has feature_layers=\[0\]"),
         ({"width": 24}, {}, "MaskedPredictor has encoder_width=48"),
         ({"frames": 8}, {}, "MaskedPredictor has frames=6"),
         ({}, {"predict_context": True}, "MaskedPredictor has predict_context=True"),

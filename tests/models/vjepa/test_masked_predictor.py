@@ -13,7 +13,13 @@ KINDS = {
     "tiled-rope": {"tiled_rope": True},
     "sincos": {"positions": "sincos", "uniform_power": True},
     "swiglu": {"mlp": "swiglu"},
-    "2.1": {"levels": 2, "output_width": 32, "modalities": True, "predict_context": True, "rope_spread": (5, 5)},
+    "2.1": {
+        "num_feature_layers": 2,
+        "output_width": 32,
+        "modality_embeddings": True,
+        "predict_context": True,
+        "rope_reference_grid": (5, 5),
+    },
 }
 
 
@@ -24,7 +30,7 @@ def network(request):
 
 def inputs(network, k: int = 7, m: int = 5, batch: int = 2):
     keep, targets = tokens(batch, TOKENS, k, m)
-    return random(batch, k, WIDTH * network.config.levels), keep, targets
+    return random(batch, k, WIDTH * network.config.num_feature_layers), keep, targets
 
 
 @torch.no_grad()
@@ -59,16 +65,16 @@ def test_a_prediction_depends_on_its_place_and_on_the_context(network):
 def test_mask_tokens_begin_at_zero_and_the_one_that_is_named_stands_in():
     torch.manual_seed(0)
     assert not MaskedPredictor().mask_embed.any()
-    network = predictor(mask_tokens=3, mask_token=2)
+    network = predictor(num_mask_tokens=3, mask_token_index=2)
     context, keep, targets = inputs(network)
-    network(context, keep, targets, mask_token=1).square().sum().backward()
+    network(context, keep, targets, mask_token_index=1).square().sum().backward()
     assert network.mask_embed.grad.abs().amax(dim=1).gt(0).tolist() == [False, True, False]
-    assert torch.equal(network(context, keep, targets), network(context, keep, targets, mask_token=2))
-    assert not torch.allclose(network(context, keep, targets), network(context, keep, targets, mask_token=0))
-    with pytest.raises(ValueError, match=r"mask_token=3 must be 0..2"):
-        network(context, keep, targets, mask_token=3)
-    with pytest.raises(ValueError, match="mask_token=3 must be one of mask_tokens=3"):
-        predictor(mask_tokens=3, mask_token=3)
+    assert torch.equal(network(context, keep, targets), network(context, keep, targets, mask_token_index=2))
+    assert not torch.allclose(network(context, keep, targets), network(context, keep, targets, mask_token_index=0))
+    with pytest.raises(ValueError, match=r"mask_token_index=3 must be 0..2"):
+        network(context, keep, targets, mask_token_index=3)
+    with pytest.raises(ValueError, match="mask_token_index=3 must be less than num_mask_tokens=3"):
+        predictor(num_mask_tokens=3, mask_token_index=3)
 
 
 @torch.no_grad()
@@ -86,11 +92,11 @@ def test_clips_of_another_length_need_only_be_named():
 def test_the_dense_prediction_holds_the_targets_of_the_other():
     network = predictor(**KINDS["2.1"]).eval()
     context, keep, targets = inputs(network)
-    masked, seen = network.dense(context, keep, targets)
+    masked, seen = network.predict_all(context, keep, targets)
     torch.testing.assert_close(masked, network(context, keep, targets), rtol=0, atol=1e-12)
     assert masked.shape == (2, 5, 64) and seen.shape == (2, 7, 64)
     with pytest.raises(ValueError, match="predict_context=False"):
-        predictor().dense(*inputs(predictor()))
+        predictor().predict_all(*inputs(predictor()))
 
 
 def test_gradient_checkpointing_changes_nothing(network):

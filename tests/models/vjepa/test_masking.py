@@ -26,29 +26,33 @@ def seeds(count: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", list(WAYS))
 def test_what_is_seen_and_what_is_predicted_never_meet(name):
-    mask = WAYS[name].draw(seeds(16), GRID)
+    mask = WAYS[name].sample(seeds(16), GRID)
     for clip in range(16):
-        seen = set(mask.keep[clip].tolist())
-        assert len(seen) == mask.keep.shape[1] and max(seen) < 4 * 8 * 8
-        for targets in mask.targets:
+        seen = set(mask.context_indices[clip].tolist())
+        assert len(seen) == mask.context_indices.shape[1] and max(seen) < 4 * 8 * 8
+        for targets in mask.target_indices:
             aims = set(targets[clip].tolist())
             assert len(aims) == targets.shape[1] and not aims & seen
 
 
 @pytest.mark.parametrize("name", list(WAYS))
 def test_masks_are_a_function_of_the_seeds(name):
-    one, two = WAYS[name].draw(seeds(8), GRID), WAYS[name].draw(seeds(8), GRID)
-    assert torch.equal(one.keep, two.keep) and all(map(torch.equal, one.targets, two.targets))
-    other = WAYS[name].draw(seeds(8) + 1, GRID)
-    assert one.keep.shape != other.keep.shape or not torch.equal(one.keep, other.keep)
+    one, two = WAYS[name].sample(seeds(8), GRID), WAYS[name].sample(seeds(8), GRID)
+    assert torch.equal(one.context_indices, two.context_indices) and all(
+        map(torch.equal, one.target_indices, two.target_indices)
+    )
+    other = WAYS[name].sample(seeds(8) + 1, GRID)
+    assert one.context_indices.shape != other.context_indices.shape or not torch.equal(
+        one.context_indices, other.context_indices
+    )
 
 
 def test_the_last_moment_is_seen_as_often_as_the_first():
     """Lists cut in sorted order leave the last of eight moments 0.9% of the context, where 12.5% are its due."""
     grid, counts = (8, 14, 14), torch.zeros(8)
     for start in range(40):
-        mask = WAYS["v-jepa short"].draw(seeds(24) + 1000 * start, grid)
-        counts += torch.bincount(mask.keep.flatten() // (14 * 14), minlength=8)
+        mask = WAYS["v-jepa short"].sample(seeds(24) + 1000 * start, grid)
+        counts += torch.bincount(mask.context_indices.flatten() // (14 * 14), minlength=8)
     assert (counts / counts.sum() - 1 / 8).abs().max() < 0.002
 
 
@@ -78,31 +82,33 @@ def test_blocks_are_of_the_size_that_was_asked_and_stand_everywhere():
 
 
 def test_a_block_lasts_as_long_as_asked_and_covers_what_was_asked():
-    hidden = MultiBlockMaskSampler(1, (0.25, 0.25), (0.5, 0.5), (1.0, 1.0)).draw(seeds(6), GRID).targets[0]
+    hidden = MultiBlockMaskSampler(1, (0.25, 0.25), (0.5, 0.5), (1.0, 1.0)).sample(seeds(6), GRID).target_indices[0]
     assert hidden.shape == (6, 2 * 16)
     moments = [set((clip // 64).tolist()) for clip in hidden]
     assert all(len(m) == 2 and max(m) - min(m) == 1 for m in moments)
 
 
 def test_images_are_clips_of_one_moment():
-    mask = ContextBlockMaskSampler().draw(seeds(5), (1, 14, 14))
-    assert len(mask.targets) == 4 and mask.keep.shape[0] == 5 and int(mask.keep.max()) < 196
+    mask = ContextBlockMaskSampler().sample(seeds(5), (1, 14, 14))
+    assert (
+        len(mask.target_indices) == 4 and mask.context_indices.shape[0] == 5 and int(mask.context_indices.max()) < 196
+    )
 
 
 def test_a_batch_sees_something_even_where_two_large_blocks_could_cover_everything():
     for start in range(50):
-        mask = MultiBlockMaskSampler(2, (0.7, 0.7)).draw(seeds(32) + start * 999, (2, 8, 8))
-        assert mask.keep.shape[1] >= 7  # 5% of 128 tokens
+        mask = MultiBlockMaskSampler(2, (0.7, 0.7)).sample(seeds(32) + start * 999, (2, 8, 8))
+        assert mask.context_indices.shape[1] >= 7  # 5% of 128 tokens
 
 
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
-        (lambda: MultiBlockMaskSampler(0), "blocks=0"),
-        (lambda: MultiBlockMaskSampler(space=(0.5, 0.2)), "space"),
-        (lambda: MultiBlockMaskSampler(time=(0.0, 1.0)), "time"),
-        (lambda: MultiBlockMaskSampler(1, (1.0, 1.0)).draw(seeds(2), GRID), "leaves none to see"),
-        (lambda: ContextBlockMaskSampler(targets=0), "targets=0"),
+        (lambda: MultiBlockMaskSampler(0), "num_blocks=0"),
+        (lambda: MultiBlockMaskSampler(spatial_scale=(0.5, 0.2)), "spatial_scale"),
+        (lambda: MultiBlockMaskSampler(temporal_scale=(0.0, 1.0)), "temporal_scale"),
+        (lambda: MultiBlockMaskSampler(1, (1.0, 1.0)).sample(seeds(2), GRID), "leaves none to see"),
+        (lambda: ContextBlockMaskSampler(num_targets=0), "num_targets=0"),
     ],
 )
 def test_what_cannot_be_is_named(wrong, named):

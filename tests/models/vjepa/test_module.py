@@ -33,7 +33,9 @@ def module(**settings) -> VJEPAModule:
     encoder = randomize(VideoEncoder(width=24, **SIZES))
     predictor = randomize(MaskedPredictor(encoder_width=24, width=16, **SIZES))
     masks = [MultiBlockMaskSampler(2, (0.2, 0.3)), MultiBlockMaskSampler(1, (0.5, 0.5))]
-    return VJEPAModule(encoder, predictor, **{"masks": masks, "optimizer": OptimizerConfig(), **settings}).train()
+    return VJEPAModule(
+        encoder, predictor, **{"mask_samplers": masks, "optimizer": OptimizerConfig(), **settings}
+    ).train()
 
 
 def batch(clips: int = 4, frames: int = 4) -> ClipBatch:
@@ -48,19 +50,21 @@ def test_the_loss_is_the_mean_distance_to_the_targets_layer_normed_features():
     with torch.no_grad():
         for p in model.target_encoder.parameters():
             p.mul_(1.1)
-    clips = model.draw_masks(batch())
+    clips = model.sample_masks(batch())
     video, parts = frames_to_float(clips.frames), []
     aims = torch.nn.functional.layer_norm(model.target_encoder(video), (24,))
     for token, mask in enumerate(clips.masks):
-        said = model.predictor(model.encoder(video, mask.keep), mask.keep, mask.targets[0], token)
-        true = torch.stack([aims[i, mask.targets[0][i]] for i in range(4)])
+        said = model.predictor(
+            model.encoder(video, mask.context_indices), mask.context_indices, mask.target_indices[0], token
+        )
+        true = torch.stack([aims[i, mask.target_indices[0][i]] for i in range(4)])
         parts.append((said - true).abs().mean())
     torch.testing.assert_close(model(clips)[0], (parts[0] + parts[1]) / 2)
 
 
 def test_no_gradient_reaches_the_target_encoder_and_all_of_the_others_get_one():
     model = module()
-    model(model.draw_masks(batch()))[0].backward()
+    model(model.sample_masks(batch()))[0].backward()
     assert all(p.grad is None for p in model.target_encoder.parameters())
     trained = [*model.encoder.named_parameters(), *model.predictor.named_parameters()]
     assert not [name for name, p in trained if p.grad is None or not p.grad.any()]
@@ -68,7 +72,7 @@ def test_no_gradient_reaches_the_target_encoder_and_all_of_the_others_get_one():
 
 def test_without_momentum_gradients_pass_through_the_targets():
     free, held = module(momentum=None), module(momentum=EMAMomentumSchedule(0, 0))
-    clips = free.draw_masks(batch())
+    clips = free.sample_masks(batch())
     gradients = []
     for model in (free, held):
         loss, _ = model(clips)
@@ -91,17 +95,17 @@ def test_the_target_follows_by_its_momentum():
 
 def test_masks_are_the_same_for_equal_clips_and_reach_every_token():
     model = module()
-    one, two = model.draw_masks(batch()), model.draw_masks(batch())
-    assert all(torch.equal(a.keep, b.keep) for a, b in zip(one.masks, two.masks, strict=True))
+    one, two = model.sample_masks(batch()), model.sample_masks(batch())
+    assert all(torch.equal(a.context_indices, b.context_indices) for a, b in zip(one.masks, two.masks, strict=True))
     assert model.on_before_batch_transfer(one, 0) is one
 
 
-@pytest.mark.parametrize("term", [VarianceCovarianceRegularizer(), SIGReg(slices=8)])
+@pytest.mark.parametrize("term", [VarianceCovarianceRegularizer(), SIGReg(num_slices=8)])
 @pytest.mark.parametrize("momentum", [None, EMAMomentumSchedule()])
 def test_regularisers_join_the_loss(term, momentum):
-    model = module(collapse=term, momentum=momentum)
+    model = module(regularizer=term, momentum=momentum)
     torch.manual_seed(0)
-    loss, logs = model(model.draw_masks(batch()))
+    loss, logs = model(model.sample_masks(batch()))
     assert loss > logs["prediction_loss"] and len(logs) > 1
 
 
@@ -114,7 +118,7 @@ def test_regularisers_see_what_tells_clips_apart_and_not_places():
 
 def test_the_motion_branch_trains_the_encoder_jointly():
     model = module(motion=MotionBranch(24, 8, radius=1))
-    _, logs = model(model.draw_masks(batch()))
+    _, logs = model(model.sample_masks(batch()))
     assert {"motion_feature_loss", "motion_photometric_loss"} <= logs.keys()
     model.motion(model.encoder(frames_to_float(batch().frames)), frames_to_float(batch().frames), (2, 4, 4))[
         0
@@ -123,30 +127,30 @@ def test_the_motion_branch_trains_the_encoder_jointly():
 
 
 def test_images_train_as_clips_of_one_frame():
-    model = module(masks=[ContextBlockMaskSampler(targets=2)])
-    loss, _ = model(model.draw_masks(batch(frames=1)))
+    model = module(mask_samplers=[ContextBlockMaskSampler(num_targets=2)])
+    loss, _ = model(model.sample_masks(batch(frames=1)))
     loss.backward()
     assert torch.isfinite(loss) and model.encoder.patch_embed.proj.weight.grad.any()
 
 
 def test_crops_are_for_training_only():
-    model = module(augment=RandomResizedCrop())
+    model = module(augmentation=RandomResizedCrop())
     plain = frames_to_float(batch().frames)
-    assert not torch.equal(model._video(batch()), plain)
-    assert torch.equal(model.eval()._video(batch()), plain)
+    assert not torch.equal(model._augmented_video(batch()), plain)
+    assert torch.equal(model.eval()._augmented_video(batch()), plain)
 
 
 def test_training_starts_from_a_folder_of_trained_networks(tmp_path):
     trained = module()
     for name in ("encoder", "predictor"):
         save_component(getattr(trained, name), tmp_path / name)
-    fresh = module(weights=str(tmp_path))
+    fresh = module(pretrained=str(tmp_path))
     for a, b in zip(fresh.target_encoder.parameters(), trained.encoder.parameters(), strict=True):
         assert torch.equal(a, b)
     with pytest.raises(ValueError, match="does not fit the config's encoder"):
         encoder = VideoEncoder(width=24, **{**SIZES, "depth": 1})
         predictor = MaskedPredictor(encoder_width=24, width=16, **SIZES)
-        VJEPAModule(encoder, predictor, [MultiBlockMaskSampler(1)], OptimizerConfig(), weights=str(tmp_path))
+        VJEPAModule(encoder, predictor, [MultiBlockMaskSampler(1)], OptimizerConfig(), pretrained=str(tmp_path))
 
 
 def test_networks_that_do_not_fit_are_named():
@@ -158,21 +162,21 @@ def test_networks_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match=r"patch_size=4 but predictor\.patch_size=8"):
         other = MaskedPredictor(encoder_width=24, width=16, **{**SIZES, "patch_size": 8})
         VJEPAModule(encoder, other, [MultiBlockMaskSampler(1)], OptimizerConfig())
-    with pytest.raises(ValueError, match="masks is empty"):
-        module(masks=[])
+    with pytest.raises(ValueError, match="mask_samplers is empty"):
+        module(mask_samplers=[])
 
 
 @pytest.mark.parametrize(
     ("settings", "advice"),
     [
-        ({"momentum": None}, "set model.momentum, or model.collapse"),
+        ({"momentum": None}, "set model.momentum, or model.regularizer"),
         ({"momentum": EMAMomentumSchedule(0.5, 0.5)}, "momentum.start=0.5"),
-        ({"momentum": None, "collapse": SIGReg()}, "Raise the weights of model.collapse"),
+        ({"momentum": None, "regularizer": SIGReg()}, "Raise the weights of model.regularizer"),
         ({}, "optimizer.lr=0.0003"),
     ],
 )
 def test_the_alarm_names_what_to_change(settings, advice):
-    assert advice in module(**settings).remedy()
+    assert advice in module(**settings).collapse_advice()
 
 
 def test_pictures_of_features_are_as_large_as_the_clips():

@@ -18,7 +18,7 @@ def test_the_flow_says_where_features_went(shift):
     branch = MotionBranch(16, 16)
     with torch.no_grad():
         branch.log_temperature.fill_(5.0)
-        flow = branch.flow(drifting(shift))
+        flow = branch.estimate_flow(drifting(shift))
     inner = flow[0, :, 2:-2, 2:-2]  # the edge's features went out of the picture
     torch.testing.assert_close(inner[0], torch.full((4, 4), float(shift[1])), rtol=0, atol=1e-3)
     torch.testing.assert_close(inner[1], torch.full((4, 4), float(shift[0])), rtol=0, atol=1e-3)
@@ -47,10 +47,10 @@ def test_training_finds_the_motion_of_pixels_nobody_labelled():
         optimizer.step()
     with torch.no_grad():
         features = rearrange(branch.project(tokens), "b (t h w) c -> b t c h w", t=2, h=8)
-        columns, rows = branch.flow(features)[:, :, 2:-2, 2:-2].mean(dim=(0, 2, 3)).tolist()
+        columns, rows = branch.estimate_flow(features)[:, :, 2:-2, 2:-2].mean(dim=(0, 2, 3)).tolist()
     assert abs(columns) < 0.1 and 0.8 < rows < 1.1
 
 
 def test_one_moment_has_no_motion():
-    with pytest.raises(ValueError, match="2 moments"):
+    with pytest.raises(ValueError, match="2 time steps"):
         MotionBranch(16)(torch.zeros(1, 16, 16), torch.zeros(1, 2, 3, 32, 32), (1, 4, 4))

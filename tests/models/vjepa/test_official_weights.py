@@ -103,8 +103,8 @@ def test_the_switches_do_what_they_say(checkpoint, tmp_path):
     video = random(1, 6, 3, 24, 24).tanh()
     for switch in ({"source": "encoder"}, {"tiled_rope": False}):
         assert not torch.allclose(load_official_vjepa(file, **SAID, **switch).encoder(video), plain.encoder(video))
-    assert plain.predictor.config.mask_token == 1
-    assert load_official_vjepa(file, **SAID, mask_token=0).predictor.config.mask_token == 0
+    assert plain.predictor.config.mask_token_index == 1
+    assert load_official_vjepa(file, **SAID, mask_token_index=0).predictor.config.mask_token_index == 0
     del checkpoint["target_encoder"]
     checkpoint["ema_encoder"] = checkpoint["encoder"]
     del checkpoint["predictor"]
@@ -127,7 +127,7 @@ def test_an_official_probe_computes_what_transformers_does_but_for_its_norms(the
         if isinstance(module, torch.nn.LayerNorm):
             module.eps = 1e-6
     torch.testing.assert_close(probe(features), logits, rtol=0, atol=1e-10)
-    with pytest.raises(PretrainedWeightsError, match="there is no probe 2 in its classifiers: it has 2 of them"):
+    with pytest.raises(PretrainedWeightsError, match="there is no probe 2 in classifiers, which has 2 entries"):
         load_official_vjepa_probe(tmp_path / "probe.pt", number=2)
     with pytest.raises(PretrainedWeightsError, match=r"classifiers\[1\]: missing: linear\.weight"):
         load_official_vjepa_probe(tmp_path / "probe.pt", number=1)
@@ -139,11 +139,11 @@ def test_the_first_v_jepa_brings_tables_that_are_checked_and_not_kept(uniform, t
     settings = {"positions": "sincos", "uniform_power": uniform, "image_size": (16, 24)}
     encoder, predictor = small_encoder(**settings), small_predictor(**settings)
     weights = {f"module.backbone.{key}": weight for key, weight in encoder.state_dict().items()}
-    table = encoder.positions.added(encoder.grid(), torch.zeros(1)).double()
+    table = encoder.positions.additive_embedding(encoder.grid(), torch.zeros(1)).double()
     weights["module.backbone.pos_embed"] = table[None]
     masked = {f"predictor_{key}": weight for key, weight in predictor.state_dict().items() if key != "mask_embed"}
     masked |= {f"mask_tokens.{number}": token[None, None] for number, token in enumerate(predictor.mask_embed)}
-    masked["predictor_pos_embed"] = predictor.positions.added(predictor.grid(), torch.zeros(1))[None]
+    masked["predictor_pos_embed"] = predictor.positions.additive_embedding(predictor.grid(), torch.zeros(1))[None]
     torch.save({"target_encoder": weights, "predictor": masked}, tmp_path / "vjepa.pt")
     said = {"image_size": (16, 24), "frames": 8, "heads": 4, "predictor_num_heads": 2}
     read = load_official_vjepa(tmp_path / "vjepa.pt", **said, positions="sincos")
@@ -164,9 +164,9 @@ def test_the_first_v_jepa_brings_tables_that_are_checked_and_not_kept(uniform, t
 
 @torch.no_grad()
 def test_v_jepa_2_1_is_known_by_its_keys(tmp_path):
-    shared = {"rope_spread": (32, 32), "modalities": True}
-    encoder = small_encoder(**shared, depth=12, levels=[2, 5, 8])
-    predictor = small_predictor(**shared, levels=4, output_width=20, predict_context=True)
+    shared = {"rope_reference_grid": (32, 32), "modality_embeddings": True}
+    encoder = small_encoder(**shared, depth=12, feature_layers=[2, 5, 8])
+    predictor = small_predictor(**shared, num_feature_layers=4, output_width=20, predict_context=True)
     norms = {
         f"feature_norms.{level}.": f"norms_block.{number}." for number, level in enumerate(VJEPA21_FEATURE_LAYERS[12])
     }
@@ -181,18 +181,20 @@ def test_v_jepa_2_1_is_known_by_its_keys(tmp_path):
     masked |= {f"mask_tokens.{number}": token[None, None] for number, token in enumerate(predictor.mask_embed)}
     torch.save({"ema_encoder": weights, "predictor": masked}, tmp_path / "vjepa2_1.pt")
     said = {"image_size": (16, 24), "frames": 8, "heads": 4, "predictor_num_heads": 2}
-    read = load_official_vjepa(tmp_path / "vjepa2_1.pt", **said, mask_token=0)
+    read = load_official_vjepa(tmp_path / "vjepa2_1.pt", **said, mask_token_index=0)
     assert not read.encoder.config.tiled_rope
     for frames in (1, 8):
         video = random(2, frames, 3, 16, 24).tanh()
         shown = ((video + 1) / 2 - MEAN) / STD
         levels = [*VJEPA21_FEATURE_LAYERS[12], -1]
-        for ours, expected in zip(read.encoder.layers(video, levels), encoder.layers(shown, levels), strict=True):
+        for ours, expected in zip(
+            read.encoder.layer_features(video, levels), encoder.layer_features(shown, levels), strict=True
+        ):
             torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
     keep, targets = tokens(2, 24, 7, 5)
     context = random(2, 7, 4 * 48)
     for ours, expected in zip(
-        read.predictor.dense(context, keep, targets), predictor.dense(context, keep, targets), strict=True
+        read.predictor.predict_all(context, keep, targets), predictor.predict_all(context, keep, targets), strict=True
     ):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
 
@@ -201,7 +203,7 @@ KEY = "module.backbone.blocks.1.norm2.weight"
 MASK = "module.backbone.mask_tokens.1"
 FAULTS = {
     "a missing key": (lambda c: c["target_encoder"].pop(KEY), r"target_encoder: missing: blocks\.1\.norm2\.weight"),
-    "an extra key": (lambda c: c["target_encoder"].update(more=torch.zeros(1)), "target_encoder: without a use: more"),
+    "an extra key": (lambda c: c["target_encoder"].update(more=torch.zeros(1)), "target_encoder: not used: more"),
     "a shape": (
         lambda c: c["target_encoder"].update({KEY: torch.zeros(7)}),
         r"blocks\.1\.norm2\.weight \[7\] instead of \[48\]",
@@ -215,7 +217,7 @@ FAULTS = {
         lambda c: c["predictor"].update({MASK: torch.zeros(1, 7)}),
         r"mask_tokens\.1 \[1, 7\] instead of \[1, 1, 24\]",
     ),
-    "no encoder": (lambda c: (c.pop("target_encoder"), c.pop("encoder")), "there are no weights of that name"),
+    "no encoder": (lambda c: (c.pop("target_encoder"), c.pop("encoder")), "the checkpoint has no weights of this name"),
 }
 
 

@@ -19,7 +19,7 @@ def test_tokens_count_along_time_then_rows_then_columns():
 @pytest.mark.parametrize("uniform", [False, True])
 def test_sincos_are_the_formula(uniform):
     width = 32
-    table = PositionEncoding("sincos", width, 1, uniform_power=uniform).added(GRID, LIKE)
+    table = PositionEncoding("sincos", width, 1, uniform_power=uniform).additive_embedding(GRID, LIKE)
     sizes = (12, 12, 12) if uniform else (16, 8, 8)
     t, row, column = 2, 1, 3
     expected = []
@@ -33,7 +33,7 @@ def test_sincos_are_the_formula(uniform):
 @pytest.mark.parametrize("tiled", [False, True])
 @pytest.mark.parametrize("channels", [24, 32])
 def test_rope_turns_neighbours_by_the_formula(tiled, channels):
-    rotary = PositionEncoding("rope", channels, 1, tiled).rotary(GRID, LIKE)
+    rotary = PositionEncoding("rope", channels, 1, tiled).rotary_tables(GRID, LIKE)
     x = torch.randn(1, 24, 1, channels, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     turned = apply_rotary_tables(x, rotary)[0, :, 0]
     pairs = channels // 6
@@ -51,19 +51,19 @@ def test_rope_turns_neighbours_by_the_formula(tiled, channels):
 
 
 def test_places_are_spread_evenly_and_time_is_counted():
-    spread = PositionEncoding("rope", 24, 1, spread=(3, 2)).rotary(GRID, LIKE)
-    counted = PositionEncoding("rope", 24, 1).rotary((3, 3, 2), LIKE)
+    spread = PositionEncoding("rope", 24, 1, reference_grid=(3, 2)).rotary_tables(GRID, LIKE)
+    counted = PositionEncoding("rope", 24, 1).rotary_tables((3, 3, 2), LIKE)
     corner, same = (2 * 2 + 1) * 4 + 3, (2 * 3 + 2) * 2 + 1  # last frame, last row, last column of both
     torch.testing.assert_close(spread.cos[corner], counted.cos[same], rtol=0, atol=1e-12)
-    one_row = PositionEncoding("rope", 24, 1, spread=(3, 2)).rotary((1, 1, 1), LIKE)
+    one_row = PositionEncoding("rope", 24, 1, reference_grid=(3, 2)).rotary_tables((1, 1, 1), LIKE)
     assert one_row.cos.isfinite().all() and (one_row.cos == 1).all()
 
 
 def test_rows_of_tokens_are_gathered_and_tables_are_made_once():
     numbers = torch.tensor([[5, 0], [23, 7]])
     rope, sincos = PositionEncoding("rope", 24, 1), PositionEncoding("sincos", 24, 1)
-    assert torch.equal(rope.rotary(GRID, LIKE, numbers).sin, rope.rotary(GRID, LIKE).sin[numbers])
-    assert torch.equal(sincos.added(GRID, LIKE, numbers), sincos.added(GRID, LIKE)[numbers])
-    assert rope.rotary(GRID, LIKE).sin is rope.rotary(GRID, LIKE).sin
-    assert rope.added(GRID, LIKE) is None and sincos.rotary(GRID, LIKE) is None
-    assert rope.rotary(GRID, LIKE.float()).sin.dtype == torch.float32
+    assert torch.equal(rope.rotary_tables(GRID, LIKE, numbers).sin, rope.rotary_tables(GRID, LIKE).sin[numbers])
+    assert torch.equal(sincos.additive_embedding(GRID, LIKE, numbers), sincos.additive_embedding(GRID, LIKE)[numbers])
+    assert rope.rotary_tables(GRID, LIKE).sin is rope.rotary_tables(GRID, LIKE).sin
+    assert rope.additive_embedding(GRID, LIKE) is None and sincos.rotary_tables(GRID, LIKE) is None
+    assert rope.rotary_tables(GRID, LIKE.float()).sin.dtype == torch.float32

@@ -90,7 +90,7 @@ def test_an_image_is_a_frame_that_fills_a_tubelet_or_has_an_embedding_of_its_own
     image = random(2, 1, 3, *SIZE).tanh()
     network = encoder().eval()
     torch.testing.assert_close(network(image), network(image.repeat(1, 2, 1, 1, 1)), rtol=0, atol=1e-12)
-    assert network.tokens(1) == 6 == network(image).shape[1]
+    assert network.num_tokens(1) == 6 == network(image).shape[1]
     network = encoder(**KINDS["2.1"]).eval()
     assert network(image).shape == (2, 6, WIDTH)
     assert not torch.allclose(network(image), network(image.repeat(1, 2, 1, 1, 1)))
@@ -114,7 +114,7 @@ def test_normalisation_in_the_weights_is_that_of_the_pixels():
 def test_the_layers_end_in_what_forward_gives(network):
     video = random(*VIDEO).tanh()
     (keep,) = tokens(2, TOKENS, 9)
-    first, last, again = network.layers(video, [0, -1, 0], keep)
+    first, last, again = network.layer_features(video, [0, -1, 0], keep)
     torch.testing.assert_close(last, network(video, keep), rtol=0, atol=0)
     assert first is again
     heard = []
@@ -122,9 +122,9 @@ def test_the_layers_end_in_what_forward_gives(network):
     network(video, keep)
     handle.remove()
     assert torch.equal(first, network.feature_norms["0"](heard[0]) if "0" in network.feature_norms else heard[0])
-    assert network.layers(video, []) == []
-    with pytest.raises(ValueError, match=r"which=\[3\] must be numbers of the 3 layers"):
-        network.layers(video, [DEPTH])
+    assert network.layer_features(video, []) == []
+    with pytest.raises(ValueError, match=r"layer_indices=\[3\] must be indices of the 3 layers"):
+        network.layer_features(video, [DEPTH])
 
 
 def test_gradient_checkpointing_changes_nothing(network):
@@ -159,7 +159,7 @@ def test_saved_is_loaded(network, tmp_path):
     loaded = load_component(tmp_path / "encoder")
     video = random(*VIDEO).tanh().float()
     assert torch.equal(loaded(video), network(video))
-    assert loaded.grid() == network.grid() == (4, 2, 3) and loaded.tokens() == TOKENS
+    assert loaded.grid() == network.grid() == (4, 2, 3) and loaded.num_tokens() == TOKENS
 
 
 @torch.no_grad()
@@ -176,12 +176,12 @@ def test_layers_add_less_the_deeper_they_are():
     ("settings", "message"),
     [
         ({"image_size": (16, 20)}, "patch_size=8 must divide image_size=16x20"),
-        ({"frames": 7}, "7 frames are no whole tubelets of 2"),
+        ({"frames": 7}, "7 frames must be 1 or a multiple of tubelet=2"),
         ({"heads": 5}, "heads=5 must divide width=48"),
         ({"heads": 12}, "48 have 4 channels"),
         ({"positions": "learned"}, "positions='learned' must be one of rope, sincos"),
         ({"mlp": "relu"}, "mlp='relu' must be one of gelu, swiglu"),
-        ({"levels": [2]}, r"levels=\[2\] must be numbers of layers before the last, 0..1"),
+        ({"feature_layers": [2]}, r"feature_layers=\[2\] must be indices of layers before the last, 0..1"),
     ],
 )
 def test_settings_that_cannot_be_are_named(settings, message):
@@ -193,5 +193,5 @@ def test_videos_that_do_not_fit_are_named():
     network = encoder()
     with pytest.raises(ValueError, match=r"video must be \[b, frames, 3, 16, 24\], got \[1, 8, 3, 24, 16\]"):
         network(random(1, 8, 3, 24, 16))
-    with pytest.raises(ValueError, match="3 frames are no whole tubelets of 2"):
+    with pytest.raises(ValueError, match="3 frames must be 1 or a multiple of tubelet=2"):
         network(random(1, 3, 3, *SIZE))

@@ -1,11 +1,11 @@
-"""The action-conditioned predictor of V-JEPA 2-AC (arXiv 2506.09985, section 3): a world in representation space.
+"""The action-conditioned predictor of V-JEPA 2-AC (arXiv 2506.09985, section 3): dynamics in representation space.
 
-A frame is n tokens of an encoder, beside them a token of the action taken there and, where the body's own state is
-known, one of that state. Attention is causal by frames: all tokens of a frame see each other and the frames before.
-From the frame's tokens the next frame's are read. A single token a frame, with the action modulating every layer, is
-the layout of LeWorldModel (arXiv 2603.19312).
+The tokens of a frame are n latents of an encoder, a token for the action taken at the frame and, optionally, a token
+for proprioception. Attention is causal by frames: each token attends to all tokens of its frame and of earlier frames.
+The outputs at the latents of a frame predict the next frame. One token per frame, with the action modulating every
+layer, is the layout of LeWorldModel (arXiv 2603.19312).
 
-Legend: b batch, t time, n tokens a frame, D width of the latents, d width of the network, s dimensions of the state.
+Legend: b batch, t time, n tokens per frame, D width of the latents, d width of the network, s size of proprioception.
 """
 
 from __future__ import annotations
@@ -24,28 +24,27 @@ from vwm.nn.video_transformer import VideoTransformer, grid_coordinates
 
 
 class ActionConditionedPredictor(ModelMixin, ConfigMixin):
-    """From encoded frames and the actions taken in them to the frames that follow.
+    """Predict the next latents from the latents of frames and the actions taken at them.
 
     Args:
-        grid: (h, w) of a frame's tokens; (1, 1) where a frame is one vector.
+        grid: (h, w) of the tokens of a frame; (1, 1) if a frame is one vector.
         latent_width: D.
-        num_actions: number of discrete actions; or the sizes of several discrete parts.
+        num_actions: number of discrete actions, or the numbers of choices of several discrete components.
         action_dims: dimensions of continuous actions.
-        proprioception_dims: s, of the state of the body (proprioception) that comes with every frame; 0 for none.
-        unknown_actions: whether a vector is learned for actions that are not known, or are hidden.
-        action_as: ``"token"``, one more token a frame (V-JEPA 2-AC), or ``"modulation"``, a vector that shifts, scales
-            and gates every layer (LeWorldModel): half the tokens where a frame is one.
-        residual: whether the network says the change from the frame to the next, rather than the next frame.
-        layer_norm: whether predictions are brought to zero mean and unit variance a token, as the latents are that
-            they stand for (V-JEPA 2-AC).
+        proprioception_dims: s, size of the proprioceptive state of each frame; 0 for none.
+        allow_unknown_actions: learn an embedding for unknown or hidden actions.
+        action_conditioning: ``"token"``, an additional token per frame (V-JEPA 2-AC), or ``"modulation"``, adaLN of
+            every layer (LeWorldModel), which halves the number of tokens if a frame is one token.
+        residual: predict the difference between the next frame and the frame.
+        normalize_output: apply layer norm to the predictions, if the latents are layer-normed (V-JEPA 2-AC).
         width: d.
-        depth: layers, each one attention and one feed-forward.
-        heads: attention heads.
-        window: frames that attention spans, the present one included; 1 where a frame says all about the world.
+        depth: number of layers, each with one attention and one feed-forward.
+        heads: number of attention heads.
+        window: number of frames that attention spans, including the current one; 1 for fully observed environments.
         kv_heads, attention, time_every, mlp: see ``VideoTransformer``.
 
     Raises:
-        ValueError: no kind of action.
+        ValueError: neither ``num_actions`` nor ``action_dims`` is set.
     """
 
     @register_to_config
@@ -56,10 +55,10 @@ class ActionConditionedPredictor(ModelMixin, ConfigMixin):
         num_actions: int | list[int] = 0,
         action_dims: int = 0,
         proprioception_dims: int = 0,
-        unknown_actions: bool = False,
-        action_as: Literal["token", "modulation"] = "token",
+        allow_unknown_actions: bool = False,
+        action_conditioning: Literal["token", "modulation"] = "token",
         residual: bool = False,
-        layer_norm: bool = False,
+        normalize_output: bool = False,
         width: int = 192,
         depth: int = 4,
         heads: int = 4,
@@ -73,26 +72,34 @@ class ActionConditionedPredictor(ModelMixin, ConfigMixin):
         choices = list(num_actions) if isinstance(num_actions, list) else [num_actions] if num_actions else []
         if not choices and not action_dims:
             raise ValueError("an action-conditioned predictor needs actions: set dynamics.num_actions or action_dims")
-        self.grid, self.tokens, self.latent_width = (
-            (int(grid[0]), int(grid[1])),
-            int(grid[0]) * int(grid[1]),
-            latent_width,
-        )
-        self.proprioception_dims, self.residual, self.layer_norm = proprioception_dims, residual, layer_norm
-        modulated = action_as == "modulation"
-        self.extra = (not modulated) + bool(proprioception_dims)
+        self.grid = (int(grid[0]), int(grid[1]))
+        self.tokens = int(grid[0]) * int(grid[1])
+        self.latent_width = latent_width
+        self.proprioception_dims = proprioception_dims
+        self.residual = residual
+        self.normalize_output = normalize_output
+        modulated = action_conditioning == "modulation"
+        self.num_condition_tokens = (not modulated) + bool(proprioception_dims)
         self.embed = nn.Linear(latent_width, width)
-        self.places = nn.Parameter(torch.randn(self.extra + self.tokens, width) * 0.02)
-        self.register_buffer("coordinates", grid_coordinates(*self.grid, self.extra), persistent=False)
+        self.places = nn.Parameter(torch.randn(self.num_condition_tokens + self.tokens, width) * 0.02)
+        self.register_buffer("coordinates", grid_coordinates(*self.grid, self.num_condition_tokens), persistent=False)
         self.embed_action = ActionEmbedding(choices, action_dims, width)
-        self.no_action = nn.Parameter(torch.zeros(width)) if unknown_actions else None
+        self.no_action = nn.Parameter(torch.zeros(width)) if allow_unknown_actions else None
         self.embed_state = nn.Linear(proprioception_dims, width) if proprioception_dims else None
         self.unknown_proprioception_embedding = nn.Parameter(torch.zeros(width)) if proprioception_dims else None
         self.transformer = VideoTransformer(
-            width, depth, heads, window, kv_heads, attention, time_every, mlp=mlp, conditioned=modulated
+            width=width,
+            depth=depth,
+            heads=heads,
+            window=window,
+            kv_heads=kv_heads,
+            attention=attention,
+            time_every=time_every,
+            mlp=mlp,
+            conditioned=modulated,
         )
         self.head = nn.Linear(width, latent_width)
-        if residual:  # at first nothing changes
+        if residual:  # the initial prediction is no change
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
 
@@ -100,31 +107,31 @@ class ActionConditionedPredictor(ModelMixin, ConfigMixin):
         self,
         latents: Tensor,
         actions: Tensor | None,
-        states: Tensor | None = None,
+        proprioception: Tensor | None = None,
         known: Tensor | None = None,
-        felt: Tensor | None = None,
+        proprioception_known: Tensor | None = None,
     ) -> Tensor:
-        """What follows each frame of clips.
+        """Predict the frame after each frame of clips.
 
         Args:
             latents: [b, t, n, D], of frames 0..t-1.
-            actions: [b, t] or [b, t, a], ``actions[:, i]`` is taken in frame i and leads to frame i+1; None where none
-                is known, which takes ``unknown_actions``.
-            states: float [b, t, s], of the body in each frame; None where it is not known.
-            known: bool, broadcastable to [b, t]: False where the action is not known, or is to be hidden.
-            felt: likewise of the states.
+            actions: [b, t] or [b, t, a], ``actions[:, i]`` leads from frame i to i+1; None if all are unknown, which
+                needs ``allow_unknown_actions``.
+            proprioception: float [b, t, s], of each frame; None if unknown.
+            known: bool, broadcastable to [b, t]: False where the action is unknown or hidden.
+            proprioception_known: the same for ``proprioception``.
 
         Returns:
-            [b, t, n, D], the predictions of frames 1..t, each from the frames and actions before it alone.
+            [b, t, n, D], predictions of frames 1..t, each from earlier frames and actions only.
 
         Raises:
-            ValueError: something of another shape or kind.
+            ValueError: a tensor has a wrong shape or dtype, or unknown actions are not allowed.
         """
-        x, condition = self._tokens(latents, actions, states, known, felt)
+        x, condition = self._tokens(latents, actions, proprioception, known, proprioception_known)
         return self._predict(self.transformer(x, self.coordinates, condition), latents)
 
     def init_state(self, batch: int) -> TransformerState:
-        """The state of worlds in which no frame has been seen."""
+        """Return the state before the first frame."""
         return self.transformer.init_state(batch, len(self.places))
 
     def step(
@@ -132,12 +139,12 @@ class ActionConditionedPredictor(ModelMixin, ConfigMixin):
         state: TransformerState,
         latents: Tensor,
         actions: Tensor | None,
-        states: Tensor | None = None,
+        proprioception: Tensor | None = None,
         known: Tensor | None = None,
-        felt: Tensor | None = None,
+        proprioception_known: Tensor | None = None,
     ) -> tuple[TransformerState, Tensor]:
-        """``forward`` for the next frame or frames of each world; the given state is left as it was."""
-        x, condition = self._tokens(latents, actions, states, known, felt)
+        """Predict as in ``forward``, in streaming mode. The given state is not modified."""
+        x, condition = self._tokens(latents, actions, proprioception, known, proprioception_known)
         x, state = self.transformer.step(x, state, self.coordinates, condition)
         return state, self._predict(x, latents)
 
@@ -145,45 +152,48 @@ class ActionConditionedPredictor(ModelMixin, ConfigMixin):
         self,
         latents: Tensor,
         actions: Tensor | None,
-        states: Tensor | None,
+        proprioception: Tensor | None,
         known: Tensor | None,
-        felt: Tensor | None,
+        proprioception_known: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """The tokens of frames [b, t, extra + n, d], and the vectors [b, t, d] that modulate the layers, if any."""
+        """Tokens of frames [b, t, num_condition_tokens + n, d], and the condition [b, t, d] of adaLN or None."""
         if latents.ndim != 4 or tuple(latents.shape[2:]) != (self.tokens, self.latent_width):
             raise ValueError(f"latents must be [b, t, {self.tokens}, {self.latent_width}], got {list(latents.shape)}")
         x = self.embed(latents.to(self.embed.weight.dtype))
-        lead = self._lead(actions, known, x)
-        more = [] if self.transformer.modulation is not None else [lead]
+        action_embedding = self._action_embedding(actions, known, x)
+        condition_tokens = [] if self.transformer.modulation is not None else [action_embedding]
         if self.embed_state is not None:
-            more.append(self._proprioception_tokens(states, felt, x))
-        x = torch.cat((*(token[:, :, None] for token in more), x), dim=2) + self.places.to(x.dtype)
-        return x, None if self.transformer.modulation is None else F.silu(lead)
+            condition_tokens.append(self._proprioception_embedding(proprioception, proprioception_known, x))
+        x = torch.cat((*(token[:, :, None] for token in condition_tokens), x), dim=2) + self.places.to(x.dtype)
+        return x, None if self.transformer.modulation is None else F.silu(action_embedding)
 
-    def _lead(self, actions: Tensor | None, known: Tensor | None, x: Tensor) -> Tensor:
-        lead = None if actions is None else self.embed_action(actions)
-        if lead is not None and lead.shape[:2] != x.shape[:2]:
-            raise ValueError(f"actions of {list(lead.shape[:2])} clips and frames, latents of {list(x.shape[:2])}")
-        if lead is not None and known is None:
-            return lead
+    def _action_embedding(self, actions: Tensor | None, known: Tensor | None, x: Tensor) -> Tensor:
+        embedding = None if actions is None else self.embed_action(actions)
+        if embedding is not None and embedding.shape[:2] != x.shape[:2]:
+            raise ValueError(f"actions are [b, t] = {list(embedding.shape[:2])}, but latents are {list(x.shape[:2])}")
+        if embedding is not None and known is None:
+            return embedding
         if self.no_action is None:
-            raise ValueError("this predictor must be told every action: set dynamics.unknown_actions to true")
-        if lead is None or known is None:
+            raise ValueError(
+                "this predictor needs all actions: give them, or set dynamics.allow_unknown_actions to true"
+            )
+        if embedding is None or known is None:
             return self.no_action.to(x.dtype).expand(*x.shape[:2], -1)
-        return torch.where(known[..., None], lead, self.no_action)
+        return torch.where(known[..., None], embedding, self.no_action)
 
-    def _proprioception_tokens(self, states: Tensor | None, felt: Tensor | None, x: Tensor) -> Tensor:
+    def _proprioception_embedding(self, proprioception: Tensor | None, known: Tensor | None, x: Tensor) -> Tensor:
         assert self.embed_state is not None and self.unknown_proprioception_embedding is not None
-        nothing = self.unknown_proprioception_embedding.to(x.dtype).expand(*x.shape[:2], -1)
-        if states is None:
-            return nothing
-        if tuple(states.shape) != (*x.shape[:2], self.proprioception_dims):
-            raise ValueError(f"states must be {[*x.shape[:2], self.proprioception_dims]}, got {list(states.shape)}")
-        token = self.embed_state(states.to(x.dtype))
-        return token if felt is None else torch.where(felt[..., None], token, nothing)
+        unknown = self.unknown_proprioception_embedding.to(x.dtype).expand(*x.shape[:2], -1)
+        if proprioception is None:
+            return unknown
+        expected = [*x.shape[:2], self.proprioception_dims]
+        if list(proprioception.shape) != expected:
+            raise ValueError(f"proprioception must be {expected}, got {list(proprioception.shape)}")
+        embedding = self.embed_state(proprioception.to(x.dtype))
+        return embedding if known is None else torch.where(known[..., None], embedding, unknown)
 
     def _predict(self, x: Tensor, latents: Tensor) -> Tensor:
-        said = self.head(x[:, :, self.extra :])
+        prediction = self.head(x[:, :, self.num_condition_tokens :])
         if self.residual:
-            said = latents.to(said.dtype) + said
-        return F.layer_norm(said, said.shape[-1:]) if self.layer_norm else said
+            prediction = latents.to(prediction.dtype) + prediction
+        return F.layer_norm(prediction, prediction.shape[-1:]) if self.normalize_output else prediction

@@ -1,8 +1,7 @@
-"""The attentive probe: a learned query reads frozen features by attention, and a linear layer says the class.
+"""The attentive probe: a learned query attends to frozen features, and a linear layer predicts the class.
 
 V-JEPA 2 (arXiv 2506.09985, section 4 and appendix D.1): three layers of self-attention and one of cross-attention;
-V-JEPA (arXiv 2404.08471, appendix D): the cross-attention alone. The names of the weights are those of the published
-probes.
+V-JEPA (arXiv 2404.08471, appendix D): cross-attention only. The names of the weights are those of the published probes.
 
 Legend: b batch, n tokens, q queries, d width, k classes.
 """
@@ -22,7 +21,7 @@ PROBE_NORM_EPS = 1e-5
 
 
 class CrossAttention(nn.Module):
-    """Queries attend to tokens; what they find is not projected once more.
+    """Multi-head attention of queries to tokens, without an output projection.
 
     Args:
         width: d.
@@ -45,7 +44,7 @@ class CrossAttention(nn.Module):
 
 
 class CrossAttentionBlock(nn.Module):
-    """One cross-attention and one feed-forward, both residual; the tokens are normed, the queries are not."""
+    """Residual cross-attention and feed-forward, with layer norm of the tokens but not of the queries."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, norm_eps: float) -> None:
         super().__init__()
@@ -61,15 +60,18 @@ class CrossAttentionBlock(nn.Module):
 
 
 class AttentivePooler(nn.Module):
-    """Reads tokens into a few vectors.
+    """Pool tokens to a fixed number of vectors by attention.
 
     Args:
         width: d.
-        heads: attention heads.
-        depth: layers, the last one of cross-attention.
-        queries: q, how many vectors.
-        mlp_ratio: hidden width of the feed-forwards over d.
-        norm_eps: of the layer norms.
+        heads: number of attention heads.
+        depth: number of layers; the last one is cross-attention.
+        queries: q, number of vectors.
+        mlp_ratio: ratio of the hidden width of feed-forwards to d.
+        norm_eps: epsilon of the layer norms.
+
+    Raises:
+        ValueError: ``depth`` is below 1.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class AttentivePooler(nn.Module):
     ) -> None:
         super().__init__()
         if depth < 1:
-            raise ValueError(f"depth={depth} must be at least 1: the layer of cross-attention")
+            raise ValueError(f"depth={depth} must be at least 1, the layer of cross-attention")
         self.query_tokens = nn.Parameter(torch.zeros(1, queries, width))
         self.blocks = nn.ModuleList(ViTBlock(width, heads, mlp_ratio, norm_eps=norm_eps) for _ in range(depth - 1))
         self.cross_attention_block = CrossAttentionBlock(width, heads, mlp_ratio, norm_eps)
@@ -100,15 +102,15 @@ class AttentivePooler(nn.Module):
 
 
 class AttentiveClassifier(ModelMixin, ConfigMixin):
-    """The probe: pooler and linear layer.
+    """Attentive probe: an ``AttentivePooler`` with one query, and a linear layer.
 
     Args:
-        width: d, of the features.
+        width: d, width of the features.
         classes: k.
-        heads: attention heads.
-        depth: layers, the last one of cross-attention: 4 is V-JEPA 2's probe, 1 is V-JEPA's.
-        mlp_ratio: hidden width of the feed-forwards over d.
-        norm_eps: of the layer norms; the official probes have 1e-5, those of Hugging Face 1e-6.
+        heads: number of attention heads.
+        depth: number of layers; the last one is cross-attention. 4 in V-JEPA 2, 1 in V-JEPA.
+        mlp_ratio: ratio of the hidden width of feed-forwards to d.
+        norm_eps: epsilon of the layer norms; 1e-5 in the official probes, 1e-6 in those of Hugging Face.
     """
 
     @register_to_config
@@ -122,7 +124,9 @@ class AttentiveClassifier(ModelMixin, ConfigMixin):
         norm_eps: float = PROBE_NORM_EPS,
     ) -> None:
         super().__init__()
-        self.pooler = AttentivePooler(width, heads, depth, 1, mlp_ratio, norm_eps)
+        self.pooler = AttentivePooler(
+            width=width, heads=heads, depth=depth, queries=1, mlp_ratio=mlp_ratio, norm_eps=norm_eps
+        )
         self.linear = OneDNNLinear(width, classes)
         nn.init.trunc_normal_(self.linear.weight, std=VIT_INIT_STD)
         nn.init.zeros_(self.linear.bias)

@@ -1,8 +1,7 @@
-"""Are the representations collapsing? The loss does not tell: a collapsed encoder has the lowest loss of all.
+"""Detect representation collapse, which the loss does not show: a collapsed encoder has the lowest loss.
 
-What a clip's tokens say about the clip is what differs between clips at one place. So everything is measured on
-features less their mean over the clips at that place: an encoder that tells places apart, and clips not at all, has
-collapsed too.
+All metrics are computed on features minus their mean over the clips at the same token position. An encoder whose
+features depend on the position only, and not on the clip, has therefore collapsed, too.
 
 Legend: b batch (clips), n tokens, d width.
 """
@@ -17,13 +16,14 @@ from torch.nn import functional as F
 
 
 class RepresentationMetrics(NamedTuple):
-    """How alive representations are.
+    """Metrics of the diversity of representations.
 
     Attributes:
-        spread: mean over the dimensions of the deviation between clips at one place.
-        least_spread: the deviation of the tenth of the dimensions that vary least.
-        rank: effective rank (RankMe, arXiv 2210.02885, eq. 1) of the features, 1 to d.
-        drift: how far the same clips' features moved since the last look, as 1 - cosine; 0 at the first.
+        spread: standard deviation between clips at one position, averaged over the dimensions.
+        least_spread: the same, averaged over the tenth of the dimensions that vary least.
+        rank: effective rank (RankMe, arXiv 2210.02885, eq. 1) of the features, between 1 and d.
+        drift: 1 - cosine similarity between the features of the same clips now and at the last measurement; 0 at the
+            first.
     """
 
     spread: float
@@ -33,57 +33,78 @@ class RepresentationMetrics(NamedTuple):
 
 
 @torch.no_grad()
-def measure_representations(features: Tensor, before: Tensor | None = None) -> RepresentationMetrics:
-    """Of features [b >= 2, n, d], and of the same clips' features at the last look."""
+def measure_representations(features: Tensor, previous: Tensor | None = None) -> RepresentationMetrics:
+    """Measure features [b >= 2, n, d], with those of the same clips at the last measurement as ``previous``.
+
+    Raises:
+        ValueError: there is only one clip.
+    """
     if len(features) < 2:
-        raise ValueError("the monitor compares clips with each other: it needs at least 2 a batch (data.batch_size)")
-    centred = features.float() - features.float().mean(dim=0)
-    rows = centred.flatten(0, 1)
-    matrix = rows.T.double() @ rows.double()
-    deviation = (matrix.diagonal() / (len(rows) - features.shape[1])).sqrt()
-    singular = torch.linalg.eigvalsh(matrix).clamp(min=0).sqrt()
-    share = singular / singular.sum().clamp(min=1e-12) + 1e-7
-    rank = torch.exp(-(share * share.log()).sum())
-    drift = 0.0 if before is None else float(1 - F.cosine_similarity(features.float(), before.float(), dim=-1).mean())
-    least = deviation.sort().values[: max(1, len(deviation) // 10)].mean()
-    return RepresentationMetrics(float(deviation.mean()), float(least), float(rank), drift)
+        raise ValueError("the collapse monitor compares clips: raise data.batch_size to at least 2")
+    centered = features.float() - features.float().mean(dim=0)
+    rows = centered.flatten(0, 1)
+    gram = rows.T.double() @ rows.double()
+    std = (gram.diagonal() / (len(rows) - features.shape[1])).sqrt()
+    singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    p = singular / singular.sum().clamp(min=1e-12) + 1e-7
+    rank = torch.exp(-(p * p.log()).sum())
+    drift = 0.0
+    if previous is not None:
+        drift = float(1 - F.cosine_similarity(features.float(), previous.float(), dim=-1).mean())
+    least = std.sort().values[: max(1, len(std) // 10)].mean()
+    return RepresentationMetrics(float(std.mean()), float(least), float(rank), drift)
 
 
 class CollapseMonitor:
-    """Watches the target representations of one batch that it keeps, and says when they collapse.
+    """Settings of the collapse monitor, which compares the target representations of fixed clips with their first ones.
 
     Args:
-        every: optimizer steps between looks; each costs a pass of the target encoder over ``clips`` clips.
-        clips: how many clips of the first batch are kept to look at.
-        spread: alarm where the spread falls under this share of what it was at the first look ...
-        rank: ... or the effective rank under this share.
-        stop: end the run at an alarm, rather than warn and go on.
+        every_n_steps: optimizer steps between measurements; each costs one pass of the target encoder.
+        num_clips: number of clips of the first batch that are measured.
+        min_spread_ratio: report a collapse if the spread is below this share of its first value.
+        min_rank_ratio: report a collapse if the effective rank is below this share of its first value.
+        stop_on_collapse: stop the run at a collapse; otherwise only warn.
+
+    Raises:
+        ValueError: a value is out of range.
     """
 
     def __init__(
-        self, every: int = 50, clips: int = 32, spread: float = 0.2, rank: float = 0.25, stop: bool = False
+        self,
+        every_n_steps: int = 50,
+        num_clips: int = 32,
+        min_spread_ratio: float = 0.2,
+        min_rank_ratio: float = 0.25,
+        stop_on_collapse: bool = False,
     ) -> None:
-        if every < 1 or clips < 2:
-            raise ValueError(f"every={every} must be 1 or more, clips={clips} 2 or more")
-        for name, share in (("spread", spread), ("rank", rank)):
+        if every_n_steps < 1 or num_clips < 2:
+            raise ValueError(f"every_n_steps={every_n_steps} must be at least 1 and num_clips={num_clips} at least 2")
+        for name, share in (("min_spread_ratio", min_spread_ratio), ("min_rank_ratio", min_rank_ratio)):
             if not 0 <= share < 1:
-                raise ValueError(f"{name}={share} must be a share in [0, 1)")
-        self.every, self.clips, self.spread, self.rank, self.stop = every, clips, spread, rank, stop
+                raise ValueError(f"{name}={share} must be in [0, 1)")
+        self.every_n_steps = every_n_steps
+        self.num_clips = num_clips
+        self.min_spread_ratio = min_spread_ratio
+        self.min_rank_ratio = min_rank_ratio
+        self.stop_on_collapse = stop_on_collapse
 
-    def alarm(self, now: RepresentationMetrics, first: RepresentationMetrics) -> str | None:
-        """What is wrong, in words; None while the representations live."""
-        if now.spread < self.spread * first.spread:
+    def check(self, metrics: RepresentationMetrics, first: RepresentationMetrics) -> str | None:
+        """Return a description of the collapse, or None if there is none."""
+        if metrics.spread < self.min_spread_ratio * first.spread:
             return (
-                f"the representations of different clips are becoming one: they deviate by {now.spread:.3g}, "
-                f"{first.spread:.3g} at the first look"
+                "the representations of different clips are becoming equal: their standard deviation is "
+                f"{metrics.spread:.3g}, initially {first.spread:.3g}"
             )
-        if now.rank < self.rank * first.rank:
-            return f"the representations fill ever fewer directions: {now.rank:.1f}, {first.rank:.1f} at the first look"
+        if metrics.rank < self.min_rank_ratio * first.rank:
+            return (
+                "the representations are collapsing to few dimensions: their effective rank is "
+                f"{metrics.rank:.1f}, initially {first.rank:.1f}"
+            )
         return None
 
 
 class CollapseBaseline(nn.Module):
-    """The first look, kept in checkpoints so that a resumed run compares with the same."""
+    """The first metrics, a buffer that is saved in checkpoints so that a resumed run compares with the same values."""
 
     values: Tensor
 
@@ -91,8 +112,8 @@ class CollapseBaseline(nn.Module):
         super().__init__()
         self.register_buffer("values", torch.zeros(len(RepresentationMetrics._fields), dtype=torch.float64))
 
-    def get(self, now: RepresentationMetrics) -> RepresentationMetrics:
-        """The first look, which is ``now`` where there was none."""
+    def get_or_set(self, metrics: RepresentationMetrics) -> RepresentationMetrics:
+        """Return the first metrics, and store ``metrics`` as those if there are none."""
         if not self.values.any():
-            self.values.copy_(torch.tensor(now, dtype=torch.float64))
+            self.values.copy_(torch.tensor(metrics, dtype=torch.float64))
         return RepresentationMetrics(*self.values.tolist())

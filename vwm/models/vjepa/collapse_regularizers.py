@@ -1,6 +1,6 @@
-"""What keeps representations from becoming all alike, where no slow teacher does: VICReg's two terms, and SIGReg.
+"""Regularizers against representation collapse: the variance and covariance terms of VICReg, and SIGReg.
 
-Each is called with embeddings [..., d], all but the last axis being samples, and gives a loss and what to log.
+Each maps embeddings [..., d], in which all but the last dimension are samples, to a loss and values to log.
 """
 
 from __future__ import annotations
@@ -14,78 +14,92 @@ from torch.distributed.nn.functional import all_reduce
 
 
 class CollapseRegularizer(ABC):
-    """A regulariser against collapse."""
+    """A regularizer against collapse."""
 
     @abstractmethod
     def __call__(self, embeddings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of embeddings [..., d]: the weighted loss, and its parts."""
+        """Return the weighted loss of embeddings [..., d], and values to log."""
 
 
 class VarianceCovarianceRegularizer(CollapseRegularizer):
-    """Every dimension varies, and no two vary together (VICReg, arXiv 2105.04906, section 4.1).
+    """Keep the variance of each dimension above 1, and decorrelate dimensions (VICReg, arXiv 2105.04906, section 4.1).
 
-    The sums run over the samples of one process.
+    Statistics are computed over the samples of one process.
 
     Args:
-        variance: weight of the hinge that holds every deviation above 1.
-        covariance: weight of the squared covariances.
+        variance_weight: weight of the hinge loss that keeps standard deviations above 1.
+        covariance_weight: weight of the squared covariances.
     """
 
-    def __init__(self, variance: float = 1.0, covariance: float = 0.04) -> None:
-        self.variance, self.covariance = variance, covariance
+    def __init__(self, variance_weight: float = 1.0, covariance_weight: float = 0.04) -> None:
+        self.variance_weight = variance_weight
+        self.covariance_weight = covariance_weight
 
     def __call__(self, embeddings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         x = embeddings.flatten(0, -2).float()
         if len(x) < 2:
-            raise ValueError("variance and covariance need at least 2 samples: raise data.batch_size")
+            raise ValueError(f"variance and covariance need at least 2 samples, got {len(x)}: raise data.batch_size")
         x = x - x.mean(dim=0)
-        matrix = x.T @ x / (len(x) - 1)
-        variances = matrix.diagonal()
+        covariance = x.T @ x / (len(x) - 1)
+        variances = covariance.diagonal()
         hinge = (1 - (variances + 1e-4).sqrt()).relu().mean()
-        spread = (matrix.square().sum() - variances.square().sum()) / len(matrix)
-        logs = {"variance_loss": hinge.detach(), "covariance_loss": spread.detach()}
-        return self.variance * hinge + self.covariance * spread, logs
+        off_diagonal = (covariance.square().sum() - variances.square().sum()) / len(covariance)
+        logs = {"variance_loss": hinge.detach(), "covariance_loss": off_diagonal.detach()}
+        return self.variance_weight * hinge + self.covariance_weight * off_diagonal, logs
 
 
 class SIGReg(CollapseRegularizer):
-    """Embeddings are distributed as a standard normal, seen from any side (LeJEPA, arXiv 2511.08544, section 4).
+    """Make embeddings isotropic Gaussian: normal along random directions (LeJEPA, arXiv 2511.08544, section 4).
 
-    Along random directions, the Epps-Pulley distance between the samples' characteristic function and the normal's:
-    the mean over directions of N times the integral of their squared difference under a Gaussian window. No teacher,
-    no stopped gradient and no schedule are needed beside it.
+    The loss is the Epps-Pulley statistic between the empirical characteristic function and that of the standard normal
+    distribution: N times the integral of their squared difference under a Gaussian window, averaged over random
+    directions. It needs no target encoder, no stop-gradient and no schedule.
 
     Args:
-        weight: of the loss.
-        slices: random directions a step.
-        points: places in [0, reach] at which the functions are compared (both are symmetric).
-        reach: the largest of them.
+        weight: weight of the loss.
+        num_slices: number of random directions per step.
+        num_points: number of frequencies in [0, max_frequency] at which the functions are compared (both are
+            symmetric).
+        max_frequency: largest frequency.
+
+    Raises:
+        ValueError: a value is out of range.
     """
 
-    def __init__(self, weight: float = 0.05, slices: int = 256, points: int = 9, reach: float = 3.0) -> None:
-        if slices < 1 or points < 2 or reach <= 0:
-            raise ValueError(f"slices={slices} must be 1 or more, points={points} 2 or more, reach={reach} above 0")
-        self.weight, self.slices, self.points, self.reach = weight, slices, points, reach
+    def __init__(
+        self, weight: float = 0.05, num_slices: int = 256, num_points: int = 9, max_frequency: float = 3.0
+    ) -> None:
+        if num_slices < 1 or num_points < 2 or max_frequency <= 0:
+            raise ValueError(
+                f"num_slices={num_slices} must be at least 1, num_points={num_points} at least 2 and "
+                f"max_frequency={max_frequency} positive"
+            )
+        self.weight = weight
+        self.num_slices = num_slices
+        self.num_points = num_points
+        self.max_frequency = max_frequency
 
     def __call__(self, embeddings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         x = embeddings.flatten(0, -2).float()
-        directions = torch.randn(x.shape[1], self.slices, device=x.device)
+        directions = torch.randn(x.shape[1], self.num_slices, device=x.device)
         directions = _broadcast_from_rank_zero(directions)
-        shown = x @ (directions / directions.norm(dim=0))
-        at = torch.linspace(0, self.reach, self.points, device=x.device)
-        angle = shown[..., None] * at
-        waves = torch.stack((angle.cos().mean(0), angle.sin().mean(0)))  # [2, slices, points]
-        samples = len(x)
+        projections = x @ (directions / directions.norm(dim=0))
+        frequencies = torch.linspace(0, self.max_frequency, self.num_points, device=x.device)
+        angles = projections[..., None] * frequencies
+        # Real and imaginary part of the empirical characteristic function, [2, slices, points].
+        empirical = torch.stack((angles.cos().mean(0), angles.sin().mean(0)))
+        num_samples = len(x)
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            waves = all_reduce(waves) / dist.get_world_size()
-            samples *= dist.get_world_size()
-        normal = torch.exp(-at.square() / 2)  # the normal's characteristic function, and the window as well
-        error = (waves[0] - normal).square() + waves[1].square()
-        distance = 2 * samples * torch.trapezoid(error * normal, at).mean()
-        return self.weight * distance, {"sigreg": distance.detach()}
+            empirical = all_reduce(empirical) / dist.get_world_size()
+            num_samples *= dist.get_world_size()
+        normal = torch.exp(-frequencies.square() / 2)  # characteristic function of the normal, and also the window
+        error = (empirical[0] - normal).square() + empirical[1].square()
+        statistic = 2 * num_samples * torch.trapezoid(error * normal, frequencies).mean()
+        return self.weight * statistic, {"sigreg": statistic.detach()}
 
 
 def _broadcast_from_rank_zero(directions: Tensor) -> Tensor:
-    """The first rank's directions: an average of characteristic functions needs equal ones."""
+    """Return the directions of the first rank, because characteristic functions are averaged over ranks."""
     if dist.is_available() and dist.is_initialized():
         dist.broadcast(directions, src=0)
     return directions

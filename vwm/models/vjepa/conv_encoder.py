@@ -1,4 +1,4 @@
-"""A small residual convolutional encoder, for frames so small and plain that a transformer's tokens would be waste."""
+"""A small residual convolutional encoder, for small and simple frames that do not need a transformer."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch.nn import functional as F
 
 
 class ConvFrameEncoder(ModelMixin, ConfigMixin):
-    """Every frame by itself; what ``VideoEncoder`` gives with a tubelet of one frame.
+    """Encode each frame independently, with the interface of ``VideoEncoder`` with a tubelet of one frame.
 
-    The layout is that of IMPALA's network (arXiv 1802.01561, figure 3), with strides in place of pooling.
+    The layout is that of the IMPALA network (arXiv 1802.01561, figure 3), with strides instead of pooling.
 
     Args:
         image_size: (height, width) of the frames; each stage halves both.
-        widths: channels of the stages; the last is the features' width.
-        blocks: residual blocks a stage.
+        widths: channels of the stages; the last is the width of the features.
+        blocks_per_stage: number of residual blocks per stage.
 
     Raises:
-        ValueError: a size that the stages do not halve evenly.
+        ValueError: the stages do not halve the image size evenly.
     """
 
     @register_to_config
@@ -28,19 +28,23 @@ class ConvFrameEncoder(ModelMixin, ConfigMixin):
         self,
         image_size: tuple[int, int] = (64, 64),
         widths: list[int] = [16, 32, 32],  # noqa: B006
-        blocks: int = 1,
+        blocks_per_stage: int = 1,
     ) -> None:
         super().__init__()
-        self.image_size, self.width, self.checkpointing = (int(image_size[0]), int(image_size[1])), widths[-1], False
-        shrink = 2 ** len(widths)
-        if any(side % shrink for side in self.image_size):
-            raise ValueError(f"{len(widths)} stages halve {shrink}-fold, which does not divide {list(self.image_size)}")
-        self.places = (self.image_size[0] // shrink, self.image_size[1] // shrink)
+        self.image_size = (int(image_size[0]), int(image_size[1]))
+        self.width = widths[-1]
+        self.checkpointing = False
+        stride = 2 ** len(widths)
+        if any(side % stride for side in self.image_size):
+            raise ValueError(
+                f"{len(widths)} stages have a stride of {stride}, which must divide image_size={list(self.image_size)}"
+            )
+        self.spatial_grid = (self.image_size[0] // stride, self.image_size[1] // stride)
         layers: list[nn.Module] = []
-        for before, width in zip([3, *widths], widths, strict=False):
+        for in_width, width in zip([3, *widths], widths, strict=False):
             layers += [
-                nn.Conv2d(before, width, 3, stride=2, padding=1),
-                *(ConvResidualBlock(width) for _ in range(blocks)),
+                nn.Conv2d(in_width, width, 3, stride=2, padding=1),
+                *(ConvResidualBlock(width) for _ in range(blocks_per_stage)),
             ]
         self.layers = nn.Sequential(*layers)
 
@@ -55,7 +59,7 @@ class ConvFrameEncoder(ModelMixin, ConfigMixin):
 
 
 class ConvResidualBlock(nn.Module):
-    """Two convolutions, which at first change nothing."""
+    """Residual block of two convolutions, initialized to the identity."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -23,4 +23,4 @@ class EncoderFeatureExtractor(FeatureExtractor):
     def tokens(self, video: Tensor) -> Tensor:
         encoder: Any = self.networks["encoder"]
         video = video.to(encoder.device)
-        return encoder(video) if self.layer is None else encoder.layers(video, [self.layer])[0]
+        return encoder(video) if self.layer is None else encoder.layer_features(video, [self.layer])[0]

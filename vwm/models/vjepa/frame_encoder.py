@@ -1,4 +1,4 @@
-"""What the parts of a world in representation space have to do with each other."""
+"""Encoders of single frames, and checks that the networks of a model in representation space fit each other."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from vwm.models.vjepa.latent_projector import LatentProjector
 from vwm.models.vjepa.video_encoder import VideoEncoder
 
 FrameEncoder = VideoEncoder | ConvFrameEncoder
-"""Encoders that can take a frame by itself."""
+"""Encoders that can encode single frames."""
 
 
 def encode_frame_latents(encoder: FrameEncoder, projector: LatentProjector, video: Tensor) -> Tensor:
-    """Latents of frames, each encoded by itself.
+    """Encode each frame independently.
 
     Args:
-        encoder: a ``VideoEncoder`` repeats a frame to fill a tubelet, as V-JEPA 2-AC does.
-        projector: made for it.
+        encoder: the encoder; a ``VideoEncoder`` repeats a frame to fill a tubelet, as in V-JEPA 2-AC.
+        projector: maps its features to latents.
         video: float [b, t, 3, height, width] in [-1, 1].
 
     Returns:
@@ -33,11 +33,13 @@ def encode_frame_latents(encoder: FrameEncoder, projector: LatentProjector, vide
 
 
 def load_frame_encoder(path: str) -> FrameEncoder:
-    """The frozen encoder of an export, or of a folder that is one. Raises PartError, naming the folder."""
-    whole = Path(path) / "encoder"
-    encoder = load_component(whole if whole.is_dir() else Path(path))
+    """Load the frozen encoder of an export, or of its own folder. Raises ComponentError, naming the folder."""
+    export = Path(path) / "encoder"
+    encoder = load_component(export if export.is_dir() else Path(path))
     if not isinstance(encoder, FrameEncoder):
-        raise ComponentError(f"{path} holds a {type(encoder).__name__}, which is no encoder of V-JEPA's")
+        raise ComponentError(
+            f"{path} holds a {type(encoder).__name__}, which is no encoder (VideoEncoder, ConvFrameEncoder)"
+        )
     return encoder
 
 
@@ -47,10 +49,10 @@ def check_jepa_world_networks(
     dynamics: ActionConditionedPredictor,
     decoder: LatentDecoder | None,
 ) -> None:
-    """Raise ValueError where the parts were not made for each other, naming both values."""
+    """Raise ValueError if the networks do not fit each other, naming both values."""
     pairs = [
         ("projector.width", projector.width, "the encoder's width", encoder.width),
-        ("projector.grid", tuple(projector.config.grid), "the encoder's tokens", tuple(encoder.places)),
+        ("projector.grid", tuple(projector.config.grid), "the encoder's tokens", tuple(encoder.spatial_grid)),
         ("dynamics.latent_width", dynamics.latent_width, "the projector's", projector.latent_width),
         ("dynamics.grid", dynamics.grid, "the projector's latents", projector.latent_grid),
     ]
@@ -60,6 +62,6 @@ def check_jepa_world_networks(
             ("decoder.grid", decoder.grid, "the projector's latents", projector.latent_grid),
             ("decoder.image_size", decoder.image_size, "the encoder's", tuple(encoder.image_size)),
         ]
-    for name, value, whose, other in pairs:
+    for name, value, other_name, other in pairs:
         if value != other:
-            raise ValueError(f"{name}={value} but {whose}: {other}. Set {name} to {other}.")
+            raise ValueError(f"{name}={value} but {other_name}: {other}. Set {name} to {other}.")

@@ -1,4 +1,4 @@
-"""V-JEPA 2 as Hugging Face's ``VJEPA2Model`` and ``VJEPA2ForVideoClassification`` keep it: read and written."""
+"""Load and save V-JEPA 2 in the format of Hugging Face's ``VJEPA2Model`` and ``VJEPA2ForVideoClassification``."""
 
 from __future__ import annotations
 
@@ -26,42 +26,41 @@ from vwm.models.vjepa.weight_mapping import (
     load_mapped_weights,
 )
 
-HF_CONFIG_FILE, HF_WEIGHTS_FILE, HF_PREPROCESSOR_FILE = (
-    "config.json",
-    "model.safetensors",
-    "video_preprocessor_config.json",
-)
+HF_CONFIG_FILE = "config.json"
+HF_WEIGHTS_FILE = "model.safetensors"
+HF_PREPROCESSOR_FILE = "video_preprocessor_config.json"
 HF_FIXED_SETTINGS = {"hidden_act": "gelu", "layer_norm_eps": VIT_NORM_EPS, "in_chans": 3, "qkv_bias": True}
-"""Settings that the layout could have otherwise, but no published model has."""
+"""Settings of Hugging Face with the only supported values, which all published models have."""
 HF_IMPLIED_SETTINGS = {
     "positions": "rope",
     "tiled_rope": True,
     "mlp": "gelu",
-    "modalities": False,
-    "rope_spread": None,
-    "levels": (),
+    "modality_embeddings": False,
+    "rope_reference_grid": None,
 }
-"""Settings of ours that the layout has no word for: all its models have these."""
+"""Settings of vwm that the format cannot express, with the values of all its models."""
 HF_SHARED_KEYS = {"frames": "frames_per_clip", "tubelet": "tubelet_size", "patch_size": "patch_size"}
 HF_ENCODER_KEYS = {"width": "hidden_size", "depth": "num_hidden_layers", "heads": "num_attention_heads"}
 HF_PREDICTOR_KEYS = {
     "width": "pred_hidden_size",
     "depth": "pred_num_hidden_layers",
     "heads": "pred_num_attention_heads",
-    "mask_tokens": "pred_num_mask_tokens",
+    "num_mask_tokens": "pred_num_mask_tokens",
 }
 
 
-def load_hugging_face_vjepa(folder: str | os.PathLike[str], mask_token: int = DEFAULT_MASK_TOKEN) -> PretrainedVJEPA:
-    """Read a folder of ``VJEPA2Model`` or ``VJEPA2ForVideoClassification``.
+def load_hugging_face_vjepa(
+    folder: str | os.PathLike[str], mask_token_index: int = DEFAULT_MASK_TOKEN
+) -> PretrainedVJEPA:
+    """Load a folder of ``VJEPA2Model`` or ``VJEPA2ForVideoClassification``.
 
     Args:
-        folder: with ``config.json`` and safetensors.
-        mask_token: the predictor's default one; see ``load_official``.
+        folder: folder with ``config.json`` and safetensors.
+        mask_token_index: default mask token of the predictor; see ``load_official_vjepa``.
 
     Raises:
-        PublishedError: no such folder, another model's, or a setting that is not known here; a key is missing,
-            misshapen or without a use.
+        PretrainedWeightsError: the folder does not exist, or has another model or an unsupported setting; or weights
+            are missing, have another shape or are not used.
     """
     folder = Path(folder)
     config, weights = _read_json(folder / HF_CONFIG_FILE), _read_weights(folder)
@@ -72,20 +71,25 @@ def load_hugging_face_vjepa(folder: str | os.PathLike[str], mask_token: int = DE
     for name, value in HF_FIXED_SETTINGS.items():
         if config.get(name, value) != value:
             raise PretrainedWeightsError(
-                f"{folder / HF_CONFIG_FILE}: {name} is {config[name]!r}; only {value!r} is known here"
+                f"{folder / HF_CONFIG_FILE}: {name} is {config[name]!r}; only {value!r} is supported"
             )
-    classifies = "classifier.weight" in weights
-    if classifies:
+    has_classifier = "classifier.weight" in weights
+    if has_classifier:
         weights = {key.removeprefix("vjepa2."): weight for key, weight in weights.items()}
     try:
-        encoder, predictor = _build_networks(config, weights, mask_token, folder)
+        encoder, predictor = _build_networks(config, weights, mask_token_index, folder)
         probe = None
-        if classifies:
+        if has_classifier:
             classes, width = get_weight(weights, "classifier.weight", str(folder)).shape
-            depth = config["num_pooler_layers"] + 1
-            probe = AttentiveClassifier(width, classes, encoder.config.heads, depth, norm_eps=VIT_NORM_EPS)
+            probe = AttentiveClassifier(
+                width=width,
+                classes=classes,
+                heads=encoder.config.heads,
+                depth=config["num_pooler_layers"] + 1,
+                norm_eps=VIT_NORM_EPS,
+            )
     except KeyError as error:
-        raise PretrainedWeightsError(f"{folder / HF_CONFIG_FILE}: does not say {error}") from error
+        raise PretrainedWeightsError(f"{folder / HF_CONFIG_FILE}: the setting {error} is missing") from error
     parts: dict[str, StateDict] = {"encoder": {}, "predictor": {}, "rest": {}}
     for key, weight in weights.items():
         part = key.split(".")[0]
@@ -97,7 +101,7 @@ def load_hugging_face_vjepa(folder: str | os.PathLike[str], mask_token: int = DE
     if probe is not None:
         load_mapped_weights(probe, parts["rest"], hf_probe_weight_names, str(folder))
     elif parts["rest"]:
-        raise PretrainedWeightsError(f"{folder}: without a use: {', '.join(sorted(parts['rest']))}")
+        raise PretrainedWeightsError(f"{folder}: not used: {', '.join(sorted(parts['rest']))}")
     return PretrainedVJEPA(encoder, predictor, probe)
 
 
@@ -110,12 +114,12 @@ def save_hugging_face_vjepa(
     """Write a folder that ``VJEPA2Model.from_pretrained`` opens; with a classifier, ``VJEPA2ForVideoClassification``.
 
     Args:
-        folder: to make.
-        encoder, predictor: the networks; they stay as they are.
-        classifier: a probe of the encoder's features.
+        folder: the new folder.
+        encoder, predictor: the networks.
+        classifier: a probe of the encoder's features, or None.
 
     Raises:
-        PublishedError: the folder exists, or a setting has no place in that layout; nothing is written.
+        PretrainedWeightsError: the folder exists, or the format cannot express a setting; nothing is written.
     """
     folder = Path(folder)
     if folder.exists():
@@ -130,33 +134,33 @@ def save_hugging_face_vjepa(
         )
     pixels = {"image_mean": list(encoder.config.pixel_mean), "image_std": list(encoder.config.pixel_std)}
     processor = {"video_processor_type": "VJEPA2VideoProcessor", "crop_size": config["crop_size"], **pixels}
-    with atomic_folder(folder) as aside:
+    with atomic_folder(folder) as temporary:
         weights = {key: weight.detach().cpu().contiguous() for key, weight in weights.items()}
-        save_file(weights, aside / HF_WEIGHTS_FILE, metadata={"format": "pt"})
+        save_file(weights, temporary / HF_WEIGHTS_FILE, metadata={"format": "pt"})
         for name, content in ((HF_CONFIG_FILE, config), (HF_PREPROCESSOR_FILE, processor)):
-            (aside / name).write_text(json.dumps(content, indent=2) + "\n")
+            (temporary / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def hf_encoder_weight_names(name: str) -> list[str]:
-    """Names of an encoder's weight there."""
+    """Name map of the encoder; see ``weight_mapping``."""
     name = name.replace("patch_embed.", "encoder.embeddings.patch_embeddings.")
     return _hf_attention_names(re.sub(r"^norm\.", "encoder.layernorm.", re.sub(r"^blocks\.", "encoder.layer.", name)))
 
 
 def hf_predictor_weight_names(name: str) -> list[str]:
-    """Names of a predictor's weight there."""
-    for here, there in {
+    """Name map of the predictor; see ``weight_mapping``."""
+    for pattern, replacement in {
         r"^blocks\.": "layer.",
         r"^norm\.": "layernorm.",
         r"^embed\.": "embeddings.predictor_embeddings.",
         r"^mask_embed$": "embeddings.mask_tokens",
     }.items():
-        name = re.sub(here, there, name)
+        name = re.sub(pattern, replacement, name)
     return _hf_attention_names(f"predictor.{name}")
 
 
 def hf_probe_weight_names(name: str) -> list[str]:
-    """Names of an attentive classifier's weight there."""
+    """Name map of the attentive classifier; see ``weight_mapping``."""
     name = name.replace("linear.", "classifier.").replace(".norm", ".layer_norm")
     name = name.replace(".blocks.", ".self_attention_layers.").replace(".attn.proj.", ".self_attn.out_proj.")
     name = name.replace(".cross_attention_block.", ".cross_attention_layer.").replace(
@@ -176,53 +180,53 @@ def _hf_attention_names(name: str) -> list[str]:
 
 
 def _hf_mask_token_shape(predictor: MaskedPredictor) -> dict[str, tuple[int, ...]]:
-    tokens, width = predictor.mask_embed.shape
-    return {"mask_embed": (tokens, 1, 1, width)}
+    num_mask_tokens, width = predictor.mask_embed.shape
+    return {"mask_embed": (num_mask_tokens, 1, 1, width)}
 
 
 def _build_networks(
-    config: dict[str, Any], weights: StateDict, mask_token: int, folder: Path
+    config: dict[str, Any], weights: StateDict, mask_token_index: int, folder: Path
 ) -> tuple[VideoEncoder, MaskedPredictor]:
-    """The networks that a config describes, not yet filled. Raises KeyError where it does not."""
+    """Build the networks of a config, without loading their weights. Raises KeyError for a missing setting."""
     pixels = _read_json(folder / HF_PREPROCESSOR_FILE) if (folder / HF_PREPROCESSOR_FILE).is_file() else {}
-    shared: dict[str, Any] = {here: config[there] for here, there in HF_SHARED_KEYS.items()}
+    shared: dict[str, Any] = {name: config[key] for name, key in HF_SHARED_KEYS.items()}
     shared |= {"image_size": (config["crop_size"], config["crop_size"]), "tiled_rope": True}
     encoder = VideoEncoder(
         **shared,
-        **{here: config[there] for here, there in HF_ENCODER_KEYS.items()},
+        **{name: config[key] for name, key in HF_ENCODER_KEYS.items()},
         mlp_ratio=infer_mlp_ratio(weights, "encoder.layer.0", str(folder)),
         pixel_mean=tuple(pixels.get("image_mean", IMAGENET_MEAN)),
         pixel_std=tuple(pixels.get("image_std", IMAGENET_STD)),
     )
     predictor = MaskedPredictor(
         **shared,
-        **{here: config[there] for here, there in HF_PREDICTOR_KEYS.items()},
+        **{name: config[key] for name, key in HF_PREDICTOR_KEYS.items()},
         encoder_width=encoder.width,
         mlp_ratio=infer_mlp_ratio(weights, "predictor.layer.0", str(folder)),
-        mask_token=mask_token % config[HF_PREDICTOR_KEYS["mask_tokens"]],
+        mask_token_index=mask_token_index % config[HF_PREDICTOR_KEYS["num_mask_tokens"]],
     )
     return encoder, predictor
 
 
 def _hf_config(encoder: VideoEncoder, predictor: MaskedPredictor) -> dict[str, Any]:
-    ours, theirs = encoder.config, predictor.config
-    side = ours.image_size[0]
-    _require_settings(encoder, HF_IMPLIED_SETTINGS | {"image_size": (side, side), "levels": ()})
-    same = {name: ours[name] for name in (*HF_SHARED_KEYS, "image_size")} | {"encoder_width": ours.width}
-    _require_settings(predictor, HF_IMPLIED_SETTINGS | same | {"levels": 1, "predict_context": False})
-    if predictor.proj.out_features != ours.width:
+    settings, predictor_settings = encoder.config, predictor.config
+    side = settings.image_size[0]
+    _require_settings(encoder, HF_IMPLIED_SETTINGS | {"image_size": (side, side), "feature_layers": ()})
+    shared = {name: settings[name] for name in (*HF_SHARED_KEYS, "image_size")} | {"encoder_width": settings.width}
+    _require_settings(predictor, HF_IMPLIED_SETTINGS | shared | {"num_feature_layers": 1, "predict_context": False})
+    if predictor.proj.out_features != settings.width:
         raise PretrainedWeightsError(
-            f"the predictor's features are {predictor.proj.out_features} wide, not {ours.width}"
+            f"the predictor's features are {predictor.proj.out_features} wide, not {settings.width}"
         )
     return {
         "architectures": ["VJEPA2Model"],
         "model_type": "vjepa2",
         "crop_size": side,
         **HF_FIXED_SETTINGS,
-        **{there: ours[here] for here, there in (HF_SHARED_KEYS | HF_ENCODER_KEYS).items()},
-        **{there: theirs[here] for here, there in HF_PREDICTOR_KEYS.items()},
-        "mlp_ratio": ours.mlp_ratio,
-        "pred_mlp_ratio": theirs.mlp_ratio,
+        **{key: settings[name] for name, key in (HF_SHARED_KEYS | HF_ENCODER_KEYS).items()},
+        **{key: predictor_settings[name] for name, key in HF_PREDICTOR_KEYS.items()},
+        "mlp_ratio": settings.mlp_ratio,
+        "pred_mlp_ratio": predictor_settings.mlp_ratio,
     }
 
 
@@ -240,12 +244,12 @@ def _hf_probe_config(encoder: VideoEncoder, probe: AttentiveClassifier) -> dict[
 
 
 def _require_settings(network: VideoEncoder | MaskedPredictor | AttentiveClassifier, settings: dict[str, Any]) -> None:
-    """Raise PublishedError where a network has another setting."""
+    """Raise PretrainedWeightsError if a network has another setting."""
     for name, value in settings.items():
-        has = network.config[name]
-        if (tuple(has) if isinstance(has, list) else has) != (tuple(value) if isinstance(value, list) else value):
+        found = network.config[name]
+        if (tuple(found) if isinstance(found, list) else found) != (tuple(value) if isinstance(value, list) else value):
             raise PretrainedWeightsError(
-                f"{type(network).__name__} has {name}={has!r}: in Hugging Face's layout it can only be {value!r} here"
+                f"{type(network).__name__} has {name}={found!r}: the format of Hugging Face only supports {value!r}"
             )
 
 
@@ -255,13 +259,14 @@ def _read_json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise PretrainedWeightsError(f"{file}: cannot be read ({type(error).__name__}: {error})") from error
     if not isinstance(content, dict):
-        raise PretrainedWeightsError(f"{file}: holds no settings")
+        raise PretrainedWeightsError(f"{file}: not a JSON object")
     return content
 
 
 def _read_weights(folder: Path) -> StateDict:
-    """All weights of a folder, in one file or in several that an index names."""
-    index, files = folder / f"{HF_WEIGHTS_FILE}.index.json", [HF_WEIGHTS_FILE]
+    """Read all weights of a folder, from one file or from several files named by an index."""
+    index = folder / f"{HF_WEIGHTS_FILE}.index.json"
+    files = [HF_WEIGHTS_FILE]
     if index.is_file():
         files = sorted({Path(name).name for name in _read_json(index).get("weight_map", {}).values()})
     weights: StateDict = {}

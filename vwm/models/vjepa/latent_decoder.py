@@ -1,4 +1,4 @@
-"""A small decoder that lets a person see what a latent stands for; nothing is learned for it but itself.
+"""A small decoder that visualizes latents. Its loss does not train the other networks.
 
 Legend: b batch, t time, n = h w tokens of a frame's latent, D their width.
 """
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 
 class LatentDecoder(ModelMixin, ConfigMixin):
-    """A coarse grid by one linear map, then stages that double its sides up to the picture's.
+    """Decode latents by a linear map to a coarse grid, and transposed convolutions that double its sides.
 
     Args:
-        image_size: (height, width) of the pictures.
-        grid: (h, w) of a frame's tokens; (1, 1) where a frame is one vector.
+        image_size: (height, width) of the frames.
+        grid: (h, w) of the tokens of a frame; (1, 1) if a frame is one vector.
         latent_width: D.
-        widths: channels of the coarse grid and after each doubling but the last, which makes the colours.
+        widths: channels of the coarse grid and after each stage but the last, which outputs colors.
 
     Raises:
-        ValueError: the doublings do not lead from whole squares of the grid to the picture.
+        ValueError: the stages cannot double the grid of tokens to the image size.
     """
 
     @register_to_config
@@ -33,26 +33,27 @@ class LatentDecoder(ModelMixin, ConfigMixin):
         widths: list[int] = [64, 48, 32, 16],  # noqa: B006
     ) -> None:
         super().__init__()
-        self.image_size, self.grid = (int(image_size[0]), int(image_size[1])), (int(grid[0]), int(grid[1]))
+        self.image_size = (int(image_size[0]), int(image_size[1]))
+        self.grid = (int(grid[0]), int(grid[1]))
         self.latent_width = latent_width
-        shrink = 2 ** len(widths)
-        # Each token begins as a rectangle of the coarse grid: of 4 x 4 places, say, where it stands for a whole frame.
-        spread = [side // shrink // tokens for side, tokens in zip(self.image_size, self.grid, strict=True)]
-        if any(s * shrink * n != side for s, n, side in zip(spread, self.grid, self.image_size, strict=True)):
+        scale = 2 ** len(widths)
+        # Each token becomes a rectangle of the coarse grid, such as 4 x 4 positions for a single token.
+        cell = [side // scale // tokens for side, tokens in zip(self.image_size, self.grid, strict=True)]
+        if any(c * scale * n != side for c, n, side in zip(cell, self.grid, self.image_size, strict=True)):
             raise ValueError(
-                f"{len(widths)} doublings of a grid {list(self.grid)} do not make a picture of "
-                f"{list(self.image_size)}: give decoder.widths another number of entries"
+                f"{len(widths)} doublings of a grid {list(self.grid)} do not give image_size={list(self.image_size)}: "
+                "change the number of entries of decoder.widths"
             )
-        self.spread = spread
-        self.coarse = nn.Linear(latent_width, widths[0] * spread[0] * spread[1])
+        self.cell = cell
+        self.coarse = nn.Linear(latent_width, widths[0] * cell[0] * cell[1])
         layers: list[nn.Module] = []
-        for width, narrower in zip(widths, [*widths[1:], 3], strict=True):
-            layers += [nn.SiLU(), nn.ConvTranspose2d(width, narrower, 4, stride=2, padding=1)]
+        for width, out_width in zip(widths, [*widths[1:], 3], strict=True):
+            layers += [nn.SiLU(), nn.ConvTranspose2d(width, out_width, 4, stride=2, padding=1)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, latents: Tensor) -> Tensor:
         """[b, t, n, D] -> float [b, t, 3, height, width], about [-1, 1]."""
-        (h, w), (p, q) = self.grid, self.spread
+        (h, w), (p, q) = self.grid, self.cell
         x = self.coarse(latents.to(self.coarse.weight.dtype))
         x = rearrange(x, "b t (h w) (p q c) -> (b t) c (h p) (w q)", h=h, w=w, p=p, q=q)
         return self.layers(x).unflatten(0, latents.shape[:2])

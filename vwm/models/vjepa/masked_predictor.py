@@ -1,9 +1,9 @@
-"""The predictor of V-JEPA: what the target encoder would say of tokens that the encoder has not seen.
+"""The predictor of V-JEPA: predicts the target encoder's features of masked tokens.
 
-A narrow vision transformer over the context's features and mask tokens at the targets' places
-(arXiv 2404.08471, section 3.1).
+A narrow vision transformer over the features of the context and mask tokens at the positions of the targets (arXiv
+2404.08471, section 3.1).
 
-Legend: b batch, k context tokens, m target tokens, d width, e the encoder's width.
+Legend: b batch, k context tokens, m target tokens, d width, e width of the encoder.
 """
 
 from __future__ import annotations
@@ -21,25 +21,28 @@ from vwm.nn.pixels import patch_grid
 
 
 class MaskedPredictor(ModelMixin, ConfigMixin):
-    """Predicts features of masked tokens.
+    """Predict features of masked tokens.
 
     Args:
         encoder_width: e.
-        image_size, frames, tubelet, patch_size: the encoder's.
+        image_size, frames, tubelet, patch_size: as in the encoder.
         width: d.
-        depth: layers.
-        heads: attention heads.
-        mlp_ratio: hidden width of the feed-forwards over d.
+        depth: number of layers.
+        heads: number of attention heads.
+        mlp_ratio: ratio of the hidden width of feed-forwards to d.
         mlp: ``"gelu"`` or ``"swiglu"``.
         positions, tiled_rope, uniform_power: see ``VideoEncoder``.
-        mask_tokens: how many there are to choose from, one for each kind of mask.
-        mask_token: the one that is used where the caller names none.
-        levels: how many of the encoder's levels the context holds and the prediction is of, one after the other
-            (V-JEPA 2.1, arXiv 2603.14482).
-        output_width: width of a level of what is predicted, where it is not e.
-        modalities: tokens have a vector that says whether of an image or a video they are (V-JEPA 2.1).
-        predict_context: the context's tokens are predicted too, by ``dense`` (V-JEPA 2.1).
-        rope_spread: see ``VideoEncoder``.
+        num_mask_tokens: number of learned mask tokens, one for each kind of mask.
+        mask_token_index: index of the default mask token.
+        num_feature_layers: number of encoder layers whose concatenated features are the context and the targets (V-JEPA
+            2.1, arXiv 2603.14482).
+        output_width: width of the predicted features of each layer; None for e.
+        modality_embeddings: add an embedding of the modality (image or video) to the tokens (V-JEPA 2.1).
+        predict_context: also predict the context tokens, by ``predict_all`` (V-JEPA 2.1).
+        rope_reference_grid: see ``VideoEncoder``.
+
+    Raises:
+        ValueError: there is no mask token ``mask_token_index``, or the settings do not fit each other.
     """
 
     @register_to_config
@@ -58,105 +61,123 @@ class MaskedPredictor(ModelMixin, ConfigMixin):
         positions: PositionEncodingType = "rope",
         tiled_rope: bool = False,
         uniform_power: bool = False,
-        mask_tokens: int = 2,
-        mask_token: int = 0,
-        levels: int = 1,
+        num_mask_tokens: int = 2,
+        mask_token_index: int = 0,
+        num_feature_layers: int = 1,
         output_width: int | None = None,
-        modalities: bool = False,
+        modality_embeddings: bool = False,
         predict_context: bool = False,
-        rope_spread: tuple[int, int] | None = None,
+        rope_reference_grid: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        if not 0 <= mask_token < mask_tokens:
-            raise ValueError(f"mask_token={mask_token} must be one of mask_tokens={mask_tokens}, from 0")
-        self.frames, self.tubelet = frames, tubelet
-        self.places = patch_grid((int(image_size[0]), int(image_size[1])), patch_size)
-        spread = None if rope_spread is None else (int(rope_spread[0]), int(rope_spread[1]))
-        self.positions = PositionEncoding(positions, width, heads, tiled_rope, uniform_power, spread)
+        if not 0 <= mask_token_index < num_mask_tokens:
+            raise ValueError(
+                f"mask_token_index={mask_token_index} must be less than num_mask_tokens={num_mask_tokens}, from 0"
+            )
+        self.frames = frames
+        self.tubelet = tubelet
+        self.spatial_grid = patch_grid((int(image_size[0]), int(image_size[1])), patch_size)
+        self.positions = PositionEncoding(
+            kind=positions,
+            width=width,
+            heads=heads,
+            tiled=tiled_rope,
+            uniform_power=uniform_power,
+            reference_grid=None
+            if rope_reference_grid is None
+            else (int(rope_reference_grid[0]), int(rope_reference_grid[1])),
+        )
         self.checkpointing = False
         self.embed: nn.Module = OneDNNLinear(encoder_width, width)
-        if levels > 1:
-            between = nn.SiLU() if mlp == "swiglu" else nn.GELU()
-            first = OneDNNLinear(levels * encoder_width, encoder_width)
-            self.embed = nn.Sequential(first, between, OneDNNLinear(encoder_width, width))
+        if num_feature_layers > 1:
+            self.embed = nn.Sequential(
+                OneDNNLinear(num_feature_layers * encoder_width, encoder_width),
+                nn.SiLU() if mlp == "swiglu" else nn.GELU(),
+                OneDNNLinear(encoder_width, width),
+            )
         self.blocks = nn.ModuleList(ViTBlock(width, heads, mlp_ratio, mlp) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=VIT_NORM_EPS)
-        out = levels * (encoder_width if output_width is None else output_width)
-        self.proj = OneDNNLinear(width, out)
-        self.proj_context = OneDNNLinear(width, out) if predict_context else None
-        if modalities:
+        total_width = num_feature_layers * (encoder_width if output_width is None else output_width)
+        self.proj = OneDNNLinear(width, total_width)
+        self.proj_context = OneDNNLinear(width, total_width) if predict_context else None
+        if modality_embeddings:
             self.img_mod_embed = nn.Parameter(torch.zeros(1, 1, width))
             self.video_mod_embed = nn.Parameter(torch.zeros(1, 1, width))
         init_vit_weights(self, self.blocks)
-        self.mask_embed = nn.Parameter(torch.zeros(mask_tokens, width))
+        self.mask_embed = nn.Parameter(torch.zeros(num_mask_tokens, width))
 
     def forward(
         self,
         context: Tensor,
-        keep: Tensor,
-        targets: Tensor,
-        mask_token: int | None = None,
+        context_indices: Tensor,
+        target_indices: Tensor,
+        mask_token_index: int | None = None,
         frames: int | None = None,
     ) -> Tensor:
-        """What the target tokens' features would be.
+        """Predict the features of target tokens.
 
         Args:
-            context: [b, k, e], the encoder's features of the tokens that it has seen; of several levels, one after the
-                other, [b, k, levels * e].
-            keep: int64 [b, k], their numbers.
-            targets: int64 [b, m], the numbers of the tokens to predict.
-            mask_token: which mask token stands at their places; by default the config's.
-            frames: the clip's length, where it is not the config's.
+            context: [b, k, e], encoder features of the context tokens; with several feature layers their concatenation,
+                [b, k, num_feature_layers * e].
+            context_indices: int64 [b, k], indices of the context tokens.
+            target_indices: int64 [b, m], indices of the tokens to predict.
+            mask_token_index: index of the mask token; None for that of the config.
+            frames: length of the clip; None for that of the config.
 
         Returns:
-            [b, m, e], in the order of ``targets``; [b, m, levels * output_width] where the config has these.
+            [b, m, e], or [b, m, num_feature_layers * output_width], in the order of ``target_indices``.
 
         Raises:
             ValueError: there is no such mask token.
         """
-        x = self._layers(context, keep, targets, mask_token, frames)
-        return self.proj(self.norm(x[:, keep.shape[1] :]))
+        x = self._run_blocks(context, context_indices, target_indices, mask_token_index, frames)
+        return self.proj(self.norm(x[:, context_indices.shape[1] :]))
 
-    def dense(
+    def predict_all(
         self,
         context: Tensor,
-        keep: Tensor,
-        targets: Tensor,
-        mask_token: int | None = None,
+        context_indices: Tensor,
+        target_indices: Tensor,
+        mask_token_index: int | None = None,
         frames: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """As ``forward``, and beside the targets' features the context's own: [b, m, ...] and [b, k, ...].
+        """As ``forward``, and also predict the context: [b, m, ...] and [b, k, ...].
 
         Raises:
-            ValueError: a predictor with ``predict_context=False``; there is no such mask token.
+            ValueError: ``predict_context`` is False, or there is no such mask token.
         """
         if self.proj_context is None:
-            raise ValueError("a predictor with predict_context=False predicts the targets alone: call it")
-        x = self.norm(self._layers(context, keep, targets, mask_token, frames))
-        k = keep.shape[1]
+            raise ValueError("this predictor has predict_context=False and predicts targets only: call it instead")
+        x = self.norm(self._run_blocks(context, context_indices, target_indices, mask_token_index, frames))
+        k = context_indices.shape[1]
         return self.proj(x[:, k:]), self.proj_context(x[:, :k])
 
     def grid(self, frames: int | None = None) -> TokenGrid:
-        """(t, h, w) of a clip's tokens; by default of one as long as the config says."""
-        return (-(-(self.frames if frames is None else frames) // self.tubelet), *self.places)
+        """Shape (t, h, w) of the tokens of a clip, by default with the length of the config."""
+        return (-(-(self.frames if frames is None else frames) // self.tubelet), *self.spatial_grid)
 
-    def _layers(
-        self, context: Tensor, keep: Tensor, targets: Tensor, mask_token: int | None, frames: int | None
+    def _run_blocks(
+        self,
+        context: Tensor,
+        context_indices: Tensor,
+        target_indices: Tensor,
+        mask_token_index: int | None,
+        frames: int | None,
     ) -> Tensor:
-        """[b, k + m, d]. Tokens need no order among themselves: attention knows them by their positions alone."""
-        mask_token = self.config.mask_token if mask_token is None else mask_token
-        if not 0 <= mask_token < len(self.mask_embed):
-            raise ValueError(f"mask_token={mask_token} must be 0..{len(self.mask_embed) - 1}")
+        """[b, k + m, d]. The order of the tokens does not matter, because attention uses their positions only."""
+        index = self.config.mask_token_index if mask_token_index is None else mask_token_index
+        if not 0 <= index < len(self.mask_embed):
+            raise ValueError(f"mask_token_index={index} must be 0..{len(self.mask_embed) - 1}")
         frames = self.frames if frames is None else frames
-        numbers = torch.cat((keep, targets), dim=1)
+        token_indices = torch.cat((context_indices, target_indices), dim=1)
         context = self.embed(context)
-        masked = self.mask_embed[mask_token].to(context.dtype).expand(*targets.shape, -1)
-        x = torch.cat((context, masked), dim=1)
-        if self.config.modalities:
+        mask_tokens = self.mask_embed[index].to(context.dtype).expand(*target_indices.shape, -1)
+        x = torch.cat((context, mask_tokens), dim=1)
+        if self.config.modality_embeddings:
             x = x + (self.img_mod_embed if frames == 1 else self.video_mod_embed)
-        added = self.positions.added(self.grid(frames), x, numbers)
-        x = x if added is None else x + added
-        rotary = self.positions.rotary(self.grid(frames), x, numbers)
+        position_embedding = self.positions.additive_embedding(self.grid(frames), x, token_indices)
+        x = x if position_embedding is None else x + position_embedding
+        rotary = self.positions.rotary_tables(self.grid(frames), x, token_indices)
         for block in self.blocks:
             if self.checkpointing and self.training:
                 x = checkpoint(block, x, rotary, use_reentrant=False)

@@ -1,10 +1,10 @@
-"""Which tokens a V-JEPA encoder sees and which ones it has to predict: multi-block masks in space and time.
+"""Sample the tokens that a V-JEPA encoder sees and those that are predicted: multi-block masks in space and time.
 
-Masks are a function of the clips' seeds, so that a resumed run, and one with another number of reading processes, draws
-the same. Clips of a batch need equally many tokens: each gives up some at random, wherever they stand. (Index lists cut
-in sorted order give up the end of every clip: V-JEPA's own code so drops a quarter of the tokens.)
+Masks are a function of the seeds of the clips, so that they do not depend on resuming or on the number of workers. The
+clips of a batch need equal numbers of tokens, so tokens are dropped at random from clips that have more. (V-JEPA's own
+code truncates sorted index lists, which always drops the end of a clip, a quarter of the tokens.)
 
-Legend: b batch, t h w the grid of tokens, n = t*h*w of them in the order (t h w), k seen, m to predict, r draws.
+Legend: b batch, t h w grid of tokens, n = t*h*w tokens in this order, k context tokens, m target tokens, r draws.
 """
 
 from __future__ import annotations
@@ -21,162 +21,193 @@ from vwm.core.seeds import fold_in, seeded_uniform
 Grid = tuple[int, int, int]
 
 MAX_MASK_DRAWS = 8
-"""Places are drawn so many times a clip, and the first draw that leaves enough to see is taken."""
+"""Number of draws of block positions per clip; the first draw that leaves enough context is used."""
 
 
 class TokenMask(NamedTuple):
-    """What is seen and what is asked for.
+    """Context and target tokens of clips.
 
     Attributes:
-        keep: int64 [b, k], the tokens that the encoder sees.
-        targets: one or more int64 [b, m], each predicted by a pass of its own.
+        context_indices: int64 [b, k], indices of the tokens that the encoder sees.
+        target_indices: one or more int64 [b, m], each predicted by its own pass of the predictor.
     """
 
-    keep: Tensor
-    targets: tuple[Tensor, ...]
+    context_indices: Tensor
+    target_indices: tuple[Tensor, ...]
 
 
 class MaskSampler(ABC):
-    """A way to draw masks."""
+    """A distribution of masks."""
 
     @abstractmethod
-    def draw(self, seed: Tensor, grid: Grid) -> TokenMask:
-        """Masks of a batch of clips.
+    def sample(self, seed: Tensor, grid: Grid) -> TokenMask:
+        """Sample masks of a batch of clips.
 
         Args:
-            seed: int64 [b], one a clip, on the CPU (counting tokens elsewhere would wait for the device).
-            grid: tokens in time, height and width.
+            seed: int64 [b], one per clip, on the CPU (counting tokens on an accelerator would synchronize).
+            grid: number of tokens in time, height and width.
 
         Raises:
-            ValueError: nothing can be left to see, or nothing to predict.
+            ValueError: no token is left as context, or as target.
         """
 
 
 class MultiBlockMaskSampler(MaskSampler):
-    """Hide the union of some blocks, and predict all of it from all the rest (V-JEPA, arXiv 2404.08471, section 3.2).
+    """Mask the union of blocks and predict it from all other tokens (V-JEPA, arXiv 2404.08471, section 3.2).
 
     Args:
-        blocks: how many.
-        space: least and largest share of the picture that a block covers.
-        time: least and largest share of the clip that it lasts.
-        aspect: least and largest ratio of a block's height to its width.
-        seen: share of the tokens that must stay visible, if eight draws can have it so.
+        num_blocks: number of blocks.
+        spatial_scale: range of the share of the frame that a block covers.
+        temporal_scale: range of the share of the clip that a block covers.
+        aspect_ratio: range of the ratio of height to width of a block.
+        min_context_ratio: share of the tokens that must remain as context, if one of the draws allows it.
+
+    Raises:
+        ValueError: a value is out of range.
     """
 
     def __init__(
         self,
-        blocks: int = 8,
-        space: tuple[float, float] = (0.15, 0.15),
-        time: tuple[float, float] = (1.0, 1.0),
-        aspect: tuple[float, float] = (0.75, 1.5),
-        seen: float = 0.05,
+        num_blocks: int = 8,
+        spatial_scale: tuple[float, float] = (0.15, 0.15),
+        temporal_scale: tuple[float, float] = (1.0, 1.0),
+        aspect_ratio: tuple[float, float] = (0.75, 1.5),
+        min_context_ratio: float = 0.05,
     ) -> None:
-        if blocks < 1:
-            raise ValueError(f"blocks={blocks} must be 1 or more")
-        for name, (low, high) in (("space", space), ("time", time)):
-            if not 0 < low <= high <= 1:
-                raise ValueError(f"{name}={low, high} must be shares in (0, 1], the lower one first")
-        if not 0 < aspect[0] <= aspect[1]:
-            raise ValueError(f"aspect={aspect} must be ratios above 0, the lower one first")
-        if not 0 < seen < 1:
-            raise ValueError(f"seen={seen} must lie between 0 and 1")
-        self.blocks, self.space, self.time, self.aspect, self.seen = blocks, space, time, aspect, seen
+        if num_blocks < 1:
+            raise ValueError(f"num_blocks={num_blocks} must be at least 1")
+        _check_scales(spatial_scale=spatial_scale, temporal_scale=temporal_scale)
+        _check_aspect_ratio("aspect_ratio", aspect_ratio)
+        if not 0 < min_context_ratio < 1:
+            raise ValueError(f"min_context_ratio={min_context_ratio} must be between 0 and 1")
+        self.num_blocks = num_blocks
+        self.spatial_scale = spatial_scale
+        self.temporal_scale = temporal_scale
+        self.aspect_ratio = aspect_ratio
+        self.min_context_ratio = min_context_ratio
 
-    def draw(self, seed: Tensor, grid: Grid) -> TokenMask:
-        # One size a batch: the counts of its clips then differ little.
-        size = sample_block_size(fold_in(seed[:1], 0), grid, self.space, self.time, self.aspect)
-        hidden = sample_block_masks(fold_in(seed, 1), grid, size, MAX_MASK_DRAWS, self.blocks).any(dim=2).flatten(2)
-        visible = (~hidden).sum(dim=2)  # [b, r]
-        enough = visible >= max(1, math.ceil(self.seen * hidden.shape[2]))
-        # The first draw that leaves enough, else the one that leaves most.
-        best = torch.where(enough.any(1), enough.int().argmax(1), visible.argmax(1))
-        hidden = hidden[torch.arange(len(seed)), best]
+    def sample(self, seed: Tensor, grid: Grid) -> TokenMask:
+        # One block size per batch, so that the numbers of tokens of the clips differ little.
+        size = sample_block_size(fold_in(seed[:1], 0), grid, self.spatial_scale, self.temporal_scale, self.aspect_ratio)
+        blocks = sample_block_masks(fold_in(seed, 1), grid, size, draws=MAX_MASK_DRAWS, blocks=self.num_blocks)
+        masked = blocks.any(dim=2).flatten(2)  # [b, r, n]
+        num_context = (~masked).sum(dim=2)
+        enough = num_context >= max(1, math.ceil(self.min_context_ratio * masked.shape[2]))
+        # The first draw that leaves enough context, otherwise the draw that leaves most.
+        best = torch.where(enough.any(1), enough.int().argmax(1), num_context.argmax(1))
+        masked = masked[torch.arange(len(seed)), best]
         order = fold_in(seed, 2)
         return TokenMask(
-            subsample_equal_tokens(order, ~hidden, "see", grid),
-            (subsample_equal_tokens(fold_in(order, 3), hidden, "predict", grid),),
+            subsample_equal_tokens(order, ~masked, "see", grid),
+            (subsample_equal_tokens(fold_in(order, 3), masked, "predict", grid),),
         )
 
 
 class ContextBlockMaskSampler(MaskSampler):
-    """See one large block less some small ones, and predict each of these by itself (I-JEPA, arXiv 2301.08243, 3).
+    """Predict each of several target blocks from one context block without them (I-JEPA, arXiv 2301.08243, section 3).
 
     Args:
-        targets: how many small blocks.
-        space, aspect: of a small block.
-        context: least and largest share of the picture that the large block covers; it is as wide as high.
-        time: least and largest share of the clip that all blocks last; an image is a clip of one.
+        num_targets: number of target blocks.
+        target_scale: range of the share of the frame that a target block covers.
+        target_aspect_ratio: range of the ratio of height to width of a target block.
+        context_scale: range of the share of the frame that the square context block covers.
+        temporal_scale: range of the share of the clip that each block covers; an image is a clip of one frame.
+
+    Raises:
+        ValueError: a value is out of range.
     """
 
     def __init__(
         self,
-        targets: int = 4,
-        space: tuple[float, float] = (0.15, 0.2),
-        aspect: tuple[float, float] = (0.75, 1.5),
-        context: tuple[float, float] = (0.85, 1.0),
-        time: tuple[float, float] = (1.0, 1.0),
+        num_targets: int = 4,
+        target_scale: tuple[float, float] = (0.15, 0.2),
+        target_aspect_ratio: tuple[float, float] = (0.75, 1.5),
+        context_scale: tuple[float, float] = (0.85, 1.0),
+        temporal_scale: tuple[float, float] = (1.0, 1.0),
     ) -> None:
-        if targets < 1:
-            raise ValueError(f"targets={targets} must be 1 or more")
-        for name, (low, high) in (("space", space), ("context", context), ("time", time)):
-            if not 0 < low <= high <= 1:
-                raise ValueError(f"{name}={low, high} must be shares in (0, 1], the lower one first")
-        self.targets, self.space, self.aspect, self.context, self.time = targets, space, aspect, context, time
+        if num_targets < 1:
+            raise ValueError(f"num_targets={num_targets} must be at least 1")
+        _check_scales(target_scale=target_scale, context_scale=context_scale, temporal_scale=temporal_scale)
+        _check_aspect_ratio("target_aspect_ratio", target_aspect_ratio)
+        self.num_targets = num_targets
+        self.target_scale = target_scale
+        self.target_aspect_ratio = target_aspect_ratio
+        self.context_scale = context_scale
+        self.temporal_scale = temporal_scale
 
-    def draw(self, seed: Tensor, grid: Grid) -> TokenMask:
-        small = sample_block_size(fold_in(seed[:1], 0), grid, self.space, self.time, self.aspect)
-        large = sample_block_size(fold_in(seed[:1], 1), grid, self.context, self.time, (1.0, 1.0))
-        targets = sample_block_masks(fold_in(seed, 2), grid, small, MAX_MASK_DRAWS, self.targets).flatten(
-            3
-        )  # [b, r, blocks, n]
-        around = sample_block_masks(fold_in(seed, 3), grid, large, MAX_MASK_DRAWS, 1)[:, :, 0].flatten(2)
-        seen = around & ~targets.any(dim=2)
-        best = (seen.any(2).int()).argmax(1)  # the first draw that leaves anything
-        pick = torch.arange(len(seed))
-        seen, targets = seen[pick, best], targets[pick, best]
-        aims = tuple(
+    def sample(self, seed: Tensor, grid: Grid) -> TokenMask:
+        target_size = sample_block_size(
+            fold_in(seed[:1], 0), grid, self.target_scale, self.temporal_scale, self.target_aspect_ratio
+        )
+        context_size = sample_block_size(
+            fold_in(seed[:1], 1), grid, self.context_scale, self.temporal_scale, (1.0, 1.0)
+        )
+        targets = sample_block_masks(
+            fold_in(seed, 2), grid, target_size, draws=MAX_MASK_DRAWS, blocks=self.num_targets
+        ).flatten(3)  # [b, r, targets, n]
+        context = sample_block_masks(fold_in(seed, 3), grid, context_size, draws=MAX_MASK_DRAWS, blocks=1)
+        context = context[:, :, 0].flatten(2) & ~targets.any(dim=2)
+        best = (context.any(2).int()).argmax(1)  # the first draw that leaves any context
+        clips = torch.arange(len(seed))
+        context, targets = context[clips, best], targets[clips, best]
+        target_indices = tuple(
             subsample_equal_tokens(fold_in(seed, 4 + i), target, "predict", grid)
             for i, target in enumerate(targets.unbind(1))
         )
-        return TokenMask(subsample_equal_tokens(fold_in(seed, 4 + self.targets), seen, "see", grid), aims)
+        context_indices = subsample_equal_tokens(fold_in(seed, 4 + self.num_targets), context, "see", grid)
+        return TokenMask(context_indices, target_indices)
+
+
+def _check_scales(**scales: tuple[float, float]) -> None:
+    for name, (low, high) in scales.items():
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"{name}={low, high} must be a range of shares within (0, 1]")
+
+
+def _check_aspect_ratio(name: str, value: tuple[float, float]) -> None:
+    if not 0 < value[0] <= value[1]:
+        raise ValueError(f"{name}={value} must be a range of positive ratios")
 
 
 def sample_block_size(
-    seed: Tensor, grid: Grid, space: tuple[float, float], time: tuple[float, float], aspect: tuple[float, float]
+    seed: Tensor,
+    grid: Grid,
+    spatial_scale: tuple[float, float],
+    temporal_scale: tuple[float, float],
+    aspect_ratio: tuple[float, float],
 ) -> Grid:
-    """Sides of a block in tokens, drawn uniformly within the given shares and ratios; ``seed`` int64 [1]."""
-    lots = seeded_uniform(seed, 3)[0].tolist()
-    duration, share, ratio = (
-        low + lot * (high - low) for lot, (low, high) in zip(lots, (time, space, aspect), strict=True)
-    )
+    """Sample the sides of a block in tokens, uniformly within the given ranges; ``seed`` int64 [1]."""
+    ranges = (temporal_scale, spatial_scale, aspect_ratio)
+    uniform = seeded_uniform(seed, 3)[0].tolist()
+    duration, share, ratio = (low + u * (high - low) for u, (low, high) in zip(uniform, ranges, strict=True))
     t, h, w = grid
     area = share * h * w
-    high, wide = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-    return max(1, int(duration * t)), min(h, max(1, high)), min(w, max(1, wide))
+    height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+    return max(1, int(duration * t)), min(h, max(1, height)), min(w, max(1, width))
 
 
 def sample_block_masks(seed: Tensor, grid: Grid, size: Grid, draws: int, blocks: int) -> Tensor:
-    """Blocks of one size at places drawn uniformly: bool [b, draws, blocks, t, h, w], True within."""
+    """Sample blocks of one size at uniform positions: bool [b, draws, blocks, t, h, w], True inside a block."""
     inside = []
     for axis, (length, side) in enumerate(zip(grid, size, strict=True)):
         start = (seeded_uniform(fold_in(seed, axis), draws, blocks) * (length - side + 1)).long()[..., None]
-        place = torch.arange(length)
-        inside.append((place >= start) & (place < start + side))
+        position = torch.arange(length)
+        inside.append((position >= start) & (position < start + side))
     time, rows, columns = inside
     return time[..., :, None, None] & rows[..., None, :, None] & columns[..., None, None, :]
 
 
-def subsample_equal_tokens(seed: Tensor, members: Tensor, what: str, grid: Grid) -> Tensor:
-    """Equally many members of each clip's set, drawn at random and in ascending order: int64 [b, least count].
+def subsample_equal_tokens(seed: Tensor, selected: Tensor, purpose: str, grid: Grid) -> Tensor:
+    """Subsample the selected tokens, bool [b, n], to the smallest number of a clip: sorted indices int64 [b, count].
 
     Raises:
-        ValueError: a clip with none.
+        ValueError: a clip has no selected token.
     """
-    count = int(members.sum(dim=1).min())
+    count = int(selected.sum(dim=1).min())
     if count == 0:
         raise ValueError(
-            f"a mask over a grid of {'x'.join(map(str, grid))} tokens leaves none to {what}: use fewer or smaller "
+            f"a mask over a grid of {'x'.join(map(str, grid))} tokens leaves none to {purpose}: use fewer or smaller "
             "blocks, a smaller patch_size, or larger frames"
         )
-    lots = torch.where(members, seeded_uniform(seed, members.shape[1]), 2.0)
-    return lots.argsort(dim=1)[:, :count].sort(dim=1).values
+    keys = torch.where(selected, seeded_uniform(seed, selected.shape[1]), 2.0)
+    return keys.argsort(dim=1)[:, :count].sort(dim=1).values

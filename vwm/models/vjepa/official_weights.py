@@ -1,7 +1,7 @@
-"""The official weights of V-JEPA, V-JEPA 2 and V-JEPA 2.1, and of their attentive probes.
+"""Load the official weights of V-JEPA, V-JEPA 2 and V-JEPA 2.1, and of their attentive probes.
 
-A checkpoint is a ``.pt`` file of ``encoder``, ``target_encoder`` (or ``ema_encoder``), ``predictor`` and what training
-needs beside; the file of a probe has ``classifiers``, one for each setting of a sweep. Nothing in them is executed.
+A checkpoint is a ``.pt`` file with ``encoder``, ``target_encoder`` (or ``ema_encoder``), ``predictor`` and a trainer
+state. The file of a probe has ``classifiers``, one for each setting of a sweep. No code in the files is executed.
 """
 
 from __future__ import annotations
@@ -28,21 +28,22 @@ from vwm.models.vjepa.weight_mapping import (
     load_mapped_weights,
 )
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 ENCODER_HEADS_BY_WIDTH = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 22, 1664: 26}
-"""Attention heads of the released encoders by their width, which no weight tells."""
+"""Number of attention heads of the released encoders by width, which the weights do not determine."""
 VJEPA21_FEATURE_LAYERS = {12: (2, 5, 8), 24: (5, 11, 17), 40: (9, 19, 29), 48: (11, 23, 37)}
-"""Layers of the V-JEPA 2.1 encoders that have a norm of their own before the last, by depth."""
+"""Feature layers of the V-JEPA 2.1 encoders (layers before the last with their own norm), by depth."""
 ROPE_REFERENCE_PIXELS = 256
-"""V-JEPA 2.1 counts places as those of pictures with so many pixels a side, whatever their size."""
+"""Image size to which V-JEPA 2.1 scales the positions of images of any size."""
 DEFAULT_MASK_TOKEN = 1
-"""The mask token that the official hub code and transformers use."""
+"""Index of the mask token that the official hub code and transformers use."""
 
 EncoderSource = Literal["encoder", "target_encoder", "ema_encoder"]
 
 
 class PretrainedVJEPA(NamedTuple):
-    """What was read, frozen and in evaluation mode."""
+    """Pretrained networks, frozen and in evaluation mode."""
 
     encoder: VideoEncoder
     predictor: MaskedPredictor | None
@@ -58,58 +59,63 @@ def load_official_vjepa(
     tiled_rope: bool | None = None,
     heads: int | None = None,
     predictor_num_heads: int = 12,
-    mask_token: int = DEFAULT_MASK_TOKEN,
+    mask_token_index: int = DEFAULT_MASK_TOKEN,
 ) -> PretrainedVJEPA:
-    """Read a checkpoint of V-JEPA, V-JEPA 2 or V-JEPA 2.1.
+    """Load a checkpoint of V-JEPA, V-JEPA 2 or V-JEPA 2.1.
 
-    What the weights do not tell has to be said. The first V-JEPA: ``image_size=(224, 224), frames=16,
-    positions="sincos"``, and as many heads in the predictor as in the encoder. V-JEPA 2: 256 or 384 pixels. 2.1: 384.
+    Settings that the weights do not determine are arguments. V-JEPA: ``image_size=(224, 224), frames=16,
+    positions="sincos"`` and ``predictor_num_heads`` as in the encoder. V-JEPA 2: 256 or 384 pixels. V-JEPA 2.1: 384.
 
     Args:
         path: the ``.pt`` file.
-        source: which encoder; by default the target encoder, the moving average that features are taken from.
+        source: the encoder to load; by default the target encoder, the moving average that provides features.
         image_size: (height, width) of the frames.
         frames: clip length.
         positions: ``"rope"`` or ``"sincos"``.
-        tiled_rope: see ``PositionEncoding``; by default as it was released: tiled in V-JEPA 2, mended in 2.1.
-        heads: of the encoder; by default the released one's of this width.
-        predictor_num_heads: of the predictor.
-        mask_token: the predictor's default one. The official hub code and transformers read number 1 (counted around
-            where there are fewer); training with clips of a single length moves number 0 alone.
+        tiled_rope: see ``PositionEncoding.tiled``; by default as released, True for V-JEPA 2 and False for 2.1.
+        heads: number of heads of the encoder; by default that of the released encoder of this width.
+        predictor_num_heads: number of heads of the predictor.
+        mask_token_index: default mask token of the predictor, modulo their number. The official hub code and
+            transformers use 1; training with clips of one length trains only 0.
 
     Raises:
-        PublishedError: no such file or no checkpoint; a key is missing, misshapen or without a use.
+        PretrainedWeightsError: the file does not exist or is no checkpoint; or weights are missing, have another shape
+            or are not used.
     """
     checkpoint = _read_checkpoint(Path(path))
-    best = (name for name in ("target_encoder", "ema_encoder") if name in checkpoint)
-    chosen = next(best, "encoder") if source is None else source
-    where = f"{path}, {chosen}"
+    averaged = (name for name in ("target_encoder", "ema_encoder") if name in checkpoint)
+    key = next(averaged, "encoder") if source is None else source
+    where = f"{path}, {key}"
     settings: dict[str, Any] = {"image_size": tuple(image_size), "frames": frames, "positions": positions}
-    encoder = _load_encoder(_strip_wrapper_prefixes(checkpoint.get(chosen), where), settings, tiled_rope, heads, where)
+    encoder = _load_encoder(_strip_wrapper_prefixes(checkpoint.get(key), where), settings, tiled_rope, heads, where)
     predictor = None
     if "predictor" in checkpoint:
         where = f"{path}, predictor"
         predictor = _load_predictor(
-            _strip_wrapper_prefixes(checkpoint["predictor"], where), encoder, predictor_num_heads, mask_token, where
+            _strip_wrapper_prefixes(checkpoint["predictor"], where),
+            encoder=encoder,
+            heads=predictor_num_heads,
+            mask_token_index=mask_token_index,
+            where=where,
         )
     return PretrainedVJEPA(encoder, predictor)
 
 
 def load_official_vjepa_probe(path: str | os.PathLike[str], number: int = 0, heads: int = 16) -> AttentiveClassifier:
-    """Read an attentive probe.
+    """Load an attentive probe.
 
     Args:
         path: the ``.pt`` file.
-        number: which of its ``classifiers``.
-        heads: attention heads.
+        number: index in its ``classifiers``.
+        heads: number of attention heads.
 
     Raises:
-        PublishedError: as ``load_official_vjepa``.
+        PretrainedWeightsError: see ``load_official_vjepa``; or there is no such classifier.
     """
     probes = _read_checkpoint(Path(path)).get("classifiers")
     if not isinstance(probes, list) or not 0 <= number < len(probes):
-        has = f"{len(probes)} of them" if isinstance(probes, list) else "none at all"
-        raise PretrainedWeightsError(f"{path}: there is no probe {number} in its classifiers: it has {has}")
+        count = len(probes) if isinstance(probes, list) else 0
+        raise PretrainedWeightsError(f"{path}: there is no probe {number} in classifiers, which has {count} entries")
     where = f"{path}, classifiers[{number}]"
     weights = _strip_wrapper_prefixes(probes[number], where)
     classes, width = get_weight(weights, "linear.weight", where).shape
@@ -127,18 +133,16 @@ def _load_encoder(
     weights: StateDict, settings: dict[str, Any], tiled_rope: bool | None, heads: int | None, where: str
 ) -> VideoEncoder:
     width, _, tubelet, patch, _ = get_weight(weights, "patch_embed.proj.weight", where, axes=5).shape
-    depth, heads = (
-        count_numbered_layers(weights, "blocks"),
-        ENCODER_HEADS_BY_WIDTH.get(width) if heads is None else heads,
-    )
+    depth = count_numbered_layers(weights, "blocks")
+    heads = ENCODER_HEADS_BY_WIDTH.get(width) if heads is None else heads
     if heads is None:
-        raise PretrainedWeightsError(f"{where}: no released encoder has width {width}: say how many heads it has")
-    dense = count_numbered_layers(weights, "norms_block") > 0  # V-JEPA 2.1
-    if dense and depth not in VJEPA21_FEATURE_LAYERS:
+        raise PretrainedWeightsError(f"{where}: no released encoder has width {width}: give the number of heads")
+    is_vjepa21 = count_numbered_layers(weights, "norms_block") > 0
+    if is_vjepa21 and depth not in VJEPA21_FEATURE_LAYERS:
         raise PretrainedWeightsError(
             f"{where}: V-JEPA 2.1 has encoders of depth {', '.join(map(str, VJEPA21_FEATURE_LAYERS))}, not {depth}"
         )
-    levels = VJEPA21_FEATURE_LAYERS[depth] if dense else ()
+    feature_layers = VJEPA21_FEATURE_LAYERS[depth] if is_vjepa21 else ()
     rope = settings["positions"] == "rope"
     encoder = VideoEncoder(
         **settings,
@@ -149,33 +153,33 @@ def _load_encoder(
         heads=heads,
         mlp_ratio=infer_mlp_ratio(weights, "blocks.0", where),
         mlp="swiglu" if "blocks.0.mlp.fc3.weight" in weights else "gelu",
-        tiled_rope=rope and (not dense if tiled_rope is None else tiled_rope),
+        tiled_rope=rope and (not is_vjepa21 if tiled_rope is None else tiled_rope),
         uniform_power=_infer_uniform_power(weights.pop("pos_embed", None), settings, width, tubelet, patch, where),
         pixel_mean=IMAGENET_MEAN,
         pixel_std=IMAGENET_STD,
-        modalities="video_mod_embed" in weights,
-        levels=levels,
-        rope_spread=(ROPE_REFERENCE_PIXELS // patch, ROPE_REFERENCE_PIXELS // patch) if dense else None,
+        modality_embeddings="video_mod_embed" in weights,
+        feature_layers=feature_layers,
+        rope_reference_grid=(ROPE_REFERENCE_PIXELS // patch, ROPE_REFERENCE_PIXELS // patch) if is_vjepa21 else None,
     )
 
-    def layout(name: str) -> list[str]:
-        if dense:
-            name = re.sub(r"^norm\.", f"norms_block.{len(levels)}.", name)
-            for number, level in enumerate(levels):
-                name = name.replace(f"feature_norms.{level}.", f"norms_block.{number}.")
+    def name_map(name: str) -> list[str]:
+        if is_vjepa21:
+            name = re.sub(r"^norm\.", f"norms_block.{len(feature_layers)}.", name)
+            for number, layer in enumerate(feature_layers):
+                name = name.replace(f"feature_norms.{layer}.", f"norms_block.{number}.")
         return [name]
 
-    return load_mapped_weights(encoder, weights, layout, where)
+    return load_mapped_weights(encoder, weights, name_map, where)
 
 
 def _load_predictor(
-    weights: StateDict, encoder: VideoEncoder, heads: int, mask_token: int, where: str
+    weights: StateDict, encoder: VideoEncoder, heads: int, mask_token_index: int, where: str
 ) -> MaskedPredictor:
-    several = "predictor_embed.2.weight" in weights
-    width = get_weight(weights, f"predictor_embed{'.2' if several else ''}.weight", where).shape[0]
-    levels = len(encoder.config.levels) + 1 if several else 1
-    tokens = count_numbered_layers(weights, "mask_tokens")
-    shared = ("image_size", "frames", "tubelet", "patch_size", "positions", "tiled_rope", "rope_spread")
+    has_feature_layers = "predictor_embed.2.weight" in weights
+    width = get_weight(weights, f"predictor_embed{'.2' if has_feature_layers else ''}.weight", where).shape[0]
+    num_feature_layers = len(encoder.config.feature_layers) + 1 if has_feature_layers else 1
+    num_mask_tokens = max(1, count_numbered_layers(weights, "mask_tokens"))
+    shared = ("image_size", "frames", "tubelet", "patch_size", "positions", "tiled_rope", "rope_reference_grid")
     settings = {name: encoder.config[name] for name in shared}
     table = weights.pop("predictor_pos_embed", None)
     predictor = MaskedPredictor(
@@ -187,49 +191,50 @@ def _load_predictor(
         mlp_ratio=infer_mlp_ratio(weights, "predictor_blocks.0", where),
         mlp="swiglu" if "predictor_blocks.0.mlp.fc3.weight" in weights else "gelu",
         uniform_power=_infer_uniform_power(table, settings, width, encoder.tubelet, encoder.patch_size, where),
-        mask_tokens=max(1, tokens),
-        mask_token=mask_token % max(1, tokens),
-        levels=levels,
-        output_width=get_weight(weights, "predictor_proj.weight", where).shape[0] // levels,
-        modalities="video_mod_embed" in weights,
+        num_mask_tokens=num_mask_tokens,
+        mask_token_index=mask_token_index % num_mask_tokens,
+        num_feature_layers=num_feature_layers,
+        output_width=get_weight(weights, "predictor_proj.weight", where).shape[0] // num_feature_layers,
+        modality_embeddings="video_mod_embed" in weights,
         predict_context="predictor_proj_context.weight" in weights,
     )
 
-    def layout(name: str) -> list[str]:
+    def name_map(name: str) -> list[str]:
         if name == "mask_embed":
-            return [f"mask_tokens.{number}" for number in range(max(1, tokens))]
+            return [f"mask_tokens.{number}" for number in range(num_mask_tokens)]
         return [name if "mod_embed" in name else f"predictor_{name}"]
 
-    return load_mapped_weights(predictor, weights, layout, where, {"mask_embed": (max(1, tokens), 1, width)})
+    return load_mapped_weights(predictor, weights, name_map, where, {"mask_embed": (num_mask_tokens, 1, width)})
 
 
 def _infer_uniform_power(
     table: Tensor | None, settings: dict[str, Any], width: int, tubelet: int, patch: int, where: str
 ) -> bool:
-    """How the channels of sincos positions are shared among the axes, which their published table tells.
+    """Infer ``uniform_power`` of sincos positions from their published table.
 
-    A network with rope may have a table too, which it does not use.
+    A network with rope may have an unused table, too.
     """
     if settings["positions"] == "rope":
         return False
     height, columns = settings["image_size"]
     grid = (settings["frames"] // tubelet, height // patch, columns // patch)
     for uniform in (True, False):
-        made = PositionEncoding("sincos", width, 1, uniform_power=uniform).added(grid, torch.zeros(1))
-        assert made is not None
-        if table is not None and table.shape[1:] == made.shape and (table[0] - made).abs().max() < 1e-3:
+        encoding = PositionEncoding("sincos", width, heads=1, uniform_power=uniform)
+        expected = encoding.additive_embedding(grid, torch.zeros(1))
+        assert expected is not None
+        if table is not None and table.shape[1:] == expected.shape and (table[0] - expected).abs().max() < 1e-3:
             return uniform
-    has = "missing" if table is None else f"of shape {list(table.shape)}"
+    found = "missing" if table is None else f"of shape {list(table.shape)}"
     raise PretrainedWeightsError(
-        f"{where}: its pos_embed is {has}, not the sines and cosines of {settings['frames']} frames of "
-        f"{height}x{columns}: say positions, image_size and frames as it was trained"
+        f"{where}: its pos_embed is {found}, not the sines and cosines of {settings['frames']} frames of "
+        f"{height}x{columns}: give positions, image_size and frames as in its training"
     )
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # torch raises half a dozen kinds for a broken file
+    except Exception as error:  # torch raises many kinds of errors for a broken file
         raise PretrainedWeightsError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
     if not isinstance(checkpoint, dict):
         raise PretrainedWeightsError(f"{path}: holds a {type(checkpoint).__name__} and no checkpoint")
@@ -237,7 +242,7 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _strip_wrapper_prefixes(weights: object, where: str) -> StateDict:
-    """Weights without the names of what they were wrapped in for training."""
+    """Remove the prefixes of modules that wrapped the network in training from the names of weights."""
     if not isinstance(weights, dict) or not all(isinstance(weight, Tensor) for weight in weights.values()):
-        raise PretrainedWeightsError(f"{where}: there are no weights of that name in it")
+        raise PretrainedWeightsError(f"{where}: the checkpoint has no weights of this name")
     return {re.sub(r"^((module|backbone)\.)+", "", key): weight for key, weight in weights.items()}

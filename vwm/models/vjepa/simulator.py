@@ -40,7 +40,7 @@ class VJEPAACSimulator(NetworkSimulator):
     ``latent`` of a step is the predicted representation, float [b, n, D]. The simulation is deterministic, and shows
     images only with a decoder. It takes images only: a predictor that also takes proprioception receives it as
     unknown. Where the actions of a context are not given, and the predictor has not learned unknown actions
-    (``unknown_actions``), only the context's last frame is used.
+    (``allow_unknown_actions``), only the context's last frame is used.
 
     Args:
         encoder: encodes each frame by itself.

@@ -1,6 +1,6 @@
-"""The layer of a vision transformer: attention over all tokens and a feed-forward, each after a layer norm.
+"""The block of a vision transformer: pre-norm self-attention over all tokens and a feed-forward.
 
-ViT (arXiv 2010.11929) as V-JEPA has it. The names of the weights are those of the published checkpoints.
+ViT (arXiv 2010.11929) as in V-JEPA. The names of the weights are those of the published checkpoints.
 
 Legend: b batch, k tokens, d width, h heads, c channels of a head.
 """
@@ -23,7 +23,7 @@ VIT_INIT_STD = 0.02
 
 
 class ViTSelfAttention(nn.Module):
-    """Every token attends to all tokens.
+    """Multi-head self-attention over all tokens.
 
     Args:
         width: d.
@@ -45,19 +45,19 @@ class ViTSelfAttention(nn.Module):
         if rotary is not None:
             qk = apply_rotary_tables(qk, rotary)
         q, k = qk.unbind(2)
-        y = vit_attention(*(part.transpose(1, 2) for part in (q, k, v)))
+        y = vit_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return self.proj(y.transpose(1, 2).flatten(2))
 
 
 def vit_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of all to all, [b, h, k, c], by torch's kernel; on a CPU in bfloat16 by the formula, twice as fast."""
+    """Full attention, [b, h, k, c], by torch's kernel; in bfloat16 on a CPU by the formula, which is twice as fast."""
     if q.device.type == "cpu" and v.dtype == torch.bfloat16:
         return attention.dot_product_attention(q.to(v), k.to(v), v)
     return F.scaled_dot_product_attention(q, k, v)
 
 
 class ViTMLP(nn.Module):
-    """Two linear layers with GELU between."""
+    """Two linear layers with GELU."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -65,8 +65,8 @@ class ViTMLP(nn.Module):
         self.fc2 = OneDNNLinear(hidden, width)
 
     @property
-    def last(self) -> nn.Linear:
-        """The layer whose output joins the tokens."""
+    def output_layer(self) -> nn.Linear:
+        """The last layer of the residual branch."""
         return self.fc2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,18 +75,18 @@ class ViTMLP(nn.Module):
 
 
 class SwiGLUFeedForward(nn.Module):
-    """A gated feed-forward (arXiv 2002.05202) with two thirds of the hidden width, rounded up to a multiple of 8."""
+    """Gated feed-forward (arXiv 2002.05202) with two thirds of the hidden width, rounded up to a multiple of 8."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        gated = (2 * hidden // 3 + 7) // 8 * 8
-        self.fc1 = OneDNNLinear(width, gated)
-        self.fc2 = OneDNNLinear(width, gated)
-        self.fc3 = OneDNNLinear(gated, width)
+        gated_width = (2 * hidden // 3 + 7) // 8 * 8
+        self.fc1 = OneDNNLinear(width, gated_width)
+        self.fc2 = OneDNNLinear(width, gated_width)
+        self.fc3 = OneDNNLinear(gated_width, width)
 
     @property
-    def last(self) -> nn.Linear:
-        """The layer whose output joins the tokens."""
+    def output_layer(self) -> nn.Linear:
+        """The last layer of the residual branch."""
         return self.fc3
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,14 +95,17 @@ class SwiGLUFeedForward(nn.Module):
 
 
 class ViTBlock(nn.Module):
-    """One attention and one feed-forward, both residual.
+    """Residual self-attention and feed-forward.
 
     Args:
         width: d.
         heads: h.
-        mlp_ratio: hidden width of the feed-forward over d, before what ``SwiGLUFeedForward`` takes off.
+        mlp_ratio: ratio of the feed-forward's hidden width to d; ``SwiGLUFeedForward`` uses two thirds of it.
         mlp: ``"gelu"`` or ``"swiglu"``.
-        norm_eps: of the layer norms.
+        norm_eps: epsilon of the layer norms.
+
+    Raises:
+        ValueError: an unknown ``mlp``.
     """
 
     def __init__(
@@ -124,9 +127,10 @@ class ViTBlock(nn.Module):
 
 @torch.no_grad()
 def init_vit_weights(network: nn.Module, blocks: nn.ModuleList) -> None:
-    """Normal weights of deviation 0.02, no biases; what layer l adds shrinks by sqrt(2 l), l = 1, 2, ... (BEiT).
+    """Initialize weights with standard deviation 0.02 and biases with 0.
 
-    BEiT: arXiv 2106.08254, section 2.3.
+    The last weights of both branches of block l = 1, 2, ... are divided by sqrt(2 l) (BEiT, arXiv 2106.08254, section
+    2.3).
     """
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv3d):
@@ -135,5 +139,5 @@ def init_vit_weights(network: nn.Module, blocks: nn.ModuleList) -> None:
                 nn.init.zeros_(module.bias)
     for number, block in enumerate(blocks, start=1):
         assert isinstance(block, ViTBlock)
-        for last in (block.attn.proj, block.mlp.last):
+        for last in (block.attn.proj, block.mlp.output_layer):
             last.weight.div_((2 * number) ** 0.5)

@@ -1,7 +1,7 @@
-"""Weights between two layouts, key by key: each must be there, fit and have a use.
+"""Load and export weights under other names, with a check that each weight exists, has the right shape and is used.
 
-A layout is a function from a weight's name here to its names there; where there are several, they are parts stacked
-along the first axis. The same function serves both directions.
+A name map is a function from the name of a weight in vwm to its names in the foreign state dict. Several names are
+parts that are concatenated along the first axis. The same function is used for loading and for exporting.
 """
 
 from __future__ import annotations
@@ -19,42 +19,46 @@ MappedNetworkT = TypeVar("MappedNetworkT", bound=nn.Module)
 
 
 class PretrainedWeightsError(ValueError):
-    """Weights that cannot be read or written; the message names the file and what is wrong with it."""
+    """Weights that cannot be loaded or exported; the message names the file and the problem."""
 
 
 def load_mapped_weights(
-    network: MappedNetworkT, weights: StateDict, layout: WeightNameMap, where: str, shapes: WeightShapes | None = None
+    network: MappedNetworkT,
+    weights: StateDict,
+    name_map: WeightNameMap,
+    source: str,
+    stacked_shapes: WeightShapes | None = None,
 ) -> MappedNetworkT:
-    """Give a network its weights; they are used up.
+    """Load weights into a network.
 
     Args:
-        network: its own weights are replaced.
-        weights: by their names there. None may be left over.
-        layout: see the module.
-        where: what to blame.
-        shapes: of the stacked parts, by the name here, where they have more axes of size 1 than the weight.
+        network: the network, whose weights are replaced.
+        weights: weights by their foreign names. Used weights are removed; all must be used.
+        name_map: see the module.
+        source: file to name in error messages.
+        stacked_shapes: shapes of concatenated parts, by the name in vwm, if they have additional axes of size 1.
 
     Returns:
-        The network, frozen and in evaluation mode, in float32 or, where the weights are, in float64.
+        The network, frozen and in evaluation mode, in float64 if a weight is float64 and in float32 otherwise.
 
     Raises:
-        PublishedError: names every key that is missing, misshapen or without a use.
+        PretrainedWeightsError: weights are missing, have another shape or are not used.
     """
     state, missing, misshapen = {}, [], []
     for name, own in network.state_dict().items():
-        parts = layout(name)
-        shape = tuple((shapes or {}).get(name, own.shape))
+        parts = name_map(name)
+        shape = tuple((stacked_shapes or {}).get(name, own.shape))
         expected = (shape[0] // len(parts), *shape[1:])
         found = {part: weights.pop(part) for part in parts if part in weights}
         missing += [part for part in parts if part not in found]
         wrong = {part: tuple(weight.shape) for part, weight in found.items() if tuple(weight.shape) != expected}
-        misshapen += [f"{part} {list(has)} instead of {list(expected)}" for part, has in wrong.items()]
+        misshapen += [f"{part} {list(other)} instead of {list(expected)}" for part, other in wrong.items()]
         if len(found) == len(parts) and not wrong:
             state[name] = torch.cat([found[part] for part in parts]).reshape(own.shape)
-    faults = {"missing": missing, "of another shape": misshapen, "without a use": sorted(weights)}
-    if any(faults.values()):
+    errors = {"missing": missing, "of another shape": misshapen, "not used": sorted(weights)}
+    if any(errors.values()):
         raise PretrainedWeightsError(
-            f"{where}: " + "; ".join(_format_key_list(kind, names) for kind, names in faults.items() if names)
+            f"{source}: " + "; ".join(_format_key_list(kind, names) for kind, names in errors.items() if names)
         )
     network.load_state_dict({name: weight.float() for name, weight in state.items()})
     if any(weight.dtype == torch.float64 for weight in state.values()):
@@ -62,38 +66,40 @@ def load_mapped_weights(
     return network.eval().requires_grad_(False)
 
 
-def export_mapped_weights(network: nn.Module, layout: WeightNameMap, shapes: WeightShapes | None = None) -> StateDict:
-    """The weights of a network by their names there: the inverse of ``load_mapped_weights``."""
+def export_mapped_weights(
+    network: nn.Module, name_map: WeightNameMap, stacked_shapes: WeightShapes | None = None
+) -> StateDict:
+    """Return the weights of a network by their foreign names, the inverse of ``load_mapped_weights``."""
     weights: StateDict = {}
     for name, weight in network.state_dict().items():
-        parts = layout(name)
-        stacked = weight.reshape(tuple((shapes or {}).get(name, weight.shape)))
+        parts = name_map(name)
+        stacked = weight.reshape(tuple((stacked_shapes or {}).get(name, weight.shape)))
         weights |= dict(zip(parts, stacked.chunk(len(parts)), strict=True))
     return weights
 
 
-def get_weight(weights: StateDict, key: str, where: str, axes: int = 2) -> Tensor:
-    """A weight whose shape is asked for. Raises PublishedError where it is missing or has other axes."""
+def get_weight(weights: StateDict, key: str, source: str, axes: int = 2) -> Tensor:
+    """Return a weight. Raises PretrainedWeightsError if it is missing or does not have ``axes`` axes."""
     weight = weights.get(key)
     if weight is None:
-        raise PretrainedWeightsError(f"{where}: missing: {key}")
+        raise PretrainedWeightsError(f"{source}: missing: {key}")
     if weight.ndim != axes:
-        raise PretrainedWeightsError(f"{where}: of another shape: {key} {list(weight.shape)} instead of {axes} axes")
+        raise PretrainedWeightsError(f"{source}: of another shape: {key} {list(weight.shape)} instead of {axes} axes")
     return weight
 
 
 def count_numbered_layers(weights: StateDict, prefix: str) -> int:
-    """How many numbered parts there are, by the highest number."""
+    """Return the number of numbered submodules, one more than the highest number."""
     numbers = [key.removeprefix(f"{prefix}.").split(".")[0] for key in weights if key.startswith(f"{prefix}.")]
     return max((int(number) for number in numbers if number.isdecimal()), default=-1) + 1
 
 
-def infer_mlp_ratio(weights: StateDict, block: str, where: str) -> float:
-    """Hidden width over width of a block's feed-forward, before what ``SwiGLU`` takes off."""
-    hidden, width = get_weight(weights, f"{block}.mlp.fc1.weight", where).shape
+def infer_mlp_ratio(weights: StateDict, block: str, source: str) -> float:
+    """Return the ``mlp_ratio`` of a ``ViTBlock`` from the shape of its weights."""
+    hidden, width = get_weight(weights, f"{block}.mlp.fc1.weight", source).shape
     return (hidden * 1.5 if f"{block}.mlp.fc3.weight" in weights else hidden) / width
 
 
-def _format_key_list(kind: str, names: list[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{kind}: {', '.join(names[:most])}{more}"
+def _format_key_list(kind: str, names: list[str], limit: int = 8) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return f"{kind}: {', '.join(names[:limit])}{more}"
