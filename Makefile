@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test lint lock clean
+.PHONY: setup demo test lint docs lock clean
 
 setup: $(READY)
 
@@ -30,6 +30,11 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+# The documentation site, in site/; broken links are errors.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "site/index.html"
+
 # Keeps the versions that are locked and still fit; `make lock UPGRADE=--upgrade` takes the newest.
 lock: | $(BIN)/uv
 	$(BIN)/uv pip compile pyproject.toml --quiet --all-extras --universal --python-version 3.11 $(UPGRADE) \
@@ -37,5 +42,5 @@ lock: | $(BIN)/uv
 	@! grep -nE '://|--(extra-)?index-url|--find-links' requirements.lock
 
 clean:
-	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find vwm tests tools -name __pycache__ -prune -exec rm -rf {} +
