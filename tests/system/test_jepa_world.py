@@ -60,12 +60,6 @@ def test_what_a_world_without_pictures_is_not_for_is_said(made, tmp_path, capsys
     assert not (tmp_path / "report").exists()
 
 
-def test_the_time_of_a_step_is_told(made, capsys):
-    main(["bench", "play", str(made / "blind"), "--steps", "2", "--batch", "4", "--repeats", "1"])
-    said = capsys.readouterr().out
-    assert "ms a frame" in said and "decode included" not in said and "nothing drawn" in said
-
-
 def test_the_ablation_is_one_override(made):
     run = made / "run_blind"
     fit = ["fit", "-c", str(run / "config.yaml"), "--run", str(made / "ablation"), "--trainer.max_steps", "1"]

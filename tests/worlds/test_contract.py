@@ -210,7 +210,7 @@ def test_observing_a_frame_is_a_reset_with_one_frame_more(world):
     assert not torch.equal(world.latent(world.observe(again, told[:, 0], context[:, 0])), out.latent)
     for action, frame, message in (
         (told[:, 1], context[:, 2].float(), r"uint8 \[b, t, \d+, \d+, 3\], got torch\.float32"),
-        (told[:, 1], context[:1, 2], "3 worlds observe 3 frames"),
+        (told[:, 1], context[:1, 2], "3 simulations observe 3 frames"),
         (told[:2, 1], context[:, 2], r"action must be"),
     ):
         with pytest.raises(ValueError, match=message):

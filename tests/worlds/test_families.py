@@ -100,10 +100,13 @@ def test_every_family_is_evaluated_by_the_report_that_it_names(name: str, folder
 
 @pytest.mark.parametrize("name", SIMULATORS)
 def test_every_family_is_timed(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    benchmark_play(folder / name, steps=2, repeats=1, device="cpu")
+    benchmark_play(folder / name, steps=2, batch=2, repeats=1, device="cpu")
     printed = capsys.readouterr().out
     assert f"({FAMILIES[name].title})" in printed and "ms a frame" in printed
     assert ("without the cache" in printed) == (name == "genie")
+    simulator = load_simulator(folder / name, "cpu")
+    assert ("no sampling settings" in printed) == (not simulator.sampling)
+    assert ("decode included" in printed) == (name != "genie" and not simulator.spec.observation.is_latent)
 
 
 @pytest.mark.parametrize("name", SIMULATORS)

@@ -85,7 +85,7 @@ class InfersActions(Protocol):
 
     @property
     def num_latent_actions(self) -> int:
-        """The number of latent actions; 0 for a simulator whose actions were labelled, which cannot infer any."""
+        """The number of latent actions; 0 for a simulator whose actions were labeled, which cannot infer any."""
         ...
 
     def infer_actions(self, frames: Tensor) -> Tensor:

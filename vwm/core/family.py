@@ -180,7 +180,7 @@ class WorldFamily:
 
         Args:
             simulator: to play with.
-            context: frames to begin from, uint8 [b, 1, h, w, 3].
+            context: frames to start from, uint8 [b, 1, h, w, 3].
             actions: the actions [b, ...] of a step, by its number.
         """
         return None

@@ -20,7 +20,7 @@ from vwm.core.frames import frames_to_float
 class FeatureExtractor(ABC):
     """Features of frozen networks, as tokens of a clip.
 
-    It sees the frames of a clip and nothing else: simulators with labelled actions treat these as unknown, or they
+    It sees the frames of a clip and nothing else: simulators with labeled actions treat these as unknown, or they
     would know what the controls of a probe cannot see.
 
     Args:

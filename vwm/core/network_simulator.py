@@ -16,7 +16,7 @@ from vwm.core.tokenizer import VideoTokenizer
 
 
 class NoSampling(NamedTuple):
-    """No settings: the simulator has none about how a frame is drawn."""
+    """The sampling settings of a simulator without any."""
 
 
 class NetworkSimulator(Simulator):
@@ -25,7 +25,7 @@ class NetworkSimulator(Simulator):
     Args:
         dynamics: predicts the next latents from latents and actions.
         observation, actions, context, stochastic, fps, context_frames, title: see ``SimulatorSpec``.
-        sampling: how a frame is drawn, of the class ``SAMPLING_CLASS``; by default that class's own defaults.
+        sampling: how a frame is sampled, of the class ``SAMPLING_CLASS``; by default that class's own defaults.
         starts: contexts to start from, uint8 [n, t, h, w, 3] or float32 [n, t, k], where there are some.
 
     Raises:
@@ -92,7 +92,7 @@ class NetworkSimulator(Simulator):
         return self
 
     def with_sampling(self, **changes: Any) -> Self:
-        """Return a simulator that shares the networks and draws frames with other settings.
+        """Return a simulator that shares the networks and samples frames with other settings.
 
         Args:
             **changes: fields of ``sampling``.
@@ -148,11 +148,11 @@ class VideoSimulator(NetworkSimulator):
         self.tokenizer = tokenizer.eval()
 
     def check_observation(self, action: Tensor, frame: Tensor, batch: int) -> None:
-        """Raise ValueError unless ``action`` and ``frame`` (uint8 [b, h, w, 3]) fit a batch of worlds."""
+        """Raise ValueError unless ``action`` and ``frame`` (uint8 [b, h, w, 3]) fit a batch of simulations."""
         self.check_action(action, batch)
         self.check_context(frame[:, None])
         if len(frame) != batch:
-            raise ValueError(f"{batch} worlds observe {batch} frames, got {list(frame.shape)}")
+            raise ValueError(f"{batch} simulations observe {batch} frames, got {list(frame.shape)}")
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:

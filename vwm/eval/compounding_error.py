@@ -48,19 +48,23 @@ def measure_compounding_error(
         ``error_copy_last``; ``reward_error`` and ``reward_error_mean`` (of always predicting the mean), None
         where there are no rewards, or they never change.
     """
-    seen, seeds = sample.frames, world_seeds(seed, len(sample))
+    observations, seeds = sample.frames, world_seeds(seed, len(sample))
     actions = read_clip_actions(simulator, sample, batch_size)
     # Both rollouts start equal and use the same random numbers: only the actions after the context differ.
     others = random_action_sequences(simulator.spec.actions, seeds, actions.shape[1])
     others[:, : context - 1] = actions[:, : context - 1]
-    own, earned = predict_open_loop(simulator, seen, actions, context, seeds, batch_size)
-    random, _ = predict_open_loop(simulator, seen, others, context, seeds, batch_size)
-    truth = seen
+    own, earned = predict_open_loop(simulator, observations, actions, context, seeds, batch_size)
+    random, _ = predict_open_loop(simulator, observations, others, context, seeds, batch_size)
+    truth = observations
     if simulator.spec.observation.is_latent:
-        truth = encode_observations(simulator, seen, actions, context, seeds, batch_size)
+        truth = encode_observations(simulator, observations, actions, context, seeds, batch_size)
     after = truth[:, context:]
     result: dict[str, Any] = {
-        "observed": "latents" if simulator.spec.observation.is_latent else "images" if seen.ndim == 5 else "vectors",
+        "observed": "latents"
+        if simulator.spec.observation.is_latent
+        else "images"
+        if observations.ndim == 5
+        else "vectors",
         "error": normalized_rmse(after, own),
         "error_random_actions": normalized_rmse(after, random),
         "error_copy_last": normalized_rmse(after, repeat_last_frame(truth, context)),
@@ -75,11 +79,11 @@ def measure_compounding_error(
 
 
 def predict_open_loop(
-    simulator: NetworkSimulator, seen: Tensor, actions: Tensor, context: int, seeds: Tensor, batch_size: int
+    simulator: NetworkSimulator, observations: Tensor, actions: Tensor, context: int, seeds: Tensor, batch_size: int
 ) -> tuple[Tensor, Tensor]:
     """Roll out after a context: predicted observations (latents [n, h, k] without a decoder), and rewards [n, h]."""
     shown, earned = [], []
-    batches = list(zip(*(x.split(batch_size) for x in (seen, actions, seeds)), strict=True))
+    batches = list(zip(*(x.split(batch_size) for x in (observations, actions, seeds)), strict=True))
     for clip, action, own_seeds in tqdm(batches, desc="rollout", unit="batch", disable=None):
         between = action[:, : context - 1] if context > 1 else None
         state, _ = simulator.reset(clip[:, :context], own_seeds, between)
@@ -93,14 +97,14 @@ def predict_open_loop(
 
 
 def encode_observations(
-    simulator: NetworkSimulator, seen: Tensor, actions: Tensor, context: int, seeds: Tensor, batch_size: int
+    simulator: NetworkSimulator, observations: Tensor, actions: Tensor, context: int, seeds: Tensor, batch_size: int
 ) -> Tensor:
     """Encode every observation, given those before it, to latents [n, t, k]; zeros before the end of the context.
 
     No prediction is compared with the observations before the end of the context.
     """
     clips = []
-    for clip, action, own_seeds in zip(*(x.split(batch_size) for x in (seen, actions, seeds)), strict=True):
+    for clip, action, own_seeds in zip(*(x.split(batch_size) for x in (observations, actions, seeds)), strict=True):
         found = []
         for end in range(context, clip.shape[1] + 1):
             state, _ = simulator.reset(clip[:, :end], own_seeds, action[:, : end - 1] if end > 1 else None)

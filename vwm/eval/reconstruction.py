@@ -1,4 +1,4 @@
-"""What survives the tokenizer: the ceiling of every rollout, and the latents that it makes.
+"""Reconstructions: the upper bound of every rollout, and the latents of clips.
 
 Legend: n clips, t time, h w the grid of latents, c channels, H W pixels.
 """
@@ -44,7 +44,7 @@ def reconstruct_clips(simulator: Simulator, frames: Tensor, batch_size: int) -> 
 
 
 def mean_image(frames: Tensor) -> Tensor:
-    """The average picture of clips in the clips' shape, uint8 [n, t, H, W, 3]: what knowing nothing is worth."""
+    """Return the mean image of clips, in their shape uint8 [n, t, H, W, 3]: the prediction that needs no model."""
     total = sum(clip.double().sum(dim=0) for clip in frames)
     mean = torch.as_tensor(total) / (frames.shape[0] * frames.shape[1])
     return mean.round().byte().expand_as(frames)

@@ -140,8 +140,8 @@ def _write_report(out: Path, report: dict[str, Any], evidence: EvaluationData, v
     """Write the folder, next to its place, and rename it over what was there."""
     with atomic_folder(out) as aside:
         (aside / WORLD_REPORT_FILE).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-        drawn = _report_plots(report, evidence)
-        for name, draw in drawn.items():
+        drawings = _report_plots(report, evidence)
+        for name, draw in drawings.items():
             draw().savefig(aside / name)
         truth, own = evidence.sample.frames[:videos].numpy(), evidence.own[:videos].numpy()
         shown = [f"rollout_{i:02d}.mp4" for i in range(len(truth))]
@@ -150,7 +150,7 @@ def _write_report(out: Path, report: dict[str, Any], evidence: EvaluationData, v
         if shown:
             rollout_sheet(list(truth), list(own)).save(aside / ROLLOUT_SHEET_FILE)
         html = render_html_report(
-            evidence.simulator.spec.title, report, list(drawn), shown, ROLLOUT_SHEET_FILE if shown else ""
+            evidence.simulator.spec.title, report, list(drawings), shown, ROLLOUT_SHEET_FILE if shown else ""
         )
         (aside / HTML_FILE).write_text(html)
 
@@ -159,7 +159,7 @@ def _report_plots(report: dict[str, Any], evidence: EvaluationData) -> dict[str,
     """Return the functions that draw the plots, by file name."""
     control, codebook, play = report["control"], report["codebook"], report["play"]
     step = play["step_ms"]
-    drawn: dict[str, Callable[[], Figure]] = {
+    drawings: dict[str, Callable[[], Figure]] = {
         "compounding_error.png": lambda: plots.plot_compounding_error(report["rollout"]),
         "delta_psnr.png": lambda: plots.plot_delta_psnr(control),
         "step_latency.png": lambda: plots.plot_step_latency(
@@ -167,8 +167,8 @@ def _report_plots(report: dict[str, Any], evidence: EvaluationData) -> dict[str,
         ),
     }
     if codebook is not None:
-        drawn["codebook.png"] = lambda: plots.plot_codebook_usage(codebook["counts"], codebook["perplexity"])
+        drawings["codebook.png"] = lambda: plots.plot_codebook_usage(codebook["counts"], codebook["perplexity"])
     if control["action_table"] is not None:
         table, names, bits = (control[f"action_{key}"] for key in ("table", "names", "mi_bits"))
-        drawn["actions.png"] = lambda: plots.plot_action_table(table, names, bits)
-    return drawn
+        drawings["actions.png"] = lambda: plots.plot_action_table(table, names, bits)
+    return drawings

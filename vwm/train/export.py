@@ -58,7 +58,7 @@ def export_run(
         title: what the player shows; by default the run's name.
         starts: how many starting contexts the bundle holds.
         context: frames of each.
-        steps: sampling steps a frame; by default 8 of MaskGIT, and what a DiT run's samples were drawn with.
+        steps: sampling steps a frame; by default 8 of MaskGIT, and that of the sample videos of a DiT run.
         temperature: of MaskGIT's sampling (by default 0.5) or an MDN-RNN's (by default 1).
         guidance: of a DiT's sampling towards the action; 1, the default, leaves it alone.
         half: store a simulator's weights in float16, in half the space; they are loaded as float32.
@@ -124,7 +124,7 @@ def _save_networks(parts: Mapping[str, ModelMixin], out: Path) -> None:
 
 
 def _resolve_data(config: Any, data: str | None) -> str | None:
-    """Where to take starts and names from; a run's own data may have gone, which is no reason not to export."""
+    """Return the data for starts and names, or None: a run can be exported after its own data was deleted."""
     if data == "none":
         return None
     if data is not None:
@@ -139,16 +139,16 @@ def _resolve_data(config: Any, data: str | None) -> str | None:
 
 
 def _has_video(path: str) -> bool:
-    """Whether shards hold video; encoded ones may not."""
+    """Return whether shards hold video; encoded ones may not."""
     members = load_shard_index(list_shards(path)[0]).episodes[0].members
     if {"frames.npy", *VIDEO_EXTENSIONS} & set(members):
         return True
-    print(f"note: {path} holds no video, so the bundle gets no frames to begin from: name shards with video by --data")
+    print(f"note: {path} holds no video, so that the bundle has no starting frames: give shards with video by --data")
     return False
 
 
 def _read_starts(path: str, context: int, count: int) -> Tensor:
-    """Contexts to begin from, uint8 [n, t, h, w, 3], spread over the data."""
+    """Read starting contexts, uint8 [n, t, h, w, 3], spread over the data."""
     dataset = make_clip_dataset(path, context, fields=("frames",), seed=1)
     total = len(dataset.order)
     count = min(count, total)
@@ -157,7 +157,7 @@ def _read_starts(path: str, context: int, count: int) -> Tensor:
 
 
 def _read_first_episode(path: str) -> tuple[dict[str, Any], float]:
-    """The facts that the first episode's json states, and its frames a second."""
+    """Return the metadata of the first episode, and its frames per second."""
     shard = list_shards(path)[0]
     entry = load_shard_index(shard).episodes[0]
     return read_episode_metadata(shard, entry), entry.fps

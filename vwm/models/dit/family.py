@@ -22,7 +22,7 @@ class DiTFamily(WorldFamily):
     module_classes = ("vwm.models.dit.DiTModule",)
 
     def make_simulator(self, module: DiTModule, settings: ExportSettings) -> DiTSimulator:
-        """See ``WorldFamily.make_simulator``: by default frames are drawn as the run's sample videos were."""
+        """See ``WorldFamily.make_simulator``: by default frames are sampled as in the run's sample videos."""
         from vwm.models.dit.agent_module import DiTAgentModule
         from vwm.models.dit.simulator import DiTSimulator
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class GenieFamily(WorldFamily):
-    """Latent or labelled actions, and masked dynamics over tokens."""
+    """Latent or labeled actions, and masked dynamics over tokens."""
 
     name = "genie"
     title = "Genie"

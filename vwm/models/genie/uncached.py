@@ -58,7 +58,7 @@ class GenieCacheComparison:
 
     Args:
         simulator: to play with.
-        context: frames to begin from, uint8 [b, 1, h, w, 3].
+        context: frames to start from, uint8 [b, 1, h, w, 3].
         actions: the actions [b, ...] of a step, by its number.
     """
 
@@ -88,25 +88,25 @@ class GenieCacheComparison:
         batch, seed = len(past.tokens), torch.arange(len(past.tokens), device=simulator.device)
         masked = torch.full_like(past.tokens[:, :1], dynamics.mask_token)
         action = self.actions(-1)
-        state, decoder, shown = dynamics.init_state(batch), tokenizer.init_decoder(batch), []
+        state, decoder, video = dynamics.init_state(batch), tokenizer.init_decoder(batch), []
         for i in range(frames):
             state = dynamics.observe(state, past.tokens[:, i : i + 1], past.actions[:, i : i + 1])
             decoder, frame = tokenizer.decode_step(decoder, past.tokens[:, i : i + 1].unflatten(-1, tokenizer.grid))
-            shown.append(frame)
+            video.append(frame)
         cached = dynamics.predict_logits(state, masked, action[:, None])
         whole = uncached.predict_logits(past, masked, action[:, None])
-        drawn = sample_token_frame(dynamics, state, action, seed, simulator.sampling)[1]
-        redrawn = sample_token_frame(uncached, past, action, seed, simulator.sampling)[1]  # type: ignore[arg-type]
-        pixels = (torch.cat(shown, dim=1) - tokenizer.decode(past.tokens.unflatten(-1, tokenizer.grid))).abs().max()
+        sampled = sample_token_frame(dynamics, state, action, seed, simulator.sampling)[1]
+        resampled = sample_token_frame(uncached, past, action, seed, simulator.sampling)[1]  # type: ignore[arg-type]
+        pixels = (torch.cat(video, dim=1) - tokenizer.decode(past.tokens.unflatten(-1, tokenizer.grid))).abs().max()
         error = float((cached - whole).abs().max() / whole.std())
         if error > 1e-2 or float(pixels) > 1e-2:
             raise RuntimeError(
                 f"with and without the cache differ: logits by {error:.1e} of their std, pixels {pixels:.1e}"
             )
-        same = float((drawn == redrawn).float().mean())
+        same = float((sampled == resampled).float().mean())
         return (
             f"logits differ by at most {error:.0e} of their std, pixels by {pixels:.0e} of [-1, 1], "
-            f"{same:.1%} of the drawn tokens are equal ({frames} frames)"
+            f"{same:.1%} of the sampled tokens are equal ({frames} frames)"
         )
 
     @torch.inference_mode()

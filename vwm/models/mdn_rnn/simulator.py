@@ -34,7 +34,7 @@ class MDNRNNState(NamedTuple):
 
 
 class MDNRNNSampling(NamedTuple):
-    """How a frame is drawn.
+    """How a frame is sampled.
 
     Attributes:
         temperature: of the mixture density. 1 samples from the prediction; above 1 the simulation is noisier, so that

@@ -25,8 +25,8 @@ class VJEPAFamily(WorldFamily):
     module_classes = ("vwm.models.vjepa.VJEPAModule", "vwm.models.vjepa.ActionConditionedJEPAModule")
     report = None
     no_report = (
-        "is a world in representation space: its pictures, if it has any, are a by-product, and nothing that vwm eval "
-        "measures of pictures would say how good it is. Score it by planning in it (vwm.planning)"
+        "is a world in representation space: its frames, if it shows any, are a by-product, so that vwm eval, which "
+        "measures predicted frames, does not apply. Evaluate it by planning in it (vwm.planning)"
     )
 
     def export_networks(
