@@ -3,28 +3,63 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from factories import consistency_world, diffusion_world, dream, genie, jepa_world, muzero_world, tokenizer
+from factories import (
+    consistency_world,
+    diffusion_world,
+    dit,
+    dream,
+    dynamics,
+    genie,
+    jepa_parts,
+    jepa_world,
+    latent_action,
+    muzero_world,
+    tokenizer,
+)
 from latent_worlds import imagined_world
 from vjepa_models import encoder, predictor
 
 from vwm.cli.bench_play import benchmark_play
 from vwm.core.components import public_path, save_component
-from vwm.core.family import WorldFamily
+from vwm.core.family import ExportSettings, WorldFamily
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
 from vwm.eval.features import load_feature_extractor
 from vwm.eval.surprise_evaluation import load_surprise_scorer
 from vwm.eval.world_report import evaluate_world
+from vwm.models.dit.agent_module import DiTAgentModule
+from vwm.models.dit.module import DiTModule
+from vwm.models.dit.network import DiT
+from vwm.models.dit.objectives import DiffusionForcing
+from vwm.models.dit.policy_heads import PolicyRewardHeads
+from vwm.models.genie.module import GenieModule
+from vwm.models.mdn_rnn.module import MDNRNNModule
+from vwm.models.vjepa.action_conditioned_module import ActionConditionedJEPAModule
+from vwm.models.vjepa.masked_predictor import MaskedPredictor
+from vwm.models.vjepa.masking import MultiBlockMaskSampler
+from vwm.models.vjepa.module import VJEPAModule
+from vwm.models.vjepa.video_encoder import VideoEncoder
+from vwm.nn.optimizer import OptimizerConfig
+from vwm.nn.training_module import TrainingModule
 from vwm.play.session import PlaySession
+from vwm.tokenizers.module import TokenizerModule
 from vwm.worlds.bundle import load_simulator, save_simulator
 from vwm.worlds.families import find_family, find_simulator_class, world_families
 from vwm.worlds.gymnasium_env import SimulatorEnv
+
+VJEPA_SIZES = {"image_size": (16, 16), "frames": 4, "tubelet": 2, "patch_size": 4, "heads": 2, "depth": 1}
+
+
+def dit_network(**changes: int) -> DiT:
+    return dit(grid=(16, 16), channels=3, patch_size=2, **changes)
+
 
 SIMULATORS = {
     "genie": genie,
@@ -34,6 +69,29 @@ SIMULATORS = {
     "mdn_rnn": lambda: dream(size=16),
     "tdmpc2": lambda: consistency_world((5,)),
     "muzero": muzero_world,
+}
+OPTIMIZER = OptimizerConfig()
+MODULES: dict[str, Callable[[Path], TrainingModule]] = {
+    "genie": lambda folder: GenieModule(
+        folder / "genie", dynamics=dynamics(), optimizer=OPTIMIZER, latent_action=latent_action()
+    ),
+    "dit": lambda folder: DiTModule(str(folder / "dit"), dit_network(), DiffusionForcing(), OPTIMIZER),
+    "dit, with an agent": lambda folder: DiTAgentModule(
+        dit_network(agent_tokens=1),
+        PolicyRewardHeads(32, 4, hidden=16),
+        tokenizer=str(folder / "dit"),
+        objective=DiffusionForcing(),
+        optimizer=OPTIMIZER,
+    ),
+    "vjepa": lambda folder: VJEPAModule(
+        VideoEncoder(width=24, **VJEPA_SIZES),
+        MaskedPredictor(encoder_width=24, width=16, **VJEPA_SIZES),
+        [MultiBlockMaskSampler(1, (0.5, 0.5))],
+        OPTIMIZER,
+    ),
+    "vjepa, action-conditioned": lambda folder: ActionConditionedJEPAModule(**jepa_parts(), optimizer=OPTIMIZER),
+    "mdn_rnn": lambda folder: MDNRNNModule(str(folder / "mdn_rnn"), dream(size=16).dynamics, OPTIMIZER),
+    "tokenizer": lambda folder: TokenizerModule(tokenizer(), OPTIMIZER),
 }
 FAMILIES = {family.name: family for family in world_families()}
 
@@ -69,11 +127,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_family_has_a_unique_name_and_classes_that_exist() -> None:
     assert len(FAMILIES) == len(world_families())
     assert {name for name, family in FAMILIES.items() if family.simulator_class} == set(SIMULATORS)
+    trained = {name.partition(",")[0] for name in MODULES}
+    assert {name for name, family in FAMILIES.items() if family.module_classes} == trained
     for family in FAMILIES.values():
         for path in (family.simulator_class, *family.module_classes):
             if path:
                 module, _, name = path.rpartition(".")
                 assert public_path(getattr(__import__(module, fromlist=[name]), name)) == path
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_trained_module_becomes_a_bundle_or_networks(name: str, folder: Path, tmp_path: Path) -> None:
+    module = MODULES[name](folder).eval()
+    family = find_family(module)
+    assert family is FAMILIES[name.partition(",")[0]]
+    module.merge()
+    exported = family.export_networks(module, None, True)
+    if exported is not None:
+        for part, network in exported.networks.items():
+            save_component(network, tmp_path / part)
+        assert "{out}" in exported.use and family.load_features(tmp_path) is not None
+        return
+    recording = {"action_names": ["LEFT", "RIGHT", "UP", "noop"]}
+    settings = ExportSettings(title="world", fps=12.0, context_frames=2, starts=None, recording=recording)
+    save_simulator(family.make_simulator(module, settings), tmp_path / "bundle")
+    simulator = load_simulator(tmp_path / "bundle", "cpu")
+    assert find_family(simulator) is family and (simulator.spec.title, simulator.spec.fps) == ("world", 12.0)
+    names = tuple(recording["action_names"])
+    assert simulator.spec.actions.names == names or simulator.spec.actions.latent
 
 
 @pytest.mark.parametrize("name", SIMULATORS)
