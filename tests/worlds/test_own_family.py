@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -262,14 +263,20 @@ def test_unregistered_families_and_doubled_names_are_named(
 
 def test_an_installed_package_declares_its_family(monkeypatch: pytest.MonkeyPatch) -> None:
     class Point:
+        name = "next_frame"
         value = f"{__name__}:NextFrameFamily"
+        load = staticmethod(lambda: NextFrameFamily)
 
-        def load(self) -> type[WorldFamily]:
-            return NextFrameFamily
+    class BrokenPoint(Point):
+        load = staticmethod(lambda: importlib.import_module("package_that_is_not_there"))
 
     monkeypatch.setattr(families, "entry_points", lambda group: [Point()] if group == "vwm.families" else [])
     monkeypatch.setattr(families, "_registered", {})
     monkeypatch.setattr(components, "_network_packages", {"vwm"})
-    monkeypatch.setattr(families, "_installed_families", families._installed_families.__wrapped__)
+    loads = families._register_installed_families.__wrapped__  # not only once, as it is otherwise
+    monkeypatch.setattr(families, "_register_installed_families", loads)
     assert families.find_simulator_class("NextFrameSimulator") is NextFrameSimulator
     assert __name__.partition(".")[0] in components._network_packages
+    monkeypatch.setattr(families, "entry_points", lambda group: [BrokenPoint()])
+    with pytest.raises(ImportError, match=r"the family 'next_frame' .* cannot be imported"):
+        families.world_families()

@@ -14,7 +14,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
-from vwm.core.components import allow_network_package
+from vwm.core.components import allow_network_package, public_path
 from vwm.core.family import WorldFamily
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.core.simulator import Simulator
@@ -48,8 +48,8 @@ def register_family(family: WorldFamily) -> None:
     Raises:
         ValueError: another family has the same name, or the same name of its simulator class.
     """
-    for other in world_families():
-        if type(other).__qualname__ == type(family).__qualname__ and type(other).__module__ == type(family).__module__:
+    for other in (*_built_in_families(), *_registered.values()):
+        if public_path(type(other)) == public_path(type(family)):
             continue
         if other.name == family.name:
             raise ValueError(f"there is a family {family.name!r} already ({other.title}): choose another name")
@@ -64,8 +64,13 @@ def register_family(family: WorldFamily) -> None:
 
 
 def world_families() -> tuple[WorldFamily, ...]:
-    """Return all families, the built-in ones first."""
-    return (*_installed_families(), *_registered.values())
+    """Return all families, the built-in ones first.
+
+    Raises:
+        ImportError: an installed package declares a family that cannot be imported.
+    """
+    _register_installed_families()
+    return (*_built_in_families(), *_registered.values())
 
 
 def find_family(thing: Any) -> WorldFamily:
@@ -100,13 +105,19 @@ def find_simulator_class(name: str) -> type[NetworkSimulator]:
 
 
 @cache
-def _installed_families() -> tuple[WorldFamily, ...]:
-    """The built-in families, and those of installed packages."""
-    installed = []
+def _built_in_families() -> tuple[WorldFamily, ...]:
+    return tuple(_import_path(path)() for path in BUILT_IN_FAMILIES)
+
+
+@cache
+def _register_installed_families() -> None:
+    """Register the families that installed packages declare, once."""
     for point in entry_points(group=ENTRY_POINT_GROUP):
-        installed.append(point.load()())
-        allow_network_package(point.value.partition(".")[0].partition(":")[0])
-    return (*(_import_path(path)() for path in BUILT_IN_FAMILIES), *installed)
+        try:
+            family = point.load()()
+        except (ImportError, AttributeError) as error:
+            raise ImportError(f"the family {point.name!r} ({point.value}) cannot be imported: {error}") from error
+        register_family(family)
 
 
 def _class_name(family: WorldFamily) -> str:
