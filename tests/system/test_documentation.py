@@ -1,0 +1,93 @@
+"""The documentation is true: its Python runs, and its commands are ones that the real parsers accept."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from vwm.cli.agent_commands import make_agent_parser
+from vwm.cli.commands import COMMANDS
+from vwm.cli.config_arguments import expand_arguments
+from vwm.cli.main import find_command
+from vwm.cli.parser import UsageError, make_command_parser
+from vwm.cli.signatures import read_signature
+from vwm.train.fit import parse_fit_config
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "MODEL_CARD.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "datasets").glob("*/README.md")),
+]
+PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+WITH_PYTHON = [page for page in PAGES if PYTHON_BLOCK.search(page.read_text())]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = page.read_text()
+    for package in ("torchrl", "stable_baselines3"):
+        if package in text:
+            pytest.importorskip(package)
+    names: dict[str, object] = {"__name__": "page"}
+    for block in PYTHON_BLOCK.findall(text):
+        exec(compile(block, str(page), "exec"), names)
+
+
+def test_the_pages_show_every_environment_class_of_worlds():
+    text = (ROOT / "docs" / "environments.md").read_text()
+    for name in ("SimulatorEnv", "SimulatorVectorEnv", "SimulatorTorchRLEnv", "StableBaselinesVecEnv"):
+        assert name in text
+
+
+def commands_of(text):
+    """Yield the commands of a page: those of its code blocks, and those in backticks (True: may be shortened)."""
+    for line in re.sub(r"\\\n\s*", "", text).splitlines():
+        if re.match(r"(#? {3,})?(\.venv/bin/)?(vwm|python|torchrun) ", line):
+            command = line.strip("# ").removeprefix(".venv/bin/")
+            if command.startswith("torchrun "):
+                command = "vwm " + command.partition("vwm.cli.main ")[2]
+            yield command, False
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    for command in re.findall(r"`((?:vwm|python) [^`]+)`", " ".join(prose.split())):
+        yield command, True
+
+
+def check_command(command, shortened, capsys):
+    """Raise where a command line would be refused for how it is written; shortened ones may lack what is required."""
+    words = shlex.split(command, comments=True)
+    if words[0] == "python":
+        assert words[1] == "-m" or (ROOT / words[1]).is_file(), f"{words[1]} is not there"
+        return
+    words = [word for word in words[1:] if word not in ("...", "…")]
+    if words[0].startswith("-") or re.search(r"\b(COMMAND|CONFIG|NAME)\b", command):  # `vwm --help`, placeholders
+        return
+    name = find_command(words)
+    if name is None or "--help" in words:
+        return
+    argv = words[len(name.split()) :]
+    if not COMMANDS[name].parses_arguments:
+        try:
+            make_command_parser(f"vwm {name}", read_signature(COMMANDS[name].target), ()).parse_command(argv)
+        except UsageError as error:
+            assert shortened and "arguments are required" in str(error), str(error)
+    elif not shortened or "-c" in argv:
+        with pytest.raises(SystemExit) as stop:
+            argv = [*expand_arguments(name, argv), "--print_config"]
+            make_agent_parser().parse_args(argv) if name == "agent train" else parse_fit_config(argv)
+        assert stop.value.code == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_commands_of_a_page_are_accepted(page, capsys, tmp_path, monkeypatch):
+    (tmp_path / "tiny.yaml").write_text((ROOT / "configs/tokenizer/coinrun_small.yaml").read_text())
+    monkeypatch.chdir(tmp_path)  # the configs of the pages are found by name; nothing else of the checkout is
+    for command, shortened in commands_of(page.read_text()):
+        try:
+            check_command(command, shortened, capsys)
+        except (AssertionError, SystemExit, OSError, ValueError) as error:
+            pytest.fail(f"{page.relative_to(ROOT)}: {command}\n{error}")
