@@ -8,9 +8,10 @@ import pytest
 import torch
 import yaml
 
-from vwm.cli.agent_commands import make_agent_parser, make_training
+from vwm.cli.agent_commands import make_agent_parser, make_training, parse_agent_config
 from vwm.models.dit.network import DiT
 from vwm.models.vjepa.video_encoder import VideoEncoder
+from vwm.runs.config_files import load_config
 from vwm.train.fit import parse_fit_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -23,20 +24,20 @@ def test_every_key_of_a_config_is_known(name, capsys):
     with pytest.raises(SystemExit) as stop:
         parse_fit_config(["-c", str(CONFIGS / name), "--print_config"])
     assert stop.value.code == 0
-    whole, said = yaml.safe_load(capsys.readouterr().out), yaml.safe_load((CONFIGS / name).read_text())
+    whole, said = yaml.safe_load(capsys.readouterr().out), load_config(CONFIGS / name)
     assert whole["model"]["class_path"] == said["model"]["class_path"] and whole["run"] == said["run"]
 
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_every_key_of_an_agents_config_is_known(name):
-    config = make_agent_parser().parse_args(["-c", str(CONFIGS / "agents" / name)])
-    said = yaml.safe_load((CONFIGS / "agents" / name).read_text())
+    config = parse_agent_config(make_agent_parser(), ["-c", str(CONFIGS / "agents" / name)])
+    said = load_config(CONFIGS / "agents" / name)
     assert config.algorithm.class_path == said["algorithm"]["class_path"] and str(config.run).startswith("runs/")
 
 
 @pytest.mark.parametrize(("name", "millions"), [("dit/oasis_600m.yaml", 600), ("dit/dreamer4_1b.yaml", 1000)])
 def test_large_networks_have_the_size_in_their_name(name, millions):
-    said = yaml.safe_load((CONFIGS / name).read_text())["model"]["init_args"]["dynamics"]["init_args"]
+    said = load_config(CONFIGS / name)["model"]["init_args"]["dynamics"]["init_args"]
     with torch.device("meta"):
         network = DiT(**said)
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.06)
@@ -46,7 +47,7 @@ def test_large_networks_have_the_size_in_their_name(name, millions):
     ("letter", "millions"), [("ti", 5.5), ("s", 22), ("b", 86), ("l", 304), ("h", 632), ("g", 1012)]
 )
 def test_vision_transformers_have_the_size_of_their_letter(letter, millions):
-    said = yaml.safe_load((CONFIGS / f"vjepa/vjepa2_vit{letter}16.yaml").read_text())["model"]["init_args"]
+    said = load_config(CONFIGS / f"vjepa/vjepa2_vit{letter}16.yaml")["model"]["init_args"]
     with torch.device("meta"):
         network = VideoEncoder(**said["encoder"]["init_args"])
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.03)
@@ -65,7 +66,7 @@ def test_the_agent_of_a_config_plays_its_game(name, package, monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "disable")  # nothing is drawn, and not every machine could
     pytest.importorskip(package, reason=f"{package} is not installed")
     parser = make_agent_parser()
-    training = make_training(parser, parser.parse_args(["-c", str(CONFIGS / f"agents/{name}.yaml")]))
+    training = make_training(parser, parse_agent_config(parser, ["-c", str(CONFIGS / f"agents/{name}.yaml")]))
     worlds = training.algorithm.env.open(1, seed=0)
     agent = training.algorithm.make_agent(worlds.spaces)
     moment, carry = worlds.reset(), agent.init_carry(1)

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -43,6 +42,7 @@ from vwm.models.dit.sampling import (  # noqa: E402
     sample_latent_frame,
 )
 from vwm.nn.space_time import TransformerState, causal_window_mask  # noqa: E402
+from vwm.runs.config_files import load_config  # noqa: E402
 
 PEAK = {"H100": 989e12, "H200": 989e12}
 """Dense bf16 operations a second that NVIDIA states."""
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a tiny network")
     arguments = parser.parse_args()
     ends = time.monotonic() + arguments.seconds
-    settings = yaml.safe_load(arguments.config.read_text())["model"]["init_args"]
+    settings = load_config(arguments.config)["model"]["init_args"]
     network = settings["dynamics"]["init_args"]
     if arguments.tiny:
         network |= TINY

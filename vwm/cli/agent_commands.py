@@ -21,6 +21,7 @@ from vwm.rl.agent import ActingPolicy
 from vwm.rl.agent_training import AgentTraining
 from vwm.rl.evaluation import EvaluationResult, evaluate_policy
 from vwm.rl.evaluation_log import write_evaluation_video
+from vwm.runs.config_files import compose_config_arguments
 from vwm.runs.metric_loggers import make_metric_loggers
 from vwm.runs.options import add_logger_options, add_switch
 from vwm.runs.run_folder import RunFolder
@@ -67,7 +68,7 @@ def train_agent(argv: list[str]) -> None:
         argv: what follows ``vwm agent train``.
     """
     parser = make_agent_parser()
-    config = parser.parse_args(argv)
+    config = parse_agent_config(parser, argv)
     training = make_training(parser, config)
     del config["config"]  # the run's own file stands alone
     text = parser.dump(config, skip_unset=False)
@@ -83,6 +84,11 @@ def train_agent(argv: list[str]) -> None:
                 logger.close()
     if not training.algorithm.evaluates_itself:
         print(f"{run.path}: curves.png, metrics/. Next: vwm agent eval {run.path}, vwm agent play {run.path}")
+
+
+def parse_agent_config(parser: ArgumentParser, argv: list[str]) -> Namespace:
+    """Parse the arguments of ``vwm agent train``, with the configs merged over their bases."""
+    return parser.parse_args(compose_config_arguments(argv))
 
 
 def make_training(parser: ArgumentParser, config: Namespace) -> AgentTraining:
@@ -127,7 +133,7 @@ def check_same_run(run: RunFolder, parser: ArgumentParser, config: Namespace) ->
     """Raise ValueError where a setting that makes a run what it is differs from that of the run in the folder."""
     if not run.config.is_file() or not run.last_checkpoint.is_file():
         return
-    began = parser.parse_args(["-c", str(run.config)])
+    began = parse_agent_config(parser, ["-c", str(run.config)])
     run.check_fixed_settings(
         dict(began.items()),
         dict(config.items()),
@@ -240,6 +246,6 @@ def load_agent_training(run: Path) -> AgentTraining:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give the folder of a run of `vwm agent train`")
     parser = make_agent_parser()
-    config = parser.parse_args(["-c", str(path)])
+    config = parse_agent_config(parser, ["-c", str(path)])
     config.run = run
     return make_training(parser, config)

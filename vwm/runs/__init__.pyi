@@ -2,6 +2,8 @@ from .checkpoints import load_best_weights as load_best_weights
 from .checkpoints import read_checkpoint as read_checkpoint
 from .checkpoints import save_best_weights as save_best_weights
 from .checkpoints import write_checkpoint as write_checkpoint
+from .config_files import ConfigFileError as ConfigFileError
+from .config_files import compose_config_arguments as compose_config_arguments
 from .metric_loggers import MetricLogger as MetricLogger
 from .metric_loggers import TensorBoardMetricLogger as TensorBoardMetricLogger
 from .metric_loggers import WandbMetricLogger as WandbMetricLogger

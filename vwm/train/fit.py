@@ -17,6 +17,7 @@ import yaml
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from vwm.runs.config_files import compose_config_arguments
 from vwm.runs.metric_loggers import make_metric_loggers
 from vwm.runs.options import add_logger_options, add_switch
 from vwm.runs.run_folder import RunFolder
@@ -128,7 +129,7 @@ def _is_fixed(name: str) -> bool:
 def parse_fit_config(argv: list[str]) -> FitCLI:
     """Make model, data and trainer of the arguments of ``vwm fit``; nothing is started or written."""
     return FitCLI(
-        args=argv,
+        args=compose_config_arguments(argv),
         run=False,
         save_config_callback=None,
         seed_everything_default=0,
