@@ -20,6 +20,7 @@ from .components import copy_weights as copy_weights
 from .components import load_component as load_component
 from .components import load_pretrained_weights as load_pretrained_weights
 from .components import public_module as public_module
+from .components import public_path as public_path
 from .components import rebuild_network as rebuild_network
 from .components import resolve_network_class as resolve_network_class
 from .components import save_component as save_component
