@@ -147,7 +147,13 @@ def dream(seed: int = 7, sampling=None, title: str = "noise", size: int = 8, **c
 
     torch.manual_seed(seed)
     dims = changes.get("action_dims", 0)
-    settings = {"latent_size": 4, "num_actions": 0 if dims else 4, "width": 16, "mixtures": 3, "action_width": 4}
+    settings = {
+        "latent_size": 4,
+        "num_actions": 0 if dims else 4,
+        "hidden_size": 16,
+        "num_mixtures": 3,
+        "action_embedding_size": 4,
+    }
     dynamics = randomize(MDNRNN(**{**settings, **changes}))
     if dynamics.reward_head is not None:  # rewards of common sizes: those of random bins would be astronomical
         with torch.no_grad():
@@ -174,8 +180,8 @@ def muzero_world(observation: tuple[int, ...] = (32, 32, 3), seed: int = 8, **ch
     from vwm.models.muzero.simulator import MuZeroSimulator
 
     torch.manual_seed(seed)
-    settings = {"num_actions": 4, "frames": 2, "width": 8, "hidden": 8, "support": 5}
-    settings |= {"prefix_hidden": 8, "projection": 8}
+    settings = {"num_actions": 4, "num_stacked_frames": 2, "width": 8, "hidden": 8, "support_limit": 5}
+    settings |= {"prefix_hidden": 8, "projection_size": 8}
     dynamics = randomize(MuZeroNetwork(list(observation), **{**settings, **changes}))
     return MuZeroSimulator(dynamics, ActionSpace("discrete", 4, ("LEFT", "RIGHT", "UP", "noop")), title="noise")
 

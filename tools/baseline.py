@@ -312,7 +312,13 @@ def jepa_world(**changes: Any) -> VJEPAACSimulator:
 def dream(seed: int = 7, **changes: Any) -> MDNRNNSimulator:
     torch.manual_seed(seed)
     dims = changes.get("action_dims", 0)
-    settings = {"latent_size": 4, "num_actions": 0 if dims else 4, "width": 16, "mixtures": 3, "action_width": 4}
+    settings = {
+        "latent_size": 4,
+        "num_actions": 0 if dims else 4,
+        "hidden_size": 16,
+        "num_mixtures": 3,
+        "action_embedding_size": 4,
+    }
     dynamics = randomize(MDNRNN(**{**settings, **changes}))
     if dynamics.reward_head is not None:
         with torch.no_grad():
@@ -330,8 +336,14 @@ def dream(seed: int = 7, **changes: Any) -> MDNRNNSimulator:
 
 def muzero_world(**changes: Any) -> MuZeroSimulator:
     torch.manual_seed(8)
-    settings: dict[str, Any] = {"num_actions": 4, "frames": 2, "width": 8, "hidden": 8, "support": 5}
-    settings |= {"prefix_hidden": 8, "projection": 8}
+    settings: dict[str, Any] = {
+        "num_actions": 4,
+        "num_stacked_frames": 2,
+        "width": 8,
+        "hidden": 8,
+        "support_limit": 5,
+    }
+    settings |= {"prefix_hidden": 8, "projection_size": 8}
     return MuZeroSimulator(randomize(MuZeroNetwork([32, 32, 3], **{**settings, **changes})), space_of(0), title="noise")
 
 
@@ -465,7 +477,7 @@ def small_world(
 
 
 def ensemble(name: str) -> None:
-    members = [dream(7, reward=True), dream(8, reward=True)]
+    members = [dream(7, predict_reward=True), dream(8, predict_reward=True)]
     world = EnsembleSimulator(members, penalty=0.5)
     assert members[0].starts is not None
     state, shown = world.reset(members[0].starts[:2], 7)
@@ -920,7 +932,10 @@ def imagination(name: str, kind: str, objective: Any) -> None:
 
 
 def evolution(name: str) -> None:
-    for kind, world in {"keys": dream(reward=True), "levers": dream(reward=True, action_dims=3)}.items():
+    for kind, world in {
+        "keys": dream(predict_reward=True),
+        "levers": dream(predict_reward=True, action_dims=3),
+    }.items():
         space = world.spec.actions
         start = initial_controller_parameters(20, space)
         put(f"{name}/{kind}/first", start)
@@ -952,7 +967,7 @@ def planners(name: str) -> None:
     small: dict[str, Any] = {"horizon": 4, "samples": 24, "elites": 6}
     for dims in (0, 2):
         world = jepa_world(action_dims=dims)
-        rewarded = dream(reward=True, action_dims=dims)
+        rewarded = dream(predict_reward=True, action_dims=dims)
         assert world.starts is not None and rewarded.starts is not None
         state, _ = world.reset(world.starts, 3)
         goal = world.encode(world.starts.flip(1))[:, -1]
@@ -996,7 +1011,7 @@ class Maze(Simulator):
 
 def trees(name: str) -> None:
     maze, states = Maze(), torch.arange(7)
-    world = dream(reward=True)
+    world = dream(predict_reward=True)
     assert world.starts is not None
     begun, _ = world.reset(world.starts, 3)
     for kind, search in {"puct": PUCTSearch(23), "gumbel": GumbelMuZeroSearch(23)}.items():
@@ -1157,7 +1172,7 @@ def simulators() -> None:
         "jepa": jepa_world,
         "jepa_flatten_continuous": lambda: jepa_world(pooling="flatten", action_dims=2),
         "jepa_blind": lambda: jepa_world(decoder=False, allow_unknown_actions=True),
-        "mdn_rnn": lambda: dream(reward=True),
+        "mdn_rnn": lambda: dream(predict_reward=True),
         "mdn_rnn_continuous": lambda: dream(action_dims=3),
         "rssm": imagined_world,
         "rssm_vectors": lambda: imagined_world((5,), action_dims=3),
@@ -1168,7 +1183,7 @@ def simulators() -> None:
     for kind, make in worlds.items():
         case(f"world/{kind}", small_world, make)
     case("world/muzero", small_world, muzero_world, pictures(3, 2, 32, 32))
-    case("world/muzero_prefix", small_world, lambda: muzero_world(value_prefix=2), pictures(3, 2, 32, 32))
+    case("world/muzero_prefix", small_world, lambda: muzero_world(value_prefix_horizon=2), pictures(3, 2, 32, 32))
     case("world/ensemble", ensemble)
 
 
@@ -1195,8 +1210,8 @@ def modules() -> None:
     case("module/dit/bidirectional", dit_module, "velocity", "noisy", causal=False)
     case("module/dit/kv_heads", dit_module, "velocity", kv_heads=1)
     case("module/mdn_rnn", mdn_module)
-    case("module/mdn_rnn_reward", mdn_module, reward=True)
-    case("module/mdn_rnn_unknown", mdn_module, 0.5, unknown_actions=True)
+    case("module/mdn_rnn_reward", mdn_module, predict_reward=True)
+    case("module/mdn_rnn_unknown", mdn_module, 0.5, allow_unknown_actions=True)
     plain: dict[str, Any] = {}
     case("module/vjepa", vjepa_module, plain, plain, plain)
     case(

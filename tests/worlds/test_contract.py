@@ -36,14 +36,16 @@ SIMULATORS = {
     "dit-time-every-4th": lambda: diffusion_world(time_every=4, kv_heads=1),
     "dit-agent": lambda: diffusion_world(outcomes=True, agent_tokens=2),
     "mdn-rnn": lambda: dream(),
-    "mdn-rnn-continuous-actions-and-rewards": lambda: dream(action_dims=3, reward=True, unknown_actions=True),
+    "mdn-rnn-continuous-actions-and-rewards": lambda: dream(
+        action_dims=3, predict_reward=True, allow_unknown_actions=True
+    ),
     "rssm": lambda: imagined_world(),
     "rssm-gaussian-continuous-actions": lambda: imagined_world(
         action_dims=3, classes=0, cell="gru", norm="none", activation="elu", reward_distribution="normal"
     ),
     "rssm-of-vectors": lambda: imagined_world((5,)),
     "muzero": lambda: muzero_world(),
-    "muzero-of-vectors": lambda: muzero_world((5,), value_prefix=0),
+    "muzero-of-vectors": lambda: muzero_world((5,), value_prefix_horizon=0),
     "consistency": lambda: consistency_world((40, 40, 3)),
     "consistency-of-vectors": lambda: consistency_world(frames=1, ends=False),
     "jepa": lambda: jepa_world(),

@@ -32,18 +32,18 @@ def encoded(std: float) -> ClipBatch:
 
 @torch.no_grad()
 def test_the_loss_is_the_next_latent_s_and_ends_count_ten_times():
-    trained, clips = module(changes={"reward": True}), encoded(0.0)
+    trained, clips = module(changes={"predict_reward": True}), encoded(0.0)
     loss, logs = trained(clips)
     model, latents = trained.dynamics, clips.latents.flatten(2)
     memory, nats, ends, rewards = model.init_state(3), [], [], []
     for i in range(6):
-        said, memory = model(memory, latents[:, i : i + 1], model.lead(clips.actions[:, i : i + 1]))
+        said, memory = model(memory, latents[:, i : i + 1], model.embed_actions(clips.actions[:, i : i + 1]))
         foretold = model.predict(said[:, 0])
         if i < 5:
-            nats.append(foretold.latent.negative_log_likelihood(latents[:, i + 1]))
-        chance = foretold.end.sigmoid()
+            nats.append(foretold.next_latent.negative_log_likelihood(latents[:, i + 1]))
+        chance = foretold.termination_logits.sigmoid()
         ends.append(torch.where(clips.terminated[:, i], -10 * chance.log(), -(1 - chance).log()))
-        rewards.append(model.two_hot.loss(foretold.reward, clips.rewards[:, i]))
+        rewards.append(model.two_hot.loss(foretold.reward_logits, clips.rewards[:, i]))
     expected = {"latent_loss": nats, "end_loss": ends, "reward_loss": rewards}
     for name, values in expected.items():
         torch.testing.assert_close(logs[name], torch.stack(values).mean(), rtol=1e-5, atol=1e-6)
@@ -71,7 +71,7 @@ def test_only_the_dynamics_learns():
 
 
 def test_hidden_actions_train_the_vector_that_stands_for_them():
-    trained = module(changes={"unknown_actions": True}, action_dropout=0.5).train()
+    trained = module(changes={"allow_unknown_actions": True}, action_dropout=0.5).train()
     trained(batch())[0].backward()
     assert trained.dynamics.no_action.grad.abs().sum() > 0
 
@@ -88,7 +88,7 @@ def test_a_sample_begins_with_its_context_and_goes_on_in_time():
     ("changes", "settings", "clips", "message"),
     [
         ({}, {}, {"actions": None}, "hold no actions"),
-        ({"reward": True}, {}, {"rewards": None}, "requires rewards"),
+        ({"predict_reward": True}, {}, {"rewards": None}, "requires rewards"),
         ({}, {}, {"actions": torch.full((3, 6), 9)}, "from 9 to 9"),
         ({}, {}, {"frames": torch.zeros(3, 1, 8, 8, 3, dtype=torch.uint8)}, "at least 2"),
         ({}, {"action_dropout": 0.1}, {}, "set both or neither"),

@@ -15,7 +15,7 @@ from vwm.tokenizers.frame_vae import FrameVAE
 
 def network(**changes) -> MDNRNN:
     torch.manual_seed(0)
-    settings = {"latent_size": 4, "num_actions": 3, "width": 16, "mixtures": 3, "action_width": 4}
+    settings = {"latent_size": 4, "num_actions": 3, "hidden_size": 16, "num_mixtures": 3, "action_embedding_size": 4}
     return randomize(MDNRNN(**{**settings, **changes})).double().eval()
 
 
@@ -40,7 +40,7 @@ def test_the_likelihood_is_that_of_a_sum_of_gaussians():
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.5])
 def test_temperature_divides_the_logits_and_multiplies_the_variances(temperature):
     said = mixture(40000)
-    drawn = said.draw(world_seeds(0, 40000), temperature).double()
+    drawn = said.sample(world_seeds(0, 40000), temperature).double()
     weight, mean, std = (p[0].double() for p in (said.log_weight.exp(), said.mean, said.log_std.exp()))
     weight = weight ** (1 / temperature)
     weight = weight / weight.sum(-1, keepdim=True)
@@ -52,16 +52,16 @@ def test_temperature_divides_the_logits_and_multiplies_the_variances(temperature
 
 def test_a_draw_is_a_function_of_the_seed():
     seeds = world_seeds(3, 6)
-    one, other = mixture(6).draw(seeds), mixture(6).draw(world_seeds(4, 6))
-    assert torch.equal(one, mixture(6).draw(seeds)) and not torch.equal(one, other)
-    assert torch.equal(one[2:3], mixture(1).draw(seeds[2:3])) and len(one.unique()) == one.numel()
+    one, other = mixture(6).sample(seeds), mixture(6).sample(world_seeds(4, 6))
+    assert torch.equal(one, mixture(6).sample(seeds)) and not torch.equal(one, other)
+    assert torch.equal(one[2:3], mixture(1).sample(seeds[2:3])) and len(one.unique()) == one.numel()
 
 
 @pytest.mark.parametrize("cuts", [[1] * 7, [3, 4], [6, 1]])
 def test_frame_by_frame_is_the_whole_clip(cuts):
     model = network()
     latents = torch.randn(2, 7, 4, dtype=torch.float64)
-    lead = model.lead(torch.randint(0, 3, (2, 7)))
+    lead = model.embed_actions(torch.randint(0, 3, (2, 7)))
     whole, last = model(model.init_state(2), latents, lead)
     memory, parts = model.init_state(2), []
     for x, led in zip(latents.split(cuts, 1), lead.split(cuts, 1), strict=True):
@@ -76,26 +76,29 @@ def test_what_follows_a_frame_depends_on_its_action_and_on_nothing_later():
     latents, actions = torch.randn(1, 6, 4, dtype=torch.float64), torch.zeros(1, 6, dtype=torch.int64)
     other = actions.clone()
     other[:, 3] = 2
-    one, two = (model(model.init_state(1), latents, model.lead(a))[0] for a in (actions, other))
+    one, two = (model(model.init_state(1), latents, model.embed_actions(a))[0] for a in (actions, other))
     assert torch.equal(one[:, :3], two[:, :3]) and not torch.equal(one[:, 3], two[:, 3])
 
 
 def test_the_reward_is_told_where_it_is_learned_and_is_zero_elsewhere():
     said = torch.randn(2, 16, dtype=torch.float64)
-    plain, rich = network(), network(reward=True)
-    assert plain.predict(said).reward is None and not plain.earned(plain.predict(said)).any()
+    plain, rich = network(), network(predict_reward=True)
+    assert plain.predict(said).reward_logits is None and not plain.mean_reward(plain.predict(said)).any()
     foretold = rich.predict(said)
     torch.testing.assert_close(
-        rich.earned(foretold), (foretold.reward.float().softmax(-1) * rich.two_hot.values).sum(-1), rtol=1e-3, atol=1.0
+        rich.mean_reward(foretold),
+        (foretold.reward_logits.float().softmax(-1) * rich.two_hot.values).sum(-1),
+        rtol=1e-3,
+        atol=1.0,
     )
 
 
 def test_hidden_actions_need_a_vector_of_their_own():
     actions, known = torch.zeros(1, 2, dtype=torch.int64), torch.tensor([[True, False]])
-    with pytest.raises(ValueError, match="unknown_actions"):
-        network().lead(actions, known)
-    model = network(unknown_actions=True)
-    torch.testing.assert_close(model.lead(actions, known)[0, 1], model.no_action.detach())
+    with pytest.raises(ValueError, match="allow_unknown_actions"):
+        network().embed_actions(actions, known)
+    model = network(allow_unknown_actions=True)
+    torch.testing.assert_close(model.embed_actions(actions, known)[0, 1], model.no_action.detach())
 
 
 @pytest.mark.parametrize("changes", [{"num_actions": 0}, {"action_dims": 2}])
@@ -105,7 +108,7 @@ def test_actions_are_discrete_or_continuous(changes):
 
 
 def test_a_tokenizer_that_does_not_fit_is_named():
-    with pytest.raises(ValueError, match="latent_size=4 but the tokenizer gives 6 numbers a frame"):
+    with pytest.raises(ValueError, match="latent_size=4 but the tokenizer gives 6 numbers per frame"):
         check_mdn_rnn_tokenizer(FrameVAE((8, 8), latent_size=6, widths=[4]), network())
-    with pytest.raises(ValueError, match="each frame by itself, and this is a CausalVAE"):
+    with pytest.raises(ValueError, match="single frames, and this is a CausalVAE"):
         check_mdn_rnn_tokenizer(CausalVAE((8, 8), latent_channels=4, patch_size=2, widths=[8], depths=[1]), network())

@@ -64,15 +64,17 @@ def test_the_loss_of_a_transition_is_the_next_latent_s_likelihood_under_the_acti
     others = (actions + 1) % 4
     own, other = world.transition_loss(latents, actions, others)
     with torch.no_grad():
-        said, _ = world.dynamics(world.dynamics.init_state(2), latents[:, :4].flatten(2), world.dynamics.lead(actions))
-        expected = world.dynamics.predict(said).latent.negative_log_likelihood(latents[:, 1:].flatten(2)).sum()
+        said, _ = world.dynamics(
+            world.dynamics.init_state(2), latents[:, :4].flatten(2), world.dynamics.embed_actions(actions)
+        )
+        expected = world.dynamics.predict(said).next_latent.negative_log_likelihood(latents[:, 1:].flatten(2)).sum()
     torch.testing.assert_close(own.float(), expected, rtol=1e-5, atol=1e-4)
     same, again = world.transition_loss(latents, actions, actions)
     assert same == again == own and other != own
 
 
 def test_saved_is_loaded(tmp_path):
-    world = dream(sampling=MDNRNNSampling(temperature=1.25), reward=True)
+    world = dream(sampling=MDNRNNSampling(temperature=1.25), predict_reward=True)
     save_simulator(world, tmp_path / "bundle")
     again = load_simulator(tmp_path / "bundle", "cpu")
     assert again.sampling == world.sampling and torch.equal(again.starts, world.starts)

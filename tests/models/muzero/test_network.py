@@ -8,7 +8,7 @@ from factories import randomize
 
 from vwm.models.muzero.network import MuZeroNetwork, min_max_normalize
 
-SMALL = {"width": 12, "hidden": 10, "support": 5, "prefix_hidden": 6, "projection": 8}
+SMALL = {"width": 12, "hidden": 10, "support_limit": 5, "prefix_hidden": 6, "projection_size": 8}
 
 
 def network(**changes) -> MuZeroNetwork:
@@ -17,17 +17,17 @@ def network(**changes) -> MuZeroNetwork:
 
 
 KINDS = {
-    "vectors": {"observation": [5]},
-    "stacked": {"observation": [5], "frames": 3},
-    "pictures": {"observation": [32, 48, 3], "frames": 2},
-    "rewards": {"observation": [5], "value_prefix": 0, "blocks": 2},
+    "vectors": {"observation_shape": [5]},
+    "stacked": {"observation_shape": [5], "num_stacked_frames": 3},
+    "pictures": {"observation_shape": [32, 48, 3], "num_stacked_frames": 2},
+    "rewards": {"observation_shape": [5], "value_prefix_horizon": 0, "num_blocks": 2},
 }
 
 
 def seen(net: MuZeroNetwork, batch: int = 4) -> torch.Tensor:
     g = torch.Generator().manual_seed(1)
-    shape = (batch, net.frames, *net.observation)
-    if net.pixels:
+    shape = (batch, net.num_stacked_frames, *net.observation_shape)
+    if net.from_pixels:
         return torch.randint(0, 256, shape, dtype=torch.uint8, generator=g)
     return torch.randn(shape, generator=g)
 
@@ -39,12 +39,16 @@ def test_shapes_and_each_world_steps_as_it_would_alone(kind):
     for step in range(7):
         action = (torch.arange(4) + step) % 3
         state, reward, logits = net.step(state, action)
-        assert reward.shape == (4,) and logits.shape == (4, 11) and state.age.tolist() == [step + 1] * 4
+        assert (
+            reward.shape == (4,)
+            and logits.shape == (4, 11)
+            and state.steps_since_observation.tolist() == [step + 1] * 4
+        )
         flat = state.latent.flatten(1)
         assert (flat.amin(1) == 0).all() and (flat.amax(1) == 1).all()  # stretched
     policy, value = net.predict(state.latent)
     assert policy.shape == (4, 3) and value.shape == (4, 11)
-    assert state.latent.shape == ((4, 12, 2, 3) if net.pixels else (4, 12))
+    assert state.latent.shape == ((4, 12, 2, 3) if net.from_pixels else (4, 12))
     alone = net.represent(seen(net)[1:2])
     for step in range(7):
         alone, reward_alone, _ = net.step(alone, (torch.arange(4) + step)[1:2] % 3)
@@ -67,27 +71,27 @@ def test_every_observation_and_action_counts():
 
 
 def test_rewards_are_differences_of_the_prefix_which_begins_anew_every_few_steps():
-    net = network(observation=[5], value_prefix=3)
+    net = network(observation_shape=[5], value_prefix_horizon=3)
     state, total = net.represent(seen(net)), torch.zeros(4)
     for step in range(8):
         if step % 3 == 0:
             total = torch.zeros(4)
             # What the memory holds no longer counts.
-            scrambled = state._replace(memory=state.memory + 1, prefix=state.prefix + 1)
+            scrambled = state._replace(lstm_state=state.lstm_state + 1, value_prefix=state.value_prefix + 1)
             torch.testing.assert_close(
                 net.step(scrambled, torch.zeros(4).long()), net.step(state, torch.zeros(4).long())
             )
         elif step == 1:
-            scrambled = state._replace(memory=state.memory + 1)
-            changed = net.step(scrambled, torch.zeros(4).long()).logits
-            assert not torch.allclose(changed, net.step(state, torch.zeros(4).long()).logits)
+            scrambled = state._replace(lstm_state=state.lstm_state + 1)
+            changed = net.step(scrambled, torch.zeros(4).long()).reward_logits
+            assert not torch.allclose(changed, net.step(state, torch.zeros(4).long()).reward_logits)
         state, reward, logits = net.step(state, torch.zeros(4).long())
         total = total + reward
-        torch.testing.assert_close(total, net.bins.mean(logits), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(total, net.value_support.mean(logits), rtol=1e-4, atol=1e-5)
 
 
 def test_a_new_network_prefers_nothing_and_expects_nothing():
-    net = MuZeroNetwork(**SMALL, observation=[5], num_actions=3)
+    net = MuZeroNetwork(**SMALL, observation_shape=[5], num_actions=3)
     state = net.represent(seen(net))
     state, reward, _ = net.step(state, torch.zeros(4).long())
     policy, value = net.predict(state.latent)
@@ -97,16 +101,16 @@ def test_a_new_network_prefers_nothing_and_expects_nothing():
 def test_consistency_moves_what_was_foretold_towards_what_was_observed():
     net = network(**KINDS["vectors"])
     foretold, observed = (torch.rand(4, 12, requires_grad=True) for _ in range(2))
-    loss = net.consistency(foretold, observed)
+    loss = net.consistency_loss(foretold, observed)
     assert loss.shape == (4,) and (loss.abs() <= 1 + 1e-6).all()
     loss.sum().backward()
     assert foretold.grad.abs().sum() > 0 and observed.grad is None
     optimizer = torch.optim.Adam(net.parameters(), 1e-2)
     for _ in range(60):
         optimizer.zero_grad()
-        net.consistency(foretold.detach(), observed.detach()).mean().backward()
+        net.consistency_loss(foretold.detach(), observed.detach()).mean().backward()
         optimizer.step()
-    assert net.consistency(foretold, observed).mean() < loss.mean() - 0.2
+    assert net.consistency_loss(foretold, observed).mean() < loss.mean() - 0.2
 
 
 def test_stretching_keeps_the_order_and_survives_equal_numbers():
@@ -124,7 +128,7 @@ def test_it_is_saved_and_loaded(tmp_path):
 
 
 def test_wrong_shapes_are_named():
-    with pytest.raises(ValueError, match=r"divisible by 16, not \[30, 32, 3\]"):
-        MuZeroNetwork(observation=[30, 32, 3])
-    with pytest.raises(ValueError, match=r"seen must be \[b, 1, \[4\]\], got \[2, 3, 4\]"):
+    with pytest.raises(ValueError, match=r"observation_shape=\[30, 32, 3\] must be"):
+        MuZeroNetwork(observation_shape=[30, 32, 3])
+    with pytest.raises(ValueError, match=r"observations must be \[b, 1, \[4\]\], got \[2, 3, 4\]"):
         MuZeroNetwork().represent(torch.zeros(2, 3, 4))

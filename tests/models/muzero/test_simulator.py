@@ -54,7 +54,7 @@ def test_the_last_frames_are_seen_and_one_stands_for_those_that_lack(kind):
 
 
 def test_it_is_planned_in_by_its_own_rewards_and_values():
-    world = muzero_world((5,), value_prefix=3)
+    world = muzero_world((5,), value_prefix_horizon=3)
     state, _ = world.reset(context(world, 2))
     found = PUCTSearch(40).plan(world, state, 0.9, world.value)
     assert found.visits.sum(1).tolist() == [40] * 3

@@ -16,7 +16,7 @@ def population(size: int = 5, parameters: int = 84) -> np.ndarray:
 
 
 def test_a_population_fares_as_each_of_it_alone():
-    world = dream(reward=True)
+    world = dream(predict_reward=True)
     fitness = SimulatedFitness(world, world.starts[:, -1:], 3, 8, "model", 1.0)
     together = fitness(population(), seed=4)
     alone = np.concatenate([fitness(one[None], seed=4) for one in population()])
@@ -25,7 +25,7 @@ def test_a_population_fares_as_each_of_it_alone():
 
 
 def test_a_return_is_the_sum_of_a_rollout_s_rewards_until_its_end():
-    world = dream(reward=True)
+    world = dream(predict_reward=True)
     fitness = SimulatedFitness(world, world.starts[:, -1:], 4, 12, "model", 1.0)
     own = torch.from_numpy(population(1)).float()
     begun = torch.from_numpy(np.random.default_rng(9).integers(3, size=4))
@@ -55,7 +55,7 @@ def test_survival_counts_steps_and_the_horizon_is_the_most():
 
 
 def test_temperature_is_the_dream_s_and_leaves_the_world_s_alone():
-    world = dream(reward=True)
+    world = dream(predict_reward=True)
     cold, hot = (SimulatedFitness(world, world.starts, 4, 6, "model", t)(population(), 0) for t in (0.2, 2.0))
     assert not np.allclose(cold, hot) and world.sampling.temperature == 1.0
 

@@ -114,18 +114,18 @@ def slow_loss(mind: MuZeroAgent, batch: ReplayBatch) -> float:
             weight = 1.0 if k == 0 else 1 / mind.unroll
             if k:
                 state, _, logits = net.step(state, batch.action[i : i + 1, k - 1])
-                if mind.network.value_prefix and (k - 1) % net.value_prefix == 0:
+                if mind.network.value_prefix_horizon and (k - 1) % net.value_prefix_horizon == 0:
                     summed = 0.0
-                summed = summed + reward[k] if net.value_prefix else reward[k]
-                total += weight * net.bins.loss(logits[0], torch.tensor(summed)).item()
+                summed = summed + reward[k] if net.value_prefix_horizon else reward[k]
+                total += weight * net.value_support.loss(logits[0], torch.tensor(summed)).item()
                 foretold.append(state.latent)
                 observed.append(net.represent(batch.observation[i : i + 1, k : k + 1]).latent)
             z = sum(mind.discount ** (j - 1) * reward[k + j] for j in range(1, mind.td + 1))
             z += mind.discount**mind.td * value[k + mind.td]
             policy, values = net.predict(state.latent)
-            total += weight * mind.value_weight * net.bins.loss(values[0], torch.tensor(z)).item()
+            total += weight * mind.value_weight * net.value_support.loss(values[0], torch.tensor(z)).item()
             total -= weight * float((batch.extras["policy"][i, k] * policy[0].log_softmax(0)).sum())
-    agreed = net.consistency(torch.cat(foretold), torch.cat(observed)).mean().item()
+    agreed = net.consistency_loss(torch.cat(foretold), torch.cat(observed)).mean().item()
     return total / len(batch.reward) + mind.consistency_weight * agreed
 
 
@@ -193,7 +193,7 @@ def test_fresh_values_are_the_present_networks(reanalyse):
     mind.loss = lambda seen, action, wanted: told.append(wanted) or type(mind).loss(mind, seen, action, wanted)
     with torch.no_grad():
         state = mind.network.represent(batch.observation.flatten(0, 1)[:, None])
-        values = mind.network.bins.mean(mind.network.predict(state.latent).value).view(2, -1)
+        values = mind.network.value_support.mean(mind.network.predict(state.latent).value_logits).view(2, -1)
         searched = mind.search.search(MuZeroTreeModel(mind.network), state, mind.discount).value.view(2, -1)
     if reanalyse:
         values[0] = searched[0]
@@ -259,8 +259,8 @@ def test_it_learns_what_a_bandit_pays_and_what_to_do():
     rewards = [net.step(state, torch.tensor([a])).reward.item() for a in range(2)]
     assert rewards == pytest.approx([0, 1], abs=0.15)
     prediction = net.predict(state.latent)
-    assert net.bins.mean(prediction.value).item() == pytest.approx(0.5, abs=0.15)
-    assert prediction.policy.softmax(-1)[0, 1] > 0.9
+    assert net.value_support.mean(prediction.value_logits).item() == pytest.approx(0.5, abs=0.15)
+    assert prediction.policy_logits.softmax(-1)[0, 1] > 0.9
     assert (mind.act(mind.init_carry(32), moment, explore=False).action == 1).all()
 
 

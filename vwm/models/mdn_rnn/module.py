@@ -29,7 +29,7 @@ class MDNRNNModule(TrainingModule):
         optimizer: learning rate and schedule.
         termination_weight: weight of terminations compared with other steps, since they are rare.
         action_dropout: share of the actions that are hidden, so that a past without actions can be used; it requires
-            ``dynamics.unknown_actions``.
+            ``dynamics.allow_unknown_actions``.
         context_frames: true frames at the start of a sample video.
     """
 
@@ -53,7 +53,7 @@ class MDNRNNModule(TrainingModule):
             )
         if bool(action_dropout) != (dynamics.no_action is not None):
             raise ValueError(
-                f"action_dropout={action_dropout} and dynamics.unknown_actions={dynamics.no_action is not None}: "
+                f"action_dropout={action_dropout} and dynamics.allow_unknown_actions={dynamics.no_action is not None}: "
                 "set both or neither"
             )
         self.dynamics = dynamics
@@ -67,17 +67,19 @@ class MDNRNNModule(TrainingModule):
         latents, actions = self._sample_latents(batch), self._embed_actions(batch)
         output, _ = self.dynamics(self.dynamics.init_state(len(latents)), latents, actions)
         prediction = self.dynamics.predict(output)
-        mixture = GaussianMixture(*(part[:, :-1] for part in prediction.latent))  # nothing follows the last frame
+        mixture = GaussianMixture(*(part[:, :-1] for part in prediction.next_latent))  # nothing follows the last frame
         loss = mixture.negative_log_likelihood(latents[:, 1:]).mean()
         logs = {"latent_loss": loss.detach()}
         if batch.terminated is not None:
             ends = batch.terminated.float()
-            each = F.binary_cross_entropy_with_logits(prediction.end.float(), ends, reduction="none")
+            each = F.binary_cross_entropy_with_logits(prediction.termination_logits.float(), ends, reduction="none")
             logs["end_loss"] = ((1 + (self.termination_weight - 1) * ends) * each).mean()
-        if prediction.reward is not None:
+        if prediction.reward_logits is not None:
             if batch.rewards is None:
-                raise ValueError("dynamics.reward requires rewards: name them in data.fields, or set it to false")
-            logs["reward_loss"] = self.dynamics.two_hot.loss(prediction.reward, batch.rewards).mean()
+                raise ValueError(
+                    "dynamics.predict_reward requires rewards: name them in data.fields, or set it to false"
+                )
+            logs["reward_loss"] = self.dynamics.two_hot.loss(prediction.reward_logits, batch.rewards).mean()
         return sum((logs[name] for name in ("end_loss", "reward_loss") if name in logs), loss), logs
 
     @torch.no_grad()
@@ -108,7 +110,7 @@ class MDNRNNModule(TrainingModule):
             if known is None:
                 known = torch.ones(batch.actions.shape[:2], dtype=torch.bool, device=self.device)
             known = self.drop_actions(known)
-        return self.dynamics.lead(batch.actions, known)
+        return self.dynamics.embed_actions(batch.actions, known)
 
     def validation_losses(self, batch: ClipBatch, index: int) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``TrainingModule``: the loss, and how many nats per number shuffled actions cost."""
@@ -137,7 +139,7 @@ class MDNRNNModule(TrainingModule):
         frames = list(latents[:, :start].unbind(1))
         output, memory = self.dynamics(self.dynamics.init_state(b), latents[:, :start], actions[:, :start])
         for i in range(start, t):
-            frames.append(self.dynamics.predict(output[:, -1]).latent.draw(fold_in(seeds, i)))
+            frames.append(self.dynamics.predict(output[:, -1]).next_latent.sample(fold_in(seeds, i)))
             output, memory = self.dynamics(memory, frames[-1][:, None], actions[:, i : i + 1])
         latents = torch.stack(frames, dim=1).unflatten(-1, (*self.tokenizer.grid, self.tokenizer.channels))
         return video_to_uint8(self.tokenizer.decode(latents))

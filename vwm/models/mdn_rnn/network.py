@@ -1,10 +1,10 @@
-"""The M of World Models (arXiv 1803.10122, appendix A.2): an LSTM that foretells the next latent as a mixture.
+"""M of World Models (arXiv 1803.10122, appendix A.2): an LSTM that predicts a mixture density of the next latent.
 
-Every number of the latent has a mixture of Gaussians of its own. The LSTM takes in a frame's latent and the action
-taken there; what it then holds says how the frame after is distributed, whether there is one, and what the action
-earned. A controller looks at a frame's latent and at what the LSTM held before that frame.
+Each element of the latent has its own mixture of Gaussians. The inputs of the LSTM are the latent of a frame and the
+action taken at it; its output predicts the latent of the next frame, the termination and the reward. The observation of
+a controller is the latent of a frame and the hidden state of the LSTM before that frame.
 
-Legend: b batch, t time, z numbers of a latent, k mixtures, a width of an action's vector, d width of the LSTM.
+Legend: b batch, t time, z size of a latent, k mixture components, a size of an action embedding, d size of the LSTM.
 """
 
 from __future__ import annotations
@@ -20,66 +20,67 @@ from torch import Tensor, nn
 from vwm.core.seeds import fold_in, seeded_normal, seeded_uniform
 from vwm.core.tokenizer import FrameTokenizer, VideoTokenizer
 from vwm.nn.actions import ActionEmbedding
+from vwm.nn.precision import at_least_float32
 from vwm.nn.two_hot import SymexpTwoHot
 
 MIN_LOG_STD = -7.0
-"""Of a Gaussian: a number that never changes would else be worth endless likelihood."""
+"""Lower bound of the logarithm of standard deviations. Constant elements would otherwise get infinite likelihood."""
 
 
 class LSTMState(NamedTuple):
-    """The LSTM's state: what it says, and its cell; float [b, d] each."""
+    """State of the LSTM: hidden (its last output) and cell, float [b, d] each."""
 
     hidden: Tensor
     cell: Tensor
 
 
 class GaussianMixture(NamedTuple):
-    """Gaussians of every number of a latent: log-weights (normalised), means and log-deviations, float [..., z, k]."""
+    """Mixture density of each element of a latent: normalized log weights, means and log stds, float [..., z, k]."""
 
     log_weight: Tensor
     mean: Tensor
     log_std: Tensor
 
     def negative_log_likelihood(self, latent: Tensor) -> Tensor:
-        """Of latents [..., z], in nats a number: [..., z]."""
+        """Negative log-likelihood of the elements of latents [..., z], in nats: [..., z]."""
         scaled = (latent[..., None] - self.mean) * (-self.log_std).exp()
-        each = self.log_weight - 0.5 * scaled.square() - self.log_std - 0.5 * math.log(2 * math.pi)
-        return -each.logsumexp(-1)
+        log_density = self.log_weight - 0.5 * scaled.square() - self.log_std - 0.5 * math.log(2 * math.pi)
+        return -log_density.logsumexp(-1)
 
-    def draw(self, seed: Tensor, temperature: float = 1.0) -> Tensor:
-        """A latent [b, z] of mixtures [b, z, k], a function of ``seed`` int64 [b].
+    def sample(self, seed: Tensor, temperature: float = 1.0) -> Tensor:
+        """Sample a latent [b, z] from mixtures [b, z, k], as a function of ``seed`` int64 [b].
 
-        Temperature divides the logits of the mixture and multiplies the variances: the deviations by its root.
+        The temperature divides the logits of the mixture and multiplies the variances.
         """
         size = self.mean.shape[-2]
-        edges = (self.log_weight / temperature).softmax(-1).cumsum(-1)
-        # The last edge is 1 but for rounding: a draw beyond it is the last Gaussian's.
-        chosen = (seeded_uniform(fold_in(seed, 0), size)[..., None] > edges[..., :-1]).sum(-1, keepdim=True)
-        mean, log_std = (x.gather(-1, chosen).squeeze(-1) for x in (self.mean, self.log_std))
+        cumulative = (self.log_weight / temperature).softmax(-1).cumsum(-1)
+        # The last value is 1 except for rounding, so larger samples also select the last component.
+        component = (seeded_uniform(fold_in(seed, 0), size)[..., None] > cumulative[..., :-1]).sum(-1, keepdim=True)
+        mean, log_std = (x.gather(-1, component).squeeze(-1) for x in (self.mean, self.log_std))
         return mean + log_std.exp() * math.sqrt(temperature) * seeded_normal(fold_in(seed, 1), size)
 
 
 class MDNRNNPrediction(NamedTuple):
-    """What follows: the next latent, the logit of there being none (float [...]), and the reward's logits or None."""
+    """Predicted next latent, termination logit (float [...]), and reward logits ([..., bins], or None)."""
 
-    latent: GaussianMixture
-    end: Tensor
-    reward: Tensor | None
+    next_latent: GaussianMixture
+    termination_logits: Tensor
+    reward_logits: Tensor | None
 
 
 class MDNRNN(ModelMixin, ConfigMixin):
-    """The network.
+    """LSTM with heads for the next latent, termination and reward.
 
     Args:
         latent_size: z.
-        num_actions: of discrete actions; 0 for continuous ones.
+        num_actions: number of discrete actions; 0 for continuous ones.
         action_dims: dimensions of continuous actions; 0 for discrete ones.
-        width: d.
-        mixtures: k.
-        action_width: a.
-        unknown_actions: learn a vector for actions that are not told, so that a past without actions counts.
-        reward: foretell what actions earn (two-hot), for games in which that is not just living on.
-        bins: of the reward.
+        hidden_size: d.
+        num_mixtures: k.
+        action_embedding_size: a.
+        allow_unknown_actions: learn an embedding for unknown actions, so that a context without actions is possible.
+        predict_reward: predict rewards (two-hot), for environments whose reward is not constant.
+        num_reward_bins: number of reward bins.
 
     Raises:
         ValueError: neither discrete nor continuous actions, or both.
@@ -91,82 +92,91 @@ class MDNRNN(ModelMixin, ConfigMixin):
         latent_size: int = 32,
         num_actions: int = 0,
         action_dims: int = 0,
-        width: int = 256,
-        mixtures: int = 5,
-        action_width: int = 16,
-        unknown_actions: bool = False,
-        reward: bool = False,
-        bins: int = 255,
+        hidden_size: int = 256,
+        num_mixtures: int = 5,
+        action_embedding_size: int = 16,
+        allow_unknown_actions: bool = False,
+        predict_reward: bool = False,
+        num_reward_bins: int = 255,
     ) -> None:
         super().__init__()
         if bool(num_actions) == bool(action_dims):
             raise ValueError(f"num_actions={num_actions} and action_dims={action_dims}: exactly one must be set")
-        self.latent_size, self.width, self.mixtures = latent_size, width, mixtures
-        self.embed_action = ActionEmbedding([num_actions] if num_actions else [], action_dims, action_width)
+        self.latent_size = latent_size
+        self.hidden_size = hidden_size
+        self.num_mixtures = num_mixtures
+        self.embed_action = ActionEmbedding([num_actions] if num_actions else [], action_dims, action_embedding_size)
         if num_actions:
-            nn.init.normal_(self.embed_action.tables[0].get_parameter("weight"))  # as large as the latents beside them
-        self.no_action = nn.Parameter(torch.zeros(action_width)) if unknown_actions else None
-        self.lstm = nn.LSTM(latent_size + action_width, width, batch_first=True)
-        self.head = nn.Linear(width, 3 * mixtures * latent_size + 1)
+            # Unit standard deviation, as the latents have.
+            nn.init.normal_(self.embed_action.tables[0].get_parameter("weight"))
+        self.no_action = nn.Parameter(torch.zeros(action_embedding_size)) if allow_unknown_actions else None
+        self.lstm = nn.LSTM(latent_size + action_embedding_size, hidden_size, batch_first=True)
+        self.head = nn.Linear(hidden_size, 3 * num_mixtures * latent_size + 1)
         self.reward_head: nn.Linear | None = None
-        if reward:
-            self.two_hot = SymexpTwoHot(bins)
-            self.reward_head = nn.Linear(width, bins)
+        if predict_reward:
+            self.two_hot = SymexpTwoHot(num_reward_bins)
+            self.reward_head = nn.Linear(hidden_size, num_reward_bins)
             nn.init.zeros_(self.reward_head.weight)
             nn.init.zeros_(self.reward_head.bias)
 
     def init_state(self, batch: int) -> LSTMState:
-        """Before the first frame."""
-        nothing = self.head.weight.new_zeros(batch, self.width)
-        return LSTMState(nothing, nothing)
+        """Return the state before the first frame."""
+        zeros = self.head.weight.new_zeros(batch, self.hidden_size)
+        return LSTMState(zeros, zeros)
 
-    def lead(self, actions: Tensor, known: Tensor | None = None) -> Tensor:
-        """Vectors [b, t, a] of actions [b, t] or [b, t, n]; where ``known`` (bool [b, t]) is False, of unknown ones."""
-        vectors = self.embed_action(actions)
+    def embed_actions(self, actions: Tensor, known: Tensor | None = None) -> Tensor:
+        """Embed actions [b, t] or [b, t, n] -> [b, t, a]; actions are unknown where ``known`` (bool [b, t]) is False.
+
+        Raises:
+            ValueError: ``known`` is given, but unknown actions are not allowed.
+        """
+        embedding = self.embed_action(actions)
         if known is None:
-            return vectors
+            return embedding
         if self.no_action is None:
-            raise ValueError("some actions are not known: train with dynamics.unknown_actions=true")
-        return torch.where(known[..., None], vectors, self.no_action.to(vectors.dtype))
+            raise ValueError("some actions are unknown: train with dynamics.allow_unknown_actions=true")
+        return torch.where(known[..., None], embedding, self.no_action.to(embedding.dtype))
 
-    def forward(self, memory: LSTMState, latents: Tensor, lead: Tensor) -> tuple[Tensor, LSTMState]:
-        """Take in frames' latents [b, t, z] and the vectors [b, t, a] of the actions taken there.
+    def forward(self, state: LSTMState, latents: Tensor, action_embedding: Tensor) -> tuple[Tensor, LSTMState]:
+        """Process the latents of frames [b, t, z] and embeddings [b, t, a] of the actions taken at them.
 
         Returns:
-            What the LSTM says after each, [b, t, d], and its state after the last.
+            The outputs of the LSTM, [b, t, d], and its last state.
         """
         dtype = self.head.weight.dtype
-        inputs = torch.cat((latents.to(dtype), lead.to(dtype)), dim=-1)
-        said, (hidden, cell) = self.lstm(inputs, (memory.hidden[None].contiguous(), memory.cell[None].contiguous()))
-        return said, LSTMState(hidden[0], cell[0])
+        inputs = torch.cat((latents.to(dtype), action_embedding.to(dtype)), dim=-1)
+        outputs, (hidden, cell) = self.lstm(inputs, (state.hidden[None].contiguous(), state.cell[None].contiguous()))
+        return outputs, LSTMState(hidden[0], cell[0])
 
-    def predict(self, said: Tensor) -> MDNRNNPrediction:
-        """What follows, in float32 or finer: [..., d] -> ``MDNRNNPrediction``."""
-        out = self.head(said)
-        out = out.float() if out.dtype in (torch.bfloat16, torch.float16) else out
-        parts = out[..., 1:].unflatten(-1, (3, self.latent_size, self.mixtures))
-        log_weight, mean, log_std = parts.unbind(-3)
-        mixture = GaussianMixture(log_weight.log_softmax(-1), mean, log_std.clamp(min=MIN_LOG_STD))
-        return MDNRNNPrediction(mixture, out[..., 0], None if self.reward_head is None else self.reward_head(said))
+    def predict(self, outputs: Tensor) -> MDNRNNPrediction:
+        """Apply the heads to outputs of the LSTM [..., d], in at least float32."""
+        x = at_least_float32(self.head(outputs))
+        parameters = x[..., 1:].unflatten(-1, (3, self.latent_size, self.num_mixtures))
+        log_weight, mean, log_std = parameters.unbind(-3)
+        return MDNRNNPrediction(
+            next_latent=GaussianMixture(log_weight.log_softmax(-1), mean, log_std.clamp(min=MIN_LOG_STD)),
+            termination_logits=x[..., 0],
+            reward_logits=None if self.reward_head is None else self.reward_head(outputs),
+        )
 
-    def earned(self, prediction: MDNRNNPrediction) -> Tensor:
-        """The mean reward, float [...]; zeros where the network knows none."""
-        if prediction.reward is None:
-            return torch.zeros_like(prediction.end)
-        return self.two_hot.mean(prediction.reward)
+    def mean_reward(self, prediction: MDNRNNPrediction) -> Tensor:
+        """Return the expected reward, float [...]; zeros if rewards are not predicted."""
+        if prediction.reward_logits is None:
+            return torch.zeros_like(prediction.termination_logits)
+        return self.two_hot.mean(prediction.reward_logits)
 
 
 def check_mdn_rnn_tokenizer(tokenizer: VideoTokenizer, dynamics: MDNRNN) -> FrameTokenizer:
-    """The tokenizer, if the two were made for each other; else ValueError, naming both values."""
+    """Return the tokenizer. Raises ValueError if it does not fit the dynamics, naming both values."""
     if not isinstance(tokenizer, FrameTokenizer) or not tokenizer.channels:
         raise ValueError(
-            f"an MDN-RNN wants continuous latents of each frame by itself, and this is a {type(tokenizer).__name__}: "
-            "train one of configs/vae/..._frame.yaml"
+            f"an MDN-RNN needs a tokenizer with continuous latents of single frames, and this is a "
+            f"{type(tokenizer).__name__}: train one of configs/vae/..._frame.yaml"
         )
     size = tokenizer.tokens_per_frame * tokenizer.channels
     if size != dynamics.latent_size:
         raise ValueError(
-            f"dynamics.latent_size={dynamics.latent_size} but the tokenizer gives {size} numbers a frame "
+            f"dynamics.latent_size={dynamics.latent_size} but the tokenizer gives {size} numbers per frame "
             f"({tokenizer.grid[0]} x {tokenizer.grid[1]} x {tokenizer.channels}). Set dynamics.latent_size={size}."
         )
     return tokenizer

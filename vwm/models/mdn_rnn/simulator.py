@@ -49,8 +49,8 @@ class MDNRNNSimulator(VideoSimulator):
 
     ``latent`` of a step is the frame's, float [b, h, w, c]; see ``features`` for controllers. A simulation terminates
     where that is predicted to be more likely than not (terminations are weighted in training, as in the paper). Where
-    the actions of a context are not given, and the network has not learned unknown actions (``unknown_actions``), only
-    the context's last frame is used.
+    the actions of a context are not given, and the network has not learned unknown actions
+    (``allow_unknown_actions``), only the context's last frame is used.
 
     Args:
         tokenizer: encodes each frame by itself to continuous latents, and decodes them.
@@ -90,7 +90,7 @@ class MDNRNNSimulator(VideoSimulator):
     @property
     def memory_size(self) -> int:
         """Numbers of the LSTM's hidden state, the last ones of ``features``."""
-        return self.dynamics.width
+        return self.dynamics.hidden_size
 
     @property
     def predicts_reward(self) -> bool:
@@ -125,10 +125,12 @@ class MDNRNNSimulator(VideoSimulator):
         output, memory = self._step_memory(state, action)
         prediction = self.dynamics.predict(output)
         seed = fold_in(state.seed, state.position)
-        latent = self._to_grid(prediction.latent.draw(seed, self.sampling.temperature).to(state.latent.dtype))
+        latent = self._to_grid(prediction.next_latent.sample(seed, self.sampling.temperature).to(state.latent.dtype))
         after = MDNRNNState(memory, latent, state.position + 1, state.seed)
         frame = self._decode_frame(latent) if decode else None
-        return after, StepOutput(frame, latent, self.dynamics.earned(prediction).float(), prediction.end > 0)
+        return after, StepOutput(
+            frame, latent, self.dynamics.mean_reward(prediction).float(), prediction.termination_logits > 0
+        )
 
     def init_state(self, batch: int) -> MDNRNNState:
         """Return the state before the first frame; with that frame's latent, it is the state of an episode's start."""
@@ -156,10 +158,11 @@ class MDNRNNSimulator(VideoSimulator):
         for i in range(latents.shape[1] - 1):
             here, after = latents[:, i : i + 1], latents[:, i + 1]
             outputs = [
-                self.dynamics(memory, here, self.dynamics.lead(x[:, i : i + 1])) for x in (actions, other_actions)
+                self.dynamics(memory, here, self.dynamics.embed_actions(x[:, i : i + 1]))
+                for x in (actions, other_actions)
             ]
             for k, (output, _) in enumerate(outputs):
-                prediction = self.dynamics.predict(output[:, 0]).latent
+                prediction = self.dynamics.predict(output[:, 0]).next_latent
                 total[k] += prediction.negative_log_likelihood(after).double().sum().item()
             memory = outputs[0][1]
         return total
@@ -173,7 +176,7 @@ class MDNRNNSimulator(VideoSimulator):
 
     def _embed_actions(self, actions: Tensor | None, batch: int, frames: int) -> Tensor:
         if actions is not None:
-            return self.dynamics.lead(actions)
+            return self.dynamics.embed_actions(actions)
         assert self.dynamics.no_action is not None
         return self.dynamics.no_action.expand(batch, frames, -1)
 

@@ -60,9 +60,9 @@ class MuZeroSimulator(NetworkSimulator):
             dynamics,
             observation=ObservationSpace.latent(*dynamics.latent_shape),
             actions=actions,
-            context=ObservationSpace.of_shape(dynamics.observation),
+            context=ObservationSpace.of_shape(dynamics.observation_shape),
             stochastic=False,
-            **{**rest, "context_frames": dynamics.frames},
+            **{**rest, "context_frames": dynamics.num_stacked_frames},
         )
 
     @torch.inference_mode()
@@ -92,4 +92,4 @@ class MuZeroSimulator(NetworkSimulator):
     @torch.inference_mode()
     def value(self, state: MuZeroSimulatorState) -> Tensor:
         """Return the predicted values of states, float [b], for planners."""
-        return self.dynamics.bins.mean(self.dynamics.predict(state.latent).value)
+        return self.dynamics.value_support.mean(self.dynamics.predict(state.latent).value_logits)

@@ -40,7 +40,7 @@ class MuZeroTreeModel:
     def guess(self, state: MuZeroLatentState) -> NodePrediction:
         """See ``TreeModel``."""
         policy, value = self.network.predict(state.latent)
-        return NodePrediction(policy, self.network.bins.mean(value))
+        return NodePrediction(policy, self.network.value_support.mean(value))
 
     def step(self, state: MuZeroLatentState, action: Tensor) -> TreeStep:
         """See ``TreeModel``; the model knows of no end but that nothing is earned there."""
@@ -216,7 +216,11 @@ class MuZeroAgent(Agent):
         """
         network, u = self.network, self.unroll
         action = torch.where(wanted.acted, action, torch.randint_like(action, network.num_actions))
-        reward = value_prefix_targets(wanted.reward, network.value_prefix) if network.value_prefix else wanted.reward
+        reward = (
+            value_prefix_targets(wanted.reward, network.value_prefix_horizon)
+            if network.value_prefix_horizon
+            else wanted.reward
+        )
         state = network.represent(seen[:, 0])
         rewards, latents = [], [state.latent]
         for step in range(u):
@@ -229,8 +233,8 @@ class MuZeroAgent(Agent):
         cross = -(wanted.policy * policy.log_softmax(-1)).sum(-1)
         parts = {
             "policy": cross * wanted.policy_mask * weight,
-            "value": network.bins.loss(value, wanted.value) * wanted.value_mask * weight,
-            "reward": network.bins.loss(torch.stack(rewards, 1), reward) * wanted.reward_mask / u,
+            "value": network.value_support.loss(value, wanted.value) * wanted.value_mask * weight,
+            "reward": network.value_support.loss(torch.stack(rewards, 1), reward) * wanted.reward_mask / u,
         }
         weights = {"policy": 1.0, "value": self.value_weight, "reward": 1.0}
         if self.consistency_weight:
@@ -248,7 +252,7 @@ class MuZeroAgent(Agent):
             return nothing
         with torch.no_grad():
             observed = self.network.represent(seen[real]).latent
-        return nothing.masked_scatter(real, self.network.consistency(foretold[real], observed))
+        return nothing.masked_scatter(real, self.network.consistency_loss(foretold[real], observed))
 
     def _descend(self, loss: Tensor) -> None:
         done, all_ = self.updates.tolist()
@@ -261,7 +265,7 @@ class MuZeroAgent(Agent):
     def _values(self, seen: Tensor) -> Tensor:
         """What the network says of moments [b, t, f, ...], without a search: [b, t]."""
         latent = self.network.represent(seen.flatten(0, 1)).latent
-        return self.network.bins.mean(self.network.predict(latent).value).view(seen.shape[:2])
+        return self.network.value_support.mean(self.network.predict(latent).value_logits).view(seen.shape[:2])
 
     @torch.no_grad()
     def _reanalyse(self, seen: Tensor) -> dict[str, Tensor]:
