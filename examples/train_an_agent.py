@@ -23,7 +23,12 @@ def make_agent(spaces: EnvSpaces) -> Dreamer:
 
 
 learning = OnlineLearning(
-    GymnasiumEnvSpec("CartPole-v1"), make_agent, num_envs=4, prefill=200, updates_per_decision=0.1, capacity=10_000
+    GymnasiumEnvSpec("CartPole-v1"),
+    make_agent,
+    num_envs=4,
+    prefill=200,
+    updates_per_decision=0.1,
+    replay_capacity=10_000,
 )
 evaluation = EvaluationConfig(every=steps, episodes=4, video=False)
 training = AgentTraining(run, learning, steps=steps, seed=0, device="cpu", evaluation=evaluation)

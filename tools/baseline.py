@@ -760,15 +760,15 @@ def agent_case(name: str, make: Callable[[], Agent], steps: int = 40) -> None:
     torch.manual_seed(1)
     replay, acted = live(agent, steps)
     put(f"{name}/acted", acted)
-    agent.begin(10)
-    batch: ReplayBatch = replay.sample(agent.batch_size, agent.batch_length, agent.single_episode, agent.lead)
+    agent.set_total_updates(10)
+    batch: ReplayBatch = replay.sample(agent.batch_size, agent.batch_length, agent.single_episode, agent.context_steps)
     put(f"{name}/batch", list(batch))
     for number in range(2):
         torch.manual_seed(10 + number)
         updated = agent.update(batch)
         for key, value in updated.logs.items():
             put(f"{name}/update{number}/{key}", float(value))
-        put(f"{name}/update{number}/extras", [updated.extras, updated.places])
+        put(f"{name}/update{number}/extras", [updated.extras, updated.indices])
     put_weights(name, agent)
     put(
         f"{name}/optimizers",
@@ -782,7 +782,7 @@ def agent_case(name: str, make: Callable[[], Agent], steps: int = 40) -> None:
         put(f"{name}/act_explore_{explore}", [done.action, done.extras])
         carry = done.carry
     torch.manual_seed(21)
-    watched = agent.watch(carry, now, done.action)
+    watched = agent.observe(carry, now, done.action)
     put(f"{name}/watch", [watched.action, watched.extras])
     try:
         world = agent.simulator()
@@ -1065,7 +1065,7 @@ def online(name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         learning = OnlineLearning(
             GymnasiumEnvSpec("Pendulum-v1", time_limit=12), small, num_envs=2, prefill=20, updates_per_decision=0.5,
-            capacity=60,
+            replay_capacity=60,
         )  # fmt: skip
         AgentTraining(
             Path(folder), learning, steps=40, checkpoint_every=30, device="cpu",

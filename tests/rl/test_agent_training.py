@@ -34,9 +34,9 @@ class SmallDQN(Agent):
     def init_carry(self, batch: int) -> PolicyCarry:
         return torch.zeros(batch, dtype=torch.int64)
 
-    def act(self, carry: PolicyCarry, moment: TimeStep, explore: bool) -> PolicyStep:
-        carry = torch.where(moment.is_first, 0, carry + 1)
-        action = self.q(moment.observation).argmax(-1)
+    def act(self, carry: PolicyCarry, time_step: TimeStep, explore: bool) -> PolicyStep:
+        carry = torch.where(time_step.is_first, 0, carry + 1)
+        action = self.q(time_step.observation).argmax(-1)
         if explore:
             random = torch.randint(self.spaces.actions.size, action.shape)
             action = torch.where(torch.rand(action.shape) < 0.3, random, action)
@@ -51,7 +51,7 @@ class SmallDQN(Agent):
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        return UpdateOutput({"loss": loss.item()}, {"seen": batch.extras["seen"] + 1}, batch.places)
+        return UpdateOutput({"loss": loss.item()}, {"seen": batch.extras["seen"] + 1}, batch.indices)
 
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
         return {"q": self.optimizer}
@@ -63,7 +63,7 @@ def training(
 ) -> AgentTraining:  # fmt: skip
     learning = OnlineLearning(
         GymnasiumEnvSpec(env, time_limit=None if env == "CartPole-v1" else 20), agent, num_envs=num_envs, prefill=40,
-        updates_per_decision=updates, capacity=150, disk=disk,
+        updates_per_decision=updates, replay_capacity=150, replay_on_disk=disk,
     )  # fmt: skip
     evaluation = EvaluationConfig(every=every, episodes=episodes, video=False)
     defaults = {"steps": 240, "checkpoint_every": 80, "log_every": 10}
@@ -163,7 +163,7 @@ def test_who_looks_at_a_run_that_goes_on_leaves_it_alone(tmp_path: Path, disk: b
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     saved = weights(folder)
     assert all(torch.equal(saved[name], value) for name, value in agent.state_dict().items())
-    assert np.array_equal(replay.ring["observation"][:, :40], learning.replay.ring["observation"][:, :40])
+    assert np.array_equal(replay.storage["observation"][:, :40], learning.replay.storage["observation"][:, :40])
     learning.close()
 
 
@@ -188,7 +188,7 @@ def test_settings_that_are_out_of_range_are_named(tmp_path: Path, name: str) -> 
 
 def test_evaluation_plays_every_copy_its_share() -> None:
     game = GymnasiumEnvSpec("CartPole-v1")
-    together = evaluate_policy(None, game, 5, seed=3, side_by_side=2)
+    together = evaluate_policy(None, game, 5, seed=3, num_envs=2)
     assert len(together.returns) == 5
     assert np.array_equal(together.returns, together.lengths)  # CartPole pays 1 a decision
     low, high = together.interval()

@@ -17,8 +17,8 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.i
 def player(device: str) -> SimpleNamespace:
     """Pushes the cart to where a coin of this device falls."""
 
-    def act(carry, moment, explore):
-        return PolicyStep(torch.randint(2, (len(moment.reward),), device=device), carry, {})
+    def act(carry, time_step, explore):
+        return PolicyStep(torch.randint(2, (len(time_step.reward),), device=device), carry, {})
 
     return SimpleNamespace(device=torch.device(device), init_carry=lambda batch: (), act=act)
 

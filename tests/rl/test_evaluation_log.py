@@ -15,7 +15,7 @@ from vwm.runs.run_folder import RunFolder
 PLAYER = SimpleNamespace(
     device=torch.device("cpu"),
     init_carry=lambda batch: (),
-    act=lambda carry, moment, explore: PolicyStep(torch.zeros(len(moment.reward), dtype=torch.int64), carry, {}),
+    act=lambda carry, time_step, explore: PolicyStep(torch.zeros(len(time_step.reward), dtype=torch.int64), carry, {}),
 )
 
 
@@ -32,10 +32,10 @@ def test_a_row_compares_imagined_returns_since_the_last_evaluation_with_real_one
     log, kept = evaluation_log(tmp_path, GymnasiumEnvSpec("CartPole-v1", time_limit=5)), tables(tmp_path)
     kept["episodes"].add(3, **{"return": 10.0, "length": 10.0})
     kept["episodes"].add(8, **{"return": 20.0, "length": 20.0})
-    log.evaluate(PLAYER, 10, kept, random=0.0)
+    log.evaluate(PLAYER, 10, kept, random_return=0.0)
     kept["episodes"].add(18, **{"return": 7.0, "length": 7.0})
-    log.evaluate(PLAYER, 20, kept, random=0.0)
-    log.evaluate(PLAYER, 30, kept, random=0.0)
+    log.evaluate(PLAYER, 20, kept, random_return=0.0)
+    log.evaluate(PLAYER, 30, kept, random_return=0.0)
     first, second, third = kept["evaluations"].rows()
     assert (first["imagined"], first["mean"], first["gap"]) == (15.0, 5.0, 10.0)
     assert (second["imagined"], second["gap"]) == (7.0, 2.0)
@@ -45,7 +45,7 @@ def test_a_row_compares_imagined_returns_since_the_last_evaluation_with_real_one
 
 def test_evaluation_in_the_training_environment_has_no_imagined_column(tmp_path: Path) -> None:
     kept = tables(tmp_path)
-    evaluation_log(tmp_path, GymnasiumEnvSpec("CartPole-v1")).evaluate(PLAYER, 10, kept, random=0.0)
+    evaluation_log(tmp_path, GymnasiumEnvSpec("CartPole-v1")).evaluate(PLAYER, 10, kept, random_return=0.0)
     assert kept["evaluations"].columns == ["step", "mean", "low", "high", "length"]
 
 

@@ -16,13 +16,13 @@ LANES = 3
 
 
 def fill(replay: ReplayBuffer, start: int, end: int, episode: int = 7) -> None:
-    """Moment t of lane i shows (t, i); every ``episode`` moments another one begins."""
+    """Time step t of lane i shows (t, i); every ``episode`` time steps another one begins."""
     lanes = torch.arange(LANES).float()
     for t in range(start, end):
         flag = torch.full((LANES,), t % episode == 0)
         last = torch.full((LANES,), t % episode == episode - 1)
-        moment = TimeStep(torch.stack((torch.full((LANES,), float(t)), lanes), -1), lanes + t, flag, last, last)
-        replay.add(moment, torch.full((LANES,), t % 3), {"value": lanes * 0 + t})
+        time_step = TimeStep(torch.stack((torch.full((LANES,), float(t)), lanes), -1), lanes + t, flag, last, last)
+        replay.add(time_step, torch.full((LANES,), t % 3), {"value": lanes * 0 + t})
 
 
 def make(capacity: int = 60, folder: Path | None = None) -> ReplayBuffer:
@@ -51,14 +51,14 @@ def test_pieces_within_episodes_begin_nothing_anew() -> None:
     assert len(batch.reward) == 300
     assert not batch.is_first[:, 1:].any()
     assert {int(t) % 7 for t in batch.observation[:, 0, 0]} == {0, 1, 2}
-    with pytest.raises(ValueError, match="hardly an episode in the replay is 8 moments long"):
+    with pytest.raises(ValueError, match="too few episodes in the replay buffer are 8 time steps long"):
         replay.sample(4, 8, single_episode=True)
 
 
 def test_pieces_may_be_led_by_moments_of_the_episode_before() -> None:
     replay = make()
     fill(replay, 0, 33)
-    batch = replay.sample(400, 5, single_episode=True, lead=2)
+    batch = replay.sample(400, 5, single_episode=True, context_steps=2)
     assert not batch.is_first[:, 3:].any()
     assert {int(t) % 7 for t in batch.observation[:, 0, 0]} == {0, 1, 2, 5, 6}
 
@@ -72,7 +72,7 @@ def test_what_was_lived_after_the_checkpoint_is_left_out_and_tidied_away(tmp_pat
     for state, kept in ((first, 5), (second, 10)):  # a look at the checkpoint before takes nothing from the next
         other = make()
         other.load(tmp_path, state)
-        assert other.added == kept
+        assert other.num_added == kept
     other = make()
     other.load(tmp_path, first)
     other.prune(tmp_path)
@@ -85,8 +85,8 @@ def test_what_is_written_back_is_drawn_again() -> None:
     replay = make()
     fill(replay, 0, 25)
     batch = replay.sample(40, 4)
-    replay.write(batch.places, {"value": batch.extras["value"] + 1000})
-    again = replay.batch(batch.places.numpy())
+    replay.update_extras(batch.indices, {"value": batch.extras["value"] + 1000})
+    again = replay.gather(batch.indices.numpy())
     assert torch.equal(again.extras["value"], batch.extras["value"] + 1000)
     assert torch.equal(again.reward, batch.reward)
 
@@ -97,17 +97,17 @@ def test_loaded_is_saved(stops: tuple[int, ...], tmp_path: Path) -> None:
     for stop in stops:
         fill(replay, start, stop)
         batch = replay.sample(8, 3)
-        replay.write(batch.places, {"value": batch.extras["value"] * -1})
+        replay.update_extras(batch.indices, {"value": batch.extras["value"] * -1})
         state, start = replay.save(tmp_path), stop
         replay.prune(tmp_path)
     other = make()
     other.load(tmp_path, state)
     kept = np.arange(max(0, start - 20), start) % 20
-    assert all(np.array_equal(replay.ring[name][:, kept], other.ring[name][:, kept]) for name in replay.ring)
+    assert all(np.array_equal(replay.storage[name][:, kept], other.storage[name][:, kept]) for name in replay.storage)
     fill(replay, start, start + 3)
     fill(other, start, start + 3)
     first, second = replay.sample(16, 4), other.sample(16, 4)
-    assert torch.equal(first.places, second.places) and torch.equal(first.observation, second.observation)
+    assert torch.equal(first.indices, second.indices) and torch.equal(first.observation, second.observation)
 
 
 def test_a_stretch_that_is_missing_is_named(tmp_path: Path) -> None:
@@ -116,12 +116,12 @@ def test_a_stretch_that_is_missing_is_named(tmp_path: Path) -> None:
         fill(replay, start, start + 5)
         state = replay.save(tmp_path)
     next(tmp_path.glob("*000005-*")).unlink()
-    with pytest.raises(ValueError, match="moments 5 to 15 are missing"):
+    with pytest.raises(ValueError, match="time steps 5 to 15 of the replay buffer are missing"):
         make().load(tmp_path, state)
 
 
 def test_a_replay_without_room_is_refused() -> None:
-    with pytest.raises(ValueError, match="2 moments has no room for 3 environments"):
+    with pytest.raises(ValueError, match="capacity=2 must be at least the number of environments, 3"):
         make(capacity=2)
-    with pytest.raises(ValueError, match="0 moments of each environment, pieces of 4"):
+    with pytest.raises(ValueError, match="0 time steps per environment, fewer than length=4"):
         make().sample(1, 4)

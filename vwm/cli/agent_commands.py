@@ -142,7 +142,7 @@ def check_same_run(run: RunFolder, parser: ArgumentParser, config: Namespace) ->
 
 
 def evaluate_agent(
-    run: Path, episodes: int = 100, seed: int = 2_000_000, side_by_side: int = 16, best: bool = False
+    run: Path, episodes: int = 100, seed: int = 2_000_000, num_envs: int = 16, best: bool = False
 ) -> None:
     """Play a trained agent, and random actions, in the same number of episodes.
 
@@ -150,13 +150,13 @@ def evaluate_agent(
         run: folder of a run; ``evaluation.json`` is written there.
         episodes: how many of each.
         seed: of the games; the training's own evaluations use others.
-        side_by_side: copies of the game at most.
+        num_envs: copies of the game at most.
         best: the agent as it did best in an evaluation of the training, rather than as it was saved last. It was chosen
             by those evaluations; the episodes played here are others.
     """
     player, game = load_agent(run, best)
-    found = evaluate_policy(player, game, episodes, seed, side_by_side)
-    control = evaluate_policy(None, game, episodes, seed, side_by_side)
+    found = evaluate_policy(player, game, episodes, seed, num_envs)
+    control = evaluate_policy(None, game, episodes, seed, num_envs)
     result = {
         "run": run.name,
         "game": repr(game),
@@ -203,7 +203,7 @@ def record_agent_videos(
     """
     (player, game), out = load_agent(run, best), out or run / "play"
     for episode in range(episodes):
-        found = evaluate_policy(player, game, 1, seed + episode, video=True)
+        found = evaluate_policy(player, game, 1, seed + episode, record_video=True)
         path = out / f"{episode:03d}.mp4"
         write_evaluation_video(found, path)
         drawn = "no pictures: the game draws none" if found.frames is None else str(path)

@@ -37,7 +37,7 @@ def compare_runs(
     out: Path = Path("runs/comparison"),
     episodes: int = 100,
     seed: int = 2_000_000,
-    side_by_side: int = 16,
+    num_envs: int = 16,
     workers: int = 0,
 ) -> None:
     """Play the agents of several runs in the real environment, and random actions, on the same episodes.
@@ -50,7 +50,7 @@ def compare_runs(
         out: folder to make.
         episodes: of each run, and of random actions.
         seed: of the episodes; trainings use others.
-        side_by_side: copies of the environment at most.
+        num_envs: copies of the environment at most.
         workers: processes, a run each; 0 evaluates one run after another.
 
     Raises:
@@ -61,7 +61,7 @@ def compare_runs(
         raise ValueError(f"--real {real}: there is no such way; there are {', '.join(group.name for group in groups)}")
     check_replaceable_folder(out, COMPARISON_FILE, "comparison")
     game = common_env_spec(groups)
-    player = partial(evaluate_run, game=game, episodes=episodes, seed=seed, side_by_side=side_by_side)
+    player = partial(evaluate_run, game=game, episodes=episodes, seed=seed, num_envs=num_envs)
     played: dict[Path | None, EvaluationResult] = {}
     for folder, evaluation in run_jobs(player, [None, *(folder for group in groups for folder in group.runs)], workers):
         played[folder] = evaluation
@@ -84,10 +84,10 @@ def compare_runs(
     print(f"\n{table}\ntable, plots and every return: {out}")
 
 
-def evaluate_run(folder: Path | None, game: EnvSpec, episodes: int, seed: int, side_by_side: int) -> EvaluationResult:
+def evaluate_run(folder: Path | None, game: EnvSpec, episodes: int, seed: int, num_envs: int) -> EvaluationResult:
     """Play what a run has learned in the game that it is judged in, or random actions (None) in ``game``."""
     player, seen = load_agent(folder) if folder else (None, game)
-    return evaluate_policy(player, seen, episodes, seed, side_by_side)
+    return evaluate_policy(player, seen, episodes, seed, num_envs)
 
 
 def parse_run_groups(said: list[str]) -> list[RunGroup]:

@@ -1,10 +1,10 @@
-"""What an agent is: it acts in a batch of environments, and learns from what was played.
+"""The interface of agents: act in a batch of environments, and learn from replay.
 
-The convention of every batch and every replay here is DreamerV3's: ``reward[t]`` came *with* ``observation[t]``, and
-``action[t]`` was taken at ``observation[t]``. (A recording's ``rewards[t]`` was earned *by* ``actions[t]``, see
-``vwm.data.episode``; it is ``reward[t + 1]`` here.)
+Batches and the replay buffer follow DreamerV3's convention: ``reward[t]`` arrived together with ``observation[t]``, and
+``action[t]`` was taken at ``observation[t]``. (In a recording, ``rewards[t]`` is earned by ``actions[t]``, see
+``vwm.data.episode``; here that reward is ``reward[t + 1]``.)
 
-Legend: b batch, t time, k numbers of a vector.
+Legend: b batch, t time, k size of a vector.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from vwm.core.network_simulator import NetworkSimulator
 from vwm.envs.time_step import EnvSpaces, TimeStep
 
 PolicyCarry = Any
-"""What an agent remembers of each environment: a nested tuple or dict of tensors with the batch first."""
+"""An agent's memory of each environment: a nested tuple or dict of tensors with the batch first."""
 
 
 class ReplayBatch(NamedTuple):
-    """What replay hands to an agent: ``TimeStep`` over time, and what was done.
+    """A batch that replay gives to an agent: sequences of ``TimeStep``, and the actions taken.
 
     Attributes:
         observation: [b, t, ...], as in ``TimeStep``.
         reward, is_first, is_last, is_terminal: [b, t].
-        action: int64 [b, t] or float32 [b, t, a], taken at the moment; of a last moment it means nothing.
-        extras: what the agent itself stored with each moment, [b, t, ...] each.
-        places: int64 [b, t], of each moment in the replay, to write extras back.
+        action: int64 [b, t] or float32 [b, t, a], taken at the time step; meaningless at the last step of an episode.
+        extras: what the agent itself stored with each time step, [b, t, ...] each.
+        indices: int64 [b, t], position of each time step in the replay buffer, to write extras back.
     """
 
     observation: Tensor
@@ -41,11 +41,11 @@ class ReplayBatch(NamedTuple):
     is_terminal: Tensor
     action: Tensor
     extras: Mapping[str, Tensor]
-    places: Tensor
+    indices: Tensor
 
 
 class PolicyStep(NamedTuple):
-    """What an agent does: action int64 [b] or float32 [b, a] in [-1, 1]; what it remembers; what replay should keep."""
+    """An agent's decision: action int64 [b] or float32 [b, a] in [-1, 1], its new memory, and extras for replay."""
 
     action: Tensor
     carry: PolicyCarry
@@ -53,33 +53,33 @@ class PolicyStep(NamedTuple):
 
 
 class UpdateOutput(NamedTuple):
-    """What an update leaves.
+    """The results of an update.
 
     Attributes:
-        logs: numbers.
-        extras: to write back, [b', t', ...] each.
-        places: int64 [b', t'], where to: those of the batch whose extras are new, and no others, for of a moment that
-            was drawn twice the last one written counts. None where there are no extras.
+        logs: metrics.
+        extras: new values to write back, [b', t', ...] each.
+        indices: int64 [b', t'], where to write them: only the positions whose extras are new, since of a time step that
+            was drawn twice the last value written counts. None where there are no extras.
     """
 
     logs: Mapping[str, float]
     extras: Mapping[str, Tensor] = {}
-    places: Tensor | None = None
+    indices: Tensor | None = None
 
 
 class ActingPolicy(Protocol):
-    """Whoever acts in environments, learning or not; see ``Agent`` for what the parts mean."""
+    """A policy that acts in environments, whether it learns or not; see ``Agent`` for the parts."""
 
     @property
     def device(self) -> torch.device:
-        """Where moments are wanted."""
+        """The device that ``act`` expects time steps on."""
         ...
 
     def init_carry(self, batch: int) -> PolicyCarry:
         """See ``Agent.init_carry``."""
         ...
 
-    def act(self, carry: PolicyCarry, moment: TimeStep, explore: bool) -> PolicyStep:
+    def act(self, carry: PolicyCarry, time_step: TimeStep, explore: bool) -> PolicyStep:
         """See ``Agent.act``."""
         ...
 
@@ -87,72 +87,72 @@ class ActingPolicy(Protocol):
 class Agent(nn.Module, ABC):
     """Networks, their optimizers, and how they act and learn.
 
-    A class takes ``spaces`` first; the rest of its constructor is the schema of configs. Whatever is random is drawn
-    from torch's generator, which the training seeds and saves. All that learning changes must be in ``state_dict``
-    (modules and buffers) or in ``optimizers()``, so that a resumed run equals an unbroken one.
+    A subclass takes ``spaces`` first; the rest of its constructor is the schema of its configs. Randomness comes from
+    torch's generator, which the training seeds and saves. Everything that learning changes must be in ``state_dict``
+    (parameters and buffers) or in ``optimizers()``, so that a resumed run equals an uninterrupted one.
 
     Attributes:
         spaces: of the environments.
-        batch_size, batch_length: what ``update`` wants of replay.
-        single_episode: whether the moments of a batch entry must be of one episode.
-        lead: so many of its first moments may be of the episode before it all the same.
-        extras: what ``act`` hands to replay with every moment: shape and dtype by name.
+        batch_size, batch_length: of the batches that ``update`` takes.
+        single_episode: whether the time steps of a sequence must belong to one episode.
+        context_steps: how many of a sequence's first time steps may still belong to the previous episode.
+        extras: what ``act`` stores in replay with every time step: shape and dtype by name.
     """
 
     spaces: EnvSpaces
     batch_size: int
     batch_length: int
     single_episode: bool = False
-    lead: int = 0
+    context_steps: int = 0
     extras: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = {}
 
     @property
     def device(self) -> torch.device:
-        """Where the networks live."""
+        """The device of the networks."""
         return next(self.parameters()).device
 
     @abstractmethod
     def init_carry(self, batch: int) -> PolicyCarry:
-        """What is remembered before anything was seen."""
+        """Return the memory before the first observation."""
 
     @abstractmethod
-    def act(self, carry: PolicyCarry, moment: TimeStep, explore: bool) -> PolicyStep:
-        """What to do now.
+    def act(self, carry: PolicyCarry, time_step: TimeStep, explore: bool) -> PolicyStep:
+        """Choose actions.
 
         Args:
-            carry: as ``init_carry`` or ``act`` returned it. Where ``moment.is_first``, it is of an episode that is
-                over: forget it.
-            moment: on the agent's device.
-            explore: as in training; False as in evaluation.
+            carry: as ``init_carry`` or ``act`` returned it. Where ``time_step.is_first``, it belongs to an episode that
+                has ended and must be ignored.
+            time_step: on the agent's device.
+            explore: True in training, False in evaluation.
         """
 
-    def watch(self, carry: PolicyCarry, moment: TimeStep, action: Tensor) -> PolicyStep:
-        """What ``act`` would remember and have kept where another has decided on ``action``.
+    def observe(self, carry: PolicyCarry, time_step: TimeStep, action: Tensor) -> PolicyStep:
+        """Return what ``act`` would have returned if it had chosen ``action``, which something else has chosen.
 
-        By default the agent decides too, and is not heard: right where the carry knows nothing of actions. To be
-        overridden where it does, or where deciding is dear.
+        By default the agent chooses an action, too, which is discarded: correct where the carry does not depend on
+        actions. Override it where the carry does, or where choosing an action is expensive.
         """
-        return self.act(carry, moment, explore=True)._replace(action=action)
+        return self.act(carry, time_step, explore=True)._replace(action=action)
 
     @abstractmethod
     def update(self, batch: ReplayBatch) -> UpdateOutput:
-        """One step of learning.
+        """Make one update.
 
         Raises:
-            FloatingPointError: a loss is not finite; no weight was moved by it (see ``vwm.rl.optimizer_step``).
+            FloatingPointError: a loss is not finite; no weight was changed by it (see ``vwm.rl.optimizer_step``).
         """
 
     @abstractmethod
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """By name; they are saved with the networks."""
+        """Return the optimizers by name; they are saved with the networks."""
 
     def simulator(self, title: str = "world", fps: float = 15.0) -> NetworkSimulator:
-        """The world that the agent has learned, as others see it; it has the agent's own weights, not a copy.
+        """Return the learned world model as a ``Simulator``; it shares the agent's weights.
 
         Raises:
-            ValueError: it has learned none.
+            ValueError: the agent learns no world model.
         """
-        raise ValueError(f"{type(self).__name__} learns no world that could be exported")
+        raise ValueError(f"{type(self).__name__} learns no world model that could be exported")
 
-    def begin(self, updates: int) -> None:
-        """Called once before the first update, with the number of updates that the whole run will make."""
+    def set_total_updates(self, updates: int) -> None:
+        """Take note of the number of updates that the whole run will make; called once before the first update."""

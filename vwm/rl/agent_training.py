@@ -174,7 +174,7 @@ class AgentTraining:
         return policy
 
     def export_simulator(self, best: bool, title: str, fps: float, contexts: int) -> NetworkSimulator:
-        """Make a simulator of the world that the agent has learned; see ``Algorithm.export_simulator``."""
+        """Make a simulator of the agent's world model; see ``Algorithm.export_simulator``."""
         policy = self.load_policy(best)
         state = read_checkpoint(self.folder.find_last_checkpoint())["algorithm"]
         return self.algorithm.export_simulator(self.setup, policy, state, title, fps, contexts)

@@ -129,7 +129,7 @@ class Algorithm(ABC):
     def export_simulator(
         self, setup: TrainingSetup, policy: Any, state: Mapping[str, Any], title: str, fps: float, contexts: int
     ) -> NetworkSimulator:
-        """Make a simulator of the world that the policy has learned, with contexts to start from.
+        """Make a simulator of the learned world model, with contexts to start from.
 
         Args:
             setup: of the run.
@@ -139,6 +139,6 @@ class Algorithm(ABC):
             contexts: number of starts.
 
         Raises:
-            ValueError: the algorithm learns no world.
+            ValueError: the algorithm learns no world model.
         """
-        raise ValueError(f"{type(self).__name__} learns no world that could be exported")
+        raise ValueError(f"{type(self).__name__} learns no world model that could be exported")

@@ -1,7 +1,8 @@
-"""What an agent earns in a game that it does not learn from."""
+"""Evaluation of policies: play episodes and collect their returns."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,19 +16,19 @@ from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.rl.agent import ActingPolicy
 
 MAX_VIDEO_FRAMES = 1000
-"""Frames of an episode that are kept to be shown."""
+"""Frames of an episode that are kept for its video."""
 PROGRESS_EVERY = 64
-"""Decisions of each copy after which the progress bar says how many were taken: an episode may be long."""
+"""Steps of the environments between updates of the progress bar's text, since episodes may be long."""
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What some episodes came to.
+    """Returns and lengths of the episodes of an evaluation.
 
     Attributes:
-        returns: float64 [n], the undiscounted sum of rewards.
-        lengths: int64 [n], decisions.
-        frames: uint8 [t, h, w, 3], the first episode, or None where the game has no pictures.
+        returns: float64 [n], undiscounted sums of rewards.
+        lengths: int64 [n], in decisions.
+        frames: uint8 [t, h, w, 3] of the first episode, or None where the environment has no images.
     """
 
     returns: NDArray[np.float64]
@@ -35,7 +36,7 @@ class EvaluationResult:
     frames: NDArray[np.uint8] | None
 
     def interval(self, seed: int = 0, draws: int = 2000) -> tuple[float, float]:
-        """The 95% interval of the mean return, by bootstrap over episodes."""
+        """Return the 95% interval of the mean return, by bootstrap over episodes."""
         rng = np.random.default_rng(seed)
         means = rng.choice(self.returns, (draws, len(self.returns))).mean(axis=1)
         low, high = np.percentile(means, [2.5, 97.5])
@@ -43,76 +44,106 @@ class EvaluationResult:
 
 
 def evaluate_policy(
-    agent: ActingPolicy | None, game: EnvSpec, episodes: int, seed: int, side_by_side: int = 16, video: bool = False
+    policy: ActingPolicy | None,
+    env_spec: EnvSpec,
+    episodes: int,
+    seed: int,
+    num_envs: int = 16,
+    record_video: bool = False,
 ) -> EvaluationResult:
     """Play episodes to their end.
 
-    Every copy of the game plays its share of the episodes, so that short ones do not count for more.
+    Every environment plays an equal share of the episodes, so that short episodes are not overrepresented.
 
     Args:
-        agent: who plays, without exploring; None plays at random.
-        game: what is played.
-        episodes: how many.
-        seed: of the game and of whatever the agent draws; torch's generators are left as they were.
-        side_by_side: copies of the game at most.
-        video: keep the first episode's pictures.
+        policy: acts without exploring; None takes random actions.
+        env_spec: the environment.
+        episodes: number of episodes.
+        seed: of the environment and of everything the policy draws; torch's generators are left as they were.
+        num_envs: environments that are stepped together, at most.
+        record_video: keep the first episode's images.
 
     Raises:
-        ValueError: there is nothing to play.
+        ValueError: ``episodes`` is below 1.
     """
     if episodes < 1:
         raise ValueError(f"episodes must be 1 or more, got {episodes}")
-    count = min(episodes, side_by_side)
-    environments = (game.bare if agent is None else game).open(count, seed, draws=video)
-    shares = [episodes // count + (copy < episodes % count) for copy in range(count)]
-    returns: list[list[float]] = [[] for _ in range(count)]
-    lengths: list[list[int]] = [[] for _ in range(count)]
+    count = min(episodes, num_envs)
+    envs = (env_spec.bare if policy is None else env_spec).open(count, seed, draws=record_video)
+    tally = _EpisodeTally([episodes // count + (i < episodes % count) for i in range(count)])
     frames: list[NDArray[np.uint8]] = []
     bar = tqdm(total=episodes, desc="evaluation", unit="episode", leave=False, disable=None)
     # torch.manual_seed seeds every GPU, too: a training there would draw the same again after each evaluation.
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices), torch.no_grad():
         torch.manual_seed(seed)
-        moment = environments.reset()
-        carry = None if agent is None else agent.init_carry(count)
-        total, length, steps = np.zeros(count), np.zeros(count, np.int64), 0
-        while any(len(r) < share for r, share in zip(returns, shares, strict=True)):
-            if video and not returns[0] and len(frames) < MAX_VIDEO_FRAMES:
-                picture = environments.render()
-                frames += [] if picture is None else [picture]
-            if agent is None:
-                action = sample_random_actions(environments.spaces, count)
+        time_step = envs.reset()
+        carry = None if policy is None else policy.init_carry(count)
+        steps = 0
+        while not tally.complete:
+            if record_video and not tally.returns[0] and len(frames) < MAX_VIDEO_FRAMES:
+                frame = envs.render()
+                frames += [] if frame is None else [frame]
+            if policy is None:
+                action = sample_random_actions(envs.spaces, count)
             else:
-                acted = agent.act(carry, time_step_to_device(moment, agent.device), explore=False)
-                action, carry = acted.action, acted.carry
-            moment = environments.step(action)
-            total += moment.reward.numpy()
-            length += ~moment.is_first.numpy()
+                action, carry, _ = policy.act(carry, time_step_to_device(time_step, policy.device), explore=False)
+            time_step = envs.step(action)
+            bar.update(tally.add(time_step))
             steps += 1
             if steps % PROGRESS_EVERY == 0:
                 bar.set_postfix_str(f"{steps * count} decisions")
-            for copy in np.flatnonzero(moment.is_last.numpy()):
-                returns[copy].append(float(total[copy]))
-                lengths[copy].append(int(length[copy]))
-                total[copy], length[copy] = 0, 0
-                bar.update(len(returns[copy]) <= shares[copy])
     bar.close()
-    environments.close()
-    played = [(r[:share], n[:share]) for r, n, share in zip(returns, lengths, shares, strict=True)]
-    return EvaluationResult(
-        np.array([x for r, _ in played for x in r]),
-        np.array([x for _, n in played for x in n]),
-        np.stack(frames) if frames else None,
-    )
+    envs.close()
+    return tally.result(np.stack(frames) if frames else None)
+
+
+class _EpisodeTally:
+    """Returns and lengths of the episodes of each environment, of which its share counts.
+
+    Args:
+        shares: number of episodes that each environment contributes.
+    """
+
+    def __init__(self, shares: Sequence[int]) -> None:
+        self.shares = shares
+        self.returns: list[list[float]] = [[] for _ in shares]
+        self.lengths: list[list[int]] = [[] for _ in shares]
+        self.current_return = np.zeros(len(shares))
+        self.current_length = np.zeros(len(shares), np.int64)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every environment has played its share."""
+        return all(len(returns) >= share for returns, share in zip(self.returns, self.shares, strict=True))
+
+    def add(self, time_step: TimeStep) -> int:
+        """Add a time step of every environment; return how many episodes that count have ended."""
+        self.current_return += time_step.reward.numpy()
+        self.current_length += ~time_step.is_first.numpy()
+        counted = 0
+        for i in np.flatnonzero(time_step.is_last.numpy()):
+            self.returns[i].append(float(self.current_return[i]))
+            self.lengths[i].append(int(self.current_length[i]))
+            self.current_return[i] = 0
+            self.current_length[i] = 0
+            counted += len(self.returns[i]) <= self.shares[i]
+        return counted
+
+    def result(self, frames: NDArray[np.uint8] | None) -> EvaluationResult:
+        """Return the episodes that count, in the order of the environments."""
+        returns = [x for values, share in zip(self.returns, self.shares, strict=True) for x in values[:share]]
+        lengths = [x for values, share in zip(self.lengths, self.shares, strict=True) for x in values[:share]]
+        return EvaluationResult(np.array(returns), np.array(lengths), frames)
 
 
 def sample_random_actions(spaces: EnvSpaces, count: int) -> torch.Tensor:
-    """One action an environment, each alike likely, drawn from torch's generator."""
+    """Draw uniform actions, one per environment, from torch's generator."""
     if spaces.actions.kind == "discrete":
         return torch.randint(spaces.actions.size, (count,))
     return torch.rand(count, spaces.actions.size) * 2 - 1
 
 
-def time_step_to_device(moment: TimeStep, device: torch.device) -> TimeStep:
-    """The moment's tensors there."""
-    return tree_map(lambda x: x.to(device), moment)
+def time_step_to_device(time_step: TimeStep, device: torch.device) -> TimeStep:
+    """Move a time step's tensors to a device."""
+    return tree_map(lambda x: x.to(device), time_step)

@@ -26,8 +26,8 @@ class EvaluationConfig:
         every: steps from one evaluation to the next, in the algorithm's unit; 0 evaluates at the end only.
         episodes: of each evaluation.
         env: the environment of evaluations, where it differs from that of training: the real one of an agent that
-            learns in a learned world. The returns in both are drawn side by side; where the two part, the agent
-            exploits errors of the world.
+            learns in a world model. The returns in both are plotted together; where the two diverge, the agent exploits
+            errors of the world model.
         video: write a video of every evaluation's first episode.
 
     Raises:
@@ -68,13 +68,14 @@ class EvaluationLog:
         return float(evaluate_policy(None, self.eval_env, self.config.episodes, self.seed).returns.mean())
 
     def evaluate(
-        self, policy: ActingPolicy, step: int, tables: Mapping[str, MetricTable], random: float
+        self, policy: ActingPolicy, step: int, tables: Mapping[str, MetricTable], random_return: float
     ) -> EvaluationResult:
         """Evaluate, add a row to ``evaluations``, write the video and draw ``curves.png`` again.
 
         Where the agent learns in another environment than it is evaluated in, the row also has ``imagined``, its mean
         return there in the training episodes since the previous evaluation (NaN where none ended), and ``gap``, how
-        much larger that is than the return of the evaluation: an agent that exploits its world's errors widens it.
+        much larger that is than the return of the evaluation: it grows where an agent exploits errors of its world
+        model.
 
         Args:
             policy: to be evaluated.
@@ -83,7 +84,7 @@ class EvaluationLog:
             random: mean return of random actions.
         """
         episodes, evaluations, updates = (tables[name].rows() for name in ("episodes", "evaluations", "updates"))
-        result = evaluate_policy(policy, self.eval_env, self.config.episodes, self.seed, video=self.config.video)
+        result = evaluate_policy(policy, self.eval_env, self.config.episodes, self.seed, record_video=self.config.video)
         low, high = result.interval()
         mean, length = float(result.returns.mean()), float(result.lengths.mean())
         row = {"mean": mean, "low": low, "high": high, "length": length}
@@ -95,7 +96,7 @@ class EvaluationLog:
         tables["evaluations"].add(step, **row)
         evaluations.append({"step": step, **row})
         write_evaluation_video(result, self.folder.videos / f"{step:09d}.mp4")
-        plot_run_curves(self.folder.path / "curves.png", episodes, evaluations, updates, random, title)
+        plot_run_curves(self.folder.path / "curves.png", episodes, evaluations, updates, random_return, title)
         return result
 
 

@@ -1,4 +1,4 @@
-"""The last frames that an agent sees at once, out of pieces of replay: what is learned from is what was acted on.
+"""Frame stacking over replay sequences, which gives the same stacks that the agent acted on.
 
 Legend: b batch, t time, f frames.
 """
@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 def stack_frames(observation: Tensor, is_first: Tensor, frames: int) -> Tensor:
-    """What an agent saw at each moment that has enough before it: [b, t, ...] -> [b, t - f + 1, f, ...].
+    """Return the stack of the last f observations at each time step: [b, t, ...] -> [b, t - f + 1, f, ...].
 
-    Before an episode's beginning its first observation stands.
+    The first f - 1 time steps only serve as context. At the start of an episode its first observation is repeated.
     """
     length = observation.shape[1]
-    place = torch.arange(length, device=observation.device)
-    begin = torch.where(is_first, place, 0).cummax(1).values[:, frames - 1 :, None]
-    back = torch.arange(frames - 1, -1, -1, device=observation.device)
-    wanted = torch.maximum(place[frames - 1 :, None] - back, begin)
+    index = torch.arange(length, device=observation.device)
+    episode_start = torch.where(is_first, index, 0).cummax(1).values[:, frames - 1 :, None]
+    offset = torch.arange(frames - 1, -1, -1, device=observation.device)
+    indices = torch.maximum(index[frames - 1 :, None] - offset, episode_start)
     rows = torch.arange(len(observation), device=observation.device)[:, None, None]
-    return observation[rows, wanted]
+    return observation[rows, indices]

@@ -49,32 +49,32 @@ class OnlineLearning(Algorithm):
         agent: Callable[[EnvSpaces], Agent],
         num_envs: int = 1,
         prefill: int = 1000,
-        pretrain: int = 0,
+        pretrain_updates: int = 0,
         updates_per_decision: float = 1.0,
-        capacity: int = 1_000_000,
-        disk: bool = False,
+        replay_capacity: int = 1_000_000,
+        replay_on_disk: bool = False,
     ) -> None:
-        check_positive(num_envs=num_envs, capacity=capacity)
-        if prefill < 0 or pretrain < 0 or updates_per_decision < 0:
+        check_positive(num_envs=num_envs, replay_capacity=replay_capacity)
+        if prefill < 0 or pretrain_updates < 0 or updates_per_decision < 0:
             raise ValueError(
-                f"prefill, pretrain and updates_per_decision must be 0 or more, got {prefill}, {pretrain}, "
+                f"prefill, pretrain and updates_per_decision must be 0 or more, got {prefill}, {pretrain_updates}, "
                 f"{updates_per_decision}"
             )
         self.env = env
         self.make_agent = agent
         self.num_envs = num_envs
         self.prefill = prefill
-        self.pretrain = pretrain
+        self.pretrain_updates = pretrain_updates
         self.updates_per_decision = updates_per_decision
-        self.capacity = capacity
-        self.disk = disk
+        self.replay_capacity = replay_capacity
+        self.replay_on_disk = replay_on_disk
 
     def set_up(self, setup: TrainingSetup) -> None:
         """See ``Algorithm.set_up``."""
         self.setup = setup
         self.envs: BatchedEnv = self.env.open(self.num_envs, setup.seed)
         self.policy: Agent = self.make_agent(self.envs.spaces).to(setup.device)
-        self.replay = self._make_replay(self.policy, setup, setup.folder.path / "ring")
+        self.replay = self._make_replay(self.policy, setup, setup.folder.path / "replay_scratch")
         self.carry: PolicyCarry = self.policy.init_carry(self.num_envs)
         self.time_step: TimeStep | None = None
         self.progress = 0
@@ -136,13 +136,15 @@ class OnlineLearning(Algorithm):
     ) -> NetworkSimulator:
         """See ``Algorithm.export_simulator``; the contexts are drawn from the replay buffer of the last checkpoint."""
         simulator = policy.simulator(title, fps)
-        with TemporaryDirectory(dir=setup.folder.path) as ring:
-            replay = self.load_replay(setup, policy, state, Path(ring))
+        with TemporaryDirectory(dir=setup.folder.path) as scratch_folder:
+            replay = self.load_replay(setup, policy, state, Path(scratch_folder))
             drawn = replay.sample(contexts, simulator.spec.context_frames, single_episode=True)
             simulator.starts = drawn.observation
         return simulator
 
-    def load_replay(self, setup: TrainingSetup, policy: Agent, state: Mapping[str, Any], ring: Path) -> ReplayBuffer:
+    def load_replay(
+        self, setup: TrainingSetup, policy: Agent, state: Mapping[str, Any], scratch_folder: Path
+    ) -> ReplayBuffer:
         """Load the replay buffer of a checkpoint, leaving the run's own files as they are.
 
         Args:
@@ -151,28 +153,28 @@ class OnlineLearning(Algorithm):
             state: as ``state_dict`` returned it.
             ring: folder for the time steps, where the run keeps them in files.
         """
-        replay = self._make_replay(policy, setup, ring)
+        replay = self._make_replay(policy, setup, scratch_folder)
         replay.load(self._replay_folder(setup), state["replay"])
         return replay
 
     @torch.no_grad()
     def _act(self) -> list[Mapping[str, float]]:
         """Take one decision in every environment; return the episodes that ended."""
-        now = self.envs.reset() if self.time_step is None else self.time_step
-        seen = time_step_to_device(now, self.policy.device)
+        current = self.envs.reset() if self.time_step is None else self.time_step
+        on_device = time_step_to_device(current, self.policy.device)
         if self.progress < self.prefill:
             random = sample_random_actions(self.envs.spaces, self.num_envs).to(self.policy.device)
-            acted = self.policy.watch(self.carry, seen, random)
+            output = self.policy.observe(self.carry, on_device, random)
         else:
-            acted = self.policy.act(self.carry, seen, explore=True)
-        action = acted.action.cpu()
-        self.carry = acted.carry
-        self.replay.add(now, action, acted.extras)
+            output = self.policy.act(self.carry, on_device, explore=True)
+        action = output.action.cpu()
+        self.carry = output.carry
+        self.replay.add(current, action, output.extras)
         self.time_step = self.envs.step(action)
         self.progress += self.num_envs
-        return self._count(self.time_step)
+        return self._ended_episodes(self.time_step)
 
-    def _count(self, step: TimeStep) -> list[Mapping[str, float]]:
+    def _ended_episodes(self, step: TimeStep) -> list[Mapping[str, float]]:
         self.returns = torch.where(step.is_first, 0, self.returns) + step.reward
         self.lengths = torch.where(step.is_first, 0, self.lengths + 1)
         ended = step.is_last.nonzero().flatten().tolist()
@@ -183,7 +185,7 @@ class OnlineLearning(Algorithm):
         agent = self.policy
         if self.progress < self.prefill or not self.replay.can_sample(agent.batch_length):
             return []
-        self.updates_due += self.num_envs * self.updates_per_decision + (0 if self.updates else self.pretrain)
+        self.updates_due += self.num_envs * self.updates_per_decision + (0 if self.updates else self.pretrain_updates)
         rows: list[Mapping[str, float]] = []
         while self.updates_due >= 1:
             self.updates_due -= 1
@@ -192,22 +194,25 @@ class OnlineLearning(Algorithm):
         return rows
 
     def _update(self, agent: Agent) -> Mapping[str, float]:
-        batch = self.replay.sample(agent.batch_size, agent.batch_length, agent.single_episode, agent.lead)
+        batch = self.replay.sample(agent.batch_size, agent.batch_length, agent.single_episode, agent.context_steps)
         began = time.perf_counter()
         with self.setup.runtime.autocast():
             output = agent.update(replay_batch_to_device(batch, agent.device))
-        if output.places is not None:
-            self.replay.write(output.places, {name: _to_float32(value) for name, value in output.extras.items()})
+        if output.indices is not None:
+            extras = {name: _to_float32(value) for name, value in output.extras.items()}
+            self.replay.update_extras(output.indices, extras)
         return {**output.logs, "seconds": time.perf_counter() - began}
 
     def _announce_updates(self) -> None:
         """Tell the agent how many updates the whole run makes."""
         prefilled = self.prefill * self.updates_per_decision
-        self.policy.begin(self.pretrain + int(self.setup.steps * self.updates_per_decision - prefilled))
+        self.policy.set_total_updates(
+            self.pretrain_updates + int(self.setup.steps * self.updates_per_decision - prefilled)
+        )
 
-    def _make_replay(self, agent: Agent, setup: TrainingSetup, ring: Path) -> ReplayBuffer:
-        folder = ring if self.disk else None
-        return ReplayBuffer(self.capacity, self.num_envs, agent.spaces, agent.extras, setup.seed, folder)
+    def _make_replay(self, agent: Agent, setup: TrainingSetup, scratch_folder: Path) -> ReplayBuffer:
+        folder = scratch_folder if self.replay_on_disk else None
+        return ReplayBuffer(self.replay_capacity, self.num_envs, agent.spaces, agent.extras, setup.seed, folder)
 
     @staticmethod
     def _replay_folder(setup: TrainingSetup) -> Path:
@@ -215,13 +220,13 @@ class OnlineLearning(Algorithm):
 
 
 def replay_batch_to_device(batch: ReplayBatch, device: torch.device) -> ReplayBatch:
-    """Move a batch's tensors to a device; the places stay."""
+    """Move a batch's tensors to a device; the indices stay."""
 
     def move(leaf: Tensor) -> Tensor:
         return leaf.to(device, non_blocking=True)
 
     return batch._replace(
-        **{name: tree_map(move, value) for name, value in batch._asdict().items() if name != "places"}
+        **{name: tree_map(move, value) for name, value in batch._asdict().items() if name != "indices"}
     )
 
 

@@ -1,9 +1,9 @@
-"""Replay: a ring of the latest moments of every environment, from which pieces are drawn.
+"""Replay buffer: a ring of the latest time steps of every environment, from which sequences are drawn.
 
-On disk a replay is a folder of files that are never changed, each a stretch of moments, so that saving it costs what is
-new. What an agent writes back (``extras``) stands in a file of its own.
+On disk it is a folder of files that never change, each a range of time steps, so that saving costs only what is new.
+The values that an agent writes back (``extras``) are in a file of their own.
 
-Legend: n environments, m moments kept of each, b pieces drawn, t their length.
+Legend: n environments, m time steps kept of each, b sequences drawn, t their length.
 """
 
 from __future__ import annotations
@@ -25,32 +25,33 @@ MAX_SAMPLING_ATTEMPTS = 1000
 
 
 class ReplayBuffer:
-    """The last ``capacity`` moments.
+    """The last ``capacity`` time steps.
 
     Args:
-        capacity: moments, over all environments.
-        environments: n.
+        capacity: time steps, over all environments.
+        num_envs: n.
         spaces: of the environments.
-        extras: what else is kept with each moment: shape and dtype by name.
-        seed: of the drawing.
-        folder: keep the ring in files there rather than in memory; it is scratch, not what ``save`` writes.
+        extras: what else is stored with each time step: shape and dtype by name.
+        seed: of the sampling.
+        folder: keep the ring in files there instead of in memory; scratch files, not those that ``save`` writes.
 
     Raises:
-        ValueError: the capacity is below one moment an environment.
+        ValueError: the capacity is below one time step per environment.
     """
 
     def __init__(
         self,
         capacity: int,
-        environments: int,
+        num_envs: int,
         spaces: EnvSpaces,
         extras: Mapping[str, tuple[tuple[int, ...], torch.dtype]] | None = None,
         seed: int = 0,
         folder: Path | None = None,
     ) -> None:
-        if capacity < environments:
-            raise ValueError(f"a replay of {capacity} moments has no room for {environments} environments")
-        self.environments, self.size = environments, capacity // environments
+        if capacity < num_envs:
+            raise ValueError(f"capacity={capacity} must be at least the number of environments, {num_envs}")
+        self.num_envs = num_envs
+        self.size = capacity // num_envs
         shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "observation": (spaces.observation, torch.uint8 if spaces.pixels else torch.float32),
             "reward": ((), torch.float32),
@@ -60,131 +61,147 @@ class ReplayBuffer:
             "action": (spaces.action_shape, spaces.action_dtype),
         }
         self.extras = tuple(extras or {})
-        self.played = tuple(shapes)
-        self.ring = {
-            name: _allocate_storage(name, (environments, self.size, *shape), dtype, folder)
+        self.step_keys = tuple(shapes)
+        self.storage = {
+            name: _allocate_storage(name, (num_envs, self.size, *shape), dtype, folder)
             for name, (shape, dtype) in {**shapes, **(extras or {})}.items()
         }
-        self.added = self.saved = 0
+        self.num_added = 0
+        self.num_saved = 0
         self.generator = np.random.default_rng(seed)
 
     def __len__(self) -> int:
-        """Moments in it, over all environments."""
-        return self.environments * self._kept
+        """Return the number of time steps stored, over all environments."""
+        return self.num_envs * self._steps_per_env
 
     @property
-    def _kept(self) -> int:
-        return min(self.added, self.size)
+    def _steps_per_env(self) -> int:
+        return min(self.num_added, self.size)
 
-    def add(self, moment: TimeStep, action: Tensor, extras: Mapping[str, Tensor]) -> None:
-        """Keep a moment of every environment, with what was done there."""
-        place = self.added % self.size
-        for name, value in {**moment._asdict(), "action": action, **extras}.items():
-            self.ring[name][:, place] = value.detach().cpu().numpy()
-        self.added += 1
+    @property
+    def _oldest(self) -> int:
+        """Number of the oldest time step stored, counted from the first one ever added."""
+        return self.num_added - self._steps_per_env
+
+    def add(self, time_step: TimeStep, action: Tensor, extras: Mapping[str, Tensor]) -> None:
+        """Store a time step of every environment, with the action taken there."""
+        position = self.num_added % self.size
+        for name, value in {**time_step._asdict(), "action": action, **extras}.items():
+            self.storage[name][:, position] = value.detach().cpu().numpy()
+        self.num_added += 1
 
     def can_sample(self, length: int) -> bool:
-        """Whether there are pieces of this length at all."""
-        return self._kept >= length
+        """Return whether the buffer holds sequences of this length."""
+        return self._steps_per_env >= length
 
-    def sample(self, batch: int, length: int, single_episode: bool = False, lead: int = 0) -> ReplayBatch:
-        """Draw pieces, each start alike likely.
+    def sample(self, batch: int, length: int, single_episode: bool = False, context_steps: int = 0) -> ReplayBatch:
+        """Draw sequences, with uniform starts.
 
         Args:
             batch: b.
             length: t.
-            single_episode: only pieces of one episode.
-            lead: but for so many moments at their beginning, which may be of the episode before.
+            single_episode: only sequences within one episode.
+            context_steps: how many of the first time steps may belong to the previous episode all the same.
 
         Raises:
-            ValueError: nothing in it is so long.
+            ValueError: the buffer holds no such sequence.
         """
         if not self.can_sample(length):
-            raise ValueError(f"the replay has {self._kept} moments of each environment, pieces of {length} were asked")
-        found: list[NDArray[np.int64]] = []
+            raise ValueError(
+                f"the replay buffer holds {self._steps_per_env} time steps per environment, fewer than length={length}"
+            )
+        sequences: list[NDArray[np.int64]] = []
         for _ in range(MAX_SAMPLING_ATTEMPTS):
-            lanes = self.generator.integers(self.environments, size=batch)
-            first = self.generator.integers(self._kept - length + 1, size=batch) + self.added - self._kept
+            env_indices = self.generator.integers(self.num_envs, size=batch)
+            first = self.generator.integers(self._steps_per_env - length + 1, size=batch) + self._oldest
             times = (first[:, None] + np.arange(length)) % self.size
-            places = lanes[:, None] * self.size + times
+            indices = env_indices[:, None] * self.size + times
             if single_episode:
-                places = places[~self._flat("is_first")[places[:, 1 + lead :]].any(axis=1)]
-            found.append(places)
-            if sum(map(len, found)) >= batch:
-                return self.batch(np.concatenate(found)[:batch])
-        raise ValueError(f"hardly an episode in the replay is {length} moments long: ask for shorter pieces")
+                indices = indices[~self._flat("is_first")[indices[:, 1 + context_steps :]].any(axis=1)]
+            sequences.append(indices)
+            if sum(map(len, sequences)) >= batch:
+                return self.gather(np.concatenate(sequences)[:batch])
+        raise ValueError(f"too few episodes in the replay buffer are {length} time steps long: reduce the batch length")
 
-    def batch(self, places: NDArray[np.int64]) -> ReplayBatch:
-        """The moments at int64 [b, t] places."""
-        drawn = {name: torch.from_numpy(self._flat(name)[places]) for name in self.ring}
+    def gather(self, indices: NDArray[np.int64]) -> ReplayBatch:
+        """Return the time steps at given indices, int64 [b, t]."""
+        drawn = {name: torch.from_numpy(self._flat(name)[indices]) for name in self.storage}
         extras = {name: drawn.pop(name) for name in self.extras}
-        return ReplayBatch(**drawn, extras=extras, places=torch.from_numpy(places))
+        return ReplayBatch(**drawn, extras=extras, indices=torch.from_numpy(indices))
 
-    def write(self, places: Tensor, extras: Mapping[str, Tensor]) -> None:
-        """Write extras [b, t, ...] back to where a batch came from; of places drawn twice the last one counts."""
+    def update_extras(self, indices: Tensor, extras: Mapping[str, Tensor]) -> None:
+        """Write extras [b, t, ...] back to the indices of a batch; of duplicate indices the last value counts."""
         for name, value in extras.items():
-            self._flat(name)[places.cpu().numpy()] = value.detach().cpu().numpy()
+            self._flat(name)[indices.cpu().numpy()] = value.detach().cpu().numpy()
 
     def _flat(self, name: str) -> NDArray[Any]:
-        array = self.ring[name]
+        array = self.storage[name]
         return array.reshape(-1, *array.shape[2:])
 
     # ------------------------------------------------------------------------------------------------------ on disk
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Add what is new to a folder; returns what ``load`` needs beside it."""
+        """Write what is new into a folder; return the state that ``load`` needs in addition."""
         folder.mkdir(parents=True, exist_ok=True)
-        start = max(self.saved, self.added - self.size)
-        if start < self.added:
-            times = np.arange(start, self.added) % self.size
-            _write_npz(folder / f"{start:012d}-{self.added:012d}.npz", {n: self.ring[n][:, times] for n in self.played})
+        start = max(self.num_saved, self.num_added - self.size)
+        if start < self.num_added:
+            times = np.arange(start, self.num_added) % self.size
+            segment = {name: self.storage[name][:, times] for name in self.step_keys}
+            _write_npz(folder / f"{start:012d}-{self.num_added:012d}.npz", segment)
         if self.extras:
-            kept = np.arange(self.added - self._kept, self.added) % self.size
-            _write_npz(folder / f"extras-{self.added:012d}.npz", {n: self.ring[n][:, kept] for n in self.extras})
-        self.saved = self.added
-        return {"added": self.added, "generator": self.generator.bit_generator.state}
+            kept = np.arange(self._oldest, self.num_added) % self.size
+            extras = {name: self.storage[name][:, kept] for name in self.extras}
+            _write_npz(folder / f"extras-{self.num_added:012d}.npz", extras)
+        self.num_saved = self.num_added
+        return {"num_added": self.num_added, "generator": self.generator.bit_generator.state}
 
     def load(self, folder: Path, state: Mapping[str, Any]) -> None:
-        """Take up what ``save`` wrote when it returned ``state``; what was written later is left out, but not deleted.
+        """Restore the buffer as it was when ``save`` returned ``state``; files written later are ignored, not deleted.
 
         Raises:
-            ValueError: a stretch is missing, or of another shape.
+            ValueError: a file is missing, or has arrays of another shape.
         """
-        self.added = self.saved = int(state["added"])
-        oldest = self.added - self._kept
+        self.num_added = int(state["num_added"])
+        self.num_saved = self.num_added
+        oldest = self._oldest
         covered = oldest
         for path in sorted(folder.glob("[0-9]*-[0-9]*.npz")):
             start, end = map(int, path.stem.split("-"))
-            if oldest < end <= self.added:
+            if oldest < end <= self.num_added:
                 if start > covered:
                     break
-                self._take(path, np.arange(start, end), oldest)
+                self._load_segment(path, np.arange(start, end), oldest)
                 covered = end
-        if covered < self.added:
-            raise ValueError(f"{folder}: the replay's moments {covered} to {self.added} are missing; start a new run")
+        if covered < self.num_added:
+            raise ValueError(
+                f"{folder}: time steps {covered} to {self.num_added} of the replay buffer are missing; start a new run"
+            )
         if self.extras:
-            self._take(folder / f"extras-{self.added:012d}.npz", np.arange(oldest, self.added), oldest)
+            self._load_segment(folder / f"extras-{self.num_added:012d}.npz", np.arange(oldest, self.num_added), oldest)
         self.generator.bit_generator.state = state["generator"]
 
     def prune(self, folder: Path) -> None:
-        """Delete what the checkpoint that was saved or loaded last does not need: what is older, or was lived after it.
+        """Delete the files that the checkpoint saved or loaded last does not need: too old or written after it.
 
-        For the run itself alone: whoever else reads the folder may find a checkpoint on its way into place.
+        Only the run itself may call this: another reader of the folder may be using a checkpoint that is being
+        replaced.
         """
         for path in folder.glob("extras-*.npz"):
-            if path.stem != f"extras-{self.saved:012d}":
+            if path.stem != f"extras-{self.num_saved:012d}":
                 path.unlink()
         for path in folder.glob("[0-9]*-[0-9]*.npz"):
-            if not self.saved - self.size < int(path.stem.split("-")[1]) <= self.saved:
+            if not self.num_saved - self.size < int(path.stem.split("-")[1]) <= self.num_saved:
                 path.unlink()
 
-    def _take(self, path: Path, times: NDArray[np.int64], oldest: int) -> None:
+    def _load_segment(self, path: Path, times: NDArray[np.int64], oldest: int) -> None:
         kept = times >= oldest
-        with np.load(path) as stretch:
-            for name in stretch.files:
-                if name not in self.ring or stretch[name].shape[2:] != self.ring[name].shape[2:]:
-                    raise ValueError(f"{path}: holds {name} {stretch[name].shape[2:]}, which this run does not keep")
-                self.ring[name][:, times[kept] % self.size] = stretch[name][:, kept]
+        with np.load(path) as segment:
+            for name in segment.files:
+                if name not in self.storage or segment[name].shape[2:] != self.storage[name].shape[2:]:
+                    raise ValueError(
+                        f"{path}: holds {name} of shape {segment[name].shape[2:]}, which this run does not store"
+                    )
+                self.storage[name][:, times[kept] % self.size] = segment[name][:, kept]
 
 
 def _allocate_storage(name: str, shape: tuple[int, ...], dtype: torch.dtype, folder: Path | None) -> NDArray[Any]:

@@ -60,10 +60,10 @@ def test_who_is_greedy_does_what_is_likeliest(greedy: bool) -> None:
     torch.manual_seed(0)
     policy = FeatureActorCriticPolicy(diffusion_world(), VECTORS, ActorConfig(width=8, layers=1), greedy=greedy)
     features = torch.randn(64, 32)
-    moment = TimeStep(features, *(torch.zeros(64, dtype=torch.bool) for _ in range(4)))
+    time_step = TimeStep(features, *(torch.zeros(64, dtype=torch.bool) for _ in range(4)))
     likeliest = policy.behaviour.actor(features).mode()
-    assert torch.equal(policy.act((), moment, explore=False).action, likeliest) == greedy
-    assert not torch.equal(policy.act((), moment, explore=True).action, likeliest)
+    assert torch.equal(policy.act((), time_step, explore=False).action, likeliest) == greedy
+    assert not torch.equal(policy.act((), time_step, explore=True).action, likeliest)
 
 
 @pytest.mark.parametrize("dims", [0, 2])

@@ -67,9 +67,9 @@ def moments(agent: Dreamer, steps: int, batch: int = 2) -> ReplayBuffer:
         last = torch.full((batch,), t % 8 == 7)
         first = torch.full((batch,), t % 8 == 0)
         observation = torch.randn(batch, 5, generator=generator)
-        moment = TimeStep(observation, torch.where(first, 0.0, reward), first, last, last)
-        acted = agent.act(carry, moment, explore=True)
-        replay.add(moment, acted.action, acted.extras)
+        time_step = TimeStep(observation, torch.where(first, 0.0, reward), first, last, last)
+        acted = agent.act(carry, time_step, explore=True)
+        replay.add(time_step, acted.action, acted.extras)
         carry, reward = (
             acted.carry,
             acted.action.float().flatten(1).sum(-1) if acted.action.ndim > 1 else acted.action.float(),
@@ -94,10 +94,10 @@ def test_every_version_learns_what_pays(version: int, kind: str) -> None:
 @pytest.mark.parametrize("version", [1, 2, 3])
 def test_an_episode_that_is_over_is_forgotten(version: int) -> None:
     agent, nothing = make(version), torch.zeros(2).bool()
-    moment = TimeStep(torch.randn(2, 5), torch.zeros(2), torch.tensor([True, False]), nothing, nothing)
+    time_step = TimeStep(torch.randn(2, 5), torch.zeros(2), torch.tensor([True, False]), nothing, nothing)
     carry = agent.init_carry(2)._replace(deter=torch.rand(2, 16), action=torch.rand(2, 2))
-    remembered = agent.act(carry, moment, explore=False).carry
-    fresh = agent.act(agent.init_carry(2), moment, explore=False).carry
+    remembered = agent.act(carry, time_step, explore=False).carry
+    fresh = agent.act(agent.init_carry(2), time_step, explore=False).carry
     assert torch.equal(remembered.deter[0], fresh.deter[0])
     assert not torch.equal(remembered.deter[1], fresh.deter[1])
 
@@ -110,8 +110,8 @@ def test_an_update_goes_on_from_the_states_that_replay_kept_and_writes_new_ones(
     assert torch.equal(state.deter, batch.extras["deter"][:, 0].float())
     assert torch.equal(state.action, agent.world.rssm.encode_action(batch.action[:, 0]))
     assert torch.equal(rest.reward, batch.reward[:, 1:])
-    _, written, places = agent.update(batch)
-    assert places is not None and torch.equal(places, batch.places[:, 1:])  # the state it went on from is as it was
+    _, written, indices = agent.update(batch)
+    assert indices is not None and torch.equal(indices, batch.indices[:, 1:])  # the state it went on from is as it was
     assert all(written[name].shape == batch.extras[name][:, 1:].shape for name in ("deter", "stoch"))
     assert not torch.equal(written["deter"], batch.extras["deter"][:, 1:])
     assert written["stoch"].dtype == torch.uint8 and written["stoch"].sum(-1).eq(4).all()  # one class a variable
@@ -152,7 +152,7 @@ def test_the_critics_loss_on_replay_is_that_of_the_definition(squash: bool) -> N
 def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
     def run(folder: Path, steps: int) -> None:
         env = GymnasiumEnvSpec("Pendulum-v1", time_limit=12)
-        learning = OnlineLearning(env, small, num_envs=2, prefill=20, updates_per_decision=0.5, capacity=60)
+        learning = OnlineLearning(env, small, num_envs=2, prefill=20, updates_per_decision=0.5, replay_capacity=60)
         evaluation = EvaluationConfig(every=1000, episodes=1, video=False)
         AgentTraining(folder, learning, steps=steps, checkpoint_every=30, evaluation=evaluation).run()
 
@@ -195,7 +195,7 @@ def test_who_watches_remembers_and_keeps_what_one_who_acts_does(version: int) ->
     torch.manual_seed(1)
     acted = agent.act(agent.init_carry(2), now, explore=False)
     torch.manual_seed(1)
-    watched = agent.watch(agent.init_carry(2), now, acted.action)
+    watched = agent.observe(agent.init_carry(2), now, acted.action)
     assert torch.equal(watched.action, acted.action) and watched.extras.keys() == acted.extras.keys()
     assert all(torch.equal(a, b) for a, b in zip(watched.carry, acted.carry, strict=True))
     assert all(torch.equal(watched.extras[name], acted.extras[name]) for name in acted.extras)

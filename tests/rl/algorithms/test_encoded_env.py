@@ -54,12 +54,12 @@ def test_a_state_goes_on_exactly(observe: str, tmp_path: Path) -> None:
     assert copies.spaces.pixels == (observe == "frame")
     copies.reset()
     for action in actions(LENGTH + 3):
-        moment = copies.step(action)
+        time_step = copies.step(action)
     torch.save(copies.state_dict(), tmp_path / "state.pt")
     again = other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     for action in actions(LENGTH):
-        assert all(torch.equal(a, b) for a, b in zip(moment, again, strict=True))
-        moment, again = copies.step(action), other.step(action)
+        assert all(torch.equal(a, b) for a, b in zip(time_step, again, strict=True))
+        time_step, again = copies.step(action), other.step(action)
 
 
 def test_other_seeds_are_seen_with_other_noise() -> None:

@@ -49,7 +49,7 @@ def test_what_is_kept_does_what_was_bred(tmp_path):
     torch.testing.assert_close(load_component(tmp_path / "controller")(features, LEVERS), expected)
 
 
-def moment(frames: torch.Tensor, first: list[bool]) -> TimeStep:
+def time_step(frames: torch.Tensor, first: list[bool]) -> TimeStep:
     no = torch.zeros(len(frames), dtype=torch.bool)
     return TimeStep(frames, torch.zeros(len(frames)), torch.tensor(first), no, no)
 
@@ -61,7 +61,7 @@ def test_a_driver_sees_the_frame_and_remembers_its_own_episode():
     video = torch.randint(0, 256, (4, 2, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     carry, done = driver.init_carry(2), []
     for t, first in enumerate([[True, True], [False, False], [False, True], [False, False]]):
-        acted = driver.act(carry, moment(video[t], first), explore=False)
+        acted = driver.act(carry, time_step(video[t], first), explore=False)
         carry = acted.carry
         done.append(acted.action)
         # What the world says of the same frames and actions at once: of four frames, and of the last episode's two.

@@ -56,14 +56,14 @@ def played(mind: MuZeroAgent, steps: int, count: int = 2) -> ReplayBatch:
     """A batch of the moments and what the agent did."""
     carry, done = mind.init_carry(count), []
     shown = moments(steps, count, mind.spaces)
-    for moment in shown:
-        acted = mind.act(carry, moment, explore=True)
+    for time_step in shown:
+        acted = mind.act(carry, time_step, explore=True)
         carry = acted.carry
         done.append(acted)
     together = TimeStep(*(torch.stack(x, 1) for x in zip(*shown, strict=True)))
     extras = {name: torch.stack([a.extras[name] for a in done], 1) for name in mind.extras}
-    places = torch.arange(count * steps).view(count, steps)
-    return ReplayBatch(*together, torch.stack([a.action for a in done], 1), extras, places)
+    indices = torch.arange(count * steps).view(count, steps)
+    return ReplayBatch(*together, torch.stack([a.action for a in done], 1), extras, indices)
 
 
 PICTURES = EnvSpaces((32, 32, 3), ActionSpace("discrete", 3))
@@ -176,10 +176,10 @@ def test_reanalysis_renews_a_share_of_the_pieces_with_the_present_network():
         seen = batch.observation[:1].flatten(0, 1)[:, None]
         state = mind.network.represent(seen)
         expected = mind.search.search(MuZeroTreeModel(mind.network), state, mind.discount)
-    _, renewed, places = mind.update(batch._replace(extras=stale))
+    _, renewed, indices = mind.update(batch._replace(extras=stale))
     torch.testing.assert_close(renewed["policy"], expected.policy[None])
     torch.testing.assert_close(renewed["value"], expected.value[None])
-    assert places is not None and torch.equal(places, batch.places[:1])  # what was not searched stays as it is
+    assert indices is not None and torch.equal(indices, batch.indices[:1])  # what was not searched stays as it is
     assert (stale["value"] == 0.5).all()
 
 
@@ -207,7 +207,7 @@ def test_it_cools_down_and_its_rate_follows_the_schedule():
     mind = agent(optimizer=OptimizerConfig(name="momentum", lr=0.2, warmup=0, schedule="linear"))
     batch = played(mind, mind.batch_length)
     assert mind.temperature == 1.0
-    mind.begin(4)
+    mind.set_total_updates(4)
     seen = []
     for _ in range(4):
         seen.append((mind.temperature, mind.update(batch) and mind.optimizer.param_groups[0]["lr"]))
@@ -216,10 +216,10 @@ def test_it_cools_down_and_its_rate_follows_the_schedule():
 
 
 def test_without_exploring_it_draws_nothing():
-    mind, moment = agent(), moments(1)[0]
-    quiet = [mind.act(mind.init_carry(2), moment, explore=False).extras["policy"] for _ in range(3)]
+    mind, time_step = agent(), moments(1)[0]
+    quiet = [mind.act(mind.init_carry(2), time_step, explore=False).extras["policy"] for _ in range(3)]
     assert all(torch.equal(quiet[0], other) for other in quiet)
-    crowd = TimeStep(*(x[:1].expand(200, *x.shape[1:]) for x in moment))
+    crowd = TimeStep(*(x[:1].expand(200, *x.shape[1:]) for x in time_step))
     assert len(mind.act(mind.init_carry(200), crowd, explore=False).action.unique()) == 1
     assert len(mind.act(mind.init_carry(200), crowd, explore=True).action.unique()) == 2
 
@@ -227,7 +227,7 @@ def test_without_exploring_it_draws_nothing():
 def test_a_resumed_agent_learns_as_an_unbroken_one():
     first = agent(reanalyse=0.5)
     batch = played(first, first.batch_length)
-    first.begin(10)
+    first.set_total_updates(10)
     first.update(batch)
     second = agent()
     second.load_state_dict(first.state_dict())
@@ -245,23 +245,26 @@ def test_it_learns_what_a_bandit_pays_and_what_to_do():
     mind = agent(optimizer=OptimizerConfig(name="adamw", lr=1e-2, betas=(0.9, 0.999), warmup=0), unroll=1, td=1)
     g = torch.Generator().manual_seed(0)
     first, last = torch.tensor([True, False, True]).expand(32, 3), torch.tensor([False, True, False]).expand(32, 3)
-    places, still = torch.arange(96).view(32, 3), torch.zeros(32)
-    moment = TimeStep(torch.ones(32, 3), still, first[:, 0], last[:, 0], last[:, 0])
+    indices, still = torch.arange(96).view(32, 3), torch.zeros(32)
+    time_step = TimeStep(torch.ones(32, 3), still, first[:, 0], last[:, 0], last[:, 0])
     for _ in range(180):
-        acted, action = mind.act(mind.init_carry(32), moment, explore=True), torch.randint(0, 2, (32, 3), generator=g)
+        acted, action = (
+            mind.act(mind.init_carry(32), time_step, explore=True),
+            torch.randint(0, 2, (32, 3), generator=g),
+        )
         paid = action[:, 0].float()
         there = torch.stack((paid, 1 - paid, paid), 1)
-        observation = torch.stack((moment.observation, there, moment.observation), 1)
+        observation = torch.stack((time_step.observation, there, time_step.observation), 1)
         extras = {name: torch.stack([x] * 3, 1) for name, x in acted.extras.items()}
         reward = torch.stack((still, paid, still), 1)
-        mind.update(ReplayBatch(observation, reward, first, last, last, action, extras, places))
-    net, state = mind.network, mind.network.represent(moment.observation[:1, None])
+        mind.update(ReplayBatch(observation, reward, first, last, last, action, extras, indices))
+    net, state = mind.network, mind.network.represent(time_step.observation[:1, None])
     rewards = [net.step(state, torch.tensor([a])).reward.item() for a in range(2)]
     assert rewards == pytest.approx([0, 1], abs=0.15)
     prediction = net.predict(state.latent)
     assert net.value_support.mean(prediction.value_logits).item() == pytest.approx(0.5, abs=0.15)
     assert prediction.policy_logits.softmax(-1)[0, 1] > 0.9
-    assert (mind.act(mind.init_carry(32), moment, explore=False).action == 1).all()
+    assert (mind.act(mind.init_carry(32), time_step, explore=False).action == 1).all()
 
 
 def test_gradients_are_halved():

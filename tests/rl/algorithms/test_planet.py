@@ -38,23 +38,23 @@ def test_it_finds_out_what_pays_and_plans_it(kind: str) -> None:
     no = torch.zeros(lanes, dtype=torch.bool)
     reward = torch.zeros(lanes)
     for t in range(100):
-        moment = TimeStep(torch.randn(lanes, 2) * 0.1, reward, no | (t == 0), no, no)
+        time_step = TimeStep(torch.randn(lanes, 2) * 0.1, reward, no | (t == 0), no, no)
         action = torch.randint(2, (lanes,)) if kind == "discrete" else torch.rand(lanes, 2) * 2 - 1
-        replay.add(moment, action, {})
+        replay.add(time_step, action, {})
         reward = paid(action)
     losses = [agent.update(replay.sample(16, 8)).logs["loss/reward"] for _ in range(150)]
     assert losses[-1] < 0.3 * losses[0]
-    acted = agent.act(agent.init_carry(lanes), moment, explore=False)
+    acted = agent.act(agent.init_carry(lanes), time_step, explore=False)
     assert (paid(acted.action) > 0.7).all()
     assert torch.equal(acted.carry.action, agent.world.rssm.encode_action(acted.action))
 
 
 def test_noise_is_added_in_training_only() -> None:
     agent, no = make(), torch.zeros(2, dtype=torch.bool)
-    moment = TimeStep(torch.randn(2, 2), torch.zeros(2), ~no, no, no)
+    time_step = TimeStep(torch.randn(2, 2), torch.zeros(2), ~no, no, no)
     actions = []
     for explore in (False, False, True):
         torch.manual_seed(5)
-        actions.append(agent.act(agent.init_carry(2), moment, explore).action)
+        actions.append(agent.act(agent.init_carry(2), time_step, explore).action)
     assert torch.equal(actions[0], actions[1]) and not torch.equal(actions[0], actions[2])
     assert actions[2].abs().max() <= 1

@@ -62,10 +62,10 @@ def test_ppo_in_the_real_game(tmp_path: Path) -> None:
     assert (tmp_path / "curves.png").is_file() and list((tmp_path / "videos").iterdir())
     one, other = (evaluate_policy(training.load_policy(), game, 2, seed=7).returns for _ in range(2))
     assert np.array_equal(one, other)
-    moment = TimeStep(torch.zeros(64, 4), torch.zeros(64), *(torch.zeros(64, dtype=torch.bool) for _ in range(3)))
-    assert training.load_policy().act((), moment, explore=False).action.unique().numel() == 1
+    time_step = TimeStep(torch.zeros(64, 4), torch.zeros(64), *(torch.zeros(64, dtype=torch.bool) for _ in range(3)))
+    assert training.load_policy().act((), time_step, explore=False).action.unique().numel() == 1
     training.algorithm.greedy = False
-    assert training.load_policy().act((), moment, explore=False).action.unique().numel() == 2
+    assert training.load_policy().act((), time_step, explore=False).action.unique().numel() == 2
 
 
 def test_a_run_goes_on_and_one_that_is_over_is_left_alone(tmp_path: Path, capsys) -> None:

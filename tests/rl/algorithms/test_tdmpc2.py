@@ -45,7 +45,7 @@ def batch(made: TDMPC2, seed: int = 1, ends: bool = True) -> ReplayBatch:
     return ReplayBatch(observation, reward, no, last, last, action, {}, torch.zeros(b, t, dtype=torch.int64))
 
 
-def moment(made: TDMPC2, count: int, first: bool = True) -> TimeStep:
+def time_step(made: TDMPC2, count: int, first: bool = True) -> TimeStep:
     no = torch.zeros(count, dtype=torch.bool)
     return TimeStep(batch(made).observation[:count, 0], torch.zeros(count), no | first, no, no)
 
@@ -212,7 +212,7 @@ def test_an_episodes_beginning_is_learned_from_as_it_is_acted_in():
     data = batch(made)
     is_first = torch.zeros_like(data.is_first)
     is_first[0, 2] = is_first[1, 1] = True  # within the lead
-    assert made.lead == 2
+    assert made.context_steps == 2
     piece = made.prepare(data._replace(is_first=is_first))
     carry, moments = made.init_carry(6), data.observation.unbind(1)
     for t, seen in enumerate(moments[: made.batch_length]):
@@ -227,7 +227,7 @@ def test_an_episodes_beginning_is_learned_from_as_it_is_acted_in():
 def test_the_plan_goes_on_within_an_episode_and_begins_anew_with_the_next():
     made = agent(frames=3)
     carry = made.init_carry(2)
-    seen = moment(made, 2)
+    seen = time_step(made, 2)
     acted = made.act(carry, seen, explore=True)
     assert acted.action.shape == (2, 2) and acted.action.abs().max() <= 1 and acted.action.dtype == torch.float32
     assert acted.carry["mean"].abs().sum() > 0 and not acted.carry["mean"][:, -1].any()
@@ -249,7 +249,7 @@ def test_noise_is_added_to_explore_alone():
     actions = []
     for explore in (False, True):
         torch.manual_seed(5)
-        actions.append(made.act(made.init_carry(4), moment(made, 4), explore).action)
+        actions.append(made.act(made.init_carry(4), time_step(made, 4), explore).action)
     assert not torch.equal(*actions)
 
 
@@ -264,7 +264,7 @@ def test_a_resumed_agent_goes_on_as_an_unbroken_one(tmp_path):
     made = agent()
     made.update(batch(made))
     saved = {"agent": made.state_dict(), "optimizers": {n: o.state_dict() for n, o in made.optimizers().items()}}
-    torch.save(saved | {"carry": made.act(made.init_carry(2), moment(made, 2), True).carry}, tmp_path / "state.pt")
+    torch.save(saved | {"carry": made.act(made.init_carry(2), time_step(made, 2), True).carry}, tmp_path / "state.pt")
     again, state = agent(drawn=False), torch.load(tmp_path / "state.pt", weights_only=True)
     again.load_state_dict(state["agent"])
     for name, optimizer in again.optimizers().items():
@@ -276,7 +276,7 @@ def test_a_resumed_agent_goes_on_as_an_unbroken_one(tmp_path):
     actions = []
     for each in (made, again):
         torch.manual_seed(8)
-        actions.append(each.act(state["carry"], moment(each, 2, first=False), True).action)
+        actions.append(each.act(state["carry"], time_step(each, 2, first=False), True).action)
     assert torch.equal(*actions)
 
 
@@ -300,12 +300,12 @@ def test_the_simulator_is_the_world_that_the_agent_plans_in():
 
 def test_watching_remembers_what_was_seen_and_plans_nothing(monkeypatch):
     made = agent((3,), frames=3)
-    carry, now = made.init_carry(2), moment(made, 2)
+    carry, now = made.init_carry(2), time_step(made, 2)
     acted = made.act(carry, now, explore=True)
     monkeypatch.setattr(made.planner, "plan", None)  # to ask it would be an error
     action = torch.tensor([[0.5, -0.5], [1.0, 0.0]])
-    watched = made.watch(carry, now, action)
+    watched = made.observe(carry, now, action)
     assert torch.equal(watched.action, action)
     assert torch.equal(watched.carry["past"], acted.carry["past"]) and not watched.carry["mean"].any()
-    later = moment(made, 2, first=False)
-    assert torch.equal(made.watch(watched.carry, later, action).carry["past"][:, -1], later.observation)
+    later = time_step(made, 2, first=False)
+    assert torch.equal(made.observe(watched.carry, later, action).carry["past"][:, -1], later.observation)

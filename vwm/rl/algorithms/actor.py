@@ -87,7 +87,8 @@ class NormalActionDistribution(ActionDistribution):
     """
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:
-        self.mean, self.std = mean.float(), std.float()
+        self.mean = mean.float()
+        self.std = std.float()
 
     def sample(self) -> Tensor:
         """See ``ActionDistribution``."""
@@ -173,8 +174,10 @@ class Actor(nn.Module):
         super().__init__()
         if continuous not in ("bounded_normal", "tanh_normal"):
             raise ValueError(f"continuous={continuous!r} must be 'bounded_normal' or 'tanh_normal'")
-        self.discrete, self.continuous = actions.kind == "discrete", continuous
-        self.unimix, self.min_std = unimix, min_std
+        self.discrete = actions.kind == "discrete"
+        self.continuous = continuous
+        self.unimix = unimix
+        self.min_std = min_std
         self.inverse_softplus_init_std = math.log(math.expm1(init_std))
         self.body = make_dense_mlp(inputs, width, layers, norm, activation)
         outputs = actions.size if self.discrete else 2 * actions.size

@@ -131,7 +131,10 @@ class ActorCritic(nn.Module):
         )
         self.critic = PredictionHead(inputs, c.width, c.layers, c.says, c.norm, c.activation)
         self.slow = copy.deepcopy(self.critic).requires_grad_(False)
-        self.actor_config, self.critic_config, self.trace, self.normalise = actor, critic, trace, normalise
+        self.actor_config = actor
+        self.critic_config = critic
+        self.trace = trace
+        self.normalise = normalise
         for name in ("range_low", "range_high", "range_weight"):
             self.register_buffer(name, torch.zeros(()))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))

@@ -33,7 +33,9 @@ class ActorCriticPolicy(nn.Module, ABC):
 
     def __init__(self, spaces: EnvSpaces, behaviour: ActorCritic, greedy: bool) -> None:
         super().__init__()
-        self.spaces, self.behaviour, self.greedy = spaces, behaviour, greedy
+        self.spaces = spaces
+        self.behaviour = behaviour
+        self.greedy = greedy
 
     @property
     def device(self) -> torch.device:
@@ -57,9 +59,9 @@ class ActorCriticPolicy(nn.Module, ABC):
         """Some moments, none of which begins an episode: [t, n, ...] -> features [t, n, d], as ``see`` would have."""
 
     @torch.no_grad()
-    def act(self, carry: PolicyCarry, moment: TimeStep, explore: bool) -> PolicyStep:
+    def act(self, carry: PolicyCarry, time_step: TimeStep, explore: bool) -> PolicyStep:
         """See ``Agent.act``."""
-        carry, features = self.see(carry, moment.observation, moment.is_first)
+        carry, features = self.see(carry, time_step.observation, time_step.is_first)
         policy: ActionDistribution = self.behaviour.actor(features)
         action = policy.mode() if self.greedy and not explore else policy.sample()
         return PolicyStep(action.clamp(-1, 1) if action.is_floating_point() else action, carry, {})
@@ -178,7 +180,8 @@ class BinnedActionDistribution(ActionDistribution):
     """
 
     def __init__(self, logits: Tensor, heads: PolicyRewardHeads) -> None:
-        self.choices, self.heads = CategoricalActionDistribution(logits), heads
+        self.choices = CategoricalActionDistribution(logits)
+        self.heads = heads
 
     def sample(self) -> Tensor:
         """See ``ActionDistribution``."""

@@ -108,7 +108,9 @@ class RealEnvFitness(ControllerFitness):
     """
 
     def __init__(self, world: MDNRNNSimulator, game: EnvSpec, rollouts: int) -> None:
-        self.world, self.game, self.rollouts = world, game, rollouts
+        self.world = world
+        self.game = game
+        self.rollouts = rollouts
 
     def __call__(self, parameters: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
         """See ``ControllerFitness``."""

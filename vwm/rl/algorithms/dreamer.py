@@ -110,12 +110,17 @@ class Dreamer(Agent):
             raise ValueError(
                 "replay_critic_scale bootstraps from what every moment imagines: it wants imagine_last_steps=0"
             )
-        self.spaces, self.batch_size = spaces, batch_size
+        self.spaces = spaces
+        self.batch_size = batch_size
         self.batch_length = batch_length + store_latents  # a moment to go on from
         self.world = RSSMWorldModel.from_settings(spaces.observation, *spaces.action_sizes, world)
         self.behaviour = ActorCritic(self.world.feature_size, spaces.actions, actor, critic, trace, normalise)
-        self.horizon, self.discount, self.replay_critic_scale = horizon, discount, replay_critic_scale
-        self.store_latents, self.exploration, self.imagine_last_steps = store_latents, exploration, imagine_last_steps
+        self.horizon = horizon
+        self.discount = discount
+        self.replay_critic_scale = replay_critic_scale
+        self.store_latents = store_latents
+        self.exploration = exploration
+        self.imagine_last_steps = imagine_last_steps
         self.settings = optimizers
         self.trained = self._make_optimizers(optimizers)
         if store_latents:
@@ -133,10 +138,10 @@ class Dreamer(Agent):
         return self.world.rssm.init_state(batch)
 
     @torch.no_grad()
-    def act(self, carry: RSSMState, moment: TimeStep, explore: bool) -> PolicyStep:
+    def act(self, carry: RSSMState, time_step: TimeStep, explore: bool) -> PolicyStep:
         """See ``Agent.act``."""
         self.eval()
-        state = self.world.observe_step(carry, moment.observation, moment.is_first)
+        state = self.world.observe_step(carry, time_step.observation, time_step.is_first)
         policy = self.behaviour.actor(self.world.rssm.features(state))
         action = policy.mode()
         if explore:
@@ -146,10 +151,10 @@ class Dreamer(Agent):
         return PolicyStep(action, self.world.rssm.with_action(state, action), self._kept(state))
 
     @torch.no_grad()
-    def watch(self, carry: RSSMState, moment: TimeStep, action: Tensor) -> PolicyStep:
+    def observe(self, carry: RSSMState, time_step: TimeStep, action: Tensor) -> PolicyStep:
         """See ``Agent.watch``."""
         self.eval()
-        state = self.world.observe_step(carry, moment.observation, moment.is_first)
+        state = self.world.observe_step(carry, time_step.observation, time_step.is_first)
         return PolicyStep(action, self.world.rssm.with_action(state, action), self._kept(state))
 
     def simulator(self, title: str = "world", fps: float = 15.0) -> RSSMSimulator:
@@ -181,7 +186,7 @@ class Dreamer(Agent):
         self.behaviour.follow()
         if not self.store_latents:
             return UpdateOutput(numbers)
-        return UpdateOutput(numbers, self._kept(tree_map(Tensor.detach, states)), batch.places[:, 1:])
+        return UpdateOutput(numbers, self._kept(tree_map(Tensor.detach, states)), batch.indices[:, 1:])
 
     def imagine(self, start: RSSMState, going: Tensor) -> tuple[ImaginedTrajectory, ActionDistribution]:
         """Follow the policy into what the world expects.
@@ -222,7 +227,7 @@ class Dreamer(Agent):
             return None, batch
         first = {name: value[:, 0] for name, value in batch.extras.items()}
         state = self.world.rssm.state_from_replay(first["deter"], first["stoch"], batch.action[:, 0])
-        fields = {name: value for name, value in batch._asdict().items() if name not in ("extras", "places")}
+        fields = {name: value for name, value in batch._asdict().items() if name not in ("extras", "indices")}
         return state, batch._replace(**{name: value[:, 1:] for name, value in fields.items()})
 
     # -------------------------------------------------------------------------------------------------- optimizers

@@ -71,7 +71,9 @@ class EncodedBatchedEnv(BatchedEnv):
 
     def __init__(self, inner: BatchedEnv, simulator: Simulator, observe: str, seed: int) -> None:
         _check_simulator_fits_env(inner.spaces, simulator)
-        self.inner, self.simulator, self.count = inner, simulator, inner.count
+        self.inner = inner
+        self.simulator = simulator
+        self.count = inner.count
         self.sight: ObservationEncoder = (
             ReconstructionEncoder(simulator)
             if observe == OBSERVE_FRAME
@@ -84,20 +86,20 @@ class EncodedBatchedEnv(BatchedEnv):
 
     def reset(self) -> TimeStep:
         """See ``BatchedEnv.reset``."""
-        moment = self.inner.reset()
+        time_step = self.inner.reset()
         self.episodes = torch.zeros(self.count, dtype=torch.int64)
-        self.state = self._begin(moment.observation, torch.ones_like(moment.is_first))
-        return self._shown(moment)
+        self.state = self._begin(time_step.observation, torch.ones_like(time_step.is_first))
+        return self._shown(time_step)
 
     def step(self, action: Tensor) -> TimeStep:
         """See ``BatchedEnv.step``."""
-        moment = self.inner.step(action)
-        frame, first = moment.observation.to(self.device), moment.is_first
+        time_step = self.inner.step(action)
+        frame, first = time_step.observation.to(self.device), time_step.is_first
         self.state = self.sight.follow(self.state, action.to(self.device), frame)
         if first.any():
             self.episodes = self.episodes + first
-            self.state = replace_worlds(first.to(self.device), self._begin(moment.observation, first), self.state)
-        return self._shown(moment)
+            self.state = replace_worlds(first.to(self.device), self._begin(time_step.observation, first), self.state)
+        return self._shown(time_step)
 
     def state_dict(self) -> dict[str, Any]:
         """The game's, and where the world stands."""
@@ -105,11 +107,11 @@ class EncodedBatchedEnv(BatchedEnv):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> TimeStep:
         """See ``BatchedEnv.load_state_dict``."""
-        moment = self.inner.load_state_dict(state["game"])
+        time_step = self.inner.load_state_dict(state["game"])
         leaves = [leaf.to(self.device) for leaf in state["world"]]
         self.state = tree_unflatten(leaves, tree_structure(self._blank()))
         self.episodes = state["episodes"]
-        return self._shown(moment)
+        return self._shown(time_step)
 
     def render(self) -> NDArray[np.uint8] | None:
         """See ``BatchedEnv.render``: the real picture."""
@@ -129,8 +131,8 @@ class EncodedBatchedEnv(BatchedEnv):
         blank = blank_context(self.simulator)[:, 0]
         return self.sight.begin(blank.to(self.device), self.seeds[:1])
 
-    def _shown(self, moment: TimeStep) -> TimeStep:
-        return moment._replace(observation=self.sight.show(self.state).cpu())
+    def _shown(self, time_step: TimeStep) -> TimeStep:
+        return time_step._replace(observation=self.sight.show(self.state).cpu())
 
 
 class ObservationEncoder(Protocol):

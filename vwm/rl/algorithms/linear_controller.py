@@ -102,7 +102,9 @@ class ControllerPolicy:
         found, wanted = ((s.kind, s.size) for s in (spaces.actions, world.spec.actions))
         if found != wanted:
             raise ValueError(f"the world was trained with {wanted[1]} {wanted[0]} actions, the game takes {found}")
-        self.world, self.controller, self.spaces = world, controller.to(world.device), spaces
+        self.world = world
+        self.controller = controller.to(world.device)
+        self.spaces = spaces
 
     @property
     def device(self) -> torch.device:
@@ -115,10 +117,10 @@ class ControllerPolicy:
         return ControllerCarry(self.world.init_state(batch), action)
 
     @torch.inference_mode()
-    def act(self, carry: ControllerCarry, moment: TimeStep, explore: bool) -> PolicyStep:
+    def act(self, carry: ControllerCarry, time_step: TimeStep, explore: bool) -> PolicyStep:
         """See ``Agent.act``; a controller does not explore."""
-        state = self.world.observe(carry.state, carry.action, moment.observation)
+        state = self.world.observe(carry.state, carry.action, time_step.observation)
         begun = self.world.init_state(len(state.latent))._replace(latent=state.latent)  # nothing was before
-        state = merge_states(moment.is_first.to(self.device), begun, state)
+        state = merge_states(time_step.is_first.to(self.device), begun, state)
         action = self.controller(self.world.features(state), self.world.spec.actions)
         return PolicyStep(action, ControllerCarry(state, action), {})

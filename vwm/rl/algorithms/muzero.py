@@ -115,7 +115,8 @@ class MuZeroAgent(Agent):
             )
         if optimizer.final_weight_decay is not None:
             raise ValueError("MuZero schedules the learning rate alone: leave optimizer.final_weight_decay unset")
-        self.spaces, self.search = spaces, PUCTSearch() if search is None else search
+        self.spaces = spaces
+        self.search = PUCTSearch() if search is None else search
         actions = spaces.actions.size
         self.network = Network(
             list(spaces.observation),
@@ -131,16 +132,24 @@ class MuZeroAgent(Agent):
         )
         self.settings = optimizer
         self.optimizer, _ = optimizer.build(self.network, max_steps=1)
-        self.clip, self.discount, self.unroll, self.td = clip, discount, unroll, td
-        self.value_weight, self.consistency_weight = value_weight, consistency_weight
-        self.bootstrap_from_network, self.reanalyse = bootstrap_from_network, reanalyse
-        self.temperatures, self.cooling = tuple(temperatures), tuple(cooling)
-        self.frames, self.batch_size, self.batch_length = frames, batch_size, frames + unroll + td
+        self.clip = clip
+        self.discount = discount
+        self.unroll = unroll
+        self.td = td
+        self.value_weight = value_weight
+        self.consistency_weight = consistency_weight
+        self.bootstrap_from_network = bootstrap_from_network
+        self.reanalyse = reanalyse
+        self.temperatures = tuple(temperatures)
+        self.cooling = tuple(cooling)
+        self.frames = frames
+        self.batch_size = batch_size
+        self.batch_length = frames + unroll + td
         self.extras = {"policy": ((actions,), torch.float32), "value": ((), torch.float32)}
         self.register_buffer("updates", torch.zeros(2, dtype=torch.int64))
         """Done, and to be done in the whole run."""
 
-    def begin(self, updates: int) -> None:
+    def set_total_updates(self, updates: int) -> None:
         """See ``Agent.begin``."""
         self.updates[1] = updates
 
@@ -162,10 +171,10 @@ class MuZeroAgent(Agent):
         return torch.zeros(batch, self.frames - 1, *self.spaces.observation, dtype=kind, device=self.device)
 
     @torch.no_grad()
-    def act(self, carry: Tensor, moment: TimeStep, explore: bool) -> PolicyStep:
+    def act(self, carry: Tensor, time_step: TimeStep, explore: bool) -> PolicyStep:
         """See ``Agent.act``."""
-        now = moment.observation[:, None]
-        fresh = moment.is_first.view(-1, *[1] * (now.ndim - 1))
+        now = time_step.observation[:, None]
+        fresh = time_step.is_first.view(-1, *[1] * (now.ndim - 1))
         seen = torch.cat((torch.where(fresh, now, carry), now), dim=1)
         found = self.look(seen, self.temperature if explore else 0.0)
         return PolicyStep(found.action, seen[:, 1:], {"policy": found.policy, "value": found.value})
@@ -204,7 +213,7 @@ class MuZeroAgent(Agent):
         loss, logs = self.loss(seen, batch.action[:, now : now + self.unroll], wanted)
         numbers = check_finite(logs)
         self._descend(loss)
-        return UpdateOutput(numbers, extras, batch.places[:renewed, now:] if renewed else None)
+        return UpdateOutput(numbers, extras, batch.indices[:renewed, now:] if renewed else None)
 
     def loss(self, seen: Tensor, action: Tensor, wanted: MuZeroTargets) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of pieces of play, and its parts.

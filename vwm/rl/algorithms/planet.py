@@ -71,7 +71,9 @@ class PlaNet(Agent):
         batch_length: int = 50,
     ) -> None:
         super().__init__()
-        self.spaces, self.batch_size, self.batch_length = spaces, batch_size, batch_length
+        self.spaces = spaces
+        self.batch_size = batch_size
+        self.batch_length = batch_length
         self.world = RSSMWorldModel.from_settings(spaces.observation, *spaces.action_sizes, world)
         self.imagined = RSSMSimulator(self.world, spaces.actions)
         self.planner = planner or CEM(
@@ -87,7 +89,8 @@ class PlaNet(Agent):
             pick="mean",
             chunk=4000,
         )
-        self.exploration, self.clip = exploration, clip
+        self.exploration = exploration
+        self.clip = clip
         self.optimizer = torch.optim.Adam(self.world.parameters(), lr, eps=eps)
 
     def init_carry(self, batch: int) -> RSSMState:
@@ -95,11 +98,11 @@ class PlaNet(Agent):
         return self.world.rssm.init_state(batch)
 
     @torch.no_grad()
-    def act(self, carry: RSSMState, moment: TimeStep, explore: bool) -> PolicyStep:
+    def act(self, carry: RSSMState, time_step: TimeStep, explore: bool) -> PolicyStep:
         """See ``Agent.act``."""
         self.eval()
-        state = self.world.observe_step(carry, moment.observation, moment.is_first)
-        seed = torch.randint(2**62, (len(moment.reward),)).to(self.device)
+        state = self.world.observe_step(carry, time_step.observation, time_step.is_first)
+        seed = torch.randint(2**62, (len(time_step.reward),)).to(self.device)
         begin = RSSMSimulatorState(state, torch.zeros_like(seed), seed)
         action = self.planner.plan(self.imagined, begin, NegativeReturnObjective(), seed).actions[:, 0]
         if explore:
@@ -108,10 +111,10 @@ class PlaNet(Agent):
         return PolicyStep(action, self.world.rssm.with_action(state, action), {})
 
     @torch.no_grad()
-    def watch(self, carry: RSSMState, moment: TimeStep, action: Tensor) -> PolicyStep:
+    def observe(self, carry: RSSMState, time_step: TimeStep, action: Tensor) -> PolicyStep:
         """See ``Agent.watch``; nothing is planned."""
         self.eval()
-        state = self.world.observe_step(carry, moment.observation, moment.is_first)
+        state = self.world.observe_step(carry, time_step.observation, time_step.is_first)
         return PolicyStep(action, self.world.rssm.with_action(state, action), {})
 
     def update(self, batch: ReplayBatch) -> UpdateOutput:

@@ -65,7 +65,8 @@ class PMPOObjective(PolicyObjective):
     def __init__(self, alpha: float = 0.5, beta: float = 0.3) -> None:
         if not 0 <= alpha <= 1 or beta < 0:
             raise ValueError(f"alpha must lie in 0..1 and beta be 0 or more, got {alpha} and {beta}")
-        self.alpha, self.beta = alpha, beta
+        self.alpha = alpha
+        self.beta = beta
 
     def losses(
         self,

@@ -122,9 +122,9 @@ class PPOPolicy(nn.Module):
         """Return the empty memory of a policy that has none."""
         return ()
 
-    def act(self, carry: PolicyCarry, moment: TimeStep, explore: bool) -> PolicyStep:
+    def act(self, carry: PolicyCarry, time_step: TimeStep, explore: bool) -> PolicyStep:
         """See ``Agent.act``."""
-        chosen, _ = self.networks.predict(moment.observation.numpy(), deterministic=self.greedy and not explore)
+        chosen, _ = self.networks.predict(time_step.observation.numpy(), deterministic=self.greedy and not explore)
         action: Tensor = torch.as_tensor(chosen)
         return PolicyStep(action.clamp(-1, 1) if action.is_floating_point() else action, carry, {})
 

@@ -138,9 +138,16 @@ class TDMPC2(Agent):
             )
         if frames < 1:
             raise ValueError(f"frames must be 1 or more, got {frames}")
-        self.spaces, self.frames, self.episodic, self.weights = spaces, frames, episodic, weights
-        self.batch_size, self.batch_length, self.lead = batch_size, planning.horizon + frames, frames - 1
-        self.max_norm, self.tau, self.discount = max_norm, tau, discount_for_episode_length(episode_length)
+        self.spaces = spaces
+        self.frames = frames
+        self.episodic = episodic
+        self.weights = weights
+        self.batch_size = batch_size
+        self.batch_length = planning.horizon + frames
+        self.context_steps = frames - 1
+        self.max_norm = max_norm
+        self.tau = tau
+        self.discount = discount_for_episode_length(episode_length)
         dims = spaces.actions.size
         self.world = TDMPC2WorldModel(
             dims,
@@ -194,25 +201,25 @@ class TDMPC2(Agent):
         }
 
     @torch.no_grad()
-    def act(self, carry: dict[str, Tensor], moment: TimeStep, explore: bool) -> PolicyStep:
+    def act(self, carry: dict[str, Tensor], time_step: TimeStep, explore: bool) -> PolicyStep:
         """See ``Agent.act``; an elite is drawn in evaluation, too, but no noise is added to it."""
-        mean = torch.where(moment.is_first[:, None, None], 0, carry["mean"])
-        window = self._window(carry["past"], moment)
+        mean = torch.where(time_step.is_first[:, None, None], 0, carry["mean"])
+        window = self._window(carry["past"], time_step)
         latent = self.world.encode(window)
         noise = draw_planner_noise(self.planner.planning, self.critic, len(latent), self.spaces.actions.size, latent)
         action, mean = self.planner.plan(latent, mean, noise, explore)
         later = torch.cat((mean[:, 1:], torch.zeros_like(mean[:, :1])), dim=1)
         return PolicyStep(action.float(), {"mean": later, "past": window[:, 1:]}, {})
 
-    def watch(self, carry: dict[str, Tensor], moment: TimeStep, action: Tensor) -> PolicyStep:
+    def observe(self, carry: dict[str, Tensor], time_step: TimeStep, action: Tensor) -> PolicyStep:
         """See ``Agent.watch``; nothing is planned, so that the next plan begins without a middle."""
-        past = self._window(carry["past"], moment)[:, 1:]
+        past = self._window(carry["past"], time_step)[:, 1:]
         return PolicyStep(action, {"mean": torch.zeros_like(carry["mean"]), "past": past}, {})
 
-    def _window(self, past: Tensor, moment: TimeStep) -> Tensor:
+    def _window(self, past: Tensor, time_step: TimeStep) -> Tensor:
         """The last observations [b, s, ...]; an episode begins as if its first one had always been seen."""
-        now = moment.observation[:, None]
-        first = moment.is_first.view(-1, *[1] * (now.ndim - 1))
+        now = time_step.observation[:, None]
+        first = time_step.is_first.view(-1, *[1] * (now.ndim - 1))
         return torch.cat((torch.where(first, now.expand_as(past), past), now), dim=1)
 
     # ------------------------------------------------------------------------------------------------------ learning

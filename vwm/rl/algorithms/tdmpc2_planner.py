@@ -126,8 +126,11 @@ class TDMPC2Planner:
         discount: float,
         planning: TDMPC2PlannerConfig,
     ) -> None:
-        self.world, self.policy, self.critic = world, policy, critic
-        self.discount, self.planning = discount, planning
+        self.world = world
+        self.policy = policy
+        self.critic = critic
+        self.discount = discount
+        self.planning = planning
 
     @torch.no_grad()
     def plan(self, latent: Tensor, mean: Tensor, noise: TDMPC2PlannerNoise, explore: bool) -> tuple[Tensor, Tensor]:
