@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -13,16 +12,23 @@ from PIL import Image
 
 from vwm.core.frames import frames_to_float
 from vwm.data.clips import ClipBatch
+from vwm.nn.training_module import TrainingModule
 from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
 from vwm.train.sample_videos import SampleVideos
 
 FRAMES = torch.arange(0, 240, 5, dtype=torch.uint8)[:, None, None, None].expand(-1, 8, 8, 3)[None, :4].contiguous()
 
 
-class Module(L.LightningModule):
+class Module(TrainingModule):
     def __init__(self) -> None:
         super().__init__()
         self.tokenizer = PixelTokenizer((8, 8), patch_size=2)
+
+    def forward(self, batch: ClipBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return torch.zeros(()), {}
+
+    def networks(self) -> dict[str, torch.nn.Module]:
+        return {}
 
     def sample(self, batch: ClipBatch) -> torch.Tensor:
         """White, which no truth is."""

@@ -62,7 +62,8 @@ class Runs:
 
 def environment(place: Path) -> dict[str, str]:
     """For processes that are to import this module; without the accelerator."""
-    here = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    path = os.pathsep.join((str(HERE), str(HERE.parents[2])))  # this checkout's vwm, not the installed one
+    here = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     if sys.dont_write_bytecode:  # else every process compiles every library anew
         here |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(place / "bytecode")}
     return here
