@@ -141,7 +141,7 @@ def test_a_probe_finds_what_is_there_and_not_what_is_not(run: Run) -> None:
         ({"clips": 0}, "clips must be 1 or more"),
         ({"bundle": " , "}, "bundle is empty"),
         ({"layer": 7}, r"layers 0\.\.1"),
-        ({"clip_length": 3}, "whole tubelets"),
+        ({"clip_length": 3}, "multiple of tubelet"),
         ({"memory": 1e-6}, "--memory"),
     ],
 )

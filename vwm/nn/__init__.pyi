@@ -1,5 +1,6 @@
 from .actions import ActionEmbedding as ActionEmbedding
 from .actions import check_action_space as check_action_space
+from .actions import discrete_choices as discrete_choices
 from .actions import embedded_action_space as embedded_action_space
 from .attention import KeyValueCache as KeyValueCache
 from .attention import RotaryEmbedding as RotaryEmbedding

@@ -77,6 +77,13 @@ class ActionEmbedding(nn.Module):
             )
 
 
+def discrete_choices(num_actions: int | list[int]) -> list[int]:
+    """Return the ``choices`` of an ``ActionEmbedding`` for one number of actions (0 for none) or several."""
+    if isinstance(num_actions, list):
+        return list(num_actions)
+    return [num_actions] if num_actions else []
+
+
 def check_action_space(embedding: ActionEmbedding, actions: ActionSpace) -> None:
     """Raise ValueError unless the dynamics takes the actions of the space."""
     if len(embedding.choices) + bool(embedding.dims) > 1:

@@ -17,13 +17,13 @@ from vwm.nn.optimizer import OptimizerConfig
 
 
 class TrainingModule(L.LightningModule, ABC):
-    """A model in training: ``forward`` is the whole loss.
+    """A model in training; ``forward`` computes the loss.
 
     Attributes:
         progress_bar: labels of the progress bar, and the names of their values: ``loss``, or a key of the logs.
         optimizer: learning rate and schedule; subclasses set it in their constructor.
         action_dropout: share of the actions that ``drop_actions`` hides.
-        tokenizer: of a module that learns from latents.
+        tokenizer: the tokenizer of a module that learns from latents.
     """
 
     progress_bar: ClassVar[Mapping[str, str]] = {"loss": "loss"}
@@ -33,33 +33,33 @@ class TrainingModule(L.LightningModule, ABC):
 
     @abstractmethod
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss of a batch (a ``ClipBatch``), and what to log."""
+        """Return the loss of a batch (a ``ClipBatch``), and values to log."""
 
     @abstractmethod
     def networks(self) -> dict[str, nn.Module]:
-        """Return what to keep an average of, to compile and to export."""
+        """Return the networks to average (EMA), to compile and to export."""
 
     @abstractmethod
     def sample(self, batch: Any) -> Tensor:
-        """Show what the model makes of a batch: uint8 [b, t, H, W, 3]."""
+        """Return a sample video for a batch, uint8 [b, t, H, W, 3]: its reconstruction or continuation."""
 
     def merge(self) -> None:
-        """Make ordinary networks of those that the training changed, such as by LoRA: what is exported; in place."""
+        """Convert networks that were changed for the training, such as by LoRA, to those to export, in place."""
 
     @torch.no_grad()
     def true_frames(self, batch: Any) -> Tensor:
-        """Return a batch's frames, uint8 [b, t, H, W, 3]; of encoded shards without video, their decoded latents."""
+        """Return the frames of a batch, uint8 [b, t, H, W, 3]; without them, the decoded latents."""
         if batch.frames is not None:
             frames: Tensor = batch.frames
             return frames
         return video_to_uint8(self.tokenizer.decode(batch.latents))
 
     def frozen_networks(self) -> tuple[nn.Module, ...]:
-        """Return what stays in evaluation mode while the rest trains."""
+        """Return the networks that stay in evaluation mode."""
         return ()
 
     def validation_losses(self, batch: Any, index: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss of a held-out batch, and what to log; by default as in training."""
+        """Return the loss of a validation batch, and values to log; by default as in training."""
         return self(batch)
 
     def training_step(self, batch: Any, index: int) -> Tensor:
@@ -91,9 +91,9 @@ class TrainingModule(L.LightningModule, ABC):
         return self
 
     def checks_values(self, data: Tensor) -> bool:
-        """Whether to check every number of a batch: always on a CPU, elsewhere in the first step only.
+        """Whether to check all values of a batch: always on a CPU, and in the first step on an accelerator.
 
-        A check waits for an accelerator, and costs little compared with a CPU's step.
+        A check synchronizes with an accelerator, and costs little compared with a step on a CPU.
         """
         return data.device.type == "cpu" or self.global_step == 0
 
@@ -105,18 +105,18 @@ class TrainingModule(L.LightningModule, ABC):
 
     @contextmanager
     def fixed_randomness(self, seed: int) -> Iterator[None]:
-        """Draw torch's random numbers from a seed inside the block, and go on as before after it."""
+        """Seed torch's random numbers inside the block, and restore the random state after it."""
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
             yield
 
 
 def batch_size(batch: Any) -> int:
-    """Return the number of clips in a batch: of its latents, or else of its frames or actions."""
+    """Return the number of clips in a batch."""
     values = (getattr(batch, name) for name in ("latents", "frames", "actions"))
     return len(next(value for value in values if value is not None))
 
 
 def shuffle_actions(batch: Any) -> Any:
-    """Return a batch (a dataclass) in which each clip has the actions of the one before it."""
+    """Return a batch (a dataclass) in which each clip has the actions of the previous clip."""
     return type(batch)(**{**vars(batch), "actions": batch.actions.roll(1, dims=0)})

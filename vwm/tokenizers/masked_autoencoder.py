@@ -9,6 +9,8 @@ Legend: b batch, t time, H W pixels, n patches, h w the grid of latents, l = h*w
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
@@ -73,32 +75,27 @@ class MaskedAutoencoderTokenizer(VideoTokenizer):
         latents = self.tokens_per_frame
         patch_values = 3 * patch_size**2
 
-        def transformer() -> VideoTransformer:
-            return VideoTransformer(
-                width=width,
-                depth=depth,
-                heads=heads,
-                window=window,
-                kv_heads=kv_heads,
-                time_every=time_every,
-                soft_cap=soft_cap,
-            )
-
+        make_transformer = partial(
+            VideoTransformer,
+            width=width,
+            depth=depth,
+            heads=heads,
+            window=window,
+            kv_heads=kv_heads,
+            time_every=time_every,
+            soft_cap=soft_cap,
+        )
         self.embed = nn.Linear(patch_values, width)
         self.hidden = nn.Parameter(torch.randn(width) * 0.02)
         self.latent_queries = nn.Parameter(torch.randn(latents, width) * 0.02)
-        self.encoder = transformer()
+        self.encoder = make_transformer()
         self.squeeze = nn.Linear(width, latent_channels)
         self.unsqueeze = nn.Linear(latent_channels, width)
         self.patch_queries = nn.Parameter(torch.randn(rows * columns, width) * 0.02)
-        self.decoder = transformer()
+        self.decoder = make_transformer()
         self.paint = nn.Linear(width, patch_values)
 
-        # Latents are evenly spaced over the frame, in units of patches.
-        spacing = torch.tensor([rows / self.grid[0], columns / self.grid[1]])
-        latent_coordinates = (grid_coordinates(*self.grid) + 0.5) * spacing - 0.5
-        coordinates = torch.cat((latent_coordinates, grid_coordinates(rows, columns)))
-        self.register_buffer("coordinates", coordinates, persistent=False)
+        self.register_buffer("coordinates", _token_coordinates(self.grid, (rows, columns)), persistent=False)
         is_latent = torch.arange(latents + rows * columns) < latents
         # In the encoder, latents attend to all tokens and patches only to patches. In the decoder, patches attend to
         # all tokens and latents only to latents. Information about patches therefore passes through the latents.
@@ -168,3 +165,10 @@ class MaskedAutoencoderTokenizer(VideoTokenizer):
 
     def _decode_patches(self, x: Tensor) -> Tensor:
         return unpatchify(self.paint(x[:, :, self.tokens_per_frame :]), self.patch_size, self.patch_rows)
+
+
+def _token_coordinates(latent_grid: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Coordinates of latents and patches in units of patches, float [l + n, 2]; latents are evenly spaced."""
+    spacing = torch.tensor([grid[0] / latent_grid[0], grid[1] / latent_grid[1]])
+    latent_coordinates = (grid_coordinates(*latent_grid) + 0.5) * spacing - 0.5
+    return torch.cat((latent_coordinates, grid_coordinates(*grid)))

@@ -25,7 +25,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vwm.models.dit.noise_schedule import PREDICTION_TYPES, PredictionType
-from vwm.nn.actions import ActionEmbedding
+from vwm.nn.actions import ActionEmbedding, discrete_choices
 from vwm.nn.attention import KeyValueCache
 from vwm.nn.pixels import patch_grid
 from vwm.nn.space_time import TransformerState, clean_context_mask
@@ -120,14 +120,7 @@ class DiT(ModelMixin, ConfigMixin):
         agent_tokens: int = 0,
     ) -> None:
         super().__init__()
-        if prediction not in PREDICTION_TYPES:
-            raise ValueError(f"prediction={prediction!r} must be one of {', '.join(PREDICTION_TYPES)}")
-        if width % 2:
-            raise ValueError(f"width={width} must be even")
-        if agent_tokens and (attention == "full" or not causal):
-            raise ValueError(
-                f"agent_tokens={agent_tokens} need attention='factored' and causal=True, got {attention!r} and {causal}"
-            )
+        _check_settings(prediction, width, agent_tokens, factored=attention == "factored", causal=causal)
         self.grid = (int(grid[0]), int(grid[1]))
         self.channels = channels
         self.patch_size = patch_size
@@ -144,7 +137,7 @@ class DiT(ModelMixin, ConfigMixin):
         self.register_buffer("space_mask", mask, persistent=False)
         self.embed_signal = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.embed_step = nn.Embedding(num_step_sizes, width) if num_step_sizes else None
-        choices = list(num_actions) if isinstance(num_actions, list) else [num_actions] if num_actions else []
+        choices = discrete_choices(num_actions)
         self.embed_action = ActionEmbedding(choices, action_dims, width) if choices or action_dims else None
         self.no_action = nn.Parameter(torch.zeros(width))
         self.transformer = VideoTransformer(
@@ -273,6 +266,15 @@ class DiT(ModelMixin, ConfigMixin):
 
     def _features(self, x: Tensor) -> Tensor:
         return (x if self.agents is None else x[:, :, len(self.places) :]).mean(dim=2)
+
+
+def _check_settings(prediction: str, width: int, agent_tokens: int, factored: bool, causal: bool) -> None:
+    if prediction not in PREDICTION_TYPES:
+        raise ValueError(f"prediction={prediction!r} must be one of {', '.join(PREDICTION_TYPES)}")
+    if width % 2:
+        raise ValueError(f"width={width} must be even")
+    if agent_tokens and not (factored and causal):
+        raise ValueError(f"agent_tokens={agent_tokens} need attention='factored' and causal=True")
 
 
 def agent_token_mask(tokens: int, agent_tokens: int) -> Tensor:

@@ -76,7 +76,7 @@ class GenieCacheComparison:
     def check_agreement(self) -> str:
         """Compare the two on the same frames, as many as a window holds.
 
-        Beyond it, recomputing forgets what a cache of several blocks still knows, as sliding windows do.
+        Beyond it, the results differ: with several blocks, cached keys depend on frames before the window.
 
         Raises:
             RuntimeError: they differ by more than rounding.

@@ -118,10 +118,12 @@ class MuZeroNetwork(ModelMixin, ConfigMixin):
         self.reward_body = self._head_body(width, hidden)
         self.lstm_size = prefix_hidden if value_prefix_horizon else 0
         self.value_prefix_lstm: nn.LSTMCell | None = None
-        self.lstm_output_norm: nn.Module = nn.Identity()
+        self.lstm_output_norm: nn.Module
         if value_prefix_horizon:
             self.value_prefix_lstm = nn.LSTMCell(hidden, prefix_hidden)
             self.lstm_output_norm = nn.Sequential(nn.LayerNorm(prefix_hidden), nn.ReLU())
+        else:
+            self.lstm_output_norm = nn.Identity()
         self.reward_head = _zero_init_linear(prefix_hidden if value_prefix_horizon else hidden, bins)
         self.projector = nn.Sequential(
             nn.Flatten(),

@@ -67,10 +67,9 @@ class KLLoss:
             return KLLossOutput(self.scale * self._clip_free_nats(nats), nats.detach().mean())
         dynamics = kl(posterior.detach(), prior)
         representation = kl(posterior, prior.detach())
-        loss = self.dynamics_scale * self._clip_free_nats(dynamics) + self.representation_scale * self._clip_free_nats(
-            representation
-        )
-        return KLLossOutput(self.scale * loss, dynamics.detach().mean())
+        dynamics_loss = self.dynamics_scale * self._clip_free_nats(dynamics)
+        representation_loss = self.representation_scale * self._clip_free_nats(representation)
+        return KLLossOutput(self.scale * (dynamics_loss + representation_loss), dynamics.detach().mean())
 
     def _clip_free_nats(self, nats: Tensor) -> Tensor:
         if self.free_nats_over == "mean":

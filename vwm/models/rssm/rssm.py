@@ -10,7 +10,7 @@ stochastic part, e embedding size of an observation, a size of an encoded action
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,7 @@ from vwm.nn.dense_layers import ActivationType, MultiInputDense, NormType, make_
 
 
 class RSSMState(NamedTuple):
-    """State of one world per batch entry; sequences have a time dimension [b, t, ...].
+    """Latent state of a batch; sequences have a time dimension [b, t, ...].
 
     Attributes:
         deter: [b, d], deterministic part.
@@ -102,11 +102,21 @@ class RSSM(ModelMixin, ConfigMixin):
         )
         self.deter_size = deter
         self.feature_size = deter + self.stochastic.sample_size
-        sizes = (deter, self.stochastic.sample_size, self.action_size, hidden, norm, activation)
+        cell_arguments: dict[str, Any] = {
+            "deter": deter,
+            "stoch": self.stochastic.sample_size,
+            "action": self.action_size,
+            "hidden": hidden,
+            "norm": norm,
+            "activation": activation,
+        }
+        self.recurrent_cell: RecurrentCell
         if cell == "block_gru":
-            self.recurrent_cell: RecurrentCell = BlockDiagonalGRUCell(*sizes, blocks=blocks)
-        elif cell in ("gru", "norm_gru"):
-            self.recurrent_cell = PlaNetGRUCell(*sizes) if cell == "gru" else LayerNormGRUCell(*sizes)
+            self.recurrent_cell = BlockDiagonalGRUCell(**cell_arguments, blocks=blocks)
+        elif cell == "norm_gru":
+            self.recurrent_cell = LayerNormGRUCell(**cell_arguments)
+        elif cell == "gru":
+            self.recurrent_cell = PlaNetGRUCell(**cell_arguments)
         else:
             raise ValueError(f"cell={cell!r} must be 'gru', 'norm_gru' or 'block_gru'")
         self.prior = nn.Sequential(
@@ -165,7 +175,7 @@ class RSSM(ModelMixin, ConfigMixin):
         """Return the next state, sampled from the prior.
 
         Args:
-            state: States of b worlds.
+            state: Current states of the batch.
             action: int64 [b] or float [b, action_dims], taken in ``state``.
             noise: [b, s], one random number per variable (uniform for categorical, standard normal for Gaussian
                 variables); None draws it from torch's generator.

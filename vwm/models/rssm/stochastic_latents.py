@@ -45,7 +45,7 @@ class StochasticLatent(Protocol):
         ...
 
     def seeded_noise(self, seed: Tensor) -> Tensor:
-        """Return noise as a function of one seed per world: int64 [b] -> [b, s]."""
+        """Return noise as a function of one seed per batch entry: int64 [b] -> [b, s]."""
         ...
 
     def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:

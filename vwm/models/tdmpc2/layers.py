@@ -100,8 +100,8 @@ class TDMPC2MLP(nn.Module):
         super().__init__()
         sizes = [*hidden_widths, output_size] if simplex else hidden_widths
         layers = [NormedLinear(input_sizes, sizes[0], simplex * (len(sizes) == 1))]
-        for i, (narrow, wide) in enumerate(pairwise(sizes)):
-            layers.append(NormedLinear([narrow], wide, simplex * (i == len(sizes) - 2)))
+        for i, (in_width, out_width) in enumerate(pairwise(sizes)):
+            layers.append(NormedLinear([in_width], out_width, simplex * (i == len(sizes) - 2)))
         self.layers = nn.ModuleList(layers)
         self.output = None if simplex else make_tdmpc2_linear(hidden_widths[-1], output_size)
 

@@ -75,5 +75,5 @@ class TanhGaussianPolicy(ModelMixin, ConfigMixin):
         return torch.addcmul(mean, noise, log_std.exp_()).tanh()
 
     def _gaussian(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        mean, raw = self.layers(latent).chunk(2, dim=-1)
-        return mean, self.log_std_min + 0.5 * (self.log_std_max - self.log_std_min) * (raw.tanh() + 1)
+        mean, raw_log_std = self.layers(latent).chunk(2, dim=-1)
+        return mean, self.log_std_min + 0.5 * (self.log_std_max - self.log_std_min) * (raw_log_std.tanh() + 1)

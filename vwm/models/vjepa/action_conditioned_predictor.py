@@ -18,7 +18,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from vwm.nn.actions import ActionEmbedding
+from vwm.nn.actions import ActionEmbedding, discrete_choices
 from vwm.nn.space_time import TransformerState
 from vwm.nn.video_transformer import VideoTransformer, grid_coordinates
 
@@ -69,7 +69,7 @@ class ActionConditionedPredictor(ModelMixin, ConfigMixin):
         mlp: Literal["swiglu", "gelu"] = "swiglu",
     ) -> None:
         super().__init__()
-        choices = list(num_actions) if isinstance(num_actions, list) else [num_actions] if num_actions else []
+        choices = discrete_choices(num_actions)
         if not choices and not action_dims:
             raise ValueError("an action-conditioned predictor needs actions: set dynamics.num_actions or action_dims")
         self.grid = (int(grid[0]), int(grid[1]))

@@ -1,8 +1,8 @@
-"""Surprise of a V-JEPA model: how far its prediction of the next frames is from what comes.
+"""Surprise of a V-JEPA model: the distance of its prediction of the next frames from the true frames.
 
 Windows slide over a video. The encoder sees a window's first frames, the predictor predicts the features of the
-following ones, and their distance to what the encoder makes of the true frames is the surprise (Garrido et al., 2025,
-arXiv 2502.11831, section 2).
+following ones, and the surprise is their distance from the encoded true frames (Garrido et al., 2025, arXiv 2502.11831,
+section 2).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class VJEPASurprise:
     """The surprise of a model at a video, window by window: see ``VideoSurprise``.
 
     Args:
-        encoder: sees the window's first frames, and whole windows for the targets.
-        predictor: trained with it.
-        context: frames that it sees of each window; whole tubelets, and fewer than the window.
-        mask_token: the mask token that stands for the frames to predict; None takes the predictor's own choice.
+        encoder: encodes the first frames of a window, and whole windows for the targets.
+        predictor: the predictor trained with it.
+        context: number of frames of a window that the encoder sees; a multiple of the tubelet, below the window.
+        mask_token: index of the mask token of the predicted frames; None uses the default of the predictor.
 
     Raises:
-        ValueError: a context that leaves nothing to predict, or splits a tubelet.
+        ValueError: ``context`` leaves nothing to predict, or is not a multiple of the tubelet.
     """
 
     def __init__(
@@ -37,8 +37,8 @@ class VJEPASurprise:
     ) -> None:
         if context % encoder.tubelet or not 0 < context < encoder.frames:
             raise ValueError(
-                f"context={context} must be whole tubelets of {encoder.tubelet} frames, and less than a window of "
-                f"{encoder.frames}"
+                f"context={context} must be a multiple of tubelet={encoder.tubelet}, and less than the window of "
+                f"{encoder.frames} frames"
             )
         self.encoder = encoder
         self.predictor = predictor
@@ -49,8 +49,8 @@ class VJEPASurprise:
         """Return the last frame of every window of a video. Raises ValueError where it is shorter than a window."""
         if frames < self.encoder.frames:
             raise ValueError(
-                f"the model looks at {self.encoder.frames} frames at once, and these videos have {frames}: make longer "
-                "ones, or train on shorter clips"
+                f"the model takes windows of {self.encoder.frames} frames, and these videos have {frames}: use longer "
+                "videos, or train on shorter clips"
             )
         return list(range(self.encoder.frames - 1, frames, self.encoder.tubelet))
 
