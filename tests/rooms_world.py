@@ -1,4 +1,4 @@
-"""The true Two-Rooms behind the simulator interface, to tell a planner's faults from a learned world's."""
+"""The true dynamics of Two-Rooms as a simulator, to test planners without the errors of a learned world."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vwm.planning.goal_distance import GoalDistance
 from vwm.planning.sampling_planner import SamplingPlanner
 
 COMPASS = torch.tensor([[0.0, 0.0], [1, 0], [-1, 0], [0, 1], [0, -1]])
-"""What the discrete actions do: rest, right, left, down, up."""
+"""Moves of the discrete actions: none, right, left, down, up."""
 
 
 class RoomsState(NamedTuple):
@@ -35,7 +35,7 @@ class RoomsState(NamedTuple):
 
 
 class ExactRooms(Simulator):
-    """Latents are (x, y) in pixels. Contexts are pictures with wall and door in the middle."""
+    """Latents are (x, y) in pixels. Context frames have wall and door in the middle."""
 
     def __init__(self, kind: str = "continuous", step_size: float = 3.0) -> None:
         actions = ActionSpace(kind, 2) if kind == "continuous" else ActionSpace(kind, len(COMPASS))
@@ -45,7 +45,7 @@ class ExactRooms(Simulator):
         self.step_size, self.steps = step_size, 0
 
     def encode(self, frames: Tensor) -> Tensor:
-        """Where the agent is seen: uint8 [b, t, h, w, 3] -> float32 [b, t, 2]."""
+        """Locate the agent in frames uint8 [b, t, h, w, 3]; return float32 [b, t, 2]."""
         shown = (frames[..., 0].double() - WALL_COLOR[0]).clamp(min=0) / (AGENT_COLOR[0] - WALL_COLOR[0])
         seen, middle = shown.clamp(max=1), torch.arange(ARENA_SIZE) + 0.5
         total = seen.sum(dim=(-1, -2))
@@ -66,13 +66,13 @@ class ExactRooms(Simulator):
         self.steps += batch
         move = (COMPASS[action] if self.spec.actions.kind == "discrete" else action).double() * self.step_size
         position = torch.from_numpy(move_with_collisions(state.position, move, *state.layout.T.numpy()))
-        pictures = (
+        frames = (
             [render_two_rooms(p, *layout) for p, layout in zip(position, state.layout.tolist(), strict=True)]
             if decode
             else None
         )
         return state._replace(position=position), StepOutput(
-            None if pictures is None else torch.from_numpy(np.stack(pictures)),
+            None if frames is None else torch.from_numpy(np.stack(frames)),
             position.float(),
             torch.zeros(batch),
             torch.zeros(batch, dtype=torch.bool),
@@ -80,14 +80,14 @@ class ExactRooms(Simulator):
 
 
 def pairs(count: int, rooms: str) -> tuple[RoomsState, Tensor]:
-    """Starts under walls and doors of their own, and goals float32 [count, 2] in the ``same room`` or the other."""
-    rng, game, found = np.random.default_rng(0), TwoRoomsEnv(), []
+    """Draw starts with random walls and doors, and goals float32 [count, 2] in the ``same room`` or the other one."""
+    rng, env, found = np.random.default_rng(0), TwoRoomsEnv(), []
     while len(found) < count:
-        game.wall, game.door = sample_room_layout(rng)
-        game.position = game.sample_position(rng)
-        goal = game.sample_goal(rng)
-        if ((game.position[0] < game.wall) == (goal[0] < game.wall)) == (rooms == "same room"):
-            found.append((game.position, (game.wall, game.door), goal))
+        env.wall, env.door = sample_room_layout(rng)
+        env.position = env.sample_position(rng)
+        goal = env.sample_goal(rng)
+        if ((env.position[0] < env.wall) == (goal[0] < env.wall)) == (rooms == "same room"):
+            found.append((env.position, (env.wall, env.door), goal))
     starts, layouts, goals = (torch.tensor(np.array(x)) for x in zip(*found, strict=True))
     return ExactRooms().at(starts, layouts), goals.float()
 
@@ -97,18 +97,18 @@ def drive(
     state: RoomsState,
     goals: Tensor,
     kind: str = "continuous",
-    over: str = "min",
-    replan: int = 2,
+    reduction: str = "min",
+    replan_every: int = 2,
 ) -> int:
-    """Plan and play 60 steps in the true world, and count who came to the goal."""
-    world, objective, there = ExactRooms(kind), GoalDistance(goals, "l2", over), torch.zeros(len(goals)).bool()
+    """Plan and take 60 steps in the true dynamics, and count the problems that reached the goal."""
+    world, objective, reached = ExactRooms(kind), GoalDistance(goals, "l2", reduction), torch.zeros(len(goals)).bool()
     plan = None
     for t in range(60):
-        if t % replan == 0:
-            before = None if plan is None else planner.later(plan, replan)
-            plan = planner.plan(world, state, objective, t, before)
-        state, output = world.step(state, plan.actions[:, t % replan], decode=False)
-        there |= (output.latent - goals).norm(dim=1) <= GOAL_RADIUS
-        if there.all():
+        if t % replan_every == 0:
+            previous = None if plan is None else planner.shift_plan(plan, replan_every)
+            plan = planner.plan(world, state, objective, t, previous)
+        state, output = world.step(state, plan.actions[:, t % replan_every], decode=False)
+        reached |= (output.latent - goals).norm(dim=1) <= GOAL_RADIUS
+        if reached.all():
             break
-    return int(there.sum())
+    return int(reached.sum())

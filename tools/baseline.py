@@ -80,9 +80,10 @@ from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.outcome_heads import RewardTerminationHeads
 from vwm.planning.cem import CEM
 from vwm.planning.goal_distance import GoalDistance, encode_goal_frames
+from vwm.planning.gumbel_search import GumbelMuZeroSearch
 from vwm.planning.mppi import MPPI
+from vwm.planning.puct_search import PUCTSearch
 from vwm.planning.sampling_planner import NegativeReturnObjective
-from vwm.planning.tree_search import GumbelMuZeroSearch, PUCTSearch
 from vwm.rl.agent import Agent, ReplayBatch
 from vwm.rl.agent_training import AgentTraining
 from vwm.rl.algorithms.actor_critic import ActorConfig, CriticConfig
@@ -846,7 +847,9 @@ def planet(kind: str) -> PlaNet:
         predict_continue=False, discount_horizon=0,
         kl=KLLoss("elbo", free_nats=1.0),
     )  # fmt: skip
-    planner = CEM(horizon=3, samples=64, elites=8, iterations=3, keep=0, pick="mean", std=1.0, colour=0.0)
+    planner = CEM(
+        horizon=3, samples=64, elites=8, iterations=3, keep_elites=0, selection="mean", init_std=1.0, noise_exponent=0.0
+    )
     return PlaNet(EnvSpaces((2,), ActionSpace(kind, 2)), settings, planner, lr=3e-3, batch_size=4, batch_length=6)
 
 
@@ -974,15 +977,15 @@ def planners(name: str) -> None:
         other, _ = rewarded.reset(rewarded.starts, 3)
         for kind, planner in {
             "cem": CEM(**small),
-            "cem_mean": CEM(**small, pick="mean", keep=0, colour=0.0, max_norm=0.5),
+            "cem_mean": CEM(**small, selection="mean", keep_elites=0, noise_exponent=0.0, action_bound=0.5),
             "mppi": MPPI(**small),
-            "mppi_all": MPPI(horizon=4, samples=24, temperature=0.5, relative=False, pick="best"),
+            "mppi_all": MPPI(horizon=4, samples=24, temperature=0.5, relative_temperature=False, selection="best"),
         }.items():
             at = f"{name}/{kind}/{'continuous' if dims else 'discrete'}"
             objective = GoalDistance(goal, "l2")
             plan = planner.plan(world, state, objective, world_seeds(3, 3))
             put(f"{at}/goal", list(plan[:3]) + [list(plan.distribution)])
-            again = planner.plan(world, state, objective, 5, planner.later(plan, 1))
+            again = planner.plan(world, state, objective, 5, planner.shift_plan(plan, 1))
             put(f"{at}/later", list(again[:3]) + [list(again.distribution)])
             put(f"{at}/return", list(planner.plan(rewarded, other, NegativeReturnObjective(0.9), 1)[:3]))
             put(f"{at}/simulator_steps_per_plan", planner.simulator_steps_per_plan)

@@ -1,8 +1,8 @@
-"""Our tree searches against DeepMind's mctx: the same visits and actions? and milliseconds of the processor a search.
+"""Compare our tree searches with DeepMind's mctx: equality of visits and actions, and processor time per search.
 
-Equal on both sides: tables of priors, values, rewards and next states (so that the tree's own work is timed, and not
-the model's), simulations, settings, no noise, one thread. mctx is compiled beforehand, which is not timed, and is told
-nothing else; it computes in float32 and breaks ties by a noise of 1e-7, ours in float64. Searches of both take turns.
+Both sides use the same tables of priors, values, rewards and next states (so that the time of the tree is measured, not
+that of a model), the same number of simulations and settings, no noise, and one thread. mctx is compiled before the
+timing. It computes in float32 and breaks ties by noise of 1e-7; ours computes in float64. The two sides alternate.
 
     pip install mctx jax
     python tools/bench_search.py --batch 32 --simulations 50
@@ -27,21 +27,17 @@ import mctx
 import numpy as np
 import torch
 
-from vwm.planning.tree_search import (
-    GumbelMuZeroSearch,
-    NodePrediction,
-    PUCTSearch,
-    TreeSearch,
-    TreeSearchResult,
-    TreeStep,
-)
+from vwm.planning.gumbel_search import GumbelMuZeroSearch
+from vwm.planning.puct_search import PUCTSearch
+from vwm.planning.tree_search import TreeSearch, TreeSearchResult
+from vwm.planning.tree_search_model import NodePrediction, TreeStep
 
 STATES = 4096
 DISCOUNT = 0.97
 
 
 class Tables:
-    """A random world, as arrays that both sides read."""
+    """A random Markov decision process as arrays that both sides read."""
 
     def __init__(self, actions: int, seed: int) -> None:
         rng = np.random.default_rng(seed)
@@ -53,7 +49,7 @@ class Tables:
 
 
 class Ours:
-    """The tables as what our trees grow over."""
+    """The tables as the model of our tree searches."""
 
     def __init__(self, tables: Tables) -> None:
         for name, table in vars(tables).items():
@@ -65,18 +61,18 @@ class Ours:
     logits: torch.Tensor
     value: torch.Tensor
 
-    def guess(self, state: torch.Tensor) -> NodePrediction:
-        """See ``TreeModel``."""
+    def predict(self, state: torch.Tensor) -> NodePrediction:
+        """Look up prior and value; see ``TreeSearchModel.predict``."""
         return NodePrediction(self.logits[state], self.value[state])
 
     def step(self, state: torch.Tensor, action: torch.Tensor) -> TreeStep:
-        """See ``TreeModel``."""
+        """Look up the outcome; see ``TreeSearchModel.step``."""
         there = self.next[state, action]
-        return TreeStep(there, self.reward[state, action], self.ends[state, action], self.guess(there))
+        return TreeStep(there, self.reward[state, action], self.ends[state, action], self.predict(there))
 
 
 def theirs(tables: Tables, kind: str, simulations: int) -> Callable[[np.ndarray], Any]:
-    """mctx' search, compiled: int [b] states -> its output."""
+    """Compile mctx's search: int [b] states -> its output."""
     table = {name: jnp.asarray(array) for name, array in vars(tables).items()}
 
     def step(params: Any, key: Any, action: Any, state: Any) -> Any:
@@ -100,9 +96,9 @@ def theirs(tables: Tables, kind: str, simulations: int) -> Callable[[np.ndarray]
 
 
 def compare(kind: str, batch: int, simulations: int, actions: int, repeats: int) -> dict[str, Any]:
-    """Parity over ``repeats`` batches, and the median time of a search of each side."""
+    """Measure equality over ``repeats`` batches, and the median time of a search on each side."""
     tables = Tables(actions, seed=0)
-    search: TreeSearch = (GumbelMuZeroSearch if kind == "gumbel" else PUCTSearch)(simulations, span=1e-8)
+    search: TreeSearch = (GumbelMuZeroSearch if kind == "gumbel" else PUCTSearch)(simulations, min_value_range=1e-8)
     model, rival = Ours(tables), theirs(tables, kind, simulations)
     rng = np.random.default_rng(1)
     jax.block_until_ready(rival(rng.integers(STATES, size=batch)))

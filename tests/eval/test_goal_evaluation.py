@@ -1,4 +1,4 @@
-"""The evaluation: what is counted, what is written, and what is refused before any work."""
+"""`vwm plan`: success rates, the files of a result, and errors before any work."""
 
 import json
 from dataclasses import replace
@@ -12,7 +12,7 @@ from PIL import Image
 from rooms_world import ExactRooms
 
 from vwm.data.video import probe_video
-from vwm.eval import goal_evaluation as room
+from vwm.eval import goal_evaluation as goal_evaluation
 from vwm.eval.goal_evaluation import (
     PLAN_RESULT_FILE,
     evaluate_planner,
@@ -26,20 +26,20 @@ from vwm.planning.mpc_policy import TaskRollout
 
 @pytest.fixture
 def exact(monkeypatch):
-    """The true world in the place of a bundle."""
+    """Replace the bundle by the true dynamics."""
     world = ExactRooms()
-    monkeypatch.setattr(room, "load_simulator", lambda bundle, device: world)
+    monkeypatch.setattr(goal_evaluation, "load_simulator", lambda bundle, device: world)
     return world
 
 
-def test_wilsons_interval():
-    # Brown, Cai, DasGupta (2001) and any table: 10 of 10 reaches down to 72 %, 50 of 100 is 40.4 to 59.6 %.
+def test_success_rates_have_wilson_intervals():
+    # Brown, Cai, DasGupta (2001) and any table: 10 of 10 gives 72 to 100 %, 50 of 100 gives 40.4 to 59.6 %.
     assert success_rate_interval(10, 10)[:3] == pytest.approx((1.0, 0.7225, 1.0), abs=1e-4)
     assert success_rate_interval(0, 10)[:3] == pytest.approx((0.0, 0.0, 0.2775), abs=1e-4)
     assert success_rate_interval(50, 100)[1:] == pytest.approx((0.4038, 0.5962, 50, 100), abs=1e-4)
 
 
-def test_results_are_split_by_kind_of_episode():
+def test_results_are_split_by_group_of_episodes():
     distances = np.array([[8.0, 6, 1], [9.0, 9, 9], [5.0, 2, 2]])
     run = TaskRollout(distances, distances[..., None], np.array([True, False, True]), np.array([2, 2, 1]), np.zeros(0))
     found = summarize_task_rollouts({"cem": run}, ["same room", "other room", "same room"])
@@ -51,38 +51,52 @@ def test_results_are_split_by_kind_of_episode():
     assert found["all"]["cem"]["final_distance"] == 4 and found["all"]["cem"]["first_distance"] == pytest.approx(22 / 3)
 
 
-def test_a_result_holds_what_is_needed_to_make_it_again_and_pictures(exact, tmp_path: Path, capsys):
-    settings = {"episodes": 6, "budget": 40, "metric": "l2", "planner": "mppi", "planner_options": {"temperature": 0.2}}
+def test_results_hold_their_settings_and_figures_and_can_be_reproduced(exact, tmp_path: Path, capsys):
+    settings = {
+        "episodes": 6,
+        "max_steps": 40,
+        "metric": "l2",
+        "planner": "mppi",
+        "planner_options": {"temperature": 0.2},
+    }
     out = tmp_path / "result"
     result = evaluate_planner(Path("exact"), "vwm/TwoRooms-v0", out, **settings)
     assert json.loads((out / PLAN_RESULT_FILE).read_text()) == result
     assert list(result["results"]["all"]) == ["mppi", "random", "straight line"]
     assert result["results"]["all"]["mppi"]["success"]["solved"] >= 5
-    made = result["made"]
-    assert made["planner"]["temperature"] == 0.2 and made["objective"] == {"metric": "l2", "over": "min", "decay": 1.0}
-    assert made["frame_skip"] == 1 and made["episodes"] == 6
-    assert result["world_steps_a_decision_and_episode"] == 24 * (64 * 3 + 1 + 4)
+    used = result["settings"]
+    assert used["planner"]["temperature"] == 0.2
+    assert used["objective"] == {
+        "metric": "l2",
+        "reduction": "min",
+        "decay": 1.0,
+    }
+    assert used["frame_skip"] == 1 and used["episodes"] == 6
+    assert result["simulator_steps_per_decision_and_episode"] == 24 * (64 * 3 + 1 + 4)
     with Image.open(out / "paths.png") as paths, Image.open(out / "strip.png") as strip:
         assert paths.size[0] > 400 and strip.size[1] == 128
     video = probe_video((out / "episodes.mp4").read_bytes(), "episodes")
     assert (video["height"], video["width"]) == (256, 768)
     assert "straight line" in capsys.readouterr().out
-    again = evaluate_planner(Path("exact"), "vwm/TwoRooms-v0", out, **settings)  # over the earlier one
+    again = evaluate_planner(Path("exact"), "vwm/TwoRooms-v0", out, **settings)  # replaces the earlier result
     assert again["results"] == result["results"] and not list(tmp_path.glob("*.tmp"))
     evaluate_planner(
-        Path("exact"), "vwm/TwoRooms-v0", out, **{**settings, "seed": 1, "episodes": 2, "budget": 3, "over": "end"}
+        Path("exact"),
+        "vwm/TwoRooms-v0",
+        out,
+        **{**settings, "seed": 1, "episodes": 2, "max_steps": 3, "reduction": "end"},
     )
-    made = json.loads((out / PLAN_RESULT_FILE).read_text())["made"]
-    assert made["seed"] == 1 and made["objective"]["over"] == "end"
+    used = json.loads((out / PLAN_RESULT_FILE).read_text())["settings"]
+    assert used["seed"] == 1 and used["objective"]["reduction"] == "end"
 
 
-def test_the_frame_skip_fits_the_worlds_time(exact):
+def test_the_frame_skip_fits_the_frame_rate_of_the_world(exact):
     assert infer_frame_skip("vwm/TwoRooms-v0", exact) == 1
     exact.spec = replace(exact.spec, fps=2.5)
     assert infer_frame_skip("vwm/TwoRooms-v0", exact) == 4 and infer_frame_skip("Pendulum-v1", exact) == 12
 
 
-def test_what_does_not_fit_is_said_before_any_work_and_nothing_is_lost(exact, tmp_path: Path, monkeypatch):
+def test_errors_come_before_any_work_and_leave_other_folders_alone(exact, tmp_path: Path, monkeypatch):
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("years")
@@ -95,20 +109,20 @@ def test_what_does_not_fit_is_said_before_any_work_and_nothing_is_lost(exact, tm
         ({"episodes": 0}, "episodes must be 1 or more"),
         ({"planner_options": {"elite": 3}}, "planner cem with options.*elite"),
         ({"planner_options": {"elites": 300}}, "elites"),
-        ({"replan": 30}, "replan"),
+        ({"replan_every": 30}, "replan_every"),
         ({"env": "Pendulum-v1"}, "1 continuous actions, the world 2"),
         ({"env_options": {"rooms": 3}}, "rooms"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate_planner(Path("exact"), **{"env": "vwm/TwoRooms-v0", "out": out, **settings})
-    monkeypatch.setattr(room, "load_simulator", lambda bundle, device: imagined_world((5,), classes=0))
+    monkeypatch.setattr(goal_evaluation, "load_simulator", lambda bundle, device: imagined_world((5,), classes=0))
     with pytest.raises(ValueError, match=r"goals are images, but this world shows float32 \[5\]"):
         evaluate_planner(Path("exact"), "vwm/TwoRooms-v0", out)
-    monkeypatch.setattr(room, "load_simulator", lambda bundle, device: genie())
+    monkeypatch.setattr(goal_evaluation, "load_simulator", lambda bundle, device: genie())
     with pytest.raises(ValueError, match="4 discrete"):
         evaluate_planner(Path("exact"), "vwm/TwoRooms-v0", out)
     assert not out.exists()
 
 
-def test_planners_take_their_settings_by_name():
+def test_planners_are_made_by_name():
     assert make_planner("cem", {"horizon": 3}).horizon == 3 and make_planner("mppi", {"elites": 7}).elites == 7

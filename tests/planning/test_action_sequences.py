@@ -1,4 +1,4 @@
-"""Distributions over action sequences: draws, fits, and where the next plan begins."""
+"""Distributions over action sequences: draws, fits and shifts."""
 
 import pytest
 import torch
@@ -10,8 +10,8 @@ from vwm.planning.colored_noise import draw_colored_noise
 CPU = torch.device("cpu")
 
 
-def test_gaussian_draws_stay_within_the_limit_and_follow_mean_and_deviation():
-    start = GaussianActionSequences.begin(2, 5, 3, std=0.5, limit=0.2, device=CPU)
+def test_gaussian_draws_follow_mean_and_deviation_within_the_bound():
+    start = GaussianActionSequences.initial(2, 5, 3, std=0.5, bound=0.2, device=CPU)
     noise = draw_colored_noise(world_seeds(0, 2), 4000, 5, 3, 1.0)
     drawn = start.draw(noise)
     assert drawn.abs().max() == pytest.approx(0.2) and torch.equal(drawn, (0.1 * noise).clamp(-0.2, 0.2))
@@ -19,7 +19,7 @@ def test_gaussian_draws_stay_within_the_limit_and_follow_mean_and_deviation():
 
 
 def test_gaussian_fit_is_the_weighted_mean_and_deviation():
-    start = GaussianActionSequences.begin(1, 2, 1, std=1.0, limit=1.0, device=CPU)
+    start = GaussianActionSequences.initial(1, 2, 1, std=1.0, bound=1.0, device=CPU)
     actions = torch.tensor([[[0.2], [0.4]], [[0.6], [0.4]], [[-1.0], [1.0]]])[None]
     fitted = start.fit(actions, torch.tensor([[0.5, 0.5, 0.0]]), momentum=0.0, floor=0.05)
     assert torch.allclose(fitted.mean, torch.tensor([[[0.4], [0.4]]]))
@@ -29,27 +29,29 @@ def test_gaussian_fit_is_the_weighted_mean_and_deviation():
     assert torch.allclose(slow.std, torch.tensor([[[0.4], [0.25]]]))
 
 
-def test_categorical_draws_have_their_probabilities_whatever_the_colour():
-    wanted = torch.tensor([[0.7, 0.2, 0.1, 0.0], [0.25, 0.25, 0.25, 0.25], [0.0, 0.0, 0.5, 0.5]])[None]
-    for colour in (0.0, 2.0):
-        drawn = CategoricalActionSequences(wanted).draw(draw_colored_noise(world_seeds(0, 1), 40000, 3, 4, colour))
+def test_categorical_draws_have_their_probabilities_for_every_noise_exponent():
+    probabilities = torch.tensor([[0.7, 0.2, 0.1, 0.0], [0.25, 0.25, 0.25, 0.25], [0.0, 0.0, 0.5, 0.5]])[None]
+    for exponent in (0.0, 2.0):
+        drawn = CategoricalActionSequences(probabilities).draw(
+            draw_colored_noise(world_seeds(0, 1), 40000, 3, 4, exponent)
+        )
         assert drawn.dtype == torch.int64 and drawn.shape == (1, 40000, 3)
         found = torch.nn.functional.one_hot(drawn, 4).double().mean(1)
-        assert (found - wanted).abs().max() < 0.01
-        assert (found[wanted == 0] == 0).all()
+        assert (found - probabilities).abs().max() < 0.01
+        assert (found[probabilities == 0] == 0).all()
 
 
-def test_coloured_choices_are_held_longer():
-    even = CategoricalActionSequences.begin(1, 12, 4, CPU)
+def test_colored_noise_repeats_discrete_actions():
+    even = CategoricalActionSequences.initial(1, 12, 4, CPU)
     held = []
-    for colour in (0.0, 1.0, 2.0):
-        drawn = even.draw(draw_colored_noise(world_seeds(0, 1), 4000, 12, 4, colour))
+    for exponent in (0.0, 1.0, 2.0):
+        drawn = even.draw(draw_colored_noise(world_seeds(0, 1), 4000, 12, 4, exponent))
         held.append((drawn[..., 1:] == drawn[..., :-1]).double().mean().item())
     assert held[0] == pytest.approx(0.25, abs=0.01) and held[0] < held[1] < held[2]
 
 
 def test_categorical_fit_is_the_weighted_frequency():
-    start = CategoricalActionSequences.begin(1, 1, 4, CPU)
+    start = CategoricalActionSequences.initial(1, 1, 4, CPU)
     actions, weights = torch.tensor([[[0], [0], [3]]]), torch.tensor([[0.5, 0.25, 0.25]])
     exact = start.fit(actions, weights, momentum=0.0, floor=0.0)
     assert torch.allclose(exact.probabilities, torch.tensor([[[0.75, 0, 0, 0.25]]]))
@@ -58,14 +60,14 @@ def test_categorical_fit_is_the_weighted_frequency():
     assert soft.mode().tolist() == [[0]]
 
 
-def test_shift_drops_the_first_and_repeats_the_last():
+def test_shift_drops_the_first_steps_and_repeats_the_last():
     sequence = torch.arange(4).view(1, 4, 1)
     assert shift_sequences(sequence, 0, 1).flatten().tolist() == [0, 1, 2, 3]
     assert shift_sequences(sequence, 2, 1).flatten().tolist() == [2, 3, 3, 3]
     assert shift_sequences(sequence, 9, 1).flatten().tolist() == [3, 3, 3, 3]
-    start = GaussianActionSequences.begin(1, 4, 1, 0.5, 1.0, CPU)
-    later = GaussianActionSequences(sequence.float(), torch.full((1, 4, 1), 0.01), start.limit).later(1, start)
+    start = GaussianActionSequences.initial(1, 4, 1, 0.5, 1.0, CPU)
+    later = GaussianActionSequences(sequence.float(), torch.full((1, 4, 1), 0.01), start.bound).shift(1, start)
     assert later.mean.flatten().tolist() == [1, 2, 3, 3] and torch.equal(later.std, start.std)
-    even = CategoricalActionSequences.begin(1, 2, 2, CPU)
-    sure = CategoricalActionSequences(torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])).later(1, even)
+    even = CategoricalActionSequences.initial(1, 2, 2, CPU)
+    sure = CategoricalActionSequences(torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])).shift(1, even)
     assert torch.allclose(sure.probabilities, torch.tensor([[[0.25, 0.75], [0.25, 0.75]]]))

@@ -1,4 +1,4 @@
-"""Coloured noise: standard normal at every step, slower the redder, and each problem's own."""
+"""Colored noise: standard normal at every step, correlated over time, independent of the batch."""
 
 import pytest
 import torch
@@ -7,34 +7,34 @@ from vwm.core.seeds import seeded_normal, world_seeds
 from vwm.planning.colored_noise import draw_colored_noise
 
 
-@pytest.mark.parametrize("colour", [0.0, 0.5, 1.0, 2.0, 3.0])
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 2.0, 3.0])
 @pytest.mark.parametrize("horizon", [1, 2, 7, 24])
-def test_every_step_is_standard_normal(colour, horizon):
-    noise = draw_colored_noise(world_seeds(0, 4), 5000, horizon, 2, colour)
+def test_every_step_is_standard_normal(exponent, horizon):
+    noise = draw_colored_noise(world_seeds(0, 4), 5000, horizon, 2, exponent)
     assert noise.shape == (4, 5000, horizon, 2) and noise.dtype == torch.float32
     assert noise.mean((0, 1, 3)).abs().max() < 0.03 and (noise.std((0, 1, 3)) - 1).abs().max() < 0.03
 
 
-def test_white_noise_is_as_drawn_and_redder_noise_remembers_longer():
+def test_white_noise_is_unfiltered_and_larger_exponents_are_more_correlated():
     seeds = world_seeds(1, 2)
     assert torch.equal(draw_colored_noise(seeds, 3, 8, 2, 0.0), seeded_normal(seeds, 3, 8, 2))
-    memory, reach = [], []
-    for colour in (0.0, 1.0, 2.0, 3.0):
-        noise = draw_colored_noise(world_seeds(0, 1), 20000, 16, 1, colour)[0, :, :, 0]
-        memory.append((noise[:, 1:] * noise[:, :-1]).mean())
+    correlation, reach = [], []
+    for exponent in (0.0, 1.0, 2.0, 3.0):
+        noise = draw_colored_noise(world_seeds(0, 1), 20000, 16, 1, exponent)[0, :, :, 0]
+        correlation.append((noise[:, 1:] * noise[:, :-1]).mean())
         reach.append(noise.sum(1).std())
-    assert abs(memory[0]) < 0.01 and reach[0] == pytest.approx(4, rel=0.02)  # the square root of the horizon
-    assert sorted(memory) == memory and sorted(reach) == reach and reach[2] > 2.5 * reach[0]
+    assert abs(correlation[0]) < 0.01 and reach[0] == pytest.approx(4, rel=0.02)  # the square root of the horizon
+    assert sorted(correlation) == correlation and sorted(reach) == reach and reach[2] > 2.5 * reach[0]
 
 
-def test_power_falls_with_the_frequency_as_asked():
+def test_power_falls_with_the_frequency_by_the_exponent():
     # The uncut series is periodic, so its spectrum is the filter itself.
     noise = draw_colored_noise(world_seeds(0, 1), 4000, 64, 1, 1.0)[0, :, :, 0]
     power = torch.fft.rfft(noise * torch.hann_window(64)).abs().square().mean(0)
     assert power[4] / power[16] == pytest.approx(4, rel=0.15)
 
 
-def test_a_problem_draws_what_it_would_draw_alone():
+def test_noise_does_not_depend_on_the_batch():
     seeds = world_seeds(3, 3)
     together = draw_colored_noise(seeds, 5, 6, 2, 2.0)
     assert torch.allclose(together[1:2], draw_colored_noise(seeds[1:2], 5, 6, 2, 2.0), atol=1e-6)

@@ -1,4 +1,4 @@
-"""Goals as pictures: distances, which steps count, and what a world makes of a picture."""
+"""Image goals: distances, reductions over time, and encoding of goal images."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from vwm.planning.goal_distance import GoalDistance, encode_goal_frames, latent_
 from vwm.planning.sampling_planner import SequenceRollout
 
 
-def test_distances_are_means_over_all_that_a_latent_holds():
+def test_distances_are_means_over_all_values_of_a_latent():
     latent, goal = torch.tensor([[[1.0, 2.0], [3.0, 6.0]]]), torch.zeros(1, 2, 2)
     assert float(latent_distance(latent, goal, "l1")) == 3
     assert float(latent_distance(latent, goal, "l2")) == pytest.approx(12.5**0.5)
@@ -20,29 +20,29 @@ def test_distances_are_means_over_all_that_a_latent_holds():
         latent_distance(latent, torch.zeros(1, 3), "l1")
 
 
-def test_each_world_is_compared_with_its_own_problems_goal():
+def test_each_world_is_compared_with_the_goal_of_its_problem():
     goals = torch.tensor([[0.0, 0.0], [10.0, 10.0]])
     output = StepOutput(None, torch.tensor([[1.0, 1], [1, 1], [9, 9]]), torch.zeros(3), torch.zeros(3).bool())
-    assert GoalDistance(goals).step(output, torch.tensor([0, 1, 1])).tolist() == [1, 9, 1]
+    assert GoalDistance(goals).step_cost(output, torch.tensor([0, 1, 1])).tolist() == [1, 9, 1]
 
 
-def test_which_steps_count():
+def test_reductions_over_steps():
     costs = torch.tensor([[4.0, 1.0, 2.0]], dtype=torch.float64)
     rollout = SequenceRollout(costs, torch.zeros(1, 3).bool(), torch.zeros(1, 1))
 
     def total(**settings) -> float:
-        return float(GoalDistance(torch.zeros(1, 1), **settings).total(rollout))
+        return float(GoalDistance(torch.zeros(1, 1), **settings).sequence_cost(rollout))
 
-    assert total(over="end") == 2 and total(over="min") == 1
-    assert total(over="sum") == pytest.approx(7 / 3)
-    assert total(over="sum", decay=0.5) == pytest.approx((4 * 0.25 + 0.5 + 2) / 1.75)
-    assert total(over="sum", decay=0.0) == total(over="end")
-    for wrong in ({"metric": "l3"}, {"over": "all"}, {"decay": 1.1}):
+    assert total(reduction="end") == 2 and total(reduction="min") == 1
+    assert total(reduction="sum") == pytest.approx(7 / 3)
+    assert total(reduction="sum", decay=0.5) == pytest.approx((4 * 0.25 + 0.5 + 2) / 1.75)
+    assert total(reduction="sum", decay=0.0) == total(reduction="end")
+    for wrong in ({"metric": "l3"}, {"reduction": "all"}, {"decay": 1.1}):
         with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
             total(**wrong)
 
 
-def test_a_world_with_an_encoder_is_asked_for_its_latents():
+def test_goals_are_encoded_by_a_world_with_an_encoder():
     world = ExactRooms()
     assert isinstance(world, EncodesFrames) and not isinstance(CountWorld(), EncodesFrames)
     state = world.at(torch.tensor([[15.25, 20.0], [50, 12.5]]), torch.full((2, 2), 32.0))
@@ -50,7 +50,7 @@ def test_a_world_with_an_encoder_is_asked_for_its_latents():
     assert (encode_goal_frames(world, shown.frame) - shown.latent).abs().max() < 0.05
 
 
-def test_a_world_over_continuous_latents_sees_goals_by_its_tokenizer():
+def test_goals_are_encoded_by_the_tokenizer_of_continuous_latents():
     world = diffusion_world()
     frames = world.starts[:, -1]
     goal = encode_goal_frames(world, frames)
@@ -60,7 +60,7 @@ def test_a_world_over_continuous_latents_sees_goals_by_its_tokenizer():
     assert torch.equal(goal, world.tokenizer.encode(frames[:, None].permute(0, 1, 4, 2, 3).float() / 127.5 - 1)[:, 0])
 
 
-def test_tokens_have_no_distance_and_frames_have_a_size():
+def test_rejects_discrete_latents_and_frames_of_another_size():
     with pytest.raises(ValueError, match="tokens of a codebook"):
         encode_goal_frames(genie(), genie().starts[:, -1])
     with pytest.raises(ValueError, match=r"64, 64, 3\]"):

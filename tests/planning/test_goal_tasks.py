@@ -1,4 +1,4 @@
-"""Tasks: unsolved starts, goals as pictures, the same episodes from the same seed."""
+"""Goal tasks: unsolved starts, goal images, and episodes as a function of the seed."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ class Exact(Simulator):
         self.spec = SimulatorSpec(ObservationSpace.image(16, 16), ActionSpace("continuous", 1), stochastic=False)
 
     def reset(self, context, seed=0, context_actions=None):
-        raise NotImplementedError  # a picture shows no speed
+        raise NotImplementedError  # an image shows no velocity
 
     def step(self, state, action, decode=True):
         (at, speed), push = state, action[:, 0].double()
@@ -37,16 +37,16 @@ class Exact(Simulator):
 
 
 @pytest.mark.parametrize(("kind", "skip", "horizon"), [(PendulumGoalTask, 2, 12), (MountainCarGoalTask, 8, 16)])
-def test_a_planner_that_knows_the_world_solves_the_task_with_the_cost_that_suits_it(kind, skip, horizon):
+def test_planning_in_the_true_dynamics_solves_the_task_with_its_default_reduction(kind, skip, horizon):
     task, planner, plan = kind(4, size=16, frame_skip=skip), CEM(horizon=horizon), None
     world = Exact(kind is PendulumGoalTask, skip)
     goal = torch.tensor([[1.0, 0.0]] if world.pendulum else [[MountainCarGoalTask.FLAG]]).expand(4, -1)
-    objective, distances = GoalDistance(goal, "l2", task.over), []
+    objective, distances = GoalDistance(goal, "l2", task.reduction), []
     for t in range(50):
-        state = tuple(torch.from_numpy(np.array([game.state[i] for game in task.games], float)) for i in (0, 1))
-        plan = planner.plan(world, state, objective, t, None if plan is None else planner.later(plan, 1))
-        task.act(plan.actions[:, 0].numpy(), np.ones(4, bool))
-        after = np.array([game.state for game in task.games])
+        state = tuple(torch.from_numpy(np.array([env.state[i] for env in task.envs], float)) for i in (0, 1))
+        plan = planner.plan(world, state, objective, t, None if plan is None else planner.shift_plan(plan, 1))
+        task.step(plan.actions[:, 0].numpy(), np.ones(4, bool))
+        after = np.array([env.state for env in task.envs])
         assert np.allclose(np.stack(world.step(state, plan.actions[:, 0])[0], axis=1), after, atol=1e-5)
         distances.append(task.distances())
     assert task.solved(np.stack(distances, axis=1)).sum() >= 3
@@ -58,7 +58,7 @@ def kind(request):
     return GOAL_TASKS[request.param]
 
 
-def test_episodes_begin_unsolved_and_are_a_function_of_the_seed(kind):
+def test_episodes_start_unsolved_and_are_a_function_of_the_seed(kind):
     task, same, other = kind(4, seed=1, size=32), kind(3, seed=1, size=32), kind(3, seed=2, size=32)
     assert not task.solved(task.distances()[:, None]).any() and (task.distances() > 0).all()
     assert task.goals.shape == task.frames().shape == (4, 32, 32, 3) and task.goals.dtype == np.uint8
@@ -69,54 +69,53 @@ def test_episodes_begin_unsolved_and_are_a_function_of_the_seed(kind):
         each.close()
 
 
-def test_what_a_goal_shows_is_what_is_seen_there(kind):
+def test_goal_images_equal_the_frames_at_the_goal(kind):
     task = kind(2)
-    for game in task.games:
+    for env in task.envs:
         if isinstance(task, TwoRoomsGoalTask):
-            game.position = game.goal
+            env.position = env.goal
         else:
-            game.state = np.array([MountainCarGoalTask.FLAG if isinstance(task, MountainCarGoalTask) else 0.0, 0.0])
+            env.state = np.array([MountainCarGoalTask.FLAG if isinstance(task, MountainCarGoalTask) else 0.0, 0.0])
     assert (task.frames() == task.goals).all() and (task.distances() < 1e-6).all()
     task.close()
 
 
-def test_actions_move_those_that_play_for_as_long_as_the_frame_skip_says(kind):
+def test_only_active_episodes_move_for_frame_skip_steps(kind):
     once, thrice = kind(2, size=16), kind(2, size=16, frame_skip=3)
     actions = np.full((2, once.action_size), 0.5, np.float32)
     before = once.states()
     for _ in range(3):
-        once.act(actions, np.array([True, False]))
-    thrice.act(actions, np.array([True, False]))
+        once.step(actions, np.array([True, False]))
+    thrice.step(actions, np.array([True, False]))
     assert np.allclose(once.states(), thrice.states())
     assert (once.states()[0] != before[0]).any() and (once.states()[1] == before[1]).all()
     assert thrice.fps == pytest.approx(once.fps / 3)
     once.close(), thrice.close()
 
 
-def test_actions_are_in_the_games_own_numbers():
+def test_actions_are_scaled_to_the_range_of_the_environment():
     task = PendulumGoalTask(1, size=16)
-    task.games[0].state = np.array([np.pi, 0.0])
-    task.act(np.ones((1, 1), np.float32), np.array([True]))
-    assert task.states()[0, 1] == pytest.approx(3 * 2.0 * 0.05, rel=1e-5)  # 2 is the greatest torque; dt is 0.05
+    task.envs[0].state = np.array([np.pi, 0.0])
+    task.step(np.ones((1, 1), np.float32), np.array([True]))
+    assert task.states()[0, 1] == pytest.approx(3 * 2.0 * 0.05, rel=1e-5)  # 2 is the largest torque; dt is 0.05
     task.close()
 
 
-def test_two_rooms_splits_by_room_and_knows_the_straight_way():
+def test_two_rooms_groups_by_room_and_has_a_straight_line_policy():
     task = TwoRoomsGoalTask(40, options={"random_wall": True})
     kinds = task.groups()
     assert set(kinds) == {"same room", "other room"}
     for _ in range(40):
-        task.act(task.references()["straight line"](), np.ones(40, bool))
-    there = task.distances() <= 4
-    assert there[[k == "same room" for k in kinds]].all()
-    assert not there[[k == "other room" for k in kinds]].all()
-    assert (task.distances()[there] < 1e-3).all()  # it stops there
-    picture = task.picture(0)
-    assert (picture == task.goals[0]).all()
+        task.step(task.reference_policies()["straight line"](), np.ones(40, bool))
+    reached = task.distances() <= 4
+    assert reached[[k == "same room" for k in kinds]].all()
+    assert not reached[[k == "other room" for k in kinds]].all()
+    assert (task.distances()[reached] < 1e-3).all()  # the agent stops at the goal
+    assert (task.background(0) == task.goals[0]).all()
     assert {tuple(s[2:]) for s in task.states()} != {(32.0, 32.0)}
 
 
-def test_what_counts_as_solved():
+def test_success_criteria():
     rooms, car = TwoRoomsGoalTask(1), MountainCarGoalTask(1)
     assert rooms.solved(np.array([[9.0, 4.0, 9.0], [9, 4.1, 5]])).tolist() == [True, False]
     assert car.solved(np.array([[0.5, 0.0, 0.2], [0.5, 0.1, 0.1]])).tolist() == [True, False]
@@ -129,15 +128,15 @@ def test_what_counts_as_solved():
         task.close()
 
 
-def test_angles_are_measured_from_upright():
+def test_pendulum_distances_are_angles_from_upright():
     task = PendulumGoalTask(1, size=16)
     for angle, distance in ((0.1, 0.1), (-0.1, 0.1), (2 * np.pi - 0.1, 0.1), (np.pi, np.pi), (7 * np.pi, np.pi)):
-        task.games[0].state = np.array([angle, 0.0])
+        task.envs[0].state = np.array([angle, 0.0])
         assert task.distances()[0] == pytest.approx(distance)
     task.close()
 
 
-def test_games_and_options_that_are_not_known_are_refused():
+def test_rejects_unknown_environments_and_options():
     assert find_goal_task("vwm/TwoRooms-v0") is TwoRoomsGoalTask
     with pytest.raises(ValueError, match=r"CartPole-v1.*Pendulum-v1"):
         find_goal_task("CartPole-v1")

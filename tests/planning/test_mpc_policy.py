@@ -1,4 +1,4 @@
-"""Receding horizon: what a pilot shows its world, when it decides, and that over means over."""
+"""Model predictive control: contexts of the world, times of decisions, and the end of episodes."""
 
 from dataclasses import replace
 
@@ -13,8 +13,8 @@ from vwm.planning.goal_tasks import MountainCarGoalTask, PendulumGoalTask, TwoRo
 from vwm.planning.mpc_policy import MPCPolicy, random_task_policy, run_task_policy
 
 
-class Watched(ExactRooms):
-    """Rooms that keep what they were reset with."""
+class RecordingRooms(ExactRooms):
+    """Rooms that keep the arguments of every reset."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,75 +26,75 @@ class Watched(ExactRooms):
         return super().reset(context, seed, context_actions)
 
 
-def test_a_world_is_begun_anew_from_the_last_frames_and_the_actions_between_them():
-    task, world = TwoRoomsGoalTask(3, seed=4), Watched()
-    pilot = MPCPolicy(world, CEM(horizon=6, samples=8, elites=2, iterations=1), task.goals, replan=2)
+def test_every_decision_resets_the_world_with_the_last_frames_and_actions():
+    task, world = TwoRoomsGoalTask(3, seed=4), RecordingRooms()
+    policy = MPCPolicy(world, CEM(horizon=6, samples=8, elites=2, iterations=1), task.goals, replan_every=2)
     done, seen = [], []
 
-    def policy(frames, playing):
+    def record(frames, active):
         seen.append(frames)
-        done.append(pilot(frames, np.ones(3, bool)))
+        done.append(policy(frames, np.ones(3, bool)))
         return done[-1]
 
     task.ends = False
-    run_task_policy(task, policy, budget=6)
+    run_task_policy(task, record, max_steps=6)
     assert [c.shape[1] for c, _, _ in world.contexts] == [1, 3, 3]  # at steps 0, 2 and 4
     assert world.contexts[0][2] is None
-    for (context, _, told), now in zip(world.contexts[1:], (2, 4), strict=True):
+    for (context, _, context_actions), now in zip(world.contexts[1:], (2, 4), strict=True):
         assert (context.numpy() == np.stack(seen[now - 2 : now + 1], axis=1)).all()
-        assert (told.numpy() == np.stack(done[now - 2 : now], axis=1)).all()
-    assert not torch.equal(world.contexts[0][1], world.contexts[1][1])  # a seed a decision
-    assert pilot.decided == [3, 3, 3] and len(pilot.seconds) == 3
+        assert (context_actions.numpy() == np.stack(done[now - 2 : now], axis=1)).all()
+    assert not torch.equal(world.contexts[0][1], world.contexts[1][1])  # one seed per decision
+    assert policy.num_planned == [3, 3, 3] and len(policy.seconds) == 3
 
 
-def test_a_pilot_reaches_goals_that_it_only_sees():
+def test_reaches_goals_given_as_images():
     task = TwoRoomsGoalTask(24, seed=0)
-    pilot = MPCPolicy(ExactRooms(), CEM(), task.goals, lambda goals: GoalDistance(goals, "l2", "min"))
-    played = run_task_policy(task, pilot, 60)
+    policy = MPCPolicy(ExactRooms(), CEM(), task.goals, lambda goals: GoalDistance(goals, "l2", "min"))
+    played = run_task_policy(task, policy, 60)
     assert played.solved.sum() >= 23
-    blind = TwoRoomsGoalTask(24, seed=0)
-    assert (blind.states() == played.states[:, 0]).all()
-    assert run_task_policy(blind, random_task_policy(blind, 0), 60).solved.sum() < 12
+    random = TwoRoomsGoalTask(24, seed=0)
+    assert (random.states() == played.states[:, 0]).all()
+    assert run_task_policy(random, random_task_policy(random, 0), 60).solved.sum() < 12
 
 
-def test_episodes_that_are_over_stand_still_and_are_planned_no_more():
+def test_solved_episodes_stop_and_are_not_planned_for():
     task = TwoRoomsGoalTask(8, seed=3)
-    world = Watched()
-    pilot = MPCPolicy(world, CEM(), task.goals, lambda goals: GoalDistance(goals, "l2", "min"), replan=3)
-    played = run_task_policy(task, pilot, 60, shown=2)
+    world = RecordingRooms()
+    policy = MPCPolicy(world, CEM(), task.goals, lambda goals: GoalDistance(goals, "l2", "min"), replan_every=3)
+    played = run_task_policy(task, policy, 60, keep_frames=2)
     assert played.frames.shape[1:] == (2, 64, 64, 3) and len(played.frames) == played.distances.shape[1]
-    assert pilot.decided == sorted(pilot.decided, reverse=True) and pilot.decided[-1] < 8
-    assert pilot.decided[0] == 8
+    assert policy.num_planned == sorted(policy.num_planned, reverse=True) and policy.num_planned[-1] < 8
+    assert policy.num_planned[0] == 8
     for episode in range(8):
         after = played.distances[episode, played.steps[episode] :]
         assert (after == after[0]).all() and (after[0] <= 4) == played.solved[episode]
         assert (played.distances[episode, : played.steps[episode]] > 4).all()
 
 
-def test_others_ending_changes_nothing_for_those_that_play_on():
+def test_the_end_of_other_episodes_does_not_change_a_path():
     def path(episodes: int):
         task = TwoRoomsGoalTask(episodes, seed=3)
-        pilot = MPCPolicy(
+        policy = MPCPolicy(
             ExactRooms(), CEM(samples=16, elites=4), task.goals, lambda g: GoalDistance(g, "l2", "min"), 2
         )
-        return run_task_policy(task, pilot, 20)
+        return run_task_policy(task, policy, 20)
 
     few, many = path(2), path(6)
     length = min(few.states.shape[1], many.states.shape[1])
     assert np.allclose(few.states[:2, :length], many.states[:2, :length], atol=1e-3)
 
 
-def test_a_task_that_must_be_held_is_played_to_the_end():
+def test_hold_tasks_run_to_the_last_step():
     for kind, length in ((PendulumGoalTask, 12), (MountainCarGoalTask, 12)):
         task = kind(1, size=16)
         if kind is PendulumGoalTask:
-            task.games[0].state = np.zeros(2)  # upright, and it stays
-        played = run_task_policy(task, lambda frames, playing: np.zeros((1, 1), np.float32), length)
+            task.envs[0].state = np.zeros(2)  # upright, in equilibrium
+        played = run_task_policy(task, lambda frames, active: np.zeros((1, 1), np.float32), length)
         assert played.distances.shape == (1, length + 1) and played.steps.tolist() == [length]
         assert played.solved.tolist() == [kind is PendulumGoalTask]
         task.close()
 
 
-def test_replanning_later_than_the_plan_is_long_is_refused():
-    with pytest.raises(ValueError, match=r"replan must lie in 1\.\.4"):
-        MPCPolicy(ExactRooms(), CEM(horizon=4), TwoRoomsGoalTask(1).goals, replan=5)
+def test_rejects_replanning_less_often_than_the_horizon():
+    with pytest.raises(ValueError, match=r"replan_every must lie in 1\.\.4"):
+        MPCPolicy(ExactRooms(), CEM(horizon=4), TwoRoomsGoalTask(1).goals, replan_every=5)

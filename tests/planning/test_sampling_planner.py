@@ -1,4 +1,4 @@
-"""What holds for every planner: problems do not see each other, nor the chunks, and plans go on from plans."""
+"""Invariants of every sampling planner: independence of batch and chunk size, seeds, costs, and shifted plans."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def kind(request) -> type[SamplingPlanner]:
 
 
 def rooms(kind: str = "continuous"):
-    """Three problems in one room and through the door."""
+    """Make three problems, the first through the door."""
     world = ExactRooms(kind)
     starts = torch.tensor([[15.0, 32.0], [10, 10], [45, 50]])
     goals = torch.tensor([[48.0, 32.0], [20, 20], [45, 42]])
@@ -34,7 +34,7 @@ def rooms(kind: str = "continuous"):
 
 
 class RewardedRooms(ExactRooms):
-    """Rooms that pay x / 10 and end at x > 40."""
+    """Rooms with a reward of x / 10 that terminate at x > 40."""
 
     def step(self, state, action, decode=True):
         state, output = super().step(state, action, decode)
@@ -42,7 +42,7 @@ class RewardedRooms(ExactRooms):
         return state, output._replace(reward=x / 10, terminated=x > 40)
 
 
-def test_costs_are_those_of_stepping_by_hand_in_chunks_of_any_size():
+def test_sequence_costs_equal_single_steps_for_every_chunk_size():
     world, state, goals = rooms()
     actions = torch.rand(3, 5, 4, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
     objective = GoalDistance(goals, "l2", "sum")
@@ -58,38 +58,34 @@ def test_costs_are_those_of_stepping_by_hand_in_chunks_of_any_size():
         assert costs[problem, sample] == pytest.approx(float(torch.stack(expected).mean()), rel=1e-6)
 
 
-def test_returns_are_discounted_stop_at_an_end_and_count_the_value_of_the_rest():
+def test_returns_are_discounted_end_at_terminations_and_add_the_terminal_value():
     rewards = torch.tensor([[1.0, 2, 4]] * 3)
     ends = torch.tensor([[False] * 3, [False, True, False], [False, False, True]])
     rollout = SequenceRollout(-rewards, ends, torch.full((3, 1), 10.0))
-    assert NegativeReturnObjective(0.5).total(rollout).tolist() == [
-        -3,
-        -2,
-        -3,
-    ]  # the reward of the step that ends it counts
-    valued = NegativeReturnObjective(0.5, value=lambda latent: latent[:, 0])
-    assert valued.total(rollout).tolist() == [-3 - 10 / 8, -2, -3]
+    assert NegativeReturnObjective(0.5).sequence_cost(rollout).tolist() == [-3, -2, -3]  # the terminating step counts
+    valued = NegativeReturnObjective(0.5, terminal_value=lambda latent: latent[:, 0])
+    assert valued.sequence_cost(rollout).tolist() == [-3 - 10 / 8, -2, -3]
     world, (_, state, _) = RewardedRooms(), rooms()
     right = torch.tensor([1.0, 0.0]).expand(3, 1, 9, 2)
     costs = sequence_costs(world, state, NegativeReturnObjective(), right)[:, 0].tolist()
-    assert costs[0] == pytest.approx(-sum((15 + 3 * i) / 10 for i in range(1, 10)))  # 42 is passed at the last step
-    assert costs[2] == pytest.approx(-4.8)  # ends at once
+    assert costs[0] == pytest.approx(-sum((15 + 3 * i) / 10 for i in range(1, 10)))  # the last step passes 42
+    assert costs[2] == pytest.approx(-4.8)  # terminates at the first step
     with pytest.raises(ValueError, match="discount"):
         NegativeReturnObjective(1.5)
 
 
 @pytest.mark.parametrize("space", ["continuous", "discrete"])
-def test_a_problem_is_planned_as_it_would_be_alone(kind, space):
+def test_plans_do_not_depend_on_the_batch(kind, space):
     world, state, goals = rooms(space)
     planner, seeds = kind(**SMALL), world_seeds(3, 3)
 
     def decide_twice(problems: Tensor):
-        """The plan, and the plan that goes on from it one step later."""
-        own, lucky = GoalDistance(goals[problems], "l2"), seeds[problems]
+        """Return a plan, and the plan that starts from it one step later."""
+        objective, own_seeds = GoalDistance(goals[problems], "l2"), seeds[problems]
         now = select_worlds(state, problems)
-        plan = planner.plan(world, now, own, lucky)
+        plan = planner.plan(world, now, objective, own_seeds)
         now, _ = world.step(now, plan.actions[:, 0], decode=False)
-        return plan, planner.plan(world, now, own, fold_in(lucky, 1), planner.later(plan, 1))
+        return plan, planner.plan(world, now, objective, fold_in(own_seeds, 1), planner.shift_plan(plan, 1))
 
     together = decide_twice(torch.arange(3))
     for problem in range(3):
@@ -98,7 +94,7 @@ def test_a_problem_is_planned_as_it_would_be_alone(kind, space):
             assert torch.allclose(alone.cost[0], all_three.cost[problem], atol=1e-4)
 
 
-def test_plans_are_a_function_of_the_seed_and_leave_the_state(kind):
+def test_plans_are_a_function_of_the_seed_and_do_not_change_the_state(kind):
     world, state, goals = rooms()
     objective, kept = GoalDistance(goals, "l2"), state.position.clone()
     first, same, other = (kind(**SMALL).plan(world, state, objective, seed) for seed in (0, 0, 1))
@@ -108,34 +104,34 @@ def test_plans_are_a_function_of_the_seed_and_leave_the_state(kind):
     assert first.actions.abs().max() <= 1
 
 
-def test_the_cost_of_a_plan_is_what_its_actions_cost(kind):
+def test_the_cost_of_a_plan_is_the_cost_of_its_actions(kind):
     for space in ("continuous", "discrete"):
         world, state, goals = rooms(space)
-        for pick in ("best", "mean"):
-            plan = kind(**SMALL, pick=pick).plan(world, state, GoalDistance(goals, "l2"))
+        for selection in ("best", "mean"):
+            plan = kind(**SMALL, selection=selection).plan(world, state, GoalDistance(goals, "l2"))
             costs = sequence_costs(world, state, GoalDistance(goals, "l2"), plan.actions[:, None])[:, 0]
             assert torch.allclose(plan.cost, costs)
             by_elite = sequence_costs(world, state, GoalDistance(goals, "l2"), plan.elites)
-            assert (by_elite.diff(dim=1) >= 0).all()  # the best first
-            if pick == "best":
+            assert (by_elite.diff(dim=1) >= 0).all()  # best first
+            if selection == "best":
                 assert (plan.cost <= by_elite[:, 0]).all()
 
 
-def test_more_search_finds_cheaper_plans(kind):
+def test_more_samples_and_iterations_find_cheaper_plans(kind):
     world, state, goals = rooms()
     objective = GoalDistance(goals, "l2")
-    settings = {"horizon": 8, "elites": 4, "keep": 4, "pick": "best"}
+    settings = {"horizon": 8, "elites": 4, "keep_elites": 4, "selection": "best"}
     little, much = (kind(samples=n, iterations=i, **settings) for n, i in ((8, 1), (64, 5)))
     costs = [torch.stack([p.plan(world, state, objective, seed).cost for seed in range(4)]) for p in (little, much)]
     assert (costs[1].mean(0) < costs[0].mean(0)).all()
 
 
-def test_a_proposal_that_is_best_is_followed(kind):
+def test_the_best_proposal_is_selected(kind):
     world, state, goals = rooms()
     objective = GoalDistance(goals, "l2", "end")
-    way = goals - state.position.float()
-    straight = (way / 24)[:, None, None].expand(3, 1, 8, 2)  # exactly there after eight steps
-    planner = kind(horizon=8, samples=4, elites=2, keep=1, iterations=1, pick="best")
+    offset = goals - state.position.float()
+    straight = (offset / 24)[:, None, None].expand(3, 1, 8, 2)  # at the goal after exactly eight steps
+    planner = kind(horizon=8, samples=4, elites=2, keep_elites=1, iterations=1, selection="best")
     reachable = torch.tensor([1, 2])  # the first is more than eight steps away
     plan = planner.plan(world, state, objective, proposals=straight.clamp(-1, 1))
     assert torch.equal(plan.actions[reachable], straight[reachable, 0])
@@ -143,11 +139,11 @@ def test_a_proposal_that_is_best_is_followed(kind):
     assert torch.equal(plan.elites[reachable, 0], straight[reachable, 0])
 
 
-def test_a_plan_goes_on_where_the_last_one_stood(kind):
+def test_a_shifted_plan_continues_the_last_one(kind):
     world, state, goals = rooms()
-    planner = kind(**SMALL, pick="best")
+    planner = kind(**SMALL, selection="best")
     plan = planner.plan(world, state, GoalDistance(goals, "l2"))
-    later = planner.later(plan, 3)
+    later = planner.shift_plan(plan, 3)
     assert torch.equal(later.actions[:, :5], plan.actions[:, 3:]) and torch.equal(
         later.actions[:, 5], later.actions[:, 4]
     )
@@ -157,52 +153,52 @@ def test_a_plan_goes_on_where_the_last_one_stood(kind):
     objective = GoalDistance(goals, "l2")
     carried = sequence_costs(world, state, objective, later.elites)[:, 0]
     found = planner.plan(world, state, objective, 1, later)
-    assert (found.cost <= carried + 1e-6).all()  # what was found is not lost
+    assert (found.cost <= carried + 1e-6).all()  # the new plan is at least as good as the shifted one
 
 
-def test_without_keeping_every_iteration_stands_for_itself_and_the_best_is_still_followed(kind):
+def test_without_kept_elites_the_best_of_all_iterations_is_selected(kind):
     class Counted(kind):
         seen: list[int] = []  # noqa: RUF012
 
-        def weights(self, costs: Tensor) -> Tensor:
+        def sequence_weights(self, costs: Tensor) -> Tensor:
             self.seen.append(costs.shape[1])
-            return super().weights(costs)
+            return super().sequence_weights(costs)
 
     world, state, goals = rooms()
     objective = GoalDistance(goals, "l2")
-    planner = Counted(**SMALL, keep=0, pick="best")
+    planner = Counted(**SMALL, keep_elites=0, selection="best")
     plan = planner.plan(world, state, objective)
-    then = planner.plan(world, state, objective, 1, planner.later(plan, 1))
+    then = planner.plan(world, state, objective, 1, planner.shift_plan(plan, 1))
     assert set(planner.seen) == {24} and then.elites.shape == (3, 0, 8, 2)
-    first = kind(**SMALL, keep=0, pick="best", iterations=1).plan(world, state, objective)
+    first = kind(**SMALL, keep_elites=0, selection="best", iterations=1).plan(world, state, objective)
     assert (plan.cost <= first.cost + 1e-6).all()  # the best of all iterations, not of the last one
 
 
-def test_limits_of_actions_hold(kind):
+def test_actions_stay_within_the_bound(kind):
     world, state, goals = rooms()
-    plan = kind(**SMALL, max_norm=0.05).plan(world, state, GoalDistance(goals, "l2"))
-    assert 0.04 < plan.actions.abs().max() <= 0.05  # the goals are far
+    plan = kind(**SMALL, action_bound=0.05).plan(world, state, GoalDistance(goals, "l2"))
+    assert 0.04 < plan.actions.abs().max() <= 0.05  # the goals are far away
     assert plan.elites.abs().max() <= 0.05
 
 
-def test_numbers_that_are_none_cost_most(kind):
-    class Broken(GoalDistance):
-        def total(self, rollout: SequenceRollout) -> Tensor:
-            cost = super().total(rollout)
+def test_nan_costs_count_as_the_highest(kind):
+    class PartlyNaN(GoalDistance):
+        def sequence_cost(self, rollout: SequenceRollout) -> Tensor:
+            cost = super().sequence_cost(rollout)
             return torch.where(cost > cost.median(), torch.nan, cost)
 
     world, state, goals = rooms()
-    plan = kind(**SMALL).plan(world, state, Broken(goals, "l2"))
+    plan = kind(**SMALL).plan(world, state, PartlyNaN(goals, "l2"))
     assert plan.actions.isfinite().all() and plan.distribution.mean.isfinite().all()
 
-    class Hopeless(GoalDistance):
-        def step(self, output: StepOutput, problem: Tensor) -> Tensor:
-            return super().step(output, problem) * torch.nan
+    class AllNaN(GoalDistance):
+        def step_cost(self, output: StepOutput, problem_index: Tensor) -> Tensor:
+            return super().step_cost(output, problem_index) * torch.nan
 
-    assert kind(**SMALL).plan(world, state, Hopeless(goals)).actions.isfinite().all()
+    assert kind(**SMALL).plan(world, state, AllNaN(goals)).actions.isfinite().all()
 
 
-def test_learned_worlds_of_every_kind_can_be_planned_in(kind):
+def test_plans_in_learned_worlds_of_every_family(kind):
     for world, objective in (
         (diffusion_world(action_dims=3), None),
         (jepa_world(), None),
@@ -212,7 +208,7 @@ def test_learned_worlds_of_every_kind_can_be_planned_in(kind):
     ):
         state, _ = world.reset(world.starts, seed=0)
         objective = objective or GoalDistance(encode_goal_frames(world, world.starts[:, -1]))
-        planner = kind(horizon=2, samples=3, elites=2, iterations=2, keep=1, chunk=4)
+        planner = kind(horizon=2, samples=3, elites=2, iterations=2, keep_elites=1, max_batch_size=4)
         plan = planner.plan(world, state, objective)
         discrete = world.spec.actions.kind == "discrete"
         assert plan.actions.shape == ((3, 2) if discrete else (3, 2, 3)) and plan.cost.isfinite().all()
@@ -223,25 +219,25 @@ def test_learned_worlds_of_every_kind_can_be_planned_in(kind):
     ("settings", "message"),
     [
         ({"horizon": 0}, "horizon must be 1 or more, got 0"),
-        ({"samples": 0, "keep": 0}, "samples"),
+        ({"samples": 0, "keep_elites": 0}, "samples"),
         ({"iterations": 0}, "iterations"),
-        ({"chunk": 0}, "chunk"),
+        ({"max_batch_size": 0}, "max_batch_size"),
         ({"momentum": 1.0}, "momentum.*1.0"),
         ({"min_std": -0.1}, "min_std"),
-        ({"std": 0.0}, "std"),
-        ({"colour": -1.0}, "colour"),
-        ({"max_norm": 1.5}, "max_norm"),
-        ({"keep": 100}, r"keep must lie in 0\.\.64"),
+        ({"init_std": 0.0}, "init_std"),
+        ({"noise_exponent": -1.0}, "noise_exponent"),
+        ({"action_bound": 1.5}, "action_bound"),
+        ({"keep_elites": 100}, r"keep_elites must lie in 0\.\.64"),
         ({"elites": 65}, r"elites must lie in 1\.\.64"),
-        ({"pick": "worst"}, "pick.*worst"),
+        ({"selection": "worst"}, "selection.*worst"),
     ],
 )
-def test_settings_without_sense_are_refused(kind, settings, message):
+def test_rejects_settings_out_of_range(kind, settings, message):
     with pytest.raises(ValueError, match=message):
         kind(**settings)
 
 
-def test_sequences_that_do_not_fit_are_refused(kind):
+def test_rejects_proposals_of_a_wrong_shape_or_type(kind):
     world, state, goals = rooms()
     planner, objective = kind(**SMALL), GoalDistance(goals)
     for wrong in (

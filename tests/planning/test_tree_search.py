@@ -1,4 +1,4 @@
-"""A tree's numbers are those of a slow search written from the papers, and it finds what brute force finds."""
+"""Tree search equals a plain reference implementation of the papers, and finds the optimal action."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from torch import Tensor
 from vwm.core.seeds import world_seeds
 from vwm.core.simulator import Simulator, SimulatorSpec, StepOutput
 from vwm.core.spaces import ActionSpace, ObservationSpace
-from vwm.planning.tree_search import GumbelMuZeroSearch, NodePrediction, PUCTSearch, TreeStep, sequential_halving
+from vwm.planning.gumbel_search import GumbelMuZeroSearch, sequential_halving
+from vwm.planning.puct_search import PUCTSearch
+from vwm.planning.tree_search_model import NodePrediction, TreeStep
 
 
 class Maze(Simulator):
-    """States are numbers, and tables say what actions lead to; some end it."""
+    """A random tabular Markov decision process, in which some actions terminate."""
 
     def __init__(self, states: int = 7, actions: int = 3, seed: int = 0, ends: float = 0.15) -> None:
         g = torch.Generator().manual_seed(seed)
@@ -40,8 +42,8 @@ class Maze(Simulator):
         latent, reward, ends = (table[state, action] for table in (self.next, self.reward, self.ends))
         return latent, StepOutput(None, latent, reward, ends)
 
-    def best(self, discount: float) -> Tensor:
-        """What actions are worth to who never errs, [states, actions]: Bellman's equation, until it holds."""
+    def optimal_q(self, discount: float) -> Tensor:
+        """Compute the optimal action values, [states, actions], by value iteration."""
         q = torch.zeros_like(self.reward)
         for _ in range(300):
             q = self.reward + discount * torch.where(self.ends, 0, q.max(1).values[self.next])
@@ -49,27 +51,27 @@ class Maze(Simulator):
 
 
 class Guided:
-    """The maze with the prior and the values of its tables."""
+    """The maze as a model with the prior and the values of its tables."""
 
     def __init__(self, maze: Maze) -> None:
         self.maze = maze
 
-    def guess(self, state):
+    def predict(self, state):
         return NodePrediction(self.maze.logits[state], self.maze.values[state])
 
     def step(self, state, action):
         state, output = self.maze.step(state, action)
-        return TreeStep(state, output.reward, output.terminated, self.guess(state))
+        return TreeStep(state, output.reward, output.terminated, self.predict(state))
 
 
 class Node:
-    """A node of the slow search."""
+    """A node of the reference search."""
 
     def __init__(self, maze: Maze, state: int, reward: float = 0.0, discount: float = 0.0) -> None:
         self.state, self.reward, self.discount = state, reward, discount
-        self.logits, self.guessed = maze.logits[state].tolist(), float(maze.values[state])
+        self.logits, self.predicted_value = maze.logits[state].tolist(), float(maze.values[state])
         self.prior = torch.tensor(self.logits, dtype=torch.float64).softmax(0).tolist()
-        self.returns, self.children, self.visits = [self.guessed], {}, [0] * len(self.logits)
+        self.returns, self.children, self.visits = [self.predicted_value], {}, [0] * len(self.logits)
 
     @property
     def value(self) -> float:
@@ -85,21 +87,21 @@ def puct(node: Node) -> int:
     low, high = min(known), max(known)
     scores = []
     for a, prior in enumerate(node.prior):
-        worth = (node.q(a) - low) / max(high - low, 1e-8) if a in node.children else 0.0
+        value = (node.q(a) - low) / max(high - low, 1e-8) if a in node.children else 0.0
         total = sum(node.visits) + 1
         scores.append(
-            worth + prior * math.sqrt(total) / (1 + node.visits[a]) * (1.25 + math.log((total + 19653) / 19652))
+            value + prior * math.sqrt(total) / (1 + node.visits[a]) * (1.25 + math.log((total + 19653) / 19652))
         )
     return scores.index(max(scores))
 
 
 def improved(node: Node) -> list[float]:
     total = sum(node.visits)
-    mixed = node.guessed
+    mixed = node.predicted_value
     if total:
         weight = sum(node.prior[a] for a in node.children)
         mean = sum(node.prior[a] * node.q(a) for a in node.children) / weight
-        mixed = (node.guessed + total * mean) / (total + 1)
+        mixed = (node.predicted_value + total * mean) / (total + 1)
     q = [node.q(a) if a in node.children else mixed for a in range(len(node.prior))]
     span = max(max(q) - min(q), 1e-8)
     scale = (50 + max(node.visits)) * 0.1 / span
@@ -107,12 +109,12 @@ def improved(node: Node) -> list[float]:
 
 
 def gumbel(node: Node) -> int:
-    wanted = torch.tensor(improved(node), dtype=torch.float64).softmax(0).tolist()
-    scores = [p - n / (1 + sum(node.visits)) for p, n in zip(wanted, node.visits, strict=True)]
+    policy = torch.tensor(improved(node), dtype=torch.float64).softmax(0).tolist()
+    scores = [p - n / (1 + sum(node.visits)) for p, n in zip(policy, node.visits, strict=True)]
     return scores.index(max(scores))
 
 
-def slowly(maze: Maze, state: int, simulations: int, discount: float, kind: str, turns: list[int]) -> Node:
+def reference_search(maze: Maze, state: int, simulations: int, discount: float, kind: str, schedule: list[int]) -> Node:
     root = Node(maze, state)
     for simulation in range(simulations):
         node, path = root, [root]
@@ -120,7 +122,7 @@ def slowly(maze: Maze, state: int, simulations: int, discount: float, kind: str,
             action = puct(node) if kind == "puct" else gumbel(node)
             if kind == "gumbel" and node is root:
                 scores = improved(root)
-                equal = [a for a in range(len(scores)) if root.visits[a] == turns[simulation]]
+                equal = [a for a in range(len(scores)) if root.visits[a] == schedule[simulation]]
                 action = max(equal, key=lambda a: scores[a])
             node.visits[action] += 1
             if action not in node.children:
@@ -130,20 +132,20 @@ def slowly(maze: Maze, state: int, simulations: int, discount: float, kind: str,
         at = (node.state, action)
         new = Node(maze, int(maze.next[at]), float(maze.reward[at]), 0.0 if maze.ends[at] else discount)
         node.children[action] = new
-        found = new.guessed
+        value = new.predicted_value
         for child, parent in zip([new, *path[:0:-1]], path[::-1], strict=True):
-            found = child.reward + child.discount * found
-            parent.returns.append(found)
+            value = child.reward + child.discount * value
+            parent.returns.append(value)
     return root
 
 
 @pytest.mark.parametrize("kind", ["puct", "gumbel"])
-def test_visits_and_values_are_those_of_a_slow_search(kind):
+def test_visits_and_values_equal_the_reference_search(kind):
     maze = Maze(states=9, actions=4)
-    search = PUCTSearch(60, span=1e-8) if kind == "puct" else GumbelMuZeroSearch(60, span=1e-8)
+    search = PUCTSearch(60, min_value_range=1e-8) if kind == "puct" else GumbelMuZeroSearch(60, min_value_range=1e-8)
     found = search.search(Guided(maze), torch.arange(9), discount=0.9)
     for state in range(9):
-        root = slowly(maze, state, 60, 0.9, kind, sequential_halving(4, 60))
+        root = reference_search(maze, state, 60, 0.9, kind, sequential_halving(4, 60))
         assert found.visits[state].tolist() == root.visits
         if kind == "puct":
             assert float(found.value[state]) == pytest.approx(root.value, rel=1e-6)
@@ -158,36 +160,36 @@ def test_visits_and_values_are_those_of_a_slow_search(kind):
 SEARCHES = {"puct": PUCTSearch, "gumbel": GumbelMuZeroSearch}
 
 
-def test_enough_simulations_find_the_best_action_and_what_the_root_is_worth():
+def test_many_simulations_find_the_optimal_action_and_value():
     maze, states = Maze(), torch.arange(7)
-    exact, errors = maze.best(0.4), []
+    exact, errors = maze.optimal_q(0.4), []
     for simulations in (10, 100, 1000):
         found = PUCTSearch(simulations).plan(maze, states, discount=0.4)
         errors.append(float((found.value - exact.max(1).values).abs().max()))
     assert torch.equal(found.action, exact.argmax(1))
     assert errors[1] < errors[0] / 3 and errors[2] < errors[1] / 3 and errors[2] < 0.06
-    assert maze.steps == 10 + 100 + 1000  # a batch of trees asks for one step a simulation
+    assert maze.steps == 10 + 100 + 1000  # one model call per simulation for the whole batch
 
 
 @pytest.mark.parametrize("kind", list(SEARCHES))
-def test_a_search_that_is_told_true_values_finds_the_best_action_with_few_simulations(kind):
+def test_few_simulations_find_the_optimal_action_with_true_values(kind):
     maze, states = Maze(), torch.arange(7)
-    exact = maze.best(0.5)
+    exact = maze.optimal_q(0.5)
     found = SEARCHES[kind](80).plan(maze, states, discount=0.5, value=lambda s: exact.max(1).values[s])
     assert torch.equal(found.action, exact.argmax(1))
     error = (found.value - exact.max(1).values).abs().max()
-    assert error < (0.2 if kind == "puct" else 0.1)  # of about 2; the mean over all simulations is the lower
+    assert error < (0.2 if kind == "puct" else 0.1)  # of about 2; the mean over all simulations is lower
 
 
 @pytest.mark.parametrize("kind", list(SEARCHES))
-def test_nothing_after_an_end_counts(kind):
-    """Action 0 pays 1 and ends; action 1 pays nothing and leads to where every step pays 1."""
+def test_rewards_after_a_termination_do_not_count(kind):
+    """Action 0 has reward 1 and terminates; action 1 has reward 0 and leads to a state with reward 1 at every step."""
     maze = Maze(states=3, actions=2)
     maze.next = torch.tensor([[2, 1], [1, 1], [2, 2]])
     maze.reward = torch.tensor([[1.0, 0], [1, 1], [100, 100]], dtype=torch.float64)
     maze.ends = torch.tensor([[True, False], [False, False], [False, False]])
     value = torch.tensor([0.0, 0, 1000])
-    for discount, best in ((0.3, 0), (0.7, 1)):  # 1 from the next step on: 3 / 7 in all, or 7 / 3
+    for discount, best in ((0.3, 0), (0.7, 1)):  # return of action 1: 3 / 7, or 7 / 3
         value[1] = 1 / (1 - discount)
         found = SEARCHES[kind](100).plan(maze, torch.tensor([0]), discount, lambda s: value[s])
         assert found.action.item() == best
@@ -196,7 +198,7 @@ def test_nothing_after_an_end_counts(kind):
 
 @pytest.mark.parametrize("kind", list(SEARCHES))
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_problem_is_searched_as_it_would_be_alone_and_visits_sum_to_the_simulations(kind, temperature):
+def test_results_do_not_depend_on_the_batch_and_visits_sum_to_the_simulations(kind, temperature):
     model, states, seeds = Guided(Maze(actions=5)), torch.arange(6), world_seeds(3, 6)
     search = SEARCHES[kind](23)
     together = search.search(model, states, 0.9, seeds, temperature)
@@ -210,11 +212,11 @@ def test_a_problem_is_searched_as_it_would_be_alone_and_visits_sum_to_the_simula
     assert torch.equal(states, torch.arange(6))
 
 
-def test_states_may_be_nested_and_many_and_are_walked_through_as_stepping_by_hand():
-    """Down both actions of a corridor the reward is 1 only on one path: the tree must carry each node's own state."""
+def test_nested_states_of_nodes_are_kept_apart():
+    """Only one of eight action sequences is rewarded, which requires the correct state at every node."""
 
     class Corridor(Guided):
-        def guess(self, state):
+        def predict(self, state):
             return NodePrediction(torch.zeros(len(state["at"]), 2), torch.zeros(len(state["at"])))
 
         def step(self, state, action):
@@ -222,45 +224,47 @@ def test_states_may_be_nested_and_many_and_are_walked_through_as_stepping_by_han
             went = torch.cat((state["went"][1][:, 1:], action[:, None]), dim=1)
             paid = (went == torch.tensor([1, 0, 1])).all(1) & (at == 8 + 5)
             new = {"at": at, "went": (state["went"][0] + 1.0, went)}
-            return TreeStep(new, paid.float(), at >= 8, self.guess(new))
+            return TreeStep(new, paid.float(), at >= 8, self.predict(new))
 
     state = {"at": torch.ones(2, dtype=torch.int64), "went": (torch.zeros(2), torch.zeros(2, 3, dtype=torch.int64))}
     found = PUCTSearch(200).search(Corridor(Maze()), state, discount=1.0)
     assert found.action.tolist() == [1, 1] and (found.value > 0.5).all()
 
 
-def test_halving_shares_the_simulations_by_rounds():
+def test_sequential_halving_divides_simulations_among_rounds():
     assert sequential_halving(4, 16) == [0] * 4 + [1] * 4 + [2, 2, 3, 3, 4, 4, 5, 5]
     assert sequential_halving(1, 4) == [0, 1, 2, 3]
     assert sequential_halving(2, 5) == [0, 0, 1, 1, 2]
-    assert sequential_halving(16, 8) == [0] * 8  # too few for all
+    assert sequential_halving(16, 8) == [0] * 8  # too few for a second round
     for considered, simulations in ((3, 50), (5, 50), (16, 50), (16, 200), (7, 1)):
         assert len(sequential_halving(considered, simulations)) == simulations
     # 16 actions and 64 simulations: four rounds of 16, to 16, 8, 4 and 2 actions.
-    turns = sequential_halving(16, 64)
-    assert turns == [0] * 16 + [1] * 8 + [2] * 8 + [3] * 4 + [4] * 4 + [5] * 4 + [6] * 4 + sorted([*range(7, 15)] * 2)
+    schedule = sequential_halving(16, 64)
+    assert schedule == [0] * 16 + [1] * 8 + [2] * 8 + [3] * 4 + [4] * 4 + [5] * 4 + [6] * 4 + sorted(
+        [*range(7, 15)] * 2
+    )
 
 
-def test_gumbel_visits_as_the_schedule_says():
-    """A row of bandits whose arms pay what they are worth at once: the better half goes on."""
+def test_gumbel_visits_follow_sequential_halving():
+    """In bandits with known rewards, the better half of the arms stays in each round."""
     bandits = Maze(states=3, actions=8)
     bandits.ends[:] = True
     bandits.logits[:] = 0
-    found = GumbelMuZeroSearch(24, considered=8).search(Guided(bandits), torch.arange(3), discount=0.9)
+    found = GumbelMuZeroSearch(24, max_considered_actions=8).search(Guided(bandits), torch.arange(3), discount=0.9)
     for state in range(3):
         ranks = bandits.reward[state].argsort(descending=True)
         # Three rounds of 8: eight arms once, four arms twice, two arms four times.
         assert found.visits[state][ranks].tolist() == [7, 7, 3, 3, 1, 1, 1, 1]
         assert found.action[state] == ranks[0]
-    few = GumbelMuZeroSearch(6, considered=3).search(Guided(bandits), torch.arange(3), 0.9, temperature=1.0)
+    few = GumbelMuZeroSearch(6, max_considered_actions=3).search(Guided(bandits), torch.arange(3), 0.9, temperature=1.0)
     assert ((few.visits > 0).sum(1) <= 3).all()
 
 
-def test_gumbel_explores_by_the_improved_policy_and_its_temperature():
+def test_gumbel_samples_actions_of_the_improved_policy_at_a_temperature():
     bandits = Maze(states=1, actions=3)
     bandits.ends[:] = True
     bandits.logits[:] = torch.tensor([2.0, 0, 0])
-    bandits.reward[:] = 1.0  # equal: the improved policy is the prior
+    bandits.reward[:] = 1.0  # equal rewards: the improved policy is the prior
     states = torch.zeros(4000, dtype=torch.int64)
     for temperature in (0.5, 1.0):
         found = GumbelMuZeroSearch(3).search(Guided(bandits), states, seed=1, temperature=temperature)
@@ -268,43 +272,43 @@ def test_gumbel_explores_by_the_improved_policy_and_its_temperature():
         torch.testing.assert_close(shares, (torch.tensor([2.0, 0, 0]) / temperature).softmax(0), rtol=0, atol=0.03)
 
 
-def test_puct_explores_by_the_visits_and_by_noise_at_the_root():
+def test_puct_samples_actions_by_visits_and_adds_noise_at_the_root():
     bandits = Maze(states=1, actions=3, seed=1)
     bandits.ends[:] = True
     states = torch.zeros(4000, dtype=torch.int64)
-    quiet = PUCTSearch(20, noise=0.0)
+    quiet = PUCTSearch(20, dirichlet_fraction=0.0)
     still = quiet.search(Guided(bandits), states, seed=1)
     assert len(still.visits.unique(dim=0)) == 1 and still.action.unique().tolist() == [int(still.visits[0].argmax())]
     for temperature in (0.5, 1.0):
         found = quiet.search(Guided(bandits), states, seed=1, temperature=temperature)
         assert torch.equal(found.visits, still.visits)
-        wanted = found.visits[0].float() ** (1 / temperature)
+        weights = found.visits[0].float() ** (1 / temperature)
         shares = found.action.bincount(minlength=3) / 4000
-        torch.testing.assert_close(shares, wanted / wanted.sum(), rtol=0, atol=0.03)
+        torch.testing.assert_close(shares, weights / weights.sum(), rtol=0, atol=0.03)
     noisy = PUCTSearch(20).search(Guided(bandits), states[:50], seed=1, temperature=1.0)
     assert len(noisy.visits.unique(dim=0)) > 5
 
 
 @pytest.mark.parametrize("kind", list(SEARCHES))
-def test_differences_below_the_span_weigh_less(kind):
+def test_value_differences_below_min_value_range_weigh_less(kind):
     bandits = Maze(states=1, actions=2)
     bandits.ends[:] = True
     bandits.logits[:], bandits.values[:] = 0, 0
     preferred = []
     for difference in (1e-7, 0.001, 0.01, 1.0):
         bandits.reward[:] = torch.tensor([0.0, difference])
-        found = SEARCHES[kind](30, span=0.01).search(Guided(bandits), torch.tensor([0]), 0.9)
+        found = SEARCHES[kind](30, min_value_range=0.01).search(Guided(bandits), torch.tensor([0]), 0.9)
         preferred.append(found.policy[0, 1].item())
     assert preferred[0] == pytest.approx(0.5, abs=1e-3) and preferred[0] < preferred[1] < preferred[2]
     assert preferred[2] == pytest.approx(preferred[3], abs=1e-3)
 
 
-def test_wrong_settings_are_named():
+def test_rejects_settings_out_of_range():
     model, state = Guided(Maze()), torch.arange(2)
     for make, message in (
-        (lambda: PUCTSearch(0), "simulations must be 1 or more and span above 0, got 0"),
-        (lambda: PUCTSearch(noise=2.0), "noise in 0..1"),
-        (lambda: GumbelMuZeroSearch(considered=0), "considered must be 1 or more"),
+        (lambda: PUCTSearch(0), "simulations must be 1 or more and min_value_range above 0, got 0"),
+        (lambda: PUCTSearch(dirichlet_fraction=2.0), "dirichlet_fraction in 0..1"),
+        (lambda: GumbelMuZeroSearch(max_considered_actions=0), "max_considered_actions must be 1 or more"),
         (lambda: PUCTSearch().search(model, state, discount=1.1), "discount must lie in 0..1"),
         (lambda: PUCTSearch().search(model, state, temperature=-1.0), "temperature be 0 or more"),
         (lambda: PUCTSearch().plan(ExactRooms(), None), "discrete actions, and this world's are continuous"),

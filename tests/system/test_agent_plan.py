@@ -1,4 +1,4 @@
-"""`vwm plan` as a user types it, over a bundle on disk."""
+"""`vwm plan` from the command line, with bundles on disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from factories import diffusion_world, genie, jepa_world
 from vwm.cli.main import main
 from vwm.worlds.bundle import save_simulator
 
-FEW = ["--episodes", "3", "--budget", "4", "--horizon", "3", "--samples", "4", "--planner_options", "{elites: 2}"]
+FEW = ["--episodes", "3", "--max_steps", "4", "--horizon", "3", "--samples", "4", "--planner_options", "{elites: 2}"]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def test_plan_in_a_bundle(bundle: Path, tmp_path: Path, capsys):
     out = tmp_path / "result"
     main(["plan", str(bundle), "vwm/TwoRooms-v0", "-o", str(out), *FEW, "--env_options", "{random_wall: true}"])
     result = json.loads((out / "plan.json").read_text())
-    assert result["results"]["all"]["cem"]["success"]["n"] == 3 and result["made"]["env_options"] == {
+    assert result["results"]["all"]["cem"]["success"]["n"] == 3 and result["settings"]["env_options"] == {
         "random_wall": True
     }
     assert {p.name for p in out.iterdir()} == {"plan.json", "paths.png", "strip.png", "episodes.mp4"}
@@ -40,10 +40,10 @@ def test_pendulum_by_mppi(tmp_path: Path):
     assert result["unit"] == "rad" and list(result["results"]["all"]) == ["mppi", "random"]
 
 
-def test_errors_are_a_line(bundle: Path, tmp_path: Path, capsys):
+def test_errors_are_one_line_without_a_traceback(bundle: Path, tmp_path: Path, capsys):
     save_simulator(genie(), tmp_path / "tokens")
     for arguments, message in (
-        ([str(bundle), "Pendulum-v1"], "was it trained on this game?"),
+        ([str(bundle), "Pendulum-v1"], "was it trained on this environment?"),
         ([str(tmp_path / "tokens"), "vwm/TwoRooms-v0"], "4 discrete"),
         ([str(bundle), "Pong"], "no task"),
     ):

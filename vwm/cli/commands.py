@@ -79,7 +79,7 @@ COMMANDS = {
         "plan to goals in a world, and count how often they are reached",
         (
             "vwm plan two_rooms vwm/TwoRooms-v0 --episodes 100 --horizon 12 --metric l2",
-            "vwm plan runs/bundle Pendulum-v1 --planner mppi --budget 120",
+            "vwm plan runs/bundle Pendulum-v1 --planner mppi --max_steps 120",
         ),
     ),
     "agent train": CLICommand(

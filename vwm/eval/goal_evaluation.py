@@ -1,4 +1,4 @@
-"""`vwm plan`: how often a planner reaches goals that are pictures, beside policies that need no world."""
+"""`vwm plan`: how often a planner reaches image goals, compared with policies that need no world."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from vwm.worlds.bundle import load_simulator
 PLAN_RESULT_FILE = "plan.json"
 PLANNERS: dict[str, type[SamplingPlanner]] = {"cem": CEM, "mppi": MPPI}
 NORMAL_QUANTILE_95 = 1.959963984540054
-"""Standard deviations on either side that hold 95 % of a normal distribution."""
+"""97.5 % quantile of the standard normal distribution, for two-sided 95 % intervals."""
 
 
 class SuccessRate(NamedTuple):
-    """A share of successes with its 95 % interval (Wilson 1927), and how many there were of how many."""
+    """A success rate with its 95 % interval (Wilson 1927), the number of successes and of episodes."""
 
     rate: float
     low: float
@@ -51,79 +51,82 @@ def evaluate_planner(
     episodes: int = 100,
     planner: Literal["cem", "mppi"] = "cem",
     horizon: int = 24,
-    replan: int = 2,
-    budget: int = 60,
+    replan_every: int = 2,
+    max_steps: int = 60,
     samples: int = 64,
     iterations: int = 3,
     planner_options: dict[str, Any] | None = None,
     metric: LatentMetric = "l1",
-    over: GoalReduction | None = None,
+    reduction: GoalReduction | None = None,
     decay: float = 1.0,
     seed: int = 0,
     frame_skip: int | None = None,
     env_options: dict[str, Any] | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Let a world plan its way to goals, and measure how often it gets there.
+    """Plan towards image goals in a world, and measure how often the true environment reaches them.
 
     Args:
-        bundle: folder of the world, as `vwm export` makes it.
+        bundle: folder of the world, as `vwm export` writes it.
         env: vwm/TwoRooms-v0, Pendulum-v1 or MountainCarContinuous-v0.
-        out: folder for the result; an earlier result there is replaced.
+        out: folder of the results; earlier results there are replaced.
         episodes: pairs of start and goal.
         planner: cem or mppi.
         horizon: steps that the planner looks ahead.
-        replan: steps from one decision to the next.
-        budget: steps an episode.
-        samples: action sequences an iteration.
-        iterations: of each decision.
-        planner_options: the planner's other settings, e.g. '{elites: 10, colour: 0, momentum: 0.15, max_norm: 0.05}'.
-        metric: distance to the goal in representation space, l1 or l2.
-        over: which steps of a sequence count: the end, the sum of all, or the nearest (min); null takes what suits
-            the game's goal.
-        decay: for sum, how much each step counts of the one after it.
-        seed: of starts, goals and all that is drawn.
-        frame_skip: steps of the game an action is held for; null takes what fits the world's frames a second.
-        env_options: options of the game, e.g. '{random_wall: true}'.
+        replan_every: steps from one decision to the next.
+        max_steps: largest number of steps per episode.
+        samples: action sequences per iteration.
+        iterations: per decision.
+        planner_options: other settings of the planner, e.g. '{elites: 10, noise_exponent: 0, momentum: 0.15}'.
+        metric: distance to the goal in latent space, l1 or l2.
+        reduction: distances of a sequence that count: of the last step (end), all (sum) or the closest (min); null
+            takes the task's default.
+        decay: for sum, the weight of a step divided by that of the next one.
+        seed: of starts, goals and all random numbers.
+        frame_skip: environment steps that an action is held for; null fits the world's frame rate.
+        env_options: options of the environment, e.g. '{random_wall: true}'.
         device: auto takes a GPU where there is one.
 
     Returns:
-        The result, as it stands in ``plan.json``.
+        The results, as written to ``plan.json``.
 
     Raises:
-        ValueError: a setting makes no sense, the world does not fit the game, or ``out`` is something else's folder.
+        ValueError: a setting is out of range, the world does not fit the environment, or ``out`` is a folder of
+            something else.
     """
-    check_positive(episodes=episodes, budget=budget, frame_skip=frame_skip)
+    check_positive(episodes=episodes, max_steps=max_steps, frame_skip=frame_skip)
     check_replaceable_folder(out, PLAN_RESULT_FILE, "such result")
-    kind = find_goal_task(env)
-    made = {"horizon": horizon, "samples": samples, "iterations": iterations, **(planner_options or {})}
-    searcher = make_planner(planner, made)
+    task_class = find_goal_task(env)
+    settings = {"horizon": horizon, "samples": samples, "iterations": iterations, **(planner_options or {})}
+    search = make_planner(planner, settings)
     simulator = load_simulator(bundle, device)
     if simulator.spec.context.is_vector:
         raise ValueError(f"{bundle}: goals are images, but this world shows {simulator.spec.context}")
-    skip = frame_skip or infer_frame_skip(kind.ENV, simulator)
-    begin = functools.partial(kind, episodes, seed, simulator.spec.context.image_size[0], skip, env_options)
-    over = over or kind.over
-    objective = functools.partial(GoalDistance, metric=metric, over=over, decay=decay)
-    first = begin()
-    check_simulator_fits_task(simulator, first)
-    pilot = MPCPolicy(simulator, searcher, first.goals, objective, replan, seed)
-    played = {planner: run_task_policy(first, pilot, budget), **run_reference_policies(begin, seed, budget)}
+    skip = frame_skip or infer_frame_skip(task_class.ENV, simulator)
+    size = simulator.spec.context.image_size[0]
+    make_task = functools.partial(task_class, episodes, seed, size, skip, env_options)
+    reduction = reduction or task_class.reduction
+    objective = functools.partial(GoalDistance, metric=metric, reduction=reduction, decay=decay)
+    task = make_task()
+    check_simulator_fits_task(simulator, task)
+    policy = MPCPolicy(simulator, search, task.goals, objective, replan_every, seed)
+    rollouts: dict[str, TaskRollout] = {planner: run_task_policy(task, policy, max_steps)}
+    rollouts |= run_reference_policies(make_task, seed, max_steps)
     result = {
-        "env": kind.ENV,
-        "success": kind.success,
-        "unit": kind.unit,
-        "results": summarize_task_rollouts(played, first.groups()),
-        "seconds_a_decision": float(np.mean(pilot.seconds)),
-        "milliseconds_a_decision_and_episode": 1000 * sum(pilot.seconds) / sum(pilot.decided),
-        "world_steps_a_decision_and_episode": searcher.simulator_steps_per_plan,
-        "made": {
+        "env": task_class.ENV,
+        "success": task_class.success,
+        "unit": task_class.unit,
+        "results": summarize_task_rollouts(rollouts, task.groups()),
+        "seconds_per_decision": float(np.mean(policy.seconds)),
+        "milliseconds_per_decision_and_episode": 1000 * sum(policy.seconds) / sum(policy.num_planned),
+        "simulator_steps_per_decision_and_episode": search.simulator_steps_per_plan,
+        "settings": {
             "bundle": str(bundle),
-            "planner": {"name": planner, **vars(searcher)},
-            "objective": {"metric": metric, "over": over, "decay": decay},
+            "planner": {"name": planner, **vars(search)},
+            "objective": {"metric": metric, "reduction": reduction, "decay": decay},
             "episodes": episodes,
-            "replan": replan,
-            "budget": budget,
+            "replan_every": replan_every,
+            "max_steps": max_steps,
             "seed": seed,
             "frame_skip": skip,
             "env_options": env_options or {},
@@ -132,18 +135,18 @@ def evaluate_planner(
             "device": str(simulator.device),
         },
     }
-    _write_planner_results(out, result, first, played[planner])
-    first.close()
+    _write_planner_results(out, result, task, rollouts[planner])
+    task.close()
     print(format_planner_results(result))
-    print(f"{out / PLAN_RESULT_FILE}: the whole result; paths.png, strip.png and episodes.mp4 beside it")
+    print(f"{out / PLAN_RESULT_FILE}: all results; in the same folder: paths.png, strip.png and episodes.mp4")
     return result
 
 
 def make_planner(name: str, options: Mapping[str, Any]) -> SamplingPlanner:
-    """A planner by its name.
+    """Make a planner by its name.
 
     Raises:
-        ValueError: it does not take an option, or not that value.
+        ValueError: it does not accept an option, or a value is out of range.
     """
     try:
         return PLANNERS[name](**options)
@@ -152,48 +155,48 @@ def make_planner(name: str, options: Mapping[str, Any]) -> SamplingPlanner:
 
 
 def infer_frame_skip(env: str, simulator: Simulator) -> int:
-    """Steps of the game that one frame of the world stands for."""
-    game = gymnasium.make(env, render_mode="rgb_array", disable_env_checker=True)
-    rate = float(game.metadata.get("render_fps") or 15)
-    game.close()
+    """Compute the number of environment steps per frame of the world from their frame rates."""
+    opened = gymnasium.make(env, render_mode="rgb_array", disable_env_checker=True)
+    rate = float(opened.metadata.get("render_fps") or 15)
+    opened.close()
     return max(1, round(rate / simulator.spec.fps))
 
 
 def check_simulator_fits_task(simulator: Simulator, task: GoalTask) -> None:
-    """Raise ValueError unless a world has the pictures and the actions of a task."""
+    """Raise ValueError unless a world has the frames and the actions of a task."""
     height, width = simulator.spec.context.image_size
     if height != width:
-        raise ValueError(f"{task.ENV} is played with square frames, the world has {height}x{width}")
+        raise ValueError(f"{task.ENV} has square frames, the world has {height}x{width}")
     if (simulator.spec.actions.kind, simulator.spec.actions.size) != ("continuous", task.action_size):
         raise ValueError(
             f"{task.ENV} takes {task.action_size} continuous actions, the world {simulator.spec.actions.size} "
-            f"{simulator.spec.actions.kind} ones: was it trained on this game?"
+            f"{simulator.spec.actions.kind} ones: was it trained on this environment?"
         )
 
 
-def run_reference_policies(begin: Callable[[], GoalTask], seed: int, budget: int) -> dict[str, TaskRollout]:
-    """The same episodes by policies that need no world: random actions, and those that the task knows."""
-    task = begin()
-    played = {"random": run_task_policy(task, random_task_policy(task, seed), budget)}
+def run_reference_policies(make_task: Callable[[], GoalTask], seed: int, max_steps: int) -> dict[str, TaskRollout]:
+    """Play the same episodes with policies that need no world: random actions and the task's reference policies."""
+    task = make_task()
+    rollouts = {"random": run_task_policy(task, random_task_policy(task, seed), max_steps)}
     task.close()
-    for name in task.references():
-        task = begin()
-        played[name] = run_task_policy(task, _ignore_frames(task.references()[name]), budget)
+    for name in task.reference_policies():
+        task = make_task()
+        rollouts[name] = run_task_policy(task, _ignore_frames(task.reference_policies()[name]), max_steps)
         task.close()
-    return played
+    return rollouts
 
 
 def _ignore_frames(act: Callable[[], NDArray[np.float32]]) -> TaskPolicy:
-    return lambda frames, playing: act()
+    return lambda frames, active: act()
 
 
-def summarize_task_rollouts(played: Mapping[str, TaskRollout], groups: list[str]) -> dict[str, Any]:
-    """By kind of episode and by policy: success, steps to it, and the distance at the end."""
+def summarize_task_rollouts(rollouts: Mapping[str, TaskRollout], groups: list[str]) -> dict[str, Any]:
+    """Summarize success, steps and distances by group of episodes and by policy."""
     kinds = np.array(groups)
-    masks = {"all": np.ones(len(kinds), bool), **{kind: kinds == kind for kind in sorted({*groups} - {"all"})}}
+    masks = {"all": np.ones(len(kinds), bool), **{group: kinds == group for group in sorted({*groups} - {"all"})}}
     return {
-        kind: {name: _summarize_task_rollout(run, mask) for name, run in played.items()}
-        for kind, mask in masks.items()
+        group: {name: _summarize_task_rollout(run, mask) for name, run in rollouts.items()}
+        for group, mask in masks.items()
         if mask.any()
     }
 
@@ -210,7 +213,7 @@ def _summarize_task_rollout(run: TaskRollout, mask: NDArray[np.bool_]) -> dict[s
 
 
 def success_rate_interval(solved: int, n: int) -> SuccessRate:
-    """Share of successes with Wilson's 95 % interval, which holds near 0 and 1 too."""
+    """Compute a success rate with Wilson's 95 % interval, which is valid near 0 and 1, too."""
     rate, scale = solved / n, 1 + NORMAL_QUANTILE_95**2 / n
     middle = (rate + NORMAL_QUANTILE_95**2 / (2 * n)) / scale
     half = NORMAL_QUANTILE_95 * math.sqrt(rate * (1 - rate) / n + NORMAL_QUANTILE_95**2 / (4 * n**2)) / scale
@@ -218,7 +221,7 @@ def success_rate_interval(solved: int, n: int) -> SuccessRate:
 
 
 def format_planner_results(result: Mapping[str, Any]) -> str:
-    """The numbers for people."""
+    """Format the results as text."""
     lines = [f"success: {result['success']}"]
     for kind, policies in result["results"].items():
         for name, found in policies.items():
@@ -229,17 +232,17 @@ def format_planner_results(result: Mapping[str, Any]) -> str:
                 f"{found['final_distance']:.2f} {result['unit']}"
             )
     lines.append(
-        f"{result['seconds_a_decision']:.3f} s a decision, "
-        f"{result['milliseconds_a_decision_and_episode']:.1f} ms and {result['world_steps_a_decision_and_episode']} "
-        f"steps of the world an episode of it"
+        f"per decision {result['seconds_per_decision']:.3f} s, per decision and episode "
+        f"{result['milliseconds_per_decision_and_episode']:.1f} ms and "
+        f"{result['simulator_steps_per_decision_and_episode']} simulator steps"
     )
     return "\n".join(lines)
 
 
 def _write_planner_results(out: Path, result: Mapping[str, Any], task: GoalTask, run: TaskRollout) -> None:
-    """Write the folder (aside, then renamed over what was there)."""
-    with atomic_folder(out) as aside:
-        (aside / PLAN_RESULT_FILE).write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
-        plot_episode_paths(task, run).savefig(aside / "paths.png")
-        draw_frame_strip(run.frames[: run.steps[0] + 1, 0], task.goals[0]).save(aside / "strip.png")
-        write_video(aside / "episodes.mp4", tile_episode_video(run.frames, task.goals), task.fps)
+    """Write all files of the result at once: the folder is complete or unchanged."""
+    with atomic_folder(out) as folder:
+        (folder / PLAN_RESULT_FILE).write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+        plot_episode_paths(task, run).savefig(folder / "paths.png")
+        draw_frame_strip(run.frames[: run.steps[0] + 1, 0], task.goals[0]).save(folder / "strip.png")
+        write_video(folder / "episodes.mp4", tile_episode_video(run.frames, task.goals), task.fps)

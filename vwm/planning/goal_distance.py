@@ -1,4 +1,4 @@
-"""Goals as pictures: how far a predicted latent is from what the goal's picture is encoded to.
+"""Image goals: the distance between predicted latents and the encoded goal image.
 
 Legend: b problems, n worlds, h steps of the horizon.
 """
@@ -20,17 +20,17 @@ GoalReduction = Literal["end", "sum", "min"]
 
 @torch.no_grad()
 def encode_goal_frames(simulator: Simulator, frames: Tensor) -> Tensor:
-    """What pictures look like to a world.
+    """Encode goal images to latents of a world.
 
     Args:
-        simulator: one that can encode frames to continuous latents (``EncodesFrames``).
+        simulator: one that encodes frames to continuous latents (``EncodesFrames``).
         frames: uint8 [b, h, w, 3].
 
     Returns:
-        float [b, ...], to be compared with ``StepOutput.latent``.
+        float [b, ...], comparable with ``StepOutput.latent``.
 
     Raises:
-        ValueError: the world's latents are no numbers that can be compared, or frames of another size.
+        ValueError: the frames have another size than the world's, or its latents are discrete.
     """
     simulator.check_context(frames[:, None])
     if isinstance(simulator, EncodesFrames):
@@ -44,44 +44,51 @@ def encode_goal_frames(simulator: Simulator, frames: Tensor) -> Tensor:
 
 
 class GoalDistance:
-    """How far from the goal a sequence leads, in representation space.
+    """Cost of a sequence: the distance of its latents to the goal's latent.
 
     Args:
-        goal: float [b, ...], what the goal of each problem is encoded to.
-        metric: ``l1``, the mean absolute difference (V-JEPA 2-AC), or ``l2``, the root of the mean squared one.
-        over: ``end`` looks at the last step alone, ``sum`` at the mean over all steps, ``min`` at the nearest one.
-        decay: for ``sum``: each step counts this much of the one after it; 1 weighs all alike, 0 is ``end``.
+        goal: float [b, ...], the encoded goal of each problem.
+        metric: ``l1``, the mean absolute difference (V-JEPA 2-AC), or ``l2``, the root mean squared difference.
+        reduction: ``end`` takes the last step, ``sum`` the weighted mean over all steps, ``min`` the closest step.
+        decay: for ``sum``: the weight of a step divided by that of the next one; 1 weights all alike, 0 equals ``end``.
 
     Raises:
-        ValueError: a setting is not known.
+        ValueError: an unknown metric or reduction, or a decay outside 0..1.
     """
 
     def __init__(
-        self, goal: Tensor, metric: LatentMetric = "l1", over: GoalReduction = "sum", decay: float = 1.0
+        self, goal: Tensor, metric: LatentMetric = "l1", reduction: GoalReduction = "sum", decay: float = 1.0
     ) -> None:
-        if metric not in ("l1", "l2") or over not in ("end", "sum", "min"):
-            raise ValueError(f"metric must be l1 or l2 and over end, sum or min, got {metric!r} and {over!r}")
+        if metric not in ("l1", "l2") or reduction not in ("end", "sum", "min"):
+            raise ValueError(f"metric must be l1 or l2 and reduction end, sum or min, got {metric!r} and {reduction!r}")
         if not 0 <= decay <= 1:
             raise ValueError(f"decay must lie in 0..1, got {decay}")
-        self.goal, self.metric, self.over, self.decay = goal, metric, over, decay
+        self.goal = goal
+        self.metric = metric
+        self.reduction = reduction
+        self.decay = decay
 
-    def step(self, output: StepOutput, problem: Tensor) -> Tensor:
-        """See ``Objective.step``: the distance after the step."""
-        return latent_distance(output.latent, self.goal[problem], self.metric)
+    def step_cost(self, output: StepOutput, problem_index: Tensor) -> Tensor:
+        """Return the distance after a step; see ``PlanningObjective.step_cost``."""
+        return latent_distance(output.latent, self.goal[problem_index], self.metric)
 
-    def total(self, rollout: SequenceRollout) -> Tensor:
-        """See ``Objective.total``."""
+    def sequence_cost(self, rollout: SequenceRollout) -> Tensor:
+        """Reduce the distances over time; see ``PlanningObjective.sequence_cost``."""
         costs = rollout.costs
-        if self.over == "end":
+        if self.reduction == "end":
             return costs[:, -1]
-        if self.over == "min":
+        if self.reduction == "min":
             return costs.amin(dim=1)
         weights = self.decay ** torch.arange(costs.shape[1], device=costs.device).flip(0)
         return (costs * weights).sum(dim=1) / weights.sum()
 
 
 def latent_distance(latent: Tensor, goal: Tensor, metric: LatentMetric) -> Tensor:
-    """Two batches of latents [n, ...] -> float [n]."""
+    """Compare two batches of latents [n, ...]; return float [n].
+
+    Raises:
+        ValueError: their shapes differ.
+    """
     if latent.shape != goal.shape:
         raise ValueError(f"the world predicts latents {list(latent.shape[1:])}, the goal has {list(goal.shape[1:])}")
     difference = (latent - goal).flatten(1)

@@ -1,7 +1,7 @@
-"""Environments with an image goal, which planners are evaluated on. A new one is a class and a line in ``GOAL_TASKS``.
+"""Tasks with an image goal, on which planners are evaluated. A new one is a class and an entry in ``GOAL_TASKS``.
 
-A task plays any number of episodes of one game side by side. It knows the game's true state, which the planner never
-sees: it begins episodes where it likes, draws the picture of a goal, and tells how far away the goal still is.
+A task plays a number of episodes of one environment in parallel. It uses the environment's true state, which planners
+never see: it sets the starts, renders the goal images and measures the distance to the goal.
 
 Legend: n episodes, a dimensions of an action.
 """
@@ -28,30 +28,32 @@ ActionArray = NDArray[np.float32]
 
 
 class GoalTask(ABC):
-    """Episodes of one game, begun anew where the task draws them.
+    """Episodes of one environment with drawn starts and goals.
 
     Args:
-        episodes: how many, n.
+        episodes: number of episodes, n.
         seed: of starts and goals.
-        size: side of the frames, in pixels.
-        frame_skip: steps of the game that an action is held for.
-        options: of the game's constructor.
+        size: width and height of the frames, in pixels.
+        frame_skip: steps of the environment that an action is held for.
+        options: of the environment's constructor.
 
     Attributes:
-        success: what counts as success, in words.
-        ends: an episode is over as soon as it is solved.
+        success: description of the success criterion.
+        ends: whether an episode is over as soon as it is solved.
         unit: of the distance.
-        over: which steps of a plan count (see ``GoalDistance``): a goal that is enough to touch wants ``min``, for a
-            way round begins by going away from it; one that must be held wants ``sum``.
-        goals: uint8 [n, size, size, 3], the goals' pictures.
-        fps: frames a second of the game, frame skip and all.
+        reduction: default reduction of distances over a plan (see ``GoalDistance``): ``min`` where reaching the goal
+            once is enough, because a detour first leads away from it; ``sum`` where the goal must be held.
+        envs: the n environments.
+        goals: uint8 [n, size, size, 3], the goal images.
+        fps: frames per second, with the frame skip.
+        first_states: float64 [n, s], the states at the start.
     """
 
     ENV: ClassVar[str]
     success: ClassVar[str]
     unit: ClassVar[str]
     ends: ClassVar[bool] = True
-    over: ClassVar[GoalReduction] = "min"
+    reduction: ClassVar[GoalReduction] = "min"
 
     def __init__(
         self,
@@ -61,191 +63,197 @@ class GoalTask(ABC):
         frame_skip: int = 1,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.games: list[Any] = [self.open(dict(options or {})) for _ in range(episodes)]
-        self.size, self.frame_skip = size, frame_skip
-        self.fps = float(self.games[0].metadata.get("render_fps") or 15) / frame_skip
+        self.envs: list[Any] = [self.make_env(dict(options or {})) for _ in range(episodes)]
+        self.size = size
+        self.frame_skip = frame_skip
+        self.fps = float(self.envs[0].metadata.get("render_fps") or 15) / frame_skip
         generators = [np.random.default_rng([seed, episode]) for episode in range(episodes)]
-        self.goals = np.stack([self._fit(self.begin(g, r)) for g, r in zip(self.games, generators, strict=True)])
+        self.goals = np.stack([self._resize(self.reset_env(e, r)) for e, r in zip(self.envs, generators, strict=True)])
         self.first_states = self.states()
 
-    def open(self, options: dict[str, Any]) -> Any:
-        """One game, without a limit of time.
+    def make_env(self, options: dict[str, Any]) -> Any:
+        """Make one environment, without a time limit.
 
         Raises:
-            ValueError: it does not take the options.
+            ValueError: its constructor does not accept the options.
         """
         try:
-            made = gymnasium.make(self.ENV, render_mode="rgb_array", disable_env_checker=True, **options)
+            env = gymnasium.make(self.ENV, render_mode="rgb_array", disable_env_checker=True, **options)
         except TypeError as error:
             raise ValueError(f"{self.ENV} with options {options}: {error}") from error
-        return made.unwrapped
+        return env.unwrapped
 
     @abstractmethod
-    def begin(self, game: Any, rng: np.random.Generator) -> Frames:
-        """Bring a game to a start that is not solved, and return the picture of its goal."""
+    def reset_env(self, env: Any, rng: np.random.Generator) -> Frames:
+        """Bring an environment to a start that is not solved, and return the image of its goal."""
 
     @abstractmethod
-    def state(self, game: Any) -> Floats:
-        """Where a game stands, as the paths are drawn: float64 [s]."""
+    def state(self, env: Any) -> Floats:
+        """Return the true state of an environment, float64 [s], from which paths are plotted."""
 
     @abstractmethod
-    def distance(self, game: Any) -> float:
-        """How far a game is from its goal, in ``unit``."""
+    def distance(self, env: Any) -> float:
+        """Return the distance of an environment to its goal, in ``unit``."""
 
     @abstractmethod
     def solved(self, distances: Floats) -> NDArray[np.bool_]:
-        """Which episodes are solved, by their distances up to now, float64 [n, t] -> bool [n]."""
+        """Return which episodes are solved, bool [n], by their distances so far, float64 [n, t]."""
 
     def groups(self) -> list[str]:
-        """The kind of each episode, by which results are split; one kind where there is nothing to split."""
-        return ["all"] * len(self.games)
+        """Return the group of each episode, by which results are split; "all" where there is one group."""
+        return ["all"] * len(self.envs)
 
-    def references(self) -> Mapping[str, Callable[[], ActionArray]]:
-        """Policies that know the true state, to compare with, by name: each says what all episodes do now."""
+    def reference_policies(self) -> Mapping[str, Callable[[], ActionArray]]:
+        """Return policies that use the true state, by name; each returns the current actions of all episodes."""
         return {}
 
-    def picture(self, episode: int) -> Frames | None:
-        """What lies behind an episode's path when it is drawn, and is as large as the state's unit says; or nothing."""
+    def background(self, episode: int) -> Frames | None:
+        """Return an image to plot an episode's path on, one pixel per unit of the state, or None."""
         return None
 
-    def act(self, actions: ActionArray, playing: NDArray[np.bool_]) -> None:
-        """Play float32 [n, a] in [-1, 1] where ``playing``; the other games stand still."""
-        for game, action, on in zip(self.games, actions, playing, strict=True):
-            low, high = game.action_space.low, game.action_space.high
-            for _ in range(self.frame_skip if on else 0):
-                game.step((low + (action + 1) / 2 * (high - low)).astype(np.float32).clip(low, high))
+    def step(self, actions: ActionArray, active: NDArray[np.bool_]) -> None:
+        """Apply actions float32 [n, a] in [-1, 1] to the active episodes; the others do not change."""
+        for env, action, is_active in zip(self.envs, actions, active, strict=True):
+            low, high = env.action_space.low, env.action_space.high
+            for _ in range(self.frame_skip if is_active else 0):
+                env.step((low + (action + 1) / 2 * (high - low)).astype(np.float32).clip(low, high))
 
     def frames(self) -> Frames:
-        """What is to be seen now, uint8 [n, size, size, 3]."""
-        return np.stack([self._fit(game.render()) for game in self.games])
+        """Render the current frames, uint8 [n, size, size, 3]."""
+        return np.stack([self._resize(env.render()) for env in self.envs])
 
     def states(self) -> Floats:
-        """float64 [n, s]."""
-        return np.stack([self.state(game) for game in self.games])
+        """Return the true states, float64 [n, s]."""
+        return np.stack([self.state(env) for env in self.envs])
 
     def distances(self) -> Floats:
-        """float64 [n]."""
-        return np.array([self.distance(game) for game in self.games])
+        """Return the distances to the goals, float64 [n]."""
+        return np.array([self.distance(env) for env in self.envs])
 
     @property
     def action_size(self) -> int:
-        """a, dimensions of an action."""
-        return int(self.games[0].action_space.shape[0])
+        """Number of dimensions of an action, a."""
+        return int(self.envs[0].action_space.shape[0])
 
     def close(self) -> None:
-        """Free what the games hold."""
-        for game in self.games:
-            game.close()
+        """Close the environments."""
+        for env in self.envs:
+            env.close()
 
-    def _fit(self, frame: Frames) -> Frames:
+    def _resize(self, frame: Frames) -> Frames:
         return resize_frame(np.asarray(frame), self.size, self.size)
 
 
 class TwoRoomsGoalTask(GoalTask):
-    """Go to where the agent is in the goal's picture; start and goal are drawn uniformly, in one room or in two."""
+    """Go to the agent's position in the goal image; start and goal are drawn uniformly, in the same room or not."""
 
     ENV = TWO_ROOMS_ID
     success = f"within {GOAL_RADIUS:g} pixels of the goal at any time within the budget"
     unit = "pixels"
 
-    def begin(self, game: TwoRoomsEnv, rng: np.random.Generator) -> Frames:
-        """See ``GoalTask.begin``."""
-        game.reset(seed=int(rng.integers(2**31 - 1)))
-        game.goal = game.sample_goal(rng)
-        return game.render_at(game.goal)
+    def reset_env(self, env: TwoRoomsEnv, rng: np.random.Generator) -> Frames:
+        """Draw start and goal; see ``GoalTask.reset_env``."""
+        env.reset(seed=int(rng.integers(2**31 - 1)))
+        env.goal = env.sample_goal(rng)
+        return env.render_at(env.goal)
 
-    def state(self, game: TwoRoomsEnv) -> Floats:
-        """x, y, wall, door."""
-        return game.state.astype(np.float64)
+    def state(self, env: TwoRoomsEnv) -> Floats:
+        """Return x and y of the agent, and the positions of wall and door."""
+        return env.state.astype(np.float64)
 
-    def distance(self, game: TwoRoomsEnv) -> float:
-        """In pixels, through the wall."""
-        return float(np.linalg.norm(game.position - game.goal))
+    def distance(self, env: TwoRoomsEnv) -> float:
+        """Return the Euclidean distance in pixels, ignoring the wall."""
+        return float(np.linalg.norm(env.position - env.goal))
 
     def solved(self, distances: Floats) -> NDArray[np.bool_]:
-        """Once there."""
+        """Return which episodes reached the goal at any time."""
         return (distances <= GOAL_RADIUS).any(axis=1)
 
     def groups(self) -> list[str]:
-        """By whether the goal is in the room of the start."""
-        pairs = zip(self.games, self.first_states, strict=True)
-        return ["same room" if (x < wall) == (game.goal[0] < wall) else "other room" for game, (x, _, wall, _) in pairs]
+        """Split episodes by whether the goal is in the room of the start."""
+        pairs = zip(self.envs, self.first_states, strict=True)
+        return ["same room" if (x < wall) == (env.goal[0] < wall) else "other room" for env, (x, _, wall, _) in pairs]
 
-    def picture(self, episode: int) -> Frames:
-        """The arena, with the agent at the goal."""
-        game = self.games[episode]
-        return game.render_at(game.goal)
+    def background(self, episode: int) -> Frames:
+        """Render the arena with the agent at the goal."""
+        env = self.envs[episode]
+        return env.render_at(env.goal)
 
-    def references(self) -> Mapping[str, Callable[[], ActionArray]]:
-        """A straight line to the goal."""
+    def reference_policies(self) -> Mapping[str, Callable[[], ActionArray]]:
+        """Return the policy that moves in a straight line to the goal."""
         return {"straight line": self._straight}
 
     def _straight(self) -> ActionArray:
-        way = np.stack([game.goal - game.position for game in self.games])
-        furthest = np.maximum(np.abs(way).max(axis=1, keepdims=True), self.games[0].step_size * self.frame_skip)
-        return (way / furthest).astype(np.float32)
+        offsets = np.stack([env.goal - env.position for env in self.envs])
+        scale = np.maximum(np.abs(offsets).max(axis=1, keepdims=True), self.envs[0].step_size * self.frame_skip)
+        return (offsets / scale).astype(np.float32)
 
 
 class PendulumGoalTask(GoalTask):
-    """Swing a pendulum up and keep it there; it starts at a random angle and speed, as the game has it."""
+    """Swing a pendulum up and hold it; it starts at the environment's random angle and speed."""
 
     ENV = "Pendulum-v1"
     success = "less than 0.3 rad from upright in each of the last 10 frames of the budget"
     unit = "rad"
-    ends, over = False, "sum"
-    ANGLE, HELD = 0.3, 10
+    ends = False
+    reduction = "sum"
+    ANGLE = 0.3
+    """Largest angle from upright that counts as held, in rad."""
+    HELD = 10
+    """Number of frames at the end in which it must be held."""
 
-    def begin(self, game: Any, rng: np.random.Generator) -> Frames:
-        """See ``GoalTask.begin``."""
-        game.reset(seed=int(rng.integers(2**31 - 1)))
-        while self.distance(game) < self.ANGLE:
-            game.reset()
-        start, game.state = game.state, np.zeros(2)
-        goal = game.render()
-        game.state = start
+    def reset_env(self, env: Any, rng: np.random.Generator) -> Frames:
+        """Draw start and goal; see ``GoalTask.reset_env``."""
+        env.reset(seed=int(rng.integers(2**31 - 1)))
+        while self.distance(env) < self.ANGLE:
+            env.reset()
+        start, env.state = env.state, np.zeros(2)
+        goal = env.render()
+        env.state = start
         return np.asarray(goal)
 
-    def state(self, game: Any) -> Floats:
-        """Angle from upright in [-pi, pi), and its speed."""
-        angle, speed = game.state
+    def state(self, env: Any) -> Floats:
+        """Return the angle from upright in [-pi, pi), and the angular velocity."""
+        angle, speed = env.state
         return np.array([_wrap_angle(angle), speed])
 
-    def distance(self, game: Any) -> float:
-        """Angle from upright."""
-        return abs(_wrap_angle(game.state[0]))
+    def distance(self, env: Any) -> float:
+        """Return the absolute angle from upright."""
+        return abs(_wrap_angle(env.state[0]))
 
     def solved(self, distances: Floats) -> NDArray[np.bool_]:
-        """Held to the end of what was played."""
+        """Return which episodes held the pendulum upright in the last frames."""
         held = distances[:, -self.HELD :]
         return (held < self.ANGLE).all(axis=1) & (held.shape[1] == self.HELD)
 
 
 class MountainCarGoalTask(GoalTask):
-    """Drive a weak car up to the flag, for which it must first go the other way; it starts in the valley."""
+    """Drive an underpowered car from the valley up to the flag, which requires to gain speed in the other direction."""
 
     ENV = "MountainCarContinuous-v0"
     success = "at the flag (position 0.45) at any time within the budget"
     unit = "track"
     FLAG = 0.45
+    """Position of the flag."""
 
-    def begin(self, game: Any, rng: np.random.Generator) -> Frames:
-        """See ``GoalTask.begin``."""
-        game.reset(seed=int(rng.integers(2**31 - 1)))
-        start, game.state = game.state, np.array([self.FLAG, 0.0])
-        goal = game.render()
-        game.state = start
+    def reset_env(self, env: Any, rng: np.random.Generator) -> Frames:
+        """Draw start and goal; see ``GoalTask.reset_env``."""
+        env.reset(seed=int(rng.integers(2**31 - 1)))
+        start, env.state = env.state, np.array([self.FLAG, 0.0])
+        goal = env.render()
+        env.state = start
         return np.asarray(goal)
 
-    def state(self, game: Any) -> Floats:
-        """Position and speed."""
-        return np.asarray(game.state, np.float64)
+    def state(self, env: Any) -> Floats:
+        """Return position and velocity."""
+        return np.asarray(env.state, np.float64)
 
-    def distance(self, game: Any) -> float:
-        """Along the track."""
-        return max(0.0, self.FLAG - float(game.state[0]))
+    def distance(self, env: Any) -> float:
+        """Return the distance along the track."""
+        return max(0.0, self.FLAG - float(env.state[0]))
 
     def solved(self, distances: Floats) -> NDArray[np.bool_]:
-        """Once there."""
+        """Return which episodes reached the goal at any time."""
         return (distances <= 0).any(axis=1)
 
 
@@ -255,17 +263,19 @@ GOAL_TASKS: dict[str, type[GoalTask]] = {
 
 
 def find_goal_task(env: str) -> type[GoalTask]:
-    """The task of a Gymnasium id, with or without the module that registers it.
+    """Find the task of a Gymnasium id, with or without the module that registers it.
 
     Raises:
         ValueError: there is none.
     """
     task = GOAL_TASKS.get(env.rpartition(":")[-1])
     if task is None:
-        raise ValueError(f"{env}: no task has its goal as a picture there; there are {', '.join(GOAL_TASKS)}")
+        raise ValueError(
+            f"{env}: there is no task with an image goal for this environment; there are {', '.join(GOAL_TASKS)}"
+        )
     return task
 
 
 def _wrap_angle(angle: float) -> float:
-    """Into [-pi, pi)."""
+    """Wrap an angle into [-pi, pi)."""
     return (float(angle) + math.pi) % (2 * math.pi) - math.pi

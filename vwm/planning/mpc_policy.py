@@ -1,4 +1,4 @@
-"""Playing a task by planning: look, plan, do the first steps, look again (receding horizon).
+"""Model predictive control of a goal task: observe, plan, take the first steps of the plan, observe again.
 
 Legend: n episodes, t time, h w pixels, a dimensions of an action, s numbers of the true state.
 """
@@ -23,18 +23,18 @@ from vwm.planning.goal_tasks import ActionArray, Floats, Frames, GoalTask
 from vwm.planning.sampling_planner import ActionPlan, SamplingPlanner
 
 TaskPolicy = Callable[[Frames, NDArray[np.bool_]], ActionArray]
-"""Frames uint8 [n, h, w, 3], and which episodes are still playing, bool [n] -> what all do, [n, a]."""
+"""From frames uint8 [n, h, w, 3] and which episodes are active, bool [n], to the actions of all, [n, a]."""
 
 
 class TaskRollout(NamedTuple):
-    """What came of playing a task.
+    """The episodes of a goal task that a policy played.
 
     Attributes:
         distances: float64 [n, t + 1] to the goal, before the first step and after each.
         states: float64 [n, t + 1, s].
         solved: bool [n].
         steps: int64 [n], steps until the episode was over.
-        frames: uint8 [t + 1, m, h, w, 3], of the first m episodes.
+        frames: uint8 [t + 1, m, h, w, 3] of the first m episodes.
     """
 
     distances: Floats
@@ -45,25 +45,25 @@ class TaskRollout(NamedTuple):
 
 
 class MPCPolicy:
-    """Plans every ``replan`` steps from what was seen last, for all episodes that are still playing at once.
+    """Plan every ``replan_every`` steps from the latest frames, for all active episodes in one batch.
 
-    A world is begun anew at every decision, from the last frames and the actions between them, so that its own errors
-    do not pile up; the plan goes on from the one before.
+    The world's state is computed from the latest frames and actions at every decision, so that prediction errors do not
+    accumulate; each search starts from the previous plan.
 
     Args:
         simulator: the world to plan in.
-        planner: how to search.
-        goals: uint8 [n, h, w, 3], the picture of each episode's goal.
-        objective: from the encoded goals [b, ...] to what planning minimises.
-        replan: steps from one decision to the next.
+        planner: the search.
+        goals: uint8 [n, h, w, 3], the goal image of each episode.
+        objective: maps the encoded goals [b, ...] to what planning minimizes.
+        replan_every: steps from one decision to the next.
         seed: of all decisions.
 
     Attributes:
-        seconds: of each decision, for all episodes that were playing.
-        decided: how many those were.
+        seconds: duration of each decision, for all active episodes together.
+        num_planned: number of episodes in each decision.
 
     Raises:
-        ValueError: ``replan`` is longer than the planner looks ahead.
+        ValueError: ``replan_every`` exceeds the planner's horizon, or the goals do not fit the world.
     """
 
     def __init__(
@@ -72,84 +72,96 @@ class MPCPolicy:
         planner: SamplingPlanner,
         goals: Frames,
         objective: Callable[[Tensor], GoalDistance] = GoalDistance,
-        replan: int = 2,
+        replan_every: int = 2,
         seed: int = 0,
     ) -> None:
-        if not 1 <= replan <= planner.horizon:
-            raise ValueError(f"replan must lie in 1..{planner.horizon} (the planner's horizon), got {replan}")
-        self.simulator, self.planner, self.objective, self.replan = simulator, planner, objective, replan
+        if not 1 <= replan_every <= planner.horizon:
+            raise ValueError(
+                f"replan_every must lie in 1..{planner.horizon} (the planner's horizon), got {replan_every}"
+            )
+        self.simulator = simulator
+        self.planner = planner
+        self.objective = objective
+        self.replan_every = replan_every
         self.goals = encode_goal_frames(simulator, torch.from_numpy(goals))
         self.seeds = world_seeds(seed, len(goals))
         self.frames: deque[Tensor] = deque(maxlen=simulator.spec.context_frames)
         self.actions: deque[Tensor] = deque(maxlen=max(simulator.spec.context_frames - 1, 1))
         self.step = 0
         self.plan: ActionPlan | None = None
+        self.planned_episodes = torch.arange(0)
         self.seconds: list[float] = []
-        self.decided: list[int] = []
+        self.num_planned: list[int] = []
 
-    def __call__(self, frames: Frames, playing: NDArray[np.bool_]) -> ActionArray:
-        """See ``TaskPolicy``; call it once a step."""
+    def __call__(self, frames: Frames, active: NDArray[np.bool_]) -> ActionArray:
+        """Return the actions of one time step; see ``TaskPolicy``."""
         self.frames.append(torch.from_numpy(frames))
-        if self.step % self.replan == 0:
-            self._decide(torch.from_numpy(playing))
+        if self.step % self.replan_every == 0:
+            self._replan(torch.from_numpy(active))
         assert self.plan is not None
         actions = torch.zeros(len(frames), self.simulator.spec.actions.size)
-        actions[self.planned] = self.plan.actions[:, self.step % self.replan].cpu().float()
+        actions[self.planned_episodes] = self.plan.actions[:, self.step % self.replan_every].cpu().float()
         self.actions.append(actions)
         self.step += 1
         return actions.numpy()
 
-    def _decide(self, playing: Tensor) -> None:
+    def _replan(self, active: Tensor) -> None:
         began = time.perf_counter()
-        episodes = playing.nonzero()[:, 0]
+        episodes = active.nonzero()[:, 0]
         context = torch.stack(list(self.frames), dim=1)[episodes]
         between = list(self.actions)[len(self.actions) - context.shape[1] + 1 :]
-        told = torch.stack(between, dim=1)[episodes] if between else None
+        context_actions = torch.stack(between, dim=1)[episodes] if between else None
         seeds = fold_in(self.seeds[episodes], self.step)
-        state, _ = self.simulator.reset(context, seeds, told)
+        state, _ = self.simulator.reset(context, seeds, context_actions)
         objective = self.objective(self.goals[episodes.to(self.goals.device)])
-        self.plan = self.planner.plan(self.simulator, state, objective, seeds, self._previous(episodes))
-        self.planned = episodes
+        self.plan = self.planner.plan(self.simulator, state, objective, seeds, self._shifted_plan(episodes))
+        self.planned_episodes = episodes
         self.seconds.append(time.perf_counter() - began)
-        self.decided.append(len(episodes))
+        self.num_planned.append(len(episodes))
 
-    def _previous(self, episodes: Tensor) -> ActionPlan | None:
-        """The last plan as it stands now, of these episodes; they are among those that it was made for."""
+    def _shifted_plan(self, episodes: Tensor) -> ActionPlan | None:
+        """Return the last plan, shifted to now, of these episodes, which are among the ones it was made for."""
         if self.plan is None:
             return None
-        places = torch.searchsorted(self.planned, episodes).to(self.plan.cost.device)
-        return self.planner.later(select_worlds(self.plan, places), self.replan)
+        indices = torch.searchsorted(self.planned_episodes, episodes).to(self.plan.cost.device)
+        return self.planner.shift_plan(select_worlds(self.plan, indices), self.replan_every)
 
 
-def run_task_policy(task: GoalTask, policy: TaskPolicy, budget: int, shown: int = 8) -> TaskRollout:
+def run_task_policy(task: GoalTask, policy: TaskPolicy, max_steps: int, keep_frames: int = 8) -> TaskRollout:
     """Play all episodes of a task.
 
     Args:
         task: at its start.
-        policy: asked at every step.
-        budget: steps at most.
-        shown: episodes of which the frames are kept.
+        policy: called at every step.
+        max_steps: largest number of steps.
+        keep_frames: number of episodes whose frames are kept.
     """
-    seen = task.frames()
-    distances, states, frames = [task.distances()], [task.states()], [seen[:shown]]
-    over, steps = np.zeros(len(seen), bool), np.zeros(len(seen), np.int64)
-    for _ in range(budget):
+    frames = task.frames()
+    distances, states, kept = [task.distances()], [task.states()], [frames[:keep_frames]]
+    over, steps = np.zeros(len(frames), bool), np.zeros(len(frames), np.int64)
+    for _ in range(max_steps):
         if task.ends:
             over = task.solved(np.stack(distances, axis=1))
         if over.all():
             break
         steps += ~over
-        task.act(policy(seen, ~over), ~over)
-        seen = task.frames()
+        task.step(policy(frames, ~over), ~over)
+        frames = task.frames()
         distances.append(task.distances())
         states.append(task.states())
-        frames.append(seen[:shown])
+        kept.append(frames[:keep_frames])
     measured = np.stack(distances, axis=1)
-    return TaskRollout(measured, np.stack(states, axis=1), task.solved(measured), steps, np.stack(frames))
+    return TaskRollout(
+        distances=measured,
+        states=np.stack(states, axis=1),
+        solved=task.solved(measured),
+        steps=steps,
+        frames=np.stack(kept),
+    )
 
 
 def random_task_policy(task: GoalTask, seed: int) -> TaskPolicy:
-    """Draws every action anew, uniformly."""
+    """Make a policy that draws every action uniformly."""
     generator = np.random.default_rng([seed, 1])
-    shape = (len(task.games), task.action_size)
-    return lambda frames, playing: generator.uniform(-1, 1, shape).astype(np.float32)
+    shape = (len(task.envs), task.action_size)
+    return lambda frames, active: generator.uniform(-1, 1, shape).astype(np.float32)

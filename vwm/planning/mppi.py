@@ -1,8 +1,8 @@
-"""Model predictive path integral control: every sequence counts by the exponential of what it costs.
+"""Model predictive path integral control: each sequence is weighted by the exponential of its negative cost.
 
 Williams et al.: Information theoretic MPC for model-based reinforcement learning, 2017. With ``elites`` and several
-iterations it is the planner of TD-MPC2 (Hansen et al. 2024), whose policy comes in as ``proposals`` and whose value as
-``Return(value=...)``.
+iterations it is the planner of TD-MPC2 (Hansen et al. 2024), whose policy gives ``proposals`` and whose value function
+is ``NegativeReturnObjective(terminal_value=...)``.
 """
 
 from __future__ import annotations
@@ -16,15 +16,19 @@ from vwm.planning.sampling_planner import SamplingPlanner
 
 
 class MPPI(SamplingPlanner):
-    """See ``SamplingPlanner``, which explains the other arguments.
+    """Plan by path integral control; ``SamplingPlanner`` explains the other arguments.
 
     Args:
         horizon, samples: see ``SamplingPlanner``.
-        temperature: cost by which a sequence may be worse to count 1/e as much as the best.
-        relative: the temperature is a share of what a problem's sequences cost more than the best (root mean square),
-            so that it fits costs of any scale; else it is in the costs' own unit.
-        elites: how many of the best sequences count at all; None counts every one.
-        iterations, momentum, std, min_std, colour, keep, max_norm, pick, chunk: see ``SamplingPlanner``.
+        temperature: a sequence whose cost exceeds the lowest by this much has 1/e of its weight.
+        relative_temperature: multiply the temperature by the root mean square of the costs' excess over the lowest, per
+            problem, so that it suits costs of any scale; False takes it in the unit of the costs.
+        elites: number of best sequences that have a weight; None weights all.
+        iterations, momentum, init_std, min_std, noise_exponent, keep_elites, action_bound, selection, max_batch_size:
+            see ``SamplingPlanner``.
+
+    Raises:
+        ValueError: a value is out of range.
     """
 
     def __init__(
@@ -32,31 +36,47 @@ class MPPI(SamplingPlanner):
         horizon: int = 24,
         samples: int = 64,
         temperature: float = 0.1,
-        relative: bool = True,
+        relative_temperature: bool = True,
         elites: int | None = None,
         iterations: int = 3,
         momentum: float = 0.1,
-        std: float = 1.5,
+        init_std: float = 1.5,
         min_std: float = 0.05,
-        colour: float = 2.0,
-        keep: int = 4,
-        max_norm: float = 1.0,
-        pick: Literal["best", "mean"] = "mean",
-        chunk: int = 512,
+        noise_exponent: float = 2.0,
+        keep_elites: int = 4,
+        action_bound: float = 1.0,
+        selection: Literal["best", "mean"] = "mean",
+        max_batch_size: int = 512,
     ) -> None:
-        super().__init__(horizon, samples, iterations, momentum, std, min_std, colour, keep, max_norm, pick, chunk)
+        super().__init__(
+            horizon=horizon,
+            samples=samples,
+            iterations=iterations,
+            momentum=momentum,
+            init_std=init_std,
+            min_std=min_std,
+            noise_exponent=noise_exponent,
+            keep_elites=keep_elites,
+            action_bound=action_bound,
+            selection=selection,
+            max_batch_size=max_batch_size,
+        )
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, got {temperature}")
         if elites is not None and not 1 <= elites <= samples:
             raise ValueError(f"elites must lie in 1..{samples} (samples), or be None for all, got {elites}")
-        self.temperature, self.relative, self.elites = temperature, relative, elites
+        self.temperature = temperature
+        self.relative_temperature = relative_temperature
+        self.elites = elites
 
-    def weights(self, costs: Tensor) -> Tensor:
-        """By the softmax of the negative costs."""
-        best, places = costs.sort(dim=1, stable=True)
-        best, places = best[:, : self.elites], places[:, : self.elites]
-        excess = best - best[:, :1]
-        if self.relative:
-            spread = excess.double().square().mean(dim=1, keepdim=True).sqrt()  # of an infinite cost, too
-            excess = (excess / spread.clamp(min=1e-12)).to(costs.dtype)
-        return torch.zeros_like(costs).scatter(1, places, (-excess / self.temperature).softmax(dim=1))
+    def sequence_weights(self, costs: Tensor) -> Tensor:
+        """Take the softmax of the negative costs over the elites."""
+        lowest, indices = costs.sort(dim=1, stable=True)
+        lowest = lowest[:, : self.elites]
+        indices = indices[:, : self.elites]
+        excess = lowest - lowest[:, :1]
+        if self.relative_temperature:
+            # float64: the square of the largest float32, which stands for an infinite cost, must not overflow
+            scale = excess.double().square().mean(dim=1, keepdim=True).sqrt()
+            excess = (excess / scale.clamp(min=1e-12)).to(costs.dtype)
+        return torch.zeros_like(costs).scatter(1, indices, (-excess / self.temperature).softmax(dim=1))

@@ -9,7 +9,7 @@ from factories import muzero_world
 import vwm
 from vwm.core.spaces import ActionSpace
 from vwm.models.muzero.simulator import MuZeroSimulator
-from vwm.planning.tree_search import PUCTSearch
+from vwm.planning.puct_search import PUCTSearch
 from vwm.worlds.bundle import save_simulator
 
 KINDS = {"pictures": (32, 32, 3), "vectors": (5,)}

@@ -12,7 +12,8 @@ from torch import Tensor
 from vwm.core.spaces import ActionSpace
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.nn.optimizer import OptimizerConfig
-from vwm.planning.tree_search import GumbelMuZeroSearch, PUCTSearch
+from vwm.planning.gumbel_search import GumbelMuZeroSearch
+from vwm.planning.puct_search import PUCTSearch
 from vwm.rl.agent import ReplayBatch
 from vwm.rl.algorithms.muzero import MuZeroAgent, MuZeroTreeModel, scale_latent_gradient
 from vwm.rl.algorithms.muzero_targets import make_muzero_targets

@@ -21,7 +21,9 @@ WORLD = RSSMWorldModelConfig(
 
 def make(kind: str = "continuous") -> PlaNet:
     torch.manual_seed(0)
-    planner = CEM(horizon=3, samples=64, elites=8, iterations=3, keep=0, pick="mean", std=1.0, colour=0.0)
+    planner = CEM(
+        horizon=3, samples=64, elites=8, iterations=3, keep_elites=0, selection="mean", init_std=1.0, noise_exponent=0.0
+    )
     spaces = EnvSpaces((2,), ActionSpace(kind, 2))
     return PlaNet(spaces, WORLD, planner, lr=3e-3, batch_size=16, batch_length=8)
 

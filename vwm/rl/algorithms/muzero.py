@@ -21,7 +21,9 @@ from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.models.muzero.network import MuZeroLatentState
 from vwm.models.muzero.network import MuZeroNetwork as Network
 from vwm.nn.optimizer import OptimizerConfig
-from vwm.planning.tree_search import NodePrediction, PUCTSearch, TreeSearch, TreeSearchResult, TreeStep
+from vwm.planning.puct_search import PUCTSearch
+from vwm.planning.tree_search import TreeSearch, TreeSearchResult
+from vwm.planning.tree_search_model import NodePrediction, TreeStep
 from vwm.rl.agent import Agent, PolicyStep, ReplayBatch, UpdateOutput
 from vwm.rl.algorithms.muzero_targets import MuZeroTargets, make_muzero_targets, value_prefix_targets
 from vwm.rl.frame_stacking import stack_frames
@@ -32,20 +34,20 @@ LATENT_GRADIENT_SCALE = 0.5
 
 
 class MuZeroTreeModel:
-    """The network as what a tree grows over."""
+    """The network as the model of a tree search."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
 
-    def guess(self, state: MuZeroLatentState) -> NodePrediction:
-        """See ``TreeModel``."""
+    def predict(self, state: MuZeroLatentState) -> NodePrediction:
+        """Predict policy and value; see ``TreeSearchModel.predict``."""
         policy, value = self.network.predict(state.latent)
         return NodePrediction(policy, self.network.value_support.mean(value))
 
     def step(self, state: MuZeroLatentState, action: Tensor) -> TreeStep:
-        """See ``TreeModel``; the model knows of no end but that nothing is earned there."""
+        """Step the network, which represents a termination by zero rewards; see ``TreeSearchModel.step``."""
         state, reward, _ = self.network.step(state, action)
-        return TreeStep(state, reward, torch.zeros_like(reward, dtype=torch.bool), self.guess(state))
+        return TreeStep(state, reward, torch.zeros_like(reward, dtype=torch.bool), self.predict(state))
 
 
 class MuZeroAgent(Agent):

@@ -82,12 +82,12 @@ class PlaNet(Agent):
             elites=100,
             iterations=10,
             momentum=0.0,
-            std=1.0,
+            init_std=1.0,
             min_std=0.0,
-            colour=0.0,
-            keep=0,
-            pick="mean",
-            chunk=4000,
+            noise_exponent=0.0,
+            keep_elites=0,
+            selection="mean",
+            max_batch_size=4000,
         )
         self.exploration = exploration
         self.clip = clip

@@ -1,0 +1,121 @@
+"""Gumbel MuZero's search: Danihelka et al., Policy improvement by planning with Gumbel, ICLR 2022."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from torch import Tensor
+
+from vwm.core.seeds import seeded_uniform
+from vwm.planning.search_tree import Floats, Ints, SearchTree, numpy_softmax
+from vwm.planning.tree_search import TreeSearch
+
+SMALLEST_FLOAT = np.finfo(np.float64).tiny
+"""Lower bound of divisors."""
+
+
+class GumbelMuZeroSearch(TreeSearch):
+    """Gumbel MuZero's search, which improves the policy with few simulations.
+
+    At the roots, Gumbel noise draws actions without replacement, and sequential halving reduces them; below the roots,
+    visits follow the improved policy. Actions that were not tried have the mixed value (appendix D). The value of a
+    root is that of the improved policy: the mean over the simulations would be too low, because sequential halving
+    spends them on bad actions, too. Below the roots the search relies on the model's policy and value; in a world
+    without these, PUCT explores more widely.
+
+    Args:
+        simulations, min_value_range: see ``TreeSearch``.
+        max_considered_actions: number of actions that sequential halving starts with, at most.
+        value_scale, max_visit_offset: normalized values are multiplied by value_scale (max_visit_offset + the largest
+            visit count) before they are added to the logits.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    def __init__(
+        self,
+        simulations: int = 50,
+        max_considered_actions: int = 16,
+        value_scale: float = 0.1,
+        max_visit_offset: float = 50.0,
+        min_value_range: float = 0.01,
+    ) -> None:
+        super().__init__(simulations, min_value_range)
+        if max_considered_actions < 1 or not (value_scale > 0 and max_visit_offset >= 0):
+            raise ValueError(
+                "max_considered_actions must be 1 or more, value_scale above 0 and max_visit_offset 0 or more, got "
+                f"{max_considered_actions}, {value_scale} and {max_visit_offset}"
+            )
+        self.max_considered_actions = max_considered_actions
+        self.value_scale = value_scale
+        self.max_visit_offset = max_visit_offset
+
+    def _root_noise(self, tree: SearchTree, seeds: Tensor, temperature: float) -> Floats:
+        """Draw Gumbel noise times the temperature, which samples softmax((logits + values) / temperature)."""
+        actions = tree.prior.shape[1]
+        return temperature * -np.log(-np.log(seeded_uniform(seeds, actions).double().numpy()))
+
+    def _completed_q_values(self, tree: SearchTree, rows: Ints) -> Floats:
+        """Return the values of all actions, [m, a]; those not tried have the mixed value."""
+        visits, prior, q = tree.visits[rows], tree.prior[rows], tree.q[rows]
+        tried = np.where(visits > 0, np.maximum(prior, SMALLEST_FLOAT), 0)
+        mean = (tried * q).sum(1) / np.maximum(tried.sum(1), SMALLEST_FLOAT)
+        total = visits.sum(1)
+        mixed = (tree.predicted_value[rows] + total * mean) / (total + 1)
+        return np.where(visits > 0, q, mixed[:, None])
+
+    def _improved_logits(self, tree: SearchTree, rows: Ints, q: Floats) -> Floats:
+        """Return the logits of the improved policy, [m, a], from completed values."""
+        low, high = q.min(1, keepdims=True), q.max(1, keepdims=True)
+        weight = self.value_scale * (self.max_visit_offset + tree.visits[rows].max(1, keepdims=True))
+        return tree.logits[rows] + weight * (q - low) / np.maximum(high - low, self.min_value_range)
+
+    def _select_actions(self, tree: SearchTree, rows: Ints) -> Ints:
+        visits = tree.visits[rows]
+        policy = numpy_softmax(self._improved_logits(tree, rows, self._completed_q_values(tree, rows)))
+        return (policy - visits / (1 + visits.sum(1, keepdims=True))).argmax(1)
+
+    def _select_root_actions(self, tree: SearchTree, noise: Floats, simulation: int) -> Ints:
+        considered = min(self.max_considered_actions, noise.shape[1])
+        visits = sequential_halving(considered, tree.simulations)[simulation]
+        return self._best_root_actions(tree, noise, np.full((len(noise), 1), visits))
+
+    def _best_root_actions(self, tree: SearchTree, noise: Floats, visits: Ints) -> Ints:
+        """Return the best of the roots' actions with the given visit count [b, 1]."""
+        scores = noise + self._improved_logits(tree, tree.roots, self._completed_q_values(tree, tree.roots))
+        return np.where(tree.visits[tree.roots] == visits, scores, -np.inf).argmax(1)
+
+    def _decide(
+        self, tree: SearchTree, noise: Floats, seeds: Tensor, temperature: float
+    ) -> tuple[Ints, Floats, Floats]:
+        action = self._best_root_actions(tree, noise, tree.visits[tree.roots].max(1, keepdims=True))
+        q = self._completed_q_values(tree, tree.roots)
+        policy = numpy_softmax(self._improved_logits(tree, tree.roots, q))
+        return action, policy, (policy * q).sum(1)
+
+
+def sequential_halving(considered: int, simulations: int) -> list[int]:
+    """Compute the schedule of sequential halving: for each simulation, the visit count of the action to try next.
+
+    The simulations are divided evenly among the rounds, and in each round among the remaining actions, of which the
+    better half stays for the next round; at least two remain.
+
+    Args:
+        considered: number of actions at the start.
+        simulations: total number.
+
+    Returns:
+        Visit counts, one per simulation.
+    """
+    rounds = max(1, math.ceil(math.log2(considered)))
+    remaining = considered
+    visits = 0
+    schedule: list[int] = []
+    while len(schedule) < simulations:
+        repeats = max(1, simulations // (rounds * remaining))
+        schedule += [visits + i for i in range(repeats) for _ in range(remaining)]
+        visits += repeats
+        remaining = max(2, remaining // 2) if considered > 1 else 1
+    return schedule[:simulations]

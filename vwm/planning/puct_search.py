@@ -1,0 +1,75 @@
+"""MuZero's search: PUCT with Dirichlet noise at the root (arXiv 1911.08265, appendix B)."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from vwm.core.seeds import seeded_uniform
+from vwm.planning.search_tree import Floats, Ints, SearchTree
+from vwm.planning.tree_search import TreeSearch
+
+
+class PUCTSearch(TreeSearch):
+    """MuZero's search (arXiv 1911.08265, appendix B).
+
+    Values are normalized to 0..1 between the lowest and the highest of a node's value and its tried actions' values, as
+    in DeepMind's mctx; the paper takes the bounds of the whole tree.
+
+    Args:
+        simulations, min_value_range: see ``TreeSearch``.
+        pb_c_init, pb_c_base: constants c1 and c2 of the prior's weight.
+        dirichlet_alpha: concentration of the noise that is mixed into the roots' prior when exploring.
+        dirichlet_fraction: share of that noise.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    def __init__(
+        self,
+        simulations: int = 50,
+        pb_c_init: float = 1.25,
+        pb_c_base: float = 19652.0,
+        dirichlet_alpha: float = 0.3,
+        dirichlet_fraction: float = 0.25,
+        min_value_range: float = 0.01,
+    ) -> None:
+        super().__init__(simulations, min_value_range)
+        if not (pb_c_init >= 0 and pb_c_base > 0 and dirichlet_alpha > 0 and 0 <= dirichlet_fraction <= 1):
+            raise ValueError(
+                "pb_c_init must be 0 or more, pb_c_base and dirichlet_alpha above 0 and dirichlet_fraction in 0..1, "
+                f"got {pb_c_init}, {pb_c_base}, {dirichlet_alpha} and {dirichlet_fraction}"
+            )
+        self.pb_c_init = pb_c_init
+        self.pb_c_base = pb_c_base
+        self.dirichlet_alpha = dirichlet_alpha
+        self.dirichlet_fraction = dirichlet_fraction
+
+    def _root_noise(self, tree: SearchTree, seeds: Tensor, temperature: float) -> Floats:
+        if temperature == 0:
+            return np.zeros_like(tree.prior[tree.roots])
+        alpha = np.full(tree.prior.shape[1], self.dirichlet_alpha)
+        noise = np.stack([np.random.default_rng(s & (2**64 - 1)).dirichlet(alpha) for s in seeds.tolist()])
+        share = self.dirichlet_fraction
+        tree.prior[tree.roots] = (1 - share) * tree.prior[tree.roots] + share * noise
+        return noise
+
+    def _select_actions(self, tree: SearchTree, rows: Ints) -> Ints:
+        visits, value, count = tree.visits[rows], tree.value[rows][:, None], tree.value_count[rows][:, None]
+        q = np.where(visits > 0, tree.q[rows], value)
+        low, high = np.minimum(value, q.min(1, keepdims=True)), np.maximum(value, q.max(1, keepdims=True))
+        normalized = np.where(visits > 0, (q - low) / np.maximum(high - low, self.min_value_range), 0)
+        weight = self.pb_c_init + np.log((count + self.pb_c_base + 1) / self.pb_c_base)
+        return (normalized + np.sqrt(count) * weight * tree.prior[rows] / (visits + 1)).argmax(1)
+
+    def _decide(
+        self, tree: SearchTree, noise: Floats, seeds: Tensor, temperature: float
+    ) -> tuple[Ints, Floats, Floats]:
+        policy, value = tree.visits[tree.roots] / tree.simulations, tree.value[tree.roots]
+        if temperature == 0:
+            return policy.argmax(1), policy, value
+        weights = (policy / policy.max(1, keepdims=True)) ** (1 / temperature)
+        cumulative = weights.cumsum(1)
+        drawn = seeded_uniform(seeds, 1).double().numpy() * cumulative[:, -1:]
+        return (cumulative < drawn).sum(1), policy, value

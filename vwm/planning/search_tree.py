@@ -1,0 +1,146 @@
+"""A batch of search trees as arrays of nodes.
+
+The states stay on the model's device; the numbers of the trees are NumPy arrays (float64), where operations on small
+arrays cost a fraction of what they cost in torch. The next action of a node depends on its own numbers alone, so it is
+computed again only for the nodes that a simulation visited, and selecting a leaf only follows indices.
+
+Legend: b trees, a actions, m selected nodes, d depth. A node is a row: the root of tree i is row i (simulations + 1).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from vwm.core.states import NestedState, select_worlds
+from vwm.planning.tree_search_model import NodePrediction, TreeSearchModel
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+class SearchTree:
+    """The statistics and states of all nodes of a batch of trees, by row.
+
+    Args:
+        prediction: of the roots.
+        state: of the roots.
+        simulations: nodes that each tree will get besides its root.
+    """
+
+    def __init__(self, prediction: NodePrediction, state: NestedState, simulations: int) -> None:
+        batch, actions = prediction.logits.shape
+        rows = batch * (simulations + 1)
+        self.simulations = simulations
+        self.roots = np.arange(batch) * (simulations + 1)
+        self.logits = np.zeros((rows, actions))
+        self.prior = np.zeros((rows, actions))
+        self.predicted_value = np.zeros(rows)
+        """Value that the model predicts."""
+        self.value = np.zeros(rows)
+        """Mean of the predicted value and of the returns of all simulations through the node."""
+        self.value_count = np.zeros(rows)
+        """Number of values in that mean."""
+        self.reward = np.zeros(rows)
+        """Reward of the step into the node."""
+        self.discount = np.zeros(rows)
+        """Discount of the step into the node; 0 after a termination."""
+        self.visits = np.zeros((rows, actions), dtype=np.int64)
+        self.q = np.zeros((rows, actions))
+        """Values of the tried actions; 0 where ``visits`` is."""
+        self.children = np.full((rows, actions), -1)
+        self.next_action = np.zeros(rows, dtype=np.int64)
+        """Action that the next simulation takes."""
+        self.states = tree_map(lambda leaf: leaf.new_empty((rows, *leaf.shape[1:])), state)
+        self.device = tree_leaves(state)[0].device
+        self.add_nodes(self.roots, prediction, state)
+
+    def add_nodes(self, rows: Ints, prediction: NodePrediction, state: NestedState) -> None:
+        """Write new nodes to rows."""
+        logits = _to_numpy(prediction.logits)
+        self.logits[rows] = logits
+        self.prior[rows] = numpy_softmax(logits)
+        self.predicted_value[rows] = self.value[rows] = _to_numpy(prediction.value)
+        self.value_count[rows] = 1
+        index = torch.from_numpy(rows).to(self.device)
+        tree_map(lambda kept, new: kept.index_copy_(0, index, new.to(kept.dtype)), self.states, state)
+
+    def select_leaves(self) -> tuple[list[Ints], list[Bools]]:
+        """Follow the next actions from the roots to the nodes where that action was not tried yet.
+
+        Returns:
+            For each depth, the rows [b] and which trees reach that depth, bool [b]; the others repeat their leaf.
+        """
+        rows, active = self.roots, np.ones(len(self.roots), dtype=np.bool_)
+        path, active_at = [], []
+        while active.any():
+            path.append(rows)
+            active_at.append(active)
+            child = self.children[rows, self.next_action[rows]]
+            active = child >= 0  # a tree at its leaf stays inactive: that child does not exist
+            rows = np.where(active, child, rows)
+        return path, active_at
+
+    def expand(self, model: TreeSearchModel, leaves: Ints, index: int, discount: float) -> Ints:
+        """Add the outcome of the next action below the leaves [b].
+
+        Args:
+            model: predicts the outcome.
+            leaves: rows [b].
+            index: number of the new node within each tree.
+            discount: per step.
+
+        Returns:
+            The rows of the new nodes, [b].
+        """
+        new, actions = self.roots + index, self.next_action[leaves]
+        states = select_worlds(self.states, torch.from_numpy(leaves).to(self.device))
+        step = model.step(states, torch.from_numpy(actions).to(self.device))
+        self.add_nodes(new, step.prediction, step.state)
+        self.reward[new] = _to_numpy(step.reward)
+        self.discount[new] = np.where(step.terminated.cpu().numpy(), 0.0, discount)
+        self.children[leaves, actions] = new
+        return new
+
+    def backup(self, path: list[Ints], active_at: list[Bools], new: Ints) -> Ints:
+        """Update the statistics of all nodes on the paths with the values of the new nodes.
+
+        Args:
+            path, active_at: as ``select_leaves`` returned them.
+            new: rows of the new nodes, [b].
+
+        Returns:
+            The rows [m] whose statistics changed, the new ones included.
+        """
+        parents, visited = np.stack(path), np.stack(active_at)  # [d, b]
+        inner = np.concatenate((visited[1:], np.zeros_like(visited[:1])))
+        children = np.where(inner, np.concatenate((parents[1:], new[None])), new)
+        rewards = np.where(visited, self.reward[children], 0)
+        discounts = np.where(visited, self.discount[children], 1)
+        value, returns = self.value[new], np.empty(parents.shape)
+        for depth in range(len(parents) - 1, -1, -1):
+            value = rewards[depth] + discounts[depth] * value
+            returns[depth] = value
+        rows, child_rows = parents[visited], children[visited]
+        self.value_count[rows] += 1
+        self.value[rows] += (returns[visited] - self.value[rows]) / self.value_count[rows]
+        actions = self.next_action[rows]
+        self.visits[rows, actions] += 1
+        self.q[rows, actions] = self.reward[child_rows] + self.discount[child_rows] * self.value[child_rows]
+        return np.concatenate((rows, new))
+
+
+def numpy_softmax(logits: Floats) -> Floats:
+    """Take the softmax over the last dimension."""
+    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def _to_numpy(x: Tensor) -> Any:
+    return x.detach().cpu().double().numpy()
