@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vwm.cli.agent_commands import make_agent_parser
+from vwm.cli.agent_commands import make_agent_parser, parse_agent_config
 from vwm.cli.commands import COMMANDS
 from vwm.cli.config_arguments import expand_arguments
 from vwm.cli.main import find_command
@@ -78,7 +78,7 @@ def check_command(command, shortened, capsys):
     elif not shortened or "-c" in argv:
         with pytest.raises(SystemExit) as stop:
             argv = [*expand_arguments(name, argv), "--print_config"]
-            make_agent_parser().parse_args(argv) if name == "agent train" else parse_fit_config(argv)
+            parse_agent_config(make_agent_parser(), argv) if name == "agent train" else parse_fit_config(argv)
         assert stop.value.code == 0, capsys.readouterr().err
 
 

@@ -23,7 +23,7 @@ def out(tmp_path_factory):
     main(["export", str(out / "vae"), "-o", str(out / "v")])
     main(["encode", data, "--tokenizer", str(out / "v"), "--out", encoded, "--device", "cpu"])
     m = ["-c", "configs/latent_dynamics/mdn_rnn_cartpole.yaml", "--data.path", encoded, "--run", str(out / "m")]
-    small = ["--model.tokenizer", str(out / "v"), "--model.dynamics.width", "16", "--data.clip_length", "4"]
+    small = ["--model.tokenizer", str(out / "v"), "--model.dynamics.hidden_size", "16", "--data.clip_length", "4"]
     main(["fit", *m, *small, *SHORT, "--trainer.max_steps", "6"])
     main(["export", str(out / "m"), "-o", str(out / "bundle"), "--data", data, "--starts", "2"])
     return out

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vwm.cli.signatures import REQUIRED, CommandSignature
-from vwm.core.bundle_folder import find_bundle
+from vwm.core.bundle_folder import find_bundle, shipped_bundles
 from vwm.core.suggestions import suggest_sibling
 
 
@@ -17,7 +17,7 @@ def check_paths(signature: CommandSignature, arguments: dict[str, Any]) -> None:
         BundleError: ``bundle`` is neither a folder nor the name of a shipped bundle.
         FileNotFoundError: the folder of ``run``, or ``data`` on this machine, does not exist.
     """
-    checks = {"bundle": _check_bundle, "run": _check_run, "data": _check_data}
+    checks = {"bundle": _check_bundle, "run": _check_run, "data": check_data}
     for parameter in signature.parameters:
         # probe's `bundle` is a text: several of them, and also tokenizers and encoders
         if parameter.default is REQUIRED and parameter.name in checks and arguments[parameter.name]:
@@ -31,6 +31,16 @@ def _check_bundle(bundle: Path) -> None:
         find_bundle(bundle)
 
 
+def check_folder_or_bundle(key: str, value: str) -> None:
+    """Raise FileNotFoundError where a config names a trained part that is neither a folder nor a shipped bundle."""
+    if Path(value).exists() or value in shipped_bundles():
+        return
+    close = suggest_sibling(Path(value), shipped_bundles())
+    raise FileNotFoundError(
+        f"{key}: there is no {value}{close}; train it and export it first: vwm export RUN -o {value}"
+    )
+
+
 def _check_run(run: Path) -> None:
     if not run.is_dir():
         raise FileNotFoundError(
@@ -39,7 +49,8 @@ def _check_run(run: Path) -> None:
         )
 
 
-def _check_data(data: str | Path) -> None:
+def check_data(data: str | Path) -> None:
+    """Raise FileNotFoundError where shards are neither on this machine nor named by a pattern or an address."""
     text = str(data)
     if "://" in text or any(sign in text for sign in "*?[{") or Path(text).exists():
         return

@@ -76,8 +76,14 @@ def run_command(name: str, argv: list[str]) -> None:
     command = COMMANDS[name]
     if command.parses_arguments:
         from vwm.cli.config_arguments import expand_arguments
+        from vwm.cli.config_checks import check_config_arguments
 
         argv = expand_arguments(name, argv)
+        try:
+            check_config_arguments(name, argv)
+        except UsageError as error:
+            print(f"vwm {name}: {error}", file=sys.stderr)
+            raise SystemExit(2) from error
         _import_function(command)(argv)
         return
     signature = read_signature(command.target)

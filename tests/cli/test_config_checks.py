@@ -1,0 +1,102 @@
+"""Wrong keys and values of a config are found by its classes' source, before anything heavy is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vwm.cli.class_signatures import find_class
+from vwm.cli.config_arguments import expand_arguments
+from vwm.cli.config_checks import check_config_arguments
+from vwm.cli.configs import config_names
+from vwm.cli.main import main
+from vwm.cli.parser import UsageError
+
+FIT, AGENT = ["fit", "-c", "genie/coinrun_small"], ["agent train", "-c", "agents/tdmpc2_pendulum"]
+
+
+def check(command: str, *argv: str) -> None:
+    check_config_arguments(command, expand_arguments(command, list(argv)))
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_no_shipped_config_is_reported(name: str) -> None:
+    try:
+        check("agent train" if name.startswith("agents/") else "fit", "-c", name)
+    except FileNotFoundError as error:  # data and trained parts are not here
+        assert "there is no" in str(error) or "no shards" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([*FIT, "--trainer.max_steps", "abc"], "trainer.max_steps: 'abc' must be a whole number"),
+        ([*FIT, "--trainer.max_step=3"], "Trainer has no max_step (did you mean max_steps?); it has: "),
+        ([*FIT, "--model.dynamics.width", "1.5"], "model.dynamics.width: 1.5 must be a whole number"),
+        ([*FIT, "--model.init_args.optimizer.lr", "x"], "model.optimizer.lr: 'x' must be a number"),
+        ([*FIT, "--model.optimizer.schedule", "x"], "model.optimizer.schedule: 'x' must be one of constant, "),
+        ([*FIT, "--model.optimizer.betas", "[0.9]"], "model.optimizer.betas: [0.9] must have 2 values"),
+        ([*FIT, "--data.fields", "frames"], "data.fields: 'frames' must be a list, such as [a, b]"),
+        ([*FIT, "--ema.decoy", "1"], "ema.decoy: EMACallback has no decoy (did you mean decay?); it has: decay"),
+        ([*FIT, "--model", "vwm.models.genie.GenieModul"], "(did you mean vwm.models.genie.GenieModule?)"),
+        ([*FIT, "--trainr.devices", "1"], "there is no key trainr (did you mean trainer?)"),
+        ([*AGENT, "--steps", "many"], "steps: 'many' must be a whole number"),
+        ([*AGENT, "--evaluation.vidio", "true"], "EvaluationConfig has no vidio (did you mean video?)"),
+        ([*AGENT, "--algorithm.env.size", "null"], "algorithm.env.size: None must be a whole number"),
+        ([*AGENT, "--algorithm.agent.batch", "3"], "algorithm.agent.batch: TDMPC2 has no batch"),
+    ],
+)  # fmt: skip
+def test_the_key_the_value_and_what_is_allowed_are_named(argv: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        check(*argv)
+    assert message in str(error.value)
+
+
+def test_all_problems_are_named_at_once(tmp_path: Path) -> None:
+    config = tmp_path / "x.yaml"
+    config.write_text("trainer: {max_steps: x, devises: 2}\n")
+    with pytest.raises(UsageError, match=r"(?s)trainer.max_steps: 'x' must.*trainer.devises: Trainer has no devises"):
+        check("fit", "-c", str(config))
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--model.optimizer.lr", "1e-06"],
+        ["--trainer.devices", "[0,1]", "--trainer.precision", "32-true", "--trainer.max_time", "00:01:00:00"],
+        ["--seed_everything", "3", "--no-resume", "--compile", "true", "--threads", "1"],
+        ["--model.latent_action", "null", "--model.dynamics.class_path", "vwm.models.genie.MaskGITDynamics"],
+        ["--help"],
+        ["--trainer.nonsense", "1", "--print_config"],
+    ],
+)
+def test_what_the_parser_takes_is_not_reported(argv: list[str], tmp_path: Path) -> None:
+    exists = ["--tokenizer", str(tmp_path), "--data", str(tmp_path)]
+    check("fit", "-c", "genie/coinrun_small", *exists, *argv)
+
+
+def test_missing_parts_are_named_with_what_may_be_meant(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"model.tokenizer: there is no .*bundel \(did you mean .*bundle\?\)"):
+        check(*FIT, "--tokenizer", str(tmp_path / "bundel"))
+
+
+def test_the_command_ends_before_torch_is_imported(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "-c", "genie/coinrun_small", "--trainer.max_steps", "abc"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "vwm fit: trainer.max_steps: 'abc' must be a whole number\n"
+    code = "import sys; sys.argv[1:] = ['fit', '--threads', 'x']\ntry:\n  from vwm.cli.main import main; main()\n"
+    code += "except SystemExit: print(*{'torch', 'lightning', 'diffusers'} & set(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "" and "'x' must be a whole number" in ran.stderr
+
+
+def test_signatures_follow_inheritance_and_dataclasses() -> None:
+    dit = find_class("vwm.models.dit.DiTFinetuning")
+    assert dit is not None and "world" in dit.parameters
+    assert set(find_class("vwm.rl.EvaluationConfig").parameters) == {"every", "episodes", "env", "video"}
+    assert find_class("vwm.rl.Nothing") is None and find_class("nowhere.Thing") is None
