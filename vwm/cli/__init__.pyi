@@ -1,3 +1,5 @@
+from .class_signatures import ClassSignature as ClassSignature
+from .class_signatures import SourceModule as SourceModule
 from .commands import CLICommand as CLICommand
 from .compare_agents import RunGroup as RunGroup
 from .parser import CommandParser as CommandParser

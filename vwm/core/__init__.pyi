@@ -4,6 +4,7 @@ from .atomic_files import atomic_write_text as atomic_write_text
 from .atomic_files import check_replaceable_folder as check_replaceable_folder
 from .bundle_folder import BundleError as BundleError
 from .bundle_folder import find_bundle as find_bundle
+from .bundle_folder import shipped_bundles as shipped_bundles
 from .capabilities import DecodesLatents as DecodesLatents
 from .capabilities import EncodesFrames as EncodesFrames
 from .capabilities import EstimatesUncertainty as EstimatesUncertainty

@@ -4,6 +4,8 @@ from .checkpoints import save_best_weights as save_best_weights
 from .checkpoints import write_checkpoint as write_checkpoint
 from .config_files import ConfigFileError as ConfigFileError
 from .config_files import compose_config_arguments as compose_config_arguments
+from .config_files import load_config as load_config
+from .config_files import merge_configs as merge_configs
 from .metric_loggers import MetricLogger as MetricLogger
 from .metric_loggers import TensorBoardMetricLogger as TensorBoardMetricLogger
 from .metric_loggers import WandbMetricLogger as WandbMetricLogger
