@@ -139,7 +139,7 @@ def vae_model() -> dict[str, Any]:
                 "class_path": "vwm.tokenizers.causal_vae.CausalVAE",
                 "init_args": network | {"widths": [8, 8], "depths": [1, 1]},
             },
-            "adversarial": {"weight": 0.1, "start": 4, "width": 4, "layers": 2},
+            "adversarial": {"weight": 0.1, "start_step": 4, "width": 4, "layers": 2},
             "optimizer": {"name": "muon", "lr": 0.005, "warmup": 4, "schedule": "cosine"},
         },
     }
@@ -183,22 +183,22 @@ def vjepa_model() -> dict[str, Any]:
                 "class_path": "vwm.models.vjepa.masked_predictor.MaskedPredictor",
                 "init_args": {"encoder_width": 12, **sizes},
             },
-            "masks": [
+            "mask_samplers": [
                 {
                     "class_path": "vwm.models.vjepa.masking.MultiBlockMaskSampler",
-                    "init_args": {"blocks": 1, "space": [0.3, 0.5]},
+                    "init_args": {"num_blocks": 1, "spatial_scale": [0.3, 0.5]},
                 }
             ],
             "momentum": {"start": 0.9, "end": 0.99},
-            "collapse": {"class_path": "vwm.models.vjepa.collapse_regularizers.SIGReg", "init_args": {"slices": 8}},
+            "regularizer": {"class_path": "vwm.models.vjepa.SIGReg", "init_args": {"num_slices": 8}},
             "motion": {
                 "class_path": "vwm.models.vjepa.motion_branch.MotionBranch",
                 "init_args": {"width": 12, "radius": 1},
             },
-            "augment": {"class_path": "vwm.models.vjepa.augmentation.RandomResizedCrop"},
+            "augmentation": {"class_path": "vwm.models.vjepa.augmentation.RandomResizedCrop"},
             "monitor": {
                 "class_path": "vwm.models.vjepa.collapse_monitor.CollapseMonitor",
-                "init_args": {"every": 2, "clips": 2},
+                "init_args": {"every_n_steps": 2, "num_clips": 2},
             },
             "optimizer": {"lr": 0.003, "warmup": 4, "schedule": "cosine", "final_weight_decay": 0.4, "stretch": 1.25},
         },

@@ -144,12 +144,12 @@ class GenieModule(TrainingModule):
         used, size = float(metrics["val/action_perplexity"]), self.latent_action.num_actions
         if used < max(1.05, self.collapse_threshold * size):
             print(
-                f"\nwarning: the latent actions have collapsed (perplexity {used:.2f} of {size}). Try FSQ levels for "
+                f"\nalarm: the latent actions have collapsed (perplexity {used:.2f} of {size}). Try FSQ levels for "
                 f"latent_action.codebook, latent_action.decoder_context=first, or data with more events."
             )
         if float(metrics["val/shuffle_ratio"]) < 1.005:
             print(
-                "\nwarning: the dynamics ignores its actions (shuffled actions cost "
+                "\nalarm: the dynamics ignores its actions (shuffled actions cost "
                 f"{metrics['val/shuffle_ratio']:.3f} x the loss). Train longer, or check the actions first: "
                 f"val/action_perplexity is {used:.2f} of {size}."
             )
