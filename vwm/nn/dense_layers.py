@@ -71,7 +71,7 @@ def make_dense_mlp(
 ) -> nn.Sequential:
     """Return ``layers`` dense layers of one width; 0 layers are the identity."""
     sizes = [input_size, *[width] * layers]
-    return nn.Sequential(*(MultiInputDense([a], b, norm, activation) for a, b in pairwise(sizes)))
+    return nn.Sequential(*(MultiInputDense([a], width=b, norm=norm, activation=activation) for a, b in pairwise(sizes)))
 
 
 def make_output_layer(input_size: int, output_size: int, norm: NormType, scale: float = 1.0) -> OneDNNLinear:

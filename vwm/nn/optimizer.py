@@ -63,7 +63,7 @@ class OptimizerConfig:
         if self.final_weight_decay is None:
             return optimizer, LambdaLR(optimizer, lambda step: self.factor(step, end))
         return optimizer, LRAndWeightDecaySchedule(
-            optimizer, lambda step: self.factor(step, end), self.final_weight_decay, end
+            optimizer, lambda step: self.factor(step, end), final=self.final_weight_decay, end=end
         )
 
     def factor(self, step: int, end: float) -> float:

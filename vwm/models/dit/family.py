@@ -27,11 +27,11 @@ class DiTFamily(WorldFamily):
         from vwm.models.dit.simulator import DiTSimulator
 
         return DiTSimulator(
-            module.tokenizer,
-            module.dynamics,
-            module.outcomes,
-            embedded_action_space(module.dynamics.embed_action, settings.recording),
-            module.policy if isinstance(module, DiTAgentModule) else None,
+            tokenizer=module.tokenizer,
+            dynamics=module.dynamics,
+            outcomes=module.outcomes,
+            actions=embedded_action_space(module.dynamics.embed_action, settings.recording),
+            policy=module.policy if isinstance(module, DiTAgentModule) else None,
             sampling=module.sampling,
             **settings.simulator_arguments(),
         )

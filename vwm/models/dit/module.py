@@ -116,7 +116,9 @@ class DiTModule(TrainingModule):
         features: list[Tensor] = []
 
         def predict(x: Tensor, signal: Tensor, step_index: Tensor | None, clips: slice) -> Tensor:
-            noisy = NoisyFrames(x, signal, step_index, action_embedding[clips, skip:])
+            noisy = NoisyFrames(
+                latents=x, signal=signal, step_index=step_index, action_embedding=action_embedding[clips, skip:]
+            )
             out = self.dynamics(noisy, None if past is None else select_clips(past, clips))
             features.append(out.features)
             return out.prediction
@@ -149,7 +151,12 @@ class DiTModule(TrainingModule):
         latents, action_embedding = latents[:, :frames], action_embedding[:, :frames]
         signal = 1 - self.context_noise * torch.rand(latents.shape[:2], device=latents.device)
         x = add_noise(self.dynamics.prediction, latents, torch.randn_like(latents), signal)
-        return NoisyFrames(x, signal, finest_step_index(self.dynamics, signal), action_embedding)
+        return NoisyFrames(
+            latents=x,
+            signal=signal,
+            step_index=finest_step_index(self.dynamics, signal),
+            action_embedding=action_embedding,
+        )
 
     def _action_embedding(self, batch: ClipBatch, latents: Tensor) -> Tensor:
         """Embed the actions that led to each frame; as unknown where a clip is not labeled, or by dropout."""

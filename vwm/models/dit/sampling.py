@@ -119,11 +119,15 @@ def sample_latent_frame(
     """
 
     def predict(x: Tensor, signal: Tensor, step_index: Tensor | None) -> Tensor:
-        conditional = dynamics.denoise(state, NoisyFrames(x, signal, step_index, action_embedding))
+        conditional = dynamics.denoise(
+            state, NoisyFrames(latents=x, signal=signal, step_index=step_index, action_embedding=action_embedding)
+        )
         if sampling.guidance == 1:
             return conditional
         unknown = dynamics.embed_previous_actions(None, len(x), 1).to(action_embedding.dtype)
-        unconditional = dynamics.denoise(state, NoisyFrames(x, signal, step_index, unknown)).to(x.dtype)
+        unconditional = dynamics.denoise(
+            state, NoisyFrames(latents=x, signal=signal, step_index=step_index, action_embedding=unknown)
+        ).to(x.dtype)
         return unconditional + sampling.guidance * (conditional.to(x.dtype) - unconditional)
 
     # Sampling steps are accumulated in float32, even if the network is bfloat16.

@@ -119,7 +119,9 @@ class DiTSimulator(VideoSimulator):
         seeds = world_seeds(seed, batch, self.device)
         action_embedding = self.dynamics.embed_previous_actions(actions, batch, frames)
         dynamics, features = self._observe_latents(self.dynamics.init_state(batch), latents, action_embedding, seeds)
-        state = DiTState(dynamics, encoder, decoder, latents[:, -1], features, seeds)
+        state = DiTState(
+            dynamics=dynamics, encoder=encoder, decoder=decoder, latent=latents[:, -1], features=features, seed=seeds
+        )
         return state, video_to_uint8(shown[:, -1:])[:, 0]
 
     @torch.inference_mode()
@@ -138,8 +140,15 @@ class DiTSimulator(VideoSimulator):
         decoder, video = self.tokenizer.decode_step(state.decoder, latents.to(self.tokenizer.dtype))
         frame = video_to_uint8(video)[:, 0] if decode else None
         return (
-            DiTState(dynamics, state.encoder, decoder, latents[:, 0], features, state.seed),
-            StepOutput(frame, latents[:, 0], reward, terminated),
+            DiTState(
+                dynamics=dynamics,
+                encoder=state.encoder,
+                decoder=decoder,
+                latent=latents[:, 0],
+                features=features,
+                seed=state.seed,
+            ),
+            StepOutput(frame=frame, latent=latents[:, 0], reward=reward, terminated=terminated),
         )
 
     @torch.inference_mode()
@@ -151,7 +160,14 @@ class DiTSimulator(VideoSimulator):
         decoder, _ = self.tokenizer.decode_step(state.decoder, latents)
         action_embedding = self._action_embedding(action.to(self.device), batch)
         dynamics, features = self._observe_latents(state.dynamics, latents, action_embedding, state.seed)
-        return DiTState(dynamics, encoder, decoder, latents[:, 0], features, state.seed)
+        return DiTState(
+            dynamics=dynamics,
+            encoder=encoder,
+            decoder=decoder,
+            latent=latents[:, 0],
+            features=features,
+            seed=state.seed,
+        )
 
     def features(self, state: DiTState) -> Tensor:
         """See ``ProvidesFeatures.features``: of the last frame's agent tokens, or of all its tokens."""
@@ -177,7 +193,12 @@ class DiTSimulator(VideoSimulator):
             noise = seeded_normal(fold_in(seeds, i), *clean.shape[1:]).to(clean.dtype)
             for k, conditions in enumerate((actions, other_actions)):
                 action_embedding = self._action_embedding(conditions[:, i - 1], batch)
-                noisy = NoisyFrames(noise, signal, finest_step_index(dynamics, signal), action_embedding)
+                noisy = NoisyFrames(
+                    latents=noise,
+                    signal=signal,
+                    step_index=finest_step_index(dynamics, signal),
+                    action_embedding=action_embedding,
+                )
                 output = dynamics.denoise(state, noisy).float()
                 predicted = predicted_clean_and_noise(dynamics.prediction, noise, output, signal)[0]
                 total[k] += (predicted - clean).double().square().sum().item()

@@ -35,11 +35,11 @@ class GenieFamily(WorldFamily):
         else:
             actions = ActionSpace("discrete", size, tuple(f"action {i}" for i in range(size)), latent=True)
         return GenieSimulator(
-            module.tokenizer,
-            module.dynamics,
-            module.latent_action,
-            actions,
-            module.outcomes,
+            tokenizer=module.tokenizer,
+            dynamics=module.dynamics,
+            latent_action=module.latent_action,
+            actions=actions,
+            outcomes=module.outcomes,
             **settings.simulator_arguments(),
         )
 

@@ -99,7 +99,15 @@ class GenieSimulator(VideoSimulator):
             dynamics, features = self._observe_tokens(dynamics, tokens[:, 1:], context_actions)
         decoder, video = self.tokenizer.decode_step(self.tokenizer.init_decoder(batch), tokens)
         seeds = world_seeds(seed, batch, self.device)
-        state = GenieState(dynamics, encoder, decoder, tokens[:, -1], features, seeds, torch.zeros_like(seeds))
+        state = GenieState(
+            dynamics=dynamics,
+            encoder=encoder,
+            decoder=decoder,
+            latent=tokens[:, -1],
+            features=features,
+            seed=seeds,
+            frames_generated=torch.zeros_like(seeds),
+        )
         return state, video_to_uint8(video[:, -1:])[:, 0]
 
     @torch.inference_mode()
@@ -117,8 +125,16 @@ class GenieSimulator(VideoSimulator):
         decoder, video = self.tokenizer.decode_step(state.decoder, latent[:, None])
         frame = video_to_uint8(video)[:, 0] if decode else None
         count = state.frames_generated + 1
-        state = GenieState(dynamics, state.encoder, decoder, latent, features, state.seed, count)
-        return state, StepOutput(frame, latent, reward, terminated)
+        state = GenieState(
+            dynamics=dynamics,
+            encoder=state.encoder,
+            decoder=decoder,
+            latent=latent,
+            features=features,
+            seed=state.seed,
+            frames_generated=count,
+        )
+        return state, StepOutput(frame=frame, latent=latent, reward=reward, terminated=terminated)
 
     @torch.inference_mode()
     def observe(self, state: GenieState, action: Tensor, frame: Tensor) -> GenieState:
@@ -128,7 +144,15 @@ class GenieSimulator(VideoSimulator):
         encoder, tokens = self.tokenizer.encode_step(state.encoder, frames_to_float(frame[:, None].to(self.device)))
         dynamics, features = self._observe_tokens(state.dynamics, tokens, action[:, None].to(self.device))
         decoder, _ = self.tokenizer.decode_step(state.decoder, tokens)
-        return GenieState(dynamics, encoder, decoder, tokens[:, 0], features, state.seed, state.frames_generated)
+        return GenieState(
+            dynamics=dynamics,
+            encoder=encoder,
+            decoder=decoder,
+            latent=tokens[:, 0],
+            features=features,
+            seed=state.seed,
+            frames_generated=state.frames_generated,
+        )
 
     @property
     def num_latent_actions(self) -> int:

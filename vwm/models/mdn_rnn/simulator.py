@@ -116,7 +116,12 @@ class MDNRNNSimulator(VideoSimulator):
             embeddings = self._embed_actions(actions, batch, frames - 1)
             _, memory = self.dynamics(memory, latents[:, :-1], embeddings)
             position = position + frames - 1
-        state = MDNRNNState(memory, self._to_grid(latents[:, -1]), position, world_seeds(seed, batch, self.device))
+        state = MDNRNNState(
+            memory=memory,
+            latent=self._to_grid(latents[:, -1]),
+            position=position,
+            seed=world_seeds(seed, batch, self.device),
+        )
         return state, self._decode_frame(state.latent)
 
     @torch.inference_mode()
@@ -126,17 +131,20 @@ class MDNRNNSimulator(VideoSimulator):
         prediction = self.dynamics.predict(output)
         seed = fold_in(state.seed, state.position)
         latent = self._to_grid(prediction.next_latent.sample(seed, self.sampling.temperature).to(state.latent.dtype))
-        after = MDNRNNState(memory, latent, state.position + 1, state.seed)
+        after = MDNRNNState(memory=memory, latent=latent, position=state.position + 1, seed=state.seed)
         frame = self._decode_frame(latent) if decode else None
         return after, StepOutput(
-            frame, latent, self.dynamics.mean_reward(prediction).float(), prediction.termination_logits > 0
+            frame=frame,
+            latent=latent,
+            reward=self.dynamics.mean_reward(prediction).float(),
+            terminated=prediction.termination_logits > 0,
         )
 
     def init_state(self, batch: int) -> MDNRNNState:
         """Return the state before the first frame; with that frame's latent, it is the state of an episode's start."""
         nothing = torch.zeros(batch, dtype=torch.int64, device=self.device)
         latent = torch.zeros(batch, *self.tokenizer.grid, self.tokenizer.channels, device=self.device)
-        return MDNRNNState(self.dynamics.init_state(batch), latent, nothing, nothing)
+        return MDNRNNState(memory=self.dynamics.init_state(batch), latent=latent, position=nothing, seed=nothing)
 
     @torch.inference_mode()
     def observe(self, state: MDNRNNState, action: Tensor, frame: Tensor) -> MDNRNNState:
@@ -144,7 +152,7 @@ class MDNRNNSimulator(VideoSimulator):
         self.check_observation(action, frame, len(state.seed))
         _, memory = self._step_memory(state, action)
         latent = self._to_grid(self._encode(frame[:, None])[:, 0])
-        return MDNRNNState(memory, latent, state.position + 1, state.seed)
+        return MDNRNNState(memory=memory, latent=latent, position=state.position + 1, seed=state.seed)
 
     def features(self, state: MDNRNNState) -> Tensor:
         """See ``ProvidesFeatures.features``: float32 [b, z + d], the present latent and the LSTM's hidden state."""

@@ -87,7 +87,9 @@ class MuZeroSimulator(NetworkSimulator):
         self.check_action(action, len(state.seed))
         after, reward, _ = self.dynamics.step(state.network_state, action.to(self.device))
         terminated = torch.zeros_like(reward, dtype=torch.bool)
-        return state._replace(network_state=after), StepOutput(None, after.latent, reward.float(), terminated)
+        return state._replace(network_state=after), StepOutput(
+            frame=None, latent=after.latent, reward=reward.float(), terminated=terminated
+        )
 
     @torch.inference_mode()
     def value(self, state: MuZeroSimulatorState) -> Tensor:

@@ -175,9 +175,10 @@ class DreamerV3ImageDecoder(nn.Module):
         self.deter_projection = BlockLinear(deter, grid_size, blocks)
         init_dense_weight(self.deter_projection.weight, deter // blocks, grid_size // blocks, norm)
         self.stoch_projection = nn.Sequential(
-            MultiInputDense([stoch], 2 * width, norm, activation), make_output_layer(2 * width, grid_size, norm)
+            MultiInputDense([stoch], width=2 * width, norm=norm, activation=activation),
+            make_output_layer(2 * width, grid_size, norm),
         )
-        self.layers = nn.ModuleList(UpsampleConv2d(a, b, kernel, norm) for a, b in pairwise(channels))
+        self.layers = nn.ModuleList(UpsampleConv2d(a, b, kernel=kernel, norm=norm) for a, b in pairwise(channels))
         self.norms = nn.ModuleList(make_norm_layer(norm, size) for size in channels[:-1])
 
     def forward(self, features: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class PlaNetGRUCell(RecurrentCell):
         self, deter: int, stoch: int, action: int, hidden: int, norm: NormType, activation: ActivationType
     ) -> None:
         super().__init__()
-        self.input = MultiInputDense([stoch, action], hidden, norm, activation)
+        self.input = MultiInputDense([stoch, action], width=hidden, norm=norm, activation=activation)
         self.cell = nn.GRUCell(hidden, deter)
         for gates in self.cell.weight_ih.chunk(3):
             init_dense_weight(gates, hidden, deter, norm)
@@ -78,7 +78,7 @@ class LayerNormGRUCell(RecurrentCell):
         self, deter: int, stoch: int, action: int, hidden: int, norm: NormType, activation: ActivationType
     ) -> None:
         super().__init__()
-        self.input = MultiInputDense([stoch, action], hidden, norm, activation)
+        self.input = MultiInputDense([stoch, action], width=hidden, norm=norm, activation=activation)
         self.gates = OneDNNLinear(hidden + deter, 3 * deter, bias=False)
         init_dense_weight(self.gates.weight, hidden + deter, 3 * deter, norm)
         self.norm = nn.LayerNorm(3 * deter, eps=1e-3)
@@ -121,11 +121,11 @@ class BlockDiagonalGRUCell(RecurrentCell):
         if deter % blocks:
             raise ValueError(f"blocks={blocks} must divide deter={deter}")
         block_size = deter // blocks
-        self.deter_projection = MultiInputDense([deter], hidden, norm, activation)
-        self.stoch_projection = MultiInputDense([stoch], hidden, norm, activation)
-        self.action_projection = MultiInputDense([action], hidden, norm, activation)
+        self.deter_projection = MultiInputDense([deter], width=hidden, norm=norm, activation=activation)
+        self.stoch_projection = MultiInputDense([stoch], width=hidden, norm=norm, activation=activation)
+        self.action_projection = MultiInputDense([action], width=hidden, norm=norm, activation=activation)
         self.block_recurrence = BlockLinear(deter, deter, blocks)
-        self.mixing_layer = MultiInputDense([2 * hidden, hidden], deter, norm, activation)
+        self.mixing_layer = MultiInputDense([2 * hidden, hidden], width=deter, norm=norm, activation=activation)
         self.gates = BlockLinear(deter, deter, blocks, num_outputs=3)
         mixing = self.mixing_layer.input_projections
         for weight in (mixing[0].weight, mixing[1].weight, self.block_recurrence.weight):

@@ -123,7 +123,7 @@ class RSSM(ModelMixin, ConfigMixin):
             make_dense_mlp(deter, hidden, prior_layers, norm, activation),
             make_output_layer(hidden, self.stochastic.num_outputs, norm),
         )
-        self.posterior_input = MultiInputDense([deter, embedding_size], hidden, norm, activation)
+        self.posterior_input = MultiInputDense([deter, embedding_size], width=hidden, norm=norm, activation=activation)
         self.posterior = nn.Sequential(
             make_dense_mlp(hidden, hidden, posterior_layers - 1, norm, activation),
             make_output_layer(hidden, self.stochastic.num_outputs, norm),
@@ -264,7 +264,7 @@ class RSSM(ModelMixin, ConfigMixin):
 
     def _reset_where(self, state: RSSMState, where: Tensor) -> RSSMState:
         deter, stoch, action = (x.masked_fill(where[:, None], 0) for x in (state.deter, state.stoch, state.action))
-        return RSSMState(deter, stoch, state.parameters, action)
+        return RSSMState(deter=deter, stoch=stoch, parameters=state.parameters, action=action)
 
 
 def last_rssm_state(states: RSSMState) -> RSSMState:

@@ -100,7 +100,7 @@ class RSSMSimulator(NetworkSimulator):
         frame = self._decode_observation(features) if decode else None
         reward = world.predict_reward(features).float()
         terminated = world.predict_continue(features) < world.max_discount / 2
-        output = StepOutput(frame, features, reward, terminated)
+        output = StepOutput(frame=frame, latent=features, reward=reward, terminated=terminated)
         return RSSMSimulatorState(after, state.position + 1, state.seed), output
 
     def latent(self, state: RSSMSimulatorState) -> Tensor:

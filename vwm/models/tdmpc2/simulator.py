@@ -84,4 +84,6 @@ class TDMPC2Simulator(NetworkSimulator):
         latent = self.dynamics.next_latent(state.latent, action)
         logits = self.dynamics.termination_logits(latent)
         terminated = torch.zeros_like(reward, dtype=torch.bool) if logits is None else logits > 0
-        return TDMPC2State(latent, state.seed), StepOutput(None, latent, reward, terminated)
+        return TDMPC2State(latent, state.seed), StepOutput(
+            frame=None, latent=latent, reward=reward, terminated=terminated
+        )

@@ -69,8 +69,15 @@ class TDMPC2WorldModel(ModelMixin, ConfigMixin):
             )
         else:
             hidden_widths = [encoder_width] * max(encoder_layers - 1, 1)
-            self.encoder = TDMPC2MLP([num_stacked_frames * vector_size], hidden_widths, latent_size, simplex_size)
-        self.dynamics = TDMPC2MLP([latent_size, action_dims], [width, width], latent_size, simplex_size)
+            self.encoder = TDMPC2MLP(
+                [num_stacked_frames * vector_size],
+                hidden_widths=hidden_widths,
+                output_size=latent_size,
+                simplex=simplex_size,
+            )
+        self.dynamics = TDMPC2MLP(
+            [latent_size, action_dims], hidden_widths=[width, width], output_size=latent_size, simplex=simplex_size
+        )
         self.reward_head = TDMPC2MLP([latent_size, action_dims], [width, width], num_bins)
         assert self.reward_head.output is not None
         nn.init.zeros_(self.reward_head.output.weight)

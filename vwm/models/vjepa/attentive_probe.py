@@ -88,7 +88,7 @@ class AttentivePooler(nn.Module):
             raise ValueError(f"depth={depth} must be at least 1, the layer of cross-attention")
         self.query_tokens = nn.Parameter(torch.zeros(1, queries, width))
         self.blocks = nn.ModuleList(ViTBlock(width, heads, mlp_ratio, norm_eps=norm_eps) for _ in range(depth - 1))
-        self.cross_attention_block = CrossAttentionBlock(width, heads, mlp_ratio, norm_eps)
+        self.cross_attention_block = CrossAttentionBlock(width, heads, mlp_ratio=mlp_ratio, norm_eps=norm_eps)
         init_vit_weights(self, self.blocks)
         with torch.no_grad():
             nn.init.trunc_normal_(self.query_tokens, std=VIT_INIT_STD)

@@ -52,7 +52,7 @@ def measure_representations(features: Tensor, previous: Tensor | None = None) ->
     if previous is not None:
         drift = float(1 - F.cosine_similarity(features.float(), previous.float(), dim=-1).mean())
     least = std.sort().values[: max(1, len(std) // 10)].mean()
-    return RepresentationMetrics(float(std.mean()), float(least), float(rank), drift)
+    return RepresentationMetrics(spread=float(std.mean()), least_spread=float(least), rank=float(rank), drift=drift)
 
 
 class CollapseMonitor:

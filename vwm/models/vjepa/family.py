@@ -48,11 +48,11 @@ class VJEPAFamily(WorldFamily):
         from vwm.models.vjepa.simulator import VJEPAACSimulator
 
         return VJEPAACSimulator(
-            module.encoder,
-            module.projector,
-            module.dynamics,
-            module.decoder,
-            embedded_action_space(module.dynamics.embed_action, settings.recording),
+            encoder=module.encoder,
+            projector=module.projector,
+            dynamics=module.dynamics,
+            decoder=module.decoder,
+            actions=embedded_action_space(module.dynamics.embed_action, settings.recording),
             **settings.simulator_arguments(),
         )
 

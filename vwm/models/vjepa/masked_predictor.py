@@ -95,7 +95,7 @@ class MaskedPredictor(ModelMixin, ConfigMixin):
                 nn.SiLU() if mlp == "swiglu" else nn.GELU(),
                 OneDNNLinear(encoder_width, width),
             )
-        self.blocks = nn.ModuleList(ViTBlock(width, heads, mlp_ratio, mlp) for _ in range(depth))
+        self.blocks = nn.ModuleList(ViTBlock(width, heads, mlp_ratio=mlp_ratio, mlp=mlp) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=VIT_NORM_EPS)
         total_width = num_feature_layers * (encoder_width if output_width is None else output_width)
         self.proj = OneDNNLinear(width, total_width)

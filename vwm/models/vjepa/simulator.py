@@ -112,7 +112,9 @@ class VJEPAACSimulator(NetworkSimulator):
         latent = predicted[:, 0].to(state.latent.dtype)
         zeros = torch.zeros(batch, device=self.device)
         frame = self._decode_frame(latent) if decode and self.decoder is not None else None
-        return VJEPAACState(dynamics, latent, state.seed), StepOutput(frame, latent, zeros, zeros.bool())
+        return VJEPAACState(dynamics, latent, state.seed), StepOutput(
+            frame=frame, latent=latent, reward=zeros, terminated=zeros.bool()
+        )
 
     def _decode_frame(self, latent: Tensor) -> Tensor:
         assert self.decoder is not None

@@ -83,4 +83,4 @@ def load_vjepa_surprise(folder: Path, context: int | None, mask_token: int | Non
             raise ComponentError(f"{folder / name} holds a {type(network).__name__}; surprise needs a {kind.__name__}")
         torch.nn.Module.to(network, device)
     half = encoder.frames // 2 // encoder.tubelet * encoder.tubelet
-    return VJEPASurprise(encoder, predictor, half if context is None else context, mask_token)
+    return VJEPASurprise(encoder, predictor, context=half if context is None else context, mask_token=mask_token)

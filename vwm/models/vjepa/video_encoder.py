@@ -111,7 +111,7 @@ class VideoEncoder(ModelMixin, ConfigMixin):
         self.grid()  # raises ValueError unless the tubelet divides the frames
         self.checkpointing = False
         self.patch_embed = TubeletEmbedding(tubelet, patch_size, width)
-        self.blocks = nn.ModuleList(ViTBlock(width, heads, mlp_ratio, mlp) for _ in range(depth))
+        self.blocks = nn.ModuleList(ViTBlock(width, heads, mlp_ratio=mlp_ratio, mlp=mlp) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=VIT_NORM_EPS)
         if not all(0 <= layer < depth - 1 for layer in feature_layers):
             raise ValueError(
