@@ -34,13 +34,13 @@ class Quantizer(nn.Module):
         width: d, width of inputs and outputs.
         codebook: see ``Codebook``.
         code_width: dimension of a VQ code (Genie: 32); FSQ's is its number of levels.
-        spread: with FSQ, the weight of a loss that keeps all dimensions in use (see ``codebook_spread_loss``); small
+        spread_weight: with FSQ, weight of a loss that keeps all dimensions in use (see ``codebook_spread_loss``); small
             codebooks collapse without it.
     """
 
-    def __init__(self, width: int, codebook: Codebook, code_width: int = 32, spread: float = 0.0) -> None:
+    def __init__(self, width: int, codebook: Codebook, code_width: int = 32, spread_weight: float = 0.0) -> None:
         super().__init__()
-        self.spread = spread
+        self.spread_weight = spread_weight
         self.size = codebook_size(codebook)
         if isinstance(codebook, int):
             # Codes used less than twice per batch (on a running average) are replaced by vectors of the batch.
@@ -63,8 +63,8 @@ class Quantizer(nn.Module):
             out = self.book(flat)
             if len(out) > 2:
                 loss = out[2].sum()
-            elif self.spread and self.training:
-                loss = self.spread * codebook_spread_loss(self.book.project_in(flat)[0])
+            elif self.spread_weight and self.training:
+                loss = self.spread_weight * codebook_spread_loss(self.book.project_in(flat)[0])
             else:
                 loss = flat.new_zeros(())
         codes, indices = out[0], out[1]

@@ -43,7 +43,7 @@ class LatentActionModel(ModelMixin, ConfigMixin):
         code_width: dimension of a VQ code.
         decoder_context: ``"past"`` (the paper: all earlier frames) or ``"first"``: only the first frame, so that all
             later motion has to be encoded in the actions (prevents collapsed actions).
-        spread: with FSQ, weight of the loss that keeps all dimensions of the codes in use.
+        spread_weight: with FSQ, weight of the loss that keeps all dimensions of the codes in use.
 
     Raises:
         ValueError: an unknown ``decoder_context``.
@@ -61,7 +61,7 @@ class LatentActionModel(ModelMixin, ConfigMixin):
         window: int = 16,
         code_width: int = 32,
         decoder_context: str = "past",
-        spread: float = 0.01,
+        spread_weight: float = 0.01,
     ) -> None:
         super().__init__()
         if decoder_context not in ("past", "first"):
@@ -75,7 +75,7 @@ class LatentActionModel(ModelMixin, ConfigMixin):
         self.embed = nn.Linear(patch_values, width)
         self.encoder_places = nn.Parameter(torch.randn(tokens + 1, width) * 0.02)
         self.encoder = SpaceTimeTransformer(width=width, depth=depth, heads=heads, window=window)
-        self.quantizer = Quantizer(width=width, codebook=codebook, code_width=code_width, spread=spread)
+        self.quantizer = Quantizer(width=width, codebook=codebook, code_width=code_width, spread_weight=spread_weight)
         self.decoder_embed = nn.Linear(patch_values, width)
         self.decoder_places = nn.Parameter(torch.randn(tokens, width) * 0.02)
         self.decoder = SpaceTimeTransformer(width=width, depth=depth, heads=heads, window=window)
