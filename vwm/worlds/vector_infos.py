@@ -1,4 +1,4 @@
-"""The infos of a Gymnasium ``VectorEnv``, taken apart."""
+"""The infos of a Gymnasium ``VectorEnv``, split by environment."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 
 def select_env_info(infos: dict[str, Any], world: int) -> dict[str, Any]:
-    """What the infos of a batch say of one world: the entries whose mask ``_key`` is True there; inner dicts too."""
-    said = {}
+    """Select the infos of one world: the entries whose mask ``_key`` is True there, also in nested dicts."""
+    selected = {}
     for key, value in infos.items():
         if not key.startswith("_") and (f"_{key}" not in infos or infos[f"_{key}"][world]):
-            said[key] = select_env_info(value, world) if isinstance(value, dict) else value[world]
-    return said
+            selected[key] = select_env_info(value, world) if isinstance(value, dict) else value[world]
+    return selected
