@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
-from vwm.envs.sprites import CLIP_LENGTHS, PHYSICAL_PROPERTIES, SPRITE_WORLDS, make_possible_clip, make_quadruple
+from vwm.envs.sprite_worlds import CLIP_LENGTHS, PHYSICAL_PROPERTIES, SPRITE_WORLDS, make_possible_clip, make_quadruple
 
 SHARD_CLIPS = 1000
 

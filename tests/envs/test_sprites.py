@@ -14,19 +14,21 @@ import pytest
 from numpy.typing import NDArray
 
 from vwm.data.shard_index import list_shards
-from vwm.envs.sprites import (
-    MOTION_DIRECTIONS,
+from vwm.envs.sprite_worlds import (
     PHYSICAL_PROPERTIES,
     SPEED_CLASSES,
+    SPRITE_WORLDS,
+    make_possible_clip,
+    make_quadruple,
+)
+from vwm.envs.sprites import (
+    MOTION_DIRECTIONS,
     SPRITE_COLORS,
     SPRITE_FRAME_SIZE,
     SPRITE_SHAPES,
-    SPRITE_WORLDS,
     Sprite,
     SpriteClip,
     SpriteScene,
-    make_possible_clip,
-    make_quadruple,
     sprite_coverage,
     transform_clip,
 )

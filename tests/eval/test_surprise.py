@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
-from vwm.envs.sprites import PHYSICAL_PROPERTIES, make_quadruple
+from vwm.envs.sprite_worlds import PHYSICAL_PROPERTIES, make_quadruple
 from vwm.eval.surprise import (
     ALL_PROPERTIES,
     SURPRISE_PLOT_FILE,
