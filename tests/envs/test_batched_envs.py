@@ -91,7 +91,7 @@ def test_continuous_actions_span_the_games_own() -> None:
     worlds = GymnasiumEnvSpec("Pendulum-v1").open(1, seed=0)
     assert worlds.spaces.actions.kind == "continuous" and worlds.spaces.action_shape == (1,)
     copy = worlds.copies[0]
-    assert copy.actions.own(np.array([1.0], np.float32)).item() == 2.0
+    assert copy.env.actions.denormalize(np.array([1.0], np.float32)).item() == 2.0
 
 
 def test_games_that_agents_do_not_play_are_named() -> None:

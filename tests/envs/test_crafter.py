@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vwm.envs.batched_envs import GymnasiumEnvSpec
-from vwm.envs.recording_envs import make_gymnasium
+from vwm.envs.env_ids import make_env
 
 pytest.importorskip("crafter", reason="Crafter is not installed")
 
@@ -15,7 +15,7 @@ CRAFTER = "vwm/Crafter-v0"
 def test_equal_seeds_and_actions_give_equal_episodes() -> None:
     def play(clutter: int) -> list:
         moved = [object() for _ in range(clutter)]  # noqa: F841 (other places in memory, and so other orders of sets)
-        env, rng = make_gymnasium(CRAFTER, {}), np.random.default_rng(0)
+        env, rng = make_env(CRAFTER, {}), np.random.default_rng(0)
         seen, over = [env.reset(seed=4)[0]], False
         while not over and len(seen) < 250:
             shown, reward, terminated, truncated, _ = env.step(int(rng.integers(17)))
@@ -27,7 +27,7 @@ def test_equal_seeds_and_actions_give_equal_episodes() -> None:
 
 
 def test_death_ends_the_world_and_the_limit_of_time_does_not() -> None:
-    env = make_gymnasium(CRAFTER, {"length": 30, "size": 32})
+    env = make_env(CRAFTER, {"length": 30, "size": 32})
     shown, _ = env.reset(seed=0)
     assert shown.shape == (32, 32, 3) and env.unwrapped.get_action_meanings()[6] == "sleep"
     outcomes = [env.step(0) for _ in range(30)]

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from vwm.envs.batched_envs import GymnasiumEnvSpec
-from vwm.envs.recording_envs import ShardAssignment, make_gymnasium, make_recording_env
+from vwm.envs.env_ids import make_env
+from vwm.envs.recording_envs import ShardAssignment, make_recording_env
 
 pytest.importorskip("gym3", reason="Procgen is not installed")
 
@@ -13,7 +14,7 @@ RIGHT = 7
 
 
 def test_an_episode_is_a_function_of_its_seed() -> None:
-    first, second = (make_gymnasium("procgen:coinrun", {"distribution_mode": "easy"}) for _ in range(2))
+    first, second = (make_env("procgen:coinrun", {"distribution_mode": "easy"}) for _ in range(2))
     second.reset(seed=1)
     for action in (RIGHT, 8, 8):
         second.step(action)
@@ -29,15 +30,17 @@ def test_it_is_the_game_that_is_recorded() -> None:
     """The same level under the same actions, with no luck in it: a level is its pictures' whole story."""
     options = {"num_levels": 1, "start_level": 5, "distribution_mode": "easy", "use_backgrounds": False}
     recorded = make_recording_env("procgen:coinrun", ShardAssignment(0, 1, seed=0), 64, options=options)
-    played = make_gymnasium("procgen:coinrun", options)
+    played = make_env("procgen:coinrun", options)
     shown, _ = played.reset(seed=3)
     names = list(recorded.actions.names)
     assert names == played.get_action_meanings()
+    time_step = recorded.reset()
     for action in [names.index("RIGHT")] * 8 + [names.index("RIGHT+UP")] * 4:
-        assert np.array_equal(recorded.observe().frames[0], shown)
-        outcome = recorded.act(np.full(recorded.lanes, action))
+        assert np.array_equal(time_step.observation[0], shown)
+        time_step = recorded.step(torch.full((recorded.count,), action))
         shown, reward, terminated, truncated, _ = played.step(action)
-        assert (reward, terminated, truncated) == (outcome.rewards[0], outcome.terminated[0], outcome.truncated[0])
+        assert reward == time_step.reward[0] and terminated == time_step.is_terminal[0]
+        assert (terminated or truncated) == time_step.is_last[0]
     recorded.close()
     played.close()
 
@@ -60,7 +63,7 @@ def test_an_agent_sees_ends_and_goes_on_exactly() -> None:
 
 
 def test_procgens_own_limit_is_no_end_of_the_world() -> None:
-    env = make_gymnasium("procgen:coinrun", {"num_levels": 1, "distribution_mode": "easy"})
+    env = make_env("procgen:coinrun", {"num_levels": 1, "distribution_mode": "easy"})
     env.reset(seed=0)
     outcomes = [env.step(4)[2:4] for _ in range(1000)]  # stands still
     assert outcomes[-1] == (False, True) and not any(map(any, outcomes[:-1]))
@@ -69,6 +72,6 @@ def test_procgens_own_limit_is_no_end_of_the_world() -> None:
 
 def test_what_is_wrong_is_named() -> None:
     with pytest.raises(ValueError, match="procgen:colour: there is no such game, only bigfish"):
-        make_gymnasium("procgen:colour", {})
+        make_env("procgen:colour", {})
     with pytest.raises(ValueError, match=r"procgen:coinrun with options .*colour"):
-        make_gymnasium("procgen:coinrun", {"colour": 1})
+        make_env("procgen:coinrun", {"colour": 1})

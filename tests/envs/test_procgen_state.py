@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from vwm.envs.procgen_state import procgen_state_names, read_procgen_state
@@ -27,13 +28,14 @@ def play(game: str, actions: list[int], **options: Any) -> tuple[NDArray[np.uint
     )
     frames, states, first = [], [], [True]
     assert opened.state_names == procgen_state_names(game)
+    time_step = opened.reset()
     for action in actions:
-        seen = opened.observe()
-        assert seen.state is not None
-        frames.append(seen.frames[0])
-        states.append(seen.state[0])
-        outcome = opened.act(np.full(opened.lanes, action))
-        first.append(bool(outcome.terminated[0] | outcome.truncated[0]))
+        state = opened.read_state()
+        assert state is not None
+        frames.append(time_step.observation[0].numpy())
+        states.append(state[0])
+        time_step = opened.step(torch.full((opened.count,), action))
+        first.append(bool(time_step.is_first[0]))
     opened.close()
     return np.stack(frames), np.stack(states), np.array(first[:-1])
 

@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from vwm.data.shard_index import build_shard_index, list_shards, load_shard_index
+from vwm.envs.action_spec import EnvActionSpec
 from vwm.envs.behavior_policies import BEHAVIOUR_POLICIES, MixedPolicy, RandomPolicy, StickyPolicy
 from vwm.envs.lane_following import road_mask
+from vwm.envs.procgen import partition_levels
 from vwm.envs.recording import record_dataset
-from vwm.envs.recording_envs import EnvActionSpec, ShardAssignment, make_recording_env, partition_levels
+from vwm.envs.recording_envs import ShardAssignment, make_recording_env
 
 COUNTER = '''
 """A game whose frame tells how many steps it has made and which action came last."""
@@ -338,9 +341,9 @@ def test_coinrun_is_recorded_the_same_twice_and_pieces_differ(tmp_path: Path) ->
 def test_atari_tells_its_memory_and_where_the_ball_is(tmp_path: Path) -> None:
     pytest.importorskip("ale_py", reason="ale-py is not installed")
     game = make_recording_env("ALE/Pong-v5", ShardAssignment(0, 1, 5), size=84, frame_skip=4, state=True)
-    seen = game.observe()
-    assert seen.frames.shape == (1, 84, 84, 3)
-    assert seen.state is not None and seen.state.shape == (1, 128)
+    assert game.reset().observation.shape == (1, 84, 84, 3)
+    state = game.read_state()
+    assert state is not None and state.shape == (1, 128)
     assert game.fps == 15 and game.actions.names[0] == "NOOP"
     assert game.state_names[49:52] == ("ball_x", "enemy_y", "player_y") and game.state_names[127] == "ram_127"
     game.close()
@@ -397,19 +400,22 @@ def test_a_car_shows_the_same_whether_skipped_steps_were_drawn_or_not() -> None:
     )
     env = gymnasium.make("CarRacing-v3", max_episode_steps=22)
     observation, _ = env.reset(seed=5)
+    time_step = game.reset()
     for t in range(8):
-        np.testing.assert_array_equal(game.observe().frames[0], observation)
+        np.testing.assert_array_equal(time_step.observation[0], observation)
         action = np.array([np.sin(t), 0.5, -1], np.float32)
-        outcome = game.act(action[None])
+        time_step = game.step(torch.from_numpy(action[None]))
         earned = 0.0
         for _ in range(4):
-            observation, reward, _, truncated, _ = env.step(game.actions.own(action))
+            observation, reward, _, truncated, _ = env.step(game.actions.denormalize(action))
             earned += reward
             if truncated:
                 observation, _ = env.reset()
                 break
-        assert bool(outcome.truncated[0]) == truncated == (t == 5)  # in the second of four steps
-        assert outcome.rewards[0] == pytest.approx(earned)
+        assert (
+            bool(time_step.is_last[0] & ~time_step.is_terminal[0]) == truncated == (t == 5)
+        )  # in the second of four steps
+        assert time_step.reward[0] == pytest.approx(earned)
     game.close()
     env.close()
 
@@ -419,14 +425,14 @@ def test_mujoco_tells_its_joints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("MUJOCO_GL", "egl")
     game = make_recording_env("InvertedPendulum-v5", ShardAssignment(0, 1, 5), size=32, state=True)
     try:
-        seen = game.observe()
+        time_step = game.reset()
     except Exception as error:  # noqa: BLE001 (whatever the graphics driver raises that is missing)
         pytest.skip(f"MuJoCo cannot draw here without a screen: {error}")
     assert game.state_names == ("qpos_0", "qpos_1", "qvel_0", "qvel_1")
     for _ in range(3):
-        before = seen.state
-        game.act(np.full((1, 1), 0.2, np.float32))
-        seen = game.observe()
-    assert before is not None and seen.state is not None and seen.frames.shape == (1, 32, 32, 3)
-    assert seen.state[0, 0] > before[0, 0] and seen.state[0, 2] > 0  # pushed to the right, the cart goes there
+        before = game.read_state()
+        time_step = game.step(torch.full((1, 1), 0.2))
+        state = game.read_state()
+    assert before is not None and state is not None and time_step.observation.shape == (1, 32, 32, 3)
+    assert state[0, 0] > before[0, 0] and state[0, 2] > 0  # pushed to the right, the cart goes there
     game.close()

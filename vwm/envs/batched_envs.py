@@ -1,14 +1,14 @@
-"""Environments that agents live in: some copies of a game, played in step.
+"""The batched protocol of environments, and Gymnasium environments behind it for agents.
 
-Every episode begins with a seed of its own, a function of (seed, copy, episode). It follows that the state of a copy
-is its episode's number and what was done in it since, and that a resumed run goes on exactly where it stood.
+Recording, agents and evaluation all play a ``BatchedEnv``. In the environments that agents learn in, every episode has
+a seed of its own, a function of (seed, copy, episode). The state of a copy is therefore its episode's number and the
+actions since its beginning, and a resumed run continues exactly.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import MISSING, Field, dataclass, field
 from typing import Any
 
@@ -20,80 +20,74 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vwm.core.spaces import ActionSpace
-from vwm.envs.recording_envs import (
-    EnvActionSpec,
-    env_action_spec,
-    is_image_space,
-    make_gymnasium,
-    rendering_disabled,
-    resize_frame,
-)
 from vwm.envs.time_step import EnvSpaces, TimeStep
+from vwm.envs.wrapped_env import WrappedEnv
 
 
 class BatchedEnv(ABC):
-    """Copies of a game that step together.
+    """Copies of an environment that step together.
 
     Attributes:
-        spaces: what each shows and takes.
-        count: how many.
+        spaces: observation and action space of each copy.
+        count: number of copies.
+        autoreset: what follows the end of an episode, see ``TimeStep``.
     """
 
     spaces: EnvSpaces
     count: int
+    autoreset: AutoresetMode = AutoresetMode.NEXT_STEP
 
     @abstractmethod
     def reset(self) -> TimeStep:
-        """Begin anew in every copy, with the first episode of each."""
+        """Start over in every copy, with its first episode."""
 
     @abstractmethod
     def step(self, action: Tensor) -> TimeStep:
-        """Play int64 [count] or float32 [count, a] in [-1, 1]; where the last moment was one, the next episode."""
-
-    @abstractmethod
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain numbers from which ``load_state_dict`` goes on exactly."""
-
-    @abstractmethod
-    def load_state_dict(self, state: Mapping[str, Any]) -> TimeStep:
-        """Go on from there; returns the moment that was current."""
-
-    @abstractmethod
-    def render(self) -> NDArray[np.uint8] | None:
-        """A picture of the first copy [h, w, 3], or None where it has none."""
+        """Take actions, int64 [count] or float32 [count, a] in [-1, 1]."""
 
     @abstractmethod
     def close(self) -> None:
-        """Free what the games hold."""
+        """Release what the environments hold."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain numbers from which ``load_state_dict`` continues exactly."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be saved")
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> TimeStep:
+        """Continue from a saved state; return the time step that was current."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be resumed")
+
+    def render(self) -> NDArray[np.uint8] | None:
+        """Return an image of the first copy, uint8 [h, w, 3], or None where it has none."""
+        return None
 
 
 class EnvSpec(ABC):
-    """What a config names: a kind of environment, of which a training opens some and an evaluation others."""
+    """How an environment is made: what a config names, and what training and evaluation open copies of."""
 
     def __str__(self) -> str:
-        """For people: the settings of a dataclass that are not the defaults."""
+        """Name the class and the settings of a dataclass that differ from the defaults."""
         settings: dict[str, Field[Any]] = getattr(self, "__dataclass_fields__", {})
-        said = [f"{name}={getattr(self, name)}" for name, about in settings.items() if not _is_default(self, about)]
-        return f"{type(self).__name__}({', '.join(said)})"
+        changed = [f"{name}={getattr(self, name)}" for name, about in settings.items() if not _is_default(self, about)]
+        return f"{type(self).__name__}({', '.join(changed)})"
 
     @abstractmethod
-    def open(self, count: int, seed: int, draws: bool = False) -> BatchedEnv:
+    def open(self, count: int, seed: int, renderable: bool = False) -> BatchedEnv:
         """Open copies.
 
         Args:
-            count: how many.
-            seed: of all their episodes; other seeds never share one.
-            draws: ``render`` will be called, also where the observations are no pictures.
+            count: number of copies.
+            seed: of all their episodes; different seeds never share an episode.
+            renderable: ``render`` will be called, also where the observations are not images.
         """
 
     @property
     def bare(self) -> EnvSpec:
-        """What is played here, without what it is seen through: enough for who does not look."""
+        """The same environment without encoders of its observations, for policies that ignore observations."""
         return self
 
     def vector_env(self, count: int, seed: int) -> VectorEnv[Any, Any, Any]:
-        """The same behind Gymnasium's face, for agents from elsewhere; an episode's end begins the next at once."""
+        """Open copies as a Gymnasium vector environment; it resets in the step that ends an episode."""
         seeds = [int(s) for s in np.random.SeedSequence([seed, count]).generate_state(count)]
         makers = [lambda s=s: GymnasiumEnvAdapter(self, s) for s in seeds]
         return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
@@ -101,15 +95,15 @@ class EnvSpec(ABC):
 
 @dataclass(frozen=True)
 class GymnasiumEnvSpec(EnvSpec):
-    """A Gymnasium environment by the id that ``vwm record`` takes: ``ALE/...``, ``procgen:...``, ``module:Id-v0``.
+    """A Gymnasium environment by its id, the same ids that ``vwm record`` takes (see ``vwm.envs.env_ids.make_env``).
 
     Attributes:
         env: the id.
-        pixels: show what it renders, where its observations are vectors; pictures stay pictures.
-        size: side of the pictures.
-        action_repeat: steps of the game that an action is held for; their rewards are added up.
-        time_limit: decisions after which an episode is truncated, below the game's own limit; None leaves it.
-        options: of the game's constructor.
+        pixels: observe what it renders where its observations are vectors; image observations stay as they are.
+        size: side of the images in pixels.
+        action_repeat: steps of the environment for which an action is held; their rewards are added up.
+        time_limit: decisions after which an episode is truncated, below the environment's own limit; None disables it.
+        options: arguments of the environment's constructor.
     """
 
     env: str
@@ -125,24 +119,25 @@ class GymnasiumEnvSpec(EnvSpec):
             if value is not None and value < 1:
                 raise ValueError(f"{self.env}: {name} must be 1 or more, got {value}")
 
-    def open(self, count: int, seed: int, draws: bool = False) -> GymnasiumBatchedEnv:
+    def open(self, count: int, seed: int, renderable: bool = False) -> GymnasiumBatchedEnv:
         """See ``EnvSpec.open``."""
-        return GymnasiumBatchedEnv(self, count, seed, draws)
+        return GymnasiumBatchedEnv(self, count, seed, renderable)
 
 
 class GymnasiumBatchedEnv(BatchedEnv):
-    """See ``BatchedEnv``; made by ``GymnasiumEnvSpec.open``.
+    """Copies of a Gymnasium environment, stepped one after the other; made by ``GymnasiumEnvSpec.open``.
 
     Raises:
-        ImportError, ValueError: the game cannot be had, or is of a kind that agents here do not play.
+        ImportError, ValueError: see ``WrappedEnv``.
     """
 
-    def __init__(self, game: GymnasiumEnvSpec, count: int, seed: int, draws: bool = False) -> None:
+    def __init__(self, spec: GymnasiumEnvSpec, count: int, seed: int, renderable: bool = False) -> None:
         if count < 1:
-            raise ValueError(f"{game.env}: there must be 1 environment or more, got {count}")
+            raise ValueError(f"{spec.env}: there must be 1 environment or more, got {count}")
         self.count = count
-        self.copies = [_SingleEnv(game, seed, number, draws and number == 0) for number in range(count)]
-        self.spaces = self.copies[0].spaces
+        self.copies = [_EpisodicEnv(spec, seed, number, renderable and number == 0) for number in range(count)]
+        env = self.copies[0].env
+        self.spaces = EnvSpaces(env.observations.shape, env.actions.space)
 
     def reset(self) -> TimeStep:
         """See ``BatchedEnv.reset``."""
@@ -150,86 +145,90 @@ class GymnasiumBatchedEnv(BatchedEnv):
 
     def step(self, action: Tensor) -> TimeStep:
         """See ``BatchedEnv.step``."""
-        done = action.cpu().numpy()
-        return _stack_time_steps([copy.step(what) for copy, what in zip(self.copies, done, strict=True)])
+        actions = action.cpu().numpy()
+        return _stack_time_steps([copy.step(one) for copy, one in zip(self.copies, actions, strict=True)])
 
     def state_dict(self) -> dict[str, Any]:
-        """Each copy's episode, and what was done in it."""
+        """Return the episode of each copy and the actions since its beginning."""
         return {"copies": [copy.state_dict() for copy in self.copies]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> TimeStep:
-        """See ``BatchedEnv.load_state_dict``; every unfinished episode is played again up to where it stood."""
+        """See ``BatchedEnv.load_state_dict``; every unfinished episode is replayed up to its current time step."""
         if len(state["copies"]) != self.count:
             raise ValueError(f"the state is of {len(state['copies'])} environments, these are {self.count}")
         return _stack_time_steps([c.load_state_dict(s) for c, s in zip(self.copies, state["copies"], strict=True)])
 
     def render(self) -> NDArray[np.uint8] | None:
         """See ``BatchedEnv.render``."""
-        return self.copies[0].render()
+        return self.copies[0].env.render()
 
     def close(self) -> None:
         """See ``BatchedEnv.close``."""
         for copy in self.copies:
-            copy.game.close()
+            copy.env.close()
 
 
 class GymnasiumEnvAdapter(gymnasium.Env[NDArray[Any], Any]):
-    """One copy of a game as a Gymnasium environment.
+    """One copy of any environment as a Gymnasium environment.
 
-    Every episode has a seed of its own (see above): a function of this one's, of the last one that ``reset`` was given,
-    and of how many there were since.
+    The seed of an episode is a function of this seed, of the last seed that ``reset`` was given, and of the number of
+    episodes since.
 
     Args:
-        game: any.
+        spec: the environment.
         seed: of all its episodes.
     """
 
-    def __init__(self, game: EnvSpec, seed: int) -> None:
-        self.game, self.seed = game, seed
+    def __init__(self, spec: EnvSpec, seed: int) -> None:
+        self.env_spec = spec
+        self.seed = seed
         self.np_random = np.random.default_rng(seed)
-        self.worlds, self.begun, self.over = game.open(1, seed), False, False
-        shape, actions = self.worlds.spaces.observation, self.worlds.spaces.actions
-        low, high, kind = (0, 255, np.uint8) if self.worlds.spaces.pixels else (-np.inf, np.inf, np.float32)
-        self.observation_space = spaces.Box(low, high, shape, kind)
-        discrete = actions.kind == "discrete"
-        self.action_space = spaces.Discrete(actions.size) if discrete else spaces.Box(-1.0, 1.0, (actions.size,))
+        self.envs = spec.open(1, seed)
+        self.has_begun = False
+        self.has_ended = False
+        shape, actions = self.envs.spaces.observation, self.envs.spaces.actions
+        low, high, dtype = (0, 255, np.uint8) if self.envs.spaces.pixels else (-np.inf, np.inf, np.float32)
+        self.observation_space = spaces.Box(low, high, shape, dtype)
+        self.action_space = (
+            spaces.Discrete(actions.size) if actions.is_discrete else spaces.Box(-1.0, 1.0, (actions.size,))
+        )
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[Any], dict[str, Any]]:
-        """Begin an episode: the seed's first one, or another than all before."""
+        """Begin an episode: the seed's first one, or the next one."""
         super().reset(seed=seed)
-        if seed is None and self.over:
-            moment = self.worlds.step(self._nothing())
+        if seed is None and self.has_ended:
+            actions = self.envs.spaces.actions
+            time_step = self.envs.step(torch.zeros((1, *actions.shape), dtype=actions.dtype))
         else:
-            if seed is not None or self.begun:  # episodes are a function of the seed that a game is opened with
+            if seed is not None or self.has_begun:  # episodes are a function of the seed that copies are opened with
                 self._reopen(int(self.np_random.integers(2**31)))
-            moment = self.worlds.reset()
-        self.begun, self.over = True, False
-        return moment.observation[0].numpy(), {}
+            time_step = self.envs.reset()
+        self.has_begun = True
+        self.has_ended = False
+        return time_step.observation[0].numpy(), {}
 
     def step(self, action: Any) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
-        """One decision: observation, reward, terminated, truncated, info."""
-        moment = self.worlds.step(torch.as_tensor(np.asarray(action))[None])
-        terminated, self.over = bool(moment.is_terminal[0]), bool(moment.is_last[0])
-        return moment.observation[0].numpy(), float(moment.reward[0]), terminated, self.over and not terminated, {}
+        """Take one action: observation, reward, terminated, truncated, info."""
+        time_step = self.envs.step(torch.as_tensor(np.asarray(action))[None])
+        terminated = bool(time_step.is_terminal[0])
+        self.has_ended = bool(time_step.is_last[0])
+        truncated = self.has_ended and not terminated
+        return time_step.observation[0].numpy(), float(time_step.reward[0]), terminated, truncated, {}
 
     def close(self) -> None:
-        """Free the game."""
-        self.worlds.close()
+        """Release what the environment holds."""
+        self.envs.close()
 
     def _reopen(self, number: int) -> None:
-        self.worlds.close()
-        self.worlds = self.game.open(1, int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0]))
-
-    def _nothing(self) -> Tensor:
-        shape = (1, *self.worlds.spaces.action_shape)
-        return torch.zeros(shape, dtype=self.worlds.spaces.action_dtype)
+        self.envs.close()
+        self.envs = self.env_spec.open(1, int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0]))
 
 
 @dataclass(frozen=True)
-class _SingleTimeStep:
-    """One copy's moment."""
+class _CopyTimeStep:
+    """The time step of one copy."""
 
     observation: NDArray[Any]
     reward: float = 0.0
@@ -238,100 +237,54 @@ class _SingleTimeStep:
     is_terminal: bool = False
 
 
-class _SingleEnv:
-    """One copy of a Gymnasium environment."""
+class _EpisodicEnv:
+    """One copy of a Gymnasium environment, whose episodes have seeds of their own."""
 
-    def __init__(self, game: GymnasiumEnvSpec, seed: int, number: int, draws: bool) -> None:
-        options = dict(game.options)
-        if game.env.startswith("ALE/"):  # it skips inside its emulator
-            options = {"frameskip": game.action_repeat, **options}
-            draws = False
-        elif game.pixels:
-            options = {"render_mode": "rgb_array", **options}
-        self.game = make_gymnasium(game.env, options)
-        draws = draws and "rgb_array" in (self.game.metadata.get("render_modes") or ())
-        if draws and not game.pixels and not is_image_space(self.game.observation_space):
-            self.game.close()
-            self.game = make_gymnasium(game.env, {"render_mode": "rgb_array", **options})
-        self.settings, self.seed, self.number = game, seed, number
-        self.actions: EnvActionSpec = env_action_spec(game.env, self.game)
-        self.native = is_image_space(self.game.observation_space)
-        self.drawn, self.repeat = game.pixels and not self.native, 1 if "frameskip" in options else game.action_repeat
-        self.draws = draws or self.drawn
-        self.spaces = EnvSpaces(self._observation_shape(), _action_space(self.actions))
-        self.episode, self.done, self.over = 0, list[NDArray[Any]](), True
+    def __init__(self, spec: GymnasiumEnvSpec, seed: int, number: int, renderable: bool) -> None:
+        self.env = WrappedEnv(spec.env, spec.options, spec.size, spec.action_repeat, spec.pixels, renderable)
+        self.time_limit = spec.time_limit
+        self.seed = seed
+        self.number = number
+        self.episode = 0
+        self.actions: list[NDArray[Any]] = []
+        self.has_ended = True
 
-    def begin(self, episode: int) -> _SingleTimeStep:
-        """The first moment of an episode."""
+    def begin(self, episode: int) -> _CopyTimeStep:
+        """Begin an episode."""
         seed = np.random.SeedSequence([self.seed, self.number, episode]).generate_state(1)[0]
-        self.raw, _ = self.game.reset(seed=int(seed) % 2**31)
-        self.episode, self.done, self.over = episode, [], False
-        return _SingleTimeStep(self._observe(), is_first=True)
+        self.env.reset(seed=int(seed) % 2**31)
+        self.episode = episode
+        self.actions = []
+        self.has_ended = False
+        return _CopyTimeStep(self.env.observe(), is_first=True)
 
-    def step(self, action: NDArray[Any]) -> _SingleTimeStep:
-        """The next moment, which is the first of the next episode where this one is over."""
-        if self.over:
+    def step(self, action: NDArray[Any]) -> _CopyTimeStep:
+        """Take an action; after the end of an episode, begin the next one."""
+        if self.has_ended:
             return self.begin(self.episode + 1)
-        self.done.append(np.array(action))
-        own: Any = int(action) if self.actions.count else self.actions.own(action)
-        total, terminated, truncated = 0.0, False, False
-        for left in reversed(range(self.repeat)):
-            with rendering_disabled(self.game.unwrapped) if left else nullcontext():
-                self.raw, reward, terminated, truncated, _ = self.game.step(own)
-            total += float(reward)
-            if terminated or truncated:
-                break
-        self.over = bool(terminated or truncated or len(self.done) == self.settings.time_limit)
-        return _SingleTimeStep(self._observe(), total, is_last=self.over, is_terminal=bool(terminated))
+        self.actions.append(np.array(action))
+        outcome = self.env.step(action)
+        self.has_ended = outcome.terminated or outcome.truncated or len(self.actions) == self.time_limit
+        return _CopyTimeStep(self.env.observe(), outcome.reward, is_last=self.has_ended, is_terminal=outcome.terminated)
 
     def state_dict(self) -> dict[str, Any]:
-        """The episode's number and the actions since its beginning."""
-        return {"episode": self.episode, "done": [torch.as_tensor(action) for action in self.done]}
+        """Return the episode's number and the actions since its beginning."""
+        return {"episode": self.episode, "done": [torch.as_tensor(action) for action in self.actions]}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> _SingleTimeStep:
-        """Play the episode up to where it stood."""
-        shown = self.begin(state["episode"])
+    def load_state_dict(self, state: Mapping[str, Any]) -> _CopyTimeStep:
+        """Replay the episode up to its current time step."""
+        time_step = self.begin(state["episode"])
         for action in state["done"]:
-            shown = self.step(action.numpy())
-        return shown
-
-    def render(self) -> NDArray[np.uint8] | None:
-        """A picture, if there is one."""
-        if self.native:
-            return np.asarray(self.raw)
-        return np.asarray(self.game.render()) if self.draws else None
-
-    def _observation_shape(self) -> tuple[int, ...]:
-        if self.native or self.drawn:
-            return (self.settings.size, self.settings.size, 3)
-        flat = spaces.utils.flatten_space(self.game.observation_space)
-        if not isinstance(flat, spaces.Box) or len(flat.shape) != 1:
-            raise ValueError(
-                f"{self.settings.env}: shows {self.game.observation_space}; agents see pictures or vectors. "
-                "pixels: true shows what it renders."
-            )
-        return (int(flat.shape[0]),)
-
-    def _observe(self) -> NDArray[Any]:
-        if self.native or self.drawn:
-            picture = np.asarray(self.raw if self.native else self.game.render())
-            return resize_frame(picture, self.settings.size, self.settings.size)
-        return np.asarray(spaces.utils.flatten(self.game.observation_space, self.raw), np.float32)
+            time_step = self.step(action.numpy())
+        return time_step
 
 
-def _is_default(settings: EnvSpec, about: Field[Any]) -> bool:
+def _is_default(spec: EnvSpec, about: Field[Any]) -> bool:
     default = about.default if about.default_factory is MISSING else about.default_factory()
-    return bool(getattr(settings, about.name) == default)
+    return bool(getattr(spec, about.name) == default)
 
 
-def _action_space(actions: EnvActionSpec) -> ActionSpace:
-    if actions.count:
-        return ActionSpace("discrete", actions.count, actions.names)
-    rest = tuple(actions.rest) if any(actions.rest) else ()
-    return ActionSpace("continuous", len(actions.low), actions.names, rest=rest)
-
-
-def _stack_time_steps(shown: list[_SingleTimeStep]) -> TimeStep:
-    observation = torch.from_numpy(np.stack([s.observation for s in shown]))
-    flags = [torch.tensor([getattr(s, name) for s in shown]) for name in ("is_first", "is_last", "is_terminal")]
-    return TimeStep(observation, torch.tensor([s.reward for s in shown], dtype=torch.float32), *flags)
+def _stack_time_steps(steps: list[_CopyTimeStep]) -> TimeStep:
+    observation = torch.from_numpy(np.stack([s.observation for s in steps]))
+    flags = [torch.tensor([getattr(s, name) for s in steps]) for name in ("is_first", "is_last", "is_terminal")]
+    return TimeStep(observation, torch.tensor([s.reward for s in steps], dtype=torch.float32), *flags)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vwm.envs.action_spec import EnvActionSpec
 from vwm.envs.lane_following import lane_following_action
-from vwm.envs.recording_envs import EnvActionSpec
 
 
 class RandomPolicy:

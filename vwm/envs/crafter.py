@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from vwm.envs.recording_envs import MAX_ENV_SEED
+from vwm.envs.env_ids import MAX_ENV_SEED
 
 CRAFTER_ID = "vwm/Crafter-v0"
 CRAFTER_FPS = 5.0

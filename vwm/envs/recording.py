@@ -1,11 +1,12 @@
-"""`vwm record`: play a game and keep what was seen, done and earned, as shards.
+"""`vwm record`: play an environment and write frames, actions and rewards as shards.
 
-A shard is the unit of work. What it holds depends on the settings and its number alone, so any number of workers
-writes the same bytes, and an interrupted recording goes on with the shards that are missing.
+A shard is the unit of work. Its content depends on the settings and its number alone, so any number of workers writes
+the same bytes, and an interrupted recording continues with the missing shards.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from vwm.core.atomic_files import atomic_write_text
@@ -23,14 +25,14 @@ from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
 from vwm.data.workers import run_jobs
 from vwm.envs.behavior_policies import BEHAVIOUR_POLICIES, RandomPolicy
-from vwm.envs.recording_envs import RecordingEnv, ShardAssignment, closing_env, make_recording_env
+from vwm.envs.recording_envs import RecordingEnv, ShardAssignment, make_recording_env
 
 RECORDING_MANIFEST = "recording.json"
 
 
 @dataclass(frozen=True)
 class RecordingConfig:
-    """Everything that decides what a recording holds; kept as ``recording.json`` beside the shards."""
+    """Everything that decides what a recording holds; saved as ``recording.json`` next to the shards."""
 
     env: str
     frames: int
@@ -99,10 +101,10 @@ def record_dataset(
     state: bool = False,
     skip_first_frames: int = 0,
 ) -> None:
-    """Record a game into shards. Run it again to go on with an interrupted recording.
+    """Record an environment into shards. Run it again to continue an interrupted recording.
 
     Args:
-        env: procgen:coinrun (or another Procgen game), ALE/Pong-v5, or any Gymnasium id.
+        env: procgen:coinrun (or another Procgen game), ALE/Pong-v5, vwm/World-v0 with a bundle, or any Gymnasium id.
         out: folder for the shards.
         frames: frames to record.
         size: side of the frames, in pixels.
@@ -110,21 +112,21 @@ def record_dataset(
             of sticky play, each leaning to other actions), or road (drives CarRacing, and strays on purpose).
         workers: processes that record; 0 records in this one. The number changes nothing in what is recorded.
         frames_per_shard: frames a shard; shards are also what is held out for validation.
-        seed: of the game and the policy.
-        frame_skip: steps of the game that an action is held for; only the last one's frame is kept.
-        max_episode_frames: frames after which an episode is cut; the game goes on in the next one.
+        seed: of the environment and the policy.
+        frame_skip: steps of the environment for which an action is held; only the last one's frame is kept.
+        max_episode_frames: frames after which an episode is cut; the next one continues there.
         prefer: weights of discrete actions, e.g. '{7: 4, 8: 3}'; actions not named have weight 1.
-        env_options: options of the game, e.g. '{num_levels: 500, distribution_mode: easy}'.
-        state: also record the game's own state with its names: Atari RAM, Procgen's player, MuJoCo, CarRacing's
-            car, vector observations, or what an environment of your own tells (``state``, ``state_names``).
-        skip_first_frames: frames at the start of every episode that are played but not kept, where the game begins with
-            something else (CarRacing zooms in for its first second).
+        env_options: arguments of the environment, e.g. '{num_levels: 500, distribution_mode: easy}'.
+        state: also record the environment's state and its names: Atari RAM, Procgen's player, MuJoCo, CarRacing's
+            car, vector observations, or what an environment of your own states (``state``, ``state_names``).
+        skip_first_frames: frames at the start of every episode that are played but not kept, where an episode begins
+            with something else (CarRacing zooms in for its first second).
 
     Raises:
         ValueError: a setting makes no sense, or ``out`` holds a recording with other settings.
-        ImportError: the game's package is not installed.
+        ImportError: the environment's package is not installed.
     """
-    plan = RecordingConfig(
+    config = RecordingConfig(
         env=env,
         frames=frames,
         size=size,
@@ -140,18 +142,18 @@ def record_dataset(
     )
     from tqdm import tqdm
 
-    _write_or_check_config(out, plan)
-    todo = [i for i in range(plan.shards) if not _shard_path(out, i).exists()]
+    _write_or_check_config(out, config)
+    todo = [i for i in range(config.shards) if not _shard_path(out, i).exists()]
     if not todo:
-        print(f"{out} is complete: {plan.shards} shards. Nothing to do.")
+        print(f"{out} is complete: {config.shards} shards. Nothing to do.")
         return
-    if len(todo) < plan.shards:
-        print(f"{out}: {plan.shards - len(todo)} of {plan.shards} shards are there, going on with the others")
+    if len(todo) < config.shards:
+        print(f"{out}: {config.shards - len(todo)} of {config.shards} shards exist, recording the others")
     began, tally = time.monotonic(), RecordingCounts()
-    with tqdm(total=sum(map(plan.frames_in, todo)), unit="frame", desc=env, disable=None) as bar:
-        for shard, part in run_jobs(functools.partial(record_shard, plan, out), todo, workers):
+    with tqdm(total=sum(map(config.frames_in, todo)), unit="frame", desc=env, disable=None) as bar:
+        for shard, part in run_jobs(functools.partial(record_shard, config, out), todo, workers):
             tally += part
-            bar.update(plan.frames_in(shard))
+            bar.update(config.frames_in(shard))
     seconds = time.monotonic() - began
     print(
         f"{out}: {tally.frames} frames in {tally.episodes} episodes, {len(todo)} shards, "
@@ -160,65 +162,70 @@ def record_dataset(
     )
 
 
-def _write_or_check_config(out: Path, plan: RecordingConfig) -> None:
+def _write_or_check_config(out: Path, config: RecordingConfig) -> None:
     """Write the settings into a new folder, or check that those found there are the same.
 
     Raises:
         ValueError: other settings, or shards of unknown origin.
     """
-    wanted = json.loads(json.dumps(asdict(plan)))
+    expected = json.loads(json.dumps(asdict(config)))
     path = out / RECORDING_MANIFEST
-    if path.exists() and any(out.glob("*.tar")):  # settings under which nothing was recorded bind nobody
-        found = {"skip_first_frames": 0, **json.loads(path.read_text())}  # older recordings know no skip_first_frames
-        if found != wanted:
-            differing = [k for k in wanted if found.get(k) != wanted[k]]
-            changes = ", ".join(f"{k} was {found.get(k)!r} and is now {wanted[k]!r}" for k in differing)
+    if path.exists() and any(out.glob("*.tar")):  # settings without shards may change
+        found = {
+            "skip_first_frames": 0,
+            **json.loads(path.read_text()),
+        }  # older recordings do not have skip_first_frames
+        if found != expected:
+            differing = [k for k in expected if found.get(k) != expected[k]]
+            changes = ", ".join(f"{k} was {found.get(k)!r} and is now {expected[k]!r}" for k in differing)
             raise ValueError(f"{path}: the recording there has other settings ({changes}). Choose another folder.")
         return
     if not path.exists() and any(out.glob("*.tar")):
         raise ValueError(
             f"{out}: has shards but no {RECORDING_MANIFEST}, so it is no recording. Choose another folder."
         )
-    atomic_write_text(path, json.dumps(wanted, indent=2) + "\n")
+    atomic_write_text(path, json.dumps(expected, indent=2) + "\n")
 
 
 def _shard_path(out: Path, shard: int) -> Path:
     return out / f"shard-{shard:06d}.tar"
 
 
-def record_shard(plan: RecordingConfig, out: Path, shard: int) -> RecordingCounts:
-    """Play and write one shard; what it holds is a pure function of ``plan`` and ``shard``."""
-    rng = np.random.default_rng([plan.seed, shard])
-    piece = ShardAssignment(shard, plan.shards, seed=int(rng.integers(2**31 - 1)))
-    game = make_recording_env(plan.env, piece, plan.size, plan.frame_skip, plan.env_options, plan.state)
-    tally = RecordingCounts()
-    with closing_env(game), ShardWriter(_shard_path(out, shard)) as writer:
-        policy = BEHAVIOUR_POLICIES[plan.policy](game.actions, game.lanes, rng, plan.prefer)
+def record_shard(config: RecordingConfig, out: Path, shard: int) -> RecordingCounts:
+    """Play and write one shard, a pure function of ``config`` and ``shard``."""
+    rng = np.random.default_rng([config.seed, shard])
+    assignment = ShardAssignment(shard, config.shards, seed=int(rng.integers(2**31 - 1)))
+    env = make_recording_env(
+        config.env, assignment, config.size, config.frame_skip, config.env_options, state=config.state
+    )
+    counts = RecordingCounts()
+    with contextlib.closing(env), ShardWriter(_shard_path(out, shard)) as writer:
+        policy = BEHAVIOUR_POLICIES[config.policy](env.actions, env.count, rng, config.prefer)
         meta: dict[str, Any] = {
-            "fps": game.fps,
-            "source": plan.env,
-            "policy": plan.policy,
-            "action_names": list(game.actions.names),
+            "fps": env.fps,
+            "source": config.env,
+            "policy": config.policy,
+            "action_names": list(env.actions.names),
         }
-        if game.actions.count == 0:
-            low, high = game.actions.low.tolist(), game.actions.high.tolist()
-            meta |= {"action_low": low, "action_high": high, "action_rest": game.actions.rest}
-        if game.state_names:
-            meta["state_names"] = list(game.state_names)
+        if env.actions.count == 0:
+            low, high = env.actions.low.tolist(), env.actions.high.tolist()
+            meta |= {"action_low": low, "action_high": high, "action_rest": env.actions.rest}
+        if env.state_names:
+            meta["state_names"] = list(env.state_names)
         for episode in collect_episodes(
-            game, policy, plan.frames_in(shard), plan.max_episode_frames, meta, plan.skip_first_frames
+            env, policy, config.frames_in(shard), config.max_episode_frames, meta, config.skip_first_frames
         ):
             if len(episode) < 2:
-                tally.dropped += 1
+                counts.dropped += 1
                 continue
-            writer.write(f"{shard:06d}-{tally.episodes:05d}", episode)
-            tally += RecordingCounts(len(episode), 1)
-    return tally
+            writer.write(f"{shard:06d}-{counts.episodes:05d}", episode)
+            counts += RecordingCounts(len(episode), 1)
+    return counts
 
 
 @dataclass
 class _EpisodeBuffer:
-    """The episode that a lane is in."""
+    """The unfinished episode of one copy."""
 
     frames: list[NDArray[np.uint8]] = field(default_factory=list)
     actions: list[Any] = field(default_factory=list)
@@ -239,45 +246,47 @@ class _EpisodeBuffer:
 
 
 def collect_episodes(
-    game: RecordingEnv,
+    env: RecordingEnv,
     policy: RandomPolicy,
     frames: int,
     max_episode_frames: int,
     meta: dict[str, Any],
     skip_first_frames: int,
 ) -> Iterator[Episode]:
-    """Play until ``frames`` frames were kept, over all lanes, and yield every episode as it ends.
+    """Play until ``frames`` frames were kept, over all copies, and yield every episode as it ends.
 
     An episode that the end of the recording or ``max_episode_frames`` cuts is truncated. The first
-    ``skip_first_frames`` frames of
-    every episode of the game are not kept.
+    ``skip_first_frames`` frames of every episode of the environment are not kept.
 
     Raises:
-        ValueError: no episode of the game outlasts ``skip_first_frames``.
+        ValueError: no episode is longer than ``skip_first_frames``.
     """
-    left = np.full(game.lanes, frames // game.lanes) + (np.arange(game.lanes) < frames % game.lanes)
-    takes = [_EpisodeBuffer() for _ in range(game.lanes)]
-    first = np.ones(game.lanes, bool)
-    skip = np.full(game.lanes, skip_first_frames)
-    in_vain = 0
-    while left.any():
-        seen = game.observe()
-        actions = policy.act(first, seen.frames)
-        outcome = game.act(actions)
-        first = outcome.terminated | outcome.truncated
-        kept = np.flatnonzero((skip == 0) & (left > 0))
-        for lane in kept:
-            take = takes[lane]
-            take.frames.append(seen.frames[lane])
-            take.actions.append(actions[lane])
-            take.rewards.append(float(outcome.rewards[lane]))
-            if seen.state is not None:
-                take.states.append(seen.state[lane])
-            left[lane] -= 1
-            if first[lane] or len(take.frames) == max_episode_frames or left[lane] == 0:
-                yield take.finish(bool(outcome.terminated[lane]), meta)
-                takes[lane] = _EpisodeBuffer()
-        in_vain = 0 if len(kept) else in_vain + int(first.sum())
-        if in_vain >= 100:
-            raise ValueError(f"{in_vain} episodes in a row ended within skip_first_frames={skip_first_frames} frames")
-        skip = np.where(first, skip_first_frames, np.maximum(skip - 1, 0))
+    frames_left = np.full(env.count, frames // env.count) + (np.arange(env.count) < frames % env.count)
+    buffers = [_EpisodeBuffer() for _ in range(env.count)]
+    skips_left = np.full(env.count, skip_first_frames)
+    ended_without_frames = 0
+    time_step = env.reset()
+    while frames_left.any():
+        frame, first = time_step.observation.numpy(), time_step.is_first.numpy()
+        state = env.read_state()
+        actions = policy.act(first, frame)
+        time_step = env.step(torch.as_tensor(actions))
+        ended = time_step.is_last.numpy()
+        kept = np.flatnonzero((skips_left == 0) & (frames_left > 0))
+        for copy in kept:
+            buffer = buffers[copy]
+            buffer.frames.append(frame[copy])
+            buffer.actions.append(actions[copy])
+            buffer.rewards.append(float(time_step.reward[copy]))
+            if state is not None:
+                buffer.states.append(state[copy])
+            frames_left[copy] -= 1
+            if ended[copy] or len(buffer.frames) == max_episode_frames or frames_left[copy] == 0:
+                yield buffer.finish(bool(time_step.is_terminal[copy]), meta)
+                buffers[copy] = _EpisodeBuffer()
+        ended_without_frames = 0 if len(kept) else ended_without_frames + int(ended.sum())
+        if ended_without_frames >= 100:
+            raise ValueError(
+                f"{ended_without_frames} episodes in a row ended within skip_first_frames={skip_first_frames} frames"
+            )
+        skips_left = np.where(ended, skip_first_frames, np.maximum(skips_left - 1, 0))

@@ -45,16 +45,19 @@ class EnvSpaces:
 
 
 class TimeStep(NamedTuple):
-    """What a batch of environments shows at one moment.
+    """What a batch of environments shows at one time step.
 
-    After a moment with ``is_last`` comes the first one of the next episode, whatever the action.
+    With ``BatchedEnv.autoreset`` ``NEXT_STEP`` (agents), the step after one with ``is_last`` ignores its action and
+    shows the first observation of the next episode. With ``SAME_STEP`` (recording), the step that ends an episode
+    shows that observation at once, and ``is_first`` and ``is_last`` coincide: reward, ``is_last`` and ``is_terminal``
+    belong to the episode that ended.
 
     Attributes:
         observation: uint8 [b, h, w, 3] or float32 [b, k].
-        reward: float32 [b], what the action before it earned; 0 at the first moment of an episode.
-        is_first: bool [b], an episode begins.
-        is_last: bool [b], an episode ends, for whatever reason.
-        is_terminal: bool [b], the world ended, so that nothing is worth anything from here on; it is also last.
+        reward: float32 [b], of the action before it; 0 after a reset.
+        is_first: bool [b], the observation begins an episode.
+        is_last: bool [b], an episode ended, for whatever reason.
+        is_terminal: bool [b], the environment terminated, so that the value of what follows is 0; it is also last.
     """
 
     observation: Tensor

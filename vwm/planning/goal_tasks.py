@@ -17,8 +17,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from vwm.envs.recording_envs import resize_frame
 from vwm.envs.two_rooms import GOAL_RADIUS, TWO_ROOMS_ID, TwoRoomsEnv
+from vwm.envs.wrapped_env import resize_frame
 from vwm.planning.goal_distance import GoalReduction
 
 Frames = NDArray[np.uint8]

@@ -17,8 +17,9 @@ from .simulated_env import SimulatedEnvSpec as SimulatedEnvSpec
 from .simulated_env import check_ensemble_settings as check_ensemble_settings
 from .stable_baselines import StableBaselinesVecEnv as StableBaselinesVecEnv
 from .torchrl_env import SimulatorTorchRLEnv as SimulatorTorchRLEnv
-from .vector_env_conformance import EnvStepRecord as EnvStepRecord
 from .vector_env_conformance import VectorEnvFactory as VectorEnvFactory
+from .vector_env_history import EnvHistoryRecorder as EnvHistoryRecorder
+from .vector_env_history import EnvStepRecord as EnvStepRecord
 from .world_batch import WorldBatch as WorldBatch
 from .world_batch import WorldBatchState as WorldBatchState
 from .world_batch import blank_context as blank_context

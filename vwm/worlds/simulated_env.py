@@ -59,7 +59,7 @@ class SimulatedEnvSpec(EnvSpec):
     def __post_init__(self) -> None:
         check_ensemble_settings(self.others, self.penalty, self.limit)
 
-    def open(self, count: int, seed: int, draws: bool = False) -> SimulatedBatchedEnv:
+    def open(self, count: int, seed: int, renderable: bool = False) -> SimulatedBatchedEnv:
         """See ``EnvSpec.open``."""
         simulator, starts = self._world()
         return SimulatedBatchedEnv(simulator, count, seed, starts, self.time_limit, self.observe)

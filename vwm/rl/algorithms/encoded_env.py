@@ -50,10 +50,10 @@ class EncodedEnvSpec(EnvSpec):
         """See ``EnvSpec.bare``."""
         return self.game.bare
 
-    def open(self, count: int, seed: int, draws: bool = False) -> EncodedBatchedEnv:
+    def open(self, count: int, seed: int, renderable: bool = False) -> EncodedBatchedEnv:
         """See ``EnvSpec.open``."""
         simulator = load_simulator(self.bundle, self.device)
-        return EncodedBatchedEnv(self.game.open(count, seed, draws), simulator, self.observe, seed)
+        return EncodedBatchedEnv(self.game.open(count, seed, renderable), simulator, self.observe, seed)
 
 
 class EncodedBatchedEnv(BatchedEnv):
