@@ -23,22 +23,22 @@ MOVES = {
 }  # fmt: skip
 
 
-def picture(colour: tuple[int, int, int], row: int = 14, column: int = 14) -> Tensor:
-    """A frame with the square at a place on a plain ground."""
-    frame = torch.tensor(colour, dtype=torch.uint8).expand(SIZE, SIZE, 3).clone()
+def square_frame(color: tuple[int, int, int], row: int = 14, column: int = 14) -> Tensor:
+    """Draw a frame with the square at a position on a plain background."""
+    frame = torch.tensor(color, dtype=torch.uint8).expand(SIZE, SIZE, 3).clone()
     frame[row : row + SQUARE, column : column + SQUARE] = 255
     return frame
 
 
 class SquareWorld(Simulator):
-    """A white square on the ground of the context frame; it stops at the walls.
+    """A white square on the background of the context frame; it stops at the walls.
 
-    The pixel in the upper left corner is noise that depends on the seed and the step alone. Reaching the right wall
-    earns 1 and ends the world.
+    The pixel in the upper left corner is noise that depends on the seed and the step only. Reaching the right wall
+    has a reward of 1 and terminates.
 
     Args:
         kind: ``"discrete"`` (the eight directions, NOOP and JUMP) or ``"continuous"`` (two numbers).
-        starts: how many starting contexts it ships; each has another ground.
+        starts: number of starting contexts, each with another background.
     """
 
     def __init__(self, kind: str = "discrete", starts: int = 3) -> None:
@@ -51,7 +51,7 @@ class SquareWorld(Simulator):
             title="square world",
         )
         grounds = [(20 + 40 * index, 30, 90 - 20 * index) for index in range(starts)]
-        self.starts = torch.stack([picture(ground).expand(2, -1, -1, -1) for ground in grounds]) if starts else None
+        self.starts = torch.stack([square_frame(g).expand(2, -1, -1, -1) for g in grounds]) if starts else None
         self.broken = False
 
     def reset(
@@ -91,10 +91,10 @@ class SquareWorld(Simulator):
 
 
 class CarWorld(GenieSimulator):
-    """A Genie world with random weights that is driven by levers; it notes what it was told to do.
+    """A Genie world with random weights and continuous actions, which keeps the actions that it received.
 
     Args:
-        rest: the levers' names and rests.
+        rest: names and rest values of the levers.
     """
 
     def __init__(self, **rest: float) -> None:
@@ -103,10 +103,10 @@ class CarWorld(GenieSimulator):
         world = factories.genie(labelled=True)
         dynamics = factories.dynamics(num_actions=len(rest), continuous=True)
         super().__init__(world.tokenizer, dynamics, None, levers, sampling=world.sampling, starts=world.starts)
-        self.told: list[list[float]] = []
+        self.received: list[list[float]] = []
 
     def step(self, state: Any, action: Tensor, decode: bool = True) -> Any:
-        self.told.append([round(value, 4) for value in action[0].tolist()])
+        self.received.append([round(value, 4) for value in action[0].tolist()])
         return super().step(state, action, decode)
 
 

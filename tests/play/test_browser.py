@@ -145,7 +145,7 @@ def pause(page: Page) -> None:
         page.wait_for_timeout(300)
 
 
-def test_the_first_picture_is_the_start(open_world: Callable[..., Page], world: Any) -> None:
+def test_the_first_frame_is_the_start(open_world: Callable[..., Page], world: Any) -> None:
     page = open_world(world)
     assert np.array_equal(pixels(page), world.starts[0, -1].numpy())
     assert page.title() == "square world"
@@ -153,7 +153,7 @@ def test_the_first_picture_is_the_start(open_world: Callable[..., Page], world: 
     assert box is not None and box["width"] % 32 == 0 and box["width"] == box["height"]
 
 
-def test_a_held_key_plays_and_a_pause_stops(open_world: Callable[..., Page], world: Any) -> None:
+def test_a_held_key_plays_until_a_pause(open_world: Callable[..., Page], world: Any) -> None:
     page = open_world(world)
     page.keyboard.down("ArrowUp")
     wait_past_step(page, 6)
@@ -170,7 +170,7 @@ def test_a_held_key_plays_and_a_pause_stops(open_world: Callable[..., Page], wor
     wait_past_step(page, step)
 
 
-def test_in_a_pause_each_press_is_one_step_and_undo_is_exact(open_world: Callable[..., Page], world: Any) -> None:
+def test_each_press_in_a_pause_is_one_step_and_undo_is_exact(open_world: Callable[..., Page], world: Any) -> None:
     page = open_world(world)
     page.keyboard.press("p")
     pause(page)
@@ -197,7 +197,7 @@ def test_two_keys_are_one_diagonal_action(open_world: Callable[..., Page], world
     expect(page.locator(".act.on")).to_have_count(0)
 
 
-def test_legend_buttons_are_pressed_with_the_mouse(open_world: Callable[..., Page], world: Any) -> None:
+def test_legend_buttons_act_while_pressed(open_world: Callable[..., Page], world: Any) -> None:
     page = open_world(world)
     page.keyboard.press("p")
     pause(page)
@@ -210,7 +210,7 @@ def test_legend_buttons_are_pressed_with_the_mouse(open_world: Callable[..., Pag
     assert (pixels(page)[15, 14:18] == 255).all()
 
 
-def test_the_end_of_a_world_is_shown_and_r_starts_again(open_world: Callable[..., Page], world: Any) -> None:
+def test_a_termination_is_shown_and_r_resets(open_world: Callable[..., Page], world: Any) -> None:
     page = open_world(world)
     page.keyboard.down("ArrowRight")
     expect(page.locator("#veil-title")).to_have_text("The world ended")
@@ -221,7 +221,7 @@ def test_the_end_of_a_world_is_shown_and_r_starts_again(open_world: Callable[...
     assert mode(page) == "ready"
 
 
-def test_starts_and_seeds_are_chosen(open_world: Callable[..., Page], world: Any) -> None:
+def test_starts_and_seeds_can_be_selected(open_world: Callable[..., Page], world: Any) -> None:
     page = open_world(world)
     page.click("[data-start='2']")
     wait_until(page, f"({PIXELS})()[0] === 100")
@@ -235,10 +235,10 @@ def test_starts_and_seeds_are_chosen(open_world: Callable[..., Page], world: Any
     assert pixels(page)[0, 0, 0] == (11 * 7919 + step * 104729) % 256
     page.fill("#seed", "1.5")
     page.keyboard.press("Enter")
-    expect(page.locator("#toast")).to_contain_text("The seed must be a whole number")
+    expect(page.locator("#toast")).to_contain_text("The seed must be an integer")
 
 
-def test_an_uploaded_picture_becomes_the_start(open_world: Callable[..., Page], world: Any) -> None:
+def test_an_uploaded_image_becomes_the_start(open_world: Callable[..., Page], world: Any) -> None:
     page = open_world(world)
     buffer = io.BytesIO()
     Image.new("RGB", (90, 50), (0, 120, 130)).save(buffer, "PNG")
@@ -247,9 +247,9 @@ def test_an_uploaded_picture_becomes_the_start(open_world: Callable[..., Page], 
     wait_until(page, f"({PIXELS})()[1] === 120")
     assert np.array_equal(pixels(page), np.full((32, 32, 3), (0, 120, 130)))
     page.set_input_files("#file", {"name": "no.png", "mimeType": "image/png", "buffer": b"no picture"})
-    expect(page.locator("#toast")).to_contain_text("not a picture")
+    expect(page.locator("#toast")).to_contain_text("not an image")
     page.set_input_files("#file", {"name": "big.png", "mimeType": "image/png", "buffer": bytes(4_000_001)})
-    expect(page.locator("#toast")).to_contain_text("up to 4 MB")
+    expect(page.locator("#toast")).to_contain_text("the limit is 4 MB")
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "gif"])
@@ -274,7 +274,7 @@ def test_a_recording_downloads(open_world: Callable[..., Page], world: Any, tmp_
         assert len(list(container.decode(video=0))) == 6
 
 
-def test_a_world_that_fails_pauses_with_a_message(open_world: Callable[..., Page], world: Any) -> None:
+def test_an_error_of_the_world_pauses_with_a_message(open_world: Callable[..., Page], world: Any) -> None:
     page = open_world(world)
     world.broken = True
     page.keyboard.press("p")
@@ -282,7 +282,7 @@ def test_a_world_that_fails_pauses_with_a_message(open_world: Callable[..., Page
     assert mode(page) == "paused"
 
 
-def test_a_hold_of_undo_rewinds_and_a_short_press_is_one_step(open_world: Callable[..., Page], world: Any) -> None:
+def test_holding_undo_rewinds_and_a_short_press_is_one_step(open_world: Callable[..., Page], world: Any) -> None:
     page = open_world(world)
     page.keyboard.press("p")
     pause(page)
@@ -311,17 +311,17 @@ def test_a_hold_of_undo_rewinds_and_a_short_press_is_one_step(open_world: Callab
 def told(page: Page, world: Any, condition: Callable[[list[float]], bool]) -> list[float]:
     """Wait until the world is told an action that meets a condition; the action."""
     for _ in range(200):
-        found = next((action for action in list(world.told) if condition(action)), None)
+        found = next((action for action in list(world.received) if condition(action)), None)
         if found is not None:
             return list(found)
         page.wait_for_timeout(50)
-    raise AssertionError(f"waited in vain; the last actions were {world.told[-5:]}")
+    raise AssertionError(f"waited in vain; the last actions were {world.received[-5:]}")
 
 
 REST = [0, -1, -1]
 
 
-def test_keys_are_a_stick_that_ramps_and_springs_back(open_world: Callable[..., Page], car: Any) -> None:
+def test_keys_move_levers_gradually_and_back(open_world: Callable[..., Page], car: Any) -> None:
     page = open_world(car)
     expect(page.locator("#keys-hint")).to_have_text("← → steer · ↑ gas · ↓ brake or  W A S D")
     page.select_option("#speed", "0")  # as many frames as it gives, so that some are on the way
@@ -329,12 +329,12 @@ def test_keys_are_a_stick_that_ramps_and_springs_back(open_world: Callable[..., 
     page.keyboard.down("ArrowLeft")
     page.keyboard.down("w")
     assert told(page, car, lambda action: action[:2] == [-1, 1]) == [-1, 1, -1]
-    steers, gases, brakes = zip(*car.told, strict=True)
+    steers, gases, brakes = zip(*car.received, strict=True)
     assert any(-1 < steer < 0 for steer in steers) and any(-1 < gas < 1 for gas in gases)  # on the way
     assert list(steers) == sorted(steers, reverse=True) and list(gases) == sorted(gases) and set(brakes) == {-1}
     page.keyboard.up("ArrowLeft")
     page.keyboard.up("w")
-    car.told.clear()
+    car.received.clear()
     told(page, car, lambda action: action == REST)
     page.keyboard.down("d")
     page.keyboard.down("ArrowDown")
@@ -342,12 +342,12 @@ def test_keys_are_a_stick_that_ramps_and_springs_back(open_world: Callable[..., 
     pause(page)  # in a pause a press is one step with the whole of it
     page.keyboard.up("d")
     page.keyboard.up("ArrowDown")
-    step, count = step_of(page), len(car.told)
+    step, count = step_of(page), len(car.received)
     page.keyboard.press("a")
     wait_for_step(page, step + 1)
     page.click("#single")
     wait_for_step(page, step + 2)
-    assert car.told[count:] == [[-1, -1, -1], REST]
+    assert car.received[count:] == [[-1, -1, -1], REST]
     page.click("#undo")
     wait_for_step(page, step + 1)
 
@@ -367,7 +367,7 @@ def test_the_stick_is_dragged(open_world: Callable[..., Page], car: Any) -> None
     assert (left, gas) == (-1, -1) and brake == pytest.approx(0, abs=0.06)
     expect(page.get_by_label("steer")).to_have_value("-1")
     page.mouse.up()
-    car.told.clear()
+    car.received.clear()
     told(page, car, lambda action: action == REST)
     page.select_option("#release", "stay")
     page.mouse.move(x, y)
@@ -375,7 +375,7 @@ def test_the_stick_is_dragged(open_world: Callable[..., Page], car: Any) -> None
     page.mouse.move(x + radius, y)
     page.mouse.up()
     page.wait_for_timeout(300)
-    car.told.clear()
+    car.received.clear()
     assert told(page, car, bool) == [1, -1, -1]
 
 
@@ -391,7 +391,7 @@ def test_sliders_spring_back_while_the_world_runs_and_stay_in_a_pause(
     page.mouse.move(box["x"] + box["width"] - 1, box["y"] + box["height"] / 2)
     assert told(page, car, lambda action: action[1] == 1) == [0, 1, -1]
     page.mouse.up()
-    car.told.clear()
+    car.received.clear()
     told(page, car, lambda action: action == REST)
     pause(page)
     page.get_by_label("steer").fill("0.5")
@@ -399,15 +399,15 @@ def test_sliders_spring_back_while_the_world_runs_and_stay_in_a_pause(
         step = step_of(page)
         page.click("#single")
         wait_for_step(page, step + 1)
-        assert car.told[-1] == [0.5, -1, -1]
+        assert car.received[-1] == [0.5, -1, -1]
     page.keyboard.press("r")
     wait_for_step(page, 0)
     page.keyboard.press("p")
-    car.told.clear()
+    car.received.clear()
     told(page, car, lambda action: action == REST)
 
 
-def test_one_lever_needs_no_stick_and_two_without_a_brake_go_both_ways(
+def test_one_lever_has_no_stick_and_two_without_a_brake_move_in_both_directions(
     open_world: Callable[..., Page], make_car: Callable[..., Any]
 ) -> None:
     one = make_car(torque=0.5)
@@ -432,16 +432,16 @@ GAMEPAD = """() => {
 }"""
 
 
-def test_a_gamepad_drives(open_world: Callable[..., Page], car: Any) -> None:
+def test_a_gamepad_moves_levers(open_world: Callable[..., Page], car: Any) -> None:
     page = open_world(car)
     page.evaluate(GAMEPAD)
     assert told(page, car, bool) == [0.5, 0.5, -1]  # 3/4 of the trigger; and it has begun to play
     page.evaluate("() => { navigator.getGamepads = () => []; }")
-    car.told.clear()
+    car.received.clear()
     told(page, car, lambda action: action == REST)
 
 
-def test_a_finger_drives_on_a_phone(open_world: Callable[..., Page], car: Any) -> None:
+def test_touch_moves_levers_on_a_phone(open_world: Callable[..., Page], car: Any) -> None:
     page = open_world(car, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     box = page.locator("#stick").bounding_box()
@@ -452,11 +452,11 @@ def test_a_finger_drives_on_a_phone(open_world: Callable[..., Page], car: Any) -
     touch.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [{"x": x, "y": box["y"]}]})
     assert told(page, car, lambda action: action[1] == 1)[2] == -1
     touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-    car.told.clear()
+    car.received.clear()
     told(page, car, lambda action: action == REST)
 
 
-def test_sliders_drive_a_continuous_world(open_world: Callable[..., Page], make_world: Callable[..., Any]) -> None:
+def test_sliders_set_continuous_actions(open_world: Callable[..., Page], make_world: Callable[..., Any]) -> None:
     page = open_world(make_world("continuous"))
     page.get_by_label("vertical").fill("-1")
     page.click("#single")
@@ -464,11 +464,11 @@ def test_sliders_drive_a_continuous_world(open_world: Callable[..., Page], make_
     assert (pixels(page)[13, 14:18] == 255).all()
 
 
-def test_a_world_without_starts_asks_for_a_picture(
+def test_a_world_without_starts_asks_for_an_image(
     open_world: Callable[..., Page], make_world: Callable[..., Any]
 ) -> None:
     page = open_world(make_world(starts=0), ready="body[data-mode='ready']")
-    expect(page.locator("#veil-title")).to_have_text("Upload a picture")
+    expect(page.locator("#veil-title")).to_have_text("Upload an image")
     with page.expect_file_chooser() as chooser:
         page.click("#veil")
     buffer = io.BytesIO()
@@ -478,20 +478,20 @@ def test_a_world_without_starts_asks_for_a_picture(
     assert np.array_equal(pixels(page), np.full((32, 32, 3), (9, 99, 199)))
 
 
-def test_a_page_too_many_is_told_and_may_try_again(browser: Browser, world: Any) -> None:
+def test_a_page_over_the_session_limit_can_try_again(browser: Browser, world: Any) -> None:
     with served(world, max_sessions=1) as address:
         first, second = browser.new_page(), browser.new_page()
         first.goto(address)
         wait_for_step(first, 0)
         second.goto(address)
-        expect(second.locator("#veil-text")).to_contain_text("all 1 places are taken")
+        expect(second.locator("#veil-text")).to_contain_text("all 1 sessions are in use")
         first.close()
         second.click("#veil")
         wait_for_step(second, 0)
         second.close()
 
 
-def test_a_phone_sees_world_and_pad_without_scrolling(open_world: Callable[..., Page], world: Any) -> None:
+def test_a_phone_shows_world_and_pad_without_scrolling(open_world: Callable[..., Page], world: Any) -> None:
     page = open_world(world, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     box = page.locator("[data-action='3']").bounding_box()

@@ -1,4 +1,4 @@
-"""The player's server, spoken to as the page speaks to it."""
+"""The player's server, tested with the messages of the page."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ RIGHT, NOOP = 1, 8
 
 
 class Page:
-    """What the page does: one message up, one answer down."""
+    """A client that sends one message at a time and waits for its answer."""
 
     def __init__(self, connection: ClientWebSocketResponse, hello: dict[str, Any]) -> None:
         self.connection, self.hello = connection, hello
 
     async def ask(self, message: Any = None, **fields: Any) -> tuple[dict[str, Any], bytes]:
-        """Send bytes, text, or a JSON object of the given fields; the answer's header and body."""
+        """Send bytes, text, or a JSON object of the given fields; return header and body of the answer."""
         if isinstance(message, bytes):
             await self.connection.send_bytes(message)
         else:
@@ -61,9 +61,9 @@ def pixels(data: bytes) -> NDArray[np.uint8]:
     return np.array(Image.open(io.BytesIO(data)))
 
 
-def png(size: tuple[int, int], colour: tuple[int, int, int] = (200, 10, 60)) -> bytes:
+def png(size: tuple[int, int], color: tuple[int, int, int] = (200, 10, 60)) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", size, colour).save(buffer, "PNG")
+    Image.new("RGB", size, color).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -72,16 +72,16 @@ async def open_page(client: TestClient[Any, Any]) -> Page:
     return Page(connection, await connection.receive_json())
 
 
-def talk(world: Simulator, script: Callable[[Page], Awaitable[None]], **settings: Any) -> None:
-    """Serve a world and run a script against it as one page."""
+def run_page(world: Simulator, script: Callable[[Page], Awaitable[None]], **settings: Any) -> None:
+    """Serve a world and run a script with one page."""
 
     async def with_page(client: TestClient[Any, Any]) -> None:
         await script(await open_page(client))
 
-    visit(world, with_page, **settings)
+    run_client(world, with_page, **settings)
 
 
-def visit(world: Simulator, script: Callable[[TestClient[Any, Any]], Awaitable[None]], **settings: Any) -> None:
+def run_client(world: Simulator, script: Callable[[TestClient[Any, Any]], Awaitable[None]], **settings: Any) -> None:
     async def run() -> None:
         async with TestClient(TestServer(make_app(world, **settings))) as client:
             await script(client)
@@ -89,7 +89,7 @@ def visit(world: Simulator, script: Callable[[TestClient[Any, Any]], Awaitable[N
     asyncio.run(run())
 
 
-def test_the_page_and_its_parts_are_served(world: Simulator) -> None:
+def test_serves_the_page_and_its_files(world: Simulator) -> None:
     async def script(client: TestClient[Any, Any]) -> None:
         for path, kind in [("/", "text/html"), ("/style.css", "text/css"), ("/player.js", "text/javascript")]:
             answer = await client.get(path)
@@ -102,7 +102,7 @@ def test_the_page_and_its_parts_are_served(world: Simulator) -> None:
         for missing in ("/starts/3.png", "/starts/x.png", "/server.py", "/../server.py"):
             assert (await client.get(missing)).status == 404
 
-    visit(world, script)
+    run_client(world, script)
 
 
 def test_hello_describes_the_world(world: Simulator) -> None:
@@ -119,7 +119,7 @@ def test_hello_describes_the_world(world: Simulator) -> None:
             "max_upload": 4_000_000,
         }
 
-    talk(world, script)
+    run_page(world, script)
 
 
 @pytest.mark.parametrize(
@@ -133,11 +133,11 @@ def test_hello_describes_the_world(world: Simulator) -> None:
         (("LEFT", "NOOPS"), None),
     ],
 )
-def test_the_action_that_does_nothing_is_known_by_its_name(names: tuple[str, ...], idle: int | None) -> None:
+def test_finds_the_idle_action_by_its_name(names: tuple[str, ...], idle: int | None) -> None:
     assert find_idle_action(names) == idle
 
 
-def test_steps_show_exactly_what_the_simulator_shows(world: Simulator) -> None:
+def test_frames_and_rewards_equal_the_simulator(world: Simulator) -> None:
     async def script(page: Page) -> None:
         state, first = world.reset(world.starts[1:2], 7)
         header, frame = await page.frame(type="reset", start=1, seed=7)
@@ -155,10 +155,10 @@ def test_steps_show_exactly_what_the_simulator_shows(world: Simulator) -> None:
             assert header["ms"] > 0
         assert total == 2 and header["fps"] > 0
 
-    talk(world, script)
+    run_page(world, script)
 
 
-def test_a_seed_repeats_a_world_and_another_seed_does_not(world: Simulator) -> None:
+def test_frames_are_a_function_of_the_seed(world: Simulator) -> None:
     async def script(page: Page) -> None:
         runs = []
         for seed in (5, 5, 6):
@@ -167,10 +167,10 @@ def test_a_seed_repeats_a_world_and_another_seed_does_not(world: Simulator) -> N
         assert np.array_equal(runs[0], runs[1])
         assert not np.array_equal(runs[0], runs[2])
 
-    talk(world, script)
+    run_page(world, script)
 
 
-def test_undo_brings_back_the_earlier_frames_exactly(world: Simulator) -> None:
+def test_undo_restores_earlier_frames_exactly(world: Simulator) -> None:
     async def script(page: Page) -> None:
         _, first = await page.frame(type="reset", start=0, seed=3)
         seen = [first] + [(await page.frame(type="step", action=index))[1] for index in (0, 2, 5, 9, 1)]
@@ -184,10 +184,10 @@ def test_undo_brings_back_the_earlier_frames_exactly(world: Simulator) -> None:
         assert header["step"] == 0 and np.array_equal(frame, first)
         assert "nothing to undo" in await page.error(type="undo")
 
-    talk(world, script)
+    run_page(world, script)
 
 
-def test_undo_gives_back_the_reward(world: Simulator) -> None:
+def test_undo_restores_the_return(world: Simulator) -> None:
     async def script(page: Page) -> None:
         await page.frame(type="reset", start=0)
         for _ in range(14):
@@ -196,28 +196,28 @@ def test_undo_gives_back_the_reward(world: Simulator) -> None:
         header, _ = await page.frame(type="undo")
         assert header["total"] == 0 and not header["terminated"]
 
-    talk(world, script)
+    run_page(world, script)
 
 
-def test_history_is_bounded_in_steps_and_in_memory(world: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_history_is_limited_in_steps_and_memory(world: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
     played = session.PlaySession(world, world.starts)
     played.reset(0, 0)
     for _ in range(300):
         played.step(NOOP)
-    assert len(played.past) == 256
-    state_bytes = session.state_bytes(played.now.state)
+    assert len(played.history) == 256
+    state_bytes = session.state_bytes(played.current.state)
     assert state_bytes == 32 * 32 * 3 + 2 * 4 + 8 + 8
     monkeypatch.setattr(session, "MAX_UNDO_BYTES", 5 * state_bytes)
     played.step(NOOP)
-    assert len(played.past) == 5
+    assert len(played.history) == 5
     assert played.undo(256).step == 296
     monkeypatch.setattr(session, "MAX_UNDO_BYTES", 1)
     played.step(NOOP)
-    assert len(played.past) == 1
+    assert len(played.history) == 1
 
 
 @pytest.mark.parametrize(
-    ("message", "said"),
+    ("message", "expected"),
     [
         ("{", "must be JSON"),
         ("[" * 30_000, "must be JSON"),
@@ -238,7 +238,7 @@ def test_history_is_bounded_in_steps_and_in_memory(world: Simulator, monkeypatch
         ('{"type": "reset", "start": 0, "seed": -1}', "'seed' must be an integer from 0 to 4294967295, got -1"),
         ('{"type": "reset", "start": 0, "seed": 4294967296}', "'seed'"),
         ('{"type": "reset", "start": 0, "seed": null}', "'seed'"),
-        ('{"type": "reset", "start": "upload"}', "no picture is uploaded yet"),
+        ('{"type": "reset", "start": "upload"}', "no image is uploaded yet"),
         ('{"type": "undo", "steps": 0}', "'steps' must be an integer from 1 to 256"),
         ('{"type": "undo", "steps": 257}', "got 257"),
         ('{"type": "record"}', "'command' must be one of start, stop, download"),
@@ -246,24 +246,24 @@ def test_history_is_bounded_in_steps_and_in_memory(world: Simulator, monkeypatch
         ('{"type": "record", "command": "download"}', "nothing is recorded yet"),
     ],
 )
-def test_a_bad_message_is_named_and_harms_nothing(world: Simulator, message: str, said: str) -> None:
+def test_invalid_messages_get_an_error_and_change_nothing(world: Simulator, message: str, expected: str) -> None:
     async def script(page: Page) -> None:
         await page.frame(type="reset", start=0)
-        assert said in await page.error(message)
+        assert expected in await page.error(message)
         header, _ = await page.frame(type="step", action=NOOP)
         assert header["step"] == 1
 
-    talk(world, script)
+    run_page(world, script)
 
 
 @pytest.mark.parametrize(
     "fields", [{"type": "step", "action": 0}, {"type": "undo"}, {"type": "record", "command": "start"}]
 )
-def test_nothing_happens_before_a_reset(world: Simulator, fields: dict[str, Any]) -> None:
+def test_messages_before_a_reset_get_an_error(world: Simulator, fields: dict[str, Any]) -> None:
     async def script(page: Page) -> None:
         assert "reset first" in await page.error(**fields)
 
-    talk(world, script)
+    run_page(world, script)
 
 
 def test_continuous_actions(make_world: Callable[..., Any]) -> None:
@@ -277,31 +277,31 @@ def test_continuous_actions(make_world: Callable[..., Any]) -> None:
         for bad in ([0.0], [0, 0, 0], 1, None, [0, 1.1], [0, "1"], [True, 0], [float("nan"), 0], [1e999, 0]):
             assert "'action'" in await page.error(json.dumps({"type": "step", "action": bad}))
 
-    talk(world, script)
+    run_page(world, script)
 
 
-def test_the_page_is_told_where_levers_rest(make_world: Callable[..., Any], car: Any) -> None:
+def test_hello_has_the_rest_values_of_continuous_actions(make_world: Callable[..., Any], car: Any) -> None:
     async def script(page: Page) -> None:
         assert page.hello["actions"]["names"] == ["steer", "gas", "brake"]
         assert page.hello["actions"]["rest"] == [0, -1, -1]
         await page.frame(type="reset", start=0)
         await page.frame(type="step", action=[0.25, 1, -1])
-        assert car.told == [[0.25, 1, -1]]
+        assert car.received == [[0.25, 1, -1]]
 
-    talk(car, script)
+    run_page(car, script)
 
     async def other(page: Page) -> None:
         assert page.hello["actions"]["rest"] == [0, 0]
 
-    talk(make_world("continuous"), other)
+    run_page(make_world("continuous"), other)
 
 
-def test_a_world_warms_up_with_its_levers_at_rest(car: Any) -> None:
+def test_warm_up_takes_actions_at_rest(car: Any) -> None:
     warm_up_simulator(car, steps=2)
-    assert car.told == [[0, -1, -1]] * 2
+    assert car.received == [[0, -1, -1]] * 2
 
 
-def test_a_world_that_fails_costs_one_message(world: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_of_the_world_fails_one_message_only(world: Any, caplog: pytest.LogCaptureFixture) -> None:
     async def script(page: Page) -> None:
         await page.frame(type="reset", start=0)
         world.broken = True
@@ -310,11 +310,11 @@ def test_a_world_that_fails_costs_one_message(world: Any, caplog: pytest.LogCapt
         header, _ = await page.frame(type="step", action=0)
         assert header["step"] == 1
 
-    talk(world, script)
+    run_page(world, script)
     assert "out of memory" in caplog.text
 
 
-def test_an_upload_is_cut_to_the_world(world: Simulator) -> None:
+def test_uploads_are_cropped_and_resized(world: Simulator) -> None:
     exact = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     wide = np.zeros((64, 192, 3), np.uint8)
     wide[:, 64:128] = (0, 200, 0)
@@ -329,51 +329,51 @@ def test_an_upload_is_cut_to_the_world(world: Simulator) -> None:
             _, frame = await page.frame(type="reset", start="upload", seed=1)
             assert np.array_equal(frame, expected)
 
-    talk(world, script)
+    run_page(world, script)
 
 
-def test_uploads_that_are_refused(world: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejects_invalid_uploads(world: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vwm.play.images.MAX_PIXELS", 10_000)
     svg = b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"
 
     async def script(page: Page) -> None:
         for data in (b"", b"hello", svg, png((40, 40))[:60]):
-            assert "not a picture that can be read; PNG, JPEG" in await page.error(data)
+            assert "not an image in a supported format (PNG, JPEG" in await page.error(data)
         assert "200 x 100 pixels" in await page.error(png((200, 100)))
-        # Pillow's own alarms, which go off where a header claims far more than any limit
-        for alarm in (19_000, 9_000):
-            monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", alarm)
-            assert "unfolds" in await page.error(png((200, 100)))
+        # Pillow's own limits, a warning and an error
+        for limit in (19_000, 9_000):
+            monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+            assert "more than" in await page.error(png((200, 100)))
         monkeypatch.undo()
-        assert "0.2 MB; up to 0.1 MB" in await page.error(b"x" * 199_999)
-        assert "no picture is uploaded" in await page.error(type="reset", start="upload")
+        assert "0.2 MB; the limit is 0.1 MB" in await page.error(b"x" * 199_999)
+        assert "no image is uploaded" in await page.error(type="reset", start="upload")
 
-    talk(world, script, max_upload_mb=0.1)
+    run_page(world, script, max_upload_mb=0.1)
 
 
-def test_an_upload_far_over_the_limit_is_cut_off_and_the_server_lives(world: Simulator) -> None:
+def test_an_upload_far_over_the_limit_closes_its_connection_only(world: Simulator) -> None:
     async def script(client: TestClient[Any, Any]) -> None:
         page = await open_page(client)
         await page.connection.send_bytes(bytes(500_000))
         assert (await page.connection.receive()).type in (WSMsgType.CLOSE, WSMsgType.CLOSED)
         await (await open_page(client)).frame(type="reset", start=0)
 
-    visit(world, script, max_upload_mb=0.1, max_sessions=1)
+    run_client(world, script, max_upload_mb=0.1, max_sessions=1)
 
 
 def test_a_world_without_starts_continues_an_upload(make_world: Callable[..., Any]) -> None:
     async def script(page: Page) -> None:
         assert page.hello["starts"] == 0
-        assert "ships no starts" in await page.error(type="reset", start=0)
+        assert "has no starts" in await page.error(type="reset", start=0)
         await page.ask(png((50, 80)))
         _, frame = await page.frame(type="reset", start="upload")
         assert np.array_equal(frame, np.full((32, 32, 3), (200, 10, 60)))
 
-    talk(make_world(starts=0), script)
+    run_page(make_world(starts=0), script)
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "gif"])
-def test_a_recording_holds_what_was_seen(world: Simulator, suffix: str) -> None:
+def test_recordings_hold_the_shown_frames(world: Simulator, suffix: str) -> None:
     async def script(page: Page) -> None:
         await page.frame(type="reset", start=0)
         await page.frame(type="step", action=RIGHT)
@@ -395,10 +395,10 @@ def test_a_recording_holds_what_was_seen(world: Simulator, suffix: str) -> None:
         assert frames[0].shape == (32, 32, 3)
         assert np.abs(frames[-1].astype(int) - last).mean() < 8
 
-    talk(world, script)
+    run_page(world, script)
 
 
-def test_undo_to_before_a_recording_restarts_it(world: Simulator) -> None:
+def test_undo_before_the_start_of_a_recording_restarts_it(world: Simulator) -> None:
     played = session.PlaySession(world, world.starts)
     played.reset(0, 0)
     for _ in range(4):
@@ -409,30 +409,30 @@ def test_undo_to_before_a_recording_restarts_it(world: Simulator) -> None:
     assert np.array_equal(played.recorded_frames(), back.frame[None])
 
 
-def test_a_recording_is_bounded(world: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recordings_have_a_largest_size(world: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "MAX_RECORDING_BYTES", 3 * 32 * 32 * 3)
     played = session.PlaySession(world, world.starts)
     played.reset(0, 0)
     played.start_recording()
     for _ in range(5):
         played.step(NOOP)
-    assert not played.recording and len(played.recorded) == 3
+    assert not played.recording and len(played.recording_frames) == 3
 
 
-def test_the_session_limit_is_said_and_a_closed_page_makes_room(world: Simulator) -> None:
+def test_the_session_limit_is_reported_and_a_closed_page_frees_a_session(world: Simulator) -> None:
     async def script(client: TestClient[Any, Any]) -> None:
         first, _second = await open_page(client), await open_page(client)
         refused = await open_page(client)
-        assert refused.hello["type"] == "full" and "all 2 places are taken" in refused.hello["message"]
+        assert refused.hello["type"] == "full" and "all 2 sessions are in use" in refused.hello["message"]
         assert (await refused.connection.receive()).type is WSMsgType.CLOSE
         assert refused.connection.close_code == 1013
         await first.connection.close()
         await (await open_page(client)).frame(type="reset", start=0)
 
-    visit(world, script, max_sessions=2)
+    run_client(world, script, max_sessions=2)
 
 
-def test_sessions_do_not_see_each_other(world: Simulator) -> None:
+def test_sessions_are_independent(world: Simulator) -> None:
     async def script(client: TestClient[Any, Any]) -> None:
         one, other = await open_page(client), await open_page(client)
         await asyncio.gather(one.frame(type="reset", start=0), other.frame(type="reset", start=1))
@@ -445,7 +445,7 @@ def test_sessions_do_not_see_each_other(world: Simulator) -> None:
         assert left[14, 10].tolist() == white and right[14, 21].tolist() == white
         assert left[20, 20].tolist() != right[20, 20].tolist()
 
-    visit(world, script)
+    run_client(world, script)
 
 
 @pytest.mark.parametrize(
@@ -457,34 +457,34 @@ def test_sessions_do_not_see_each_other(world: Simulator) -> None:
         {"Host": "evil.example", "Origin": "http://evil.example"},
     ],
 )
-def test_pages_of_other_sites_are_kept_out(world: Simulator, headers: dict[str, str]) -> None:
+def test_rejects_pages_of_other_sites(world: Simulator, headers: dict[str, str]) -> None:
     async def script(client: TestClient[Any, Any]) -> None:
         with pytest.raises(WSServerHandshakeError) as refused:
             await client.ws_connect("/play", headers=headers)
         assert refused.value.status == 403
         assert (await client.get("/", headers=headers)).status == 403
 
-    visit(world, script)
+    run_client(world, script)
 
 
-def test_its_own_page_is_let_in(world: Simulator) -> None:
+def test_accepts_its_own_page(world: Simulator) -> None:
     async def script(client: TestClient[Any, Any]) -> None:
         for name in ("127.0.0.1", "localhost"):
             headers = {"Host": f"{name}:{client.port}", "Origin": f"http://{name}:{client.port}"}
             async with client.ws_connect("/play", headers=headers) as connection:
                 assert (await connection.receive_json())["type"] == "hello"
 
-    visit(world, script)
+    run_client(world, script)
 
 
-def test_settings_that_make_no_sense_are_refused(world: Simulator) -> None:
+def test_rejects_limits_out_of_range(world: Simulator) -> None:
     with pytest.raises(ValueError, match="max_sessions must be at least 1, got 0"):
         make_app(world, max_sessions=0)
     with pytest.raises(ValueError, match="max_upload_mb must be positive"):
         make_app(world, max_upload_mb=0)
 
 
-def test_a_taken_port_is_said_before_the_world_is_loaded(tmp_path: Path) -> None:
+def test_a_port_in_use_is_an_error_before_loading(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"cannot listen on 127.0.0.1 port {port}.*--port"):
@@ -501,12 +501,12 @@ def test_play_warms_up_prints_the_address_and_serves(
     monkeypatch.setattr(server.web, "run_app", lambda app, **settings: served.update(app=app, **settings))
     monkeypatch.setattr(server.webbrowser, "open", lambda address: served.update(address=address))
     play_world(Path("somewhere"), port=0, open_browser=True)
-    said = capsys.readouterr().out
-    assert "warming up: reset" in said and "step 4" in said and "recorded at 20" in said
-    assert served["address"].startswith("http://localhost:") and served["address"] in said
+    printed = capsys.readouterr().out
+    assert "warming up: reset" in printed and "step 4" in printed and "recorded at 20" in printed
+    assert served["address"].startswith("http://localhost:") and served["address"] in printed
 
 
-def test_the_address_can_be_typed() -> None:
+def test_page_url() -> None:
     assert page_url("0.0.0.0", 80) == "http://localhost:80/"
     assert page_url("::1", 80) == "http://[::1]:80/"
     assert page_url("10.0.0.7", 81) == "http://10.0.0.7:81/"

@@ -1,4 +1,4 @@
-"""The web player: one small server and one page over any simulator."""
+"""The web player: a server and a page for any simulator that shows frames."""
 
 import lazy_loader
 

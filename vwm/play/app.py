@@ -1,8 +1,8 @@
-"""The player's web application: the page, and one session a websocket.
+"""The player's web application: the page, and one session per websocket.
 
-The model runs in a single worker thread, so that the event loop stays free and sessions take turns. A session lives
-and dies with its page. Answers that carry bytes are one binary message: the length of a JSON header (uint32,
-big-endian), the header, the bytes.
+The model runs in a single worker thread, so that the event loop stays free and sessions take turns. A session ends when
+its page closes. Answers with bytes are one binary message: the length of a JSON header (uint32, big-endian), the
+header, the bytes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from vwm.play.session import PlaySession, PlayStep
 
 PAGE_FOLDER = Path(__file__).parent / "page"
 IDLE_NAMES = {"noop", "no-op", "no op", "nothing", "none", "idle", "stay", "stop", "wait", "still", "·", ""}
-IDLE_NAMES |= {"no visible change"}  # what vwm.eval calls a latent action that does nothing
+IDLE_NAMES |= {"no visible change"}  # the description of a latent action without effect in vwm.eval
 logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
@@ -52,22 +52,30 @@ def make_app(
     host: str = "127.0.0.1",
     max_sessions: int = 4,
     max_upload_mb: float = 4.0,
-    thread: ThreadPoolExecutor | None = None,
+    executor: ThreadPoolExecutor | None = None,
 ) -> web.Application:
-    """The web application over a simulator.
+    """Make the web application for a simulator.
 
     Args:
-        simulator: the world; its ``starts`` and ``title`` are shown where it has them.
-        host: the address that it will listen on, which a browser may name besides localhost.
-        max_sessions: how many pages may play at the same time.
-        max_upload_mb: largest uploaded picture, in megabytes.
-        thread: the one worker in which the world runs, where it has run before; None makes one.
+        simulator: the world; its starts and title are shown where it has them.
+        host: the listening address, which is accepted as the host name of requests, like localhost.
+        max_sessions: largest number of pages that play at the same time.
+        max_upload_mb: largest uploaded image, in megabytes.
+        executor: one worker that runs the world, for example the one that warmed it up; None makes one.
+
+    Raises:
+        ValueError: a limit is not positive.
     """
     if max_sessions < 1:
         raise ValueError(f"max_sessions must be at least 1, got {max_sessions}")
     if max_upload_mb <= 0:
         raise ValueError(f"max_upload_mb must be positive, got {max_upload_mb}")
-    player = PlayServer(simulator, max_sessions, int(max_upload_mb * 1e6), thread or ThreadPoolExecutor(max_workers=1))
+    player = PlayServer(
+        simulator=simulator,
+        max_sessions=max_sessions,
+        max_upload=int(max_upload_mb * 1e6),
+        executor=executor or ThreadPoolExecutor(max_workers=1),
+    )
     app = web.Application(middlewares=[origin_middleware(host)])
     app.router.add_get("/", _serve_file("index.html", "text/html"))
     app.router.add_get("/style.css", _serve_file("style.css", "text/css"))
@@ -80,25 +88,25 @@ def make_app(
 
 
 class PlayServer:
-    """The sessions of one server, and the thread in which their world runs.
+    """The sessions of one server, and the thread that runs their world.
 
     Args:
-        simulator: the world that all of them share.
-        max_sessions: how many play at once.
-        max_upload: bytes of an uploaded picture.
-        thread: one worker; steps of several sessions side by side would only fight over the same cores or GPU.
+        simulator: the world that all sessions share.
+        max_sessions: largest number of simultaneous sessions.
+        max_upload: largest size of an uploaded image, in bytes.
+        executor: one worker; parallel steps of several sessions would compete for the same cores or GPU.
     """
 
-    def __init__(self, simulator: Simulator, max_sessions: int, max_upload: int, thread: ThreadPoolExecutor) -> None:
+    def __init__(self, simulator: Simulator, max_sessions: int, max_upload: int, executor: ThreadPoolExecutor) -> None:
         self.simulator = simulator
         self.starts = simulator_starts(simulator)
         self.max_sessions = max_sessions
         self.max_upload = max_upload
         self.connections: set[web.WebSocketResponse] = set()
-        self.thread = thread
+        self.executor = executor
 
     async def start_image(self, request: web.Request) -> web.Response:
-        """The last frame of a shipped start, as the thumbnail that the page shows."""
+        """Return the last frame of a start as PNG, which the page shows as a thumbnail."""
         index = int(request.match_info["index"])
         if self.starts is None or index >= len(self.starts):
             raise web.HTTPNotFound(text=f"there is no start {index}")
@@ -106,33 +114,33 @@ class PlayServer:
         return web.Response(body=body, content_type="image/png", headers=_SECURITY_HEADERS)
 
     async def websocket(self, request: web.Request) -> web.WebSocketResponse:
-        """One session, from the page's opening to its closing."""
-        # twice the limit still gets a sentence as its answer; only what is larger is cut off unread
+        """Serve one session, until the page closes."""
+        # Uploads up to twice the limit get an error message as the answer; larger ones close the connection.
         connection = web.WebSocketResponse(heartbeat=30, max_msg_size=2 * max(self.max_upload, MAX_TEXT))
         await connection.prepare(request)
         if len(self.connections) >= self.max_sessions:
-            text = f"all {self.max_sessions} places are taken; close another page of this world, or come back later"
+            text = f"all {self.max_sessions} sessions are in use; close another page of this world, or try again later"
             await connection.send_json({"type": "full", "message": text})
             await connection.close(code=WSCloseCode.TRY_AGAIN_LATER)
             return connection
         self.connections.add(connection)
         try:
-            await connection.send_json(self.hello())
+            await connection.send_json(self.hello_message())
             await self._serve_messages(connection, PlaySession(self.simulator, self.starts))
         except ConnectionResetError:
-            pass  # the page went away while its answer was being sent
+            pass  # the page closed while its answer was being sent
         finally:
             self.connections.discard(connection)
         return connection
 
     async def close(self, _app: web.Application) -> None:
-        """End every session and the thread."""
+        """Close all sessions and stop the worker thread."""
         for connection in list(self.connections):
             await connection.close(code=WSCloseCode.GOING_AWAY, message=b"the server ends")
-        self.thread.shutdown(wait=False, cancel_futures=True)
+        self.executor.shutdown(wait=False, cancel_futures=True)
 
-    def hello(self) -> dict[str, Any]:
-        """What the page has to know of the world."""
+    def hello_message(self) -> dict[str, Any]:
+        """Describe the world for the page."""
         space = self.simulator.spec.actions
         names = space.names or tuple(str(index) for index in range(space.size))
         actions = {"kind": space.kind, "size": space.size, "names": names, "latent": space.latent}
@@ -152,7 +160,7 @@ class PlayServer:
         }
 
     async def _serve_messages(self, connection: web.WebSocketResponse, session: PlaySession) -> None:
-        """Answer every message with exactly one, until the page closes."""
+        """Answer each message with exactly one message, until the page closes."""
         async for message in connection:
             try:
                 if message.type is WSMsgType.TEXT:
@@ -164,9 +172,9 @@ class PlayServer:
             except ValueError as error:
                 answer = {"type": "error", "message": str(error)}
             except Exception:
-                # a world that fails (memory, a bug) costs this one message, not the server
+                # An error of the world (out of memory, a bug) fails this message only, not the server.
                 logger.exception("the world failed")
-                answer = {"type": "error", "message": "the world failed on this; the server's terminal says why"}
+                answer = {"type": "error", "message": "the world failed; see the server's terminal for the reason"}
             if isinstance(answer, bytes):
                 await connection.send_bytes(answer)
             else:
@@ -177,7 +185,7 @@ class PlayServer:
         if not isinstance(message, RecordMessage):
             return await self._run_in_thread(_apply_message, session, message)
         if message.command == "download":
-            # beside the model's thread: encoding a long video must not hold up the other sessions
+            # in another thread than the model's, because encoding a long video must not block other sessions
             return await asyncio.to_thread(
                 _video_message, session.recorded_frames(), message.format, self.simulator.spec.fps
             )
@@ -185,53 +193,54 @@ class PlayServer:
             session.start_recording()
         else:
             session.stop_recording()
-        return {"type": "recording", "recording": session.recording, "recorded": len(session.recorded)}
+        return {"type": "recording", "recording": session.recording, "recorded": len(session.recording_frames)}
 
     async def _handle_upload(self, session: PlaySession, data: bytes) -> bytes:
         if len(data) > self.max_upload:
             raise ValueError(
-                f"the picture has {len(data) / 1e6:.1f} MB; up to {self.max_upload / 1e6:g} MB are taken "
-                "(--max_upload_mb changes that)"
+                f"the image has {len(data) / 1e6:.1f} MB; the limit is {self.max_upload / 1e6:g} MB "
+                "(change it with --max_upload_mb)"
             )
-        session.upload = await asyncio.to_thread(images.decode_upload, data, self.simulator.spec.context.image_size)
-        return pack_message({"type": "upload"}, images.encode_png(session.upload))
+        image_size = self.simulator.spec.context.image_size
+        session.uploaded_image = await asyncio.to_thread(images.decode_upload, data, image_size)
+        return pack_message({"type": "upload"}, images.encode_png(session.uploaded_image))
 
     async def _run_in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        return await asyncio.get_running_loop().run_in_executor(self.thread, lambda: function(*args, **kwargs))
+        return await asyncio.get_running_loop().run_in_executor(self.executor, lambda: function(*args, **kwargs))
 
 
 def pack_message(header: dict[str, Any], body: bytes) -> bytes:
-    """One binary message: the header's length, the header as JSON, the body."""
+    """Pack one binary message: the length of the header, the header as JSON, the body."""
     head = json.dumps(header).encode()
     return len(head).to_bytes(4, "big") + head + body
 
 
 def _apply_message(session: PlaySession, message: ClientMessage) -> bytes:
-    """Do what a message asks of the world, and answer with the frame it led to."""
+    """Apply a message to the world, and return the resulting frame as an answer."""
     match message:
         case ResetMessage(start, seed):
-            moment = session.reset(start, seed)
+            play_step = session.reset(start, seed)
         case StepMessage(action):
-            moment = session.step(action)
+            play_step = session.step(action)
         case UndoMessage(steps):
-            moment = session.undo(steps)
+            play_step = session.undo(steps)
         case _:
-            raise AssertionError(f"{message} does not move the world")
-    return pack_message(_frame_header(session, moment), images.encode_png(moment.frame))
+            raise AssertionError(f"{message} does not change the world")
+    return pack_message(_frame_header(session, play_step), images.encode_png(play_step.frame))
 
 
-def _frame_header(session: PlaySession, moment: PlayStep) -> dict[str, Any]:
+def _frame_header(session: PlaySession, play_step: PlayStep) -> dict[str, Any]:
     return {
         "type": "frame",
-        "step": moment.step,
-        "ms": round(moment.ms, 2),
+        "step": play_step.step,
+        "ms": round(play_step.latency_ms, 2),
         "fps": round(session.fps, 2),
-        "reward": moment.reward,
-        "total": moment.total,
-        "terminated": moment.terminated,
-        "undo": len(session.past),
+        "reward": play_step.reward,
+        "total": play_step.episode_return,
+        "terminated": play_step.terminated,
+        "undo": len(session.history),
         "recording": session.recording,
-        "recorded": len(session.recorded),
+        "recorded": len(session.recording_frames),
     }
 
 
@@ -244,7 +253,7 @@ def _video_message(frames: NDArray[np.uint8], suffix: str, fps: float) -> bytes:
 
 
 _SECURITY_HEADERS = {
-    # the same port serves another world tomorrow
+    # the same port may serve another world later
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
@@ -252,7 +261,7 @@ _SECURITY_HEADERS = {
 
 
 def _serve_file(name: str, kind: str) -> Handler:
-    # the kind is named here: some machines' own tables call JavaScript text/plain, which browsers then refuse to run
+    # The type is given here: the tables of some systems map .js to text/plain, which browsers do not run.
     headers = {**_SECURITY_HEADERS, "Content-Type": f"{kind}; charset=utf-8"}
 
     async def send(_request: web.Request) -> web.FileResponse:
@@ -262,13 +271,13 @@ def _serve_file(name: str, kind: str) -> Handler:
 
 
 def simulator_starts(simulator: Simulator) -> Tensor | None:
-    """The starting contexts that ship with a world, uint8 [n, t, h, w, 3]; None where there are none."""
+    """Return the starting contexts of a world, uint8 [n, t, h, w, 3]; None where there are none."""
     starts = simulator.starts
     return starts if starts is not None and len(starts) > 0 else None
 
 
 def find_idle_action(names: tuple[str, ...]) -> int | None:
-    """The action that does nothing, known by its name; None where none is."""
-    # a latent action is named with its share: "noop 92%"
+    """Find the index of the no-op action by its name; None where there is none."""
+    # the name of a latent action includes its share: "noop 92%"
     bare = [re.sub(r"\s*\d+%$", "", name).strip().lower() for name in names]
     return next((index for index, name in enumerate(bare) if name in IDLE_NAMES), None)

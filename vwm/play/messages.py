@@ -1,7 +1,7 @@
-"""What the page may say to the server, checked strictly: one dataclass a message.
+"""Messages from the page to the server, one dataclass each, and their strict validation.
 
-Every message up gets exactly one answer down, so the page knows when it may speak again. Text messages are JSON
-objects with a ``type``; a binary message is an uploaded image and is read in ``pictures.py``.
+Each message gets exactly one answer, and the page waits for it before it sends the next message. Text messages are JSON
+objects with a ``type``; a binary message is an uploaded image, decoded in ``images.py``.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Any
 from vwm.core.spaces import ActionSpace
 
 MAX_TEXT = 64 * 1024
-"""Characters of one text message; a step of a hundred action dimensions needs far fewer."""
+"""Largest number of characters of a text message; a step with a hundred action dimensions takes far fewer."""
 MAX_SEED = 2**32 - 1
 MAX_UNDO = 256
 
 
 class MessageError(ValueError):
-    """The page said something that the server does not take; the text says what and why."""
+    """A message of the page is invalid; the text names the field and what is expected."""
 
 
 @dataclass(frozen=True)
 class ResetMessage:
-    """Start the world again: from shipped start number ``start``, or from the uploaded picture where it is None."""
+    """Reset the world to the start of an index, or to the uploaded image where ``start`` is None."""
 
     start: int | None
     seed: int
@@ -33,21 +33,21 @@ class ResetMessage:
 
 @dataclass(frozen=True)
 class StepMessage:
-    """Advance the world by one frame with one discrete action, or one number a dimension."""
+    """Advance the world by one frame with a discrete action, or with one number per action dimension."""
 
     action: int | tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class UndoMessage:
-    """Go back this many steps, or as far as the history reaches."""
+    """Go back a number of steps, or to the start of the history."""
 
     steps: int
 
 
 @dataclass(frozen=True)
 class RecordMessage:
-    """Start or stop recording, or send the recording as a video of this format."""
+    """Start or stop recording, or download the recording as a video of a format."""
 
     command: str
     format: str
@@ -57,18 +57,18 @@ ClientMessage = ResetMessage | StepMessage | UndoMessage | RecordMessage
 
 
 def parse_message(text: str, actions: ActionSpace, starts: int) -> ClientMessage:
-    """Read one message of the page.
+    """Parse and validate one message of the page.
 
     Args:
         text: JSON.
-        actions: the world's action space, against which steps are checked.
-        starts: how many starting contexts the world has.
+        actions: the world's action space, for the validation of steps.
+        starts: number of starting contexts of the world.
 
     Raises:
-        BadMessage: it is no such message; the error names the field and what it takes.
+        MessageError: the message is invalid; the error names the field and what is expected.
     """
     if len(text) > MAX_TEXT:
-        raise MessageError(f"a message may hold {MAX_TEXT} characters, this one holds {len(text)}")
+        raise MessageError(f"a message may have {MAX_TEXT} characters, this one has {len(text)}")
     try:
         data = json.loads(text)
     except (ValueError, RecursionError):
@@ -95,7 +95,7 @@ def _parse_reset(fields: dict[str, Any], starts: int) -> ResetMessage:
     if start == "upload":
         return ResetMessage(None, _read_integer(fields, "seed", 0, MAX_SEED, default=0))
     if starts == 0:
-        raise MessageError("this world ships no starts: upload a picture and reset with 'start' \"upload\"")
+        raise MessageError("this world has no starts: upload an image and reset with 'start' \"upload\"")
     checked = _read_integer({"start": start}, "start", 0, starts - 1)
     return ResetMessage(checked, _read_integer(fields, "seed", 0, MAX_SEED, default=0))
 
@@ -123,7 +123,7 @@ def _parse_record(fields: dict[str, Any]) -> RecordMessage:
 
 def _read_integer(fields: dict[str, Any], name: str, low: int, high: int, default: int | None = None) -> int:
     value = fields.pop(name, default)
-    # bool is an int to Python, but true is no seed
+    # bool is a subclass of int, but true is not a valid number
     if type(value) is not int or not low <= value <= high:
         raise MessageError(f"'{name}' must be an integer from {low} to {high}, got {_format_value(value)}")
     return value
@@ -141,6 +141,6 @@ def _json_type(value: Any) -> str:
 
 
 def _format_value(value: Any) -> str:
-    """A value as JSON, cut so that an answer never grows with the question."""
+    """Format a value as JSON of limited length."""
     text = "nothing" if value is None else json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,4 +1,4 @@
-"""Who may talk to the server: pages of its own, and nobody else's."""
+"""Check of the origin of requests: only the server's own pages may connect."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ from aiohttp.typedefs import Handler, Middleware
 
 
 def origin_middleware(host: str) -> Middleware:
-    """Middleware that keeps other web sites out.
+    """Make middleware that rejects requests of other web sites.
 
-    A page of another site could open a websocket to localhost, or point its own name at 127.0.0.1. So the host
-    must be this machine's by its own name, and a websocket must come from a page of this very server.
+    A page of another site could open a websocket to localhost, or let its own domain name resolve to 127.0.0.1 (DNS
+    rebinding). Therefore the requested host must be an IP address or a name of this machine, and the origin of a
+    websocket must be this server.
+
+    Args:
+        host: the listening address.
     """
     names = {"localhost", socket.gethostname().lower(), host.lower()}
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        called = (urlsplit(f"//{request.host}").hostname or "").lower()
-        if called not in names and not _is_ip_address(called):
-            raise web.HTTPForbidden(text=f"this server is not called {called!r}: open its address, or localhost")
+        requested = (urlsplit(f"//{request.host}").hostname or "").lower()
+        if requested not in names and not _is_ip_address(requested):
+            raise web.HTTPForbidden(text=f"{requested!r} is not a name of this server: open its address, or localhost")
         origin = request.headers.get("Origin")
-        # browsers always name the origin of a websocket; only programs leave it out, and they need no page to lie
+        # Browsers always send the origin of a websocket. Other programs may leave it out; the check cannot stop them.
         if origin is not None and urlsplit(origin).netloc.lower() != request.host.lower():
-            raise web.HTTPForbidden(text=f"pages of {origin} may not play here; open http://{request.host}/ itself")
+            raise web.HTTPForbidden(text=f"pages of {origin} may not connect; open http://{request.host}/ itself")
         return await handler(request)
 
     return check

@@ -1,4 +1,4 @@
-"""``vwm play``: load a world, warm it up where one can see it, serve it."""
+"""``vwm play``: load a world, warm it up, and serve the player."""
 
 from __future__ import annotations
 
@@ -35,63 +35,70 @@ def play_world(
         bundle: folder of the simulator bundle, or the name of a world that comes with vwm: coinrun, carracing.
         host: address to listen on; 0.0.0.0 lets other machines of the network play.
         port: port to listen on; 0 takes any free one.
-        open_browser: open the page when the world is warm.
+        open_browser: open the page after the warm-up.
         device: where the model runs: auto, cpu, cuda, cuda:1, ...
-        max_sessions: how many pages may play at the same time; they share the model.
-        max_upload_mb: largest picture that may be uploaded as a start, in megabytes.
+        max_sessions: largest number of pages that play at the same time; they share the model.
+        max_upload_mb: largest image that may be uploaded as a start, in megabytes.
+
+    Raises:
+        ValueError: the address cannot be used, or the world does not show frames.
     """
-    # the port first: a model that took a minute to load should not end in "port taken"
-    with open_listener(host, port) as listener, ThreadPoolExecutor(max_workers=1) as thread:
+    # The port comes first, because loading a model may take a minute.
+    with open_listener(host, port) as listener, ThreadPoolExecutor(max_workers=1) as executor:
         simulator = load_simulator(bundle, device=device, dtype="auto")
         if simulator.spec.observation.is_latent:
             raise ValueError(
-                f"{bundle} has no pictures to play in: it is a world of latents alone, made to be planned in. Train it "
-                "with a decoder (model.decoder) to see it"
+                f"{bundle} cannot be played: it predicts latents without frames, for planning. Train it with a decoder "
+                "(model.decoder) to get frames"
             )
         if simulator.spec.context.is_vector:
-            raise ValueError(f"{bundle} is a world of vectors, which has nothing to be looked at: plan or train in it")
+            raise ValueError(f"{bundle} cannot be played: its observations are vectors. Plan or train agents in it")
         height, width = simulator.spec.context.image_size
         print(f"loaded {bundle} ({width} x {height}, {simulator.spec.fps:g} fps)")
-        # where it will run: threads have pools and caches of their own, so another one would stay cold
-        thread.submit(warm_up_simulator, simulator).result()
-        app = make_app(simulator, host, max_sessions, max_upload_mb, thread)
+        # Warm up in the thread that serves: thread pools and caches belong to a thread.
+        executor.submit(warm_up_simulator, simulator).result()
+        app = make_app(simulator, host, max_sessions, max_upload_mb, executor)
         address = page_url(host, listener.getsockname()[1])
-        print(f"playing at {address}  (Ctrl-C ends)", flush=True)
+        print(f"playing at {address}  (stop with Ctrl-C)", flush=True)
         if open_browser:
             webbrowser.open(address)
         web.run_app(app, sock=listener, print=None, access_log=None)
 
 
 def open_listener(host: str, port: int) -> socket.socket:
-    """Open the server's socket, or say why that cannot be."""
-    way_out = "Choose another with --port (0 takes any free one) or --host."
+    """Open the server's socket.
+
+    Raises:
+        ValueError: the address cannot be used; the message gives the reason and a remedy.
+    """
+    remedy = "Choose another with --port (0 takes any free one) or --host."
     if not 0 <= port <= 65535:
-        raise ValueError(f"there is no port {port}: ports go from 0 to 65535. {way_out}")
+        raise ValueError(f"there is no port {port}: ports go from 0 to 65535. {remedy}")
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        # a name that does not resolve has a code of its own, which os.strerror does not know
+        # os.strerror does not know the negative codes of names that do not resolve
         code = error.errno or 0
         reason = os.strerror(code) if code > 0 else str(error.strerror)
-        raise ValueError(f"cannot listen on {host} port {port}: {reason}. {way_out}") from error
+        raise ValueError(f"cannot listen on {host} port {port}: {reason}. {remedy}") from error
 
 
 def page_url(host: str, port: int) -> str:
-    """The address to type into a browser on this machine."""
+    """Return the address to open in a browser on this machine."""
     shown = {"0.0.0.0": "localhost", "::": "localhost", "127.0.0.1": "localhost"}.get(host, host)
     return f"http://[{shown}]:{port}/" if ":" in shown else f"http://{shown}:{port}/"
 
 
 def warm_up_simulator(simulator: Simulator, steps: int = 4) -> None:
-    """Take the first, slow steps (compilation, kernels, caches) before anybody waits for them, visibly."""
+    """Take the first steps, which are slow (compilation, kernels, caches), and print their duration."""
     session = PlaySession(simulator, simulator_starts(simulator))
-    session.upload = np.zeros((*simulator.spec.context.image_size, 3), np.uint8)
+    session.uploaded_image = np.zeros((*simulator.spec.context.image_size, 3), np.uint8)
     space = simulator.spec.actions
     action: int | tuple[float, ...] = 0 if space.kind == "discrete" else space.rest or (0.0,) * space.size
-    print(f"warming up: reset {session.reset(0 if session.starts is not None else None, 0).ms:.0f} ms", end="")
+    print(f"warming up: reset {session.reset(0 if session.starts is not None else None, 0).latency_ms:.0f} ms", end="")
     times = []
     for number in range(1, steps + 1):
-        times.append(session.step(action).ms)
+        times.append(session.step(action).latency_ms)
         print(f", step {number} {times[-1]:.0f} ms", end="", flush=True)
     steady = statistics.median(times[1:] or times)
-    print(f"\nabout {1000 / max(steady, 1e-3):.0f} frames a second; the world was recorded at {simulator.spec.fps:g}")
+    print(f"\nabout {1000 / max(steady, 1e-3):.0f} frames per second; the world was recorded at {simulator.spec.fps:g}")

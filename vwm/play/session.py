@@ -1,6 +1,6 @@
-"""One person's play: where the world stands, where it stood before, and what was recorded.
+"""A play session: the current state of the world, its history, and the recording.
 
-Nothing here knows of the web; the server calls these methods in its worker thread, one at a time.
+This file is independent of the web server, which calls the methods in its worker thread, one at a time.
 """
 
 from __future__ import annotations
@@ -19,156 +19,160 @@ from vwm.core.simulator import Simulator, State
 from vwm.play.messages import MAX_UNDO
 
 MAX_UNDO_BYTES = 2**30
-"""Memory for the earlier states of one session; a model with a long cache keeps fewer of them."""
+"""Memory for the history of one session; the larger the states, the fewer are kept."""
 MAX_RECORDING_BYTES = 2**28
-"""Memory for the recorded frames of one session: 24 minutes of 64 x 64 pixels at 15 frames a second."""
+"""Memory for the recorded frames of one session: 24 minutes of 64 x 64 pixels at 15 frames per second."""
 
 
 @dataclass(frozen=True)
 class PlayStep:
-    """The world after a step (or, with ``step`` 0, after a reset).
+    """The world after a step, or after a reset (``step`` 0).
 
     Attributes:
         state: the simulator's state, batch 1.
         frame: uint8 [h, w, 3].
-        step: steps since the reset.
-        reward: what the last step earned.
-        total: what all steps since the reset earned.
-        terminated: the world ended here.
-        ms: how long the model took.
+        step: number of steps since the reset.
+        reward: of the last step.
+        episode_return: sum of the rewards since the reset.
+        terminated: whether the world ended the episode.
+        latency_ms: time that the model took, in milliseconds.
     """
 
     state: State
     frame: NDArray[np.uint8]
     step: int = 0
     reward: float = 0.0
-    total: float = 0.0
+    episode_return: float = 0.0
     terminated: bool = False
-    ms: float = 0.0
+    latency_ms: float = 0.0
 
 
 class PlaySession:
-    """A world in play.
+    """The state, history and recording of one player.
 
-    Since states are values, undo only keeps the old ones; and since the recording follows the world, undo also
-    takes the undone frames out of the recording.
+    States are values, so undo only requires to keep the earlier ones. Undo also removes the undone frames from the
+    recording.
 
     Args:
         simulator: the world.
-        starts: uint8 [n, t, h, w, 3], the contexts that a reset can name.
+        starts: uint8 [n, t, h, w, 3], the contexts that a reset can select.
     """
 
     def __init__(self, simulator: Simulator, starts: Tensor | None = None) -> None:
         self.simulator = simulator
         self.starts = starts
-        self.upload: NDArray[np.uint8] | None = None
-        self.now: PlayStep | None = None
-        self.past: deque[PlayStep] = deque(maxlen=MAX_UNDO)
+        self.uploaded_image: NDArray[np.uint8] | None = None
+        self.current: PlayStep | None = None
+        self.history: deque[PlayStep] = deque(maxlen=MAX_UNDO)
         self.recording = False
-        self.recorded: list[NDArray[np.uint8]] = []
+        self.recording_frames: list[NDArray[np.uint8]] = []
         height, width = simulator.spec.context.image_size
         self.max_recorded_frames = max(1, MAX_RECORDING_BYTES // (height * width * 3))
         self._times: deque[float] = deque(maxlen=16)
 
     @property
     def fps(self) -> float:
-        """Steps a second over the last few steps; 0 while that is unknown."""
+        """Steps per second over the last few steps; 0 while unknown."""
         if len(self._times) < 2:
             return 0.0
         return (len(self._times) - 1) / max(self._times[-1] - self._times[0], 1e-6)
 
     def reset(self, start: int | None, seed: int) -> PlayStep:
-        """Start again from start number ``start``, or from the uploaded picture where it is None."""
+        """Reset to the start of an index, or to the uploaded image where it is None.
+
+        Raises:
+            ValueError: there is no such start, or no image was uploaded.
+        """
         began = time.perf_counter()
         with torch.no_grad():
             state, frame = self.simulator.reset(self._context(start), seed)
-        self.past.clear()
+        self.history.clear()
         self._times.clear()
-        return self._move(PlayStep(state, _frame_to_numpy(frame), ms=_elapsed_ms(began)))
+        return self._set_current(PlayStep(state, _frame_to_numpy(frame), latency_ms=_elapsed_ms(began)))
 
     def step(self, action: int | tuple[float, ...]) -> PlayStep:
-        """Advance by one frame."""
-        before = self._require_current()
+        """Advance by one frame. Raises ValueError before the first reset."""
+        previous = self._require_current()
         began = time.perf_counter()
         chosen = torch.tensor([action], dtype=torch.int64 if isinstance(action, int) else torch.float32)
         with torch.no_grad():
-            state, output = self.simulator.step(before.state, chosen)
-        assert output.frame is not None, "step(decode=True) gives a frame"
+            state, output = self.simulator.step(previous.state, chosen)
+        assert output.frame is not None, "step(decode=True) returns a frame"
         reward = float(output.reward[0])
-        moment = PlayStep(
+        play_step = PlayStep(
             state=state,
             frame=_frame_to_numpy(output.frame),
-            step=before.step + 1,
+            step=previous.step + 1,
             reward=reward,
-            total=before.total + reward,
+            episode_return=previous.episode_return + reward,
             terminated=bool(output.terminated[0]),
-            ms=_elapsed_ms(began),
+            latency_ms=_elapsed_ms(began),
         )
-        self._push_history(before)
+        self._push_history(previous)
         self._times.append(time.perf_counter())
-        return self._move(moment)
+        return self._set_current(play_step)
 
     def undo(self, steps: int = 1) -> PlayStep:
-        """Go back ``steps`` steps, or as far as the history reaches."""
+        """Go back ``steps`` steps, or to the start of the history. Raises ValueError without a history."""
         self._require_current()
-        if not self.past:
-            raise ValueError("nothing to undo: this is as far back as the history reaches")
-        steps = min(steps, len(self.past))
+        if not self.history:
+            raise ValueError("nothing to undo: this is the start of the history")
+        steps = min(steps, len(self.history))
         for _ in range(steps):
-            self.now = self.past.pop()
-        assert self.now is not None
+            self.current = self.history.pop()
+        assert self.current is not None
         self._times.clear()
         if self.recording:
-            del self.recorded[-steps:]
-            # undone to before the recording began: it begins here now
-            self.recorded = self.recorded or [self.now.frame]
-        return self.now
+            del self.recording_frames[-steps:]
+            # after an undo to a step before the recording, the recording starts here
+            self.recording_frames = self.recording_frames or [self.current.frame]
+        return self.current
 
     def start_recording(self) -> None:
-        """Drop the last recording and begin a new one with the frame that is on the screen."""
-        self.recorded = [self._require_current().frame]
+        """Discard the last recording and start a new one with the current frame."""
+        self.recording_frames = [self._require_current().frame]
         self.recording = True
 
     def stop_recording(self) -> None:
-        """End the recording; its frames stay until the next one starts."""
+        """Stop the recording; its frames are kept until the next one starts."""
         self.recording = False
 
     def recorded_frames(self) -> NDArray[np.uint8]:
-        """The recording, uint8 [T, h, w, 3]."""
-        if not self.recorded:
+        """Return the recording, uint8 [T, h, w, 3]. Raises ValueError where nothing was recorded."""
+        if not self.recording_frames:
             raise ValueError("nothing is recorded yet: start a recording and play")
-        return np.stack(self.recorded)
+        return np.stack(self.recording_frames)
 
     def _context(self, start: int | None) -> Tensor:
         if start is None:
-            if self.upload is None:
-                raise ValueError("no picture is uploaded yet: send one first")
-            return torch.from_numpy(self.upload)[None, None]
+            if self.uploaded_image is None:
+                raise ValueError("no image is uploaded yet: send one first")
+            return torch.from_numpy(self.uploaded_image)[None, None]
         if self.starts is None or not 0 <= start < len(self.starts):
             raise ValueError(f"there is no start {start}")
         return self.starts[start : start + 1]
 
     def _require_current(self) -> PlayStep:
-        if self.now is None:
-            raise ValueError("there is no world yet: reset first")
-        return self.now
+        if self.current is None:
+            raise ValueError("the world has not been reset yet: reset first")
+        return self.current
 
-    def _move(self, moment: PlayStep) -> PlayStep:
-        self.now = moment
+    def _set_current(self, play_step: PlayStep) -> PlayStep:
+        self.current = play_step
         if self.recording:
-            self.recorded.append(moment.frame)
-            self.recording = len(self.recorded) < self.max_recorded_frames
-        return moment
+            self.recording_frames.append(play_step.frame)
+            self.recording = len(self.recording_frames) < self.max_recorded_frames
+        return play_step
 
-    def _push_history(self, moment: PlayStep) -> None:
-        self.past.append(moment)
-        keep = max(1, MAX_UNDO_BYTES // max(1, state_bytes(moment.state)))
-        while len(self.past) > keep:
-            self.past.popleft()
+    def _push_history(self, play_step: PlayStep) -> None:
+        self.history.append(play_step)
+        keep = max(1, MAX_UNDO_BYTES // max(1, state_bytes(play_step.state)))
+        while len(self.history) > keep:
+            self.history.popleft()
 
 
 def state_bytes(state: State) -> int:
-    """Bytes of the tensors in a nested state."""
+    """Sum the bytes of all tensors in a nested state."""
     return sum(leaf.nbytes for leaf in tree_leaves(state) if isinstance(leaf, Tensor))
 
 

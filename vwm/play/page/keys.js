@@ -1,7 +1,7 @@
-// Which keys mean which action: a pure function of the actions' names.
+// The assignment of keys to actions, a pure function of the actions' names.
 //
-// A name is a sum of parts ("LEFT+UP", "UPFIRE"). A part that is known or a single letter gets its natural key, and
-// the action is meant while the keys of all its parts are held. Other names get the digits, then free letters.
+// A name consists of parts ("LEFT+UP", "UPFIRE"). A known part or a single letter gets its usual key, and the action is
+// selected while the keys of all its parts are held. Other names get digits, then free letters.
 
 export const COMMANDS = { KeyP: "pause", Period: "single", KeyZ: "undo", Backspace: "undo", KeyR: "reset", KeyV: "record" };
 
@@ -13,7 +13,7 @@ const SYMBOLS = { LEFT: "←", RIGHT: "→", UP: "↑", DOWN: "↓" };
 const NAMES = { Space: "space", ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓" };
 const FALLBACK = [..."1234567890"].map((digit) => `Digit${digit}`).concat([..."QWERTYUIOPASDFGHJKLZXCVBNM"].map((letter) => `Key${letter}`));
 
-/** The parts of a name in capitals, or null where it is not made of known parts. */
+/** Split a name into its parts, in capitals; null where a part is unknown. */
 export function partsOf(name) {
   const words = name.toUpperCase().split(/[\s+_&,/-]+/).filter(Boolean);
   const parts = words.flatMap((word) => {
@@ -24,9 +24,9 @@ export function partsOf(name) {
   return parts.length && !parts.includes(null) ? parts : null;
 }
 
-/** One entry an action: {index, name, parts, keys: [one list of alternatives a part], label, place in the 3 x 3 pad}. */
+/** Make one entry per action: {index, name, keys: [a list of alternatives for each part], label, symbol, place in the 3 x 3 pad}. */
 export function bind(names, idle) {
-  const known = new Set(); // two actions of one name cannot share a key: the second gets a digit
+  const known = new Set(); // of two actions with the same name, the second gets a digit
   const parted = names.map((name, index) => {
     const parts = index === idle ? null : partsOf(name);
     const sum = parts && [...parts].sort().join(" ");
@@ -43,7 +43,7 @@ export function bind(names, idle) {
   });
 }
 
-/** The action that the held keys mean: the one with most parts, the latest pressed among equals; else undefined. */
+/** Return the action of the held keys: the one with most parts, the latest pressed among equals; else undefined. */
 export function chosen(bindings, held) {
   const order = [...held];
   const age = (binding) => Math.max(...binding.keys.map((keys) => Math.max(...keys.map((key) => order.indexOf(key)))));
@@ -62,7 +62,7 @@ function symbolOf(parts) {
   return corner ?? (parts.length === 1 ? SYMBOLS[parts[0]] : null);
 }
 
-/** [column, row] from 1 to 3 of a direction in the pad, or null for what is no direction. */
+/** Return [column, row] from 1 to 3 of a direction in the pad; null for other actions. */
 function placeOf(parts, idle) {
   if (idle) return [2, 2];
   if (!symbolOf(parts)) return null;

@@ -1,8 +1,8 @@
-// The levers on the page: a slider each, a stick for mouse and finger, and the gamepad.
+// The controls of the levers on the page: sliders, a stick for mouse and finger, and the gamepad.
 
 import { Levers } from "./levers.js";
 
-const DEAD = 0.12; // a gamepad's stick hardly ever comes back to 0
+const DEAD = 0.12; // the stick of a gamepad rarely returns to exactly 0
 const KEYS = [
   { ArrowLeft: -1, KeyA: -1, ArrowRight: 1, KeyD: 1 },
   { ArrowDown: -1, KeyS: -1, ArrowUp: 1, KeyW: 1 },
@@ -10,8 +10,8 @@ const KEYS = [
 
 export class LeverPanel {
   /**
-   * names, rest: of the levers; sliders, stick, knob: elements; situation: says {held, playing, stay};
-   * begin: called when a stick is taken.
+   * names, rest: of the levers; sliders, stick, knob: elements; situation: returns {held, playing, stay};
+   * begin: called when the stick is grabbed.
    */
   constructor({ names, rest }, { sliders, stick, knob }, situation, begin) {
     this.levers = new Levers(names, rest);
@@ -35,14 +35,14 @@ export class LeverPanel {
     return this.sides.some((side) => code in side);
   }
 
-  /** The keys in words. */
+  /** A description of the keys. */
   get hint() {
     const { left, up, down } = Object.fromEntries([...this.stick.querySelectorAll("[data-side]")].map((side) => [side.dataset.side, side.textContent]));
     const vertical = up === down ? [`↑ ↓ ${up}`] : [`↑ ${up}`, `↓ ${down}`];
     return [`← → ${left}`, ...(this.sides.length > 1 ? vertical : [])].join(" · ") + (this.sides.length > 1 ? "  or  W A S D" : "  or  A D");
   }
 
-  /** The action of this instant. */
+  /** Return the current action. */
   read() {
     const { held, playing, stay } = this.situation();
     const keys = KEYS.map((side, index) => (index < this.sides.length ? [...held].reduce((sum, code) => sum + (side[code] ?? 0), 0) : 0)).map(Math.sign);
@@ -50,13 +50,13 @@ export class LeverPanel {
     return this.levers.values.map((value) => Math.round(value * 1e4) / 1e4);
   }
 
-  /** Nobody holds anything any more. */
+  /** Release all sliders and the stick. */
   letGo() {
     this.levers.grabbed.clear();
     this.levers.letGo();
   }
 
-  /** Another world comes. */
+  /** Remove the controls before another world is shown. */
   close() {
     this.abort.abort();
     this.stick.hidden = true;
@@ -70,10 +70,10 @@ export class LeverPanel {
     slider.addEventListener("input", () => this.levers.put(lever, Number(slider.value)));
     slider.addEventListener("pointerdown", () => this.levers.grabbed.add(lever));
     for (const end of ["pointerup", "pointercancel", "change"]) slider.addEventListener(end, () => this.levers.grabbed.delete(lever));
-    // else the arrow keys would go on moving the slider that the mouse has left
+    // otherwise the arrow keys would move the slider that the mouse released
     slider.addEventListener("pointerup", () => slider.blur());
     slider.addEventListener("dblclick", () => this.levers.put(lever, this.levers.rest[lever]));
-    slider.title = "double-click: back to its rest";
+    slider.title = "double-click to reset";
     return { label, slider, value };
   }
 
@@ -82,7 +82,7 @@ export class LeverPanel {
     const on = (event, react) => this.stick.addEventListener(event, react, { signal });
     const point = ({ clientX, clientY }) => {
       const { left, top, width, height } = this.stick.getBoundingClientRect();
-      const reach = (at, low, size) => Math.max(-1, Math.min(1, ((at - low) / size - 0.5) * 2.5)); // full before the rim
+      const reach = (at, low, size) => Math.max(-1, Math.min(1, ((at - low) / size - 0.5) * 2.5)); // the full value before the edge
       this.levers.pad = [reach(clientX, left, width), -reach(clientY, top, height)];
     };
     on("pointerdown", (event) => {
@@ -96,7 +96,7 @@ export class LeverPanel {
     on("contextmenu", (event) => event.preventDefault());
   }
 
-  /** Show where the levers are, at every picture of the screen. */
+  /** Show the values of the levers, at every animation frame. */
   draw() {
     if (this.abort.signal.aborted) return;
     const values = this.read();
@@ -111,7 +111,7 @@ export class LeverPanel {
   }
 }
 
-/** {stick, second}, each [right, up], of the first gamepad that there is; the triggers are up and down, too. */
+/** Return {stick, second}, each [right, up], of the first connected gamepad; its triggers are up and down, too. */
 function gamepad() {
   const found = [...(navigator.getGamepads?.() ?? [])].find((pad) => pad?.connected);
   if (!found) return null;

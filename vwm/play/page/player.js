@@ -1,5 +1,5 @@
-// The player: one websocket, one canvas. A message goes up only after the last answer came down, so a slow model
-// slows the game and never queues it.
+// The player: one websocket, one canvas. A message is sent only after the last one was answered, so that a slow model
+// slows play down instead of filling a queue.
 
 import { bind, chosen, COMMANDS, keyName } from "./keys.js";
 import { LeverPanel } from "./panel.js";
@@ -16,24 +16,24 @@ let socket;
 let bindings = [];
 let panel; // the levers of a continuous world
 let touched; // the action that a finger or the mouse holds
-let start = 0; // number of a shipped start, or "upload"
-let waiting = null; // what was sent and is not answered yet
-const wanted = []; // commands that wait for their turn
-let due = 0; // when the next frame should be asked for
+let start = 0; // index of a start, or "upload"
+let waiting = null; // the message that was sent and is not answered yet
+const queue = []; // messages to be sent next
+let due = 0; // time of the next request of a frame
 let timer;
 let recording = false;
 
-// ---- talking with the server ----------------------------------------------------------------------------------
+// ---- messages to and from the server --------------------------------------------------------------------------
 
 function connect() {
   socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/play`);
   socket.binaryType = "arraybuffer";
-  let reason = "The server ended or went out of reach.";
+  let reason = "The server has stopped or cannot be reached.";
   socket.onmessage = async ({ data }) => {
     const [header, body] = typeof data === "string" ? [JSON.parse(data), null] : open(data);
     if (header.type === "full") reason = header.message;
-    else if (header.type === "hello") greet(header);
-    else await answered(header, body);
+    else if (header.type === "hello") showWorld(header);
+    else await handleAnswer(header, body);
   };
   socket.onclose = () => {
     clearTimeout(timer);
@@ -41,25 +41,25 @@ function connect() {
   };
 }
 
-/** Take a binary answer apart: header length, header, body. */
+/** Split a binary answer: header length, header, body. */
 function open(buffer) {
   const length = new DataView(buffer).getUint32(0);
   return [JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length))), new Uint8Array(buffer, 4 + length)];
 }
 
-/** Ask for something; it goes up when the line is free. */
+/** Send a message as soon as the last one is answered. */
 function send(message) {
-  wanted.push(message);
+  queue.push(message);
   flush();
 }
 
 function flush() {
-  if (waiting || !wanted.length || socket.readyState !== WebSocket.OPEN) return;
-  waiting = wanted.shift();
+  if (waiting || !queue.length || socket.readyState !== WebSocket.OPEN) return;
+  waiting = queue.shift();
   socket.send(waiting instanceof Blob ? waiting : JSON.stringify(waiting));
 }
 
-async function answered(header, body) {
+async function handleAnswer(header, body) {
   try {
     if (header.type === "frame") await showFrame(header, body);
     else if (header.type === "recording") showRecording(header);
@@ -75,16 +75,16 @@ async function answered(header, body) {
 
 function fail(message) {
   toast(message);
-  // else the same step would fail again at every frame
+  // otherwise the same step would fail again at every frame
   if (waiting?.type === "step") setMode("paused");
 }
 
-// ---- what the world shows -------------------------------------------------------------------------------------
+// ---- the world and its frames ---------------------------------------------------------------------------------
 
-function greet(hello) {
+function showWorld(hello) {
   world = hello;
   waiting = null;
-  wanted.length = 0;
+  queue.length = 0;
   latencies.length = 0;
   document.title = $("title").textContent = world.title;
   const kind = world.actions.latent ? "latent actions" : world.actions.kind === "discrete" ? "actions" : "action dimensions";
@@ -95,7 +95,7 @@ function greet(hello) {
   showStarts();
   fit();
   if (world.starts) return reset();
-  setMode("ready", "Upload a picture", "This world ships no starts: it continues any picture you give it.");
+  setMode("ready", "Upload an image", "This world has no starts: it continues any image that you upload.");
 }
 
 async function showFrame(header, body) {
@@ -113,7 +113,7 @@ async function showFrame(header, body) {
   drawSparkline($("spark"), latencies, 1000 / world.fps);
   showRecording(header);
   if (header.terminated && waiting.type === "step" && document.body.dataset.mode !== "paused") {
-    setMode("ended", "The world ended", `after ${header.step} steps. Click or R starts again, Z goes back.`);
+    setMode("ended", "The world ended", `after ${header.step} steps. Click or press R to start again, Z to go back.`);
   }
 }
 
@@ -136,7 +136,7 @@ function setMode(mode, title = "", text = "") {
 
 // ---- playing --------------------------------------------------------------------------------------------------
 
-/** The action of this instant: what is touched or held, else the idle setting; null means to wait. */
+/** The current action: touched, else by held keys, else the idle setting; null means to wait. */
 function currentAction() {
   if (panel) return panel.read();
   const action = touched ?? chosen(bindings, held)?.index;
@@ -144,10 +144,10 @@ function currentAction() {
   return $("idle").value === "" ? null : Number($("idle").value);
 }
 
-/** Ask for the next frame when it is due, at the world's own pace. */
+/** Request the next frame when it is due, at the frame rate of the world. */
 function schedule() {
   clearTimeout(timer);
-  if (document.body.dataset.mode !== "playing" || waiting || wanted.length) return;
+  if (document.body.dataset.mode !== "playing" || waiting || queue.length) return;
   timer = setTimeout(() => {
     const action = currentAction();
     const speed = Number($("speed").value);
@@ -158,14 +158,14 @@ function schedule() {
 }
 
 function stepOnce() {
-  if (waiting || wanted.length) return;
+  if (waiting || queue.length) return;
   const action = currentAction();
   if (action === null) return toast("No action is held, and “no key held” is set to wait.");
   if (!["paused", "ended"].includes(document.body.dataset.mode)) setMode("paused");
   send({ type: "step", action });
 }
 
-/** An action key or button went down: in play it counts while it is held, in a pause it is one step. */
+/** Handle the press of an action key or button: while playing it is held, in a pause it is one step. */
 function pressed() {
   showHeld();
   if (document.body.dataset.mode === "paused") stepOnce();
@@ -177,7 +177,7 @@ function begin() {
 }
 
 function reset() {
-  if (!$("seed").checkValidity() || $("seed").value === "") return toast("The seed must be a whole number from 0 to 4294967295.");
+  if (!$("seed").checkValidity() || $("seed").value === "") return toast("The seed must be an integer from 0 to 4294967295.");
   send({ type: "reset", start, seed: Number($("seed").value) });
   for (const button of $("starts").children) button.classList.toggle("on", button.dataset.start === String(start));
   if (["playing", "paused"].includes(document.body.dataset.mode)) return;
@@ -195,7 +195,7 @@ const commands = {
   },
   single: stepOnce,
   undo(steps = 1) {
-    if (waiting?.type === "undo" || wanted.length || $("undo").disabled) return;
+    if (waiting?.type === "undo" || queue.length || $("undo").disabled) return;
     setMode("paused");
     send({ type: "undo", steps });
   },
@@ -233,15 +233,15 @@ addEventListener("blur", () => {
   showHeld();
 });
 document.addEventListener("visibilitychange", () => {
-  // a world that nobody watches need not run
+  // a hidden page pauses the world
   if (document.hidden && document.body.dataset.mode === "playing") setMode("paused");
 });
 
 for (const name of ["pause", "single", "reset", "record"]) $(name).addEventListener("click", () => commands[name]());
 $("veil").addEventListener("click", () => commands.pause());
-// a clicked button keeps the focus, and the space bar would press it again instead of pausing
+// A clicked button keeps the focus, and the space bar would press it again instead of pausing.
 addEventListener("click", (event) => event.detail && event.target.closest("button")?.blur());
-// A press is one step back at once, and a long one rewinds; the click that ends it is no step of its own.
+// A press is one step back at once, and a long one rewinds; the click event at its end does not count.
 let rewind;
 const stopRewinding = () => clearTimeout(rewind);
 const keepRewinding = () => {
@@ -254,7 +254,7 @@ $("undo").addEventListener("pointerdown", (event) => {
   rewind = setTimeout(keepRewinding, 350);
 });
 for (const end of ["pointerup", "pointerleave", "pointercancel"]) $("undo").addEventListener(end, stopRewinding);
-$("undo").addEventListener("click", (event) => event.detail || commands.undo()); // from the keyboard: no pointer came
+$("undo").addEventListener("click", (event) => event.detail || commands.undo()); // clicks from the keyboard have no pointer event
 
 // ---- actions --------------------------------------------------------------------------------------------------
 
@@ -285,12 +285,12 @@ function showLegend() {
   $("keys-hint").hidden = !pad;
   $("keys-hint").textContent = hint(bindings.filter(({ symbol }) => symbol));
   const settings = names.map((name, index) => new Option(shown(name), index));
-  $("idle").replaceChildren(...settings, new Option("wait, ask for no frame", ""));
+  $("idle").replaceChildren(...settings, new Option("wait", ""));
   $("idle").value = world.idle ?? 0;
   $("idle-row").hidden = false;
 }
 
-/** The keys of the pad in words: the arrows, and what else does the same. */
+/** Describe the keys of the pad: the arrows and their alternatives. */
 function hint(directions) {
   const single = directions.filter(({ keys }) => keys.length === 1).map(({ keys }) => keys[0]);
   const sets = [0, 1].map((choice) => single.map((keys) => keys[choice]).filter(Boolean).map(keyName).join(" "));
@@ -301,7 +301,7 @@ function shown(name) {
   return ["", "·"].includes(name.trim()) ? "do nothing" : name;
 }
 
-/** Let a button hold its action while it is pressed. */
+/** Make a button hold its action while it is pressed. */
 function hold(button, action) {
   button.addEventListener("pointerdown", (event) => {
     if (event.button) return;
@@ -339,14 +339,14 @@ function showLevers() {
 
 function showStarts() {
   const shipped = Array.from({ length: world.starts }, (_, index) => startButton(index, `starts/${index}.png`));
-  const add = Object.assign(element("button", "+"), { type: "button", className: "start add", title: "upload a picture as the start" });
+  const add = Object.assign(element("button", "+"), { type: "button", className: "start add", title: "upload an image as the start" });
   add.addEventListener("click", () => $("file").click());
   $("starts").replaceChildren(...shipped, add);
   if (start === "upload" || start >= world.starts) start = 0;
 }
 
 function startButton(number, url) {
-  const button = Object.assign(document.createElement("button"), { type: "button", className: "start", title: number === "upload" ? "your picture" : `start ${number + 1}` });
+  const button = Object.assign(document.createElement("button"), { type: "button", className: "start", title: number === "upload" ? "your image" : `start ${number + 1}` });
   button.dataset.start = number;
   button.append(Object.assign(new Image(), { src: url, alt: button.title }));
   button.addEventListener("click", () => {
@@ -358,7 +358,7 @@ function startButton(number, url) {
 
 function upload(file) {
   if (!file || !world) return;
-  if (file.size > world.max_upload) return toast(`This file has ${(file.size / 1e6).toFixed(1)} MB; up to ${world.max_upload / 1e6} MB are taken.`);
+  if (file.size > world.max_upload) return toast(`This file has ${(file.size / 1e6).toFixed(1)} MB; the limit is ${world.max_upload / 1e6} MB.`);
   send(file);
 }
 
@@ -410,7 +410,7 @@ function save({ name, format }, body) {
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 
-// ---- small things ---------------------------------------------------------------------------------------------
+// ---- elements, messages, layout -------------------------------------------------------------------------------
 
 function element(tag, text) {
   return Object.assign(document.createElement(tag), { textContent: text });
@@ -424,7 +424,7 @@ function toast(text) {
   toastTimer = setTimeout(() => ($("toast").hidden = true), 6000);
 }
 
-/** The largest whole number of device pixels a world pixel, so that all pixels are equal squares. */
+/** Scale the canvas by the largest integer number of device pixels per world pixel, so that all pixels are equal. */
 function fit() {
   const density = devicePixelRatio || 1;
   const narrow = matchMedia("(max-width: 860px)").matches;

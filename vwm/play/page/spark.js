@@ -1,4 +1,4 @@
-// The latency of the last steps, drawn small.
+// A small plot of the latency of the last steps.
 
 export function median(values) {
   const sorted = [...values].sort((a, b) => a - b);
@@ -6,7 +6,7 @@ export function median(values) {
   return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
 }
 
-/** Bars of the last milliseconds, newest at the right; those over `budget` in another colour, the budget as a line. */
+/** Draw bars of the last latencies in ms, newest at the right; those over `budget` in another color, the budget as a line. */
 export function drawSparkline(canvas, values, budget, room = 120) {
   const density = devicePixelRatio || 1;
   const [width, height] = [canvas.clientWidth, canvas.clientHeight];
