@@ -37,7 +37,7 @@ def test_r2_is_the_formula_for_all_clips_and_for_every_draw() -> None:
     episodes = torch.arange(30) % 4
     counts = bootstrap_episode_counts(4, 20, seed=0)
     found = bootstrap_r2(truth, guess, episodes, counts)
-    for draw, score in zip(counts, torch.cat((found.value[None], found.drawn)), strict=True):
+    for draw, score in zip(counts, torch.cat((found.value[None], found.resampled)), strict=True):
         rows = torch.arange(30).repeat_interleave(draw[episodes].long())
         y, p = truth[rows], guess[rows]
         expected = 1 - (y - p).square().sum(dim=0) / (y - y.mean(dim=0)).square().sum(dim=0)
@@ -58,7 +58,7 @@ def test_accuracy_is_counted_over_clips() -> None:
         truth, guess, torch.tensor([0, 0, 0, 1, 1]), torch.tensor([[1.0, 1.0], [0.0, 2.0], [2.0, 0.0]]).double()
     )
     assert found.value.tolist() == [0.6]
-    torch.testing.assert_close(found.drawn[:, 0], torch.tensor([0.5, 2 / 3], dtype=torch.float64))
+    torch.testing.assert_close(found.resampled[:, 0], torch.tensor([0.5, 2 / 3], dtype=torch.float64))
 
 
 def test_the_interval_covers_where_clips_of_an_episode_are_alike() -> None:
@@ -96,12 +96,12 @@ def test_an_interval_over_seeds_holds_their_spread() -> None:
     draws = [BootstrapScores(torch.tensor([v]).double(), drawn + v) for v in (0.2, 0.4)]
     (found,) = percentile_intervals(average_over_seeds(draws, seed=0))
     assert found.value == pytest.approx(0.3) and 0.19 < found.low < 0.21 and 0.39 < found.high < 0.41
-    assert torch.equal(average_over_seeds(draws[:1], seed=0).drawn, draws[0].drawn)
+    assert torch.equal(average_over_seeds(draws[:1], seed=0).resampled, draws[0].resampled)
 
 
 def test_draws_without_variance_are_left_out() -> None:
     truth = torch.tensor([[0.0], [0.0], [1.0], [3.0]]).double()
     counts = torch.tensor([[1.0, 1.0], [2.0, 0.0], [0.0, 2.0]]).double()
     found = bootstrap_r2(truth, truth, torch.tensor([0, 0, 1, 1]), counts)
-    assert not found.drawn[0].isfinite().any()
+    assert not found.resampled[0].isfinite().any()
     assert percentile_intervals(found)[0] == (1.0, 1.0, 1.0)

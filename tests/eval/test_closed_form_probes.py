@@ -1,4 +1,4 @@
-"""Ridge regression and nearest neighbours, against the formulas they stand for."""
+"""Ridge regression and nearest neighbors, against the formulas they stand for."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_linear_map_is_recovered() -> None:
     y = x @ torch.randn(12, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) - 7
     found = ridge_probe((x[:120], y[:120]), (x[120:160], y[120:160]), x[160:])
     torch.testing.assert_close(found.predictions, y[160:], rtol=0, atol=1e-4)
-    assert (found.chosen == RIDGE_STRENGTHS[0]).all()
+    assert (found.selected == RIDGE_STRENGTHS[0]).all()
 
 
 def test_every_output_has_the_penalty_that_suits_it() -> None:
@@ -63,11 +63,11 @@ def test_every_output_has_the_penalty_that_suits_it() -> None:
     y = torch.cat((x[:, :1] * 2 + x[:, 1:2], noise), dim=1)
     train, val, test = (x[:60], y[:60]), (x[60:90], y[60:90]), x[90:]
     found = ridge_probe(train, val, test)
-    assert found.chosen[0] < found.chosen[1] / 100
+    assert found.selected[0] < found.selected[1] / 100
     single = [ridge_probe((x[:60], y[:60, i : i + 1]), (x[60:90], y[60:90, i : i + 1]), test) for i in range(2)]
     torch.testing.assert_close(found.predictions, torch.cat([s.predictions for s in single], dim=1), rtol=0, atol=1e-9)
     together = ridge_probe(train, val, test, by_output=False)
-    assert together.chosen.shape == (1,) and found.chosen[0] <= together.chosen[0] <= found.chosen[1]
+    assert together.selected.shape == (1,) and found.selected[0] <= together.selected[0] <= found.selected[1]
 
 
 def test_features_that_never_change_do_no_harm() -> None:
@@ -80,14 +80,14 @@ def test_features_that_never_change_do_no_harm() -> None:
     torch.testing.assert_close(nothing, y[:10].mean(dim=0).expand(5, -1))
 
 
-def test_the_nearest_neighbour_of_a_clip_of_the_training_part_is_itself() -> None:
+def test_the_nearest_neighbor_of_a_clip_of_the_training_part_is_itself() -> None:
     x, y = data(40, 8)
     found = knn_probe((x, y), (x[:9], y[:9]), x[9:20])
-    assert (found.chosen == 1).all()
+    assert (found.selected == 1).all()
     torch.testing.assert_close(found.predictions, y[9:20])
 
 
-def test_neighbours_are_weighed_by_their_similarity() -> None:
+def test_neighbors_are_weighed_by_their_similarity() -> None:
     angles = torch.tensor([0.0, 0.3, 2.0, 4.0], dtype=torch.float64)
     x = torch.stack((angles.cos(), angles.sin()), dim=1)
     y = torch.tensor([[0.0], [1.0], [5.0], [9.0]], dtype=torch.float64)
@@ -96,9 +96,9 @@ def test_neighbours_are_weighed_by_their_similarity() -> None:
     torch.testing.assert_close(guess[:, 0, 0], torch.stack((weight * 0, weight / (1 + weight))))
 
 
-def test_many_neighbours_are_chosen_where_labels_are_noise() -> None:
+def test_many_neighbors_are_chosen_where_labels_are_noise() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(600, 30, generator=generator)
     y = torch.randn(600, 4, dtype=torch.float64, generator=generator)
     found = knn_probe((x[:300], y[:300]), (x[300:450], y[300:450]), x[450:])
-    assert (found.chosen >= 50).all()
+    assert (found.selected >= 50).all()

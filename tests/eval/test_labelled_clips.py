@@ -54,7 +54,7 @@ def test_no_episode_is_in_two_parts(write: Write) -> None:
         assert len(pairs) == len(seen[part]) and {e for _, e in pairs} == set(range(len(seen[part])))
 
 
-def test_the_label_of_a_clip_is_the_state_at_its_last_frame_standardised(write: Write) -> None:
+def test_the_label_of_a_clip_is_the_state_at_its_last_frame_standardized(write: Write) -> None:
     found = read_labelled_clips(write(), 3, stride=2, clips=100)
     assert found.names == ("0", "1") and found.kind == "numbers"
     for part in SPLITS:
@@ -70,9 +70,9 @@ def test_the_label_of_a_clip_is_the_state_at_its_last_frame_standardised(write: 
 def test_what_does_not_vary_is_left_out_and_said(write: Write) -> None:
     found = read_labelled_clips(write(state_names=["episode", "time", "flag", "nothing"]), 3)
     assert found.names == ("episode", "time")
-    assert found.left_out == {"flag": "2 values in the training clips", "nothing": "1 values in the training clips"}
-    found = read_labelled_clips(write(state_names=["episode", "time", "flag", "nothing"]), 3, only=["time"])
-    assert found.names == ("time",) and found.left_out["episode"] == "not asked for"
+    assert found.excluded == {"flag": "2 values in the training clips", "nothing": "1 values in the training clips"}
+    found = read_labelled_clips(write(state_names=["episode", "time", "flag", "nothing"]), 3, state_names=["time"])
+    assert found.names == ("time",) and found.excluded["episode"] == "not selected"
 
 
 def test_clips_are_limited_spread_over_episodes_and_the_same_every_time(write: Write) -> None:
@@ -85,7 +85,7 @@ def test_clips_are_limited_spread_over_episodes_and_the_same_every_time(write: W
 
 
 def test_other_shards_may_be_judged_on(write: Write) -> None:
-    found = read_labelled_clips(write(), 3, test=write(3, "other", frames=24))
+    found = read_labelled_clips(write(), 3, test_data=write(3, "other", frames=24))
     assert found.test.frames[:, :, 0, 1, 0].max() > 12
     assert len(set(found.train.frames[:, 0, 0, 0, 0].tolist()) | set(found.val.frames[:, 0, 0, 0, 0].tolist())) == 20
 
@@ -95,7 +95,7 @@ def test_labels_of_the_json_are_classes_or_numbers(write: Write) -> None:
         20, shape=lambda i: ["square", "disc", "cross"][i % 3], speed=lambda i: i / 7, lit=lambda i: i % 2 == 0
     )
     shapes = read_labelled_clips(data, 3, label="shape")
-    assert shapes.kind == "classes" and shapes.names == ("cross", "disc", "square") and shapes.outputs == 3
+    assert shapes.kind == "classes" and shapes.names == ("cross", "disc", "square") and shapes.num_outputs == 3
     expected = [("square", "disc", "cross")[i % 3] for i in shapes.test.frames[:, 0, 0, 0, 0].tolist()]
     assert [shapes.names[i] for i in shapes.test.labels.tolist()] == expected
     speeds = read_labelled_clips(data, 3, label="speed")
@@ -106,12 +106,12 @@ def test_labels_of_the_json_are_classes_or_numbers(write: Write) -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"label": "colour"}, "no label 'colour'.*fps"),
-        ({"only": ["ball"]}, "no ball in state; it has 0, 1"),
-        ({"only": ["2"]}, "nothing is left.*2 values"),
+        ({"label": "color"}, "no label 'color'.*fps"),
+        ({"state_names": ["ball"]}, "no ball in state; it has 0, 1"),
+        ({"state_names": ["2"]}, "nothing is left.*2 values"),
         ({"label": "fps"}, "10 in every training clip|fps is 10"),
-        ({"label": "number"}, "alone: use more episodes"),
-        ({"label": "shape", "only": ["0"]}, "chooses among numbers"),
+        ({"label": "number"}, "only: use more episodes"),
+        ({"label": "shape", "state_names": ["0"]}, "selects among numbers"),
     ],
 )
 def test_labels_that_are_not_there_are_named(write: Write, settings: dict[str, Any], says: str) -> None:

@@ -53,7 +53,14 @@ def bundles(tmp_path: Path) -> tuple[str, str]:
 @pytest.fixture
 def run(moving: str, bundles: tuple[str, str], tmp_path: Path) -> Run:
     def make(bundle: str = bundles[0], **changes: Any) -> dict[str, Any]:
-        small = {"clips": 24, "test_clips": 12, "epochs": 2, "rates": [3e-3, 1e-3], "decays": [0.1], "draws": 100}
+        small = {
+            "clips": 24,
+            "test_clips": 12,
+            "epochs": 2,
+            "learning_rates": [3e-3, 1e-3],
+            "weight_decays": [0.1],
+            "draws": 100,
+        }
         settings = {"out": tmp_path / "probe", "device": "cpu", "random_seeds": 2, **small}
         return probe_features(bundle, moving, **{**settings, **changes})
 
@@ -68,22 +75,24 @@ def test_a_whole_report(run: Run, tmp_path: Path) -> None:
     model, untrained, pixels = report["rows"]
     assert (model["tokens"], model["width"]) == (untrained["tokens"], untrained["width"]) == (32, 24)
     assert pixels["tokens"] == 32 and pixels["tokens"] * pixels["width"] == 4 * 16 * 16 * 3
-    assert report["labels"]["names"] == ["column", "luck"] and report["labels"]["left_out"].keys() == {"nothing"}
+    assert report["labels"]["names"] == ["column", "luck"] and report["labels"]["excluded"].keys() == {"nothing"}
     for row in report["rows"]:
         assert list(row["probes"]) == ["attentive", "linear", "knn", "ridge"]
         for found in row["probes"].values():
             score, each = found["score"], found["by_output"]
             assert score["low"] <= score["high"] and len(each) == 2
             assert score["value"] == pytest.approx((each[0]["value"] + each[1]["value"]) / 2)
-    assert len(untrained["probes"]["ridge"]["chosen"]) == 2 and len(model["probes"]["ridge"]["chosen"]) == 1
-    assert np.array(model["probes"]["linear"]["chosen"][0]["val_losses"]).shape == (2, 2)
+    assert len(untrained["probes"]["ridge"]["selected"]) == 2 and len(model["probes"]["ridge"]["selected"]) == 1
+    assert np.array(model["probes"]["linear"]["selected"][0]["val_losses"]).shape == (2, 2)
     for control, other in (("random init", untrained), ("pixels", pixels)):
-        for name, less in model["against"][control].items():
+        for name, difference in model["against"][control].items():
             expected = model["probes"][name]["score"]["value"] - other["probes"][name]["score"]["value"]
-            assert less["value"] == pytest.approx(expected)
-            assert less["verdict"] == ("better" if less["low"] > 0 else "worse" if less["high"] < 0 else "open")
+            assert difference["value"] == pytest.approx(expected)
+            assert difference["verdict"] == (
+                "better" if difference["low"] > 0 else "worse" if difference["high"] < 0 else "open"
+            )
     table = (out / "probe.md").read_text()
-    assert "| vjepa | 32 × 24 |" in table and "less random init" in table and "Left out: nothing" in table
+    assert "| vjepa | 32 × 24 |" in table and "minus random init" in table and "Excluded: nothing" in table
     assert str(tmp_path) not in table
     for name in ("probes.png", "numbers.png", "sweep.png"):
         with Image.open(out / name) as image:
@@ -109,8 +118,8 @@ def test_several_models_stand_side_by_side_and_share_their_pixels(run: Run, bund
 def test_identical_features_do_not_differ(run: Run, bundles: tuple[str, str]) -> None:
     """A tokenizer without weights is its own random network: the difference is 0 in every draw."""
     report = run(bundles[1], probes=["ridge", "knn"], random_seeds=1)
-    for less in report["rows"][0]["against"]["random init"].values():
-        assert less == {"value": 0.0, "low": 0.0, "high": 0.0, "verdict": "open"}
+    for difference in report["rows"][0]["against"]["random init"].values():
+        assert difference == {"value": 0.0, "low": 0.0, "high": 0.0, "verdict": "open"}
 
 
 def test_classes_are_told_by_accuracy(run: Run, tmp_path: Path) -> None:
@@ -119,7 +128,7 @@ def test_classes_are_told_by_accuracy(run: Run, tmp_path: Path) -> None:
         "kind": "classes",
         "score": "accuracy",
         "names": ["left", "right"],
-        "left_out": {},
+        "excluded": {},
         "chance": report["labels"]["chance"],
     }
     assert 0 <= report["labels"]["chance"] <= 1

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from vwm.eval.probe_heads import AttentiveProbeHeads, ProbeHeads, ProbeHeadType, make_probe_heads
 from vwm.eval.probe_sweep import SweepSettings, per_head_loss, train_probe_sweep
 
-SWEEP = SweepSettings(rates=(1e-2, 1e-3), decays=(0.01, 0.8), epochs=3, batch_size=8, seed=5)
+SWEEP = SweepSettings(learning_rates=(1e-2, 1e-3), weight_decays=(0.01, 0.8), epochs=3, batch_size=8, seed=5)
 
 
 def parts(classes: bool = False, clips: int = 20) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor]:
@@ -40,20 +40,22 @@ def test_a_head_of_a_sweep_becomes_what_it_would_have_become_alone(
     alone_best = []
     for i, (rate, decay) in enumerate(SWEEP.pairs):
         alone = heads(probe, 1, blocks, outputs)
-        found = train_probe_sweep(alone, train, val, test, SWEEP._replace(rates=(rate,), decays=(decay,)))
+        found = train_probe_sweep(
+            alone, train, val, test, SWEEP._replace(learning_rates=(rate,), weight_decays=(decay,))
+        )
         for a, b in zip(together.parameters(), alone.parameters(), strict=True):
             torch.testing.assert_close(a[i], b[0], rtol=0, atol=1e-10)
         torch.testing.assert_close(swept.losses[:, i], found.losses[:, 0], rtol=0, atol=1e-10)
         alone_best.append((float(found.losses.min()), found))
     _, best = min(alone_best, key=lambda pair: pair[0])
-    assert (swept.rate, swept.decay, swept.epoch) == (best.rate, best.decay, best.epoch)
+    assert (swept.learning_rate, swept.weight_decay, swept.epoch) == (best.learning_rate, best.weight_decay, best.epoch)
     torch.testing.assert_close(swept.predictions, best.predictions, rtol=0, atol=1e-10)
 
 
 def test_a_head_alone_is_trained_as_torch_trains_it() -> None:
     """The same loop written plainly: one nn.Linear, torch's AdamW, its cosine."""
     (x, y), val, test = parts()
-    settings = SweepSettings(rates=(3e-3,), decays=(0.4,), epochs=4, batch_size=8, seed=2)
+    settings = SweepSettings(learning_rates=(3e-3,), weight_decays=(0.4,), epochs=4, batch_size=8, seed=2)
     stack = heads("linear", 1)
     plain = nn.Linear(10, 2).double()
     with torch.no_grad():
@@ -83,12 +85,12 @@ def test_the_folded_attention_is_plain_cross_attention() -> None:
             w.add_(0.1 * torch.randn(w.shape, dtype=w.dtype, generator=torch.Generator().manual_seed(w.ndim)))
     x = torch.randn(3, 6, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for i in range(2):
-        tokens = x + stack.places[i]
+        tokens = x + stack.position_embedding[i]
         keys = torch.einsum("bnd,hcd->bhnc", tokens, stack.keys[i])
         values = torch.einsum("bnd,hdc->bhnc", tokens, stack.values[i])
         query = stack.query[i][None, :, None].expand(3, -1, -1, -1)
         expected = F.scaled_dot_product_attention(query, keys, values)[:, :, 0].flatten(1)
-        torch.testing.assert_close(stack._read(x)[i], expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(stack._attend_to_tokens(x)[i], expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("probe", "blocks"), [("linear", 1), ("attentive", 1), ("attentive", 4)])
@@ -102,7 +104,7 @@ def test_an_attentive_head_finds_a_number_at_one_place_that_a_mean_hides() -> No
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 256, 12, 8, generator=generator)
     y = x[:, :, 7, :1] * 1.0
-    settings = SweepSettings(rates=(5e-3,), decays=(0.01,), epochs=20, batch_size=32)
+    settings = SweepSettings(learning_rates=(5e-3,), weight_decays=(0.01,), epochs=20, batch_size=32)
     error = {}
     for probe in ("attentive", "linear"):
         stack = make_probe_heads(probe, 1, 12, 8, 1, 1, seed=0)
@@ -116,7 +118,7 @@ def test_a_head_is_kept_as_it_was_when_it_was_best() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 24, 2, 16, generator=generator)
     y = torch.randn(3, 24, 1, generator=generator)
-    settings = SweepSettings(rates=(3e-2,), decays=(0.0,), epochs=30, batch_size=8)
+    settings = SweepSettings(learning_rates=(3e-2,), weight_decays=(0.0,), epochs=30, batch_size=8)
     stack = make_probe_heads("attentive", 1, 2, 16, 1, 1, seed=0)
     swept = train_probe_sweep(stack, (x[0], y[0]), (x[1], y[1]), x[1], settings)
     kept = float((swept.predictions - y[1]).square().mean())
@@ -126,8 +128,10 @@ def test_a_head_is_kept_as_it_was_when_it_was_best() -> None:
 
 def test_a_head_that_runs_away_is_not_taken() -> None:
     train, val, test = parts()
-    swept = train_probe_sweep(heads("linear", 2), train, val, test, SWEEP._replace(rates=(1e-2, 1e200), decays=(0.1,)))
-    assert swept.rate == 1e-2 and swept.losses[:, 1].isinf().any() and swept.predictions.isfinite().all()
+    swept = train_probe_sweep(
+        heads("linear", 2), train, val, test, SWEEP._replace(learning_rates=(1e-2, 1e200), weight_decays=(0.1,))
+    )
+    assert swept.learning_rate == 1e-2 and swept.losses[:, 1].isinf().any() and swept.predictions.isfinite().all()
 
 
 def test_the_loss_of_a_head_is_that_of_torch() -> None:

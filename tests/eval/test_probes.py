@@ -17,10 +17,10 @@ from vwm.eval.probes import (
     check_probe_names,
     extract_features,
     run_probe,
-    standardise_features,
+    standardize_features,
 )
 
-SETTINGS = SweepSettings(rates=(5e-3, 1e-3), decays=(0.01, 0.4), epochs=15, batch_size=32)
+SETTINGS = SweepSettings(learning_rates=(5e-3, 1e-3), weight_decays=(0.01, 0.4), epochs=15, batch_size=32)
 
 
 def labelled(labels: Tensor, frames: Tensor, kind: str = "numbers") -> LabelledClips:
@@ -66,7 +66,7 @@ def test_what_the_pixels_say_is_read(probe: ProbeName) -> None:
     told = run_probe(probe, tokens, classes, SETTINGS)
     assert told.predictions.shape == (160, 2)
     assert (told.predictions.argmax(dim=1) == classes.test.labels).double().mean() > 0.85
-    assert (told.losses is None) == (probe in ("knn", "ridge")) and told.chosen
+    assert (told.validation_losses is None) == (probe in ("knn", "ridge")) and told.selected
 
 
 def test_equal_settings_give_equal_numbers() -> None:
@@ -85,11 +85,11 @@ def test_equal_settings_give_equal_numbers() -> None:
         torch.testing.assert_close(one.predictions, two.predictions, rtol=0, atol=1e-9)
 
 
-def test_channels_are_standardised_by_the_training_clips_alone() -> None:
+def test_channels_are_standardized_by_the_training_clips_alone() -> None:
     generator = torch.Generator().manual_seed(0)
     parts = [torch.randn(20, 5, 4, generator=generator) * torch.tensor([1.0, 10.0, 0.1, 0.0]) + 3 for _ in range(3)]
     raw = [part.clone() for part in parts]
-    tokens = standardise_features(SplitTokens(*parts))
+    tokens = standardize_features(SplitTokens(*parts))
     flat = tokens.train.flatten(0, 1)
     torch.testing.assert_close(flat.mean(dim=0), torch.zeros(4), rtol=0, atol=1e-4)
     torch.testing.assert_close(flat.std(dim=0, correction=0), torch.tensor([1.0, 1.0, 1.0, 0.0]), rtol=0, atol=1e-4)

@@ -100,7 +100,7 @@ def test_what_looks_at_single_frames_or_steps_stays_at_chance_by_the_mean(pairs:
 
     for scorer in (brightness, change):
         possible, impossible = (score_clips(scorer, f, 4, "") for f in (pairs.possible, pairs.impossible))
-        found = measure_surprise(possible, impossible, pairs.properties, pairs.groups)
+        found = measure_surprise(possible, impossible, pairs.properties, pairs.trial_groups)
         for row in found.values():
             assert row["mean"]["accuracy"]["value"] == 0.5
     assert frame_difference_score(pairs.possible[:2]).shape == (2, 15)
@@ -128,10 +128,10 @@ def test_the_interval_holds_the_rates_under_which_the_count_is_not_surprising(ra
 
 def test_the_course_is_counted_from_each_violation() -> None:
     scores = torch.tensor([[0.0, 0, 5, 1], [0, 7, 1, 1]])
-    course = align_to_violation(scores, torch.tensor([6, 4]), torch.tensor([2, 4, 6, 8]))
-    assert course["offset"] == [-4, -2, 0, 2, 4]
-    assert course["mean"] == [0, 0, 6, 1, 1]
-    assert course["stderr"] == pytest.approx([0, 0, 1 / 2**0.5, 0, 0])
+    curve = align_to_violation(scores, torch.tensor([6, 4]), torch.tensor([2, 4, 6, 8]))
+    assert curve["offset"] == [-4, -2, 0, 2, 4]
+    assert curve["mean"] == [0, 0, 6, 1, 1]
+    assert curve["stderr"] == pytest.approx([0, 0, 1 / 2**0.5, 0, 0])
 
 
 def test_properties_are_judged_apart() -> None:
@@ -157,7 +157,7 @@ def test_the_report_is_written_whole_and_replaces_only_a_report(pairs: Violation
     assert json.loads((out / SURPRISE_REPORT_FILE).read_text()) == found
     text = (out / SURPRISE_TABLE_FILE).read_text()
     assert "| permanence | 6 | 100.0% (43.9 to 100.0) | 1.000 |" in text and "# Surprise of oracle" in text
-    assert "permanence, frame difference | 6 | 50.0%" in text and "looks ahead" not in text
+    assert "permanence, frame difference | 6 | 50.0%" in text and "uses later frames" not in text
     with Image.open(out / SURPRISE_PLOT_FILE) as image:
         assert image.width > 1000
     (tmp_path / "mine").mkdir()
@@ -172,20 +172,20 @@ def test_a_scorer_that_looks_ahead_is_named(pairs: ViolationPairs, tmp_path: Pat
         return oracle(pairs)(frames).flip(1).cumsum(dim=1).flip(1)
 
     found = write_surprise_report(ahead, pairs, tmp_path / "out")
-    assert found["before_violation"] > 0 and "looks ahead" in (tmp_path / "out" / SURPRISE_TABLE_FILE).read_text()
+    assert found["before_violation"] > 0 and "uses later frames" in (tmp_path / "out" / SURPRISE_TABLE_FILE).read_text()
 
 
 def test_times_say_which_frames_the_scores_are_of(pairs: ViolationPairs, tmp_path: Path) -> None:
     def every_other(frames: Tensor) -> Tensor:
         return oracle(pairs)(frames)[:, 1::2]
 
-    found = write_surprise_report(every_other, pairs, tmp_path / "out", times=range(1, 16, 2))
-    course = found["course"]["permanence"]["impossible"]
-    assert course["offset"][0] < 0 < course["offset"][-1]
-    assert all(m == 0 for o, m in zip(course["offset"], course["mean"], strict=True) if o < 0)
+    found = write_surprise_report(every_other, pairs, tmp_path / "out", frame_times=range(1, 16, 2))
+    curve = found["curves"]["permanence"]["impossible"]
+    assert curve["offset"][0] < 0 < curve["offset"][-1]
+    assert all(m == 0 for o, m in zip(curve["offset"], curve["mean"], strict=True) if o < 0)
     assert found["before_violation"] == 0
-    with pytest.raises(ValueError, match="speaks at 8 moments, but times names 3"):
-        write_surprise_report(every_other, pairs, tmp_path / "out", times=[1, 2, 3])
+    with pytest.raises(ValueError, match="returns 8 values per clip, but frame_times names 3"):
+        write_surprise_report(every_other, pairs, tmp_path / "out", frame_times=[1, 2, 3])
 
 
 @pytest.mark.parametrize(
@@ -211,8 +211,8 @@ def test_pairs_are_read_as_they_were_written(pairs: ViolationPairs, tmp_path: Pa
     for k in (0, 1):
         assert (pairs.possible[row + k].numpy() == four.possible[k].frames).all()
         assert (pairs.impossible[row + k].numpy() == four.impossible[k].frames).all()
-        assert pairs.properties[row + k] == "continuity" and pairs.violation[row + k] == four.violation
-    assert pairs.groups.tolist() == [i // 2 for i in range(18)]
+        assert pairs.properties[row + k] == "continuity" and pairs.violation_frame[row + k] == four.violation
+    assert pairs.trial_groups.tolist() == [i // 2 for i in range(18)]
     sprite_pairs(tmp_path / "more")
     few = read_violation_pairs(tmp_path / "more", limit=4)
     assert len(few) == 4 and (few.possible == pairs.possible[:4]).all()
@@ -229,9 +229,9 @@ def test_what_is_no_pair_is_named(tmp_path: Path) -> None:
     one = {"pair": 0, "possible": True, "property": "x", "violation_frame": 2}
     other = {**one, "possible": False}
     write(tmp_path / "good", one, other)
-    assert read_violation_pairs(tmp_path / "good").groups.tolist() == [0]
+    assert read_violation_pairs(tmp_path / "good").trial_groups.tolist() == [0]
     write(tmp_path / "a", {"fps": 3})
-    with pytest.raises(ValueError, match="no pair, possible, property, violation_frame, so it is of no pair"):
+    with pytest.raises(ValueError, match="no pair, possible, property, violation_frame, so it belongs to no pair"):
         read_violation_pairs(tmp_path / "a")
     write(tmp_path / "b", one)
     with pytest.raises(ValueError, match="pair 0 has no impossible clip"):

@@ -51,7 +51,7 @@ def test_a_whole_report(quick: Callable[..., dict[str, Any]], tmp_path: Path) ->
     report, out = quick(), tmp_path / "report"
     assert json.loads((out / "report.json").read_text()) == report
     assert set(report) == {
-        "tokenizer", "codebook", "rollout", "control", "latent_action", "play", "data", "notes", "made",
+        "tokenizer", "codebook", "rollout", "control", "latent_action", "play", "data", "notes", "provenance",
     }  # fmt: skip
     missing = [name for name, value in numbers(report) if value is None and not name.endswith("gpu")]
     assert missing == []
@@ -64,9 +64,9 @@ def test_a_whole_report(quick: Callable[..., dict[str, Any]], tmp_path: Path) ->
     assert sum(report["codebook"]["counts"]) == 8 * 6 * 4
     assert report["control"]["shuffle_cost"]["loss"] == "cross-entropy"
     assert report["data"]["clips"] == 8
-    assert report["made"]["settings"]["context"] == 3
-    assert set(report["made"]["parts"]) == {"tokenizer", "dynamics", "latent_action"}
-    assert report["made"]["parts"]["tokenizer"]["precision"] == "float32"
+    assert report["provenance"]["settings"]["context"] == 3
+    assert set(report["provenance"]["parts"]) == {"tokenizer", "dynamics", "latent_action"}
+    assert report["provenance"]["parts"]["tokenizer"]["precision"] == "float32"
     assert len(report["notes"]) == 2  # LPIPS and FVD have no weights
     assert not out.with_name("report.tmp").exists()
 
@@ -87,7 +87,7 @@ def test_what_the_page_shows_lies_beside_it(quick: Callable[..., dict[str, Any]]
 def test_equal_seeds_give_equal_reports(quick: Callable[..., dict[str, Any]]) -> None:
     def timeless(report: dict[str, Any]) -> dict[str, Any]:
         report = copy.deepcopy(report)
-        del report["play"], report["made"]["environment"]["date"]
+        del report["play"], report["provenance"]["environment"]["date"]
         return report
 
     first = timeless(quick())
@@ -119,7 +119,7 @@ def test_continuous_latents_and_actions(
     assert report["control"]["delta_psnr"]["mean"] is not None
     assert report["control"]["shuffle_cost"] is report["control"]["shuffle_ratio"] is None
     assert any("shuffled actions is not defined for a BrightnessWorld" in note for note in report["notes"])
-    assert report["made"]["parts"]["tokenizer"] == {"parameters": 0, "precision": None}
+    assert report["provenance"]["parts"]["tokenizer"] == {"parameters": 0, "precision": None}
     page = (tmp_path / "report" / "index.html").read_text()
     assert "codebook" not in page.partition("<h2>How it was made")[0]
     assert not (tmp_path / "report" / "codebook.png").exists()
@@ -138,7 +138,7 @@ def test_unlabelled_still_and_few_clips(quick: Callable[..., dict[str, Any]]) ->
 def test_a_busy_machine_is_told_of(quick: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.getloadavg", lambda: (1e6, 0.0, 0.0))
     report = quick(horizon=1, videos=0)
-    assert report["made"]["environment"]["hardware"]["load"] == 1e6
+    assert report["provenance"]["environment"]["hardware"]["load"] == 1e6
     assert any("busy" in note for note in report["notes"])
 
 

@@ -39,7 +39,7 @@ def test_a_shipped_world_is_probed_for_the_state_of_a_game(
             "1",
             "--clip_length",
             "2",
-            "--only",
+            "--state_names",
             "[cart_x, pole_angle]",
         ]
         + ["--clips", "16", "--test_clips", "8", "--probes", "[linear, ridge]", "--epochs", "2", "--random_seeds", "1"]

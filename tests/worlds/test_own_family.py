@@ -209,7 +209,7 @@ def test_it_is_evaluated(made: Path) -> None:
     report = json.loads((made / "report" / "report.json").read_text())
     assert len(report["rollout"]["psnr"]) == 3 and report["rollout"]["psnr"][0] > 20
     assert report["codebook"] is None and report["tokenizer"]["psnr"] is None  # frames need no reconstruction
-    assert report["play"]["sampling_steps"] is None and report["made"]["parts"]["dynamics"]["parameters"] > 0
+    assert report["play"]["sampling_steps"] is None and report["provenance"]["parts"]["dynamics"]["parameters"] > 0
 
 
 def test_it_is_probed_and_timed(made: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,9 +64,9 @@ COMMANDS = {
         "vwm.eval.probe_report:probe_features",
         "measure what frozen features hold, compared with random networks and pixels",
         (
-            "vwm probe runs/vjepa/bundle data/pong_state --only ball_x,ball_y -o runs/probe",
+            "vwm probe runs/vjepa/bundle data/pong_state --state_names ball_x,ball_y -o runs/probe",
             "vwm probe carracing,runs/vjepa/bundle data/carracing_state --layer all",
-            "vwm probe runs/vjepa/bundle data/sprites --label shape --test data/sprites_unseen",
+            "vwm probe runs/vjepa/bundle data/sprites --label shape --test_data data/sprites_unseen",
         ),
     ),
     "surprise": CLICommand(

@@ -1,4 +1,4 @@
-"""Names for learned actions, from what is seen to happen under them: the legend of the player's keys.
+"""Names of latent actions by their effect in the data, for the legend of the player's keys.
 
 Legend: n transitions, t time, h w pixels.
 """
@@ -22,26 +22,26 @@ MAX_DESCRIPTION_LENGTH = 27
 """Characters of a description; the player has no room for more."""
 
 MIN_VISIBLE_SHIFT = 0.3
-"""Pixels a frame below which a shift of the scene is not worth a word."""
+"""Smallest shift of the scene that is described, in pixels per frame."""
 
 MIN_VISIBLE_CHANGE = 0.25
-"""Mean absolute change in levels of 0..255 below which nothing is to be seen."""
+"""Smallest mean absolute change that counts as visible, in levels of 0..255."""
 
 
 def describe_actions(simulator: Simulator, clips: ClipDataset, count: int = 128, batch_size: int = 16) -> list[str]:
-    """A short description of every action of a world.
+    """Describe every action of a world.
 
-    A latent action is called after the recorded action that makes up most of it, with that one's share; where none
-    does or is recorded, after how the scene moves. A world with labelled actions has names already.
+    A latent action has the name of the recorded action that coincides with more than half of it, with the share; else,
+    or without recorded actions, it is described by the motion of the scene. Labelled actions keep their names.
 
     Args:
         simulator: the world.
-        clips: with frames, and actions where there are any; held-out ones are the fairest.
-        count: clips to look at.
+        clips: with frames, and actions where there are any, preferably held-out.
+        count: number of clips.
         batch_size: clips at a time.
 
     Returns:
-        One text an action, shorter than 28 characters.
+        One description per action, shorter than 28 characters.
 
     Raises:
         ValueError: the clips' frames do not have the world's size.
@@ -59,7 +59,7 @@ def describe_actions(simulator: Simulator, clips: ClipDataset, count: int = 128,
 
 
 def _describe_by_recorded_action(latent: Tensor, sample: EvalClips, size: int) -> list[str]:
-    """The recorded action that makes up most of a latent one; empty where none does."""
+    """Name each latent action by the recorded action of more than half its transitions; empty where there is none."""
     assert sample.actions is not None
     columns = max(len(sample.action_names), int(sample.actions.max()) + 1)
     texts = []
@@ -75,18 +75,18 @@ def _describe_by_motion(latent: Tensor, frames: Tensor, size: int) -> list[str]:
     before, after = frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)
     shift = torch.cat([estimate_scene_shift(x, y) for x, y in zip(before.split(64), after.split(64), strict=True)])
     change = torch.stack([(x.int() - y.int()).abs().double().mean() for x, y in zip(before, after, strict=True)])
-    of = latent.flatten()
+    masks = [latent.flatten() == i for i in range(size)]
     return [
-        describe_motion(shift[of == i].mean(dim=0), float(change[of == i].mean())) if (of == i).any() else "not seen"
-        for i in range(size)
+        describe_motion(shift[mask].mean(dim=0), float(change[mask].mean())) if mask.any() else "not seen"
+        for mask in masks
     ]
 
 
 def describe_motion(shift: Tensor, change: float) -> str:
-    """In words.
+    """Describe a motion in words.
 
     Args:
-        shift: float [2], how far the scene moved (down, right), pixels a frame.
+        shift: float [2], of the scene (down, right), in pixels per frame.
         change: mean absolute change of the pixels, in levels.
     """
     down, right = shift.tolist()
@@ -103,11 +103,11 @@ def describe_motion(shift: Tensor, change: float) -> str:
 
 
 def estimate_scene_shift(before: Tensor, after: Tensor) -> Tensor:
-    """How far the whole scene moved: uint8 [n, h, w, 3] twice -> float [n, 2], (down, right) in pixels.
+    """Estimate the shift of the whole scene: uint8 [n, h, w, 3] twice -> float [n, 2], (down, right) in pixels.
 
-    The shift under which the middle of the picture changes least; of equals the shortest. Phase correlation, the
-    usual way, is misled by the figure that games keep in the middle of a scene that scrolls. Large pictures are looked
-    at coarsely, and moves of more than a sixth of the picture are not looked for.
+    Returns the shift with the smallest change in the center of the image; of equal ones the shortest. Phase
+    correlation, the usual method, fails where games keep their character in the center of a scrolling scene. Large
+    images are downsampled, and shifts of more than a sixth of the image are not considered.
     """
     coarse = max(1, min(before.shape[1:3]) // 64)
     x, y = (avg_pool2d(frames.float().mean(dim=-1), coarse) for frames in (before, after))

@@ -159,8 +159,8 @@ def write_compounding_report(
     found = {name: _to_json_curve(curve) for name, curve in curves.items()}
     result = {
         "compounding": found,
-        "data": {"clips": len(sample), "clips_available": sample.available, "episodes": sample.episodes},
-        "made": collect_provenance(
+        "data": {"clips": len(sample), "clips_available": sample.num_available, "episodes": sample.num_episodes},
+        "provenance": collect_provenance(
             simulator, bundle, settings.data, sample.index_hash, settings.part, settings.numbers()
         ),
     }

@@ -1,4 +1,4 @@
-"""The clips that a world is judged by: the first of epoch 0 of a seeded order, held in memory."""
+"""The clips that a world is evaluated on: the first ones of epoch 0 of a seeded order, in memory."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from vwm.data.shard_reading import read_episode_metadata
 
 @dataclass(frozen=True)
 class EvalClips:
-    """Some clips of a data set.
+    """Clips of a data set.
 
     Attributes:
         frames: uint8 [n, t, h, w, 3].
         actions: int64 [n, t] or float32 [n, t, a] as recorded, ``actions[:, i]`` leads from frame i to i+1; None
-            where some clip has none.
-        action_names: of discrete actions; empty where the recording does not say.
+            unless all clips have them.
+        action_names: of discrete actions; empty where the recording has none.
         index_hash: of the shards.
-        available: clips in an epoch of the data.
-        episodes: that the clips come from.
+        num_available: number of clips in an epoch of the data.
+        num_episodes: number of episodes that the clips come from.
     """
 
     frames: Tensor
     actions: Tensor | None
     action_names: tuple[str, ...]
     index_hash: str
-    available: int
-    episodes: int
+    num_available: int
+    num_episodes: int
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -41,9 +41,9 @@ def read_eval_clips(dataset: ClipDataset, clips: int, image_size: tuple[int, int
     """Read the first clips of epoch 0; all of them where there are fewer.
 
     Args:
-        dataset: as ``open_clips`` gives it.
-        clips: how many to read.
-        image_size: (height, width) that the world needs, in pixels.
+        dataset: as ``open_clips`` returns it.
+        clips: number of clips.
+        image_size: (height, width) of the world, in pixels.
 
     Raises:
         ValueError: frames of another size.
@@ -56,14 +56,14 @@ def read_eval_clips(dataset: ClipDataset, clips: int, image_size: tuple[int, int
     if any("actions" not in clip for clip in read):
         read = [{name: value for name, value in clip.items() if name != "actions"} for clip in read]
     batch = collate_clips(read)
-    assert batch.frames is not None  # a clip without frames is an error where it is read
+    assert batch.frames is not None  # reading a clip without frames raises an error
     return EvalClips(
         frames=batch.frames,
         actions=batch.actions,
         action_names=_action_names(dataset, addresses[0]),
         index_hash=dataset.order.index_hash,
-        available=len(dataset.order),
-        episodes=len({(a.shard, a.episode) for a in addresses}),
+        num_available=len(dataset.order),
+        num_episodes=len({(a.shard, a.episode) for a in addresses}),
     )
 
 
@@ -78,7 +78,7 @@ def _check_frame_size(dataset: ClipDataset, address: ClipAddress, image_size: tu
 
 
 def _action_names(dataset: ClipDataset, address: ClipAddress) -> tuple[str, ...]:
-    """What the recording calls its discrete actions, from the facts stored with one of its episodes."""
+    """Read the names of discrete actions from the metadata of an episode."""
     entry = dataset.shards[address.shard].episodes[address.episode]
     names = read_episode_metadata(dataset.paths[address.shard], entry).get("action_names") or ()
     return tuple(map(str, names))

@@ -1,4 +1,4 @@
-"""The report as one page to read: numbers, plots and videos that lie beside it, and nothing from the network."""
+"""The report as an HTML page with the plots and videos of its folder; it loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: 12px; }
 def render_html_report(
     title: str, report: dict[str, Any], plots: Sequence[str], videos: Sequence[str], sheet: str
 ) -> str:
-    """HTML.
+    """Render the page.
 
     Args:
         title: of the world.
         report: see ``vwm.eval.world_report.evaluate_world``.
         plots, videos, sheet: file names, relative to the page.
     """
-    made = report["made"]
-    subtitle = f"{report['data']['clips']} clips of {made['data']}, {made['environment']['date']}"
+    provenance = report["provenance"]
+    subtitle = f"{report['data']['clips']} clips of {provenance['data']}, {provenance['environment']['date']}"
     parts = [
         f"<h1>{escape(title)}</h1><p class=quiet>{escape(subtitle)}</p>",
         _numbers_html(report),
         "".join(f"<p>Note: {escape(note)}.</p>" for note in report["notes"]),
         "<h2>Plots</h2>" + "".join(f'<figure><img src="{escape(p)}" alt="{escape(p)}"></figure>' for p in plots),
         "<h2>Rollouts</h2>" + _rollouts_html(sheet, videos) if videos else "",
-        f"<h2>How it was made</h2><pre>{escape(json.dumps(made, indent=2))}</pre>",
+        f"<h2>Provenance</h2><pre>{escape(json.dumps(provenance, indent=2))}</pre>",
     ]
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
     return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n"
@@ -49,9 +49,9 @@ def _rollouts_html(sheet: str, videos: Sequence[str]) -> str:
         for video in videos
     )
     return (
-        "<p class=quiet>Context | prediction | truth. The bar over the prediction turns orange where the world goes on "
-        f"alone.</p>{shown}<p class=quiet>The same, one pair of rows a clip: the truth, and what the world made of the "
-        f'context and the actions.</p><img src="{escape(sheet)}" alt="rollouts">'
+        "<p class=quiet>Context | prediction | truth. The bar above the prediction is orange where frames are "
+        f"predicted.</p>{shown}<p class=quiet>The same as images, two rows per clip: the truth, and the prediction "
+        f'from the context and the actions.</p><img src="{escape(sheet)}" alt="rollouts">'
     )
 
 
@@ -64,7 +64,7 @@ def _numbers_html(report: dict[str, Any]) -> str:
 
 
 def headline_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """The numbers that matter most: (what, value with unit, how to read it)."""
+    """Return the most important numbers: (name, value with unit, explanation)."""
     tokenizer, rollout, control, play = (report[key] for key in ("tokenizer", "rollout", "control", "play"))
     delta, horizon = control["delta_psnr"], len(rollout["psnr"])
     cost = control["shuffle_cost"]
@@ -72,7 +72,7 @@ def headline_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
         (
             "Tokenizer PSNR",
             _format_number(tokenizer["psnr"], "dB"),
-            f"the mean image: {_format_number(tokenizer['psnr_mean_image'], 'dB')}",
+            f"of the mean image: {_format_number(tokenizer['psnr_mean_image'], 'dB')}",
         ),
         ("Tokenizer SSIM", _format_number(tokenizer["ssim"], "", 3), "1 is perfect"),
         *_usage_rows(report),
@@ -85,12 +85,12 @@ def headline_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
         (
             f"ΔPSNR at horizon {delta['horizon']}",
             f"{_format_number(delta['mean'], '')} ± {_format_number(delta['stderr'], 'dB')}",
-            "what the right actions are worth against random ones; 0 where actions do nothing",
+            "gain of the recorded actions over random ones; 0 where actions have no effect",
         ),
         (
-            "Cost of shuffled actions",
+            "Loss ratio of shuffled actions",
             _format_number(control["shuffle_ratio"], "×", 3),
-            "not measured" if cost is None else f"{cost['loss']}; over 1 where actions count",
+            "not measured" if cost is None else f"{cost['loss']}; above 1 where actions matter",
         ),
         *_information_rows(control),
         (
@@ -99,15 +99,15 @@ def headline_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
             f"95th percentile {_format_number(play['step_ms']['p95'], 'ms')}",
         ),
         (
-            "Frames a second",
+            "Frames per second",
             _format_number(play["fps"], ""),
-            f"one world, {report['made']['environment']['hardware']['device']}",
+            f"one world, {report['provenance']['environment']['hardware']['device']}",
         ),
     ]
 
 
 def _usage_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Of codes and of latent actions, where there are such."""
+    """Return the rows about codes and latent actions, where the world has them."""
     codebook, latent, rows = report["codebook"], report["latent_action"], []
     if codebook is not None:
         used = f"{codebook['used']} of {codebook['size']}"

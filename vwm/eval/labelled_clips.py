@@ -1,4 +1,4 @@
-"""Clips with something to say of them, in three parts that share no episode: what probes are fitted and judged on.
+"""Labelled clips for probes, in three parts (training, validation, test) that share no episode.
 
 Legend: n clips, t time, h w pixels, o numbers to predict.
 """
@@ -25,9 +25,9 @@ LabelKind = Literal["numbers", "classes"]
 SPLITS = ("train", "val", "test")
 VAL_SHARE, TEST_SHARE = 0.15, 0.25
 MIN_DISTINCT_VALUES = 5
-"""Different values that a number must take in the training clips: fewer make it a flag, of which R² says little."""
+"""Distinct values that a number must take in the training clips: with fewer it is a flag, which R² does not suit."""
 MIN_VARIANCE_RATIO = 0.05
-"""Of a number in the test clips, as a share of that in the training clips: R² divides by it."""
+"""Smallest variance of a number in the test clips divided by that in the training clips: R² divides by the former."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class LabelledSplit:
 
     Attributes:
         frames: uint8 [n, t, h, w, 3].
-        labels: float64 [n, o], standardised by the training part; or int64 [n], classes.
-        episodes: int64 [n], a number for each clip's episode, from 0 on.
-        available: clips that there would have been.
+        labels: float64 [n, o], standardized by the training part; or int64 [n], classes.
+        episodes: int64 [n], index of each clip's episode.
+        available: number of clips in the part's episodes.
     """
 
     frames: Tensor
@@ -55,11 +55,11 @@ class LabelledClips:
     """Three parts of a data set.
 
     Attributes:
-        train, val, test: probes are fitted on the first, chosen on the second and judged on the third.
+        train, val, test: for fitting probes, for selecting settings, and for the final score.
         kind: of the labels.
         names: of the numbers, or of the classes.
-        left_out: numbers that are not asked for, with the reason.
-        index_hash: of the shards that the parts come from.
+        excluded: numbers that are not predicted, with the reason.
+        index_hash: of the shards of each part.
     """
 
     train: LabelledSplit
@@ -67,18 +67,18 @@ class LabelledClips:
     test: LabelledSplit
     kind: LabelKind
     names: tuple[str, ...]
-    left_out: dict[str, str]
+    excluded: dict[str, str]
     index_hash: dict[str, str]
 
     @property
-    def outputs(self) -> int:
-        """o, or the number of classes."""
+    def num_outputs(self) -> int:
+        """Number of predicted numbers, or of classes."""
         return len(self.names)
 
 
 @dataclass(frozen=True)
 class _UnprocessedSplit:
-    """Clips before anything was made of their labels: ``values`` one a clip."""
+    """Clips with their raw labels, one entry of ``values`` per clip."""
 
     frames: Tensor
     values: list[Any]
@@ -92,38 +92,38 @@ def read_labelled_clips(
     clip_length: int,
     stride: int = 1,
     label: str | None = None,
-    only: Sequence[str] = (),
-    test: str | None = None,
+    state_names: Sequence[str] = (),
+    test_data: str | None = None,
     clips: int = 1024,
     test_clips: int = 512,
     seed: int = 0,
 ) -> LabelledClips:
-    """Read clips at random starts, and what is known of them.
+    """Read clips at random starts with their labels.
 
-    Episodes are dealt to the parts by a hash of their keys and the seed, so that no episode is in two of them: clips
-    of one episode look alike.
+    Episodes are assigned to the parts by a hash of their keys and the seed, so that no episode is in two parts: clips
+    of one episode are similar.
 
     Args:
         data: shards, see ``vwm.data.shard_index.list_shards``.
         clip_length: t.
-        stride: frames from one frame of a clip to its next.
-        label: a key of the episodes' json. Text, whole numbers and truth values are classes, other numbers are
-            numbers. None: the recorded state at a clip's LAST frame.
-        only: names of the numbers to keep; empty keeps all that vary.
-        test: other shards to judge on; ``data`` then makes the other two parts.
-        clips: at most so many for training, and a quarter of them for validation.
-        test_clips: at most so many.
+        stride: frames from one frame of a clip to the next.
+        label: a key of the episodes' JSON. Strings, integers and booleans are classes, other numbers are regression
+            targets. None takes the recorded state at the LAST frame of a clip.
+        state_names: numbers to keep; empty keeps all that vary.
+        test_data: other shards for the test part; ``data`` then gives the other two parts.
+        clips: largest number of training clips; a quarter as many are for validation.
+        test_clips: largest number of test clips.
         seed: of the parts, and of the clips in them.
 
     Raises:
-        ValueError: too few episodes, a label that is not there, a class that training has not seen.
+        ValueError: too few episodes, a missing label, or a class that is missing in the training part.
     """
-    dealt = split_episodes(_episode_keys(data), test is None, seed)
+    assigned = split_episodes(_episode_keys(data), test_data is None, seed)
     limits = {"train": clips, "val": max(1, clips // 4), "test": test_clips}
     raw, hashes = {}, {}
     for part in SPLITS:
-        where = test if part == "test" and test is not None else data
-        chosen = None if part == "test" and test is not None else dealt[part]
+        where = test_data if part == "test" and test_data is not None else data
+        chosen = None if part == "test" and test_data is not None else assigned[part]
         dataset = _open_dataset(where, chosen, clip_length, stride, ("frames",) if label else ("frames", "state"), seed)
         raw[part] = _read_split(dataset, limits[part], label, part)
         hashes[part] = dataset.order.index_hash
@@ -133,31 +133,31 @@ def read_labelled_clips(
         if label is not None and not any(isinstance(v, float | list) for v in values)
         else _regression_labels
     )
-    labels, names, left_out = make(raw, label or "state", only)
+    labels, names, excluded = make(raw, label or "state", state_names)
     parts = {
         part: LabelledSplit(found.frames, labels[part], found.episodes, found.available) for part, found in raw.items()
     }
     kind: LabelKind = "classes" if make is _class_labels else "numbers"
-    return LabelledClips(**parts, kind=kind, names=names, left_out=left_out, index_hash=hashes)
+    return LabelledClips(**parts, kind=kind, names=names, excluded=excluded, index_hash=hashes)
 
 
 def split_episodes(keys: Sequence[str], with_test: bool, seed: int) -> dict[str, set[str]]:
-    """Deal episodes to the parts, each to one: a quarter for testing, 15% for validation, the rest for training.
+    """Assign each episode to one part: 25% to test, 15% to validation, the rest to training.
 
     Args:
         keys: of the episodes.
-        with_test: False leaves out the part for testing.
-        seed: other seeds deal otherwise.
+        with_test: False leaves out the test part.
+        seed: of the assignment.
 
     Raises:
-        ValueError: fewer episodes than it takes: two each for training and for testing (one alone has no spread),
-            one for validation.
+        ValueError: fewer episodes than required: two each for training and test (one alone has no variance), one for
+            validation.
     """
     least = 5 if with_test else 3
     if len(keys) < least:
         raise ValueError(
-            f"{len(keys)} episodes are too few for parts that share none: it takes {least}. Record more, or shorter "
-            f"ones (vwm record --max-episode-frames)"
+            f"{len(keys)} episodes are too few for parts that share none: {least} are required. Record more, or "
+            f"shorter ones (vwm record --max-episode-frames)"
         )
     order = sorted(keys, key=lambda key: key_hash(key, f"probe {seed}".encode()[:16]))
     tested = max(2, round(TEST_SHARE * len(keys))) if with_test else 0
@@ -168,7 +168,7 @@ def split_episodes(keys: Sequence[str], with_test: bool, seed: int) -> dict[str,
 
 
 def _episode_keys(data: str) -> list[str]:
-    """A name for every episode: equal keys in different shards are different episodes."""
+    """Return a unique name of every episode: equal keys in different shards are different episodes."""
     return [
         _episode_key(index, entry.key) for index in map(load_shard_index, list_shards(data)) for entry in index.episodes
     ]
@@ -181,7 +181,7 @@ def _episode_key(shard: ShardIndex, key: str) -> str:
 def _open_dataset(
     data: str, chosen: set[str] | None, clip_length: int, stride: int, fields: Sequence[str], seed: int
 ) -> ClipDataset:
-    """Clips of some episodes, shuffled over all shards at once, so that a few of them come from many episodes."""
+    """Open clips of some episodes, shuffled over all shards, so that a few clips come from many episodes."""
     paths = list_shards(data)
     shards = [load_shard_index(path) for path in paths]
     if chosen is not None:
@@ -200,7 +200,7 @@ def _read_split(dataset: ClipDataset, count: int, label: str | None, part: str) 
         path, entry = dataset.paths[address.shard], dataset.shards[address.shard].episodes[address.episode]
         clip, where = dataset.read(address), f"{path}: episode {entry.key!r}"
         if frames and clip["frames"].shape != frames[0].shape:
-            raise ValueError(f"{where} has frames of another size than others: {clip['frames'].shape[1:]}")
+            raise ValueError(f"{where} has frames of another size than the other episodes: {clip['frames'].shape[1:]}")
         frames.append(torch.from_numpy(clip["frames"].copy()))
         meta = read_episode_metadata(path, entry)
         values.append(_read_label(clip, meta, label, where))
@@ -222,9 +222,9 @@ def _read_label(clip: dict[str, Any], meta: dict[str, Any], label: str | None, w
 
 
 def _regression_labels(
-    raw: dict[str, _UnprocessedSplit], what: str, only: Sequence[str]
+    raw: dict[str, _UnprocessedSplit], what: str, state_names: Sequence[str]
 ) -> tuple[dict[str, Tensor], tuple[str, ...], dict[str, str]]:
-    """Standardised numbers, their names, and which were left out."""
+    """Return standardized numbers by part, their names, and the excluded numbers with the reason."""
     try:
         stacked = {
             part: np.stack([np.ravel(v) for v in found.values]).astype(np.float64) for part, found in raw.items()
@@ -232,49 +232,49 @@ def _regression_labels(
         train, test = stacked["train"], stacked["test"]
         sizes = {values.shape[1] for values in stacked.values()}
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{what} is not as many numbers in every episode ({error})") from error
+        raise ValueError(f"{what} does not have the same number of values in every episode ({error})") from error
     if len(sizes) > 1:
-        raise ValueError(f"{what} has {sorted(sizes)} numbers in the parts; they must be alike")
+        raise ValueError(f"{what} has {sorted(sizes)} numbers in the parts; it must have the same number in each")
     names = raw["train"].names or ([what] if train.shape[1] == 1 else [str(i) for i in range(train.shape[1])])
     if len(names) != train.shape[1]:
         raise ValueError(f"{what} has {train.shape[1]} numbers, but {len(names)} names: {', '.join(names)}")
-    unknown = [name for name in only if name not in names]
+    unknown = [name for name in state_names if name not in names]
     if unknown:
         raise ValueError(f"there is no {', '.join(unknown)} in {what}; it has {', '.join(names)}")
-    left_out = {}
+    excluded = {}
     for i, name in enumerate(names):
         values = len(np.unique(train[:, i]))
-        if only and name not in only:
-            left_out[name] = "not asked for"
+        if state_names and name not in state_names:
+            excluded[name] = "not selected"
         elif not (np.isfinite(train[:, i]).all() and np.isfinite(test[:, i]).all()):
-            left_out[name] = "not finite"
+            excluded[name] = "not finite"
         elif values < MIN_DISTINCT_VALUES:
-            left_out[name] = f"{values} values in the training clips"
+            excluded[name] = f"{values} values in the training clips"
         elif test[:, i].var() < MIN_VARIANCE_RATIO * train[:, i].var():
-            left_out[name] = "hardly varies in the test clips"
-    kept = [i for i, name in enumerate(names) if name not in left_out]
+            excluded[name] = "nearly constant in the test clips"
+    kept = [i for i, name in enumerate(names) if name not in excluded]
     if not kept:
-        raise ValueError(f"nothing is left to predict of {what}: {_format_reasons(left_out)}")
+        raise ValueError(f"nothing is left to predict of {what}: {_format_reasons(excluded)}")
     mean, std = train[:, kept].mean(axis=0), train[:, kept].std(axis=0)
     labels = {part: torch.from_numpy((values[:, kept] - mean) / std) for part, values in stacked.items()}
-    return labels, tuple(names[i] for i in kept), left_out
+    return labels, tuple(names[i] for i in kept), excluded
 
 
 def _class_labels(
-    raw: dict[str, _UnprocessedSplit], what: str, only: Sequence[str]
+    raw: dict[str, _UnprocessedSplit], what: str, state_names: Sequence[str]
 ) -> tuple[dict[str, Tensor], tuple[str, ...], dict[str, str]]:
-    """Numbers of classes, and the classes' names."""
-    if only:
-        raise ValueError(f"{what} are classes; only={list(only)} chooses among numbers")
+    """Return class indices by part, the names of the classes, and an empty dict of excluded numbers."""
+    if state_names:
+        raise ValueError(f"{what} are classes; state_names={list(state_names)} selects among numbers: leave it out")
     names = _sorted_classes(raw["train"].values)
     if len(names) < 2:
-        raise ValueError(f"{what} is {names[0]!r} in every training clip: there is nothing to tell apart")
+        raise ValueError(f"{what} is {names[0]!r} in every training clip: there is only one class")
     for part in ("val", "test"):
         unseen = [name for name in _sorted_classes(raw[part].values) if name not in names]
         if unseen:
             raise ValueError(
-                f"{what} {', '.join(map(str, unseen))} stands in the {part} part alone: use more episodes, more clips, "
-                f"or another --seed, which deals the episodes otherwise"
+                f"{what} {', '.join(map(str, unseen))} is in the {part} part only: use more episodes, more clips, or "
+                f"another --seed, which changes the split"
             )
     labels = {part: torch.tensor([names.index(v) for v in found.values]) for part, found in raw.items()}
     return labels, tuple(map(str, names)), {}
@@ -284,5 +284,5 @@ def _sorted_classes(values: Iterable[Any]) -> list[Any]:
     return sorted(set(values), key=lambda v: (str(type(v)), v))
 
 
-def _format_reasons(left_out: dict[str, str]) -> str:
-    return "; ".join(f"{name}: {why}" for name, why in left_out.items())
+def _format_reasons(excluded: dict[str, str]) -> str:
+    return "; ".join(f"{name}: {why}" for name, why in excluded.items())

@@ -1,4 +1,4 @@
-"""How long does a player wait for a frame?"""
+"""Latency of a simulator step: how long a player waits for a frame."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ WARM_UP_STEPS = 3
 
 
 def measure_step_latency(simulator: Simulator, context: Tensor, seed: int = 0, steps: int = 30) -> Tensor:
-    """Time of each step of a single world, from the action to the pixels in main memory.
+    """Measure each step of a single world, from the action to the pixels in main memory.
 
     Args:
         simulator: the world.
-        context: uint8 [t, h, w, 3], what the world continues.
+        context: uint8 [t, h, w, 3], context frames.
         seed: of the world and its random actions.
-        steps: how many to time, after some that warm up.
+        steps: number of timed steps, after a few warm-up steps.
 
     Returns:
         float64 [steps], in milliseconds.

@@ -1,4 +1,4 @@
-"""How much do two labellings of the same transitions tell about each other? In bits.
+"""Mutual information of two labellings of the same transitions, in bits.
 
 Legend: n transitions, r and c the numbers of labels.
 """
@@ -14,32 +14,32 @@ NUM_PERMUTATIONS = 100
 
 
 class MutualInformation(NamedTuple):
-    """Mutual information above chance, and what chance alone gives, in bits."""
+    """Mutual information above chance, and the estimate for shuffled labels, in bits."""
 
     bits: float
-    shuffled: float
+    chance_bits: float
 
 
 def contingency_table(a: Tensor, b: Tensor, rows: int, columns: int) -> Tensor:
-    """How often each pair of labels came together: int64 [n] twice -> int64 [rows, columns]."""
+    """Count each pair of labels: int64 [n] twice -> int64 [rows, columns]."""
     return torch.bincount(a * columns + b, minlength=rows * columns).view(rows, columns)
 
 
 def histogram_entropy(counts: Tensor) -> Tensor:
-    """Of a histogram of any shape, in bits."""
+    """Compute the entropy of a histogram of any shape, in bits."""
     p = counts.double() / counts.sum()
     return torch.special.entr(p).sum() / torch.log(torch.tensor(2.0, dtype=torch.float64))
 
 
 def plugin_mutual_information(table: Tensor) -> Tensor:
-    """Of a contingency table, in bits: the plug-in estimate, which is too large for few transitions."""
+    """Compute the plug-in estimate for a contingency table, in bits; it is biased upwards for few transitions."""
     return histogram_entropy(table.sum(dim=0)) + histogram_entropy(table.sum(dim=1)) - histogram_entropy(table)
 
 
 def corrected_mutual_information(a: Tensor, b: Tensor, rows: int, columns: int, seed: int) -> MutualInformation:
-    """Mutual information of labels int64 [n], less the bias of the estimate.
+    """Compute the mutual information of labels int64 [n] minus the bias of the estimate.
 
-    The bias is what the same labels give when one side is shuffled, on average over many shuffles.
+    The bias is the mean estimate over many shuffles of one side.
     """
     generator = torch.Generator().manual_seed(seed)
     shuffles = (b[torch.randperm(len(b), generator=generator)] for _ in range(NUM_PERMUTATIONS))

@@ -1,4 +1,4 @@
-"""LPIPS and FVD, from weights that lie on this machine; nothing is ever downloaded.
+"""LPIPS and FVD, with weights from local files; nothing is downloaded.
 
 Legend: n clips, t time, h w pixels, c channels, f features.
 """
@@ -17,11 +17,11 @@ from torchvision.models import alexnet
 from vwm.core.frames import frames_to_float
 
 LPIPS_NOTE = (
-    "LPIPS is missing: it needs torchvision's AlexNet weights (alexnet-owt-7be5be79.pth from download.pytorch.org), "
+    "LPIPS is missing: it requires torchvision's AlexNet weights (alexnet-owt-7be5be79.pth from download.pytorch.org), "
     "given with --lpips-weights FILE"
 )
 FVD_NOTE = (
-    "FVD is missing: it needs the I3D network as TorchScript (the i3d_torchscript.pt that StyleGAN-V and others use), "
+    "FVD is missing: it requires the I3D network as TorchScript (i3d_torchscript.pt, as StyleGAN-V uses it), "
     "given with --fvd-weights FILE"
 )
 
@@ -29,19 +29,19 @@ ALEXNET_STAGES = ((0, 2), (2, 5), (5, 8), (8, 10), (10, 12))
 """AlexNet's five stages, as slices of its ``features``."""
 
 LPIPS_MEAN, LPIPS_STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-"""What LPIPS takes for the mean and the spread of red, green and blue in [-1, 1]."""
+"""Mean and standard deviation by which LPIPS normalizes red, green and blue in [-1, 1]."""
 
 
 class LPIPS(nn.Module):
     """Learned perceptual distance over AlexNet (arXiv 1801.03924, version 0.1).
 
-    The small linear heads are those that torchmetrics ships.
+    The linear heads are those of torchmetrics.
 
     Args:
         weights: torchvision's AlexNet state dict.
 
     Raises:
-        ValueError: the file is missing or something else.
+        ValueError: the file is missing or holds something else.
     """
 
     def __init__(self, weights: Path) -> None:
@@ -52,7 +52,7 @@ class LPIPS(nn.Module):
             found = torch.load(weights, map_location="cpu", weights_only=True)
             own = {k.removeprefix("features."): v for k, v in found.items() if k.startswith("features.")}
             features.load_state_dict(own, assign=True)
-        except Exception as error:  # unpickling and state dicts fail in a dozen ways
+        except Exception as error:  # unpickling and loading raise many types of errors
             raise ValueError(f"lpips_weights={weights} are no AlexNet weights ({error}). {LPIPS_NOTE}") from error
         self.stages = nn.ModuleList(features[first:last] for first, last in ALEXNET_STAGES)
         for module in self.stages.modules():
@@ -64,7 +64,7 @@ class LPIPS(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Distance of pictures, float [n, 3, h, w] in [-1, 1] twice -> [n]; 0 where they are equal."""
+        """Compute the distance of images, float [n, 3, h, w] in [-1, 1] twice -> [n]; 0 where they are equal."""
         x, y = ((z - z.new_tensor(LPIPS_MEAN)[:, None, None]) / z.new_tensor(LPIPS_STD)[:, None, None] for z in (x, y))
         total = x.new_zeros(len(x))
         for stage, head in zip(self.stages, self.heads, strict=True):
@@ -73,63 +73,67 @@ class LPIPS(nn.Module):
             total += torch.einsum("nchw,c->nhw", difference, head.to(x)).mean(dim=(1, 2))
         return total
 
-    def per_time_step(self, truth: Tensor, guess: Tensor) -> Tensor:
-        """The mean over clips at each time step: uint8 [n, t, h, w, 3] twice -> float64 [t].
+    def per_time_step(self, truth: Tensor, prediction: Tensor) -> Tensor:
+        """Compute the mean over clips at each time step: uint8 [n, t, h, w, 3] twice -> float64 [t].
 
         Raises:
-            ValueError: pictures too small for AlexNet.
+            ValueError: the frames are too small for AlexNet.
         """
         if min(truth.shape[2:4]) < 31:
-            raise ValueError(f"LPIPS needs frames of 31x31 pixels or more, these have {list(truth.shape[2:4])}")
-        pairs = zip(frames_to_float(truth).unbind(1), frames_to_float(guess).unbind(1), strict=True)
+            raise ValueError(f"LPIPS requires frames of 31x31 pixels or more, these have {list(truth.shape[2:4])}")
+        pairs = zip(frames_to_float(truth).unbind(1), frames_to_float(prediction).unbind(1), strict=True)
         return torch.stack([self(x, y).double().mean() for x, y in pairs])
 
 
 def _normalize_features(x: Tensor) -> Tensor:
-    """Every pixel's features at length 1."""
+    """Scale the features of every pixel to length 1."""
     return x / (x.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
 
 
 class FVD:
-    """Fréchet video distance (arXiv 1812.01717) between sets of clips; of few clips it is biased upwards.
+    """Fréchet video distance (arXiv 1812.01717) between sets of clips; with few clips it is biased upwards.
 
     Args:
         weights: I3D as TorchScript, called as ``(video [n, 3, t, h, w] in [-1, 1], rescale, resize, return_features)``
             for features [n, f].
 
     Raises:
-        ValueError: the file is missing or something else.
+        ValueError: the file is missing or holds something else.
     """
 
     def __init__(self, weights: Path) -> None:
         try:
-            # torch.jit is deprecated, but I3D is passed on in no other form.
+            # torch.jit is deprecated, but I3D is distributed in no other form.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)
                 self.network = torch.jit.load(str(weights), map_location="cpu").eval()
         except (RuntimeError, ValueError, OSError) as error:
             raise ValueError(f"fvd_weights={weights} are no TorchScript network ({error}). {FVD_NOTE}") from error
 
-    def __call__(self, truth: Tensor, guess: Tensor) -> float:
-        """uint8 [n, t, h, w, 3] twice. Raises ValueError for clips of under 9 frames: I3D halves time three times."""
+    def __call__(self, truth: Tensor, prediction: Tensor) -> float:
+        """Compute the distance of clips, uint8 [n, t, h, w, 3] twice.
+
+        Raises:
+            ValueError: clips of fewer than 9 frames: I3D halves the time axis three times.
+        """
         if truth.shape[1] < 9:
             raise ValueError(
-                f"FVD needs clips of 9 frames or more, these have {truth.shape[1]}: set a longer --horizon"
+                f"FVD requires clips of 9 frames or more, these have {truth.shape[1]}: set a longer --horizon"
             )
-        return float(frechet_distance(self.features(truth), self.features(guess)))
+        return float(frechet_distance(self.features(truth), self.features(prediction)))
 
     @torch.inference_mode()
     def features(self, frames: Tensor) -> Tensor:
-        """uint8 [n, t, h, w, 3] -> [n, f]."""
+        """Compute the features of clips: uint8 [n, t, h, w, 3] -> [n, f]."""
         videos = (frames_to_float(part).transpose(1, 2) for part in frames.split(8))
         return torch.cat([self.network(v, rescale=False, resize=True, return_features=True) for v in videos])
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> Tensor:
-    """Between two clouds of features, [n, f] each, taken for Gaussians; float64."""
+    """Compute the Fréchet distance of the Gaussians fitted to two sets of features, [n, f] each, in float64."""
     x, y = x.double(), y.double()
     mean = F.mse_loss(x.mean(dim=0), y.mean(dim=0), reduction="sum")
     a, b = torch.cov(x.T).view(x.shape[1], -1), torch.cov(y.T).view(y.shape[1], -1)
-    # The trace of (a b)^(1/2) is the sum of the roots of a b's eigenvalues, which are real and not negative.
+    # The trace of (a b)^(1/2) is the sum of the square roots of the eigenvalues of a b, which are real and at least 0.
     roots = torch.linalg.eigvals(a @ b).real.clamp(min=0).sqrt()
     return mean + a.trace() + b.trace() - 2 * roots.sum()

@@ -1,4 +1,4 @@
-"""The report's plots. Each function draws one and returns it; nothing here touches pyplot's global state."""
+"""The plots of a report. Each function returns a figure, without pyplot's global state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MODEL_COLOR, COPY_COLOR, CEILING_COLOR, GREY_COLOR = "#1f6fb4", "#d1662b", "#3a9
 
 
 def plot_compounding_error(rollout: dict[str, Any]) -> Figure:
-    """How a rollout decays with the horizon, between copying the last frame and the tokenizer's ceiling."""
+    """Plot the quality of rollouts by horizon, with a copy of the last frame and the reconstruction as references."""
     figure = _make_figure(9.0, 3.4)
     for axes, name, label in zip(figure.subplots(1, 2), ("psnr", "ssim"), ("PSNR [dB]", "SSIM"), strict=True):
         _plot_curve(axes, rollout[f"{name}_tokenizer"], CEILING_COLOR, "tokenizer (ceiling)", "--")
@@ -28,15 +28,15 @@ def plot_compounding_error(rollout: dict[str, Any]) -> Figure:
 
 
 def plot_latent_error(compounding: dict[str, Any]) -> Figure:
-    """How what a compact world foretells, and the rewards, part from what came, with the horizon."""
-    paid = compounding["reward_error"] is not None
-    figure = _make_figure(9.0 if paid else 5.2, 3.4)
-    panels = figure.subplots(1, 2 if paid else 1, squeeze=False)[0]
+    """Plot the errors of predicted observations and rewards of a compact world by horizon."""
+    with_reward = compounding["reward_error"] is not None
+    figure = _make_figure(9.0 if with_reward else 5.2, 3.4)
+    panels = figure.subplots(1, 2 if with_reward else 1, squeeze=False)[0]
     _plot_curve(panels[0], compounding["error"], MODEL_COLOR, "own actions")
     _plot_curve(panels[0], compounding["error_random_actions"], GREY_COLOR, "random actions", ":")
-    _plot_curve(panels[0], compounding["error_copy_last"], COPY_COLOR, "copy of the last one", "--")
+    _plot_curve(panels[0], compounding["error_copy_last"], COPY_COLOR, "copy of the last observation", "--")
     _format_horizon_axis(panels[0], f"error of {compounding['observed']} [standard deviations]")
-    if paid:
+    if with_reward:
         _plot_curve(panels[1], compounding["reward_error"], MODEL_COLOR, "own actions")
         _plot_curve(panels[1], compounding["reward_error_mean"], COPY_COLOR, "the mean reward", "--")
         _format_horizon_axis(panels[1], "error of rewards [standard deviations]")
@@ -46,7 +46,7 @@ def plot_latent_error(compounding: dict[str, Any]) -> Figure:
 
 
 def plot_delta_psnr(control: dict[str, Any]) -> Figure:
-    """The difference that the right actions make, by horizon."""
+    """Plot the gain of the recorded actions over random ones by horizon."""
     figure = _make_figure(5.2, 3.4)
     axes = figure.subplots()
     rows = control["delta_psnr_by_horizon"]
@@ -70,14 +70,14 @@ def plot_delta_psnr(control: dict[str, Any]) -> Figure:
 
 
 def plot_codebook_usage(counts: ArrayLike, perplexity: float) -> Figure:
-    """How evenly the tokenizer's codes are used, the commonest first."""
+    """Plot how often the tokenizer's codes are used, the most frequent first."""
     share = np.sort(np.asarray(counts, float))[::-1]
     share = 100 * share / share.sum()
     used = int((share > 0).sum())
     figure = _make_figure(5.2, 3.4)
     axes = figure.subplots()
     axes.bar(np.arange(1, len(share) + 1), share, width=1.0, color=MODEL_COLOR)
-    axes.axhline(100 / len(share), color=GREY_COLOR, linestyle=":", label="all codes alike")
+    axes.axhline(100 / len(share), color=GREY_COLOR, linestyle=":", label="uniform usage")
     axes.set_yscale("log")
     axes.set_xlim(0.5, len(share) + 0.5)
     axes.set_xlabel("code, by rank")
@@ -88,7 +88,7 @@ def plot_codebook_usage(counts: ArrayLike, perplexity: float) -> Figure:
 
 
 def plot_action_table(table: ArrayLike, names: Sequence[str], bits: float) -> Figure:
-    """Which recorded action stands where a latent one was inferred; each row sums to 100 %."""
+    """Plot the distribution of recorded actions for each latent action; each row sums to 100 %."""
     counts = np.asarray(table, float)
     totals = counts.sum(axis=1, keepdims=True)
     share = 100 * counts / np.maximum(totals, 1)
@@ -111,7 +111,7 @@ def plot_action_table(table: ArrayLike, names: Sequence[str], bits: float) -> Fi
 
 
 def plot_step_latency(milliseconds: ArrayLike, p50: float, p95: float, fps: float) -> Figure:
-    """How long a player waits for a frame, against the recording's own pace."""
+    """Plot the distribution of step durations, with the frame interval of the recording."""
     figure = _make_figure(6.2, 3.4)
     axes = figure.subplots()
     axes.hist(np.asarray(milliseconds, float), bins=20, color=MODEL_COLOR)
@@ -127,12 +127,12 @@ def plot_step_latency(milliseconds: ArrayLike, p50: float, p95: float, fps: floa
 
 def plot_returns(
     means: Mapping[str, tuple[float, float, float]],
-    normalised: Mapping[str, tuple[float, float, float] | None],
+    normalized: Mapping[str, tuple[float, float, float] | None],
     title: str,
 ) -> Figure:
-    """What agents earn, the best on top: (value, low, high) by name; and again between random (0) and real (1)."""
+    """Plot mean returns (value, low, high) by name, the best on top, and normalized ones (random 0, real 1)."""
     names = sorted(means, key=lambda name: means[name][0])
-    ratios = {name: known for name in names if (known := normalised.get(name)) is not None}
+    ratios = {name: known for name in names if (known := normalized.get(name)) is not None}
     figure = _make_figure(9.0 if ratios else 5.5, 1.2 + 0.45 * len(names))
     panels = figure.subplots(1, 2 if ratios else 1, squeeze=False)[0]
     _plot_intervals(panels[0], names, means, "mean return, 95% interval")
@@ -145,12 +145,12 @@ def plot_returns(
 
 
 def plot_learning_curves(curves: Mapping[str, Sequence[Mapping[float, float]]], random: float, title: str) -> Figure:
-    """How several ways learn: every run a thin line, and a way's mean where all its runs were evaluated.
+    """Plot learning curves: a thin line per run, and the mean of each group where all its runs were evaluated.
 
     Args:
-        curves: by the way's name, of each run the mean return by decisions.
-        random: what random actions earn.
-        title: over it all.
+        curves: by group, for each run the mean return by number of decisions.
+        random: mean return of random actions.
+        title: of the figure.
     """
     figure = _make_figure(7.5, 4.2)
     axes = figure.subplots()
@@ -176,7 +176,7 @@ def _plot_intervals(
 ) -> None:
     value, low, high = np.array([scores[name] for name in names]).T
     places = np.arange(len(names))
-    # A percentile interval of very few episodes may lie beside its value; a bar of negative length cannot be drawn.
+    # A percentile interval of very few episodes may exclude its value; error bars must not be negative.
     bars = np.maximum([value - low, high - value], 0)
     axes.errorbar(value, places, xerr=bars, fmt="o", color=MODEL_COLOR, capsize=4, markersize=6)
     axes.set_yticks(places, names)
@@ -187,7 +187,7 @@ def _plot_intervals(
 
 
 def _make_figure(width: float, height: float) -> Figure:
-    """Inches."""
+    """Make a figure of a size in inches."""
     return Figure(figsize=(width, height), dpi=130, layout="constrained")
 
 

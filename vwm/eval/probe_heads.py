@@ -1,6 +1,6 @@
-"""Trained probes over frozen tokens, many copies of each as one batched module for a sweep of settings.
+"""Trained probes on frozen tokens: one batched module holds many copies of a probe, for a sweep of settings.
 
-Every weight has the s copies first, and all copies begin alike.
+The first dimension of every weight is the s copies, which all start equal.
 
 Legend: s copies, b batch, n tokens, d their width, w width of the head, h attention heads, c = w / h channels of one,
 o outputs.
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 MIN_HEAD_WIDTH = 512
-"""Of an attentive head: narrow tokens get no weaker a head than wide ones, or pixels would be judged more kindly."""
+"""Smallest width of an attentive head, so that features with narrow tokens have no weaker head than others."""
 HEAD_WIDTH, MAX_ATTENTION_HEADS = 32, 16
 
 ProbeHeadType = Literal["attentive", "linear"]
@@ -27,11 +27,11 @@ class ProbeHeads(nn.Module):
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens [b, n, d], the same for all copies -> [s, b, o]."""
+        """Map tokens [b, n, d], the same for all copies, to [s, b, o]."""
 
 
 class LinearProbeHeads(ProbeHeads):
-    """A linear layer on the tokens' mean.
+    """A linear layer on the mean of the tokens.
 
     Args:
         copies: s.
@@ -47,40 +47,44 @@ class LinearProbeHeads(ProbeHeads):
 
 
 class AttentiveProbeHeads(ProbeHeads):
-    """Cross-attention from a learned query, a feed-forward, and a linear layer.
+    """Cross-attention with a learned query, a feed-forward layer, and a linear layer.
 
     One block is V-JEPA's probe (arXiv 2404.08471, section 4); with more, the blocks before the last are self-attention
     among the tokens, three of them in V-JEPA 2's (arXiv 2506.09985, section 4).
 
-    Every token has a learned position, so that pixels, which do not know their place, are not judged for that. It
-    starts as loud as the tokens: from the usual 0.02 a head takes hundreds of steps to look at a place at all. There is
-    no norm before the first block: tokens come standardised by channel, and a norm would take away how bright a patch
-    is.
+    Every token has a learned position embedding, so that pixels, which carry no position, have no disadvantage. Its
+    standard deviation is 1, like that of the tokens: with the usual 0.02 it takes hundreds of steps until attention
+    depends on positions. There is no norm before the first block: tokens are standardized by channel, and a norm would
+    remove the brightness of a patch.
 
-    There is one query a head, so the keys' projection is taken to the query, and the values' projection to the mean
-    that attention makes: the same function, without any work a token that grows with the square of the width. That is
-    what lets a sweep of twenty heads cost little more than one.
+    There is one query per head, so the key projection is applied to the query, and the value projection to the weighted
+    mean: the same function without work per token that grows with the square of the width. That makes a sweep of twenty
+    heads cost little more than one head.
 
     Args:
         copies: s.
         tokens, width, outputs: n, d, o.
-        blocks: of attention, the last one across.
+        blocks: attention blocks; the last one is cross-attention.
+
+    Raises:
+        ValueError: ``blocks`` is below 1.
     """
 
     def __init__(self, copies: int, tokens: int, width: int, outputs: int, blocks: int = 1) -> None:
         super().__init__()
         if blocks < 1:
-            raise ValueError(f"blocks={blocks} must be at least 1, the one of cross-attention")
+            raise ValueError(f"blocks={blocks} must be at least 1, the cross-attention block")
         heads = min(MAX_ATTENTION_HEADS, max(width, MIN_HEAD_WIDTH) // HEAD_WIDTH)
         inner = max(width, MIN_HEAD_WIDTH) // heads * heads
         self.embed = BatchedLinear(copies, width, inner) if blocks > 1 else None
         self.blocks = nn.ModuleList(BatchedTransformerBlock(copies, inner, heads) for _ in range(blocks - 1))
-        seen, c = (inner if blocks > 1 else width), inner // heads
-        self.places = nn.Parameter(repeat_weight(copies, torch.randn(tokens, seen)))
+        d = inner if blocks > 1 else width  # width of the tokens that the query attends to
+        c = inner // heads
+        self.position_embedding = nn.Parameter(repeat_weight(copies, torch.randn(tokens, d)))
         self.query = nn.Parameter(repeat_weight(copies, torch.randn(heads, c)))
-        self.keys = nn.Parameter(repeat_weight(copies, torch.randn(heads, c, seen) * seen**-0.5))
-        self.values = nn.Parameter(repeat_weight(copies, torch.randn(heads, seen, c) * seen**-0.5))
-        self.start = nn.Parameter(repeat_weight(copies, torch.randn(inner) * 0.02))
+        self.keys = nn.Parameter(repeat_weight(copies, torch.randn(heads, c, d) * d**-0.5))
+        self.values = nn.Parameter(repeat_weight(copies, torch.randn(heads, d, c) * d**-0.5))
+        self.initial_output = nn.Parameter(repeat_weight(copies, torch.randn(inner) * 0.02))
         self.out = BatchedLinear(copies, inner, inner)
         self.norm = BatchedLayerNorm(copies, inner)
         self.mlp = nn.Sequential(
@@ -90,55 +94,58 @@ class AttentiveProbeHeads(ProbeHeads):
         self.linear = BatchedLinear(copies, inner, outputs, std=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.start[:, None] + self.out(self._read(x) if self.embed is None else self._look(self.embed, x))
+        attended = self._attend_to_tokens(x) if self.embed is None else self._attend_through_blocks(self.embed, x)
+        y = self.initial_output[:, None] + self.out(attended)
         y = y + self.mlp(self.norm(y))
         return self.linear(self.last_norm(y))
 
     def _queries(self) -> Tensor:
-        """What each head looks for, with the keys' projection: [s, h, d]."""
+        """Return the query of each head after the key projection, [s, h, d]."""
         return torch.einsum("shc,shcd->shd", self.query, self.keys) * self.query.shape[-1] ** -0.5
 
-    def _read(self, x: Tensor) -> Tensor:
-        """Attention to tokens that all copies share: [b, n, d] -> [s, b, w].
+    def _attend_to_tokens(self, x: Tensor) -> Tensor:
+        """Attend to tokens that all copies share: [b, n, d] -> [s, b, w].
 
-        Positions are taken in apart from the tokens, which would else be copied for every copy of the head.
+        Position embeddings enter apart from the tokens; otherwise the tokens would be copied for every head.
         """
         queries = self._queries()
         s, h, _ = queries.shape
         logits = (x @ queries.flatten(0, 1).T).transpose(1, 2).unflatten(1, (s, h))
-        weights = (logits + queries @ self.places.transpose(1, 2)).softmax(dim=-1)  # [b, s, h, n]
-        found = (weights.flatten(1, 2) @ x).unflatten(1, (s, h)).transpose(0, 1)
-        placed = weights.transpose(0, 1).flatten(1, 2) @ self.places
-        return self._project_values(found + placed.unflatten(1, (len(x), h)))
+        weights = (logits + queries @ self.position_embedding.transpose(1, 2)).softmax(dim=-1)  # [b, s, h, n]
+        from_tokens = (weights.flatten(1, 2) @ x).unflatten(1, (s, h)).transpose(0, 1)
+        from_positions = weights.transpose(0, 1).flatten(1, 2) @ self.position_embedding
+        return self._project_values(from_tokens + from_positions.unflatten(1, (len(x), h)))
 
-    def _look(self, embed: BatchedLinear, x: Tensor) -> Tensor:
-        """The blocks of self-attention, and attention to what they make: [b, n, d] -> [s, b, w]."""
+    def _attend_through_blocks(self, embed: BatchedLinear, x: Tensor) -> Tensor:
+        """Apply the self-attention blocks, and attend to their output: [b, n, d] -> [s, b, w]."""
         b, n, _ = x.shape
-        y = embed(x.flatten(0, 1).expand(embed.copies, -1, -1)).unflatten(1, (b, n)) + self.places[:, None]
+        y = embed(x.flatten(0, 1).expand(embed.copies, -1, -1)).unflatten(1, (b, n)) + self.position_embedding[:, None]
         for block in self.blocks:
             y = block(y)
         weights = torch.einsum("shd,sbnd->sbhn", self._queries(), y).softmax(dim=-1)
         return self._project_values(weights @ y)
 
-    def _project_values(self, found: Tensor) -> Tensor:
-        """[s, b, h, d] -> [s, b, w]."""
-        return torch.einsum("sbhd,shdc->sbhc", found, self.values).flatten(2)
+    def _project_values(self, x: Tensor) -> Tensor:
+        """Apply the value projection: [s, b, h, d] -> [s, b, w]."""
+        return torch.einsum("sbhd,shdc->sbhc", x, self.values).flatten(2)
 
 
 class BatchedTransformerBlock(nn.Module):
-    """s blocks of self-attention and feed-forward, both residual."""
+    """s pre-norm transformer blocks: self-attention and feed-forward, both residual."""
 
     def __init__(self, copies: int, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm, self.mlp_norm = BatchedLayerNorm(copies, width), BatchedLayerNorm(copies, width)
-        self.qkv, self.out = BatchedLinear(copies, width, 3 * width), BatchedLinear(copies, width, width)
+        self.norm = BatchedLayerNorm(copies, width)
+        self.mlp_norm = BatchedLayerNorm(copies, width)
+        self.qkv = BatchedLinear(copies, width, 3 * width)
+        self.out = BatchedLinear(copies, width, width)
         self.mlp = nn.Sequential(
             BatchedLinear(copies, width, 4 * width), nn.GELU(), BatchedLinear(copies, 4 * width, width)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[s, b, n, w] -> [s, b, n, w]."""
+        """Map [s, b, n, w] to the same shape."""
         s, b, n, _ = x.shape
         parts = self.qkv(self.norm(x.flatten(1, 2))).view(s * b, n, 3, self.heads, -1)
         q, k, v = parts.permute(2, 0, 3, 1, 4)
@@ -173,14 +180,14 @@ class BatchedLayerNorm(nn.Module):
 
 
 def repeat_weight(copies: int, weight: Tensor) -> Tensor:
-    """The same weight s times: [...] -> [s, ...]."""
+    """Repeat a weight s times: [...] -> [s, ...]."""
     return weight.expand(copies, *weight.shape).clone()
 
 
 def make_probe_heads(
     probe: ProbeHeadType, copies: int, tokens: int, width: int, outputs: int, blocks: int, seed: int
 ) -> ProbeHeads:
-    """s copies of a probe with the weights of a seed; torch's own generator stays as it was."""
+    """Make s copies of a probe initialized from a seed; torch's global generator does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if probe == "linear":

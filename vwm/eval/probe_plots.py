@@ -1,4 +1,4 @@
-"""The plots of a report of probes. Each function draws one and returns it, or None where there is nothing to draw."""
+"""The plots of a probe report. Each function returns a figure, or None where it does not apply."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from vwm.eval.probe_table import PROBE_TITLES
 
 CONTROL_COLORS = {"random init": GREY_COLOR, "pixels": COPY_COLOR}
 MAX_PLOTTED_OUTPUTS = 48
-"""More than these are not told apart in a plot: it then shows those that the model's probes tell best."""
+"""Largest number of outputs in a plot; of more, those with the best scores of the model are shown."""
 
 
 def plot_probe_scores(report: dict[str, Any]) -> Figure:
-    """Every kind of feature, a bar a probe, with its interval."""
+    """Plot the scores of all features, one bar per probe, with intervals."""
     rows, probes = report["rows"], list(report["rows"][0]["probes"])
     figure = _make_probe_figure(2.0 + 1.1 * len(probes) * max(1.0, 0.28 * len(rows)), 3.8)
     axes = figure.subplots()
@@ -36,7 +36,7 @@ def plot_probe_scores(report: dict[str, Any]) -> Figure:
 
 
 def plot_scores_by_output(report: dict[str, Any]) -> Figure | None:
-    """R² of every number, a panel a probe, of each model and its controls."""
+    """Plot R² of every number for each model and its controls, one panel per probe; None for classes."""
     labels, rows = report["labels"], report["rows"]
     if labels["kind"] != "numbers":
         return None
@@ -50,8 +50,8 @@ def plot_scores_by_output(report: dict[str, Any]) -> Figure | None:
     for axes, probe in zip(panels, probes, strict=True):
         for j, (row, color) in enumerate(zip(rows, _row_colors(rows), strict=True)):
             found = [row["probes"][probe]["by_output"][i] for i in shown]
-            aside = (j - (len(rows) - 1) / 2) * 0.6 / len(rows)
-            _plot_points(axes, np.arange(len(shown)) + aside, found, color, row["name"])
+            offset = (j - (len(rows) - 1) / 2) * 0.6 / len(rows)
+            _plot_points(axes, np.arange(len(shown)) + offset, found, color, row["name"])
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_title(PROBE_TITLES[probe], fontsize=9, loc="left")
         _format_axes(axes, "R²")
@@ -65,9 +65,9 @@ def plot_scores_by_output(report: dict[str, Any]) -> Figure | None:
 
 
 def plot_probe_sweep(report: dict[str, Any]) -> Figure | None:
-    """Validation loss of every head of the sweeps by epoch; the chosen one is bold."""
+    """Plot the validation loss of every head of the sweeps by epoch, the selected one bold; None without a sweep."""
     rows = report["rows"]
-    swept = [p for p in rows[0]["probes"] if rows[0]["probes"][p]["chosen"][0]["val_losses"] is not None]
+    swept = [p for p in rows[0]["probes"] if rows[0]["probes"][p]["selected"][0]["val_losses"] is not None]
     if not swept:
         return None
     figure = _make_probe_figure(1.0 + 2.6 * len(rows), 1.0 + 2.4 * len(swept))
@@ -75,10 +75,10 @@ def plot_probe_sweep(report: dict[str, Any]) -> Figure | None:
     for line, probe in zip(panels, swept, strict=True):
         top = 0.0
         for axes, row in zip(line, rows, strict=True):
-            found = row["probes"][probe]["chosen"][0]
+            found = row["probes"][probe]["selected"][0]
             top = max(top, _plot_sweep_losses(axes, found))
             axes.set_title(f"{row['name']}\n{_format_chosen(found)}", fontsize=7)
-        line[0].set_ylim(top=top)  # a head that runs away would squeeze the rest
+        line[0].set_ylim(top=top)  # a diverged head would compress the others
         line[0].set_ylabel(f"{PROBE_TITLES[probe]}:\nvalidation loss", fontsize=8)
     for axes in panels[-1]:
         axes.set_xlabel("epoch", fontsize=8)
@@ -93,8 +93,8 @@ PROBE_PLOTS: dict[str, Callable[[dict[str, Any]], Figure | None]] = {
 
 
 def _plot_sweep_losses(axes: Axes, found: dict[str, Any]) -> float:
-    """Draw a sweep; returns the loss up to which it is worth looking at."""
-    losses = np.array(found["val_losses"], float)  # None becomes not a number: a head that lost its way
+    """Plot a sweep; return a suitable upper limit of the axis."""
+    losses = np.array(found["val_losses"], float)  # None, of a diverged head, becomes NaN
     epochs = np.arange(1, len(losses) + 1)
     axes.plot(epochs, losses, color=GREY_COLOR, linewidth=0.6, alpha=0.6)
     winner = int(np.nanargmin(np.nanmin(losses, axis=0)))
@@ -127,7 +127,7 @@ def _score_value(found: dict[str, Any]) -> float:
 
 
 def _error_bars(found: list[dict[str, Any]]) -> Any:
-    """How far the interval reaches below and above, never the wrong way."""
+    """Return the distances from the value to the bounds of its interval, at least 0."""
     sides = [
         (_score_value(f) - _score_value({"value": f["low"]}), _score_value({"value": f["high"]}) - _score_value(f))
         for f in found
@@ -136,7 +136,7 @@ def _error_bars(found: list[dict[str, Any]]) -> Any:
 
 
 def _row_colors(rows: list[dict[str, Any]]) -> list[Any]:
-    """Models in blues, controls in grey and orange, lighter from one to the next of a kind."""
+    """Return shades of blue for models, gray and orange for controls, lighter from one to the next of a role."""
     counts: dict[str, int] = {}
     colors = []
     for row in rows:
@@ -147,7 +147,7 @@ def _row_colors(rows: list[dict[str, Any]]) -> list[Any]:
 
 
 def _clip_y_axis(axes: Axes) -> None:
-    """What is far below chance is all the same: it would squeeze the rest."""
+    """Limit the axis below, because scores far below chance would compress the others."""
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, -1.0), min(high, 1.05))
 
@@ -159,5 +159,5 @@ def _format_axes(axes: Axes, label: str) -> None:
 
 
 def _make_probe_figure(width: float, height: float) -> Figure:
-    """Inches."""
+    """Make a figure of a size in inches."""
     return Figure(figsize=(min(width, 24.0), height), dpi=130, layout="constrained")

@@ -1,9 +1,8 @@
 """A sweep of learning rates and weight decays trained in one pass.
 
-All heads of the sweep start from the same weights and see the same batches; what each becomes is what it would have
-become alone.
+All heads of the sweep start from the same weights and are trained on the same batches, each as it would be alone.
 
-Legend: s heads of the sweep, n clips, m clips to judge on, b batch, o outputs.
+Legend: s heads of the sweep, n clips, m test clips, b batch, o outputs.
 """
 
 from __future__ import annotations
@@ -26,40 +25,41 @@ WEIGHT_DECAYS = (0.01, 0.1, 0.4, 0.8)
 
 
 class SweepSettings(NamedTuple):
-    """Of a sweep.
+    """Settings of a sweep.
 
     Attributes:
-        rates, decays: learning rates and weight decays; every pair is a head.
-        epochs: passes over the training clips; the rates fall to 0 as a cosine.
-        batch_size: clips a step.
-        seed: of the first weights and of the order of the clips.
+        learning_rates, weight_decays: each pair is one head.
+        epochs: passes over the training clips; the learning rates follow a cosine to 0.
+        batch_size: clips per step.
+        seed: of the initial weights and of the order of the clips.
     """
 
-    rates: tuple[float, ...] = LEARNING_RATES
-    decays: tuple[float, ...] = WEIGHT_DECAYS
+    learning_rates: tuple[float, ...] = LEARNING_RATES
+    weight_decays: tuple[float, ...] = WEIGHT_DECAYS
     epochs: int = 20
     batch_size: int = 64
     seed: int = 0
 
     @property
     def pairs(self) -> list[tuple[float, float]]:
-        """(learning rate, weight decay) of every head."""
-        return list(product(self.rates, self.decays))
+        """Learning rate and weight decay of every head."""
+        return list(product(self.learning_rates, self.weight_decays))
 
 
 class SweepResult(NamedTuple):
-    """What a sweep found.
+    """The result of a sweep.
 
     Attributes:
         predictions: float64 [m, o] of the best head.
-        losses: float64 [epochs, s], of the validation clips after each epoch.
-        rate, decay, epoch: of the best head, and after which epoch (from 1) it was best.
+        losses: float64 [epochs, s], validation losses after each epoch.
+        learning_rate, weight_decay: of the best head.
+        epoch: after which the best head was best, from 1.
     """
 
     predictions: Tensor
     losses: Tensor
-    rate: float
-    decay: float
+    learning_rate: float
+    weight_decay: float
     epoch: int
 
 
@@ -71,10 +71,10 @@ def train_probe_sweep(
     settings: SweepSettings,
     title: str = "sweep",
 ) -> SweepResult:
-    """Train all heads, keep each as it was when it was best on the validation clips, and take the best of them.
+    """Train all heads, keep the weights of each at its lowest validation loss, and return the best head's predictions.
 
     Args:
-        heads: as many copies as the settings have pairs; they are trained in place.
+        heads: one copy per pair of settings; trained in place.
         train, val: tokens [., n, d], and numbers [., o] or classes int64 [.].
         test: tokens [m, n, d].
         settings: see ``SweepSettings``.
@@ -96,16 +96,22 @@ def train_probe_sweep(
         with torch.no_grad():
             for kept, now in zip(best.parameters(), heads.parameters(), strict=True):
                 kept[better] = now[better]
-    found = torch.stack(losses)
+    validation_losses = torch.stack(losses)
     winner = int(lowest.argmin())
-    rate, decay = settings.pairs[winner]
+    learning_rate, weight_decay = settings.pairs[winner]
     with torch.inference_mode():
-        said = [best(part)[winner].double() for part in test.split(settings.batch_size)]
-    return SweepResult(torch.cat(said), found, rate, decay, int(found[:, winner].argmin()) + 1)
+        predictions = [best(part)[winner].double() for part in test.split(settings.batch_size)]
+    return SweepResult(
+        predictions=torch.cat(predictions),
+        losses=validation_losses,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        epoch=int(validation_losses[:, winner].argmin()) + 1,
+    )
 
 
 def per_head_loss(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Mean loss of each head: [s, b, o] against numbers [b, o] (squared error) or classes int64 [b] -> [s]."""
+    """Compute the mean loss of each head, [s], from [s, b, o] and numbers [b, o] (squared error) or classes [b]."""
     if labels.is_floating_point():
         return (outputs - labels).square().mean(dim=(1, 2))
     every = F.cross_entropy(outputs.flatten(0, 1), labels.repeat(len(outputs)), reduction="none")
@@ -114,16 +120,16 @@ def per_head_loss(outputs: Tensor, labels: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def _validation_losses(heads: ProbeHeads, tokens: Tensor, labels: Tensor, batch_size: int) -> Tensor:
-    """Of a whole part: float64 [s]; a head that has lost its way has an infinite one."""
+    """Compute the loss of each head on a whole part, float64 [s]; infinite for a diverged head."""
     parts = zip(tokens.split(batch_size), labels.split(batch_size), strict=True)
     total = torch.stack([per_head_loss(heads(x), y).double() * len(x) for x, y in parts]).sum(dim=0)
     return (total / len(tokens)).nan_to_num(nan=torch.inf)
 
 
 class BatchedAdamW:
-    """AdamW (arXiv 1711.05101) with a learning rate and a weight decay of its own for every copy.
+    """AdamW (arXiv 1711.05101) with a separate learning rate and weight decay for every copy.
 
-    The optimizer is torch's, over the copies' own slices of the weights. Biases, norms and other vectors do not decay.
+    It is torch's optimizer on the slices of the weights. Biases, norms and other vectors have no weight decay.
     """
 
     def __init__(self, heads: ProbeHeads, settings: SweepSettings) -> None:
@@ -140,10 +146,10 @@ class BatchedAdamW:
         self.heads = heads
         self.optimizer = torch.optim.AdamW(groups, fused=True)
 
-    def step(self, loss: Tensor, way: float) -> None:
-        """One step against the loss of all heads, [s], ``way`` (0 to 1) along the cosine."""
+    def step(self, loss: Tensor, progress: float) -> None:
+        """Take one step on the losses of all heads, [s]; ``progress`` in 0..1 sets the cosine learning rate."""
         self.heads.zero_grad(set_to_none=False)
         loss.sum().backward()
         for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * (0.5 + 0.5 * math.cos(math.pi * way))
+            group["lr"] = group["peak"] * (0.5 + 0.5 * math.cos(math.pi * progress))
         self.optimizer.step()

@@ -1,4 +1,4 @@
-"""The report of probes as a table in Markdown."""
+"""The Markdown table of a probe report."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 PROBE_TITLES = {
     "attentive": "Attentive",
     "linear": "Linear on the mean",
-    "knn": "Nearest neighbours",
+    "knn": "Nearest neighbors",
     "ridge": "Ridge on all tokens",
 }
 VERDICT_TEXTS = {"better": "better", "worse": "worse", "open": "no difference shown"}
 
 
 def render_probe_report(report: dict[str, Any]) -> str:
-    """Scores, differences to the controls, and what was asked of whom."""
+    """Format scores, differences to the controls, and the data as Markdown."""
     labels, rows = report["labels"], report["rows"]
     probes = list(rows[0]["probes"])
     lines = [f"# Probes of frozen features, {labels['score']}", "", *_describe_data(report), ""]
@@ -23,7 +23,7 @@ def render_probe_report(report: dict[str, Any]) -> str:
     )
     lines += ["", "Differences on the same test episodes:", ""]
     compared = [
-        [row["name"], f"less {control}", *(_format_verdict(found[p]) for p in probes)]
+        [row["name"], f"minus {control}", *(_format_verdict(found[p]) for p in probes)]
         for row in rows
         if row["role"] == "model"
         for control, found in row["against"].items()
@@ -31,9 +31,9 @@ def render_probe_report(report: dict[str, Any]) -> str:
     lines += _markdown_table(["Features", "Control", *(PROBE_TITLES[p] for p in probes)], compared)
     if labels["kind"] == "numbers":
         lines += ["", "By number, of the models:", "", *_output_rows(report, probes)]
-    if labels["left_out"]:
-        left_out = "; ".join(f"{name} ({why})" for name, why in labels["left_out"].items())
-        lines += ["", f"Left out: {left_out}."]
+    if labels["excluded"]:
+        excluded = "; ".join(f"{name} ({why})" for name, why in labels["excluded"].items())
+        lines += ["", f"Excluded: {excluded}."]
     return "\n".join(lines) + "\n"
 
 
@@ -42,7 +42,7 @@ def _describe_data(report: dict[str, Any]) -> list[str]:
     what = f"{len(labels['names'])} numbers" if labels["kind"] == "numbers" else f"{len(labels['names'])} classes"
     parts = ", ".join(f"{part} {d['clips']} clips of {d['episodes']} episodes" for part, d in data.items())
     return [
-        f"{what}; {parts}. [95% interval over test episodes.] Whoever sees no clip scores {labels['chance']:.3f}.",
+        f"{what}; {parts}. [95% interval over test episodes.] A constant prediction scores {labels['chance']:.3f}.",
     ]
 
 
@@ -64,12 +64,12 @@ def _output_rows(report: dict[str, Any], probes: list[str]) -> list[str]:
     return _markdown_table(["Features", "Number", *(PROBE_TITLES[p] for p in probes)], rows)
 
 
-def _format_interval(of: dict[str, float | None]) -> str:
-    return f"{_format_score(of['value'])} [{_format_score(of['low'])}, {_format_score(of['high'])}]"
+def _format_interval(score: dict[str, float | None]) -> str:
+    return f"{_format_score(score['value'])} [{_format_score(score['low'])}, {_format_score(score['high'])}]"
 
 
-def _format_verdict(of: dict[str, Any]) -> str:
-    return f"{_format_interval(of)} {VERDICT_TEXTS[of['verdict']]}"
+def _format_verdict(difference: dict[str, Any]) -> str:
+    return f"{_format_interval(difference)} {VERDICT_TEXTS[difference['verdict']]}"
 
 
 def _format_score(value: float | None) -> str:

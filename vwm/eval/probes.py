@@ -1,11 +1,11 @@
 """The four probes over frozen features of clips.
 
 - ``attentive``: a learned query attends to the tokens (a sweep of learning rates and weight decays);
-- ``linear``: a linear layer on the tokens' mean (the same sweep);
-- ``ridge``: linear regression on all tokens side by side, in closed form;
-- ``knn``: the labels of the clips whose tokens are most alike, all tokens side by side.
+- ``linear``: a linear layer on the mean of the tokens (the same sweep);
+- ``ridge``: linear regression on all tokens, concatenated, in closed form;
+- ``knn``: the labels of the nearest neighbors by all tokens, concatenated.
 
-Every probe is fitted on the training clips, and all that is chosen is chosen on the validation clips.
+Every probe is fitted on the training clips, and its settings are selected on the validation clips.
 
 Legend: n clips, l tokens of a clip, d width, o outputs.
 """
@@ -29,11 +29,11 @@ from vwm.eval.probe_sweep import SweepSettings, train_probe_sweep
 ProbeName = Literal["attentive", "linear", "knn", "ridge"]
 PROBE_NAMES: tuple[ProbeName, ...] = ("attentive", "linear", "knn", "ridge")
 MEMORY_COPIES = 3
-"""How often the features of all clips lie in memory at once, at most."""
+"""Number of copies of all features that are in memory at once, at most."""
 
 
 class SplitTokens(NamedTuple):
-    """Features of each part, float32 [n, l, d]; every channel standardised by the training clips."""
+    """Features of each part, float32 [n, l, d]; channels are standardized by the training clips."""
 
     train: Tensor
     val: Tensor
@@ -41,33 +41,33 @@ class SplitTokens(NamedTuple):
 
 
 class ProbePredictions(NamedTuple):
-    """What a probe says of the test clips.
+    """A probe's predictions for the test clips.
 
     Attributes:
         predictions: float64 [n, o]: numbers, or a score for every class.
-        chosen: what the validation clips chose.
-        losses: float64 [epochs, s] of the validation clips, by head of the sweep; None where there was none.
+        selected: settings selected on the validation clips.
+        validation_losses: float64 [epochs, s], by head of the sweep; None for closed-form probes.
     """
 
     predictions: Tensor
-    chosen: dict[str, Any]
-    losses: Tensor | None
+    selected: dict[str, Any]
+    validation_losses: Tensor | None
 
 
 def extract_features(
     features: FeatureExtractor, clips: LabelledClips, batch_size: int, memory: float, title: str
 ) -> SplitTokens:
-    """Features of all clips, on the CPU.
+    """Compute the features of all clips, on the CPU.
 
     Args:
-        features: what makes them.
+        features: the extractor.
         clips: of the three parts.
-        batch_size: clips at a time; it changes no number beyond rounding.
-        memory: GiB that the features may take, with what the probes need of them.
+        batch_size: clips at a time; it changes numbers by rounding only.
+        memory: GiB that the features and the probes' copies of them may take.
         title: for the progress bar.
 
     Raises:
-        ValueError: they would take more; the message says what they take.
+        ValueError: they require more memory.
     """
     parts = [getattr(clips, part).frames for part in SPLITS]
     count = sum(map(len, parts))
@@ -84,7 +84,7 @@ def extract_features(
                 bar.update(len(found))
             assert out is not None
             made.append(out)
-    return standardise_features(SplitTokens(*made))
+    return standardize_features(SplitTokens(*made))
 
 
 def _check_memory(clips: int, found: Tensor, memory: float, title: str) -> None:
@@ -92,20 +92,20 @@ def _check_memory(clips: int, found: Tensor, memory: float, title: str) -> None:
     needed = MEMORY_COPIES * clips * tokens * width * found.element_size() / 2**30
     if needed > memory:
         raise ValueError(
-            f"{title}: {clips} clips of {tokens} tokens of width {width} need {needed:.1f} GiB with the probes' own "
+            f"{title}: {clips} clips of {tokens} tokens of width {width} require {needed:.1f} GiB with the probes' "
             f"copies, over memory={memory:g}: use fewer clips (--clips {int(clips * memory / needed * 0.6)}), a "
             f"shorter --clip-length, or more --memory"
         )
 
 
-def standardise_features(tokens: SplitTokens) -> SplitTokens:
-    """Every channel at mean 0 and deviation 1 over the training clips and their tokens, in place.
+def standardize_features(tokens: SplitTokens) -> SplitTokens:
+    """Scale every channel to mean 0 and standard deviation 1 over all tokens of the training clips, in place.
 
-    One scale for all tokens of a channel: a deviation for every token would blow up what hardly ever happens there.
+    All tokens of a channel share one scale: with one per token, rare events at a token would be amplified.
     """
     flat = tokens.train.flatten(0, 1)
     mean, std = flat.mean(dim=0, dtype=torch.float64), flat.double().std(dim=0, correction=0)
-    # A channel that never changes says nothing; what is left of it is rounding.
+    # A constant channel carries no information but rounding errors.
     scale = torch.where(std > 1e-6 * (1e-6 + mean.abs()), 1 / std, 0.0)
     for part in tokens:
         part.sub_(mean.float()).mul_(scale.float())
@@ -121,10 +121,10 @@ def run_probe(
     device: torch.device | str = "cpu",
     title: str = "",
 ) -> ProbePredictions:
-    """Fit one probe and ask it about the test clips.
+    """Fit one probe and predict the labels of the test clips.
 
     Args:
-        probe: which.
+        probe: its name.
         tokens: see ``extract_features``.
         clips: their labels.
         settings: of the sweeps.
@@ -136,28 +136,28 @@ def run_probe(
     if probe == "ridge" or probe == "knn":
         fit: Callable[..., ClosedFormPredictions] = ridge_probe if probe == "ridge" else knn_probe
         numbers = clips.kind == "numbers"
-        y = labels if numbers else tuple(F.one_hot(y, clips.outputs).double() for y in labels)
+        y = labels if numbers else tuple(F.one_hot(y, clips.num_outputs).double() for y in labels)
         train, val, test = (part.flatten(1) for part in tokens)
         found = fit((train, y[0]), (val, y[1]), test, by_output=numbers)
         return ProbePredictions(
-            found.predictions, {"strength" if probe == "ridge" else "neighbours": found.chosen}, None
+            found.predictions, {"strength" if probe == "ridge" else "neighbors": found.selected}, None
         )
     x = (
         tokens
         if probe == "attentive"
-        else standardise_features(SplitTokens(*(part.mean(dim=1, keepdim=True) for part in tokens)))
+        else standardize_features(SplitTokens(*(part.mean(dim=1, keepdim=True) for part in tokens)))
     )
     train, val, test = (part.to(device) for part in x)
-    count, (tokens_a_clip, width) = len(settings.pairs), train.shape[1:]
-    heads = make_probe_heads(probe, count, tokens_a_clip, width, clips.outputs, blocks, settings.seed).to(device)
+    count, (tokens_per_clip, width) = len(settings.pairs), train.shape[1:]
+    heads = make_probe_heads(probe, count, tokens_per_clip, width, clips.num_outputs, blocks, settings.seed).to(device)
     y = tuple((y.float() if clips.kind == "numbers" else y).to(device) for y in labels)
     swept = train_probe_sweep(heads, (train, y[0]), (val, y[1]), test, settings, f"{title} {probe}".strip())
-    chosen = {"learning_rate": swept.rate, "weight_decay": swept.decay, "epoch": swept.epoch}
-    return ProbePredictions(swept.predictions.cpu(), chosen, swept.losses.cpu())
+    selected = {"learning_rate": swept.learning_rate, "weight_decay": swept.weight_decay, "epoch": swept.epoch}
+    return ProbePredictions(swept.predictions.cpu(), selected, swept.losses.cpu())
 
 
 def check_probe_names(probes: Sequence[str]) -> None:
-    """Raise ValueError unless all are probes, and there is one."""
+    """Raise ValueError unless all names are of probes, and there is at least one."""
     unknown = [name for name in probes if name not in PROBE_NAMES]
     if unknown or not probes:
         raise ValueError(f"probes={list(probes)} must be some of {', '.join(PROBE_NAMES)}")

@@ -1,4 +1,4 @@
-"""What made a report: software, hardware, weights and data, so that a number can be made again."""
+"""The provenance of a report: software, hardware, weights and data, so that its numbers can be reproduced."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vwm.core.version import VERSION
 def collect_provenance(
     simulator: NetworkSimulator, bundle: Path, data: str, index_hash: str, part: str, settings: dict[str, Any]
 ) -> dict[str, Any]:
-    """Where a report comes from: the world in its folder, the clips (of that part of the data), settings, machine."""
+    """Describe how a report was made: bundle and weights, clips (of a part of the data), settings, machine."""
     return {
         "bundle": str(bundle),
         "bundle_hash": hash_weights(bundle),
@@ -32,7 +32,7 @@ def collect_provenance(
 
 
 def environment_info(device: torch.device) -> dict[str, Any]:
-    """Versions, hardware (and how busy it was: the mean number of busy processes in the last minute) and the date."""
+    """Describe versions, date and hardware, with its load: the mean number of busy processes in the last minute."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"vwm": VERSION, "torch": torch.__version__, "python": platform.python_version()},
@@ -49,7 +49,7 @@ def environment_info(device: torch.device) -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """What the processor calls itself."""
+    """Return the name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -59,7 +59,7 @@ def cpu_model() -> str:
 
 
 def hash_weights(bundle: Path) -> str:
-    """A hash of the bundle's safetensors, their names included."""
+    """Hash the safetensors files of a bundle and their names."""
     digest = hashlib.blake2b(digest_size=16)
     for file in sorted(bundle.rglob("*.safetensors")):
         digest.update(f"{file.relative_to(bundle).as_posix()}\0{file.stat().st_size}\0".encode())
@@ -70,7 +70,7 @@ def hash_weights(bundle: Path) -> str:
 
 
 def network_summary(simulator: NetworkSimulator) -> dict[str, dict[str, Any]]:
-    """Of each part of the world its number of parameters and their precision, which depends on the machine."""
+    """Return the number of parameters and the precision (which depends on the machine) of each network."""
     return {
         name: {"parameters": sum(p.numel() for p in part.parameters()), "precision": _precision(part)}
         for name, part in simulator.networks().items()
@@ -78,6 +78,6 @@ def network_summary(simulator: NetworkSimulator) -> dict[str, dict[str, Any]]:
 
 
 def _precision(part: torch.nn.Module) -> str | None:
-    """None for a part without parameters."""
+    """Return the type of the parameters; None without parameters."""
     first = next(part.parameters(), None)
     return None if first is None else str(first.dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Reconstructions: the upper bound of every rollout, and the latents of clips.
+"""Reconstructions of clips, the upper bound of rollout quality, and their latents.
 
 Legend: n clips, t time, h w the grid of latents, c channels, H W pixels.
 """
@@ -16,11 +16,11 @@ from vwm.core.simulator import Simulator
 
 
 class ReconstructedClips(NamedTuple):
-    """Clips as a simulator shows them without any dynamics: encoded and decoded again.
+    """Clips that a simulator encoded and decoded, without dynamics.
 
     Attributes:
         frames: uint8 [n, t, H, W, 3].
-        latents: tokens int64 [n, t, h, w], or float [n, t, ...]; None of a simulator that predicts frames themselves.
+        latents: tokens int64 [n, t, h, w], or float [n, t, ...]; None for simulators without latents.
     """
 
     frames: Tensor
@@ -29,9 +29,9 @@ class ReconstructedClips(NamedTuple):
 
 @torch.inference_mode()
 def reconstruct_clips(simulator: Simulator, frames: Tensor, batch_size: int) -> ReconstructedClips:
-    """Encode and decode clips, uint8 [n, t, H, W, 3]; on the simulator's device, back on the frames'.
+    """Encode and decode clips, uint8 [n, t, H, W, 3], on the simulator's device; results are on the frames' device.
 
-    A simulator without latents to decode shows frames as they are.
+    For a simulator without decodable latents, the frames are returned unchanged.
     """
     if not (isinstance(simulator, EncodesFrames) and isinstance(simulator, DecodesLatents)):
         return ReconstructedClips(frames, None)

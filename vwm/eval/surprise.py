@@ -1,16 +1,16 @@
-"""Violation of expectation: is a model more surprised by what cannot happen?
+"""Violation of expectation: is the surprise of a model higher for impossible events than for possible ones?
 
-A scorer says how wrong its prediction was at every moment of a video; of each pair of clips, one possible and one
-impossible, the impossible one should surprise it more (Riochet et al., 2018, arXiv 1803.07616; for prediction in
+A scorer measures the prediction error at every time step of a video. For each pair of a possible and an impossible
+clip, the surprise should be higher for the impossible one (Riochet et al., 2018, arXiv 1803.07616; for prediction in
 representation space Garrido et al., 2025, arXiv 2502.11831). Chance is 50%.
 
-A clip's surprise is the mean over time (the headline) or the maximum. Only the mean is safe against a scorer that has
-understood nothing: the impossible clips of our sprite worlds are made of the same frames and the same steps between
-frames as the possible ones, so whatever looks at no more than that has equal *means* over each four clips and stays at
-50%; of their maxima this is not true. The report therefore puts a scorer beside it that knows nothing, the difference
-between neighbouring frames.
+The surprise of a clip is the mean over time (the main result) or the maximum. Only the mean is robust against scorers
+without any memory: the impossible clips of our sprite worlds consist of the same frames and the same pairs of
+consecutive frames as the possible ones, so a scorer of single frames or frame pairs has equal *means* over each four
+clips and an accuracy of 50%; this does not hold for maxima. The report therefore contains a control, the difference
+between consecutive frames.
 
-Legend: n pairs, b batch, t frames, s moments at which a scorer speaks, h w pixels.
+Legend: n pairs, b batch, t frames, s time steps with a score, h w pixels.
 """
 
 from __future__ import annotations
@@ -40,32 +40,32 @@ ALL_PROPERTIES = "all"
 POSSIBLE_COLOR, IMPOSSIBLE_COLOR = "#1f6fb4", "#d1662b"
 
 SurpriseScorer = Callable[[Tensor], Tensor]
-"""uint8 [b, t, h, w, 3] -> float [b, s], the surprise at s moments; more is more surprised."""
+"""uint8 [b, t, h, w, 3] -> float [b, s], the surprise at s time steps; higher is more surprising."""
 
 
 @dataclass(frozen=True)
 class ViolationPairs:
-    """Pairs of clips.
+    """Pairs of a possible and an impossible clip.
 
     Attributes:
         possible, impossible: uint8 [n, t, h, w, 3].
-        violation: int64 [n], the first frame in which the two differ.
-        properties: n names of what the impossible one violates.
-        groups: int64 [n]; pairs made of the same scene share a number and count as one trial.
+        violation_frame: int64 [n], the first frame in which the two differ.
+        properties: n names of the physical property that the impossible clip violates.
+        trial_groups: int64 [n]; pairs of the same scene share a number and count as one trial.
     """
 
     possible: Tensor
     impossible: Tensor
-    violation: Tensor
+    violation_frame: Tensor
     properties: tuple[str, ...]
-    groups: Tensor
+    trial_groups: Tensor
 
     def __len__(self) -> int:
         return len(self.possible)
 
 
 class RateInterval(NamedTuple):
-    """A share of 1, and the bounds of its 95% interval."""
+    """A rate in 0..1 with its 95% interval."""
 
     value: float
     low: float
@@ -76,17 +76,17 @@ class RateInterval(NamedTuple):
 
 
 def read_violation_pairs(data: str | Path, limit: int | None = None) -> ViolationPairs:
-    """The pairs of a folder of shards.
+    """Read the pairs of a folder of shards.
 
-    The json of each episode tells ``pair``, ``possible``, ``property`` and ``violation_frame``, and may tell
+    The JSON of each episode has ``pair``, ``possible``, ``property`` and ``violation_frame``, and optionally
     ``quadruple``, which pairs of one scene share (``datasets/sprites/generate.py --pairs``).
 
     Args:
         data: a folder of shards, or an fsspec address of it.
-        limit: read the first so many pairs only.
+        limit: read at most this many pairs.
 
     Raises:
-        ValueError: an episode is of no pair, or a pair is not one possible and one impossible clip of one length.
+        ValueError: an episode belongs to no pair, or a pair is not one possible and one impossible clip of one length.
     """
     found: dict[Any, dict[bool, tuple[Tensor, dict[str, Any]]]] = {}
     for shard in list_shards(data):
@@ -95,7 +95,7 @@ def read_violation_pairs(data: str | Path, limit: int | None = None) -> Violatio
             missing = [k for k in ("pair", "possible", "property", "violation_frame") if k not in meta]
             if missing:
                 raise ValueError(
-                    f"{where}: its json has no {', '.join(missing)}, so it is of no pair; surprise is measured on "
+                    f"{where}: its json has no {', '.join(missing)}, so it belongs to no pair; surprise is measured on "
                     f"pairs of possible and impossible clips (python datasets/sprites/generate.py OUT --pairs)"
                 )
             if limit is not None and meta["pair"] not in found and len(found) >= limit:
@@ -118,11 +118,11 @@ def _stack_pairs(found: dict[Any, dict[bool, tuple[Tensor, dict[str, Any]]]], da
     numbers: dict[Any, int] = {}
     groups = [numbers.setdefault(m.get("quadruple", ("pair", m["pair"])), len(numbers)) for m in metas]
     return ViolationPairs(
-        torch.stack(clips[True]),
-        torch.stack(clips[False]),
-        torch.tensor([int(m["violation_frame"]) for m in metas]),
-        tuple(str(m["property"]) for m in metas),
-        torch.tensor(groups),
+        possible=torch.stack(clips[True]),
+        impossible=torch.stack(clips[False]),
+        violation_frame=torch.tensor([int(m["violation_frame"]) for m in metas]),
+        properties=tuple(str(m["property"]) for m in metas),
+        trial_groups=torch.tensor(groups),
     )
 
 
@@ -147,17 +147,17 @@ def _read_episode_frames(shard: str, entry: EpisodeIndexEntry) -> Tensor:
 
 
 def score_clips(scorer: SurpriseScorer, frames: Tensor, batch_size: int, desc: str) -> Tensor:
-    """A scorer's surprise at clips uint8 [n, t, h, w, 3], batch by batch: float64 [n, s].
+    """Compute a scorer's surprise for clips uint8 [n, t, h, w, 3], batch by batch; return float64 [n, s].
 
     Raises:
-        ValueError: it says something else than numbers for each clip.
+        ValueError: the scorer returns another shape, or values that are not finite.
     """
     parts = []
     for batch in tqdm(frames.split(batch_size), desc=desc, unit="batch", disable=None):
-        said = scorer(batch)
-        if said.ndim != 2 or len(said) != len(batch) or said.shape[1] == 0:
-            raise ValueError(f"surprise must be [b, s] with b={len(batch)} clips, got {list(said.shape)}")
-        parts.append(said.detach().double().cpu())
+        surprise = scorer(batch)
+        if surprise.ndim != 2 or len(surprise) != len(batch) or surprise.shape[1] == 0:
+            raise ValueError(f"surprise must be [b, s] with b={len(batch)} clips, got {list(surprise.shape)}")
+        parts.append(surprise.detach().double().cpu())
     scores = torch.cat(parts)
     if not scores.isfinite().all():
         raise ValueError(f"{desc}: surprise must be finite, got {scores[~scores.isfinite()][0].item()}")
@@ -165,26 +165,26 @@ def score_clips(scorer: SurpriseScorer, frames: Tensor, batch_size: int, desc: s
 
 
 def frame_difference_score(frames: Tensor) -> Tensor:
-    """A scorer that has understood nothing, the mean change to the next frame: [b, t, h, w, 3] -> [b, t - 1]."""
+    """Compute the control score, the mean absolute change to the next frame: [b, t, h, w, 3] -> [b, t - 1]."""
     return (frames[:, 1:].double() - frames[:, :-1].double()).abs().mean(dim=(2, 3, 4))
 
 
 def pairwise_wins(possible: Tensor, impossible: Tensor) -> Tensor:
-    """1 where the impossible clip of a pair surprises more, 1/2 where both do alike, else 0: [n] twice -> [n].
+    """Return 1 where the impossible clip of a pair is more surprising, 1/2 for ties, else 0: [n] twice -> [n].
 
-    Alike is what differs by no more than the rounding of float32.
+    Values within the rounding error of float32 are ties.
     """
-    alike = torch.isclose(impossible, possible, rtol=1e-6, atol=0.0)
-    return torch.where(alike, 0.5, (impossible > possible).double())
+    ties = torch.isclose(impossible, possible, rtol=1e-6, atol=0.0)
+    return torch.where(ties, 0.5, (impossible > possible).double())
 
 
 def pairwise_auroc(possible: Tensor, impossible: Tensor) -> float:
-    """How often any impossible clip surprises more than any possible one, ties counted half: [n], [m] -> 0 to 1."""
+    """Compute how often any impossible clip is more surprising than any possible one (ties count 1/2): [n], [m]."""
     return float(pairwise_wins(possible[None, :], impossible[:, None]).mean())
 
 
 def wilson_interval(rate: float, trials: int) -> RateInterval:
-    """The 95% interval of a rate that was seen in so many trials (Wilson, 1927)."""
+    """Compute the 95% interval of a rate observed in a number of trials (Wilson, 1927)."""
     z = 1.959963984540054
     middle = (rate + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * math.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
@@ -192,16 +192,19 @@ def wilson_interval(rate: float, trials: int) -> RateInterval:
 
 
 def measure_surprise(possible: Tensor, impossible: Tensor, properties: Sequence[str], groups: Tensor) -> dict[str, Any]:
-    """What scores say, by property and of all pairs.
+    """Summarize scores, by property and for all pairs.
 
     Args:
-        possible, impossible: float [n, s], surprise at the clips of each pair.
+        possible, impossible: float [n, s], surprise of the clips of each pair.
         properties: n names.
-        groups: int64 [n]; the interval counts pairs of a group as one trial, for they share their frames.
+        groups: int64 [n]; the interval counts the pairs of a group as one trial, because they share their frames.
 
     Returns:
-        By property: ``pairs``, ``trials``, and by ``mean`` and ``max`` over time ``accuracy`` (value, low, high) and
+        By property: ``pairs``, ``trials``, and for ``mean`` and ``max`` over time ``accuracy`` (value, low, high) and
         ``auroc``.
+
+    Raises:
+        ValueError: the lengths differ or are 0.
     """
     if not len(possible) == len(impossible) == len(properties) == len(groups) > 0:
         raise ValueError(f"{len(possible)} possible, {len(impossible)} impossible clips of {len(properties)} pairs")
@@ -225,20 +228,20 @@ def _measure_property(possible: Tensor, impossible: Tensor, groups: Tensor) -> d
 
 
 def align_to_violation(scores: Tensor, violation: Tensor, times: Tensor) -> dict[str, list[float]]:
-    """The mean course of surprise, every clip counted from its violation: [n, s], [n], [s].
+    """Average surprise over clips by the time relative to the violation: [n, s], [n], [s].
 
     Returns:
-        ``offset`` in frames after the violation, ``mean`` and ``stderr`` of the clips that have a score there.
+        ``offset`` in frames after the violation, ``mean`` and ``stderr`` over the clips that have a score there.
     """
     offsets = (times[None, :] - violation[:, None]).flatten()
     values = scores.flatten()
-    course: dict[str, list[float]] = {"offset": [], "mean": [], "stderr": []}
+    curve: dict[str, list[float]] = {"offset": [], "mean": [], "stderr": []}
     for offset in offsets.unique().tolist():
         here = values[offsets == offset]
-        course["offset"].append(offset)
-        course["mean"].append(float(here.mean()))
-        course["stderr"].append(float(here.std(correction=0) / math.sqrt(len(here))))
-    return course
+        curve["offset"].append(offset)
+        curve["mean"].append(float(here.mean()))
+        curve["stderr"].append(float(here.std(correction=0) / math.sqrt(len(here))))
+    return curve
 
 
 # ------------------------------------------------------------------------------------------------------- report
@@ -248,25 +251,25 @@ def write_surprise_report(
     scorer: SurpriseScorer,
     pairs: ViolationPairs,
     out: Path,
-    times: Sequence[int] | None = None,
+    frame_times: Sequence[int] | None = None,
     batch_size: int = 32,
     title: str = "model",
 ) -> dict[str, Any]:
     """Measure a scorer, and write ``surprise.json``, ``surprise.md`` and ``surprise.png``.
 
     Args:
-        scorer: what is measured.
-        pairs: on these.
-        out: folder for the report; a report that is there is replaced.
-        times: the last frame that each of the scorer's s numbers is about; by default the last s frames in turn.
-        batch_size: clips that it sees at once.
-        title: what to call it.
+        scorer: to be measured.
+        pairs: clips to measure it on.
+        out: folder for the report; an earlier report there is replaced.
+        frame_times: the last frame that each of the scorer's s values depends on; by default the last s frames.
+        batch_size: clips per call of the scorer.
+        title: name of the scorer in the report.
 
     Returns:
-        What was written as json.
+        The report, as written to ``surprise.json``.
 
     Raises:
-        ValueError: ``out`` holds something else; a scorer that says something else than numbers of each clip.
+        ValueError: ``out`` is a folder of something else, or the scorer returns a wrong shape.
     """
     check_replaceable_folder(out, SURPRISE_REPORT_FILE, "report")
     clips = {"possible": pairs.possible, "impossible": pairs.impossible}
@@ -274,49 +277,48 @@ def write_surprise_report(
     control = {
         kind: score_clips(frame_difference_score, frames, batch_size, "control") for kind, frames in clips.items()
     }
-    frames, moments = pairs.possible.shape[1], scores["possible"].shape[1]
-    at = torch.arange(frames - moments, frames) if times is None else torch.tensor(list(times))
-    if len(at) != moments:
-        raise ValueError(f"the scorer speaks at {moments} moments, but times names {len(at)} frames")
+    frames, steps = pairs.possible.shape[1], scores["possible"].shape[1]
+    times = torch.arange(frames - steps, frames) if frame_times is None else torch.tensor(list(frame_times))
+    if len(times) != steps:
+        raise ValueError(f"the scorer returns {steps} values per clip, but frame_times names {len(times)} frames")
     found = {
         "title": title,
         "pairs": len(pairs),
         "frames": frames,
         "chance": 0.5,
-        "before_violation": _difference_before_violation(scores, pairs, at),
-        "results": measure_surprise(scores["possible"], scores["impossible"], pairs.properties, pairs.groups),
-        "control": measure_surprise(control["possible"], control["impossible"], pairs.properties, pairs.groups),
-        "course": _surprise_curves(scores, pairs, at),
+        "before_violation": _difference_before_violation(scores, pairs, times),
+        "results": measure_surprise(scores["possible"], scores["impossible"], pairs.properties, pairs.trial_groups),
+        "control": measure_surprise(control["possible"], control["impossible"], pairs.properties, pairs.trial_groups),
+        "curves": _surprise_curves(scores, pairs, times),
     }
-    with atomic_folder(out) as aside:
-        (aside / SURPRISE_REPORT_FILE).write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
-        (aside / SURPRISE_TABLE_FILE).write_text(render_surprise_table(found))
-        plot_surprise(found).savefig(aside / SURPRISE_PLOT_FILE)
+    with atomic_folder(out) as folder:
+        (folder / SURPRISE_REPORT_FILE).write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
+        (folder / SURPRISE_TABLE_FILE).write_text(render_surprise_table(found))
+        plot_surprise(found).savefig(folder / SURPRISE_PLOT_FILE)
     return found
 
 
 def _difference_before_violation(scores: dict[str, Tensor], pairs: ViolationPairs, times: Tensor) -> float:
-    """The largest difference within a pair before its violation: more than 0 in a scorer that looks ahead."""
-    earlier = times[None, :] < pairs.violation[:, None]
+    """Return the largest difference within a pair before its violation; above 0 if a scorer uses later frames."""
+    earlier = times[None, :] < pairs.violation_frame[:, None]
     return float(((scores["possible"] - scores["impossible"]).abs() * earlier).max())
 
 
 def _surprise_curves(scores: dict[str, Tensor], pairs: ViolationPairs, times: Tensor) -> dict[str, dict[str, Any]]:
-    courses: dict[str, dict[str, Any]] = {}
+    curves: dict[str, dict[str, Any]] = {}
     for name in sorted(set(pairs.properties)):
         row = torch.tensor([p == name for p in pairs.properties])
-        courses[name] = {k: align_to_violation(s[row], pairs.violation[row], times) for k, s in scores.items()}
-    return courses
+        curves[name] = {k: align_to_violation(s[row], pairs.violation_frame[row], times) for k, s in scores.items()}
+    return curves
 
 
 def render_surprise_table(found: dict[str, Any]) -> str:
-    """The numbers as Markdown."""
+    """Format the results as Markdown."""
     lines = [
         f"# Surprise of {found['title']}",
         "",
-        f"{found['pairs']} pairs of a possible and an impossible clip. Accuracy: how often the impossible one "
-        "surprises more, with its 95% interval; chance is 50%. AUROC: on the surprise of single clips, without their "
-        "pair.",
+        f"{found['pairs']} pairs of a possible and an impossible clip. Accuracy: how often the impossible one is more "
+        "surprising, with its 95% interval; chance is 50%. AUROC: over single clips, regardless of the pairs.",
         "",
         "| Property | Pairs | Accuracy (mean over time) | AUROC | Accuracy (maximum) | AUROC |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -327,14 +329,14 @@ def render_surprise_table(found: dict[str, Any]) -> str:
             lines.append(f"| {name}{suffix} | {row['pairs']} | {' | '.join(cells)} |")
     lines += [
         "",
-        "Frame difference knows nothing of the past: what it reaches by the maximum is not understanding. The interval "
-        "counts pairs that are made of the same frames as one trial.",
+        "The control, frame difference, has no memory: its accuracy by the maximum comes from the construction of the "
+        "clips. Intervals count pairs that consist of the same frames as one trial.",
     ]
     if found["before_violation"] > 0:
         lines += [
             "",
             f"Before the violation, where the clips of a pair are equal, their surprise differs by up to "
-            f"{found['before_violation']:.3g}: the scorer looks ahead, or its times are wrong.",
+            f"{found['before_violation']:.3g}: the scorer uses later frames, or its frame times are wrong.",
         ]
     return "\n".join(lines) + "\n"
 
@@ -344,16 +346,16 @@ def _format_rate(rate: dict[str, float]) -> str:
 
 
 def plot_surprise(found: dict[str, Any]) -> Figure:
-    """The course of surprise around the violation, a panel a property."""
-    courses = found["course"]
-    figure = Figure(figsize=(4.0 * len(courses), 3.2), dpi=130, layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, len(courses)))
-    for axes, (name, kinds) in zip(panels, courses.items(), strict=True):
+    """Plot surprise over time around the violation, one panel per property."""
+    curves = found["curves"]
+    figure = Figure(figsize=(4.0 * len(curves), 3.2), dpi=130, layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(curves)))
+    for axes, (name, kinds) in zip(panels, curves.items(), strict=True):
         axes.axvline(0, color="black", linewidth=0.8)
-        for kind, colour in (("impossible", IMPOSSIBLE_COLOR), ("possible", POSSIBLE_COLOR)):
+        for kind, color in (("impossible", IMPOSSIBLE_COLOR), ("possible", POSSIBLE_COLOR)):
             offset, mean, stderr = (np.array(kinds[kind][k]) for k in ("offset", "mean", "stderr"))
-            axes.fill_between(offset, mean - stderr, mean + stderr, color=colour, alpha=0.25, linewidth=0)
-            axes.plot(offset, mean, color=colour, label=kind, linestyle="-" if kind == "impossible" else "--")
+            axes.fill_between(offset, mean - stderr, mean + stderr, color=color, alpha=0.25, linewidth=0)
+            axes.plot(offset, mean, color=color, label=kind, linestyle="-" if kind == "impossible" else "--")
         rate = found["results"][name]["mean"]["accuracy"]["value"]
         axes.set_title(f"{name}: {100 * rate:.0f}% of pairs", fontsize=10)
         axes.set_xlabel("frames after the violation")

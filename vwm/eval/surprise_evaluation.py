@@ -1,4 +1,4 @@
-"""``vwm surprise``: whether a model is more surprised by what cannot happen than by what can."""
+"""``vwm surprise``: whether the surprise of a model is higher for impossible clips than for possible ones."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def evaluate_surprise(
     """Measure a model's surprise on pairs of possible and impossible clips.
 
     Args:
-        bundle: folder with ``encoder`` and ``predictor``, as ``vwm export`` makes it of a V-JEPA run.
-        data: pairs (python datasets/sprites/generate.py OUT --pairs).
+        bundle: folder with ``encoder`` and ``predictor``, as ``vwm export`` writes it for a V-JEPA run.
+        data: shards of pairs (python datasets/sprites/generate.py OUT --pairs).
         out: folder for the report; an earlier report there is replaced.
-        context: frames of each window that the model sees; by default half of what it was trained on.
-        mask_token: which of the predictor's mask tokens stands for the frames to predict: the number of the masks that
-            hid whole frames in training. null takes the predictor's own choice.
-        limit: use the first pairs only, at most this many.
+        context: visible frames of each window; by default half of the training clip length.
+        mask_token: index of the predictor's mask token for the frames to predict: that of the masks that hid whole
+            frames in training. null takes the predictor's default.
+        limit: use at most this many pairs.
         batch_size: clips at a time.
         device: auto takes a GPU where there is one.
 
     Returns:
-        The report, as it stands in ``surprise.json``.
+        The report, as written to ``surprise.json``.
 
     Raises:
-        ValueError: the folder holds no model that measures surprise, or the data are no pairs or shorter than the
+        ValueError: the folder holds no model that measures surprise, or the data are not pairs or shorter than the
             model's clips.
     """
     scorer = load_surprise_scorer(bundle, context, mask_token, str(resolve_device(device)))

@@ -35,11 +35,11 @@ class EvaluationData:
         context: frames of each that are shown.
         seed: of the simulations and the random actions.
         batch_size: simulations that step together.
-        reconstructed: the clips, encoded and decoded.
+        reconstruction: the clips, encoded and decoded.
         actions: of the clips, int64 [n, t-1] or float32 [n, t-1, a].
-        own: frames predicted under these actions, uint8 [n, horizon, h, w, 3].
-        random: frames predicted under random actions, likewise.
-        milliseconds: durations of single steps.
+        predicted: frames predicted under these actions, uint8 [n, horizon, h, w, 3].
+        predicted_random_actions: frames predicted under random actions, of the same shape.
+        step_milliseconds: durations of single steps.
     """
 
     simulator: NetworkSimulator
@@ -47,14 +47,14 @@ class EvaluationData:
     context: int
     seed: int
     batch_size: int
-    reconstructed: ReconstructedClips
+    reconstruction: ReconstructedClips
     actions: Tensor
-    own: Tensor
-    random: Tensor
-    milliseconds: Tensor
+    predicted: Tensor
+    predicted_random_actions: Tensor
+    step_milliseconds: Tensor
 
     @property
-    def truth(self) -> Tensor:
+    def true_frames(self) -> Tensor:
         """The true frames after the context, uint8 [n, horizon, h, w, 3]."""
         return self.sample.frames[:, self.context :]
 
@@ -64,41 +64,51 @@ def collect_evaluation_data(
 ) -> EvaluationData:
     """Run the simulator: reconstruct the clips, roll out under their own and random actions, and time steps."""
     actions = read_clip_actions(simulator, sample, batch_size)
-    reconstructed = reconstruct_clips(simulator, sample.frames, batch_size)
+    reconstruction = reconstruct_clips(simulator, sample.frames, batch_size)
     seeds = world_seeds(seed, len(sample))
     # Both rollouts start equal and use the same random numbers: only the actions after the context differ.
-    others = random_action_sequences(simulator.spec.actions, seeds, actions.shape[1])
-    others[:, : context - 1] = actions[:, : context - 1]
-    own, random = (
-        open_loop_rollout(simulator, sample.frames, chosen, context, seeds, batch_size, f"rollout, {name} actions")
-        for name, chosen in (("own", actions), ("random", others))
+    random_actions = random_action_sequences(simulator.spec.actions, seeds, actions.shape[1])
+    random_actions[:, : context - 1] = actions[:, : context - 1]
+    predicted, predicted_random_actions = (
+        open_loop_rollout(simulator, sample.frames, taken, context, seeds, batch_size, f"rollout, {name} actions")
+        for name, taken in (("own", actions), ("random", random_actions))
     )
-    times = measure_step_latency(simulator, sample.frames[0, :context], seed)
-    return EvaluationData(simulator, sample, context, seed, batch_size, reconstructed, actions, own, random, times)
+    return EvaluationData(
+        simulator=simulator,
+        sample=sample,
+        context=context,
+        seed=seed,
+        batch_size=batch_size,
+        reconstruction=reconstruction,
+        actions=actions,
+        predicted=predicted,
+        predicted_random_actions=predicted_random_actions,
+        step_milliseconds=measure_step_latency(simulator, sample.frames[0, :context], seed),
+    )
 
 
-def measure_world(evidence: EvaluationData) -> dict[str, Any]:
+def measure_world(evaluation: EvaluationData) -> dict[str, Any]:
     """Compute the numbers of a report, by topic."""
-    sample, simulator = evidence.sample, evidence.simulator
-    still = find_still_clips(sample.frames, evidence.context)
+    sample, simulator = evaluation.sample, evaluation.simulator
+    still = find_still_clips(sample.frames, evaluation.context)
     notes = []
     if still.all():
         notes.append("nothing moves in any clip: copying the last frame is exact, and these clips measure nothing")
-    control = _measure_control(evidence)
+    control = _measure_control(evaluation)
     if control["shuffle_cost"] is None:
         why = "needs two clips" if len(sample) < 2 else f"is not defined for a {type(simulator).__name__}"
         notes.append(f"the cost of shuffled actions {why}")
     return {
-        "tokenizer": _measure_tokenizer(evidence),
-        "codebook": _measure_codebook(evidence),
-        "rollout": _measure_rollout(evidence),
+        "tokenizer": _measure_tokenizer(evaluation),
+        "codebook": _measure_codebook(evaluation),
+        "rollout": _measure_rollout(evaluation),
         "control": control,
-        "latent_action": _measure_latent_actions(evidence),
-        "play": _measure_speed(evidence),
+        "latent_action": _measure_latent_actions(evaluation),
+        "play": _measure_speed(evaluation),
         "data": {
             "clips": len(sample),
-            "clips_available": sample.available,
-            "episodes": sample.episodes,
+            "clips_available": sample.num_available,
+            "episodes": sample.num_episodes,
             "still_clips": int(still.sum()),
             "still_fraction": still.double().mean(),
         },
@@ -106,8 +116,8 @@ def measure_world(evidence: EvaluationData) -> dict[str, Any]:
     }
 
 
-def _measure_tokenizer(evidence: EvaluationData) -> dict[str, Any]:
-    frames, shown = evidence.sample.frames, evidence.reconstructed.frames
+def _measure_tokenizer(evaluation: EvaluationData) -> dict[str, Any]:
+    frames, shown = evaluation.sample.frames, evaluation.reconstruction.frames
     return {
         "psnr": psnr(frame_mse(frames, shown).mean()),
         "ssim": ssim(frames, shown).mean(),
@@ -115,9 +125,9 @@ def _measure_tokenizer(evidence: EvaluationData) -> dict[str, Any]:
     }
 
 
-def _measure_codebook(evidence: EvaluationData) -> dict[str, Any] | None:
+def _measure_codebook(evaluation: EvaluationData) -> dict[str, Any] | None:
     """Count the codes that the clips use; None where latents are not tokens of a codebook."""
-    simulator, latents = evidence.simulator, evidence.reconstructed.latents
+    simulator, latents = evaluation.simulator, evaluation.reconstruction.latents
     size = simulator.codebook_size if isinstance(simulator, DecodesLatents) else 0
     if not size or latents is None:
         return None
@@ -130,27 +140,30 @@ def _measure_codebook(evidence: EvaluationData) -> dict[str, Any] | None:
     }
 
 
-def _measure_rollout(evidence: EvaluationData) -> dict[str, Any]:
+def _measure_rollout(evaluation: EvaluationData) -> dict[str, Any]:
     """Compare rollouts with the truth, by horizon."""
     shown = {
-        "": evidence.own,
-        "_random_actions": evidence.random,
-        "_copy_last": repeat_last_frame(evidence.sample.frames, evidence.context),
-        "_tokenizer": evidence.reconstructed.frames[:, evidence.context :],
+        "": evaluation.predicted,
+        "_random_actions": evaluation.predicted_random_actions,
+        "_copy_last": repeat_last_frame(evaluation.sample.frames, evaluation.context),
+        "_tokenizer": evaluation.reconstruction.frames[:, evaluation.context :],
     }
     result: dict[str, Any] = {}
     for name, frames in shown.items():
-        result[f"psnr{name}"], result[f"ssim{name}"] = set_psnr(evidence.truth, frames), ssim(evidence.truth, frames)
+        result[f"psnr{name}"], result[f"ssim{name}"] = (
+            set_psnr(evaluation.true_frames, frames),
+            ssim(evaluation.true_frames, frames),
+        )
     return result
 
 
-def _measure_control(evidence: EvaluationData) -> dict[str, Any]:
-    delta = delta_psnr(evidence.truth, evidence.own, evidence.random)
+def _measure_control(evaluation: EvaluationData) -> dict[str, Any]:
+    delta = delta_psnr(evaluation.true_frames, evaluation.predicted, evaluation.predicted_random_actions)
     at = min(DELTA_HORIZON, len(delta.by_clip)) - 1
-    simulator, latents = evidence.simulator, evidence.reconstructed.latents
+    simulator, latents = evaluation.simulator, evaluation.reconstruction.latents
     cost = None
     if latents is not None:
-        cost = shuffled_action_loss(simulator, latents, evidence.actions, evidence.batch_size)
+        cost = shuffled_action_loss(simulator, latents, evaluation.actions, evaluation.batch_size)
     name = simulator.transition_loss_name if isinstance(simulator, MeasuresTransitionLoss) else None
     return {
         "delta_psnr": {**delta.by_clip[at]._asdict(), "excluded": delta.excluded[at], "horizon": at + 1},
@@ -160,42 +173,42 @@ def _measure_control(evidence: EvaluationData) -> dict[str, Any]:
         "delta_psnr_set_by_horizon": delta.over_set,
         "shuffle_ratio": None if cost is None else cost.shuffled / cost.right,
         "shuffle_cost": None if cost is None else {"loss": name, **cost._asdict()},
-        **_measure_action_information(evidence),
+        **_measure_action_information(evaluation),
     }
 
 
-def _measure_action_information(evidence: EvaluationData) -> dict[str, Any]:
+def _measure_action_information(evaluation: EvaluationData) -> dict[str, Any]:
     """Measure the information of latent actions about the recorded ones; None where one of the two is missing."""
-    sample, recorded = evidence.sample, evidence.sample.actions
-    inferred = isinstance(evidence.simulator, InfersActions) and evidence.simulator.num_latent_actions
+    sample, recorded = evaluation.sample, evaluation.sample.actions
+    inferred = isinstance(evaluation.simulator, InfersActions) and evaluation.simulator.num_latent_actions
     if not inferred or recorded is None or recorded.ndim != 2:
         keys = ("mi_bits", "mi_bits_shuffled", "entropy_bits", "table", "names")
         return {f"action_{key}": None for key in keys}
-    latent, true = evidence.actions.flatten(), recorded[:, :-1].flatten()
-    rows, columns = evidence.simulator.spec.actions.size, max(len(sample.action_names), int(true.max()) + 1)
-    found = corrected_mutual_information(latent, true, rows, columns, evidence.seed)
+    latent, true = evaluation.actions.flatten(), recorded[:, :-1].flatten()
+    rows, columns = evaluation.simulator.spec.actions.size, max(len(sample.action_names), int(true.max()) + 1)
+    found = corrected_mutual_information(latent, true, rows, columns, evaluation.seed)
     table = contingency_table(latent, true, rows, columns)
     unnamed = tuple(str(i) for i in range(len(sample.action_names), columns))
     return {
         "action_mi_bits": found.bits,
-        "action_mi_bits_shuffled": found.shuffled,
+        "action_mi_bits_shuffled": found.chance_bits,
         "action_entropy_bits": histogram_entropy(table.sum(dim=0)),
         "action_table": table,
         "action_names": list(sample.action_names + unnamed),
     }
 
 
-def _measure_latent_actions(evidence: EvaluationData) -> dict[str, Any] | None:
-    simulator = evidence.simulator
+def _measure_latent_actions(evaluation: EvaluationData) -> dict[str, Any] | None:
+    simulator = evaluation.simulator
     if not isinstance(simulator, InfersActions) or not simulator.num_latent_actions:
         return None
     size = simulator.num_latent_actions
-    counts = code_counts(evidence.actions, size)
+    counts = code_counts(evaluation.actions, size)
     return {"perplexity": perplexity(counts), "size": size, "counts": counts.long()}
 
 
-def _measure_speed(evidence: EvaluationData) -> dict[str, Any]:
-    times, simulator = evidence.milliseconds, evidence.simulator
+def _measure_speed(evaluation: EvaluationData) -> dict[str, Any]:
+    times, simulator = evaluation.step_milliseconds, evaluation.simulator
     return {
         "step_ms": {"p50": times.quantile(0.5), "p95": times.quantile(0.95)},
         "fps": 1000 * len(times) / times.sum(),
@@ -208,17 +221,19 @@ def _measure_speed(evidence: EvaluationData) -> dict[str, Any]:
 
 
 def measure_perceptual(
-    report: dict[str, Any], evidence: EvaluationData, lpips: LPIPS | None, fvd: FVD | None
+    report: dict[str, Any], evaluation: EvaluationData, lpips: LPIPS | None, fvd: FVD | None
 ) -> list[str]:
     """Add LPIPS and FVD to the report where their networks are given; return notes about those that are not."""
-    frames, notes = evidence.sample.frames, []
+    frames, notes = evaluation.sample.frames, []
     if lpips is None:
         notes.append(LPIPS_NOTE)
     else:
-        report["rollout"]["lpips"] = lpips.per_time_step(evidence.truth, evidence.own)
-        report["tokenizer"]["lpips"] = lpips.per_time_step(frames, evidence.reconstructed.frames).mean()
+        report["rollout"]["lpips"] = lpips.per_time_step(evaluation.true_frames, evaluation.predicted)
+        report["tokenizer"]["lpips"] = lpips.per_time_step(frames, evaluation.reconstruction.frames).mean()
     if fvd is None:
         notes.append(FVD_NOTE)
     else:
-        report["rollout"]["fvd"] = fvd(frames, torch.cat((frames[:, : evidence.context], evidence.own), dim=1))
+        report["rollout"]["fvd"] = fvd(
+            frames, torch.cat((frames[:, : evaluation.context], evaluation.predicted), dim=1)
+        )
     return notes

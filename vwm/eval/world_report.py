@@ -102,23 +102,23 @@ def _write_frames_report(
     """Measure everything that predicted frames show, and write it."""
     dataset = settings.dataset("frames", "actions")
     sample = read_eval_clips(dataset, settings.clips, simulator.spec.context.image_size)
-    evidence = collect_evaluation_data(simulator, sample, settings.context, settings.seed, settings.batch_size)
-    report = measure_world(evidence)
-    report["notes"] += measure_perceptual(report, evidence, lpips, fvd)
+    evaluation = collect_evaluation_data(simulator, sample, settings.context, settings.seed, settings.batch_size)
+    report = measure_world(evaluation)
+    report["notes"] += measure_perceptual(report, evaluation, lpips, fvd)
     if len(sample) < settings.clips:
         report["notes"].append(
             f"only {len(sample)} clips of {settings.clip_length} frames are there, {settings.clips} were asked for"
         )
     report["data"]["episodes_available"] = sum(len(shard.episodes) for shard in dataset.shards)
-    report["made"] = collect_provenance(
+    report["provenance"] = collect_provenance(
         simulator, bundle, settings.data, sample.index_hash, settings.part, settings.numbers()
     )
-    report["made"]["sampling"] = simulator.sampling._asdict()
-    hardware = report["made"]["environment"]["hardware"]
+    report["provenance"]["sampling"] = simulator.sampling._asdict()
+    hardware = report["provenance"]["environment"]["hardware"]
     if (hardware["load"] or 0) > (hardware["cores"] or 1):
         report["notes"].append("the machine was busy with other work: it can be faster than the speed here says")
     report = to_json_value(report)
-    _write_report(out, report, evidence, videos)
+    _write_report(out, report, evaluation, videos)
     for what, value, meaning in headline_rows(report):
         print(f"{what:28} {value:>16}   {meaning}")
     print(f"{out / HTML_FILE}: the whole report")
@@ -136,26 +136,26 @@ def to_json_value(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _write_report(out: Path, report: dict[str, Any], evidence: EvaluationData, videos: int) -> None:
+def _write_report(out: Path, report: dict[str, Any], evaluation: EvaluationData, videos: int) -> None:
     """Write the folder, next to its place, and rename it over what was there."""
     with atomic_folder(out) as aside:
         (aside / WORLD_REPORT_FILE).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-        drawings = _report_plots(report, evidence)
+        drawings = _report_plots(report, evaluation)
         for name, draw in drawings.items():
             draw().savefig(aside / name)
-        truth, own = evidence.sample.frames[:videos].numpy(), evidence.own[:videos].numpy()
+        truth, own = evaluation.sample.frames[:videos].numpy(), evaluation.predicted[:videos].numpy()
         shown = [f"rollout_{i:02d}.mp4" for i in range(len(truth))]
         for name, clip, predicted in zip(shown, truth, own, strict=True):
-            write_video(aside / name, side_by_side_video(clip, predicted), evidence.simulator.spec.fps)
+            write_video(aside / name, side_by_side_video(clip, predicted), evaluation.simulator.spec.fps)
         if shown:
             rollout_sheet(list(truth), list(own)).save(aside / ROLLOUT_SHEET_FILE)
         html = render_html_report(
-            evidence.simulator.spec.title, report, list(drawings), shown, ROLLOUT_SHEET_FILE if shown else ""
+            evaluation.simulator.spec.title, report, list(drawings), shown, ROLLOUT_SHEET_FILE if shown else ""
         )
         (aside / HTML_FILE).write_text(html)
 
 
-def _report_plots(report: dict[str, Any], evidence: EvaluationData) -> dict[str, Callable[[], Figure]]:
+def _report_plots(report: dict[str, Any], evaluation: EvaluationData) -> dict[str, Callable[[], Figure]]:
     """Return the functions that draw the plots, by file name."""
     control, codebook, play = report["control"], report["codebook"], report["play"]
     step = play["step_ms"]
@@ -163,7 +163,7 @@ def _report_plots(report: dict[str, Any], evidence: EvaluationData) -> dict[str,
         "compounding_error.png": lambda: plots.plot_compounding_error(report["rollout"]),
         "delta_psnr.png": lambda: plots.plot_delta_psnr(control),
         "step_latency.png": lambda: plots.plot_step_latency(
-            evidence.milliseconds.numpy(), step["p50"], step["p95"], play["real_time_fps"]
+            evaluation.step_milliseconds.numpy(), step["p50"], step["p95"], play["real_time_fps"]
         ),
     }
     if codebook is not None:
