@@ -86,7 +86,8 @@ from vwm.planning.puct_search import PUCTSearch
 from vwm.planning.sampling_planner import NegativeReturnObjective
 from vwm.rl.agent import Agent, ReplayBatch
 from vwm.rl.agent_training import AgentTraining
-from vwm.rl.algorithms.actor_critic import ActorConfig, CriticConfig
+from vwm.rl.algorithms.actor import ActorConfig
+from vwm.rl.algorithms.actor_critic import CriticConfig
 from vwm.rl.algorithms.actor_critic_policy import (
     ClonedActorCriticPolicy,
     FeatureActorCriticPolicy,
@@ -833,9 +834,20 @@ def dreamer(version: int, kind: str, observation: tuple[int, ...] = (5,)) -> Dre
             DreamerOptimizerConfig(lr=1e-2, warmup=0),
             **shape,
         )
-    through = ActorConfig("dynamics" if kind == "continuous" else "reinforce", continuous="tanh_normal", **old)
-    slow: dict[str, Any] = {"slow": "target", "rate": 1.0, "every": 2} if version == 2 else {"slow": "none"}
-    plain: dict[str, Any] = {"discount": 0.99, "normalise": False, "replay_critic_scale": 0.0, "store_latents": False}
+    through = ActorConfig(
+        "dynamics" if kind == "continuous" else "reinforce", continuous_distribution="tanh_normal", **old
+    )
+    slow: dict[str, Any] = (
+        {"target_network": "target", "target_rate": 1.0, "target_every": 2}
+        if version == 2
+        else {"target_network": "none"}
+    )
+    plain: dict[str, Any] = {
+        "discount": 0.99,
+        "normalize_returns": False,
+        "replay_critic_scale": 0.0,
+        "store_latents": False,
+    }
     separate = DreamerOptimizerConfig(1e-2, 1e-2, 1e-2, clip=100)
     return Dreamer(spaces, settings, through, CriticConfig("normal", **slow, **old), separate, **plain, **shape)
 
@@ -907,9 +919,9 @@ def imagination(name: str, kind: str, objective: Any) -> None:
     if kind == "features":
         policy = FeatureActorCriticPolicy(world, spaces, actor=ActorConfig(width=16, layers=1))
     elif kind == "frame":
-        policy = FrameActorCriticPolicy(world, spaces, depth=4, mults=(1, 2), width=8)
+        policy = FrameActorCriticPolicy(world, spaces, conv_channels=4, channel_multipliers=(1, 2), width=8)
     else:
-        policy = ClonedActorCriticPolicy(world, spaces, critic=CriticConfig(width=16, layers=1), greedy=False)
+        policy = ClonedActorCriticPolicy(world, spaces, critic=CriticConfig(width=16, layers=1), deterministic=False)
     put_weights(f"{name}/begun", policy)
     context = SimulatorContext(
         pictures(4, 3, 8, 8, seed=5),
@@ -922,15 +934,15 @@ def imagination(name: str, kind: str, objective: Any) -> None:
         dreamt = imagine_rollout(world, policy, context, 3, observe)
         put(f"{name}/dreamt{number}", [*dreamt[1:]])
         learnt = imagination_losses(policy, objective, dreamt, 0.9)
-        put(f"{name}/update{number}/actor", learnt.actor)
-        put(f"{name}/update{number}/critic", learnt.critic)
+        put(f"{name}/update{number}/actor", learnt.actor_loss)
+        put(f"{name}/update{number}/critic", learnt.critic_loss)
         put(f"{name}/update{number}/returns", learnt.returns)
         for key, value in learnt.logs.items():
             put(f"{name}/update{number}/log/{key}", value)
         optimizer.zero_grad()
-        (learnt.actor + learnt.critic).backward()
+        (learnt.actor_loss + learnt.critic_loss).backward()
         optimizer.step()
-        policy.behaviour.follow()
+        policy.actor_critic.update_target()
     put_weights(name, policy)
 
 

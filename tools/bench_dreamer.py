@@ -28,7 +28,8 @@ from vwm.core.spaces import ActionSpace
 from vwm.envs.time_step import EnvSpaces
 from vwm.models.rssm.world_model import RSSMWorldModelConfig
 from vwm.rl.agent import ReplayBatch
-from vwm.rl.algorithms.actor_critic import ActorConfig, CriticConfig
+from vwm.rl.algorithms.actor import ActorConfig
+from vwm.rl.algorithms.actor_critic import CriticConfig
 from vwm.rl.algorithms.dreamer import Dreamer
 
 SIZES = {  # deter, hidden, classes, depth, units

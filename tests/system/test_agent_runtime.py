@@ -24,7 +24,7 @@ algorithm:
     agent:
       class_path: vwm.rl.algorithms.dreamer.Dreamer
       init_args:
-        world: {{deter: 16, hidden: 12, stoch: 4, classes: 4, blocks: 2, units: 12}}
+        world_model: {{deter: 16, hidden: 12, stoch: 4, classes: 4, blocks: 2, units: 12}}
         actor: {{width: 12, layers: 1}}
         critic: {{width: 12, layers: 1}}
         horizon: 3

@@ -29,7 +29,7 @@ algorithm:
     agent:
       class_path: vwm.rl.algorithms.dreamer.Dreamer
       init_args:
-        world: {{deter: 16, hidden: 12, stoch: 4, classes: 4, blocks: 2, units: 12}}
+        world_model: {{deter: 16, hidden: 12, stoch: 4, classes: 4, blocks: 2, units: 12}}
         actor: {{width: 12, layers: 1}}
         critic: {{width: 12, layers: 1}}
         horizon: 3
@@ -70,7 +70,7 @@ def test_a_run_that_was_begun_stays_what_it_is(tmp_path: Path, capsys) -> None:
     kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     ppo = "vwm.rl.algorithms.PPO"
     for arguments, message in (
-        (["-c", str(config), "--algorithm.agent.world.deter", "24"], "world.deter=16, not 24"),
+        (["-c", str(config), "--algorithm.agent.world_model.deter", "24"], "world_model.deter=16, not 24"),
         (["-c", str(config), "--algorithm.env.time_limit", "9"], "env.init_args.time_limit=None, not 9"),
         (["-c", str(config), "--seed", "1"], "seed=0, not 1"),
         (["--run", str(run), "--algorithm", ppo, "--algorithm.env", str(ENV)], f"OnlineLearning, not {ppo}"),

@@ -7,6 +7,7 @@ from torch import distributions as D
 from vwm.core.spaces import ActionSpace
 from vwm.rl.algorithms.actor import (
     Actor,
+    ActorConfig,
     CategoricalActionDistribution,
     NormalActionDistribution,
     TanhNormalActionDistribution,
@@ -46,15 +47,15 @@ def test_divergences_are_torchs_own_in_this_direction() -> None:
     one, other = torch.randn(2, 3, 5)
     kl = D.kl_divergence(D.Categorical(logits=one), D.Categorical(logits=other))
     assert torch.allclose(
-        CategoricalActionDistribution(one).divergence(CategoricalActionDistribution(other)), kl, atol=1e-6
+        CategoricalActionDistribution(one).kl_divergence(CategoricalActionDistribution(other)), kl, atol=1e-6
     )
     assert not torch.allclose(
-        CategoricalActionDistribution(other).divergence(CategoricalActionDistribution(one)), kl, atol=1e-3
+        CategoricalActionDistribution(other).kl_divergence(CategoricalActionDistribution(one)), kl, atol=1e-3
     )
     mean, std = torch.randn(2, 4, 2), torch.rand(2, 4, 2) + 0.1
     normals = [D.Independent(D.Normal(m, s), 1) for m, s in zip(mean, std, strict=True)]
     for kind in (NormalActionDistribution, TanhNormalActionDistribution):
-        found = kind(mean[0], std[0]).divergence(kind(mean[1], std[1]))
+        found = kind(mean[0], std[0]).kl_divergence(kind(mean[1], std[1]))
         assert torch.allclose(found, D.kl_divergence(*normals), rtol=1e-4)
 
 
@@ -75,12 +76,12 @@ def test_gradients_flow_through_drawn_numbers() -> None:
 @pytest.mark.parametrize("continuous", ["bounded_normal", "tanh_normal"])
 def test_actors_of_continuous_actions_begin_wide(continuous: str) -> None:
     torch.manual_seed(0)
-    actor = Actor(8, ActionSpace("continuous", 3), continuous, width=16, layers=1)
+    actor = Actor(8, ActionSpace("continuous", 3), ActorConfig(continuous_distribution=continuous, width=16, layers=1))
     policy = actor(torch.randn(4096, 8))
     action = policy.sample().clamp(-1, 1)
     assert action.shape == (4096, 3) and action.std() > 0.5 and action.mean().abs() < 0.05
 
 
 def test_a_way_to_draw_that_there_is_not_is_named() -> None:
-    with pytest.raises(ValueError, match="continuous='beta'"):
-        Actor(8, ActionSpace("continuous", 3), "beta")
+    with pytest.raises(ValueError, match="continuous_distribution='beta'"):
+        Actor(8, ActionSpace("continuous", 3), ActorConfig(continuous_distribution="beta"))

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from vwm.core.spaces import ActionSpace
-from vwm.rl.algorithms.actor_critic import ActorConfig, ActorCritic, CriticConfig, ImaginedTrajectory
+from vwm.rl.algorithms.actor import ActorConfig
+from vwm.rl.algorithms.actor_critic import ActorCritic, CriticConfig, ImaginedTrajectory
 
 H, N, D = 4, 6, 8
 
@@ -17,7 +18,7 @@ def make(actor: dict | None = None, critic: dict | None = None, kind: str = "dis
         D, ActionSpace(kind, 3), ActorConfig(**{**small, **(actor or {})}), CriticConfig(**{**small, **(critic or {})}),
         **rest,
     ).double()  # fmt: skip
-    for head in (made.critic, made.slow):  # two-hot heads begin at zero, where every word is 0
+    for head in (made.critic, made.target_critic):  # two-hot heads begin at zero, where every word is 0
         torch.nn.init.normal_(head.output.weight, std=0.5)
         far = (torch.arange(head.output.out_features) - head.output.out_features // 2).double() / 4
         head.output.bias.data = -far.square()  # numbers of a few units, not of millions
@@ -38,65 +39,65 @@ def by_hand(learner: ActorCritic, given: ImaginedTrajectory) -> tuple[float, flo
     """REINFORCE and the critic's loss, a way and a moment at a time."""
     critic = learner.critic_config
     value = learner.critic.mean(learner.critic(given.features))
-    slow = learner.slow.mean(learner.slow(given.features))
-    bootstrap = slow if critic.slow == "target" else value
+    slow = learner.target_critic.mean(learner.target_critic(given.features))
+    bootstrap = slow if critic.target_network == "target" else value
     bootstrap, slow = bootstrap.detach(), slow.detach()
     returns = torch.zeros(H, N, dtype=torch.float64)
     for n in range(N):
         ahead = bootstrap[H, n]
         for t in reversed(range(H)):
-            mixed = (1 - learner.trace) * bootstrap[t + 1, n] + learner.trace * ahead
-            ahead = given.reward[t + 1, n] + given.live[t + 1, n] * mixed
+            mixed = (1 - learner.lam) * bootstrap[t + 1, n] + learner.lam * ahead
+            ahead = given.reward[t + 1, n] + given.discount[t + 1, n] * mixed
             returns[t, n] = ahead
     low, high = (float(torch.quantile(returns.flatten(), q)) for q in (0.05, 0.95))
-    scale = max(1.0, high - low) if learner.normalise else 1.0
+    scale = max(1.0, high - low) if learner.normalize_returns else 1.0
     policy = learner.actor(given.features[:-1])
     log_probabilities, entropy = policy.log_prob(given.action), policy.entropy()
     said = learner.critic(given.features)
     log_probabilities, entropy, said = log_probabilities.detach(), entropy.detach(), said.detach()
     actor_loss = critic_loss = 0.0
     for n in range(N):
-        weight = float(given.begins[n])
+        weight = float(given.alive[n])
         for t in range(H):
             advantage = float(returns[t, n] - bootstrap[t, n]) / scale
             actor_loss -= weight * float(
-                log_probabilities[t, n] * advantage + learner.actor_config.entropy * entropy[t, n]
+                log_probabilities[t, n] * advantage + learner.actor_config.entropy_scale * entropy[t, n]
             )
             loss = learner.critic.loss(said[t, n], returns[t, n].detach())
-            if critic.slow == "regulariser":
+            if critic.target_network == "regularizer":
                 loss = loss + learner.critic.loss(said[t, n], slow[t, n].detach())
             critic_loss += weight * float(loss)
-            weight *= float(given.live[t, n])
+            weight *= float(given.discount[t, n])
     return actor_loss / (H * N), critic_loss / (H * N)
 
 
-@pytest.mark.parametrize("slow", ["regulariser", "target", "none"])
+@pytest.mark.parametrize("slow", ["regularizer", "target", "none"])
 @pytest.mark.parametrize("normalise", [True, False])
 @pytest.mark.parametrize("says", ["two_hot", "normal"])
 def test_losses_are_those_of_the_definition(slow: str, normalise: bool, says: str) -> None:
-    learner = make(critic={"slow": slow, "says": says}, normalise=normalise)
+    learner = make(critic={"target_network": slow, "distribution": says}, normalize_returns=normalise)
     given = way(learner)
     learnt = learner.losses(given, learner.actor(given.features[:-1]))
     actor, critic = by_hand(learner, given)
-    assert learnt.actor.item() == pytest.approx(actor, rel=2e-5)
-    assert learnt.critic.item() == pytest.approx(critic, rel=2e-5)
+    assert learnt.actor_loss.item() == pytest.approx(actor, rel=2e-5)
+    assert learnt.critic_loss.item() == pytest.approx(critic, rel=2e-5)
 
 
 def test_each_loss_moves_its_own_network() -> None:
     learner = make()
     given = way(learner)
     learnt = learner.losses(given, learner.actor(given.features[:-1]))
-    learnt.actor.backward()
+    learnt.actor_loss.backward()
     assert all(p.grad is not None for p in learner.actor.parameters())
     assert all(p.grad is None for p in learner.critic.parameters())
-    learnt.critic.backward()
+    learnt.critic_loss.backward()
     assert all(p.grad is not None for p in learner.critic.parameters())
-    assert all(p.grad is None for p in learner.slow.parameters())
+    assert all(p.grad is None for p in learner.target_critic.parameters())
 
 
 def test_a_better_action_becomes_more_likely() -> None:
     """Whoever chooses 2 is paid: by REINFORCE the actor learns to."""
-    learner = make(actor={"entropy": 0.0})
+    learner = make(actor={"entropy_scale": 0.0})
     optimizer = torch.optim.Adam(learner.parameters(), 1e-2)
     features = torch.zeros(H + 1, 64, D, dtype=torch.float64)
     for _ in range(40):
@@ -106,19 +107,19 @@ def test_a_better_action_becomes_more_likely() -> None:
         live = torch.full_like(reward, 0.9)
         learnt = learner.losses(ImaginedTrajectory(features, action, reward, live, torch.ones(64)), policy)
         optimizer.zero_grad()
-        (learnt.actor + learnt.critic).backward()
+        (learnt.actor_loss + learnt.critic_loss).backward()
         optimizer.step()
-        learner.follow()
+        learner.update_target()
     assert policy.log_prob(torch.full((H, 64), 2)).exp().mean() > 0.9
 
 
 def test_through_the_world_the_gradient_reaches_the_actor() -> None:
     """The world pays what is done; v1's actor climbs it, and the critic's weights get nothing from the actor's loss."""
     learner = make(
-        actor={"gradient": "dynamics", "continuous": "tanh_normal", "entropy": 0.0, "init_std": 1.0},
-        critic={"says": "normal", "slow": "none"},
+        actor={"gradient": "dynamics", "continuous_distribution": "tanh_normal", "entropy_scale": 0.0, "init_std": 1.0},
+        critic={"distribution": "normal", "target_network": "none"},
         kind="continuous",
-        normalise=False,
+        normalize_returns=False,
     )
     torch.nn.init.zeros_(learner.critic.output.weight)  # only what is paid counts
     before = torch.zeros(N, D, dtype=torch.float64)
@@ -132,23 +133,25 @@ def test_through_the_world_the_gradient_reaches_the_actor() -> None:
         seen, torch.zeros(H, N, 3), torch.stack(rewards), torch.ones(H + 1, N).double(), torch.ones(N)
     )
     learnt = learner.losses(given, learner.actor(seen[:-1].detach()))
-    gradients = torch.autograd.grad(learnt.actor, list(learner.actor.parameters()))
+    gradients = torch.autograd.grad(learnt.actor_loss, list(learner.actor.parameters()))
     bias = gradients[-1]
     assert (bias[:3] < 0).all()  # a larger mean earns more
 
 
 def test_the_slow_copy_follows() -> None:
-    average, hard = make(), make(critic={"slow": "target", "rate": 1.0, "every": 3})
-    start = [p.clone() for p in average.slow.parameters()]
-    average.follow()
-    for p, s, f in zip(average.slow.parameters(), start, average.critic.parameters(), strict=True):
+    average, hard = make(), make(critic={"target_network": "target", "target_rate": 1.0, "target_every": 3})
+    start = [p.clone() for p in average.target_critic.parameters()]
+    average.update_target()
+    for p, s, f in zip(average.target_critic.parameters(), start, average.critic.parameters(), strict=True):
         assert torch.allclose(p, s + 0.02 * (f - s))
     for update in range(1, 4):
-        hard.follow()
-        same = all(torch.equal(s, f) for s, f in zip(hard.slow.parameters(), hard.critic.parameters(), strict=True))
+        hard.update_target()
+        same = all(
+            torch.equal(s, f) for s, f in zip(hard.target_critic.parameters(), hard.critic.parameters(), strict=True)
+        )
         assert same == (update == 3)
 
 
 def test_choices_have_no_gradient() -> None:
-    with pytest.raises(ValueError, match="discrete actions want actor"):
+    with pytest.raises(ValueError, match="discrete actions have no gradient"):
         make(actor={"gradient": "dynamics"})

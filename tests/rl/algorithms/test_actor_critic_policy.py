@@ -21,7 +21,9 @@ VECTORS = EnvSpaces((32,), ActionSpace("discrete", 4))
 
 def frame_policy(**changes) -> FrameActorCriticPolicy:
     torch.manual_seed(0)
-    return FrameActorCriticPolicy(diffusion_world(), PICTURES, depth=4, mults=(1, 2), width=8, **changes)
+    return FrameActorCriticPolicy(
+        diffusion_world(), PICTURES, conv_channels=4, channel_multipliers=(1, 2), width=8, **changes
+    )
 
 
 def cloned_world(dims: int = 0):
@@ -36,32 +38,32 @@ def cloned_world(dims: int = 0):
 def test_moment_by_moment_is_all_at_once() -> None:
     policy = frame_policy()
     pictures = torch.randint(256, (6, 3, 8, 8, 3), dtype=torch.uint8)
-    end, features = policy.look(policy.init_carry(3), pictures)
+    end, features = policy.encode_sequence(policy.init_carry(3), pictures)
     carry = policy.init_carry(3)
     for t in range(6):
-        carry, here = policy.see(carry, pictures[t], torch.zeros(3, dtype=torch.bool))
+        carry, here = policy.encode_step(carry, pictures[t], torch.zeros(3, dtype=torch.bool))
         assert torch.allclose(here, features[t], atol=1e-6)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(carry, end, strict=True))
-    begun, _ = policy.look(policy.init_carry(3), pictures[:2])
-    assert torch.allclose(policy.look(begun, pictures[2:])[1], features[2:], atol=1e-6)
+    begun, _ = policy.encode_sequence(policy.init_carry(3), pictures[:2])
+    assert torch.allclose(policy.encode_sequence(begun, pictures[2:])[1], features[2:], atol=1e-6)
 
 
 def test_an_episodes_beginning_forgets_the_one_before() -> None:
     policy = frame_policy()
     pictures = torch.randint(256, (3, 2, 8, 8, 3), dtype=torch.uint8)
-    carry, _ = policy.look(policy.init_carry(2), pictures[:2])
-    _, features = policy.see(carry, pictures[2], torch.tensor([True, False]))
-    _, fresh = policy.look(policy.init_carry(2), pictures[2:])
+    carry, _ = policy.encode_sequence(policy.init_carry(2), pictures[:2])
+    _, features = policy.encode_step(carry, pictures[2], torch.tensor([True, False]))
+    _, fresh = policy.encode_sequence(policy.init_carry(2), pictures[2:])
     assert torch.allclose(features[0], fresh[0, 0]) and not torch.allclose(features[1], fresh[0, 1])
 
 
 @pytest.mark.parametrize("greedy", [True, False])
 def test_who_is_greedy_does_what_is_likeliest(greedy: bool) -> None:
     torch.manual_seed(0)
-    policy = FeatureActorCriticPolicy(diffusion_world(), VECTORS, ActorConfig(width=8, layers=1), greedy=greedy)
+    policy = FeatureActorCriticPolicy(diffusion_world(), VECTORS, ActorConfig(width=8, layers=1), deterministic=greedy)
     features = torch.randn(64, 32)
     time_step = TimeStep(features, *(torch.zeros(64, dtype=torch.bool) for _ in range(4)))
-    likeliest = policy.behaviour.actor(features).mode()
+    likeliest = policy.actor_critic.actor(features).mode()
     assert torch.equal(policy.act((), time_step, explore=False).action, likeliest) == greedy
     assert not torch.equal(policy.act((), time_step, explore=True).action, likeliest)
 
@@ -71,8 +73,8 @@ def test_a_clone_begins_as_what_it_was_cloned_from(dims: int) -> None:
     world = cloned_world(dims)
     policy = ClonedActorCriticPolicy(world, EnvSpaces((32,), world.spec.actions))
     features = torch.randn(5, 3, 32)
-    mine, prior = policy.behaviour.actor(features), policy.prior(features)
-    assert (mine.divergence(prior) == 0).all() and isinstance(mine, BinnedActionDistribution) == bool(dims)
+    mine, prior = policy.actor_critic.actor(features), policy.prior(features)
+    assert (mine.kl_divergence(prior) == 0).all() and isinstance(mine, BinnedActionDistribution) == bool(dims)
     action = mine.sample()
     logits = world.policy.policy(features).log_softmax(-1)
     entropy = -(logits.exp() * logits).sum(-1)
@@ -90,18 +92,18 @@ def test_a_clone_begins_as_what_it_was_cloned_from(dims: int) -> None:
     before = [weight.clone() for weight in world.policy.parameters()]
     (-mine.log_prob(action).sum()).backward()
     learning = {name for name, weight in policy.named_parameters() if weight.grad is not None}
-    assert learning and all(name.startswith("behaviour.actor.heads") for name in learning)
+    assert learning and all(name.startswith("actor_critic.actor.heads") for name in learning)
     torch.optim.SGD([w for w in policy.parameters() if w.requires_grad], 0.1).step()
-    assert (policy.behaviour.actor(features).divergence(policy.prior(features)) > 0).any()
+    assert (policy.actor_critic.actor(features).kl_divergence(policy.prior(features)) > 0).any()
     assert all(torch.equal(a, b) for a, b in zip(before, world.policy.parameters(), strict=True))
 
 
 def test_policies_tell_what_they_cannot_read() -> None:
-    with pytest.raises(ValueError, match="reads vectors"):
+    with pytest.raises(ValueError, match="takes vectors"):
         FeatureActorCriticPolicy(diffusion_world(), PICTURES)
-    with pytest.raises(ValueError, match="reads pictures"):
+    with pytest.raises(ValueError, match="takes images"):
         FrameActorCriticPolicy(diffusion_world(), VECTORS)
     with pytest.raises(ValueError, match="no cloned policy"):
         ClonedActorCriticPolicy(diffusion_world(), VECTORS)
-    with pytest.raises(ValueError, match="reads 32 features, here \\[48\\]"):
+    with pytest.raises(ValueError, match="takes 32 features, but observations are \\[48\\]"):
         ClonedActorCriticPolicy(cloned_world(), EnvSpaces((48,), ActionSpace("discrete", 4)))

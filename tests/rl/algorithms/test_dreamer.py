@@ -13,7 +13,8 @@ from vwm.models.rssm.kl_loss import KLLoss
 from vwm.models.rssm.world_model import RSSMWorldModelConfig
 from vwm.rl.agent import ReplayBatch
 from vwm.rl.agent_training import AgentTraining
-from vwm.rl.algorithms.actor_critic import ActorConfig, CriticConfig
+from vwm.rl.algorithms.actor import ActorConfig
+from vwm.rl.algorithms.actor_critic import CriticConfig
 from vwm.rl.algorithms.dreamer import Dreamer, DreamerOptimizerConfig
 from vwm.rl.evaluation_log import EvaluationConfig
 from vwm.rl.online_learning import OnlineLearning
@@ -51,10 +52,16 @@ def make(version: int, kind: str = "continuous") -> Dreamer:
             **shape,
         )
     separate = DreamerOptimizerConfig(1e-2, 1e-2, 1e-2, clip=100)
-    through = ActorConfig("dynamics" if kind == "continuous" else "reinforce", continuous="tanh_normal", **old)
-    slow = {"slow": "target", "rate": 1.0, "every": 2} if version == 2 else {"slow": "none"}
+    through = ActorConfig(
+        "dynamics" if kind == "continuous" else "reinforce", continuous_distribution="tanh_normal", **old
+    )
+    slow = (
+        {"target_network": "target", "target_rate": 1.0, "target_every": 2}
+        if version == 2
+        else {"target_network": "none"}
+    )
     critic = CriticConfig("normal", **slow, **old)
-    plain = {"discount": 0.99, "normalise": False, "replay_critic_scale": 0.0, "store_latents": False}
+    plain = {"discount": 0.99, "normalize_returns": False, "replay_critic_scale": 0.0, "store_latents": False}
     return Dreamer(spaces, WORLD[version], through, critic, separate, **plain, **shape)
 
 
@@ -88,7 +95,7 @@ def test_every_version_learns_what_pays(version: int, kind: str) -> None:
     assert set(logs[0]) >= {"loss/reconstruction", "loss/reward", "kl_nats", "actor_loss", "critic_loss", "entropy"}
     names = [name for name, _ in agent.named_parameters()]
     still = [n for n, a, b in zip(names, before, agent.parameters(), strict=True) if torch.equal(a, b)]
-    assert all("behaviour.slow" in name for name in still) if version == 1 else not still, still
+    assert all("actor_critic.target_critic" in name for name in still) if version == 1 else not still, still
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])
@@ -105,10 +112,10 @@ def test_an_episode_that_is_over_is_forgotten(version: int) -> None:
 def test_an_update_goes_on_from_the_states_that_replay_kept_and_writes_new_ones() -> None:
     agent = make(3)
     batch = moments(agent, 40).sample(BATCH, agent.batch_length)
-    state, rest = agent._begin(batch)
+    state, rest = agent._initial_state(batch)
     assert state is not None and rest.reward.shape == (BATCH, LENGTH)
     assert torch.equal(state.deter, batch.extras["deter"][:, 0].float())
-    assert torch.equal(state.action, agent.world.rssm.encode_action(batch.action[:, 0]))
+    assert torch.equal(state.action, agent.world_model.rssm.encode_action(batch.action[:, 0]))
     assert torch.equal(rest.reward, batch.reward[:, 1:])
     _, written, indices = agent.update(batch)
     assert indices is not None and torch.equal(indices, batch.indices[:, 1:])  # the state it went on from is as it was
@@ -121,19 +128,21 @@ def test_an_update_goes_on_from_the_states_that_replay_kept_and_writes_new_ones(
 def test_the_critics_loss_on_replay_is_that_of_the_definition(squash: bool) -> None:
     """What came, and beyond the batch or a truncation what imagination says; nothing after an end."""
     agent = make(3)
-    agent.world.settings = dataclasses.replace(agent.world.settings, tanh_reward=squash)
+    agent.world_model.settings = dataclasses.replace(agent.world_model.settings, tanh_reward=squash)
     batch = moments(agent, 40).sample(BATCH, agent.batch_length)
-    state, rest = agent._begin(batch)
+    state, rest = agent._initial_state(batch)
     is_last = torch.zeros(BATCH, LENGTH, dtype=torch.bool)
     is_last[0, 2] = is_last[1, 3] = True
     is_terminal = torch.zeros_like(is_last)
     is_terminal[0, 2] = True
     rest = rest._replace(is_last=is_last, is_terminal=is_terminal)
-    _, states, _ = agent.world.loss(rest.observation, rest.action, rest.reward, rest.is_first, rest.is_terminal, state)
+    _, states, _ = agent.world_model.loss(
+        rest.observation, rest.action, rest.reward, rest.is_first, rest.is_terminal, state
+    )
     imagined = torch.randn(4, BATCH * LENGTH)
     learnt = type("Learned", (), {"returns": imagined})()
     found = agent.replay_critic_loss(rest, states, learnt)
-    features = agent.world.rssm.features(states)
+    features = agent.world_model.rssm.features(states)
     boot, total = imagined[0].view(BATCH, LENGTH), 0.0
     for b in range(BATCH):
         for t in range(LENGTH - 1):
@@ -145,7 +154,7 @@ def test_the_critics_loss_on_replay_is_that_of_the_definition(squash: bool) -> N
                 lam = 0.95 * float(not is_last[b, i])
                 reward = rest.reward[b, i].tanh() if squash else rest.reward[b, i]
                 ahead = reward + live * ((1 - lam) * boot[b, i] + lam * ahead)
-            total += float(agent.behaviour.critic_loss(features[b, t], ahead).detach())
+            total += float(agent.actor_critic.critic_loss(features[b, t], ahead).detach())
     assert found.item() == pytest.approx(total / (BATCH * (LENGTH - 1)), rel=1e-4)
 
 

@@ -14,7 +14,8 @@ from vwm.cli.main import main
 from vwm.envs.batched_envs import GymnasiumEnvSpec
 from vwm.models.dit.policy_heads import PolicyRewardHeads
 from vwm.rl.agent_training import AgentTraining
-from vwm.rl.algorithms.actor_critic import ActorConfig, CriticConfig
+from vwm.rl.algorithms.actor import ActorConfig
+from vwm.rl.algorithms.actor_critic import CriticConfig
 from vwm.rl.algorithms.actor_critic_policy import (
     ClonedActorCriticPolicy,
     FeatureActorCriticPolicy,
@@ -39,8 +40,8 @@ BATCH, HORIZON = 32, 2
 UPDATE = BATCH * HORIZON
 POLICIES = {
     "features": functools.partial(FeatureActorCriticPolicy, actor=ActorConfig(width=16, layers=1)),
-    "frame": functools.partial(FrameActorCriticPolicy, depth=4, mults=(1, 2), width=8),
-    "cloned": functools.partial(ClonedActorCriticPolicy, critic=CriticConfig(width=16, layers=1), greedy=False),
+    "frame": functools.partial(FrameActorCriticPolicy, conv_channels=4, channel_multipliers=(1, 2), width=8),
+    "cloned": functools.partial(ClonedActorCriticPolicy, critic=CriticConfig(width=16, layers=1), deterministic=False),
 }
 
 
@@ -103,7 +104,7 @@ def test_what_is_learned_in_the_world_holds_in_the_game(home, tmp_path, policy: 
 @pytest.mark.parametrize("policy", ["features", "frame", "cloned"])
 def test_a_run_broken_off_becomes_the_unbroken_one(home, tmp_path, policy: str) -> None:
     objective = PMPOObjective() if policy == "cloned" else PMPOObjective(beta=0)
-    settings = {"passes": 2, "critic_warmup_steps": UPDATE}
+    settings = {"epochs": 2, "critic_warmup_steps": UPDATE}
     training(home, tmp_path / "whole", policy, objective, **settings).run()
     training(home, tmp_path / "broken", policy, objective, **settings, steps=2 * UPDATE).run()
     # What a run writes after its last checkpoint, before it is killed, must leave no trace.
@@ -189,8 +190,8 @@ def test_the_actor_waits_for_its_critic(home, tmp_path) -> None:
     run.run()
     policy = run.load_policy()
     features = torch.randn(9, 32)
-    assert (policy.behaviour.actor(features).divergence(policy.prior(features)) == 0).all()
-    assert any((weight != 0).any() for weight in policy.behaviour.critic.output.parameters())
+    assert (policy.actor_critic.actor(features).kl_divergence(policy.prior(features)) == 0).all()
+    assert any((weight != 0).any() for weight in policy.actor_critic.critic.output.parameters())
 
 
 def test_ways_are_the_worlds_own(home) -> None:
@@ -250,7 +251,7 @@ def test_pictures_of_the_context_are_remembered(home) -> None:
     policy = POLICIES["frame"](world, simulator_env_spaces(world, "frame"))
     context = ContextSampler(str(home / "data"), 3, HORIZON).draw(2)
     ways = imagine_rollout(world, policy, context, 1, "frame")
-    carry, _ = policy.look(policy.init_carry(2), context.frames[:, :2].transpose(0, 1))
+    carry, _ = policy.encode_sequence(policy.init_carry(2), context.frames[:, :2].transpose(0, 1))
     assert all(torch.allclose(a, b) for a, b in zip(ways.carry, carry, strict=True))
     assert torch.equal(ways.observation[0], context.frames[:, 2])  # of a tokenizer of pixels
 
@@ -264,7 +265,7 @@ def test_pictures_of_the_context_are_those_that_play_shows(home) -> None:
     ways = imagine_rollout(world, policy, SimulatorContext(frames, None, torch.ones(2, dtype=torch.bool)), 1, "frame")
     shown = reconstruct_frames(world, frames)
     assert torch.equal(ways.observation[0], shown[:, -1]) and not torch.equal(shown, frames)
-    carry, _ = policy.look(policy.init_carry(2), reconstruct_frames(world, frames[:, :-1]).transpose(0, 1))
+    carry, _ = policy.encode_sequence(policy.init_carry(2), reconstruct_frames(world, frames[:, :-1]).transpose(0, 1))
     assert all(torch.allclose(a, b) for a, b in zip(ways.carry, carry, strict=True))
 
 

@@ -48,7 +48,7 @@ def test_it_finds_out_what_pays_and_plans_it(kind: str) -> None:
     assert losses[-1] < 0.3 * losses[0]
     acted = agent.act(agent.init_carry(lanes), time_step, explore=False)
     assert (paid(acted.action) > 0.7).all()
-    assert torch.equal(acted.carry.action, agent.world.rssm.encode_action(acted.action))
+    assert torch.equal(acted.carry.action, agent.world_model.rssm.encode_action(acted.action))
 
 
 def test_noise_is_added_in_training_only() -> None:

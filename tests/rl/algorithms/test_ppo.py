@@ -64,7 +64,7 @@ def test_ppo_in_the_real_game(tmp_path: Path) -> None:
     assert np.array_equal(one, other)
     time_step = TimeStep(torch.zeros(64, 4), torch.zeros(64), *(torch.zeros(64, dtype=torch.bool) for _ in range(3)))
     assert training.load_policy().act((), time_step, explore=False).action.unique().numel() == 1
-    training.algorithm.greedy = False
+    training.algorithm.deterministic = False
     assert training.load_policy().act((), time_step, explore=False).action.unique().numel() == 2
 
 

@@ -1,9 +1,9 @@
 from .actor import ActionDistribution as ActionDistribution
 from .actor import Actor as Actor
+from .actor import ActorConfig as ActorConfig
 from .actor import CategoricalActionDistribution as CategoricalActionDistribution
 from .actor import NormalActionDistribution as NormalActionDistribution
 from .actor import TanhNormalActionDistribution as TanhNormalActionDistribution
-from .actor_critic import ActorConfig as ActorConfig
 from .actor_critic import ActorCritic as ActorCritic
 from .actor_critic import ActorCriticLosses as ActorCriticLosses
 from .actor_critic import CriticConfig as CriticConfig

@@ -1,12 +1,13 @@
-"""Policies: from features to a distribution of actions, as each generation of agents has it.
+"""Action distributions and the networks that produce them, for the actors of Dreamer v1, v2 and v3.
 
-Legend: d width of features, a choices or dimensions of an action.
+Legend: d width of features, a number of discrete actions or dimensions of a continuous one.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -20,35 +21,35 @@ ContinuousDistributionKind = Literal["bounded_normal", "tanh_normal"]
 
 
 class ActionDistribution(ABC):
-    """A distribution of actions at some moments [...]."""
+    """A batch of distributions over actions, of shape [...]."""
 
     @abstractmethod
     def sample(self) -> Tensor:
-        """An action each, int64 [...] or float [..., a] in [-1, 1] once clamped; continuous ones carry gradients."""
+        """Draw actions, int64 [...] or float [..., a] in [-1, 1] once clamped; continuous ones carry gradients."""
 
     @abstractmethod
     def mode(self) -> Tensor:
-        """What is done without exploring."""
+        """Return the actions to take without exploring."""
 
     @abstractmethod
     def log_prob(self, action: Tensor) -> Tensor:
-        """[...] of actions that were sampled."""
+        """Return the log-probability [...] of sampled actions."""
 
     @abstractmethod
     def entropy(self) -> Tensor:
-        """[...], or an estimate of it that carries gradients."""
+        """Return the entropy [...], or a differentiable estimate of it."""
 
     @abstractmethod
-    def divergence(self, other: Any) -> Tensor:
-        """KL(this || other) of a policy of the same kind, [...]: exact, in nats."""
+    def kl_divergence(self, other: Any) -> Tensor:
+        """Return the exact KL(self || other) in nats, [...]; ``other`` is a distribution of the same class."""
 
 
 class CategoricalActionDistribution(ActionDistribution):
-    """Choices.
+    """A categorical distribution over discrete actions.
 
     Args:
         logits: [..., a].
-        unimix: share of the uniform distribution in it, so that no choice ever dies out (DreamerV3).
+        unimix: fraction of the uniform distribution mixed in, so that no action's probability vanishes (DreamerV3).
     """
 
     def __init__(self, logits: Tensor, unimix: float = 0.0) -> None:
@@ -59,7 +60,7 @@ class CategoricalActionDistribution(ActionDistribution):
             self.log_probabilities = logits.float().log_softmax(-1)
 
     def sample(self) -> Tensor:
-        """See ``ActionDistribution``; the race of exponential clocks."""
+        """See ``ActionDistribution``; drawn with exponential noise (the Gumbel-max trick)."""
         return (self.log_probabilities - torch.empty_like(self.log_probabilities).exponential_().log()).argmax(-1)
 
     def mode(self) -> Tensor:
@@ -74,13 +75,13 @@ class CategoricalActionDistribution(ActionDistribution):
         """See ``ActionDistribution``; exact."""
         return -(self.log_probabilities.exp() * self.log_probabilities).sum(-1)
 
-    def divergence(self, other: CategoricalActionDistribution) -> Tensor:
+    def kl_divergence(self, other: CategoricalActionDistribution) -> Tensor:
         """See ``ActionDistribution``."""
         return (self.log_probabilities.exp() * (self.log_probabilities - other.log_probabilities)).sum(-1)
 
 
 class NormalActionDistribution(ActionDistribution):
-    """A normal distribution a dimension; what lies outside [-1, 1] is played as the nearest bound (DreamerV3).
+    """A normal distribution per dimension; actions outside [-1, 1] are clamped when they are taken (DreamerV3).
 
     Args:
         mean, std: [..., a].
@@ -106,21 +107,21 @@ class NormalActionDistribution(ActionDistribution):
         """See ``ActionDistribution``; exact."""
         return (self.std.log() + math.log(2 * math.pi * math.e) / 2).sum(-1)
 
-    def divergence(self, other: NormalActionDistribution) -> Tensor:
-        """See ``ActionDistribution``; what squeezes both alike changes nothing."""
+    def kl_divergence(self, other: NormalActionDistribution) -> Tensor:
+        """See ``ActionDistribution``; the same for distributions that are both squashed by tanh."""
         apart = (self.std.square() + (self.mean - other.mean).square()) / (2 * other.std.square())
         return (other.std.log() - self.std.log() + apart - 0.5).sum(-1)
 
 
 class TanhNormalActionDistribution(NormalActionDistribution):
-    """A normal distribution squeezed into (-1, 1) (Dreamer v1 and v2)."""
+    """A normal distribution squashed into (-1, 1) by tanh (Dreamer v1 and v2)."""
 
     def sample(self) -> Tensor:
         """See ``ActionDistribution``."""
         return super().sample().tanh()
 
     def mode(self) -> Tensor:
-        """See ``ActionDistribution``: where the middle goes."""
+        """See ``ActionDistribution``; the squashed mean."""
         return self.mean.tanh()
 
     def log_prob(self, action: Tensor) -> Tensor:
@@ -130,66 +131,81 @@ class TanhNormalActionDistribution(NormalActionDistribution):
         return super().log_prob(before) - _log_tanh_derivative(before).sum(-1)
 
     def entropy(self) -> Tensor:
-        """See ``ActionDistribution``: the normal's own, and the squeezing's, estimated by one sample."""
+        """See ``ActionDistribution``; the entropy of the normal, plus a one-sample estimate of the change by tanh."""
         return super().entropy() + _log_tanh_derivative(super().sample()).sum(-1)
 
 
 def _log_tanh_derivative(x: Tensor) -> Tensor:
-    """Of tanh at x, without loss of digits far out."""
+    """Return log(d tanh(x) / dx), numerically stable for large |x|."""
     return 2 * (math.log(2) - x - F.softplus(-2 * x))
 
 
-class Actor(nn.Module):
-    """A network that gives policies.
+@dataclass(frozen=True)
+class ActorConfig:
+    """The network of an actor, and its objective.
 
-    Args:
-        inputs: d.
-        actions: what is to be done.
-        continuous: how continuous ones are drawn, ``"bounded_normal"`` (DreamerV3: mean by tanh, deviation in
-            ``min_std``..1) or ``"tanh_normal"`` (v1, v2: the mean held below 5, deviation ``init_std`` at first).
+    Attributes:
+        gradient: ``"reinforce"`` (v3; v2 for discrete actions) or ``"dynamics"``, backpropagation through the world
+            model (v1; v2 for continuous actions).
+        entropy_scale: weight of the policy's entropy, in units of the return.
+        continuous_distribution: of continuous actions: ``"bounded_normal"`` (DreamerV3: mean by tanh, deviation in
+            ``min_std``..1) or ``"tanh_normal"`` (v1, v2: mean limited to 5, deviation ``init_std`` at first).
         width, layers, norm, activation: of the network.
         unimix: see ``CategoricalActionDistribution``.
-        min_std: least deviation.
-        init_std: of ``tanh_normal``.
+        min_std: smallest deviation.
+        init_std: initial deviation of ``tanh_normal``.
+    """
+
+    gradient: Literal["reinforce", "dynamics"] = "reinforce"
+    entropy_scale: float = 3e-4
+    continuous_distribution: ContinuousDistributionKind = "bounded_normal"
+    width: int = 256
+    layers: int = 3
+    norm: NormType = "rms"
+    activation: ActivationType = "silu"
+    unimix: float = 0.01
+    min_std: float = 0.1
+    init_std: float = 5.0
+
+
+class Actor(nn.Module):
+    """A network that maps features to action distributions.
+
+    Args:
+        input_size: d.
+        actions: the action space.
+        config: see ``ActorConfig``.
 
     Raises:
-        ValueError: there is no such way to draw continuous actions.
+        ValueError: an unknown ``continuous_distribution``.
     """
 
     MEAN_BOUND = 5.0
 
-    def __init__(
-        self,
-        inputs: int,
-        actions: ActionSpace,
-        continuous: ContinuousDistributionKind = "bounded_normal",
-        width: int = 256,
-        layers: int = 3,
-        norm: NormType = "rms",
-        activation: ActivationType = "silu",
-        unimix: float = 0.01,
-        min_std: float = 0.1,
-        init_std: float = 5.0,
-    ) -> None:
+    def __init__(self, input_size: int, actions: ActionSpace, config: ActorConfig) -> None:
         super().__init__()
-        if continuous not in ("bounded_normal", "tanh_normal"):
-            raise ValueError(f"continuous={continuous!r} must be 'bounded_normal' or 'tanh_normal'")
+        if config.continuous_distribution not in ("bounded_normal", "tanh_normal"):
+            raise ValueError(
+                f"continuous_distribution={config.continuous_distribution!r} must be 'bounded_normal' or 'tanh_normal'"
+            )
         self.discrete = actions.kind == "discrete"
-        self.continuous = continuous
-        self.unimix = unimix
-        self.min_std = min_std
-        self.inverse_softplus_init_std = math.log(math.expm1(init_std))
-        self.body = make_dense_mlp(inputs, width, layers, norm, activation)
+        self.continuous_distribution = config.continuous_distribution
+        self.unimix = config.unimix
+        self.min_std = config.min_std
+        self.inverse_softplus_init_std = math.log(math.expm1(config.init_std))
+        width, layers, norm = config.width, config.layers, config.norm
+        self.body = make_dense_mlp(input_size, width, layers, norm, config.activation)
         outputs = actions.size if self.discrete else 2 * actions.size
-        self.output = make_output_layer(width if layers else inputs, outputs, norm, 0.01 if norm == "rms" else 1.0)
+        weight_scale = 0.01 if norm == "rms" else 1.0
+        self.output = make_output_layer(width if layers else input_size, outputs, norm, weight_scale)
 
     def forward(self, features: Tensor) -> ActionDistribution:
-        """[..., d] -> policies [...]."""
-        said = self.output(self.body(features)).float()
+        """Return the action distributions [...] for features [..., d]."""
+        outputs = self.output(self.body(features)).float()
         if self.discrete:
-            return CategoricalActionDistribution(said, self.unimix)
-        mean, raw = said.chunk(2, dim=-1)
-        if self.continuous == "bounded_normal":
+            return CategoricalActionDistribution(outputs, self.unimix)
+        mean, raw = outputs.chunk(2, dim=-1)
+        if self.continuous_distribution == "bounded_normal":
             return NormalActionDistribution(mean.tanh(), self.min_std + (1 - self.min_std) * (raw + 2).sigmoid())
         mean = self.MEAN_BOUND * (mean / self.MEAN_BOUND).tanh()
         return TanhNormalActionDistribution(mean, F.softplus(raw + self.inverse_softplus_init_std) + self.min_std)

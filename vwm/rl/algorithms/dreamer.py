@@ -1,11 +1,10 @@
-"""Dreamer: a latent world learned from replay, and a policy learned in its imagination.
+"""Dreamer: a recurrent state-space model learned from replay, and a policy learned in its imagination.
 
 Versions 1 (arXiv 1912.01603), 2 (arXiv 2010.02193) and 3 (Nature 640, 2025; arXiv 2301.04104) differ in their world
-(``RSSMWorldModelConfig``), in how the policy improves (``ActorConfig``, ``CriticConfig``) and in what is optimised
-how; all of
-that stands in a config over one agent.
+model (``RSSMWorldModelConfig``), in how the policy improves (``ActorConfig``, ``CriticConfig``) and in their
+optimizers; all of these are settings of one agent.
 
-Legend: b batch, t time, h steps of the horizon, n = b t ways, d width of features.
+Legend: b batch, t time, h steps of the horizon, n = b t trajectories, d width of features.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from vwm.models.rssm.rssm import RSSMState, flatten_rssm_states
 from vwm.models.rssm.simulator import RSSMSimulator
 from vwm.models.rssm.world_model import RSSMWorldModel, RSSMWorldModelConfig
 from vwm.rl.agent import Agent, PolicyStep, ReplayBatch, UpdateOutput
-from vwm.rl.algorithms.actor import ActionDistribution
-from vwm.rl.algorithms.actor_critic import ActorConfig, ActorCritic, ActorCriticLosses, CriticConfig, ImaginedTrajectory
+from vwm.rl.algorithms.actor import ActionDistribution, ActorConfig
+from vwm.rl.algorithms.actor_critic import ActorCritic, ActorCriticLosses, CriticConfig, ImaginedTrajectory
 from vwm.rl.algorithms.laprop import LaProp
 from vwm.rl.exploration_noise import add_exploration_noise
 from vwm.rl.lambda_returns import lambda_returns
@@ -33,15 +32,15 @@ from vwm.rl.optimizer_step import check_finite, clip_and_step
 
 @dataclass(frozen=True)
 class DreamerOptimizerConfig:
-    """What moves the weights.
+    """Optimizers and learning rates.
 
     Attributes:
-        lr: of the world; of everything where there is one optimizer.
-        actor_lr, critic_lr: of these, with Adam each, as in v1 and v2; None has DreamerV3's one optimizer.
-        clip: with Adam the largest norm of each one's gradient (v1, v2: 100); else see ``LaProp``.
+        lr: of the world model; of everything where there is one optimizer.
+        actor_lr, critic_lr: of these, with separate Adams as in v1 and v2; None selects DreamerV3's one optimizer.
+        clip: with Adam the largest gradient norm of each optimizer (v1, v2: 100); otherwise see ``LaProp``.
         eps: of Adam.
-        weight_decay: of AdamW, which takes it times the rate (v2's own takes its 1e-6 whatever the rate).
-        warmup: updates over which the one optimizer's rate grows from 0.
+        weight_decay: of AdamW, which multiplies it by the learning rate (v2's own optimizer applies its 1e-6 directly).
+        warmup: updates over which the one optimizer's learning rate grows from 0.
     """
 
     lr: float = 4e-5
@@ -60,42 +59,42 @@ class DreamerOptimizerConfig:
 
 
 class Dreamer(Agent):
-    """See above; the defaults are DreamerV3 at size 12m.
+    """See the module; the defaults are DreamerV3 at size 12m.
 
     Args:
         spaces: of the environments.
-        world, actor, critic, optimizers: see there.
+        world_model, actor, critic, optimizers: see their classes.
         horizon: h.
-        discount: of imagined rewards, beside the world's own (``RSSMWorldModelConfig.discount_horizon``).
-        trace: lambda of the returns.
-        normalise: whether returns are divided by their range (v3).
-        replay_critic_scale: scale of the critic's loss on what was really earned, whose gradient also shapes the
-        world's
-            features (v3: 0.3); 0 has none.
-        store_latents: replay keeps the states and an update goes on from them, rather than from nothing (v3).
-        exploration: deviation of noise that is added to continuous actions in training (v1: 0.3), or the share of
-            random choices.
+        discount: of imagined rewards, in addition to the world model's own
+            (``RSSMWorldModelConfig.discount_horizon``).
+        lam: λ of the returns.
+        normalize_returns: divide returns by their range (v3).
+        replay_critic_scale: weight of the critic's loss on replayed rewards, whose gradient also trains the world
+            model's features (v3: 0.3); 0 omits it.
+        store_latents: replay stores the latent states, and an update starts from them instead of from zero (v3).
+        exploration_noise: deviation of noise added to continuous actions in training (v1: 0.3), or the fraction of
+            random discrete actions.
         batch_size, batch_length: of an update.
-        imagine_last_steps: only so many moments of each sequence are imagined from; 0 takes all.
+        imagine_last_steps: imagine only from this many time steps at the end of each sequence; 0 takes all.
 
     Raises:
-        ValueError: settings that do not go together.
+        ValueError: settings that exclude each other.
     """
 
     def __init__(
         self,
         spaces: EnvSpaces,
-        world: RSSMWorldModelConfig = RSSMWorldModelConfig(),
+        world_model: RSSMWorldModelConfig = RSSMWorldModelConfig(),
         actor: ActorConfig = ActorConfig(),
         critic: CriticConfig = CriticConfig(),
         optimizers: DreamerOptimizerConfig = DreamerOptimizerConfig(),
         horizon: int = 15,
         discount: float = 1.0,
-        trace: float = 0.95,
-        normalise: bool = True,
+        lam: float = 0.95,
+        normalize_returns: bool = True,
         replay_critic_scale: float = 0.3,
         store_latents: bool = True,
-        exploration: float = 0.0,
+        exploration_noise: float = 0.0,
         batch_size: int = 16,
         batch_length: int = 64,
         imagine_last_steps: int = 0,
@@ -108,61 +107,63 @@ class Dreamer(Agent):
             )
         if replay_critic_scale and imagine_last_steps:
             raise ValueError(
-                "replay_critic_scale bootstraps from what every moment imagines: it wants imagine_last_steps=0"
+                "replay_critic_scale bootstraps from returns imagined at every time step: set imagine_last_steps=0"
             )
         self.spaces = spaces
         self.batch_size = batch_size
-        self.batch_length = batch_length + store_latents  # a moment to go on from
-        self.world = RSSMWorldModel.from_settings(spaces.observation, *spaces.action_sizes, world)
-        self.behaviour = ActorCritic(self.world.feature_size, spaces.actions, actor, critic, trace, normalise)
+        self.batch_length = batch_length + store_latents  # one time step more, to start from
+        self.world_model = RSSMWorldModel.from_settings(spaces.observation, *spaces.action_sizes, world_model)
+        self.actor_critic = ActorCritic(
+            self.world_model.feature_size, spaces.actions, actor, critic, lam, normalize_returns
+        )
         self.horizon = horizon
         self.discount = discount
         self.replay_critic_scale = replay_critic_scale
         self.store_latents = store_latents
-        self.exploration = exploration
+        self.exploration_noise = exploration_noise
         self.imagine_last_steps = imagine_last_steps
-        self.settings = optimizers
-        self.trained = self._make_optimizers(optimizers)
+        self.config = optimizers
+        self._optimizers = self._make_optimizers(optimizers)
         if store_latents:
-            rssm = self.world.rssm
-            small = torch.uint8 if world.classes else torch.float16  # one-hots are whole numbers
+            rssm = self.world_model.rssm
+            stoch_dtype = torch.uint8 if world_model.classes else torch.float16  # one-hot vectors are integers
             self.extras = {
                 "deter": ((rssm.deter_size,), torch.float16),
-                "stoch": ((rssm.stochastic.sample_size,), small),
+                "stoch": ((rssm.stochastic.sample_size,), stoch_dtype),
             }
 
-    # ----------------------------------------------------------------------------------------------------- playing
+    # ------------------------------------------------------------------------------------------------------ acting
 
     def init_carry(self, batch: int) -> RSSMState:
         """See ``Agent.init_carry``."""
-        return self.world.rssm.init_state(batch)
+        return self.world_model.rssm.init_state(batch)
 
     @torch.no_grad()
     def act(self, carry: RSSMState, time_step: TimeStep, explore: bool) -> PolicyStep:
         """See ``Agent.act``."""
         self.eval()
-        state = self.world.observe_step(carry, time_step.observation, time_step.is_first)
-        policy = self.behaviour.actor(self.world.rssm.features(state))
+        state = self.world_model.observe_step(carry, time_step.observation, time_step.is_first)
+        policy = self.actor_critic.actor(self.world_model.rssm.features(state))
         action = policy.mode()
         if explore:
-            action = add_exploration_noise(policy.sample(), self.exploration, self.spaces.actions.size)
+            action = add_exploration_noise(policy.sample(), self.exploration_noise, self.spaces.actions.size)
         if action.is_floating_point():
             action = action.clamp(-1, 1)
-        return PolicyStep(action, self.world.rssm.with_action(state, action), self._kept(state))
+        return PolicyStep(action, self.world_model.rssm.with_action(state, action), self._stored_latents(state))
 
     @torch.no_grad()
     def observe(self, carry: RSSMState, time_step: TimeStep, action: Tensor) -> PolicyStep:
         """See ``Agent.watch``."""
         self.eval()
-        state = self.world.observe_step(carry, time_step.observation, time_step.is_first)
-        return PolicyStep(action, self.world.rssm.with_action(state, action), self._kept(state))
+        state = self.world_model.observe_step(carry, time_step.observation, time_step.is_first)
+        return PolicyStep(action, self.world_model.rssm.with_action(state, action), self._stored_latents(state))
 
     def simulator(self, title: str = "world", fps: float = 15.0) -> RSSMSimulator:
         """See ``Agent.simulator``."""
-        return RSSMSimulator(self.world, self.spaces.actions, title=title, fps=fps, context_frames=1)
+        return RSSMSimulator(self.world_model, self.spaces.actions, title=title, fps=fps, context_frames=1)
 
-    def _kept(self, states: RSSMState) -> dict[str, Tensor]:
-        """What replay keeps of states [..., d]."""
+    def _stored_latents(self, states: RSSMState) -> dict[str, Tensor]:
+        """Return what replay stores of states [..., d]."""
         return {name: getattr(states, name).to(dtype) for name, (_, dtype) in self.extras.items()}
 
     # ---------------------------------------------------------------------------------------------------- learning
@@ -170,63 +171,65 @@ class Dreamer(Agent):
     def update(self, batch: ReplayBatch) -> UpdateOutput:
         """See ``Agent.update``."""
         self.train()
-        state, batch = self._begin(batch)
-        world_loss, states, logs = self.world.loss(
+        state, batch = self._initial_state(batch)
+        world_loss, states, logs = self.world_model.loss(
             batch.observation, batch.action, batch.reward, batch.is_first, batch.is_terminal, state
         )
         latest = -self.imagine_last_steps or None
         start = flatten_rssm_states(tree_map(lambda part: part[:, latest:].detach(), states))
-        way, policy = self.imagine(start, ~batch.is_terminal[:, latest:].flatten())
-        learnt = self.behaviour.losses(way, policy)
-        loss = world_loss + learnt.critic
+        trajectory, policy = self.imagine(start, ~batch.is_terminal[:, latest:].flatten())
+        losses = self.actor_critic.losses(trajectory, policy)
+        loss = world_loss + losses.critic_loss
         if self.replay_critic_scale:
-            loss = loss + self.replay_critic_scale * self.replay_critic_loss(batch, states, learnt)
-        numbers = check_finite({**logs, **learnt.logs})
-        self._step(loss, learnt.actor)
-        self.behaviour.follow()
+            loss = loss + self.replay_critic_scale * self.replay_critic_loss(batch, states, losses)
+        values = check_finite({**logs, **losses.logs})
+        self._optimizer_step(loss, losses.actor_loss)
+        self.actor_critic.update_target()
         if not self.store_latents:
-            return UpdateOutput(numbers)
-        return UpdateOutput(numbers, self._kept(tree_map(Tensor.detach, states)), batch.indices[:, 1:])
+            return UpdateOutput(values)
+        return UpdateOutput(values, self._stored_latents(tree_map(Tensor.detach, states)), batch.indices[:, 1:])
 
-    def imagine(self, start: RSSMState, going: Tensor) -> tuple[ImaginedTrajectory, ActionDistribution]:
-        """Follow the policy into what the world expects.
+    def imagine(self, start: RSSMState, alive: Tensor) -> tuple[ImaginedTrajectory, ActionDistribution]:
+        """Roll the policy out in the world model.
 
         Args:
             start: states [n, ...].
-            going: bool [n], whether the world goes on there.
+            alive: bool [n], whether the episode continues there.
 
         Returns:
-            The ways, and the policy of all their moments but the last, [h, n].
+            The trajectories, and the action distributions of every time step but the last, [h, n].
         """
-        rssm, actor = self.world.rssm, self.behaviour.actor
-        through = self.behaviour.actor_config.gradient == "dynamics"
-        with torch.set_grad_enabled(through):
+        rssm, actor = self.world_model.rssm, self.actor_critic.actor
+        through_dynamics = self.actor_critic.actor_config.gradient == "dynamics"
+        with torch.set_grad_enabled(through_dynamics):
             state, features, actions = start, [rssm.features(start)], []
             for _ in range(self.horizon):
                 action = actor(features[-1].detach()).sample()
                 state = rssm.imagine_step(state, action)
                 features.append(rssm.features(state))
                 actions.append(action)
-            seen = torch.stack(features)
-            reward, live = self.world.predict_reward(seen), self.discount * self.world.predict_continue(seen)
-        way = ImaginedTrajectory(seen, torch.stack(actions).detach(), reward, live, going.to(reward.dtype))
-        return way, actor(seen[:-1].detach())
+            stacked = torch.stack(features)
+            reward = self.world_model.predict_reward(stacked)
+            discount = self.discount * self.world_model.predict_continue(stacked)
+        action = torch.stack(actions).detach()
+        trajectory = ImaginedTrajectory(stacked, action, reward, discount, alive.to(reward.dtype))
+        return trajectory, actor(stacked[:-1].detach())
 
-    def replay_critic_loss(self, batch: ReplayBatch, states: RSSMState, learnt: ActorCriticLosses) -> Tensor:
-        """The critic's loss on what was really earned; beyond the batch, imagination has the word."""
-        rest = learnt.returns[0].unflatten(0, batch.reward.shape).T
-        live = self.discount * self.world.max_discount * (~batch.is_terminal.T).to(rest.dtype)
-        lam = self.behaviour.trace * (~batch.is_last.T).to(rest.dtype)
-        returns = lambda_returns(self.world.reward_target(batch.reward).T, rest, live, lam)
-        features = self.world.rssm.features(states)[:, :-1].transpose(0, 1)
-        return ((~batch.is_last.T[:-1]) * self.behaviour.critic_loss(features, returns)).mean()
+    def replay_critic_loss(self, batch: ReplayBatch, states: RSSMState, losses: ActorCriticLosses) -> Tensor:
+        """Compute the critic's loss on replayed rewards; at the batch's end it bootstraps from the imagined returns."""
+        imagined = losses.returns[0].unflatten(0, batch.reward.shape).T
+        discount = self.discount * self.world_model.max_discount * (~batch.is_terminal.T).to(imagined.dtype)
+        lam = self.actor_critic.lam * (~batch.is_last.T).to(imagined.dtype)
+        returns = lambda_returns(self.world_model.reward_target(batch.reward).T, imagined, discount, lam)
+        features = self.world_model.rssm.features(states)[:, :-1].transpose(0, 1)
+        return ((~batch.is_last.T[:-1]) * self.actor_critic.critic_loss(features, returns)).mean()
 
-    def _begin(self, batch: ReplayBatch) -> tuple[RSSMState | None, ReplayBatch]:
-        """The state to go on from, and the moments that are learned from."""
+    def _initial_state(self, batch: ReplayBatch) -> tuple[RSSMState | None, ReplayBatch]:
+        """Return the state to start from, and the time steps to learn from."""
         if not self.store_latents:
             return None, batch
         first = {name: value[:, 0] for name, value in batch.extras.items()}
-        state = self.world.rssm.state_from_replay(first["deter"], first["stoch"], batch.action[:, 0])
+        state = self.world_model.rssm.state_from_replay(first["deter"], first["stoch"], batch.action[:, 0])
         fields = {name: value for name, value in batch._asdict().items() if name not in ("extras", "indices")}
         return state, batch._replace(**{name: value[:, 1:] for name, value in fields.items()})
 
@@ -234,31 +237,31 @@ class Dreamer(Agent):
 
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
         """See ``Agent.optimizers``."""
-        return self.trained
+        return self._optimizers
 
-    def _make_optimizers(self, settings: DreamerOptimizerConfig) -> dict[str, torch.optim.Optimizer]:
-        actor, critic = self.behaviour.actor.parameters(), self.behaviour.critic.parameters()
-        if settings.actor_lr is None or settings.critic_lr is None:
-            everything = [*self.world.parameters(), *actor, *critic]
-            return {"all": LaProp(everything, settings.lr, clip=settings.clip, warmup=settings.warmup)}
+    def _make_optimizers(self, config: DreamerOptimizerConfig) -> dict[str, torch.optim.Optimizer]:
+        actor, critic = self.actor_critic.actor.parameters(), self.actor_critic.critic.parameters()
+        if config.actor_lr is None or config.critic_lr is None:
+            everything = [*self.world_model.parameters(), *actor, *critic]
+            return {"all": LaProp(everything, config.lr, clip=config.clip, warmup=config.warmup)}
         rates: dict[str, tuple[Iterable[nn.Parameter], float]] = {
-            "world": (self.world.parameters(), settings.lr),
-            "actor": (actor, settings.actor_lr),
-            "critic": (critic, settings.critic_lr),
+            "world": (self.world_model.parameters(), config.lr),
+            "actor": (actor, config.actor_lr),
+            "critic": (critic, config.critic_lr),
         }
-        more: dict[str, Any] = {"eps": settings.eps, "weight_decay": settings.weight_decay}
+        more: dict[str, Any] = {"eps": config.eps, "weight_decay": config.weight_decay}
         return {name: torch.optim.AdamW(list(what), lr, **more) for name, (what, lr) in rates.items()}
 
-    def _step(self, loss: Tensor, actor_loss: Tensor) -> None:
-        for optimizer in self.trained.values():
+    def _optimizer_step(self, loss: Tensor, actor_loss: Tensor) -> None:
+        for optimizer in self._optimizers.values():
             optimizer.zero_grad()
-        actor = list(self.behaviour.actor.parameters())
-        # The way from the actor's loss may lead through the world, whose weights are not to be moved by it.
+        actor = list(self.actor_critic.actor.parameters())
+        # The actor's loss may depend on the world model, whose weights it must not change.
         for weight, gradient in zip(actor, torch.autograd.grad(actor_loss, actor), strict=True):
             weight.grad = gradient
         loss.backward()
-        for name, optimizer in self.trained.items():
+        for name, optimizer in self._optimizers.items():
             if name == "all":
                 optimizer.step()  # LaProp clips by itself
             else:
-                clip_and_step(optimizer, self.settings.clip, name=name)
+                clip_and_step(optimizer, self.config.clip, name=name)

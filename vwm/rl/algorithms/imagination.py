@@ -1,7 +1,7 @@
-"""Learning in imagination only: a policy that improves in a learned world, from time steps of a recording on.
+"""Learning in imagination only: a policy that improves in a fixed world model, starting from a recording's time steps.
 
 Dreamer 4's third phase (arXiv 2509.24527, section 3.3) and, over frames, the setting of IRIS and DIAMOND, offline:
-training takes no real step, and the world does not change.
+training takes no real step, and the world model does not change.
 """
 
 from __future__ import annotations
@@ -39,16 +39,17 @@ from vwm.worlds.simulated_env import SimulatedEnvSpec, check_ensemble_settings
 
 @dataclass(frozen=True)
 class ImaginationEnsemble:
-    """Further worlds that show where the first one cannot be trusted; see ``EnsembleSimulator``.
+    """Further world models that show where the first one is unreliable; see ``EnsembleSimulator``.
 
     Attributes:
-        others: bundles of worlds that learned the same environment differently (from another seed). They take the same
-            actions. ``updates`` then logs the mean ``uncertainty``, from which ``penalty`` and ``limit`` can be chosen.
+        others: bundles of simulators that learned the same environment differently (from another seed) and take the
+            same actions. ``updates`` then logs the mean ``uncertainty``, from which ``penalty`` and ``limit`` can be
+            chosen.
         penalty: disagreement times this is subtracted from every reward.
         limit: disagreement above which a rollout ends.
 
     Raises:
-        ValueError: a penalty or a limit without other worlds.
+        ValueError: a penalty or a limit without other simulators.
     """
 
     others: Sequence[Path] = ()
@@ -65,9 +66,9 @@ class ImaginationOptimizerConfig:
 
     Attributes:
         lr, critic_lr: learning rates of Adam; the critic's is the same by default.
-        clip: largest norm of the gradients, of the critic and of the rest.
-        passes: updates from the same rollouts.
-        critic_warmup_steps: decisions before the actor begins to learn, so that the critic can evaluate it.
+        max_grad_norm: largest gradient norm, of the critic and of the rest.
+        epochs: updates from the same rollouts.
+        critic_warmup_steps: decisions before the actor starts to learn, so that the critic can learn to evaluate it.
 
     Raises:
         ValueError: a value is out of range.
@@ -75,40 +76,40 @@ class ImaginationOptimizerConfig:
 
     lr: float = 3e-4
     critic_lr: float | None = None
-    clip: float = 1.0
-    passes: int = 1
+    max_grad_norm: float = 1.0
+    epochs: int = 1
     critic_warmup_steps: int = 0
 
     def __post_init__(self) -> None:
-        check_positive(passes=self.passes)
+        check_positive(epochs=self.epochs)
         if self.critic_warmup_steps < 0:
             raise ValueError(f"critic_warmup_steps must be 0 or more, got {self.critic_warmup_steps}")
-        if not self.lr > 0 or not self.clip > 0:
-            raise ValueError(f"lr and clip must be above 0, got {self.lr} and {self.clip}")
+        if not self.lr > 0 or not self.max_grad_norm > 0:
+            raise ValueError(f"lr and max_grad_norm must be above 0, got {self.lr} and {self.max_grad_norm}")
 
 
 class ImaginationLearning(Algorithm):
     """A policy that learns from rollouts in a simulator, which start at time steps of a recording.
 
     Progress counts decisions in the simulator. Evaluations play the real environment; the first one, before anything
-    was learned, measures the cloned policy where there is one. ``episodes`` has what the simulator predicts that the
-    policy earns: its reward per decision, from evenly drawn contexts, times the length of the last evaluation's
-    episodes, so that the two can be compared: where they part, the policy exploits errors of the world.
+    was learned, measures the cloned policy where there is one. ``episodes`` has the return that the simulator predicts
+    for the policy: its reward per decision, from uniformly drawn contexts, times the length of the last evaluation's
+    episodes, so that the two can be compared: where they diverge, the policy exploits errors of the world model.
 
     Args:
-        bundle: folder of the world.
+        bundle: folder of the simulator.
         data: the recording.
-        policy: what learns.
+        policy: the policy to train.
         objective: its losses.
-        observe: what the policy sees: ``"features"``, ``"latent"`` or ``"frame"``; see ``EncodedEnvSpec``.
+        observe: what the policy observes: ``"features"``, ``"latent"`` or ``"frame"``; see ``EncodedEnvSpec``.
         batch_size: contexts of an update, each with one rollout.
-        context: frames of each; 0 takes the number that the world prefers.
+        context_frames: frames of each context; 0 takes the number that the simulator prefers.
         relevant: see ``ContextSampler``.
         horizon: decisions of a rollout. It is cut off there, not ended: the critic estimates what follows.
         discount: of rewards, per decision.
-        ensemble: further worlds that measure uncertainty.
-        optimizer: learning rates, clipping, passes.
-        device: of the world; ``auto`` takes a GPU where there is one.
+        ensemble: further simulators that measure uncertainty.
+        optimizer: learning rates, clipping, epochs.
+        device: of the simulator; ``auto`` takes a GPU where there is one.
 
     Raises:
         ValueError: a setting is out of range.
@@ -125,7 +126,7 @@ class ImaginationLearning(Algorithm):
         objective: PolicyObjective,
         observe: Literal["features", "latent", "frame"] = "features",
         batch_size: int = 32,
-        context: int = 0,
+        context_frames: int = 0,
         relevant: float = 0.0,
         horizon: int = 16,
         discount: float = 0.997,
@@ -134,8 +135,8 @@ class ImaginationLearning(Algorithm):
         device: str = "auto",
     ) -> None:
         check_positive(batch_size=batch_size, horizon=horizon)
-        if context < 0:
-            raise ValueError(f"context must be 0 or more, got {context}")
+        if context_frames < 0:
+            raise ValueError(f"context_frames must be 0 or more, got {context_frames}")
         if not 0 < discount <= 1:
             raise ValueError(f"discount must lie in 0..1, got {discount}")
         self.bundle = bundle
@@ -144,7 +145,7 @@ class ImaginationLearning(Algorithm):
         self.objective = objective
         self.observe = observe
         self.batch_size = batch_size
-        self.context = context
+        self.context_frames = context_frames
         self.relevant = relevant
         self.horizon = horizon
         self.discount = discount
@@ -156,19 +157,21 @@ class ImaginationLearning(Algorithm):
     def set_up(self, setup: TrainingSetup) -> None:
         """See ``Algorithm.set_up``."""
         self.setup = setup
-        with torch.random.fork_rng([]):  # a policy starts with the same weights with and without an ensemble
+        with torch.random.fork_rng([]):  # the policy starts with the same weights with and without an ensemble
             others = [load_simulator(other, self.device) for other in self.ensemble.others]
         self.simulator = load_simulator(self.bundle, self.device)
-        self.world: Simulator = self.simulator
+        self.ensemble_simulator: Simulator = self.simulator
         if others:
             members = [self.simulator, *others]
-            self.world = EnsembleSimulator(members, self.ensemble.penalty, self.ensemble.limit, follow="first")
+            self.ensemble_simulator = EnsembleSimulator(
+                members, self.ensemble.penalty, self.ensemble.limit, follow="first"
+            )
         self.policy: ActorCriticPolicy = self._make_policy(self.simulator)
         self._check_prior()
         self.optimizers = self._make_optimizers()
         self.contexts = ContextSampler(
             self.data,
-            self.context or self.simulator.spec.context_frames,
+            self.context_frames or self.simulator.spec.context_frames,
             self.horizon,
             self.relevant,
             actions=not self.simulator.spec.actions.latent,
@@ -179,10 +182,10 @@ class ImaginationLearning(Algorithm):
     def step(self) -> StepMetrics:
         """Roll the policy out, and learn from the rollouts."""
         context, began = self.contexts.draw(self.batch_size), time.perf_counter()
-        rollout = imagine_rollout(self.world, self.policy, context, self.horizon, self.observe)
+        rollout = imagine_rollout(self.ensemble_simulator, self.policy, context, self.horizon, self.observe)
         in_simulator = time.perf_counter() - began
         self.progress += self.batch_size * self.horizon
-        for _ in range(self.optimizer.passes):
+        for _ in range(self.optimizer.epochs):
             with self.setup.runtime.autocast():
                 logs = self._update(rollout)
         logs |= {
@@ -216,7 +219,7 @@ class ImaginationLearning(Algorithm):
         return self._make_policy(load_simulator(self.bundle, self.device))
 
     def evaluation_env(self, env: EnvSpec | None) -> EnvSpec:
-        """Return the real environment, seen through the world; the world itself where none is given."""
+        """Return the real environment, encoded by the simulator; the simulator itself where none is given."""
         return EncodedEnvSpec(env, self.bundle, self.observe, self.device) if env else self.env
 
     def observe_evaluation(self, result: EvaluationResult) -> None:
@@ -233,10 +236,10 @@ class ImaginationLearning(Algorithm):
         critic_only = self.progress <= self.optimizer.critic_warmup_steps
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
-        (losses.critic if critic_only else losses.critic + losses.actor).backward()
+        (losses.critic_loss if critic_only else losses.critic_loss + losses.actor_loss).backward()
         for name, optimizer in self.optimizers.items():
-            clip_and_step(optimizer, self.optimizer.clip, name=name)
-        self.policy.behaviour.follow()
+            clip_and_step(optimizer, self.optimizer.max_grad_norm, name=name)
+        self.policy.actor_critic.update_target()
         return logs
 
     def _make_policy(self, simulator: Simulator) -> ActorCriticPolicy:
@@ -244,7 +247,7 @@ class ImaginationLearning(Algorithm):
 
     def _make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         settings = self.optimizer
-        critic = list(self.policy.behaviour.critic.parameters())
+        critic = list(self.policy.actor_critic.critic.parameters())
         of_critic = {id(weight) for weight in critic}
         rest = [w for w in self.policy.parameters() if w.requires_grad and id(w) not in of_critic]
         return {
@@ -256,7 +259,9 @@ class ImaginationLearning(Algorithm):
         policy, objective = self.policy, self.objective
         shape = (1, *policy.spaces.observation)
         blank = torch.zeros(shape, dtype=torch.uint8 if policy.spaces.pixels else torch.float32, device=policy.device)
-        _, features = policy.see(policy.init_carry(1), blank, torch.ones(1, dtype=torch.bool, device=policy.device))
+        _, features = policy.encode_step(
+            policy.init_carry(1), blank, torch.ones(1, dtype=torch.bool, device=policy.device)
+        )
         if objective.beta and policy.prior(features) is None:
             raise ValueError(
                 f"{type(objective).__name__} is regularized towards a cloned policy (beta={objective.beta:g}), which a "

@@ -28,9 +28,9 @@ class ImaginedRollout(NamedTuple):
     Attributes:
         carry: the policy's memory before the first observation.
         observation: [h + 1, n, ...].
-        action: int64 [h, n] or float [h, n, a], as drawn; actions beyond [-1, 1] were clamped before they were taken.
+        action: int64 [h, n] or float [h, n, a], as sampled; the simulator took them clamped to [-1, 1].
         reward: float [h + 1, n], received on arrival; 0 at the first time step.
-        terminated: bool [h + 1, n], whether the simulator ended there.
+        terminated: bool [h + 1, n], whether the episode ended there.
         uncertainty: float [h + 1, n], disagreement of an ensemble; 0 of a single simulator.
     """
 
@@ -49,10 +49,11 @@ def imagine_rollout(
     """Roll a policy out in a simulator.
 
     Args:
-        simulator: the world, or an ensemble that follows its first member.
-        policy: its actions are drawn from torch's generator, as are the seeds of the worlds.
+        simulator: the simulator, or an ensemble that follows its first member.
+        policy: its actions are drawn from torch's generator, as are the simulator's seeds.
         context: where to start, n.
-        horizon: h. A world that has ended is stepped on, to keep the batch whole; what follows is masked.
+        horizon: h. After the end of an episode the simulator is stepped on, to keep the batch complete; what follows is
+            masked.
         observe: see ``ImaginationLearning``.
     """
     count, device = len(context.frames), policy.device
@@ -62,14 +63,14 @@ def imagine_rollout(
     carry = policy.init_carry(count)
     if observe == OBSERVE_FRAME and context.frames.shape[1] > 1:
         before = reconstruct_frames(simulator, context.frames[:, :-1].to(device))  # as the policy sees real frames, too
-        carry, _ = policy.look(carry, before.transpose(0, 1))
+        carry, _ = policy.encode_sequence(carry, before.transpose(0, 1))
     first_carry = carry
     observations = [select_observation(simulator, observe, state, frame)]
     actions: list[Tensor] = []
     rewards, ends, uncertainties = [zero], [never], [zero]
     for _ in range(horizon):
-        carry, features = policy.see(carry, observations[-1], never)
-        action = policy.behaviour.actor(features).sample()
+        carry, features = policy.encode_step(carry, observations[-1], never)
+        action = policy.actor_critic.actor(features).sample()
         taken = action.clamp(-1, 1) if action.is_floating_point() else action
         state, output = simulator.step(state, taken, decode=observe == OBSERVE_FRAME)
         observations.append(select_observation(simulator, observe, state, output.frame))
@@ -85,13 +86,13 @@ def imagination_losses(
     policy: ActorCriticPolicy, objective: PolicyObjective, rollout: ImaginedRollout, discount: float
 ) -> ActorCriticLosses:
     """Compute actor and critic losses; the critic bootstraps at the horizon, and nothing counts after an end."""
-    _, features = policy.look(rollout.carry, rollout.observation)
+    _, features = policy.encode_sequence(rollout.carry, rollout.observation)
     continues = (~rollout.terminated).to(rollout.reward.dtype)
     trajectory = ImaginedTrajectory(
         features, rollout.action, rollout.reward, discount * continues, continues.cumprod(0)
     )
     current = features[:-1]
-    return objective.losses(policy.behaviour, trajectory, policy.behaviour.actor(current), policy.prior(current))
+    return objective.losses(policy.actor_critic, trajectory, policy.actor_critic.actor(current), policy.prior(current))
 
 
 def mean_reward_per_step(rollout: ImaginedRollout, of: Tensor) -> float:

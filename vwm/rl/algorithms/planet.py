@@ -1,4 +1,4 @@
-"""PlaNet (arXiv 1811.04551): a latent world, and no policy: every action is planned anew."""
+"""PlaNet (arXiv 1811.04551): a recurrent state-space model without a policy; every action is planned."""
 
 from __future__ import annotations
 
@@ -41,32 +41,33 @@ PLANET_WORLD_SETTINGS = RSSMWorldModelConfig(
     discount_horizon=0,
     kl=KLLoss("elbo", free_nats=3.0),
 )
-"""The published one."""
+"""The world model of the paper."""
 
 
 class PlaNet(Agent):
-    """See above; the defaults are those of the paper.
+    """See the module; the defaults are those of the paper.
 
     Args:
         spaces: of the environments.
-        world: see ``RSSMWorldModelConfig``.
-        planner: how actions are looked for; None is the paper's cross-entropy method, which begins every plan anew and
-            follows the middle of the last distribution.
-        exploration: deviation of noise that is added to continuous actions in training, or the share of random choices.
+        world_model: see ``RSSMWorldModelConfig``.
+        planner: searches for actions; None is the paper's cross-entropy method, which starts every plan from scratch
+            and takes the mean of the final distribution.
+        exploration_noise: deviation of noise added to continuous actions in training, or the fraction of random
+            discrete actions.
         lr, eps: of Adam.
-        clip: largest norm of the gradient.
+        max_grad_norm: largest gradient norm.
         batch_size, batch_length: of an update.
     """
 
     def __init__(
         self,
         spaces: EnvSpaces,
-        world: RSSMWorldModelConfig = PLANET_WORLD_SETTINGS,
+        world_model: RSSMWorldModelConfig = PLANET_WORLD_SETTINGS,
         planner: SamplingPlanner | None = None,
-        exploration: float = 0.3,
+        exploration_noise: float = 0.3,
         lr: float = 1e-3,
         eps: float = 1e-4,
-        clip: float = 1000.0,
+        max_grad_norm: float = 1000.0,
         batch_size: int = 50,
         batch_length: int = 50,
     ) -> None:
@@ -74,8 +75,8 @@ class PlaNet(Agent):
         self.spaces = spaces
         self.batch_size = batch_size
         self.batch_length = batch_length
-        self.world = RSSMWorldModel.from_settings(spaces.observation, *spaces.action_sizes, world)
-        self.imagined = RSSMSimulator(self.world, spaces.actions)
+        self.world_model = RSSMWorldModel.from_settings(spaces.observation, *spaces.action_sizes, world_model)
+        self.imagination = RSSMSimulator(self.world_model, spaces.actions)
         self.planner = planner or CEM(
             horizon=12,
             samples=1000,
@@ -89,43 +90,43 @@ class PlaNet(Agent):
             selection="mean",
             max_batch_size=4000,
         )
-        self.exploration = exploration
-        self.clip = clip
-        self.optimizer = torch.optim.Adam(self.world.parameters(), lr, eps=eps)
+        self.exploration_noise = exploration_noise
+        self.max_grad_norm = max_grad_norm
+        self.optimizer = torch.optim.Adam(self.world_model.parameters(), lr, eps=eps)
 
     def init_carry(self, batch: int) -> RSSMState:
         """See ``Agent.init_carry``."""
-        return self.world.rssm.init_state(batch)
+        return self.world_model.rssm.init_state(batch)
 
     @torch.no_grad()
     def act(self, carry: RSSMState, time_step: TimeStep, explore: bool) -> PolicyStep:
         """See ``Agent.act``."""
         self.eval()
-        state = self.world.observe_step(carry, time_step.observation, time_step.is_first)
+        state = self.world_model.observe_step(carry, time_step.observation, time_step.is_first)
         seed = torch.randint(2**62, (len(time_step.reward),)).to(self.device)
-        begin = RSSMSimulatorState(state, torch.zeros_like(seed), seed)
-        action = self.planner.plan(self.imagined, begin, NegativeReturnObjective(), seed).actions[:, 0]
+        start = RSSMSimulatorState(state, torch.zeros_like(seed), seed)
+        action = self.planner.plan(self.imagination, start, NegativeReturnObjective(), seed).actions[:, 0]
         if explore:
-            action = add_exploration_noise(action, self.exploration, self.spaces.actions.size)
+            action = add_exploration_noise(action, self.exploration_noise, self.spaces.actions.size)
             action = action.clamp(-1, 1) if action.is_floating_point() else action
-        return PolicyStep(action, self.world.rssm.with_action(state, action), {})
+        return PolicyStep(action, self.world_model.rssm.with_action(state, action), {})
 
     @torch.no_grad()
     def observe(self, carry: RSSMState, time_step: TimeStep, action: Tensor) -> PolicyStep:
-        """See ``Agent.watch``; nothing is planned."""
+        """See ``Agent.observe``; without planning."""
         self.eval()
-        state = self.world.observe_step(carry, time_step.observation, time_step.is_first)
-        return PolicyStep(action, self.world.rssm.with_action(state, action), {})
+        state = self.world_model.observe_step(carry, time_step.observation, time_step.is_first)
+        return PolicyStep(action, self.world_model.rssm.with_action(state, action), {})
 
     def update(self, batch: ReplayBatch) -> UpdateOutput:
         """See ``Agent.update``."""
         self.train()
-        loss, _, logs = self.world.loss(
+        loss, _, logs = self.world_model.loss(
             batch.observation, batch.action, batch.reward, batch.is_first, batch.is_terminal
         )
-        numbers = check_finite(logs)
-        backward_and_step(loss, self.optimizer, self.clip, self.world.parameters())
-        return UpdateOutput(numbers)
+        values = check_finite(logs)
+        backward_and_step(loss, self.optimizer, self.max_grad_norm, self.world_model.parameters())
+        return UpdateOutput(values)
 
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
         """See ``Agent.optimizers``."""
@@ -133,4 +134,4 @@ class PlaNet(Agent):
 
     def simulator(self, title: str = "world", fps: float = 15.0) -> RSSMSimulator:
         """See ``Agent.simulator``."""
-        return RSSMSimulator(self.world, self.spaces.actions, title=title, fps=fps, context_frames=1)
+        return RSSMSimulator(self.world_model, self.spaces.actions, title=title, fps=fps, context_frames=1)

@@ -1,6 +1,6 @@
-"""By what a policy improves on imagined ways: how much better an action was than expected, or only whether it was.
+"""Objectives of a policy on imagined trajectories: by the size of its advantages, or only by their signs.
 
-Legend: h steps of the horizon, n ways. Time comes first.
+Legend: h steps of the horizon, n trajectories. Time comes first.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from vwm.rl.lambda_returns import cumulative_discount
 
 
 class PolicyObjective(ABC):
-    """What to learn from ways.
+    """The losses of a policy on imagined trajectories.
 
     Attributes:
-        beta: weight of the divergence from the cloned policy; above 0 there must be one.
+        beta: weight of the KL divergence from the cloned policy; above 0 there must be one.
     """
 
     beta: float
@@ -27,39 +27,39 @@ class PolicyObjective(ABC):
     @abstractmethod
     def losses(
         self,
-        behaviour: ActorCritic,
-        way: ImaginedTrajectory,
+        actor_critic: ActorCritic,
+        trajectory: ImaginedTrajectory,
         policy: ActionDistribution,
         prior: ActionDistribution | None,
     ) -> ActorCriticLosses:
-        """The losses of actor and critic.
+        """Compute the losses of actor and critic.
 
         Args:
-            behaviour: the two, of which the critic judges.
-            way: what was imagined.
-            policy: of all moments but the last, [h, n], with gradients.
-            prior: the cloned policy there, frozen.
+            actor_critic: actor and critic.
+            trajectory: the imagined trajectories.
+            policy: action distributions of every time step but the last, [h, n], with gradients.
+            prior: those of the frozen cloned policy, or None.
         """
 
 
 class PMPOObjective(PolicyObjective):
-    """Preference optimisation (arXiv 2410.04166) as in Dreamer 4 (arXiv 2509.24527, section 3.3).
+    """Preference optimization (arXiv 2410.04166) as in Dreamer 4 (arXiv 2509.24527, section 3.3).
 
-    Of an advantage only the sign counts, so that no scale of rewards matters: with D+ the moments whose lambda return
-    is at least what the critic expected, and D- the others,
+    Only the sign of an advantage counts, so that the scale of rewards does not matter: with D+ the time steps whose
+    λ-return is at least the critic's value, and D- the others,
 
         (1 - alpha) / |D-| sum over D- of log p(a) - alpha / |D+| sum over D+ of log p(a)
             + beta / N sum of KL(p || prior)
 
-    over all moments that come before the world's end. The KL is the reverse one: the policy keeps to what the prior
-    does, and need not do all of it.
+    over all time steps before the end of the episode. The KL is the reverse one: the policy stays within the prior's
+    support and need not cover all of it.
 
     Args:
-        alpha: weight of D+; 0.5 has both count alike, however many they are.
+        alpha: weight of D+; 0.5 gives both sets equal weight, whatever their sizes.
         beta: weight of the KL.
 
     Raises:
-        ValueError: a weight makes no sense.
+        ValueError: a weight is out of range.
     """
 
     def __init__(self, alpha: float = 0.5, beta: float = 0.3) -> None:
@@ -70,42 +70,43 @@ class PMPOObjective(PolicyObjective):
 
     def losses(
         self,
-        behaviour: ActorCritic,
-        way: ImaginedTrajectory,
+        actor_critic: ActorCritic,
+        trajectory: ImaginedTrajectory,
         policy: ActionDistribution,
         prior: ActionDistribution | None,
     ) -> ActorCriticLosses:
         """See ``PolicyObjective``."""
         with torch.no_grad():
-            value, bootstrap, returns = behaviour.estimates(way)
-            counts = (cumulative_discount((way.live > 0).to(returns.dtype)) * way.begins)[:-1]
+            value, bootstrap, returns = actor_critic.estimate_returns(trajectory)
+            weights = (cumulative_discount((trajectory.discount > 0).to(returns.dtype)) * trajectory.alive)[:-1]
             better = (returns >= bootstrap[:-1]).to(returns.dtype)
-        log_prob, entropy = policy.log_prob(way.action), policy.entropy()
-        up, down = weighted_mean(log_prob, counts * better), weighted_mean(log_prob, counts * (1 - better))
-        actor = (1 - self.alpha) * down - self.alpha * up
+        log_prob, entropy = policy.log_prob(trajectory.action), policy.entropy()
+        up, down = weighted_mean(log_prob, weights * better), weighted_mean(log_prob, weights * (1 - better))
+        actor_loss = (1 - self.alpha) * down - self.alpha * up
         logs = {}
         if prior is not None:
-            logs["divergence"] = weighted_mean(policy.divergence(prior), counts)
-            actor = actor + self.beta * logs["divergence"]
-        critic = weighted_mean(behaviour.critic_loss(way.features[:-1], returns), counts)
+            logs["prior_kl"] = weighted_mean(policy.kl_divergence(prior), weights)
+            actor_loss = actor_loss + self.beta * logs["prior_kl"]
+        critic_loss = weighted_mean(actor_critic.critic_loss(trajectory.features[:-1], returns), weights)
         logs |= {
-            "actor_loss": actor,
-            "critic_loss": critic,
-            "entropy": weighted_mean(entropy, counts),
-            "better": weighted_mean(better, counts),
-            "imagined_return": weighted_mean(returns, counts),
-            "value": weighted_mean(value[:-1], counts),
+            "actor_loss": actor_loss,
+            "critic_loss": critic_loss,
+            "entropy": weighted_mean(entropy, weights),
+            "better": weighted_mean(better, weights),
+            "imagined_return": weighted_mean(returns, weights),
+            "value": weighted_mean(value[:-1], weights),
         }
-        return ActorCriticLosses(actor, critic, returns, {name: number.detach() for name, number in logs.items()})
+        logs = {name: value.detach() for name, value in logs.items()}
+        return ActorCriticLosses(actor_loss, critic_loss, returns, logs)
 
 
 class ReinforceObjective(PolicyObjective):
-    """Dreamer's: advantages in units of the returns' range, and a bonus for entropy; see ``ActorCritic.losses``.
+    """Dreamer's objective: normalized advantages and an entropy bonus; see ``ActorCritic.losses``.
 
-    IRIS (arXiv 2209.00588) and DIAMOND (arXiv 2405.12399) learn so in worlds of pictures.
+    IRIS (arXiv 2209.00588) and DIAMOND (arXiv 2405.12399) use it in worlds of images.
 
     Args:
-        beta: weight of KL(policy || prior), for policies that were cloned.
+        beta: weight of KL(policy || prior), for cloned policies.
 
     Raises:
         ValueError: beta is negative.
@@ -118,21 +119,21 @@ class ReinforceObjective(PolicyObjective):
 
     def losses(
         self,
-        behaviour: ActorCritic,
-        way: ImaginedTrajectory,
+        actor_critic: ActorCritic,
+        trajectory: ImaginedTrajectory,
         policy: ActionDistribution,
         prior: ActionDistribution | None,
     ) -> ActorCriticLosses:
         """See ``PolicyObjective``."""
-        learnt = behaviour.losses(way, policy)
+        losses = actor_critic.losses(trajectory, policy)
         if prior is None:
-            return learnt
-        counts = (cumulative_discount((way.live > 0).to(way.live.dtype)) * way.begins)[:-1]
-        apart = weighted_mean(policy.divergence(prior), counts)
-        logs = {**learnt.logs, "divergence": apart.detach()}
-        return learnt._replace(actor=learnt.actor + self.beta * apart, logs=logs)
+            return losses
+        weights = (cumulative_discount((trajectory.discount > 0).to(trajectory.discount.dtype)) * trajectory.alive)[:-1]
+        prior_kl = weighted_mean(policy.kl_divergence(prior), weights)
+        logs = {**losses.logs, "prior_kl": prior_kl.detach()}
+        return losses._replace(actor_loss=losses.actor_loss + self.beta * prior_kl, logs=logs)
 
 
 def weighted_mean(numbers: Tensor, weights: Tensor) -> Tensor:
-    """The weighted mean, a scalar; 0 where nothing has weight."""
+    """Return the weighted mean, a scalar; 0 where all weights are 0."""
     return (numbers * weights).sum() / weights.sum().clamp(min=1e-8)

@@ -27,7 +27,7 @@ class PPO(Algorithm):
         num_envs: copies of the environment.
         policy: of Stable-Baselines3; None takes ``CnnPolicy`` for images and ``MlpPolicy`` for vectors.
         options: of its ``PPO``, ``{n_steps: 128, ent_coef: 0.01}`` for example.
-        greedy: evaluations take the most likely action; False draws there, too.
+        deterministic: evaluations take the most likely action; False samples there, too.
     """
 
     def __init__(
@@ -36,20 +36,20 @@ class PPO(Algorithm):
         num_envs: int = 8,
         policy: str | None = None,
         options: dict[str, Any] | None = None,
-        greedy: bool = True,
+        deterministic: bool = True,
     ) -> None:
         check_positive(num_envs=num_envs)
         self.env = env
         self.num_envs = num_envs
         self.policy_name = policy
         self.options = options or {}
-        self.greedy = greedy
+        self.deterministic = deterministic
 
     def set_up(self, setup: TrainingSetup) -> None:
         """See ``Algorithm.set_up``. Raises ImportError where Stable-Baselines3 is not installed."""
         self.setup = setup
         self.model = self._make_model(setup)
-        self.policy = PPOPolicy(self.model.policy, self.greedy)
+        self.policy = PPOPolicy(self.model.policy, self.deterministic)
         self.episodes = _make_episode_counter(self.num_envs)
 
     @property
@@ -87,7 +87,7 @@ class PPO(Algorithm):
         """See ``Algorithm.build_policy``."""
         model = self._make_model(setup)
         model.get_env().close()
-        return PPOPolicy(model.policy, self.greedy)
+        return PPOPolicy(model.policy, self.deterministic)
 
     def _make_model(self, setup: TrainingSetup) -> Any:
         stable_baselines3 = _import_stable_baselines()
@@ -105,13 +105,13 @@ class PPOPolicy(nn.Module):
 
     Args:
         networks: of Stable-Baselines3.
-        greedy: without exploring, take the most likely action; False draws there, too.
+        deterministic: without exploring, take the most likely action; False samples there, too.
     """
 
-    def __init__(self, networks: nn.Module, greedy: bool = True) -> None:
+    def __init__(self, networks: nn.Module, deterministic: bool = True) -> None:
         super().__init__()
         self.networks: Any = networks
-        self.greedy = greedy
+        self.deterministic = deterministic
 
     @property
     def device(self) -> torch.device:
@@ -124,7 +124,9 @@ class PPOPolicy(nn.Module):
 
     def act(self, carry: PolicyCarry, time_step: TimeStep, explore: bool) -> PolicyStep:
         """See ``Agent.act``."""
-        chosen, _ = self.networks.predict(time_step.observation.numpy(), deterministic=self.greedy and not explore)
+        chosen, _ = self.networks.predict(
+            time_step.observation.numpy(), deterministic=self.deterministic and not explore
+        )
         action: Tensor = torch.as_tensor(chosen)
         return PolicyStep(action.clamp(-1, 1) if action.is_floating_point() else action, carry, {})
 
