@@ -105,5 +105,5 @@ def test_worlds_that_disagree_cost_what_they_are_told_to(tmp_path) -> None:
 def test_relevant_contexts_need_data_and_a_time_limit(recording, tmp_path) -> None:
     save_simulator(genie(), tmp_path / "world")
     for data, limit in ((str(recording), None), (None, 8)):
-        with pytest.raises(ValueError, match=r"relevant=0\.5 wants rewards of data within the time limit"):
+        with pytest.raises(ValueError, match=r"relevant=0\.5 requires rewards of data within the time limit"):
             SimulatedEnvSpec(tmp_path / "world", data, relevant=0.5, time_limit=limit).open(1, seed=0)

@@ -1,7 +1,9 @@
-"""Seeded policies that play while a recording runs. A new one is one class and a line in ``BEHAVIOR_POLICIES``.
+"""Seeded policies that act while recording. A new one is one class and a line in ``BEHAVIOUR_POLICIES``.
 
-A world model learns what actions do from seeing them held, mixed and broken off; uniform play hardly ever holds one
-long enough to get anywhere, hence ``sticky`` and ``mixed``. Continuous actions lie in [-1, 1], as in shards.
+A world model learns the effects of actions from data in which they are held, mixed and interrupted. Uniform random
+actions rarely hold one long enough to get anywhere, which is why ``sticky`` and ``mixed`` exist.
+
+Continuous actions lie in [-1, 1], as in shards.
 """
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ from vwm.envs.lane_following import lane_following_action
 
 
 class RandomPolicy:
-    """Draws every action anew: by weight (discrete) or uniformly from [-1, 1] (continuous).
+    """Draws every action independently: by weight (discrete) or uniformly from [-1, 1] (continuous).
 
     Args:
-        actions: what the game takes.
-        lanes: number of games played at once.
-        rng: source of all chance.
+        actions: the actions of the environment.
+        lanes: number of environments that are played together.
+        rng: source of all randomness.
         prefer: weights of discrete actions; those not named have weight 1.
 
     Raises:
@@ -40,11 +42,11 @@ class RandomPolicy:
         self.high = -self.low
 
     def act(self, first: NDArray[np.bool_], frames: NDArray[np.uint8]) -> NDArray[Any]:
-        """Choose what every lane does.
+        """Choose the action of every environment.
 
         Args:
             first: bool [lanes], where an episode has just begun.
-            frames: uint8 [lanes, H, W, 3], what the player sees.
+            frames: uint8 [lanes, H, W, 3], the current observations.
 
         Returns:
             int64 [lanes], or float32 [lanes, A] in [-1, 1].
@@ -57,7 +59,7 @@ class RandomPolicy:
 
 
 class StickyPolicy(RandomPolicy):
-    """Repeats the last action with a probability, else draws anew."""
+    """Repeats the last action with a probability, else draws a new one."""
 
     def __init__(
         self, actions: EnvActionSpec, lanes: int, rng: np.random.Generator, prefer: Mapping[int, float] | None = None
@@ -74,16 +76,16 @@ class StickyPolicy(RandomPolicy):
 
 
 class MixedPolicy(StickyPolicy):
-    """Sticky play in pieces of random length, each with its own stickiness and its own leaning.
+    """Sticky play in segments of random length, each with its own stickiness and action weights.
 
-    A piece draws its action weights from a Dirichlet around the base weights, sparse enough that many pieces do
-    little but two or three things; a continuous piece plays within a random part of the box.
+    A segment draws its action weights from a Dirichlet distribution around the base weights, sparse enough that many
+    segments use only two or three actions; with continuous actions, it draws from a random part of the box.
     """
 
     concentration = 0.3
-    """Dirichlet parameter of an action of average weight; the smaller, the more one-sided are the pieces."""
+    """Dirichlet parameter of an action of average weight; the smaller, the more one-sided the segments."""
     segment_length = (16, 128)
-    """Shortest and longest piece, in frames."""
+    """Shortest and longest segment, in frames."""
 
     def __init__(
         self, actions: EnvActionSpec, lanes: int, rng: np.random.Generator, prefer: Mapping[int, float] | None = None
@@ -110,11 +112,11 @@ class MixedPolicy(StickyPolicy):
 
 @dataclass
 class _DrivingSegment:
-    """What the wheel or the pedals do for a while.
+    """What the wheel or the pedals do for some frames.
 
     Attributes:
-        left: frames until it is over.
-        whim: steer [1], or gas and brake [2], held without a look at the road; None drives.
+        left: frames until it ends.
+        whim: steer [1], or gas and brake [2], held regardless of the road; None follows the road.
         mood: of the driving: how much the wheel sways, or which speed the pedals keep.
     """
 
@@ -124,7 +126,7 @@ class _DrivingSegment:
 
 
 class LaneFollowingPolicy(RandomPolicy):
-    """Follows the road that it sees, and strays from it on purpose; it drives CarRacing.
+    """Drives CarRacing: follows the visible road, and leaves it on purpose.
 
     Wheel and pedals alternate, each in its own time, between driving and whims: a random turn of the wheel; gas,
     brake, both or none of them. Driving sways about its line, and keeps a speed that is drawn anew every few seconds
@@ -135,15 +137,15 @@ class LaneFollowingPolicy(RandomPolicy):
     """
 
     whims = 0.4
-    """How many of the pieces are whims; they are shorter than the others."""
+    """Fraction of segments that ignore the road; they are shorter than the others."""
     override_length, driving_length = (2, 8), (6, 36)
-    """Shortest and longest piece, in frames."""
+    """Shortest and longest segment, in frames."""
     pressed = (0.6, 0.35)
-    """How many whims of the pedals press gas, and brake."""
+    """Fractions of the pedals' ignoring segments that press gas, and brake."""
     pace = (15.0, 65.0)
-    """Slowest and fastest drive, in the game's unit of speed."""
+    """Slowest and fastest target speed, in the environment's unit."""
     stops = 0.05
-    """How many of the driving pieces brake to a stand."""
+    """Fraction of the driving segments that brake to a stop."""
 
     def __init__(
         self, actions: EnvActionSpec, lanes: int, rng: np.random.Generator, prefer: Mapping[int, float] | None = None
@@ -159,7 +161,7 @@ class LaneFollowingPolicy(RandomPolicy):
         return np.stack([self._drive(lane, frames[lane]) for lane in range(self.lanes)])
 
     def _drive(self, lane: int, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """What one lane does, float32 [3]."""
+        """Choose the action of one environment, float32 [3]."""
         wheel, pedals = self.pieces[lane]
         for piece, held in ((wheel, 1), (pedals, 2)):
             if piece.left == 0:
@@ -175,7 +177,7 @@ class LaneFollowingPolicy(RandomPolicy):
         return np.array([action[0], 2 * action[1] - 1, 2 * action[2] - 1], np.float32).clip(-1, 1)
 
     def _begin(self, piece: _DrivingSegment, held: int) -> None:
-        """Begin a piece of the wheel (``held`` 1) or of the pedals (2)."""
+        """Begin a segment of the wheel (``held`` 1) or of the pedals (2)."""
         if self.rng.random() < self.whims:
             piece.left = int(self.rng.integers(*self.override_length, endpoint=True))
             pedals = self.rng.random(2) * (self.rng.random(2) < self.pressed)
@@ -197,7 +199,7 @@ BEHAVIOUR_POLICIES: dict[str, type[RandomPolicy]] = {
 
 
 def base_action_weights(actions: EnvActionSpec, prefer: Mapping[int, float]) -> NDArray[np.float64]:
-    """Weights of the discrete actions, float64 [count], summing to 1; empty for continuous actions."""
+    """Return the weights of the discrete actions, float64 [count], summing to 1; empty for continuous actions."""
     if actions.count == 0:
         if prefer:
             raise ValueError(f"prefer {dict(prefer)}: weights are for discrete actions, and these are continuous")

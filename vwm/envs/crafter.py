@@ -1,7 +1,7 @@
 """Crafter (Hafner 2021, arXiv 2109.06780) as a Gymnasium environment.
 
-Importing this module registers ``vwm/Crafter-v0``. Each of 22 achievements gives a reward of 1, once an episode, and
-every change of health a tenth of it.
+Importing this module registers ``vwm/Crafter-v0``. Each of 22 achievements gives a reward of 1 once per episode, and
+every change of health a tenth of its amount.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ CRAFTER_FPS = 5.0
 
 
 class CrafterEnv(gymnasium.Env[NDArray[np.uint8], Any]):
-    """A world of its own every episode; observations are uint8 [size, size, 3], actions 17.
+    """Crafter with a new world in every episode; observations are uint8 [size, size, 3], actions 17.
 
     An episode ends with the player's death, and is truncated after ``length`` steps. ``info["achievements"]`` counts
-    what was achieved. Equal seeds and actions give equal episodes, which Crafter alone does not promise: it draws
-    creatures out of sets, whose order changes from run to run.
+    the achievements. Equal seeds and actions give equal episodes, which Crafter alone does not guarantee: it draws
+    creatures from sets, whose order changes from run to run.
 
     Args:
-        render_mode: ``rgb_array`` or none; both show the observation.
-        size: side of the pictures.
-        length: see above.
-        reward: False earns nothing, for agents that explore without.
+        render_mode: ``rgb_array`` or None; both render the observation.
+        size: side of the images in pixels.
+        length: steps after which an episode is truncated.
+        reward: False gives no rewards, for agents that explore without them.
 
     Raises:
         ImportError: Crafter is not installed.
@@ -47,7 +47,7 @@ class CrafterEnv(gymnasium.Env[NDArray[np.uint8], Any]):
         self.action_space = spaces.Discrete(len(self._game.action_names))
 
     def get_action_meanings(self) -> list[str]:
-        """Names of the actions."""
+        """Return the names of the actions."""
         return list(self._game.action_names)
 
     def reset(
@@ -56,18 +56,18 @@ class CrafterEnv(gymnasium.Env[NDArray[np.uint8], Any]):
         """Begin an episode in a new world."""
         super().reset(seed=seed)
         self._open(int(self.np_random.integers(MAX_ENV_SEED)))
-        self._shown: NDArray[np.uint8] = self._game.reset()
-        return self._shown, {}
+        self._image: NDArray[np.uint8] = self._game.reset()
+        return self._image, {}
 
     def step(self, action: int) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
-        """One step; after an end the environment wants to be reset."""
-        self._shown, reward, over, info = self._game.step(int(action))
+        """Take one action; after the end of an episode, ``reset`` must be called."""
+        self._image, reward, over, info = self._game.step(int(action))
         died = not info["discount"]
-        return self._shown, float(reward), died, bool(over) and not died, {"achievements": info["achievements"]}
+        return self._image, float(reward), died, bool(over) and not died, {"achievements": info["achievements"]}
 
     def render(self) -> NDArray[np.uint8]:
-        """What is observed."""
-        return self._shown
+        """Return the observation."""
+        return self._image
 
     def _open(self, seed: int) -> None:
         import crafter
@@ -76,7 +76,7 @@ class CrafterEnv(gymnasium.Env[NDArray[np.uint8], Any]):
         balance = self._game._balance_chunk
 
         def in_order(chunk: Any, creatures: Collection[Any]) -> None:
-            balance(chunk, sorted(creatures, key=lambda one: tuple(one.pos)))  # no two stand in one place
+            balance(chunk, sorted(creatures, key=lambda one: tuple(one.pos)))  # no two creatures share a position
 
         self._game._balance_chunk = in_order
 

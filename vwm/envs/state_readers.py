@@ -1,8 +1,7 @@
-"""What a Gymnasium game says of itself, with a name for every number.
+"""Readers of an environment's own state, with a name for every number.
 
-An environment of one's own tells its state by two attributes: ``state``, float [S], and ``state_names``, one a
-number. Without them, known are the memory of an Atari console, MuJoCo's joints, the car of CarRacing, and vectors
-that a game gives as its observation.
+An environment provides its state by two attributes: ``state``, float [S], and ``state_names``, one per number. For
+environments without them, readers exist for Atari RAM, MuJoCo joints, the car of CarRacing, and vector observations.
 """
 
 from __future__ import annotations
@@ -78,7 +77,7 @@ RAM_NAMES: dict[str, dict[str, int]] = {
         "score": 104,
     },
 }
-"""Which byte of the console's memory holds what: facts from the annotations of the Atari Annotated RAM Interface
+"""Addresses of quantities in the console's memory, from the annotations of the Atari Annotated RAM Interface
 (Anand et al., 2019, arXiv 1906.08226; github.com/mila-iqia/atari-representation-learning)."""
 
 CAR_STATE_NAMES = (
@@ -104,11 +103,11 @@ OBSERVATION_NAMES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class StateReader:
-    """A way to read a game's state.
+    """Reads the state of an environment.
 
     Attributes:
-        names: one a number.
-        read: the state after the last observation that it is given, float32 [S].
+        names: one per number.
+        read: maps the last observation to the current state, float32 [S].
     """
 
     names: tuple[str, ...]
@@ -116,15 +115,15 @@ class StateReader:
 
 
 def make_state_reader(name: str, game: Any, observation: Any) -> StateReader:
-    """How a game that was just reset tells its state.
+    """Find the reader for an environment that was just reset.
 
     Args:
-        name: the id it was made by.
+        name: its id.
         game: the unwrapped environment.
-        observation: its first one.
+        observation: its first observation.
 
     Raises:
-        ValueError: it does not tell any, or tells other numbers than it names.
+        ValueError: it does not provide a state, or one of another size than its names.
     """
     state = _match_state_reader(name.rpartition("/")[-1].rpartition(":")[-1].partition("-v")[0], game, observation)
     if state is None:
@@ -132,9 +131,9 @@ def make_state_reader(name: str, game: Any, observation: Any) -> StateReader:
             f"{name}: does not tell its state (known: Atari RAM, MuJoCo, CarRacing's car, vector observations, and "
             "games with the attributes state and state_names); record without --state"
         )
-    told = state.read(observation)
-    if told.shape != (len(state.names),):
-        raise ValueError(f"{name}: state has shape {list(told.shape)}, but there are {len(state.names)} state_names")
+    values = state.read(observation)
+    if values.shape != (len(state.names),):
+        raise ValueError(f"{name}: state has shape {list(values.shape)}, but there are {len(state.names)} state_names")
     return state
 
 
@@ -158,9 +157,9 @@ def _match_state_reader(short: str, game: Any, observation: Any) -> StateReader 
 
 
 def atari_ram_names(short: str) -> tuple[str, ...]:
-    """Names of an Atari game's 128 bytes: what is known of them, else ``ram_0`` to ``ram_127``.
+    """Name the 128 bytes of an Atari game's RAM: known names, else ``ram_0`` to ``ram_127``.
 
-    >>> ram_names("Pong")[48:52]
+    >>> atari_ram_names("Pong")[48:52]
     ('ram_48', 'ball_x', 'enemy_y', 'player_y')
     """
     known = {byte: name for name, byte in RAM_NAMES.get(short, {}).items()}
@@ -168,10 +167,10 @@ def atari_ram_names(short: str) -> tuple[str, ...]:
 
 
 def read_car_state(car: Any) -> NDArray[np.float32]:
-    """CarRacing's car by :data:`CAR_NAMES`, float32 [9].
+    """Read the state of CarRacing's car, float32 [9], see :data:`CAR_STATE_NAMES`.
 
-    Where it stands and heads on the track cannot be seen, for the picture turns with it; its speeds along its own
-    axes (lateral to the right) and the angle of the front wheels can.
+    Its position and heading on the track are not visible, because the image turns with the car; its speeds along its
+    own axes (lateral to the right) and the angle of the front wheels are.
     """
     hull = car.hull
     vx, vy = hull.linearVelocity

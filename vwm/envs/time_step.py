@@ -1,4 +1,4 @@
-"""What a batch of environments shows and takes at one time step."""
+"""The spaces of an environment, and one time step of a batch of them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from vwm.core.spaces import ActionSpace
 
 @dataclass(frozen=True)
 class EnvSpaces:
-    """What an environment shows and takes.
+    """The observation and action space of an environment.
 
     Attributes:
-        observation: (k,) for float32 vectors, (h, w, 3) for uint8 pictures.
+        observation: shape of one observation: (k,) for float32 vectors, (h, w, 3) for uint8 images.
         actions: see ``ActionSpace``.
     """
 
@@ -25,12 +25,12 @@ class EnvSpaces:
 
     @property
     def pixels(self) -> bool:
-        """Whether observations are pictures."""
+        """Whether observations are images."""
         return len(self.observation) == 3
 
     @property
     def action_shape(self) -> tuple[int, ...]:
-        """Of one action: () for discrete ones (int64), (size,) for continuous ones (float32)."""
+        """Shape of one action: () for discrete ones (int64), (size,) for continuous ones (float32)."""
         return () if self.actions.kind == "discrete" else (self.actions.size,)
 
     @property

@@ -39,14 +39,14 @@ class SimulatorEnv(gymnasium.Env[ObservationArray, Any]):
     """One world of a simulator.
 
     Observations are frames, uint8 [h, w, 3], or what a world of vectors shows, float32 [k]; with ``observe="latent"``
-    they are latents, with ``observe="features"`` what the network makes of the present, float32 [k]. Actions are
+    they are latents, with ``observe="features"`` the network's features of the current state, float32 [k]. Actions are
     ``Discrete(size)`` or ``Box(-1, 1, [size])``.
     ``reset(options={"start": i})`` begins from the i-th context instead of a random one; its info says which it was.
 
     Args:
         simulator: any simulator; environments may share one, since it holds no state of a world.
         starts: contexts to begin from, uint8 [n, t, h, w, 3] or float32 [n, t, k]; by default the simulator's own.
-        max_episode_steps: steps after which an episode is truncated; None never does.
+        max_episode_steps: steps after which an episode is truncated; None disables it.
         render_mode: ``"rgb_array"`` lets ``render`` return the current frame.
         observe: ``"frame"``, or ``"latent"`` or ``"features"``, which skip the pixels; see ``WorldBatch``.
 
@@ -83,18 +83,18 @@ class SimulatorEnv(gymnasium.Env[ObservationArray, Any]):
         return _to_numpy(self.worlds.present.observation)[0], {"start": begun[0]}
 
     def step(self, action: Any) -> tuple[ObservationArray, float, bool, bool, dict[str, Any]]:
-        """One frame on: observation, reward, terminated, truncated, info."""
+        """Step by one frame: observation, reward, terminated, truncated, info."""
         reward = self.worlds.step(_to_action_tensor(np.asarray(action)[None], self.worlds.simulator.spec.actions))
         now = self.worlds.present
         observation = _to_numpy(now.observation)[0]
         return observation, float(reward[0]), bool(now.terminated[0]), bool(now.truncated[0]), {}
 
     def render(self) -> NDArray[np.uint8] | None:
-        """The current frame, uint8 [h, w, 3]; None without a render mode."""
+        """Return the current frame, uint8 [h, w, 3]; None without a render mode."""
         return None if self.render_mode is None else _to_numpy(self.worlds.present.pictures[0])[0]
 
     def fork(self) -> SimulatorEnv:
-        """A copy that goes on exactly as this one does and apart from it, its generators included."""
+        """Return an independent copy that continues exactly as this one would, its generators included."""
         self.worlds.generators = [self.np_random]
         other = copy.copy(self)
         other.worlds = self.worlds.fork()
@@ -174,7 +174,7 @@ class SimulatorVectorEnv(VectorEnv[ObservationArray, Any, NDArray[Any]]):
     def step(
         self, actions: Any
     ) -> tuple[ObservationArray, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
-        """One frame on in every world: observations, rewards, terminations, truncations, infos."""
+        """Step every world by one frame: observations, rewards, terminations, truncations, infos."""
         ended = self._episodes_ended()
         if self.autoreset_mode is AutoresetMode.DISABLED and ended.any():
             raise ResetNeeded(f"worlds {np.flatnonzero(ended).tolist()} have ended: reset them with a reset_mask")
@@ -198,11 +198,11 @@ class SimulatorVectorEnv(VectorEnv[ObservationArray, Any, NDArray[Any]]):
         )
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
-        """The current frames; None without a render mode."""
+        """Return the current frames; None without a render mode."""
         return None if self.render_mode is None else tuple(_to_numpy(self.worlds.present.pictures[0]))
 
     def fork(self) -> SimulatorVectorEnv:
-        """A copy that goes on exactly as this one does and apart from it, its generators included."""
+        """Return an independent copy that continues exactly as this one would, its generators included."""
         other = copy.copy(self)
         other.worlds = self.worlds.fork()
         for name in ("single_observation_space", "single_action_space", "observation_space", "action_space"):
@@ -215,7 +215,7 @@ class SimulatorVectorEnv(VectorEnv[ObservationArray, Any, NDArray[Any]]):
     def _begin_episodes(
         self, mask: NDArray[np.bool_], infos: dict[str, Any], start: int | None = None
     ) -> dict[str, Any]:
-        """Begin the worlds under the mask; the infos with what there is to say of them."""
+        """Begin episodes in the worlds under the mask; add their infos."""
         for world, context in self.worlds.begin(mask, start).items():
             infos = self._add_info(infos, {"start": context}, world)
         return infos
@@ -226,7 +226,7 @@ def make_world(bundle: str | os.PathLike[str], device: str = "auto", **options: 
 
     Args:
         bundle: folder of a simulator bundle.
-        device: ``auto`` takes a GPU where there is one.
+        device: ``auto`` uses a GPU where there is one.
         **options: of ``SimulatorEnv``.
     """
     from vwm.worlds.bundle import load_simulator

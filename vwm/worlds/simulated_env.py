@@ -1,4 +1,4 @@
-"""Learned worlds as environments: any exported simulator is a game that any agent can live in."""
+"""Learned worlds as environments: any exported simulator is an environment for any agent."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SimulatedEnvSpec(EnvSpec):
 
     Attributes:
         bundle: its folder.
-        data: shards of whose clips episodes are the continuations; the bundle's own starts by default.
+        data: shards whose clips are the contexts that episodes begin from; by default the bundle's own starts.
         contexts: clips that are drawn from ``data``, evenly over it.
         relevant: share of the contexts that are drawn from moments alone after which something was earned within the
             time limit, so that an agent that knows nothing yet comes across rewards (Dreamer 4 takes a half).
@@ -42,7 +42,7 @@ class SimulatedEnvSpec(EnvSpec):
         others: bundles of worlds that learned the same game otherwise (from another seed): where they disagree with
             this one, none of them is to be trusted; see ``EnsembleSimulator``.
         penalty, limit: what disagreement costs, and where it ends an episode.
-        device: of the world; ``auto`` takes a GPU where there is one.
+        device: of the simulator; ``auto`` uses a GPU where there is one.
     """
 
     bundle: Path
@@ -65,7 +65,7 @@ class SimulatedEnvSpec(EnvSpec):
         return SimulatedBatchedEnv(simulator, count, seed, starts, self.time_limit, self.observe)
 
     def vector_env(self, count: int, seed: int) -> SimulatorVectorEnv:
-        """See ``EnvSpec.vector_env``: one batch of worlds."""
+        """See ``EnvSpec.vector_env``; the worlds step as one batch."""
         simulator, starts = self._world()
         made = SimulatorVectorEnv(
             simulator, count, starts, self.time_limit, AutoresetMode.SAME_STEP, observe=self.observe
@@ -80,7 +80,7 @@ class SimulatedEnvSpec(EnvSpec):
             simulator = EnsembleSimulator(members, self.penalty, self.limit)
         if self.relevant and (self.data is None or self.time_limit is None):
             raise ValueError(
-                f"relevant={self.relevant:g} wants rewards of data within the time limit: set data and time_limit"
+                f"relevant={self.relevant:g} requires rewards of data within the time limit: set data and time_limit"
             )
         if self.data is None:
             return simulator, None
@@ -90,7 +90,7 @@ class SimulatedEnvSpec(EnvSpec):
 
 
 def check_ensemble_settings(others: Sequence[Path], penalty: float, limit: float | None) -> None:
-    """Raise ValueError where disagreement costs and there is nobody to disagree."""
+    """Raise ValueError where disagreement is penalized but there is no other world."""
     if not others and (penalty or limit is not None):
         raise ValueError(f"penalty={penalty:g} and limit={limit} are of disagreement: name other worlds in others")
 
@@ -125,7 +125,7 @@ class SimulatedBatchedEnv(BatchedEnv):
         seeds = np.random.SeedSequence([self.seed, self.count]).generate_state(self.count)
         self.worlds.seed([int(seed) for seed in seeds])
         self.worlds.begin()
-        return self._moment(torch.zeros(self.count), torch.ones(self.count, dtype=torch.bool))
+        return self._time_step(torch.zeros(self.count), torch.ones(self.count, dtype=torch.bool))
 
     def step(self, action: Tensor) -> TimeStep:
         """See ``BatchedEnv.step``."""
@@ -133,10 +133,10 @@ class SimulatedBatchedEnv(BatchedEnv):
         reward = self.worlds.step(action.to(self.worlds.device), played=~over)
         if over.any():
             self.worlds.begin(over.cpu().numpy())
-        return self._moment(reward, over)
+        return self._time_step(reward, over)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where every world stands, and its generator."""
+        """Return the state of every world and its generator."""
         generators = [generator.bit_generator.state for generator in self.worlds.generators]
         return {"present": tree_leaves(self.worlds.present), "generators": generators, "reward": self.reward}
 
@@ -151,7 +151,7 @@ class SimulatedBatchedEnv(BatchedEnv):
         self.worlds.restore(restored)
         for generator, kept in zip(self.worlds.generators, state["generators"], strict=True):
             generator.bit_generator.state = kept
-        return self._moment(state["reward"], restored.steps == 0)
+        return self._time_step(state["reward"], restored.steps == 0)
 
     def render(self) -> NDArray[np.uint8] | None:
         """See ``BatchedEnv.render``."""
@@ -159,9 +159,9 @@ class SimulatedBatchedEnv(BatchedEnv):
         return picture[0].cpu().numpy() if self.spaces.pixels else None
 
     def close(self) -> None:
-        """There is nothing to free."""
+        """Do nothing: there is nothing to release."""
 
-    def _moment(self, reward: Tensor, is_first: Tensor) -> TimeStep:
+    def _time_step(self, reward: Tensor, is_first: Tensor) -> TimeStep:
         self.reward = reward.cpu().float()
         here = self.worlds.present
         ends = [flags.cpu() for flags in (is_first, here.terminated | here.truncated, here.terminated)]

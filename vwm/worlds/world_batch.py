@@ -1,7 +1,7 @@
-"""Worlds of one simulator that are begun, played and begun again: what all faces of a simulator have in common.
+"""A batch of worlds of one simulator, with resets: what its Gymnasium, TorchRL and agent environments share.
 
-World i of a batch that is seeded with s lives exactly as a single world that is seeded with s + i, behind every face:
-each world owns a generator, which draws the context it starts from and its simulator seed.
+World i of a batch seeded with s has exactly the episodes of a single world seeded with s + i, in every interface: each
+world owns a generator, which draws the context it starts from and its simulator seed.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ OBSERVE_FRAME, OBSERVE_LATENT, OBSERVE_FEATURES = "frame", "latent", "features"
 
 
 class WorldBatchState(NamedTuple):
-    """Where the worlds stand; every tensor has them first.
+    """The current state of the worlds; the first dimension of every tensor is the world.
 
     Attributes:
         state: the simulator's.
         observation: uint8 [n, h, w, 3] or float32 [n, k].
-        pictures: the frames, uint8 [n, h, w, 3], alone in a tuple; an empty one where nobody wants to see them.
+        pictures: the frames, uint8 [n, h, w, 3], alone in a tuple, which is empty where they are not rendered.
         steps: int64 [n], since the episode began.
         terminated, truncated: bool [n].
     """
@@ -47,18 +47,18 @@ class WorldBatch:
     """A batch of worlds.
 
     Args:
-        simulator: any simulator; it holds no state of a world, so that many may share it.
+        simulator: any simulator; it holds no state of a world, so several batches may share it.
         count: number of worlds, n.
         starts: contexts to begin from, uint8 [m, t, h, w, 3], or float32 [m, t, k] in a world of vectors; by default
             the simulator's own.
-        max_episode_steps: steps after which an episode is truncated; None never does.
+        max_episode_steps: steps after which an episode is truncated; None disables it.
         observe: ``"frame"``, what the simulator shows; ``"latent"``, its latents as vectors, without decoding;
-            ``"features"``, what its network makes of the present, likewise.
+            ``"features"``, its network's features of the current state, likewise.
         renders: keep the pictures also where latents are observed.
 
     Raises:
-        ValueError: there is no context, or one of another size or type; the world has no pictures and they are asked
-            for; or a number or a name is out of its range.
+        ValueError: there is no context, or one of another size or type; images are requested of a world without
+            them; or a number or a name is out of range.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class WorldBatch:
 
     @property
     def present(self) -> WorldBatchState:
-        """Where the worlds stand. Raises ``gymnasium.error.ResetNeeded`` where they have not begun."""
+        """The current state of the worlds. Raises ``gymnasium.error.ResetNeeded`` before the first reset."""
         if self._present is None:
             raise ResetNeeded("the worlds have not begun: call reset() first")
         return self._present
@@ -112,7 +112,7 @@ class WorldBatch:
         """Restart the worlds' generators.
 
         Args:
-            seeds: one a world; None leaves a generator as it is.
+            seeds: one per world; None leaves a generator as it is.
             mask: bool [n], where to do it; everywhere by default.
 
         Raises:
@@ -162,11 +162,11 @@ class WorldBatch:
         return dict(zip(worlds.tolist(), chosen, strict=True))
 
     def step(self, action: Tensor, played: Tensor | None = None) -> Tensor:
-        """One frame on.
+        """Step every world by one frame.
 
         Args:
             action: int64 [n] or float32 [n, size].
-            played: bool [n], the worlds that go on, all by default; the others stay where they are and earn nothing.
+            played: bool [n], the worlds that go on, all by default; the others keep their state and get reward 0.
 
         Returns:
             The rewards, float32 [n]. The rest is in ``present``.
@@ -182,11 +182,11 @@ class WorldBatch:
         return torch.where(played, shown.reward, torch.zeros_like(shown.reward))
 
     def restore(self, present: WorldBatchState) -> None:
-        """Go on from where ``present`` once was."""
+        """Continue from an earlier value of ``present``."""
         self._present = present
 
     def fork(self) -> WorldBatch:
-        """A copy that goes on exactly as these do and apart from them; the simulator is shared."""
+        """Return an independent copy that continues exactly as this batch would; the simulator is shared."""
         other = copy.copy(self)  # what is present is a value: it is replaced, never changed
         other.generators, other.seeds = copy.deepcopy(self.generators), list(self.seeds)
         return other
@@ -200,7 +200,7 @@ class WorldBatch:
         return WorldBatchState(state, observation, pictures, steps, ended, late)
 
     def _observation_shape(self) -> tuple[int, ...]:
-        """Of one world. How long its latents or features are is seen in one."""
+        """Return the shape of one observation; that of latents and features is read from a reset."""
         if self.observe != OBSERVE_FRAME:
             return tuple(
                 select_observation(self.simulator, self.observe, *self.simulator.reset(self.starts[:1])).shape[1:]
@@ -212,7 +212,7 @@ class WorldBatch:
 
 
 def select_observation(simulator: Simulator, observe: str, state: State, frame: Tensor | None) -> Tensor:
-    """What is observed of worlds [n, ...]: their frame, as the step that led there showed it, or a part of the state.
+    """Select the observation of worlds [n, ...]: the frame that the last step returned, or a part of the state.
 
     Raises:
         ValueError: the state does not keep that.
@@ -228,12 +228,12 @@ def select_observation(simulator: Simulator, observe: str, state: State, frame: 
 
 
 def blank_context(simulator: Simulator) -> Tensor:
-    """One frame of nothing, to see what a world's states look like: [1, 1, ...]."""
+    """Return one blank context frame, from which the structure of states can be read: [1, 1, ...]."""
     return torch.zeros(1, 1, *simulator.spec.context.shape, dtype=simulator.spec.context.dtype)
 
 
 def has_frames(simulator: Simulator) -> bool:
-    """Whether the simulator shows pictures, rather than vectors or nothing."""
+    """Whether the simulator shows images, rather than vectors or nothing."""
     return simulator.spec.observation.is_image
 
 
