@@ -34,6 +34,6 @@ def test_an_agents_short_names(tmp_path):
     assert config.compile is False and config.tensorboard is False
 
 
-def test_a_mistyped_config_is_named_with_what_may_be_meant():
+def test_a_mistyped_config_gets_a_suggestion():
     with pytest.raises(FileNotFoundError, match=r"genie/coinrun_smal: there is no such config.*coinrun_small"):
         expand_arguments("fit", ["-c", "genie/coinrun_smal"])

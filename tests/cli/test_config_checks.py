@@ -55,7 +55,7 @@ def test_the_key_the_value_and_what_is_allowed_are_named(argv: list[str], messag
     assert message in str(error.value)
 
 
-def test_all_problems_are_named_at_once(tmp_path: Path) -> None:
+def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     config = tmp_path / "x.yaml"
     config.write_text("trainer: {max_steps: x, devises: 2}\n")
     with pytest.raises(UsageError, match=r"(?s)trainer.max_steps: 'x' must.*trainer.devises: Trainer has no devises"):
@@ -78,7 +78,7 @@ def test_what_the_parser_takes_is_not_reported(argv: list[str], tmp_path: Path) 
     check("fit", "-c", "genie/coinrun_small", *exists, *argv)
 
 
-def test_missing_parts_are_named_with_what_may_be_meant(tmp_path: Path) -> None:
+def test_missing_parts_get_a_suggestion(tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
     with pytest.raises(FileNotFoundError, match=r"model.tokenizer: there is no .*bundel \(did you mean .*bundle\?\)"):
         check(*FIT, "--tokenizer", str(tmp_path / "bundel"))

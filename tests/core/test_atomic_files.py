@@ -1,4 +1,4 @@
-"""Folders appear whole or not at all, and replace only their own kind."""
+"""Folders are written completely or not at all, and replace only folders of their own kind."""
 
 import signal
 import subprocess

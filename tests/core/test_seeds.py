@@ -1,4 +1,4 @@
-"""Random numbers as a function: repeatable, batch-independent, uniform."""
+"""Random numbers as a function of seeds: repeatable, independent of the batch, uniform."""
 
 import pytest
 import torch

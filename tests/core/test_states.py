@@ -1,4 +1,4 @@
-"""States as values: what is put in place of what."""
+"""States as values: replacing worlds of a batch."""
 
 import torch
 

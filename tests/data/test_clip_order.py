@@ -1,4 +1,4 @@
-"""The clip order is a pure function, and every epoch holds every clip once, whatever the layout of the shards."""
+"""The clip order is a pure function, and every epoch has every clip once, for every layout of the shards."""
 
 from __future__ import annotations
 
@@ -107,14 +107,14 @@ def test_past_the_end() -> None:
 
 
 @pytest.mark.parametrize("layout", [[[6, 3], [2]], [[], []], [[0]]])
-def test_too_short_says_so(layout: list[list[int]]) -> None:
+def test_rejects_episodes_shorter_than_a_clip(layout: list[list[int]]) -> None:
     longest, episodes = max((n for s in layout for n in s), default=0), sum(map(len, layout))
     with pytest.raises(ValueError, match="a clip of 4 frames at stride 2 spans 7 frames") as caught:
         ClipOrder(shards(layout), 4, stride=2)
     assert f"the longest of {episodes} episodes has {longest}" in str(caught.value)
 
 
-def test_the_hash_is_of_the_data() -> None:
+def test_the_hash_depends_on_the_data() -> None:
     base = shards([[9, 8], [12]])
     renamed = [ShardIndex("other.tar", base[0].hash, base[0].episodes), base[1]]
     changed = [ShardIndex(base[0].tar, "other", base[0].episodes), base[1]]

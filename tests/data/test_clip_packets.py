@@ -1,4 +1,4 @@
-"""Clips cut from a video by its packets' byte ranges are the frames that the decoder gives when it reads them all."""
+"""Clips cut from a video by byte ranges of packets equal the frames of the decoded whole video."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ VIDEOS = {
 
 @pytest.mark.parametrize("name", VIDEOS)
 @pytest.mark.parametrize("stride", [1, 3])
-def test_every_clip_of_a_video_is_what_reading_it_all_gives(name, stride, tmp_path):
+def test_clips_of_a_video_equal_those_of_the_whole_video(name, stride, tmp_path):
     video = VIDEOS[name]()
     with ShardWriter(tmp_path / "shard-000000.tar") as shard:
         shard.write_sample({"__key__": "before", "json": {}, "mp4": encode_video(moving(), fps=15)})

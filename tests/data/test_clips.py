@@ -1,4 +1,4 @@
-"""Reading clips by byte range: the same as reading everything, aligned with the actions, local or remote."""
+"""Reading clips by byte range equals reading whole episodes, aligned with actions, locally and remotely."""
 
 from __future__ import annotations
 
@@ -101,17 +101,17 @@ def test_stride(data: Path) -> None:
 
 
 @pytest.mark.parametrize("fields", [("frames", "actions"), ("rewards",), ("terminated",)])
-def test_stride_would_misalign_actions(data: Path, fields: tuple[str, ...]) -> None:
+def test_rejects_a_stride_with_actions(data: Path, fields: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="stride=2 skips frames, so actions and rewards would not lead"):
         make_clip_dataset(str(data), 4, stride=2, fields=fields)
 
 
-def test_unknown_fields_are_refused(data: Path) -> None:
+def test_rejects_unknown_fields(data: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown fields \['action'\]; choose from frames, actions"):
         make_clip_dataset(str(data), 4, fields=("frames", "action"))
 
 
-def test_fields_that_the_data_lack_are_left_out(tmp_path: Path) -> None:
+def test_missing_fields_are_left_out(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "s.tar") as writer:
         writer.write("a", Episode(np.zeros((8, 4, 4, 3), np.uint8)))
     clips = make_clip_dataset(str(tmp_path), 4)
@@ -119,7 +119,7 @@ def test_fields_that_the_data_lack_are_left_out(tmp_path: Path) -> None:
     assert batch.frames is not None and batch.actions is None and batch.state is None
 
 
-def test_the_end_of_a_world_stands_at_the_last_frame_of_its_episode(tmp_path: Path) -> None:
+def test_terminations_are_at_the_last_frame_of_their_episode(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "s.tar") as writer:
         for key, terminated in (("ended", True), ("cut", False)):
             writer.write(
@@ -133,7 +133,7 @@ def test_the_end_of_a_world_stands_at_the_last_frame_of_its_episode(tmp_path: Pa
     assert batch.terminated is not None and batch.terminated.dtype == torch.bool and batch.terminated.shape == (2, 4)
 
 
-def test_who_does_not_ask_for_the_end_reads_no_json(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_is_read_only_for_terminations(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("the json was read")
 
@@ -144,7 +144,7 @@ def test_who_does_not_ask_for_the_end_reads_no_json(data: Path, monkeypatch: pyt
         make_clip_dataset(str(data), 4, fields=("terminated",))[0, 0]
 
 
-def test_encoded_shards_without_video_say_so(tmp_path: Path) -> None:
+def test_rejects_frames_of_encoded_shards_without_video(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "s.tar") as writer:
         latents = np.arange(8 * 4, dtype=np.int32).reshape(8, 2, 2)
         writer.write_sample({"__key__": "a", "latents.npy": latents})
@@ -157,7 +157,7 @@ def test_encoded_shards_without_video_say_so(tmp_path: Path) -> None:
         make_clip_dataset(str(tmp_path), 4)[0, 0]
 
 
-def test_rows_that_are_missing_are_never_made_up(tmp_path: Path) -> None:
+def test_missing_rows_are_an_error(tmp_path: Path) -> None:
     """Foreign shards with T - 1 actions for T frames: the bytes behind the array are none of it."""
     with ShardWriter(tmp_path / "s.tar") as writer:
         sample = {"frames.npy": np.zeros((8, 4, 4, 3), np.uint8), "actions.npy": np.arange(7)}
@@ -183,7 +183,7 @@ def test_collate_types() -> None:
     assert collate_clips([clip(actions=np.zeros((2, 3), np.float32))]).actions.dtype == torch.float32
 
 
-def test_clips_that_do_not_fit_each_other_say_so() -> None:
+def test_rejects_a_batch_of_clips_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match=r"differ in frames: .*4, 4.*8, 8.*one size"):
         collate_clips([clip(4), clip(8)])
     labelled = clip(actions=np.zeros(2, np.int64))

@@ -1,4 +1,4 @@
-"""The loader: the same global batches for any number of workers and ranks, taken up again anywhere at once."""
+"""The loader gives the same global batches for every number of workers and ranks, and resumes at any step."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_resume_is_one_number_and_exact(clips: ClipDataset) -> None:
         assert same(rest, uninterrupted[at:])
 
 
-def test_resume_reads_nothing_of_the_past(clips: ClipDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_reads_no_earlier_batch(clips: ClipDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     loader = ClipLoader(clips, 4)
     loader.load_state_dict({**loader.state_dict(), "global_batches": 10**9 + 2})
     asked: list[tuple[int, int]] = []
@@ -115,7 +115,7 @@ def test_resume_reads_nothing_of_the_past(clips: ClipDataset, monkeypatch: pytes
     assert asked == [(epoch, 4 * start + i) for i in range(4)]
 
 
-def test_a_run_goes_on_with_other_ranks(clips: ClipDataset) -> None:
+def test_a_run_resumes_with_another_number_of_ranks(clips: ClipDataset) -> None:
     alone = ClipLoader(clips, 4)
     list(islice(alone, 2))
     ranks = [ClipLoader(clips, 2, rank, 2) for rank in range(2)]
@@ -125,7 +125,7 @@ def test_a_run_goes_on_with_other_ranks(clips: ClipDataset) -> None:
     assert same(list(reference)[2:], (join(batches) for batches in zip(*ranks, strict=True)))
 
 
-def test_a_state_of_something_else_is_refused(data: Path, clips: ClipDataset) -> None:
+def test_rejects_the_state_of_other_data(data: Path, clips: ClipDataset) -> None:
     state = ClipLoader(clips, 4).state_dict()
     refused = {
         "batch size x ranks": ClipLoader(clips, 2),
@@ -142,7 +142,7 @@ def test_a_state_of_something_else_is_refused(data: Path, clips: ClipDataset) ->
     ClipLoader(clips, 1, 2, 4).load_state_dict(state)  # the same global batch
 
 
-def test_too_little_data_says_so(clips: ClipDataset) -> None:
+def test_rejects_too_little_data(clips: ClipDataset) -> None:
     count = len(clips.order)
     with pytest.raises(
         ValueError, match=f"an epoch has {count} clips, fewer than one global batch of {count} x 2 ranks"
@@ -150,7 +150,7 @@ def test_too_little_data_says_so(clips: ClipDataset) -> None:
         ClipLoader(clips, count, 0, 2)
 
 
-def test_nothing_is_drawn_from_the_global_generator(clips: ClipDataset) -> None:
+def test_the_global_generator_is_not_used(clips: ClipDataset) -> None:
     before = torch.get_rng_state()
     for workers in (0, 1):
         list(islice(ClipLoader(clips, 4, workers=workers), 2))
@@ -174,7 +174,7 @@ def labels(data: Path, share: float, part: str = "all") -> dict[str, bool]:
     return found
 
 
-def test_labelled_episodes_are_nested_and_as_many_as_asked_for(data: Path) -> None:
+def test_labelled_episodes_are_nested_and_of_the_requested_number(data: Path) -> None:
     write(data, 9, 80)  # a hundred in all
     few, more, all_but_one, none = (labels(data, share) for share in (0.03, 0.4, 0.99, 0.0))
     assert {k for k in few if few[k]} < {k for k in more if more[k]} < {k for k in all_but_one if all_but_one[k]}
@@ -184,7 +184,7 @@ def test_labelled_episodes_are_nested_and_as_many_as_asked_for(data: Path) -> No
     assert np.mean([more[key] for key in held_out]) == pytest.approx(0.4, abs=0.15)
 
 
-def test_actions_of_unlabelled_clips_do_not_leak_and_the_others_are_untouched(data: Path) -> None:
+def test_actions_of_unlabelled_clips_are_hidden_and_others_unchanged(data: Path) -> None:
     every, some = make_clip_dataset(str(data), 4), make_clip_dataset(str(data), 4, labeled_fraction=0.5)
     for known, given in zip(ClipLoader(every, 4), ClipLoader(some, 4), strict=True):
         assert known.labeled is None and given.labeled is not None and given.labeled.dtype == torch.bool
@@ -199,7 +199,7 @@ def test_only_training_clips_lose_their_labels(data: Path) -> None:
     assert all(batch.labeled is None and batch.actions.any() for batch in module.val_dataloader())
 
 
-def test_a_share_of_labels_that_makes_no_sense_is_named(data: Path) -> None:
+def test_rejects_a_labelled_fraction_out_of_range(data: Path) -> None:
     for share in (-0.1, 1.5):
         with pytest.raises(ValueError, match=f"labeled_fraction must be between 0 and 1, got {share}"):
             make_clip_dataset(str(data), 4, labeled_fraction=share)

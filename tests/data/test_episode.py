@@ -1,4 +1,4 @@
-"""The episode refuses what does not fit together, and says what was wrong."""
+"""Episodes validate the shapes and types of their fields."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_frames_are_checked(frames: Any, said: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["actions", "rewards", "state"])
-def test_one_entry_a_frame(name: str) -> None:
+def test_fields_have_one_entry_per_frame(name: str) -> None:
     for length in (4, 6):  # also the T - 1 actions between T frames, which leave the alignment open
         with pytest.raises(ValueError, match=f"{name} must have one entry per frame: got {length} for 5 frames"):
             Episode(FRAMES, **{name: np.zeros(length, np.int64)})

@@ -1,4 +1,4 @@
-"""Ingest: exact frames at exact times, nothing twice, nothing lost without a word, the same bytes whatever happens."""
+"""Ingest: exact frames at exact times, each once, reported errors, and the same bytes after an interruption."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def by_source(folder: Path) -> dict[str, list[int]]:
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "sub.folder/b.webm", "C.MKV"])
-def test_every_frame_comes_in_once_and_in_order(tmp_path: Path, name: str) -> None:
+def test_every_frame_is_ingested_once_in_order(tmp_path: Path, name: str) -> None:
     write(tmp_path / "in" / name, 50)
     ingest_videos(tmp_path / "in", tmp_path / "out", workers=0, clip_length=20)
     found = episodes(tmp_path / "out")
@@ -134,7 +134,7 @@ def test_actions_follow_their_frames(tmp_path: Path, suffix: str) -> None:
         np.testing.assert_array_equal(episode["actions.npy"], np.array(numbers_of(episode["frames.npy"])) % 7)
 
 
-def test_actions_are_understood_or_refused_by_name(tmp_path: Path) -> None:
+def test_actions_are_parsed_or_rejected_with_a_message(tmp_path: Path) -> None:
     video = tmp_path / "a.mp4"
     table = tmp_path / "a.actions.csv"
     assert read_action_file(video) is None
@@ -227,7 +227,7 @@ def test_any_workers_and_any_interruption_give_the_same_shards(
     assert "Nothing to do" in capsys.readouterr().out
 
 
-def test_new_files_get_new_shards_and_changed_ones_are_made_anew(tmp_path: Path) -> None:
+def test_new_files_get_new_shards_and_changed_ones_are_rewritten(tmp_path: Path) -> None:
     write(tmp_path / "in" / "b.mp4", 10)
     (tmp_path / "in" / "c.mp4").write_text("not yet whole")
     ingest_videos(tmp_path / "in", tmp_path / "out", workers=0)
@@ -243,7 +243,7 @@ def test_new_files_get_new_shards_and_changed_ones_are_made_anew(tmp_path: Path)
     assert "skipped" in json.loads((tmp_path / "out" / "ingest.json").read_text())["shards"][0]
 
 
-def test_other_settings_are_refused(tmp_path: Path) -> None:
+def test_rejects_other_settings(tmp_path: Path) -> None:
     write(tmp_path / "in" / "a.mp4", 10)
     ingest_videos(tmp_path / "in", tmp_path / "out", workers=0)
     with pytest.raises(ValueError, match=r"fps was None and is now 5\.0"):
@@ -277,7 +277,7 @@ def test_a_hanging_decoder_loses_only_its_video(
     assert "4 frames kept: the decoder gave no frame for 0.5 s" in capsys.readouterr().out
 
 
-def test_frames_are_resized_to_cover_and_cropped_around_the_centre() -> None:
+def test_frames_are_resized_to_cover_and_center_cropped() -> None:
     frame = np.zeros((4, 8, 3), np.uint8)
     frame[:, 2:6] = 200
     np.testing.assert_array_equal(resize_and_crop(frame, 2, 2), np.full((2, 2, 3), 200))

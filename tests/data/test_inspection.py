@@ -1,4 +1,4 @@
-"""Inspection: the numbers are those that were written, and the sheet shows the frames."""
+"""Inspection reports the numbers that were written, and draws the frames."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_the_hash_is_of_the_content(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_the_sheet_has_a_row_an_episode(tmp_path: Path) -> None:
+def test_the_contact_sheet_has_one_row_per_episode(tmp_path: Path) -> None:
     write_shards(tmp_path)
     inspect_dataset(tmp_path, tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as image:
@@ -92,6 +92,6 @@ def test_the_sheet_has_a_row_an_episode(tmp_path: Path) -> None:
         inspect_dataset(tmp_path, tmp_path / "sheet.jpg")
 
 
-def test_no_shards_is_an_error_that_says_how_to_get_some(tmp_path: Path) -> None:
+def test_missing_shards_are_an_error_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="vwm record"):
         inspect_dataset(tmp_path)

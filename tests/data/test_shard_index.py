@@ -1,4 +1,4 @@
-"""The index: the same whether it was written, rebuilt or kept; foreign, changed and broken shards."""
+"""The index is the same whether written, rebuilt or cached; foreign, changed and broken shards."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_an_index_of_another_version_is_rebuilt(tmp_path: Path) -> None:
     assert sidecar.read_text() == whole
 
 
-def test_truncated_shards_are_named(tmp_path: Path) -> None:
+def test_truncated_shards_are_reported(tmp_path: Path) -> None:
     data = tar({"a.frames.npy": npy(frames(4)), "b.frames.npy": npy(frames(4))})
     shard = tmp_path / "cut.tar"
     first = 512 + -(-len(npy(frames(4))) // 512) * 512  # where the second member begins
@@ -172,7 +172,7 @@ def test_truncated_shards_are_named(tmp_path: Path) -> None:
         ({"a.mp4": b"rubbish" * 50}, r"s\.tar:a\.mp4"),
     ],
 )
-def test_samples_that_cannot_be_understood_are_named(tmp_path: Path, members: dict[str, bytes], said: str) -> None:
+def test_invalid_samples_are_reported(tmp_path: Path, members: dict[str, bytes], said: str) -> None:
     (tmp_path / "s.tar").write_bytes(tar(members))
     with pytest.raises(ValueError, match=said) as caught:
         load_shard_index(str(tmp_path / "s.tar"))

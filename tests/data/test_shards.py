@@ -1,4 +1,4 @@
-"""Shards: what is written is what is read, whole or not at all, by our reader and by anyone's."""
+"""Shards round-trip, are complete or absent, and can be read by WebDataset's own reader."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_small_frames_are_raw_and_large_ones_encoded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["a.b", "folder/a", ".hidden"])
-def test_keys_that_webdataset_would_cut_are_refused(tmp_path: Path, key: str) -> None:
+def test_rejects_keys_that_webdataset_would_split(tmp_path: Path, key: str) -> None:
     with pytest.raises(ValueError, match=r"must not contain '\.' or '/'"), ShardWriter(tmp_path / "s.tar") as writer:
         writer.write(key, episode(0, 2))
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Encoding, probing and reading: exact counts, and the same frame for the same number from every backend."""
+"""Encoding, probing and reading: exact frame counts, and the same frame of an index from every backend."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_encoding_is_deterministic_and_has_short_gops() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.zeros((2, 4, 4, 3), np.float32), np.zeros((0, 4, 4, 3), np.uint8)])
-def test_encoding_refuses_what_are_no_frames(bad: NDArray[np.uint8]) -> None:
+def test_encoding_rejects_invalid_frames(bad: NDArray[np.uint8]) -> None:
     with pytest.raises(ValueError, match="frames must be uint8"):
         encode_video(bad, 15)
     with pytest.raises(ValueError, match="fps must be above 0"):
@@ -93,7 +93,7 @@ def test_encoding_refuses_what_are_no_frames(bad: NDArray[np.uint8]) -> None:
 
 @pytest.mark.parametrize("kind", FOREIGN)
 @pytest.mark.parametrize("backend", ["auto", *BACKENDS])
-def test_every_backend_gives_the_frame_of_that_number(kind: str, backend: video.VideoBackend) -> None:
+def test_every_backend_returns_the_frame_of_an_index(kind: str, backend: video.VideoBackend) -> None:
     if backend == "decord" and kind == "mpeg-4 in avi":
         pytest.skip("decord mixes up B-frames in AVI; auto does not use it there")
     data = FOREIGN[kind]()
@@ -110,7 +110,7 @@ def test_backends_agree_to_the_bit(kind: str) -> None:
     np.testing.assert_array_equal(one, other)
 
 
-def test_paths_and_bytes_read_alike(tmp_path: Path) -> None:
+def test_paths_and_bytes_are_read_equally(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     write_video(path, numbered(20), 15)
     assert probe_video(path, "a") == probe_video(path.read_bytes(), "a")
@@ -122,7 +122,7 @@ def test_no_indices_give_no_frames() -> None:
     assert decode_frames(encode_video(numbered(3), 15), [], "x").shape == (0, 32, 64, 3)
 
 
-def test_frames_that_are_not_there_are_named() -> None:
+def test_rejects_missing_frame_indices() -> None:
     data = encode_video(numbered(10), 15)
     for wanted in ([3, 10], [-1]):
         with pytest.raises(ValueError, match=f"walk: has no frame {wanted[-1]}, only 0 to 9"):
@@ -135,7 +135,7 @@ def test_hidden_frames_of_vp8_are_not_counted() -> None:
     assert probe_video(data, "x")["frames"] == 60
 
 
-def test_what_an_edit_list_cuts_is_not_counted() -> None:
+def test_frames_cut_by_an_edit_list_are_not_counted() -> None:
     source, cut = io.BytesIO(encode(numbered(80), crf="10", bf="2", g="40")), io.BytesIO()
     with av.open(source) as old, av.open(cut, "w", format="mp4") as new:
         stream = new.add_stream_from_template(old.streams.video[0])
@@ -151,7 +151,7 @@ def test_what_an_edit_list_cuts_is_not_counted() -> None:
     assert numbers_of(decode_frames(data, range(count), "x")) == list(range(80 - count, 80))
 
 
-def test_not_a_video_no_stream_and_no_frame_are_named() -> None:
+def test_rejects_files_without_a_video_stream_or_frames() -> None:
     sound, empty = io.BytesIO(), io.BytesIO()
     with av.open(sound, "w", format="mp4") as container:
         stream = container.add_stream("aac", rate=44100)
@@ -169,7 +169,7 @@ def test_not_a_video_no_stream_and_no_frame_are_named() -> None:
 
 
 @pytest.mark.skipif("decord" not in BACKENDS, reason="decord is not installed")
-def test_a_hanging_decord_is_given_up_for_pyav(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_falls_back_to_pyav_when_decord_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(video, "DECORD_TIMEOUT", 0.05)
     monkeypatch.setattr(video, "_read_decord", lambda *_: time.sleep(2))
     with pytest.warns(UserWarning, match="walk: decord hung"):
@@ -177,7 +177,7 @@ def test_a_hanging_decord_is_given_up_for_pyav(monkeypatch: pytest.MonkeyPatch) 
     assert numbers_of(frames) == [7]
 
 
-def test_with_timeout_hands_over_values_and_errors() -> None:
+def test_with_timeout_returns_values_and_raises_errors() -> None:
     assert call_with_timeout(lambda: 3, 5) == 3
     with pytest.raises(ZeroDivisionError):
         call_with_timeout(lambda: 1 / 0, 5)

@@ -1,4 +1,4 @@
-"""Jobs run here or elsewhere with the same results; a process that dies is reported."""
+"""Jobs give the same results in this process and in workers; a worker that dies is reported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vwm.data.workers import run_jobs
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_every_job_gives_its_result(workers: int) -> None:
+def test_every_job_returns_its_result(workers: int) -> None:
     assert dict(run_jobs(abs, [-3, 2, -1], workers)) == {-3: 3, 2: 2, -1: 1}
     assert dict(run_jobs(abs, [], workers)) == {}
 
@@ -23,7 +23,7 @@ def test_a_dead_worker_is_reported() -> None:
         list(run_jobs(os._exit, [3], 1))
 
 
-def test_workers_end_with_a_process_that_was_killed(tmp_path: Path) -> None:
+def test_workers_stop_when_their_parent_is_killed(tmp_path: Path) -> None:
     """A pipe that the worker alone holds open is at its end when the worker is."""
     pipe, script = tmp_path / "pipe", tmp_path / "script.py"
     os.mkfifo(pipe)

@@ -1,4 +1,4 @@
-"""Worlds whose dynamics are known, and shards to judge them by."""
+"""Worlds with known dynamics, and shards to evaluate them on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names for latent actions."""
+"""Descriptions of latent actions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_scene_shift_finds_the_shift(move: tuple[int, int]) -> None:
     assert estimate_scene_shift(before, after).tolist() == [list(map(float, move))] * 2
 
 
-def test_a_figure_in_the_middle_does_not_hide_that_the_scene_scrolls() -> None:
+def test_a_static_figure_in_the_center_does_not_hide_scrolling() -> None:
     wide = torch.randint(0, 255, (1, 48, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     before, after = wide[:, 8:40, 8:40].clone(), wide.roll(-4, dims=2)[:, 8:40, 8:40].clone()
     for frame in (before, after):
@@ -29,7 +29,7 @@ def test_a_figure_in_the_middle_does_not_hide_that_the_scene_scrolls() -> None:
     assert estimate_scene_shift(before, after).tolist() == [[0.0, -4.0]]
 
 
-def test_large_pictures_are_looked_at_coarsely() -> None:
+def test_large_images_are_downsampled() -> None:
     scene = torch.randint(0, 255, (1, 40, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     large = scene.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
     assert estimate_scene_shift(large[:, 16:144, 16:144], large.roll(8, dims=1)[:, 16:144, 16:144]).tolist() == [
@@ -37,7 +37,7 @@ def test_large_pictures_are_looked_at_coarsely() -> None:
     ]
 
 
-def test_plain_pictures_have_no_shift() -> None:
+def test_uniform_images_have_no_shift() -> None:
     plain = torch.full((1, 16, 16, 3), 90, dtype=torch.uint8)
     assert estimate_scene_shift(plain, plain + 20).tolist() == [[0.0, 0.0]]
 
@@ -56,7 +56,7 @@ def test_describe_motion(shift: tuple[float, float], change: float, text: str) -
     assert len(text) <= MAX_DESCRIPTION_LENGTH
 
 
-def test_actions_are_called_after_the_recorded_ones(
+def test_latent_actions_have_the_names_of_recorded_ones(
     genie: Callable[..., GenieSimulator], write_shards: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clips = make_clip_dataset(str(write_shards()), clip_length=6)
@@ -69,7 +69,7 @@ def test_actions_are_called_after_the_recorded_ones(
     assert texts[0].endswith(f"{share:.0%}") == (share > 0.5)
 
 
-def test_without_recorded_actions_the_motion_is_told(
+def test_without_recorded_actions_the_motion_is_described(
     genie: Callable[..., GenieSimulator], write_shards: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clips = make_clip_dataset(str(write_shards(actions=False, move_at_all=False)), clip_length=6)

@@ -1,4 +1,4 @@
-"""Intervals by a bootstrap over episodes."""
+"""Confidence intervals by a bootstrap over episodes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def test_every_draw_has_as_many_episodes_and_the_first_is_all_of_them() -> None:
+def test_every_draw_has_the_same_number_of_episodes_and_the_first_has_each_once() -> None:
     counts = bootstrap_episode_counts(7, 50, seed=0)
     assert counts.shape == (51, 7) and (counts.sum(dim=1) == 7).all() and (counts[0] == 1).all()
     assert torch.equal(counts, bootstrap_episode_counts(7, 50, seed=0)) and not torch.equal(
@@ -32,7 +32,7 @@ def test_every_draw_has_as_many_episodes_and_the_first_is_all_of_them() -> None:
     assert abs(counts[1:].mean() - 1) < 1e-12 and len(counts.unique(dim=0)) > 40
 
 
-def test_r2_is_the_formula_for_all_clips_and_for_every_draw() -> None:
+def test_r2_equals_the_formula_for_every_draw() -> None:
     truth, guess = numbers(30, 2), numbers(30, 2, seed=1)
     episodes = torch.arange(30) % 4
     counts = bootstrap_episode_counts(4, 20, seed=0)
@@ -61,7 +61,7 @@ def test_accuracy_is_counted_over_clips() -> None:
     torch.testing.assert_close(found.resampled[:, 0], torch.tensor([0.5, 2 / 3], dtype=torch.float64))
 
 
-def test_the_interval_covers_where_clips_of_an_episode_are_alike() -> None:
+def test_intervals_cover_the_truth_for_similar_clips_of_an_episode() -> None:
     """Accuracy 0.7 of episodes that are right or wrong as a whole; counting clips as independent would cover half."""
     covered, runs, episodes, clips = 0, 200, 40, 8
     generator = torch.Generator().manual_seed(0)
@@ -91,7 +91,7 @@ def test_the_interval_of_a_difference_is_narrower_than_its_parts_where_models_er
     assert math.isclose(less.value, ours.value - theirs.value)
 
 
-def test_an_interval_over_seeds_holds_their_spread() -> None:
+def test_intervals_over_seeds_contain_their_variation() -> None:
     drawn = numbers(400, 1) * 1e-3
     draws = [BootstrapScores(torch.tensor([v]).double(), drawn + v) for v in (0.2, 0.4)]
     (found,) = percentile_intervals(average_over_seeds(draws, seed=0))
@@ -99,7 +99,7 @@ def test_an_interval_over_seeds_holds_their_spread() -> None:
     assert torch.equal(average_over_seeds(draws[:1], seed=0).resampled, draws[0].resampled)
 
 
-def test_draws_without_variance_are_left_out() -> None:
+def test_draws_without_variance_are_ignored() -> None:
     truth = torch.tensor([[0.0], [0.0], [1.0], [3.0]]).double()
     counts = torch.tensor([[1.0, 1.0], [2.0, 0.0], [0.0, 2.0]]).double()
     found = bootstrap_r2(truth, truth, torch.tensor([0, 0, 1, 1]), counts)

@@ -1,4 +1,4 @@
-"""Ridge regression and nearest neighbors, against the formulas they stand for."""
+"""Ridge regression and nearest neighbors equal their formulas."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_primal_and_dual_are_the_formula(features: int) -> None:
         torch.testing.assert_close(guess, formula(x, y, new, strength), rtol=1e-8, atol=1e-9)
 
 
-def test_features_are_taken_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inner_products_do_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
     x, _ = data(6, 50)
     y, _ = data(4, 50, seed=1)
     whole = chunked_inner_products(x, y)
@@ -56,7 +56,7 @@ def test_a_linear_map_is_recovered() -> None:
     assert (found.selected == RIDGE_STRENGTHS[0]).all()
 
 
-def test_every_output_has_the_penalty_that_suits_it() -> None:
+def test_every_output_has_its_own_penalty() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(120, 60, dtype=torch.float64, generator=generator)
     noise = torch.randn(120, 1, dtype=torch.float64, generator=generator)
@@ -70,7 +70,7 @@ def test_every_output_has_the_penalty_that_suits_it() -> None:
     assert together.selected.shape == (1,) and found.selected[0] <= together.selected[0] <= found.selected[1]
 
 
-def test_features_that_never_change_do_no_harm() -> None:
+def test_constant_features_have_no_effect() -> None:
     x, y = data(20, 4)
     still = torch.cat((x, torch.full((20, 3), 5.0, dtype=torch.float64)), dim=1)
     split = [(rows[:10], rows[10:15], rows[15:]) for rows in (x, still)]
@@ -96,7 +96,7 @@ def test_neighbors_are_weighed_by_their_similarity() -> None:
     torch.testing.assert_close(guess[:, 0, 0], torch.stack((weight * 0, weight / (1 + weight))))
 
 
-def test_many_neighbors_are_chosen_where_labels_are_noise() -> None:
+def test_many_neighbors_are_selected_for_noisy_labels() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(600, 30, generator=generator)
     y = torch.randn(600, 4, dtype=torch.float64, generator=generator)

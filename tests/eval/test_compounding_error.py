@@ -1,4 +1,4 @@
-"""The compounding error of compact worlds: nothing for a perfect one, and otherwise what a loop says."""
+"""The compounding error of compact worlds is zero for a perfect world, and otherwise equals a plain loop."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def walked(clips: int = 12) -> tuple[EvalClips, Tensor]:
     return EvalClips(seen, actions, (), "", clips, clips), actions[..., 0]
 
 
-def test_a_perfect_world_makes_no_error_however_far_it_looks() -> None:
+def test_a_perfect_world_has_no_error_at_any_horizon() -> None:
     found = measure_compounding_error(Walk(), *walked(), context=CONTEXT, seed=0, batch_size=5)
     assert len(found["error"]) == HORIZON and found["error"].max() < 1e-6 and found["reward_error"].max() < 1e-6
     assert found["error_copy_last"].min() > 0.1 and found["error_random_actions"].min() > 0.1
     assert found["reward_error_mean"].square().mean().item() == pytest.approx(1.0)
 
 
-def test_a_flaw_adds_up_with_the_horizon() -> None:
+def test_errors_accumulate_with_the_horizon() -> None:
     sample, rewards = walked()
     found = measure_compounding_error(Walk(flaw=0.5), sample, rewards, context=CONTEXT, seed=0, batch_size=5)
     after = sample.frames[:, CONTEXT:].double()
@@ -63,7 +63,7 @@ def test_a_flaw_adds_up_with_the_horizon() -> None:
         assert found["error"][h].item() == pytest.approx((sum(parts) / 2) ** 0.5, rel=1e-5)
 
 
-def test_to_foretell_the_mean_scores_one_and_what_never_changes_does_not_count() -> None:
+def test_predicting_the_mean_scores_one_and_constants_are_ignored() -> None:
     truth = torch.randn(50, 3, 4, generator=torch.Generator().manual_seed(0))
     truth[..., 3] = 7.0
     mean = truth.flatten(0, 1).mean(dim=0).expand_as(truth)
@@ -74,7 +74,7 @@ def test_to_foretell_the_mean_scores_one_and_what_never_changes_does_not_count()
     assert normalized_rmse(pictures, flat)[1].item() == pytest.approx(wanted.item())
 
 
-def test_latents_are_compared_with_those_of_what_came() -> None:
+def test_predicted_latents_are_compared_with_encoded_observations() -> None:
     torch.manual_seed(0)
     model = randomize(
         TDMPC2WorldModel(
@@ -111,7 +111,7 @@ def write(path: Path, state: bool) -> None:
 
 
 @pytest.mark.parametrize("observation", [(3,), (16, 16, 3)])
-def test_vwm_eval_measures_what_an_agent_has_learned(tmp_path: Path, observation: tuple[int, ...]) -> None:
+def test_vwm_eval_measures_the_world_of_an_agent(tmp_path: Path, observation: tuple[int, ...]) -> None:
     save_simulator(imagined_world(observation), tmp_path / "world")
     write(tmp_path / "shard.tar", state=True)
     told = evaluate_world(tmp_path / "world", str(tmp_path), tmp_path / "report", horizon=3, clips=4, batch_size=3)
@@ -124,7 +124,7 @@ def test_vwm_eval_measures_what_an_agent_has_learned(tmp_path: Path, observation
     assert np.allclose(again["compounding"]["error"], found["error"], rtol=1e-4)
 
 
-def test_a_world_of_vectors_asks_for_them(tmp_path: Path) -> None:
+def test_a_vector_world_requires_vector_data(tmp_path: Path) -> None:
     save_simulator(imagined_world((3,)), tmp_path / "world")
     write(tmp_path / "shard.tar", state=False)
     with pytest.raises(ValueError, match=r"observes 3 numbers, and the data hold none .*--state"):

@@ -1,4 +1,4 @@
-"""ΔPSNR and the cost of shuffled actions, where the answer is known."""
+"""ΔPSNR and the loss under shuffled actions, for worlds with known values."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def both_ways(world: Simulator, frames: Tensor, actions: Tensor) -> tuple[Tensor
     return tuple(open_loop_rollout(world, frames, a, 2, seeds, 6, "test") for a in (actions, random))  # type: ignore[return-value]
 
 
-def test_delta_psnr_is_large_where_actions_act(
+def test_delta_psnr_is_large_where_actions_have_an_effect(
     make_world: Callable[..., Simulator], rolling_clips: tuple[Tensor, Tensor]
 ) -> None:
     frames, actions = rolling_clips
@@ -42,7 +42,7 @@ def test_delta_psnr_is_large_where_actions_act(
     assert swapped.by_clip[-1].mean == pytest.approx(-delta.by_clip[-1].mean)
 
 
-def test_delta_psnr_is_zero_where_actions_do_nothing(
+def test_delta_psnr_is_zero_where_actions_have_no_effect(
     make_world: Callable[..., Simulator], rolling_clips: tuple[Tensor, Tensor]
 ) -> None:
     frames, actions = rolling_clips
@@ -84,7 +84,7 @@ class Oracle(torch.nn.Module):
         return probability.double().log()[:, :, None].expand(-1, -1, tokens.shape[-1], -1)
 
 
-def test_shuffled_actions_cost_what_the_action_tells(genie: Callable[..., GenieSimulator]) -> None:
+def test_shuffled_actions_raise_the_loss_by_the_information_of_the_action(genie: Callable[..., GenieSimulator]) -> None:
     actions = torch.tensor([[0, 1], [1, 2], [2, 0], [3, 3]])  # the next clip's is always another
     tokens = torch.cat((torch.zeros(4, 1, dtype=torch.int64), actions), dim=1)[..., None, None].expand(-1, -1, 2, 3)
     world, oracle = genie(), Oracle(codes=4, p=0.7)
@@ -96,7 +96,9 @@ def test_shuffled_actions_cost_what_the_action_tells(genie: Callable[..., GenieS
     assert torch.equal(oracle.seen[1], actions[:3, :1])  # the past keeps its right actions
 
 
-def test_shuffled_actions_cost_nothing_where_nobody_heeds_them(genie: Callable[..., GenieSimulator]) -> None:
+def test_shuffled_actions_do_not_raise_the_loss_of_a_model_that_ignores_them(
+    genie: Callable[..., GenieSimulator],
+) -> None:
     tokens = torch.randint(0, 4, (4, 3, 2, 2), generator=torch.Generator().manual_seed(0))
     world = genie()
     world.dynamics = Oracle(codes=4, p=0.7, heeds=False)
@@ -105,7 +107,7 @@ def test_shuffled_actions_cost_nothing_where_nobody_heeds_them(genie: Callable[.
     assert cost.right == cost.shuffled
 
 
-def test_one_clip_has_nobody_to_exchange_with(genie: Callable[..., GenieSimulator]) -> None:
+def test_a_single_clip_cannot_be_shuffled(genie: Callable[..., GenieSimulator]) -> None:
     assert shuffled_action_loss(genie(), torch.zeros(1, 3, 2, 2, dtype=torch.int64), torch.zeros(1, 2), 1) is None
 
 

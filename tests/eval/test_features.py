@@ -1,4 +1,4 @@
-"""Frozen features of every kind of model, and of none."""
+"""Frozen features of every kind of model, and of pixels."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_the_layers_of_a_world_are_what_its_blocks_put_out_in_play() -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
-def test_a_frame_of_a_world_knows_nothing_of_later_ones() -> None:
+def test_features_of_a_frame_do_not_depend_on_later_frames() -> None:
     for features in (GenieFeatureExtractor(genie(), 1), DiTFeatureExtractor(diffusion_world(), 2)):
         frames = seen(features)
         changed = frames.clone()
@@ -190,7 +190,7 @@ def test_whatever_a_folder_holds_is_found(tmp_path: Path) -> None:
     )
 
 
-def test_folders_and_layers_that_are_not_there_are_named(tmp_path: Path) -> None:
+def test_rejects_missing_folders_and_layers(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nothing to probe.*vwm export"):
         load_feature_extractor(tmp_path)
     save_component(tokenizer(), tmp_path / "tokenizer")

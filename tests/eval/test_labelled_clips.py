@@ -1,4 +1,4 @@
-"""Clips with labels, in parts that share no episode."""
+"""Labelled clips, in parts that share no episode."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_the_label_of_a_clip_is_the_state_at_its_last_frame_standardized(write: 
         assert (clips.frames[:, 2, 0, 1, 0] - clips.frames[:, 0, 0, 1, 0] == 4).all()
 
 
-def test_what_does_not_vary_is_left_out_and_said(write: Write) -> None:
+def test_constant_numbers_are_excluded_with_a_reason(write: Write) -> None:
     found = read_labelled_clips(write(state_names=["episode", "time", "flag", "nothing"]), 3)
     assert found.names == ("episode", "time")
     assert found.excluded == {"flag": "2 values in the training clips", "nothing": "1 values in the training clips"}
@@ -84,7 +84,7 @@ def test_clips_are_limited_spread_over_episodes_and_the_same_every_time(write: W
     assert found.train.available == 12 * 4
 
 
-def test_other_shards_may_be_judged_on(write: Write) -> None:
+def test_the_test_part_may_come_from_other_shards(write: Write) -> None:
     found = read_labelled_clips(write(), 3, test_data=write(3, "other", frames=24))
     assert found.test.frames[:, :, 0, 1, 0].max() > 12
     assert len(set(found.train.frames[:, 0, 0, 0, 0].tolist()) | set(found.val.frames[:, 0, 0, 0, 0].tolist())) == 20
@@ -114,18 +114,18 @@ def test_labels_of_the_json_are_classes_or_numbers(write: Write) -> None:
         ({"label": "shape", "state_names": ["0"]}, "selects among numbers"),
     ],
 )
-def test_labels_that_are_not_there_are_named(write: Write, settings: dict[str, Any], says: str) -> None:
+def test_rejects_missing_labels(write: Write, settings: dict[str, Any], says: str) -> None:
     data = write(fps=10, number=lambda i: i, shape=lambda i: "ab"[i % 2])
     with pytest.raises(ValueError, match=says):
         read_labelled_clips(data, 3, **settings)
 
 
-def test_shards_without_state_say_how_to_get_it(write: Write) -> None:
+def test_shards_without_state_are_an_error_with_a_remedy(write: Write) -> None:
     with pytest.raises(ValueError, match="--state"):
         read_labelled_clips(write(state=False), 3)
 
 
-def test_few_episodes_are_dealt_so_that_every_part_has_some() -> None:
+def test_few_episodes_are_split_so_that_no_part_is_empty() -> None:
     keys = [f"{i:03d}" for i in range(5)]
     assert {part: len(of) for part, of in split_episodes(keys, True, 0).items()} == {"train": 2, "val": 1, "test": 2}
     assert {part: len(of) for part, of in split_episodes(keys[:3], False, 0).items()} == {

@@ -1,4 +1,4 @@
-"""Exact values on hand-made pictures."""
+"""Image metrics have exact values on constructed images."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_still_clips_look_only_past_the_context() -> None:
     assert find_still_clips(clips, context=1).tolist() == [False, False]
 
 
-def test_estimate_leaves_out_what_is_not_finite() -> None:
+def test_estimates_ignore_non_finite_values() -> None:
     mean, stderr, n = estimate_mean(torch.tensor([1.0, 3.0, float("inf"), float("nan")]))
     assert (mean, n) == (2.0, 2)
     assert stderr == pytest.approx(1.0)

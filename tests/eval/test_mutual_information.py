@@ -1,4 +1,4 @@
-"""Information between labels."""
+"""Mutual information of labels."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_renaming_labels_changes_nothing() -> None:
     assert found.chance_bits < 0.06
 
 
-def test_independent_labels_share_nothing_once_chance_is_taken_off() -> None:
+def test_independent_labels_have_no_information_above_chance() -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randint(0, 8, (2, 300), generator=generator)
     found = corrected_mutual_information(a, b, 8, 8, seed=0)

@@ -1,4 +1,4 @@
-"""LPIPS against torchmetrics' own, and Fréchet distances that can be worked out by hand."""
+"""LPIPS equals that of torchmetrics, and Fréchet distances equal values computed by hand."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_lpips_is_torchmetrics_lpips(alexnet_file: Path) -> None:
     assert ours(x, x).tolist() == [0.0] * 3
 
 
-def test_foreign_files_are_refused(tmp_path: Path) -> None:
+def test_rejects_foreign_files(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
     for name in ("other.pth", "missing.pth"):
         with pytest.raises(ValueError, match=r"(?s)no AlexNet weights.*--lpips.weights"):
@@ -75,7 +75,7 @@ def test_fvd_of_a_change_of_colour(tmp_path: Path) -> None:
         fvd(clips[:, :8], clips[:, :8])
 
 
-def test_lpips_of_equal_clips_is_zero_and_small_frames_are_refused(alexnet_file: Path) -> None:
+def test_lpips_of_equal_clips_is_zero_and_small_frames_are_rejected(alexnet_file: Path) -> None:
     lpips = LPIPS(alexnet_file)
     clips = torch.randint(0, 255, (2, 3, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert lpips.per_time_step(clips, clips).tolist() == [0.0] * 3

@@ -1,11 +1,11 @@
-"""Plots hold what they are given."""
+"""Plots contain the given values."""
 
 import numpy as np
 
 from vwm.eval.plots import plot_learning_curves
 
 
-def test_a_way_is_the_mean_of_its_runs_where_all_were_evaluated() -> None:
+def test_learning_curves_average_runs_where_all_were_evaluated() -> None:
     runs = [{100.0: 1.0, 200.0: 5.0, 250.0: 6.0}, {100.0: 3.0, 200.0: 7.0, 300.0: 9.0}]
     axes = plot_learning_curves({"ours": runs, "unfinished": [{}]}, random=0.5, title="a game").axes[0]
     thin, other, mean, *_ = axes.lines

@@ -1,4 +1,4 @@
-"""A whole report of probes on a small data set."""
+"""A whole probe report on a small data set."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_identical_features_do_not_differ(run: Run, bundles: tuple[str, str]) ->
         assert difference == {"value": 0.0, "low": 0.0, "high": 0.0, "verdict": "open"}
 
 
-def test_classes_are_told_by_accuracy(run: Run, tmp_path: Path) -> None:
+def test_classes_are_scored_by_accuracy(run: Run, tmp_path: Path) -> None:
     report = run(label="side", probes=["linear", "knn"])
     assert report["labels"] == {
         "kind": "classes",
@@ -136,7 +136,7 @@ def test_classes_are_told_by_accuracy(run: Run, tmp_path: Path) -> None:
     assert {p.name for p in (tmp_path / "probe").iterdir()} == {"probe.json", "probe.md", "probes.png", "sweep.png"}
 
 
-def test_a_probe_finds_what_is_there_and_not_what_is_not(run: Run) -> None:
+def test_probes_find_information_that_is_present_only(run: Run) -> None:
     report = run(probes=["ridge"], clips=64, test_clips=64)
     for row in report["rows"]:
         column, luck = row["probes"]["ridge"]["by_output"]

@@ -1,4 +1,4 @@
-"""Sweeps trained in one pass, and the heads they train."""
+"""Sweeps that are trained in one pass, and their heads."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ def heads(probe: ProbeHeadType, copies: int, blocks: int = 1, outputs: int = 2) 
 
 @pytest.mark.parametrize(("probe", "blocks"), [("linear", 1), ("attentive", 1), ("attentive", 3)])
 @pytest.mark.parametrize("classes", [False, True])
-def test_a_head_of_a_sweep_becomes_what_it_would_have_become_alone(
-    probe: ProbeHeadType, blocks: int, classes: bool
-) -> None:
+def test_a_head_of_a_sweep_trains_as_it_would_alone(probe: ProbeHeadType, blocks: int, classes: bool) -> None:
     outputs = 3 if classes else 2
     train, val, test = parts(classes)
     together = heads(probe, 4, blocks, outputs)
@@ -94,13 +92,13 @@ def test_the_folded_attention_is_plain_cross_attention() -> None:
 
 
 @pytest.mark.parametrize(("probe", "blocks"), [("linear", 1), ("attentive", 1), ("attentive", 4)])
-def test_what_a_head_says_of_a_clip_does_not_depend_on_the_others(probe: ProbeHeadType, blocks: int) -> None:
+def test_predictions_for_a_clip_do_not_depend_on_the_batch(probe: ProbeHeadType, blocks: int) -> None:
     stack, (_, _, test) = heads(probe, 2, blocks), parts()
     alone = torch.cat([stack(test[i : i + 1]) for i in range(4)], dim=1)
     torch.testing.assert_close(stack(test)[:, :4], alone, rtol=0, atol=1e-12)
 
 
-def test_an_attentive_head_finds_a_number_at_one_place_that_a_mean_hides() -> None:
+def test_an_attentive_head_reads_a_single_token_that_the_mean_hides() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 256, 12, 8, generator=generator)
     y = x[:, :, 7, :1] * 1.0
@@ -113,7 +111,7 @@ def test_an_attentive_head_finds_a_number_at_one_place_that_a_mean_hides() -> No
     assert error["attentive"] < 0.3 and error["linear"] > 0.8
 
 
-def test_a_head_is_kept_as_it_was_when_it_was_best() -> None:
+def test_the_weights_of_the_best_epoch_are_kept() -> None:
     """Labels of pure noise: validation is best early, whatever the training loss does later."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 24, 2, 16, generator=generator)
@@ -126,7 +124,7 @@ def test_a_head_is_kept_as_it_was_when_it_was_best() -> None:
     assert math.isclose(kept, float(swept.losses.min()), rel_tol=1e-4)
 
 
-def test_a_head_that_runs_away_is_not_taken() -> None:
+def test_a_diverged_head_is_not_selected() -> None:
     train, val, test = parts()
     swept = train_probe_sweep(
         heads("linear", 2), train, val, test, SWEEP._replace(learning_rates=(1e-2, 1e200), weight_decays=(0.1,))
@@ -134,7 +132,7 @@ def test_a_head_that_runs_away_is_not_taken() -> None:
     assert swept.learning_rate == 1e-2 and swept.losses[:, 1].isinf().any() and swept.predictions.isfinite().all()
 
 
-def test_the_loss_of_a_head_is_that_of_torch() -> None:
+def test_per_head_losses_equal_torch() -> None:
     said = torch.randn(3, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     classes, values = torch.tensor([0, 1, 3, 2, 2]), torch.randn(5, 4).double()
     for i, (a, b) in enumerate(zip(per_head_loss(said, classes), per_head_loss(said, values), strict=True)):

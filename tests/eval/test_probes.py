@@ -1,4 +1,4 @@
-"""The four probes over features whose contents are known."""
+"""The four probes on features with known contents."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def clips(count: int = 480, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("probe", PROBE_NAMES)
-def test_labels_that_have_nothing_to_do_with_the_clips_score_about_0_or_below(probe: ProbeName) -> None:
+def test_labels_unrelated_to_the_clips_score_about_0_or_below(probe: ProbeName) -> None:
     labels = torch.randn(480, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     data = labelled(labels, clips())
     tokens = extract_features(PixelFeatureExtractor(1, (4, 4)), data, 64, 1.0, "pixels")
@@ -85,7 +85,7 @@ def test_equal_settings_give_equal_numbers() -> None:
         torch.testing.assert_close(one.predictions, two.predictions, rtol=0, atol=1e-9)
 
 
-def test_channels_are_standardized_by_the_training_clips_alone() -> None:
+def test_channels_are_standardized_by_the_training_clips_only() -> None:
     generator = torch.Generator().manual_seed(0)
     parts = [torch.randn(20, 5, 4, generator=generator) * torch.tensor([1.0, 10.0, 0.1, 0.0]) + 3 for _ in range(3)]
     raw = [part.clone() for part in parts]
@@ -98,7 +98,7 @@ def test_channels_are_standardized_by_the_training_clips_alone() -> None:
     assert (tokens.test[..., 3] == 0).all()  # 3, without any noise
 
 
-def test_features_that_would_not_fit_are_refused_with_the_way_out() -> None:
+def test_rejects_features_over_the_memory_limit_with_a_remedy() -> None:
     data = labelled(torch.zeros(480, 1).double(), clips())
     with pytest.raises(ValueError, match=r"480 clips of 8 tokens of width 48.*--clips \d+.*--memory"):
         extract_features(PixelFeatureExtractor(1, (4, 4)), data, 64, 1e-4, "pixels")

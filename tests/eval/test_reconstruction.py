@@ -1,4 +1,4 @@
-"""Through the tokenizer and back."""
+"""Reconstruction by a tokenizer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_mean_image_is_the_mean() -> None:
     assert mean_image(frames).unique().tolist() == [15]
 
 
-def test_batches_change_nothing(genie: Callable[..., GenieSimulator]) -> None:
+def test_results_do_not_depend_on_the_batch(genie: Callable[..., GenieSimulator]) -> None:
     world = genie()
     tokenizer = world.tokenizer
     frames = torch.randint(0, 255, (5, 4, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

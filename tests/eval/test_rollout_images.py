@@ -1,4 +1,4 @@
-"""Videos and sheets: what stands where."""
+"""Layout of rollout videos and images."""
 
 from __future__ import annotations
 

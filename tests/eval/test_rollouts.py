@@ -1,4 +1,4 @@
-"""Rollouts of worlds whose dynamics are known."""
+"""Rollouts of worlds with known dynamics."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_latent_actions_are_those_of_the_whole_clip(genie: Callable[..., GenieSi
         (torch.zeros(2, 4, 3), "vectors of 3 numbers"),
     ],
 )
-def test_actions_that_do_not_fit_are_named(
+def test_rejects_actions_that_do_not_fit(
     genie: Callable[..., GenieSimulator], actions: Tensor | None, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

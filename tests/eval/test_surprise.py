@@ -1,4 +1,4 @@
-"""Surprise: the perfect scorer is right, the constant one undecided, and what knows no past stays at chance."""
+"""Surprise: accuracy 1 for a perfect scorer, chance for a constant one and for scorers without memory."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def constant(frames: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------------ numbers
 
 
-def test_a_perfect_scorer_is_right_and_a_constant_one_undecided(pairs: ViolationPairs, tmp_path: Path) -> None:
+def test_a_perfect_scorer_has_accuracy_1_and_a_constant_one_chance(pairs: ViolationPairs, tmp_path: Path) -> None:
     for scorer, rate in ((oracle(pairs), 1.0), (constant, 0.5)):
         found = write_surprise_report(scorer, pairs, tmp_path / "out", batch_size=5)
         assert set(found["results"]) == {*PHYSICAL_PROPERTIES, ALL_PROPERTIES}
@@ -91,7 +91,7 @@ def test_a_perfect_scorer_is_right_and_a_constant_one_undecided(pairs: Violation
         assert found["before_violation"] == 0
 
 
-def test_what_looks_at_single_frames_or_steps_stays_at_chance_by_the_mean(pairs: ViolationPairs) -> None:
+def test_scorers_of_frames_or_frame_pairs_have_chance_accuracy_by_the_mean(pairs: ViolationPairs) -> None:
     def brightness(frames: Tensor) -> Tensor:
         return frames.long().sum(dim=(2, 3, 4)).double()
 
@@ -118,7 +118,7 @@ def test_wins_count_ties_half_and_the_area_under_roc_compares_all_with_all() -> 
 
 
 @pytest.mark.parametrize(("rate", "trials"), [(0.0, 10), (0.5, 40), (0.9, 100), (1.0, 7)])
-def test_the_interval_holds_the_rates_under_which_the_count_is_not_surprising(rate: float, trials: int) -> None:
+def test_wilson_intervals_contain_the_rates_that_are_not_rejected(rate: float, trials: int) -> None:
     value, low, high = wilson_interval(rate, trials)
     assert value == rate and 0 <= low <= rate <= high <= 1
     for bound in {low, high} - {0.0, 1.0}:  # both ends are 1.96 standard errors of their own away
@@ -126,7 +126,7 @@ def test_the_interval_holds_the_rates_under_which_the_count_is_not_surprising(ra
     assert wilson_interval(rate, 4 * trials).high - wilson_interval(rate, 4 * trials).low < high - low
 
 
-def test_the_course_is_counted_from_each_violation() -> None:
+def test_curves_are_aligned_to_each_violation() -> None:
     scores = torch.tensor([[0.0, 0, 5, 1], [0, 7, 1, 1]])
     curve = align_to_violation(scores, torch.tensor([6, 4]), torch.tensor([2, 4, 6, 8]))
     assert curve["offset"] == [-4, -2, 0, 2, 4]
@@ -134,7 +134,7 @@ def test_the_course_is_counted_from_each_violation() -> None:
     assert curve["stderr"] == pytest.approx([0, 0, 1 / 2**0.5, 0, 0])
 
 
-def test_properties_are_judged_apart() -> None:
+def test_properties_are_scored_separately() -> None:
     possible = torch.tensor([[0.0], [0], [1], [1]])
     impossible = torch.tensor([[1.0], [1], [0], [1]])
     found = measure_surprise(possible, impossible, ["a", "a", "b", "b"], torch.tensor([0, 1, 2, 2]))
@@ -146,7 +146,7 @@ def test_properties_are_judged_apart() -> None:
 # ------------------------------------------------------------------------------------------------------- report
 
 
-def test_the_report_is_written_whole_and_replaces_only_a_report(pairs: ViolationPairs, tmp_path: Path) -> None:
+def test_the_report_is_complete_and_replaces_reports_only(pairs: ViolationPairs, tmp_path: Path) -> None:
     out = tmp_path / "out"
     write_surprise_report(constant, pairs, out)
     found = write_surprise_report(oracle(pairs), pairs, out, title="oracle")
@@ -167,7 +167,7 @@ def test_the_report_is_written_whole_and_replaces_only_a_report(pairs: Violation
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
-def test_a_scorer_that_looks_ahead_is_named(pairs: ViolationPairs, tmp_path: Path) -> None:
+def test_the_report_warns_about_a_scorer_that_uses_later_frames(pairs: ViolationPairs, tmp_path: Path) -> None:
     def ahead(frames: Tensor) -> Tensor:
         return oracle(pairs)(frames).flip(1).cumsum(dim=1).flip(1)
 
@@ -175,7 +175,7 @@ def test_a_scorer_that_looks_ahead_is_named(pairs: ViolationPairs, tmp_path: Pat
     assert found["before_violation"] > 0 and "uses later frames" in (tmp_path / "out" / SURPRISE_TABLE_FILE).read_text()
 
 
-def test_times_say_which_frames_the_scores_are_of(pairs: ViolationPairs, tmp_path: Path) -> None:
+def test_frame_times_assign_scores_to_frames(pairs: ViolationPairs, tmp_path: Path) -> None:
     def every_other(frames: Tensor) -> Tensor:
         return oracle(pairs)(frames)[:, 1::2]
 
@@ -196,7 +196,7 @@ def test_times_say_which_frames_the_scores_are_of(pairs: ViolationPairs, tmp_pat
         (torch.tensor([[0.0], [float("nan")], [1]]), "must be finite, got nan"),
     ],
 )
-def test_scorers_that_say_something_else_are_refused(said: Tensor, message: str) -> None:
+def test_rejects_scores_of_a_wrong_shape_or_non_finite(said: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         score_clips(lambda frames: said, torch.zeros(3, 4, 8, 8, 3, dtype=torch.uint8), 8, "x")
 
@@ -225,7 +225,7 @@ def write(folder: Path, *metas: dict[str, Any], lengths: tuple[int, ...] = ()) -
             writer.write(f"{i}", Episode(frames, meta=meta))
 
 
-def test_what_is_no_pair_is_named(tmp_path: Path) -> None:
+def test_rejects_clips_that_are_not_pairs(tmp_path: Path) -> None:
     one = {"pair": 0, "possible": True, "property": "x", "violation_frame": 2}
     other = {**one, "possible": False}
     write(tmp_path / "good", one, other)

@@ -1,4 +1,4 @@
-"""One whole report on a small world."""
+"""A whole report on a small world."""
 
 from __future__ import annotations
 
@@ -135,7 +135,9 @@ def test_unlabelled_still_and_few_clips(quick: Callable[..., dict[str, Any]]) ->
     assert any("nothing moves" in note for note in report["notes"])
 
 
-def test_a_busy_machine_is_told_of(quick: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_machine_is_noted_in_the_report(
+    quick: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("os.getloadavg", lambda: (1e6, 0.0, 0.0))
     report = quick(horizon=1, videos=0)
     assert report["provenance"]["environment"]["hardware"]["load"] == 1e6

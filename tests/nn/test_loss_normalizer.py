@@ -50,7 +50,7 @@ def test_evaluation_divides_by_what_training_found_and_changes_nothing():
     torch.testing.assert_close(one, (before["weight"] / before["mean_square"]).sqrt())
 
 
-def test_a_loaded_one_goes_on_equally():
+def test_a_loaded_state_continues_equally():
     unbroken, again = LossNormalizer(), LossNormalizer()
     for loss in LOSSES[:7]:
         unbroken(loss)

@@ -33,7 +33,7 @@ def test_normal_and_bernoulli_losses_are_torchs_likelihoods():
     torch.testing.assert_close(head.loss(outputs, soft), expected)
 
 
-def test_a_two_hot_head_says_0_at_first_and_learns_any_number():
+def test_a_two_hot_head_starts_at_0_and_learns_any_number():
     head = make("two_hot", num_bins=41).float()
     features = FEATURES.float()
     assert not head.mean(head(features)).any()
@@ -47,6 +47,6 @@ def test_a_two_hot_head_says_0_at_first_and_learns_any_number():
     torch.testing.assert_close(head.mean(head(features)), target, rtol=0.1, atol=0.3)
 
 
-def test_another_thing_to_say_is_named():
+def test_rejects_an_unknown_output():
     with pytest.raises(ValueError, match="distribution='poisson' must be"):
         make("poisson")

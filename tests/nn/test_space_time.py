@@ -32,7 +32,7 @@ def test_streaming_is_parallel_for_every_chunking(chunks, window):
     torch.testing.assert_close(torch.cat(parts, dim=1), model(x), rtol=0, atol=1e-10)
 
 
-def test_a_step_leaves_the_given_state_alone():
+def test_a_step_does_not_change_the_given_state():
     model, x = network(), clip()
     _, state = model.step(x[:, :3], model.init_state(2, 5))
     before = [k.keys.clone() for k in state.blocks]
@@ -106,7 +106,7 @@ def test_the_cpu_formula_is_torchs_attention():
     torch.testing.assert_close(dot_product_attention(q, k, v, mask), expected, rtol=0, atol=1e-12)
 
 
-def test_a_width_that_heads_do_not_divide_is_refused():
+def test_rejects_a_width_that_is_not_divisible_by_the_heads():
     with pytest.raises(ValueError, match="heads=3 must divide width=16"):
         SpaceTimeTransformer(width=16, depth=1, heads=3, window=2)
 

@@ -15,7 +15,7 @@ def test_squashing_is_the_published_formula_and_is_undone():
     assert inverse_value_transform(torch.zeros(3)).tolist() == [0, 0, 0]
 
 
-def test_a_number_becomes_two_bins_and_is_read_back():
+def test_two_hot_encoding_round_trips():
     support = ScaledSupport(20)
     x = torch.tensor([[-300.0, -1, 0], [0.3, 8, 250]])
     weights = support.encode(x)

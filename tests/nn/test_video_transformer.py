@@ -147,7 +147,7 @@ def test_a_soft_cap_reaches_every_kind_of_layer():
         assert not torch.allclose(low, plain, atol=1e-4)
 
 
-def test_errors_say_what_is_wrong():
+def test_errors_name_the_cause():
     for changes, message in (
         ({"window": 0}, "window"),
         ({"heads": 3}, "heads=3 must divide width=32"),

@@ -82,7 +82,7 @@ def columns(path: Path, *left_out: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("disk", [False, True])
 @pytest.mark.parametrize("broken_at", [80, 160])
-def test_a_run_broken_off_becomes_the_unbroken_one(tmp_path: Path, disk: bool, broken_at: int) -> None:
+def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path: Path, disk: bool, broken_at: int) -> None:
     training(tmp_path / "whole").run()
     training(tmp_path / "broken", steps=broken_at, disk=disk).run()
     # What a run writes after its last checkpoint, before it is killed, must leave no trace.
@@ -98,7 +98,7 @@ def test_a_run_broken_off_becomes_the_unbroken_one(tmp_path: Path, disk: bool, b
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_asked_to_stop_saves_where_it_stands_and_goes_on(tmp_path: Path, capsys, number: int) -> None:
+def test_a_stop_request_saves_a_checkpoint_and_the_run_resumes(tmp_path: Path, capsys, number: int) -> None:
     class Asked(SmallDQN):
         asked = 0
 
@@ -174,7 +174,7 @@ def test_an_evaluation_leaves_the_run_as_it_was(tmp_path: Path) -> None:
     assert all(torch.equal(rarely[name], often[name]) for name in rarely)
 
 
-def test_another_agent_in_the_folder_is_refused(tmp_path: Path) -> None:
+def test_rejects_the_folder_of_another_agent(tmp_path: Path) -> None:
     training(tmp_path / "run", steps=80).run()
     with pytest.raises(ValueError, match=r"last\.ckpt: is of another agent or environment"):
         training(tmp_path / "run", env="Acrobot-v1").run()

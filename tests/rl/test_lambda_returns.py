@@ -37,6 +37,6 @@ def test_nothing_after_an_end_counts_and_a_cut_asks_the_critic() -> None:
     assert truncated[0].item() == 101  # what would have come is the critic's to say
 
 
-def test_a_moment_counts_by_the_chance_of_getting_there() -> None:
+def test_time_steps_are_weighted_by_the_probability_of_reaching_them() -> None:
     live = torch.tensor([0.5, 0.0, 1.0, 0.9])[:, None]
     assert cumulative_discount(live).flatten().tolist() == [1.0, 0.5, 0.0, 0.0]

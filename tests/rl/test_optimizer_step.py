@@ -14,6 +14,6 @@ def test_numbers_become_plain_and_keep_their_names() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_all_that_are_not_finite_are_named(bad: float) -> None:
+def test_all_non_finite_values_are_reported(bad: float) -> None:
     with pytest.raises(FloatingPointError, match=f"^actor is {bad}, critic is {bad}: .*lower the learning rate"):
         check_finite({"actor": torch.tensor(bad), "world": torch.tensor(1.0), "critic": bad})

@@ -110,7 +110,7 @@ def test_loaded_is_saved(stops: tuple[int, ...], tmp_path: Path) -> None:
     assert torch.equal(first.indices, second.indices) and torch.equal(first.observation, second.observation)
 
 
-def test_a_stretch_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_a_missing_part_is_reported(tmp_path: Path) -> None:
     replay = make()
     for start in (0, 5, 10):
         fill(replay, start, start + 5)
@@ -120,7 +120,7 @@ def test_a_stretch_that_is_missing_is_named(tmp_path: Path) -> None:
         make().load(tmp_path, state)
 
 
-def test_a_replay_without_room_is_refused() -> None:
+def test_rejects_a_replay_without_capacity() -> None:
     with pytest.raises(ValueError, match="capacity=2 must be at least the number of environments, 3"):
         make(capacity=2)
     with pytest.raises(ValueError, match="0 time steps per environment, fewer than length=4"):

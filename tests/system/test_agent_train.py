@@ -1,4 +1,4 @@
-"""`vwm agent train`, `eval` and `play` as a user types them."""
+"""`vwm agent train`, `eval` and `play` from the command line."""
 
 import importlib
 import json
@@ -107,7 +107,7 @@ gymnasium.register("Silent-v0", Silent)
 """
 
 
-def test_a_game_of_ones_own_lies_in_the_current_folder_and_need_not_draw(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_an_environment_of_the_current_folder_need_not_render(tmp_path: Path, monkeypatch, capsys) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.format(run="run").replace("CartPole-v1", "ones_own:Silent-v0"))
     monkeypatch.chdir(tmp_path)

@@ -141,7 +141,7 @@ def driven(tmp_path_factory) -> Path:
     return out
 
 
-def test_a_diffusion_world_of_a_game_is_measured(driven):
+def test_a_diffusion_world_is_evaluated(driven):
     assert {p.suffix for p in (driven / "dit" / "videos").iterdir()} == {".mp4", ".png"}
     main(
         ["eval", str(driven / "bundle"), str(driven / "data"), "--out", str(driven / "report")]
@@ -179,7 +179,7 @@ def test_a_diffusion_bundle_is_driven_with_a_wheel(driven):
     assert out.reward.shape == (3,) and out.reward.isfinite().all()
 
 
-def test_every_broken_video_is_named_and_the_rest_goes_in(folder, tmp_path, capsys):
+def test_broken_videos_are_reported_and_the_rest_is_ingested(folder, tmp_path, capsys):
     main(["ingest", str(folder), str(tmp_path / "data"), "--size", "32", "--workers", "0"])
     said = capsys.readouterr().out
     assert "not a video.mp4" in said and "no frames.mp4" in said and "truncated.mp4" in said
@@ -187,7 +187,7 @@ def test_every_broken_video_is_named_and_the_rest_goes_in(folder, tmp_path, caps
     assert (tmp_path / "sheet.png").stat().st_size > 1000 and "32x32" in capsys.readouterr().out.replace(" ", "")
 
 
-def test_a_run_leaves_what_one_looks_for(made):
+def test_a_run_writes_its_files(made):
     run = made / "genie"
     assert {"config.yaml", "checkpoints", "metrics", "videos"} <= {p.name for p in run.iterdir()}
     assert {p.suffix for p in (run / "videos").iterdir()} == {".mp4", ".png"}
@@ -238,7 +238,7 @@ def test_the_bundle_is_a_world(made):
     assert out.frame.shape == (3, 32, 32, 3)
 
 
-def test_an_interrupted_command_is_given_again(made, folder, capsys):
+def test_an_interrupted_command_can_be_repeated(made, folder, capsys):
     main(
         [
             "ingest",
@@ -271,7 +271,7 @@ def test_an_interrupted_command_is_given_again(made, folder, capsys):
         (["record", "procgen:nogame", "out", "--workers", "0"], "nogame"),
     ],
 )
-def test_mistakes_get_one_line_that_names_the_way_out(argv, says, tmp_path, monkeypatch, capsys):
+def test_errors_are_one_line_with_a_remedy(argv, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
         main(argv)

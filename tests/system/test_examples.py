@@ -1,4 +1,4 @@
-"""Every script in examples/ runs as its first lines say."""
+"""Every script in examples/ runs as its first lines state."""
 
 from __future__ import annotations
 

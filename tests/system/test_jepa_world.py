@@ -1,4 +1,4 @@
-"""The way of a user to a world in representation space: record → fit → export → step, play, and what it is not for."""
+"""A world in representation space from the command line: record, fit, export, step, and commands that do not apply."""
 
 from __future__ import annotations
 

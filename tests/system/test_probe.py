@@ -1,4 +1,4 @@
-"""The way of a user through `vwm probe`: a recorded game with its state, and a world that comes with vwm."""
+"""`vwm probe` from the command line: a recorded environment with its state, and a shipped world."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The way of a researcher: sprite worlds, pretraining, probes of what was learned, surprise at what cannot be."""
+"""V-JEPA from the command line: sprite worlds, pretraining, probes, and surprise at impossible events."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def test_streaming_is_parallel_however_time_is_spread_over_the_levels(time, leve
     torch.testing.assert_close(torch.cat(made, dim=1), shown, rtol=0, atol=1e-10)
 
 
-def test_a_new_network_already_shows_the_picture():
+def test_a_new_network_reconstructs_the_image():
     ramp = torch.linspace(-0.8, 0.8, 16)
     x = (ramp[:, None] + ramp).div(2).expand(1, 5, 3, 16, 16)
     network = CausalVAE((16, 16), **SMALL).eval()
@@ -130,7 +130,7 @@ def test_tiles_are_the_whole_inside_and_close_to_it_where_they_overlap(codebook)
     torch.testing.assert_close(decode_tiled(network, latents, tile=32), shown, rtol=0, atol=1e-10)
 
 
-def test_errors_say_what_to_do():
+def test_errors_name_what_to_do():
     with pytest.raises(ValueError, match=r"6 frames: 4 frames per latent need 1 \+ 4 k frames, for example 5 or 9"):
         vae().encode(video(6))
     with pytest.raises(ValueError, match="0 frames"):

@@ -163,7 +163,7 @@ def test_a_clip_does_not_depend_on_its_batch(network):
         same(network.decode(latents[i : i + 1]), shown[i : i + 1])
 
 
-def test_frames_of_another_size_are_refused(network):
+def test_rejects_frames_of_another_size(network):
     for wrong in (clip()[..., :8], clip()[:, :, :1]):
         with pytest.raises(ValueError, match=r"\[b, t, 3, 16, 16\]"):
             network.encode(wrong)

@@ -63,7 +63,7 @@ def test_latents_carry_noise_in_training_alone_and_in_the_measure_of_the_posteri
     torch.testing.assert_close(draws.std(0), posterior.std, rtol=0.1, atol=0)
 
 
-def test_a_centred_network_is_a_plain_one_of_what_frames_have_beside_the_mean_picture():
+def test_a_centered_network_encodes_the_difference_to_the_mean_frame():
     torch.manual_seed(0)
     plain = FrameVAE((16, 16), latent_size=6, widths=[8, 8]).eval()
     network = FrameVAE((16, 16), latent_size=6, widths=[8, 8], subtract_mean_frame=True).eval()
@@ -92,6 +92,6 @@ def test_a_training_takes_the_mean_picture_from_its_first_batch_alone(tmp_path):
     assert torch.equal(FrameVAE.from_pretrained(tmp_path / "v").mean_picture, module.tokenizer.mean_picture)
 
 
-def test_a_size_that_cannot_be_halved_so_often_is_refused():
+def test_rejects_a_size_with_too_few_halvings():
     with pytest.raises(ValueError, match=r"must divide image_size=12x16"):
         FrameVAE((12, 16), widths=[8, 8, 8])

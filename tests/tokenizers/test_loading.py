@@ -18,7 +18,7 @@ def test_a_tokenizer_is_found_in_its_folder_and_in_a_bundle(tmp_path):
         assert not any(p.requires_grad for p in again.parameters()) and not again.training
 
 
-def test_errors_say_what_to_do(tmp_path):
+def test_errors_name_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match="vwm export"):
         load_tokenizer(tmp_path)
     save_component(dynamics(), tmp_path / "dynamics")

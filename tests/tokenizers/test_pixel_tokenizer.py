@@ -18,7 +18,7 @@ def test_every_level_of_every_pixel_comes_back(patch, tmp_path):
     assert torch.equal(video_to_uint8(network.decode(latents)), frames)
 
 
-def test_a_latent_holds_the_pixels_of_its_own_square():
+def test_a_latent_holds_the_pixels_of_its_patch():
     video = torch.zeros(1, 1, 3, 8, 8)
     video[..., 4:6, 2:4] = 1
     latents = PixelTokenizer((8, 8), patch_size=2, pixel_std=0.5).encode(video)[0, 0]

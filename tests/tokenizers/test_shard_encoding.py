@@ -52,7 +52,7 @@ def test_a_row_is_the_latent_of_its_frame(network, dtype, stored, chunk, shards,
     torch.testing.assert_close(collate_clips([whole]).latents[0], true, rtol=1e-3, atol=1e-3)
 
 
-def test_of_a_vector_a_frame_the_whole_posterior_is_kept(shards, tmp_path):
+def test_the_whole_posterior_is_stored_for_vector_latents(shards, tmp_path):
     network = FrameVAE((16, 16), latent_size=6, widths=[8, 8]).eval()
     save_component(network, tmp_path / "tokenizer")
     encode_shards(shards, tmp_path / "tokenizer", tmp_path / "latents", chunk=4, device="cpu")
@@ -98,7 +98,7 @@ def test_a_diffusers_autoencoder_takes_the_size_of_the_frames(shards, tmp_path):
     assert clip["latents"].shape == (6, 4, 4, 4) and np.isfinite(clip["latents"]).all()
 
 
-def test_latents_of_several_frames_are_refused(shards, tmp_path, monkeypatch):
+def test_rejects_latents_of_several_frames(shards, tmp_path, monkeypatch):
     network = PixelTokenizer((16, 16), 4)
     network.time_compression = 4
     monkeypatch.setattr(module, "load_tokenizer", lambda *_, **__: network)

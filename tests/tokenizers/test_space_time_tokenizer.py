@@ -5,6 +5,6 @@ import pytest
 from vwm.tokenizers.space_time_tokenizer import SpaceTimeTokenizer
 
 
-def test_a_patch_that_does_not_fit_is_refused():
+def test_rejects_a_patch_size_that_does_not_divide_the_frame():
     with pytest.raises(ValueError, match="patch_size=5 must divide"):
         SpaceTimeTokenizer(image_size=(16, 16), patch_size=5)

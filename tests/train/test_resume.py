@@ -1,4 +1,4 @@
-"""Exact resume: a run that was killed and started again ends bit-equal to one that was left alone."""
+"""Exact resume: a run that was killed and restarted ends bit-equal to an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -313,7 +313,7 @@ def test_nothing_is_said_that_nobody_can_act_on(runs: Runs, place: Path, whole: 
 
 
 @pytest.mark.parametrize(("family", "rank", "at"), [("tokenizer", 1, 3), ("genie", 0, EPOCH)])
-def test_a_killed_rank_takes_the_run_down_and_it_goes_on(
+def test_a_killed_rank_stops_the_run_which_can_resume(
     runs: Runs, place: Path, whole: Whole, family: str, rank: int, at: int
 ) -> None:
     run = f"{family}-rank-killed"
@@ -376,7 +376,7 @@ def test_torchrun_restarts_a_run(place: Path, whole: Whole) -> None:
     assert len((place / "torchrun" / "batches-1.jsonl").read_text().splitlines()) == STEPS
 
 
-def test_other_data_are_refused(runs: Runs, place: Path, whole: Whole) -> None:
+def test_rejects_other_data(runs: Runs, place: Path, whole: Whole) -> None:
     whole("tokenizer", 1)
     ended = fit(runs, place, "tokenizer", "tokenizer-whole-1", "--data.init_args.batch_size", "2")
     assert ended.codes == [1]
@@ -384,7 +384,7 @@ def test_other_data_are_refused(runs: Runs, place: Path, whole: Whole) -> None:
     assert "Traceback" not in ended.output
 
 
-def test_a_wrong_key_is_named(runs: Runs, place: Path) -> None:
+def test_an_unknown_key_is_an_error(runs: Runs, place: Path) -> None:
     text = (place / "tokenizer.yaml").read_text()
     (place / "typo.yaml").write_text(text.replace("patch_size", "patchsize"))
     ended = fit(runs, place, "typo", "typo")

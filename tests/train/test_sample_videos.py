@@ -60,7 +60,7 @@ def test_the_truth_stands_beside_the_prediction_with_and_without_video(tmp_path,
     assert (sheet[8:] == 255).all()
 
 
-def test_between_the_samples_nothing_is_written(tmp_path):
+def test_videos_are_written_at_sample_steps_only(tmp_path):
     for step, every in ((3, 2), (2, 0)):
         SampleVideos(every=every).on_train_batch_end(
             trainer(tmp_path, step), Module(), None, ClipBatch(frames=FRAMES), 0

@@ -1,4 +1,4 @@
-"""Contract 5: saved = loaded, and nothing but a whole bundle of ours is loaded."""
+"""Contract 5: saved bundles load equally, and only complete bundles of known classes load."""
 
 import json
 import pickle
@@ -83,7 +83,7 @@ def test_saved_is_loaded(kind, tmp_path):
     assert not kind.endswith("outcomes") or (one.reward != 0).all()
 
 
-def test_a_bundle_says_what_can_be_done_with_it(tmp_path):
+def test_export_prints_the_next_commands(tmp_path):
     for kind, said in (
         ("latent", "`vwm play ./w`"),
         ("rssm-of-vectors", "shows no images"),
@@ -136,7 +136,7 @@ def test_a_bundle_does_not_tell_where_its_parts_were(made, tmp_path):
     assert str(made.parent) not in "".join(p.read_text() for p in (tmp_path / "again").glob("**/*.json"))
 
 
-def test_missing_and_foreign_bundles_are_refused(bundle, tmp_path):
+def test_rejects_missing_and_foreign_bundles(bundle, tmp_path):
     with pytest.raises(BundleError, match="vwm export RUN"):
         vwm.load(tmp_path / "nothing")
     edit(bundle, lambda index: index.update(_class_name="StableDiffusionPipeline"))

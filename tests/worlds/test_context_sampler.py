@@ -1,4 +1,4 @@
-"""What is drawn of a recording to imagine from."""
+"""Sampling of starting contexts from a recording."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def record(folder: Path, rewards: bool = True) -> str:
     return str(folder)
 
 
-def test_contexts_are_whole_and_every_moment_is_drawn(tmp_path: Path) -> None:
+def test_contexts_are_complete_and_every_time_step_is_drawn(tmp_path: Path) -> None:
     torch.manual_seed(0)
     contexts = ContextSampler(record(tmp_path), 3, horizon=2)
     drawn = contexts.draw(300)
@@ -65,7 +65,7 @@ def test_draws_are_the_generators(tmp_path: Path) -> None:
     assert torch.equal(frames[0], frames[2]) and not torch.equal(frames[0], frames[1])
 
 
-def test_mistakes_are_told(tmp_path: Path) -> None:
+def test_invalid_input_is_an_error(tmp_path: Path) -> None:
     data = record(tmp_path / "with")
     assert ContextSampler(data, 2, horizon=2, actions=False).draw(2).actions is None
     with pytest.raises(ValueError, match="from 0 to below 1, got 1"):

@@ -1,4 +1,4 @@
-"""Contract 4, for every simulator: add yours to the list."""
+"""Contract 4, for every simulator; add new simulators to the list."""
 
 import pytest
 import torch

@@ -43,7 +43,7 @@ def test_every_world_is_the_member_that_it_follows() -> None:
     assert torch.equal(ensemble.latent(after), shown.latent)
 
 
-def test_disagreement_is_the_deviation_of_what_is_shown_and_earned() -> None:
+def test_disagreement_is_the_deviation_of_frames_and_rewards() -> None:
     own = members()
     ensemble = EnsembleSimulator(own)
     frames, action = context(own[0], 2), torch.tensor([1, 0])
@@ -79,7 +79,7 @@ def test_equal_members_do_not_disagree() -> None:
     assert (after.uncertainty == 0).all() and not shown.terminated.any() and (shown.reward == 0).all()
 
 
-def test_a_penalty_is_taken_from_the_reward_and_a_limit_ends_the_world() -> None:
+def test_the_uncertainty_penalty_lowers_rewards_and_its_limit_terminates() -> None:
     own = members()
     action = torch.zeros(4, dtype=torch.int64)
     plain, dear = EnsembleSimulator(own), EnsembleSimulator(own, penalty=2.0, limit=1e-9)
@@ -102,7 +102,7 @@ def test_a_batch_steps_as_each_alone_and_states_are_values() -> None:
     assert blind.frame is None and torch.equal(blind.reward, together.reward)
 
 
-def test_members_that_do_not_fit_are_refused() -> None:
+def test_rejects_members_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="two simulators or more, got 1"):
         EnsembleSimulator([genie()])
     with pytest.raises(ValueError, match="members differ in their observations"):

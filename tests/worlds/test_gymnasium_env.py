@@ -190,7 +190,7 @@ def test_make_vec_and_genie_worlds(bundle: Path, genie: GenieSimulator) -> None:
         assert max(int(np.abs(a.astype(int) - f[world]).max()) for a, f in zip(alone, frames, strict=True)) <= 1
 
 
-def test_errors_name_the_way_out() -> None:
+def test_errors_name_the_remedy() -> None:
     world = CountWorld()
     with pytest.raises(ResetNeeded, match="reset"):
         SimulatorEnv(world).step(0)
@@ -263,7 +263,7 @@ def test_latents_of_a_video_world_are_codes(genie: GenieSimulator) -> None:
     assert (latents == genie.flatten_latents(tokens).numpy()).all()
 
 
-def test_a_fork_goes_on_exactly_and_apart() -> None:
+def test_a_fork_continues_exactly_and_independently() -> None:
     """Its worlds, their generators (over episode ends) and the spaces' own."""
     env = SimulatorEnv(CountWorld(), max_episode_steps=4)
     early = env.fork()  # before anything was drawn
@@ -275,7 +275,7 @@ def test_a_fork_goes_on_exactly_and_apart() -> None:
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
-def test_a_fork_of_a_batch_goes_on_exactly_and_apart(mode: AutoresetMode) -> None:
+def test_a_fork_of_a_batch_continues_exactly_and_independently(mode: AutoresetMode) -> None:
     envs = SimulatorVectorEnv(CountWorld(), 3, max_episode_steps=5, autoreset_mode=mode)
     envs.reset(seed=0)
     for _ in range(4):

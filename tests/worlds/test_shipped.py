@@ -1,4 +1,4 @@
-"""The worlds that come with the repository load by their names and answer to their actions."""
+"""The worlds of the repository load by their names and react to actions."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def test_worlds_are_shipped():
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_world_is_whole_and_its_actions_differ(name, tmp_path, monkeypatch):
+def test_shipped_worlds_load_and_their_actions_differ(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # by its name, from anywhere
     world = vwm.load(name, device="cpu")
     discrete = world.spec.actions.kind == "discrete"

@@ -33,7 +33,7 @@ def open_worlds(seed: int = 0, observe: str = "frame") -> SimulatedBatchedEnv:
     return SimulatedBatchedEnv(simulator, 2, seed, starts(simulator), time_limit=3, observe=observe)
 
 
-def test_moments_are_the_simulators_own() -> None:
+def test_time_steps_equal_those_of_the_simulator() -> None:
     worlds = open_worlds()
     moment = worlds.reset()
     assert moment.is_first.all() and moment.observation.dtype == torch.uint8
@@ -73,7 +73,7 @@ def test_other_seeds_live_otherwise() -> None:
     assert not torch.equal(first.observation, second.observation)
 
 
-def test_a_bundle_is_a_game(tmp_path, recording) -> None:
+def test_a_bundle_is_an_environment(tmp_path, recording) -> None:
     simulator = diffusion_world()
     save_simulator(simulator, tmp_path / "world")
     game = SimulatedEnvSpec(tmp_path / "world", data=str(recording), contexts=5, time_limit=2)

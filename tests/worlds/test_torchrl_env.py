@@ -92,7 +92,7 @@ def test_a_mask_resets_some_worlds() -> None:
     assert counts(env.step(actions(1, 1, 1))["next"]) == [4, 1, 2]
 
 
-def test_ends_and_limits_are_told_apart_and_a_rollout_goes_on_after_them() -> None:
+def test_rollouts_distinguish_terminations_from_truncations() -> None:
     env = SimulatorTorchRLEnv(CountWorld(), 2, max_episode_steps=4)
     rollout = env.rollout(10, lambda td: td.set("action", torch.tensor([3, 1])), break_when_any_done=False)
     ends = rollout["next"]
@@ -116,7 +116,7 @@ def test_worlds_that_are_not_to_step_stand_still() -> None:
     assert whole.shape == (2, 4) and whole["next", "pixels"][:, -1, 0, 1, 0].tolist() == [9, 8]
 
 
-def test_a_fork_goes_on_exactly_and_apart() -> None:
+def test_a_fork_continues_exactly_and_independently() -> None:
     env = SimulatorTorchRLEnv(CountWorld(), 2, max_episode_steps=3, observe="latent")
     env.set_seed(0)
     here = env.reset()
@@ -160,7 +160,7 @@ def test_torchrls_collector_runs_in_it() -> None:
     assert torch.equal(count[:, 1:][~done[:, :-1]], played["next", "observation"][:, :-1, 1][~done[:, :-1]])
 
 
-def test_errors_name_the_way_out() -> None:
+def test_errors_name_the_remedy() -> None:
     with pytest.raises(ResetNeeded, match="reset"):
         SimulatorTorchRLEnv(CountWorld(), 2).step(actions(0, 0))
     with pytest.raises(ValueError, match="num_envs"):

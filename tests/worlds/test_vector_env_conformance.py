@@ -371,7 +371,7 @@ class StaysOpen(Sound):
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )
-def test_every_fault_is_found_and_named(fault: type[Sound], message: str) -> None:
+def test_every_fault_is_detected_and_reported(fault: type[Sound], message: str) -> None:
     with pytest.raises(AssertionError, match=re.escape(message)):
         check_vector_env(fault)
 
@@ -389,7 +389,7 @@ def test_numbers_may_differ_within_the_tolerance_that_is_asked_for() -> None:
     check_vector_env(Rounds, tolerance=1e-4)
 
 
-def test_a_check_of_nothing_is_refused() -> None:
+def test_rejects_a_check_without_steps() -> None:
     with pytest.raises(ValueError, match="num_envs=1 must be 2 or more"):
         check_vector_env(Sound, num_envs=1)
     with pytest.raises(ValueError, match="steps=10 last for two episodes: 14 or more"):

@@ -42,7 +42,7 @@ def test_some_begin_and_the_others_stay_where_they_are() -> None:
     assert worlds.begin(mask(False, False, False)) == {}
 
 
-def test_a_world_draws_from_its_own_generator_alone() -> None:
+def test_random_numbers_of_a_world_come_from_its_own_generator() -> None:
     """How often the others begin does not matter to it, nor whether its context is named."""
     often, seldom = latents(), latents()
     for worlds in (often, seldom):
@@ -73,7 +73,7 @@ def test_seeds_may_be_given_to_some() -> None:
         worlds.seed([1, 2])
 
 
-def test_nothing_is_decoded_that_nobody_sees() -> None:
+def test_frames_are_decoded_only_where_they_are_used() -> None:
     world = CountWorld()
     for observe, renders, decoded in (("frame", False, True), ("latent", False, False), ("latent", True, True)):
         worlds = WorldBatch(world, 2, observe=observe, renders=renders)
@@ -94,7 +94,7 @@ def test_features_are_the_networks_own_of_the_present() -> None:
         WorldBatch(CountWorld(), 2, observe="features")
 
 
-def test_before_they_begin_there_is_nothing() -> None:
+def test_before_the_first_reset_there_is_no_state() -> None:
     with pytest.raises(ResetNeeded, match=r"call reset\(\) first"):
         _ = latents().present
     with pytest.raises(ResetNeeded, match="all worlds"):

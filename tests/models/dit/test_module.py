@@ -93,7 +93,7 @@ def test_actions_of_unlabelled_clips_leave_no_trace_and_those_of_labelled_ones_d
     assert [seen(world) for world in range(3)] == [True, False, True]
 
 
-def test_no_word_on_labels_means_that_all_are_given():
+def test_all_clips_are_labelled_by_default():
     told = [batch(), batch(labeled=torch.ones(3, dtype=torch.bool))]
     assert equal(*(gradients(module(), clips) for clips in told))
 
@@ -214,7 +214,7 @@ def test_a_clip_shorter_than_the_context_is_continued_by_its_last_frame():
     assert not torch.equal(sample[:, 2], batch(frames=3).frames[:, 2])
 
 
-def test_networks_that_look_both_ways_train_and_draw_whole_clips():
+def test_bidirectional_networks_train_on_and_sample_whole_clips():
     learner = module(dynamics=network(causal=False), context="noisy")
     assert all(x.isfinite().all() for x in gradients(learner, batch()))
     learner.eval()
@@ -277,7 +277,7 @@ def test_a_codebook_is_sent_to_the_family_that_uses_it(tmp_path):
         (replace(batch(), frames=torch.zeros(3, FRAMES, 9, 8, 3, dtype=torch.uint8)), r"video must be \[b, t, 3, 8, 8"),
     ],
 )
-def test_data_that_do_not_fit_are_named(clips, message):
+def test_rejects_data_that_do_not_fit(clips, message):
     with pytest.raises(ValueError, match=message):
         module()(clips)
 
@@ -295,13 +295,13 @@ def test_it_begins_with_the_weights_of_a_world(tmp_path):
     assert all(torch.equal(value, mine.state_dict()[key]) for key, value in world.state_dict().items())
 
 
-def test_continuous_actions_of_another_size_are_named():
+def test_rejects_continuous_actions_of_another_size():
     learner = module(dynamics=network(num_actions=0, action_dims=3))
     with pytest.raises(ValueError, match=r"actions must be \[b, t, 3\].*got torch.float32 \[3, 6, 2\]"):
         learner(batch(actions=torch.zeros(3, FRAMES, 2)))
 
 
-def test_objectives_that_cannot_be_are_named():
+def test_rejects_invalid_objectives():
     for make, message in (
         (lambda: ShortcutForcing(finest=6), "finest=6 must be a power of two"),
         (lambda: ShortcutForcing(bootstrap=2), "bootstrap=2 must be between 0 and 1"),

@@ -110,7 +110,7 @@ def test_the_bootstrap_sends_no_gradient_through_its_target():
     assert passes == [False, False, True] and weight.grad is not None
 
 
-def test_objectives_and_networks_that_do_not_fit_are_named():
+def test_rejects_objectives_that_do_not_fit_the_network():
     for objective, network, message in (
         (DiffusionForcing("v"), dit(), "dynamics.prediction='velocity', but the objective needs 'v'"),
         (DiffusionForcing("clean"), dit(prediction="clean", num_step_sizes=3), "set 0"),

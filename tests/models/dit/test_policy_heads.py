@@ -116,7 +116,7 @@ def test_the_policy_is_the_first_of_the_foretold_actions(heads):
     assert torch.equal(heads.policy(features[0, 0]), logits[0, 0])
 
 
-def test_choices_and_actions_stand_for_each_other(heads):
+def test_discretized_actions_round_trip(heads):
     choices = torch.randint(5, (7, heads.num_components), generator=torch.Generator().manual_seed(0))
     taken = heads.decode_action(choices)
     assert torch.equal(heads.encode_action(taken), choices)
@@ -145,7 +145,7 @@ def test_a_policy_and_rewards_are_learned_at_every_distance():
     torch.testing.assert_close(foreseen, (expected == 2).float()[inside.expand(B, T, L)], rtol=0, atol=0.1)
 
 
-def test_heads_that_cannot_be_are_named():
+def test_rejects_invalid_heads():
     for settings, message in (
         ({}, "num_actions=0 or action_dims=0 must be given"),
         ({"num_actions": 2, "action_dims": 2}, "not both"),

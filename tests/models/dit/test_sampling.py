@@ -92,7 +92,7 @@ def test_whole_clips_keep_their_context_and_depend_on_seed_and_actions(causal):
     assert not torch.equal(draws[0], draws[2]) and not torch.equal(draws[0], draws[3])
 
 
-def test_a_frame_is_drawn_alike_in_any_batch():
+def test_sampled_frames_do_not_depend_on_the_batch():
     network = dit().eval()
     action_embedding = network.embed_actions(torch.tensor([[0], [1], [2]]))
     seeds = torch.tensor([5, 6, 7])

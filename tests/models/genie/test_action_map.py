@@ -46,7 +46,7 @@ def test_pairs_are_counted():
             assert counts[a, k] == ((actions == a) & (latents == k)).sum()
 
 
-def test_counts_of_other_actions_are_named():
+def test_rejects_counts_of_other_actions():
     with pytest.raises(ValueError, match=r"must be \[3, 4\] \(true actions x latent actions\), got \[3, 8\]"):
         made().initialize(torch.zeros(3, 8))
     with pytest.raises(ValueError, match="num_actions must be 1 or more, got 0"):

@@ -85,7 +85,7 @@ def test_merged_is_an_ordinary_world_of_true_actions(world, tmp_path):
     save_component(made.dynamics, tmp_path / "dynamics")
 
 
-def test_a_world_with_another_games_actions_begins_with_all_of_them_alike(tmp_path):
+def test_new_actions_start_with_equal_embeddings(tmp_path):
     labelled = genie(labelled=True)
     save_simulator(labelled, tmp_path / "world")
     made = module(tmp_path / "world")

@@ -76,7 +76,7 @@ def test_hidden_actions_train_the_vector_that_stands_for_them():
     assert trained.dynamics.no_action.grad.abs().sum() > 0
 
 
-def test_a_sample_begins_with_its_context_and_goes_on_in_time():
+def test_a_sample_starts_with_its_context_in_temporal_order():
     trained = module(context_frames=2)
     one, two = trained.sample(encoded(0.0)), trained.sample(encoded(0.0))
     shown = trained.tokenizer.decode(encoded(0.0).latents[:, :2])

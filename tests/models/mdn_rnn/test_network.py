@@ -107,7 +107,7 @@ def test_actions_are_discrete_or_continuous(changes):
         network(**changes)
 
 
-def test_a_tokenizer_that_does_not_fit_is_named():
+def test_rejects_a_tokenizer_that_does_not_fit():
     with pytest.raises(ValueError, match="latent_size=4 but the tokenizer gives 6 numbers per frame"):
         check_mdn_rnn_tokenizer(FrameVAE((8, 8), latent_size=6, widths=[4]), network())
     with pytest.raises(ValueError, match="single frames, and this is a CausalVAE"):

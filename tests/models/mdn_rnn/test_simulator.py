@@ -28,7 +28,7 @@ def test_observing_frame_by_frame_is_a_reset_with_the_same_past():
     assert torch.equal(state.position, whole.position)
 
 
-def test_a_first_frame_forgets_what_was_before_it_and_that_of_no_other_world():
+def test_is_first_resets_the_state_of_its_own_environment_only():
     world, video, actions = dream(), clip(), told()
     past, _ = world.reset(video[:, :3], context_actions=actions[:, :2])
     gone_on = world.observe(past, actions[:, 2], video[:, 3])
@@ -48,7 +48,7 @@ def test_features_are_the_latent_then_the_memory():
     assert torch.equal(features[:, 4:], state.memory.hidden)
 
 
-def test_a_colder_dream_is_one_dream():
+def test_low_temperatures_make_rollouts_deterministic():
     """Near zero every draw is the middle of the likeliest Gaussian, whatever the seed."""
     world = dream(sampling=MDNRNNSampling(temperature=1e-6))
     start, _ = world.reset(clip())

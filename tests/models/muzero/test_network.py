@@ -90,7 +90,7 @@ def test_rewards_are_differences_of_the_prefix_which_begins_anew_every_few_steps
         torch.testing.assert_close(total, net.value_support.mean(logits), rtol=1e-4, atol=1e-5)
 
 
-def test_a_new_network_prefers_nothing_and_expects_nothing():
+def test_a_new_network_has_a_uniform_policy_and_zero_value():
     net = MuZeroNetwork(**SMALL, observation_shape=[5], num_actions=3)
     state = net.represent(seen(net))
     state, reward, _ = net.step(state, torch.zeros(4).long())
@@ -98,7 +98,7 @@ def test_a_new_network_prefers_nothing_and_expects_nothing():
     assert not policy.any() and not value.any() and reward.abs().max() < 1e-5
 
 
-def test_consistency_moves_what_was_foretold_towards_what_was_observed():
+def test_consistency_moves_predictions_towards_observations():
     net = network(**KINDS["vectors"])
     foretold, observed = (torch.rand(4, 12, requires_grad=True) for _ in range(2))
     loss = net.consistency_loss(foretold, observed)

@@ -67,6 +67,6 @@ def test_it_is_planned_in_by_its_own_rewards_and_values():
     torch.testing.assert_close(once.value, (world.value(state) + tried) / 2)
 
 
-def test_actions_that_do_not_fit_are_named():
+def test_rejects_actions_that_do_not_fit():
     with pytest.raises(ValueError, match="3 discrete actions named, but the dynamics takes 4 discrete ones"):
         MuZeroSimulator(muzero_world().dynamics, ActionSpace("discrete", 3))

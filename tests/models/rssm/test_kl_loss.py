@@ -36,7 +36,7 @@ def agree(divergence: KLLoss, expected, raw) -> None:
         torch.testing.assert_close(one, other)
 
 
-def test_dreamer_v3_clips_each_side_and_moment_by_itself():
+def test_dreamer_v3_clips_each_side_and_time_step_separately():
     raw = pair()
     both = [nats(raw[0].detach(), raw[1]), nats(raw[0], raw[1].detach())]
     assert 0 < (both[0] < 1).sum() < 10  # both cases are there

@@ -56,7 +56,7 @@ def test_the_error_is_summed_and_under_unit_variance_the_likelihoods():
     assert pictures(reconstruction_loss="normal").loss_scale == 0.5
 
 
-def test_choices_that_do_not_exist_are_named():
+def test_rejects_discrete_actions_out_of_range():
     for changes, message in (
         ({"network": "unet"}, "network='unet'"),
         ({"network": "plain"}, "64x64 pixels, not 16x16"),

@@ -209,6 +209,6 @@ def test_actions_become_numbers():
         ({"prior_layers": 0}, "prior_layers=0"),
     ],
 )
-def test_choices_that_do_not_exist_are_named(changes, message):
+def test_rejects_discrete_actions_out_of_range(changes, message):
     with pytest.raises(ValueError, match=message):
         make(**changes)

@@ -42,6 +42,6 @@ def test_an_mlp_ends_in_a_plain_matrix_or_in_simplices(hidden, simplex):
     assert all(p.std() < 0.03 for p in matrices)  # 0.02, as published
 
 
-def test_latents_that_do_not_divide_are_named():
+def test_rejects_latents_that_do_not_divide():
     with pytest.raises(ValueError, match="the size 20 must be divisible by simplex=8"):
         TDMPC2MLP([3], [8], 20, 8)

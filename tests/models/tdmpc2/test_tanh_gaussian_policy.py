@@ -40,6 +40,6 @@ def test_the_published_entropy_is_the_same_up_to_rounding():
     torch.testing.assert_close(chosen.entropy, -after * (before * 2 / (after + 1e-8)), rtol=1e-5, atol=0)
 
 
-def test_bounds_the_wrong_way_round_are_named():
+def test_rejects_bounds_in_the_wrong_order():
     with pytest.raises(ValueError, match=r"below log_std_max, got 1\.0 and -1\.0"):
         TanhGaussianPolicy(8, 2, 16, log_std_min=1.0, log_std_max=-1.0)

@@ -22,7 +22,7 @@ def test_latents_are_simplices_wherever_they_come_from():
         torch.testing.assert_close(stage.unflatten(-1, (2, 8)).sum(-1), torch.ones(4, 5, 2))
 
 
-def test_a_window_of_vectors_is_seen_whole():
+def test_a_window_of_vectors_is_encoded_whole():
     made = model(num_stacked_frames=2)
     window = torch.randn(4, 2, 3)
     for i in range(2):

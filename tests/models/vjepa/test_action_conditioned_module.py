@@ -360,6 +360,6 @@ def test_encoders_that_are_none_and_frozen_ones_that_need_no_help_are_named(tmp_
         ),
     ],
 )
-def test_data_that_do_not_fit_are_named(clips, settings, message):
+def test_rejects_data_that_do_not_fit(clips, settings, message):
     with pytest.raises(ValueError, match=message):
         module(**settings)(clips)

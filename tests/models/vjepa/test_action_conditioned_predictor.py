@@ -88,7 +88,7 @@ def test_clips_of_a_batch_do_not_touch_each_other(network):
 
 
 @torch.no_grad()
-def test_a_given_state_is_left_as_it_was(network):
+def test_a_given_state_does_not_change(network):
     said = clips(network)
     state, _ = network.step(network.init_state(2), **cut(said, slice(0, 5)))
     first, second = (network.step(state, **cut(said, slice(5, 6)))[1] for _ in range(2))
@@ -106,7 +106,7 @@ def test_saved_is_loaded(network, tmp_path):
     assert torch.equal(network(**said), again.double()(**said))
 
 
-def test_a_residual_predictor_begins_by_saying_that_nothing_changes():
+def test_a_residual_predictor_starts_as_the_identity():
     torch.manual_seed(0)
     network = ActionConditionedPredictor((2, 2), 8, num_actions=4, residual=True, width=16, depth=2, heads=2)
     said = clips(network.double())
@@ -152,12 +152,12 @@ def test_what_is_hidden_leaves_no_trace(action_conditioning):
         ({"window": 0}, "window must be at least 1"),
     ],
 )
-def test_networks_that_cannot_be_are_named(changes, message):
+def test_rejects_invalid_networks(changes, message):
     with pytest.raises(ValueError, match=message):
         action_predictor(**changes)
 
 
-def test_input_that_does_not_fit_is_named():
+def test_rejects_input_that_does_not_fit():
     network = action_predictor(proprioception_dims=3).double()
     said = clips(network)
     for changes, message in (

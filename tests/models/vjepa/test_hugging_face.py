@@ -145,7 +145,7 @@ def test_what_is_wrong_with_a_folder_is_named(fault, folders, tmp_path):
         load_hugging_face_vjepa(changed(folders, tmp_path, change))
 
 
-def test_folders_that_cannot_be_read_are_named(folders, tmp_path):
+def test_rejects_unreadable_folders(folders, tmp_path):
     with pytest.raises(PretrainedWeightsError, match=r"config\.json: cannot be read"):
         load_hugging_face_vjepa(tmp_path)
     (tmp_path / "config.json").write_text((folders / "model" / "config.json").read_text())

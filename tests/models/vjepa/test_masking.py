@@ -69,7 +69,7 @@ def test_tokens_given_up_for_a_common_length_are_drawn_evenly():
     assert (counts - 300).abs().max() < 5 * 12.3
 
 
-def test_blocks_are_of_the_size_that_was_asked_and_stand_everywhere():
+def test_blocks_have_the_requested_size_and_cover_all_positions():
     size = sample_block_size(torch.tensor([3]), GRID, (0.25, 0.25), (0.5, 0.5), (1.0, 1.0))
     assert size == (2, 4, 4)
     blocks = sample_block_masks(seeds(500), GRID, size, 1, 1)[:, 0, 0]
@@ -81,14 +81,14 @@ def test_blocks_are_of_the_size_that_was_asked_and_stand_everywhere():
     assert len(counts) == 5 and (counts - 100).abs().max() < 45  # deviation 8.9
 
 
-def test_a_block_lasts_as_long_as_asked_and_covers_what_was_asked():
+def test_blocks_have_the_requested_duration_and_coverage():
     hidden = MultiBlockMaskSampler(1, (0.25, 0.25), (0.5, 0.5), (1.0, 1.0)).sample(seeds(6), GRID).target_indices[0]
     assert hidden.shape == (6, 2 * 16)
     moments = [set((clip // 64).tolist()) for clip in hidden]
     assert all(len(m) == 2 and max(m) - min(m) == 1 for m in moments)
 
 
-def test_images_are_clips_of_one_moment():
+def test_images_are_clips_of_one_frame():
     mask = ContextBlockMaskSampler().sample(seeds(5), (1, 14, 14))
     assert (
         len(mask.target_indices) == 4 and mask.context_indices.shape[0] == 5 and int(mask.context_indices.max()) < 196

@@ -153,7 +153,7 @@ def test_training_starts_from_a_folder_of_trained_networks(tmp_path):
         VJEPAModule(encoder, predictor, [MultiBlockMaskSampler(1)], OptimizerConfig(), pretrained=str(tmp_path))
 
 
-def test_networks_that_do_not_fit_are_named():
+def test_rejects_networks_that_do_not_fit():
     encoder = VideoEncoder(width=24, **SIZES)
     with pytest.raises(ValueError, match=r"encoder_width=32 but encoder\.width=24"):
         VJEPAModule(

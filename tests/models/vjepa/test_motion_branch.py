@@ -51,6 +51,6 @@ def test_training_finds_the_motion_of_pixels_nobody_labelled():
     assert abs(columns) < 0.1 and 0.8 < rows < 1.1
 
 
-def test_one_moment_has_no_motion():
+def test_a_single_frame_has_no_motion():
     with pytest.raises(ValueError, match="2 time steps"):
         MotionBranch(16)(torch.zeros(1, 16, 16), torch.zeros(1, 2, 3, 32, 32), (1, 4, 4))

@@ -230,7 +230,7 @@ def test_what_is_wrong_with_a_checkpoint_is_named(fault, checkpoint, tmp_path):
         load_official_vjepa(tmp_path / "vjepa2.pt", **SAID)
 
 
-def test_files_that_are_no_checkpoint_are_named_and_not_executed(tmp_path):
+def test_rejects_other_files_without_executing_them(tmp_path):
     with pytest.raises(PretrainedWeightsError, match=r"vjepa2\.pt: cannot be read \(FileNotFoundError"):
         load_official_vjepa(tmp_path / "vjepa2.pt")
 

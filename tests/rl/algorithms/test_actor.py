@@ -82,6 +82,6 @@ def test_actors_of_continuous_actions_begin_wide(continuous: str) -> None:
     assert action.shape == (4096, 3) and action.std() > 0.5 and action.mean().abs() < 0.05
 
 
-def test_a_way_to_draw_that_there_is_not_is_named() -> None:
+def test_rejects_an_unknown_action_distribution() -> None:
     with pytest.raises(ValueError, match="continuous_distribution='beta'"):
         Actor(8, ActionSpace("continuous", 3), ActorConfig(continuous_distribution="beta"))

@@ -35,7 +35,7 @@ def cloned_world(dims: int = 0):
     return world
 
 
-def test_moment_by_moment_is_all_at_once() -> None:
+def test_stepwise_equals_parallel() -> None:
     policy = frame_policy()
     pictures = torch.randint(256, (6, 3, 8, 8, 3), dtype=torch.uint8)
     end, features = policy.encode_sequence(policy.init_carry(3), pictures)
@@ -69,7 +69,7 @@ def test_who_is_greedy_does_what_is_likeliest(greedy: bool) -> None:
 
 
 @pytest.mark.parametrize("dims", [0, 2])
-def test_a_clone_begins_as_what_it_was_cloned_from(dims: int) -> None:
+def test_a_clone_starts_equal_to_its_source(dims: int) -> None:
     world = cloned_world(dims)
     policy = ClonedActorCriticPolicy(world, EnvSpaces((32,), world.spec.actions))
     features = torch.randn(5, 3, 32)

@@ -86,7 +86,7 @@ def moments(agent: Dreamer, steps: int, batch: int = 2) -> ReplayBuffer:
 
 @pytest.mark.parametrize("version", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["discrete", "continuous"])
-def test_every_version_learns_what_pays(version: int, kind: str) -> None:
+def test_every_version_learns_to_earn_rewards(version: int, kind: str) -> None:
     agent = make(version, kind)
     batch = moments(agent, 40).sample(BATCH, agent.batch_length)
     before = [weight.clone() for weight in agent.parameters()]
@@ -181,7 +181,7 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole["carry"], broken["carry"], strict=True))
 
 
-def test_a_loss_that_is_not_finite_stops_and_says_what_to_do() -> None:
+def test_a_non_finite_loss_stops_training_with_advice() -> None:
     agent = make(3)
     batch: ReplayBatch = moments(agent, 40).sample(BATCH, agent.batch_length)
     before = {name: value.clone() for name, value in agent.named_parameters()}

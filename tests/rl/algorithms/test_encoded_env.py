@@ -88,7 +88,7 @@ def test_frames_are_the_tokenizers_own_with_its_memory() -> None:
     assert not torch.equal(shown[3], video_to_uint8(alone)[:, 0])
 
 
-def test_it_is_a_game_whose_pictures_are_the_real_ones(tmp_path: Path) -> None:
+def test_it_is_an_environment_with_the_real_frames(tmp_path: Path) -> None:
     save_simulator(diffusion_world(), tmp_path / "world")
     copies = EncodedEnvSpec(GAME, tmp_path / "world").open(1, 3)
     copies.reset()
@@ -111,6 +111,6 @@ def test_who_plays_at_random_needs_no_world() -> None:
         (GymnasiumEnvSpec("CartPole-v1", pixels=True, size=8), "features", "takes 2 discrete actions, the world 4"),
     ],
 )
-def test_games_that_do_not_fit_are_told(game: GymnasiumEnvSpec, observe: str, message: str) -> None:
+def test_rejects_environments_that_do_not_fit(game: GymnasiumEnvSpec, observe: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EncodedBatchedEnv(game.open(1, 0), diffusion_world(), observe, 0)

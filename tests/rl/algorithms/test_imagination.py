@@ -102,7 +102,7 @@ def test_what_is_learned_in_the_world_holds_in_the_game(home, tmp_path, policy: 
 
 
 @pytest.mark.parametrize("policy", ["features", "frame", "cloned"])
-def test_a_run_broken_off_becomes_the_unbroken_one(home, tmp_path, policy: str) -> None:
+def test_an_interrupted_run_equals_an_uninterrupted_one(home, tmp_path, policy: str) -> None:
     objective = PMPOObjective() if policy == "cloned" else PMPOObjective(beta=0)
     settings = {"epochs": 2, "critic_warmup_steps": UPDATE}
     training(home, tmp_path / "whole", policy, objective, **settings).run()
@@ -123,7 +123,7 @@ def test_a_run_broken_off_becomes_the_unbroken_one(home, tmp_path, policy: str) 
     assert column(tmp_path / "broken" / "metrics" / "evaluations.csv", "step") == [0, 2 * UPDATE, 4 * UPDATE]
 
 
-def test_a_run_asked_to_stop_saves_where_it_stands(home, tmp_path, monkeypatch, capsys) -> None:
+def test_a_stop_request_saves_a_checkpoint(home, tmp_path, monkeypatch, capsys) -> None:
     asked, step = training(home, tmp_path, "features", PMPOObjective(beta=0)), ImaginationLearning.step
 
     def interrupted(self):
@@ -310,7 +310,7 @@ def test_settings_that_make_no_sense_are_told(home, tmp_path, settings, message:
         training(home, tmp_path, **settings).run()
 
 
-def test_another_policys_checkpoint_is_refused(home, tmp_path) -> None:
+def test_rejects_the_checkpoint_of_another_policy(home, tmp_path) -> None:
     training(home, tmp_path, steps=UPDATE).run()
     with pytest.raises(ValueError, match="is of another agent or environment"):
         training(home, tmp_path, "cloned", PMPOObjective()).run()

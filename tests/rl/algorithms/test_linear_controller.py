@@ -54,7 +54,7 @@ def time_step(frames: torch.Tensor, first: list[bool]) -> TimeStep:
     return TimeStep(frames, torch.zeros(len(frames)), torch.tensor(first), no, no)
 
 
-def test_a_driver_sees_the_frame_and_remembers_its_own_episode():
+def test_a_policy_observes_frames_and_keeps_the_state_of_its_episode():
     world = dream()
     controller = LinearController.of(torch.randn(84, generator=torch.Generator().manual_seed(1)), world.spec.actions)
     driver = ControllerPolicy(world, controller, EnvSpaces((8, 8, 3), world.spec.actions))
@@ -73,7 +73,7 @@ def test_a_driver_sees_the_frame_and_remembers_its_own_episode():
             assert torch.equal(acted.action[i : i + 1], controller(expected, world.spec.actions))
 
 
-def test_a_game_that_the_world_is_not_of_is_named():
+def test_rejects_an_environment_that_does_not_fit_the_world():
     world = dream()
     controller = LinearController.of(torch.zeros(84), world.spec.actions)
     with pytest.raises(ValueError, match=r"sees frames \[8, 8, 3\], the environment shows \[4\]"):

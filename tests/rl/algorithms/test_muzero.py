@@ -241,7 +241,7 @@ def test_a_resumed_agent_learns_as_an_unbroken_one():
     assert first.temperature == second.temperature and second.updates.tolist() == [2, 10]
 
 
-def test_it_learns_what_a_bandit_pays_and_what_to_do():
+def test_it_learns_values_and_policy_of_a_bandit():
     """One step, at random: action 1 pays 1, so that the moment before is worth a half; the search would do better."""
     mind = agent(optimizer=OptimizerConfig(name="adamw", lr=1e-2, betas=(0.9, 0.999), warmup=0), unroll=1, td=1)
     g = torch.Generator().manual_seed(0)

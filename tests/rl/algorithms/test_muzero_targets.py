@@ -76,7 +76,7 @@ def test_in_the_midst_of_an_episode_the_root_after_td_steps_counts():
     assert found.reward.tolist() == [[1, 2]] and found.reward_mask.all() and found.value_mask.all()
 
 
-def test_an_end_of_the_world_is_worth_nothing_for_ever():
+def test_terminal_states_have_value_zero():
     found = by_hand([1], [1])
     assert found.value.tolist() == [[1, 0, 0]] and found.value_mask.tolist() == [[1, 1, 1]]
     assert found.reward.tolist() == [[1, 0]] and found.reward_mask.tolist() == [[1, 1]]

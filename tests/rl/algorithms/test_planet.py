@@ -34,7 +34,7 @@ def paid(action: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["discrete", "continuous"])
-def test_it_finds_out_what_pays_and_plans_it(kind: str) -> None:
+def test_it_learns_rewards_and_plans_for_them(kind: str) -> None:
     agent, lanes = make(kind), 4
     replay = ReplayBuffer(400, lanes, agent.spaces)
     no = torch.zeros(lanes, dtype=torch.bool)

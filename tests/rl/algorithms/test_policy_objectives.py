@@ -104,7 +104,7 @@ def test_pmpo_is_its_definition(alpha: float, beta: float, slow: str) -> None:
 
 
 @pytest.mark.parametrize("objective", [PMPOObjective(), ReinforceObjective(beta=0.1)])
-def test_nothing_after_an_end_counts(objective) -> None:
+def test_rewards_after_a_termination_do_not_count(objective) -> None:
     student, ways = Given(), dreamt()
     first = imagination_losses(student, objective, ways, GAMMA)
     reward, features, action = ways.reward.clone(), ways.observation.clone(), ways.action.clone()

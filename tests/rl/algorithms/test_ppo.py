@@ -28,7 +28,7 @@ def ppo(run: Path, env: EnvSpec, steps: int, evaluation: EvaluationConfig, polic
 
 @pytest.mark.filterwarnings("ignore:.*Box.*infinity:UserWarning")  # CartPole's own observations have no bounds
 @pytest.mark.filterwarnings("ignore:.*bound.*:UserWarning")
-def test_a_game_is_a_gymnasium_environment() -> None:
+def test_a_world_is_a_gymnasium_environment() -> None:
     check_env(GymnasiumEnvAdapter(GymnasiumEnvSpec("CartPole-v1"), 0), skip_render_check=True)
 
 
@@ -68,7 +68,7 @@ def test_ppo_in_the_real_game(tmp_path: Path) -> None:
     assert training.load_policy().act((), time_step, explore=False).action.unique().numel() == 2
 
 
-def test_a_run_goes_on_and_one_that_is_over_is_left_alone(tmp_path: Path, capsys) -> None:
+def test_a_run_resumes_and_a_finished_one_does_not_change(tmp_path: Path, capsys) -> None:
     def training(steps: int, game: str = "CartPole-v1") -> AgentTraining:
         return ppo(tmp_path, GymnasiumEnvSpec(game), steps, EvaluationConfig(32, 2, video=False), policy="MlpPolicy")
 

@@ -171,7 +171,7 @@ def test_updates_on_the_same_data_lower_the_loss():
     assert losses[-1] < 0.8 * losses[0] and logs["reward_loss"] < 2.5 < math.log(21)
 
 
-def test_a_loss_that_is_not_finite_is_told_and_changes_nothing():
+def test_a_non_finite_loss_is_an_error_and_changes_no_weight():
     made = agent()
     before = copy.deepcopy(made.state_dict())
     data = batch(made)
@@ -187,7 +187,7 @@ def test_the_longer_the_episode_the_longer_values_look(steps, discount):
     assert discount_for_episode_length(steps) == pytest.approx(discount)
 
 
-def test_an_episode_without_a_step_is_named():
+def test_rejects_an_episode_without_a_step():
     with pytest.raises(ValueError, match="episode_length must be 1 or more, got 0"):
         agent(episode_length=0)
 
@@ -253,14 +253,14 @@ def test_noise_is_added_to_explore_alone():
     assert not torch.equal(*actions)
 
 
-def test_discrete_actions_are_named_with_the_way_out():
+def test_rejects_discrete_actions_with_a_remedy():
     with pytest.raises(ValueError, match="continuous actions, these are 4 discrete ones: take MuZero"):
         TDMPC2(EnvSpaces((3,), ActionSpace("discrete", 4)), 100)
     with pytest.raises(ValueError, match="frames must be 1 or more, got 0"):
         agent(frames=0)
 
 
-def test_a_resumed_agent_goes_on_as_an_unbroken_one(tmp_path):
+def test_a_resumed_agent_equals_an_uninterrupted_one(tmp_path):
     made = agent()
     made.update(batch(made))
     saved = {"agent": made.state_dict(), "optimizers": {n: o.state_dict() for n, o in made.optimizers().items()}}

@@ -77,7 +77,7 @@ def reference(made: TDMPC2Planner, latent, mean, noise: TDMPC2PlannerNoise, expl
 
 @pytest.mark.parametrize("ends", [False, True])
 @pytest.mark.parametrize("explore", [False, True])
-def test_a_plan_is_what_the_paper_says_step_by_step(ends, explore):
+def test_plans_equal_a_step_by_step_reference_of_the_paper(ends, explore):
     made = planner(ends=ends)
     latent = made.world.encode(torch.randn(1, 1, 3))
     noise = draw_planner_noise(SMALL, made.critic, 1, 2, latent)
@@ -89,7 +89,7 @@ def test_a_plan_is_what_the_paper_says_step_by_step(ends, explore):
     torch.testing.assert_close(ours[1][0], middle)
 
 
-def test_nothing_counts_after_an_end():
+def test_steps_after_a_termination_do_not_count():
     made = planner(ends=True)
     latent = made.world.encode(torch.randn(2, 1, 3))
     noise = draw_planner_noise(SMALL, made.critic, 2, 2, latent)
@@ -143,7 +143,7 @@ class Still(nn.Module):
         return torch.zeros_like(noise)
 
 
-def test_in_a_linear_world_it_finds_the_best_way():
+def test_it_finds_the_optimal_trajectory_in_a_linear_world():
     """From -0.4, 0.2 and 0.5 in steps of up to 0.3: as fast as may be, then stop."""
     torch.manual_seed(0)
     plan = TDMPC2PlannerConfig(horizon=3, samples=256, elites=32, proposals=8, iterations=8, temperature=10.0)
