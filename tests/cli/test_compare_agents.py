@@ -124,7 +124,7 @@ def test_errors_come_before_anything_is_played_or_written(tmp_path, capsys):
     full.mkdir()
     (full / "diary.txt").write_text("keep me")
     for arguments, message in (
-        ([str(run), str(other)], "returns of two games cannot be compared"),
+        ([str(run), str(other)], "returns of different environments cannot be compared"),
         ([str(run), "--real", "reel"], "--real reel: there is no such way; there are run"),
         ([str(tmp_path / "nowhere")], "give the folder of a run"),
         ([str(run), "--out", str(full)], "choose another folder"),

@@ -68,5 +68,5 @@ def test_no_ratio_to_an_agent_that_is_not_surely_better_than_random():
 def test_errors_name_what_is_wrong():
     with pytest.raises(ValueError, match="no 'real' among random, a"):
         compare_returns({"random": [[1]], "a": [[1]]}, "random", "real")
-    with pytest.raises(ValueError, match=r"equally many episodes, got \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"the same number of episodes, got \[1, 2\]"):
         compare_returns({"random": [[1]], "a": [[1, 2]]}, "random")

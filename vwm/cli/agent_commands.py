@@ -144,15 +144,15 @@ def check_same_run(run: RunFolder, parser: ArgumentParser, config: Namespace) ->
 def evaluate_agent(
     run: Path, episodes: int = 100, seed: int = 2_000_000, num_envs: int = 16, best: bool = False
 ) -> None:
-    """Play a trained agent, and random actions, in the same number of episodes.
+    """Evaluate a trained agent, and random actions, over the same number of episodes.
 
     Args:
         run: folder of a run; ``evaluation.json`` is written there.
-        episodes: how many of each.
-        seed: of the games; the training's own evaluations use others.
-        num_envs: copies of the game at most.
-        best: the agent as it did best in an evaluation of the training, rather than as it was saved last. It was chosen
-            by those evaluations; the episodes played here are others.
+        episodes: number of episodes of each.
+        seed: of the environments; the training's own evaluations use others.
+        num_envs: environments that are stepped together, at most.
+        best: use the weights with the best evaluation of the training instead of the last ones. They were selected by
+            those evaluations; the episodes here are others.
     """
     player, game = load_agent(run, best)
     found = evaluate_policy(player, game, episodes, seed, num_envs)
@@ -177,7 +177,7 @@ def evaluate_agent(
 
 
 def summarize_evaluation(found: EvaluationResult) -> dict[str, float | list[float]]:
-    """An evaluation in numbers."""
+    """Return an evaluation as plain numbers."""
     low, high = found.interval()
     return {
         "mean": float(found.returns.mean()),
@@ -192,14 +192,14 @@ def summarize_evaluation(found: EvaluationResult) -> dict[str, float | list[floa
 def record_agent_videos(
     run: Path, out: Path | None = None, episodes: int = 1, seed: int = 3_000_000, best: bool = False
 ) -> None:
-    """Write videos of a trained agent's play.
+    """Write videos of a trained agent.
 
     Args:
         run: folder of a run.
         out: folder of the videos; ``play`` in the run by default.
-        episodes: how many, a video each.
-        seed: of the first game; each has its own.
-        best: the agent as it did best in an evaluation of the training, rather than as it was saved last.
+        episodes: number of episodes, a video each.
+        seed: of the first episode; each has its own.
+        best: use the weights with the best evaluation of the training instead of the last ones.
     """
     (player, game), out = load_agent(run, best), out or run / "play"
     for episode in range(episodes):
@@ -213,15 +213,15 @@ def record_agent_videos(
 def export_agent_world(
     run: Path, out: Path | None = None, title: str = "", fps: float = 15.0, contexts: int = 16, best: bool = False
 ) -> None:
-    """Make a bundle of the world that an agent has learned.
+    """Make a bundle of the world model that an agent has learned.
 
     Args:
         run: folder of a run.
         out: folder to make; ``world`` in the run by default.
-        title: for people; the run's name by default.
-        fps: frames a second at which people play it.
-        contexts: observations of the replay that come with it, to begin from.
-        best: the world of the agent as it did best in an evaluation, rather than as it was saved last.
+        title: shown to people; the run's name by default.
+        fps: frames per second at which people play it.
+        contexts: observations from the replay buffer that are included as starts.
+        best: use the weights with the best evaluation of the training instead of the last ones.
     """
     simulator = load_agent_training(run).export_simulator(best, title or run.name, fps, contexts)
     out = out or run / "world"
@@ -230,11 +230,11 @@ def export_agent_world(
 
 
 def load_agent(run: Path, best: bool = False) -> tuple[ActingPolicy, EnvSpec]:
-    """The agent of a run, as it was saved last or as it did best, and the game that it is judged in.
+    """Load the policy of a run, saved last or with the best evaluation, and the environment that it is evaluated in.
 
     Raises:
         FileNotFoundError: there is no such run, or nothing was saved yet.
-        ValueError: its training keeps no agent of this kind.
+        ValueError: its algorithm keeps no policy to load.
     """
     training = load_agent_training(run)
     return training.load_policy(best), training.eval_env

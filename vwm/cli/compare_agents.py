@@ -1,4 +1,4 @@
-"""``vwm agent compare``: what several runs earn in the real game, beside one another and beside random actions."""
+"""``vwm agent compare``: compare the returns of several runs and of random actions in the real environment."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMPARISON_FILE = "comparison.json"
 
 
 class RunGroup(NamedTuple):
-    """A way of coming to a policy: its name, and runs of it that differ by their seed."""
+    """Runs that differ only by their seed, under one name."""
 
     name: str
     runs: list[Path]
@@ -85,16 +85,16 @@ def compare_runs(
 
 
 def evaluate_run(folder: Path | None, game: EnvSpec, episodes: int, seed: int, num_envs: int) -> EvaluationResult:
-    """Play what a run has learned in the game that it is judged in, or random actions (None) in ``game``."""
+    """Evaluate the policy of a run in its evaluation environment, or random actions (None) in ``game``."""
     player, seen = load_agent(folder) if folder else (None, game)
     return evaluate_policy(player, seen, episodes, seed, num_envs)
 
 
 def parse_run_groups(said: list[str]) -> list[RunGroup]:
-    """Names and folders out of ``[NAME=]RUN[,RUN...]``; a way without a name has its first folder's.
+    """Parse ``[NAME=]RUN[,RUN...]``; a group without a name has that of its first folder.
 
     Raises:
-        ValueError: a name comes twice, is empty or is that of the random actions.
+        ValueError: a name is empty, occurs twice or is that of the random actions.
     """
     ways: list[RunGroup] = []
     for text in said:
@@ -111,7 +111,7 @@ def parse_run_groups(said: list[str]) -> list[RunGroup]:
 
 
 def common_env_spec(ways: list[RunGroup]) -> EnvSpec:
-    """The game that all runs are judged in, whatever they see it through. Raises ValueError where these are several."""
+    """Return the environment that all runs are evaluated in, without encoders. Raises ValueError where they differ."""
     games: dict[Path, EnvSpec] = {}
     for folder in (folder for way in ways for folder in way.runs):
         training = load_agent_training(folder)
@@ -122,24 +122,25 @@ def common_env_spec(ways: list[RunGroup]) -> EnvSpec:
     for folder, other in games.items():
         if other != game:
             raise ValueError(
-                f"{folder} is judged in {other}, but {first} in {game}: returns of two games cannot be compared"
+                f"{folder} is evaluated in {other}, but {first} in {game}: returns of different environments cannot be "
+                "compared"
             )
     return game
 
 
 def count_env_steps(folder: Path) -> int:
-    """Decisions in the game that a run is judged in; 0 for one that learned in a world, or from a recording."""
+    """Return a run's decisions in its evaluation environment; 0 where it learned in a simulator or from a recording."""
     training = load_agent_training(folder)
     return training.steps if training.algorithm.env == training.eval_env else 0
 
 
 def read_learning_curve(folder: Path) -> dict[float, float]:
-    """Mean return by decisions, as the run's own evaluations had it."""
+    """Return the mean returns of a run's own evaluations by step."""
     return {row["step"]: row["mean"] for row in read_csv_rows(RunFolder(folder).metrics / "evaluations.csv")}
 
 
 def render_comparison_table(result: ReturnComparison, steps: dict[str, int], runs: dict[str, int]) -> str:
-    """Markdown; the best first."""
+    """Return a Markdown table, best first."""
     lines = [
         "| | runs | steps in the game | mean return [95%] | (return - random) / (real - random) [95%] |",
         "|---|---|---|---|---|",
@@ -156,7 +157,7 @@ def render_comparison_table(result: ReturnComparison, steps: dict[str, int], run
 def comparison_to_json(
     result: ReturnComparison, found: dict[str, list[EvaluationResult]], steps: dict[str, int], ways: list[RunGroup]
 ) -> dict[str, Any]:
-    """All numbers, every episode's return included, in the order of the episodes' seeds."""
+    """Return all numbers, with the returns of every episode in the order of the seeds."""
     folders = {way.name: [folder.name for folder in way.runs] for way in ways}
     returns = {
         name: {

@@ -1,10 +1,10 @@
-"""Returns of several ways of coming to a policy, beside one another, with intervals.
+"""Comparison of returns of several groups of runs, with intervals.
 
-Episode i has the same seed whoever plays, so that all are judged on the same draws of episodes: a policy that met easy
-ones met the same easy ones as the others, and the interval of a difference is that of the difference itself. Runs of a
-way that differ by their seed are drawn too, each way's for itself.
+Episode i has the same seed for every run, so that all are evaluated on the same episodes, and the interval of a
+difference is that of paired differences. Runs of a group, which differ by their seeds, are resampled as well,
+independently for each group.
 
-Legend: r runs of a way, e episodes, d draws.
+Legend: r runs of a group, e episodes, d bootstrap draws.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 CONFIDENCE_PERCENT = 95
-"""Per cent of the draws that an interval holds."""
+"""Percentage of the bootstrap draws inside an interval."""
 
 Floats = NDArray[np.float64]
 
 
 class MeanWithInterval(NamedTuple):
-    """A number, and the bounds of its 95% interval."""
+    """A mean, and the bounds of its 95% interval."""
 
     value: float
     low: float
@@ -50,13 +50,13 @@ class ReturnComparison:
 def compare_returns(
     returns: Mapping[str, ArrayLike], random: str, real: str | None = None, seed: int = 0, draws: int = 10_000
 ) -> ReturnComparison:
-    """Set returns beside one another, by a bootstrap over runs and episodes.
+    """Compare returns by a bootstrap over runs and episodes.
 
     Args:
-        returns: by the way's name, [r, e]; e is the same for all, r need not be.
+        returns: by the group's name, [r, e]; e is the same for all, r need not be.
         random: name of the random actions among them.
         real: name of the agent that was trained on real steps.
-        seed: of the draws.
+        seed: of the bootstrap.
         draws: d.
 
     Raises:
@@ -68,7 +68,7 @@ def compare_returns(
             raise ValueError(f"there is no {name!r} among {', '.join(table)}")
     episodes = {values.shape[1] for values in table.values()}
     if len(episodes) != 1:
-        raise ValueError(f"every way must have played equally many episodes, got {sorted(episodes)}")
+        raise ValueError(f"every group must have the same number of episodes, got {sorted(episodes)}")
     generator = np.random.default_rng(seed)
     drawn_episodes = _bootstrap_weights(generator, episodes.pop(), draws)
     drawn = {
@@ -82,7 +82,7 @@ def compare_returns(
     }
     normalised: dict[str, MeanWithInterval | None] = {name: None for name in table if name not in (random, real)}
     if real is not None and real != random and differences[real][random].low > 0:
-        # A draw or two of ten thousand may still have real below random; the percentiles do not feel their ratios.
+        # A few draws may still have real below random; their ratios do not affect the percentiles.
         span, spans = means[real] - means[random], drawn[real] - drawn[random]
         with np.errstate(divide="ignore", invalid="ignore"):
             for name in normalised:
@@ -94,7 +94,7 @@ def compare_returns(
 
 
 def _bootstrap_weights(generator: np.random.Generator, size: int, draws: int) -> Floats:
-    """Of each draw with replacement, the share of each of ``size`` things: [d, size]."""
+    """Draw with replacement: the share of each of ``size`` items in each draw, [d, size]."""
     chances = np.full(size, 1 / size)
     return generator.multinomial(size, chances, draws) / size
 

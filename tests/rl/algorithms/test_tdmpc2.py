@@ -254,7 +254,7 @@ def test_noise_is_added_to_explore_alone():
 
 
 def test_rejects_discrete_actions_with_a_remedy():
-    with pytest.raises(ValueError, match="continuous actions, these are 4 discrete ones: take MuZero"):
+    with pytest.raises(ValueError, match="continuous actions, these are 4 discrete ones: use MuZero"):
         TDMPC2(EnvSpaces((3,), ActionSpace("discrete", 4)), 100)
     with pytest.raises(ValueError, match="frames must be 1 or more, got 0"):
         agent(frames=0)

@@ -1,7 +1,7 @@
-"""Evolution of numbers by CMA-ES (Hansen, arXiv 1604.00772), with pycma, so that it can be gone on with exactly.
+"""CMA-ES (Hansen, arXiv 1604.00772) with pycma, resumable exactly.
 
-A search is a function of where it began, its seed and the fitnesses that it was told. Only these are kept, and going on
-is telling it all of them again: nothing is pickled, and no private state of a library is looked at.
+A search is a function of its start, its seed and the fitness values it received. Only these are saved, and resuming
+replays them: nothing is pickled, and no private state of the library is used.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from numpy.typing import NDArray
 
 
 class CMAESSearch:
-    """Asks for the fitness of a population, again and again; the larger, the better.
+    """A maximization: ``ask`` for a population, ``tell`` its fitness.
 
     Args:
-        start: float64 [n], the middle of the first population.
-        sigma: its deviation.
-        population: how many.
-        seed: of every draw; numpy's global generator is left alone.
+        start: float64 [n], mean of the first population.
+        sigma: its standard deviation.
+        population: size of a population.
+        seed: of every draw; numpy's global generator is not used.
 
     Raises:
         ImportError: pycma is not installed.
+        ValueError: ``population`` is below 4, or ``sigma`` is not positive.
     """
 
     def __init__(self, start: NDArray[np.float64], sigma: float, population: int, seed: int) -> None:
@@ -38,15 +39,15 @@ class CMAESSearch:
         self.told: list[NDArray[np.float64]] = []
 
     def ask(self) -> NDArray[np.float64]:
-        """The population, [p, n]."""
+        """Return the next population, [p, n]."""
         self._asked = self._search.ask()
         return np.stack(self._asked)
 
     def tell(self, fitness: NDArray[np.float64]) -> None:
-        """What the last population came to, [p].
+        """Update the distribution with the fitness of the last population, [p].
 
         Raises:
-            FloatingPointError: not all of it are numbers.
+            FloatingPointError: a value is not finite.
         """
         if not np.isfinite(fitness).all():
             raise FloatingPointError(f"a fitness is not finite: {fitness}")
@@ -54,14 +55,14 @@ class CMAESSearch:
         self.told.append(np.array(fitness, np.float64))
 
     def again(self, told: NDArray[np.float64]) -> None:
-        """Go on where a search like this one stood after it was told [g, p]."""
+        """Replay the fitness values [g, p] of a search with the same settings."""
         for fitness in told:
             self.ask()
             self.tell(fitness)
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """The middle of the distribution, [n]: the best guess where every fitness is noisy."""
+        """Mean of the distribution, [n]: the best estimate where fitness is noisy."""
         return np.array(self._search.mean)
 
     @property

@@ -1,8 +1,8 @@
-"""What a population of linear controllers earns: in a dream, or in the real game.
+"""Fitness of a population of linear controllers: mean returns in a simulator, or in the real environment.
 
-All controllers of a generation meet the same starts and the same luck, so that what differs is what they do.
+All controllers of a generation get the same starts and the same seeds, so that only their actions differ.
 
-Legend: p controllers, n parameters, b worlds.
+Legend: p controllers, n parameters, b environments.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ ENCODE_CHUNK_SIZE = 256
 
 
 class ControllerFitness(ABC):
-    """What controllers are bred for."""
+    """The quantity that evolution maximizes."""
 
     @abstractmethod
     def __call__(self, parameters: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-        """The mean return of each controller [p, n], over rollouts that are a function of ``seed``: [p]."""
+        """Return the mean return of each controller [p, n] over rollouts that are a function of ``seed``: [p]."""
 
 
 class SimulatedFitness(ControllerFitness):
-    """Rollouts in a world that was learned, all of a generation as one batch.
+    """Rollouts in a simulator, all of a generation as one batch.
 
     Args:
-        world: the dream.
-        starts: uint8 [m, t, h, w, 3], contexts to begin from.
+        world: the MDN-RNN simulator.
+        starts: uint8 [m, t, h, w, 3], contexts to start from.
         rollouts: of each controller.
-        horizon: steps after which a rollout is cut.
-        reward: ``model`` adds up what M foretells, ``survival`` counts the steps until the world ends.
-        temperature: of the dream; the world's own, or harsher.
+        horizon: steps after which a rollout is cut off.
+        reward: ``model`` adds up the rewards that the simulator predicts, ``survival`` counts the steps until it ends.
+        temperature: of the simulator's sampling.
 
     Raises:
-        ValueError: ``model`` in a world without rewards, or counts below 1.
+        ValueError: ``reward`` is ``model`` but the simulator predicts no rewards, or a count is below 1.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class SimulatedFitness(ControllerFitness):
 
     @torch.inference_mode()
     def __call__(self, parameters: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-        """See ``ControllerFitness``. A world that has ended leaves the batch."""
+        """See ``ControllerFitness``. A rollout whose episode has ended leaves the batch."""
         world, count = self.world, len(parameters)
         begun = np.random.default_rng(seed).integers(len(self.starts.seed), size=self.rollouts)
         luck = world_seeds(seed, self.rollouts, world.device)
@@ -99,11 +99,11 @@ class SimulatedFitness(ControllerFitness):
 
 
 class RealEnvFitness(ControllerFitness):
-    """Rollouts in the real game, followed by V and M.
+    """Rollouts in the real environment, observed by the simulator.
 
     Args:
-        world: V and M.
-        game: what is played.
+        world: the MDN-RNN simulator.
+        game: the real environment.
         rollouts: of each controller.
     """
 
@@ -117,7 +117,7 @@ class RealEnvFitness(ControllerFitness):
         return np.array([self.play(own, self.rollouts, seed).mean() for own in parameters])
 
     def play(self, parameters: NDArray[np.float64] | None, episodes: int, seed: int) -> NDArray[np.float64]:
-        """The returns of one controller [n], or of random actions: [episodes]."""
+        """Return the returns of one controller [n], or of random actions: [episodes]."""
         driver = None
         if parameters is not None:
             controller = LinearController.of(torch.from_numpy(parameters), self.world.spec.actions)
@@ -128,7 +128,7 @@ class RealEnvFitness(ControllerFitness):
 
 
 def episode_start_frames(dataset: ClipDataset) -> torch.Tensor:
-    """The beginning of every episode, uint8 [m, t, h, w, 3]; those shorter than a clip are left out."""
+    """Return the beginning of every episode, uint8 [m, t, h, w, 3]; episodes shorter than a clip are omitted."""
     places = [
         ClipAddress(s, e, 0, 0)
         for s, shard in enumerate(dataset.shards)

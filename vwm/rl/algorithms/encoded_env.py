@@ -1,7 +1,8 @@
-"""A game seen through a learned world: what an agent that learned on a world's features plays in the real game.
+"""A real environment encoded by a world model, so that an agent trained on the world model's features can act in it.
 
-The world takes in every real frame and action, as if it had drawn that frame itself (``Simulator.observe``), and shows
-of its state what it shows of an imagined one. So the agent sees the same kind of thing in both, and plays unchanged.
+The simulator takes in every real frame and action as if it had generated that frame itself (``Simulator.observe``), and
+its state is observed as it is in imagination. The agent receives the same kind of observation in both and needs no
+change.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ from vwm.worlds.world_batch import OBSERVE_FRAME, blank_context, select_observat
 
 @dataclass(frozen=True)
 class EncodedEnvSpec(EnvSpec):
-    """A game whose observations are a world's.
+    """An environment whose observations are those of a simulator.
 
     Attributes:
-        game: any that shows pictures of the world's size (or its vectors) and takes its actions: give it the size and
-            the action repeat of the recording that the world learned from.
-        bundle: folder of the world.
-        observe: ``"features"``, what its network makes of the present; ``"latent"``, its latents as vectors;
-            ``"frame"``, the picture as its tokenizer draws it anew (IRIS, arXiv 2209.00588).
-        device: of the world; ``auto`` takes a GPU where there is one.
+        game: an environment that shows images of the simulator's size (or its vectors) and takes its actions: use the
+            size and the action repeat of the recording that the simulator was trained on.
+        bundle: folder of the simulator.
+        observe: ``"features"`` of its network; ``"latent"``, its latents as vectors; ``"frame"``, the image
+            reconstructed by its tokenizer (IRIS, arXiv 2209.00588).
+        device: of the simulator; ``auto`` takes a GPU where there is one.
     """
 
     game: EnvSpec
@@ -60,13 +61,13 @@ class EncodedBatchedEnv(BatchedEnv):
     """See ``BatchedEnv``.
 
     Args:
-        inner: the game itself.
-        simulator: the world.
+        inner: the environment itself.
+        simulator: the simulator that encodes it.
         observe: see ``EncodedEnvSpec``.
-        seed: of what the world draws (the noise of its past): every episode of every copy gets its own.
+        seed: of the simulator's noise; every episode of every copy has its own.
 
     Raises:
-        ValueError: the world does not fit the game.
+        ValueError: the simulator does not fit the environment.
     """
 
     def __init__(self, inner: BatchedEnv, simulator: Simulator, observe: str, seed: int) -> None:
@@ -136,7 +137,7 @@ class EncodedBatchedEnv(BatchedEnv):
 
 
 class ObservationEncoder(Protocol):
-    """How a world sees a game: from frames to states (see ``vwm.core.states``), and from these to observations."""
+    """Encodes an environment's frames into states (see ``vwm.core.states``), and these into observations."""
 
     def begin(self, frame: Tensor, seed: Tensor) -> State:
         """States of episodes that begin with frames [n, ...]; seeds int64 [n]."""
@@ -152,11 +153,14 @@ class ObservationEncoder(Protocol):
 
 
 class DynamicsObservationEncoder:
-    """By the world's dynamics, which reads real frames like drawn ones.
+    """Encodes by the simulator's dynamics, which takes real frames like generated ones.
 
     Args:
-        simulator: any that can ``observe``.
+        simulator: a simulator that can ``observe``.
         observe: ``"features"`` or ``"latent"``.
+
+    Raises:
+        ValueError: the simulator cannot observe frames.
     """
 
     def __init__(self, simulator: Simulator, observe: str) -> None:
@@ -188,10 +192,10 @@ class ReconstructionState(NamedTuple):
 
 
 class ReconstructionEncoder:
-    """By its tokenizer alone, there and back.
+    """Encodes and decodes by the simulator's tokenizer alone.
 
     Args:
-        simulator: a world over a tokenizer.
+        simulator: a simulator with a tokenizer.
 
     Raises:
         ValueError: it has none.
@@ -220,9 +224,9 @@ class ReconstructionEncoder:
 
 
 def reconstruct_frames(simulator: Simulator, frames: Tensor) -> Tensor:
-    """Frames from an episode's start, uint8 [n, t, h, w, 3], as ``ReconstructionEncoder`` would show them one by one.
+    """Reconstruct frames from an episode's start, uint8 [n, t, h, w, 3], as ``ReconstructionEncoder`` does one by one.
 
-    A world without a tokenizer leaves them as they are.
+    A simulator without a tokenizer returns them unchanged.
     """
     return simulator.reconstruct(frames)[1] if isinstance(simulator, ReconstructsFrames) else frames
 

@@ -1,7 +1,7 @@
-"""DreamerV3's optimizer: gradients clipped by the size of their weights, then normalised, then given momentum.
+"""DreamerV3's optimizer: gradients clipped relative to their weights, then normalized, then momentum.
 
-Clipping: Brock et al., arXiv 2102.06171, here by whole tensors. The order of the rest is LaProp's (Ziyin et al., arXiv
-2002.04839): Adam with the momentum taken after the normalisation, so that a large gradient is forgotten at once.
+Clipping: Brock et al., arXiv 2102.06171, here by whole tensors. The rest is LaProp (Ziyin et al., arXiv 2002.04839):
+Adam with the momentum taken after the normalization, so that the effect of a large gradient does not persist.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch.optim import Optimizer
 
 
 class LaProp(Optimizer):
-    """See above.
+    """See the module.
 
     Args:
         parameters: to train.
         lr: learning rate, reached after the warm-up.
         betas: of the momentum, and of the mean square.
         eps: added to the root of the mean square.
-        clip: largest norm of a tensor's gradient, by the norm of the tensor; 0 does not clip.
-        least: norm that even a tensor of zeros is taken to have.
-        warmup: steps over which the rate grows from 0.
+        clip: largest gradient norm of a tensor, relative to the norm of its weights; 0 disables clipping.
+        least: lower bound of the weight norm used for clipping.
+        warmup: steps over which the learning rate grows from 0.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class LaProp(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step; weights without a gradient stay."""
+        """Take one step; weights without a gradient stay as they are."""
         loss = None if closure is None else closure()
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]

@@ -1,7 +1,7 @@
-"""The C of World Models (arXiv 1803.10122): one matrix from what V and M say to an action, and who plays by it.
+"""The linear controller (C) of World Models (arXiv 1803.10122), and the policy that acts with it.
 
-Legend: b batch, z numbers of a frame's latent, d numbers that M remembers, f features (z, or z + d), a logits or
-levers.
+Legend: b batch, z size of a frame's latent, d size of the recurrent state, f features (z, or z + d), a actions or
+action dimensions.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ INITIAL_REST_FRACTION = 0.95
 
 
 def linear_controller_actions(parameters: Tensor, features: Tensor, space: ActionSpace) -> Tensor:
-    """What linear controllers do, one a world.
+    """Return the actions of linear controllers, one per environment.
 
     Args:
-        parameters: float [b, a * f + a], each world's matrix by rows, then its bias.
+        parameters: float [b, a * f + a], each controller's weight matrix by rows, then its bias.
         features: float [b, f].
         space: of the actions.
 
     Returns:
-        The action of the largest logit, int64 [b], or each lever's tanh, float32 [b, a].
+        The action of the largest logit, int64 [b], or the tanh of each dimension, float32 [b, a].
     """
     matrix, bias = parameters[:, : -space.size].unflatten(1, (space.size, -1)), parameters[:, -space.size :]
     said = torch.einsum("baf,bf->ba", matrix, features) + bias
@@ -42,16 +42,16 @@ def linear_controller_actions(parameters: Tensor, features: Tensor, space: Actio
 
 
 def initial_controller_parameters(features: int, space: ActionSpace) -> NDArray[np.float64]:
-    """Where a search begins, [a * f + a]: a controller that looks at nothing and leaves every lever at its rest."""
+    """Return the start of a search, [a * f + a]: zero weights, and biases that give every dimension its rest value."""
     rest = INITIAL_REST_FRACTION * np.array(space.rest or [0.0] * space.size)
     return np.concatenate((np.zeros(features * space.size), np.arctanh(rest)))
 
 
 class LinearController(ModelMixin, ConfigMixin):
-    """One controller, as it is kept.
+    """A controller that can be saved.
 
     Args:
-        features: f, how many of the world's features it looks at, from the first on: z, or z + d.
+        features: f, the first features of the simulator, of which it uses z or z + d.
         actions: a, of the action space.
     """
 
@@ -62,35 +62,35 @@ class LinearController(ModelMixin, ConfigMixin):
 
     @classmethod
     def of(cls, parameters: Tensor, space: ActionSpace) -> LinearController:
-        """The controller of parameters [a * f + a]."""
+        """Make the controller of parameters [a * f + a]."""
         controller = cls(len(parameters) // space.size - 1, space.size)
         nn.utils.vector_to_parameters(parameters.float(), controller.parameters())
         return controller.eval().requires_grad_(False)
 
     def forward(self, features: Tensor, space: ActionSpace) -> Tensor:
-        """Actions, int64 [b] or float32 [b, a], at features [b, at least f]."""
+        """Return actions, int64 [b] or float32 [b, a], for features [b, at least f]."""
         seen = features[:, : self.linear.in_features]
         own = nn.utils.parameters_to_vector(self.parameters())
         return linear_controller_actions(own.expand(len(seen), -1), seen, space)
 
 
 class ControllerCarry(NamedTuple):
-    """Where the world stands at the last frame, and what was done there."""
+    """The simulator's state at the last frame, and the action taken there."""
 
     state: MDNRNNState
     action: Tensor
 
 
 class ControllerPolicy:
-    """Plays a real game by a controller, and by what V and M make of the frames; ``vwm.rl.evaluation`` measures it.
+    """Acts in a real environment with a controller on the features of a simulator that observes every frame.
 
     Args:
-        world: V and M.
-        controller: C.
-        spaces: of the game.
+        world: the MDN-RNN simulator.
+        controller: the controller.
+        spaces: of the environment.
 
     Raises:
-        ValueError: the world is of another game.
+        ValueError: the simulator does not fit the environment.
     """
 
     def __init__(self, world: MDNRNNSimulator, controller: LinearController, spaces: EnvSpaces) -> None:
@@ -108,11 +108,11 @@ class ControllerPolicy:
 
     @property
     def device(self) -> torch.device:
-        """Where the networks live."""
+        """The device of the networks."""
         return self.world.device
 
     def init_carry(self, batch: int) -> ControllerCarry:
-        """Before the first moment."""
+        """See ``Agent.init_carry``."""
         action = torch.zeros(batch, *self.spaces.action_shape, dtype=self.spaces.action_dtype, device=self.device)
         return ControllerCarry(self.world.init_state(batch), action)
 

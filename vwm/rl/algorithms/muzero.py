@@ -1,12 +1,11 @@
-"""MuZero (arXiv 1911.08265) and EfficientZero (arXiv 2111.00210): acting by a search in a model, and learning from it.
+"""MuZero (arXiv 1911.08265) and EfficientZero (arXiv 2111.00210): act by tree search in a learned model.
 
-What differs between them is settings: the search (``PUCTSearch``, or ``Gumbel`` with few simulations), the value
-prefix, the
-weight of the consistency, how much is reanalysed. Replay is drawn evenly, without priorities, and a reanalysis asks the
-present networks (MuZero's way; EfficientZero keeps older ones for it). Where nothing else is said, the optimizer is
+They differ in settings: the search (``PUCTSearch``, or ``GumbelMuZeroSearch`` with few simulations), the value prefix,
+the weight of the consistency loss, and how much is reanalyzed. Replay is sampled uniformly, without priorities, and
+reanalysis uses the current networks (as in MuZero; EfficientZero keeps older ones for it). The default optimizer is
 AdamW (the papers': ``{name: momentum, lr: 0.2}``).
 
-Legend: b batch, t time, f frames seen at once, u unrolled steps, a actions.
+Legend: b batch, t time, f stacked frames, u unrolled steps, a actions.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ from vwm.rl.frame_stacking import stack_frames
 from vwm.rl.optimizer_step import backward_and_step, check_finite
 
 LATENT_GRADIENT_SCALE = 0.5
-"""Of a latent's gradient goes into the latent before it (MuZero, appendix G)."""
+"""Fraction of the gradient that passes from a latent to the one before it (MuZero, appendix G)."""
 
 
 class MuZeroTreeModel:
-    """The network as the model of a tree search."""
+    """The network as the model that a tree search expands."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
@@ -45,35 +44,34 @@ class MuZeroTreeModel:
         return NodePrediction(policy, self.network.value_support.mean(value))
 
     def step(self, state: MuZeroLatentState, action: Tensor) -> TreeStep:
-        """Step the network, which represents a termination by zero rewards; see ``TreeSearchModel.step``."""
+        """See ``TreeModel``; the model predicts no ends of episodes."""
         state, reward, _ = self.network.step(state, action)
         return TreeStep(state, reward, torch.zeros_like(reward, dtype=torch.bool), self.predict(state))
 
 
 class MuZeroAgent(Agent):
-    """See the module. Replay keeps the search's policy and the root's value with every moment.
+    """See the module. Replay stores the search policy and the root's value with every time step.
 
     Args:
         spaces: of the environments; actions must be discrete.
-        search: how a decision is made.
-        frames, width, blocks, hidden, support, value_prefix, prefix_hidden, projection: see the network,
+        search: the tree search.
+        frames, width, blocks, hidden, support, value_prefix, prefix_hidden, projection: see
             ``vwm.models.muzero.network.MuZeroNetwork``.
         optimizer: of the network.
-        clip: largest norm of the gradient.
-        batch_size: pieces of play an update learns from.
-        unroll: steps of the model that are trained at once, u.
-        td: rewards before a value trusts a root's.
-        discount: of a step.
-        value_weight, consistency_weight: of these losses; policy and reward have 1.
-        bootstrap_from_network: trust what the present network says of a moment, and not the root's value of when it
-        was played,
-            which is of a worse network the longer ago that is.
-        reanalyse: share of the pieces whose policies and values are searched for anew, with the present network.
-        temperatures: of the decisions in training, one after the other.
-        cooling: after what share of all updates the next one's time has come.
+        clip: largest gradient norm.
+        batch_size: sequences of an update.
+        unroll: u, steps of the model that are trained together.
+        td: rewards added up before bootstrapping from a root's value.
+        discount: per step.
+        value_weight, consistency_weight: of these losses; policy and reward have weight 1.
+        bootstrap_from_network: bootstrap from the current network's values instead of the roots' values at the time of
+            acting, which come from older networks.
+        reanalyse: fraction of the sequences whose policies and values are searched again with the current network.
+        temperatures: of decisions in training, one after another.
+        cooling: fractions of all updates after which the next temperature applies.
 
     Raises:
-        ValueError: continuous actions, or a setting that makes no sense.
+        ValueError: continuous actions, or a setting that is out of range.
     """
 
     updates: Tensor
@@ -152,7 +150,7 @@ class MuZeroAgent(Agent):
         """Done, and to be done in the whole run."""
 
     def set_total_updates(self, updates: int) -> None:
-        """See ``Agent.begin``."""
+        """See ``Agent.set_total_updates``."""
         self.updates[1] = updates
 
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
@@ -161,14 +159,14 @@ class MuZeroAgent(Agent):
 
     @property
     def temperature(self) -> float:
-        """Of decisions in training, now."""
+        """Current temperature of decisions in training."""
         done, all_ = self.updates.tolist()
         return self.temperatures[sum(done >= share * all_ for share in self.cooling) if all_ else 0]
 
     # ------------------------------------------------------------------------------------------------------- acting
 
     def init_carry(self, batch: int) -> Tensor:
-        """The f - 1 observations before the present one."""
+        """See ``Agent.init_carry``: the f - 1 observations before the current one."""
         kind = torch.uint8 if self.spaces.pixels else torch.float32
         return torch.zeros(batch, self.frames - 1, *self.spaces.observation, dtype=kind, device=self.device)
 
@@ -218,10 +216,10 @@ class MuZeroAgent(Agent):
         return UpdateOutput(numbers, extras, batch.indices[:renewed, now:] if renewed else None)
 
     def loss(self, seen: Tensor, action: Tensor, wanted: MuZeroTargets) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of pieces of play, and its parts.
+        """Compute the loss of sequences, and its parts.
 
         Args:
-            seen: stacked observations of the root and of what came after it, [b, u + 1 or more, f, ...].
+            seen: stacked observations of the root and of the time steps after it, [b, u + 1 or more, f, ...].
             action: int64 [b, u].
             wanted: see ``make_muzero_targets``.
         """
@@ -274,17 +272,17 @@ class MuZeroAgent(Agent):
 
     @torch.no_grad()
     def _values(self, seen: Tensor) -> Tensor:
-        """What the network says of moments [b, t, f, ...], without a search: [b, t]."""
+        """Return the network's values of time steps [b, t, f, ...] without a search: [b, t]."""
         latent = self.network.represent(seen.flatten(0, 1)).latent
         return self.network.value_support.mean(self.network.predict(latent).value_logits).view(seen.shape[:2])
 
     @torch.no_grad()
     def _reanalyse(self, seen: Tensor) -> dict[str, Tensor]:
-        """Policies [b, t, a] and values [b, t] of moments [b, t, f, ...], searched anew."""
+        """Search time steps [b, t, f, ...] again; return policies [b, t, a] and values [b, t]."""
         found = self.look(seen.flatten(0, 1), temperature=0.0)
         return {"policy": found.policy.unflatten(0, seen.shape[:2]), "value": found.value.view(seen.shape[:2])}
 
 
 def scale_latent_gradient(x: Tensor) -> Tensor:
-    """The same numbers, through which half of the gradient goes."""
+    """Return the same values, with half of their gradient."""
     return LATENT_GRADIENT_SCALE * x + (1 - LATENT_GRADIENT_SCALE) * x.detach()

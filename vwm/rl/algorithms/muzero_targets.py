@@ -1,7 +1,7 @@
-"""What MuZero's model should have said of a piece of play, that may run over the end of its episode.
+"""Targets of MuZero's model on a sequence from replay, which may extend past the end of an episode.
 
-After an end of the world every action leads nowhere, for no reward, from a state of value 0 (an absorbing state). After
-an episode that was cut off nobody knows, and nothing is asked. ``reward[t]`` came with ``observation[t]``.
+After a terminal state every action leads, with reward 0, to a state of value 0 (an absorbing state). After a truncated
+episode there are no targets. ``reward[t]`` arrived together with ``observation[t]``.
 
 Legend: b batch, t time, u unrolled steps, a actions.
 """
@@ -15,15 +15,15 @@ from torch import Tensor
 
 
 class MuZeroTargets(NamedTuple):
-    """At the start and after each of u steps; masks are float, 1 where the target counts.
+    """Targets at the root and after each of u steps; masks are float, 1 where the target counts.
 
     Attributes:
         value, value_mask: [b, u + 1].
         policy, policy_mask: [b, u + 1, a] and [b, u + 1].
         reward, reward_mask: [b, u], of the steps.
-        observed: [b, u], 1 where the step's observation is of the same episode.
-        acted: bool [b, u], whether the step's action was taken there; what was written where an episode is over means
-            nothing.
+        observed: [b, u], 1 where the step's observation belongs to the same episode.
+        acted: bool [b, u], whether the step's action was taken; the actions after the end of an episode are
+            meaningless.
     """
 
     value: Tensor
@@ -47,18 +47,18 @@ def make_muzero_targets(
     td: int,
     discount: float,
 ) -> MuZeroTargets:
-    """Targets of pieces that begin at the moment of the root.
+    """Make targets of sequences that start at the time step of the root.
 
     Args:
-        reward, is_first, is_last, is_terminal: [b, unroll + td + 1], see ``Moment``.
-        policy: [b, unroll + td + 1, a], what the searches found; likewise ``value``, what their roots are worth.
+        reward, is_first, is_last, is_terminal: [b, unroll + td + 1], see ``TimeStep``.
+        policy: [b, unroll + td + 1, a], the search policies; likewise ``value``, the values of their roots.
         unroll: u.
-        td: rewards that a value counts before it trusts a root's (n-step).
-        discount: of a step.
+        td: rewards added up before bootstrapping from a root's value (n-step).
+        discount: per step.
 
     Returns:
         z[t] = sum of discount**(i - 1) reward[t + i] for i = 1..n + discount**n value[t + n], where n is ``td`` or, if
-        the episode is over sooner, the steps to its last moment; the value of a terminal moment is 0.
+        the episode ends sooner, the number of steps to its last time step; the value of a terminal time step is 0.
     """
     length = reward.shape[1]
     assert length == unroll + td + 1, (length, unroll, td)
@@ -90,5 +90,5 @@ def make_muzero_targets(
 
 
 def value_prefix_targets(reward: Tensor, every: int) -> Tensor:
-    """Rewards [b, u] added up over the steps, anew every so many of them: EfficientZero's value prefix."""
+    """Return sums of rewards [b, u] that restart after every ``every`` steps: EfficientZero's value prefix."""
     return torch.cat([part.cumsum(1) for part in reward.split(every, dim=1)], dim=1)

@@ -1,9 +1,9 @@
-"""TD-MPC2: plan in a latent world that was learned for planning (Hansen, Su, Wang 2024, arXiv 2310.16828).
+"""TD-MPC2: planning in a latent world model trained for planning (Hansen, Su, Wang 2024, arXiv 2310.16828).
 
-One model is trained to foretell its own latents, rewards and values on short pieces of replay; a policy follows the
-values, and the planner improves on the policy at every decision.
+The model is trained to predict its own latents, rewards and values on short sequences from replay; a policy maximizes
+the values, and the planner improves on the policy at every decision.
 
-Legend: b batch, h steps of the horizon, s observations of a window, d width of a latent, a dimensions of an action,
+Legend: b batch, h steps of the horizon, s stacked observations, d width of a latent, a dimensions of an action,
 m members of the Q ensemble.
 """
 
@@ -31,11 +31,10 @@ from vwm.rl.optimizer_step import backward_and_step, check_finite
 
 @dataclass(frozen=True)
 class TDMPC2Size:
-    """How large the networks are; the default is the paper's of 5 million parameters.
+    """Sizes of the networks; the default is the paper's with 5 million parameters.
 
     Attributes:
-        encoder_width, encoder_layers, channels: see ``TDMPC2WorldModel``.
-        latent: likewise.
+        encoder_width, encoder_layers, channels, latent: see ``TDMPC2WorldModel``.
         width: of the hidden layers of everything but the encoder.
         members: of the Q ensemble.
     """
@@ -50,12 +49,12 @@ class TDMPC2Size:
 
 @dataclass(frozen=True)
 class TDMPC2LossWeights:
-    """How much each loss counts.
+    """Weights of the losses.
 
     Attributes:
         consistency, reward, value, end: of the model's losses.
-        entropy: of the policy's.
-        later: what a step counts of the one before it (the paper's rho).
+        entropy: of the policy's entropy.
+        later: weight of a step relative to the one before it (the paper's rho).
     """
 
     consistency: float = 20.0
@@ -67,13 +66,13 @@ class TDMPC2LossWeights:
 
 
 class TDMPC2Batch(NamedTuple):
-    """A batch as the losses see it.
+    """A batch as the losses take it.
 
     Attributes:
-        windows: [b, h + 1, s, ...], the last s observations of each moment.
+        windows: [b, h + 1, s, ...], the last s observations at each time step.
         action: float [b, h, a]; ``action[:, i]`` leads from window i to i + 1.
-        reward: float [b, h], what it earned.
-        ended: float [b, h], 1 where it ended the world.
+        reward: float [b, h], earned by that action.
+        ended: float [b, h], 1 where that action ended the episode.
     """
 
     windows: Tensor
@@ -83,27 +82,27 @@ class TDMPC2Batch(NamedTuple):
 
 
 class TDMPC2(Agent):
-    """See above. Random actions at first, and learning from them before the first plan, are the training's.
+    """See the module. Random actions at first, and updates before the first plan, are settings of the training.
 
     Args:
         spaces: of the environments; actions must be continuous.
         episode_length: T, decisions after which an episode ends or is truncated; it sets the discount to
-            (T/5 - 1) / (T/5), within 0.95 and 0.995.
-        episodic: episodes can end before their time: learn a termination head, for values and plans to stop there.
+            (T/5 - 1) / (T/5), limited to 0.95..0.995.
+        episodic: episodes can terminate early: learn a termination head, which ends values and plans.
         size: of the networks.
-        frames: s, observations that are seen together (the paper: 3 of pictures, 1 of vectors).
-        planning: see ``TDMPC2PlannerConfig``; its horizon is also the length of training's pieces.
+        frames: s, number of stacked observations (the paper: 3 of images, 1 of vectors).
+        planning: see ``TDMPC2PlannerConfig``; its horizon is also the length of training sequences.
         weights: of the losses.
-        batch_size: pieces of an update.
+        batch_size: sequences of an update.
         lr, encoder_lr: learning rates.
-        max_norm: to which gradients are clipped.
-        tau: share of the online ensemble that the target ensemble, and the scale of values, take up at an update.
+        max_norm: largest gradient norm.
+        tau: rate at which the target ensemble and the scale of values follow the current ones at each update.
         dropout: in the ensemble's first layer.
-        simplex, bins, reach: see ``TDMPC2WorldModel``.
+        simplex, bins, reach: see ``simplex_size``, ``num_bins`` and ``symlog_limit`` of ``TDMPC2WorldModel``.
         log_std_min, log_std_max: see ``TanhGaussianPolicy``.
 
     Raises:
-        ValueError: discrete actions, or a setting that makes no sense.
+        ValueError: discrete actions, or a setting that is out of range.
     """
 
     single_episode = True
@@ -133,7 +132,7 @@ class TDMPC2(Agent):
         super().__init__()
         if spaces.actions.kind != "continuous":
             raise ValueError(
-                f"TD-MPC2 plans with continuous actions, these are {spaces.actions.size} discrete ones: take MuZero or "
+                f"TD-MPC2 plans with continuous actions, these are {spaces.actions.size} discrete ones: use MuZero or "
                 "DreamerV3 for them"
             )
         if frames < 1:
@@ -183,13 +182,13 @@ class TDMPC2(Agent):
         return {"model": self.model_optimizer, "policy": self.policy_optimizer}
 
     def simulator(self, title: str = "world", fps: float = 15.0) -> TDMPC2Simulator:
-        """The world as others see it; it has the agent's own weights, not a copy."""
+        """See ``Agent.simulator``."""
         return TDMPC2Simulator(self.world, self.spaces.actions, title=title, fps=fps, context_frames=self.frames)
 
     # -------------------------------------------------------------------------------------------------------- acting
 
     def init_carry(self, batch: int) -> dict[str, Tensor]:
-        """The middle of the last plan, one step on, and the observations before the present one."""
+        """See ``Agent.init_carry``: the mean of the last plan, shifted by one step, and the previous observations."""
         space, shape = self.spaces, (batch, self.planner.planning.horizon, self.spaces.actions.size)
         return {
             "mean": torch.zeros(shape, device=self.device, dtype=self.scale.dtype),
@@ -202,7 +201,7 @@ class TDMPC2(Agent):
 
     @torch.no_grad()
     def act(self, carry: dict[str, Tensor], time_step: TimeStep, explore: bool) -> PolicyStep:
-        """See ``Agent.act``; an elite is drawn in evaluation, too, but no noise is added to it."""
+        """See ``Agent.act``; an elite is sampled in evaluation, too, but without added noise."""
         mean = torch.where(time_step.is_first[:, None, None], 0, carry["mean"])
         window = self._window(carry["past"], time_step)
         latent = self.world.encode(window)
@@ -212,12 +211,12 @@ class TDMPC2(Agent):
         return PolicyStep(action.float(), {"mean": later, "past": window[:, 1:]}, {})
 
     def observe(self, carry: dict[str, Tensor], time_step: TimeStep, action: Tensor) -> PolicyStep:
-        """See ``Agent.watch``; nothing is planned, so that the next plan begins without a middle."""
+        """See ``Agent.observe``; without planning, so that the next plan starts from zeros."""
         past = self._window(carry["past"], time_step)[:, 1:]
         return PolicyStep(action, {"mean": torch.zeros_like(carry["mean"]), "past": past}, {})
 
     def _window(self, past: Tensor, time_step: TimeStep) -> Tensor:
-        """The last observations [b, s, ...]; an episode begins as if its first one had always been seen."""
+        """Return the last observations [b, s, ...]; at the start of an episode its first one is repeated."""
         now = time_step.observation[:, None]
         first = time_step.is_first.view(-1, *[1] * (now.ndim - 1))
         return torch.cat((torch.where(first, now.expand_as(past), past), now), dim=1)
@@ -225,7 +224,7 @@ class TDMPC2(Agent):
     # ------------------------------------------------------------------------------------------------------ learning
 
     def update(self, batch: ReplayBatch) -> UpdateOutput:
-        """See ``Agent.update``: the model, then the policy in the latents that it went through, then the targets."""
+        """See ``Agent.update``: the model, then the policy on the model's latents, then the target critic."""
         loss, latents, logs = self.model_loss(self.prepare(batch))
         logs["gradient_norm"] = backward_and_step(loss, self.model_optimizer, self.max_norm)
         loss, said = self.policy_loss(latents.detach())
@@ -237,7 +236,7 @@ class TDMPC2(Agent):
         return UpdateOutput(check_finite(logs), {})
 
     def prepare(self, batch: ReplayBatch) -> TDMPC2Batch:
-        """Windows of observations (pictures randomly shifted), and what each action led to."""
+        """Make windows of observations (images randomly shifted), and the outcomes of each action."""
         frames = self.frames
         windows = stack_frames(batch.observation, batch.is_first, frames)
         if self.spaces.pixels:
@@ -251,7 +250,7 @@ class TDMPC2(Agent):
         )
 
     def model_loss(self, piece: TDMPC2Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """What the model foretells wrongly (equation 3), the latents [b, h + 1, d] it went through, and logs."""
+        """Return the model's loss (equation 3), its latents [b, h + 1, d], and logs."""
         world, weights = self.world, self.weights
         windows, action, reward, ended = piece
         with torch.no_grad():
@@ -278,12 +277,12 @@ class TDMPC2(Agent):
         return loss, latent, {**{f"{name}_loss": value for name, value in losses.items()}, "target": target.mean()}
 
     def next_value(self, latent: Tensor) -> Tensor:
-        """What latents [b, h, d] are worth to the policy: the less of two targets, [b, h]."""
+        """Return the policy's values at latents [b, h, d]: the smaller of two target critics, [b, h]."""
         action = self.policy.sample_action(latent, self._noise(latent))
         return self.target_critic.values(latent, action, self.critic.sample_member_pair()).amin(0)
 
     def policy_loss(self, latent: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Minus the values of the policy's actions, in their own scale, and its entropy, in latents [b, h + 1, d]."""
+        """Return the policy's loss at latents [b, h + 1, d], minus scaled values and entropy, and logs."""
         chosen = self.policy(latent, self._noise(latent))
         values = self.critic.values(
             latent, chosen.action, self.critic.sample_member_pair(), detach_weights=True, use_dropout=True
@@ -295,18 +294,18 @@ class TDMPC2(Agent):
         return loss, {"policy_loss": loss, "entropy": chosen.entropy.mean(), "scale": self.scale.clone()}
 
     def _noise(self, latent: Tensor) -> Tensor:
-        """Of an action in each latent."""
+        """Draw the noise of one action per latent."""
         shape = (*latent.shape[:-1], self.spaces.actions.size)
         return torch.randn(shape, device=latent.device, dtype=latent.dtype)
 
     def _measure(self, values: Tensor) -> None:
-        """Let the scale follow the distance of the 5th to the 95th percentile, but not below 1."""
+        """Update the value scale towards the range from the 5th to the 95th percentile, at least 1."""
         low, high = values.quantile(torch.tensor([0.05, 0.95]).to(values))
         self.scale.lerp_((high - low).clamp(min=1), self.tau)
 
 
 def discount_for_episode_length(episode_length: int) -> float:
-    """The longer an episode, the farther values look: (T/5 - 1) / (T/5), within 0.95 and 0.995."""
+    """Return the discount (T/5 - 1) / (T/5), limited to 0.95..0.995: it grows with the length of episodes."""
     if episode_length < 1:
         raise ValueError(f"episode_length must be 1 or more, got {episode_length}")
     part = episode_length / 5

@@ -1,10 +1,9 @@
-"""TD-MPC2's planner: MPPI over latents, begun from the last plan and the policy's proposals (arXiv 2310.16828).
+"""TD-MPC2's planner: MPPI over latents, initialized with the last plan and the policy's proposals (arXiv 2310.16828).
 
-Why not ``vwm.planning.mppi``, which plans in any simulator: that one draws its noise as a function of seeds, checks
-each
-step's actions and weighs a final mean that is not needed here, which together cost as much as these small networks.
-This one draws everything at once, multiplies what all sequences share (the first latent) once, and asks only the two
-members of the Q ensemble that count.
+``vwm.planning.mppi`` plans in any simulator, but it derives its noise from seeds, checks the actions of every step and
+evaluates a final mean that is not needed here, which together cost as much as these small networks. This planner draws
+all noise at once, computes what all sequences share (the first latent) once, and evaluates only the two members of the
+Q ensemble that are used.
 
 Legend: b problems, k sequences, p of them the policy's, e elites, i iterations, h steps of the horizon, a dimensions of
 an action, d width of a latent.
@@ -29,19 +28,19 @@ HIGH_ACTION_DIMS, EXTRA_ITERATIONS = 20, 2
 
 @dataclass(frozen=True)
 class TDMPC2PlannerConfig:
-    """How to plan.
+    """Settings of the planner.
 
     Attributes:
         horizon: h.
-        samples: k, sequences an iteration.
-        elites: e, the best of them, which alone count.
+        samples: k, sequences per iteration.
+        elites: e, the best sequences, which update the distribution.
         proposals: p, sequences of the policy among the k.
         iterations: i; two more where actions have 20 dimensions or more.
-        min_std, max_std: between which the deviation stays; it begins at the larger.
-        temperature: how much more a sequence counts that is worth 1 more: e to this.
+        min_std, max_std: bounds of the standard deviation; it starts at the larger one.
+        temperature: elites are weighted by exp(temperature * value).
 
     Raises:
-        ValueError: a setting makes no sense.
+        ValueError: a setting is out of range.
     """
 
     horizon: int = 3
@@ -66,19 +65,19 @@ class TDMPC2PlannerConfig:
             )
 
     def rounds(self, action_dims: int) -> int:
-        """Iterations for actions of so many dimensions."""
+        """Return the number of iterations for actions of a given dimension."""
         return self.iterations + EXTRA_ITERATIONS * (action_dims >= HIGH_ACTION_DIMS)
 
 
 class TDMPC2PlannerNoise(NamedTuple):
-    """All that a plan draws; standard normal where nothing else is said.
+    """All noise of a plan; standard normal unless stated otherwise.
 
     Attributes:
         proposals: float [b, p, h, a].
         samples: float [i, b, k - p, h, a].
-        ends: float [i, b, k, a], of the policy where sequences end.
-        pairs: int64 [i, 2], the members of the ensemble that say what the ends are worth.
-        choice: float [b, e], Gumbel's, of the elite that is followed.
+        ends: float [i, b, k, a], of the policy's action at the end of each sequence.
+        pairs: int64 [i, 2], the members of the ensemble that evaluate the ends.
+        choice: float [b, e], Gumbel noise that selects an elite.
         action: float [b, a].
     """
 
@@ -93,7 +92,7 @@ class TDMPC2PlannerNoise(NamedTuple):
 def draw_planner_noise(
     planning: TDMPC2PlannerConfig, critic: QEnsemble, batch: int, action_dims: int, like: Tensor
 ) -> TDMPC2PlannerNoise:
-    """From torch's generator, on the device of ``like`` and of its type."""
+    """Draw a plan's noise from torch's generator, with the device and dtype of ``like``."""
     rounds, drawn = planning.rounds(action_dims), planning.samples - planning.proposals
 
     def normal(*shape: int) -> Tensor:
@@ -110,12 +109,12 @@ def draw_planner_noise(
 
 
 class TDMPC2Planner:
-    """Looks for actions that are worth much.
+    """Searches for action sequences of high value.
 
     Args:
         world, policy, critic: the networks.
-        discount: of rewards, by step.
-        planning: see there.
+        discount: of rewards, per step.
+        planning: see ``TDMPC2PlannerConfig``.
     """
 
     def __init__(
@@ -134,16 +133,16 @@ class TDMPC2Planner:
 
     @torch.no_grad()
     def plan(self, latent: Tensor, mean: Tensor, noise: TDMPC2PlannerNoise, explore: bool) -> tuple[Tensor, Tensor]:
-        """What to do now.
+        """Plan from latents.
 
         Args:
-            latent: [b, d], where the problems stand.
-            mean: [b, h, a], the middle that the search begins from.
-            noise: see there.
-            explore: add the deviation's noise to the action that was found.
+            latent: [b, d], current latents.
+            mean: [b, h, a], initial mean of the action sequences.
+            noise: see ``TDMPC2PlannerNoise``.
+            explore: add noise of the final standard deviation to the action.
 
         Returns:
-            The action [b, a] in [-1, 1], and the middle [b, h, a] that the search ended at.
+            The action [b, a] in [-1, 1], and the final mean [b, h, a].
         """
         planning = self.planning
         problems = torch.arange(len(latent), device=latent.device)[:, None]
@@ -167,7 +166,7 @@ class TDMPC2Planner:
         return action.clamp(-1, 1), mean
 
     def propose(self, latent: Tensor, noise: Tensor) -> Tensor:
-        """The policy's own sequences: latents [b, d] and noise [b, p, h, a] -> actions [b, p, h, a]."""
+        """Return the policy's action sequences [b, p, h, a] for latents [b, d] and noise [b, p, h, a]."""
         actions: list[Tensor] = []
         latent = latent[:, None]
         for drawn in noise.unbind(2):
@@ -177,16 +176,16 @@ class TDMPC2Planner:
         return torch.stack(actions, dim=2)
 
     def worth(self, latent: Tensor, actions: Tensor, ends: Tensor, pair: Tensor) -> Tensor:
-        """What sequences earn, and what their ends are worth.
+        """Evaluate action sequences: their rewards, and the value of their last latent.
 
         Args:
             latent: [b, d].
             actions: [b, k, h, a].
             ends: noise of the policy's action at the end, [b, k, a].
-            pair: int64 [2], the members of the ensemble that are asked.
+            pair: int64 [2], the members of the ensemble to evaluate.
 
         Returns:
-            [b, k]; 0 where it is not a number.
+            [b, k]; 0 where the result is NaN.
         """
         latent = latent[:, None]
         total, counts = actions.new_zeros(actions.shape[:2]), 1.0
@@ -197,7 +196,7 @@ class TDMPC2Planner:
             counts *= self.discount
             latent = self.world.next_latent(latent, action)
             over = self.world.termination_logits(latent)
-            if over is not None:  # as likely as not to have ended: nothing counts from here on
+            if over is not None:  # a termination probability of at least 0.5 ends the sequence
                 going = (over <= 0) if going is None else going & (over <= 0)
         value = self.critic.values(latent, self.policy.sample_action(latent, ends), pair).mean(0)
         return (total + counts * (value if going is None else value * going)).nan_to_num_(0)
