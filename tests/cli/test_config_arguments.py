@@ -19,6 +19,13 @@ def test_short_names_dashes_and_configs_by_name():
     assert cli.config["resume"] is False and cli.config["gradient_checkpointing"] and not cli.config["compile"]
 
 
+def test_seed_and_device_are_named_as_in_every_command():
+    expanded = expand_arguments("fit", ["--seed", "3", "--device=cpu", "--help-all"])
+    assert expanded == ["--seed_everything", "3", "--trainer.accelerator=cpu", "--help"]
+    with pytest.raises(FileNotFoundError, match="name a config, such as -c genie/coinrun_small; vwm fit --help lists"):
+        expand_arguments("fit", [])
+
+
 def test_an_agents_short_names(tmp_path):
     typed = [
         "--seed",

@@ -66,12 +66,16 @@ def test_values_have_the_type_of_their_parameter(kind, default, argv, value):
         (["--some-value", "ten"], "--some-value: 'ten' must be a whole number or one of all"),
         (["--batch", "2.5"], "--batch/--batch-size: '2.5' must be a whole number"),
         (["--other", "c"], "--other: 'c' must be one of a, b"),
-        (["--some-value"], "--some-value: expected one argument"),
+        (["--some-value"], "--some-value: expected one argument; vwm test --help shows the arguments"),
+        (["--best", "true"], "--best is a switch: remove true, and leave --best out to keep the default"),
     ],
 )
 def test_a_usage_error_names_option_value_and_remedy(argv, message):
     parser = make_parser(
-        some_value=("int | Literal['all']", 1), batch_size=("int", 1), other=("Literal['a', 'b']", "a")
+        some_value=("int | Literal['all']", 1),
+        batch_size=("int", 1),
+        other=("Literal['a', 'b']", "a"),
+        best=("bool", False),
     )
     with pytest.raises(UsageError) as error:
         parser.parse_command(argv)
@@ -102,7 +106,8 @@ def test_help_and_mistakes_are_answered_without_torch():
     code = """
 import sys
 from vwm.cli.main import main
-for argv in (["--help"], ["eval", "--help"], ["plya"], ["play", "coinrum"], ["eval", "a", "b", "--horizon", "x"]):
+asked = (["--help"], ["eval", "--help"], ["fit", "--help"], ["agent", "train", "-h"])
+for argv in (*asked, ["plya"], ["play", "coinrum"], ["eval", "a", "b", "--horizon", "x"]):
     try:
         main(argv)
     except SystemExit:
@@ -111,5 +116,6 @@ assert "torch" not in sys.modules
 """
     start = time.monotonic()
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "ingest" in said.stdout and "must be a whole number" in said.stderr
+    assert "ingest" in said.stdout and "--tokenizer PATH" in said.stdout and "agents/tdmpc2_pendulum" in said.stdout
+    assert "must be a whole number" in said.stderr
     assert time.monotonic() - start < 10  # a fraction of a second on a quiet machine

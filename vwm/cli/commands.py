@@ -44,7 +44,16 @@ COMMANDS = {
         "write shards with latents in addition to the video",
         ("vwm encode data/coinrun --tokenizer runs/bundle -o data/coinrun_tokens",),
     ),
-    "fit": CLICommand("vwm.train.fit:fit_model", "train a model from a config", parses_arguments=True),
+    "fit": CLICommand(
+        "vwm.train.fit:fit_model",
+        "train a model from a config",
+        (
+            "vwm fit -c tokenizer/coinrun_small --data data/coinrun",
+            "vwm fit -c genie/coinrun_small --steps 2000 --run runs/try",
+            "vwm fit -c genie/coinrun_small --print-config",
+        ),
+        parses_arguments=True,
+    ),
     "export": CLICommand(
         "vwm.train.export:export_run",
         "make a bundle of a training run",
@@ -83,7 +92,13 @@ COMMANDS = {
         ),
     ),
     "agent train": CLICommand(
-        "vwm.cli.agent_commands:train_agent", "train an agent from a config", parses_arguments=True
+        "vwm.cli.agent_commands:train_agent",
+        "train an agent from a config",
+        (
+            "vwm agent train -c agents/tdmpc2_pendulum",
+            "vwm agent train -c agents/tdmpc2_pendulum --seed 1 --run runs/seed1",
+        ),
+        parses_arguments=True,
     ),
     "agent eval": CLICommand(
         "vwm.cli.agent_commands:evaluate_agent",

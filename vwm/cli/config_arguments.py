@@ -13,15 +13,19 @@ SHORT_NAMES: Mapping[str, Mapping[str, str]] = {
         "--data": "--data.init_args.path",
         "--batch": "--data.init_args.batch_size",
         "--steps": "--trainer.max_steps",
+        "--seed": "--seed_everything",
+        "--device": "--trainer.accelerator",
         "--tokenizer": "--model.init_args.tokenizer",
     },
     "agent train": {},
 }
-"""By command; the long names work, too."""
+"""By command; the long names are accepted, too."""
+EXAMPLES = {"fit": "genie/coinrun_small", "agent train": "agents/tdmpc2_pendulum"}
+"""A config of each command."""
 
 
 def expand_arguments(command: str, argv: list[str]) -> list[str]:
-    """Return the arguments as the config parsers understand them.
+    """Return the arguments in the form of the config parsers.
 
     Dashes in option names become underscores, short names become the keys that they stand for,
     ``-c genie/coinrun_small`` finds a config that comes with vwm, and configs are moved to the front: every other
@@ -30,6 +34,9 @@ def expand_arguments(command: str, argv: list[str]) -> list[str]:
     Args:
         command: a key of ``SHORT_NAMES``.
         argv: what follows the command.
+
+    Raises:
+        FileNotFoundError: a config does not exist, or there are no arguments.
     """
     configs: list[str] = []
     others: list[str] = []
@@ -41,9 +48,12 @@ def expand_arguments(command: str, argv: list[str]) -> list[str]:
             configs += ["-c", find_config(value)]
         elif name.startswith("--"):
             name = name.replace("-", "_").replace("__", "--", 1)
+            name = "--help" if name == "--help_all" else name
             others.append(SHORT_NAMES[command].get(name, name) + equals + value)
         else:
             others.append(word)
+    if not others and not configs:
+        raise FileNotFoundError(f"name a config, such as -c {EXAMPLES[command]}; vwm {command} --help lists them")
     return configs + others
 
 

@@ -33,5 +33,5 @@ def config_names() -> list[str]:
 
 
 def _config_folder() -> Path:
-    # A wheel carries the configs inside the package. What lies beside an installed package is somebody else's.
+    # A wheel carries the configs inside the package. A folder next to an installed package is not ours.
     return _INSTALLED_CONFIGS if _INSTALLED_CONFIGS.is_dir() else _CHECKOUT_CONFIGS

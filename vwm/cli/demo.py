@@ -1,4 +1,4 @@
-"""``vwm demo``: the whole way on a small scale, each stage by the command that a user would give."""
+"""``vwm demo``: all stages on a small scale, each by the command that a user would type."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vwm.envs.recording import record_dataset
 
 COINRUN_DEMO: dict[str, Any] = {
     "env": "procgen:coinrun",
-    "prefer": {7: 4.0, 8: 3.0, 6: 1.0},  # right, right + up, right + down: else it dies where it stands
+    "prefer": {7: 4.0, 8: 3.0, 6: 1.0},  # right, right + up, right + down: random actions rarely leave the start
     "env_options": {"num_levels": 500, "distribution_mode": "easy", "use_backgrounds": False, "restrict_themes": True},
     "unseen": {"start_level": 100_000},
 }
@@ -33,19 +33,19 @@ def run_demo(
     threads: int = 0,
     seed: int = 0,
 ) -> None:
-    """Record a real game, learn a world from the video alone, measure it, and make it playable.
+    """Record an environment, learn a world from the video alone, measure it, and make it playable.
 
-    Meant to end within a quarter of an hour on two cores: a machine too slow for the steps stops training early.
+    It takes at most about 15 minutes on two cores: on a slower machine, training stops early.
 
-    Run it again to go on where it stopped.
+    Run it again to continue where it stopped.
 
     Args:
-        out: folder of everything.
-        frames: to record for training; a tenth more, of levels never seen in training, to measure on.
+        out: folder of everything that is written.
+        frames: frames to record for training; a tenth as many, of unseen levels, are recorded for evaluation.
         tokenizer_steps: optimizer steps of the tokenizer.
         genie_steps: optimizer steps of latent actions and dynamics.
-        threads: CPU threads; 0 takes what there is.
-        seed: of everything.
+        threads: CPU threads of torch; 0 leaves torch's choice.
+        seed: seed of everything random.
     """
     began = time.monotonic()
     game = COINRUN_DEMO if importlib.util.find_spec("procgen") else FREEWAY_DEMO
@@ -53,7 +53,7 @@ def run_demo(
     _record_dataset(game, train, frames, seed, {})
     _record_dataset(game, test, max(1000, frames // 10), seed + 1, game["unseen"])
     common = ["--data.init_args.path", str(train), "--seed_everything", str(seed), "--threads", str(threads)]
-    common += ["--data.init_args.workers", "0"]  # raw frames are read faster than a process could hand them over
+    common += ["--data.init_args.workers", "0"]  # raw frames are read faster than another process could send them
     bundle = out / "bundle"
     _run_command(
         "fit",

@@ -14,10 +14,10 @@ from vwm.cli.commands import COMMANDS, CLICommand
 def main(argv: list[str] | None = None) -> None:
     """Run the command that the arguments name."""
     argv = sys.argv[1:] if argv is None else argv
-    # Threads that spin as long as libgomp likes make a step a hundred times slower where another job shares the cores;
-    # threads that do not spin at all make it half as slow again on a quiet machine.
+    # With libgomp's default, waiting threads spin so long that a step takes a hundred times longer when another job
+    # shares the cores; without any spinning it takes 1.5 times longer on a quiet machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    # Environments are drawn into arrays; pygame looks for a screen all the same.
+    # Environments render into arrays, but pygame looks for a display without this.
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     if not argv or argv[0] in ("-h", "--help"):
         print(_command_overview(COMMANDS))
@@ -77,7 +77,11 @@ def run_command(name: str, argv: list[str]) -> None:
     if command.parses_arguments:
         from vwm.cli.config_arguments import expand_arguments
         from vwm.cli.config_checks import check_config_arguments
+        from vwm.cli.config_help import config_help
 
+        if "-h" in argv or "--help" in argv:
+            print(config_help(name))
+            return
         argv = expand_arguments(name, argv)
         try:
             check_config_arguments(name, argv)

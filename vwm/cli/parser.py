@@ -42,15 +42,17 @@ class CommandParser(argparse.ArgumentParser):
         """The function's arguments. Raises UsageError."""
         argv = [normalize_option(text) for text in argv]
         options = self._option_string_actions
-        for text in argv:
+        for text, following in zip(argv, [*argv, ""][1:], strict=True):
             name = text.partition("=")[0]
             if name.startswith("--") and name not in options:
                 raise UsageError(f"no option {name}{suggest(name, options)}; {self.prog} --help lists the options")
+            if name in options and options[name].nargs == 0 and following.lower() in ("true", "false"):
+                raise UsageError(f"{name} is a switch: remove {following}, and leave {name} out to keep the default")
         return vars(self.parse_args(argv))
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage of a dozen lines."""
-        raise UsageError(f"{message.removeprefix('argument ')} ; {self.prog} --help shows the arguments")
+        raise UsageError(f"{message.removeprefix('argument ')}; {self.prog} --help shows the arguments")
 
 
 def make_command_parser(prog: str, signature: CommandSignature, examples: Sequence[str]) -> CommandParser:

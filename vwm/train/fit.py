@@ -39,7 +39,7 @@ class FitCLI(LightningCLI):
     """The keys that every config has in addition to Lightning's ``trainer``, ``model`` and ``data``."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Top-level keys."""
+        """Add the top-level keys."""
         parser.add_argument(
             "--run", type=Path, default=Path("runs/default"), help="folder of everything the run writes"
         )
@@ -53,18 +53,18 @@ class FitCLI(LightningCLI):
         parser.add_lightning_class_args(SampleVideos, "samples")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the given arguments, without Lightning's warning that there is a command line, too."""
+        """Parse the given arguments, without Lightning's warning about ``sys.argv``."""
         self.config = parser.parse_args(args)
 
     def before_instantiate_classes(self) -> None:
-        """Give the trainer its run folder, and torch its threads."""
+        """Set the trainer's run folder and the number of torch's threads."""
         config, run = self.config, Path(self.config["run"])
         config["trainer"]["default_root_dir"] = str(run)
         if config["threads"]:
             torch.set_num_threads(config["threads"])
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Make the trainer with this project's metric tables, meter and checkpoint files."""
+        """Make the trainer with this project's metric tables, throughput meter and checkpoint files."""
         if self.config["trainer"]["logger"] is None:
             kwargs["logger"] = RunMetricsLogger(RunFolder(self.config["run"]))
         trainer = super().instantiate_trainer(**kwargs)
@@ -108,7 +108,7 @@ class FitCLI(LightningCLI):
 
 
 class _ConfigWriter(L.Callback):
-    """Writes ``config.yaml`` when training starts: a command that is refused before that changes nothing."""
+    """Writes ``config.yaml`` when training starts: a command that fails before that changes nothing."""
 
     def __init__(self, cli: FitCLI) -> None:
         self.cli = cli
@@ -127,7 +127,7 @@ def _is_fixed(name: str) -> bool:
 
 
 def parse_fit_config(argv: list[str]) -> FitCLI:
-    """Make model, data and trainer of the arguments of ``vwm fit``; nothing is started or written."""
+    """Make model, data and trainer from the arguments of ``vwm fit``, without starting or writing anything."""
     return FitCLI(
         args=compose_config_arguments(argv),
         run=False,
@@ -144,7 +144,7 @@ def parse_fit_config(argv: list[str]) -> FitCLI:
 
 
 def fit_model(argv: list[str]) -> L.LightningModule:
-    """Train what a config describes, from the run's last checkpoint on.
+    """Train the model of a config, continuing from the run's last checkpoint.
 
     Args:
         argv: what follows ``vwm fit``.
@@ -170,7 +170,7 @@ def fit_model(argv: list[str]) -> L.LightningModule:
 
 
 def _filter_warnings() -> None:
-    """Leave out the warnings of Lightning on which no user can act."""
+    """Leave out the warnings of Lightning that users can do nothing about."""
     for message, kind in (
         (r".*LeafSpec.* is deprecated", FutureWarning),  # Lightning's own use of torch
         (r"Found \d+ module\(s\) in eval mode", UserWarning),  # the frozen tokenizer

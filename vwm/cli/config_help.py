@@ -1,0 +1,62 @@
+"""The help of ``vwm fit`` and ``vwm agent train``: what people change most. ``--help-all`` lists every key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vwm.cli.commands import COMMANDS
+from vwm.cli.configs import config_names
+
+COMMON_OPTIONS = {
+    "-c, --config NAME": "a YAML file, or a config that comes with vwm; of several, later ones override earlier ones",
+    "--run PATH": "folder of everything that the run writes",
+    "--steps N": "length of the training",
+    "--seed N": "seed of everything random",
+    "--device TEXT": "auto, cpu or cuda",
+    "--threads N": "CPU threads of torch; 0 leaves torch's choice",
+    "--compile": "torch.compile the networks",
+    "--wandb PROJECT": "log to Weights & Biases",
+    "--tensorboard": "also write TensorBoard's files",
+    "--KEY.KEY VALUE": "any key of the config",
+    "--print-config": "print every key and its value",
+    "--help-all": "list every key with its meaning",
+}
+CONFIG_OPTIONS: Mapping[str, Mapping[str, str]] = {
+    "fit": {
+        "--data PATH": "shards to train on",
+        "--batch N": "clips per batch",
+        "--tokenizer PATH": "bundle or folder of the trained tokenizer",
+        "--no-resume": "start again instead of continuing from the run's last checkpoint",
+        "--gradient-checkpointing": "recompute blocks to save memory",
+    },
+    "agent train": {"--precision NAME": "32-true or bf16-mixed, for updates"},
+}
+"""Options of one command, in addition to the common ones."""
+
+
+def config_help(command: str) -> str:
+    """Return the help of a command whose arguments are the keys of a config.
+
+    Args:
+        command: ``fit`` or ``agent train``.
+    """
+    options = {**COMMON_OPTIONS, **CONFIG_OPTIONS[command]}
+    width = max(map(len, options))
+    summary = COMMANDS[command].summary
+    names = [name for name in config_names() if name.startswith("agents/") == (command == "agent train")]
+    return "\n".join(
+        [
+            f"usage: vwm {command} -c NAME [--OPTION VALUE ...]",
+            "",
+            f"{summary[0].upper()}{summary[1:]}. The same command continues a run that stopped.",
+            "",
+            "options:",
+            *(f"  {option:<{width}}  {text}" for option, text in options.items()),
+            "",
+            "configs:",
+            *(f"  {name}" for name in names),
+            "",
+            "examples:",
+            *(f"  {example}" for example in COMMANDS[command].examples),
+        ]
+    )
