@@ -45,7 +45,7 @@ def encode_shards(
         data: shards to encode: a folder, a tar, a pattern, or an fsspec address.
         tokenizer: a bundle, or the folder of a tokenizer, a diffusers autoencoder or a diffusers pipeline.
         out: the output folder.
-        keep_video: also copy the frames (latent actions are learned from pixels).
+        keep_video: also copy the frames, from which latent actions are learned; ``--no-keep-video`` leaves them out.
         chunk: frames encoded at a time. All values give the same latents, because the encoder streams.
         device: "auto" uses a GPU if there is one.
 

@@ -50,7 +50,7 @@ def export_run(
 
     Args:
         run: the run's folder, as ``vwm fit`` wrote it.
-        out: the folder to make (-o).
+        out: the folder to make.
         data: shards to take starting frames from, to name the latent actions by and to measure continuous latents on;
             by default the run's own, if they are still there. "none" takes none.
         weights: the exponential moving average, where the run kept one (of V-JEPA's encoder: the target encoder), or
