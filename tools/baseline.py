@@ -736,12 +736,12 @@ def live(agent: Agent, steps: int, count: int = 2, length: int = 8) -> tuple[Rep
     replay = ReplayBuffer(count * steps, count, agent.spaces, agent.extras)
     generator = torch.Generator().manual_seed(3)
     carry, reward, acted = agent.init_carry(count), torch.zeros(count), []
-    shape = (count, *agent.spaces.observation)
+    shape = (count, *agent.spaces.observation.shape)
     for t in range(steps):
         first, last = torch.full((count,), t % length == 0), torch.full((count,), t % length == length - 1)
         seen = (
             torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-            if agent.spaces.pixels
+            if agent.spaces.observation.is_image
             else torch.randn(shape, generator=generator)
         )
         moment = TimeStep(seen, torch.where(first, 0.0, reward), first, last, last & (torch.arange(count) == 0))
@@ -818,7 +818,7 @@ WORLDS = {
 
 
 def dreamer(version: int, kind: str, observation: tuple[int, ...] = (5,)) -> Dreamer:
-    spaces = EnvSpaces(observation, ActionSpace(kind, 2))
+    spaces = EnvSpaces(ObservationSpace.of_shape(observation), ActionSpace(kind, 2))
     net: dict[str, Any] = {"width": 12, "layers": 1}
     old = {**net, "norm": "none", "activation": "elu"}
     shape: dict[str, Any] = {"horizon": 4, "batch_size": 3, "batch_length": 6}
@@ -862,14 +862,21 @@ def planet(kind: str) -> PlaNet:
     planner = CEM(
         horizon=3, samples=64, elites=8, iterations=3, keep_elites=0, selection="mean", init_std=1.0, noise_exponent=0.0
     )
-    return PlaNet(EnvSpaces((2,), ActionSpace(kind, 2)), settings, planner, lr=3e-3, batch_size=4, batch_length=6)
+    return PlaNet(
+        EnvSpaces(ObservationSpace.of_shape((2,)), ActionSpace(kind, 2)),
+        settings,
+        planner,
+        lr=3e-3,
+        batch_size=4,
+        batch_length=6,
+    )
 
 
 def tdmpc2(observation: tuple[int, ...] = (3,), **changes: Any) -> TDMPC2:
     size = TDMPC2Size(encoder_width=16, latent=16, width=16, members=3, channels=4)
     planning = TDMPC2PlannerConfig(horizon=3, samples=12, elites=4, proposals=3, iterations=2)
     made = TDMPC2(
-        EnvSpaces(observation, ActionSpace("continuous", 2)),
+        EnvSpaces(ObservationSpace.of_shape(observation), ActionSpace("continuous", 2)),
         **{
             "episode_length": 100, "size": size, "planning": planning, "batch_size": 6, "bins": 21, "reach": 5.0,
             **changes,
@@ -883,7 +890,7 @@ def muzero(observation: tuple[int, ...] = (3,), **changes: Any) -> MuZeroAgent:
     sizes: dict[str, Any] = {"width": 16, "hidden": 16, "support": 8, "prefix_hidden": 8, "projection": 8}
     actions = 3 if len(observation) == 3 else 2
     made = MuZeroAgent(
-        EnvSpaces(observation, ActionSpace("discrete", actions)),
+        EnvSpaces(ObservationSpace.of_shape(observation), ActionSpace("discrete", actions)),
         **{"search": GumbelMuZeroSearch(4), "batch_size": 6, **sizes, **changes},
     )
     randomize(made.network)
@@ -913,7 +920,7 @@ def imagination(name: str, kind: str, objective: Any) -> None:
     world = diffusion_world(outcomes=True, policy=True)
     observe = "frame" if kind == "frame" else "features"
     spaces = simulator_env_spaces(world, observe)
-    put(f"{name}/spaces", list(spaces.observation))
+    put(f"{name}/spaces", list(spaces.observation.shape))
     torch.manual_seed(0)
     policy: Any
     if kind == "features":
@@ -970,7 +977,7 @@ def evolution(name: str) -> None:
         put(f"{name}/{kind}/said", controller(features, space))
         parameters = torch.from_numpy(population[:4]).float()
         put(f"{name}/{kind}/linear", linear_controller_actions(parameters, features, space))
-        driver = ControllerPolicy(world, controller, EnvSpaces((8, 8, 3), space))
+        driver = ControllerPolicy(world, controller, EnvSpaces(ObservationSpace.of_shape((8, 8, 3)), space))
         carry, no = driver.init_carry(2), torch.zeros(2, dtype=torch.bool)
         for t, frame in enumerate(pictures(3, 2, 8, 8, seed=9)):
             acted = driver.act(carry, TimeStep(frame, torch.zeros(2), no | (t == 0), no, no), explore=False)
@@ -1061,7 +1068,7 @@ def simulated_game(name: str) -> None:
         for observe in ("features", "frame", "latent"):
             game = SimulatedEnvSpec(Path(folder) / "world", str(data), time_limit=4, observe=observe, device="cpu")  # type: ignore[arg-type]
             worlds = game.open(2, 5)
-            put(f"{name}/{observe}/spaces", list(worlds.spaces.observation))
+            put(f"{name}/{observe}/spaces", list(worlds.spaces.observation.shape))
             shown = [worlds.reset()] if hasattr(worlds, "reset") else []
             for t in range(5):
                 shown.append(worlds.step(fixed_actions(worlds.spaces.actions, 2, t)))

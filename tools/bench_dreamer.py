@@ -24,7 +24,7 @@ import torch
 import yaml
 from timing import medians, race, save
 
-from vwm.core.spaces import ActionSpace
+from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.envs.time_step import EnvSpaces
 from vwm.models.rssm.world_model import RSSMWorldModelConfig
 from vwm.rl.agent import ReplayBatch
@@ -73,7 +73,7 @@ def our_update(options: argparse.Namespace) -> tuple[Callable[[], Any], int]:
     deter, hidden, classes, depth, units = SIZES[options.size]
     shape = (options.vector,) if options.vector else (64, 64, 3)
     agent = Dreamer(
-        EnvSpaces(shape, ActionSpace("continuous", options.actions)),
+        EnvSpaces(ObservationSpace.of_shape(shape), ActionSpace("continuous", options.actions)),
         RSSMWorldModelConfig(deter=deter, hidden=hidden, classes=classes, depth=depth, units=units),
         ActorConfig(width=units),
         CriticConfig(width=units),

@@ -27,7 +27,7 @@ import torch
 from timing import Times, medians, race, save
 from torch import Tensor, nn
 
-from vwm.core.spaces import ActionSpace
+from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.models.tdmpc2.layers import TDMPC2MLP
 from vwm.rl.agent import ReplayBatch
@@ -151,7 +151,7 @@ def update_theirs(agent: Any, batch: ReplayBatch) -> dict[str, Tensor]:
 
 def our_agent(theirs: Any, options: argparse.Namespace, planning: TDMPC2PlannerConfig) -> TDMPC2:
     """Ours, with the official weights."""
-    spaces = EnvSpaces((options.observation,), ActionSpace("continuous", options.actions))
+    spaces = EnvSpaces(ObservationSpace.of_shape((options.observation,)), ActionSpace("continuous", options.actions))
     agent = TDMPC2(
         spaces, EPISODE, options.episodic, SIZES[options.size], planning=planning, batch_size=options.batch
     ).to(options.device)

@@ -15,7 +15,7 @@ def test_moments_of_cartpole_are_the_games_own() -> None:
 
     worlds = GymnasiumEnvSpec("CartPole-v1").open(1, seed=5)
     moment = worlds.reset()
-    assert moment.is_first.item() and moment.reward.item() == 0 and worlds.spaces.observation == (4,)
+    assert moment.is_first.item() and moment.reward.item() == 0 and worlds.spaces.observation.shape == (4,)
     game = gymnasium.make("CartPole-v1")
     seed = np.random.SeedSequence([5, 0, 0]).generate_state(1)[0]
     shown, _ = game.reset(seed=int(seed) % 2**31)
@@ -89,7 +89,7 @@ def test_pictures_are_drawn_and_resized() -> None:
 
 def test_continuous_actions_span_the_games_own() -> None:
     worlds = GymnasiumEnvSpec("Pendulum-v1").open(1, seed=0)
-    assert worlds.spaces.actions.kind == "continuous" and worlds.spaces.action_shape == (1,)
+    assert worlds.spaces.actions.kind == "continuous" and worlds.spaces.actions.shape == (1,)
     copy = worlds.copies[0]
     assert copy.env.actions.denormalize(np.array([1.0], np.float32)).item() == 2.0
 

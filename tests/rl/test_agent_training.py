@@ -28,7 +28,9 @@ class SmallDQN(Agent):
         super().__init__()
         self.spaces, self.batch_size, self.batch_length = spaces, batch_size, 2
         self.extras = {"seen": ((), torch.int64)}
-        self.q = nn.Sequential(nn.Linear(spaces.observation[0], 32), nn.ReLU(), nn.Linear(32, spaces.actions.size))
+        self.q = nn.Sequential(
+            nn.Linear(spaces.observation.shape[0], 32), nn.ReLU(), nn.Linear(32, spaces.actions.size)
+        )
         self.optimizer = torch.optim.Adam(self.q.parameters(), 1e-3)
 
     def init_carry(self, batch: int) -> PolicyCarry:

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from vwm.core.spaces import ActionSpace
+from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.rl.replay_buffer import ReplayBuffer
 
-SPACES = EnvSpaces((2,), ActionSpace("discrete", 3))
+SPACES = EnvSpaces(ObservationSpace.of_shape((2,)), ActionSpace("discrete", 3))
 EXTRAS = {"value": ((), torch.float32)}
 LANES = 3
 

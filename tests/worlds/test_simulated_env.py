@@ -57,7 +57,7 @@ def test_a_time_limit_truncates_and_the_next_episode_begins() -> None:
 @pytest.mark.parametrize("observe", ["frame", "latent"])
 def test_a_state_goes_on_exactly(observe: str) -> None:
     worlds, other = open_worlds(observe=observe), open_worlds(observe=observe)
-    assert worlds.spaces.pixels == (observe == "frame")
+    assert worlds.spaces.observation.is_image == (observe == "frame")
     worlds.reset()
     actions = torch.randint(4, (9, 2), generator=torch.Generator().manual_seed(0))
     for action in actions[:4]:

@@ -137,7 +137,7 @@ class GymnasiumBatchedEnv(BatchedEnv):
         self.count = count
         self.copies = [_EpisodicEnv(spec, seed, number, renderable and number == 0) for number in range(count)]
         env = self.copies[0].env
-        self.spaces = EnvSpaces(env.observations.shape, env.actions.space)
+        self.spaces = EnvSpaces(env.observations, env.actions.space)
 
     def reset(self) -> TimeStep:
         """See ``BatchedEnv.reset``."""
@@ -186,9 +186,9 @@ class GymnasiumEnvAdapter(gymnasium.Env[NDArray[Any], Any]):
         self.envs = spec.open(1, seed)
         self.has_begun = False
         self.has_ended = False
-        shape, actions = self.envs.spaces.observation, self.envs.spaces.actions
-        low, high, dtype = (0, 255, np.uint8) if self.envs.spaces.pixels else (-np.inf, np.inf, np.float32)
-        self.observation_space = spaces.Box(low, high, shape, dtype)
+        observation, actions = self.envs.spaces.observation, self.envs.spaces.actions
+        low, high, dtype = (0, 255, np.uint8) if observation.is_image else (-np.inf, np.inf, np.float32)
+        self.observation_space = spaces.Box(low, high, observation.shape, dtype)
         self.action_space = (
             spaces.Discrete(actions.size) if actions.is_discrete else spaces.Box(-1.0, 1.0, (actions.size,))
         )

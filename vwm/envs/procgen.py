@@ -14,6 +14,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vwm.core.spaces import ObservationSpace
 from vwm.envs import procgen_state
 from vwm.envs.action_spec import EnvActionSpec
 from vwm.envs.env_ids import MAX_ENV_SEED
@@ -118,7 +119,7 @@ class ProcgenRecordingEnv(RecordingEnv):
         self.count = PROCGEN_NUM_ENVS
         self.fps = PROCGEN_FPS / frame_skip
         self.actions = EnvActionSpec.discrete(_action_names(self._env))
-        self.spaces = EnvSpaces((size, size, 3), self.actions.space)
+        self.spaces = EnvSpaces(ObservationSpace.of_shape((size, size, 3)), self.actions.space)
         self.state_names = procgen_state.procgen_state_names(game) if state else ()
 
     def reset(self) -> TimeStep:

@@ -104,7 +104,7 @@ class GymnasiumRecordingEnv(RecordingEnv):
         native_fps = ALE_FPS if env_id.startswith("ALE/") else float(self.env.env.metadata.get("render_fps") or 15)
         self.fps = native_fps / frame_skip
         self.actions = self.env.actions
-        self.spaces = EnvSpaces(self.env.observations.shape, self.actions.space)
+        self.spaces = EnvSpaces(self.env.observations, self.actions.space)
         self.seed = shard.seed
         self.state_reader = None
         if state:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from vwm.core.spaces import ActionSpace
+from vwm.core.spaces import ActionSpace, ObservationSpace
 
 
 @dataclass(frozen=True)
@@ -16,32 +15,17 @@ class EnvSpaces:
     """The observation and action space of an environment.
 
     Attributes:
-        observation: shape of one observation: (k,) for float32 vectors, (h, w, 3) for uint8 images.
+        observation: images or vectors.
         actions: see ``ActionSpace``.
     """
 
-    observation: tuple[int, ...]
+    observation: ObservationSpace
     actions: ActionSpace
-
-    @property
-    def pixels(self) -> bool:
-        """Whether observations are images."""
-        return len(self.observation) == 3
-
-    @property
-    def action_shape(self) -> tuple[int, ...]:
-        """Shape of one action: () for discrete ones (int64), (size,) for continuous ones (float32)."""
-        return () if self.actions.kind == "discrete" else (self.actions.size,)
 
     @property
     def action_sizes(self) -> tuple[int, int]:
         """Number of discrete actions and dimensions of continuous ones, of which one is 0."""
         return (self.actions.size, 0) if self.actions.kind == "discrete" else (0, self.actions.size)
-
-    @property
-    def action_dtype(self) -> torch.dtype:
-        """int64 or float32."""
-        return torch.int64 if self.actions.kind == "discrete" else torch.float32
 
 
 class TimeStep(NamedTuple):

@@ -53,12 +53,12 @@ class ReplayBuffer:
         self.num_envs = num_envs
         self.size = capacity // num_envs
         shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-            "observation": (spaces.observation, torch.uint8 if spaces.pixels else torch.float32),
+            "observation": (spaces.observation.shape, spaces.observation.dtype),
             "reward": ((), torch.float32),
             "is_first": ((), torch.bool),
             "is_last": ((), torch.bool),
             "is_terminal": ((), torch.bool),
-            "action": (spaces.action_shape, spaces.action_dtype),
+            "action": (spaces.actions.shape, spaces.actions.dtype),
         }
         self.extras = tuple(extras or {})
         self.step_keys = tuple(shapes)

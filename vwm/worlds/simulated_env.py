@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from vwm.core.simulator import Simulator
+from vwm.core.spaces import ObservationSpace
 from vwm.envs.batched_envs import BatchedEnv, EnvSpec
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.worlds.bundle import load_simulator
@@ -118,7 +119,7 @@ class SimulatedBatchedEnv(BatchedEnv):
         self.worlds = WorldBatch(simulator, count, starts, time_limit, observe)
         self.count, self.seed = count, seed
         shape = self.worlds.observation_shape
-        self.spaces = EnvSpaces(shape, simulator.spec.actions)
+        self.spaces = EnvSpaces(ObservationSpace.of_shape(shape), simulator.spec.actions)
 
     def reset(self) -> TimeStep:
         """See ``BatchedEnv.reset``."""
@@ -156,7 +157,7 @@ class SimulatedBatchedEnv(BatchedEnv):
     def render(self) -> NDArray[np.uint8] | None:
         """See ``BatchedEnv.render``."""
         picture = self.worlds.present.observation
-        return picture[0].cpu().numpy() if self.spaces.pixels else None
+        return picture[0].cpu().numpy() if self.spaces.observation.is_image else None
 
     def close(self) -> None:
         """Do nothing: there is nothing to release."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from factories import diffusion_world, randomize
 
-from vwm.core.spaces import ActionSpace
+from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.models.dit.policy_heads import PolicyRewardHeads
 from vwm.rl.algorithms.actor_critic import ActorConfig
@@ -15,8 +15,8 @@ from vwm.rl.algorithms.actor_critic_policy import (
     FrameActorCriticPolicy,
 )
 
-PICTURES = EnvSpaces((8, 8, 3), ActionSpace("discrete", 4))
-VECTORS = EnvSpaces((32,), ActionSpace("discrete", 4))
+PICTURES = EnvSpaces(ObservationSpace.of_shape((8, 8, 3)), ActionSpace("discrete", 4))
+VECTORS = EnvSpaces(ObservationSpace.of_shape((32,)), ActionSpace("discrete", 4))
 
 
 def frame_policy(**changes) -> FrameActorCriticPolicy:
@@ -71,7 +71,7 @@ def test_who_is_greedy_does_what_is_likeliest(greedy: bool) -> None:
 @pytest.mark.parametrize("dims", [0, 2])
 def test_a_clone_starts_equal_to_its_source(dims: int) -> None:
     world = cloned_world(dims)
-    policy = ClonedActorCriticPolicy(world, EnvSpaces((32,), world.spec.actions))
+    policy = ClonedActorCriticPolicy(world, EnvSpaces(ObservationSpace.of_shape((32,)), world.spec.actions))
     features = torch.randn(5, 3, 32)
     mine, prior = policy.actor_critic.actor(features), policy.prior(features)
     assert (mine.kl_divergence(prior) == 0).all() and isinstance(mine, BinnedActionDistribution) == bool(dims)
@@ -106,4 +106,4 @@ def test_policies_tell_what_they_cannot_read() -> None:
     with pytest.raises(ValueError, match="no cloned policy"):
         ClonedActorCriticPolicy(diffusion_world(), VECTORS)
     with pytest.raises(ValueError, match="takes 32 features, but observations are \\[48\\]"):
-        ClonedActorCriticPolicy(cloned_world(), EnvSpaces((48,), ActionSpace("discrete", 4)))
+        ClonedActorCriticPolicy(cloned_world(), EnvSpaces(ObservationSpace.of_shape((48,)), ActionSpace("discrete", 4)))

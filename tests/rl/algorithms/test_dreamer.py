@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vwm.core.spaces import ActionSpace
+from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.envs.batched_envs import GymnasiumEnvSpec
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.models.rssm.kl_loss import KLLoss
@@ -38,7 +38,7 @@ WORLD = {
 
 def make(version: int, kind: str = "continuous") -> Dreamer:
     torch.manual_seed(0)
-    spaces = EnvSpaces((5,), ActionSpace(kind, 2))
+    spaces = EnvSpaces(ObservationSpace.of_shape((5,)), ActionSpace(kind, 2))
     net = {"width": 12, "layers": 1}
     old = {**net, "norm": "none", "activation": "elu"}
     shape = {"horizon": 4, "batch_size": BATCH, "batch_length": LENGTH}
@@ -194,7 +194,7 @@ def test_settings_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(ValueError, match="give both, or neither"):
         DreamerOptimizerConfig(actor_lr=1e-4)
     with pytest.raises(ValueError, match="imagine_last_steps=0"):
-        Dreamer(EnvSpaces((5,), ActionSpace("discrete", 2)), WORLD[3], imagine_last_steps=2)
+        Dreamer(EnvSpaces(ObservationSpace.of_shape((5,)), ActionSpace("discrete", 2)), WORLD[3], imagine_last_steps=2)
 
 
 @pytest.mark.parametrize("version", [1, 3])

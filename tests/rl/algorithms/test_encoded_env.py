@@ -31,7 +31,7 @@ def test_every_copy_is_seen_as_it_would_be_alone() -> None:
     """Against the simulator itself, a copy at a time: reset at each first frame, then one observation after another."""
     copies, bare, world = open_copies(), GAME.open(COPIES, 5), diffusion_world()
     seen, real = copies.reset(), bare.reset()
-    assert copies.spaces.observation == (32,) and copies.spaces.actions.size == 4
+    assert copies.spaces.observation.shape == (32,) and copies.spaces.actions.size == 4
     states, episodes, done = [None] * COPIES, [-1] * COPIES, actions(1)[0]
     for action in actions(2 * LENGTH + 3):
         for copy in range(COPIES):
@@ -51,7 +51,7 @@ def test_every_copy_is_seen_as_it_would_be_alone() -> None:
 @pytest.mark.parametrize("observe", ["features", "latent", "frame"])
 def test_a_state_goes_on_exactly(observe: str, tmp_path: Path) -> None:
     copies, other = open_copies(observe), open_copies(observe)
-    assert copies.spaces.pixels == (observe == "frame")
+    assert copies.spaces.observation.is_image == (observe == "frame")
     copies.reset()
     for action in actions(LENGTH + 3):
         time_step = copies.step(action)

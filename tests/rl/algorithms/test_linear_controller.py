@@ -6,7 +6,7 @@ import torch
 from factories import dream
 
 from vwm.core.components import load_component, save_component
-from vwm.core.spaces import ActionSpace
+from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.rl.algorithms.linear_controller import (
     ControllerPolicy,
@@ -57,7 +57,7 @@ def time_step(frames: torch.Tensor, first: list[bool]) -> TimeStep:
 def test_a_policy_observes_frames_and_keeps_the_state_of_its_episode():
     world = dream()
     controller = LinearController.of(torch.randn(84, generator=torch.Generator().manual_seed(1)), world.spec.actions)
-    driver = ControllerPolicy(world, controller, EnvSpaces((8, 8, 3), world.spec.actions))
+    driver = ControllerPolicy(world, controller, EnvSpaces(ObservationSpace.of_shape((8, 8, 3)), world.spec.actions))
     video = torch.randint(0, 256, (4, 2, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     carry, done = driver.init_carry(2), []
     for t, first in enumerate([[True, True], [False, False], [False, True], [False, False]]):
@@ -77,6 +77,6 @@ def test_rejects_an_environment_that_does_not_fit_the_world():
     world = dream()
     controller = LinearController.of(torch.zeros(84), world.spec.actions)
     with pytest.raises(ValueError, match=r"sees frames \[8, 8, 3\], the environment shows \[4\]"):
-        ControllerPolicy(world, controller, EnvSpaces((4,), world.spec.actions))
+        ControllerPolicy(world, controller, EnvSpaces(ObservationSpace.of_shape((4,)), world.spec.actions))
     with pytest.raises(ValueError, match="trained with 4 discrete actions"):
-        ControllerPolicy(world, controller, EnvSpaces((8, 8, 3), LEVERS))
+        ControllerPolicy(world, controller, EnvSpaces(ObservationSpace.of_shape((8, 8, 3)), LEVERS))

@@ -9,7 +9,7 @@ import torch
 from factories import randomize
 from torch import Tensor
 
-from vwm.core.spaces import ActionSpace
+from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.planning.gumbel_search import GumbelMuZeroSearch
@@ -19,7 +19,7 @@ from vwm.rl.algorithms.muzero import MuZeroAgent, MuZeroTreeModel, scale_latent_
 from vwm.rl.algorithms.muzero_targets import make_muzero_targets
 from vwm.rl.frame_stacking import stack_frames
 
-SPACES = EnvSpaces((3,), ActionSpace("discrete", 2))
+SPACES = EnvSpaces(ObservationSpace.of_shape((3,)), ActionSpace("discrete", 2))
 SIZES = {"width": 16, "hidden": 16, "support": 8, "prefix_hidden": 8, "projection": 8}
 
 
@@ -34,10 +34,10 @@ def moments(steps: int, count: int = 2, spaces: EnvSpaces = SPACES, length: int 
     g = torch.Generator().manual_seed(3)
     found = []
     for t in range(steps):
-        shape = (count, *spaces.observation)
+        shape = (count, *spaces.observation.shape)
         seen = (
             torch.randint(0, 256, shape, dtype=torch.uint8, generator=g)
-            if spaces.pixels
+            if spaces.observation.is_image
             else torch.randn(shape, generator=g)
         )
         last = torch.tensor([t % length == length - 1] * count)
@@ -67,7 +67,7 @@ def played(mind: MuZeroAgent, steps: int, count: int = 2) -> ReplayBatch:
     return ReplayBatch(*together, torch.stack([a.action for a in done], 1), extras, indices)
 
 
-PICTURES = EnvSpaces((32, 32, 3), ActionSpace("discrete", 3))
+PICTURES = EnvSpaces(ObservationSpace.of_shape((32, 32, 3)), ActionSpace("discrete", 3))
 
 
 @pytest.mark.parametrize("kind", ["vectors", "stacked vectors", "pictures"])
@@ -276,7 +276,7 @@ def test_gradients_are_halved():
 
 
 def test_wrong_settings_are_named_and_a_broken_loss_stops():
-    continuous = EnvSpaces((3,), ActionSpace("continuous", 2))
+    continuous = EnvSpaces(ObservationSpace.of_shape((3,)), ActionSpace("continuous", 2))
     for make, message in (
         (lambda: agent(continuous), "MuZero needs discrete actions, and these are continuous"),
         (lambda: agent(unroll=0), "unroll and td must be 1 or more"),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vwm.core.spaces import ActionSpace
+from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.models.rssm.kl_loss import KLLoss
 from vwm.models.rssm.world_model import RSSMWorldModelConfig
@@ -24,7 +24,7 @@ def make(kind: str = "continuous") -> PlaNet:
     planner = CEM(
         horizon=3, samples=64, elites=8, iterations=3, keep_elites=0, selection="mean", init_std=1.0, noise_exponent=0.0
     )
-    spaces = EnvSpaces((2,), ActionSpace(kind, 2))
+    spaces = EnvSpaces(ObservationSpace.of_shape((2,)), ActionSpace(kind, 2))
     return PlaNet(spaces, WORLD, planner, lr=3e-3, batch_size=16, batch_length=8)
 
 

@@ -114,7 +114,7 @@ def test_ppo_in_a_learned_world_judged_in_a_real_one(tmp_path: Path) -> None:
     training.run()
     envs = learned.vector_env(2, 0)
     assert isinstance(envs, gymnasium.vector.VectorEnv) and envs.single_observation_space.shape == (size, size, 3)
-    assert real.open(1, 0).spaces.observation == (size, size, 3)
+    assert real.open(1, 0).spaces.observation.shape == (size, size, 3)
     lengths = {
         float(row.split(",")[2]) for row in (tmp_path / "run" / "metrics" / "episodes.csv").read_text().splitlines()[1:]
     }

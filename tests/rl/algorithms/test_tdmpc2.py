@@ -7,7 +7,7 @@ import pytest
 import torch
 from factories import randomize
 
-from vwm.core.spaces import ActionSpace
+from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.rl.agent import ReplayBatch
 from vwm.rl.algorithms.tdmpc2 import TDMPC2, TDMPC2Size, discount_for_episode_length
@@ -21,7 +21,9 @@ PLANNING = TDMPC2PlannerConfig(horizon=3, samples=12, elites=4, proposals=3, ite
 def agent(observation: tuple[int, ...] = (3,), drawn: bool = True, **changes) -> TDMPC2:
     torch.manual_seed(0)
     settings = {"episode_length": 100, "size": SMALL, "planning": PLANNING, "batch_size": 6, "bins": 21, "reach": 5.0}
-    made = TDMPC2(EnvSpaces(observation, ActionSpace("continuous", 2)), **{**settings, **changes})
+    made = TDMPC2(
+        EnvSpaces(ObservationSpace.of_shape(observation), ActionSpace("continuous", 2)), **{**settings, **changes}
+    )
     if drawn:
         randomize(made)
         made.target_critic.load_state_dict(made.critic.state_dict())
@@ -33,8 +35,8 @@ def agent(observation: tuple[int, ...] = (3,), drawn: bool = True, **changes) ->
 
 def batch(made: TDMPC2, seed: int = 1, ends: bool = True) -> ReplayBatch:
     generator = torch.Generator().manual_seed(seed)
-    b, t, shape = made.batch_size, made.batch_length, made.spaces.observation
-    if made.spaces.pixels:
+    b, t, shape = made.batch_size, made.batch_length, made.spaces.observation.shape
+    if made.spaces.observation.is_image:
         observation = torch.randint(0, 256, (b, t, *shape), dtype=torch.uint8, generator=generator)
     else:
         observation = torch.randn(b, t, *shape, generator=generator)
@@ -201,7 +203,7 @@ def test_pieces_pair_each_action_with_what_it_led_to(observation):
     assert piece.windows.shape == (6, 4, 2, *observation)
     assert torch.equal(piece.action, data.action[:, 1:4]) and torch.equal(piece.reward, data.reward[:, 2:])
     assert torch.equal(piece.ended, data.is_terminal[:, 2:].float())
-    if not made.spaces.pixels:
+    if not made.spaces.observation.is_image:
         for i in range(4):
             assert torch.equal(piece.windows[:, i], data.observation[:, i : i + 2])
     made.update(data)
@@ -255,7 +257,7 @@ def test_noise_is_added_to_explore_alone():
 
 def test_rejects_discrete_actions_with_a_remedy():
     with pytest.raises(ValueError, match="continuous actions, these are 4 discrete ones: use MuZero"):
-        TDMPC2(EnvSpaces((3,), ActionSpace("discrete", 4)), 100)
+        TDMPC2(EnvSpaces(ObservationSpace.of_shape((3,)), ActionSpace("discrete", 4)), 100)
     with pytest.raises(ValueError, match="frames must be 1 or more, got 0"):
         agent(frames=0)
 

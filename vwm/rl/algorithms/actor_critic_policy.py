@@ -92,12 +92,12 @@ class FeatureActorCriticPolicy(ActorCriticPolicy):
         normalize_returns: bool = True,
         deterministic: bool = True,
     ) -> None:
-        if spaces.pixels:
+        if spaces.observation.is_image:
             raise ValueError(
                 "FeatureActorCriticPolicy takes vectors: set observe to features or latent, or use "
                 "FrameActorCriticPolicy"
             )
-        actor_critic = ActorCritic(spaces.observation[0], spaces.actions, actor, critic, lam, normalize_returns)
+        actor_critic = ActorCritic(spaces.observation.shape[0], spaces.actions, actor, critic, lam, normalize_returns)
         super().__init__(spaces, actor_critic, deterministic)
 
     def init_carry(self, batch: int) -> PolicyCarry:
@@ -141,10 +141,10 @@ class ClonedActorCriticPolicy(FeatureActorCriticPolicy):
             raise ValueError(
                 "this simulator has no cloned policy: train its agent tokens, or use FeatureActorCriticPolicy"
             )
-        if spaces.observation != (heads.config.width,):
+        if spaces.observation.shape != (heads.config.width,):
             raise ValueError(
                 f"the cloned policy takes {heads.config.width} features, but observations are "
-                f"{list(spaces.observation)}: set observe=features"
+                f"{list(spaces.observation.shape)}: set observe=features"
             )
         super().__init__(
             simulator, spaces, ActorConfig(entropy_scale=entropy_scale), critic, lam, normalize_returns, deterministic
@@ -242,12 +242,12 @@ class FrameActorCriticPolicy(ActorCriticPolicy):
         normalize_returns: bool = True,
         deterministic: bool = True,
     ) -> None:
-        if not spaces.pixels:
+        if not spaces.observation.is_image:
             raise ValueError("FrameActorCriticPolicy takes images: set observe=frame, or use FeatureActorCriticPolicy")
         super().__init__(
             spaces, ActorCritic(width, spaces.actions, actor, critic, lam, normalize_returns), deterministic
         )
-        height, width_pixels = spaces.observation[:2]
+        height, width_pixels = spaces.observation.shape[:2]
         self.encoder = DreamerV3ImageEncoder(
             (height, width_pixels), conv_channels, channel_multipliers, max_pool=False, kernel=3
         )

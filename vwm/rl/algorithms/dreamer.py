@@ -112,7 +112,7 @@ class Dreamer(Agent):
         self.spaces = spaces
         self.batch_size = batch_size
         self.batch_length = batch_length + store_latents  # one time step more, to start from
-        self.world_model = RSSMWorldModel.from_settings(spaces.observation, *spaces.action_sizes, world_model)
+        self.world_model = RSSMWorldModel.from_settings(spaces.observation.shape, *spaces.action_sizes, world_model)
         self.actor_critic = ActorCritic(
             self.world_model.feature_size, spaces.actions, actor, critic, lam, normalize_returns
         )

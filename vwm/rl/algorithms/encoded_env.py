@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 from vwm.core.capabilities import ObservesFrames, ReconstructsFrames
 from vwm.core.seeds import fold_in, world_seeds
 from vwm.core.simulator import Simulator, State
+from vwm.core.spaces import ObservationSpace
 from vwm.core.states import replace_worlds
 from vwm.envs.batched_envs import BatchedEnv, EnvSpec
 from vwm.envs.time_step import EnvSpaces, TimeStep
@@ -83,7 +84,7 @@ class EncodedBatchedEnv(BatchedEnv):
         self.device = simulator.device
         self.seeds = world_seeds(seed, self.count, self.device)
         shape = tuple(self.sight.show(self._blank()).shape[1:])
-        self.spaces = EnvSpaces(shape, inner.spaces.actions)
+        self.spaces = EnvSpaces(ObservationSpace.of_shape(shape), inner.spaces.actions)
 
     def reset(self) -> TimeStep:
         """See ``BatchedEnv.reset``."""
@@ -233,10 +234,10 @@ def reconstruct_frames(simulator: Simulator, frames: Tensor) -> Tensor:
 
 def _check_simulator_fits_env(spaces: EnvSpaces, simulator: Simulator) -> None:
     wanted = simulator.spec.context.shape
-    if spaces.observation != wanted:
+    if spaces.observation.shape != wanted:
         raise ValueError(
-            f"the game shows {list(spaces.observation)}, the world sees {list(wanted)}: give the game the size (and "
-            f"pixels: true) of the recording that the world learned from"
+            f"the game shows {list(spaces.observation.shape)}, the world sees {list(wanted)}: give the game the size "
+            f"(and pixels: true) of the recording that the world learned from"
         )
     mine, theirs = simulator.spec.actions, spaces.actions
     if (mine.kind, mine.size) != (theirs.kind, theirs.size):

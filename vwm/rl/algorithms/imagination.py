@@ -257,8 +257,8 @@ class ImaginationLearning(Algorithm):
 
     def _check_prior(self) -> None:
         policy, objective = self.policy, self.objective
-        shape = (1, *policy.spaces.observation)
-        blank = torch.zeros(shape, dtype=torch.uint8 if policy.spaces.pixels else torch.float32, device=policy.device)
+        shape = (1, *policy.spaces.observation.shape)
+        blank = torch.zeros(shape, dtype=policy.spaces.observation.dtype, device=policy.device)
         _, features = policy.encode_step(
             policy.init_carry(1), blank, torch.ones(1, dtype=torch.bool, device=policy.device)
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vwm.core.capabilities import EstimatesUncertainty
 from vwm.core.simulator import Simulator
+from vwm.core.spaces import ObservationSpace
 from vwm.envs.time_step import EnvSpaces
 from vwm.rl.agent import PolicyCarry
 from vwm.rl.algorithms.actor_critic import ActorCriticLosses, ImaginedTrajectory
@@ -105,6 +106,6 @@ def mean_reward_per_step(rollout: ImaginedRollout, of: Tensor) -> float:
 def simulator_env_spaces(simulator: Simulator, observe: str) -> EnvSpaces:
     """Return the spaces of a simulator that is observed in a given form; vectors are measured on a blank context."""
     if observe == OBSERVE_FRAME:
-        return EnvSpaces(simulator.spec.observation.shape, simulator.spec.actions)
+        return EnvSpaces(simulator.spec.observation, simulator.spec.actions)
     shape = select_observation(simulator, observe, *simulator.reset(blank_context(simulator))).shape
-    return EnvSpaces(tuple(shape[1:]), simulator.spec.actions)
+    return EnvSpaces(ObservationSpace.of_shape(shape[1:]), simulator.spec.actions)

@@ -94,10 +94,10 @@ class ControllerPolicy:
     """
 
     def __init__(self, world: MDNRNNSimulator, controller: LinearController, spaces: EnvSpaces) -> None:
-        if spaces.observation != world.spec.context.shape:
+        if spaces.observation.shape != world.spec.context.shape:
             raise ValueError(
                 f"the world sees frames {list(world.spec.context.shape)}, the environment "
-                f"shows {list(spaces.observation)}: set its pixels and size"
+                f"shows {list(spaces.observation.shape)}: set its pixels and size"
             )
         found, wanted = ((s.kind, s.size) for s in (spaces.actions, world.spec.actions))
         if found != wanted:
@@ -113,7 +113,7 @@ class ControllerPolicy:
 
     def init_carry(self, batch: int) -> ControllerCarry:
         """See ``Agent.init_carry``."""
-        action = torch.zeros(batch, *self.spaces.action_shape, dtype=self.spaces.action_dtype, device=self.device)
+        action = torch.zeros(batch, *self.spaces.actions.shape, dtype=self.spaces.actions.dtype, device=self.device)
         return ControllerCarry(self.world.init_state(batch), action)
 
     @torch.inference_mode()

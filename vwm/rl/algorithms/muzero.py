@@ -119,7 +119,7 @@ class MuZeroAgent(Agent):
         self.search = PUCTSearch() if search is None else search
         actions = spaces.actions.size
         self.network = Network(
-            list(spaces.observation),
+            list(spaces.observation.shape),
             actions,
             frames,
             width,
@@ -167,8 +167,13 @@ class MuZeroAgent(Agent):
 
     def init_carry(self, batch: int) -> Tensor:
         """See ``Agent.init_carry``: the f - 1 observations before the current one."""
-        kind = torch.uint8 if self.spaces.pixels else torch.float32
-        return torch.zeros(batch, self.frames - 1, *self.spaces.observation, dtype=kind, device=self.device)
+        return torch.zeros(
+            batch,
+            self.frames - 1,
+            *self.spaces.observation.shape,
+            dtype=self.spaces.observation.dtype,
+            device=self.device,
+        )
 
     @torch.no_grad()
     def act(self, carry: Tensor, time_step: TimeStep, explore: bool) -> PolicyStep:

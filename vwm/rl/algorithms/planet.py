@@ -75,7 +75,7 @@ class PlaNet(Agent):
         self.spaces = spaces
         self.batch_size = batch_size
         self.batch_length = batch_length
-        self.world_model = RSSMWorldModel.from_settings(spaces.observation, *spaces.action_sizes, world_model)
+        self.world_model = RSSMWorldModel.from_settings(spaces.observation.shape, *spaces.action_sizes, world_model)
         self.imagination = RSSMSimulator(self.world_model, spaces.actions)
         self.planner = planner or CEM(
             horizon=12,

@@ -150,8 +150,8 @@ class TDMPC2(Agent):
         dims = spaces.actions.size
         self.world = TDMPC2WorldModel(
             dims,
-            vector_size=None if spaces.pixels else spaces.observation[0],
-            image_size=spaces.observation[:2] if spaces.pixels else (64, 64),
+            vector_size=None if spaces.observation.is_image else spaces.observation.shape[0],
+            image_size=spaces.observation.shape[:2] if spaces.observation.is_image else (64, 64),
             num_stacked_frames=frames,
             latent_size=size.latent,
             simplex_size=simplex,
@@ -189,14 +189,11 @@ class TDMPC2(Agent):
 
     def init_carry(self, batch: int) -> dict[str, Tensor]:
         """See ``Agent.init_carry``: the mean of the last plan, shifted by one step, and the previous observations."""
-        space, shape = self.spaces, (batch, self.planner.planning.horizon, self.spaces.actions.size)
+        space = self.spaces.observation
+        shape = (batch, self.planner.planning.horizon, self.spaces.actions.size)
         return {
             "mean": torch.zeros(shape, device=self.device, dtype=self.scale.dtype),
-            "past": torch.zeros(
-                (batch, self.frames - 1, *space.observation),
-                device=self.device,
-                dtype=torch.uint8 if space.pixels else torch.float32,
-            ),
+            "past": torch.zeros((batch, self.frames - 1, *space.shape), device=self.device, dtype=space.dtype),
         }
 
     @torch.no_grad()
@@ -239,7 +236,7 @@ class TDMPC2(Agent):
         """Make windows of observations (images randomly shifted), and the outcomes of each action."""
         frames = self.frames
         windows = stack_frames(batch.observation, batch.is_first, frames)
-        if self.spaces.pixels:
+        if self.spaces.observation.is_image:
             windows = random_shift(windows.flatten(0, 1)).unflatten(0, windows.shape[:2])
         dtype = self.scale.dtype
         return TDMPC2Batch(
