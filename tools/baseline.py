@@ -1,6 +1,7 @@
-"""Hashes of what every part of the package computes, seeded and on one thread: to compare before and after a change.
+"""Hash what every part of the package computes, seeded and on one thread, to compare before and after a change.
 
-``PYTHONPATH=. OMP_NUM_THREADS=1 python tools/baseline.py OUT.json``. One key a value; a scalar has its float beside it.
+``PYTHONPATH=. OMP_NUM_THREADS=1 python tools/baseline.py OUT.json``. One key per value; scalars are stored as floats,
+too.
 Weights are hashed twice: ``weights`` whatever they are called and in whatever order, ``weights_by_name`` with both.
 A case that fails leaves ``CASE/ERROR``, and the exit status is 1.
 """
@@ -439,10 +440,10 @@ def transition(name: str, world: VideoSimulator, context: Tensor) -> None:
         put(f"{name}/tokenizer/latents", latents)
         put(f"{name}/tokenizer/video", world.tokenizer.decode(latents))
     frames = latents.shape[1] - 1
-    told, others = (
+    taken, others = (
         torch.stack([fixed_actions(world.spec.actions, 2, offset + t) for t in range(frames)], 1) for offset in (0, 41)
     )
-    loss = world.transition_loss(latents, told, others) if isinstance(world, MeasuresTransitionLoss) else None
+    loss = world.transition_loss(latents, taken, others) if isinstance(world, MeasuresTransitionLoss) else None
     put(f"{name}/transition_loss", loss)
     if loss is not None:
         for way, value in zip(("own", "other"), loss, strict=True):
@@ -682,8 +683,8 @@ def dit_finetuning(name: str, adapt: Any, dims: int = 0) -> None:
             num_actions=0 if dims else 3, action_dims=dims, adapt=adapt, lora=LoRAConfig(rank=2) if adapt == "lora" else None, context_frames=2,  # noqa: E501
             outcomes=randomize(RewardTerminationHeads(32, 16)),
         )  # fmt: skip
-        told = torch.rand(2, 5, dims, generator=torch.Generator().manual_seed(1)) * 2 - 1 if dims else None
-        batch = clips(2, 5, 8, choices=3, **({"actions": told} if dims else {}))
+        taken = torch.rand(2, 5, dims, generator=torch.Generator().manual_seed(1)) * 2 - 1 if dims else None
+        batch = clips(2, 5, 8, choices=3, **({"actions": taken} if dims else {}))
         train(name, module, batch)
         module.merge()
         put_weights(f"{name}/merged", module)
@@ -744,9 +745,9 @@ def live(agent: Agent, steps: int, count: int = 2, length: int = 8) -> tuple[Rep
             if agent.spaces.observation.is_image
             else torch.randn(shape, generator=generator)
         )
-        moment = TimeStep(seen, torch.where(first, 0.0, reward), first, last, last & (torch.arange(count) == 0))
-        done = agent.act(carry, moment, explore=True)
-        replay.add(moment, done.action, done.extras)
+        time_step = TimeStep(seen, torch.where(first, 0.0, reward), first, last, last & (torch.arange(count) == 0))
+        done = agent.act(carry, time_step, explore=True)
+        replay.add(time_step, done.action, done.extras)
         acted.append(done.action)
         carry, reward = (
             done.carry,
@@ -938,9 +939,9 @@ def imagination(name: str, kind: str, objective: Any) -> None:
     optimizer = torch.optim.Adam([w for w in policy.parameters() if w.requires_grad], 1e-2)
     torch.manual_seed(1)
     for number in range(2):
-        dreamt = imagine_rollout(world, policy, context, 3, observe)
-        put(f"{name}/dreamt{number}", [*dreamt[1:]])
-        learnt = imagination_losses(policy, objective, dreamt, 0.9)
+        imagined = imagine_rollout(world, policy, context, 3, observe)
+        put(f"{name}/dreamt{number}", [*imagined[1:]])
+        learnt = imagination_losses(policy, objective, imagined, 0.9)
         put(f"{name}/update{number}/actor", learnt.actor_loss)
         put(f"{name}/update{number}/critic", learnt.critic_loss)
         put(f"{name}/update{number}/returns", learnt.returns)
@@ -1072,7 +1073,7 @@ def simulated_game(name: str) -> None:
             shown = [worlds.reset()] if hasattr(worlds, "reset") else []
             for t in range(5):
                 shown.append(worlds.step(fixed_actions(worlds.spaces.actions, 2, t)))
-            put(f"{name}/{observe}/moments", [list(moment) for moment in shown])
+            put(f"{name}/{observe}/moments", [list(time_step) for time_step in shown])
             worlds.close()
 
 

@@ -3,7 +3,7 @@
     python tools/bench_dreamer.py --r2dreamer PATH
     python tools/bench_dreamer.py --r2dreamer PATH --size 12M --batch 16 --length 64 --repeats 3 --out figures.json
 
-PATH is a checkout of github.com/NM512/r2dreamer (MIT), which wants tensordict beside what vwm wants. Its
+PATH is a checkout of github.com/NM512/r2dreamer (MIT), which requires tensordict, too. Its
 ``Dreamer._cal_grad``, ``_agc`` and optimizer run as they are, uncompiled, in float32, with the decoder of DreamerV3
 (``rep_loss: dreamer``). Neither side draws from a replay. CPU seconds are what counts where other programs run.
 """

@@ -1,7 +1,7 @@
 """Time one step of play, ours against tinyworlds', in one run on this machine.
 
 Equal on both sides: frame size, tokens a frame, codebook size, frames of context, MaskGIT steps, one world, decode
-included, random weights (time does not depend on them; a picture would). Everything else is each side's own default:
+included, random weights (which do not affect the time). Everything else is each side's own default:
 tinyworlds' models as its configs/*.yaml set them, ours as the small preset. The repeats of the two sides take turns.
 
     git clone https://github.com/AlmondGod/tinyworlds /tmp/rivals/tinyworlds

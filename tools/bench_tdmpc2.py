@@ -3,10 +3,9 @@
     python tools/bench_tdmpc2.py --tdmpc2 PATH --size 5M
     python tools/bench_tdmpc2.py --tdmpc2 PATH --size 1M --threads 2 --out figures.json
 
-PATH is a checkout of github.com/nicklashansen/tdmpc2 (MIT), which wants tensordict (0.8 is the last that it works with
-on a CPU) beside what vwm wants. Its ``TDMPC2._plan`` and ``TDMPC2._update`` run as they are, but for the device, which
-they fix. Both sides first prove that they compute the same; then they take turns in one process. CPU seconds are what
-counts where other programs run.
+PATH is a checkout of github.com/nicklashansen/tdmpc2 (MIT), which requires tensordict, too (at most 0.8 on a CPU). Its
+``TDMPC2._plan`` and ``TDMPC2._update`` run unchanged, except for the device, which they fix. Both sides are first
+checked for equal results; then they alternate in one process. Where other programs run, compare CPU seconds.
 
 Legend: b batch, h steps of the horizon, k numbers of an observation, a dimensions of an action.
 """
@@ -187,8 +186,8 @@ def copy_layers(theirs: nn.Sequential, ours: TDMPC2MLP) -> None:
 
 def plan_ours(agent: TDMPC2, batch: ReplayBatch) -> Callable[[], Tensor]:
     carry, no = agent.init_carry(1), torch.zeros(1, dtype=torch.bool, device=agent.device)
-    moment = TimeStep(batch.observation[:1, 0], batch.reward[:1, 0], no, no, no)
-    return lambda: agent.act(carry, moment, explore=True).action
+    time_step = TimeStep(batch.observation[:1, 0], batch.reward[:1, 0], no, no, no)
+    return lambda: agent.act(carry, time_step, explore=True).action
 
 
 # ---------------------------------------------------------------------------------------------------------- both sides

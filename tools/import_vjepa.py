@@ -102,7 +102,7 @@ def write_hugging_face(out: Path, parts: dict[str, Any]) -> None:
     if not all(isinstance(part, kind) for part, kind in zip((encoder, predictor, classifier), kinds, strict=True)):
         found = ", ".join(f"{name} ({type(part).__name__})" for name, part in parts.items())
         raise PretrainedWeightsError(
-            f"Hugging Face's layout wants encoder and predictor, and may have a classifier; not {found}"
+            f"Hugging Face's layout has encoder and predictor, and optionally a classifier; found {found}"
         )
     save_hugging_face_vjepa(out, encoder, predictor, classifier)
 

@@ -26,7 +26,9 @@ def race(steps: Mapping[str, Callable[[], Any]], repeats: int, device: str = "cp
     """
     times: Times = {name: {"clock": [], "cpu": []} for name in steps}
     for repeat in range(warmup + repeats):
-        for name in list(steps)[:: 1 if repeat % 2 else -1]:  # nobody is always the one who finds the caches cold
+        for name in list(steps)[
+            :: 1 if repeat % 2 else -1
+        ]:  # alternate the order, so that no side always starts with cold caches
             clock, cpu = time.perf_counter(), time.process_time()
             steps[name]()
             if device.startswith("cuda"):

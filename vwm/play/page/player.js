@@ -7,7 +7,7 @@ import { drawSparkline, median } from "./spark.js";
 
 const $ = (id) => document.getElementById(id);
 const screen = $("screen");
-const picture = screen.getContext("2d", { willReadFrequently: true });
+const context = screen.getContext("2d", { willReadFrequently: true });
 const held = new Set(); // codes of held keys, in the order they were pressed
 const latencies = [];
 
@@ -100,7 +100,7 @@ function showWorld(hello) {
 
 async function showFrame(header, body) {
   const bitmap = await createImageBitmap(new Blob([body], { type: "image/png" }));
-  picture.drawImage(bitmap, 0, 0);
+  context.drawImage(bitmap, 0, 0);
   bitmap.close();
   if (waiting.type === "step") latencies.push(header.ms);
   if (latencies.length > 120) latencies.shift();
