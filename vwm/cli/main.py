@@ -67,7 +67,7 @@ def run_command(name: str, argv: list[str]) -> None:
     """Run one command in this process.
 
     Raises:
-        SystemExit: the command line cannot be understood; a message says why. Other errors are raised as they come.
+        SystemExit: help was requested, or the command line is invalid; a message says why. Other errors are not caught.
     """
     from vwm.cli.argument_checks import check_paths
     from vwm.cli.parser import UsageError, make_command_parser
@@ -81,7 +81,7 @@ def run_command(name: str, argv: list[str]) -> None:
 
         if "-h" in argv or "--help" in argv:
             print(config_help(name))
-            return
+            raise SystemExit(0)  # as argparse does for the other commands
         argv = expand_arguments(name, argv)
         try:
             check_config_arguments(name, argv)
