@@ -244,9 +244,18 @@ def make_clip_dataset(
         split: ``all`` episodes, the ``train`` split or the held-out ``val`` split.
         val_fraction: fraction of the episodes that is held out.
         labeled_fraction: fraction of the episodes whose actions are given.
+
+    Raises:
+        ValueError: the split has no episode, or none that is long enough for a clip.
     """
     paths = list_shards(path)
-    shards = [_select_split(load_shard_index(p), split, val_fraction) for p in paths]
+    indices = [load_shard_index(p) for p in paths]
+    shards = [_select_split(index, split, val_fraction) for index in indices]
+    if split != "all" and not any(shard.episodes for shard in shards):
+        raise ValueError(
+            f"{path}: none of the {sum(len(index.episodes) for index in indices)} episodes is in the {split} split "
+            f"(val_fraction {val_fraction:g}, selected by a hash of their keys): take all episodes, or add data"
+        )
     order = ClipOrder(shards, clip_length, stride=stride, seed=seed, shuffle=shuffle)
     return ClipDataset(
         paths=paths,

@@ -29,7 +29,7 @@ class TokenizerFamily(WorldFamily):
             _measure_latent_statistics(module.tokenizer, data)
         return ExportedNetworks(
             {"tokenizer": module.tokenizer},
-            "tokenizer: {out}\ntrain dynamics on it: vwm fit -c configs/... --model.init_args.tokenizer {out}",
+            "tokenizer: {out}\ntrain dynamics on it: vwm fit -c CONFIG --tokenizer {out}",
         )
 
     def load_features(
