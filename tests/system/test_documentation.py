@@ -63,7 +63,7 @@ def check_command(command, shortened, capsys):
     """Raise where a command line would be refused for how it is written; shortened ones may lack what is required."""
     words = shlex.split(command, comments=True)
     if words[0] == "python":
-        assert words[1] == "-m" or (ROOT / words[1]).is_file(), f"{words[1]} is not there"
+        assert words[1] == "-m" or (ROOT / words[1]).exists(), f"{words[1]} is not there"
         return
     words = [word for word in words[1:] if word not in ("...", "…")]
     if words[0].startswith("-") or re.search(r"\b(COMMAND|CONFIG|NAME)\b", command):  # `vwm --help`, placeholders
