@@ -114,7 +114,7 @@ def test_an_environment_of_the_current_folder_need_not_render(tmp_path: Path, mo
     monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(SystemExit):
         main(["agent", "train", "-c", "config.yaml"])
-    assert "there is no module 'ones_own': install it, or have it in the current folder" in capsys.readouterr().err
+    assert "there is no module 'ones_own': install it, or put it in the current folder" in capsys.readouterr().err
     (tmp_path / "ones_own.py").write_text(MODULE)
     importlib.invalidate_caches()
     main(["agent", "train", "-c", "config.yaml"])

@@ -51,7 +51,7 @@ def test_what_a_world_without_pictures_is_not_for_is_said(made, tmp_path, capsys
         SimulatorEnv(world)
     assert SimulatorEnv(vwm.load(made / "seen", "cpu")).reset(seed=0)[0].shape == (64, 64, 3)
     for command, says in (
-        (["play", str(made / "blind"), "--port", "0"], "has no pictures to play in"),
+        (["play", str(made / "blind"), "--port", "0"], "predicts latents without frames"),
         (["eval", str(made / "seen"), str(made / "data"), "--out", str(tmp_path / "report")], "by planning in it"),
     ):
         with pytest.raises(SystemExit):

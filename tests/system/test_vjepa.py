@@ -59,7 +59,7 @@ def test_surprise_is_measured_on_pairs(place, bundle, capsys):
     found = json.loads((place / "surprise/surprise.json").read_text())
     assert "frame difference" in capsys.readouterr().out
     assert found["before_violation"] < 1e-5  # nobody looks ahead
-    assert found["pairs"] == 6 and len(found["course"]["permanence"]["possible"]["mean"]) > 2
+    assert found["pairs"] == 6 and len(found["curves"]["permanence"]["possible"]["mean"]) > 2
 
 
 def test_what_is_no_vjepa_model_is_named(place, bundle, capsys):

@@ -342,7 +342,7 @@ class StaysOpen(Sound):
         (SeedsOnce, "seeding: two runs with one seed differ"),
         (OneSeedForAll, "seeding: the integer s must seed world i with s + i"),
         (FirstSeedAlone, "seeding: a world's first observation depends on more than its own seed"),
-        (FreshRandomnessWithoutASeed, "seeding: a reset without a seed must go on"),
+        (FreshRandomnessWithoutASeed, "seeding: a reset without a seed must continue the generators"),
         (Neighbours, "independence: what one world did"),
         (StepsInTheReset, "NEXT_STEP: the action of the step that resets"),
         (RewardInTheReset, "NEXT_STEP: world"),

@@ -53,6 +53,6 @@ def test_errors_are_one_line_and_leave_nothing_behind(published, tmp_path):
     with pytest.raises(SystemExit, match=r"error: .*broken\.pt: cannot be read"):
         tool.main([str(tmp_path / "broken.pt"), str(tmp_path / "out")])
     save_component(encoder(**SETTINGS).float(), tmp_path / "ours" / "encoder")
-    with pytest.raises(SystemExit, match="wants encoder and predictor"):
+    with pytest.raises(SystemExit, match="has encoder and predictor"):
         tool.main([str(tmp_path / "ours"), str(tmp_path / "out"), "--to-hf"])
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*.tmp"))
