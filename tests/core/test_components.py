@@ -41,8 +41,8 @@ def test_a_network_at_hand_gives_its_weights_as_its_folder_does(tmp_path):
     [
         ({"window": 5}, {}, "window=4 there and 5 here"),  # a setting that no weight tells
         ({"num_actions": 3}, {"settings": ("num_actions",)}, r"another shape: \['embed_action.tables.0.weight'\]"),
-        ({"num_step_sizes": 3}, {"settings": ("num_step_sizes",)}, r"not there: \['embed_step.weight'\]"),
-        ({"num_actions": 0}, {"settings": ("num_actions",)}, r"no place here: \['embed_action.tables.0.weight'\]"),
+        ({"num_step_sizes": 3}, {"settings": ("num_step_sizes",)}, r"missing weights: \['embed_step.weight'\]"),
+        ({"num_actions": 0}, {"settings": ("num_actions",)}, r"unexpected weights: \['embed_action.tables.0.weight'\]"),
     ],
 )
 def test_what_does_not_fit_is_named_and_nothing_is_taken(tmp_path, changes, allowed, message):

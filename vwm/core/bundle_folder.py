@@ -1,4 +1,4 @@
-"""Finding a bundle's folder by path or by the name of a world that comes with vwm, without importing torch."""
+"""Find the folder of a bundle by its path or by the name of a shipped world, without importing torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class BundleError(ValueError):
 
 
 def find_bundle(path: str | os.PathLike[str]) -> Path:
-    """The folder of a bundle: the given one, or else the shipped one of that name.
+    """Return the folder of a bundle: the given one, or else the shipped one of that name.
 
     Raises:
         BundleError: neither is a bundle; the message suggests a name that is close.
@@ -36,6 +36,6 @@ def find_bundle(path: str | os.PathLike[str]) -> Path:
 
 
 def shipped_bundles() -> list[str]:
-    """Names of the worlds that come with vwm."""
+    """Return the names of the worlds that come with vwm."""
     found = {file.parent.name for folder in SHIPPED_BUNDLE_FOLDERS for file in folder.glob(f"*/{BUNDLE_INDEX_FILE}")}
     return sorted(found)

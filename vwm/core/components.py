@@ -32,12 +32,12 @@ class ComponentError(ValueError):
 
 
 def save_component(part: ModelMixin, folder: str | os.PathLike[str], half: bool = False) -> None:
-    """Write a network into a new folder. Where it was loaded from is forgotten: nobody's business, and no weight.
+    """Write a network into a new folder, without the path that it was loaded from.
 
     Args:
-        part: the network; it stays as it is.
-        folder: to make.
-        half: store the weights in float16, in half the space; ``load_component`` makes float32 of them again.
+        part: the network; it is not changed.
+        folder: the folder to make.
+        half: store the weights in float16, in half the space; ``load_component`` converts them to float32 again.
     """
     stored = torch.nn.Module.half(copy.deepcopy(part)) if half else part
     if not all(torch.isfinite(weight).all() for weight in stored.state_dict().values()):
@@ -66,14 +66,14 @@ def public_module(kind: type) -> str:
 
 
 def load_component(folder: str | os.PathLike[str], kind: type[ModelMixin] | None = None) -> ModelMixin:
-    """A network, frozen and in evaluation mode; every key must be there and fit.
+    """Load a network, frozen and in evaluation mode; every key must exist and fit.
 
     Args:
         folder: as ``save_component`` wrote it.
         kind: the class, for folders that do not name it.
 
     Raises:
-        PartError: missing, broken or foreign.
+        ComponentError: missing, broken or foreign.
     """
     folder = Path(folder)
     if not (folder / COMPONENT_CONFIG_FILE).is_file():
@@ -98,15 +98,15 @@ def load_pretrained_weights(
     new: Sequence[str] = (),
     settings: Sequence[str] = (),
 ) -> None:
-    """Begin a network from the weights of another one of its class, which lies in a folder.
+    """Initialize a network with the weights of another one of its class, which is stored in a folder.
 
     Args:
-        network: takes the weights over, in place.
-        folder: of the other one, as ``save_component`` wrote it.
+        network: receives the weights, in place.
+        folder: of the other network, as ``save_component`` wrote it.
         new, settings: see ``copy_weights``.
 
     Raises:
-        PartError: missing, broken or foreign; and see ``copy_weights``.
+        ComponentError: missing, broken or foreign; and see ``copy_weights``.
     """
     copy_weights(network, load_component(folder, type(network)), str(folder), new, settings)
 
@@ -114,40 +114,40 @@ def load_pretrained_weights(
 def copy_weights(
     network: ModelMixin, other: ModelMixin, where: str, new: Sequence[str] = (), settings: Sequence[str] = ()
 ) -> None:
-    """Begin a network from the weights of another one of its class.
+    """Initialize a network with the weights of another one of its class.
 
     Args:
-        network: takes the weights over, in place.
-        other: has them.
-        where: it comes from, to blame.
-        new: what the names of weights begin with that the network keeps as they are, whether the other has such or
-            not.
-        settings: names of constructor arguments in which the two may differ. All others must be equal, for some change
-            what weights mean and not their shapes.
+        network: receives the weights, in place.
+        other: provides them.
+        where: the source, for error messages.
+        new: prefixes of the names of weights that the network keeps as they are, whether or not the other network
+            has them.
+        settings: names of constructor arguments in which the two may differ. All others must be equal, since some
+            change the meaning of weights and not their shapes.
 
     Raises:
-        PartError: other settings; weights that only one of the two has, or in another shape. The message names them,
-            and the network is as it was.
+        ComponentError: other settings, or weights that only one of the two has or that differ in shape. The message
+            names them, and the network is not changed.
     """
     mine, theirs = (_constructor_arguments(part) for part in (network, other))
     differing = [name for name in mine if name not in settings and mine[name] != theirs[name]]
     if differing:
-        told = ", ".join(f"{name}={theirs[name]!r} there and {mine[name]!r} here" for name in differing)
-        raise ComponentError(f"{where}: {told}: set them equal")
+        listed = ", ".join(f"{name}={theirs[name]!r} there and {mine[name]!r} here" for name in differing)
+        raise ComponentError(f"{where}: {listed}: set them equal")
     weights = {key: value for key, value in other.state_dict().items() if not key.startswith(tuple(new))}
     wanted = {key: value for key, value in network.state_dict().items() if not key.startswith(tuple(new))}
     missing, unexpected = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
     reshaped = [key for key in wanted.keys() & weights.keys() if wanted[key].shape != weights[key].shape]
     if missing or unexpected or reshaped:
         raise ComponentError(
-            f"{where}: weights that are not there: {missing}, that have no place here: {unexpected}, of another "
-            f"shape: {sorted(reshaped)}"
+            f"{where}: missing weights: {missing}, unexpected weights: {unexpected}, weights of another shape: "
+            f"{sorted(reshaped)}"
         )
     network.load_state_dict(weights, strict=False)
 
 
 def rebuild_network(network: NetworkT, **changes: Any) -> NetworkT:
-    """A new network of this one's class and settings, but for some of them; its weights are new.
+    """Make a network of the same class with some settings changed and newly initialized weights.
 
     Args:
         network: the example.
@@ -157,7 +157,7 @@ def rebuild_network(network: NetworkT, **changes: Any) -> NetworkT:
 
 
 def _constructor_arguments(part: ModelMixin) -> dict[str, object]:
-    """A network's constructor arguments; JSON has lists for tuples."""
+    """Return a network's constructor arguments; tuples become lists, as in JSON."""
     values = {name: value for name, value in part.config.items() if not name.startswith("_")}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 

@@ -1,9 +1,9 @@
 """Random numbers as a function of a seed and a counter.
 
-No generator is hidden anywhere, so that a state can be copied and branched, and a world of a batch draws what it
-would draw alone, on any device.
+There is no hidden generator, so that a state can be copied and branched, and a world of a batch draws what it would
+draw alone, on any device.
 
-The mixer is SplitMix64's finaliser (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+The mixer is SplitMix64's finalizer (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _logical_shift_right(x: Tensor, bits: int) -> Tensor:
 
 
 def splitmix64(x: Tensor) -> Tensor:
-    """A bijection of int64 that scatters close numbers far apart."""
+    """Map int64 to int64 one to one, so that close numbers are scattered."""
     x = x * _MIX2 + _GOLDEN
     x = (x ^ _logical_shift_right(x, 30)) * _MIX1
     x = (x ^ _logical_shift_right(x, 27)) * _MIX2
@@ -33,12 +33,12 @@ def splitmix64(x: Tensor) -> Tensor:
 
 
 def fold_in(seed: Tensor, number: Tensor | int) -> Tensor:
-    """A new seed from a seed and a number (a step, a stage, a world): int64, broadcast."""
+    """Make a new seed from a seed and a number (a step, a stage, a world): int64, broadcast."""
     return splitmix64(splitmix64(seed) + number)
 
 
 def seeded_uniform(seed: Tensor, *shape: int) -> Tensor:
-    """float32 [b, *shape] strictly between 0 and 1, a function of ``seed`` int64 [b]; 23 random bits each."""
+    """Draw float32 [b, *shape] strictly between 0 and 1, a function of ``seed`` int64 [b]; 23 random bits each."""
     count = 1
     for side in shape:
         count *= side
@@ -48,7 +48,7 @@ def seeded_uniform(seed: Tensor, *shape: int) -> Tensor:
 
 
 def world_seeds(seed: int | Tensor, batch: int, device: torch.device | str = "cpu") -> Tensor:
-    """int64 [b], a seed a world: the given ones, or ones made from a single seed."""
+    """Return int64 [b], one seed per world: those given, or seeds made from a single one."""
     if isinstance(seed, Tensor):
         if tuple(seed.shape) != (batch,):
             raise ValueError(f"seed must be one integer or int64 [{batch}], got {list(seed.shape)}")
@@ -59,6 +59,6 @@ def world_seeds(seed: int | Tensor, batch: int, device: torch.device | str = "cp
 
 
 def seeded_normal(seed: Tensor, *shape: int) -> Tensor:
-    """float32 [b, *shape] from the standard normal distribution, a function of ``seed`` int64 [b] (Box and Muller)."""
+    """Draw float32 [b, *shape] from the standard normal distribution, a function of ``seed`` int64 [b] (Box-Muller)."""
     first, second = seeded_uniform(seed, 2, *shape).unbind(1)
     return (-2 * first.log()).sqrt() * (second * (2 * torch.pi)).cos()

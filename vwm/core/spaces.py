@@ -98,7 +98,7 @@ class ActionSpace:
         size: number of discrete actions, or of dimensions.
         names: one per discrete action or dimension, for people; latent actions are named by their observed effect.
         latent: whether the actions were learned from unlabelled video.
-        rest: one value per dimension, where it stands when nobody touches it (a brake rests at -1); empty where all
+        rest: one value per dimension, its position without any input (a brake rests at -1); empty where all
             rest at 0.
 
     Raises:

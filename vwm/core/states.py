@@ -1,4 +1,4 @@
-"""What one does with streaming states, which are values: nested tuples and dicts of tensors with the batch first.
+"""Operations on streaming states, which are values: nested tuples and dicts of tensors with the batch first.
 
 Every function returns a new state and leaves the given ones alone.
 """
@@ -16,31 +16,31 @@ NestedState = Any
 
 
 def state_batch_size(state: NestedState) -> int:
-    """The number of worlds in a state."""
+    """Return the number of worlds in a state."""
     return int(tree_leaves(state)[0].shape[0])
 
 
 def select_worlds(state: NestedState, worlds: Tensor) -> NestedState:
-    """The worlds at the given places (int64 [m], repeats allowed: branching) or under a mask (bool [b])."""
+    """Select worlds by indices (int64 [m]; repeated ones branch) or by a mask (bool [b])."""
     return tree_map(lambda leaf: leaf[worlds], state)
 
 
 def merge_states(mask: Tensor, new: NestedState, old: NestedState) -> NestedState:
-    """World by world: ``new`` where the mask (bool [b]) is True, ``old`` elsewhere."""
+    """Take ``new`` for the worlds where the mask (bool [b]) is True, and ``old`` elsewhere."""
     return tree_map(lambda n, o: torch.where(mask.view(-1, *[1] * (n.ndim - 1)), n, o), new, old)
 
 
 def replace_worlds(mask: Tensor, new: NestedState, old: NestedState) -> NestedState:
-    """``old`` with the worlds under the mask (bool [b]) replaced by those of ``new``, which are as many, in order."""
+    """Replace the worlds of ``old`` under the mask (bool [b]) by those of ``new``, one for each, in order."""
     place = (mask.cumsum(0) - 1).clamp(min=0)
     return merge_states(mask, select_worlds(new, place), old)
 
 
 def concatenate_states(states: list[NestedState]) -> NestedState:
-    """One batch of all worlds of several states."""
+    """Concatenate the worlds of several states to one batch."""
     return tree_map(lambda *leaves: torch.cat(leaves), *states)
 
 
 def map_state(function: Callable[[Tensor], Tensor], state: NestedState) -> NestedState:
-    """A function of every tensor, for example a move to another device."""
+    """Apply a function to every tensor, for example a move to another device."""
     return tree_map(function, state)

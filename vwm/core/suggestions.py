@@ -1,4 +1,4 @@
-"""What a mistyped word may have meant."""
+"""Suggestions for mistyped words."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """`` (did you mean WORD?)``, or nothing where no known word is close."""
+    """Return `` (did you mean WORD?)``, or an empty text where no known word is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
 def suggest_sibling(path: Path, known: Iterable[str] = ()) -> str:
-    """As :func:`suggest`, for a path that does not exist: one of ``known``, or another name in its folder."""
+    """Do the same for a path that does not exist: suggest one of ``known``, or another name in its folder."""
     siblings = [str(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
     return suggest(str(path), [*known, *siblings])

@@ -129,7 +129,7 @@ class LaneFollowingPolicy(RandomPolicy):
     """Drives CarRacing: follows the visible road, and leaves it on purpose.
 
     Wheel and pedals alternate, each in its own time, between driving and whims: a random turn of the wheel; gas,
-    brake, both or none of them. Driving sways about its line, and keeps a speed that is drawn anew every few seconds
+    brake, both or none of them. Driving sways about its line, and keeps a speed that is drawn again every few seconds
     (now and then 0). So a world model sees what each of the three does apart from the others and from the road.
 
     Raises:

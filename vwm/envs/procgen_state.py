@@ -39,7 +39,7 @@ EXTRA_STATE_NAMES: dict[str, tuple[str, ...]] = {
 
 @dataclass
 class _WordReader:
-    """A reader of words; floats and integers are told apart by who reads them."""
+    """Reads 32-bit words; the caller knows whether a word is a float or an integer."""
 
     data: bytes
     at: int = 0

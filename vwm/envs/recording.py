@@ -108,7 +108,7 @@ def record_dataset(
         out: folder for the shards.
         frames: frames to record.
         size: side of the frames, in pixels.
-        policy: who plays: random (every action drawn anew), sticky (mostly repeats the last action), mixed (pieces
+        policy: random (every action drawn independently), sticky (mostly repeats the last action), mixed (pieces
             of sticky play, each leaning to other actions), or road (drives CarRacing, and strays on purpose).
         workers: processes that record; 0 records in this one. The number changes nothing in what is recorded.
         frames_per_shard: frames a shard; shards are also what is held out for validation.

@@ -49,7 +49,7 @@ class TwoRoomsEnv(gymnasium.Env[NDArray[np.uint8], NDArray[np.float32]]):
     door's middle); what it does not say is drawn. ``info`` holds ``goal`` and ``distance``.
 
     Args:
-        random_wall: draw the places of wall and door anew in every episode, rather than have them in the middle.
+        random_wall: draw the positions of wall and door in every episode; otherwise they are in the middle.
         step_size: pixels that an action of 1 moves the agent along its axis.
         terminate: end the episode at the goal; without it no episode ends by itself.
         render_mode: ``"rgb_array"`` lets ``render`` return the picture.
@@ -184,7 +184,7 @@ def move_with_collisions(position: ArrayLike, step: ArrayLike, wall: FloatOrArra
     at, step = np.asarray(position, np.float64), np.asarray(step, np.float64)
     x, y = at[..., 0], at[..., 1]
     left, right, top, bottom = _wall_and_door_edges(wall, door)
-    # Places that were rounded (to float32, in a recording) are still where they were: beside the wall.
+    # Positions that were rounded (to float32, in a recording) stay on the same side of the wall.
     beside_left, beside_right = x <= left + POSITION_TOLERANCE, x >= right - POSITION_TOLERANCE
     in_door = (y >= top - POSITION_TOLERANCE) & (y <= bottom + POSITION_TOLERANCE)
     low, high = (

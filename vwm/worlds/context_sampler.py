@@ -1,4 +1,4 @@
-"""Moments of a recording to imagine from: some frames, and the actions between them.
+"""Starting points of imagination in a recording: some frames, and the actions between them.
 
 Legend: n contexts, t frames of each.
 """
@@ -23,7 +23,7 @@ class SimulatorContext(NamedTuple):
 
     Attributes:
         frames: uint8 [n, t, h, w, 3].
-        actions: int64 [n, t - 1] or float32 [n, t - 1, a], those between the frames; None where nobody told them.
+        actions: int64 [n, t - 1] or float32 [n, t - 1, a], those between the frames; None where they are unknown.
         uniform: bool [n], whether it was drawn evenly from all of the recording.
     """
 
@@ -33,15 +33,16 @@ class SimulatorContext(NamedTuple):
 
 
 class ContextSampler:
-    """Draws contexts, each moment of the recording alike likely, or only such from which something was earned soon.
+    """Draws contexts uniformly from a recording, or only those that are soon followed by a reward.
 
-    Dreamer 4 (arXiv 2509.24527, section 3.3) imagines half from all of its data and half from what bears on the task.
+    Dreamer 4 (arXiv 2509.24527, section 3.3) imagines half from all of its data and half from data relevant to
+    the task.
 
     Args:
         data: the recording; see ``vwm.data.datamodule.VideoDataModule``.
         length: t.
-        horizon: a moment is relevant where one of so many next actions was rewarded.
-        relevant: share of the contexts that are drawn from relevant moments alone.
+        horizon: a time step is relevant where one of the next ``horizon`` actions was rewarded.
+        relevant: fraction of the contexts that is drawn from relevant time steps only.
         actions: whether to read the actions.
 
     Raises:

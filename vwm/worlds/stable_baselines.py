@@ -62,7 +62,7 @@ class StableBaselinesVecEnv(VecEnv):
         dones, infos = terminated | truncated, []
         for world in range(self.num_envs):
             info = select_env_info(batched, world)
-            if dones[world]:  # what is said beside the last observation is of the next episode
+            if dones[world]:  # the infos next to the final observation belong to the next episode
                 last, final = info.pop("final_obs"), info.pop("final_info")
                 self.reset_infos[world], info = info, {**final, "terminal_observation": last}
             infos.append({**info, "TimeLimit.truncated": bool(truncated[world] and not terminated[world])})

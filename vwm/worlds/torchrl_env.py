@@ -93,7 +93,7 @@ class SimulatorTorchRLEnv(EnvBase):
         self.worlds.seed([None if seed is None else seed + i for i in range(self.worlds.count)])
 
     def _shown(self, entries: dict[str, Tensor]) -> TensorDictBase:
-        """The present, in tensors of the caller's own, beside other entries."""
+        """Return the current time step in tensors that the caller owns, next to other entries."""
         now = self.worlds.present
         terminated, truncated = now.terminated[:, None].clone(), now.truncated[:, None].clone()
         (key,) = self.observation_spec.keys()

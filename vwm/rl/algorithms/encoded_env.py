@@ -204,7 +204,7 @@ class ReconstructionEncoder:
 
     def __init__(self, simulator: Simulator) -> None:
         if not isinstance(simulator, ReconstructsFrames):
-            raise ValueError(f"{type(simulator).__name__} has no tokenizer to draw frames anew: observe its features")
+            raise ValueError(f"{type(simulator).__name__} has no tokenizer to reconstruct frames: observe its features")
         self.simulator = simulator
 
     def begin(self, frame: Tensor, seed: Tensor) -> ReconstructionState:

@@ -23,7 +23,7 @@ from vwm.models.tdmpc2.tanh_gaussian_policy import TanhGaussianPolicy
 from vwm.models.tdmpc2.world_model import TDMPC2WorldModel
 
 HIGH_ACTION_DIMS, EXTRA_ITERATIONS = 20, 2
-"""From so many dimensions of an action on, so many iterations more."""
+"""With at least this many action dimensions, the planner makes this many more iterations."""
 
 
 @dataclass(frozen=True)
