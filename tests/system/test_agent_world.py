@@ -39,10 +39,10 @@ def made(tmp_path_factory) -> Path:
     common = ["--data.init_args.path", data, *DYNAMICS, *HEADS, *TINY, *DATA]
     main(["fit", "-c", str(CONFIGS / "freeway_small.yaml"), "--run", str(out / "first"), *TOKENIZER, *common])
     world = str(out / "world")
-    main(["export", str(out / "first"), "-o", world, "--starts", "3", "--steps", "2"])
+    main(["export", str(out / "first"), "-o", world, "--starts", "3", "--sampling-steps", "2"])
     begin = [f"{INIT}pretrained", world, f"{INIT}tokenizer", world, *POLICY]
     main(["fit", "-c", str(CONFIGS / "freeway_agent.yaml"), "--run", str(out / "second"), *begin, *common])
-    main(["export", str(out / "second"), "-o", str(out / "agent_world"), "--starts", "3", "--steps", "2"])
+    main(["export", str(out / "second"), "-o", str(out / "agent_world"), "--starts", "3", "--sampling-steps", "2"])
     return out
 
 

@@ -92,7 +92,7 @@ def made(folder, tmp_path_factory):
         + ["--trainer.max_steps", "4", "--samples.every", "2", "--data.init_args.fields", "[frames,latents]"]
         + ["--data.init_args.path", tokens, *SMALL_DATA, *TINY]
     )
-    main(["export", str(out / "genie"), "-o", str(out / "bundle"), "--starts", "3", "--steps", "2"])
+    main(["export", str(out / "genie"), "-o", str(out / "bundle"), "--starts", "3", "--sampling-steps", "2"])
     return out
 
 
@@ -137,7 +137,20 @@ def driven(tmp_path_factory) -> Path:
         + ["--data.init_args.fields", "[latents,actions,rewards,terminated]"]
         + ["--data.init_args.path", latents, *common]
     )
-    main(["export", str(out / "dit"), "-o", str(out / "bundle"), "--data", data, "--starts", "3", "--steps", "2"])
+    main(
+        [
+            "export",
+            str(out / "dit"),
+            "-o",
+            str(out / "bundle"),
+            "--data",
+            data,
+            "--starts",
+            "3",
+            "--sampling-steps",
+            "2",
+        ]
+    )
     return out
 
 

@@ -65,7 +65,7 @@ def test_a_genie_world_with_latent_actions_learns_true_ones(tmp_path, capsys):
     finetune("genie/coinrun_finetune.yaml", tmp_path, 16, steps=3)
     said = capsys.readouterr().out
     assert "continuing from" in said and "action map: " not in said  # it has been learning since
-    main(["export", str(tmp_path / "run"), "-o", str(tmp_path / "bundle"), "--steps", "2", "--context", "2"])
+    main(["export", str(tmp_path / "run"), "-o", str(tmp_path / "bundle"), "--sampling-steps", "2", "--context", "2"])
     check_bundle(tmp_path / "bundle")
 
 
@@ -79,5 +79,5 @@ def test_a_diffusion_world_without_labels_learns_actions(tmp_path, how):
     save_simulator(world, tmp_path / "world")
     write_game(tmp_path / "data", 8)
     finetune("dit/freeway_finetune.yaml", tmp_path, 32, 2, *how)
-    main(["export", str(tmp_path / "run"), "-o", str(tmp_path / "bundle"), "--steps", "2", "--context", "2"])
+    main(["export", str(tmp_path / "run"), "-o", str(tmp_path / "bundle"), "--sampling-steps", "2", "--context", "2"])
     check_bundle(tmp_path / "bundle")

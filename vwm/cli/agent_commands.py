@@ -211,7 +211,12 @@ def record_agent_videos(
 
 
 def export_agent_world(
-    run: Path, out: Path | None = None, title: str = "", fps: float = 15.0, contexts: int = 16, best: bool = False
+    run: Path,
+    out: Path | None = None,
+    title: str | None = None,
+    fps: float = 15.0,
+    starts: int = 16,
+    best: bool = False,
 ) -> None:
     """Make a bundle of the world model that an agent has learned.
 
@@ -220,10 +225,10 @@ def export_agent_world(
         out: folder to make; ``world`` in the run by default.
         title: shown to people; the run's name by default.
         fps: frames per second at which people play it.
-        contexts: observations from the replay buffer that are included as starts.
+        starts: number of starting contexts, which are drawn from the replay buffer.
         best: use the weights with the best evaluation of the training instead of the last ones.
     """
-    simulator = load_agent_training(run).export_simulator(best, title or run.name, fps, contexts)
+    simulator = load_agent_training(run).export_simulator(best, title or run.name, fps, starts)
     out = out or run / "world"
     save_simulator(simulator, out)
     print(f"bundle: {out}")

@@ -38,29 +38,29 @@ def export_run(
     title: str | None = None,
     starts: int = 12,
     context: int = 4,
-    steps: int | None = None,
+    sampling_steps: int | None = None,
     temperature: float | None = None,
     guidance: float | None = None,
     half: bool = False,
 ) -> None:
-    """Make a bundle of a run.
+    """Make a bundle of a training run.
 
-    A simulator of a Genie, DiT, MDN-RNN or V-JEPA 2-AC run, a tokenizer folder of a tokenizer run, encoder and
-    predictor of a V-JEPA run.
+    Genie, DiT, MDN-RNN and V-JEPA 2-AC runs become simulators, tokenizer runs a tokenizer folder, and V-JEPA runs an
+    encoder and a predictor.
 
     Args:
         run: the run's folder, as ``vwm fit`` wrote it.
         out: the folder to make.
         data: shards to take starting frames from, to name the latent actions by and to measure continuous latents on;
-            by default the run's own, if they are still there. "none" takes none.
+            by default the run's own, if they still exist. "none" uses none.
         weights: the exponential moving average, where the run kept one (of V-JEPA's encoder: the target encoder), or
             the last weights.
-        title: what the player shows; by default the run's name.
-        starts: how many starting contexts the bundle holds.
-        context: frames of each.
-        steps: sampling steps a frame; by default 8 of MaskGIT, and that of the sample videos of a DiT run.
-        temperature: of MaskGIT's sampling (by default 0.5) or an MDN-RNN's (by default 1).
-        guidance: of a DiT's sampling towards the action; 1, the default, leaves it alone.
+        title: shown in the player; by default the run's name.
+        starts: number of starting contexts in the bundle.
+        context: frames of each starting context.
+        sampling_steps: sampling steps per frame; by default 8 (MaskGIT), or as in the sample videos of a DiT run.
+        temperature: of the sampling of MaskGIT (by default 0.5) or of an MDN-RNN (by default 1).
+        guidance: classifier-free guidance of a DiT by the action; 1, the default, is none.
         half: store a simulator's weights in float16, in half the space; they are loaded as float32.
     """
     module, config = load_trained_module(run, weights)
@@ -78,7 +78,7 @@ def export_run(
         starts=_read_starts(source, context, starts) if source is not None and _has_video(source) else None,
         recording=recording,
     )
-    chosen = {"steps": steps, "temperature": temperature, "guidance": guidance}
+    chosen = {"steps": sampling_steps, "temperature": temperature, "guidance": guidance}
     sampling = {name: value for name, value in chosen.items() if value is not None}
     if sampling.get("guidance", 1) != 1 and not module.action_dropout:
         print("warning: guidance compares with a frame whose action is hidden, and this run hid none "
