@@ -1,4 +1,4 @@
-# Needs Python 3.11 or newer, git and make. PYTHON=... picks another Python; 3.11 alone has wheels of Procgen.
+# Requires Python 3.11 or newer, git and make. PYTHON=... selects another Python; only 3.11 has wheels of Procgen.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
@@ -17,7 +17,7 @@ $(BIN)/uv:
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep -o '^uv==[^ ]*' requirements.lock)
 
-# The whole way, from a recorded game to a world to play.
+# The whole path, from a recorded game to a playable world.
 demo: setup
 	$(BIN)/vwm demo
 
@@ -35,7 +35,7 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo "site/index.html"
 
-# Keeps the versions that are locked and still fit; `make lock UPGRADE=--upgrade` takes the newest.
+# Keeps locked versions that still satisfy pyproject.toml; `make lock UPGRADE=--upgrade` takes the newest.
 lock: | $(BIN)/uv
 	$(BIN)/uv pip compile pyproject.toml --quiet --all-extras --universal --python-version 3.11 $(UPGRADE) \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --output-file requirements.lock
