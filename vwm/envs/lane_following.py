@@ -1,7 +1,7 @@
-"""Drives a car that is seen from above, by its picture alone: where the road leads, and how fast the car is.
+"""Lane following from images of a top view: finds the road and the speed of the car in the frame.
 
-Written for Gymnasium's CarRacing, whose car stands at the same place of every frame and points up: grey is road, a
-white bar at the bottom is the speed.
+Written for Gymnasium's CarRacing, whose car is at the same position in every frame and points up. Gray is road, and a
+white bar at the bottom shows the speed.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 CAR_POSITION = (0.73, 0.5)
-"""Where the car stands, in parts of the frame's height and width."""
+"""Position of the car, as fractions of the frame's height and width."""
 DASHBOARD_TOP = 0.875
-"""Where the black board with the instruments begins, in parts of the height."""
+"""Top of the black dashboard, as a fraction of the height."""
 VIEW_SIZE = (49.4, 61.7)
-"""Height and width of the view in the game's own unit of length; a frame is squeezed into a square."""
+"""Height and width of the view in the environment's unit of length; frames are resized to squares."""
 SPEED_BAR_COLUMNS = (5 / 40, 6 / 40)
-"""The columns that the bar of the speed is in, in parts of the width."""
+"""Columns of the speed bar, as fractions of the width."""
 SPEED_PER_HEIGHT = 2000.0
 """Speed at which the bar would be as high as the frame."""
 
 
 WHEELBASE, MAX_STEERING_ANGLE = 3.24, 0.4
-"""Of the car: the distance between its axles, and the angle of its front wheels at full steer."""
+"""Distance between the car's axles, and angle of its front wheels at full steering."""
 
 
 class RoadPoint(NamedTuple):
@@ -36,7 +36,7 @@ class RoadPoint(NamedTuple):
 
 
 def lane_following_action(frame: NDArray[np.uint8], pace: float) -> NDArray[np.float64]:
-    """Steer [-1, 1], gas and brake [0, 1] of a car that follows the road: float64 [3].
+    """Compute steering [-1, 1], gas and brake [0, 1] for a car that follows the road: float64 [3].
 
     It steers along the circle that leads from the car to a point of the road ahead, and slows down before bends.
 

@@ -1,4 +1,4 @@
-"""Reads numbers out of the bytes in which a Procgen game saves itself (``callmethod("get_state")``).
+"""Read the state of a Procgen game from its saved bytes (``callmethod("get_state")``).
 
 The order of the fields is that of the ``serialize`` methods in Procgen's C++ (github.com/openai/procgen,
 ``procgen/src``: ``game.cpp``, ``basic-abstract-game.cpp``, ``entity.cpp``, ``grid.h``, ``games/coinrun.cpp``): 32-bit
@@ -71,7 +71,7 @@ class _WordReader:
 
 @dataclass(frozen=True)
 class _LevelState:
-    """What is on the level: agent float32 [31], entities int32 [n, 31], grid int32 [height, width]."""
+    """Objects of the level: agent float32 [31], entities int32 [n, 31], grid int32 [height, width]."""
 
     agent: NDArray[np.float32]
     entities: NDArray[np.int32]
@@ -91,7 +91,7 @@ def procgen_state_names(game: str) -> tuple[str, ...]:
 
 
 def check_procgen_options(game: str, options: dict[str, Any]) -> None:
-    """Refuse what Procgen cannot save (it would end the process).
+    """Raise ValueError for options with which Procgen cannot save its state (it would end the process).
 
     Raises:
         ValueError: assets drawn at random.
@@ -104,7 +104,7 @@ def check_procgen_options(game: str, options: dict[str, Any]) -> None:
 
 
 def read_procgen_state(game: str, data: bytes) -> NDArray[np.float32]:
-    """What one lane's saved bytes say: float32 [S], in the order of :func:`state_names`.
+    """Parse the saved bytes of one environment: float32 [S], in the order of :func:`state_names`.
 
     Raises:
         ValueError: the bytes are not in the known order (another version of Procgen).
@@ -155,7 +155,7 @@ def _parse(game: str, data: bytes) -> _LevelState:
 
 
 def _coinrun_state(level: _LevelState) -> list[float]:
-    """On the ground, facing right, and where the nearest danger in view is."""
+    """Return on_ground, facing_right, and the position of the nearest visible danger."""
     words, agent = level.own, level.agent
     words.take(4)
     on_crate = words.integer()

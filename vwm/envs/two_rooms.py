@@ -1,4 +1,4 @@
-"""Two rooms and a door: the smallest world in which the straight way to a goal is the wrong one.
+"""Two rooms and a door: the smallest environment in which the straight path to a goal is often blocked.
 
 Importing this module makes ``vwm/TwoRooms-v0`` known to Gymnasium. Lengths are pixels; x goes right, y goes down, and
 pixel (row, column) covers the square from (column, row) to (column + 1, row + 1).
@@ -17,21 +17,21 @@ from numpy.typing import ArrayLike, NDArray
 TWO_ROOMS_ID = "vwm/TwoRooms-v0"
 
 ARENA_SIZE = 64
-"""Side of the arena, and of its picture."""
+"""Side of the arena and of its image, in pixels."""
 BORDER_WIDTH = 2
-"""Thickness of the walls around it."""
+"""Thickness of the outer walls."""
 WALL_THICKNESS, DOOR_WIDTH = 4.0, 12.0
-"""Thickness of the wall between the rooms, and width of its door."""
+"""Thickness of the wall between the rooms, and size of its door."""
 AGENT_RADIUS = 2.5
-"""Of the agent, a disc."""
+"""Radius of the agent, a disc."""
 GOAL_RADIUS = 4.0
-"""The agent is at a goal when its centre is this near."""
+"""Distance of the agent's center from a goal within which the goal is reached."""
 MIN_COORDINATE, MAX_COORDINATE = BORDER_WIDTH + AGENT_RADIUS, ARENA_SIZE - BORDER_WIDTH - AGENT_RADIUS
-"""Where the agent's centre can be, in x and in y."""
+"""Range of the agent's center in x and in y."""
 POSITION_TOLERANCE = 1e-4
-"""What a place may be off by."""
+"""Tolerance of positions."""
 BACKGROUND_COLOR, WALL_COLOR, AGENT_COLOR = ((0, 0, 0), (70, 110, 200), (255, 170, 60))
-"""Colours."""
+"""Colors."""
 
 Position = NDArray[np.float64]
 FloatOrArray = NDArray[np.float64] | float
@@ -60,7 +60,7 @@ class TwoRoomsEnv(gymnasium.Env[NDArray[np.uint8], NDArray[np.float32]]):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's declaration)
     state_names = ("x", "y", "wall", "door")
-    """What the numbers of ``state`` are."""
+    """Names of the values of ``state``."""
 
     def __init__(
         self,
@@ -86,13 +86,13 @@ class TwoRoomsEnv(gymnasium.Env[NDArray[np.uint8], NDArray[np.float32]]):
 
     @property
     def state(self) -> NDArray[np.float32]:
-        """Where the agent, the wall and the door are: float32 [4], see ``state_names``."""
+        """Return the positions of agent, wall and door: float32 [4], see ``state_names``."""
         return np.array([*self._here(), self.wall, self.door], np.float32)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """Begin an episode; every reset draws as many random numbers, whatever the options name."""
+        """Start an episode; every reset draws the same number of random numbers, for all options."""
         super().reset(seed=seed)
         options = options or {}
         if unknown := set(options) - {"start", "goal", "wall", "door"}:
@@ -105,7 +105,7 @@ class TwoRoomsEnv(gymnasium.Env[NDArray[np.uint8], NDArray[np.float32]]):
         return self.render_at(self.position), self._info()
 
     def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
-        """Move; actions outside [-1, 1] count as its bounds."""
+        """Move the agent; actions are clipped to [-1, 1]."""
         step = self.step_size * np.clip(np.asarray(action, np.float64), -1, 1)
         self.position = move_with_collisions(self._here(), step, self.wall, self.door)
         info = self._info()
@@ -113,22 +113,22 @@ class TwoRoomsEnv(gymnasium.Env[NDArray[np.uint8], NDArray[np.float32]]):
         return self.render_at(self.position), float(there), self.terminate and there, False, info
 
     def render(self) -> NDArray[np.uint8] | None:
-        """The picture; None without a render mode."""
+        """Return the image; None without a render mode."""
         return None if self.render_mode is None else self.render_at(self._here())
 
     def render_at(self, position: ArrayLike) -> NDArray[np.uint8]:
-        """The picture with the agent at (x, y), uint8 [64, 64, 3], under the wall and door of this episode."""
+        """Draw the agent at (x, y) with the wall and door of this episode: uint8 [64, 64, 3]."""
         return render_two_rooms(position, self.wall, self.door)
 
     def sample_position(self, rng: np.random.Generator) -> Position:
-        """A place where the agent can be, uniformly: float64 [2]."""
+        """Draw a free position uniformly: float64 [2]."""
         places = rng.uniform(
             MIN_COORDINATE, MAX_COORDINATE, (64, 2)
         )  # nearly a fifth is within the wall: one of 64 is not
         return places[is_free_position(places, self.wall, self.door).argmax()]
 
     def sample_goal(self, rng: np.random.Generator) -> Position:
-        """A goal that is not reached yet: float64 [2]."""
+        """Draw a goal that is not reached yet: float64 [2]."""
         while True:
             goal = self.sample_position(rng)
             if np.linalg.norm(goal - self._here()) > GOAL_RADIUS:
@@ -154,14 +154,14 @@ class TwoRoomsEnv(gymnasium.Env[NDArray[np.uint8], NDArray[np.float32]]):
 
 
 def sample_room_layout(rng: np.random.Generator) -> tuple[float, float]:
-    """Places of a wall and of its door: x in the middle half of the arena, and y where the whole door fits in."""
+    """Draw positions of wall and door: x in the middle half of the arena, y such that the whole door fits."""
     return float(rng.uniform(ARENA_SIZE / 4, 3 * ARENA_SIZE / 4)), float(
         rng.uniform(BORDER_WIDTH + DOOR_WIDTH / 2, ARENA_SIZE - BORDER_WIDTH - DOOR_WIDTH / 2)
     )
 
 
 def is_free_position(position: ArrayLike, wall: FloatOrArray, door: FloatOrArray) -> NDArray[np.bool_]:
-    """Whether the agent can be at (x, y): float [..., 2] with wall and door [...] -> bool [...]."""
+    """Return whether positions are free: float [..., 2] with wall and door [...] -> bool [...]."""
     at = np.asarray(position, np.float64)
     left, right, top, bottom = _wall_and_door_edges(wall, door)
     inside = ((at >= MIN_COORDINATE) & (at <= MAX_COORDINATE)).all(axis=-1)
@@ -170,7 +170,7 @@ def is_free_position(position: ArrayLike, wall: FloatOrArray, door: FloatOrArray
 
 
 def move_with_collisions(position: ArrayLike, step: ArrayLike, wall: FloatOrArray, door: FloatOrArray) -> Position:
-    """Move the agent, first along x and then along y, each as far as the walls let it: no move jumps a wall.
+    """Move the agent, first along x and then along y, each until a wall stops it: no move crosses a wall.
 
     Args:
         position: where it is, float [..., 2]; free.
@@ -200,7 +200,7 @@ def move_with_collisions(position: ArrayLike, step: ArrayLike, wall: FloatOrArra
 def _wall_and_door_edges(
     wall: FloatOrArray, door: FloatOrArray
 ) -> tuple[FloatOrArray, FloatOrArray, FloatOrArray, FloatOrArray]:
-    """Left and right of the wall, and top and bottom of the door, for the agent's centre."""
+    """Return left and right of the wall, and top and bottom of the door, for the agent's center."""
     return (
         wall - (WALL_THICKNESS / 2 + AGENT_RADIUS),
         wall + (WALL_THICKNESS / 2 + AGENT_RADIUS),
@@ -210,7 +210,7 @@ def _wall_and_door_edges(
 
 
 def render_two_rooms(position: ArrayLike, wall: float, door: float) -> NDArray[np.uint8]:
-    """The picture, uint8 [64, 64, 3]; an edge that cuts a pixel colours it in part."""
+    """Draw the image, uint8 [64, 64, 3], with anti-aliased edges."""
     edges = np.arange(ARENA_SIZE)
     across = _pixel_coverage(edges, wall - WALL_THICKNESS / 2, wall + WALL_THICKNESS / 2)
     opening = _pixel_coverage(edges, door - DOOR_WIDTH / 2, door + DOOR_WIDTH / 2)
@@ -225,7 +225,7 @@ def render_two_rooms(position: ArrayLike, wall: float, door: float) -> NDArray[n
 
 
 def _pixel_coverage(edges: NDArray[np.int64], low: float, high: float) -> NDArray[np.float64]:
-    """How much of each pixel of a row lies between ``low`` and ``high``: float [n] from 0 to 1."""
+    """Return the share of each pixel of a row that lies between ``low`` and ``high``: float [n] from 0 to 1."""
     return np.clip(np.minimum(edges + 1, high) - np.maximum(edges, low), 0, 1)
 
 

@@ -1,4 +1,4 @@
-"""Gymnasium faces of a simulator: one world as an ``Env``, a batch of worlds as a ``VectorEnv``.
+"""A simulator as Gymnasium environments: one world as an ``Env``, a batch of worlds as a ``VectorEnv``.
 
 Importing this module registers ``vwm/World-v0``, and Gymnasium imports it for you where the id names it:
 
@@ -76,7 +76,7 @@ class SimulatorEnv(gymnasium.Env[ObservationArray, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[ObservationArray, dict[str, Any]]:
-        """Begin an episode; ``seed`` restarts the generator of everything that is random."""
+        """Start an episode; ``seed`` restarts the random generator."""
         super().reset(seed=seed)
         self.worlds.generators = [self.np_random]  # Gymnasium's own
         begun = self.worlds.begin(start=(options or {}).get("start"))
@@ -146,7 +146,7 @@ class SimulatorVectorEnv(VectorEnv[ObservationArray, Any, NDArray[Any]]):
 
     @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
-        """Each world's generator."""
+        """The generator of each world."""
         return tuple(self.worlds.generators)
 
     @property
@@ -157,7 +157,7 @@ class SimulatorVectorEnv(VectorEnv[ObservationArray, Any, NDArray[Any]]):
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[ObservationArray, dict[str, Any]]:
-        """Begin all worlds, or with ``options["reset_mask"]`` (bool [num_envs]) some of them.
+        """Reset all worlds, or with ``options["reset_mask"]`` (bool [num_envs]) some of them.
 
         Args:
             seed: s seeds world i with s + i; a list has one seed a world; None goes on with the generators.
@@ -215,14 +215,14 @@ class SimulatorVectorEnv(VectorEnv[ObservationArray, Any, NDArray[Any]]):
     def _begin_episodes(
         self, mask: NDArray[np.bool_], infos: dict[str, Any], start: int | None = None
     ) -> dict[str, Any]:
-        """Begin episodes in the worlds under the mask; add their infos."""
+        """Start episodes in the worlds under the mask, and add their infos."""
         for world, context in self.worlds.begin(mask, start).items():
             infos = self._add_info(infos, {"start": context}, world)
         return infos
 
 
 def make_world(bundle: str | os.PathLike[str], device: str = "auto", **options: Any) -> SimulatorEnv:
-    """What ``gymnasium.make("vwm/World-v0", ...)`` calls.
+    """Make one world; ``gymnasium.make("vwm/World-v0", ...)`` calls it.
 
     Args:
         bundle: folder of a simulator bundle.
@@ -237,7 +237,7 @@ def make_world(bundle: str | os.PathLike[str], device: str = "auto", **options: 
 def make_worlds(
     bundle: str | os.PathLike[str], num_envs: int = 1, device: str = "auto", **options: Any
 ) -> SimulatorVectorEnv:
-    """What ``gymnasium.make_vec("vwm/World-v0", ...)`` calls; the options are those of ``SimulatorVectorEnv``."""
+    """Make a batch of worlds; ``gymnasium.make_vec("vwm/World-v0", ...)`` calls it; options: ``SimulatorVectorEnv``."""
     from vwm.worlds.bundle import load_simulator
 
     return SimulatorVectorEnv(load_simulator(bundle, device), num_envs, **options)
@@ -248,7 +248,7 @@ make_world.metadata = make_worlds.metadata = SimulatorEnv.metadata  # type: igno
 
 
 def register_gymnasium_envs() -> None:
-    """Make ``vwm/World-v0`` known to Gymnasium; importing this module does it."""
+    """Register ``vwm/World-v0`` with Gymnasium; importing this module calls it."""
     if WORLD_ID not in gymnasium.registry:
         gymnasium.register(WORLD_ID, entry_point=f"{__name__}:make_world", vector_entry_point=f"{__name__}:make_worlds")
 
@@ -271,7 +271,7 @@ def _gymnasium_action_space(space: ActionSpace) -> spaces.Space[Any]:
 
 
 def _to_action_tensor(actions: Any, space: ActionSpace) -> Tensor:
-    """A batch of actions as the simulator takes them."""
+    """Convert a batch of actions for the simulator."""
     return torch.as_tensor(np.asarray(actions, dtype=np.int64 if space.kind == "discrete" else np.float32))
 
 

@@ -1,4 +1,4 @@
-"""TorchRL's face of a simulator: a batch of worlds that never leaves the simulator's device.
+"""A simulator as a TorchRL environment: a batch of worlds that stays on the simulator's device.
 
     env = SimulatorTorchRLEnv(vwm.load("coinrun"), num_envs=16, max_episode_steps=100)
     env.set_seed(0)
@@ -71,7 +71,7 @@ class SimulatorTorchRLEnv(EnvBase):
         )
 
     def fork(self) -> SimulatorTorchRLEnv:
-        """A copy that goes on exactly as this one does and apart from it, its generators included."""
+        """Return an independent copy that continues exactly as this one would, its generators included."""
         own = self.worlds
         other = SimulatorTorchRLEnv(own.simulator, own.count, own.starts, own.max_episode_steps, own.observe)
         other.worlds = own.fork()
@@ -89,7 +89,7 @@ class SimulatorTorchRLEnv(EnvBase):
         return self._shown({"reward": reward[:, None].clone()})
 
     def _set_seed(self, seed: int | None) -> None:
-        """World i is seeded with seed + i; None leaves the generators as they are."""
+        """Seed world i with seed + i; None leaves the generators unchanged."""
         self.worlds.seed([None if seed is None else seed + i for i in range(self.worlds.count)])
 
     def _shown(self, entries: dict[str, Tensor]) -> TensorDictBase:
