@@ -37,12 +37,6 @@ PRECISIONS = ("32-true", "bf16-mixed")
 """Precisions of updates, by Lightning's names; float16 would require a gradient scaler in every algorithm."""
 TRAINING_SETTINGS = tuple(name for name in inspect.signature(AgentTraining).parameters)
 """Top-level keys of a config that describe the training; the others are of the command."""
-AGENT_EXAMPLES = """examples:
-  vwm agent train -c configs/agents/tdmpc2_pendulum.yaml
-  vwm agent train -c configs/agents/tdmpc2_pendulum.yaml --seed 1 --run runs/s1
-  vwm agent train -c configs/agents/dreamer_v3_cartpole.yaml --print_config        every key and its value
-A run that stopped, for whatever reason, continues when the same command is given again.
-"""
 
 
 def make_agent_parser() -> ArgumentParser:
@@ -50,7 +44,6 @@ def make_agent_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="vwm agent train",
         description="Train an agent: act, store, update, evaluate.",
-        epilog=AGENT_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("-c", "--config", action="config", help="a YAML of everything")

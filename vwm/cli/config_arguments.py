@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vwm.cli.configs import config_names, config_path
 from vwm.core.suggestions import suggest
+from vwm.runs.config_files import split_config_files
 
 SHORT_NAMES: Mapping[str, Mapping[str, str]] = {
     "fit": {
@@ -38,15 +39,12 @@ def expand_arguments(command: str, argv: list[str]) -> list[str]:
     Raises:
         FileNotFoundError: a config does not exist, or there are no arguments.
     """
-    configs: list[str] = []
+    files, words = split_config_files(argv)
+    configs = [word for file in files for word in ("-c", find_config(file))]
     others: list[str] = []
-    words = iter(argv)
     for word in words:
         name, equals, value = word.partition("=")
-        if name in ("-c", "--config"):
-            value = value if equals else next(words, "")
-            configs += ["-c", find_config(value)]
-        elif name.startswith("--"):
+        if name.startswith("--"):
             name = name.replace("-", "_").replace("__", "--", 1)
             name = "--help" if name == "--help_all" else name
             others.append(SHORT_NAMES[command].get(name, name) + equals + value)

@@ -24,7 +24,7 @@ from vwm.cli.class_signatures import (
 )
 from vwm.cli.parser import UsageError
 from vwm.core.suggestions import suggest
-from vwm.runs.config_files import load_config, merge_configs
+from vwm.runs.config_files import load_config, merge_configs, split_config_files
 
 TRAINER = "lightning.pytorch.trainer.trainer.Trainer"
 CALLBACKS = {"checkpoint": "vwm.train.ResumableCheckpoints", "ema": "vwm.train.EMACallback"}
@@ -55,11 +55,11 @@ def check_config_arguments(command: str, argv: Sequence[str]) -> None:
     words = [word.partition("=")[0] for word in argv]
     if any(word in ("-h", "--help", "--print_config") or word.endswith(".help") for word in words):
         return
-    files, overrides = _split_arguments(argv)
+    files, others = split_config_files(argv)
     if not all(Path(file).is_file() for file in files):
         return
     config = merge_configs([load_config(file) for file in files])
-    for name, text in overrides:
+    for name, text in _overrides(others):
         _override(config, name.split("."), text)
     training = find_class("vwm.rl.AgentTraining") if command == "agent train" else None
     problems = [*_check_top_level(command, config, training)]
@@ -68,20 +68,15 @@ def check_config_arguments(command: str, argv: Sequence[str]) -> None:
     _check_folders(config)
 
 
-def _split_arguments(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Separate config files from ``(key, text)`` overrides; an option without a value is a switch."""
-    files: list[str] = []
-    overrides: list[tuple[str, str]] = []
+def _overrides(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield ``(key, text)`` of every option; one without a value is a switch."""
     rest = list(argv)
     while rest:
         name, equals, value = rest.pop(0).partition("=")
-        if not equals and rest and not rest[0].startswith("--"):
-            value, equals = rest.pop(0), "="
-        if name in ("-c", "--config"):
-            files.append(value)
-        elif name.startswith("--"):
-            overrides.append((name.removeprefix("--"), value if equals else "true"))
-    return files, overrides
+        if not equals:
+            value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+        if name.startswith("--"):
+            yield name.removeprefix("--"), value
 
 
 def _override(config: dict[str, Any], keys: list[str], text: str) -> None:

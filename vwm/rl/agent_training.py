@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,23 @@ from vwm.core.network_simulator import NetworkSimulator
 from vwm.envs.batched_envs import EnvSpec
 from vwm.rl.algorithm import Algorithm, StepMetrics, TrainingSetup
 from vwm.rl.evaluation_log import EvaluationConfig, EvaluationLog, is_best_evaluation
-from vwm.runs.checkpoints import load_best_weights, read_checkpoint, save_best_weights, write_checkpoint
+from vwm.runs.checkpoints import (
+    load_best_weights,
+    load_checkpoint,
+    mismatch_named,
+    read_checkpoint,
+    save_best_weights,
+    save_checkpoint,
+)
 from vwm.runs.metric_tables import MetricTable, average_update_logs, open_metric_tables
-from vwm.runs.rng_states import restore_rng_states, rng_states
+from vwm.runs.rng_states import restore_rng_states
 from vwm.runs.run_folder import RunFolder
 from vwm.runs.stop_signal import StopRequest
 from vwm.runs.training_runtime import TrainingRuntime, compile_networks
 
 POLICY_TABLES = ("episodes", "evaluations", "updates")
+CHECKPOINT_OWNER = "agent or environment"
+"""What a checkpoint belongs to, for error messages."""
 
 
 class AgentTraining:
@@ -153,8 +161,7 @@ class AgentTraining:
     def save(self) -> None:
         """Write the checkpoint: first the algorithm's own files, last the small file that names them."""
         counters = {"updates": self._updates, "sums": dict(self._sums), "random": self._random}
-        state = {"algorithm": self.algorithm.state_dict(), "counters": counters, "generators": rng_states()}
-        write_checkpoint(self.folder.last_checkpoint, state)
+        save_checkpoint(self.folder.last_checkpoint, {"algorithm": self.algorithm}, {}, counters)
         self.algorithm.prune_files()
 
     def load_policy(self, best: bool = False) -> Any:
@@ -169,7 +176,7 @@ class AgentTraining:
         if best:
             load_best_weights(self.folder, policy)
             return policy
-        with _other_networks_named(checkpoint):
+        with mismatch_named(checkpoint, CHECKPOINT_OWNER):
             policy.load_state_dict(read_checkpoint(checkpoint)["algorithm"]["policy"])
         return policy
 
@@ -180,9 +187,7 @@ class AgentTraining:
         return self.algorithm.export_simulator(self.setup, policy, state, title, fps, contexts)
 
     def _load(self, checkpoint: Path) -> None:
-        state = read_checkpoint(checkpoint)
-        with _other_networks_named(checkpoint):
-            self.algorithm.load_state_dict(state["algorithm"])
+        state = load_checkpoint(checkpoint, {"algorithm": self.algorithm}, {}, CHECKPOINT_OWNER)
         self._updates = state["counters"]["updates"]
         self._sums = state["counters"]["sums"]
         self._random = state["counters"]["random"]
@@ -228,12 +233,3 @@ class AgentTraining:
 
     def _evaluation_log(self) -> EvaluationLog:
         return EvaluationLog(self.folder, self.algorithm.env, self.eval_env, self.evaluation, self.seed)
-
-
-@contextmanager
-def _other_networks_named(checkpoint: Path) -> Iterator[None]:
-    """Turn errors of weights that do not fit into a ValueError that names the file."""
-    try:
-        yield
-    except (RuntimeError, KeyError) as error:
-        raise ValueError(f"{checkpoint}: is of another agent or environment than this config's ({error})") from error

@@ -32,10 +32,10 @@ class OnlineLearning(Algorithm):
         agent: what learns; a class that takes the environment's spaces first.
         num_envs: copies of the environment that are stepped together.
         prefill: decisions at random before the first update.
-        pretrain: updates before the first decision that is not random.
+        pretrain_updates: updates before the first decision that is not random.
         updates_per_decision: the replay ratio divided by batch size times length.
-        capacity: time steps that the replay buffer holds.
-        disk: keep the replay buffer in files rather than in memory.
+        replay_capacity: time steps that the replay buffer holds.
+        replay_on_disk: keep the replay buffer in files rather than in memory.
 
     Raises:
         ValueError: a count is out of range.
@@ -57,8 +57,8 @@ class OnlineLearning(Algorithm):
         check_positive(num_envs=num_envs, replay_capacity=replay_capacity)
         if prefill < 0 or pretrain_updates < 0 or updates_per_decision < 0:
             raise ValueError(
-                f"prefill, pretrain and updates_per_decision must be 0 or more, got {prefill}, {pretrain_updates}, "
-                f"{updates_per_decision}"
+                f"prefill, pretrain_updates and updates_per_decision must be 0 or more, got {prefill}, "
+                f"{pretrain_updates}, {updates_per_decision}"
             )
         self.env = env
         self.make_agent = agent
@@ -151,7 +151,7 @@ class OnlineLearning(Algorithm):
             setup: of the run.
             policy: as ``build_policy`` made it.
             state: as ``state_dict`` returned it.
-            ring: folder for the time steps, where the run keeps them in files.
+            scratch_folder: for the time steps, where the run keeps them in files.
         """
         replay = self._make_replay(policy, setup, scratch_folder)
         replay.load(self._replay_folder(setup), state["replay"])

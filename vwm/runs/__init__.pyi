@@ -1,11 +1,16 @@
+from .checkpoints import Stateful as Stateful
 from .checkpoints import load_best_weights as load_best_weights
+from .checkpoints import load_checkpoint as load_checkpoint
+from .checkpoints import mismatch_named as mismatch_named
 from .checkpoints import read_checkpoint as read_checkpoint
 from .checkpoints import save_best_weights as save_best_weights
+from .checkpoints import save_checkpoint as save_checkpoint
 from .checkpoints import write_checkpoint as write_checkpoint
 from .config_files import ConfigFileError as ConfigFileError
 from .config_files import compose_config_arguments as compose_config_arguments
 from .config_files import load_config as load_config
 from .config_files import merge_configs as merge_configs
+from .config_files import split_config_files as split_config_files
 from .metric_loggers import MetricLogger as MetricLogger
 from .metric_loggers import TensorBoardMetricLogger as TensorBoardMetricLogger
 from .metric_loggers import WandbMetricLogger as WandbMetricLogger

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -12,6 +13,18 @@ from torch import nn
 from vwm.core.atomic_files import atomic_write
 from vwm.runs.rng_states import rng_states
 from vwm.runs.run_folder import RunFolder
+
+
+class Stateful(Protocol):
+    """What can be saved and restored: networks, and algorithms."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and plain values."""
+        ...
+
+    def load_state_dict(self, state_dict: Any, /) -> Any:
+        """Restore what ``state_dict`` returned. Raises RuntimeError or KeyError for another network's state."""
+        ...
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -33,21 +46,21 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def save_checkpoint(
     path: Path,
-    networks: Mapping[str, nn.Module],
+    parts: Mapping[str, Stateful],
     optimizers: Mapping[str, torch.optim.Optimizer],
     counters: Mapping[str, Any],
     **more: Any,
 ) -> None:
-    """Save a training: networks, optimizers, counters and the states of the random generators.
+    """Save a training: networks or algorithms, optimizers, counters and the states of the random generators.
 
     Args:
         path: the file.
-        networks, optimizers: by names.
+        parts, optimizers: by names.
         counters: how far the training is.
         **more: tensors and plain values of the training's own.
     """
     state = {
-        **{name: network.state_dict() for name, network in networks.items()},
+        **{name: part.state_dict() for name, part in parts.items()},
         "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
         "counters": dict(counters),
         "generators": rng_states(),
@@ -57,30 +70,37 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, networks: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer], what: str
+    path: Path, parts: Mapping[str, Stateful], optimizers: Mapping[str, torch.optim.Optimizer], what: str
 ) -> dict[str, Any]:
-    """Restore networks and optimizers; the caller restores the rest, and the random generators last.
+    """Restore networks or algorithms, and optimizers; the caller restores the rest, and the random generators last.
 
     Args:
         path: as ``save_checkpoint`` wrote it.
-        networks, optimizers: as they were given to it.
-        what: the networks are, for people.
+        parts, optimizers: as they were given to it.
+        what: the kind of the parts, for the error message.
 
     Returns:
         Everything that was saved; its ``generators`` are for ``restore_rng_states``.
 
     Raises:
-        ValueError: other networks' weights.
+        ValueError: the state is of other networks.
     """
     state = read_checkpoint(path)
-    try:
-        for name, network in networks.items():
-            network.load_state_dict(state[name])
-    except RuntimeError as error:
-        raise ValueError(f"{path}: is of another {what} than this config's ({error})") from error
+    with mismatch_named(path, what):
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
     for name, optimizer in optimizers.items():
         optimizer.load_state_dict(state["optimizers"][name])
     return state
+
+
+@contextmanager
+def mismatch_named(path: Path, what: str) -> Iterator[None]:
+    """Turn the errors of states that do not fit into a ValueError that names the file."""
+    try:
+        yield
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(f"{path}: is of another {what} than this config's ({error})") from error
 
 
 def save_best_weights(run: RunFolder, network: nn.Module) -> None:
@@ -97,6 +117,6 @@ def load_best_weights(run: RunFolder, network: nn.Module) -> None:
     """
     if not run.best_checkpoint.is_file():
         raise FileNotFoundError(
-            f"{run.best_checkpoint} does not exist: a run writes it at its first evaluation (evaluate_every)"
+            f"{run.best_checkpoint} does not exist: a run writes it at its first evaluation (evaluation.every)"
         )
     load_checkpoint(run.best_checkpoint, {"network": network}, {}, "agent or environment")

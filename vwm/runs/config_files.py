@@ -48,6 +48,18 @@ def compose_config_arguments(argv: Sequence[str]) -> list[str]:
 
     One file without a base stays as it is, so that errors name it.
     """
+    files, others = split_config_files(argv)
+    if not files or not all(Path(file).is_file() for file in files):
+        return list(argv)  # jsonargparse says what is missing
+    if len(files) == 1 and BASE_KEY not in _read(Path(files[0])):
+        return ["-c", files[0], *others]
+    import yaml
+
+    return ["-c", yaml.safe_dump(merge_configs([load_config(file) for file in files]), sort_keys=False), *others]
+
+
+def split_config_files(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate the values of ``-c`` and ``--config`` from the other arguments of a command line."""
     files: list[str] = []
     others: list[str] = []
     words = iter(argv)
@@ -57,14 +69,7 @@ def compose_config_arguments(argv: Sequence[str]) -> list[str]:
             files.append(value if equals else next(words, ""))
         else:
             others.append(word)
-    if not files or not all(Path(file).is_file() for file in files):
-        return list(argv)  # jsonargparse says what is missing
-    configs = [load_config(file) for file in files]
-    if len(files) == 1 and not _has_base(Path(files[0])):
-        return ["-c", files[0], *others]
-    import yaml
-
-    return ["-c", yaml.safe_dump(merge_configs(configs), sort_keys=False), *others]
+    return files, others
 
 
 def _load(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
@@ -93,10 +98,6 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ConfigFileError(f"{path}: a config is a mapping of keys to values, and this is {type(config).__name__}")
     return config
-
-
-def _has_base(path: Path) -> bool:
-    return BASE_KEY in _read(path)
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,13 +27,6 @@ from vwm.train.metric_logging import RunMetricsLogger
 from vwm.train.sample_videos import SampleVideos
 from vwm.train.throughput import Throughput
 
-FIT_EXAMPLES = """examples:
-  vwm fit -c configs/tokenizer/coinrun_small.yaml --data data/coinrun
-  vwm fit -c configs/genie/coinrun_small.yaml --steps 2000 --run runs/try
-  vwm fit -c configs/genie/coinrun_small.yaml --print_config        every key and its value
-A run that stopped, for whatever reason, continues when the same command is given again.
-"""
-
 
 class FitCLI(LightningCLI):
     """The keys that every config has in addition to Lightning's ``trainer``, ``model`` and ``data``."""
@@ -136,7 +129,6 @@ def parse_fit_config(argv: list[str]) -> FitCLI:
         auto_configure_optimizers=False,
         parser_kwargs={
             "prog": "vwm fit",
-            "epilog": FIT_EXAMPLES,
             "description": "Train a model: tokenizer, latent actions and dynamics, ...",
             "formatter_class": argparse.RawDescriptionHelpFormatter,
         },

@@ -38,12 +38,12 @@ def test_the_loss_is_the_next_latent_s_and_ends_count_ten_times():
     memory, nats, ends, rewards = model.init_state(3), [], [], []
     for i in range(6):
         said, memory = model(memory, latents[:, i : i + 1], model.embed_actions(clips.actions[:, i : i + 1]))
-        foretold = model.predict(said[:, 0])
+        predicted = model.predict(said[:, 0])
         if i < 5:
-            nats.append(foretold.next_latent.negative_log_likelihood(latents[:, i + 1]))
-        chance = foretold.termination_logits.sigmoid()
+            nats.append(predicted.next_latent.negative_log_likelihood(latents[:, i + 1]))
+        chance = predicted.termination_logits.sigmoid()
         ends.append(torch.where(clips.terminated[:, i], -10 * chance.log(), -(1 - chance).log()))
-        rewards.append(model.two_hot.loss(foretold.reward_logits, clips.rewards[:, i]))
+        rewards.append(model.two_hot.loss(predicted.reward_logits, clips.rewards[:, i]))
     expected = {"latent_loss": nats, "end_loss": ends, "reward_loss": rewards}
     for name, values in expected.items():
         torch.testing.assert_close(logs[name], torch.stack(values).mean(), rtol=1e-5, atol=1e-6)

@@ -84,10 +84,10 @@ def test_the_reward_is_told_where_it_is_learned_and_is_zero_elsewhere():
     said = torch.randn(2, 16, dtype=torch.float64)
     plain, rich = network(), network(predict_reward=True)
     assert plain.predict(said).reward_logits is None and not plain.mean_reward(plain.predict(said)).any()
-    foretold = rich.predict(said)
+    predicted = rich.predict(said)
     torch.testing.assert_close(
-        rich.mean_reward(foretold),
-        (foretold.reward_logits.float().softmax(-1) * rich.two_hot.values).sum(-1),
+        rich.mean_reward(predicted),
+        (predicted.reward_logits.float().softmax(-1) * rich.two_hot.values).sum(-1),
         rtol=1e-3,
         atol=1.0,
     )

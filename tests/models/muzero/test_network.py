@@ -100,17 +100,17 @@ def test_a_new_network_has_a_uniform_policy_and_zero_value():
 
 def test_consistency_moves_predictions_towards_observations():
     net = network(**KINDS["vectors"])
-    foretold, observed = (torch.rand(4, 12, requires_grad=True) for _ in range(2))
-    loss = net.consistency_loss(foretold, observed)
+    predicted, observed = (torch.rand(4, 12, requires_grad=True) for _ in range(2))
+    loss = net.consistency_loss(predicted, observed)
     assert loss.shape == (4,) and (loss.abs() <= 1 + 1e-6).all()
     loss.sum().backward()
-    assert foretold.grad.abs().sum() > 0 and observed.grad is None
+    assert predicted.grad.abs().sum() > 0 and observed.grad is None
     optimizer = torch.optim.Adam(net.parameters(), 1e-2)
     for _ in range(60):
         optimizer.zero_grad()
-        net.consistency_loss(foretold.detach(), observed.detach()).mean().backward()
+        net.consistency_loss(predicted.detach(), observed.detach()).mean().backward()
         optimizer.step()
-    assert net.consistency_loss(foretold, observed).mean() < loss.mean() - 0.2
+    assert net.consistency_loss(predicted, observed).mean() < loss.mean() - 0.2
 
 
 def test_stretching_keeps_the_order_and_survives_equal_numbers():

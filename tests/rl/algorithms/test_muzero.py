@@ -106,7 +106,7 @@ def test_replay_shows_what_was_seen_in_play(frames):
 @torch.no_grad()
 def slow_loss(mind: MuZeroAgent, batch: ReplayBatch) -> float:
     """Of pieces in one episode: by the formula, one piece and one step at a time."""
-    net, total, foretold, observed = mind.network, 0.0, [], []
+    net, total, predicted, observed = mind.network, 0.0, [], []
     for i in range(len(batch.reward)):
         value, reward = batch.extras["value"][i].tolist(), batch.reward[i].tolist()
         state = net.represent(batch.observation[i : i + 1, 0:1])
@@ -119,14 +119,14 @@ def slow_loss(mind: MuZeroAgent, batch: ReplayBatch) -> float:
                     summed = 0.0
                 summed = summed + reward[k] if net.value_prefix_horizon else reward[k]
                 total += weight * net.value_support.loss(logits[0], torch.tensor(summed)).item()
-                foretold.append(state.latent)
+                predicted.append(state.latent)
                 observed.append(net.represent(batch.observation[i : i + 1, k : k + 1]).latent)
             z = sum(mind.discount ** (j - 1) * reward[k + j] for j in range(1, mind.td + 1))
             z += mind.discount**mind.td * value[k + mind.td]
             policy, values = net.predict(state.latent)
             total += weight * mind.value_weight * net.value_support.loss(values[0], torch.tensor(z)).item()
             total -= weight * float((batch.extras["policy"][i, k] * policy[0].log_softmax(0)).sum())
-    agreed = net.consistency_loss(torch.cat(foretold), torch.cat(observed)).mean().item()
+    agreed = net.consistency_loss(torch.cat(predicted), torch.cat(observed)).mean().item()
     return total / len(batch.reward) + mind.consistency_weight * agreed
 
 

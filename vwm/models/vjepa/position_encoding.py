@@ -58,6 +58,9 @@ class PositionEncoding:
     reference_grid: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        if self.reference_grid is not None:  # JSON has lists for tuples
+            rows, columns = self.reference_grid
+            object.__setattr__(self, "reference_grid", (int(rows), int(columns)))
         if self.kind not in get_args(PositionEncodingType):
             raise ValueError(f"positions={self.kind!r} must be one of {', '.join(get_args(PositionEncodingType))}")
         if self.width % self.heads:

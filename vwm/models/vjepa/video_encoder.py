@@ -104,9 +104,7 @@ class VideoEncoder(ModelMixin, ConfigMixin):
             heads=heads,
             tiled=tiled_rope,
             uniform_power=uniform_power,
-            reference_grid=None
-            if rope_reference_grid is None
-            else (int(rope_reference_grid[0]), int(rope_reference_grid[1])),
+            reference_grid=rope_reference_grid,
         )
         self.grid()  # raises ValueError unless the tubelet divides the frames
         self.checkpointing = False

@@ -241,8 +241,8 @@ class MuZeroAgent(Agent):
             state, _, logits = network.step(state._replace(latent=scale_latent_gradient(state.latent)), action[:, step])
             rewards.append(logits)
             latents.append(state.latent)
-        foretold = torch.stack(latents, 1)
-        policy, value = (said.unflatten(0, (-1, u + 1)) for said in network.predict(foretold.flatten(0, 1)))
+        predicted = torch.stack(latents, 1)
+        policy, value = (said.unflatten(0, (-1, u + 1)) for said in network.predict(predicted.flatten(0, 1)))
         weight = torch.tensor([1.0, *[1 / u] * u], device=action.device)  # all steps together weigh what the root does
         cross = -(wanted.policy * policy.log_softmax(-1)).sum(-1)
         parts = {
@@ -252,21 +252,21 @@ class MuZeroAgent(Agent):
         }
         weights = {"policy": 1.0, "value": self.value_weight, "reward": 1.0}
         if self.consistency_weight:
-            there = self._disagreement(foretold[:, 1:], seen[:, 1 : u + 1], wanted.observed > 0)
+            there = self._disagreement(predicted[:, 1:], seen[:, 1 : u + 1], wanted.observed > 0)
             parts["consistency"], weights["consistency"] = there / u, self.consistency_weight
         means = {name: part.sum(1).mean() for name, part in parts.items()}
         loss = torch.stack([weights[name] * mean for name, mean in means.items()]).sum()
         logs = {f"loss_{name}": mean.detach() for name, mean in means.items()}
         return loss, {"loss": loss.detach(), **logs, "root_value": wanted.value[:, 0].mean()}
 
-    def _disagreement(self, foretold: Tensor, seen: Tensor, real: Tensor) -> Tensor:
+    def _disagreement(self, predicted: Tensor, seen: Tensor, real: Tensor) -> Tensor:
         """Of latents [b, u, ...] with what was observed there, where that is of the same episode; [b, u]."""
         nothing = torch.zeros(real.shape, device=real.device)
         if int(real.sum()) < 2:  # too few to be normalised by their batch
             return nothing
         with torch.no_grad():
             observed = self.network.represent(seen[real]).latent
-        return nothing.masked_scatter(real, self.network.consistency_loss(foretold[real], observed))
+        return nothing.masked_scatter(real, self.network.consistency_loss(predicted[real], observed))
 
     def _descend(self, loss: Tensor) -> None:
         done, all_ = self.updates.tolist()
