@@ -21,8 +21,9 @@ $(BIN)/uv:
 demo: setup
 	$(BIN)/vwm demo
 
+# One worker a core, and a file's tests in one worker, since they share fixtures.
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
