@@ -7,6 +7,7 @@ is ``NegativeReturnObjective(terminal_value=...)``.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -15,59 +16,34 @@ from torch import Tensor
 from vwm.planning.sampling_planner import SamplingPlanner
 
 
+@dataclass(frozen=True, kw_only=True)
 class MPPI(SamplingPlanner):
-    """Plan by path integral control; ``SamplingPlanner`` explains the other arguments.
+    """Plan by path integral control.
 
-    Args:
-        horizon, samples: see ``SamplingPlanner``.
+    Attributes:
+        selection: see ``SamplingPlanner``; here the mode of the last distribution is the default.
         temperature: a sequence whose cost exceeds the lowest by this much has 1/e of its weight.
         relative_temperature: multiply the temperature by the root mean square of the costs' excess over the lowest, per
             problem, so that it suits costs of any scale; False takes it in the unit of the costs.
         elites: number of best sequences that have a weight; None weights all.
-        iterations, momentum, init_std, min_std, noise_exponent, keep_elites, action_bound, selection, max_batch_size:
-            see ``SamplingPlanner``.
+        horizon, samples, iterations, momentum, init_std, min_std, noise_exponent, keep_elites, action_bound,
+            max_batch_size: see ``SamplingPlanner``.
 
     Raises:
         ValueError: a value is out of range.
     """
 
-    def __init__(
-        self,
-        horizon: int = 24,
-        samples: int = 64,
-        temperature: float = 0.1,
-        relative_temperature: bool = True,
-        elites: int | None = None,
-        iterations: int = 3,
-        momentum: float = 0.1,
-        init_std: float = 1.5,
-        min_std: float = 0.05,
-        noise_exponent: float = 2.0,
-        keep_elites: int = 4,
-        action_bound: float = 1.0,
-        selection: Literal["best", "mean"] = "mean",
-        max_batch_size: int = 512,
-    ) -> None:
-        super().__init__(
-            horizon=horizon,
-            samples=samples,
-            iterations=iterations,
-            momentum=momentum,
-            init_std=init_std,
-            min_std=min_std,
-            noise_exponent=noise_exponent,
-            keep_elites=keep_elites,
-            action_bound=action_bound,
-            selection=selection,
-            max_batch_size=max_batch_size,
-        )
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
-        if elites is not None and not 1 <= elites <= samples:
-            raise ValueError(f"elites must lie in 1..{samples} (samples), or be None for all, got {elites}")
-        self.temperature = temperature
-        self.relative_temperature = relative_temperature
-        self.elites = elites
+    selection: Literal["best", "mean"] = "mean"
+    temperature: float = 0.1
+    relative_temperature: bool = True
+    elites: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        if self.elites is not None and not 1 <= self.elites <= self.samples:
+            raise ValueError(f"elites must lie in 1..{self.samples} (samples), or be None for all, got {self.elites}")
 
     def sequence_weights(self, costs: Tensor) -> Tensor:
         """Take the softmax of the negative costs over the elites."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -106,15 +107,16 @@ class ActionPlan(NamedTuple):
     distribution: ActionSequences
 
 
+@dataclass(frozen=True, kw_only=True)
 class SamplingPlanner(ABC):
     """Draw sequences, evaluate them in a world, move the distribution towards the best ones, and repeat.
 
     Subclasses define ``sequence_weights``.
 
-    Args:
+    Attributes:
         horizon: steps of a sequence, h.
         samples: sequences drawn per iteration and problem.
-        iterations: number of rounds.
+        iterations: number of times that the distribution moves.
         momentum: share of the old distribution that is kept when it moves.
         init_std: initial standard deviation of continuous actions, as a share of ``action_bound``.
         min_std: smallest standard deviation, as a share of ``action_bound``; for discrete actions the probability that
@@ -131,44 +133,37 @@ class SamplingPlanner(ABC):
         ValueError: a value is out of range.
     """
 
-    def __init__(
-        self,
-        horizon: int,
-        samples: int,
-        iterations: int,
-        momentum: float,
-        init_std: float,
-        min_std: float,
-        noise_exponent: float,
-        keep_elites: int,
-        action_bound: float,
-        selection: Literal["best", "mean"],
-        max_batch_size: int,
-    ) -> None:
-        check_positive(horizon=horizon, samples=samples, iterations=iterations, max_batch_size=max_batch_size)
-        for name, share in (("momentum", momentum), ("min_std", min_std)):
+    horizon: int = 24
+    samples: int = 64
+    iterations: int = 3
+    momentum: float = 0.1
+    init_std: float = 1.5
+    min_std: float = 0.05
+    noise_exponent: float = 2.0
+    keep_elites: int = 4
+    action_bound: float = 1.0
+    selection: Literal["best", "mean"] = "best"
+    max_batch_size: int = 512
+
+    def __post_init__(self) -> None:
+        check_positive(
+            horizon=self.horizon,
+            samples=self.samples,
+            iterations=self.iterations,
+            max_batch_size=self.max_batch_size,
+        )
+        for name, share in (("momentum", self.momentum), ("min_std", self.min_std)):
             if not 0 <= share < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {share}")
-        if not (init_std > 0 and noise_exponent >= 0 and 0 < action_bound <= 1):
+        if not (self.init_std > 0 and self.noise_exponent >= 0 and 0 < self.action_bound <= 1):
             raise ValueError(
                 "init_std must be above 0, noise_exponent at least 0 and action_bound in 0..1, got "
-                f"{init_std}, {noise_exponent} and {action_bound}"
+                f"{self.init_std}, {self.noise_exponent} and {self.action_bound}"
             )
-        if not 0 <= keep_elites <= samples:
-            raise ValueError(f"keep_elites must lie in 0..{samples} (samples), got {keep_elites}")
-        if selection not in ("best", "mean"):
-            raise ValueError(f"selection must be 'best' or 'mean', got {selection!r}")
-        self.horizon = horizon
-        self.samples = samples
-        self.iterations = iterations
-        self.momentum = momentum
-        self.init_std = init_std
-        self.min_std = min_std
-        self.noise_exponent = noise_exponent
-        self.keep_elites = keep_elites
-        self.action_bound = action_bound
-        self.selection = selection
-        self.max_batch_size = max_batch_size
+        if not 0 <= self.keep_elites <= self.samples:
+            raise ValueError(f"keep_elites must lie in 0..{self.samples} (samples), got {self.keep_elites}")
+        if self.selection not in ("best", "mean"):
+            raise ValueError(f"selection must be 'best' or 'mean', got {self.selection!r}")
 
     @property
     def simulator_steps_per_plan(self) -> int:
