@@ -30,13 +30,13 @@ from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.models.tdmpc2.layers import TDMPC2MLP
 from vwm.rl.agent import ReplayBatch
-from vwm.rl.algorithms.tdmpc2 import TDMPC2, TDMPC2Size
+from vwm.rl.algorithms.tdmpc2 import TDMPC2, TDMPC2NetworkConfig
 from vwm.rl.algorithms.tdmpc2_planner import TDMPC2PlannerConfig, TDMPC2PlannerNoise
 
-SIZES: dict[str, TDMPC2Size] = {
-    "pendulum": TDMPC2Size(encoder_width=256, latent=64, width=128, members=2),
-    "1M": TDMPC2Size(encoder_width=256, latent=128, width=384, members=2),
-    "5M": TDMPC2Size(),
+SIZES: dict[str, TDMPC2NetworkConfig] = {
+    "pendulum": TDMPC2NetworkConfig(encoder_width=256, latent_size=64, width=128, num_q=2),
+    "1M": TDMPC2NetworkConfig(encoder_width=256, latent_size=128, width=384, num_q=2),
+    "5M": TDMPC2NetworkConfig(),
 }
 EPISODE = 500
 
@@ -105,8 +105,8 @@ def official(options: argparse.Namespace, planning: TDMPC2PlannerConfig) -> Any:
     size, a = SIZES[options.size], options.actions
     config = SimpleNamespace(
         multitask=False, episodic=options.episodic, obs="state", obs_shape={"state": (options.observation,)},
-        action_dim=a, task_dim=0, latent_dim=size.latent, mlp_dim=size.width, enc_dim=size.encoder_width,
-        num_enc_layers=size.encoder_layers, num_q=size.members, num_channels=32, simnorm_dim=8, dropout=0.01,
+        action_dim=a, task_dim=0, latent_dim=size.latent_size, mlp_dim=size.width, enc_dim=size.encoder_width,
+        num_enc_layers=size.encoder_layers, num_q=size.num_q, num_channels=32, simnorm_dim=8, dropout=0.01,
         num_bins=101, vmin=-10, vmax=10, bin_size=0.2, log_std_min=-10, log_std_max=2, entropy_coef=1e-4,
         lr=3e-4, enc_lr_scale=0.3, grad_clip_norm=20, tau=0.01, rho=0.5, consistency_coef=20, reward_coef=0.1,
         value_coef=0.1, termination_coef=1, discount_denom=5, discount_min=0.95, discount_max=0.995,
@@ -152,7 +152,7 @@ def our_agent(theirs: Any, options: argparse.Namespace, planning: TDMPC2PlannerC
     """Ours, with the official weights."""
     spaces = EnvSpaces(ObservationSpace.of_shape((options.observation,)), ActionSpace("continuous", options.actions))
     agent = TDMPC2(
-        spaces, EPISODE, options.episodic, SIZES[options.size], planning=planning, batch_size=options.batch
+        spaces, EPISODE, options.episodic, networks=SIZES[options.size], planning=planning, batch_size=options.batch
     ).to(options.device)
     assert abs(agent.discount - theirs.discount) < 1e-9
     model = theirs.model
@@ -206,27 +206,27 @@ def synthetic(options: argparse.Namespace, horizon: int) -> ReplayBatch:
 def prove_equal_plans(theirs: Any, ours: TDMPC2, batch: ReplayBatch) -> None:
     """One plan of each from the same middle, the noise drawn in the official order."""
     latent = ours.world.encode(batch.observation[:1, :1]).detach()
-    planning, a, device = ours.planner.planning, ours.spaces.actions.size, ours.device
-    middle = torch.randn(planning.horizon, a, device=device).clamp(-1, 1)
-    theirs._prev_mean.copy_(middle)
+    planning, a, device = ours.planner.config, ours.spaces.actions.size, ours.device
+    mean = torch.randn(planning.horizon, a, device=device).clamp(-1, 1)
+    theirs._prev_mean.copy_(mean)
     torch.manual_seed(1)
-    wanted = plan_theirs(theirs, batch)
+    expected = plan_theirs(theirs, batch)
     torch.manual_seed(1)
     normal = partial(torch.randn, device=device)
     proposals = torch.stack([normal(planning.proposals, a) for _ in range(planning.horizon)], dim=1)[None]
-    samples, ends, pairs = [], [], []
-    for _ in range(planning.rounds(a)):
+    samples, final_actions, pairs = [], [], []
+    for _ in range(planning.num_iterations(a)):
         samples.append(normal(planning.horizon, planning.samples - planning.proposals, a).transpose(0, 1)[None])
-        ends.append(normal(planning.samples, a)[None])
+        final_actions.append(normal(planning.samples, a)[None])
         pairs.append(torch.randperm(ours.critic.num_members, device=device)[:2])
-    choice = -torch.empty(1, planning.elites, device=device).exponential_().log()
+    elite = -torch.empty(1, planning.elites, device=device).exponential_().log()
     noise = TDMPC2PlannerNoise(
-        proposals, torch.stack(samples), torch.stack(ends), torch.stack(pairs), choice, normal(1, a)
+        proposals, torch.stack(samples), torch.stack(final_actions), torch.stack(pairs), elite, normal(1, a)
     )
-    mean = torch.cat((middle[1:], torch.zeros_like(middle[:1])))[None]
+    mean = torch.cat((mean[1:], torch.zeros_like(mean[:1])))[None]
     action, mean = ours.planner.plan(latent, mean, noise, explore=True)
-    say_equal("plan: the action", wanted, action[0])
-    say_equal("plan: the middle", theirs._prev_mean, mean[0])
+    say_equal("plan: the action", expected, action[0])
+    say_equal("plan: the mean", theirs._prev_mean, mean[0])
 
 
 def prove_equal_updates(theirs: Any, ours: TDMPC2, batch: ReplayBatch) -> None:
@@ -235,26 +235,26 @@ def prove_equal_updates(theirs: Any, ours: TDMPC2, batch: ReplayBatch) -> None:
         if isinstance(part, nn.Dropout):
             part.p = 0.0
     dropout, ours.critic.dropout = ours.critic.dropout, 0.0
-    noise, pair = ours._noise, ours.critic.sample_member_pair
+    noise, pair = ours._draw_action_noise, ours.critic.sample_member_pair
     shape = (*batch.action.shape[:2][::-1], batch.action.shape[-1])
 
     def like_theirs(latent: Tensor) -> Tensor:
         steps, a = latent.shape[1], shape[-1]
         return torch.randn(steps, len(latent), a, device=latent.device).transpose(0, 1)
 
-    ours._noise = like_theirs
+    ours._draw_action_noise = like_theirs
     ours.critic.sample_member_pair = lambda: torch.randperm(ours.critic.num_members, device=ours.device)[:2]
     for step in range(2):
         torch.manual_seed(step)
-        wanted = update_theirs(theirs, batch)
+        expected = update_theirs(theirs, batch)
         torch.manual_seed(step)
         logs = ours.update(batch).logs
         names = {"consistency_loss": "consistency_loss", "reward_loss": "reward_loss", "value_loss": "value_loss"}
         names |= {"grad_norm": "gradient_norm", "pi_loss": "policy_loss", "pi_scale": "scale"}
-        names |= {"pi_scaled_entropy": "entropy"} | ({"termination_loss": "end_loss"} if ours.episodic else {})
+        names |= {"pi_scaled_entropy": "entropy"} | ({"termination_loss": "termination_loss"} if ours.episodic else {})
         for their, our in names.items():
-            say_equal(f"update {step + 1}: {our}", wanted[their].detach().cpu(), torch.tensor(logs[our]))
-    ours._noise, ours.critic.sample_member_pair, ours.critic.dropout = noise, pair, dropout
+            say_equal(f"update {step + 1}: {our}", expected[their].detach().cpu(), torch.tensor(logs[our]))
+    ours._draw_action_noise, ours.critic.sample_member_pair, ours.critic.dropout = noise, pair, dropout
     for part in [*theirs.model.modules(), *theirs.model._detach_Qs.modules()]:
         if isinstance(part, nn.Dropout):
             part.p = dropout

@@ -25,7 +25,7 @@ from vwm.rl.algorithms.actor_critic import CriticConfig
 from vwm.rl.algorithms.dreamer import Dreamer, DreamerOptimizerConfig
 from vwm.rl.algorithms.muzero import MuZeroAgent
 from vwm.rl.algorithms.planet import PlaNet
-from vwm.rl.algorithms.tdmpc2 import TDMPC2, TDMPC2Size
+from vwm.rl.algorithms.tdmpc2 import TDMPC2, TDMPC2DistributionConfig, TDMPC2NetworkConfig
 from vwm.rl.algorithms.tdmpc2_planner import TDMPC2PlannerConfig
 from vwm.rl.replay_buffer import ReplayBuffer
 
@@ -172,12 +172,14 @@ def planet(kind: str) -> PlaNet:
 
 
 def tdmpc2(observation: tuple[int, ...] = (3,), **changes: Any) -> TDMPC2:
-    size = TDMPC2Size(encoder_width=16, latent=16, width=16, members=3, channels=4)
+    networks = TDMPC2NetworkConfig(encoder_width=16, latent_size=16, width=16, num_q=3, image_channels=4)
+    distributions = TDMPC2DistributionConfig(num_bins=21, symlog_limit=5.0)
     planning = TDMPC2PlannerConfig(horizon=3, samples=12, elites=4, proposals=3, iterations=2)
     made = TDMPC2(
         EnvSpaces(ObservationSpace.of_shape(observation), ActionSpace("continuous", 2)),
         **{
-            "episode_length": 100, "size": size, "planning": planning, "batch_size": 6, "bins": 21, "reach": 5.0,
+            "episode_length": 100, "networks": networks, "distributions": distributions, "planning": planning,
+            "batch_size": 6,
             **changes,
         },
     )  # fmt: skip
@@ -206,8 +208,8 @@ AGENTS: dict[str, Callable[[], Agent]] = {
     "planet_discrete": lambda: planet("discrete"),
     "planet_continuous": lambda: planet("continuous"),
     "tdmpc2": tdmpc2,
-    "tdmpc2_episodic_frames": lambda: tdmpc2(frames=3, episodic=True),
-    "tdmpc2_pictures": lambda: tdmpc2((40, 40, 3), frames=2),
+    "tdmpc2_episodic_frames": lambda: tdmpc2(num_stacked_frames=3, episodic=True),
+    "tdmpc2_pictures": lambda: tdmpc2((40, 40, 3), num_stacked_frames=2),
     "muzero_gumbel": muzero,
     "muzero_puct_reanalyse": lambda: muzero(search=PUCTSearch(6), reanalyse=0.5),
     "muzero_prefix": lambda: muzero(value_prefix=2, unroll=4, td=2, discount=0.9, bootstrap_from_network=True),

@@ -1,7 +1,8 @@
-"""TD-MPC2: every loss against a reference in float64 that goes step by step, and what acting and learning promise."""
+"""TD-MPC2: losses against a step-by-step reference in float64, acting, updates and resuming."""
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,21 +11,34 @@ from factories import randomize
 from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.rl.agent import ReplayBatch
-from vwm.rl.algorithms.tdmpc2 import TDMPC2, TDMPC2Size, discount_for_episode_length
+from vwm.rl.algorithms.tdmpc2 import (
+    TDMPC2,
+    TDMPC2DistributionConfig,
+    TDMPC2NetworkConfig,
+    TDMPC2OptimizerConfig,
+    discount_for_episode_length,
+)
 from vwm.rl.algorithms.tdmpc2_planner import TDMPC2PlannerConfig
 from vwm.rl.optimizer_step import backward_and_step
 
-SMALL = TDMPC2Size(encoder_width=16, latent=16, width=16, members=3, channels=4)
+SMALL = TDMPC2NetworkConfig(encoder_width=16, latent_size=16, width=16, num_q=3, image_channels=4)
+DISTRIBUTIONS = TDMPC2DistributionConfig(num_bins=21, symlog_limit=5.0)
 PLANNING = TDMPC2PlannerConfig(horizon=3, samples=12, elites=4, proposals=3, iterations=2)
 
 
-def agent(observation: tuple[int, ...] = (3,), drawn: bool = True, **changes) -> TDMPC2:
+def agent(observation: tuple[int, ...] = (3,), random_weights: bool = True, **changes) -> TDMPC2:
     torch.manual_seed(0)
-    settings = {"episode_length": 100, "size": SMALL, "planning": PLANNING, "batch_size": 6, "bins": 21, "reach": 5.0}
+    settings = {
+        "episode_length": 100,
+        "networks": SMALL,
+        "distributions": DISTRIBUTIONS,
+        "planning": PLANNING,
+        "batch_size": 6,
+    }
     made = TDMPC2(
         EnvSpaces(ObservationSpace.of_shape(observation), ActionSpace("continuous", 2)), **{**settings, **changes}
     )
-    if drawn:
+    if random_weights:
         randomize(made)
         made.target_critic.load_state_dict(made.critic.state_dict())
         with torch.no_grad():
@@ -67,7 +81,7 @@ def number_of(logits) -> float:
 
 @pytest.mark.parametrize("episodic", [False, True])
 def test_every_loss_of_the_model_is_the_published_one(episodic):
-    made = agent(episodic=episodic, dropout=0.0).double()
+    made = agent(episodic=episodic, networks=replace(SMALL, dropout=0.0)).double()
     data = batch(made)
     torch.manual_seed(3)
     loss, latents, logs = made.model_loss(made.prepare(data))
@@ -97,16 +111,16 @@ def test_every_loss_of_the_model_is_the_published_one(episodic):
                 if episodic:
                     probability = float(world.termination_logits(z).sigmoid())
                     end -= math.log(probability if ended else 1 - probability) / 18
-    for name, wanted in (("consistency", consistency), ("reward", reward), ("value", value)):
-        assert logs[f"{name}_loss"].detach().item() == pytest.approx(wanted, rel=1e-9), name
-    assert ("end_loss" in logs) == episodic and float(logs.get("end_loss", torch.zeros(())).detach()) == pytest.approx(
-        end, rel=1e-9
-    )
+    for name, expected in (("consistency", consistency), ("reward", reward), ("value", value)):
+        assert logs[f"{name}_loss"].detach().item() == pytest.approx(expected, rel=1e-9), name
+    assert ("termination_loss" in logs) == episodic and float(
+        logs.get("termination_loss", torch.zeros(())).detach()
+    ) == pytest.approx(end, rel=1e-9)
     assert loss.detach().item() == pytest.approx(20 * consistency + 0.1 * reward + 0.1 * value + end, rel=1e-9)
 
 
-def test_the_loss_of_the_policy_is_the_published_one_and_its_scale_follows_the_percentiles():
-    made = agent(dropout=0.0, tau=0.3).double()
+def test_the_policy_loss_is_the_published_one_and_the_scale_tracks_percentiles():
+    made = agent(networks=replace(SMALL, dropout=0.0), optimizer=TDMPC2OptimizerConfig(tau=0.3)).double()
     latents = made.world.encode(torch.randn(6, 4, 1, 3).double()).detach()
     torch.manual_seed(3)
     loss, _ = made.policy_loss(latents)
@@ -126,25 +140,25 @@ def test_the_loss_of_the_policy_is_the_published_one_and_its_scale_follows_the_p
     low, high = first[0] + 0.25 * (first[1] - first[0]), first[4] + 0.75 * (first[5] - first[4])  # places 0.25 and 4.75
     scale = 0.7 * 1 + 0.3 * max(1.0, high - low)
     assert float(made.scale) == pytest.approx(scale, rel=1e-9)
-    wanted = -sum(
+    expected = -sum(
         0.5**t / 4 / 6 * (values[i][t] / scale + 1e-4 * float(chosen[i][t].entropy)) for i in range(6) for t in range(4)
     )
-    assert loss.detach().item() == pytest.approx(wanted, rel=1e-9)
+    assert loss.detach().item() == pytest.approx(expected, rel=1e-9)
     loss.backward()
     assert all(p.grad is None for p in made.critic.parameters())
     assert all(p.grad is not None for p in made.policy.parameters())
 
 
-def test_targets_follow_by_tau_exactly_and_no_gradient_reaches_them():
-    made = agent(tau=0.25)
+def test_the_target_critic_is_an_ema_without_gradients():
+    made = agent(optimizer=TDMPC2OptimizerConfig(tau=0.25))
     before = copy.deepcopy(made.target_critic.state_dict())
     made.update(batch(made))
     for name, value in made.target_critic.state_dict().items():
         torch.testing.assert_close(value, 0.75 * before[name] + 0.25 * made.critic.state_dict()[name])
 
 
-def test_an_update_moves_every_weight_and_the_encoder_at_its_own_rate():
-    made = agent(episodic=True, lr=1e-3, encoder_lr=1e-5)
+def test_an_update_changes_every_weight_and_the_encoder_has_its_own_learning_rate():
+    made = agent(episodic=True, optimizer=TDMPC2OptimizerConfig(lr=1e-3, encoder_lr=1e-5))
     before = {name: p.clone() for name, p in made.named_parameters()}
     made.update(batch(made))
     for name, p in made.named_parameters():
@@ -156,16 +170,16 @@ def test_an_update_moves_every_weight_and_the_encoder_at_its_own_rate():
             assert moved == pytest.approx(rate, rel=0.05), name
 
 
-def test_gradients_are_clipped_together():
+def test_gradients_are_clipped_by_their_joint_norm():
     made = agent()
     loss = sum(p.square().sum() for p in made.world.parameters()) * 1e4
-    norm = backward_and_step(loss, made.model_optimizer, made.max_norm)
+    norm = backward_and_step(loss, made.model_optimizer, made.max_grad_norm)
     left = torch.stack([p.grad.norm() for p in made.world.parameters()]).norm()
     assert norm > 20 and float(left) == pytest.approx(20, rel=1e-4)
 
 
 def test_updates_on_the_same_data_lower_the_loss():
-    made = agent(drawn=False)
+    made = agent(random_weights=False)
     data, losses = batch(made), []
     for _ in range(60):
         logs = made.update(data).logs
@@ -185,49 +199,49 @@ def test_a_non_finite_loss_is_an_error_and_changes_no_weight():
 @pytest.mark.parametrize(
     ("steps", "discount"), [(1, 0.95), (100, 0.95), (200, 0.975), (500, 0.99), (1000, 0.995), (5000, 0.995)]
 )
-def test_the_longer_the_episode_the_longer_values_look(steps, discount):
+def test_the_discount_grows_with_the_episode_length(steps, discount):
     assert discount_for_episode_length(steps) == pytest.approx(discount)
 
 
-def test_rejects_an_episode_without_a_step():
+def test_rejects_an_episode_length_of_zero():
     with pytest.raises(ValueError, match="episode_length must be 1 or more, got 0"):
         agent(episode_length=0)
 
 
 @pytest.mark.parametrize("observation", [(3,), (40, 40, 3)])
-def test_pieces_pair_each_action_with_what_it_led_to(observation):
-    made = agent(observation, frames=2)
+def test_prepare_pairs_each_action_with_its_reward_and_next_observation(observation):
+    made = agent(observation, num_stacked_frames=2)
     assert made.single_episode and made.batch_length == 5
     data = batch(made)
-    piece = made.prepare(data)
-    assert piece.windows.shape == (6, 4, 2, *observation)
-    assert torch.equal(piece.action, data.action[:, 1:4]) and torch.equal(piece.reward, data.reward[:, 2:])
-    assert torch.equal(piece.ended, data.is_terminal[:, 2:].float())
+    prepared = made.prepare(data)
+    assert prepared.windows.shape == (6, 4, 2, *observation)
+    assert torch.equal(prepared.action, data.action[:, 1:4]) and torch.equal(prepared.reward, data.reward[:, 2:])
+    assert torch.equal(prepared.terminated, data.is_terminal[:, 2:].float())
     if not made.spaces.observation.is_image:
         for i in range(4):
-            assert torch.equal(piece.windows[:, i], data.observation[:, i : i + 2])
+            assert torch.equal(prepared.windows[:, i], data.observation[:, i : i + 2])
     made.update(data)
 
 
-def test_an_episodes_beginning_is_learned_from_as_it_is_acted_in():
-    made = agent(frames=3)
+def test_windows_at_the_start_of_an_episode_are_the_same_in_learning_and_acting():
+    made = agent(num_stacked_frames=3)
     data = batch(made)
     is_first = torch.zeros_like(data.is_first)
-    is_first[0, 2] = is_first[1, 1] = True  # within the lead
+    is_first[0, 2] = is_first[1, 1] = True  # within the context steps
     assert made.context_steps == 2
-    piece = made.prepare(data._replace(is_first=is_first))
-    carry, moments = made.init_carry(6), data.observation.unbind(1)
-    for t, seen in enumerate(moments[: made.batch_length]):
+    prepared = made.prepare(data._replace(is_first=is_first))
+    carry, observations = made.init_carry(6), data.observation.unbind(1)
+    for t, seen in enumerate(observations[: made.batch_length]):
         nothing = torch.zeros(6)
         now = TimeStep(seen, nothing, is_first[:, t], nothing.bool(), nothing.bool())
         window = made._window(carry["past"], now)
         carry = {**carry, "past": window[:, 1:]}
         if t >= 2:
-            assert torch.equal(piece.windows[:, t - 2], window)
+            assert torch.equal(prepared.windows[:, t - 2], window)
 
 
-def test_the_plan_goes_on_within_an_episode_and_begins_anew_with_the_next():
-    made = agent(frames=3)
+def test_the_plan_is_kept_within_an_episode_and_reset_at_the_next():
+    made = agent(num_stacked_frames=3)
     carry = made.init_carry(2)
     seen = time_step(made, 2)
     acted = made.act(carry, seen, explore=True)
@@ -246,7 +260,7 @@ def test_the_plan_goes_on_within_an_episode_and_begins_anew_with_the_next():
     assert torch.equal(kept.carry["past"][1, 0], late.observation[1])
 
 
-def test_noise_is_added_to_explore_alone():
+def test_noise_is_added_only_when_exploring():
     made = agent()
     actions = []
     for explore in (False, True):
@@ -258,8 +272,8 @@ def test_noise_is_added_to_explore_alone():
 def test_rejects_discrete_actions_with_a_remedy():
     with pytest.raises(ValueError, match="continuous actions, these are 4 discrete ones: use MuZero"):
         TDMPC2(EnvSpaces(ObservationSpace.of_shape((3,)), ActionSpace("discrete", 4)), 100)
-    with pytest.raises(ValueError, match="frames must be 1 or more, got 0"):
-        agent(frames=0)
+    with pytest.raises(ValueError, match="num_stacked_frames must be 1 or more, got 0"):
+        agent(num_stacked_frames=0)
 
 
 def test_a_resumed_agent_equals_an_uninterrupted_one(tmp_path):
@@ -267,7 +281,7 @@ def test_a_resumed_agent_equals_an_uninterrupted_one(tmp_path):
     made.update(batch(made))
     saved = {"agent": made.state_dict(), "optimizers": {n: o.state_dict() for n, o in made.optimizers().items()}}
     torch.save(saved | {"carry": made.act(made.init_carry(2), time_step(made, 2), True).carry}, tmp_path / "state.pt")
-    again, state = agent(drawn=False), torch.load(tmp_path / "state.pt", weights_only=True)
+    again, state = agent(random_weights=False), torch.load(tmp_path / "state.pt", weights_only=True)
     again.load_state_dict(state["agent"])
     for name, optimizer in again.optimizers().items():
         optimizer.load_state_dict(state["optimizers"][name])
@@ -282,8 +296,8 @@ def test_a_resumed_agent_equals_an_uninterrupted_one(tmp_path):
     assert torch.equal(*actions)
 
 
-def test_the_simulator_is_the_world_that_the_agent_plans_in():
-    made = agent(episodic=True, frames=2)
+def test_the_exported_simulator_is_the_world_model_that_the_agent_plans_in():
+    made = agent(episodic=True, num_stacked_frames=2)
     world = made.simulator(title="ours")
     context, action = torch.randn(4, 3, 3), torch.rand(4, 2) * 2 - 1
     state, shown = world.reset(context)
@@ -300,8 +314,8 @@ def test_the_simulator_is_the_world_that_the_agent_plans_in():
     assert torch.equal(short.latent, world.reset(context[:, -1:].expand(-1, 2, -1))[0].latent)
 
 
-def test_watching_remembers_what_was_seen_and_plans_nothing(monkeypatch):
-    made = agent((3,), frames=3)
+def test_observe_updates_the_window_without_planning(monkeypatch):
+    made = agent((3,), num_stacked_frames=3)
     carry, now = made.init_carry(2), time_step(made, 2)
     acted = made.act(carry, now, explore=True)
     monkeypatch.setattr(made.planner, "plan", None)  # to ask it would be an error

@@ -36,12 +36,12 @@ def networks(ends: bool = False, dims: int = 2):
 
 
 def planner(planning: TDMPC2PlannerConfig = SMALL, ends: bool = False, dims: int = 2) -> TDMPC2Planner:
-    return TDMPC2Planner(*networks(ends, dims), discount=0.9, planning=planning)
+    return TDMPC2Planner(*networks(ends, dims), discount=0.9, config=planning)
 
 
 def reference(made: TDMPC2Planner, latent, mean, noise: TDMPC2PlannerNoise, explore: bool):
     """One problem, one sequence and one step at a time."""
-    plan, world, policy, critic = made.planning, made.world, made.policy, made.critic
+    plan, world, policy, critic = made.config, made.world, made.policy, made.critic
     proposals = []
     for p in range(plan.proposals):
         z, sequence = latent, []
@@ -52,7 +52,7 @@ def reference(made: TDMPC2Planner, latent, mean, noise: TDMPC2PlannerNoise, expl
     std = torch.full_like(mean, plan.max_std)
     for i in range(plan.iterations):
         drawn = [(mean + std * noise.samples[i, 0, k]).clamp(-1, 1) for k in range(plan.samples - plan.proposals)]
-        worths = []
+        returns = []
         sequences = proposals + drawn
         for k, sequence in enumerate(sequences):
             z, total, alive = latent, 0.0, 1.0
@@ -61,17 +61,19 @@ def reference(made: TDMPC2Planner, latent, mean, noise: TDMPC2PlannerNoise, expl
                 z = world.next_latent(z, sequence[t])
                 if world.termination_head is not None and float(world.termination_logits(z)) > 0:
                     alive = 0.0
-            action = policy(z, noise.ends[i, 0, k]).action
-            values = [float(critic.values(z[None], action[None])[member, 0]) for member in noise.pairs[i].tolist()]
-            worths.append(total + alive * made.discount**plan.horizon * sum(values) / 2)
-        best = sorted(range(len(worths)), key=lambda k: -worths[k])[: plan.elites]
-        scores = [math.exp(plan.temperature * (worths[k] - worths[best[0]])) for k in best]
+            action = policy(z, noise.final_actions[i, 0, k]).action
+            values = [
+                float(critic.values(z[None], action[None])[member, 0]) for member in noise.member_pairs[i].tolist()
+            ]
+            returns.append(total + alive * made.discount**plan.horizon * sum(values) / 2)
+        best = sorted(range(len(returns)), key=lambda k: -returns[k])[: plan.elites]
+        scores = [math.exp(plan.temperature * (returns[k] - returns[best[0]])) for k in best]
         scores = [score / sum(scores) for score in scores]
         mean = sum(score * sequences[k] for score, k in zip(scores, best, strict=True))
         variance = sum(score * (sequences[k] - mean) ** 2 for score, k in zip(scores, best, strict=True))
         std = variance.sqrt().clamp(plan.min_std, plan.max_std)
-    raced = [math.log(score) + float(g) for score, g in zip(scores, noise.choice[0], strict=True)]
-    action = sequences[best[max(range(len(best)), key=lambda e: raced[e])]][0]
+    perturbed = [math.log(score) + float(g) for score, g in zip(scores, noise.elite[0], strict=True)]
+    action = sequences[best[max(range(len(best)), key=lambda e: perturbed[e])]][0]
     return (action + std[0] * noise.action[0] if explore else action).clamp(-1, 1), mean
 
 
@@ -83,10 +85,10 @@ def test_plans_equal_a_step_by_step_reference_of_the_paper(ends, explore):
     noise = draw_planner_noise(SMALL, made.critic, 1, 2, latent)
     mean = torch.randn(1, 3, 2, dtype=torch.float64).clamp(-1, 1)
     with torch.no_grad():
-        action, middle = reference(made, latent[0], mean[0], noise, explore)
+        action, expected_mean = reference(made, latent[0], mean[0], noise, explore)
     ours = made.plan(latent, mean, noise, explore)
     torch.testing.assert_close(ours[0][0], action)
-    torch.testing.assert_close(ours[1][0], middle)
+    torch.testing.assert_close(ours[1][0], expected_mean)
 
 
 def test_steps_after_a_termination_do_not_count():
@@ -96,9 +98,9 @@ def test_steps_after_a_termination_do_not_count():
     actions = torch.randn(2, 12, 3, 2, dtype=torch.float64).clamp(-1, 1)
     with torch.no_grad():
         made.world.termination_head.output.weight.zero_()
-        made.world.termination_head.output.bias.fill_(1.0)  # everything ends at once
-    once = made.worth(latent, actions, noise.ends[0], noise.pairs[0])
-    torch.testing.assert_close(once, made.world.predict_reward(latent[:, None], actions[:, :, 0]))
+        made.world.termination_head.output.bias.fill_(1.0)  # every sequence terminates at its first step
+    one_step = made.estimate_returns(latent, actions, noise.final_actions[0], noise.member_pairs[0])
+    torch.testing.assert_close(one_step, made.world.predict_reward(latent[:, None], actions[:, :, 0]))
 
 
 def test_a_batch_of_problems_is_planned_as_each_alone():
@@ -106,19 +108,23 @@ def test_a_batch_of_problems_is_planned_as_each_alone():
     latent = made.world.encode(torch.randn(3, 1, 3))
     mean = torch.randn(3, 3, 2, dtype=torch.float64).clamp(-1, 1)
     noise = draw_planner_noise(SMALL, made.critic, 3, 2, latent)
-    action, middle = made.plan(latent, mean, noise, explore=True)
+    action, expected_mean = made.plan(latent, mean, noise, explore=True)
     for i in range(3):
         part = slice(i, i + 1)
         own = TDMPC2PlannerNoise(
-            noise.proposals[part], noise.samples[:, part], noise.ends[:, part], noise.pairs, noise.choice[part],
-            noise.action[part],
-        )  # fmt: skip
+            proposals=noise.proposals[part],
+            samples=noise.samples[:, part],
+            final_actions=noise.final_actions[:, part],
+            member_pairs=noise.member_pairs,
+            elite=noise.elite[part],
+            action=noise.action[part],
+        )
         alone = made.plan(latent[part], mean[part], own, explore=True)
-        torch.testing.assert_close(alone, (action[part], middle[part]))
+        torch.testing.assert_close(alone, (action[part], expected_mean[part]))
 
 
 class Line(nn.Module):
-    """A place on a line that actions move; what it earns is minus the square of its distance from 0.5."""
+    """Actions move a point on a line; the reward is minus the square of its distance from 0.5."""
 
     def next_latent(self, latent, action):
         return latent + 0.3 * action
@@ -130,7 +136,7 @@ class Line(nn.Module):
         return None
 
 
-class Worthless(nn.Module):
+class ZeroCritic(nn.Module):
     def values(self, latent, action, member_indices):
         return torch.zeros(2, *latent.shape[:-1])
 
@@ -138,21 +144,21 @@ class Worthless(nn.Module):
         return torch.zeros(*shape, 2, dtype=torch.int64)
 
 
-class Still(nn.Module):
+class ZeroPolicy(nn.Module):
     def sample_action(self, latent, noise):
         return torch.zeros_like(noise)
 
 
 def test_it_finds_the_optimal_trajectory_in_a_linear_world():
-    """From -0.4, 0.2 and 0.5 in steps of up to 0.3: as fast as may be, then stop."""
+    """From -0.4, 0.2 and 0.5 in steps of up to 0.3: as fast as possible, then stop."""
     torch.manual_seed(0)
     plan = TDMPC2PlannerConfig(horizon=3, samples=256, elites=32, proposals=8, iterations=8, temperature=10.0)
-    made = TDMPC2Planner(Line(), Still(), Worthless(), 1.0, plan)
+    made = TDMPC2Planner(Line(), ZeroPolicy(), ZeroCritic(), 1.0, plan)
     latent = torch.tensor([[-0.4], [0.2], [0.5]])
     noise = draw_planner_noise(plan, made.critic, 3, 1, latent)
-    action, middle = made.plan(latent, torch.zeros(3, 3, 1), noise, explore=False)
+    action, expected_mean = made.plan(latent, torch.zeros(3, 3, 1), noise, explore=False)
     best = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    torch.testing.assert_close(middle[:, :, 0], best, rtol=0, atol=0.15)
+    torch.testing.assert_close(expected_mean[:, :, 0], best, rtol=0, atol=0.15)
     torch.testing.assert_close(action[:, 0], best[:, 0], rtol=0, atol=0.2)
 
 
@@ -168,7 +174,7 @@ def test_what_is_worth_nothing_that_is_a_number_is_worth_0():
 
 
 def test_many_dimensions_get_two_iterations_more():
-    assert TDMPC2PlannerConfig().rounds(19) == 6 and TDMPC2PlannerConfig().rounds(20) == 8
+    assert TDMPC2PlannerConfig().num_iterations(19) == 6 and TDMPC2PlannerConfig().num_iterations(20) == 8
     made = planner(dims=20)
     assert draw_planner_noise(SMALL, made.critic, 1, 20, torch.zeros(1)).samples.shape == (4, 1, 8, 3, 20)
 

@@ -47,8 +47,10 @@ from .ppo import PPO as PPO
 from .ppo import PPOPolicy as PPOPolicy
 from .tdmpc2 import TDMPC2 as TDMPC2
 from .tdmpc2 import TDMPC2Batch as TDMPC2Batch
+from .tdmpc2 import TDMPC2DistributionConfig as TDMPC2DistributionConfig
 from .tdmpc2 import TDMPC2LossWeights as TDMPC2LossWeights
-from .tdmpc2 import TDMPC2Size as TDMPC2Size
+from .tdmpc2 import TDMPC2NetworkConfig as TDMPC2NetworkConfig
+from .tdmpc2 import TDMPC2OptimizerConfig as TDMPC2OptimizerConfig
 from .tdmpc2_planner import TDMPC2Planner as TDMPC2Planner
 from .tdmpc2_planner import TDMPC2PlannerConfig as TDMPC2PlannerConfig
 from .tdmpc2_planner import TDMPC2PlannerNoise as TDMPC2PlannerNoise

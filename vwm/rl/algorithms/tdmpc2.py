@@ -30,21 +30,39 @@ from vwm.rl.optimizer_step import backward_and_step, check_finite
 
 
 @dataclass(frozen=True)
-class TDMPC2Size:
-    """Sizes of the networks; the default is the paper's with 5 million parameters.
+class TDMPC2NetworkConfig:
+    """Sizes of the networks; the defaults are the paper's with 5 million parameters.
 
     Attributes:
-        encoder_width, encoder_layers, channels, latent: see ``TDMPC2WorldModel``.
+        encoder_width, encoder_layers, image_channels, latent_size, simplex_size: see ``TDMPC2WorldModel``.
         width: of the hidden layers of everything but the encoder.
-        members: of the Q ensemble.
+        num_q: members of the Q ensemble.
+        dropout: in the first layer of the Q ensemble.
     """
 
     encoder_width: int = 256
     encoder_layers: int = 2
-    channels: int = 32
-    latent: int = 512
+    image_channels: int = 32
+    latent_size: int = 512
+    simplex_size: int = 8
     width: int = 512
-    members: int = 5
+    num_q: int = 5
+    dropout: float = 0.01
+
+
+@dataclass(frozen=True)
+class TDMPC2DistributionConfig:
+    """Ranges of the predicted distributions.
+
+    Attributes:
+        num_bins, symlog_limit: of rewards and values; see ``TDMPC2WorldModel``.
+        log_std_min, log_std_max: of actions; see ``TanhGaussianPolicy``.
+    """
+
+    num_bins: int = 101
+    symlog_limit: float = 10.0
+    log_std_min: float = -10.0
+    log_std_max: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -52,17 +70,33 @@ class TDMPC2LossWeights:
     """Weights of the losses.
 
     Attributes:
-        consistency, reward, value, end: of the model's losses.
+        consistency, reward, value, termination: of the model's losses.
         entropy: of the policy's entropy.
-        later: weight of a step relative to the one before it (the paper's rho).
+        rho: weight of a step relative to the one before it.
     """
 
     consistency: float = 20.0
     reward: float = 0.1
     value: float = 0.1
-    end: float = 1.0
+    termination: float = 1.0
     entropy: float = 1e-4
-    later: float = 0.5
+    rho: float = 0.5
+
+
+@dataclass(frozen=True)
+class TDMPC2OptimizerConfig:
+    """Optimizers.
+
+    Attributes:
+        lr, encoder_lr: learning rates.
+        max_grad_norm: largest gradient norm.
+        tau: rate at which the target ensemble and the scale of values move towards the current ones at each update.
+    """
+
+    lr: float = 3e-4
+    encoder_lr: float = 0.9e-4
+    max_grad_norm: float = 20.0
+    tau: float = 0.01
 
 
 class TDMPC2Batch(NamedTuple):
@@ -72,13 +106,13 @@ class TDMPC2Batch(NamedTuple):
         windows: [b, h + 1, s, ...], the last s observations at each time step.
         action: float [b, h, a]; ``action[:, i]`` leads from window i to i + 1.
         reward: float [b, h], earned by that action.
-        ended: float [b, h], 1 where that action ended the episode.
+        terminated: float [b, h], 1 where that action terminated the episode.
     """
 
     windows: Tensor
     action: Tensor
     reward: Tensor
-    ended: Tensor
+    terminated: Tensor
 
 
 class TDMPC2(Agent):
@@ -88,18 +122,12 @@ class TDMPC2(Agent):
         spaces: of the environments; actions must be continuous.
         episode_length: T, decisions after which an episode ends or is truncated; it sets the discount to
             (T/5 - 1) / (T/5), limited to 0.95..0.995.
-        episodic: episodes can terminate early: learn a termination head, which ends values and plans.
-        size: of the networks.
-        frames: s, number of stacked observations (the paper: 3 of images, 1 of vectors).
-        planning: see ``TDMPC2PlannerConfig``; its horizon is also the length of training sequences.
-        weights: of the losses.
+        episodic: whether episodes can terminate early: learn a termination head, which ends values and plans.
+        num_stacked_frames: s, number of stacked observations (the paper: 3 of images, 1 of vectors).
         batch_size: sequences of an update.
-        lr, encoder_lr: learning rates.
-        max_norm: largest gradient norm.
-        tau: rate at which the target ensemble and the scale of values follow the current ones at each update.
-        dropout: in the ensemble's first layer.
-        simplex, bins, reach: see ``simplex_size``, ``num_bins`` and ``symlog_limit`` of ``TDMPC2WorldModel``.
-        log_std_min, log_std_max: see ``TanhGaussianPolicy``.
+        networks, distributions: see ``TDMPC2NetworkConfig`` and ``TDMPC2DistributionConfig``.
+        planning: see ``TDMPC2PlannerConfig``; its horizon is also the length of training sequences.
+        loss_weights, optimizer: see ``TDMPC2LossWeights`` and ``TDMPC2OptimizerConfig``.
 
     Raises:
         ValueError: discrete actions, or a setting that is out of range.
@@ -113,21 +141,13 @@ class TDMPC2(Agent):
         spaces: EnvSpaces,
         episode_length: int,
         episodic: bool = False,
-        size: TDMPC2Size = TDMPC2Size(),
-        frames: int = 1,
-        planning: TDMPC2PlannerConfig = TDMPC2PlannerConfig(),
-        weights: TDMPC2LossWeights = TDMPC2LossWeights(),
+        num_stacked_frames: int = 1,
         batch_size: int = 256,
-        lr: float = 3e-4,
-        encoder_lr: float = 0.9e-4,
-        max_norm: float = 20.0,
-        tau: float = 0.01,
-        dropout: float = 0.01,
-        simplex: int = 8,
-        bins: int = 101,
-        reach: float = 10.0,
-        log_std_min: float = -10.0,
-        log_std_max: float = 2.0,
+        networks: TDMPC2NetworkConfig = TDMPC2NetworkConfig(),
+        distributions: TDMPC2DistributionConfig = TDMPC2DistributionConfig(),
+        planning: TDMPC2PlannerConfig = TDMPC2PlannerConfig(),
+        loss_weights: TDMPC2LossWeights = TDMPC2LossWeights(),
+        optimizer: TDMPC2OptimizerConfig = TDMPC2OptimizerConfig(),
     ) -> None:
         super().__init__()
         if spaces.actions.kind != "continuous":
@@ -135,47 +155,78 @@ class TDMPC2(Agent):
                 f"TD-MPC2 plans with continuous actions, these are {spaces.actions.size} discrete ones: use MuZero or "
                 "DreamerV3 for them"
             )
-        if frames < 1:
-            raise ValueError(f"frames must be 1 or more, got {frames}")
+        if num_stacked_frames < 1:
+            raise ValueError(f"num_stacked_frames must be 1 or more, got {num_stacked_frames}")
         self.spaces = spaces
-        self.frames = frames
+        self.num_stacked_frames = num_stacked_frames
         self.episodic = episodic
-        self.weights = weights
+        self.loss_weights = loss_weights
         self.batch_size = batch_size
-        self.batch_length = planning.horizon + frames
-        self.context_steps = frames - 1
-        self.max_norm = max_norm
-        self.tau = tau
+        self.batch_length = planning.horizon + num_stacked_frames
+        self.context_steps = num_stacked_frames - 1
+        self.max_grad_norm = optimizer.max_grad_norm
+        self.tau = optimizer.tau
         self.discount = discount_for_episode_length(episode_length)
-        dims = spaces.actions.size
-        self.world = TDMPC2WorldModel(
-            dims,
-            vector_size=None if spaces.observation.is_image else spaces.observation.shape[0],
-            image_size=spaces.observation.shape[:2] if spaces.observation.is_image else (64, 64),
-            num_stacked_frames=frames,
-            latent_size=size.latent,
-            simplex_size=simplex,
-            width=size.width,
-            encoder_width=size.encoder_width,
-            encoder_layers=size.encoder_layers,
-            image_channels=size.channels,
-            num_bins=bins,
-            symlog_limit=reach,
-            predict_termination=episodic,
-        )
-        self.policy = TanhGaussianPolicy(size.latent, dims, size.width, log_std_min, log_std_max)
-        self.critic = QEnsemble(size.latent, dims, size.members, size.width, dropout, bins, reach)
+        self.world = self._make_world_model(networks, distributions)
+        self.policy, self.critic = self._make_policy_and_critic(networks, distributions)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.register_buffer("scale", torch.ones(()))
-        self.planner = TDMPC2Planner(self.world, self.policy, self.critic, self.discount, planning)
+        self.planner = TDMPC2Planner(
+            world=self.world, policy=self.policy, critic=self.critic, discount=self.discount, config=planning
+        )
+        self.model_optimizer, self.policy_optimizer = self._make_optimizers(optimizer)
+
+    def _make_world_model(
+        self, networks: TDMPC2NetworkConfig, distributions: TDMPC2DistributionConfig
+    ) -> TDMPC2WorldModel:
+        observation = self.spaces.observation
+        return TDMPC2WorldModel(
+            action_dims=self.spaces.actions.size,
+            vector_size=None if observation.is_image else observation.shape[0],
+            image_size=observation.shape[:2] if observation.is_image else (64, 64),
+            num_stacked_frames=self.num_stacked_frames,
+            latent_size=networks.latent_size,
+            simplex_size=networks.simplex_size,
+            width=networks.width,
+            encoder_width=networks.encoder_width,
+            encoder_layers=networks.encoder_layers,
+            image_channels=networks.image_channels,
+            num_bins=distributions.num_bins,
+            symlog_limit=distributions.symlog_limit,
+            predict_termination=self.episodic,
+        )
+
+    def _make_policy_and_critic(
+        self, networks: TDMPC2NetworkConfig, distributions: TDMPC2DistributionConfig
+    ) -> tuple[TanhGaussianPolicy, QEnsemble]:
+        policy = TanhGaussianPolicy(
+            networks.latent_size,
+            self.spaces.actions.size,
+            width=networks.width,
+            log_std_min=distributions.log_std_min,
+            log_std_max=distributions.log_std_max,
+        )
+        critic = QEnsemble(
+            networks.latent_size,
+            self.spaces.actions.size,
+            num_members=networks.num_q,
+            width=networks.width,
+            dropout=networks.dropout,
+            num_bins=distributions.num_bins,
+            symlog_limit=distributions.symlog_limit,
+        )
+        return policy, critic
+
+    def _make_optimizers(self, config: TDMPC2OptimizerConfig) -> tuple[torch.optim.Adam, torch.optim.Adam]:
+        """Return the optimizers of the model with the critic, and of the policy."""
         encoder = list(self.world.encoder.parameters())
         rest = [p for name, p in self.world.named_parameters() if not name.startswith("encoder.")]
         groups: list[dict[str, Any]] = [
-            {"params": encoder, "lr": encoder_lr},
+            {"params": encoder, "lr": config.encoder_lr},
             {"params": [*rest, *self.critic.parameters()]},
         ]
-        self.model_optimizer = torch.optim.Adam(groups, lr=lr, fused=True)
-        self.policy_optimizer = torch.optim.Adam(self.policy.parameters(), lr=lr, eps=1e-5, fused=True)
+        model_optimizer = torch.optim.Adam(groups, lr=config.lr, fused=True)
+        return model_optimizer, torch.optim.Adam(self.policy.parameters(), lr=config.lr, eps=1e-5, fused=True)
 
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
         """See ``Agent.optimizers``."""
@@ -183,17 +234,21 @@ class TDMPC2(Agent):
 
     def simulator(self, title: str = "world", fps: float = 15.0) -> TDMPC2Simulator:
         """See ``Agent.simulator``."""
-        return TDMPC2Simulator(self.world, self.spaces.actions, title=title, fps=fps, context_frames=self.frames)
+        return TDMPC2Simulator(
+            self.world, self.spaces.actions, title=title, fps=fps, context_frames=self.num_stacked_frames
+        )
 
     # -------------------------------------------------------------------------------------------------------- acting
 
     def init_carry(self, batch: int) -> dict[str, Tensor]:
         """See ``Agent.init_carry``: the mean of the last plan, shifted by one step, and the previous observations."""
         space = self.spaces.observation
-        shape = (batch, self.planner.planning.horizon, self.spaces.actions.size)
+        shape = (batch, self.planner.config.horizon, self.spaces.actions.size)
         return {
             "mean": torch.zeros(shape, device=self.device, dtype=self.scale.dtype),
-            "past": torch.zeros((batch, self.frames - 1, *space.shape), device=self.device, dtype=space.dtype),
+            "past": torch.zeros(
+                (batch, self.num_stacked_frames - 1, *space.shape), device=self.device, dtype=space.dtype
+            ),
         }
 
     @torch.no_grad()
@@ -202,10 +257,10 @@ class TDMPC2(Agent):
         mean = torch.where(time_step.is_first[:, None, None], 0, carry["mean"])
         window = self._window(carry["past"], time_step)
         latent = self.world.encode(window)
-        noise = draw_planner_noise(self.planner.planning, self.critic, len(latent), self.spaces.actions.size, latent)
+        noise = draw_planner_noise(self.planner.config, self.critic, len(latent), self.spaces.actions.size, latent)
         action, mean = self.planner.plan(latent, mean, noise, explore)
-        later = torch.cat((mean[:, 1:], torch.zeros_like(mean[:, :1])), dim=1)
-        return PolicyStep(action.float(), {"mean": later, "past": window[:, 1:]}, {})
+        shifted = torch.cat((mean[:, 1:], torch.zeros_like(mean[:, :1])), dim=1)
+        return PolicyStep(action.float(), {"mean": shifted, "past": window[:, 1:]}, {})
 
     def observe(self, carry: dict[str, Tensor], time_step: TimeStep, action: Tensor) -> PolicyStep:
         """See ``Agent.observe``; without planning, so that the next plan starts from zeros."""
@@ -223,79 +278,82 @@ class TDMPC2(Agent):
     def update(self, batch: ReplayBatch) -> UpdateOutput:
         """See ``Agent.update``: the model, then the policy on the model's latents, then the target critic."""
         loss, latents, logs = self.model_loss(self.prepare(batch))
-        logs["gradient_norm"] = backward_and_step(loss, self.model_optimizer, self.max_norm)
-        loss, said = self.policy_loss(latents.detach())
-        norm = backward_and_step(loss, self.policy_optimizer, self.max_norm, name="policy_loss")
-        logs |= said | {"policy_gradient_norm": norm}
+        logs["gradient_norm"] = backward_and_step(loss, self.model_optimizer, self.max_grad_norm)
+        loss, policy_logs = self.policy_loss(latents.detach())
+        norm = backward_and_step(loss, self.policy_optimizer, self.max_grad_norm, name="policy_loss")
+        logs |= policy_logs | {"policy_gradient_norm": norm}
         targets, online = list(self.target_critic.parameters()), list(self.critic.parameters())
         with torch.no_grad():
             torch._foreach_lerp_(targets, online, self.tau)
         return UpdateOutput(check_finite(logs), {})
 
     def prepare(self, batch: ReplayBatch) -> TDMPC2Batch:
-        """Make windows of observations (images randomly shifted), and the outcomes of each action."""
-        frames = self.frames
-        windows = stack_frames(batch.observation, batch.is_first, frames)
+        """Make windows of observations (images randomly shifted), with each action's reward and termination."""
+        skipped = self.num_stacked_frames - 1
+        windows = stack_frames(batch.observation, batch.is_first, self.num_stacked_frames)
         if self.spaces.observation.is_image:
             windows = random_shift(windows.flatten(0, 1)).unflatten(0, windows.shape[:2])
         dtype = self.scale.dtype
         return TDMPC2Batch(
-            windows,
-            batch.action[:, frames - 1 : -1].to(dtype),
-            batch.reward[:, frames:].to(dtype),
-            batch.is_terminal[:, frames:].to(dtype),
+            windows=windows,
+            action=batch.action[:, skipped:-1].to(dtype),
+            reward=batch.reward[:, skipped + 1 :].to(dtype),
+            terminated=batch.is_terminal[:, skipped + 1 :].to(dtype),
         )
 
-    def model_loss(self, piece: TDMPC2Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def model_loss(self, batch: TDMPC2Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return the model's loss (equation 3), its latents [b, h + 1, d], and logs."""
-        world, weights = self.world, self.weights
-        windows, action, reward, ended = piece
+        world, weights = self.world, self.loss_weights
+        windows, action, reward, terminated = batch
         with torch.no_grad():
-            seen = world.encode(windows[:, 1:])
-            target = reward + self.discount * (1 - ended) * self.next_value(seen)
+            encoded = world.encode(windows[:, 1:])
+            target = reward + self.discount * (1 - terminated) * self.next_value(encoded)
         latents = [world.encode(windows[:, 0])]
-        for taken in action.unbind(1):
-            latents.append(world.next_latent(latents[-1], taken))
+        for step_action in action.unbind(1):
+            latents.append(world.next_latent(latents[-1], step_action))
         latent = torch.stack(latents, dim=1)
-        steps = action.shape[1]
-        shares = weights.later ** torch.arange(steps, device=action.device, dtype=latent.dtype) / steps
+        step_weights = self._step_weights(latent[:, :-1])
         losses = {
-            "consistency": (latent[:, 1:] - seen).square().mean((0, 2)) @ shares,
-            "reward": world.two_hot.loss(world.reward_logits(latent[:, :-1], action), reward).mean(0) @ shares,
+            "consistency": (latent[:, 1:] - encoded).square().mean((0, 2)) @ step_weights,
+            "reward": world.two_hot.loss(world.reward_logits(latent[:, :-1], action), reward).mean(0) @ step_weights,
             "value": self.critic.two_hot.loss(self.critic(latent[:, :-1], action, use_dropout=True), target).mean(
                 (0, 1)
             )
-            @ shares,
+            @ step_weights,
         }
         logits = world.termination_logits(latent[:, 1:])
         if logits is not None:
-            losses["end"] = F.binary_cross_entropy_with_logits(logits, ended)
+            losses["termination"] = F.binary_cross_entropy_with_logits(logits, terminated)
         loss = torch.stack([getattr(weights, name) * value for name, value in losses.items()]).sum()
         return loss, latent, {**{f"{name}_loss": value for name, value in losses.items()}, "target": target.mean()}
 
     def next_value(self, latent: Tensor) -> Tensor:
         """Return the policy's values at latents [b, h, d]: the smaller of two target critics, [b, h]."""
-        action = self.policy.sample_action(latent, self._noise(latent))
+        action = self.policy.sample_action(latent, self._draw_action_noise(latent))
         return self.target_critic.values(latent, action, self.critic.sample_member_pair()).amin(0)
 
     def policy_loss(self, latent: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the policy's loss at latents [b, h + 1, d], minus scaled values and entropy, and logs."""
-        chosen = self.policy(latent, self._noise(latent))
+        policy = self.policy(latent, self._draw_action_noise(latent))
         values = self.critic.values(
-            latent, chosen.action, self.critic.sample_member_pair(), detach_weights=True, use_dropout=True
+            latent, policy.action, self.critic.sample_member_pair(), detach_weights=True, use_dropout=True
         ).mean(0)
-        self._measure(values[:, 0].detach())
-        steps = latent.shape[1]
-        shares = self.weights.later ** torch.arange(steps, device=latent.device, dtype=latent.dtype) / steps
-        loss = -(self.weights.entropy * chosen.entropy + values / self.scale).mean(0) @ shares
-        return loss, {"policy_loss": loss, "entropy": chosen.entropy.mean(), "scale": self.scale.clone()}
+        self._update_scale(values[:, 0].detach())
+        objective = self.loss_weights.entropy * policy.entropy + values / self.scale
+        loss = -objective.mean(0) @ self._step_weights(latent)
+        return loss, {"policy_loss": loss, "entropy": policy.entropy.mean(), "scale": self.scale.clone()}
 
-    def _noise(self, latent: Tensor) -> Tensor:
+    def _step_weights(self, latent: Tensor) -> Tensor:
+        """Return the weights of the time steps of latents [b, h, d] in a loss, [h]."""
+        steps = latent.shape[1]
+        return self.loss_weights.rho ** torch.arange(steps, device=latent.device, dtype=latent.dtype) / steps
+
+    def _draw_action_noise(self, latent: Tensor) -> Tensor:
         """Draw the noise of one action per latent."""
         shape = (*latent.shape[:-1], self.spaces.actions.size)
         return torch.randn(shape, device=latent.device, dtype=latent.dtype)
 
-    def _measure(self, values: Tensor) -> None:
+    def _update_scale(self, values: Tensor) -> None:
         """Update the value scale towards the range from the 5th to the 95th percentile, at least 1."""
         low, high = values.quantile(torch.tensor([0.05, 0.95]).to(values))
         self.scale.lerp_((high - low).clamp(min=1), self.tau)
@@ -305,5 +363,5 @@ def discount_for_episode_length(episode_length: int) -> float:
     """Return the discount (T/5 - 1) / (T/5), limited to 0.95..0.995: it grows with the length of episodes."""
     if episode_length < 1:
         raise ValueError(f"episode_length must be 1 or more, got {episode_length}")
-    part = episode_length / 5
-    return min(max((part - 1) / part, 0.95), 0.995)
+    horizon = episode_length / 5
+    return min(max((horizon - 1) / horizon, 0.95), 0.995)

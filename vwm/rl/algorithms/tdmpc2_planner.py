@@ -64,7 +64,7 @@ class TDMPC2PlannerConfig:
                 f"{self.max_std} and {self.temperature}"
             )
 
-    def rounds(self, action_dims: int) -> int:
+    def num_iterations(self, action_dims: int) -> int:
         """Return the number of iterations for actions of a given dimension."""
         return self.iterations + EXTRA_ITERATIONS * (action_dims >= HIGH_ACTION_DIMS)
 
@@ -75,36 +75,37 @@ class TDMPC2PlannerNoise(NamedTuple):
     Attributes:
         proposals: float [b, p, h, a].
         samples: float [i, b, k - p, h, a].
-        ends: float [i, b, k, a], of the policy's action at the end of each sequence.
-        pairs: int64 [i, 2], the members of the ensemble that evaluate the ends.
-        choice: float [b, e], Gumbel noise that selects an elite.
+        final_actions: float [i, b, k, a], of the policy's action at the end of each sequence.
+        member_pairs: int64 [i, 2], the members of the ensemble that evaluate the ends.
+        elite: float [b, e], Gumbel noise that selects an elite.
         action: float [b, a].
     """
 
     proposals: Tensor
     samples: Tensor
-    ends: Tensor
-    pairs: Tensor
-    choice: Tensor
+    final_actions: Tensor
+    member_pairs: Tensor
+    elite: Tensor
     action: Tensor
 
 
 def draw_planner_noise(
-    planning: TDMPC2PlannerConfig, critic: QEnsemble, batch: int, action_dims: int, like: Tensor
+    config: TDMPC2PlannerConfig, critic: QEnsemble, batch: int, action_dims: int, like: Tensor
 ) -> TDMPC2PlannerNoise:
     """Draw a plan's noise from torch's generator, with the device and dtype of ``like``."""
-    rounds, drawn = planning.rounds(action_dims), planning.samples - planning.proposals
+    iterations = config.num_iterations(action_dims)
+    drawn = config.samples - config.proposals
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, device=like.device, dtype=like.dtype)
 
     return TDMPC2PlannerNoise(
-        normal(batch, planning.proposals, planning.horizon, action_dims),
-        normal(rounds, batch, drawn, planning.horizon, action_dims),
-        normal(rounds, batch, planning.samples, action_dims),
-        critic.sample_member_pair(rounds),
-        -like.new_empty(batch, planning.elites).exponential_().log(),
-        normal(batch, action_dims),
+        proposals=normal(batch, config.proposals, config.horizon, action_dims),
+        samples=normal(iterations, batch, drawn, config.horizon, action_dims),
+        final_actions=normal(iterations, batch, config.samples, action_dims),
+        member_pairs=critic.sample_member_pair(iterations),
+        elite=-like.new_empty(batch, config.elites).exponential_().log(),
+        action=normal(batch, action_dims),
     )
 
 
@@ -114,7 +115,7 @@ class TDMPC2Planner:
     Args:
         world, policy, critic: the networks.
         discount: of rewards, per step.
-        planning: see ``TDMPC2PlannerConfig``.
+        config: see ``TDMPC2PlannerConfig``.
     """
 
     def __init__(
@@ -123,13 +124,13 @@ class TDMPC2Planner:
         policy: TanhGaussianPolicy,
         critic: QEnsemble,
         discount: float,
-        planning: TDMPC2PlannerConfig,
+        config: TDMPC2PlannerConfig,
     ) -> None:
         self.world = world
         self.policy = policy
         self.critic = critic
         self.discount = discount
-        self.planning = planning
+        self.config = config
 
     @torch.no_grad()
     def plan(self, latent: Tensor, mean: Tensor, noise: TDMPC2PlannerNoise, explore: bool) -> tuple[Tensor, Tensor]:
@@ -144,23 +145,23 @@ class TDMPC2Planner:
         Returns:
             The action [b, a] in [-1, 1], and the final mean [b, h, a].
         """
-        planning = self.planning
+        config = self.config
         problems = torch.arange(len(latent), device=latent.device)[:, None]
         proposals = self.propose(latent, noise.proposals)
-        std = torch.full_like(mean, planning.max_std)
-        for samples, ends, pair in zip(noise.samples, noise.ends, noise.pairs, strict=True):
+        std = torch.full_like(mean, config.max_std)
+        drawn_noise = zip(noise.samples, noise.final_actions, noise.member_pairs, strict=True)
+        for samples, final_noise, pair in drawn_noise:
             drawn = torch.addcmul(mean[:, None], std[:, None], samples).clamp_(-1, 1)
             actions = torch.cat((proposals, drawn), dim=1)
-            values, places = self.worth(latent, actions, ends, pair).topk(planning.elites, dim=1)
-            elites = actions[problems, places]
-            shares = (planning.temperature * values).softmax(dim=1)
-            weights = shares[:, :, None, None]
+            returns = self.estimate_returns(latent, actions, final_noise, pair)
+            returns, indices = returns.topk(config.elites, dim=1)
+            elites = actions[problems, indices]
+            probabilities = (config.temperature * returns).softmax(dim=1)
+            weights = probabilities[:, :, None, None]
             mean = (weights * elites).sum(1)
-            std = (
-                (weights * (elites - mean[:, None]).square()).sum(1).sqrt_().clamp_(planning.min_std, planning.max_std)
-            )
-        followed = (shares.log() + noise.choice).argmax(1)
-        action = elites[problems[:, 0], followed, 0]
+            std = (weights * (elites - mean[:, None]).square()).sum(1).sqrt_().clamp_(config.min_std, config.max_std)
+        selected = (probabilities.log() + noise.elite).argmax(1)
+        action = elites[problems[:, 0], selected, 0]
         if explore:
             action = torch.addcmul(action, std[:, 0], noise.action)
         return action.clamp(-1, 1), mean
@@ -169,34 +170,35 @@ class TDMPC2Planner:
         """Return the policy's action sequences [b, p, h, a] for latents [b, d] and noise [b, p, h, a]."""
         actions: list[Tensor] = []
         latent = latent[:, None]
-        for drawn in noise.unbind(2):
+        for step_noise in noise.unbind(2):
             if actions:
                 latent = self.world.next_latent(latent, actions[-1])
-            actions.append(self.policy.sample_action(latent, drawn))
+            actions.append(self.policy.sample_action(latent, step_noise))
         return torch.stack(actions, dim=2)
 
-    def worth(self, latent: Tensor, actions: Tensor, ends: Tensor, pair: Tensor) -> Tensor:
-        """Evaluate action sequences: their rewards, and the value of their last latent.
+    def estimate_returns(self, latent: Tensor, actions: Tensor, final_noise: Tensor, pair: Tensor) -> Tensor:
+        """Estimate the returns of action sequences: their rewards, and the value of their last latent.
 
         Args:
             latent: [b, d].
             actions: [b, k, h, a].
-            ends: noise of the policy's action at the end, [b, k, a].
+            final_noise: of the policy's action at the end, [b, k, a].
             pair: int64 [2], the members of the ensemble to evaluate.
 
         Returns:
             [b, k]; 0 where the result is NaN.
         """
         latent = latent[:, None]
-        total, counts = actions.new_zeros(actions.shape[:2]), 1.0
-        going: Tensor | None = None
+        total = actions.new_zeros(actions.shape[:2])
+        discount = 1.0
+        running: Tensor | None = None
         for action in actions.unbind(2):
-            earned = self.world.predict_reward(latent, action)
-            total = total + counts * (earned if going is None else earned * going)
-            counts *= self.discount
+            reward = self.world.predict_reward(latent, action)
+            total = total + discount * (reward if running is None else reward * running)
+            discount *= self.discount
             latent = self.world.next_latent(latent, action)
-            over = self.world.termination_logits(latent)
-            if over is not None:  # a termination probability of at least 0.5 ends the sequence
-                going = (over <= 0) if going is None else going & (over <= 0)
-        value = self.critic.values(latent, self.policy.sample_action(latent, ends), pair).mean(0)
-        return (total + counts * (value if going is None else value * going)).nan_to_num_(0)
+            logits = self.world.termination_logits(latent)
+            if logits is not None:  # a termination probability above 0.5 ends the sequence
+                running = (logits <= 0) if running is None else running & (logits <= 0)
+        value = self.critic.values(latent, self.policy.sample_action(latent, final_noise), pair).mean(0)
+        return (total + discount * (value if running is None else value * running)).nan_to_num_(0)
