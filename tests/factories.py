@@ -1,4 +1,4 @@
-"""Small networks that the tests share, with every weight random: a zero-initialised branch would hide what it does."""
+"""Small networks that the tests share, with every weight random: a zero-initialized branch would hide what it does."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def latent_action(**changes) -> LatentActionModel:
     return randomize(LatentActionModel(**{**settings, "window": 4, **changes}))
 
 
-def genie(labelled: bool = False, codebook: int | list[int] = [4, 3, 3], outcomes: bool = False):  # noqa: B006
+def genie(labeled: bool = False, codebook: int | list[int] = [4, 3, 3], outcomes: bool = False):  # noqa: B006
     """A whole Genie world of 16x16 pixels, with starting contexts."""
     from vwm.core.spaces import ActionSpace
     from vwm.models.genie.sampling import MaskGITSampling
@@ -49,8 +49,8 @@ def genie(labelled: bool = False, codebook: int | list[int] = [4, 3, 3], outcome
     return GenieSimulator(
         tokenizer(codebook),
         dynamics(),
-        None if labelled else latent_action(),
-        ActionSpace("discrete", 4, ("LEFT", "RIGHT", "UP", "noop"), latent=not labelled),
+        None if labeled else latent_action(),
+        ActionSpace("discrete", 4, ("LEFT", "RIGHT", "UP", "noop"), latent=not labeled),
         randomize(RewardTerminationHeads(width=16, hidden=16)) if outcomes else None,
         sampling=MaskGITSampling(steps=3),
         context_frames=2,

@@ -75,9 +75,9 @@ def main() -> None:
     ours = our_module(theirs, size, options.device)
     describe(theirs, ours, masks, size)
     batch = MaskedClips(**clips_of(pixels.to(options.device)), masks=masks)
-    normalised = imagenet(pixels).to(options.device)
+    normalized = imagenet(pixels).to(options.device)
     steps: dict[str, Step] = {
-        "vjepa2": partial(theirs.step, normalised, masks),
+        "vjepa2": partial(theirs.step, normalized, masks),
         "vwm": our_step(ours, batch, options),
     }
     prove_equal(steps, options)

@@ -17,8 +17,8 @@ def test_draws_are_uniform_and_independent():
     assert 0 < draws.min() and draws.max() < 1
     assert abs(float(draws.mean()) - 0.5) < 5 * (1 / 12 / draws.numel()) ** 0.5
     assert abs(float((draws**2).mean()) - 1 / 3) < 5e-3
-    neighbours = torch.corrcoef(torch.stack((draws[:-1].flatten(), draws[1:].flatten())))[0, 1]
-    assert abs(float(neighbours)) < 0.02
+    neighbors = torch.corrcoef(torch.stack((draws[:-1].flatten(), draws[1:].flatten())))[0, 1]
+    assert abs(float(neighbors)) < 0.02
     histogram = torch.histc(draws.float(), 20, 0, 1)
     assert float(((histogram - 5000) ** 2 / 5000).sum()) < 50  # chi-square, 19 degrees of freedom
 

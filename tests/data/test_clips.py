@@ -186,8 +186,8 @@ def test_collate_types() -> None:
 def test_rejects_a_batch_of_clips_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match=r"differ in frames: .*4, 4.*8, 8.*one size"):
         collate_clips([clip(4), clip(8)])
-    labelled = clip(actions=np.zeros(2, np.int64))
-    for batch in ([labelled, clip()], [clip(), labelled]):
+    labeled = clip(actions=np.zeros(2, np.int64))
+    for batch in ([labeled, clip()], [clip(), labeled]):
         with pytest.raises(ValueError, match=r"differ in actions: .*None.*leave actions out of data\.fields"):
             collate_clips(batch)
 

@@ -174,17 +174,17 @@ def labels(data: Path, share: float, part: str = "all") -> dict[str, bool]:
     return found
 
 
-def test_labelled_episodes_are_nested_and_of_the_requested_number(data: Path) -> None:
+def test_labeled_episodes_are_nested_and_of_the_requested_number(data: Path) -> None:
     write(data, 9, 80)  # a hundred in all
     few, more, all_but_one, none = (labels(data, share) for share in (0.03, 0.4, 0.99, 0.0))
     assert {k for k in few if few[k]} < {k for k in more if more[k]} < {k for k in all_but_one if all_but_one[k]}
     assert [sum(found.values()) for found in (few, more, all_but_one, none)] == [3, 40, 99, 0]
     assert sum(labels(data, 1e-9).values()) == 1
-    held_out = keys(data, "val")  # labelling has nothing to do with holding out
+    held_out = keys(data, "val")  # labeling has nothing to do with holding out
     assert np.mean([more[key] for key in held_out]) == pytest.approx(0.4, abs=0.15)
 
 
-def test_actions_of_unlabelled_clips_are_hidden_and_others_unchanged(data: Path) -> None:
+def test_actions_of_unlabeled_clips_are_hidden_and_others_unchanged(data: Path) -> None:
     every, some = make_clip_dataset(str(data), 4), make_clip_dataset(str(data), 4, labeled_fraction=0.5)
     for known, given in zip(ClipLoader(every, 4), ClipLoader(some, 4), strict=True):
         assert known.labeled is None and given.labeled is not None and given.labeled.dtype == torch.bool
@@ -199,7 +199,7 @@ def test_only_training_clips_lose_their_labels(data: Path) -> None:
     assert all(batch.labeled is None and batch.actions.any() for batch in module.val_dataloader())
 
 
-def test_rejects_a_labelled_fraction_out_of_range(data: Path) -> None:
+def test_rejects_a_labeled_fraction_out_of_range(data: Path) -> None:
     for share in (-0.1, 1.5):
         with pytest.raises(ValueError, match=f"labeled_fraction must be between 0 and 1, got {share}"):
             make_clip_dataset(str(data), 4, labeled_fraction=share)

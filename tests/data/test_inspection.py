@@ -13,7 +13,7 @@ from vwm.data.inspection import SHEET_COLUMNS, SHEET_SIDE, inspect_dataset
 from vwm.data.shards import ShardWriter
 
 
-def grey(level: int, length: int, side: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def gray(level: int, length: int, side: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     return np.full((length, side, side, 3), level, np.uint8)
 
 
@@ -21,11 +21,11 @@ def write_shards(folder: Path) -> None:
     meta = {"fps": 10.0, "source": "test", "action_names": ["stay", "go"]}
     with ShardWriter(folder / "shard-000000.tar") as writer:
         actions, rewards = np.array([0, 1, 1, 1]), np.array([0, 1, 0, 0.5], np.float32)
-        writer.write("a", Episode(grey(0, 4, 8), actions, rewards, terminated=True, truncated=False, meta=meta))
+        writer.write("a", Episode(gray(0, 4, 8), actions, rewards, terminated=True, truncated=False, meta=meta))
     with ShardWriter(folder / "shard-000001.tar") as writer:
-        writer.write("b", Episode(grey(200, 6, 128), meta=meta))
+        writer.write("b", Episode(gray(200, 6, 128), meta=meta))
         box = np.array([[0, -0.5], [1, 0.5]], np.float32)
-        writer.write("c", Episode(grey(90, 2, 8), box, meta=meta))
+        writer.write("c", Episode(gray(90, 2, 8), box, meta=meta))
 
 
 def test_counts_are_those_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,7 +51,7 @@ def test_named_numbers_of_the_state_are_shown_with_their_ranges(
     with ShardWriter(tmp_path / "a" / "shard-000000.tar") as writer:
         for key, state in (("a", [[1, 5, 0], [2, 6, 0]]), ("b", [[-3, 5.5, 9], [0, 7, 9]])):
             meta = {"state_names": ["ball_x", "ram_1", "ball_y"]}
-            writer.write(key, Episode(grey(0, 2, 8), state=np.array(state, np.float32), meta=meta))
+            writer.write(key, Episode(gray(0, 2, 8), state=np.array(state, np.float32), meta=meta))
     inspect_dataset(tmp_path / "a")
     said = capsys.readouterr().out
     assert "state          3 variables, 1 of them without a name" in said and "ram_1" not in said
@@ -60,7 +60,7 @@ def test_named_numbers_of_the_state_are_shown_with_their_ranges(
         ["ball_y", "from", "0", "to", "9"],
     ]
     with ShardWriter(tmp_path / "b" / "shard-000000.tar") as writer:  # as recordings before names were
-        writer.write("a", Episode(grey(0, 2, 8), state=np.array([[1] * 15, [2] * 15], np.float32)))
+        writer.write("a", Episode(gray(0, 2, 8), state=np.array([[1] * 15, [2] * 15], np.float32)))
     inspect_dataset(tmp_path / "b")
     said = capsys.readouterr().out
     assert "state          15 variables\n" in said and "state_11 " in said and "state_12" not in said
@@ -71,7 +71,7 @@ def test_the_hash_is_of_the_content(tmp_path: Path, capsys: pytest.CaptureFixtur
     for name in ("a", "b"):
         write_shards(tmp_path / name)
     with ShardWriter(tmp_path / "c" / "shard-000000.tar") as writer:
-        writer.write("a", Episode(grey(1, 4, 8)))
+        writer.write("a", Episode(gray(1, 4, 8)))
     hashes = []
     for name in ("a", "b", "c"):
         inspect_dataset(tmp_path / name)

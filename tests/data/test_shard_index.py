@@ -60,7 +60,7 @@ def test_foreign_shards_work(tmp_path: Path) -> None:
     shard = tmp_path / "foreign.tar"
     members = {
         "./clips/000.mp4": encode_video(frames(9, 40), fps=24),
-        "./clips/000.json": b'{"caption": "grey"}',
+        "./clips/000.json": b'{"caption": "gray"}',
         "./clips/001.frames.npy": npy(frames(5, 80)),
         "./clips/001.actions.npy": npy(np.arange(5)),
         "./clips/002.MP4": encode_video(frames(3, 120), fps=24),

@@ -1,4 +1,4 @@
-"""Driving by the picture: the road is found where it was painted, and the wheel turns towards it."""
+"""Driving by the picture: the road is found where it was painted, and the wheel turns toward it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def picture(shift: int = 0, size: int = 64, bar: float = 0.0) -> NDArray[np.uint
     return frame
 
 
-def test_road_is_grey_and_nothing_else() -> None:
+def test_road_is_gray_and_nothing_else() -> None:
     frame = picture()
     frame[20:24, 30:34] = (255, 0, 0)
     frame[30, 0:4] = 255

@@ -71,7 +71,7 @@ def test_procgens_own_limit_is_no_end_of_the_world() -> None:
 
 
 def test_what_is_wrong_is_named() -> None:
-    with pytest.raises(ValueError, match="procgen:colour: there is no such game, only bigfish"):
-        make_env("procgen:colour", {})
-    with pytest.raises(ValueError, match=r"procgen:coinrun with options .*colour"):
-        make_env("procgen:coinrun", {"colour": 1})
+    with pytest.raises(ValueError, match="procgen:color: there is no such game, only bigfish"):
+        make_env("procgen:color", {})
+    with pytest.raises(ValueError, match=r"procgen:coinrun with options .*color"):
+        make_env("procgen:coinrun", {"color": 1})

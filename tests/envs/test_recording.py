@@ -15,7 +15,7 @@ import torch
 
 from vwm.data.shard_index import build_shard_index, list_shards, load_shard_index
 from vwm.envs.action_spec import EnvActionSpec
-from vwm.envs.behavior_policies import BEHAVIOUR_POLICIES, MixedPolicy, RandomPolicy, StickyPolicy
+from vwm.envs.behavior_policies import BEHAVIOR_POLICIES, MixedPolicy, RandomPolicy, StickyPolicy
 from vwm.envs.lane_following import road_mask
 from vwm.envs.procgen import partition_levels
 from vwm.envs.recording import record_dataset
@@ -249,7 +249,7 @@ def test_a_failing_game_stops_with_its_own_error(tmp_path: Path, workers: int) -
         ({"policy": "clever"}, "'clever' is not known; there are random, sticky, mixed, road"),
         ({"workers": -1}, "workers must be 0"),
         ({"env": "NoSuchGame-v0"}, "NoSuchGame"),
-        ({"env_options": {"colour": 1}}, "colour"),
+        ({"env_options": {"color": 1}}, "color"),
         ({"prefer": {9: 1.0}}, "actions go from 0 to 4"),
         ({"frame_skip": 0}, "frame_skip must be 1 or more"),
     ],
@@ -306,16 +306,16 @@ def test_mixed_play_leans_for_a_while_and_keeps_the_preference_overall() -> None
     assert len({int(np.bincount(p).argmax()) for p in pieces}) == 5
 
 
-@pytest.mark.parametrize("name", BEHAVIOUR_POLICIES)
+@pytest.mark.parametrize("name", BEHAVIOR_POLICIES)
 def test_policies_are_seeded_and_stay_in_bounds(name: str) -> None:
     box = EnvActionSpec(0, np.array([-1, 0, 0], np.float32), np.array([1, 3, 1], np.float32), ("steer", "gas", "brake"))
     for actions in (box,) if name == "road" else (discrete(5), box):
-        one, two = (play(BEHAVIOUR_POLICIES[name](actions, 3, np.random.default_rng(7)), 200) for _ in range(2))
+        one, two = (play(BEHAVIOR_POLICIES[name](actions, 3, np.random.default_rng(7)), 200) for _ in range(2))
         np.testing.assert_array_equal(one, two)
     assert one.shape == (200, 3, 3) and one.dtype == np.float32
     assert (np.abs(one) <= 1).all() and (one.min(axis=(0, 1)) < -0.5).all() and (one.max(axis=(0, 1)) > 0.5).all()
     with pytest.raises(ValueError, match="these are continuous"):
-        BEHAVIOUR_POLICIES[name](box, 1, np.random.default_rng(0), {1: 2.0})
+        BEHAVIOR_POLICIES[name](box, 1, np.random.default_rng(0), {1: 2.0})
 
 
 # ------------------------------------------------------------------------------------------------- real games
@@ -333,8 +333,8 @@ def test_coinrun_is_recorded_the_same_twice_and_pieces_differ(tmp_path: Path) ->
     first = episodes(tmp_path / "a")[0]
     assert first["frames.npy"].shape[1:] == (64, 64, 3)
     assert first["json"]["fps"] == 15 and first["json"]["action_names"][8] == "RIGHT+UP"
-    for game, options in (("procgen:coinrun", {"colour": 1}), ("procgen:colour", {})):
-        with pytest.raises(ValueError, match="colour"):
+    for game, options in (("procgen:coinrun", {"color": 1}), ("procgen:color", {})):
+        with pytest.raises(ValueError, match="color"):
             record_dataset(game, tmp_path / "c", workers=0, env_options=options)
 
 
@@ -356,9 +356,9 @@ def test_atari_tells_its_memory_and_where_the_ball_is(tmp_path: Path) -> None:
     names = episode["json"]["state_names"]
     for name, axis in (("ball_x", 1), ("ball_y", 2)):
         along = field[shown].sum(axis=axis)
-        centre = along @ np.arange(along.shape[1]) / along.sum(axis=1)
+        center = along @ np.arange(along.shape[1]) / along.sum(axis=1)
         told = episode["state.npy"][shown, names.index(name)]
-        aligned, late = (np.corrcoef(told, np.roll(centre, k))[0, 1] for k in (0, 1))
+        aligned, late = (np.corrcoef(told, np.roll(center, k))[0, 1] for k in (0, 1))
         assert aligned > 0.99 > late
 
 

@@ -51,7 +51,7 @@ def singles(*clips: SpriteClip) -> Counter[bytes]:
 
 
 def steps(*clips: SpriteClip) -> Counter[bytes]:
-    """Frames with their neighbours."""
+    """Frames with their neighbors."""
     return Counter(c.frames[t : t + 2].tobytes() for c in clips for t in range(len(c.frames) - 1))
 
 
@@ -154,7 +154,7 @@ def test_a_sprite_is_drawn_where_its_state_says() -> None:
             assert changed[int(y), int(x)]
             r, g, b = clip.frames[t, int(y), int(x)].astype(int)
             if clip.labels["shape"] != "triangle":
-                assert (r, g, b) == SPRITE_COLORS[clip.labels["colour"]]
+                assert (r, g, b) == SPRITE_COLORS[clip.labels["color"]]
 
 
 @pytest.mark.parametrize("shape", SPRITE_SHAPES)
@@ -178,7 +178,7 @@ def test_labels_say_what_is_seen_and_all_of_them_come() -> None:
     clips = [make_possible_clip("moving", np.random.default_rng(seed), 16) for seed in range(200)]
     for key, classes in (
         ("shape", SPRITE_SHAPES),
-        ("colour", SPRITE_COLORS),
+        ("color", SPRITE_COLORS),
         ("direction", MOTION_DIRECTIONS),
         ("speed_class", SPEED_CLASSES),
     ):

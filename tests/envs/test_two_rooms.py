@@ -87,8 +87,8 @@ def test_fractions_of_a_pixel_show():
     for at in ((20.0, 15.0), (20.3, 15.8), (45.5, 40.25)):
         agent = (render_two_rooms(at, middle, middle)[..., 0].astype(float) - 70).clip(0) / (AGENT_COLOR[0] - 70)
         agent[:, :BORDER_WIDTH] = agent[:, -BORDER_WIDTH:] = 0
-        centre = np.arange(ARENA_SIZE) + 0.5
-        found = [(agent.sum(axis) * centre).sum() / agent.sum() for axis in (0, 1)]
+        center = np.arange(ARENA_SIZE) + 0.5
+        found = [(agent.sum(axis) * center).sum() / agent.sum() for axis in (0, 1)]
         assert np.abs(np.subtract(found, at)).max() < 0.05
     empty = render_two_rooms([20, 20], middle, middle)
     assert (empty[0, 0] == empty[10, 31]).all() and empty[32, 32].sum() == 0  # wall, and the open door

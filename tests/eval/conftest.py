@@ -146,7 +146,7 @@ def write_shards(tmp_path: Path) -> Callable[..., Path]:
 def genie() -> Callable[..., GenieSimulator]:
     """Small random-init Genie worlds, in which the actions do something."""
 
-    def make(labelled: bool = False, actions: int = 4) -> GenieSimulator:
+    def make(labeled: bool = False, actions: int = 4) -> GenieSimulator:
         torch.manual_seed(0)
         tokenizer = SpaceTimeTokenizer((SIZE, SIZE), 8, [4, 4], width=16, depth=1, heads=2)
         dynamics = MaskGITDynamics(16, 4, actions, width=16, depth=1, heads=2)
@@ -155,12 +155,12 @@ def genie() -> Callable[..., GenieSimulator]:
             for weight in part.parameters():
                 if not weight.any():
                     torch.nn.init.normal_(weight, std=0.3)
-        names = NAMES if labelled else ()
-        space = ActionSpace("discrete", actions, names, latent=not labelled)
+        names = NAMES if labeled else ()
+        space = ActionSpace("discrete", actions, names, latent=not labeled)
         return GenieSimulator(
             tokenizer,
             dynamics,
-            None if labelled else latent_action,
+            None if labeled else latent_action,
             space,
             fps=10.0,
             sampling=MaskGITSampling(steps=2),
@@ -175,8 +175,8 @@ def genie() -> Callable[..., GenieSimulator]:
 def write_bundle(genie: Callable[..., GenieSimulator], tmp_path: Path) -> Callable[..., Path]:
     """Save a small Genie world; returns its folder."""
 
-    def write(labelled: bool = False, actions: int = 4) -> Path:
-        save_simulator(genie(labelled, actions), tmp_path / "bundle")
+    def write(labeled: bool = False, actions: int = 4) -> Path:
+        save_simulator(genie(labeled, actions), tmp_path / "bundle")
         return tmp_path / "bundle"
 
     return write

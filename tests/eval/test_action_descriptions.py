@@ -79,9 +79,9 @@ def test_without_recorded_actions_the_motion_is_described(
     assert describe_actions(genie(), clips) == ["no visible change"] + ["not seen"] * 3
 
 
-def test_labelled_actions_keep_their_names(
+def test_labeled_actions_keep_their_names(
     genie: Callable[..., GenieSimulator], write_shards: Callable[..., Path]
 ) -> None:
     clips = make_clip_dataset(str(write_shards()), clip_length=6)
-    assert describe_actions(genie(labelled=True), clips) == ["STAY", "RIGHT", "DOWN", "LEFT"]
+    assert describe_actions(genie(labeled=True), clips) == ["STAY", "RIGHT", "DOWN", "LEFT"]
     assert all(len(text) <= MAX_DESCRIPTION_LENGTH for text in describe_actions(genie(), clips))

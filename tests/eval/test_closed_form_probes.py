@@ -17,7 +17,7 @@ from vwm.eval.closed_form_probes import (
 
 
 def data(clips: int, features: int, outputs: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Centred features and labels, float64."""
+    """Centered features and labels, float64."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(clips, features, dtype=torch.float64, generator=generator)
     y = torch.randn(clips, outputs, dtype=torch.float64, generator=generator)

@@ -50,7 +50,7 @@ CASES: dict[str, tuple[Callable[[], FeatureExtractor], tuple[int, int]]] = {
     "tokens of a VAE": (lambda: TokenizerFeatureExtractor(vae()), (2 * 16, 4)),
     "latents": (lambda: TokenizerFeatureExtractor(masked_autoencoder().eval()), (4 * 6, 4)),
     "Genie": (lambda: GenieFeatureExtractor(genie()), (4 * 16, 16)),
-    "labelled Genie": (lambda: GenieFeatureExtractor(genie(labelled=True), 0), (4 * 16, 16)),
+    "labeled Genie": (lambda: GenieFeatureExtractor(genie(labeled=True), 0), (4 * 16, 16)),
     "DiT": (lambda: DiTFeatureExtractor(diffusion_world()), (4 * 16, 32)),
     "DiT with agent tokens": (lambda: DiTFeatureExtractor(diffusion_world(agent_tokens=2, policy=True)), (4 * 16, 32)),
 }

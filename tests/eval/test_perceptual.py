@@ -56,7 +56,7 @@ def test_frechet_distance_of_a_shift_and_of_a_scale() -> None:
     assert float(frechet_distance(x, scaled)) == pytest.approx(4 * float(torch.cov(x.T).trace()), rel=1e-4)
 
 
-class MeanColour(torch.nn.Module):
+class MeanColor(torch.nn.Module):
     """Stands in for I3D: a clip's features are its mean red, green and blue, in [-1, 1]."""
 
     def forward(self, video: torch.Tensor, rescale: bool, resize: bool, return_features: bool) -> torch.Tensor:
@@ -65,8 +65,8 @@ class MeanColour(torch.nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
-def test_fvd_of_a_change_of_colour(tmp_path: Path) -> None:
-    torch.jit.script(MeanColour()).save(str(tmp_path / "i3d.pt"))
+def test_fvd_of_a_change_of_color(tmp_path: Path) -> None:
+    torch.jit.script(MeanColor()).save(str(tmp_path / "i3d.pt"))
     fvd, generator = FVD(tmp_path / "i3d.pt"), torch.Generator().manual_seed(0)
     clips = torch.randint(0, 100, (12, 9, 4, 4, 3), dtype=torch.uint8, generator=generator)
     assert fvd(clips, clips) == pytest.approx(0, abs=1e-6)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vwm.eval.bootstrap import bootstrap_episode_counts, bootstrap_r2
 from vwm.eval.features import PixelFeatureExtractor
-from vwm.eval.labelled_clips import LabelledClips, LabelledSplit
+from vwm.eval.labeled_clips import LabeledClips, LabeledSplit
 from vwm.eval.probe_sweep import SweepSettings
 from vwm.eval.probes import (
     PROBE_NAMES,
@@ -23,17 +23,17 @@ from vwm.eval.probes import (
 SETTINGS = SweepSettings(learning_rates=(5e-3, 1e-3), weight_decays=(0.01, 0.4), epochs=15, batch_size=32)
 
 
-def labelled(labels: Tensor, frames: Tensor, kind: str = "numbers") -> LabelledClips:
+def labeled(labels: Tensor, frames: Tensor, kind: str = "numbers") -> LabeledClips:
     """Three equal parts."""
     third = len(labels) // 3
     parts = [
-        LabelledSplit(
+        LabeledSplit(
             frames[i * third : (i + 1) * third], labels[i * third : (i + 1) * third], torch.arange(third) // 8, third
         )
         for i in range(3)
     ]
     count = labels.shape[1] if kind == "numbers" else int(labels.max()) + 1
-    return LabelledClips(*parts, kind, tuple(map(str, range(count))), {}, {})
+    return LabeledClips(*parts, kind, tuple(map(str, range(count))), {}, {})
 
 
 def clips(count: int = 480, seed: int = 0) -> Tensor:
@@ -44,7 +44,7 @@ def clips(count: int = 480, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("probe", PROBE_NAMES)
 def test_labels_unrelated_to_the_clips_score_about_0_or_below(probe: ProbeName) -> None:
     labels = torch.randn(480, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    data = labelled(labels, clips())
+    data = labeled(labels, clips())
     tokens = extract_features(PixelFeatureExtractor(1, (4, 4)), data, 64, 1.0, "pixels")
     said = run_probe(probe, tokens, data, SETTINGS).predictions
     score = bootstrap_r2(data.test.labels, said, data.test.episodes, bootstrap_episode_counts(20, 10, 0)).value
@@ -57,12 +57,12 @@ def test_what_the_pixels_say_is_read(probe: ProbeName) -> None:
     generator = torch.Generator().manual_seed(0)
     level = torch.rand(480, generator=generator)
     frames = (level[:, None, None, None, None] * 200 + clips() * 0.1).byte()
-    numbers = labelled((level[:, None].double() - 0.5) * 12**0.5, frames)
+    numbers = labeled((level[:, None].double() - 0.5) * 12**0.5, frames)
     tokens = extract_features(PixelFeatureExtractor(1, (4, 4)), numbers, 64, 1.0, "pixels")
     said = run_probe(probe, tokens, numbers, SETTINGS).predictions
     score = bootstrap_r2(numbers.test.labels, said, numbers.test.episodes, bootstrap_episode_counts(20, 10, 0)).value
     assert score > (0.7 if probe == "knn" else 0.9)  # a cosine sees on which side of the mean, but not how far
-    classes = labelled((level > 0.5).long(), frames, "classes")
+    classes = labeled((level > 0.5).long(), frames, "classes")
     told = run_probe(probe, tokens, classes, SETTINGS)
     assert told.predictions.shape == (160, 2)
     assert (told.predictions.argmax(dim=1) == classes.test.labels).double().mean() > 0.85
@@ -71,7 +71,7 @@ def test_what_the_pixels_say_is_read(probe: ProbeName) -> None:
 
 def test_equal_settings_give_equal_numbers() -> None:
     labels = torch.randn(480, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    data = labelled(labels, clips())
+    data = labeled(labels, clips())
     for probe in PROBE_NAMES:
         one, two = (
             run_probe(
@@ -99,7 +99,7 @@ def test_channels_are_standardized_by_the_training_clips_only() -> None:
 
 
 def test_rejects_features_over_the_memory_limit_with_a_remedy() -> None:
-    data = labelled(torch.zeros(480, 1).double(), clips())
+    data = labeled(torch.zeros(480, 1).double(), clips())
     with pytest.raises(ValueError, match=r"480 clips of 8 tokens of width 48.*--clips \d+.*--memory"):
         extract_features(PixelFeatureExtractor(1, (4, 4)), data, 64, 1e-4, "pixels")
 

@@ -12,14 +12,14 @@ def test_means_differences_and_ratios_are_exact():
     found = compare_returns({"random": [[1, 3]], "world": [[5, 7], [9, 3]], "real": [[12, 12]]}, "random", "real")
     assert {name: score.value for name, score in found.means.items()} == {"random": 2, "world": 6, "real": 12}
     assert found.differences["world"]["random"].value == 4 == -found.differences["random"]["world"].value
-    assert list(found.normalised) == ["world"]
-    assert found.normalised["world"].value == pytest.approx((6 - 2) / (12 - 2))
+    assert list(found.normalized) == ["world"]
+    assert found.normalized["world"].value == pytest.approx((6 - 2) / (12 - 2))
 
 
 def test_of_returns_that_never_vary_the_interval_is_the_value():
     found = compare_returns({"random": [[0] * 5], "world": [[3] * 5], "real": [[4] * 5]}, "random", "real")
     assert found.means["world"] == pytest.approx((3, 3, 3))
-    assert found.normalised["world"] == pytest.approx((0.75, 0.75, 0.75))
+    assert found.normalized["world"] == pytest.approx((0.75, 0.75, 0.75))
 
 
 def test_episodes_are_drawn_together():
@@ -51,7 +51,7 @@ def test_the_interval_covers_the_true_ratio_about_as_often_as_it_says():
     for trial in range(200):
         rng = np.random.default_rng(trial)
         played = {name: [rng.normal(mean, 2, 60)] for name, mean in (("random", 1), ("world", 4), ("real", 5))}
-        ratio = compare_returns(played, "random", "real", draws=1000).normalised["world"]
+        ratio = compare_returns(played, "random", "real", draws=1000).normalized["world"]
         covered += ratio.low <= 0.75 <= ratio.high
     assert 0.89 <= covered / 200 <= 0.985
 
@@ -61,8 +61,8 @@ def test_no_ratio_to_an_agent_that_is_not_surely_better_than_random():
     for real in (values, values - 1, RNG.normal(0, 1, 20)):
         assert compare_returns(
             {"random": [values], "a": [values + 1], "real": [real]}, "random", "real"
-        ).normalised == {"a": None}
-    assert compare_returns({"random": [values], "a": [values + 1]}, "random").normalised == {"a": None}
+        ).normalized == {"a": None}
+    assert compare_returns({"random": [values], "a": [values + 1]}, "random").normalized == {"a": None}
 
 
 def test_errors_name_what_is_wrong():

@@ -69,9 +69,9 @@ def sample(actions: Tensor | None) -> EvalClips:
     return EvalClips(frames, actions, (), "hash", 2, 1)
 
 
-def test_labelled_worlds_take_the_recorded_actions(genie: Callable[..., GenieSimulator]) -> None:
+def test_labeled_worlds_take_the_recorded_actions(genie: Callable[..., GenieSimulator]) -> None:
     recorded = torch.tensor([[0, 1, 2, 3], [3, 2, 1, 0]])
-    assert read_clip_actions(genie(labelled=True), sample(recorded), 2).tolist() == [[0, 1, 2], [3, 2, 1]]
+    assert read_clip_actions(genie(labeled=True), sample(recorded), 2).tolist() == [[0, 1, 2], [3, 2, 1]]
 
 
 def test_latent_actions_are_those_of_the_whole_clip(genie: Callable[..., GenieSimulator]) -> None:
@@ -90,4 +90,4 @@ def test_rejects_actions_that_do_not_fit(
     genie: Callable[..., GenieSimulator], actions: Tensor | None, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        read_clip_actions(genie(labelled=True), sample(actions), 2)
+        read_clip_actions(genie(labeled=True), sample(actions), 2)

@@ -40,9 +40,9 @@ def quick(
     """A small report of a small world into ``tmp_path / "report"``, made on a machine that has nothing else to do."""
     monkeypatch.setattr("os.getloadavg", lambda: (0.5, 0.5, 0.5))
 
-    def run(labelled: bool = False, shards: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
+    def run(labeled: bool = False, shards: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
         chosen = {"out": tmp_path / "report", "horizon": 3, "clips": 8, "batch_size": 3, "videos": 2, "device": "cpu"}
-        return evaluate_world(write_bundle(labelled), str(write_shards(**shards or {})), **{**chosen, **settings})
+        return evaluate_world(write_bundle(labeled), str(write_shards(**shards or {})), **{**chosen, **settings})
 
     return run
 
@@ -95,8 +95,8 @@ def test_equal_seeds_give_equal_reports(quick: Callable[..., dict[str, Any]]) ->
     assert timeless(quick(seed=1))["rollout"] != first["rollout"]
 
 
-def test_labelled_worlds_have_no_latent_actions(quick: Callable[..., dict[str, Any]]) -> None:
-    report = quick(labelled=True, videos=0)
+def test_labeled_worlds_have_no_latent_actions(quick: Callable[..., dict[str, Any]]) -> None:
+    report = quick(labeled=True, videos=0)
     assert report["latent_action"] is None
     assert report["control"]["action_mi_bits"] is None
     assert report["control"]["shuffle_ratio"] > 0
@@ -126,7 +126,7 @@ def test_continuous_latents_and_actions(
     assert "Codes used" not in capsys.readouterr().out
 
 
-def test_unlabelled_still_and_few_clips(quick: Callable[..., dict[str, Any]]) -> None:
+def test_unlabeled_still_and_few_clips(quick: Callable[..., dict[str, Any]]) -> None:
     report = quick(shards={"actions": False, "move_at_all": False, "episodes": 1}, clips=100, horizon=1, context=1)
     assert report["control"]["action_mi_bits"] is None
     assert report["rollout"]["psnr_copy_last"] == [None]  # infinite
@@ -150,7 +150,7 @@ def test_a_busy_machine_is_noted_in_the_report(
         ({"shards": {"size": 32}}, "world has frames of 16x16 pixels, but episode '.*' of .* has 32x32"),
         ({"horizon": 50}, "no episode is long enough"),
         ({"horizon": 0}, "horizon must be 1 or more, got 0"),
-        ({"labelled": True, "shards": {"actions": False}}, "was trained on recorded actions"),
+        ({"labeled": True, "shards": {"actions": False}}, "was trained on recorded actions"),
     ],
 )
 def test_what_does_not_fit_is_named(

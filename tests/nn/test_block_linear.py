@@ -18,12 +18,12 @@ def test_it_is_the_matrix_with_zeros_written_out_and_so_are_its_gradients(dtype,
     torch.manual_seed(0)
     layer = BlockLinear(12, 8, blocks=4, num_outputs=parts).to(dtype)
     torch.nn.init.normal_(layer.bias)
-    x, towards = torch.randn(5, 12, dtype=dtype, requires_grad=True), torch.randn(5, parts, 8, dtype=dtype)
+    x, toward = torch.randn(5, 12, dtype=dtype, requires_grad=True), torch.randn(5, parts, 8, dtype=dtype)
     y = layer(x)
     expected = torch.stack([x @ dense(layer, p).T + layer.bias[p] for p in range(parts)], dim=1)
     torch.testing.assert_close(y, expected)
     inputs = (x, layer.weight, layer.bias)
-    for one, other in zip(*(torch.autograd.grad((z * towards).sum(), inputs) for z in (y, expected)), strict=True):
+    for one, other in zip(*(torch.autograd.grad((z * toward).sum(), inputs) for z in (y, expected)), strict=True):
         torch.testing.assert_close(one, other)
 
 

@@ -40,7 +40,7 @@ def test_plans_with_the_settings_of_v_jepa_2_ac_move_towards_the_goal():
     offset = goals - state.position.float()
     first = plan.actions[:, 0]
     assert first.abs().max() <= torch.tensor(0.05)
-    # Under L1, each dimension moves towards its goal at the bound, unless it is already there.
+    # Under L1, each dimension moves toward its goal at the bound, unless it is already there.
     far = offset.abs() > 1
     assert (torch.sign(first) == torch.sign(offset))[far].all() and (first.abs() > 0.02)[far].all()
 

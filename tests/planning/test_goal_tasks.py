@@ -140,5 +140,5 @@ def test_rejects_unknown_environments_and_options():
     assert find_goal_task("vwm/TwoRooms-v0") is TwoRoomsGoalTask
     with pytest.raises(ValueError, match=r"CartPole-v1.*Pendulum-v1"):
         find_goal_task("CartPole-v1")
-    with pytest.raises(ValueError, match=r"Pendulum-v1.*flavour"):
-        PendulumGoalTask(1, options={"flavour": 3})
+    with pytest.raises(ValueError, match=r"Pendulum-v1.*flavor"):
+        PendulumGoalTask(1, options={"flavor": 3})

@@ -100,7 +100,7 @@ class CarWorld(GenieSimulator):
     def __init__(self, **rest: float) -> None:
         rest = rest or {"steer": 0.0, "gas": -1.0, "brake": -1.0}
         levers = ActionSpace("continuous", len(rest), tuple(rest), rest=tuple(rest.values()))
-        world = factories.genie(labelled=True)
+        world = factories.genie(labeled=True)
         dynamics = factories.dynamics(num_actions=len(rest), continuous=True)
         super().__init__(world.tokenizer, dynamics, None, levers, sampling=world.sampling, starts=world.starts)
         self.received: list[list[float]] = []

@@ -34,7 +34,7 @@ def frame_vae(**changes) -> FrameVAE:
     return randomize(FrameVAE(SIZE, latent_size=6, widths=[8, 8], **changes))
 
 
-def centred_frame_vae() -> FrameVAE:
+def centered_frame_vae() -> FrameVAE:
     network = frame_vae(subtract_mean_frame=True)
     network.initialize_from_data(torch.rand(2, 1, 3, *SIZE) * 2 - 1)
     return network
@@ -50,7 +50,7 @@ TOKENIZERS: dict[str, Callable[[], VideoTokenizer]] = {
     "vae_fsq": lambda: vae(time_compression=1, codebook=[5, 4, 3, 3]),
     "vae_fsq_time4": lambda: vae(time_compression=4, codebook=[5, 4, 3, 3]),
     "frame_vae": frame_vae,
-    "centred_frame_vae": centred_frame_vae,
+    "centered_frame_vae": centered_frame_vae,
     "masked_autoencoder": masked_autoencoder,
     "diffusers_image": lambda: diffusers_tokenizer("AutoencoderKL"),
     "diffusers_cogvideox": lambda: diffusers_tokenizer("AutoencoderKLCogVideoX"),

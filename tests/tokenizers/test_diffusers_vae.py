@@ -92,7 +92,7 @@ def test_broken_folders_and_other_classes_are_refused(vae, tmp_path):
         DiffusersTokenizer.from_vae(vae, (17, 16))
 
 
-def test_latents_are_normalised_by_what_the_settings_say():
+def test_latents_are_normalized_by_what_the_settings_say():
     mean, std = diffusers_latent_statistics(
         {"latents_mean": [1.0, 2.0, 3.0, 4.0], "latents_std": [5.0, 6.0, 7.0, 8.0]}, 2
     )

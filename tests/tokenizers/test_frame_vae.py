@@ -26,7 +26,7 @@ def fit(module: TokenizerModule, batches: list[ClipBatch], folder: Path) -> None
 
 
 @pytest.mark.parametrize("free_nats", [0.0, 0.5, 100.0])
-def test_the_module_minimises_the_papers_loss_over_three_quarters_of_the_pixels(free_nats):
+def test_the_module_minimizes_the_papers_loss_over_three_quarters_of_the_pixels(free_nats):
     torch.manual_seed(0)
     network = FrameVAE((16, 16), latent_size=6, widths=[8, 8], free_nats=free_nats).eval()
     loss, _ = TokenizerModule(network, OptimizerConfig())(ClipBatch(frames=clip()))

@@ -33,7 +33,7 @@ def test_latents_gather_from_the_patches_and_patches_from_the_latents():
     assert network.decoder_mask[latents:].all() and not network.decoder_mask[:latents, latents:].any()
 
 
-def test_latents_lie_within_the_bound_until_they_are_normalised():
+def test_latents_lie_within_the_bound_until_they_are_normalized():
     network = masked_autoencoder().eval()
     with torch.no_grad():
         for weight in (network.squeeze.weight, network.embed.weight):

@@ -173,7 +173,7 @@ def dit_model() -> dict[str, Any]:
 
 
 def vjepa_model() -> dict[str, Any]:
-    """With a target that follows, a regulariser that draws directions, crops, flow, and a weight decay that moves."""
+    """With a target that follows, a regularizer that draws directions, crops, flow, and a weight decay that moves."""
     sizes = {"image_size": [8, 8], "frames": 4, "tubelet": 2, "patch_size": 4, "width": 12, "depth": 1, "heads": 1}
     return {
         "class_path": "vwm.models.vjepa.module.VJEPAModule",

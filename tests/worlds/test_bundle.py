@@ -48,9 +48,9 @@ def car():
 
 WORLDS = {
     "latent": lambda: genie(),
-    "labelled": lambda: genie(labelled=True),
+    "labeled": lambda: genie(labeled=True),
     "vq": lambda: genie(codebook=36),
-    "genie-outcomes": lambda: genie(labelled=True, outcomes=True),
+    "genie-outcomes": lambda: genie(labeled=True, outcomes=True),
     "dit": lambda: diffusion_world(),
     "dit-continuous-actions-and-outcomes": car,
     "dit-agent": lambda: diffusion_world(agent_tokens=2, policy=True),
@@ -121,7 +121,7 @@ def test_half_the_space_is_a_rounding_away(made, tmp_path):
 
 
 def test_saving_again_replaces_the_bundle_and_nothing_else(bundle, tmp_path):
-    save_simulator(genie(labelled=True), bundle)
+    save_simulator(genie(labeled=True), bundle)
     assert vwm.load(bundle, "cpu").latent_action is None and not (bundle / "latent_action").exists()
     other = tmp_path / "papers"
     other.mkdir()

@@ -25,9 +25,9 @@ from vwm.worlds.world_batch import select_observation
 
 SIMULATORS = {
     "genie-latent": lambda: genie(),
-    "genie-labelled": lambda: genie(labelled=True),
+    "genie-labeled": lambda: genie(labeled=True),
     "genie-vq": lambda: genie(codebook=36),
-    "genie-outcomes": lambda: genie(labelled=True, outcomes=True),
+    "genie-outcomes": lambda: genie(labeled=True, outcomes=True),
     "dit": lambda: diffusion_world(),
     "dit-continuous-actions-and-outcomes": lambda: diffusion_world(outcomes=True, action_dims=3),
     "dit-shortcut": lambda: diffusion_world(prediction="clean", num_step_sizes=3),
@@ -241,7 +241,7 @@ def test_what_policies_read_is_a_vector_a_world(world):
 
 
 @pytest.mark.parametrize(
-    "make", [diffusion_world, lambda outcomes=False: genie(labelled=True, outcomes=outcomes)], ids=["dit", "genie"]
+    "make", [diffusion_world, lambda outcomes=False: genie(labeled=True, outcomes=outcomes)], ids=["dit", "genie"]
 )
 def test_rewards_and_ends_come_from_the_heads_and_depend_on_the_action(make):
     plain, world = make(), make(outcomes=True)

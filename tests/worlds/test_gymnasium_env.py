@@ -1,4 +1,4 @@
-"""Gymnasium faces: outside checkers, Gymnasium's own vectoriser as the oracle of ours, and exact indices."""
+"""Gymnasium faces: outside checkers, Gymnasium's own vectorizer as the oracle of ours, and exact indices."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_make_vec_and_genie_worlds(bundle: Path, genie: GenieSimulator) -> None:
     for world, action in enumerate((0, 2)):
         env = SimulatorEnv(genie)
         alone = [env.reset(seed=4 + world)[0], *(env.step(action)[0] for _ in range(3))]
-        # A matrix product of another batch size may round otherwise, by one grey level.
+        # A matrix product of another batch size may round otherwise, by one gray level.
         assert max(int(np.abs(a.astype(int) - f[world]).max()) for a, f in zip(alone, frames, strict=True)) <= 1
 
 

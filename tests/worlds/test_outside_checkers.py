@@ -36,7 +36,7 @@ def test_our_own_of_vectors(world: Any) -> None:
     def make(num_envs: int, autoreset_mode: Any, max_episode_steps: int) -> SimulatorVectorEnv:
         return SimulatorVectorEnv(world, num_envs, contexts(world), max_episode_steps, autoreset_mode, observe=observe)
 
-    # In another batch a grey level may round otherwise.
+    # In another batch a gray level may round otherwise.
     tolerance = 1e-3 if world.spec.context.is_vector or observe == "latent" else 1.0
     check_vector_env(make, num_envs=2, max_episode_steps=2, steps=6, tolerance=tolerance)
 

@@ -1,4 +1,4 @@
-"""Stable-Baselines3's face: its own vectoriser as the oracle, and its PPO in a video world."""
+"""Stable-Baselines3's face: its own vectorizer as the oracle, and its PPO in a video world."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ class FreshRandomnessWithoutASeed(Sound):
         return super().reset(seed=fresh, options=options)
 
 
-class Neighbours(Sound):
+class Neighbors(Sound):
     """The last world is pushed by the first one's action."""
 
     def step(self, actions: Any) -> Any:
@@ -343,7 +343,7 @@ class StaysOpen(Sound):
         (OneSeedForAll, "seeding: the integer s must seed world i with s + i"),
         (FirstSeedAlone, "seeding: a world's first observation depends on more than its own seed"),
         (FreshRandomnessWithoutASeed, "seeding: a reset without a seed must continue the generators"),
-        (Neighbours, "independence: what one world did"),
+        (Neighbors, "independence: what one world did"),
         (StepsInTheReset, "NEXT_STEP: the action of the step that resets"),
         (RewardInTheReset, "NEXT_STEP: world"),
         (EndsInTheReset, "NEXT_STEP: world"),

@@ -85,14 +85,14 @@ def imagination(name: str, kind: str, objective: Any) -> None:
     for number in range(2):
         imagined = imagine_rollout(world, policy, context, 3, observe)
         put(f"{name}/dreamt{number}", [*imagined[1:]])
-        learnt = imagination_losses(policy, objective, imagined, 0.9)
-        put(f"{name}/update{number}/actor", learnt.actor_loss)
-        put(f"{name}/update{number}/critic", learnt.critic_loss)
-        put(f"{name}/update{number}/returns", learnt.returns)
-        for key, value in learnt.logs.items():
+        losses = imagination_losses(policy, objective, imagined, 0.9)
+        put(f"{name}/update{number}/actor", losses.actor_loss)
+        put(f"{name}/update{number}/critic", losses.critic_loss)
+        put(f"{name}/update{number}/returns", losses.returns)
+        for key, value in losses.logs.items():
             put(f"{name}/update{number}/log/{key}", value)
         optimizer.zero_grad()
-        (learnt.actor_loss + learnt.critic_loss).backward()
+        (losses.actor_loss + losses.critic_loss).backward()
         optimizer.step()
         policy.actor_critic.update_target()
     put_weights(name, policy)

@@ -175,13 +175,13 @@ def tokenizer_streams(name: str, make: Callable[[], Any]) -> None:
         put_weights(f"{name}/saved", load_component(Path(folder) / "part"))
 
 
-def genie_module(name: str, labelled: bool = False, outcomes: bool = False) -> None:
+def genie_module(name: str, labeled: bool = False, outcomes: bool = False) -> None:
     with tempfile.TemporaryDirectory() as folder:
         save_component(tokenizer(), Path(folder) / "tokenizer")
         torch.manual_seed(0)
         heads = randomize(RewardTerminationHeads(width=16, hidden=16)) if outcomes else None
         module = GenieModule(
-            folder, maskgit(), FAST, None if labelled else latent_action(), context_frames=2, outcomes=heads
+            folder, maskgit(), FAST, None if labeled else latent_action(), context_frames=2, outcomes=heads
         )
         train(name, module, clips(3, 6, 16))
 
@@ -240,10 +240,10 @@ def dit_finetuning(name: str, adapt: Any, dims: int = 0) -> None:
     with tempfile.TemporaryDirectory() as folder:
         world = diffusion_world(num_actions=0)
         world.spec = replace(world.spec, actions=ActionSpace("discrete", 1, ("go on",)))
-        save_simulator(world, Path(folder) / "unlabelled")
+        save_simulator(world, Path(folder) / "unlabeled")
         torch.manual_seed(0)
         module = DiTFinetuning(
-            str(Path(folder) / "unlabelled"), objective=DiffusionForcing(), optimizer=OptimizerConfig(warmup=0,
+            str(Path(folder) / "unlabeled"), objective=DiffusionForcing(), optimizer=OptimizerConfig(warmup=0,
             lr=1e-2),
             num_actions=0 if dims else 3, action_dims=dims, adapt=adapt, lora=LoRAConfig(rank=2) if adapt == "lora" else None, context_frames=2,  # noqa: E501
             outcomes=randomize(RewardTerminationHeads(32, 16)),

@@ -146,7 +146,7 @@ def simulators() -> None:
         case(f"bundle/{bundle}", shipped, bundle)
     worlds: dict[str, Callable[[], Any]] = {
         "genie": genie,
-        "genie_labelled_outcomes": lambda: genie(labelled=True, outcomes=True),
+        "genie_labelled_outcomes": lambda: genie(labeled=True, outcomes=True),
         "dit": lambda: diffusion_world(outcomes=True, policy=True),
         "dit_continuous": lambda: diffusion_world(action_dims=3),
         "dit_agent_tokens": lambda: diffusion_world(outcomes=True, policy=True, agent_tokens=2),

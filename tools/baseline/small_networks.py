@@ -85,12 +85,12 @@ def latent_action() -> LatentActionModel:
     )
 
 
-def genie(labelled: bool = False, outcomes: bool = False) -> GenieSimulator:
+def genie(labeled: bool = False, outcomes: bool = False) -> GenieSimulator:
     return GenieSimulator(
         tokenizer(),
         maskgit(),
-        None if labelled else latent_action(),
-        ActionSpace("discrete", 4, names_of(0), latent=not labelled),
+        None if labeled else latent_action(),
+        ActionSpace("discrete", 4, names_of(0), latent=not labeled),
         randomize(RewardTerminationHeads(width=16, hidden=16)) if outcomes else None,
         sampling=GenieSampling(steps=3),
         context_frames=2,

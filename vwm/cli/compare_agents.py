@@ -78,7 +78,7 @@ def compare_runs(
         (aside / COMPARISON_FILE).write_text(json.dumps(settled | told, indent=2) + "\n")
         title = f"{episodes} episodes a run in {game}"
         (aside / "comparison.md").write_text(f"{title}\n\n{table}")
-        plot_returns(result.means, result.normalised, title).savefig(aside / "comparison.png")
+        plot_returns(result.means, result.normalized, title).savefig(aside / "comparison.png")
         curves = {group.name: [read_learning_curve(folder) for folder in group.runs] for group in groups}
         plot_learning_curves(curves, result.means[RANDOM_POLICY].value, f"{game}").savefig(aside / "curves.png")
     print(f"\n{table}\ntable, plots and every return: {out}")
@@ -146,7 +146,7 @@ def render_comparison_table(result: ReturnComparison, steps: dict[str, int], run
         "|---|---|---|---|---|",
     ]
     for name, mean in sorted(result.means.items(), key=lambda item: -item[1].value):
-        ratio = result.normalised.get(name)
+        ratio = result.normalized.get(name)
         lines.append(
             f"| {name} | {runs[name]} | {steps[name]:,} | {_format_score(mean)} | "
             f"{_format_score(ratio) if ratio else ''} |"

@@ -102,7 +102,7 @@ class Simulator(ABC):
             context: of the space ``spec.context``: uint8 [b, t, h, w, 3] or float32 [b, t, k], t >= 1.
             seed: one seed, from which each world of the batch gets its own, or int64 [b], one per world.
             context_actions: the t - 1 actions between the context frames ([b, t-1] or [b, t-1, size]); where None,
-                a world with latent actions infers them and one with labelled actions treats them as unknown.
+                a world with latent actions infers them and one with labeled actions treats them as unknown.
 
         Returns:
             The state, and the last context frame as the model sees it, uint8 [b, h, w, 3] or float32 [b, k].

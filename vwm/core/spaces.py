@@ -97,7 +97,7 @@ class ActionSpace:
         kind: ``"discrete"`` (int64 [b] in [0, size)) or ``"continuous"`` (float32 [b, size] in [-1, 1]).
         size: number of discrete actions, or of dimensions.
         names: one per discrete action or dimension, for people; latent actions are named by their observed effect.
-        latent: whether the actions were learned from unlabelled video.
+        latent: whether the actions were learned from unlabeled video.
         rest: one value per dimension, its position without any input (a brake rests at -1); empty where all
             rest at 0.
 

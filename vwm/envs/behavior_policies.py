@@ -1,4 +1,4 @@
-"""Seeded policies that act while recording. A new one is one class and a line in ``BEHAVIOUR_POLICIES``.
+"""Seeded policies that act while recording. A new one is one class and a line in ``BEHAVIOR_POLICIES``.
 
 A world model learns the effects of actions from data in which they are held, mixed and interrupted. Uniform random
 actions rarely hold one long enough to get anywhere, which is why ``sticky`` and ``mixed`` exist.
@@ -190,7 +190,7 @@ class LaneFollowingPolicy(RandomPolicy):
             piece.mood = 0.0 if self.rng.random() < self.stops else self.rng.uniform(*self.pace)
 
 
-BEHAVIOUR_POLICIES: dict[str, type[RandomPolicy]] = {
+BEHAVIOR_POLICIES: dict[str, type[RandomPolicy]] = {
     "random": RandomPolicy,
     "sticky": StickyPolicy,
     "mixed": MixedPolicy,

@@ -53,7 +53,7 @@ def lane_following_action(frame: NDArray[np.uint8], pace: float) -> NDArray[np.f
     curvature = 2 * math.sin(max(-1.5, min(1.5, bend))) / max(6.0, math.hypot(*near))
     steer = (
         1.3 * math.atan(WHEELBASE * curvature) / MAX_STEERING_ANGLE
-    )  # a little more than the circle, since the tyres slip
+    )  # a little more than the circle, since the tires slip
     wanted = pace * max(0.3, min(1.0, 1.25 - 1.2 * max(abs(bend), abs(next_bend))))
     return np.array([steer, 0.05 * (wanted - now), min(0.6, 0.02 * (now - wanted))]).clip((-1, 0, 0), 1)
 
@@ -61,8 +61,8 @@ def lane_following_action(frame: NDArray[np.uint8], pace: float) -> NDArray[np.f
 def road_mask(frame: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Which pixels are road, bool [H, W]."""
     pixels = frame.astype(np.int16)
-    grey = np.ptp(pixels, axis=-1) < 24
-    mask: NDArray[np.bool_] = grey & (np.abs(pixels.mean(axis=-1) - 105) < 20)
+    gray = np.ptp(pixels, axis=-1) < 24
+    mask: NDArray[np.bool_] = gray & (np.abs(pixels.mean(axis=-1) - 105) < 20)
     mask[int(DASHBOARD_TOP * len(frame)) :] = False
     return mask
 

@@ -76,7 +76,7 @@ class _LevelState:
     agent: NDArray[np.float32]
     entities: NDArray[np.int32]
     grid: NDArray[np.int32]
-    centre: NDArray[np.float32]
+    center: NDArray[np.float32]
     visibility: float
     own: _WordReader
 
@@ -139,7 +139,7 @@ def _parse(game: str, data: bytes) -> _LevelState:
     if not len(players):
         raise ValueError(f"no player among {len(entities)} things")
     words.take(14)  # background and controls
-    centre = words.floats(2)
+    center = words.floats(2)
     words.take(3)
     words.skip_rng()  # of assets
     words.take(3 + 4)  # the level's size, the scale of the picture
@@ -151,7 +151,7 @@ def _parse(game: str, data: bytes) -> _LevelState:
     agent = entities[players[0]].view("<f4")
     if not np.isfinite(agent[[X, Y, VX, VY]]).all():
         raise ValueError(f"a player at {agent[[X, Y]].tolist()}")
-    return _LevelState(agent, entities, cells.reshape(height, width), centre, visibility, words)
+    return _LevelState(agent, entities, cells.reshape(height, width), center, visibility, words)
 
 
 def _coinrun_state(level: _LevelState) -> list[float]:
@@ -167,7 +167,7 @@ def _coinrun_state(level: _LevelState) -> list[float]:
     sides = [int(np.floor(agent[X] + side * (agent[RX] - 0.01))) for side in (-1, 1)]
     ground = bool(on_crate) or any(_is_wall(level.grid, x, feet) for x in sides)
     dangers = level.entities[np.isin(level.entities[:, KIND], COINRUN_DANGERS)].view("<f4")
-    seen = (np.abs(dangers[:, [X, Y]] - level.centre) <= level.visibility / 2).all(axis=1)
+    seen = (np.abs(dangers[:, [X, Y]] - level.center) <= level.visibility / 2).all(axis=1)
     offsets = dangers[seen][:, [X, Y]] - agent[[X, Y]]
     nearest = offsets[np.argmin((offsets**2).sum(axis=1))] if len(offsets) else np.zeros(2)
     return [

@@ -24,7 +24,7 @@ from vwm.core.checks import check_positive
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
 from vwm.data.workers import run_jobs
-from vwm.envs.behavior_policies import BEHAVIOUR_POLICIES, RandomPolicy
+from vwm.envs.behavior_policies import BEHAVIOR_POLICIES, RandomPolicy
 from vwm.envs.recording_envs import RecordingEnv, ShardAssignment, make_recording_env
 
 RECORDING_MANIFEST = "recording.json"
@@ -57,8 +57,8 @@ class RecordingConfig:
             raise ValueError(
                 f"max_episode_frames must be 2 or more (one frame shows no motion), got {self.max_episode_frames}"
             )
-        if self.policy not in BEHAVIOUR_POLICIES:
-            raise ValueError(f"policy {self.policy!r} is not known; there are {', '.join(BEHAVIOUR_POLICIES)}")
+        if self.policy not in BEHAVIOR_POLICIES:
+            raise ValueError(f"policy {self.policy!r} is not known; there are {', '.join(BEHAVIOR_POLICIES)}")
 
     @property
     def shards(self) -> int:
@@ -200,7 +200,7 @@ def record_shard(config: RecordingConfig, out: Path, shard: int) -> RecordingCou
     )
     counts = RecordingCounts()
     with contextlib.closing(env), ShardWriter(_shard_path(out, shard)) as writer:
-        policy = BEHAVIOUR_POLICIES[config.policy](env.actions, env.count, rng, config.prefer)
+        policy = BEHAVIOR_POLICIES[config.policy](env.actions, env.count, rng, config.prefer)
         meta: dict[str, Any] = {
             "fps": env.fps,
             "source": config.env,

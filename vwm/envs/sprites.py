@@ -52,7 +52,7 @@ class Sprite:
     """A moving shape; ``radius`` is half its width and height, in pixels."""
 
     shape: str
-    colour: str
+    color: str
     radius: float
 
 
@@ -93,10 +93,10 @@ class SpriteScene:
         """Draw frames of a sprite centered at ``places`` [t, 2], uint8 [t, 64, 64, 3]."""
         frames = np.repeat(self.ground[None], len(places), axis=0)
         if sprite is not None:
-            colour = np.array(SPRITE_COLORS[sprite.colour], np.float32)
+            color = np.array(SPRITE_COLORS[sprite.color], np.float32)
             for frame, (x, y) in zip(frames, places, strict=True):
                 under, share = sprite_coverage(sprite, x, y)
-                frame[under] += share[..., None] * (colour - frame[under])
+                frame[under] += share[..., None] * (color - frame[under])
         for screen in self.screens:
             left, top, right, bottom = screen
             frames[:, top:bottom, left:right] = OCCLUDER_EDGE_COLOR
@@ -175,13 +175,13 @@ def render_sprite_clip(scene: SpriteScene, sprite: Sprite | None, track: NDArray
     frames = scene.draw(sprite, track[:, :2])
     state = np.zeros((len(track), 5), np.float32)
     if sprite is None:
-        none = {"shape": "none", "colour": "none", "direction": "none", "speed_class": "none", "speed": 0.0}
+        none = {"shape": "none", "color": "none", "direction": "none", "speed_class": "none", "speed": 0.0}
         return SpriteClip(frames, state, none)
     state[:, 0], state[:, 1:] = 1, track
     vx, vy = track[0, 2:]
     labels = {
         "shape": sprite.shape,
-        "colour": sprite.colour,
+        "color": sprite.color,
         "direction": direction_name(vx, vy),
         "speed_class": speed,
         "speed": round(float(np.hypot(vx, vy)), 4),

@@ -9,8 +9,8 @@ from .eval_settings import EvalSettings as EvalSettings
 from .features import PixelFeatureExtractor as PixelFeatureExtractor
 from .goal_evaluation import SuccessRate as SuccessRate
 from .goal_evaluation import evaluate_planner as evaluate_planner
-from .labelled_clips import LabelledClips as LabelledClips
-from .labelled_clips import LabelledSplit as LabelledSplit
+from .labeled_clips import LabeledClips as LabeledClips
+from .labeled_clips import LabeledSplit as LabeledSplit
 from .metrics import MeanEstimate as MeanEstimate
 from .mutual_information import MutualInformation as MutualInformation
 from .perceptual import FVD as FVD

@@ -32,7 +32,7 @@ def describe_actions(simulator: Simulator, clips: ClipDataset, count: int = 128,
     """Describe every action of a world.
 
     A latent action has the name of the recorded action that coincides with more than half of it, with the share; else,
-    or without recorded actions, it is described by the motion of the scene. Labelled actions keep their names.
+    or without recorded actions, it is described by the motion of the scene. Labeled actions keep their names.
 
     Args:
         simulator: the world.

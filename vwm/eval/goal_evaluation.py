@@ -64,7 +64,7 @@ def evaluate_planner(
     env_options: dict[str, Any] | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Plan towards image goals in a world, and measure how often the true environment reaches them.
+    """Plan toward image goals in a world, and measure how often the true environment reaches them.
 
     Args:
         bundle: folder of the world, as `vwm export` writes it.

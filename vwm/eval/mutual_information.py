@@ -1,4 +1,4 @@
-"""Mutual information of two labellings of the same transitions, in bits.
+"""Mutual information of two labelings of the same transitions, in bits.
 
 Legend: n transitions, r and c the numbers of labels.
 """

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-MODEL_COLOR, COPY_COLOR, CEILING_COLOR, GREY_COLOR = "#1f6fb4", "#d1662b", "#3a9a5b", "#6b6b6b"
+MODEL_COLOR, COPY_COLOR, CEILING_COLOR, GRAY_COLOR = "#1f6fb4", "#d1662b", "#3a9a5b", "#6b6b6b"
 
 
 def plot_compounding_error(rollout: dict[str, Any]) -> Figure:
@@ -20,7 +20,7 @@ def plot_compounding_error(rollout: dict[str, Any]) -> Figure:
     for axes, name, label in zip(figure.subplots(1, 2), ("psnr", "ssim"), ("PSNR [dB]", "SSIM"), strict=True):
         _plot_curve(axes, rollout[f"{name}_tokenizer"], CEILING_COLOR, "tokenizer (ceiling)", "--")
         _plot_curve(axes, rollout[name], MODEL_COLOR, "rollout, own actions")
-        _plot_curve(axes, rollout[f"{name}_random_actions"], GREY_COLOR, "rollout, random actions", ":")
+        _plot_curve(axes, rollout[f"{name}_random_actions"], GRAY_COLOR, "rollout, random actions", ":")
         _plot_curve(axes, rollout[f"{name}_copy_last"], COPY_COLOR, "copy of the last frame", "--")
         _format_horizon_axis(axes, label)
     figure.axes[0].legend(frameon=False, fontsize=8)
@@ -33,7 +33,7 @@ def plot_latent_error(compounding: dict[str, Any]) -> Figure:
     figure = _make_figure(9.0 if with_reward else 5.2, 3.4)
     panels = figure.subplots(1, 2 if with_reward else 1, squeeze=False)[0]
     _plot_curve(panels[0], compounding["error"], MODEL_COLOR, "own actions")
-    _plot_curve(panels[0], compounding["error_random_actions"], GREY_COLOR, "random actions", ":")
+    _plot_curve(panels[0], compounding["error_random_actions"], GRAY_COLOR, "random actions", ":")
     _plot_curve(panels[0], compounding["error_copy_last"], COPY_COLOR, "copy of the last observation", "--")
     _format_horizon_axis(panels[0], f"error of {compounding['observed']} [standard deviations]")
     if with_reward:
@@ -63,7 +63,7 @@ def plot_delta_psnr(control: dict[str, Any]) -> Figure:
         capsize=3,
         label="mean of clips ± standard error",
     )
-    _plot_curve(axes, control["delta_psnr_set_by_horizon"], GREY_COLOR, "of the set's errors", ":")
+    _plot_curve(axes, control["delta_psnr_set_by_horizon"], GRAY_COLOR, "of the set's errors", ":")
     _format_horizon_axis(axes, "ΔPSNR, own − random actions [dB]")
     axes.legend(frameon=False, fontsize=8)
     return figure
@@ -77,7 +77,7 @@ def plot_codebook_usage(counts: ArrayLike, perplexity: float) -> Figure:
     figure = _make_figure(5.2, 3.4)
     axes = figure.subplots()
     axes.bar(np.arange(1, len(share) + 1), share, width=1.0, color=MODEL_COLOR)
-    axes.axhline(100 / len(share), color=GREY_COLOR, linestyle=":", label="uniform usage")
+    axes.axhline(100 / len(share), color=GRAY_COLOR, linestyle=":", label="uniform usage")
     axes.set_yscale("log")
     axes.set_xlim(0.5, len(share) + 0.5)
     axes.set_xlabel("code, by rank")
@@ -139,7 +139,7 @@ def plot_returns(
     if ratios:
         _plot_intervals(panels[1], list(ratios), ratios, "(return − random) / (real − random)")
         for place, style in ((0, ":"), (1, "--")):
-            panels[1].axvline(place, color=GREY_COLOR, linestyle=style, linewidth=1)
+            panels[1].axvline(place, color=GRAY_COLOR, linestyle=style, linewidth=1)
     figure.suptitle(title, fontsize=8, wrap=True)
     return figure
 
@@ -161,7 +161,7 @@ def plot_learning_curves(curves: Mapping[str, Sequence[Mapping[float, float]]], 
         common = sorted(set.intersection(*(set(run) for run in runs)))
         means = [float(np.mean([run[step] for run in runs])) for step in common]
         axes.plot(common, means, "-o", color=color, markersize=3, label=f"{name} ({len(runs)})")
-    axes.axhline(random, color=GREY_COLOR, linestyle=":", label="random actions")
+    axes.axhline(random, color=GRAY_COLOR, linestyle=":", label="random actions")
     axes.set_xlabel("decisions in training")
     axes.set_ylabel("return in evaluation")
     axes.grid(alpha=0.25)

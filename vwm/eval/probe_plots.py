@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vwm.eval.plots import COPY_COLOR, GREY_COLOR, MODEL_COLOR
+from vwm.eval.plots import COPY_COLOR, GRAY_COLOR, MODEL_COLOR
 from vwm.eval.probe_table import PROBE_TITLES
 
-CONTROL_COLORS = {"random init": GREY_COLOR, "pixels": COPY_COLOR}
+CONTROL_COLORS = {"random init": GRAY_COLOR, "pixels": COPY_COLOR}
 MAX_PLOTTED_OUTPUTS = 48
 """Largest number of outputs in a plot; of more, those with the best scores of the model are shown."""
 
@@ -96,7 +96,7 @@ def _plot_sweep_losses(axes: Axes, found: dict[str, Any]) -> float:
     """Plot a sweep; return a suitable upper limit of the axis."""
     losses = np.array(found["val_losses"], float)  # None, of a diverged head, becomes NaN
     epochs = np.arange(1, len(losses) + 1)
-    axes.plot(epochs, losses, color=GREY_COLOR, linewidth=0.6, alpha=0.6)
+    axes.plot(epochs, losses, color=GRAY_COLOR, linewidth=0.6, alpha=0.6)
     winner = int(np.nanargmin(np.nanmin(losses, axis=0)))
     axes.plot(epochs, losses[:, winner], color=MODEL_COLOR, linewidth=1.8)
     axes.plot(found["epoch"], losses[found["epoch"] - 1, winner], "o", color=MODEL_COLOR, markersize=4)

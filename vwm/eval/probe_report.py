@@ -27,7 +27,7 @@ from vwm.eval.bootstrap import (
     score_difference,
 )
 from vwm.eval.features import PixelFeatureExtractor, load_feature_extractor
-from vwm.eval.labelled_clips import SPLITS, LabelledClips, read_labelled_clips
+from vwm.eval.labeled_clips import SPLITS, LabeledClips, read_labeled_clips
 from vwm.eval.probe_sweep import LEARNING_RATES, WEIGHT_DECAYS, SweepSettings
 from vwm.eval.probe_table import render_probe_report
 from vwm.eval.probes import PROBE_NAMES, ProbeName, check_probe_names, extract_features, run_probe
@@ -112,7 +112,7 @@ def probe_features(
     for name, features in loaded.items():
         models |= _select_layers(name, features, layer)
     frames = next(iter(models.values())).frames if clip_length is None else clip_length
-    labelled = read_labelled_clips(
+    labeled = read_labeled_clips(
         data,
         clip_length=frames,
         stride=stride,
@@ -130,7 +130,7 @@ def probe_features(
         seed=seed,
     )
     runner = ProbeRunner(
-        clips=labelled,
+        clips=labeled,
         probes=probe_names,
         settings=settings,
         blocks=blocks,
@@ -144,7 +144,7 @@ def probe_features(
         "bundles": {path: hash_weights(Path(path)) for path in paths},
         "data": data,
         "test_data": test_data,
-        "index_hash": labelled.index_hash,
+        "index_hash": labeled.index_hash,
         "settings": {
             "label": label, "state_names": state_names, "layer": layer, "clip_length": frames, "stride": stride,
             "clips": clips, "test_clips": test_clips, "blocks": blocks, "draws": draws, "random_seeds": random_seeds,
@@ -172,7 +172,7 @@ class ProbeRunner:
         batch_size, memory, device: see ``probe_features``.
     """
 
-    clips: LabelledClips
+    clips: LabeledClips
     probes: Sequence[ProbeName]
     settings: SweepSettings
     blocks: int
@@ -284,7 +284,7 @@ def compare_with_controls(
     }
 
 
-def _chance_score(clips: LabelledClips) -> float:
+def _chance_score(clips: LabeledClips) -> float:
     """Compute the score of constant predictions: an R² of about 0, or the share of the most frequent class."""
     if clips.kind == "numbers":
         return 0.0

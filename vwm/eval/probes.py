@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from vwm.core.feature_extractor import FeatureExtractor
 from vwm.eval.closed_form_probes import ClosedFormPredictions, knn_probe, ridge_probe
-from vwm.eval.labelled_clips import SPLITS, LabelledClips
+from vwm.eval.labeled_clips import SPLITS, LabeledClips
 from vwm.eval.probe_heads import make_probe_heads
 from vwm.eval.probe_sweep import SweepSettings, train_probe_sweep
 
@@ -55,7 +55,7 @@ class ProbePredictions(NamedTuple):
 
 
 def extract_features(
-    features: FeatureExtractor, clips: LabelledClips, batch_size: int, memory: float, title: str
+    features: FeatureExtractor, clips: LabeledClips, batch_size: int, memory: float, title: str
 ) -> SplitTokens:
     """Compute the features of all clips, on the CPU.
 
@@ -115,7 +115,7 @@ def standardize_features(tokens: SplitTokens) -> SplitTokens:
 def run_probe(
     probe: ProbeName,
     tokens: SplitTokens,
-    clips: LabelledClips,
+    clips: LabeledClips,
     settings: SweepSettings,
     blocks: int = 1,
     device: torch.device | str = "cpu",

@@ -36,14 +36,14 @@ class ReturnComparison:
 
     Attributes:
         means: of the returns.
-        normalised: (return - random) / (real - random) of every way but these two: 0 plays like random, 1 like the
+        normalized: (return - random) / (real - random) of every way but these two: 0 plays like random, 1 like the
             agent that was trained on real steps. None where there is no such agent, or where it is not surely better
             than random, so that the ratio says nothing.
         differences: ``differences[a][b]`` is a's mean return less b's.
     """
 
     means: Mapping[str, MeanWithInterval]
-    normalised: Mapping[str, MeanWithInterval | None]
+    normalized: Mapping[str, MeanWithInterval | None]
     differences: Mapping[str, Mapping[str, MeanWithInterval]]
 
 
@@ -80,17 +80,17 @@ def compare_returns(
     differences = {
         a: {b: _mean_with_interval(means[a] - means[b], drawn[a] - drawn[b]) for b in table if b != a} for a in table
     }
-    normalised: dict[str, MeanWithInterval | None] = {name: None for name in table if name not in (random, real)}
+    normalized: dict[str, MeanWithInterval | None] = {name: None for name in table if name not in (random, real)}
     if real is not None and real != random and differences[real][random].low > 0:
         # A few draws may still have real below random; their ratios do not affect the percentiles.
         span, spans = means[real] - means[random], drawn[real] - drawn[random]
         with np.errstate(divide="ignore", invalid="ignore"):
-            for name in normalised:
+            for name in normalized:
                 ratios = (drawn[name] - drawn[random]) / spans
-                normalised[name] = _mean_with_interval(
+                normalized[name] = _mean_with_interval(
                     (means[name] - means[random]) / span, ratios[np.isfinite(ratios)]
                 )
-    return ReturnComparison(scores, normalised, differences)
+    return ReturnComparison(scores, normalized, differences)
 
 
 def _bootstrap_weights(generator: np.random.Generator, size: int, draws: int) -> Floats:

@@ -1,7 +1,7 @@
 """Represent scalars of any magnitude as distributions over bins.
 
 DreamerV3 (arXiv 2301.04104, section "Robust predictions") averages the values of the bins, TD-MPC2 (arXiv 2310.16828,
-section 3.1) their symlogs, which pulls the mean of a wide distribution towards 0.
+section 3.1) their symlogs, which pulls the mean of a wide distribution toward 0.
 """
 
 from __future__ import annotations

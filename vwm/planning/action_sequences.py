@@ -36,7 +36,7 @@ class GaussianActionSequences(NamedTuple):
         return (self.mean[:, None] + self.std[:, None] * noise).clamp(-bound, bound)
 
     def fit(self, actions: Tensor, weights: Tensor, momentum: float, floor: float) -> Self:
-        """Move towards the weighted mean and standard deviation of sequences.
+        """Move toward the weighted mean and standard deviation of sequences.
 
         Args:
             actions: [b, k, h, a].
@@ -85,7 +85,7 @@ class CategoricalActionSequences(NamedTuple):
         return (self.probabilities.log()[:, None] + gumbel).argmax(dim=-1)
 
     def fit(self, actions: Tensor, weights: Tensor, momentum: float, floor: float) -> Self:
-        """Move towards the weighted frequencies of sequences [b, k, h]; ``floor`` is divided among all actions."""
+        """Move toward the weighted frequencies of sequences [b, k, h]; ``floor`` is divided among all actions."""
         size = self.probabilities.shape[-1]
         one_hot = torch.nn.functional.one_hot(actions, size).to(weights.dtype)
         frequency = (weights[:, :, None, None] * one_hot).sum(dim=1)

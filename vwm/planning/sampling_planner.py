@@ -109,7 +109,7 @@ class ActionPlan(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingPlanner(ABC):
-    """Draw sequences, evaluate them in a world, move the distribution towards the best ones, and repeat.
+    """Draw sequences, evaluate them in a world, move the distribution toward the best ones, and repeat.
 
     Subclasses define ``sequence_weights``.
 

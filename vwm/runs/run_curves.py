@@ -44,7 +44,7 @@ def plot_run_curves(
     if evaluations and "imagined" in evaluations[0]:
         imagined = [r["imagined"] for r in evaluations]
         top.plot(steps, imagined, "--s", ms=3, label="imagined: mean in training since the last")
-    top.axhline(random, color="grey", ls=":", label="random actions")
+    top.axhline(random, color="gray", ls=":", label="random actions")
     top.set(xlabel="decisions", ylabel="return")
     figure.suptitle(title, fontsize=9, wrap=True)
     top.legend()

@@ -1,7 +1,7 @@
 """Encode and decode large frames in overlapping tiles that are blended, to limit the memory.
 
 A latent or pixel that is covered by one tile only, and is farther from its edges than the receptive field, is exactly
-the same as without tiles. In overlaps, tiles are averaged with weights that decrease towards their edges.
+the same as without tiles. In overlaps, tiles are averaged with weights that decrease toward their edges.
 
 Legend: b batch, t time, t' latents in time, h w the grid of latents, H W pixels, c channels.
 """

@@ -96,7 +96,7 @@ def test_a_policy_learns_from_what_it_will_read_in_play(context, num_step_sizes,
 @pytest.mark.parametrize("outcomes", [False, True])
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_every_weight_gets_a_gradient(context, outcomes):
-    """Also where no clip is labelled: data-parallel training waits for the gradient of every weight."""
+    """Also where no clip is labeled: data-parallel training waits for the gradient of every weight."""
     learner = module(context, outcomes=outcomes)
     gradients(learner, clips())
     assert not [name for name, p in learner.named_parameters() if p.requires_grad and not p.grad.any()]
@@ -107,7 +107,7 @@ def test_every_weight_gets_a_gradient(context, outcomes):
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_actions_of_unlabelled_clips_leave_no_trace(context):
+def test_actions_of_unlabeled_clips_leave_no_trace(context):
     batch = clips(labeled=torch.tensor([True, False, True]))
 
     def seen(clip: int) -> bool:

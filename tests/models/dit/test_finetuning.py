@@ -23,7 +23,7 @@ from vwm.worlds.bundle import load_simulator, save_simulator
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world") / "unlabelled"
+    folder = tmp_path_factory.mktemp("world") / "unlabeled"
     made = diffusion_world(num_actions=0)
     made.spec = replace(made.spec, actions=ActionSpace("discrete", 1, ("go on",)))
     save_simulator(made, folder)

@@ -80,7 +80,7 @@ def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("context", ["clean", "noisy"])
 @pytest.mark.parametrize("outcomes", [False, True])
-def test_actions_of_unlabelled_clips_leave_no_trace_and_those_of_labelled_ones_do(context, outcomes):
+def test_actions_of_unlabeled_clips_leave_no_trace_and_those_of_labeled_ones_do(context, outcomes):
     clips = rewarded(labeled=torch.tensor([True, False, True]))
 
     def seen(world: int) -> bool:
@@ -93,7 +93,7 @@ def test_actions_of_unlabelled_clips_leave_no_trace_and_those_of_labelled_ones_d
     assert [seen(world) for world in range(3)] == [True, False, True]
 
 
-def test_all_clips_are_labelled_by_default():
+def test_all_clips_are_labeled_by_default():
     told = [batch(), batch(labeled=torch.ones(3, dtype=torch.bool))]
     assert equal(*(gradients(module(), clips) for clips in told))
 
@@ -106,7 +106,7 @@ def test_hidden_actions_are_hidden_in_training_only():
     assert not equal(gradients(learner, batch()), gradients(learner, other))
 
 
-def test_without_a_single_labelled_episode_it_trains(tmp_path):
+def test_without_a_single_labeled_episode_it_trains(tmp_path):
     rng = np.random.default_rng(0)
     with ShardWriter(tmp_path / "shard-000000.tar") as writer:
         for i in range(3):

@@ -32,7 +32,7 @@ def actions(heads: PolicyRewardHeads, seed: int = 1) -> torch.Tensor:
     return torch.randint(5, (B, T), generator=generator)
 
 
-def one_by_one(heads, features, taken, rewards, labelled) -> tuple[float, float, float]:
+def one_by_one(heads, features, taken, rewards, labeled) -> tuple[float, float, float]:
     """The losses by loops over clips, frames, steps ahead and parts of an action."""
     said, earned = (x.detach() for x in heads(features))
     policy, future, now = [], [], []
@@ -42,7 +42,7 @@ def one_by_one(heads, features, taken, rewards, labelled) -> tuple[float, float,
                 if t + n >= T:
                     continue
                 future.append(float(heads.two_hot.loss(earned[b, t, n], rewards[b, t + n])))
-                if not labelled[b]:
+                if not labeled[b]:
                     continue
                 action = taken[b, t + n]
                 if heads.continuous:
@@ -61,21 +61,21 @@ def one_by_one(heads, features, taken, rewards, labelled) -> tuple[float, float,
 
 
 def test_losses_are_the_means_over_all_that_lies_inside_the_clips(heads):
-    features, rewards, labelled = random(B, T, WIDTH), random(B, T, seed=2), torch.tensor([True, False, True])
-    found = [x.detach() for x in heads.losses(features, actions(heads), rewards, labelled)]
-    expected = one_by_one(heads, features, actions(heads), rewards, labelled.tolist())
+    features, rewards, labeled = random(B, T, WIDTH), random(B, T, seed=2), torch.tensor([True, False, True])
+    found = [x.detach() for x in heads.losses(features, actions(heads), rewards, labeled)]
+    expected = one_by_one(heads, features, actions(heads), rewards, labeled.tolist())
     for mine, reference in zip(torch.stack(found).tolist(), expected, strict=True):
         assert mine == pytest.approx(reference, rel=1e-6)  # cross-entropies are taken in float32
 
 
-def test_actions_of_unlabelled_clips_leave_no_trace(heads):
-    """Of unlabelled clips only rewards are learned from."""
+def test_actions_of_unlabeled_clips_leave_no_trace(heads):
+    """Of unlabeled clips only rewards are learned from."""
     features, rewards = random(B, T, WIDTH).requires_grad_(True), random(B, T, seed=2)
-    labelled = torch.tensor([True, False, True])
-    losses = heads.losses(features, actions(heads), rewards, labelled)
+    labeled = torch.tensor([True, False, True])
+    losses = heads.losses(features, actions(heads), rewards, labeled)
     other = actions(heads).clone()
     other[1] = actions(heads, seed=5)[1]
-    assert torch.equal(heads.losses(features, other, rewards, labelled).policy, losses.policy)
+    assert torch.equal(heads.losses(features, other, rewards, labeled).policy, losses.policy)
     (of_policy,) = torch.autograd.grad(losses.policy, features, retain_graph=True)
     assert not of_policy[1].any() and of_policy[[0, 2]].any()
     (of_rewards,) = torch.autograd.grad(losses.rewards, features)

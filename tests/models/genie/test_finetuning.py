@@ -86,10 +86,10 @@ def test_merged_is_an_ordinary_world_of_true_actions(world, tmp_path):
 
 
 def test_new_actions_start_with_equal_embeddings(tmp_path):
-    labelled = genie(labelled=True)
-    save_simulator(labelled, tmp_path / "world")
+    labeled = genie(labeled=True)
+    save_simulator(labeled, tmp_path / "world")
     made = module(tmp_path / "world")
-    mean = labelled.dynamics.embed_action.weight.mean(dim=0)
+    mean = labeled.dynamics.embed_action.weight.mean(dim=0)
     torch.testing.assert_close(made.dynamics.embed_action(torch.tensor([0, 2])), mean.expand(2, -1))
 
 
@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_named(world, tmp_path):
     with pytest.raises(ValueError, match="there is no bundle"):
         module(tmp_path)
     other = genie()
-    other.latent_action = genie(labelled=False).latent_action.__class__(
+    other.latent_action = genie(labeled=False).latent_action.__class__(
         (16, 16), 8, [2, 3], width=16, depth=1, heads=2, window=4
     )
     save_simulator(other, tmp_path / "mixed")

@@ -1,4 +1,4 @@
-"""Genie's second stage: what learns from what, labelled actions, encoded data, and parts that do not fit."""
+"""Genie's second stage: what learns from what, labeled actions, encoded data, and parts that do not fit."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-def module(folder, labelled: bool = False, **changes) -> GenieModule:
+def module(folder, labeled: bool = False, **changes) -> GenieModule:
     torch.manual_seed(0)
     return GenieModule(
-        folder, dynamics(**changes), OptimizerConfig(), None if labelled else latent_action(), context_frames=2
+        folder, dynamics(**changes), OptimizerConfig(), None if labeled else latent_action(), context_frames=2
     ).train()
 
 
@@ -44,17 +44,17 @@ def test_no_gradient_flows_from_the_dynamics_into_the_latent_actions(folder):
     assert all(p.grad is None for p in genie.tokenizer.parameters())
 
 
-def test_labelled_actions_are_the_recordings_and_lead_to_the_next_frame(folder):
-    genie = module(folder, labelled=True)
+def test_labeled_actions_are_the_recordings_and_lead_to_the_next_frame(folder):
+    genie = module(folder, labeled=True)
     actions, loss, _ = genie._actions(batch())
     assert torch.equal(actions, batch().actions[:, :-1]) and loss == 0
     with pytest.raises(ValueError, match="these shards hold none"):
         genie(ClipBatch(frames=batch().frames))
 
 
-def with_outcomes(folder, width: int = 16, labelled: bool = True) -> GenieModule:
+def with_outcomes(folder, width: int = 16, labeled: bool = True) -> GenieModule:
     torch.manual_seed(0)
-    parts = (folder, dynamics(), OptimizerConfig(), None if labelled else latent_action())
+    parts = (folder, dynamics(), OptimizerConfig(), None if labeled else latent_action())
     return GenieModule(*parts, outcomes=randomize(RewardTerminationHeads(width=width, hidden=16))).train()
 
 
@@ -99,7 +99,7 @@ def test_outcomes_that_cannot_be_learned_are_named(folder):
     with pytest.raises(ValueError, match=r"outcomes\.width=8 but dynamics\.width: 16"):
         with_outcomes(folder, width=8)
     with pytest.raises(ValueError, match="set latent_action or outcomes to null"):
-        with_outcomes(folder, labelled=False)
+        with_outcomes(folder, labeled=False)
 
 
 def test_encoded_clips_give_the_loss_of_raw_ones(folder):

@@ -22,8 +22,8 @@ def test_doubling_is_a_convolution_over_repeated_pixels(kernel):
     repeated = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     y, expected = layer(x), F.conv2d(repeated, layer.weight, layer.bias, padding=kernel // 2)
     torch.testing.assert_close(y, expected)
-    towards, inputs = torch.randn_like(y), (x, layer.weight, layer.bias)
-    for one, other in zip(*(torch.autograd.grad((z * towards).sum(), inputs) for z in (y, expected)), strict=True):
+    toward, inputs = torch.randn_like(y), (x, layer.weight, layer.bias)
+    for one, other in zip(*(torch.autograd.grad((z * toward).sum(), inputs) for z in (y, expected)), strict=True):
         torch.testing.assert_close(one, other)
 
 

@@ -71,12 +71,12 @@ def test_the_edges_of_the_noise_are_classes_too():
 
 
 def test_gradients_go_straight_through_choices_and_along_gaussians():
-    kind, towards = KINDS["mixed"], torch.randn(2, 15, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    kind, toward = KINDS["mixed"], torch.randn(2, 15, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     x = raw(kind, 2).requires_grad_()
     parameters = kind.distribution_parameters(x)
-    (straight,) = torch.autograd.grad((kind.sample(parameters, torch.rand(2, 3)) * towards).sum(), x)
+    (straight,) = torch.autograd.grad((kind.sample(parameters, torch.rand(2, 3)) * toward).sum(), x)
     shares = 0.99 * x.view(2, 3, 5).softmax(-1) + 0.01 / 5
-    (through,) = torch.autograd.grad((shares.flatten(-2) * towards).sum(), x)
+    (through,) = torch.autograd.grad((shares.flatten(-2) * toward).sum(), x)
     torch.testing.assert_close(straight, through)
     kind, x = KINDS["gaussian"], raw(KINDS["gaussian"], 2).requires_grad_()
     noise = torch.randn(2, 3, dtype=torch.float64)

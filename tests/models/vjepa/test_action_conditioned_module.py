@@ -129,7 +129,7 @@ def test_a_stopped_gradient_teaches_the_encoder_by_what_it_predicts_from_alone()
 
 
 @pytest.mark.parametrize("allow_unknown_actions", [False, True])
-def test_actions_of_unlabelled_clips_leave_no_trace_and_those_of_labelled_ones_do(allow_unknown_actions):
+def test_actions_of_unlabeled_clips_leave_no_trace_and_those_of_labeled_ones_do(allow_unknown_actions):
     clips = batch(labeled=torch.tensor([True, False, True]))
 
     def seen(world: int) -> bool:
@@ -220,7 +220,7 @@ def test_a_sample_is_a_rollout_of_the_world_made_of_the_same_parts():
 
 
 @pytest.mark.parametrize("pool", ["none", "flatten"])
-def test_without_a_decoder_a_sample_is_in_false_colours(pool):
+def test_without_a_decoder_a_sample_is_in_false_colors(pool):
     sample = module({"decoder": None}, pooling=pool).eval().sample(batch())
     assert sample.shape == batch().frames.shape and sample.dtype == torch.uint8 and sample.float().std() > 0
 
@@ -260,7 +260,7 @@ def test_projections_have_the_shape_they_say_and_take_frames_singly_when_they_ar
 
 
 @pytest.mark.parametrize("hidden", [0, 6])
-def test_batch_norm_gives_unit_variance_where_the_regulariser_looks(hidden):
+def test_batch_norm_gives_unit_variance_where_the_regularizer_looks(hidden):
     projector = LatentProjector((2, 2), 4, "mean", latent_width=6, hidden=hidden, norm="batch")
     seen: list[torch.Tensor] = []
     projector.batch_norm.register_forward_hook(lambda _, __, out: seen.append(out))

@@ -1,4 +1,4 @@
-"""Regularisers against collapse: exact on what can be computed by hand."""
+"""Regularizers against collapse: exact on what can be computed by hand."""
 
 import math
 

@@ -43,7 +43,7 @@ def video() -> torch.Tensor:
     return random(2, 6, 3, 24, 24).tanh()
 
 
-def normalised(video: torch.Tensor) -> torch.Tensor:
+def normalized(video: torch.Tensor) -> torch.Tensor:
     return ((video + 1) / 2 - MEAN) / STD
 
 
@@ -52,7 +52,7 @@ def test_encoder_and_predictor_compute_what_transformers_does(folders):
     theirs = VJEPA2Model.from_pretrained(folders / "model", dtype=torch.float64).eval()
     encoder, predictor, classifier = load_hugging_face_vjepa(folders / "model")
     keep, targets = tokens(2, TOKENS, 10, 8)
-    said = theirs(normalised(video()), context_mask=[keep], target_mask=[targets])
+    said = theirs(normalized(video()), context_mask=[keep], target_mask=[targets])
     features = encoder(video())
     context = features.gather(1, keep[..., None].expand(-1, -1, 48))
     torch.testing.assert_close(features, said.last_hidden_state, rtol=0, atol=1e-10)
@@ -68,7 +68,7 @@ def test_encoder_and_predictor_compute_what_transformers_does(folders):
 def test_the_classifier_computes_what_transformers_does(folders):
     theirs = VJEPA2ForVideoClassification.from_pretrained(folders / "classifier", dtype=torch.float64).eval()
     encoder, _, classifier = load_hugging_face_vjepa(folders / "classifier")
-    logits = theirs(normalised(video())).logits
+    logits = theirs(normalized(video())).logits
     torch.testing.assert_close(classifier(encoder(video())), logits, rtol=0, atol=1e-10)
 
 
@@ -82,7 +82,7 @@ def test_transformers_computes_what_was_written_for_it(pixels, tmp_path):
     probe = enlarge(AttentiveClassifier(48, 5, heads=4, depth=3, norm_eps=1e-6)).eval()
     save_hugging_face_vjepa(tmp_path / "out", encoder, predictor, probe)
     theirs = VJEPA2ForVideoClassification.from_pretrained(tmp_path / "out", dtype=torch.float64).eval()
-    shown = normalised(video()) if pixels else video()
+    shown = normalized(video()) if pixels else video()
     torch.testing.assert_close(theirs(shown).logits, probe(encoder(video())), rtol=0, atol=1e-10)
     keep, targets = tokens(2, TOKENS, 10, 8)
     said = theirs.vjepa2(shown, context_mask=[keep], target_mask=[targets])

@@ -102,14 +102,14 @@ def test_masks_are_the_same_for_equal_clips_and_reach_every_token():
 
 @pytest.mark.parametrize("term", [VarianceCovarianceRegularizer(), SIGReg(num_slices=8)])
 @pytest.mark.parametrize("momentum", [None, EMAMomentumSchedule()])
-def test_regularisers_join_the_loss(term, momentum):
+def test_regularizers_join_the_loss(term, momentum):
     model = module(regularizer=term, momentum=momentum)
     torch.manual_seed(0)
     loss, logs = model(model.sample_masks(batch()))
     assert loss > logs["prediction_loss"] and len(logs) > 1
 
 
-def test_regularisers_see_what_tells_clips_apart_and_not_places():
+def test_regularizers_see_what_tells_clips_apart_and_not_places():
     tokens, places = torch.randn(6, 5, 3), torch.arange(5).expand(6, 5)
     by_place = subtract_position_mean(tokens + 100 * torch.randn(5, 3), places, 9).unflatten(0, (6, 5))
     torch.testing.assert_close(by_place, tokens - tokens.mean(0), rtol=0, atol=1e-4)

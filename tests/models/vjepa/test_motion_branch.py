@@ -32,7 +32,7 @@ def test_warping_by_the_flow_undoes_the_motion():
     torch.testing.assert_close(back[..., 2:-2, 2:-2], moments[:, 0][..., 2:-2, 2:-2])
 
 
-def test_training_finds_the_motion_of_pixels_nobody_labelled():
+def test_training_finds_the_motion_of_pixels_nobody_labeled():
     torch.manual_seed(0)
     noise = torch.rand(8, 3, 16, 16)
     first = torch.nn.functional.interpolate(noise, (64, 64), mode="nearest") * 2 - 1

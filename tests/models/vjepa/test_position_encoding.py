@@ -32,7 +32,7 @@ def test_sincos_are_the_formula(uniform):
 
 @pytest.mark.parametrize("tiled", [False, True])
 @pytest.mark.parametrize("channels", [24, 32])
-def test_rope_turns_neighbours_by_the_formula(tiled, channels):
+def test_rope_turns_neighbors_by_the_formula(tiled, channels):
     rotary = PositionEncoding("rope", channels, 1, tiled).rotary_tables(GRID, LIKE)
     x = torch.randn(1, 24, 1, channels, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     turned = apply_rotary_tables(x, rotary)[0, :, 0]

@@ -97,7 +97,7 @@ def test_an_image_is_a_frame_that_fills_a_tubelet_or_has_an_embedding_of_its_own
 
 
 @torch.no_grad()
-def test_normalisation_in_the_weights_is_that_of_the_pixels():
+def test_normalization_in_the_weights_is_that_of_the_pixels():
     settings = KINDS["imagenet"]
     network, plain = encoder(**settings).eval(), encoder().eval()
     plain.load_state_dict(network.state_dict())

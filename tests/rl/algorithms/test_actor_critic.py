@@ -72,10 +72,10 @@ def by_hand(learner: ActorCritic, given: ImaginedTrajectory) -> tuple[float, flo
 
 
 @pytest.mark.parametrize("slow", ["regularizer", "target", "none"])
-@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("says", ["two_hot", "normal"])
-def test_losses_are_those_of_the_definition(slow: str, normalise: bool, says: str) -> None:
-    learner = make(critic={"target_network": slow, "distribution": says}, normalize_returns=normalise)
+def test_losses_are_those_of_the_definition(slow: str, normalize: bool, says: str) -> None:
+    learner = make(critic={"target_network": slow, "distribution": says}, normalize_returns=normalize)
     given = way(learner)
     learnt = learner.losses(given, learner.actor(given.features[:-1]))
     actor, critic = by_hand(learner, given)

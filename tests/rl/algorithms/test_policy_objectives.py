@@ -70,17 +70,17 @@ def lives(ways: ImaginedRollout, t: int, n: int) -> bool:
 @pytest.mark.parametrize("slow", ["regularizer", "target"])
 def test_pmpo_is_its_definition(alpha: float, beta: float, slow: str) -> None:
     student, ways = Given(slow), dreamt()
-    behaviour = student.actor_critic
+    behavior = student.actor_critic
     learnt = imagination_losses(student, PMPOObjective(alpha, beta), ways, GAMMA)
     with torch.no_grad():
-        word = behaviour.target_critic if slow == "target" else behaviour.critic
+        word = behavior.target_critic if slow == "target" else behavior.critic
         value = word.mean(word(ways.observation)).tolist()
-        logits = behaviour.actor.output(behaviour.actor.body(ways.observation[:-1]))
+        logits = behavior.actor.output(behavior.actor.body(ways.observation[:-1]))
         said, slow_says = (
-            behaviour.critic(ways.observation),
-            behaviour.target_critic.mean(behaviour.target_critic(ways.observation)),
+            behavior.critic(ways.observation),
+            behavior.target_critic.mean(behavior.target_critic(ways.observation)),
         )
-    returns = returns_by_hand(value, ways, behaviour.lam)
+    returns = returns_by_hand(value, ways, behavior.lam)
     better, worse, apart, critic = [], [], [], []
     for n in range(N):
         for t in range(H):
@@ -90,9 +90,9 @@ def test_pmpo_is_its_definition(alpha: float, beta: float, slow: str) -> None:
             prior = [float(x) for x in student.prior_actor[t, n].log_softmax(-1)]
             (better if returns[t][n] >= value[t][n] else worse).append(log[int(ways.action[t, n])])
             apart.append(sum(math.exp(p) * (p - q) for p, q in zip(log, prior, strict=True)))
-            loss = behaviour.critic.loss(said[t, n], torch.tensor(returns[t][n], dtype=torch.float64))
+            loss = behavior.critic.loss(said[t, n], torch.tensor(returns[t][n], dtype=torch.float64))
             if slow == "regularizer":
-                loss = loss + behaviour.critic.loss(said[t, n], slow_says[t, n])
+                loss = loss + behavior.critic.loss(said[t, n], slow_says[t, n])
             critic.append(float(loss))
     assert better and worse and len(apart) == H * N - (H - 2)
     actor = (1 - alpha) * sum(worse) / len(worse) - alpha * sum(better) / len(better) + beta * sum(apart) / len(apart)

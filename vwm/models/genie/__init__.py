@@ -1,4 +1,4 @@
-"""Genie (arXiv 2402.15391): latent actions learned from unlabelled video, masked dynamics."""
+"""Genie (arXiv 2402.15391): latent actions learned from unlabeled video, masked dynamics."""
 
 import lazy_loader
 

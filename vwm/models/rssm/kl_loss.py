@@ -29,7 +29,7 @@ class KLLossOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class KLLoss:
-    """KL(posterior || prior), which trains the prior towards the posterior and the posterior towards the prior.
+    """KL(posterior || prior), which trains the prior toward the posterior and the posterior toward the prior.
 
     Attributes:
         objective: ``"elbo"``: the divergence itself (PlaNet, Dreamer v1). ``"balanced"``: the sum of two terms, one

@@ -44,7 +44,7 @@ class CriticConfig:
 
     Attributes:
         distribution: see ``vwm.nn.prediction_heads.PredictionHead``.
-        target_network: use of a slowly updated copy: ``"regularizer"``, the critic is also trained towards the copy's
+        target_network: use of a slowly updated copy: ``"regularizer"``, the critic is also trained toward the copy's
             predictions (v3); ``"target"``, returns are bootstrapped from the copy (v2); ``"none"`` (v1).
         target_rate: fraction by which the copy moves, every ``target_every`` updates.
         target_every: 1 with a small rate is an exponential moving average, 100 with rate 1 a hard copy.

@@ -264,6 +264,6 @@ class ImaginationLearning(Algorithm):
         )
         if objective.beta and policy.prior(features) is None:
             raise ValueError(
-                f"{type(objective).__name__} is regularized towards a cloned policy (beta={objective.beta:g}), which a "
+                f"{type(objective).__name__} is regularized toward a cloned policy (beta={objective.beta:g}), which a "
                 f"{type(policy).__name__} does not have: set objective.beta=0, or take a ClonedActorCriticPolicy"
             )

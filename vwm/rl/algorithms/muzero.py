@@ -262,7 +262,7 @@ class MuZeroAgent(Agent):
     def _disagreement(self, predicted: Tensor, seen: Tensor, real: Tensor) -> Tensor:
         """Of latents [b, u, ...] with what was observed there, where that is of the same episode; [b, u]."""
         nothing = torch.zeros(real.shape, device=real.device)
-        if int(real.sum()) < 2:  # too few to be normalised by their batch
+        if int(real.sum()) < 2:  # too few to be normalized by their batch
             return nothing
         with torch.no_grad():
             observed = self.network.represent(seen[real]).latent

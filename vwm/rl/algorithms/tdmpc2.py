@@ -90,7 +90,7 @@ class TDMPC2OptimizerConfig:
     Attributes:
         lr, encoder_lr: learning rates.
         max_grad_norm: largest gradient norm.
-        tau: rate at which the target ensemble and the scale of values move towards the current ones at each update.
+        tau: rate at which the target ensemble and the scale of values move toward the current ones at each update.
     """
 
     lr: float = 3e-4
@@ -354,7 +354,7 @@ class TDMPC2(Agent):
         return torch.randn(shape, device=latent.device, dtype=latent.dtype)
 
     def _update_scale(self, values: Tensor) -> None:
-        """Update the value scale towards the range from the 5th to the 95th percentile, at least 1."""
+        """Update the value scale toward the range from the 5th to the 95th percentile, at least 1."""
         low, high = values.quantile(torch.tensor([0.05, 0.95]).to(values))
         self.scale.lerp_((high - low).clamp(min=1), self.tau)
 

@@ -1,4 +1,4 @@
-"""Labelled clips for probes, in three parts (training, validation, test) that share no episode.
+"""Labeled clips for probes, in three parts (training, validation, test) that share no episode.
 
 Legend: n clips, t time, h w pixels, o numbers to predict.
 """
@@ -31,7 +31,7 @@ MIN_VARIANCE_RATIO = 0.05
 
 
 @dataclass(frozen=True)
-class LabelledSplit:
+class LabeledSplit:
     """Clips of one part.
 
     Attributes:
@@ -51,7 +51,7 @@ class LabelledSplit:
 
 
 @dataclass(frozen=True)
-class LabelledClips:
+class LabeledClips:
     """Three parts of a data set.
 
     Attributes:
@@ -62,9 +62,9 @@ class LabelledClips:
         index_hash: of the shards of each part.
     """
 
-    train: LabelledSplit
-    val: LabelledSplit
-    test: LabelledSplit
+    train: LabeledSplit
+    val: LabeledSplit
+    test: LabeledSplit
     kind: LabelKind
     names: tuple[str, ...]
     excluded: dict[str, str]
@@ -87,7 +87,7 @@ class _UnprocessedSplit:
     available: int
 
 
-def read_labelled_clips(
+def read_labeled_clips(
     data: str,
     clip_length: int,
     stride: int = 1,
@@ -97,7 +97,7 @@ def read_labelled_clips(
     clips: int = 1024,
     test_clips: int = 512,
     seed: int = 0,
-) -> LabelledClips:
+) -> LabeledClips:
     """Read clips at random starts with their labels.
 
     Episodes are assigned to the parts by a hash of their keys and the seed, so that no episode is in two parts: clips
@@ -135,10 +135,10 @@ def read_labelled_clips(
     )
     labels, names, excluded = make(raw, label or "state", state_names)
     parts = {
-        part: LabelledSplit(found.frames, labels[part], found.episodes, found.available) for part, found in raw.items()
+        part: LabeledSplit(found.frames, labels[part], found.episodes, found.available) for part, found in raw.items()
     }
     kind: LabelKind = "classes" if make is _class_labels else "numbers"
-    return LabelledClips(**parts, kind=kind, names=names, excluded=excluded, index_hash=hashes)
+    return LabeledClips(**parts, kind=kind, names=names, excluded=excluded, index_hash=hashes)
 
 
 def split_episodes(keys: Sequence[str], with_test: bool, seed: int) -> dict[str, set[str]]:

@@ -1,9 +1,9 @@
-"""How far a few labels go: one world a share of labelled clips, and what its actions are then worth.
+"""How far a few labels go: one world a share of labeled clips, and what its actions are then worth.
 
-    python tools/labelled_fraction.py data/coinrun_latents data/coinrun_unseen --tokenizer runs/vae_bundle \
-        --config configs/dit/coinrun_small.yaml --steps 1000 --out runs/labelled
+    python tools/labeled_fraction.py data/coinrun_latents data/coinrun_unseen --tokenizer runs/vae_bundle \
+        --config configs/dit/coinrun_small.yaml --steps 1000 --out runs/labeled
 
-Every world sees all clips and the same number of steps; of the unlabelled clips it sees no action (Dreamer 4,
+Every world sees all clips and the same number of steps; of the unlabeled clips it sees no action (Dreamer 4,
 arXiv 2509.24527, section 4.3). Rollouts are under the recording's actions. Gains are relative to full labels:
 (share - none) / (all - none). Give it again to go on where it stopped; the runs may also be made side by side, with
 ``--only``.
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 0.01, 0.1, 1.0])
     parser.add_argument("--only", type=float, nargs="*", help="make these worlds and stop, no table")
     parser.add_argument("--starts", default="none", help="shards to take the bundles' names from; none is enough here")
-    parser.add_argument("--out", type=Path, default=Path("runs/labelled"), help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=Path("runs/labeled"), help="folder of the runs")
     options = parser.parse_args()
     reports = {}
     for share in options.shares if options.only is None else options.only:
@@ -75,7 +75,7 @@ def measured(options: argparse.Namespace, share: float) -> dict[str, float]:
 def table(reports: dict[float, dict[str, float]]) -> str:
     """Markdown, a row a share."""
     none, full = reports[min(reports)], reports[max(reports)]
-    rows = ["| Labelled | PSNR | gain | SSIM | gain | ΔPSNR | of full |", "|---|---|---|---|---|---|---|"]
+    rows = ["| Labeled | PSNR | gain | SSIM | gain | ΔPSNR | of full |", "|---|---|---|---|---|---|---|"]
 
     def gain(found: dict[str, float], key: str) -> str:
         span = full[key] - none[key]

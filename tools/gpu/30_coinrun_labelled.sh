@@ -1,8 +1,0 @@
-#!/usr/bin/env bash
-# Ten minutes on one GPU: the labelled twin of 20_ (bar: GenieRedux-G, 33.41 dB over ten frames with true actions).
-source "$(dirname "$0")/common.sh"
-fit labelled 75 -c configs/genie/coinrun_base.yaml --model.init_args.tokenizer "$work/tokenizer_bundle" \
-  --model.init_args.latent_action null --model.init_args.dynamics.init_args.num_actions 15
-vwm export "$work/labelled" --out "$work/world_labelled" --title "coinrun (true actions)" --data "$work/data"
-report world_labelled
-give tokenizer_bundle world_labelled
