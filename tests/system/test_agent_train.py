@@ -32,7 +32,7 @@ algorithm:
         world_model: {{deter: 16, hidden: 12, stoch: 4, classes: 4, blocks: 2, units: 12}}
         actor: {{width: 12, layers: 1}}
         critic: {{width: 12, layers: 1}}
-        horizon: 3
+        imagination: {{horizon: 3}}
         batch_size: 2
         batch_length: 4
 """

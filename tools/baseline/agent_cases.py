@@ -22,7 +22,7 @@ from vwm.planning.puct_search import PUCTSearch
 from vwm.rl.agent import Agent, ReplayBatch
 from vwm.rl.algorithms.actor import ActorConfig
 from vwm.rl.algorithms.actor_critic import CriticConfig
-from vwm.rl.algorithms.dreamer import Dreamer, DreamerOptimizerConfig
+from vwm.rl.algorithms.dreamer import Dreamer, DreamerImaginationConfig, DreamerOptimizerConfig
 from vwm.rl.algorithms.muzero import MuZeroAgent
 from vwm.rl.algorithms.planet import PlaNet
 from vwm.rl.algorithms.tdmpc2 import TDMPC2, TDMPC2DistributionConfig, TDMPC2NetworkConfig
@@ -120,7 +120,7 @@ def dreamer(version: int, kind: str, observation: tuple[int, ...] = (5,)) -> Dre
     spaces = EnvSpaces(ObservationSpace.of_shape(observation), ActionSpace(kind, 2))
     net: dict[str, Any] = {"width": 12, "layers": 1}
     old = {**net, "norm": "none", "activation": "elu"}
-    shape: dict[str, Any] = {"horizon": 4, "batch_size": 3, "batch_length": 6}
+    shape: dict[str, Any] = {"batch_size": 3, "batch_length": 6}
     settings = WORLDS[version]
     if len(observation) == 3:
         settings = RSSMWorldModelConfig(**SMALL, classes=4, blocks=2, depth=4, mults=(1, 2))
@@ -131,6 +131,7 @@ def dreamer(version: int, kind: str, observation: tuple[int, ...] = (5,)) -> Dre
             ActorConfig(**net),
             CriticConfig(**net),
             DreamerOptimizerConfig(lr=1e-2, warmup=0),
+            DreamerImaginationConfig(horizon=4),
             **shape,
         )
     through = ActorConfig(
@@ -141,14 +142,11 @@ def dreamer(version: int, kind: str, observation: tuple[int, ...] = (5,)) -> Dre
         if version == 2
         else {"target_network": "none"}
     )
-    plain: dict[str, Any] = {
-        "discount": 0.99,
-        "normalize_returns": False,
-        "replay_critic_scale": 0.0,
-        "store_latents": False,
-    }
+    imagination = DreamerImaginationConfig(horizon=4, discount=0.99, normalize_returns=False)
+    plain: dict[str, Any] = {"replay_critic_scale": 0.0, "store_latents": False}
     separate = DreamerOptimizerConfig(1e-2, 1e-2, 1e-2, clip=100)
-    return Dreamer(spaces, settings, through, CriticConfig("normal", **slow, **old), separate, **plain, **shape)
+    critic = CriticConfig("normal", **slow, **old)
+    return Dreamer(spaces, settings, through, critic, separate, imagination, **plain, **shape)
 
 
 def planet(kind: str) -> PlaNet:

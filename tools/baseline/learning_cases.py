@@ -45,7 +45,7 @@ from vwm.rl.algorithms.actor_critic_policy import (
 from vwm.rl.algorithms.cma_es import CMAESSearch
 from vwm.rl.algorithms.controller_evolution import ControllerEvolution, ControllerFitnessConfig
 from vwm.rl.algorithms.controller_fitness import SimulatedFitness
-from vwm.rl.algorithms.dreamer import Dreamer
+from vwm.rl.algorithms.dreamer import Dreamer, DreamerImaginationConfig
 from vwm.rl.algorithms.imagined_rollout import imagination_losses, imagine_rollout, simulator_env_spaces
 from vwm.rl.algorithms.linear_controller import (
     ControllerPolicy,
@@ -226,7 +226,13 @@ def online(name: str) -> None:
 
     def small(spaces: EnvSpaces) -> Dreamer:
         return Dreamer(
-            spaces, WORLDS[3], ActorConfig(**net), CriticConfig(**net), horizon=3, batch_size=2, batch_length=4
+            spaces,
+            WORLDS[3],
+            ActorConfig(**net),
+            CriticConfig(**net),
+            imagination=DreamerImaginationConfig(horizon=3),
+            batch_size=2,
+            batch_length=4,
         )
 
     with tempfile.TemporaryDirectory() as folder:

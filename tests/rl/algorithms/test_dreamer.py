@@ -15,7 +15,7 @@ from vwm.rl.agent import ReplayBatch
 from vwm.rl.agent_training import AgentTraining
 from vwm.rl.algorithms.actor import ActorConfig
 from vwm.rl.algorithms.actor_critic import CriticConfig
-from vwm.rl.algorithms.dreamer import Dreamer, DreamerOptimizerConfig
+from vwm.rl.algorithms.dreamer import Dreamer, DreamerImaginationConfig, DreamerOptimizerConfig
 from vwm.rl.evaluation_log import EvaluationConfig
 from vwm.rl.online_learning import OnlineLearning
 from vwm.rl.replay_buffer import ReplayBuffer
@@ -41,7 +41,7 @@ def make(version: int, kind: str = "continuous") -> Dreamer:
     spaces = EnvSpaces(ObservationSpace.of_shape((5,)), ActionSpace(kind, 2))
     net = {"width": 12, "layers": 1}
     old = {**net, "norm": "none", "activation": "elu"}
-    shape = {"horizon": 4, "batch_size": BATCH, "batch_length": LENGTH}
+    shape = {"batch_size": BATCH, "batch_length": LENGTH}
     if version == 3:
         return Dreamer(
             spaces,
@@ -49,6 +49,7 @@ def make(version: int, kind: str = "continuous") -> Dreamer:
             ActorConfig(**net),
             CriticConfig(**net),
             DreamerOptimizerConfig(lr=1e-2, warmup=0),
+            DreamerImaginationConfig(horizon=4),
             **shape,
         )
     separate = DreamerOptimizerConfig(1e-2, 1e-2, 1e-2, clip=100)
@@ -61,8 +62,9 @@ def make(version: int, kind: str = "continuous") -> Dreamer:
         else {"target_network": "none"}
     )
     critic = CriticConfig("normal", **slow, **old)
-    plain = {"discount": 0.99, "normalize_returns": False, "replay_critic_scale": 0.0, "store_latents": False}
-    return Dreamer(spaces, WORLD[version], through, critic, separate, **plain, **shape)
+    imagination = DreamerImaginationConfig(horizon=4, discount=0.99, normalize_returns=False)
+    plain = {"replay_critic_scale": 0.0, "store_latents": False}
+    return Dreamer(spaces, WORLD[version], through, critic, separate, imagination, **plain, **shape)
 
 
 def moments(agent: Dreamer, steps: int, batch: int = 2) -> ReplayBuffer:
@@ -167,7 +169,7 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
 
     def small(spaces: EnvSpaces) -> Dreamer:
         net = {"width": 12, "layers": 1}
-        shape = {"horizon": 3, "batch_size": 2, "batch_length": 4}
+        shape = {"imagination": DreamerImaginationConfig(horizon=3), "batch_size": 2, "batch_length": 4}
         return Dreamer(spaces, WORLD[3], ActorConfig(**net), CriticConfig(**net), **shape)
 
     run(tmp_path / "whole", 50)
@@ -193,8 +195,9 @@ def test_a_non_finite_loss_stops_training_with_advice() -> None:
 def test_settings_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(ValueError, match="give both, or neither"):
         DreamerOptimizerConfig(actor_lr=1e-4)
-    with pytest.raises(ValueError, match="imagine_last_steps=0"):
-        Dreamer(EnvSpaces(ObservationSpace.of_shape((5,)), ActionSpace("discrete", 2)), WORLD[3], imagine_last_steps=2)
+    with pytest.raises(ValueError, match=r"imagination\.start_steps=0"):
+        spaces = EnvSpaces(ObservationSpace.of_shape((5,)), ActionSpace("discrete", 2))
+        Dreamer(spaces, WORLD[3], imagination=DreamerImaginationConfig(start_steps=2))
 
 
 @pytest.mark.parametrize("version", [1, 3])

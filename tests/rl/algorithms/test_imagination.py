@@ -22,7 +22,12 @@ from vwm.rl.algorithms.actor_critic_policy import (
     FrameActorCriticPolicy,
 )
 from vwm.rl.algorithms.encoded_env import reconstruct_frames
-from vwm.rl.algorithms.imagination import ImaginationEnsemble, ImaginationLearning, ImaginationOptimizerConfig
+from vwm.rl.algorithms.imagination import (
+    ImaginationEnsemble,
+    ImaginationLearning,
+    ImaginationOptimizerConfig,
+    ImaginationRolloutConfig,
+)
 from vwm.rl.algorithms.imagined_rollout import (
     ImaginedRollout,
     imagine_rollout,
@@ -67,10 +72,7 @@ def training(
         POLICIES[policy],
         objective or ReinforceObjective(),
         observe="frame" if policy == "frame" else "features",
-        batch_size=BATCH,
-        horizon=HORIZON,
-        relevant=0.5,
-        discount=discount,
+        rollouts=ImaginationRolloutConfig(batch_size=BATCH, horizon=HORIZON, relevant=0.5, discount=discount),
         ensemble=ImaginationEnsemble(**ensemble or {}),
         optimizer=ImaginationOptimizerConfig(**{"lr": 1e-2, **optimizer}),
     )
@@ -161,8 +163,7 @@ algorithm:
     objective:
       class_path: vwm.rl.algorithms.policy_objectives.PMPOObjective
       init_args: {{beta: 0.2}}
-    batch_size: 4
-    horizon: 2
+    rollouts: {{batch_size: 4, horizon: 2}}
 """
 
 

@@ -21,6 +21,7 @@ from .controller_fitness import ControllerFitness as ControllerFitness
 from .controller_fitness import RealEnvFitness as RealEnvFitness
 from .controller_fitness import SimulatedFitness as SimulatedFitness
 from .dreamer import Dreamer as Dreamer
+from .dreamer import DreamerImaginationConfig as DreamerImaginationConfig
 from .dreamer import DreamerOptimizerConfig as DreamerOptimizerConfig
 from .encoded_env import DynamicsObservationEncoder as DynamicsObservationEncoder
 from .encoded_env import EncodedBatchedEnv as EncodedBatchedEnv
@@ -31,6 +32,7 @@ from .encoded_env import ReconstructionState as ReconstructionState
 from .imagination import ImaginationEnsemble as ImaginationEnsemble
 from .imagination import ImaginationLearning as ImaginationLearning
 from .imagination import ImaginationOptimizerConfig as ImaginationOptimizerConfig
+from .imagination import ImaginationRolloutConfig as ImaginationRolloutConfig
 from .imagined_rollout import ImaginedRollout as ImaginedRollout
 from .laprop import LaProp as LaProp
 from .linear_controller import ControllerCarry as ControllerCarry

@@ -58,24 +58,44 @@ class DreamerOptimizerConfig:
             )
 
 
-class Dreamer(Agent):
-    """See the module; the defaults are DreamerV3 at size 12m.
+@dataclass(frozen=True)
+class DreamerImaginationConfig:
+    """Imagined trajectories and their returns.
 
-    Args:
-        spaces: of the environments.
-        world_model, actor, critic, optimizers: see their classes.
+    Attributes:
         horizon: h.
         discount: of imagined rewards, in addition to the world model's own
             (``RSSMWorldModelConfig.discount_horizon``).
         lam: λ of the returns.
         normalize_returns: divide returns by their range (v3).
+        start_steps: imagine only from this many time steps at the end of each sequence; 0 takes all.
+    """
+
+    horizon: int = 15
+    discount: float = 1.0
+    lam: float = 0.95
+    normalize_returns: bool = True
+    start_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if self.horizon < 1 or self.start_steps < 0:
+            raise ValueError(
+                f"horizon must be 1 or more and start_steps 0 or more, got {self.horizon} and {self.start_steps}"
+            )
+
+
+class Dreamer(Agent):
+    """See the module; the defaults are DreamerV3 at size 12m.
+
+    Args:
+        spaces: of the environments.
+        world_model, actor, critic, optimizers, imagination: see their classes.
         replay_critic_scale: weight of the critic's loss on replayed rewards, whose gradient also trains the world
             model's features (v3: 0.3); 0 omits it.
         store_latents: replay stores the latent states, and an update starts from them instead of from zero (v3).
         exploration_noise: deviation of noise added to continuous actions in training (v1: 0.3), or the fraction of
             random discrete actions.
-        batch_size, batch_length: of an update.
-        imagine_last_steps: imagine only from this many time steps at the end of each sequence; 0 takes all.
+        batch_size, batch_length: sequences of an update and their time steps.
 
     Raises:
         ValueError: settings that exclude each other.
@@ -88,41 +108,37 @@ class Dreamer(Agent):
         actor: ActorConfig = ActorConfig(),
         critic: CriticConfig = CriticConfig(),
         optimizers: DreamerOptimizerConfig = DreamerOptimizerConfig(),
-        horizon: int = 15,
-        discount: float = 1.0,
-        lam: float = 0.95,
-        normalize_returns: bool = True,
+        imagination: DreamerImaginationConfig = DreamerImaginationConfig(),
         replay_critic_scale: float = 0.3,
         store_latents: bool = True,
         exploration_noise: float = 0.0,
         batch_size: int = 16,
         batch_length: int = 64,
-        imagine_last_steps: int = 0,
     ) -> None:
         super().__init__()
-        if horizon < 1 or batch_length < 2 or imagine_last_steps < 0:
+        if batch_length < 2:
+            raise ValueError(f"batch_length must be 2 or more, got {batch_length}")
+        if replay_critic_scale and imagination.start_steps:
             raise ValueError(
-                f"horizon={horizon} must be 1 or more, batch_length={batch_length} 2 or more and "
-                f"imagine_last_steps={imagine_last_steps} 0 or more"
-            )
-        if replay_critic_scale and imagine_last_steps:
-            raise ValueError(
-                "replay_critic_scale bootstraps from returns imagined at every time step: set imagine_last_steps=0"
+                "replay_critic_scale bootstraps from returns imagined at every time step: set imagination.start_steps=0"
             )
         self.spaces = spaces
         self.batch_size = batch_size
         self.batch_length = batch_length + store_latents  # one time step more, to start from
         self.world_model = RSSMWorldModel.from_settings(spaces.observation.shape, *spaces.action_sizes, world_model)
         self.actor_critic = ActorCritic(
-            self.world_model.feature_size, spaces.actions, actor, critic, lam, normalize_returns
+            self.world_model.feature_size,
+            spaces.actions,
+            actor,
+            critic,
+            lam=imagination.lam,
+            normalize_returns=imagination.normalize_returns,
         )
-        self.horizon = horizon
-        self.discount = discount
+        self.imagination = imagination
         self.replay_critic_scale = replay_critic_scale
         self.store_latents = store_latents
         self.exploration_noise = exploration_noise
-        self.imagine_last_steps = imagine_last_steps
-        self.config = optimizers
+        self.clip = optimizers.clip
         self._optimizers = self._make_optimizers(optimizers)
         if store_latents:
             rssm = self.world_model.rssm
@@ -153,7 +169,7 @@ class Dreamer(Agent):
 
     @torch.no_grad()
     def observe(self, carry: RSSMState, time_step: TimeStep, action: Tensor) -> PolicyStep:
-        """See ``Agent.watch``."""
+        """See ``Agent.observe``."""
         self.eval()
         state = self.world_model.observe_step(carry, time_step.observation, time_step.is_first)
         return PolicyStep(action, self.world_model.rssm.with_action(state, action), self._stored_latents(state))
@@ -175,7 +191,7 @@ class Dreamer(Agent):
         world_loss, states, logs = self.world_model.loss(
             batch.observation, batch.action, batch.reward, batch.is_first, batch.is_terminal, state
         )
-        latest = -self.imagine_last_steps or None
+        latest = -self.imagination.start_steps or None
         start = flatten_rssm_states(tree_map(lambda part: part[:, latest:].detach(), states))
         trajectory, policy = self.imagine(start, ~batch.is_terminal[:, latest:].flatten())
         losses = self.actor_critic.losses(trajectory, policy)
@@ -203,14 +219,14 @@ class Dreamer(Agent):
         through_dynamics = self.actor_critic.actor_config.gradient == "dynamics"
         with torch.set_grad_enabled(through_dynamics):
             state, features, actions = start, [rssm.features(start)], []
-            for _ in range(self.horizon):
+            for _ in range(self.imagination.horizon):
                 action = actor(features[-1].detach()).sample()
                 state = rssm.imagine_step(state, action)
                 features.append(rssm.features(state))
                 actions.append(action)
             stacked = torch.stack(features)
             reward = self.world_model.predict_reward(stacked)
-            discount = self.discount * self.world_model.predict_continue(stacked)
+            discount = self.imagination.discount * self.world_model.predict_continue(stacked)
         action = torch.stack(actions).detach()
         trajectory = ImaginedTrajectory(stacked, action, reward, discount, alive.to(reward.dtype))
         return trajectory, actor(stacked[:-1].detach())
@@ -218,7 +234,7 @@ class Dreamer(Agent):
     def replay_critic_loss(self, batch: ReplayBatch, states: RSSMState, losses: ActorCriticLosses) -> Tensor:
         """Compute the critic's loss on replayed rewards; at the batch's end it bootstraps from the imagined returns."""
         imagined = losses.returns[0].unflatten(0, batch.reward.shape).T
-        discount = self.discount * self.world_model.max_discount * (~batch.is_terminal.T).to(imagined.dtype)
+        discount = self.imagination.discount * self.world_model.max_discount * (~batch.is_terminal.T).to(imagined.dtype)
         lam = self.actor_critic.lam * (~batch.is_last.T).to(imagined.dtype)
         returns = lambda_returns(self.world_model.reward_target(batch.reward).T, imagined, discount, lam)
         features = self.world_model.rssm.features(states)[:, :-1].transpose(0, 1)
@@ -264,4 +280,4 @@ class Dreamer(Agent):
             if name == "all":
                 optimizer.step()  # LaProp clips by itself
             else:
-                clip_and_step(optimizer, self.config.clip, name=name)
+                clip_and_step(optimizer, self.clip, name=name)

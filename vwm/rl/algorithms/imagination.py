@@ -61,6 +61,35 @@ class ImaginationEnsemble:
 
 
 @dataclass(frozen=True)
+class ImaginationRolloutConfig:
+    """The rollouts of an update.
+
+    Attributes:
+        batch_size: contexts, each with one rollout.
+        context_frames: frames of each context; 0 takes the number that the simulator prefers.
+        relevant: see ``ContextSampler``.
+        horizon: decisions of a rollout. It is cut off there, not ended: the critic estimates what follows.
+        discount: of rewards, per decision.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    batch_size: int = 32
+    context_frames: int = 0
+    relevant: float = 0.0
+    horizon: int = 16
+    discount: float = 0.997
+
+    def __post_init__(self) -> None:
+        check_positive(batch_size=self.batch_size, horizon=self.horizon)
+        if self.context_frames < 0:
+            raise ValueError(f"context_frames must be 0 or more, got {self.context_frames}")
+        if not 0 < self.discount <= 1:
+            raise ValueError(f"discount must lie in 0..1, got {self.discount}")
+
+
+@dataclass(frozen=True)
 class ImaginationOptimizerConfig:
     """How the policy is optimized.
 
@@ -102,11 +131,7 @@ class ImaginationLearning(Algorithm):
         policy: the policy to train.
         objective: its losses.
         observe: what the policy observes: ``"features"``, ``"latent"`` or ``"frame"``; see ``EncodedEnvSpec``.
-        batch_size: contexts of an update, each with one rollout.
-        context_frames: frames of each context; 0 takes the number that the simulator prefers.
-        relevant: see ``ContextSampler``.
-        horizon: decisions of a rollout. It is cut off there, not ended: the critic estimates what follows.
-        discount: of rewards, per decision.
+        rollouts: their number, horizon and discount.
         ensemble: further simulators that measure uncertainty.
         optimizer: learning rates, clipping, epochs.
         device: of the simulator; ``auto`` takes a GPU where there is one.
@@ -125,34 +150,21 @@ class ImaginationLearning(Algorithm):
         policy: Callable[[Simulator, EnvSpaces], ActorCriticPolicy],
         objective: PolicyObjective,
         observe: Literal["features", "latent", "frame"] = "features",
-        batch_size: int = 32,
-        context_frames: int = 0,
-        relevant: float = 0.0,
-        horizon: int = 16,
-        discount: float = 0.997,
+        rollouts: ImaginationRolloutConfig = ImaginationRolloutConfig(),
         ensemble: ImaginationEnsemble = ImaginationEnsemble(),
         optimizer: ImaginationOptimizerConfig = ImaginationOptimizerConfig(),
         device: str = "auto",
     ) -> None:
-        check_positive(batch_size=batch_size, horizon=horizon)
-        if context_frames < 0:
-            raise ValueError(f"context_frames must be 0 or more, got {context_frames}")
-        if not 0 < discount <= 1:
-            raise ValueError(f"discount must lie in 0..1, got {discount}")
         self.bundle = bundle
         self.data = data
         self.make_policy = policy
         self.objective = objective
         self.observe = observe
-        self.batch_size = batch_size
-        self.context_frames = context_frames
-        self.relevant = relevant
-        self.horizon = horizon
-        self.discount = discount
+        self.rollouts = rollouts
         self.ensemble = ensemble
         self.optimizer = optimizer
         self.device = device
-        self.env: EnvSpec = SimulatedEnvSpec(bundle, data, time_limit=horizon, observe=observe, device=device)
+        self.env: EnvSpec = SimulatedEnvSpec(bundle, data, time_limit=rollouts.horizon, observe=observe, device=device)
 
     def set_up(self, setup: TrainingSetup) -> None:
         """See ``Algorithm.set_up``."""
@@ -171,9 +183,9 @@ class ImaginationLearning(Algorithm):
         self.optimizers = self._make_optimizers()
         self.contexts = ContextSampler(
             self.data,
-            self.context_frames or self.simulator.spec.context_frames,
-            self.horizon,
-            self.relevant,
+            self.rollouts.context_frames or self.simulator.spec.context_frames,
+            self.rollouts.horizon,
+            self.rollouts.relevant,
             actions=not self.simulator.spec.actions.latent,
         )
         self.progress = 0
@@ -181,10 +193,10 @@ class ImaginationLearning(Algorithm):
 
     def step(self) -> StepMetrics:
         """Roll the policy out, and learn from the rollouts."""
-        context, began = self.contexts.draw(self.batch_size), time.perf_counter()
-        rollout = imagine_rollout(self.ensemble_simulator, self.policy, context, self.horizon, self.observe)
+        context, began = self.contexts.draw(self.rollouts.batch_size), time.perf_counter()
+        rollout = imagine_rollout(self.ensemble_simulator, self.policy, context, self.rollouts.horizon, self.observe)
         in_simulator = time.perf_counter() - began
-        self.progress += self.batch_size * self.horizon
+        self.progress += self.rollouts.batch_size * self.rollouts.horizon
         for _ in range(self.optimizer.epochs):
             with self.setup.runtime.autocast():
                 logs = self._update(rollout)
@@ -231,7 +243,7 @@ class ImaginationLearning(Algorithm):
         return {"return": means["imagined_reward"] * self.episode_length, "length": self.episode_length}
 
     def _update(self, rollout: ImaginedRollout) -> dict[str, float]:
-        losses = imagination_losses(self.policy, self.objective, rollout, self.discount)
+        losses = imagination_losses(self.policy, self.objective, rollout, self.rollouts.discount)
         logs = check_finite(losses.logs)
         critic_only = self.progress <= self.optimizer.critic_warmup_steps
         for optimizer in self.optimizers.values():
