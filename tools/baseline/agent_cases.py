@@ -6,11 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from factories import randomize
 from hashing import hashed, put, put_weights
 from simulator_cases import fixed_actions
-from small_networks import (
-    randomize,
-)
 
 from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.envs.time_step import EnvSpaces, TimeStep

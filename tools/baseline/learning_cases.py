@@ -10,14 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from agent_cases import AGENTS, WORLDS, agent_case
+from factories import diffusion_world, dream, jepa_world
 from hashing import case, hashed, put, put_weights
 from simulator_cases import fixed_actions
-from small_networks import (
-    diffusion_world,
-    dream,
-    jepa_world,
-    pictures,
-)
+from small_networks import pictures
 from torch import Tensor
 
 from vwm.core.components import load_component

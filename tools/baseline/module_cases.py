@@ -9,20 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from factories import diffusion_world, dit, dream, genie, jepa_parts, latent_action, randomize, tokenizer
+from factories import dynamics as maskgit
 from hashing import case, hashed, put, put_weights
-from small_networks import (
-    clips,
-    diffusion_world,
-    dit,
-    dream,
-    genie,
-    jepa_parts,
-    latent_action,
-    maskgit,
-    pictures,
-    randomize,
-    tokenizer,
-)
+from small_networks import clips, pictures
 from torch import Tensor
 
 from vwm.core.components import load_component, save_component

@@ -8,17 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from factories import consistency_world, diffusion_world, dream, genie, jepa_world, muzero_world
 from hashing import BUNDLES, case, put, put_weights
-from small_networks import (
-    consistency_world,
-    diffusion_world,
-    dream,
-    genie,
-    imagined_world,
-    jepa_world,
-    muzero_world,
-    pictures,
-)
+from small_networks import imagined_world, pictures
 from torch import Tensor
 
 from vwm.core.capabilities import MeasuresTransitionLoss, ObservesFrames, ProvidesFeatures
