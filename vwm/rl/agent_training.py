@@ -171,20 +171,27 @@ class AgentTraining:
             FileNotFoundError: nothing was saved yet.
             ValueError: it is of another agent or environment, or the algorithm has no policy to load.
         """
-        checkpoint = self.folder.find_last_checkpoint()
-        policy = self.algorithm.build_policy(self.setup)
-        if best:
-            load_best_weights(self.folder, policy)
-            return policy
-        with mismatch_named(checkpoint, CHECKPOINT_OWNER):
-            policy.load_state_dict(read_checkpoint(checkpoint)["algorithm"]["policy"])
-        return policy
+        return self._build_policy(None if best else self._read_algorithm_state())
 
     def export_simulator(self, best: bool, title: str, fps: float, contexts: int) -> NetworkSimulator:
         """Make a simulator of the agent's world model; see ``Algorithm.export_simulator``."""
-        policy = self.load_policy(best)
-        state = read_checkpoint(self.folder.find_last_checkpoint())["algorithm"]
+        state = self._read_algorithm_state()
+        policy = self._build_policy(None if best else state)
         return self.algorithm.export_simulator(self.setup, policy, state, title, fps, contexts)
+
+    def _read_algorithm_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = read_checkpoint(self.folder.find_last_checkpoint())["algorithm"]
+        return state
+
+    def _build_policy(self, state: dict[str, Any] | None) -> Any:
+        """Build the policy with the weights of a saved state of the algorithm, or of the best evaluation for None."""
+        policy = self.algorithm.build_policy(self.setup)
+        if state is None:
+            load_best_weights(self.folder, policy)
+            return policy
+        with mismatch_named(self.folder.last_checkpoint, CHECKPOINT_OWNER):
+            policy.load_state_dict(state["policy"])
+        return policy
 
     def _load(self, checkpoint: Path) -> None:
         state = load_checkpoint(checkpoint, {"algorithm": self.algorithm}, {}, CHECKPOINT_OWNER)
