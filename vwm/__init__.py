@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vwm.core.version import VERSION
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # ``__getattr__`` imports them when they are used
     from vwm.data.datamodule import make_clip_dataset as open_clips
     from vwm.data.ingest import ingest_videos as ingest
     from vwm.data.inspection import inspect_dataset as inspect
@@ -33,24 +33,6 @@ if TYPE_CHECKING:
 
 __version__ = VERSION
 
-PUBLIC_API = {
-    "record": "vwm.envs.recording:record_dataset",
-    "ingest": "vwm.data.ingest:ingest_videos",
-    "inspect": "vwm.data.inspection:inspect_dataset",
-    "open_clips": "vwm.data.datamodule:make_clip_dataset",
-    "encode": "vwm.tokenizers.shard_encoding:encode_shards",
-    "export": "vwm.train.export:export_run",
-    "load": "vwm.worlds.bundle:load_simulator",
-    "save": "vwm.worlds.bundle:save_simulator",
-    "evaluate": "vwm.eval.world_report:evaluate_world",
-    "probe": "vwm.eval.probe_report:probe_features",
-    "plan": "vwm.eval.goal_evaluation:evaluate_planner",
-    "make_env": "vwm.worlds.gymnasium_env:make_world",
-    "make_vector_env": "vwm.worlds.gymnasium_env:make_worlds",
-    "register_family": "vwm.worlds.families:register_family",
-}
-"""Where each public name is defined, ``module:function``."""
-
 __all__ = [
     "encode", "evaluate", "export", "ingest", "inspect", "load", "make_env", "make_vector_env", "open_clips", "plan",
     "probe", "record", "register_family", "save",
@@ -58,14 +40,25 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in PUBLIC_API:
+    if name not in __all__:
         raise AttributeError(f"module 'vwm' has no attribute {name!r}")
     import importlib
 
-    module, _, function = PUBLIC_API[name].partition(":")
+    module, _, function = read_public_api()[name].partition(":")
     found = _accept_paths(getattr(importlib.import_module(module), function))
     globals()[name] = found
     return found
+
+
+def read_public_api() -> dict[str, str]:
+    """Read where each public name is defined, ``module:function``, from the imports that type checkers follow."""
+    import ast
+    from pathlib import Path
+
+    body = ast.parse(Path(__file__).read_text(encoding="utf-8")).body
+    block = next(node for node in body if isinstance(node, ast.If))
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    return {alias.asname or alias.name: f"{node.module}:{alias.name}" for node in imports for alias in node.names}
 
 
 def __dir__() -> list[str]:

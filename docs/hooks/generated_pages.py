@@ -83,11 +83,11 @@ def api_pages() -> dict[str, str]:
 
 
 def _top_level_page() -> str:
-    from vwm import PUBLIC_API
+    from vwm import read_public_api
 
     options = "    options:\n      show_root_heading: false\n      show_root_toc_entry: false\n"
     lines = ["# vwm\n", "What `import vwm` offers, imported when it is first used; folders are text or paths.\n"]
-    for name, target in PUBLIC_API.items():
+    for name, target in read_public_api().items():
         lines.append(f"## vwm.{name}\n")
         lines.append(f"::: {target.replace(':', '.')}\n{options}")
     return "\n".join(lines)
