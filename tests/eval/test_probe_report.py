@@ -16,7 +16,8 @@ from PIL import Image
 from vwm.core.components import save_component
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
-from vwm.eval.probe_report import probe_features
+from vwm.eval.bootstrap import ConfidenceInterval
+from vwm.eval.probe_report import difference_verdict, probe_features
 from vwm.models.vjepa.video_encoder import VideoEncoder
 from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
 
@@ -88,9 +89,8 @@ def test_a_whole_report(run: Run, tmp_path: Path) -> None:
         for name, difference in model["against"][control].items():
             expected = model["probes"][name]["score"]["value"] - other["probes"][name]["score"]["value"]
             assert difference["value"] == pytest.approx(expected)
-            assert difference["verdict"] == (
-                "better" if difference["low"] > 0 else "worse" if difference["high"] < 0 else "open"
-            )
+            interval = ConfidenceInterval(difference["value"], difference["low"], difference["high"])
+            assert difference["verdict"] == difference_verdict(interval)
     table = (out / "probe.md").read_text()
     assert "| vjepa | 32 × 24 |" in table and "minus random init" in table and "Excluded: nothing" in table
     assert str(tmp_path) not in table
@@ -120,6 +120,20 @@ def test_identical_features_do_not_differ(run: Run, bundles: tuple[str, str]) ->
     report = run(bundles[1], probes=["ridge", "knn"], random_seeds=1)
     for difference in report["rows"][0]["against"]["random init"].values():
         assert difference == {"value": 0.0, "low": 0.0, "high": 0.0, "verdict": "open"}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (0.001, 0.3, "better"),
+        (-0.3, -0.001, "worse"),
+        (-0.1, 0.2, "open"),
+        (0.0001, 0.0004, "open"),
+        (-2e-9, -1e-9, "open"),
+    ],
+)
+def test_a_difference_that_the_table_rounds_to_zero_is_none(low: float, high: float, verdict: str) -> None:
+    assert difference_verdict(ConfidenceInterval((low + high) / 2, low, high)) == verdict
 
 
 def test_classes_are_scored_by_accuracy(run: Run, tmp_path: Path) -> None:

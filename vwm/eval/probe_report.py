@@ -19,6 +19,7 @@ from vwm.data.shard_index import list_shards, load_shard_index
 from vwm.eval import probe_plots
 from vwm.eval.bootstrap import (
     BootstrapScores,
+    ConfidenceInterval,
     average_over_seeds,
     bootstrap_accuracy,
     bootstrap_episode_counts,
@@ -36,6 +37,8 @@ from vwm.eval.world_report import to_json_value
 
 PROBE_REPORT_FILE, PROBE_TABLE_FILE = "probe.json", "probe.md"
 RANDOM_INIT_CONTROL, PIXEL_CONTROL = "random init", "pixels"
+SMALLEST_DIFFERENCE = 0.0005
+"""Differences of scores up to this count as none: the table rounds them to 0.000."""
 
 
 def probe_features(
@@ -88,7 +91,7 @@ def probe_features(
         batch_size: clips that a model processes at a time; it changes numbers by rounding only.
         memory: GiB that the features of one model may take.
         seed: of the parts, the clips, the probes and the random networks.
-        device: auto takes a GPU where there is one.
+        device: where to compute; see ``resolve_device``.
 
     Returns:
         The report, as written to ``probe.json``. Undefined numbers are None.
@@ -238,9 +241,15 @@ class ProbeResult:
         found = {}
         for probe, draws in self.scores.items():
             interval = percentile_intervals(score_difference(draws.mean(), control.scores[probe].mean()))[0]
-            verdict = "better" if interval.low > 0 else "worse" if interval.high < 0 else "open"
-            found[probe] = {**interval._asdict(), "verdict": verdict}
+            found[probe] = {**interval._asdict(), "verdict": difference_verdict(interval)}
         return found
+
+
+def difference_verdict(interval: ConfidenceInterval) -> Literal["better", "worse", "open"]:
+    """Return ``better`` or ``worse`` if the whole interval of a difference is beyond ``SMALLEST_DIFFERENCE``."""
+    if interval.low > SMALLEST_DIFFERENCE:
+        return "better"
+    return "worse" if interval.high < -SMALLEST_DIFFERENCE else "open"
 
 
 def compare_with_controls(
