@@ -135,7 +135,13 @@ def _baseline_clip(sample: dict[str, Any], clip_length: int) -> tuple[NDArray[An
     if len(reader) < clip_length:
         return None
     start = random.randrange(len(reader) - clip_length + 1)
-    frames = reader.get_batch(range(start, start + clip_length)).asnumpy()
+    try:
+        frames = reader.get_batch(range(start, start + clip_length)).asnumpy()
+    except decord.DECORDError as error:
+        raise ValueError(
+            f"episode {sample['__key__']}: decord, which the plain pipeline uses, cannot decode this video. It fails "
+            f"for some frame widths, such as 16, 24 and 48 pixels: use shards of another size, such as 64"
+        ) from error
     if "actions.npy" not in sample:
         return (frames,)
     return frames, np.load(io.BytesIO(sample["actions.npy"]))[start : start + clip_length]
