@@ -26,6 +26,14 @@ def test_seed_and_device_are_named_as_in_every_command():
         expand_arguments("fit", [])
 
 
+@pytest.mark.parametrize("typed", [["--device", "cuda:1"], ["--device=cuda:1"]])
+def test_the_index_of_a_device_chooses_that_device_alone(typed):
+    typed = [*typed, "-c", "tokenizer/coinrun_small", "--print-config"]
+    expanded = expand_arguments("fit", typed)
+    assert expanded[2:] == ["--trainer.accelerator=cuda", "--trainer.devices=[1]", "--print_config"]
+    assert "--trainer.devices=[1]" not in expand_arguments("agent train", typed)
+
+
 def test_an_agents_short_names(tmp_path):
     typed = [
         "--seed",

@@ -43,7 +43,7 @@ def benchmark_play(
         sampling_steps: sampling steps per frame; by default the bundle's.
         threads: of the CPU; by default torch's choice.
         repeats: rounds in which the variants alternate.
-        device: where to play; auto uses a GPU where there is one.
+        device: where to compute; see ``resolve_device``.
     """
     with limit_threads(threads):
         simulator = load_simulator(bundle, device)

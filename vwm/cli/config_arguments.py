@@ -15,7 +15,7 @@ SHORT_NAMES: Mapping[str, Mapping[str, str]] = {
         "--batch": "--data.init_args.batch_size",
         "--steps": "--trainer.max_steps",
         "--seed": "--seed_everything",
-        "--device": "--trainer.accelerator",
+        "--device": "--trainer.accelerator",  # the index of cuda:1 goes to --trainer.devices
         "--tokenizer": "--model.init_args.tokenizer",
     },
     "agent train": {},
@@ -42,7 +42,7 @@ def expand_arguments(command: str, argv: list[str]) -> list[str]:
     files, words = split_config_files(argv)
     configs = [word for file in files for word in ("-c", find_config(file))]
     others: list[str] = []
-    for word in words:
+    for word in _split_device_index(words) if command == "fit" else words:
         name, equals, value = word.partition("=")
         if name.startswith("--"):
             name = name.replace("-", "_").replace("__", "--", 1)
@@ -53,6 +53,22 @@ def expand_arguments(command: str, argv: list[str]) -> list[str]:
     if not others and not configs:
         raise FileNotFoundError(f"name a config, such as -c {EXAMPLES[command]}; vwm {command} --help lists them")
     return configs + others
+
+
+def _split_device_index(words: list[str]) -> list[str]:
+    """Replace ``--device cuda:1`` by ``--device=cuda --trainer.devices=[1]``, as Lightning expects it."""
+    split: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name == "--device" and (value := value if equals else next(rest, "")):
+            device, _, index = value.partition(":")
+            split += (
+                [f"--device={device}", f"--trainer.devices=[{index}]"] if index.isdigit() else [f"--device={value}"]
+            )
+        else:
+            split.append(word)
+    return split
 
 
 def find_config(name: str) -> str:

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 
 from vwm.cli.commands import COMMANDS
 from vwm.cli.configs import config_names
+from vwm.cli.signatures import SHARED_HELP
 
 COMMON_OPTIONS = {
     "-c, --config NAME": "a YAML file, or a config that comes with vwm; of several, later ones override earlier ones",
     "--run PATH": "folder of everything that the run writes",
     "--steps N": "length of the training",
     "--seed N": "seed of everything random",
-    "--device TEXT": "auto, cpu or cuda",
+    "--device TEXT": SHARED_HELP["device"],
     "--threads N": "CPU threads of torch; 0 leaves torch's choice",
     "--compile": "torch.compile the networks",
     "--wandb PROJECT": "log to Weights & Biases",

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 REQUIRED: Any = inspect.Parameter.empty
+SHARED_HELP = {"device": "where to compute: auto (a GPU if there is one), cpu, cuda, or one of several GPUs: cuda:1"}
+"""Help of the parameters that mean the same in every command; it replaces that of their docstrings."""
 
 
 class CommandParameter(NamedTuple):
@@ -36,6 +38,7 @@ def read_signature(target: str) -> CommandSignature:
     tree = _parse_module(module)
     function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
     description, helps = _split_docstring(ast.get_docstring(function) or "")
+    helps |= SHARED_HELP
     arguments = function.args.args
     defaults = [REQUIRED] * (len(arguments) - len(function.args.defaults)) + [
         _literal_default(node) for node in function.args.defaults

@@ -85,7 +85,7 @@ def evaluate_planner(
         seed: of starts, goals and all random numbers.
         frame_skip: environment steps that an action is held for; null fits the world's frame rate.
         env_options: options of the environment, e.g. '{random_wall: true}'.
-        device: auto takes a GPU where there is one.
+        device: where to compute; see ``resolve_device``.
 
     Returns:
         The results, as written to ``plan.json``.

@@ -32,7 +32,7 @@ def evaluate_surprise(
             frames in training. null takes the predictor's default.
         limit: use at most this many pairs.
         batch_size: clips at a time.
-        device: auto takes a GPU where there is one.
+        device: where to compute; see ``resolve_device``.
 
     Returns:
         The report, as written to ``surprise.json``.

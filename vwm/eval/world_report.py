@@ -63,7 +63,7 @@ def evaluate_world(
         videos: rollouts to show.
         lpips_weights: torchvision's AlexNet weights, for LPIPS, which is left out without them.
         fvd_weights: I3D as TorchScript, for FVD, which is left out without it.
-        device: auto uses a GPU where there is one.
+        device: where to compute; see ``resolve_device``.
 
     Returns:
         The report, as it stands in ``report.json``. Infinite or undefined numbers are None.

@@ -36,7 +36,7 @@ def play_world(
         host: address to listen on; 0.0.0.0 lets other machines of the network play.
         port: port to listen on; 0 takes any free one.
         open_browser: open the page after the warm-up.
-        device: where the model runs: auto, cpu, cuda, cuda:1, ...
+        device: where to compute; see ``resolve_device``.
         max_sessions: largest number of pages that play at the same time; they share the model.
         max_upload_mb: largest image that may be uploaded as a start, in megabytes.
 

@@ -47,7 +47,7 @@ def encode_shards(
         out: the output folder.
         keep_video: also copy the frames, from which latent actions are learned; ``--no-keep-video`` leaves them out.
         chunk: frames encoded at a time. All values give the same latents, because the encoder streams.
-        device: "auto" uses a GPU if there is one.
+        device: where to compute; see ``resolve_device``.
 
     Raises:
         ValueError: ``out`` holds latents of another tokenizer or of other shards, two shards have the same name, or the
