@@ -29,7 +29,7 @@ def test_the_weights_sum_to_1_lie_side_by_side_and_their_mean_is_the_number(shap
 
 
 def test_a_number_on_a_bin_has_that_bin_alone():
-    two_hot = SymexpTwoHot(bins=41, reach=8.0)
+    two_hot = SymexpTwoHot(bins=41, symlog_limit=8.0)
     assert torch.equal(two_hot.encode(two_hot.values), torch.eye(41))
     assert two_hot.values[20] == 0 and torch.equal(two_hot.values, -two_hot.values.flip(0))
     steps = symlog(two_hot.values).diff()
@@ -37,7 +37,7 @@ def test_a_number_on_a_bin_has_that_bin_alone():
 
 
 def test_numbers_out_of_reach_are_the_outermost():
-    two_hot = SymexpTwoHot(bins=5, reach=2.0)
+    two_hot = SymexpTwoHot(bins=5, symlog_limit=2.0)
     edge = symexp(torch.tensor(2.0))
     weights = two_hot.encode(torch.stack((edge * 2, -edge * 2, torch.tensor(torch.inf), torch.tensor(-torch.inf))))
     assert torch.equal(weights, torch.eye(5)[[4, 0, 4, 0]])
@@ -107,9 +107,9 @@ def test_a_wide_distribution_means_less_in_symlog_space():
     assert float(SymexpTwoHot(101, 10.0).mean(flat)) == pytest.approx((math.exp(8) - 1) / 2, rel=1e-3)
 
 
-@pytest.mark.parametrize("settings", [{"bins": 1}, {"reach": 0.0}])
+@pytest.mark.parametrize("settings", [{"bins": 1}, {"symlog_limit": 0.0}])
 def test_symlog_bins_that_make_no_sense_are_named(settings):
-    with pytest.raises(ValueError, match="bins must be 2 or more and reach above 0"):
+    with pytest.raises(ValueError, match="bins must be 2 or more and symlog_limit above 0"):
         SymlogTwoHot(**settings)
 
 

@@ -1,4 +1,4 @@
-"""What is written as bins is read back, over the whole reach."""
+"""Encoding numbers as bins and decoding them is exact over the whole range."""
 
 import pytest
 import torch
@@ -38,5 +38,5 @@ def test_the_loss_is_least_for_the_number_itself():
         support.loss(logits, torch.tensor(2.5)).backward()
         optimizer.step()
     assert support.mean(logits).item() == pytest.approx(2.5, abs=0.05)
-    with pytest.raises(ValueError, match="reach must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="limit must be 1 or more, got 0"):
         ScaledSupport(0)

@@ -28,17 +28,17 @@ class SymexpTwoHot(nn.Module):
 
     Args:
         bins: number of bins, odd, so that one of them is at 0.
-        reach: symlog of the outermost bin (20: numbers up to 4.8e8).
+        symlog_limit: symlog of the outermost bin (20: numbers up to 4.8e8).
     """
 
     values: Tensor
 
-    def __init__(self, bins: int = 255, reach: float = 20.0) -> None:
+    def __init__(self, bins: int = 255, symlog_limit: float = 20.0) -> None:
         super().__init__()
         if bins < 3 or bins % 2 == 0:
             raise ValueError(f"bins={bins} must be odd and at least 3")
         # Built from its positive half, so that the mean of a symmetric distribution is exactly 0.
-        half = symexp(torch.linspace(0, reach, bins // 2 + 1))
+        half = symexp(torch.linspace(0, symlog_limit, bins // 2 + 1))
         self.register_buffer("values", torch.cat((-half[1:].flip(0), half)), persistent=False)
 
     def encode(self, x: Tensor) -> Tensor:
@@ -67,17 +67,17 @@ class SymlogTwoHot(nn.Module):
 
     Args:
         bins: number of bins, at least 2.
-        reach: symlog of the outermost bin (10: numbers up to 22025).
+        symlog_limit: symlog of the outermost bin (10: numbers up to 22025).
     """
 
     values: Tensor
 
-    def __init__(self, bins: int = 101, reach: float = 10.0) -> None:
+    def __init__(self, bins: int = 101, symlog_limit: float = 10.0) -> None:
         super().__init__()
-        if bins < 2 or not reach > 0:
-            raise ValueError(f"bins must be 2 or more and reach above 0, got {bins} and {reach}")
-        self.reach = reach
-        self.register_buffer("values", torch.linspace(-reach, reach, bins), persistent=False)
+        if bins < 2 or not symlog_limit > 0:
+            raise ValueError(f"bins must be 2 or more and symlog_limit above 0, got {bins} and {symlog_limit}")
+        self.symlog_limit = symlog_limit
+        self.register_buffer("values", torch.linspace(-symlog_limit, symlog_limit, bins), persistent=False)
 
     def mean(self, logits: Tensor) -> Tensor:
         """[..., bins] -> symexp of the mean, [...]."""
@@ -87,10 +87,11 @@ class SymlogTwoHot(nn.Module):
         """Cross-entropy, [..., bins] and [...], which may broadcast -> [...]."""
         logs = at_least_float32(logits).log_softmax(-1)
         last = len(self.values) - 1
-        position = (symlog(x.to(logs.dtype)).clamp(-self.reach, self.reach) + self.reach) * (last / (2 * self.reach))
-        below = position.floor().clamp(max=last - 1)
-        share = (position - below).expand(logs.shape[:-1])
-        lower = below.nan_to_num(0).long()  # for NaN, share is NaN and so is the loss
+        limit = self.symlog_limit
+        position = (symlog(x.to(logs.dtype)).clamp(-limit, limit) + limit) * (last / (2 * limit))
+        lower_position = position.floor().clamp(max=last - 1)
+        share = (position - lower_position).expand(logs.shape[:-1])
+        lower = lower_position.nan_to_num(0).long()  # for NaN, share is NaN and so is the loss
         neighbors = torch.stack((lower, lower + 1), dim=-1).expand(*logs.shape[:-1], 2)
         low, high = logs.gather(-1, neighbors).unbind(-1)
         return -torch.lerp(low, high, share)

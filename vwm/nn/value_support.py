@@ -24,30 +24,30 @@ def inverse_value_transform(y: Tensor) -> Tensor:
 
 
 class ScaledSupport(nn.Module):
-    """Bins at the integers from -reach to reach of ``value_transform``.
+    """Bins at the integers from -limit to limit of ``value_transform``.
 
     A number is encoded as weights of the two nearest bins.
 
     Args:
-        reach: transformed value of the outermost bin (300, as in MuZero: numbers up to about 48,000).
+        limit: transformed value of the outermost bin (300, as in MuZero: numbers up to about 48,000).
 
     Raises:
-        ValueError: ``reach`` is below 1.
+        ValueError: ``limit`` is below 1.
     """
 
     values: Tensor
 
-    def __init__(self, reach: int = 300) -> None:
+    def __init__(self, limit: int = 300) -> None:
         super().__init__()
-        if reach < 1:
-            raise ValueError(f"reach must be 1 or more, got {reach}")
-        self.reach = reach
-        self.bins = 2 * reach + 1
-        self.register_buffer("values", torch.arange(-reach, reach + 1, dtype=torch.float32), persistent=False)
+        if limit < 1:
+            raise ValueError(f"limit must be 1 or more, got {limit}")
+        self.limit = limit
+        self.bins = 2 * limit + 1
+        self.register_buffer("values", torch.arange(-limit, limit + 1, dtype=torch.float32), persistent=False)
 
     def encode(self, x: Tensor) -> Tensor:
-        """[...] -> weights [..., bins], whose mean is ``value_transform(x)``, clamped to [-reach, reach]."""
-        position = value_transform(x.float()).clamp(-self.reach, self.reach) + self.reach
+        """[...] -> weights [..., bins], whose mean is ``value_transform(x)``, clamped to [-limit, limit]."""
+        position = value_transform(x.float()).clamp(-self.limit, self.limit) + self.limit
         low = position.floor().clamp(max=self.bins - 2)
         share = (position - low)[..., None]
         below = low.nan_to_num(nan=0.0).long()  # for NaN, the weights are NaN

@@ -97,7 +97,7 @@ def test_rewards_and_ends_are_learned_beside_the_actions(world):
     made = module(world, outcomes=randomize(RewardTerminationHeads(width=16, hidden=16)))
     loss, logs = made(batch())
     loss.backward()
-    assert {"dynamics_loss", "reward_loss", "end_loss"} <= set(logs)
+    assert {"dynamics_loss", "reward_loss", "termination_loss"} <= set(logs)
     assert made.dynamics.embed_action.logits.grad.abs().sum() > 0
     assert set(made.networks()) == {"dynamics", "outcomes"}
 

@@ -83,7 +83,7 @@ def test_outcomes_are_read_from_the_frame_and_the_action_taken_there(folder):
         chance = genie.outcomes.end(x)[:, 0].sigmoid()
         ends.append(-torch.where(clips.terminated[:, t], chance, 1 - chance).log())
     assert float(logs["reward_loss"]) == pytest.approx(float(total), abs=1e-6)
-    assert float(logs["end_loss"]) == pytest.approx(float(torch.stack(ends).mean()), abs=1e-6)
+    assert float(logs["termination_loss"]) == pytest.approx(float(torch.stack(ends).mean()), abs=1e-6)
 
 
 def test_all_that_is_trained_gets_a_gradient_of_the_outcomes(folder):

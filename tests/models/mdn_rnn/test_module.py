@@ -44,7 +44,7 @@ def test_the_loss_is_the_next_latent_s_and_ends_count_ten_times():
         chance = predicted.termination_logits.sigmoid()
         ends.append(torch.where(clips.terminated[:, i], -10 * chance.log(), -(1 - chance).log()))
         rewards.append(model.two_hot.loss(predicted.reward_logits, clips.rewards[:, i]))
-    expected = {"latent_loss": nats, "end_loss": ends, "reward_loss": rewards}
+    expected = {"latent_loss": nats, "termination_loss": ends, "reward_loss": rewards}
     for name, values in expected.items():
         torch.testing.assert_close(logs[name], torch.stack(values).mean(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(loss, sum(logs.values()), rtol=1e-6, atol=0)

@@ -90,7 +90,7 @@ class GenieModule(TrainingModule):
         action_embedding = self.dynamics.embed_actions(batch.actions)
         reward, end = self.outcomes.losses(features, action_embedding, batch.rewards, batch.terminated)
         total = self.scales["dynamics"](loss) + self.scales["reward"](reward) + self.scales["end"](end)
-        losses = {"dynamics_loss": loss.detach(), "reward_loss": reward.detach(), "end_loss": end.detach()}
+        losses = {"dynamics_loss": loss.detach(), "reward_loss": reward.detach(), "termination_loss": end.detach()}
         return total, losses | {"accuracy": accuracy}
 
     def _actions(self, batch: ClipBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -73,14 +73,14 @@ class MDNRNNModule(TrainingModule):
         if batch.terminated is not None:
             ends = batch.terminated.float()
             each = F.binary_cross_entropy_with_logits(prediction.termination_logits.float(), ends, reduction="none")
-            logs["end_loss"] = ((1 + (self.termination_weight - 1) * ends) * each).mean()
+            logs["termination_loss"] = ((1 + (self.termination_weight - 1) * ends) * each).mean()
         if prediction.reward_logits is not None:
             if batch.rewards is None:
                 raise ValueError(
                     "dynamics.predict_reward requires rewards: name them in data.fields, or set it to false"
                 )
             logs["reward_loss"] = self.dynamics.two_hot.loss(prediction.reward_logits, batch.rewards).mean()
-        return sum((logs[name] for name in ("end_loss", "reward_loss") if name in logs), loss), logs
+        return sum((logs[name] for name in ("termination_loss", "reward_loss") if name in logs), loss), logs
 
     @torch.no_grad()
     def _sample_latents(self, batch: ClipBatch) -> Tensor:
