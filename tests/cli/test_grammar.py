@@ -6,13 +6,15 @@ import shlex
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from vwm.cli.commands import COMMANDS
 from vwm.cli.main import main
 from vwm.cli.parser import UsageError, make_command_parser
-from vwm.cli.signatures import CommandParameter, CommandSignature, read_signature
+from vwm.cli.signatures import CommandParameter, CommandSignature, group_arguments, read_signature
+from vwm.eval.goal_evaluation import GoalObjectiveConfig, GoalPlannerConfig, GoalTaskConfig, evaluate_planner
 
 FUNCTIONS = {name: command for name, command in COMMANDS.items() if not command.parses_arguments}
 
@@ -31,6 +33,19 @@ def test_every_argument_is_described_and_every_example_is_understood(name):
         words = shlex.split(example)
         assert words[: 1 + len(name.split())] == ["vwm", *name.split()]
         assert set(parser.parse_command(words[1 + len(name.split()) :])) == {p.name for p in signature.parameters}
+
+
+def test_options_of_grouped_settings_are_fields_of_the_functions_dataclasses():
+    signature = read_signature("vwm.eval.goal_evaluation:evaluate_planner")
+    argv = ["rooms", "vwm/TwoRooms-v0", "--planner", "mppi", "--max-steps", "7", "--reduction", "end", "--seed", "3"]
+    values = make_command_parser("vwm plan", signature, ()).parse_command(argv)
+    arguments = group_arguments(evaluate_planner, signature, values)
+    assert arguments == {
+        **{"bundle": Path("rooms"), "env": "vwm/TwoRooms-v0", "out": Path("plan"), "seed": 3, "device": "auto"},
+        "task": GoalTaskConfig(max_steps=7),
+        "planning": GoalPlannerConfig(planner="mppi"),
+        "objective": GoalObjectiveConfig(reduction="end"),
+    }
 
 
 def make_parser(**parameters):

@@ -15,6 +15,9 @@ from vwm.data.video import probe_video
 from vwm.eval import goal_evaluation as goal_evaluation
 from vwm.eval.goal_evaluation import (
     PLAN_RESULT_FILE,
+    GoalObjectiveConfig,
+    GoalPlannerConfig,
+    GoalTaskConfig,
     evaluate_planner,
     infer_frame_skip,
     make_planner,
@@ -53,11 +56,9 @@ def test_results_are_split_by_group_of_episodes():
 
 def test_results_hold_their_settings_and_figures_and_can_be_reproduced(exact, tmp_path: Path, capsys):
     settings = {
-        "episodes": 6,
-        "max_steps": 40,
-        "metric": "l2",
-        "planner": "mppi",
-        "planner_options": {"temperature": 0.2},
+        "task": GoalTaskConfig(episodes=6, max_steps=40),
+        "planning": GoalPlannerConfig(planner="mppi", planner_options={"temperature": 0.2}),
+        "objective": GoalObjectiveConfig(metric="l2"),
     }
     out = tmp_path / "result"
     result = evaluate_planner(Path("exact"), "vwm/TwoRooms-v0", out, **settings)
@@ -80,12 +81,8 @@ def test_results_hold_their_settings_and_figures_and_can_be_reproduced(exact, tm
     assert "straight line" in capsys.readouterr().out
     again = evaluate_planner(Path("exact"), "vwm/TwoRooms-v0", out, **settings)  # replaces the earlier result
     assert again["results"] == result["results"] and not list(tmp_path.glob("*.tmp"))
-    evaluate_planner(
-        Path("exact"),
-        "vwm/TwoRooms-v0",
-        out,
-        **{**settings, "seed": 1, "episodes": 2, "max_steps": 3, "reduction": "end"},
-    )
+    short = {"task": GoalTaskConfig(episodes=2, max_steps=3), "objective": GoalObjectiveConfig("l2", reduction="end")}
+    evaluate_planner(Path("exact"), "vwm/TwoRooms-v0", out, **{**settings, **short, "seed": 1})
     used = json.loads((out / PLAN_RESULT_FILE).read_text())["settings"]
     assert used["seed"] == 1 and used["objective"]["reduction"] == "end"
 
@@ -106,12 +103,12 @@ def test_errors_come_before_any_work_and_leave_other_folders_alone(exact, tmp_pa
     out = tmp_path / "result"
     for settings, message in (
         ({"env": "CartPole-v1"}, "CartPole-v1"),
-        ({"episodes": 0}, "episodes must be 1 or more"),
-        ({"planner_options": {"elite": 3}}, "planner cem with options.*elite"),
-        ({"planner_options": {"elites": 300}}, "elites"),
-        ({"replan_every": 30}, "replan_every"),
+        ({"task": GoalTaskConfig(episodes=0)}, "episodes must be 1 or more"),
+        ({"planning": GoalPlannerConfig(planner_options={"elite": 3})}, "planner cem with options.*elite"),
+        ({"planning": GoalPlannerConfig(planner_options={"elites": 300})}, "elites"),
+        ({"planning": GoalPlannerConfig(replan_every=30)}, "replan_every"),
         ({"env": "Pendulum-v1"}, "1 continuous actions, the world 2"),
-        ({"env_options": {"rooms": 3}}, "rooms"),
+        ({"task": GoalTaskConfig(env_options={"rooms": 3})}, "rooms"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate_planner(Path("exact"), **{"env": "vwm/TwoRooms-v0", "out": out, **settings})

@@ -12,7 +12,7 @@ import torch
 
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
-from vwm.eval.labeled_clips import SPLITS, read_labeled_clips, split_episodes
+from vwm.eval.labeled_clips import SPLITS, LabeledClipsConfig, read_labeled_clips, split_episodes
 
 Write = Callable[..., str]
 
@@ -44,7 +44,7 @@ def write(tmp_path: Path) -> Write:
 
 
 def test_no_episode_is_in_two_parts(write: Write) -> None:
-    found = read_labeled_clips(write(), 3, clips=200, test_clips=200)
+    found = read_labeled_clips(write(), 3, LabeledClipsConfig(clips=200, test_clips=200))
     seen = {part: set(getattr(found, part).frames[:, 0, 0, 0, 0].tolist()) for part in SPLITS}
     assert set().union(*seen.values()) == set(range(20)) and sum(map(len, seen.values())) == 20
     assert {part: len(numbers) for part, numbers in seen.items()} == {"train": 12, "val": 3, "test": 5}
@@ -55,7 +55,7 @@ def test_no_episode_is_in_two_parts(write: Write) -> None:
 
 
 def test_the_label_of_a_clip_is_the_state_at_its_last_frame_standardized(write: Write) -> None:
-    found = read_labeled_clips(write(), 3, stride=2, clips=100)
+    found = read_labeled_clips(write(), 3, LabeledClipsConfig(stride=2, clips=100))
     assert found.names == ("0", "1") and found.kind == "numbers"
     for part in SPLITS:
         clips = getattr(found, part)
@@ -71,13 +71,17 @@ def test_constant_numbers_are_excluded_with_a_reason(write: Write) -> None:
     found = read_labeled_clips(write(state_names=["episode", "time", "flag", "nothing"]), 3)
     assert found.names == ("episode", "time")
     assert found.excluded == {"flag": "2 values in the training clips", "nothing": "1 values in the training clips"}
-    found = read_labeled_clips(write(state_names=["episode", "time", "flag", "nothing"]), 3, state_names=["time"])
+    found = read_labeled_clips(
+        write(state_names=["episode", "time", "flag", "nothing"]), 3, LabeledClipsConfig(state_names=["time"])
+    )
     assert found.names == ("time",) and found.excluded["episode"] == "not selected"
 
 
 def test_clips_are_limited_spread_over_episodes_and_the_same_every_time(write: Write) -> None:
     data = write()
-    found, again, other = (read_labeled_clips(data, 3, clips=24, test_clips=10, seed=s) for s in (0, 0, 1))
+    found, again, other = (
+        read_labeled_clips(data, 3, LabeledClipsConfig(clips=24, test_clips=10), seed=s) for s in (0, 0, 1)
+    )
     assert (len(found.train), len(found.val), len(found.test)) == (24, 6, 10)
     assert len(found.train.episodes.unique()) > 8
     assert torch.equal(found.train.frames, again.train.frames) and not torch.equal(found.test.frames, other.test.frames)
@@ -85,7 +89,7 @@ def test_clips_are_limited_spread_over_episodes_and_the_same_every_time(write: W
 
 
 def test_the_test_part_may_come_from_other_shards(write: Write) -> None:
-    found = read_labeled_clips(write(), 3, test_data=write(3, "other", frames=24))
+    found = read_labeled_clips(write(), 3, LabeledClipsConfig(test_data=write(3, "other", frames=24)))
     assert found.test.frames[:, :, 0, 1, 0].max() > 12
     assert len(set(found.train.frames[:, 0, 0, 0, 0].tolist()) | set(found.val.frames[:, 0, 0, 0, 0].tolist())) == 20
 
@@ -94,13 +98,13 @@ def test_labels_of_the_json_are_classes_or_numbers(write: Write) -> None:
     data = write(
         20, shape=lambda i: ["square", "disc", "cross"][i % 3], speed=lambda i: i / 7, lit=lambda i: i % 2 == 0
     )
-    shapes = read_labeled_clips(data, 3, label="shape")
+    shapes = read_labeled_clips(data, 3, LabeledClipsConfig(label="shape"))
     assert shapes.kind == "classes" and shapes.names == ("cross", "disc", "square") and shapes.num_outputs == 3
     expected = [("square", "disc", "cross")[i % 3] for i in shapes.test.frames[:, 0, 0, 0, 0].tolist()]
     assert [shapes.names[i] for i in shapes.test.labels.tolist()] == expected
-    speeds = read_labeled_clips(data, 3, label="speed")
+    speeds = read_labeled_clips(data, 3, LabeledClipsConfig(label="speed"))
     assert speeds.kind == "numbers" and speeds.names == ("speed",)
-    assert read_labeled_clips(data, 3, label="lit").names == ("False", "True")
+    assert read_labeled_clips(data, 3, LabeledClipsConfig(label="lit")).names == ("False", "True")
 
 
 @pytest.mark.parametrize(
@@ -117,7 +121,7 @@ def test_labels_of_the_json_are_classes_or_numbers(write: Write) -> None:
 def test_rejects_missing_labels(write: Write, settings: dict[str, Any], says: str) -> None:
     data = write(fps=10, number=lambda i: i, shape=lambda i: "ab"[i % 2])
     with pytest.raises(ValueError, match=says):
-        read_labeled_clips(data, 3, **settings)
+        read_labeled_clips(data, 3, LabeledClipsConfig(**settings))
 
 
 def test_shards_without_state_are_an_error_with_a_remedy(write: Write) -> None:

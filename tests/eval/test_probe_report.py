@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from vwm.core.components import save_component
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
 from vwm.eval.bootstrap import ConfidenceInterval
-from vwm.eval.probe_report import difference_verdict, probe_features
+from vwm.eval.labeled_clips import LabeledClipsConfig
+from vwm.eval.probe_report import ProbeConfig, difference_verdict, probe_features
 from vwm.models.vjepa.video_encoder import VideoEncoder
 from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
 
@@ -54,16 +56,14 @@ def bundles(tmp_path: Path) -> tuple[str, str]:
 @pytest.fixture
 def run(moving: str, bundles: tuple[str, str], tmp_path: Path) -> Run:
     def make(bundle: str = bundles[0], **changes: Any) -> dict[str, Any]:
-        small = {
-            "clips": 24,
-            "test_clips": 12,
-            "epochs": 2,
-            "learning_rates": [3e-3, 1e-3],
-            "weight_decays": [0.1],
-            "draws": 100,
-        }
-        settings = {"out": tmp_path / "probe", "device": "cpu", "random_seeds": 2, **small}
-        return probe_features(bundle, moving, **{**settings, **changes})
+        sizes = {"clips": 24, "test_clips": 12, "epochs": 2, "draws": 100}
+        sweep = {"learning_rates": [3e-3, 1e-3], "weight_decays": [0.1]}
+        settings = {"out": tmp_path / "probe", "device": "cpu", **sizes, **sweep, **changes}
+        clips, probing = (
+            kind(**{field.name: settings.pop(field.name) for field in fields(kind) if field.name in settings})
+            for kind in (LabeledClipsConfig, ProbeConfig)
+        )
+        return probe_features(bundle, moving, clips=clips, probing=probing, **settings)
 
     return make
 

@@ -71,7 +71,7 @@ def run_command(name: str, argv: list[str]) -> None:
     """
     from vwm.cli.argument_checks import check_paths
     from vwm.cli.parser import UsageError, make_command_parser
-    from vwm.cli.signatures import read_signature
+    from vwm.cli.signatures import group_arguments, read_signature
 
     command = COMMANDS[name]
     if command.parses_arguments:
@@ -97,7 +97,8 @@ def run_command(name: str, argv: list[str]) -> None:
         print(f"vwm {name}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     check_paths(signature, arguments)
-    _import_function(command)(**arguments)
+    function = _import_function(command)
+    function(**group_arguments(function, signature, arguments))
 
 
 def _import_function(command: CLICommand) -> Callable[..., Any]:

@@ -70,7 +70,7 @@ def normalize_option(text: str) -> str:
 
 
 def _add_parameter(parser: CommandParser, parameter: CommandParameter) -> None:
-    name, annotation, default, text = parameter
+    name, annotation, default, text, _ = parameter
     node = ast.parse(annotation, mode="eval").body
     dashed = name.replace("_", "-")
     if default is REQUIRED:

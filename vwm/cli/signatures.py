@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib.util
 import inspect
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +25,8 @@ class CommandParameter(NamedTuple):
     default: Any
     """REQUIRED where there is none."""
     help: str
+    group: str = ""
+    """The function's parameter that holds it: a dataclass of settings, whose fields are options of the command."""
 
 
 class CommandSignature(NamedTuple):
@@ -33,22 +37,63 @@ class CommandSignature(NamedTuple):
 
 
 def read_signature(target: str) -> CommandSignature:
-    """The parameters and the docstring of ``package.module:function``, without importing the module."""
+    """The parameters and the docstring of ``package.module:function``, without importing the module.
+
+    A parameter whose default is made by a dataclass is replaced by the fields of the dataclass.
+    """
     module, _, name = target.partition(":")
     tree = _parse_module(module)
     function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
     description, helps = _split_docstring(ast.get_docstring(function) or "")
-    helps |= SHARED_HELP
     arguments = function.args.args
-    defaults = [REQUIRED] * (len(arguments) - len(function.args.defaults)) + [
-        _literal_default(node) for node in function.args.defaults
-    ]
+    defaults = [None] * (len(arguments) - len(function.args.defaults)) + function.args.defaults
     parameters = []
     for argument, default in zip(arguments, defaults, strict=True):
         assert argument.annotation is not None, f"{target}: {argument.arg} has no type"
-        annotation = ast.unparse(_AliasResolver(tree).visit(argument.annotation))
-        parameters.append(CommandParameter(argument.arg, annotation, default, helps.get(argument.arg, "")))
+        if isinstance(default, ast.Call) and ast.unparse(default.func) != "Path":
+            parameters += _read_fields(ast.unparse(default.func), tree, argument.arg)
+        else:
+            parameters.append(_command_parameter(argument.arg, argument.annotation, default, helps, tree))
     return CommandSignature(description, tuple(parameters))
+
+
+def group_arguments(
+    function: Callable[..., Any], signature: CommandSignature, values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments of a command function: values of grouped parameters become fields of its dataclasses."""
+    arguments: dict[str, Any] = {}
+    groups: dict[str, dict[str, Any]] = {}
+    for parameter in signature.parameters:
+        found = groups.setdefault(parameter.group, {}) if parameter.group else arguments
+        found[parameter.name] = values[parameter.name]
+    defaults = inspect.signature(function).parameters
+    return arguments | {name: dataclasses.replace(defaults[name].default, **found) for name, found in groups.items()}
+
+
+def _command_parameter(
+    name: str, annotation: ast.expr, default: ast.expr | None, helps: Mapping[str, str], tree: ast.Module
+) -> CommandParameter:
+    return CommandParameter(
+        name=name,
+        annotation=ast.unparse(_AliasResolver(tree).visit(annotation)),
+        default=REQUIRED if default is None else _literal_default(default),
+        help=SHARED_HELP.get(name, helps.get(name, "")),
+    )
+
+
+def _read_fields(name: str, tree: ast.Module, group: str) -> list[CommandParameter]:
+    """Read the fields of a dataclass that a module defines or imports."""
+    node = next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None)
+    if node is None:
+        module, original = _AliasResolver(tree).imported[name]
+        return _read_fields(original, _parse_module(module), group)
+    _, helps = _split_docstring(ast.get_docstring(node) or "")
+    parameters = []
+    for field in node.body:
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            parameter = _command_parameter(field.target.id, field.annotation, field.value, helps, tree)
+            parameters.append(parameter._replace(group=group))
+    return parameters
 
 
 def _parse_module(name: str) -> ast.Module:
@@ -91,9 +136,9 @@ class _AliasResolver(ast.NodeTransformer):
 
 
 def _split_docstring(text: str) -> tuple[str, dict[str, str]]:
-    """The text before the sections, and the descriptions under ``Args:``."""
-    description = re.split(r"\n\s*(?:Args|Returns|Raises):\n", text)[0].strip()
-    section = re.search(r"\nArgs:\n((?:[ ]+.*\n?|\n)*)", text + "\n")
+    """The text before the sections, and the descriptions under ``Args:`` or ``Attributes:``."""
+    description = re.split(r"\n\s*(?:Args|Attributes|Returns|Raises):\n", text)[0].strip()
+    section = re.search(r"\n(?:Args|Attributes):\n((?:[ ]+.*\n?|\n)*)", text + "\n")
     helps: dict[str, str] = {}
     names: list[str] = []
     for line in section[1].splitlines() if section else []:

@@ -7,9 +7,13 @@ from .control import ShuffledActionLoss as ShuffledActionLoss
 from .eval_clips import EvalClips as EvalClips
 from .eval_settings import EvalSettings as EvalSettings
 from .features import PixelFeatureExtractor as PixelFeatureExtractor
+from .goal_evaluation import GoalObjectiveConfig as GoalObjectiveConfig
+from .goal_evaluation import GoalPlannerConfig as GoalPlannerConfig
+from .goal_evaluation import GoalTaskConfig as GoalTaskConfig
 from .goal_evaluation import SuccessRate as SuccessRate
 from .goal_evaluation import evaluate_planner as evaluate_planner
 from .labeled_clips import LabeledClips as LabeledClips
+from .labeled_clips import LabeledClipsConfig as LabeledClipsConfig
 from .labeled_clips import LabeledSplit as LabeledSplit
 from .metrics import MeanEstimate as MeanEstimate
 from .mutual_information import MutualInformation as MutualInformation
@@ -23,6 +27,7 @@ from .probe_heads import BatchedLinear as BatchedLinear
 from .probe_heads import BatchedTransformerBlock as BatchedTransformerBlock
 from .probe_heads import LinearProbeHeads as LinearProbeHeads
 from .probe_heads import ProbeHeads as ProbeHeads
+from .probe_report import ProbeConfig as ProbeConfig
 from .probe_report import ProbeResult as ProbeResult
 from .probe_report import ProbeRunner as ProbeRunner
 from .probe_report import probe_features as probe_features

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -44,24 +45,73 @@ class SuccessRate(NamedTuple):
     n: int
 
 
+@dataclass(frozen=True)
+class GoalTaskConfig:
+    """Episodes of a task: pairs of a start and a goal.
+
+    Attributes:
+        episodes: pairs of start and goal.
+        max_steps: largest number of steps per episode.
+        frame_skip: environment steps that an action is held for; null fits the world's frame rate.
+        env_options: options of the environment, e.g. '{random_wall: true}'.
+    """
+
+    episodes: int = 100
+    max_steps: int = 60
+    frame_skip: int | None = None
+    env_options: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class GoalPlannerConfig:
+    """The planner, and how often it plans.
+
+    Attributes:
+        planner: cem or mppi.
+        horizon: steps that the planner looks ahead.
+        replan_every: steps from one decision to the next.
+        samples: action sequences per iteration.
+        iterations: per decision.
+        planner_options: other settings of the planner, e.g. '{elites: 10, noise_exponent: 0, momentum: 0.15}'.
+    """
+
+    planner: Literal["cem", "mppi"] = "cem"
+    horizon: int = 24
+    replan_every: int = 2
+    samples: int = 64
+    iterations: int = 3
+    planner_options: dict[str, Any] | None = None
+
+    def make_planner(self) -> SamplingPlanner:
+        """Make the planner. Raises ValueError for an unknown option or a value that is out of range."""
+        sizes = {"horizon": self.horizon, "samples": self.samples, "iterations": self.iterations}
+        return make_planner(self.planner, {**sizes, **(self.planner_options or {})})
+
+
+@dataclass(frozen=True)
+class GoalObjectiveConfig:
+    """The distance that the planner minimizes.
+
+    Attributes:
+        metric: distance to the goal in latent space, l1 or l2.
+        reduction: distances of a sequence that count: of the last step (end), all (sum) or the closest (min); null
+            takes the task's default.
+        decay: for sum, the weight of a step divided by that of the next one.
+    """
+
+    metric: LatentMetric = "l1"
+    reduction: GoalReduction | None = None
+    decay: float = 1.0
+
+
 def evaluate_planner(
     bundle: Path,
     env: str,
     out: Path = Path("plan"),
-    episodes: int = 100,
-    planner: Literal["cem", "mppi"] = "cem",
-    horizon: int = 24,
-    replan_every: int = 2,
-    max_steps: int = 60,
-    samples: int = 64,
-    iterations: int = 3,
-    planner_options: dict[str, Any] | None = None,
-    metric: LatentMetric = "l1",
-    reduction: GoalReduction | None = None,
-    decay: float = 1.0,
+    task: GoalTaskConfig = GoalTaskConfig(),
+    planning: GoalPlannerConfig = GoalPlannerConfig(),
+    objective: GoalObjectiveConfig = GoalObjectiveConfig(),
     seed: int = 0,
-    frame_skip: int | None = None,
-    env_options: dict[str, Any] | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Plan toward image goals in a world, and measure how often the true environment reaches them.
@@ -70,21 +120,10 @@ def evaluate_planner(
         bundle: folder of the world, as `vwm export` writes it.
         env: vwm/TwoRooms-v0, Pendulum-v1 or MountainCarContinuous-v0.
         out: folder of the results; earlier results there are replaced.
-        episodes: pairs of start and goal.
-        planner: cem or mppi.
-        horizon: steps that the planner looks ahead.
-        replan_every: steps from one decision to the next.
-        max_steps: largest number of steps per episode.
-        samples: action sequences per iteration.
-        iterations: per decision.
-        planner_options: other settings of the planner, e.g. '{elites: 10, noise_exponent: 0, momentum: 0.15}'.
-        metric: distance to the goal in latent space, l1 or l2.
-        reduction: distances of a sequence that count: of the last step (end), all (sum) or the closest (min); null
-            takes the task's default.
-        decay: for sum, the weight of a step divided by that of the next one.
+        task: the episodes.
+        planning: the planner.
+        objective: what it minimizes.
         seed: of starts, goals and all random numbers.
-        frame_skip: environment steps that an action is held for; null fits the world's frame rate.
-        env_options: options of the environment, e.g. '{random_wall: true}'.
         device: where to compute; see ``resolve_device``.
 
     Returns:
@@ -94,49 +133,47 @@ def evaluate_planner(
         ValueError: a setting is out of range, the world does not fit the environment, or ``out`` is a folder of
             something else.
     """
-    check_positive(episodes=episodes, max_steps=max_steps, frame_skip=frame_skip)
+    check_positive(episodes=task.episodes, max_steps=task.max_steps, frame_skip=task.frame_skip)
     check_replaceable_folder(out, PLAN_RESULT_FILE, "such result")
     task_class = find_goal_task(env)
-    settings = {"horizon": horizon, "samples": samples, "iterations": iterations, **(planner_options or {})}
-    search = make_planner(planner, settings)
+    planner = planning.make_planner()
     simulator = load_simulator(bundle, device)
     if simulator.spec.context.is_vector:
         raise ValueError(f"{bundle}: goals are images, but this world shows {simulator.spec.context}")
-    skip = frame_skip or infer_frame_skip(task_class.ENV, simulator)
+    skip = task.frame_skip or infer_frame_skip(task_class.ENV, simulator)
+    objective = replace(objective, reduction=objective.reduction or task_class.reduction)
     size = simulator.spec.context.image_size[0]
-    make_task = functools.partial(task_class, episodes, seed, size, skip, env_options)
-    reduction = reduction or task_class.reduction
-    objective = functools.partial(GoalDistance, metric=metric, reduction=reduction, decay=decay)
-    task = make_task()
-    check_simulator_fits_task(simulator, task)
-    policy = MPCPolicy(simulator, search, task.goals, objective, replan_every, seed)
-    rollouts: dict[str, TaskRollout] = {planner: run_task_policy(task, policy, max_steps)}
-    rollouts |= run_reference_policies(make_task, seed, max_steps)
+    open_task = functools.partial(task_class, task.episodes, seed, size, skip, task.env_options)
+    episodes = open_task()
+    check_simulator_fits_task(simulator, episodes)
+    distance = functools.partial(GoalDistance, **asdict(objective))
+    policy = MPCPolicy(simulator, planner, episodes.goals, distance, planning.replan_every, seed)
+    rollouts: dict[str, TaskRollout] = {planning.planner: run_task_policy(episodes, policy, task.max_steps)}
+    rollouts |= run_reference_policies(open_task, seed, task.max_steps)
     result = {
         "env": task_class.ENV,
         "success": task_class.success,
         "unit": task_class.unit,
-        "results": summarize_task_rollouts(rollouts, task.groups()),
+        "results": summarize_task_rollouts(rollouts, episodes.groups()),
         "seconds_per_decision": float(np.mean(policy.seconds)),
         "milliseconds_per_decision_and_episode": 1000 * sum(policy.seconds) / sum(policy.num_planned),
-        "simulator_steps_per_decision_and_episode": search.simulator_steps_per_plan,
+        "simulator_steps_per_decision_and_episode": planner.simulator_steps_per_plan,
         "settings": {
             "bundle": str(bundle),
-            "planner": {"name": planner, **vars(search)},
-            "objective": {"metric": metric, "reduction": reduction, "decay": decay},
-            "episodes": episodes,
-            "replan_every": replan_every,
-            "max_steps": max_steps,
-            "seed": seed,
+            "planner": {"name": planning.planner, **vars(planner)},
+            "objective": asdict(objective),
+            **asdict(task),
             "frame_skip": skip,
-            "env_options": env_options or {},
+            "env_options": task.env_options or {},
+            "replan_every": planning.replan_every,
+            "seed": seed,
             "versions": {"vwm": VERSION, "torch": torch.__version__},
             "threads": torch.get_num_threads(),
             "device": str(simulator.device),
         },
     }
-    _write_planner_results(out, result, task, rollouts[planner])
-    task.close()
+    _write_planner_results(out, result, episodes, rollouts[planning.planner])
+    episodes.close()
     print(format_planner_results(result))
     print(f"{out / PLAN_RESULT_FILE}: all results; in the same folder: paths.png, strip.png and episodes.mp4")
     return result

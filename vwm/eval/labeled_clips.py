@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vwm.core.checks import check_positive
 from vwm.data.clip_order import ClipOrder
 from vwm.data.clips import ClipDataset
 from vwm.data.episode_selection import key_hash
@@ -87,16 +88,33 @@ class _UnprocessedSplit:
     available: int
 
 
+@dataclass(frozen=True)
+class LabeledClipsConfig:
+    """Labels and clips of a data set.
+
+    Attributes:
+        label: a key of the episodes' JSON to predict: strings, integers and booleans are classes, other numbers are
+            regression targets. null: the recorded state (vwm record --state) at the last frame of a clip.
+        state_names: numbers of the state to keep, e.g. '[ball_x, ball_y]'; null keeps all that vary.
+        test_data: other shards for the test part.
+        stride: frames from one frame of a clip to the next.
+        clips: largest number of training clips; a quarter as many are for validation.
+        test_clips: largest number of test clips.
+    """
+
+    label: str | None = None
+    state_names: list[str] | None = None
+    test_data: str | None = None
+    stride: int = 1
+    clips: int = 1024
+    test_clips: int = 512
+
+    def __post_init__(self) -> None:
+        check_positive(stride=self.stride, clips=self.clips, test_clips=self.test_clips)
+
+
 def read_labeled_clips(
-    data: str,
-    clip_length: int,
-    stride: int = 1,
-    label: str | None = None,
-    state_names: Sequence[str] = (),
-    test_data: str | None = None,
-    clips: int = 1024,
-    test_clips: int = 512,
-    seed: int = 0,
+    data: str, clip_length: int, config: LabeledClipsConfig = LabeledClipsConfig(), seed: int = 0
 ) -> LabeledClips:
     """Read clips at random starts with their labels.
 
@@ -106,25 +124,21 @@ def read_labeled_clips(
     Args:
         data: shards, see ``vwm.data.shard_index.list_shards``.
         clip_length: t.
-        stride: frames from one frame of a clip to the next.
-        label: a key of the episodes' JSON. Strings, integers and booleans are classes, other numbers are regression
-            targets. None takes the recorded state at the LAST frame of a clip.
-        state_names: numbers to keep; empty keeps all that vary.
-        test_data: other shards for the test part; ``data`` then gives the other two parts.
-        clips: largest number of training clips; a quarter as many are for validation.
-        test_clips: largest number of test clips.
+        config: labels, and number of clips.
         seed: of the parts, and of the clips in them.
 
     Raises:
         ValueError: too few episodes, a missing label, or a class that is missing in the training part.
     """
+    label, test_data = config.label, config.test_data
     assigned = split_episodes(_episode_keys(data), test_data is None, seed)
-    limits = {"train": clips, "val": max(1, clips // 4), "test": test_clips}
+    limits = {"train": config.clips, "val": max(1, config.clips // 4), "test": config.test_clips}
     raw, hashes = {}, {}
     for part in SPLITS:
         where = test_data if part == "test" and test_data is not None else data
         chosen = None if part == "test" and test_data is not None else assigned[part]
-        dataset = _open_dataset(where, chosen, clip_length, stride, ("frames",) if label else ("frames", "state"), seed)
+        fields = ("frames",) if label else ("frames", "state")
+        dataset = _open_dataset(where, chosen, clip_length, config.stride, fields, seed)
         raw[part] = _read_split(dataset, limits[part], label, part)
         hashes[part] = dataset.order.index_hash
     values = [value for part in raw.values() for value in part.values]
@@ -133,7 +147,7 @@ def read_labeled_clips(
         if label is not None and not any(isinstance(v, float | list) for v in values)
         else _regression_labels
     )
-    labels, names, excluded = make(raw, label or "state", state_names)
+    labels, names, excluded = make(raw, label or "state", config.state_names or ())
     parts = {
         part: LabeledSplit(found.frames, labels[part], found.episodes, found.available) for part, found in raw.items()
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from vwm.eval.bootstrap import (
     score_difference,
 )
 from vwm.eval.features import PixelFeatureExtractor, load_feature_extractor
-from vwm.eval.labeled_clips import SPLITS, LabeledClips, read_labeled_clips
+from vwm.eval.labeled_clips import SPLITS, LabeledClips, LabeledClipsConfig, read_labeled_clips
 from vwm.eval.probe_sweep import LEARNING_RATES, WEIGHT_DECAYS, SweepSettings
 from vwm.eval.probe_table import render_probe_report
 from vwm.eval.probes import PROBE_NAMES, ProbeName, check_probe_names, extract_features, run_probe
@@ -41,27 +41,59 @@ SMALLEST_DIFFERENCE = 0.0005
 """Differences of scores up to this count as none: the table rounds them to 0.000."""
 
 
+@dataclass(frozen=True)
+class ProbeConfig:
+    """The probes, their training and their controls.
+
+    Attributes:
+        probes: some of attentive, linear, knn, ridge; null runs all.
+        blocks: of the attentive probe: 1 is V-JEPA's; 4 (three of self-attention) V-JEPA 2's, at many times the cost.
+        learning_rates, weight_decays: of the sweep; every pair is a head, and all are trained in one pass.
+        epochs: of the sweep, over the training clips.
+        random_seeds: number of randomly initialized networks to compare with.
+        draws: of the bootstrap over test episodes.
+        batch_size: clips that a model processes at a time; it changes numbers by rounding only.
+        memory: GiB that the features of one model may take.
+    """
+
+    probes: list[ProbeName] | None = None
+    blocks: int = 1
+    learning_rates: list[float] | None = None
+    weight_decays: list[float] | None = None
+    epochs: int = 20
+    random_seeds: int = 2
+    draws: int = 2000
+    batch_size: int = 32
+    memory: float = 4.0
+
+    def __post_init__(self) -> None:
+        check_probe_names(self.names)
+        check_positive(blocks=self.blocks, epochs=self.epochs, random_seeds=self.random_seeds)
+        check_positive(draws=self.draws, batch_size=self.batch_size)
+
+    @property
+    def names(self) -> Sequence[ProbeName]:
+        """Names of the probes to run."""
+        return self.probes or PROBE_NAMES
+
+    def sweep(self, seed: int) -> SweepSettings:
+        """Return the settings of the sweeps."""
+        return SweepSettings(
+            learning_rates=tuple(self.learning_rates or LEARNING_RATES),
+            weight_decays=tuple(self.weight_decays or WEIGHT_DECAYS),
+            epochs=self.epochs,
+            seed=seed,
+        )
+
+
 def probe_features(
     bundle: str,
     data: str,
     out: Path = Path("probe"),
-    label: str | None = None,
-    state_names: list[str] | None = None,
-    test_data: str | None = None,
     layer: int | Literal["all"] | None = None,
     clip_length: int | None = None,
-    stride: int = 1,
-    clips: int = 1024,
-    test_clips: int = 512,
-    probes: list[ProbeName] | None = None,
-    blocks: int = 1,
-    learning_rates: list[float] | None = None,
-    weight_decays: list[float] | None = None,
-    epochs: int = 20,
-    random_seeds: int = 2,
-    draws: int = 2000,
-    batch_size: int = 32,
-    memory: float = 4.0,
+    clips: LabeledClipsConfig = LabeledClipsConfig(),
+    probing: ProbeConfig = ProbeConfig(),
     seed: int = 0,
     device: str = "auto",
 ) -> dict[str, Any]:
@@ -72,24 +104,11 @@ def probe_features(
         data: shards: a folder, a tar, a pattern or an fsspec address. The episodes are split into training, validation
             and test.
         out: folder for the report; an earlier report there is replaced.
-        label: a key of the episodes' JSON to predict: strings, integers and booleans are classes, other numbers are
-            regression targets. null: the recorded state (vwm record --state) at the last frame of a clip.
-        state_names: numbers of the state to keep, e.g. '[ball_x, ball_y]'; null keeps all that vary.
-        test_data: other shards for the test part.
         layer: of the networks (0 is the first, -1 the last), or all, one after the other. null: the output of a V-JEPA
             encoder, the layer at two thirds of the depth of a world, the latents of a tokenizer.
         clip_length: frames per clip; null takes the training clip length of the first model, or 4.
-        stride: frames from one frame of a clip to the next.
-        clips: largest number of training clips; a quarter as many are for validation.
-        test_clips: largest number of test clips.
-        probes: some of attentive, linear, knn, ridge; null runs all.
-        blocks: of the attentive probe: 1 is V-JEPA's; 4 (three of self-attention) V-JEPA 2's, at many times the cost.
-        learning_rates, weight_decays: of the sweep; every pair is a head, and all are trained in one pass.
-        epochs: of the sweep, over the training clips.
-        random_seeds: number of randomly initialized networks to compare with.
-        draws: of the bootstrap over test episodes.
-        batch_size: clips that a model processes at a time; it changes numbers by rounding only.
-        memory: GiB that the features of one model may take.
+        clips: labels, and number of clips.
+        probing: the probes, their training and their controls.
         seed: of the parts, the clips, the probes and the random networks.
         device: where to compute; see ``resolve_device``.
 
@@ -100,10 +119,7 @@ def probe_features(
         ValueError: a setting is out of range, the data do not fit the model or lack the label, or ``out`` is a folder
             of something else.
     """
-    probe_names = list(probes or PROBE_NAMES)
-    check_probe_names(probe_names)
-    check_positive(clips=clips, test_clips=test_clips, blocks=blocks, epochs=epochs, random_seeds=random_seeds)
-    check_positive(draws=draws, batch_size=batch_size, stride=stride, clip_length=clip_length)
+    check_positive(clip_length=clip_length)
     check_replaceable_folder(out, PROBE_REPORT_FILE, "report of probes")
     device = str(resolve_device(device))
     paths = [path.strip() for path in bundle.split(",") if path.strip()]
@@ -115,46 +131,23 @@ def probe_features(
     for name, features in loaded.items():
         models |= _select_layers(name, features, layer)
     frames = next(iter(models.values())).frames if clip_length is None else clip_length
-    labeled = read_labeled_clips(
-        data,
-        clip_length=frames,
-        stride=stride,
-        label=label,
-        state_names=state_names or (),
-        test_data=test_data,
-        clips=clips,
-        test_clips=test_clips,
-        seed=seed,
-    )
-    settings = SweepSettings(
-        learning_rates=tuple(learning_rates or LEARNING_RATES),
-        weight_decays=tuple(weight_decays or WEIGHT_DECAYS),
-        epochs=epochs,
-        seed=seed,
-    )
-    runner = ProbeRunner(
-        clips=labeled,
-        probes=probe_names,
-        settings=settings,
-        blocks=blocks,
-        draws=draws,
-        batch_size=batch_size,
-        memory=memory,
-        device=device,
-    )
-    report = compare_with_controls(runner, models, random_seeds)
+    labeled = read_labeled_clips(data, frames, clips, seed)
+    runner = ProbeRunner(clips=labeled, config=probing, seed=seed, device=device)
+    report = compare_with_controls(runner, models)
     report["provenance"] = {
         "bundles": {path: hash_weights(Path(path)) for path in paths},
         "data": data,
-        "test_data": test_data,
         "index_hash": labeled.index_hash,
         "settings": {
-            "label": label, "state_names": state_names, "layer": layer, "clip_length": frames, "stride": stride,
-            "clips": clips, "test_clips": test_clips, "blocks": blocks, "draws": draws, "random_seeds": random_seeds,
-            "seed": seed, "sweep": settings._asdict(),
+            "layer": layer,
+            "clip_length": frames,
+            "clips": asdict(clips),
+            "probing": asdict(probing),
+            "seed": seed,
+            "sweep": probing.sweep(seed)._asdict(),
         },
         "environment": environment_info(torch.device(device)),
-    }  # fmt: skip
+    }
     report = to_json_value(report)
     _write_probe_report(out, report)
     print(render_probe_report(report))
@@ -168,40 +161,35 @@ class ProbeRunner:
 
     Attributes:
         clips: for fitting, selection and test.
-        probes: their names.
-        settings: of the sweeps.
-        blocks: of the attentive probe.
-        draws: of the bootstrap.
-        batch_size, memory, device: see ``probe_features``.
+        config: the probes and their training.
+        seed: of the sweeps and of the bootstrap.
+        device: where features are computed and sweeps are trained.
     """
 
     clips: LabeledClips
-    probes: Sequence[ProbeName]
-    settings: SweepSettings
-    blocks: int
-    draws: int
-    batch_size: int
-    memory: float
+    config: ProbeConfig
+    seed: int
     device: str
 
     def __call__(self, name: str, extractors: Sequence[FeatureExtractor]) -> ProbeResult:
         """Probe features that differ by their seed only; scores are averaged, and the bootstrap draws seeds, too."""
-        scores: dict[str, list[BootstrapScores]] = {probe: [] for probe in self.probes}
-        details: dict[str, list[dict[str, Any]]] = {probe: [] for probe in self.probes}
+        config, settings = self.config, self.config.sweep(self.seed)
+        scores: dict[str, list[BootstrapScores]] = {probe: [] for probe in config.names}
+        details: dict[str, list[dict[str, Any]]] = {probe: [] for probe in config.names}
         count = width = 0
         for features in extractors:
-            tokens = extract_features(features.to(self.device), self.clips, self.batch_size, self.memory, name)
+            tokens = extract_features(features.to(self.device), self.clips, config.batch_size, config.memory, name)
             count, width = tokens.train.shape[1:]
-            for probe in self.probes:
-                found = run_probe(probe, tokens, self.clips, self.settings, self.blocks, self.device, name)
+            for probe in config.names:
+                found = run_probe(probe, tokens, self.clips, settings, config.blocks, self.device, name)
                 scores[probe].append(self._bootstrap(found.predictions))
                 details[probe].append({**found.selected, "val_losses": found.validation_losses})
-        averaged = {probe: average_over_seeds(by_seed, self.settings.seed) for probe, by_seed in scores.items()}
+        averaged = {probe: average_over_seeds(by_seed, self.seed) for probe, by_seed in scores.items()}
         return ProbeResult(name=name, tokens=count, width=width, scores=averaged, details=details)
 
     def _bootstrap(self, predictions: Tensor) -> BootstrapScores:
         test = self.clips.test
-        counts = bootstrap_episode_counts(int(test.episodes.max()) + 1, self.draws, self.settings.seed)
+        counts = bootstrap_episode_counts(int(test.episodes.max()) + 1, self.config.draws, self.seed)
         if self.clips.kind == "numbers":
             return bootstrap_r2(test.labels, predictions, test.episodes, counts)
         return bootstrap_accuracy(test.labels, predictions.argmax(dim=1), test.episodes, counts)
@@ -252,18 +240,15 @@ def difference_verdict(interval: ConfidenceInterval) -> Literal["better", "worse
     return "worse" if interval.high < -SMALLEST_DIFFERENCE else "open"
 
 
-def compare_with_controls(
-    runner: ProbeRunner, models: dict[str, FeatureExtractor], random_seeds: int
-) -> dict[str, Any]:
+def compare_with_controls(runner: ProbeRunner, models: dict[str, FeatureExtractor]) -> dict[str, Any]:
     """Probe every model and its controls; controls that models share are probed once."""
     clips, rows = runner.clips, []
+    seeds = range(runner.seed, runner.seed + runner.config.random_seeds)
     size, frames = tuple(clips.test.frames.shape[2:4]), clips.test.frames.shape[1]
     pixels: dict[tuple[int, ...], ProbeResult] = {}
     for name, features in models.items():
         model = runner(name, [features])
-        untrained = runner(
-            f"{name}, {RANDOM_INIT_CONTROL}", [features.fresh(runner.settings.seed + i) for i in range(random_seeds)]
-        )
+        untrained = runner(f"{name}, {RANDOM_INIT_CONTROL}", [features.fresh(seed) for seed in seeds])
         baseline = PixelFeatureExtractor.like(model.tokens, frames, (int(size[0]), int(size[1])))
         shape = (baseline.tubelet, *baseline.patch_size)
         if shape not in pixels:
@@ -274,7 +259,7 @@ def compare_with_controls(
         }
         parameters = sum(p.numel() for part in features.networks.values() for p in part.parameters())
         rows.append(model.to_json(role="model", parameters=parameters, layer=features.layer, against=against))
-        rows.append(untrained.to_json(role=RANDOM_INIT_CONTROL, of=name, seeds=random_seeds))
+        rows.append(untrained.to_json(role=RANDOM_INIT_CONTROL, of=name, seeds=len(seeds)))
     rows += [row.to_json(role=PIXEL_CONTROL) for row in pixels.values()]
     parts = {part: getattr(clips, part) for part in SPLITS}
     return {
