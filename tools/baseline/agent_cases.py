@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,7 +21,8 @@ from vwm.rl.agent import Agent, ReplayBatch
 from vwm.rl.algorithms.actor import ActorConfig
 from vwm.rl.algorithms.actor_critic import CriticConfig
 from vwm.rl.algorithms.dreamer import Dreamer, DreamerImaginationConfig, DreamerOptimizerConfig
-from vwm.rl.algorithms.muzero import MuZeroAgent
+from vwm.rl.algorithms.muzero import MuZeroAgent, MuZeroNetworkConfig
+from vwm.rl.algorithms.muzero_targets import MuZeroTargetConfig
 from vwm.rl.algorithms.planet import PlaNet
 from vwm.rl.algorithms.tdmpc2 import TDMPC2, TDMPC2DistributionConfig, TDMPC2NetworkConfig
 from vwm.rl.algorithms.tdmpc2_planner import TDMPC2PlannerConfig
@@ -183,12 +184,19 @@ def tdmpc2(observation: tuple[int, ...] = (3,), **changes: Any) -> TDMPC2:
     return made
 
 
-def muzero(observation: tuple[int, ...] = (3,), **changes: Any) -> MuZeroAgent:
-    sizes: dict[str, Any] = {"width": 16, "hidden": 16, "support": 8, "prefix_hidden": 8, "projection": 8}
+def muzero(
+    observation: tuple[int, ...] = (3,), network: Mapping[str, int] | None = None, **changes: Any
+) -> MuZeroAgent:
+    sizes = {"width": 16, "hidden": 16, "support_limit": 8, "prefix_hidden": 8, "projection_size": 8}
     actions = 3 if len(observation) == 3 else 2
     made = MuZeroAgent(
         EnvSpaces(ObservationSpace.of_shape(observation), ActionSpace("discrete", actions)),
-        **{"search": GumbelMuZeroSearch(4), "batch_size": 6, **sizes, **changes},
+        **{
+            "search": GumbelMuZeroSearch(4),
+            "network": MuZeroNetworkConfig(**sizes, **network or {}),
+            "batch_size": 6,
+            **changes,
+        },
     )
     randomize(made.network)
     return made
@@ -207,7 +215,10 @@ AGENTS: dict[str, Callable[[], Agent]] = {
     "tdmpc2_episodic_frames": lambda: tdmpc2(num_stacked_frames=3, episodic=True),
     "tdmpc2_pictures": lambda: tdmpc2((40, 40, 3), num_stacked_frames=2),
     "muzero_gumbel": muzero,
-    "muzero_puct_reanalyse": lambda: muzero(search=PUCTSearch(6), reanalyse=0.5),
-    "muzero_prefix": lambda: muzero(value_prefix=2, unroll=4, td=2, discount=0.9, bootstrap_from_network=True),
-    "muzero_pictures": lambda: muzero((32, 32, 3), frames=3),
+    "muzero_puct_reanalyse": lambda: muzero(search=PUCTSearch(6), targets=MuZeroTargetConfig(reanalyze_fraction=0.5)),
+    "muzero_prefix": lambda: muzero(
+        network={"value_prefix_horizon": 2},
+        targets=MuZeroTargetConfig(unroll_steps=4, td_steps=2, discount=0.9, bootstrap_from_network=True),
+    ),
+    "muzero_pictures": lambda: muzero((32, 32, 3), network={"num_stacked_frames": 3}),
 }

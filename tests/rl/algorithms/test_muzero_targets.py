@@ -1,99 +1,100 @@
-"""Targets are those of a slow loop over single moments, whatever ends where."""
+"""MuZero's targets equal a reference that loops over time steps, for every position of an end of an episode."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from vwm.rl.algorithms.muzero_targets import make_muzero_targets, value_prefix_targets
+from vwm.rl.algorithms.muzero_targets import MuZeroTargetConfig, make_muzero_targets, value_prefix_targets
 
 
-def slowly(reward, first, last, terminal, value, unroll, td, discount):
-    """Of one piece: what is worth what, by walking from moment to moment."""
+def reference_targets(reward, is_first, is_last, is_terminal, value, config):
+    """Targets of one sequence, one time step at a time."""
     length = len(reward)
-    ends = [last[t] or (t + 1 < length and first[t + 1]) for t in range(length)]
-    out = {"value": [], "value_mask": [], "going": [], "reward": [], "reward_mask": [], "observed": []}
-    for k in range(unroll + 1):
-        end = next((t for t in range(length) if ends[t]), None)  # the end of the root's episode
-        past = end is not None and k > end
-        ended = end is not None and k >= end and terminal[end]
+    ends = [is_last[t] or (t + 1 < length and is_first[t + 1]) for t in range(length)]
+    end = next((t for t in range(length) if ends[t]), None)  # the end of the root's episode
+    terminated = end is not None and is_terminal[end]
+    targets = {name: [] for name in ("value", "value_mask", "policy_mask", "reward", "reward_mask", "observation_mask")}
+    for k in range(config.unroll_steps + 1):
+        before_end = end is None or k < end
+        after_end = end is not None and k > end
         z, t, factor = 0.0, k, 1.0
-        for _ in range(td):
-            if past or (end is not None and t >= end):
+        for _ in range(config.td_steps):
+            if after_end or (end is not None and t >= end):
                 break
             t += 1
             z += factor * reward[t]
-            factor *= discount
-        dead = end is not None and t >= end and terminal[end]
-        z += 0.0 if dead or past else factor * value[t]
-        unknown = end is not None and k >= end and not terminal[end]
-        out["value"].append(0.0 if ended or unknown else z)
-        out["value_mask"].append(float(not unknown))
-        out["going"].append(float(end is None or k < end))
+            factor *= config.discount
+        at_terminal = terminated and t >= end
+        z += 0.0 if at_terminal or after_end else factor * value[t]
+        targets["value"].append(z if before_end else 0.0)
+        targets["value_mask"].append(float(before_end or terminated))
+        targets["policy_mask"].append(float(before_end))
         if k:
-            out["reward"].append(0.0 if past else reward[k])
-            out["reward_mask"].append(float(not past or terminal[end]))
-            out["observed"].append(float(not past))
-    return out
+            targets["reward"].append(0.0 if after_end else reward[k])
+            targets["reward_mask"].append(float(not after_end or terminated))
+            targets["observation_mask"].append(float(not after_end))
+    return targets
 
 
-def play(seed: int, batch: int = 200, length: int = 12):
-    """Pieces with ends of both kinds, and sometimes a beginning that no end came before."""
-    g = torch.Generator().manual_seed(seed)
-    last = torch.rand(batch, length, generator=g) < 0.15
-    terminal = last & (torch.rand(batch, length, generator=g) < 0.5)
-    first = torch.cat((torch.rand(batch, 1, generator=g) < 0.3, last[:, :-1]), dim=1)
-    first |= torch.rand(batch, length, generator=g) < 0.02
-    reward, value = torch.randn(2, batch, length, generator=g, dtype=torch.float64)
-    policy = torch.rand(batch, length, 3, generator=g, dtype=torch.float64)
+def random_sequences(seed: int, length: int, batch: int = 200):
+    """Sequences with terminated and truncated episodes, and with some starts that no end precedes."""
+    generator = torch.Generator().manual_seed(seed)
+    last = torch.rand(batch, length, generator=generator) < 0.15
+    terminal = last & (torch.rand(batch, length, generator=generator) < 0.5)
+    first = torch.cat((torch.rand(batch, 1, generator=generator) < 0.3, last[:, :-1]), dim=1)
+    first |= torch.rand(batch, length, generator=generator) < 0.02
+    reward, value = torch.randn(2, batch, length, generator=generator, dtype=torch.float64)
+    policy = torch.rand(batch, length, 3, generator=generator, dtype=torch.float64)
     return reward, first, last, terminal, policy, value
 
 
-@pytest.mark.parametrize(("unroll", "td"), [(5, 5), (3, 8), (8, 3), (1, 1)])
-def test_targets_are_those_of_a_slow_loop(unroll, td):
-    reward, first, last, terminal, policy, value = play(unroll, length=unroll + td + 1)
-    found = make_muzero_targets(reward, first, last, terminal, policy, value, unroll, td, 0.9)
-    for i in range(len(reward)):
-        told = (reward[i].tolist(), first[i].tolist(), last[i].tolist(), terminal[i].tolist(), value[i].tolist())
-        expected = slowly(*told, unroll, td, 0.9)
-        for name in ("value", "value_mask", "reward", "reward_mask", "observed"):
-            assert getattr(found, name)[i].tolist() == pytest.approx(expected[name], abs=1e-12), (i, name)
-        assert found.policy_mask[i].tolist() == expected["going"]
-        assert found.acted[i].float().tolist() == expected["going"][:unroll]
-    assert torch.equal(found.policy, policy[:, : unroll + 1])
+@pytest.mark.parametrize(("unroll_steps", "td_steps"), [(5, 5), (3, 8), (8, 3), (1, 1)])
+def test_targets_equal_the_reference(unroll_steps, td_steps):
+    config = MuZeroTargetConfig(unroll_steps=unroll_steps, td_steps=td_steps, discount=0.9)
+    *flags, policy, value = random_sequences(unroll_steps, unroll_steps + td_steps + 1)
+    targets = make_muzero_targets(*flags, policy, value, config)
+    for i in range(len(value)):
+        expected = reference_targets(*(x[i].tolist() for x in (*flags, value)), config)
+        for name, numbers in expected.items():
+            assert getattr(targets, name)[i].tolist() == pytest.approx(numbers, abs=1e-12), (i, name)
+        assert targets.policy_mask[i].tolist() == expected["policy_mask"]
+        assert targets.action_valid[i].float().tolist() == expected["policy_mask"][:unroll_steps]
+    assert torch.equal(targets.policy, policy[:, : unroll_steps + 1])
 
 
-def by_hand(last: list[int], terminal: list[int], root_values=(10.0, 20, 30, 40, 50)):
-    """Five moments, unroll 2 and td 2, discount 1/2; reward[t] = t."""
-    flags = [torch.tensor([[t in where for t in range(5)]]) for where in ([], last, terminal)]
-    reward = torch.arange(5.0)[None]
-    return make_muzero_targets(reward, *flags, torch.rand(1, 5, 2), torch.tensor([root_values]), 2, 2, 0.5)
+def small_targets(last: list[int], terminal: list[int]):
+    """Targets of five time steps with rewards 0 to 4 and root values 10 to 50."""
+    flags = [torch.tensor([[t in times for t in range(5)]]) for times in ([], last, terminal)]
+    reward, value = torch.arange(5.0)[None], torch.tensor([[10.0, 20, 30, 40, 50]])
+    config = MuZeroTargetConfig(unroll_steps=2, td_steps=2, discount=0.5)
+    return make_muzero_targets(reward, *flags, torch.rand(1, 5, 2), value, config)
 
 
-def test_in_the_midst_of_an_episode_the_root_after_td_steps_counts():
-    found = by_hand([], [])
-    assert found.value.tolist() == [[1 + 1 + 30 / 4, 2 + 1.5 + 40 / 4, 3 + 2 + 50 / 4]]
-    assert found.reward.tolist() == [[1, 2]] and found.reward_mask.all() and found.value_mask.all()
+def test_within_an_episode_returns_bootstrap_after_td_steps():
+    targets = small_targets([], [])
+    assert targets.value.tolist() == [[1 + 1 + 30 / 4, 2 + 1.5 + 40 / 4, 3 + 2 + 50 / 4]]
+    assert targets.reward.tolist() == [[1, 2]] and targets.reward_mask.all() and targets.value_mask.all()
 
 
 def test_terminal_states_have_value_zero():
-    found = by_hand([1], [1])
-    assert found.value.tolist() == [[1, 0, 0]] and found.value_mask.tolist() == [[1, 1, 1]]
-    assert found.reward.tolist() == [[1, 0]] and found.reward_mask.tolist() == [[1, 1]]
-    assert found.policy_mask.tolist() == [[1, 0, 0]] and found.acted.tolist() == [[True, False]]
-    assert found.observed.tolist() == [[1, 0]]
+    targets = small_targets([1], [1])
+    assert targets.value.tolist() == [[1, 0, 0]] and targets.value_mask.tolist() == [[1, 1, 1]]
+    assert targets.reward.tolist() == [[1, 0]] and targets.reward_mask.tolist() == [[1, 1]]
+    assert targets.policy_mask.tolist() == [[1, 0, 0]] and targets.action_valid.tolist() == [[True, False]]
+    assert targets.observation_mask.tolist() == [[1, 0]]
 
 
-def test_an_episode_that_was_cut_off_trusts_its_last_root_and_asks_nothing_afterwards():
-    found = by_hand([1], [])
-    assert found.value.tolist() == [[1 + 20 / 2, 0, 0]] and found.value_mask.tolist() == [[1, 0, 0]]
-    assert found.reward.tolist() == [[1, 0]] and found.reward_mask.tolist() == [[1, 0]]
-    later = by_hand([3], [])
-    assert later.value.tolist() == [[1 + 1 + 30 / 4, 2 + 1.5 + 40 / 4, 3 + 40 / 2]]  # what comes after 3 is another's
-    ended = by_hand([3], [3])
+def test_truncated_episodes_bootstrap_from_their_last_root_and_have_no_targets_after_it():
+    targets = small_targets([1], [])
+    assert targets.value.tolist() == [[1 + 20 / 2, 0, 0]] and targets.value_mask.tolist() == [[1, 0, 0]]
+    assert targets.reward.tolist() == [[1, 0]] and targets.reward_mask.tolist() == [[1, 0]]
+    later = small_targets([3], [])
+    assert later.value.tolist() == [[1 + 1 + 30 / 4, 2 + 1.5 + 40 / 4, 3 + 40 / 2]]  # time step 4 is of another episode
+    ended = small_targets([3], [3])
     assert ended.value.tolist() == [[1 + 1 + 30 / 4, 2 + 1.5, 3]]
 
 
-def test_prefixes_begin_anew():
+def test_value_prefixes_restart_at_the_horizon():
     assert value_prefix_targets(torch.tensor([[1.0, 2, 3, 4, 5]]), 2).tolist() == [[1, 3, 3, 7, 5]]
     assert value_prefix_targets(torch.tensor([[1.0, 2, 3]]), 5).tolist() == [[1, 3, 6]]

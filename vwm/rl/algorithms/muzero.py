@@ -12,19 +12,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
+from vwm.core.checks import check_positive
 from vwm.envs.time_step import EnvSpaces, TimeStep
-from vwm.models.muzero.network import MuZeroLatentState
-from vwm.models.muzero.network import MuZeroNetwork as Network
+from vwm.models.muzero.network import MuZeroLatentState, MuZeroNetwork
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.planning.puct_search import PUCTSearch
 from vwm.planning.tree_search import TreeSearch, TreeSearchResult
 from vwm.planning.tree_search_model import NodePrediction, TreeStep
 from vwm.rl.agent import Agent, PolicyStep, ReplayBatch, UpdateOutput
-from vwm.rl.algorithms.muzero_targets import MuZeroTargets, make_muzero_targets, value_prefix_targets
+from vwm.rl.algorithms.muzero_targets import (
+    MuZeroTargetConfig,
+    MuZeroTargets,
+    make_muzero_targets,
+    value_prefix_targets,
+)
 from vwm.rl.frame_stacking import stack_frames
 from vwm.rl.optimizer_step import backward_and_step, check_finite
 
@@ -35,7 +41,7 @@ LATENT_GRADIENT_SCALE = 0.5
 class MuZeroTreeModel:
     """The network as the model that a tree search expands."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: MuZeroNetwork) -> None:
         self.network = network
 
     def predict(self, state: MuZeroLatentState) -> NodePrediction:
@@ -44,9 +50,92 @@ class MuZeroTreeModel:
         return NodePrediction(policy, self.network.value_support.mean(value))
 
     def step(self, state: MuZeroLatentState, action: Tensor) -> TreeStep:
-        """See ``TreeModel``; the model predicts no ends of episodes."""
+        """See ``TreeSearchModel.step``; the network does not predict terminations."""
         state, reward, _ = self.network.step(state, action)
         return TreeStep(state, reward, torch.zeros_like(reward, dtype=torch.bool), self.predict(state))
+
+
+@dataclass(frozen=True)
+class MuZeroNetworkConfig:
+    """Sizes of the network.
+
+    Attributes:
+        num_stacked_frames, width, num_blocks, hidden, support_limit, value_prefix_horizon, prefix_hidden,
+            projection_size: see ``MuZeroNetwork``.
+
+    Raises:
+        ValueError: a size is out of range.
+    """
+
+    num_stacked_frames: int = 1
+    width: int = 64
+    num_blocks: int = 1
+    hidden: int = 64
+    support_limit: int = 300
+    value_prefix_horizon: int = 5
+    prefix_hidden: int = 64
+    projection_size: int = 128
+
+    def __post_init__(self) -> None:
+        check_positive(**{name: size for name, size in vars(self).items() if name != "value_prefix_horizon"})
+        if self.value_prefix_horizon < 0:
+            raise ValueError(
+                f"value_prefix_horizon must be 0 (no value prefix) or more, got {self.value_prefix_horizon}"
+            )
+
+
+@dataclass(frozen=True)
+class MuZeroLossWeights:
+    """Weights of the losses; the defaults are EfficientZero's.
+
+    Attributes:
+        policy, value, reward: of MuZero's losses.
+        consistency: of EfficientZero's consistency loss; 0 omits it.
+
+    Raises:
+        ValueError: a weight is negative.
+    """
+
+    policy: float = 1.0
+    value: float = 0.25
+    reward: float = 1.0
+    consistency: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name, weight in vars(self).items():
+            if weight < 0:
+                raise ValueError(f"the loss weight {name} must be 0 or more, got {weight}")
+
+
+@dataclass(frozen=True)
+class MuZeroTemperatureSchedule:
+    """Temperature of the decisions in training, constant between milestones.
+
+    Attributes:
+        temperatures: one after another.
+        milestones: fractions of all updates after which the next temperature applies.
+
+    Raises:
+        ValueError: a temperature is not above 0, their number is wrong, or the milestones do not rise.
+    """
+
+    temperatures: tuple[float, ...] = (1.0, 0.5, 0.25)
+    milestones: tuple[float, ...] = (0.5, 0.75)
+
+    def __post_init__(self) -> None:
+        if len(self.temperatures) != len(self.milestones) + 1 or min(self.temperatures) <= 0:
+            raise ValueError(
+                "temperatures must be above 0 and one more than milestones, got temperatures "
+                f"{list(self.temperatures)} and milestones {list(self.milestones)}"
+            )
+        if sorted(self.milestones) != list(self.milestones):
+            raise ValueError(f"milestones must rise, got {list(self.milestones)}")
+
+    def temperature(self, updates: int, total_updates: int) -> float:
+        """Return the temperature after a number of updates; the first one while the total is 0 (unknown)."""
+        if not total_updates:
+            return self.temperatures[0]
+        return self.temperatures[sum(updates >= milestone * total_updates for milestone in self.milestones)]
 
 
 class MuZeroAgent(Agent):
@@ -55,20 +144,10 @@ class MuZeroAgent(Agent):
     Args:
         spaces: of the environments; actions must be discrete.
         search: the tree search.
-        frames, width, blocks, hidden, support, value_prefix, prefix_hidden, projection: see
-            ``vwm.models.muzero.network.MuZeroNetwork``.
+        network, targets, loss_weights, temperature_schedule: see their classes.
         optimizer: of the network.
-        clip: largest gradient norm.
+        max_grad_norm: largest gradient norm.
         batch_size: sequences of an update.
-        unroll: u, steps of the model that are trained together.
-        td: rewards added up before bootstrapping from a root's value.
-        discount: per step.
-        value_weight, consistency_weight: of these losses; policy and reward have weight 1.
-        bootstrap_from_network: bootstrap from the current network's values instead of the roots' values at the time of
-            acting, which come from older networks.
-        reanalyse: fraction of the sequences whose policies and values are searched again with the current network.
-        temperatures: of decisions in training, one after another.
-        cooling: fractions of all updates after which the next temperature applies.
 
     Raises:
         ValueError: continuous actions, or a setting that is out of range.
@@ -80,74 +159,39 @@ class MuZeroAgent(Agent):
         self,
         spaces: EnvSpaces,
         search: TreeSearch | None = None,
-        frames: int = 1,
-        width: int = 64,
-        blocks: int = 1,
-        hidden: int = 64,
-        support: int = 300,
-        value_prefix: int = 5,
-        prefix_hidden: int = 64,
-        projection: int = 128,
+        network: MuZeroNetworkConfig = MuZeroNetworkConfig(),
+        targets: MuZeroTargetConfig = MuZeroTargetConfig(),
+        loss_weights: MuZeroLossWeights = MuZeroLossWeights(),
+        temperature_schedule: MuZeroTemperatureSchedule = MuZeroTemperatureSchedule(),
         optimizer: OptimizerConfig = OptimizerConfig(name="adamw", lr=1e-3, betas=(0.9, 0.999), warmup=0),  # noqa: B008
-        clip: float = 5.0,
+        max_grad_norm: float = 5.0,
         batch_size: int = 128,
-        unroll: int = 5,
-        td: int = 5,
-        discount: float = 0.997,
-        value_weight: float = 0.25,
-        consistency_weight: float = 2.0,
-        bootstrap_from_network: bool = False,
-        reanalyse: float = 0.0,
-        temperatures: tuple[float, ...] = (1.0, 0.5, 0.25),
-        cooling: tuple[float, ...] = (0.5, 0.75),
     ) -> None:
         super().__init__()
         if spaces.actions.kind != "discrete":
-            raise ValueError(f"MuZero needs discrete actions, and these are {spaces.actions.kind}")
-        if unroll < 1 or td < 1 or not 0 <= reanalyse <= 1:
             raise ValueError(
-                f"unroll and td must be 1 or more and reanalyse lie in 0..1, got {unroll}, {td} and {reanalyse}"
-            )
-        if len(temperatures) != len(cooling) + 1 or sorted(cooling) != list(cooling) or min(temperatures) <= 0:
-            raise ValueError(
-                f"temperatures must be above 0 and one more than cooling, which must rise, got {temperatures} and "
-                f"{cooling}"
+                f"MuZero requires discrete actions, and these are {spaces.actions.kind}: use TD-MPC2 or DreamerV3"
             )
         if optimizer.final_weight_decay is not None:
-            raise ValueError("MuZero schedules the learning rate alone: leave optimizer.final_weight_decay unset")
+            raise ValueError(
+                f"optimizer.final_weight_decay must be null, got {optimizer.final_weight_decay}: MuZero schedules only "
+                "the learning rate"
+            )
         self.spaces = spaces
         self.search = PUCTSearch() if search is None else search
-        actions = spaces.actions.size
-        self.network = Network(
-            list(spaces.observation.shape),
-            actions,
-            frames,
-            width,
-            blocks,
-            hidden,
-            support,
-            value_prefix,
-            prefix_hidden,
-            projection,
-        )
-        self.settings = optimizer
+        self.network = MuZeroNetwork(list(spaces.observation.shape), spaces.actions.size, **asdict(network))
+        self.target_config = targets
+        self.loss_weights = loss_weights
+        self.temperature_schedule = temperature_schedule
+        self.optimizer_config = optimizer
         self.optimizer, _ = optimizer.build(self.network, max_steps=1)
-        self.clip = clip
-        self.discount = discount
-        self.unroll = unroll
-        self.td = td
-        self.value_weight = value_weight
-        self.consistency_weight = consistency_weight
-        self.bootstrap_from_network = bootstrap_from_network
-        self.reanalyse = reanalyse
-        self.temperatures = tuple(temperatures)
-        self.cooling = tuple(cooling)
-        self.frames = frames
+        self.max_grad_norm = max_grad_norm
+        self.num_stacked_frames = network.num_stacked_frames
         self.batch_size = batch_size
-        self.batch_length = frames + unroll + td
-        self.extras = {"policy": ((actions,), torch.float32), "value": ((), torch.float32)}
+        self.batch_length = network.num_stacked_frames + targets.unroll_steps + targets.td_steps
+        self.extras = {"policy": ((spaces.actions.size,), torch.float32), "value": ((), torch.float32)}
         self.register_buffer("updates", torch.zeros(2, dtype=torch.int64))
-        """Done, and to be done in the whole run."""
+        """Updates done, and the total of the run (0: unknown)."""
 
     def set_total_updates(self, updates: int) -> None:
         """See ``Agent.set_total_updates``."""
@@ -160,134 +204,139 @@ class MuZeroAgent(Agent):
     @property
     def temperature(self) -> float:
         """Current temperature of decisions in training."""
-        done, all_ = self.updates.tolist()
-        return self.temperatures[sum(done >= share * all_ for share in self.cooling) if all_ else 0]
+        return self.temperature_schedule.temperature(*self.updates.tolist())
 
     # ------------------------------------------------------------------------------------------------------- acting
 
     def init_carry(self, batch: int) -> Tensor:
         """See ``Agent.init_carry``: the f - 1 observations before the current one."""
-        return torch.zeros(
-            batch,
-            self.frames - 1,
-            *self.spaces.observation.shape,
-            dtype=self.spaces.observation.dtype,
-            device=self.device,
-        )
+        space = self.spaces.observation
+        shape = (batch, self.num_stacked_frames - 1, *space.shape)
+        return torch.zeros(shape, dtype=space.dtype, device=self.device)
 
     @torch.no_grad()
     def act(self, carry: Tensor, time_step: TimeStep, explore: bool) -> PolicyStep:
         """See ``Agent.act``."""
-        now = time_step.observation[:, None]
-        fresh = time_step.is_first.view(-1, *[1] * (now.ndim - 1))
-        seen = torch.cat((torch.where(fresh, now, carry), now), dim=1)
-        found = self.look(seen, self.temperature if explore else 0.0)
-        return PolicyStep(found.action, seen[:, 1:], {"policy": found.policy, "value": found.value})
+        observation = time_step.observation[:, None]
+        is_first = time_step.is_first.view(-1, *[1] * (observation.ndim - 1))
+        window = torch.cat((torch.where(is_first, observation, carry), observation), dim=1)
+        result = self.run_search(window, self.temperature if explore else 0.0)
+        return PolicyStep(result.action, window[:, 1:], {"policy": result.policy, "value": result.value})
 
-    def look(self, seen: Tensor, temperature: float) -> TreeSearchResult:
-        """Search from observations [b, f, ...]."""
-        seeds = torch.randint(2**62, (len(seen),))
-        state = self.network.represent(seen)
-        return self.search.search(MuZeroTreeModel(self.network), state, self.discount, seeds, temperature)
+    def run_search(self, windows: Tensor, temperature: float) -> TreeSearchResult:
+        """Search from stacked observations [b, f, ...]."""
+        seeds = torch.randint(2**62, (len(windows),))
+        state = self.network.represent(windows)
+        return self.search.search(MuZeroTreeModel(self.network), state, self.target_config.discount, seeds, temperature)
 
     # ----------------------------------------------------------------------------------------------------- learning
 
     def update(self, batch: ReplayBatch) -> UpdateOutput:
         """See ``Agent.update``."""
-        seen = stack_frames(batch.observation, batch.is_first, self.frames)
-        now = self.frames - 1  # where the pieces' roots are
-        renewed = math.ceil(self.reanalyse * len(seen))
-        extras = self._reanalyse(seen[:renewed]) if renewed else {}
-        policy, value = batch.extras["policy"][:, now:], batch.extras["value"][:, now:]
-        if renewed:
-            policy = torch.cat((extras["policy"], policy[renewed:]))
-            value = torch.cat((extras["value"], value[renewed:]))
-        if self.bootstrap_from_network:
-            value = torch.cat((value[:renewed], self._values(seen[renewed:])))
-        wanted = make_muzero_targets(
-            batch.reward[:, now:],
-            batch.is_first[:, now:],
-            batch.is_last[:, now:],
-            batch.is_terminal[:, now:],
+        windows = stack_frames(batch.observation, batch.is_first, self.num_stacked_frames)
+        root = self.num_stacked_frames - 1  # index of the root's time step in the sequences
+        num_reanalyzed = math.ceil(self.target_config.reanalyze_fraction * len(windows))
+        extras = self._reanalyze(windows[:num_reanalyzed]) if num_reanalyzed else {}
+        policy, value = batch.extras["policy"][:, root:], batch.extras["value"][:, root:]
+        if num_reanalyzed:
+            policy = torch.cat((extras["policy"], policy[num_reanalyzed:]))
+            value = torch.cat((extras["value"], value[num_reanalyzed:]))
+        if self.target_config.bootstrap_from_network:
+            value = torch.cat((value[:num_reanalyzed], self._predict_values(windows[num_reanalyzed:])))
+        targets = make_muzero_targets(
+            batch.reward[:, root:],
+            batch.is_first[:, root:],
+            batch.is_last[:, root:],
+            batch.is_terminal[:, root:],
             policy,
             value,
-            self.unroll,
-            self.td,
-            self.discount,
+            self.target_config,
         )
-        loss, logs = self.loss(seen, batch.action[:, now : now + self.unroll], wanted)
-        numbers = check_finite(logs)
-        self._descend(loss)
-        return UpdateOutput(numbers, extras, batch.indices[:renewed, now:] if renewed else None)
+        loss, logs = self.loss(windows, batch.action[:, root : root + self.target_config.unroll_steps], targets)
+        finite_logs = check_finite(logs)
+        self._optimizer_step(loss)
+        return UpdateOutput(finite_logs, extras, batch.indices[:num_reanalyzed, root:] if num_reanalyzed else None)
 
-    def loss(self, seen: Tensor, action: Tensor, wanted: MuZeroTargets) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, windows: Tensor, action: Tensor, targets: MuZeroTargets) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of sequences, and its parts.
 
         Args:
-            seen: stacked observations of the root and of the time steps after it, [b, u + 1 or more, f, ...].
+            windows: stacked observations of the root and of the time steps after it, [b, u + 1 or more, f, ...].
             action: int64 [b, u].
-            wanted: see ``make_muzero_targets``.
+            targets: see ``make_muzero_targets``.
         """
-        network, u = self.network, self.unroll
-        action = torch.where(wanted.acted, action, torch.randint_like(action, network.num_actions))
+        network, u = self.network, self.target_config.unroll_steps
+        action = torch.where(targets.action_valid, action, torch.randint_like(action, network.num_actions))
         reward = (
-            value_prefix_targets(wanted.reward, network.value_prefix_horizon)
+            value_prefix_targets(targets.reward, network.value_prefix_horizon)
             if network.value_prefix_horizon
-            else wanted.reward
+            else targets.reward
         )
-        state = network.represent(seen[:, 0])
-        rewards, latents = [], [state.latent]
+        state = network.represent(windows[:, 0])
+        reward_logits, latents = [], [state.latent]
         for step in range(u):
             state, _, logits = network.step(state._replace(latent=scale_latent_gradient(state.latent)), action[:, step])
-            rewards.append(logits)
+            reward_logits.append(logits)
             latents.append(state.latent)
         predicted = torch.stack(latents, 1)
-        policy, value = (said.unflatten(0, (-1, u + 1)) for said in network.predict(predicted.flatten(0, 1)))
-        weight = torch.tensor([1.0, *[1 / u] * u], device=action.device)  # all steps together weigh what the root does
-        cross = -(wanted.policy * policy.log_softmax(-1)).sum(-1)
-        parts = {
-            "policy": cross * wanted.policy_mask * weight,
-            "value": network.value_support.loss(value, wanted.value) * wanted.value_mask * weight,
-            "reward": network.value_support.loss(torch.stack(rewards, 1), reward) * wanted.reward_mask / u,
+        policy, value = (logits.unflatten(0, (-1, u + 1)) for logits in network.predict(predicted.flatten(0, 1)))
+        # All unrolled steps together weigh as much as the root.
+        step_weights = torch.tensor([1.0, *[1 / u] * u], device=action.device)
+        cross_entropy = -(targets.policy * policy.log_softmax(-1)).sum(-1)
+        value_loss = network.value_support.loss(value, targets.value)
+        reward_loss = network.value_support.loss(torch.stack(reward_logits, 1), reward)
+        losses = {
+            "policy": cross_entropy * targets.policy_mask * step_weights,
+            "value": value_loss * targets.value_mask * step_weights,
+            "reward": reward_loss * targets.reward_mask / u,
         }
-        weights = {"policy": 1.0, "value": self.value_weight, "reward": 1.0}
-        if self.consistency_weight:
-            there = self._disagreement(predicted[:, 1:], seen[:, 1 : u + 1], wanted.observed > 0)
-            parts["consistency"], weights["consistency"] = there / u, self.consistency_weight
-        means = {name: part.sum(1).mean() for name, part in parts.items()}
-        loss = torch.stack([weights[name] * mean for name, mean in means.items()]).sum()
+        if self.loss_weights.consistency:
+            observed = targets.observation_mask > 0
+            losses["consistency"] = self._consistency_loss(predicted[:, 1:], windows[:, 1 : u + 1], observed) / u
+        means = {name: values.sum(1).mean() for name, values in losses.items()}
+        loss = torch.stack([getattr(self.loss_weights, name) * mean for name, mean in means.items()]).sum()
         logs = {f"loss_{name}": mean.detach() for name, mean in means.items()}
-        return loss, {"loss": loss.detach(), **logs, "root_value": wanted.value[:, 0].mean()}
+        return loss, {"loss": loss.detach(), **logs, "root_value": targets.value[:, 0].mean()}
 
-    def _disagreement(self, predicted: Tensor, seen: Tensor, real: Tensor) -> Tensor:
-        """Of latents [b, u, ...] with what was observed there, where that is of the same episode; [b, u]."""
-        nothing = torch.zeros(real.shape, device=real.device)
-        if int(real.sum()) < 2:  # too few to be normalized by their batch
-            return nothing
+    def _consistency_loss(self, predicted: Tensor, windows: Tensor, observed: Tensor) -> Tensor:
+        """Compare predicted latents with the encoded observations.
+
+        Args:
+            predicted: latents [b, u, ...].
+            windows: [b, u, f, ...], stacked observations of the same time steps.
+            observed: bool [b, u], whether these are of the same episode.
+
+        Returns:
+            Losses [b, u], 0 where not observed.
+        """
+        zeros = torch.zeros(observed.shape, device=observed.device)
+        if int(observed.sum()) < 2:  # too few for the batch norm of the projections
+            return zeros
         with torch.no_grad():
-            observed = self.network.represent(seen[real]).latent
-        return nothing.masked_scatter(real, self.network.consistency_loss(predicted[real], observed))
+            target = self.network.represent(windows[observed]).latent
+        return zeros.masked_scatter(observed, self.network.consistency_loss(predicted[observed], target))
 
-    def _descend(self, loss: Tensor) -> None:
-        done, all_ = self.updates.tolist()
+    def _optimizer_step(self, loss: Tensor) -> None:
+        config = self.optimizer_config
+        updates, total_updates = self.updates.tolist()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.lr * self.settings.factor(done, self.settings.stretch * max(all_, 1))
-        backward_and_step(loss, self.optimizer, self.clip, self.network.parameters())
+            group["lr"] = config.lr * config.factor(updates, config.stretch * max(total_updates, 1))
+        backward_and_step(loss, self.optimizer, self.max_grad_norm, self.network.parameters())
         self.updates[0] += 1
 
     @torch.no_grad()
-    def _values(self, seen: Tensor) -> Tensor:
-        """Return the network's values of time steps [b, t, f, ...] without a search: [b, t]."""
-        latent = self.network.represent(seen.flatten(0, 1)).latent
-        return self.network.value_support.mean(self.network.predict(latent).value_logits).view(seen.shape[:2])
+    def _predict_values(self, windows: Tensor) -> Tensor:
+        """Return the network's values of stacked observations [b, t, f, ...] without a search: [b, t]."""
+        latent = self.network.represent(windows.flatten(0, 1)).latent
+        return self.network.value_support.mean(self.network.predict(latent).value_logits).view(windows.shape[:2])
 
     @torch.no_grad()
-    def _reanalyse(self, seen: Tensor) -> dict[str, Tensor]:
-        """Search time steps [b, t, f, ...] again; return policies [b, t, a] and values [b, t]."""
-        found = self.look(seen.flatten(0, 1), temperature=0.0)
-        return {"policy": found.policy.unflatten(0, seen.shape[:2]), "value": found.value.view(seen.shape[:2])}
+    def _reanalyze(self, windows: Tensor) -> dict[str, Tensor]:
+        """Search from stacked observations [b, t, f, ...] again; return policies [b, t, a] and values [b, t]."""
+        result = self.run_search(windows.flatten(0, 1), temperature=0.0)
+        return {"policy": result.policy.unflatten(0, windows.shape[:2]), "value": result.value.view(windows.shape[:2])}
 
 
 def scale_latent_gradient(x: Tensor) -> Tensor:
-    """Return the same values, with half of their gradient."""
+    """Return the same values, with ``LATENT_GRADIENT_SCALE`` times their gradient."""
     return LATENT_GRADIENT_SCALE * x + (1 - LATENT_GRADIENT_SCALE) * x.detach()

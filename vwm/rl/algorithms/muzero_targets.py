@@ -3,15 +3,48 @@
 After a terminal state every action leads, with reward 0, to a state of value 0 (an absorbing state). After a truncated
 episode there are no targets. ``reward[t]`` arrived together with ``observation[t]``.
 
-Legend: b batch, t time, u unrolled steps, a actions.
+Legend: b batch, t time, u unrolled steps, n steps of a return, a actions.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from vwm.core.checks import check_positive
+
+
+@dataclass(frozen=True)
+class MuZeroTargetConfig:
+    """How targets are made.
+
+    Attributes:
+        unroll_steps: u, steps of the model that are trained together.
+        td_steps: n, rewards that are added up before bootstrapping from a root's value.
+        discount: per step, also in the search.
+        bootstrap_from_network: bootstrap from the current network's values instead of the roots' values at the time of
+            acting, which come from older networks.
+        reanalyze_fraction: fraction of the sequences whose policies and values are searched again with the current
+            network.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    unroll_steps: int = 5
+    td_steps: int = 5
+    discount: float = 0.997
+    bootstrap_from_network: bool = False
+    reanalyze_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_positive(unroll_steps=self.unroll_steps, td_steps=self.td_steps)
+        for name, value in (("discount", self.discount), ("reanalyze_fraction", self.reanalyze_fraction)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must lie in 0..1, got {value}")
 
 
 class MuZeroTargets(NamedTuple):
@@ -21,8 +54,8 @@ class MuZeroTargets(NamedTuple):
         value, value_mask: [b, u + 1].
         policy, policy_mask: [b, u + 1, a] and [b, u + 1].
         reward, reward_mask: [b, u], of the steps.
-        observed: [b, u], 1 where the step's observation belongs to the same episode.
-        acted: bool [b, u], whether the step's action was taken; the actions after the end of an episode are
+        observation_mask: [b, u], 1 where the step's observation belongs to the same episode.
+        action_valid: bool [b, u], whether the step's action was taken; the actions after the end of an episode are
             meaningless.
     """
 
@@ -32,8 +65,8 @@ class MuZeroTargets(NamedTuple):
     policy_mask: Tensor
     reward: Tensor
     reward_mask: Tensor
-    observed: Tensor
-    acted: Tensor
+    observation_mask: Tensor
+    action_valid: Tensor
 
 
 def make_muzero_targets(
@@ -43,52 +76,50 @@ def make_muzero_targets(
     is_terminal: Tensor,
     policy: Tensor,
     value: Tensor,
-    unroll: int,
-    td: int,
-    discount: float,
+    config: MuZeroTargetConfig,
 ) -> MuZeroTargets:
     """Make targets of sequences that start at the time step of the root.
 
     Args:
-        reward, is_first, is_last, is_terminal: [b, unroll + td + 1], see ``TimeStep``.
-        policy: [b, unroll + td + 1, a], the search policies; likewise ``value``, the values of their roots.
-        unroll: u.
-        td: rewards added up before bootstrapping from a root's value (n-step).
-        discount: per step.
+        reward, is_first, is_last, is_terminal: [b, u + n + 1], see ``TimeStep``.
+        policy: [b, u + n + 1, a], the search policies.
+        value: [b, u + n + 1], the values of the search roots.
+        config: see its class.
 
     Returns:
-        z[t] = sum of discount**(i - 1) reward[t + i] for i = 1..n + discount**n value[t + n], where n is ``td`` or, if
-        the episode ends sooner, the number of steps to its last time step; the value of a terminal time step is 0.
+        z[t] = sum of discount**(i - 1) reward[t + i] for i = 1..k + discount**k value[t + k], where k is n or, if the
+        episode ends sooner, the number of steps to its last time step; the value of a terminal time step is 0.
     """
+    u, n = config.unroll_steps, config.td_steps
     length = reward.shape[1]
-    assert length == unroll + td + 1, (length, unroll, td)
-    last = is_last.clone()
-    last[:, :-1] |= is_first[:, 1:]
-    after = last.cumsum(1) - last.long() > 0
-    terminal = is_terminal & ~after
-    absorbed = terminal.cumsum(1) > 0  # from the end of the world on
-    place = torch.arange(length, device=reward.device)
-    end = torch.where(last & ~after, place, length - 1).amin(1, keepdim=True)
-    steps = place[: unroll + 1]
-    bootstrap = torch.minimum(steps + td, end)
-    n = (bootstrap - steps).clamp(min=0)
-    earned = torch.where(after, 0, reward)
-    returns = value.new_tensor(discount) ** n * torch.where(absorbed, 0, value).gather(1, bootstrap)
-    for i in range(1, td + 1):
-        returns = returns + discount ** (i - 1) * earned[:, i : i + unroll + 1]
-    going, over = (~(after | last))[:, : unroll + 1], absorbed[:, : unroll + 1]
+    assert length == u + n + 1, (length, u, n)
+    is_end = is_last.clone()
+    is_end[:, :-1] |= is_first[:, 1:]
+    after_end = is_end.cumsum(1) - is_end.long() > 0
+    absorbing = (is_terminal & ~after_end).cumsum(1) > 0  # the terminal state and all time steps after it
+    time = torch.arange(length, device=reward.device)
+    end = torch.where(is_end & ~after_end, time, length - 1).amin(1, keepdim=True)
+    steps = time[: u + 1]
+    bootstrap = torch.minimum(steps + n, end)
+    num_rewards = (bootstrap - steps).clamp(min=0)
+    reward = torch.where(after_end, 0, reward)
+    value = torch.where(absorbing, 0, value)
+    returns = value.new_tensor(config.discount) ** num_rewards * value.gather(1, bootstrap)
+    for i in range(1, n + 1):
+        returns = returns + config.discount ** (i - 1) * reward[:, i : i + u + 1]
+    before_end = ~(after_end | is_end)[:, : u + 1]
     return MuZeroTargets(
-        value=torch.where(going, returns, 0),
-        value_mask=(going | over).to(value.dtype),
-        policy=policy[:, : unroll + 1],
-        policy_mask=going.to(value.dtype),
-        reward=earned[:, 1 : unroll + 1],
-        reward_mask=(~after | absorbed)[:, 1 : unroll + 1].to(value.dtype),
-        observed=(~after)[:, 1 : unroll + 1].to(value.dtype),
-        acted=going[:, :unroll],
+        value=torch.where(before_end, returns, 0),
+        value_mask=(before_end | absorbing[:, : u + 1]).to(value.dtype),
+        policy=policy[:, : u + 1],
+        policy_mask=before_end.to(value.dtype),
+        reward=reward[:, 1 : u + 1],
+        reward_mask=(~after_end | absorbing)[:, 1 : u + 1].to(value.dtype),
+        observation_mask=(~after_end)[:, 1 : u + 1].to(value.dtype),
+        action_valid=before_end[:, :u],
     )
 
 
-def value_prefix_targets(reward: Tensor, every: int) -> Tensor:
-    """Return sums of rewards [b, u] that restart after every ``every`` steps: EfficientZero's value prefix."""
-    return torch.cat([part.cumsum(1) for part in reward.split(every, dim=1)], dim=1)
+def value_prefix_targets(reward: Tensor, horizon: int) -> Tensor:
+    """Return sums of rewards [b, u] that restart after every ``horizon`` steps: EfficientZero's value prefix."""
+    return torch.cat([part.cumsum(1) for part in reward.split(horizon, dim=1)], dim=1)
