@@ -42,7 +42,7 @@ def train(folder: Path, name: str, seed: int = 0, limit: str = "null") -> Path:
     return folder / name
 
 
-def test_runs_beside_one_another(tmp_path, capsys):
+def test_compares_runs_on_the_same_episodes(tmp_path, capsys):
     real, seconds, short = (
         train(tmp_path, "real"),
         train(tmp_path, "again", seed=1),
@@ -51,68 +51,72 @@ def test_runs_beside_one_another(tmp_path, capsys):
     out = tmp_path / "compared"
     main([
         "agent", "compare", f"real={real},{seconds}", str(short),
-        "--real", "real", "--episodes", "5", "--out", str(out),
+        "--reference", "real", "--episodes", "5", "--out", str(out),
     ])  # fmt: skip
-    told, said = json.loads((out / "comparison.json").read_text()), capsys.readouterr().out
+    report, printed = json.loads((out / "comparison.json").read_text()), capsys.readouterr().out
     assert (out / "comparison.png").stat().st_size > 1000
     assert (out / "curves.png").stat().st_size > 1000
-    assert (out / "comparison.md").read_text().split("\n\n", 1)[1] in said
+    assert (out / "comparison.md").read_text().split("\n\n", 1)[1] in printed
     # Every return is what playing the run by hand gives, on the same episodes for all.
     game = GymnasiumEnvSpec("CartPole-v1")
     for name, runs in {"real": [real, seconds], "short": [short]}.items():
-        for played, folder in zip(told["ways"][name]["returns"], runs, strict=True):
+        for played, folder in zip(report["groups"][name]["returns"], runs, strict=True):
             assert played == evaluate_policy(load_agent(folder)[0], game, 5, 2_000_000).returns.tolist()
-    assert told["ways"]["random"]["returns"] == [evaluate_policy(None, game, 5, 2_000_000).returns.tolist()]
-    assert {name: way["steps"] for name, way in told["ways"].items()} == {"random": 0, "real": 32, "short": 0}
-    again = compare_returns({name: way["returns"] for name, way in told["ways"].items()}, "random", "real")
-    assert told["means"] == {name: list(score) for name, score in again.means.items()}
-    assert told["means"]["real"][0] == np.mean(told["ways"]["real"]["returns"])
+    assert report["groups"]["random"]["returns"] == [evaluate_policy(None, game, 5, 2_000_000).returns.tolist()]
+    assert {name: group["env_steps"] for name, group in report["groups"].items()} == {
+        "random": 0,
+        "real": 32,
+        "short": 0,
+    }
+    recomputed = compare_returns({name: group["returns"] for name, group in report["groups"].items()}, "random", "real")
+    assert report["means"] == {name: list(score) for name, score in recomputed.means.items()}
+    assert report["means"]["real"][0] == np.mean(report["groups"]["real"]["returns"])
 
 
-def test_processes_change_nothing(tmp_path):
+def test_worker_processes_do_not_change_the_result(tmp_path):
     run, out = train(tmp_path, "run"), tmp_path / "compared"
-    told = []
+    reports = []
     for workers in ("0", "2"):
         main(["agent", "compare", str(run), "--episodes", "3", "--out", str(out), "--workers", workers])
-        told.append(json.loads((out / "comparison.json").read_text()))
-    assert told[0] == told[1]
+        reports.append(json.loads((out / "comparison.json").read_text()))
+    assert reports[0] == reports[1]
 
 
-def test_what_a_run_sees_its_game_through_makes_no_other_game_of_it(tmp_path):
+def test_an_encoder_of_observations_does_not_change_the_environment(tmp_path):
     run = train(tmp_path, "run")
-    seeing = tmp_path / "seeing"
-    seeing.mkdir()
+    encoded = tmp_path / "encoded"
+    encoded.mkdir()
     config = (run / "config.yaml").read_text()
     real = "class_path: vwm.envs.batched_envs.GymnasiumEnvSpec, init_args: {env: CartPole-v1}"
     through = (
-        f"class_path: vwm.rl.algorithms.encoded_env.EncodedEnvSpec, init_args: {{game: {{{real}}}, bundle: {tmp_path}}}"
+        f"class_path: vwm.rl.algorithms.encoded_env.EncodedEnvSpec, init_args: {{env: {{{real}}}, bundle: {tmp_path}}}"
     )
     parsed = yaml.safe_load(config)
     parsed["evaluation"]["env"] = yaml.safe_load(f"{{{through}}}")
-    (seeing / "config.yaml").write_text(yaml.safe_dump(parsed))
-    assert common_env_spec([RunGroup("a", [run]), RunGroup("b", [seeing])]) == GymnasiumEnvSpec("CartPole-v1")
+    (encoded / "config.yaml").write_text(yaml.safe_dump(parsed))
+    assert common_env_spec([RunGroup("a", [run]), RunGroup("b", [encoded])]) == GymnasiumEnvSpec("CartPole-v1")
 
 
 def test_names_and_folders():
-    ways = parse_run_groups(["a=x/one,x/two", "x/three"])
-    assert [(way.name, list(map(str, way.runs))) for way in ways] == [
+    groups = parse_run_groups(["a=x/one,x/two", "x/three"])
+    assert [(group.name, list(map(str, group.runs))) for group in groups] == [
         ("a", ["x/one", "x/two"]),
         ("three", ["x/three"]),
     ]
 
 
 @pytest.mark.parametrize(
-    ("ways", "message"),
+    ("groups", "message"),
     [
-        (["x/a", "y/a"], "a: names more than one way"),
-        (["random=x"], "random: names more than one way"),
+        (["x/a", "y/a"], "a: several groups have this name"),
+        (["random=x"], "random: several groups have this name"),
         (["=x"], "'=x': give NAME=RUN"),
         (["a="], "'a=': give NAME=RUN"),
     ],
 )
-def test_names_that_mean_nothing(ways, message):
+def test_rejects_ambiguous_names(groups, message):
     with pytest.raises(ValueError, match=message):
-        parse_run_groups(ways)
+        parse_run_groups(groups)
 
 
 def test_errors_come_before_anything_is_played_or_written(tmp_path, capsys):
@@ -125,7 +129,7 @@ def test_errors_come_before_anything_is_played_or_written(tmp_path, capsys):
     (full / "diary.txt").write_text("keep me")
     for arguments, message in (
         ([str(run), str(other)], "returns of different environments cannot be compared"),
-        ([str(run), "--real", "reel"], "--real reel: there is no such way; there are run"),
+        ([str(run), "--reference", "reel"], "--reference reel: no runs have this name; there are run"),
         ([str(tmp_path / "nowhere")], "give the folder of a run"),
         ([str(run), "--out", str(full)], "choose another folder"),
         ([str(run), "--episodes", "0", "--out", str(tmp_path / "none")], "episodes must be 1 or more, got 0"),

@@ -36,7 +36,7 @@ def test_games_are_called_by_what_is_set() -> None:
     game = GymnasiumEnvSpec("CartPole-v1", time_limit=5)
     assert str(game) == "GymnasiumEnvSpec(env=CartPole-v1, time_limit=5)"
     through = EncodedEnvSpec(game, Path("world"), observe="latent")
-    assert str(through) == f"EncodedEnvSpec(game={game}, bundle=world, observe=latent)"
+    assert str(through) == f"EncodedEnvSpec(env={game}, bundle=world, observe=latent)"
 
 
 def test_a_limit_of_time_ends_an_episode_but_not_the_world() -> None:

@@ -112,7 +112,7 @@ def evolution(name: str) -> None:
             asked = search.ask()
             search.tell(fitness(asked, generation))
         put(f"{name}/{kind}/search", [search.mean, search.sigma])
-        controller = LinearController.of(torch.from_numpy(search.mean), space)
+        controller = LinearController.from_parameters(torch.from_numpy(search.mean), space)
         put_weights(f"{name}/{kind}/controller", controller)
         features = torch.randn(4, 20, generator=torch.Generator().manual_seed(1))
         put(f"{name}/{kind}/said", controller(features, space))
@@ -251,7 +251,7 @@ def evolving(name: str) -> None:
         save_simulator(dream(num_actions=2), Path(folder) / "bundle")
         evolution = ControllerEvolution(
             Path(folder) / "bundle", GymnasiumEnvSpec("CartPole-v1", pixels=True, size=8),
-            inputs=("latent_and_memory",), population=4, sigma=1.0, episodes=2, device="cpu",
+            inputs=("latent_and_memory",), population=4, sigma=1.0, final_evaluation_episodes=2, device="cpu",
             fitness=ControllerFitnessConfig(reward="survival", horizon=6, rollouts=2),
         )  # fmt: skip
         AgentTraining(Path(folder) / "run", evolution, steps=2, evaluation=EvaluationConfig(every=0)).run()

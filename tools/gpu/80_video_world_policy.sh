@@ -153,7 +153,7 @@ join
 [ "$(left)" -ge "${COMPARE_SECONDS:-300}" ] || finish
 seeds() { local runs=("$1_s"*/done); printf '%s,' "${runs[@]%/done}"; }
 stage compared agent compare "imagined=$(seeds imagined)" cloned=cloned "world=$(seeds ppo_world)" \
-  "real=$(seeds ppo_real)" --real real --episodes "${EPISODES:-100}" --num_envs 50 --workers "${COMPARE_WORKERS:-5}" \
+  "real=$(seeds ppo_real)" --reference real --episodes "${EPISODES:-100}" --num_envs 50 --workers "${COMPARE_WORKERS:-5}" \
   -o compared
 cp compared/comparison.* "$out"/
 cat compared/comparison.md

@@ -32,100 +32,104 @@ class RunGroup(NamedTuple):
 
 
 def compare_runs(
-    ways: list[str],
-    real: str | None = None,
+    runs: list[str],
+    reference: str | None = None,
     out: Path = Path("runs/comparison"),
     episodes: int = 100,
     seed: int = 2_000_000,
     num_envs: int = 16,
     workers: int = 0,
 ) -> None:
-    """Play the agents of several runs in the real environment, and random actions, on the same episodes.
+    """Evaluate the agents of several runs, and random actions, in the real environment on the same episodes.
 
     Writes ``comparison.md``, ``comparison.png``, ``comparison.json`` and ``curves.png``.
 
     Args:
-        ways: [NAME=]RUN[,RUN...]: folders of runs; those behind one name differ by their seed.
-        real: name of the runs that learned from real steps: the 1 of the normalized returns.
-        out: folder to make.
-        episodes: of each run, and of random actions.
-        seed: of the episodes; trainings use others.
-        num_envs: copies of the environment at most.
-        workers: processes, a run each; 0 evaluates one run after another.
+        runs: [NAME=]RUN[,RUN...]: folders of runs; those under one name differ only by their seed.
+        reference: name of the runs whose return is 1 on the normalized scale, such as those that learned from real
+            steps; random actions are 0.
+        out: output folder.
+        episodes: number of episodes of each run, and of random actions.
+        seed: of the episodes; training uses other seeds.
+        num_envs: maximum number of copies of the environment.
+        workers: processes that evaluate one run each; 0 evaluates one run after another.
 
     Raises:
-        ValueError: no runs of the name ``real``, or runs that are evaluated in different environments.
+        ValueError: no runs have the name ``reference``, or runs are evaluated in different environments.
     """
-    groups = parse_run_groups(ways)
-    if real is not None and real not in {group.name for group in groups}:
-        raise ValueError(f"--real {real}: there is no such way; there are {', '.join(group.name for group in groups)}")
+    groups = parse_run_groups(runs)
+    if reference is not None and reference not in {group.name for group in groups}:
+        names = ", ".join(group.name for group in groups)
+        raise ValueError(f"--reference {reference}: no runs have this name; there are {names}")
     check_replaceable_folder(out, COMPARISON_FILE, "comparison")
-    game = common_env_spec(groups)
-    player = partial(evaluate_run, game=game, episodes=episodes, seed=seed, num_envs=num_envs)
-    played: dict[Path | None, EvaluationResult] = {}
-    for folder, evaluation in run_jobs(player, [None, *(folder for group in groups for folder in group.runs)], workers):
-        played[folder] = evaluation
+    env_spec = common_env_spec(groups)
+    evaluate = partial(evaluate_run, env_spec=env_spec, episodes=episodes, seed=seed, num_envs=num_envs)
+    folders: list[Path | None] = [None, *(folder for group in groups for folder in group.runs)]
+    evaluations: dict[Path | None, EvaluationResult] = {}
+    for folder, evaluation in run_jobs(evaluate, folders, workers):
+        evaluations[folder] = evaluation
         print(f"{folder or RANDOM_POLICY}: {evaluation.returns.mean():.2f}", flush=True)
-    found = {RANDOM_POLICY: [played[None]]} | {
-        group.name: [played[folder] for folder in group.runs] for group in groups
+    by_name = {RANDOM_POLICY: [evaluations[None]]} | {
+        group.name: [evaluations[folder] for folder in group.runs] for group in groups
     }
-    result = compare_returns({name: [one.returns for one in runs] for name, runs in found.items()}, RANDOM_POLICY, real)
+    returns = {name: [evaluation.returns for evaluation in group] for name, group in by_name.items()}
+    result = compare_returns(returns, RANDOM_POLICY, reference)
     steps = {RANDOM_POLICY: 0} | {group.name: count_env_steps(group.runs[0]) for group in groups}
-    table = render_comparison_table(result, steps, {name: len(runs) for name, runs in found.items()})
-    with atomic_folder(out) as aside:
-        told = comparison_to_json(result, found, steps, groups)
-        settled = {"game": repr(game), "episodes": episodes, "seed": seed, "real": real}
-        (aside / COMPARISON_FILE).write_text(json.dumps(settled | told, indent=2) + "\n")
-        title = f"{episodes} episodes a run in {game}"
-        (aside / "comparison.md").write_text(f"{title}\n\n{table}")
-        plot_returns(result.means, result.normalized, title).savefig(aside / "comparison.png")
+    table = render_comparison_table(result, steps, {name: len(group) for name, group in by_name.items()})
+    with atomic_folder(out) as temporary:
+        settings = {"env": repr(env_spec), "episodes": episodes, "seed": seed, "reference": reference}
+        report = settings | comparison_to_json(result, by_name, steps, groups)
+        (temporary / COMPARISON_FILE).write_text(json.dumps(report, indent=2) + "\n")
+        title = f"{episodes} episodes per run in {env_spec}"
+        (temporary / "comparison.md").write_text(f"{title}\n\n{table}")
+        plot_returns(result.means, result.normalized, title).savefig(temporary / "comparison.png")
         curves = {group.name: [read_learning_curve(folder) for folder in group.runs] for group in groups}
-        plot_learning_curves(curves, result.means[RANDOM_POLICY].value, f"{game}").savefig(aside / "curves.png")
+        plot_learning_curves(curves, result.means[RANDOM_POLICY].value, f"{env_spec}").savefig(temporary / "curves.png")
     print(f"\n{table}\ntable, plots and every return: {out}")
 
 
-def evaluate_run(folder: Path | None, game: EnvSpec, episodes: int, seed: int, num_envs: int) -> EvaluationResult:
-    """Evaluate the policy of a run in its evaluation environment, or random actions (None) in ``game``."""
-    player, seen = load_agent(folder) if folder else (None, game)
-    return evaluate_policy(player, seen, episodes, seed, num_envs)
+def evaluate_run(folder: Path | None, env_spec: EnvSpec, episodes: int, seed: int, num_envs: int) -> EvaluationResult:
+    """Evaluate the policy of a run in its evaluation environment, or random actions (None) in ``env_spec``."""
+    policy, eval_env = load_agent(folder) if folder else (None, env_spec)
+    return evaluate_policy(policy, eval_env, episodes, seed, num_envs)
 
 
-def parse_run_groups(said: list[str]) -> list[RunGroup]:
-    """Parse ``[NAME=]RUN[,RUN...]``; a group without a name has that of its first folder.
+def parse_run_groups(texts: list[str]) -> list[RunGroup]:
+    """Parse ``[NAME=]RUN[,RUN...]``; a group without a name is called like its first folder.
 
     Raises:
         ValueError: a name is empty, occurs twice or is that of the random actions.
     """
-    ways: list[RunGroup] = []
-    for text in said:
+    groups: list[RunGroup] = []
+    for text in texts:
         name, equals, folders = text.rpartition("=")
         runs = [Path(folder) for folder in folders.split(",") if folder]
         if not runs or (equals and not name):
             raise ValueError(f"{text!r}: give NAME=RUN or NAME=RUN,RUN")
-        ways.append(RunGroup(name or runs[0].resolve().name, runs))
-    names = [way.name for way in ways]
-    twice = sorted({name for name in names if names.count(name) > 1 or name == RANDOM_POLICY})
-    if twice:
-        raise ValueError(f"{', '.join(twice)}: names more than one way; name each apart: NAME=RUN")
-    return ways
+        groups.append(RunGroup(name or runs[0].resolve().name, runs))
+    names = [group.name for group in groups]
+    duplicates = sorted({name for name in names if names.count(name) > 1 or name == RANDOM_POLICY})
+    if duplicates:
+        raise ValueError(f"{', '.join(duplicates)}: several groups have this name; give each its own: NAME=RUN")
+    return groups
 
 
-def common_env_spec(ways: list[RunGroup]) -> EnvSpec:
+def common_env_spec(groups: list[RunGroup]) -> EnvSpec:
     """Return the environment that all runs are evaluated in, without encoders. Raises ValueError where they differ."""
-    games: dict[Path, EnvSpec] = {}
-    for folder in (folder for way in ways for folder in way.runs):
+    env_specs: dict[Path, EnvSpec] = {}
+    for folder in (folder for group in groups for folder in group.runs):
         training = load_agent_training(folder)
         if training.algorithm.evaluates_itself:
-            raise ValueError(f"{folder}: its training evaluates its agents itself; see the evaluation that it wrote")
-        games[folder] = training.eval_env.bare
-    first, game = next(iter(games.items()))
-    for folder, other in games.items():
-        if other != game:
+            raise ValueError(f"{folder}: its training evaluates its agents itself; see its evaluation.json")
+        env_specs[folder] = training.eval_env.unwrapped
+    first, env_spec = next(iter(env_specs.items()))
+    for folder, other in env_specs.items():
+        if other != env_spec:
             raise ValueError(
-                f"{folder} is evaluated in {other}, but {first} in {game}: returns of different environments cannot be "
-                "compared"
+                f"{folder} is evaluated in {other}, but {first} in {env_spec}: returns of different environments "
+                "cannot be compared"
             )
-    return game
+    return env_spec
 
 
 def count_env_steps(folder: Path) -> int:
@@ -142,7 +146,7 @@ def read_learning_curve(folder: Path) -> dict[float, float]:
 def render_comparison_table(result: ReturnComparison, steps: dict[str, int], runs: dict[str, int]) -> str:
     """Return a Markdown table, best first."""
     lines = [
-        "| | runs | steps in the game | mean return [95%] | (return - random) / (real - random) [95%] |",
+        "| | runs | steps in the environment | mean return [95%] | (return - random) / (reference - random) [95%] |",
         "|---|---|---|---|---|",
     ]
     for name, mean in sorted(result.means.items(), key=lambda item: -item[1].value):
@@ -155,20 +159,23 @@ def render_comparison_table(result: ReturnComparison, steps: dict[str, int], run
 
 
 def comparison_to_json(
-    result: ReturnComparison, found: dict[str, list[EvaluationResult]], steps: dict[str, int], ways: list[RunGroup]
+    result: ReturnComparison,
+    evaluations: dict[str, list[EvaluationResult]],
+    steps: dict[str, int],
+    groups: list[RunGroup],
 ) -> dict[str, Any]:
     """Return all numbers, with the returns of every episode in the order of the seeds."""
-    folders = {way.name: [folder.name for folder in way.runs] for way in ways}
-    returns = {
+    folders = {group.name: [folder.name for folder in group.runs] for group in groups}
+    by_group = {
         name: {
             "runs": folders.get(name, []),
-            "steps": steps[name],
-            "returns": [one.returns.tolist() for one in played],
-            "lengths": [one.lengths.tolist() for one in played],
+            "env_steps": steps[name],
+            "returns": [evaluation.returns.tolist() for evaluation in group],
+            "lengths": [evaluation.lengths.tolist() for evaluation in group],
         }
-        for name, played in found.items()
+        for name, group in evaluations.items()
     }
-    return {**asdict(result), "ways": returns, "torch": torch.__version__}
+    return {**asdict(result), "groups": by_group, "torch": torch.__version__}
 
 
 def _format_score(score: MeanWithInterval) -> str:

@@ -82,7 +82,7 @@ class EnvSpec(ABC):
         """
 
     @property
-    def bare(self) -> EnvSpec:
+    def unwrapped(self) -> EnvSpec:
         """The same environment without encoders of its observations, for policies that ignore observations."""
         return self
 

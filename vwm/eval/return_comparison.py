@@ -32,14 +32,14 @@ class MeanWithInterval(NamedTuple):
 
 @dataclass(frozen=True)
 class ReturnComparison:
-    """What ``compare_returns`` found; the keys are the ways' names.
+    """Result of ``compare_returns``; the keys are the names of the groups.
 
     Attributes:
         means: of the returns.
-        normalized: (return - random) / (real - random) of every way but these two: 0 plays like random, 1 like the
-            agent that was trained on real steps. None where there is no such agent, or where it is not surely better
-            than random, so that the ratio says nothing.
-        differences: ``differences[a][b]`` is a's mean return less b's.
+        normalized: (return - random) / (reference - random) of every group but these two: 0 is as good as random
+            actions, 1 as good as the reference. None where there is no reference, or where the interval of its
+            difference from random actions includes 0, so that the ratio is meaningless.
+        differences: ``differences[a][b]`` is a's mean return minus b's.
     """
 
     means: Mapping[str, MeanWithInterval]
@@ -48,14 +48,14 @@ class ReturnComparison:
 
 
 def compare_returns(
-    returns: Mapping[str, ArrayLike], random: str, real: str | None = None, seed: int = 0, draws: int = 10_000
+    returns: Mapping[str, ArrayLike], random: str, reference: str | None = None, seed: int = 0, draws: int = 10_000
 ) -> ReturnComparison:
     """Compare returns by a bootstrap over runs and episodes.
 
     Args:
         returns: by the group's name, [r, e]; e is the same for all, r need not be.
         random: name of the random actions among them.
-        real: name of the agent that was trained on real steps.
+        reference: name of the group whose return is 1 on the normalized scale, such as agents trained on real steps.
         seed: of the bootstrap.
         draws: d.
 
@@ -63,7 +63,7 @@ def compare_returns(
         ValueError: a name is unknown, or the numbers of episodes differ.
     """
     table = {name: np.atleast_2d(np.asarray(values, np.float64)) for name, values in returns.items()}
-    for name in (random, real):
+    for name in (random, reference):
         if name is not None and name not in table:
             raise ValueError(f"there is no {name!r} among {', '.join(table)}")
     episodes = {values.shape[1] for values in table.values()}
@@ -80,10 +80,10 @@ def compare_returns(
     differences = {
         a: {b: _mean_with_interval(means[a] - means[b], drawn[a] - drawn[b]) for b in table if b != a} for a in table
     }
-    normalized: dict[str, MeanWithInterval | None] = {name: None for name in table if name not in (random, real)}
-    if real is not None and real != random and differences[real][random].low > 0:
-        # A few draws may still have real below random; their ratios do not affect the percentiles.
-        span, spans = means[real] - means[random], drawn[real] - drawn[random]
+    normalized: dict[str, MeanWithInterval | None] = {name: None for name in table if name not in (random, reference)}
+    if reference is not None and reference != random and differences[reference][random].low > 0:
+        # A few draws may still have the reference below random; their ratios do not affect the percentiles.
+        span, spans = means[reference] - means[random], drawn[reference] - drawn[random]
         with np.errstate(divide="ignore", invalid="ignore"):
             for name in normalized:
                 ratios = (drawn[name] - drawn[random]) / spans

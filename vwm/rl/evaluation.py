@@ -69,7 +69,7 @@ def evaluate_policy(
     if episodes < 1:
         raise ValueError(f"episodes must be 1 or more, got {episodes}")
     count = min(episodes, num_envs)
-    envs = (env_spec.bare if policy is None else env_spec).open(count, seed, renderable=record_video)
+    envs = (env_spec.unwrapped if policy is None else env_spec).open(count, seed, renderable=record_video)
     tally = _EpisodeTally([episodes // count + (i < episodes % count) for i in range(count)])
     frames: list[NDArray[np.uint8]] = []
     bar = tqdm(total=episodes, desc="evaluation", unit="episode", leave=False, disable=None)

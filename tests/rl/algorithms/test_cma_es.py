@@ -1,4 +1,4 @@
-"""The search: it finds, and it goes on where it stood."""
+"""The search finds a maximum, and resumes exactly."""
 
 import numpy as np
 import pytest
@@ -17,20 +17,20 @@ def search(generations: int) -> CMAESSearch:
     return found
 
 
-def test_it_climbs():
+def test_it_finds_the_maximum():
     assert np.abs(search(80).mean - np.arange(5)).max() < 1e-3
 
 
-def test_told_again_it_stands_where_it_stood_and_goes_on_the_same():
-    whole, again = search(20), CMAESSearch(np.zeros(5), 0.5, 12, seed=3)
-    again.again(np.stack(whole.told[:12]))
+def test_a_replayed_search_continues_exactly():
+    uninterrupted, resumed = search(20), CMAESSearch(np.zeros(5), 0.5, 12, seed=3)
+    resumed.replay(np.stack(uninterrupted.fitness_history[:12]))
     for _ in range(8):
-        again.tell(fitness(again.ask()))
-    assert np.array_equal(again.mean, whole.mean) and again.sigma == whole.sigma
-    assert np.array_equal(again.ask(), whole.ask())
+        resumed.tell(fitness(resumed.ask()))
+    assert np.array_equal(resumed.mean, uninterrupted.mean) and resumed.sigma == uninterrupted.sigma
+    assert np.array_equal(resumed.ask(), uninterrupted.ask())
 
 
-def test_the_seed_decides_and_numpy_s_generator_is_left_alone():
+def test_results_depend_on_the_seed_and_not_on_numpys_generator():
     np.random.seed(0)
     before = np.random.random()
     np.random.seed(0)
@@ -40,7 +40,7 @@ def test_the_seed_decides_and_numpy_s_generator_is_left_alone():
     assert not np.array_equal(one.ask(), other.ask())
 
 
-def test_what_is_no_number_is_refused():
+def test_rejects_fitness_that_is_not_finite_and_wrong_settings():
     found = search(1)
     found.ask()
     with pytest.raises(FloatingPointError, match="not finite"):

@@ -24,9 +24,9 @@ def bundle(tmp_path):
     return tmp_path / "bundle"
 
 
-def evolution(run, bundle, generations=4, where="simulator", every=2, temperature=1.0, **changes) -> AgentTraining:
-    fitness = ControllerFitnessConfig(where, rollouts=2, reward="survival", horizon=6, temperature=temperature)
-    settings = {"population": 4, "episodes": 2, "sigma": 1.0, "device": "cpu", **changes}
+def evolution(run, bundle, generations=4, env="simulator", every=2, temperature=1.0, **changes) -> AgentTraining:
+    fitness = ControllerFitnessConfig(env, rollouts=2, reward="survival", horizon=6, temperature=temperature)
+    settings = {"population": 4, "final_evaluation_episodes": 2, "sigma": 1.0, "device": "cpu", **changes}
     evolved = ControllerEvolution(bundle, GAME, fitness=fitness, **settings)
     evaluation = EvaluationConfig(every=every, episodes=1)
     return AgentTraining(run, evolved, generations, checkpoint_every=1, evaluation=evaluation)
@@ -59,7 +59,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, bundle, capsys):
 
 
 def test_fitness_in_the_real_environment_is_the_return_of_real_episodes(tmp_path, bundle):
-    run = evolution(tmp_path / "run", bundle, generations=1, where="env", inputs=("latent",), every=0)
+    run = evolution(tmp_path / "run", bundle, generations=1, env="real", inputs=("latent",), every=0)
     run.run()
     start = np.zeros((2, 10))
     start[0, -1], start[1, -2] = 1.0, 1.0  # always right, always left

@@ -31,7 +31,7 @@ def test_a_return_is_the_sum_of_a_rollout_s_rewards_until_its_end():
     begun = torch.from_numpy(np.random.default_rng(9).integers(3, size=4))
     totals, ended = [], 0
     for start, seed in zip(begun.tolist(), world_seeds(9, 4).tolist(), strict=True):
-        state = select_worlds(fitness.starts, torch.tensor([start]))._replace(seed=torch.tensor([seed]))
+        state = select_worlds(fitness.initial_states, torch.tensor([start]))._replace(seed=torch.tensor([seed]))
         total = 0.0
         for _ in range(12):
             state, out = world.step(state, linear_controller_actions(own, world.features(state), world.spec.actions))
@@ -75,7 +75,7 @@ def test_a_controller_of_the_latent_alone_is_blind_to_memory():
 
 def test_wrong_settings_are_named():
     world = dream()
-    with pytest.raises(ValueError, match="knows no rewards"):
+    with pytest.raises(ValueError, match="predicts no rewards"):
         SimulatedFitness(world, world.starts, 4, 6, "model", 1.0)
     with pytest.raises(ValueError, match="rollouts=0"):
         SimulatedFitness(world, world.starts, 0, 6, "survival", 1.0)

@@ -29,8 +29,8 @@ def actions(count: int) -> torch.Tensor:
 
 def test_every_copy_is_seen_as_it_would_be_alone() -> None:
     """Against the simulator itself, a copy at a time: reset at each first frame, then one observation after another."""
-    copies, bare, world = open_copies(), GAME.open(COPIES, 5), diffusion_world()
-    seen, real = copies.reset(), bare.reset()
+    copies, plain, world = open_copies(), GAME.open(COPIES, 5), diffusion_world()
+    seen, real = copies.reset(), plain.reset()
     assert copies.spaces.observation.shape == (32,) and copies.spaces.actions.size == 4
     states, episodes, done = [None] * COPIES, [-1] * COPIES, actions(1)[0]
     for action in actions(2 * LENGTH + 3):
@@ -44,7 +44,7 @@ def test_every_copy_is_seen_as_it_would_be_alone() -> None:
                 states[copy] = world.observe(states[copy], done[copy][None], frame)
             assert torch.allclose(seen.observation[copy], world.features(states[copy])[0], atol=1e-5)
         assert all(torch.equal(a, b) for a, b in zip(seen[1:], real[1:], strict=True))
-        done, seen, real = action, copies.step(action), bare.step(action)
+        done, seen, real = action, copies.step(action), plain.step(action)
     assert episodes == [2, 2, 2]
 
 
@@ -106,7 +106,7 @@ def test_who_plays_at_random_needs_no_world() -> None:
         (
             GymnasiumEnvSpec("Buttons-v0", size=16),
             "features",
-            "the game shows \\[16, 16, 3\\], the world sees \\[8, 8, 3\\]",
+            "the environment shows \\[16, 16, 3\\], the world takes \\[8, 8, 3\\]",
         ),
         (GymnasiumEnvSpec("CartPole-v1", pixels=True, size=8), "features", "takes 2 discrete actions, the world 4"),
     ],

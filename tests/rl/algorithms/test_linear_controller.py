@@ -42,7 +42,7 @@ def test_a_search_begins_with_every_lever_near_its_rest():
 
 def test_what_is_kept_does_what_was_bred(tmp_path):
     parameters, features = torch.randn(21), torch.randn(4, 9)
-    controller = LinearController.of(parameters, LEVERS)
+    controller = LinearController.from_parameters(parameters, LEVERS)
     expected = linear_controller_actions(parameters.expand(4, -1), features[:, :6], LEVERS)
     torch.testing.assert_close(controller(features, LEVERS), expected)  # it looks at the first six alone
     save_component(controller, tmp_path / "controller")
@@ -56,7 +56,9 @@ def time_step(frames: torch.Tensor, first: list[bool]) -> TimeStep:
 
 def test_a_policy_observes_frames_and_keeps_the_state_of_its_episode():
     world = dream()
-    controller = LinearController.of(torch.randn(84, generator=torch.Generator().manual_seed(1)), world.spec.actions)
+    controller = LinearController.from_parameters(
+        torch.randn(84, generator=torch.Generator().manual_seed(1)), world.spec.actions
+    )
     driver = ControllerPolicy(world, controller, EnvSpaces(ObservationSpace.of_shape((8, 8, 3)), world.spec.actions))
     video = torch.randint(0, 256, (4, 2, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     carry, done = driver.init_carry(2), []
@@ -75,7 +77,7 @@ def test_a_policy_observes_frames_and_keeps_the_state_of_its_episode():
 
 def test_rejects_an_environment_that_does_not_fit_the_world():
     world = dream()
-    controller = LinearController.of(torch.zeros(84), world.spec.actions)
+    controller = LinearController.from_parameters(torch.zeros(84), world.spec.actions)
     with pytest.raises(ValueError, match=r"sees frames \[8, 8, 3\], the environment shows \[4\]"):
         ControllerPolicy(world, controller, EnvSpaces(ObservationSpace.of_shape((4,)), world.spec.actions))
     with pytest.raises(ValueError, match="trained with 4 discrete actions"):

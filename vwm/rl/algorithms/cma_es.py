@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 
 class CMAESSearch:
-    """A maximization: ``ask`` for a population, ``tell`` its fitness.
+    """Maximizes a fitness: ``ask`` for a population, ``tell`` its fitness, repeat.
 
     Args:
         start: float64 [n], mean of the first population.
-        sigma: its standard deviation.
-        population: size of a population.
-        seed: of every draw; numpy's global generator is not used.
+        sigma: standard deviation of the first population.
+        population: number of candidates per generation.
+        seed: of all random numbers; numpy's global generator is not used.
 
     Raises:
         ImportError: pycma is not installed.
@@ -33,15 +33,15 @@ class CMAESSearch:
             raise ImportError(f"CMA-ES needs pycma ({error}): pip install 'vwm[evolution]'") from error
         if population < 4 or sigma <= 0:
             raise ValueError(f"population={population} must be at least 4, sigma={sigma} positive")
-        draws = np.random.RandomState(seed)  # pycma asks for numbers as this class hands them out
-        options = {"popsize": population, "randn": draws.randn, "seed": np.nan, "verbose": -9}
-        self._search: Any = cma.CMAEvolutionStrategy(start, sigma, options)
-        self.told: list[NDArray[np.float64]] = []
+        generator = np.random.RandomState(seed)  # pycma's ``randn`` option takes the interface of this class
+        options = {"popsize": population, "randn": generator.randn, "seed": np.nan, "verbose": -9}
+        self._strategy: Any = cma.CMAEvolutionStrategy(start, sigma, options)
+        self.fitness_history: list[NDArray[np.float64]] = []
 
     def ask(self) -> NDArray[np.float64]:
         """Return the next population, [p, n]."""
-        self._asked = self._search.ask()
-        return np.stack(self._asked)
+        self._population = self._strategy.ask()
+        return np.stack(self._population)
 
     def tell(self, fitness: NDArray[np.float64]) -> None:
         """Update the distribution with the fitness of the last population, [p].
@@ -51,21 +51,21 @@ class CMAESSearch:
         """
         if not np.isfinite(fitness).all():
             raise FloatingPointError(f"a fitness is not finite: {fitness}")
-        self._search.tell(self._asked, (-fitness).tolist())
-        self.told.append(np.array(fitness, np.float64))
+        self._strategy.tell(self._population, (-fitness).tolist())
+        self.fitness_history.append(np.array(fitness, np.float64))
 
-    def again(self, told: NDArray[np.float64]) -> None:
-        """Replay the fitness values [g, p] of a search with the same settings."""
-        for fitness in told:
+    def replay(self, fitness_history: NDArray[np.float64]) -> None:
+        """Repeat a search with the same settings from its fitness values [g, p]."""
+        for fitness in fitness_history:
             self.ask()
             self.tell(fitness)
 
     @property
     def mean(self) -> NDArray[np.float64]:
         """Mean of the distribution, [n]: the best estimate where fitness is noisy."""
-        return np.array(self._search.mean)
+        return np.array(self._strategy.mean)
 
     @property
     def sigma(self) -> float:
-        """The step size."""
-        return float(self._search.sigma)
+        """Step size of the distribution."""
+        return float(self._strategy.sigma)

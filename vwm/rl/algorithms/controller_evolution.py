@@ -42,50 +42,50 @@ ControllerInput = Literal["latent_and_memory", "latent"]
 
 @dataclass(frozen=True)
 class ControllerFitnessConfig:
-    """What the controllers of a population are compared by.
+    """How the controllers of a population are evaluated.
 
     Attributes:
-        where: the population acts in the learned world (``simulator``) or in the real environment (``env``).
-        rollouts: of each controller.
+        env: the population acts in the learned world (``simulator``) or in the ``real`` environment.
+        rollouts: number of rollouts of each controller.
         reward: in the simulator: ``model`` adds up the rewards that it predicts, ``survival`` counts the steps until it
             ends.
         temperature: of the simulator; above 1 (1.15) controllers exploit its errors less.
         horizon: steps after which a rollout in the simulator is cut off.
-        context: frames that a rollout in the simulator starts from.
-        data: shards at the beginnings of whose episodes rollouts start; the bundle's own starts by default.
+        context_frames: number of frames that a rollout in the simulator starts from.
+        data: shards with the episodes from whose first frames rollouts start; by default the contexts in the bundle.
 
     Raises:
         ValueError: a count is out of range.
     """
 
-    where: Literal["simulator", "env"] = "simulator"
+    env: Literal["simulator", "real"] = "simulator"
     rollouts: int = 16
     reward: Literal["model", "survival"] = "model"
     temperature: float = 1.0
     horizon: int = 1000
-    context: int = 1
+    context_frames: int = 1
     data: str | None = None
 
     def __post_init__(self) -> None:
-        check_positive(rollouts=self.rollouts, horizon=self.horizon, context=self.context)
+        check_positive(rollouts=self.rollouts, horizon=self.horizon, context_frames=self.context_frames)
 
 
 class ControllerEvolution(Algorithm):
-    """Linear controllers evolved by CMA-ES, one search for every input.
+    """Evolves linear controllers by CMA-ES, one search for each kind of input.
 
-    Progress counts generations, of every search. ``metrics/INPUT_generations`` has the fitness of each generation,
+    Progress counts generations. ``metrics/INPUT_generations`` has the fitness of each generation,
     ``metrics/INPUT_evaluations`` the returns of the distribution's mean in the simulator and in the real environment:
-    where the two part, controllers exploit errors of the world. At the end all controllers and random actions play the
-    same new real episodes (``evaluation.json``), and the controllers are saved in ``controllers/``.
+    where the two diverge, controllers exploit errors of the world. At the end all controllers and random actions play
+    the same new real episodes (``evaluation.json``), and the controllers are saved in ``controllers/``.
 
     Args:
         bundle: of an MDN-RNN world.
         env: the real environment; it must show frames of the world's size with the recording's action repeat.
         inputs: of the controllers.
-        fitness: what a population is compared by.
+        fitness: how a population is evaluated.
         population: controllers in a generation.
         sigma: standard deviation of the first population.
-        episodes: real episodes of the final evaluation of each controller, and of random actions.
+        final_evaluation_episodes: real episodes of the final evaluation, of each controller and of random actions.
         device: of the world; ``auto`` takes a GPU where there is one.
 
     Raises:
@@ -103,10 +103,10 @@ class ControllerEvolution(Algorithm):
         fitness: ControllerFitnessConfig = ControllerFitnessConfig(),
         population: int = 64,
         sigma: float = 0.1,
-        episodes: int = 100,
+        final_evaluation_episodes: int = 100,
         device: str = "auto",
     ) -> None:
-        check_positive(population=population, episodes=episodes)
+        check_positive(population=population, final_evaluation_episodes=final_evaluation_episodes)
         if not inputs:
             raise ValueError("inputs must name at least one controller, got none")
         self.bundle = bundle
@@ -115,25 +115,25 @@ class ControllerEvolution(Algorithm):
         self.fitness = fitness
         self.population = population
         self.sigma = sigma
-        self.episodes = episodes
+        self.final_evaluation_episodes = final_evaluation_episodes
         self.device = device
 
     def set_up(self, setup: TrainingSetup) -> None:
         """See ``Algorithm.set_up``. Raises ValueError for another world than an MDN-RNN."""
         self.setup = setup
-        self.world = MDNRNNSimulator.require(load_simulator(self.bundle, self.device), str(self.bundle))
-        settings = self.fitness
-        self.real_fitness = RealEnvFitness(self.world, self.env, settings.rollouts)
+        self.simulator = MDNRNNSimulator.require(load_simulator(self.bundle, self.device), str(self.bundle))
+        config = self.fitness
+        self.real_fitness = RealEnvFitness(self.simulator, self.env, config.rollouts)
         self.simulated_fitness = (
             SimulatedFitness(
-                self.world,
-                self._starts(),
-                rollouts=settings.rollouts,
-                horizon=settings.horizon,
-                reward=settings.reward,
-                temperature=settings.temperature,
+                self.simulator,
+                self._contexts(),
+                rollouts=config.rollouts,
+                horizon=config.horizon,
+                reward=config.reward,
+                temperature=config.temperature,
             )
-            if settings.where == "simulator"
+            if config.env == "simulator"
             else None
         )
         self.searches = {name: self._make_search(name) for name in self.inputs}
@@ -147,7 +147,7 @@ class ControllerEvolution(Algorithm):
 
     def state_dict(self) -> dict[str, Any]:
         """See ``Algorithm.state_dict``: a search is a function of its settings and of all fitness values so far."""
-        fitness = {name: torch.from_numpy(np.array(search.told)) for name, search in self.searches.items()}
+        fitness = {name: torch.from_numpy(np.array(search.fitness_history)) for name, search in self.searches.items()}
         return {"progress": self.progress, "fitness": fitness, "settings": self._fixed_settings()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -159,29 +159,34 @@ class ControllerEvolution(Algorithm):
             )
         self.progress = state["progress"]
         for name, search in self.searches.items():
-            search.again(state["fitness"][name].numpy())
+            search.replay(state["fitness"][name].numpy())
 
     def evaluate(self, env: EnvSpec | None) -> StepMetrics:
         """Play with the mean of every search's distribution, in the simulator and in the real environment."""
         seed = GENERATION_SEED_LIMIT + self._generation_seed(self.progress - 1)
         rows = {}
         for name, search in self.searches.items():
-            real = self._real(env).play(search.mean, self.setup.evaluation_episodes, seed).mean()
+            real = self._real_fitness(env).evaluate_controller(search.mean, self.setup.evaluation_episodes, seed).mean()
             simulated = self.simulated_fitness(search.mean[None], seed)[0] if self.simulated_fitness else real
             rows[f"{name}_evaluations"] = [{"simulator": float(simulated), "env": float(real)}]
         return rows
 
     def finish(self, env: EnvSpec | None) -> None:
-        """Save the controllers, and evaluate them and random actions in the same real episodes, new to all of them."""
+        """Save the controllers, and evaluate them and random actions in the same new real episodes."""
         folder, seed = self.setup.folder.path, 3 * GENERATION_SEED_LIMIT + self.setup.seed
         for name, search in self.searches.items():
             with atomic_folder(folder / "controllers" / name) as temporary:
-                controller = LinearController.of(torch.from_numpy(search.mean), self.world.spec.actions)
+                controller = LinearController.from_parameters(
+                    torch.from_numpy(search.mean), self.simulator.spec.actions
+                )
                 save_component(controller, temporary)
         parameters: Mapping[str, Any] = {name: search.mean for name, search in self.searches.items()}
-        real = self._real(env)
-        returns = {name: real.play(values, self.episodes, seed) for name, values in parameters.items()}
-        returns["random"] = real.play(None, self.episodes, seed)
+        real = self._real_fitness(env)
+        returns = {
+            name: real.evaluate_controller(values, self.final_evaluation_episodes, seed)
+            for name, values in parameters.items()
+        }
+        returns["random"] = real.evaluate_controller(None, self.final_evaluation_episodes, seed)
         results = {name: summarize_returns(values) for name, values in returns.items()}
         provenance = self._fixed_settings() | {
             "bundle": str(self.bundle),
@@ -206,34 +211,35 @@ class ControllerEvolution(Algorithm):
         }
 
     def _make_search(self, name: ControllerInput) -> CMAESSearch:
-        size = self.world.latent_size + (self.world.memory_size if name == "latent_and_memory" else 0)
-        start = initial_controller_parameters(size, self.world.spec.actions)
+        size = self.simulator.latent_size + (self.simulator.memory_size if name == "latent_and_memory" else 0)
+        start = initial_controller_parameters(size, self.simulator.spec.actions)
         return CMAESSearch(start, self.sigma, self.population, self.setup.seed)
 
-    def _real(self, env: EnvSpec | None) -> RealEnvFitness:
-        return RealEnvFitness(self.world, env or self.env, self.fitness.rollouts)
+    def _real_fitness(self, env: EnvSpec | None) -> RealEnvFitness:
+        return RealEnvFitness(self.simulator, env or self.env, self.fitness.rollouts)
 
     def _generation_seed(self, generation: int) -> int:
-        draws = np.random.SeedSequence([self.setup.seed, generation]).generate_state(1)
-        return int(draws[0] % GENERATION_SEED_LIMIT)
+        state = np.random.SeedSequence([self.setup.seed, generation]).generate_state(1)
+        return int(state[0] % GENERATION_SEED_LIMIT)
 
     def _fixed_settings(self) -> dict[str, Any]:
         """Return the settings that must not change when a search is resumed."""
-        settings = self.fitness
+        config = self.fitness
         return {
-            "where": settings.where, "reward": settings.reward, "temperature": settings.temperature,
-            "horizon": settings.horizon, "context": settings.context, "rollouts": settings.rollouts,
+            "fitness_env": config.env, "reward": config.reward, "temperature": config.temperature,
+            "horizon": config.horizon, "context_frames": config.context_frames, "rollouts": config.rollouts,
             "population": self.population, "sigma": self.sigma, "seed": self.setup.seed, "env": repr(self.env),
             "inputs": list(self.inputs),
         }  # fmt: skip
 
-    def _starts(self) -> torch.Tensor:
-        settings = self.fitness
-        if settings.data is not None:
-            dataset = make_clip_dataset(settings.data, settings.context, fields=("frames",), shuffle=False)
+    def _contexts(self) -> torch.Tensor:
+        config = self.fitness
+        if config.data is not None:
+            dataset = make_clip_dataset(config.data, config.context_frames, fields=("frames",), shuffle=False)
             return episode_start_frames(dataset)
-        if self.world.starts is None:
+        if self.simulator.starts is None:
             raise ValueError(
-                f"{self.bundle} has no starts to roll out from: name shards in fitness.data, or set fitness.where=env"
+                f"{self.bundle} holds no contexts to roll out from: name shards in fitness.data, or set "
+                "fitness.env=real"
             )
-        return self.world.starts[:, -settings.context :]
+        return self.simulator.starts[:, -config.context_frames :]

@@ -1,6 +1,6 @@
 """Fitness of a population of linear controllers: mean returns in a simulator, or in the real environment.
 
-All controllers of a generation get the same starts and the same seeds, so that only their actions differ.
+All controllers of a generation start from the same contexts with the same seeds, so that only their actions differ.
 
 Legend: p controllers, n parameters, b environments.
 """
@@ -24,7 +24,7 @@ from vwm.rl.algorithms.linear_controller import ControllerPolicy, LinearControll
 from vwm.rl.evaluation import evaluate_policy
 
 ENCODE_CHUNK_SIZE = 256
-"""Starting frames that V takes in at a time."""
+"""Contexts that are encoded at a time."""
 
 
 class ControllerFitness(ABC):
@@ -39,9 +39,9 @@ class SimulatedFitness(ControllerFitness):
     """Rollouts in a simulator, all of a generation as one batch.
 
     Args:
-        world: the MDN-RNN simulator.
-        starts: uint8 [m, t, h, w, 3], contexts to start from.
-        rollouts: of each controller.
+        simulator: the MDN-RNN simulator.
+        contexts: uint8 [m, t, h, w, 3], frames that rollouts start from.
+        rollouts: number of rollouts of each controller.
         horizon: steps after which a rollout is cut off.
         reward: ``model`` adds up the rewards that the simulator predicts, ``survival`` counts the steps until it ends.
         temperature: of the simulator's sampling.
@@ -52,8 +52,8 @@ class SimulatedFitness(ControllerFitness):
 
     def __init__(
         self,
-        world: MDNRNNSimulator,
-        starts: torch.Tensor,
+        simulator: MDNRNNSimulator,
+        contexts: torch.Tensor,
         rollouts: int,
         horizon: int,
         reward: Literal["model", "survival"],
@@ -61,40 +61,42 @@ class SimulatedFitness(ControllerFitness):
     ) -> None:
         if min(rollouts, horizon) < 1:
             raise ValueError(f"rollouts={rollouts} and horizon={horizon} must be 1 or more")
-        if reward == "model" and not world.predicts_reward:
+        if reward == "model" and not simulator.predicts_reward:
             raise ValueError(
-                "reward=model, but this world's dynamics knows no rewards: train it with dynamics.reward=true, or "
-                "count the steps survived (reward=survival)"
+                "reward=model, but this world's dynamics predicts no rewards: train it with dynamics.reward=true, "
+                "or count the steps survived (reward=survival)"
             )
-        self.world = world.with_sampling(temperature=temperature)
+        self.simulator = simulator.with_sampling(temperature=temperature)
         self.rollouts = rollouts
         self.horizon = horizon
         self.reward = reward
-        self.starts: MDNRNNState = concatenate_states(
-            [world.reset(piece)[0] for piece in starts.split(ENCODE_CHUNK_SIZE)]
+        self.initial_states: MDNRNNState = concatenate_states(
+            [simulator.reset(chunk)[0] for chunk in contexts.split(ENCODE_CHUNK_SIZE)]
         )
 
     @torch.inference_mode()
     def __call__(self, parameters: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
         """See ``ControllerFitness``. A rollout whose episode has ended leaves the batch."""
-        world, count = self.world, len(parameters)
-        begun = np.random.default_rng(seed).integers(len(self.starts.seed), size=self.rollouts)
-        luck = world_seeds(seed, self.rollouts, world.device)
-        state = select_worlds(self.starts, torch.from_numpy(begun).repeat(count).to(world.device))
-        state = state._replace(seed=luck.repeat(count))
-        own = torch.from_numpy(parameters).float().to(world.device).repeat_interleave(self.rollouts, dim=0)
-        features = own.shape[1] // world.spec.actions.size - 1
-        earned = torch.zeros(len(own), dtype=torch.float64, device=world.device)
-        alive = torch.arange(len(own), device=world.device)
+        simulator, count = self.simulator, len(parameters)
+        start_indices = np.random.default_rng(seed).integers(len(self.initial_states.seed), size=self.rollouts)
+        seeds = world_seeds(seed, self.rollouts, simulator.device)
+        state = select_worlds(self.initial_states, torch.from_numpy(start_indices).repeat(count).to(simulator.device))
+        state = state._replace(seed=seeds.repeat(count))
+        weights = torch.from_numpy(parameters).float().to(simulator.device).repeat_interleave(self.rollouts, dim=0)
+        num_features = weights.shape[1] // simulator.spec.actions.size - 1
+        returns = torch.zeros(len(weights), dtype=torch.float64, device=simulator.device)
+        alive = torch.arange(len(weights), device=simulator.device)
         for _ in range(self.horizon):
-            action = linear_controller_actions(own[alive], world.features(state)[:, :features], world.spec.actions)
-            state, out = world.step(state, action, decode=False)
-            earned[alive] += 1.0 if self.reward == "survival" else out.reward.double()
+            action = linear_controller_actions(
+                weights[alive], simulator.features(state)[:, :num_features], simulator.spec.actions
+            )
+            state, out = simulator.step(state, action, decode=False)
+            returns[alive] += 1.0 if self.reward == "survival" else out.reward.double()
             if out.terminated.any():
                 state, alive = select_worlds(state, ~out.terminated), alive[~out.terminated]
                 if not len(alive):
                     break
-        means: NDArray[np.float64] = earned.view(count, self.rollouts).mean(1).cpu().numpy()
+        means: NDArray[np.float64] = returns.view(count, self.rollouts).mean(1).cpu().numpy()
         return means
 
 
@@ -102,37 +104,39 @@ class RealEnvFitness(ControllerFitness):
     """Rollouts in the real environment, observed by the simulator.
 
     Args:
-        world: the MDN-RNN simulator.
-        game: the real environment.
-        rollouts: of each controller.
+        simulator: the MDN-RNN simulator.
+        env_spec: the real environment.
+        rollouts: number of rollouts of each controller.
     """
 
-    def __init__(self, world: MDNRNNSimulator, game: EnvSpec, rollouts: int) -> None:
-        self.world = world
-        self.game = game
+    def __init__(self, simulator: MDNRNNSimulator, env_spec: EnvSpec, rollouts: int) -> None:
+        self.simulator = simulator
+        self.env_spec = env_spec
         self.rollouts = rollouts
 
     def __call__(self, parameters: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
         """See ``ControllerFitness``."""
-        return np.array([self.play(own, self.rollouts, seed).mean() for own in parameters])
+        return np.array([self.evaluate_controller(row, self.rollouts, seed).mean() for row in parameters])
 
-    def play(self, parameters: NDArray[np.float64] | None, episodes: int, seed: int) -> NDArray[np.float64]:
+    def evaluate_controller(
+        self, parameters: NDArray[np.float64] | None, episodes: int, seed: int
+    ) -> NDArray[np.float64]:
         """Return the returns of one controller [n], or of random actions: [episodes]."""
-        driver = None
+        policy = None
         if parameters is not None:
-            controller = LinearController.of(torch.from_numpy(parameters), self.world.spec.actions)
-            opened = self.game.open(1, seed)
-            driver = ControllerPolicy(self.world, controller, opened.spaces)
-            opened.close()
-        return evaluate_policy(driver, self.game, episodes, seed).returns
+            controller = LinearController.from_parameters(torch.from_numpy(parameters), self.simulator.spec.actions)
+            envs = self.env_spec.open(1, seed)
+            policy = ControllerPolicy(self.simulator, controller, envs.spaces)
+            envs.close()
+        return evaluate_policy(policy, self.env_spec, episodes, seed).returns
 
 
 def episode_start_frames(dataset: ClipDataset) -> torch.Tensor:
-    """Return the beginning of every episode, uint8 [m, t, h, w, 3]; episodes shorter than a clip are omitted."""
-    places = [
+    """Return the first clip of every episode, uint8 [m, t, h, w, 3]; episodes shorter than a clip are omitted."""
+    addresses = [
         ClipAddress(s, e, 0, 0)
         for s, shard in enumerate(dataset.shards)
         for e, episode in enumerate(shard.episodes)
         if episode.frames >= dataset.clip_length
     ]
-    return torch.stack([torch.from_numpy(dataset.read(place)["frames"].copy()) for place in places])
+    return torch.stack([torch.from_numpy(dataset.read(address)["frames"].copy()) for address in addresses])

@@ -1,8 +1,7 @@
 """A real environment encoded by a world model, so that an agent trained on the world model's features can act in it.
 
-The simulator takes in every real frame and action as if it had generated that frame itself (``Simulator.observe``), and
-its state is observed as it is in imagination. The agent receives the same kind of observation in both and needs no
-change.
+The simulator updates its state with every real frame and action as if it had generated that frame itself
+(``ObservesFrames.observe``). The agent observes this state as it does in imagination, so that it needs no change.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class EncodedEnvSpec(EnvSpec):
     """An environment whose observations are those of a simulator.
 
     Attributes:
-        game: an environment that shows images of the simulator's size (or its vectors) and takes its actions: use the
+        env: an environment that shows images of the simulator's size (or its vectors) and takes its actions: use the
             size and the action repeat of the recording that the simulator was trained on.
         bundle: folder of the simulator.
         observe: ``"features"`` of its network; ``"latent"``, its latents as vectors; ``"frame"``, the image
@@ -42,27 +41,27 @@ class EncodedEnvSpec(EnvSpec):
         device: of the simulator; ``auto`` takes a GPU where there is one.
     """
 
-    game: EnvSpec
+    env: EnvSpec
     bundle: Path
     observe: Literal["features", "latent", "frame"] = "features"
     device: str = "auto"
 
     @property
-    def bare(self) -> EnvSpec:
-        """See ``EnvSpec.bare``."""
-        return self.game.bare
+    def unwrapped(self) -> EnvSpec:
+        """See ``EnvSpec.unwrapped``."""
+        return self.env.unwrapped
 
     def open(self, count: int, seed: int, renderable: bool = False) -> EncodedBatchedEnv:
         """See ``EnvSpec.open``."""
         simulator = load_simulator(self.bundle, self.device)
-        return EncodedBatchedEnv(self.game.open(count, seed, renderable), simulator, self.observe, seed)
+        return EncodedBatchedEnv(self.env.open(count, seed, renderable), simulator, self.observe, seed)
 
 
 class EncodedBatchedEnv(BatchedEnv):
     """See ``BatchedEnv``.
 
     Args:
-        inner: the environment itself.
+        env: copies of the environment itself.
         simulator: the simulator that encodes it.
         observe: see ``EncodedEnvSpec``.
         seed: of the simulator's noise; every episode of every copy has its own.
@@ -71,90 +70,92 @@ class EncodedBatchedEnv(BatchedEnv):
         ValueError: the simulator does not fit the environment.
     """
 
-    def __init__(self, inner: BatchedEnv, simulator: Simulator, observe: str, seed: int) -> None:
-        _check_simulator_fits_env(inner.spaces, simulator)
-        self.inner = inner
+    def __init__(self, env: BatchedEnv, simulator: Simulator, observe: str, seed: int) -> None:
+        _check_simulator_fits_env(env.spaces, simulator)
+        self.env = env
         self.simulator = simulator
-        self.count = inner.count
-        self.sight: ObservationEncoder = (
+        self.count = env.count
+        self.encoder: ObservationEncoder = (
             ReconstructionEncoder(simulator)
             if observe == OBSERVE_FRAME
             else DynamicsObservationEncoder(simulator, observe)
         )
         self.device = simulator.device
         self.seeds = world_seeds(seed, self.count, self.device)
-        shape = tuple(self.sight.show(self._blank()).shape[1:])
-        self.spaces = EnvSpaces(ObservationSpace.of_shape(shape), inner.spaces.actions)
+        shape = tuple(self.encoder.observation(self._blank_state()).shape[1:])
+        self.spaces = EnvSpaces(ObservationSpace.of_shape(shape), env.spaces.actions)
 
     def reset(self) -> TimeStep:
         """See ``BatchedEnv.reset``."""
-        time_step = self.inner.reset()
+        time_step = self.env.reset()
         self.episodes = torch.zeros(self.count, dtype=torch.int64)
-        self.state = self._begin(time_step.observation, torch.ones_like(time_step.is_first))
-        return self._shown(time_step)
+        self.state = self._init_states(time_step.observation, torch.ones_like(time_step.is_first))
+        return self._encode_observation(time_step)
 
     def step(self, action: Tensor) -> TimeStep:
         """See ``BatchedEnv.step``."""
-        time_step = self.inner.step(action)
+        time_step = self.env.step(action)
         frame, first = time_step.observation.to(self.device), time_step.is_first
-        self.state = self.sight.follow(self.state, action.to(self.device), frame)
+        self.state = self.encoder.update_state(self.state, action.to(self.device), frame)
         if first.any():
             self.episodes = self.episodes + first
-            self.state = replace_worlds(first.to(self.device), self._begin(time_step.observation, first), self.state)
-        return self._shown(time_step)
+            self.state = replace_worlds(
+                first.to(self.device), self._init_states(time_step.observation, first), self.state
+            )
+        return self._encode_observation(time_step)
 
     def state_dict(self) -> dict[str, Any]:
-        """The game's, and where the world stands."""
-        return {"game": self.inner.state_dict(), "world": tree_leaves(self.state), "episodes": self.episodes}
+        """Return the state of the environments, that of the simulator, and the number of the current episodes."""
+        return {"env": self.env.state_dict(), "simulator": tree_leaves(self.state), "episodes": self.episodes}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> TimeStep:
         """See ``BatchedEnv.load_state_dict``."""
-        time_step = self.inner.load_state_dict(state["game"])
-        leaves = [leaf.to(self.device) for leaf in state["world"]]
-        self.state = tree_unflatten(leaves, tree_structure(self._blank()))
+        time_step = self.env.load_state_dict(state["env"])
+        leaves = [leaf.to(self.device) for leaf in state["simulator"]]
+        self.state = tree_unflatten(leaves, tree_structure(self._blank_state()))
         self.episodes = state["episodes"]
-        return self._shown(time_step)
+        return self._encode_observation(time_step)
 
     def render(self) -> NDArray[np.uint8] | None:
-        """See ``BatchedEnv.render``: the real picture."""
-        return self.inner.render()
+        """See ``BatchedEnv.render``: the real image."""
+        return self.env.render()
 
     def close(self) -> None:
         """See ``BatchedEnv.close``."""
-        self.inner.close()
+        self.env.close()
 
-    def _begin(self, frame: Tensor, first: Tensor) -> State:
-        """Episodes of the copies under the mask (bool [count])."""
+    def _init_states(self, frame: Tensor, first: Tensor) -> State:
+        """Return states of new episodes of the copies under the mask (bool [count])."""
         seeds = fold_in(self.seeds, self.episodes.to(self.device))
-        return self.sight.begin(frame[first].to(self.device), seeds[first.to(self.device)])
+        return self.encoder.init_state(frame[first].to(self.device), seeds[first.to(self.device)])
 
-    def _blank(self) -> State:
-        """Of one world that saw nothing: what states look like."""
+    def _blank_state(self) -> State:
+        """Return the state of one world after a blank frame, as a template of states."""
         blank = blank_context(self.simulator)[:, 0]
-        return self.sight.begin(blank.to(self.device), self.seeds[:1])
+        return self.encoder.init_state(blank.to(self.device), self.seeds[:1])
 
-    def _shown(self, time_step: TimeStep) -> TimeStep:
-        return time_step._replace(observation=self.sight.show(self.state).cpu())
+    def _encode_observation(self, time_step: TimeStep) -> TimeStep:
+        return time_step._replace(observation=self.encoder.observation(self.state).cpu())
 
 
 class ObservationEncoder(Protocol):
-    """Encodes an environment's frames into states (see ``vwm.core.states``), and these into observations."""
+    """Encodes an environment's frames into states (see ``vwm.core.states``), and states into observations."""
 
-    def begin(self, frame: Tensor, seed: Tensor) -> State:
-        """States of episodes that begin with frames [n, ...]; seeds int64 [n]."""
+    def init_state(self, frame: Tensor, seed: Tensor) -> State:
+        """Return states of episodes that begin with frames [n, ...]; seeds int64 [n]."""
         ...
 
-    def follow(self, state: State, action: Tensor, frame: Tensor) -> State:
-        """The states after actions [n, ...], which led to frames [n, ...]."""
+    def update_state(self, state: State, action: Tensor, frame: Tensor) -> State:
+        """Return the states after actions [n, ...], which led to frames [n, ...]."""
         ...
 
-    def show(self, state: State) -> Tensor:
-        """Observations [n, ...]."""
+    def observation(self, state: State) -> Tensor:
+        """Return observations [n, ...]."""
         ...
 
 
 class DynamicsObservationEncoder:
-    """Encodes by the simulator's dynamics, which takes real frames like generated ones.
+    """Encodes by the simulator's dynamics, which treats real frames like generated ones.
 
     Args:
         simulator: a simulator that can ``observe``.
@@ -167,33 +168,34 @@ class DynamicsObservationEncoder:
     def __init__(self, simulator: Simulator, observe: str) -> None:
         if not isinstance(simulator, ObservesFrames):
             raise ValueError(
-                f"{type(simulator).__name__} cannot take in frames that it did not draw: observe='frame' needs none"
+                f"{type(simulator).__name__} cannot observe frames that it did not generate: set observe='frame', "
+                "which needs only its tokenizer"
             )
         self.simulator = simulator
         self.observe = observe
 
-    def begin(self, frame: Tensor, seed: Tensor) -> State:
+    def init_state(self, frame: Tensor, seed: Tensor) -> State:
         """See ``ObservationEncoder``."""
         return self.simulator.reset(frame[:, None], seed)[0]
 
-    def follow(self, state: State, action: Tensor, frame: Tensor) -> State:
+    def update_state(self, state: State, action: Tensor, frame: Tensor) -> State:
         """See ``ObservationEncoder``."""
         return self.simulator.observe(state, action, frame)
 
-    def show(self, state: State) -> Tensor:
+    def observation(self, state: State) -> Tensor:
         """See ``ObservationEncoder``."""
         return select_observation(self.simulator, self.observe, state, None)
 
 
 class ReconstructionState(NamedTuple):
-    """The state of the reconstruction, and the last picture, uint8 [n, h, w, 3]."""
+    """The tokenizer's state, and the last reconstructed frame, uint8 [n, h, w, 3]."""
 
-    sides: State
+    tokenizer: State
     frame: Tensor
 
 
 class ReconstructionEncoder:
-    """Encodes and decodes by the simulator's tokenizer alone.
+    """Reconstructs frames by the simulator's tokenizer alone.
 
     Args:
         simulator: a simulator with a tokenizer.
@@ -207,21 +209,21 @@ class ReconstructionEncoder:
             raise ValueError(f"{type(simulator).__name__} has no tokenizer to reconstruct frames: observe its features")
         self.simulator = simulator
 
-    def begin(self, frame: Tensor, seed: Tensor) -> ReconstructionState:
+    def init_state(self, frame: Tensor, seed: Tensor) -> ReconstructionState:
         """See ``ObservationEncoder``."""
-        return self._draw(None, frame)
+        return self._reconstruct(None, frame)
 
-    def follow(self, state: ReconstructionState, action: Tensor, frame: Tensor) -> ReconstructionState:
+    def update_state(self, state: ReconstructionState, action: Tensor, frame: Tensor) -> ReconstructionState:
         """See ``ObservationEncoder``."""
-        return self._draw(state.sides, frame)
+        return self._reconstruct(state.tokenizer, frame)
 
-    def show(self, state: ReconstructionState) -> Tensor:
+    def observation(self, state: ReconstructionState) -> Tensor:
         """See ``ObservationEncoder``."""
         return state.frame
 
-    def _draw(self, sides: State | None, frame: Tensor) -> ReconstructionState:
-        sides, shown = self.simulator.reconstruct(frame[:, None], sides)
-        return ReconstructionState(sides, shown[:, 0])
+    def _reconstruct(self, tokenizer: State | None, frame: Tensor) -> ReconstructionState:
+        tokenizer, frames = self.simulator.reconstruct(frame[:, None], tokenizer)
+        return ReconstructionState(tokenizer, frames[:, 0])
 
 
 def reconstruct_frames(simulator: Simulator, frames: Tensor) -> Tensor:
@@ -233,12 +235,14 @@ def reconstruct_frames(simulator: Simulator, frames: Tensor) -> Tensor:
 
 
 def _check_simulator_fits_env(spaces: EnvSpaces, simulator: Simulator) -> None:
-    wanted = simulator.spec.context.shape
-    if spaces.observation.shape != wanted:
+    expected = simulator.spec.context.shape
+    if spaces.observation.shape != expected:
         raise ValueError(
-            f"the game shows {list(spaces.observation.shape)}, the world sees {list(wanted)}: give the game the size "
-            f"(and pixels: true) of the recording that the world learned from"
+            f"the environment shows {list(spaces.observation.shape)}, the world takes {list(expected)}: give the "
+            "environment the size (and pixels: true) of the recording that the world was trained on"
         )
-    mine, theirs = simulator.spec.actions, spaces.actions
-    if (mine.kind, mine.size) != (theirs.kind, theirs.size):
-        raise ValueError(f"the game takes {theirs.size} {theirs.kind} actions, the world {mine.size} {mine.kind} ones")
+    given, trained = spaces.actions, simulator.spec.actions
+    if (given.kind, given.size) != (trained.kind, trained.size):
+        raise ValueError(
+            f"the environment takes {given.size} {given.kind} actions, the world {trained.size} {trained.kind} ones"
+        )

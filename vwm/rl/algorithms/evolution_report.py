@@ -1,4 +1,4 @@
-"""What an evolution of controllers came to: summaries, a table and curves."""
+"""Results of an evolution of controllers: summaries, a table and curves."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from vwm.runs.metric_tables import read_csv_rows
 from vwm.runs.run_folder import RunFolder
 
 
-def summarize_returns(returns: NDArray[np.float64], draws: int = 2000) -> dict[str, Any]:
-    """Return the mean with its 95% interval (bootstrap over episodes), the spread, and every return."""
-    means = np.random.default_rng(0).choice(returns, (draws, len(returns))).mean(axis=1)
+def summarize_returns(returns: NDArray[np.float64], num_bootstrap: int = 2000) -> dict[str, Any]:
+    """Return the mean with its 95% interval (bootstrap over episodes), the standard deviation, and every return."""
+    means = np.random.default_rng(0).choice(returns, (num_bootstrap, len(returns))).mean(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
     return {
         "mean": float(returns.mean()), "low": float(low), "high": float(high), "std": float(returns.std()),
@@ -27,14 +27,16 @@ def summarize_returns(returns: NDArray[np.float64], draws: int = 2000) -> dict[s
 def format_evolution_results(results: dict[str, Any]) -> str:
     """Return a table of the results as text."""
     lines = [f"{'real return':20} {'mean':>9}  {'95% interval':>20} {'median':>9}  episodes"]
-    for name, found in results.items():
-        interval = f"{found['low']:.1f} to {found['high']:.1f}"
-        lines.append(f"{name:20} {found['mean']:9.1f}  {interval:>20} {found['median']:9.1f}  {found['episodes']}")
+    for name, summary in results.items():
+        interval = f"{summary['low']:.1f} to {summary['high']:.1f}"
+        lines.append(
+            f"{name:20} {summary['mean']:9.1f}  {interval:>20} {summary['median']:9.1f}  {summary['episodes']}"
+        )
     return "\n".join(lines)
 
 
 def plot_evolution(path: Path, run: RunFolder, inputs: Sequence[str]) -> None:
-    """Draw the best, mean and worst of every generation, and the returns of the distribution's mean."""
+    """Plot the best, mean and worst fitness of every generation, and the returns of the distribution's mean."""
     import matplotlib
 
     matplotlib.use("Agg")

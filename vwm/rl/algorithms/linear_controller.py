@@ -22,7 +22,7 @@ from vwm.models.mdn_rnn.simulator import MDNRNNSimulator, MDNRNNState
 from vwm.rl.agent import PolicyStep
 
 INITIAL_REST_FRACTION = 0.95
-"""How close to its rest a lever begins: tanh does not reach 1."""
+"""Fraction of the rest value at which a continuous action starts, since tanh does not reach 1."""
 
 
 def linear_controller_actions(parameters: Tensor, features: Tensor, space: ActionSpace) -> Tensor:
@@ -31,18 +31,18 @@ def linear_controller_actions(parameters: Tensor, features: Tensor, space: Actio
     Args:
         parameters: float [b, a * f + a], each controller's weight matrix by rows, then its bias.
         features: float [b, f].
-        space: of the actions.
+        space: the action space.
 
     Returns:
-        The action of the largest logit, int64 [b], or the tanh of each dimension, float32 [b, a].
+        The discrete action with the largest logit, int64 [b], or the tanh of each dimension, float32 [b, a].
     """
     matrix, bias = parameters[:, : -space.size].unflatten(1, (space.size, -1)), parameters[:, -space.size :]
-    said = torch.einsum("baf,bf->ba", matrix, features) + bias
-    return said.argmax(-1) if space.kind == "discrete" else said.tanh()
+    outputs = torch.einsum("baf,bf->ba", matrix, features) + bias
+    return outputs.argmax(-1) if space.kind == "discrete" else outputs.tanh()
 
 
 def initial_controller_parameters(features: int, space: ActionSpace) -> NDArray[np.float64]:
-    """Return the start of a search, [a * f + a]: zero weights, and biases that give every dimension its rest value."""
+    """Return initial parameters, [a * f + a]: zero weights, and biases that give every dimension its rest value."""
     rest = INITIAL_REST_FRACTION * np.array(space.rest or [0.0] * space.size)
     return np.concatenate((np.zeros(features * space.size), np.arctanh(rest)))
 
@@ -51,8 +51,8 @@ class LinearController(ModelMixin, ConfigMixin):
     """A controller that can be saved.
 
     Args:
-        features: f, the first features of the simulator, of which it uses z or z + d.
-        actions: a, of the action space.
+        features: f, number of the simulator's features that it uses, counted from the first: z or z + d.
+        actions: a, size of the action space.
     """
 
     @register_to_config
@@ -61,17 +61,17 @@ class LinearController(ModelMixin, ConfigMixin):
         self.linear = nn.Linear(features, actions)
 
     @classmethod
-    def of(cls, parameters: Tensor, space: ActionSpace) -> LinearController:
-        """Make the controller of parameters [a * f + a]."""
+    def from_parameters(cls, parameters: Tensor, space: ActionSpace) -> LinearController:
+        """Make a controller from parameters [a * f + a]."""
         controller = cls(len(parameters) // space.size - 1, space.size)
         nn.utils.vector_to_parameters(parameters.float(), controller.parameters())
         return controller.eval().requires_grad_(False)
 
     def forward(self, features: Tensor, space: ActionSpace) -> Tensor:
         """Return actions, int64 [b] or float32 [b, a], for features [b, at least f]."""
-        seen = features[:, : self.linear.in_features]
-        own = nn.utils.parameters_to_vector(self.parameters())
-        return linear_controller_actions(own.expand(len(seen), -1), seen, space)
+        used = features[:, : self.linear.in_features]
+        parameters = nn.utils.parameters_to_vector(self.parameters())
+        return linear_controller_actions(parameters.expand(len(used), -1), used, space)
 
 
 class ControllerCarry(NamedTuple):
@@ -85,42 +85,45 @@ class ControllerPolicy:
     """Acts in a real environment with a controller on the features of a simulator that observes every frame.
 
     Args:
-        world: the MDN-RNN simulator.
-        controller: the controller.
+        simulator: the MDN-RNN simulator.
+        controller: maps the simulator's features to actions.
         spaces: of the environment.
 
     Raises:
         ValueError: the simulator does not fit the environment.
     """
 
-    def __init__(self, world: MDNRNNSimulator, controller: LinearController, spaces: EnvSpaces) -> None:
-        if spaces.observation.shape != world.spec.context.shape:
+    def __init__(self, simulator: MDNRNNSimulator, controller: LinearController, spaces: EnvSpaces) -> None:
+        if spaces.observation.shape != simulator.spec.context.shape:
             raise ValueError(
-                f"the world sees frames {list(world.spec.context.shape)}, the environment "
+                f"the world sees frames {list(simulator.spec.context.shape)}, the environment "
                 f"shows {list(spaces.observation.shape)}: set its pixels and size"
             )
-        found, wanted = ((s.kind, s.size) for s in (spaces.actions, world.spec.actions))
-        if found != wanted:
-            raise ValueError(f"the world was trained with {wanted[1]} {wanted[0]} actions, the game takes {found}")
-        self.world = world
-        self.controller = controller.to(world.device)
+        given, expected = spaces.actions, simulator.spec.actions
+        if (given.kind, given.size) != (expected.kind, expected.size):
+            raise ValueError(
+                f"the world was trained with {expected.size} {expected.kind} actions, the environment takes "
+                f"{given.size} {given.kind} ones"
+            )
+        self.simulator = simulator
+        self.controller = controller.to(simulator.device)
         self.spaces = spaces
 
     @property
     def device(self) -> torch.device:
         """The device of the networks."""
-        return self.world.device
+        return self.simulator.device
 
     def init_carry(self, batch: int) -> ControllerCarry:
         """See ``Agent.init_carry``."""
         action = torch.zeros(batch, *self.spaces.actions.shape, dtype=self.spaces.actions.dtype, device=self.device)
-        return ControllerCarry(self.world.init_state(batch), action)
+        return ControllerCarry(self.simulator.init_state(batch), action)
 
     @torch.inference_mode()
     def act(self, carry: ControllerCarry, time_step: TimeStep, explore: bool) -> PolicyStep:
         """See ``Agent.act``; a controller does not explore."""
-        state = self.world.observe(carry.state, carry.action, time_step.observation)
-        begun = self.world.init_state(len(state.latent))._replace(latent=state.latent)  # nothing was before
-        state = merge_states(time_step.is_first.to(self.device), begun, state)
-        action = self.controller(self.world.features(state), self.world.spec.actions)
+        state = self.simulator.observe(carry.state, carry.action, time_step.observation)
+        initial = self.simulator.init_state(len(state.latent))._replace(latent=state.latent)  # with an empty memory
+        state = merge_states(time_step.is_first.to(self.device), initial, state)
+        action = self.controller(self.simulator.features(state), self.simulator.spec.actions)
         return PolicyStep(action, ControllerCarry(state, action), {})
