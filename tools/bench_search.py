@@ -43,7 +43,7 @@ class Tables:
         rng = np.random.default_rng(seed)
         self.next = rng.integers(STATES, size=(STATES, actions))
         self.reward = rng.random((STATES, actions)).astype(np.float32)
-        self.ends = rng.random((STATES, actions)) < 0.02
+        self.terminates = rng.random((STATES, actions)) < 0.02
         self.logits = rng.normal(size=(STATES, actions)).astype(np.float32)
         self.value = (10 * rng.random(STATES)).astype(np.float32)
 
@@ -57,7 +57,7 @@ class Ours:
 
     next: torch.Tensor
     reward: torch.Tensor
-    ends: torch.Tensor
+    terminates: torch.Tensor
     logits: torch.Tensor
     value: torch.Tensor
 
@@ -67,8 +67,10 @@ class Ours:
 
     def step(self, state: torch.Tensor, action: torch.Tensor) -> TreeStep:
         """Look up the outcome; see ``TreeSearchModel.step``."""
-        there = self.next[state, action]
-        return TreeStep(there, self.reward[state, action], self.ends[state, action], self.predict(there))
+        next_state = self.next[state, action]
+        return TreeStep(
+            next_state, self.reward[state, action], self.terminates[state, action], self.predict(next_state)
+        )
 
 
 def theirs(tables: Tables, kind: str, simulations: int) -> Callable[[np.ndarray], Any]:
@@ -76,14 +78,14 @@ def theirs(tables: Tables, kind: str, simulations: int) -> Callable[[np.ndarray]
     table = {name: jnp.asarray(array) for name, array in vars(tables).items()}
 
     def step(params: Any, key: Any, action: Any, state: Any) -> Any:
-        there = table["next"][state, action]
+        next_state = table["next"][state, action]
         output = mctx.RecurrentFnOutput(
             reward=table["reward"][state, action],
-            discount=jnp.where(table["ends"][state, action], 0.0, DISCOUNT),
-            prior_logits=table["logits"][there],
-            value=table["value"][there],
+            discount=jnp.where(table["terminates"][state, action], 0.0, DISCOUNT),
+            prior_logits=table["logits"][next_state],
+            value=table["value"][next_state],
         )
-        return output, there
+        return output, next_state
 
     def search(state: Any) -> Any:
         root = mctx.RootFnOutput(prior_logits=table["logits"][state], value=table["value"][state], embedding=state)
@@ -99,23 +101,24 @@ def compare(kind: str, batch: int, simulations: int, actions: int, repeats: int)
     """Measure equality over ``repeats`` batches, and the median time of a search on each side."""
     tables = Tables(actions, seed=0)
     search: TreeSearch = (GumbelMuZeroSearch if kind == "gumbel" else PUCTSearch)(simulations, min_value_range=1e-8)
-    model, rival = Ours(tables), theirs(tables, kind, simulations)
+    model, mctx_search = Ours(tables), theirs(tables, kind, simulations)
     rng = np.random.default_rng(1)
-    jax.block_until_ready(rival(rng.integers(STATES, size=batch)))
+    jax.block_until_ready(mctx_search(rng.integers(STATES, size=batch)))
     times: dict[str, list[float]] = {"vwm": [], "mctx": []}
     equal_visits, equal_actions = 0, 0
     for _ in range(repeats):
         states = rng.integers(STATES, size=batch)
-        began = time.process_time()
+        start = time.process_time()
         ours: TreeSearchResult = search.search(model, torch.from_numpy(states), DISCOUNT)
-        times["vwm"].append(time.process_time() - began)
-        began = time.process_time()
-        output = jax.block_until_ready(rival(states))
-        times["mctx"].append(time.process_time() - began)
+        times["vwm"].append(time.process_time() - start)
+        start = time.process_time()
+        output = jax.block_until_ready(mctx_search(states))
+        times["mctx"].append(time.process_time() - start)
         visits = np.asarray(output.search_tree.summary().visit_counts)
         equal_visits += int((visits == ours.visits.numpy()).all(axis=1).sum())
-        chosen = visits.argmax(axis=1) if kind == "puct" else np.asarray(output.action)  # of equal visits the first
-        equal_actions += int((chosen == ours.action.numpy()).sum())
+        # Among actions with equal visits, our PUCT search takes the first one.
+        mctx_actions = visits.argmax(axis=1) if kind == "puct" else np.asarray(output.action)
+        equal_actions += int((mctx_actions == ours.action.numpy()).sum())
     problems = repeats * batch
     return {
         "search": kind,

@@ -17,17 +17,17 @@ from vwm.planning.puct_search import PUCTSearch
 from vwm.planning.tree_search_model import NodePrediction, TreeStep
 
 
-class Maze(Simulator):
+class TabularWorld(Simulator):
     """A random tabular Markov decision process, in which some actions terminate."""
 
-    def __init__(self, states: int = 7, actions: int = 3, seed: int = 0, ends: float = 0.15) -> None:
+    def __init__(self, states: int = 7, actions: int = 3, seed: int = 0, termination_rate: float = 0.15) -> None:
         g = torch.Generator().manual_seed(seed)
         self.spec = SimulatorSpec(
             ObservationSpace.latent(), ActionSpace("discrete", actions), context=ObservationSpace.vector(1)
         )
         self.next = torch.randint(0, states, (states, actions), generator=g)
         self.reward = torch.rand(states, actions, generator=g, dtype=torch.float64)
-        self.ends = torch.rand(states, actions, generator=g) < ends
+        self.terminates = torch.rand(states, actions, generator=g) < termination_rate
         self.logits = torch.randn(states, actions, generator=g, dtype=torch.float64)
         self.values = torch.rand(states, generator=g, dtype=torch.float64) * 2
         self.steps = 0
@@ -39,37 +39,37 @@ class Maze(Simulator):
     def step(self, state, action, decode=True):
         self.check_action(action, len(state))
         self.steps += 1
-        latent, reward, ends = (table[state, action] for table in (self.next, self.reward, self.ends))
-        return latent, StepOutput(None, latent, reward, ends)
+        latent, reward, terminated = (table[state, action] for table in (self.next, self.reward, self.terminates))
+        return latent, StepOutput(None, latent, reward, terminated)
 
     def optimal_q(self, discount: float) -> Tensor:
         """Compute the optimal action values, [states, actions], by value iteration."""
         q = torch.zeros_like(self.reward)
         for _ in range(300):
-            q = self.reward + discount * torch.where(self.ends, 0, q.max(1).values[self.next])
+            q = self.reward + discount * torch.where(self.terminates, 0, q.max(1).values[self.next])
         return q
 
 
-class Guided:
-    """The maze as a model with the prior and the values of its tables."""
+class TabularModel:
+    """A tabular world as the model of a search, with the prior and the values of its tables."""
 
-    def __init__(self, maze: Maze) -> None:
-        self.maze = maze
+    def __init__(self, world: TabularWorld) -> None:
+        self.world = world
 
     def predict(self, state):
-        return NodePrediction(self.maze.logits[state], self.maze.values[state])
+        return NodePrediction(self.world.logits[state], self.world.values[state])
 
     def step(self, state, action):
-        state, output = self.maze.step(state, action)
+        state, output = self.world.step(state, action)
         return TreeStep(state, output.reward, output.terminated, self.predict(state))
 
 
 class Node:
     """A node of the reference search."""
 
-    def __init__(self, maze: Maze, state: int, reward: float = 0.0, discount: float = 0.0) -> None:
+    def __init__(self, world: TabularWorld, state: int, reward: float = 0.0, discount: float = 0.0) -> None:
         self.state, self.reward, self.discount = state, reward, discount
-        self.logits, self.predicted_value = maze.logits[state].tolist(), float(maze.values[state])
+        self.logits, self.predicted_value = world.logits[state].tolist(), float(world.values[state])
         self.prior = torch.tensor(self.logits, dtype=torch.float64).softmax(0).tolist()
         self.returns, self.children, self.visits = [self.predicted_value], {}, [0] * len(self.logits)
 
@@ -82,9 +82,9 @@ class Node:
         return child.reward + child.discount * child.value
 
 
-def puct(node: Node) -> int:
-    known = [node.q(a) for a in node.children] + [node.value]
-    low, high = min(known), max(known)
+def puct_action(node: Node) -> int:
+    values = [node.q(a) for a in node.children] + [node.value]
+    low, high = min(values), max(values)
     scores = []
     for a, prior in enumerate(node.prior):
         value = (node.q(a) - low) / max(high - low, 1e-8) if a in node.children else 0.0
@@ -95,7 +95,7 @@ def puct(node: Node) -> int:
     return scores.index(max(scores))
 
 
-def improved(node: Node) -> list[float]:
+def improved_logits(node: Node) -> list[float]:
     total = sum(node.visits)
     mixed = node.predicted_value
     if total:
@@ -108,29 +108,33 @@ def improved(node: Node) -> list[float]:
     return [logit + scale * (x - min(q)) for logit, x in zip(node.logits, q, strict=True)]
 
 
-def gumbel(node: Node) -> int:
-    policy = torch.tensor(improved(node), dtype=torch.float64).softmax(0).tolist()
+def gumbel_action(node: Node) -> int:
+    policy = torch.tensor(improved_logits(node), dtype=torch.float64).softmax(0).tolist()
     scores = [p - n / (1 + sum(node.visits)) for p, n in zip(policy, node.visits, strict=True)]
     return scores.index(max(scores))
 
 
-def reference_search(maze: Maze, state: int, simulations: int, discount: float, kind: str, schedule: list[int]) -> Node:
-    root = Node(maze, state)
+def reference_search(
+    world: TabularWorld, state: int, simulations: int, discount: float, kind: str, schedule: list[int]
+) -> Node:
+    root = Node(world, state)
     for simulation in range(simulations):
         node, path = root, [root]
         while True:
-            action = puct(node) if kind == "puct" else gumbel(node)
+            action = puct_action(node) if kind == "puct" else gumbel_action(node)
             if kind == "gumbel" and node is root:
-                scores = improved(root)
-                equal = [a for a in range(len(scores)) if root.visits[a] == schedule[simulation]]
-                action = max(equal, key=lambda a: scores[a])
+                scores = improved_logits(root)
+                candidates = [a for a in range(len(scores)) if root.visits[a] == schedule[simulation]]
+                action = max(candidates, key=lambda a: scores[a])
             node.visits[action] += 1
             if action not in node.children:
                 break
             node = node.children[action]
             path.append(node)
-        at = (node.state, action)
-        new = Node(maze, int(maze.next[at]), float(maze.reward[at]), 0.0 if maze.ends[at] else discount)
+        index = (node.state, action)
+        new = Node(
+            world, int(world.next[index]), float(world.reward[index]), 0.0 if world.terminates[index] else discount
+        )
         node.children[action] = new
         value = new.predicted_value
         for child, parent in zip([new, *path[:0:-1]], path[::-1], strict=True):
@@ -141,94 +145,97 @@ def reference_search(maze: Maze, state: int, simulations: int, discount: float, 
 
 @pytest.mark.parametrize("kind", ["puct", "gumbel"])
 def test_visits_and_values_equal_the_reference_search(kind):
-    maze = Maze(states=9, actions=4)
+    world = TabularWorld(states=9, actions=4)
     search = PUCTSearch(60, min_value_range=1e-8) if kind == "puct" else GumbelMuZeroSearch(60, min_value_range=1e-8)
-    found = search.search(Guided(maze), torch.arange(9), discount=0.9)
+    result = search.search(TabularModel(world), torch.arange(9), discount=0.9)
     for state in range(9):
-        root = reference_search(maze, state, 60, 0.9, kind, sequential_halving(4, 60))
-        assert found.visits[state].tolist() == root.visits
+        root = reference_search(world, state, 60, 0.9, kind, sequential_halving(4, 60))
+        assert result.visits[state].tolist() == root.visits
         if kind == "puct":
-            assert float(found.value[state]) == pytest.approx(root.value, rel=1e-6)
-            assert found.policy[state].tolist() == pytest.approx([n / 60 for n in root.visits])
+            assert float(result.value[state]) == pytest.approx(root.value, rel=1e-6)
+            assert result.policy[state].tolist() == pytest.approx([n / 60 for n in root.visits])
         else:
-            policy = torch.tensor(improved(root), dtype=torch.float64).softmax(0)
-            assert found.policy[state].tolist() == pytest.approx(policy.tolist(), abs=1e-6)
+            policy = torch.tensor(improved_logits(root), dtype=torch.float64).softmax(0)
+            assert result.policy[state].tolist() == pytest.approx(policy.tolist(), abs=1e-6)
             expected = sum(float(policy[a]) * root.q(a) for a in range(4))
-            assert float(found.value[state]) == pytest.approx(expected, rel=1e-6)
+            assert float(result.value[state]) == pytest.approx(expected, rel=1e-6)
 
 
 SEARCHES = {"puct": PUCTSearch, "gumbel": GumbelMuZeroSearch}
 
 
 def test_many_simulations_find_the_optimal_action_and_value():
-    maze, states = Maze(), torch.arange(7)
-    exact, errors = maze.optimal_q(0.4), []
+    world, states = TabularWorld(), torch.arange(7)
+    optimal_q, errors = world.optimal_q(0.4), []
     for simulations in (10, 100, 1000):
-        found = PUCTSearch(simulations).plan(maze, states, discount=0.4)
-        errors.append(float((found.value - exact.max(1).values).abs().max()))
-    assert torch.equal(found.action, exact.argmax(1))
+        result = PUCTSearch(simulations).plan(world, states, discount=0.4)
+        errors.append(float((result.value - optimal_q.max(1).values).abs().max()))
+    assert torch.equal(result.action, optimal_q.argmax(1))
     assert errors[1] < errors[0] / 3 and errors[2] < errors[1] / 3 and errors[2] < 0.06
-    assert maze.steps == 10 + 100 + 1000  # one model call per simulation for the whole batch
+    assert world.steps == 10 + 100 + 1000  # one model call per simulation for the whole batch
 
 
 @pytest.mark.parametrize("kind", list(SEARCHES))
 def test_few_simulations_find_the_optimal_action_with_true_values(kind):
-    maze, states = Maze(), torch.arange(7)
-    exact = maze.optimal_q(0.5)
-    found = SEARCHES[kind](80).plan(maze, states, discount=0.5, value=lambda s: exact.max(1).values[s])
-    assert torch.equal(found.action, exact.argmax(1))
-    error = (found.value - exact.max(1).values).abs().max()
+    world, states = TabularWorld(), torch.arange(7)
+    optimal_q = world.optimal_q(0.5)
+    result = SEARCHES[kind](80).plan(world, states, discount=0.5, value=lambda s: optimal_q.max(1).values[s])
+    assert torch.equal(result.action, optimal_q.argmax(1))
+    error = (result.value - optimal_q.max(1).values).abs().max()
     assert error < (0.2 if kind == "puct" else 0.1)  # of about 2; the mean over all simulations is lower
 
 
 @pytest.mark.parametrize("kind", list(SEARCHES))
 def test_rewards_after_a_termination_do_not_count(kind):
     """Action 0 has reward 1 and terminates; action 1 has reward 0 and leads to a state with reward 1 at every step."""
-    maze = Maze(states=3, actions=2)
-    maze.next = torch.tensor([[2, 1], [1, 1], [2, 2]])
-    maze.reward = torch.tensor([[1.0, 0], [1, 1], [100, 100]], dtype=torch.float64)
-    maze.ends = torch.tensor([[True, False], [False, False], [False, False]])
+    world = TabularWorld(states=3, actions=2)
+    world.next = torch.tensor([[2, 1], [1, 1], [2, 2]])
+    world.reward = torch.tensor([[1.0, 0], [1, 1], [100, 100]], dtype=torch.float64)
+    world.terminates = torch.tensor([[True, False], [False, False], [False, False]])
     value = torch.tensor([0.0, 0, 1000])
     for discount, best in ((0.3, 0), (0.7, 1)):  # return of action 1: 3 / 7, or 7 / 3
         value[1] = 1 / (1 - discount)
-        found = SEARCHES[kind](100).plan(maze, torch.tensor([0]), discount, lambda s: value[s])
-        assert found.action.item() == best
-        assert found.value.item() == pytest.approx((1, 7 / 3)[best], abs=0.2)
+        result = SEARCHES[kind](100).plan(world, torch.tensor([0]), discount, lambda s: value[s])
+        assert result.action.item() == best
+        assert result.value.item() == pytest.approx((1, 7 / 3)[best], abs=0.2)
 
 
 @pytest.mark.parametrize("kind", list(SEARCHES))
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_results_do_not_depend_on_the_batch_and_visits_sum_to_the_simulations(kind, temperature):
-    model, states, seeds = Guided(Maze(actions=5)), torch.arange(6), world_seeds(3, 6)
+    model, states, seeds = TabularModel(TabularWorld(actions=5)), torch.arange(6), world_seeds(3, 6)
     search = SEARCHES[kind](23)
-    together = search.search(model, states, 0.9, seeds, temperature)
-    assert together.visits.sum(1).tolist() == [23] * 6
-    torch.testing.assert_close(together.policy.sum(1), torch.ones(6))
+    batched = search.search(model, states, 0.9, seeds, temperature)
+    assert batched.visits.sum(1).tolist() == [23] * 6
+    torch.testing.assert_close(batched.policy.sum(1), torch.ones(6))
     for i in range(6):
         alone = search.search(model, states[i : i + 1], 0.9, seeds[i : i + 1], temperature)
-        assert all(torch.equal(a, t[i : i + 1]) for a, t in zip(alone, together, strict=True))
+        assert all(torch.equal(a, t[i : i + 1]) for a, t in zip(alone, batched, strict=True))
     again = search.search(model, states, 0.9, world_seeds(4, 6), temperature)
-    assert torch.equal(again.visits, together.visits) == (temperature == 0)
+    assert torch.equal(again.visits, batched.visits) == (temperature == 0)
     assert torch.equal(states, torch.arange(6))
 
 
 def test_nested_states_of_nodes_are_kept_apart():
     """Only one of eight action sequences is rewarded, which requires the correct state at every node."""
 
-    class Corridor(Guided):
+    class BinaryTree(TabularModel):
         def predict(self, state):
-            return NodePrediction(torch.zeros(len(state["at"]), 2), torch.zeros(len(state["at"])))
+            return NodePrediction(torch.zeros(len(state["node"]), 2), torch.zeros(len(state["node"])))
 
         def step(self, state, action):
-            at = state["at"] * 2 + action
-            went = torch.cat((state["went"][1][:, 1:], action[:, None]), dim=1)
-            paid = (went == torch.tensor([1, 0, 1])).all(1) & (at == 8 + 5)
-            new = {"at": at, "went": (state["went"][0] + 1.0, went)}
-            return TreeStep(new, paid.float(), at >= 8, self.predict(new))
+            node = state["node"] * 2 + action
+            actions = torch.cat((state["actions"][1][:, 1:], action[:, None]), dim=1)
+            rewarded = (actions == torch.tensor([1, 0, 1])).all(1) & (node == 8 + 5)
+            next_state = {"node": node, "actions": (state["actions"][0] + 1.0, actions)}
+            return TreeStep(next_state, rewarded.float(), node >= 8, self.predict(next_state))
 
-    state = {"at": torch.ones(2, dtype=torch.int64), "went": (torch.zeros(2), torch.zeros(2, 3, dtype=torch.int64))}
-    found = PUCTSearch(200).search(Corridor(Maze()), state, discount=1.0)
-    assert found.action.tolist() == [1, 1] and (found.value > 0.5).all()
+    state = {
+        "node": torch.ones(2, dtype=torch.int64),
+        "actions": (torch.zeros(2), torch.zeros(2, 3, dtype=torch.int64)),
+    }
+    result = PUCTSearch(200).search(BinaryTree(TabularWorld()), state, discount=1.0)
+    assert result.action.tolist() == [1, 1] and (result.value > 0.5).all()
 
 
 def test_sequential_halving_divides_simulations_among_rounds():
@@ -247,64 +254,68 @@ def test_sequential_halving_divides_simulations_among_rounds():
 
 def test_gumbel_visits_follow_sequential_halving():
     """In bandits with known rewards, the better half of the arms stays in each round."""
-    bandits = Maze(states=3, actions=8)
-    bandits.ends[:] = True
+    bandits = TabularWorld(states=3, actions=8)
+    bandits.terminates[:] = True
     bandits.logits[:] = 0
-    found = GumbelMuZeroSearch(24, max_considered_actions=8).search(Guided(bandits), torch.arange(3), discount=0.9)
+    result = GumbelMuZeroSearch(24, max_considered_actions=8).search(
+        TabularModel(bandits), torch.arange(3), discount=0.9
+    )
     for state in range(3):
         ranks = bandits.reward[state].argsort(descending=True)
         # Three rounds of 8: eight arms once, four arms twice, two arms four times.
-        assert found.visits[state][ranks].tolist() == [7, 7, 3, 3, 1, 1, 1, 1]
-        assert found.action[state] == ranks[0]
-    few = GumbelMuZeroSearch(6, max_considered_actions=3).search(Guided(bandits), torch.arange(3), 0.9, temperature=1.0)
+        assert result.visits[state][ranks].tolist() == [7, 7, 3, 3, 1, 1, 1, 1]
+        assert result.action[state] == ranks[0]
+    few = GumbelMuZeroSearch(6, max_considered_actions=3).search(
+        TabularModel(bandits), torch.arange(3), 0.9, temperature=1.0
+    )
     assert ((few.visits > 0).sum(1) <= 3).all()
 
 
 def test_gumbel_samples_actions_of_the_improved_policy_at_a_temperature():
-    bandits = Maze(states=1, actions=3)
-    bandits.ends[:] = True
+    bandits = TabularWorld(states=1, actions=3)
+    bandits.terminates[:] = True
     bandits.logits[:] = torch.tensor([2.0, 0, 0])
     bandits.reward[:] = 1.0  # equal rewards: the improved policy is the prior
     states = torch.zeros(4000, dtype=torch.int64)
     for temperature in (0.5, 1.0):
-        found = GumbelMuZeroSearch(3).search(Guided(bandits), states, seed=1, temperature=temperature)
-        shares = found.action.bincount(minlength=3) / 4000
+        result = GumbelMuZeroSearch(3).search(TabularModel(bandits), states, seed=1, temperature=temperature)
+        shares = result.action.bincount(minlength=3) / 4000
         torch.testing.assert_close(shares, (torch.tensor([2.0, 0, 0]) / temperature).softmax(0), rtol=0, atol=0.03)
 
 
 def test_puct_samples_actions_by_visits_and_adds_noise_at_the_root():
-    bandits = Maze(states=1, actions=3, seed=1)
-    bandits.ends[:] = True
+    bandits = TabularWorld(states=1, actions=3, seed=1)
+    bandits.terminates[:] = True
     states = torch.zeros(4000, dtype=torch.int64)
-    quiet = PUCTSearch(20, dirichlet_fraction=0.0)
-    still = quiet.search(Guided(bandits), states, seed=1)
-    assert len(still.visits.unique(dim=0)) == 1 and still.action.unique().tolist() == [int(still.visits[0].argmax())]
+    without_noise = PUCTSearch(20, dirichlet_fraction=0.0)
+    greedy = without_noise.search(TabularModel(bandits), states, seed=1)
+    assert len(greedy.visits.unique(dim=0)) == 1 and greedy.action.unique().tolist() == [int(greedy.visits[0].argmax())]
     for temperature in (0.5, 1.0):
-        found = quiet.search(Guided(bandits), states, seed=1, temperature=temperature)
-        assert torch.equal(found.visits, still.visits)
-        weights = found.visits[0].float() ** (1 / temperature)
-        shares = found.action.bincount(minlength=3) / 4000
+        result = without_noise.search(TabularModel(bandits), states, seed=1, temperature=temperature)
+        assert torch.equal(result.visits, greedy.visits)
+        weights = result.visits[0].float() ** (1 / temperature)
+        shares = result.action.bincount(minlength=3) / 4000
         torch.testing.assert_close(shares, weights / weights.sum(), rtol=0, atol=0.03)
-    noisy = PUCTSearch(20).search(Guided(bandits), states[:50], seed=1, temperature=1.0)
-    assert len(noisy.visits.unique(dim=0)) > 5
+    with_noise = PUCTSearch(20).search(TabularModel(bandits), states[:50], seed=1, temperature=1.0)
+    assert len(with_noise.visits.unique(dim=0)) > 5
 
 
 @pytest.mark.parametrize("kind", list(SEARCHES))
 def test_value_differences_below_min_value_range_weigh_less(kind):
-    bandits = Maze(states=1, actions=2)
-    bandits.ends[:] = True
+    bandits = TabularWorld(states=1, actions=2)
+    bandits.terminates[:] = True
     bandits.logits[:], bandits.values[:] = 0, 0
     preferred = []
     for difference in (1e-7, 0.001, 0.01, 1.0):
         bandits.reward[:] = torch.tensor([0.0, difference])
-        found = SEARCHES[kind](30, min_value_range=0.01).search(Guided(bandits), torch.tensor([0]), 0.9)
-        preferred.append(found.policy[0, 1].item())
+        result = SEARCHES[kind](30, min_value_range=0.01).search(TabularModel(bandits), torch.tensor([0]), 0.9)
+        preferred.append(result.policy[0, 1].item())
     assert preferred[0] == pytest.approx(0.5, abs=1e-3) and preferred[0] < preferred[1] < preferred[2]
     assert preferred[2] == pytest.approx(preferred[3], abs=1e-3)
 
 
 def test_rejects_settings_out_of_range():
-    model, state = Guided(Maze()), torch.arange(2)
+    model, state = TabularModel(TabularWorld()), torch.arange(2)
     for make, message in (
         (lambda: PUCTSearch(0), "simulations must be 1 or more and min_value_range above 0, got 0"),
         (lambda: PUCTSearch(dirichlet_fraction=2.0), "dirichlet_fraction in 0..1"),

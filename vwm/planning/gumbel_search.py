@@ -18,11 +18,11 @@ SMALLEST_FLOAT = np.finfo(np.float64).tiny
 class GumbelMuZeroSearch(TreeSearch):
     """Gumbel MuZero's search, which improves the policy with few simulations.
 
-    At the roots, Gumbel noise draws actions without replacement, and sequential halving reduces them; below the roots,
-    visits follow the improved policy. Actions that were not tried have the mixed value (appendix D). The value of a
-    root is that of the improved policy: the mean over the simulations would be too low, because sequential halving
-    spends them on bad actions, too. Below the roots the search relies on the model's policy and value; in a world
-    without these, PUCT explores more widely.
+    At the roots, actions are drawn without replacement by Gumbel noise, and sequential halving reduces their number;
+    below the roots, visits follow the improved policy. Untried actions have the mixed value (appendix D). The value of
+    a root is that of the improved policy: the mean over the simulations would be too low, because sequential halving
+    also spends simulations on bad actions. Below the roots the search relies on the model's policy and value; in a
+    world without these, PUCT explores more widely.
 
     Args:
         simulations, min_value_range: see ``TreeSearch``.
@@ -58,13 +58,13 @@ class GumbelMuZeroSearch(TreeSearch):
         return temperature * -np.log(-np.log(seeded_uniform(seeds, actions).double().numpy()))
 
     def _completed_q_values(self, tree: SearchTree, rows: Ints) -> Floats:
-        """Return the values of all actions, [m, a]; those not tried have the mixed value."""
+        """Return the values of all actions, [m, a]; untried actions have the mixed value."""
         visits, prior, q = tree.visits[rows], tree.prior[rows], tree.q[rows]
-        tried = np.where(visits > 0, np.maximum(prior, SMALLEST_FLOAT), 0)
-        mean = (tried * q).sum(1) / np.maximum(tried.sum(1), SMALLEST_FLOAT)
-        total = visits.sum(1)
-        mixed = (tree.predicted_value[rows] + total * mean) / (total + 1)
-        return np.where(visits > 0, q, mixed[:, None])
+        tried_prior = np.where(visits > 0, np.maximum(prior, SMALLEST_FLOAT), 0)
+        mean_q = (tried_prior * q).sum(1) / np.maximum(tried_prior.sum(1), SMALLEST_FLOAT)
+        total_visits = visits.sum(1)
+        mixed_value = (tree.predicted_value[rows] + total_visits * mean_q) / (total_visits + 1)
+        return np.where(visits > 0, q, mixed_value[:, None])
 
     def _improved_logits(self, tree: SearchTree, rows: Ints, q: Floats) -> Floats:
         """Return the logits of the improved policy, [m, a], from completed values."""
@@ -78,8 +78,8 @@ class GumbelMuZeroSearch(TreeSearch):
         return (policy - visits / (1 + visits.sum(1, keepdims=True))).argmax(1)
 
     def _select_root_actions(self, tree: SearchTree, noise: Floats, simulation: int) -> Ints:
-        considered = min(self.max_considered_actions, noise.shape[1])
-        visits = sequential_halving(considered, tree.simulations)[simulation]
+        num_considered = min(self.max_considered_actions, noise.shape[1])
+        visits = sequential_halving(num_considered, tree.simulations)[simulation]
         return self._best_root_actions(tree, noise, np.full((len(noise), 1), visits))
 
     def _best_root_actions(self, tree: SearchTree, noise: Floats, visits: Ints) -> Ints:
@@ -96,26 +96,26 @@ class GumbelMuZeroSearch(TreeSearch):
         return action, policy, (policy * q).sum(1)
 
 
-def sequential_halving(considered: int, simulations: int) -> list[int]:
+def sequential_halving(num_considered: int, simulations: int) -> list[int]:
     """Compute the schedule of sequential halving: for each simulation, the visit count of the action to try next.
 
     The simulations are divided evenly among the rounds, and in each round among the remaining actions, of which the
-    better half stays for the next round; at least two remain.
+    better half stays for the next round, at least two.
 
     Args:
-        considered: number of actions at the start.
+        num_considered: number of actions at the start.
         simulations: total number.
 
     Returns:
         Visit counts, one per simulation.
     """
-    rounds = max(1, math.ceil(math.log2(considered)))
-    remaining = considered
+    rounds = max(1, math.ceil(math.log2(num_considered)))
+    remaining = num_considered
     visits = 0
     schedule: list[int] = []
     while len(schedule) < simulations:
         repeats = max(1, simulations // (rounds * remaining))
         schedule += [visits + i for i in range(repeats) for _ in range(remaining)]
         visits += repeats
-        remaining = max(2, remaining // 2) if considered > 1 else 1
+        remaining = max(2, remaining // 2) if num_considered > 1 else 1
     return schedule[:simulations]

@@ -14,13 +14,13 @@ class PUCTSearch(TreeSearch):
     """MuZero's search (arXiv 1911.08265, appendix B).
 
     Values are normalized to 0..1 between the lowest and the highest of a node's value and its tried actions' values, as
-    in DeepMind's mctx; the paper takes the bounds of the whole tree.
+    in DeepMind's mctx; the paper uses the lowest and highest values of the whole tree.
 
     Args:
         simulations, min_value_range: see ``TreeSearch``.
         pb_c_init, pb_c_base: constants c1 and c2 of the prior's weight.
         dirichlet_alpha: concentration of the noise that is mixed into the roots' prior when exploring.
-        dirichlet_fraction: share of that noise.
+        dirichlet_fraction: fraction of that noise in the mixture.
 
     Raises:
         ValueError: a value is out of range.
@@ -51,8 +51,8 @@ class PUCTSearch(TreeSearch):
             return np.zeros_like(tree.prior[tree.roots])
         alpha = np.full(tree.prior.shape[1], self.dirichlet_alpha)
         noise = np.stack([np.random.default_rng(s & (2**64 - 1)).dirichlet(alpha) for s in seeds.tolist()])
-        share = self.dirichlet_fraction
-        tree.prior[tree.roots] = (1 - share) * tree.prior[tree.roots] + share * noise
+        fraction = self.dirichlet_fraction
+        tree.prior[tree.roots] = (1 - fraction) * tree.prior[tree.roots] + fraction * noise
         return noise
 
     def _select_actions(self, tree: SearchTree, rows: Ints) -> Ints:
@@ -71,5 +71,5 @@ class PUCTSearch(TreeSearch):
             return policy.argmax(1), policy, value
         weights = (policy / policy.max(1, keepdims=True)) ** (1 / temperature)
         cumulative = weights.cumsum(1)
-        drawn = seeded_uniform(seeds, 1).double().numpy() * cumulative[:, -1:]
-        return (cumulative < drawn).sum(1), policy, value
+        threshold = seeded_uniform(seeds, 1).double().numpy() * cumulative[:, -1:]
+        return (cumulative < threshold).sum(1), policy, value

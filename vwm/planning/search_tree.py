@@ -1,7 +1,7 @@
 """A batch of search trees as arrays of nodes.
 
 The states stay on the model's device; the numbers of the trees are NumPy arrays (float64), where operations on small
-arrays cost a fraction of what they cost in torch. The next action of a node depends on its own numbers alone, so it is
+arrays are much faster than in torch. The next action of a node depends only on the node's own numbers, so it is
 computed again only for the nodes that a simulation visited, and selecting a leaf only follows indices.
 
 Legend: b trees, a actions, m selected nodes, d depth. A node is a row: the root of tree i is row i (simulations + 1).
@@ -31,7 +31,7 @@ class SearchTree:
     Args:
         prediction: of the roots.
         state: of the roots.
-        simulations: nodes that each tree will get besides its root.
+        simulations: nodes that are added to the root of each tree.
     """
 
     def __init__(self, prediction: NodePrediction, state: NestedState, simulations: int) -> None:
@@ -53,7 +53,7 @@ class SearchTree:
         """Discount of the step into the node; 0 after a termination."""
         self.visits = np.zeros((rows, actions), dtype=np.int64)
         self.q = np.zeros((rows, actions))
-        """Values of the tried actions; 0 where ``visits`` is."""
+        """Values of the tried actions; 0 where ``visits`` is 0."""
         self.children = np.full((rows, actions), -1)
         self.next_action = np.zeros(rows, dtype=np.int64)
         """Action that the next simulation takes."""
@@ -69,10 +69,10 @@ class SearchTree:
         self.predicted_value[rows] = self.value[rows] = _to_numpy(prediction.value)
         self.value_count[rows] = 1
         index = torch.from_numpy(rows).to(self.device)
-        tree_map(lambda kept, new: kept.index_copy_(0, index, new.to(kept.dtype)), self.states, state)
+        tree_map(lambda stored, new: stored.index_copy_(0, index, new.to(stored.dtype)), self.states, state)
 
     def select_leaves(self) -> tuple[list[Ints], list[Bools]]:
-        """Follow the next actions from the roots to the nodes where that action was not tried yet.
+        """Follow the next actions from the roots to the nodes where the next action has not been tried.
 
         Returns:
             For each depth, the rows [b] and which trees reach that depth, bool [b]; the others repeat their leaf.
@@ -83,7 +83,7 @@ class SearchTree:
             path.append(rows)
             active_at.append(active)
             child = self.children[rows, self.next_action[rows]]
-            active = child >= 0  # a tree at its leaf stays inactive: that child does not exist
+            active = child >= 0  # a tree that reached its leaf stays inactive: it has no such child
             rows = np.where(active, child, rows)
         return path, active_at
 
@@ -99,31 +99,31 @@ class SearchTree:
         Returns:
             The rows of the new nodes, [b].
         """
-        new, actions = self.roots + index, self.next_action[leaves]
+        new_rows, actions = self.roots + index, self.next_action[leaves]
         states = select_worlds(self.states, torch.from_numpy(leaves).to(self.device))
         step = model.step(states, torch.from_numpy(actions).to(self.device))
-        self.add_nodes(new, step.prediction, step.state)
-        self.reward[new] = _to_numpy(step.reward)
-        self.discount[new] = np.where(step.terminated.cpu().numpy(), 0.0, discount)
-        self.children[leaves, actions] = new
-        return new
+        self.add_nodes(new_rows, step.prediction, step.state)
+        self.reward[new_rows] = _to_numpy(step.reward)
+        self.discount[new_rows] = np.where(step.terminated.cpu().numpy(), 0.0, discount)
+        self.children[leaves, actions] = new_rows
+        return new_rows
 
-    def backup(self, path: list[Ints], active_at: list[Bools], new: Ints) -> Ints:
+    def backup(self, path: list[Ints], active_at: list[Bools], new_rows: Ints) -> Ints:
         """Update the statistics of all nodes on the paths with the values of the new nodes.
 
         Args:
             path, active_at: as ``select_leaves`` returned them.
-            new: rows of the new nodes, [b].
+            new_rows: rows of the new nodes, [b].
 
         Returns:
             The rows [m] whose statistics changed, the new ones included.
         """
         parents, visited = np.stack(path), np.stack(active_at)  # [d, b]
-        inner = np.concatenate((visited[1:], np.zeros_like(visited[:1])))
-        children = np.where(inner, np.concatenate((parents[1:], new[None])), new)
+        has_child_on_path = np.concatenate((visited[1:], np.zeros_like(visited[:1])))
+        children = np.where(has_child_on_path, np.concatenate((parents[1:], new_rows[None])), new_rows)
         rewards = np.where(visited, self.reward[children], 0)
         discounts = np.where(visited, self.discount[children], 1)
-        value, returns = self.value[new], np.empty(parents.shape)
+        value, returns = self.value[new_rows], np.empty(parents.shape)
         for depth in range(len(parents) - 1, -1, -1):
             value = rewards[depth] + discounts[depth] * value
             returns[depth] = value
@@ -133,7 +133,7 @@ class SearchTree:
         actions = self.next_action[rows]
         self.visits[rows, actions] += 1
         self.q[rows, actions] = self.reward[child_rows] + self.discount[child_rows] * self.value[child_rows]
-        return np.concatenate((rows, new))
+        return np.concatenate((rows, new_rows))
 
 
 def numpy_softmax(logits: Floats) -> Floats:

@@ -1,9 +1,9 @@
 """Tree search over a learned model or a simulator: MuZero's and Gumbel MuZero's search share this loop.
 
 A search expands any ``TreeSearchModel``: it predicts the outcome of an action and, for each state, a policy (the prior)
-and a value. Each simulation follows the tree from the root to an action that was not tried yet, evaluates that step
-with one call of the model for all trees of the batch, and backs its value up to the root. After a termination nothing
-counts: simulations may continue there, but their values are multiplied by zero.
+and a value. Each simulation follows the tree from the root to an action that has not been tried, evaluates that step
+with one call of the model for all trees of the batch, and backs its value up to the root. Simulations may continue
+after a termination, but the values there are multiplied by zero.
 
 Legend: b batch, a actions, m selected nodes (rows of ``SearchTree``).
 """
@@ -46,7 +46,7 @@ class TreeSearch(ABC):
     Args:
         simulations: model steps per decision and problem.
         min_value_range: values are normalized by their range, but at least by this number; otherwise the rounding
-            errors of an untrained model would guide the search (EfficientZero uses 0.01; mctx has no minimum).
+            errors of an untrained model would determine the search (EfficientZero uses 0.01; mctx has no minimum).
 
     Raises:
         ValueError: a value is out of range.
@@ -91,9 +91,9 @@ class TreeSearch(ABC):
 
         Args:
             model: predicts outcomes, policies and values.
-            state: of b problems; it is not changed.
+            state: states of b problems; not modified.
             discount: per step.
-            seed: one, from which every problem derives its own, or int64 [b]. Give another at every decision.
+            seed: one seed, from which every problem derives its own, or int64 [b]. Pass a new one at every decision.
             temperature: 0 selects the best action without randomness; above 0 explores as in training.
 
         Raises:
@@ -107,9 +107,9 @@ class TreeSearch(ABC):
         for simulation in range(self.simulations):
             tree.next_action[tree.roots] = self._select_root_actions(tree, noise, simulation)
             path, active_at = tree.select_leaves()
-            new = tree.expand(model, path[-1], simulation + 1, discount)
-            changed = tree.backup(path, active_at, new)
-            tree.next_action[changed] = self._select_actions(tree, changed)
+            new_rows = tree.expand(model, path[-1], simulation + 1, discount)
+            changed_rows = tree.backup(path, active_at, new_rows)
+            tree.next_action[changed_rows] = self._select_actions(tree, changed_rows)
         action, policy, value = self._decide(tree, noise, fold_in(seeds, 2), temperature)
         return TreeSearchResult(
             action=torch.from_numpy(action).to(tree.device),

@@ -28,7 +28,7 @@ class TreeStep(NamedTuple):
     Attributes:
         state: nested tensors [b, ...].
         reward: float [b].
-        terminated: bool [b]; nothing after it counts.
+        terminated: bool [b]; later rewards and values do not count.
         prediction: for the new states.
     """
 
@@ -55,7 +55,7 @@ class SimulatorTreeModel:
 
     Args:
         simulator: the world; frames are not decoded. Its random numbers are a function of its state, so the tree plans
-            for this one outcome of chance.
+            for one outcome of its randomness.
         value: value of simulator states, float [b]; None takes 0.
 
     Raises:

@@ -73,7 +73,7 @@ class MuZeroNetwork(ModelMixin, ConfigMixin):
         projection_size: size of the projections in the consistency loss.
 
     Raises:
-        ValueError: observations of another shape, or sides not divisible by 16.
+        ValueError: the observation shape is another, or its sides are not divisible by 16.
     """
 
     @register_to_config
@@ -229,7 +229,7 @@ class MuZeroResidualBlock(nn.Module):
 
 
 def min_max_normalize(latent: Tensor) -> Tensor:
-    """Scale the latent of each batch entry to 0..1, the scale of actions (MuZero, appendix G). Bounds the latent."""
+    """Scale the latent of each batch entry to 0..1, the scale of actions (MuZero, appendix G)."""
     flat = latent.flatten(1)
     low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
     return ((flat - low) / (high - low).clamp(min=1e-5)).view_as(latent)

@@ -1,4 +1,4 @@
-"""MuZero's model as a simulator, which predicts rewards and values and shows no observations."""
+"""MuZero's model as a simulator, which predicts rewards and values but no observations."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class MuZeroSimulatorState(NamedTuple):
 class MuZeroSimulator(NetworkSimulator):
     """MuZero's network: see ``Simulator``.
 
-    ``latent`` of a step is the network's, float [b, d] or [b, d, h, w]. The simulation is deterministic and shows no
-    images. It never terminates: in training, the rewards after a termination are zero. The actions of a context are
+    ``latent`` of a step is the network's, float [b, d] or [b, d, h, w]. The simulation is deterministic and has no
+    frames. It never terminates: in training, the rewards after a termination are zero. The actions of a context are
     not used.
 
     Args:
@@ -73,8 +73,8 @@ class MuZeroSimulator(NetworkSimulator):
         self.check_context(context)
         self.check_context_actions(context_actions, *context.shape[:2])
         context = context.to(self.device)
-        places = torch.arange(-self.spec.context_frames, 0, device=self.device) + context.shape[1]
-        observations = context[:, places.clamp(min=0)]  # a short context begins with copies of its first frame
+        indices = torch.arange(-self.spec.context_frames, 0, device=self.device) + context.shape[1]
+        observations = context[:, indices.clamp(min=0)]  # a short context begins with copies of its first frame
         network_state = self.dynamics.represent(observations)
         seeds = world_seeds(seed, len(context), self.device)
         return MuZeroSimulatorState(network_state, seeds), context[:, -1]
@@ -85,11 +85,10 @@ class MuZeroSimulator(NetworkSimulator):
     ) -> tuple[MuZeroSimulatorState, StepOutput]:
         """See ``Simulator.step``."""
         self.check_action(action, len(state.seed))
-        after, reward, _ = self.dynamics.step(state.network_state, action.to(self.device))
+        network_state, reward, _ = self.dynamics.step(state.network_state, action.to(self.device))
         terminated = torch.zeros_like(reward, dtype=torch.bool)
-        return state._replace(network_state=after), StepOutput(
-            frame=None, latent=after.latent, reward=reward.float(), terminated=terminated
-        )
+        output = StepOutput(frame=None, latent=network_state.latent, reward=reward.float(), terminated=terminated)
+        return state._replace(network_state=network_state), output
 
     @torch.inference_mode()
     def value(self, state: MuZeroSimulatorState) -> Tensor:
