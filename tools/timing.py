@@ -45,7 +45,7 @@ def medians(times: Times) -> dict[str, dict[str, float]]:
 
 
 def save(path: Path | None, content: Mapping[str, Any]) -> None:
-    """Write figures as JSON, whole or not at all; nowhere if there is no path."""
+    """Write figures as JSON, atomically; without a path, do nothing."""
     if path is None:
         return
     aside = path.with_name(path.name + ".tmp")

@@ -1,4 +1,4 @@
-"""Makes sprite worlds: possible clips to train on, or pairs of possible and impossible ones to measure surprise.
+"""Make sprite worlds: possible clips to train on, or pairs of possible and impossible ones to measure surprise.
 
     python datasets/sprites/generate.py data/sprites --clips 20000
     python datasets/sprites/generate.py data/sprites_unseen --clips 2000 --seed 1
@@ -28,11 +28,11 @@ def main(argv: list[str] | None = None) -> None:
     """Write the shards."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="a new folder for the shards")
-    parser.add_argument("--worlds", nargs="+", choices=SPRITE_WORLDS, help="in equal shares; all of them by default")
+    parser.add_argument("--worlds", nargs="+", choices=SPRITE_WORLDS, help="worlds, in equal numbers; all by default")
     parser.add_argument("--pairs", action="store_true", help="pairs of possible and impossible clips, 4 at a time")
-    parser.add_argument("--clips", type=int, default=20_000, help="how many (20000)")
-    parser.add_argument("--frames", type=int, default=24, help="of a clip, 16 to 32 (24)")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (0)")
+    parser.add_argument("--clips", type=int, default=20_000, help="number of clips (20000)")
+    parser.add_argument("--frames", type=int, default=24, help="frames per clip, 16 to 32 (24)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (0)")
     args = parser.parse_args(argv)
     worlds = args.worlds or (PHYSICAL_PROPERTIES if args.pairs else SPRITE_WORLDS)
     if args.clips < 1 or args.seed < 0:
@@ -40,9 +40,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.frames not in CLIP_LENGTHS:
         parser.error(f"--frames must be 16 to 32, got {args.frames}")
     if args.pairs and "moving" in worlds:
-        parser.error("--pairs need a law to break: the world 'moving' has none")
+        parser.error("--pairs requires worlds with a physical law that a clip can violate; 'moving' has none")
     if args.pairs and args.clips % 4:
-        parser.error(f"--pairs come four clips at a time: --clips must be a multiple of 4, got {args.clips}")
+        parser.error(f"--pairs writes groups of four clips: --clips must be a multiple of 4, got {args.clips}")
     if any(args.out.glob("*.tar")):
         parser.error(f"{args.out} holds shards already; choose a new folder")
     make = quadruples if args.pairs else possible
@@ -55,14 +55,14 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def possible(worlds: list[str], clips: int, frames: int, seed: int) -> Iterator[Episode]:
-    """Clips in which the laws hold."""
+    """Yield clips in which the physical laws hold."""
     for i in range(clips):
         world = worlds[i % len(worlds)]
         yield make_possible_clip(world, np.random.default_rng([seed, 0, i]), frames).episode(world)
 
 
 def quadruples(worlds: list[str], clips: int, frames: int, seed: int) -> Iterator[Episode]:
-    """Two pairs at a time, each a possible clip and the impossible one that it shares its beginning with."""
+    """Yield two pairs at a time: a possible clip, and the impossible one that begins with the same frames."""
     for i in range(clips // 4):
         world = worlds[i % len(worlds)]
         four = make_quadruple(world, np.random.default_rng([seed, 1, i]), frames)

@@ -32,7 +32,7 @@ FIXED_SETTINGS = (
     "seed", "evaluation.env", "algorithm.class_path",
     *(f"algorithm.init_args.{name}" for name in ("env", "agent", "policy", "bundle", "data", "observe", "num_envs")),
 )  # fmt: skip
-"""Settings that make a run what it is."""
+"""Settings that must not change when a run is resumed."""
 PRECISIONS = ("32-true", "bf16-mixed")
 """Precisions of updates, by Lightning's names; float16 would require a gradient scaler in every algorithm."""
 TRAINING_SETTINGS = tuple(name for name in inspect.signature(AgentTraining).parameters)
@@ -63,7 +63,7 @@ def train_agent(argv: list[str]) -> None:
     parser = make_agent_parser()
     config = parse_agent_config(parser, argv)
     training = make_training(parser, config)
-    del config["config"]  # the run's own file stands alone
+    del config["config"]  # the run's own file is complete
     text = parser.dump(config, skip_unset=False)
     run = training.folder
     with run.lock():
@@ -91,15 +91,15 @@ def make_training(parser: ArgumentParser, config: Namespace) -> AgentTraining:
 
 
 def make_runtime(training: AgentTraining, config: Namespace, settings: dict[str, Any]) -> TrainingRuntime:
-    """Make what a training needs of the command's options: precision by Lightning Fabric, compilation and loggers.
+    """Convert the command's options to a runtime: precision by Lightning Fabric, compilation and loggers.
 
     Args:
-        training: to be run.
+        training: the training to run.
         config: the parsed command.
-        settings: the same as plain values, for Weights & Biases.
+        settings: the parsed command as plain values, for Weights & Biases.
 
     Raises:
-        ValueError: the algorithm computes in float32, without compilation, only.
+        ValueError: the algorithm supports only float32 without compilation.
     """
     runtime = TrainingRuntime()
     if config.precision != "32-true" or config.compile:
@@ -123,7 +123,7 @@ def make_runtime(training: AgentTraining, config: Namespace, settings: dict[str,
 
 
 def check_same_run(run: RunFolder, parser: ArgumentParser, config: Namespace) -> None:
-    """Raise ValueError where a setting that makes a run what it is differs from that of the run in the folder."""
+    """Raise ValueError if one of ``FIXED_SETTINGS`` differs from that of the run in the folder."""
     if not run.config.is_file() or not run.last_checkpoint.is_file():
         return
     began = parse_agent_config(parser, ["-c", str(run.config)])
@@ -141,11 +141,11 @@ def evaluate_agent(
 
     Args:
         run: folder of a run; ``evaluation.json`` is written there.
-        episodes: number of episodes of each.
-        seed: of the environments; the training's own evaluations use others.
-        num_envs: environments that are stepped together, at most.
+        episodes: number of episodes of the agent, and of random actions.
+        seed: seed of the environments; evaluations during training use other seeds.
+        num_envs: largest number of environments that are stepped together.
         best: use the weights with the best evaluation of the training instead of the last ones. They were selected by
-            those evaluations; the episodes here are others.
+            those evaluations, so this command uses other episodes.
     """
     player, game = load_agent(run, best)
     found = evaluate_policy(player, game, episodes, seed, num_envs)
@@ -190,8 +190,8 @@ def record_agent_videos(
     Args:
         run: folder of a run.
         out: folder of the videos; ``play`` in the run by default.
-        episodes: number of episodes, a video each.
-        seed: of the first episode; each has its own.
+        episodes: number of episodes, one video each.
+        seed: seed of the first episode; each of the next has the next seed.
         best: use the weights with the best evaluation of the training instead of the last ones.
     """
     (player, game), out = load_agent(run, best), out or run / "play"
@@ -216,8 +216,8 @@ def export_agent_world(
     Args:
         run: folder of a run.
         out: folder to make; ``world`` in the run by default.
-        title: shown to people; the run's name by default.
-        fps: frames per second at which people play it.
+        title: display name; the run's name by default.
+        fps: frames per second at which the player shows it.
         starts: number of starting contexts, which are drawn from the replay buffer.
         best: use the weights with the best evaluation of the training instead of the last ones.
     """

@@ -27,7 +27,7 @@ def check_paths(signature: CommandSignature, arguments: dict[str, Any]) -> None:
 
 
 def _check_bundle(bundle: Path) -> None:
-    if not bundle.is_dir():  # what a folder holds, the command itself says: a world, or a V-JEPA encoder and predictor
+    if not bundle.is_dir():  # the command itself checks what a folder holds: a world, or a V-JEPA encoder and predictor
         find_bundle(bundle)
 
 

@@ -40,15 +40,15 @@ def benchmark_data(
 ) -> None:
     """Measure the loader's clips per second, compared with a plain WebDataset pipeline that decodes with decord.
 
-    The plain pipeline is a usual one: shuffled shards, a shuffle buffer, one random clip per sample, batches. It reads
-    mp4, so that shards of raw frames are copied to shards of the same episodes as H.264 (GOP 12); the loader is timed
-    on both.
+    The plain pipeline is the usual one: shuffled shards, a shuffle buffer, one random clip per sample, batches. It
+    reads mp4, so shards of raw frames are first copied to shards of the same episodes as H.264 (GOP 12), and the loader
+    is timed on both.
 
     Args:
         data: a folder of shards on this machine, or a tar.
         clip_length: frames per clip.
         batch_size: clips per batch.
-        workers: reading processes, of both.
+        workers: reader processes, of both pipelines.
         batches: batches per repeat, after warm-up.
         repeats: rounds in which the variants alternate.
         shard_limit: use the first shards only, since the copy is written in every run; 0 uses all.
@@ -150,13 +150,13 @@ def _baseline_clip(sample: dict[str, Any], clip_length: int) -> tuple[NDArray[An
 def _time_data(
     variants: dict[str, Callable[[], Iterator[Any]]], batches: int, batch_size: int, workers: int, repeats: int
 ) -> dict[str, list[float]]:
-    """Measure clips per second of each variant and repeat; each starts fresh and warms up before it is timed."""
+    """Measure clips per second of each variant and repeat; each starts anew and warms up before it is timed."""
     speeds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(repeats):
         for name, start in variants.items():
             frame_reading._packet_table.cache_clear()  # as in a first epoch
             iterator = start()
-            for _ in islice(iterator, 4 + 4 * workers):  # more than is read ahead
+            for _ in islice(iterator, 4 + 4 * workers):  # more than the workers prefetch
                 pass
             began = time.perf_counter()
             for _ in islice(iterator, batches):

@@ -41,7 +41,7 @@ def benchmark_play(
         steps: frames per repeat (without the cache a fifth of them).
         batch: simulations played at once.
         sampling_steps: sampling steps per frame; by default the bundle's.
-        threads: of the CPU; by default torch's choice.
+        threads: CPU threads; by default torch's choice.
         repeats: rounds in which the variants alternate.
         device: where to compute; see ``resolve_device``.
     """
@@ -117,7 +117,7 @@ def _time_steps(
 
 
 def _time_cache(comparison: CacheComparison, steps: int, device: torch.device) -> dict[str, list[float]]:
-    """Time frames with and without a cache in turns, in seconds; the decoder's share is a second call of its own."""
+    """Time frames with and without a cache in turns, in seconds; the decoder is timed by a separate call."""
     times: dict[str, list[float]] = {"with the cache": [], "- of it decoding": [], "without the cache": []}
     for number in range(steps):
         with measure_seconds(times["with the cache"], device):

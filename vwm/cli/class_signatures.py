@@ -21,10 +21,10 @@ class ClassSignature(NamedTuple):
     """What a constructor takes.
 
     Attributes:
-        name: of the class.
+        name: name of the class.
         parameters: annotations by name; None where there is none.
         is_open: whether it takes further keywords, or inherits from a class whose source was not read.
-        module: in which the annotations are to be understood.
+        module: the module in which the annotations are resolved.
     """
 
     name: str
@@ -55,7 +55,7 @@ def public_class_names(package: str) -> list[str]:
 
 
 def class_signature(module: SourceModule, name: str) -> ClassSignature | None:
-    """Read the signature of a class that a module defines or imports; None where its source is not at hand."""
+    """Read the signature of a class that a module defines or imports; None if its source is not available."""
     node = next((n for n in module.tree.body if isinstance(n, ast.ClassDef) and n.name == name), None)
     if node is None:
         return _imported_class(module, name)

@@ -1,4 +1,4 @@
-"""The table of commands: where each one's function is, what it does, and examples that work.
+"""The table of commands: the function of each, a summary, and examples.
 
 A name is a command or a group of commands, never both, so that what follows a command's name is always an argument.
 """

@@ -20,9 +20,9 @@ SHORT_NAMES: Mapping[str, Mapping[str, str]] = {
     },
     "agent train": {},
 }
-"""By command; the long names are accepted, too."""
+"""Short option names and the keys that they set, by command; the keys are accepted, too."""
 EXAMPLES = {"fit": "genie/coinrun_small", "agent train": "agents/tdmpc2_pendulum"}
-"""A config of each command."""
+"""An example config of each command."""
 
 
 def expand_arguments(command: str, argv: list[str]) -> list[str]:
@@ -75,7 +75,7 @@ def find_config(name: str) -> str:
     """Return the path of a config: as given, or of one that comes with vwm, whose suffix may be left out.
 
     Raises:
-        FileNotFoundError: there is no such file; the message names a shipped config that is spelled alike.
+        FileNotFoundError: there is no such file; the message names a shipped config with a similar name.
     """
     if Path(name).is_file():
         return name

@@ -169,7 +169,7 @@ def _check_value(value: Any, annotation: ast.expr | None, module: SourceModule |
 
 
 Member = tuple[str, ast.expr, SourceModule | None]
-"""The name of a type, its annotation, and the module in which it is to be understood."""
+"""The name of a type, its annotation, and the module in which it is resolved."""
 
 
 def _union_members(node: ast.expr, module: SourceModule | None) -> Iterator[Member]:

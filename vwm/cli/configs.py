@@ -16,7 +16,7 @@ def config_path(name: str) -> str:
         name: family and file, such as ``tokenizer/coinrun_small.yaml``.
 
     Raises:
-        FileNotFoundError: there is no such config; the message lists those there are.
+        FileNotFoundError: there is no such config; the message lists the existing ones.
     """
     folder = _config_folder()
     path = folder / name

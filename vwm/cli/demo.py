@@ -45,7 +45,7 @@ def run_demo(
         tokenizer_steps: optimizer steps of the tokenizer.
         genie_steps: optimizer steps of latent actions and dynamics.
         threads: CPU threads of torch; 0 leaves torch's choice.
-        seed: seed of everything random.
+        seed: seed of all random numbers.
     """
     began = time.monotonic()
     game = COINRUN_DEMO if importlib.util.find_spec("procgen") else FREEWAY_DEMO

@@ -101,7 +101,7 @@ def _add_parameter(parser: CommandParser, parameter: CommandParameter) -> None:
 
 
 def value_parser(annotation: ast.expr) -> Callable[[str], Any]:
-    """What turns the text of a value into the annotated type; raises argparse's error where it cannot."""
+    """Return a function that converts text to the annotated type; it raises ArgumentTypeError if it cannot."""
 
     def parse(text: str) -> Any:
         for member in _union_members(annotation):

@@ -21,7 +21,7 @@ class CommandParameter(NamedTuple):
 
     name: str
     annotation: str
-    """As source text; aliases of other modules are replaced by what they stand for."""
+    """Source text of the annotation; aliases of other modules are replaced by their definitions."""
     default: Any
     """REQUIRED where there is none."""
     help: str
@@ -30,7 +30,7 @@ class CommandParameter(NamedTuple):
 
 
 class CommandSignature(NamedTuple):
-    """What the help of a command is made from."""
+    """Description and parameters of a command, from which its help is made."""
 
     description: str
     parameters: tuple[CommandParameter, ...]

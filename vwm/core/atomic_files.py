@@ -1,9 +1,9 @@
-"""Write files and folders whole or not at all.
+"""Write files and folders atomically: readers see the old or the new content, never a part of it.
 
-Both functions write under a hidden temporary name in the same folder, flush to the disk and rename. A process that is
-killed on the way leaves the previous file or folder in place, and a temporary one whose name says which process on
-which machine wrote it. The next write to the same path removes it once that process is gone. Files of any other name
-are never touched.
+Both functions write under a hidden temporary name in the same folder, flush to the disk and rename. If the process is
+killed before that, the previous file or folder stays in place next to the temporary one, whose name contains the
+machine and the process. The next write to the same path removes it once that process has ended. Files of any other
+name are never touched.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write UTF-8 text into a file, whole or not at all."""
+    """Write UTF-8 text into a file, atomically."""
     with atomic_write(path) as file:
         file.write(text.encode())
 
@@ -108,8 +108,8 @@ def check_replaceable_folder(folder: Path, mark: str, what: str) -> None:
 
     Args:
         folder: where something is to be written.
-        mark: the file that every folder of the kind has.
-        what: the kind, for people.
+        mark: name of a file that every folder of the kind has.
+        what: name of the kind, for the error message.
     """
     if folder.exists() and not (folder.is_dir() and ((folder / mark).is_file() or not any(folder.iterdir()))):
         raise ValueError(f"{folder} exists and is no {what} (it has no {mark}): choose another folder (--out)")

@@ -64,14 +64,14 @@ class DecodesLatents(Protocol):
 
 @runtime_checkable
 class ReconstructsFrames(Protocol):
-    """A simulator that can show given frames as it generates frames: encoded and decoded again."""
+    """A simulator that can encode given frames and decode them again, as it decodes generated frames."""
 
     def reconstruct(self, frames: Tensor, state: State | None = None) -> tuple[State, Tensor]:
         """Encode and decode the next frames of videos, without any dynamics.
 
         Args:
             frames: uint8 [b, t, h, w, 3].
-            state: of the frames before, as this method returned it; None at the start of the videos.
+            state: state after the previous frames, as this method returned it; None at the start of the videos.
 
         Returns:
             The state after the frames, and the reconstructed frames, uint8 [b, t, h, w, 3].
@@ -99,7 +99,7 @@ class InfersActions(Protocol):
 
 @runtime_checkable
 class ProvidesFeatures(Protocol):
-    """A simulator whose network has features of the present frame, which policies and controllers can read."""
+    """A simulator whose network has features of the current frame, which policies and controllers can read."""
 
     def features(self, state: State) -> Tensor:
         """Return the features of a state, float32 [b, d]."""
@@ -111,7 +111,7 @@ class MeasuresTransitionLoss(Protocol):
     """A simulator that can measure how well it predicts given transitions.
 
     Attributes:
-        transition_loss_name: the name of the loss, for people ("cross-entropy").
+        transition_loss_name: display name of the loss ("cross-entropy").
     """
 
     transition_loss_name: str
@@ -123,9 +123,9 @@ class MeasuresTransitionLoss(Protocol):
         only, and use the same random numbers. They are equal where a simulator ignores its actions.
 
         Args:
-            latents: of clips, as the tokenizer encodes them: int64 [b, t, h, w] or float [b, t, h, w, c].
-            actions: of the clips, int64 [b, t-1] or float32 [b, t-1, a]; ``actions[:, i]`` leads from frame i to i+1.
-            other_actions: to condition on instead, likewise.
+            latents: latents of clips, as the tokenizer encodes them: int64 [b, t, h, w] or float [b, t, h, w, c].
+            actions: int64 [b, t-1] or float32 [b, t-1, a]; ``actions[:, i]`` leads from frame i to i+1.
+            other_actions: actions to condition on instead, of the same shape.
 
         Returns:
             float64 [2] on the CPU, with the clips' own actions and with the others: sums over the elements of

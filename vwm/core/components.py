@@ -37,7 +37,7 @@ def save_component(part: ModelMixin, folder: str | os.PathLike[str], half: bool 
     Args:
         part: the network; it is not changed.
         folder: the folder to make.
-        half: store the weights in float16, in half the space; ``load_component`` converts them to float32 again.
+        half: store the weights in float16, which halves the size; ``load_component`` converts them to float32.
     """
     stored = torch.nn.Module.half(copy.deepcopy(part)) if half else part
     if not all(torch.isfinite(weight).all() for weight in stored.state_dict().values()):
@@ -73,7 +73,7 @@ def load_component(folder: str | os.PathLike[str], kind: type[ModelMixin] | None
         kind: the class, for folders that do not name it.
 
     Raises:
-        ComponentError: missing, broken or foreign.
+        ComponentError: the folder is missing or damaged, or holds another class.
     """
     folder = Path(folder)
     if not (folder / COMPONENT_CONFIG_FILE).is_file():
@@ -84,7 +84,7 @@ def load_component(folder: str | os.PathLike[str], kind: type[ModelMixin] | None
         part, info = kind.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
         )
-    except Exception as error:  # diffusers and safetensors raise a dozen kinds for a broken folder
+    except Exception as error:  # diffusers and safetensors raise many types of errors for a damaged folder
         raise ComponentError(f"{folder}: cannot be loaded ({type(error).__name__}: {error})") from error
     wrong = {k: v for k, v in info.items() if k in ("missing_keys", "unexpected_keys", "mismatched_keys") and v}
     if wrong or info.get("error_msgs"):
@@ -102,11 +102,11 @@ def load_pretrained_weights(
 
     Args:
         network: receives the weights, in place.
-        folder: of the other network, as ``save_component`` wrote it.
+        folder: folder of the other network, as ``save_component`` wrote it.
         new, settings: see ``copy_weights``.
 
     Raises:
-        ComponentError: missing, broken or foreign; and see ``copy_weights``.
+        ComponentError: the folder is missing or damaged, or holds another class; see also ``copy_weights``.
     """
     copy_weights(network, load_component(folder, type(network)), str(folder), new, settings)
 

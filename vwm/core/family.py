@@ -1,4 +1,4 @@
-"""What the rest of the project may know about a model family.
+"""The interface through which the rest of the project uses a model family.
 
 Export, loading, evaluation, probing and benchmarks ask a ``WorldFamily`` and never test for a class. A family names
 its classes as text, and its methods import them when they are called, so that importing it imports no network.
@@ -50,8 +50,8 @@ class ExportedNetworks:
     """Networks that are exported without a simulator.
 
     Attributes:
-        networks: by the names of their folders.
-        use: how to go on with them, for people; ``{out}`` stands for the folder.
+        networks: the networks, by the names of their folders.
+        use: hint for the user about the next command; ``{out}`` stands for the folder.
     """
 
     networks: Mapping[str, ModelMixin]
@@ -71,7 +71,7 @@ class VideoSurprise(Protocol):
 
 
 class CacheComparison(Protocol):
-    """Play with cached keys and values, and the same frames computed from the whole window, for ``vwm bench play``."""
+    """Steps with cached keys and values, and the same frames computed from the whole window, for ``vwm bench play``."""
 
     def check_agreement(self) -> str:
         """Compare the two on the same frames and return a line about it. Raises RuntimeError where they differ."""
@@ -82,7 +82,7 @@ class CacheComparison(Protocol):
         ...
 
     def decode(self) -> None:
-        """Decode the frame of the last ``step`` once more: the decoder's share of it."""
+        """Decode the frame of the last ``step`` again, to measure the decoder's share of the time."""
         ...
 
     def step_uncached(self, number: int) -> None:
@@ -97,7 +97,7 @@ class WorldFamily:
 
     Attributes:
         name: a short unique name, such as ``genie``.
-        title: the name for people.
+        title: display name.
         simulator_class: public path of the simulator's class; empty for a family that exports networks only.
         module_classes: public paths of the Lightning modules that train it, for ``vwm export``.
         report: what ``vwm eval`` measures: ``frames`` (every measure of predicted frames), ``compounding_error`` of
@@ -148,7 +148,7 @@ class WorldFamily:
         """Load the features of networks that were exported without a simulator; None where the folder holds others.
 
         Args:
-            folder: perhaps as ``export_networks`` described it.
+            folder: any folder; the family reads those that hold what its ``export_networks`` returns.
             layer: see ``FeatureExtractor``.
             image_size: (H, W) of the data, for networks that suit any size.
 
@@ -163,7 +163,7 @@ class WorldFamily:
         """Load a scorer of surprise; None where the folder holds no networks of this family that can measure it.
 
         Args:
-            folder: of a bundle.
+            folder: folder of a bundle.
             context: frames of each window that the model sees; None for half of the window.
             mask_token: the mask token that stands for the frames to predict; None for the model's own choice.
             device: where it runs.
@@ -185,7 +185,7 @@ class WorldFamily:
         """
         return None
 
-    # ----------------------------------------------------------------------------------------------- look-up
+    # ------------------------------------------------------------------------------------------------ lookup
 
     def simulates(self, simulator: Simulator) -> bool:
         """Return whether a simulator is of the family's class."""

@@ -20,11 +20,11 @@ from vwm.core.frames import frames_to_float
 class FeatureExtractor(ABC):
     """Features of frozen networks, as tokens of a clip.
 
-    It sees the frames of a clip and nothing else: simulators with labeled actions treat these as unknown, or they
-    would know what the controls of a probe cannot see.
+    Its only input is the frames of a clip: simulators with labeled actions treat the actions as unknown, because the
+    controls of a probe have no actions either.
 
     Args:
-        networks: what computes the features, frozen.
+        networks: the frozen networks that compute the features.
         layer: the layer to read, from 0 or, counted from the end, -1; None for the class's own default.
 
     Attributes:
@@ -68,7 +68,7 @@ class FeatureExtractor(ABC):
         """Compute features: float [b, t, 3, H, W] in [-1, 1] -> [b, n, d]."""
 
     def at(self, layer: int) -> Self:
-        """Return the extractor of another layer of the same networks. Raises ValueError where there is no such."""
+        """Return the extractor of another layer of the same networks. Raises ValueError if there is none."""
         other = copy.copy(self)
         FeatureExtractor.__init__(other, self.networks, self.depth, layer)
         return other
@@ -88,7 +88,7 @@ class FeatureExtractor(ABC):
 
 def reinitialized_copy(part: ModelMixin, seed: int) -> ModelMixin:
     """Return a network of the same class and config with new weights; torch's own generator stays as it was."""
-    # Not from_config, which takes the class's default for whatever was given by position.
+    # Not from_config, which uses the class's default for arguments that were given by position.
     names = inspect.signature(type(part).__init__).parameters
     settings = {name: value for name, value in part.config.items() if name in names}
     with torch.random.fork_rng(devices=[]):

@@ -25,7 +25,7 @@ class NetworkSimulator(Simulator):
     Args:
         dynamics: predicts the next latents from latents and actions.
         observation, actions, context, stochastic, fps, context_frames, title: see ``SimulatorSpec``.
-        sampling: how a frame is sampled, of the class ``SAMPLING_CLASS``; by default that class's own defaults.
+        sampling: how a frame is sampled, an instance of ``SAMPLING_CLASS``; by default with that class's defaults.
         starts: contexts to start from, uint8 [n, t, h, w, 3] or float32 [n, t, k], where there are some.
 
     Raises:

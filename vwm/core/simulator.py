@@ -1,4 +1,4 @@
-"""The one simulator interface: everything that consumes a world uses this and nothing else.
+"""The simulator interface: everything that uses a world uses only this.
 
 What only some simulators can do is a protocol in ``vwm.core.capabilities``.
 
@@ -28,9 +28,9 @@ class SimulatorSpec:
         observation: what a step shows. A simulator that predicts latents only has ``kind="latent"``: its steps give no
             frame even with ``decode=True``, and ``reset`` gives back the context's last one.
         actions: what a step takes.
-        fps: frames per second of the recording that the simulator was trained on; the player's real time.
-        context_frames: the number of frames that a reset is best given (it accepts 1 or more).
-        title: a name for people.
+        fps: frames per second of the recording that the simulator was trained on; the player shows frames at this rate.
+        context_frames: recommended number of context frames for a reset (it accepts 1 or more).
+        title: display name.
         stochastic: whether the seed has any influence.
         frames_per_step: frames that one step shows.
         context: what a reset takes, images or vectors; by default the same as ``observation``, which must then not be

@@ -19,7 +19,7 @@ class ObservationSpace:
     Attributes:
         kind: ``"image"`` (uint8 [b, h, w, 3]), ``"vector"`` (float32 [b, k]: joint angles, positions), or
             ``"latent"`` for a simulator that predicts latents only and shows nothing.
-        shape: of one observation, without the batch: (h, w, 3), (k,), or that of a latent.
+        shape: shape of one observation, without the batch: (h, w, 3), (k,), or that of a latent.
 
     Raises:
         ValueError: the shape does not fit the kind.
@@ -49,7 +49,7 @@ class ObservationSpace:
 
     @classmethod
     def latent(cls, *shape: int) -> ObservationSpace:
-        """Nothing but latents of a shape."""
+        """Latents of a shape, and no observation."""
         return cls("latent", shape)
 
     @classmethod
@@ -96,7 +96,7 @@ class ActionSpace:
     Attributes:
         kind: ``"discrete"`` (int64 [b] in [0, size)) or ``"continuous"`` (float32 [b, size] in [-1, 1]).
         size: number of discrete actions, or of dimensions.
-        names: one per discrete action or dimension, for people; latent actions are named by their observed effect.
+        names: display names, one per discrete action or dimension; latent actions are named by their observed effect.
         latent: whether the actions were learned from unlabeled video.
         rest: one value per dimension, its position without any input (a brake rests at -1); empty where all
             rest at 0.
@@ -121,8 +121,8 @@ class ActionSpace:
 
         Args:
             kind, size: see ``ActionSpace``.
-            recording: the metadata, with ``action_names`` and ``action_rest`` where they are known; others than of
-                this size are left out.
+            recording: the metadata, with ``action_names`` and ``action_rest`` where they are known; values of another
+                size are ignored.
         """
         names = tuple(map(str, recording.get("action_names") or ()))
         rest = tuple(map(float, recording.get("action_rest") or ()))

@@ -1,3 +1,3 @@
-"""The version of vwm, which bundles and reports state."""
+"""The version of vwm, which is stored in bundles and reports."""
 
 VERSION = "0.1.0"

@@ -107,7 +107,7 @@ class ClipLoader:
 
 
 def _ignore_first_stop_signal(worker: int) -> None:
-    """Keep a worker running until the run is saved: schedulers and terminals signal every process of a job."""
+    """Keep a worker running until the run is saved: schedulers and terminals send signals to every process of a job."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda signum, frame: signal.signal(signum, signal.SIG_DFL))
 

@@ -1,4 +1,4 @@
-"""The manifest of an ingest, ``ingest.json``: which videos go into which shard, and what became of them."""
+"""The manifest of an ingest, ``ingest.json``: which videos go into which shard, and the outcome for each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics, rollouts, control, probes, surprise, reports."""
+"""Evaluation: metrics, rollouts, effect of actions, probes, surprise, planning, reports."""
 
 import lazy_loader
 

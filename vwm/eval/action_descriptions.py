@@ -19,7 +19,7 @@ from vwm.eval.mutual_information import contingency_table
 from vwm.eval.rollouts import infer_latent_actions
 
 MAX_DESCRIPTION_LENGTH = 27
-"""Characters of a description; the player has no room for more."""
+"""Largest number of characters of a description; the player has no space for more."""
 
 MIN_VISIBLE_SHIFT = 0.3
 """Smallest shift of the scene that is described, in pixels per frame."""
@@ -31,14 +31,14 @@ MIN_VISIBLE_CHANGE = 0.25
 def describe_actions(simulator: Simulator, clips: ClipDataset, count: int = 128, batch_size: int = 16) -> list[str]:
     """Describe every action of a world.
 
-    A latent action has the name of the recorded action that coincides with more than half of it, with the share; else,
-    or without recorded actions, it is described by the motion of the scene. Labeled actions keep their names.
+    A latent action is named after the recorded action that occurs in more than half of its transitions, with the share.
+    If there is none, it is described by the motion of the scene. Labeled actions keep their names.
 
     Args:
         simulator: the world.
-        clips: with frames, and actions where there are any, preferably held-out.
+        clips: clips with frames, and actions if there are any; preferably held-out.
         count: number of clips.
-        batch_size: clips at a time.
+        batch_size: clips that are processed at a time.
 
     Returns:
         One description per action, shorter than 28 characters.
@@ -59,7 +59,7 @@ def describe_actions(simulator: Simulator, clips: ClipDataset, count: int = 128,
 
 
 def _describe_by_recorded_action(latent: Tensor, sample: EvalClips, size: int) -> list[str]:
-    """Name each latent action by the recorded action of more than half its transitions; empty where there is none."""
+    """Name each latent action after the recorded action of over half of its transitions; empty if there is none."""
     assert sample.actions is not None
     columns = max(len(sample.action_names), int(sample.actions.max()) + 1)
     texts = []

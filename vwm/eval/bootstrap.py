@@ -41,7 +41,7 @@ class BootstrapScores(NamedTuple):
 
 
 def bootstrap_episode_counts(episodes: int, draws: int, seed: int) -> Tensor:
-    """Draw episodes with replacement; return how often each is drawn, float64 [r + 1, e], with a first row of ones."""
+    """Draw episodes with replacement; return how often each is drawn, float64 [r + 1, e]; the first row is all ones."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(episodes, (draws, episodes), generator=generator)
     counts = torch.zeros(draws, episodes, dtype=torch.float64).scatter_add_(
@@ -51,7 +51,7 @@ def bootstrap_episode_counts(episodes: int, draws: int, seed: int) -> Tensor:
 
 
 def bootstrap_r2(truth: Tensor, prediction: Tensor, episodes: Tensor, counts: Tensor) -> BootstrapScores:
-    """Compute R², 1 - (squared error) / (variance of the draw): float64 [n, o] twice, int64 [n], [r + 1, e] -> [o].
+    """Compute R², 1 - (squared error) / (variance of the draw): float64 [n, o] each, int64 [n], [r + 1, e] -> [o].
 
     1 is perfect; the mean of the test clips scores 0, and worse predictions score below 0.
     """
@@ -65,7 +65,7 @@ def bootstrap_r2(truth: Tensor, prediction: Tensor, episodes: Tensor, counts: Te
 
 
 def bootstrap_accuracy(truth: Tensor, prediction: Tensor, episodes: Tensor, counts: Tensor) -> BootstrapScores:
-    """Compute the share of correct classes: int64 [n] twice, int64 [n], [r + 1, e] -> [1]."""
+    """Compute the share of correct classes: int64 [n] each, int64 [n], [r + 1, e] -> [1]."""
     correct = torch.stack(((truth == prediction).double(), torch.ones(len(truth), dtype=torch.float64)), dim=1)
     summed = counts @ correct.new_zeros(counts.shape[1], 2).index_add_(0, episodes, correct)
     score = summed[:, :1] / summed[:, 1:]

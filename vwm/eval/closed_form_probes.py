@@ -103,8 +103,8 @@ def _select_setting(
     """Select the predictions with the setting of the smallest error on the validation part.
 
     Args:
-        on_val: predictions for the validation part, [a, v, o], with each of a settings.
-        labels: of the validation part, [v, o].
+        on_val: predictions for the validation part with each setting, [a, v, o].
+        labels: labels of the validation part, [v, o].
         on_test: predictions for the test part, [a, m, o].
         settings: [a].
         by_output: select for every output, rather than one for all.

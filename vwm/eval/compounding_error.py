@@ -1,8 +1,8 @@
-"""How the errors of a compact latent world compound: its predictions under the recorded actions, and the truth.
+"""Compounding errors of a compact latent world: its predictions under the recorded actions, compared with the truth.
 
-Where the simulator predicts observations, vectors or images, these are compared; where it predicts latents only
-(TD-MPC2, MuZero), these are compared with its own encoding of the true observations. Errors are in standard deviations
-of the truth, so that predicting the mean of all clips scores 1.
+If the simulator predicts observations (vectors or images), they are compared with the true ones. If it predicts latents
+only (TD-MPC2, MuZero), they are compared with its own encoding of the true observations. Errors are in standard
+deviations of the truth, so that predicting the mean of all clips scores 1.
 
 Legend: n clips, t time, k numbers that are compared.
 """
@@ -33,14 +33,14 @@ COMPOUNDING_REPORT_FILE = "report.json"
 def measure_compounding_error(
     simulator: NetworkSimulator, sample: EvalClips, rewards: Tensor | None, context: int, seed: int, batch_size: int
 ) -> dict[str, Any]:
-    """Measure errors by horizon: of the simulator, under random actions, and of copying the last observation.
+    """Measure errors by horizon: of the simulator, also under random actions, and of copying the last observation.
 
     Args:
-        simulator: to measure.
+        simulator: the simulator to measure.
         sample: clips; ``frames`` are observations, uint8 [n, t, h, w, 3] or float32 [n, t, k].
         rewards: float32 [n, t], of the actions; None where the data have none.
         context: observations that are shown.
-        seed: of the simulations and the random actions.
+        seed: seed of the simulations and of the random actions.
         batch_size: simulations that step together.
 
     Returns:
@@ -72,7 +72,7 @@ def measure_compounding_error(
         "reward_error_mean": None,
     }
     if rewards is not None and rewards.std(correction=0) > 0:  # a constant reward has no scale
-        paid = rewards[:, context - 1 : -1, None]  # rewards[t] is of actions[t], which leads to observation t + 1
+        paid = rewards[:, context - 1 : -1, None]  # rewards[t] belongs to actions[t], which leads to observation t + 1
         result["reward_error"] = normalized_rmse(paid, earned[..., None])
         result["reward_error_mean"] = normalized_rmse(paid, paid.mean().expand_as(paid))
     return result
@@ -99,9 +99,9 @@ def predict_open_loop(
 def encode_observations(
     simulator: NetworkSimulator, observations: Tensor, actions: Tensor, context: int, seeds: Tensor, batch_size: int
 ) -> Tensor:
-    """Encode every observation, given those before it, to latents [n, t, k]; zeros before the end of the context.
+    """Encode every observation, given those before it, to latents [n, t, k].
 
-    No prediction is compared with the observations before the end of the context.
+    Before the end of the context the latents are zeros, because no prediction is compared with them.
     """
     clips = []
     for clip, action, own_seeds in zip(*(x.split(batch_size) for x in (observations, actions, seeds)), strict=True):
@@ -128,7 +128,7 @@ def normalized_rmse(truth: Tensor, predicted: Tensor) -> Tensor:
 
 
 def read_observations(simulator: NetworkSimulator, settings: EvalSettings) -> tuple[EvalClips, Tensor | None]:
-    """Read clips as the simulator observes them, and their rewards float32 [n, t] where all have some.
+    """Read clips as the simulator observes them, and their rewards float32 [n, t]; None unless all clips have rewards.
 
     Raises:
         ValueError: the data hold no vectors, or vectors of another size.

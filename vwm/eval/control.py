@@ -17,7 +17,7 @@ from vwm.eval.metrics import MeanEstimate, estimate_mean, frame_mse, psnr
 
 
 class DeltaPSNR(NamedTuple):
-    """By horizon: the estimate over clips, how many are left out, and the difference of the sets' PSNRs in dB."""
+    """By horizon: estimate over clips, number of clips left out, and difference of the sets' PSNRs in dB."""
 
     by_clip: list[MeanEstimate]
     excluded: list[int]
@@ -25,21 +25,23 @@ class DeltaPSNR(NamedTuple):
 
 
 class ShuffledActionLoss(NamedTuple):
-    """The loss on the next frame per element of its latents, under the right actions and under those of others."""
+    """The loss on the next frame per latent element, under a clip's own actions and under those of other clips."""
 
     right: float
     shuffled: float
 
 
 def delta_psnr(truth: Tensor, own: Tensor, random: Tensor) -> DeltaPSNR:
-    """Subtract the PSNR under random actions from that under a clip's own (Genie, section 3): 0 without any effect.
+    """Subtract the PSNR under random actions from that under a clip's own actions (Genie, section 3).
+
+    It is 0 if actions have no effect.
 
     A clip with an exact frame has no finite PSNR there; it is left out at that horizon, and counted.
 
     Args:
         truth: uint8 [n, t, h, w, 3], the true frames after the context.
-        own: predicted under the clips' own actions, likewise.
-        random: predicted under random actions, likewise.
+        own: predicted under the clips' own actions, of the same shape.
+        random: predicted under random actions, of the same shape.
     """
     right, wrong = frame_mse(truth, own), frame_mse(truth, random)
     delta = psnr(right) - psnr(wrong)
@@ -52,12 +54,12 @@ def shuffled_action_loss(
 ) -> ShuffledActionLoss | None:
     """Measure the cost of conditioning on another clip's action.
 
-    The past keeps its right actions: only the action that leads to the predicted frame is replaced, by that of the next
-    clip of the (shuffled) sample at the same time.
+    The actions before stay as recorded: only the action that leads to the predicted frame is replaced, by that of the
+    next clip of the (shuffled) sample at the same time.
 
     Args:
-        simulator: to measure.
-        latents: of the clips, int64 [n, t, h, w] or float [n, t, h, w, c].
+        simulator: the simulator to measure.
+        latents: latents of the clips, int64 [n, t, h, w] or float [n, t, h, w, c].
         actions: int64 [n, t-1] or float32 [n, t-1, a].
         batch_size: clips at a time.
 

@@ -20,8 +20,8 @@ class EvalClips:
         frames: uint8 [n, t, h, w, 3].
         actions: int64 [n, t] or float32 [n, t, a] as recorded, ``actions[:, i]`` leads from frame i to i+1; None
             unless all clips have them.
-        action_names: of discrete actions; empty where the recording has none.
-        index_hash: of the shards.
+        action_names: names of discrete actions; empty if the recording has none.
+        index_hash: hash of the shards.
         num_available: number of clips in an epoch of the data.
         num_episodes: number of episodes that the clips come from.
     """
@@ -38,7 +38,7 @@ class EvalClips:
 
 
 def read_eval_clips(dataset: ClipDataset, clips: int, image_size: tuple[int, int]) -> EvalClips:
-    """Read the first clips of epoch 0; all of them where there are fewer.
+    """Read the first clips of epoch 0; all of them if there are fewer.
 
     Args:
         dataset: as ``open_clips`` returns it.

@@ -17,10 +17,10 @@ class EvalSettings:
         data: shards of the clips.
         part: all episodes, or those that training with the default split trained on or held out.
         horizon: frames to predict.
-        context: frames that are shown before.
-        clips: number of clips, at most.
+        context: context frames.
+        clips: largest number of clips.
         batch_size: simulations that step together.
-        seed: of the choice of clips, the simulations and the random actions.
+        seed: seed of the choice of clips, the simulations and the random actions.
     """
 
     data: str

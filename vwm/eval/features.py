@@ -1,4 +1,4 @@
-"""Frozen features of any model that a folder holds, and the control of a probe that has no model.
+"""Load frozen features of any model that a folder holds; and the features of the pixel control.
 
 Legend: b batch, t time, H W pixels, n tokens of a clip, d width.
 """
@@ -36,7 +36,7 @@ class PixelFeatureExtractor(FeatureExtractor):
 
     @classmethod
     def like(cls, tokens: int, frames: int, image_size: tuple[int, int]) -> PixelFeatureExtractor:
-        """Return an extractor with as many tokens a clip as a model has, or as near as patches of equal size allow.
+        """Return an extractor with as many tokens per clip as a model, or nearly as many if no patch size fits exactly.
 
         Args:
             tokens: n of the model.
@@ -66,10 +66,10 @@ def load_feature_extractor(
         path: a bundle (or the name of a shipped one), or networks that a family exports without a simulator: a V-JEPA
             ``encoder/``, a tokenizer.
         layer: see ``FeatureExtractor``.
-        image_size: (H, W) of the data, for published autoencoders, which suit any.
+        image_size: (H, W) of the data, for published autoencoders, which accept any size.
 
     Raises:
-        ValueError: the folder holds nothing of that kind, or something broken; or there is no such layer.
+        ValueError: the folder holds nothing of that kind or is damaged, or there is no such layer.
     """
     folder = Path(path)
     if not (folder / BUNDLE_INDEX_FILE).is_file():
@@ -78,7 +78,7 @@ def load_feature_extractor(
             if features is not None:
                 return features
     try:
-        simulator = load_simulator(folder, "cpu")  # perhaps by the name of a shipped bundle
+        simulator = load_simulator(folder, "cpu")  # a folder, or the name of a shipped bundle
     except BundleError as error:
         if (folder / BUNDLE_INDEX_FILE).is_file():
             raise

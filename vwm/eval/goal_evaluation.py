@@ -71,7 +71,7 @@ class GoalPlannerConfig:
         horizon: steps that the planner looks ahead.
         replan_every: steps from one decision to the next.
         samples: action sequences per iteration.
-        iterations: per decision.
+        iterations: iterations per decision.
         planner_options: other settings of the planner, e.g. '{elites: 10, noise_exponent: 0, momentum: 0.15}'.
     """
 
@@ -96,7 +96,7 @@ class GoalObjectiveConfig:
         metric: distance to the goal in latent space, l1 or l2.
         reduction: distances of a sequence that count: of the last step (end), all (sum) or the closest (min); null
             takes the task's default.
-        decay: for sum, the weight of a step divided by that of the next one.
+        decay: with reduction sum, the weight of a step divided by that of the next step.
     """
 
     metric: LatentMetric = "l1"
@@ -120,10 +120,10 @@ def evaluate_planner(
         bundle: folder of the world, as `vwm export` writes it.
         env: vwm/TwoRooms-v0, Pendulum-v1 or MountainCarContinuous-v0.
         out: folder of the results; earlier results there are replaced.
-        task: the episodes.
-        planning: the planner.
-        objective: what it minimizes.
-        seed: of starts, goals and all random numbers.
+        task: settings of the episodes.
+        planning: settings of the planner.
+        objective: the distance that the planner minimizes.
+        seed: seed of the starts, the goals and all random numbers.
         device: where to compute; see ``resolve_device``.
 
     Returns:
@@ -212,7 +212,7 @@ def check_simulator_fits_task(simulator: Simulator, task: GoalTask) -> None:
 
 
 def run_reference_policies(make_task: Callable[[], GoalTask], seed: int, max_steps: int) -> dict[str, TaskRollout]:
-    """Play the same episodes with policies that need no world: random actions and the task's reference policies."""
+    """Run the same episodes with policies that need no world: random actions and the task's reference policies."""
     task = make_task()
     rollouts = {"random": run_task_policy(task, random_task_policy(task, seed), max_steps)}
     task.close()

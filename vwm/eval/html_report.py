@@ -1,4 +1,4 @@
-"""The report as an HTML page with the plots and videos of its folder; it loads nothing from the network."""
+"""The report as an HTML page with the plots and videos of its folder; it loads nothing over the network."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def render_html_report(
     """Render the page.
 
     Args:
-        title: of the world.
+        title: title of the world.
         report: see ``vwm.eval.world_report.evaluate_world``.
         plots, videos, sheet: file names, relative to the page.
     """

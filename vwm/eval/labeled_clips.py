@@ -56,11 +56,11 @@ class LabeledClips:
     """Three parts of a data set.
 
     Attributes:
-        train, val, test: for fitting probes, for selecting settings, and for the final score.
-        kind: of the labels.
-        names: of the numbers, or of the classes.
+        train, val, test: the parts for fitting probes, for selecting settings, and for the final score.
+        kind: kind of the labels.
+        names: names of the numbers, or of the classes.
         excluded: numbers that are not predicted, with the reason.
-        index_hash: of the shards of each part.
+        index_hash: hash of the shards of each part.
     """
 
     train: LabeledSplit
@@ -123,9 +123,9 @@ def read_labeled_clips(
 
     Args:
         data: shards, see ``vwm.data.shard_index.list_shards``.
-        clip_length: t.
+        clip_length: t, frames per clip.
         config: labels, and number of clips.
-        seed: of the parts, and of the clips in them.
+        seed: seed of the split, and of the clips in each part.
 
     Raises:
         ValueError: too few episodes, a missing label, or a class that is missing in the training part.
@@ -159,9 +159,9 @@ def split_episodes(keys: Sequence[str], with_test: bool, seed: int) -> dict[str,
     """Assign each episode to one part: 25% to test, 15% to validation, the rest to training.
 
     Args:
-        keys: of the episodes.
+        keys: keys of the episodes.
         with_test: False leaves out the test part.
-        seed: of the assignment.
+        seed: seed of the assignment.
 
     Raises:
         ValueError: fewer episodes than required: two each for training and test (one alone has no variance), one for

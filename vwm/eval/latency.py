@@ -21,7 +21,7 @@ def measure_step_latency(simulator: Simulator, context: Tensor, seed: int = 0, s
     Args:
         simulator: the world.
         context: uint8 [t, h, w, 3], context frames.
-        seed: of the world and its random actions.
+        seed: seed of the world and of its random actions.
         steps: number of timed steps, after a few warm-up steps.
 
     Returns:

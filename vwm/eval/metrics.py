@@ -24,7 +24,7 @@ class MeanEstimate(NamedTuple):
 
 
 def frame_mse(truth: Tensor, prediction: Tensor) -> Tensor:
-    """Compute the mean squared error of every frame: uint8 [n, t, h, w, 3] twice -> float64 [n, t]."""
+    """Compute the mean squared error of every frame: uint8 [n, t, h, w, 3] each -> float64 [n, t]."""
     # Clip by clip, because signed integers take four times the memory of the pixels.
     pairs = zip(truth, prediction, strict=True)
     return torch.stack([(x.int() - y.int()).square().double().mean(dim=(1, 2, 3)) for x, y in pairs])
@@ -33,19 +33,19 @@ def frame_mse(truth: Tensor, prediction: Tensor) -> Tensor:
 def psnr(error: Tensor) -> Tensor:
     """Compute the peak signal-to-noise ratio in dB of mean squared errors, of any shape; infinite where the error is 0.
 
-    For the PSNR of a SET, average the errors first: ``psnr(error.mean())``. The mean of single PSNRs is infinite as
-    soon as one image is exact, which is common in video: in a clip without motion, a copy of the last frame is exact.
+    For the PSNR of a SET, average the errors first: ``psnr(error.mean())``. The mean of single PSNRs is infinite if
+    one image is exact, which is common in video: in a clip without motion, a copy of the last frame is exact.
     """
     return 10 * torch.log10(MAX_PIXEL_VALUE**2 / error)
 
 
 def set_psnr(truth: Tensor, prediction: Tensor) -> Tensor:
-    """Compute the PSNR of the set by time step, in dB: uint8 [n, t, h, w, 3] twice -> float64 [t]."""
+    """Compute the PSNR of the set by time step, in dB: uint8 [n, t, h, w, 3] each -> float64 [t]."""
     return psnr(frame_mse(truth, prediction).mean(dim=0))
 
 
 def ssim(truth: Tensor, prediction: Tensor) -> Tensor:
-    """Compute the mean structural similarity by time step: uint8 [n, t, h, w, 3] twice -> float64 [t]; 1 if equal.
+    """Compute the mean structural similarity by time step: uint8 [n, t, h, w, 3] each -> float64 [t]; 1 if equal.
 
     Raises:
         ValueError: frames smaller than SSIM's window.
@@ -56,7 +56,7 @@ def ssim(truth: Tensor, prediction: Tensor) -> Tensor:
 
 
 def _mean_ssim(truth: Tensor, prediction: Tensor) -> Tensor:
-    """Compute the mean over images, uint8 [n, h, w, 3] twice, in parts to limit memory."""
+    """Compute the mean over images, uint8 [n, h, w, 3] each, in parts to limit memory."""
     parts = zip(_channels_first(truth).split(64), _channels_first(prediction).split(64), strict=True)
     values = [structural_similarity_index_measure(y, x, data_range=MAX_PIXEL_VALUE, reduction="none") for x, y in parts]
     return torch.cat([torch.as_tensor(v).reshape(-1) for v in values]).double().mean()

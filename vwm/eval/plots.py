@@ -148,9 +148,9 @@ def plot_learning_curves(curves: Mapping[str, Sequence[Mapping[float, float]]], 
     """Plot learning curves: a thin line per run, and the mean of each group where all its runs were evaluated.
 
     Args:
-        curves: by group, for each run the mean return by number of decisions.
+        curves: by group, one mapping per run from number of decisions to mean return.
         random: mean return of random actions.
-        title: of the figure.
+        title: title of the figure.
     """
     figure = _make_figure(7.5, 4.2)
     axes = figure.subplots()

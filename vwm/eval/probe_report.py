@@ -47,11 +47,12 @@ class ProbeConfig:
 
     Attributes:
         probes: some of attentive, linear, knn, ridge; null runs all.
-        blocks: of the attentive probe: 1 is V-JEPA's; 4 (three of self-attention) V-JEPA 2's, at many times the cost.
-        learning_rates, weight_decays: of the sweep; every pair is a head, and all are trained in one pass.
-        epochs: of the sweep, over the training clips.
+        blocks: attention blocks of the attentive probe: 1 as in V-JEPA; 4 (three of self-attention) as in V-JEPA 2, at
+            many times the cost.
+        learning_rates, weight_decays: values of the sweep; every pair is a head, and all are trained in one pass.
+        epochs: passes of the sweep over the training clips.
         random_seeds: number of randomly initialized networks to compare with.
-        draws: of the bootstrap over test episodes.
+        draws: number of draws of the bootstrap over test episodes.
         batch_size: clips that a model processes at a time; it changes numbers by rounding only.
         memory: GiB that the features of one model may take.
     """
@@ -104,12 +105,12 @@ def probe_features(
         data: shards: a folder, a tar, a pattern or an fsspec address. The episodes are split into training, validation
             and test.
         out: folder for the report; an earlier report there is replaced.
-        layer: of the networks (0 is the first, -1 the last), or all, one after the other. null: the output of a V-JEPA
-            encoder, the layer at two thirds of the depth of a world, the latents of a tokenizer.
+        layer: layer of the networks (0 is the first, -1 the last), or all, one after the other. null: the output of a
+            V-JEPA encoder, the layer at two thirds of the depth of a world, the latents of a tokenizer.
         clip_length: frames per clip; null takes the training clip length of the first model, or 4.
         clips: labels, and number of clips.
         probing: the probes, their training and their controls.
-        seed: of the parts, the clips, the probes and the random networks.
+        seed: seed of the split, the clips, the probes and the random networks.
         device: where to compute; see ``resolve_device``.
 
     Returns:
@@ -160,9 +161,9 @@ class ProbeRunner:
     """Runs the probes on features with the same settings.
 
     Attributes:
-        clips: for fitting, selection and test.
+        clips: clips for fitting, selection and test.
         config: the probes and their training.
-        seed: of the sweeps and of the bootstrap.
+        seed: seed of the sweeps and of the bootstrap.
         device: where features are computed and sweeps are trained.
     """
 
@@ -201,9 +202,9 @@ class ProbeResult:
 
     Attributes:
         name: title in the report.
-        tokens, width: of a clip.
-        scores: by probe; one per number, or one for all classes.
-        details: by probe, selected settings and losses of the sweep, one entry per seed.
+        tokens, width: number of tokens of a clip, and their width.
+        scores: scores by probe; one per number, or one for all classes.
+        details: selected settings and losses of the sweep by probe, one entry per seed.
     """
 
     name: str

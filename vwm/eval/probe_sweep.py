@@ -1,6 +1,6 @@
 """A sweep of learning rates and weight decays trained in one pass.
 
-All heads of the sweep start from the same weights and are trained on the same batches, each as it would be alone.
+All heads of the sweep start from the same weights and see the same batches. Each is trained as it would be alone.
 
 Legend: s heads of the sweep, n clips, m test clips, b batch, o outputs.
 """
@@ -31,7 +31,7 @@ class SweepSettings(NamedTuple):
         learning_rates, weight_decays: each pair is one head.
         epochs: passes over the training clips; the learning rates follow a cosine to 0.
         batch_size: clips per step.
-        seed: of the initial weights and of the order of the clips.
+        seed: seed of the initial weights and of the order of the clips.
     """
 
     learning_rates: tuple[float, ...] = LEARNING_RATES
@@ -52,8 +52,8 @@ class SweepResult(NamedTuple):
     Attributes:
         predictions: float64 [m, o] of the best head.
         losses: float64 [epochs, s], validation losses after each epoch.
-        learning_rate, weight_decay: of the best head.
-        epoch: after which the best head was best, from 1.
+        learning_rate, weight_decay: settings of the best head.
+        epoch: epoch (from 1) with the lowest validation loss of the best head.
     """
 
     predictions: Tensor
@@ -78,7 +78,7 @@ def train_probe_sweep(
         train, val: tokens [., n, d], and numbers [., o] or classes int64 [.].
         test: tokens [m, n, d].
         settings: see ``SweepSettings``.
-        title: for the progress bar.
+        title: label of the progress bar.
     """
     optimizer = BatchedAdamW(heads, settings)
     generator = torch.Generator().manual_seed(settings.seed)
@@ -139,7 +139,7 @@ class BatchedAdamW:
             for w in heads.parameters():
                 w.grad = torch.zeros_like(w) if w.grad is None else w.grad
                 part = torch.nn.Parameter(w.detach()[i])
-                part.grad = w.grad[i]  # the same memory, which must therefore stay: zeros instead of None
+                part.grad = w.grad[i]  # a view of w.grad, which must therefore not become None
                 slices[w.ndim > 2].append(part)  # a matrix for every copy
             groups += [{"params": slices[True], "weight_decay": decay, "peak": rate}]
             groups += [{"params": slices[False], "weight_decay": 0.0, "peak": rate}]

@@ -29,7 +29,7 @@ from vwm.eval.probe_sweep import SweepSettings, train_probe_sweep
 ProbeName = Literal["attentive", "linear", "knn", "ridge"]
 PROBE_NAMES: tuple[ProbeName, ...] = ("attentive", "linear", "knn", "ridge")
 MEMORY_COPIES = 3
-"""Number of copies of all features that are in memory at once, at most."""
+"""Largest number of copies of all features that are in memory at once."""
 
 
 class SplitTokens(NamedTuple):
@@ -61,10 +61,10 @@ def extract_features(
 
     Args:
         features: the extractor.
-        clips: of the three parts.
-        batch_size: clips at a time; it changes numbers by rounding only.
+        clips: clips of the three parts.
+        batch_size: clips that are processed at a time; it changes numbers by rounding only.
         memory: GiB that the features and the probes' copies of them may take.
-        title: for the progress bar.
+        title: label of the progress bar.
 
     Raises:
         ValueError: they require more memory.
@@ -126,11 +126,11 @@ def run_probe(
     Args:
         probe: its name.
         tokens: see ``extract_features``.
-        clips: their labels.
-        settings: of the sweeps.
-        blocks: of the attentive probe.
+        clips: the clips, with their labels.
+        settings: settings of the sweeps.
+        blocks: attention blocks of the attentive probe.
         device: where sweeps are trained.
-        title: for the progress bar.
+        title: label of the progress bar.
     """
     labels = clips.train.labels, clips.val.labels
     if probe == "ridge" or probe == "knn":

@@ -35,11 +35,11 @@ class ReturnComparison:
     """Result of ``compare_returns``; the keys are the names of the groups.
 
     Attributes:
-        means: of the returns.
+        means: mean returns.
         normalized: (return - random) / (reference - random) of every group but these two: 0 is as good as random
             actions, 1 as good as the reference. None where there is no reference, or where the interval of its
             difference from random actions includes 0, so that the ratio is meaningless.
-        differences: ``differences[a][b]`` is a's mean return minus b's.
+        differences: ``differences[a][b]`` is the mean return of a minus that of b.
     """
 
     means: Mapping[str, MeanWithInterval]
@@ -53,11 +53,11 @@ def compare_returns(
     """Compare returns by a bootstrap over runs and episodes.
 
     Args:
-        returns: by the group's name, [r, e]; e is the same for all, r need not be.
-        random: name of the random actions among them.
+        returns: returns [r, e] by name of the group; e is the same for all groups, r may differ.
+        random: name of the group of random actions.
         reference: name of the group whose return is 1 on the normalized scale, such as agents trained on real steps.
-        seed: of the bootstrap.
-        draws: d.
+        seed: seed of the bootstrap.
+        draws: d, number of bootstrap draws.
 
     Raises:
         ValueError: a name is unknown, or the numbers of episodes differ.

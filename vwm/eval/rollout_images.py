@@ -50,7 +50,7 @@ def side_by_side_video(truth: Frames, predicted: Frames, side: int = 192) -> Fra
 
 
 def _render_panel(frames: Frames, is_predicted: NDArray[np.bool_], side: int) -> Frames:
-    """Enlarge frames and put a bar above them whose color tells recorded from predicted ones."""
+    """Enlarge frames and draw a bar above each, whose color shows whether it is recorded or predicted."""
     frames = upscale_frames(frames, side)
     bar = np.where(is_predicted[:, None], PREDICTION_COLOR, CONTEXT_COLOR).astype(np.uint8)
     bars = np.broadcast_to(bar[:, None, None], (len(frames), PANEL_GAP, frames.shape[2], 3))

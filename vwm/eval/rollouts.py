@@ -1,4 +1,4 @@
-"""Open-loop rollouts: the simulator is shown a context and the actions, and no true frame after that.
+"""Open-loop rollouts: the simulator gets a context and the actions, and no true frame after the context.
 
 Legend: n clips, t time, h w pixels, a dimensions of a continuous action.
 """
@@ -24,10 +24,10 @@ def open_loop_rollout(
     Action ``context - 1`` leads from the last context frame to the first predicted one.
 
     Args:
-        simulator: to roll out.
+        simulator: the simulator to roll out.
         frames: uint8 [n, t, h, w, 3], the clips, of which only the first ``context`` frames are used.
         actions: int64 [n, t-1] or float32 [n, t-1, a]; ``actions[:, i]`` leads from frame i to i+1.
-        context: frames that are shown.
+        context: number of context frames.
         seeds: int64 [n], one per clip, so that its rollout does not depend on its batch.
         batch_size: clips at a time.
         desc: label of the progress bar.
@@ -52,7 +52,7 @@ def open_loop_rollout(
 
 
 def repeat_last_frame(frames: Tensor, context: int) -> Tensor:
-    """Predict that nothing moves: uint8 [n, t, h, w, 3] -> [n, t - context, h, w, 3]."""
+    """Predict that nothing changes: uint8 [n, t, h, w, 3] -> [n, t - context, h, w, 3]."""
     return frames[:, context - 1 : context].expand_as(frames[:, context:])
 
 
@@ -69,7 +69,7 @@ def read_clip_actions(simulator: Simulator, sample: EvalClips, batch_size: int) 
     if isinstance(simulator, InfersActions) and simulator.num_latent_actions:
         return infer_latent_actions(simulator, sample.frames, batch_size)
     actions, space = sample.actions, simulator.spec.actions
-    if space.kind == "discrete" and space.size == 1:  # the only action is to go on
+    if space.kind == "discrete" and space.size == 1:  # a world without actions has a single one
         return torch.zeros(len(sample), sample.frames.shape[1] - 1, dtype=torch.int64)
     if actions is None:
         raise ValueError(

@@ -6,9 +6,9 @@ representation space Garrido et al., 2025, arXiv 2502.11831). Chance is 50%.
 
 The surprise of a clip is the mean over time (the main result) or the maximum. Only the mean is robust against scorers
 without any memory: the impossible clips of our sprite worlds consist of the same frames and the same pairs of
-consecutive frames as the possible ones, so a scorer of single frames or frame pairs has equal *means* over each four
-clips and an accuracy of 50%; this does not hold for maxima. The report therefore contains a control, the difference
-between consecutive frames.
+consecutive frames as the possible ones, so a scorer of single frames or frame pairs has equal *means* over each group
+of four clips and an accuracy of 50%; this does not hold for maxima. The report therefore contains a control, the
+difference between consecutive frames.
 
 Legend: n pairs, b batch, t frames, s time steps with a score, h w pixels.
 """
@@ -179,7 +179,7 @@ def pairwise_wins(possible: Tensor, impossible: Tensor) -> Tensor:
 
 
 def pairwise_auroc(possible: Tensor, impossible: Tensor) -> float:
-    """Compute how often any impossible clip is more surprising than any possible one (ties count 1/2): [n], [m]."""
+    """Compute the share of (possible, impossible) clips where the latter is more surprising (ties: 1/2): [n], [m]."""
     return float(pairwise_wins(possible[None, :], impossible[:, None]).mean())
 
 
@@ -258,8 +258,8 @@ def write_surprise_report(
     """Measure a scorer, and write ``surprise.json``, ``surprise.md`` and ``surprise.png``.
 
     Args:
-        scorer: to be measured.
-        pairs: clips to measure it on.
+        scorer: the scorer to evaluate.
+        pairs: clips to evaluate it on.
         out: folder for the report; an earlier report there is replaced.
         frame_times: the last frame that each of the scorer's s values depends on; by default the last s frames.
         batch_size: clips per call of the scorer.
@@ -269,7 +269,7 @@ def write_surprise_report(
         The report, as written to ``surprise.json``.
 
     Raises:
-        ValueError: ``out`` is a folder of something else, or the scorer returns a wrong shape.
+        ValueError: ``out`` is a folder with other content, or the scorer returns a wrong shape.
     """
     check_replaceable_folder(out, SURPRISE_REPORT_FILE, "report")
     clips = {"possible": pairs.possible, "impossible": pairs.impossible}

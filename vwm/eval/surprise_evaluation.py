@@ -28,10 +28,10 @@ def evaluate_surprise(
         data: shards of pairs (python datasets/sprites/generate.py OUT --pairs).
         out: folder for the report; an earlier report there is replaced.
         context: visible frames of each window; by default half of the training clip length.
-        mask_token: index of the predictor's mask token for the frames to predict: that of the masks that hid whole
-            frames in training. null takes the predictor's default.
+        mask_token: index of the predictor's mask token for the frames to predict: the token of the mask sampler that
+            hid whole frames in training. null takes the predictor's default.
         limit: use at most this many pairs.
-        batch_size: clips at a time.
+        batch_size: clips that are processed at a time.
         device: where to compute; see ``resolve_device``.
 
     Returns:
@@ -54,7 +54,7 @@ def load_surprise_scorer(folder: Path, context: int | None, mask_token: int | No
     """Load the scorer of the first family that has one for a folder; see ``WorldFamily.load_surprise_scorer``.
 
     Raises:
-        ValueError: no family has one, or the networks are broken.
+        ValueError: no family has one, or the networks are damaged.
     """
     for family in world_families():
         scorer = family.load_surprise_scorer(folder, context, mask_token, device)

@@ -27,16 +27,16 @@ DELTA_HORIZON = 4
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """What every number of a report is computed from: n clips of ``context`` frames and a horizon.
+    """The data from which all numbers of a report are computed: n clips of ``context`` frames and a horizon.
 
     Attributes:
-        simulator: under evaluation.
+        simulator: the simulator to evaluate.
         sample: the clips.
-        context: frames of each that are shown.
-        seed: of the simulations and the random actions.
+        context: number of context frames.
+        seed: seed of the simulations and of the random actions.
         batch_size: simulations that step together.
         reconstruction: the clips, encoded and decoded.
-        actions: of the clips, int64 [n, t-1] or float32 [n, t-1, a].
+        actions: actions of the clips, int64 [n, t-1] or float32 [n, t-1, a].
         predicted: frames predicted under these actions, uint8 [n, horizon, h, w, 3].
         predicted_random_actions: frames predicted under random actions, of the same shape.
         step_milliseconds: durations of single steps.

@@ -1,4 +1,4 @@
-"""``vwm eval``: everything that is measured of a world, as numbers, plots and videos in one folder."""
+"""``vwm eval``: evaluate a world and write numbers, plots and videos to a folder."""
 
 from __future__ import annotations
 
@@ -55,22 +55,22 @@ def evaluate_world(
         data: shards that the world was not trained on: a folder, a tar, a pattern or an fsspec address.
         out: folder for the report; an earlier report there is replaced.
         horizon: frames to predict.
-        context: frames that the world is shown first; null takes the bundle's own number.
-        clips: number of clips, the first of the seeded order; fewer where there are fewer.
+        context: number of context frames; null takes the bundle's own number.
+        clips: largest number of clips; they are the first of the seeded order.
         batch_size: simulations that step together; it changes no number beyond rounding.
-        seed: of the choice of clips, the simulations and the random actions.
+        seed: seed of the choice of clips, the simulations and the random actions.
         part: all episodes, or those that training with the default split trained on or held out.
-        videos: rollouts to show.
+        videos: number of rollouts to show.
         lpips_weights: torchvision's AlexNet weights, for LPIPS, which is left out without them.
         fvd_weights: I3D as TorchScript, for FVD, which is left out without it.
         device: where to compute; see ``resolve_device``.
 
     Returns:
-        The report, as it stands in ``report.json``. Infinite or undefined numbers are None.
+        The report, as written to ``report.json``. Infinite or undefined numbers are None.
 
     Raises:
         ValueError: a setting is out of range, the data do not fit the world, the family has no report, or ``out`` is
-            another folder.
+            a folder with other content.
     """
     check_positive(horizon=horizon, context=context, clips=clips, batch_size=batch_size)
     check_replaceable_folder(out, WORLD_REPORT_FILE, "report")
@@ -99,7 +99,7 @@ def _write_frames_report(
     lpips: LPIPS | None,
     fvd: FVD | None,
 ) -> dict[str, Any]:
-    """Measure everything that predicted frames show, and write it."""
+    """Compute all measures of predicted frames, and write the report."""
     dataset = settings.dataset("frames", "actions")
     sample = read_eval_clips(dataset, settings.clips, simulator.spec.context.image_size)
     evaluation = collect_evaluation_data(simulator, sample, settings.context, settings.seed, settings.batch_size)
@@ -126,7 +126,7 @@ def _write_frames_report(
 
 
 def to_json_value(value: Any) -> Any:
-    """Convert to what JSON can hold: tensors to numbers and lists, numbers that are not finite to None."""
+    """Convert to JSON values: tensors to numbers and lists, numbers that are not finite to None."""
     if isinstance(value, Tensor):
         return to_json_value(value.tolist())
     if isinstance(value, dict):
@@ -137,7 +137,7 @@ def to_json_value(value: Any) -> Any:
 
 
 def _write_report(out: Path, report: dict[str, Any], evaluation: EvaluationData, videos: int) -> None:
-    """Write the folder, next to its place, and rename it over what was there."""
+    """Write the folder atomically."""
     with atomic_folder(out) as aside:
         (aside / WORLD_REPORT_FILE).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
         drawings = _report_plots(report, evaluation)

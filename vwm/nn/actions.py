@@ -97,10 +97,10 @@ def check_action_space(embedding: ActionEmbedding, actions: ActionSpace) -> None
 
 
 def embedded_action_space(embedding: ActionEmbedding | None, recording: Mapping[str, Any]) -> ActionSpace:
-    """Return the action space of a dynamics model by its embedding; without one, its only action is to go on.
+    """Return the action space of a dynamics model by its embedding; without one, a single action without effect.
 
     Args:
-        embedding: the dynamics model's.
+        embedding: action embedding of the dynamics model.
         recording: metadata of an episode of the data, see ``ActionSpace.recorded``.
     """
     if embedding is None:

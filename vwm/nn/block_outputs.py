@@ -23,5 +23,5 @@ def capture_block_outputs(blocks: nn.ModuleList, layer: int | None) -> Iterator[
 
 
 def default_probe_layer(depth: int) -> int:
-    """Return the last layer of the first two thirds: where generative networks usually know most of a scene."""
+    """Return the last layer of the first two thirds, usually the most informative one of a generative network."""
     return max(round(depth * 2 / 3), 1) - 1

@@ -18,7 +18,7 @@ from vwm.rl.evaluation_log import EvaluationConfig, EvaluationLog, is_best_evalu
 from vwm.runs.checkpoints import (
     load_best_weights,
     load_checkpoint,
-    mismatch_named,
+    mismatch_as_value_error,
     read_checkpoint,
     save_best_weights,
     save_checkpoint,
@@ -189,7 +189,7 @@ class AgentTraining:
         if state is None:
             load_best_weights(self.folder, policy)
             return policy
-        with mismatch_named(self.folder.last_checkpoint, CHECKPOINT_OWNER):
+        with mismatch_as_value_error(self.folder.last_checkpoint, CHECKPOINT_OWNER):
             policy.load_state_dict(state["policy"])
         return policy
 

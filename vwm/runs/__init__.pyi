@@ -1,7 +1,7 @@
 from .checkpoints import Stateful as Stateful
 from .checkpoints import load_best_weights as load_best_weights
 from .checkpoints import load_checkpoint as load_checkpoint
-from .checkpoints import mismatch_named as mismatch_named
+from .checkpoints import mismatch_as_value_error as mismatch_as_value_error
 from .checkpoints import read_checkpoint as read_checkpoint
 from .checkpoints import save_best_weights as save_best_weights
 from .checkpoints import save_checkpoint as save_checkpoint

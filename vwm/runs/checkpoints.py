@@ -1,4 +1,4 @@
-"""Checkpoints of trainings: written whole, loaded without unpickling code."""
+"""Checkpoints of trainings: written atomically, loaded without unpickling code."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def save_checkpoint(
 
     Args:
         path: the file.
-        parts, optimizers: by names.
-        counters: how far the training is.
-        **more: tensors and plain values of the training's own.
+        parts, optimizers: what to save, by name.
+        counters: progress of the training.
+        **more: further tensors and plain values.
     """
     state = {
         **{name: part.state_dict() for name, part in parts.items()},
@@ -86,7 +86,7 @@ def load_checkpoint(
         ValueError: the state is of other networks.
     """
     state = read_checkpoint(path)
-    with mismatch_named(path, what):
+    with mismatch_as_value_error(path, what):
         for name, part in parts.items():
             part.load_state_dict(state[name])
     for name, optimizer in optimizers.items():
@@ -95,7 +95,7 @@ def load_checkpoint(
 
 
 @contextmanager
-def mismatch_named(path: Path, what: str) -> Iterator[None]:
+def mismatch_as_value_error(path: Path, what: str) -> Iterator[None]:
     """Turn the errors of states that do not fit into a ValueError that names the file."""
     try:
         yield
@@ -113,7 +113,7 @@ def load_best_weights(run: RunFolder, network: nn.Module) -> None:
 
     Raises:
         FileNotFoundError: the run was not evaluated yet.
-        ValueError: they are another network's.
+        ValueError: they belong to another network.
     """
     if not run.best_checkpoint.is_file():
         raise FileNotFoundError(

@@ -25,10 +25,10 @@ class WandbMetricLogger:
     """Logs to Weights & Biases.
 
     Args:
-        run: its folder; the name of the folder is that of the W&B run, and its files lie in ``wandb/``.
-        project: of Weights & Biases.
-        online: send metrics while training (requires an account); else they stay on this machine (``wandb sync``).
-        settings: of the run, to show with it.
+        run: folder of the run; its name becomes the name of the W&B run, whose files are in ``wandb/``.
+        project: project of Weights & Biases.
+        online: send metrics while training (requires an account); otherwise they stay here until ``wandb sync``.
+        settings: settings of the run, shown with it.
     """
 
     def __init__(self, run: RunFolder, project: str, online: bool, settings: Mapping[str, Any]) -> None:
@@ -56,7 +56,7 @@ class TensorBoardMetricLogger:
     """Writes TensorBoard's event files into ``tensorboard/`` of a run.
 
     Args:
-        run: its folder.
+        run: folder of the run.
 
     Raises:
         ImportError: TensorBoard is not installed.
@@ -82,14 +82,14 @@ class TensorBoardMetricLogger:
 def make_metric_loggers(
     run: RunFolder, wandb: str | None, wandb_online: bool, tensorboard: bool, settings: Mapping[str, Any]
 ) -> list[MetricLogger]:
-    """Make the loggers that the options of a command ask for; the CSV tables need none.
+    """Make the loggers that the options of a command select; CSV tables are always written.
 
     Args:
-        run: its folder.
+        run: folder of the run.
         wandb: project of Weights & Biases, or None.
         wandb_online: see ``WandbMetricLogger``.
         tensorboard: whether to write TensorBoard's files.
-        settings: of the run, for Weights & Biases.
+        settings: settings of the run, for Weights & Biases.
     """
     loggers: list[MetricLogger] = []
     if wandb is not None:

@@ -1,4 +1,4 @@
-"""Metrics of a training: CSV tables that anyone can read, and the same numbers to other loggers."""
+"""Metrics of a training: CSV tables, and the same numbers for other loggers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ MetricRow = Mapping[str, float]
 class MetricTable:
     """A CSV file that grows by rows. The first column is ``step``.
 
-    A row may bring new columns; earlier rows have empty cells there.
+    A row may add new columns; earlier rows have empty cells there.
 
     Args:
         path: the file; its name without suffix is the table's name in other loggers.
-        step: of the checkpoint that a run resumes from; later rows are removed, since they are written again.
+        step: step of the checkpoint that a run resumes from; later rows are removed, since they are written again.
         loggers: get every row, too.
     """
 
@@ -70,7 +70,8 @@ def read_csv_rows(path: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        whole = [line for line in file if line.endswith("\n")]  # half a number is another number
+        # A number that was cut off would be read as another number.
+        whole = [line for line in file if line.endswith("\n")]
     return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(whole)]
 
 
@@ -80,13 +81,13 @@ def average_update_logs(
     """Average the numbers of several updates to one row of a table.
 
     Args:
-        sums: of the updates since the last row; this update's numbers are added in place.
-        logs: of this update.
-        updated: the number of updates, with this one.
-        every: updates of a row.
+        sums: sums over the updates since the last row; this update's numbers are added in place.
+        logs: numbers of this update.
+        updated: number of updates so far, including this one.
+        every: number of updates per row.
 
     Returns:
-        The means where the row is complete, and the sums are emptied; else None.
+        The means if the row is complete (the sums are then cleared), else None.
     """
     for name, value in logs.items():
         sums[name] = sums.get(name, 0.0) + value

@@ -1,4 +1,4 @@
-"""The learning curves of an agent's run, as a picture."""
+"""The learning curves of an agent's run, as an image."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def plot_run_curves(
     """Draw returns over decisions, in training and evaluation, with random actions, and every logged number of updates.
 
     Args:
-        path: of the PNG.
-        episodes: with ``return`` of each training episode.
-        evaluations: with ``mean``, ``low`` and ``high``, and ``imagined`` where there is such a column.
-        updates: any columns.
+        path: path of the PNG.
+        episodes: rows with the ``return`` of each training episode.
+        evaluations: rows with ``mean``, ``low`` and ``high``, and ``imagined`` where there is such a column.
+        updates: rows with any columns.
         random: mean return of random actions.
-        title: of the figure.
+        title: title of the figure.
     """
     import matplotlib
 

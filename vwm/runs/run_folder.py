@@ -66,8 +66,8 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Make the folder and keep other processes from writing to it until the block ends.
 
-        The lock belongs to this process alone: reading processes that it forks do not hold it, so it ends with the
-        process, however that ends. In a distributed run rank 0 holds it for all ranks.
+        The lock belongs to this process alone: data workers that it forks do not hold it, so it is released when the
+        process ends, for any reason. In a distributed run rank 0 holds it for all ranks.
 
         Raises:
             ValueError: another process holds it.
@@ -96,27 +96,27 @@ class RunFolder:
                 _locked_here.discard(path)
 
     def write_config(self, text: str) -> None:
-        """Write ``config.yaml``, whole or not at all."""
+        """Write ``config.yaml``, atomically."""
         atomic_write_text(self.config, text)
 
     def check_fixed_settings(
-        self, began: Mapping[str, Any], now: Mapping[str, Any], is_fixed: Callable[[str], bool]
+        self, started: Mapping[str, Any], current: Mapping[str, Any], is_fixed: Callable[[str], bool]
     ) -> None:
-        """Refuse to continue a run under settings that would make it another run.
+        """Raise an error if a run would continue with settings that must not change within a run.
 
         Args:
-            began: the settings in ``config.yaml``, flat, by dotted names.
-            now: the settings of this command.
+            started: the settings in ``config.yaml``, flat, by dotted names.
+            current: the settings of this command.
             is_fixed: whether the setting of a name must stay as it was.
 
         Raises:
             ValueError: a fixed setting differs.
         """
-        for name in [*began, *(name for name in now if name not in began)]:
-            if is_fixed(name) and began.get(name) != now.get(name):
+        for name in [*started, *(name for name in current if name not in started)]:
+            if is_fixed(name) and started.get(name) != current.get(name):
                 raise ValueError(
-                    f"{self.path} was started with {name}={began.get(name)}, not {now.get(name)}: continue it with "
-                    "that, or choose another folder for the new run"
+                    f"{self.path} was started with {name}={started.get(name)}, not {current.get(name)}: continue it "
+                    "with that, or choose another folder for the new run"
                 )
 
     def _locked_message(self, holder: str) -> str:

@@ -1,4 +1,4 @@
-"""Ctrl-C and a scheduler's signals: a training saves and ends at its next step."""
+"""Handle Ctrl-C and a scheduler's signals: the training saves and ends at its next step."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1
 class StopRequest:
     """Whether the process was asked to stop; true from the first signal on. Use it as a context.
 
-    A second signal does what it did before. Outside the main thread, which alone receives signals, it stays false.
+    A second signal has its default effect. Outside the main thread, which alone receives signals, the request stays
+    false.
 
     Attributes:
-        number: of the signal, or 0.
+        number: number of the signal, or 0.
     """
 
     def __init__(self) -> None:
@@ -35,7 +36,7 @@ class StopRequest:
         self._restore_handlers()
 
     def end(self, message: str) -> None:
-        """Where a stop was requested, print the message and end the process as the signal would. Raises SystemExit."""
+        """If a stop was requested, print the message and exit with the signal's exit code. Raises SystemExit."""
         if self.number:
             print(f"\nstopped: {message}; the same command continues from there")
             raise SystemExit(128 + self.number)

@@ -1,7 +1,7 @@
-"""What the command line hands to a training of an agent: precision, compilation and loggers.
+"""Options of the command line that apply to the training of any agent: precision, compilation and loggers.
 
-Agents do not import Lightning. The command makes a ``lightning.fabric.Fabric`` of its options and hands over the parts
-that a training uses; without a command, as in tests and scripts, the defaults stand.
+Agents do not import Lightning. The command makes a ``lightning.fabric.Fabric`` from its options and passes on the parts
+that a training uses; without a command, as in tests and scripts, the defaults apply.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Video to latents and back."""
+"""Tokenizers, which encode video to latents and decode it; their losses, training and use on shards."""
 
 import lazy_loader
 

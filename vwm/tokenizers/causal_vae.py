@@ -232,7 +232,7 @@ class CausalVAE(VideoTokenizer):
 
     @property
     def last_layer(self) -> Tensor:
-        """The weight that paints, for losses that are scaled by their gradients in it."""
+        """Weight of the last layer, for losses that are scaled by their gradients in it."""
         return self.decoder.parts[-1].weight
 
     def forward(self, video: Tensor) -> TokenizerOutput:

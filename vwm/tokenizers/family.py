@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from vwm.tokenizers.module import TokenizerModule
 
 NUM_STATISTICS_CLIPS = 256
-"""Clips of 8 latents that the scale of continuous latents is measured on."""
+"""Number of clips, of 8 latents each, on which the scale of continuous latents is measured."""
 
 
 class TokenizerFamily(WorldFamily):
-    """Networks that turn video into latents and back."""
+    """Networks that encode video to latents and decode it."""
 
     name = "tokenizer"
     title = "tokenizer"
@@ -47,7 +47,7 @@ class TokenizerFamily(WorldFamily):
 
 
 def _measure_latent_statistics(tokenizer: VideoTokenizer, data: str | None) -> None:
-    """Bring continuous latents to zero mean and unit deviation, which the noise of diffusion is made for."""
+    """Normalize continuous latents to zero mean and unit standard deviation, as diffusion requires."""
     import torch
     from tqdm import tqdm
 
@@ -57,7 +57,7 @@ def _measure_latent_statistics(tokenizer: VideoTokenizer, data: str | None) -> N
     if data is None:
         print("warning: no data to measure the latents on, so their scale stays as it is: give --data SHARDS")
         return
-    # Eight latents a clip: the first one of a clip is of a single frame, and few of a long video's are.
+    # Eight latents per clip: the first latent of a clip holds one frame only, which is rare in a long video.
     dataset = make_clip_dataset(data, 1 + 7 * tokenizer.time_compression, fields=("frames",), seed=1)
     count = min(NUM_STATISTICS_CLIPS, len(dataset.order))
     batches = (torch.from_numpy(dataset[(0, i)]["frames"].copy())[None] for i in range(count))

@@ -12,13 +12,13 @@ from vwm.core.tokenizer import VideoTokenizer
 
 
 class TokenizerFeatureExtractor(FeatureExtractor):
-    """A tokenizer's latents; of a discrete one, the codes that its tokens stand for."""
+    """A tokenizer's latents; for a discrete one, the code vectors of its tokens."""
 
     def __init__(self, tokenizer: VideoTokenizer, layer: int | None = None) -> None:
         super().__init__({"tokenizer": tokenizer}, 0, layer)
         self.image_size = tokenizer.image_size
         if tokenizer.time_compression > 1:
-            self.frames = 1 + tokenizer.time_compression  # the first latent is of the first frame alone
+            self.frames = 1 + tokenizer.time_compression  # the first latent holds the first frame only
 
     def tokens(self, video: Tensor) -> Tensor:
         tokenizer: Any = self.networks["tokenizer"]

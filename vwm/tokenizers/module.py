@@ -26,8 +26,8 @@ class TokenizerModule(TrainingModule):
     Args:
         tokenizer: the network.
         optimizer: learning rate and schedule.
-        l1_weight: of the absolute error, which is added to the squared one and keeps small sprites sharp.
-        perceptual: a distance of pretrained features, which is added to them.
+        l1_weight: weight of the absolute error, which is added to the squared error and keeps small sprites sharp.
+        perceptual: a distance of pretrained features, which is added to both.
         adversarial: a discriminator against which the tokenizer trains, for textures. It is trained with the tokenizer,
             by the same optimizer, and is not exported.
     """
@@ -54,7 +54,7 @@ class TokenizerModule(TrainingModule):
             )
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss of a batch, and what to log."""
+        """Compute the loss of a batch, and values to log."""
         video = frames_to_float(batch.frames)
         out = self.tokenizer(video)
         shown = out.video.float()

@@ -25,20 +25,20 @@ class RunCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Save a checkpoint file, whole or not at all."""
+        """Save a checkpoint file, atomically."""
         write_checkpoint(Path(path), checkpoint)
 
 
 class ResumableCheckpoints(Checkpoint):
     """Saves ``checkpoints/last.ckpt`` at an interval, at the end, and when the process is asked to stop.
 
-    Beyond what Lightning saves it keeps every rank's random generators; the loader keeps its own position. A signal
-    (Ctrl-C, or a scheduler's SIGTERM or SIGUSR1) sets a flag, on which all ranks agree at the end of a step: the run
-    saves and ends with the signal's exit code, and the next ``vwm fit`` of the same run continues from there.
+    In addition to what Lightning saves, it saves every rank's random generators; the loader saves its own position.
+    A signal (Ctrl-C, or a scheduler's SIGTERM or SIGUSR1) sets a flag, on which all ranks agree at the end of a step:
+    the run saves and ends with the signal's exit code, and the next ``vwm fit`` of the same run continues from there.
 
     Args:
         every: optimizer steps between checkpoints.
-        keep_every_n_steps: steps between checkpoints that are kept for good; 0 keeps the last one only.
+        keep_every_n_steps: steps between checkpoints that are never deleted; 0 keeps only the last checkpoint.
     """
 
     def __init__(self, every: int = 500, keep_every_n_steps: int = 0) -> None:
@@ -67,7 +67,7 @@ class ResumableCheckpoints(Checkpoint):
         if self._saved_rng_states is not None and len(self._saved_rng_states) == trainer.world_size:
             restore_rng_states(self._saved_rng_states[trainer.global_rank])
         elif trainer.global_rank > 0:
-            # Every rank was seeded alike, and would draw the same noise and masks as the first.
+            # Every rank was seeded equally, and would draw the same noise and masks as the first.
             torch.manual_seed(torch.initial_seed() + trainer.global_rank)
         self._saved_rng_states = None
 
@@ -83,7 +83,7 @@ class ResumableCheckpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save at the intervals, and stop where it was requested."""
+        """Save at the intervals, and stop the training if a signal requested it."""
         step = trainer.global_step
         if step == self._seen_step or trainer.fit_loop._should_accumulate():
             return

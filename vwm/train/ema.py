@@ -14,7 +14,7 @@ class EMACallback(L.Callback):
     """Keeps an average of the weights while they train, and saves it in the checkpoint.
 
     Args:
-        decay: of the average in the long run; 0 keeps none. Early in training it is
+        decay: decay of the average late in training; 0 disables it. Early in training the decay is
             min(decay, (1 + step) / (10 + step)).
     """
 
@@ -38,17 +38,17 @@ class EMACallback(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Update the average once an optimizer step."""
+        """Update the average after every optimizer step."""
         if self._average is not None and trainer.global_step != self._step:
             self._step = trainer.global_step
             self._average.step(_network_parameters(pl_module))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Validate the average."""
+        """Use the average for validation."""
         self.swap_in(pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Continue with the weights that train."""
+        """Continue with the weights in training."""
         self.swap_out(pl_module)
 
     def swap_in(self, pl_module: L.LightningModule) -> None:

@@ -51,7 +51,7 @@ def export_run(
     Args:
         run: the run's folder, as ``vwm fit`` wrote it.
         out: the folder to make.
-        data: shards to take starting frames from, to name the latent actions by and to measure continuous latents on;
+        data: shards to take starting frames from, to name the latent actions by and to normalize continuous latents on;
             by default the run's own, if they still exist. "none" uses none.
         weights: the exponential moving average, where the run kept one (of V-JEPA's encoder: the target encoder), or
             the last weights.
@@ -59,9 +59,9 @@ def export_run(
         starts: number of starting contexts in the bundle.
         context: frames of each starting context.
         sampling_steps: sampling steps per frame; by default 8 (MaskGIT), or as in the sample videos of a DiT run.
-        temperature: of the sampling of MaskGIT (by default 0.5) or of an MDN-RNN (by default 1).
-        guidance: classifier-free guidance of a DiT by the action; 1, the default, is none.
-        half: store a simulator's weights in float16, in half the space; they are loaded as float32.
+        temperature: sampling temperature of MaskGIT (by default 0.5) or of an MDN-RNN (by default 1).
+        guidance: scale of a DiT's classifier-free guidance by the action; 1, the default, disables it.
+        half: store a simulator's weights in float16, which halves the size; they are loaded as float32.
     """
     module, config = load_trained_module(run, weights)
     family, source = find_family(module), _resolve_data(config, data)
@@ -118,7 +118,7 @@ def load_trained_module(run: Path, weights: str = "average") -> tuple[TrainingMo
 
 def _save_networks(parts: Mapping[str, ModelMixin], out: Path) -> None:
     """Write networks into their folders in ``out``; those of the same names there are replaced."""
-    with ExitStack() as replaced:  # all of them are written before the first takes its place
+    with ExitStack() as replaced:  # all of them are written before the first replaces an old one
         for name, part in parts.items():
             save_component(part, replaced.enter_context(atomic_folder(out / name)))
 

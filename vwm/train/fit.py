@@ -96,8 +96,8 @@ class FitCLI(LightningCLI):
     def check_same_run(self, run: RunFolder) -> None:
         """Raise ValueError where the run that is to be resumed was started with another model or seed."""
         if run.config.is_file():
-            began = self.parser.parse_args(["-c", str(run.config)])
-            run.check_fixed_settings(_flat_settings(began), _flat_settings(self.config), _is_fixed)
+            started = self.parser.parse_args(["-c", str(run.config)])
+            run.check_fixed_settings(_flat_settings(started), _flat_settings(self.config), _is_fixed)
 
 
 class _ConfigWriter(L.Callback):

@@ -1,4 +1,4 @@
-"""Lightning's metrics into the run's tables and loggers."""
+"""Write Lightning's metrics to the run's tables and loggers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class RunMetricsLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Add a row to every table of which there are metrics."""
+        """Add a row to every table that has metrics in this step."""
         assert step is not None
         if self._first_step is None:
             self._first_step = step

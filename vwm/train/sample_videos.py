@@ -25,7 +25,7 @@ class SampleVideos(L.Callback):
 
     Args:
         every: optimizer steps between samples; 0 writes none.
-        clips: how many clips a video shows.
+        clips: number of clips that a video shows.
     """
 
     def __init__(self, every: int = 500, clips: int = 4) -> None:

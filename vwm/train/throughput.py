@@ -1,4 +1,4 @@
-"""The speed of a training, as metrics: frames and optimizer steps a second."""
+"""The speed of a training, as metrics: frames and optimizer steps per second."""
 
 from __future__ import annotations
 
