@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -25,19 +24,19 @@ sys.path.insert(0, str(HELPERS))
 from fit_runs import Ended, Runs, batches, environment  # noqa: E402
 
 EPOCH = 5
-"""Steps in an epoch of the data below: 21 clips of 4 frames, 4 a batch."""
+"""Steps per epoch of the data below: 21 clips of 4 frames in batches of 4."""
 STEPS = 13
 
 
 @pytest.fixture(scope="module")
-def runs(place: Path) -> Iterator[Runs]:
-    runs = Runs(place)
+def runs() -> Iterator[Runs]:
+    runs = Runs()
     yield runs
     runs.close()
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``train`` and ``val`` shards, a frozen tokenizer, and a config for each family."""
     place = tmp_path_factory.mktemp("resume")
     rng = np.random.default_rng(0)
@@ -54,18 +53,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     models = {"tokenizer": tokenizer_model(), "genie": genie_model(place / "frozen")}
     for name, model in (models | {"vae": vae_model(), "dit": dit_model(), "vjepa": vjepa_model()}).items():
         whole = config(place) | {"model": model, "checkpoint": CHECKPOINT[name]}
+        if name not in ("tokenizer", "genie"):
+            whole["data"]["init_args"]["workers"] = 0
         if name == "dit":
             whole["data"]["init_args"] |= {
                 "fields": ["frames", "actions", "rewards", "terminated"],
                 "labeled_fraction": 0.5,
             }
         (place / f"{name}.yaml").write_text(yaml.safe_dump(whole))
-    yield place
-    shutil.rmtree(place / "bytecode", ignore_errors=True)
+    return place
 
 
 def config(place: Path) -> dict[str, Any]:
-    """Everything on that could leave a trace: validation, sample videos, an average, reading processes."""
+    """Everything is on that could change the training: validation, sample videos, EMA, data workers."""
     return {
         "seed_everything": 1,
         "trainer": {
@@ -78,7 +78,7 @@ def config(place: Path) -> dict[str, Any]:
             "num_sanity_val_steps": 0,
             "enable_progress_bar": False,
             "enable_model_summary": False,
-            "callbacks": [{"class_path": "fit_runs.Die"}, {"class_path": "fit_runs.WriteDown"}],
+            "callbacks": [{"class_path": "fit_runs.Die"}, {"class_path": "fit_runs.RecordBatches"}],
         },
         "ema": {"decay": 0.9},
         "samples": {"every": 4, "clips": 1},
@@ -101,7 +101,7 @@ SMALL = {"width": 8, "depth": 1, "heads": 1, "window": 4}
 
 
 def tokenizer_model() -> dict[str, Any]:
-    """With a VQ codebook, which draws random numbers and is no parameter."""
+    """With a VQ codebook, which draws random numbers and is a buffer."""
     network = {"image_size": [8, 8], "patch_size": 4, "codebook": 12, "code_width": 4, **SMALL}
     return {
         "class_path": "vwm.tokenizers.module.TokenizerModule",
@@ -113,7 +113,7 @@ def tokenizer_model() -> dict[str, Any]:
 
 
 def genie_model(tokenizer: Path) -> dict[str, Any]:
-    """With FSQ actions; the dynamics draws its masks and its corruption from the global generator."""
+    """With FSQ actions; the dynamics draws masks and corruption from the global generator."""
     action = {"image_size": [8, 8], "patch_size": 4, "codebook": [2, 2], **SMALL}
     dynamics = {"codebook_size": 9, "tokens_per_frame": 4, "num_actions": 4, "context_corruption": 0.2, **SMALL}
     return {
@@ -130,7 +130,7 @@ def genie_model(tokenizer: Path) -> dict[str, Any]:
 
 
 def vae_model() -> dict[str, Any]:
-    """With its posterior's noise, and a discriminator that joins in at the fourth step, between two checkpoints."""
+    """With posterior noise, and a discriminator that starts at the fourth step, between two checkpoints."""
     network = {"image_size": [8, 8], "latent_channels": 4, "time_compression": 1, "patch_size": 2}
     return {
         "class_path": "vwm.tokenizers.module.TokenizerModule",
@@ -146,7 +146,7 @@ def vae_model() -> dict[str, Any]:
 
 
 def dit_model() -> dict[str, Any]:
-    """With all that draws numbers (levels, noise, hidden actions), and with scales of losses that have a memory."""
+    """With everything that draws random numbers (levels, noise, dropped actions), and loss normalizers with a state."""
     dynamics = {"grid": [4, 4], "channels": 12, "num_actions": 4, "prediction": "clean", "num_step_sizes": 3}
     return {
         "class_path": "vwm.models.dit.module.DiTModule",
@@ -173,7 +173,7 @@ def dit_model() -> dict[str, Any]:
 
 
 def vjepa_model() -> dict[str, Any]:
-    """With a target that follows, a regularizer that draws directions, crops, flow, and a weight decay that moves."""
+    """With an EMA target, a regularizer that draws directions, crops, flow, and a scheduled weight decay."""
     sizes = {"image_size": [8, 8], "frames": 4, "tubelet": 2, "patch_size": 4, "width": 12, "depth": 1, "heads": 1}
     return {
         "class_path": "vwm.models.vjepa.module.VJEPAModule",
@@ -214,12 +214,12 @@ def fit(runs: Runs, place: Path, family: str, run: str, *more: str, ranks: int =
 
 
 def state_of(run: Path) -> dict[str, Any]:
-    """What the run's last checkpoint holds, all of it."""
+    """Everything in the run's last checkpoint."""
     return torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
 
 
 def differences(a: Any, b: Any, where: str = "") -> list[str]:
-    """Where two nested values differ by as much as a bit."""
+    """Paths at which two nested values differ in any bit."""
     if type(a) is not type(b):
         return [f"{where}: {a!r} and {b!r}"]
     if isinstance(a, torch.Tensor):
@@ -236,13 +236,13 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(runs: Runs, place: Path) -> Callable[[str, int], dict[str, Any]]:
-    """The last checkpoint of a run of a family that nobody disturbed, on 1 or 2 ranks; made once."""
+def uninterrupted(runs: Runs, place: Path) -> Callable[[str, int], dict[str, Any]]:
+    """The last checkpoint of an uninterrupted run of a family, on 1 or 2 ranks; made once."""
     made: dict[tuple[str, int], dict[str, Any]] = {}
 
     def state(family: str, ranks: int) -> dict[str, Any]:
         if (family, ranks) not in made:
-            run = f"{family}-whole-{ranks}"
+            run = f"{family}-uninterrupted-{ranks}"
             ended = fit(runs, place, family, run, ranks=ranks)
             assert ended.codes == [0] * ranks, ended.output
             made[family, ranks] = state_of(place / run)
@@ -252,7 +252,7 @@ def whole(runs: Runs, place: Path) -> Callable[[str, int], dict[str, Any]]:
     return state
 
 
-Whole = Callable[[str, int], dict[str, Any]]
+Uninterrupted = Callable[[str, int], dict[str, Any]]
 
 
 @pytest.mark.parametrize(
@@ -262,38 +262,42 @@ Whole = Callable[[str, int], dict[str, Any]]
         ("tokenizer", (2, EPOCH, EPOCH + 3)),
         # Before the first checkpoint; then with steps that are lost and made again, from an epoch's end both times.
         ("genie", (EPOCH - 1, EPOCH + 2, 2 * EPOCH + 1)),
-        # Two steps after a checkpoint: before and after the discriminator joins in.
+        # Two steps after a checkpoint: before and after the discriminator starts.
         ("vae", (5, EPOCH + 6)),
-        ("dit", (5, EPOCH + 6)),
-        ("vjepa", (5, EPOCH + 6)),
+        ("dit", (EPOCH + 6,)),
+        ("vjepa", (EPOCH + 6,)),
     ],
 )
-def test_killed_runs_end_bit_equal(runs: Runs, place: Path, whole: Whole, family: str, deaths: tuple[int, ...]) -> None:
+def test_killed_runs_end_bit_equal(
+    runs: Runs, place: Path, uninterrupted: Uninterrupted, family: str, deaths: tuple[int, ...]
+) -> None:
     run = f"{family}-killed"
     for at in deaths:
         ended = fit(runs, place, family, run, DIE_AT=str(at))
         assert ended.codes == [-9], ended.output
     ended = fit(runs, place, family, run)
     assert ended.codes == [0], ended.output
-    assert not differences(whole(family, 1), state_of(place / run))
-    assert batches(place / run) == batches(place / f"{family}-whole-1")
+    assert not differences(uninterrupted(family, 1), state_of(place / run))
+    assert batches(place / run) == batches(place / f"{family}-uninterrupted-1")
 
 
 @pytest.mark.parametrize("family", ["tokenizer", "genie"])
-def test_watching_leaves_no_trace(runs: Runs, place: Path, whole: Whole, family: str) -> None:
-    """Validation, sample videos, checkpoints and reading processes change nothing in what is trained."""
-    blind = ["--trainer.limit_val_batches", "0", "--samples.every", "0", "--checkpoint.every", "100"]
-    ended = fit(runs, place, family, f"{family}-blind", *blind, "--data.init_args.workers", "0")
+def test_validation_samples_checkpoints_and_workers_do_not_change_training(
+    runs: Runs, place: Path, uninterrupted: Uninterrupted, family: str
+) -> None:
+    """Compared with a run without validation, sample videos, checkpoints and data workers."""
+    none = ["--trainer.limit_val_batches", "0", "--samples.every", "0", "--checkpoint.every", "100"]
+    ended = fit(runs, place, family, f"{family}-plain", *none, "--data.init_args.workers", "0")
     assert ended.codes == [0], ended.output
-    with_all, without = whole(family, 1), state_of(place / f"{family}-blind")
-    assert (place / f"{family}-whole-1" / "videos" / "step-0000012.mp4").is_file()
-    assert not (place / f"{family}-blind" / "videos").exists()
+    with_all, without = uninterrupted(family, 1), state_of(place / f"{family}-plain")
+    assert (place / f"{family}-uninterrupted-1" / "videos" / "step-0000012.mp4").is_file()
+    assert not (place / f"{family}-plain" / "videos").exists()
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "generators", "callbacks"):
         assert not differences(with_all[key], without[key])
 
 
-def test_accumulated_gradients(runs: Runs, place: Path) -> None:
-    """A step of several batches, the last of an epoch of fewer: 3 steps an epoch of 5 batches."""
+def test_killed_runs_with_accumulated_gradients_end_bit_equal(runs: Runs, place: Path) -> None:
+    """Steps of two batches, the last of an epoch of one: 3 steps per epoch of 5 batches."""
     steps = ["--trainer.accumulate_grad_batches", "2", "--trainer.max_steps", "7"]
     ended = fit(runs, place, "tokenizer", "accumulated", *steps)
     assert ended.codes == [0], ended.output
@@ -305,33 +309,35 @@ def test_accumulated_gradients(runs: Runs, place: Path) -> None:
     assert not differences(state_of(place / "accumulated"), state_of(place / "accumulated-killed"))
 
 
-def test_nothing_is_said_that_nobody_can_act_on(runs: Runs, place: Path, whole: Whole) -> None:
+def test_training_prints_no_warnings(runs: Runs, place: Path, uninterrupted: Uninterrupted) -> None:
     for family in ("tokenizer", "genie"):
-        whole(family, 1)
-        output = (place / f"{family}-whole-1.log").read_text()
+        uninterrupted(family, 1)
+        output = (place / f"{family}-uninterrupted-1.log").read_text()
         assert not [word for word in ("Warning", "warning", "deprecated", "weights_only", "Tip") if word in output]
 
 
 @pytest.mark.parametrize(("family", "rank", "at"), [("tokenizer", 1, 3), ("genie", 0, EPOCH)])
-def test_a_killed_rank_stops_the_run_which_can_resume(
-    runs: Runs, place: Path, whole: Whole, family: str, rank: int, at: int
+def test_a_killed_rank_stops_the_run_and_it_resumes(
+    runs: Runs, place: Path, uninterrupted: Uninterrupted, family: str, rank: int, at: int
 ) -> None:
     run = f"{family}-rank-killed"
     ended = fit(runs, place, family, run, ranks=2, DIE_AT=str(at), DIE_RANK=str(rank))
     assert ended.codes[rank] == -9 and 0 not in ended.codes, ended.output
     ended = fit(runs, place, family, run, ranks=2)
     assert ended.codes == [0, 0], ended.output
-    assert not differences(whole(family, 2), state_of(place / run))
-    assert batches(place / run, ranks=2) == batches(place / f"{family}-whole-2", ranks=2)
+    assert not differences(uninterrupted(family, 2), state_of(place / run))
+    assert batches(place / run, ranks=2) == batches(place / f"{family}-uninterrupted-2", ranks=2)
 
 
-def test_the_global_batches_do_not_depend_on_the_ranks(runs: Runs, place: Path, whole: Whole) -> None:
-    whole("tokenizer", 1), whole("tokenizer", 2)
-    one = batches(place / "tokenizer-whole-1")
+def test_global_batches_do_not_depend_on_the_number_of_ranks(
+    runs: Runs, place: Path, uninterrupted: Uninterrupted
+) -> None:
+    uninterrupted("tokenizer", 1), uninterrupted("tokenizer", 2)
+    one = batches(place / "tokenizer-uninterrupted-1")
     assert sorted(one) == list(range(1, STEPS + 1)) and {len(clips) for clips in one.values()} == {4}
     assert len({clip for step in range(1, EPOCH + 1) for clip in one[step]}) == 4 * EPOCH
-    assert batches(place / "tokenizer-whole-2", ranks=2) == one
-    # Also of a run that goes on with another number of ranks, in the middle of an epoch.
+    assert batches(place / "tokenizer-uninterrupted-2", ranks=2) == one
+    # Also when a run resumes with another number of ranks, in the middle of an epoch.
     ended = fit(runs, place, "tokenizer", "moved", DIE_AT=str(EPOCH + 2))
     assert ended.codes == [-9], ended.output
     (place / "moved" / "batches-0.jsonl").unlink()
@@ -341,50 +347,50 @@ def test_the_global_batches_do_not_depend_on_the_ranks(runs: Runs, place: Path, 
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_sigterm_saves_and_the_run_goes_on(runs: Runs, place: Path, whole: Whole, ranks: int) -> None:
-    """The signal goes to one rank and its reading processes, as a scheduler sends it; all ranks stop at one step."""
-    run, rare = f"asked-{ranks}", ["--checkpoint.every", "100"]
+def test_sigterm_saves_a_checkpoint_and_the_run_resumes(
+    runs: Runs, place: Path, uninterrupted: Uninterrupted, ranks: int
+) -> None:
+    """The signal is sent to one rank and its data workers, as by a scheduler; all ranks stop at the same step."""
+    run, rare = f"sigterm-{ranks}", ["--checkpoint.every", "100"]
     ended = fit(runs, place, "genie", run, *rare, ranks=ranks, DIE_AT="6", DIE_BY="TERM", DIE_RANK=str(ranks - 1))
     assert ended.codes == [143] * ranks, ended.output
     assert state_of(place / run)["global_step"] == 7
     ended = fit(runs, place, "genie", run, *rare, ranks=ranks)
     assert ended.codes == [0] * ranks, ended.output
-    assert not differences(whole("genie", ranks), state_of(place / run))
+    assert not differences(uninterrupted("genie", ranks), state_of(place / run))
 
 
 def command(name: str) -> str:
     return str(Path(sys.executable).with_name(name))
 
 
-def test_vwm_fit_starts_its_ranks_itself(place: Path, whole: Whole) -> None:
+def test_vwm_fit_starts_its_ranks_itself(place: Path, uninterrupted: Uninterrupted) -> None:
     argv = ["-c", str(place / "tokenizer.yaml"), "--run", str(place / "typed"), "--data.init_args.batch_size", "2"]
     argv += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    subprocess.run([command("vwm"), "fit", *argv], env=environment(place), check=True, capture_output=True)
-    assert not differences(whole("tokenizer", 2), state_of(place / "typed"))
+    subprocess.run([command("vwm"), "fit", *argv], env=environment(), check=True, capture_output=True)
+    assert not differences(uninterrupted("tokenizer", 2), state_of(place / "typed"))
 
 
-def test_torchrun_restarts_a_run(place: Path, whole: Whole) -> None:
+def test_torchrun_restarts_a_run(place: Path, uninterrupted: Uninterrupted) -> None:
     argv = ["-c", str(place / "tokenizer.yaml"), "--run", str(place / "torchrun"), "--data.init_args.batch_size", "2"]
     argv += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     launch = ["--standalone", "--nproc_per_node", "2", "--max_restarts", "1"]
     launch += ["-m", "--", "vwm.cli.main", "fit"]  # without the --, torchrun takes --run for its own --run_path
     more = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "DIE_AT": str(EPOCH + 2), "DIE_RANK": "1"}
-    subprocess.run(
-        [command("torchrun"), *launch, *argv], env=environment(place) | more, check=True, capture_output=True
-    )
-    assert not differences(whole("tokenizer", 2), state_of(place / "torchrun"))
+    subprocess.run([command("torchrun"), *launch, *argv], env=environment() | more, check=True, capture_output=True)
+    assert not differences(uninterrupted("tokenizer", 2), state_of(place / "torchrun"))
     assert len((place / "torchrun" / "batches-1.jsonl").read_text().splitlines()) == STEPS
 
 
-def test_rejects_other_data(runs: Runs, place: Path, whole: Whole) -> None:
-    whole("tokenizer", 1)
-    ended = fit(runs, place, "tokenizer", "tokenizer-whole-1", "--data.init_args.batch_size", "2")
+def test_rejects_other_data(runs: Runs, place: Path, uninterrupted: Uninterrupted) -> None:
+    uninterrupted("tokenizer", 1)
+    ended = fit(runs, place, "tokenizer", "tokenizer-uninterrupted-1", "--data.init_args.batch_size", "2")
     assert ended.codes == [1]
     assert "vwm fit: cannot resume in the same order: batch size x ranks differ" in ended.output
     assert "Traceback" not in ended.output
 
 
-def test_an_unknown_key_is_an_error(runs: Runs, place: Path) -> None:
+def test_unknown_keys_are_errors_without_a_traceback(runs: Runs, place: Path) -> None:
     text = (place / "tokenizer.yaml").read_text()
     (place / "typo.yaml").write_text(text.replace("patch_size", "patchsize"))
     ended = fit(runs, place, "typo", "typo")
@@ -393,7 +399,7 @@ def test_an_unknown_key_is_an_error(runs: Runs, place: Path) -> None:
     assert ended.codes == [2] and "max_stepz" in ended.output and "Traceback" not in ended.output
 
 
-def test_missing_data_are_one_line(runs: Runs, place: Path) -> None:
+def test_missing_data_is_an_error_without_a_traceback(runs: Runs, place: Path) -> None:
     ended = fit(runs, place, "tokenizer", "nowhere", "--data.init_args.path", str(place / "no_such_folder"))
     assert ended.codes == [1] and "Traceback" not in ended.output
     line = next(line for line in ended.output.splitlines() if "no_such_folder" in line)

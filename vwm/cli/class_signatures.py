@@ -119,13 +119,20 @@ def _imported_class(module: SourceModule, name: str) -> ClassSignature | None:
 
 
 def _import_source(module: SourceModule, name: str) -> tuple[SourceModule, str] | None:
+    source, original = _imports_of_vwm(module).get(name, ("", ""))
+    home = read_module(source) if source else None
+    return None if home is None else (home, original)
+
+
+@functools.cache
+def _imports_of_vwm(module: SourceModule) -> dict[str, tuple[str, str]]:
+    """Map each name that a module imports from vwm to its module and its name there; the first import counts."""
+    imports: dict[str, tuple[str, str]] = {}
     for node in ast.walk(module.tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("vwm."):
             for alias in node.names:
-                if (alias.asname or alias.name) == name:
-                    home = read_module(node.module)
-                    return None if home is None else (home, alias.name)
-    return None
+                imports.setdefault(alias.asname or alias.name, (node.module, alias.name))
+    return imports
 
 
 def _has_fields(node: ast.ClassDef) -> bool:

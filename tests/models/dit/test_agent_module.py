@@ -1,4 +1,4 @@
-"""Dreamer 4's second phase: what learns from what, that training sees what play sees, and where it begins."""
+"""Dreamer 4's agent phase: gradient flow, features equal to those of play, and initialization from a world."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def clips(batch: int = 3, frames: int = FRAMES, **more) -> ClipBatch:
     generator = torch.Generator().manual_seed(0)
     video = torch.randint(0, 256, (batch, frames, 8, 8, 3), dtype=torch.uint8, generator=generator)
     actions = torch.randint(0, 4, (batch, frames), generator=generator)
-    told = {"frames": video, "actions": actions, "rewards": (actions == 1).float(), "terminated": actions == 3}
-    return ClipBatch(**{**told, **more})
+    fields = {"frames": video, "actions": actions, "rewards": (actions == 1).float(), "terminated": actions == 3}
+    return ClipBatch(**{**fields, **more})
 
 
 def gradients(learner: DiTAgentModule, batch: ClipBatch) -> list[torch.Tensor]:
@@ -65,19 +65,21 @@ def simulator(learner: DiTAgentModule) -> DiTSimulator:
     return DiTSimulator(*parts, ActionSpace("discrete", 4), learner.policy, sampling=learner.sampling)
 
 
-def read(learner: DiTAgentModule, batch: ClipBatch) -> torch.Tensor:
+def policy_features(learner: DiTAgentModule, batch: ClipBatch) -> torch.Tensor:
     """The features that the policy learns from, [b, t, d]."""
-    seen = []
-    hook = learner.policy.policy_body.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].detach()))
+    inputs_seen = []
+    hook = learner.policy.policy_body.register_forward_pre_hook(
+        lambda _module, inputs: inputs_seen.append(inputs[0].detach())
+    )
     learner(batch)
     hook.remove()
-    return seen[0]
+    return inputs_seen[0]
 
 
 @pytest.mark.parametrize("num_step_sizes", [0, 3])
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_a_policy_learns_from_what_it_will_read_in_play(context, num_step_sizes, monkeypatch):
-    """At a reset, and by observing frame after frame, beyond the window; here with the noise that is drawn in play."""
+def test_policy_features_in_training_equal_those_of_play(context, num_step_sizes, monkeypatch):
+    """After a reset and after each observed frame, past the window; training gets the noise that play draws."""
     changes = {"num_step_sizes": num_step_sizes, "prediction": "clean"} if num_step_sizes else {}
     objective = ShortcutForcing(finest=4) if num_step_sizes else DiffusionForcing()
     learner = module(context, network(**changes), objective=objective, context_noise=0.3).eval()
@@ -85,7 +87,7 @@ def test_a_policy_learns_from_what_it_will_read_in_play(context, num_step_sizes,
     of_frames = fold_in(fold_in(seeds, CONTEXT_SEED_STREAM)[:, None], torch.arange(FRAMES)).flatten()
     noise = seeded_normal(of_frames, 4, 4, 12).unflatten(0, (3, FRAMES))
     monkeypatch.setattr(torch, "randn_like", lambda x: noise[:, : x.shape[1]])
-    features = read(learner, batch)
+    features = policy_features(learner, batch)
     state, _ = world.reset(batch.frames[:, :2], seeds, batch.actions[:, :1])
     for i in range(2, FRAMES):
         torch.testing.assert_close(world.features(state), features[:, i - 1], rtol=0, atol=1e-5)
@@ -100,42 +102,42 @@ def test_every_weight_gets_a_gradient(context, outcomes):
     learner = module(context, outcomes=outcomes)
     gradients(learner, clips())
     assert not [name for name, p in learner.named_parameters() if p.requires_grad and not p.grad.any()]
-    nobody = torch.zeros(3, dtype=torch.bool)
-    gradients(learner, clips(labeled=nobody, terminated=None))
+    unlabeled = torch.zeros(3, dtype=torch.bool)
+    gradients(learner, clips(labeled=unlabeled, terminated=None))
     assert not [name for name, p in learner.named_parameters() if p.requires_grad and p.grad is None]
     assert not learner.policy.action.weight.grad.any() and learner.policy.reward.weight.grad.any()
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_actions_of_unlabeled_clips_leave_no_trace(context):
+def test_actions_of_unlabeled_clips_have_no_effect(context):
     batch = clips(labeled=torch.tensor([True, False, True]))
 
-    def seen(clip: int) -> bool:
+    def has_effect(clip: int) -> bool:
         """Whether other actions of one clip change the loss or any gradient."""
         others = batch.actions.clone()
         others[clip] = (others[clip] + 1) % 4
-        learners = (module(context) for _ in range(2))  # the scales of losses have a memory
+        learners = (module(context) for _ in range(2))  # loss normalizers keep state
         one, two = map(gradients, learners, (batch, replace(batch, actions=others)))
         return not all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
-    assert [seen(clip) for clip in range(3)] == [True, False, True]
+    assert [has_effect(clip) for clip in range(3)] == [True, False, True]
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_players_are_cloned_and_earn_what_they_earned(context):
-    """The frame's brightness tells what the recorded player does, and which action is paid."""
+def test_learns_the_policy_and_rewards_of_recorded_players(context):
+    """The frame's brightness determines the recorded action and its reward."""
     torch.manual_seed(0)
     heads = PolicyRewardHeads(32, num_actions=4, hidden=32, length=2, bins=21)
     learner = module(context, context_noise=0.05, policy=heads)
-    learner.outcomes = RewardTerminationHeads(width=32, hidden=16)  # far bins that start unequal would outweigh all
+    learner.outcomes = RewardTerminationHeads(width=32, hidden=16)  # randomized weights of distant bins would dominate
     optimizer = torch.optim.Adam(learner.parameters(), lr=5e-3)
 
     def recording() -> ClipBatch:
-        told = torch.randint(0, 4, (16, 4))
-        level = torch.tensor([-2.0, -0.7, 0.7, 2.0])[told]
+        actions = torch.randint(0, 4, (16, 4))
+        level = torch.tensor([-2.0, -0.7, 0.7, 2.0])[actions]
         latents = level[..., None, None, None].expand(16, 4, 4, 4, 12)
         return ClipBatch(
-            latents=latents, actions=told, rewards=(told == 1).float(), terminated=torch.zeros(16, 4).bool()
+            latents=latents, actions=actions, rewards=(actions == 1).float(), terminated=torch.zeros(16, 4).bool()
         )
 
     for _ in range(80):
@@ -144,15 +146,15 @@ def test_players_are_cloned_and_earn_what_they_earned(context):
         optimizer.step()
     held_out = recording()
     with torch.no_grad():
-        features = read(learner.eval(), held_out)
+        features = policy_features(learner.eval(), held_out)
         chosen = learner.policy.policy(features).argmax(-1)
-        foreseen = learner.policy.two_hot.mean(learner.policy(features)[1])[..., 0]
+        predicted_rewards = learner.policy.two_hot.mean(learner.policy(features)[1])[..., 0]
     assert (chosen == held_out.actions).float().mean() > 0.95
-    torch.testing.assert_close(foreseen, held_out.rewards, rtol=0, atol=0.4)
+    torch.testing.assert_close(predicted_rewards, held_out.rewards, rtol=0, atol=0.4)
 
 
-def test_it_begins_as_the_pretrained_world(tmp_path):
-    """Only the agent tokens are new, so that it says of every frame what that one said."""
+def test_pretrained_weights_are_loaded_and_agent_tokens_are_new(tmp_path):
+    """Only the agent tokens are new, so that the predictions are those of the pretrained world."""
     world = network(agent_tokens=0, kv_heads=1)
     save_component(world, tmp_path / "dynamics")
     torch.manual_seed(5)
@@ -164,7 +166,7 @@ def test_it_begins_as_the_pretrained_world(tmp_path):
     assert set(learner.networks()) == {"dynamics", "outcomes", "policy"}
 
 
-def test_what_does_not_fit_is_named(tmp_path):
+def test_rejects_mismatched_parts_and_data(tmp_path):
     save_component(network(agent_tokens=0), tmp_path / "dynamics")
     for changes, message in (({"window": 5}, "window=4 there and 5 here"), ({"depth": 2}, "depth=4 there and 2 here")):
         with pytest.raises(ComponentError, match=message):

@@ -1,4 +1,4 @@
-"""A diffusion world that was pretrained without labels learns actions: it begins as it was, and ends as any other."""
+"""Learning actions in a diffusion world pretrained without labels: unchanged at first, ordinary after merging."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vwm.worlds.bundle import load_simulator, save_simulator
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world") / "unlabeled"
     made = diffusion_world(num_actions=0)
-    made.spec = replace(made.spec, actions=ActionSpace("discrete", 1, ("go on",)))
+    made.spec = replace(made.spec, actions=ActionSpace("discrete", 1, ("noop",)))
     save_simulator(made, folder)
     return folder
 
@@ -54,11 +54,11 @@ def draw(made: DiTSimulator, act) -> torch.Tensor:
     return torch.stack(drawn)
 
 
-@pytest.mark.parametrize("kind", ["discrete", "continuous", "another game's"])
-def test_it_begins_as_the_pretrained_world_whatever_is_done(world, tmp_path, kind):
-    """Of another game's actions: as that world is while nobody knows what is done in it."""
+@pytest.mark.parametrize("kind", ["discrete", "continuous", "other actions"])
+def test_starts_as_the_pretrained_world_for_every_action(world, tmp_path, kind):
+    """With another game's actions: as that world is under unknown actions."""
     dims = 2 if kind == "continuous" else 0
-    if kind == "another game's":
+    if kind == "other actions":
         world = tmp_path / "other"
         save_simulator(diffusion_world(), world)
     made = module(world, num_actions=0 if dims else 3, action_dims=dims)
@@ -72,7 +72,7 @@ def test_it_begins_as_the_pretrained_world_whatever_is_done(world, tmp_path, kin
 
 
 @pytest.mark.parametrize("how", ["frozen", "lora", "trained"])
-def test_the_loss_falls_and_what_is_frozen_stays(world, how):
+def test_training_lowers_the_loss_and_keeps_frozen_weights(world, how):
     made, clips = module(world, adapt=how, outcomes=randomize(RewardTerminationHeads(32, 16))), batch()
     before = {name: value.clone() for name, value in made.dynamics.state_dict().items()}
     optimizer, _ = made.optimizer.build(made, 0)
@@ -93,7 +93,7 @@ def test_the_loss_falls_and_what_is_frozen_stays(world, how):
     assert ("embed.weight" in changed) == (how == "trained")
 
 
-def test_merged_is_an_ordinary_network_of_true_actions(world):
+def test_merging_gives_an_equal_network_of_true_actions(world):
     made = module(world, lora=LoRAConfig(rank=2, targets=("qkv", "out", "up", "down")))
     randomize(made.dynamics)  # LoRA's B begins at zero
     made.eval()
@@ -107,7 +107,7 @@ def test_merged_is_an_ordinary_network_of_true_actions(world):
     assert plain.embed_action.choices == [3]
 
 
-def test_what_does_not_fit_is_named(world, tmp_path):
+def test_rejects_missing_bundles_settings_and_data(world, tmp_path):
     with pytest.raises(ValueError, match="there is no bundle"):
         module(tmp_path)
     with pytest.raises(ValueError, match="set num_actions or action_dims"):
@@ -120,7 +120,7 @@ def test_what_does_not_fit_is_named(world, tmp_path):
         module(world, outcomes=RewardTerminationHeads(32, 16))(batch(rewards=None))
 
 
-def test_it_begins_with_its_world_alone(world):
+def test_the_world_replaces_pretrained_among_its_arguments(world):
     parser = ArgumentParser()
     parser.add_class_arguments(DiTFinetuning, "model")
     offered = parser.format_help()

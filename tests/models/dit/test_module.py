@@ -1,4 +1,4 @@
-"""Training a diffusion transformer: what learns from what, that it learns, and parts or data that do not fit."""
+"""Training a diffusion transformer: gradient flow, learning on small data, and errors for mismatched parts or data."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def batch(clips: int = 3, frames: int = FRAMES, **more) -> ClipBatch:
     return ClipBatch(**{"frames": video, "actions": torch.randint(0, 4, (clips, frames), generator=generator), **more})
 
 
-def slow_autoencoder() -> CausalVAE:
-    """A latent of two frames."""
+def compressing_autoencoder() -> CausalVAE:
+    """Each latent holds two frames."""
     return CausalVAE((8, 8), latent_channels=4, time_compression=2, patch_size=2, widths=[8], depths=[1])
 
 
-def rewarded(**more) -> ClipBatch:
+def batch_with_rewards(**more) -> ClipBatch:
     clips = batch(**more)
     return replace(clips, rewards=(clips.actions == 1).float(), terminated=clips.actions == 3)
 
@@ -80,25 +80,25 @@ def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("context", ["clean", "noisy"])
 @pytest.mark.parametrize("outcomes", [False, True])
-def test_actions_of_unlabeled_clips_leave_no_trace_and_those_of_labeled_ones_do(context, outcomes):
-    clips = rewarded(labeled=torch.tensor([True, False, True]))
+def test_only_actions_of_labeled_clips_affect_loss_and_gradients(context, outcomes):
+    clips = batch_with_rewards(labeled=torch.tensor([True, False, True]))
 
-    def seen(world: int) -> bool:
+    def has_effect(world: int) -> bool:
         """Whether other actions of one clip change the loss or any gradient."""
         others = clips.actions.clone()
         others[world] = (others[world] + 1) % 4
-        learners = (module(context=context, outcomes=outcomes) for _ in range(2))  # the scales of losses have a memory
+        learners = (module(context=context, outcomes=outcomes) for _ in range(2))  # loss normalizers keep state
         return not equal(*map(gradients, learners, (clips, replace(clips, actions=others))))
 
-    assert [seen(world) for world in range(3)] == [True, False, True]
+    assert [has_effect(world) for world in range(3)] == [True, False, True]
 
 
 def test_all_clips_are_labeled_by_default():
-    told = [batch(), batch(labeled=torch.ones(3, dtype=torch.bool))]
-    assert equal(*(gradients(module(), clips) for clips in told))
+    batches = [batch(), batch(labeled=torch.ones(3, dtype=torch.bool))]
+    assert equal(*(gradients(module(), clips) for clips in batches))
 
 
-def test_hidden_actions_are_hidden_in_training_only():
+def test_action_dropout_applies_in_training_only():
     other = replace(batch(), actions=(batch().actions + 1) % 4)
     learner = module(action_dropout=1.0)
     assert equal(gradients(learner, batch()), gradients(learner, other))
@@ -106,7 +106,7 @@ def test_hidden_actions_are_hidden_in_training_only():
     assert not equal(gradients(learner, batch()), gradients(learner, other))
 
 
-def test_without_a_single_labeled_episode_it_trains(tmp_path):
+def test_trains_without_any_labeled_episode(tmp_path):
     rng = np.random.default_rng(0)
     with ShardWriter(tmp_path / "shard-000000.tar") as writer:
         for i in range(3):
@@ -126,10 +126,10 @@ def test_without_a_single_labeled_episode_it_trains(tmp_path):
 @pytest.mark.parametrize("outcomes", [False, True])
 @pytest.mark.parametrize("context", ["clean", "noisy"])
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
-def test_every_weight_gets_a_gradient_and_the_tokenizer_none(objective, context, outcomes):
-    """Also where the data tell no ends: data-parallel training waits for the gradient of every weight."""
+def test_every_weight_but_the_tokenizers_gets_a_gradient(objective, context, outcomes):
+    """Also where the data have no terminations: data-parallel training waits for the gradient of every weight."""
     learner = module(objective, context=context, outcomes=outcomes, action_dropout=0.5)
-    gradients(learner, replace(rewarded(clips=4), terminated=None))
+    gradients(learner, replace(batch_with_rewards(clips=4), terminated=None))
     assert not [name for name, p in learner.named_parameters() if p.requires_grad and p.grad is None]
     learner = module(tokenizer=diffusers_tokenizer("AutoencoderKL"), dynamics=dit(channels=4))
     video = torch.zeros(2, 3, 16, 16, 3, dtype=torch.uint8)
@@ -140,7 +140,7 @@ def test_every_weight_gets_a_gradient_and_the_tokenizer_none(objective, context,
 
 @pytest.mark.parametrize("context", ["clean", "noisy"])
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
-def test_one_clip_seen_again_and_again_is_learned(objective, context):
+def test_training_on_one_clip_halves_the_loss(objective, context):
     torch.manual_seed(0)
     changes, _ = OBJECTIVES[objective]
     settings = {"grid": (4, 4), "channels": 12, "num_actions": 4, "width": 32, "depth": 4, "heads": 2, "window": 4}
@@ -149,25 +149,25 @@ def test_one_clip_seen_again_and_again_is_learned(objective, context):
     video = torch.stack([ramp.roll(i)[None, :, None].expand(8, 8, 3) for i in range(FRAMES)])
     clips = ClipBatch(frames=video[None].expand(16, -1, -1, -1, -1), actions=torch.arange(FRAMES).expand(16, -1) % 4)
 
-    def level() -> float:
+    def loss() -> float:
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(2)
             return float(learner(clips)[0])
 
-    before, optimizer = level(), torch.optim.Adam(learner.dynamics.parameters(), lr=5e-3)
+    before, optimizer = loss(), torch.optim.Adam(learner.dynamics.parameters(), lr=5e-3)
     for _ in range(60):
         optimizer.zero_grad()
         learner(clips)[0].backward()
         optimizer.step()
-    assert level() < before / 2
+    assert loss() < before / 2
 
 
 @pytest.mark.parametrize("context", ["clean", "noisy"])
-def test_what_actions_earn_and_end_is_learned(context):
-    """From pictures of noise: all that a reward and an end can be told by is the action."""
+def test_learns_rewards_and_terminations_of_actions(context):
+    """Frames are noise: only the action predicts rewards and terminations."""
     torch.manual_seed(0)
     learner = module(outcomes=True, context=context)
-    learner.outcomes = RewardTerminationHeads(width=32, hidden=16)  # far bins that start unequal would outweigh all
+    learner.outcomes = RewardTerminationHeads(width=32, hidden=16)  # randomized weights of distant bins would dominate
     optimizer = torch.optim.Adam(learner.parameters(), lr=1e-2)
     for _ in range(60):
         actions = torch.randint(0, 4, (16, 3))
@@ -183,9 +183,9 @@ def test_what_actions_earn_and_end_is_learned(context):
     learner.eval()
     world = simulator(learner)
     state, _ = world.reset(batch(clips=4).frames[:, :2])
-    said = learner.outcomes(state.features[:, None], learner.dynamics.embed_actions(torch.arange(4)[:, None]))
-    torch.testing.assert_close(said.reward[:, 0], torch.tensor([0.0, 1.0, 0.0, 0.0]), rtol=0, atol=0.25)
-    torch.testing.assert_close(said.terminated[:, 0], torch.tensor([0.0, 0.0, 0.0, 1.0]), rtol=0, atol=0.25)
+    predicted = learner.outcomes(state.features[:, None], learner.dynamics.embed_actions(torch.arange(4)[:, None]))
+    torch.testing.assert_close(predicted.reward[:, 0], torch.tensor([0.0, 1.0, 0.0, 0.0]), rtol=0, atol=0.25)
+    torch.testing.assert_close(predicted.terminated[:, 0], torch.tensor([0.0, 0.0, 0.0, 1.0]), rtol=0, atol=0.25)
 
 
 def simulator(learner: DiTModule) -> DiTSimulator:
@@ -194,7 +194,7 @@ def simulator(learner: DiTModule) -> DiTSimulator:
 
 
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
-def test_a_sample_is_a_rollout_of_the_world_made_of_the_same_parts(objective):
+def test_sample_equals_a_rollout_of_the_simulator(objective):
     learner, clips = module(objective).eval(), batch()
     world = simulator(learner)
     state, _ = world.reset(clips.frames[:, :2], 0, clips.actions[:, :1])
@@ -204,10 +204,10 @@ def test_a_sample_is_a_rollout_of_the_world_made_of_the_same_parts(objective):
         drawn.append(out.frame)
     sample = learner.sample(clips)
     assert torch.equal(sample[:, :2], clips.frames[:, :2])
-    assert (sample[:, 2:].int() - torch.stack(drawn, dim=1).int()).abs().max() <= 1  # a pixel at a half
+    assert (sample[:, 2:].int() - torch.stack(drawn, dim=1).int()).abs().max() <= 1  # rounding of a pixel at a half
 
 
-def test_a_clip_shorter_than_the_context_is_continued_by_its_last_frame():
+def test_sample_of_a_clip_shorter_than_the_context_generates_its_last_frame():
     learner = module(context_frames=8).eval()
     sample = learner.sample(batch(frames=3))
     assert torch.equal(sample[:, :2], batch(frames=3).frames[:, :2])
@@ -225,7 +225,7 @@ def test_bidirectional_networks_train_on_and_sample_whole_clips():
     assert not torch.equal(sample[:, 2:], learner.sample(other)[:, 2:])
 
 
-def test_encoded_clips_give_the_loss_of_raw_ones():
+def test_encoded_clips_give_the_same_loss_as_raw_clips():
     learner = module()
     latents = learner.tokenizer.encode(frames_to_float(batch().frames))
     assert equal(gradients(learner, batch()), gradients(learner, batch(frames=FRAMES, latents=latents)))
@@ -233,7 +233,7 @@ def test_encoded_clips_give_the_loss_of_raw_ones():
 
 
 def test_video_without_actions_trains_on_latents_of_several_frames():
-    learner = module(tokenizer=slow_autoencoder(), dynamics=dit(grid=(4, 4), channels=4, num_actions=0))
+    learner = module(tokenizer=compressing_autoencoder(), dynamics=dit(grid=(4, 4), channels=4, num_actions=0))
     video = torch.randint(0, 256, (2, 9, 8, 8, 3), dtype=torch.uint8)
     assert all(x.isfinite().all() for x in gradients(learner, ClipBatch(frames=video)))
     assert learner.eval().sample(ClipBatch(frames=video)).shape == video.shape
@@ -251,15 +251,15 @@ def test_video_without_actions_trains_on_latents_of_several_frames():
         ({}, {"action_dropout": 1.5}, "action_dropout=1.5"),
         ({}, {"context_noise": 1.0}, "context_noise"),
         ({}, {"sampling_steps": 0}, "steps must be 1 or more"),
-        ({}, {"tokenizer": slow_autoencoder()}, "a latent of 2 frames"),
+        ({}, {"tokenizer": compressing_autoencoder()}, "a latent of 2 frames"),
     ],
 )
-def test_parts_that_do_not_fit_are_named(changes, settings, message):
+def test_rejects_mismatched_parts(changes, settings, message):
     with pytest.raises(ValueError, match=message):
         module(dynamics=dit(**{"grid": (4, 4), "channels": 12, **changes}), **settings)
 
 
-def test_a_codebook_is_sent_to_the_family_that_uses_it(tmp_path):
+def test_rejects_a_discrete_tokenizer_and_suggests_genie(tmp_path):
     save_component(tokenizer(), tmp_path / "tokenizer")
     with pytest.raises(ValueError, match=r"needs continuous latents, and this tokenizer has a codebook of 36.*genie"):
         module(tokenizer=str(tmp_path))
@@ -277,17 +277,17 @@ def test_a_codebook_is_sent_to_the_family_that_uses_it(tmp_path):
         (replace(batch(), frames=torch.zeros(3, FRAMES, 9, 8, 3, dtype=torch.uint8)), r"video must be \[b, t, 3, 8, 8"),
     ],
 )
-def test_rejects_data_that_do_not_fit(clips, message):
+def test_rejects_mismatched_data(clips, message):
     with pytest.raises(ValueError, match=message):
         module()(clips)
 
 
-def test_outcomes_ask_for_rewards():
+def test_outcome_heads_require_rewards():
     with pytest.raises(ValueError, match=r"need rewards and actions: name them in data\.fields"):
         module(outcomes=True)(batch())
 
 
-def test_it_begins_with_the_weights_of_a_world(tmp_path):
+def test_pretrained_weights_are_loaded(tmp_path):
     save_component(world := network(), tmp_path / "dynamics")
     mine = network(seed=9)
     assert not torch.equal(mine.embed.weight, world.embed.weight)

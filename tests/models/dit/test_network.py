@@ -1,4 +1,4 @@
-"""The laws of the diffusion transformer, for every layout, prediction and kind of action."""
+"""Invariants of the diffusion transformer, for every layout, prediction type and action space."""
 
 import pytest
 import torch
@@ -55,7 +55,7 @@ def cut(frames: NoisyFrames, here: slice) -> NoisyFrames:
 
 
 @pytest.mark.parametrize("chunks", [[1] * FRAMES, [FRAMES], [5, 4], [1, 6, 2]])
-def test_streaming_is_parallel_past_the_window(network, chunks):
+def test_streaming_equals_parallel_past_the_window(network, chunks):
     frames, start = noisy(network), 0
     whole, state = network(frames), network.init_state(2)
     for length in chunks:
@@ -67,19 +67,19 @@ def test_streaming_is_parallel_past_the_window(network, chunks):
 
 
 @pytest.mark.parametrize("seen", [FRAMES - 1, FRAMES])
-def test_training_over_a_clean_past_is_what_play_computes(network, seen):
-    """Every frame of the parallel pass sees what a world that has been played so far would see."""
+def test_training_on_a_clean_context_equals_streaming(network, seen):
+    """Every frame of the parallel pass attends to what a streaming state holds at that frame."""
     past, frames = noisy(network, seed=1), noisy(network, seed=2)
     out = network(cut(frames, slice(1, None)), cut(past, slice(0, seen)))
     state = network.init_state(2)
     for i in range(1, FRAMES):
         state, before = network.step(state, cut(past, slice(i - 1, i)))
         torch.testing.assert_close(out.features[:, i - 1], before.features[:, 0], rtol=0, atol=1e-10)
-        look = network.denoise(state, cut(frames, slice(i, i + 1)))
-        torch.testing.assert_close(out.prediction[:, i - 1 : i], look, rtol=0, atol=1e-10)
+        prediction = network.denoise(state, cut(frames, slice(i, i + 1)))
+        torch.testing.assert_close(out.prediction[:, i - 1 : i], prediction, rtol=0, atol=1e-10)
 
 
-def test_worlds_of_different_age_step_in_one_batch(network):
+def test_states_of_different_length_step_in_one_batch(network):
     frames = noisy(network)
     alone, states = [], []
     for world, age in ((0, 6), (1, 1)):
@@ -93,7 +93,7 @@ def test_worlds_of_different_age_step_in_one_batch(network):
     torch.testing.assert_close(out.prediction, together, rtol=0, atol=1e-10)
 
 
-def test_no_frame_sees_a_later_one_nor_a_later_action(network):
+def test_predictions_do_not_depend_on_later_frames(network):
     frames = noisy(network)
     other = noisy(network, seed=3)
     later = NoisyFrames(
@@ -103,7 +103,7 @@ def test_no_frame_sees_a_later_one_nor_a_later_action(network):
     assert torch.equal(a[:, :5], b[:, :5]) and not torch.equal(a[:, 5:], b[:, 5:])
 
 
-def test_actions_act_on_the_frame_they_lead_to_and_not_before(network):
+def test_an_action_changes_the_next_frame_and_no_earlier_one(network):
     given = actions(network)
     if given is None:
         with pytest.raises(ValueError, match="has no actions"):
@@ -119,7 +119,7 @@ def test_actions_act_on_the_frame_they_lead_to_and_not_before(network):
     assert torch.equal(a[:, :4], b[:, :4]) and not torch.equal(a[:, 4], b[:, 4])
 
 
-def test_hidden_actions_leave_no_trace(network):
+def test_unknown_actions_have_no_effect(network):
     given = actions(network)
     if given is None:
         return
@@ -131,48 +131,48 @@ def test_hidden_actions_leave_no_trace(network):
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_step_sizes": 3, "prediction": "clean", "kv_heads": 1}])
-def test_nothing_attends_to_agent_tokens(changes):
-    """A world goes on as it was when it gets some, whatever they are: played, trained, and drawn frame by frame."""
+def test_agent_tokens_do_not_change_other_predictions(changes):
+    """Adding agent tokens of any value changes no prediction: parallel, over a past, and streaming."""
     plain = dit(**changes).double().eval()
     frames, past = noisy(plain), noisy(plain, seed=1)
     agents = dit(agent_tokens=2, **changes).double().eval()
     assert not (agents.load_state_dict(plain.state_dict(), strict=False).unexpected_keys)
     for value in (0.02, 30.0):
         torch.nn.init.normal_(agents.agents, std=value)
-        for asked in ((frames,), (cut(frames, slice(1, None)), past)):
-            said, alone = agents(*asked), plain(*asked)
-            torch.testing.assert_close(said.prediction, alone.prediction, rtol=0, atol=1e-10)
-            assert not torch.allclose(said.features, alone.features, atol=1e-3)
+        for inputs in ((frames,), (cut(frames, slice(1, None)), past)):
+            with_agents, without = agents(*inputs), plain(*inputs)
+            torch.testing.assert_close(with_agents.prediction, without.prediction, rtol=0, atol=1e-10)
+            assert not torch.allclose(with_agents.features, without.features, atol=1e-3)
         (state, _), (other, _) = (network.step(network.init_state(2), past) for network in (agents, plain))
         torch.testing.assert_close(agents.denoise(state, frames), plain.denoise(other, frames), rtol=0, atol=1e-10)
     assert agents(frames).features.shape == (2, FRAMES, 32)
 
 
-def test_agent_tokens_see_every_token_of_their_frame_and_their_own_past_within_the_window():
-    """Two layers of time attention with a window of 4: no further back than 6 frames."""
+def test_agent_tokens_attend_to_their_frame_and_their_past_within_the_window():
+    """Two layers of time attention with a window of 4: at most 6 frames back."""
     network = dit(agent_tokens=1, registers=1).double().eval()
     frames = noisy(network)
     latents = frames.latents.requires_grad_(True)
-    (seen,) = torch.autograd.grad(network(frames).features[:, 7].square().sum(), latents)
-    assert (seen[:, 1:8] != 0).all() and not seen[:, 0].any() and not seen[:, 8:].any()
-    # Past features act on later ones, through nothing but the agent tokens' own keys and values.
+    (gradient,) = torch.autograd.grad(network(frames).features[:, 7].square().sum(), latents)
+    assert (gradient[:, 1:8] != 0).all() and not gradient[:, 0].any() and not gradient[:, 8:].any()
+    # Past features affect later ones only through the agent tokens' own keys and values.
     state, _ = network.step(network.init_state(2), cut(noisy(network), slice(0, 3)))
-    blind = state._replace(blocks=tuple(type(b)(b.keys, b.values.index_fill(1, LAST_PLACE, 0)) for b in state.blocks))
-    (_, one), (_, two) = (network.step(s, cut(noisy(network), slice(3, 4))) for s in (state, blind))
+    erased = state._replace(blocks=tuple(type(b)(b.keys, b.values.index_fill(1, AGENT_TOKEN, 0)) for b in state.blocks))
+    (_, one), (_, two) = (network.step(s, cut(noisy(network), slice(3, 4))) for s in (state, erased))
     assert torch.equal(one.prediction, two.prediction) and not torch.equal(one.features, two.features)
 
 
-LAST_PLACE = torch.tensor([17])
-"""Of a frame of one register, 4 x 4 patches and one agent token."""
+AGENT_TOKEN = torch.tensor([17])
+"""Index of the agent token in a frame of one register, 4 x 4 patches and one agent token."""
 
 
-def test_an_agent_needs_a_past_that_can_be_masked():
+def test_agent_tokens_require_factored_causal_attention():
     for changes in ({"attention": "full"}, {"causal": False}):
         with pytest.raises(ValueError, match="agent_tokens=1 need attention='factored' and causal=True"):
             dit(agent_tokens=1, **changes)
 
 
-def test_recomputed_layers_give_the_same_gradients():
+def test_gradient_checkpointing_does_not_change_gradients():
     network, gradients = dit().train(), []
     for recompute in (False, True):
         network.transformer.checkpointing = recompute
@@ -185,7 +185,7 @@ def test_recomputed_layers_give_the_same_gradients():
     assert all((a is b is None) or torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
-def test_errors_name_what_is_wrong():
+def test_rejects_invalid_inputs_and_settings():
     network = dit().double()
     frames = noisy(network)
     with pytest.raises(ValueError, match=r"\[b, t, 4, 4, 3\], got \[2, 9, 4, 4, 2\]"):

@@ -1,4 +1,4 @@
-"""The ways from noise to data: exact inverses, and the same steps as diffusers' schedulers take."""
+"""The paths from noise to data: exact inverses, and the steps of diffusers' schedulers."""
 
 import math
 from itertools import pairwise
@@ -24,7 +24,7 @@ def pair(seed: int = 0):
 
 
 @pytest.mark.parametrize("kind", PREDICTION_TYPES)
-def test_a_right_prediction_gives_back_data_and_noise(kind):
+def test_the_true_prediction_recovers_data_and_noise(kind):
     clean, noise, signal = pair()
     x = add_noise(kind, clean, noise, signal)
     found = predicted_clean_and_noise(kind, x, prediction_target(kind, clean, noise, signal), signal)
@@ -36,28 +36,28 @@ def test_a_right_prediction_gives_back_data_and_noise(kind):
 
 
 @pytest.mark.parametrize("kind", PREDICTION_TYPES)
-def test_the_way_leads_from_noise_to_data(kind):
+def test_signal_0_is_noise_and_signal_1_is_data(kind):
     clean, noise, signal = pair()
     torch.testing.assert_close(add_noise(kind, clean, noise, torch.zeros_like(signal)), noise, rtol=0, atol=1e-12)
     torch.testing.assert_close(add_noise(kind, clean, noise, torch.ones_like(signal)), clean, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_the_straight_way_is_stepped_as_by_diffusers_flow_match_scheduler(shift):
+def test_velocity_steps_equal_diffusers_flow_match_scheduler(shift):
     noise = pair()[1]
     scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000)
     grid = sampling_signal_levels(5, shift)
     scheduler.set_timesteps(sigmas=[1 - s for s in grid[:-1]])
     x = y = noise.float()
     for i, (here, onward) in enumerate(pairwise(grid)):
-        said = torch.randn(x.shape, generator=torch.Generator().manual_seed(i))
-        x = sampler_step("velocity", x, said, torch.full((2, 3), here), torch.full((2, 3), onward))
-        y = scheduler.step(-said, scheduler.timesteps[i], y).prev_sample  # diffusers' velocity points to the noise
+        predicted = torch.randn(x.shape, generator=torch.Generator().manual_seed(i))
+        x = sampler_step("velocity", x, predicted, torch.full((2, 3), here), torch.full((2, 3), onward))
+        y = scheduler.step(-predicted, scheduler.timesteps[i], y).prev_sample  # diffusers' velocity points to the noise
     torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
 
 
-def test_the_other_way_is_stepped_as_by_diffusers_ddim_scheduler():
-    """At equal shares of data and noise; diffusers spaces them by its own schedule."""
+def test_v_steps_equal_diffusers_ddim_scheduler():
+    """At equal ratios of data to noise; diffusers spaces its steps by another schedule."""
     scheduler = DDIMScheduler(prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False)
     scheduler.set_timesteps(5)
     shares = scheduler.alphas_cumprod.double()
@@ -68,15 +68,15 @@ def test_the_other_way_is_stepped_as_by_diffusers_ddim_scheduler():
 
     x = y = pair()[1]
     for i, step in enumerate(scheduler.timesteps.tolist()):
-        said = torch.randn(x.shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
+        predicted = torch.randn(x.shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
         here, onward = level(step), level(step - 200)
         signals = (torch.full((2, 3), s, dtype=torch.float64) for s in (here, onward))
-        x = sampler_step("v", x, said, *signals)
-        y = scheduler.step(said, step, y).prev_sample
+        x = sampler_step("v", x, predicted, *signals)
+        y = scheduler.step(predicted, step, y).prev_sample
     torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
 
 
-def test_the_grid_of_levels():
+def test_signal_levels_are_evenly_spaced_and_a_shift_lowers_them():
     assert sampling_signal_levels(4) == [0, 0.25, 0.5, 0.75, 1]
     shifted = sampling_signal_levels(4, 3.0)
     assert (

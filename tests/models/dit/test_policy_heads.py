@@ -1,4 +1,4 @@
-"""Cloned policies and foreseen rewards against an independent reference, and what must not count."""
+"""Policy and reward heads against an independent reference; masked entries do not count."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def actions(heads: PolicyRewardHeads, seed: int = 1) -> torch.Tensor:
     return torch.randint(5, (B, T), generator=generator)
 
 
-def one_by_one(heads, features, taken, rewards, labeled) -> tuple[float, float, float]:
-    """The losses by loops over clips, frames, steps ahead and parts of an action."""
-    said, earned = (x.detach() for x in heads(features))
+def reference_losses(heads, features, taken, rewards, labeled) -> tuple[float, float, float]:
+    """The losses by loops over clips, frames, steps ahead and action components."""
+    logits_ahead, rewards_ahead = (x.detach() for x in heads(features))
     policy, future, now = [], [], []
     for b in range(B):
         for t in range(T):
             for n in range(L):
                 if t + n >= T:
                     continue
-                future.append(float(heads.two_hot.loss(earned[b, t, n], rewards[b, t + n])))
+                future.append(float(heads.two_hot.loss(rewards_ahead[b, t, n], rewards[b, t + n])))
                 if not labeled[b]:
                     continue
                 action = taken[b, t + n]
@@ -50,7 +50,7 @@ def one_by_one(heads, features, taken, rewards, labeled) -> tuple[float, float, 
                     chosen = [min(range(5), key=lambda k, x=float(x): abs(grid[k] - x)) for x in action]
                 else:
                     chosen = [int(action)]
-                logits = said[b, t, n].tolist()
+                logits = logits_ahead[b, t, n].tolist()
                 wrong = sum(
                     math.log(sum(math.exp(x) for x in part)) - part[k] for part, k in zip(logits, chosen, strict=True)
                 )
@@ -60,16 +60,16 @@ def one_by_one(heads, features, taken, rewards, labeled) -> tuple[float, float, 
     return tuple(sum(x) / len(x) for x in (policy, future, now))
 
 
-def test_losses_are_the_means_over_all_that_lies_inside_the_clips(heads):
+def test_losses_are_means_over_targets_within_the_clips(heads):
     features, rewards, labeled = random(B, T, WIDTH), random(B, T, seed=2), torch.tensor([True, False, True])
     found = [x.detach() for x in heads.losses(features, actions(heads), rewards, labeled)]
-    expected = one_by_one(heads, features, actions(heads), rewards, labeled.tolist())
+    expected = reference_losses(heads, features, actions(heads), rewards, labeled.tolist())
     for mine, reference in zip(torch.stack(found).tolist(), expected, strict=True):
         assert mine == pytest.approx(reference, rel=1e-6)  # cross-entropies are taken in float32
 
 
-def test_actions_of_unlabeled_clips_leave_no_trace(heads):
-    """Of unlabeled clips only rewards are learned from."""
+def test_actions_of_unlabeled_clips_have_no_effect(heads):
+    """Rewards of unlabeled clips are learned."""
     features, rewards = random(B, T, WIDTH).requires_grad_(True), random(B, T, seed=2)
     labeled = torch.tensor([True, False, True])
     losses = heads.losses(features, actions(heads), rewards, labeled)
@@ -82,24 +82,24 @@ def test_actions_of_unlabeled_clips_leave_no_trace(heads):
     assert of_rewards[1].any()
 
 
-def test_what_is_foretold_beyond_the_end_of_a_clip_counts_for_nothing(heads):
+def test_predictions_beyond_the_end_of_a_clip_do_not_count(heads):
     features, rewards = random(B, T, WIDTH), random(B, T, seed=2)
     for frames in range(1, T + 1):
 
-        def level(shift: float, distances: slice, frames: int = frames) -> torch.Tensor:
-            """Loss of clips of so many frames, other things being said of the steps at some distances."""
+        def loss(shift: float, distances: slice, frames: int = frames) -> torch.Tensor:
+            """Loss of clips of `frames` frames, with changed predictions at some distances."""
             moved = copy.deepcopy(heads).requires_grad_(False)
             for head in (moved.action, moved.reward):
-                said = head.bias.view(L, -1)[distances]
-                said.add_(shift * random(*said.shape))
+                bias = head.bias.view(L, -1)[distances]
+                bias.add_(shift * random(*bias.shape))
             losses = moved.losses(features[:, :frames], actions(heads)[:, :frames], rewards[:, :frames])
             return losses.policy + losses.rewards
 
-        assert torch.equal(level(3.0, slice(frames, None)), level(0.0, slice(frames, None)))
-        assert not torch.equal(level(3.0, slice(frames - 1, frames)), level(0.0, slice(None))) or frames > L
+        assert torch.equal(loss(3.0, slice(frames, None)), loss(0.0, slice(frames, None)))
+        assert not torch.equal(loss(3.0, slice(frames - 1, frames)), loss(0.0, slice(None))) or frames > L
 
 
-def test_every_future_is_read_at_its_own_distance():
+def test_multi_token_targets_are_the_values_of_later_steps():
     found, inside = multi_token_targets(torch.arange(2 * T).view(2, T), L)
     for t in range(T):
         for n in range(L):
@@ -108,7 +108,7 @@ def test_every_future_is_read_at_its_own_distance():
                 assert found[:, t, n].tolist() == [t + n, T + t + n]
 
 
-def test_the_policy_is_the_first_of_the_foretold_actions(heads):
+def test_the_policy_is_the_first_predicted_action(heads):
     features = random(B, T, WIDTH)
     logits = heads.policy(features)
     shape = (B, T, 2, 5) if heads.continuous else (B, T, 5)
@@ -126,8 +126,8 @@ def test_discretized_actions_round_trip(heads):
         assert (near - actions(heads)).abs().max() <= 0.25 + 1e-6
 
 
-def test_a_policy_and_rewards_are_learned_at_every_distance():
-    """From features that tell the phase of a cycle of actions: the policy at once and three steps on."""
+def test_learns_actions_and_rewards_at_every_distance():
+    """The features give the phase of a cycle of actions, from which every later action follows."""
     torch.manual_seed(0)
     heads = PolicyRewardHeads(WIDTH, num_actions=3, hidden=32, length=L, bins=21)
     phase = (torch.arange(B)[:, None] + torch.arange(T)) % 3
@@ -138,11 +138,11 @@ def test_a_policy_and_rewards_are_learned_at_every_distance():
         optimizer.zero_grad()
         (losses.policy + losses.rewards).backward()
         optimizer.step()
-    said, earned = heads(features)
+    logits_ahead, rewards_ahead = heads(features)
     expected, inside = multi_token_targets(phase, L)
-    assert torch.equal(said.argmax(-1)[..., 0][inside.expand(B, T, L)], expected[inside.expand(B, T, L)])
-    foreseen = heads.two_hot.mean(earned)[inside.expand(B, T, L)]
-    torch.testing.assert_close(foreseen, (expected == 2).float()[inside.expand(B, T, L)], rtol=0, atol=0.1)
+    assert torch.equal(logits_ahead.argmax(-1)[..., 0][inside.expand(B, T, L)], expected[inside.expand(B, T, L)])
+    predicted_rewards = heads.two_hot.mean(rewards_ahead)[inside.expand(B, T, L)]
+    torch.testing.assert_close(predicted_rewards, (expected == 2).float()[inside.expand(B, T, L)], rtol=0, atol=0.1)
 
 
 def test_rejects_invalid_heads():

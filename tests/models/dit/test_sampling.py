@@ -1,4 +1,4 @@
-"""Drawing frames: cached = recomputed, in every way of predicting."""
+"""Sampling frames: the cache gives what recomputing gives, for every prediction type."""
 
 from itertools import pairwise
 
@@ -28,8 +28,8 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_drawing_from_the_cache_is_drawing_with_the_whole_window_recomputed(kind):
-    """Past the window; a window of 4 in 2 layers that look back has seen at most 6 frames before the last."""
+def test_cached_sampling_equals_recomputing_the_whole_clip(kind):
+    """Also past the window: two layers of time attention with a window of 4 reach at most 6 frames back."""
     network, sampling = dit(**KINDS[kind]).double().eval(), DiffusionSampling(steps=4, context_noise=0.2)
     actions, seed = torch.arange(2 * FRAMES).view(2, FRAMES) % 4, torch.tensor([3, 4])
     action_embedding = network.embed_previous_actions(actions[:, 1:], 2, FRAMES)
@@ -43,8 +43,8 @@ def test_drawing_from_the_cache_is_drawing_with_the_whole_window_recomputed(kind
         )  # the noise of frame j of each world
         signal = torch.full((2, i), 0.8, dtype=torch.float64)
         past = add_noise(network.prediction, clip, past, signal)
-        for here, onward in pairwise(sampling_signal_levels(4)):
-            now = torch.full((2, 1), here, dtype=torch.float64)
+        for level, next_level in pairwise(sampling_signal_levels(4)):
+            now = torch.full((2, 1), level, dtype=torch.float64)
             steps = None
             if network.num_step_sizes:
                 steps = torch.cat((finest_step_index(network, signal), torch.full((2, 1), 2)), dim=1)
@@ -52,14 +52,14 @@ def test_drawing_from_the_cache_is_drawing_with_the_whole_window_recomputed(kind
                 torch.cat((past, x), 1), torch.cat((signal, now), 1), steps, action_embedding[:, : i + 1]
             )
             x = sampler_step(
-                network.prediction, x, network(frames).prediction[:, -1:], now, torch.full_like(now, onward)
+                network.prediction, x, network(frames).prediction[:, -1:], now, torch.full_like(now, next_level)
             )
         torch.testing.assert_close(frame, x, rtol=0, atol=1e-9)
         clip = torch.cat((clip, frame), dim=1)
         state, _ = observe_latents(network, state, frame, action_embedding[:, i : i + 1], seed, 0.2)
 
 
-def test_guidance_goes_beyond_the_action():
+def test_guidance_extrapolates_from_the_unconditional_frame():
     network, seed = dit().double().eval(), torch.tensor([1])
     action_embedding = network.embed_actions(torch.tensor([[2]]))
     nothing = network.embed_previous_actions(None, 1, 1)
@@ -73,7 +73,7 @@ def test_guidance_goes_beyond_the_action():
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_whole_clips_keep_their_context_and_depend_on_seed_and_actions(causal):
+def test_sampled_clips_keep_their_context_and_depend_on_seed_and_actions(causal):
     network = dit(causal=causal).double().eval()
     context = torch.randn(2, 2, 4, 4, 3, dtype=torch.float64)
     action_embedding = network.embed_previous_actions(torch.zeros(2, 5, dtype=torch.int64), 2, 6)
@@ -101,7 +101,7 @@ def test_sampled_frames_do_not_depend_on_the_batch():
     torch.testing.assert_close(together[1:2], alone, rtol=0, atol=1e-5)
 
 
-def test_settings_that_cannot_be_sampled_are_named():
+def test_rejects_invalid_sampling_settings():
     shortcut = dit(prediction="clean", num_step_sizes=3)
     for network, sampling, message in (
         (shortcut, DiffusionSampling(steps=3), r"steps=3 must be one of \[1, 2, 4\]"),

@@ -1,4 +1,4 @@
-"""The laws of the dynamics: what training sees is what play computes, and sampling is a function of its seed."""
+"""Invariants of the dynamics: training equals streaming, and sampling is a function of its seed."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def clip(frames: int = FRAMES):
 
 @pytest.mark.parametrize("conditioning", ["add", "prepend"])
 @pytest.mark.parametrize("frames", [4, FRAMES])
-def test_training_with_a_clean_context_is_what_play_computes(conditioning, frames):
+def test_training_on_a_clean_context_equals_streaming(conditioning, frames):
     """Also past the window of 4."""
     model = dynamics(conditioning=conditioning).double().eval()
     tokens, actions = clip(frames)
@@ -37,8 +37,8 @@ def test_training_with_a_clean_context_is_what_play_computes(conditioning, frame
 
 @pytest.mark.parametrize("context", ["clean", "masked"])
 @pytest.mark.parametrize("conditioning", ["add", "prepend"])
-def test_features_in_training_are_those_of_play(context, conditioning):
-    """Of every frame, the last included, whatever is masked beside them; and nothing is said otherwise for them."""
+def test_features_in_training_equal_those_of_streaming(context, conditioning):
+    """For every frame and any mask; and computing them does not change the logits."""
     model = dynamics(conditioning=conditioning, context=context).double().eval()
     tokens, actions = clip()
     mask = torch.rand(2, FRAMES - 1, 16, generator=torch.Generator().manual_seed(1)) < 0.6
@@ -52,7 +52,7 @@ def test_features_in_training_are_those_of_play(context, conditioning):
     torch.testing.assert_close(torch.cat(played, dim=1), out.features, rtol=0, atol=1e-10)
 
 
-def test_a_masked_context_is_the_plain_transformer():
+def test_a_masked_context_equals_streaming_over_the_masked_tokens():
     model = dynamics(context="masked").double().eval()
     tokens, actions = clip()
     mask = torch.rand(2, FRAMES - 1, 16, generator=torch.Generator().manual_seed(1)) < 0.6
@@ -65,8 +65,8 @@ def test_a_masked_context_is_the_plain_transformer():
 
 
 @pytest.mark.parametrize("context", ["clean", "masked"])
-def test_the_answer_is_not_seen(context):
-    """Logits of a fully hidden frame must not move when its true tokens, or any later frame's, do."""
+def test_logits_do_not_depend_on_masked_or_later_tokens(context):
+    """Logits of a fully masked frame do not change with its true tokens or those of later frames."""
     model = dynamics(context=context).double().eval()
     tokens, actions = clip()
     mask = torch.ones(2, FRAMES - 1, 16, dtype=torch.bool)
@@ -78,7 +78,7 @@ def test_the_answer_is_not_seen(context):
         assert not torch.allclose(before[:, 5], after[:, 5])
 
 
-def test_an_action_moves_the_frame_it_leads_to_and_no_earlier_one():
+def test_an_action_changes_the_next_frame_and_no_earlier_one():
     model = dynamics().double().eval()
     tokens, actions = clip()
     mask = torch.ones(2, FRAMES - 1, 16, dtype=torch.bool)
@@ -88,7 +88,7 @@ def test_an_action_moves_the_frame_it_leads_to_and_no_earlier_one():
     assert differs.tolist()[:4] == [False, False, False, True]
 
 
-def test_cached_sampling_is_sampling_over_the_whole_window():
+def test_cached_sampling_equals_parallel_logits():
     """Draw frames with the cache, then check each draw against logits of the uncached parallel path."""
     model = dynamics().double().eval()
     tokens, actions = clip()
@@ -105,7 +105,7 @@ def test_cached_sampling_is_sampling_over_the_whole_window():
 
 
 @pytest.mark.parametrize("steps", [1, 3, 8])
-def test_batched_is_single_and_equal_seeds_give_equal_frames(steps):
+def test_sampling_depends_on_the_seed_and_not_on_the_batch(steps):
     model = dynamics().double().eval()
     tokens, actions = clip()
     state = model.observe(model.init_state(2), tokens[:, :1], None)
@@ -115,10 +115,10 @@ def test_batched_is_single_and_equal_seeds_give_equal_frames(steps):
     _, alone = sample_token_frame(model, select_worlds(state, torch.tensor([1])), actions[1:, 0], seeds[1:], sampling)
     _, other = sample_token_frame(model, state, actions[:, 0], seeds + 1, sampling)
     assert torch.equal(both, again) and torch.equal(both[1:], alone) and not torch.equal(both, other)
-    assert (both < model.codebook_size).all()  # nothing stays hidden
+    assert (both < model.codebook_size).all()  # no token stays masked
 
 
-def test_sampling_follows_the_distribution():
+def test_sampled_tokens_have_the_predicted_probabilities():
     model = dynamics(depth=1).double().eval()
     tokens, actions = clip()
     one = select_worlds(model.observe(model.init_state(2), tokens[:, :1], None), torch.tensor([0]))
@@ -132,13 +132,13 @@ def test_sampling_follows_the_distribution():
     assert (seen - p).abs().max() < 5 * (0.25 / 4000) ** 0.5
 
 
-def test_the_schedule_hides_ever_fewer_tokens_and_none_at_the_end():
+def test_the_masking_schedule_decreases_to_zero():
     for steps in (1, 2, 8, 25):
         hidden = [masked_token_count(64, s, steps) for s in range(1, steps + 1)]
         assert hidden == sorted(hidden, reverse=True) and hidden[-1] == 0 and all(h < 64 for h in hidden)
 
 
-def test_continuous_actions_condition_too():
+def test_continuous_actions_change_the_logits():
     model = dynamics(continuous=True, num_actions=2).double().eval()
     tokens, _ = clip()
     actions = torch.zeros(2, FRAMES - 1, 2, dtype=torch.float64)

@@ -35,7 +35,7 @@ def batch(**changes) -> ClipBatch:
     return ClipBatch(**{"frames": frames, "actions": actions, "rewards": torch.zeros(3, 6), **changes})
 
 
-def test_the_map_begins_with_what_is_inferred_where_true_actions_were_taken(world):
+def test_the_action_map_starts_with_counts_of_inferred_actions(world):
     made, clips = module(world), batch()
     made.initialize_action_map([clips, clips])
     latents = genie().latent_action.infer(clips.frames.movedim(-1, 2) / 127.5 - 1).indices
@@ -48,7 +48,7 @@ def test_the_map_begins_with_what_is_inferred_where_true_actions_were_taken(worl
 
 
 @pytest.mark.parametrize("how", ["frozen", "lora", "trained"])
-def test_the_loss_falls_and_what_is_frozen_stays(world, how):
+def test_training_lowers_the_loss_and_keeps_frozen_weights(world, how):
     made, clips = module(world, adapt=how), batch()
     made.initialize_action_map([clips])
     before = {name: value.clone() for name, value in made.dynamics.state_dict().items()}
@@ -70,7 +70,7 @@ def test_the_loss_falls_and_what_is_frozen_stays(world, how):
     assert ("embed.weight" in changed) == (how == "trained")
 
 
-def test_merged_is_an_ordinary_world_of_true_actions(world, tmp_path):
+def test_merging_gives_an_equal_network_of_true_actions(world, tmp_path):
     made, clips = module(world, lora=LoRAConfig(rank=2)), batch()
     made.initialize_action_map([clips])
     randomize(made.dynamics)  # LoRA's B begins at zero
@@ -93,7 +93,7 @@ def test_new_actions_start_with_equal_embeddings(tmp_path):
     torch.testing.assert_close(made.dynamics.embed_action(torch.tensor([0, 2])), mean.expand(2, -1))
 
 
-def test_rewards_and_ends_are_learned_beside_the_actions(world):
+def test_outcome_heads_train_together_with_the_actions(world):
     made = module(world, outcomes=randomize(RewardTerminationHeads(width=16, hidden=16)))
     loss, logs = made(batch())
     loss.backward()
@@ -102,7 +102,7 @@ def test_rewards_and_ends_are_learned_beside_the_actions(world):
     assert set(made.networks()) == {"dynamics", "outcomes"}
 
 
-def test_what_does_not_fit_is_named(world, tmp_path):
+def test_rejects_mismatched_data_and_bundles(world, tmp_path):
     made = module(world)
     for clips, message in (
         (batch(actions=None), "needs a labeled recording"),

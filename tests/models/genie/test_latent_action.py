@@ -1,4 +1,4 @@
-"""The latent action model: causality, the information bottleneck, and that it finds actions in a known world."""
+"""The latent action model: causality, the information bottleneck, and actions found in a known world."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ def video(frames: int = 8) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("codebook", [[2, 2], 6], ids=["fsq", "vq"])
-def test_an_action_depends_on_the_frames_up_to_the_one_it_leads_to(codebook):
+def test_an_action_depends_on_frames_up_to_the_next_one(codebook):
     model = latent_action(codebook=codebook).double().eval()
     x = video()
     changed = x.clone()
@@ -22,7 +22,7 @@ def test_an_action_depends_on_the_frames_up_to_the_one_it_leads_to(codebook):
 
 
 @pytest.mark.parametrize("sees", ["past", "first"])
-def test_a_prediction_sees_the_past_and_its_actions_only(sees):
+def test_a_prediction_depends_only_on_past_frames_and_actions(sees):
     model = latent_action(decoder_context=sees).double().eval()
     x, codes = video(), model.infer(video()).codes
     changed = x.clone()
@@ -39,7 +39,7 @@ def test_a_prediction_sees_the_past_and_its_actions_only(sees):
         assert torch.equal(model.predict(x[:, :-1], codes), model.predict(other[:, :-1], codes))
 
 
-def test_untrained_it_copies_the_last_frame():
+def test_an_untrained_model_copies_the_last_frame():
     from vwm.models.genie.latent_action import LatentActionModel
 
     torch.manual_seed(0)
@@ -48,8 +48,8 @@ def test_untrained_it_copies_the_last_frame():
     assert torch.equal(predicted, video()[:, :-1])
 
 
-def test_it_finds_the_two_actions_of_a_world_that_has_two():
-    """A bar that steps left or right at random: after a short training the code must tell which."""
+def test_learns_the_two_actions_of_a_moving_bar():
+    """A bar that steps left or right at random: after a short training the code gives the direction."""
     generator = torch.Generator().manual_seed(0)
 
     def world(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,6 +74,6 @@ def test_it_finds_the_two_actions_of_a_world_that_has_two():
     assert max(agree, 1 - agree) == 1
 
 
-def test_one_frame_holds_no_action():
+def test_rejects_a_single_frame():
     with pytest.raises(ValueError, match="between two frames"):
         latent_action().infer(video(1).float())

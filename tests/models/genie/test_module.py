@@ -1,4 +1,4 @@
-"""Genie's second stage: what learns from what, labeled actions, encoded data, and parts that do not fit."""
+"""Genie's second stage: gradient flow, labeled actions, encoded data, and mismatched parts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def batch(**more) -> ClipBatch:
     return ClipBatch(frames=frames, actions=torch.randint(0, 4, (3, 6), generator=generator), **more)
 
 
-def test_no_gradient_flows_from_the_dynamics_into_the_latent_actions(folder):
+def test_the_dynamics_loss_has_no_gradient_in_the_latent_actions(folder):
     genie = module(folder)
     actions, action_loss, _ = genie._actions(batch())
     loss, _ = genie.dynamics.loss(genie._tokens(batch()).flatten(2), actions)
@@ -44,7 +44,7 @@ def test_no_gradient_flows_from_the_dynamics_into_the_latent_actions(folder):
     assert all(p.grad is None for p in genie.tokenizer.parameters())
 
 
-def test_labeled_actions_are_the_recordings_and_lead_to_the_next_frame(folder):
+def test_labeled_actions_are_the_recorded_ones_before_the_last_frame(folder):
     genie = module(folder, labeled=True)
     actions, loss, _ = genie._actions(batch())
     assert torch.equal(actions, batch().actions[:, :-1]) and loss == 0
@@ -59,14 +59,14 @@ def with_outcomes(folder, width: int = 16, labeled: bool = True) -> GenieModule:
 
 
 def outcomes_batch() -> ClipBatch:
-    """An episode's last action ends it and earns: it leads to no frame."""
+    """An episode's last action terminates it with a reward; no frame follows."""
     rewards, terminated = torch.zeros(3, 6), torch.zeros(3, 6, dtype=torch.bool)
     rewards[0, 5], terminated[0, 5] = 10.0, True
     return batch(rewards=rewards, terminated=terminated)
 
 
 @torch.no_grad()
-def test_outcomes_are_read_from_the_frame_and_the_action_taken_there(folder):
+def test_outcome_losses_use_the_features_and_action_of_each_frame(folder):
     """The losses are those of the heads on what play computes, written out frame by frame."""
     genie = with_outcomes(folder).eval()
     genie.dynamics.double()
@@ -86,14 +86,14 @@ def test_outcomes_are_read_from_the_frame_and_the_action_taken_there(folder):
     assert float(logs["termination_loss"]) == pytest.approx(float(torch.stack(ends).mean()), abs=1e-6)
 
 
-def test_all_that_is_trained_gets_a_gradient_of_the_outcomes(folder):
+def test_outcome_losses_have_gradients_in_the_heads_and_the_dynamics(folder):
     genie = with_outcomes(folder)
     genie(outcomes_batch())[0].backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in genie.outcomes.parameters())
     assert genie.dynamics.embed_action.weight.grad.abs().sum() > 0 and set(genie.networks()) == {"dynamics", "outcomes"}
 
 
-def test_outcomes_that_cannot_be_learned_are_named(folder):
+def test_rejects_outcome_heads_without_rewards_or_labels(folder):
     with pytest.raises(ValueError, match=r"name them in data\.fields"):
         with_outcomes(folder)(batch())
     with pytest.raises(ValueError, match=r"outcomes\.width=8 but dynamics\.width: 16"):
@@ -102,7 +102,7 @@ def test_outcomes_that_cannot_be_learned_are_named(folder):
         with_outcomes(folder, labeled=False)
 
 
-def test_encoded_clips_give_the_loss_of_raw_ones(folder):
+def test_encoded_clips_give_the_same_loss_as_raw_clips(folder):
     genie = module(folder)
     tokens = genie._tokens(batch())
     torch.manual_seed(1)
@@ -112,7 +112,7 @@ def test_encoded_clips_give_the_loss_of_raw_ones(folder):
     assert torch.equal(raw, encoded)
 
 
-def test_a_sample_keeps_its_context_and_draws_the_rest(folder):
+def test_a_sample_keeps_its_context_and_generates_the_rest(folder):
     genie = module(folder).eval()
     drawn, shown = genie.sample(batch()), genie.tokenizer(batch().frames.movedim(-1, 2) / 127.5 - 1).video
     assert drawn.shape == (3, 6, 16, 16, 3)
@@ -121,7 +121,7 @@ def test_a_sample_keeps_its_context_and_draws_the_rest(folder):
     assert torch.equal(drawn, genie.sample(batch()))
 
 
-def test_the_frozen_tokenizer_stays_in_evaluation(folder):
+def test_the_frozen_tokenizer_stays_in_evaluation_mode(folder):
     genie = module(folder).train()
     assert genie.dynamics.training and not genie.tokenizer.training
 
@@ -134,6 +134,6 @@ def test_the_frozen_tokenizer_stays_in_evaluation(folder):
         ({"num_actions": 7}, "Set dynamics.num_actions=4"),
     ],
 )
-def test_parts_that_do_not_fit_are_named(folder, changes, message):
+def test_rejects_mismatched_parts(folder, changes, message):
     with pytest.raises(ValueError, match=message):
         module(folder, **changes)

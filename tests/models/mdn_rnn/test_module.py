@@ -31,14 +31,14 @@ def encoded(std: float) -> ClipBatch:
 
 
 @torch.no_grad()
-def test_the_loss_is_the_next_latent_s_and_ends_count_ten_times():
-    trained, clips = module(changes={"predict_reward": True}), encoded(0.0)
-    loss, logs = trained(clips)
-    model, latents = trained.dynamics, clips.latents.flatten(2)
+def test_losses_are_those_of_the_definition_with_termination_weight_10():
+    learner, clips = module(changes={"predict_reward": True}), encoded(0.0)
+    loss, logs = learner(clips)
+    model, latents = learner.dynamics, clips.latents.flatten(2)
     memory, nats, ends, rewards = model.init_state(3), [], [], []
     for i in range(6):
-        said, memory = model(memory, latents[:, i : i + 1], model.embed_actions(clips.actions[:, i : i + 1]))
-        predicted = model.predict(said[:, 0])
+        output, memory = model(memory, latents[:, i : i + 1], model.embed_actions(clips.actions[:, i : i + 1]))
+        predicted = model.predict(output[:, 0])
         if i < 5:
             nats.append(predicted.next_latent.negative_log_likelihood(latents[:, i + 1]))
         chance = predicted.termination_logits.sigmoid()
@@ -51,35 +51,35 @@ def test_the_loss_is_the_next_latent_s_and_ends_count_ten_times():
 
 
 @torch.no_grad()
-def test_latents_are_drawn_anew_in_every_batch_from_what_is_known_of_the_frames():
-    trained, clips = module(), batch()
-    posterior = trained.tokenizer.posterior(clips.frames.movedim(-1, 2).float() / 127.5 - 1)
+def test_latents_are_sampled_from_the_posterior_for_every_batch():
+    learner, clips = module(), batch()
+    posterior = learner.tokenizer.posterior(clips.frames.movedim(-1, 2).float() / 127.5 - 1)
     kept = batch(frames=None, latents=posterior.mean, latents_std=posterior.std)
     for source in (clips, kept):
-        drawn = torch.stack([trained._sample_latents(source) for _ in range(1500)])
+        drawn = torch.stack([learner._sample_latents(source) for _ in range(1500)])
         torch.testing.assert_close(drawn.mean(0), posterior.mean.flatten(2), rtol=0, atol=0.15)
         torch.testing.assert_close(drawn.std(0), posterior.std.flatten(2), rtol=0.12, atol=0)
     bare = batch(frames=None, latents=posterior.mean)
-    assert torch.equal(trained._sample_latents(bare), posterior.mean.flatten(2))
+    assert torch.equal(learner._sample_latents(bare), posterior.mean.flatten(2))
 
 
-def test_only_the_dynamics_learns():
-    trained = module().train()
-    trained(batch())[0].backward()
-    assert all(p.grad is None for p in trained.tokenizer.parameters()) and not trained.tokenizer.training
-    assert all(p.grad is not None for p in trained.dynamics.parameters())
+def test_only_the_dynamics_gets_gradients():
+    learner = module().train()
+    learner(batch())[0].backward()
+    assert all(p.grad is None for p in learner.tokenizer.parameters()) and not learner.tokenizer.training
+    assert all(p.grad is not None for p in learner.dynamics.parameters())
 
 
-def test_hidden_actions_train_the_vector_that_stands_for_them():
-    trained = module(changes={"allow_unknown_actions": True}, action_dropout=0.5).train()
-    trained(batch())[0].backward()
-    assert trained.dynamics.no_action.grad.abs().sum() > 0
+def test_action_dropout_trains_the_embedding_of_unknown_actions():
+    learner = module(changes={"allow_unknown_actions": True}, action_dropout=0.5).train()
+    learner(batch())[0].backward()
+    assert learner.dynamics.no_action.grad.abs().sum() > 0
 
 
 def test_a_sample_starts_with_its_context_in_temporal_order():
-    trained = module(context_frames=2)
-    one, two = trained.sample(encoded(0.0)), trained.sample(encoded(0.0))
-    shown = trained.tokenizer.decode(encoded(0.0).latents[:, :2])
+    learner = module(context_frames=2)
+    one, two = learner.sample(encoded(0.0)), learner.sample(encoded(0.0))
+    shown = learner.tokenizer.decode(encoded(0.0).latents[:, :2])
     assert one.shape == (3, 6, 8, 8, 3) and torch.equal(one, two)
     assert (one[:, :2].float() / 127.5 - 1 - shown.movedim(2, -1)).abs().max() < 0.01
 
@@ -95,6 +95,6 @@ def test_a_sample_starts_with_its_context_in_temporal_order():
         ({}, {"termination_weight": 0.0}, {}, "termination_weight=0.0 positive"),
     ],
 )
-def test_wrong_settings_and_data_are_named(changes, settings, clips, message):
+def test_rejects_invalid_settings_and_data(changes, settings, clips, message):
     with pytest.raises(ValueError, match=message):
         module(changes, **settings)(batch(**clips))

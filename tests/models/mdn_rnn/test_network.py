@@ -1,4 +1,4 @@
-"""The MDN-RNN: its mixtures, and that a step is what training saw."""
+"""The MDN-RNN: its mixtures, and streaming equal to the parallel pass."""
 
 import math
 
@@ -27,21 +27,23 @@ def mixture(worlds: int) -> GaussianMixture:
     return GaussianMixture(*(x.expand(worlds, 2, 3) for x in (weight.log(), mean, std.log())))
 
 
-def test_the_likelihood_is_that_of_a_sum_of_gaussians():
+def test_the_likelihood_equals_the_mixture_formula():
     x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
-    said = mixture(5)
-    weight, mean, std = (p.double().numpy() for p in (said.log_weight.exp(), said.mean, said.log_std.exp()))
-    away = (x.double().numpy()[..., None] - mean) / std
-    density = (weight * np.exp(-0.5 * away**2) / (std * math.sqrt(2 * math.pi))).sum(-1)
+    gaussians = mixture(5)
+    weight, mean, std = (
+        p.double().numpy() for p in (gaussians.log_weight.exp(), gaussians.mean, gaussians.log_std.exp())
+    )
+    deviation = (x.double().numpy()[..., None] - mean) / std
+    density = (weight * np.exp(-0.5 * deviation**2) / (std * math.sqrt(2 * math.pi))).sum(-1)
     expected = torch.from_numpy(-np.log(density)).float()
-    torch.testing.assert_close(said.negative_log_likelihood(x), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gaussians.negative_log_likelihood(x), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.5])
 def test_temperature_divides_the_logits_and_multiplies_the_variances(temperature):
-    said = mixture(40000)
-    drawn = said.sample(world_seeds(0, 40000), temperature).double()
-    weight, mean, std = (p[0].double() for p in (said.log_weight.exp(), said.mean, said.log_std.exp()))
+    gaussians = mixture(40000)
+    drawn = gaussians.sample(world_seeds(0, 40000), temperature).double()
+    weight, mean, std = (p[0].double() for p in (gaussians.log_weight.exp(), gaussians.mean, gaussians.log_std.exp()))
     weight = weight ** (1 / temperature)
     weight = weight / weight.sum(-1, keepdim=True)
     expected = (weight * mean).sum(-1)
@@ -50,7 +52,7 @@ def test_temperature_divides_the_logits_and_multiplies_the_variances(temperature
     torch.testing.assert_close(drawn.var(0), variance, rtol=0.03, atol=0)
 
 
-def test_a_draw_is_a_function_of_the_seed():
+def test_samples_are_a_function_of_the_seed():
     seeds = world_seeds(3, 6)
     one, other = mixture(6).sample(seeds), mixture(6).sample(world_seeds(4, 6))
     assert torch.equal(one, mixture(6).sample(seeds)) and not torch.equal(one, other)
@@ -58,20 +60,20 @@ def test_a_draw_is_a_function_of_the_seed():
 
 
 @pytest.mark.parametrize("cuts", [[1] * 7, [3, 4], [6, 1]])
-def test_frame_by_frame_is_the_whole_clip(cuts):
+def test_streaming_equals_parallel_for_every_chunking(cuts):
     model = network()
     latents = torch.randn(2, 7, 4, dtype=torch.float64)
-    lead = model.embed_actions(torch.randint(0, 3, (2, 7)))
-    whole, last = model(model.init_state(2), latents, lead)
+    embeddings = model.embed_actions(torch.randint(0, 3, (2, 7)))
+    whole, last = model(model.init_state(2), latents, embeddings)
     memory, parts = model.init_state(2), []
-    for x, led in zip(latents.split(cuts, 1), lead.split(cuts, 1), strict=True):
-        said, memory = model(memory, x, led)
-        parts.append(said)
+    for x, embedding in zip(latents.split(cuts, 1), embeddings.split(cuts, 1), strict=True):
+        output, memory = model(memory, x, embedding)
+        parts.append(output)
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=1e-12)
     torch.testing.assert_close(memory, last, rtol=0, atol=1e-12)
 
 
-def test_what_follows_a_frame_depends_on_its_action_and_on_nothing_later():
+def test_predictions_depend_on_the_action_of_their_frame_and_nothing_later():
     model = network()
     latents, actions = torch.randn(1, 6, 4, dtype=torch.float64), torch.zeros(1, 6, dtype=torch.int64)
     other = actions.clone()
@@ -80,11 +82,11 @@ def test_what_follows_a_frame_depends_on_its_action_and_on_nothing_later():
     assert torch.equal(one[:, :3], two[:, :3]) and not torch.equal(one[:, 3], two[:, 3])
 
 
-def test_the_reward_is_told_where_it_is_learned_and_is_zero_elsewhere():
-    said = torch.randn(2, 16, dtype=torch.float64)
+def test_rewards_are_predicted_with_a_head_and_zero_without():
+    output = torch.randn(2, 16, dtype=torch.float64)
     plain, rich = network(), network(predict_reward=True)
-    assert plain.predict(said).reward_logits is None and not plain.mean_reward(plain.predict(said)).any()
-    predicted = rich.predict(said)
+    assert plain.predict(output).reward_logits is None and not plain.mean_reward(plain.predict(output)).any()
+    predicted = rich.predict(output)
     torch.testing.assert_close(
         rich.mean_reward(predicted),
         (predicted.reward_logits.float().softmax(-1) * rich.two_hot.values).sum(-1),
@@ -93,7 +95,7 @@ def test_the_reward_is_told_where_it_is_learned_and_is_zero_elsewhere():
     )
 
 
-def test_hidden_actions_need_a_vector_of_their_own():
+def test_unknown_actions_require_an_embedding():
     actions, known = torch.zeros(1, 2, dtype=torch.int64), torch.tensor([[True, False]])
     with pytest.raises(ValueError, match="allow_unknown_actions"):
         network().embed_actions(actions, known)
@@ -107,7 +109,7 @@ def test_actions_are_discrete_or_continuous(changes):
         network(**changes)
 
 
-def test_rejects_a_tokenizer_that_does_not_fit():
+def test_rejects_a_mismatched_tokenizer():
     with pytest.raises(ValueError, match="latent_size=4 but the tokenizer gives 6 numbers per frame"):
         check_mdn_rnn_tokenizer(FrameVAE((8, 8), latent_size=6, widths=[4]), network())
     with pytest.raises(ValueError, match="single frames, and this is a CausalVAE"):

@@ -1,4 +1,4 @@
-"""Training an action-conditioned predictor: what is asked, where gradients go, what holds an encoder up."""
+"""Training an action-conditioned predictor: losses, gradient flow, and what prevents collapse."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EVERYTHING = AntiCollapseConfig(VarianceCovarianceRegularizer(), smoothness_weig
 
 
 def module(parts: dict | None = None, **settings) -> ActionConditionedJEPAModule:
-    """Every weight random, so that a branch that begins at zero hides nothing."""
+    """Every weight random: a zero-initialized branch would hide what it does."""
     parts = jepa_parts(**{k: settings.pop(k) for k in ("pooling", "proprioception_dims", "allow_unknown_actions",
     "action_dims", "window")
                           if k in settings}) | (parts or {})  # fmt: skip
@@ -62,26 +62,26 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("loss", ["l1", "l2"])
 @torch.no_grad()
-def test_the_losses_are_those_of_an_independent_computation(loss):
-    """The rollout by the parallel path, which sees the true frames and then what it said itself."""
+def test_losses_equal_an_independent_computation(loss):
+    """The rollout is computed by the parallel path on the true frames followed by its own predictions."""
     learner = module(loss_type=loss, rollout_steps=3, rollout_context_frames=2).eval()
     clips = batch()
     z, n = learner.encode_latents(clips.frames), learner.dynamics
 
-    def error(said: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-        return (said - true).abs().mean() if loss == "l1" else (said - true).square().mean()
+    def error(predicted: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+        return (predicted - true).abs().mean() if loss == "l1" else (predicted - true).square().mean()
 
-    taught = error(n(z[:, :-1], clips.actions[:, :-1]), z[:, 1:])
-    seen = z[:, :2]
+    teacher_forced = error(n(z[:, :-1], clips.actions[:, :-1]), z[:, 1:])
+    latents = z[:, :2]
     for i in range(3):
-        seen = torch.cat((seen, n(seen, clips.actions[:, : 2 + i])[:, -1:]), dim=1)
-    rolled = error(seen[:, 2:], z[:, 2:5])
-    between = learner.inverse_dynamics(z, clips.actions[:, :-1], torch.ones(3, 5).bool())
+        latents = torch.cat((latents, n(latents, clips.actions[:, : 2 + i])[:, -1:]), dim=1)
+    rolled = error(latents[:, 2:], z[:, 2:5])
+    inverse_dynamics = learner.inverse_dynamics(z, clips.actions[:, :-1], torch.ones(3, 5).bool())
     total, logs = learner(clips)
-    torch.testing.assert_close(logs["prediction_loss"], taught, rtol=1e-5, atol=0)
+    torch.testing.assert_close(logs["prediction_loss"], teacher_forced, rtol=1e-5, atol=0)
     torch.testing.assert_close(logs["rollout_loss"], rolled, rtol=1e-5, atol=0)
     torch.testing.assert_close(logs["smoothness_loss"], z.diff(dim=1).square().mean(), rtol=1e-5, atol=0)
-    torch.testing.assert_close(logs["inverse_dynamics_loss"], between, rtol=1e-5, atol=0)
+    torch.testing.assert_close(logs["inverse_dynamics_loss"], inverse_dynamics, rtol=1e-5, atol=0)
     named = sum(logs[f"{name}_loss"] for name in ("prediction", "rollout", "variance", "decoder"))
     rest = 0.04 * logs["covariance_loss"] + 0.5 * (logs["smoothness_loss"] + logs["inverse_dynamics_loss"])
     torch.testing.assert_close(total, named + rest, rtol=1e-5, atol=0)
@@ -107,14 +107,14 @@ def test_a_frozen_encoder_gets_no_gradient_and_stays_in_evaluation_mode(tmp_path
     assert {name.split(".")[0] for name in gradients(learner, batch())} == {"dynamics"}
 
 
-def test_the_decoder_has_no_say_in_the_latents():
+def test_the_decoder_has_no_gradient_in_other_parts():
     clips = batch()
     with_it, without = module(), module({"decoder": None})
     for part in ("encoder", "projector", "dynamics", "inverse_dynamics"):
         assert same(gradients(with_it, clips, part), gradients(without, clips, part))
 
 
-def test_a_stopped_gradient_teaches_the_encoder_by_what_it_predicts_from_alone():
+def test_stop_target_gradient_trains_the_encoder_through_inputs_only():
     settings = {"rollout_steps": 0, "anti_collapse": None, "loss_type": "l2"}
     clips = batch()
     both, one = (gradients(module(stop_target_gradient=s, **settings), clips, "encoder") for s in (False, True))
@@ -129,31 +129,31 @@ def test_a_stopped_gradient_teaches_the_encoder_by_what_it_predicts_from_alone()
 
 
 @pytest.mark.parametrize("allow_unknown_actions", [False, True])
-def test_actions_of_unlabeled_clips_leave_no_trace_and_those_of_labeled_ones_do(allow_unknown_actions):
+def test_only_actions_of_labeled_clips_have_an_effect(allow_unknown_actions):
     clips = batch(labeled=torch.tensor([True, False, True]))
 
-    def seen(world: int) -> bool:
+    def has_effect(world: int) -> bool:
         others = clips.actions.clone()
         others[world] = (others[world] + 1) % 4
         learner = module(allow_unknown_actions=allow_unknown_actions)
         return not same(gradients(learner, clips), gradients(learner, replace(clips, actions=others)))
 
-    assert [seen(world) for world in range(3)] == [True, False, True]
+    assert [has_effect(world) for world in range(3)] == [True, False, True]
 
 
-def test_what_is_dropped_is_hidden_in_training_only():
+def test_dropout_of_actions_and_proprioception_applies_in_training_only():
     clips = batch(state=torch.randn(3, FRAMES, 2))
     others = replace(clips, actions=(clips.actions + 1) % 4, state=-clips.state)
     settings = {"proprioception_dims": 2, "allow_unknown_actions": True, "rollout_steps": 0, "anti_collapse": None}
     learner = module(**settings, action_dropout=1.0, proprioception_dropout=1.0)
     assert same(gradients(learner, clips), gradients(learner, others))
-    assert float(learner(clips)[1]["prediction_loss"]) == 0  # nothing is asked of what a hidden action leads to
+    assert float(learner(clips)[1]["prediction_loss"]) == 0  # latents after a dropped action have no loss
     learner.eval()
     assert not same(gradients(learner, clips), gradients(learner, others))
 
 
 def moving(clips: int, frames: int = 4, generator=None) -> ClipBatch:
-    """A bright column that an action pushes to the right, by nothing to three pixels."""
+    """A bright column that an action moves to the right by 0 to 3 pixels."""
     actions = torch.randint(0, 4, (clips, frames), generator=generator)
     at = torch.randint(0, 8, (clips, 1), generator=generator) + torch.cat(
         (torch.zeros(clips, 1, dtype=torch.int64), actions[:, :-1].cumsum(1)), dim=1
@@ -181,14 +181,14 @@ def train(learner: ActionConditionedJEPAModule, steps: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("terms", "lives"),
+    ("terms", "keeps_variance"),
     [
         (None, False),
         (AntiCollapseConfig(VarianceCovarianceRegularizer(5, 1), inverse_dynamics_weight=1.0), True),
         (AntiCollapseConfig(SIGReg(1.0, num_slices=32), inverse_dynamics_weight=1.0), True),
     ],
 )
-def test_an_encoder_trained_along_collapses_unless_something_holds_it_up(terms, lives):
+def test_a_trained_encoder_collapses_without_anti_collapse_terms(terms, keeps_variance):
     learner = fresh(terms)
     clips = moving(64, generator=torch.Generator().manual_seed(5))
 
@@ -198,14 +198,14 @@ def test_an_encoder_trained_along_collapses_unless_something_holds_it_up(terms, 
 
     before = spread()
     train(learner, 150)
-    assert (spread() > before) if lives else (spread() < 0.3 * before)
-    if lives:  # and it can be planned in: it foretells better than that nothing changes, and heeds its actions
+    assert (spread() > before) if keeps_variance else (spread() < 0.3 * before)
+    if keeps_variance:  # the model can be planned in: better than predicting no change, and sensitive to actions
         with torch.no_grad():
             found = learner._dynamics_diagnostics(clips)
         assert found["open_loop"] < 0.5 < 2 < found["shuffle_ratio"]
 
 
-def test_a_sample_is_a_rollout_of_the_world_made_of_the_same_parts():
+def test_sample_equals_a_rollout_of_the_simulator():
     learner, clips = module(context_frames=2).eval(), batch()
     parts = {name: getattr(learner, name) for name in VJEPAACSimulator.NETWORK_NAMES}
     world = VJEPAACSimulator(**parts, actions=ActionSpace("discrete", 4))
@@ -216,16 +216,16 @@ def test_a_sample_is_a_rollout_of_the_world_made_of_the_same_parts():
         drawn.append(out.frame)
     sample = learner.sample(clips)
     assert sample.shape == clips.frames.shape
-    assert (sample[:, 1:].int() - torch.stack(drawn, dim=1).int()).abs().max() <= 1  # a pixel at a half
+    assert (sample[:, 1:].int() - torch.stack(drawn, dim=1).int()).abs().max() <= 1  # rounding of a pixel at a half
 
 
 @pytest.mark.parametrize("pool", ["none", "flatten"])
-def test_without_a_decoder_a_sample_is_in_false_colors(pool):
+def test_samples_without_a_decoder_are_in_false_colors(pool):
     sample = module({"decoder": None}, pooling=pool).eval().sample(batch())
     assert sample.shape == batch().frames.shape and sample.dtype == torch.uint8 and sample.float().std() > 0
 
 
-def test_a_video_encoder_takes_every_frame_by_itself_whatever_its_tubelet(tmp_path):
+def test_a_video_encoder_encodes_each_frame_independently(tmp_path):
     torch.manual_seed(0)
     encoder = randomize(VideoEncoder((8, 8), 4, tubelet=2, patch_size=4, width=16, depth=1, heads=2))
     projector = LatentProjector((2, 2), 16, "none", latent_width=0, norm="layer")
@@ -247,7 +247,7 @@ def test_a_video_encoder_takes_every_frame_by_itself_whatever_its_tubelet(tmp_pa
 @pytest.mark.parametrize("pool", ["none", "mean", "attention", "flatten"])
 @pytest.mark.parametrize("norm", ["none", "layer", "batch"])
 @pytest.mark.parametrize("hidden", [0, 6])
-def test_projections_have_the_shape_they_say_and_take_frames_singly_when_they_are_trained(pool, norm, hidden):
+def test_projections_have_their_shape_and_in_eval_mode_treat_frames_independently(pool, norm, hidden):
     torch.manual_seed(0)
     projector = LatentProjector((2, 3), 4, pool, latent_width=5, hidden=hidden, norm=norm)
     features = torch.randn(3, 4, 6, 4)
@@ -260,7 +260,7 @@ def test_projections_have_the_shape_they_say_and_take_frames_singly_when_they_ar
 
 
 @pytest.mark.parametrize("hidden", [0, 6])
-def test_batch_norm_gives_unit_variance_where_the_regularizer_looks(hidden):
+def test_batch_norm_output_has_unit_variance(hidden):
     projector = LatentProjector((2, 2), 4, "mean", latent_width=6, hidden=hidden, norm="batch")
     seen: list[torch.Tensor] = []
     projector.batch_norm.register_forward_hook(lambda _, __, out: seen.append(out))
@@ -269,7 +269,7 @@ def test_batch_norm_gives_unit_variance_where_the_regularizer_looks(hidden):
 
 
 @pytest.mark.parametrize(("choices", "dims"), [([4], 0), ([], 2), ([4, 3], 2)])
-def test_inverse_dynamics_finds_the_action_that_the_latents_show(choices, dims):
+def test_inverse_dynamics_learns_the_actions(choices, dims):
     torch.manual_seed(0)
     network, known = InverseDynamicsModel(8, choices, dims, hidden=32), torch.ones(64, 2, dtype=torch.bool)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
@@ -288,7 +288,7 @@ def test_inverse_dynamics_finds_the_action_that_the_latents_show(choices, dims):
 
 
 @pytest.mark.parametrize(("grid", "size"), [((1, 1), (8, 16)), ((2, 4), (8, 16)), ((2, 2), (8, 8))])
-def test_the_decoder_shows_each_token_where_it_stands(grid, size):
+def test_each_token_is_decoded_at_its_position(grid, size):
     torch.manual_seed(0)
     decoder = LatentDecoder(size, grid, 6, [4, 4])
     latents = torch.randn(1, 2, grid[0] * grid[1], 6)
@@ -315,7 +315,7 @@ def test_the_decoder_shows_each_token_where_it_stands(grid, size):
         ({}, {"rollout_context_frames": 0}, "rollout_context_frames=0"),
     ],
 )
-def test_parts_that_do_not_fit_are_named(changes, settings, message):
+def test_rejects_mismatched_parts(changes, settings, message):
     parts = jepa_parts() | {"dynamics": action_predictor(**changes.get("dynamics", {}))}
     parts |= {"projector": LatentProjector(*changes["projector"])} if "projector" in changes else {}
     parts |= {"decoder": LatentDecoder(*changes["decoder"])} if "decoder" in changes else {}
@@ -323,7 +323,7 @@ def test_parts_that_do_not_fit_are_named(changes, settings, message):
         ActionConditionedJEPAModule(**parts, optimizer=OptimizerConfig(), **settings)
 
 
-def test_encoders_that_are_none_and_frozen_ones_that_need_no_help_are_named(tmp_path):
+def test_rejects_missing_encoders_and_anti_collapse_terms_for_frozen_ones(tmp_path):
     with pytest.raises(ComponentError, match=r"there is no config\.json"):
         module({"encoder": str(tmp_path / "nowhere")})
     save_component(jepa_parts()["decoder"], tmp_path / "other" / "encoder")
@@ -360,6 +360,6 @@ def test_encoders_that_are_none_and_frozen_ones_that_need_no_help_are_named(tmp_
         ),
     ],
 )
-def test_rejects_data_that_do_not_fit(clips, settings, message):
+def test_rejects_mismatched_data(clips, settings, message):
     with pytest.raises(ValueError, match=message):
         module(**settings)(clips)

@@ -1,4 +1,4 @@
-"""Contract 3 of the action-conditioned predictor, what may know of what, and input that does not fit."""
+"""The action-conditioned predictor: streaming equals parallel, causality, and invalid input."""
 
 from __future__ import annotations
 
@@ -43,104 +43,109 @@ def clips(
     }
 
 
-def cut(said: dict[str, torch.Tensor | None], frames: slice) -> dict[str, torch.Tensor | None]:
-    return {name: None if x is None else x[:, frames] for name, x in said.items()}
+def cut(inputs: dict[str, torch.Tensor | None], frames: slice) -> dict[str, torch.Tensor | None]:
+    return {name: None if x is None else x[:, frames] for name, x in inputs.items()}
 
 
 @pytest.mark.parametrize("chunks", [[1] * FRAMES, [FRAMES], [2, 5, 2], [7, 1, 1]])
 @torch.no_grad()
-def test_streaming_is_the_parallel_pass_for_every_chunking_also_past_the_window(network, chunks):
-    said = clips(network)
-    whole, state, parts, start = network(**said), network.init_state(2), [], 0
+def test_streaming_equals_parallel_past_the_window_for_every_chunking(network, chunks):
+    inputs = clips(network)
+    whole, state, parts, start = network(**inputs), network.init_state(2), [], 0
     for frames in chunks:
-        state, out = network.step(state, **cut(said, slice(start, start + frames)))
+        state, out = network.step(state, **cut(inputs, slice(start, start + frames)))
         parts.append(out)
         start += frames
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-10)
 
 
 @torch.no_grad()
-def test_what_happens_in_a_frame_touches_no_earlier_prediction_and_touches_the_next(network):
-    said = clips(network)
-    there = [what for what, values in said.items() if values is not None]
-    for what, frame in itertools.product(there, (0, 4, FRAMES - 1)):
-        other = {**said, what: said[what].clone()}
-        other[what][:, frame] = (other[what][:, frame] + 1) % 4 if what == "actions" else -other[what][:, frame]
-        moved = (network(**said) - network(**other)).abs().amax(dim=(0, 2, 3)) > 1e-12
+def test_a_frame_changes_the_next_prediction_and_no_earlier_one(network):
+    inputs = clips(network)
+    names = [name for name, values in inputs.items() if values is not None]
+    for name, frame in itertools.product(names, (0, 4, FRAMES - 1)):
+        other = {**inputs, name: inputs[name].clone()}
+        other[name][:, frame] = (other[name][:, frame] + 1) % 4 if name == "actions" else -other[name][:, frame]
+        moved = (network(**inputs) - network(**other)).abs().amax(dim=(0, 2, 3)) > 1e-12
         assert not moved[:frame].any() and moved[frame]
 
 
 @torch.no_grad()
-def test_the_window_of_a_single_layer_is_what_it_says():
+def test_a_single_layer_attends_to_exactly_its_window():
     network = action_predictor(depth=1, window=3).double()
-    said = clips(network)
-    other = {**said, "latents": said["latents"].clone()}
+    inputs = clips(network)
+    other = {**inputs, "latents": inputs["latents"].clone()}
     other["latents"][:, 2] += 1
-    moved = (network(**said) - network(**other)).abs().amax(dim=(0, 2, 3)) > 1e-12
+    moved = (network(**inputs) - network(**other)).abs().amax(dim=(0, 2, 3)) > 1e-12
     assert moved.nonzero().flatten().tolist() == [2, 3, 4]
 
 
 @torch.no_grad()
-def test_clips_of_a_batch_do_not_touch_each_other(network):
-    said = clips(network, b=3)
-    alone = {name: None if x is None else x[1:2] for name, x in said.items()}
-    torch.testing.assert_close(network(**said)[1:2], network(**alone), rtol=0, atol=1e-12)
+def test_clips_of_a_batch_are_independent(network):
+    inputs = clips(network, b=3)
+    alone = {name: None if x is None else x[1:2] for name, x in inputs.items()}
+    torch.testing.assert_close(network(**inputs)[1:2], network(**alone), rtol=0, atol=1e-12)
 
 
 @torch.no_grad()
-def test_a_given_state_does_not_change(network):
-    said = clips(network)
-    state, _ = network.step(network.init_state(2), **cut(said, slice(0, 5)))
-    first, second = (network.step(state, **cut(said, slice(5, 6)))[1] for _ in range(2))
+def test_stepping_does_not_change_the_given_state(network):
+    inputs = clips(network)
+    state, _ = network.step(network.init_state(2), **cut(inputs, slice(0, 5)))
+    first, second = (network.step(state, **cut(inputs, slice(5, 6)))[1] for _ in range(2))
     assert torch.equal(first, second)
 
 
-def test_saved_is_loaded(network, tmp_path):
+def test_a_saved_predictor_loads_equal(network, tmp_path):
     network = network.float()
     save_component(network, tmp_path / "dynamics")
     again = load_component(tmp_path / "dynamics")
     assert type(again) is ActionConditionedPredictor
     for (name, a), (other, b) in zip(network.state_dict().items(), again.state_dict().items(), strict=True):
         assert name == other and torch.equal(a, b)
-    said = clips(network := network.double())
-    assert torch.equal(network(**said), again.double()(**said))
+    inputs = clips(network := network.double())
+    assert torch.equal(network(**inputs), again.double()(**inputs))
 
 
 def test_a_residual_predictor_starts_as_the_identity():
     torch.manual_seed(0)
     network = ActionConditionedPredictor((2, 2), 8, num_actions=4, residual=True, width=16, depth=2, heads=2)
-    said = clips(network.double())
-    assert torch.equal(network(**said), said["latents"])
+    inputs = clips(network.double())
+    assert torch.equal(network(**inputs), inputs["latents"])
 
 
 @torch.no_grad()
-def test_predictions_are_normed_as_the_latents_they_stand_for():
-    out = action_predictor(normalize_output=True, residual=True).double()
-    said = out(**clips(out))
-    torch.testing.assert_close(said.mean(-1), torch.zeros_like(said[..., 0]), rtol=0, atol=1e-10)
-    torch.testing.assert_close(said.var(-1, unbiased=False), torch.ones_like(said[..., 0]), rtol=0, atol=1e-3)
+def test_normalized_predictions_have_zero_mean_and_unit_variance():
+    network = action_predictor(normalize_output=True, residual=True).double()
+    predicted = network(**clips(network))
+    torch.testing.assert_close(predicted.mean(-1), torch.zeros_like(predicted[..., 0]), rtol=0, atol=1e-10)
+    torch.testing.assert_close(predicted.var(-1, unbiased=False), torch.ones_like(predicted[..., 0]), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("action_conditioning", ["token", "modulation"])
 @torch.no_grad()
-def test_what_is_hidden_leaves_no_trace(action_conditioning):
+def test_unknown_actions_and_proprioception_have_no_effect(action_conditioning):
     network = action_predictor(
         allow_unknown_actions=True, proprioception_dims=3, action_conditioning=action_conditioning
     ).double()
-    said, other = clips(network), clips(network, seed=1)
+    inputs, other = clips(network), clips(network, seed=1)
     known = torch.arange(FRAMES).expand(2, -1) % 3 > 0
-    felt = torch.arange(FRAMES).expand(2, -1) % 4 > 0
+    proprioception_known = torch.arange(FRAMES).expand(2, -1) % 4 > 0
     changed = {
-        **said,
-        "actions": torch.where(known, said["actions"], other["actions"]),
-        "proprioception": torch.where(felt[..., None], said["proprioception"], other["proprioception"]),
+        **inputs,
+        "actions": torch.where(known, inputs["actions"], other["actions"]),
+        "proprioception": torch.where(
+            proprioception_known[..., None], inputs["proprioception"], other["proprioception"]
+        ),
     }
-    hidden = {"known": known, "proprioception_known": felt}
-    assert torch.equal(network(**said, **hidden), network(**changed, **hidden))
-    assert not torch.equal(network(**said), network(**changed))
+    hidden = {"known": known, "proprioception_known": proprioception_known}
+    assert torch.equal(network(**inputs, **hidden), network(**changed, **hidden))
+    assert not torch.equal(network(**inputs), network(**changed))
     nothing = torch.zeros(2, FRAMES, dtype=torch.bool)
     torch.testing.assert_close(
-        network(said["latents"], None), network(**said, known=nothing, proprioception_known=nothing), rtol=0, atol=1e-12
+        network(inputs["latents"], None),
+        network(**inputs, known=nothing, proprioception_known=nothing),
+        rtol=0,
+        atol=1e-12,
     )
 
 
@@ -159,15 +164,15 @@ def test_rejects_invalid_networks(changes, message):
 
 def test_rejects_input_that_does_not_fit():
     network = action_predictor(proprioception_dims=3).double()
-    said = clips(network)
+    inputs = clips(network)
     for changes, message in (
-        ({"latents": said["latents"][..., :5]}, r"latents must be \[b, t, 4, 8\], got \[2, 9, 4, 5\]"),
-        ({"latents": said["latents"][:, :, :1]}, r"latents must be \[b, t, 4, 8\]"),
+        ({"latents": inputs["latents"][..., :5]}, r"latents must be \[b, t, 4, 8\], got \[2, 9, 4, 5\]"),
+        ({"latents": inputs["latents"][:, :, :1]}, r"latents must be \[b, t, 4, 8\]"),
         ({"actions": torch.zeros(2, FRAMES, 2)}, r"integers \[b, t\], got torch.float32 \[2, 9, 2\]"),
-        ({"actions": said["actions"][:, :4]}, r"actions are \[b, t\] = \[2, 4\], but latents are \[2, 9\]"),
+        ({"actions": inputs["actions"][:, :4]}, r"actions are \[b, t\] = \[2, 4\], but latents are \[2, 9\]"),
         ({"actions": None}, "needs all actions: .*set dynamics.allow_unknown_actions"),
         ({"known": torch.ones(2, FRAMES, dtype=torch.bool)}, "set dynamics.allow_unknown_actions"),
-        ({"proprioception": said["proprioception"][..., :2]}, r"proprioception must be \[2, 9, 3\], got \[2, 9, 2\]"),
+        ({"proprioception": inputs["proprioception"][..., :2]}, r"proprioception must be \[2, 9, 3\], got \[2, 9, 2\]"),
     ):
         with pytest.raises(ValueError, match=message):
-            network(**{**said, **changes})
+            network(**{**inputs, **changes})

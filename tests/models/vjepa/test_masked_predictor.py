@@ -1,4 +1,4 @@
-"""The laws of the masked predictor, for every kind of position and release."""
+"""Invariants of the masked predictor, for every position encoding and release."""
 
 import pytest
 import torch
@@ -44,25 +44,25 @@ def test_the_order_of_tokens_does_not_matter(network):
 
 
 @torch.no_grad()
-def test_clips_do_not_know_each_other(network):
+def test_clips_of_a_batch_are_independent(network):
     context, keep, targets = inputs(network, batch=3)
     each = [network(context[i : i + 1], keep[i : i + 1], targets[i : i + 1]) for i in range(3)]
     torch.testing.assert_close(network(context, keep, targets), torch.cat(each), rtol=0, atol=1e-12)
 
 
 @torch.no_grad()
-def test_a_prediction_depends_on_its_place_and_on_the_context(network):
+def test_a_prediction_depends_on_its_position_and_on_the_context(network):
     context, keep, targets = inputs(network)
-    said = network(context, keep, targets)
+    predicted = network(context, keep, targets)
     elsewhere = torch.cat((torch.arange(TOKENS).expand(2, -1), keep), dim=1)
     spare = [[n for n in row.tolist() if row.tolist().count(n) == 1] for row in elsewhere]
     moved = torch.tensor([row[-5:] for row in spare])
-    assert not torch.allclose(said, network(context, keep, moved))
-    assert not torch.allclose(said, network(random(*context.shape, seed=9), keep, targets))
-    assert said.std(dim=1).min() > 1e-3  # and is not the same at every place
+    assert not torch.allclose(predicted, network(context, keep, moved))
+    assert not torch.allclose(predicted, network(random(*context.shape, seed=9), keep, targets))
+    assert predicted.std(dim=1).min() > 1e-3  # and differs between positions
 
 
-def test_mask_tokens_begin_at_zero_and_the_one_that_is_named_stands_in():
+def test_mask_tokens_start_at_zero_and_the_selected_one_is_used():
     torch.manual_seed(0)
     assert not MaskedPredictor().mask_embed.any()
     network = predictor(num_mask_tokens=3, mask_token_index=2)
@@ -78,7 +78,7 @@ def test_mask_tokens_begin_at_zero_and_the_one_that_is_named_stands_in():
 
 
 @torch.no_grad()
-def test_clips_of_another_length_need_only_be_named():
+def test_clips_may_have_another_length():
     network = predictor().eval()
     context, keep, targets = inputs(network)
     torch.testing.assert_close(
@@ -89,7 +89,7 @@ def test_clips_of_another_length_need_only_be_named():
 
 
 @torch.no_grad()
-def test_the_dense_prediction_holds_the_targets_of_the_other():
+def test_predict_all_contains_the_predictions_of_the_targets():
     network = predictor(**KINDS["2.1"]).eval()
     context, keep, targets = inputs(network)
     masked, seen = network.predict_all(context, keep, targets)
@@ -99,7 +99,7 @@ def test_the_dense_prediction_holds_the_targets_of_the_other():
         predictor().predict_all(*inputs(predictor()))
 
 
-def test_gradient_checkpointing_changes_nothing(network):
+def test_gradient_checkpointing_does_not_change_gradients(network):
     found = []
     for checkpointing in (False, True):
         network.train().zero_grad()
@@ -112,7 +112,7 @@ def test_gradient_checkpointing_changes_nothing(network):
 
 
 @torch.no_grad()
-def test_saved_is_loaded(network, tmp_path):
+def test_a_saved_predictor_loads_equal(network, tmp_path):
     network = network.float()
     save_component(network, tmp_path / "predictor")
     loaded = load_component(tmp_path / "predictor")

@@ -1,4 +1,4 @@
-"""Masked pretraining: what learns from what, what the loss is, and how it says that it collapses."""
+"""Masked pretraining: the loss, gradient flow, and advice on collapse."""
 
 import copy
 
@@ -45,24 +45,24 @@ def batch(clips: int = 4, frames: int = 4) -> ClipBatch:
     return ClipBatch(frames=video, seed=torch.arange(clips) * 7919)
 
 
-def test_the_loss_is_the_mean_distance_to_the_targets_layer_normed_features():
+def test_the_loss_is_the_mean_distance_to_the_normalized_target_features():
     model = module()
     with torch.no_grad():
         for p in model.target_encoder.parameters():
             p.mul_(1.1)
     clips = model.sample_masks(batch())
     video, parts = frames_to_float(clips.frames), []
-    aims = torch.nn.functional.layer_norm(model.target_encoder(video), (24,))
+    targets = torch.nn.functional.layer_norm(model.target_encoder(video), (24,))
     for token, mask in enumerate(clips.masks):
-        said = model.predictor(
+        predicted = model.predictor(
             model.encoder(video, mask.context_indices), mask.context_indices, mask.target_indices[0], token
         )
-        true = torch.stack([aims[i, mask.target_indices[0][i]] for i in range(4)])
-        parts.append((said - true).abs().mean())
+        true = torch.stack([targets[i, mask.target_indices[0][i]] for i in range(4)])
+        parts.append((predicted - true).abs().mean())
     torch.testing.assert_close(model(clips)[0], (parts[0] + parts[1]) / 2)
 
 
-def test_no_gradient_reaches_the_target_encoder_and_all_of_the_others_get_one():
+def test_every_weight_but_the_target_encoders_gets_a_gradient():
     model = module()
     model(model.sample_masks(batch()))[0].backward()
     assert all(p.grad is None for p in model.target_encoder.parameters())
@@ -82,7 +82,7 @@ def test_without_momentum_gradients_pass_through_the_targets():
     assert free.target_encoder is None and "target_encoder" not in free.networks()
 
 
-def test_the_target_follows_by_its_momentum():
+def test_the_target_encoder_is_an_ema_of_the_encoder():
     model = module()
     target, before = copy.deepcopy(model.target_encoder), copy.deepcopy(model.target_encoder)
     with torch.no_grad():
@@ -93,7 +93,7 @@ def test_the_target_follows_by_its_momentum():
         torch.testing.assert_close(now, 0.9 * old + 0.1 * new)
 
 
-def test_masks_are_the_same_for_equal_clips_and_reach_every_token():
+def test_masks_are_equal_for_equal_clips_and_sampled_once():
     model = module()
     one, two = model.sample_masks(batch()), model.sample_masks(batch())
     assert all(torch.equal(a.context_indices, b.context_indices) for a, b in zip(one.masks, two.masks, strict=True))
@@ -102,18 +102,18 @@ def test_masks_are_the_same_for_equal_clips_and_reach_every_token():
 
 @pytest.mark.parametrize("term", [VarianceCovarianceRegularizer(), SIGReg(num_slices=8)])
 @pytest.mark.parametrize("momentum", [None, EMAMomentumSchedule()])
-def test_regularizers_join_the_loss(term, momentum):
+def test_regularizers_are_added_to_the_loss(term, momentum):
     model = module(regularizer=term, momentum=momentum)
     torch.manual_seed(0)
     loss, logs = model(model.sample_masks(batch()))
     assert loss > logs["prediction_loss"] and len(logs) > 1
 
 
-def test_regularizers_see_what_tells_clips_apart_and_not_places():
-    tokens, places = torch.randn(6, 5, 3), torch.arange(5).expand(6, 5)
-    by_place = subtract_position_mean(tokens + 100 * torch.randn(5, 3), places, 9).unflatten(0, (6, 5))
-    torch.testing.assert_close(by_place, tokens - tokens.mean(0), rtol=0, atol=1e-4)
-    assert torch.equal(subtract_position_mean(tokens[:1], places[:1], 9), torch.zeros(5, 3))
+def test_regularizers_get_features_without_the_mean_of_their_position():
+    tokens, positions = torch.randn(6, 5, 3), torch.arange(5).expand(6, 5)
+    centered = subtract_position_mean(tokens + 100 * torch.randn(5, 3), positions, 9).unflatten(0, (6, 5))
+    torch.testing.assert_close(centered, tokens - tokens.mean(0), rtol=0, atol=1e-4)
+    assert torch.equal(subtract_position_mean(tokens[:1], positions[:1], 9), torch.zeros(5, 3))
 
 
 def test_the_motion_branch_trains_the_encoder_jointly():
@@ -133,14 +133,14 @@ def test_images_train_as_clips_of_one_frame():
     assert torch.isfinite(loss) and model.encoder.patch_embed.proj.weight.grad.any()
 
 
-def test_crops_are_for_training_only():
+def test_augmentation_applies_in_training_only():
     model = module(augmentation=RandomResizedCrop())
     plain = frames_to_float(batch().frames)
     assert not torch.equal(model._augmented_video(batch()), plain)
     assert torch.equal(model.eval()._augmented_video(batch()), plain)
 
 
-def test_training_starts_from_a_folder_of_trained_networks(tmp_path):
+def test_pretrained_networks_are_loaded_from_a_folder(tmp_path):
     trained = module()
     for name in ("encoder", "predictor"):
         save_component(getattr(trained, name), tmp_path / name)
@@ -153,7 +153,7 @@ def test_training_starts_from_a_folder_of_trained_networks(tmp_path):
         VJEPAModule(encoder, predictor, [MultiBlockMaskSampler(1)], OptimizerConfig(), pretrained=str(tmp_path))
 
 
-def test_rejects_networks_that_do_not_fit():
+def test_rejects_mismatched_networks():
     encoder = VideoEncoder(width=24, **SIZES)
     with pytest.raises(ValueError, match=r"encoder_width=32 but encoder\.width=24"):
         VJEPAModule(
@@ -175,16 +175,16 @@ def test_rejects_networks_that_do_not_fit():
         ({}, "optimizer.lr=0.0003"),
     ],
 )
-def test_the_alarm_names_what_to_change(settings, advice):
+def test_collapse_advice_names_the_setting_to_change(settings, advice):
     assert advice in module(**settings).collapse_advice()
 
 
-def test_pictures_of_features_are_as_large_as_the_clips():
+def test_samples_are_images_of_features_in_the_shape_of_the_clips():
     shown = module().sample(batch())
     assert shown.shape == (4, 4, 16, 16, 3) and shown.dtype == torch.uint8 and shown.float().std() > 10
 
 
-def test_normed_features_have_no_mean_and_unit_deviation():
+def test_normalized_features_have_zero_mean_and_unit_deviation():
     x = normalize_features(torch.randn(2, 3, 24) * 5 + 2)
     torch.testing.assert_close(x.mean(-1), torch.zeros(2, 3), rtol=0, atol=1e-5)
     torch.testing.assert_close(x.std(-1, correction=0), torch.ones(2, 3), rtol=0, atol=1e-3)

@@ -1,4 +1,4 @@
-"""The laws of the video encoder, for every kind of position, feed-forward and release."""
+"""Invariants of the video encoder, for every position encoding, feed-forward layer and release."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def network(request):
 
 
 @torch.no_grad()
-def test_kept_tokens_come_in_the_order_that_was_asked_for(network):
+def test_kept_tokens_are_returned_in_the_given_order(network):
     video = random(*VIDEO).tanh()
     (order,) = tokens(2, TOKENS, TOKENS)
     torch.testing.assert_close(
@@ -26,7 +26,7 @@ def test_kept_tokens_come_in_the_order_that_was_asked_for(network):
 
 
 @torch.no_grad()
-def test_what_is_dropped_is_not_seen(network):
+def test_dropped_tokens_have_no_effect(network):
     video = random(*VIDEO).tanh()
     (keep,) = tokens(2, TOKENS, 7)
     seen = torch.zeros(2, TOKENS, dtype=torch.bool).scatter(1, keep, True).unflatten(1, network.grid(FRAMES))
@@ -37,7 +37,7 @@ def test_what_is_dropped_is_not_seen(network):
 
 
 @torch.no_grad()
-def test_a_token_is_numbered_along_time_then_rows_then_columns(network):
+def test_tokens_are_ordered_by_time_then_row_then_column(network):
     video = random(*VIDEO).tanh()
     changed = video.clone()
     changed[0, 4:6, :, 8:16, 16:24] = 0  # the third tubelet, second row, third column
@@ -49,14 +49,14 @@ def test_a_token_is_numbered_along_time_then_rows_then_columns(network):
 
 
 @torch.no_grad()
-def test_the_clip_around_kept_tokens_does_not_matter(network):
+def test_kept_tokens_do_not_depend_on_the_length_of_the_clip(network):
     video = random(*VIDEO).tanh()
     (keep,) = tokens(2, TOKENS // 2, 5)
     torch.testing.assert_close(network(video, keep), network(video[:, :4], keep), rtol=0, atol=1e-12)
 
 
 @torch.no_grad()
-def test_rope_knows_differences_of_positions_alone_and_as_released_it_does_not():
+def test_rope_depends_on_relative_positions_only_and_tiled_rope_does_not():
     video = random(1, FRAMES, 3, *SIZE)
     later = video.roll(2, dims=1)
     keep, shifted = torch.arange(12)[None], torch.arange(6, 18)[None]
@@ -67,10 +67,10 @@ def test_rope_knows_differences_of_positions_alone_and_as_released_it_does_not()
 
 
 @torch.no_grad()
-def test_positions_matter():
-    same = torch.ones(1, FRAMES, 3, *SIZE, dtype=torch.float64)  # tokens that differ in nothing but their place
+def test_tokens_depend_on_their_positions():
+    same = torch.ones(1, FRAMES, 3, *SIZE, dtype=torch.float64)  # tokens that differ only in their position
     assert encoder(positions="sincos").eval()(same).std(dim=1).max() > 1e-3
-    for tiled in (False, True):  # among equal values attention has nothing to tell places by
+    for tiled in (False, True):  # attention over equal values cannot distinguish positions
         network = encoder(tiled_rope=tiled).eval()
         assert network(same).std(dim=1).max() < 1e-10
         video = random(1, FRAMES, 3, *SIZE)
@@ -78,7 +78,7 @@ def test_positions_matter():
 
 
 @torch.no_grad()
-def test_with_rope_a_clip_may_be_longer_than_the_config_and_with_sincos_not():
+def test_clips_may_exceed_the_configured_length_with_rope_but_not_with_sincos():
     video = random(1, FRAMES + 4, 3, *SIZE)
     assert encoder()(video).shape == (1, 36, WIDTH)
     with pytest.raises(ValueError, match=r"12 frames are more than the 8"):
@@ -86,7 +86,7 @@ def test_with_rope_a_clip_may_be_longer_than_the_config_and_with_sincos_not():
 
 
 @torch.no_grad()
-def test_an_image_is_a_frame_that_fills_a_tubelet_or_has_an_embedding_of_its_own():
+def test_an_image_is_encoded_as_a_repeated_frame_or_by_its_own_embedding():
     image = random(2, 1, 3, *SIZE).tanh()
     network = encoder().eval()
     torch.testing.assert_close(network(image), network(image.repeat(1, 2, 1, 1, 1)), rtol=0, atol=1e-12)
@@ -97,7 +97,7 @@ def test_an_image_is_a_frame_that_fills_a_tubelet_or_has_an_embedding_of_its_own
 
 
 @torch.no_grad()
-def test_normalization_in_the_weights_is_that_of_the_pixels():
+def test_pixel_normalization_in_the_encoder_equals_normalizing_the_video():
     settings = KINDS["imagenet"]
     network, plain = encoder(**settings).eval(), encoder().eval()
     plain.load_state_dict(network.state_dict())
@@ -111,23 +111,23 @@ def test_normalization_in_the_weights_is_that_of_the_pixels():
 
 
 @torch.no_grad()
-def test_the_layers_end_in_what_forward_gives(network):
+def test_the_last_layer_features_are_the_output(network):
     video = random(*VIDEO).tanh()
     (keep,) = tokens(2, TOKENS, 9)
     first, last, again = network.layer_features(video, [0, -1, 0], keep)
     torch.testing.assert_close(last, network(video, keep), rtol=0, atol=0)
     assert first is again
-    heard = []
-    handle = network.blocks[0].register_forward_hook(lambda block, inputs, output: heard.append(output))
+    outputs = []
+    handle = network.blocks[0].register_forward_hook(lambda block, inputs, output: outputs.append(output))
     network(video, keep)
     handle.remove()
-    assert torch.equal(first, network.feature_norms["0"](heard[0]) if "0" in network.feature_norms else heard[0])
+    assert torch.equal(first, network.feature_norms["0"](outputs[0]) if "0" in network.feature_norms else outputs[0])
     assert network.layer_features(video, []) == []
     with pytest.raises(ValueError, match=r"layer_indices=\[3\] must be indices of the 3 layers"):
         network.layer_features(video, [DEPTH])
 
 
-def test_gradient_checkpointing_changes_nothing(network):
+def test_gradient_checkpointing_does_not_change_gradients(network):
     video = random(*VIDEO).tanh()
     (keep,) = tokens(2, TOKENS, 9)
     found = []
@@ -141,8 +141,8 @@ def test_gradient_checkpointing_changes_nothing(network):
     assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
 
 
-def test_it_trains_after_it_was_asked_in_inference_mode_first():
-    network = encoder(**KINDS["imagenet"], depth=1, frames=6)  # sizes of this test alone: no table is cached yet
+def test_trains_after_a_first_call_in_inference_mode():
+    network = encoder(**KINDS["imagenet"], depth=1, frames=6)  # sizes that no other test uses: no table is cached yet
     video = random(1, 6, 3, *SIZE).tanh()
     (keep,) = tokens(1, 18, 5)
     with torch.inference_mode():
@@ -153,7 +153,7 @@ def test_it_trains_after_it_was_asked_in_inference_mode_first():
 
 
 @torch.no_grad()
-def test_saved_is_loaded(network, tmp_path):
+def test_a_saved_encoder_loads_equal(network, tmp_path):
     network = network.float()
     save_component(network, tmp_path / "encoder")
     loaded = load_component(tmp_path / "encoder")
@@ -163,7 +163,7 @@ def test_saved_is_loaded(network, tmp_path):
 
 
 @torch.no_grad()
-def test_layers_add_less_the_deeper_they_are():
+def test_initial_output_weights_shrink_with_depth():
     torch.manual_seed(0)
     network = VideoEncoder(width=192, depth=4, heads=3)
     for number, block in enumerate(network.blocks, start=1):
@@ -184,12 +184,12 @@ def test_layers_add_less_the_deeper_they_are():
         ({"feature_layers": [2]}, r"feature_layers=\[2\] must be indices of layers before the last, 0..1"),
     ],
 )
-def test_settings_that_cannot_be_are_named(settings, message):
+def test_rejects_invalid_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         encoder(**settings)
 
 
-def test_videos_that_do_not_fit_are_named():
+def test_rejects_videos_of_a_wrong_shape():
     network = encoder()
     with pytest.raises(ValueError, match=r"video must be \[b, frames, 3, 16, 24\], got \[1, 8, 3, 24, 16\]"):
         network(random(1, 8, 3, 24, 16))

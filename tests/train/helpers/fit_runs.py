@@ -1,11 +1,13 @@
-"""``vwm fit`` in processes that share their imports, and callbacks that kill them or write down what they saw.
+"""``vwm fit`` in processes that share their imports, and callbacks that kill them or record their batches.
 
 ``python fit_runs.py`` imports the package once and forks for every run: a run is a process like any other (it can be
-killed, and has an exit code), but begins at once instead of after ten seconds of imports.
+killed, and has an exit code), but starts without ten seconds of imports.
 """
 
 from __future__ import annotations
 
+import atexit
+import gc
 import hashlib
 import json
 import os
@@ -14,7 +16,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 HERE = Path(__file__).parent
 
@@ -27,11 +29,11 @@ class Ended(NamedTuple):
 
 
 class Runs:
-    """The process that forks the runs; ``place`` is a folder to throw away. Close it at the end."""
+    """The process that forks the runs. Close it at the end."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self) -> None:
         self._server = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(place)
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
         )
 
     def __call__(self, argv: list[str], log: Path, ranks: int = 1, **more: str) -> Ended:
@@ -60,13 +62,10 @@ class Runs:
         self._server.stdout.close()
 
 
-def environment(place: Path) -> dict[str, str]:
-    """For processes that are to import this module; without the accelerator."""
+def environment() -> dict[str, str]:
+    """Environment variables of processes that import this module; without the accelerator."""
     path = os.pathsep.join((str(HERE), str(HERE.parents[2])))  # this checkout's vwm, not the installed one
-    here = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    if sys.dont_write_bytecode:  # else every process compiles every library anew
-        here |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(place / "bytecode")}
-    return here
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def _free_port() -> int:
@@ -79,17 +78,20 @@ def serve() -> None:
     """Fork the runs that standard input asks for, one line each; answer with their exit codes."""
     import vwm.models.dit.module
     import vwm.models.genie.module
+    import vwm.models.vjepa.module
     import vwm.tokenizers.causal_vae
     import vwm.tokenizers.module
     import vwm.train.fit  # noqa: F401
 
+    gc.collect()
+    gc.freeze()  # a garbage collection in a run would copy the memory of all imported modules
     for line in sys.stdin:
         request = json.loads(line)
         running = {}
         for number, environment in enumerate(request["processes"]):
             child = os.fork()
             if child == 0:
-                return be_a_run(request["argv"], request["log"], environment)
+                run_command_and_exit(request["argv"], request["log"], environment)
             running[child] = number
         codes = [0] * len(running)
         while running:
@@ -101,16 +103,26 @@ def serve() -> None:
         print(json.dumps(codes), flush=True)
 
 
-def be_a_run(argv: list[str], log: str, environment: dict[str, str]) -> None:
+def run_command_and_exit(argv: list[str], log: str, environment: dict[str, str]) -> NoReturn:
+    """Be the process of one run: print into its log, and end with the exit code of ``vwm``."""
     from vwm.cli.main import main
 
     os.setsid()  # a process group of its own, as under a scheduler
-    out, nothing = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), os.open(os.devnull, os.O_RDONLY)
-    for ours, theirs in ((nothing, 0), (out, 1), (out, 2)):
-        os.dup2(ours, theirs)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    empty_input = os.open(os.devnull, os.O_RDONLY)
+    for ours, standard in ((empty_input, 0), (output, 1), (output, 2)):
+        os.dup2(ours, standard)
     os.environ.update(environment)
     sys.argv = ["vwm", *argv]
-    main(argv)
+    code = 0
+    try:
+        main(argv)
+    except SystemExit as exit:
+        code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a full exit would copy and free the memory of all imported modules, which takes seconds
 
 
 if __name__ == "__main__":
@@ -121,24 +133,25 @@ else:
     class Die(L.Callback):
         """After ``DIE_AT`` steps a signal: SIGKILL to the rank ``DIE_RANK``, or SIGTERM to its whole process group.
 
-        It comes just before the next step, so the checkpoint of that step is whole. A restart by torchrun is spared.
+        The signal is sent just before the next step, when the checkpoint of that step is complete. Processes that
+        torchrun restarted are left alone.
         """
 
         def on_train_batch_start(
             self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
         ) -> None:
-            asked = os.environ.get("DIE_AT") == str(trainer.global_step)
-            again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-            if not asked or again or trainer.global_rank != int(os.environ.get("DIE_RANK", "0")):
+            reached = os.environ.get("DIE_AT") == str(trainer.global_step)
+            restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+            if not reached or restarted or trainer.global_rank != int(os.environ.get("DIE_RANK", "0")):
                 return
             if os.environ.get("DIE_BY") == "TERM":
-                # From another process, to everyone of the group: what a scheduler does.
+                # From another process to the whole group, as a scheduler does.
                 subprocess.run(["kill", "-TERM", "--", f"-{os.getpgrp()}"], check=False)
             else:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    class WriteDown(L.Callback):
-        """Every batch of this rank, as hashes of its clips: a line a step in the run's ``batches-RANK.jsonl``."""
+    class RecordBatches(L.Callback):
+        """Write the hashes of the clips of every batch of this rank to ``batches-RANK.jsonl``, one line per step."""
 
         def on_train_batch_end(
             self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -149,7 +162,7 @@ else:
 
 
 def batches(run: Path, ranks: int = 1) -> dict[int, list[str]]:
-    """Step to the hashes of the global batch's clips. A step that was made twice was made with the same clips."""
+    """Map each step to the hashes of its global batch; a step that was repeated must have had the same clips."""
     steps: dict[int, list[str]] = {}
     for rank in range(ranks):
         mine: dict[int, list[str]] = {}
