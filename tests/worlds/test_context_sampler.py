@@ -29,29 +29,32 @@ def record(folder: Path, rewards: bool = True) -> str:
 def test_contexts_are_complete_and_every_time_step_is_drawn(tmp_path: Path) -> None:
     torch.manual_seed(0)
     contexts = ContextSampler(record(tmp_path), 3, horizon=2)
-    drawn = contexts.draw(300)
-    starts = drawn.frames[:, 0, 0, 0, 0].long()
+    sampled = contexts.sample(300)
+    starts = sampled.frames[:, 0, 0, 0, 0].long()
     assert set(starts.tolist()) == {*range(7), *range(20, 25)}
-    assert torch.equal(drawn.frames[:, :, 0, 0, 0].long(), starts[:, None] + torch.arange(3))
-    assert torch.equal(drawn.actions, starts[:, None] + torch.arange(2))
-    assert drawn.uniform.all()
+    assert torch.equal(sampled.frames[:, :, 0, 0, 0].long(), starts[:, None] + torch.arange(3))
+    assert torch.equal(sampled.actions, starts[:, None] + torch.arange(2))
+    assert sampled.sampled_uniformly.all()
 
 
-def test_relevant_ones_lead_to_a_reward(tmp_path: Path) -> None:
-    contexts = ContextSampler(record(tmp_path), 3, horizon=2, relevant=0.75)
-    drawn = contexts.draw(200)
-    assert drawn.uniform.sum() == 50 and drawn.uniform[:50].all()
+def test_rewarded_contexts_lead_to_a_reward(tmp_path: Path) -> None:
+    contexts = ContextSampler(record(tmp_path), 3, horizon=2, rewarded_fraction=0.75)
+    sampled = contexts.sample(200)
+    assert sampled.sampled_uniformly.sum() == 50 and sampled.sampled_uniformly[:50].all()
     # Frame 5's action is paid: one of the two that follow contexts which end at frames 4 and 5.
-    assert set(drawn.frames[50:, -1, 0, 0, 0].tolist()) == {4, 5}
-    assert contexts.draw(1).uniform.all()
+    assert set(sampled.frames[50:, -1, 0, 0, 0].tolist()) == {4, 5}
+    assert contexts.sample(1).sampled_uniformly.all()
 
 
 def test_they_are_spread_over_the_recording(tmp_path: Path) -> None:
     data = record(tmp_path)
-    few, everything = ContextSampler(data, 3, horizon=2).spread(3), ContextSampler(data, 3, horizon=2).spread(100)
+    few, everything = (
+        ContextSampler(data, 3, horizon=2).evenly_spaced(3),
+        ContextSampler(data, 3, horizon=2).evenly_spaced(100),
+    )
     assert few[:, 0, 0, 0, 0].tolist() == [0, 6, 24]
     assert everything[:, 0, 0, 0, 0].tolist() == [*range(7), *range(20, 25)]
-    half = ContextSampler(data, 3, horizon=2, relevant=0.5).spread(4)
+    half = ContextSampler(data, 3, horizon=2, rewarded_fraction=0.5).evenly_spaced(4)
     assert half[:, -1, 0, 0, 0].tolist() == [2, 26, 4, 5]
 
 
@@ -60,19 +63,19 @@ def test_rewards_are_soon_within_the_horizon() -> None:
 
 
 def test_draws_are_the_generators(tmp_path: Path) -> None:
-    contexts = ContextSampler(record(tmp_path), 2, horizon=2, relevant=0.5)
-    frames = [torch.manual_seed(seed) and contexts.draw(8).frames for seed in (0, 1, 0)]
+    contexts = ContextSampler(record(tmp_path), 2, horizon=2, rewarded_fraction=0.5)
+    frames = [torch.manual_seed(seed) and contexts.sample(8).frames for seed in (0, 1, 0)]
     assert torch.equal(frames[0], frames[2]) and not torch.equal(frames[0], frames[1])
 
 
 def test_invalid_input_is_an_error(tmp_path: Path) -> None:
     data = record(tmp_path / "with")
-    assert ContextSampler(data, 2, horizon=2, actions=False).draw(2).actions is None
+    assert ContextSampler(data, 2, horizon=2, actions=False).sample(2).actions is None
     with pytest.raises(ValueError, match="from 0 to below 1, got 1"):
-        ContextSampler(data, 2, horizon=2, relevant=1.0)
+        ContextSampler(data, 2, horizon=2, rewarded_fraction=1.0)
     with pytest.raises(ValueError, match="no episode is long enough"):
         ContextSampler(data, 10, horizon=2)
-    with pytest.raises(ValueError, match="nothing was ever earned"):
-        ContextSampler(data, 8, horizon=0, relevant=0.5)
+    with pytest.raises(ValueError, match="no action in this recording was rewarded"):
+        ContextSampler(data, 8, horizon=0, rewarded_fraction=0.5)
     with pytest.raises(ValueError, match="has no rewards"):
-        ContextSampler(record(tmp_path / "without", rewards=False), 2, horizon=2, relevant=0.5)
+        ContextSampler(record(tmp_path / "without", rewards=False), 2, horizon=2, rewarded_fraction=0.5)

@@ -53,7 +53,7 @@ SIMULATORS = {
     "jepa-latents-alone": lambda: jepa_world(decoder=False, action_dims=3, allow_unknown_actions=True),
     "ensemble": lambda: EnsembleSimulator(
         [diffusion_world(outcomes=True), diffusion_world(outcomes=True, sampling=DiffusionSampling(steps=2))],
-        penalty=1.0,
+        uncertainty_penalty=1.0,
     ),
     "ensemble-that-follows-the-first": lambda: EnsembleSimulator(
         [diffusion_world(outcomes=True, agent_tokens=1), diffusion_world(outcomes=True)], follow="first"

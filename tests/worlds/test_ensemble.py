@@ -73,7 +73,7 @@ def test_who_follows_the_first_sees_it_alone() -> None:
 
 
 def test_equal_members_do_not_disagree() -> None:
-    ensemble = EnsembleSimulator([genie(), genie()], penalty=10.0, limit=1e-6)
+    ensemble = EnsembleSimulator([genie(), genie()], uncertainty_penalty=10.0, uncertainty_limit=1e-6)
     state, _ = ensemble.reset(context(ensemble), seed=0)
     after, shown = ensemble.step(state, torch.zeros(4, dtype=torch.int64))
     assert (after.uncertainty == 0).all() and not shown.terminated.any() and (shown.reward == 0).all()
@@ -82,7 +82,7 @@ def test_equal_members_do_not_disagree() -> None:
 def test_the_uncertainty_penalty_lowers_rewards_and_its_limit_terminates() -> None:
     own = members()
     action = torch.zeros(4, dtype=torch.int64)
-    plain, dear = EnsembleSimulator(own), EnsembleSimulator(own, penalty=2.0, limit=1e-9)
+    plain, dear = EnsembleSimulator(own), EnsembleSimulator(own, uncertainty_penalty=2.0, uncertainty_limit=1e-9)
     (state, _), (same, _) = (e.reset(context(own[0]), seed=1) for e in (plain, dear))
     (after, free), (_, paid) = plain.step(state, action), dear.step(same, action)
     assert torch.allclose(paid.reward, free.reward - 2 * after.uncertainty)
@@ -109,5 +109,5 @@ def test_rejects_members_that_do_not_fit() -> None:
         EnsembleSimulator([genie(), diffusion_world()])
     with pytest.raises(ValueError, match="show nothing to compare"):
         EnsembleSimulator([jepa_world(decoder=False), jepa_world(decoder=False)])
-    with pytest.raises(ValueError, match="penalty must be 0 or more"):
-        EnsembleSimulator(members(2), penalty=-1)
+    with pytest.raises(ValueError, match="uncertainty_penalty must be 0 or more"):
+        EnsembleSimulator(members(2), uncertainty_penalty=-1)

@@ -227,7 +227,7 @@ def test_worlds_of_vectors_show_vectors(observe: str) -> None:
     envs.reset(seed=0, options={"start": 1})
     vectors = envs.step(np.array([1, 2]))[0]
     assert vectors in envs.observation_space and vectors[:, :2].tolist() == [[5, 1], [5, 2]]
-    with pytest.raises(ValueError, match="no pictures to render"):
+    with pytest.raises(ValueError, match="no images to render"):
         SimulatorEnv(world, render_mode="rgb_array")
     with pytest.raises(ValueError, match=r"context must be float32 \[b, t, 3\]"):
         SimulatorEnv(world, starts=CountWorld().starts)
@@ -258,7 +258,7 @@ def test_latents_of_a_video_world_are_codes(genie: GenieSimulator) -> None:
     for _ in range(3):
         latents, _ = envs.step(np.array([0, 1]))[:2]
         frames.step(np.array([0, 1]))
-    tokens = genie.latent(frames.worlds.present.state)
+    tokens = genie.latent(frames.worlds.current.state)
     assert latents in envs.observation_space
     assert (latents == genie.flatten_latents(tokens).numpy()).all()
 

@@ -38,7 +38,7 @@ def test_time_steps_equal_those_of_the_simulator() -> None:
     moment = worlds.reset()
     assert moment.is_first.all() and moment.observation.dtype == torch.uint8
     action = torch.tensor([1, 0])
-    state = worlds.worlds.present.state
+    state = worlds.worlds.current.state
     _, shown = worlds.worlds.simulator.step(state, action)
     after = worlds.step(action)
     assert torch.equal(after.observation, shown.frame) and torch.equal(after.reward, shown.reward)
@@ -95,15 +95,17 @@ def test_worlds_that_disagree_cost_what_they_are_told_to(tmp_path) -> None:
     action = torch.zeros(2, dtype=torch.int64)
     earned = []
     for penalty in (0.0, 3.0):
-        worlds = SimulatedEnvSpec(tmp_path / "world", others=(tmp_path / "other",), penalty=penalty).open(2, seed=0)
+        worlds = SimulatedEnvSpec(
+            tmp_path / "world", ensemble_bundles=(tmp_path / "other",), uncertainty_penalty=penalty
+        ).open(2, seed=0)
         worlds.reset()
         earned.append(worlds.step(action).reward)
-        uncertainty = worlds.worlds.present.state.uncertainty
+        uncertainty = worlds.worlds.current.state.uncertainty
     assert (uncertainty > 0).all() and torch.allclose(earned[1], earned[0] - 3 * uncertainty)
 
 
-def test_relevant_contexts_need_data_and_a_time_limit(recording, tmp_path) -> None:
+def test_rewarded_contexts_require_data_and_a_time_limit(recording, tmp_path) -> None:
     save_simulator(genie(), tmp_path / "world")
     for data, limit in ((str(recording), None), (None, 8)):
-        with pytest.raises(ValueError, match=r"relevant=0\.5 requires rewards of data within the time limit"):
-            SimulatedEnvSpec(tmp_path / "world", data, relevant=0.5, time_limit=limit).open(1, seed=0)
+        with pytest.raises(ValueError, match=r"rewarded_fraction=0\.5 requires rewards of data within the time limit"):
+            SimulatedEnvSpec(tmp_path / "world", data, rewarded_fraction=0.5, time_limit=limit).open(1, seed=0)

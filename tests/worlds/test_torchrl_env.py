@@ -143,7 +143,7 @@ def test_what_is_returned_is_the_callers_to_change() -> None:
     some = {"_reset": torch.tensor([[True], [False]]), "done": torch.zeros(2, 1, dtype=torch.bool)}
     shown = [each.reset(TensorDict(some, [2]).clone())["pixels"] for each in (env, other)]
     assert torch.equal(shown[0][0], shown[1][0])
-    assert torch.equal(env.worlds.present.observation, other.worlds.present.observation)
+    assert torch.equal(env.worlds.current.observation, other.worlds.current.observation)
 
 
 def test_torchrls_collector_runs_in_it() -> None:

@@ -198,8 +198,8 @@ def contexts(name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = ContextSampler(str(record(Path(folder))), 3, 2, 0.5)
         torch.manual_seed(3)
-        put(f"{name}/draw", list(found.draw(6)))
-        put(f"{name}/spread", found.spread(5))
+        put(f"{name}/draw", list(found.sample(6)))
+        put(f"{name}/spread", found.evenly_spaced(5))
 
 
 def simulated_game(name: str) -> None:

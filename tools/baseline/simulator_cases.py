@@ -124,7 +124,7 @@ def small_world(
 
 def ensemble(name: str) -> None:
     members = [dream(7, predict_reward=True), dream(8, predict_reward=True)]
-    world = EnsembleSimulator(members, penalty=0.5)
+    world = EnsembleSimulator(members, uncertainty_penalty=0.5)
     assert members[0].starts is not None
     state, shown = world.reset(members[0].starts[:2], 7)
     put(f"{name}/reset", shown)

@@ -1,4 +1,4 @@
-"""Starting points of imagination in a recording: some frames, and the actions between them.
+"""Contexts that imagination starts from, sampled from a recording: some frames, and the actions between them.
 
 Legend: n contexts, t frames of each.
 """
@@ -24,12 +24,12 @@ class SimulatorContext(NamedTuple):
     Attributes:
         frames: uint8 [n, t, h, w, 3].
         actions: int64 [n, t - 1] or float32 [n, t - 1, a], those between the frames; None where they are unknown.
-        uniform: bool [n], whether it was drawn evenly from all of the recording.
+        sampled_uniformly: bool [n], whether it was drawn uniformly from the whole recording.
     """
 
     frames: Tensor
     actions: Tensor | None
-    uniform: Tensor
+    sampled_uniformly: Tensor
 
 
 class ContextSampler:
@@ -41,87 +41,96 @@ class ContextSampler:
     Args:
         data: the recording; see ``vwm.data.datamodule.VideoDataModule``.
         length: t.
-        horizon: a time step is relevant where one of the next ``horizon`` actions was rewarded.
-        relevant: fraction of the contexts that is drawn from relevant time steps only.
+        horizon: a context counts as rewarded where one of the ``horizon`` actions after its last frame was rewarded.
+        rewarded_fraction: fraction of the contexts that is drawn from the rewarded ones only.
         actions: whether to read the actions.
 
     Raises:
-        ValueError: no episode is long enough; ``relevant`` is no share below 1, or nothing in the recording is.
+        ValueError: no episode is long enough, ``rewarded_fraction`` is out of range, or nothing in the recording was
+            rewarded.
     """
 
-    def __init__(self, data: str, length: int, horizon: int, relevant: float = 0.0, actions: bool = True) -> None:
-        if not 0 <= relevant < 1:
-            raise ValueError(f"relevant must be a share from 0 to below 1, got {relevant}")
+    def __init__(
+        self, data: str, length: int, horizon: int, rewarded_fraction: float = 0.0, actions: bool = True
+    ) -> None:
+        if not 0 <= rewarded_fraction < 1:
+            raise ValueError(f"rewarded_fraction must lie from 0 to below 1, got {rewarded_fraction}")
         self.clips = make_clip_dataset(
             data, length, fields=("frames", "actions") if actions else ("frames",), shuffle=False
         )
-        self.relevant = relevant
+        self.rewarded_fraction = rewarded_fraction
         self.episodes = [(s, e) for s, shard in enumerate(self.clips.shards) for e in range(len(shard.episodes))]
         frames = [self.clips.shards[s].episodes[e].frames for s, e in self.episodes]
-        self.ends = np.maximum(np.array(frames) - length + 1, 0).cumsum()
-        self.rewarded = self._rewarded(horizon) if relevant else np.zeros(0, np.int64)
+        self.cumulative_clip_counts = np.maximum(np.array(frames) - length + 1, 0).cumsum()
+        self.rewarded_clips = self._find_rewarded_clips(horizon) if rewarded_fraction else np.zeros(0, np.int64)
 
-    def draw(self, count: int) -> SimulatorContext:
-        """Contexts, by torch's generator: the evenly drawn ones first, of which there is at least one."""
-        special = min(round(self.relevant * count), count - 1)
-        places = torch.randint(int(self.ends[-1]), (count - special,)).numpy()
-        if special:
-            chosen = torch.randint(len(self.rewarded), (special,)).numpy()
-            places = np.concatenate((places, self.rewarded[chosen]))
-        clips = self._read(places)
+    def sample(self, count: int) -> SimulatorContext:
+        """Sample contexts with torch's generator: the uniform ones first, of which there is at least one."""
+        num_rewarded = min(round(self.rewarded_fraction * count), count - 1)
+        clip_indices = torch.randint(int(self.cumulative_clip_counts[-1]), (count - num_rewarded,)).numpy()
+        if num_rewarded:
+            chosen = torch.randint(len(self.rewarded_clips), (num_rewarded,)).numpy()
+            clip_indices = np.concatenate((clip_indices, self.rewarded_clips[chosen]))
+        clips = self._read(clip_indices)
         actions = None if clips.actions is None else clips.actions[:, :-1]
-        return SimulatorContext(clips.frames, actions, torch.arange(count) < count - special)
+        return SimulatorContext(clips.frames, actions, torch.arange(count) < count - num_rewarded)
 
-    def spread(self, most: int) -> Tensor:
-        """Frames of contexts at even distances over the recording, and over its relevant moments by their share.
+    def evenly_spaced(self, max_count: int) -> Tensor:
+        """Return frames of contexts evenly spaced over the recording, a fraction of them over the rewarded ones.
 
         Args:
-            most: how many; fewer where the recording has no more.
+            max_count: number of contexts, fewer where the recording is too short.
 
         Returns:
             uint8 [n, t, h, w, 3].
         """
-        special = self.rewarded[_evenly_spaced_indices(len(self.rewarded), round(self.relevant * most))]
-        places = np.concatenate((_evenly_spaced_indices(int(self.ends[-1]), most - len(special)), special))
-        return self._read(places).frames
-
-    def _read(self, places: NDArray[np.int64]) -> ClipBatch:
-        return collate_clips([self.clips.read(self._address(int(place))) for place in places])
-
-    def _address(self, place: int) -> ClipAddress:
-        """The clip of a number: all beginnings of the first episode, of the second, ..."""
-        episode = int(np.searchsorted(self.ends, place, side="right"))
-        before = int(self.ends[episode - 1]) if episode else 0
-        return ClipAddress(*self.episodes[episode], place - before, 0)
-
-    def _rewarded(self, horizon: int) -> NDArray[np.int64]:
-        """Numbers of the clips after whose last frame something is earned within the horizon."""
-        starts = np.diff(self.ends, prepend=0)
-        near = [
-            rewarded_within(_read_episode_rewards(self.clips, s, e), horizon)[self.clips.clip_length - 1 :][:count]
-            for (s, e), count in zip(self.episodes, starts, strict=True)
+        rewarded = self.rewarded_clips[
+            _evenly_spaced_indices(len(self.rewarded_clips), round(self.rewarded_fraction * max_count))
         ]
-        found = np.flatnonzero(np.concatenate(near))
-        if not len(found):
-            raise ValueError("nothing was ever earned in this recording: relevant=0 imagines from all of it alike")
-        return found
+        clip_indices = np.concatenate(
+            (_evenly_spaced_indices(int(self.cumulative_clip_counts[-1]), max_count - len(rewarded)), rewarded)
+        )
+        return self._read(clip_indices).frames
+
+    def _read(self, clip_indices: NDArray[np.int64]) -> ClipBatch:
+        return collate_clips([self.clips.read(self._address(int(index))) for index in clip_indices])
+
+    def _address(self, index: int) -> ClipAddress:
+        """Return the clip at an index, which counts all clips of the first episode, then those of the second, ..."""
+        episode = int(np.searchsorted(self.cumulative_clip_counts, index, side="right"))
+        first = int(self.cumulative_clip_counts[episode - 1]) if episode else 0
+        return ClipAddress(*self.episodes[episode], index - first, 0)
+
+    def _find_rewarded_clips(self, horizon: int) -> NDArray[np.int64]:
+        """Return the indices of the clips that are followed by a reward within the horizon."""
+        counts = np.diff(self.cumulative_clip_counts, prepend=0)
+        rewarded = [
+            rewarded_within(_read_episode_rewards(self.clips, s, e), horizon)[self.clips.clip_length - 1 :][:count]
+            for (s, e), count in zip(self.episodes, counts, strict=True)
+        ]
+        rewarded_clips = np.flatnonzero(np.concatenate(rewarded))
+        if not len(rewarded_clips):
+            raise ValueError(
+                "no action in this recording was rewarded: rewarded_fraction=0 samples all of it uniformly"
+            )
+        return rewarded_clips
 
 
-def _evenly_spaced_indices(size: int, most: int) -> NDArray[np.int64]:
-    """At most ``most`` of the numbers below ``size``, at even distances."""
-    return np.linspace(0, size - 1, min(most, size)).round().astype(np.int64)
+def _evenly_spaced_indices(size: int, max_count: int) -> NDArray[np.int64]:
+    """Return at most ``max_count`` evenly spaced integers below ``size``."""
+    return np.linspace(0, size - 1, min(max_count, size)).round().astype(np.int64)
 
 
 def rewarded_within(rewards: NDArray[np.float32], horizon: int) -> NDArray[np.bool_]:
-    """Where one of the next ``horizon`` rewards, the present action's the first, is not 0: [T] -> bool [T]."""
-    earned = np.concatenate(([0], (rewards != 0).cumsum()))
-    here = np.arange(len(rewards))
-    return earned[np.minimum(here + horizon, len(rewards))] > earned[here]
+    """Return where one of the next ``horizon`` rewards, from the current action's on, is not 0: [T] -> bool [T]."""
+    counts = np.concatenate(([0], (rewards != 0).cumsum()))
+    times = np.arange(len(rewards))
+    return counts[np.minimum(times + horizon, len(rewards))] > counts[times]
 
 
 def _read_episode_rewards(clips: ClipDataset, shard: int, episode: int) -> NDArray[np.float32]:
     path, entry = clips.paths[shard], clips.shards[shard].episodes[episode]
     if "rewards.npy" not in entry.members:
-        raise ValueError(f"{path}: episode {entry.key!r} has no rewards to tell what is relevant: set relevant=0")
+        raise ValueError(f"{path}: episode {entry.key!r} has no rewards: set rewarded_fraction=0")
     rewards: NDArray[np.float32] = read_array(path, entry, "rewards")
     return rewards

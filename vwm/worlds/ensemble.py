@@ -51,22 +51,23 @@ class EnsembleSimulator(Simulator):
 
     Args:
         members: two or more simulators of the same actions and observations, which must be images or vectors.
-        penalty: factor by which the uncertainty is subtracted from the reward.
-        limit: uncertainty above which a simulation terminates; None disables it. A termination costs the rewards that
-            would have followed: where these are negative it is an advantage, and only ``penalty`` keeps agents away.
-        follow: ``"drawn"``, every simulation a random member; ``"first"``, all the first one, for policies that read
-            its features, which the other members do not share.
+        uncertainty_penalty: factor of the uncertainty that is subtracted from the reward.
+        uncertainty_limit: uncertainty above which a simulation terminates; None disables it. A termination costs the
+            rewards that would have followed: where these are negative it is an advantage, and only
+            ``uncertainty_penalty`` keeps agents away.
+        follow: ``"random"``, every simulation follows a random member; ``"first"``, all follow the first one, for
+            policies that read its features, which the other members do not share.
 
     Raises:
-        ValueError: the members do not fit each other, or ``penalty`` or ``limit`` is out of range.
+        ValueError: the members do not fit each other, or a penalty or limit is out of range.
     """
 
     def __init__(
         self,
         members: Sequence[Simulator],
-        penalty: float = 0.0,
-        limit: float | None = None,
-        follow: Literal["drawn", "first"] = "drawn",
+        uncertainty_penalty: float = 0.0,
+        uncertainty_limit: float | None = None,
+        follow: Literal["random", "first"] = "random",
     ) -> None:
         if len(members) < 2:
             raise ValueError(f"disagreement requires two simulators or more, got {len(members)}")
@@ -80,17 +81,20 @@ class EnsembleSimulator(Simulator):
                 raise ValueError(f"members differ in their actions: {first.spec.actions} and {other.spec.actions}")
         if first.spec.observation.is_latent:
             raise ValueError("simulators of latents only show nothing to compare: train them with a decoder")
-        if penalty < 0 or (limit is not None and limit <= 0):
-            raise ValueError(f"penalty must be 0 or more and limit above 0, got {penalty} and {limit}")
+        if uncertainty_penalty < 0 or (uncertainty_limit is not None and uncertainty_limit <= 0):
+            raise ValueError(
+                "uncertainty_penalty must be 0 or more and uncertainty_limit above 0, got "
+                f"{uncertainty_penalty} and {uncertainty_limit}"
+            )
         self.members = tuple(members)
-        self.penalty = penalty
-        self.limit = limit
+        self.uncertainty_penalty = uncertainty_penalty
+        self.uncertainty_limit = uncertainty_limit
         self.follow = follow
         self.starts = first.starts
         self.spec = replace(
             first.spec,
             context_frames=max(member.spec.context_frames for member in members),
-            stochastic=follow == "drawn" or any(member.spec.stochastic for member in members),
+            stochastic=follow == "random" or any(member.spec.stochastic for member in members),
         )
 
     @property
@@ -121,9 +125,9 @@ class EnsembleSimulator(Simulator):
         uncertainty = self._disagreement(frames, rewards)
         latent = self._select_member([output.latent for output in outputs], state.member_index)
         terminated = self._select_member(torch.stack([output.terminated for output in outputs]), state.member_index)
-        if self.limit is not None:
-            terminated = terminated | (uncertainty > self.limit)
-        reward = self._select_member(rewards, state.member_index) - self.penalty * uncertainty
+        if self.uncertainty_limit is not None:
+            terminated = terminated | (uncertainty > self.uncertainty_limit)
+        reward = self._select_member(rewards, state.member_index) - self.uncertainty_penalty * uncertainty
         after = EnsembleState(tuple(s for s, _ in stepped), latent, state.member_index, uncertainty, state.seed)
         frame = self._select_member(frames, state.member_index) if decode else None
         return after, StepOutput(frame, latent, reward, terminated)
@@ -153,8 +157,8 @@ class EnsembleSimulator(Simulator):
     def _disagreement(self, frames: Tensor, rewards: Tensor) -> Tensor:
         """Measure the disagreement on observations [m, b, ...] and rewards [m, b]: [b]."""
         scale = 255.0 if self.spec.observation.is_image else 1.0
-        shown = (frames.float() / scale).std(0).flatten(1).square().mean(1).sqrt()
-        return shown + rewards.float().std(0)
+        observations = (frames.float() / scale).std(0).flatten(1).square().mean(1).sqrt()
+        return observations + rewards.float().std(0)
 
     @staticmethod
     def _require_frame(output: StepOutput) -> Tensor:

@@ -65,13 +65,12 @@ class SimulatorEnv(gymnasium.Env[ObservationArray, Any]):
         observe: str = "frame",
     ) -> None:
         self.render_mode = _check_render_mode(render_mode)
-        self.simulator, self.max_episode_steps = simulator, max_episode_steps
-        self.worlds = WorldBatch(simulator, 1, starts, max_episode_steps, observe, renders=render_mode is not None)
+        self.simulator = simulator
+        self.max_episode_steps = max_episode_steps
+        self.worlds = WorldBatch(simulator, 1, starts, max_episode_steps, observe, keep_frames=render_mode is not None)
         self.metadata = {**type(self).metadata, **_env_metadata(simulator)}
-        self.observation_space, self.action_space = (
-            _observation_space(self.worlds),
-            _gymnasium_action_space(simulator.spec.actions),
-        )
+        self.observation_space = _observation_space(self.worlds)
+        self.action_space = _gymnasium_action_space(simulator.spec.actions)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -79,19 +78,19 @@ class SimulatorEnv(gymnasium.Env[ObservationArray, Any]):
         """Start an episode; ``seed`` restarts the random generator."""
         super().reset(seed=seed)
         self.worlds.generators = [self.np_random]  # Gymnasium's own
-        begun = self.worlds.begin(start=(options or {}).get("start"))
-        return _to_numpy(self.worlds.present.observation)[0], {"start": begun[0]}
+        contexts = self.worlds.reset(start=(options or {}).get("start"))
+        return _to_numpy(self.worlds.current.observation)[0], {"start": contexts[0]}
 
     def step(self, action: Any) -> tuple[ObservationArray, float, bool, bool, dict[str, Any]]:
         """Step by one frame: observation, reward, terminated, truncated, info."""
         reward = self.worlds.step(_to_action_tensor(np.asarray(action)[None], self.worlds.simulator.spec.actions))
-        now = self.worlds.present
-        observation = _to_numpy(now.observation)[0]
-        return observation, float(reward[0]), bool(now.terminated[0]), bool(now.truncated[0]), {}
+        current = self.worlds.current
+        observation = _to_numpy(current.observation)[0]
+        return observation, float(reward[0]), bool(current.terminated[0]), bool(current.truncated[0]), {}
 
     def render(self) -> NDArray[np.uint8] | None:
         """Return the current frame, uint8 [h, w, 3]; None without a render mode."""
-        return None if self.render_mode is None else _to_numpy(self.worlds.present.pictures[0])[0]
+        return None if self.render_mode is None else _to_numpy(self.worlds.current.frames[0])[0]
 
     def fork(self) -> SimulatorEnv:
         """Return an independent copy that continues exactly as this one would, its generators included."""
@@ -133,11 +132,14 @@ class SimulatorVectorEnv(VectorEnv[ObservationArray, Any, NDArray[Any]]):
         render_mode: str | None = None,
         observe: str = "frame",
     ) -> None:
-        self.render_mode, self.autoreset_mode = _check_render_mode(render_mode), AutoresetMode(autoreset_mode)
+        self.render_mode = _check_render_mode(render_mode)
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.worlds = WorldBatch(
-            simulator, num_envs, starts, max_episode_steps, observe, renders=render_mode is not None
+            simulator, num_envs, starts, max_episode_steps, observe, keep_frames=render_mode is not None
         )
-        self.simulator, self.num_envs, self.max_episode_steps = simulator, num_envs, max_episode_steps
+        self.simulator = simulator
+        self.num_envs = num_envs
+        self.max_episode_steps = max_episode_steps
         self.metadata = {**type(self).metadata, **_env_metadata(simulator), "autoreset_mode": self.autoreset_mode}
         self.single_observation_space = _observation_space(self.worlds)
         self.single_action_space = _gymnasium_action_space(simulator.spec.actions)
@@ -160,16 +162,16 @@ class SimulatorVectorEnv(VectorEnv[ObservationArray, Any, NDArray[Any]]):
         """Reset all worlds, or with ``options["reset_mask"]`` (bool [num_envs]) some of them.
 
         Args:
-            seed: s seeds world i with s + i; a list has one seed a world; None goes on with the generators.
-            options: ``reset_mask``, and ``start``, the number of the context that they all begin from.
+            seed: s seeds world i with s + i; a list has one seed per world; None leaves the generators as they are.
+            options: ``reset_mask``, and ``start``, the index of the context that they all start from.
         """
         options = options or {}
         mask = _reset_mask(options.get("reset_mask"), self.num_envs)
         seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
         if seeds is not None:
             self.worlds.seed(seeds, mask)
-        infos = self._begin_episodes(mask, {}, options.get("start"))
-        return _to_numpy(self.worlds.present.observation), infos
+        infos = self._reset_worlds(mask, {}, options.get("start"))
+        return _to_numpy(self.worlds.current.observation), infos
 
     def step(
         self, actions: Any
@@ -181,25 +183,25 @@ class SimulatorVectorEnv(VectorEnv[ObservationArray, Any, NDArray[Any]]):
         rewards = self.worlds.step(_to_action_tensor(actions, self.worlds.simulator.spec.actions))
         infos: dict[str, Any] = {}
         if self.autoreset_mode is AutoresetMode.NEXT_STEP:
-            infos = self._begin_episodes(ended, infos)  # what they were stepped to is dropped
-        now, over = self.worlds.present, self._episodes_ended()
+            infos = self._reset_worlds(ended, infos)  # what they were stepped to is dropped
+        current, ended_now = self.worlds.current, self._episodes_ended()
         if self.autoreset_mode is AutoresetMode.SAME_STEP:
-            for world in np.flatnonzero(over):
-                final = {"final_obs": _to_numpy(now.observation[world]), "final_info": {}}
+            for world in np.flatnonzero(ended_now):
+                final = {"final_obs": _to_numpy(current.observation[world]), "final_info": {}}
                 infos = self._add_info(infos, final, int(world))
-            infos = self._begin_episodes(over, infos)
-        earned = np.where(ended, 0.0, _to_numpy(rewards).astype(np.float64))
+            infos = self._reset_worlds(ended_now, infos)
+        masked_rewards = np.where(ended, 0.0, _to_numpy(rewards).astype(np.float64))
         return (
-            _to_numpy(self.worlds.present.observation),
-            earned,
-            _to_numpy(now.terminated),
-            _to_numpy(now.truncated),
+            _to_numpy(self.worlds.current.observation),
+            masked_rewards,
+            _to_numpy(current.terminated),
+            _to_numpy(current.truncated),
             infos,
         )
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
         """Return the current frames; None without a render mode."""
-        return None if self.render_mode is None else tuple(_to_numpy(self.worlds.present.pictures[0]))
+        return None if self.render_mode is None else tuple(_to_numpy(self.worlds.current.frames[0]))
 
     def fork(self) -> SimulatorVectorEnv:
         """Return an independent copy that continues exactly as this one would, its generators included."""
@@ -210,13 +212,11 @@ class SimulatorVectorEnv(VectorEnv[ObservationArray, Any, NDArray[Any]]):
         return other
 
     def _episodes_ended(self) -> NDArray[np.bool_]:
-        return _to_numpy(self.worlds.present.terminated | self.worlds.present.truncated)
+        return _to_numpy(self.worlds.current.terminated | self.worlds.current.truncated)
 
-    def _begin_episodes(
-        self, mask: NDArray[np.bool_], infos: dict[str, Any], start: int | None = None
-    ) -> dict[str, Any]:
+    def _reset_worlds(self, mask: NDArray[np.bool_], infos: dict[str, Any], start: int | None = None) -> dict[str, Any]:
         """Start episodes in the worlds under the mask, and add their infos."""
-        for world, context in self.worlds.begin(mask, start).items():
+        for world, context in self.worlds.reset(mask, start).items():
             infos = self._add_info(infos, {"start": context}, world)
         return infos
 
@@ -260,7 +260,7 @@ def _observation_space(worlds: WorldBatch) -> spaces.Space[Any]:
 
 
 def _copy_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
-    _ = space.np_random  # made when it is asked for; by then the copies would have one each
+    _ = space.np_random  # created on first access; without this the copies would each create their own
     return copy.deepcopy(space)
 
 

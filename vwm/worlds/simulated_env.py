@@ -27,83 +27,91 @@ from vwm.worlds.world_batch import WorldBatch, WorldBatchState
 
 @dataclass(frozen=True)
 class SimulatedEnvSpec(EnvSpec):
-    """The world of a bundle.
+    """The world of a bundle as an environment.
 
     Attributes:
-        bundle: its folder.
-        data: shards whose clips are the contexts that episodes begin from; by default the bundle's own starts.
-        contexts: clips that are drawn from ``data``, evenly over it.
-        relevant: share of the contexts that are drawn from moments alone after which something was earned within the
-            time limit, so that an agent that knows nothing yet comes across rewards (Dreamer 4 takes a half).
+        bundle: folder of the bundle.
+        data: shards whose clips are the contexts that episodes start from; by default the contexts in the bundle.
+        contexts: number of clips from ``data``, evenly spaced over it.
+        rewarded_fraction: fraction of the contexts that are chosen among those followed by a reward within the time
+            limit, so that an untrained agent encounters rewards (0.5 in Dreamer 4).
         time_limit: decisions after which an episode is truncated. A learned world drifts from the real one with every
-            step; a short limit keeps an agent where it is still right.
-        observe: ``"frame"``, the pictures (or vectors) of the real game; ``"latent"``, the world's own latents;
-            ``"features"``, what its network makes of the present. An agent that learned on these two sees a real game
-            through ``vwm.rl.algorithms.encoded_env``.
-        others: bundles of worlds that learned the same game otherwise (from another seed): where they disagree with
-            this one, none of them is to be trusted; see ``EnsembleSimulator``.
-        penalty, limit: what disagreement costs, and where it ends an episode.
+            step; a short limit keeps an agent where it is still accurate.
+        observe: ``"frame"``, images (or vectors) as in the real environment; ``"latent"``, the world's own latents;
+            ``"features"``, its network's features of the current state. An agent that learned on latents or features
+            acts in a real environment through ``vwm.rl.algorithms.encoded_env``.
+        ensemble_bundles: bundles of worlds that were trained on the same environment with other seeds; their
+            disagreement with this one measures its uncertainty, see ``EnsembleSimulator``.
+        uncertainty_penalty, uncertainty_limit: see ``EnsembleSimulator``.
         device: of the simulator; ``auto`` uses a GPU where there is one.
     """
 
     bundle: Path
     data: str | None = None
     contexts: int = 512
-    relevant: float = 0.0
+    rewarded_fraction: float = 0.0
     time_limit: int | None = 64
     observe: Literal["frame", "latent", "features"] = "frame"
-    others: tuple[Path, ...] = ()
-    penalty: float = 0.0
-    limit: float | None = None
+    ensemble_bundles: tuple[Path, ...] = ()
+    uncertainty_penalty: float = 0.0
+    uncertainty_limit: float | None = None
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        check_ensemble_settings(self.others, self.penalty, self.limit)
+        check_ensemble_settings(self.ensemble_bundles, self.uncertainty_penalty, self.uncertainty_limit)
 
     def open(self, count: int, seed: int, renderable: bool = False) -> SimulatedBatchedEnv:
         """See ``EnvSpec.open``."""
-        simulator, starts = self._world()
+        simulator, starts = self._simulator_and_contexts()
         return SimulatedBatchedEnv(simulator, count, seed, starts, self.time_limit, self.observe)
 
     def vector_env(self, count: int, seed: int) -> SimulatorVectorEnv:
         """See ``EnvSpec.vector_env``; the worlds step as one batch."""
-        simulator, starts = self._world()
-        made = SimulatorVectorEnv(
+        simulator, starts = self._simulator_and_contexts()
+        env = SimulatorVectorEnv(
             simulator, count, starts, self.time_limit, AutoresetMode.SAME_STEP, observe=self.observe
         )
-        made.reset(seed=seed)
-        return made
+        env.reset(seed=seed)
+        return env
 
-    def _world(self) -> tuple[Simulator, Tensor | None]:
+    def _simulator_and_contexts(self) -> tuple[Simulator, Tensor | None]:
         simulator: Simulator = load_simulator(self.bundle, self.device)
-        if self.others:
-            members = [simulator, *(load_simulator(other, self.device) for other in self.others)]
-            simulator = EnsembleSimulator(members, self.penalty, self.limit)
-        if self.relevant and (self.data is None or self.time_limit is None):
+        if self.ensemble_bundles:
+            members = [simulator, *(load_simulator(bundle, self.device) for bundle in self.ensemble_bundles)]
+            simulator = EnsembleSimulator(members, self.uncertainty_penalty, self.uncertainty_limit)
+        if self.rewarded_fraction and (self.data is None or self.time_limit is None):
             raise ValueError(
-                f"relevant={self.relevant:g} requires rewards of data within the time limit: set data and time_limit"
+                f"rewarded_fraction={self.rewarded_fraction:g} requires rewards of data within the time limit: "
+                "set data and time_limit"
             )
         if self.data is None:
             return simulator, None
-        limit = self.time_limit or 0
-        drawn = ContextSampler(self.data, simulator.spec.context_frames, limit, self.relevant, actions=False)
-        return simulator, drawn.spread(self.contexts)
+        horizon = self.time_limit or 0
+        sampler = ContextSampler(
+            self.data, simulator.spec.context_frames, horizon, self.rewarded_fraction, actions=False
+        )
+        return simulator, sampler.evenly_spaced(self.contexts)
 
 
-def check_ensemble_settings(others: Sequence[Path], penalty: float, limit: float | None) -> None:
-    """Raise ValueError where disagreement is penalized but there is no other world."""
-    if not others and (penalty or limit is not None):
-        raise ValueError(f"penalty={penalty:g} and limit={limit} are of disagreement: name other worlds in others")
+def check_ensemble_settings(
+    bundles: Sequence[Path], uncertainty_penalty: float, uncertainty_limit: float | None
+) -> None:
+    """Raise ValueError where uncertainty is penalized or limited, but there is no other world to measure it."""
+    if not bundles and (uncertainty_penalty or uncertainty_limit is not None):
+        raise ValueError(
+            f"uncertainty_penalty={uncertainty_penalty:g} and uncertainty_limit={uncertainty_limit} require an "
+            "ensemble: add the bundles of other worlds"
+        )
 
 
 class SimulatedBatchedEnv(BatchedEnv):
     """See ``BatchedEnv``.
 
     Args:
-        simulator: any.
-        count: worlds.
-        seed: of all that they draw.
-        starts: contexts to begin from; the simulator's own by default.
+        simulator: any simulator.
+        count: number of worlds.
+        seed: of all their random numbers.
+        starts: contexts to start from; by default the simulator's own.
         time_limit, observe: see ``SimulatedEnvSpec``.
     """
 
@@ -117,7 +125,8 @@ class SimulatedBatchedEnv(BatchedEnv):
         observe: str = "frame",
     ) -> None:
         self.worlds = WorldBatch(simulator, count, starts, time_limit, observe)
-        self.count, self.seed = count, seed
+        self.count = count
+        self.seed = seed
         shape = self.worlds.observation_shape
         self.spaces = EnvSpaces(ObservationSpace.of_shape(shape), simulator.spec.actions)
 
@@ -125,45 +134,45 @@ class SimulatedBatchedEnv(BatchedEnv):
         """See ``BatchedEnv.reset``."""
         seeds = np.random.SeedSequence([self.seed, self.count]).generate_state(self.count)
         self.worlds.seed([int(seed) for seed in seeds])
-        self.worlds.begin()
+        self.worlds.reset()
         return self._time_step(torch.zeros(self.count), torch.ones(self.count, dtype=torch.bool))
 
     def step(self, action: Tensor) -> TimeStep:
         """See ``BatchedEnv.step``."""
-        over = self.worlds.present.terminated | self.worlds.present.truncated
-        reward = self.worlds.step(action.to(self.worlds.device), played=~over)
-        if over.any():
-            self.worlds.begin(over.cpu().numpy())
-        return self._time_step(reward, over)
+        ended = self.worlds.current.terminated | self.worlds.current.truncated
+        reward = self.worlds.step(action.to(self.worlds.device), active=~ended)
+        if ended.any():
+            self.worlds.reset(ended.cpu().numpy())
+        return self._time_step(reward, ended)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of every world and its generator."""
         generators = [generator.bit_generator.state for generator in self.worlds.generators]
-        return {"present": tree_leaves(self.worlds.present), "generators": generators, "reward": self.reward}
+        return {"current": tree_leaves(self.worlds.current), "generators": generators, "reward": self.reward}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> TimeStep:
         """See ``BatchedEnv.load_state_dict``."""
         if len(state["generators"]) != self.count:
             raise ValueError(f"the state is of {len(state['generators'])} worlds, these are {self.count}")
         self.reset()
-        present, spec = tree_flatten(self.worlds.present)
-        leaves = [saved.to(fresh) for saved, fresh in zip(state["present"], present, strict=True)]
+        current, spec = tree_flatten(self.worlds.current)
+        leaves = [saved.to(fresh) for saved, fresh in zip(state["current"], current, strict=True)]
         restored: WorldBatchState = tree_unflatten(leaves, spec)
         self.worlds.restore(restored)
-        for generator, kept in zip(self.worlds.generators, state["generators"], strict=True):
-            generator.bit_generator.state = kept
+        for generator, saved in zip(self.worlds.generators, state["generators"], strict=True):
+            generator.bit_generator.state = saved
         return self._time_step(state["reward"], restored.steps == 0)
 
     def render(self) -> NDArray[np.uint8] | None:
         """See ``BatchedEnv.render``."""
-        picture = self.worlds.present.observation
-        return picture[0].cpu().numpy() if self.spaces.observation.is_image else None
+        frame = self.worlds.current.observation
+        return frame[0].cpu().numpy() if self.spaces.observation.is_image else None
 
     def close(self) -> None:
         """Do nothing: there is nothing to release."""
 
     def _time_step(self, reward: Tensor, is_first: Tensor) -> TimeStep:
         self.reward = reward.cpu().float()
-        here = self.worlds.present
-        ends = [flags.cpu() for flags in (is_first, here.terminated | here.truncated, here.terminated)]
-        return TimeStep(here.observation.cpu(), self.reward, *ends)
+        current = self.worlds.current
+        ends = [flags.cpu() for flags in (is_first, current.terminated | current.truncated, current.terminated)]
+        return TimeStep(current.observation.cpu(), self.reward, *ends)

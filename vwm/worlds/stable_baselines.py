@@ -1,7 +1,7 @@
 """Stable-Baselines3's face of a Gymnasium ``VectorEnv``.
 
-Stable-Baselines3 has vector environments of its own, which step a list of single ones in turn, and takes no others: a
-simulator behind them would step world by world. This hands it a ``VectorEnv`` whole:
+Stable-Baselines3 accepts only vector environments of its own classes, which step single environments one by
+one. This adapter passes it a ``VectorEnv``, which steps all worlds as one batch:
 
     envs = SimulatorVectorEnv(simulator, 16, max_episode_steps=100, autoreset_mode="SameStep")
     PPO("CnnPolicy", StableBaselinesVecEnv(envs)).learn(100_000)
@@ -22,13 +22,13 @@ from vwm.worlds.vector_infos import select_env_info
 
 
 class StableBaselinesVecEnv(VecEnv):
-    """It behaves as ``DummyVecEnv`` of as many single environments.
+    """Behaves as a ``DummyVecEnv`` of the same number of single environments.
 
     Args:
         envs: in autoreset mode ``SAME_STEP``, which is Stable-Baselines3's.
 
     Raises:
-        ValueError: it is in another one.
+        ValueError: the environments are in another mode.
     """
 
     def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
@@ -57,7 +57,7 @@ class StableBaselinesVecEnv(VecEnv):
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        """One step: observations, rewards float32, dones, and an info a world."""
+        """Return the results of the step: observations, rewards float32, dones, and one info per world."""
         observations, rewards, terminated, truncated, batched = self.envs.step(self._actions)
         dones, infos = terminated | truncated, []
         for world in range(self.num_envs):
@@ -73,15 +73,15 @@ class StableBaselinesVecEnv(VecEnv):
         self.envs.close()
 
     def get_images(self) -> Any:
-        """The worlds' pictures."""
+        """Return the worlds' frames."""
         return self.envs.render()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """The environments' attribute, which is that of every world."""
+        """Return an attribute of the environments for each of the worlds."""
         return [getattr(self.envs, attr_name)] * len(list(self._get_indices(indices)))
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Set an attribute of them all."""
+        """Set an attribute of all worlds."""
         if indices is not None:
             raise ValueError(f"{attr_name}: the worlds are one object, so that an attribute is set for all of them")
         setattr(self.envs, attr_name, value)
@@ -89,9 +89,9 @@ class StableBaselinesVecEnv(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> Any:
-        """There are no single environments to call."""
+        """Raise AttributeError: there are no single environments to call."""
         raise AttributeError(f"{method_name}: the worlds are one object; call envs.{method_name}")
 
     def env_is_wrapped(self, wrapper_class: Any, indices: VecEnvIndices = None) -> list[bool]:
-        """No world has a wrapper of its own."""
+        """Return False for each world: none has a wrapper of its own."""
         return [False] * len(list(self._get_indices(indices)))

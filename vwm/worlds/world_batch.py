@@ -1,7 +1,7 @@
 """A batch of worlds of one simulator, with resets: what its Gymnasium, TorchRL and agent environments share.
 
 World i of a batch seeded with s has exactly the episodes of a single world seeded with s + i, in every interface: each
-world owns a generator, which draws the context it starts from and its simulator seed.
+world has a random generator of its own, which draws the context it starts from and its simulator seed.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ class WorldBatchState(NamedTuple):
     """The current state of the worlds; the first dimension of every tensor is the world.
 
     Attributes:
-        state: the simulator's.
+        state: of the simulator.
         observation: uint8 [n, h, w, 3] or float32 [n, k].
-        pictures: the frames, uint8 [n, h, w, 3], alone in a tuple, which is empty where they are not rendered.
-        steps: int64 [n], since the episode began.
+        frames: (uint8 [n, h, w, 3],), or an empty tuple where frames are not kept.
+        steps: int64 [n], steps since the episode started.
         terminated, truncated: bool [n].
     """
 
     state: State
     observation: Tensor
-    pictures: tuple[Tensor, ...]
+    frames: tuple[Tensor, ...]
     steps: Tensor
     terminated: Tensor
     truncated: Tensor
@@ -48,13 +48,13 @@ class WorldBatch:
 
     Args:
         simulator: any simulator; it holds no state of a world, so several batches may share it.
-        count: number of worlds, n.
-        starts: contexts to begin from, uint8 [m, t, h, w, 3], or float32 [m, t, k] in a world of vectors; by default
+        num_worlds: n.
+        starts: contexts to start from, uint8 [m, t, h, w, 3], or float32 [m, t, k] in a world of vectors; by default
             the simulator's own.
         max_episode_steps: steps after which an episode is truncated; None disables it.
         observe: ``"frame"``, what the simulator shows; ``"latent"``, its latents as vectors, without decoding;
             ``"features"``, its network's features of the current state, likewise.
-        renders: keep the pictures also where latents are observed.
+        keep_frames: decode and keep frames also where latents or features are observed.
 
     Raises:
         ValueError: there is no context, or one of another size or type; images are requested of a world without
@@ -64,14 +64,14 @@ class WorldBatch:
     def __init__(
         self,
         simulator: Simulator,
-        count: int,
+        num_worlds: int,
         starts: Tensor | None = None,
         max_episode_steps: int | None = None,
         observe: str = OBSERVE_FRAME,
-        renders: bool = False,
+        keep_frames: bool = False,
     ) -> None:
-        if count < 1:
-            raise ValueError(f"num_envs must be 1 or more, got {count}")
+        if num_worlds < 1:
+            raise ValueError(f"num_envs must be 1 or more, got {num_worlds}")
         if max_episode_steps is not None and max_episode_steps < 1:
             raise ValueError(f"max_episode_steps must be 1 or more, or None for no limit, got {max_episode_steps}")
         if observe not in (OBSERVE_FRAME, OBSERVE_LATENT, OBSERVE_FEATURES):
@@ -80,33 +80,38 @@ class WorldBatch:
             )
         if observe == OBSERVE_FRAME and simulator.spec.observation.is_latent:
             raise ValueError(
-                "this world has no pictures to observe: train it with a decoder (model.decoder), or observe='latent'"
+                "this world has no images to observe: train it with a decoder (model.decoder), or observe='latent'"
             )
-        if renders and not has_frames(simulator):
-            raise ValueError("this world has no pictures to render: leave render_mode out")
-        self.simulator, self.count, self.max_episode_steps = simulator, count, max_episode_steps
-        self.observe, self.renders, self.starts = observe, renders, _resolve_starts(simulator, starts)
+        if keep_frames and not has_frames(simulator):
+            raise ValueError("this world has no images to render: leave render_mode out")
+        self.simulator = simulator
+        self.num_worlds = num_worlds
+        self.max_episode_steps = max_episode_steps
+        self.observe = observe
+        self.keep_frames = keep_frames
+        self.starts = _resolve_starts(simulator, starts)
         self.observation_shape = self._observation_shape()
-        made = [seeding.np_random() for _ in range(count)]
-        self.generators, self.seeds = [generator for generator, _ in made], [seed for _, seed in made]
-        self._present: WorldBatchState | None = None
+        seeded = [seeding.np_random() for _ in range(num_worlds)]
+        self.generators = [generator for generator, _ in seeded]
+        self.seeds = [seed for _, seed in seeded]
+        self._current: WorldBatchState | None = None
 
     @property
     def observation_dtype(self) -> torch.dtype:
-        """uint8 for pictures, else float32."""
+        """uint8 for images, else float32."""
         return torch.uint8 if len(self.observation_shape) == 3 else torch.float32
 
     @property
     def device(self) -> torch.device:
-        """Where the simulator computes."""
+        """Device of the simulator."""
         return self.simulator.device
 
     @property
-    def present(self) -> WorldBatchState:
+    def current(self) -> WorldBatchState:
         """The current state of the worlds. Raises ``gymnasium.error.ResetNeeded`` before the first reset."""
-        if self._present is None:
-            raise ResetNeeded("the worlds have not begun: call reset() first")
-        return self._present
+        if self._current is None:
+            raise ResetNeeded("the worlds have not been reset: call reset() first")
+        return self._current
 
     def seed(self, seeds: Sequence[int | None], mask: NDArray[np.bool_] | None = None) -> None:
         """Restart the worlds' generators.
@@ -118,33 +123,33 @@ class WorldBatch:
         Raises:
             ValueError: their number is not that of the worlds.
         """
-        if len(seeds) != self.count:
-            raise ValueError(f"{len(seeds)} seeds for {self.count} worlds: give one each, or a single integer")
+        if len(seeds) != self.num_worlds:
+            raise ValueError(f"{len(seeds)} seeds for {self.num_worlds} worlds: give one each, or a single integer")
         for world, seed in enumerate(seeds):
             if seed is not None and (mask is None or mask[world]):
                 self.generators[world], self.seeds[world] = seeding.np_random(seed)
 
-    def begin(self, mask: NDArray[np.bool_] | None = None, start: int | None = None) -> dict[int, int]:
-        """Begin an episode in the worlds under the mask (bool [n]; all by default), and leave the others as they are.
+    def reset(self, mask: NDArray[np.bool_] | None = None, start: int | None = None) -> dict[int, int]:
+        """Start an episode in the worlds under the mask (bool [n]; all by default), and leave the others as they are.
 
-        Every world draws its context and its seed, also where the context is named, so that naming it leaves the rest
-        of a run as it was.
+        Every world draws a context and a seed, also where ``start`` replaces the context, so that later episodes do not
+        depend on ``start``.
 
         Args:
             mask: see above.
-            start: the context of all of them, rather than the drawn ones.
+            start: index of the context of all of them; by default each draws its own.
 
         Returns:
-            The number of each one's context, by world.
+            The index of the context, by world.
 
         Raises:
-            ValueError: there is no context of that number.
-            gymnasium.error.ResetNeeded: some worlds are asked for, but they never began together.
+            ValueError: there is no context with that index.
+            gymnasium.error.ResetNeeded: a mask selects some worlds, but they were never reset together.
         """
         if start is not None and not 0 <= start < len(self.starts):
             raise ValueError(f"options['start'] must lie in 0..{len(self.starts) - 1}, got {start}")
-        worlds = np.arange(self.count) if mask is None else np.flatnonzero(mask)
-        if self._present is None and len(worlds) < self.count:
+        worlds = np.arange(self.num_worlds) if mask is None else np.flatnonzero(mask)
+        if self._current is None and len(worlds) < self.num_worlds:
             raise ResetNeeded("reset all worlds before some of them: call reset() without a mask")
         if not len(worlds):
             return {}
@@ -154,50 +159,51 @@ class WorldBatch:
         chosen = [index if start is None else start for index, _ in drawn]
         state, frame = self.simulator.reset(self.starts[chosen], torch.tensor([seed for _, seed in drawn]))
         zeros = torch.zeros(len(worlds), dtype=torch.int64, device=frame.device)
-        fresh = self._make_state(state, frame, zeros)
-        if len(worlds) < self.count:
-            begun = torch.from_numpy(np.isin(np.arange(self.count), worlds)).to(zeros.device)
-            fresh = replace_worlds(begun, fresh, self.present)
-        self._present = fresh
+        new_state = self._make_state(state, frame, zeros)
+        if len(worlds) < self.num_worlds:
+            selected = torch.from_numpy(np.isin(np.arange(self.num_worlds), worlds)).to(zeros.device)
+            new_state = replace_worlds(selected, new_state, self.current)
+        self._current = new_state
         return dict(zip(worlds.tolist(), chosen, strict=True))
 
-    def step(self, action: Tensor, played: Tensor | None = None) -> Tensor:
+    def step(self, action: Tensor, active: Tensor | None = None) -> Tensor:
         """Step every world by one frame.
 
         Args:
             action: int64 [n] or float32 [n, size].
-            played: bool [n], the worlds that go on, all by default; the others keep their state and get reward 0.
+            active: bool [n], the worlds that are stepped, all by default; the others keep their state and get reward 0.
 
         Returns:
-            The rewards, float32 [n]. The rest is in ``present``.
+            The rewards, float32 [n]. The rest is in ``current``.
         """
-        before = self.present
-        decode = self.observe == OBSERVE_FRAME or self.renders
-        state, shown = self.simulator.step(before.state, action, decode)
-        after = self._make_state(state, shown.frame, before.steps + 1)._replace(terminated=shown.terminated)
-        if played is None:
-            self._present = after
-            return shown.reward
-        self._present = merge_states(played, after, before)
-        return torch.where(played, shown.reward, torch.zeros_like(shown.reward))
+        before = self.current
+        decode = self.observe == OBSERVE_FRAME or self.keep_frames
+        state, output = self.simulator.step(before.state, action, decode)
+        after = self._make_state(state, output.frame, before.steps + 1)._replace(terminated=output.terminated)
+        if active is None:
+            self._current = after
+            return output.reward
+        self._current = merge_states(active, after, before)
+        return torch.where(active, output.reward, torch.zeros_like(output.reward))
 
-    def restore(self, present: WorldBatchState) -> None:
-        """Continue from an earlier value of ``present``."""
-        self._present = present
+    def restore(self, state: WorldBatchState) -> None:
+        """Continue from an earlier value of ``current``."""
+        self._current = state
 
     def fork(self) -> WorldBatch:
         """Return an independent copy that continues exactly as this batch would; the simulator is shared."""
-        other = copy.copy(self)  # what is present is a value: it is replaced, never changed
-        other.generators, other.seeds = copy.deepcopy(self.generators), list(self.seeds)
+        other = copy.copy(self)  # the current state is a value: it is replaced, never changed in place
+        other.generators = copy.deepcopy(self.generators)
+        other.seeds = list(self.seeds)
         return other
 
     def _make_state(self, state: State, frame: Tensor | None, steps: Tensor) -> WorldBatchState:
-        """Worlds that have not ended, unless by their time limit."""
+        """Return the state of worlds that have not terminated, but may be truncated by the time limit."""
         observation = select_observation(self.simulator, self.observe, state, frame)
-        pictures = (frame,) if self.renders and frame is not None else ()
-        ended = torch.zeros_like(steps, dtype=torch.bool)
-        late = ended if self.max_episode_steps is None else steps >= self.max_episode_steps
-        return WorldBatchState(state, observation, pictures, steps, ended, late)
+        frames = (frame,) if self.keep_frames and frame is not None else ()
+        terminated = torch.zeros_like(steps, dtype=torch.bool)
+        truncated = terminated if self.max_episode_steps is None else steps >= self.max_episode_steps
+        return WorldBatchState(state, observation, frames, steps, terminated, truncated)
 
     def _observation_shape(self) -> tuple[int, ...]:
         """Return the shape of one observation; that of latents and features is read from a reset."""
@@ -243,7 +249,7 @@ def _resolve_starts(simulator: Simulator, starts: Tensor | None) -> Tensor:
         space = simulator.spec.context
         kind = "uint8 [n, t, h, w, 3]" if space.is_image else f"float32 [n, t, {space.shape[0]}]"
         raise ValueError(
-            f"the simulator ships no contexts to begin from: pass starts, {kind}, for example of its training data"
+            f"the simulator has no contexts to start from: pass starts, {kind}, for example of its training data"
         )
     simulator.check_context(starts)
     return starts

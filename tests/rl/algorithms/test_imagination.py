@@ -72,7 +72,7 @@ def training(
         POLICIES[policy],
         objective or ReinforceObjective(),
         observe="frame" if policy == "frame" else "features",
-        rollouts=ImaginationRolloutConfig(batch_size=BATCH, horizon=HORIZON, relevant=0.5, discount=discount),
+        rollouts=ImaginationRolloutConfig(batch_size=BATCH, horizon=HORIZON, rewarded_fraction=0.5, discount=discount),
         ensemble=ImaginationEnsemble(**ensemble or {}),
         optimizer=ImaginationOptimizerConfig(**{"lr": 1e-2, **optimizer}),
     )
@@ -199,7 +199,7 @@ def test_ways_are_the_worlds_own(home) -> None:
     world, contexts = learned_world(steps=1), ContextSampler(str(home / "data"), 3, HORIZON)
     torch.manual_seed(0)
     policy = POLICIES["features"](world, simulator_env_spaces(world, "features"))
-    context = contexts.draw(3)
+    context = contexts.sample(3)
     torch.manual_seed(1)
     ways = imagine_rollout(world, policy, context, 4, "features")
     torch.manual_seed(1)
@@ -221,24 +221,24 @@ def test_a_world_that_others_doubt_moves_on_as_it_would_alone_and_pays_for_the_d
             weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(7)))
     torch.manual_seed(0)
     policy = POLICIES["features"](world, simulator_env_spaces(world, "features"))
-    context = ContextSampler(str(home / "data"), 3, HORIZON).draw(3)
+    context = ContextSampler(str(home / "data"), 3, HORIZON).sample(3)
 
     def ways(simulator) -> ImaginedRollout:
         torch.manual_seed(1)
         return imagine_rollout(simulator, policy, context, 4, "features")
 
-    alone, doubted = ways(world), ways(EnsembleSimulator([world, other], penalty=2.0, follow="first"))
+    alone, doubted = ways(world), ways(EnsembleSimulator([world, other], uncertainty_penalty=2.0, follow="first"))
     assert torch.equal(doubted.observation, alone.observation) and torch.equal(doubted.action, alone.action)
     assert not alone.uncertainty.any() and not doubted.uncertainty[0].any() and (doubted.uncertainty[1:] > 0).all()
     torch.testing.assert_close(doubted.reward, alone.reward - 2 * doubted.uncertainty)
-    ended = ways(EnsembleSimulator([world, other], limit=1e-9, follow="first")).terminated
+    ended = ways(EnsembleSimulator([world, other], uncertainty_limit=1e-9, follow="first")).terminated
     assert not ended[0].any() and ended[1:].all()
 
 
 def test_what_others_doubt_is_logged_and_changes_what_is_learned(home, tmp_path) -> None:
     other = learned_world(steps=1)
     save_simulator(other, tmp_path / "other")
-    doubts = {"others": [tmp_path / "other"], "penalty": 5.0}
+    doubts = {"bundles": [tmp_path / "other"], "uncertainty_penalty": 5.0}
     for name, settings in {"trusting": {}, "wary": {"ensemble": doubts}}.items():
         training(home, tmp_path / name, **settings).run()
     trusting, wary = (tmp_path / name / "metrics" / "updates.csv" for name in ("trusting", "wary"))
@@ -250,7 +250,7 @@ def test_pictures_of_the_context_are_remembered(home) -> None:
     world = diffusion_world()
     torch.manual_seed(0)
     policy = POLICIES["frame"](world, simulator_env_spaces(world, "frame"))
-    context = ContextSampler(str(home / "data"), 3, HORIZON).draw(2)
+    context = ContextSampler(str(home / "data"), 3, HORIZON).sample(2)
     ways = imagine_rollout(world, policy, context, 1, "frame")
     carry, _ = policy.encode_sequence(policy.init_carry(2), context.frames[:, :2].transpose(0, 1))
     assert all(torch.allclose(a, b) for a, b in zip(ways.carry, carry, strict=True))
@@ -302,8 +302,14 @@ def test_what_is_earned_ends_with_the_world() -> None:
         ({"steps": 0}, "steps must be 1 or more, got 0"),
         ({"discount": 0.0}, "discount must lie in 0..1"),
         ({"critic_warmup_steps": -1}, "critic_warmup_steps must be 0 or more, got -1"),
-        ({"ensemble": {"penalty": 1.0}}, "penalty=1 and limit=None are of disagreement: name other worlds in others"),
-        ({"ensemble": {"limit": 0.5}}, "penalty=0 and limit=0.5 are of disagreement"),
+        (
+            {"ensemble": {"uncertainty_penalty": 1.0}},
+            "uncertainty_penalty=1 and uncertainty_limit=None require an ensemble",
+        ),
+        (
+            {"ensemble": {"uncertainty_limit": 0.5}},
+            "uncertainty_penalty=0 and uncertainty_limit=0.5 require an ensemble",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_told(home, tmp_path, settings, message: str) -> None:

@@ -42,22 +42,21 @@ class ImaginationEnsemble:
     """Further world models that show where the first one is unreliable; see ``EnsembleSimulator``.
 
     Attributes:
-        others: bundles of simulators that learned the same environment differently (from another seed) and take the
-            same actions. ``updates`` then logs the mean ``uncertainty``, from which ``penalty`` and ``limit`` can be
-            chosen.
-        penalty: disagreement times this is subtracted from every reward.
-        limit: disagreement above which a rollout ends.
+        bundles: of simulators that were trained on the same environment with other seeds, and take the same actions.
+            ``updates`` then logs the mean ``uncertainty``, from which the penalty and the limit can be chosen.
+        uncertainty_penalty: factor of the uncertainty that is subtracted from every reward.
+        uncertainty_limit: uncertainty above which a rollout ends; None disables it.
 
     Raises:
         ValueError: a penalty or a limit without other simulators.
     """
 
-    others: Sequence[Path] = ()
-    penalty: float = 0.0
-    limit: float | None = None
+    bundles: Sequence[Path] = ()
+    uncertainty_penalty: float = 0.0
+    uncertainty_limit: float | None = None
 
     def __post_init__(self) -> None:
-        check_ensemble_settings(self.others, self.penalty, self.limit)
+        check_ensemble_settings(self.bundles, self.uncertainty_penalty, self.uncertainty_limit)
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class ImaginationRolloutConfig:
     Attributes:
         batch_size: contexts, each with one rollout.
         context_frames: frames of each context; 0 takes the number that the simulator prefers.
-        relevant: see ``ContextSampler``.
+        rewarded_fraction: see ``ContextSampler``.
         horizon: decisions of a rollout. It is cut off there, not ended: the critic estimates what follows.
         discount: of rewards, per decision.
 
@@ -77,7 +76,7 @@ class ImaginationRolloutConfig:
 
     batch_size: int = 32
     context_frames: int = 0
-    relevant: float = 0.0
+    rewarded_fraction: float = 0.0
     horizon: int = 16
     discount: float = 0.997
 
@@ -170,13 +169,13 @@ class ImaginationLearning(Algorithm):
         """See ``Algorithm.set_up``."""
         self.setup = setup
         with torch.random.fork_rng([]):  # the policy starts with the same weights with and without an ensemble
-            others = [load_simulator(other, self.device) for other in self.ensemble.others]
+            others = [load_simulator(bundle, self.device) for bundle in self.ensemble.bundles]
         self.simulator = load_simulator(self.bundle, self.device)
         self.ensemble_simulator: Simulator = self.simulator
         if others:
             members = [self.simulator, *others]
             self.ensemble_simulator = EnsembleSimulator(
-                members, self.ensemble.penalty, self.ensemble.limit, follow="first"
+                members, self.ensemble.uncertainty_penalty, self.ensemble.uncertainty_limit, follow="first"
             )
         self.policy: ActorCriticPolicy = self._make_policy(self.simulator)
         self._check_prior()
@@ -185,7 +184,7 @@ class ImaginationLearning(Algorithm):
             self.data,
             self.rollouts.context_frames or self.simulator.spec.context_frames,
             self.rollouts.horizon,
-            self.rollouts.relevant,
+            self.rollouts.rewarded_fraction,
             actions=not self.simulator.spec.actions.latent,
         )
         self.progress = 0
@@ -193,7 +192,7 @@ class ImaginationLearning(Algorithm):
 
     def step(self) -> StepMetrics:
         """Roll the policy out, and learn from the rollouts."""
-        context, began = self.contexts.draw(self.rollouts.batch_size), time.perf_counter()
+        context, began = self.contexts.sample(self.rollouts.batch_size), time.perf_counter()
         rollout = imagine_rollout(self.ensemble_simulator, self.policy, context, self.rollouts.horizon, self.observe)
         in_simulator = time.perf_counter() - began
         self.progress += self.rollouts.batch_size * self.rollouts.horizon
@@ -201,11 +200,11 @@ class ImaginationLearning(Algorithm):
             with self.setup.runtime.autocast():
                 logs = self._update(rollout)
         logs |= {
-            "imagined_reward": mean_reward_per_step(rollout, context.uniform),
+            "imagined_reward": mean_reward_per_step(rollout, context.sampled_uniformly),
             "seconds": time.perf_counter() - began,
             "seconds_in_simulator": in_simulator,
         }
-        if self.ensemble.others:
+        if self.ensemble.bundles:
             logs["uncertainty"] = float(rollout.uncertainty[1:].mean())
         return {"updates": [logs]}
 
