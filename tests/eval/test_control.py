@@ -91,7 +91,7 @@ def test_shuffled_actions_raise_the_loss_by_the_information_of_the_action(genie:
     world.dynamics = oracle
     cost = shuffled_action_loss(world, tokens, actions, batch_size=3)
     assert cost is not None
-    assert cost.right == pytest.approx(-math.log(0.7))
+    assert cost.own == pytest.approx(-math.log(0.7))
     assert cost.shuffled == pytest.approx(-math.log(0.1))
     assert torch.equal(oracle.seen[1], actions[:3, :1])  # the past keeps its right actions
 
@@ -104,7 +104,7 @@ def test_shuffled_actions_do_not_raise_the_loss_of_a_model_that_ignores_them(
     world.dynamics = Oracle(codes=4, p=0.7, heeds=False)
     cost = shuffled_action_loss(world, tokens, torch.tensor([[0, 1], [1, 2], [2, 0], [3, 3]]), batch_size=2)
     assert cost is not None
-    assert cost.right == cost.shuffled
+    assert cost.own == cost.shuffled
 
 
 def test_a_single_clip_cannot_be_shuffled(genie: Callable[..., GenieSimulator]) -> None:
@@ -122,7 +122,7 @@ def test_the_cost_under_right_actions_is_that_of_training_with_a_full_mask(
     flat = tokens.flatten(2)
     logits = dynamics(flat, actions, torch.ones_like(flat[:, 1:], dtype=torch.bool))
     assert cost is not None
-    assert cost.right == pytest.approx(F.cross_entropy(logits.flatten(0, 2), flat[:, 1:].flatten()).item(), rel=1e-5)
+    assert cost.own == pytest.approx(F.cross_entropy(logits.flatten(0, 2), flat[:, 1:].flatten()).item(), rel=1e-5)
 
 
 def test_a_family_without_a_loss_has_no_cost(brightness_world: VideoSimulator) -> None:

@@ -78,7 +78,7 @@ def test_features_are_tokens_and_those_of_a_clip_do_not_depend_on_its_batch(case
 def test_a_random_network_has_the_same_form_and_other_weights(case: str) -> None:
     features = CASES[case][0]()
     before = {name: w.clone() for part in features.networks.values() for name, w in part.state_dict().items()}
-    one, again, other = features.fresh(1), features.fresh(1), features.fresh(2)
+    one, again, other = features.reinitialized(1), features.reinitialized(1), features.reinitialized(2)
     frames = seen(features)
     assert (
         type(one) is type(features) and one.layer == features.layer and one.networks.keys() == features.networks.keys()
@@ -108,7 +108,7 @@ def test_the_layers_of_an_encoder_are_its_own() -> None:
     with torch.no_grad():
         whole, (first,) = network(frames_to_float(frames)), network.layer_features(frames_to_float(frames), [0])
     torch.testing.assert_close(EncoderFeatureExtractor(network)(frames), whole, rtol=0, atol=1e-6)
-    torch.testing.assert_close(EncoderFeatureExtractor(network).at(0)(frames), first, rtol=0, atol=1e-6)
+    torch.testing.assert_close(EncoderFeatureExtractor(network).with_layer(0)(frames), first, rtol=0, atol=1e-6)
     torch.testing.assert_close(EncoderFeatureExtractor(network, -1)(frames), whole, rtol=0, atol=1e-6)
     assert EncoderFeatureExtractor(network, -1).layer == 2 and EncoderFeatureExtractor(network).frames == 4
 
@@ -154,7 +154,7 @@ def test_no_hook_is_left_behind() -> None:
     [(256, (1, 8, 8)), (64, (1, 16, 16)), (32, (2, 16, 16)), (4, (1, 64, 64)), (100_000, (1, 1, 1))],
 )
 def test_pixels_have_as_many_tokens_as_the_model(tokens: int, spans: tuple[int, int, int]) -> None:
-    pixels = PixelFeatureExtractor.like(tokens, 4, (64, 64))
+    pixels = PixelFeatureExtractor.matching(tokens, 4, (64, 64))
     found = pixels(clips(64, count=1))
     if tokens < 10_000:
         assert found.shape[1] == tokens

@@ -199,7 +199,7 @@ def test_families_with_features_are_probed_and_the_others_say_so(name: str, fold
     features = load_feature_extractor(folder / name)
     assert features.image_size is not None
     clips = torch.randint(0, 256, (2, features.frames, *features.image_size, 3), dtype=torch.uint8)
-    assert features(clips).isfinite().all() and len(features.fresh(1)(clips)) == 2
+    assert features(clips).isfinite().all() and len(features.reinitialized(1)(clips)) == 2
 
 
 @pytest.mark.parametrize("name", SIMULATORS)
@@ -224,7 +224,7 @@ def test_networks_without_a_simulator_are_probed_and_surprised(tmp_path: Path) -
     assert load_feature_extractor(tmp_path / "tokens").networks.keys() == {"tokenizer"}
     assert load_feature_extractor(tmp_path / "jepa").networks.keys() == {"encoder"}
     scorer = load_surprise_scorer(tmp_path / "jepa", None, None, "cpu")
-    assert scorer.times(8)
+    assert scorer.frame_times(8)
     with pytest.raises(ValueError, match="no model whose surprise can be measured"):
         load_surprise_scorer(tmp_path / "tokens", None, None, "cpu")
     save_component(tokenizer(), tmp_path / "odd" / "encoder")

@@ -61,12 +61,12 @@ class ExportedNetworks:
 class VideoSurprise(Protocol):
     """How surprising each part of a video is to a model."""
 
-    def times(self, frames: int) -> list[int]:
+    def frame_times(self, frames: int) -> list[int]:
         """Return the frame at which each score of a video of ``frames`` frames is known. Raises ValueError."""
         ...
 
     def __call__(self, frames: Tensor) -> Tensor:
-        """Score videos: uint8 [b, t, h, w, 3] -> float [b, len(times(t))]."""
+        """Score videos: uint8 [b, t, h, w, 3] -> float [b, len(frame_times(t))]."""
         ...
 
 

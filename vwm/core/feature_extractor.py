@@ -67,13 +67,13 @@ class FeatureExtractor(ABC):
     def tokens(self, video: Tensor) -> Tensor:
         """Compute features: float [b, t, 3, H, W] in [-1, 1] -> [b, n, d]."""
 
-    def at(self, layer: int) -> Self:
+    def with_layer(self, layer: int) -> Self:
         """Return the extractor of another layer of the same networks. Raises ValueError if there is none."""
         other = copy.copy(self)
         FeatureExtractor.__init__(other, self.networks, self.depth, layer)
         return other
 
-    def fresh(self, seed: int) -> Self:
+    def reinitialized(self, seed: int) -> Self:
         """Return the extractor of the same layer of untrained networks with the same configs."""
         other = copy.copy(self)
         other.networks = {name: reinitialized_copy(part, seed) for name, part in self.networks.items()}

@@ -27,7 +27,7 @@ class DeltaPSNR(NamedTuple):
 class ShuffledActionLoss(NamedTuple):
     """The loss on the next frame per latent element, under a clip's own actions and under those of other clips."""
 
-    right: float
+    own: float
     shuffled: float
 
 
@@ -43,10 +43,11 @@ def delta_psnr(truth: Tensor, own: Tensor, random: Tensor) -> DeltaPSNR:
         own: predicted under the clips' own actions, of the same shape.
         random: predicted under random actions, of the same shape.
     """
-    right, wrong = frame_mse(truth, own), frame_mse(truth, random)
-    delta = psnr(right) - psnr(wrong)
+    own_error, random_error = frame_mse(truth, own), frame_mse(truth, random)
+    delta = psnr(own_error) - psnr(random_error)
     by_clip = [estimate_mean(column) for column in delta.unbind(dim=1)]
-    return DeltaPSNR(by_clip, [len(truth) - e.n for e in by_clip], psnr(right.mean(dim=0)) - psnr(wrong.mean(dim=0)))
+    of_sets = psnr(own_error.mean(dim=0)) - psnr(random_error.mean(dim=0))
+    return DeltaPSNR(by_clip, [len(truth) - e.n for e in by_clip], of_sets)
 
 
 def shuffled_action_loss(
@@ -74,5 +75,5 @@ def shuffled_action_loss(
         for part in parts:
             total += simulator.transition_loss(*part)
             bar.update(len(part[0]))
-    right, shuffled = (total / latents[:, 1:].numel()).tolist()
-    return ShuffledActionLoss(right, shuffled)
+    own, shuffled = (total / latents[:, 1:].numel()).tolist()
+    return ShuffledActionLoss(own, shuffled)

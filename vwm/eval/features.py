@@ -35,7 +35,7 @@ class PixelFeatureExtractor(FeatureExtractor):
         self.patch_size = patch_size
 
     @classmethod
-    def like(cls, tokens: int, frames: int, image_size: tuple[int, int]) -> PixelFeatureExtractor:
+    def matching(cls, tokens: int, frames: int, image_size: tuple[int, int]) -> PixelFeatureExtractor:
         """Return an extractor with as many tokens per clip as a model, or nearly as many if no patch size fits exactly.
 
         Args:

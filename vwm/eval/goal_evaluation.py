@@ -130,19 +130,17 @@ def evaluate_planner(
         The results, as written to ``plan.json``.
 
     Raises:
-        ValueError: a setting is out of range, the world does not fit the environment, or ``out`` is a folder of
-            something else.
+        ValueError: a setting is out of range, the world does not fit the environment, or ``out`` has other content.
     """
     check_positive(episodes=task.episodes, max_steps=task.max_steps, frame_skip=task.frame_skip)
     check_replaceable_folder(out, PLAN_RESULT_FILE, "such result")
     task_class = find_goal_task(env)
     planner = planning.make_planner()
     simulator = load_simulator(bundle, device)
-    if simulator.spec.context.is_vector:
-        raise ValueError(f"{bundle}: goals are images, but this world shows {simulator.spec.context}")
+    size = _frame_size(simulator, bundle)
     skip = task.frame_skip or infer_frame_skip(task_class.ENV, simulator)
+    task = replace(task, frame_skip=skip, env_options=task.env_options or {})
     objective = replace(objective, reduction=objective.reduction or task_class.reduction)
-    size = simulator.spec.context.image_size[0]
     open_task = functools.partial(task_class, task.episodes, seed, size, skip, task.env_options)
     episodes = open_task()
     check_simulator_fits_task(simulator, episodes)
@@ -151,32 +149,49 @@ def evaluate_planner(
     rollouts: dict[str, TaskRollout] = {planning.planner: run_task_policy(episodes, policy, task.max_steps)}
     rollouts |= run_reference_policies(open_task, seed, task.max_steps)
     result = {
-        "env": task_class.ENV,
-        "success": task_class.success,
-        "unit": task_class.unit,
-        "results": summarize_task_rollouts(rollouts, episodes.groups()),
-        "seconds_per_decision": float(np.mean(policy.seconds)),
-        "milliseconds_per_decision_and_episode": 1000 * sum(policy.seconds) / sum(policy.num_planned),
-        "simulator_steps_per_decision_and_episode": planner.simulator_steps_per_plan,
+        **_summarize_planning(episodes, rollouts, policy, planner),
         "settings": {
             "bundle": str(bundle),
             "planner": {"name": planning.planner, **vars(planner)},
+            "replan_every": planning.replan_every,
             "objective": asdict(objective),
             **asdict(task),
-            "frame_skip": skip,
-            "env_options": task.env_options or {},
-            "replan_every": planning.replan_every,
             "seed": seed,
-            "versions": {"vwm": VERSION, "torch": torch.__version__},
-            "threads": torch.get_num_threads(),
-            "device": str(simulator.device),
+            **_describe_machine(simulator),
         },
     }
     _write_planner_results(out, result, episodes, rollouts[planning.planner])
     episodes.close()
-    print(format_planner_results(result))
-    print(f"{out / PLAN_RESULT_FILE}: all results; in the same folder: paths.png, strip.png and episodes.mp4")
     return result
+
+
+def _frame_size(simulator: Simulator, bundle: Path) -> int:
+    """Return the height of the world's frames. Raises ValueError for a world of vectors."""
+    if simulator.spec.context.is_vector:
+        raise ValueError(f"{bundle}: goals are images, but this world shows {simulator.spec.context}")
+    return simulator.spec.context.image_size[0]
+
+
+def _summarize_planning(
+    task: GoalTask, rollouts: Mapping[str, TaskRollout], policy: MPCPolicy, planner: SamplingPlanner
+) -> dict[str, Any]:
+    return {
+        "env": task.ENV,
+        "success": task.success,
+        "unit": task.unit,
+        "results": summarize_task_rollouts(rollouts, task.groups()),
+        "seconds_per_decision": float(np.mean(policy.seconds)),
+        "milliseconds_per_decision_and_episode": 1000 * sum(policy.seconds) / sum(policy.num_planned),
+        "simulator_steps_per_decision_and_episode": planner.simulator_steps_per_plan,
+    }
+
+
+def _describe_machine(simulator: Simulator) -> dict[str, Any]:
+    return {
+        "versions": {"vwm": VERSION, "torch": torch.__version__},
+        "threads": torch.get_num_threads(),
+        "device": str(simulator.device),
+    }
 
 
 def make_planner(name: str, options: Mapping[str, Any]) -> SamplingPlanner:
@@ -277,9 +292,11 @@ def format_planner_results(result: Mapping[str, Any]) -> str:
 
 
 def _write_planner_results(out: Path, result: Mapping[str, Any], task: GoalTask, run: TaskRollout) -> None:
-    """Write all files of the result at once: the folder is complete or unchanged."""
+    """Write all files of the result atomically, and print a summary."""
     with atomic_folder(out) as folder:
         (folder / PLAN_RESULT_FILE).write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
         plot_episode_paths(task, run).savefig(folder / "paths.png")
         draw_frame_strip(run.frames[: run.steps[0] + 1, 0], task.goals[0]).save(folder / "strip.png")
         write_video(folder / "episodes.mp4", tile_episode_video(run.frames, task.goals), task.fps)
+    print(format_planner_results(result))
+    print(f"{out / PLAN_RESULT_FILE}: all results; in the same folder: paths.png, strip.png and episodes.mp4")

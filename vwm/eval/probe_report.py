@@ -124,13 +124,7 @@ def probe_features(
     check_replaceable_folder(out, PROBE_REPORT_FILE, "report of probes")
     device = str(resolve_device(device))
     paths = [path.strip() for path in bundle.split(",") if path.strip()]
-    size = read_image_size(data)
-    loaded = {
-        name: load_feature_extractor(path, None, size) for name, path in zip(_model_names(paths), paths, strict=True)
-    }
-    models: dict[str, FeatureExtractor] = {}
-    for name, features in loaded.items():
-        models |= _select_layers(name, features, layer)
+    models = _load_models(paths, layer, read_image_size(data))
     frames = next(iter(models.values())).frames if clip_length is None else clip_length
     labeled = read_labeled_clips(data, frames, clips, seed)
     runner = ProbeRunner(clips=labeled, config=probing, seed=seed, device=device)
@@ -139,14 +133,8 @@ def probe_features(
         "bundles": {path: hash_weights(Path(path)) for path in paths},
         "data": data,
         "index_hash": labeled.index_hash,
-        "settings": {
-            "layer": layer,
-            "clip_length": frames,
-            "clips": asdict(clips),
-            "probing": asdict(probing),
-            "seed": seed,
-            "sweep": probing.sweep(seed)._asdict(),
-        },
+        "settings": {"layer": layer, "clip_length": frames, "clips": asdict(clips), "probing": asdict(probing)},
+        "sweep": probing.sweep(seed)._asdict(),
         "environment": environment_info(torch.device(device)),
     }
     report = to_json_value(report)
@@ -249,8 +237,8 @@ def compare_with_controls(runner: ProbeRunner, models: dict[str, FeatureExtracto
     pixels: dict[tuple[int, ...], ProbeResult] = {}
     for name, features in models.items():
         model = runner(name, [features])
-        untrained = runner(f"{name}, {RANDOM_INIT_CONTROL}", [features.fresh(seed) for seed in seeds])
-        baseline = PixelFeatureExtractor.like(model.tokens, frames, (int(size[0]), int(size[1])))
+        untrained = runner(f"{name}, {RANDOM_INIT_CONTROL}", [features.reinitialized(seed) for seed in seeds])
+        baseline = PixelFeatureExtractor.matching(model.tokens, frames, (int(size[0]), int(size[1])))
         shape = (baseline.tubelet, *baseline.patch_size)
         if shape not in pixels:
             pixels[shape] = runner(f"{PIXEL_CONTROL} {'×'.join(map(str, shape))}", [baseline])
@@ -299,6 +287,16 @@ def read_image_size(data: str) -> tuple[int, int]:
     raise ValueError(f"{data}: its shards hold no episode")
 
 
+def _load_models(
+    paths: Sequence[str], layer: int | Literal["all"] | None, image_size: tuple[int, int]
+) -> dict[str, FeatureExtractor]:
+    """Load the features of the selected layers of all models, by the titles of their rows."""
+    models: dict[str, FeatureExtractor] = {}
+    for name, path in zip(_model_names(paths), paths, strict=True):
+        models |= _select_layers(name, load_feature_extractor(path, None, image_size), layer)
+    return models
+
+
 def _model_names(paths: Sequence[str]) -> list[str]:
     """Return a name for every model: that of its folder, or the whole path where folder names are equal."""
     if not paths:
@@ -316,7 +314,7 @@ def _select_layers(
     if layer == "all" and not features.depth:
         raise ValueError(f"layer=all: {name} has no layers to choose from; leave --layer out")
     numbers = range(features.depth) if layer == "all" else [layer]
-    layers = [features.at(number) for number in numbers]
+    layers = [features.with_layer(number) for number in numbers]
     return {f"{name}, layer {extractor.layer}": extractor for extractor in layers}
 
 

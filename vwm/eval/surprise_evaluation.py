@@ -44,7 +44,7 @@ def evaluate_surprise(
     scorer = load_surprise_scorer(bundle, context, mask_token, str(resolve_device(device)))
     pairs = read_violation_pairs(data, limit)
     report = write_surprise_report(
-        scorer, pairs, out, scorer.times(pairs.possible.shape[1]), batch_size, bundle.resolve().name
+        scorer, pairs, out, scorer.frame_times(pairs.possible.shape[1]), batch_size, bundle.resolve().name
     )
     print((out / SURPRISE_TABLE_FILE).read_text())
     return report

@@ -171,7 +171,7 @@ def _measure_control(evaluation: EvaluationData) -> dict[str, Any]:
             {**e._asdict(), "excluded": excluded} for e, excluded in zip(delta.by_clip, delta.excluded, strict=True)
         ],
         "delta_psnr_set_by_horizon": delta.over_set,
-        "shuffle_ratio": None if cost is None else cost.shuffled / cost.right,
+        "shuffle_ratio": None if cost is None else cost.shuffled / cost.own,
         "shuffle_cost": None if cost is None else {"loss": name, **cost._asdict()},
         **_measure_action_information(evaluation),
     }

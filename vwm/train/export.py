@@ -70,14 +70,7 @@ def export_run(
         _save_networks(exported.networks, out)
         print(exported.use.format(out=out))
         return
-    recording, fps = ({}, 0.0) if source is None else _read_first_episode(source)
-    settings = ExportSettings(
-        title=title or run.resolve().name,
-        fps=fps or 15.0,
-        context_frames=context,
-        starts=_read_starts(source, context, starts) if source is not None and _has_video(source) else None,
-        recording=recording,
-    )
+    settings = _make_export_settings(source, title or run.resolve().name, starts, context)
     chosen = {"steps": sampling_steps, "temperature": temperature, "guidance": guidance}
     sampling = {name: value for name, value in chosen.items() if value is not None}
     if sampling.get("guidance", 1) != 1 and not module.action_dropout:
@@ -92,6 +85,18 @@ def export_run(
         print("it has no decoder, so it can be planned in, not played")
     else:
         print(f"play it: vwm play {out}")
+
+
+def _make_export_settings(source: str | None, title: str, starts: int, context: int) -> ExportSettings:
+    """Read the frame rate, the metadata and the starting contexts from the data."""
+    recording, fps = ({}, 0.0) if source is None else _read_first_episode(source)
+    return ExportSettings(
+        title=title,
+        fps=fps or 15.0,
+        context_frames=context,
+        starts=_read_starts(source, context, starts) if source is not None and _has_video(source) else None,
+        recording=recording,
+    )
 
 
 def load_trained_module(run: Path, weights: str = "average") -> tuple[TrainingModule, Any]:

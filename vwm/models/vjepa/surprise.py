@@ -45,7 +45,7 @@ class VJEPASurprise:
         self.context = context
         self.mask_token = mask_token
 
-    def times(self, frames: int) -> list[int]:
+    def frame_times(self, frames: int) -> list[int]:
         """Return the last frame of every window of a video. Raises ValueError where it is shorter than a window."""
         if frames < self.encoder.frames:
             raise ValueError(
@@ -62,7 +62,7 @@ class VJEPASurprise:
         tokens = torch.arange(t * h * w, device=video.device).expand(len(video), -1)
         visible, hidden = tokens.tensor_split([self.context // self.encoder.tubelet * h * w], dim=1)
         distances = []
-        for end in self.times(video.shape[1]):
+        for end in self.frame_times(video.shape[1]):
             window = video[:, end + 1 - self.encoder.frames : end + 1]
             predicted = self.predictor(self.encoder(window, visible), visible, hidden, self.mask_token)
             true = gather_tokens(normalize_features(self.encoder(window)), hidden)
