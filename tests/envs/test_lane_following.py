@@ -38,7 +38,7 @@ def test_road_is_gray_and_nothing_else() -> None:
 def test_the_wheel_turns_to_where_the_road_leads(shift: int) -> None:
     point = find_road_ahead(picture(shift), 20)
     assert point is not None and 15 < point.ahead < 25
-    steer, gas, brake = lane_following_action(picture(shift), pace=30)
+    steer, gas, brake = lane_following_action(picture(shift), target_speed=30)
     assert np.sign(round(point.right)) == np.sign(shift) == np.sign(round(10 * steer))
     assert gas > 0 and brake == 0
 
@@ -47,16 +47,19 @@ def test_off_the_road_the_nearest_of_it_is_sought() -> None:
     frame = picture()
     frame[:56] = GRASS
     assert find_road_ahead(frame, 20) is None
-    assert lane_following_action(frame, pace=30)[0] > 0  # lost: it turns round
+    assert lane_following_action(frame, target_speed=30)[0] > 0  # lost: it turns round
     frame[50:54, 2:6] = ROAD
     point = find_road_ahead(frame, 20)
     assert point is not None and point.right < 0 and point.ahead < 0
-    assert lane_following_action(frame, pace=30)[0] < -0.5
+    assert lane_following_action(frame, target_speed=30)[0] < -0.5
 
 
 def test_the_board_tells_the_speed_and_the_pedals_keep_it() -> None:
     for bar in (0.0, 62.5, 125.0):
         assert read_speed(picture(bar=bar)) == pytest.approx(bar, abs=2)
-    fast, slow = lane_following_action(picture(bar=62.5), pace=20), lane_following_action(picture(), pace=60)
+    fast, slow = (
+        lane_following_action(picture(bar=62.5), target_speed=20),
+        lane_following_action(picture(), target_speed=60),
+    )
     assert fast[1] == 0 and fast[2] > 0.3
     assert slow[1] == 1 and slow[2] == 0

@@ -124,7 +124,7 @@ def test_what_cannot_be_read_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             read_procgen_state("coinrun", broken)
-    with pytest.raises(ValueError, match="of 'coinrun', wanted version 0 of 'maze'"):
+    with pytest.raises(ValueError, match="of 'coinrun', expected version 0 of 'maze'"):
         read_procgen_state("maze", saved)
     with pytest.raises(ValueError, match="use_generated_assets"):
         play("coinrun", [NOOP], use_generated_assets=True)

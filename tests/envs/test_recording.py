@@ -187,7 +187,7 @@ def test_continuous_actions_and_rendered_frames_with_state(tmp_path: Path) -> No
         np.testing.assert_array_equal(episode["state.npy"], episode["frames.npy"][:, 0, 0, :2])
         assert episode["json"]["state_names"] == ["observation_0", "observation_1"]
     assert "state_names" not in meta
-    with pytest.raises(ValueError, match="does not tell its state"):
+    with pytest.raises(ValueError, match="has no known state"):
         record_dataset(GAME, tmp_path / "c", frames=14, size=8, workers=0, state=True)
 
 
@@ -244,7 +244,7 @@ def test_a_failing_game_stops_with_its_own_error(tmp_path: Path, workers: int) -
     [
         ({"frames": 0}, "frames must be 1 or more"),
         ({"skip_first_frames": -1}, "skip_first_frames must be 0 or more"),
-        ({"policy": "road"}, "this game takes unnamed actions"),
+        ({"policy": "road"}, "this environment takes unnamed actions"),
         ({"max_episode_frames": 1}, "max_episode_frames must be 2 or more"),
         ({"policy": "clever"}, "'clever' is not known; there are random, sticky, mixed, road"),
         ({"workers": -1}, "workers must be 0"),
@@ -273,13 +273,13 @@ def discrete(count: int) -> EnvActionSpec:
     return EnvActionSpec(count, np.zeros(0, np.float32), np.zeros(0, np.float32))
 
 
-def unseen(lanes: int) -> np.ndarray[Any, Any]:
-    return np.zeros((lanes, 8, 8, 3), np.uint8)
+def blank_frames(num_envs: int) -> np.ndarray[Any, Any]:
+    return np.zeros((num_envs, 8, 8, 3), np.uint8)
 
 
 def play(policy: RandomPolicy, steps: int) -> np.ndarray[Any, Any]:
-    first = np.zeros(policy.lanes, bool)
-    return np.stack([policy.act(first, unseen(policy.lanes)) for _ in range(steps)])
+    first = np.zeros(policy.num_envs, bool)
+    return np.stack([policy.act(first, blank_frames(policy.num_envs)) for _ in range(steps)])
 
 
 def test_random_play_follows_the_weights() -> None:
@@ -292,7 +292,7 @@ def test_sticky_play_repeats_but_not_across_episodes() -> None:
     policy = StickyPolicy(discrete(10), 1, np.random.default_rng(0))
     actions = play(policy, 4000)[:, 0]
     assert abs((actions[1:] == actions[:-1]).mean() - (0.8 + 0.2 / 10)) < 0.02
-    fresh = np.array([policy.act(np.ones(1, bool), unseen(1))[0] for _ in range(4000)])
+    fresh = np.array([policy.act(np.ones(1, bool), blank_frames(1))[0] for _ in range(4000)])
     assert abs((fresh[1:] == fresh[:-1]).mean() - 0.1) < 0.03
 
 

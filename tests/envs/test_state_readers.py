@@ -54,5 +54,5 @@ def test_names_and_numbers_must_agree() -> None:
     game: Any = SimpleNamespace(state=np.zeros(3), state_names=["a", "b"])
     with pytest.raises(ValueError, match=r"state has shape \[3\], but there are 2 state_names"):
         make_state_reader("Own-v0", game, None)
-    with pytest.raises(ValueError, match="Own-v0: does not tell its state"):
+    with pytest.raises(ValueError, match="Own-v0: has no known state"):
         make_state_reader("Own-v0", SimpleNamespace(state=np.zeros(3)), np.zeros((8, 8, 3), np.uint8))

@@ -2,7 +2,7 @@
 
 Recording, agents and evaluation all play a ``BatchedEnv``. In the environments that agents learn in, every episode has
 a seed of its own, a function of (seed, copy, episode). The state of a copy is therefore its episode's number and the
-actions since its beginning, and a resumed run continues exactly.
+actions since its start, and a resumed run continues exactly.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ class EnvSpec(ABC):
     def __str__(self) -> str:
         """Name the class and the settings of a dataclass that differ from the defaults."""
         settings: dict[str, Field[Any]] = getattr(self, "__dataclass_fields__", {})
-        changed = [f"{name}={getattr(self, name)}" for name, about in settings.items() if not _is_default(self, about)]
+        changed = [
+            f"{name}={getattr(self, name)}" for name, setting in settings.items() if not _is_default(self, setting)
+        ]
         return f"{type(self).__name__}({', '.join(changed)})"
 
     @abstractmethod
@@ -135,18 +137,18 @@ class GymnasiumBatchedEnv(BatchedEnv):
         if count < 1:
             raise ValueError(f"{spec.env}: there must be 1 environment or more, got {count}")
         self.count = count
-        self.copies = [_EpisodicEnv(spec, seed, number, renderable and number == 0) for number in range(count)]
+        self.copies = [_EpisodicEnv(spec, seed, index, renderable and index == 0) for index in range(count)]
         env = self.copies[0].env
         self.spaces = EnvSpaces(env.observations, env.actions.space)
 
     def reset(self) -> TimeStep:
         """See ``BatchedEnv.reset``."""
-        return _stack_time_steps([copy.begin(0) for copy in self.copies])
+        return _stack_time_steps([copy.reset(0) for copy in self.copies])
 
     def step(self, action: Tensor) -> TimeStep:
         """See ``BatchedEnv.step``."""
         actions = action.cpu().numpy()
-        return _stack_time_steps([copy.step(one) for copy, one in zip(self.copies, actions, strict=True)])
+        return _stack_time_steps([copy.step(env_action) for copy, env_action in zip(self.copies, actions, strict=True)])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the episode of each copy and the actions since its beginning."""
@@ -240,18 +242,18 @@ class _CopyTimeStep:
 class _EpisodicEnv:
     """One copy of a Gymnasium environment, whose episodes have seeds of their own."""
 
-    def __init__(self, spec: GymnasiumEnvSpec, seed: int, number: int, renderable: bool) -> None:
+    def __init__(self, spec: GymnasiumEnvSpec, seed: int, index: int, renderable: bool) -> None:
         self.env = WrappedEnv(spec.env, spec.options, spec.size, spec.action_repeat, spec.pixels, renderable)
         self.time_limit = spec.time_limit
         self.seed = seed
-        self.number = number
+        self.index = index
         self.episode = 0
         self.actions: list[NDArray[Any]] = []
         self.has_ended = True
 
-    def begin(self, episode: int) -> _CopyTimeStep:
-        """Begin an episode."""
-        seed = np.random.SeedSequence([self.seed, self.number, episode]).generate_state(1)[0]
+    def reset(self, episode: int) -> _CopyTimeStep:
+        """Start an episode of a given number."""
+        seed = np.random.SeedSequence([self.seed, self.index, episode]).generate_state(1)[0]
         self.env.reset(seed=int(seed) % 2**31)
         self.episode = episode
         self.actions = []
@@ -261,7 +263,7 @@ class _EpisodicEnv:
     def step(self, action: NDArray[Any]) -> _CopyTimeStep:
         """Take an action; after the end of an episode, begin the next one."""
         if self.has_ended:
-            return self.begin(self.episode + 1)
+            return self.reset(self.episode + 1)
         self.actions.append(np.array(action))
         outcome = self.env.step(action)
         self.has_ended = outcome.terminated or outcome.truncated or len(self.actions) == self.time_limit
@@ -269,19 +271,19 @@ class _EpisodicEnv:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the episode's number and the actions since its beginning."""
-        return {"episode": self.episode, "done": [torch.as_tensor(action) for action in self.actions]}
+        return {"episode": self.episode, "actions": [torch.as_tensor(action) for action in self.actions]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> _CopyTimeStep:
         """Replay the episode up to its current time step."""
-        time_step = self.begin(state["episode"])
-        for action in state["done"]:
+        time_step = self.reset(state["episode"])
+        for action in state["actions"]:
             time_step = self.step(action.numpy())
         return time_step
 
 
-def _is_default(spec: EnvSpec, about: Field[Any]) -> bool:
-    default = about.default if about.default_factory is MISSING else about.default_factory()
-    return bool(getattr(spec, about.name) == default)
+def _is_default(spec: EnvSpec, setting: Field[Any]) -> bool:
+    default = setting.default if setting.default_factory is MISSING else setting.default_factory()
+    return bool(getattr(spec, setting.name) == default)
 
 
 def _stack_time_steps(steps: list[_CopyTimeStep]) -> TimeStep:

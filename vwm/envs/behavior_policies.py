@@ -1,7 +1,7 @@
 """Seeded policies that act while recording. A new one is one class and a line in ``BEHAVIOR_POLICIES``.
 
 A world model learns the effects of actions from data in which they are held, mixed and interrupted. Uniform random
-actions rarely hold one long enough to get anywhere, which is why ``sticky`` and ``mixed`` exist.
+actions rarely hold one long enough to reach new states, which is why ``sticky`` and ``mixed`` exist.
 
 Continuous actions lie in [-1, 1], as in shards.
 """
@@ -24,7 +24,7 @@ class RandomPolicy:
 
     Args:
         actions: the actions of the environment.
-        lanes: number of environments that are played together.
+        num_envs: number of environments that step together.
         rng: source of all randomness.
         prefer: weights of discrete actions; those not named have weight 1.
 
@@ -33,46 +33,48 @@ class RandomPolicy:
     """
 
     def __init__(
-        self, actions: EnvActionSpec, lanes: int, rng: np.random.Generator, prefer: Mapping[int, float] | None = None
+        self, actions: EnvActionSpec, num_envs: int, rng: np.random.Generator, prefer: Mapping[int, float] | None = None
     ) -> None:
-        self.actions, self.lanes, self.rng = actions, lanes, rng
-        self.base = base_action_weights(actions, prefer or {})
-        self.weights = np.tile(self.base, (lanes, 1))
-        self.low = np.full((lanes, len(actions.low)), -1.0)
+        self.actions = actions
+        self.num_envs = num_envs
+        self.rng = rng
+        self.base_weights = base_action_weights(actions, prefer or {})
+        self.weights = np.tile(self.base_weights, (num_envs, 1))
+        self.low = np.full((num_envs, len(actions.low)), -1.0)
         self.high = -self.low
 
     def act(self, first: NDArray[np.bool_], frames: NDArray[np.uint8]) -> NDArray[Any]:
         """Choose the action of every environment.
 
         Args:
-            first: bool [lanes], where an episode has just begun.
-            frames: uint8 [lanes, H, W, 3], the current observations.
+            first: bool [num_envs], where an episode has just started.
+            frames: uint8 [num_envs, H, W, 3], the current observations.
 
         Returns:
-            int64 [lanes], or float32 [lanes, A] in [-1, 1].
+            int64 [num_envs], or float32 [num_envs, A] in [-1, 1].
         """
         if self.actions.count == 0:
             return self.rng.uniform(self.low, self.high).astype(np.float32)
         edges = self.weights.cumsum(axis=1)
-        drawn: NDArray[np.int64] = (self.rng.random((self.lanes, 1)) * edges[:, -1:] >= edges).sum(axis=1)
-        return drawn
+        actions: NDArray[np.int64] = (self.rng.random((self.num_envs, 1)) * edges[:, -1:] >= edges).sum(axis=1)
+        return actions
 
 
 class StickyPolicy(RandomPolicy):
     """Repeats the last action with a probability, else draws a new one."""
 
     def __init__(
-        self, actions: EnvActionSpec, lanes: int, rng: np.random.Generator, prefer: Mapping[int, float] | None = None
+        self, actions: EnvActionSpec, num_envs: int, rng: np.random.Generator, prefer: Mapping[int, float] | None = None
     ) -> None:
-        super().__init__(actions, lanes, rng, prefer)
-        self.repeat = np.full(lanes, 0.8)
-        self.last = super().act(np.ones(lanes, bool), np.zeros((lanes, 1, 1, 3), np.uint8))
+        super().__init__(actions, num_envs, rng, prefer)
+        self.repeat_probability = np.full(num_envs, 0.8)
+        self.last_action = super().act(np.ones(num_envs, bool), np.zeros((num_envs, 1, 1, 3), np.uint8))
 
     def act(self, first: NDArray[np.bool_], frames: NDArray[np.uint8]) -> NDArray[Any]:
-        fresh = super().act(first, frames)
-        keep = (self.rng.random(self.lanes) < self.repeat) & ~first
-        self.last = np.where(keep if fresh.ndim == 1 else keep[:, None], self.last, fresh)
-        return self.last
+        new_action = super().act(first, frames)
+        keep = (self.rng.random(self.num_envs) < self.repeat_probability) & ~first
+        self.last_action = np.where(keep if new_action.ndim == 1 else keep[:, None], self.last_action, new_action)
+        return self.last_action
 
 
 class MixedPolicy(StickyPolicy):
@@ -83,31 +85,33 @@ class MixedPolicy(StickyPolicy):
     """
 
     concentration = 0.3
-    """Dirichlet parameter of an action of average weight; the smaller, the more one-sided the segments."""
+    """Dirichlet parameter of an action of average weight; the smaller, the fewer actions a segment uses."""
     segment_length = (16, 128)
     """Shortest and longest segment, in frames."""
 
     def __init__(
-        self, actions: EnvActionSpec, lanes: int, rng: np.random.Generator, prefer: Mapping[int, float] | None = None
+        self, actions: EnvActionSpec, num_envs: int, rng: np.random.Generator, prefer: Mapping[int, float] | None = None
     ) -> None:
-        super().__init__(actions, lanes, rng, prefer)
-        self.left = np.zeros(lanes, np.int64)
+        super().__init__(actions, num_envs, rng, prefer)
+        self.frames_left = np.zeros(num_envs, np.int64)
 
     def act(self, first: NDArray[np.bool_], frames: NDArray[np.uint8]) -> NDArray[Any]:
-        for lane in np.flatnonzero(first | (self.left == 0)):
-            self._start_segment(int(lane))
-        self.left -= 1
+        for env in np.flatnonzero(first | (self.frames_left == 0)):
+            self._start_segment(int(env))
+        self.frames_left -= 1
         return super().act(first, frames)
 
-    def _start_segment(self, lane: int) -> None:
-        self.left[lane] = self.rng.integers(self.segment_length[0], self.segment_length[1] + 1)
-        self.repeat[lane] = self.rng.uniform(0.5, 0.95)
+    def _start_segment(self, env: int) -> None:
+        self.frames_left[env] = self.rng.integers(self.segment_length[0], self.segment_length[1] + 1)
+        self.repeat_probability[env] = self.rng.uniform(0.5, 0.95)
         if self.actions.count:
-            drawn = self.rng.standard_gamma(self.base * (self.concentration * np.count_nonzero(self.base)))
-            self.weights[lane] = drawn if drawn.sum() > 0 else self.base
+            weights = self.rng.standard_gamma(
+                self.base_weights * (self.concentration * np.count_nonzero(self.base_weights))
+            )
+            self.weights[env] = weights if weights.sum() > 0 else self.base_weights
         else:
             corners = self.rng.uniform(-1, 1, (2, len(self.actions.low)))
-            self.low[lane], self.high[lane] = corners.min(axis=0), corners.max(axis=0)
+            self.low[env], self.high[env] = corners.min(axis=0), corners.max(axis=0)
 
 
 @dataclass
@@ -115,79 +119,85 @@ class _DrivingSegment:
     """What the wheel or the pedals do for some frames.
 
     Attributes:
-        left: frames until it ends.
-        whim: steer [1], or gas and brake [2], held regardless of the road; None follows the road.
-        mood: of the driving: how much the wheel sways, or which speed the pedals keep.
+        frames_left: frames until it ends.
+        override: steer [1], or gas and brake [2], held regardless of the road; None follows the road.
+        parameter: of following the road: noise scale of the wheel, or target speed of the pedals.
     """
 
-    left: int = 0
-    whim: NDArray[np.float64] | None = None
-    mood: float = 0.0
+    frames_left: int = 0
+    override: NDArray[np.float64] | None = None
+    parameter: float = 0.0
 
 
 class LaneFollowingPolicy(RandomPolicy):
     """Drives CarRacing: follows the visible road, and leaves it on purpose.
 
-    Wheel and pedals alternate, each in its own time, between driving and whims: a random turn of the wheel; gas,
-    brake, both or none of them. Driving sways about its line, and keeps a speed that is drawn again every few seconds
-    (now and then 0). So a world model sees what each of the three does apart from the others and from the road.
+    Wheel and pedals alternate, independently of each other, between segments that follow the road and segments that
+    override it: a random turn of the wheel; gas, brake, both or neither. While following, the wheel is noisy and the
+    target speed is drawn again every few seconds (sometimes 0). The recording thus shows the effect of each of the
+    three controls independently of the others and of the road.
 
     Raises:
         ValueError: the actions are not steer, gas and brake.
     """
 
-    whims = 0.4
+    override_rate = 0.4
     """Fraction of segments that ignore the road; they are shorter than the others."""
     override_length, driving_length = (2, 8), (6, 36)
     """Shortest and longest segment, in frames."""
-    pressed = (0.6, 0.35)
-    """Fractions of the pedals' ignoring segments that press gas, and brake."""
-    pace = (15.0, 65.0)
+    pedal_press_rates = (0.6, 0.35)
+    """Fractions of the overriding segments of the pedals that press gas, and brake."""
+    target_speed_range = (15.0, 65.0)
     """Slowest and fastest target speed, in the environment's unit."""
-    stops = 0.05
+    stop_rate = 0.05
     """Fraction of the driving segments that brake to a stop."""
 
     def __init__(
-        self, actions: EnvActionSpec, lanes: int, rng: np.random.Generator, prefer: Mapping[int, float] | None = None
+        self, actions: EnvActionSpec, num_envs: int, rng: np.random.Generator, prefer: Mapping[int, float] | None = None
     ) -> None:
-        super().__init__(actions, lanes, rng, prefer)
+        super().__init__(actions, num_envs, rng, prefer)
         if actions.names != ("steer", "gas", "brake"):
             named = ", ".join(actions.names) or "unnamed actions"
-            raise ValueError(f"policy road drives a car by steer, gas, brake (CarRacing-v3); this game takes {named}")
-        self.pieces = [(_DrivingSegment(), _DrivingSegment()) for _ in range(lanes)]
-        self.sway = np.zeros(lanes)
+            raise ValueError(
+                f"policy road drives a car by steer, gas, brake (CarRacing-v3); this environment takes {named}"
+            )
+        self.segments = [(_DrivingSegment(), _DrivingSegment()) for _ in range(num_envs)]
+        self.steering_noise = np.zeros(num_envs)
 
     def act(self, first: NDArray[np.bool_], frames: NDArray[np.uint8]) -> NDArray[Any]:
-        return np.stack([self._drive(lane, frames[lane]) for lane in range(self.lanes)])
+        return np.stack([self._drive(env, frames[env]) for env in range(self.num_envs)])
 
-    def _drive(self, lane: int, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _drive(self, env: int, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Choose the action of one environment, float32 [3]."""
-        wheel, pedals = self.pieces[lane]
-        for piece, held in ((wheel, 1), (pedals, 2)):
-            if piece.left == 0:
-                self._begin(piece, held)
-            piece.left -= 1
-        self.sway[lane] = 0.8 * self.sway[lane] + 0.6 * wheel.mood * self.rng.normal()
-        action = lane_following_action(frame, pedals.mood) + [self.sway[lane], 0, 0]
-        if wheel.whim is not None:
-            action[:1] = wheel.whim
-        if pedals.whim is not None:
-            action[1:] = pedals.whim
+        wheel, pedals = self.segments[env]
+        for segment, controls in ((wheel, 1), (pedals, 2)):
+            if segment.frames_left == 0:
+                self._start_segment(segment, controls)
+            segment.frames_left -= 1
+        self.steering_noise[env] = 0.8 * self.steering_noise[env] + 0.6 * wheel.parameter * self.rng.normal()
+        action = lane_following_action(frame, pedals.parameter) + [self.steering_noise[env], 0, 0]
+        if wheel.override is not None:
+            action[:1] = wheel.override
+        if pedals.override is not None:
+            action[1:] = pedals.override
         # gas and brake go from 0 to 1
         return np.array([action[0], 2 * action[1] - 1, 2 * action[2] - 1], np.float32).clip(-1, 1)
 
-    def _begin(self, piece: _DrivingSegment, held: int) -> None:
-        """Begin a segment of the wheel (``held`` 1) or of the pedals (2)."""
-        if self.rng.random() < self.whims:
-            piece.left = int(self.rng.integers(*self.override_length, endpoint=True))
-            pedals = self.rng.random(2) * (self.rng.random(2) < self.pressed)
-            piece.whim = pedals if held == 2 else self.rng.uniform(-1, 1, 1)
+    def _start_segment(self, segment: _DrivingSegment, controls: int) -> None:
+        """Start a segment of the wheel (1 control) or of the pedals (2)."""
+        if self.rng.random() < self.override_rate:
+            segment.frames_left = int(self.rng.integers(*self.override_length, endpoint=True))
+            pedals = self.rng.random(2) * (self.rng.random(2) < self.pedal_press_rates)
+            segment.override = pedals if controls == 2 else self.rng.uniform(-1, 1, 1)
             return
-        piece.left, piece.whim = int(self.rng.integers(*self.driving_length, endpoint=True)), None
-        if held == 1:
-            piece.mood = self.rng.uniform(0, 0.3)
+        segment.frames_left = int(self.rng.integers(*self.driving_length, endpoint=True))
+        segment.override = None
+        if controls == 1:
+            segment.parameter = self.rng.uniform(0, 0.3)
         else:
-            piece.mood = 0.0 if self.rng.random() < self.stops else self.rng.uniform(*self.pace)
+            segment.parameter = (
+                0.0 if self.rng.random() < self.stop_rate else self.rng.uniform(*self.target_speed_range)
+            )
 
 
 BEHAVIOR_POLICIES: dict[str, type[RandomPolicy]] = {

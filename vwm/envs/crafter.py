@@ -31,7 +31,7 @@ class CrafterEnv(gymnasium.Env[NDArray[np.uint8], Any]):
         render_mode: ``rgb_array`` or None; both render the observation.
         size: side of the images in pixels.
         length: steps after which an episode is truncated.
-        reward: False gives no rewards, for agents that explore without them.
+        reward: False returns no rewards, for agents that explore without them.
 
     Raises:
         ImportError: Crafter is not installed.
@@ -41,7 +41,8 @@ class CrafterEnv(gymnasium.Env[NDArray[np.uint8], Any]):
         self, render_mode: str | None = None, size: int = 64, length: int = 10_000, reward: bool = True
     ) -> None:
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": CRAFTER_FPS}
-        self.render_mode, self._settings = render_mode, {"size": (size, size), "length": length, "reward": reward}
+        self.render_mode = render_mode
+        self._settings = {"size": (size, size), "length": length, "reward": reward}
         self._open(seed=0)
         self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = spaces.Discrete(len(self._game.action_names))
@@ -61,9 +62,9 @@ class CrafterEnv(gymnasium.Env[NDArray[np.uint8], Any]):
 
     def step(self, action: int) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
         """Take one action; after the end of an episode, ``reset`` must be called."""
-        self._image, reward, over, info = self._game.step(int(action))
+        self._image, reward, done, info = self._game.step(int(action))
         died = not info["discount"]
-        return self._image, float(reward), died, bool(over) and not died, {"achievements": info["achievements"]}
+        return self._image, float(reward), died, bool(done) and not died, {"achievements": info["achievements"]}
 
     def render(self) -> NDArray[np.uint8]:
         """Return the observation."""
@@ -75,10 +76,12 @@ class CrafterEnv(gymnasium.Env[NDArray[np.uint8], Any]):
         self._game = crafter.Env(seed=seed, **self._settings)
         balance = self._game._balance_chunk
 
-        def in_order(chunk: Any, creatures: Collection[Any]) -> None:
-            balance(chunk, sorted(creatures, key=lambda one: tuple(one.pos)))  # no two creatures share a position
+        def balance_in_order(chunk: Any, creatures: Collection[Any]) -> None:
+            balance(
+                chunk, sorted(creatures, key=lambda creature: tuple(creature.pos))
+            )  # no two creatures share a position
 
-        self._game._balance_chunk = in_order
+        self._game._balance_chunk = balance_in_order
 
 
 if CRAFTER_ID not in gymnasium.registry:

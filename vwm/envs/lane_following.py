@@ -35,31 +35,31 @@ class RoadPoint(NamedTuple):
     ahead: float
 
 
-def lane_following_action(frame: NDArray[np.uint8], pace: float) -> NDArray[np.float64]:
+def lane_following_action(frame: NDArray[np.uint8], target_speed: float) -> NDArray[np.float64]:
     """Compute steering [-1, 1], gas and brake [0, 1] for a car that follows the road: float64 [3].
 
     It steers along the circle that leads from the car to a point of the road ahead, and slows down before bends.
 
     Args:
         frame: uint8 [H, W, 3].
-        pace: speed to keep on a straight road.
+        target_speed: speed to keep on a straight road.
     """
-    now = read_speed(frame)
-    reach = 8 + 0.25 * now
-    near, far = find_road_ahead(frame, reach), find_road_ahead(frame, 2 * reach)
+    speed = read_speed(frame)
+    lookahead = 8 + 0.25 * speed
+    near, far = find_road_ahead(frame, lookahead), find_road_ahead(frame, 2 * lookahead)
     if near is None or far is None:
-        near = far = RoadPoint(8.0, 0.0)  # lost: turn round, slowly
+        near = far = RoadPoint(8.0, 0.0)  # no road in sight: turn around slowly
     bend, next_bend = (math.atan2(point.right, point.ahead) for point in (near, far))
     curvature = 2 * math.sin(max(-1.5, min(1.5, bend))) / max(6.0, math.hypot(*near))
     steer = (
         1.3 * math.atan(WHEELBASE * curvature) / MAX_STEERING_ANGLE
     )  # a little more than the circle, since the tires slip
-    wanted = pace * max(0.3, min(1.0, 1.25 - 1.2 * max(abs(bend), abs(next_bend))))
-    return np.array([steer, 0.05 * (wanted - now), min(0.6, 0.02 * (now - wanted))]).clip((-1, 0, 0), 1)
+    curve_speed = target_speed * max(0.3, min(1.0, 1.25 - 1.2 * max(abs(bend), abs(next_bend))))
+    return np.array([steer, 0.05 * (curve_speed - speed), min(0.6, 0.02 * (speed - curve_speed))]).clip((-1, 0, 0), 1)
 
 
 def road_mask(frame: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Which pixels are road, bool [H, W]."""
+    """Return which pixels are road, bool [H, W]."""
     pixels = frame.astype(np.int16)
     gray = np.ptp(pixels, axis=-1) < 24
     mask: NDArray[np.bool_] = gray & (np.abs(pixels.mean(axis=-1) - 105) < 20)
@@ -68,20 +68,20 @@ def road_mask(frame: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def find_road_ahead(frame: NDArray[np.uint8], distance: float) -> RoadPoint | None:
-    """The middle of the road about ``distance`` ahead, followed from the car on; off the road, its nearest point.
+    """Follow the road from the car to its middle about ``distance`` ahead; off the road, return its nearest point.
 
     Args:
         frame: uint8 [H, W, 3].
-        distance: in the game's unit of length (a car is 4 long).
+        distance: in the environment's unit of length (a car is 4 long).
 
     Returns:
         The point, or None where there is no road in sight.
     """
     mask = road_mask(frame)
     height, width = mask.shape
-    bonnet = int((CAR_POSITION[0] - 0.05) * height)
-    middle, found = CAR_POSITION[1] * width, None
-    for row in range(bonnet, -1, -1):
+    front_row = int((CAR_POSITION[0] - 0.05) * height)
+    middle, point = CAR_POSITION[1] * width, None
+    for row in range(front_row, -1, -1):
         runs = _true_runs(mask[row])
         if not len(runs):
             break
@@ -90,30 +90,30 @@ def find_road_ahead(frame: NDArray[np.uint8], distance: float) -> RoadPoint | No
             break
         nearest = runs[gaps.argmin()]
         middle = float(nearest.mean())
-        found = _pixel_to_road_point(row, middle - 0.5, height, width)
-        if found.ahead**2 + found.right**2 >= distance**2:
+        point = _pixel_to_road_point(row, middle - 0.5, height, width)
+        if point.ahead**2 + point.right**2 >= distance**2:
             break
-    if found is not None:
-        return found
+    if point is not None:
+        return point
     rows, columns = np.nonzero(mask)
     if not len(rows):
         return None
-    places = [_pixel_to_road_point(int(r), float(c), height, width) for r, c in zip(rows, columns, strict=True)]
-    return min(places, key=lambda place: place.right**2 + place.ahead**2)
+    points = [_pixel_to_road_point(int(r), float(c), height, width) for r, c in zip(rows, columns, strict=True)]
+    return min(points, key=lambda point: point.right**2 + point.ahead**2)
 
 
 def read_speed(frame: NDArray[np.uint8]) -> float:
-    """The speed that the instruments show."""
+    """Return the speed that the dashboard shows."""
     height, width, _ = frame.shape
-    board = frame[
+    speed_bar = frame[
         int(DASHBOARD_TOP * height) :, int(SPEED_BAR_COLUMNS[0] * width) : math.ceil(SPEED_BAR_COLUMNS[1] * width)
     ]
-    lit = board.min(axis=-1).sum() / 255 / ((SPEED_BAR_COLUMNS[1] - SPEED_BAR_COLUMNS[0]) * width)
-    return float(lit / height * SPEED_PER_HEIGHT)
+    bar_height = speed_bar.min(axis=-1).sum() / 255 / ((SPEED_BAR_COLUMNS[1] - SPEED_BAR_COLUMNS[0]) * width)
+    return float(bar_height / height * SPEED_PER_HEIGHT)
 
 
 def _true_runs(row: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Where each stretch of True begins and ends, int64 [n, 2]."""
+    """Return the start and end of each run of True, int64 [n, 2]."""
     edges = np.flatnonzero(np.diff(np.concatenate(([False], row, [False])).astype(np.int8)))
     return edges.reshape(-1, 2)
 

@@ -108,11 +108,11 @@ class ProcgenRecordingEnv(RecordingEnv):
         if state:
             procgen_state.check_procgen_options(game, dict(options))
         start, count = partition_levels(int(options.get("start_level", 0)), int(options.get("num_levels", 0)), shard)
-        own = {"start_level": start, "num_levels": count, "rand_seed": shard.seed}
+        shard_options = {"start_level": start, "num_levels": count, "rand_seed": shard.seed}
         if options.get("distribution_mode") == "exploration":  # one fixed level, which cannot be chosen
-            del own["start_level"], own["num_levels"]
+            del shard_options["start_level"], shard_options["num_levels"]
         self._game = game
-        self._options = {**options, **own}
+        self._options = {**options, **shard_options}
         self._size = size
         self._skip = frame_skip
         self._open()
@@ -126,8 +126,8 @@ class ProcgenRecordingEnv(RecordingEnv):
         """See ``BatchedEnv.reset``."""
         self.close()
         self._open()
-        none = np.zeros(self.count, bool)
-        return autoreset_time_step(self._frames(), np.zeros(self.count), ~none, none, none)
+        no_flags = np.zeros(self.count, bool)
+        return autoreset_time_step(self._frames(), np.zeros(self.count), ~no_flags, no_flags, no_flags)
 
     def step(self, action: Tensor) -> TimeStep:
         """See ``BatchedEnv.step``."""
@@ -154,7 +154,7 @@ class ProcgenRecordingEnv(RecordingEnv):
         if not self.state_names:
             return None
         saved = self._env.callmethod("get_state")
-        return np.stack([procgen_state.read_procgen_state(self._game, one) for one in saved])
+        return np.stack([procgen_state.read_procgen_state(self._game, data) for data in saved])
 
     def close(self) -> None:
         """See ``BatchedEnv.close``."""

@@ -6,7 +6,7 @@ words, little-endian as the machine is, and strings and lists behind their lengt
 that is read here. The parse is checked by the version and the name at its start and, for CoinRun, by the mark at its
 end, so that another layout stops with an error and not with wrong numbers.
 
-Lengths are in tiles of the level, y upwards; velocities in tiles a step of the game.
+Lengths are in tiles of the level, y is upward; velocities in tiles per step of the game.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _WordReader:
 
     def take(self, count: int) -> NDArray[np.int32]:
         if count < 0 or self.at + 4 * count > len(self.data):
-            raise ValueError(f"the state ends after {len(self.data)} bytes, {count} words were wanted at {self.at}")
+            raise ValueError(f"the state ends after {len(self.data)} bytes, {count} words were expected at {self.at}")
         words = np.frombuffer(self.data, "<i4", count, self.at)
         self.at += 4 * count
         return words
@@ -78,13 +78,13 @@ class _LevelState:
     grid: NDArray[np.int32]
     center: NDArray[np.float32]
     visibility: float
-    own: _WordReader
+    remainder: _WordReader
 
 
 def procgen_state_names(game: str) -> tuple[str, ...]:
-    """Names of what :func:`read_state` gives for a game; lengths in tiles, y upwards.
+    """Return the names of the values of :func:`read_procgen_state` for a game; lengths in tiles, y is upward.
 
-    ``danger_dx`` and ``danger_dy`` lead from the agent to the nearest saw or enemy that the picture shows; both are 0
+    ``danger_dx`` and ``danger_dy`` lead from the agent to the nearest saw or enemy that the frame shows; both are 0
     where it shows none (``danger_in_view`` is 0 then).
     """
     return POSE_NAMES + EXTRA_STATE_NAMES.get(game, ())
@@ -98,13 +98,13 @@ def check_procgen_options(game: str, options: dict[str, Any]) -> None:
     """
     if options.get("use_generated_assets"):
         raise ValueError(
-            f"procgen:{game}: Procgen does not tell its state with use_generated_assets; record without that option, "
+            f"procgen:{game}: Procgen cannot save its state with use_generated_assets; record without that option, "
             f"or without --state"
         )
 
 
 def read_procgen_state(game: str, data: bytes) -> NDArray[np.float32]:
-    """Parse the saved bytes of one environment: float32 [S], in the order of :func:`state_names`.
+    """Parse the saved bytes of one environment: float32 [S], in the order of :func:`procgen_state_names`.
 
     Raises:
         ValueError: the bytes are not in the known order (another version of Procgen).
@@ -129,7 +129,7 @@ def _parse(game: str, data: bytes) -> _LevelState:
     words = _WordReader(data)
     version, name = words.integer(), words.string().decode(errors="replace")
     if version != PROCGEN_STATE_VERSION or name != game:
-        raise ValueError(f"version {version} of {name!r}, wanted version {PROCGEN_STATE_VERSION} of {game!r}")
+        raise ValueError(f"version {version} of {name!r}, expected version {PROCGEN_STATE_VERSION} of {game!r}")
     words.take(HEADER_WORDS)
     words.skip_rng()  # that deals out levels
     words.skip_rng()  # of the level
@@ -137,7 +137,7 @@ def _parse(game: str, data: bytes) -> _LevelState:
     entities = words.take(words.integer() * ENTITY_WORDS).reshape(-1, ENTITY_WORDS)
     (players,) = np.nonzero(entities[:, KIND] == PLAYER_ENTITY_KIND)
     if not len(players):
-        raise ValueError(f"no player among {len(entities)} things")
+        raise ValueError(f"no player among {len(entities)} entities")
     words.take(14)  # background and controls
     center = words.floats(2)
     words.take(3)
@@ -156,19 +156,19 @@ def _parse(game: str, data: bytes) -> _LevelState:
 
 def _coinrun_state(level: _LevelState) -> list[float]:
     """Return on_ground, facing_right, and the position of the nearest visible danger."""
-    words, agent = level.own, level.agent
+    words, agent = level.remainder, level.agent
     words.take(4)
     on_crate = words.integer()
     words.take(2)
     if (end := words.integer() & 0xFFFFFFFF) != PROCGEN_END_MARK or words.at != len(words.data):
         raise ValueError(f"it ends with {end:#x} and {len(words.data) - words.at} bytes more")
-    # The game's own flag says what held before the step was made, that is in the frame before.
+    # The game's own flag refers to the state before the step, that is to the previous frame.
     feet = int(np.floor(agent[Y] - agent[RY] - 0.01))
     sides = [int(np.floor(agent[X] + side * (agent[RX] - 0.01))) for side in (-1, 1)]
     ground = bool(on_crate) or any(_is_wall(level.grid, x, feet) for x in sides)
     dangers = level.entities[np.isin(level.entities[:, KIND], COINRUN_DANGERS)].view("<f4")
-    seen = (np.abs(dangers[:, [X, Y]] - level.center) <= level.visibility / 2).all(axis=1)
-    offsets = dangers[seen][:, [X, Y]] - agent[[X, Y]]
+    visible = (np.abs(dangers[:, [X, Y]] - level.center) <= level.visibility / 2).all(axis=1)
+    offsets = dangers[visible][:, [X, Y]] - agent[[X, Y]]
     nearest = offsets[np.argmin((offsets**2).sum(axis=1))] if len(offsets) else np.zeros(2)
     return [
         float(ground and agent[VY] <= 0),

@@ -32,7 +32,7 @@ RECORDING_MANIFEST = "recording.json"
 
 @dataclass(frozen=True)
 class RecordingConfig:
-    """Everything that decides what a recording holds; saved as ``recording.json`` next to the shards."""
+    """Everything that determines the content of a recording; saved as ``recording.json`` next to the shards."""
 
     env: str
     frames: int
@@ -108,10 +108,11 @@ def record_dataset(
         out: folder for the shards.
         frames: frames to record.
         size: side of the frames, in pixels.
-        policy: random (every action drawn independently), sticky (mostly repeats the last action), mixed (pieces
-            of sticky play, each leaning to other actions), or road (drives CarRacing, and strays on purpose).
-        workers: processes that record; 0 records in this one. The number changes nothing in what is recorded.
-        frames_per_shard: frames a shard; shards are also what is held out for validation.
+        policy: random (every action drawn independently), sticky (mostly repeats the last action), mixed (segments
+            of sticky play, each with other preferred actions), or road (drives CarRacing, and leaves the road on
+            purpose).
+        workers: processes that record; 0 records in this one. Their number does not affect the recording.
+        frames_per_shard: frames per shard; validation holds out whole shards.
         seed: of the environment and the policy.
         frame_skip: steps of the environment for which an action is held; only the last one's frame is kept.
         max_episode_frames: frames after which an episode is cut; the next one continues there.
@@ -123,7 +124,7 @@ def record_dataset(
             with something else (CarRacing zooms in for its first second).
 
     Raises:
-        ValueError: a setting makes no sense, or ``out`` holds a recording with other settings.
+        ValueError: a setting is out of range, or ``out`` holds a recording with other settings.
         ImportError: the environment's package is not installed.
     """
     config = RecordingConfig(
@@ -166,7 +167,7 @@ def _write_or_check_config(out: Path, config: RecordingConfig) -> None:
     """Write the settings into a new folder, or check that those found there are the same.
 
     Raises:
-        ValueError: other settings, or shards of unknown origin.
+        ValueError: the settings differ, or there are shards without settings.
     """
     expected = json.loads(json.dumps(asdict(config)))
     path = out / RECORDING_MANIFEST

@@ -73,8 +73,8 @@ def make_quadruple(law: str, rng: Rng, frames: int) -> ViolationQuadruple:
     """
     _check_world_and_length(law, PHYSICAL_PROPERTIES, frames)
     a, b, cuts, event = POSSIBLE_PAIR_MAKERS[law](rng, frames)
-    turn = int(rng.integers(8))
-    return swap_frames(transform_clip(a, turn), transform_clip(b, turn), cuts, event)
+    symmetry = int(rng.integers(8))
+    return swap_frames(transform_clip(a, symmetry), transform_clip(b, symmetry), cuts, event)
 
 
 def make_possible_clip(world: str, rng: Rng, frames: int) -> SpriteClip:

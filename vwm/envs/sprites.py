@@ -1,6 +1,6 @@
 """Moving sprites: drawing them, their tracks, and the clips that result.
 
-Scenes are 64 pixels wide and high, flat and without gravity; x is to the right, y downwards, one pixel is 1.
+Scenes are 64 pixels wide and high, flat and without gravity; x is to the right, y is downward, one pixel is 1.
 
 Legend: t frames of a clip.
 """
@@ -89,14 +89,14 @@ class SpriteScene:
     ground: FloatImage
     screens: tuple[PixelBox, ...] = ()
 
-    def draw(self, sprite: Sprite | None, places: NDArray[np.float64]) -> NDArray[np.uint8]:
-        """Draw frames of a sprite centered at ``places`` [t, 2], uint8 [t, 64, 64, 3]."""
-        frames = np.repeat(self.ground[None], len(places), axis=0)
+    def draw(self, sprite: Sprite | None, positions: NDArray[np.float64]) -> NDArray[np.uint8]:
+        """Draw frames of a sprite centered at ``positions`` [t, 2], uint8 [t, 64, 64, 3]."""
+        frames = np.repeat(self.ground[None], len(positions), axis=0)
         if sprite is not None:
             color = np.array(SPRITE_COLORS[sprite.color], np.float32)
-            for frame, (x, y) in zip(frames, places, strict=True):
-                under, share = sprite_coverage(sprite, x, y)
-                frame[under] += share[..., None] * (color - frame[under])
+            for frame, (x, y) in zip(frames, positions, strict=True):
+                region, coverage = sprite_coverage(sprite, x, y)
+                frame[region] += coverage[..., None] * (color - frame[region])
         for screen in self.screens:
             left, top, right, bottom = screen
             frames[:, top:bottom, left:right] = OCCLUDER_EDGE_COLOR
@@ -147,27 +147,27 @@ def sample_background(rng: Rng) -> FloatImage:
 
 def draw_wall(ground: FloatImage, wall: PixelBox) -> FloatImage:
     """Draw a brick wall on a copy of the ground."""
-    built = ground.copy()
+    walled = ground.copy()
     rows = np.arange(wall.top, wall.bottom)
     bricks = np.where((rows % 4 == 0)[:, None, None], MORTAR, BRICK)
-    built[wall.top : wall.bottom, wall.left : wall.right] = bricks
-    return built
+    walled[wall.top : wall.bottom, wall.left : wall.right] = bricks
+    return walled
 
 
 def straight_track(start: ArrayLike, velocity: ArrayLike, frames: int) -> NDArray[np.float64]:
     """Return x, y, vx, vy of uniform motion: float64 [t, 4]."""
     v = np.asarray(velocity, float)
-    places = np.asarray(start, float) + np.arange(frames)[:, None] * v
-    return np.concatenate([places, np.broadcast_to(v, places.shape)], axis=1)
+    positions = np.asarray(start, float) + np.arange(frames)[:, None] * v
+    return np.concatenate([positions, np.broadcast_to(v, positions.shape)], axis=1)
 
 
 def reflect_track(track: NDArray[np.float64], contact: float) -> NDArray[np.float64]:
     """Reflect a track along x at a wall, where its center would pass x = ``contact``: [t, 4]."""
-    turned = track.copy()
+    reflected = track.copy()
     beyond = np.sign(track[0, 2]) * (track[:, 0] - contact) > 0
-    turned[beyond, 0] = 2 * contact - track[beyond, 0]
-    turned[beyond, 2] *= -1
-    return turned
+    reflected[beyond, 0] = 2 * contact - track[beyond, 0]
+    reflected[beyond, 2] *= -1
+    return reflected
 
 
 def render_sprite_clip(scene: SpriteScene, sprite: Sprite | None, track: NDArray[np.float64], speed: str) -> SpriteClip:
@@ -175,8 +175,8 @@ def render_sprite_clip(scene: SpriteScene, sprite: Sprite | None, track: NDArray
     frames = scene.draw(sprite, track[:, :2])
     state = np.zeros((len(track), 5), np.float32)
     if sprite is None:
-        none = {"shape": "none", "color": "none", "direction": "none", "speed_class": "none", "speed": 0.0}
-        return SpriteClip(frames, state, none)
+        no_labels = {"shape": "none", "color": "none", "direction": "none", "speed_class": "none", "speed": 0.0}
+        return SpriteClip(frames, state, no_labels)
     state[:, 0], state[:, 1:] = 1, track
     vx, vy = track[0, 2:]
     labels = {
@@ -190,22 +190,22 @@ def render_sprite_clip(scene: SpriteScene, sprite: Sprite | None, track: NDArray
 
 
 def direction_name(vx: float, vy: float) -> str:
-    """Name the nearest of the eight directions; y is downwards."""
+    """Name the nearest of the eight directions; y is downward."""
     return MOTION_DIRECTIONS[round(float(np.arctan2(vy, vx)) / (np.pi / 4)) % 8]
 
 
-def transform_clip(clip: SpriteClip, turn: int) -> SpriteClip:
+def transform_clip(clip: SpriteClip, symmetry: int) -> SpriteClip:
     """Apply a symmetry of the square: bits transpose (4), mirror vertically (2), mirror horizontally (1)."""
     frames, state = clip.frames, clip.state.copy()
-    there = state[:, 0] == 1
-    if turn & 4:
+    present = state[:, 0] == 1
+    if symmetry & 4:
         frames, state = frames.swapaxes(1, 2), state[:, [0, 2, 1, 4, 3]]
-    for bit, axis, place in ((2, 1, 2), (1, 2, 1)):
-        if turn & bit:
+    for bit, axis, column in ((2, 1, 2), (1, 2, 1)):
+        if symmetry & bit:
             frames = np.flip(frames, axis)
-            state[there, place] = SPRITE_FRAME_SIZE - state[there, place]
-            state[:, place + 2] *= -1
+            state[present, column] = SPRITE_FRAME_SIZE - state[present, column]
+            state[:, column + 2] *= -1
     labels = clip.labels
-    if there[0]:
+    if present[0]:
         labels = {**labels, "direction": direction_name(*state[0, 3:])}
     return replace(clip, frames=np.ascontiguousarray(frames), state=state, labels=labels)

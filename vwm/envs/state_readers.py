@@ -114,21 +114,21 @@ class StateReader:
     read: Callable[[Any], NDArray[np.float32]]
 
 
-def make_state_reader(name: str, game: Any, observation: Any) -> StateReader:
+def make_state_reader(name: str, env: Any, observation: Any) -> StateReader:
     """Find the reader for an environment that was just reset.
 
     Args:
-        name: its id.
-        game: the unwrapped environment.
+        name: id of the environment.
+        env: the unwrapped environment.
         observation: its first observation.
 
     Raises:
         ValueError: it does not provide a state, or one of another size than its names.
     """
-    state = _match_state_reader(name.rpartition("/")[-1].rpartition(":")[-1].partition("-v")[0], game, observation)
+    state = _match_state_reader(name.rpartition("/")[-1].rpartition(":")[-1].partition("-v")[0], env, observation)
     if state is None:
         raise ValueError(
-            f"{name}: does not tell its state (known: Atari RAM, MuJoCo, CarRacing's car, vector observations, and "
+            f"{name}: has no known state (known: Atari RAM, MuJoCo, CarRacing's car, vector observations, and "
             "games with the attributes state and state_names); record without --state"
         )
     values = state.read(observation)
@@ -137,22 +137,22 @@ def make_state_reader(name: str, game: Any, observation: Any) -> StateReader:
     return state
 
 
-def _match_state_reader(short: str, game: Any, observation: Any) -> StateReader | None:
-    if hasattr(game, "state_names") and hasattr(game, "state"):
-        return StateReader(tuple(map(str, game.state_names)), lambda _: np.array(game.state, np.float32))
-    if hasattr(game, "ale"):
-        return StateReader(atari_ram_names(short), lambda _: np.array(game.ale.getRAM(), np.float32))
-    if hasattr(game, "data") and hasattr(game.data, "qpos"):
-        parts = {"qpos": game.data.qpos.size, "qvel": game.data.qvel.size}
+def _match_state_reader(short: str, env: Any, observation: Any) -> StateReader | None:
+    if hasattr(env, "state_names") and hasattr(env, "state"):
+        return StateReader(tuple(map(str, env.state_names)), lambda _: np.array(env.state, np.float32))
+    if hasattr(env, "ale"):
+        return StateReader(atari_ram_names(short), lambda _: np.array(env.ale.getRAM(), np.float32))
+    if hasattr(env, "data") and hasattr(env.data, "qpos"):
+        parts = {"qpos": env.data.qpos.size, "qvel": env.data.qvel.size}
         names = tuple(f"{part}_{i}" for part, size in parts.items() for i in range(size))
-        return StateReader(names, lambda _: np.concatenate([game.data.qpos, game.data.qvel]).astype(np.float32))
-    if getattr(game, "car", None) is not None:
-        return StateReader(CAR_STATE_NAMES, lambda _: read_car_state(game.car))
+        return StateReader(names, lambda _: np.concatenate([env.data.qpos, env.data.qvel]).astype(np.float32))
+    if getattr(env, "car", None) is not None:
+        return StateReader(CAR_STATE_NAMES, lambda _: read_car_state(env.car))
     if isinstance(observation, np.ndarray) and observation.ndim == 1:
         count = observation.size
         names = OBSERVATION_NAMES.get(short, ())
         names = names if len(names) == count else tuple(f"observation_{i}" for i in range(count))
-        return StateReader(names, lambda seen: np.array(seen, np.float32))
+        return StateReader(names, lambda current: np.array(current, np.float32))
     return None
 
 

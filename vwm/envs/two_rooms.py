@@ -40,19 +40,19 @@ FloatOrArray = NDArray[np.float64] | float
 class TwoRoomsEnv(gymnasium.Env[NDArray[np.uint8], NDArray[np.float32]]):
     """A disc in a square arena, which a wall with a door cuts into a left and a right room.
 
-    Observations are the picture, uint8 [64, 64, 3], drawn anti-aliased so that fractions of a pixel show. Actions in
-    [-1, 1]^2 (right, down) move the disc by ``step_size`` pixels and less; a wall takes away the part of a move that
-    goes into it, and the rest slides along. A goal is a place that is not drawn: ``render_at`` draws the picture that
-    the agent would see there. The reward is 1 at the goal and 0 elsewhere.
+    Observations are images, uint8 [64, 64, 3], drawn anti-aliased so that fractions of a pixel show. Actions in
+    [-1, 1]^2 (right, down) move the disc by at most ``step_size`` pixels; a wall removes the component of a
+    move that would enter it, so that the agent slides along it. A goal is a position that is not drawn: ``render_at``
+    draws the image that the agent would see there. The reward is 1 at the goal and 0 elsewhere.
 
     ``reset(options=...)`` takes ``start`` and ``goal`` ((x, y) each), ``wall`` (x of the wall) and ``door`` (y of the
-    door's middle); what it does not say is drawn. ``info`` holds ``goal`` and ``distance``.
+    door's middle); what it omits is drawn at random. ``info`` holds ``goal`` and ``distance``.
 
     Args:
         random_wall: draw the positions of wall and door in every episode; otherwise they are in the middle.
         step_size: pixels that an action of 1 moves the agent along its axis.
         terminate: end the episode at the goal; without it no episode ends by itself.
-        render_mode: ``"rgb_array"`` lets ``render`` return the picture.
+        render_mode: ``"rgb_array"`` lets ``render`` return the image.
 
     Raises:
         ValueError: ``step_size`` is not above 0, or another render mode.
@@ -73,12 +73,10 @@ class TwoRoomsEnv(gymnasium.Env[NDArray[np.uint8], NDArray[np.float32]]):
             raise ValueError(f"step_size must be above 0 pixels, got {step_size}")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode={render_mode!r} must be None or 'rgb_array'")
-        self.random_wall, self.step_size, self.terminate, self.render_mode = (
-            random_wall,
-            step_size,
-            terminate,
-            render_mode,
-        )
+        self.random_wall = random_wall
+        self.step_size = step_size
+        self.terminate = terminate
+        self.render_mode = render_mode
         self.observation_space = spaces.Box(0, 255, (ARENA_SIZE, ARENA_SIZE, 3), np.uint8)
         self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.wall = self.door = ARENA_SIZE / 2
@@ -87,7 +85,7 @@ class TwoRoomsEnv(gymnasium.Env[NDArray[np.uint8], NDArray[np.float32]]):
     @property
     def state(self) -> NDArray[np.float32]:
         """Return the positions of agent, wall and door: float32 [4], see ``state_names``."""
-        return np.array([*self._here(), self.wall, self.door], np.float32)
+        return np.array([*self._current_position(), self.wall, self.door], np.float32)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -100,21 +98,21 @@ class TwoRoomsEnv(gymnasium.Env[NDArray[np.uint8], NDArray[np.float32]]):
         wall, door = sample_room_layout(self.np_random) if self.random_wall else (ARENA_SIZE / 2, ARENA_SIZE / 2)
         self.wall, self.door = _check_layout(options.get("wall", wall), options.get("door", door))
         start, goal = self.sample_position(self.np_random), self.sample_position(self.np_random)
-        self.position = self._place("start", options.get("start", start))
-        self.goal = self._place("goal", options.get("goal", goal))
+        self.position = self._check_position("start", options.get("start", start))
+        self.goal = self._check_position("goal", options.get("goal", goal))
         return self.render_at(self.position), self._info()
 
     def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
         """Move the agent; actions are clipped to [-1, 1]."""
         step = self.step_size * np.clip(np.asarray(action, np.float64), -1, 1)
-        self.position = move_with_collisions(self._here(), step, self.wall, self.door)
+        self.position = move_with_collisions(self._current_position(), step, self.wall, self.door)
         info = self._info()
-        there = bool(info["distance"] <= GOAL_RADIUS)
-        return self.render_at(self.position), float(there), self.terminate and there, False, info
+        at_goal = bool(info["distance"] <= GOAL_RADIUS)
+        return self.render_at(self.position), float(at_goal), self.terminate and at_goal, False, info
 
     def render(self) -> NDArray[np.uint8] | None:
         """Return the image; None without a render mode."""
-        return None if self.render_mode is None else self.render_at(self._here())
+        return None if self.render_mode is None else self.render_at(self._current_position())
 
     def render_at(self, position: ArrayLike) -> NDArray[np.uint8]:
         """Draw the agent at (x, y) with the wall and door of this episode: uint8 [64, 64, 3]."""
@@ -122,35 +120,33 @@ class TwoRoomsEnv(gymnasium.Env[NDArray[np.uint8], NDArray[np.float32]]):
 
     def sample_position(self, rng: np.random.Generator) -> Position:
         """Draw a free position uniformly: float64 [2]."""
-        places = rng.uniform(
-            MIN_COORDINATE, MAX_COORDINATE, (64, 2)
-        )  # nearly a fifth is within the wall: one of 64 is not
-        return places[is_free_position(places, self.wall, self.door).argmax()]
+        # Nearly a fifth of the arena is within the wall: of 64 positions at least one is free.
+        positions = rng.uniform(MIN_COORDINATE, MAX_COORDINATE, (64, 2))
+        return positions[is_free_position(positions, self.wall, self.door).argmax()]
 
     def sample_goal(self, rng: np.random.Generator) -> Position:
         """Draw a goal that is not reached yet: float64 [2]."""
         while True:
             goal = self.sample_position(rng)
-            if np.linalg.norm(goal - self._here()) > GOAL_RADIUS:
+            if np.linalg.norm(goal - self._current_position()) > GOAL_RADIUS:
                 return goal
 
-    def _here(self) -> Position:
+    def _current_position(self) -> Position:
         if np.isnan(self.position).any():
             raise ResetNeeded("call reset() first")
         return self.position
 
     def _info(self) -> dict[str, Any]:
-        return {"goal": self.goal.copy(), "distance": float(np.linalg.norm(self._here() - self.goal))}
+        return {"goal": self.goal.copy(), "distance": float(np.linalg.norm(self._current_position() - self.goal))}
 
-    def _place(self, name: str, place: ArrayLike) -> Position:
-        at = np.array(place, np.float64)
-        if at.shape != (2,) or not is_free_position(at, self.wall, self.door):
+    def _check_position(self, name: str, given: ArrayLike) -> Position:
+        position = np.array(given, np.float64)
+        if position.shape != (2,) or not is_free_position(position, self.wall, self.door):
             raise ValueError(
                 f"options[{name!r}] must be (x, y) with x and y in {MIN_COORDINATE}..{MAX_COORDINATE} and not "
-                f"within the wall (x = "
-                f"{self.wall:g}, door at y = {self.door:g}), got {place!r}"
+                f"within the wall (x = {self.wall:g}, door at y = {self.door:g}), got {given!r}"
             )
-        return at
+        return position
 
 
 def sample_room_layout(rng: np.random.Generator) -> tuple[float, float]:
@@ -173,13 +169,13 @@ def move_with_collisions(position: ArrayLike, step: ArrayLike, wall: FloatOrArra
     """Move the agent, first along x and then along y, each until a wall stops it: no move crosses a wall.
 
     Args:
-        position: where it is, float [..., 2]; free.
-        step: where it wants to go from there, float [..., 2], of any length.
+        position: the current position, float [..., 2], which must be free.
+        step: the displacement without walls, float [..., 2], of any length.
         wall: x of the wall, [...].
         door: y of the door's middle, [...].
 
     Returns:
-        Where it comes to stand, float64 [..., 2].
+        The new position, float64 [..., 2].
     """
     at, step = np.asarray(position, np.float64), np.asarray(step, np.float64)
     x, y = at[..., 0], at[..., 1]
@@ -214,18 +210,19 @@ def render_two_rooms(position: ArrayLike, wall: float, door: float) -> NDArray[n
     edges = np.arange(ARENA_SIZE)
     across = _pixel_coverage(edges, wall - WALL_THICKNESS / 2, wall + WALL_THICKNESS / 2)
     opening = _pixel_coverage(edges, door - DOOR_WIDTH / 2, door + DOOR_WIDTH / 2)
-    stone = (1 - opening)[:, None] * across
+    wall_coverage = (1 - opening)[:, None] * across
     for side in (slice(0, BORDER_WIDTH), slice(ARENA_SIZE - BORDER_WIDTH, ARENA_SIZE)):
-        stone[side], stone[:, side] = 1, 1
+        wall_coverage[side] = 1
+        wall_coverage[:, side] = 1
     x, y = np.asarray(position, np.float64)
     distance = np.hypot(edges + 0.5 - x, (edges + 0.5 - y)[:, None])
     agent = np.clip(AGENT_RADIUS + 0.5 - distance, 0, 1)[..., None]
-    picture = BACKGROUND_COLOR + stone[..., None] * (np.array(WALL_COLOR) - BACKGROUND_COLOR)
-    return (picture * (1 - agent) + agent * AGENT_COLOR).round().astype(np.uint8)
+    image = BACKGROUND_COLOR + wall_coverage[..., None] * (np.array(WALL_COLOR) - BACKGROUND_COLOR)
+    return (image * (1 - agent) + agent * AGENT_COLOR).round().astype(np.uint8)
 
 
 def _pixel_coverage(edges: NDArray[np.int64], low: float, high: float) -> NDArray[np.float64]:
-    """Return the share of each pixel of a row that lies between ``low`` and ``high``: float [n] from 0 to 1."""
+    """Return the fraction of each pixel of a row that lies between ``low`` and ``high``: float [n] from 0 to 1."""
     return np.clip(np.minimum(edges + 1, high) - np.maximum(edges, low), 0, 1)
 
 
@@ -245,5 +242,5 @@ def _check_layout(wall: Any, door: Any) -> tuple[float, float]:
 
 
 if TWO_ROOMS_ID not in gymnasium.registry:
-    # Episodes are cut, so that a recording sees many starts (and, with random_wall, many walls).
+    # Episodes are truncated, so that a recording has many starts (and, with random_wall, many walls).
     gymnasium.register(TWO_ROOMS_ID, entry_point=f"{__name__}:TwoRoomsEnv", max_episode_steps=100)

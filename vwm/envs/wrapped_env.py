@@ -16,7 +16,7 @@ from vwm.envs.env_ids import make_env
 
 
 class EnvOutcome(NamedTuple):
-    """What one action led to: the sum of the rewards while it was held, and how the episode ended, if it did."""
+    """Result of one action: the sum of the rewards while it was held, and whether the episode ended."""
 
     reward: float
     terminated: bool
@@ -70,16 +70,16 @@ class WrappedEnv:
         self.raw: Any = None
 
     def reset(self, seed: int | None = None) -> None:
-        """Begin an episode; without a seed the environment's generator goes on."""
+        """Start an episode; without a seed the environment's generator continues."""
         self.raw, _ = self.env.reset(seed=seed)
 
     def step(self, action: Any) -> EnvOutcome:
         """Hold an action (an integer or float32 [A] in [-1, 1]) for ``action_repeat`` steps or until the end."""
-        own = int(action) if self.actions.count else self.actions.denormalize(action)
+        env_action = int(action) if self.actions.count else self.actions.denormalize(action)
         total = 0.0
         for steps_left in reversed(range(self.action_repeat)):
             with rendering_disabled(self.env.unwrapped) if steps_left else contextlib.nullcontext():
-                self.raw, reward, terminated, truncated, _ = self.env.step(own)
+                self.raw, reward, terminated, truncated, _ = self.env.step(env_action)
             total += float(reward)
             if terminated or truncated:
                 break
@@ -134,7 +134,7 @@ def is_image_space(space: Any) -> bool:
 
 @contextlib.contextmanager
 def rendering_disabled(env: Any) -> Iterator[None]:
-    """Let CarRacing step without drawing, which takes 99% of its time; the simulation does not depend on it."""
+    """Let CarRacing step without rendering, which takes 99% of its time; the simulation does not depend on it."""
     if not hasattr(env, "car"):
         yield
         return
