@@ -40,7 +40,7 @@ class AgentTraining:
     Steps count in the algorithm's unit: decisions over all environments, or generations. The run's folder holds
     ``metrics/`` (``episodes``, ``evaluations`` and ``updates``), ``curves.png``, ``videos/`` and ``checkpoints/``
     (``last.ckpt`` to resume from, ``best.ckpt`` with the weights of the best evaluation). A run that stopped resumes
-    from its last checkpoint, and becomes what it would have become without the interruption.
+    from its last checkpoint, and ends with the same result as without the interruption.
 
     Args:
         run: folder of everything that the run writes.
@@ -85,8 +85,8 @@ class AgentTraining:
         self.runtime = TrainingRuntime()
         self._tables: dict[str, MetricTable] = {}
         self._updates = 0
-        self._sums: dict[str, float] = {}
-        self._random = float("nan")
+        self._log_sums: dict[str, float] = {}
+        self._random_return = float("nan")
 
     @property
     def setup(self) -> TrainingSetup:
@@ -152,15 +152,15 @@ class AgentTraining:
         algorithm.prune_files()
         names = [path.stem for path in self.folder.metrics.glob("*.csv")]
         names += [] if algorithm.evaluates_itself else POLICY_TABLES
-        # Without a checkpoint nothing that is there counts, a row of step 0 included.
+        # Without a checkpoint all rows of an earlier attempt are dropped, also those of step 0.
         step = algorithm.progress if resumed else -1
         self._tables = open_metric_tables(self.folder, names, step, self.runtime.loggers)
         if not resumed and not algorithm.evaluates_itself:
-            self._random = self._evaluation_log().random_return()
+            self._random_return = self._evaluation_log().random_return()
 
     def save(self) -> None:
         """Write the checkpoint: first the algorithm's own files, last the small file that names them."""
-        counters = {"updates": self._updates, "sums": dict(self._sums), "random": self._random}
+        counters = {"updates": self._updates, "log_sums": dict(self._log_sums), "random_return": self._random_return}
         save_checkpoint(self.folder.last_checkpoint, {"algorithm": self.algorithm}, {}, counters)
         self.algorithm.prune_files()
 
@@ -196,8 +196,8 @@ class AgentTraining:
     def _load(self, checkpoint: Path) -> None:
         state = load_checkpoint(checkpoint, {"algorithm": self.algorithm}, {}, CHECKPOINT_OWNER)
         self._updates = state["counters"]["updates"]
-        self._sums = state["counters"]["sums"]
-        self._random = state["counters"]["random"]
+        self._log_sums = state["counters"]["log_sums"]
+        self._random_return = state["counters"]["random_return"]
         restore_rng_states(state["generators"])
 
     def _crosses(self, before: int, every: int) -> bool:
@@ -215,7 +215,7 @@ class AgentTraining:
 
     def _log_update(self, logs: Mapping[str, float]) -> None:
         self._updates += 1
-        means = average_update_logs(self._sums, logs, self._updates, self.log_every)
+        means = average_update_logs(self._log_sums, logs, self._updates, self.log_every)
         if means:
             self._table("updates").add(self.algorithm.progress, **means)
             if episode := self.algorithm.imagined_episode(means):
@@ -231,7 +231,9 @@ class AgentTraining:
         if algorithm.evaluates_itself:
             self._write_rows(algorithm.evaluate(self.evaluation.env))
             return
-        result = self._evaluation_log().evaluate(algorithm.policy, algorithm.progress, self._tables, self._random)
+        result = self._evaluation_log().evaluate(
+            algorithm.policy, algorithm.progress, self._tables, self._random_return
+        )
         if is_best_evaluation(self._tables["evaluations"].rows()):
             save_best_weights(self.folder, algorithm.policy)
         algorithm.observe_evaluation(result)

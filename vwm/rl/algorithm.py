@@ -51,10 +51,10 @@ class Algorithm(ABC):
     Attributes:
         unit: what ``progress`` and the training's ``steps`` count.
         supports_runtime: whether ``--precision`` and ``--compile`` apply.
-        evaluates_first: whether the policy is worth an evaluation before the first step.
+        evaluates_first: whether to evaluate the policy before the first step.
         evaluates_itself: whether ``evaluate`` and ``finish`` replace the training's own evaluations.
-        env: what is learned in; ``curves.png`` compares the returns there with those of the evaluation.
-        policy: what is learned, a module that acts (``ActingPolicy``); there after ``set_up``.
+        env: the training environment; ``curves.png`` compares the returns there with those of the evaluation.
+        policy: the module that is trained and acts (``ActingPolicy``); exists after ``set_up``.
         progress: steps so far.
     """
 

@@ -35,10 +35,10 @@ class EvaluationResult:
     lengths: NDArray[np.int64]
     frames: NDArray[np.uint8] | None
 
-    def interval(self, seed: int = 0, draws: int = 2000) -> tuple[float, float]:
+    def interval(self, seed: int = 0, num_bootstrap: int = 2000) -> tuple[float, float]:
         """Return the 95% interval of the mean return, by bootstrap over episodes."""
         rng = np.random.default_rng(seed)
-        means = rng.choice(self.returns, (draws, len(self.returns))).mean(axis=1)
+        means = rng.choice(self.returns, (num_bootstrap, len(self.returns))).mean(axis=1)
         low, high = np.percentile(means, [2.5, 97.5])
         return float(low), float(high)
 

@@ -81,7 +81,7 @@ class EvaluationLog:
             policy: to be evaluated.
             step: of the training.
             tables: ``episodes``, ``evaluations`` and ``updates``.
-            random: mean return of random actions.
+            random_return: mean return of random actions.
         """
         episodes, evaluations, updates = (tables[name].rows() for name in ("episodes", "evaluations", "updates"))
         result = evaluate_policy(policy, self.eval_env, self.config.episodes, self.seed, record_video=self.config.video)

@@ -23,15 +23,15 @@ from vwm.rl.replay_buffer import ReplayBuffer
 
 
 class OnlineLearning(Algorithm):
-    """An agent that acts in environments and learns from a replay buffer in turn.
+    """An agent that alternately acts in environments and learns from a replay buffer.
 
     Progress counts decisions over all environments. An update logs ``seconds``, next to what the agent logs.
 
     Args:
-        env: what the agent acts in.
-        agent: what learns; a class that takes the environment's spaces first.
+        env: the environment that the agent acts in.
+        agent: makes the agent; a class that takes the environment's spaces first.
         num_envs: copies of the environment that are stepped together.
-        prefill: decisions at random before the first update.
+        prefill: random decisions before the first update.
         pretrain_updates: updates before the first decision that is not random.
         updates_per_decision: the replay ratio divided by batch size times length.
         replay_capacity: time steps that the replay buffer holds.
@@ -82,7 +82,7 @@ class OnlineLearning(Algorithm):
         self.updates_due = 0.0
         self.returns = torch.zeros(self.num_envs)
         self.lengths = torch.zeros(self.num_envs)
-        self._announce_updates()
+        self._set_total_updates()
 
     def step(self) -> StepMetrics:
         """Take one decision in every environment, then make the updates that are due."""
@@ -115,7 +115,7 @@ class OnlineLearning(Algorithm):
         self.replay.load(self._replay_folder(self.setup), state["replay"])
         self.returns, self.lengths = state["episodes"]
         self.time_step = self.envs.load_state_dict(state["envs"])
-        self._announce_updates()
+        self._set_total_updates()
 
     def prune_files(self) -> None:
         """Delete replay files that the checkpoint that was saved or loaded last does not need."""
@@ -138,8 +138,8 @@ class OnlineLearning(Algorithm):
         simulator = policy.simulator(title, fps)
         with TemporaryDirectory(dir=setup.folder.path) as scratch_folder:
             replay = self.load_replay(setup, policy, state, Path(scratch_folder))
-            drawn = replay.sample(contexts, simulator.spec.context_frames, single_episode=True)
-            simulator.starts = drawn.observation
+            batch = replay.sample(contexts, simulator.spec.context_frames, single_episode=True)
+            simulator.starts = batch.observation
         return simulator
 
     def load_replay(
@@ -203,7 +203,7 @@ class OnlineLearning(Algorithm):
             self.replay.update_extras(output.indices, extras)
         return {**output.logs, "seconds": time.perf_counter() - began}
 
-    def _announce_updates(self) -> None:
+    def _set_total_updates(self) -> None:
         """Tell the agent how many updates the whole run makes."""
         prefilled = self.prefill * self.updates_per_decision
         self.policy.set_total_updates(

@@ -1,4 +1,4 @@
-"""What actor and critic learn from a way: the losses against float64 written out, and who gets which gradient."""
+"""Losses of actor and critic on a trajectory, against float64 written out, and which network gets which gradient."""
 
 import pytest
 import torch
@@ -25,18 +25,18 @@ def make(actor: dict | None = None, critic: dict | None = None, kind: str = "dis
     return made
 
 
-def way(learner: ActorCritic) -> ImaginedTrajectory:
+def make_trajectory(learner: ActorCritic) -> ImaginedTrajectory:
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(H + 1, N, D, generator=generator, dtype=torch.float64)
     reward = torch.randn(H + 1, N, generator=generator, dtype=torch.float64)
-    live = torch.rand(H + 1, N, generator=generator, dtype=torch.float64)
+    discount = torch.rand(H + 1, N, generator=generator, dtype=torch.float64)
     action = learner.actor(features[:-1]).sample()
-    begins = torch.tensor([1.0, 1, 1, 0, 1, 1], dtype=torch.float64)
-    return ImaginedTrajectory(features, action, reward, live, begins)
+    alive = torch.tensor([1.0, 1, 1, 0, 1, 1], dtype=torch.float64)
+    return ImaginedTrajectory(features, action, reward, discount, alive)
 
 
 def by_hand(learner: ActorCritic, given: ImaginedTrajectory) -> tuple[float, float]:
-    """REINFORCE and the critic's loss, a way and a moment at a time."""
+    """REINFORCE and the critic's loss, one trajectory and time step at a time."""
     critic = learner.critic_config
     value = learner.critic.mean(learner.critic(given.features))
     slow = learner.target_critic.mean(learner.target_critic(given.features))
@@ -44,17 +44,17 @@ def by_hand(learner: ActorCritic, given: ImaginedTrajectory) -> tuple[float, flo
     bootstrap, slow = bootstrap.detach(), slow.detach()
     returns = torch.zeros(H, N, dtype=torch.float64)
     for n in range(N):
-        ahead = bootstrap[H, n]
+        next_return = bootstrap[H, n]
         for t in reversed(range(H)):
-            mixed = (1 - learner.lam) * bootstrap[t + 1, n] + learner.lam * ahead
-            ahead = given.reward[t + 1, n] + given.discount[t + 1, n] * mixed
-            returns[t, n] = ahead
+            mixed = (1 - learner.lam) * bootstrap[t + 1, n] + learner.lam * next_return
+            next_return = given.reward[t + 1, n] + given.discount[t + 1, n] * mixed
+            returns[t, n] = next_return
     low, high = (float(torch.quantile(returns.flatten(), q)) for q in (0.05, 0.95))
     scale = max(1.0, high - low) if learner.normalize_returns else 1.0
     policy = learner.actor(given.features[:-1])
     log_probabilities, entropy = policy.log_prob(given.action), policy.entropy()
-    said = learner.critic(given.features)
-    log_probabilities, entropy, said = log_probabilities.detach(), entropy.detach(), said.detach()
+    outputs = learner.critic(given.features)
+    log_probabilities, entropy, outputs = log_probabilities.detach(), entropy.detach(), outputs.detach()
     actor_loss = critic_loss = 0.0
     for n in range(N):
         weight = float(given.alive[n])
@@ -63,9 +63,9 @@ def by_hand(learner: ActorCritic, given: ImaginedTrajectory) -> tuple[float, flo
             actor_loss -= weight * float(
                 log_probabilities[t, n] * advantage + learner.actor_config.entropy_scale * entropy[t, n]
             )
-            loss = learner.critic.loss(said[t, n], returns[t, n].detach())
+            loss = learner.critic.loss(outputs[t, n], returns[t, n].detach())
             if critic.target_network == "regularizer":
-                loss = loss + learner.critic.loss(said[t, n], slow[t, n].detach())
+                loss = loss + learner.critic.loss(outputs[t, n], slow[t, n].detach())
             critic_loss += weight * float(loss)
             weight *= float(given.discount[t, n])
     return actor_loss / (H * N), critic_loss / (H * N)
@@ -76,27 +76,27 @@ def by_hand(learner: ActorCritic, given: ImaginedTrajectory) -> tuple[float, flo
 @pytest.mark.parametrize("says", ["two_hot", "normal"])
 def test_losses_are_those_of_the_definition(slow: str, normalize: bool, says: str) -> None:
     learner = make(critic={"target_network": slow, "distribution": says}, normalize_returns=normalize)
-    given = way(learner)
-    learnt = learner.losses(given, learner.actor(given.features[:-1]))
+    given = make_trajectory(learner)
+    losses = learner.losses(given, learner.actor(given.features[:-1]))
     actor, critic = by_hand(learner, given)
-    assert learnt.actor_loss.item() == pytest.approx(actor, rel=2e-5)
-    assert learnt.critic_loss.item() == pytest.approx(critic, rel=2e-5)
+    assert losses.actor_loss.item() == pytest.approx(actor, rel=2e-5)
+    assert losses.critic_loss.item() == pytest.approx(critic, rel=2e-5)
 
 
 def test_each_loss_moves_its_own_network() -> None:
     learner = make()
-    given = way(learner)
-    learnt = learner.losses(given, learner.actor(given.features[:-1]))
-    learnt.actor_loss.backward()
+    given = make_trajectory(learner)
+    losses = learner.losses(given, learner.actor(given.features[:-1]))
+    losses.actor_loss.backward()
     assert all(p.grad is not None for p in learner.actor.parameters())
     assert all(p.grad is None for p in learner.critic.parameters())
-    learnt.critic_loss.backward()
+    losses.critic_loss.backward()
     assert all(p.grad is not None for p in learner.critic.parameters())
     assert all(p.grad is None for p in learner.target_critic.parameters())
 
 
 def test_a_better_action_becomes_more_likely() -> None:
-    """Whoever chooses 2 is paid: by REINFORCE the actor learns to."""
+    """Action 2 is rewarded: with REINFORCE the actor learns to choose it."""
     learner = make(actor={"entropy_scale": 0.0})
     optimizer = torch.optim.Adam(learner.parameters(), 1e-2)
     features = torch.zeros(H + 1, 64, D, dtype=torch.float64)
@@ -104,10 +104,10 @@ def test_a_better_action_becomes_more_likely() -> None:
         policy = learner.actor(features[:-1])
         action = policy.sample()
         reward = torch.cat((torch.zeros(1, 64), (action == 2).float())).double()
-        live = torch.full_like(reward, 0.9)
-        learnt = learner.losses(ImaginedTrajectory(features, action, reward, live, torch.ones(64)), policy)
+        discount = torch.full_like(reward, 0.9)
+        losses = learner.losses(ImaginedTrajectory(features, action, reward, discount, torch.ones(64)), policy)
         optimizer.zero_grad()
-        (learnt.actor_loss + learnt.critic_loss).backward()
+        (losses.actor_loss + losses.critic_loss).backward()
         optimizer.step()
         learner.update_target()
     assert policy.log_prob(torch.full((H, 64), 2)).exp().mean() > 0.9
@@ -132,8 +132,8 @@ def test_through_the_world_the_gradient_reaches_the_actor() -> None:
     given = ImaginedTrajectory(
         seen, torch.zeros(H, N, 3), torch.stack(rewards), torch.ones(H + 1, N).double(), torch.ones(N)
     )
-    learnt = learner.losses(given, learner.actor(seen[:-1].detach()))
-    gradients = torch.autograd.grad(learnt.actor_loss, list(learner.actor.parameters()))
+    losses = learner.losses(given, learner.actor(seen[:-1].detach()))
+    gradients = torch.autograd.grad(losses.actor_loss, list(learner.actor.parameters()))
     bias = gradients[-1]
     assert (bias[:3] < 0).all()  # a larger mean earns more
 

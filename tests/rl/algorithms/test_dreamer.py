@@ -142,8 +142,8 @@ def test_the_critics_loss_on_replay_is_that_of_the_definition(squash: bool) -> N
         rest.observation, rest.action, rest.reward, rest.is_first, rest.is_terminal, state
     )
     imagined = torch.randn(4, BATCH * LENGTH)
-    learnt = type("Learned", (), {"returns": imagined})()
-    found = agent.replay_critic_loss(rest, states, learnt)
+    losses = type("Learned", (), {"returns": imagined})()
+    found = agent.replay_critic_loss(rest, states, losses)
     features = agent.world_model.rssm.features(states)
     boot, total = imagined[0].view(BATCH, LENGTH), 0.0
     for b in range(BATCH):

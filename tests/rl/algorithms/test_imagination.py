@@ -195,26 +195,26 @@ def test_the_actor_waits_for_its_critic(home, tmp_path) -> None:
     assert any((weight != 0).any() for weight in policy.actor_critic.critic.output.parameters())
 
 
-def test_ways_are_the_worlds_own(home) -> None:
+def test_rollouts_are_the_simulators_own(home) -> None:
     world, contexts = learned_world(steps=1), ContextSampler(str(home / "data"), 3, HORIZON)
     torch.manual_seed(0)
     policy = POLICIES["features"](world, simulator_env_spaces(world, "features"))
     context = contexts.sample(3)
     torch.manual_seed(1)
-    ways = imagine_rollout(world, policy, context, 4, "features")
+    rollout = imagine_rollout(world, policy, context, 4, "features")
     torch.manual_seed(1)
     state, _ = world.reset(context.frames, torch.randint(2**63 - 1, (3,)), context.actions)
-    assert not ways.reward[0].any() and not ways.terminated[0].any()
+    assert not rollout.reward[0].any() and not rollout.terminated[0].any()
     for t in range(4):
-        assert torch.equal(ways.observation[t], world.features(state))
-        state, output = world.step(state, ways.action[t], decode=False)
-        assert torch.equal(ways.reward[t + 1], output.reward)
-        assert torch.equal(ways.terminated[t + 1], output.terminated)
-    assert torch.equal(ways.observation[4], world.features(state))
-    assert not ways.observation.is_inference()  # or nothing could be learned from it
+        assert torch.equal(rollout.observation[t], world.features(state))
+        state, output = world.step(state, rollout.action[t], decode=False)
+        assert torch.equal(rollout.reward[t + 1], output.reward)
+        assert torch.equal(rollout.terminated[t + 1], output.terminated)
+    assert torch.equal(rollout.observation[4], world.features(state))
+    assert not rollout.observation.is_inference()  # or nothing could be learned from it
 
 
-def test_a_world_that_others_doubt_moves_on_as_it_would_alone_and_pays_for_the_doubt(home) -> None:
+def test_an_ensemble_follows_its_first_member_and_subtracts_the_uncertainty(home) -> None:
     world, other = learned_world(steps=1), learned_world(steps=1)
     with torch.no_grad():
         for weight in other.dynamics.parameters():
@@ -223,23 +223,26 @@ def test_a_world_that_others_doubt_moves_on_as_it_would_alone_and_pays_for_the_d
     policy = POLICIES["features"](world, simulator_env_spaces(world, "features"))
     context = ContextSampler(str(home / "data"), 3, HORIZON).sample(3)
 
-    def ways(simulator) -> ImaginedRollout:
+    def roll_out(simulator) -> ImaginedRollout:
         torch.manual_seed(1)
         return imagine_rollout(simulator, policy, context, 4, "features")
 
-    alone, doubted = ways(world), ways(EnsembleSimulator([world, other], uncertainty_penalty=2.0, follow="first"))
-    assert torch.equal(doubted.observation, alone.observation) and torch.equal(doubted.action, alone.action)
-    assert not alone.uncertainty.any() and not doubted.uncertainty[0].any() and (doubted.uncertainty[1:] > 0).all()
-    torch.testing.assert_close(doubted.reward, alone.reward - 2 * doubted.uncertainty)
-    ended = ways(EnsembleSimulator([world, other], uncertainty_limit=1e-9, follow="first")).terminated
+    alone, penalized = (
+        roll_out(world),
+        roll_out(EnsembleSimulator([world, other], uncertainty_penalty=2.0, follow="first")),
+    )
+    assert torch.equal(penalized.observation, alone.observation) and torch.equal(penalized.action, alone.action)
+    assert not alone.uncertainty.any() and not penalized.uncertainty[0].any() and (penalized.uncertainty[1:] > 0).all()
+    torch.testing.assert_close(penalized.reward, alone.reward - 2 * penalized.uncertainty)
+    ended = roll_out(EnsembleSimulator([world, other], uncertainty_limit=1e-9, follow="first")).terminated
     assert not ended[0].any() and ended[1:].all()
 
 
-def test_what_others_doubt_is_logged_and_changes_what_is_learned(home, tmp_path) -> None:
+def test_uncertainty_is_logged_and_changes_what_is_learned(home, tmp_path) -> None:
     other = learned_world(steps=1)
     save_simulator(other, tmp_path / "other")
-    doubts = {"bundles": [tmp_path / "other"], "uncertainty_penalty": 5.0}
-    for name, settings in {"trusting": {}, "wary": {"ensemble": doubts}}.items():
+    ensemble = {"bundles": [tmp_path / "other"], "uncertainty_penalty": 5.0}
+    for name, settings in {"trusting": {}, "wary": {"ensemble": ensemble}}.items():
         training(home, tmp_path / name, **settings).run()
     trusting, wary = (tmp_path / name / "metrics" / "updates.csv" for name in ("trusting", "wary"))
     assert all(value > 0 for value in column(wary, "uncertainty")) and "uncertainty" not in trusting.read_text()
@@ -251,10 +254,10 @@ def test_pictures_of_the_context_are_remembered(home) -> None:
     torch.manual_seed(0)
     policy = POLICIES["frame"](world, simulator_env_spaces(world, "frame"))
     context = ContextSampler(str(home / "data"), 3, HORIZON).sample(2)
-    ways = imagine_rollout(world, policy, context, 1, "frame")
+    rollout = imagine_rollout(world, policy, context, 1, "frame")
     carry, _ = policy.encode_sequence(policy.init_carry(2), context.frames[:, :2].transpose(0, 1))
-    assert all(torch.allclose(a, b) for a, b in zip(ways.carry, carry, strict=True))
-    assert torch.equal(ways.observation[0], context.frames[:, 2])  # of a tokenizer of pixels
+    assert all(torch.allclose(a, b) for a, b in zip(rollout.carry, carry, strict=True))
+    assert torch.equal(rollout.observation[0], context.frames[:, 2])  # of a tokenizer of pixels
 
 
 def test_pictures_of_the_context_are_those_that_play_shows(home) -> None:
@@ -263,14 +266,16 @@ def test_pictures_of_the_context_are_those_that_play_shows(home) -> None:
     torch.manual_seed(0)
     policy = POLICIES["frame"](world, simulator_env_spaces(world, "frame"))
     frames = torch.randint(256, (2, 4, 16, 16, 3), dtype=torch.uint8)
-    ways = imagine_rollout(world, policy, SimulatorContext(frames, None, torch.ones(2, dtype=torch.bool)), 1, "frame")
+    rollout = imagine_rollout(
+        world, policy, SimulatorContext(frames, None, torch.ones(2, dtype=torch.bool)), 1, "frame"
+    )
     shown = reconstruct_frames(world, frames)
-    assert torch.equal(ways.observation[0], shown[:, -1]) and not torch.equal(shown, frames)
+    assert torch.equal(rollout.observation[0], shown[:, -1]) and not torch.equal(shown, frames)
     carry, _ = policy.encode_sequence(policy.init_carry(2), reconstruct_frames(world, frames[:, :-1]).transpose(0, 1))
-    assert all(torch.allclose(a, b) for a, b in zip(ways.carry, carry, strict=True))
+    assert all(torch.allclose(a, b) for a, b in zip(rollout.carry, carry, strict=True))
 
 
-def test_pictures_of_a_doubted_world_are_its_own() -> None:
+def test_frames_of_an_ensemble_are_its_first_members() -> None:
     """Those that came before, redrawn by its tokenizer, too."""
     world, other = genie(), genie()
     torch.manual_seed(0)
@@ -278,21 +283,21 @@ def test_pictures_of_a_doubted_world_are_its_own() -> None:
     context = SimulatorContext(
         torch.randint(256, (2, 4, 16, 16, 3), dtype=torch.uint8), None, torch.ones(2, dtype=torch.bool)
     )
-    ways = []
+    rollout = []
     for simulator in (world, EnsembleSimulator([world, other], follow="first")):
         torch.manual_seed(1)
-        ways.append(imagine_rollout(simulator, policy, context, 2, "frame"))
-    alone, doubted = ways
-    assert all(torch.equal(a, b) for a, b in zip(alone.carry, doubted.carry, strict=True))
-    assert torch.equal(alone.observation, doubted.observation) and torch.equal(alone.action, doubted.action)
+        rollout.append(imagine_rollout(simulator, policy, context, 2, "frame"))
+    alone, penalized = rollout
+    assert all(torch.equal(a, b) for a, b in zip(alone.carry, penalized.carry, strict=True))
+    assert torch.equal(alone.observation, penalized.observation) and torch.equal(alone.action, penalized.action)
 
 
 def test_what_is_earned_ends_with_the_world() -> None:
     reward = torch.tensor([[0.0, 0], [1, 3], [2, 5], [4, 7]])
     terminated = torch.tensor([[False, False], [True, False], [False, False], [False, False]])
-    ways = ImaginedRollout((), reward, reward[:-1].long(), reward, terminated, torch.zeros(4, 2))
-    assert mean_reward_per_step(ways, torch.tensor([True, True])) == (1 + 3 + 5 + 7) / 4
-    assert mean_reward_per_step(ways, torch.tensor([False, True])) == 5
+    rollout = ImaginedRollout((), reward, reward[:-1].long(), reward, terminated, torch.zeros(4, 2))
+    assert mean_reward_per_step(rollout, torch.tensor([True, True])) == (1 + 3 + 5 + 7) / 4
+    assert mean_reward_per_step(rollout, torch.tensor([False, True])) == 5
 
 
 @pytest.mark.parametrize(

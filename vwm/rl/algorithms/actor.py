@@ -109,8 +109,8 @@ class NormalActionDistribution(ActionDistribution):
 
     def kl_divergence(self, other: NormalActionDistribution) -> Tensor:
         """See ``ActionDistribution``; the same for distributions that are both squashed by tanh."""
-        apart = (self.std.square() + (self.mean - other.mean).square()) / (2 * other.std.square())
-        return (other.std.log() - self.std.log() + apart - 0.5).sum(-1)
+        scaled_distance = (self.std.square() + (self.mean - other.mean).square()) / (2 * other.std.square())
+        return (other.std.log() - self.std.log() + scaled_distance - 0.5).sum(-1)
 
 
 class TanhNormalActionDistribution(NormalActionDistribution):
@@ -126,9 +126,9 @@ class TanhNormalActionDistribution(NormalActionDistribution):
 
     def log_prob(self, action: Tensor) -> Tensor:
         """See ``ActionDistribution``."""
-        edge = 1 - torch.finfo(torch.float32).eps
-        before = action.clamp(-edge, edge).atanh()
-        return super().log_prob(before) - _log_tanh_derivative(before).sum(-1)
+        limit = 1 - torch.finfo(torch.float32).eps
+        unsquashed = action.clamp(-limit, limit).atanh()
+        return super().log_prob(unsquashed) - _log_tanh_derivative(unsquashed).sum(-1)
 
     def entropy(self) -> Tensor:
         """See ``ActionDistribution``; the entropy of the normal, plus a one-sample estimate of the change by tanh."""

@@ -163,8 +163,7 @@ class ActorCritic(nn.Module):
 
         Returns:
             The critic's values of all time steps, [h + 1, n]; the values that returns are bootstrapped from, its own or
-                the
-            target network's, likewise; and the λ-returns of every time step but the last, [h, n].
+            the target network's, likewise; and the λ-returns of every time step but the last, [h, n].
         """
         value = self.value(trajectory.features)
         bootstrap = value

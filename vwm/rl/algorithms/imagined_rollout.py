@@ -52,28 +52,28 @@ def imagine_rollout(
     Args:
         simulator: the simulator, or an ensemble that follows its first member.
         policy: its actions are drawn from torch's generator, as are the simulator's seeds.
-        context: where to start, n.
+        context: n contexts to start from.
         horizon: h. After the end of an episode the simulator is stepped on, to keep the batch complete; what follows is
             masked.
         observe: see ``ImaginationLearning``.
     """
     count, device = len(context.frames), policy.device
-    never = torch.zeros(count, dtype=torch.bool, device=device)
+    not_ended = torch.zeros(count, dtype=torch.bool, device=device)
     zero = torch.zeros(count, device=device)
     state, frame = simulator.reset(context.frames, torch.randint(2**63 - 1, (count,)), context.actions)
     carry = policy.init_carry(count)
     if observe == OBSERVE_FRAME and context.frames.shape[1] > 1:
-        before = reconstruct_frames(simulator, context.frames[:, :-1].to(device))  # as the policy sees real frames, too
-        carry, _ = policy.encode_sequence(carry, before.transpose(0, 1))
+        preceding = reconstruct_frames(simulator, context.frames[:, :-1].to(device))  # as in the real environment
+        carry, _ = policy.encode_sequence(carry, preceding.transpose(0, 1))
     first_carry = carry
     observations = [select_observation(simulator, observe, state, frame)]
     actions: list[Tensor] = []
-    rewards, ends, uncertainties = [zero], [never], [zero]
+    rewards, ends, uncertainties = [zero], [not_ended], [zero]
     for _ in range(horizon):
-        carry, features = policy.encode_step(carry, observations[-1], never)
+        carry, features = policy.encode_step(carry, observations[-1], not_ended)
         action = policy.actor_critic.actor(features).sample()
-        taken = action.clamp(-1, 1) if action.is_floating_point() else action
-        state, output = simulator.step(state, taken, decode=observe == OBSERVE_FRAME)
+        clamped = action.clamp(-1, 1) if action.is_floating_point() else action
+        state, output = simulator.step(state, clamped, decode=observe == OBSERVE_FRAME)
         observations.append(select_observation(simulator, observe, state, output.frame))
         actions.append(action)
         rewards.append(output.reward.float())
@@ -96,11 +96,11 @@ def imagination_losses(
     return objective.losses(policy.actor_critic, trajectory, policy.actor_critic.actor(current), policy.prior(current))
 
 
-def mean_reward_per_step(rollout: ImaginedRollout, of: Tensor) -> float:
+def mean_reward_per_step(rollout: ImaginedRollout, mask: Tensor) -> float:
     """Average the rewards of the rollouts under a mask (bool [n]) over their steps up to their ends."""
-    mask = of.to(rollout.reward.device)
-    counts = (~rollout.terminated).cumprod(0)[:-1, mask]
-    return float((rollout.reward[1:, mask] * counts).sum() / counts.sum())
+    mask = mask.to(rollout.reward.device)
+    alive = (~rollout.terminated).cumprod(0)[:-1, mask]
+    return float((rollout.reward[1:, mask] * alive).sum() / alive.sum())
 
 
 def simulator_env_spaces(simulator: Simulator, observe: str) -> EnvSpaces:

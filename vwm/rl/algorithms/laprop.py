@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 
 class LaProp(Optimizer):
-    """See the module.
+    """The optimizer described in the module's docstring.
 
     Args:
         parameters: to train.
@@ -23,7 +23,7 @@ class LaProp(Optimizer):
         betas: of the momentum, and of the mean square.
         eps: added to the root of the mean square.
         clip: largest gradient norm of a tensor, relative to the norm of its weights; 0 disables clipping.
-        least: lower bound of the weight norm used for clipping.
+        min_weight_norm: lower bound of the weight norm used for clipping.
         warmup: steps over which the learning rate grows from 0.
     """
 
@@ -34,13 +34,21 @@ class LaProp(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-20,
         clip: float = 0.3,
-        least: float = 1e-3,
+        min_weight_norm: float = 1e-3,
         warmup: int = 1000,
     ) -> None:
         if lr < 0 or clip < 0 or warmup < 0:
             raise ValueError(f"lr, clip and warmup must be 0 or more, got {lr}, {clip} and {warmup}")
         super().__init__(
-            parameters, {"lr": lr, "betas": betas, "eps": eps, "clip": clip, "least": least, "warmup": warmup}
+            parameters,
+            {
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+                "clip": clip,
+                "min_weight_norm": min_weight_norm,
+                "warmup": warmup,
+            },
         )
 
     @torch.no_grad()
@@ -50,27 +58,27 @@ class LaProp(Optimizer):
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             if weights:
-                self._move(group, weights)
+                self._update_group(group, weights)
         return loss
 
-    def _move(self, group: dict[str, Any], weights: list[Tensor]) -> None:
+    def _update_group(self, group: dict[str, Any], weights: list[Tensor]) -> None:
         group["steps"] = steps = group.get("steps", 0) + 1
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         if group["clip"]:
-            sizes, norms = torch._foreach_norm(gradients), torch._foreach_norm(weights)
-            limits = torch._foreach_mul(torch._foreach_clamp_min(norms, group["least"]), group["clip"])
-            ratios = torch._foreach_clamp_min(torch._foreach_div(sizes, limits), 1.0)
+            gradient_norms, weight_norms = torch._foreach_norm(gradients), torch._foreach_norm(weights)
+            limits = torch._foreach_mul(torch._foreach_clamp_min(weight_norms, group["min_weight_norm"]), group["clip"])
+            ratios = torch._foreach_clamp_min(torch._foreach_div(gradient_norms, limits), 1.0)
             gradients = list(torch._foreach_div(gradients, ratios))
         for weight in weights:
             if not self.state[weight]:
                 self.state[weight] = {"square": torch.zeros_like(weight), "momentum": torch.zeros_like(weight)}
         squares = [self.state[weight]["square"] for weight in weights]
         momenta = [self.state[weight]["momentum"] for weight in weights]
-        slow, fast = group["betas"][1], group["betas"][0]
-        torch._foreach_mul_(squares, slow)
-        torch._foreach_addcmul_(squares, gradients, gradients, 1 - slow)
-        roots = torch._foreach_sqrt(torch._foreach_div(squares, 1 - slow**steps))
+        momentum_beta, square_beta = group["betas"]
+        torch._foreach_mul_(squares, square_beta)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - square_beta)
+        roots = torch._foreach_sqrt(torch._foreach_div(squares, 1 - square_beta**steps))
         torch._foreach_add_(roots, group["eps"])
-        torch._foreach_lerp_(momenta, torch._foreach_div(gradients, roots), 1 - fast)
+        torch._foreach_lerp_(momenta, torch._foreach_div(gradients, roots), 1 - momentum_beta)
         rate = group["lr"] * min(1.0, (steps - 1) / group["warmup"] if group["warmup"] else 1.0)
-        torch._foreach_add_(weights, momenta, alpha=-rate / (1 - fast**steps))
+        torch._foreach_add_(weights, momenta, alpha=-rate / (1 - momentum_beta**steps))

@@ -81,8 +81,11 @@ class PMPOObjective(PolicyObjective):
             weights = (cumulative_discount((trajectory.discount > 0).to(returns.dtype)) * trajectory.alive)[:-1]
             better = (returns >= bootstrap[:-1]).to(returns.dtype)
         log_prob, entropy = policy.log_prob(trajectory.action), policy.entropy()
-        up, down = weighted_mean(log_prob, weights * better), weighted_mean(log_prob, weights * (1 - better))
-        actor_loss = (1 - self.alpha) * down - self.alpha * up
+        better_log_prob, worse_log_prob = (
+            weighted_mean(log_prob, weights * better),
+            weighted_mean(log_prob, weights * (1 - better)),
+        )
+        actor_loss = (1 - self.alpha) * worse_log_prob - self.alpha * better_log_prob
         logs = {}
         if prior is not None:
             logs["prior_kl"] = weighted_mean(policy.kl_divergence(prior), weights)
