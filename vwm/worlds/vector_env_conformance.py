@@ -7,7 +7,7 @@
     )
 
 The idea: with equal seeds and actions, the worlds of a batch must have equal episodes in every autoreset mode, whatever
-the actions in another world, under a longer time limit, and when the caller writes into what was returned.
+the actions in other worlds are, under a longer time limit, and when the caller writes into returned arrays.
 """
 
 from __future__ import annotations
@@ -52,23 +52,24 @@ def check_vector_env(
 ) -> None:
     """Check the invariants of Gymnasium's vector interface.
 
-    Checked are the spaces, and that everything returned lies in them; the seeds (equal ones give equal runs, s gives
-    world i what s + i gives it); that worlds are independent of each other; the three autoreset modes; that a time
-    limit truncates and does not terminate; infos and their masks; that what is returned belongs to the caller; closing.
+    It checks the spaces, and that everything returned lies in them; the seeds (equal seeds give equal runs, and the
+    integer s seeds world i with s + i); that worlds are independent of each other; the three autoreset modes; that a
+    time limit truncates and does not terminate; infos and their masks; that returned arrays belong to the caller;
+    closing.
 
     Args:
         make: makes environments, of several worlds, each a function of its seed and its actions.
         num_envs: worlds in a batch, 2 or more.
-        max_episode_steps: time limit of the episodes that are looked at. Terminations are seen where random actions
-            lead to some within it.
+        max_episode_steps: time limit of the episodes. Terminations are only checked where random actions cause some
+            within it.
         steps: length of the runs; several episodes.
         seed: of worlds and actions.
-        tolerance: how far two numbers may differ (plus 1e-5 of their size) that should be equal but were computed in
-            batches of another composition, where floating-point sums may round otherwise; 0 requires equality. Repeated
-            equal runs must be equal bit by bit.
+        tolerance: largest difference (plus 1e-5 of their size) of two numbers that should be equal but were computed in
+            different batches, where floating-point sums may round differently; 0 requires equality. Repeated equal runs
+            must be equal bit by bit.
 
     Raises:
-        AssertionError: an invariant is violated; the message says which and where.
+        AssertionError: an invariant is violated; the message names it and the place.
         ValueError: the arguments leave nothing to check.
     """
     if num_envs < 2 or steps < 2 * max_episode_steps + 2:
@@ -108,24 +109,24 @@ class _ConformanceTrial:
             if not envs.closed:
                 envs.close()
 
-    def chooser(self, space: Space[Any], others: Sequence[int] = (), idle: int = 0) -> ActionChooser:
-        """Choose actions by world, episode and step alone; different ones in the worlds ``others``, or when idle."""
+    def chooser(self, space: Space[Any], changed_worlds: Sequence[int] = (), idle: int = 0) -> ActionChooser:
+        """Choose actions by world, episode and step alone; different ones in ``changed_worlds``, or when idle."""
         space = copy.deepcopy(space)
 
         def choose(world: int, episode: int, step: int) -> Any:
-            key = [self.seed, world, episode, step + 1, int(world in others), idle if step < 0 else 0]
+            key = [self.seed, world, episode, step + 1, int(world in changed_worlds), idle if step < 0 else 0]
             space.seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
             return space.sample()
 
         return choose
 
-    def record_histories(self, mode: AutoresetMode, limit: int | None = None, **how: Any) -> list[EnvHistory]:
+    def record_histories(self, mode: AutoresetMode, limit: int | None = None, **options: Any) -> list[EnvHistory]:
         """Record the histories of new worlds."""
         with self.open(mode, limit) as envs:
-            return self.record_histories_in(envs, mode, **how)
+            return self.record_histories_in(envs, mode, **options)
 
-    def plain(self, mode: AutoresetMode) -> list[EnvHistory]:
-        """Return the histories that others are compared with."""
+    def reference(self, mode: AutoresetMode) -> list[EnvHistory]:
+        """Return the histories that other runs are compared with."""
         if mode not in self.reference_histories:
             self.reference_histories[mode] = self.record_histories(mode)
         return self.reference_histories[mode]
@@ -139,19 +140,29 @@ class _ConformanceTrial:
         envs: AnyVectorEnv,
         mode: AutoresetMode,
         seed: int | list[int | None] | None = -1,
-        others: Sequence[int] = (),
+        changed_worlds: Sequence[int] = (),
         idle: int = 0,
         overwrite_returned: bool = False,
         steps: int | None = None,
     ) -> list[EnvHistory]:
-        """Reset the worlds and play; ``idle`` picks the actions that NEXT_STEP must ignore, -1 the trial's own seed."""
-        player = EnvHistoryRecorder(envs, mode, overwrite_returned)
-        player.reset(seed=self.seed if seed == -1 else seed)
-        choose = self.chooser(envs.single_action_space, others, idle)
+        """Reset the worlds and step them.
+
+        Args:
+            envs: the worlds.
+            mode: their autoreset mode.
+            seed: of the reset; -1 takes the trial's seed.
+            changed_worlds: worlds that get other actions.
+            idle: varies the actions that NEXT_STEP must ignore.
+            overwrite_returned: write into returned arrays.
+            steps: by default those of the trial.
+        """
+        recorder = EnvHistoryRecorder(envs, mode, overwrite_returned)
+        recorder.reset(seed=self.seed if seed == -1 else seed)
+        choose = self.chooser(envs.single_action_space, changed_worlds, idle)
         for _ in range(self.steps if steps is None else steps):
-            player.step(choose)
-        player.check_returned_unchanged()
-        return player.histories
+            recorder.step(choose)
+        recorder.check_returned_unchanged()
+        return recorder.histories
 
 
 def _check_spaces(trial: _ConformanceTrial, mode: AutoresetMode) -> None:
@@ -169,31 +180,33 @@ def _check_spaces(trial: _ConformanceTrial, mode: AutoresetMode) -> None:
 
 
 def _check_reproducibility(trial: _ConformanceTrial, mode: AutoresetMode) -> None:
-    plain = trial.plain(mode)
-    ends = any(len(history) > 1 for history in plain)
+    reference = trial.reference(mode)
+    ends = any(len(history) > 1 for history in reference)
     require_invariant(ends, "time limit", f"no episode ended within {trial.steps} steps, their limit is {trial.limit}")
     with trial.open(mode) as envs:
         trial.record_histories_in(envs, mode, seed=trial.seed + 1)
-        again = trial.record_histories_in(envs, mode)
-    require_same_histories(plain, again, "seeding", f"two runs with one seed differ, {mode}")
+        repeated = trial.record_histories_in(envs, mode)
+    require_same_histories(reference, repeated, "seeding", f"two runs with one seed differ, {mode}")
 
 
 def _check_ownership(trial: _ConformanceTrial, mode: AutoresetMode) -> None:
-    law = f"writing into what was returned changed what came later: return copies, {mode}"
-    require_same_histories(trial.plain(mode), trial.record_histories(mode, overwrite_returned=True), "ownership", law)
+    what = f"writing into what was returned changed what came later: return copies, {mode}"
+    require_same_histories(
+        trial.reference(mode), trial.record_histories(mode, overwrite_returned=True), "ownership", what
+    )
 
 
 def _check_seeds(trial: _ConformanceTrial) -> None:
     mode, s, n = AutoresetMode.NEXT_STEP, trial.seed, trial.num_envs
-    alike = trial.record_histories(mode, seed=[s + i for i in range(n)])
+    listed = trial.record_histories(mode, seed=[s + i for i in range(n)])
     require_same_histories(
-        trial.plain(mode), alike, "seeding", "the integer s must seed world i with s + i, as a list of them does"
+        trial.reference(mode), listed, "seeding", "the integer s must seed world i with s + i, as a list of them does"
     )
     runs = []
     for _ in range(2):
         with trial.open() as envs:
-            turned = EnvHistoryRecorder(envs, mode)
-            turned.reset(seed=[s + (i + 1) % n for i in range(n)])
+            rotated = EnvHistoryRecorder(envs, mode)
+            rotated.reset(seed=[s + (i + 1) % n for i in range(n)])
             trial.record_histories_in(envs, mode)
             runs.append(trial.record_histories_in(envs, mode, seed=None))
     require_same_histories(
@@ -202,35 +215,39 @@ def _check_seeds(trial: _ConformanceTrial) -> None:
         "seeding",
         "a reset without a seed must continue the generators, but two equal runs differ",
     )
-    for world, history in enumerate(turned.histories):
-        own = trial.plain(mode)[(world + 1) % n][0][:1]
-        law = "a world's first observation depends on more than its own seed"
-        require_same_histories([history], [[own]], "seeding", law, trial.tolerance)
+    for world, history in enumerate(rotated.histories):
+        expected = trial.reference(mode)[(world + 1) % n][0][:1]
+        what = "a world's first observation depends on more than its own seed"
+        require_same_histories([history], [[expected]], "seeding", what, trial.tolerance)
 
 
 def _check_independence(trial: _ConformanceTrial) -> None:
     """Check that actions and ends of episodes in the first world leave the others unchanged."""
     mode = AutoresetMode.NEXT_STEP
-    alone, stirred = trial.plain(mode)[1:], trial.record_histories(mode, others=(0,))[1:]
+    reference, changed = trial.reference(mode)[1:], trial.record_histories(mode, changed_worlds=(0,))[1:]
     require_same_histories(
-        alone, stirred, "independence", "what one world did changed another (worlds counted from 1)", trial.tolerance
+        reference,
+        changed,
+        "independence",
+        "what one world did changed another (worlds counted from 1)",
+        trial.tolerance,
     )
 
 
 def _check_autoreset_modes(trial: _ConformanceTrial) -> None:
-    next_step = trial.plain(AutoresetMode.NEXT_STEP)
+    next_step = trial.reference(AutoresetMode.NEXT_STEP)
     idle = trial.record_histories(AutoresetMode.NEXT_STEP, idle=1)
     require_same_histories(
         next_step, idle, "NEXT_STEP", "the action of the step that resets a world must be ignored", trial.tolerance
     )
     for mode in (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED):
-        law = f"{mode.name} shows other episodes than NEXT_STEP"
-        require_same_histories(next_step, trial.plain(mode), mode.name, law, trial.tolerance)
+        what = f"{mode.name} shows other episodes than NEXT_STEP"
+        require_same_histories(next_step, trial.reference(mode), mode.name, what, trial.tolerance)
 
 
 def _check_time_limit(trial: _ConformanceTrial) -> None:
     mode = AutoresetMode.DISABLED
-    for world, history in enumerate(trial.plain(mode)):
+    for world, history in enumerate(trial.reference(mode)):
         for episode in history:
             for step, record in enumerate(episode):
                 fits = step <= trial.limit and (record.truncated == (step == trial.limit) or record.terminated)
@@ -253,30 +270,30 @@ def _check_time_limit(trial: _ConformanceTrial) -> None:
 
 def _check_partial_reset(trial: _ConformanceTrial) -> None:
     """Check that resetting the first world in mid-episode leaves the others unchanged and restarts its time limit."""
-    plain = trial.plain(AutoresetMode.DISABLED)[1:]
-    others = _histories_with_partial_reset(trial, trial.seed, trial.steps)[1:]
+    reference = trial.reference(AutoresetMode.DISABLED)[1:]
+    after_reset = _histories_with_partial_reset(trial, trial.seed, trial.steps)[1:]
     require_same_histories(
-        plain, others, "reset_mask", "a world that was not to be reset was disturbed", trial.tolerance
+        reference, after_reset, "reset_mask", "a world that was not to be reset was disturbed", trial.tolerance
     )
     for seed in trial.extra_seeds():
-        again = _histories_with_partial_reset(trial, seed, trial.limit + 1)[0][1]
-        fits = len(again) == trial.limit + 1 or again[-1].terminated
-        what = f"an episode that it began lasted {len(again) - 1} steps, its limit is {trial.limit}"
+        restarted = _histories_with_partial_reset(trial, seed, trial.limit + 1)[0][1]
+        fits = len(restarted) == trial.limit + 1 or restarted[-1].terminated
+        what = f"an episode that it began lasted {len(restarted) - 1} steps, its limit is {trial.limit}"
         require_invariant(fits, "reset_mask", what)
-        if not again[-1].terminated:
+        if not restarted[-1].terminated:
             break  # the time limit was reached
 
 
 def _histories_with_partial_reset(trial: _ConformanceTrial, seed: int, steps: int) -> list[EnvHistory]:
     """Record histories in which the first world was reset after one step."""
     with trial.open(AutoresetMode.DISABLED) as envs:
-        player, choose = EnvHistoryRecorder(envs, AutoresetMode.DISABLED), trial.chooser(envs.single_action_space)
-        player.reset(seed=seed)
-        player.step(choose)
-        player.reset_masked(np.arange(trial.num_envs) == 0)
+        recorder, choose = EnvHistoryRecorder(envs, AutoresetMode.DISABLED), trial.chooser(envs.single_action_space)
+        recorder.reset(seed=seed)
+        recorder.step(choose)
+        recorder.reset_masked(np.arange(trial.num_envs) == 0)
         for _ in range(steps - 1):
-            player.step(choose)
-    return player.histories
+            recorder.step(choose)
+    return recorder.histories
 
 
 def _check_close(trial: _ConformanceTrial) -> None:

@@ -1,4 +1,4 @@
-"""Histories of a vector environment under its autoreset mode, and checks of everything that it returns on the way."""
+"""Histories of a vector environment under its autoreset mode, and checks of everything that it returns."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ ActionChooser = Callable[[int, int, int], Any]
 
 
 class EnvHistoryRecorder:
-    """Play environments by the rules of their mode, and record the history of each."""
+    """Steps environments by the rules of their mode, and records the history of each."""
 
     def __init__(self, envs: AnyVectorEnv, mode: AutoresetMode, overwrite_returned: bool = False) -> None:
         self.envs = envs
         self.mode = mode
         self.overwrite_returned = overwrite_returned
         self.histories: list[EnvHistory] = []
-        self._kept: list[tuple[NDArray[Any], NDArray[Any]]] = []
+        self._returned: list[tuple[NDArray[Any], NDArray[Any]]] = []
 
-    def reset(self, **how: Any) -> None:
-        observations, infos = self._take(*self.envs.reset(**how))
+    def reset(self, **options: Any) -> None:
+        observations, infos = self._take(*self.envs.reset(**options))
         self.histories = [[[_first_record(o, infos, w)]] for w, o in enumerate(observations)]
 
     def reset_masked(self, mask: NDArray[np.bool_]) -> None:
@@ -73,72 +73,74 @@ class EnvHistoryRecorder:
                 for w, history in enumerate(self.histories)
             ],
         )
-        given = copy.deepcopy(actions)
+        original = copy.deepcopy(actions)
         observations, rewards, terminated, truncated, infos = self.envs.step(actions)
-        require_invariant(values_equal(actions, given), "actions", "step changed the actions that it was given")
+        require_invariant(values_equal(actions, original), "actions", "step changed the actions that it was given")
         _check_outcomes(len(self.histories), rewards, terminated, truncated)
         outcomes = list(zip(rewards.tolist(), terminated.tolist(), truncated.tolist(), strict=True))
-        seen, infos = self._take(observations, infos, rewards, terminated, truncated)
+        copies, infos = self._take(observations, infos, rewards, terminated, truncated)
         for world, history in enumerate(self.histories):
-            self._record(history, world, ended[world], seen[world], outcomes[world], infos)
+            self._record(history, world, ended[world], copies[world], outcomes[world], infos)
 
     def _record(
         self,
         history: EnvHistory,
         world: int,
         ended: bool,
-        seen: Any,
+        observation: Any,
         outcome: tuple[float, bool, bool],
         infos: dict[str, Any],
     ) -> None:
         reward, terminated, truncated = outcome
-        over, info = terminated or truncated, select_env_info(infos, world)
+        done, info = terminated or truncated, select_env_info(infos, world)
         if self.mode is AutoresetMode.NEXT_STEP and ended:
             require_invariant(
                 reward == 0, "NEXT_STEP", f"world {world} got reward {reward} in the step that resets it, must be 0"
             )
-            require_invariant(not over, "NEXT_STEP", f"world {world} ended in the step that resets it")
-            history.append([_first_record(seen, infos, world)])
+            require_invariant(not done, "NEXT_STEP", f"world {world} ended in the step that resets it")
+            history.append([_first_record(observation, infos, world)])
         elif self.mode is AutoresetMode.SAME_STEP:
             for key in ("final_obs", "final_info"):
                 require_invariant(
-                    (key in info) == over,
+                    (key in info) == done,
                     "SAME_STEP",
                     f"{key} and its mask must be there for the worlds that ended "
-                    f"and no others; world {world} " + ("ended" if over else "did not end"),
+                    f"and no others; world {world} " + ("ended" if done else "did not end"),
                 )
-            if over:
+            if done:
                 last, final = info.pop("final_obs"), info.pop("final_info")
                 space = self.envs.single_observation_space
                 require_invariant(space.contains(last), "SAME_STEP", f"final_obs of world {world} is not in {space}")
                 history[-1].append(EnvStepRecord(last, *outcome, final))
-                history.append([EnvStepRecord(seen, 0.0, False, False, info)])
+                history.append([EnvStepRecord(observation, 0.0, False, False, info)])
             else:
-                history[-1].append(EnvStepRecord(seen, *outcome, info))
+                history[-1].append(EnvStepRecord(observation, *outcome, info))
         else:
-            history[-1].append(EnvStepRecord(seen, *outcome, info))
+            history[-1].append(EnvStepRecord(observation, *outcome, info))
 
     def _take(self, observations: Any, infos: dict[str, Any], *arrays: Any) -> tuple[list[Any], dict[str, Any]]:
         """Check what was returned, copy it, and either keep it or write into it."""
         space, single = self.envs.observation_space, self.envs.single_observation_space
         _check_in_space(space, observations)
         _check_infos(infos, self.envs.num_envs)
-        seen = [copy.deepcopy(o) for o in iterate(space, observations)]
-        for world, observation in enumerate(seen):
+        copies = [copy.deepcopy(o) for o in iterate(space, observations)]
+        for world, observation in enumerate(copies):
             require_invariant(single.contains(observation), "spaces", f"world {world}'s observation is not in {single}")
         infos_copy = copy.deepcopy(infos)
         for array in _iterate_arrays((observations, infos, arrays)):
             if not self.overwrite_returned:
-                self._kept.append((array, array.copy()))
+                self._returned.append((array, array.copy()))
             elif array.flags.writeable:
                 array[...] = np.ones((), array.dtype)
-        return seen, infos_copy
+        return copies, infos_copy
 
     def check_returned_unchanged(self) -> None:
         """Check that returned arrays did not change later."""
-        for array, then in self._kept:
+        for array, original in self._returned:
             require_invariant(
-                values_equal(array, then), "ownership", "an array that was returned has changed since: return copies"
+                values_equal(array, original),
+                "ownership",
+                "an array that was returned has changed since: return copies",
             )
 
 
@@ -180,7 +182,7 @@ def _check_infos(infos: Any, worlds: int, inner: bool = False) -> None:
 
 
 def require_same_histories(
-    some: list[EnvHistory], others: list[EnvHistory], law: str, what: str, tolerance: float = 0.0
+    some: list[EnvHistory], others: list[EnvHistory], invariant: str, what: str, tolerance: float = 0.0
 ) -> None:
     """Check that two runs have equal episodes in every world, as far as both last."""
     for world, (a, b) in enumerate(zip(some, others, strict=True)):
@@ -189,7 +191,7 @@ def require_same_histories(
                 for name, left, right in zip(EnvStepRecord._fields, one, other, strict=True):
                     require_invariant(
                         values_equal(left, right, tolerance),
-                        law,
+                        invariant,
                         f"{what} (world {world}, episode {number}, step {step}: {name} {left!r} and {right!r})",
                     )
 
@@ -236,7 +238,7 @@ def _iterate_arrays(data: Any) -> Iterator[NDArray[Any]]:
             yield from _iterate_arrays(item)
 
 
-def require_invariant(holds: bool, law: str, what: str) -> None:
+def require_invariant(holds: bool, invariant: str, what: str) -> None:
     """Raise AssertionError with the name of a violated invariant."""
     if not holds:
-        raise AssertionError(f"{law}: {what}")
+        raise AssertionError(f"{invariant}: {what}")
