@@ -111,7 +111,7 @@ def test_a_cloned_policy_is_saved_with_its_world(tmp_path):
 
 def test_half_the_space_is_a_rounding_away(made, tmp_path):
     world = vwm.load(made, "cpu")
-    save_simulator(world, tmp_path / "half", half=True)
+    save_simulator(world, tmp_path / "half", float16=True)
     again = vwm.load(tmp_path / "half", "cpu")
     size = [sum(f.stat().st_size for f in p.glob("*/*.safetensors")) for p in (made, tmp_path / "half")]
     assert size[1] < 0.7 * size[0]

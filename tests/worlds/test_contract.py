@@ -56,7 +56,7 @@ SIMULATORS = {
         uncertainty_penalty=1.0,
     ),
     "ensemble-that-follows-the-first": lambda: EnsembleSimulator(
-        [diffusion_world(outcomes=True, agent_tokens=1), diffusion_world(outcomes=True)], follow="first"
+        [diffusion_world(outcomes=True, agent_tokens=1), diffusion_world(outcomes=True)], followed_member="first"
     ),
 }
 

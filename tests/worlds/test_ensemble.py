@@ -60,7 +60,7 @@ def test_disagreement_is_the_deviation_of_frames_and_rewards() -> None:
 def test_who_follows_the_first_sees_it_alone() -> None:
     own = members(agent_tokens=1)
     frames, action = context(own[0]), torch.tensor([0, 1, 2, 3]) % own[0].spec.actions.size
-    ensemble = EnsembleSimulator(own, follow="first")
+    ensemble = EnsembleSimulator(own, followed_member="first")
     state, first = ensemble.reset(frames, seed=1)
     begun, frame = own[0].reset(frames, seed=state.seed)
     assert not state.member_index.any() and torch.equal(first, frame)
@@ -68,7 +68,7 @@ def test_who_follows_the_first_sees_it_alone() -> None:
     alone, said = own[0].step(begun, action)
     assert torch.equal(shown.frame, said.frame) and (after.uncertainty > 0).all()
     assert torch.equal(ensemble.features(after), own[0].features(alone))
-    with pytest.raises(ValueError, match="set follow='first'"):
+    with pytest.raises(ValueError, match="set followed_member='first'"):
         EnsembleSimulator(own).features(after)
 
 

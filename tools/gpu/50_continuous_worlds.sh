@@ -20,6 +20,6 @@ dynamics=--model.init_args.dynamics.init_args
 actions=()
 [ "$GAME" = coinrun ] || actions=("$dynamics.num_actions" 0 "$dynamics.action_dims" 3)
 stage dit 90 "${DIT_STEPS:-}" -c configs/dit/coinrun_base.yaml --model.init_args.tokenizer "$work/vae_bundle" "${actions[@]}"
-vwm export "$work/dit" --out "$work/world_$GAME" --title "$GAME" --data "$work/data" --half
+vwm export "$work/dit" --out "$work/world_$GAME" --title "$GAME" --data "$work/data" --float16
 report "world_$GAME"
 give vae_bundle "world_$GAME"

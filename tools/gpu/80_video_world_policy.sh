@@ -129,11 +129,11 @@ fi
 
 if [ ! -e world/done ]; then
   fit world_run freeway_small "${WORLD_STEPS:-6000}"
-  stage world export world_run -o world --data data --half
+  stage world export world_run -o world --data data --float16
 fi
 if [ ! -e agent_world/done ]; then
   fit agent_run freeway_agent "${AGENT_STEPS:-2000}" --model.init_args.pretrained world --model.init_args.tokenizer world
-  stage agent_world export agent_run -o agent_world --data data --half
+  stage agent_world export agent_run -o agent_world --data data --float16
 fi
 
 batch=${IMAGINED_BATCH:-256}

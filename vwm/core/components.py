@@ -31,17 +31,17 @@ class ComponentError(ValueError):
     """A network that cannot be loaded; the message names the folder or file and what is wrong with it."""
 
 
-def save_component(part: ModelMixin, folder: str | os.PathLike[str], half: bool = False) -> None:
+def save_component(part: ModelMixin, folder: str | os.PathLike[str], float16: bool = False) -> None:
     """Write a network into a new folder, without the path that it was loaded from.
 
     Args:
         part: the network; it is not changed.
         folder: the folder to make.
-        half: store the weights in float16, which halves the size; ``load_component`` converts them to float32.
+        float16: store the weights in float16, which halves the size; ``load_component`` converts them to float32.
     """
-    stored = torch.nn.Module.half(copy.deepcopy(part)) if half else part
+    stored = torch.nn.Module.half(copy.deepcopy(part)) if float16 else part
     if not all(torch.isfinite(weight).all() for weight in stored.state_dict().values()):
-        raise ComponentError(f"{type(part).__name__} has weights that are not finite{' in float16' if half else ''}")
+        raise ComponentError(f"{type(part).__name__} has weights that are not finite{' in float16' if float16 else ''}")
     stored.save_pretrained(folder, safe_serialization=True)
     config = Path(folder) / COMPONENT_CONFIG_FILE
     settings = json.loads(config.read_text())

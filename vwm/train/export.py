@@ -41,7 +41,7 @@ def export_run(
     sampling_steps: int | None = None,
     temperature: float | None = None,
     guidance: float | None = None,
-    half: bool = False,
+    float16: bool = False,
 ) -> None:
     """Make a bundle of a training run.
 
@@ -61,7 +61,7 @@ def export_run(
         sampling_steps: sampling steps per frame; by default 8 (MaskGIT), or as in the sample videos of a DiT run.
         temperature: sampling temperature of MaskGIT (by default 0.5) or of an MDN-RNN (by default 1).
         guidance: scale of a DiT's classifier-free guidance by the action; 1, the default, disables it.
-        half: store a simulator's weights in float16, which halves the size; they are loaded as float32.
+        float16: store a simulator's weights in float16, which halves the size; they are loaded as float32.
     """
     module, config = load_trained_module(run, weights)
     family, source = find_family(module), _resolve_data(config, data)
@@ -79,7 +79,7 @@ def export_run(
     simulator = family.make_simulator(module, settings).with_sampling(**sampling)
     if source is not None:
         _name_latent_actions(simulator, source)
-    save_simulator(simulator, out, _model_card(simulator, run, source), half)
+    save_simulator(simulator, out, _model_card(simulator, run, source), float16)
     print(f"bundle: {out}")
     if simulator.spec.observation.is_latent:
         print("it has no decoder, so it can be planned in, not played")

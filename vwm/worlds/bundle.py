@@ -36,7 +36,7 @@ VECTOR_STARTS_FILE = "vectors.safetensors"
 
 
 def save_simulator(
-    simulator: NetworkSimulator, path: str | os.PathLike[str], card: str = "", half: bool = False
+    simulator: NetworkSimulator, path: str | os.PathLike[str], card: str = "", float16: bool = False
 ) -> None:
     """Write a bundle, in a folder next to ``path`` that is then renamed over what was there.
 
@@ -44,7 +44,7 @@ def save_simulator(
         simulator: to save.
         path: the folder to write.
         card: text of its README.md.
-        half: store the weights in float16, in half the space.
+        float16: store the weights in float16, which halves the size.
 
     Raises:
         BundleError: ``path`` exists and is not a bundle; nothing is overwritten.
@@ -52,7 +52,7 @@ def save_simulator(
     target = Path(path)
     if target.exists() and not (target / BUNDLE_INDEX_FILE).is_file() and (target.is_file() or any(target.iterdir())):
         raise BundleError(f"{target} exists and is no bundle (it has no {BUNDLE_INDEX_FILE}): choose another folder")
-    with atomic_folder(target) as aside:
+    with atomic_folder(target) as temporary:
         index: dict[str, Any] = {
             "_class_name": type(simulator).__name__,
             "_diffusers_version": diffusers_version,
@@ -70,13 +70,13 @@ def save_simulator(
             network = networks.get(name)
             index[name] = [None, None] if network is None else [public_module(type(network)), type(network).__name__]
             if network is not None:
-                save_component(network, aside / name, half)
+                save_component(network, temporary / name, float16)
         if simulator.starts is not None:
-            _save_starts(simulator.starts, aside / "starts")
-        (aside / "README.md").write_text(
+            _save_starts(simulator.starts, temporary / "starts")
+        (temporary / "README.md").write_text(
             card or f"# {simulator.spec.title}\n\nA vwm world. {_usage_text(simulator, target.name)}\n"
         )
-        (aside / BUNDLE_INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+        (temporary / BUNDLE_INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _usage_text(simulator: NetworkSimulator, name: str) -> str:

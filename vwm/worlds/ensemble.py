@@ -55,8 +55,8 @@ class EnsembleSimulator(Simulator):
         uncertainty_limit: uncertainty above which a simulation terminates; None disables it. A termination costs the
             rewards that would have followed: where these are negative it is an advantage, and only
             ``uncertainty_penalty`` keeps agents away.
-        follow: ``"random"``, every simulation follows a random member; ``"first"``, all follow the first one, for
-            policies that read its features, which the other members do not share.
+        followed_member: ``"random"``, every simulation follows a random member; ``"first"``, all follow the first one,
+            for policies that read its features, which the other members do not share.
 
     Raises:
         ValueError: the members do not fit each other, or a penalty or limit is out of range.
@@ -67,7 +67,7 @@ class EnsembleSimulator(Simulator):
         members: Sequence[Simulator],
         uncertainty_penalty: float = 0.0,
         uncertainty_limit: float | None = None,
-        follow: Literal["random", "first"] = "random",
+        followed_member: Literal["random", "first"] = "random",
     ) -> None:
         if len(members) < 2:
             raise ValueError(f"disagreement requires two simulators or more, got {len(members)}")
@@ -89,12 +89,12 @@ class EnsembleSimulator(Simulator):
         self.members = tuple(members)
         self.uncertainty_penalty = uncertainty_penalty
         self.uncertainty_limit = uncertainty_limit
-        self.follow = follow
+        self.followed_member = followed_member
         self.starts = first.starts
         self.spec = replace(
             first.spec,
             context_frames=max(member.spec.context_frames for member in members),
-            stochastic=follow == "random" or any(member.spec.stochastic for member in members),
+            stochastic=followed_member == "random" or any(member.spec.stochastic for member in members),
         )
 
     @property
@@ -110,7 +110,7 @@ class EnsembleSimulator(Simulator):
         seeds = world_seeds(seed, len(context), self.device)
         started = [member.reset(context, seeds, context_actions) for member in self.members]
         states, frames = tuple(state for state, _ in started), torch.stack([frame for _, frame in started])
-        index = fold_in(seeds, MEMBER_STREAM) % (1 if self.follow == "first" else len(self.members))
+        index = fold_in(seeds, MEMBER_STREAM) % (1 if self.followed_member == "first" else len(self.members))
         latent = self._select_member([m.latent(s) for m, s in zip(self.members, states, strict=True)], index)
         zeros = torch.zeros(len(context), device=frames.device)
         return EnsembleState(states, latent, index, zeros, seeds), self._select_member(frames, index)
@@ -139,9 +139,9 @@ class EnsembleSimulator(Simulator):
             ValueError: simulations follow random members, or the first member has no features.
         """
         first = self.members[0]
-        if self.follow != "first" or not isinstance(first, ProvidesFeatures):
+        if self.followed_member != "first" or not isinstance(first, ProvidesFeatures):
             raise ValueError(
-                "an ensemble keeps no features that all members share: set follow='first', or observe frames"
+                "an ensemble keeps no features that all members share: set followed_member='first', or observe frames"
             )
         return first.features(state.members[0])
 

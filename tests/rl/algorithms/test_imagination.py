@@ -229,12 +229,12 @@ def test_an_ensemble_follows_its_first_member_and_subtracts_the_uncertainty(home
 
     alone, penalized = (
         roll_out(world),
-        roll_out(EnsembleSimulator([world, other], uncertainty_penalty=2.0, follow="first")),
+        roll_out(EnsembleSimulator([world, other], uncertainty_penalty=2.0, followed_member="first")),
     )
     assert torch.equal(penalized.observation, alone.observation) and torch.equal(penalized.action, alone.action)
     assert not alone.uncertainty.any() and not penalized.uncertainty[0].any() and (penalized.uncertainty[1:] > 0).all()
     torch.testing.assert_close(penalized.reward, alone.reward - 2 * penalized.uncertainty)
-    ended = roll_out(EnsembleSimulator([world, other], uncertainty_limit=1e-9, follow="first")).terminated
+    ended = roll_out(EnsembleSimulator([world, other], uncertainty_limit=1e-9, followed_member="first")).terminated
     assert not ended[0].any() and ended[1:].all()
 
 
@@ -284,7 +284,7 @@ def test_frames_of_an_ensemble_are_its_first_members() -> None:
         torch.randint(256, (2, 4, 16, 16, 3), dtype=torch.uint8), None, torch.ones(2, dtype=torch.bool)
     )
     rollout = []
-    for simulator in (world, EnsembleSimulator([world, other], follow="first")):
+    for simulator in (world, EnsembleSimulator([world, other], followed_member="first")):
         torch.manual_seed(1)
         rollout.append(imagine_rollout(simulator, policy, context, 2, "frame"))
     alone, penalized = rollout

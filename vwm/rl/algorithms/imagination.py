@@ -175,7 +175,7 @@ class ImaginationLearning(Algorithm):
         if others:
             members = [self.simulator, *others]
             self.ensemble_simulator = EnsembleSimulator(
-                members, self.ensemble.uncertainty_penalty, self.ensemble.uncertainty_limit, follow="first"
+                members, self.ensemble.uncertainty_penalty, self.ensemble.uncertainty_limit, followed_member="first"
             )
         self.policy: ActorCriticPolicy = self._make_policy(self.simulator)
         self._check_prior()
