@@ -23,7 +23,7 @@ def test_one_iteration_returns_the_mean_of_the_elites():
     assert torch.allclose(plan.distribution.std, elites.std(1, correction=0).clamp(min=0.05), atol=1e-5)
 
 
-def test_plans_with_the_settings_of_v_jepa_2_ac_move_towards_the_goal():
+def test_plans_with_the_settings_of_v_jepa_2_ac_move_toward_the_goal():
     world, state, goals = ExactRooms(), *pairs(4, "same room")
     planner = CEM(
         horizon=2,

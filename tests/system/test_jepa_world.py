@@ -47,7 +47,7 @@ def test_a_run_becomes_a_world_with_the_recorded_actions(made, name):
 
 def test_what_a_world_without_pictures_is_not_for_is_said(made, tmp_path, capsys):
     world = vwm.load(made / "blind", "cpu")
-    with pytest.raises(ValueError, match="no pictures to observe"):
+    with pytest.raises(ValueError, match="no images to observe"):
         SimulatorEnv(world)
     assert SimulatorEnv(vwm.load(made / "seen", "cpu")).reset(seed=0)[0].shape == (64, 64, 3)
     for command, says in (

@@ -40,7 +40,13 @@ def test_a_run_becomes_a_bundle_that_steps(out):
 
 def test_a_controller_is_evolved_in_the_world_and_evaluated_in_the_environment(out):
     small = {"run": out / "c", "steps": 2, "evaluation.every": 2, "evaluation.episodes": 1, "device": "cpu"}
-    learning = {"bundle": out / "bundle", "population": 4, "episodes": 2, "device": "cpu", "env.init_args.size": 16}
+    learning = {
+        "bundle": out / "bundle",
+        "population": 4,
+        "final_evaluation_episodes": 2,
+        "device": "cpu",
+        "env.init_args.size": 16,
+    }
     learning |= {f"fitness.{k}": v for k, v in {"data": out / "data", "rollouts": 2, "horizon": 10}.items()}
     small |= {f"algorithm.init_args.{name}": value for name, value in learning.items()}
     options = [x for name, value in small.items() for x in (f"--{name}", str(value))]

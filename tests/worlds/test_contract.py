@@ -197,7 +197,7 @@ def test_observing_a_frame_is_a_reset_with_one_frame_more(world):
     told = torch.stack([actions(world, 3, i) for i in range(6)], dim=1)
     state, _ = world.reset(context[:, :2], seeds, told[:, :1])
     if not isinstance(world, ObservesFrames):
-        with pytest.raises(ValueError, match="cannot take in frames"):
+        with pytest.raises(ValueError, match="cannot observe frames"):
             DynamicsObservationEncoder(world, "latent")
         return
     whole, _ = world.reset(context, seeds, told)
@@ -228,7 +228,9 @@ def close(state, other) -> None:
 def test_what_policies_read_is_a_vector_a_world(world):
     """Features of the present alone, whatever came before in other worlds; or a word that there are none."""
     state, _ = world.reset(contexts(world), seed=1)
-    if not isinstance(world, ProvidesFeatures) or (isinstance(world, EnsembleSimulator) and world.follow == "drawn"):
+    if not isinstance(world, ProvidesFeatures) or (
+        isinstance(world, EnsembleSimulator) and world.followed_member == "random"
+    ):
         with pytest.raises(ValueError, match="keeps no features"):
             select_observation(world, "features", state, None)
         return

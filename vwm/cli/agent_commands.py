@@ -147,16 +147,16 @@ def evaluate_agent(
         best: use the weights with the best evaluation of the training instead of the last ones. They were selected by
             those evaluations, so this command uses other episodes.
     """
-    player, game = load_agent(run, best)
-    found = evaluate_policy(player, game, episodes, seed, num_envs)
-    control = evaluate_policy(None, game, episodes, seed, num_envs)
+    policy, env_spec = load_agent(run, best)
+    trained = evaluate_policy(policy, env_spec, episodes, seed, num_envs)
+    random = evaluate_policy(None, env_spec, episodes, seed, num_envs)
     result = {
         "run": run.name,
-        "game": repr(game),
+        "env": repr(env_spec),
         "seed": seed,
         "best": best,
-        "agent": summarize_evaluation(found),
-        "random": summarize_evaluation(control),
+        "agent": summarize_evaluation(trained),
+        "random": summarize_evaluation(random),
         "torch": torch.__version__,
     }
     atomic_write_text(run / "evaluation.json", json.dumps(result, indent=2) + "\n")
@@ -169,16 +169,16 @@ def evaluate_agent(
         print(f"{name:>8}  {summary['mean']:10.2f} {interval}   length {summary['length']:.1f}")
 
 
-def summarize_evaluation(found: EvaluationResult) -> dict[str, float | list[float]]:
+def summarize_evaluation(result: EvaluationResult) -> dict[str, float | list[float]]:
     """Return an evaluation as plain numbers."""
-    low, high = found.interval()
+    low, high = result.interval()
     return {
-        "mean": float(found.returns.mean()),
+        "mean": float(result.returns.mean()),
         "low": low,
         "high": high,
-        "std": float(np.std(found.returns)),
-        "length": float(found.lengths.mean()),
-        "returns": [float(value) for value in found.returns],
+        "std": float(np.std(result.returns)),
+        "length": float(result.lengths.mean()),
+        "returns": [float(value) for value in result.returns],
     }
 
 
@@ -194,13 +194,14 @@ def record_agent_videos(
         seed: seed of the first episode; each of the next has the next seed.
         best: use the weights with the best evaluation of the training instead of the last ones.
     """
-    (player, game), out = load_agent(run, best), out or run / "play"
+    policy, env_spec = load_agent(run, best)
+    out = out or run / "play"
     for episode in range(episodes):
-        found = evaluate_policy(player, game, 1, seed + episode, record_video=True)
+        result = evaluate_policy(policy, env_spec, 1, seed + episode, record_video=True)
         path = out / f"{episode:03d}.mp4"
-        write_evaluation_video(found, path)
-        drawn = "no pictures: the game draws none" if found.frames is None else str(path)
-        print(f"return {found.returns[0]:.2f} in {found.lengths[0]} decisions: {drawn}")
+        write_evaluation_video(result, path)
+        video = "no video: the environment has no images" if result.frames is None else str(path)
+        print(f"return {result.returns[0]:.2f} in {result.lengths[0]} decisions: {video}")
 
 
 def export_agent_world(

@@ -48,10 +48,10 @@ def run_demo(
         seed: seed of all random numbers.
     """
     began = time.monotonic()
-    game = COINRUN_DEMO if importlib.util.find_spec("procgen") else FREEWAY_DEMO
+    recording = COINRUN_DEMO if importlib.util.find_spec("procgen") else FREEWAY_DEMO
     train, test = out / "data", out / "data_unseen"
-    _record_dataset(game, train, frames, seed, {})
-    _record_dataset(game, test, max(1000, frames // 10), seed + 1, game["unseen"])
+    _record_dataset(recording, train, frames, seed, {})
+    _record_dataset(recording, test, max(1000, frames // 10), seed + 1, recording["unseen"])
     common = ["--data.init_args.path", str(train), "--seed_everything", str(seed), "--threads", str(threads)]
     common += ["--data.init_args.workers", "0"]  # raw frames are read faster than another process could send them
     bundle = out / "bundle"
@@ -67,21 +67,21 @@ def run_demo(
         + ["--model.init_args.tokenizer", str(out / "tokenizer_only")]
         + ["--trainer.max_steps", str(genie_steps), "--trainer.max_time", "00:00:06:30", *common],
     )
-    _run_command("export", [str(out / "genie"), "--out", str(bundle), "--title", game["env"].split(":")[-1]])
+    _run_command("export", [str(out / "genie"), "--out", str(bundle), "--title", recording["env"].split(":")[-1]])
     _run_command("eval", [str(bundle), str(test), "--out", str(out / "report")])
     minutes = (time.monotonic() - began) / 60
     print(f"\ndone in {minutes:.1f} minutes. Report: {out / 'report'}. Play it:\n\n    .venv/bin/vwm play {bundle}\n")
 
 
-def _record_dataset(game: dict[str, Any], out: Path, frames: int, seed: int, more: dict[str, Any]) -> None:
+def _record_dataset(recording: dict[str, Any], out: Path, frames: int, seed: int, more_options: dict[str, Any]) -> None:
     record_dataset(
-        game["env"],
+        recording["env"],
         out,
         frames=frames,
         seed=seed,
-        frame_skip=game.get("frame_skip", 1),
-        prefer=game["prefer"],
-        env_options={**game["env_options"], **more},
+        frame_skip=recording.get("frame_skip", 1),
+        prefer=recording["prefer"],
+        env_options={**recording["env_options"], **more_options},
     )
 
 

@@ -5,7 +5,7 @@ Importing this module registers ``vwm/World-v0``, and Gymnasium imports it for y
     gymnasium.make("vwm.worlds.gymnasium_env:vwm/World-v0", bundle="runs/coinrun/world")
     gymnasium.make_vec("vwm.worlds.gymnasium_env:vwm/World-v0", num_envs=16, bundle="runs/coinrun/world")
 
-World i of a ``VectorEnv`` that is seeded with s lives exactly as an ``Env`` that is seeded with s + i (see
+World i of a ``VectorEnv`` seeded with s has exactly the episodes of an ``Env`` seeded with s + i (see
 ``vwm.worlds.world_batch``). ``vwm.worlds.vector_env_conformance`` checks any ``VectorEnv``.
 """
 
@@ -41,11 +41,11 @@ class SimulatorEnv(gymnasium.Env[ObservationArray, Any]):
     Observations are frames, uint8 [h, w, 3], or what a world of vectors shows, float32 [k]; with ``observe="latent"``
     they are latents, with ``observe="features"`` the network's features of the current state, float32 [k]. Actions are
     ``Discrete(size)`` or ``Box(-1, 1, [size])``.
-    ``reset(options={"start": i})`` begins from the i-th context instead of a random one; its info says which it was.
+    ``reset(options={"start": i})`` starts from the i-th context instead of a random one; its info has the index.
 
     Args:
         simulator: any simulator; environments may share one, since it holds no state of a world.
-        starts: contexts to begin from, uint8 [n, t, h, w, 3] or float32 [n, t, k]; by default the simulator's own.
+        starts: contexts to start from, uint8 [n, t, h, w, 3] or float32 [n, t, k]; by default the simulator's own.
         max_episode_steps: steps after which an episode is truncated; None disables it.
         render_mode: ``"rgb_array"`` lets ``render`` return the current frame.
         observe: ``"frame"``, or ``"latent"`` or ``"features"``, which skip the pixels; see ``WorldBatch``.
@@ -105,10 +105,10 @@ class SimulatorEnv(gymnasium.Env[ObservationArray, Any]):
 class SimulatorVectorEnv(VectorEnv[ObservationArray, Any, NDArray[Any]]):
     """A batch of worlds that one simulator steps at once.
 
-    It behaves as Gymnasium's own ``SyncVectorEnv`` of as many ``SimulatorEnv``, in every autoreset mode:
+    It behaves as Gymnasium's own ``SyncVectorEnv`` of the same number of ``SimulatorEnv``, in every autoreset mode:
     ``NEXT_STEP`` spends the step after an episode's end on the reset (its action is not used, its reward is 0);
     ``SAME_STEP`` returns the new episode's first frame at once and the old one's last in ``info["final_obs"]``;
-    ``DISABLED`` leaves it to ``reset(options={"reset_mask": bool [num_envs]})``, which every mode understands.
+    ``DISABLED`` leaves the reset to ``reset(options={"reset_mask": bool [num_envs]})``, which every mode understands.
 
     Args:
         simulator: any simulator.

@@ -181,7 +181,7 @@ def test_train_judge_and_watch_as_a_user_types_them(home, tmp_path, capsys) -> N
     main(["agent", "eval", str(run), "--episodes", "3"])
     said = json.loads((run / "evaluation.json").read_text())
     assert len(said["agent"]["returns"]) == 3 and said["agent"]["length"] == LENGTH
-    assert "EncodedEnvSpec" in said["game"]
+    assert "EncodedEnvSpec" in said["env"]
     main(["agent", "play", str(run), "--out", str(tmp_path / "play")])
     assert (tmp_path / "play" / "000.mp4").is_file()
 
