@@ -1,10 +1,10 @@
-"""The DiT's speed: training against diffusers' Latte, and playing from the cache against recomputing the window.
+"""Benchmark the DiT: training compared with diffusers' Latte, and playing from the cache with recomputing the window.
 
     python tools/bench_dit.py train --threads 1
     python tools/bench_dit.py play --context 16 --sampling-steps 4
     python tools/bench_dit.py play --bundle bundles/carracing
 
-Contestants take turns in one process; medians and spreads are printed with every setting of both sides.
+The implementations alternate in one process; medians and spreads are printed with all settings of both.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from vwm.worlds.bundle import load_simulator
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    train = commands.add_parser("train", help="forward and backward, against LatteTransformer3DModel")
-    play = commands.add_parser("play", help="a frame from the cache, against the whole window (Oasis' way)")
+    train = commands.add_parser("train", help="forward and backward, compared with LatteTransformer3DModel")
+    play = commands.add_parser("play", help="a frame from the cache, compared with the whole window (as in Oasis)")
     for command in (train, play):
         command.add_argument("--threads", type=int, default=1, help="of the CPU")
         command.add_argument("--repeats", type=int, default=7, help="rounds in which the two take turns")
@@ -44,7 +44,7 @@ def main() -> None:
         command.add_argument("--bfloat16", action="store_true", help="autocast (train) or weights (play) in bfloat16")
     play.add_argument("--bundle", type=Path, help="a trained world; by default the small size with random weights")
     play.add_argument(
-        "--context", type=int, default=16, help="frames that a new frame sees, itself included; a bundle has its own"
+        "--context", type=int, default=16, help="attended frames, including the new one; by default the bundle's"
     )
     play.add_argument("--sampling-steps", type=int, help="by default the bundle's, or 4")
     options = parser.parse_args()
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def bench_train(options: argparse.Namespace) -> None:
-    """One clip of 16 latent frames of 16x16x16, patches of 2x2: 1024 tokens."""
+    """Time one clip of 16 latent frames of 16x16x16 with patches of 2x2: 1024 tokens."""
     from diffusers import LatteTransformer3DModel
 
     latents = torch.randn(1, 16, 16, 16, 16, device=options.device)
@@ -113,7 +113,7 @@ def bench_train(options: argparse.Namespace) -> None:
         for name in runs:
             print(f"{kind:18} {name:18} {_spread(times[name][kind])}")
         a, b = (statistics.median(times[name][kind]) for name in runs)
-        print(f"{kind:18} vwm is {a / b:.2f} times as fast a token")
+        print(f"{kind:18} vwm is {a / b:.2f} times as fast per token")
 
 
 def _run(forward: Callable[[], Tensor], kind: str, options: argparse.Namespace) -> None:
@@ -131,7 +131,7 @@ def _run(forward: Callable[[], Tensor], kind: str, options: argparse.Namespace) 
 
 @torch.inference_mode()
 def bench_play(options: argparse.Namespace) -> None:
-    """The dynamics alone: what the tokenizer costs is the same either way."""
+    """Time the dynamics alone: the tokenizer costs the same in both cases."""
     if options.bundle is not None:
         simulator = load_simulator(options.bundle, options.device)
         dynamics, sampling = simulator.dynamics, simulator.sampling._replace(guidance=1.0)
@@ -156,16 +156,16 @@ def bench_play(options: argparse.Namespace) -> None:
     )
     seed = torch.zeros(1, dtype=torch.int64, device=options.device)
     frames = torch.randn(1, context - 1, *dynamics.grid, dynamics.channels, device=options.device)
-    lead = _lead(dynamics, context, options.device)
-    state, _ = observe_latents(dynamics, dynamics.init_state(1), frames, lead[:, :-1], seed, sampling.context_noise)
+    embedded = _embed_actions(dynamics, context, options.device)
+    state, _ = observe_latents(dynamics, dynamics.init_state(1), frames, embedded[:, :-1], seed, sampling.context_noise)
 
     def cached() -> Tensor:
-        frame = sample_latent_frame(dynamics, state, lead[:, -1:], seed, sampling)
-        observe_latents(dynamics, state, frame, lead[:, -1:], seed, sampling.context_noise)
+        frame = sample_latent_frame(dynamics, state, embedded[:, -1:], seed, sampling)
+        observe_latents(dynamics, state, frame, embedded[:, -1:], seed, sampling.context_noise)
         return frame
 
     def recomputed() -> Tensor:
-        return draw_whole_window(dynamics, frames, lead, seed, sampling)
+        return sample_from_whole_window(dynamics, frames, embedded, seed, sampling)
 
     difference = float((cached() - recomputed()).abs().max() / recomputed().std())
     if difference > (0.3 if options.bfloat16 else 1e-3):
@@ -180,8 +180,10 @@ def bench_play(options: argparse.Namespace) -> None:
     print(f"the cache makes a frame {statistics.median(times['whole window']) / statistics.median(times['from the cache']):.1f} times as fast")  # fmt: skip  # noqa: E501
 
 
-def draw_whole_window(dynamics: DiT, frames: Tensor, lead: Tensor, seed: Tensor, sampling: DiffusionSampling) -> Tensor:
-    """A frame as it is drawn without a cache: every step runs all frames of the window."""
+def sample_from_whole_window(
+    dynamics: DiT, frames: Tensor, embedded: Tensor, seed: Tensor, sampling: DiffusionSampling
+) -> Tensor:
+    """Sample a frame without a cache: every sampling step processes all frames of the window."""
     numbers = torch.arange(frames.shape[1], device=frames.device)
     each = fold_in(seed[:, None], numbers).flatten()
     noise = seeded_normal(each, *frames.shape[2:]).unflatten(0, (1, -1))
@@ -193,13 +195,13 @@ def draw_whole_window(dynamics: DiT, frames: Tensor, lead: Tensor, seed: Tensor,
         if dynamics.num_step_sizes:
             halvings = torch.full((1, 1), (sampling.steps - 1).bit_length(), device=x.device)
             steps = torch.cat((finest_step_index(dynamics, signal), halvings), dim=1)  # type: ignore[arg-type]
-        window = NoisyFrames(torch.cat((past, x), dim=1), torch.cat((signal, now), dim=1), steps, lead)
+        window = NoisyFrames(torch.cat((past, x), dim=1), torch.cat((signal, now), dim=1), steps, embedded)
         said = dynamics(window).prediction[:, -1:]
         x = sampler_step(dynamics.prediction, x, said, now, x.new_full((1, 1), onward))
     return x
 
 
-def _lead(dynamics: DiT, frames: int, device: str) -> Tensor:
+def _embed_actions(dynamics: DiT, frames: int, device: str) -> Tensor:
     embedding = dynamics.embed_action
     if embedding is None:
         return dynamics.embed_previous_actions(None, 1, frames)

@@ -1,11 +1,11 @@
-"""DreamerV3's update against r2dreamer's, at equal sizes, shapes and settings, one after the other in one process.
+"""Benchmark DreamerV3's update against r2dreamer's, with equal sizes, shapes and settings, alternating in one process.
 
     python tools/bench_dreamer.py --r2dreamer PATH
     python tools/bench_dreamer.py --r2dreamer PATH --size 12M --batch 16 --length 64 --repeats 3 --out figures.json
 
 PATH is a checkout of github.com/NM512/r2dreamer (MIT), which requires tensordict, too. Its
 ``Dreamer._cal_grad``, ``_agc`` and optimizer run as they are, uncompiled, in float32, with the decoder of DreamerV3
-(``rep_loss: dreamer``). Neither side draws from a replay. CPU seconds are what counts where other programs run.
+(``rep_loss: dreamer``). Neither side samples from a replay buffer. Compare CPU seconds if other programs are running.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--r2dreamer", type=Path, required=True, help="a checkout of its code")
     parser.add_argument("--size", choices=SIZES, default="12M", help="of the networks")
-    parser.add_argument("--batch", type=int, default=4, help="pieces of an update (published: 16)")
-    parser.add_argument("--length", type=int, default=16, help="moments of a piece (published: 64)")
-    parser.add_argument("--vector", type=int, default=0, help="numbers of an observation; 0 has 64x64 pictures")
+    parser.add_argument("--batch", type=int, default=4, help="sequences per update (published: 16)")
+    parser.add_argument("--length", type=int, default=16, help="time steps per sequence (published: 64)")
+    parser.add_argument("--vector", type=int, default=0, help="size of a vector observation; 0 for 64x64 images")
     parser.add_argument("--actions", type=int, default=6, help="dimensions of an action (walker-walk: 6)")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     parser.add_argument("--repeats", type=int, default=5, help="rounds in which the two take turns")
@@ -60,16 +60,14 @@ def main() -> None:
     figures = race({"vwm": ours, "r2dreamer": theirs}, options.repeats, warmup=1)
     middle = medians(figures)
     for name, each in middle.items():
-        print(
-            f"{name:>10}: {each['clock']:.3f} s an update, {each['cpu']:.3f} CPU seconds (medians of {options.repeats})"
-        )
+        print(f"{name:>10}: {each['clock']:.3f} s per update, {each['cpu']:.3f} CPU s (medians of {options.repeats})")
     ratio = {kind: middle["r2dreamer"][kind] / middle["vwm"][kind] for kind in ("clock", "cpu")}
     print(f"vwm is {ratio['clock']:.2f} times as fast ({ratio['cpu']:.2f} by CPU seconds)")
     save(options.out, {"settings": {k: str(v) for k, v in vars(options).items()}, "seconds": figures})
 
 
 def our_update(options: argparse.Namespace) -> tuple[Callable[[], Any], int]:
-    """An update of ours on made-up moments, and how many weights it trains."""
+    """Return our update on random time steps, and the number of its weights."""
     deter, hidden, classes, depth, units = SIZES[options.size]
     shape = (options.vector,) if options.vector else (64, 64, 3)
     agent = Dreamer(
@@ -91,7 +89,7 @@ def our_update(options: argparse.Namespace) -> tuple[Callable[[], Any], int]:
 
 
 def their_update(options: argparse.Namespace) -> tuple[Callable[[], Any], int]:
-    """The same of theirs."""
+    """Return their update, and the number of its weights."""
     sys.path.insert(0, str(options.r2dreamer))
     sys.modules["torch.utils.tensorboard"] = types.ModuleType("tensorboard")
     sys.modules["torch.utils.tensorboard"].SummaryWriter = None  # type: ignore[attr-defined] # its logger's, unused
@@ -128,7 +126,7 @@ def their_update(options: argparse.Namespace) -> tuple[Callable[[], Any], int]:
 
 
 def their_config(options: argparse.Namespace) -> Any:
-    """Their settings as plain attributes, of this size, uncompiled."""
+    """Return their settings for this size as plain attributes, uncompiled."""
     deter, hidden, classes, depth, units = SIZES[options.size]
     said = yaml.safe_load((options.r2dreamer / "configs/model/_base_.yaml").read_text())
     keys = ["$^", ".*"] if options.vector else [".*", "$^"]
@@ -150,7 +148,7 @@ class Attributes(dict[str, Any]):
 
 
 def attributes(value: Any, values: dict[str, Any]) -> Any:
-    """Nested dictionaries as such, with placeholders filled in, and numbers that YAML takes for text."""
+    """Convert nested dictionaries to ``Attributes``; fill in placeholders, parse numbers that YAML reads as text."""
     if isinstance(value, dict):
         return Attributes({k: attributes(v, values) for k, v in value.items()})
     if isinstance(value, list):

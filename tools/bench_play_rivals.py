@@ -1,8 +1,8 @@
-"""Time one step of play, ours against tinyworlds', in one run on this machine.
+"""Time one step of play, ours and tinyworlds', in one run on this machine.
 
-Equal on both sides: frame size, tokens a frame, codebook size, frames of context, MaskGIT steps, one world, decode
+Equal on both sides: frame size, tokens per frame, codebook size, frames of context, MaskGIT steps, one world, decode
 included, random weights (which do not affect the time). Everything else is each side's own default:
-tinyworlds' models as its configs/*.yaml set them, ours as the small preset. The repeats of the two sides take turns.
+tinyworlds' models as its configs/*.yaml set them, ours as the small preset. The repeats of the two sides alternate.
 
     git clone https://github.com/AlmondGod/tinyworlds /tmp/rivals/tinyworlds
     python tools/bench_play_rivals.py --tinyworlds /tmp/rivals/tinyworlds --threads 2
@@ -31,20 +31,20 @@ from vwm.models.genie.simulator import GenieSimulator
 from vwm.tokenizers.space_time_tokenizer import SpaceTimeTokenizer
 
 RIVAL_STEPS = 10
-"""MaskGIT steps a frame; tinyworlds' script passes this number, and no config of it sets another."""
+"""MaskGIT steps per frame, as tinyworlds' script passes them; none of its configs sets another number."""
 
 Play = Callable[[], Any]
 
 
 def main() -> None:
-    """Build both sides, warm them up, time them in turns, print settings and medians."""
+    """Build both sides, warm them up, time them alternately, print settings and medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tinyworlds", type=Path, required=True, help="a checkout of AlmondGod/tinyworlds")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--context", type=int, help="frames of context (default: tinyworlds' inference config)")
     parser.add_argument("--bfloat16", action="store_true", help="also time our dynamics in bfloat16")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=8, help="frames a repeat of ours (the rival plays a quarter)")
+    parser.add_argument("--steps", type=int, default=8, help="frames per repeat of ours (tinyworlds plays a quarter)")
     parser.add_argument("--width", type=int, default=192, help="of our dynamics")
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--heads", type=int, default=6)
@@ -62,7 +62,7 @@ def main() -> None:
     shared = configs["training"]
     print(
         f"frames {shared['frame_size']}x{shared['frame_size']}, {(shared['frame_size'] // shared['patch_size']) ** 2} "
-        f"tokens a frame, {shared['num_bins'] ** shared['latent_dim']} codes, {context} frames of context, "
+        f"tokens per frame, {shared['num_bins'] ** shared['latent_dim']} codes, {context} frames of context, "
         f"{RIVAL_STEPS} MaskGIT steps, batch 1, {options.threads} threads, torch {torch.__version__}, "
         f"{os.cpu_count()} cores, random weights"
     )
@@ -80,7 +80,7 @@ def main() -> None:
         low, high = np.percentile(seconds, (5, 95)) * 1e3
         median = statistics.median(seconds)
         print(
-            f"{name}: median {median * 1e3:.1f} ms a frame (p5-p95 {low:.1f}-{high:.1f}, {len(seconds)} frames), "
+            f"{name}: median {median * 1e3:.1f} ms per frame (p5-p95 {low:.1f}-{high:.1f}, {len(seconds)} frames), "
             f"{rival / median:.1f} x tinyworlds"
         )
 
@@ -91,7 +91,7 @@ def _configs(checkout: Path) -> dict[str, dict[str, Any]]:
 
 
 def _tinyworlds(checkout: Path, configs: dict[str, dict[str, Any]], context: int) -> tuple[Play, dict[str, int]]:
-    """The rival's play step as its inference script takes it: tokenize, look up, draw, detokenize, shift the window."""
+    """Return tinyworlds' play step, as in its script: tokenize, look up, sample, detokenize, shift the window."""
     sys.path.insert(0, str(checkout))
     from models.dynamics import DynamicsModel  # type: ignore[import-not-found]
     from models.latent_actions import LatentActionModel  # type: ignore[import-not-found]
@@ -135,10 +135,10 @@ def _tinyworlds(checkout: Path, configs: dict[str, dict[str, Any]], context: int
 def _vwm(
     configs: dict[str, dict[str, Any]], context: int, width: int, depth: int, heads: int, dtype: torch.dtype
 ) -> tuple[Play, dict[str, int]]:
-    """Our play step: the small preset, at the rival's tokens a frame, codebook, context and MaskGIT steps."""
+    """Return our play step: the small preset with tinyworlds' tokens per frame, codebook, context and MaskGIT steps."""
     shared = configs["training"]
     size = (shared["frame_size"],) * 2
-    window = context + 1  # the context, and the frame that is drawn
+    window = context + 1  # the context, and the frame that is sampled
     codebook = [shared["num_bins"]] * shared["latent_dim"]
     tokenizer = SpaceTimeTokenizer(size, shared["patch_size"], codebook, width=128, depth=2, heads=4, window=window)
     dynamics = MaskGITDynamics(
@@ -146,7 +146,7 @@ def _vwm(
     )
     for part in (tokenizer, dynamics):
         for weight in part.parameters():
-            if weight.ndim == 2 and not weight.any():  # what starts at zero in training; numbers like any other here
+            if weight.ndim == 2 and not weight.any():  # weights that are zero at the start of training are random here
                 torch.nn.init.normal_(weight, std=0.02)
     dynamics.to(dtype)
     sampling = MaskGITSampling(RIVAL_STEPS, configs["inference"]["temperature"])

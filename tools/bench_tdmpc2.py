@@ -1,13 +1,13 @@
-"""TD-MPC2's plan and update against the official code, with equal weights, noise, shapes and settings.
+"""Benchmark TD-MPC2's plan and update against the official code, with equal weights, noise, shapes and settings.
 
     python tools/bench_tdmpc2.py --tdmpc2 PATH --size 5M
     python tools/bench_tdmpc2.py --tdmpc2 PATH --size 1M --threads 2 --out figures.json
 
 PATH is a checkout of github.com/nicklashansen/tdmpc2 (MIT), which requires tensordict, too (at most 0.8 on a CPU). Its
 ``TDMPC2._plan`` and ``TDMPC2._update`` run unchanged, except for the device, which they fix. Both sides are first
-checked for equal results; then they alternate in one process. Where other programs run, compare CPU seconds.
+checked for equal results; then they alternate in one process. Compare CPU seconds if other programs are running.
 
-Legend: b batch, h steps of the horizon, k numbers of an observation, a dimensions of an action.
+Legend: b batch, h steps of the horizon, k size of an observation, a dimensions of an action.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tdmpc2", type=Path, required=True, help="a checkout of the official code")
     parser.add_argument("--size", choices=SIZES, default="5M", help="of the networks")
-    parser.add_argument("--observation", type=int, default=24, help="numbers of an observation (walker-walk: 24)")
+    parser.add_argument("--observation", type=int, default=24, help="size of an observation (walker-walk: 24)")
     parser.add_argument("--actions", type=int, default=6, help="dimensions of an action (walker-walk: 6)")
     parser.add_argument("--batch", type=int, default=256, help="pieces of an update")
     parser.add_argument("--samples", type=int, default=512, help="of a plan")
@@ -73,8 +73,8 @@ def main() -> None:
         f"parameters: tdmpc2 {counts[0]:,}, vwm {counts[1]:,}"
     )
     batch = synthetic(options, planning.horizon)
-    prove_equal_plans(theirs, ours, batch)
-    prove_equal_updates(theirs, ours, batch)
+    check_equal_plans(theirs, ours, batch)
+    check_equal_updates(theirs, ours, batch)
     figures = {
         "plan": race(
             {"tdmpc2": partial(plan_theirs, theirs, batch), "vwm": plan_ours(ours, batch)},
@@ -94,7 +94,7 @@ def main() -> None:
 
 
 def official(options: argparse.Namespace, planning: TDMPC2PlannerConfig) -> Any:
-    """Its agent, with every weight drawn."""
+    """Return its agent, with all weights random."""
     folder = options.tdmpc2 / "tdmpc2"
     if not (folder / "tdmpc2.py").is_file():
         raise SystemExit(f"--tdmpc2 {options.tdmpc2} holds no tdmpc2/tdmpc2.py")
@@ -124,7 +124,7 @@ def official(options: argparse.Namespace, planning: TDMPC2PlannerConfig) -> Any:
 
 
 def load_elsewhere(name: str, path: Path, device: str) -> Any:
-    """A module of theirs on another device than the one it names (``capturable`` is for GPUs alone)."""
+    """Load one of their modules for another device than it names (``capturable`` is for GPUs only)."""
     text = path.read_text().replace("cuda:0", device)
     if device == "cpu":
         text = text.replace("capturable=True", "capturable=False")
@@ -149,7 +149,7 @@ def update_theirs(agent: Any, batch: ReplayBatch) -> dict[str, Tensor]:
 
 
 def our_agent(theirs: Any, options: argparse.Namespace, planning: TDMPC2PlannerConfig) -> TDMPC2:
-    """Ours, with the official weights."""
+    """Return our agent with the official weights."""
     spaces = EnvSpaces(ObservationSpace.of_shape((options.observation,)), ActionSpace("continuous", options.actions))
     agent = TDMPC2(
         spaces, EPISODE, options.episodic, networks=SIZES[options.size], planning=planning, batch_size=options.batch
@@ -203,8 +203,8 @@ def synthetic(options: argparse.Namespace, horizon: int) -> ReplayBatch:
     return batch._replace(**{n: v.to(options.device) for n, v in batch._asdict().items() if isinstance(v, Tensor)})
 
 
-def prove_equal_plans(theirs: Any, ours: TDMPC2, batch: ReplayBatch) -> None:
-    """One plan of each from the same middle, the noise drawn in the official order."""
+def check_equal_plans(theirs: Any, ours: TDMPC2, batch: ReplayBatch) -> None:
+    """Compare one plan of each from the same initial mean, with the noise drawn in the official order."""
     latent = ours.world.encode(batch.observation[:1, :1]).detach()
     planning, a, device = ours.planner.config, ours.spaces.actions.size, ours.device
     mean = torch.randn(planning.horizon, a, device=device).clamp(-1, 1)
@@ -225,12 +225,12 @@ def prove_equal_plans(theirs: Any, ours: TDMPC2, batch: ReplayBatch) -> None:
     )
     mean = torch.cat((mean[1:], torch.zeros_like(mean[:1])))[None]
     action, mean = ours.planner.plan(latent, mean, noise, explore=True)
-    say_equal("plan: the action", expected, action[0])
-    say_equal("plan: the mean", theirs._prev_mean, mean[0])
+    check_equal("plan: the action", expected, action[0])
+    check_equal("plan: the mean", theirs._prev_mean, mean[0])
 
 
-def prove_equal_updates(theirs: Any, ours: TDMPC2, batch: ReplayBatch) -> None:
-    """Two updates of each with the same noise and no dropout."""
+def check_equal_updates(theirs: Any, ours: TDMPC2, batch: ReplayBatch) -> None:
+    """Compare two updates of each with the same noise and no dropout."""
     for part in [*theirs.model.modules(), *theirs.model._detach_Qs.modules()]:
         if isinstance(part, nn.Dropout):
             part.p = 0.0
@@ -253,22 +253,22 @@ def prove_equal_updates(theirs: Any, ours: TDMPC2, batch: ReplayBatch) -> None:
         names |= {"grad_norm": "gradient_norm", "pi_loss": "policy_loss", "pi_scale": "scale"}
         names |= {"pi_scaled_entropy": "entropy"} | ({"termination_loss": "termination_loss"} if ours.episodic else {})
         for their, our in names.items():
-            say_equal(f"update {step + 1}: {our}", expected[their].detach().cpu(), torch.tensor(logs[our]))
+            check_equal(f"update {step + 1}: {our}", expected[their].detach().cpu(), torch.tensor(logs[our]))
     ours._draw_action_noise, ours.critic.sample_member_pair, ours.critic.dropout = noise, pair, dropout
     for part in [*theirs.model.modules(), *theirs.model._detach_Qs.modules()]:
         if isinstance(part, nn.Dropout):
             part.p = dropout
 
 
-def say_equal(name: str, theirs: Tensor, ours: Tensor) -> None:
+def check_equal(name: str, theirs: Tensor, ours: Tensor) -> None:
     difference = float((theirs - ours).abs().max() / theirs.abs().max().clamp(min=1e-6))
-    print(f"{name}: they differ by {difference:.0e} of themselves")
+    print(f"{name}: relative difference {difference:.0e}")
     if difference > 1e-3:
-        raise SystemExit("this compares two different things")
+        raise SystemExit("the results differ, so their times cannot be compared")
 
 
 def table(figures: dict[str, Times], options: argparse.Namespace) -> None:
-    print("\n| | tdmpc2 ms (least to most) | vwm ms | tdmpc2 CPU ms | vwm CPU ms | times as fast (by CPU time) |")
+    print("\n| | tdmpc2 ms (min to max) | vwm ms | tdmpc2 CPU ms | vwm CPU ms | times as fast (by CPU time) |")
     print("| --- | --- | --- | --- | --- | --- |")
     for what, sides in figures.items():
         cells, middle = [], medians(sides)

@@ -1,10 +1,10 @@
-"""Our causal VAE against diffusers' video autoencoders: seconds a pass, and PSNR after equal training.
+"""Benchmark our causal VAE against diffusers' video autoencoders: seconds per pass, and PSNR after equal training.
 
 Equal on both sides: clips of 17 frames to 5 x 8 x 8 latents of 16 channels (at 64x64 pixels), parameters (8 to 10
 million), float32, threads, and for the PSNR the clips and their order, the number of steps, AdamW, its schedule, the
 clipping of gradients, the loss (squared error, and a KL term of the same weight where the posterior has a variance),
-and the list of learning rates, of which each model has its best. The passes of all models take turns. Weights are
-random: published ones would differ in what they were trained on.
+and the list of learning rates, of which the best is taken for each model. The passes of all models alternate. Weights
+are random, because published ones were trained on different data.
 
     vwm record procgen:coinrun data/coinrun --frames 60000 --env_options '{num_levels: 500}'
     vwm record procgen:coinrun data/unseen --frames 4000 --env_options '{start_level: 100000}' --seed 1
@@ -73,7 +73,7 @@ RIVALS: dict[str, dict[str, Any]] = {
 
 
 class Model(NamedTuple):
-    """A network, and a call of it: float [b, t, 3, H, W] -> its reconstruction, and the penalty."""
+    """A network, and a function that applies it: float [b, t, 3, H, W] -> reconstruction and penalty."""
 
     network: nn.Module
     call: Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -110,7 +110,7 @@ def make(name: str, size: int) -> Model:
 
 
 def speed(models: dict[str, Model], repeats: int, video: Tensor) -> dict[str, dict[str, float]]:
-    """Median seconds of a pass forward, and of one forward and backward; the models take turns."""
+    """Return median seconds of a forward pass, and of forward and backward; the models alternate."""
     times: dict[str, dict[str, list[float]]] = {name: {"forward": [], "forward_backward": []} for name in models}
     for _ in range(repeats + 1):
         for name, model in models.items():
@@ -128,7 +128,7 @@ def speed(models: dict[str, Model], repeats: int, video: Tensor) -> dict[str, di
 
 
 def psnr(model: Model, clips: list[Tensor]) -> float:
-    """Of clips that training has not seen; frames clamped to what can be shown."""
+    """Compute the PSNR on clips that were not trained on; frames are clamped to the valid range."""
     model.network.eval()
     with torch.no_grad():
         error = sum(F.mse_loss(model.call(clip)[0].clamp(-1, 1), clip).item() for clip in clips) / len(clips)
@@ -137,7 +137,7 @@ def psnr(model: Model, clips: list[Tensor]) -> float:
 
 
 def train(model: Model, clips: list[Tensor], rate: float, warmup: int = 10) -> None:
-    """One step a clip, in order."""
+    """Train with one step per clip, in order."""
     optimizer = torch.optim.AdamW(model.network.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
     steps = len(clips)
     schedule = torch.optim.lr_scheduler.LambdaLR(

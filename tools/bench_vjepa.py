@@ -1,14 +1,14 @@
-"""V-JEPA's training step against the official modules of vjepa2, with equal weights, masks, shapes and settings.
+"""Benchmark V-JEPA's training step against vjepa2's modules, with equal weights, masks, shapes and settings.
 
     python tools/bench_vjepa.py --vjepa2 PATH --size tiny
     python tools/bench_vjepa.py --vjepa2 PATH --size large --device cuda --bfloat16 --compile
 
 PATH is a checkout of github.com/facebookresearch/vjepa2 (MIT). Its side does what its app/vjepa/train.py does with a
 batch: the target encoder on whole clips, the encoder and the predictor on two masks, the loss, backward, AdamW (with a
-gradient scaler in bfloat16), and the moving average. Ours is the module that ``vwm fit`` trains. Both first prove that
-they compute the same losses; then they take turns in one process.
+gradient scaler in bfloat16), and the moving average. Ours is the module that ``vwm fit`` trains. First both are
+checked for equal losses; then they alternate in one process.
 
-Legend: b batch, n tokens of a clip, k seen, m predicted, d width.
+Legend: b batch, n tokens of a clip, k visible, m predicted, d width.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MASKS = [{"num_blocks": 8, "spatial_scale": (0.15, 0.15)}, {"num_blocks": 2, "sp
 """V-JEPA 2's, of the whole clip's length."""
 LR, DECAY, BETAS, MOMENTUM = 5.25e-4, 0.04, (0.9, 0.999), 0.99925
 PEAK = {"H100": 989e12, "H200": 989e12}
-"""Dense bf16 operations a second that NVIDIA states."""
+"""Dense bf16 operations per second according to NVIDIA."""
 
 Step = Callable[[], Tensor]
 
@@ -51,13 +51,13 @@ Step = Callable[[], Tensor]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vjepa2", type=Path, required=True, help="a checkout of the official code")
-    parser.add_argument("--size", choices=SIZES, default="tiny", help="of the encoder and the clips")
-    parser.add_argument("--batch", type=int, help="clips a step; by default the size's")
+    parser.add_argument("--size", choices=SIZES, default="tiny", help="size of the encoder and the clips")
+    parser.add_argument("--batch", type=int, help="clips per step; by default that of the size")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     parser.add_argument("--repeats", type=int, default=7, help="rounds in which the two take turns")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     parser.add_argument("--bfloat16", action="store_true", help="autocast in bfloat16 on both sides")
-    parser.add_argument("--compile", action="store_true", help="a third contestant: ours with compiled layers")
+    parser.add_argument("--compile", action="store_true", help="also time ours with compiled layers")
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -80,7 +80,7 @@ def main() -> None:
         "vjepa2": partial(theirs.step, normalized, masks),
         "vwm": our_step(ours, batch, options),
     }
-    prove_equal(steps, options)
+    check_equal_losses(steps, options)
     if options.compile:
         compiled = copy.deepcopy(ours)
         for part in (compiled.encoder, compiled.target_encoder, compiled.predictor):
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 class Official:
-    """The modules of vjepa2, and a step as its train.py makes it."""
+    """The modules of vjepa2, and a training step as in its train.py."""
 
     def __init__(self, path: Path, size: dict[str, int], device: str, bfloat16: bool) -> None:
         if not (path / "src/models/vision_transformer.py").is_file():
@@ -135,7 +135,7 @@ class Official:
         self.scaler = torch.amp.GradScaler(self.device, enabled=bfloat16)
 
     def loss(self, video: Tensor, masks: list[TokenMask]) -> Tensor:
-        """As train.py has it: lists over clip lengths, and in these lists over masks."""
+        """Compute the loss as in train.py: lists over clip lengths, of lists over masks."""
         clips, keeps = [video], [[mask.context_indices for mask in masks]]
         aims = [[mask.target_indices[0] for mask in masks]]
         with torch.no_grad():
@@ -165,7 +165,7 @@ class Official:
 
 
 def our_module(theirs: Official, size: dict[str, int], device: str) -> VJEPAModule:
-    """What ``vwm fit`` trains, with the official weights, read as a checkpoint of theirs is."""
+    """Return the module that ``vwm fit`` trains, with the official weights loaded as one of their checkpoints."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "official.pt"
         torch.save({name: getattr(theirs, name).state_dict() for name in ("encoder", "predictor")}, file)
@@ -216,8 +216,8 @@ def imagenet(pixels: Tensor) -> Tensor:
     return ((pixels / 255 - mean) / std).permute(0, 4, 1, 2, 3).contiguous()
 
 
-def prove_equal(steps: dict[str, Step], options: argparse.Namespace) -> None:
-    """Three steps of each, and their losses."""
+def check_equal_losses(steps: dict[str, Step], options: argparse.Namespace) -> None:
+    """Compare the losses of three steps of each."""
     losses = {name: [float(step()) for _ in range(3)] for name, step in steps.items()}
     for name, each in losses.items():
         print(f"{name:14} losses of the first steps {', '.join(f'{loss:.6f}' for loss in each)}")
@@ -225,12 +225,12 @@ def prove_equal(steps: dict[str, Step], options: argparse.Namespace) -> None:
     difference = float(((a - b).abs() / a).max())
     # Their angles are bfloat16 under autocast, ours are not.
     if difference > (2e-2 if options.bfloat16 else 1e-4):
-        raise SystemExit(f"the losses differ by {difference:.0e} of themselves: this compares two different things")
-    print(f"they differ by at most {difference:.0e} of themselves")
+        raise SystemExit(f"relative difference of the losses {difference:.0e}: the times cannot be compared")
+    print(f"relative difference at most {difference:.0e}")
 
 
 def operations(module: VJEPAModule, masks: list[TokenMask], size: dict[str, int]) -> float:
-    """Useful floating point operations of a step: two a weight and token, and attention's; backward counts twice."""
+    """Count useful operations of a step: two per weight and token, and attention's; backward counts twice."""
 
     def forward(network: nn.Module, tokens: int, ends: int) -> float:
         blocks = network.blocks
@@ -249,19 +249,19 @@ def operations(module: VJEPAModule, masks: list[TokenMask], size: dict[str, int]
 
 def describe(theirs: Official, ours: VJEPAModule, masks: list[TokenMask], size: dict[str, int]) -> None:
     print(
-        f"both: {size}, patches of {TUBELET}x{PATCH}x{PATCH}, {ours.encoder.num_tokens()} tokens a clip, "
+        f"both: {size}, patches of {TUBELET}x{PATCH}x{PATCH}, {ours.encoder.num_tokens()} tokens per clip, "
         f"predictor {PREDICTOR}, AdamW lr {LR} betas {BETAS} weight decay {DECAY}, moving average {MOMENTUM}"
     )
     for number, mask in enumerate(masks):
         seen, predicted = mask.context_indices.shape[1], mask.target_indices[0].shape[1]
-        print(f"both: mask {number}: {seen} tokens seen, {predicted} predicted")
+        print(f"both: mask {number}: {seen} tokens visible, {predicted} predicted")
     for name, side in (("vjepa2", theirs), ("vwm", ours)):
         counts = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (side.encoder, side.predictor)]
         print(f"{name:14} encoder {counts[0]:.2f}M, predictor {counts[1]:.2f}M parameters")
 
 
 def clips_of(frames: Tensor) -> dict[str, Any]:
-    """The fields of ``Clips`` that training needs."""
+    """Return the fields of ``ClipBatch`` that training requires."""
     from vwm.data.clips import ClipBatch
 
     return vars(ClipBatch(frames=frames))
@@ -270,8 +270,8 @@ def clips_of(frames: Tensor) -> dict[str, Any]:
 def table(figures: Times, work: float, options: argparse.Namespace) -> None:
     name = torch.cuda.get_device_name() if options.device.startswith("cuda") else ""
     peak = next((flops for part, flops in PEAK.items() if part in name and options.bfloat16), None)
-    print(f"\n{work / 1e12:.3f} useful TFLOP a step{', on ' + name if name else ''}\n")
-    print("| step | ms (least to most) | CPU ms | TFLOP/s | MFU | times as fast (by CPU time) |")
+    print(f"\n{work / 1e12:.3f} useful TFLOP per step{', on ' + name if name else ''}\n")
+    print("| step | ms (min to max) | CPU ms | TFLOP/s | MFU | times as fast (by CPU time) |")
     print("| --- | --- | --- | --- | --- | --- |")
     middle = medians(figures)
     first = middle["vjepa2"]

@@ -1,4 +1,4 @@
-r"""Published V-JEPA weights into folders of ours, and ours into Hugging Face's layout.
+r"""Convert published V-JEPA weights to folders of this package, and these to Hugging Face's layout.
 
     python tools/import_vjepa.py vitl.pt OUT                           an official checkpoint of V-JEPA 2
     python tools/import_vjepa.py vitl16.pth.tar OUT --image-size 224 --frames 16 --positions sincos \
@@ -8,9 +8,8 @@ r"""Published V-JEPA weights into folders of ours, and ours into Hugging Face's 
     python tools/import_vjepa.py vjepa2-vitl-fpc64-256 OUT             a folder of Hugging Face's
     python tools/import_vjepa.py OUT AGAIN --to-hf                     any of these, or ours, to Hugging Face's
 
-OUT gets the folders encoder, predictor and classifier, as far as there are such weights: what ``load_component``
-reads and
-the ``weights`` of a config for ``vwm fit`` names.
+OUT gets the folders encoder, predictor and classifier if there are such weights. ``load_component`` reads them, and the
+``weights`` of a config for ``vwm fit`` name them.
 """
 
 from __future__ import annotations
@@ -41,9 +40,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("checkpoint", type=Path, help="a .pt file, a folder of Hugging Face's, or one of ours")
     parser.add_argument("out", type=Path, help="the folder to make")
     parser.add_argument("--to-hf", action="store_true", help="write Hugging Face's layout")
-    parser.add_argument("--probe", type=int, metavar="NUMBER", help="the file holds attentive probes: import this one")
+    parser.add_argument("--probe", type=int, metavar="NUMBER", help="number of the attentive probe to import")
     parser.add_argument("--mask-token", type=int, default=DEFAULT_MASK_TOKEN, help="the predictor's default mask token")
-    official = parser.add_argument_group("what an official .pt file does not say of itself")
+    official = parser.add_argument_group("settings that an official .pt file does not contain")
     official.add_argument("--source", choices=("encoder", "target_encoder", "ema_encoder"), help="which encoder")
     official.add_argument(
         "--image-size", type=int, nargs="+", default=[256], metavar="PIXELS", help="side, or height width"
@@ -65,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def read(options: argparse.Namespace) -> dict[str, ModelMixin]:
-    """The networks by their names."""
+    """Return the networks by their names."""
     path = options.checkpoint
     if (path / "encoder" / "config.json").is_file():
         return {name: load_component(path / name) for name in PretrainedVJEPA._fields if (path / name).is_dir()}
@@ -90,7 +89,7 @@ def read(options: argparse.Namespace) -> dict[str, ModelMixin]:
 
 
 def write(out: Path, parts: dict[str, ModelMixin]) -> None:
-    """A folder a network (aside, then renamed)."""
+    """Write one folder per network, atomically."""
     with atomic_folder(out) as aside:
         for name, part in parts.items():
             save_component(part, aside / name)

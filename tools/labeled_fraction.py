@@ -1,12 +1,12 @@
-"""How far a few labels go: one world a share of labeled clips, and what its actions are then worth.
+"""Measure the effect of few labels: train one world per share of labeled clips, and evaluate its action control.
 
     python tools/labeled_fraction.py data/coinrun_latents data/coinrun_unseen --tokenizer runs/vae_bundle \
         --config configs/dit/coinrun_small.yaml --steps 1000 --out runs/labeled
 
-Every world sees all clips and the same number of steps; of the unlabeled clips it sees no action (Dreamer 4,
+Every world is trained on all clips for the same number of steps; the actions of unlabeled clips are hidden (Dreamer 4,
 arXiv 2509.24527, section 4.3). Rollouts are under the recording's actions. Gains are relative to full labels:
-(share - none) / (all - none). Give it again to go on where it stopped; the runs may also be made side by side, with
-``--only``.
+(share - none) / (all - none). Run it again to continue where it stopped; with ``--only`` several runs can
+be made in parallel.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def main() -> None:
     parser.add_argument("--horizon", type=int, default=16, help="frames of a rollout")
     parser.add_argument("--clips", type=int, default=64, help="clips to measure on")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 0.01, 0.1, 1.0])
-    parser.add_argument("--only", type=float, nargs="*", help="make these worlds and stop, no table")
-    parser.add_argument("--starts", default="none", help="shards to take the bundles' names from; none is enough here")
+    parser.add_argument("--only", type=float, nargs="*", help="train and evaluate only these shares, without a table")
+    parser.add_argument("--starts", default="none", help="shards for the bundles' names; none are required here")
     parser.add_argument("--out", type=Path, default=Path("runs/labeled"), help="folder of the runs")
     options = parser.parse_args()
     reports = {}
@@ -39,12 +39,12 @@ def main() -> None:
         reports[share] = measured(options, share)
     if options.only is None:
         if not {0.0, 1.0} <= set(reports):
-            raise SystemExit("the table tells gains between no labels and all: --shares must hold 0 and 1")
+            raise SystemExit("gains are relative to no labels and all labels: --shares must contain 0 and 1")
         print(table(reports))
 
 
 def measured(options: argparse.Namespace, share: float) -> dict[str, float]:
-    """Train, export and evaluate one world, unless that is done: means over the rollout's horizon."""
+    """Train, export and evaluate one world, unless that was done before; return means over the rollout's horizon."""
     run = options.out / f"{share:g}"
     report, made = run / "report" / "report.json", run / "made_with.json"
     settings = {k: str(v) for k, v in vars(options).items() if k not in ("only", "shares", "out")}
@@ -73,7 +73,7 @@ def measured(options: argparse.Namespace, share: float) -> dict[str, float]:
 
 
 def table(reports: dict[float, dict[str, float]]) -> str:
-    """Markdown, a row a share."""
+    """Return a Markdown table with one row per share."""
     none, full = reports[min(reports)], reports[max(reports)]
     rows = ["| Labeled | PSNR | gain | SSIM | gain | ΔPSNR | of full |", "|---|---|---|---|---|---|---|"]
 

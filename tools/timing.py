@@ -1,4 +1,4 @@
-"""Times of contestants that take turns in one process, for the tools that compare with other projects."""
+"""Time several implementations in turns in one process, for the tools that compare with other projects."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ from typing import Any
 import torch
 
 Times = dict[str, dict[str, list[float]]]
-"""Seconds by the ``clock`` and of this process's ``cpu``, one of each round, by contestant."""
+"""By implementation: seconds of wall ``clock`` time and of this process's ``cpu`` time, one value per round."""
 
 
 def race(steps: Mapping[str, Callable[[], Any]], repeats: int, device: str = "cpu", warmup: int = 2) -> Times:
-    """Time steps in rounds: what slows the machine for a while slows all alike.
+    """Time steps in rounds, so that a temporary slowdown of the machine affects all implementations equally.
 
     Args:
-        steps: what each contestant does in a round.
-        repeats: rounds that count.
-        device: whose work is waited for.
-        warmup: rounds before them.
+        steps: one step of each implementation, run once per round.
+        repeats: number of timed rounds.
+        device: the device that steps run on; its work is included.
+        warmup: number of rounds before them.
     """
     times: Times = {name: {"clock": [], "cpu": []} for name in steps}
     for repeat in range(warmup + repeats):
-        for name in list(steps)[
-            :: 1 if repeat % 2 else -1
-        ]:  # alternate the order, so that no side always starts with cold caches
+        # Alternate the order, so that no implementation always starts with cold caches.
+        for name in list(steps)[:: 1 if repeat % 2 else -1]:
             clock, cpu = time.perf_counter(), time.process_time()
             steps[name]()
             if device.startswith("cuda"):
@@ -40,7 +39,7 @@ def race(steps: Mapping[str, Callable[[], Any]], repeats: int, device: str = "cp
 
 
 def medians(times: Times) -> dict[str, dict[str, float]]:
-    """Of each contestant's seconds."""
+    """Return the median seconds of each implementation."""
     return {name: {kind: statistics.median(each) for kind, each in kinds.items()} for name, kinds in times.items()}
 
 

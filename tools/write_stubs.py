@@ -1,7 +1,7 @@
 """Write the ``__init__.pyi`` of every package of vwm, which say what it re-exports without importing it.
 
 Each package re-exports its public classes, and the functions that other packages use. Run it after adding, moving or
-renaming one; a test says when a stub is out of date.
+renaming one; a test fails if a stub is out of date.
 
     python tools/write_stubs.py
 """
@@ -31,7 +31,7 @@ def stubs(root: Path) -> dict[Path, str]:
     for path, tree in trees.items():
         if path.name == "__init__.py" or path.parent == root:
             continue
-        taken = {other.stem for other in path.parent.iterdir()}  # a submodule hides a name that is spelled like it
+        taken = {other.stem for other in path.parent.iterdir()}  # a submodule hides an equal name
         for name in sorted(exports(tree, imported[module_of(path, root)]) - taken):
             lines[path.parent / "__init__.pyi"].append(f"from .{path.stem} import {name} as {name}\n")
     return {path: "".join(text) for path, text in lines.items()}

@@ -27,14 +27,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Let links to files of the root, which hold in the repository, hold on the site."""
+    """Adapt links to files of the repository's root to the site."""
     for page, name in FROM_ROOT.items():
         markdown = re.sub(rf"\]\(((?:\.\./)*)\.\./{re.escape(name)}", rf"](\1{page}", markdown)
     return markdown
 
 
 def root_page(name: str) -> str:
-    """Return a file of the root, with links that hold from docs/."""
+    """Return a file of the root, with links relative to docs/."""
     return (ROOT / name).read_text().replace("](docs/", "](")
 
 

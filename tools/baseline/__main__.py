@@ -1,8 +1,8 @@
 """Hash what every part of the package computes, seeded and on one thread, to compare before and after a change.
 
 ``PYTHONPATH=. OMP_NUM_THREADS=1 python tools/baseline OUT.json [simulators|modules|agents|data ...]``. One key per
-value; scalars are stored as floats, too. Weights are hashed twice: ``weights`` whatever their names and order,
-``weights_by_name`` with both. A case that fails leaves ``CASE/ERROR``, and the exit status is 1.
+value; scalars are stored as floats, too. Weights are hashed twice: ``weights`` independently of their names and
+order, ``weights_by_name`` with both. A case that fails leaves ``CASE/ERROR``, and the exit status is 1.
 """
 
 from __future__ import annotations

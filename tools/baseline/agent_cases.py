@@ -30,7 +30,7 @@ from vwm.rl.replay_buffer import ReplayBuffer
 
 
 def live(agent: Agent, steps: int, count: int = 2, length: int = 8) -> tuple[ReplayBuffer, list[Any]]:
-    """A life in a made-up world, of which the action is what is paid."""
+    """Collect a history in a random environment whose reward depends on the action."""
     replay = ReplayBuffer(count * steps, count, agent.spaces, agent.extras)
     generator = torch.Generator().manual_seed(3)
     carry, reward, acted = agent.init_carry(count), torch.zeros(count), []

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Ten minutes on one GPU: the tokenizer of full CoinRun (bar: GenieRedux, 38.25 dB).
+# Ten minutes on one GPU: the tokenizer of full CoinRun (reference: GenieRedux, 38.25 dB).
 source "$(dirname "$0")/common.sh"
 fit tokenizer 30 -c configs/tokenizer/coinrun_base.yaml
 vwm export "$work/tokenizer" --out "$work/tokenizer_bundle"

@@ -1,11 +1,11 @@
-"""The speed of a large diffusion world on one GPU: frames a second of play, and what of the chip training uses.
+"""Measure the speed of a large diffusion world on one GPU: frames per second of play, and utilization in training.
 
     python tools/gpu/40_dit_speed.py OUT [FOLDER_OF_THE_LAST_CALL]
     python tools/gpu/40_dit_speed.py OUT --tiny          the same in a minute without a GPU
 
-The network and the objective are those of a config, with random weights. Beside torch it needs diffusers, einops and
-timm alone. Each measurement is written to OUT/dit_speed.json as soon as it is made; those that the last call made are
-taken over, and those that time does not allow are left to the next call.
+The network and the objective are those of a config, with random weights. In addition to torch it requires only
+diffusers, einops and timm. Each measurement is written to OUT/dit_speed.json at once. Those of the last call are kept,
+and those for which there is no time are left to the next call.
 
 Legend: b batch, t frames, n tokens a frame, d width.
 """
@@ -45,10 +45,10 @@ from vwm.nn.space_time import TransformerState, causal_window_mask  # noqa: E402
 from vwm.runs.config_files import load_config  # noqa: E402
 
 PEAK = {"H100": 989e12, "H200": 989e12}
-"""Dense bf16 operations a second that NVIDIA states."""
+"""Dense bf16 operations per second according to NVIDIA."""
 TINY = {"grid": [4, 4], "channels": 4, "width": 32, "depth": 4, "heads": 2, "window": 4}
 RESERVE = 120
-"""Seconds that a measurement may take, compilation included; none is begun with fewer left."""
+"""Seconds that a measurement may take, compilation included; none is started with less time left."""
 
 Play = Callable[[Tensor], Tensor]
 """Actions to the latents of the next frame; it keeps the state."""
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("before", type=Path, nargs="?")
     parser.add_argument("--config", type=Path, default=ROOT / "configs/dit/oasis_600m.yaml")
     parser.add_argument("--steps", type=int, default=4, help="sampling steps a frame")
-    parser.add_argument("--batch", type=int, default=32, help="clips a training step; halved until they fit")
+    parser.add_argument("--batch", type=int, default=32, help="clips per training step, halved until they fit")
     parser.add_argument("--seconds", type=float, default=540, help="of this call")
     parser.add_argument("--tiny", action="store_true", help="a tiny network")
     arguments = parser.parse_args()
@@ -100,7 +100,7 @@ def main() -> None:
 
 
 def build(settings: dict[str, Any], device: torch.device) -> DiT:
-    """The network with random weights, those that start at zero too: zeros would be nothing to add up."""
+    """Build the network with random weights, also where it is initialized to zero, so that all branches contribute."""
     torch.manual_seed(0)
     with device:
         network = DiT(**settings)
@@ -112,7 +112,7 @@ def build(settings: dict[str, Any], device: torch.device) -> DiT:
 
 
 def taken_over(folder: Path, recipe: dict[str, Any]) -> dict[str, Any]:
-    """What the last call found, where it measured the same."""
+    """Return the measurements of the last call if its settings are equal."""
     file = folder / "dit_speed.json"
     found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     return found if found.get("recipe") == recipe else {"measurements": {}}
@@ -125,7 +125,7 @@ def save(folder: Path, found: dict[str, Any]) -> None:
 
 
 def compile_blocks(network: DiT) -> None:
-    """As ``vwm fit --compile`` does; without a GPU only the tracing, which needs no compiler."""
+    """Compile as ``vwm fit --compile`` does; without a GPU only trace, which requires no compiler."""
     for block in network.transformer.blocks:
         block.compile(backend="inductor" if network.device.type == "cuda" else "eager")
 
@@ -143,7 +143,7 @@ def gigabytes(device: torch.device) -> float | None:
 
 
 def seconds(work: Callable[[], object], device: torch.device, count: int) -> float:
-    """Of one call, the median of three rounds of ``count``."""
+    """Return the seconds of one call, the median of three rounds of ``count``."""
     rounds = []
     for _ in range(3):
         began = time.perf_counter()
@@ -160,7 +160,7 @@ def seconds(work: Callable[[], object], device: torch.device, count: int) -> flo
 
 @torch.inference_mode()
 def time_play(settings: dict[str, Any], device: torch.device, sampling: DiffusionSampling, way: str) -> dict[str, Any]:
-    """One world in bfloat16: a frame is its sampling steps and one more pass that takes it in."""
+    """Time one world in bfloat16: a frame takes its sampling steps, and one pass that adds it to the cache."""
     release(device)
     network = build(settings, device).eval()
     nn.Module.to(network, torch.bfloat16)  # diffusers' own advises to load it so instead
@@ -189,7 +189,7 @@ def _action(network: DiT, device: torch.device) -> Tensor | None:
 def _next_frame(
     network: DiT, sampling: DiffusionSampling, state: TransformerState, action: Tensor | None, seed: Tensor
 ) -> tuple[TransformerState, Tensor]:
-    """What ``DiTSimulator.step`` does of it."""
+    """Compute the dynamics' part of ``DiTSimulator.step``."""
     lead = network.embed_previous_actions(None, 1, 1) if action is None else network.embed_actions(action)
     latents = sample_latent_frame(
         network, state, lead, fold_in(fold_in(seed, FRAME_SEED_STREAM), state.position), sampling
@@ -201,7 +201,7 @@ def _next_frame(
 
 
 def play_frame(network: DiT, sampling: DiffusionSampling) -> Play:
-    """A world from its first frame on."""
+    """Return a function that plays a world from its first frame."""
     state, seed = network.init_state(1), world_seeds(0, 1, network.device)
 
     def play(action: Tensor | None) -> Tensor:
@@ -213,7 +213,7 @@ def play_frame(network: DiT, sampling: DiffusionSampling) -> Play:
 
 
 def capture(network: DiT, sampling: DiffusionSampling, action: Tensor | None) -> Play:
-    """The same as one CUDA graph: its state stays in the same memory, and each replay is a frame."""
+    """Capture the same in one CUDA graph: its state stays in the same memory, and each replay is a frame."""
     state, seed = network.init_state(1), world_seeds(0, 1, network.device)
     # Layers share their empty memory at the start; in the graph each needs its own.
     leaves = [leaf.clone() for leaf in tree_leaves(state)]
@@ -244,7 +244,7 @@ def capture(network: DiT, sampling: DiffusionSampling, action: Tensor | None) ->
 
 
 def time_training(settings: dict[str, Any], device: torch.device, batch: int, way: str) -> dict[str, Any]:
-    """Training steps of whole windows in bf16, AdamW included; the largest batch that fits, by halving."""
+    """Time training steps of whole windows in bf16, including AdamW, with the largest batch that fits in memory."""
     while True:
         release(device)
         try:
@@ -311,7 +311,7 @@ def of_frames(noisy: NoisyFrames, frames: slice) -> NoisyFrames:
 
 
 def operations(network: DiT, batch: int, frames: int, clean_past: bool, objective: DiffusionObjective) -> float:
-    """Useful floating point operations of a training step: what is recomputed does not count.
+    """Count useful floating point operations of a training step, without recomputation.
 
     A third of the weights (those that make each layer's shifts, scales and gates) meets a vector a frame, not every
     token; 6 x weights x tokens would count them n times. Of attention, the pairs that the mask lets through count.
@@ -332,7 +332,7 @@ def operations(network: DiT, batch: int, frames: int, clean_past: bool, objectiv
         met = {"space": total * tokens**2, "time": pairs * tokens, "full": pairs * tokens**2}[kind]
         attention += 4 * met * width
     forward = batch * (2 * total * (tokens * weights[False] + weights[True]) + attention)
-    # Larger steps of shortcut forcing ask the network twice more, forward alone.
+    # Larger steps of shortcut forcing call the network two more times, forward only.
     return forward * (3 + 2 * float(getattr(objective, "bootstrap", 0)))
 
 

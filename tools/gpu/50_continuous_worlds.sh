@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A continuous world of GAME=coinrun (with backgrounds) or GAME=carracing, in calls of ten minutes on one GPU: the first
 # trains the autoencoder, the second the diffusion transformer. Each ends its schedule within its call; with VAE_STEPS
-# or DIT_STEPS set, that stage takes so many steps, over as many calls as they need.
+# or DIT_STEPS set, that stage takes this number of steps, over as many calls as required.
 GAME=${GAME:-coinrun}
 [ "$GAME" = coinrun ] || FRAMES=${FRAMES:-100000}
 source "$(dirname "$0")/common.sh"

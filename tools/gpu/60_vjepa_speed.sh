@@ -1,9 +1,9 @@
 # V-JEPA's training step on one GPU, ViT-L/16 on 16 frames of 256x256 in bfloat16, against the official vjepa2 modules:
-# milliseconds, TFLOP/s and MFU of both, and of ours with compiled layers. Both sides in one process, taking turns.
+# milliseconds, TFLOP/s and MFU of both, and of ours with compiled layers. Both sides alternate in one process.
 #
 #   bash tools/gpu/60_vjepa_speed.sh OUT VJEPA2      VJEPA2: a checkout of github.com/facebookresearch/vjepa2
 #
-# A try without a GPU, whose CPU would take minutes a step in bfloat16:
+# A test without a GPU (a CPU would take minutes per step in bfloat16):
 #   SIZE=tiny DEVICE=cpu BATCH=1 REPEATS=2 COMPILE= PRECISION= bash tools/gpu/60_vjepa_speed.sh OUT VJEPA2
 set -euo pipefail
 out=${1:?usage: bash tools/gpu/60_vjepa_speed.sh OUT VJEPA2}

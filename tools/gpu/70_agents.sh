@@ -1,15 +1,15 @@
-# The H100 ladder of agents on dm_control from joints: TD-MPC2 5M to 100k frames, DreamerV3 1m to 200k, one task a run.
-# A call trains until its time is up and hands the run on; the next goes on exactly where it stood.
+# Agents on dm_control with vector observations: TD-MPC2 5M to 100k frames, DreamerV3 1m to 200k, one task per run.
+# A call trains until its time is up; the next continues exactly where it stopped.
 #
 #   bash tools/gpu/70_agents.sh OUT [FOLDER_OF_THE_LAST_CALL]
 #   AGENT=dreamer_v3 TASK=cup-catch bash tools/gpu/70_agents.sh OUT
 #
 # TASK is cartpole-balance, ball_in_cup-catch, finger-spin, walker-walk, reacher-easy or any other of dm_control's.
-# Published (frames, action repeat 2; means over seeds), beside which evaluations.csv stands (decisions: half of frames):
+# Published returns to compare evaluations.csv with (frames, action repeat 2, so twice the decisions; means over seeds):
 #   TD-MPC2 5M at 100k: cartpole-balance 998, ball_in_cup-catch 981, finger-spin 948, walker-walk 962
 #   DreamerV3 proprio at 200k: cartpole-balance 967, ball_in_cup-catch 955, reacher-easy 905
 #
-# A try without a GPU, of a minute: SECONDS_PER_CALL=60 ENV=Pendulum-v1 EXTRA='--evaluation.every 200'
+# A test without a GPU, which takes a minute: SECONDS_PER_CALL=60 ENV=Pendulum-v1 EXTRA='--evaluation.every 200'
 set -euo pipefail
 out=${1:?usage: bash tools/gpu/70_agents.sh OUT [FOLDER_OF_THE_LAST_CALL]}
 before=${2:-}

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# A policy out of a video world, on Atari's Freeway (docs/agents.md), in calls of ten minutes on one GPU:
+# A policy trained in a video world, on Atari's Freeway (docs/agents.md), in calls of ten minutes on one GPU:
 #
 #   bash tools/gpu/80_video_world_policy.sh OUT [FOLDER_OF_THE_LAST_CALL]
 #
 # One after another come the world, its agent tokens (Dreamer 4's second phase), the policy in imagination (the third),
-# the clone alone, and the comparison in the real game. Beside them PPO learns, in the first call on real steps, in the
-# first that begins with a world in that world: its runs cannot go on, and each must end within its call. What is not at
-# its end when the time is up is handed on; what is, is never done again.
+# the clone alone, and the comparison in the real game. PPO is trained in the background: in the first call on real
+# steps, and in the first call that begins with a world in that world. Its runs cannot be continued, and each must end
+# within its call. Unfinished stages are continued by the next call; finished ones are never repeated.
 #
 # SEED=1 with the folder of a seed that has ended trains the policies once more and compares all seeds together.
-# A try without a GPU: README.md.
+# A test without a GPU: see README.md.
 GAME=freeway
 FRAMES=${FRAMES:-60000}
 source "$(dirname "$0")/common.sh"
@@ -23,52 +23,52 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 out=$(realpath "$out")
 cd "$work"
 rm -f failed
-declare -A beside=()
-trap 'kill "${beside[@]}" 2>/dev/null || true' EXIT
+declare -A background=()
+trap 'kill "${background[@]}" 2>/dev/null || true' EXIT
 
-# ended NAME STATUS: note how a stage came out.
+# ended NAME STATUS: record the result of a stage.
 ended() {
   case $2 in
     0) touch "$1/done" ;;
-    124) echo "$1: not at its end when the time was up" ;;
+    124) echo "$1: not finished when the time was up" ;;
     *) tail -n 30 "$1.log" >&2; echo "$1: ended with status $2" >&2; touch failed ;;
   esac
 }
 
-# stage NAME ARGS...: what `vwm ARGS` does, as long as there is time; where it does not end, hand on and be done.
+# stage NAME ARGS...: run `vwm ARGS` in the time that is left; if it does not finish, keep its state and exit.
 stage() {
   local name=$1 code=0; shift
   [ ! -e "$name/done" ] || return 0
   local rest=$(($(left) - reserve))
-  echo "$name: $rest seconds are left"
+  echo "$name: $rest seconds left"
   [ "$rest" -ge 45 ] || finish
   timeout --signal TERM --kill-after 20 "$rest" python -m vwm.cli.main "$@" > "$name.log" 2>&1 || code=$?
   ended "$name" "$code"
   [ -e "$name/done" ] || finish
 }
 
-# start NAME ARGS...: the same, beside the stages, and anew.
+# start NAME ARGS...: the same in the background, from the start.
 start() {
   local name=$1; shift
   [ ! -e "$name/done" ] || return 0
   rm -rf "$name"
   timeout --signal TERM --kill-after 20 "$(($(left) - reserve))" python -m vwm.cli.main "$@" > "$name.log" 2>&1 &
-  beside[$name]=$!
+  background[$name]=$!
 }
 
-# join: wait for what runs beside.
+# join: wait for the background runs.
 join() {
   local name code
-  for name in "${!beside[@]}"; do
+  for name in "${!background[@]}"; do
     code=0
-    wait "${beside[$name]}" || code=$?
-    unset "beside[$name]"
+    wait "${background[$name]}" || code=$?
+    unset "background[$name]"
     ended "$name" "$code"
-    [ -e "$name/done" ] || { echo "$name: begins anew in the next call; give it fewer steps" >&2; touch failed; }
+    [ -e "$name/done" ] || { echo "$name: starts again in the next call; give it fewer steps" >&2; touch failed; }
   done
 }
 
-# finish: show and hand on what there is. A run of `vwm fit` that ended lives on in its bundle.
+# finish: print the results and keep them for the next call. Of a finished run of `vwm fit` only the bundle is kept.
 finish() {
   join
   local name kept=()

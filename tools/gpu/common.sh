@@ -1,4 +1,4 @@
-# Shared by the scripts beside it: the data, a calibrated number of steps, and what is carried to the next call.
+# Shared by the scripts of this folder: the data, a calibrated number of steps, and what is kept for the next call.
 set -euo pipefail
 out=${1:?usage: bash tools/gpu/NN_name.sh OUT [FOLDER_OF_THE_LAST_CALL]}
 before=${2:-}
@@ -13,7 +13,7 @@ left() { echo $((seconds - ($(date +%s) - began))); }
 # What the last call gave back: bundle.tar in pieces of at most 15 MiB.
 [ -z "$before" ] || cat "$before"/bundle.tar.* | tar -C "$work" -xf -
 
-# Equal settings record equal bytes, so the data need not travel.
+# Equal settings record equal bytes, so the data need not be kept.
 case ${GAME:-coinrun} in
   coinrun) # Genie's data (hard mode, random play, 10k levels) with a mixed policy, which shows more of what actions do
     prefer='{7: 4, 8: 3, 6: 1}'
@@ -47,12 +47,12 @@ print(sorted(rates)[len(rates) // 2])
 PY
 )
   steps=$(python -c "print(max(10, int(0.92 * $rate * max(10, $(left) - $reserve))))")
-  echo "$name: $rate steps a second, so $steps steps"
+  echo "$name: $rate steps per second, so $steps steps"
   vwm fit "${common[@]}" --run "$work/$name" --trainer.max_steps "$steps"
 }
 
-# go_on NAME RESERVE STEPS ARGS...: all the steps of a fixed schedule, over as many calls as it takes. A run that runs
-# out of time saves and is handed to the next call, which goes on bit for bit.
+# go_on NAME RESERVE STEPS ARGS...: all the steps of a fixed schedule, over as many calls as it takes. A run that is
+# out of time saves, and the next call continues it bit for bit.
 go_on() {
   local name=$1 reserve=$2 steps=$3 code=0; shift 3
   local extra; read -ra extra <<< "${EXTRA:-}"
@@ -63,7 +63,7 @@ go_on() {
     --trainer.max_steps "$steps" || code=$?
   [ "$code" = 0 ] || [ "$code" = 124 ] || exit "$code" # 124: it was asked to save
   [ "$code" = 0 ] && return
-  echo "$name: not at its end; the next call goes on with it"
+  echo "$name: not finished; the next call continues it"
   local all=("$name"); [ ! -d "$work/vae_bundle" ] || all+=(vae_bundle)
   give "${all[@]}"
   exit 0

@@ -150,7 +150,7 @@ def _baseline_clip(sample: dict[str, Any], clip_length: int) -> tuple[NDArray[An
 def _time_data(
     variants: dict[str, Callable[[], Iterator[Any]]], batches: int, batch_size: int, workers: int, repeats: int
 ) -> dict[str, list[float]]:
-    """Measure clips per second of each variant and repeat; each starts anew and warms up before it is timed."""
+    """Measure clips per second of each variant and repeat; each starts from scratch and warms up before it is timed."""
     speeds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(repeats):
         for name, start in variants.items():

@@ -15,7 +15,7 @@ INGEST_MANIFEST = "ingest.json"
 
 @dataclass(frozen=True)
 class IngestSettings:
-    """Everything besides the videos that determines the contents of the shards.
+    """All settings, in addition to the videos, that determine the contents of the shards.
 
     Attributes:
         folder: the folder of the videos, as an absolute path.
