@@ -109,8 +109,8 @@ COMMANDS = {
         "vwm.cli.compare_agents:compare_runs",
         "compare runs in the real environment, with each other and with random actions",
         (
-            "vwm agent compare world=runs/ppo_freeway_world real=runs/ppo_freeway --real real --episodes 100",
-            "vwm agent compare world=runs/w0,runs/w1,runs/w2 real=runs/r0,runs/r1,runs/r2 --real real",
+            "vwm agent compare world=runs/ppo_freeway_world real=runs/ppo_freeway --reference real --episodes 100",
+            "vwm agent compare world=runs/w0,runs/w1,runs/w2 real=runs/r0,runs/r1,runs/r2 --reference real",
         ),
     ),
     "agent play": CLICommand(
