@@ -23,6 +23,7 @@ from vwm.eval.probe_report import ProbeConfig, difference_verdict, probe_feature
 from vwm.models.vjepa.video_encoder import VideoEncoder
 from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
 
+pytestmark = pytest.mark.usefixtures("narrow_heads")
 Run = Callable[..., dict[str, Any]]
 
 

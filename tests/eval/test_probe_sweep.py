@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from vwm.eval.probe_heads import AttentiveProbeHeads, ProbeHeads, ProbeHeadType, make_probe_heads
 from vwm.eval.probe_sweep import SweepSettings, per_head_loss, train_probe_sweep
 
+pytestmark = pytest.mark.usefixtures("narrow_heads")
 SWEEP = SweepSettings(learning_rates=(1e-2, 1e-3), weight_decays=(0.01, 0.8), epochs=3, batch_size=8, seed=5)
 
 

@@ -20,6 +20,7 @@ from vwm.eval.probes import (
     standardize_features,
 )
 
+pytestmark = pytest.mark.usefixtures("narrow_heads")
 SETTINGS = SweepSettings(learning_rates=(5e-3, 1e-3), weight_decays=(0.01, 0.4), epochs=15, batch_size=32)
 
 
