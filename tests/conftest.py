@@ -4,6 +4,7 @@ import contextlib
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -12,3 +13,9 @@ torch.set_num_threads(1)
 # Before decord, whose own zlib otherwise breaks the PNG files that pygame reads.
 with contextlib.suppress(ImportError):
     import pygame  # noqa: F401
+
+
+@pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip the figure that a training of agents draws after every evaluation, which takes half a second."""
+    monkeypatch.setattr("vwm.rl.evaluation_log.plot_run_curves", lambda *arguments: None)

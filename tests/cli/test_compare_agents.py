@@ -15,6 +15,7 @@ from vwm.eval.return_comparison import compare_returns
 from vwm.rl.evaluation import evaluate_policy
 
 pytest.importorskip("stable_baselines3")
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 CONFIG = """
 run: {run}

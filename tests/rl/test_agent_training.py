@@ -82,8 +82,8 @@ def columns(path: Path, *left_out: str) -> list[list[str]]:
     return [[row[i] for i in kept] for row in rows]
 
 
-@pytest.mark.parametrize("disk", [False, True])
-@pytest.mark.parametrize("broken_at", [80, 160])
+@pytest.mark.usefixtures("no_curves")
+@pytest.mark.parametrize(("disk", "broken_at"), [(False, 160), (True, 80)])
 def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path: Path, disk: bool, broken_at: int) -> None:
     training(tmp_path / "whole").run()
     training(tmp_path / "broken", steps=broken_at, disk=disk).run()
@@ -99,6 +99,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path: Path, disk: bo
         assert a == b
 
 
+@pytest.mark.usefixtures("no_curves")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_request_saves_a_checkpoint_and_the_run_resumes(tmp_path: Path, capsys, number: int) -> None:
     class Asked(SmallDQN):
@@ -130,6 +131,7 @@ def test_what_a_run_writes(tmp_path: Path) -> None:
     assert replay == ["000000000040-000000000080.npz", "000000000080-000000000120.npz", "extras-000000000120.npz"]
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_the_weights_that_did_best_are_kept(tmp_path: Path) -> None:
     run = training(tmp_path / "run", steps=600, every=60, updates=3)
     with pytest.raises(FileNotFoundError, match=r"best\.ckpt does not exist"):
@@ -169,6 +171,7 @@ def test_who_looks_at_a_run_that_goes_on_leaves_it_alone(tmp_path: Path, disk: b
     learning.close()
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_an_evaluation_leaves_the_run_as_it_was(tmp_path: Path) -> None:
     training(tmp_path / "rarely", every=1000).run()
     training(tmp_path / "often", every=20).run()
@@ -176,6 +179,7 @@ def test_an_evaluation_leaves_the_run_as_it_was(tmp_path: Path) -> None:
     assert all(torch.equal(rarely[name], often[name]) for name in rarely)
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_rejects_the_folder_of_another_agent(tmp_path: Path) -> None:
     training(tmp_path / "run", steps=80).run()
     with pytest.raises(ValueError, match=r"last\.ckpt: is of another agent or environment"):

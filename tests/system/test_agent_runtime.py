@@ -47,6 +47,7 @@ class FakeWandb(ModuleType):
         return SimpleNamespace(log=lambda values, step: self.logged.append((step, values)), finish=lambda: None)
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_two_updates_in_bfloat16_with_another_logger(tmp_path: Path, monkeypatch) -> None:
     from vwm.rl.algorithms.dreamer import Dreamer
 

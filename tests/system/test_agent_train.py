@@ -38,6 +38,7 @@ algorithm:
 """
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_train_go_on_judge_and_watch(tmp_path: Path, capsys) -> None:
     run, config = tmp_path / "run", tmp_path / "config.yaml"
     config.write_text(CONFIG.format(run=run))
@@ -63,6 +64,7 @@ def test_train_go_on_judge_and_watch(tmp_path: Path, capsys) -> None:
     assert world.step(state, torch.zeros(16, dtype=torch.int64))[1].frame.isfinite().all()
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_a_run_that_was_begun_stays_what_it_is(tmp_path: Path, capsys) -> None:
     run, config = tmp_path / "run", tmp_path / "config.yaml"
     config.write_text(CONFIG.format(run=run))
@@ -107,6 +109,7 @@ gymnasium.register("Silent-v0", Silent)
 """
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_an_environment_of_the_current_folder_need_not_render(tmp_path: Path, monkeypatch, capsys) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.format(run="run").replace("CartPole-v1", "ones_own:Silent-v0"))

@@ -160,6 +160,7 @@ def test_the_critics_loss_on_replay_is_that_of_the_definition(squash: bool) -> N
     assert found.item() == pytest.approx(total / (BATCH * (LENGTH - 1)), rel=1e-4)
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
     def run(folder: Path, steps: int) -> None:
         env = GymnasiumEnvSpec("Pendulum-v1", time_limit=12)

@@ -103,6 +103,7 @@ def test_what_is_learned_in_the_world_holds_in_the_game(home, tmp_path, policy: 
     assert (tmp_path / "curves.png").is_file()
 
 
+@pytest.mark.usefixtures("no_curves")
 @pytest.mark.parametrize("policy", ["features", "frame", "cloned"])
 def test_an_interrupted_run_equals_an_uninterrupted_one(home, tmp_path, policy: str) -> None:
     objective = PMPOObjective() if policy == "cloned" else PMPOObjective(beta=0)
@@ -125,6 +126,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(home, tmp_path, policy: 
     assert column(tmp_path / "broken" / "metrics" / "evaluations.csv", "step") == [0, 2 * UPDATE, 4 * UPDATE]
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_a_stop_request_saves_a_checkpoint(home, tmp_path, monkeypatch, capsys) -> None:
     asked, step = training(home, tmp_path, "features", PMPOObjective(beta=0)), ImaginationLearning.step
 
@@ -167,6 +169,7 @@ algorithm:
 """
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_train_judge_and_watch_as_a_user_types_them(home, tmp_path, capsys) -> None:
     run, config = tmp_path / "run", tmp_path / "config.yaml"
     config.write_text(CONFIG.format(run=run, home=home))
@@ -186,6 +189,7 @@ def test_train_judge_and_watch_as_a_user_types_them(home, tmp_path, capsys) -> N
     assert (tmp_path / "play" / "000.mp4").is_file()
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_the_actor_waits_for_its_critic(home, tmp_path) -> None:
     run = training(home, tmp_path, "cloned", PMPOObjective(), steps=UPDATE, critic_warmup_steps=UPDATE)
     run.run()
@@ -238,6 +242,7 @@ def test_an_ensemble_follows_its_first_member_and_subtracts_the_uncertainty(home
     assert not ended[0].any() and ended[1:].all()
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_uncertainty_is_logged_and_changes_what_is_learned(home, tmp_path) -> None:
     other = learned_world(steps=1)
     save_simulator(other, tmp_path / "other")
@@ -322,6 +327,7 @@ def test_settings_that_make_no_sense_are_told(home, tmp_path, settings, message:
         training(home, tmp_path, **settings).run()
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_rejects_the_checkpoint_of_another_policy(home, tmp_path) -> None:
     training(home, tmp_path, steps=UPDATE).run()
     with pytest.raises(ValueError, match="is of another agent or environment"):

@@ -68,6 +68,7 @@ def test_ppo_in_the_real_game(tmp_path: Path) -> None:
     assert training.load_policy().act((), time_step, explore=False).action.unique().numel() == 2
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_a_run_resumes_and_a_finished_one_does_not_change(tmp_path: Path, capsys) -> None:
     def training(steps: int, game: str = "CartPole-v1") -> AgentTraining:
         return ppo(tmp_path, GymnasiumEnvSpec(game), steps, EvaluationConfig(32, 2, video=False), policy="MlpPolicy")
