@@ -176,7 +176,7 @@ def test_bad_videos_are_reported_and_good_ones_kept(tmp_path: Path, capsys: pyte
     kept = len(found["short.mp4"])
     assert 2 <= kept < 100 and found["short.mp4"] == list(range(kept))
     assert f"{kept} frames kept: is damaged or truncated" in said
-    for line in ("skipped (5)", "29 actions for 30 frames", "one.mp4       has fewer than 2 frames"):
+    for line in ("skipped (5)", "29 actions for 30 frames", "one.mp4      has fewer than 2 frames"):
         assert line in said
     for name in ("late.mp4", "text.mp4", "empty.mkv"):
         assert any(line.split()[:1] == [name] and "cannot be opened" in line for line in said.splitlines())
