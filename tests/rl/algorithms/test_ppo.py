@@ -52,8 +52,8 @@ def test_the_next_episode_is_another_one_and_a_seed_begins_anew() -> None:
 def test_ppo_in_the_real_game(tmp_path: Path) -> None:
     game = GymnasiumEnvSpec("CartPole-v1")
     training = ppo(tmp_path, game, 96, EvaluationConfig(50, 2))
-    for best in (False, True):
-        with pytest.raises(FileNotFoundError, match="has not saved a checkpoint yet"):
+    for best, message in ((False, "has not saved a checkpoint yet"), (True, "writes it at its first evaluation")):
+        with pytest.raises(FileNotFoundError, match=message):
             training.load_policy(best)
     training.run()
     rows = [line.split(",") for line in (tmp_path / "metrics" / "evaluations.csv").read_text().splitlines()[1:]]
