@@ -1,4 +1,4 @@
-"""Evaluations: episodes of their own, which leave no trace in what a training draws."""
+"""Evaluations: seeded episodes that do not change the random state of training."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from vwm.rl.evaluation import evaluate_policy
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
 
-def player(device: str) -> SimpleNamespace:
-    """Pushes the cart to where a coin of this device falls."""
+def make_random_policy(device: str) -> SimpleNamespace:
+    """Make a policy whose random actions are drawn on the device."""
 
     def act(carry, time_step, explore):
         return PolicyStep(torch.randint(2, (len(time_step.reward),), device=device), carry, {})
@@ -24,14 +24,14 @@ def player(device: str) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_what_a_training_draws_does_not_know_of_evaluations(device: str) -> None:
-    game = GymnasiumEnvSpec("CartPole-v1")
+def test_evaluations_do_not_change_the_random_state_of_training(device: str) -> None:
+    env = GymnasiumEnvSpec("CartPole-v1")
     torch.manual_seed(1)
     torch.rand(3, device=device)
     expected = torch.rand(3, device=device)
     torch.manual_seed(1)
     torch.rand(3, device=device)
-    found = [evaluate_policy(player(device), game, 5, seed=3).returns.tolist()]
+    returns = [evaluate_policy(make_random_policy(device), env, 5, seed=3).returns.tolist()]
     assert torch.equal(torch.rand(3, device=device), expected)
-    found.append(evaluate_policy(player(device), game, 5, seed=3).returns.tolist())
-    assert found[0] == found[1] != evaluate_policy(player(device), game, 5, seed=4).returns.tolist()
+    returns.append(evaluate_policy(make_random_policy(device), env, 5, seed=3).returns.tolist())
+    assert returns[0] == returns[1] != evaluate_policy(make_random_policy(device), env, 5, seed=4).returns.tolist()

@@ -1,4 +1,4 @@
-"""Evaluations during a training: imagined returns are compared with real ones."""
+"""Evaluations during training: imagined returns are compared with real ones."""
 
 import math
 from pathlib import Path
@@ -12,31 +12,31 @@ from vwm.rl.evaluation_log import EvaluationConfig, EvaluationLog, is_best_evalu
 from vwm.runs.metric_tables import MetricTable
 from vwm.runs.run_folder import RunFolder
 
-PLAYER = SimpleNamespace(
+POLICY = SimpleNamespace(
     device=torch.device("cpu"),
     init_carry=lambda batch: (),
     act=lambda carry, time_step, explore: PolicyStep(torch.zeros(len(time_step.reward), dtype=torch.int64), carry, {}),
 )
 
 
-def evaluation_log(folder: Path, eval_env: GymnasiumEnvSpec) -> EvaluationLog:
+def make_evaluation_log(folder: Path, eval_env: GymnasiumEnvSpec) -> EvaluationLog:
     config = EvaluationConfig(episodes=2, video=False)
     return EvaluationLog(RunFolder(folder), GymnasiumEnvSpec("CartPole-v1"), eval_env, config, seed=0)
 
 
-def tables(folder: Path) -> dict[str, MetricTable]:
+def make_tables(folder: Path) -> dict[str, MetricTable]:
     return {name: MetricTable(folder / f"{name}.csv") for name in ("episodes", "evaluations", "updates")}
 
 
 def test_a_row_compares_imagined_returns_since_the_last_evaluation_with_real_ones(tmp_path: Path) -> None:
-    log, kept = evaluation_log(tmp_path, GymnasiumEnvSpec("CartPole-v1", time_limit=5)), tables(tmp_path)
-    kept["episodes"].add(3, **{"return": 10.0, "length": 10.0})
-    kept["episodes"].add(8, **{"return": 20.0, "length": 20.0})
-    log.evaluate(PLAYER, 10, kept, random_return=0.0)
-    kept["episodes"].add(18, **{"return": 7.0, "length": 7.0})
-    log.evaluate(PLAYER, 20, kept, random_return=0.0)
-    log.evaluate(PLAYER, 30, kept, random_return=0.0)
-    first, second, third = kept["evaluations"].rows()
+    log, tables = make_evaluation_log(tmp_path, GymnasiumEnvSpec("CartPole-v1", time_limit=5)), make_tables(tmp_path)
+    tables["episodes"].add(3, **{"return": 10.0, "length": 10.0})
+    tables["episodes"].add(8, **{"return": 20.0, "length": 20.0})
+    log.evaluate(POLICY, 10, tables, random_return=0.0)
+    tables["episodes"].add(18, **{"return": 7.0, "length": 7.0})
+    log.evaluate(POLICY, 20, tables, random_return=0.0)
+    log.evaluate(POLICY, 30, tables, random_return=0.0)
+    first, second, third = tables["evaluations"].rows()
     assert (first["imagined"], first["mean"], first["gap"]) == (15.0, 5.0, 10.0)
     assert (second["imagined"], second["gap"]) == (7.0, 2.0)
     assert math.isnan(third["imagined"]) and math.isnan(third["gap"])
@@ -44,12 +44,12 @@ def test_a_row_compares_imagined_returns_since_the_last_evaluation_with_real_one
 
 
 def test_evaluation_in_the_training_environment_has_no_imagined_column(tmp_path: Path) -> None:
-    kept = tables(tmp_path)
-    evaluation_log(tmp_path, GymnasiumEnvSpec("CartPole-v1")).evaluate(PLAYER, 10, kept, random_return=0.0)
-    assert kept["evaluations"].columns == ["step", "mean", "low", "high", "length"]
+    tables = make_tables(tmp_path)
+    make_evaluation_log(tmp_path, GymnasiumEnvSpec("CartPole-v1")).evaluate(POLICY, 10, tables, random_return=0.0)
+    assert tables["evaluations"].columns == ["step", "mean", "low", "high", "length"]
 
 
-def test_the_best_is_the_highest_and_of_equals_the_last() -> None:
+def test_the_best_evaluation_has_the_highest_mean_and_ties_go_to_the_latest() -> None:
     means = [3.0, 2.0, 3.0, 4.0, 3.0]
     rows = [{"mean": mean} for mean in means]
     assert [is_best_evaluation(rows[: count + 1]) for count in range(len(rows))] == [True, False, True, True, False]

@@ -1,4 +1,4 @@
-"""Numbers that are not finite are named, before they move a weight."""
+"""Non-finite losses are reported by name before they change a weight."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 from vwm.rl.optimizer_step import check_finite
 
 
-def test_numbers_become_plain_and_keep_their_names() -> None:
+def test_tensors_become_floats_under_the_same_names() -> None:
     assert check_finite({"loss": torch.tensor(1.5, requires_grad=True), "norm": 2.0}) == {"loss": 1.5, "norm": 2.0}
     assert check_finite({}) == {}
 

@@ -1,4 +1,4 @@
-"""Losses of actor and critic on a trajectory, against float64 written out, and which network gets which gradient."""
+"""Actor and critic losses on a trajectory equal a float64 reference, and each network gets its own gradient."""
 
 import pytest
 import torch
@@ -11,18 +11,20 @@ from vwm.rl.algorithms.actor_critic import ActorCritic, CriticConfig, ImaginedTr
 H, N, D = 4, 6, 8
 
 
-def make(actor: dict | None = None, critic: dict | None = None, kind: str = "discrete", **rest) -> ActorCritic:
+def make_learner(
+    actor: dict | None = None, critic: dict | None = None, kind: str = "discrete", **settings
+) -> ActorCritic:
     torch.manual_seed(0)
     small = {"width": 16, "layers": 1}
-    made = ActorCritic(
+    learner = ActorCritic(
         D, ActionSpace(kind, 3), ActorConfig(**{**small, **(actor or {})}), CriticConfig(**{**small, **(critic or {})}),
-        **rest,
+        **settings,
     ).double()  # fmt: skip
-    for head in (made.critic, made.target_critic):  # two-hot heads begin at zero, where every word is 0
+    for head in (learner.critic, learner.target_critic):  # two-hot heads start at zero and predict 0 everywhere
         torch.nn.init.normal_(head.output.weight, std=0.5)
-        far = (torch.arange(head.output.out_features) - head.output.out_features // 2).double() / 4
-        head.output.bias.data = -far.square()  # numbers of a few units, not of millions
-    return made
+        offset = (torch.arange(head.output.out_features) - head.output.out_features // 2).double() / 4
+        head.output.bias.data = -offset.square()  # predictions of a few units, not of millions
+    return learner
 
 
 def make_trajectory(learner: ActorCritic) -> ImaginedTrajectory:
@@ -35,58 +37,60 @@ def make_trajectory(learner: ActorCritic) -> ImaginedTrajectory:
     return ImaginedTrajectory(features, action, reward, discount, alive)
 
 
-def by_hand(learner: ActorCritic, given: ImaginedTrajectory) -> tuple[float, float]:
+def reference_losses(learner: ActorCritic, trajectory: ImaginedTrajectory) -> tuple[float, float]:
     """REINFORCE and the critic's loss, one trajectory and time step at a time."""
-    critic = learner.critic_config
-    value = learner.critic.mean(learner.critic(given.features))
-    slow = learner.target_critic.mean(learner.target_critic(given.features))
-    bootstrap = slow if critic.target_network == "target" else value
-    bootstrap, slow = bootstrap.detach(), slow.detach()
+    critic_config = learner.critic_config
+    value = learner.critic.mean(learner.critic(trajectory.features))
+    target_value = learner.target_critic.mean(learner.target_critic(trajectory.features))
+    bootstrap = target_value if critic_config.target_network == "target" else value
+    bootstrap, target_value = bootstrap.detach(), target_value.detach()
     returns = torch.zeros(H, N, dtype=torch.float64)
     for n in range(N):
         next_return = bootstrap[H, n]
         for t in reversed(range(H)):
             mixed = (1 - learner.lam) * bootstrap[t + 1, n] + learner.lam * next_return
-            next_return = given.reward[t + 1, n] + given.discount[t + 1, n] * mixed
+            next_return = trajectory.reward[t + 1, n] + trajectory.discount[t + 1, n] * mixed
             returns[t, n] = next_return
     low, high = (float(torch.quantile(returns.flatten(), q)) for q in (0.05, 0.95))
     scale = max(1.0, high - low) if learner.normalize_returns else 1.0
-    policy = learner.actor(given.features[:-1])
-    log_probabilities, entropy = policy.log_prob(given.action), policy.entropy()
-    outputs = learner.critic(given.features)
+    policy = learner.actor(trajectory.features[:-1])
+    log_probabilities, entropy = policy.log_prob(trajectory.action), policy.entropy()
+    outputs = learner.critic(trajectory.features)
     log_probabilities, entropy, outputs = log_probabilities.detach(), entropy.detach(), outputs.detach()
     actor_loss = critic_loss = 0.0
     for n in range(N):
-        weight = float(given.alive[n])
+        weight = float(trajectory.alive[n])
         for t in range(H):
             advantage = float(returns[t, n] - bootstrap[t, n]) / scale
             actor_loss -= weight * float(
                 log_probabilities[t, n] * advantage + learner.actor_config.entropy_scale * entropy[t, n]
             )
             loss = learner.critic.loss(outputs[t, n], returns[t, n].detach())
-            if critic.target_network == "regularizer":
-                loss = loss + learner.critic.loss(outputs[t, n], slow[t, n].detach())
+            if critic_config.target_network == "regularizer":
+                loss = loss + learner.critic.loss(outputs[t, n], target_value[t, n].detach())
             critic_loss += weight * float(loss)
-            weight *= float(given.discount[t, n])
+            weight *= float(trajectory.discount[t, n])
     return actor_loss / (H * N), critic_loss / (H * N)
 
 
-@pytest.mark.parametrize("slow", ["regularizer", "target", "none"])
+@pytest.mark.parametrize("target_network", ["regularizer", "target", "none"])
 @pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("says", ["two_hot", "normal"])
-def test_losses_are_those_of_the_definition(slow: str, normalize: bool, says: str) -> None:
-    learner = make(critic={"target_network": slow, "distribution": says}, normalize_returns=normalize)
-    given = make_trajectory(learner)
-    losses = learner.losses(given, learner.actor(given.features[:-1]))
-    actor, critic = by_hand(learner, given)
+@pytest.mark.parametrize("distribution", ["two_hot", "normal"])
+def test_losses_equal_the_reference(target_network: str, normalize: bool, distribution: str) -> None:
+    learner = make_learner(
+        critic={"target_network": target_network, "distribution": distribution}, normalize_returns=normalize
+    )
+    trajectory = make_trajectory(learner)
+    losses = learner.losses(trajectory, learner.actor(trajectory.features[:-1]))
+    actor, critic = reference_losses(learner, trajectory)
     assert losses.actor_loss.item() == pytest.approx(actor, rel=2e-5)
     assert losses.critic_loss.item() == pytest.approx(critic, rel=2e-5)
 
 
-def test_each_loss_moves_its_own_network() -> None:
-    learner = make()
-    given = make_trajectory(learner)
-    losses = learner.losses(given, learner.actor(given.features[:-1]))
+def test_each_loss_has_gradients_in_its_own_network_only() -> None:
+    learner = make_learner()
+    trajectory = make_trajectory(learner)
+    losses = learner.losses(trajectory, learner.actor(trajectory.features[:-1]))
     losses.actor_loss.backward()
     assert all(p.grad is not None for p in learner.actor.parameters())
     assert all(p.grad is None for p in learner.critic.parameters())
@@ -95,9 +99,9 @@ def test_each_loss_moves_its_own_network() -> None:
     assert all(p.grad is None for p in learner.target_critic.parameters())
 
 
-def test_a_better_action_becomes_more_likely() -> None:
+def test_reinforce_learns_the_rewarded_action() -> None:
     """Action 2 is rewarded: with REINFORCE the actor learns to choose it."""
-    learner = make(actor={"entropy_scale": 0.0})
+    learner = make_learner(actor={"entropy_scale": 0.0})
     optimizer = torch.optim.Adam(learner.parameters(), 1e-2)
     features = torch.zeros(H + 1, 64, D, dtype=torch.float64)
     for _ in range(40):
@@ -113,45 +117,45 @@ def test_a_better_action_becomes_more_likely() -> None:
     assert policy.log_prob(torch.full((H, 64), 2)).exp().mean() > 0.9
 
 
-def test_through_the_world_the_gradient_reaches_the_actor() -> None:
-    """The world pays what is done; v1's actor climbs it, and the critic's weights get nothing from the actor's loss."""
-    learner = make(
+def test_gradients_through_the_dynamics_reach_the_actor() -> None:
+    """The reward is the sum of the action; DreamerV1's actor loss increases the mean of the actions."""
+    learner = make_learner(
         actor={"gradient": "dynamics", "continuous_distribution": "tanh_normal", "entropy_scale": 0.0, "init_std": 1.0},
         critic={"distribution": "normal", "target_network": "none"},
         kind="continuous",
         normalize_returns=False,
     )
-    torch.nn.init.zeros_(learner.critic.output.weight)  # only what is paid counts
-    before = torch.zeros(N, D, dtype=torch.float64)
-    features, rewards = [before], [torch.zeros(N, dtype=torch.float64)]
+    torch.nn.init.zeros_(learner.critic.output.weight)  # only rewards count
+    start = torch.zeros(N, D, dtype=torch.float64)
+    features, rewards = [start], [torch.zeros(N, dtype=torch.float64)]
     for _ in range(H):
         action = learner.actor(features[-1]).sample()
         features.append(features[-1] + F.pad(action, (0, D - 3)))
         rewards.append(action.sum(-1))
-    seen = torch.stack(features)
-    given = ImaginedTrajectory(
-        seen, torch.zeros(H, N, 3), torch.stack(rewards), torch.ones(H + 1, N).double(), torch.ones(N)
+    stacked = torch.stack(features)
+    trajectory = ImaginedTrajectory(
+        stacked, torch.zeros(H, N, 3), torch.stack(rewards), torch.ones(H + 1, N).double(), torch.ones(N)
     )
-    losses = learner.losses(given, learner.actor(seen[:-1].detach()))
+    losses = learner.losses(trajectory, learner.actor(stacked[:-1].detach()))
     gradients = torch.autograd.grad(losses.actor_loss, list(learner.actor.parameters()))
     bias = gradients[-1]
-    assert (bias[:3] < 0).all()  # a larger mean earns more
+    assert (bias[:3] < 0).all()  # a larger mean has a higher return
 
 
-def test_the_slow_copy_follows() -> None:
-    average, hard = make(), make(critic={"target_network": "target", "target_rate": 1.0, "target_every": 3})
-    start = [p.clone() for p in average.target_critic.parameters()]
-    average.update_target()
-    for p, s, f in zip(average.target_critic.parameters(), start, average.critic.parameters(), strict=True):
+def test_the_target_critic_tracks_the_critic() -> None:
+    ema, hard = make_learner(), make_learner(critic={"target_network": "target", "target_rate": 1.0, "target_every": 3})
+    start = [p.clone() for p in ema.target_critic.parameters()]
+    ema.update_target()
+    for p, s, f in zip(ema.target_critic.parameters(), start, ema.critic.parameters(), strict=True):
         assert torch.allclose(p, s + 0.02 * (f - s))
     for update in range(1, 4):
         hard.update_target()
-        same = all(
+        equal = all(
             torch.equal(s, f) for s, f in zip(hard.target_critic.parameters(), hard.critic.parameters(), strict=True)
         )
-        assert same == (update == 3)
+        assert equal == (update == 3)
 
 
-def test_choices_have_no_gradient() -> None:
+def test_rejects_dynamics_gradients_for_discrete_actions() -> None:
     with pytest.raises(ValueError, match="discrete actions have no gradient"):
-        make(actor={"gradient": "dynamics"})
+        make_learner(actor={"gradient": "dynamics"})

@@ -1,4 +1,4 @@
-"""The search finds a maximum, and resumes exactly."""
+"""CMA-ES finds a maximum, and resumes exactly."""
 
 import numpy as np
 import pytest
@@ -10,19 +10,19 @@ def fitness(population: np.ndarray) -> np.ndarray:
     return -((population - np.arange(5)) ** 2).sum(1)
 
 
-def search(generations: int) -> CMAESSearch:
-    found = CMAESSearch(np.zeros(5), 0.5, 12, seed=3)
+def run_search(generations: int) -> CMAESSearch:
+    search = CMAESSearch(np.zeros(5), 0.5, 12, seed=3)
     for _ in range(generations):
-        found.tell(fitness(found.ask()))
-    return found
+        search.tell(fitness(search.ask()))
+    return search
 
 
-def test_it_finds_the_maximum():
-    assert np.abs(search(80).mean - np.arange(5)).max() < 1e-3
+def test_finds_the_maximum():
+    assert np.abs(run_search(80).mean - np.arange(5)).max() < 1e-3
 
 
 def test_a_replayed_search_continues_exactly():
-    uninterrupted, resumed = search(20), CMAESSearch(np.zeros(5), 0.5, 12, seed=3)
+    uninterrupted, resumed = run_search(20), CMAESSearch(np.zeros(5), 0.5, 12, seed=3)
     resumed.replay(np.stack(uninterrupted.fitness_history[:12]))
     for _ in range(8):
         resumed.tell(fitness(resumed.ask()))
@@ -34,17 +34,17 @@ def test_results_depend_on_the_seed_and_not_on_numpys_generator():
     np.random.seed(0)
     before = np.random.random()
     np.random.seed(0)
-    one = search(2)
+    one = run_search(2)
     assert np.random.random() == before
     other = CMAESSearch(np.zeros(5), 0.5, 12, seed=4)
     assert not np.array_equal(one.ask(), other.ask())
 
 
 def test_rejects_fitness_that_is_not_finite_and_wrong_settings():
-    found = search(1)
-    found.ask()
+    search = run_search(1)
+    search.ask()
     with pytest.raises(FloatingPointError, match="not finite"):
-        found.tell(np.full(12, np.nan))
+        search.tell(np.full(12, np.nan))
     for settings in ({"population": 3}, {"sigma": 0.0}):
         with pytest.raises(ValueError, match="at least 4"):
             CMAESSearch(np.zeros(5), **{"sigma": 0.5, "population": 12, "seed": 0, **settings})

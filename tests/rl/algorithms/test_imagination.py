@@ -1,4 +1,4 @@
-"""Learning in imagination alone: that it learns, what it writes, and that a broken run becomes the unbroken one."""
+"""Learning in imagination: it learns, writes its metrics, and a resumed run equals an uninterrupted one."""
 
 import functools
 import json
@@ -51,8 +51,8 @@ POLICIES = {
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Path:
-    """A recording, and a world with a policy that was cloned from nobody in particular."""
+def workspace(tmp_path_factory) -> Path:
+    """A recording, and a world with random heads in place of a cloned policy."""
     folder = tmp_path_factory.mktemp("imagination")
     world = learned_world()
     torch.manual_seed(2)
@@ -62,13 +62,14 @@ def home(tmp_path_factory) -> Path:
     return folder
 
 
-def training(
-    home: Path, run: Path, policy: str = "features", objective=None, steps: int = 4 * UPDATE, every: int = 2 * UPDATE,
+def make_training(
+    workspace: Path, run: Path, policy: str = "features", objective=None, steps: int = 4 * UPDATE,
+    every: int = 2 * UPDATE,
     discount: float = 0.997, ensemble: dict | None = None, **optimizer,
 ) -> AgentTraining:  # fmt: skip
     learning = ImaginationLearning(
-        home / "world",
-        str(home / "data"),
+        workspace / "world",
+        str(workspace / "data"),
         POLICIES[policy],
         objective or ReinforceObjective(),
         observe="frame" if policy == "frame" else "features",
@@ -80,7 +81,7 @@ def training(
     return AgentTraining(run, learning, steps, evaluation=evaluation, checkpoint_every=UPDATE, log_every=2)
 
 
-def column(path: Path, name: str) -> list[float]:
+def read_column(path: Path, name: str) -> list[float]:
     rows = [line.split(",") for line in path.read_text().splitlines()]
     return [float(row[rows[0].index(name)]) for row in rows[1:]]
 
@@ -88,47 +89,52 @@ def column(path: Path, name: str) -> list[float]:
 @pytest.mark.parametrize(
     ("policy", "objective"), [("cloned", PMPOObjective(beta=0.1)), ("features", ReinforceObjective())]
 )
-def test_what_is_learned_in_the_world_holds_in_the_game(home, tmp_path, policy: str, objective) -> None:
-    """One of four buttons pays, in six presses; nobody ever pressed one in the game."""
-    run = training(home, tmp_path, policy, objective, steps=24 * UPDATE, lr=3e-2, every=10**6)
+def test_policies_learned_in_imagination_work_in_the_real_environment(
+    workspace, tmp_path, policy: str, objective
+) -> None:
+    """One of four buttons has a reward, in episodes of six steps; training never uses the real environment."""
+    run = make_training(workspace, tmp_path, policy, objective, steps=24 * UPDATE, lr=3e-2, every=10**6)
     run.run()
-    before, after = column(tmp_path / "metrics" / "evaluations.csv", "mean")
-    imagined = column(tmp_path / "metrics" / "episodes.csv", "return")
-    assert column(tmp_path / "metrics" / "evaluations.csv", "step") == [0, 24 * UPDATE]
+    before, after = read_column(tmp_path / "metrics" / "evaluations.csv", "mean")
+    imagined = read_column(tmp_path / "metrics" / "episodes.csv", "return")
+    assert read_column(tmp_path / "metrics" / "evaluations.csv", "step") == [0, 24 * UPDATE]
     assert before < 0.6 * LENGTH < 0.9 * LENGTH < imagined[-1]
     best = evaluate_policy(run.load_policy(best=True), run.eval_env, run.evaluation.episodes, EVALUATION_SEED_OFFSET)
     assert best.returns.mean() == max(before, after)
-    found = evaluate_policy(run.load_policy(), run.eval_env, 8, seed=9)
-    assert after > 0.75 * LENGTH and found.returns.mean() > 0.75 * LENGTH
+    evaluation = evaluate_policy(run.load_policy(), run.eval_env, 8, seed=9)
+    assert after > 0.75 * LENGTH and evaluation.returns.mean() > 0.75 * LENGTH
     assert (tmp_path / "curves.png").is_file()
 
 
 @pytest.mark.usefixtures("no_curves")
 @pytest.mark.parametrize("policy", ["features", "frame", "cloned"])
-def test_an_interrupted_run_equals_an_uninterrupted_one(home, tmp_path, policy: str) -> None:
+def test_an_interrupted_run_equals_an_uninterrupted_one(workspace, tmp_path, policy: str) -> None:
     objective = PMPOObjective() if policy == "cloned" else PMPOObjective(beta=0)
     settings = {"epochs": 2, "critic_warmup_steps": UPDATE}
-    training(home, tmp_path / "whole", policy, objective, **settings).run()
-    training(home, tmp_path / "broken", policy, objective, **settings, steps=2 * UPDATE).run()
+    make_training(workspace, tmp_path / "uninterrupted", policy, objective, **settings).run()
+    make_training(workspace, tmp_path / "interrupted", policy, objective, **settings, steps=2 * UPDATE).run()
     # What a run writes after its last checkpoint, before it is killed, must leave no trace.
-    with (tmp_path / "broken" / "metrics" / "evaluations.csv").open("a") as file:
+    with (tmp_path / "interrupted" / "metrics" / "evaluations.csv").open("a") as file:
         file.write(f"{3 * UPDATE},9,9,9,9,9,9\r\n")
-    training(home, tmp_path / "broken", policy, objective, **settings).run()
-    whole, broken = (
-        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "broken")
+    make_training(workspace, tmp_path / "interrupted", policy, objective, **settings).run()
+    uninterrupted, interrupted = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
+        for name in ("uninterrupted", "interrupted")
     )
-    one, other = whole["algorithm"]["policy"], broken["algorithm"]["policy"]
+    one, other = uninterrupted["algorithm"]["policy"], interrupted["algorithm"]["policy"]
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert torch.equal(whole["generators"]["torch"], broken["generators"]["torch"])
+    assert torch.equal(uninterrupted["generators"]["torch"], interrupted["generators"]["torch"])
     for name in ("evaluations", "episodes"):
-        one, other = ((tmp_path / run / "metrics" / f"{name}.csv").read_text() for run in ("whole", "broken"))
+        one, other = (
+            (tmp_path / run / "metrics" / f"{name}.csv").read_text() for run in ("uninterrupted", "interrupted")
+        )
         assert one == other
-    assert column(tmp_path / "broken" / "metrics" / "evaluations.csv", "step") == [0, 2 * UPDATE, 4 * UPDATE]
+    assert read_column(tmp_path / "interrupted" / "metrics" / "evaluations.csv", "step") == [0, 2 * UPDATE, 4 * UPDATE]
 
 
 @pytest.mark.usefixtures("no_curves")
-def test_a_stop_request_saves_a_checkpoint(home, tmp_path, monkeypatch, capsys) -> None:
-    asked, step = training(home, tmp_path, "features", PMPOObjective(beta=0)), ImaginationLearning.step
+def test_a_stop_request_saves_a_checkpoint(workspace, tmp_path, monkeypatch, capsys) -> None:
+    training, step = make_training(workspace, tmp_path, "features", PMPOObjective(beta=0)), ImaginationLearning.step
 
     def interrupted(self):
         metrics = step(self)
@@ -137,9 +143,9 @@ def test_a_stop_request_saves_a_checkpoint(home, tmp_path, monkeypatch, capsys) 
 
     monkeypatch.setattr(ImaginationLearning, "step", interrupted)
     with pytest.raises(SystemExit):
-        asked.run()
+        training.run()
     assert f"stopped: {UPDATE} decisions are saved" in capsys.readouterr().out
-    resumed = training(home, tmp_path, "features", PMPOObjective(beta=0))
+    resumed = make_training(workspace, tmp_path, "features", PMPOObjective(beta=0))
     resumed.set_up()
     assert resumed.algorithm.progress == UPDATE
 
@@ -170,28 +176,28 @@ algorithm:
 
 
 @pytest.mark.usefixtures("no_curves")
-def test_train_judge_and_watch_as_a_user_types_them(home, tmp_path, capsys) -> None:
+def test_agent_train_eval_and_play_commands(workspace, tmp_path, capsys) -> None:
     run, config = tmp_path / "run", tmp_path / "config.yaml"
-    config.write_text(CONFIG.format(run=run, home=home))
+    config.write_text(CONFIG.format(run=run, home=workspace))
     main(["agent", "train", "-c", str(config)])
-    assert column(run / "metrics" / "evaluations.csv", "step") == [0, 16]
+    assert read_column(run / "metrics" / "evaluations.csv", "step") == [0, 16]
     imagined, gap, mean = (
-        column(run / "metrics" / "evaluations.csv", name)[-1] for name in ("imagined", "gap", "mean")
+        read_column(run / "metrics" / "evaluations.csv", name)[-1] for name in ("imagined", "gap", "mean")
     )
-    returns = column(run / "metrics" / "episodes.csv", "return")
+    returns = read_column(run / "metrics" / "episodes.csv", "return")
     assert imagined == pytest.approx(sum(returns) / 2) and gap == pytest.approx(imagined - mean)
     assert {path.name for path in (run / "videos").iterdir()} == {"000000000.mp4", "000000016.mp4"}
     main(["agent", "eval", str(run), "--episodes", "3"])
-    said = json.loads((run / "evaluation.json").read_text())
-    assert len(said["agent"]["returns"]) == 3 and said["agent"]["length"] == LENGTH
-    assert "EncodedEnvSpec" in said["env"]
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert len(evaluation["agent"]["returns"]) == 3 and evaluation["agent"]["length"] == LENGTH
+    assert "EncodedEnvSpec" in evaluation["env"]
     main(["agent", "play", str(run), "--out", str(tmp_path / "play")])
     assert (tmp_path / "play" / "000.mp4").is_file()
 
 
 @pytest.mark.usefixtures("no_curves")
-def test_the_actor_waits_for_its_critic(home, tmp_path) -> None:
-    run = training(home, tmp_path, "cloned", PMPOObjective(), steps=UPDATE, critic_warmup_steps=UPDATE)
+def test_the_actor_does_not_change_during_critic_warmup(workspace, tmp_path) -> None:
+    run = make_training(workspace, tmp_path, "cloned", PMPOObjective(), steps=UPDATE, critic_warmup_steps=UPDATE)
     run.run()
     policy = run.load_policy()
     features = torch.randn(9, 32)
@@ -199,8 +205,8 @@ def test_the_actor_waits_for_its_critic(home, tmp_path) -> None:
     assert any((weight != 0).any() for weight in policy.actor_critic.critic.output.parameters())
 
 
-def test_rollouts_are_the_simulators_own(home) -> None:
-    world, contexts = learned_world(steps=1), ContextSampler(str(home / "data"), 3, HORIZON)
+def test_rollouts_equal_steps_of_the_simulator(workspace) -> None:
+    world, contexts = learned_world(steps=1), ContextSampler(str(workspace / "data"), 3, HORIZON)
     torch.manual_seed(0)
     policy = POLICIES["features"](world, simulator_env_spaces(world, "features"))
     context = contexts.sample(3)
@@ -215,17 +221,17 @@ def test_rollouts_are_the_simulators_own(home) -> None:
         assert torch.equal(rollout.reward[t + 1], output.reward)
         assert torch.equal(rollout.terminated[t + 1], output.terminated)
     assert torch.equal(rollout.observation[4], world.features(state))
-    assert not rollout.observation.is_inference()  # or nothing could be learned from it
+    assert not rollout.observation.is_inference()  # inference tensors cannot be trained on
 
 
-def test_an_ensemble_follows_its_first_member_and_subtracts_the_uncertainty(home) -> None:
+def test_an_ensemble_follows_its_first_member_and_subtracts_the_uncertainty(workspace) -> None:
     world, other = learned_world(steps=1), learned_world(steps=1)
     with torch.no_grad():
         for weight in other.dynamics.parameters():
             weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(7)))
     torch.manual_seed(0)
     policy = POLICIES["features"](world, simulator_env_spaces(world, "features"))
-    context = ContextSampler(str(home / "data"), 3, HORIZON).sample(3)
+    context = ContextSampler(str(workspace / "data"), 3, HORIZON).sample(3)
 
     def roll_out(simulator) -> ImaginedRollout:
         torch.manual_seed(1)
@@ -243,30 +249,30 @@ def test_an_ensemble_follows_its_first_member_and_subtracts_the_uncertainty(home
 
 
 @pytest.mark.usefixtures("no_curves")
-def test_uncertainty_is_logged_and_changes_what_is_learned(home, tmp_path) -> None:
+def test_uncertainty_is_logged_and_lowers_imagined_rewards(workspace, tmp_path) -> None:
     other = learned_world(steps=1)
     save_simulator(other, tmp_path / "other")
     ensemble = {"bundles": [tmp_path / "other"], "uncertainty_penalty": 5.0}
-    for name, settings in {"trusting": {}, "wary": {"ensemble": ensemble}}.items():
-        training(home, tmp_path / name, **settings).run()
-    trusting, wary = (tmp_path / name / "metrics" / "updates.csv" for name in ("trusting", "wary"))
-    assert all(value > 0 for value in column(wary, "uncertainty")) and "uncertainty" not in trusting.read_text()
-    assert column(wary, "imagined_reward")[0] < column(trusting, "imagined_reward")[0]
+    for name, settings in {"plain": {}, "penalized": {"ensemble": ensemble}}.items():
+        make_training(workspace, tmp_path / name, **settings).run()
+    plain, penalized = (tmp_path / name / "metrics" / "updates.csv" for name in ("plain", "penalized"))
+    assert all(value > 0 for value in read_column(penalized, "uncertainty")) and "uncertainty" not in plain.read_text()
+    assert read_column(penalized, "imagined_reward")[0] < read_column(plain, "imagined_reward")[0]
 
 
-def test_pictures_of_the_context_are_remembered(home) -> None:
+def test_the_carry_encodes_the_context_frames(workspace) -> None:
     world = diffusion_world()
     torch.manual_seed(0)
     policy = POLICIES["frame"](world, simulator_env_spaces(world, "frame"))
-    context = ContextSampler(str(home / "data"), 3, HORIZON).sample(2)
+    context = ContextSampler(str(workspace / "data"), 3, HORIZON).sample(2)
     rollout = imagine_rollout(world, policy, context, 1, "frame")
     carry, _ = policy.encode_sequence(policy.init_carry(2), context.frames[:, :2].transpose(0, 1))
     assert all(torch.allclose(a, b) for a, b in zip(rollout.carry, carry, strict=True))
-    assert torch.equal(rollout.observation[0], context.frames[:, 2])  # of a tokenizer of pixels
+    assert torch.equal(rollout.observation[0], context.frames[:, 2])  # the tokenizer of pixels is lossless
 
 
-def test_pictures_of_the_context_are_those_that_play_shows(home) -> None:
-    """A lossy tokenizer's: a policy sees no others in the real game."""
+def test_context_frames_are_reconstructed_by_the_tokenizer(workspace) -> None:
+    """In the real environment, too, the policy observes frames that the lossy tokenizer has reconstructed."""
     world = genie()
     torch.manual_seed(0)
     policy = POLICIES["frame"](world, simulator_env_spaces(world, "frame"))
@@ -274,30 +280,30 @@ def test_pictures_of_the_context_are_those_that_play_shows(home) -> None:
     rollout = imagine_rollout(
         world, policy, SimulatorContext(frames, None, torch.ones(2, dtype=torch.bool)), 1, "frame"
     )
-    shown = reconstruct_frames(world, frames)
-    assert torch.equal(rollout.observation[0], shown[:, -1]) and not torch.equal(shown, frames)
+    reconstructed = reconstruct_frames(world, frames)
+    assert torch.equal(rollout.observation[0], reconstructed[:, -1]) and not torch.equal(reconstructed, frames)
     carry, _ = policy.encode_sequence(policy.init_carry(2), reconstruct_frames(world, frames[:, :-1]).transpose(0, 1))
     assert all(torch.allclose(a, b) for a, b in zip(rollout.carry, carry, strict=True))
 
 
-def test_frames_of_an_ensemble_are_its_first_members() -> None:
-    """Those that came before, redrawn by its tokenizer, too."""
+def test_ensemble_frames_equal_those_of_its_first_member() -> None:
+    """This includes the context frames, which its tokenizer reconstructs."""
     world, other = genie(), genie()
     torch.manual_seed(0)
     policy = POLICIES["frame"](world, simulator_env_spaces(world, "frame"))
     context = SimulatorContext(
         torch.randint(256, (2, 4, 16, 16, 3), dtype=torch.uint8), None, torch.ones(2, dtype=torch.bool)
     )
-    rollout = []
+    rollouts = []
     for simulator in (world, EnsembleSimulator([world, other], followed_member="first")):
         torch.manual_seed(1)
-        rollout.append(imagine_rollout(simulator, policy, context, 2, "frame"))
-    alone, penalized = rollout
-    assert all(torch.equal(a, b) for a, b in zip(alone.carry, penalized.carry, strict=True))
-    assert torch.equal(alone.observation, penalized.observation) and torch.equal(alone.action, penalized.action)
+        rollouts.append(imagine_rollout(simulator, policy, context, 2, "frame"))
+    alone, ensemble = rollouts
+    assert all(torch.equal(a, b) for a, b in zip(alone.carry, ensemble.carry, strict=True))
+    assert torch.equal(alone.observation, ensemble.observation) and torch.equal(alone.action, ensemble.action)
 
 
-def test_what_is_earned_ends_with_the_world() -> None:
+def test_rewards_after_termination_do_not_count() -> None:
     reward = torch.tensor([[0.0, 0], [1, 3], [2, 5], [4, 7]])
     terminated = torch.tensor([[False, False], [True, False], [False, False], [False, False]])
     rollout = ImaginedRollout((), reward, reward[:-1].long(), reward, terminated, torch.zeros(4, 2))
@@ -322,15 +328,15 @@ def test_what_is_earned_ends_with_the_world() -> None:
         ),
     ],
 )
-def test_settings_that_make_no_sense_are_told(home, tmp_path, settings, message: str) -> None:
+def test_rejects_settings_out_of_range(workspace, tmp_path, settings, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        training(home, tmp_path, **settings).run()
+        make_training(workspace, tmp_path, **settings).run()
 
 
 @pytest.mark.usefixtures("no_curves")
-def test_rejects_the_checkpoint_of_another_policy(home, tmp_path) -> None:
-    training(home, tmp_path, steps=UPDATE).run()
+def test_rejects_the_checkpoint_of_another_policy(workspace, tmp_path) -> None:
+    make_training(workspace, tmp_path, steps=UPDATE).run()
     with pytest.raises(ValueError, match="is of another agent or environment"):
-        training(home, tmp_path, "cloned", PMPOObjective()).run()
+        make_training(workspace, tmp_path, "cloned", PMPOObjective()).run()
     with pytest.raises(FileNotFoundError, match="has not saved a checkpoint yet"):
-        training(home, tmp_path / "other").load_policy()
+        make_training(workspace, tmp_path / "other").load_policy()

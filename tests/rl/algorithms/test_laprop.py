@@ -1,4 +1,4 @@
-"""The optimizer, against its recurrence written out for one number at a time in float64."""
+"""LaProp equals its update equations in float64."""
 
 import pytest
 import torch
@@ -18,24 +18,24 @@ def reference(weights: list[float], gradients: list[list[float]], lr: float, war
     return w.tolist()
 
 
-def test_steps_are_the_recurrence() -> None:
+def test_steps_equal_the_reference() -> None:
     start, gradients = [0.5, -1.0], [[0.1, 3.0], [0.2, -0.1], [5.0, 0.3], [0.01, 0.2]]
     weight = torch.nn.Parameter(torch.tensor(start, dtype=torch.float64))
-    idle = torch.nn.Parameter(torch.ones(1))
-    optimizer = LaProp([weight, idle], lr=0.1, warmup=2)
+    without_gradient = torch.nn.Parameter(torch.ones(1))
+    optimizer = LaProp([weight, without_gradient], lr=0.1, warmup=2)
     for gradient in gradients:
         weight.grad = torch.tensor(gradient, dtype=torch.float64)
         optimizer.step()
     assert weight.tolist() == pytest.approx(reference(start, gradients, 0.1, 2), abs=1e-12)
-    assert idle.item() == 1
+    assert without_gradient.item() == 1
 
 
-def test_loaded_is_saved() -> None:
-    def run(breaks: bool) -> list[float]:
+def test_a_loaded_state_continues_equally() -> None:
+    def run(reload: bool) -> list[float]:
         weight = torch.nn.Parameter(torch.tensor([0.5, -1.0]))
         optimizer = LaProp([weight], lr=0.1, warmup=3)
         for step in range(6):
-            if breaks and step == 3:
+            if reload and step == 3:
                 fresh = LaProp([weight], lr=0.1, warmup=3)
                 fresh.load_state_dict(optimizer.state_dict())
                 optimizer = fresh
@@ -46,7 +46,7 @@ def test_loaded_is_saved() -> None:
     assert run(True) == run(False)
 
 
-def test_weights_of_zero_move_and_no_gradient_is_no_move() -> None:
+def test_zero_weights_are_updated_and_zero_gradients_change_nothing() -> None:
     weight = torch.nn.Parameter(torch.zeros(2))
     optimizer = LaProp([weight], lr=0.1, warmup=0)
     weight.grad = torch.tensor([1e-12, 0.0])
@@ -54,6 +54,6 @@ def test_weights_of_zero_move_and_no_gradient_is_no_move() -> None:
     assert weight[0].item() == pytest.approx(-0.1) and weight[1].item() == 0
 
 
-def test_settings_below_zero_are_refused() -> None:
+def test_rejects_negative_settings() -> None:
     with pytest.raises(ValueError, match="must be 0 or more, got -1"):
         LaProp([torch.nn.Parameter(torch.ones(1))], lr=-1)

@@ -1,4 +1,4 @@
-"""MuZero's targets equal a reference that loops over time steps, for every position of an end of an episode."""
+"""MuZero's targets equal a reference that loops over time steps, for every position of an episode's end."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def reference_targets(reward, is_first, is_last, is_terminal, value, config):
 
 
 def random_sequences(seed: int, length: int, batch: int = 200):
-    """Sequences with terminated and truncated episodes, and with some starts that no end precedes."""
+    """Sequences with terminated and truncated episodes, and with some first steps that follow no last step."""
     generator = torch.Generator().manual_seed(seed)
     last = torch.rand(batch, length, generator=generator) < 0.15
     terminal = last & (torch.rand(batch, length, generator=generator) < 0.5)

@@ -14,8 +14,8 @@ from vwm.rl.algorithms.policy_objectives import PMPOObjective, ReinforceObjectiv
 H, N, D, GAMMA = 5, 7, 4, 0.9
 
 
-class Given:
-    """A policy over given features, with a prior."""
+class FixedFeaturesPolicy:
+    """A policy whose features are the observations, with a prior."""
 
     def __init__(self, target_network: str = "regularizer") -> None:
         torch.manual_seed(0)
@@ -50,14 +50,14 @@ def make_rollout() -> ImaginedRollout:
     )
 
 
-def returns_by_hand(value: list[list[float]], rollout: ImaginedRollout, lam: float) -> list[list[float]]:
+def reference_returns(value: list[list[float]], rollout: ImaginedRollout, lam: float) -> list[list[float]]:
     """Returns of each rollout, computed backward; None after its end."""
     returns = [[math.nan] * N for _ in range(H)]
     for n in range(N):
         next_return = value[H][n]
         for t in reversed(range(H)):
-            rest = 0.0 if rollout.terminated[t + 1, n] else (1 - lam) * value[t + 1][n] + lam * next_return
-            next_return = float(rollout.reward[t + 1, n]) + GAMMA * rest
+            bootstrap = 0.0 if rollout.terminated[t + 1, n] else (1 - lam) * value[t + 1][n] + lam * next_return
+            next_return = float(rollout.reward[t + 1, n]) + GAMMA * bootstrap
             returns[t][n] = next_return
     return returns
 
@@ -67,31 +67,31 @@ def is_alive(rollout: ImaginedRollout, t: int, n: int) -> bool:
 
 
 @pytest.mark.parametrize(("alpha", "beta"), [(0.5, 0.3), (0.8, 0.0)])
-@pytest.mark.parametrize("slow", ["regularizer", "target"])
-def test_pmpo_is_its_definition(alpha: float, beta: float, slow: str) -> None:
-    policy, rollout = Given(slow), make_rollout()
+@pytest.mark.parametrize("target_network", ["regularizer", "target"])
+def test_pmpo_losses_equal_the_reference(alpha: float, beta: float, target_network: str) -> None:
+    policy, rollout = FixedFeaturesPolicy(target_network), make_rollout()
     actor_critic = policy.actor_critic
     losses = imagination_losses(policy, PMPOObjective(alpha, beta), rollout, GAMMA)
     with torch.no_grad():
-        bootstrap_critic = actor_critic.target_critic if slow == "target" else actor_critic.critic
+        bootstrap_critic = actor_critic.target_critic if target_network == "target" else actor_critic.critic
         value = bootstrap_critic.mean(bootstrap_critic(rollout.observation)).tolist()
         logits = actor_critic.actor.output(actor_critic.actor.body(rollout.observation[:-1]))
         outputs, target_values = (
             actor_critic.critic(rollout.observation),
             actor_critic.target_critic.mean(actor_critic.target_critic(rollout.observation)),
         )
-    returns = returns_by_hand(value, rollout, actor_critic.lam)
+    returns = reference_returns(value, rollout, actor_critic.lam)
     better, worse, prior_kl, critic = [], [], [], []
     for n in range(N):
         for t in range(H):
             if not is_alive(rollout, t, n):
                 continue
-            log = [float(x) for x in logits[t, n].double().log_softmax(-1)]
-            prior = [float(x) for x in policy.prior_actor[t, n].log_softmax(-1)]
-            (better if returns[t][n] >= value[t][n] else worse).append(log[int(rollout.action[t, n])])
-            prior_kl.append(sum(math.exp(p) * (p - q) for p, q in zip(log, prior, strict=True)))
+            log_probs = [float(x) for x in logits[t, n].double().log_softmax(-1)]
+            prior_log_probs = [float(x) for x in policy.prior_actor[t, n].log_softmax(-1)]
+            (better if returns[t][n] >= value[t][n] else worse).append(log_probs[int(rollout.action[t, n])])
+            prior_kl.append(sum(math.exp(p) * (p - q) for p, q in zip(log_probs, prior_log_probs, strict=True)))
             loss = actor_critic.critic.loss(outputs[t, n], torch.tensor(returns[t][n], dtype=torch.float64))
-            if slow == "regularizer":
+            if target_network == "regularizer":
                 loss = loss + actor_critic.critic.loss(outputs[t, n], target_values[t, n])
             critic.append(float(loss))
     assert better and worse and len(prior_kl) == H * N - (H - 2)
@@ -101,28 +101,28 @@ def test_pmpo_is_its_definition(alpha: float, beta: float, slow: str) -> None:
     assert losses.actor_loss.item() == pytest.approx(actor, rel=2e-5)
     assert losses.critic_loss.item() == pytest.approx(sum(critic) / len(critic), rel=2e-5)
     assert losses.logs["prior_kl"].item() == pytest.approx(sum(prior_kl) / len(prior_kl), rel=2e-5)
-    counted = [(t, n) for t in range(H) for n in range(N) if is_alive(rollout, t, n)]
-    assert all(losses.returns[t, n].item() == pytest.approx(returns[t][n], rel=1e-5) for t, n in counted)
+    alive_steps = [(t, n) for t in range(H) for n in range(N) if is_alive(rollout, t, n)]
+    assert all(losses.returns[t, n].item() == pytest.approx(returns[t][n], rel=1e-5) for t, n in alive_steps)
 
 
 @pytest.mark.parametrize("objective", [PMPOObjective(), ReinforceObjective(beta=0.1)])
 def test_rewards_after_a_termination_do_not_count(objective) -> None:
-    policy, rollout = Given(), make_rollout()
+    policy, rollout = FixedFeaturesPolicy(), make_rollout()
     first = imagination_losses(policy, objective, rollout, GAMMA)
     reward, features, action = rollout.reward.clone(), rollout.observation.clone(), rollout.action.clone()
     reward[3:, 0], features[2:, 0], action[2:, 0] = 9, 9, 0
-    policy = Given()  # the range of returns is an average over updates
+    policy = FixedFeaturesPolicy()  # a new one, as the range of returns is an average over updates
     policy.prior_actor[2:, 0] += torch.tensor([1.0, 2, 3])
     second = imagination_losses(
         policy, objective, rollout._replace(reward=reward, observation=features, action=action), GAMMA
     )
-    if isinstance(objective, PMPOObjective):  # the range of returns sees all of them
+    if isinstance(objective, PMPOObjective):  # REINFORCE also scales by the range of all returns
         assert first.actor_loss.item() == pytest.approx(second.actor_loss.item(), rel=1e-6)
     assert first.critic_loss.item() == pytest.approx(second.critic_loss.item(), rel=1e-6)
 
 
 def test_pmpo_ignores_the_scale_of_advantages() -> None:
-    policy, rollout = Given(), make_rollout()
+    policy, rollout = FixedFeaturesPolicy(), make_rollout()
     torch.nn.init.zeros_(policy.actor_critic.critic.output.weight)
     torch.nn.init.zeros_(policy.actor_critic.critic.output.bias)
     small, large = (
@@ -134,9 +134,9 @@ def test_pmpo_ignores_the_scale_of_advantages() -> None:
 
 def test_reinforce_adds_a_kl_divergence_to_dreamers_loss() -> None:
     rollout = make_rollout()._replace(terminated=torch.zeros(H + 1, N, dtype=torch.bool))
-    policy = Given()
+    policy = FixedFeaturesPolicy()
     losses = imagination_losses(policy, ReinforceObjective(beta=0.2), rollout, GAMMA)
-    policy = Given()
+    policy = FixedFeaturesPolicy()
     distribution = policy.actor_critic.actor(rollout.observation[:-1])
     live = torch.full((H + 1, N), GAMMA, dtype=torch.float64)
     trajectory = ImaginedTrajectory(

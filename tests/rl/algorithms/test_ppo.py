@@ -1,4 +1,4 @@
-"""Stable-Baselines3's PPO in our games, real and learned, and games behind Gymnasium's face."""
+"""Stable-Baselines3's PPO in real and learned environments, and the Gymnasium adapter."""
 
 from pathlib import Path
 
@@ -21,18 +21,20 @@ from vwm.worlds.simulated_env import SimulatedEnvSpec
 stable_baselines3 = pytest.importorskip("stable_baselines3")
 
 
-def ppo(run: Path, env: EnvSpec, steps: int, evaluation: EvaluationConfig, policy: str | None = None) -> AgentTraining:
+def make_ppo(
+    run: Path, env: EnvSpec, steps: int, evaluation: EvaluationConfig, policy: str | None = None
+) -> AgentTraining:
     options = {"n_steps": 16, "batch_size": 16, "n_epochs": 1}
     return AgentTraining(run, PPO(env, num_envs=2, policy=policy, options=options), steps, evaluation=evaluation)
 
 
-@pytest.mark.filterwarnings("ignore:.*Box.*infinity:UserWarning")  # CartPole's own observations have no bounds
+@pytest.mark.filterwarnings("ignore:.*Box.*infinity:UserWarning")  # CartPole's observations have no bounds
 @pytest.mark.filterwarnings("ignore:.*bound.*:UserWarning")
-def test_a_world_is_a_gymnasium_environment() -> None:
+def test_the_adapter_passes_gymnasiums_environment_check() -> None:
     check_env(GymnasiumEnvAdapter(GymnasiumEnvSpec("CartPole-v1"), 0), skip_render_check=True)
 
 
-def test_the_next_episode_is_another_one_and_a_seed_begins_anew() -> None:
+def test_episodes_differ_and_a_seed_repeats_an_episode() -> None:
     env = GymnasiumEnvAdapter(GymnasiumEnvSpec("CartPole-v1"), 0)
     first, _ = env.reset(seed=1)
     done = False
@@ -42,25 +44,25 @@ def test_the_next_episode_is_another_one_and_a_seed_begins_anew() -> None:
         assert reward == 1
     second, _ = env.reset()
     assert not np.array_equal(first, second)
-    again, _ = env.reset(seed=1)
-    assert np.array_equal(first, again)
-    broken_off, _ = env.reset()
+    repeated, _ = env.reset(seed=1)
+    assert np.array_equal(first, repeated)
+    interrupted, _ = env.reset()
     other, _ = env.reset(seed=2)
-    assert len({tuple(seen) for seen in (first, second, broken_off, other)}) == 4
+    assert len({tuple(observation) for observation in (first, second, interrupted, other)}) == 4
 
 
-def test_ppo_in_the_real_game(tmp_path: Path) -> None:
-    game = GymnasiumEnvSpec("CartPole-v1")
-    training = ppo(tmp_path, game, 96, EvaluationConfig(50, 2))
+def test_ppo_in_a_real_environment(tmp_path: Path) -> None:
+    env_spec = GymnasiumEnvSpec("CartPole-v1")
+    training = make_ppo(tmp_path, env_spec, 96, EvaluationConfig(50, 2))
     for best, message in ((False, "has not saved a checkpoint yet"), (True, "writes it at its first evaluation")):
         with pytest.raises(FileNotFoundError, match=message):
             training.load_policy(best)
     training.run()
     rows = [line.split(",") for line in (tmp_path / "metrics" / "evaluations.csv").read_text().splitlines()[1:]]
-    best = evaluate_policy(training.load_policy(best=True), game, 2, seed=EVALUATION_SEED_OFFSET)
+    best = evaluate_policy(training.load_policy(best=True), env_spec, 2, seed=EVALUATION_SEED_OFFSET)
     assert len(rows) == 2 and best.returns.mean() == max(float(row[1]) for row in rows)
     assert (tmp_path / "curves.png").is_file() and list((tmp_path / "videos").iterdir())
-    one, other = (evaluate_policy(training.load_policy(), game, 2, seed=7).returns for _ in range(2))
+    one, other = (evaluate_policy(training.load_policy(), env_spec, 2, seed=7).returns for _ in range(2))
     assert np.array_equal(one, other)
     time_step = TimeStep(torch.zeros(64, 4), torch.zeros(64), *(torch.zeros(64, dtype=torch.bool) for _ in range(3)))
     assert training.load_policy().act((), time_step, explore=False).action.unique().numel() == 1
@@ -70,39 +72,41 @@ def test_ppo_in_the_real_game(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_curves")
 def test_a_run_resumes_and_a_finished_one_does_not_change(tmp_path: Path, capsys) -> None:
-    def training(steps: int, game: str = "CartPole-v1") -> AgentTraining:
-        return ppo(tmp_path, GymnasiumEnvSpec(game), steps, EvaluationConfig(32, 2, video=False), policy="MlpPolicy")
+    def make_training(steps: int, env_spec: str = "CartPole-v1") -> AgentTraining:
+        return make_ppo(
+            tmp_path, GymnasiumEnvSpec(env_spec), steps, EvaluationConfig(32, 2, video=False), policy="MlpPolicy"
+        )
 
     def first_observations(training: AgentTraining) -> np.ndarray:
         training.set_up()
         return training.algorithm.model.get_env().reset()
 
-    training(64).run()
+    make_training(64).run()
     tables = {name: (tmp_path / "metrics" / name).read_text() for name in ("episodes.csv", "evaluations.csv")}
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
     saved = checkpoint.read_bytes()
-    training(64).run()
+    make_training(64).run()
     assert f"resuming from {checkpoint}, 64 decisions" in capsys.readouterr().out
     assert {name: (tmp_path / "metrics" / name).read_text() for name in tables} == tables
     assert checkpoint.read_bytes() == saved
-    begun = [first_observations(training(128)) for _ in range(2)]
-    assert np.array_equal(*begun)
-    fresh = ppo(tmp_path / "fresh", GymnasiumEnvSpec("CartPole-v1"), 128, EvaluationConfig(32, 2))
-    assert not np.array_equal(first_observations(fresh), begun[0])
-    longer = training(128)
+    resumed_observations = [first_observations(make_training(128)) for _ in range(2)]
+    assert np.array_equal(*resumed_observations)
+    fresh = make_ppo(tmp_path / "fresh", GymnasiumEnvSpec("CartPole-v1"), 128, EvaluationConfig(32, 2))
+    assert not np.array_equal(first_observations(fresh), resumed_observations[0])
+    longer = make_training(128)
     longer.run()
     for name, text in tables.items():
         assert (tmp_path / "metrics" / name).read_text().startswith(text)
     steps = [line.split(",")[0] for line in (tmp_path / "metrics" / "evaluations.csv").read_text().splitlines()[1:]]
     assert steps == ["32", "64", "96", "128"]
-    resumed = training(128)
+    resumed = make_training(128)
     resumed.set_up()
     assert resumed.algorithm.progress == 128 and resumed.algorithm.model._n_updates == 128 // 32
     with pytest.raises(ValueError, match="is of another agent or environment"):
-        training(256, "MountainCar-v0").run()
+        make_training(256, "MountainCar-v0").run()
 
 
-def test_ppo_in_a_learned_world_judged_in_a_real_one(tmp_path: Path) -> None:
+def test_ppo_in_a_learned_world_is_evaluated_in_a_real_environment(tmp_path: Path) -> None:
     torch.manual_seed(0)
     simulator = diffusion_world(outcomes=True)
     simulator.starts = torch.randint(256, (3, 2, *simulator.spec.context.image_size, 3), dtype=torch.uint8)
@@ -111,7 +115,7 @@ def test_ppo_in_a_learned_world_judged_in_a_real_one(tmp_path: Path) -> None:
     assert simulator.spec.actions.kind == "discrete"
     real = GymnasiumEnvSpec("CartPole-v1", pixels=True, size=size, time_limit=4)
     learned = SimulatedEnvSpec(tmp_path / "world", time_limit=6)
-    training = ppo(tmp_path / "run", learned, 32, EvaluationConfig(32, 2, video=False), policy="MlpPolicy")
+    training = make_ppo(tmp_path / "run", learned, 32, EvaluationConfig(32, 2, video=False), policy="MlpPolicy")
     training.run()
     envs = learned.vector_env(2, 0)
     assert isinstance(envs, gymnasium.vector.VectorEnv) and envs.single_observation_space.shape == (size, size, 3)
