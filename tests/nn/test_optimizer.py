@@ -1,4 +1,4 @@
-"""Schedules: where the rate and the weight decay stand at every step."""
+"""Schedules of the learning rate and the weight decay."""
 
 import math
 
@@ -9,8 +9,8 @@ from torch import nn
 from vwm.nn.optimizer import OptimizerConfig
 
 
-def course(config: OptimizerConfig, steps: int) -> tuple[list[float], list[list[float]]]:
-    """Rate, and weight decays of the groups, before each of the steps."""
+def run_schedule(config: OptimizerConfig, steps: int) -> tuple[list[float], list[list[float]]]:
+    """Run a schedule; return the learning rate and the sorted weight decays of the groups before each step."""
     optimizer, schedule = config.build(nn.Linear(3, 3), steps)
     rates, decays = [], []
     for _ in range(steps):
@@ -21,55 +21,57 @@ def course(config: OptimizerConfig, steps: int) -> tuple[list[float], list[list[
     return rates, decays
 
 
-def test_a_warm_up_goes_in_a_line_from_its_start_to_the_peak():
-    rates, _ = course(OptimizerConfig(lr=1.0, start_lr=0.2, warmup=4), 8)
+def test_warmup_is_linear_from_start_lr_to_lr():
+    rates, _ = run_schedule(OptimizerConfig(lr=1.0, start_lr=0.2, warmup=4), 8)
     assert rates == pytest.approx([0.4, 0.6, 0.8, 1.0, 1.0, 1.0, 1.0, 1.0])
 
 
-def test_a_stretched_cosine_is_broken_off_at_the_end_of_the_run():
-    rates, _ = course(OptimizerConfig(lr=1.0, warmup=0, schedule="cosine", min_lr=0.1, stretch=1.25), 8)
-    whole, _ = course(OptimizerConfig(lr=1.0, warmup=0, schedule="cosine", min_lr=0.1), 10)
-    assert rates == pytest.approx(whole[:8])
+def test_a_stretched_cosine_is_truncated_at_the_end_of_the_run():
+    rates, _ = run_schedule(OptimizerConfig(lr=1.0, warmup=0, schedule="cosine", min_lr=0.1, stretch=1.25), 8)
+    longer, _ = run_schedule(OptimizerConfig(lr=1.0, warmup=0, schedule="cosine", min_lr=0.1), 10)
+    assert rates == pytest.approx(longer[:8])
 
 
-def test_weight_decay_follows_a_cosine_where_there_is_any():
-    """Biases keep none."""
-    _, decays = course(OptimizerConfig(weight_decay=0.04, final_weight_decay=0.4, stretch=1.25), 8)
-    for step, (of_bias, of_weight) in enumerate(decays):
-        share = (1 - math.cos(math.pi * step / 10)) / 2
-        assert of_bias == 0 and of_weight == pytest.approx(0.04 + 0.36 * share)
+def test_weight_decay_follows_a_cosine_except_for_biases():
+    """Biases have no weight decay."""
+    _, decays = run_schedule(OptimizerConfig(weight_decay=0.04, final_weight_decay=0.4, stretch=1.25), 8)
+    for step, (bias_decay, weight_decay) in enumerate(decays):
+        fraction = (1 - math.cos(math.pi * step / 10)) / 2
+        assert bias_decay == 0 and weight_decay == pytest.approx(0.04 + 0.36 * fraction)
 
 
-def test_a_schedule_of_both_goes_on_where_it_was_saved():
+def test_a_loaded_schedule_continues_equally():
     config = OptimizerConfig(schedule="cosine", warmup=2, weight_decay=0.04, final_weight_decay=0.4)
     optimizer, schedule = config.build(nn.Linear(3, 3), 10)
     for _ in range(4):
         optimizer.step()
         schedule.step()
-    again, taken_up = config.build(nn.Linear(3, 3), 10)
-    again.load_state_dict(optimizer.state_dict())
-    taken_up.load_state_dict(schedule.state_dict())
-    for one, two in ((optimizer, schedule), (again, taken_up)):
+    loaded_optimizer, loaded_schedule = config.build(nn.Linear(3, 3), 10)
+    loaded_optimizer.load_state_dict(optimizer.state_dict())
+    loaded_schedule.load_state_dict(schedule.state_dict())
+    for one, two in ((optimizer, schedule), (loaded_optimizer, loaded_schedule)):
         one.step()
         two.step()
-    assert [g["lr"] for g in again.param_groups] == [g["lr"] for g in optimizer.param_groups]
-    assert [g["weight_decay"] for g in again.param_groups] == [g["weight_decay"] for g in optimizer.param_groups]
+    assert [g["lr"] for g in loaded_optimizer.param_groups] == [g["lr"] for g in optimizer.param_groups]
+    assert [g["weight_decay"] for g in loaded_optimizer.param_groups] == [
+        g["weight_decay"] for g in optimizer.param_groups
+    ]
 
 
 @pytest.mark.parametrize(
-    ("settings", "steps", "named"),
+    ("settings", "steps", "message"),
     [
         ({"schedule": "cosine"}, -1, "max_steps"),
         ({"final_weight_decay": 0.1}, -1, "max_steps"),
         ({"stretch": 0.5}, 10, r"stretch=0\.5"),
     ],
 )
-def test_what_cannot_be_is_named(settings, steps, named):
-    with pytest.raises(ValueError, match=named):
+def test_rejects_invalid_settings(settings, steps, message):
+    with pytest.raises(ValueError, match=message):
         OptimizerConfig(**settings).build(nn.Linear(3, 3), steps)
 
 
-def test_gradients_move_weights_and_not_what_is_frozen():
+def test_frozen_parameters_are_not_optimized():
     model = nn.Linear(2, 1)
     model.bias.requires_grad_(False)
     optimizer, _ = OptimizerConfig(lr=0.1, warmup=1).build(model, 5)

@@ -1,4 +1,4 @@
-"""The laws of the space-time transformer: streaming = parallel, causality, the window, checkpointing."""
+"""Invariants of the space-time transformer: streaming equals parallel, causality, the window, checkpointing."""
 
 import pytest
 import torch
@@ -11,19 +11,19 @@ from vwm.nn.space_time import SpaceTimeTransformer
 FRAMES = 11
 
 
-def network(window: int = 4) -> SpaceTimeTransformer:
+def make_network(window: int = 4) -> SpaceTimeTransformer:
     torch.manual_seed(0)
     return randomize(SpaceTimeTransformer(width=16, depth=3, heads=2, window=window)).double()
 
 
-def clip(batch: int = 2) -> torch.Tensor:
+def make_clip(batch: int = 2) -> torch.Tensor:
     return torch.randn(batch, FRAMES, 5, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("chunks", [[1] * FRAMES, [FRAMES], [4, 7], [7, 1, 3], [2, 2, 2, 2, 2, 1]])
 @pytest.mark.parametrize("window", [1, 4, FRAMES, 20])
-def test_streaming_is_parallel_for_every_chunking(chunks, window):
-    model, x = network(window), clip()
+def test_streaming_equals_parallel_for_every_chunking(chunks, window):
+    model, x = make_network(window), make_clip()
     state, parts, start = model.init_state(2, 5), [], 0
     for length in chunks:
         y, state = model.step(x[:, start : start + length], state)
@@ -33,7 +33,7 @@ def test_streaming_is_parallel_for_every_chunking(chunks, window):
 
 
 def test_a_step_does_not_change_the_given_state():
-    model, x = network(), clip()
+    model, x = make_network(), make_clip()
     _, state = model.step(x[:, :3], model.init_state(2, 5))
     before = [k.keys.clone() for k in state.blocks]
     first, _ = model.step(x[:, 3:4], state)
@@ -43,15 +43,15 @@ def test_a_step_does_not_change_the_given_state():
 
 
 def test_no_frame_depends_on_a_later_one():
-    model, x = network(), clip()
+    model, x = make_network(), make_clip()
     changed = x.clone()
     changed[:, 6:] = -changed[:, 6:]
     assert torch.equal(model(x)[:, :6], model(changed)[:, :6])
     assert not torch.allclose(model(x)[:, 6], model(changed)[:, 6])
 
 
-def test_a_block_sees_its_window_and_no_further():
-    model, x = network(window=3), clip()
+def test_a_block_attends_to_exactly_its_window():
+    model, x = make_network(window=3), make_clip()
     model.blocks = model.blocks[:1]  # one block, so that the receptive field is the window itself
     changed = x.clone()
     changed[:, 2] = -changed[:, 2]
@@ -59,30 +59,30 @@ def test_a_block_sees_its_window_and_no_further():
     assert differs.tolist() == [2 <= t < 5 for t in range(FRAMES)]
 
 
-def test_tokens_of_a_frame_see_each_other():
-    model, x = network(), clip()
+def test_tokens_of_a_frame_attend_to_each_other():
+    model, x = make_network(), make_clip()
     changed = x.clone()
     changed[:, 4, 0] = -changed[:, 4, 0]
     assert ((model(x) - model(changed))[:, 4].abs().amax(dim=-1) > 1e-9).all()
 
 
 def test_worlds_that_started_at_different_times_step_together():
-    model, x = network(), clip()
-    _, old = model.step(x[:1, :7], model.init_state(1, 5))
-    _, young = model.step(x[1:, :2], model.init_state(1, 5))
-    together, after = model.step(x[:, 7:8], concatenate_states([old, young]))
-    alone, _ = model.step(x[1:, 7:8], young)
-    torch.testing.assert_close(together[1:], alone, rtol=0, atol=1e-12)
-    assert after.position.tolist() == [8, 3]
-    restarted = merge_states(torch.tensor([True, False]), model.init_state(2, 5), after)
+    model, x = make_network(), make_clip()
+    _, older = model.step(x[:1, :7], model.init_state(1, 5))
+    _, newer = model.step(x[1:, :2], model.init_state(1, 5))
+    batched, new_state = model.step(x[:, 7:8], concatenate_states([older, newer]))
+    alone, _ = model.step(x[1:, 7:8], newer)
+    torch.testing.assert_close(batched[1:], alone, rtol=0, atol=1e-12)
+    assert new_state.position.tolist() == [8, 3]
+    restarted = merge_states(torch.tensor([True, False]), model.init_state(2, 5), new_state)
     assert (
         restarted.position.tolist() == [0, 3]
         and state_batch_size(select_worlds(restarted, torch.tensor([0, 0, 1]))) == 3
     )
 
 
-def test_checkpointing_changes_nothing():
-    model, x = network(), clip().requires_grad_()
+def test_checkpointing_does_not_change_gradients():
+    model, x = make_network(), make_clip().requires_grad_()
     model(x).square().sum().backward()
     plain, x.grad = x.grad, None
     model.checkpointing = True
@@ -90,7 +90,7 @@ def test_checkpointing_changes_nothing():
     assert torch.equal(plain, x.grad)
 
 
-def test_rotation_depends_on_distance_alone_even_far_out():
+def test_rotary_products_depend_only_on_the_distance_at_large_positions():
     q, k = torch.randn(2, 1, 1, 1, 1, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def product(i: int, j: int) -> torch.Tensor:
@@ -99,7 +99,7 @@ def test_rotation_depends_on_distance_alone_even_far_out():
     assert torch.allclose(product(3, 1), product(1_000_003, 1_000_001), rtol=0, atol=1e-8)
 
 
-def test_the_cpu_formula_is_torchs_attention():
+def test_the_attention_formula_equals_torchs():
     q, k, v = torch.randn(3, 2, 3, 7, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     mask = torch.ones(7, 7, dtype=torch.bool).tril()
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -112,7 +112,7 @@ def test_rejects_a_width_that_is_not_divisible_by_the_heads():
 
 
 def test_compiled_blocks_keep_the_names_of_their_weights():
-    model = network()
+    model = make_network()
     names = list(model.state_dict())
     for block in model.blocks:
         block.compile()

@@ -6,7 +6,7 @@ import torch
 from vwm.nn.value_support import ScaledSupport, inverse_value_transform, value_transform
 
 
-def test_squashing_is_the_published_formula_and_is_undone():
+def test_the_value_transform_equals_the_published_formula_and_is_inverted():
     x = torch.tensor([-48000.0, -3, -0.001, 0, 0.5, 8, 48000], dtype=torch.float64)
     expected = torch.sign(x) * (torch.sqrt(torch.abs(x) + 1) - 1) + 0.001 * x
     torch.testing.assert_close(value_transform(x), expected, rtol=0, atol=0)
@@ -21,15 +21,15 @@ def test_two_hot_encoding_round_trips():
     weights = support.encode(x)
     assert weights.shape == (2, 3, 41) and ((weights > 0).sum(-1) <= 2).all() and (weights >= 0).all()
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3))
-    assert weights[1, 1, 22] == pytest.approx(1 - 0.008, abs=1e-5)  # squash(8) = 2.008
+    assert weights[1, 1, 22] == pytest.approx(1 - 0.008, abs=1e-5)  # value_transform(8) = 2.008
     torch.testing.assert_close(support.mean(weights.log()), x, rtol=1e-4, atol=1e-4)
-    far = support.encode(torch.tensor([1e9, -1e9]))
-    assert far[0, -1] == 1 and far[1, 0] == 1
+    out_of_range = support.encode(torch.tensor([1e9, -1e9]))
+    assert out_of_range[0, -1] == 1 and out_of_range[1, 0] == 1
     assert support.encode(torch.tensor(float("nan"))).isnan().any()
     assert support.mean(torch.zeros(41)).item() == pytest.approx(0, abs=1e-5)
 
 
-def test_the_loss_is_least_for_the_number_itself():
+def test_the_loss_is_lowest_at_the_target():
     support = ScaledSupport(5)
     logits = torch.zeros(11, requires_grad=True)
     optimizer = torch.optim.Adam([logits], 0.1)
