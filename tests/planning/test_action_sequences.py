@@ -10,7 +10,7 @@ from vwm.planning.colored_noise import draw_colored_noise
 CPU = torch.device("cpu")
 
 
-def test_gaussian_draws_follow_mean_and_deviation_within_the_bound():
+def test_gaussian_draws_follow_mean_and_standard_deviation_within_the_bound():
     start = GaussianActionSequences.initial(2, 5, 3, std=0.5, bound=0.2, device=CPU)
     noise = draw_colored_noise(world_seeds(0, 2), 4000, 5, 3, 1.0)
     drawn = start.draw(noise)
@@ -18,7 +18,7 @@ def test_gaussian_draws_follow_mean_and_deviation_within_the_bound():
     assert torch.equal(start.mode(), torch.zeros(2, 5, 3))
 
 
-def test_gaussian_fit_is_the_weighted_mean_and_deviation():
+def test_gaussian_fit_is_the_weighted_mean_and_standard_deviation():
     start = GaussianActionSequences.initial(1, 2, 1, std=1.0, bound=1.0, device=CPU)
     actions = torch.tensor([[[0.2], [0.4]], [[0.6], [0.4]], [[-1.0], [1.0]]])[None]
     fitted = start.fit(actions, torch.tensor([[0.5, 0.5, 0.0]]), momentum=0.0, floor=0.05)
@@ -36,18 +36,18 @@ def test_categorical_draws_have_their_probabilities_for_every_noise_exponent():
             draw_colored_noise(world_seeds(0, 1), 40000, 3, 4, exponent)
         )
         assert drawn.dtype == torch.int64 and drawn.shape == (1, 40000, 3)
-        found = torch.nn.functional.one_hot(drawn, 4).double().mean(1)
-        assert (found - probabilities).abs().max() < 0.01
-        assert (found[probabilities == 0] == 0).all()
+        frequencies = torch.nn.functional.one_hot(drawn, 4).double().mean(1)
+        assert (frequencies - probabilities).abs().max() < 0.01
+        assert (frequencies[probabilities == 0] == 0).all()
 
 
 def test_colored_noise_repeats_discrete_actions():
-    even = CategoricalActionSequences.initial(1, 12, 4, CPU)
-    held = []
+    uniform = CategoricalActionSequences.initial(1, 12, 4, CPU)
+    repeat_rates = []
     for exponent in (0.0, 1.0, 2.0):
-        drawn = even.draw(draw_colored_noise(world_seeds(0, 1), 4000, 12, 4, exponent))
-        held.append((drawn[..., 1:] == drawn[..., :-1]).double().mean().item())
-    assert held[0] == pytest.approx(0.25, abs=0.01) and held[0] < held[1] < held[2]
+        drawn = uniform.draw(draw_colored_noise(world_seeds(0, 1), 4000, 12, 4, exponent))
+        repeat_rates.append((drawn[..., 1:] == drawn[..., :-1]).double().mean().item())
+    assert repeat_rates[0] == pytest.approx(0.25, abs=0.01) and repeat_rates[0] < repeat_rates[1] < repeat_rates[2]
 
 
 def test_categorical_fit_is_the_weighted_frequency():
@@ -68,6 +68,6 @@ def test_shift_drops_the_first_steps_and_repeats_the_last():
     start = GaussianActionSequences.initial(1, 4, 1, 0.5, 1.0, CPU)
     later = GaussianActionSequences(sequence.float(), torch.full((1, 4, 1), 0.01), start.bound).shift(1, start)
     assert later.mean.flatten().tolist() == [1, 2, 3, 3] and torch.equal(later.std, start.std)
-    even = CategoricalActionSequences.initial(1, 2, 2, CPU)
-    sure = CategoricalActionSequences(torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])).shift(1, even)
-    assert torch.allclose(sure.probabilities, torch.tensor([[[0.25, 0.75], [0.25, 0.75]]]))
+    uniform = CategoricalActionSequences.initial(1, 2, 2, CPU)
+    certain = CategoricalActionSequences(torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])).shift(1, uniform)
+    assert torch.allclose(certain.probabilities, torch.tensor([[[0.25, 0.75], [0.25, 0.75]]]))

@@ -30,24 +30,24 @@ def test_reductions_over_steps():
     costs = torch.tensor([[4.0, 1.0, 2.0]], dtype=torch.float64)
     rollout = SequenceRollout(costs, torch.zeros(1, 3).bool(), torch.zeros(1, 1))
 
-    def total(**settings) -> float:
+    def total_cost(**settings) -> float:
         return float(GoalDistance(torch.zeros(1, 1), **settings).sequence_cost(rollout))
 
-    assert total(reduction="end") == 2 and total(reduction="min") == 1
-    assert total(reduction="sum") == pytest.approx(7 / 3)
-    assert total(reduction="sum", decay=0.5) == pytest.approx((4 * 0.25 + 0.5 + 2) / 1.75)
-    assert total(reduction="sum", decay=0.0) == total(reduction="end")
-    for wrong in ({"metric": "l3"}, {"reduction": "all"}, {"decay": 1.1}):
-        with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
-            total(**wrong)
+    assert total_cost(reduction="end") == 2 and total_cost(reduction="min") == 1
+    assert total_cost(reduction="sum") == pytest.approx(7 / 3)
+    assert total_cost(reduction="sum", decay=0.5) == pytest.approx((4 * 0.25 + 0.5 + 2) / 1.75)
+    assert total_cost(reduction="sum", decay=0.0) == total_cost(reduction="end")
+    for invalid in ({"metric": "l3"}, {"reduction": "all"}, {"decay": 1.1}):
+        with pytest.raises(ValueError, match=str(next(iter(invalid.values())))):
+            total_cost(**invalid)
 
 
 def test_goals_are_encoded_by_a_world_with_an_encoder():
     world = ExactRooms()
     assert isinstance(world, EncodesFrames) and not isinstance(CountWorld(), EncodesFrames)
     state = world.at(torch.tensor([[15.25, 20.0], [50, 12.5]]), torch.full((2, 2), 32.0))
-    _, shown = world.step(state, torch.zeros(2, 2))
-    assert (encode_goal_frames(world, shown.frame) - shown.latent).abs().max() < 0.05
+    _, output = world.step(state, torch.zeros(2, 2))
+    assert (encode_goal_frames(world, output.frame) - output.latent).abs().max() < 0.05
 
 
 def test_goals_are_encoded_by_the_tokenizer_of_continuous_latents():

@@ -11,7 +11,7 @@ from vwm.planning.goal_distance import GoalDistance
 from vwm.planning.goal_tasks import GOAL_TASKS, MountainCarGoalTask, PendulumGoalTask, TwoRoomsGoalTask, find_goal_task
 
 
-class Exact(Simulator):
+class ExactDynamics(Simulator):
     """The true dynamics of Pendulum or MountainCarContinuous; a state is (angle or position, speed)."""
 
     def __init__(self, pendulum: bool, frame_skip: int) -> None:
@@ -22,24 +22,24 @@ class Exact(Simulator):
         raise NotImplementedError  # an image shows no velocity
 
     def step(self, state, action, decode=True):
-        (at, speed), push = state, action[:, 0].double()
+        (position, speed), force = state, action[:, 0].double()
         for _ in range(self.frame_skip):
             if self.pendulum:
-                speed = (speed + (15 * at.sin() + 6 * push) * 0.05).clamp(-8, 8)
-                at = at + 0.05 * speed
+                speed = (speed + (15 * position.sin() + 6 * force) * 0.05).clamp(-8, 8)
+                position = position + 0.05 * speed
             else:
-                speed = (speed + 0.0015 * push - 0.0025 * (3 * at).cos()).clamp(-0.07, 0.07)
-                at = (at + speed).clamp(-1.2, 0.6)
-                speed = torch.where((at == -1.2) & (speed < 0), 0, speed)
-        latent = torch.stack((at.cos(), at.sin()), dim=1) if self.pendulum else at[:, None]
-        zeros = torch.zeros(len(at))
-        return (at, speed), StepOutput(None, latent.float(), zeros, zeros.bool())
+                speed = (speed + 0.0015 * force - 0.0025 * (3 * position).cos()).clamp(-0.07, 0.07)
+                position = (position + speed).clamp(-1.2, 0.6)
+                speed = torch.where((position == -1.2) & (speed < 0), 0, speed)
+        latent = torch.stack((position.cos(), position.sin()), dim=1) if self.pendulum else position[:, None]
+        zeros = torch.zeros(len(position))
+        return (position, speed), StepOutput(None, latent.float(), zeros, zeros.bool())
 
 
 @pytest.mark.parametrize(("kind", "skip", "horizon"), [(PendulumGoalTask, 2, 12), (MountainCarGoalTask, 8, 16)])
 def test_planning_in_the_true_dynamics_solves_the_task_with_its_default_reduction(kind, skip, horizon):
     task, planner, plan = kind(4, size=16, frame_skip=skip), CEM(horizon=horizon), None
-    world = Exact(kind is PendulumGoalTask, skip)
+    world = ExactDynamics(kind is PendulumGoalTask, skip)
     goal = torch.tensor([[1.0, 0.0]] if world.pendulum else [[MountainCarGoalTask.FLAG]]).expand(4, -1)
     objective, distances = GoalDistance(goal, "l2", task.reduction), []
     for t in range(50):
@@ -81,16 +81,16 @@ def test_goal_images_equal_the_frames_at_the_goal(kind):
 
 
 def test_only_active_episodes_move_for_frame_skip_steps(kind):
-    once, thrice = kind(2, size=16), kind(2, size=16, frame_skip=3)
-    actions = np.full((2, once.action_size), 0.5, np.float32)
-    before = once.states()
+    single_steps, three_steps = kind(2, size=16), kind(2, size=16, frame_skip=3)
+    actions = np.full((2, single_steps.action_size), 0.5, np.float32)
+    before = single_steps.states()
     for _ in range(3):
-        once.step(actions, np.array([True, False]))
-    thrice.step(actions, np.array([True, False]))
-    assert np.allclose(once.states(), thrice.states())
-    assert (once.states()[0] != before[0]).any() and (once.states()[1] == before[1]).all()
-    assert thrice.fps == pytest.approx(once.fps / 3)
-    once.close(), thrice.close()
+        single_steps.step(actions, np.array([True, False]))
+    three_steps.step(actions, np.array([True, False]))
+    assert np.allclose(single_steps.states(), three_steps.states())
+    assert (single_steps.states()[0] != before[0]).any() and (single_steps.states()[1] == before[1]).all()
+    assert three_steps.fps == pytest.approx(single_steps.fps / 3)
+    single_steps.close(), three_steps.close()
 
 
 def test_actions_are_scaled_to_the_range_of_the_environment():

@@ -1,4 +1,4 @@
-"""Model predictive control: contexts of the world, times of decisions, and the end of episodes."""
+"""Model predictive control: the world's contexts, replanning, and the end of episodes."""
 
 from dataclasses import replace
 
@@ -29,20 +29,20 @@ class RecordingRooms(ExactRooms):
 def test_every_decision_resets_the_world_with_the_last_frames_and_actions():
     task, world = TwoRoomsGoalTask(3, seed=4), RecordingRooms()
     policy = MPCPolicy(world, CEM(horizon=6, samples=8, elites=2, iterations=1), task.goals, replan_every=2)
-    done, seen = [], []
+    actions, observed_frames = [], []
 
     def record(frames, active):
-        seen.append(frames)
-        done.append(policy(frames, np.ones(3, bool)))
-        return done[-1]
+        observed_frames.append(frames)
+        actions.append(policy(frames, np.ones(3, bool)))
+        return actions[-1]
 
     task.ends = False
     run_task_policy(task, record, max_steps=6)
     assert [c.shape[1] for c, _, _ in world.contexts] == [1, 3, 3]  # at steps 0, 2 and 4
     assert world.contexts[0][2] is None
-    for (context, _, context_actions), now in zip(world.contexts[1:], (2, 4), strict=True):
-        assert (context.numpy() == np.stack(seen[now - 2 : now + 1], axis=1)).all()
-        assert (context_actions.numpy() == np.stack(done[now - 2 : now], axis=1)).all()
+    for (context, _, context_actions), t in zip(world.contexts[1:], (2, 4), strict=True):
+        assert (context.numpy() == np.stack(observed_frames[t - 2 : t + 1], axis=1)).all()
+        assert (context_actions.numpy() == np.stack(actions[t - 2 : t], axis=1)).all()
     assert not torch.equal(world.contexts[0][1], world.contexts[1][1])  # one seed per decision
     assert policy.num_planned == [3, 3, 3] and len(policy.seconds) == 3
 
@@ -50,10 +50,10 @@ def test_every_decision_resets_the_world_with_the_last_frames_and_actions():
 def test_reaches_goals_given_as_images():
     task = TwoRoomsGoalTask(24, seed=0)
     policy = MPCPolicy(ExactRooms(), CEM(), task.goals, lambda goals: GoalDistance(goals, "l2", "min"))
-    played = run_task_policy(task, policy, 60)
-    assert played.solved.sum() >= 23
+    result = run_task_policy(task, policy, 60)
+    assert result.solved.sum() >= 23
     random = TwoRoomsGoalTask(24, seed=0)
-    assert (random.states() == played.states[:, 0]).all()
+    assert (random.states() == result.states[:, 0]).all()
     assert run_task_policy(random, random_task_policy(random, 0), 60).solved.sum() < 12
 
 
@@ -61,25 +61,25 @@ def test_solved_episodes_stop_and_are_not_planned_for():
     task = TwoRoomsGoalTask(8, seed=3)
     world = RecordingRooms()
     policy = MPCPolicy(world, CEM(), task.goals, lambda goals: GoalDistance(goals, "l2", "min"), replan_every=3)
-    played = run_task_policy(task, policy, 60, keep_frames=2)
-    assert played.frames.shape[1:] == (2, 64, 64, 3) and len(played.frames) == played.distances.shape[1]
+    result = run_task_policy(task, policy, 60, keep_frames=2)
+    assert result.frames.shape[1:] == (2, 64, 64, 3) and len(result.frames) == result.distances.shape[1]
     assert policy.num_planned == sorted(policy.num_planned, reverse=True) and policy.num_planned[-1] < 8
     assert policy.num_planned[0] == 8
     for episode in range(8):
-        after = played.distances[episode, played.steps[episode] :]
-        assert (after == after[0]).all() and (after[0] <= 4) == played.solved[episode]
-        assert (played.distances[episode, : played.steps[episode]] > 4).all()
+        after = result.distances[episode, result.steps[episode] :]
+        assert (after == after[0]).all() and (after[0] <= 4) == result.solved[episode]
+        assert (result.distances[episode, : result.steps[episode]] > 4).all()
 
 
-def test_the_end_of_other_episodes_does_not_change_a_path():
-    def path(episodes: int):
+def test_an_episode_does_not_depend_on_the_end_of_others():
+    def run_episodes(episodes: int):
         task = TwoRoomsGoalTask(episodes, seed=3)
         policy = MPCPolicy(
             ExactRooms(), CEM(samples=16, elites=4), task.goals, lambda g: GoalDistance(g, "l2", "min"), 2
         )
         return run_task_policy(task, policy, 20)
 
-    few, many = path(2), path(6)
+    few, many = run_episodes(2), run_episodes(6)
     length = min(few.states.shape[1], many.states.shape[1])
     assert np.allclose(few.states[:2, :length], many.states[:2, :length], atol=1e-3)
 
@@ -89,9 +89,9 @@ def test_hold_tasks_run_to_the_last_step():
         task = kind(1, size=16)
         if kind is PendulumGoalTask:
             task.envs[0].state = np.zeros(2)  # upright, in equilibrium
-        played = run_task_policy(task, lambda frames, active: np.zeros((1, 1), np.float32), length)
-        assert played.distances.shape == (1, length + 1) and played.steps.tolist() == [length]
-        assert played.solved.tolist() == [kind is PendulumGoalTask]
+        result = run_task_policy(task, lambda frames, active: np.zeros((1, 1), np.float32), length)
+        assert result.distances.shape == (1, length + 1) and result.steps.tolist() == [length]
+        assert result.solved.tolist() == [kind is PendulumGoalTask]
         task.close()
 
 

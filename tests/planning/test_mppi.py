@@ -15,8 +15,8 @@ def test_weights_are_the_softmax_of_negative_costs():
         MPPI(temperature=0.5, relative_temperature=False).sequence_weights(COSTS), expected, rtol=0, atol=1e-12
     )
     best = MPPI(temperature=0.5, relative_temperature=False, elites=2).sequence_weights(COSTS)
-    kept = torch.tensor([[False, True, True, False], [False, True, True, False]])
-    assert torch.allclose(best, torch.where(kept, expected, 0) / expected[kept].view(2, 2).sum(1, keepdim=True))
+    is_elite = torch.tensor([[False, True, True, False], [False, True, True, False]])
+    assert torch.allclose(best, torch.where(is_elite, expected, 0) / expected[is_elite].view(2, 2).sum(1, keepdim=True))
 
 
 def test_a_relative_temperature_is_invariant_to_the_scale_of_costs():

@@ -82,24 +82,24 @@ def test_plans_do_not_depend_on_the_batch(kind, space):
     def decide_twice(problems: Tensor):
         """Return a plan, and the plan that starts from it one step later."""
         objective, own_seeds = GoalDistance(goals[problems], "l2"), seeds[problems]
-        now = select_worlds(state, problems)
-        plan = planner.plan(world, now, objective, own_seeds)
-        now, _ = world.step(now, plan.actions[:, 0], decode=False)
-        return plan, planner.plan(world, now, objective, fold_in(own_seeds, 1), planner.shift_plan(plan, 1))
+        current_state = select_worlds(state, problems)
+        plan = planner.plan(world, current_state, objective, own_seeds)
+        current_state, _ = world.step(current_state, plan.actions[:, 0], decode=False)
+        return plan, planner.plan(world, current_state, objective, fold_in(own_seeds, 1), planner.shift_plan(plan, 1))
 
-    together = decide_twice(torch.arange(3))
+    batched = decide_twice(torch.arange(3))
     for problem in range(3):
-        for alone, all_three in zip(decide_twice(torch.tensor([problem])), together, strict=True):
+        for alone, all_three in zip(decide_twice(torch.tensor([problem])), batched, strict=True):
             assert torch.allclose(alone.actions[0].double(), all_three.actions[problem].double(), atol=1e-4)
             assert torch.allclose(alone.cost[0], all_three.cost[problem], atol=1e-4)
 
 
 def test_plans_are_a_function_of_the_seed_and_do_not_change_the_state(kind):
     world, state, goals = rooms()
-    objective, kept = GoalDistance(goals, "l2"), state.position.clone()
+    objective, position = GoalDistance(goals, "l2"), state.position.clone()
     first, same, other = (kind(**SMALL).plan(world, state, objective, seed) for seed in (0, 0, 1))
     assert torch.equal(first.actions, same.actions) and not torch.equal(first.actions, other.actions)
-    assert torch.equal(state.position, kept)
+    assert torch.equal(state.position, position)
     assert first.actions.shape == (3, 8, 2) and first.elites.shape == (3, 4, 8, 2)
     assert first.actions.abs().max() <= 1
 
@@ -121,8 +121,8 @@ def test_more_samples_and_iterations_find_cheaper_plans(kind):
     world, state, goals = rooms()
     objective = GoalDistance(goals, "l2")
     settings = {"horizon": 8, "elites": 4, "keep_elites": 4, "selection": "best"}
-    little, much = (kind(samples=n, iterations=i, **settings) for n, i in ((8, 1), (64, 5)))
-    costs = [torch.stack([p.plan(world, state, objective, seed).cost for seed in range(4)]) for p in (little, much)]
+    small, large = (kind(samples=n, iterations=i, **settings) for n, i in ((8, 1), (64, 5)))
+    costs = [torch.stack([p.plan(world, state, objective, seed).cost for seed in range(4)]) for p in (small, large)]
     assert (costs[1].mean(0) < costs[0].mean(0)).all()
 
 
@@ -151,25 +151,25 @@ def test_a_shifted_plan_continues_the_last_one(kind):
     for t in range(3):
         state, _ = world.step(state, plan.actions[:, t], decode=False)
     objective = GoalDistance(goals, "l2")
-    carried = sequence_costs(world, state, objective, later.elites)[:, 0]
-    found = planner.plan(world, state, objective, 1, later)
-    assert (found.cost <= carried + 1e-6).all()  # the new plan is at least as good as the shifted one
+    shifted_cost = sequence_costs(world, state, objective, later.elites)[:, 0]
+    new_plan = planner.plan(world, state, objective, 1, later)
+    assert (new_plan.cost <= shifted_cost + 1e-6).all()  # the new plan is at least as good as the shifted one
 
 
 def test_without_kept_elites_the_best_of_all_iterations_is_selected(kind):
-    class Counted(kind):
-        seen: list[int] = []  # noqa: RUF012
+    class CountingPlanner(kind):
+        sample_counts: list[int] = []  # noqa: RUF012
 
         def sequence_weights(self, costs: Tensor) -> Tensor:
-            self.seen.append(costs.shape[1])
+            self.sample_counts.append(costs.shape[1])
             return super().sequence_weights(costs)
 
     world, state, goals = rooms()
     objective = GoalDistance(goals, "l2")
-    planner = Counted(**SMALL, keep_elites=0, selection="best")
+    planner = CountingPlanner(**SMALL, keep_elites=0, selection="best")
     plan = planner.plan(world, state, objective)
-    then = planner.plan(world, state, objective, 1, planner.shift_plan(plan, 1))
-    assert set(planner.seen) == {24} and then.elites.shape == (3, 0, 8, 2)
+    next_plan = planner.plan(world, state, objective, 1, planner.shift_plan(plan, 1))
+    assert set(planner.sample_counts) == {24} and next_plan.elites.shape == (3, 0, 8, 2)
     first = kind(**SMALL, keep_elites=0, selection="best", iterations=1).plan(world, state, objective)
     assert (plan.cost <= first.cost + 1e-6).all()  # the best of all iterations, not of the last one
 

@@ -186,7 +186,7 @@ def test_few_simulations_find_the_optimal_action_with_true_values(kind):
 
 
 @pytest.mark.parametrize("kind", list(SEARCHES))
-def test_rewards_after_a_termination_do_not_count(kind):
+def test_rewards_after_termination_do_not_count(kind):
     """Action 0 has reward 1 and terminates; action 1 has reward 0 and leads to a state with reward 1 at every step."""
     world = TabularWorld(states=3, actions=2)
     world.next = torch.tensor([[2, 1], [1, 1], [2, 2]])
@@ -216,7 +216,7 @@ def test_results_do_not_depend_on_the_batch_and_visits_sum_to_the_simulations(ki
     assert torch.equal(states, torch.arange(6))
 
 
-def test_nested_states_of_nodes_are_kept_apart():
+def test_each_node_keeps_its_own_nested_state():
     """Only one of eight action sequences is rewarded, which requires the correct state at every node."""
 
     class BinaryTree(TabularModel):
@@ -279,8 +279,8 @@ def test_gumbel_samples_actions_of_the_improved_policy_at_a_temperature():
     states = torch.zeros(4000, dtype=torch.int64)
     for temperature in (0.5, 1.0):
         result = GumbelMuZeroSearch(3).search(TabularModel(bandits), states, seed=1, temperature=temperature)
-        shares = result.action.bincount(minlength=3) / 4000
-        torch.testing.assert_close(shares, (torch.tensor([2.0, 0, 0]) / temperature).softmax(0), rtol=0, atol=0.03)
+        frequencies = result.action.bincount(minlength=3) / 4000
+        torch.testing.assert_close(frequencies, (torch.tensor([2.0, 0, 0]) / temperature).softmax(0), rtol=0, atol=0.03)
 
 
 def test_puct_samples_actions_by_visits_and_adds_noise_at_the_root():
@@ -294,14 +294,14 @@ def test_puct_samples_actions_by_visits_and_adds_noise_at_the_root():
         result = without_noise.search(TabularModel(bandits), states, seed=1, temperature=temperature)
         assert torch.equal(result.visits, greedy.visits)
         weights = result.visits[0].float() ** (1 / temperature)
-        shares = result.action.bincount(minlength=3) / 4000
-        torch.testing.assert_close(shares, weights / weights.sum(), rtol=0, atol=0.03)
+        frequencies = result.action.bincount(minlength=3) / 4000
+        torch.testing.assert_close(frequencies, weights / weights.sum(), rtol=0, atol=0.03)
     with_noise = PUCTSearch(20).search(TabularModel(bandits), states[:50], seed=1, temperature=1.0)
     assert len(with_noise.visits.unique(dim=0)) > 5
 
 
 @pytest.mark.parametrize("kind", list(SEARCHES))
-def test_value_differences_below_min_value_range_weigh_less(kind):
+def test_value_differences_below_min_value_range_have_less_effect(kind):
     bandits = TabularWorld(states=1, actions=2)
     bandits.terminates[:] = True
     bandits.logits[:], bandits.values[:] = 0, 0
