@@ -58,13 +58,13 @@ def test_tree_search_plans_by_predicted_rewards_and_values():
     state, _ = world.reset(make_context(world, 2))
     result = PUCTSearch(40).plan(world, state, 0.9, world.value)
     assert result.visits.sum(1).tolist() == [40] * 3
-    # After one simulation, the root's value is the mean of its own and of the tried action's value.
+    # After one simulation, the root's value is the mean of its own prediction and of the selected action's value.
     result, q = PUCTSearch(1).plan(world, state, 0.9, world.value), []
     for action in range(4):
         next_state, output = world.step(state, torch.full((3,), action))
         q.append(output.reward + 0.9 * world.value(next_state))
-    tried = torch.stack(q, 1).gather(1, result.action[:, None])[:, 0]
-    torch.testing.assert_close(result.value, (world.value(state) + tried) / 2)
+    action_value = torch.stack(q, 1).gather(1, result.action[:, None])[:, 0]
+    torch.testing.assert_close(result.value, (world.value(state) + action_value) / 2)
 
 
 def test_rejects_another_action_space():

@@ -1,4 +1,4 @@
-"""One recurrent state-space model: streaming is the sequence, an episode's beginning is a fresh start."""
+"""The RSSM: streaming equals the parallel path, and the first step of an episode resets the state."""
 
 import pytest
 import torch
@@ -17,113 +17,117 @@ B, T, E = 3, 7, 5
 
 @pytest.fixture(params=list(KINDS))
 def rssm(request) -> RSSM:
-    return make(**KINDS[request.param])
+    return make_rssm(**KINDS[request.param])
 
 
-def make(**changes) -> RSSM:
+def make_rssm(**changes) -> RSSM:
     torch.manual_seed(0)
     small = {"num_actions": 3, "embedding_size": E, "deter": 8, "hidden": 6, "stoch": 4, "classes": 3, "blocks": 2}
     return randomize(RSSM(**{**small, **changes})).double()
 
 
-def sequences(rssm: RSSM, seed: int = 0, batch: int = B):
-    g = torch.Generator().manual_seed(seed)
-    embed = torch.randn(batch, T, E, dtype=torch.float64, generator=g)
-    action = torch.randint(0, 3, (batch, T), generator=g)
+def make_sequences(rssm: RSSM, seed: int = 0, batch: int = B):
+    generator = torch.Generator().manual_seed(seed)
+    embed = torch.randn(batch, T, E, dtype=torch.float64, generator=generator)
+    action = torch.randint(0, 3, (batch, T), generator=generator)
     is_first = torch.zeros(batch, T, dtype=torch.bool)
     is_first[0, 0] = is_first[1, 3] = True
-    kind = torch.rand if rssm.config.classes else torch.randn
-    return embed, action, is_first, kind(batch, T, 4, dtype=torch.float64, generator=g)
+    draw = torch.rand if rssm.config.classes else torch.randn
+    return embed, action, is_first, draw(batch, T, 4, dtype=torch.float64, generator=generator)
 
 
-def somewhere(rssm: RSSM, batch: int = B) -> RSSMState:
+def mid_episode_state(rssm: RSSM, batch: int = B) -> RSSMState:
     """A state in the middle of an episode."""
-    embed, action, is_first, noise = sequences(rssm, seed=9, batch=batch)
+    embed, action, is_first, noise = make_sequences(rssm, seed=9, batch=batch)
     return map_state(torch.Tensor.detach, last_rssm_state(rssm.observe(embed, action, is_first, noise=noise)[0]))
 
 
-def close(one, other) -> None:
+def assert_all_close(one, other) -> None:
     for a, b in zip(one, other, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
-def test_streaming_is_the_sequence(rssm):
-    embed, action, is_first, noise = sequences(rssm)
-    states, priors = rssm.observe(embed, action, is_first, somewhere(rssm), noise)
-    state = somewhere(rssm)
+def test_streaming_equals_parallel(rssm):
+    embed, action, is_first, noise = make_sequences(rssm)
+    states, priors = rssm.observe(embed, action, is_first, mid_episode_state(rssm), noise)
+    state = mid_episode_state(rssm)
     for t in range(T):
         state, prior = rssm.observe_step(state, embed[:, t], is_first[:, t], noise[:, t])
         state = rssm.with_action(state, action[:, t])
-        close((*state, prior), (*(part[:, t] for part in states), priors[:, t]))
-    early, _ = rssm.observe(embed[:, :4], action[:, :4], is_first[:, :4], somewhere(rssm), noise[:, :4])
+        assert_all_close((*state, prior), (*(part[:, t] for part in states), priors[:, t]))
+    early, _ = rssm.observe(embed[:, :4], action[:, :4], is_first[:, :4], mid_episode_state(rssm), noise[:, :4])
     late, _ = rssm.observe(embed[:, 4:], action[:, 4:], is_first[:, 4:], last_rssm_state(early), noise[:, 4:])
-    close([torch.cat(parts, dim=1) for parts in zip(early, late, strict=True)], states)
+    assert_all_close([torch.cat(parts, dim=1) for parts in zip(early, late, strict=True)], states)
 
 
-def test_a_batch_is_each_alone(rssm):
-    embed, action, is_first, noise = sequences(rssm)
-    states, priors = rssm.observe(embed, action, is_first, somewhere(rssm), noise)
+def test_results_do_not_depend_on_the_batch(rssm):
+    embed, action, is_first, noise = make_sequences(rssm)
+    states, priors = rssm.observe(embed, action, is_first, mid_episode_state(rssm), noise)
     for i in range(B):
-        world = torch.tensor([i])
+        index = torch.tensor([i])
         alone = rssm.observe(
-            embed[world], action[world], is_first[world], select_worlds(somewhere(rssm), world), noise[world]
+            embed[index], action[index], is_first[index], select_worlds(mid_episode_state(rssm), index), noise[index]
         )
-        close((*alone[0], alone[1]), (*select_worlds(states, world), priors[world]))
+        assert_all_close((*alone[0], alone[1]), (*select_worlds(states, index), priors[index]))
 
 
-def test_the_beginning_of_an_episode_is_a_fresh_start_whatever_was_before(rssm):
-    embed, action, _, noise = sequences(rssm)
-    begins = torch.zeros(B, T, dtype=torch.bool)
-    begins[:, 3] = True
-    broken = RSSMState(*(torch.full_like(part, torch.nan) for part in somewhere(rssm)))
+def test_the_first_step_of_an_episode_resets_the_state(rssm):
+    embed, action, _, noise = make_sequences(rssm)
+    is_first = torch.zeros(B, T, dtype=torch.bool)
+    is_first[:, 3] = True
+    nan_state = RSSMState(*(torch.full_like(part, torch.nan) for part in mid_episode_state(rssm)))
     embed[0, :3] = torch.inf
-    within, priors = rssm.observe(embed, action, begins, broken, noise)
-    assert within.deter[:, :3].isnan().all() and priors[:, 3:].isfinite().all()
+    states, priors = rssm.observe(embed, action, is_first, nan_state, noise)
+    assert states.deter[:, :3].isnan().all() and priors[:, 3:].isfinite().all()
     embed[:, :3], action[:, :3] = 0, 0
-    other, others = rssm.observe(embed, action, begins, None, noise)
-    for a, b in zip((*within, priors), (*other, others), strict=True):
+    other_states, other_priors = rssm.observe(embed, action, is_first, None, noise)
+    for a, b in zip((*states, priors), (*other_states, other_priors), strict=True):
         assert torch.equal(a[:, 3:], b[:, 3:])
-    for first in (begins[:, 3:], torch.zeros_like(begins[:, 3:])):
+    for first in (is_first[:, 3:], torch.zeros_like(is_first[:, 3:])):
         fresh, expected = rssm.observe(embed[:, 3:], action[:, 3:], first, None, noise[:, 3:])
-        close((*(part[:, 3:] for part in within), priors[:, 3:]), (*fresh, expected))
-    (step, _), init = rssm.observe_step(broken, embed[:, 3], begins[:, 3], noise[:, 3]), rssm.init_state(B)
-    close([step.stoch], [fresh.stoch[:, 0]])
+        assert_all_close((*(part[:, 3:] for part in states), priors[:, 3:]), (*fresh, expected))
+    (step, _), init = rssm.observe_step(nan_state, embed[:, 3], is_first[:, 3], noise[:, 3]), rssm.init_state(B)
+    assert_all_close([step.stoch], [fresh.stoch[:, 0]])
     assert not init.deter.any() and not init.action.any()
 
 
-def test_the_action_of_a_moment_moves_what_comes_after_it_and_not_what_is_before(rssm):
-    embed, action, _, noise = sequences(rssm)
-    going = torch.zeros(B, T, dtype=torch.bool)
-    one, priors = rssm.observe(embed, action, going, None, noise)
+def test_an_action_changes_only_later_states(rssm):
+    embed, action, _, noise = make_sequences(rssm)
+    is_first = torch.zeros(B, T, dtype=torch.bool)
+    states, priors = rssm.observe(embed, action, is_first, None, noise)
     action[:, 3] = (action[:, 3] + 1) % 3
-    two, others = rssm.observe(embed, action, going, None, noise)
-    assert torch.equal(one.deter[:, :4], two.deter[:, :4]) and torch.equal(priors[:, :4], others[:, :4])
-    assert (one.deter[:, 4] != two.deter[:, 4]).any(-1).all()
-    carried = [
-        rssm.observe(embed, action, going, rssm.with_action(somewhere(rssm), torch.full((B,), a)), noise)[0]
+    other_states, other_priors = rssm.observe(embed, action, is_first, None, noise)
+    assert torch.equal(states.deter[:, :4], other_states.deter[:, :4]) and torch.equal(
+        priors[:, :4], other_priors[:, :4]
+    )
+    assert (states.deter[:, 4] != other_states.deter[:, 4]).any(-1).all()
+    by_last_action = [
+        rssm.observe(embed, action, is_first, rssm.with_action(mid_episode_state(rssm), torch.full((B,), a)), noise)[0]
         for a in (0, 1)
     ]
-    assert (carried[0].deter[:, 0] != carried[1].deter[:, 0]).any(-1).all()
+    assert (by_last_action[0].deter[:, 0] != by_last_action[1].deter[:, 0]).any(-1).all()
 
 
-def test_imagining_is_the_prior_of_observing(rssm):
-    embed, action, _, noise = sequences(rssm)
+def test_imagination_equals_the_prior_of_observation(rssm):
+    embed, action, _, noise = make_sequences(rssm)
     states, priors = rssm.observe(embed, action, torch.zeros(B, T, dtype=torch.bool), None, noise)
     imagined = rssm.imagine_step(flatten_rssm_states(states), action.flatten(), noise.flatten(0, 1))
-    close([imagined.deter.view(B, T, -1)[:, :-1]], [states.deter[:, 1:]])
-    close([imagined.parameters.unflatten(0, (B, T))[:, :-1]], [priors[:, 1:]])
-    close(rssm.prior_step(flatten_rssm_states(states), noise.flatten(0, 1)), imagined)  # the states hold their actions
-    again = rssm.state_from_replay(imagined.deter, imagined.stoch, action.flatten())
-    close(
-        [rssm.prior_step(again, noise.flatten(0, 1)).deter],
+    assert_all_close([imagined.deter.view(B, T, -1)[:, :-1]], [states.deter[:, 1:]])
+    assert_all_close([imagined.parameters.unflatten(0, (B, T))[:, :-1]], [priors[:, 1:]])
+    assert_all_close(
+        rssm.prior_step(flatten_rssm_states(states), noise.flatten(0, 1)), imagined
+    )  # the states hold their actions
+    replayed = rssm.state_from_replay(imagined.deter, imagined.stoch, action.flatten())
+    assert_all_close(
+        [rssm.prior_step(replayed, noise.flatten(0, 1)).deter],
         [rssm.imagine_step(imagined, action.flatten(), noise.flatten(0, 1)).deter],
     )
     assert rssm.features(states).shape == (B, T, rssm.feature_size)
-    assert concatenate_states([imagined, again]).deter.shape[0] == 2 * B * T
+    assert concatenate_states([imagined, replayed]).deter.shape[0] == 2 * B * T
 
 
-def test_without_given_noise_torchs_generator_is_drawn_from(rssm):
-    embed, action, is_first, _ = sequences(rssm)
+def test_default_noise_comes_from_torchs_generator(rssm):
+    embed, action, is_first, _ = make_sequences(rssm)
     draws = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
@@ -131,17 +135,17 @@ def test_without_given_noise_torchs_generator_is_drawn_from(rssm):
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
 
 
-def test_every_weight_learns(rssm):
-    embed, action, is_first, noise = sequences(rssm)
+def test_every_weight_gets_a_gradient(rssm):
+    embed, action, is_first, noise = make_sequences(rssm)
     states, priors = rssm.observe(embed, action, is_first, None, noise)
     (rssm.features(states).square().sum() + rssm.stochastic.kl_divergence(states.parameters, priors).sum()).backward()
     assert all(p.grad is not None and p.grad.any() for p in rssm.parameters())
 
 
-def test_cells_are_their_equations():
+def test_cells_equal_their_equations():
     """Each cell's formula, written out over plain matrices."""
-    g = torch.Generator().manual_seed(1)
-    deter, stoch, action = (torch.randn(B, n, dtype=torch.float64, generator=g) for n in (8, 12, 3))
+    generator = torch.Generator().manual_seed(1)
+    deter, stoch, action = (torch.randn(B, n, dtype=torch.float64, generator=generator) for n in (8, 12, 3))
 
     def layer(module, *inputs):
         x = (
@@ -151,16 +155,16 @@ def test_cells_are_their_equations():
         rms = x.square().mean(-1, keepdim=True).add(1e-6).rsqrt()
         return torch.nn.functional.silu(x * rms * module.norm.weight)
 
-    cell = make().recurrent_cell
+    cell = make_rssm().recurrent_cell
     common = [
         layer(cell.deter_projection, deter),
         layer(cell.stoch_projection, stoch),
         layer(cell.action_projection, action),
     ]
-    within = deter @ torch.block_diag(*cell.block_recurrence.weight).T + cell.block_recurrence.bias[0]
+    recurrent = deter @ torch.block_diag(*cell.block_recurrence.weight).T + cell.block_recurrence.bias[0]
     mixed = (
         torch.cat(common, dim=-1) @ torch.cat([part.weight for part in cell.mixing_layer.input_projections], dim=1).T
-        + within
+        + recurrent
     )
     mixed = mixed + cell.mixing_layer.input_projections[0].bias
     mixed = mixed * mixed.square().mean(-1, keepdim=True).add(1e-6).rsqrt() * cell.mixing_layer.norm.weight
@@ -170,32 +174,36 @@ def test_cells_are_their_equations():
     expected = update * (gates[0].sigmoid() * gates[1]).tanh() + (1 - update) * deter
     torch.testing.assert_close(cell(deter, stoch, cell.project_action(action)), expected)
 
-    cell = make(**KINDS["dreamer-v2"]).recurrent_cell
+    cell = make_rssm(**KINDS["dreamer-v2"]).recurrent_cell
     first, second = cell.input.input_projections
     x = torch.nn.functional.elu(stoch @ first.weight.T + first.bias + action @ second.weight.T)
-    both = torch.cat((x, deter), dim=-1) @ cell.gates.weight.T
-    both = (both - both.mean(-1, keepdim=True)) / (both.var(-1, unbiased=False, keepdim=True) + 1e-3).sqrt()
-    reset, candidate, update = (both * cell.norm.weight + cell.norm.bias).chunk(3, dim=-1)
+    projected = torch.cat((x, deter), dim=-1) @ cell.gates.weight.T
+    projected = (projected - projected.mean(-1, keepdim=True)) / (
+        projected.var(-1, unbiased=False, keepdim=True) + 1e-3
+    ).sqrt()
+    reset, candidate, update = (projected * cell.norm.weight + cell.norm.bias).chunk(3, dim=-1)
     update = (update - 1).sigmoid()
     expected = update * (reset.sigmoid() * candidate).tanh() + (1 - update) * deter
     torch.testing.assert_close(cell(deter, stoch, cell.project_action(action)), expected)
 
-    cell = make(**KINDS["planet"]).recurrent_cell
+    cell = make_rssm(**KINDS["planet"]).recurrent_cell
     first, second = cell.input.input_projections
     x = torch.nn.functional.elu(stoch[:, :4] @ first.weight.T + first.bias + action @ second.weight.T)
     assert isinstance(cell.cell, torch.nn.GRUCell)
     torch.testing.assert_close(cell(deter, stoch[:, :4], cell.project_action(action)), cell.cell(x, deter))
 
 
-def test_actions_become_numbers():
-    assert torch.equal(make().encode_action(torch.tensor([[2, 0]])), torch.eye(3, dtype=torch.float64)[[2, 0]][None])
-    rssm = make(num_actions=0, action_dims=2)
-    given = torch.tensor([[0.5, -3.0], [2.0, 1.0]])
-    assert torch.equal(rssm.encode_action(given), torch.tensor([[0.5, -1.0], [1.0, 1.0]], dtype=torch.float64))
+def test_actions_are_encoded_as_floats():
+    assert torch.equal(
+        make_rssm().encode_action(torch.tensor([[2, 0]])), torch.eye(3, dtype=torch.float64)[[2, 0]][None]
+    )
+    rssm = make_rssm(num_actions=0, action_dims=2)
+    action = torch.tensor([[0.5, -3.0], [2.0, 1.0]])
+    assert torch.equal(rssm.encode_action(action), torch.tensor([[0.5, -1.0], [1.0, 1.0]], dtype=torch.float64))
     with pytest.raises(ValueError, match=r"floats \[\.\.\., 2\], got torch.int64"):
         rssm.encode_action(torch.zeros(3, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"integers in 0\.\.2, got torch.float32"):
-        make().encode_action(torch.zeros(3))
+        make_rssm().encode_action(torch.zeros(3))
 
 
 @pytest.mark.parametrize(
@@ -209,6 +217,6 @@ def test_actions_become_numbers():
         ({"prior_layers": 0}, "prior_layers=0"),
     ],
 )
-def test_rejects_discrete_actions_out_of_range(changes, message):
+def test_rejects_invalid_settings(changes, message):
     with pytest.raises(ValueError, match=message):
-        make(**changes)
+        make_rssm(**changes)

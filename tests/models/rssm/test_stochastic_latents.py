@@ -1,4 +1,4 @@
-"""Stochastic variables against torch's distributions."""
+"""Stochastic latents, compared with torch.distributions."""
 
 import pytest
 import torch
@@ -7,78 +7,83 @@ from torch.distributions import Normal, kl_divergence
 
 from vwm.models.rssm.stochastic_latents import CategoricalLatent, GaussianLatent
 
-KINDS = {
+LATENTS = {
     "gaussian": GaussianLatent(3, 0.1),
     "categorical": CategoricalLatent(3, 5),
     "mixed": CategoricalLatent(3, 5, 0.01),
 }
 
 
-def raw(kind, *shape: int, seed: int = 0) -> torch.Tensor:
-    return 2 * torch.randn(*shape, kind.num_outputs, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+def make_outputs(latent, *shape: int, seed: int = 0) -> torch.Tensor:
+    return 2 * torch.randn(
+        *shape, latent.num_outputs, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
 
 
-def distribution(kind, parameters: torch.Tensor):
-    return Normal(*parameters.unbind(-1)) if isinstance(kind, GaussianLatent) else TorchCategorical(logits=parameters)
+def torch_distribution(latent, parameters: torch.Tensor):
+    return Normal(*parameters.unbind(-1)) if isinstance(latent, GaussianLatent) else TorchCategorical(logits=parameters)
 
 
-@pytest.mark.parametrize("name", list(KINDS))
-def test_the_divergence_is_torchs_and_nothing_from_itself(name):
-    kind = KINDS[name]
-    p, q = (kind.distribution_parameters(raw(kind, 4, 2, seed=i)) for i in (0, 1))
-    expected = kl_divergence(distribution(kind, p), distribution(kind, q)).sum(-1)
-    torch.testing.assert_close(kind.kl_divergence(p, q), expected, rtol=1e-9, atol=1e-9)
-    assert kind.kl_divergence(p, p).abs().max() < 1e-12 and kind.kl_divergence(p, q).shape == (4, 2)
+@pytest.mark.parametrize("name", list(LATENTS))
+def test_the_kl_divergence_equals_torchs_and_is_zero_for_equal_distributions(name):
+    latent = LATENTS[name]
+    p, q = (latent.distribution_parameters(make_outputs(latent, 4, 2, seed=i)) for i in (0, 1))
+    expected = kl_divergence(torch_distribution(latent, p), torch_distribution(latent, q)).sum(-1)
+    torch.testing.assert_close(latent.kl_divergence(p, q), expected, rtol=1e-9, atol=1e-9)
+    assert latent.kl_divergence(p, p).abs().max() < 1e-12 and latent.kl_divergence(p, q).shape == (4, 2)
 
 
-def test_parameters_are_what_the_papers_say():
-    x = raw(KINDS["gaussian"], 7)
-    mean, std = KINDS["gaussian"].distribution_parameters(x).unbind(-1)
+def test_parameters_equal_the_papers_formulas():
+    x = make_outputs(LATENTS["gaussian"], 7)
+    mean, std = LATENTS["gaussian"].distribution_parameters(x).unbind(-1)
     assert torch.equal(mean, x[:, :3]) and std.min() > 0.1
     torch.testing.assert_close(std, torch.log1p(x[:, 3:].exp()) + 0.1)
-    wild = 100 * raw(KINDS["mixed"], 7)
-    shares = KINDS["mixed"].distribution_parameters(wild).exp()
-    torch.testing.assert_close(shares.sum(-1), torch.ones(7, 3, dtype=torch.float64))
-    torch.testing.assert_close(shares, 0.99 * wild.view(7, 3, 5).softmax(-1) + 0.01 / 5)
+    outputs = 100 * make_outputs(LATENTS["mixed"], 7)
+    probabilities = LATENTS["mixed"].distribution_parameters(outputs).exp()
+    torch.testing.assert_close(probabilities.sum(-1), torch.ones(7, 3, dtype=torch.float64))
+    torch.testing.assert_close(probabilities, 0.99 * outputs.view(7, 3, 5).softmax(-1) + 0.01 / 5)
 
 
-@pytest.mark.parametrize("name", list(KINDS))
-def test_samples_are_distributed_as_they_should_by_either_source_of_noise(name):
-    kind, count = KINDS[name], 40_000
-    parameters = kind.distribution_parameters(raw(kind, 1)).expand(count, -1, -1)
+@pytest.mark.parametrize("name", list(LATENTS))
+def test_samples_follow_the_distribution_with_random_and_with_seeded_noise(name):
+    latent, count = LATENTS[name], 40_000
+    parameters = latent.distribution_parameters(make_outputs(latent, 1)).expand(count, -1, -1)
     torch.manual_seed(0)
-    for noise in (kind.sample_noise(parameters), kind.seeded_noise(torch.arange(count))):
+    for noise in (latent.sample_noise(parameters), latent.seeded_noise(torch.arange(count))):
         assert noise.shape == (count, 3)
-        drawn = kind.sample(parameters, noise)
-        assert drawn.shape == (count, kind.sample_size)
-        if isinstance(kind, GaussianLatent):
+        samples = latent.sample(parameters, noise)
+        assert samples.shape == (count, latent.sample_size)
+        if isinstance(latent, GaussianLatent):
             mean, std = parameters[0].unbind(-1)
-            torch.testing.assert_close(drawn.mean(0), mean, rtol=0, atol=0.05)
-            torch.testing.assert_close(drawn.std(0), std, rtol=0.02, atol=0)
+            torch.testing.assert_close(samples.mean(0), mean, rtol=0, atol=0.05)
+            torch.testing.assert_close(samples.std(0), std, rtol=0.02, atol=0)
         else:
-            one_hots = drawn.view(count, 3, 5)
+            one_hots = samples.view(count, 3, 5)
             assert torch.equal(one_hots.sum(-1), torch.ones(count, 3, dtype=torch.float64))
             torch.testing.assert_close(one_hots.mean(0), parameters[0].exp(), rtol=0, atol=0.015)
 
 
-def test_the_edges_of_the_noise_are_classes_too():
-    kind = KINDS["categorical"]
-    parameters = kind.distribution_parameters(raw(kind, 1).float())
-    first = kind.sample(parameters, torch.zeros(1, 3)).view(3, 5)
-    final = kind.sample(parameters, torch.full((1, 3), 1 - 2**-24)).view(3, 5)
+def test_noise_of_0_and_almost_1_gives_the_first_and_last_class():
+    latent = LATENTS["categorical"]
+    parameters = latent.distribution_parameters(make_outputs(latent, 1).float())
+    first = latent.sample(parameters, torch.zeros(1, 3)).view(3, 5)
+    last = latent.sample(parameters, torch.full((1, 3), 1 - 2**-24)).view(3, 5)
     assert torch.equal(first.argmax(-1), torch.zeros(3, dtype=torch.int64))
-    assert torch.equal(final.argmax(-1), torch.full((3,), 4)) and final.max() == 1 == first.max()
+    assert torch.equal(last.argmax(-1), torch.full((3,), 4)) and last.max() == 1 == first.max()
 
 
-def test_gradients_go_straight_through_choices_and_along_gaussians():
-    kind, toward = KINDS["mixed"], torch.randn(2, 15, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    x = raw(kind, 2).requires_grad_()
-    parameters = kind.distribution_parameters(x)
-    (straight,) = torch.autograd.grad((kind.sample(parameters, torch.rand(2, 3)) * toward).sum(), x)
-    shares = 0.99 * x.view(2, 3, 5).softmax(-1) + 0.01 / 5
-    (through,) = torch.autograd.grad((shares.flatten(-2) * toward).sum(), x)
-    torch.testing.assert_close(straight, through)
-    kind, x = KINDS["gaussian"], raw(KINDS["gaussian"], 2).requires_grad_()
+def test_gradients_are_straight_through_for_categorical_and_reparameterized_for_gaussian_latents():
+    latent, output_grad = (
+        LATENTS["mixed"],
+        torch.randn(2, 15, dtype=torch.float64, generator=torch.Generator().manual_seed(1)),
+    )
+    x = make_outputs(latent, 2).requires_grad_()
+    parameters = latent.distribution_parameters(x)
+    (grad,) = torch.autograd.grad((latent.sample(parameters, torch.rand(2, 3)) * output_grad).sum(), x)
+    probabilities = 0.99 * x.view(2, 3, 5).softmax(-1) + 0.01 / 5
+    (expected_grad,) = torch.autograd.grad((probabilities.flatten(-2) * output_grad).sum(), x)
+    torch.testing.assert_close(grad, expected_grad)
+    latent, x = LATENTS["gaussian"], make_outputs(LATENTS["gaussian"], 2).requires_grad_()
     noise = torch.randn(2, 3, dtype=torch.float64)
-    (along,) = torch.autograd.grad(kind.sample(kind.distribution_parameters(x), noise).sum(), x)
-    torch.testing.assert_close(along, torch.cat((torch.ones_like(noise), noise * x[:, 3:].sigmoid()), dim=-1))
+    (gaussian_grad,) = torch.autograd.grad(latent.sample(latent.distribution_parameters(x), noise).sum(), x)
+    torch.testing.assert_close(gaussian_grad, torch.cat((torch.ones_like(noise), noise * x[:, 3:].sigmoid()), dim=-1))

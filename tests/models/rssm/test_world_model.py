@@ -1,4 +1,4 @@
-"""A latent world's loss is the sum of what it names, and lowers; settings survive a config."""
+"""RSSM world models: the loss is the published sum, training lowers it, and saving keeps the settings."""
 
 import json
 
@@ -36,27 +36,36 @@ DREAMERS = {
 }  # fmt: skip
 
 
-def batch(observation, length: int = 5) -> dict[str, torch.Tensor]:
-    g = torch.Generator().manual_seed(0)
-    seen = torch.randn(2, length, *observation, generator=g)
-    if len(observation) == 3:
-        seen = torch.randint(0, 256, (2, length, *observation), dtype=torch.uint8, generator=g)
+def make_batch(shape, length: int = 5) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    observation = torch.randn(2, length, *shape, generator=generator)
+    if len(shape) == 3:
+        observation = torch.randint(0, 256, (2, length, *shape), dtype=torch.uint8, generator=generator)
     is_first, is_terminal = torch.zeros(2, 2, length, dtype=torch.bool)
     is_first[:, 0] = is_first[1, 3] = is_terminal[1, 2] = True
-    action, reward = torch.randint(0, 4, (2, length), generator=g), torch.randn(2, length, generator=g) * 3
-    return {"observation": seen, "action": action, "reward": reward, "is_first": is_first, "is_terminal": is_terminal}
+    action, reward = (
+        torch.randint(0, 4, (2, length), generator=generator),
+        torch.randn(2, length, generator=generator) * 3,
+    )
+    return {
+        "observation": observation,
+        "action": action,
+        "reward": reward,
+        "is_first": is_first,
+        "is_terminal": is_terminal,
+    }
 
 
 @pytest.mark.parametrize("dreamer", list(DREAMERS))
 @pytest.mark.parametrize("vectors", [False, True])
-def test_every_weight_of_every_dreamer_learns_and_the_loss_lowers(dreamer, vectors):
-    choices = DREAMERS[dreamer]
-    shape = (5,) if vectors else (64, 64, 3) if choices.get("image_network") == "plain" else (16, 16, 3)
-    world, played = latent_world(shape, **choices), batch(shape)
+def test_every_weight_gets_a_gradient_and_training_lowers_the_loss(dreamer, vectors):
+    settings = DREAMERS[dreamer]
+    shape = (5,) if vectors else (64, 64, 3) if settings.get("image_network") == "plain" else (16, 16, 3)
+    world, batch = latent_world(shape, **settings), make_batch(shape)
     torch.manual_seed(0)
     optimizer, losses = torch.optim.Adam(world.parameters(), 3e-3), []
     for i in range(8):
-        loss, states, logs = world.loss(**played)
+        loss, states, logs = world.loss(**batch)
         losses.append(float(loss.detach()))
         optimizer.zero_grad()
         loss.backward()
@@ -66,55 +75,55 @@ def test_every_weight_of_every_dreamer_learns_and_the_loss_lowers(dreamer, vecto
     assert all(value.ndim == 0 and value.isfinite() and not value.requires_grad for value in logs.values())
 
 
-def test_the_loss_is_the_sum_of_its_parts_read_where_the_paper_reads_them():
+def test_the_loss_equals_the_published_sum_of_terms():
     world = latent_world((5,), reward_scale=2.0, continue_scale=3.0, discount_horizon=10).double()
-    played = batch((5,))
-    played["observation"], played["reward"] = played["observation"].double(), played["reward"].double()
+    batch = make_batch((5,))
+    batch["observation"], batch["reward"] = batch["observation"].double(), batch["reward"].double()
     torch.manual_seed(1)
-    loss, states, logs = world.loss(**played)
+    loss, states, logs = world.loss(**batch)
     torch.manual_seed(1)
-    again, priors = world.rssm.observe(world.embed(played["observation"]), played["action"], played["is_first"])
-    assert torch.equal(states.stoch, again.stoch)
+    expected_states, priors = world.rssm.observe(world.embed(batch["observation"]), batch["action"], batch["is_first"])
+    assert torch.equal(states.stoch, expected_states.stoch)
     features = torch.cat((states.deter, states.stoch), dim=-1)
-    seen = played["observation"].sign() * played["observation"].abs().log1p()
-    reconstruction = (world.observation_model.decoder(features) - seen).square().sum(-1).mean()
-    earned = world.reward_head.two_hot.loss(world.reward_head(features), played["reward"]).mean()
-    goes = world.continue_head(features).squeeze(-1).sigmoid()
-    target = torch.where(played["is_terminal"], 0.0, 0.9).double()
-    going = -(target * goes.log() + (1 - target) * (1 - goes).log()).mean()
+    symlog_observation = batch["observation"].sign() * batch["observation"].abs().log1p()
+    reconstruction = (world.observation_model.decoder(features) - symlog_observation).square().sum(-1).mean()
+    reward_loss = world.reward_head.two_hot.loss(world.reward_head(features), batch["reward"]).mean()
+    continue_probability = world.continue_head(features).squeeze(-1).sigmoid()
+    target = torch.where(batch["is_terminal"], 0.0, 0.9).double()
+    continue_loss = -(target * continue_probability.log() + (1 - target) * (1 - continue_probability).log()).mean()
     kl = (states.parameters.exp() * (states.parameters - priors)).sum((-1, -2)).clamp(min=1).mean()
-    torch.testing.assert_close(loss, reconstruction + 2 * earned + 3 * going + 1.1 * kl)
-    torch.testing.assert_close(logs["loss/reward"], earned.detach())
-    torch.testing.assert_close(world.predict_continue(features), goes)
+    torch.testing.assert_close(loss, reconstruction + 2 * reward_loss + 3 * continue_loss + 1.1 * kl)
+    torch.testing.assert_close(logs["loss/reward"], reward_loss.detach())
+    torch.testing.assert_close(world.predict_continue(features), continue_probability)
     torch.testing.assert_close(
         world.predict_reward(features), world.reward_head.two_hot.mean(world.reward_head(features))
     )
 
 
-def test_rewards_may_be_squashed_and_without_a_head_all_goes_on():
+def test_rewards_can_be_squashed_and_the_discount_is_constant_without_a_continue_head():
     world = latent_world((5,), tanh_reward=True, predict_continue=False, discount_horizon=100)
     torch.testing.assert_close(world.reward_target(torch.tensor([-50.0, 0.5])), torch.tensor([-1.0, 0.46211716]))
     assert torch.equal(world.predict_continue(torch.zeros(2, 3, world.feature_size)), torch.full((2, 3), 0.99))
-    ends = torch.tensor([False, True])
-    assert torch.equal(world.continue_target(ends), torch.tensor([0.99, 0.0]))
-    assert torch.equal(latent_world((5,), discount_horizon=0).continue_target(ends), torch.tensor([1.0, 0.0]))
+    is_terminal = torch.tensor([False, True])
+    assert torch.equal(world.continue_target(is_terminal), torch.tensor([0.99, 0.0]))
+    assert torch.equal(latent_world((5,), discount_horizon=0).continue_target(is_terminal), torch.tensor([1.0, 0.0]))
 
 
-def test_saved_is_loaded_with_its_settings(tmp_path):
+def test_a_loaded_world_model_equals_the_saved_one(tmp_path):
     world = latent_world((16, 16, 3), **DREAMERS["v3-strided"])
     save_component(world, tmp_path / "world")
-    again = load_component(tmp_path / "world")
-    assert isinstance(again, RSSMWorldModel) and again.settings == world.settings
+    loaded = load_component(tmp_path / "world")
+    assert isinstance(loaded, RSSMWorldModel) and loaded.settings == world.settings
     assert json.loads((tmp_path / "world" / "config.json").read_text())["settings"]["kl"]["free_nats"] == 0.01
-    played = batch((16, 16, 3))
+    batch = make_batch((16, 16, 3))
     losses = []
-    for one in (world, again):
+    for model in (world, loaded):
         torch.manual_seed(0)
-        losses.append(one.loss(**played)[0].detach())
+        losses.append(model.loss(**batch)[0].detach())
     assert torch.equal(*losses)
 
 
-def test_settings_that_do_not_exist_are_named():
+def test_rejects_unknown_settings():
     with pytest.raises(ValueError, match="depht"):
         RSSMWorldModelConfig.from_dict({"depht": 3})
     with pytest.raises(ValueError, match=r"observation_shape=\[4, 4\]"):
@@ -123,8 +132,8 @@ def test_settings_that_do_not_exist_are_named():
         dreamerv3_world_config("13m")
 
 
-def test_sizes_are_what_their_names_say():
-    """World, actor, critic and slow critic over pictures; the published counts are rounded, some generously."""
+def test_parameter_counts_match_the_names_of_sizes():
+    """Count world, actor, critic and target critic on images; the published counts are rounded, some by a lot."""
     counts = {}
     for name, size in DREAMERV3_SIZES.items():
         with torch.device("meta"):
