@@ -122,11 +122,11 @@ def test_without_causality_frames_attend_to_later_ones_and_cannot_stream():
 def test_shared_key_heads_equal_repeated_heads():
     q, k, v = (torch.randn(2, h, 5, 8, dtype=torch.float64) for h in (6, 2, 2))
     mask = torch.ones(5, 5).tril().bool()
-    wide = dot_product_attention(q, k.repeat_interleave(3, 1), v.repeat_interleave(3, 1), mask)
-    torch.testing.assert_close(dot_product_attention(q, k, v, mask), wide, rtol=0, atol=1e-12)
+    repeated = dot_product_attention(q, k.repeat_interleave(3, 1), v.repeat_interleave(3, 1), mask)
+    torch.testing.assert_close(dot_product_attention(q, k, v, mask), repeated, rtol=0, atol=1e-12)
     fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
     torch.testing.assert_close(dot_product_attention(q, k, v, mask), fused, rtol=0, atol=1e-12)
-    torch.testing.assert_close(dot_product_attention(q, k, v, mask, soft_cap=1e6), wide, rtol=0, atol=1e-9)
+    torch.testing.assert_close(dot_product_attention(q, k, v, mask, soft_cap=1e6), repeated, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("key_heads", [6, 2])

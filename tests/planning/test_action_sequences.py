@@ -24,9 +24,9 @@ def test_gaussian_fit_is_the_weighted_mean_and_standard_deviation():
     fitted = start.fit(actions, torch.tensor([[0.5, 0.5, 0.0]]), momentum=0.0, floor=0.05)
     assert torch.allclose(fitted.mean, torch.tensor([[[0.4], [0.4]]]))
     assert torch.allclose(fitted.std, torch.tensor([[[0.2], [0.05]]]))  # never below the floor
-    slow = start.fit(actions, torch.tensor([[0.5, 0.5, 0.0]]), momentum=0.25, floor=0.05)
-    assert torch.allclose(slow.mean, torch.tensor([[[0.3], [0.3]]]))
-    assert torch.allclose(slow.std, torch.tensor([[[0.4], [0.25]]]))
+    with_momentum = start.fit(actions, torch.tensor([[0.5, 0.5, 0.0]]), momentum=0.25, floor=0.05)
+    assert torch.allclose(with_momentum.mean, torch.tensor([[[0.3], [0.3]]]))
+    assert torch.allclose(with_momentum.std, torch.tensor([[[0.4], [0.25]]]))
 
 
 def test_categorical_draws_have_their_probabilities_for_every_noise_exponent():

@@ -25,8 +25,8 @@ FRAMES = 6
 EVERYTHING = AntiCollapseConfig(VarianceCovarianceRegularizer(), smoothness_weight=0.5, inverse_dynamics_weight=0.5)
 
 
-def module(parts: dict | None = None, **settings) -> ActionConditionedJEPAModule:
-    """Every weight random: a zero-initialized branch would hide what it does."""
+def make_module(parts: dict | None = None, **settings) -> ActionConditionedJEPAModule:
+    """Make a module with random weights, since a zero-initialized branch would have no effect."""
     parts = jepa_parts(**{k: settings.pop(k) for k in ("pooling", "proprioception_dims", "allow_unknown_actions",
     "action_dims", "window")
                           if k in settings}) | (parts or {})  # fmt: skip
@@ -38,25 +38,27 @@ def module(parts: dict | None = None, **settings) -> ActionConditionedJEPAModule
     return learner.train()
 
 
-def batch(clips: int = 3, frames: int = FRAMES, **more) -> ClipBatch:
+def make_batch(clips: int = 3, frames: int = FRAMES, **more) -> ClipBatch:
     generator = torch.Generator().manual_seed(0)
     video = torch.randint(0, 256, (clips, frames, 8, 8, 3), dtype=torch.uint8, generator=generator)
     return ClipBatch(**{"frames": video, "actions": torch.randint(0, 4, (clips, frames), generator=generator), **more})
 
 
-def frozen(folder, encoder=None) -> str:
+def save_frozen_encoder(folder, encoder=None) -> str:
     save_component(encoder or jepa_parts()["encoder"], folder / "encoder")
     return str(folder)
 
 
-def gradients(learner: ActionConditionedJEPAModule, clips: ClipBatch, part: str = "") -> dict[str, torch.Tensor]:
+def compute_gradients(
+    learner: ActionConditionedJEPAModule, clips: ClipBatch, part: str = ""
+) -> dict[str, torch.Tensor]:
     learner.zero_grad()
     torch.manual_seed(1)
     learner(clips)[0].backward()
     return {n: p.grad.clone() for n, p in learner.named_parameters() if p.grad is not None and n.startswith(part)}
 
 
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+def gradients_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -64,22 +66,22 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 @torch.no_grad()
 def test_losses_equal_an_independent_computation(loss):
     """The rollout is computed by the parallel path on the true frames followed by its own predictions."""
-    learner = module(loss_type=loss, rollout_steps=3, rollout_context_frames=2).eval()
-    clips = batch()
-    z, n = learner.encode_latents(clips.frames), learner.dynamics
+    learner = make_module(loss_type=loss, rollout_steps=3, rollout_context_frames=2).eval()
+    clips = make_batch()
+    z, dynamics = learner.encode_latents(clips.frames), learner.dynamics
 
     def error(predicted: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
         return (predicted - true).abs().mean() if loss == "l1" else (predicted - true).square().mean()
 
-    teacher_forced = error(n(z[:, :-1], clips.actions[:, :-1]), z[:, 1:])
+    teacher_forced = error(dynamics(z[:, :-1], clips.actions[:, :-1]), z[:, 1:])
     latents = z[:, :2]
     for i in range(3):
-        latents = torch.cat((latents, n(latents, clips.actions[:, : 2 + i])[:, -1:]), dim=1)
-    rolled = error(latents[:, 2:], z[:, 2:5])
+        latents = torch.cat((latents, dynamics(latents, clips.actions[:, : 2 + i])[:, -1:]), dim=1)
+    rollout = error(latents[:, 2:], z[:, 2:5])
     inverse_dynamics = learner.inverse_dynamics(z, clips.actions[:, :-1], torch.ones(3, 5).bool())
     total, logs = learner(clips)
     torch.testing.assert_close(logs["prediction_loss"], teacher_forced, rtol=1e-5, atol=0)
-    torch.testing.assert_close(logs["rollout_loss"], rolled, rtol=1e-5, atol=0)
+    torch.testing.assert_close(logs["rollout_loss"], rollout, rtol=1e-5, atol=0)
     torch.testing.assert_close(logs["smoothness_loss"], z.diff(dim=1).square().mean(), rtol=1e-5, atol=0)
     torch.testing.assert_close(logs["inverse_dynamics_loss"], inverse_dynamics, rtol=1e-5, atol=0)
     named = sum(logs[f"{name}_loss"] for name in ("prediction", "rollout", "variance", "decoder"))
@@ -88,81 +90,89 @@ def test_losses_equal_an_independent_computation(loss):
 
 
 def test_every_weight_gets_a_gradient():
-    learner = module(proprioception_dims=2, allow_unknown_actions=True, proprioception_dropout=0.5, action_dropout=0.3)
-    found = gradients(learner, batch(clips=8, state=torch.randn(8, FRAMES, 2)))
-    assert set(found) == {name for name, _ in learner.named_parameters()}
-    assert all(g.isfinite().all() for g in found.values())
+    learner = make_module(
+        proprioception_dims=2, allow_unknown_actions=True, proprioception_dropout=0.5, action_dropout=0.3
+    )
+    gradients = compute_gradients(learner, make_batch(clips=8, state=torch.randn(8, FRAMES, 2)))
+    assert set(gradients) == {name for name, _ in learner.named_parameters()}
+    assert all(g.isfinite().all() for g in gradients.values())
 
 
 def test_a_frozen_encoder_gets_no_gradient_and_stays_in_evaluation_mode(tmp_path):
-    learner = module({"encoder": frozen(tmp_path)}, anti_collapse=EVERYTHING)
+    learner = make_module({"encoder": save_frozen_encoder(tmp_path)}, anti_collapse=EVERYTHING)
     assert not learner.encoder.training and learner.dynamics.training
-    found = gradients(learner, batch())
-    assert {name.split(".")[0] for name in found} == {"projector", "dynamics", "decoder", "inverse_dynamics"}
+    gradients = compute_gradients(learner, make_batch())
+    assert {name.split(".")[0] for name in gradients} == {"projector", "dynamics", "decoder", "inverse_dynamics"}
     assert "encoder" not in learner.networks()
     plain = LatentProjector((2, 2), 4, "none", latent_width=0, norm="layer")
     parts = jepa_parts(latent_width=4) | {"encoder": str(tmp_path), "projector": plain, "decoder": None}
     learner = ActionConditionedJEPAModule(**parts, optimizer=OptimizerConfig())
-    assert not learner.encode_latents(batch().frames).requires_grad
-    assert {name.split(".")[0] for name in gradients(learner, batch())} == {"dynamics"}
+    assert not learner.encode_latents(make_batch().frames).requires_grad
+    assert {name.split(".")[0] for name in compute_gradients(learner, make_batch())} == {"dynamics"}
 
 
 def test_the_decoder_has_no_gradient_in_other_parts():
-    clips = batch()
-    with_it, without = module(), module({"decoder": None})
+    clips = make_batch()
+    with_decoder, without_decoder = make_module(), make_module({"decoder": None})
     for part in ("encoder", "projector", "dynamics", "inverse_dynamics"):
-        assert same(gradients(with_it, clips, part), gradients(without, clips, part))
+        assert gradients_equal(
+            compute_gradients(with_decoder, clips, part), compute_gradients(without_decoder, clips, part)
+        )
 
 
 def test_stop_target_gradient_trains_the_encoder_through_inputs_only():
     settings = {"rollout_steps": 0, "anti_collapse": None, "loss_type": "l2"}
-    clips = batch()
-    both, one = (gradients(module(stop_target_gradient=s, **settings), clips, "encoder") for s in (False, True))
-    learner = module(**settings)
+    clips = make_batch()
+    with_target_gradient, without_target_gradient = (
+        compute_gradients(make_module(stop_target_gradient=s, **settings), clips, "encoder") for s in (False, True)
+    )
+    learner = make_module(**settings)
     z = learner.encode_latents(clips.frames)
     learner.zero_grad()
     (learner.dynamics(z[:, :-1], clips.actions[:, :-1]) - z[:, 1:].detach()).square().mean().backward()
     expected = {n: p.grad for n, p in learner.named_parameters() if n.startswith("encoder")}
-    assert not same(both, one)
-    for name, grad in one.items():
+    assert not gradients_equal(with_target_gradient, without_target_gradient)
+    for name, grad in without_target_gradient.items():
         torch.testing.assert_close(grad, expected[name], rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("allow_unknown_actions", [False, True])
 def test_only_actions_of_labeled_clips_have_an_effect(allow_unknown_actions):
-    clips = batch(labeled=torch.tensor([True, False, True]))
+    clips = make_batch(labeled=torch.tensor([True, False, True]))
 
     def has_effect(world: int) -> bool:
         others = clips.actions.clone()
         others[world] = (others[world] + 1) % 4
-        learner = module(allow_unknown_actions=allow_unknown_actions)
-        return not same(gradients(learner, clips), gradients(learner, replace(clips, actions=others)))
+        learner = make_module(allow_unknown_actions=allow_unknown_actions)
+        return not gradients_equal(
+            compute_gradients(learner, clips), compute_gradients(learner, replace(clips, actions=others))
+        )
 
     assert [has_effect(world) for world in range(3)] == [True, False, True]
 
 
 def test_dropout_of_actions_and_proprioception_applies_in_training_only():
-    clips = batch(state=torch.randn(3, FRAMES, 2))
+    clips = make_batch(state=torch.randn(3, FRAMES, 2))
     others = replace(clips, actions=(clips.actions + 1) % 4, state=-clips.state)
     settings = {"proprioception_dims": 2, "allow_unknown_actions": True, "rollout_steps": 0, "anti_collapse": None}
-    learner = module(**settings, action_dropout=1.0, proprioception_dropout=1.0)
-    assert same(gradients(learner, clips), gradients(learner, others))
+    learner = make_module(**settings, action_dropout=1.0, proprioception_dropout=1.0)
+    assert gradients_equal(compute_gradients(learner, clips), compute_gradients(learner, others))
     assert float(learner(clips)[1]["prediction_loss"]) == 0  # latents after a dropped action have no loss
     learner.eval()
-    assert not same(gradients(learner, clips), gradients(learner, others))
+    assert not gradients_equal(compute_gradients(learner, clips), compute_gradients(learner, others))
 
 
-def moving(clips: int, frames: int = 4, generator=None) -> ClipBatch:
+def make_moving_clips(clips: int, frames: int = 4, generator=None) -> ClipBatch:
     """A bright column that an action moves to the right by 0 to 3 pixels."""
     actions = torch.randint(0, 4, (clips, frames), generator=generator)
-    at = torch.randint(0, 8, (clips, 1), generator=generator) + torch.cat(
+    position = torch.randint(0, 8, (clips, 1), generator=generator) + torch.cat(
         (torch.zeros(clips, 1, dtype=torch.int64), actions[:, :-1].cumsum(1)), dim=1
     )
-    video = (torch.arange(8) == (at % 8)[..., None])[:, :, None, :, None].expand(-1, -1, 8, -1, 3)
+    video = (torch.arange(8) == (position % 8)[..., None])[:, :, None, :, None].expand(-1, -1, 8, -1, 3)
     return ClipBatch(frames=(video * 255).byte(), actions=actions)
 
 
-def fresh(terms: AntiCollapseConfig | None, **settings) -> ActionConditionedJEPAModule:
+def make_untrained_module(terms: AntiCollapseConfig | None, **settings) -> ActionConditionedJEPAModule:
     torch.manual_seed(0)
     parts = jepa_parts("flatten", decoder=False, residual=True, action_conditioning="modulation")
     parts["encoder"], parts["projector"] = ConvFrameEncoder((8, 8), [8, 8]), LatentProjector((2, 2), 8, "flatten", 8)
@@ -175,7 +185,7 @@ def train(learner: ActionConditionedJEPAModule, steps: int) -> None:
     optimizer, generator = torch.optim.Adam(learner.parameters(), lr=3e-3), torch.Generator().manual_seed(0)
     for _ in range(steps):
         optimizer.zero_grad()
-        learner(moving(32, generator=generator))[0].backward()
+        learner(make_moving_clips(32, generator=generator))[0].backward()
         optimizer.step()
     learner.eval()
 
@@ -189,8 +199,8 @@ def train(learner: ActionConditionedJEPAModule, steps: int) -> None:
     ],
 )
 def test_a_trained_encoder_collapses_without_anti_collapse_terms(terms, keeps_variance):
-    learner = fresh(terms)
-    clips = moving(64, generator=torch.Generator().manual_seed(5))
+    learner = make_untrained_module(terms)
+    clips = make_moving_clips(64, generator=torch.Generator().manual_seed(5))
 
     def spread() -> float:
         with torch.no_grad():
@@ -201,28 +211,28 @@ def test_a_trained_encoder_collapses_without_anti_collapse_terms(terms, keeps_va
     assert (spread() > before) if keeps_variance else (spread() < 0.3 * before)
     if keeps_variance:  # the model can be planned in: better than predicting no change, and sensitive to actions
         with torch.no_grad():
-            found = learner._dynamics_diagnostics(clips)
-        assert found["open_loop"] < 0.5 < 2 < found["shuffle_ratio"]
+            diagnostics = learner._dynamics_diagnostics(clips)
+        assert diagnostics["open_loop"] < 0.5 < 2 < diagnostics["shuffle_ratio"]
 
 
 def test_sample_equals_a_rollout_of_the_simulator():
-    learner, clips = module(context_frames=2).eval(), batch()
+    learner, clips = make_module(context_frames=2).eval(), make_batch()
     parts = {name: getattr(learner, name) for name in VJEPAACSimulator.NETWORK_NAMES}
     world = VJEPAACSimulator(**parts, actions=ActionSpace("discrete", 4))
-    state, shown = world.reset(clips.frames[:, :2], 0, clips.actions[:, :1])
-    drawn = [shown]
+    state, frame = world.reset(clips.frames[:, :2], 0, clips.actions[:, :1])
+    frames = [frame]
     for i in range(1, FRAMES - 1):
-        state, out = world.step(state, clips.actions[:, i])
-        drawn.append(out.frame)
+        state, output = world.step(state, clips.actions[:, i])
+        frames.append(output.frame)
     sample = learner.sample(clips)
     assert sample.shape == clips.frames.shape
-    assert (sample[:, 1:].int() - torch.stack(drawn, dim=1).int()).abs().max() <= 1  # rounding of a pixel at a half
+    assert (sample[:, 1:].int() - torch.stack(frames, dim=1).int()).abs().max() <= 1  # rounding of a pixel at a half
 
 
 @pytest.mark.parametrize("pool", ["none", "flatten"])
 def test_samples_without_a_decoder_are_in_false_colors(pool):
-    sample = module({"decoder": None}, pooling=pool).eval().sample(batch())
-    assert sample.shape == batch().frames.shape and sample.dtype == torch.uint8 and sample.float().std() > 0
+    sample = make_module({"decoder": None}, pooling=pool).eval().sample(make_batch())
+    assert sample.shape == make_batch().frames.shape and sample.dtype == torch.uint8 and sample.float().std() > 0
 
 
 def test_a_video_encoder_encodes_each_frame_independently(tmp_path):
@@ -230,18 +240,17 @@ def test_a_video_encoder_encodes_each_frame_independently(tmp_path):
     encoder = randomize(VideoEncoder((8, 8), 4, tubelet=2, patch_size=4, width=16, depth=1, heads=2))
     projector = LatentProjector((2, 2), 16, "none", latent_width=0, norm="layer")
     parts = jepa_parts(latent_width=16, normalize_output=True) | {"projector": projector, "decoder": None}
-    learner = ActionConditionedJEPAModule(encoder=frozen(tmp_path, encoder), **{k: v for k, v in parts.items() if k !=
-    "encoder"},
-                           optimizer=OptimizerConfig())  # fmt: skip
-    frames = batch().frames
-    whole = learner.encode_latents(frames)
-    assert whole.shape == (3, FRAMES, 4, 16)
+    parts["encoder"] = save_frozen_encoder(tmp_path, encoder)
+    learner = ActionConditionedJEPAModule(**parts, optimizer=OptimizerConfig())
+    frames = make_batch().frames
+    latents = learner.encode_latents(frames)
+    assert latents.shape == (3, FRAMES, 4, 16)
     other = frames.clone()
     other[:, 2] = 255 - other[:, 2]
-    moved = (learner.encode_latents(other) - whole).abs().amax(dim=(0, 2, 3)) > 1e-6
-    assert moved.tolist() == [False, False, True, False, False, False]
-    torch.testing.assert_close(whole.var(-1, unbiased=False), torch.ones(3, FRAMES, 4), rtol=0, atol=1e-3)
-    assert learner(batch())[0].isfinite()
+    is_changed = (learner.encode_latents(other) - latents).abs().amax(dim=(0, 2, 3)) > 1e-6
+    assert is_changed.tolist() == [False, False, True, False, False, False]
+    torch.testing.assert_close(latents.var(-1, unbiased=False), torch.ones(3, FRAMES, 4), rtol=0, atol=1e-3)
+    assert learner(make_batch())[0].isfinite()
 
 
 @pytest.mark.parametrize("pool", ["none", "mean", "attention", "flatten"])
@@ -262,10 +271,10 @@ def test_projections_have_their_shape_and_in_eval_mode_treat_frames_independentl
 @pytest.mark.parametrize("hidden", [0, 6])
 def test_batch_norm_output_has_unit_variance(hidden):
     projector = LatentProjector((2, 2), 4, "mean", latent_width=6, hidden=hidden, norm="batch")
-    seen: list[torch.Tensor] = []
-    projector.batch_norm.register_forward_hook(lambda _, __, out: seen.append(out))
+    outputs: list[torch.Tensor] = []
+    projector.batch_norm.register_forward_hook(lambda _, __, output: outputs.append(output))
     projector(torch.randn(16, 4, 4, 4))
-    torch.testing.assert_close(seen[0].var(0, unbiased=False), torch.ones(6), rtol=0, atol=1e-2)
+    torch.testing.assert_close(outputs[0].var(0, unbiased=False), torch.ones(6), rtol=0, atol=1e-2)
 
 
 @pytest.mark.parametrize(("choices", "dims"), [([4], 0), ([], 2), ([4, 3], 2)])
@@ -292,13 +301,13 @@ def test_each_token_is_decoded_at_its_position(grid, size):
     torch.manual_seed(0)
     decoder = LatentDecoder(size, grid, 6, [4, 4])
     latents = torch.randn(1, 2, grid[0] * grid[1], 6)
-    shown = decoder(latents)
-    assert shown.shape == (1, 2, 3, *size)
+    images = decoder(latents)
+    assert images.shape == (1, 2, 3, *size)
     if grid != (1, 1):
         other = latents.clone()
         other[:, :, 0] += 1
-        moved = (decoder(other) - shown).abs().amax(dim=(0, 1, 2)) > 1e-6
-        assert moved[0, 0] and not moved[-1].any() and not moved[:, -1].any()
+        is_changed = (decoder(other) - images).abs().amax(dim=(0, 1, 2)) > 1e-6
+        assert is_changed[0, 0] and not is_changed[-1].any() and not is_changed[:, -1].any()
 
 
 @pytest.mark.parametrize(
@@ -325,13 +334,15 @@ def test_rejects_mismatched_parts(changes, settings, message):
 
 def test_rejects_missing_encoders_and_anti_collapse_terms_for_frozen_ones(tmp_path):
     with pytest.raises(ComponentError, match=r"there is no config\.json"):
-        module({"encoder": str(tmp_path / "nowhere")})
+        make_module({"encoder": str(tmp_path / "nowhere")})
     save_component(jepa_parts()["decoder"], tmp_path / "other" / "encoder")
     with pytest.raises(ComponentError, match="holds a LatentDecoder, which is no encoder"):
-        module({"encoder": str(tmp_path / "other")})
+        make_module({"encoder": str(tmp_path / "other")})
     plain = LatentProjector((2, 2), 4, "none", latent_width=0, norm="layer")
     with pytest.raises(ValueError, match="a frozen encoder cannot collapse"):
-        module(jepa_parts(latent_width=4, decoder=False) | {"encoder": frozen(tmp_path), "projector": plain})
+        make_module(
+            jepa_parts(latent_width=4, decoder=False) | {"encoder": save_frozen_encoder(tmp_path), "projector": plain}
+        )
     with pytest.raises(ValueError, match="2 doublings of a grid"):
         LatentDecoder((8, 8), (3, 3), 6, [4, 4])
     with pytest.raises(ValueError, match="3 stages have a stride of 8"):
@@ -341,20 +352,20 @@ def test_rejects_missing_encoders_and_anti_collapse_terms_for_frozen_ones(tmp_pa
 @pytest.mark.parametrize(
     ("clips", "settings", "message"),
     [
-        (batch(frames=1), {}, "clips of 1 frames: dynamics need at least 2"),
-        (batch(frames=3), {"rollout_steps": 4}, "need clips of 5 frames, these have 3: raise data.clip_length"),
-        (batch(actions=None), {}, "these clips have none: name them in data.fields"),
-        (batch(actions=torch.zeros(3, FRAMES, 2)), {}, r"integers \[b, t\], got torch.float32 \[3, 6, 2\]"),
-        (batch(actions=torch.full((3, FRAMES), 9)), {}, "actions run from 9 to 9"),
-        (batch(), {"action_dims": 2}, r"actions must be \[b, t, 2\]"),
+        (make_batch(frames=1), {}, "clips of 1 frames: dynamics need at least 2"),
+        (make_batch(frames=3), {"rollout_steps": 4}, "need clips of 5 frames, these have 3: raise data.clip_length"),
+        (make_batch(actions=None), {}, "these clips have none: name them in data.fields"),
+        (make_batch(actions=torch.zeros(3, FRAMES, 2)), {}, r"integers \[b, t\], got torch.float32 \[3, 6, 2\]"),
+        (make_batch(actions=torch.full((3, FRAMES), 9)), {}, "actions run from 9 to 9"),
+        (make_batch(), {"action_dims": 2}, r"actions must be \[b, t, 2\]"),
         (
-            batch(),
+            make_batch(),
             {"proprioception_dims": 2},
             "proprioception_dims=2, but the state of a frame in these clips has none: name state in",
         ),
-        (batch(state=torch.zeros(3, FRAMES, 5)), {"proprioception_dims": 2}, "has 5 numbers"),
+        (make_batch(state=torch.zeros(3, FRAMES, 5)), {"proprioception_dims": 2}, "has 5 numbers"),
         (
-            replace(batch(), frames=torch.zeros(3, FRAMES, 9, 8, 3, dtype=torch.uint8)),
+            replace(make_batch(), frames=torch.zeros(3, FRAMES, 9, 8, 3, dtype=torch.uint8)),
             {},
             r"video must be \[b, t, 3, 8",
         ),
@@ -362,4 +373,4 @@ def test_rejects_missing_encoders_and_anti_collapse_terms_for_frozen_ones(tmp_pa
 )
 def test_rejects_mismatched_data(clips, settings, message):
     with pytest.raises(ValueError, match=message):
-        module(**settings)(clips)
+        make_module(**settings)(clips)

@@ -27,7 +27,7 @@ def network(request) -> ActionConditionedPredictor:
     return action_predictor(**KINDS[request.param]).double().eval()
 
 
-def clips(
+def make_inputs(
     network: ActionConditionedPredictor, b: int = 2, t: int = FRAMES, seed: int = 0
 ) -> dict[str, torch.Tensor | None]:
     g = torch.Generator().manual_seed(seed)
@@ -43,80 +43,80 @@ def clips(
     }
 
 
-def cut(inputs: dict[str, torch.Tensor | None], frames: slice) -> dict[str, torch.Tensor | None]:
+def slice_frames(inputs: dict[str, torch.Tensor | None], frames: slice) -> dict[str, torch.Tensor | None]:
     return {name: None if x is None else x[:, frames] for name, x in inputs.items()}
 
 
 @pytest.mark.parametrize("chunks", [[1] * FRAMES, [FRAMES], [2, 5, 2], [7, 1, 1]])
 @torch.no_grad()
 def test_streaming_equals_parallel_past_the_window_for_every_chunking(network, chunks):
-    inputs = clips(network)
-    whole, state, parts, start = network(**inputs), network.init_state(2), [], 0
+    inputs = make_inputs(network)
+    expected, state, parts, start = network(**inputs), network.init_state(2), [], 0
     for frames in chunks:
-        state, out = network.step(state, **cut(inputs, slice(start, start + frames)))
-        parts.append(out)
+        state, output = network.step(state, **slice_frames(inputs, slice(start, start + frames)))
+        parts.append(output)
         start += frames
-    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-10)
+    torch.testing.assert_close(torch.cat(parts, dim=1), expected, rtol=0, atol=1e-10)
 
 
 @torch.no_grad()
 def test_a_frame_changes_the_next_prediction_and_no_earlier_one(network):
-    inputs = clips(network)
+    inputs = make_inputs(network)
     names = [name for name, values in inputs.items() if values is not None]
     for name, frame in itertools.product(names, (0, 4, FRAMES - 1)):
         other = {**inputs, name: inputs[name].clone()}
         other[name][:, frame] = (other[name][:, frame] + 1) % 4 if name == "actions" else -other[name][:, frame]
-        moved = (network(**inputs) - network(**other)).abs().amax(dim=(0, 2, 3)) > 1e-12
-        assert not moved[:frame].any() and moved[frame]
+        is_changed = (network(**inputs) - network(**other)).abs().amax(dim=(0, 2, 3)) > 1e-12
+        assert not is_changed[:frame].any() and is_changed[frame]
 
 
 @torch.no_grad()
 def test_a_single_layer_attends_to_exactly_its_window():
     network = action_predictor(depth=1, window=3).double()
-    inputs = clips(network)
+    inputs = make_inputs(network)
     other = {**inputs, "latents": inputs["latents"].clone()}
     other["latents"][:, 2] += 1
-    moved = (network(**inputs) - network(**other)).abs().amax(dim=(0, 2, 3)) > 1e-12
-    assert moved.nonzero().flatten().tolist() == [2, 3, 4]
+    is_changed = (network(**inputs) - network(**other)).abs().amax(dim=(0, 2, 3)) > 1e-12
+    assert is_changed.nonzero().flatten().tolist() == [2, 3, 4]
 
 
 @torch.no_grad()
 def test_clips_of_a_batch_are_independent(network):
-    inputs = clips(network, b=3)
+    inputs = make_inputs(network, b=3)
     alone = {name: None if x is None else x[1:2] for name, x in inputs.items()}
     torch.testing.assert_close(network(**inputs)[1:2], network(**alone), rtol=0, atol=1e-12)
 
 
 @torch.no_grad()
 def test_stepping_does_not_change_the_given_state(network):
-    inputs = clips(network)
-    state, _ = network.step(network.init_state(2), **cut(inputs, slice(0, 5)))
-    first, second = (network.step(state, **cut(inputs, slice(5, 6)))[1] for _ in range(2))
+    inputs = make_inputs(network)
+    state, _ = network.step(network.init_state(2), **slice_frames(inputs, slice(0, 5)))
+    first, second = (network.step(state, **slice_frames(inputs, slice(5, 6)))[1] for _ in range(2))
     assert torch.equal(first, second)
 
 
 def test_a_saved_predictor_loads_equal(network, tmp_path):
     network = network.float()
     save_component(network, tmp_path / "dynamics")
-    again = load_component(tmp_path / "dynamics")
-    assert type(again) is ActionConditionedPredictor
-    for (name, a), (other, b) in zip(network.state_dict().items(), again.state_dict().items(), strict=True):
+    loaded = load_component(tmp_path / "dynamics")
+    assert type(loaded) is ActionConditionedPredictor
+    for (name, a), (other, b) in zip(network.state_dict().items(), loaded.state_dict().items(), strict=True):
         assert name == other and torch.equal(a, b)
-    inputs = clips(network := network.double())
-    assert torch.equal(network(**inputs), again.double()(**inputs))
+    inputs = make_inputs(network := network.double())
+    assert torch.equal(network(**inputs), loaded.double()(**inputs))
 
 
 def test_a_residual_predictor_starts_as_the_identity():
     torch.manual_seed(0)
     network = ActionConditionedPredictor((2, 2), 8, num_actions=4, residual=True, width=16, depth=2, heads=2)
-    inputs = clips(network.double())
+    inputs = make_inputs(network.double())
     assert torch.equal(network(**inputs), inputs["latents"])
 
 
 @torch.no_grad()
 def test_normalized_predictions_have_zero_mean_and_unit_variance():
     network = action_predictor(normalize_output=True, residual=True).double()
-    predicted = network(**clips(network))
+    predicted = network(**make_inputs(network))
     torch.testing.assert_close(predicted.mean(-1), torch.zeros_like(predicted[..., 0]), rtol=0, atol=1e-10)
     torch.testing.assert_close(predicted.var(-1, unbiased=False), torch.ones_like(predicted[..., 0]), rtol=0, atol=1e-3)
 
@@ -127,7 +127,7 @@ def test_unknown_actions_and_proprioception_have_no_effect(action_conditioning):
     network = action_predictor(
         allow_unknown_actions=True, proprioception_dims=3, action_conditioning=action_conditioning
     ).double()
-    inputs, other = clips(network), clips(network, seed=1)
+    inputs, other = make_inputs(network), make_inputs(network, seed=1)
     known = torch.arange(FRAMES).expand(2, -1) % 3 > 0
     proprioception_known = torch.arange(FRAMES).expand(2, -1) % 4 > 0
     changed = {
@@ -140,10 +140,10 @@ def test_unknown_actions_and_proprioception_have_no_effect(action_conditioning):
     hidden = {"known": known, "proprioception_known": proprioception_known}
     assert torch.equal(network(**inputs, **hidden), network(**changed, **hidden))
     assert not torch.equal(network(**inputs), network(**changed))
-    nothing = torch.zeros(2, FRAMES, dtype=torch.bool)
+    none_known = torch.zeros(2, FRAMES, dtype=torch.bool)
     torch.testing.assert_close(
         network(inputs["latents"], None),
-        network(**inputs, known=nothing, proprioception_known=nothing),
+        network(**inputs, known=none_known, proprioception_known=none_known),
         rtol=0,
         atol=1e-12,
     )
@@ -164,7 +164,7 @@ def test_rejects_invalid_networks(changes, message):
 
 def test_rejects_input_that_does_not_fit():
     network = action_predictor(proprioception_dims=3).double()
-    inputs = clips(network)
+    inputs = make_inputs(network)
     for changes, message in (
         ({"latents": inputs["latents"][..., :5]}, r"latents must be \[b, t, 4, 8\], got \[2, 9, 4, 5\]"),
         ({"latents": inputs["latents"][:, :, :1]}, r"latents must be \[b, t, 4, 8\]"),

@@ -24,16 +24,16 @@ def test_the_order_of_features_does_not_matter(probe):
     assert not torch.allclose(probe(random(2, 9, 24, seed=1)), logits)
 
 
-def test_every_weight_is_used(probe):
+def test_every_weight_gets_a_gradient(probe):
     probe(random(2, 9, 24)).square().sum().backward()
-    idle = [name for name, p in probe.named_parameters() if p.grad is None or not p.grad.any()]
-    assert idle == [
-        name for name in idle if name.endswith(("qkv.bias", "kv.bias"))
-    ]  # a shift of all keys tells nothing
+    without_gradient = [name for name, p in probe.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without_gradient == [
+        name for name in without_gradient if name.endswith(("qkv.bias", "kv.bias"))
+    ]  # attention does not depend on a shift of all keys
 
 
 @torch.no_grad()
-def test_several_queries_read_several_vectors():
+def test_each_query_pools_a_different_vector():
     torch.manual_seed(0)
     pooler = AttentivePooler(24, 4, queries=3).double()
     pooled = pooler(random(2, 9, 24))
@@ -43,7 +43,7 @@ def test_several_queries_read_several_vectors():
 
 
 @torch.no_grad()
-def test_saved_is_loaded(probe, tmp_path):
+def test_a_loaded_probe_equals_the_saved_one(probe, tmp_path):
     probe = probe.float()
     save_component(probe, tmp_path / "probe")
     features = random(2, 9, 24).float()

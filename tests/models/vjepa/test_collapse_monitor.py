@@ -1,4 +1,4 @@
-"""The monitor: what it measures, and what it calls a collapse."""
+"""The collapse monitor: its measurements, and what it reports as a collapse."""
 
 import pytest
 import torch
@@ -6,20 +6,20 @@ import torch
 from vwm.models.vjepa.collapse_monitor import CollapseBaseline, CollapseMonitor, measure_representations
 
 
-def features(clips: int = 40, places: int = 5, width: int = 12) -> torch.Tensor:
-    return torch.randn(clips, places, width, generator=torch.Generator().manual_seed(0))
+def make_features(clips: int = 40, positions: int = 5, width: int = 12) -> torch.Tensor:
+    return torch.randn(clips, positions, width, generator=torch.Generator().manual_seed(0))
 
 
-def test_spread_is_the_deviation_between_clips_at_a_place():
-    x = features() * 3 + torch.randn(5, 12, generator=torch.Generator().manual_seed(1)) * 100
+def test_spread_is_the_standard_deviation_between_clips_at_a_position():
+    x = make_features() * 3 + torch.randn(5, 12, generator=torch.Generator().manual_seed(1)) * 100
     health = measure_representations(x)
-    by_hand = x.var(dim=0).mean(dim=0).sqrt()
-    assert health.spread == pytest.approx(by_hand.mean().item(), rel=1e-4)
-    assert health.least_spread == pytest.approx(by_hand.min().item(), rel=1e-4)
+    expected = x.var(dim=0).mean(dim=0).sqrt()
+    assert health.spread == pytest.approx(expected.mean().item(), rel=1e-4)
+    assert health.least_spread == pytest.approx(expected.min().item(), rel=1e-4)
 
 
-def test_features_that_tell_places_apart_but_no_clips_have_collapsed():
-    x = torch.randn(1, 5, 12, generator=torch.Generator().manual_seed(0)).expand(40, 5, 12) + 1e-4 * features()
+def test_features_that_differ_between_positions_only_have_collapsed():
+    x = torch.randn(1, 5, 12, generator=torch.Generator().manual_seed(0)).expand(40, 5, 12) + 1e-4 * make_features()
     assert measure_representations(x).spread < 1e-3
 
 
@@ -32,30 +32,30 @@ def test_effective_rank_of_equally_strong_directions_is_their_number(rank):
     assert measure_representations(x).rank == pytest.approx(rank, rel=1e-3)
 
 
-def test_drift_is_one_less_the_cosine():
-    x = features()
+def test_drift_is_one_minus_the_cosine():
+    x = make_features()
     assert measure_representations(x, x).drift == pytest.approx(0, abs=1e-6)
     assert measure_representations(x, -x).drift == pytest.approx(2, abs=1e-5)
     assert measure_representations(x).drift == 0
 
 
-def test_the_alarm_goes_by_the_first_look():
+def test_the_alarm_compares_with_the_first_measurement():
     monitor = CollapseMonitor(min_spread_ratio=0.2, min_rank_ratio=0.25)
-    first = measure_representations(features())
-    assert monitor.check(measure_representations(features() * 0.3), first) is None
-    assert "becoming equal" in monitor.check(measure_representations(features() * 0.1), first)
-    flat = features() * torch.tensor([1.0] + [1e-3] * 11)
+    first = measure_representations(make_features())
+    assert monitor.check(measure_representations(make_features() * 0.3), first) is None
+    assert "becoming equal" in monitor.check(measure_representations(make_features() * 0.1), first)
+    flat = make_features() * torch.tensor([1.0] + [1e-3] * 11)
     assert "few dimensions" in monitor.check(measure_representations(flat * 20), first)
 
 
-def test_the_first_look_is_kept_in_checkpoints():
-    kept, taken_up = CollapseBaseline(), CollapseBaseline()
-    first, later = measure_representations(features()), measure_representations(features() * 2)
-    assert kept.get_or_set(first) == kept.get_or_set(later) == first
-    taken_up.load_state_dict(kept.state_dict())
-    assert taken_up.get_or_set(later) == first
+def test_the_first_measurement_is_kept_in_checkpoints():
+    saved, loaded = CollapseBaseline(), CollapseBaseline()
+    first, later = measure_representations(make_features()), measure_representations(make_features() * 2)
+    assert saved.get_or_set(first) == saved.get_or_set(later) == first
+    loaded.load_state_dict(saved.state_dict())
+    assert loaded.get_or_set(later) == first
 
 
-def test_one_clip_cannot_be_compared():
+def test_rejects_a_single_clip():
     with pytest.raises(ValueError, match="batch_size"):
-        measure_representations(features(1))
+        measure_representations(make_features(1))

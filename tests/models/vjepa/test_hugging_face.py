@@ -1,4 +1,4 @@
-"""Hugging Face's layout: what transformers computes is what is computed here, both ways, to 1e-10 in float64."""
+"""Hugging Face's layout: loaded and saved networks equal transformers' to 1e-10 in float64."""
 
 import json
 
@@ -22,7 +22,8 @@ SIZES = {
 }  # fmt: skip
 TOKENS = 27
 MEAN, STD = (
-    torch.tensor(of, dtype=torch.float64)[:, None, None] for of in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    torch.tensor(values, dtype=torch.float64)[:, None, None]
+    for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 )
 
 
@@ -30,84 +31,86 @@ MEAN, STD = (
 def folders(tmp_path_factory):
     """Folders as transformers writes them, of the bare model and of the one with a classifier."""
     folder = tmp_path_factory.mktemp("published")
-    for name, kind, more in (
+    for name, kind, extra in (
         ("model", VJEPA2Model, {}),
         ("classifier", VJEPA2ForVideoClassification, {"num_labels": 5}),
     ):
         torch.manual_seed(0)
-        enlarge(kind(VJEPA2Config(**SIZES, **more))).save_pretrained(folder / name)
+        enlarge(kind(VJEPA2Config(**SIZES, **extra))).save_pretrained(folder / name)
     return folder
 
 
-def video() -> torch.Tensor:
+def make_video() -> torch.Tensor:
     return random(2, 6, 3, 24, 24).tanh()
 
 
-def normalized(video: torch.Tensor) -> torch.Tensor:
+def normalize(video: torch.Tensor) -> torch.Tensor:
     return ((video + 1) / 2 - MEAN) / STD
 
 
 @torch.no_grad()
-def test_encoder_and_predictor_compute_what_transformers_does(folders):
-    theirs = VJEPA2Model.from_pretrained(folders / "model", dtype=torch.float64).eval()
+def test_loaded_encoder_and_predictor_equal_transformers(folders):
+    reference = VJEPA2Model.from_pretrained(folders / "model", dtype=torch.float64).eval()
     encoder, predictor, classifier = load_hugging_face_vjepa(folders / "model")
     keep, targets = tokens(2, TOKENS, 10, 8)
-    said = theirs(normalized(video()), context_mask=[keep], target_mask=[targets])
-    features = encoder(video())
+    output = reference(normalize(make_video()), context_mask=[keep], target_mask=[targets])
+    features = encoder(make_video())
     context = features.gather(1, keep[..., None].expand(-1, -1, 48))
-    torch.testing.assert_close(features, said.last_hidden_state, rtol=0, atol=1e-10)
-    predicted = said.predictor_output.last_hidden_state
+    torch.testing.assert_close(features, output.last_hidden_state, rtol=0, atol=1e-10)
+    predicted = output.predictor_output.last_hidden_state
     torch.testing.assert_close(predictor(context, keep, targets), predicted, rtol=0, atol=1e-10)
-    # transformers reads mask token 1; those who want another say so
+    # transformers uses mask token 1; mask_token_index selects another
     other = load_hugging_face_vjepa(folders / "model", mask_token_index=0).predictor
     assert not torch.allclose(other(context, keep, targets), predicted)
     assert classifier is None and not encoder.training
 
 
 @torch.no_grad()
-def test_the_classifier_computes_what_transformers_does(folders):
-    theirs = VJEPA2ForVideoClassification.from_pretrained(folders / "classifier", dtype=torch.float64).eval()
+def test_a_loaded_classifier_equals_transformers(folders):
+    reference = VJEPA2ForVideoClassification.from_pretrained(folders / "classifier", dtype=torch.float64).eval()
     encoder, _, classifier = load_hugging_face_vjepa(folders / "classifier")
-    logits = theirs(normalized(video())).logits
-    torch.testing.assert_close(classifier(encoder(video())), logits, rtol=0, atol=1e-10)
+    logits = reference(normalize(make_video())).logits
+    torch.testing.assert_close(classifier(encoder(make_video())), logits, rtol=0, atol=1e-10)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("pixels", [{}, {"pixel_mean": (0.485, 0.456, 0.406), "pixel_std": (0.229, 0.224, 0.225)}])
-def test_transformers_computes_what_was_written_for_it(pixels, tmp_path):
+def test_transformers_loads_saved_networks_with_equal_outputs(pixels, tmp_path):
     shared = {"image_size": (24, 24), "patch_size": 8, "frames": 6, "tiled_rope": True}
     torch.manual_seed(0)
     encoder = enlarge(VideoEncoder(**shared, **pixels, width=48, depth=3, heads=4, mlp_ratio=2.5)).eval()
     predictor = enlarge(MaskedPredictor(48, **shared, width=24, depth=2, heads=2, num_mask_tokens=3)).eval()
     probe = enlarge(AttentiveClassifier(48, 5, heads=4, depth=3, norm_eps=1e-6)).eval()
     save_hugging_face_vjepa(tmp_path / "out", encoder, predictor, probe)
-    theirs = VJEPA2ForVideoClassification.from_pretrained(tmp_path / "out", dtype=torch.float64).eval()
-    shown = normalized(video()) if pixels else video()
-    torch.testing.assert_close(theirs(shown).logits, probe(encoder(video())), rtol=0, atol=1e-10)
+    reference = VJEPA2ForVideoClassification.from_pretrained(tmp_path / "out", dtype=torch.float64).eval()
+    inputs = normalize(make_video()) if pixels else make_video()
+    torch.testing.assert_close(reference(inputs).logits, probe(encoder(make_video())), rtol=0, atol=1e-10)
     keep, targets = tokens(2, TOKENS, 10, 8)
-    said = theirs.vjepa2(shown, context_mask=[keep], target_mask=[targets])
-    context = said.last_hidden_state.gather(1, keep[..., None].expand(-1, -1, 48))
+    output = reference.vjepa2(inputs, context_mask=[keep], target_mask=[targets])
+    context = output.last_hidden_state.gather(1, keep[..., None].expand(-1, -1, 48))
     torch.testing.assert_close(
         predictor(context, keep, targets, mask_token_index=1),
-        said.predictor_output.last_hidden_state,
+        output.predictor_output.last_hidden_state,
         rtol=0,
         atol=1e-10,
     )
-    again = load_hugging_face_vjepa(tmp_path / "out")
-    torch.testing.assert_close(again.encoder(video()), encoder(video()), rtol=0, atol=1e-12)
+    loaded = load_hugging_face_vjepa(tmp_path / "out")
+    torch.testing.assert_close(loaded.encoder(make_video()), encoder(make_video()), rtol=0, atol=1e-12)
     save_hugging_face_vjepa(tmp_path / "bare", encoder, predictor)
     bare = VJEPA2Model.from_pretrained(tmp_path / "bare", dtype=torch.float64).eval()
-    features = bare(shown, skip_predictor=True).last_hidden_state
-    torch.testing.assert_close(features, said.last_hidden_state, rtol=0, atol=1e-12)
+    features = bare(inputs, skip_predictor=True).last_hidden_state
+    torch.testing.assert_close(features, output.last_hidden_state, rtol=0, atol=1e-12)
 
 
-def test_what_was_read_is_written_as_it_was(folders, tmp_path):
+def test_saving_a_loaded_folder_writes_equal_weights(folders, tmp_path):
     save_hugging_face_vjepa(tmp_path / "again", *load_hugging_face_vjepa(folders / "classifier"))
-    was, now = (load_file(folder / "model.safetensors") for folder in (folders / "classifier", tmp_path / "again"))
-    assert was.keys() == now.keys() and all(torch.equal(was[key], now[key]) for key in was)
+    original, saved = (
+        load_file(folder / "model.safetensors") for folder in (folders / "classifier", tmp_path / "again")
+    )
+    assert original.keys() == saved.keys() and all(torch.equal(original[key], saved[key]) for key in original)
 
 
-def changed(folders, tmp_path, change, name="classifier"):
+def write_changed_copy(folders, tmp_path, change, name="classifier"):
     """A copy of a folder whose weights or config have been changed."""
     folder = tmp_path / "changed"
     folder.mkdir()
@@ -139,10 +142,10 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", list(FAULTS))
-def test_what_is_wrong_with_a_folder_is_named(fault, folders, tmp_path):
+def test_errors_name_the_fault_in_a_folder(fault, folders, tmp_path):
     change, message = FAULTS[fault]
     with pytest.raises(PretrainedWeightsError, match=message):
-        load_hugging_face_vjepa(changed(folders, tmp_path, change))
+        load_hugging_face_vjepa(write_changed_copy(folders, tmp_path, change))
 
 
 def test_rejects_unreadable_folders(folders, tmp_path):
@@ -160,11 +163,11 @@ def test_weights_in_several_files_are_read(folders, tmp_path):
     model.save_pretrained(tmp_path / "sharded", max_shard_size="100KB")
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
     whole, sharded = (load_hugging_face_vjepa(folder).encoder for folder in (folders / "model", tmp_path / "sharded"))
-    torch.testing.assert_close(whole(video()), sharded(video()), rtol=0, atol=1e-12)
+    torch.testing.assert_close(whole(make_video()), sharded(make_video()), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "message"),
+    ("encoder_changes", "predictor_changes", "message"),
     [
         ({"tiled_rope": False}, {}, "VideoEncoder has tiled_rope=False"),
         ({"positions": "sincos", "tiled_rope": False}, {}, "VideoEncoder has positions='sincos'"),
@@ -177,16 +180,18 @@ def test_weights_in_several_files_are_read(folders, tmp_path):
         ({}, {"output_width": 24}, "the predictor's features are 24 wide, not 48"),
     ],
 )
-def test_what_the_layout_cannot_hold_is_named_and_nothing_written(ours, theirs, message, tmp_path):
+def test_rejects_networks_that_the_layout_cannot_represent_and_writes_nothing(
+    encoder_changes, predictor_changes, message, tmp_path
+):
     shared = {"image_size": (24, 24), "patch_size": 8, "frames": 6, "tiled_rope": True}
-    encoder = VideoEncoder(**(shared | {"width": 48, "depth": 2, "heads": 4} | ours))
-    predictor = MaskedPredictor(48, **(shared | {"width": 24, "depth": 1, "heads": 2} | theirs))
+    encoder = VideoEncoder(**(shared | {"width": 48, "depth": 2, "heads": 4} | encoder_changes))
+    predictor = MaskedPredictor(48, **(shared | {"width": 24, "depth": 1, "heads": 2} | predictor_changes))
     with pytest.raises(PretrainedWeightsError, match=message):
         save_hugging_face_vjepa(tmp_path / "out", encoder, predictor)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_there_is_left_alone(tmp_path):
+def test_rejects_an_existing_folder_and_an_unsupported_probe(tmp_path):
     shared = {"image_size": (24, 24), "patch_size": 8, "frames": 6, "tiled_rope": True}
     encoder = randomize(VideoEncoder(**shared, width=48, depth=2, heads=4))
     predictor = MaskedPredictor(48, **shared, width=24, depth=1, heads=2)

@@ -1,4 +1,4 @@
-"""The importing command: in from Hugging Face's layout, and out to it again."""
+"""tools/import_vjepa.py: import from Hugging Face's layout and official files, and export."""
 
 import importlib.util
 from pathlib import Path
@@ -26,33 +26,33 @@ def published(tmp_path):
     return tmp_path / "published"
 
 
-def test_what_is_imported_can_be_loaded_and_goes_back_as_it_came(published, tmp_path, capsys):
-    tool.main([str(published), str(tmp_path / "ours")])
+def test_imported_networks_can_be_loaded_and_are_exported_with_equal_weights(published, tmp_path, capsys):
+    tool.main([str(published), str(tmp_path / "imported")])
     assert "VideoEncoder of 0.1M parameters" in capsys.readouterr().out
-    assert sorted(p.name for p in (tmp_path / "ours").iterdir()) == ["classifier", "encoder", "predictor"]
+    assert sorted(p.name for p in (tmp_path / "imported").iterdir()) == ["classifier", "encoder", "predictor"]
     video = torch.randn(1, 8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    assert load_component(tmp_path / "ours" / "encoder")(video).shape == (1, 16, 48)
-    tool.main([str(tmp_path / "ours"), str(tmp_path / "back"), "--to-hf"])
-    was, now = (load_file(folder / "model.safetensors") for folder in (published, tmp_path / "back"))
-    assert was.keys() == now.keys() and all(torch.equal(was[key], now[key]) for key in was)
+    assert load_component(tmp_path / "imported" / "encoder")(video).shape == (1, 16, 48)
+    tool.main([str(tmp_path / "imported"), str(tmp_path / "exported"), "--to-hf"])
+    original, exported = (load_file(folder / "model.safetensors") for folder in (published, tmp_path / "exported"))
+    assert original.keys() == exported.keys() and all(torch.equal(original[key], exported[key]) for key in original)
 
 
-def test_an_official_file_is_imported_with_what_it_does_not_say(tmp_path):
+def test_an_official_file_is_imported_with_the_settings_given_as_options(tmp_path):
     weights = {f"module.{key}": weight for key, weight in encoder(**SETTINGS).float().state_dict().items()}
     torch.save({"target_encoder": weights}, tmp_path / "vjepa2.pt")
-    said = ["--image-size", "16", "--frames", "8", "--heads", "4"]
-    tool.main([str(tmp_path / "vjepa2.pt"), str(tmp_path / "ours"), *said])
-    read = load_component(tmp_path / "ours" / "encoder").config
-    assert (tuple(read.image_size), read.frames, read.heads, read.tiled_rope) == ((16, 16), 8, 4, True)
+    options = ["--image-size", "16", "--frames", "8", "--heads", "4"]
+    tool.main([str(tmp_path / "vjepa2.pt"), str(tmp_path / "imported"), *options])
+    config = load_component(tmp_path / "imported" / "encoder").config
+    assert (tuple(config.image_size), config.frames, config.heads, config.tiled_rope) == ((16, 16), 8, 4, True)
 
 
-def test_errors_are_one_line_and_leave_nothing_behind(published, tmp_path):
+def test_errors_are_one_line_and_nothing_is_written(published, tmp_path):
     with pytest.raises(SystemExit, match=r"error: .*exists: choose another folder"):
         tool.main([str(published), str(published)])
     (tmp_path / "broken.pt").write_bytes(b"nonsense")
     with pytest.raises(SystemExit, match=r"error: .*broken\.pt: cannot be read"):
         tool.main([str(tmp_path / "broken.pt"), str(tmp_path / "out")])
-    save_component(encoder(**SETTINGS).float(), tmp_path / "ours" / "encoder")
+    save_component(encoder(**SETTINGS).float(), tmp_path / "imported" / "encoder")
     with pytest.raises(SystemExit, match="has encoder and predictor"):
-        tool.main([str(tmp_path / "ours"), str(tmp_path / "out"), "--to-hf"])
+        tool.main([str(tmp_path / "imported"), str(tmp_path / "out"), "--to-hf"])
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*.tmp"))

@@ -1,4 +1,4 @@
-"""Tables of positions against their formulas."""
+"""Position encodings equal their formulas."""
 
 import math
 
@@ -11,59 +11,59 @@ GRID = (3, 2, 4)
 LIKE = torch.zeros(1, dtype=torch.float64)
 
 
-def test_tokens_count_along_time_then_rows_then_columns():
+def test_tokens_are_ordered_by_time_then_row_then_column():
     assert token_coordinates(GRID)[(1 * 2 + 1) * 4 + 3].tolist() == [1, 1, 3]
     assert token_coordinates(GRID).shape == (24, 3)
 
 
 @pytest.mark.parametrize("uniform", [False, True])
-def test_sincos_are_the_formula(uniform):
+def test_sincos_embeddings_equal_the_formula(uniform):
     width = 32
     table = PositionEncoding("sincos", width, 1, uniform_power=uniform).additive_embedding(GRID, LIKE)
     sizes = (12, 12, 12) if uniform else (16, 8, 8)
     t, row, column = 2, 1, 3
     expected = []
-    for place, size in zip((t, row, column), sizes, strict=True):
-        turns = [place / 10000 ** (2 * i / size) for i in range(size // 2)]
-        expected += [math.sin(turn) for turn in turns] + [math.cos(turn) for turn in turns]
-    number = (t * 2 + row) * 4 + column
-    torch.testing.assert_close(table[number], torch.tensor(expected[:width], dtype=torch.float64), rtol=0, atol=1e-12)
+    for position, size in zip((t, row, column), sizes, strict=True):
+        angles = [position / 10000 ** (2 * i / size) for i in range(size // 2)]
+        expected += [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
+    index = (t * 2 + row) * 4 + column
+    torch.testing.assert_close(table[index], torch.tensor(expected[:width], dtype=torch.float64), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("tiled", [False, True])
 @pytest.mark.parametrize("channels", [24, 32])
-def test_rope_turns_neighbors_by_the_formula(tiled, channels):
+def test_rope_rotates_neighboring_channels_by_the_formula(tiled, channels):
     rotary = PositionEncoding("rope", channels, 1, tiled).rotary_tables(GRID, LIKE)
     x = torch.randn(1, 24, 1, channels, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    turned = apply_rotary_tables(x, rotary)[0, :, 0]
+    rotated = apply_rotary_tables(x, rotary)[0, :, 0]
     pairs = channels // 6
-    for number, places in enumerate(token_coordinates(GRID).tolist()):
-        for axis, place in enumerate(places):
+    for index, positions in enumerate(token_coordinates(GRID).tolist()):
+        for axis, position in enumerate(positions):
             for pair in range(pairs):
                 i = 2 * (axis * pairs + pair)
                 first, second = (2 * pair % pairs, (2 * pair + 1) % pairs) if tiled else (pair, pair)
-                a, b = (place / 10000 ** (f / pairs) for f in (first, second))
-                u, v = x[0, number, 0, i : i + 2].tolist()
+                a, b = (position / 10000 ** (f / pairs) for f in (first, second))
+                u, v = x[0, index, 0, i : i + 2].tolist()
                 expected = [u * math.cos(a) - v * math.sin(a), v * math.cos(b) + u * math.sin(b)]
-                assert turned[number, i : i + 2].tolist() == pytest.approx(expected, abs=1e-12)
+                assert rotated[index, i : i + 2].tolist() == pytest.approx(expected, abs=1e-12)
         rest = slice(6 * pairs, None)
-        assert torch.equal(turned[number, rest], x[0, number, 0, rest])
+        assert torch.equal(rotated[index, rest], x[0, index, 0, rest])
 
 
-def test_places_are_spread_evenly_and_time_is_counted():
-    spread = PositionEncoding("rope", 24, 1, reference_grid=(3, 2)).rotary_tables(GRID, LIKE)
-    counted = PositionEncoding("rope", 24, 1).rotary_tables((3, 3, 2), LIKE)
-    corner, same = (2 * 2 + 1) * 4 + 3, (2 * 3 + 2) * 2 + 1  # last frame, last row, last column of both
-    torch.testing.assert_close(spread.cos[corner], counted.cos[same], rtol=0, atol=1e-12)
+def test_a_reference_grid_rescales_rows_and_columns_but_not_time():
+    rescaled = PositionEncoding("rope", 24, 1, reference_grid=(3, 2)).rotary_tables(GRID, LIKE)
+    unscaled = PositionEncoding("rope", 24, 1).rotary_tables((3, 3, 2), LIKE)
+    corner, unscaled_corner = (2 * 2 + 1) * 4 + 3, (2 * 3 + 2) * 2 + 1  # last frame, last row, last column of both
+    torch.testing.assert_close(rescaled.cos[corner], unscaled.cos[unscaled_corner], rtol=0, atol=1e-12)
     one_row = PositionEncoding("rope", 24, 1, reference_grid=(3, 2)).rotary_tables((1, 1, 1), LIKE)
     assert one_row.cos.isfinite().all() and (one_row.cos == 1).all()
 
 
-def test_rows_of_tokens_are_gathered_and_tables_are_made_once():
-    numbers = torch.tensor([[5, 0], [23, 7]])
+def test_tables_are_cached_and_indexed_by_token():
+    indices = torch.tensor([[5, 0], [23, 7]])
     rope, sincos = PositionEncoding("rope", 24, 1), PositionEncoding("sincos", 24, 1)
-    assert torch.equal(rope.rotary_tables(GRID, LIKE, numbers).sin, rope.rotary_tables(GRID, LIKE).sin[numbers])
-    assert torch.equal(sincos.additive_embedding(GRID, LIKE, numbers), sincos.additive_embedding(GRID, LIKE)[numbers])
+    assert torch.equal(rope.rotary_tables(GRID, LIKE, indices).sin, rope.rotary_tables(GRID, LIKE).sin[indices])
+    assert torch.equal(sincos.additive_embedding(GRID, LIKE, indices), sincos.additive_embedding(GRID, LIKE)[indices])
     assert rope.rotary_tables(GRID, LIKE).sin is rope.rotary_tables(GRID, LIKE).sin
     assert rope.additive_embedding(GRID, LIKE) is None and sincos.rotary_tables(GRID, LIKE) is None
     assert rope.rotary_tables(GRID, LIKE.float()).sin.dtype == torch.float32

@@ -29,8 +29,8 @@ def test_kept_tokens_are_returned_in_the_given_order(network):
 def test_dropped_tokens_have_no_effect(network):
     video = random(*VIDEO).tanh()
     (keep,) = tokens(2, TOKENS, 7)
-    seen = torch.zeros(2, TOKENS, dtype=torch.bool).scatter(1, keep, True).unflatten(1, network.grid(FRAMES))
-    pixels = seen.repeat_interleave(2, 1).repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)[:, :, None]
+    is_kept = torch.zeros(2, TOKENS, dtype=torch.bool).scatter(1, keep, True).unflatten(1, network.grid(FRAMES))
+    pixels = is_kept.repeat_interleave(2, 1).repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)[:, :, None]
     other = torch.where(pixels, video, random(*VIDEO, seed=1))
     assert torch.equal(network(video, keep), network(other, keep))
     assert not torch.allclose(network(video), network(other))
@@ -41,10 +41,10 @@ def test_tokens_are_ordered_by_time_then_row_then_column(network):
     video = random(*VIDEO).tanh()
     changed = video.clone()
     changed[0, 4:6, :, 8:16, 16:24] = 0  # the third tubelet, second row, third column
-    number = 2 * 6 + 1 * 3 + 2
-    others = torch.tensor([n for n in range(TOKENS) if n != number]).expand(2, -1)
+    index = 2 * 6 + 1 * 3 + 2
+    others = torch.tensor([n for n in range(TOKENS) if n != index]).expand(2, -1)
     assert torch.equal(network(video, others), network(changed, others))
-    alone = torch.tensor([[number], [number]])
+    alone = torch.tensor([[index], [index]])
     assert not torch.equal(network(video, alone)[0], network(changed, alone)[0])
 
 
@@ -68,11 +68,11 @@ def test_rope_depends_on_relative_positions_only_and_tiled_rope_does_not():
 
 @torch.no_grad()
 def test_tokens_depend_on_their_positions():
-    same = torch.ones(1, FRAMES, 3, *SIZE, dtype=torch.float64)  # tokens that differ only in their position
-    assert encoder(positions="sincos").eval()(same).std(dim=1).max() > 1e-3
+    constant_video = torch.ones(1, FRAMES, 3, *SIZE, dtype=torch.float64)  # tokens that differ only in their position
+    assert encoder(positions="sincos").eval()(constant_video).std(dim=1).max() > 1e-3
     for tiled in (False, True):  # attention over equal values cannot distinguish positions
         network = encoder(tiled_rope=tiled).eval()
-        assert network(same).std(dim=1).max() < 1e-10
+        assert network(constant_video).std(dim=1).max() < 1e-10
         video = random(1, FRAMES, 3, *SIZE)
         assert (network(video).mean(dim=1) - network(video.flip(1)).mean(dim=1)).abs().max() > 1e-3
 
@@ -114,9 +114,9 @@ def test_pixel_normalization_in_the_encoder_equals_normalizing_the_video():
 def test_the_last_layer_features_are_the_output(network):
     video = random(*VIDEO).tanh()
     (keep,) = tokens(2, TOKENS, 9)
-    first, last, again = network.layer_features(video, [0, -1, 0], keep)
+    first, last, repeated = network.layer_features(video, [0, -1, 0], keep)
     torch.testing.assert_close(last, network(video, keep), rtol=0, atol=0)
-    assert first is again
+    assert first is repeated
     outputs = []
     handle = network.blocks[0].register_forward_hook(lambda block, inputs, output: outputs.append(output))
     network(video, keep)
@@ -130,15 +130,15 @@ def test_the_last_layer_features_are_the_output(network):
 def test_gradient_checkpointing_does_not_change_gradients(network):
     video = random(*VIDEO).tanh()
     (keep,) = tokens(2, TOKENS, 9)
-    found = []
+    results = []
     for checkpointing in (False, True):
         network.train().zero_grad()
         network.checkpointing = checkpointing
         loss = network(video, keep).square().mean()
         loss.backward()
-        found.append((loss, [p.grad for p in network.parameters() if p.grad is not None]))
-    assert torch.equal(found[0][0], found[1][0])
-    assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
+        results.append((loss, [p.grad for p in network.parameters() if p.grad is not None]))
+    assert torch.equal(results[0][0], results[1][0])
+    assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
 
 
 def test_trains_after_a_first_call_in_inference_mode():
@@ -148,8 +148,8 @@ def test_trains_after_a_first_call_in_inference_mode():
     with torch.inference_mode():
         network(video)
         network(video, keep)
-    for seen in (None, keep):
-        network(video, seen).sum().backward()
+    for kept_tokens in (None, keep):
+        network(video, kept_tokens).sum().backward()
 
 
 @torch.no_grad()

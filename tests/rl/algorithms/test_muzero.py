@@ -98,7 +98,7 @@ def test_acts_stores_search_results_and_updates_every_weight(kind):
 
 @pytest.mark.parametrize("frames", [1, 3])
 def test_acting_and_replay_stack_the_same_observations(frames):
-    """The carry of acting and the stack from replay are the same, also where an episode begins."""
+    """The carry of acting and the stack from replay are the same, also at the first step of an episode."""
     agent, windows = make_agent(network={"num_stacked_frames": frames}), []
     agent.run_search = lambda x, temperature: windows.append(x) or type(agent).run_search(agent, x, temperature)
     batch = collect(agent, 9)

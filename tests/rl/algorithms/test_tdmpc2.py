@@ -313,7 +313,7 @@ def test_a_resumed_agent_equals_an_uninterrupted_one(tmp_path):
 
 def test_the_exported_simulator_predicts_like_the_agents_world_model():
     agent = make_agent(episodic=True, num_stacked_frames=2)
-    simulator = agent.simulator(title="ours")
+    simulator = agent.simulator(title="exported")
     context, action = torch.randn(4, 3, 3), torch.rand(4, 2) * 2 - 1
     state, observation = simulator.reset(context)
     assert (
