@@ -106,7 +106,7 @@ def test_pmpo_losses_equal_the_reference(alpha: float, beta: float, target_netwo
 
 
 @pytest.mark.parametrize("objective", [PMPOObjective(), ReinforceObjective(beta=0.1)])
-def test_rewards_after_a_termination_do_not_count(objective) -> None:
+def test_rewards_after_termination_do_not_count(objective) -> None:
     policy, rollout = FixedFeaturesPolicy(), make_rollout()
     first = imagination_losses(policy, objective, rollout, GAMMA)
     reward, features, action = rollout.reward.clone(), rollout.observation.clone(), rollout.action.clone()
