@@ -1,4 +1,4 @@
-"""Driving by the picture: the road is found where it was painted, and the wheel turns toward it."""
+"""The lane-following policy: it detects the road in the frame and steers toward it."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from vwm.envs.lane_following import find_road_ahead, lane_following_action, read
 GRASS, ROAD = (102, 230, 102), (104, 104, 104)
 
 
-def picture(shift: int = 0, size: int = 64, bar: float = 0.0) -> NDArray[np.uint8]:
-    """A straight road that is ``shift`` pixels to the right at the top, and a board that shows a speed."""
+def road_frame(shift: int = 0, size: int = 64, bar: float = 0.0) -> NDArray[np.uint8]:
+    """A straight road that is ``shift`` pixels to the right at the top, and an indicator bar that shows the speed."""
     frame = np.empty((size, size, 3), np.uint8)
     frame[:] = GRASS
     for row in range(size):
-        middle = size // 2 + round(shift * (1 - row / (0.73 * size)))
-        frame[row, max(0, middle - 7) : max(0, middle + 7)] = ROAD
-    board = int(0.875 * size)
-    frame[board:] = 0
-    high = bar / 2000 * size
-    frame[size - 2 - int(high) : size - 2, 8:9] = 255
-    frame[size - 2 - int(high) : size - 2, 9:10] = round(255 * 0.6)
+        center = size // 2 + round(shift * (1 - row / (0.73 * size)))
+        frame[row, max(0, center - 7) : max(0, center + 7)] = ROAD
+    indicator_top = int(0.875 * size)
+    frame[indicator_top:] = 0
+    bar_height = bar / 2000 * size
+    frame[size - 2 - int(bar_height) : size - 2, 8:9] = 255
+    frame[size - 2 - int(bar_height) : size - 2, 9:10] = round(255 * 0.6)
     return frame
 
 
-def test_road_is_gray_and_nothing_else() -> None:
-    frame = picture()
+def test_the_road_mask_contains_exactly_the_gray_pixels() -> None:
+    frame = road_frame()
     frame[20:24, 30:34] = (255, 0, 0)
     frame[30, 0:4] = 255
     expected = (frame == ROAD).all(axis=-1)
@@ -35,31 +35,31 @@ def test_road_is_gray_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("shift", [-20, 0, 20])
-def test_the_wheel_turns_to_where_the_road_leads(shift: int) -> None:
-    point = find_road_ahead(picture(shift), 20)
+def test_steering_follows_the_direction_of_the_road(shift: int) -> None:
+    point = find_road_ahead(road_frame(shift), 20)
     assert point is not None and 15 < point.ahead < 25
-    steer, gas, brake = lane_following_action(picture(shift), target_speed=30)
+    steer, gas, brake = lane_following_action(road_frame(shift), target_speed=30)
     assert np.sign(round(point.right)) == np.sign(shift) == np.sign(round(10 * steer))
     assert gas > 0 and brake == 0
 
 
-def test_off_the_road_the_nearest_of_it_is_sought() -> None:
-    frame = picture()
+def test_off_the_road_it_steers_toward_the_nearest_road() -> None:
+    frame = road_frame()
     frame[:56] = GRASS
     assert find_road_ahead(frame, 20) is None
-    assert lane_following_action(frame, target_speed=30)[0] > 0  # lost: it turns round
+    assert lane_following_action(frame, target_speed=30)[0] > 0  # no road in view: it turns around
     frame[50:54, 2:6] = ROAD
     point = find_road_ahead(frame, 20)
     assert point is not None and point.right < 0 and point.ahead < 0
     assert lane_following_action(frame, target_speed=30)[0] < -0.5
 
 
-def test_the_board_tells_the_speed_and_the_pedals_keep_it() -> None:
+def test_speed_is_read_from_the_indicator_bar_and_gas_and_brake_regulate_it() -> None:
     for bar in (0.0, 62.5, 125.0):
-        assert read_speed(picture(bar=bar)) == pytest.approx(bar, abs=2)
+        assert read_speed(road_frame(bar=bar)) == pytest.approx(bar, abs=2)
     fast, slow = (
-        lane_following_action(picture(bar=62.5), target_speed=20),
-        lane_following_action(picture(), target_speed=60),
+        lane_following_action(road_frame(bar=62.5), target_speed=20),
+        lane_following_action(road_frame(), target_speed=60),
     )
     assert fast[1] == 0 and fast[2] > 0.3
     assert slow[1] == 1 and slow[2] == 0

@@ -1,4 +1,4 @@
-"""One environment, three users: equal ids, options and seeds give equal frames alone, recorded and in a batch."""
+"""Equal ids, options and seeds give equal frames from a single environment, a recording and a batch."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ ENVS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("env_id", ENVS)
-def test_recording_agents_and_single_environments_show_equal_frames(env_id: str) -> None:
+def test_single_recording_and_batched_environments_give_equal_frames(env_id: str) -> None:
     if "Crafter" in env_id:
         pytest.importorskip("crafter", reason="Crafter is not installed")
     options, size, repeat = ENVS[env_id], 32, 2
