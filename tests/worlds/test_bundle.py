@@ -22,15 +22,15 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def saved_bundle(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundles") / "world"
     save_simulator(genie(), folder)
     return folder
 
 
 @pytest.fixture
-def bundle(made, tmp_path):
-    return shutil.copytree(made, tmp_path / "world")
+def bundle(saved_bundle, tmp_path):
+    return shutil.copytree(saved_bundle, tmp_path / "world")
 
 
 def edit(bundle, change) -> None:
@@ -39,8 +39,8 @@ def edit(bundle, change) -> None:
     (bundle / "model_index.json").write_text(json.dumps(index))
 
 
-def car():
-    """Levers, rewards and ends."""
+def car_world():
+    """A world with three continuous actions, rewards and terminations."""
     world = diffusion_world(outcomes=True, action_dims=3)
     world.spec = replace(world.spec, actions=replace(world.spec.actions, rest=(0.0, -1.0, -0.5)))
     return world
@@ -52,7 +52,7 @@ WORLDS = {
     "vq": lambda: genie(codebook=36),
     "genie-outcomes": lambda: genie(labeled=True, outcomes=True),
     "dit": lambda: diffusion_world(),
-    "dit-continuous-actions-and-outcomes": car,
+    "dit-continuous-actions-and-outcomes": car_world,
     "dit-agent": lambda: diffusion_world(agent_tokens=2, policy=True),
     "rssm": lambda: imagined_world(),
     "rssm-of-vectors": lambda: imagined_world((5,), classes=0, cell="norm_gru"),
@@ -64,63 +64,63 @@ WORLDS = {
 
 
 @pytest.mark.parametrize("kind", list(WORLDS))
-def test_saved_is_loaded(kind, tmp_path):
+def test_a_loaded_bundle_steps_as_the_saved_world(kind, tmp_path):
     world = WORLDS[kind]()
     save_simulator(world, tmp_path / "world")
-    again = vwm.load(tmp_path / "world", device="cpu", dtype=torch.float32)
-    assert type(again) is type(world) and list(again.networks()) == list(world.networks())
-    assert torch.equal(again.starts, world.starts) and again.spec.actions == world.spec.actions
-    assert (again.sampling, again.spec.fps, again.spec.title) == (world.sampling, world.spec.fps, world.spec.title)
-    a, b = world.reset(world.starts, seed=3)[0], again.reset(again.starts, seed=3)[0]
+    loaded = vwm.load(tmp_path / "world", device="cpu", dtype=torch.float32)
+    assert type(loaded) is type(world) and list(loaded.networks()) == list(world.networks())
+    assert torch.equal(loaded.starts, world.starts) and loaded.spec.actions == world.spec.actions
+    assert (loaded.sampling, loaded.spec.fps, loaded.spec.title) == (world.sampling, world.spec.fps, world.spec.title)
+    state, loaded_state = world.reset(world.starts, seed=3)[0], loaded.reset(loaded.starts, seed=3)[0]
     for i in range(5):
         action = torch.tensor([0, 1, i % 4])
         if world.spec.actions.kind == "continuous":
             action = torch.sin(action[:, None] + torch.arange(world.spec.actions.size))
-        a, one = world.step(a, action)
-        b, two = again.step(b, action)
-        for said, repeated in zip(one, two, strict=True):
-            assert (said is None and world.spec.observation.is_latent) or torch.equal(said, repeated)
-    assert not kind.endswith("outcomes") or (one.reward != 0).all()
+        state, output = world.step(state, action)
+        loaded_state, loaded_output = loaded.step(loaded_state, action)
+        for expected, actual in zip(output, loaded_output, strict=True):
+            assert (expected is None and world.spec.observation.is_latent) or torch.equal(expected, actual)
+    assert not kind.endswith("outcomes") or (output.reward != 0).all()
 
 
 def test_export_prints_the_next_commands(tmp_path):
-    for kind, said in (
+    for kind, text in (
         ("latent", "`vwm play ./w`"),
         ("rssm-of-vectors", "shows no images"),
         ("consistency", "shows no images"),
     ):
         save_simulator(WORLDS[kind](), tmp_path / "w")
-        assert said in (tmp_path / "w" / "README.md").read_text()
+        assert text in (tmp_path / "w" / "README.md").read_text()
 
 
-def test_a_cloned_policy_is_saved_with_its_world(tmp_path):
-    """And a world without one is loaded as ever, also where its index has never heard of policies."""
+def test_a_cloned_policy_is_saved_and_loaded_with_its_world(tmp_path):
+    """A world without a policy loads too, also where the index of an older bundle has no policy entry."""
     world = diffusion_world(agent_tokens=1, policy=True)
     save_simulator(world, tmp_path / "world")
-    again = vwm.load(tmp_path / "world", "cpu")
+    loaded = vwm.load(tmp_path / "world", "cpu")
     with torch.no_grad():
-        asked = [w.policy.policy(w.features(w.reset(world.starts, seed=3)[0])) for w in (world, again)]
-    assert asked[0].shape == (3, 4) and asked[0].std() > 0 and torch.equal(*asked)
-    other = dit(grid=(8, 8), patch_size=2, num_actions=0)
+        logits = [w.policy.policy(w.features(w.reset(world.starts, seed=3)[0])) for w in (world, loaded)]
+    assert logits[0].shape == (3, 4) and logits[0].std() > 0 and torch.equal(*logits)
+    unconditional = dit(grid=(8, 8), patch_size=2, num_actions=0)
     with pytest.raises(ValueError, match=r"policy\.num_actions=4 but dynamics\.num_actions=0"):
-        DiTSimulator(world.tokenizer, other, None, ActionSpace("discrete", 1), world.policy)
+        DiTSimulator(world.tokenizer, unconditional, None, ActionSpace("discrete", 1), world.policy)
     save_simulator(diffusion_world(), tmp_path / "old")
     edit(tmp_path / "old", lambda index: index.pop("policy"))
     assert vwm.load(tmp_path / "old", "cpu").policy is None
 
 
-def test_half_the_space_is_a_rounding_away(made, tmp_path):
-    world = vwm.load(made, "cpu")
+def test_float16_export_halves_the_size_and_rounds_the_weights(saved_bundle, tmp_path):
+    world = vwm.load(saved_bundle, "cpu")
     save_simulator(world, tmp_path / "half", float16=True)
-    again = vwm.load(tmp_path / "half", "cpu")
-    size = [sum(f.stat().st_size for f in p.glob("*/*.safetensors")) for p in (made, tmp_path / "half")]
-    assert size[1] < 0.7 * size[0]
+    loaded = vwm.load(tmp_path / "half", "cpu")
+    sizes = [sum(f.stat().st_size for f in p.glob("*/*.safetensors")) for p in (saved_bundle, tmp_path / "half")]
+    assert sizes[1] < 0.7 * sizes[0]
     for name, part in world.networks().items():
-        for a, b in zip(part.parameters(), again.networks()[name].parameters(), strict=True):
+        for a, b in zip(part.parameters(), loaded.networks()[name].parameters(), strict=True):
             assert a.dtype == b.dtype == torch.float32 and torch.equal(a.half().float(), b)
 
 
-def test_saving_again_replaces_the_bundle_and_nothing_else(bundle, tmp_path):
+def test_saving_again_replaces_bundles_only(bundle, tmp_path):
     save_simulator(genie(labeled=True), bundle)
     assert vwm.load(bundle, "cpu").latent_action is None and not (bundle / "latent_action").exists()
     other = tmp_path / "papers"
@@ -131,9 +131,9 @@ def test_saving_again_replaces_the_bundle_and_nothing_else(bundle, tmp_path):
     assert (other / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_bundle_does_not_tell_where_its_parts_were(made, tmp_path):
-    save_simulator(vwm.load(made, "cpu"), tmp_path / "again")
-    assert str(made.parent) not in "".join(p.read_text() for p in (tmp_path / "again").glob("**/*.json"))
+def test_a_bundle_does_not_contain_the_paths_of_its_sources(saved_bundle, tmp_path):
+    save_simulator(vwm.load(saved_bundle, "cpu"), tmp_path / "again")
+    assert str(saved_bundle.parent) not in "".join(p.read_text() for p in (tmp_path / "again").glob("**/*.json"))
 
 
 def test_rejects_missing_and_foreign_bundles(bundle, tmp_path):
@@ -163,26 +163,26 @@ def test_a_bundle_can_only_name_networks_of_this_package(bundle, spec, message):
         vwm.load(bundle)
 
 
-def test_nothing_is_unpickled(bundle):
-    class Trap:
+def test_loading_unpickles_nothing(bundle):
+    class RaisesWhenUnpickled:
         def __reduce__(self):
             return (pytest.fail, ("the bundle ran code",))
 
     (bundle / "dynamics" / WEIGHTS).unlink()
-    (bundle / "dynamics" / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
+    (bundle / "dynamics" / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(RaisesWhenUnpickled()))
     with pytest.raises(BundleError, match="dynamics: cannot be loaded"):
         vwm.load(bundle)
 
 
-def test_every_key_must_be_there_and_fit(bundle):
+def test_rejects_missing_unexpected_and_misshapen_weights(bundle):
     file = bundle / "dynamics" / WEIGHTS
-    whole = load_file(file)
-    for change, message in (
-        ({k: v for k, v in whole.items() if k != "head.bias"}, "head.bias"),
-        ({**whole, "stranger": torch.zeros(1)}, "stranger"),
-        ({**whole, "head.bias": torch.zeros(7)}, "dynamics: "),
+    weights = load_file(file)
+    for changed, message in (
+        ({k: v for k, v in weights.items() if k != "head.bias"}, "head.bias"),
+        ({**weights, "stranger": torch.zeros(1)}, "stranger"),
+        ({**weights, "head.bias": torch.zeros(7)}, "dynamics: "),
     ):
-        save_file(change, file, metadata={"format": "pt"})
+        save_file(changed, file, metadata={"format": "pt"})
         with pytest.raises(BundleError, match=message):
             vwm.load(bundle)
     file.write_bytes(file.read_bytes()[:1000])
@@ -190,17 +190,17 @@ def test_every_key_must_be_there_and_fit(bundle):
         vwm.load(bundle)
 
 
-def test_settings_that_do_not_fit_are_named(bundle):
+def test_rejects_settings_that_contradict_the_networks(bundle):
     edit(bundle, lambda index: index["settings"]["actions"].update(size=9))
     with pytest.raises(BundleError, match=r"9 actions named, but dynamics\.num_actions=4"):
         vwm.load(bundle)
 
 
-def test_levers_keep_their_rest_and_older_bundles_rest_at_0(tmp_path):
-    levers = ActionSpace("continuous", 3, ("steer", "gas", "brake"), rest=(0.0, -1.0, -1.0))
+def test_rest_actions_are_saved_and_absent_in_older_bundles(tmp_path):
+    actions = ActionSpace("continuous", 3, ("steer", "gas", "brake"), rest=(0.0, -1.0, -1.0))
     folder = tmp_path / "car"
-    save_simulator(GenieSimulator(tokenizer(), dynamics(num_actions=3, continuous=True), None, levers), folder)
-    assert vwm.load(folder, "cpu").spec.actions == levers
+    save_simulator(GenieSimulator(tokenizer(), dynamics(num_actions=3, continuous=True), None, actions), folder)
+    assert vwm.load(folder, "cpu").spec.actions == actions
     edit(folder, lambda index: index["settings"]["actions"].pop("rest"))
     assert vwm.load(folder, "cpu").spec.actions.rest == ()
     edit(folder, lambda index: index["settings"]["actions"].update(rest=[0, 0]))

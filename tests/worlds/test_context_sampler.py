@@ -10,19 +10,19 @@ from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
 from vwm.worlds.context_sampler import ContextSampler, rewarded_within
 
-PAID = {"a": [5], "b": []}
+REWARDED_STEPS = {"a": [5], "b": []}
 LENGTHS = {"a": 9, "b": 7}
 
 
 def record(folder: Path, rewards: bool = True) -> str:
-    """Frames say by their first pixel where they are from, and so do actions."""
+    """Write episodes whose first pixels and actions contain their position in the recording."""
     with ShardWriter(folder / "shard-000000.tar") as writer:
         for number, (key, length) in enumerate(LENGTHS.items()):
-            places = np.arange(length) + 20 * number
+            positions = np.arange(length) + 20 * number
             frames = np.zeros((length, 8, 8, 3), np.uint8)
-            frames[:, 0, 0, 0] = places
-            earned = np.isin(np.arange(length), PAID[key]).astype(np.float32) * -2
-            writer.write(key, Episode(frames, places, earned if rewards else None))
+            frames[:, 0, 0, 0] = positions
+            reward = np.isin(np.arange(length), REWARDED_STEPS[key]).astype(np.float32) * -2
+            writer.write(key, Episode(frames, positions, reward if rewards else None))
     return str(folder)
 
 
@@ -41,28 +41,28 @@ def test_rewarded_contexts_lead_to_a_reward(tmp_path: Path) -> None:
     contexts = ContextSampler(record(tmp_path), 3, horizon=2, rewarded_fraction=0.75)
     sampled = contexts.sample(200)
     assert sampled.sampled_uniformly.sum() == 50 and sampled.sampled_uniformly[:50].all()
-    # Frame 5's action is paid: one of the two that follow contexts which end at frames 4 and 5.
+    # Action 5 is rewarded: it is within the two actions after contexts that end at frames 4 and 5.
     assert set(sampled.frames[50:, -1, 0, 0, 0].tolist()) == {4, 5}
     assert contexts.sample(1).sampled_uniformly.all()
 
 
-def test_they_are_spread_over_the_recording(tmp_path: Path) -> None:
+def test_evenly_spaced_contexts_span_the_recording(tmp_path: Path) -> None:
     data = record(tmp_path)
-    few, everything = (
+    few, all_contexts = (
         ContextSampler(data, 3, horizon=2).evenly_spaced(3),
         ContextSampler(data, 3, horizon=2).evenly_spaced(100),
     )
     assert few[:, 0, 0, 0, 0].tolist() == [0, 6, 24]
-    assert everything[:, 0, 0, 0, 0].tolist() == [*range(7), *range(20, 25)]
+    assert all_contexts[:, 0, 0, 0, 0].tolist() == [*range(7), *range(20, 25)]
     half = ContextSampler(data, 3, horizon=2, rewarded_fraction=0.5).evenly_spaced(4)
     assert half[:, -1, 0, 0, 0].tolist() == [2, 26, 4, 5]
 
 
-def test_rewards_are_soon_within_the_horizon() -> None:
+def test_rewarded_within_marks_steps_up_to_the_horizon_before_a_reward() -> None:
     assert rewarded_within(np.array([0, 0, 0, 2, 0], np.float32), 2).tolist() == [False, False, True, True, False]
 
 
-def test_draws_are_the_generators(tmp_path: Path) -> None:
+def test_samples_depend_on_the_torch_seed(tmp_path: Path) -> None:
     contexts = ContextSampler(record(tmp_path), 2, horizon=2, rewarded_fraction=0.5)
     frames = [torch.manual_seed(seed) and contexts.sample(8).frames for seed in (0, 1, 0)]
     assert torch.equal(frames[0], frames[2]) and not torch.equal(frames[0], frames[1])

@@ -80,21 +80,21 @@ def actions(world, batch: int, step: int) -> torch.Tensor:
     return torch.sin(torch.arange(batch)[:, None] + step + torch.arange(world.spec.actions.size) * 2.0)
 
 
-def roll(world, state, steps: int, decode: bool = True, batch: int = 3):
-    frames = []
+def roll_out(world, state, steps: int, decode: bool = True, batch: int = 3):
+    outputs = []
     for i in range(steps):
-        state, out = world.step(state, actions(world, batch, i), decode)
-        frames.append(out)
-    return state, frames
+        state, output = world.step(state, actions(world, batch, i), decode)
+        outputs.append(output)
+    return state, outputs
 
 
-def other(world, context: torch.Tensor) -> torch.Tensor:
-    """A context that has nothing in common with this one."""
+def inverted_context(world, context: torch.Tensor) -> torch.Tensor:
+    """The inverted context, which differs from this one."""
     return 255 - context if world.spec.context.is_image else -context
 
 
-def seen(world, out) -> torch.Tensor:
-    """What a step shows: the picture, or the latent in a world that has none."""
+def shown(world, out) -> torch.Tensor:
+    """The observation of a step: the frame, or the latent in a world without frames."""
     assert (out.frame is not None) == (not world.spec.observation.is_latent)
     return out.latent if world.spec.observation.is_latent else out.frame
 
@@ -105,57 +105,59 @@ def test_shapes_and_types(world):
     assert frame.shape == shape and frame.dtype == dtype and state_batch_size(state) == 3
     state, out = world.step(state, actions(world, 3, 0))
     assert world.spec.observation.is_latent or (out.frame.shape == frame.shape and out.frame.dtype == dtype)
-    assert len(seen(world, out)) == 3 and out.latent.isfinite().all()
+    assert len(shown(world, out)) == 3 and out.latent.isfinite().all()
     assert out.reward.shape == (3,) and out.terminated.dtype == torch.bool
     assert len(world.spec.actions.names) == world.spec.actions.size
 
 
-def test_equal_state_and_actions_give_equal_frames_and_a_branch_leaves_no_trace(world):
+def test_equal_state_and_actions_give_equal_frames_and_a_branch_changes_no_other(world):
     state, _ = world.reset(contexts(world), seed=1)
-    state, _ = roll(world, state, 2)
-    kept = map_state(torch.clone, state)
-    _, first = roll(world, state, 6)  # beyond the window of 4
+    state, _ = roll_out(world, state, 2)
+    copied = map_state(torch.clone, state)
+    _, first = roll_out(world, state, 6)  # beyond the window of 4
     world.step(state, actions(world, 3, 3))  # a branch
-    _, second = roll(world, kept, 6)
-    assert all(torch.equal(seen(world, a), seen(world, b)) for a, b in zip(first, second, strict=True))
+    _, second = roll_out(world, copied, 6)
+    assert all(torch.equal(shown(world, a), shown(world, b)) for a, b in zip(first, second, strict=True))
 
 
-def test_the_state_tells_the_latent_that_it_stands_at(world):
+def test_the_state_contains_its_current_latent(world):
     state, _ = world.reset(contexts(world), seed=1)
     first = world.latent(state)
-    state, (out,) = roll(world, state, 1)
+    state, (out,) = roll_out(world, state, 1)
     assert torch.equal(world.latent(state), out.latent)
     assert first.shape == out.latent.shape and first.dtype == out.latent.dtype
-    # At a reset it is the context's, whatever the seed.
+    # After a reset it is the latent of the context, for every seed.
     assert torch.equal(first, world.latent(world.reset(contexts(world), seed=2)[0]))
-    assert not torch.equal(first, world.latent(world.reset(other(world, contexts(world)), seed=1)[0]))
+    assert not torch.equal(first, world.latent(world.reset(inverted_context(world, contexts(world)), seed=1)[0]))
     vectors = world.flatten_latents(out.latent)
     assert vectors.dtype == torch.float32 and vectors.ndim == 2 and len(vectors) == 3
     assert torch.equal(vectors[1:2], world.flatten_latents(out.latent[1:2]))
     assert not torch.equal(vectors, world.flatten_latents(first))
 
 
-def test_other_seeds_give_other_frames_where_the_world_draws_and_the_same_where_it_does_not(world):
+def test_seeds_change_frames_in_stochastic_worlds_only(world):
     context = contexts(world)
-    _, one = roll(world, world.reset(context, seed=1)[0], 3)
-    _, two = roll(world, world.reset(context, seed=2)[0], 3)
-    assert torch.equal(seen(world, one[-1]), seen(world, two[-1])) != world.spec.stochastic
+    _, first = roll_out(world, world.reset(context, seed=1)[0], 3)
+    _, second = roll_out(world, world.reset(context, seed=2)[0], 3)
+    assert torch.equal(shown(world, first[-1]), shown(world, second[-1])) != world.spec.stochastic
 
 
-def test_other_actions_and_other_contexts_give_other_frames(world):
+def test_actions_and_contexts_change_the_frames(world):
     context = contexts(world)
     state, _ = world.reset(context, seed=1)
     _, left = world.step(state, actions(world, 3, 0))
     _, right = world.step(state, actions(world, 3, 1))
     assert not torch.equal(left.latent, right.latent)
-    # Tokens of a tiny random network may well be the same after one step.
-    here, there = (roll(world, world.reset(start, seed=1)[0], 6)[1] for start in (context, other(world, context)))
-    assert not all(torch.equal(a.latent, b.latent) for a, b in zip(here, there, strict=True))
+    # Tokens of a tiny random network may be equal after one step.
+    outputs, other_outputs = (
+        roll_out(world, world.reset(start, seed=1)[0], 6)[1] for start in (context, inverted_context(world, context))
+    )
+    assert not all(torch.equal(a.latent, b.latent) for a, b in zip(outputs, other_outputs, strict=True))
 
 
-def test_a_batch_of_worlds_steps_as_each_would_alone(world):
+def test_worlds_in_a_batch_step_as_they_do_alone(world):
     context, seeds = contexts(world), world_seeds(7, 3)
-    _, together = roll(world, world.reset(context, seeds)[0], 6)
+    _, together = roll_out(world, world.reset(context, seeds)[0], 6)
     state, _ = world.reset(context[1:2], seeds[1:2])
     for i in range(6):
         state, out = world.step(state, actions(world, 3, i)[1:2])
@@ -168,19 +170,19 @@ def test_a_batch_of_worlds_steps_as_each_would_alone(world):
             assert (out.frame.double() - together[i].frame[1:2].double()).abs().max() <= step
 
 
-def test_skipping_the_pixels_changes_no_later_frame(world):
+def test_skipping_the_decoding_does_not_change_later_frames(world):
     state, _ = world.reset(contexts(world), seed=1)
-    blind, outs = roll(world, state, 5, decode=False)
-    assert all(out.frame is None for out in outs)
-    seeing, shown = roll(world, state, 5)
-    _, a = world.step(blind, actions(world, 3, 5))
-    _, b = world.step(seeing, actions(world, 3, 5))
-    assert torch.equal(seen(world, a), seen(world, b)) and torch.equal(outs[-1].latent, shown[-1].latent)
+    undecoded_state, undecoded = roll_out(world, state, 5, decode=False)
+    assert all(out.frame is None for out in undecoded)
+    decoded_state, decoded = roll_out(world, state, 5)
+    _, a = world.step(undecoded_state, actions(world, 3, 5))
+    _, b = world.step(decoded_state, actions(world, 3, 5))
+    assert torch.equal(shown(world, a), shown(world, b)) and torch.equal(undecoded[-1].latent, decoded[-1].latent)
 
 
-def test_worlds_of_different_age_step_in_one_batch(world):
+def test_worlds_with_different_numbers_of_steps_share_a_batch(world):
     old, _ = world.reset(contexts(world, 1), seed=1)
-    old, _ = roll(world, old, 5, batch=1)
+    old, _ = roll_out(world, old, 5, batch=1)
     young, _ = world.reset(contexts(world, 1), seed=2)
     _, alone = world.step(young, actions(world, 1, 0))
     both = actions(world, 1, 0).repeat(2, *[1] * (actions(world, 1, 0).ndim - 1))
@@ -191,42 +193,44 @@ def test_worlds_of_different_age_step_in_one_batch(world):
     assert all(torch.allclose(copies.latent[i].float(), alone.latent[0].float(), atol=1e-4) for i in range(4))
 
 
-def test_observing_a_frame_is_a_reset_with_one_frame_more(world):
-    """Frame by frame, beyond the window; a world that cannot says so."""
+def test_observing_a_frame_equals_a_reset_with_one_more_frame(world):
+    """Observe frame by frame, beyond the window; worlds without this capability raise an error."""
     context, seeds = contexts(world, frames=7), world_seeds(3, 3)
-    told = torch.stack([actions(world, 3, i) for i in range(6)], dim=1)
-    state, _ = world.reset(context[:, :2], seeds, told[:, :1])
+    taken = torch.stack([actions(world, 3, i) for i in range(6)], dim=1)
+    state, _ = world.reset(context[:, :2], seeds, taken[:, :1])
     if not isinstance(world, ObservesFrames):
         with pytest.raises(ValueError, match="cannot observe frames"):
             DynamicsObservationEncoder(world, "latent")
         return
-    whole, _ = world.reset(context, seeds, told)
-    kept = map_state(torch.clone, state)
+    whole, _ = world.reset(context, seeds, taken)
+    copied = map_state(torch.clone, state)
     for i in range(1, 6):
-        state = world.observe(state, told[:, i], context[:, i + 1])
-    close(state, whole)
-    again, (out,) = roll(world, state, 1)
-    close(again, roll(world, whole, 1)[0])
-    close(world.observe(kept, told[:, 1], context[:, 2]), world.reset(context[:, :3], seeds, told[:, :2])[0])
-    # A drawn frame leaves no trace in what the tokenizer has seen; what really happened is taken in after it.
-    assert not torch.equal(world.latent(world.observe(again, told[:, 0], context[:, 0])), out.latent)
+        state = world.observe(state, taken[:, i], context[:, i + 1])
+    assert_states_close(state, whole)
+    next_state, (out,) = roll_out(world, state, 1)
+    assert_states_close(next_state, roll_out(world, whole, 1)[0])
+    assert_states_close(
+        world.observe(copied, taken[:, 1], context[:, 2]), world.reset(context[:, :3], seeds, taken[:, :2])[0]
+    )
+    # A predicted frame does not enter the tokenizer's state; the real frame is observed in its place.
+    assert not torch.equal(world.latent(world.observe(next_state, taken[:, 0], context[:, 0])), out.latent)
     for action, frame, message in (
-        (told[:, 1], context[:, 2].float(), r"uint8 \[b, t, \d+, \d+, 3\], got torch\.float32"),
-        (told[:, 1], context[:1, 2], "3 simulations observe 3 frames"),
-        (told[:2, 1], context[:, 2], r"action must be"),
+        (taken[:, 1], context[:, 2].float(), r"uint8 \[b, t, \d+, \d+, 3\], got torch\.float32"),
+        (taken[:, 1], context[:1, 2], "3 simulations observe 3 frames"),
+        (taken[:2, 1], context[:, 2], r"action must be"),
     ):
         with pytest.raises(ValueError, match=message):
             world.observe(state, action, frame)
 
 
-def close(state, other) -> None:
+def assert_states_close(state, expected) -> None:
     """Equal states, to float32's rounding."""
-    for a, b in zip(tree_leaves(state), tree_leaves(other), strict=True):
+    for a, b in zip(tree_leaves(state), tree_leaves(expected), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
-def test_what_policies_read_is_a_vector_a_world(world):
-    """Features of the present alone, whatever came before in other worlds; or a word that there are none."""
+def test_features_are_one_vector_per_world(world):
+    """Features depend on a world's own state only; worlds without features raise an error."""
     state, _ = world.reset(contexts(world), seed=1)
     if not isinstance(world, ProvidesFeatures) or (
         isinstance(world, EnsembleSimulator) and world.followed_member == "random"
@@ -236,8 +240,8 @@ def test_what_policies_read_is_a_vector_a_world(world):
         return
     features = world.features(state)
     assert features.ndim == 2 and len(features) == 3 and features.dtype == torch.float32
-    after, _ = roll(world, state, 1)
-    assert world.features(after).shape == features.shape and not torch.equal(world.features(after), features)
+    next_state, _ = roll_out(world, state, 1)
+    assert world.features(next_state).shape == features.shape and not torch.equal(world.features(next_state), features)
     alone, _ = world.reset(contexts(world)[1:2], seed=world_seeds(1, 3)[1:2])
     torch.testing.assert_close(world.features(alone), features[1:2], rtol=0, atol=1e-5)
 
@@ -245,19 +249,21 @@ def test_what_policies_read_is_a_vector_a_world(world):
 @pytest.mark.parametrize(
     "make", [diffusion_world, lambda outcomes=False: genie(labeled=True, outcomes=outcomes)], ids=["dit", "genie"]
 )
-def test_rewards_and_ends_come_from_the_heads_and_depend_on_the_action(make):
-    plain, world = make(), make(outcomes=True)
-    _, out = plain.step(plain.reset(contexts(plain))[0], actions(plain, 3, 0))
+def test_rewards_and_terminations_come_from_the_heads_and_depend_on_the_action(make):
+    without_heads, world = make(), make(outcomes=True)
+    _, out = without_heads.step(without_heads.reset(contexts(without_heads))[0], actions(without_heads, 3, 0))
     assert not out.reward.any() and not out.terminated.any()
     state, _ = world.reset(contexts(world))
     (_, one), (_, two) = (world.step(state, torch.full((3,), a)) for a in (0, 1))
     assert one.reward.std() > 0 and not torch.equal(one.reward, two.reward)
-    ends = torch.cat([roll(world, world.reset(contexts(world), seed)[0], 1)[1][0].terminated for seed in range(20)])
-    assert 0 < ends.float().mean() < 1  # drawn, since the random head's probability is neither
+    terminated = torch.cat(
+        [roll_out(world, world.reset(contexts(world), seed)[0], 1)[1][0].terminated for seed in range(20)]
+    )
+    assert 0 < terminated.float().mean() < 1  # sampled: the random head's probability is neither 0 nor 1
 
 
-def test_goals_are_encoded_as_frames_are():
-    """A picture's latent is the one that a world begins with there; frames of a clip do not touch each other."""
+def test_encoding_a_frame_gives_the_latent_of_a_reset_to_it():
+    """The latent of a frame is that of a reset to it; frames of a clip are encoded independently."""
     world = jepa_world()
     clip = contexts(world)
     latents = world.encode(clip)
@@ -268,20 +274,20 @@ def test_goals_are_encoded_as_frames_are():
         world.encode(clip.float())
 
 
-def test_a_past_without_actions_counts_where_the_predictor_learned_to_do_without():
+def test_contexts_without_actions_are_used_if_the_predictor_allows_unknown_actions():
     context = contexts(jepa_world())
-    told = torch.randint(0, 4, (3, 3), generator=torch.Generator().manual_seed(0))
+    context_actions = torch.randint(0, 4, (3, 3), generator=torch.Generator().manual_seed(0))
     for unknown in (False, True):
         world = jepa_world(allow_unknown_actions=unknown)
 
-        def first(context, told=None, world=world):
-            return world.step(world.reset(context, context_actions=told)[0], actions(world, 3, 0))[1].latent
+        def first_latent(context, context_actions=None, world=world):
+            return world.step(world.reset(context, context_actions=context_actions)[0], actions(world, 3, 0))[1].latent
 
-        assert torch.equal(first(context), first(context[:, -1:])) != unknown
-        assert not torch.equal(first(context), first(context, told))
+        assert torch.equal(first_latent(context), first_latent(context[:, -1:])) != unknown
+        assert not torch.equal(first_latent(context), first_latent(context, context_actions))
 
 
-def test_parts_of_a_world_in_representation_space_that_do_not_fit_are_named():
+def test_rejects_jepa_parts_that_do_not_fit():
     from vwm.core.spaces import ActionSpace
     from vwm.models.vjepa.simulator import VJEPAACSimulator
 
@@ -295,7 +301,7 @@ def test_parts_of_a_world_in_representation_space_that_do_not_fit_are_named():
             VJEPAACSimulator(**parts, actions=ActionSpace("discrete", 4))
 
 
-def test_wrong_input_is_named(world):
+def test_rejects_invalid_contexts_and_actions(world):
     if world.spec.context.is_image:
         height, width = world.spec.context.image_size
         with pytest.raises(ValueError, match=rf"uint8 \[b, t, {height}, {width}, 3\], got torch.float32"):

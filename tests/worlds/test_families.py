@@ -1,4 +1,4 @@
-"""Every command works on every family, as far as the family says that it applies: add a small simulator of yours."""
+"""Every command works on every family that supports it; add a small simulator for a new family."""
 
 from __future__ import annotations
 
@@ -97,15 +97,15 @@ FAMILIES = {family.name: family for family in world_families()}
 
 
 def write_random_clips(path: Path, simulator: NetworkSimulator) -> None:
-    """Clips that a simulator can be evaluated on."""
+    """Write clips that a simulator can be evaluated on."""
     rng, space, actions = np.random.default_rng(0), simulator.spec.context, simulator.spec.actions
     shape = space.shape if space.is_image else (8, 8, 3)
     with ShardWriter(path) as writer:
         for i in range(3):
-            levers = rng.uniform(-1, 1, (9, actions.size)).astype(np.float32)
+            continuous_actions = rng.uniform(-1, 1, (9, actions.size)).astype(np.float32)
             episode = Episode(
                 frames=rng.integers(0, 256, (9, *shape)).astype(np.uint8),
-                actions=rng.integers(0, actions.size, 9) if actions.is_discrete else levers,
+                actions=rng.integers(0, actions.size, 9) if actions.is_discrete else continuous_actions,
                 rewards=rng.normal(size=9).astype(np.float32),
                 state=rng.normal(size=(9, *space.shape)).astype(np.float32) if space.is_vector else None,
                 meta={"fps": 10.0},
@@ -180,7 +180,7 @@ def test_every_family_is_evaluated_by_the_report_that_it_names(name: str, folder
 
 
 @pytest.mark.parametrize("name", SIMULATORS)
-def test_every_family_is_timed(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_family_is_benchmarked(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     benchmark_play(folder / name, steps=2, batch=2, repeats=1, device="cpu")
     printed = capsys.readouterr().out
     assert f"({FAMILIES[name].title})" in printed and "ms a frame" in printed
@@ -191,7 +191,7 @@ def test_every_family_is_timed(name: str, folder: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("name", SIMULATORS)
-def test_families_with_features_are_probed_and_the_others_say_so(name: str, folder: Path) -> None:
+def test_families_with_features_are_probed_and_others_raise_an_error(name: str, folder: Path) -> None:
     if type(FAMILIES[name]).feature_extractor is WorldFamily.feature_extractor:
         with pytest.raises(ValueError, match=f"{FAMILIES[name].title} has no features to probe"):
             load_feature_extractor(folder / name)
@@ -203,21 +203,21 @@ def test_families_with_features_are_probed_and_the_others_say_so(name: str, fold
 
 
 @pytest.mark.parametrize("name", SIMULATORS)
-def test_every_family_that_shows_frames_is_played_and_is_an_environment(name: str, folder: Path) -> None:
+def test_every_family_is_an_environment_and_is_playable_if_it_shows_frames(name: str, folder: Path) -> None:
     simulator = load_simulator(folder / name, "cpu")
     observation = simulator.spec.observation
     starts = _starts(simulator)
     env = SimulatorEnv(simulator, starts, observe="latent" if observation.is_latent else "frame")
     env.reset(seed=0)
-    seen, *_ = env.step(action := env.action_space.sample())
-    assert env.observation_space.contains(seen)
+    observed, *_ = env.step(action := env.action_space.sample())
+    assert env.observation_space.contains(observed)
     if observation.is_image:
         session = PlaySession(simulator, starts)
         session.reset(0, seed=0)
         assert session.step(action.tolist()).frame.shape == observation.shape
 
 
-def test_networks_without_a_simulator_are_probed_and_surprised(tmp_path: Path) -> None:
+def test_networks_without_a_simulator_are_probed_and_measure_surprise(tmp_path: Path) -> None:
     save_component(tokenizer(), tmp_path / "tokens" / "tokenizer")
     save_component(encoder(), tmp_path / "jepa" / "encoder")
     save_component(predictor(), tmp_path / "jepa" / "predictor")

@@ -1,4 +1,4 @@
-"""Gymnasium faces: outside checkers, Gymnasium's own vectorizer as the oracle of ours, and exact indices."""
+"""Gymnasium interfaces: external checkers, equality with Gymnasium's own vectorizer, and exact resets."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def bundle(genie: GenieSimulator, tmp_path_factory: pytest.TempPathFactory) -> P
     return path
 
 
-def test_gymnasium_checker_finds_nothing(bundle: Path) -> None:
+def test_it_passes_the_gymnasium_checker(bundle: Path) -> None:
     env = gymnasium.make(WORLD, bundle=bundle, max_episode_steps=9, render_mode="rgb_array")
     check_env(env.unwrapped)
     assert env.spec is not None and env.spec.id == "vwm/World-v0"
@@ -60,13 +60,13 @@ def test_gymnasium_checker_finds_nothing(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["discrete", "continuous"])
-def test_stable_baselines_checker_finds_nothing(kind: str) -> None:
+def test_it_passes_the_stable_baselines_checker(kind: str) -> None:
     sb3_check_env(SimulatorEnv(CountWorld(kind), render_mode="rgb_array"), warn=True, skip_render_check=False)
 
 
 @pytest.mark.parametrize(("shows", "observe"), [("pictures", "frame"), ("vectors", "frame"), ("latents", "latent")])
-def test_our_own_checker_finds_nothing(shows: str, observe: str) -> None:
-    """See test_conformance.py for what it would find."""
+def test_it_passes_our_conformance_checker(shows: str, observe: str) -> None:
+    """See test_vector_env_conformance.py for the faults that it detects."""
     check_vector_env(
         lambda num_envs, autoreset_mode, max_episode_steps: SimulatorVectorEnv(
             CountWorld(shows=shows), num_envs, None, max_episode_steps, autoreset_mode, observe=observe
@@ -86,7 +86,7 @@ def test_spaces() -> None:
     assert observation in envs.observation_space
 
 
-def test_single_world_step_by_step() -> None:
+def test_a_single_world_counts_truncates_and_terminates() -> None:
     env = SimulatorEnv(CountWorld(), max_episode_steps=4, render_mode="rgb_array")
     frame, info = env.reset(seed=1, options={"start": 2})
     assert info == {"start": 2} and frame[0, :2, 0].tolist() == [3, 0]
@@ -100,39 +100,39 @@ def test_single_world_step_by_step() -> None:
 
 
 def test_everything_random_comes_from_the_seed() -> None:
-    def life(seed: int | None, env: SimulatorEnv) -> list[int]:
+    def two_episodes(seed: int | None, env: SimulatorEnv) -> list[int]:
         frames = [env.reset(seed=seed)[0], env.step(1)[0], env.reset()[0], env.step(2)[0]]
         return [int(v) for frame in frames for v in frame[0, :3, 0]]
 
     one, other = SimulatorEnv(CountWorld()), SimulatorEnv(CountWorld())
-    assert life(5, one) == life(5, other) == life(5, one)
-    assert life(6, one) != life(5, other)
-    # Naming the context takes as many random numbers as drawing it.
+    assert two_episodes(5, one) == two_episodes(5, other) == two_episodes(5, one)
+    assert two_episodes(6, one) != two_episodes(5, other)
+    # A given context consumes as many random numbers as a sampled one.
     one.reset(seed=5, options={"start": 0}), other.reset(seed=5)
     assert (one.reset()[0] == other.reset()[0]).all()
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
 @pytest.mark.parametrize("kind", ["discrete", "continuous"])
-def test_a_batch_lives_as_gymnasiums_vector_of_single_worlds(mode: AutoresetMode, kind: str) -> None:
-    ours = SimulatorVectorEnv(CountWorld(kind), 3, max_episode_steps=5, autoreset_mode=mode, render_mode="rgb_array")
-    single = [lambda: SimulatorEnv(CountWorld(kind), max_episode_steps=5, render_mode="rgb_array")] * 3
-    theirs = SyncVectorEnv(single, autoreset_mode=mode)
-    assert ours.metadata == theirs.metadata
-    assert ours.observation_space == theirs.observation_space and ours.action_space == theirs.action_space
-    theirs.action_space.seed(0)
-    assert data_equivalence(ours.reset(seed=7), theirs.reset(seed=7), exact=True)
-    assert ours.np_random_seed == theirs.np_random_seed == (7, 8, 9)
+def test_a_batch_equals_a_gymnasium_vector_of_single_worlds(mode: AutoresetMode, kind: str) -> None:
+    envs = SimulatorVectorEnv(CountWorld(kind), 3, max_episode_steps=5, autoreset_mode=mode, render_mode="rgb_array")
+    make_single = [lambda: SimulatorEnv(CountWorld(kind), max_episode_steps=5, render_mode="rgb_array")] * 3
+    sync_envs = SyncVectorEnv(make_single, autoreset_mode=mode)
+    assert envs.metadata == sync_envs.metadata
+    assert envs.observation_space == sync_envs.observation_space and envs.action_space == sync_envs.action_space
+    sync_envs.action_space.seed(0)
+    assert data_equivalence(envs.reset(seed=7), sync_envs.reset(seed=7), exact=True)
+    assert envs.np_random_seed == sync_envs.np_random_seed == (7, 8, 9)
     for _ in range(40):
-        action = theirs.action_space.sample()
-        mine, expected = ours.step(action), theirs.step(action)
-        assert data_equivalence(mine, expected, exact=True)
-        assert all((a == b).all() for a, b in zip(ours.render() or (), theirs.render(), strict=True))
-    assert data_equivalence(ours.reset(), theirs.reset(), exact=True)  # the generators stand at the same place
-    assert data_equivalence(ours.reset(seed=[3, None, 4]), theirs.reset(seed=[3, None, 4]), exact=True)
+        action = sync_envs.action_space.sample()
+        actual, expected = envs.step(action), sync_envs.step(action)
+        assert data_equivalence(actual, expected, exact=True)
+        assert all((a == b).all() for a, b in zip(envs.render() or (), sync_envs.render(), strict=True))
+    assert data_equivalence(envs.reset(), sync_envs.reset(), exact=True)  # the generators have advanced equally
+    assert data_equivalence(envs.reset(seed=[3, None, 4]), sync_envs.reset(seed=[3, None, 4]), exact=True)
 
 
-def test_same_step_hands_over_the_last_frame() -> None:
+def test_same_step_mode_returns_the_final_frame_in_the_infos() -> None:
     envs = SimulatorVectorEnv(CountWorld(), 2, autoreset_mode="SameStep")
     envs.reset(seed=0)
     for _ in range(2):
@@ -144,7 +144,7 @@ def test_same_step_hands_over_the_last_frame() -> None:
     assert infos["_final_obs"].tolist() == infos["_final_info"].tolist() == infos["_start"].tolist() == [True, False]
 
 
-def test_next_step_spends_a_step_on_the_reset() -> None:
+def test_next_step_mode_resets_in_a_step_of_its_own() -> None:
     envs = SimulatorVectorEnv(CountWorld(), 2)
     envs.reset(seed=0)
     for _ in range(3):
@@ -171,12 +171,12 @@ def test_disabled_mode_leaves_resets_to_the_caller() -> None:
     assert envs.step(np.array([1, 1]))[0][:, 0, 1, 0].tolist() == [1, 2]
 
 
-def test_observations_are_the_callers_to_change() -> None:
+def test_callers_may_modify_returned_observations() -> None:
     envs = SimulatorVectorEnv(CountWorld(), 2, render_mode="rgb_array")
     first, _ = envs.reset(seed=0)
-    kept = first.copy()
+    copied = first.copy()
     envs.step(np.array([1, 1]))[0][:] = 0
-    assert (first == kept).all() and (envs.render() or ())[0][0, 1, 0] == 1
+    assert (first == copied).all() and (envs.render() or ())[0][0, 1, 0] == 1
 
 
 def test_make_vec_and_genie_worlds(bundle: Path, genie: GenieSimulator) -> None:
@@ -186,7 +186,7 @@ def test_make_vec_and_genie_worlds(bundle: Path, genie: GenieSimulator) -> None:
     for world, action in enumerate((0, 2)):
         env = SimulatorEnv(genie)
         alone = [env.reset(seed=4 + world)[0], *(env.step(action)[0] for _ in range(3))]
-        # A matrix product of another batch size may round otherwise, by one gray level.
+        # A matrix product of another batch size may round differently, by one gray level.
         assert max(int(np.abs(a.astype(int) - f[world]).max()) for a, f in zip(alone, frames, strict=True)) <= 1
 
 
@@ -214,7 +214,7 @@ def test_errors_name_the_remedy() -> None:
 
 
 @pytest.mark.parametrize("observe", ["frame", "latent"])
-def test_worlds_of_vectors_show_vectors(observe: str) -> None:
+def test_vector_worlds_have_vector_observations(observe: str) -> None:
     world = CountWorld(shows="vectors")
     env = SimulatorEnv(world, observe=observe)
     envs = SimulatorVectorEnv(world, 2, starts=world.starts[3:], observe=observe)  # type: ignore[index]
@@ -233,7 +233,7 @@ def test_worlds_of_vectors_show_vectors(observe: str) -> None:
         SimulatorEnv(world, starts=CountWorld().starts)
 
 
-def test_latents_are_observed_without_decoding_unless_something_is_rendered() -> None:
+def test_latent_observations_are_decoded_only_for_rendering() -> None:
     for shows in ("pictures", "latents"):
         world = CountWorld(shows=shows)
         env = SimulatorEnv(world, observe="latent")
@@ -246,11 +246,11 @@ def test_latents_are_observed_without_decoding_unless_something_is_rendered() ->
         SimulatorEnv(CountWorld(), observe="pixels")
     env = SimulatorEnv(CountWorld(), observe="latent", render_mode="rgb_array")
     env.reset(seed=0, options={"start": 1})
-    latent, picture = env.step(3)[0], env.render()
-    assert picture is not None and picture[0, :3, 0].tolist() == latent.astype(int).tolist()
+    latent, image = env.step(3)[0], env.render()
+    assert image is not None and image[0, :3, 0].tolist() == latent.astype(int).tolist()
 
 
-def test_latents_of_a_video_world_are_codes(genie: GenieSimulator) -> None:
+def test_latent_observations_of_a_video_world_are_codes(genie: GenieSimulator) -> None:
     envs = SimulatorVectorEnv(genie, 2, observe="latent")
     assert envs.single_observation_space.shape == (16 * 32,)  # tokens, each with a code as wide as the tokenizer
     frames = SimulatorVectorEnv(genie, 2)
@@ -264,14 +264,16 @@ def test_latents_of_a_video_world_are_codes(genie: GenieSimulator) -> None:
 
 
 def test_a_fork_continues_exactly_and_independently() -> None:
-    """Its worlds, their generators (over episode ends) and the spaces' own."""
+    """A fork copies worlds, their generators (across episodes) and the generators of the spaces."""
     env = SimulatorEnv(CountWorld(), max_episode_steps=4)
-    early = env.fork()  # before anything was drawn
-    assert data_equivalence(env.reset(), early.reset(), exact=True)
+    early_fork = env.fork()  # before any random number was drawn
+    assert data_equivalence(env.reset(), early_fork.reset(), exact=True)
     env.step(1)
-    other = env.fork()
-    lives = [_life(e) for e in (other, env.fork(), env)]  # what became of one leaves the next as it was
-    assert data_equivalence(lives[0], lives[1], exact=True) and data_equivalence(lives[0], lives[2], exact=True)
+    fork = env.fork()
+    trajectories = [_three_episodes(e) for e in (fork, env.fork(), env)]  # stepping one does not change the next
+    assert data_equivalence(trajectories[0], trajectories[1], exact=True) and data_equivalence(
+        trajectories[0], trajectories[2], exact=True
+    )
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
@@ -280,19 +282,21 @@ def test_a_fork_of_a_batch_continues_exactly_and_independently(mode: AutoresetMo
     envs.reset(seed=0)
     for _ in range(4):
         envs.step(envs.action_space.sample())
-    one, two = envs.fork(), envs.fork()
-    lives = [[e.step(e.action_space.sample()) for _ in range(20)] for e in (one, two, envs)]
-    assert data_equivalence(lives[0], lives[1], exact=True) and data_equivalence(lives[0], lives[2], exact=True)
-    assert one.np_random_seed == (0, 1, 2) and one.simulator is envs.simulator
+    first_fork, second_fork = envs.fork(), envs.fork()
+    trajectories = [[e.step(e.action_space.sample()) for _ in range(20)] for e in (first_fork, second_fork, envs)]
+    assert data_equivalence(trajectories[0], trajectories[1], exact=True) and data_equivalence(
+        trajectories[0], trajectories[2], exact=True
+    )
+    assert first_fork.np_random_seed == (0, 1, 2) and first_fork.simulator is envs.simulator
 
 
-def _life(env: SimulatorEnv) -> list[object]:
-    """Three episodes."""
-    shown: list[object] = []
+def _three_episodes(env: SimulatorEnv) -> list[object]:
+    """Play three episodes and return everything that the environment returned."""
+    trajectory: list[object] = []
     for _ in range(3):
         ended = False
         while not ended:
-            shown.append(env.step(env.action_space.sample()))
-            ended = shown[-1][2] or shown[-1][3]  # type: ignore[index]
-        shown.append(env.reset())
-    return shown
+            trajectory.append(env.step(env.action_space.sample()))
+            ended = trajectory[-1][2] or trajectory[-1][3]  # type: ignore[index]
+        trajectory.append(env.reset())
+    return trajectory

@@ -1,4 +1,4 @@
-"""What Gymnasium, Stable-Baselines3 and TorchRL themselves check, on every simulator that test_contract.py lists."""
+"""Every simulator of test_contract.py passes the checkers of Gymnasium, Stable-Baselines3 and TorchRL, and ours."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ def world(request: pytest.FixtureRequest) -> Any:
     return SIMULATORS[request.param]()
 
 
-def ways(world: Any) -> list[str]:
+def observation_modes(world: Any) -> list[str]:
     return ["latent"] if world.spec.observation.is_latent else ["frame", "latent"]
 
 
 @pytest.mark.filterwarnings("ignore:.*A Box observation space m..imum value is -?infinity")  # latents have no bounds
-def test_gymnasium_and_stable_baselines(world: Any) -> None:
-    for observe in ways(world):
+def test_it_passes_the_checkers_of_gymnasium_and_stable_baselines(world: Any) -> None:
+    for observe in observation_modes(world):
         env = SimulatorEnv(world, contexts(world), max_episode_steps=5, observe=observe)
         check_env(env, skip_render_check=True)  # rendering is checked in test_gymnasium_env.py, from a bundle
-        sb3_check_env(env, warn=False)  # it would warn of pictures below 36 pixels
+        sb3_check_env(env, warn=False)  # it would warn about images below 36 pixels
 
 
-def test_our_own_of_vectors(world: Any) -> None:
-    observe = ways(world)[0]
+def test_it_passes_our_vector_env_checker(world: Any) -> None:
+    observe = observation_modes(world)[0]
 
     def make(num_envs: int, autoreset_mode: Any, max_episode_steps: int) -> SimulatorVectorEnv:
         return SimulatorVectorEnv(world, num_envs, contexts(world), max_episode_steps, autoreset_mode, observe=observe)
 
-    # In another batch a gray level may round otherwise.
+    # In a batch of another size a gray level may round differently.
     tolerance = 1e-3 if world.spec.context.is_vector or observe == "latent" else 1.0
     check_vector_env(make, num_envs=2, max_episode_steps=2, steps=6, tolerance=tolerance)
 
 
-def test_torchrl(world: Any) -> None:
+def test_it_passes_the_torchrl_checker(world: Any) -> None:
     pytest.importorskip("torchrl")
     from torchrl.envs.utils import check_env_specs
 
     from vwm.worlds.torchrl_env import SimulatorTorchRLEnv
 
-    for observe in ways(world):
+    for observe in observation_modes(world):
         env = SimulatorTorchRLEnv(world, 2, contexts(world), max_episode_steps=2, observe=observe)
         check_env_specs(env, seed=0)
         check_env_specs(env, break_when_any_done=False)

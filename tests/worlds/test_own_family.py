@@ -1,4 +1,4 @@
-"""A family of another package, defined in this file alone, goes through every command."""
+"""A family of another package, defined in this file only, works with every command."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SIZE = 16
 
 
 class NextFrameNet(ModelMixin, ConfigMixin):
-    """Predict the next frame of the present one and the action, by convolutions."""
+    """Predict the next frame from the current frame and the action, by convolutions."""
 
     @register_to_config
     def __init__(self, image_size: int = SIZE, action_dims: int = 2, width: int = 8) -> None:
@@ -87,7 +87,7 @@ class NextFrameState(NamedTuple):
 
 
 class NextFrameSimulator(NetworkSimulator):
-    """Frames that predict each other; there is no tokenizer, and nothing is drawn."""
+    """Predict frames directly: there is no tokenizer and no randomness."""
 
     SAMPLING_CLASS = NoSampling
 
@@ -116,7 +116,7 @@ class NextFrameSimulator(NetworkSimulator):
 
 
 class NextFrameFeatures(FeatureExtractor):
-    """The hidden layer, an action of zeros, each pixel a token."""
+    """The hidden layer under an action of zeros; each pixel is a token."""
 
     image_size = (SIZE, SIZE)
 
@@ -146,7 +146,7 @@ class NextFrameFamily(WorldFamily):
 
 @pytest.fixture(scope="module")
 def registry():
-    """A registry that forgets this module's family afterwards."""
+    """The registry, restored after the tests of this module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(families, "_registered", {})
         patch.setattr(components, "_network_packages", {"vwm"})
@@ -154,8 +154,8 @@ def registry():
 
 
 @pytest.fixture(scope="module")
-def made(registry, tmp_path_factory) -> Path:
-    """record → fit → export, as typed."""
+def artifacts(registry, tmp_path_factory) -> Path:
+    """Record, fit and export through the command line."""
     registry.register_family(NextFrameFamily())
     out = tmp_path_factory.mktemp("own")
     record = ["--frames", "480", "--max_episode_frames", "8", "--size", str(SIZE), "--workers", "0", "--state"]
@@ -189,11 +189,11 @@ def made(registry, tmp_path_factory) -> Path:
     return out
 
 
-def test_a_run_becomes_a_bundle_that_loads(made: Path) -> None:
-    index = json.loads((made / "bundle" / "model_index.json").read_text())
+def test_a_run_becomes_a_bundle_that_loads(artifacts: Path) -> None:
+    index = json.loads((artifacts / "bundle" / "model_index.json").read_text())
     assert index["_class_name"] == "NextFrameSimulator" and index["dynamics"] == [__name__, "NextFrameNet"]
-    assert "(next frame)" in (made / "bundle" / "README.md").read_text()
-    world = vwm.load(made / "bundle", "cpu")
+    assert "(next frame)" in (artifacts / "bundle" / "README.md").read_text()
+    world = vwm.load(artifacts / "bundle", "cpu")
     assert type(world) is NextFrameSimulator and world.spec.actions.names == ("right", "down")
     assert families.find_family(world).name == "next_frame"
     state, frame = world.reset(world.starts)
@@ -201,30 +201,30 @@ def test_a_run_becomes_a_bundle_that_loads(made: Path) -> None:
     assert frame.shape == output.frame.shape == (3, SIZE, SIZE, 3)
 
 
-def test_it_is_evaluated(made: Path) -> None:
+def test_the_bundle_is_evaluated(artifacts: Path) -> None:
     main(
-        ["eval", str(made / "bundle"), str(made / "data"), "--out", str(made / "report")]
+        ["eval", str(artifacts / "bundle"), str(artifacts / "data"), "--out", str(artifacts / "report")]
         + ["--clips", "4", "--horizon", "3", "--batch_size", "4", "--videos", "1"]
     )
-    report = json.loads((made / "report" / "report.json").read_text())
+    report = json.loads((artifacts / "report" / "report.json").read_text())
     assert len(report["rollout"]["psnr"]) == 3 and report["rollout"]["psnr"][0] > 20
     assert report["codebook"] is None and report["tokenizer"]["psnr"] is None  # frames need no reconstruction
     assert report["play"]["sampling_steps"] is None and report["provenance"]["parts"]["dynamics"]["parameters"] > 0
 
 
-def test_it_is_probed_and_timed(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bundle_is_probed_and_benchmarked(artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = ["--clips", "32", "--test_clips", "16", "--clip_length", "2", "--probes", "[ridge]", "--random_seeds", "1"]
-    main(["probe", str(made / "bundle"), str(made / "data"), "-o", str(made / "probe"), *more])
-    names = [row["name"] for row in json.loads((made / "probe" / "probe.json").read_text())["rows"]]
+    main(["probe", str(artifacts / "bundle"), str(artifacts / "data"), "-o", str(artifacts / "probe"), *more])
+    names = [row["name"] for row in json.loads((artifacts / "probe" / "probe.json").read_text())["rows"]]
     assert names[0] == "bundle" and any("random init" in name for name in names)
     capsys.readouterr()
-    main(["bench", "play", str(made / "bundle"), "--steps", "2", "--repeats", "1"])
+    main(["bench", "play", str(artifacts / "bundle"), "--steps", "2", "--repeats", "1"])
     printed = capsys.readouterr().out
     assert "(next frame)" in printed and "ms a frame" in printed
 
 
-def test_it_is_played_and_is_an_environment(made: Path) -> None:
-    world = vwm.load(made / "bundle", "cpu")
+def test_the_bundle_is_played_and_is_an_environment(artifacts: Path) -> None:
+    world = vwm.load(artifacts / "bundle", "cpu")
 
     async def play() -> None:
         async with TestClient(TestServer(make_app(world))) as client:
@@ -243,8 +243,8 @@ def test_it_is_played_and_is_an_environment(made: Path) -> None:
     assert frame.shape == after.shape == (SIZE, SIZE, 3) and reward == 0 and not terminated and not truncated
 
 
-def test_unregistered_families_and_doubled_names_are_named(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_rejects_unregistered_families_and_duplicate_names(
+    artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for clashing, message in (
         ({"name": "genie"}, "family 'genie' already"),
@@ -253,30 +253,30 @@ def test_unregistered_families_and_doubled_names_are_named(
         settings = {"name": "other", "title": "other", "simulator_class": "", **clashing}
         with pytest.raises(ValueError, match=message):
             families.register_family(type("Clashing", (WorldFamily,), settings)())
-    families.register_family(NextFrameFamily())  # the same again is no clash
+    families.register_family(NextFrameFamily())  # registering the same family again is allowed
     monkeypatch.setattr(families, "_registered", {})
     with pytest.raises(ValueError, match=r"no family has a simulator 'NextFrameSimulator'.*register"):
-        vwm.load(made / "bundle", "cpu")
+        vwm.load(artifacts / "bundle", "cpu")
     with pytest.raises(ValueError, match=r"no family has the class NextFrameModule.*register_family"):
         families.find_family(NextFrameModule(NextFrameNet(), OptimizerConfig()))
 
 
-def test_an_installed_package_declares_its_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Point:
+def test_families_of_installed_packages_are_found_by_their_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    class EntryPoint:
         name = "next_frame"
         value = f"{__name__}:NextFrameFamily"
         load = staticmethod(lambda: NextFrameFamily)
 
-    class BrokenPoint(Point):
+    class BrokenEntryPoint(EntryPoint):
         load = staticmethod(lambda: importlib.import_module("package_that_is_not_there"))
 
-    monkeypatch.setattr(families, "entry_points", lambda group: [Point()] if group == "vwm.families" else [])
+    monkeypatch.setattr(families, "entry_points", lambda group: [EntryPoint()] if group == "vwm.families" else [])
     monkeypatch.setattr(families, "_registered", {})
     monkeypatch.setattr(components, "_network_packages", {"vwm"})
-    loads = families._register_installed_families.__wrapped__  # not only once, as it is otherwise
-    monkeypatch.setattr(families, "_register_installed_families", loads)
+    register = families._register_installed_families.__wrapped__  # without the cache, which runs it only once
+    monkeypatch.setattr(families, "_register_installed_families", register)
     assert families.find_simulator_class("NextFrameSimulator") is NextFrameSimulator
     assert __name__.partition(".")[0] in components._network_packages
-    monkeypatch.setattr(families, "entry_points", lambda group: [BrokenPoint()])
+    monkeypatch.setattr(families, "entry_points", lambda group: [BrokenEntryPoint()])
     with pytest.raises(ImportError, match=r"the family 'next_frame' .* cannot be imported"):
         families.world_families()

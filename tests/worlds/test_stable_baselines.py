@@ -1,4 +1,4 @@
-"""Stable-Baselines3's face: its own vectorizer as the oracle, and its PPO in a video world."""
+"""The Stable-Baselines3 interface: equality with its own vectorizer, and PPO in a video world."""
 
 from __future__ import annotations
 
@@ -21,39 +21,41 @@ from vwm.worlds.stable_baselines import StableBaselinesVecEnv
 
 
 @pytest.mark.parametrize("world", ["cart pole", "ours"])
-def test_it_behaves_as_their_vector_of_single_worlds(world: str) -> None:
-    def single() -> gymnasium.Env[Any, Any]:
+def test_it_equals_a_dummy_vec_env_of_single_worlds(world: str) -> None:
+    def make_single() -> gymnasium.Env[Any, Any]:
         if world == "ours":
             return SimulatorEnv(CountWorld(), max_episode_steps=4, render_mode="rgb_array")
         return gymnasium.make("CartPole-v1", max_episode_steps=15)
 
-    theirs = DummyVecEnv([single] * 3)
+    dummy_envs = DummyVecEnv([make_single] * 3)
     if world == "ours":
         envs: Any = SimulatorVectorEnv(CountWorld(), 3, None, 4, AutoresetMode.SAME_STEP, "rgb_array")
     else:
-        envs = SyncVectorEnv([single] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
-    ours = StableBaselinesVecEnv(envs)
-    assert ours.observation_space == theirs.observation_space and ours.action_space == theirs.action_space
-    assert ours.render_mode == theirs.render_mode
+        envs = SyncVectorEnv([make_single] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
+    sb3_envs = StableBaselinesVecEnv(envs)
+    assert (
+        sb3_envs.observation_space == dummy_envs.observation_space and sb3_envs.action_space == dummy_envs.action_space
+    )
+    assert sb3_envs.render_mode == dummy_envs.render_mode
     options = {"start": 2} if world == "ours" else {}
-    for each in (ours, theirs):
+    for each in (sb3_envs, dummy_envs):
         each.seed(5), each.set_options(options)
-    assert data_equivalence(ours.reset(), theirs.reset(), exact=True)
-    assert ours.reset_infos == theirs.reset_infos
-    ends = 0
+    assert data_equivalence(sb3_envs.reset(), dummy_envs.reset(), exact=True)
+    assert sb3_envs.reset_infos == dummy_envs.reset_infos
+    episode_ends = 0
     for actions in np.random.default_rng(0).integers(0, 2, (40, 3)):
-        here, there = ours.step(actions), theirs.step(actions)
-        assert data_equivalence(here, there, exact=True), (here[3], there[3])
-        assert ours.reset_infos == theirs.reset_infos
-        ends += here[2].sum()
-    assert ends > 3
+        actual, expected = sb3_envs.step(actions), dummy_envs.step(actions)
+        assert data_equivalence(actual, expected, exact=True), (actual[3], expected[3])
+        assert sb3_envs.reset_infos == dummy_envs.reset_infos
+        episode_ends += actual[2].sum()
+    assert episode_ends > 3
     if world == "ours":
-        assert (ours.render() == theirs.render()).all()
-    assert data_equivalence(ours.reset(), theirs.reset(), exact=True)  # without a seed: the generators go on
-    ours.close(), theirs.close()
+        assert (sb3_envs.render() == dummy_envs.render()).all()
+    assert data_equivalence(sb3_envs.reset(), dummy_envs.reset(), exact=True)  # without a seed the generators continue
+    sb3_envs.close(), dummy_envs.close()
 
 
-def test_other_modes_and_mixed_options_are_refused() -> None:
+def test_rejects_other_autoreset_modes_and_mixed_options() -> None:
     with pytest.raises(ValueError, match="autoreset_mode='SameStep'"):
         StableBaselinesVecEnv(SimulatorVectorEnv(CountWorld(), 2))
     envs = StableBaselinesVecEnv(SimulatorVectorEnv(CountWorld(), 2, autoreset_mode="SameStep"))
@@ -62,8 +64,8 @@ def test_other_modes_and_mixed_options_are_refused() -> None:
         envs.reset()
 
 
-def big_world() -> Simulator:
-    """A diffusion world of 36x36 pixels with rewards and ends: the smallest picture that NatureCNN takes."""
+def make_large_world() -> Simulator:
+    """A diffusion world of 36x36 pixels, the smallest image that NatureCNN takes, with rewards and terminations."""
     from vwm.models.dit.simulator import DiTSimulator
     from vwm.nn.outcome_heads import RewardTerminationHeads
     from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
@@ -89,7 +91,7 @@ def big_world() -> Simulator:
 
 @pytest.mark.parametrize("batched", [False, True])
 def test_ppo_trains_in_a_video_world(batched: bool) -> None:
-    world = big_world()
+    world = make_large_world()
     env: Any = SimulatorEnv(world, max_episode_steps=8)
     if batched:
         envs = SimulatorVectorEnv(world, 2, max_episode_steps=8, autoreset_mode="SameStep")

@@ -1,4 +1,4 @@
-"""TorchRL's face: its own checker, the Gymnasium face as the oracle, resets and steps under masks, its collector."""
+"""The TorchRL interface: its checker, equality with the Gymnasium interface, masked resets and steps, its collector."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from vwm.worlds.torchrl_env import SimulatorTorchRLEnv
 KINDS = [("discrete", "pictures", "frame"), ("continuous", "vectors", "frame"), ("discrete", "latents", "latent")]
 
 
-def actions(*each: int) -> TensorDict:
+def action_tensordict(*each: int) -> TensorDict:
     return TensorDict({"action": torch.tensor(each)}, [len(each)])
 
 
-def counts(shown: TensorDict) -> list[int]:
-    return shown["pixels"][:, 0, 1, 0].tolist()
+def shown_counts(tensordict: TensorDict) -> list[int]:
+    return tensordict["pixels"][:, 0, 1, 0].tolist()
 
 
 @pytest.mark.parametrize(("kind", "shows", "observe"), KINDS)
-def test_torchrls_checker_finds_nothing(kind: str, shows: str, observe: str) -> None:
+def test_it_passes_the_torchrl_checker(kind: str, shows: str, observe: str) -> None:
     env = SimulatorTorchRLEnv(CountWorld(kind, shows), 3, max_episode_steps=2, observe=observe)
     check_env_specs(env, break_when_any_done="both")
     check_env_specs(env, seed=0)
@@ -43,29 +43,29 @@ def test_spaces() -> None:
     assert env.action_spec.rand().max() <= 3 and env.action_spec.dtype == torch.int64
     first = env.reset()
     assert set(first.keys()) == {"pixels", "done", "terminated", "truncated"} and first["done"].shape == (3, 1)
-    shown = env.step(first.update(actions(0, 1, 2)))["next"]
+    shown = env.step(first.update(action_tensordict(0, 1, 2)))["next"]
     assert shown["reward"].tolist() == [[0.0], [1.0], [2.0]] and shown["reward"].dtype == torch.float32
     assert not shown["pixels"].is_inference()
     continuous = SimulatorTorchRLEnv(CountWorld("continuous", "vectors"), 2)
     assert continuous.action_spec.shape == (2, 4) and continuous.reset()["observation"].dtype == torch.float32
 
 
-def test_worlds_live_as_behind_the_gymnasium_face() -> None:
-    ours = SimulatorTorchRLEnv(CountWorld(), 3, max_episode_steps=4)
-    theirs = SimulatorVectorEnv(CountWorld(), 3, max_episode_steps=4, autoreset_mode=AutoresetMode.DISABLED)
-    ours.set_seed(7)
-    here, there = ours.reset(), theirs.reset(seed=7)[0]
-    choices = np.random.default_rng(0).integers(0, 4, (20, 3))
-    for chosen in choices:
-        assert (here["pixels"].numpy() == there).all()
-        shown, here = ours.step_and_maybe_reset(here.set("action", torch.from_numpy(chosen)))
-        there, rewards, terminated, truncated, _ = theirs.step(chosen)
+def test_it_equals_the_gymnasium_interface() -> None:
+    env = SimulatorTorchRLEnv(CountWorld(), 3, max_episode_steps=4)
+    gymnasium_envs = SimulatorVectorEnv(CountWorld(), 3, max_episode_steps=4, autoreset_mode=AutoresetMode.DISABLED)
+    env.set_seed(7)
+    tensordict, observations = env.reset(), gymnasium_envs.reset(seed=7)[0]
+    actions = np.random.default_rng(0).integers(0, 4, (20, 3))
+    for action in actions:
+        assert (tensordict["pixels"].numpy() == observations).all()
+        step, tensordict = env.step_and_maybe_reset(tensordict.set("action", torch.from_numpy(action)))
+        observations, rewards, terminated, truncated, _ = gymnasium_envs.step(action)
         for name, expected in (("reward", rewards), ("terminated", terminated), ("truncated", truncated)):
-            assert (shown["next", name][:, 0].numpy() == expected).all()
-        assert (shown["next", "pixels"].numpy() == there).all()
-        assert torch.equal(shown["next", "done"], shown["next", "terminated"] | shown["next", "truncated"])
+            assert (step["next", name][:, 0].numpy() == expected).all()
+        assert (step["next", "pixels"].numpy() == observations).all()
+        assert torch.equal(step["next", "done"], step["next", "terminated"] | step["next", "truncated"])
         if (terminated | truncated).any():
-            there = theirs.reset(options={"reset_mask": terminated | truncated})[0]
+            observations = gymnasium_envs.reset(options={"reset_mask": terminated | truncated})[0]
 
 
 def test_everything_random_comes_from_the_seed() -> None:
@@ -81,15 +81,15 @@ def test_everything_random_comes_from_the_seed() -> None:
     assert not torch.equal(first["pixels"], run(6)["pixels"])
 
 
-def test_a_mask_resets_some_worlds() -> None:
+def test_a_reset_mask_resets_only_the_selected_worlds() -> None:
     env = SimulatorTorchRLEnv(CountWorld(), 3)
     with pytest.raises(ResetNeeded, match="all worlds"):
         env.reset(TensorDict({"_reset": torch.tensor([[True], [False], [False]])}, [3]))
     env.reset()
-    shown = env.step(actions(3, 2, 1))["next"]
+    shown = env.step(action_tensordict(3, 2, 1))["next"]
     shown["_reset"] = torch.tensor([[False], [True], [False]])
-    assert counts(env.reset(shown)) == [3, 0, 1]
-    assert counts(env.step(actions(1, 1, 1))["next"]) == [4, 1, 2]
+    assert shown_counts(env.reset(shown)) == [3, 0, 1]
+    assert shown_counts(env.step(action_tensordict(1, 1, 1))["next"]) == [4, 1, 2]
 
 
 def test_rollouts_distinguish_terminations_from_truncations() -> None:
@@ -103,13 +103,13 @@ def test_rollouts_distinguish_terminations_from_truncations() -> None:
     assert ends["pixels"][0, :, 0, 1, 0].tolist() == [3, 6, 9] * 3 + [3]
 
 
-def test_worlds_that_are_not_to_step_stand_still() -> None:
+def test_a_step_mask_leaves_the_other_worlds_unchanged() -> None:
     env = SimulatorTorchRLEnv(CountWorld(), 2)
     env.reset()
-    env.step(actions(1, 1))
-    shown = env.step(actions(2, 2).set("_step", torch.tensor([True, False])))["next"]
-    assert counts(shown) == [3, 1] and shown["reward"].tolist() == [[3.0], [0.0]]
-    assert counts(env.step(actions(1, 1))["next"]) == [4, 2]
+    env.step(action_tensordict(1, 1))
+    shown = env.step(action_tensordict(2, 2).set("_step", torch.tensor([True, False])))["next"]
+    assert shown_counts(shown) == [3, 1] and shown["reward"].tolist() == [[3.0], [0.0]]
+    assert shown_counts(env.step(action_tensordict(1, 1))["next"]) == [4, 2]
     whole = env.rollout(
         10, lambda td: td.set("action", torch.tensor([3, 2])), break_when_any_done=False, break_when_all_done=True
     )
@@ -119,49 +119,49 @@ def test_worlds_that_are_not_to_step_stand_still() -> None:
 def test_a_fork_continues_exactly_and_independently() -> None:
     env = SimulatorTorchRLEnv(CountWorld(), 2, max_episode_steps=3, observe="latent")
     env.set_seed(0)
-    here = env.reset()
-    env.step(here.clone().update(actions(1, 2)))
-    lives = []
-    for each in (env.fork(), env.fork(), env):  # what became of one leaves the next as it was
-        now = here.clone()
-        lives.append([])
+    initial = env.reset()
+    env.step(initial.clone().update(action_tensordict(1, 2)))
+    trajectories = []
+    for each in (env.fork(), env.fork(), env):  # stepping one does not change the next
+        current = initial.clone()
+        trajectories.append([])
         for step in range(8):
-            shown, now = each.step_and_maybe_reset(now.update(actions(step % 3, 1)))
-            lives[-1].append(shown["next", "observation"])
-    stacked = [torch.stack(life) for life in lives]
+            shown, current = each.step_and_maybe_reset(current.update(action_tensordict(step % 3, 1)))
+            trajectories[-1].append(shown["next", "observation"])
+    stacked = [torch.stack(trajectory) for trajectory in trajectories]
     assert torch.equal(stacked[0], stacked[1]) and torch.equal(stacked[0], stacked[2])
 
 
-def test_what_is_returned_is_the_callers_to_change() -> None:
+def test_callers_may_modify_returned_tensordicts() -> None:
     env, other = (SimulatorTorchRLEnv(CountWorld(), 2) for _ in range(2))
     for each in (env, other):
         each.set_seed(0)
     env.reset().zero_()
     other.reset()
-    env.step(actions(1, 2))["next"].fill_("pixels", 9)
-    other.step(actions(1, 2))
-    some = {"_reset": torch.tensor([[True], [False]]), "done": torch.zeros(2, 1, dtype=torch.bool)}
-    shown = [each.reset(TensorDict(some, [2]).clone())["pixels"] for each in (env, other)]
+    env.step(action_tensordict(1, 2))["next"].fill_("pixels", 9)
+    other.step(action_tensordict(1, 2))
+    reset_mask = {"_reset": torch.tensor([[True], [False]]), "done": torch.zeros(2, 1, dtype=torch.bool)}
+    shown = [each.reset(TensorDict(reset_mask, [2]).clone())["pixels"] for each in (env, other)]
     assert torch.equal(shown[0][0], shown[1][0])
     assert torch.equal(env.worlds.current.observation, other.worlds.current.observation)
 
 
-def test_torchrls_collector_runs_in_it() -> None:
-    collect = getattr(collectors, "Collector", None) or collectors.SyncDataCollector  # its name before 0.11
+def test_the_torchrl_collector_runs_in_it() -> None:
+    collector_class = getattr(collectors, "Collector", None) or collectors.SyncDataCollector  # its name before 0.11
     env = SimulatorTorchRLEnv(CountWorld(shows="vectors"), 3, max_episode_steps=4)
-    collector = collect(env, None, frames_per_batch=12, total_frames=36)
+    collector = collector_class(env, None, frames_per_batch=12, total_frames=36)
     batches = [batch.clone() for batch in collector]
     collector.shutdown()
     assert len(batches) == 3 and all(batch.shape == (3, 4) for batch in batches)
-    played = torch.cat(batches, dim=1)
-    count, done = played["observation"][..., 1], played["next", "done"][..., 0]
-    assert torch.equal(played["next", "reward"][..., 0], count + played["action"])
-    assert not count[:, 1:][done[:, :-1]].any() and done.any()  # an episode begins after each that ended
-    assert torch.equal(count[:, 1:][~done[:, :-1]], played["next", "observation"][:, :-1, 1][~done[:, :-1]])
+    collected = torch.cat(batches, dim=1)
+    count, done = collected["observation"][..., 1], collected["next", "done"][..., 0]
+    assert torch.equal(collected["next", "reward"][..., 0], count + collected["action"])
+    assert not count[:, 1:][done[:, :-1]].any() and done.any()  # a new episode begins after every end
+    assert torch.equal(count[:, 1:][~done[:, :-1]], collected["next", "observation"][:, :-1, 1][~done[:, :-1]])
 
 
 def test_errors_name_the_remedy() -> None:
     with pytest.raises(ResetNeeded, match="reset"):
-        SimulatorTorchRLEnv(CountWorld(), 2).step(actions(0, 0))
+        SimulatorTorchRLEnv(CountWorld(), 2).step(action_tensordict(0, 0))
     with pytest.raises(ValueError, match="num_envs"):
         SimulatorTorchRLEnv(CountWorld(), 0)
