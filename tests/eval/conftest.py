@@ -32,15 +32,15 @@ MOVES = ((0, 0), (0, 3), (3, 0), (0, -3))
 
 
 class RollingWorld(Simulator):
-    """The picture rolls by the action's move; ``flaw`` levels are added to every pixel that it shows.
+    """Roll the frame by the action's move and add ``error`` levels to every pixel that it shows.
 
-    Its state is the picture and the number of steps.
+    The state is the frame without the error. Without ``uses_actions`` the frame never changes.
     """
 
-    def __init__(self, flaw: int = 0, heeds: bool = True) -> None:
+    def __init__(self, error: int = 0, uses_actions: bool = True) -> None:
         actions = ActionSpace("discrete", len(MOVES), NAMES)
         self.spec = SimulatorSpec(ObservationSpace.image(SIZE, SIZE), actions, fps=10.0, context_frames=2)
-        self.flaw, self.heeds = flaw, heeds
+        self.error, self.uses_actions = error, uses_actions
 
     def reset(
         self, context: Tensor, seed: int | Tensor = 0, context_actions: Tensor | None = None
@@ -50,13 +50,13 @@ class RollingWorld(Simulator):
 
     def step(self, state: Tensor, action: Tensor, decode: bool = True) -> tuple[Tensor, StepOutput]:
         self.check_action(action, len(state))
-        state = move(state, action) if self.heeds else state
+        state = roll_frames(state, action) if self.uses_actions else state
         zeros = torch.zeros(len(state))
-        return state, StepOutput(state + self.flaw if decode else None, action, zeros, zeros.bool())
+        return state, StepOutput(state + self.error if decode else None, action, zeros, zeros.bool())
 
 
 class Gain(ModelMixin):
-    """A dynamics model of one number: how much brighter an action makes a frame."""
+    """A dynamics model of one parameter: how much brighter an action makes a frame."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,14 +87,14 @@ class BrightnessWorld(VideoSimulator):
 
 @pytest.fixture
 def brightness_world() -> BrightnessWorld:
-    """A world of pixels that takes two numbers a step."""
+    """A world of pixels with actions of two dimensions."""
     return BrightnessWorld(
         PixelTokenizer((SIZE, SIZE)), Gain(), ActionSpace("continuous", 2), fps=10.0, context_frames=3
     )
 
 
-def move(frames: Tensor, actions: Tensor) -> Tensor:
-    """Pictures uint8 [b, h, w, 3] after actions int64 [b]."""
+def roll_frames(frames: Tensor, actions: Tensor) -> Tensor:
+    """Frames uint8 [b, h, w, 3] after actions int64 [b]."""
     return torch.stack([f.roll(MOVES[int(a)], dims=(0, 1)) for f, a in zip(frames, actions, strict=True)])
 
 
@@ -106,21 +106,21 @@ def make_world() -> Callable[..., RollingWorld]:
 
 @pytest.fixture
 def rolling_clips() -> tuple[Tensor, Tensor]:
-    """Clips uint8 [6, 7, 16, 16, 3] that roll as their actions int64 [6, 6] say; no level over 200."""
+    """Clips uint8 [6, 7, 16, 16, 3] with levels below 200, and the actions int64 [6, 6] that roll them."""
     generator = torch.Generator().manual_seed(0)
     frames = [torch.randint(0, 200, (6, SIZE, SIZE, 3), dtype=torch.uint8, generator=generator)]
     actions = torch.randint(0, len(MOVES), (6, 6), generator=generator)
     for i in range(6):
-        frames.append(move(frames[-1], actions[:, i]))
+        frames.append(roll_frames(frames[-1], actions[:, i]))
     return torch.stack(frames, dim=1), actions
 
 
 @pytest.fixture
 def write_shards(tmp_path: Path) -> Callable[..., Path]:
-    """Write episodes of 24 rolling frames each; returns their folder. Continuous actions are the moves themselves."""
+    """A function that writes episodes of 24 rolling frames and returns their folder; continuous actions are moves."""
 
     def write(
-        episodes: int = 4, size: int = SIZE, actions: bool = True, move_at_all: bool = True, continuous: bool = False
+        episodes: int = 4, size: int = SIZE, actions: bool = True, moving: bool = True, continuous: bool = False
     ) -> Path:
         folder = tmp_path / f"shards{size}"
         generator = torch.Generator().manual_seed(1)
@@ -128,15 +128,15 @@ def write_shards(tmp_path: Path) -> Callable[..., Path]:
             for number in range(episodes):
                 frame = torch.randint(0, 255, (1, size // 4, size // 4, 3), dtype=torch.uint8, generator=generator)
                 frame = frame.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
-                acts = torch.randint(0, len(MOVES), (24,), generator=generator) * move_at_all
+                action_indices = torch.randint(0, len(MOVES), (24,), generator=generator) * moving
                 frames = [frame]
-                for act in acts[:-1]:
-                    frames.append(move(frames[-1], act[None]))
+                for action in action_indices[:-1]:
+                    frames.append(roll_frames(frames[-1], action[None]))
                 meta = {"fps": 10.0, "source": "test", "action_names": list(NAMES)}
-                given = acts.numpy() if actions else None
+                episode_actions = action_indices.numpy() if actions else None
                 if continuous:
-                    given = np.array(MOVES, np.float32)[acts.numpy()] / 3
-                writer.write(f"{number:03d}", Episode(torch.cat(frames).numpy(), given, meta=meta), raw=True)
+                    episode_actions = np.array(MOVES, np.float32)[action_indices.numpy()] / 3
+                writer.write(f"{number:03d}", Episode(torch.cat(frames).numpy(), episode_actions, meta=meta), raw=True)
         return folder
 
     return write
@@ -144,7 +144,7 @@ def write_shards(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def genie() -> Callable[..., GenieSimulator]:
-    """Small random-init Genie worlds, in which the actions do something."""
+    """A function that makes a small Genie world with random weights, in which actions have an effect."""
 
     def make(labeled: bool = False, actions: int = 4) -> GenieSimulator:
         torch.manual_seed(0)
@@ -173,7 +173,7 @@ def genie() -> Callable[..., GenieSimulator]:
 
 @pytest.fixture
 def write_bundle(genie: Callable[..., GenieSimulator], tmp_path: Path) -> Callable[..., Path]:
-    """Save a small Genie world; returns its folder."""
+    """A function that saves a small Genie world and returns its folder."""
 
     def write(labeled: bool = False, actions: int = 4) -> Path:
         save_simulator(genie(labeled, actions), tmp_path / "bundle")
@@ -184,12 +184,12 @@ def write_bundle(genie: Callable[..., GenieSimulator], tmp_path: Path) -> Callab
 
 @pytest.fixture
 def narrow_heads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make attentive heads of narrow tokens 64 instead of 512 wide, for speed."""
+    """Reduce the width of attentive heads on narrow tokens from 512 to 64, for speed."""
     monkeypatch.setattr("vwm.eval.probe_heads.MIN_HEAD_WIDTH", 64)
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Small pictures gain nothing from more, and numpy's generator is never drawn from unseeded."""
+def one_thread_and_seed() -> None:
+    """Use one thread, which suffices for small images, and seed NumPy's global generator."""
     torch.set_num_threads(1)
     np.random.seed(0)

@@ -15,7 +15,7 @@ from vwm.models.genie.simulator import GenieSimulator
 
 
 @pytest.mark.parametrize("move", [(0, 0), (3, 0), (0, -4), (-2, 5), (5, 5)])
-def test_scene_shift_finds_the_shift(move: tuple[int, int]) -> None:
+def test_estimate_scene_shift_finds_the_shift(move: tuple[int, int]) -> None:
     wide = torch.randint(0, 255, (2, 48, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     before, after = wide[:, 8:40, 8:40], wide.roll(move, dims=(1, 2))[:, 8:40, 8:40]
     assert estimate_scene_shift(before, after).tolist() == [list(map(float, move))] * 2
@@ -51,20 +51,20 @@ def test_uniform_images_have_no_shift() -> None:
         ((0.1, 0.1), 4.0, "change, scene stays"),
     ],
 )
-def test_describe_motion(shift: tuple[float, float], change: float, text: str) -> None:
+def test_motion_is_described_by_direction_and_distance(shift: tuple[float, float], change: float, text: str) -> None:
     assert describe_motion(torch.tensor(shift), change) == text
     assert len(text) <= MAX_DESCRIPTION_LENGTH
 
 
-def test_latent_actions_have_the_names_of_recorded_ones(
+def test_latent_actions_are_described_by_coinciding_recorded_actions(
     genie: Callable[..., GenieSimulator], write_shards: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clips = make_clip_dataset(str(write_shards()), clip_length=6)
     recorded = torch.stack([torch.as_tensor(clips[0, i]["actions"].copy()) for i in range(len(clips.order))])[:, :-1]
     monkeypatch.setattr(module, "infer_latent_actions", lambda *_: torch.where(recorded == 1, 3, 0))
     texts = describe_actions(genie(), clips)
-    others = torch.bincount(recorded[recorded != 1])
-    share = int(others.max()) / int(others.sum())
+    other_counts = torch.bincount(recorded[recorded != 1])
+    share = int(other_counts.max()) / int(other_counts.sum())
     assert texts[1:] == ["not seen", "not seen", "RIGHT 100%"]
     assert texts[0].endswith(f"{share:.0%}") == (share > 0.5)
 
@@ -72,7 +72,7 @@ def test_latent_actions_have_the_names_of_recorded_ones(
 def test_without_recorded_actions_the_motion_is_described(
     genie: Callable[..., GenieSimulator], write_shards: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clips = make_clip_dataset(str(write_shards(actions=False, move_at_all=False)), clip_length=6)
+    clips = make_clip_dataset(str(write_shards(actions=False, moving=False)), clip_length=6)
     monkeypatch.setattr(
         module, "infer_latent_actions", lambda _, frames, __: torch.zeros(len(frames), 5, dtype=torch.int64)
     )

@@ -1,4 +1,4 @@
-"""The compounding error of compact worlds is zero for a perfect world, and otherwise equals a plain loop."""
+"""The compounding error is zero for a perfect world and otherwise equals a direct computation."""
 
 from __future__ import annotations
 
@@ -27,51 +27,51 @@ CONTEXT, HORIZON = 2, 4
 
 
 class Walk(Simulator):
-    """Two numbers that the action pushes by 1 and 3, and that drift by ``flaw``; it pays what it is pushed by."""
+    """Two numbers that the action moves by 1 and 3 and that drift by ``error`` per step; the reward is the action."""
 
-    def __init__(self, flaw: float = 0.0) -> None:
-        self.spec, self.flaw = SimulatorSpec(ObservationSpace.vector(2), ActionSpace("continuous", 1)), flaw
+    def __init__(self, error: float = 0.0) -> None:
+        self.spec, self.error = SimulatorSpec(ObservationSpace.vector(2), ActionSpace("continuous", 1)), error
 
     def reset(self, context: Tensor, seed: int | Tensor = 0, context_actions: Tensor | None = None):
         return context[:, -1], context[:, -1]
 
     def step(self, state: Tensor, action: Tensor, decode: bool = True):
-        state = state + action * torch.tensor([1.0, 3.0]) + self.flaw
+        state = state + action * torch.tensor([1.0, 3.0]) + self.error
         return state, StepOutput(state, state, action[:, 0], torch.zeros(len(state), dtype=torch.bool))
 
 
-def walked(clips: int = 12) -> tuple[EvalClips, Tensor]:
+def walk_clips(clips: int = 12) -> tuple[EvalClips, Tensor]:
     actions = torch.rand(clips, CONTEXT + HORIZON, 1, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    moved = (actions * torch.tensor([1.0, 3.0])).cumsum(dim=1)
-    seen = torch.cat((torch.zeros(clips, 1, 2), moved[:, :-1]), dim=1)
-    return EvalClips(seen, actions, (), "", clips, clips), actions[..., 0]
+    displacement = (actions * torch.tensor([1.0, 3.0])).cumsum(dim=1)
+    observations = torch.cat((torch.zeros(clips, 1, 2), displacement[:, :-1]), dim=1)
+    return EvalClips(observations, actions, (), "", clips, clips), actions[..., 0]
 
 
 def test_a_perfect_world_has_no_error_at_any_horizon() -> None:
-    found = measure_compounding_error(Walk(), *walked(), context=CONTEXT, seed=0, batch_size=5)
-    assert len(found["error"]) == HORIZON and found["error"].max() < 1e-6 and found["reward_error"].max() < 1e-6
-    assert found["error_copy_last"].min() > 0.1 and found["error_random_actions"].min() > 0.1
-    assert found["reward_error_mean"].square().mean().item() == pytest.approx(1.0)
+    errors = measure_compounding_error(Walk(), *walk_clips(), context=CONTEXT, seed=0, batch_size=5)
+    assert len(errors["error"]) == HORIZON and errors["error"].max() < 1e-6 and errors["reward_error"].max() < 1e-6
+    assert errors["error_copy_last"].min() > 0.1 and errors["error_random_actions"].min() > 0.1
+    assert errors["reward_error_mean"].square().mean().item() == pytest.approx(1.0)
 
 
 def test_errors_accumulate_with_the_horizon() -> None:
-    sample, rewards = walked()
-    found = measure_compounding_error(Walk(flaw=0.5), sample, rewards, context=CONTEXT, seed=0, batch_size=5)
+    sample, rewards = walk_clips()
+    errors = measure_compounding_error(Walk(error=0.5), sample, rewards, context=CONTEXT, seed=0, batch_size=5)
     after = sample.frames[:, CONTEXT:].double()
     for h in range(HORIZON):
         parts = [(0.5 * (h + 1) / float(after[..., k].std(correction=0))) ** 2 for k in range(2)]
-        assert found["error"][h].item() == pytest.approx((sum(parts) / 2) ** 0.5, rel=1e-5)
+        assert errors["error"][h].item() == pytest.approx((sum(parts) / 2) ** 0.5, rel=1e-5)
 
 
-def test_predicting_the_mean_scores_one_and_constants_are_ignored() -> None:
+def test_the_normalized_rmse_of_the_mean_is_1_and_constants_are_ignored() -> None:
     truth = torch.randn(50, 3, 4, generator=torch.Generator().manual_seed(0))
     truth[..., 3] = 7.0
     mean = truth.flatten(0, 1).mean(dim=0).expand_as(truth)
     assert normalized_rmse(truth, mean).square().mean().item() == pytest.approx(1.0, rel=1e-6)
-    pictures = torch.randint(0, 256, (6, 2, 4, 4, 3), dtype=torch.uint8)
-    flat = torch.full_like(pictures, 100)
-    wanted = (pictures[:, 1].double() - 100).square().mean().sqrt() / pictures.double().std(correction=0)
-    assert normalized_rmse(pictures, flat)[1].item() == pytest.approx(wanted.item())
+    images = torch.randint(0, 256, (6, 2, 4, 4, 3), dtype=torch.uint8)
+    constant = torch.full_like(images, 100)
+    expected = (images[:, 1].double() - 100).square().mean().sqrt() / images.double().std(correction=0)
+    assert normalized_rmse(images, constant)[1].item() == pytest.approx(expected.item())
 
 
 def test_predicted_latents_are_compared_with_encoded_observations() -> None:
@@ -82,19 +82,21 @@ def test_predicted_latents_are_compared_with_encoded_observations() -> None:
         )
     )
     world = TDMPC2Simulator(model, ActionSpace("continuous", 1), context_frames=2)
-    sample, rewards = walked(7)
-    found = measure_compounding_error(world, sample, rewards, context=CONTEXT, seed=0, batch_size=3)
-    assert found["observed"] == "latents"
+    sample, rewards = walk_clips(7)
+    errors = measure_compounding_error(world, sample, rewards, context=CONTEXT, seed=0, batch_size=3)
+    assert errors["observed"] == "latents"
     with torch.no_grad():
-        came = torch.stack([model.encode(sample.frames[:, h : h + 2]) for h in range(1, HORIZON + 1)], dim=1)
-        latent, said = model.encode(sample.frames[:, :2]), []
+        encoded = torch.stack([model.encode(sample.frames[:, h : h + 2]) for h in range(1, HORIZON + 1)], dim=1)
+        latent, predicted = model.encode(sample.frames[:, :2]), []
         for h in range(HORIZON):
             latent = model.next_latent(latent, sample.actions[:, CONTEXT - 1 + h])
-            said.append(latent)
-    torch.testing.assert_close(found["error"], normalized_rmse(came, torch.stack(said, dim=1)), rtol=1e-4, atol=1e-6)
+            predicted.append(latent)
+    torch.testing.assert_close(
+        errors["error"], normalized_rmse(encoded, torch.stack(predicted, dim=1)), rtol=1e-4, atol=1e-6
+    )
 
 
-def write(path: Path, state: bool) -> None:
+def write_shard(path: Path, state: bool) -> None:
     rng = np.random.default_rng(0)
     with ShardWriter(path) as writer:
         for i in range(4):
@@ -111,22 +113,22 @@ def write(path: Path, state: bool) -> None:
 
 
 @pytest.mark.parametrize("observation", [(3,), (16, 16, 3)])
-def test_vwm_eval_measures_the_world_of_an_agent(tmp_path: Path, observation: tuple[int, ...]) -> None:
+def test_vwm_eval_measures_the_compounding_error_of_an_rssm(tmp_path: Path, observation: tuple[int, ...]) -> None:
     save_simulator(imagined_world(observation), tmp_path / "world")
-    write(tmp_path / "shard.tar", state=True)
-    told = evaluate_world(tmp_path / "world", str(tmp_path), tmp_path / "report", horizon=3, clips=4, batch_size=3)
-    found = told["compounding"]
-    assert found["observed"] == ("vectors" if len(observation) == 1 else "images")
-    assert all(len(found[name]) == 3 for name in found if name != "observed")
-    assert json.loads((tmp_path / "report/report.json").read_text())["compounding"] == found
+    write_shard(tmp_path / "shard.tar", state=True)
+    report = evaluate_world(tmp_path / "world", str(tmp_path), tmp_path / "report", horizon=3, clips=4, batch_size=3)
+    errors = report["compounding"]
+    assert errors["observed"] == ("vectors" if len(observation) == 1 else "images")
+    assert all(len(errors[name]) == 3 for name in errors if name != "observed")
+    assert json.loads((tmp_path / "report/report.json").read_text())["compounding"] == errors
     assert (tmp_path / "report/compounding_error.png").stat().st_size > 5000
-    again = evaluate_world(tmp_path / "world", str(tmp_path), tmp_path / "again", horizon=3, clips=4, batch_size=4)
-    assert np.allclose(again["compounding"]["error"], found["error"], rtol=1e-4)
+    repeated = evaluate_world(tmp_path / "world", str(tmp_path), tmp_path / "again", horizon=3, clips=4, batch_size=4)
+    assert np.allclose(repeated["compounding"]["error"], errors["error"], rtol=1e-4)
 
 
 def test_a_vector_world_requires_vector_data(tmp_path: Path) -> None:
     save_simulator(imagined_world((3,)), tmp_path / "world")
-    write(tmp_path / "shard.tar", state=False)
+    write_shard(tmp_path / "shard.tar", state=False)
     with pytest.raises(ValueError, match=r"observes 3 numbers, and the data hold none .*--state"):
         evaluate_world(tmp_path / "world", str(tmp_path), tmp_path / "report", horizon=3)
     assert not (tmp_path / "report").exists()

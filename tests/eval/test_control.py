@@ -20,7 +20,7 @@ from vwm.models.genie.dynamics import MaskGITDynamics
 from vwm.models.genie.simulator import GenieSimulator
 
 
-def both_ways(world: Simulator, frames: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+def rollouts_with_own_and_random_actions(world: Simulator, frames: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
     seeds = world_seeds(0, len(frames))
     random = random_action_sequences(world.spec.actions, seeds, actions.shape[1])
     return tuple(open_loop_rollout(world, frames, a, 2, seeds, 6, "test") for a in (actions, random))  # type: ignore[return-value]
@@ -30,15 +30,15 @@ def test_delta_psnr_is_large_where_actions_have_an_effect(
     make_world: Callable[..., Simulator], rolling_clips: tuple[Tensor, Tensor]
 ) -> None:
     frames, actions = rolling_clips
-    own, random = both_ways(make_world(flaw=1), frames, actions)
-    delta = delta_psnr(frames[:, 2:], own, random)
+    predicted, random = rollouts_with_own_and_random_actions(make_world(error=1), frames, actions)
+    delta = delta_psnr(frames[:, 2:], predicted, random)
     assert len(delta.by_clip) == 5
     assert delta.excluded == [0] * 5
     assert delta.by_clip[-1].mean > 20
-    # Under its own actions every pixel is one level off.
+    # Under the true actions every pixel is off by one level.
     error = (frames[:, 2:].int() - random.int()).square().double().mean()
     assert float(delta.over_set.mean()) == pytest.approx(10 * math.log10(float(error)), abs=1.0)
-    swapped = delta_psnr(frames[:, 2:], random, own)
+    swapped = delta_psnr(frames[:, 2:], random, predicted)
     assert swapped.by_clip[-1].mean == pytest.approx(-delta.by_clip[-1].mean)
 
 
@@ -46,14 +46,14 @@ def test_delta_psnr_is_zero_where_actions_have_no_effect(
     make_world: Callable[..., Simulator], rolling_clips: tuple[Tensor, Tensor]
 ) -> None:
     frames, actions = rolling_clips
-    own, random = both_ways(make_world(flaw=1, heeds=False), frames, actions)
-    assert [e.mean for e in delta_psnr(frames[:, 2:], own, random).by_clip] == [0.0] * 5
+    predicted, random = rollouts_with_own_and_random_actions(make_world(error=1, uses_actions=False), frames, actions)
+    assert [e.mean for e in delta_psnr(frames[:, 2:], predicted, random).by_clip] == [0.0] * 5
 
 
-def test_delta_psnr_leaves_out_exact_clips_and_counts_them() -> None:
+def test_delta_psnr_excludes_and_counts_exact_clips() -> None:
     truth = torch.zeros(3, 1, 2, 2, 3, dtype=torch.uint8)
-    own, random = truth + torch.tensor([0, 1, 1], dtype=torch.uint8)[:, None, None, None, None], truth + 10
-    delta = delta_psnr(truth, own, random)
+    predicted, random = truth + torch.tensor([0, 1, 1], dtype=torch.uint8)[:, None, None, None, None], truth + 10
+    delta = delta_psnr(truth, predicted, random)
     assert delta.excluded == [1]
     assert delta.by_clip[0].n == 2
     assert delta.by_clip[0].mean == pytest.approx(20.0)
@@ -61,31 +61,31 @@ def test_delta_psnr_leaves_out_exact_clips_and_counts_them() -> None:
 
 
 class Oracle(torch.nn.Module):
-    """Stands in for Genie's dynamics: every token of a frame is the action that leads to it, with probability ``p``."""
+    """Genie dynamics in which every token equals the action that leads to its frame with probability ``p``."""
 
-    def __init__(self, codes: int, p: float, heeds: bool = True) -> None:
+    def __init__(self, codes: int, p: float, uses_actions: bool = True) -> None:
         super().__init__()
         self.places, self.mask_token = torch.nn.Parameter(torch.zeros(1)), codes
-        self.codes, self.p, self.heeds = codes, p, heeds
-        self.seen: list[Any] = []
+        self.codes, self.p, self.uses_actions = codes, p, uses_actions
+        self.observed_actions: list[Any] = []
 
     def init_state(self, batch: int) -> None:
         return None
 
     def observe(self, state: None, tokens: Tensor, actions: Tensor | None) -> None:
-        self.seen.append(actions)
+        self.observed_actions.append(actions)
 
     def predict_logits(self, state: None, tokens: Tensor, actions: Tensor) -> Tensor:
         assert (tokens == self.mask_token).all()
-        other = (1 - self.p) / (self.codes - 1)
-        if not self.heeds:
+        other_probability = (1 - self.p) / (self.codes - 1)
+        if not self.uses_actions:
             actions = torch.zeros_like(actions)
-        probability = other + (self.p - other) * F.one_hot(actions, self.codes)
+        probability = other_probability + (self.p - other_probability) * F.one_hot(actions, self.codes)
         return probability.double().log()[:, :, None].expand(-1, -1, tokens.shape[-1], -1)
 
 
-def test_shuffled_actions_raise_the_loss_by_the_information_of_the_action(genie: Callable[..., GenieSimulator]) -> None:
-    actions = torch.tensor([[0, 1], [1, 2], [2, 0], [3, 3]])  # the next clip's is always another
+def test_shuffled_actions_raise_the_loss_to_that_of_wrong_actions(genie: Callable[..., GenieSimulator]) -> None:
+    actions = torch.tensor([[0, 1], [1, 2], [2, 0], [3, 3]])  # the actions of the next clip always differ
     tokens = torch.cat((torch.zeros(4, 1, dtype=torch.int64), actions), dim=1)[..., None, None].expand(-1, -1, 2, 3)
     world, oracle = genie(), Oracle(codes=4, p=0.7)
     world.dynamics = oracle
@@ -93,15 +93,15 @@ def test_shuffled_actions_raise_the_loss_by_the_information_of_the_action(genie:
     assert cost is not None
     assert cost.own == pytest.approx(-math.log(0.7))
     assert cost.shuffled == pytest.approx(-math.log(0.1))
-    assert torch.equal(oracle.seen[1], actions[:3, :1])  # the past keeps its right actions
+    assert torch.equal(oracle.observed_actions[1], actions[:3, :1])  # past actions are not shuffled
 
 
-def test_shuffled_actions_do_not_raise_the_loss_of_a_model_that_ignores_them(
+def test_shuffled_actions_do_not_raise_the_loss_if_the_model_ignores_actions(
     genie: Callable[..., GenieSimulator],
 ) -> None:
     tokens = torch.randint(0, 4, (4, 3, 2, 2), generator=torch.Generator().manual_seed(0))
     world = genie()
-    world.dynamics = Oracle(codes=4, p=0.7, heeds=False)
+    world.dynamics = Oracle(codes=4, p=0.7, uses_actions=False)
     cost = shuffled_action_loss(world, tokens, torch.tensor([[0, 1], [1, 2], [2, 0], [3, 3]]), batch_size=2)
     assert cost is not None
     assert cost.own == cost.shuffled
@@ -111,7 +111,7 @@ def test_a_single_clip_cannot_be_shuffled(genie: Callable[..., GenieSimulator]) 
     assert shuffled_action_loss(genie(), torch.zeros(1, 3, 2, 2, dtype=torch.int64), torch.zeros(1, 2), 1) is None
 
 
-def test_the_cost_under_right_actions_is_that_of_training_with_a_full_mask(
+def test_the_loss_under_true_actions_equals_the_training_loss_with_a_full_mask(
     genie: Callable[..., GenieSimulator],
 ) -> None:
     torch.manual_seed(0)
@@ -125,5 +125,5 @@ def test_the_cost_under_right_actions_is_that_of_training_with_a_full_mask(
     assert cost.own == pytest.approx(F.cross_entropy(logits.flatten(0, 2), flat[:, 1:].flatten()).item(), rel=1e-5)
 
 
-def test_a_family_without_a_loss_has_no_cost(brightness_world: VideoSimulator) -> None:
+def test_a_family_without_a_transition_loss_has_no_shuffle_cost(brightness_world: VideoSimulator) -> None:
     assert shuffled_action_loss(brightness_world, torch.zeros(3, 4, 16, 16, 3), torch.zeros(3, 3, 2), 2) is None

@@ -1,4 +1,4 @@
-"""Frozen features of every kind of model, and of pixels."""
+"""Frozen features of every model family, and of pixels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vwm.tokenizers.features import TokenizerFeatureExtractor
 from vwm.worlds.bundle import save_simulator
 
 
-def clips(size: int = 16, frames: int = 4, count: int = 5) -> Tensor:
+def random_clips(size: int = 16, frames: int = 4, count: int = 5) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (count, frames, size, size, 3), dtype=torch.uint8, generator=generator)
 
@@ -56,66 +56,68 @@ CASES: dict[str, tuple[Callable[[], FeatureExtractor], tuple[int, int]]] = {
 }
 
 
-def seen(features: FeatureExtractor, count: int = 5) -> Tensor:
+def suitable_clips(features: FeatureExtractor, count: int = 5) -> Tensor:
     size = 8 if isinstance(features, DiTFeatureExtractor) else 16
-    return clips(size, features.frames, count)
+    return random_clips(size, features.frames, count)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_features_are_tokens_and_those_of_a_clip_do_not_depend_on_its_batch(case: str) -> None:
+def test_features_are_tokens_and_do_not_depend_on_the_batch(case: str) -> None:
     make, shape = CASES[case]
     features = make()
-    frames = seen(features)
-    found = features(frames)
-    assert found.shape == (5, *shape) and found.dtype == torch.float32 and found.isfinite().all()
-    assert found.flatten(1).std(dim=0).max() > 1e-3  # they tell clips apart
+    frames = suitable_clips(features)
+    tokens = features(frames)
+    assert tokens.shape == (5, *shape) and tokens.dtype == torch.float32 and tokens.isfinite().all()
+    assert tokens.flatten(1).std(dim=0).max() > 1e-3  # they differ between clips
     alone = torch.cat([features(frames[i : i + 1]) for i in (3, 1)])
-    torch.testing.assert_close(found[[3, 1]], alone, rtol=0, atol=1e-5)
-    torch.testing.assert_close(features(frames), found, rtol=0, atol=0)
+    torch.testing.assert_close(tokens[[3, 1]], alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(features(frames), tokens, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case not in ("pixels",)])
-def test_a_random_network_has_the_same_form_and_other_weights(case: str) -> None:
+def test_a_reinitialized_extractor_has_equal_shapes_and_other_weights(case: str) -> None:
     features = CASES[case][0]()
     before = {name: w.clone() for part in features.networks.values() for name, w in part.state_dict().items()}
-    one, again, other = features.reinitialized(1), features.reinitialized(1), features.reinitialized(2)
-    frames = seen(features)
+    first, same_seed, other_seed = features.reinitialized(1), features.reinitialized(1), features.reinitialized(2)
+    frames = suitable_clips(features)
     assert (
-        type(one) is type(features) and one.layer == features.layer and one.networks.keys() == features.networks.keys()
+        type(first) is type(features)
+        and first.layer == features.layer
+        and first.networks.keys() == features.networks.keys()
     )
-    torch.testing.assert_close(one(frames), again(frames), rtol=0, atol=0)
-    assert one(frames).shape == features(frames).shape
-    assert not torch.equal(one(frames), features(frames)) and not torch.equal(one(frames), other(frames))
+    torch.testing.assert_close(first(frames), same_seed(frames), rtol=0, atol=0)
+    assert first(frames).shape == features(frames).shape
+    assert not torch.equal(first(frames), features(frames)) and not torch.equal(first(frames), other_seed(frames))
     after = {name: w for part in features.networks.values() for name, w in part.state_dict().items()}
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_fresh_network_leaves_torchs_generator_alone_and_is_frozen() -> None:
+def test_a_reinitialized_network_is_frozen_and_leaves_the_torch_generator_unchanged() -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    made = reinitialized_copy(encoder(), 5)
+    copied = reinitialized_copy(encoder(), 5)
     torch.manual_seed(1)
     reinitialized_copy(encoder(), 5)
     torch.manual_seed(1)
-    made = reinitialized_copy(made, 5)
+    copied = reinitialized_copy(copied, 5)
     assert torch.equal(torch.rand(3), expected)
-    assert not made.training and not any(p.requires_grad for p in made.parameters())
+    assert not copied.training and not any(p.requires_grad for p in copied.parameters())
 
 
-def test_the_layers_of_an_encoder_are_its_own() -> None:
-    network, frames = encoder(), clips()
+def test_features_of_an_encoder_layer_equal_its_layer_outputs() -> None:
+    network, frames = encoder(), random_clips()
     with torch.no_grad():
-        whole, (first,) = network(frames_to_float(frames)), network.layer_features(frames_to_float(frames), [0])
-    torch.testing.assert_close(EncoderFeatureExtractor(network)(frames), whole, rtol=0, atol=1e-6)
+        last, (first,) = network(frames_to_float(frames)), network.layer_features(frames_to_float(frames), [0])
+    torch.testing.assert_close(EncoderFeatureExtractor(network)(frames), last, rtol=0, atol=1e-6)
     torch.testing.assert_close(EncoderFeatureExtractor(network).with_layer(0)(frames), first, rtol=0, atol=1e-6)
-    torch.testing.assert_close(EncoderFeatureExtractor(network, -1)(frames), whole, rtol=0, atol=1e-6)
+    torch.testing.assert_close(EncoderFeatureExtractor(network, -1)(frames), last, rtol=0, atol=1e-6)
     assert EncoderFeatureExtractor(network, -1).layer == 2 and EncoderFeatureExtractor(network).frames == 4
 
 
-def test_the_layers_of_a_world_are_what_its_blocks_put_out_in_play() -> None:
-    """The last layer of Genie's dynamics, normed and read, gives the logits that play sees."""
-    world, frames = genie(), clips()
+def test_features_of_a_world_equal_its_block_outputs_during_play() -> None:
+    """The last layer of Genie's dynamics, normalized and passed to the head, gives the logits of play."""
+    world, frames = genie(), random_clips()
     features = GenieFeatureExtractor(world, -1)(frames)
     tokens = world.tokenizer.encode(frames_to_float(frames)).flatten(2)
     actions = world.latent_action.infer(frames_to_float(frames)).indices
@@ -128,65 +130,65 @@ def test_the_layers_of_a_world_are_what_its_blocks_put_out_in_play() -> None:
         state = dynamics.observe(state, tokens[:, :1], None)
         state = dynamics.observe(state, tokens[:, 1:3], actions[:, :2])
         expected = dynamics.predict_logits(state, tokens[:, 3:], actions[:, 2:])
-        found = dynamics.head(dynamics.transformer.norm(features.unflatten(1, (4, 16))[:, 3:]))
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+        actual = dynamics.head(dynamics.transformer.norm(features.unflatten(1, (4, 16))[:, 3:]))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
 
 
 def test_features_of_a_frame_do_not_depend_on_later_frames() -> None:
     for features in (GenieFeatureExtractor(genie(), 1), DiTFeatureExtractor(diffusion_world(), 2)):
-        frames = seen(features)
+        frames = suitable_clips(features)
         changed = frames.clone()
         changed[:, -1] = 255 - changed[:, -1]
-        one, other = (features(f).unflatten(1, (4, -1)) for f in (frames, changed))
-        torch.testing.assert_close(one[:, :3], other[:, :3], rtol=0, atol=1e-6)
-        assert not torch.allclose(one[:, 3], other[:, 3], atol=1e-3)
+        original, modified = (features(f).unflatten(1, (4, -1)) for f in (frames, changed))
+        torch.testing.assert_close(original[:, :3], modified[:, :3], rtol=0, atol=1e-6)
+        assert not torch.allclose(original[:, 3], modified[:, 3], atol=1e-3)
 
 
-def test_no_hook_is_left_behind() -> None:
+def test_forward_hooks_are_removed() -> None:
     features = DiTFeatureExtractor(diffusion_world())
-    features(seen(features))
+    features(suitable_clips(features))
     blocks: nn.ModuleList = features.networks["dynamics"].transformer.blocks
     assert not any(block._forward_hooks for block in blocks)
 
 
 @pytest.mark.parametrize(
-    ("tokens", "spans"),
+    ("tokens", "patch"),
     [(256, (1, 8, 8)), (64, (1, 16, 16)), (32, (2, 16, 16)), (4, (1, 64, 64)), (100_000, (1, 1, 1))],
 )
-def test_pixels_have_as_many_tokens_as_the_model(tokens: int, spans: tuple[int, int, int]) -> None:
+def test_pixel_features_match_the_number_of_tokens(tokens: int, patch: tuple[int, int, int]) -> None:
     pixels = PixelFeatureExtractor.matching(tokens, 4, (64, 64))
-    found = pixels(clips(64, count=1))
+    features = pixels(random_clips(64, count=1))
     if tokens < 10_000:
-        assert found.shape[1] == tokens
-    assert found.shape[1] * found.shape[2] == 4 * 64 * 64 * 3
-    assert (pixels.tubelet * pixels.patch_size[0] * pixels.patch_size[1]) == spans[0] * spans[1] * spans[2]
+        assert features.shape[1] == tokens
+    assert features.shape[1] * features.shape[2] == 4 * 64 * 64 * 3
+    assert (pixels.tubelet * pixels.patch_size[0] * pixels.patch_size[1]) == patch[0] * patch[1] * patch[2]
 
 
-def test_pixels_are_all_there_patch_by_patch() -> None:
-    frames = clips(8, count=2)
-    found = PixelFeatureExtractor(2, (4, 4))(frames).view(2, 2, 2, 2, 2, 4, 4, 3)
-    assert torch.equal(found[1, 1, 0, 1, 0], frames_to_float(frames)[1, 2, :, :4, 4:].permute(1, 2, 0))
+def test_pixel_features_contain_the_pixels_of_each_patch() -> None:
+    frames = random_clips(8, count=2)
+    features = PixelFeatureExtractor(2, (4, 4))(frames).view(2, 2, 2, 2, 2, 4, 4, 3)
+    assert torch.equal(features[1, 1, 0, 1, 0], frames_to_float(frames)[1, 2, :, :4, 4:].permute(1, 2, 0))
 
 
-def test_whatever_a_folder_holds_is_found(tmp_path: Path) -> None:
+def test_the_extractor_is_selected_by_the_content_of_the_folder(tmp_path: Path) -> None:
     save_component(encoder(), tmp_path / "vjepa" / "encoder")
     save_component(tokenizer(), tmp_path / "tokenizer")
     save_simulator(genie(), tmp_path / "genie")
     save_simulator(diffusion_world(), tmp_path / "dit")
-    kinds = {
+    extractor_classes = {
         "vjepa": EncoderFeatureExtractor,
         "tokenizer": TokenizerFeatureExtractor,
         "genie": GenieFeatureExtractor,
         "dit": DiTFeatureExtractor,
     }
-    for name, kind in kinds.items():
-        found = load_feature_extractor(tmp_path / name)
-        assert type(found) is kind
-        assert found(seen(found, 1)).isfinite().all()
+    for name, extractor_class in extractor_classes.items():
+        features = load_feature_extractor(tmp_path / name)
+        assert type(features) is extractor_class
+        assert features(suitable_clips(features, 1)).isfinite().all()
     assert load_feature_extractor(tmp_path / "dit").layer == 2 == default_probe_layer(4)
-    assert type(load_feature_extractor("coinrun")) is GenieFeatureExtractor  # one that comes with vwm
+    assert type(load_feature_extractor("coinrun")) is GenieFeatureExtractor  # a shipped bundle
     torch.testing.assert_close(
-        load_feature_extractor(tmp_path / "vjepa")(clips()), EncoderFeatureExtractor(encoder())(clips())
+        load_feature_extractor(tmp_path / "vjepa")(random_clips()), EncoderFeatureExtractor(encoder())(random_clips())
     )
 
 
@@ -199,7 +201,7 @@ def test_rejects_missing_folders_and_layers(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"layer=3.*layers 0\.\.2"):
         EncoderFeatureExtractor(encoder(), 3)
     with pytest.raises(ValueError, match="frames of 16x16 pixels, but the data have 8x8"):
-        EncoderFeatureExtractor(encoder())(clips(8))
+        EncoderFeatureExtractor(encoder())(random_clips(8))
     (tmp_path / "tokenizer" / "config.json").write_text("{")
     with pytest.raises(ValueError, match="not JSON"):
         load_feature_extractor(tmp_path / "tokenizer")

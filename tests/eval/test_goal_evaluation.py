@@ -1,4 +1,4 @@
-"""`vwm plan`: success rates, the files of a result, and errors before any work."""
+"""`vwm plan`: success rates, result files, and validation before planning."""
 
 import json
 from dataclasses import replace
@@ -28,8 +28,8 @@ from vwm.planning.mpc_policy import TaskRollout
 
 
 @pytest.fixture
-def exact(monkeypatch):
-    """Replace the bundle by the true dynamics."""
+def exact_world(monkeypatch):
+    """The true dynamics, loaded in place of every bundle."""
     world = ExactRooms()
     monkeypatch.setattr(goal_evaluation, "load_simulator", lambda bundle, device: world)
     return world
@@ -42,19 +42,23 @@ def test_success_rates_have_wilson_intervals():
     assert success_rate_interval(50, 100)[1:] == pytest.approx((0.4038, 0.5962, 50, 100), abs=1e-4)
 
 
-def test_results_are_split_by_group_of_episodes():
+def test_results_are_summarized_per_group_of_episodes():
     distances = np.array([[8.0, 6, 1], [9.0, 9, 9], [5.0, 2, 2]])
-    run = TaskRollout(distances, distances[..., None], np.array([True, False, True]), np.array([2, 2, 1]), np.zeros(0))
-    found = summarize_task_rollouts({"cem": run}, ["same room", "other room", "same room"])
-    assert list(found) == ["all", "other room", "same room"]
-    assert found["all"]["cem"]["success"]["solved"] == 2 and found["all"]["cem"]["success"]["n"] == 3
-    assert found["same room"]["cem"]["success"]["rate"] == 1
-    assert found["same room"]["cem"]["median_steps_of_solved"] == 1.5
-    assert found["other room"]["cem"]["median_steps_of_solved"] is None
-    assert found["all"]["cem"]["final_distance"] == 4 and found["all"]["cem"]["first_distance"] == pytest.approx(22 / 3)
+    rollout = TaskRollout(
+        distances, distances[..., None], np.array([True, False, True]), np.array([2, 2, 1]), np.zeros(0)
+    )
+    summary = summarize_task_rollouts({"cem": rollout}, ["same room", "other room", "same room"])
+    assert list(summary) == ["all", "other room", "same room"]
+    assert summary["all"]["cem"]["success"]["solved"] == 2 and summary["all"]["cem"]["success"]["n"] == 3
+    assert summary["same room"]["cem"]["success"]["rate"] == 1
+    assert summary["same room"]["cem"]["median_steps_of_solved"] == 1.5
+    assert summary["other room"]["cem"]["median_steps_of_solved"] is None
+    assert summary["all"]["cem"]["final_distance"] == 4 and summary["all"]["cem"]["first_distance"] == pytest.approx(
+        22 / 3
+    )
 
 
-def test_results_hold_their_settings_and_figures_and_can_be_reproduced(exact, tmp_path: Path, capsys):
+def test_results_contain_settings_and_figures_and_are_reproducible(exact_world, tmp_path: Path, capsys):
     settings = {
         "task": GoalTaskConfig(episodes=6, max_steps=40),
         "planning": GoalPlannerConfig(planner="mppi", planner_options={"temperature": 0.2}),
@@ -65,41 +69,41 @@ def test_results_hold_their_settings_and_figures_and_can_be_reproduced(exact, tm
     assert json.loads((out / PLAN_RESULT_FILE).read_text()) == result
     assert list(result["results"]["all"]) == ["mppi", "random", "straight line"]
     assert result["results"]["all"]["mppi"]["success"]["solved"] >= 5
-    used = result["settings"]
-    assert used["planner"]["temperature"] == 0.2
-    assert used["objective"] == {
+    used_settings = result["settings"]
+    assert used_settings["planner"]["temperature"] == 0.2
+    assert used_settings["objective"] == {
         "metric": "l2",
         "reduction": "min",
         "decay": 1.0,
     }
-    assert used["frame_skip"] == 1 and used["episodes"] == 6
+    assert used_settings["frame_skip"] == 1 and used_settings["episodes"] == 6
     assert result["simulator_steps_per_decision_and_episode"] == 24 * (64 * 3 + 1 + 4)
     with Image.open(out / "paths.png") as paths, Image.open(out / "strip.png") as strip:
         assert paths.size[0] > 400 and strip.size[1] == 128
     video = probe_video((out / "episodes.mp4").read_bytes(), "episodes")
     assert (video["height"], video["width"]) == (256, 768)
     assert "straight line" in capsys.readouterr().out
-    again = evaluate_planner(Path("exact"), "vwm/TwoRooms-v0", out, **settings)  # replaces the earlier result
-    assert again["results"] == result["results"] and not list(tmp_path.glob("*.tmp"))
-    short = {"task": GoalTaskConfig(episodes=2, max_steps=3), "objective": GoalObjectiveConfig("l2", reduction="end")}
-    evaluate_planner(Path("exact"), "vwm/TwoRooms-v0", out, **{**settings, **short, "seed": 1})
-    used = json.loads((out / PLAN_RESULT_FILE).read_text())["settings"]
-    assert used["seed"] == 1 and used["objective"]["reduction"] == "end"
+    repeated = evaluate_planner(Path("exact"), "vwm/TwoRooms-v0", out, **settings)  # replaces the earlier result
+    assert repeated["results"] == result["results"] and not list(tmp_path.glob("*.tmp"))
+    changes = {"task": GoalTaskConfig(episodes=2, max_steps=3), "objective": GoalObjectiveConfig("l2", reduction="end")}
+    evaluate_planner(Path("exact"), "vwm/TwoRooms-v0", out, **{**settings, **changes, "seed": 1})
+    used_settings = json.loads((out / PLAN_RESULT_FILE).read_text())["settings"]
+    assert used_settings["seed"] == 1 and used_settings["objective"]["reduction"] == "end"
 
 
-def test_the_frame_skip_fits_the_frame_rate_of_the_world(exact):
-    assert infer_frame_skip("vwm/TwoRooms-v0", exact) == 1
-    exact.spec = replace(exact.spec, fps=2.5)
-    assert infer_frame_skip("vwm/TwoRooms-v0", exact) == 4 and infer_frame_skip("Pendulum-v1", exact) == 12
+def test_the_frame_skip_is_inferred_from_the_frame_rate_of_the_world(exact_world):
+    assert infer_frame_skip("vwm/TwoRooms-v0", exact_world) == 1
+    exact_world.spec = replace(exact_world.spec, fps=2.5)
+    assert infer_frame_skip("vwm/TwoRooms-v0", exact_world) == 4 and infer_frame_skip("Pendulum-v1", exact_world) == 12
 
 
-def test_errors_come_before_any_work_and_leave_other_folders_alone(exact, tmp_path: Path, monkeypatch):
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / "thesis.txt").write_text("years")
+def test_errors_are_raised_before_planning_and_keep_foreign_folders(exact_world, tmp_path: Path, monkeypatch):
+    foreign = tmp_path / "mine"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("years")
     with pytest.raises(ValueError, match=r"no plan\.json"):
-        evaluate_planner(Path("exact"), "vwm/TwoRooms-v0", mine)
-    assert (mine / "thesis.txt").read_text() == "years"
+        evaluate_planner(Path("exact"), "vwm/TwoRooms-v0", foreign)
+    assert (foreign / "thesis.txt").read_text() == "years"
     out = tmp_path / "result"
     for settings, message in (
         ({"env": "CartPole-v1"}, "CartPole-v1"),

@@ -10,13 +10,13 @@ import torch
 from vwm.eval.metrics import estimate_mean, find_still_clips, frame_mse, psnr, set_psnr, ssim
 
 
-def pictures(*levels: int, size: int = 16) -> torch.Tensor:
-    """One clip of plain frames, uint8 [1, t, size, size, 3]."""
+def constant_frames(*levels: int, size: int = 16) -> torch.Tensor:
+    """One clip of constant frames, uint8 [1, t, size, size, 3]."""
     return torch.tensor(levels, dtype=torch.uint8)[None, :, None, None, None].expand(1, -1, size, size, 3)
 
 
-def test_squared_error_is_exact_in_both_directions() -> None:
-    error = frame_mse(pictures(0, 10, 255), pictures(255, 7, 255))
+def test_frame_mse_is_exact_for_positive_and_negative_errors() -> None:
+    error = frame_mse(constant_frames(0, 10, 255), constant_frames(255, 7, 255))
     assert error.tolist() == [[255.0**2, 9.0, 0.0]]
 
 
@@ -25,17 +25,19 @@ def test_psnr_of_a_known_error(error: float, decibel: float) -> None:
     assert float(psnr(torch.tensor(error, dtype=torch.float64))) == pytest.approx(decibel, abs=1e-6)
 
 
-def test_psnr_of_equal_pictures_is_infinite() -> None:
+def test_psnr_of_equal_images_is_infinite() -> None:
     assert math.isinf(psnr(torch.zeros(())))
 
 
 def test_set_psnr_averages_errors_before_the_logarithm() -> None:
-    truth = torch.cat((pictures(100), pictures(100)))
-    guess = torch.cat((pictures(100), pictures(110)))  # one exact clip must not make the set's infinite
-    assert set_psnr(truth, guess).tolist() == pytest.approx([10 * math.log10(255**2 / 50)])
+    truth = torch.cat((constant_frames(100), constant_frames(100)))
+    prediction = torch.cat(
+        (constant_frames(100), constant_frames(110))
+    )  # one exact clip must not make the PSNR of the set infinite
+    assert set_psnr(truth, prediction).tolist() == pytest.approx([10 * math.log10(255**2 / 50)])
 
 
-def test_ssim_is_one_for_equal_pictures_and_falls_with_noise() -> None:
+def test_ssim_is_one_for_equal_images_and_lower_for_noise() -> None:
     generator = torch.Generator().manual_seed(0)
     truth = torch.randint(0, 255, (2, 3, 16, 16, 3), dtype=torch.uint8, generator=generator)
     noise = torch.randint(0, 255, (2, 3, 16, 16, 3), dtype=torch.uint8, generator=generator)
@@ -43,13 +45,13 @@ def test_ssim_is_one_for_equal_pictures_and_falls_with_noise() -> None:
     assert float(ssim(truth, noise).max()) < 0.3
 
 
-def test_ssim_names_the_window_that_does_not_fit() -> None:
+def test_ssim_rejects_images_smaller_than_its_window() -> None:
     with pytest.raises(ValueError, match="11x11"):
-        ssim(pictures(0, size=8), pictures(0, size=8))
+        ssim(constant_frames(0, size=8), constant_frames(0, size=8))
 
 
-def test_still_clips_look_only_past_the_context() -> None:
-    clips = torch.cat((pictures(1, 2, 2, 2), pictures(2, 2, 2, 3)))
+def test_still_clips_are_still_after_the_context() -> None:
+    clips = torch.cat((constant_frames(1, 2, 2, 2), constant_frames(2, 2, 2, 3)))
     assert find_still_clips(clips, context=2).tolist() == [True, False]
     assert find_still_clips(clips, context=1).tolist() == [False, False]
 

@@ -14,7 +14,7 @@ from vwm.eval.perceptual import FVD, LPIPS, frechet_distance
 
 @pytest.fixture
 def alexnet_file(tmp_path: Path) -> Path:
-    """Random weights under the names of torchvision's."""
+    """Random weights under the names of torchvision's AlexNet."""
     torch.manual_seed(0)
     with torch.device("meta"):
         features = alexnet(weights=None).features
@@ -25,16 +25,16 @@ def alexnet_file(tmp_path: Path) -> Path:
     return tmp_path / "alexnet.pth"
 
 
-def test_lpips_is_torchmetrics_lpips(alexnet_file: Path) -> None:
-    ours, theirs = LPIPS(alexnet_file), _LPIPS(net="alex", pnet_rand=True)
-    own = torch.load(alexnet_file, weights_only=True)
-    for stage in theirs.net.children():
+def test_lpips_equals_torchmetrics_lpips(alexnet_file: Path) -> None:
+    lpips, torchmetrics_lpips = LPIPS(alexnet_file), _LPIPS(net="alex", pnet_rand=True)
+    weights = torch.load(alexnet_file, weights_only=True)
+    for stage in torchmetrics_lpips.net.children():
         for name, layer in stage.named_children():
             if hasattr(layer, "weight"):
-                layer.load_state_dict({k: own[f"features.{name}.{k}"] for k in ("weight", "bias")})
+                layer.load_state_dict({k: weights[f"features.{name}.{k}"] for k in ("weight", "bias")})
     x, y = torch.rand(2, 3, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    assert torch.allclose(ours(x, y), theirs(x, y).flatten(), rtol=1e-4)
-    assert ours(x, x).tolist() == [0.0] * 3
+    assert torch.allclose(lpips(x, y), torchmetrics_lpips(x, y).flatten(), rtol=1e-4)
+    assert lpips(x, x).tolist() == [0.0] * 3
 
 
 def test_rejects_foreign_files(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_rejects_foreign_files(tmp_path: Path) -> None:
         FVD(tmp_path / "missing.pt")
 
 
-def test_frechet_distance_of_a_shift_and_of_a_scale() -> None:
+def test_frechet_distance_of_a_shift_and_a_scaling_is_exact() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(500, 3, generator=generator)
     assert float(frechet_distance(x, x)) == pytest.approx(0, abs=1e-6)
@@ -57,7 +57,7 @@ def test_frechet_distance_of_a_shift_and_of_a_scale() -> None:
 
 
 class MeanColor(torch.nn.Module):
-    """Stands in for I3D: a clip's features are its mean red, green and blue, in [-1, 1]."""
+    """A replacement of I3D whose features are a clip's mean red, green and blue, in [-1, 1]."""
 
     def forward(self, video: torch.Tensor, rescale: bool, resize: bool, return_features: bool) -> torch.Tensor:
         assert not rescale and resize and return_features
@@ -65,7 +65,7 @@ class MeanColor(torch.nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
-def test_fvd_of_a_change_of_color(tmp_path: Path) -> None:
+def test_fvd_of_a_color_change_is_exact(tmp_path: Path) -> None:
     torch.jit.script(MeanColor()).save(str(tmp_path / "i3d.pt"))
     fvd, generator = FVD(tmp_path / "i3d.pt"), torch.Generator().manual_seed(0)
     clips = torch.randint(0, 100, (12, 9, 4, 4, 3), dtype=torch.uint8, generator=generator)

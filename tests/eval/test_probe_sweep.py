@@ -1,4 +1,4 @@
-"""Sweeps that are trained in one pass, and their heads."""
+"""Hyperparameter sweeps trained in one pass, and their probe heads."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ pytestmark = pytest.mark.usefixtures("narrow_heads")
 SWEEP = SweepSettings(learning_rates=(1e-2, 1e-3), weight_decays=(0.01, 0.8), epochs=3, batch_size=8, seed=5)
 
 
-def parts(classes: bool = False, clips: int = 20) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor]:
-    """Tokens and labels to fit and to choose on, tokens to judge on; float64."""
+def make_splits(classes: bool = False, clips: int = 20) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor]:
+    """Tokens and labels of the training and validation splits, and tokens of the test split; float64."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, clips, 6, 10, dtype=torch.float64, generator=generator)
     y = x[..., 0, :2] + 0.1 * torch.randn(3, clips, 2, dtype=torch.float64, generator=generator)
@@ -25,37 +25,37 @@ def parts(classes: bool = False, clips: int = 20) -> tuple[tuple[Tensor, Tensor]
     return (x[0], labels[0]), (x[1], labels[1]), x[2]
 
 
-def heads(probe: ProbeHeadType, copies: int, blocks: int = 1, outputs: int = 2) -> ProbeHeads:
+def make_heads(probe: ProbeHeadType, copies: int, blocks: int = 1, outputs: int = 2) -> ProbeHeads:
     return make_probe_heads(probe, copies, 6, 10, outputs, blocks, seed=3).double()
 
 
 @pytest.mark.parametrize(("probe", "blocks"), [("linear", 1), ("attentive", 1), ("attentive", 3)])
 @pytest.mark.parametrize("classes", [False, True])
-def test_a_head_of_a_sweep_trains_as_it_would_alone(probe: ProbeHeadType, blocks: int, classes: bool) -> None:
+def test_a_head_in_a_sweep_trains_as_it_does_alone(probe: ProbeHeadType, blocks: int, classes: bool) -> None:
     outputs = 3 if classes else 2
-    train, val, test = parts(classes)
-    together = heads(probe, 4, blocks, outputs)
+    train, val, test = make_splits(classes)
+    together = make_heads(probe, 4, blocks, outputs)
     swept = train_probe_sweep(together, train, val, test, SWEEP)
-    alone_best = []
+    single_results = []
     for i, (rate, decay) in enumerate(SWEEP.pairs):
-        alone = heads(probe, 1, blocks, outputs)
-        found = train_probe_sweep(
-            alone, train, val, test, SWEEP._replace(learning_rates=(rate,), weight_decays=(decay,))
+        single = make_heads(probe, 1, blocks, outputs)
+        result = train_probe_sweep(
+            single, train, val, test, SWEEP._replace(learning_rates=(rate,), weight_decays=(decay,))
         )
-        for a, b in zip(together.parameters(), alone.parameters(), strict=True):
+        for a, b in zip(together.parameters(), single.parameters(), strict=True):
             torch.testing.assert_close(a[i], b[0], rtol=0, atol=1e-10)
-        torch.testing.assert_close(swept.losses[:, i], found.losses[:, 0], rtol=0, atol=1e-10)
-        alone_best.append((float(found.losses.min()), found))
-    _, best = min(alone_best, key=lambda pair: pair[0])
+        torch.testing.assert_close(swept.losses[:, i], result.losses[:, 0], rtol=0, atol=1e-10)
+        single_results.append((float(result.losses.min()), result))
+    _, best = min(single_results, key=lambda pair: pair[0])
     assert (swept.learning_rate, swept.weight_decay, swept.epoch) == (best.learning_rate, best.weight_decay, best.epoch)
     torch.testing.assert_close(swept.predictions, best.predictions, rtol=0, atol=1e-10)
 
 
-def test_a_head_alone_is_trained_as_torch_trains_it() -> None:
-    """The same loop written plainly: one nn.Linear, torch's AdamW, its cosine."""
-    (x, y), val, test = parts()
+def test_a_single_head_is_trained_like_a_plain_torch_loop() -> None:
+    """The same training with one nn.Linear, torch's AdamW and cosine schedule."""
+    (x, y), val, test = make_splits()
     settings = SweepSettings(learning_rates=(3e-3,), weight_decays=(0.4,), epochs=4, batch_size=8, seed=2)
-    stack = heads("linear", 1)
+    stack = make_heads("linear", 1)
     plain = nn.Linear(10, 2).double()
     with torch.no_grad():
         plain.weight.copy_(stack.linear.weight[0].T)
@@ -75,9 +75,9 @@ def test_a_head_alone_is_trained_as_torch_trains_it() -> None:
     torch.testing.assert_close(stack.linear.bias[0], plain.bias, rtol=0, atol=1e-12)
 
 
-def test_the_folded_attention_is_plain_cross_attention() -> None:
-    """Keys and values projected token by token, softmax, the mean of the values: float64, 1e-12."""
-    stack = heads("attentive", 2)
+def test_the_folded_attention_equals_cross_attention() -> None:
+    """Compare with keys and values projected per token and softmax attention, in float64 to 1e-12."""
+    stack = make_heads("attentive", 2)
     assert isinstance(stack, AttentiveProbeHeads)
     with torch.no_grad():
         for w in stack.parameters():
@@ -94,12 +94,12 @@ def test_the_folded_attention_is_plain_cross_attention() -> None:
 
 @pytest.mark.parametrize(("probe", "blocks"), [("linear", 1), ("attentive", 1), ("attentive", 4)])
 def test_predictions_for_a_clip_do_not_depend_on_the_batch(probe: ProbeHeadType, blocks: int) -> None:
-    stack, (_, _, test) = heads(probe, 2, blocks), parts()
+    stack, (_, _, test) = make_heads(probe, 2, blocks), make_splits()
     alone = torch.cat([stack(test[i : i + 1]) for i in range(4)], dim=1)
     torch.testing.assert_close(stack(test)[:, :4], alone, rtol=0, atol=1e-12)
 
 
-def test_an_attentive_head_reads_a_single_token_that_the_mean_hides() -> None:
+def test_an_attentive_head_reads_a_single_token_that_mean_pooling_hides() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 256, 12, 8, generator=generator)
     y = x[:, :, 7, :1] * 1.0
@@ -113,38 +113,40 @@ def test_an_attentive_head_reads_a_single_token_that_the_mean_hides() -> None:
 
 
 def test_the_weights_of_the_best_epoch_are_kept() -> None:
-    """Labels of pure noise: validation is best early, whatever the training loss does later."""
+    """With labels of pure noise the validation loss is best early, while the training loss keeps falling."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 24, 2, 16, generator=generator)
     y = torch.randn(3, 24, 1, generator=generator)
     settings = SweepSettings(learning_rates=(3e-2,), weight_decays=(0.0,), epochs=30, batch_size=8)
     stack = make_probe_heads("attentive", 1, 2, 16, 1, 1, seed=0)
     swept = train_probe_sweep(stack, (x[0], y[0]), (x[1], y[1]), x[1], settings)
-    kept = float((swept.predictions - y[1]).square().mean())
-    assert swept.epoch < 30 and kept < float(swept.losses[-1, 0])
-    assert math.isclose(kept, float(swept.losses.min()), rel_tol=1e-4)
+    error = float((swept.predictions - y[1]).square().mean())
+    assert swept.epoch < 30 and error < float(swept.losses[-1, 0])
+    assert math.isclose(error, float(swept.losses.min()), rel_tol=1e-4)
 
 
 def test_a_diverged_head_is_not_selected() -> None:
-    train, val, test = parts()
+    train, val, test = make_splits()
     swept = train_probe_sweep(
-        heads("linear", 2), train, val, test, SWEEP._replace(learning_rates=(1e-2, 1e200), weight_decays=(0.1,))
+        make_heads("linear", 2), train, val, test, SWEEP._replace(learning_rates=(1e-2, 1e200), weight_decays=(0.1,))
     )
     assert swept.learning_rate == 1e-2 and swept.losses[:, 1].isinf().any() and swept.predictions.isfinite().all()
 
 
 def test_per_head_losses_equal_torch() -> None:
-    said = torch.randn(3, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    predictions = torch.randn(3, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     classes, values = torch.tensor([0, 1, 3, 2, 2]), torch.randn(5, 4).double()
-    for i, (a, b) in enumerate(zip(per_head_loss(said, classes), per_head_loss(said, values), strict=True)):
-        torch.testing.assert_close(a, F.cross_entropy(said[i], classes))
-        torch.testing.assert_close(b, F.mse_loss(said[i], values))
+    for i, (a, b) in enumerate(
+        zip(per_head_loss(predictions, classes), per_head_loss(predictions, values), strict=True)
+    ):
+        torch.testing.assert_close(a, F.cross_entropy(predictions[i], classes))
+        torch.testing.assert_close(b, F.mse_loss(predictions[i], values))
 
 
-def test_making_heads_leaves_torchs_generator_alone() -> None:
+def test_making_heads_leaves_the_torch_generator_unchanged() -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    made = heads("attentive", 3)
+    heads = make_heads("attentive", 3)
     assert torch.equal(torch.rand(3), expected)
-    assert all(torch.equal(w[0], w[i]) for w in made.parameters() for i in (1, 2))
+    assert all(torch.equal(w[0], w[i]) for w in heads.parameters() for i in (1, 2))

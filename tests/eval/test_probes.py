@@ -24,8 +24,8 @@ pytestmark = pytest.mark.usefixtures("narrow_heads")
 SETTINGS = SweepSettings(learning_rates=(5e-3, 1e-3), weight_decays=(0.01, 0.4), epochs=15, batch_size=32)
 
 
-def labeled(labels: Tensor, frames: Tensor, kind: str = "numbers") -> LabeledClips:
-    """Three equal parts."""
+def make_labeled_clips(labels: Tensor, frames: Tensor, kind: str = "numbers") -> LabeledClips:
+    """Split clips into three equal splits."""
     third = len(labels) // 3
     parts = [
         LabeledSplit(
@@ -37,44 +37,48 @@ def labeled(labels: Tensor, frames: Tensor, kind: str = "numbers") -> LabeledCli
     return LabeledClips(*parts, kind, tuple(map(str, range(count))), {}, {})
 
 
-def clips(count: int = 480, seed: int = 0) -> Tensor:
+def random_clips(count: int = 480, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, 2, 8, 8, 3), dtype=torch.uint8, generator=generator)
 
 
 @pytest.mark.parametrize("probe", PROBE_NAMES)
-def test_labels_unrelated_to_the_clips_score_about_0_or_below(probe: ProbeName) -> None:
+def test_unrelated_labels_have_r2_of_about_0_or_below(probe: ProbeName) -> None:
     labels = torch.randn(480, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    data = labeled(labels, clips())
+    data = make_labeled_clips(labels, random_clips())
     tokens = extract_features(PixelFeatureExtractor(1, (4, 4)), data, 64, 1.0, "pixels")
-    said = run_probe(probe, tokens, data, SETTINGS).predictions
-    score = bootstrap_r2(data.test.labels, said, data.test.episodes, bootstrap_episode_counts(20, 10, 0)).value
+    predictions = run_probe(probe, tokens, data, SETTINGS).predictions
+    score = bootstrap_r2(data.test.labels, predictions, data.test.episodes, bootstrap_episode_counts(20, 10, 0)).value
     assert (score < 0.05).all() and (score > -1).all()
 
 
 @pytest.mark.parametrize("probe", PROBE_NAMES)
-def test_what_the_pixels_say_is_read(probe: ProbeName) -> None:
-    """The brightness of the whole clip: every probe can tell, as a number and as a class."""
+def test_every_probe_reads_brightness_as_number_and_class(probe: ProbeName) -> None:
+    """Probe for the brightness of the whole clip."""
     generator = torch.Generator().manual_seed(0)
     level = torch.rand(480, generator=generator)
-    frames = (level[:, None, None, None, None] * 200 + clips() * 0.1).byte()
-    numbers = labeled((level[:, None].double() - 0.5) * 12**0.5, frames)
+    frames = (level[:, None, None, None, None] * 200 + random_clips() * 0.1).byte()
+    numbers = make_labeled_clips((level[:, None].double() - 0.5) * 12**0.5, frames)
     tokens = extract_features(PixelFeatureExtractor(1, (4, 4)), numbers, 64, 1.0, "pixels")
-    said = run_probe(probe, tokens, numbers, SETTINGS).predictions
-    score = bootstrap_r2(numbers.test.labels, said, numbers.test.episodes, bootstrap_episode_counts(20, 10, 0)).value
-    assert score > (0.7 if probe == "knn" else 0.9)  # a cosine sees on which side of the mean, but not how far
-    classes = labeled((level > 0.5).long(), frames, "classes")
-    told = run_probe(probe, tokens, classes, SETTINGS)
-    assert told.predictions.shape == (160, 2)
-    assert (told.predictions.argmax(dim=1) == classes.test.labels).double().mean() > 0.85
-    assert (told.validation_losses is None) == (probe in ("knn", "ridge")) and told.selected
+    predictions = run_probe(probe, tokens, numbers, SETTINGS).predictions
+    score = bootstrap_r2(
+        numbers.test.labels, predictions, numbers.test.episodes, bootstrap_episode_counts(20, 10, 0)
+    ).value
+    assert score > (
+        0.7 if probe == "knn" else 0.9
+    )  # cosine similarity shows the side of the mean, but not the distance
+    classes = make_labeled_clips((level > 0.5).long(), frames, "classes")
+    result = run_probe(probe, tokens, classes, SETTINGS)
+    assert result.predictions.shape == (160, 2)
+    assert (result.predictions.argmax(dim=1) == classes.test.labels).double().mean() > 0.85
+    assert (result.validation_losses is None) == (probe in ("knn", "ridge")) and result.selected
 
 
 def test_equal_settings_give_equal_numbers() -> None:
     labels = torch.randn(480, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    data = labeled(labels, clips())
+    data = make_labeled_clips(labels, random_clips())
     for probe in PROBE_NAMES:
-        one, two = (
+        first, second = (
             run_probe(
                 probe,
                 extract_features(PixelFeatureExtractor(1, (4, 4)), data, size, 1.0, "x"),
@@ -83,7 +87,7 @@ def test_equal_settings_give_equal_numbers() -> None:
             )
             for size in (64, 7)
         )
-        torch.testing.assert_close(one.predictions, two.predictions, rtol=0, atol=1e-9)
+        torch.testing.assert_close(first.predictions, second.predictions, rtol=0, atol=1e-9)
 
 
 def test_channels_are_standardized_by_the_training_clips_only() -> None:
@@ -100,12 +104,12 @@ def test_channels_are_standardized_by_the_training_clips_only() -> None:
 
 
 def test_rejects_features_over_the_memory_limit_with_a_remedy() -> None:
-    data = labeled(torch.zeros(480, 1).double(), clips())
+    data = make_labeled_clips(torch.zeros(480, 1).double(), random_clips())
     with pytest.raises(ValueError, match=r"480 clips of 8 tokens of width 48.*--clips \d+.*--memory"):
         extract_features(PixelFeatureExtractor(1, (4, 4)), data, 64, 1e-4, "pixels")
 
 
-def test_probes_that_there_are_not_are_named() -> None:
+def test_rejects_unknown_probe_names() -> None:
     check_probe_names(["ridge"])
     with pytest.raises(ValueError, match="some of attentive, linear, knn, ridge"):
         check_probe_names(["ridge", "quadratic"])

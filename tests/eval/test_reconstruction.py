@@ -19,25 +19,25 @@ def test_mean_image_is_the_mean() -> None:
     assert mean_image(frames).unique().tolist() == [15]
 
 
-def test_results_do_not_depend_on_the_batch(genie: Callable[..., GenieSimulator]) -> None:
+def test_reconstructions_do_not_depend_on_the_batch_size(genie: Callable[..., GenieSimulator]) -> None:
     world = genie()
     tokenizer = world.tokenizer
     frames = torch.randint(0, 255, (5, 4, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    shown, tokens = reconstruct_clips(world, frames, batch_size=2)
+    reconstructed, tokens = reconstruct_clips(world, frames, batch_size=2)
     assert tokens.shape == (5, 4, 2, 2)
     with torch.no_grad():
         assert torch.equal(tokens, tokenizer.encode(frames_to_float(frames)))
         expected = video_to_uint8(tokenizer.decode(tokens))
-    assert (shown.int() - expected.int()).abs().max() <= 1
+    assert (reconstructed.int() - expected.int()).abs().max() <= 1
 
 
 def test_latents_may_be_continuous(brightness_world: VideoSimulator) -> None:
     frames = torch.randint(0, 255, (3, 4, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    shown, latents = reconstruct_clips(brightness_world, frames, batch_size=2)
-    assert torch.equal(shown, frames) and latents.shape == (3, 4, 16, 16, 3)
+    reconstructed, latents = reconstruct_clips(brightness_world, frames, batch_size=2)
+    assert torch.equal(reconstructed, frames) and latents.shape == (3, 4, 16, 16, 3)
 
 
 def test_a_simulator_without_a_tokenizer_shows_frames_as_they_are(make_world: Callable[..., Simulator]) -> None:
     frames = torch.randint(0, 255, (3, 4, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    shown, latents = reconstruct_clips(make_world(), frames, batch_size=2)
-    assert torch.equal(shown, frames) and latents is None
+    reconstructed, latents = reconstruct_clips(make_world(), frames, batch_size=2)
+    assert torch.equal(reconstructed, frames) and latents is None

@@ -22,35 +22,39 @@ def test_true_actions_lead_from_the_context_to_the_true_frames(
     make_world: Callable[..., Simulator], rolling_clips: tuple[Tensor, Tensor], context: int
 ) -> None:
     frames, actions = rolling_clips
-    shown = open_loop_rollout(make_world(), frames, actions, context, world_seeds(0, 6), batch_size=4, desc="test")
-    assert torch.equal(shown, frames[:, context:])
+    predicted = open_loop_rollout(make_world(), frames, actions, context, world_seeds(0, 6), batch_size=4, desc="test")
+    assert torch.equal(predicted, frames[:, context:])
 
 
-def test_rollout_never_looks_past_the_context(genie: Callable[..., GenieSimulator]) -> None:
+def test_rollouts_do_not_depend_on_frames_after_the_context(genie: Callable[..., GenieSimulator]) -> None:
     frames = torch.randint(0, 255, (3, 6, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    actions, blind = torch.tensor([[0, 1, 2, 3, 0]] * 3), frames.clone()
-    blind[:, 3:] = 0
+    actions, without_future = torch.tensor([[0, 1, 2, 3, 0]] * 3), frames.clone()
+    without_future[:, 3:] = 0
     world = genie()
-    one, other = (open_loop_rollout(world, f, actions, 3, world_seeds(0, 3), 3, "test") for f in (frames, blind))
-    assert torch.equal(one, other)
+    expected, actual = (
+        open_loop_rollout(world, f, actions, 3, world_seeds(0, 3), 3, "test") for f in (frames, without_future)
+    )
+    assert torch.equal(expected, actual)
 
 
-def test_a_clip_does_not_depend_on_its_batch(genie: Callable[..., GenieSimulator]) -> None:
+def test_rollouts_do_not_depend_on_the_batch_size(genie: Callable[..., GenieSimulator]) -> None:
     frames = torch.randint(0, 255, (5, 6, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     actions, world = torch.tensor([[0, 1, 2, 3, 0]] * 5), genie()
-    together, apart = (open_loop_rollout(world, frames, actions, 2, world_seeds(0, 5), size, "test") for size in (5, 2))
-    # Sums of other lengths may round otherwise, and a level may fall on the other side of a half.
-    assert (together.int() - apart.int()).abs().max() <= 1
+    together, in_batches_of_2 = (
+        open_loop_rollout(world, frames, actions, 2, world_seeds(0, 5), size, "test") for size in (5, 2)
+    )
+    # Sums of another order may round differently, by one gray level.
+    assert (together.int() - in_batches_of_2.int()).abs().max() <= 1
 
 
-def test_copy_last_is_exact_on_a_still_clip() -> None:
+def test_repeating_the_last_frame_is_exact_on_still_clips() -> None:
     frames = torch.full((2, 5, 16, 16, 3), 7, dtype=torch.uint8)
     assert torch.isinf(set_psnr(frames[:, 2:], repeat_last_frame(frames, 2))).all()
-    frames[:, :1] = 9  # what came before the last context frame does not matter
+    frames[:, :1] = 9  # frames before the last context frame do not matter
     assert torch.equal(repeat_last_frame(frames, 2), frames[:, 2:])
 
 
-def test_random_actions_fill_the_space_and_follow_the_seed() -> None:
+def test_random_actions_cover_the_space_and_depend_on_the_seed() -> None:
     space = ActionSpace("discrete", 5)
     actions = random_action_sequences(space, world_seeds(0, 200), 10)
     counts = torch.bincount(actions.flatten(), minlength=5)
@@ -64,18 +68,18 @@ def test_random_actions_fill_the_space_and_follow_the_seed() -> None:
     assert 0.9 < vectors.max() <= 1
 
 
-def sample(actions: Tensor | None) -> EvalClips:
+def make_eval_clips(actions: Tensor | None) -> EvalClips:
     frames = torch.zeros(2, 4, 16, 16, 3, dtype=torch.uint8)
     return EvalClips(frames, actions, (), "hash", 2, 1)
 
 
-def test_labeled_worlds_take_the_recorded_actions(genie: Callable[..., GenieSimulator]) -> None:
+def test_labeled_worlds_use_the_recorded_actions(genie: Callable[..., GenieSimulator]) -> None:
     recorded = torch.tensor([[0, 1, 2, 3], [3, 2, 1, 0]])
-    assert read_clip_actions(genie(labeled=True), sample(recorded), 2).tolist() == [[0, 1, 2], [3, 2, 1]]
+    assert read_clip_actions(genie(labeled=True), make_eval_clips(recorded), 2).tolist() == [[0, 1, 2], [3, 2, 1]]
 
 
-def test_latent_actions_are_those_of_the_whole_clip(genie: Callable[..., GenieSimulator]) -> None:
-    assert read_clip_actions(genie(), sample(None), 1).shape == (2, 3)
+def test_latent_actions_are_inferred_from_the_whole_clip(genie: Callable[..., GenieSimulator]) -> None:
+    assert read_clip_actions(genie(), make_eval_clips(None), 1).shape == (2, 3)
 
 
 @pytest.mark.parametrize(
@@ -90,4 +94,4 @@ def test_rejects_actions_that_do_not_fit(
     genie: Callable[..., GenieSimulator], actions: Tensor | None, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        read_clip_actions(genie(labeled=True), sample(actions), 2)
+        read_clip_actions(genie(labeled=True), make_eval_clips(actions), 2)

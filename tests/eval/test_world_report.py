@@ -1,4 +1,4 @@
-"""A whole report on a small world."""
+"""A complete report on a small world."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from vwm.data.video import probe_video
 from vwm.eval.world_report import evaluate_world
 
 
-def numbers(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Every leaf of a report with its path."""
     if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from numbers(inner, f"{name}.{key}")
+        for key, child in value.items():
+            yield from leaves(child, f"{name}.{key}")
     elif isinstance(value, list):
-        for inner in value:
-            yield from numbers(inner, f"{name}[]")
+        for child in value:
+            yield from leaves(child, f"{name}[]")
     else:
         yield name, value
 
 
 @pytest.fixture
-def quick(
+def run_report(
     write_bundle: Callable[..., Path],
     write_shards: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., dict[str, Any]]:
-    """A small report of a small world into ``tmp_path / "report"``, made on a machine that has nothing else to do."""
+    """A function that evaluates a small world into ``tmp_path / "report"``, with a low machine load."""
     monkeypatch.setattr("os.getloadavg", lambda: (0.5, 0.5, 0.5))
 
     def run(labeled: bool = False, shards: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
@@ -47,15 +47,15 @@ def quick(
     return run
 
 
-def test_a_whole_report(quick: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    report, out = quick(), tmp_path / "report"
+def test_a_report_is_complete(run_report: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    report, out = run_report(), tmp_path / "report"
     assert json.loads((out / "report.json").read_text()) == report
     assert set(report) == {
         "tokenizer", "codebook", "rollout", "control", "latent_action", "play", "data", "notes", "provenance",
     }  # fmt: skip
-    missing = [name for name, value in numbers(report) if value is None and not name.endswith("gpu")]
+    missing = [name for name, value in leaves(report) if value is None and not name.endswith("gpu")]
     assert missing == []
-    assert all(math.isfinite(value) for _, value in numbers(report) if isinstance(value, float))
+    assert all(math.isfinite(value) for _, value in leaves(report) if isinstance(value, float))
     for name in ("", "_copy_last", "_tokenizer", "_random_actions"):
         assert len(report["rollout"][f"psnr{name}"]) == len(report["rollout"][f"ssim{name}"]) == 3
     assert report["control"]["delta_psnr"] == {**report["control"]["delta_psnr_by_horizon"][2], "horizon": 3}
@@ -71,38 +71,40 @@ def test_a_whole_report(quick: Callable[..., dict[str, Any]], tmp_path: Path) ->
     assert not out.with_name("report.tmp").exists()
 
 
-def test_what_the_page_shows_lies_beside_it(quick: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    quick()
+def test_the_images_and_videos_of_the_page_are_in_the_report_folder(
+    run_report: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    run_report()
     out = tmp_path / "report"
     page = (out / "index.html").read_text()
-    shown = sorted(file.name for file in out.iterdir() if file.suffix in (".png", ".mp4"))
-    assert len(shown) == 5 + 1 + 2
-    assert all(f'src="{name}"' in page for name in shown)
+    files = sorted(file.name for file in out.iterdir() if file.suffix in (".png", ".mp4"))
+    assert len(files) == 5 + 1 + 2
+    assert all(f'src="{name}"' in page for name in files)
     assert "http" not in page.partition("<h2>How it was made")[0].replace("pytorch.org", "")
     assert probe_video(out / "rollout_00.mp4", "video")["frames"] == 6
     with Image.open(out / "rollouts.png") as sheet:
         assert sheet.width > 4 * 64
 
 
-def test_equal_seeds_give_equal_reports(quick: Callable[..., dict[str, Any]]) -> None:
-    def timeless(report: dict[str, Any]) -> dict[str, Any]:
+def test_equal_seeds_give_equal_reports(run_report: Callable[..., dict[str, Any]]) -> None:
+    def without_times(report: dict[str, Any]) -> dict[str, Any]:
         report = copy.deepcopy(report)
         del report["play"], report["provenance"]["environment"]["date"]
         return report
 
-    first = timeless(quick())
-    assert timeless(quick()) == first  # also over the earlier report
-    assert timeless(quick(seed=1))["rollout"] != first["rollout"]
+    first = without_times(run_report())
+    assert without_times(run_report()) == first  # also over the earlier report
+    assert without_times(run_report(seed=1))["rollout"] != first["rollout"]
 
 
-def test_labeled_worlds_have_no_latent_actions(quick: Callable[..., dict[str, Any]]) -> None:
-    report = quick(labeled=True, videos=0)
+def test_labeled_worlds_have_no_latent_actions(run_report: Callable[..., dict[str, Any]]) -> None:
+    report = run_report(labeled=True, videos=0)
     assert report["latent_action"] is None
     assert report["control"]["action_mi_bits"] is None
     assert report["control"]["shuffle_ratio"] > 0
 
 
-def test_continuous_latents_and_actions(
+def test_reports_support_continuous_latents_and_actions(
     brightness_world: VideoSimulator,
     write_shards: Callable[..., Path],
     tmp_path: Path,
@@ -126,8 +128,8 @@ def test_continuous_latents_and_actions(
     assert "Codes used" not in capsys.readouterr().out
 
 
-def test_unlabeled_still_and_few_clips(quick: Callable[..., dict[str, Any]]) -> None:
-    report = quick(shards={"actions": False, "move_at_all": False, "episodes": 1}, clips=100, horizon=1, context=1)
+def test_reports_support_few_still_and_unlabeled_clips(run_report: Callable[..., dict[str, Any]]) -> None:
+    report = run_report(shards={"actions": False, "moving": False, "episodes": 1}, clips=100, horizon=1, context=1)
     assert report["control"]["action_mi_bits"] is None
     assert report["rollout"]["psnr_copy_last"] == [None]  # infinite
     assert report["data"]["still_fraction"] == 1.0
@@ -136,10 +138,10 @@ def test_unlabeled_still_and_few_clips(quick: Callable[..., dict[str, Any]]) -> 
 
 
 def test_a_busy_machine_is_noted_in_the_report(
-    quick: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    run_report: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.getloadavg", lambda: (1e6, 0.0, 0.0))
-    report = quick(horizon=1, videos=0)
+    report = run_report(horizon=1, videos=0)
     assert report["provenance"]["environment"]["hardware"]["load"] == 1e6
     assert any("busy" in note for note in report["notes"])
 
@@ -153,17 +155,17 @@ def test_a_busy_machine_is_noted_in_the_report(
         ({"labeled": True, "shards": {"actions": False}}, "was trained on recorded actions"),
     ],
 )
-def test_what_does_not_fit_is_named(
-    quick: Callable[..., dict[str, Any]], settings: dict[str, Any], message: str, tmp_path: Path
+def test_rejects_data_and_settings_that_do_not_fit(
+    run_report: Callable[..., dict[str, Any]], settings: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        quick(**settings)
+        run_report(**settings)
     assert not (tmp_path / "report").exists()
 
 
-def test_a_foreign_folder_is_left_alone(quick: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+def test_foreign_folders_are_not_overwritten(run_report: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="is no report"):
-        quick()
+        run_report()
     assert (tmp_path / "report" / "thesis.txt").read_text() == "mine"
