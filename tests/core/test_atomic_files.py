@@ -9,28 +9,28 @@ import pytest
 from vwm.core.atomic_files import atomic_folder, atomic_write, atomic_write_text, check_replaceable_folder
 
 
-def test_a_folder_takes_the_old_ones_place_when_it_is_whole(tmp_path):
+def test_a_folder_replaces_the_old_one_only_when_complete(tmp_path):
     out = tmp_path / "report"
     for text in ("first", "second"):
-        with atomic_folder(out) as aside:
-            (aside / text).write_text(text)
+        with atomic_folder(out) as temporary:
+            (temporary / text).write_text(text)
             assert not (out / text).exists()
-        assert [p.name for p in out.iterdir()] == [text] and not aside.exists()
+        assert [p.name for p in out.iterdir()] == [text] and not temporary.exists()
 
 
-def test_an_error_on_the_way_leaves_the_old_one_and_nothing_of_it_stays_in_the_next(tmp_path):
+def test_an_error_while_writing_keeps_the_old_folder_and_leaves_no_files(tmp_path):
     out = tmp_path / "report"
-    with atomic_folder(out) as aside:
-        (aside / "old").write_text("")
-    with pytest.raises(RuntimeError), atomic_folder(out) as aside:
-        (aside / "half").write_text("")
+    with atomic_folder(out) as temporary:
+        (temporary / "old").write_text("")
+    with pytest.raises(RuntimeError), atomic_folder(out) as temporary:
+        (temporary / "half").write_text("")
         raise RuntimeError
     assert [p.name for p in out.iterdir()] == ["old"]
-    with atomic_folder(out) as aside:
-        assert not list(aside.iterdir())
+    with atomic_folder(out) as temporary:
+        assert not list(temporary.iterdir())
 
 
-def test_only_the_same_kind_and_empty_folders_are_replaced(tmp_path):
+def test_only_folders_of_the_same_kind_and_empty_ones_are_replaced(tmp_path):
     check_replaceable_folder(tmp_path / "new", "mark.json", "report")
     (tmp_path / "empty").mkdir()
     check_replaceable_folder(tmp_path / "empty", "mark.json", "report")
@@ -41,7 +41,7 @@ def test_only_the_same_kind_and_empty_folders_are_replaced(tmp_path):
             check_replaceable_folder(folder, "other.json", "report")
 
 
-KILLED = """
+KILLED_WRITER = """
 import os, signal, sys
 from pathlib import Path
 from vwm.core.atomic_files import atomic_folder, atomic_write
@@ -52,15 +52,15 @@ with atomic_write(Path(sys.argv[1]) / "state.pt") as file, atomic_folder(Path(sy
 """
 
 
-def test_a_killed_writer_leaves_the_old_files_and_the_next_one_removes_its_leftovers(tmp_path):
+def test_a_killed_writer_keeps_old_files_and_the_next_writer_removes_its_temporary_files(tmp_path):
     atomic_write_text(tmp_path / "state.pt", "old")
     with atomic_folder(tmp_path / "report") as folder:
         (folder / "old").write_text("")
     foreign = ["state.pt.tmp", "report.tmp", ".state.pt.elsewhere.1.0123abcd.tmp"]
     for name in foreign:
         (tmp_path / name).mkdir()
-    ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
-    assert ended.returncode == -signal.SIGKILL
+    process = subprocess.run([sys.executable, "-c", KILLED_WRITER, str(tmp_path)], check=False)
+    assert process.returncode == -signal.SIGKILL
     assert (tmp_path / "state.pt").read_text() == "old" and (tmp_path / "report" / "old").exists()
     assert len(list(tmp_path.iterdir())) == 2 + 2 + len(foreign)
     atomic_write_text(tmp_path / "state.pt", "new")
@@ -70,19 +70,19 @@ def test_a_killed_writer_leaves_the_old_files_and_the_next_one_removes_its_lefto
     assert (tmp_path / "state.pt").read_text() == "new" and [p.name for p in (tmp_path / "report").iterdir()] == ["new"]
 
 
-def test_a_folder_whose_replacement_was_killed_between_two_renames_is_restored(tmp_path):
+def test_a_folder_is_restored_if_its_replacement_was_killed_between_renames(tmp_path):
     with atomic_folder(tmp_path / "report") as folder:
         (folder / "old").write_text("")
         host = folder.name.split(".")[2]
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    (tmp_path / "report").rename(tmp_path / f".report.{host}.{dead.pid}.0123abcd.old")
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    (tmp_path / "report").rename(tmp_path / f".report.{host}.{process.pid}.0123abcd.old")
     with pytest.raises(RuntimeError), atomic_folder(tmp_path / "report"):
         raise RuntimeError
     assert [p.name for p in (tmp_path / "report").iterdir()] == ["old"] and len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_live_writer_is_left_alone(tmp_path):
+def test_temporary_files_of_a_live_writer_are_kept(tmp_path):
     with atomic_write(tmp_path / "state.pt") as first:
         first.write(b"first")
         atomic_write_text(tmp_path / "state.pt", "second")

@@ -31,9 +31,8 @@ def test_psnr_of_equal_images_is_infinite() -> None:
 
 def test_set_psnr_averages_errors_before_the_logarithm() -> None:
     truth = torch.cat((constant_frames(100), constant_frames(100)))
-    prediction = torch.cat(
-        (constant_frames(100), constant_frames(110))
-    )  # one exact clip must not make the PSNR of the set infinite
+    # One exact clip must not make the PSNR of the set infinite.
+    prediction = torch.cat((constant_frames(100), constant_frames(110)))
     assert set_psnr(truth, prediction).tolist() == pytest.approx([10 * math.log10(255**2 / 50)])
 
 

@@ -64,9 +64,8 @@ def test_every_probe_reads_brightness_as_number_and_class(probe: ProbeName) -> N
     score = bootstrap_r2(
         numbers.test.labels, predictions, numbers.test.episodes, bootstrap_episode_counts(20, 10, 0)
     ).value
-    assert score > (
-        0.7 if probe == "knn" else 0.9
-    )  # cosine similarity shows the side of the mean, but not the distance
+    # Cosine similarity shows the side of the mean, but not the distance.
+    assert score > (0.7 if probe == "knn" else 0.9)
     classes = make_labeled_clips((level > 0.5).long(), frames, "classes")
     result = run_probe(probe, tokens, classes, SETTINGS)
     assert result.predictions.shape == (160, 2)

@@ -1,4 +1,4 @@
-"""A small world with exactly known dynamics, to test the player against."""
+"""Small worlds with known dynamics, used to test the player."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def square_frame(color: tuple[int, int, int], row: int = 14, column: int = 14) -
 
 
 class SquareWorld(Simulator):
-    """A white square on the background of the context frame; it stops at the walls.
+    """A white square that moves over the background of the context frame and stops at the walls.
 
     The pixel in the upper left corner is noise that depends on the seed and the step only. Reaching the right wall
     has a reward of 1 and terminates.
 
     Args:
         kind: ``"discrete"`` (the eight directions, NOOP and JUMP) or ``"continuous"`` (two numbers).
-        starts: number of starting contexts, each with another background.
+        starts: number of starting contexts, each with a different background.
     """
 
     def __init__(self, kind: str = "discrete", starts: int = 3) -> None:
@@ -50,8 +50,8 @@ class SquareWorld(Simulator):
             context_frames=2,
             title="square world",
         )
-        grounds = [(20 + 40 * index, 30, 90 - 20 * index) for index in range(starts)]
-        self.starts = torch.stack([square_frame(g).expand(2, -1, -1, -1) for g in grounds]) if starts else None
+        backgrounds = [(20 + 40 * index, 30, 90 - 20 * index) for index in range(starts)]
+        self.starts = torch.stack([square_frame(g).expand(2, -1, -1, -1) for g in backgrounds]) if starts else None
         self.broken = False
 
     def reset(
@@ -60,8 +60,8 @@ class SquareWorld(Simulator):
         self.check_context(context)
         batch = len(context)
         state = {
-            "ground": context[:, -1],
-            "place": torch.full((batch, 2), 14.0),
+            "background": context[:, -1],
+            "position": torch.full((batch, 2), 14.0),
             "count": torch.zeros(batch, dtype=torch.int64),
             "seed": torch.as_tensor(seed).expand(batch),
         }
@@ -72,37 +72,37 @@ class SquareWorld(Simulator):
     ) -> tuple[dict[str, Tensor], StepOutput]:
         if self.broken:
             raise RuntimeError("the model is out of memory")
-        self.check_action(action, len(state["place"]))
+        self.check_action(action, len(state["position"]))
         moves = torch.tensor(list(MOVES.values()), dtype=torch.float32)
         move = moves[action] if self.spec.actions.kind == "discrete" else action
-        place = (state["place"] + move).clamp(0, SIZE - SQUARE)
-        new = {**state, "place": place, "count": state["count"] + 1}
-        reached = place[:, 1] >= SIZE - SQUARE
-        return new, StepOutput(self._draw(new) if decode else None, place, reached.float(), reached)
+        position = (state["position"] + move).clamp(0, SIZE - SQUARE)
+        new = {**state, "position": position, "count": state["count"] + 1}
+        reached = position[:, 1] >= SIZE - SQUARE
+        return new, StepOutput(self._draw(new) if decode else None, position, reached.float(), reached)
 
     def _draw(self, state: dict[str, Tensor]) -> Tensor:
-        frames = state["ground"].clone()
-        for frame, place in zip(frames, state["place"].round().long().tolist(), strict=True):
+        frames = state["background"].clone()
+        for frame, position in zip(frames, state["position"].round().long().tolist(), strict=True):
             frame[14 : 14 + SQUARE, 14 : 14 + SQUARE] = frame[-1, -1]
-            frame[place[0] : place[0] + SQUARE, place[1] : place[1] + SQUARE] = 255
+            frame[position[0] : position[0] + SQUARE, position[1] : position[1] + SQUARE] = 255
         noise = (state["seed"] * 7919 + state["count"] * 104729) % 256
         frames[:, 0, 0] = noise[:, None].to(torch.uint8)
         return frames
 
 
 class CarWorld(GenieSimulator):
-    """A Genie world with random weights and continuous actions, which keeps the actions that it received.
+    """A Genie world with random weights and continuous actions that records the actions it receives.
 
     Args:
-        rest: names and rest values of the levers.
+        rest: names and rest values of the action dimensions.
     """
 
     def __init__(self, **rest: float) -> None:
         rest = rest or {"steer": 0.0, "gas": -1.0, "brake": -1.0}
-        levers = ActionSpace("continuous", len(rest), tuple(rest), rest=tuple(rest.values()))
+        actions = ActionSpace("continuous", len(rest), tuple(rest), rest=tuple(rest.values()))
         world = factories.genie(labeled=True)
         dynamics = factories.dynamics(num_actions=len(rest), continuous=True)
-        super().__init__(world.tokenizer, dynamics, None, levers, sampling=world.sampling, starts=world.starts)
+        super().__init__(world.tokenizer, dynamics, None, actions, sampling=world.sampling, starts=world.starts)
         self.received: list[list[float]] = []
 
     def step(self, state: Any, action: Tensor, decode: bool = True) -> Any:
@@ -112,19 +112,19 @@ class CarWorld(GenieSimulator):
 
 @pytest.fixture
 def make_car() -> Callable[..., CarWorld]:
-    """The class of worlds with levers, to build variants of it."""
+    """The class ``CarWorld``, to build variants of it."""
     return CarWorld
 
 
 @pytest.fixture
 def car() -> CarWorld:
-    """A world with steer, gas and brake."""
+    """A world with the action dimensions steer, gas and brake."""
     return CarWorld()
 
 
 @pytest.fixture
 def make_world() -> Callable[..., SquareWorld]:
-    """The world's class, to build variants of it."""
+    """The class ``SquareWorld``, to build variants of it."""
     return SquareWorld
 
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: what keys, buttons and files do to the picture."""
+"""The page in a real browser: the effects of keys, buttons, sliders and files on the shown frame."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if CHROMIUM is None:
 
 from playwright.sync_api import Browser, Page, expect, sync_playwright  # noqa: E402  (after the skip)
 
-expect.set_options(timeout=30_000)  # of milliseconds: a busy machine is no fault of the page
+expect.set_options(timeout=30_000)  # milliseconds, enough for a busy machine
 
 FLAGS = [
     "--no-sandbox",
@@ -49,10 +49,10 @@ PIXELS = """() => {
 
 
 @contextmanager
-def served(world: Simulator, **settings: Any) -> Iterator[str]:
-    """A world on a free port, in a thread of its own; the address."""
+def serve_world(world: Simulator, **settings: Any) -> Iterator[str]:
+    """Serve a world on a free port from another thread; yield its address."""
     listener = open_listener("127.0.0.1", 0)
-    # playwright runs a loop in this thread, so the server gets another
+    # playwright runs an event loop in this thread, so the server gets another thread
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -82,12 +82,12 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_world(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Serve a world, open its page, wait for the first picture; at the end nothing may have gone wrong in it."""
+    """A function that serves a world, opens its page and waits for the first frame; page errors fail the test."""
     errors: list[str] = []
     with ExitStack() as stack:
 
         def opened(world: Simulator, ready: str = "[data-step='0']", **context: Any) -> Page:
-            address = stack.enter_context(served(world))
+            address = stack.enter_context(serve_world(world))
             page = browser.new_page(**context)
             stack.callback(page.close)
             page.on("pageerror", lambda error: errors.append(str(error)))
@@ -123,12 +123,12 @@ def wait_past_step(page: Page, step: int) -> None:
 
 
 def wait_until(page: Page, condition: str) -> None:
-    """Wait for a condition; the page's content policy forbids the ``eval`` with which playwright's own would wait."""
+    """Wait for a condition; playwright's own function uses ``eval``, which the page's content policy forbids."""
     page.evaluate(
         f"""async () => {{
             const end = performance.now() + 20_000;
             while (!({condition})) {{
-                if (performance.now() > end) throw new Error("waited 20 s in vain");
+                if (performance.now() > end) throw new Error("the condition was not met within 20 s");
                 await new Promise(requestAnimationFrame);
             }}
         }}"""
@@ -136,16 +136,16 @@ def wait_until(page: Page, condition: str) -> None:
 
 
 def pause(page: Page) -> None:
-    """Pause, then wait until no answer is on its way: a step after it is the next one."""
+    """Pause and wait until no answer is pending, so that the next step is the one a test requests."""
     page.keyboard.press("p")
     expect(page.locator("body")).to_have_attribute("data-mode", "paused")
     step = -1
-    while step != step_of(page):  # on a busy machine the last answer may take its time
+    while step != step_of(page):  # on a busy machine the last answer may arrive late
         step = step_of(page)
         page.wait_for_timeout(300)
 
 
-def test_the_first_frame_is_the_start(open_world: Callable[..., Page], world: Any) -> None:
+def test_the_first_frame_is_that_of_the_start(open_world: Callable[..., Page], world: Any) -> None:
     page = open_world(world)
     assert np.array_equal(pixels(page), world.starts[0, -1].numpy())
     assert page.title() == "square world"
@@ -153,40 +153,40 @@ def test_the_first_frame_is_the_start(open_world: Callable[..., Page], world: An
     assert box is not None and box["width"] % 32 == 0 and box["width"] == box["height"]
 
 
-def test_a_held_key_plays_until_a_pause(open_world: Callable[..., Page], world: Any) -> None:
+def test_play_continues_after_a_key_until_paused(open_world: Callable[..., Page], world: Any) -> None:
     page = open_world(world)
     page.keyboard.down("ArrowUp")
     wait_past_step(page, 6)
     page.keyboard.up("ArrowUp")
     assert mode(page) == "playing"
-    shown = pixels(page)
-    assert (shown[:8, 14:18] == 255).any() and not (shown[17, 14:18] == 255).any()
-    wait_past_step(page, step_of(page) + 2)  # without a key the world goes on, idle
+    frame = pixels(page)
+    assert (frame[:8, 14:18] == 255).any() and not (frame[17, 14:18] == 255).any()
+    wait_past_step(page, step_of(page) + 2)  # without a key the world continues with the idle action
     pause(page)
-    step, shown = step_of(page), pixels(page)
+    step, frame = step_of(page), pixels(page)
     page.wait_for_timeout(500)  # ten frames of the world
-    assert step_of(page) == step and np.array_equal(pixels(page), shown)
+    assert step_of(page) == step and np.array_equal(pixels(page), frame)
     page.keyboard.press("p")
     wait_past_step(page, step)
 
 
-def test_each_press_in_a_pause_is_one_step_and_undo_is_exact(open_world: Callable[..., Page], world: Any) -> None:
+def test_each_key_press_while_paused_is_one_step_and_undo_is_exact(open_world: Callable[..., Page], world: Any) -> None:
     page = open_world(world)
     page.keyboard.press("p")
     pause(page)
-    base, seen = step_of(page), [pixels(page)]
+    base, frames = step_of(page), [pixels(page)]
     for number, key in enumerate(["ArrowLeft", "d", "ArrowDown", "Space", "."], start=1):
         page.keyboard.press(key)
         wait_for_step(page, base + number)
-        seen.append(pixels(page))
-        assert not np.array_equal(seen[-1], seen[-2])
+        frames.append(pixels(page))
+        assert not np.array_equal(frames[-1], frames[-2])
     for number in range(4, -1, -1):
         page.keyboard.press("z" if number % 2 else "Backspace")
         wait_for_step(page, base + number)
-        assert np.array_equal(pixels(page), seen[number])
+        assert np.array_equal(pixels(page), frames[number])
 
 
-def test_two_keys_are_one_diagonal_action(open_world: Callable[..., Page], world: Any) -> None:
+def test_two_keys_combine_to_a_diagonal_action(open_world: Callable[..., Page], world: Any) -> None:
     page = open_world(world)
     page.keyboard.down("ArrowLeft")
     page.keyboard.down("w")
@@ -197,7 +197,7 @@ def test_two_keys_are_one_diagonal_action(open_world: Callable[..., Page], world
     expect(page.locator(".act.on")).to_have_count(0)
 
 
-def test_legend_buttons_act_while_pressed(open_world: Callable[..., Page], world: Any) -> None:
+def test_legend_buttons_take_their_action(open_world: Callable[..., Page], world: Any) -> None:
     page = open_world(world)
     page.keyboard.press("p")
     pause(page)
@@ -253,7 +253,7 @@ def test_an_uploaded_image_becomes_the_start(open_world: Callable[..., Page], wo
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "gif"])
-def test_a_recording_downloads(open_world: Callable[..., Page], world: Any, tmp_path: Path, suffix: str) -> None:
+def test_recordings_can_be_downloaded(open_world: Callable[..., Page], world: Any, tmp_path: Path, suffix: str) -> None:
     page = open_world(world)
     page.keyboard.press("p")
     pause(page)
@@ -308,38 +308,44 @@ def test_holding_undo_rewinds_and_a_short_press_is_one_step(open_world: Callable
     assert step_of(page) == step
 
 
-def told(page: Page, world: Any, condition: Callable[[list[float]], bool]) -> list[float]:
-    """Wait until the world is told an action that meets a condition; the action."""
+def wait_for_action(page: Page, world: Any, condition: Callable[[list[float]], bool]) -> list[float]:
+    """Wait until the world receives an action that meets a condition; return the action."""
     for _ in range(200):
         found = next((action for action in list(world.received) if condition(action)), None)
         if found is not None:
             return list(found)
         page.wait_for_timeout(50)
-    raise AssertionError(f"waited in vain; the last actions were {world.received[-5:]}")
+    raise AssertionError(f"no such action was received; the last ones were {world.received[-5:]}")
 
 
 REST = [0, -1, -1]
 
 
-def test_keys_move_levers_gradually_and_back(open_world: Callable[..., Page], car: Any) -> None:
+def test_keys_move_continuous_actions_gradually_and_back(open_world: Callable[..., Page], car: Any) -> None:
     page = open_world(car)
     expect(page.locator("#keys-hint")).to_have_text("← → steer · ↑ gas · ↓ brake or  W A S D")
-    page.select_option("#speed", "0")  # as many frames as it gives, so that some are on the way
-    page.evaluate(SLOW_CLOCK)  # on a busy machine too
+    page.select_option("#speed", "0")  # unlimited frame rate, so that some frames show intermediate actions
+    page.evaluate(SLOW_CLOCK)  # for busy machines
     page.keyboard.down("ArrowLeft")
     page.keyboard.down("w")
-    assert told(page, car, lambda action: action[:2] == [-1, 1]) == [-1, 1, -1]
-    steers, gases, brakes = zip(*car.received, strict=True)
-    assert any(-1 < steer < 0 for steer in steers) and any(-1 < gas < 1 for gas in gases)  # on the way
-    assert list(steers) == sorted(steers, reverse=True) and list(gases) == sorted(gases) and set(brakes) == {-1}
+    assert wait_for_action(page, car, lambda action: action[:2] == [-1, 1]) == [-1, 1, -1]
+    steer_values, gas_values, brake_values = zip(*car.received, strict=True)
+    assert any(-1 < steer < 0 for steer in steer_values) and any(
+        -1 < gas < 1 for gas in gas_values
+    )  # intermediate values
+    assert (
+        list(steer_values) == sorted(steer_values, reverse=True)
+        and list(gas_values) == sorted(gas_values)
+        and set(brake_values) == {-1}
+    )
     page.keyboard.up("ArrowLeft")
     page.keyboard.up("w")
     car.received.clear()
-    told(page, car, lambda action: action == REST)
+    wait_for_action(page, car, lambda action: action == REST)
     page.keyboard.down("d")
     page.keyboard.down("ArrowDown")
-    assert told(page, car, lambda action: action[0] == 1 and action[2] == 1) == [1, -1, 1]
-    pause(page)  # in a pause a press is one step with the whole of it
+    assert wait_for_action(page, car, lambda action: action[0] == 1 and action[2] == 1) == [1, -1, 1]
+    pause(page)  # while paused, a press is one step with the full action
     page.keyboard.up("d")
     page.keyboard.up("ArrowDown")
     step, count = step_of(page), len(car.received)
@@ -352,23 +358,23 @@ def test_keys_move_levers_gradually_and_back(open_world: Callable[..., Page], ca
     wait_for_step(page, step + 1)
 
 
-def test_the_stick_is_dragged(open_world: Callable[..., Page], car: Any) -> None:
+def test_dragging_the_stick_sets_continuous_actions(open_world: Callable[..., Page], car: Any) -> None:
     page = open_world(car)
     box = page.locator("#stick").bounding_box()
     assert box is not None
     x, y, radius = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, box["width"] / 2
     page.mouse.move(x, y)
     page.mouse.down()
-    page.mouse.move(x + 0.4 * radius, y - radius)  # 4/5 of the way are all of it
-    right, gas, brake = told(page, car, lambda action: action[1] == 1)
+    page.mouse.move(x + 0.4 * radius, y - radius)  # 4/5 of the radius is the full action
+    right, gas, brake = wait_for_action(page, car, lambda action: action[1] == 1)
     assert right == pytest.approx(0.5, abs=0.03) and (gas, brake) == (1, -1)
     page.mouse.move(x - 2 * radius, y + 0.4 * radius)
-    left, gas, brake = told(page, car, lambda action: action[0] == -1)
+    left, gas, brake = wait_for_action(page, car, lambda action: action[0] == -1)
     assert (left, gas) == (-1, -1) and brake == pytest.approx(0, abs=0.06)
     expect(page.get_by_label("steer")).to_have_value("-1")
     page.mouse.up()
     car.received.clear()
-    told(page, car, lambda action: action == REST)
+    wait_for_action(page, car, lambda action: action == REST)
     page.select_option("#release", "stay")
     page.mouse.move(x, y)
     page.mouse.down()
@@ -376,12 +382,10 @@ def test_the_stick_is_dragged(open_world: Callable[..., Page], car: Any) -> None
     page.mouse.up()
     page.wait_for_timeout(300)
     car.received.clear()
-    assert told(page, car, bool) == [1, -1, -1]
+    assert wait_for_action(page, car, bool) == [1, -1, -1]
 
 
-def test_sliders_spring_back_while_the_world_runs_and_stay_in_a_pause(
-    open_world: Callable[..., Page], car: Any
-) -> None:
+def test_sliders_return_to_rest_while_playing_and_stay_while_paused(open_world: Callable[..., Page], car: Any) -> None:
     page = open_world(car)
     page.keyboard.press("p")
     box = page.get_by_label("gas").bounding_box()
@@ -389,10 +393,10 @@ def test_sliders_spring_back_while_the_world_runs_and_stay_in_a_pause(
     page.mouse.move(box["x"] + 8, box["y"] + box["height"] / 2)
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] - 1, box["y"] + box["height"] / 2)
-    assert told(page, car, lambda action: action[1] == 1) == [0, 1, -1]
+    assert wait_for_action(page, car, lambda action: action[1] == 1) == [0, 1, -1]
     page.mouse.up()
     car.received.clear()
-    told(page, car, lambda action: action == REST)
+    wait_for_action(page, car, lambda action: action == REST)
     pause(page)
     page.get_by_label("steer").fill("0.5")
     for _ in range(2):
@@ -404,25 +408,25 @@ def test_sliders_spring_back_while_the_world_runs_and_stay_in_a_pause(
     wait_for_step(page, 0)
     page.keyboard.press("p")
     car.received.clear()
-    told(page, car, lambda action: action == REST)
+    wait_for_action(page, car, lambda action: action == REST)
 
 
-def test_one_lever_has_no_stick_and_two_without_a_brake_move_in_both_directions(
+def test_one_dimension_has_no_stick_and_two_without_a_brake_move_in_both_directions(
     open_world: Callable[..., Page], make_car: Callable[..., Any]
 ) -> None:
     one = make_car(torque=0.5)
     page = open_world(one)
     expect(page.locator("#stick")).to_be_hidden()
     expect(page.locator("#keys-hint")).to_have_text("← → torque or A D")
-    page.keyboard.press("ArrowUp")  # no lever of this world
+    page.keyboard.press("ArrowUp")  # no action dimension of this world
     page.keyboard.press("p")
-    assert told(page, one, bool) == [0.5]
+    assert wait_for_action(page, one, bool) == [0.5]
     page.keyboard.down("a")
-    told(page, one, lambda action: action == [-1])
+    wait_for_action(page, one, lambda action: action == [-1])
     two = make_car(wheel=0.0, lift=0.0)
     page = open_world(two)
     page.keyboard.down("s")
-    assert told(page, two, lambda action: action[1] == -1) == [0, -1]
+    assert wait_for_action(page, two, lambda action: action[1] == -1) == [0, -1]
 
 
 GAMEPAD = """() => {
@@ -432,16 +436,16 @@ GAMEPAD = """() => {
 }"""
 
 
-def test_a_gamepad_moves_levers(open_world: Callable[..., Page], car: Any) -> None:
+def test_a_gamepad_sets_continuous_actions(open_world: Callable[..., Page], car: Any) -> None:
     page = open_world(car)
     page.evaluate(GAMEPAD)
-    assert told(page, car, bool) == [0.5, 0.5, -1]  # 3/4 of the trigger; and it has begun to play
+    assert wait_for_action(page, car, bool) == [0.5, 0.5, -1]  # 3/4 of the trigger; play has started
     page.evaluate("() => { navigator.getGamepads = () => []; }")
     car.received.clear()
-    told(page, car, lambda action: action == REST)
+    wait_for_action(page, car, lambda action: action == REST)
 
 
-def test_touch_moves_levers_on_a_phone(open_world: Callable[..., Page], car: Any) -> None:
+def test_touch_sets_continuous_actions_on_a_phone(open_world: Callable[..., Page], car: Any) -> None:
     page = open_world(car, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     box = page.locator("#stick").bounding_box()
@@ -450,10 +454,10 @@ def test_touch_moves_levers_on_a_phone(open_world: Callable[..., Page], car: Any
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
     touch.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [{"x": x, "y": box["y"]}]})
-    assert told(page, car, lambda action: action[1] == 1)[2] == -1
+    assert wait_for_action(page, car, lambda action: action[1] == 1)[2] == -1
     touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     car.received.clear()
-    told(page, car, lambda action: action == REST)
+    wait_for_action(page, car, lambda action: action == REST)
 
 
 def test_sliders_set_continuous_actions(open_world: Callable[..., Page], make_world: Callable[..., Any]) -> None:
@@ -479,7 +483,7 @@ def test_a_world_without_starts_asks_for_an_image(
 
 
 def test_a_page_over_the_session_limit_can_try_again(browser: Browser, world: Any) -> None:
-    with served(world, max_sessions=1) as address:
+    with serve_world(world, max_sessions=1) as address:
         first, second = browser.new_page(), browser.new_page()
         first.goto(address)
         wait_for_step(first, 0)

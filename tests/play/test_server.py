@@ -89,7 +89,7 @@ def run_client(world: Simulator, script: Callable[[TestClient[Any, Any]], Awaita
     asyncio.run(run())
 
 
-def test_serves_the_page_and_its_files(world: Simulator) -> None:
+def test_the_server_serves_the_page_and_its_files(world: Simulator) -> None:
     async def script(client: TestClient[Any, Any]) -> None:
         for path, kind in [("/", "text/html"), ("/style.css", "text/css"), ("/player.js", "text/javascript")]:
             answer = await client.get(path)
@@ -97,15 +97,15 @@ def test_serves_the_page_and_its_files(world: Simulator) -> None:
             assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
         for name in ("keys.js", "levers.js", "panel.js", "spark.js"):
             assert (await client.get(f"/{name}")).status == 200
-        picture = await client.get("/starts/2.png")
-        assert np.array_equal(pixels(await picture.read()), world.starts[2, -1].numpy())
+        response = await client.get("/starts/2.png")
+        assert np.array_equal(pixels(await response.read()), world.starts[2, -1].numpy())
         for missing in ("/starts/3.png", "/starts/x.png", "/server.py", "/../server.py"):
             assert (await client.get(missing)).status == 404
 
     run_client(world, script)
 
 
-def test_hello_describes_the_world(world: Simulator) -> None:
+def test_the_hello_message_describes_the_world(world: Simulator) -> None:
     async def script(page: Page) -> None:
         assert page.hello == {
             "type": "hello",
@@ -133,7 +133,7 @@ def test_hello_describes_the_world(world: Simulator) -> None:
         (("LEFT", "NOOPS"), None),
     ],
 )
-def test_finds_the_idle_action_by_its_name(names: tuple[str, ...], idle: int | None) -> None:
+def test_the_idle_action_is_found_by_its_name(names: tuple[str, ...], idle: int | None) -> None:
     assert find_idle_action(names) == idle
 
 
@@ -173,13 +173,13 @@ def test_frames_are_a_function_of_the_seed(world: Simulator) -> None:
 def test_undo_restores_earlier_frames_exactly(world: Simulator) -> None:
     async def script(page: Page) -> None:
         _, first = await page.frame(type="reset", start=0, seed=3)
-        seen = [first] + [(await page.frame(type="step", action=index))[1] for index in (0, 2, 5, 9, 1)]
+        frames = [first] + [(await page.frame(type="step", action=index))[1] for index in (0, 2, 5, 9, 1)]
         header, frame = await page.frame(type="undo")
-        assert (header["step"], header["undo"]) == (4, 4) and np.array_equal(frame, seen[4])
+        assert (header["step"], header["undo"]) == (4, 4) and np.array_equal(frame, frames[4])
         header, frame = await page.frame(type="undo", steps=3)
-        assert header["step"] == 1 and np.array_equal(frame, seen[1])
-        _, again = await page.frame(type="step", action=2)
-        assert np.array_equal(again, seen[2])
+        assert header["step"] == 1 and np.array_equal(frame, frames[1])
+        _, repeated = await page.frame(type="step", action=2)
+        assert np.array_equal(repeated, frames[2])
         header, frame = await page.frame(type="undo", steps=256)
         assert header["step"] == 0 and np.array_equal(frame, first)
         assert "nothing to undo" in await page.error(type="undo")
@@ -200,20 +200,20 @@ def test_undo_restores_the_return(world: Simulator) -> None:
 
 
 def test_history_is_limited_in_steps_and_memory(world: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    played = session.PlaySession(world, world.starts)
-    played.reset(0, 0)
+    play_session = session.PlaySession(world, world.starts)
+    play_session.reset(0, 0)
     for _ in range(300):
-        played.step(NOOP)
-    assert len(played.history) == 256
-    state_bytes = session.state_bytes(played.current.state)
+        play_session.step(NOOP)
+    assert len(play_session.history) == 256
+    state_bytes = session.state_bytes(play_session.current.state)
     assert state_bytes == 32 * 32 * 3 + 2 * 4 + 8 + 8
     monkeypatch.setattr(session, "MAX_UNDO_BYTES", 5 * state_bytes)
-    played.step(NOOP)
-    assert len(played.history) == 5
-    assert played.undo(256).step == 296
+    play_session.step(NOOP)
+    assert len(play_session.history) == 5
+    assert play_session.undo(256).step == 296
     monkeypatch.setattr(session, "MAX_UNDO_BYTES", 1)
-    played.step(NOOP)
-    assert len(played.history) == 1
+    play_session.step(NOOP)
+    assert len(play_session.history) == 1
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_messages_before_a_reset_get_an_error(world: Simulator, fields: dict[str
     run_page(world, script)
 
 
-def test_continuous_actions(make_world: Callable[..., Any]) -> None:
+def test_continuous_actions_are_applied_and_validated(make_world: Callable[..., Any]) -> None:
     world = make_world("continuous")
 
     async def script(page: Page) -> None:
@@ -280,7 +280,9 @@ def test_continuous_actions(make_world: Callable[..., Any]) -> None:
     run_page(world, script)
 
 
-def test_hello_has_the_rest_values_of_continuous_actions(make_world: Callable[..., Any], car: Any) -> None:
+def test_the_hello_message_contains_the_rest_values_of_continuous_actions(
+    make_world: Callable[..., Any], car: Any
+) -> None:
     async def script(page: Page) -> None:
         assert page.hello["actions"]["names"] == ["steer", "gas", "brake"]
         assert page.hello["actions"]["rest"] == [0, -1, -1]
@@ -296,12 +298,12 @@ def test_hello_has_the_rest_values_of_continuous_actions(make_world: Callable[..
     run_page(make_world("continuous"), other)
 
 
-def test_warm_up_takes_actions_at_rest(car: Any) -> None:
+def test_warm_up_uses_rest_actions(car: Any) -> None:
     warm_up_simulator(car, steps=2)
     assert car.received == [[0, -1, -1]] * 2
 
 
-def test_an_error_of_the_world_fails_one_message_only(world: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_of_the_world_affects_one_message_only(world: Any, caplog: pytest.LogCaptureFixture) -> None:
     async def script(page: Page) -> None:
         await page.frame(type="reset", start=0)
         world.broken = True
@@ -320,9 +322,9 @@ def test_uploads_are_cropped_and_resized(world: Simulator) -> None:
     wide[:, 64:128] = (0, 200, 0)
 
     async def script(page: Page) -> None:
-        for picture, expected in [(exact, exact), (wide, np.full((32, 32, 3), (0, 200, 0)))]:
+        for image, expected in [(exact, exact), (wide, np.full((32, 32, 3), (0, 200, 0)))]:
             buffer = io.BytesIO()
-            Image.fromarray(picture).save(buffer, "PNG")
+            Image.fromarray(image).save(buffer, "PNG")
             header, preview = await page.ask(buffer.getvalue())
             assert header == {"type": "upload"}
             assert np.array_equal(pixels(preview), expected)
@@ -361,7 +363,7 @@ def test_an_upload_far_over_the_limit_closes_its_connection_only(world: Simulato
     run_client(world, script, max_upload_mb=0.1, max_sessions=1)
 
 
-def test_a_world_without_starts_continues_an_upload(make_world: Callable[..., Any]) -> None:
+def test_a_world_without_starts_plays_from_an_upload(make_world: Callable[..., Any]) -> None:
     async def script(page: Page) -> None:
         assert page.hello["starts"] == 0
         assert "has no starts" in await page.error(type="reset", start=0)
@@ -373,7 +375,7 @@ def test_a_world_without_starts_continues_an_upload(make_world: Callable[..., An
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "gif"])
-def test_recordings_hold_the_shown_frames(world: Simulator, suffix: str) -> None:
+def test_recordings_contain_the_shown_frames(world: Simulator, suffix: str) -> None:
     async def script(page: Page) -> None:
         await page.frame(type="reset", start=0)
         await page.frame(type="step", action=RIGHT)
@@ -399,33 +401,33 @@ def test_recordings_hold_the_shown_frames(world: Simulator, suffix: str) -> None
 
 
 def test_undo_before_the_start_of_a_recording_restarts_it(world: Simulator) -> None:
-    played = session.PlaySession(world, world.starts)
-    played.reset(0, 0)
+    play_session = session.PlaySession(world, world.starts)
+    play_session.reset(0, 0)
     for _ in range(4):
-        played.step(NOOP)
-    played.start_recording()
-    played.step(NOOP)
-    back = played.undo(4)
-    assert np.array_equal(played.recorded_frames(), back.frame[None])
+        play_session.step(NOOP)
+    play_session.start_recording()
+    play_session.step(NOOP)
+    undone = play_session.undo(4)
+    assert np.array_equal(play_session.recorded_frames(), undone.frame[None])
 
 
-def test_recordings_have_a_largest_size(world: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_recordings_is_limited(world: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "MAX_RECORDING_BYTES", 3 * 32 * 32 * 3)
-    played = session.PlaySession(world, world.starts)
-    played.reset(0, 0)
-    played.start_recording()
+    play_session = session.PlaySession(world, world.starts)
+    play_session.reset(0, 0)
+    play_session.start_recording()
     for _ in range(5):
-        played.step(NOOP)
-    assert not played.recording and len(played.recording_frames) == 3
+        play_session.step(NOOP)
+    assert not play_session.recording and len(play_session.recording_frames) == 3
 
 
-def test_the_session_limit_is_reported_and_a_closed_page_frees_a_session(world: Simulator) -> None:
+def test_the_session_limit_is_reported_and_closing_a_page_frees_a_session(world: Simulator) -> None:
     async def script(client: TestClient[Any, Any]) -> None:
         first, _second = await open_page(client), await open_page(client)
-        refused = await open_page(client)
-        assert refused.hello["type"] == "full" and "all 2 sessions are in use" in refused.hello["message"]
-        assert (await refused.connection.receive()).type is WSMsgType.CLOSE
-        assert refused.connection.close_code == 1013
+        rejected = await open_page(client)
+        assert rejected.hello["type"] == "full" and "all 2 sessions are in use" in rejected.hello["message"]
+        assert (await rejected.connection.receive()).type is WSMsgType.CLOSE
+        assert rejected.connection.close_code == 1013
         await first.connection.close()
         await (await open_page(client)).frame(type="reset", start=0)
 
@@ -457,17 +459,17 @@ def test_sessions_are_independent(world: Simulator) -> None:
         {"Host": "evil.example", "Origin": "http://evil.example"},
     ],
 )
-def test_rejects_pages_of_other_sites(world: Simulator, headers: dict[str, str]) -> None:
+def test_rejects_requests_of_other_origins(world: Simulator, headers: dict[str, str]) -> None:
     async def script(client: TestClient[Any, Any]) -> None:
-        with pytest.raises(WSServerHandshakeError) as refused:
+        with pytest.raises(WSServerHandshakeError) as error:
             await client.ws_connect("/play", headers=headers)
-        assert refused.value.status == 403
+        assert error.value.status == 403
         assert (await client.get("/", headers=headers)).status == 403
 
     run_client(world, script)
 
 
-def test_accepts_its_own_page(world: Simulator) -> None:
+def test_accepts_requests_of_its_own_origin(world: Simulator) -> None:
     async def script(client: TestClient[Any, Any]) -> None:
         for name in ("127.0.0.1", "localhost"):
             headers = {"Host": f"{name}:{client.port}", "Origin": f"http://{name}:{client.port}"}
@@ -484,9 +486,9 @@ def test_rejects_limits_out_of_range(world: Simulator) -> None:
         make_app(world, max_upload_mb=0)
 
 
-def test_a_port_in_use_is_an_error_before_loading(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+def test_a_port_in_use_is_an_error_before_the_bundle_is_loaded(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
         with pytest.raises(ValueError, match=f"cannot listen on 127.0.0.1 port {port}.*--port"):
             play_world(tmp_path / "no bundle", port=port)
     with pytest.raises(ValueError, match="--port"):
@@ -496,17 +498,17 @@ def test_a_port_in_use_is_an_error_before_loading(tmp_path: Path) -> None:
 def test_play_warms_up_prints_the_address_and_serves(
     world: Simulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    served: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     monkeypatch.setattr("vwm.play.server.load_simulator", lambda bundle, **settings: world)
-    monkeypatch.setattr(server.web, "run_app", lambda app, **settings: served.update(app=app, **settings))
-    monkeypatch.setattr(server.webbrowser, "open", lambda address: served.update(address=address))
+    monkeypatch.setattr(server.web, "run_app", lambda app, **settings: arguments.update(app=app, **settings))
+    monkeypatch.setattr(server.webbrowser, "open", lambda address: arguments.update(address=address))
     play_world(Path("somewhere"), port=0, open_browser=True)
     printed = capsys.readouterr().out
     assert "warming up: reset" in printed and "step 4" in printed and "recorded at 20" in printed
-    assert served["address"].startswith("http://localhost:") and served["address"] in printed
+    assert arguments["address"].startswith("http://localhost:") and arguments["address"] in printed
 
 
-def test_page_url() -> None:
+def test_page_urls_replace_wildcard_and_bracket_ipv6_addresses() -> None:
     assert page_url("0.0.0.0", 80) == "http://localhost:80/"
     assert page_url("::1", 80) == "http://[::1]:80/"
     assert page_url("10.0.0.7", 81) == "http://10.0.0.7:81/"
