@@ -1,4 +1,4 @@
-"""`vwm agent compare` as a user types it, on small runs of PPO in CartPole."""
+"""`vwm agent compare` from the command line, on short PPO runs in CartPole."""
 
 import json
 from pathlib import Path
@@ -43,27 +43,27 @@ def train(folder: Path, name: str, seed: int = 0, limit: str = "null") -> Path:
     return folder / name
 
 
-def test_compares_runs_on_the_same_episodes(tmp_path, capsys):
-    real, seconds, short = (
+def test_runs_are_compared_on_the_same_episodes(tmp_path, capsys):
+    first_seed, second_seed, short = (
         train(tmp_path, "real"),
         train(tmp_path, "again", seed=1),
         train(tmp_path, "short", limit="3"),
     )
     out = tmp_path / "compared"
     main([
-        "agent", "compare", f"real={real},{seconds}", str(short),
+        "agent", "compare", f"real={first_seed},{second_seed}", str(short),
         "--reference", "real", "--episodes", "5", "--out", str(out),
     ])  # fmt: skip
     report, printed = json.loads((out / "comparison.json").read_text()), capsys.readouterr().out
     assert (out / "comparison.png").stat().st_size > 1000
     assert (out / "curves.png").stat().st_size > 1000
     assert (out / "comparison.md").read_text().split("\n\n", 1)[1] in printed
-    # Every return is what playing the run by hand gives, on the same episodes for all.
-    game = GymnasiumEnvSpec("CartPole-v1")
-    for name, runs in {"real": [real, seconds], "short": [short]}.items():
-        for played, folder in zip(report["groups"][name]["returns"], runs, strict=True):
-            assert played == evaluate_policy(load_agent(folder)[0], game, 5, 2_000_000).returns.tolist()
-    assert report["groups"]["random"]["returns"] == [evaluate_policy(None, game, 5, 2_000_000).returns.tolist()]
+    # Every return equals that of evaluating the run directly, on the same episodes for all.
+    spec = GymnasiumEnvSpec("CartPole-v1")
+    for name, runs in {"real": [first_seed, second_seed], "short": [short]}.items():
+        for returns, folder in zip(report["groups"][name]["returns"], runs, strict=True):
+            assert returns == evaluate_policy(load_agent(folder)[0], spec, 5, 2_000_000).returns.tolist()
+    assert report["groups"]["random"]["returns"] == [evaluate_policy(None, spec, 5, 2_000_000).returns.tolist()]
     assert {name: group["env_steps"] for name, group in report["groups"].items()} == {
         "random": 0,
         "real": 32,
@@ -88,17 +88,17 @@ def test_an_encoder_of_observations_does_not_change_the_environment(tmp_path):
     encoded = tmp_path / "encoded"
     encoded.mkdir()
     config = (run / "config.yaml").read_text()
-    real = "class_path: vwm.envs.batched_envs.GymnasiumEnvSpec, init_args: {env: CartPole-v1}"
-    through = (
-        f"class_path: vwm.rl.algorithms.encoded_env.EncodedEnvSpec, init_args: {{env: {{{real}}}, bundle: {tmp_path}}}"
+    inner = "class_path: vwm.envs.batched_envs.GymnasiumEnvSpec, init_args: {env: CartPole-v1}"
+    encoded_config = (
+        f"class_path: vwm.rl.algorithms.encoded_env.EncodedEnvSpec, init_args: {{env: {{{inner}}}, bundle: {tmp_path}}}"
     )
     parsed = yaml.safe_load(config)
-    parsed["evaluation"]["env"] = yaml.safe_load(f"{{{through}}}")
+    parsed["evaluation"]["env"] = yaml.safe_load(f"{{{encoded_config}}}")
     (encoded / "config.yaml").write_text(yaml.safe_dump(parsed))
     assert common_env_spec([RunGroup("a", [run]), RunGroup("b", [encoded])]) == GymnasiumEnvSpec("CartPole-v1")
 
 
-def test_names_and_folders():
+def test_groups_are_parsed_into_names_and_run_folders():
     groups = parse_run_groups(["a=x/one,x/two", "x/three"])
     assert [(group.name, list(map(str, group.runs))) for group in groups] == [
         ("a", ["x/one", "x/two"]),
@@ -120,23 +120,23 @@ def test_rejects_ambiguous_names(groups, message):
         parse_run_groups(groups)
 
 
-def test_errors_come_before_anything_is_played_or_written(tmp_path, capsys):
+def test_errors_are_raised_before_any_episode_or_file(tmp_path, capsys):
     run = train(tmp_path, "run")
     other = train(tmp_path, "other")
     config = other / "config.yaml"
     config.write_text(config.read_text().replace("CartPole-v1", "Pendulum-v1"))
-    full = tmp_path / "full"
-    full.mkdir()
-    (full / "diary.txt").write_text("keep me")
+    foreign = tmp_path / "full"
+    foreign.mkdir()
+    (foreign / "diary.txt").write_text("keep me")
     for arguments, message in (
         ([str(run), str(other)], "returns of different environments cannot be compared"),
         ([str(run), "--reference", "reel"], "--reference reel: no runs have this name; there are run"),
         ([str(tmp_path / "nowhere")], "give the folder of a run"),
-        ([str(run), "--out", str(full)], "choose another folder"),
+        ([str(run), "--out", str(foreign)], "choose another folder"),
         ([str(run), "--episodes", "0", "--out", str(tmp_path / "none")], "episodes must be 1 or more, got 0"),
     ):
         capsys.readouterr()
         with pytest.raises(SystemExit):
             main(["agent", "compare", *arguments])
         assert message in capsys.readouterr().err
-    assert (full / "diary.txt").read_text() == "keep me" and not (tmp_path / "none").exists()
+    assert (foreign / "diary.txt").read_text() == "keep me" and not (tmp_path / "none").exists()

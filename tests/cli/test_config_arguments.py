@@ -9,9 +9,9 @@ from vwm.cli.config_arguments import expand_arguments
 from vwm.train.fit import parse_fit_config
 
 
-def test_short_names_dashes_and_configs_by_name():
-    typed = ["--data", "data/mine", "--steps=7", "--no-resume", "-c", "tokenizer/coinrun_small", "--batch", "3"]
-    expanded = expand_arguments("fit", typed)
+def test_short_option_names_dashes_and_config_names_are_expanded():
+    argv = ["--data", "data/mine", "--steps=7", "--no-resume", "-c", "tokenizer/coinrun_small", "--batch", "3"]
+    expanded = expand_arguments("fit", argv)
     assert expanded[0] == "-c" and Path(expanded[1]).is_file()
     cli = parse_fit_config([*expanded, "--gradient_checkpointing"])
     assert cli.config["data"]["init_args"]["path"] == "data/mine"
@@ -19,23 +19,23 @@ def test_short_names_dashes_and_configs_by_name():
     assert cli.config["resume"] is False and cli.config["gradient_checkpointing"] and not cli.config["compile"]
 
 
-def test_seed_and_device_are_named_as_in_every_command():
+def test_seed_and_device_map_to_lightning_options():
     expanded = expand_arguments("fit", ["--seed", "3", "--device=cpu", "--help-all"])
     assert expanded == ["--seed_everything", "3", "--trainer.accelerator=cpu", "--help"]
     with pytest.raises(FileNotFoundError, match="name a config, such as -c genie/coinrun_small; vwm fit --help lists"):
         expand_arguments("fit", [])
 
 
-@pytest.mark.parametrize("typed", [["--device", "cuda:1"], ["--device=cuda:1"]])
-def test_the_index_of_a_device_chooses_that_device_alone(typed):
-    typed = [*typed, "-c", "tokenizer/coinrun_small", "--print-config"]
-    expanded = expand_arguments("fit", typed)
+@pytest.mark.parametrize("argv", [["--device", "cuda:1"], ["--device=cuda:1"]])
+def test_a_device_index_selects_only_that_device(argv):
+    argv = [*argv, "-c", "tokenizer/coinrun_small", "--print-config"]
+    expanded = expand_arguments("fit", argv)
     assert expanded[2:] == ["--trainer.accelerator=cuda", "--trainer.devices=[1]", "--print_config"]
-    assert "--trainer.devices=[1]" not in expand_arguments("agent train", typed)
+    assert "--trainer.devices=[1]" not in expand_arguments("agent train", argv)
 
 
-def test_an_agents_short_names(tmp_path):
-    typed = [
+def test_agent_options_accept_their_short_names(tmp_path):
+    argv = [
         "--seed",
         "5",
         "--run",
@@ -44,7 +44,7 @@ def test_an_agents_short_names(tmp_path):
         "--compile",
         "false",
     ]
-    config = make_agent_parser().parse_args(expand_arguments("agent train", typed))
+    config = make_agent_parser().parse_args(expand_arguments("agent train", argv))
     assert config.seed == 5 and config.run == tmp_path
     assert config.compile is False and config.tensorboard is False
 

@@ -1,4 +1,4 @@
-"""Wrong keys and values of a config are found by its classes' source, before anything heavy is imported."""
+"""Wrong keys and values of a config are found from the source of its classes, before heavy imports."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def check(command: str, *argv: str) -> None:
 
 
 @pytest.mark.parametrize("name", config_names())
-def test_no_shipped_config_is_reported(name: str) -> None:
+def test_shipped_configs_have_no_errors(name: str) -> None:
     try:
         check("agent train" if name.startswith("agents/") else "fit", "-c", name)
-    except FileNotFoundError as error:  # data and trained parts are not here
+    except FileNotFoundError as error:  # data and trained components are missing here
         assert "there is no" in str(error) or "no shards" in str(error)
 
 
@@ -49,13 +49,13 @@ def test_no_shipped_config_is_reported(name: str) -> None:
         ([*AGENT, "--algorithm.agent.batch", "3"], "algorithm.agent.batch: TDMPC2 has no batch"),
     ],
 )  # fmt: skip
-def test_the_key_the_value_and_what_is_allowed_are_named(argv: list[str], message: str) -> None:
+def test_errors_name_the_key_the_value_and_the_allowed_ones(argv: list[str], message: str) -> None:
     with pytest.raises(UsageError) as error:
         check(*argv)
     assert message in str(error.value)
 
 
-def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
+def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
     config = tmp_path / "x.yaml"
     config.write_text("trainer: {max_steps: x, devises: 2}\n")
     with pytest.raises(UsageError, match=r"(?s)trainer.max_steps: 'x' must.*trainer.devises: Trainer has no devises"):
@@ -73,30 +73,30 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         ["--trainer.nonsense", "1", "--print_config"],
     ],
 )
-def test_what_the_parser_takes_is_not_reported(argv: list[str], tmp_path: Path) -> None:
-    exists = ["--tokenizer", str(tmp_path), "--data", str(tmp_path)]
-    check("fit", "-c", "genie/coinrun_small", *exists, *argv)
+def test_valid_arguments_are_not_reported(argv: list[str], tmp_path: Path) -> None:
+    existing_paths = ["--tokenizer", str(tmp_path), "--data", str(tmp_path)]
+    check("fit", "-c", "genie/coinrun_small", *existing_paths, *argv)
 
 
-def test_missing_parts_get_a_suggestion(tmp_path: Path) -> None:
+def test_missing_paths_get_a_suggestion(tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
     with pytest.raises(FileNotFoundError, match=r"model.tokenizer: there is no .*bundel \(did you mean .*bundle\?\)"):
         check(*FIT, "--tokenizer", str(tmp_path / "bundel"))
 
 
-def test_the_command_ends_before_torch_is_imported(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
+def test_config_errors_exit_before_torch_is_imported(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
         main(["fit", "-c", "genie/coinrun_small", "--trainer.max_steps", "abc"])
-    assert ended.value.code == 2
+    assert exit_info.value.code == 2
     assert capsys.readouterr().err == "vwm fit: trainer.max_steps: 'abc' must be a whole number\n"
     code = "import sys; sys.argv[1:] = ['fit', '--threads', 'x']\ntry:\n  from vwm.cli.main import main; main()\n"
     code += "except SystemExit: print(*{'torch', 'lightning', 'diffusers'} & set(sys.modules))"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == "" and "'x' must be a whole number" in ran.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "" and "'x' must be a whole number" in process.stderr
 
 
 def test_signatures_follow_inheritance_and_dataclasses() -> None:
-    dit = find_class("vwm.models.dit.DiTFinetuning")
-    assert dit is not None and "world" in dit.parameters
+    finetuning = find_class("vwm.models.dit.DiTFinetuning")
+    assert finetuning is not None and "world" in finetuning.parameters
     assert set(find_class("vwm.rl.EvaluationConfig").parameters) == {"every", "episodes", "env", "video"}
     assert find_class("vwm.rl.Nothing") is None and find_class("nowhere.Thing") is None

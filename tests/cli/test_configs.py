@@ -1,4 +1,4 @@
-"""Every config is one that its command takes, and the large ones are as large as they say."""
+"""Every config is accepted by its command, and large networks have the size in their name."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ NAMES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("*/*.yaml
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_key_of_a_config_is_known(name, capsys):
+def test_every_fit_config_is_accepted(name, capsys):
     with pytest.raises(SystemExit) as stop:
         parse_fit_config(["-c", str(CONFIGS / name), "--print_config"])
     assert stop.value.code == 0
-    whole, said = yaml.safe_load(capsys.readouterr().out), load_config(CONFIGS / name)
-    assert whole["model"]["class_path"] == said["model"]["class_path"] and whole["run"] == said["run"]
+    parsed, settings = yaml.safe_load(capsys.readouterr().out), load_config(CONFIGS / name)
+    assert parsed["model"]["class_path"] == settings["model"]["class_path"] and parsed["run"] == settings["run"]
 
 
 @pytest.mark.parametrize("name", AGENTS)
-def test_every_key_of_an_agents_config_is_known(name):
+def test_every_agent_config_is_accepted(name):
     config = parse_agent_config(make_agent_parser(), ["-c", str(CONFIGS / "agents" / name)])
-    said = load_config(CONFIGS / "agents" / name)
-    assert config.algorithm.class_path == said["algorithm"]["class_path"] and str(config.run).startswith("runs/")
+    settings = load_config(CONFIGS / "agents" / name)
+    assert config.algorithm.class_path == settings["algorithm"]["class_path"] and str(config.run).startswith("runs/")
 
 
 @pytest.mark.parametrize(("name", "millions"), [("dit/oasis_600m.yaml", 600), ("dit/dreamer4_1b.yaml", 1000)])
-def test_large_networks_have_the_size_in_their_name(name, millions):
-    said = load_config(CONFIGS / name)["model"]["init_args"]["dynamics"]["init_args"]
+def test_large_networks_have_the_number_of_parameters_in_their_name(name, millions):
+    settings = load_config(CONFIGS / name)["model"]["init_args"]["dynamics"]["init_args"]
     with torch.device("meta"):
-        network = DiT(**said)
+        network = DiT(**settings)
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.06)
 
 
 @pytest.mark.parametrize(
     ("letter", "millions"), [("ti", 5.5), ("s", 22), ("b", 86), ("l", 304), ("h", 632), ("g", 1012)]
 )
-def test_vision_transformers_have_the_size_of_their_letter(letter, millions):
-    said = load_config(CONFIGS / f"vjepa/vjepa2_vit{letter}16.yaml")["model"]["init_args"]
+def test_vision_transformers_have_the_number_of_parameters_of_their_letter(letter, millions):
+    settings = load_config(CONFIGS / f"vjepa/vjepa2_vit{letter}16.yaml")["model"]["init_args"]
     with torch.device("meta"):
-        network = VideoEncoder(**said["encoder"]["init_args"])
+        network = VideoEncoder(**settings["encoder"]["init_args"])
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.03)
 
 
@@ -62,17 +62,17 @@ def test_vision_transformers_have_the_size_of_their_letter(letter, millions):
         ("tdmpc2_dmc", "dm_control"),
     ],
 )
-def test_the_agent_of_a_config_plays_its_game(name, package, monkeypatch):
-    monkeypatch.setenv("MUJOCO_GL", "disable")  # nothing is drawn, and not every machine could
+def test_the_agent_of_a_config_acts_in_its_environment(name, package, monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "disable")  # nothing is rendered, and not every machine can
     pytest.importorskip(package, reason=f"{package} is not installed")
     parser = make_agent_parser()
     training = make_training(parser, parse_agent_config(parser, ["-c", str(CONFIGS / f"agents/{name}.yaml")]))
-    worlds = training.algorithm.env.open(1, seed=0)
-    agent = training.algorithm.make_agent(worlds.spaces)
-    moment, carry = worlds.reset(), agent.init_carry(1)
+    envs = training.algorithm.env.open(1, seed=0)
+    agent = training.algorithm.make_agent(envs.spaces)
+    time_step, carry = envs.reset(), agent.init_carry(1)
     for _ in range(2):
-        acted = agent.act(carry, moment, explore=True)
-        moment, carry = worlds.step(acted.action), acted.carry
-    assert not moment.is_first.any() and moment.reward.isfinite().all()
-    assert training.eval_env.open(1, seed=1).spaces == worlds.spaces
-    worlds.close()
+        output = agent.act(carry, time_step, explore=True)
+        time_step, carry = envs.step(output.action), output.carry
+    assert not time_step.is_first.any() and time_step.reward.isfinite().all()
+    assert training.eval_env.open(1, seed=1).spaces == envs.spaces
+    envs.close()

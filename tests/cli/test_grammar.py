@@ -1,4 +1,4 @@
-"""The grammar of the command line: names, options, switches, values, and what a mistake is answered."""
+"""The grammar of the command line: names, options, switches, values, and error messages."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from vwm.eval.goal_evaluation import GoalObjectiveConfig, GoalPlannerConfig, Goa
 FUNCTIONS = {name: command for name, command in COMMANDS.items() if not command.parses_arguments}
 
 
-def test_a_name_is_a_command_or_a_group_but_not_both():
+def test_command_and_group_names_do_not_overlap():
     groups = {name.split()[0] for name in COMMANDS if " " in name}
     assert not groups & set(COMMANDS) and all(len(name.split()) <= 2 for name in COMMANDS)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_every_argument_is_described_and_every_example_is_understood(name):
+def test_every_argument_is_described_and_every_example_parses(name):
     signature = read_signature(FUNCTIONS[name].target)
     assert all(parameter.help for parameter in signature.parameters) and signature.description
     parser = make_command_parser(f"vwm {name}", signature, FUNCTIONS[name].examples)
@@ -35,7 +35,7 @@ def test_every_argument_is_described_and_every_example_is_understood(name):
         assert set(parser.parse_command(words[1 + len(name.split()) :])) == {p.name for p in signature.parameters}
 
 
-def test_options_of_grouped_settings_are_fields_of_the_functions_dataclasses():
+def test_options_of_grouped_settings_fill_the_dataclasses_of_the_function():
     signature = read_signature("vwm.eval.goal_evaluation:evaluate_planner")
     argv = ["rooms", "vwm/TwoRooms-v0", "--planner", "mppi", "--max-steps", "7", "--reduction", "end", "--seed", "3"]
     values = make_command_parser("vwm plan", signature, ()).parse_command(argv)
@@ -49,8 +49,8 @@ def test_options_of_grouped_settings_are_fields_of_the_functions_dataclasses():
 
 
 def make_parser(**parameters):
-    rows = tuple(CommandParameter(name, kind, default, "") for name, (kind, default) in parameters.items())
-    return make_command_parser("vwm test", CommandSignature("", rows), [])
+    params = tuple(CommandParameter(name, kind, default, "") for name, (kind, default) in parameters.items())
+    return make_command_parser("vwm test", CommandSignature("", params), [])
 
 
 @pytest.mark.parametrize(
@@ -117,12 +117,12 @@ def test_a_mistyped_name_gets_a_suggestion(argv, message, tmp_path, monkeypatch,
     assert message in capsys.readouterr().err
 
 
-def test_help_and_mistakes_are_answered_without_torch():
+def test_help_and_usage_errors_do_not_import_torch():
     code = """
 import sys
 from vwm.cli.main import main
-asked = (["--help"], ["eval", "--help"], ["fit", "--help"], ["agent", "train", "-h"])
-for argv in (*asked, ["plya"], ["play", "coinrum"], ["eval", "a", "b", "--horizon", "x"]):
+help_arguments = (["--help"], ["eval", "--help"], ["fit", "--help"], ["agent", "train", "-h"])
+for argv in (*help_arguments, ["plya"], ["play", "coinrum"], ["eval", "a", "b", "--horizon", "x"]):
     try:
         main(argv)
     except SystemExit:
@@ -130,7 +130,11 @@ for argv in (*asked, ["plya"], ["play", "coinrum"], ["eval", "a", "b", "--horizo
 assert "torch" not in sys.modules
 """
     start = time.monotonic()
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "ingest" in said.stdout and "--tokenizer PATH" in said.stdout and "agents/tdmpc2_pendulum" in said.stdout
-    assert "must be a whole number" in said.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (
+        "ingest" in process.stdout
+        and "--tokenizer PATH" in process.stdout
+        and "agents/tdmpc2_pendulum" in process.stdout
+    )
+    assert "must be a whole number" in process.stderr
     assert time.monotonic() - start < 10  # a fraction of a second on a quiet machine

@@ -1,4 +1,4 @@
-"""`vwm plan` from the command line, with bundles on disk."""
+"""`vwm plan` from the command line, with saved bundles."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from factories import diffusion_world, genie, jepa_world
 from vwm.cli.main import main
 from vwm.worlds.bundle import save_simulator
 
-FEW = ["--episodes", "3", "--max_steps", "4", "--horizon", "3", "--samples", "4", "--planner_options", "{elites: 2}"]
+SMALL = ["--episodes", "3", "--max_steps", "4", "--horizon", "3", "--samples", "4", "--planner_options", "{elites: 2}"]
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +21,9 @@ def bundle(tmp_path_factory) -> Path:
     return path
 
 
-def test_plan_in_a_bundle(bundle: Path, tmp_path: Path, capsys):
+def test_plan_writes_results_and_figures(bundle: Path, tmp_path: Path, capsys):
     out = tmp_path / "result"
-    main(["plan", str(bundle), "vwm/TwoRooms-v0", "-o", str(out), *FEW, "--env_options", "{random_wall: true}"])
+    main(["plan", str(bundle), "vwm/TwoRooms-v0", "-o", str(out), *SMALL, "--env_options", "{random_wall: true}"])
     result = json.loads((out / "plan.json").read_text())
     assert result["results"]["all"]["cem"]["success"]["n"] == 3 and result["settings"]["env_options"] == {
         "random_wall": True
@@ -32,10 +32,10 @@ def test_plan_in_a_bundle(bundle: Path, tmp_path: Path, capsys):
     assert "within 4 pixels" in capsys.readouterr().out
 
 
-def test_pendulum_by_mppi(tmp_path: Path):
+def test_mppi_plans_for_pendulum(tmp_path: Path):
     save_simulator(diffusion_world(action_dims=1), tmp_path / "world")
     out = tmp_path / "result"
-    main(["plan", str(tmp_path / "world"), "Pendulum-v1", "-o", str(out), "--planner", "mppi", *FEW])
+    main(["plan", str(tmp_path / "world"), "Pendulum-v1", "-o", str(out), "--planner", "mppi", *SMALL])
     result = json.loads((out / "plan.json").read_text())
     assert result["unit"] == "rad" and list(result["results"]["all"]) == ["mppi", "random"]
 
@@ -49,6 +49,6 @@ def test_errors_are_one_line_without_a_traceback(bundle: Path, tmp_path: Path, c
     ):
         with pytest.raises(SystemExit):
             main(["plan", *arguments, "-o", str(tmp_path / "result")])
-        said = capsys.readouterr().err
-        assert message in said and "Traceback" not in said
+        error = capsys.readouterr().err
+        assert message in error and "Traceback" not in error
     assert not (tmp_path / "result").exists()

@@ -1,4 +1,4 @@
-"""Options of `vwm agent train` that come from the run layer: precision, compilation and loggers."""
+"""Options of `vwm agent train` from the run layer: precision and metric loggers."""
 
 import sys
 from importlib.machinery import ModuleSpec
@@ -34,11 +34,11 @@ algorithm:
 
 
 class FakeWandb(ModuleType):
-    """Keeps what is logged."""
+    """A replacement of ``wandb`` that records what is logged."""
 
     def __init__(self) -> None:
         super().__init__("wandb")
-        self.__spec__ = ModuleSpec("wandb", None)  # libraries ask whether it is installed
+        self.__spec__ = ModuleSpec("wandb", None)  # libraries check whether it is installed
         self.logged: list[tuple[int, dict[str, float]]] = []
         self.settings: dict[str, object] = {}
 
@@ -48,31 +48,31 @@ class FakeWandb(ModuleType):
 
 
 @pytest.mark.usefixtures("no_curves")
-def test_two_updates_in_bfloat16_with_another_logger(tmp_path: Path, monkeypatch) -> None:
+def test_bfloat16_updates_keep_float32_weights_and_log_to_wandb(tmp_path: Path, monkeypatch) -> None:
     from vwm.rl.algorithms.dreamer import Dreamer
 
-    wandb, seen, acting = FakeWandb(), [], []
+    wandb, linear_dtypes, autocast_in_act = FakeWandb(), [], []
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: pytest.fail("compiled"))
     linear = torch.nn.functional.linear
 
-    def watched(*arguments, **more):
-        seen.append(linear(*arguments, **more).dtype)
-        return linear(*arguments, **more)
+    def recording_linear(*args, **kwargs):
+        linear_dtypes.append(linear(*args, **kwargs).dtype)
+        return linear(*args, **kwargs)
 
     act = Dreamer.act
 
-    def watched_act(*arguments, **more):
-        acting.append(torch.is_autocast_enabled("cpu"))
-        return act(*arguments, **more)
+    def recording_act(*args, **kwargs):
+        autocast_in_act.append(torch.is_autocast_enabled("cpu"))
+        return act(*args, **kwargs)
 
-    monkeypatch.setattr(torch.nn.functional, "linear", watched)
-    monkeypatch.setattr(Dreamer, "act", watched_act)
+    monkeypatch.setattr(torch.nn.functional, "linear", recording_linear)
+    monkeypatch.setattr(Dreamer, "act", recording_act)
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.format(run=tmp_path / "run"))
     main(["agent", "train", "-c", str(config), "--precision", "bf16-mixed", "--wandb", "worlds"])
-    assert torch.bfloat16 in seen  # updates
-    assert acting and not any(acting)
+    assert torch.bfloat16 in linear_dtypes  # updates
+    assert autocast_in_act and not any(autocast_in_act)
     state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["counters"]["updates"] >= 2
     assert all(
@@ -84,7 +84,7 @@ def test_two_updates_in_bfloat16_with_another_logger(tmp_path: Path, monkeypatch
     assert {name.split("/")[0] for _, values in wandb.logged for name in values} >= {"updates", "evaluations"}
 
 
-def test_tensorboard_that_is_not_installed_is_named(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_an_error_for_missing_tensorboard_suggests_the_extra(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.format(run=tmp_path / "run"))

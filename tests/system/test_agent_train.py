@@ -39,7 +39,7 @@ algorithm:
 
 
 @pytest.mark.usefixtures("no_curves")
-def test_train_go_on_judge_and_watch(tmp_path: Path, capsys) -> None:
+def test_a_run_is_trained_resumed_evaluated_played_and_exported(tmp_path: Path, capsys) -> None:
     run, config = tmp_path / "run", tmp_path / "config.yaml"
     config.write_text(CONFIG.format(run=run))
     main(["agent", "train", "-c", str(config)])
@@ -47,11 +47,11 @@ def test_train_go_on_judge_and_watch(tmp_path: Path, capsys) -> None:
     assert {p.name for p in (run / "metrics").iterdir()} == {"episodes.csv", "evaluations.csv", "updates.csv"}
     assert (run / "videos" / "000000060.mp4").stat().st_size > 1000
     main(["agent", "train", "-c", str(config), "--steps", "90"])
-    assert "60 decisions" in capsys.readouterr().out  # it went on
+    assert "60 decisions" in capsys.readouterr().out  # it resumed
     assert len((run / "metrics" / "evaluations.csv").read_text().splitlines()) == 1 + 3
     main(["agent", "eval", str(run), "--episodes", "3"])
-    said = json.loads((run / "evaluation.json").read_text())
-    assert len(said["agent"]["returns"]) == len(said["random"]["returns"]) == 3
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert len(evaluation["agent"]["returns"]) == len(evaluation["random"]["returns"]) == 3
     assert "mean return" in capsys.readouterr().out
     main(["agent", "eval", str(run), "--episodes", "2", "--best"])
     assert json.loads((run / "evaluation.json").read_text())["best"] is True
@@ -65,11 +65,11 @@ def test_train_go_on_judge_and_watch(tmp_path: Path, capsys) -> None:
 
 
 @pytest.mark.usefixtures("no_curves")
-def test_a_run_that_was_begun_stays_what_it_is(tmp_path: Path, capsys) -> None:
+def test_changed_settings_of_an_existing_run_are_rejected_and_change_no_file(tmp_path: Path, capsys) -> None:
     run, config = tmp_path / "run", tmp_path / "config.yaml"
     config.write_text(CONFIG.format(run=run))
     main(["agent", "train", "-c", str(config)])
-    kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     ppo = "vwm.rl.algorithms.PPO"
     for arguments, message in (
         (["-c", str(config), "--algorithm.agent.world_model.deter", "24"], "world_model.deter=16, not 24"),
@@ -79,9 +79,9 @@ def test_a_run_that_was_begun_stays_what_it_is(tmp_path: Path, capsys) -> None:
     ):
         with pytest.raises(SystemExit):
             main(["agent", "train", *arguments])
-        said = capsys.readouterr().err
-        assert message in said and "choose another folder" in said
-        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == kept
+        error = capsys.readouterr().err
+        assert message in error and "choose another folder" in error
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     with RunFolder(run).lock(), pytest.raises(SystemExit):
         main(["agent", "train", "-c", str(config)])
     assert "another training writes there" in capsys.readouterr().err
@@ -91,28 +91,28 @@ MODULE = """
 import gymnasium
 
 
-class Silent(gymnasium.Env):
+class NotRenderable(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(-1, 1, (2,))
     action_space = gymnasium.spaces.Discrete(2)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.left = 5
+        self.steps_left = 5
         return self.observation_space.low, {}
 
     def step(self, action):
-        self.left -= 1
-        return self.observation_space.low, float(action), self.left == 0, False, {}
+        self.steps_left -= 1
+        return self.observation_space.low, float(action), self.steps_left == 0, False, {}
 
 
-gymnasium.register("Silent-v0", Silent)
+gymnasium.register("NotRenderable-v0", NotRenderable)
 """
 
 
 @pytest.mark.usefixtures("no_curves")
-def test_an_environment_of_the_current_folder_need_not_render(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_an_environment_of_the_current_folder_works_without_rendering(tmp_path: Path, monkeypatch, capsys) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text(CONFIG.format(run="run").replace("CartPole-v1", "ones_own:Silent-v0"))
+    config.write_text(CONFIG.format(run="run").replace("CartPole-v1", "ones_own:NotRenderable-v0"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(SystemExit):
@@ -133,10 +133,10 @@ def test_an_environment_of_the_current_folder_need_not_render(tmp_path: Path, mo
         (["agent", "train", "-c", "CONFIG", "--algorithm.env.env", "NoGame-v0"], "NoGame"),
     ],
 )
-def test_errors_are_a_line(arguments: list[str], message: str, tmp_path: Path, capsys) -> None:
+def test_errors_are_one_line_without_a_traceback(arguments: list[str], message: str, tmp_path: Path, capsys) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.format(run=tmp_path / "run"))
     with pytest.raises(SystemExit):
         main([str(config) if argument == "CONFIG" else argument for argument in arguments])
-    said = capsys.readouterr().err
-    assert message in said and "Traceback" not in said
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error

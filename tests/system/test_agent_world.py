@@ -1,4 +1,4 @@
-"""Dreamer 4's way as a user goes it: a world, agent tokens taught on it, a bundle that acts."""
+"""The Dreamer 4 pipeline from the command line: a world, agent tokens finetuned on it, and a bundle with a policy."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ POLICY = [f"{INIT}policy.init_args.width", "24", f"{INIT}policy.init_args.hidden
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    """A recording → fit → export → fit the agent's tokens on it → export, as typed."""
+def artifacts(tmp_path_factory) -> Path:
+    """Record, fit, export, finetune with agent tokens, and export again through the command line."""
     out = tmp_path_factory.mktemp("made")
     rng, data = np.random.default_rng(0), str(out / "data")
     (out / "data").mkdir()
@@ -40,25 +40,25 @@ def made(tmp_path_factory) -> Path:
     main(["fit", "-c", str(CONFIGS / "freeway_small.yaml"), "--run", str(out / "first"), *TOKENIZER, *common])
     world = str(out / "world")
     main(["export", str(out / "first"), "-o", world, "--starts", "3", "--sampling-steps", "2"])
-    begin = [f"{INIT}pretrained", world, f"{INIT}tokenizer", world, *POLICY]
-    main(["fit", "-c", str(CONFIGS / "freeway_agent.yaml"), "--run", str(out / "second"), *begin, *common])
+    pretrained = [f"{INIT}pretrained", world, f"{INIT}tokenizer", world, *POLICY]
+    main(["fit", "-c", str(CONFIGS / "freeway_agent.yaml"), "--run", str(out / "second"), *pretrained, *common])
     main(["export", str(out / "second"), "-o", str(out / "agent_world"), "--starts", "3", "--sampling-steps", "2"])
     return out
 
 
-def test_the_second_phase_begins_with_the_worlds_weights_and_logs_every_loss(made):
-    header, *rows = (made / "second" / "metrics" / "train.csv").read_text().splitlines()
+def test_agent_finetuning_starts_from_the_world_weights_and_logs_every_loss(artifacts):
+    header, *rows = (artifacts / "second" / "metrics" / "train.csv").read_text().splitlines()
     for name in ("dynamics", "reward", "end", "policy", "future_rewards", "next_action"):
         assert f"{name}_loss" in header.split(",")
     assert rows
-    before, after = (vwm.load(made / name, "cpu").dynamics.state_dict() for name in ("world", "agent_world"))
+    before, after = (vwm.load(artifacts / name, "cpu").dynamics.state_dict() for name in ("world", "agent_world"))
     assert set(after) - set(before) == {"agents"}
-    # Two steps of learning move weights by no more than a little; other worlds' would be far away.
+    # Two training steps change the weights little; those of another world would differ much.
     assert (before["embed.weight"] - after["embed.weight"]).norm() < 0.5 * before["embed.weight"].norm()
 
 
-def test_the_bundle_sees_a_game_and_acts_in_it(made):
-    world = vwm.load(made / "agent_world", "cpu")
+def test_the_policy_of_the_bundle_acts_on_observed_frames(artifacts):
+    world = vwm.load(artifacts / "agent_world", "cpu")
     assert world.policy is not None and world.outcomes is not None and world.starts is not None
     state, frame = world.reset(world.starts, seed=0)
     for _ in range(4):

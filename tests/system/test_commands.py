@@ -1,4 +1,4 @@
-"""The way of a user through the commands, with a folder of videos as strangers have them."""
+"""The commands from ingest to eval, on a folder of varied and partly broken videos."""
 
 from __future__ import annotations
 
@@ -27,45 +27,47 @@ NETWORK = "--model.init_args.tokenizer.init_args"
 
 
 def write_clip(path: Path, frames: int, height: int, width: int, uneven: bool = False) -> None:
-    """A square that moves over noise; with uneven time stamps where asked for."""
+    """Write a video of a square that moves over noise, with uneven time stamps if ``uneven``."""
     rng = np.random.default_rng(len(path.name))
     background = rng.integers(0, 80, (height, width, 3), dtype=np.uint8)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264" if path.suffix == ".mp4" else "libvpx", rate=20)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p" if width % 2 == 0 else "yuv444p"
         stream.codec_context.time_base = Fraction(1, 1000)
-        time = 0
+        timestamp = 0
         for i in range(frames):
             image = background.copy()
             image[10:20, (3 * i) % (width - 10) : (3 * i) % (width - 10) + 10] = 255
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            frame.pts, frame.time_base = time, Fraction(1, 1000)
-            time += 50 if not uneven or i % 3 else 130
+            frame.pts, frame.time_base = timestamp, Fraction(1, 1000)
+            timestamp += 50 if not uneven or i % 3 else 130
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """Good clips in odd sizes and rates, one truncated, one not a video, one without frames."""
-    folder = tmp_path_factory.mktemp("videos")
+def video_folder(tmp_path_factory) -> Path:
+    """Valid clips of various sizes and frame rates, a truncated one, a text file, and an empty file."""
+    video_folder = tmp_path_factory.mktemp("videos")
     for i in range(6):
-        write_clip(folder / f"clip.{i}.mp4", 40, 48 + 2 * i, 64)
-    write_clip(folder / "odd.mp4", 30, 51, 67)
-    write_clip(folder / "uneven.mp4", 40, 48, 64, uneven=True)
-    write_clip(folder / "whole.mp4", 60, 48, 64)
-    (folder / "truncated.mp4").write_bytes((folder / "whole.mp4").read_bytes()[:1500])
-    (folder / "not a video.mp4").write_text("this is a shopping list")
-    (folder / "no frames.mp4").write_bytes(b"")
-    return folder
+        write_clip(video_folder / f"clip.{i}.mp4", 40, 48 + 2 * i, 64)
+    write_clip(video_folder / "odd.mp4", 30, 51, 67)
+    write_clip(video_folder / "uneven.mp4", 40, 48, 64, uneven=True)
+    write_clip(video_folder / "whole.mp4", 60, 48, 64)
+    (video_folder / "truncated.mp4").write_bytes((video_folder / "whole.mp4").read_bytes()[:1500])
+    (video_folder / "not a video.mp4").write_text("this is a shopping list")
+    (video_folder / "no frames.mp4").write_bytes(b"")
+    return video_folder
 
 
 @pytest.fixture(scope="module")
-def made(folder, tmp_path_factory):
-    """ingest → fit → export → encode → fit → export, as typed; everything later looks at what it left."""
+def artifacts(video_folder, tmp_path_factory):
+    """Ingest, fit, export, encode, fit and export through the command line; later tests check these files."""
     out = tmp_path_factory.mktemp("made")
     data, tokens = str(out / "data"), str(out / "tokens")
-    main(["ingest", str(folder), data, "--size", "32", "--fps", "10", "--workers", "0", "--videos_per_shard", "3"])
+    main(
+        ["ingest", str(video_folder), data, "--size", "32", "--fps", "10", "--workers", "0", "--videos_per_shard", "3"]
+    )
     main(
         ["fit", "-c", str(REPOSITORY / "configs/tokenizer/coinrun_small.yaml"), "--run", str(out / "tokenizer")]
         + [f"{NETWORK}.image_size", "[32,32]", f"{NETWORK}.width", "32", f"{NETWORK}.depth", "1"]
@@ -83,11 +85,20 @@ def made(folder, tmp_path_factory):
     )
     main(["export", str(out / "tokenizer"), "-o", str(out / "tokenizer_bundle")])
     main(["encode", data, "--tokenizer", str(out / "tokenizer_bundle"), "--out", tokens])
-    lam, dynamics = "--model.init_args.latent_action.init_args", "--model.init_args.dynamics.init_args"
+    latent_action, dynamics = "--model.init_args.latent_action.init_args", "--model.init_args.dynamics.init_args"
     main(
         ["fit", "-c", str(REPOSITORY / "configs/genie/coinrun_small.yaml"), "--run", str(out / "genie")]
         + ["--model.init_args.tokenizer", str(out / "tokenizer_bundle")]
-        + [f"{lam}.image_size", "[32,32]", f"{lam}.width", "32", f"{lam}.depth", "1", f"{dynamics}.width", "24"]
+        + [
+            f"{latent_action}.image_size",
+            "[32,32]",
+            f"{latent_action}.width",
+            "32",
+            f"{latent_action}.depth",
+            "1",
+            f"{dynamics}.width",
+            "24",
+        ]
         + [f"{dynamics}.depth", "1", f"{dynamics}.codebook_size", "36", f"{dynamics}.tokens_per_frame", "16"]
         + ["--trainer.max_steps", "4", "--samples.every", "2", "--data.init_args.fields", "[frames,latents]"]
         + ["--data.init_args.path", tokens, *SMALL_DATA, *TINY]
@@ -96,14 +107,14 @@ def made(folder, tmp_path_factory):
     return out
 
 
-def small(network: str, **settings: object) -> list[str]:
-    """Arguments that set a network's sizes."""
+def network_arguments(network: str, **settings: object) -> list[str]:
+    """Return the arguments that set a network's sizes."""
     return [part for name, value in settings.items() for part in (f"{network}.init_args.{name}", str(value))]
 
 
 @pytest.fixture(scope="module")
-def driven(tmp_path_factory) -> Path:
-    """record → fit a VAE → export → encode → fit a DiT → export: a game with continuous actions, rewards and ends."""
+def car_racing(tmp_path_factory) -> Path:
+    """Record, fit a VAE, encode, fit a DiT and export: an environment with continuous actions and rewards."""
     pytest.importorskip("Box2D", reason="Box2D is not installed")
     out = tmp_path_factory.mktemp("driven")
     data, latents = str(out / "data"), str(out / "latents")
@@ -124,7 +135,7 @@ def driven(tmp_path_factory) -> Path:
     sizes = {"image_size": "[32,32]", "latent_channels": 4, "widths": "[8,8]", "depths": "[1,1]"}
     main(
         ["fit", "-c", str(REPOSITORY / "configs/vae/carracing_small.yaml"), "--run", str(out / "vae")]
-        + [*small("--model.init_args.tokenizer", **sizes), "--data.init_args.path", data, *common]
+        + [*network_arguments("--model.init_args.tokenizer", **sizes), "--data.init_args.path", data, *common]
     )
     main(["export", str(out / "vae"), "-o", str(out / "vae_bundle")])
     main(["encode", data, "--tokenizer", str(out / "vae_bundle"), "--out", latents, "--no-keep-video"])
@@ -132,7 +143,11 @@ def driven(tmp_path_factory) -> Path:
     heads = {"class_path": "vwm.nn.RewardTerminationHeads", "init_args": {"width": 24, "hidden": 16}}
     main(
         ["fit", "-c", str(REPOSITORY / "configs/dit/carracing_small.yaml"), "--run", str(out / "dit")]
-        + ["--model.init_args.tokenizer", str(out / "vae_bundle"), *small("--model.init_args.dynamics", **sizes)]
+        + [
+            "--model.init_args.tokenizer",
+            str(out / "vae_bundle"),
+            *network_arguments("--model.init_args.dynamics", **sizes),
+        ]
         + ["--model.init_args.outcomes", json.dumps(heads), "--data.init_args.clip_length", "6"]
         + ["--data.init_args.fields", "[latents,actions,rewards,terminated]"]
         + ["--data.init_args.path", latents, *common]
@@ -154,79 +169,79 @@ def driven(tmp_path_factory) -> Path:
     return out
 
 
-def test_a_diffusion_world_is_evaluated(driven):
-    assert {p.suffix for p in (driven / "dit" / "videos").iterdir()} == {".mp4", ".png"}
+def test_a_diffusion_world_is_evaluated(car_racing):
+    assert {p.suffix for p in (car_racing / "dit" / "videos").iterdir()} == {".mp4", ".png"}
     main(
-        ["eval", str(driven / "bundle"), str(driven / "data"), "--out", str(driven / "report")]
+        ["eval", str(car_racing / "bundle"), str(car_racing / "data"), "--out", str(car_racing / "report")]
         + ["--clips", "4", "--horizon", "6", "--batch_size", "4", "--videos", "1"]
     )
-    report = json.loads((driven / "report" / "report.json").read_text())
-    assert {"index.html", "rollouts.png", "rollout_00.mp4"} <= {p.name for p in (driven / "report").iterdir()}
+    report = json.loads((car_racing / "report" / "report.json").read_text())
+    assert {"index.html", "rollouts.png", "rollout_00.mp4"} <= {p.name for p in (car_racing / "report").iterdir()}
     assert len(report["rollout"]["psnr"]) == 6 and all(x > 0 for x in report["rollout"]["psnr"])
     assert report["codebook"] is None and report["latent_action"] is None
     assert report["control"]["shuffle_cost"]["loss"] == "squared error" and report["control"]["shuffle_ratio"] > 0
     assert report["tokenizer"]["psnr"] > 10 and report["play"]["sampling_steps"] == 2
 
 
-def test_shards_without_video_make_a_bundle_without_starts(driven, tmp_path, capsys):
-    main(["export", str(driven / "dit"), "-o", str(tmp_path / "bundle")])
+def test_a_bundle_exported_from_shards_without_video_has_no_starts(car_racing, tmp_path, capsys):
+    main(["export", str(car_racing / "dit"), "-o", str(tmp_path / "bundle")])
     assert "holds no video" in capsys.readouterr().out
     assert not (tmp_path / "bundle" / "starts").exists()
     index = json.loads((tmp_path / "bundle" / "model_index.json").read_text())
     assert index["settings"]["actions"]["names"] == ["steer", "gas", "brake"]
 
 
-def test_a_diffusion_bundle_is_driven_with_a_wheel(driven):
+def test_a_diffusion_bundle_steps_with_continuous_actions(car_racing):
     import torch
 
     import vwm
 
-    assert {"tokenizer", "dynamics", "outcomes", "starts"} <= {p.name for p in (driven / "bundle").iterdir()}
-    world = vwm.load(driven / "bundle", device="cpu")
+    assert {"tokenizer", "dynamics", "outcomes", "starts"} <= {p.name for p in (car_racing / "bundle").iterdir()}
+    world = vwm.load(car_racing / "bundle", device="cpu")
     assert world.spec.actions.kind == "continuous" and world.spec.actions.names == ("steer", "gas", "brake")
     assert world.spec.actions.rest == (0.0, -1.0, -1.0) and world.spec.fps == 12.5
-    assert abs(np.mean(world.tokenizer.config.latents_std) - 1) > 1e-3  # measured when it was exported
+    assert abs(np.mean(world.tokenizer.config.latents_std) - 1) > 1e-3  # measured during the export
     state, _ = world.reset(world.starts, seed=0)
     _, out = world.step(state, torch.tensor([[-1.0, 0.0, -1.0], [0.0, 1.0, -1.0], [1.0, -1.0, 1.0]]))
     assert out.frame.shape == (3, 32, 32, 3) and out.latent.shape == (3, 4, 4, 4)
     assert out.reward.shape == (3,) and out.reward.isfinite().all()
 
 
-def test_broken_videos_are_reported_and_the_rest_is_ingested(folder, tmp_path, capsys):
-    main(["ingest", str(folder), str(tmp_path / "data"), "--size", "32", "--workers", "0"])
-    said = capsys.readouterr().out
-    assert "not a video.mp4" in said and "no frames.mp4" in said and "truncated.mp4" in said
+def test_broken_videos_are_reported_and_the_others_are_ingested(video_folder, tmp_path, capsys):
+    main(["ingest", str(video_folder), str(tmp_path / "data"), "--size", "32", "--workers", "0"])
+    printed = capsys.readouterr().out
+    assert "not a video.mp4" in printed and "no frames.mp4" in printed and "truncated.mp4" in printed
     main(["inspect", str(tmp_path / "data"), "--sheet", str(tmp_path / "sheet.png")])
     assert (tmp_path / "sheet.png").stat().st_size > 1000 and "32x32" in capsys.readouterr().out.replace(" ", "")
 
 
-def test_a_run_writes_its_files(made):
-    run = made / "genie"
+def test_a_run_writes_its_files(artifacts):
+    run = artifacts / "genie"
     assert {"config.yaml", "checkpoints", "metrics", "videos"} <= {p.name for p in run.iterdir()}
     assert {p.suffix for p in (run / "videos").iterdir()} == {".mp4", ".png"}
     assert "lam_loss" in (run / "metrics" / "train.csv").read_text().splitlines()[0].split(",")
 
 
-def test_encoded_shards_hold_the_tokens_of_the_tokenizer(made):
+def test_encoded_shards_contain_the_tokens_of_the_tokenizer(artifacts):
     import torch
 
     from vwm.core.frames import frames_to_float
     from vwm.data.datamodule import make_clip_dataset
     from vwm.tokenizers.loading import load_tokenizer
 
-    clip = make_clip_dataset(str(made / "tokens"), 30, fields=("frames", "latents"), shuffle=False)[0, 0]
-    tokens = load_tokenizer(made / "tokenizer_bundle").encode(
+    clip = make_clip_dataset(str(artifacts / "tokens"), 30, fields=("frames", "latents"), shuffle=False)[0, 0]
+    tokens = load_tokenizer(artifacts / "tokenizer_bundle").encode(
         frames_to_float(torch.from_numpy(clip["frames"].copy())[None])
     )
     assert np.array_equal(tokens[0].numpy(), clip["latents"])
 
 
-def test_eval_writes_a_report(made):
+def test_eval_writes_a_report(artifacts):
     main(
-        ["eval", str(made / "bundle"), str(made / "data"), "--out", str(made / "report")]
+        ["eval", str(artifacts / "bundle"), str(artifacts / "data"), "--out", str(artifacts / "report")]
         + ["--clips", "4", "--horizon", "4", "--batch_size", "2", "--videos", "1"]
     )
-    report = json.loads((made / "report" / "report.json").read_text())
+    report = json.loads((artifacts / "report" / "report.json").read_text())
     assert len(report["rollout"]["psnr"]) == len(report["rollout"]["psnr_copy_last"]) == 4
     for part, key in (
         ("tokenizer", "psnr"),
@@ -239,24 +254,24 @@ def test_eval_writes_a_report(made):
         assert report[part][key] is not None
 
 
-def test_the_bundle_is_a_world(made):
+def test_an_exported_bundle_loads_and_steps(artifacts):
     import torch
 
     import vwm
 
-    world = vwm.load(made / "bundle", device="cpu")
+    world = vwm.load(artifacts / "bundle", device="cpu")
     assert world.spec.actions.latent and world.spec.fps == 10 and world.starts.shape == (3, 4, 32, 32, 3)
     state, _ = world.reset(world.starts, seed=0)
     _, out = world.step(state, torch.tensor([0, 1, 7]))
     assert out.frame.shape == (3, 32, 32, 3)
 
 
-def test_an_interrupted_command_can_be_repeated(made, folder, capsys):
+def test_repeating_finished_commands_rewrites_nothing(artifacts, video_folder, capsys):
     main(
         [
             "ingest",
-            str(folder),
-            str(made / "data"),
+            str(video_folder),
+            str(artifacts / "data"),
             "--size",
             "32",
             "--fps",
@@ -267,13 +282,22 @@ def test_an_interrupted_command_can_be_repeated(made, folder, capsys):
             "3",
         ]
     )
-    before = sorted((p.name, p.stat().st_mtime_ns) for p in (made / "tokens").glob("*.tar"))
-    main(["encode", str(made / "data"), "--tokenizer", str(made / "tokenizer_bundle"), "--out", str(made / "tokens")])
-    assert before == sorted((p.name, p.stat().st_mtime_ns) for p in (made / "tokens").glob("*.tar"))
+    before = sorted((p.name, p.stat().st_mtime_ns) for p in (artifacts / "tokens").glob("*.tar"))
+    main(
+        [
+            "encode",
+            str(artifacts / "data"),
+            "--tokenizer",
+            str(artifacts / "tokenizer_bundle"),
+            "--out",
+            str(artifacts / "tokens"),
+        ]
+    )
+    assert before == sorted((p.name, p.stat().st_mtime_ns) for p in (artifacts / "tokens").glob("*.tar"))
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "message"),
     [
         (["export", "nowhere"], "is no finished run"),
         (["play", "nowhere"], "is no bundle"),
@@ -284,23 +308,23 @@ def test_an_interrupted_command_can_be_repeated(made, folder, capsys):
         (["record", "procgen:nogame", "out", "--workers", "0"], "nogame"),
     ],
 )
-def test_errors_are_one_line_with_a_remedy(argv, says, tmp_path, monkeypatch, capsys):
+def test_errors_name_the_cause_or_the_remedy(argv, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
         main(argv)
-    assert stop.value.code == 1 and says in capsys.readouterr().err
+    assert stop.value.code == 1 and message in capsys.readouterr().err
 
 
-def test_no_command_is_without_help(capsys):
+def test_every_command_has_help_with_examples(capsys):
     for name in COMMANDS:
         with pytest.raises(SystemExit) as stop:
             main([*name.split(), "--help"])
-        said = capsys.readouterr().out
-        assert stop.value.code == 0 and "examples" in said and "--" in said
+        printed = capsys.readouterr().out
+        assert stop.value.code == 0 and "examples" in printed and "--" in printed
     main([])
     overview = capsys.readouterr().out
     assert all(name in overview for name in COMMANDS)
     for argv in (["agent"], ["agent", "--help"]):
         main(argv)
-        said = capsys.readouterr().out
-        assert all((name in said) == name.startswith("agent ") for name in COMMANDS if " " in name)
+        printed = capsys.readouterr().out
+        assert all((name in printed) == name.startswith("agent ") for name in COMMANDS if " " in name)

@@ -1,4 +1,4 @@
-"""The documentation is true: its Python runs, and its commands are ones that the real parsers accept."""
+"""The documentation is correct: its Python code runs, and the parsers accept its commands."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ PAGES = [
     *sorted((ROOT / "datasets").glob("*/README.md")),
 ]
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
-ACCEPTED: set[tuple[str, bool]] = set()
-"""Commands that stand on several pages are checked once."""
-WITH_PYTHON = [page for page in PAGES if PYTHON_BLOCK.search(page.read_text())]
+CHECKED_COMMANDS: set[tuple[str, bool]] = set()
+"""Accepted commands, so that those on several pages are checked once."""
+PAGES_WITH_PYTHON = [page for page in PAGES if PYTHON_BLOCK.search(page.read_text())]
 
 
-@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: str(page.relative_to(ROOT)))
-def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", PAGES_WITH_PYTHON, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_python_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = page.read_text()
     for package in ("torchrl", "stable_baselines3"):
@@ -40,14 +40,14 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatc
         exec(compile(block, str(page), "exec"), names)
 
 
-def test_the_pages_show_every_environment_class_of_worlds():
+def test_the_environments_page_names_every_environment_class():
     text = (ROOT / "docs" / "environments.md").read_text()
     for name in ("SimulatorEnv", "SimulatorVectorEnv", "SimulatorTorchRLEnv", "StableBaselinesVecEnv"):
         assert name in text
 
 
-def commands_of(text):
-    """Yield the commands of a page: those of its code blocks, and those in backticks (True: may be shortened)."""
+def commands_in(text):
+    """Yield (command, shortened): commands of code blocks, and those in backticks, which may be shortened."""
     for line in re.sub(r"\\\n\s*", "", text).splitlines():
         if re.match(r"(#? {3,})?(\.venv/bin/)?(vwm|python|torchrun) ", line):
             command = line.strip("# ").removeprefix(".venv/bin/")
@@ -60,7 +60,7 @@ def commands_of(text):
 
 
 def check_command(command, shortened, capsys):
-    """Raise where a command line would be refused for how it is written; shortened ones may lack what is required."""
+    """Raise an error if the parser rejects a command line; shortened ones may lack required arguments."""
     words = shlex.split(command, comments=True)
     if words[0] == "python":
         assert words[1] == "-m" or (ROOT / words[1]).exists(), f"{words[1]} is not there"
@@ -85,12 +85,12 @@ def check_command(command, shortened, capsys):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_the_commands_of_a_page_are_accepted(page, capsys, tmp_path, monkeypatch):
+def test_the_parsers_accept_the_commands_of_a_page(page, capsys, tmp_path, monkeypatch):
     (tmp_path / "tiny.yaml").write_text((ROOT / "configs/tokenizer/coinrun_small.yaml").read_text())
-    monkeypatch.chdir(tmp_path)  # the configs of the pages are found by name; nothing else of the checkout is
-    for command, shortened in sorted(set(commands_of(page.read_text())) - ACCEPTED):
+    monkeypatch.chdir(tmp_path)  # configs are found by name; no other file of the checkout is found
+    for command, shortened in sorted(set(commands_in(page.read_text())) - CHECKED_COMMANDS):
         try:
             check_command(command, shortened, capsys)
-            ACCEPTED.add((command, shortened))
+            CHECKED_COMMANDS.add((command, shortened))
         except (AssertionError, SystemExit, OSError, ValueError) as error:
             pytest.fail(f"{page.relative_to(ROOT)}: {command}\n{error}")

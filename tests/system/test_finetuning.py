@@ -1,4 +1,4 @@
-"""A pretrained world learns an environment's actions, rewards and ends, by `vwm fit` and `vwm export` as typed."""
+"""Finetuning a pretrained world to an environment's actions, rewards and terminations by `vwm fit` and `vwm export`."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ TINY += ["--trainer.log_every_n_steps", "1", "--data.init_args.workers", "0", "-
 TINY += ["--data.init_args.clip_length", "4", "--trainer.limit_val_batches", "1", "--trainer.accelerator", "cpu"]
 
 
-def write_game(folder: Path, side: int) -> Path:
-    """Three actions, of which the second one earns; every episode ends in a terminal state."""
+def write_episodes(folder: Path, side: int) -> Path:
+    """Write episodes of three actions, of which action 1 is rewarded; every episode terminates."""
     rng = np.random.default_rng(0)
     with ShardWriter(folder / "shard-000000.tar") as writer:
         for episode in range(3):
             frames = rng.integers(0, 256, (9, side, side, 3), dtype=np.uint8)
             actions = rng.integers(0, 3, 9)
-            whole = Episode(frames, actions, (actions == 1).astype(np.float32), terminated=True)
-            writer.write(f"episode-{episode}", whole)
+            terminated_episode = Episode(frames, actions, (actions == 1).astype(np.float32), terminated=True)
+            writer.write(f"episode-{episode}", terminated_episode)
     return folder
 
 
@@ -47,24 +47,25 @@ def finetune(config: str, world: Path, width: int, steps: int, *more: str) -> No
 
 
 def check_bundle(folder: Path) -> None:
-    """An ordinary world of true actions, that earns and ends."""
+    """Check that a bundle is a merged world with three labeled actions, rewards and terminations."""
     world = load_simulator(folder, "cpu")
     assert (world.spec.actions.kind, world.spec.actions.size, world.spec.actions.latent) == ("discrete", 3, False)
     assert not getattr(world, "num_latent_actions", 0) and world.outcomes is not None
     assert not any(isinstance(part, LoRALinear) for part in world.dynamics.modules())
     state, _ = world.reset(world.starts[:3], seed=0)
     _, out = world.step(state, torch.arange(3))
-    assert out.reward.isfinite().all() and (out.reward != 0).any()  # heads begin at zero
+    assert out.reward.isfinite().all() and (out.reward != 0).any()  # the heads are initialized to zero
 
 
-def test_a_genie_world_with_latent_actions_learns_true_ones(tmp_path, capsys):
+def test_a_genie_world_with_latent_actions_is_finetuned_to_labeled_actions(tmp_path, capsys):
     save_simulator(genie(), tmp_path / "world")
-    write_game(tmp_path / "data", 16)
+    write_episodes(tmp_path / "data", 16)
     finetune("genie/coinrun_finetune.yaml", tmp_path, 16, steps=2)
     assert "action map: " in capsys.readouterr().out and RunFolder(tmp_path / "run").last_checkpoint.is_file()
     finetune("genie/coinrun_finetune.yaml", tmp_path, 16, steps=3)
-    said = capsys.readouterr().out
-    assert "continuing from" in said and "action map: " not in said  # it has been learning since
+    printed = capsys.readouterr().out
+    # The action map is computed only at the start.
+    assert "continuing from" in printed and "action map: " not in printed
     main(["export", str(tmp_path / "run"), "-o", str(tmp_path / "bundle"), "--sampling-steps", "2", "--context", "2"])
     check_bundle(tmp_path / "bundle")
 
@@ -72,12 +73,12 @@ def test_a_genie_world_with_latent_actions_learns_true_ones(tmp_path, capsys):
 LORA = ("--model.init_args.adapt", "lora", "--model.init_args.optimizer.name", "adamw")
 
 
-@pytest.mark.parametrize("how", [(), LORA], ids=["as configured", "lora"])
-def test_a_diffusion_world_without_labels_learns_actions(tmp_path, how):
+@pytest.mark.parametrize("options", [(), LORA], ids=["as configured", "lora"])
+def test_a_diffusion_world_without_actions_is_finetuned_to_labeled_actions(tmp_path, options):
     world = diffusion_world(num_actions=0, prediction="clean", num_step_sizes=4)
     world.spec = replace(world.spec, actions=ActionSpace("discrete", 1, ("go on",)))
     save_simulator(world, tmp_path / "world")
-    write_game(tmp_path / "data", 8)
-    finetune("dit/freeway_finetune.yaml", tmp_path, 32, 2, *how)
+    write_episodes(tmp_path / "data", 8)
+    finetune("dit/freeway_finetune.yaml", tmp_path, 32, 2, *options)
     main(["export", str(tmp_path / "run"), "-o", str(tmp_path / "bundle"), "--sampling-steps", "2", "--context", "2"])
     check_bundle(tmp_path / "bundle")

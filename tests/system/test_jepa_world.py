@@ -19,8 +19,8 @@ SHORT += ["--data.init_args.val_fraction", "0.4"]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    """Two bundles, with a decoder and without."""
+def artifacts(tmp_path_factory) -> Path:
+    """Two bundles, one with a decoder and one without."""
     out = tmp_path_factory.mktemp("rooms")
     data = str(out / "data")
     record = ["--frames", "160", "--max_episode_frames", "20", "--workers", "0", "--state"]
@@ -33,11 +33,11 @@ def made(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("name", ["seen", "blind"])
-def test_a_run_becomes_a_world_with_the_recorded_actions(made, name):
-    world = vwm.load(made / name, "cpu")
+def test_an_exported_run_has_the_recorded_actions(artifacts, name):
+    world = vwm.load(artifacts / name, "cpu")
     assert world.spec.actions.kind == "continuous" and world.spec.actions.names == ("right", "down")
     assert (not world.spec.observation.is_latent) == (name == "seen") and not world.spec.stochastic
-    assert {p.suffix for p in (made / f"run_{name}" / "videos").iterdir()} == {".mp4", ".png"}
+    assert {p.suffix for p in (artifacts / f"run_{name}" / "videos").iterdir()} == {".mp4", ".png"}
     state, frame = world.reset(world.starts)
     assert frame.shape == (3, 64, 64, 3)
     _, out = world.step(state, torch.zeros(3, 2))
@@ -45,25 +45,28 @@ def test_a_run_becomes_a_world_with_the_recorded_actions(made, name):
     assert (out.frame is None) == (name == "blind")
 
 
-def test_what_a_world_without_pictures_is_not_for_is_said(made, tmp_path, capsys):
-    world = vwm.load(made / "blind", "cpu")
+def test_unsupported_uses_of_a_latent_only_world_are_errors(artifacts, tmp_path, capsys):
+    world = vwm.load(artifacts / "blind", "cpu")
     with pytest.raises(ValueError, match="no images to observe"):
         SimulatorEnv(world)
-    assert SimulatorEnv(vwm.load(made / "seen", "cpu")).reset(seed=0)[0].shape == (64, 64, 3)
-    for command, says in (
-        (["play", str(made / "blind"), "--port", "0"], "predicts latents without frames"),
-        (["eval", str(made / "seen"), str(made / "data"), "--out", str(tmp_path / "report")], "by planning in it"),
+    assert SimulatorEnv(vwm.load(artifacts / "seen", "cpu")).reset(seed=0)[0].shape == (64, 64, 3)
+    for command, message in (
+        (["play", str(artifacts / "blind"), "--port", "0"], "predicts latents without frames"),
+        (
+            ["eval", str(artifacts / "seen"), str(artifacts / "data"), "--out", str(tmp_path / "report")],
+            "by planning in it",
+        ),
     ):
         with pytest.raises(SystemExit):
             main(command)
-        assert says in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert not (tmp_path / "report").exists()
 
 
-def test_the_ablation_is_one_override(made):
-    run = made / "run_blind"
-    fit = ["fit", "-c", str(run / "config.yaml"), "--run", str(made / "ablation"), "--trainer.max_steps", "1"]
+def test_anti_collapse_losses_are_disabled_by_one_override(artifacts):
+    run = artifacts / "run_blind"
+    fit = ["fit", "-c", str(run / "config.yaml"), "--run", str(artifacts / "ablation"), "--trainer.max_steps", "1"]
     main([*fit, "--model.init_args.anti_collapse", "null"])
-    columns = (made / "ablation" / "metrics" / "train.csv").read_text().splitlines()[0].split(",")
+    columns = (artifacts / "ablation" / "metrics" / "train.csv").read_text().splitlines()[0].split(",")
     assert "prediction_loss" in columns and not {"variance_loss", "inverse_dynamics_loss"} & {*columns}
-    assert json.loads((made / "seen" / "model_index.json").read_text())["_class_name"] == "VJEPAACSimulator"
+    assert json.loads((artifacts / "seen" / "model_index.json").read_text())["_class_name"] == "VJEPAACSimulator"

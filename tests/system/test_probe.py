@@ -10,7 +10,7 @@ import pytest
 from vwm.cli.main import main
 
 
-def test_a_shipped_world_is_probed_for_the_state_of_a_game(
+def test_a_shipped_world_is_probed_for_the_state_of_an_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -54,7 +54,7 @@ def test_a_shipped_world_is_probed_for_the_state_of_a_game(
     assert "Ridge on all tokens" in capsys.readouterr().out
 
 
-def test_a_folder_that_holds_no_model_gets_one_line(
+def test_probing_a_folder_without_a_model_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
