@@ -39,7 +39,7 @@ def moving_square_data(tmp_path: Path) -> str:
             for t in range(16):
                 frames[t, row : row + 4, column[t] : column[t] + 4] = 255
             state = np.stack([column, rng.normal(size=16), np.zeros(16)], axis=1).astype(np.float32)
-            meta = {"fps": 10, "state_names": ["column", "noise", "nothing"], "side": "left" if i % 2 else "right"}
+            meta = {"fps": 10, "state_names": ["column", "luck", "nothing"], "side": "left" if i % 2 else "right"}
             writer.write(f"{i:03d}", Episode(frames, state=state, meta=meta))
     return str(tmp_path / "moving")
 
@@ -77,7 +77,7 @@ def test_a_report_is_complete_and_consistent(run_probe: Run, tmp_path: Path) -> 
     model, untrained, pixels = report["rows"]
     assert (model["tokens"], model["width"]) == (untrained["tokens"], untrained["width"]) == (32, 24)
     assert pixels["tokens"] == 32 and pixels["tokens"] * pixels["width"] == 4 * 16 * 16 * 3
-    assert report["labels"]["names"] == ["column", "noise"] and report["labels"]["excluded"].keys() == {"nothing"}
+    assert report["labels"]["names"] == ["column", "luck"] and report["labels"]["excluded"].keys() == {"nothing"}
     for row in report["rows"]:
         assert list(row["probes"]) == ["attentive", "linear", "knn", "ridge"]
         for result in row["probes"].values():

@@ -330,9 +330,8 @@ def test_keys_move_continuous_actions_gradually_and_back(open_world: Callable[..
     page.keyboard.down("w")
     assert wait_for_action(page, car, lambda action: action[:2] == [-1, 1]) == [-1, 1, -1]
     steer_values, gas_values, brake_values = zip(*car.received, strict=True)
-    assert any(-1 < steer < 0 for steer in steer_values) and any(
-        -1 < gas < 1 for gas in gas_values
-    )  # intermediate values
+    # There were intermediate values.
+    assert any(-1 < steer < 0 for steer in steer_values) and any(-1 < gas < 1 for gas in gas_values)
     assert (
         list(steer_values) == sorted(steer_values, reverse=True)
         and list(gas_values) == sorted(gas_values)

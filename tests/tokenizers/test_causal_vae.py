@@ -1,4 +1,4 @@
-"""The laws of the causal VAE that other tokenizers do not have; the common ones are in test_contract.py."""
+"""Properties specific to the causal VAE; those of every tokenizer are in test_contract.py."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def video(frames: int, size: tuple[int, int] = (16, 16), batch: int = 1) -> torc
 
 @pytest.mark.parametrize("time", [1, 2, 4, 8])
 @pytest.mark.parametrize(("patch", "levels"), [(4, 1), (2, 2), (8, 1), (2, 4), (4, 3), (8, 3)])
-def test_space_and_time_are_compressed_as_told(time, patch, levels):
+def test_space_and_time_compression_follow_the_settings(time, patch, levels):
     shape = {"patch_size": patch, "widths": [4] * levels, "depths": [1] * levels, "time_compression": time}
     network, side = vae((32, 64), **shape), patch * 2 ** (levels - 1)
     assert network.space_compression == side and network.grid == (32 // side, 64 // side)
@@ -37,25 +37,25 @@ def test_space_and_time_are_compressed_as_told(time, patch, levels):
 
 @pytest.mark.parametrize("time", [2, 8])
 @pytest.mark.parametrize("levels", [1, 2])
-def test_streaming_is_parallel_however_time_is_spread_over_the_levels(time, levels):
+def test_streaming_equals_parallel_for_every_distribution_of_time_compression_over_levels(time, levels):
     network = vae(time_compression=time, widths=[8] * levels, depths=[1] * levels)
     x = video(17)
     latents = network.encode(x)
-    shown = network.decode(latents)
+    reconstruction = network.decode(latents)
     for length in (1, 3, 5):
-        state, made = network.init_encoder(1), []
-        for piece in x.split(length, dim=1):
-            state, some = network.encode_step(state, piece)
-            made.append(some)
-        torch.testing.assert_close(torch.cat(made, dim=1), latents, rtol=0, atol=1e-10)
-    state, made = network.init_decoder(1), []
-    for piece in latents.split(1, dim=1):
-        state, some = network.decode_step(state, piece)
-        made.append(some)
-    torch.testing.assert_close(torch.cat(made, dim=1), shown, rtol=0, atol=1e-10)
+        state, outputs = network.init_encoder(1), []
+        for chunk in x.split(length, dim=1):
+            state, output = network.encode_step(state, chunk)
+            outputs.append(output)
+        torch.testing.assert_close(torch.cat(outputs, dim=1), latents, rtol=0, atol=1e-10)
+    state, outputs = network.init_decoder(1), []
+    for chunk in latents.split(1, dim=1):
+        state, output = network.decode_step(state, chunk)
+        outputs.append(output)
+    torch.testing.assert_close(torch.cat(outputs, dim=1), reconstruction, rtol=0, atol=1e-10)
 
 
-def test_a_new_network_reconstructs_the_image():
+def test_an_untrained_network_reconstructs_smooth_images():
     ramp = torch.linspace(-0.8, 0.8, 16)
     x = (ramp[:, None] + ramp).div(2).expand(1, 5, 3, 16, 16)
     network = CausalVAE((16, 16), **SMALL).eval()
@@ -63,7 +63,7 @@ def test_a_new_network_reconstructs_the_image():
     assert (network(x).video - x).square().mean() < 0.02 * x.square().mean()
 
 
-def test_a_new_network_with_a_channel_a_pixel_or_more_loses_nothing():
+def test_an_untrained_network_without_compression_is_lossless():
     for channels in (12, 14):
         network = CausalVAE(
             (4, 4), **{**SMALL, "latent_channels": channels, "time_compression": 1, "widths": [8], "depths": [1]}
@@ -72,7 +72,7 @@ def test_a_new_network_with_a_channel_a_pixel_or_more_loses_nothing():
         torch.testing.assert_close(network.eval()(x).video, x)
 
 
-def test_training_adds_noise_to_the_latents_and_evaluation_does_not():
+def test_latents_are_noisy_in_training_only():
     network, x = vae(), video(5)
     assert torch.equal(network(x).video, network(x).video)
     network.train()
@@ -89,48 +89,48 @@ def test_the_penalty_is_the_weighted_kl_divergence():
     torch.testing.assert_close(network(video(5)).penalty, expected)
 
 
-def test_measured_latents_have_mean_zero_and_deviation_one_also_once_saved(tmp_path):
+def test_measured_latents_have_zero_mean_and_unit_deviation_also_when_reloaded(tmp_path):
     network = vae().float()
     clips = [torch.randint(0, 256, (2, frames, 16, 16, 3), dtype=torch.uint8) for frames in (5, 9, 8)]
     before = network.decode(network.encode(video(5).float()))
     for _ in range(2):  # measuring again changes nothing
         measure_latent_statistics(network, clips)
         save_component(network, tmp_path / "vae")
-        again = load_component(tmp_path / "vae")
-        for each in (network, again):
-            torch.testing.assert_close(each.decode(each.encode(video(5).float())), before, rtol=0, atol=1e-4)
-            found = [
-                each.encode(c[:, : (c.shape[1] - 1) // 4 * 4 + 1].movedim(-1, 2) / 127.5 - 1).flatten(0, -2)
+        reloaded = load_component(tmp_path / "vae")
+        for model in (network, reloaded):
+            torch.testing.assert_close(model.decode(model.encode(video(5).float())), before, rtol=0, atol=1e-4)
+            encoded = [
+                model.encode(c[:, : (c.shape[1] - 1) // 4 * 4 + 1].movedim(-1, 2) / 127.5 - 1).flatten(0, -2)
                 for c in clips
             ]
-            latents = torch.cat(found)
+            latents = torch.cat(encoded)
             torch.testing.assert_close(latents.mean(0), torch.zeros(4), rtol=0, atol=1e-4)
             torch.testing.assert_close(latents.std(0), torch.ones(4), rtol=0, atol=1e-2)
 
 
-def test_tokens_have_no_scale_to_measure_and_no_clips_are_an_error():
+def test_latent_statistics_are_empty_for_tokens_and_require_clips():
     assert measure_latent_statistics(vae(codebook=[5, 4, 3, 3]), []) == ([], [])
     with pytest.raises(ValueError, match="no clips"):
         measure_latent_statistics(vae(), [])
 
 
 @pytest.mark.parametrize("codebook", [None, [5, 4, 3, 3]], ids=["kl", "fsq"])
-def test_tiles_are_the_whole_inside_and_close_to_it_where_they_overlap(codebook):
+def test_tiled_results_are_exact_inside_a_tile_and_close_in_overlaps(codebook):
     network = vae((32, 64), codebook=codebook)
     x = video(5, (32, 64))
     latents = network.encode(x)
     tiled = encode_tiled(network, x, tile=10, overlap=4)
-    # Tiles begin at columns 0 and 6; only the first has columns 0 to 5, and the network looks three latents far.
+    # Tiles begin at columns 0 and 6; only the first has columns 0 to 5, and the receptive field is three latents wide.
     assert tiled.dtype == latents.dtype and tiled.shape == latents.shape
     torch.testing.assert_close(tiled[:, :, :, :6], latents[:, :, :, :6], rtol=0, atol=1e-10)
-    shown, tiled_shown = network.decode(latents), decode_tiled(network, latents, tile=10, overlap=4)
-    torch.testing.assert_close(tiled_shown[..., :24], shown[..., :24], rtol=0, atol=1e-10)
-    assert (tiled_shown - shown).square().mean() < 0.2 * shown.var()
-    # One tile that holds everything.
-    torch.testing.assert_close(decode_tiled(network, latents, tile=32), shown, rtol=0, atol=1e-10)
+    decoded, tiled_decoded = network.decode(latents), decode_tiled(network, latents, tile=10, overlap=4)
+    torch.testing.assert_close(tiled_decoded[..., :24], decoded[..., :24], rtol=0, atol=1e-10)
+    assert (tiled_decoded - decoded).square().mean() < 0.2 * decoded.var()
+    # One tile that covers everything.
+    torch.testing.assert_close(decode_tiled(network, latents, tile=32), decoded, rtol=0, atol=1e-10)
 
 
-def test_errors_name_what_to_do():
+def test_rejects_invalid_frames_and_settings():
     with pytest.raises(ValueError, match=r"6 frames: 4 frames per latent need 1 \+ 4 k frames, for example 5 or 9"):
         vae().encode(video(6))
     with pytest.raises(ValueError, match="0 frames"):

@@ -1,4 +1,4 @@
-"""The laws that every tokenizer obeys. A new one takes its place in ``TOKENIZERS``.
+"""Properties of every tokenizer. Add new tokenizers to ``TOKENIZERS``.
 
 Clips have nine frames: more than any window, and 1 + r k for time compressions r of 1, 2, 4 and 8.
 """
@@ -61,22 +61,22 @@ TOKENIZERS: dict[str, Callable[[], VideoTokenizer]] = {
 
 @pytest.fixture(params=list(TOKENIZERS), scope="module")
 def network(request: pytest.FixtureRequest) -> VideoTokenizer:
-    """In float64, in evaluation mode; tests leave it as it is."""
-    made = TOKENIZERS[request.param]().double().eval()
-    return made.requires_grad_(False)
+    """A tokenizer in float64 and evaluation mode; tests do not modify it."""
+    network = TOKENIZERS[request.param]().double().eval()
+    return network.requires_grad_(False)
 
 
 def clip(seed: int = 0) -> Tensor:
     return torch.rand(2, FRAMES, 3, *SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def same(one: Tensor, other: Tensor) -> None:
-    """Tokens are equal, numbers agree to the rounding of float64."""
+def assert_same(one: Tensor, other: Tensor) -> None:
+    """Check that tokens are equal and that floats agree to float64 rounding."""
     torch.testing.assert_close(one, other, rtol=0, atol=0 if not one.is_floating_point() else 1e-10)
 
 
-def pieces(x: Tensor, lengths: list[int]) -> list[Tensor]:
-    """Of a clip or its latents along time; the last piece holds what is left."""
+def split_time(x: Tensor, lengths: list[int]) -> list[Tensor]:
+    """Split a clip or its latents along time into chunks of these lengths; the last chunk has the remainder."""
     cuts = [min(sum(lengths[:i]), x.shape[1]) for i in range(len(lengths) + 1)] + [x.shape[1]]
     return [x[:, a:b] for a, b in pairwise(cuts) if b > a]
 
@@ -84,7 +84,7 @@ def pieces(x: Tensor, lengths: list[int]) -> list[Tensor]:
 CHUNKS = [[1] * FRAMES, [FRAMES], [5, 4], [4, 5], [1, 6, 2], [2, 2, 2, 2, 1], [3, 1, 1, 4]]
 
 
-def test_shapes_and_numbers_are_those_of_the_interface(network):
+def test_shapes_and_dtypes_follow_the_interface(network):
     latents = network.encode(clip())
     length = 1 + (FRAMES - 1) // network.time_compression
     assert bool(network.codebook_size) != bool(network.channels)
@@ -93,74 +93,74 @@ def test_shapes_and_numbers_are_those_of_the_interface(network):
         assert 0 <= latents.min() <= latents.max() < network.codebook_size
     else:
         assert latents.shape == (2, length, *network.grid, network.channels) and latents.is_floating_point()
-    shown = network.decode(latents)
-    assert shown.shape == clip().shape and latents.isfinite().all() and shown.isfinite().all()
+    reconstruction = network.decode(latents)
+    assert reconstruction.shape == clip().shape and latents.isfinite().all() and reconstruction.isfinite().all()
     assert network.image_size == SIZE and network.tokens_per_frame == network.grid[0] * network.grid[1]
 
 
-def test_forward_is_encode_then_decode(network):
+def test_forward_equals_encode_then_decode(network):
     out = network(clip())
-    same(out.latents, network.encode(clip()))
-    # VQ's codes take the way through the straight-through gradient, in which they are rounded otherwise.
+    assert_same(out.latents, network.encode(clip()))
+    # VQ codes pass through the straight-through estimator, which rounds differently.
     torch.testing.assert_close(out.video, network.decode(out.latents), rtol=0, atol=1e-6)
     assert out.penalty.shape == () and out.penalty.isfinite()
 
 
 @pytest.mark.parametrize("chunks", CHUNKS, ids=str)
-def test_streaming_is_parallel(network, chunks):
+def test_streaming_equals_parallel(network, chunks):
     latents = network.encode(clip())
-    shown = network.decode(latents)
-    state, made = network.init_encoder(2), []
-    for piece in pieces(clip(), chunks):
-        state, some = network.encode_step(state, piece)
-        made.append(some)
-    same(torch.cat(made, dim=1), latents)
-    state, made = network.init_decoder(2), []
-    for piece in pieces(latents, chunks):
-        state, some = network.decode_step(state, piece)
-        made.append(some)
-    same(torch.cat(made, dim=1), shown)
+    reconstruction = network.decode(latents)
+    state, outputs = network.init_encoder(2), []
+    for chunk in split_time(clip(), chunks):
+        state, output = network.encode_step(state, chunk)
+        outputs.append(output)
+    assert_same(torch.cat(outputs, dim=1), latents)
+    state, outputs = network.init_decoder(2), []
+    for chunk in split_time(latents, chunks):
+        state, output = network.decode_step(state, chunk)
+        outputs.append(output)
+    assert_same(torch.cat(outputs, dim=1), reconstruction)
 
 
 def test_a_latent_does_not_depend_on_later_frames(network):
     r = network.time_compression
-    at = 1 + 4 // r * r  # the first frame of a latent
+    first_changed = 1 + 4 // r * r  # the first frame of a latent
     changed = clip()
-    changed[:, at:] = clip(1)[:, at:]
-    one, other, first = network.encode(clip()), network.encode(changed), 1 + (at - 1) // r
-    same(one[:, :first], other[:, :first])
-    assert not torch.equal(one[:, first:], other[:, first:])
+    changed[:, first_changed:] = clip(1)[:, first_changed:]
+    original, modified, first_latent = network.encode(clip()), network.encode(changed), 1 + (first_changed - 1) // r
+    assert_same(original[:, :first_latent], modified[:, :first_latent])
+    assert not torch.equal(original[:, first_latent:], modified[:, first_latent:])
 
 
 def test_a_frame_does_not_depend_on_later_latents(network):
     r, latents = network.time_compression, network.encode(clip())
     first = 1 + 4 // r
     changed = torch.cat((latents[:, :first], network.encode(clip(1))[:, first:]), dim=1)
-    one, other, at = network.decode(latents), network.decode(changed), 1 + (first - 1) * r
-    same(one[:, :at], other[:, :at])
-    assert not torch.equal(one[:, at:], other[:, at:])
+    original, modified, first_frame = network.decode(latents), network.decode(changed), 1 + (first - 1) * r
+    assert_same(original[:, :first_frame], modified[:, :first_frame])
+    assert not torch.equal(original[:, first_frame:], modified[:, first_frame:])
 
 
-def test_a_state_is_a_value_that_can_be_branched(network):
+def test_states_are_values_that_can_be_branched(network):
     latents = network.encode(clip())
     encoder, _ = network.encode_step(network.init_encoder(2), clip()[:, :3])
     decoder, _ = network.decode_step(network.init_decoder(2), latents[:, :1])
-    both = torch.tensor([1, 0, 1])
+    indices = torch.tensor([1, 0, 1])
     for step, state, rest in (
         (network.encode_step, encoder, clip()[:, 3:]),
         (network.decode_step, decoder, latents[:, 1:]),
     ):
-        once, again = step(state, rest)[1], step(state, rest)[1]
-        assert torch.equal(once, again)
-        same(step(select_worlds(state, both), rest[both])[1], once[both])
+        first, second = step(state, rest)[1], step(state, rest)[1]
+        assert torch.equal(first, second)
+        assert_same(step(select_worlds(state, indices), rest[indices])[1], first[indices])
 
 
 def test_a_clip_does_not_depend_on_its_batch(network):
     latents = network.encode(clip())
-    shown = network.decode(latents)
+    reconstruction = network.decode(latents)
     for i in range(2):
-        same(network.encode(clip()[i : i + 1]), latents[i : i + 1])
-        same(network.decode(latents[i : i + 1]), shown[i : i + 1])
+        assert_same(network.encode(clip()[i : i + 1]), latents[i : i + 1])
+        assert_same(network.decode(latents[i : i + 1]), reconstruction[i : i + 1])
 
 
 def test_rejects_frames_of_another_size(network):
@@ -173,19 +173,19 @@ def test_rejects_frames_of_another_size(network):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_saved_is_loaded(name, tmp_path):
+def test_a_loaded_tokenizer_equals_the_saved_one(name, tmp_path):
     network, x = TOKENIZERS[name]().eval(), clip().float()
     save_component(network, tmp_path / "tokenizer")
-    again = load_component(tmp_path / "tokenizer")
-    assert type(again) is type(network) and not any(p.requires_grad for p in again.parameters())
+    loaded = load_component(tmp_path / "tokenizer")
+    assert type(loaded) is type(network) and not any(p.requires_grad for p in loaded.parameters())
     latents = network.encode(x)
-    # Where weights lie in memory can change the order of a sum.
-    torch.testing.assert_close(again.encode(x), latents, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(again.decode(latents), network.decode(latents), rtol=1e-4, atol=1e-4)
+    # The memory layout of weights can change the order of a sum.
+    torch.testing.assert_close(loaded.encode(x), latents, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loaded.decode(latents), network.decode(latents), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", [name for name in TOKENIZERS if not name.startswith(("pixel", "diffusers"))])
-def test_gradient_checkpointing_changes_no_gradient(name):
+def test_gradient_checkpointing_does_not_change_gradients(name):
     def gradients(checkpointing: bool) -> list[Tensor]:
         network = TOKENIZERS[name]().double().train()
         switches = [module for module in network.modules() if hasattr(module, "checkpointing")]
@@ -198,4 +198,4 @@ def test_gradient_checkpointing_changes_no_gradient(name):
         return [p.grad for p in network.parameters() if p.grad is not None]
 
     for plain, checkpointed in zip(gradients(False), gradients(True), strict=True):
-        same(plain, checkpointed)
+        assert_same(plain, checkpointed)

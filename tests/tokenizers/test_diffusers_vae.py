@@ -1,4 +1,4 @@
-"""A diffusers autoencoder behind our interface is that autoencoder, exactly."""
+"""A diffusers autoencoder behind the VideoTokenizer interface gives exactly the original's results."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ def video(size: int = 16) -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_every_frame_is_what_the_bare_autoencoder_makes_of_it(vae):
+def test_latents_and_frames_equal_those_of_the_original_autoencoder(vae):
     tokenizer, x = DiffusersTokenizer.from_vae(vae, (16, 16)), video()
     latents = tokenizer.encode(x)
-    shown = tokenizer.decode(latents)
+    reconstruction = tokenizer.decode(latents)
     flat = x.flatten(0, 1)[:, :, None] if tokenizer.has_time_axis else x.flatten(0, 1)
-    bare = vae.encode(flat).latent_dist.mode()
+    raw_latents = vae.encode(flat).latent_dist.mode()
     mean, std = diffusers_latent_statistics(dict(vae.config), tokenizer.channels)
-    ones = [1] * (bare.ndim - 2)
-    expected = (bare - mean.view(1, -1, *ones)) / std.view(1, -1, *ones)
-    back = vae.decode(expected * std.view(1, -1, *ones) + mean.view(1, -1, *ones)).sample
+    ones = [1] * (raw_latents.ndim - 2)
+    expected = (raw_latents - mean.view(1, -1, *ones)) / std.view(1, -1, *ones)
+    decoded = vae.decode(expected * std.view(1, -1, *ones) + mean.view(1, -1, *ones)).sample
     if tokenizer.has_time_axis:
-        expected, back = expected[:, :, 0], back[:, :, 0]
+        expected, decoded = expected[:, :, 0], decoded[:, :, 0]
     assert latents.shape == (2, 5, *tokenizer.grid, tokenizer.channels)
     assert torch.equal(latents.flatten(0, 1).permute(0, 3, 1, 2), expected)
-    assert torch.equal(shown.flatten(0, 1), back)
+    assert torch.equal(reconstruction.flatten(0, 1), decoded)
 
 
 @torch.no_grad()
-def test_its_folder_is_a_tokenizer_and_so_is_a_pipeline_that_has_it(vae, tmp_path):
+def test_autoencoder_and_pipeline_folders_load_as_tokenizers(vae, tmp_path):
     vae.save_pretrained(tmp_path / "pipeline" / "vae")
     for folder in (tmp_path / "pipeline", tmp_path / "pipeline" / "vae"):
         by_size = load_tokenizer(folder, image_size=(32, 16))
@@ -57,26 +57,28 @@ def test_its_folder_is_a_tokenizer_and_so_is_a_pipeline_that_has_it(vae, tmp_pat
         assert isinstance(by_grid, DiffusersTokenizer) and by_grid.image_size == (32, 16)
         assert not any(p.requires_grad for p in by_grid.parameters()) and not by_grid.training
         x = torch.cat((video(), video()), dim=3)
-        # Not bit for bit: where weights lie in memory can change the order of a sum.
+        # Not bit-equal: the memory layout of weights can change the order of a sum.
         torch.testing.assert_close(by_grid.encode(x), DiffusersTokenizer.from_vae(vae, (32, 16)).encode(x))
     with pytest.raises(ValueError, match="give image_size"):
         load_tokenizer(tmp_path / "pipeline")
 
 
 @torch.no_grad()
-def test_saved_in_a_bundle_it_is_loaded(vae, tmp_path):
+def test_a_bundle_with_a_diffusers_tokenizer_loads_and_steps_equally(vae, tmp_path):
     vae.save_pretrained(tmp_path / "foreign")
     tokenizer = load_tokenizer(tmp_path / "foreign", image_size=(16, 16))
     dynamics = dit(grid=tokenizer.grid, channels=tokenizer.channels)
     world = DiTSimulator(tokenizer, dynamics, None, ActionSpace("discrete", 4), sampling=DiffusionSampling(steps=2))
     save_simulator(world, tmp_path / "bundle")
     assert str(tmp_path) not in (tmp_path / "bundle" / "tokenizer" / "config.json").read_text()
-    again = vwm.load(tmp_path / "bundle", "cpu")
-    one, two = (w.step(w.reset(video_to_uint8(video()))[0], torch.tensor([1, 2]))[1].latent for w in (world, again))
-    torch.testing.assert_close(one, two)
+    loaded = vwm.load(tmp_path / "bundle", "cpu")
+    expected, actual = (
+        w.step(w.reset(video_to_uint8(video()))[0], torch.tensor([1, 2]))[1].latent for w in (world, loaded)
+    )
+    torch.testing.assert_close(expected, actual)
 
 
-def test_broken_folders_and_other_classes_are_refused(vae, tmp_path):
+def test_rejects_broken_folders_and_unsupported_classes(vae, tmp_path):
     vae.save_pretrained(tmp_path / "vae")
     config = tmp_path / "vae" / "config.json"
     settings = json.loads(config.read_text())
@@ -92,11 +94,11 @@ def test_broken_folders_and_other_classes_are_refused(vae, tmp_path):
         DiffusersTokenizer.from_vae(vae, (17, 16))
 
 
-def test_latents_are_normalized_by_what_the_settings_say():
+def test_latent_statistics_are_read_from_the_settings():
     mean, std = diffusers_latent_statistics(
         {"latents_mean": [1.0, 2.0, 3.0, 4.0], "latents_std": [5.0, 6.0, 7.0, 8.0]}, 2
     )
-    assert mean.tolist() == [1, 3] and std.tolist() == [5, 7]  # Cosmos: of the first of two frames
+    assert mean.tolist() == [1, 3] and std.tolist() == [5, 7]  # Cosmos: the statistics of the first of two frames
     mean, std = diffusers_latent_statistics({"latents_mean": None, "scaling_factor": 0.5, "shift_factor": 0.25}, 2)
     assert mean.tolist() == [0.25, 0.25] and std.tolist() == [2, 2]
     assert set(SUPPORTED_DIFFUSERS_VAES) == set(DIFFUSERS_VAES)

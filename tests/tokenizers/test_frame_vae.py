@@ -1,4 +1,4 @@
-"""The V of World Models: its loss, and what it says of a frame."""
+"""The frame VAE of World Models: its loss, its posterior, and the subtraction of the mean frame."""
 
 from pathlib import Path
 
@@ -26,31 +26,31 @@ def fit(module: TokenizerModule, batches: list[ClipBatch], folder: Path) -> None
 
 
 @pytest.mark.parametrize("free_nats", [0.0, 0.5, 100.0])
-def test_the_module_minimizes_the_papers_loss_over_three_quarters_of_the_pixels(free_nats):
+def test_the_loss_is_that_of_world_models_divided_by_three_quarters_of_the_pixel_count(free_nats):
     torch.manual_seed(0)
     network = FrameVAE((16, 16), latent_size=6, widths=[8, 8], free_nats=free_nats).eval()
     loss, _ = TokenizerModule(network, OptimizerConfig())(ClipBatch(frames=clip()))
     video = clip().float().movedim(-1, 2) / 255
     mean, std = network.posterior(2 * video - 1)
-    shown = (network.decode(mean) + 1) / 2
-    squared = (shown - video).square().sum(dim=(2, 3, 4))
-    prior, seen = (
+    reconstruction = (network.decode(mean) + 1) / 2
+    squared = (reconstruction - video).square().sum(dim=(2, 3, 4))
+    prior, posterior = (
         torch.distributions.Normal(*x) for x in ((torch.zeros_like(mean), torch.ones_like(std)), (mean, std))
     )
-    divergence = torch.distributions.kl_divergence(seen, prior).sum(dim=(2, 3, 4))
+    divergence = torch.distributions.kl_divergence(posterior, prior).sum(dim=(2, 3, 4))
     expected = (squared + divergence.clamp(min=free_nats * 6)).mean()
     torch.testing.assert_close(loss, expected * 4 / (3 * 16 * 16), rtol=1e-5, atol=0)
 
 
-def test_below_the_floor_the_divergence_has_no_gradient():
+def test_the_kl_divergence_has_no_gradient_below_the_free_nats():
     network = FrameVAE((16, 16), latent_size=6, widths=[8, 8])
-    for scale, free in ((0.1, True), (10.0, False)):
+    for scale, zero_gradient in ((0.1, True), (10.0, False)):
         mean = torch.full((2, 3, 1, 1, 6), scale, requires_grad=True)
         network.kl_loss(FramePosterior(mean, torch.ones_like(mean))).backward()
-        assert bool((mean.grad == 0).all()) == free
+        assert bool((mean.grad == 0).all()) == zero_gradient
 
 
-def test_latents_carry_noise_in_training_alone_and_in_the_measure_of_the_posterior():
+def test_latents_are_sampled_from_the_posterior_in_training_only():
     torch.manual_seed(0)
     network = FrameVAE((16, 16), latent_size=6, widths=[8, 8])
     video = clip().movedim(-1, 2).float() / 127.5 - 1
@@ -58,12 +58,12 @@ def test_latents_carry_noise_in_training_alone_and_in_the_measure_of_the_posteri
     network.eval()
     assert torch.equal(network(video).video, network(video).video)
     posterior = network.posterior(video)
-    draws = torch.stack([posterior.sample() for _ in range(2000)])
-    torch.testing.assert_close(draws.mean(0), posterior.mean, rtol=0, atol=0.1)
-    torch.testing.assert_close(draws.std(0), posterior.std, rtol=0.1, atol=0)
+    samples = torch.stack([posterior.sample() for _ in range(2000)])
+    torch.testing.assert_close(samples.mean(0), posterior.mean, rtol=0, atol=0.1)
+    torch.testing.assert_close(samples.std(0), posterior.std, rtol=0.1, atol=0)
 
 
-def test_a_centered_network_encodes_the_difference_to_the_mean_frame():
+def test_a_network_with_mean_subtraction_encodes_the_difference_to_the_mean_frame():
     torch.manual_seed(0)
     plain = FrameVAE((16, 16), latent_size=6, widths=[8, 8]).eval()
     network = FrameVAE((16, 16), latent_size=6, widths=[8, 8], subtract_mean_frame=True).eval()
@@ -80,7 +80,7 @@ def test_a_centered_network_encodes_the_difference_to_the_mean_frame():
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning")  # Lightning's own use of torch
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")  # two batches in memory
-def test_a_training_takes_the_mean_picture_from_its_first_batch_alone(tmp_path):
+def test_training_computes_the_mean_frame_from_the_first_batch_only(tmp_path):
     first, second = ClipBatch(frames=clip()), ClipBatch(frames=255 - clip())
     module = TokenizerModule(
         FrameVAE((16, 16), latent_size=6, widths=[8, 8], subtract_mean_frame=True), OptimizerConfig()
@@ -92,6 +92,6 @@ def test_a_training_takes_the_mean_picture_from_its_first_batch_alone(tmp_path):
     assert torch.equal(FrameVAE.from_pretrained(tmp_path / "v").mean_picture, module.tokenizer.mean_picture)
 
 
-def test_rejects_a_size_with_too_few_halvings():
+def test_rejects_image_sizes_that_the_levels_do_not_divide():
     with pytest.raises(ValueError, match=r"must divide image_size=12x16"):
         FrameVAE((12, 16), widths=[8, 8, 8])

@@ -1,4 +1,4 @@
-"""Tokenizers from disk: found where they may lie, and what is none is named."""
+"""Loading of tokenizers from their own folders and from bundles, and errors for other folders."""
 
 import pytest
 import torch
@@ -13,12 +13,12 @@ def test_a_tokenizer_is_found_in_its_folder_and_in_a_bundle(tmp_path):
     save_component(network, tmp_path / "tokenizer")
     video = torch.rand(1, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     for folder in (tmp_path, tmp_path / "tokenizer"):
-        again = load_tokenizer(folder)
-        assert torch.equal(again.encode(video), network.encode(video))
-        assert not any(p.requires_grad for p in again.parameters()) and not again.training
+        loaded = load_tokenizer(folder)
+        assert torch.equal(loaded.encode(video), network.encode(video))
+        assert not any(p.requires_grad for p in loaded.parameters()) and not loaded.training
 
 
-def test_errors_name_what_to_do(tmp_path):
+def test_rejects_folders_without_a_tokenizer(tmp_path):
     with pytest.raises(FileNotFoundError, match="vwm export"):
         load_tokenizer(tmp_path)
     save_component(dynamics(), tmp_path / "dynamics")

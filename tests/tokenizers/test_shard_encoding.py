@@ -1,4 +1,4 @@
-"""Encoded shards: a row a frame, of one tokenizer, read as the dynamics wants them."""
+"""Encoded shards: one latent per frame, all from one tokenizer, with the dtype that dynamics models take."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ def shards(tmp_path: Path) -> str:
     [(tokenizer(), torch.int64, np.int32), (PixelTokenizer((16, 16), 4), torch.float32, np.float16)],
     ids=["tokens", "continuous"],
 )
-def test_a_row_is_the_latent_of_its_frame(network, dtype, stored, chunk, shards, tmp_path):
+def test_every_row_is_the_latent_of_its_frame(network, dtype, stored, chunk, shards, tmp_path):
     save_component(network.eval(), tmp_path / "tokenizer")
     encode_shards(shards, tmp_path / "tokenizer", tmp_path / "latents", chunk=chunk, device="cpu")
     clip = make_clip_dataset(str(tmp_path / "latents"), 6, fields=("frames", "actions", "latents"))[0, 0]
     assert clip["latents"].dtype == stored
     batch = collate_clips([clip, clip])
     assert batch.latents is not None and batch.latents.dtype == dtype
-    whole = make_clip_dataset(str(tmp_path / "latents"), 11, fields=("frames", "latents"))[0, 0]
+    full_clip = make_clip_dataset(str(tmp_path / "latents"), 11, fields=("frames", "latents"))[0, 0]
     with torch.no_grad():
-        true = network.encode(frames_to_float(torch.from_numpy(whole["frames"].copy())[None]))[0]
-    torch.testing.assert_close(collate_clips([whole]).latents[0], true, rtol=1e-3, atol=1e-3)
+        expected = network.encode(frames_to_float(torch.from_numpy(full_clip["frames"].copy())[None]))[0]
+    torch.testing.assert_close(collate_clips([full_clip]).latents[0], expected, rtol=1e-3, atol=1e-3)
 
 
 def test_the_whole_posterior_is_stored_for_vector_latents(shards, tmp_path):
@@ -59,13 +59,13 @@ def test_the_whole_posterior_is_stored_for_vector_latents(shards, tmp_path):
     clip = make_clip_dataset(str(tmp_path / "latents"), 11, fields=("frames", "latents", "latents_std"))[0, 0]
     batch = collate_clips([clip])
     with torch.no_grad():
-        true = network.posterior(frames_to_float(batch.frames))
+        expected = network.posterior(frames_to_float(batch.frames))
     assert batch.latents_std.dtype == torch.float32
-    torch.testing.assert_close(batch.latents, true.mean, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(batch.latents_std, true.std, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(batch.latents, expected.mean, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(batch.latents_std, expected.std, rtol=1e-3, atol=1e-3)
 
 
-def test_latents_of_two_tokenizers_do_not_mix(shards, tmp_path):
+def test_latents_of_different_tokenizers_are_not_mixed(shards, tmp_path):
     for name, std in (("one", 0.5), ("other", 0.4)):
         save_component(PixelTokenizer((16, 16), 4, pixel_std=std), tmp_path / name)
     encode_shards(shards, tmp_path / "one", tmp_path / "latents", device="cpu")
@@ -74,24 +74,24 @@ def test_latents_of_two_tokenizers_do_not_mix(shards, tmp_path):
         encode_shards(shards, tmp_path / "other", tmp_path / "latents", device="cpu")
 
 
-def test_a_fingerprint_knows_every_weight_and_forgets_the_place(tmp_path):
+def test_a_fingerprint_depends_on_every_weight_and_not_on_the_path(tmp_path):
     network = tokenizer()
     save_component(network, tmp_path / "tokenizer")
     assert tokenizer_fingerprint(load_tokenizer(tmp_path)) == tokenizer_fingerprint(network)
-    found = {tokenizer_fingerprint(network)}
+    fingerprints = {tokenizer_fingerprint(network)}
     for weight in network.parameters():
         with torch.no_grad():
             weight.view(-1)[0] += 1e-3
-        found.add(tokenizer_fingerprint(network))
-    assert len(found) == 1 + len(list(network.parameters()))
+        fingerprints.add(tokenizer_fingerprint(network))
+    assert len(fingerprints) == 1 + len(list(network.parameters()))
 
 
-def test_what_is_no_tokenizer_is_named(shards, tmp_path):
+def test_a_missing_tokenizer_is_an_error(shards, tmp_path):
     with pytest.raises(FileNotFoundError, match="no tokenizer at"):
         encode_shards(shards, tmp_path / "nothing", tmp_path / "latents", device="cpu")
 
 
-def test_a_diffusers_autoencoder_takes_the_size_of_the_frames(shards, tmp_path):
+def test_a_diffusers_autoencoder_uses_the_frame_size_of_the_shards(shards, tmp_path):
     diffusers.AutoencoderKLWan(**DIFFUSERS_VAES["AutoencoderKLWan"]).save_pretrained(tmp_path / "pipeline" / "vae")
     encode_shards(shards, tmp_path / "pipeline", tmp_path / "latents", chunk=4, device="cpu")
     clip = make_clip_dataset(str(tmp_path / "latents"), 6, fields=("latents",))[0, 0]

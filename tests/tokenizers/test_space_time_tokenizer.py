@@ -1,4 +1,4 @@
-"""The space-time tokenizer, beyond what ``test_contract.py`` demands of every one."""
+"""Properties specific to the space-time tokenizer; those of every tokenizer are in test_contract.py."""
 
 import pytest
 

@@ -21,7 +21,7 @@ from vwm.tokenizers.space_time_tokenizer import SpaceTimeTokenizer
 HELPERS = Path(__file__).parent / "helpers"
 sys.path.insert(0, str(HELPERS))
 
-from fit_runs import Ended, Runs, batches, environment  # noqa: E402
+from fit_runs import RunResult, Runs, batches, environment  # noqa: E402
 
 EPOCH = 5
 """Steps per epoch of the data below: 21 clips of 4 frames in batches of 4."""
@@ -36,36 +36,36 @@ def runs() -> Iterator[Runs]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``train`` and ``val`` shards, a frozen tokenizer, and a config for each family."""
-    place = tmp_path_factory.mktemp("resume")
+    root = tmp_path_factory.mktemp("resume")
     rng = np.random.default_rng(0)
     for part, lengths in (("train", [[13, 17, 9], [22, 14], [15, 7]]), ("val", [[18, 18]])):
         for number, shard in enumerate(lengths):
-            with ShardWriter(place / part / f"shard-{number:06d}.tar") as writer:
+            with ShardWriter(root / part / f"shard-{number:06d}.tar") as writer:
                 for episode, length in enumerate(shard):
                     frames = rng.integers(0, 256, (length, 8, 8, 3), dtype=np.uint8)
                     actions = rng.integers(0, 4, length)
-                    whole = Episode(frames, actions, (actions == 1).astype(np.float32), terminated=True)
-                    writer.write(f"{part}-{number}-{episode}", whole)
+                    recorded = Episode(frames, actions, (actions == 1).astype(np.float32), terminated=True)
+                    writer.write(f"{part}-{number}-{episode}", recorded)
     torch.manual_seed(0)
-    save_component(SpaceTimeTokenizer((8, 8), 4, [3, 3], width=8, depth=1, heads=1, window=4), place / "frozen")
-    models = {"tokenizer": tokenizer_model(), "genie": genie_model(place / "frozen")}
+    save_component(SpaceTimeTokenizer((8, 8), 4, [3, 3], width=8, depth=1, heads=1, window=4), root / "frozen")
+    models = {"tokenizer": tokenizer_model(), "genie": genie_model(root / "frozen")}
     for name, model in (models | {"vae": vae_model(), "dit": dit_model(), "vjepa": vjepa_model()}).items():
-        whole = config(place) | {"model": model, "checkpoint": CHECKPOINT[name]}
+        fit_config = config(root) | {"model": model, "checkpoint": CHECKPOINT[name]}
         if name not in ("tokenizer", "genie"):
-            whole["data"]["init_args"]["workers"] = 0
+            fit_config["data"]["init_args"]["workers"] = 0
         if name == "dit":
-            whole["data"]["init_args"] |= {
+            fit_config["data"]["init_args"] |= {
                 "fields": ["frames", "actions", "rewards", "terminated"],
                 "labeled_fraction": 0.5,
             }
-        (place / f"{name}.yaml").write_text(yaml.safe_dump(whole))
-    return place
+        (root / f"{name}.yaml").write_text(yaml.safe_dump(fit_config))
+    return root
 
 
-def config(place: Path) -> dict[str, Any]:
-    """Everything is on that could change the training: validation, sample videos, EMA, data workers."""
+def config(root: Path) -> dict[str, Any]:
+    """Enable everything that could affect training: validation, sample videos, EMA, data workers."""
     return {
         "seed_everything": 1,
         "trainer": {
@@ -78,15 +78,15 @@ def config(place: Path) -> dict[str, Any]:
             "num_sanity_val_steps": 0,
             "enable_progress_bar": False,
             "enable_model_summary": False,
-            "callbacks": [{"class_path": "fit_runs.Die"}, {"class_path": "fit_runs.RecordBatches"}],
+            "callbacks": [{"class_path": "fit_runs.KillAtStep"}, {"class_path": "fit_runs.RecordBatches"}],
         },
         "ema": {"decay": 0.9},
         "samples": {"every": 4, "clips": 1},
         "data": {
             "class_path": "vwm.data.datamodule.VideoDataModule",
             "init_args": {
-                "path": str(place / "train"),
-                "val_path": str(place / "val"),
+                "path": str(root / "train"),
+                "val_path": str(root / "val"),
                 "clip_length": 4,
                 "batch_size": 4,
                 "workers": 1,
@@ -205,15 +205,15 @@ def vjepa_model() -> dict[str, Any]:
     }
 
 
-def fit(runs: Runs, place: Path, family: str, run: str, *more: str, ranks: int = 1, **environment: str) -> Ended:
-    argv = ["fit", "-c", str(place / f"{family}.yaml"), "--run", str(place / run), *more]
+def fit(runs: Runs, root: Path, family: str, run: str, *more: str, ranks: int = 1, **environment: str) -> RunResult:
+    argv = ["fit", "-c", str(root / f"{family}.yaml"), "--run", str(root / run), *more]
     if ranks > 1:
         size = 4 // ranks
         argv += ["--trainer.devices", str(ranks), "--trainer.strategy", "ddp", "--data.init_args.batch_size", str(size)]
-    return runs(argv, place / f"{run}.log", ranks, **environment)
+    return runs(argv, root / f"{run}.log", ranks, **environment)
 
 
-def state_of(run: Path) -> dict[str, Any]:
+def load_state(run: Path) -> dict[str, Any]:
     """Everything in the run's last checkpoint."""
     return torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
 
@@ -236,31 +236,31 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(runs: Runs, place: Path) -> Callable[[str, int], dict[str, Any]]:
+def uninterrupted(runs: Runs, root: Path) -> Callable[[str, int], dict[str, Any]]:
     """The last checkpoint of an uninterrupted run of a family, on 1 or 2 ranks; made once."""
-    made: dict[tuple[str, int], dict[str, Any]] = {}
+    states: dict[tuple[str, int], dict[str, Any]] = {}
 
-    def state(family: str, ranks: int) -> dict[str, Any]:
-        if (family, ranks) not in made:
+    def state_of(family: str, ranks: int) -> dict[str, Any]:
+        if (family, ranks) not in states:
             run = f"{family}-uninterrupted-{ranks}"
-            ended = fit(runs, place, family, run, ranks=ranks)
-            assert ended.codes == [0] * ranks, ended.output
-            made[family, ranks] = state_of(place / run)
-            assert made[family, ranks]["global_step"] == STEPS
-        return made[family, ranks]
+            result = fit(runs, root, family, run, ranks=ranks)
+            assert result.codes == [0] * ranks, result.output
+            states[family, ranks] = load_state(root / run)
+            assert states[family, ranks]["global_step"] == STEPS
+        return states[family, ranks]
 
-    return state
+    return state_of
 
 
 Uninterrupted = Callable[[str, int], dict[str, Any]]
 
 
 @pytest.mark.parametrize(
-    ("family", "deaths"),
+    ("family", "kill_steps"),
     [
-        # In an epoch, after the last batch of an epoch, in a later epoch: each with a checkpoint of that very step.
+        # Within an epoch, after its last batch, and in a later epoch: each with a checkpoint of that step.
         ("tokenizer", (2, EPOCH, EPOCH + 3)),
-        # Before the first checkpoint; then with steps that are lost and made again, from an epoch's end both times.
+        # Before the first checkpoint; then twice with lost steps that are repeated from the end of an epoch.
         ("genie", (EPOCH - 1, EPOCH + 2, 2 * EPOCH + 1)),
         # Two steps after a checkpoint: before and after the discriminator starts.
         ("vae", (5, EPOCH + 6)),
@@ -268,139 +268,141 @@ Uninterrupted = Callable[[str, int], dict[str, Any]]
         ("vjepa", (EPOCH + 6,)),
     ],
 )
-def test_killed_runs_end_bit_equal(
-    runs: Runs, place: Path, uninterrupted: Uninterrupted, family: str, deaths: tuple[int, ...]
+def test_resumed_runs_equal_uninterrupted_runs_bitwise(
+    runs: Runs, root: Path, uninterrupted: Uninterrupted, family: str, kill_steps: tuple[int, ...]
 ) -> None:
     run = f"{family}-killed"
-    for at in deaths:
-        ended = fit(runs, place, family, run, DIE_AT=str(at))
-        assert ended.codes == [-9], ended.output
-    ended = fit(runs, place, family, run)
-    assert ended.codes == [0], ended.output
-    assert not differences(uninterrupted(family, 1), state_of(place / run))
-    assert batches(place / run) == batches(place / f"{family}-uninterrupted-1")
+    for at in kill_steps:
+        result = fit(runs, root, family, run, KILL_AT=str(at))
+        assert result.codes == [-9], result.output
+    result = fit(runs, root, family, run)
+    assert result.codes == [0], result.output
+    assert not differences(uninterrupted(family, 1), load_state(root / run))
+    assert batches(root / run) == batches(root / f"{family}-uninterrupted-1")
 
 
 @pytest.mark.parametrize("family", ["tokenizer", "genie"])
 def test_validation_samples_checkpoints_and_workers_do_not_change_training(
-    runs: Runs, place: Path, uninterrupted: Uninterrupted, family: str
+    runs: Runs, root: Path, uninterrupted: Uninterrupted, family: str
 ) -> None:
     """Compared with a run without validation, sample videos, checkpoints and data workers."""
-    none = ["--trainer.limit_val_batches", "0", "--samples.every", "0", "--checkpoint.every", "100"]
-    ended = fit(runs, place, family, f"{family}-plain", *none, "--data.init_args.workers", "0")
-    assert ended.codes == [0], ended.output
-    with_all, without = uninterrupted(family, 1), state_of(place / f"{family}-plain")
-    assert (place / f"{family}-uninterrupted-1" / "videos" / "step-0000012.mp4").is_file()
-    assert not (place / f"{family}-plain" / "videos").exists()
+    disabled = ["--trainer.limit_val_batches", "0", "--samples.every", "0", "--checkpoint.every", "100"]
+    result = fit(runs, root, family, f"{family}-plain", *disabled, "--data.init_args.workers", "0")
+    assert result.codes == [0], result.output
+    enabled, plain = uninterrupted(family, 1), load_state(root / f"{family}-plain")
+    assert (root / f"{family}-uninterrupted-1" / "videos" / "step-0000012.mp4").is_file()
+    assert not (root / f"{family}-plain" / "videos").exists()
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "generators", "callbacks"):
-        assert not differences(with_all[key], without[key])
+        assert not differences(enabled[key], plain[key])
 
 
-def test_killed_runs_with_accumulated_gradients_end_bit_equal(runs: Runs, place: Path) -> None:
+def test_resumed_runs_with_gradient_accumulation_equal_uninterrupted_runs_bitwise(runs: Runs, root: Path) -> None:
     """Steps of two batches, the last of an epoch of one: 3 steps per epoch of 5 batches."""
     steps = ["--trainer.accumulate_grad_batches", "2", "--trainer.max_steps", "7"]
-    ended = fit(runs, place, "tokenizer", "accumulated", *steps)
-    assert ended.codes == [0], ended.output
+    result = fit(runs, root, "tokenizer", "accumulated", *steps)
+    assert result.codes == [0], result.output
     for at in (2, 3):
-        ended = fit(runs, place, "tokenizer", "accumulated-killed", *steps, DIE_AT=str(at))
-        assert ended.codes == [-9], ended.output
-    ended = fit(runs, place, "tokenizer", "accumulated-killed", *steps)
-    assert ended.codes == [0], ended.output
-    assert not differences(state_of(place / "accumulated"), state_of(place / "accumulated-killed"))
+        result = fit(runs, root, "tokenizer", "accumulated-killed", *steps, KILL_AT=str(at))
+        assert result.codes == [-9], result.output
+    result = fit(runs, root, "tokenizer", "accumulated-killed", *steps)
+    assert result.codes == [0], result.output
+    assert not differences(load_state(root / "accumulated"), load_state(root / "accumulated-killed"))
 
 
-def test_training_prints_no_warnings(runs: Runs, place: Path, uninterrupted: Uninterrupted) -> None:
+def test_training_prints_no_warnings(runs: Runs, root: Path, uninterrupted: Uninterrupted) -> None:
     for family in ("tokenizer", "genie"):
         uninterrupted(family, 1)
-        output = (place / f"{family}-uninterrupted-1.log").read_text()
+        output = (root / f"{family}-uninterrupted-1.log").read_text()
         assert not [word for word in ("Warning", "warning", "deprecated", "weights_only", "Tip") if word in output]
 
 
 @pytest.mark.parametrize(("family", "rank", "at"), [("tokenizer", 1, 3), ("genie", 0, EPOCH)])
-def test_a_killed_rank_stops_the_run_and_it_resumes(
-    runs: Runs, place: Path, uninterrupted: Uninterrupted, family: str, rank: int, at: int
+def test_a_killed_rank_stops_the_run_which_then_resumes(
+    runs: Runs, root: Path, uninterrupted: Uninterrupted, family: str, rank: int, at: int
 ) -> None:
     run = f"{family}-rank-killed"
-    ended = fit(runs, place, family, run, ranks=2, DIE_AT=str(at), DIE_RANK=str(rank))
-    assert ended.codes[rank] == -9 and 0 not in ended.codes, ended.output
-    ended = fit(runs, place, family, run, ranks=2)
-    assert ended.codes == [0, 0], ended.output
-    assert not differences(uninterrupted(family, 2), state_of(place / run))
-    assert batches(place / run, ranks=2) == batches(place / f"{family}-uninterrupted-2", ranks=2)
+    result = fit(runs, root, family, run, ranks=2, KILL_AT=str(at), KILL_RANK=str(rank))
+    assert result.codes[rank] == -9 and 0 not in result.codes, result.output
+    result = fit(runs, root, family, run, ranks=2)
+    assert result.codes == [0, 0], result.output
+    assert not differences(uninterrupted(family, 2), load_state(root / run))
+    assert batches(root / run, ranks=2) == batches(root / f"{family}-uninterrupted-2", ranks=2)
 
 
 def test_global_batches_do_not_depend_on_the_number_of_ranks(
-    runs: Runs, place: Path, uninterrupted: Uninterrupted
+    runs: Runs, root: Path, uninterrupted: Uninterrupted
 ) -> None:
     uninterrupted("tokenizer", 1), uninterrupted("tokenizer", 2)
-    one = batches(place / "tokenizer-uninterrupted-1")
+    one = batches(root / "tokenizer-uninterrupted-1")
     assert sorted(one) == list(range(1, STEPS + 1)) and {len(clips) for clips in one.values()} == {4}
     assert len({clip for step in range(1, EPOCH + 1) for clip in one[step]}) == 4 * EPOCH
-    assert batches(place / "tokenizer-uninterrupted-2", ranks=2) == one
-    # Also when a run resumes with another number of ranks, in the middle of an epoch.
-    ended = fit(runs, place, "tokenizer", "moved", DIE_AT=str(EPOCH + 2))
-    assert ended.codes == [-9], ended.output
-    (place / "moved" / "batches-0.jsonl").unlink()
-    ended = fit(runs, place, "tokenizer", "moved", ranks=2)
-    assert ended.codes == [0, 0], ended.output
-    assert batches(place / "moved", ranks=2) == {step: one[step] for step in range(EPOCH + 3, STEPS + 1)}
+    assert batches(root / "tokenizer-uninterrupted-2", ranks=2) == one
+    # The same holds if a run resumes with another number of ranks within an epoch.
+    result = fit(runs, root, "tokenizer", "moved", KILL_AT=str(EPOCH + 2))
+    assert result.codes == [-9], result.output
+    (root / "moved" / "batches-0.jsonl").unlink()
+    result = fit(runs, root, "tokenizer", "moved", ranks=2)
+    assert result.codes == [0, 0], result.output
+    assert batches(root / "moved", ranks=2) == {step: one[step] for step in range(EPOCH + 3, STEPS + 1)}
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_sigterm_saves_a_checkpoint_and_the_run_resumes(
-    runs: Runs, place: Path, uninterrupted: Uninterrupted, ranks: int
+def test_sigterm_saves_a_checkpoint_from_which_the_run_resumes(
+    runs: Runs, root: Path, uninterrupted: Uninterrupted, ranks: int
 ) -> None:
     """The signal is sent to one rank and its data workers, as by a scheduler; all ranks stop at the same step."""
-    run, rare = f"sigterm-{ranks}", ["--checkpoint.every", "100"]
-    ended = fit(runs, place, "genie", run, *rare, ranks=ranks, DIE_AT="6", DIE_BY="TERM", DIE_RANK=str(ranks - 1))
-    assert ended.codes == [143] * ranks, ended.output
-    assert state_of(place / run)["global_step"] == 7
-    ended = fit(runs, place, "genie", run, *rare, ranks=ranks)
-    assert ended.codes == [0] * ranks, ended.output
-    assert not differences(uninterrupted("genie", ranks), state_of(place / run))
+    run, rarely = f"sigterm-{ranks}", ["--checkpoint.every", "100"]
+    result = fit(runs, root, "genie", run, *rarely, ranks=ranks, KILL_AT="6", KILL_BY="TERM", KILL_RANK=str(ranks - 1))
+    assert result.codes == [143] * ranks, result.output
+    assert load_state(root / run)["global_step"] == 7
+    result = fit(runs, root, "genie", run, *rarely, ranks=ranks)
+    assert result.codes == [0] * ranks, result.output
+    assert not differences(uninterrupted("genie", ranks), load_state(root / run))
 
 
-def command(name: str) -> str:
+def executable(name: str) -> str:
     return str(Path(sys.executable).with_name(name))
 
 
-def test_vwm_fit_starts_its_ranks_itself(place: Path, uninterrupted: Uninterrupted) -> None:
-    argv = ["-c", str(place / "tokenizer.yaml"), "--run", str(place / "typed"), "--data.init_args.batch_size", "2"]
+def test_vwm_fit_launches_its_own_ranks(root: Path, uninterrupted: Uninterrupted) -> None:
+    argv = ["-c", str(root / "tokenizer.yaml"), "--run", str(root / "typed"), "--data.init_args.batch_size", "2"]
     argv += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    subprocess.run([command("vwm"), "fit", *argv], env=environment(), check=True, capture_output=True)
-    assert not differences(uninterrupted("tokenizer", 2), state_of(place / "typed"))
+    subprocess.run([executable("vwm"), "fit", *argv], env=environment(), check=True, capture_output=True)
+    assert not differences(uninterrupted("tokenizer", 2), load_state(root / "typed"))
 
 
-def test_torchrun_restarts_a_run(place: Path, uninterrupted: Uninterrupted) -> None:
-    argv = ["-c", str(place / "tokenizer.yaml"), "--run", str(place / "torchrun"), "--data.init_args.batch_size", "2"]
+def test_a_run_restarted_by_torchrun_resumes(root: Path, uninterrupted: Uninterrupted) -> None:
+    argv = ["-c", str(root / "tokenizer.yaml"), "--run", str(root / "torchrun"), "--data.init_args.batch_size", "2"]
     argv += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     launch = ["--standalone", "--nproc_per_node", "2", "--max_restarts", "1"]
     launch += ["-m", "--", "vwm.cli.main", "fit"]  # without the --, torchrun takes --run for its own --run_path
-    more = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "DIE_AT": str(EPOCH + 2), "DIE_RANK": "1"}
-    subprocess.run([command("torchrun"), *launch, *argv], env=environment() | more, check=True, capture_output=True)
-    assert not differences(uninterrupted("tokenizer", 2), state_of(place / "torchrun"))
-    assert len((place / "torchrun" / "batches-1.jsonl").read_text().splitlines()) == STEPS
+    variables = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "KILL_AT": str(EPOCH + 2), "KILL_RANK": "1"}
+    subprocess.run(
+        [executable("torchrun"), *launch, *argv], env=environment() | variables, check=True, capture_output=True
+    )
+    assert not differences(uninterrupted("tokenizer", 2), load_state(root / "torchrun"))
+    assert len((root / "torchrun" / "batches-1.jsonl").read_text().splitlines()) == STEPS
 
 
-def test_rejects_other_data(runs: Runs, place: Path, uninterrupted: Uninterrupted) -> None:
+def test_rejects_resuming_with_another_global_batch_size(runs: Runs, root: Path, uninterrupted: Uninterrupted) -> None:
     uninterrupted("tokenizer", 1)
-    ended = fit(runs, place, "tokenizer", "tokenizer-uninterrupted-1", "--data.init_args.batch_size", "2")
-    assert ended.codes == [1]
-    assert "vwm fit: cannot resume in the same order: batch size x ranks differ" in ended.output
-    assert "Traceback" not in ended.output
+    result = fit(runs, root, "tokenizer", "tokenizer-uninterrupted-1", "--data.init_args.batch_size", "2")
+    assert result.codes == [1]
+    assert "vwm fit: cannot resume in the same order: batch size x ranks differ" in result.output
+    assert "Traceback" not in result.output
 
 
-def test_unknown_keys_are_errors_without_a_traceback(runs: Runs, place: Path) -> None:
-    text = (place / "tokenizer.yaml").read_text()
-    (place / "typo.yaml").write_text(text.replace("patch_size", "patchsize"))
-    ended = fit(runs, place, "typo", "typo")
-    assert ended.codes == [2] and "patchsize" in ended.output and "Traceback" not in ended.output
-    ended = fit(runs, place, "tokenizer", "typo", "--trainer.max_stepz", "3")
-    assert ended.codes == [2] and "max_stepz" in ended.output and "Traceback" not in ended.output
+def test_unknown_config_keys_are_errors_without_a_traceback(runs: Runs, root: Path) -> None:
+    text = (root / "tokenizer.yaml").read_text()
+    (root / "typo.yaml").write_text(text.replace("patch_size", "patchsize"))
+    result = fit(runs, root, "typo", "typo")
+    assert result.codes == [2] and "patchsize" in result.output and "Traceback" not in result.output
+    result = fit(runs, root, "tokenizer", "typo", "--trainer.max_stepz", "3")
+    assert result.codes == [2] and "max_stepz" in result.output and "Traceback" not in result.output
 
 
-def test_missing_data_is_an_error_without_a_traceback(runs: Runs, place: Path) -> None:
-    ended = fit(runs, place, "tokenizer", "nowhere", "--data.init_args.path", str(place / "no_such_folder"))
-    assert ended.codes == [1] and "Traceback" not in ended.output
-    line = next(line for line in ended.output.splitlines() if "no_such_folder" in line)
+def test_missing_data_is_an_error_without_a_traceback(runs: Runs, root: Path) -> None:
+    result = fit(runs, root, "tokenizer", "nowhere", "--data.init_args.path", str(root / "no_such_folder"))
+    assert result.codes == [1] and "Traceback" not in result.output
+    line = next(line for line in result.output.splitlines() if "no_such_folder" in line)
     assert line.startswith("vwm fit: no shards at")

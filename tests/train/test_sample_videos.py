@@ -1,4 +1,4 @@
-"""Sample videos: truth and prediction side by side, also of shards that hold latents alone."""
+"""Sample videos: truth and prediction side by side, also for shards that contain only latents."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vwm.train.sample_videos import SampleVideos
 FRAMES = torch.arange(0, 240, 5, dtype=torch.uint8)[:, None, None, None].expand(-1, 8, 8, 3)[None, :4].contiguous()
 
 
-class Module(TrainingModule):
+class WhiteModule(TrainingModule):
     def __init__(self) -> None:
         super().__init__()
         self.tokenizer = PixelTokenizer((8, 8), patch_size=2)
@@ -31,11 +31,11 @@ class Module(TrainingModule):
         return {}
 
     def sample(self, batch: ClipBatch) -> torch.Tensor:
-        """White, which no truth is."""
+        """Return white frames, which differ from every true frame."""
         return torch.full_like(FRAMES, 255)
 
 
-def trainer(folder: Path, step: int) -> SimpleNamespace:
+def make_trainer(folder: Path, step: int) -> SimpleNamespace:
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     return SimpleNamespace(
         global_step=step,
@@ -47,12 +47,12 @@ def trainer(folder: Path, step: int) -> SimpleNamespace:
     )
 
 
-@pytest.mark.parametrize("kept", [("frames",), ("frames", "latents"), ("latents",)])
-def test_the_truth_stands_beside_the_prediction_with_and_without_video(tmp_path, kept):
-    module = Module()
+@pytest.mark.parametrize("field_names", [("frames",), ("frames", "latents"), ("latents",)])
+def test_sheets_show_truth_and_prediction_with_and_without_video(tmp_path, field_names):
+    module = WhiteModule()
     fields = {"frames": FRAMES, "latents": module.tokenizer.encode(frames_to_float(FRAMES))}
     SampleVideos(every=2).on_train_batch_end(
-        trainer(tmp_path, 2), module, None, ClipBatch(**{name: fields[name] for name in kept}), 0
+        make_trainer(tmp_path, 2), module, None, ClipBatch(**{name: fields[name] for name in field_names}), 0
     )
     assert {p.name for p in (tmp_path / "videos").iterdir()} == {"step-0000002.mp4", "step-0000002.png"}
     sheet = np.asarray(Image.open(tmp_path / "videos" / "step-0000002.png"))
@@ -60,9 +60,9 @@ def test_the_truth_stands_beside_the_prediction_with_and_without_video(tmp_path,
     assert (sheet[8:] == 255).all()
 
 
-def test_videos_are_written_at_sample_steps_only(tmp_path):
+def test_videos_are_written_only_at_sample_steps(tmp_path):
     for step, every in ((3, 2), (2, 0)):
         SampleVideos(every=every).on_train_batch_end(
-            trainer(tmp_path, step), Module(), None, ClipBatch(frames=FRAMES), 0
+            make_trainer(tmp_path, step), WhiteModule(), None, ClipBatch(frames=FRAMES), 0
         )
     assert not list(tmp_path.iterdir())

@@ -21,23 +21,23 @@ from typing import Any, NamedTuple, NoReturn
 HERE = Path(__file__).parent
 
 
-class Ended(NamedTuple):
-    """How the processes of a run ended: their exit codes (-9: killed), and all that they printed."""
+class RunResult(NamedTuple):
+    """The exit codes of a run's processes (-9: killed by SIGKILL) and their output."""
 
     codes: list[int]
     output: str
 
 
 class Runs:
-    """The process that forks the runs. Close it at the end."""
+    """The server process that forks the runs; call ``close`` at the end."""
 
     def __init__(self) -> None:
         self._server = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
         )
 
-    def __call__(self, argv: list[str], log: Path, ranks: int = 1, **more: str) -> Ended:
-        """Run ``vwm`` with these arguments, on several ranks as torchrun would: when one fails the others are killed.
+    def __call__(self, argv: list[str], log: Path, ranks: int = 1, **more: str) -> RunResult:
+        """Run ``vwm`` with these arguments; if one of several ranks fails, the others are killed, as by torchrun.
 
         Args:
             argv: the arguments.
@@ -54,7 +54,7 @@ class Runs:
             processes = [more | common | number for number in numbers]
         self._server.stdin.write(json.dumps({"argv": argv, "log": str(log), "processes": processes}) + "\n")
         self._server.stdin.flush()
-        return Ended(json.loads(self._server.stdout.readline()), log.read_text())
+        return RunResult(json.loads(self._server.stdout.readline()), log.read_text())
 
     def close(self) -> None:
         self._server.stdin.close()
@@ -95,8 +95,8 @@ def serve() -> None:
             running[child] = number
         codes = [0] * len(running)
         while running:
-            ended, status = os.wait()
-            codes[running.pop(ended)] = os.waitstatus_to_exitcode(status)
+            process_id, status = os.wait()
+            codes[running.pop(process_id)] = os.waitstatus_to_exitcode(status)
             if os.waitstatus_to_exitcode(status) not in (0, 143):
                 for other in running:
                     os.kill(other, signal.SIGKILL)
@@ -122,7 +122,7 @@ def run_command_and_exit(argv: list[str], log: str, environment: dict[str, str])
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # a full exit would copy and free the memory of all imported modules, which takes seconds
+    os._exit(code)  # a regular exit would copy and free the memory of all imported modules, which takes seconds
 
 
 if __name__ == "__main__":
@@ -130,21 +130,21 @@ if __name__ == "__main__":
 else:
     import lightning as L
 
-    class Die(L.Callback):
-        """After ``DIE_AT`` steps a signal: SIGKILL to the rank ``DIE_RANK``, or SIGTERM to its whole process group.
+    class KillAtStep(L.Callback):
+        """After ``KILL_AT`` steps, send SIGKILL to the rank ``KILL_RANK``, or SIGTERM to its whole process group.
 
         The signal is sent just before the next step, when the checkpoint of that step is complete. Processes that
-        torchrun restarted are left alone.
+        torchrun restarted get no signal.
         """
 
         def on_train_batch_start(
             self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
         ) -> None:
-            reached = os.environ.get("DIE_AT") == str(trainer.global_step)
+            reached = os.environ.get("KILL_AT") == str(trainer.global_step)
             restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-            if not reached or restarted or trainer.global_rank != int(os.environ.get("DIE_RANK", "0")):
+            if not reached or restarted or trainer.global_rank != int(os.environ.get("KILL_RANK", "0")):
                 return
-            if os.environ.get("DIE_BY") == "TERM":
+            if os.environ.get("KILL_BY") == "TERM":
                 # From another process to the whole group, as a scheduler does.
                 subprocess.run(["kill", "-TERM", "--", f"-{os.getpgrp()}"], check=False)
             else:
@@ -165,10 +165,10 @@ def batches(run: Path, ranks: int = 1) -> dict[int, list[str]]:
     """Map each step to the hashes of its global batch; a step that was repeated must have had the same clips."""
     steps: dict[int, list[str]] = {}
     for rank in range(ranks):
-        mine: dict[int, list[str]] = {}
+        batches_of_rank: dict[int, list[str]] = {}
         for line in (run / f"batches-{rank}.jsonl").read_text().splitlines():
             step, clips = json.loads(line)
-            assert mine.setdefault(step, clips) == clips
-        for step, clips in mine.items():
+            assert batches_of_rank.setdefault(step, clips) == clips
+        for step, clips in batches_of_rank.items():
             steps[step] = steps.get(step, []) + clips
     return steps
