@@ -1,4 +1,4 @@
-"""A game of 8x8 pixels with four buttons, one of which pays; and a world that has learned as much."""
+"""An environment of 8x8 pixels with four buttons, one of which is rewarded, and a world with that reward."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from vwm.data.shards import ShardWriter
 from vwm.models.dit.simulator import DiTSimulator
 from vwm.nn.outcome_heads import RewardTerminationHeads
 
-PAYS = 2
+REWARDED_ACTION = 2
 LENGTH = 6
 
 
 class Buttons(gymnasium.Env[Any, Any]):
-    """Shows noise; button 2 pays 1, and the game ends after six presses."""
+    """Observations are noise; button 2 has reward 1, and the episode terminates after six presses."""
 
     observation_space = spaces.Box(0, 255, (8, 8, 3), np.uint8)
     action_space = spaces.Discrete(4)
@@ -32,12 +32,12 @@ class Buttons(gymnasium.Env[Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
-        self.pressed = 0
+        self.num_presses = 0
         return self._noise(), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self.pressed += 1
-        return self._noise(), float(action == PAYS), self.pressed == LENGTH, False, {}
+        self.num_presses += 1
+        return self._noise(), float(action == REWARDED_ACTION), self.num_presses == LENGTH, False, {}
 
     def _noise(self) -> Any:
         return self.np_random.integers(256, size=(8, 8, 3), dtype=np.uint8)
@@ -47,29 +47,31 @@ gymnasium.register("Buttons-v0", Buttons)
 
 
 def learned_world(steps: int = 100) -> DiTSimulator:
-    """A diffusion world whose outcome heads were trained on what buttons pay; it never ends."""
+    """A diffusion world whose outcome heads are trained on the rewards of the buttons; it never terminates."""
     simulator = diffusion_world()
     torch.manual_seed(0)
     heads, dynamics = RewardTerminationHeads(width=32, hidden=32), simulator.dynamics
     optimizer = torch.optim.Adam(heads.parameters(), 1e-2)
     actions = torch.arange(4).repeat(16)[None]
-    lead = dynamics.embed_actions(actions).detach()
-    reward, ends = (actions == PAYS).float(), torch.zeros(1, 64, dtype=torch.bool)
+    action_embedding = dynamics.embed_actions(actions).detach()
+    reward, terminated = (actions == REWARDED_ACTION).float(), torch.zeros(1, 64, dtype=torch.bool)
     for _ in range(steps):
         features = torch.randn(1, 64, 32) / 2
         optimizer.zero_grad()
-        sum(heads.losses(features, lead, reward, ends)).backward()
+        sum(heads.losses(features, action_embedding, reward, terminated)).backward()
         optimizer.step()
     simulator.outcomes = heads.eval().requires_grad_(False)
     return simulator
 
 
 def record(folder: Path, length: int = 12) -> Path:
-    """Three episodes of it, played at random."""
+    """Write three episodes with random actions."""
     rng = np.random.default_rng(0)
     with ShardWriter(folder / "shard-000000.tar") as writer:
         for key in "abc":
             frames = rng.integers(256, size=(length, 8, 8, 3), dtype=np.uint8)
             actions = rng.integers(4, size=length)
-            writer.write(key, Episode(frames, actions, (actions == PAYS).astype(np.float32), terminated=True))
+            writer.write(
+                key, Episode(frames, actions, (actions == REWARDED_ACTION).astype(np.float32), terminated=True)
+            )
     return folder

@@ -1,4 +1,4 @@
-"""Shared by all tests: the folder's own modules can be imported, and one thread keeps the two cores for two tests."""
+"""Test setup: make the modules of this folder importable, and use one thread so that two tests can run at once."""
 
 import contextlib
 import sys
@@ -17,5 +17,5 @@ with contextlib.suppress(ImportError):
 
 @pytest.fixture
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the figure that a training of agents draws after every evaluation, which takes half a second."""
+    """Skip plotting learning curves after every evaluation of an agent, which takes half a second."""
     monkeypatch.setattr("vwm.rl.evaluation_log.plot_run_curves", lambda *arguments: None)

@@ -1,4 +1,4 @@
-"""A world without networks that the tests of its faces share: everything in it can be told in advance."""
+"""A world without networks and with predictable frames, shared by the tests of the environment interfaces."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from vwm.core.seeds import fold_in, seeded_uniform, world_seeds
 from vwm.core.simulator import Simulator, SimulatorSpec, StepOutput
 from vwm.core.spaces import ActionSpace, ObservationSpace
 
-SIZE = 36  # the smallest picture that Stable-Baselines3 takes for one
+SIZE = 36  # the smallest image that Stable-Baselines3 accepts
 
 
 class CountState(NamedTuple):
-    ground: Tensor
+    background: Tensor
     count: Tensor
     seed: Tensor
     latent: Tensor
 
 
 class CountWorld(Simulator):
-    """Counts up by the action (or by 1 where actions are continuous) and ends at 7 or more; the reward is the count.
+    """Counts up by the action (or by 1 with continuous actions) and terminates at 7 or more; the reward is the count.
 
-    Its latent is the context's value, the count, and noise from seed and count (0 to 255). A world of ``"pictures"``
-    has them as its pixels (0, 0), (0, 1) and (0, 2), one of ``"vectors"`` is observed by them, and one of ``"latents"``
-    takes pictures as contexts and shows none.
+    The latent is the context's value, the count, and noise from seed and count (0 to 255). A world of ``"pictures"``
+    has them in its pixels (0, 0), (0, 1) and (0, 2), one of ``"vectors"`` has them as observation, and one of
+    ``"latents"`` takes images as contexts and shows no frames.
     """
 
     def __init__(self, kind: str = "discrete", shows: str = "pictures") -> None:
@@ -34,8 +34,8 @@ class CountWorld(Simulator):
         observation = ObservationSpace.latent(3) if shows == "latents" else context
         self.spec = SimulatorSpec(observation, ActionSpace(kind, 4), fps=12.0, context_frames=2, context=context)
         shape = context.shape
-        grounds = torch.arange(1, 6, dtype=context.dtype)
-        self.starts: Tensor | None = grounds.view(5, 1, *[1] * len(shape)).expand(5, 2, *shape).clone()
+        backgrounds = torch.arange(1, 6, dtype=context.dtype)
+        self.starts: Tensor | None = backgrounds.view(5, 1, *[1] * len(shape)).expand(5, 2, *shape).clone()
         self.decoded: list[bool] = []
 
     def reset(
@@ -43,23 +43,23 @@ class CountWorld(Simulator):
     ) -> tuple[CountState, Tensor]:
         self.check_context(context)
         batch = len(context)
-        grounds = context.reshape(*context.shape[:2], -1)[:, -1, 0].float()
-        state = self._at(grounds, torch.zeros(batch, dtype=torch.int64), world_seeds(seed, batch))
-        return state, context[:, -1] if self.spec.observation.is_latent else self._draw(state)
+        backgrounds = context.reshape(*context.shape[:2], -1)[:, -1, 0].float()
+        state = self._make_state(backgrounds, torch.zeros(batch, dtype=torch.int64), world_seeds(seed, batch))
+        return state, context[:, -1] if self.spec.observation.is_latent else self._render(state)
 
     def step(self, state: CountState, action: Tensor, decode: bool = True) -> tuple[CountState, StepOutput]:
         self.check_action(action, len(state.count))
         self.decoded.append(decode)
         count = state.count + (action if self.spec.actions.kind == "discrete" else 1)
-        new = self._at(state.ground, count, state.seed)
-        frame = self._draw(new) if decode and not self.spec.observation.is_latent else None
-        return new, StepOutput(frame, new.latent, count.float(), count >= 7)
+        next_state = self._make_state(state.background, count, state.seed)
+        frame = self._render(next_state) if decode and not self.spec.observation.is_latent else None
+        return next_state, StepOutput(frame, next_state.latent, count.float(), count >= 7)
 
-    def _at(self, ground: Tensor, count: Tensor, seed: Tensor) -> CountState:
+    def _make_state(self, background: Tensor, count: Tensor, seed: Tensor) -> CountState:
         noise = (seeded_uniform(fold_in(seed, count), 1)[:, 0] * 256).floor()
-        return CountState(ground, count, seed, torch.stack([ground, count.float(), noise], dim=1))
+        return CountState(background, count, seed, torch.stack([background, count.float(), noise], dim=1))
 
-    def _draw(self, state: CountState) -> Tensor:
+    def _render(self, state: CountState) -> Tensor:
         if self.spec.context.is_vector:
             return state.latent.clone()
         frame = torch.zeros(len(state.count), SIZE, SIZE, 3, dtype=torch.uint8)

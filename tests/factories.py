@@ -1,4 +1,4 @@
-"""Small networks that the tests share, with every weight random: a zero-initialized branch would hide what it does."""
+"""Small networks shared by tests; all weights are random, because zero-initialized branches would have no effect."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vwm.tokenizers.space_time_tokenizer import SpaceTimeTokenizer
 
 
 def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw the weights that are constant at the start."""
+    """Add noise to the weights that are initialized to a constant."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in module.parameters():
@@ -39,7 +39,7 @@ def latent_action(**changes) -> LatentActionModel:
 
 
 def genie(labeled: bool = False, codebook: int | list[int] = [4, 3, 3], outcomes: bool = False):  # noqa: B006
-    """A whole Genie world of 16x16 pixels, with starting contexts."""
+    """A Genie world of 16x16 pixels, with starting contexts."""
     from vwm.core.spaces import ActionSpace
     from vwm.models.genie.sampling import MaskGITSampling
     from vwm.models.genie.simulator import GenieSimulator
@@ -68,7 +68,7 @@ def dit(seed: int = 3, **changes):
 
 
 def diffusion_world(outcomes: bool = False, sampling=None, policy: bool = False, size: int = 8, **changes):
-    """A whole diffusion world of 8x8 pixels over a pixel tokenizer, with starting contexts."""
+    """A diffusion world of 8x8 pixels over a pixel tokenizer, with starting contexts."""
     from vwm.core.spaces import ActionSpace
     from vwm.models.dit.policy_heads import PolicyRewardHeads
     from vwm.models.dit.sampling import DiffusionSampling
@@ -106,7 +106,7 @@ def action_predictor(seed: int = 5, **changes):
 
 
 def jepa_parts(pooling: str = "none", decoder: bool = True, seed: int = 6, **changes) -> dict[str, nn.Module | None]:
-    """The networks of a world in representation space, of 8x8 pixels: four tokens of eight numbers a frame, or one."""
+    """The networks of a V-JEPA world of 8x8 pixels; a latent is four tokens of eight channels, or one token."""
     from vwm.models.vjepa.conv_encoder import ConvFrameEncoder
     from vwm.models.vjepa.latent_decoder import LatentDecoder
     from vwm.models.vjepa.latent_projector import LatentProjector
@@ -123,7 +123,7 @@ def jepa_parts(pooling: str = "none", decoder: bool = True, seed: int = 6, **cha
 
 
 def jepa_world(**changes):
-    """A whole world in representation space, with starting contexts."""
+    """A V-JEPA world that predicts representations, with starting contexts."""
     from vwm.core.spaces import ActionSpace
     from vwm.models.vjepa.simulator import VJEPAACSimulator
 
@@ -139,7 +139,7 @@ def jepa_world(**changes):
 
 
 def dream(seed: int = 7, sampling=None, title: str = "noise", size: int = 8, **changes):
-    """A whole world of World Models of 8x8 pixels, with starting contexts."""
+    """A World Models (MDN-RNN) world of 8x8 pixels, with starting contexts."""
     from vwm.core.spaces import ActionSpace
     from vwm.models.mdn_rnn.network import MDNRNN
     from vwm.models.mdn_rnn.simulator import MDNRNNSimulator
@@ -155,7 +155,7 @@ def dream(seed: int = 7, sampling=None, title: str = "noise", size: int = 8, **c
         "action_embedding_size": 4,
     }
     dynamics = randomize(MDNRNN(**{**settings, **changes}))
-    if dynamics.reward_head is not None:  # rewards of common sizes: those of random bins would be astronomical
+    if dynamics.reward_head is not None:  # random logits on the outer bins would give huge rewards
         with torch.no_grad():
             dynamics.reward_head.bias[dynamics.two_hot.values.abs() > 10] -= 30
     names = ("steer", "gas", "brake")[:dims] if dims else ("LEFT", "RIGHT", "UP", "noop")
@@ -174,7 +174,7 @@ def dream(seed: int = 7, sampling=None, title: str = "noise", size: int = 8, **c
 
 
 def muzero_world(observation: tuple[int, ...] = (32, 32, 3), seed: int = 8, **changes):
-    """A whole world of MuZero's model, which shows nothing, over two frames."""
+    """A MuZero world over two stacked frames, which predicts no frames."""
     from vwm.core.spaces import ActionSpace
     from vwm.models.muzero.network import MuZeroNetwork
     from vwm.models.muzero.simulator import MuZeroSimulator
@@ -186,8 +186,8 @@ def muzero_world(observation: tuple[int, ...] = (32, 32, 3), seed: int = 8, **ch
     return MuZeroSimulator(dynamics, ActionSpace("discrete", 4, ("LEFT", "RIGHT", "UP", "noop")), title="noise")
 
 
-def consistency_world(observation: tuple[int, ...] = (5,), frames: int = 2, ends: bool = True, seed: int = 9):
-    """A whole world of TD-MPC2 with three dimensions of an action, with starting contexts."""
+def tdmpc2_world(observation: tuple[int, ...] = (5,), frames: int = 2, predict_termination: bool = True, seed: int = 9):
+    """A TD-MPC2 world with three action dimensions and starting contexts."""
     from vwm.core.spaces import ActionSpace
     from vwm.models.tdmpc2.simulator import TDMPC2Simulator
     from vwm.models.tdmpc2.world_model import TDMPC2WorldModel
@@ -205,7 +205,7 @@ def consistency_world(observation: tuple[int, ...] = (5,), frames: int = 2, ends
         image_channels=4,
         num_bins=21,
         symlog_limit=5.0,
-        predict_termination=ends,
+        predict_termination=predict_termination,
     )
     generator = torch.Generator().manual_seed(4)
     starts = torch.randint(0, 256, (3, frames, *observation), dtype=torch.uint8, generator=generator)

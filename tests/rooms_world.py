@@ -1,4 +1,4 @@
-"""The true dynamics of Two-Rooms as a simulator, to test planners without the errors of a learned world."""
+"""The true dynamics of Two-Rooms as a simulator, to test planners without model errors."""
 
 from __future__ import annotations
 
@@ -46,10 +46,13 @@ class ExactRooms(Simulator):
 
     def encode(self, frames: Tensor) -> Tensor:
         """Locate the agent in frames uint8 [b, t, h, w, 3]; return float32 [b, t, 2]."""
-        shown = (frames[..., 0].double() - WALL_COLOR[0]).clamp(min=0) / (AGENT_COLOR[0] - WALL_COLOR[0])
-        seen, middle = shown.clamp(max=1), torch.arange(ARENA_SIZE) + 0.5
-        total = seen.sum(dim=(-1, -2))
-        x, y = (seen.sum(-2) * middle).sum(-1) / total, (seen.sum(-1) * middle).sum(-1) / total
+        brightness = (frames[..., 0].double() - WALL_COLOR[0]).clamp(min=0) / (AGENT_COLOR[0] - WALL_COLOR[0])
+        agent_mask, pixel_centers = brightness.clamp(max=1), torch.arange(ARENA_SIZE) + 0.5
+        total = agent_mask.sum(dim=(-1, -2))
+        x, y = (
+            (agent_mask.sum(-2) * pixel_centers).sum(-1) / total,
+            (agent_mask.sum(-1) * pixel_centers).sum(-1) / total,
+        )
         return torch.stack((x, y), dim=-1).float()
 
     def reset(self, context, seed=0, context_actions=None):

@@ -1,4 +1,4 @@
-"""Files and functions stay small enough to read: at most 400 lines, and 60 without signature and docstring."""
+"""Files have at most 400 lines, and functions at most 60 without signature and docstring."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def test_no_file_is_longer_than_400_lines():
 
 
 def test_no_function_is_longer_than_60_lines():
-    long = {}
+    too_long = {}
     for path in FILES:
         for parent in ast.walk(ast.parse(path.read_text())):
             for node in ast.iter_child_nodes(parent):
                 name = f"{getattr(parent, 'name', path.stem)}.{getattr(node, 'name', '')}"
                 if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and body_lines(node) > 60:
-                    long[name] = body_lines(node)
-    assert long == {}
+                    too_long[name] = body_lines(node)
+    assert too_long == {}

@@ -1,4 +1,4 @@
-"""Outside its package a family is known by its ``WorldFamily`` alone: no class tests, no reaching into its networks."""
+"""Code outside a family's package uses its ``WorldFamily`` only: it tests for no class and accesses no network."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "vwm"
 TREES = {path: ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
 CONSUMERS = ("worlds", "planning", "rl", "eval", "play", "train", "cli")
-SIMULATORS = ("simulator", "world", "module", "pl_module", "model")
-"""How variables and attributes that hold a simulator or a Lightning module are called."""
-ALLOWED = {
-    ("rl/algorithms/tdmpc2.py", "self.world.encoder"): "the agent's own network, which is no simulator",
+SIMULATOR_NAMES = ("simulator", "world", "module", "pl_module", "model")
+"""Names of variables and attributes that hold a simulator or a Lightning module."""
+ALLOWED_ACCESSES = {
+    ("rl/algorithms/tdmpc2.py", "self.world.encoder"): "the agent's own network, not a simulator",
 }
 
 
@@ -37,8 +37,8 @@ def last_name(node: ast.expr) -> str:
 
 def descendants(root: str, bases: dict[str, set[str]]) -> set[str]:
     found = {root}
-    while more := {name for name, of in bases.items() if of & found} - found:
-        found |= more
+    while new := {name for name, of in bases.items() if of & found} - found:
+        found |= new
     return found
 
 
@@ -54,22 +54,22 @@ FAMILY_CLASSES = {
 def _classes_tested_for(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Names of classes that a module tests for, with their lines."""
     for node in ast.walk(tree):
-        where: list[ast.AST] = []
+        tested: list[ast.AST] = []
         if isinstance(node, ast.Call) and last_name(node.func) in ("isinstance", "issubclass"):
-            where = [node.args[1]]
+            tested = [node.args[1]]
         elif isinstance(node, ast.Compare) and "type" in {
             last_name(side.func) for side in (node.left, *node.comparators) if isinstance(side, ast.Call)
         }:
-            where = [node]
+            tested = [node]
         elif isinstance(node, ast.MatchClass):
-            where = [node.cls]
-        for part in where:
+            tested = [node.cls]
+        for part in tested:
             for name in ast.walk(part):
                 if isinstance(name, ast.Name | ast.Attribute):
                     yield node.lineno, last_name(name)
 
 
-def test_the_families_classes_and_networks_are_found() -> None:
+def test_family_classes_and_network_names_are_found() -> None:
     assert {"GenieSimulator", "DiTModule", "GenieFinetuning", "EnsembleSimulator", "TokenizerModule"} <= set(
         FAMILY_CLASSES
     )
@@ -87,8 +87,8 @@ def test_no_class_of_a_family_is_tested_for_outside_its_package() -> None:
     assert not found, f"{found}: ask the family (vwm.worlds.families.find_family) or a protocol of core.capabilities"
 
 
-def test_no_class_is_told_by_its_name() -> None:
-    """``type(x).__name__ == "GenieSimulator"``, or the name as a key."""
+def test_no_family_class_is_identified_by_its_name() -> None:
+    """Such as ``type(x).__name__ == "GenieSimulator"``, or a class name as a key."""
     names = {
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path, tree in TREES.items()
@@ -111,22 +111,22 @@ def network_names() -> set[str]:
 NETWORKS = network_names()
 
 
-def test_no_consumer_reaches_into_the_networks_of_a_simulator_or_a_module() -> None:
+def test_no_consumer_accesses_the_networks_of_a_simulator_or_module() -> None:
     found, used = defaultdict(list), set()
     for path, tree in TREES.items():
         file = path.relative_to(ROOT).as_posix()
         if file.partition("/")[0] not in CONSUMERS:
             continue
         for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and node.attr in NETWORKS and last_name(node.value) in SIMULATORS:
-                reach = ast.unparse(node)
-                if (file, reach) in ALLOWED:
-                    used.add((file, reach))
+            if isinstance(node, ast.Attribute) and node.attr in NETWORKS and last_name(node.value) in SIMULATOR_NAMES:
+                access = ast.unparse(node)
+                if (file, access) in ALLOWED_ACCESSES:
+                    used.add((file, access))
                 else:
-                    found[file].append(f"{node.lineno}: {reach}")
+                    found[file].append(f"{node.lineno}: {access}")
             if isinstance(node, ast.Call) and last_name(node.func) in ("getattr", "hasattr"):
                 name = node.args[1]
                 if isinstance(name, ast.Constant) and name.value in NETWORKS:
                     found[file].append(f"{node.lineno}: {ast.unparse(node)}")
     assert not found, f"{dict(found)}: let the family or a protocol of core.capabilities give it"
-    assert used == set(ALLOWED), "what is no longer needed is no longer allowed"
+    assert used == set(ALLOWED_ACCESSES), "remove the exceptions that are no longer needed"

@@ -1,4 +1,4 @@
-"""Public names: each is defined once, and each package re-exports its own."""
+"""Public names are defined once, and each package re-exports its own."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = sorted(".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "vwm").rglob("__init__.pyi"))
-LIGHTNING = ("module", "datamodule", "training_module")
-"""Stems of the modules that may import Lightning: a family's, the data's, and the base class of the former."""
+LIGHTNING_MODULES = ("module", "datamodule", "training_module")
+"""Stems of modules that may import Lightning: training modules, data modules, and their base class."""
 
 
-def write_stubs():
+def load_write_stubs():
     spec = importlib.util.spec_from_file_location("write_stubs", ROOT / "tools" / "write_stubs.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -35,12 +35,12 @@ def test_no_public_name_is_defined_twice():
 
 
 def test_stubs_are_up_to_date():
-    stale = [path for path, text in write_stubs().stubs(ROOT / "vwm").items() if path.read_text() != text]
+    stale = [path for path, text in load_write_stubs().stubs(ROOT / "vwm").items() if path.read_text() != text]
     assert not stale, f"run python tools/write_stubs.py: {stale}"
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_every_name_that_a_package_re_exports_is_there(package):
+def test_every_re_exported_name_can_be_imported(package):
     module = importlib.import_module(package)
     assert module.__all__
     for name in module.__all__:
@@ -60,4 +60,4 @@ def test_networks_do_not_import_lightning_or_wandb():
                 for alias in node.names
             }
             roots = {name.partition(".")[0] for name in imported if name}
-            assert path.stem in LIGHTNING or not roots & {"lightning", "wandb"}, path
+            assert path.stem in LIGHTNING_MODULES or not roots & {"lightning", "wandb"}, path

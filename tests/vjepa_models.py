@@ -1,4 +1,4 @@
-"""Small V-JEPA networks that the tests share, in float64, with large weights: so attention tells things apart."""
+"""Small V-JEPA networks shared by tests, in float64, with large weights so that attention is not uniform."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KINDS = {
 
 
 def enlarge(network: torch.nn.Module) -> torch.nn.Module:
-    """Draw what is constant at the start, and let a layer put out as much as it takes in."""
+    """Randomize constant weights, and scale linear layers so that their outputs have the scale of their inputs."""
     randomize(network)
     with torch.no_grad():
         for module in network.modules():
@@ -47,7 +47,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def tokens(batch: int, total: int, *counts: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
-    """Disjoint sets of token numbers a clip, in no order."""
+    """Disjoint random sets of token indices for each clip, int64 [batch, count] per count."""
     generator = torch.Generator().manual_seed(seed)
     orders = torch.stack([torch.randperm(total, generator=generator) for _ in range(batch)])
     return orders[:, : sum(counts)].split(counts, dim=1)

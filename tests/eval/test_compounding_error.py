@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from factories import randomize
-from latent_worlds import imagined_world
+from latent_worlds import rssm_world
 from torch import Tensor
 
 from vwm.core.simulator import Simulator, SimulatorSpec, StepOutput
@@ -114,7 +114,7 @@ def write_shard(path: Path, state: bool) -> None:
 
 @pytest.mark.parametrize("observation", [(3,), (16, 16, 3)])
 def test_vwm_eval_measures_the_compounding_error_of_an_rssm(tmp_path: Path, observation: tuple[int, ...]) -> None:
-    save_simulator(imagined_world(observation), tmp_path / "world")
+    save_simulator(rssm_world(observation), tmp_path / "world")
     write_shard(tmp_path / "shard.tar", state=True)
     report = evaluate_world(tmp_path / "world", str(tmp_path), tmp_path / "report", horizon=3, clips=4, batch_size=3)
     errors = report["compounding"]
@@ -127,7 +127,7 @@ def test_vwm_eval_measures_the_compounding_error_of_an_rssm(tmp_path: Path, obse
 
 
 def test_a_vector_world_requires_vector_data(tmp_path: Path) -> None:
-    save_simulator(imagined_world((3,)), tmp_path / "world")
+    save_simulator(rssm_world((3,)), tmp_path / "world")
     write_shard(tmp_path / "shard.tar", state=False)
     with pytest.raises(ValueError, match=r"observes 3 numbers, and the data hold none .*--state"):
         evaluate_world(tmp_path / "world", str(tmp_path), tmp_path / "report", horizon=3)

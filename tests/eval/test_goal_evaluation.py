@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from factories import genie
-from latent_worlds import imagined_world
+from latent_worlds import rssm_world
 from PIL import Image
 from rooms_world import ExactRooms
 
@@ -116,7 +116,7 @@ def test_errors_are_raised_before_planning_and_keep_foreign_folders(exact_world,
     ):
         with pytest.raises(ValueError, match=message):
             evaluate_planner(Path("exact"), **{"env": "vwm/TwoRooms-v0", "out": out, **settings})
-    monkeypatch.setattr(goal_evaluation, "load_simulator", lambda bundle, device: imagined_world((5,), classes=0))
+    monkeypatch.setattr(goal_evaluation, "load_simulator", lambda bundle, device: rssm_world((5,), classes=0))
     with pytest.raises(ValueError, match=r"goals are images, but this world shows float32 \[5\]"):
         evaluate_planner(Path("exact"), "vwm/TwoRooms-v0", out)
     monkeypatch.setattr(goal_evaluation, "load_simulator", lambda bundle, device: genie())

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from factories import consistency_world, diffusion_world, dit, dynamics, genie, jepa_world, tokenizer
-from latent_worlds import imagined_world
+from factories import diffusion_world, dit, dynamics, genie, jepa_world, tdmpc2_world, tokenizer
+from latent_worlds import rssm_world
 from safetensors.torch import load_file, save_file
 
 import vwm
@@ -54,10 +54,10 @@ WORLDS = {
     "dit": lambda: diffusion_world(),
     "dit-continuous-actions-and-outcomes": car_world,
     "dit-agent": lambda: diffusion_world(agent_tokens=2, policy=True),
-    "rssm": lambda: imagined_world(),
-    "rssm-of-vectors": lambda: imagined_world((5,), classes=0, cell="norm_gru"),
-    "consistency": lambda: consistency_world((40, 40, 3)),
-    "consistency-of-vectors": lambda: consistency_world(),
+    "rssm": lambda: rssm_world(),
+    "rssm-of-vectors": lambda: rssm_world((5,), classes=0, cell="norm_gru"),
+    "consistency": lambda: tdmpc2_world((40, 40, 3)),
+    "consistency-of-vectors": lambda: tdmpc2_world(),
     "jepa": lambda: jepa_world(),
     "jepa-latents-alone": lambda: jepa_world(decoder=False, action_dims=3),
 }

@@ -4,15 +4,15 @@ import pytest
 import torch
 from factories import (
     action_predictor,
-    consistency_world,
     diffusion_world,
     dream,
     genie,
     jepa_parts,
     jepa_world,
     muzero_world,
+    tdmpc2_world,
 )
-from latent_worlds import imagined_world
+from latent_worlds import rssm_world
 from torch.utils._pytree import tree_leaves
 
 from vwm.core.capabilities import ObservesFrames, ProvidesFeatures
@@ -39,15 +39,15 @@ SIMULATORS = {
     "mdn-rnn-continuous-actions-and-rewards": lambda: dream(
         action_dims=3, predict_reward=True, allow_unknown_actions=True
     ),
-    "rssm": lambda: imagined_world(),
-    "rssm-gaussian-continuous-actions": lambda: imagined_world(
+    "rssm": lambda: rssm_world(),
+    "rssm-gaussian-continuous-actions": lambda: rssm_world(
         action_dims=3, classes=0, cell="gru", norm="none", activation="elu", reward_distribution="normal"
     ),
-    "rssm-of-vectors": lambda: imagined_world((5,)),
+    "rssm-of-vectors": lambda: rssm_world((5,)),
     "muzero": lambda: muzero_world(),
     "muzero-of-vectors": lambda: muzero_world((5,), value_prefix_horizon=0),
-    "consistency": lambda: consistency_world((40, 40, 3)),
-    "consistency-of-vectors": lambda: consistency_world(frames=1, ends=False),
+    "consistency": lambda: tdmpc2_world((40, 40, 3)),
+    "consistency-of-vectors": lambda: tdmpc2_world(frames=1, predict_termination=False),
     "jepa": lambda: jepa_world(),
     "jepa-one-vector-a-frame": lambda: jepa_world(pooling="flatten", action_conditioning="modulation", residual=True),
     "jepa-latents-alone": lambda: jepa_world(decoder=False, action_dims=3, allow_unknown_actions=True),

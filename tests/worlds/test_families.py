@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from factories import (
-    consistency_world,
     diffusion_world,
     dit,
     dream,
@@ -20,9 +19,10 @@ from factories import (
     jepa_world,
     latent_action,
     muzero_world,
+    tdmpc2_world,
     tokenizer,
 )
-from latent_worlds import imagined_world
+from latent_worlds import rssm_world
 from vjepa_models import encoder, predictor
 
 from vwm.cli.bench_play import benchmark_play
@@ -65,9 +65,9 @@ SIMULATORS = {
     "genie": genie,
     "dit": lambda: diffusion_world(size=16),
     "vjepa": jepa_world,
-    "rssm": imagined_world,
+    "rssm": rssm_world,
     "mdn_rnn": lambda: dream(size=16),
-    "tdmpc2": lambda: consistency_world((5,)),
+    "tdmpc2": lambda: tdmpc2_world((5,)),
     "muzero": muzero_world,
 }
 OPTIMIZER = OptimizerConfig()
