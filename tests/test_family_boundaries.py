@@ -36,10 +36,10 @@ def last_name(node: ast.expr) -> str:
 
 
 def descendants(root: str, bases: dict[str, set[str]]) -> set[str]:
-    found = {root}
-    while new := {name for name, of in bases.items() if of & found} - found:
-        found |= new
-    return found
+    names = {root}
+    while new := {name for name, of in bases.items() if of & names} - names:
+        names |= new
+    return names
 
 
 FILES, BASES = class_bases()
@@ -78,13 +78,15 @@ def test_family_classes_and_network_names_are_found() -> None:
 
 
 def test_no_class_of_a_family_is_tested_for_outside_its_package() -> None:
-    found = [
+    violations = [
         f"{path.relative_to(ROOT)}:{line} tests for {name}"
         for path, tree in TREES.items()
         for line, name in _classes_tested_for(tree)
         if name in FAMILY_CLASSES and path.parent != FAMILY_CLASSES[name]
     ]
-    assert not found, f"{found}: ask the family (vwm.worlds.families.find_family) or a protocol of core.capabilities"
+    assert not violations, (
+        f"{violations}: ask the family (vwm.worlds.families.find_family) or a protocol of core.capabilities"
+    )
 
 
 def test_no_family_class_is_identified_by_its_name() -> None:
@@ -112,7 +114,7 @@ NETWORKS = network_names()
 
 
 def test_no_consumer_accesses_the_networks_of_a_simulator_or_module() -> None:
-    found, used = defaultdict(list), set()
+    violations, used = defaultdict(list), set()
     for path, tree in TREES.items():
         file = path.relative_to(ROOT).as_posix()
         if file.partition("/")[0] not in CONSUMERS:
@@ -123,10 +125,10 @@ def test_no_consumer_accesses_the_networks_of_a_simulator_or_module() -> None:
                 if (file, access) in ALLOWED_ACCESSES:
                     used.add((file, access))
                 else:
-                    found[file].append(f"{node.lineno}: {access}")
+                    violations[file].append(f"{node.lineno}: {access}")
             if isinstance(node, ast.Call) and last_name(node.func) in ("getattr", "hasattr"):
                 name = node.args[1]
                 if isinstance(name, ast.Constant) and name.value in NETWORKS:
-                    found[file].append(f"{node.lineno}: {ast.unparse(node)}")
-    assert not found, f"{dict(found)}: let the family or a protocol of core.capabilities give it"
+                    violations[file].append(f"{node.lineno}: {ast.unparse(node)}")
+    assert not violations, f"{dict(violations)}: let the family or a protocol of core.capabilities give it"
     assert used == set(ALLOWED_ACCESSES), "remove the exceptions that are no longer needed"

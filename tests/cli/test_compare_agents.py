@@ -122,14 +122,14 @@ def test_rejects_ambiguous_names(groups, message):
 
 def test_errors_are_raised_before_any_episode_or_file(tmp_path, capsys):
     run = train(tmp_path, "run")
-    other = train(tmp_path, "other")
-    config = other / "config.yaml"
+    other_run = train(tmp_path, "other")
+    config = other_run / "config.yaml"
     config.write_text(config.read_text().replace("CartPole-v1", "Pendulum-v1"))
     foreign = tmp_path / "full"
     foreign.mkdir()
     (foreign / "diary.txt").write_text("keep me")
     for arguments, message in (
-        ([str(run), str(other)], "returns of different environments cannot be compared"),
+        ([str(run), str(other_run)], "returns of different environments cannot be compared"),
         ([str(run), "--reference", "reel"], "--reference reel: no runs have this name; there are run"),
         ([str(tmp_path / "nowhere")], "give the folder of a run"),
         ([str(run), "--out", str(foreign)], "choose another folder"),

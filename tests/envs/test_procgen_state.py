@@ -68,9 +68,9 @@ def test_the_state_belongs_to_its_frame() -> None:
     """CoinRun's camera shows 13 tiles vertically and follows the player: a jump scrolls the frame by its height."""
     frames, state, is_first = record_states("coinrun", ([NOOP] * 2 + [UP] + [NOOP] * 18) * 4)
     scrolled = np.array([vertical_scroll(a, b) for a, b in itertools.pairwise(frames)])
-    moved = np.diff(state[:, 1]) * 64 / 13
+    expected = np.diff(state[:, 1]) * 64 / 13
     assert is_first.sum() == 1 and scrolled.max() == 7
-    errors = {k: np.abs(scrolled - np.roll(moved, k)) for k in (-1, 0, 1)}
+    errors = {k: np.abs(scrolled - np.roll(expected, k)) for k in (-1, 0, 1)}
     assert errors[0].max() < 0.7  # to whole pixels
     assert min(errors[-1].max(), errors[1].max()) > 5
 

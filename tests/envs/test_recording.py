@@ -173,7 +173,7 @@ def test_a_recording_without_the_skip_first_frames_setting_resumes(
     assert "Nothing to do" in capsys.readouterr().out
 
 
-def test_continuous_actions_and_rendered_frames_with_state(tmp_path: Path) -> None:
+def test_recordings_support_continuous_actions_rendered_frames_and_state(tmp_path: Path) -> None:
     record_dataset(COUNTER_ENV, tmp_path / "a", frames=20, size=16, workers=0, env_options={"continuous": True})
     episodes = read_episodes(tmp_path / "a")
     actions, rewards = (np.concatenate([e[f"{n}.npy"] for e in episodes]) for n in ("actions", "rewards"))

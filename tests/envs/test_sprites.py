@@ -91,8 +91,8 @@ def test_pairs_are_equal_before_the_violation_and_differ_at_its_frame(property_n
                 possible.frames[: quadruple.violation], impossible.frames[: quadruple.violation]
             )
             assert (possible.frames[quadruple.violation] != impossible.frames[quadruple.violation]).any()
-        one, other = quadruple.possible
-        assert (one.frames[0] != other.frames[0]).any()
+        first, second = quadruple.possible
+        assert (first.frames[0] != second.frames[0]).any()
     assert len(events) == (2 if property_name == "continuity" else 1)
 
 
@@ -232,11 +232,11 @@ def test_the_script_writes_pairs_identified_by_their_json(tmp_path: Path) -> Non
     metas = read_metadata(tmp_path / "a")
     assert len(metas) == 24 and Counter(m["property"] for m in metas) == dict.fromkeys(PHYSICAL_PROPERTIES, 8)
     for pair in range(12):
-        one, other = (m for m in metas if m["pair"] == pair)
-        assert {one["possible"], other["possible"]} == {True, False}
-        assert one["violation_frame"] == other["violation_frame"] < 16
-        assert one["quadruple"] == other["quadruple"] == pair // 2
-        assert one["source"] == f"sprites:{one['property']}" and one["frames"] == 16
+        first, second = (m for m in metas if m["pair"] == pair)
+        assert {first["possible"], second["possible"]} == {True, False}
+        assert first["violation_frame"] == second["violation_frame"] < 16
+        assert first["quadruple"] == second["quadruple"] == pair // 2
+        assert first["source"] == f"sprites:{first['property']}" and first["frames"] == 16
     with pytest.raises(SystemExit):
         generate.main([str(tmp_path / "a"), "--clips", "4"])
     assert [Path(p).read_bytes() for p in list_shards(tmp_path / "a")] == shards[:1]
@@ -249,8 +249,8 @@ def test_training_clips_cover_all_worlds_and_depend_on_the_seed(tmp_path: Path) 
     metas = read_metadata(tmp_path / "0")
     assert Counter(m["source"] for m in metas) == {f"sprites:{w}": 2 for w in SPRITE_WORLDS}
     assert not any("possible" in m for m in metas)
-    one, other = (Path(list_shards(tmp_path / seed)[0]).read_bytes() for seed in "01")
-    assert one != other
+    first, second = (Path(list_shards(tmp_path / seed)[0]).read_bytes() for seed in "01")
+    assert first != second
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,11 @@ Write = Callable[..., str]
 
 @pytest.fixture
 def write_shards(tmp_path: Path) -> Write:
-    """Shards of two times ``episodes`` episodes. A frame's first pixel is its episode's number, its second the time;
-    the state is (episode, time, a flag, nothing)."""
+    """A function that writes two shards of ``episodes`` episodes each and returns their folder.
+
+    The first pixel of a frame is the number of its episode, the second one its time step; the state is (episode, time
+    step, a binary flag, zero).
+    """
 
     def write(episodes: int = 10, name: str = "data", frames: int = 14, state: bool = True, **meta: Any) -> str:
         for shard in range(2):

@@ -155,7 +155,7 @@ def test_classes_are_scored_by_accuracy(run_probe: Run, tmp_path: Path) -> None:
     assert {p.name for p in (tmp_path / "probe").iterdir()} == {"probe.json", "probe.md", "probes.png", "sweep.png"}
 
 
-def test_probes_find_information_that_is_present_only(run_probe: Run) -> None:
+def test_probes_find_only_information_that_is_present(run_probe: Run) -> None:
     report = run_probe(probes=["ridge"], clips=64, test_clips=64)
     for row in report["rows"]:
         column, noise = row["probes"]["ridge"]["by_output"]

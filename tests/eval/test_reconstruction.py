@@ -13,7 +13,7 @@ from vwm.eval.reconstruction import mean_image, reconstruct_clips
 from vwm.models.genie.simulator import GenieSimulator
 
 
-def test_mean_image_is_the_mean() -> None:
+def test_the_mean_image_averages_all_frames() -> None:
     frames = torch.tensor([[0, 10], [20, 31]], dtype=torch.uint8)[:, :, None, None, None].expand(-1, -1, 2, 2, 3)
     assert mean_image(frames).shape == frames.shape
     assert mean_image(frames).unique().tolist() == [15]
@@ -31,7 +31,7 @@ def test_reconstructions_do_not_depend_on_the_batch_size(genie: Callable[..., Ge
     assert (reconstructed.int() - expected.int()).abs().max() <= 1
 
 
-def test_latents_may_be_continuous(brightness_world: VideoSimulator) -> None:
+def test_reconstruction_supports_continuous_latents(brightness_world: VideoSimulator) -> None:
     frames = torch.randint(0, 255, (3, 4, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     reconstructed, latents = reconstruct_clips(brightness_world, frames, batch_size=2)
     assert torch.equal(reconstructed, frames) and latents.shape == (3, 4, 16, 16, 3)

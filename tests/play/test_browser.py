@@ -311,9 +311,9 @@ def test_holding_undo_rewinds_and_a_short_press_is_one_step(open_world: Callable
 def wait_for_action(page: Page, world: Any, condition: Callable[[list[float]], bool]) -> list[float]:
     """Wait until the world receives an action that meets a condition; return the action."""
     for _ in range(200):
-        found = next((action for action in list(world.received) if condition(action)), None)
-        if found is not None:
-            return list(found)
+        action_found = next((action for action in list(world.received) if condition(action)), None)
+        if action_found is not None:
+            return list(action_found)
         page.wait_for_timeout(50)
     raise AssertionError(f"no such action was received; the last ones were {world.received[-5:]}")
 

@@ -292,10 +292,10 @@ def test_the_hello_message_contains_the_rest_values_of_continuous_actions(
 
     run_page(car, script)
 
-    async def other(page: Page) -> None:
+    async def script_without_rest_values(page: Page) -> None:
         assert page.hello["actions"]["rest"] == [0, 0]
 
-    run_page(make_world("continuous"), other)
+    run_page(make_world("continuous"), script_without_rest_values)
 
 
 def test_warm_up_uses_rest_actions(car: Any) -> None:
@@ -436,12 +436,12 @@ def test_the_session_limit_is_reported_and_closing_a_page_frees_a_session(world:
 
 def test_sessions_are_independent(world: Simulator) -> None:
     async def script(client: TestClient[Any, Any]) -> None:
-        one, other = await open_page(client), await open_page(client)
-        await asyncio.gather(one.frame(type="reset", start=0), other.frame(type="reset", start=1))
+        first, second = await open_page(client), await open_page(client)
+        await asyncio.gather(first.frame(type="reset", start=0), second.frame(type="reset", start=1))
         for _ in range(3):
-            await asyncio.gather(one.frame(type="step", action=0), other.frame(type="step", action=RIGHT))
+            await asyncio.gather(first.frame(type="step", action=0), second.frame(type="step", action=RIGHT))
         (_, left), (_, right) = await asyncio.gather(
-            one.frame(type="step", action=0), other.frame(type="step", action=RIGHT)
+            first.frame(type="step", action=0), second.frame(type="step", action=RIGHT)
         )
         white = [255, 255, 255]
         assert left[14, 10].tolist() == white and right[14, 21].tolist() == white
@@ -514,5 +514,5 @@ def test_page_urls_replace_wildcard_and_bracket_ipv6_addresses() -> None:
     assert page_url("10.0.0.7", 81) == "http://10.0.0.7:81/"
 
 
-def test_worlds_without_starts_and_with_continuous_actions_warm_up(make_world: Callable[..., Any]) -> None:
+def test_warm_up_supports_continuous_actions_and_worlds_without_starts(make_world: Callable[..., Any]) -> None:
     warm_up_simulator(make_world("continuous", starts=0), steps=1)

@@ -36,13 +36,13 @@ def write_episodes(folder: Path, side: int) -> Path:
     return folder
 
 
-def finetune(config: str, world: Path, width: int, steps: int, *more: str) -> None:
+def finetune(config: str, world: Path, width: int, steps: int, *arguments: str) -> None:
     main(
         ["fit", "-c", str(CONFIGS / config), "--run", str(world / "run"), "--trainer.max_steps", str(steps)]
         + ["--model.init_args.world", str(world / "world"), "--model.init_args.num_actions", "3"]
         + ["--model.init_args.outcomes.init_args.width", str(width), "--data.init_args.path", str(world / "data")]
         + ["--data.init_args.val_path", str(world / "data")]
-        + [*TINY, *more]
+        + [*TINY, *arguments]
     )
 
 

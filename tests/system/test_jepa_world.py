@@ -25,9 +25,9 @@ def artifacts(tmp_path_factory) -> Path:
     data = str(out / "data")
     record = ["--frames", "160", "--max_episode_frames", "20", "--workers", "0", "--state"]
     main(["record", "vwm/TwoRooms-v0", data, *record])
-    for name, more in (("seen", []), ("blind", ["--model.init_args.decoder", "null"])):
+    for name, extra in (("seen", []), ("blind", ["--model.init_args.decoder", "null"])):
         fit = ["fit", "-c", str(CONFIG), "--run", str(out / f"run_{name}"), "--data.init_args.path", data]
-        main([*fit, *SHORT, *more])
+        main([*fit, *SHORT, *extra])
         main(["export", str(out / f"run_{name}"), "-o", str(out / name), "--starts", "3"])
     return out
 

@@ -25,9 +25,9 @@ SMALL = [
 def sprites_folder(tmp_path_factory) -> Path:
     """A folder with training clips and pairs of possible and impossible clips."""
     sprites_folder = tmp_path_factory.mktemp("sprites")
-    for name, more in (("possible", ["--clips", "40", "--frames", "16"]), ("pairs", ["--pairs", "--clips", "12"])):
+    for name, extra in (("possible", ["--clips", "40", "--frames", "16"]), ("pairs", ["--pairs", "--clips", "12"])):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["generate.py", str(sprites_folder / name), *more])
+            patch.setattr(sys, "argv", ["generate.py", str(sprites_folder / name), *extra])
             runpy.run_path(str(REPOSITORY / "datasets/sprites/generate.py"), run_name="__main__")
     return sprites_folder
 
@@ -54,8 +54,8 @@ def test_training_writes_metrics_images_and_collapse_measures(sprites_folder, bu
 
 def test_an_exported_encoder_is_probed_for_clip_labels(sprites_folder, bundle, capsys):
     out = sprites_folder / "probe"
-    more = ["--probes", "[ridge, knn]", "--random_seeds", "1", "--draws", "50"]
-    main(["probe", str(bundle), str(sprites_folder / "possible"), "--label", "shape", "--out", str(out), *more])
+    extra = ["--probes", "[ridge, knn]", "--random_seeds", "1", "--draws", "50"]
+    main(["probe", str(bundle), str(sprites_folder / "possible"), "--label", "shape", "--out", str(out), *extra])
     assert "random init" in capsys.readouterr().out and json.loads((out / "probe.json").read_text())
 
 

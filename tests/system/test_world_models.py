@@ -52,7 +52,7 @@ def test_a_controller_is_evolved_in_the_world_and_evaluated_in_the_environment(a
     options = [x for name, value in small.items() for x in (f"--{name}", str(value))]
     main(["agent", "train", "-c", "configs/agents/world_models_cartpole.yaml", *options])
     results = json.loads((artifacts / "c" / "evaluation.json").read_text())["results"]
-    assert {name: found["episodes"] for name, found in results.items()} == {
+    assert {name: result["episodes"] for name, result in results.items()} == {
         "latent_and_memory": 2,
         "latent": 2,
         "random": 2,

@@ -120,7 +120,7 @@ def test_tiled_results_are_exact_inside_a_tile_and_close_in_overlaps(codebook):
     x = video(5, (32, 64))
     latents = network.encode(x)
     tiled = encode_tiled(network, x, tile=10, overlap=4)
-    # Tiles begin at columns 0 and 6; only the first has columns 0 to 5, and the receptive field is three latents wide.
+    # Tiles begin at columns 0 and 6; only the first has columns 0 to 5. The network sees three latents on each side.
     assert tiled.dtype == latents.dtype and tiled.shape == latents.shape
     torch.testing.assert_close(tiled[:, :, :, :6], latents[:, :, :, :6], rtol=0, atol=1e-10)
     decoded, tiled_decoded = network.decode(latents), decode_tiled(network, latents, tile=10, overlap=4)

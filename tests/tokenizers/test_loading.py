@@ -8,7 +8,7 @@ from vwm.core.components import ComponentError, save_component
 from vwm.tokenizers.loading import load_tokenizer
 
 
-def test_a_tokenizer_is_found_in_its_folder_and_in_a_bundle(tmp_path):
+def test_a_tokenizer_is_loaded_from_its_folder_and_from_a_bundle(tmp_path):
     network = tokenizer().eval()
     save_component(network, tmp_path / "tokenizer")
     video = torch.rand(1, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -205,8 +205,10 @@ def vjepa_model() -> dict[str, Any]:
     }
 
 
-def fit(runs: Runs, root: Path, family: str, run: str, *more: str, ranks: int = 1, **environment: str) -> RunResult:
-    argv = ["fit", "-c", str(root / f"{family}.yaml"), "--run", str(root / run), *more]
+def fit(
+    runs: Runs, root: Path, family: str, run: str, *arguments: str, ranks: int = 1, **environment: str
+) -> RunResult:
+    argv = ["fit", "-c", str(root / f"{family}.yaml"), "--run", str(root / run), *arguments]
     if ranks > 1:
         size = 4 // ranks
         argv += ["--trainer.devices", str(ranks), "--trainer.strategy", "ddp", "--data.init_args.batch_size", str(size)]
@@ -227,17 +229,21 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
     if isinstance(a, dict):
         if list(a) != list(b):
             return [f"{where}: keys {list(a)} and {list(b)}"]
-        return [found for key in a for found in differences(a[key], b[key], f"{where}/{key}")]
+        return [difference for key in a for difference in differences(a[key], b[key], f"{where}/{key}")]
     if isinstance(a, list | tuple):
         if len(a) != len(b):
             return [f"{where}: {len(a)} and {len(b)} entries"]
-        return [found for i, (x, y) in enumerate(zip(a, b, strict=True)) for found in differences(x, y, f"{where}/{i}")]
+        return [
+            difference
+            for i, (x, y) in enumerate(zip(a, b, strict=True))
+            for difference in differences(x, y, f"{where}/{i}")
+        ]
     return [] if a == b else [f"{where}: {a!r} and {b!r}"]
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(runs: Runs, root: Path) -> Callable[[str, int], dict[str, Any]]:
-    """The last checkpoint of an uninterrupted run of a family, on 1 or 2 ranks; made once."""
+    """The last checkpoint of an uninterrupted run of a family, on 1 or 2 ranks; run only once."""
     states: dict[tuple[str, int], dict[str, Any]] = {}
 
     def state_of(family: str, ranks: int) -> dict[str, Any]:
@@ -333,17 +339,17 @@ def test_global_batches_do_not_depend_on_the_number_of_ranks(
     runs: Runs, root: Path, uninterrupted: Uninterrupted
 ) -> None:
     uninterrupted("tokenizer", 1), uninterrupted("tokenizer", 2)
-    one = batches(root / "tokenizer-uninterrupted-1")
-    assert sorted(one) == list(range(1, STEPS + 1)) and {len(clips) for clips in one.values()} == {4}
-    assert len({clip for step in range(1, EPOCH + 1) for clip in one[step]}) == 4 * EPOCH
-    assert batches(root / "tokenizer-uninterrupted-2", ranks=2) == one
+    expected = batches(root / "tokenizer-uninterrupted-1")
+    assert sorted(expected) == list(range(1, STEPS + 1)) and {len(clips) for clips in expected.values()} == {4}
+    assert len({clip for step in range(1, EPOCH + 1) for clip in expected[step]}) == 4 * EPOCH
+    assert batches(root / "tokenizer-uninterrupted-2", ranks=2) == expected
     # The same holds if a run resumes with another number of ranks within an epoch.
     result = fit(runs, root, "tokenizer", "moved", KILL_AT=str(EPOCH + 2))
     assert result.codes == [-9], result.output
     (root / "moved" / "batches-0.jsonl").unlink()
     result = fit(runs, root, "tokenizer", "moved", ranks=2)
     assert result.codes == [0, 0], result.output
-    assert batches(root / "moved", ranks=2) == {step: one[step] for step in range(EPOCH + 3, STEPS + 1)}
+    assert batches(root / "moved", ranks=2) == {step: expected[step] for step in range(EPOCH + 3, STEPS + 1)}
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -123,12 +123,12 @@ def test_float16_export_halves_the_size_and_rounds_the_weights(saved_bundle, tmp
 def test_saving_again_replaces_bundles_only(bundle, tmp_path):
     save_simulator(genie(labeled=True), bundle)
     assert vwm.load(bundle, "cpu").latent_action is None and not (bundle / "latent_action").exists()
-    other = tmp_path / "papers"
-    other.mkdir()
-    (other / "thesis.txt").write_text("years of work")
+    foreign = tmp_path / "papers"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("years of work")
     with pytest.raises(BundleError, match="is no bundle"):
-        save_simulator(genie(), other)
-    assert (other / "thesis.txt").read_text() == "years of work"
+        save_simulator(genie(), foreign)
+    assert (foreign / "thesis.txt").read_text() == "years of work"
 
 
 def test_a_bundle_does_not_contain_the_paths_of_its_sources(saved_bundle, tmp_path):

@@ -26,7 +26,7 @@ def record(folder: Path, rewards: bool = True) -> str:
     return str(folder)
 
 
-def test_contexts_are_complete_and_every_time_step_is_drawn(tmp_path: Path) -> None:
+def test_sampled_contexts_are_complete_and_cover_every_time_step(tmp_path: Path) -> None:
     torch.manual_seed(0)
     contexts = ContextSampler(record(tmp_path), 3, horizon=2)
     sampled = contexts.sample(300)
@@ -68,7 +68,7 @@ def test_samples_depend_on_the_torch_seed(tmp_path: Path) -> None:
     assert torch.equal(frames[0], frames[2]) and not torch.equal(frames[0], frames[1])
 
 
-def test_invalid_input_is_an_error(tmp_path: Path) -> None:
+def test_rejects_invalid_fractions_and_recordings(tmp_path: Path) -> None:
     data = record(tmp_path / "with")
     assert ContextSampler(data, 2, horizon=2, actions=False).sample(2).actions is None
     with pytest.raises(ValueError, match="from 0 to below 1, got 1"):

@@ -99,7 +99,7 @@ def shown(world, out) -> torch.Tensor:
     return out.latent if world.spec.observation.is_latent else out.frame
 
 
-def test_shapes_and_types(world):
+def test_outputs_have_the_shapes_and_dtypes_of_the_spec(world):
     state, frame = world.reset(contexts(world), seed=1)
     shape, dtype = (3, *world.spec.context.shape), world.spec.context.dtype
     assert frame.shape == shape and frame.dtype == dtype and state_batch_size(state) == 3
@@ -196,28 +196,29 @@ def test_worlds_with_different_numbers_of_steps_share_a_batch(world):
 def test_observing_a_frame_equals_a_reset_with_one_more_frame(world):
     """Observe frame by frame, beyond the window; worlds without this capability raise an error."""
     context, seeds = contexts(world, frames=7), world_seeds(3, 3)
-    taken = torch.stack([actions(world, 3, i) for i in range(6)], dim=1)
-    state, _ = world.reset(context[:, :2], seeds, taken[:, :1])
+    past_actions = torch.stack([actions(world, 3, i) for i in range(6)], dim=1)
+    state, _ = world.reset(context[:, :2], seeds, past_actions[:, :1])
     if not isinstance(world, ObservesFrames):
         with pytest.raises(ValueError, match="cannot observe frames"):
             DynamicsObservationEncoder(world, "latent")
         return
-    whole, _ = world.reset(context, seeds, taken)
+    expected, _ = world.reset(context, seeds, past_actions)
     copied = map_state(torch.clone, state)
     for i in range(1, 6):
-        state = world.observe(state, taken[:, i], context[:, i + 1])
-    assert_states_close(state, whole)
+        state = world.observe(state, past_actions[:, i], context[:, i + 1])
+    assert_states_close(state, expected)
     next_state, (out,) = roll_out(world, state, 1)
-    assert_states_close(next_state, roll_out(world, whole, 1)[0])
+    assert_states_close(next_state, roll_out(world, expected, 1)[0])
     assert_states_close(
-        world.observe(copied, taken[:, 1], context[:, 2]), world.reset(context[:, :3], seeds, taken[:, :2])[0]
+        world.observe(copied, past_actions[:, 1], context[:, 2]),
+        world.reset(context[:, :3], seeds, past_actions[:, :2])[0],
     )
     # A predicted frame does not enter the tokenizer's state; the real frame is observed in its place.
-    assert not torch.equal(world.latent(world.observe(next_state, taken[:, 0], context[:, 0])), out.latent)
+    assert not torch.equal(world.latent(world.observe(next_state, past_actions[:, 0], context[:, 0])), out.latent)
     for action, frame, message in (
-        (taken[:, 1], context[:, 2].float(), r"uint8 \[b, t, \d+, \d+, 3\], got torch\.float32"),
-        (taken[:, 1], context[:1, 2], "3 simulations observe 3 frames"),
-        (taken[:2, 1], context[:, 2], r"action must be"),
+        (past_actions[:, 1], context[:, 2].float(), r"uint8 \[b, t, \d+, \d+, 3\], got torch\.float32"),
+        (past_actions[:, 1], context[:1, 2], "3 simulations observe 3 frames"),
+        (past_actions[:2, 1], context[:, 2], r"action must be"),
     ):
         with pytest.raises(ValueError, match=message):
             world.observe(state, action, frame)
@@ -254,8 +255,8 @@ def test_rewards_and_terminations_come_from_the_heads_and_depend_on_the_action(m
     _, out = without_heads.step(without_heads.reset(contexts(without_heads))[0], actions(without_heads, 3, 0))
     assert not out.reward.any() and not out.terminated.any()
     state, _ = world.reset(contexts(world))
-    (_, one), (_, two) = (world.step(state, torch.full((3,), a)) for a in (0, 1))
-    assert one.reward.std() > 0 and not torch.equal(one.reward, two.reward)
+    (_, first), (_, second) = (world.step(state, torch.full((3,), a)) for a in (0, 1))
+    assert first.reward.std() > 0 and not torch.equal(first.reward, second.reward)
     terminated = torch.cat(
         [roll_out(world, world.reset(contexts(world), seed)[0], 1)[1][0].terminated for seed in range(20)]
     )

@@ -74,7 +74,7 @@ def test_it_passes_our_conformance_checker(shows: str, observe: str) -> None:
     )
 
 
-def test_spaces() -> None:
+def test_spaces_and_metadata_follow_the_world() -> None:
     env = SimulatorEnv(CountWorld())
     assert env.observation_space == gymnasium.spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8)
     assert env.action_space == gymnasium.spaces.Discrete(4)
@@ -99,17 +99,17 @@ def test_a_single_world_counts_truncates_and_terminates() -> None:
     assert terminated and not truncated
 
 
-def test_everything_random_comes_from_the_seed() -> None:
+def test_all_randomness_comes_from_the_seed() -> None:
     def two_episodes(seed: int | None, env: SimulatorEnv) -> list[int]:
         frames = [env.reset(seed=seed)[0], env.step(1)[0], env.reset()[0], env.step(2)[0]]
         return [int(v) for frame in frames for v in frame[0, :3, 0]]
 
-    one, other = SimulatorEnv(CountWorld()), SimulatorEnv(CountWorld())
-    assert two_episodes(5, one) == two_episodes(5, other) == two_episodes(5, one)
-    assert two_episodes(6, one) != two_episodes(5, other)
+    first, second = SimulatorEnv(CountWorld()), SimulatorEnv(CountWorld())
+    assert two_episodes(5, first) == two_episodes(5, second) == two_episodes(5, first)
+    assert two_episodes(6, first) != two_episodes(5, second)
     # A given context consumes as many random numbers as a sampled one.
-    one.reset(seed=5, options={"start": 0}), other.reset(seed=5)
-    assert (one.reset()[0] == other.reset()[0]).all()
+    first.reset(seed=5, options={"start": 0}), second.reset(seed=5)
+    assert (first.reset()[0] == second.reset()[0]).all()
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
@@ -179,7 +179,7 @@ def test_callers_may_modify_returned_observations() -> None:
     assert (first == copied).all() and (envs.render() or ())[0][0, 1, 0] == 1
 
 
-def test_make_vec_and_genie_worlds(bundle: Path, genie: GenieSimulator) -> None:
+def test_a_vector_env_by_make_vec_equals_single_environments(bundle: Path, genie: GenieSimulator) -> None:
     envs = gymnasium.make_vec(WORLD, num_envs=2, bundle=bundle, max_episode_steps=3)
     assert isinstance(envs, SimulatorVectorEnv) and envs.max_episode_steps == 3
     frames = [envs.reset(seed=4)[0], *(envs.step(np.array([0, 2]))[0] for _ in range(3))]

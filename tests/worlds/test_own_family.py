@@ -213,8 +213,19 @@ def test_the_bundle_is_evaluated(artifacts: Path) -> None:
 
 
 def test_the_bundle_is_probed_and_benchmarked(artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    more = ["--clips", "32", "--test_clips", "16", "--clip_length", "2", "--probes", "[ridge]", "--random_seeds", "1"]
-    main(["probe", str(artifacts / "bundle"), str(artifacts / "data"), "-o", str(artifacts / "probe"), *more])
+    arguments = [
+        "--clips",
+        "32",
+        "--test_clips",
+        "16",
+        "--clip_length",
+        "2",
+        "--probes",
+        "[ridge]",
+        "--random_seeds",
+        "1",
+    ]
+    main(["probe", str(artifacts / "bundle"), str(artifacts / "data"), "-o", str(artifacts / "probe"), *arguments])
     names = [row["name"] for row in json.loads((artifacts / "probe" / "probe.json").read_text())["rows"]]
     assert names[0] == "bundle" and any("random init" in name for name in names)
     capsys.readouterr()

@@ -21,8 +21,8 @@ from vwm.worlds.torchrl_env import SimulatorTorchRLEnv
 KINDS = [("discrete", "pictures", "frame"), ("continuous", "vectors", "frame"), ("discrete", "latents", "latent")]
 
 
-def action_tensordict(*each: int) -> TensorDict:
-    return TensorDict({"action": torch.tensor(each)}, [len(each)])
+def action_tensordict(*indices: int) -> TensorDict:
+    return TensorDict({"action": torch.tensor(indices)}, [len(indices)])
 
 
 def shown_counts(tensordict: TensorDict) -> list[int]:
@@ -36,16 +36,16 @@ def test_it_passes_the_torchrl_checker(kind: str, shows: str, observe: str) -> N
     check_env_specs(env, seed=0)
 
 
-def test_spaces() -> None:
+def test_specs_follow_the_world() -> None:
     env = SimulatorTorchRLEnv(CountWorld(), 3)
     assert env.batch_size == (3,) and env.device == torch.device("cpu")
     assert env.observation_spec["pixels"].shape == (3, SIZE, SIZE, 3) and env.action_spec.shape == (3,)
     assert env.action_spec.rand().max() <= 3 and env.action_spec.dtype == torch.int64
     first = env.reset()
     assert set(first.keys()) == {"pixels", "done", "terminated", "truncated"} and first["done"].shape == (3, 1)
-    shown = env.step(first.update(action_tensordict(0, 1, 2)))["next"]
-    assert shown["reward"].tolist() == [[0.0], [1.0], [2.0]] and shown["reward"].dtype == torch.float32
-    assert not shown["pixels"].is_inference()
+    output = env.step(first.update(action_tensordict(0, 1, 2)))["next"]
+    assert output["reward"].tolist() == [[0.0], [1.0], [2.0]] and output["reward"].dtype == torch.float32
+    assert not output["pixels"].is_inference()
     continuous = SimulatorTorchRLEnv(CountWorld("continuous", "vectors"), 2)
     assert continuous.action_spec.shape == (2, 4) and continuous.reset()["observation"].dtype == torch.float32
 
@@ -68,7 +68,7 @@ def test_it_equals_the_gymnasium_interface() -> None:
             observations = gymnasium_envs.reset(options={"reset_mask": terminated | truncated})[0]
 
 
-def test_everything_random_comes_from_the_seed() -> None:
+def test_all_randomness_comes_from_the_seed() -> None:
     env = SimulatorTorchRLEnv(CountWorld(), 2, max_episode_steps=3)
 
     def run(seed: int) -> TensorDict:
@@ -86,9 +86,9 @@ def test_a_reset_mask_resets_only_the_selected_worlds() -> None:
     with pytest.raises(ResetNeeded, match="all worlds"):
         env.reset(TensorDict({"_reset": torch.tensor([[True], [False], [False]])}, [3]))
     env.reset()
-    shown = env.step(action_tensordict(3, 2, 1))["next"]
-    shown["_reset"] = torch.tensor([[False], [True], [False]])
-    assert shown_counts(env.reset(shown)) == [3, 0, 1]
+    output = env.step(action_tensordict(3, 2, 1))["next"]
+    output["_reset"] = torch.tensor([[False], [True], [False]])
+    assert shown_counts(env.reset(output)) == [3, 0, 1]
     assert shown_counts(env.step(action_tensordict(1, 1, 1))["next"]) == [4, 1, 2]
 
 
@@ -107,13 +107,13 @@ def test_a_step_mask_leaves_the_other_worlds_unchanged() -> None:
     env = SimulatorTorchRLEnv(CountWorld(), 2)
     env.reset()
     env.step(action_tensordict(1, 1))
-    shown = env.step(action_tensordict(2, 2).set("_step", torch.tensor([True, False])))["next"]
-    assert shown_counts(shown) == [3, 1] and shown["reward"].tolist() == [[3.0], [0.0]]
+    output = env.step(action_tensordict(2, 2).set("_step", torch.tensor([True, False])))["next"]
+    assert shown_counts(output) == [3, 1] and output["reward"].tolist() == [[3.0], [0.0]]
     assert shown_counts(env.step(action_tensordict(1, 1))["next"]) == [4, 2]
-    whole = env.rollout(
+    rollout = env.rollout(
         10, lambda td: td.set("action", torch.tensor([3, 2])), break_when_any_done=False, break_when_all_done=True
     )
-    assert whole.shape == (2, 4) and whole["next", "pixels"][:, -1, 0, 1, 0].tolist() == [9, 8]
+    assert rollout.shape == (2, 4) and rollout["next", "pixels"][:, -1, 0, 1, 0].tolist() == [9, 8]
 
 
 def test_a_fork_continues_exactly_and_independently() -> None:
@@ -122,27 +122,27 @@ def test_a_fork_continues_exactly_and_independently() -> None:
     initial = env.reset()
     env.step(initial.clone().update(action_tensordict(1, 2)))
     trajectories = []
-    for each in (env.fork(), env.fork(), env):  # stepping one does not change the next
+    for forked in (env.fork(), env.fork(), env):  # stepping one does not change the next
         current = initial.clone()
         trajectories.append([])
         for step in range(8):
-            shown, current = each.step_and_maybe_reset(current.update(action_tensordict(step % 3, 1)))
-            trajectories[-1].append(shown["next", "observation"])
+            output, current = forked.step_and_maybe_reset(current.update(action_tensordict(step % 3, 1)))
+            trajectories[-1].append(output["next", "observation"])
     stacked = [torch.stack(trajectory) for trajectory in trajectories]
     assert torch.equal(stacked[0], stacked[1]) and torch.equal(stacked[0], stacked[2])
 
 
 def test_callers_may_modify_returned_tensordicts() -> None:
     env, other = (SimulatorTorchRLEnv(CountWorld(), 2) for _ in range(2))
-    for each in (env, other):
-        each.set_seed(0)
+    for one_env in (env, other):
+        one_env.set_seed(0)
     env.reset().zero_()
     other.reset()
     env.step(action_tensordict(1, 2))["next"].fill_("pixels", 9)
     other.step(action_tensordict(1, 2))
     reset_mask = {"_reset": torch.tensor([[True], [False]]), "done": torch.zeros(2, 1, dtype=torch.bool)}
-    shown = [each.reset(TensorDict(reset_mask, [2]).clone())["pixels"] for each in (env, other)]
-    assert torch.equal(shown[0][0], shown[1][0])
+    observations = [one_env.reset(TensorDict(reset_mask, [2]).clone())["pixels"] for one_env in (env, other)]
+    assert torch.equal(observations[0][0], observations[1][0])
     assert torch.equal(env.worlds.current.observation, other.worlds.current.observation)
 
 

@@ -12,8 +12,8 @@ from gymnasium.error import ResetNeeded
 from vwm.worlds.world_batch import WorldBatch
 
 
-def mask(*each: bool) -> np.ndarray:
-    return np.array(each)
+def mask(*values: bool) -> np.ndarray:
+    return np.array(values)
 
 
 def observed_counts(worlds: WorldBatch) -> list[float]:
@@ -94,7 +94,7 @@ def test_feature_observations_are_those_of_the_current_state() -> None:
         WorldBatch(CountWorld(), 2, observe="features")
 
 
-def test_before_the_first_reset_there_is_no_state() -> None:
+def test_there_is_no_current_state_before_the_first_reset() -> None:
     with pytest.raises(ResetNeeded, match=r"call reset\(\) first"):
         _ = make_latent_worlds().current
     with pytest.raises(ResetNeeded, match="all worlds"):

@@ -36,22 +36,22 @@ class Runs:
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
         )
 
-    def __call__(self, argv: list[str], log: Path, ranks: int = 1, **more: str) -> RunResult:
+    def __call__(self, argv: list[str], log: Path, ranks: int = 1, **variables: str) -> RunResult:
         """Run ``vwm`` with these arguments; if one of several ranks fails, the others are killed, as by torchrun.
 
         Args:
             argv: the arguments.
             log: file to print into.
             ranks: how many processes.
-            more: environment variables.
+            variables: environment variables.
         """
         log.unlink(missing_ok=True)
-        processes = [more]
+        processes = [variables]
         if ranks > 1:
             common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(ranks)}
             common |= {"TORCHELASTIC_RUN_ID": "test", "LOCAL_WORLD_SIZE": str(ranks), "GROUP_RANK": "0"}
             numbers = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
-            processes = [more | common | number for number in numbers]
+            processes = [variables | common | number for number in numbers]
         self._server.stdin.write(json.dumps({"argv": argv, "log": str(log), "processes": processes}) + "\n")
         self._server.stdin.flush()
         return RunResult(json.loads(self._server.stdout.readline()), log.read_text())
@@ -110,8 +110,8 @@ def run_command_and_exit(argv: list[str], log: str, environment: dict[str, str])
     os.setsid()  # a process group of its own, as under a scheduler
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     empty_input = os.open(os.devnull, os.O_RDONLY)
-    for ours, standard in ((empty_input, 0), (output, 1), (output, 2)):
-        os.dup2(ours, standard)
+    for descriptor, standard in ((empty_input, 0), (output, 1), (output, 2)):
+        os.dup2(descriptor, standard)
     os.environ.update(environment)
     sys.argv = ["vwm", *argv]
     code = 0
