@@ -37,12 +37,3 @@ def test_one_process_writes_a_run_and_its_lock_ends_with_it(tmp_path: Path) -> N
         pass
     with run.lock():
         pass
-
-
-def test_fixed_settings_stay(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
-    began = {"model.width": 8, "steps": 10}
-    run.check_fixed_settings(began, {"model.width": 8, "steps": 20}, lambda name: name.startswith("model."))
-    for now in ({"model.width": 9, "steps": 10}, {"steps": 10}, {**began, "model.depth": 2}):
-        with pytest.raises(ValueError, match=r"was started with model\.\w+=\w+, not \w+: .* choose another folder"):
-            run.check_fixed_settings(began, now, lambda name: name.startswith("model."))

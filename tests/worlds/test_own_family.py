@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import vwm
 from vwm.cli.main import main
-from vwm.core import components
+from vwm.core import trusted_packages
 from vwm.core.family import ExportSettings, WorldFamily
 from vwm.core.feature_extractor import FeatureExtractor
 from vwm.core.frames import frames_to_float, video_to_uint8
@@ -149,7 +149,7 @@ def registry():
     """The registry, restored after the tests of this module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(families, "_registered", {})
-        patch.setattr(components, "_network_packages", {"vwm"})
+        patch.setattr(trusted_packages, "_trusted", {"vwm"})
         yield families
 
 
@@ -283,11 +283,11 @@ def test_families_of_installed_packages_are_found_by_their_entry_points(monkeypa
 
     monkeypatch.setattr(families, "entry_points", lambda group: [EntryPoint()] if group == "vwm.families" else [])
     monkeypatch.setattr(families, "_registered", {})
-    monkeypatch.setattr(components, "_network_packages", {"vwm"})
+    monkeypatch.setattr(trusted_packages, "_trusted", {"vwm"})
     register = families._register_installed_families.__wrapped__  # without the cache, which runs it only once
     monkeypatch.setattr(families, "_register_installed_families", register)
     assert families.find_simulator_class("NextFrameSimulator") is NextFrameSimulator
-    assert __name__.partition(".")[0] in components._network_packages
+    assert __name__.partition(".")[0] in trusted_packages._trusted
     monkeypatch.setattr(families, "entry_points", lambda group: [BrokenEntryPoint()])
     with pytest.raises(ImportError, match=r"the family 'next_frame' .* cannot be imported"):
         families.world_families()

@@ -25,6 +25,7 @@ from vwm.runs.config_files import compose_config_arguments
 from vwm.runs.metric_loggers import make_metric_loggers
 from vwm.runs.options import add_logger_options, add_switch
 from vwm.runs.run_folder import RunFolder
+from vwm.runs.saved_config import check_fixed_settings, read_saved_config
 from vwm.runs.training_runtime import TrainingRuntime
 from vwm.worlds.bundle import save_simulator
 
@@ -67,7 +68,7 @@ def train_agent(argv: list[str]) -> None:
     text = parser.dump(config, skip_unset=False)
     run = training.folder
     with run.lock():
-        check_same_run(run, parser, config)
+        check_same_run(run, text)
         training.runtime = make_runtime(training, config, yaml.safe_load(text))
         run.write_config(text)
         try:
@@ -122,20 +123,21 @@ def make_runtime(training: AgentTraining, config: Namespace, settings: dict[str,
     return replace(runtime, loggers=loggers)
 
 
-def check_same_run(run: RunFolder, parser: ArgumentParser, config: Namespace) -> None:
+def check_same_run(run: RunFolder, config: str) -> None:
     """Raise ValueError if one of ``FIXED_SETTINGS`` differs from that of the run in the folder."""
-    if not run.config.is_file() or not run.last_checkpoint.is_file():
-        return
-    began = parse_agent_config(parser, ["-c", str(run.config)])
-    run.check_fixed_settings(
-        dict(began.items()),
-        dict(config.items()),
-        lambda name: any(name == fixed or name.startswith(f"{fixed}.") for fixed in FIXED_SETTINGS),
-    )
+    if run.config.is_file() and run.last_checkpoint.is_file():
+        check_fixed_settings(
+            run, config, lambda name: any(name == fixed or name.startswith(f"{fixed}.") for fixed in FIXED_SETTINGS)
+        )
 
 
 def evaluate_agent(
-    run: Path, episodes: int = 100, seed: int = 2_000_000, num_envs: int = 16, best: bool = False
+    run: Path,
+    episodes: int = 100,
+    seed: int = 2_000_000,
+    num_envs: int = 16,
+    best: bool = False,
+    allow_packages: list[str] | None = None,
 ) -> None:
     """Evaluate a trained agent, and random actions, over the same number of episodes.
 
@@ -146,8 +148,9 @@ def evaluate_agent(
         num_envs: largest number of environments that are stepped together.
         best: use the weights with the best evaluation of the training instead of the last ones. They were selected by
             those evaluations, so this command uses other episodes.
+        allow_packages: packages other than vwm whose code the run's config may name, and which are then imported.
     """
-    policy, env_spec = load_agent(run, best)
+    policy, env_spec = load_agent(run, best, allow_packages)
     trained = evaluate_policy(policy, env_spec, episodes, seed, num_envs)
     random = evaluate_policy(None, env_spec, episodes, seed, num_envs)
     result = {
@@ -183,7 +186,12 @@ def summarize_evaluation(result: EvaluationResult) -> dict[str, float | list[flo
 
 
 def record_agent_videos(
-    run: Path, out: Path | None = None, episodes: int = 1, seed: int = 3_000_000, best: bool = False
+    run: Path,
+    out: Path | None = None,
+    episodes: int = 1,
+    seed: int = 3_000_000,
+    best: bool = False,
+    allow_packages: list[str] | None = None,
 ) -> None:
     """Write videos of a trained agent.
 
@@ -193,8 +201,9 @@ def record_agent_videos(
         episodes: number of episodes, one video each.
         seed: seed of the first episode; each of the next has the next seed.
         best: use the weights with the best evaluation of the training instead of the last ones.
+        allow_packages: packages other than vwm whose code the run's config may name, and which are then imported.
     """
-    policy, env_spec = load_agent(run, best)
+    policy, env_spec = load_agent(run, best, allow_packages)
     out = out or run / "play"
     for episode in range(episodes):
         result = evaluate_policy(policy, env_spec, 1, seed + episode, record_video=True)
@@ -211,6 +220,7 @@ def export_agent_world(
     fps: float = 15.0,
     starts: int = 16,
     best: bool = False,
+    allow_packages: list[str] | None = None,
 ) -> None:
     """Make a bundle of the world model that an agent has learned.
 
@@ -221,30 +231,31 @@ def export_agent_world(
         fps: frames per second at which the player shows it.
         starts: number of starting contexts, which are drawn from the replay buffer.
         best: use the weights with the best evaluation of the training instead of the last ones.
+        allow_packages: packages other than vwm whose code the run's config may name, and which are then imported.
     """
-    simulator = load_agent_training(run).export_simulator(best, title or run.name, fps, starts)
+    simulator = load_agent_training(run, allow_packages).export_simulator(best, title or run.name, fps, starts)
     out = out or run / "world"
     save_simulator(simulator, out)
     print(f"bundle: {out}")
 
 
-def load_agent(run: Path, best: bool = False) -> tuple[ActingPolicy, EnvSpec]:
+def load_agent(run: Path, best: bool = False, allow_packages: list[str] | None = None) -> tuple[ActingPolicy, EnvSpec]:
     """Load the policy of a run, saved last or with the best evaluation, and the environment that it is evaluated in.
 
     Raises:
         FileNotFoundError: there is no such run, or nothing was saved yet.
         ValueError: its algorithm keeps no policy to load.
     """
-    training = load_agent_training(run)
+    training = load_agent_training(run, allow_packages)
     return training.load_policy(best), training.eval_env
 
 
-def load_agent_training(run: Path) -> AgentTraining:
-    """Make a run's training from its config. Raises FileNotFoundError where there is none."""
-    path = RunFolder(run).config
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: give the folder of a run of `vwm agent train`")
+def load_agent_training(run: Path, allow_packages: list[str] | None = None) -> AgentTraining:
+    """Make a run's training from its config.
+
+    Raises:
+        FileNotFoundError, ConfigFileError, UntrustedConfigError: see ``read_saved_config``.
+    """
+    saved = read_saved_config(RunFolder(run), allow_packages or ())
     parser = make_agent_parser()
-    config = parse_agent_config(parser, ["-c", str(path)])
-    config.run = run
-    return make_training(parser, config)
+    return make_training(parser, parser.parse_args(["-c", yaml.safe_dump({**saved, "run": str(run)})]))

@@ -16,7 +16,6 @@ from .capabilities import ProvidesFeatures as ProvidesFeatures
 from .capabilities import ReconstructsFrames as ReconstructsFrames
 from .checks import check_positive as check_positive
 from .components import ComponentError as ComponentError
-from .components import allow_network_package as allow_network_package
 from .components import copy_weights as copy_weights
 from .components import load_component as load_component
 from .components import load_pretrained_weights as load_pretrained_weights
@@ -56,3 +55,5 @@ from .suggestions import suggest_sibling as suggest_sibling
 from .tokenizer import FrameTokenizer as FrameTokenizer
 from .tokenizer import TokenizerOutput as TokenizerOutput
 from .tokenizer import VideoTokenizer as VideoTokenizer
+from .trusted_packages import find_untrusted_names as find_untrusted_names
+from .trusted_packages import trust_package as trust_package

@@ -19,12 +19,11 @@ from typing import Any, TypeVar
 import torch
 from diffusers import ModelMixin
 
+from vwm.core.trusted_packages import is_trusted_package
+
 COMPONENT_CONFIG_FILE = "config.json"
 
 NetworkT = TypeVar("NetworkT", bound=ModelMixin)
-
-_network_packages = {"vwm"}
-"""Top-level packages whose classes a folder may name; see ``allow_network_package``."""
 
 
 class ComponentError(ValueError):
@@ -162,15 +161,9 @@ def _constructor_arguments(part: ModelMixin) -> dict[str, object]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def allow_network_package(name: str) -> None:
-    """Allow folders to name network classes of another top-level package, which loading them then imports."""
-    _network_packages.add(name)
-
-
 def resolve_network_class(module: str, name: str, where: str) -> type[ModelMixin]:
-    """Return a network class of an allowed package; ``where`` is named in errors. Raises ComponentError."""
-    root = module.split(".")[0]
-    if root not in _network_packages:
+    """Return a network class of a trusted package; ``where`` is named in errors. Raises ComponentError."""
+    if not is_trusted_package(module):
         raise ComponentError(
             f"{where} names {module}.{name}; a folder may only name vwm's classes, and those of packages whose "
             "families are registered (vwm.worlds.register_family)"
@@ -178,7 +171,7 @@ def resolve_network_class(module: str, name: str, where: str) -> type[ModelMixin
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ComponentError(f"{where} names {module}.{name}, which {root} does not have") from error
+        raise ComponentError(f"{where} names {module}.{name}, which is not there") from error
     if not (isinstance(found, type) and issubclass(found, ModelMixin)):
         raise ComponentError(f"{where} names {module}.{name}, which is no network")
     return found

@@ -24,6 +24,9 @@ from .options import add_switch as add_switch
 from .rng_states import restore_rng_states as restore_rng_states
 from .run_curves import plot_run_curves as plot_run_curves
 from .run_folder import RunFolder as RunFolder
+from .saved_config import UntrustedConfigError as UntrustedConfigError
+from .saved_config import check_fixed_settings as check_fixed_settings
+from .saved_config import read_saved_config as read_saved_config
 from .stop_signal import StopRequest as StopRequest
 from .training_runtime import TrainingRuntime as TrainingRuntime
 from .training_runtime import compile_networks as compile_networks

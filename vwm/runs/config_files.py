@@ -20,6 +20,9 @@ from typing import Any
 from vwm.core.suggestions import suggest_sibling
 
 BASE_KEY = "base"
+MAX_CONFIG_BYTES = 2**20
+MAX_CONFIG_NODES = 100_000
+"""Limit of the values of a config with its aliases written out: a file of a few lines can stand for billions."""
 
 
 class ConfigFileError(ValueError):
@@ -51,7 +54,7 @@ def compose_config_arguments(argv: Sequence[str]) -> list[str]:
     files, others = split_config_files(argv)
     if not files or not all(Path(file).is_file() for file in files):
         return list(argv)  # jsonargparse says what is missing
-    if len(files) == 1 and BASE_KEY not in _read(Path(files[0])):
+    if len(files) == 1 and BASE_KEY not in read_config_file(Path(files[0])):
         return ["-c", files[0], *others]
     import yaml
 
@@ -76,7 +79,7 @@ def _load(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in above:
         chain = " > ".join(other.name for other in (*above, path))
         raise ConfigFileError(f"{path}: {BASE_KEY} leads back to this file ({chain})")
-    own = _read(path)
+    own = read_config_file(path)
     bases = own.pop(BASE_KEY, [])
     configs = []
     for name in [bases] if isinstance(bases, str) else bases:
@@ -87,17 +90,59 @@ def _load(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     return merge_configs([*configs, own])
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Read one file as plain values, without its bases; nothing that it names is imported.
+
+    Raises:
+        ConfigFileError: see ``parse_config_text``, or the file is too large.
+    """
+    size = path.stat().st_size
+    if size > MAX_CONFIG_BYTES:
+        raise ConfigFileError(f"{path}: {size} bytes are too large for a config, at most {MAX_CONFIG_BYTES}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigFileError(f"{path}: not a text in UTF-8 ({error})") from error
+    return parse_config_text(text, str(path))
+
+
+def parse_config_text(text: str, source: str) -> dict[str, Any]:
+    """Parse a config as plain values.
+
+    Args:
+        text: YAML.
+        source: its file, for error messages.
+
+    Raises:
+        ConfigFileError: it is not a mapping of YAML, or its aliases stand for too many values.
+    """
     import yaml
     from jsonargparse import get_loader
 
     try:
-        config = get_loader("yaml")(path.read_text())  # unlike yaml.safe_load it reads 1e-06 as a number
-    except yaml.YAMLError as error:
-        raise ConfigFileError(f"{path}: not YAML ({error})") from error
+        nodes = _count_nodes(yaml.compose(text, Loader=yaml.SafeLoader), {})
+        if nodes > MAX_CONFIG_NODES:
+            raise ConfigFileError(
+                f"{source}: its aliases stand for {nodes:.2g} values, and a config may have {MAX_CONFIG_NODES}"
+            )
+        config = get_loader("yaml")(text)  # unlike yaml.safe_load it reads 1e-06 as a number
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigFileError(f"{source}: not YAML ({error})") from error
     if not isinstance(config, dict):
-        raise ConfigFileError(f"{path}: a config is a mapping of keys to values, and this is {type(config).__name__}")
+        raise ConfigFileError(f"{source}: a config is a mapping of keys to values, and this is {type(config).__name__}")
     return config
+
+
+def _count_nodes(node: Any, counts: dict[int, int]) -> int:
+    """Count the values below a YAML node; a node that aliases repeat counts each time, and is visited once."""
+    if node is None:
+        return 0
+    if id(node) not in counts:
+        counts[id(node)] = 1  # an alias may lead back to the node
+        below = node.value if isinstance(node.value, list) else []
+        children = [child for item in below for child in (item if isinstance(item, tuple) else (item,))]
+        counts[id(node)] = 1 + sum(_count_nodes(child, counts) for child in children)
+    return counts[id(node)]
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from vwm.core.atomic_files import atomic_write_text
 
@@ -98,26 +97,6 @@ class RunFolder:
     def write_config(self, text: str) -> None:
         """Write ``config.yaml``, atomically."""
         atomic_write_text(self.config, text)
-
-    def check_fixed_settings(
-        self, started: Mapping[str, Any], current: Mapping[str, Any], is_fixed: Callable[[str], bool]
-    ) -> None:
-        """Raise an error if a run would continue with settings that must not change within a run.
-
-        Args:
-            started: the settings in ``config.yaml``, flat, by dotted names.
-            current: the settings of this command.
-            is_fixed: whether the setting of a name must stay as it was.
-
-        Raises:
-            ValueError: a fixed setting differs.
-        """
-        for name in [*started, *(name for name in current if name not in started)]:
-            if is_fixed(name) and started.get(name) != current.get(name):
-                raise ValueError(
-                    f"{self.path} was started with {name}={started.get(name)}, not {current.get(name)}: continue it "
-                    "with that, or choose another folder for the new run"
-                )
 
     def _locked_message(self, holder: str) -> str:
         return f"{self.path}: another training writes there ({holder}): wait for it, or choose another folder"

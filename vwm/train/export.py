@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +23,10 @@ from vwm.data.shard_reading import read_episode_metadata
 from vwm.data.video import VIDEO_EXTENSIONS
 from vwm.eval.action_descriptions import describe_actions
 from vwm.nn.training_module import TrainingModule
+from vwm.runs.checkpoints import read_checkpoint
 from vwm.runs.run_folder import RunFolder
 from vwm.train.ema import load_ema_weights
-from vwm.train.fit import parse_fit_config
+from vwm.train.fit import load_run_config
 from vwm.worlds.bundle import save_simulator
 from vwm.worlds.families import find_family
 
@@ -42,6 +43,7 @@ def export_run(
     temperature: float | None = None,
     guidance: float | None = None,
     float16: bool = False,
+    allow_packages: list[str] | None = None,
 ) -> None:
     """Make a bundle of a training run.
 
@@ -62,8 +64,9 @@ def export_run(
         temperature: sampling temperature of MaskGIT (by default 0.5) or of an MDN-RNN (by default 1).
         guidance: scale of a DiT's classifier-free guidance by the action; 1, the default, disables it.
         float16: store a simulator's weights in float16, which halves the size; they are loaded as float32.
+        allow_packages: packages other than vwm whose code the run's config may name, and which are then imported.
     """
-    module, config = load_trained_module(run, weights)
+    module, config = load_trained_module(run, weights, allow_packages or ())
     family, source = find_family(module), _resolve_data(config, data)
     exported = family.export_networks(module, source, weights == "average")
     if exported is not None:
@@ -99,21 +102,22 @@ def _make_export_settings(source: str | None, title: str, starts: int, context: 
     )
 
 
-def load_trained_module(run: Path, weights: str = "average") -> tuple[TrainingModule, Any]:
-    """Load the trained module of a run, and its config.
+def load_trained_module(
+    run: Path, weights: str = "average", allow_packages: Sequence[str] = ()
+) -> tuple[TrainingModule, Any]:
+    """Load the trained module of a run, and its config; see ``read_saved_config`` for ``allow_packages``.
 
     Raises:
         FileNotFoundError: the folder is no run, or has no checkpoint yet.
     """
     folder = RunFolder(run)
-    config, checkpoint = folder.config, folder.last_checkpoint
-    for missing in (config, checkpoint):
+    for missing in (folder.config, folder.last_checkpoint):
         if not missing.is_file():
             raise FileNotFoundError(
                 f"{run} is no finished run: there is no {missing}. Train it first: vwm fit -c ... --run {run}"
             )
-    cli = parse_fit_config(["-c", str(config), "--run", str(run)])
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    cli = load_run_config(folder, allow_packages)
+    state = read_checkpoint(folder.last_checkpoint)
     cli.model.load_state_dict(state["state_dict"])
     if weights == "average":
         load_ema_weights(cli.model, state)

@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from vwm.runs.config_files import compose_config_arguments
 from vwm.runs.metric_loggers import make_metric_loggers
 from vwm.runs.options import add_logger_options, add_switch
 from vwm.runs.run_folder import RunFolder
+from vwm.runs.saved_config import check_fixed_settings, read_saved_config
 from vwm.train.checkpoints import ResumableCheckpoints, RunCheckpointIO
 from vwm.train.ema import EMACallback
 from vwm.train.metric_logging import RunMetricsLogger
@@ -96,8 +97,7 @@ class FitCLI(LightningCLI):
     def check_same_run(self, run: RunFolder) -> None:
         """Raise ValueError where the run that is to be resumed was started with another model or seed."""
         if run.config.is_file():
-            started = self.parser.parse_args(["-c", str(run.config)])
-            run.check_fixed_settings(_flat_settings(started), _flat_settings(self.config), _is_fixed)
+            check_fixed_settings(run, self.config_text(), _is_fixed)
 
 
 class _ConfigWriter(L.Callback):
@@ -111,18 +111,30 @@ class _ConfigWriter(L.Callback):
             RunFolder(trainer.default_root_dir).write_config(self.cli.config_text())
 
 
-def _flat_settings(config: Any) -> Mapping[str, Any]:
-    return dict(config.items())
-
-
 def _is_fixed(name: str) -> bool:
     return name == "seed_everything" or name.startswith("model.")
 
 
 def parse_fit_config(argv: list[str]) -> FitCLI:
     """Make model, data and trainer from the arguments of ``vwm fit``, without starting or writing anything."""
+    return _make_fit_cli(compose_config_arguments(argv))
+
+
+def load_run_config(run: RunFolder, allow_packages: Sequence[str] = ()) -> FitCLI:
+    """Make the model and the data of a run, without its trainer: it may have been trained on another machine.
+
+    Raises:
+        FileNotFoundError, ConfigFileError, UntrustedConfigError: see ``read_saved_config``.
+    """
+    config = read_saved_config(run, allow_packages)
+    parts = {key: value for key, value in config.items() if key in ("seed_everything", "model", "data")}
+    parts["run"] = str(run.path)
+    return _make_fit_cli(["-c", yaml.safe_dump(parts, sort_keys=False)])
+
+
+def _make_fit_cli(args: list[str]) -> FitCLI:
     return FitCLI(
-        args=compose_config_arguments(argv),
+        args=args,
         run=False,
         save_config_callback=None,
         seed_everything_default=0,

@@ -14,11 +14,12 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
-from vwm.core.components import allow_network_package, public_path
+from vwm.core.components import public_path
 from vwm.core.family import WorldFamily
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.core.simulator import Simulator
 from vwm.core.suggestions import suggest
+from vwm.core.trusted_packages import trust_package
 
 BUILT_IN_FAMILIES = (
     "vwm.models.genie.GenieFamily",
@@ -59,7 +60,7 @@ def register_family(family: WorldFamily) -> None:
                 f"the family {other.name!r} has a simulator class {simulator} already, by which bundles name it: "
                 "rename the class"
             )
-    allow_network_package(type(family).__module__.partition(".")[0])
+    trust_package(type(family).__module__.partition(".")[0])
     _registered[family.name] = family
 
 

@@ -1,0 +1,75 @@
+"""The config of a run folder, which may come from anybody: read as plain values, and checked before it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from vwm.core.trusted_packages import find_untrusted_names, trust_package
+from vwm.runs.config_files import parse_config_text, read_config_file
+from vwm.runs.run_folder import RunFolder
+
+
+class UntrustedConfigError(ValueError):
+    """A run's config names code of a package that the user did not allow."""
+
+
+def read_saved_config(run: RunFolder, allow_packages: Sequence[str] = ()) -> dict[str, Any]:
+    """Read the config of a run without importing what it names.
+
+    Args:
+        run: its folder.
+        allow_packages: further packages whose classes and environments it may name.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ConfigFileError: the file is no mapping of YAML.
+        UntrustedConfigError: it names code of another package; the message names key, value and remedy.
+    """
+    if not run.config.is_file():
+        raise FileNotFoundError(f"{run.config} does not exist: give the folder of a run")
+    for package in allow_packages:
+        trust_package(package)
+    config = read_config_file(run.config)
+    for key, text in find_untrusted_names(config):
+        package = text.partition(":")[0].partition(".")[0]
+        raise UntrustedConfigError(
+            f"{run.config}: {key} names {text}, which is not part of vwm. A run folder from somebody else could run "
+            f"any code in this way. If you trust the package: --allow-packages {package}"
+        )
+    return config
+
+
+def check_fixed_settings(run: RunFolder, now: str, is_fixed: Callable[[str], bool]) -> None:
+    """Refuse to continue a run under settings that would make it another run.
+
+    Both configs are compared as plain values: nothing that the run's config names is imported.
+
+    Args:
+        run: the run to continue.
+        now: the settings of this command, as the text that would become the run's config.
+        is_fixed: whether the setting of a dotted name must stay as it was.
+
+    Raises:
+        ValueError: a fixed setting differs.
+    """
+    began = flatten_config(read_config_file(run.config))
+    flat = flatten_config(parse_config_text(now, "this command"))
+    for name in dict.fromkeys([*began, *flat]):
+        if is_fixed(name) and began.get(name) != flat.get(name):
+            raise ValueError(
+                f"{run.path} was started with {name}={began.get(name)}, not {flat.get(name)}: continue it with that, "
+                "or choose another folder for the new run"
+            )
+
+
+def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings by dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat |= flatten_config(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
