@@ -3,10 +3,12 @@
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from vwm.core.atomic_files import atomic_folder, atomic_write, atomic_write_text, check_replaceable_folder
+from vwm.core.folder_lock import FolderInUseError
 
 
 def test_a_folder_replaces_the_old_one_only_when_complete(tmp_path):
@@ -62,7 +64,7 @@ def test_a_killed_writer_keeps_old_files_and_the_next_writer_removes_its_tempora
     process = subprocess.run([sys.executable, "-c", KILLED_WRITER, str(tmp_path)], check=False)
     assert process.returncode == -signal.SIGKILL
     assert (tmp_path / "state.pt").read_text() == "old" and (tmp_path / "report" / "old").exists()
-    assert len(list(tmp_path.iterdir())) == 2 + 2 + len(foreign)
+    assert len(list(tmp_path.iterdir())) == 2 + 2 + 1 + len(foreign)  # the lock is a file, too
     atomic_write_text(tmp_path / "state.pt", "new")
     with atomic_folder(tmp_path / "report") as folder:
         (folder / "new").write_text("")
@@ -88,3 +90,38 @@ def test_temporary_files_of_a_live_writer_are_kept(tmp_path):
         atomic_write_text(tmp_path / "state.pt", "second")
     assert (tmp_path / "state.pt").read_text() == "first"
     assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_a_folder_is_replaced_in_one_step(tmp_path, monkeypatch):
+    with atomic_folder(tmp_path / "report") as folder:
+        (folder / "old").write_text("")
+
+    def seen() -> list[str]:
+        return [p.name for p in (tmp_path / "report").iterdir()]
+
+    renames = []
+    rename = Path.rename
+    monkeypatch.setattr(
+        Path, "rename", lambda path, to: (renames.append(seen()), rename(path, to), renames.append(seen()))
+    )
+    with atomic_folder(tmp_path / "report") as folder:
+        (folder / "new").write_text("")
+    assert seen() == ["new"] and all(names == ["new"] for names in renames)  # already exchanged at the first rename
+
+
+def test_two_processes_do_not_replace_a_folder_at_once(tmp_path):
+    code = "import sys; from vwm.core.atomic_files import atomic_folder\nwith atomic_folder(sys.argv[1]): input()"
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", code.replace("input()", "print(flush=True); input()"), str(tmp_path / "report")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as other,
+    ):
+        other.stdout.readline()
+        with pytest.raises(FolderInUseError, match=f"another process writes there .process {other.pid} on"):
+            atomic_folder(tmp_path / "report").__enter__()
+        other.communicate(b"\n")
+    with atomic_folder(tmp_path / "report") as folder:
+        (folder / "mine").touch()
+    assert [p.name for p in tmp_path.iterdir()] == ["report"]

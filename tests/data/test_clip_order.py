@@ -14,7 +14,7 @@ def shards(lengths: list[list[int]]) -> list[ShardIndex]:
     made = []
     for s, shard in enumerate(lengths):
         episodes = tuple(EpisodeIndexEntry(f"{s}-{e}", frames, 8, 8, 0, {}) for e, frames in enumerate(shard))
-        made.append(ShardIndex(f"shard-{s:06d}.tar", f"hash{s}", episodes))
+        made.append(ShardIndex(f"shard-{s:06d}.tar", 0, f"hash{s}", episodes))
     return made
 
 
@@ -116,8 +116,8 @@ def test_rejects_episodes_shorter_than_a_clip(layout: list[list[int]]) -> None:
 
 def test_the_hash_depends_on_the_data() -> None:
     base = shards([[9, 8], [12]])
-    renamed = [ShardIndex("other.tar", base[0].hash, base[0].episodes), base[1]]
-    changed = [ShardIndex(base[0].tar, "other", base[0].episodes), base[1]]
-    fewer = [ShardIndex(base[0].tar, base[0].hash, base[0].episodes[:1]), base[1]]  # as when more is held out
+    renamed = [ShardIndex("other.tar", 0, base[0].hash, base[0].episodes), base[1]]
+    changed = [ShardIndex(base[0].tar, 0, "other", base[0].episodes), base[1]]
+    fewer = [ShardIndex(base[0].tar, 0, base[0].hash, base[0].episodes[:1]), base[1]]  # as when more is held out
     hashes = [ClipOrder(s, 4).index_hash for s in (base, renamed, changed, fewer, base[::-1], base[:1])]
     assert len(set(hashes)) == len(hashes)

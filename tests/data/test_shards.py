@@ -77,7 +77,7 @@ def test_rejects_keys_that_webdataset_would_split(tmp_path: Path, key: str) -> N
 def test_an_error_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), ShardWriter(tmp_path / "s.tar") as writer:
         writer.write("a", episode(0, 4))
-        assert [p.name for p in tmp_path.iterdir()] == ["s.tar.tmp"]
+        assert [p.suffix for p in tmp_path.iterdir()] == [".tmp"]
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
@@ -91,6 +91,16 @@ def test_an_error_leaves_the_older_shard(tmp_path: Path) -> None:
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     write(tmp_path / "s.tar", {"b": episode(1, 4)})
     assert [e.key for e in load_shard_index(path).episodes] == ["b"]
+
+
+def test_a_failed_index_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(shard: str, written: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("vwm.data.shards.build_shard_index", fail)
+    with pytest.raises(OSError, match="no space"), ShardWriter(tmp_path / "s.tar") as writer:
+        writer.write("a", episode(0, 4))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_equal_content_is_equal_bytes(tmp_path: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import socket
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from vwm.core.folder_lock import lock_folder
 from vwm.data.shard_index import build_shard_index, list_shards, load_shard_index
 from vwm.envs.action_spec import EnvActionSpec
 from vwm.envs.behavior_policies import BEHAVIOR_POLICIES, MixedPolicy, RandomPolicy, StickyPolicy
@@ -212,8 +216,14 @@ def test_workers_and_interruptions_do_not_change_the_written_bytes(
     assert len({build_shard_index(str(tmp_path / "a" / n)).hash for n in expected if n.endswith(".tar")}) == 3
     assert record("b", 2) == expected
     (tmp_path / "b" / "shard-000001.tar").unlink()
-    (tmp_path / "b" / "shard-000001.tar.tmp").write_bytes(b"half")
+    (tmp_path / "b" / "shard-000002.index.json").unlink()  # killed between the shard and its index
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    leftover = f".shard-000001.tar.{re.sub('[^A-Za-z0-9-]', '-', socket.gethostname())}.{ended.pid}.0123abcd.tmp"
+    (tmp_path / "b" / leftover).write_bytes(b"half")
     assert record("b", 0) == expected
+    with lock_folder(tmp_path / "b", "recording"), pytest.raises(ValueError, match="another recording writes there"):
+        record("b", 0)
     capsys.readouterr()
     assert record("b", 2) == expected
     assert "Nothing to do" in capsys.readouterr().out

@@ -22,9 +22,10 @@ def orders(name: str) -> None:
         layout = [rng.integers(0, 40, rng.integers(0, 6)).tolist() for _ in range(rng.integers(1, 12))] + [[50]]
         shards = [
             ShardIndex(
-                f"shard-{s:06d}.tar",
-                f"hash{s}",
-                tuple(EpisodeIndexEntry(f"{s}-{e}", frames, 8, 8, 0, {}) for e, frames in enumerate(shard)),
+                tar=f"shard-{s:06d}.tar",
+                size=0,
+                hash=f"hash{s}",
+                episodes=tuple(EpisodeIndexEntry(f"{s}-{e}", frames, 8, 8, 0, {}) for e, frames in enumerate(shard)),
             )
             for s, shard in enumerate(layout)
         ]

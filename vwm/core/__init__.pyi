@@ -2,6 +2,7 @@ from .atomic_files import atomic_folder as atomic_folder
 from .atomic_files import atomic_write as atomic_write
 from .atomic_files import atomic_write_text as atomic_write_text
 from .atomic_files import check_replaceable_folder as check_replaceable_folder
+from .atomic_files import remove_folder_leftovers as remove_folder_leftovers
 from .bundle_folder import BundleError as BundleError
 from .bundle_folder import find_bundle as find_bundle
 from .bundle_folder import shipped_bundles as shipped_bundles
@@ -31,6 +32,8 @@ from .family import ExportedNetworks as ExportedNetworks
 from .family import VideoSurprise as VideoSurprise
 from .family import WorldFamily as WorldFamily
 from .feature_extractor import FeatureExtractor as FeatureExtractor
+from .folder_lock import FolderInUseError as FolderInUseError
+from .folder_lock import lock_folder as lock_folder
 from .frames import frames_to_float as frames_to_float
 from .frames import video_to_uint8 as video_to_uint8
 from .network_simulator import NetworkSimulator as NetworkSimulator

@@ -8,17 +8,22 @@ name are never touched.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shutil
 import socket
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from vwm.core.folder_lock import lock_replaced_folder
+
 _HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:64]
+_LEFTOVER = re.compile(rf"\.(.+)\.{re.escape(_HOST)}\.(\d+)\.[0-9a-f]{{8}}\.(tmp|old)")
 
 
 @contextmanager
@@ -57,18 +62,25 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
 def atomic_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Make an empty folder that takes the place of ``folder`` when the block ends without an error.
 
-    What was there stays in place until the new folder is complete. Rename is not atomic for folders that hold files, so
-    the old one is renamed first and put back where the process is killed between the two renames.
+    What was there stays in place until the new folder is complete. Linux exchanges the two in one step. Elsewhere the
+    old one is renamed first, and put back by the next write where the process is killed between the two renames.
 
     Args:
         folder: the folder to write; a link to a folder stays a link.
 
     Yields:
         The temporary folder to write into.
+
+    Raises:
+        FolderInUseError: another process is replacing the folder.
     """
     target = Path(folder)
     target = target.resolve() if target.is_symlink() else target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with lock_replaced_folder(target, "process"):
+        yield from _replace_folder(target)
+
+
+def _replace_folder(target: Path) -> Iterator[Path]:
     remove_leftovers(target)
     temporary, retired = _temporary_path(target, "tmp"), _temporary_path(target, "old")
     temporary.mkdir()
@@ -77,8 +89,13 @@ def atomic_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
         for path in (*temporary.rglob("*"), temporary):
             _sync(path)
         if target.exists():
-            target.rename(retired)
-        temporary.rename(target)
+            if _exchange(temporary, target):
+                temporary.rename(retired)
+            else:
+                target.rename(retired)
+                temporary.rename(target)
+        else:
+            temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         if retired.exists() and not target.exists():
@@ -113,6 +130,25 @@ def check_replaceable_folder(folder: Path, mark: str, what: str) -> None:
     """
     if folder.exists() and not (folder.is_dir() and ((folder / mark).is_file() or not any(folder.iterdir()))):
         raise ValueError(f"{folder} exists and is no {what} (it has no {mark}): choose another folder (--out)")
+
+
+def remove_folder_leftovers(folder: Path) -> None:
+    """Remove what killed processes of this machine left among the files of a folder, whatever they were writing."""
+    for path in folder.glob(".*"):
+        matched = _LEFTOVER.fullmatch(path.name)
+        if matched is not None:
+            remove_leftovers(folder / matched[1])
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two paths in one step; False where the system or the file system cannot."""
+    if sys.platform != "linux":
+        return False
+    library = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(library, "renameat2"):
+        return False
+    current_folder, exchange = -100, 2
+    return bool(library.renameat2(current_folder, os.fsencode(one), current_folder, os.fsencode(other), exchange) == 0)
 
 
 def _temporary_path(target: Path, suffix: str) -> Path:

@@ -16,6 +16,7 @@ from .inspection import DatasetStatistics as DatasetStatistics
 from .inspection import inspect_dataset as inspect_dataset
 from .shard_index import EpisodeIndexEntry as EpisodeIndexEntry
 from .shard_index import ShardIndex as ShardIndex
+from .shard_index import is_shard_complete as is_shard_complete
 from .shard_index import list_shards as list_shards
 from .shard_index import load_shard_index as load_shard_index
 from .shard_index import shard_index_path as shard_index_path

@@ -11,6 +11,8 @@ import functools
 import time
 from pathlib import Path
 
+from vwm.core.atomic_files import remove_folder_leftovers
+from vwm.core.folder_lock import lock_folder
 from vwm.data.ingest_manifest import (
     IngestSettings,
     IngestShard,
@@ -55,10 +57,21 @@ def ingest_videos(
     Raises:
         ValueError: a setting is invalid, ``out`` was made with other settings, or no video could be read.
     """
-    from tqdm import tqdm
-
     settings = _make_settings(folder, size, height, width, fps, clip_length, videos_per_shard)
     files = find_videos(folder)
+    with lock_folder(out, "ingest"):
+        remove_folder_leftovers(out)
+        shards = _ingest_pending_shards(out, settings, files, workers, timeout)
+    if not any(s.episodes for s in shards):
+        raise ValueError(f"{folder}: none of its {len(files)} videos could be read; the reasons are listed above")
+
+
+def _ingest_pending_shards(
+    out: Path, settings: IngestSettings, files: dict[str, list[int]], workers: int, timeout: float
+) -> list[IngestShard]:
+    from tqdm import tqdm
+
+    videos_per_shard = settings.videos_per_shard
     shards = assign_videos_to_shards(load_manifest(out, settings), files, videos_per_shard)
     save_manifest(out, settings, shards)
     pending = [s for s in shards if not s.done]
@@ -70,8 +83,7 @@ def ingest_videos(
             bar.update(len(shard.files))
     new = [s for s in shards if s.name in {p.name for p in pending}]
     _print_summary(out, shards, new, time.monotonic() - start)
-    if not any(s.episodes for s in shards):
-        raise ValueError(f"{folder}: none of its {len(files)} videos could be read; the reasons are listed above")
+    return shards
 
 
 def _make_settings(

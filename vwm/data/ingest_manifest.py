@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vwm.core.atomic_files import atomic_write_text
 from vwm.data.action_files import action_file_paths
+from vwm.data.shard_index import is_shard_complete
 from vwm.data.video import VIDEO_EXTENSIONS
 
 INGEST_MANIFEST = "ingest.json"
@@ -121,7 +122,7 @@ def load_manifest(out: Path, settings: IngestSettings) -> list[IngestShard]:
         raise ValueError(f"{path}: these shards were made with other settings ({changes}). Choose another folder.")
     shards = [IngestShard(**s) for s in found["shards"]]
     for shard in shards:
-        shard.done &= not shard.episodes or (out / shard.name).exists()
+        shard.done &= not shard.episodes or is_shard_complete(out / shard.name)
     return shards
 
 

@@ -1,8 +1,8 @@
 """The sidecar index of a shard: the byte offset of every member, so that clips are read without scanning the tar.
 
 The index of ``shard-000000.tar`` is ``shard-000000.index.json`` in the same folder. If it is missing (as for shards
-that another tool wrote), it is rebuilt by one pass over the tar and saved: next to the shard if that folder is
-writable, else in the user's cache.
+that another tool wrote), cut off, or older than its tar, it is rebuilt by one pass over the tar and saved: next to the
+shard if that folder is writable, else in the user's cache, else not at all.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import fsspec
 import numpy as np
@@ -23,7 +24,7 @@ import numpy as np
 from vwm.core.atomic_files import atomic_write_text
 from vwm.data.video import VIDEO_EXTENSIONS, probe_video
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,17 @@ class EpisodeIndexEntry:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The table of contents of one tar. ``hash`` is a hash of the names and bytes of its members."""
+    """The table of contents of one tar.
+
+    Attributes:
+        tar: file name.
+        size: of the tar in bytes.
+        hash: of the names and bytes of its members.
+        episodes: in the order of the tar.
+    """
 
     tar: str
+    size: int
     hash: str
     episodes: tuple[EpisodeIndexEntry, ...]
 
@@ -70,12 +79,12 @@ def shard_index_path(shard: str | os.PathLike[str]) -> str:
     return str(shard).removesuffix(".tar") + ".index.json"
 
 
-def build_shard_index(shard: str, name: str | None = None) -> ShardIndex:
+def build_shard_index(shard: str, written: BinaryIO | None = None) -> ShardIndex:
     """Read a whole tar and build its index.
 
     Args:
         shard: path or fsspec address of the tar.
-        name: the file name to store in the index, if the tar has a temporary name.
+        written: the tar where it is not there yet, open at its start.
 
     Raises:
         ValueError: the file is not a complete tar, or a sample in it is invalid; the message names both.
@@ -84,7 +93,10 @@ def build_shard_index(shard: str, name: str | None = None) -> ShardIndex:
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     headers: dict[tuple[str, str], bytes] = {}
     try:
-        with fsspec.open(shard, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with (
+            fsspec.open(shard, "rb") if written is None else nullcontext(written) as file,
+            tarfile.open(fileobj=file, mode="r:") as tar,
+        ):
             for member in tar:
                 if not member.isfile():
                     continue
@@ -104,10 +116,12 @@ def build_shard_index(shard: str, name: str | None = None) -> ShardIndex:
             file.seek(tar.offset)
             if len(file.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:  # tarfile accepts this as the end of the archive
                 raise tarfile.ReadError("the end-of-archive marker is missing")
+            size = file.seek(0, os.SEEK_END)
     except tarfile.TarError as error:
         raise ValueError(f"{shard}: not a complete tar file ({error}). Write or download this shard again.") from error
     entries = [_make_entry(shard, key, members, headers) for key, members in samples.items()]
-    return ShardIndex(name or os.path.basename(shard), digest.hexdigest(), tuple(e for e in entries if e is not None))
+    episodes = tuple(entry for entry in entries if entry is not None)
+    return ShardIndex(tar=os.path.basename(shard), size=size, hash=digest.hexdigest(), episodes=episodes)
 
 
 def _make_entry(
@@ -173,27 +187,27 @@ def write_shard_index(index: ShardIndex, shard: str | os.PathLike[str]) -> None:
     atomic_write_text(shard_index_path(shard), json.dumps({"version": INDEX_VERSION, **asdict(index)}))
 
 
+def is_shard_complete(shard: Path) -> bool:
+    """Return whether a shard exists; writes its index where a process was killed between the two."""
+    if not shard.exists():
+        return False
+    if not Path(shard_index_path(shard)).exists():
+        load_shard_index(str(shard))
+    return True
+
+
 def load_shard_index(shard: str) -> ShardIndex:
     """Load the index of a shard: from its sidecar, from the user's cache, or rebuilt from the tar.
 
     Args:
         shard: local path or fsspec address (``s3://``, ``gs://``, ``https://``, ...).
     """
+    now = _fingerprint(shard)
     cached = _cache_path(shard)
     for path in (shard_index_path(shard), str(cached)):
-        try:
-            with fsspec.open(path, "r") as file:
-                raw = json.load(file)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        if raw.get("version") != INDEX_VERSION or (path == str(cached) and raw.get("of") != _fingerprint(shard)):
-            continue
-        entries = tuple(
-            EpisodeIndexEntry(**{**e, "members": {k: (v[0], v[1]) for k, v in e["members"].items()}})
-            for e in raw["episodes"]
-        )
-        return ShardIndex(raw["tar"], raw["hash"], entries)
-    fingerprint = _fingerprint(shard)
+        index = _read_index(path, shard, now, is_cached=path == str(cached))
+        if index is not None:
+            return index
     index = build_shard_index(shard)
     if "://" not in shard:
         try:
@@ -201,8 +215,32 @@ def load_shard_index(shard: str) -> ShardIndex:
             return index
         except OSError:
             pass  # the folder is not writable: use the cache
-    atomic_write_text(cached, json.dumps({"version": INDEX_VERSION, **asdict(index), "of": fingerprint}))
+    with suppress(OSError):  # nor is the cache
+        atomic_write_text(cached, json.dumps({"version": INDEX_VERSION, **asdict(index), "of": now}))
     return index
+
+
+def _read_index(path: str, shard: str, now: Mapping[str, str], is_cached: bool) -> ShardIndex | None:
+    """Read an index; None where it is missing, cut off, of another version, or of the shard as it was before."""
+    try:
+        with fsspec.open(path, "r") as file:
+            raw = json.load(file)
+        if raw["version"] != INDEX_VERSION or str(raw["size"]) != now.get("size", str(raw["size"])):
+            return None
+        if raw["of"] != now if is_cached else _is_newer(shard, path):
+            return None
+        entries = tuple(
+            EpisodeIndexEntry(**{**e, "members": {k: (v[0], v[1]) for k, v in e["members"].items()}})
+            for e in raw["episodes"]
+        )
+        return ShardIndex(tar=raw["tar"], size=raw["size"], hash=raw["hash"], episodes=entries)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError):
+        return None
+
+
+def _is_newer(shard: str, index: str) -> bool:
+    """Return whether a local shard was written after its index."""
+    return "://" not in shard and Path(shard).stat().st_mtime_ns > Path(index).stat().st_mtime_ns
 
 
 def _fingerprint(shard: str) -> dict[str, str]:

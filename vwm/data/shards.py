@@ -1,13 +1,14 @@
 """Write shards: plain WebDataset tars, which any WebDataset reader opens, and their indices.
 
-A shard is written under a name ending in ``.tmp`` and renamed when it is complete, so that readers never see an
-incomplete shard and an interrupted job writes it again.
+A shard is written under a temporary name and renamed when it is complete (``vwm.core.atomic_files``), so that readers
+never see an incomplete shard and an interrupted job writes it again.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,8 +16,9 @@ from typing import Any, Self
 import numpy as np
 import webdataset
 
+from vwm.core.atomic_files import atomic_write
 from vwm.data.episode import Episode
-from vwm.data.shard_index import build_shard_index, shard_index_path, write_shard_index
+from vwm.data.shard_index import build_shard_index, write_shard_index
 from vwm.data.video_encoding import encode_video
 
 RAW_FRAME_MAX_PIXELS = 96 * 96
@@ -67,12 +69,12 @@ class ShardWriter:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary_path = self.path.with_name(self.path.name + ".tmp")
+        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
+        self._file = self._stack.enter_context(atomic_write(self.path))
         # With a fixed owner and time stamp, equal episodes give equal bytes, and equal recordings equal hashes.
-        self._tar = webdataset.TarWriter(str(self._temporary_path), mtime=0, user="vwm", group="vwm")
+        self._tar = webdataset.TarWriter(self._file, mtime=0, user="vwm", group="vwm")
         return self
 
     def write(self, key: str, episode: Episode, raw: bool | None = None) -> None:
@@ -86,11 +88,11 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._tar.close()
-        if kind is not None:
-            self._temporary_path.unlink(missing_ok=True)
-            return
-        index = build_shard_index(str(self._temporary_path), name=self.path.name)
-        Path(shard_index_path(self.path)).unlink(missing_ok=True)  # of the shard that this one replaces
-        self._temporary_path.rename(self.path)
+        with self._stack:
+            self._tar.close()
+            if kind is not None:
+                self._stack.pop_all().__exit__(kind, value, trace)  # removes the temporary file
+                return
+            self._file.seek(0)
+            index = build_shard_index(str(self.path), self._file)
         write_shard_index(index, self.path)

@@ -19,9 +19,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vwm.core.atomic_files import atomic_write_text
+from vwm.core.atomic_files import atomic_write_text, remove_folder_leftovers
 from vwm.core.checks import check_positive
+from vwm.core.folder_lock import lock_folder
 from vwm.data.episode import Episode
+from vwm.data.shard_index import is_shard_complete
 from vwm.data.shards import ShardWriter
 from vwm.data.workers import run_jobs
 from vwm.envs.behavior_policies import BEHAVIOR_POLICIES, RandomPolicy
@@ -141,17 +143,23 @@ def record_dataset(
         state=state,
         skip_first_frames=skip_first_frames,
     )
+    with lock_folder(out, "recording"):
+        remove_folder_leftovers(out)
+        _write_or_check_config(out, config)
+        _record_missing_shards(config, out, workers)
+
+
+def _record_missing_shards(config: RecordingConfig, out: Path, workers: int) -> None:
     from tqdm import tqdm
 
-    _write_or_check_config(out, config)
-    todo = [i for i in range(config.shards) if not _shard_path(out, i).exists()]
+    todo = [i for i in range(config.shards) if not is_shard_complete(_shard_path(out, i))]
     if not todo:
         print(f"{out} is complete: {config.shards} shards. Nothing to do.")
         return
     if len(todo) < config.shards:
         print(f"{out}: {config.shards - len(todo)} of {config.shards} shards exist, recording the others")
     began, tally = time.monotonic(), RecordingCounts()
-    with tqdm(total=sum(map(config.frames_in, todo)), unit="frame", desc=env, disable=None) as bar:
+    with tqdm(total=sum(map(config.frames_in, todo)), unit="frame", desc=config.env, disable=None) as bar:
         for shard, part in run_jobs(functools.partial(record_shard, config, out), todo, workers):
             tally += part
             bar.update(config.frames_in(shard))

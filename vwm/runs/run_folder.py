@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from vwm.core.atomic_files import atomic_write_text
+from vwm.core.folder_lock import lock_folder
 
 CONFIG_FILE = "config.yaml"
-_locked_here: set[Path] = set()
-"""Locks of this process; the lock of a file does not keep a process from locking it twice."""
 
 
 class RunFolder:
@@ -63,40 +61,16 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Make the folder and keep other processes from writing to it until the block ends.
+        """Make the folder and keep other processes from writing to it; see ``lock_folder``.
 
-        The lock belongs to this process alone: data workers that it forks do not hold it, so it is released when the
-        process ends, for any reason. In a distributed run rank 0 holds it for all ranks.
+        In a distributed run rank 0 holds the lock for all ranks.
 
         Raises:
-            ValueError: another process holds it.
+            FolderInUseError: another process holds it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        path = (self.path / ".lock").resolve()
-        if path in _locked_here:
-            raise ValueError(self._locked_message("this process"))
-        with path.open("a+") as file:
-            try:
-                import fcntl
-
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except ImportError:  # Windows
-                pass
-            except (BlockingIOError, PermissionError):
-                file.seek(0)
-                raise ValueError(self._locked_message(file.read().strip() or "another process")) from None
-            _locked_here.add(path)
-            try:
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-                file.flush()
-                yield
-            finally:
-                _locked_here.discard(path)
+        with lock_folder(self.path, "training"):
+            yield
 
     def write_config(self, text: str) -> None:
         """Write ``config.yaml``, atomically."""
         atomic_write_text(self.config, text)
-
-    def _locked_message(self, holder: str) -> str:
-        return f"{self.path}: another training writes there ({holder}): wait for it, or choose another folder"

@@ -12,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from vwm.core.atomic_files import atomic_write_text
+from vwm.core.atomic_files import atomic_write_text, remove_folder_leftovers
 from vwm.core.devices import resolve_device
+from vwm.core.folder_lock import lock_folder
 from vwm.core.frames import frames_to_float
 from vwm.core.tokenizer import VideoTokenizer
 from vwm.data.frame_reading import read_episode_frames
-from vwm.data.shard_index import ShardIndex, list_shards, load_shard_index
+from vwm.data.shard_index import ShardIndex, is_shard_complete, list_shards, load_shard_index
 from vwm.data.shard_reading import read_bytes
 from vwm.data.shards import ShardWriter
 from vwm.data.video import VIDEO_EXTENSIONS
@@ -67,11 +68,13 @@ def encode_shards(
             f"frame: use a tokenizer with time_compression=1, or train on video (--data.fields '[frames, actions]')"
         )
     network.to(resolve_device(device))
-    _check_encoding_metadata(out, network, data)
-    for path in tqdm(paths, desc="encode", unit="shard"):
-        target = out / path.rsplit("/", 1)[-1]
-        if not target.exists():
-            _encode_shard(path, load_shard_index(path), target, network, keep_video, chunk)
+    with lock_folder(out, "encoding"):
+        remove_folder_leftovers(out)
+        _check_encoding_metadata(out, network, data)
+        for path in tqdm(paths, desc="encode", unit="shard"):
+            target = out / path.rsplit("/", 1)[-1]
+            if not is_shard_complete(target):
+                _encode_shard(path, load_shard_index(path), target, network, keep_video, chunk)
     print(f"{len(paths)} shards in {out}; train on them with --data.fields '[frames, actions, latents]'")
 
 

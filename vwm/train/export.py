@@ -13,6 +13,7 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from vwm.core.atomic_files import atomic_folder
+from vwm.core.bundle_folder import BUNDLE_INDEX_FILE
 from vwm.core.capabilities import InfersActions
 from vwm.core.components import save_component
 from vwm.core.family import ExportSettings
@@ -126,8 +127,14 @@ def load_trained_module(
 
 
 def _save_networks(parts: Mapping[str, ModelMixin], out: Path) -> None:
-    """Write networks into their folders in ``out``; those of the same names there are replaced."""
-    with ExitStack() as replaced:  # all of them are written before the first replaces an old one
+    """Write networks into their folders in ``out``; those of the same names there are replaced.
+
+    Raises:
+        ValueError: ``out`` is a bundle, whose networks belong together.
+    """
+    if (out / BUNDLE_INDEX_FILE).exists():
+        raise ValueError(f"{out} is a bundle with networks of its own: choose another folder (--out)")
+    with ExitStack() as replaced:  # all of them are written before the first takes its place
         for name, part in parts.items():
             save_component(part, replaced.enter_context(atomic_folder(out / name)))
 
