@@ -33,7 +33,9 @@ def main(argv: list[str] | None = None) -> None:
         return
     try:
         run_command(name, argv[len(name.split()) :])
-    except (ValueError, FileNotFoundError, FileExistsError, ImportError, PermissionError) as error:
+    except BrokenPipeError:
+        raise SystemExit(1) from None  # whoever read the output is gone, as with `| head`
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if os.environ.get("VWM_DEBUG"):
             raise
         print(f"vwm {name}: {error}\n(VWM_DEBUG=1 shows where)", file=sys.stderr)

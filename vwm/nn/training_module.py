@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from vwm.core.frames import video_to_uint8
 from vwm.core.tokenizer import VideoTokenizer
 from vwm.nn.optimizer import OptimizerConfig
+
+REMEDY = "Lower the learning rate (optimizer.lr), or look for values that are not finite in the data"
+"""What to do where a loss is not finite."""
 
 
 class TrainingModule(L.LightningModule, ABC):
@@ -30,6 +34,8 @@ class TrainingModule(L.LightningModule, ABC):
     optimizer: OptimizerConfig
     action_dropout: float = 0.0
     tokenizer: VideoTokenizer
+    _unchecked: tuple[int, dict[str, Tensor]] | None = None
+    """Step and values of the last loss that was not checked yet."""
 
     @abstractmethod
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -63,14 +69,45 @@ class TrainingModule(L.LightningModule, ABC):
         return self(batch)
 
     def training_step(self, batch: Any, index: int) -> Tensor:
-        """Lightning's hook."""
+        """Lightning's hook. Raises FloatingPointError where the loss is not finite."""
         loss, logs = self(batch)
+        self._check_loss(loss, logs)
         self.log_dict({"train/loss": loss, **{f"train/{k}": v for k, v in logs.items()}})
         values = {"loss": loss, **logs}
         for label, name in self.progress_bar.items():
             if name in values:
                 self.log(label, values[name], prog_bar=True, logger=False)
         return loss
+
+    def on_train_start(self) -> None:
+        """Lightning's hook."""
+        self._unchecked = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning's hook: raise FloatingPointError instead of saving weights that are not finite."""
+        self._check_last_loss()
+        parameters = [p for network in self.networks().values() for p in network.parameters()]
+        if not torch.stack([p.isfinite().all() for p in parameters]).all():
+            raise FloatingPointError(
+                f"step {self.global_step}: some weights are not finite any more, and are not saved. {REMEDY}"
+            )
+
+    def _check_loss(self, loss: Tensor, logs: Mapping[str, Tensor]) -> None:
+        """Check the loss before it changes any weight; on an accelerator a step later, so as not to wait for it."""
+        self._check_last_loss()
+        self._unchecked = (self.global_step, {"loss": loss.detach(), **logs})
+        if loss.device.type == "cpu":
+            self._check_last_loss()
+
+    def _check_last_loss(self) -> None:
+        if self._unchecked is None:
+            return
+        step, values = self._unchecked
+        self._unchecked = None
+        if not math.isfinite(values["loss"]):
+            broken = [name for name, value in values.items() if not torch.as_tensor(value).isfinite().all()]
+            listed = ", ".join(f"{name} is {float(values[name]):g}" for name in broken)
+            raise FloatingPointError(f"step {step}: {listed}; the last checkpoint is as it was. {REMEDY}")
 
     def validation_step(self, batch: Any, index: int) -> None:
         """Lightning's hook."""

@@ -178,6 +178,7 @@ def _filter_warnings() -> None:
     for message, kind in (
         (r".*LeafSpec.* is deprecated", FutureWarning),  # Lightning's own use of torch
         (r"Found \d+ module\(s\) in eval mode", UserWarning),  # the frozen tokenizer
+        (r"Total length of `list` across ranks is zero", UserWarning),  # no clips were held out for validation
         (r"You have overridden `on_before_batch_transfer`", UserWarning),  # V-JEPA draws its masks there
         (r"Precision .* is not supported by the model summary", UserWarning),
     ):
