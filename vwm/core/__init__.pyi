@@ -15,6 +15,8 @@ from .capabilities import MeasuresTransitionLoss as MeasuresTransitionLoss
 from .capabilities import ObservesFrames as ObservesFrames
 from .capabilities import ProvidesFeatures as ProvidesFeatures
 from .capabilities import ReconstructsFrames as ReconstructsFrames
+from .checks import check_fraction as check_fraction
+from .checks import check_not_negative as check_not_negative
 from .checks import check_positive as check_positive
 from .components import ComponentError as ComponentError
 from .components import copy_weights as copy_weights

@@ -1,5 +1,6 @@
 from .clip_order import ClipAddress as ClipAddress
 from .clip_order import ClipOrder as ClipOrder
+from .clip_order import NotEnoughClipsError as NotEnoughClipsError
 from .clips import ClipBatch as ClipBatch
 from .clips import ClipDataset as ClipDataset
 from .clips import collate_clips as collate_clips

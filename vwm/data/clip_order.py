@@ -30,6 +30,10 @@ class ClipAddress(NamedTuple):
     seed: int
 
 
+class NotEnoughClipsError(ValueError):
+    """The data is readable, and too small for a clip or a batch."""
+
+
 class ClipOrder:
     """The order of all clips of a data set in each epoch.
 
@@ -67,7 +71,7 @@ class ClipOrder:
         self._shard_counts = np.array([c.sum() for c in self._counts], dtype=np.int64)
         if not len(self):
             longest = max((int(x.max()) for x in self._lengths if len(x)), default=0)
-            raise ValueError(
+            raise NotEnoughClipsError(
                 f"no episode is long enough: a clip of {clip_length} frames at stride {stride} spans {self.span} "
                 f"frames, the longest of {sum(map(len, self._lengths))} episodes has {longest}. Set a smaller "
                 f"clip_length or stride, or ingest with a longer clip length."

@@ -11,7 +11,8 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from vwm.data.clip_order import ClipOrder
+from vwm.core.checks import check_fraction, check_not_negative, check_positive
+from vwm.data.clip_order import ClipOrder, NotEnoughClipsError
 from vwm.data.clips import ClipBatch, ClipDataset, collate_clips
 from vwm.data.episode_selection import key_hash
 from vwm.data.shard_index import ShardIndex, list_shards, load_shard_index
@@ -35,7 +36,7 @@ class ClipLoader:
         global_batches: number of global batches given so far, over all epochs.
 
     Raises:
-        ValueError: an epoch is smaller than one global batch.
+        NotEnoughClipsError: an epoch is smaller than one global batch.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class ClipLoader:
         self.timeout = timeout
         self.global_batches = 0
         if not len(self):
-            raise ValueError(
+            raise NotEnoughClipsError(
                 f"an epoch has {len(dataset.order)} clips, fewer than one global batch of "
                 f"{batch_size} x {world_size} ranks: set a smaller data.batch_size, or add data"
             )
@@ -149,6 +150,9 @@ class VideoDataModule(L.LightningDataModule):
         labeled_fraction: fraction of the training episodes whose actions are given. Clips of all others have actions 0
             and ``labeled`` False. Episodes are selected by a hash of their keys, so that a larger fraction includes
             those of every smaller one.
+
+    Raises:
+        ValueError: a setting is out of range.
     """
 
     def __init__(
@@ -166,6 +170,9 @@ class VideoDataModule(L.LightningDataModule):
         labeled_fraction: float = 1.0,
     ) -> None:
         super().__init__()
+        check_positive(clip_length=clip_length, batch_size=batch_size, stride=stride)
+        check_fraction(val_fraction=val_fraction, labeled_fraction=labeled_fraction)
+        check_not_negative(workers=workers, timeout=timeout)
         self.path = path
         self.clip_length = clip_length
         self.batch_size = batch_size
@@ -190,8 +197,9 @@ class VideoDataModule(L.LightningDataModule):
         path, split = (self.val_path, "all") if self.val_path is not None else (self.path, "val")
         try:
             return self._loader(_ValidationLoader, path, split, workers=0)
-        except ValueError:
-            return []  # too few held-out clips for one batch: train without validation
+        except NotEnoughClipsError as error:
+            print(f"note: training without validation: {error}")
+            return []
 
     def _loader(
         self, loader_class: type[ClipLoader], path: str, split: str, workers: int, labeled_fraction: float = 1.0
@@ -246,13 +254,13 @@ def make_clip_dataset(
         labeled_fraction: fraction of the episodes whose actions are given.
 
     Raises:
-        ValueError: the split has no episode, or none that is long enough for a clip.
+        NotEnoughClipsError: the split has no episode, or none that is long enough for a clip.
     """
     paths = list_shards(path)
     indices = [load_shard_index(p) for p in paths]
     shards = [_select_split(index, split, val_fraction) for index in indices]
     if split != "all" and not any(shard.episodes for shard in shards):
-        raise ValueError(
+        raise NotEnoughClipsError(
             f"{path}: none of the {sum(len(index.episodes) for index in indices)} episodes is in the {split} split "
             f"(val_fraction {val_fraction:g}, selected by a hash of their keys): take all episodes, or add data"
         )

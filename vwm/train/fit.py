@@ -111,8 +111,17 @@ class _ConfigWriter(L.Callback):
             RunFolder(trainer.default_root_dir).write_config(self.cli.config_text())
 
 
+FIXED_SETTINGS = {
+    "seed_everything",
+    "trainer.accumulate_grad_batches",
+    *(f"data.init_args.{name}" for name in ("clip_length", "stride", "fields", "seed", "val_fraction")),
+    "data.init_args.labeled_fraction",
+}
+"""Settings that make a run what it is, in addition to its model. The loader compares the shards and the batch size."""
+
+
 def _is_fixed(name: str) -> bool:
-    return name == "seed_everything" or name.startswith("model.")
+    return name in FIXED_SETTINGS or name.startswith("model.")
 
 
 def parse_fit_config(argv: list[str]) -> FitCLI:
