@@ -27,6 +27,9 @@ def read_action_file(video: Path) -> NDArray[Any] | None:
         values: NDArray[Any] = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _read_csv(path)
     except (ValueError, EOFError) as error:
         raise ValueError(f"{path.name}: cannot be read ({error})") from error
+    if not isinstance(values, np.ndarray):
+        values.close()
+        raise ValueError(f"{path.name}: is an archive of several arrays (npz); save the one array with numpy.save")
     if values.dtype.kind in "iub" and values.ndim == 1:
         if len(values) and int(values.min()) < 0:
             raise ValueError(f"{path.name}: discrete actions count from 0, found {values.min()}")

@@ -21,15 +21,28 @@ NPY_HEADER_BYTES = 128
 def read_bytes(path: str, offset: int, size: int) -> bytes:
     """Read ``size`` bytes of a local file or fsspec address, starting at ``offset``."""
     if "://" not in path:
-        return os.pread(_file_descriptor(path, os.getpid()), size, offset)
+        return os.pread(_open_shard(path).descriptor, size, offset)
     fs, _, (inner,) = fsspec.get_fs_token_paths(path)
     return bytes(fs.cat_file(inner, start=offset, end=offset + size))
 
 
-@lru_cache(maxsize=256)
-def _file_descriptor(path: str, process: int) -> int:
-    """Open a shard once per process. ``os.pread`` takes its own offset, so that readers do not disturb each other."""
-    return os.open(path, os.O_RDONLY)
+class _OpenShard:
+    """An open file, closed when the cache has dropped it and no thread reads from it any more.
+
+    ``os.pread`` takes its own offset, so that threads and forked processes do not disturb each other.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+@lru_cache(maxsize=64)
+def _open_shard(path: str) -> _OpenShard:
+    return _OpenShard(path)
 
 
 def read_member(path: str, entry: EpisodeIndexEntry, extension: str) -> bytes:

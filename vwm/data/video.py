@@ -73,7 +73,11 @@ def open_video(source: VideoSource, name: str) -> av.container.InputContainer:
     if not container.streams.video:
         container.close()
         raise ValueError(f"{name}: has no video stream")
-    container.streams.video[0].codec_context.thread_count = 1
+    context = container.streams.video[0].codec_context
+    if context is None:
+        container.close()
+        raise ValueError(f"{name}: its codec is not known")
+    context.thread_count = 1
     return container
 
 

@@ -72,6 +72,11 @@ def iterate_video_episodes(
             raise ValueError(f"{path}: has {len(actions)} actions for {count} frames; there must be one per frame")
         decoded = _iterate_resized_frames(settings, video, path, rate, expected_duration)
         for frame in iterate_with_timeout(decoded, timeout):
+            if frames and frame.pixels.shape != frames[0].pixels.shape:
+                (h, w, _), (new_h, new_w, _) = frames[0].pixels.shape, frame.pixels.shape
+                raise ValueError(
+                    f"its frames change from {w}x{h} to {new_w}x{new_h} pixels: give --size to resize them"
+                )
             frames.append(frame)
             if len(frames) == settings.clip_length or len(frames) * frame.pixels.nbytes >= MAX_EPISODE_BYTES:
                 yield _make_episode(settings, path, frames, actions, rate)
@@ -79,6 +84,8 @@ def iterate_video_episodes(
                 frames = []
     except (ValueError, OSError, TimeoutError) as error:
         problem = str(error).removeprefix(f"{path}: ")
+    except Exception as error:  # noqa: BLE001 (a decoder's: one video must not end the whole ingest)
+        problem = f"{type(error).__name__}: {error}"
     if len(frames) >= 2:
         yield _make_episode(settings, path, frames, actions, rate)
         frames_yielded += len(frames)
@@ -171,7 +178,7 @@ def resize_and_crop(frame: NDArray[np.uint8], height: int | None, width: int | N
         return frame
     full_height, full_width = frame.shape[:2]
     scale = max(height / full_height, width / full_width)
-    top = (full_height - height / scale) / 2
-    left = (full_width - width / scale) / 2
+    top = max(0.0, (full_height - height / scale) / 2)  # rounding may put it below 0
+    left = max(0.0, (full_width - width / scale) / 2)
     box = (left, top, full_width - left, full_height - top)
     return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BOX, box=box))
