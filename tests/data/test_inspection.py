@@ -30,7 +30,7 @@ def write_shards(folder: Path) -> None:
 
 def test_counts_are_those_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_shards(tmp_path)
-    inspect_dataset(tmp_path)
+    inspect_dataset(str(tmp_path))
     said = capsys.readouterr().out
     lines = {line[:14].strip(): line[15:] for line in said.splitlines()}
     assert lines["shards"].startswith("2, ")
@@ -52,7 +52,7 @@ def test_named_numbers_of_the_state_are_shown_with_their_ranges(
         for key, state in (("a", [[1, 5, 0], [2, 6, 0]]), ("b", [[-3, 5.5, 9], [0, 7, 9]])):
             meta = {"state_names": ["ball_x", "ram_1", "ball_y"]}
             writer.write(key, Episode(gray(0, 2, 8), state=np.array(state, np.float32), meta=meta))
-    inspect_dataset(tmp_path / "a")
+    inspect_dataset(str(tmp_path / "a"))
     said = capsys.readouterr().out
     assert "state          3 variables, 1 of them without a name" in said and "ram_1" not in said
     assert [line.split() for line in said.splitlines() if "ball" in line] == [
@@ -61,7 +61,7 @@ def test_named_numbers_of_the_state_are_shown_with_their_ranges(
     ]
     with ShardWriter(tmp_path / "b" / "shard-000000.tar") as writer:  # as recordings before names were
         writer.write("a", Episode(gray(0, 2, 8), state=np.array([[1] * 15, [2] * 15], np.float32)))
-    inspect_dataset(tmp_path / "b")
+    inspect_dataset(str(tmp_path / "b"))
     said = capsys.readouterr().out
     assert "state          15 variables\n" in said and "state_11 " in said and "state_12" not in said
     assert "and 3 more" in said
@@ -74,14 +74,14 @@ def test_the_hash_is_of_the_content(tmp_path: Path, capsys: pytest.CaptureFixtur
         writer.write("a", Episode(gray(1, 4, 8)))
     hashes = []
     for name in ("a", "b", "c"):
-        inspect_dataset(tmp_path / name)
+        inspect_dataset(str(tmp_path / name))
         hashes += [line for line in capsys.readouterr().out.splitlines() if line.startswith("content hash")]
     assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_the_contact_sheet_has_one_row_per_episode(tmp_path: Path) -> None:
     write_shards(tmp_path)
-    inspect_dataset(tmp_path, tmp_path / "sheet.png")
+    inspect_dataset(str(tmp_path), tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as image:
         pixels = np.asarray(image)
     step = SHEET_SIDE + 2
@@ -89,9 +89,9 @@ def test_the_contact_sheet_has_one_row_per_episode(tmp_path: Path) -> None:
     middles = pixels[step // 2 :: step, step // 2 :: step].astype(int)
     assert np.abs(middles - np.array([0, 200, 90])[:, None, None]).max() <= 3
     with pytest.raises(ValueError, match=r"name it \.png"):
-        inspect_dataset(tmp_path, tmp_path / "sheet.jpg")
+        inspect_dataset(str(tmp_path), tmp_path / "sheet.jpg")
 
 
 def test_missing_shards_are_an_error_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="vwm record"):
-        inspect_dataset(tmp_path)
+        inspect_dataset(str(tmp_path))

@@ -164,8 +164,13 @@ def test_truncated_shards_are_reported(tmp_path: Path) -> None:
         ({"a.json": b"{", "a.frames.npy": npy(frames(4))}, "a.json is not JSON"),
         (
             {"a.frames.npy": npy(np.zeros((4, 8, 8), np.uint8))},
-            r"a\.frames\.npy must be \[T, H, W, 3\], got \[4, 8, 8\]",
+            r"a\.frames\.npy must be uint8 \[T, H, W, 3\], got uint8 \[4, 8, 8\]",
         ),
+        ({"a.frames.npy": npy(np.zeros((4, 8, 8, 3), np.float32))}, r"a\.frames\.npy must be uint8 .* got float32"),
+        ({"a.json": b"[1]", "a.frames.npy": npy(frames(4))}, r"a\.json must hold an object, .* not list"),
+        ({"a.json": b'{"fps": null}', "a.frames.npy": npy(frames(4))}, r"fps must be a number of 0 or more, got None"),
+        ({"a.json": b'{"fps": NaN}', "a.frames.npy": npy(frames(4))}, r"fps must be a number of 0 or more, got nan"),
+        ({"walk.v1.mp4": b"video"}, r"none of its 1 samples .* end in v1\.mp4; .* A name is cut at its first dot"),
         ({"a.frames.npy": npy(np.array([{}, {}]))}, r"a\.frames\.npy cannot be read \(npy members must be"),
         ({"a.frames.npy": npy(np.asfortranarray(frames(4)))}, r"a\.frames\.npy cannot be read \(npy members must be"),
         ({"a.frames.npy": b"rubbish" * 50}, r"a\.frames\.npy cannot be read"),
@@ -177,6 +182,64 @@ def test_invalid_samples_are_reported(tmp_path: Path, members: dict[str, bytes],
     with pytest.raises(ValueError, match=said) as caught:
         load_shard_index(str(tmp_path / "s.tar"))
     assert "s.tar" in str(caught.value)
+
+
+def test_two_samples_of_one_name_are_an_error(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "s.tar", "w") as file:
+        for _ in range(2):
+            data = npy(frames(4))
+            member = tarfile.TarInfo("a.frames.npy")
+            member.size = len(data)
+            file.addfile(member, io.BytesIO(data))
+    with pytest.raises(ValueError, match=r"s\.tar: two members are called a\.frames\.npy"):
+        load_shard_index(str(tmp_path / "s.tar"))
+
+
+def test_an_index_of_the_shard_as_it_was_before_is_rebuilt(tmp_path: Path) -> None:
+    shard = tmp_path / "s.tar"
+    for count, value in ((4, 1), (9, 1), (9, 2)):  # another size, then the same size and other content
+        shard.write_bytes(tar({"a.frames.npy": npy(frames(count, value))}))
+        later = shard.stat().st_mtime_ns + 10**9 * (count + value)
+        os.utime(shard, ns=(later, later))
+        assert load_shard_index(str(shard)) == build_shard_index(str(shard))
+        assert read_episode_frames(str(shard), load_shard_index(str(shard)).episodes[0]).shape[0] == count
+        os.utime(shard_index_path(shard), ns=(later, later))
+
+
+def test_a_sidecar_that_is_cut_off_or_foreign_is_rebuilt(tmp_path: Path) -> None:
+    shard = tmp_path / "s.tar"
+    shard.write_bytes(tar({"a.frames.npy": npy(frames(4))}))
+    index = load_shard_index(str(shard))
+    text = Path(shard_index_path(shard)).read_text()
+    for broken in (
+        text[:60],
+        "",
+        "[]",
+        "null",
+        '{"version": 2}',
+        text.replace('"episodes": [{', '"episodes": [{"x": 1, '),
+    ):
+        Path(shard_index_path(shard)).write_text(broken)
+        assert load_shard_index(str(shard)) == index
+        assert Path(shard_index_path(shard)).read_text() == text
+
+
+def test_nothing_is_written_where_neither_folder_nor_cache_can_be(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str | Path, text: str) -> None:
+        raise PermissionError(path)
+
+    shard = tmp_path / "s.tar"
+    shard.write_bytes(tar({"a.frames.npy": npy(frames(4))}))
+    monkeypatch.setattr("vwm.data.shard_index.atomic_write_text", refuse)
+    assert load_shard_index(str(shard)).episodes[0].frames == 4
+
+
+def test_a_folder_name_with_brackets_is_no_pattern(tmp_path: Path) -> None:
+    (tmp_path / "data[1]").mkdir()
+    (tmp_path / "data[1]" / "s.tar").touch()
+    assert [Path(path).name for path in list_shards(tmp_path / "data[1]")] == ["s.tar"]
 
 
 def test_npy_headers() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -59,7 +60,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
         order: maps (epoch, position) to the address of a clip.
         clip_length: frames per clip, t.
         stride: distance in frames from one frame of a clip to the next.
-        fields: the fields to read. Fields that an episode lacks are left out of its clips.
+        fields: the fields to read. Fields that an episode lacks are left out of its clips. Where some episodes have
+            actions and others have none, clips of the latter have actions 0 and ``labeled`` False.
         labeled_fraction: fraction of the episodes whose actions are given; the actions of all others are 0. Episodes
             are selected by a hash of their keys, so that a larger fraction includes those of every smaller one.
 
@@ -96,6 +98,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self.fields = tuple(fields)
         self.labeled_fraction = labeled_fraction
         keys = (entry.key for shard in shards for entry in shard.episodes)
+        self._unlabeled_actions = self._find_unlabeled_actions() if "actions" in fields else None
         self._label_threshold = hash_threshold(keys, labeled_fraction, LABELED_SALT) if labeled_fraction < 1 else 1.0
 
     def __len__(self) -> int:
@@ -120,14 +123,28 @@ class ClipDataset(Dataset[dict[str, Any]]):
                 clip[field] = read_frames(path, entry, range(address.start, stop, self.stride))
             elif f"{field}.npy" in entry.members:
                 clip[field] = read_array_rows(path, entry, field, address.start, stop)[:: self.stride]
+            elif field == "actions" and self._unlabeled_actions is not None:
+                clip[field] = self._unlabeled_actions
             elif field == "terminated" and "terminated" in (meta := read_episode_metadata(path, entry)):
                 clip[field] = np.zeros(self.clip_length, bool)
                 clip[field][-1] = meta["terminated"] and stop == entry.frames
-        if self.labeled_fraction < 1:
-            clip["labeled"] = np.bool_(key_hash(entry.key, LABELED_SALT) < self._label_threshold)
+        if self.labeled_fraction < 1 or self._unlabeled_actions is not None:
+            is_selected = self.labeled_fraction == 1 or key_hash(entry.key, LABELED_SALT) < self._label_threshold
+            clip["labeled"] = np.bool_(is_selected and "actions.npy" in entry.members)
             if "actions" in clip and not clip["labeled"]:
                 clip["actions"] = np.zeros_like(clip["actions"])
         return clip
+
+    def _find_unlabeled_actions(self) -> NDArray[Any] | None:
+        """Return the actions of a clip without labels, [t, ...]; None where no episodes or all of them are labeled."""
+        entries = [
+            (path, entry) for path, shard in zip(self.paths, self.shards, strict=True) for entry in shard.episodes
+        ]
+        labeled = [(path, entry) for path, entry in entries if "actions.npy" in entry.members]
+        if not 0 < len(labeled) < len(entries):
+            return None
+        example = read_array_rows(*labeled[0], "actions", 0, 1)
+        return np.zeros((self.clip_length, *example.shape[1:]), example.dtype)
 
 
 def collate_clips(clips: Sequence[dict[str, Any]]) -> ClipBatch:

@@ -59,7 +59,7 @@ class DatasetStatistics:
     sources: Counter[str] = field(default_factory=Counter)
 
 
-def inspect_dataset(data: Path, sheet: Path | None = None) -> None:
+def inspect_dataset(data: str, sheet: Path | None = None) -> None:
     """Print statistics of shards and, if requested, write a contact sheet of their frames.
 
     Args:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import tarfile
 from collections.abc import Callable, Mapping
@@ -105,7 +106,9 @@ def build_shard_index(shard: str, written: BinaryIO | None = None) -> ShardIndex
                 if not stem or not extension:  # ".hidden", "README": WebDataset skips them, too
                     continue
                 key, extension = folder + slash + stem, extension.lower()
-                samples.setdefault(key, {})[extension] = (member.offset_data, member.size)
+                if extension in samples.setdefault(key, {}):
+                    raise ValueError(f"{shard}: two members are called {member.name}: rename one of the samples")
+                samples[key][extension] = (member.offset_data, member.size)
                 data = tar.extractfile(member).read()  # type: ignore[union-attr]
                 digest.update(f"{member.name}\0{member.size}\0".encode())
                 digest.update(data)
@@ -121,6 +124,13 @@ def build_shard_index(shard: str, written: BinaryIO | None = None) -> ShardIndex
         raise ValueError(f"{shard}: not a complete tar file ({error}). Write or download this shard again.") from error
     entries = [_make_entry(shard, key, members, headers) for key, members in samples.items()]
     episodes = tuple(entry for entry in entries if entry is not None)
+    if samples and not episodes:
+        found = sorted({extension for members in samples.values() for extension in members})
+        raise ValueError(
+            f"{shard}: none of its {len(samples)} samples has a video or frames that are known. Their members end in "
+            f"{', '.join(found[:6])}; known are frames.npy, latents.npy, {', '.join(VIDEO_EXTENSIONS)}. A name is cut "
+            "at its first dot"
+        )
     return ShardIndex(tar=os.path.basename(shard), size=size, hash=digest.hexdigest(), episodes=episodes)
 
 
@@ -134,19 +144,23 @@ def _make_entry(
             meta = json.loads(headers[key, "json"])
         except json.JSONDecodeError as error:
             raise ValueError(f"{shard}:{key}.json is not JSON ({error})") from error
+        if not isinstance(meta, dict):
+            raise ValueError(
+                f'{shard}:{key}.json must hold an object, such as {{"fps": 15}}, not {type(meta).__name__}'
+            )
     video = next((e for e in members if e in VIDEO_EXTENSIONS), None)
     if "frames.npy" in members:
-        shape = _npy_shape(shard, key, "frames.npy", headers)
-        if len(shape) != 4:
-            raise ValueError(f"{shard}:{key}.frames.npy must be [T, H, W, 3], got {list(shape)}")
+        shape, dtype = _npy_shape(shard, key, "frames.npy", headers)
+        if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8:
+            raise ValueError(f"{shard}:{key}.frames.npy must be uint8 [T, H, W, 3], got {dtype} {list(shape)}")
         frames, height, width, _ = shape
     elif video is not None:
         probed = json.loads(headers[key, video])
         frames, height, width = probed["frames"], probed["height"], probed["width"]
         meta.setdefault("fps", probed["fps"])
     elif "latents.npy" in members:
-        frames = _npy_shape(shard, key, "latents.npy", headers)[0]
-        height, width = int(meta.get("height", 0)), int(meta.get("width", 0))
+        frames = _npy_shape(shard, key, "latents.npy", headers)[0][0]
+        height, width = (int(_metadata_number(shard, key, meta, name)) for name in ("height", "width"))
     else:
         return None
     return EpisodeIndexEntry(
@@ -154,14 +168,24 @@ def _make_entry(
         frames=int(frames),
         height=int(height),
         width=int(width),
-        fps=float(meta.get("fps", 0)),
+        fps=_metadata_number(shard, key, meta, "fps"),
         members=members,
     )
 
 
-def _npy_shape(shard: str, key: str, extension: str, headers: dict[tuple[str, str], bytes]) -> tuple[int, ...]:
+def _metadata_number(shard: str, key: str, meta: Mapping[str, Any], name: str) -> float:
+    """Return a number of the metadata; 0 where it is missing."""
+    value = meta.get(name, 0)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"{shard}:{key}.json: {name} must be a number of 0 or more, got {value!r}")
+    return float(value)
+
+
+def _npy_shape(
+    shard: str, key: str, extension: str, headers: dict[tuple[str, str], bytes]
+) -> tuple[tuple[int, ...], np.dtype[Any]]:
     try:
-        return parse_npy_header(headers[key, extension])[0]
+        return parse_npy_header(headers[key, extension])[:2]
     except ValueError as error:
         raise ValueError(f"{shard}:{key}.{extension} cannot be read ({error})") from error
 
@@ -266,11 +290,16 @@ def list_shards(path: str | os.PathLike[str]) -> list[str]:
         FileNotFoundError: no shard was found.
     """
     text = str(path)
-    if not text.endswith(".tar") and "*" not in text:
-        text = text.rstrip("/") + "/*.tar"
-    fs, _, _ = fsspec.get_fs_token_paths(text)
-    found = sorted(fs.glob(text)) if "*" in text else [text]
-    if "://" in text:
+    is_tar, is_pattern = text.endswith(".tar"), "*" in text
+    fs, inner = fsspec.url_to_fs(text)
+    if is_pattern:
+        found = sorted(fs.glob(text))
+    elif is_tar:
+        found = [text]
+    else:  # a name may hold brackets, which are no pattern
+        names = fs.ls(inner, detail=False) if fs.isdir(inner) else []
+        found = sorted(name for name in names if name.endswith(".tar"))
+    if "://" in text and not (is_tar and not is_pattern):
         found = [fs.unstrip_protocol(f) for f in found]
     found = [f for f in found if fs.exists(f)]
     if not found:

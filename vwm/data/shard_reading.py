@@ -60,7 +60,7 @@ def read_array_rows(path: str, entry: EpisodeIndexEntry, field: str, start: int,
     """Read the rows ``start`` to ``stop`` of an array of an episode, without reading the rest of it.
 
     Raises:
-        ValueError: the array has too few rows.
+        ValueError: the array has too few rows, or values that are not finite.
     """
     offset, size = entry.members[f"{field}.npy"]
     header = read_bytes(path, offset, min(size, NPY_HEADER_BYTES))
@@ -71,7 +71,11 @@ def read_array_rows(path: str, entry: EpisodeIndexEntry, field: str, start: int,
         )
     row_size = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
     raw = read_bytes(path, offset + header_size + start * row_size, (stop - start) * row_size)
-    return np.frombuffer(raw, dtype=dtype).reshape(stop - start, *shape[1:])
+    rows = np.frombuffer(raw, dtype=dtype).reshape(stop - start, *shape[1:])
+    if dtype.kind == "f" and not np.isfinite(rows).all():
+        row = start + int(np.argmin(np.isfinite(rows).reshape(len(rows), -1).all(axis=1)))
+        raise ValueError(f"{path}:{entry.key}.{field}.npy: row {row} has values that are not finite")
+    return rows
 
 
 def read_episode_metadata(path: str, entry: EpisodeIndexEntry) -> dict[str, Any]:

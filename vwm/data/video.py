@@ -67,7 +67,8 @@ def open_video(source: VideoSource, name: str) -> av.container.InputContainer:
         ValueError: the video cannot be opened or has no video stream.
     """
     try:
-        container = av.open(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source), "r")
+        file = io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)
+        container = av.open(file, "r", metadata_errors="replace")  # a title need not be UTF-8
     except (av.FFmpegError, OSError) as error:
         raise ValueError(f"{name}: cannot be opened as a video ({error.strerror})") from error
     if not container.streams.video:
