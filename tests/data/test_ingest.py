@@ -20,6 +20,7 @@ from vwm.data import ingest, video_episodes
 from vwm.data.action_files import read_action_file
 from vwm.data.ingest import ingest_videos
 from vwm.data.shard_index import list_shards
+from vwm.data.video import open_video
 from vwm.data.video_episodes import SourceFrame, resample_frames, resize_and_crop
 
 STRIPES = 8
@@ -241,6 +242,68 @@ def test_new_files_get_new_shards_and_changed_ones_are_rewritten(tmp_path: Path)
     ingest_videos(tmp_path / "in", tmp_path / "out", workers=0)
     assert {k: len(v) for k, v in by_source(tmp_path / "out").items()} == {"a.mp4": 12, "b.mp4": 10, "c.mp4": 14}
     assert "skipped" in json.loads((tmp_path / "out" / "ingest.json").read_text())["shards"][0]
+
+
+def test_renamed_removed_and_skipped_videos_are_taken_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, count in (("a", 10), ("b", 12), ("c", 14)):
+        write(tmp_path / "in" / f"{name}.mp4", count)
+    whole = (tmp_path / "in" / "c.mp4").read_bytes()
+    (tmp_path / "in" / "c.mp4").write_bytes(b"no video, of another size")
+    ingest_videos(tmp_path / "in", tmp_path / "out", workers=0)
+    (tmp_path / "in" / "a.mp4").rename(tmp_path / "in" / "renamed.mp4")
+    (tmp_path / "in" / "b.mp4").unlink()
+    (tmp_path / "in" / "c.mp4").write_bytes(whole)
+    capsys.readouterr()
+    ingest_videos(tmp_path / "in", tmp_path / "out", workers=0)
+    assert {k: len(v) for k, v in by_source(tmp_path / "out").items()} == {"a.mp4": 10, "b.mp4": 12, "c.mp4": 14}
+    assert "no longer there, kept in the shards (1):\n  b.mp4" in capsys.readouterr().out
+    assert "renamed.mp4" in (tmp_path / "out" / "ingest.json").read_text()
+
+
+def test_a_video_that_could_not_be_read_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "ab":
+        write(tmp_path / "in" / f"{name}.mp4", 10)
+
+    def refuse(source: Any, name: str) -> Any:
+        if name == "b.mp4":
+            raise ValueError("b.mp4: cannot be opened as a video (Permission denied)")
+        return open_video(source, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vwm.data.video_episodes.open_video", refuse)
+        ingest_videos(tmp_path / "in", tmp_path / "out", workers=0)
+    assert list(by_source(tmp_path / "out")) == ["a.mp4"]
+    ingest_videos(tmp_path / "in", tmp_path / "out", workers=0)
+    assert sorted(by_source(tmp_path / "out")) == ["a.mp4", "b.mp4"]
+
+
+def test_folders_behind_links_are_followed_once(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere" / "b.mp4", 10)
+    write(tmp_path / "in" / "a.mp4", 10)
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
+    ingest_videos(tmp_path / "in", tmp_path / "out", workers=0)
+    assert sorted(by_source(tmp_path / "out")) == ["a.mp4", "link/b.mp4"]
+
+
+@pytest.mark.parametrize("size", [(480, 640), (360, 640), (478, 800), (32, 64)])
+@pytest.mark.parametrize("side", [64, 84, 128, 256])
+def test_every_size_can_be_cropped(size: tuple[int, int], side: int) -> None:
+    assert resize_and_crop(np.zeros((*size, 3), np.uint8), side, side).shape == (side, side, 3)
+
+
+def test_one_odd_video_ends_itself_and_not_the_ingest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("good", "npz", "codec"):
+        write(tmp_path / "in" / f"{name}.mp4", 10)
+    with (tmp_path / "in" / "npz.actions.npy").open("wb") as file:
+        np.savez(file, actions=np.zeros(10, int))
+    data = (tmp_path / "in" / "codec.mp4").read_bytes()
+    (tmp_path / "in" / "codec.mp4").write_bytes(data.replace(b"avc1", b"zzzz"))
+    ingest_videos(tmp_path / "in", tmp_path / "out", workers=0)
+    printed = capsys.readouterr().out
+    assert list(by_source(tmp_path / "out")) == ["good.mp4"]
+    assert "npz.mp4    npz.actions.npy: is an archive of several arrays" in printed
+    assert "codec.mp4  " in printed and "skipped (2)" in printed
 
 
 def test_rejects_other_settings(tmp_path: Path) -> None:

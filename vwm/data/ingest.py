@@ -58,10 +58,13 @@ def ingest_videos(
         ValueError: a setting is invalid, ``out`` was made with other settings, or no video could be read.
     """
     settings = _make_settings(folder, size, height, width, fps, clip_length, videos_per_shard)
-    files = find_videos(folder)
+    files, unreadable = find_videos(folder)
     with lock_folder(out, "ingest"):
         remove_folder_leftovers(out)
         shards = _ingest_pending_shards(out, settings, files, workers, timeout)
+    _print_table("folders that cannot be read", unreadable)
+    kept = [path for s in shards for path in s.files if path not in files]
+    _print_table("no longer there, kept in the shards", dict.fromkeys(kept, ""))
     if not any(s.episodes for s in shards):
         raise ValueError(f"{folder}: none of its {len(files)} videos could be read; the reasons are listed above")
 
@@ -123,10 +126,14 @@ def _print_summary(out: Path, shards: list[IngestShard], new: list[IngestShard],
         print(f"{out}: {frames} frames in {episodes} episodes, {len(new)} shards, {frames / seconds:.0f} frames/s")
     else:
         print(f"{out}: all videos are already ingested. Nothing to do.")
-    for title, tables in (("truncated", [s.truncated for s in shards]), ("skipped", [s.skipped for s in shards])):
-        rows = [(path, reason) for table in tables for path, reason in table.items()]
-        if rows:
-            print(f"{title} ({len(rows)}):")
-            width = max(len(path) for path, _ in rows)
-            for path, reason in rows:
-                print(f"  {path:<{width}}  {reason}")
+    _print_table("truncated", {path: reason for s in shards for path, reason in s.truncated.items()})
+    _print_table("skipped", {path: reason for s in shards for path, reason in s.skipped.items()})
+
+
+def _print_table(title: str, rows: dict[str, str]) -> None:
+    if rows:
+        names = {path: path.encode(errors="surrogateescape").decode(errors="replace") for path in rows}
+        width = max(map(len, names.values()))
+        print(f"{title} ({len(rows)}):")
+        for path, reason in rows.items():
+            print(f"  {names[path]:<{width}}  {reason.encode(errors='replace').decode()}".rstrip())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from vwm.core.atomic_files import atomic_write_text
@@ -57,26 +59,46 @@ class IngestShard:
     truncated: dict[str, str] = field(default_factory=dict)
 
 
-def find_videos(folder: Path) -> dict[str, list[int]]:
-    """Find the videos of a folder and its subfolders.
+def find_videos(folder: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
+    """Find the videos of a folder and its subfolders, those behind links included.
 
     Returns:
-        Relative path to [size in bytes, modification time in ns] of the video and of its action files, sorted by path.
+        Relative path to [size in bytes, modification time in ns] of the video and of its action files, sorted by path;
+        and the folders that could not be read, with the reason.
 
     Raises:
         ValueError: the folder does not exist or has no videos.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: is not a folder")
-    found = {}
-    for path in sorted(p for p in folder.rglob("*") if p.suffix[1:].lower() in VIDEO_EXTENSIONS and p.is_file()):
-        files = [path, *(a for a in action_file_paths(path) if a.exists())]
-        found[path.relative_to(folder).as_posix()] = [
-            n for p in files for n in (p.stat().st_size, p.stat().st_mtime_ns)
-        ]
+    found: dict[str, list[int]] = {}
+    unreadable: dict[str, str] = {}
+    for path in sorted(_walk_files(folder, unreadable)):
+        if path.suffix[1:].lower() in VIDEO_EXTENSIONS:
+            files = [path, *(a for a in action_file_paths(path) if a.exists())]
+            found[path.relative_to(folder).as_posix()] = [
+                n for p in files for n in (p.stat().st_size, p.stat().st_mtime_ns)
+            ]
     if not found:
-        raise ValueError(f"{folder}: has no videos; looked for files ending in {', '.join(VIDEO_EXTENSIONS)}")
-    return found
+        listed = "".join(f"; {name}: {reason}" for name, reason in unreadable.items())
+        raise ValueError(f"{folder}: has no videos; looked for files ending in {', '.join(VIDEO_EXTENSIONS)}{listed}")
+    return found, unreadable
+
+
+def _walk_files(folder: Path, unreadable: dict[str, str]) -> Iterator[Path]:
+    """Yield the files below a folder; a folder that links lead to again is visited once."""
+
+    def note(error: OSError) -> None:
+        unreadable[Path(str(error.filename)).relative_to(folder).as_posix()] = str(error.strerror)
+
+    visited: set[str] = set()
+    for current, folders, names in os.walk(folder, followlinks=True, onerror=note):
+        real = os.path.realpath(current)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        yield from (path for path in (Path(current) / name for name in names) if path.is_file())
 
 
 def assign_videos_to_shards(
@@ -84,18 +106,41 @@ def assign_videos_to_shards(
 ) -> list[IngestShard]:
     """Assign videos to shards.
 
-    Known videos keep their shard, a shard with a changed video is written again, and new videos get new shards.
+    Known videos keep their shard, under their new names where they were renamed; a shard with a changed video is
+    written again. New videos get new shards, as do those that were skipped before: the reason may have gone.
     """
+    new_names = _find_renamed(shards, files)
     planned = []
     for shard in shards:
-        current = {path: files.get(path, stamp) for path, stamp in shard.files.items()}
-        planned.append(shard if current == shard.files else IngestShard(shard.name, current))
-    known = {path for shard in shards for path in shard.files}
+        before = {path: stamp for path, stamp in shard.files.items() if path not in shard.skipped}
+        now = {new_names.get(path, path): stamp for path, stamp in before.items()}
+        if all(files.get(path, stamp) == stamp for path, stamp in now.items()):
+            shard = replace(shard, files=now, skipped={})
+        else:
+            shard = IngestShard(shard.name, {path: files[path] for path in now if path in files})
+        if shard.files:
+            planned.append(shard)
+    known = {path for shard in planned for path in shard.files}
     new = [path for path in files if path not in known]
+    number = max((int(shard.name[6:12]) + 1 for shard in planned), default=0)
     for start in range(0, len(new), videos_per_shard):
         group = {path: files[path] for path in new[start : start + videos_per_shard]}
-        planned.append(IngestShard(f"shard-{len(planned):06d}.tar", group))
+        planned.append(IngestShard(f"shard-{number:06d}.tar", group))
+        number += 1
     return planned
+
+
+def _find_renamed(shards: list[IngestShard], files: dict[str, list[int]]) -> dict[str, str]:
+    """Return the new names of videos that are gone, by their old ones: new files of the same size and time."""
+    known = {path: stamp for shard in shards for path, stamp in shard.files.items()}
+    gone = {path: stamp for path, stamp in known.items() if path not in files}
+    new = [path for path in files if path not in known]
+    renamed = {}
+    for path, stamp in gone.items():
+        same = [other for other in new if files[other] == stamp]
+        if len(same) == 1 and list(gone.values()).count(stamp) == 1:
+            renamed[path] = same[0]
+    return renamed
 
 
 def load_manifest(out: Path, settings: IngestSettings) -> list[IngestShard]:
