@@ -129,10 +129,28 @@ def test_actions_follow_their_frames(tmp_path: Path, suffix: str) -> None:
         np.save(tmp_path / "in" / "a.actions.npy", actions)
     else:
         (tmp_path / "in" / "a.actions.csv").write_text("action\n" + "\n".join(map(str, actions)))
-    ingest_videos(tmp_path / "in", tmp_path / "out", workers=0, fps=12, clip_length=6)
+    ingest_videos(tmp_path / "in", tmp_path / "out", workers=0, fps=30, clip_length=6)
+    assert sum(len(episode["actions.npy"]) for episode in episodes(tmp_path / "out")) == 40
     for episode in episodes(tmp_path / "out"):
         assert episode["actions.npy"].dtype == np.int64
         np.testing.assert_array_equal(episode["actions.npy"], np.array(numbers_of(episode["frames.npy"])) % 7)
+
+
+def test_labels_are_not_dropped_by_another_frame_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("labeled", "unlabeled"):
+        write(tmp_path / "in" / f"{name}.mp4", 40)
+    np.save(tmp_path / "in" / "labeled.actions.npy", np.arange(40) % 7)
+    ingest_videos(tmp_path / "in", tmp_path / "out", workers=0, fps=12)
+    assert list(by_source(tmp_path / "out")) == ["unlabeled.mp4"]
+    assert "labeled.mp4  --fps 12 would drop or repeat frames of its 30 a second" in capsys.readouterr().out
+
+
+def test_a_column_is_discrete_by_how_it_is_written(tmp_path: Path) -> None:
+    table = tmp_path / "a.actions.csv"
+    for text, dtype in (("0\n3\n", np.int64), ("0.00\n1.00\n", np.float32), ("throttle\n1\n0.5\n", np.float32)):
+        table.write_text(text)
+        actions = read_action_file(tmp_path / "a.mp4")
+        assert actions is not None and actions.dtype == dtype
 
 
 def test_actions_are_parsed_or_rejected_with_a_message(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from vwm.core.frames import frames_to_float
 from vwm.data.clips import collate_clips
 from vwm.data.datamodule import make_clip_dataset
 from vwm.data.episode import Episode
+from vwm.data.shard_index import load_shard_index
 from vwm.data.shards import ShardWriter
 from vwm.tokenizers import shard_encoding as module
 from vwm.tokenizers.frame_vae import FrameVAE
@@ -72,6 +73,20 @@ def test_latents_of_different_tokenizers_are_not_mixed(shards, tmp_path):
     encode_shards(shards, tmp_path / "one", tmp_path / "latents", device="cpu")
     with pytest.raises(ValueError, match="another tokenizer"):
         encode_shards(shards, tmp_path / "other", tmp_path / "latents", device="cpu")
+
+
+def test_a_shard_that_has_changed_is_encoded_again(tmp_path):
+    save_component(PixelTokenizer((16, 16), 4), tmp_path / "tokenizer")
+
+    def encoded(length):
+        with ShardWriter(tmp_path / "data" / "shard-000000.tar") as writer:
+            writer.write("a", Episode(np.zeros((length, 16, 16, 3), np.uint8)))
+        encode_shards(str(tmp_path / "data"), tmp_path / "tokenizer", tmp_path / "latents", device="cpu")
+        return load_shard_index(str(tmp_path / "latents" / "shard-000000.tar")).episodes[0].frames
+
+    assert [encoded(length) for length in (4, 9, 9)] == [4, 9, 9]
+    with pytest.raises(ValueError, match="is the folder of the shards to encode"):
+        encode_shards(str(tmp_path / "data"), tmp_path / "tokenizer", tmp_path / "data", device="cpu")
 
 
 def test_a_fingerprint_depends_on_every_weight_and_not_on_the_path(tmp_path):

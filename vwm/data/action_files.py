@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,19 @@ def read_action_file(video: Path) -> NDArray[Any] | None:
 
 
 def _read_csv(path: Path) -> NDArray[Any]:
-    """Read comma-separated numbers, with or without a header line. A single column of integers is discrete."""
-    first_line = next(iter(path.read_text().splitlines()), "")
+    """Read comma-separated numbers, with or without a header line.
+
+    A single column is discrete if it is written in whole numbers: 0.00 is continuous, whatever the other rows are.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    first_line = next(iter(lines), "")
     try:
         _ = [float(cell) for cell in first_line.split(",")]
         header_lines = 0
     except ValueError:
         header_lines = 1
     values: NDArray[Any] = np.loadtxt(path, delimiter=",", ndmin=2, skiprows=header_lines)
-    if values.shape[1] == 1 and np.array_equal(values, np.round(values)):
+    cells = [line.strip() for line in lines[header_lines:] if line.strip()]
+    if values.shape[1] == 1 and all(re.fullmatch(r"[+-]?\d+", cell) for cell in cells):
         values = values[:, 0].astype(np.int64)
     return values

@@ -6,6 +6,7 @@ import io
 import json
 import os
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -21,7 +22,8 @@ NPY_HEADER_BYTES = 128
 def read_bytes(path: str, offset: int, size: int) -> bytes:
     """Read ``size`` bytes of a local file or fsspec address, starting at ``offset``."""
     if "://" not in path:
-        return os.pread(_open_shard(path).descriptor, size, offset)
+        now = Path(path).stat()
+        return os.pread(_open_shard(path, now.st_ino, now.st_mtime_ns).descriptor, size, offset)
     fs, _, (inner,) = fsspec.get_fs_token_paths(path)
     return bytes(fs.cat_file(inner, start=offset, end=offset + size))
 
@@ -41,7 +43,8 @@ class _OpenShard:
 
 
 @lru_cache(maxsize=64)
-def _open_shard(path: str) -> _OpenShard:
+def _open_shard(path: str, inode: int, time: int) -> _OpenShard:
+    """Open a shard; a file that has taken its place since has another number or time."""
     return _OpenShard(path)
 
 

@@ -20,6 +20,8 @@ from vwm.data.video import iterate_frames, open_video, probe_video
 
 MAX_EPISODE_BYTES = 512 * 2**20
 """Size of the frames at which an episode ends early: a thousand full HD frames would take six gigabytes of memory."""
+RATE_TOLERANCE = 1e-3
+"""Relative difference of frame rates that are taken as equal: 29.97 is also written as 30000/1001."""
 TIMESTAMP_TOLERANCE = 1e-3
 """Error of a time stamp in seconds: Matroska rounds them to milliseconds."""
 
@@ -70,6 +72,11 @@ def iterate_video_episodes(
         )
         if actions is not None and len(actions) != count:
             raise ValueError(f"{path}: has {len(actions)} actions for {count} frames; there must be one per frame")
+        if actions is not None and settings.fps is not None and abs(settings.fps - rate) > RATE_TOLERANCE * rate:
+            raise ValueError(
+                f"{path}: --fps {settings.fps:g} would drop or repeat frames of its {rate:g} a second, so that an "
+                "action would not lead to the next frame: ingest labeled videos without --fps"
+            )
         decoded = _iterate_resized_frames(settings, video, path, rate, expected_duration)
         for frame in iterate_with_timeout(decoded, timeout):
             if frames and frame.pixels.shape != frames[0].pixels.shape:

@@ -25,6 +25,9 @@ from vwm.data.video import VIDEO_EXTENSIONS
 from vwm.tokenizers.frame_vae import FrameVAE
 from vwm.tokenizers.loading import load_tokenizer
 
+ENCODING_FILE = "encoding.json"
+"""Says by which tokenizer a folder was encoded, and from what."""
+
 
 def encode_shards(
     data: str,
@@ -40,7 +43,8 @@ def encode_shards(
     ``FrameVAE`` the standard deviations of the posterior are also saved (``latents_std.npy``), so that a dynamics model
     can sample latents in each batch.
 
-    An interrupted run is continued by running it again: complete shards are skipped.
+    An interrupted run is continued by running it again: complete shards are skipped, and a shard whose source has
+    changed since is encoded again.
 
     Args:
         data: shards to encode: a folder, a tar, a pattern, or an fsspec address.
@@ -60,6 +64,8 @@ def encode_shards(
         raise ValueError(
             f"{data}: several shards are called {max(names, key=names.count)}: encode one folder at a time"
         )
+    if out.resolve() in {Path(path).resolve().parent for path in paths if "://" not in path}:
+        raise ValueError(f"--out {out} is the folder of the shards to encode: choose another folder")
     first = load_shard_index(paths[0]).episodes[0]
     network = load_tokenizer(tokenizer, image_size=(first.height, first.width))
     if network.time_compression > 1:
@@ -70,21 +76,36 @@ def encode_shards(
     network.to(resolve_device(device))
     with lock_folder(out, "encoding"):
         remove_folder_leftovers(out)
-        _check_encoding_metadata(out, network, data)
+        sources = _check_encoding_metadata(out, network, data)
         for path in tqdm(paths, desc="encode", unit="shard"):
-            target = out / path.rsplit("/", 1)[-1]
-            if not is_shard_complete(target):
-                _encode_shard(path, load_shard_index(path), target, network, keep_video, chunk)
+            target, index = out / path.rsplit("/", 1)[-1], load_shard_index(path)
+            if sources.get(target.name) != index.hash or not is_shard_complete(target):
+                _encode_shard(path, index, target, network, keep_video, chunk)
+                sources[target.name] = index.hash
+                _write_encoding_metadata(out, network, data, sources)
     print(f"{len(paths)} shards in {out}; train on them with --data.fields '[frames, actions, latents]'")
 
 
-def _check_encoding_metadata(out: Path, tokenizer: VideoTokenizer, shards: str) -> None:
-    """Raise ValueError if the folder has latents of another tokenizer or of other shards."""
-    metadata = {"shards": shards, "fingerprint": tokenizer_fingerprint(tokenizer)}
-    file = out / "encoding.json"
-    if file.is_file() and json.loads(file.read_text()) != metadata:
+def _check_encoding_metadata(out: Path, tokenizer: VideoTokenizer, shards: str) -> dict[str, str]:
+    """Return the hash of the source of each encoded shard, by file name.
+
+    Raises:
+        ValueError: the folder has latents of another tokenizer or of other shards.
+    """
+    file = out / ENCODING_FILE
+    if not file.is_file():
+        _write_encoding_metadata(out, tokenizer, shards, {})
+        return {}
+    found = json.loads(file.read_text())
+    if (found.get("shards"), found.get("fingerprint")) != (shards, tokenizer_fingerprint(tokenizer)):
         raise ValueError(f"{out} holds latents of another tokenizer or of other shards ({file}): choose another --out")
-    atomic_write_text(file, json.dumps(metadata))
+    sources: dict[str, str] = found.get("sources", {})
+    return sources
+
+
+def _write_encoding_metadata(out: Path, tokenizer: VideoTokenizer, shards: str, sources: dict[str, str]) -> None:
+    metadata = {"shards": shards, "fingerprint": tokenizer_fingerprint(tokenizer), "sources": sources}
+    atomic_write_text(out / ENCODING_FILE, json.dumps(metadata, indent=1) + "\n")
 
 
 def tokenizer_fingerprint(tokenizer: VideoTokenizer) -> str:
