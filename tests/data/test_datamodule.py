@@ -243,3 +243,47 @@ def test_validation_is_left_out_where_nothing_is_held_out(data: Path, tmp_path: 
     module = trained(VideoDataModule(str(data), 4, 2, workers=0, val_path=str(tmp_path / "other")))
     assert {e.key for s in module.val_dataloader().dataset.shards for e in s.episodes} == {"7-0", "7-1", "7-2"}
     assert {e.key for s in module.train_dataloader().dataset.shards for e in s.episodes} == keys(data, "all")
+
+
+def test_pieces_of_one_video_are_on_the_same_side_of_the_split(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "shard-000000.tar") as writer:
+        for video in range(12):
+            for piece in range(6):
+                writer.write(f"000000-{video:04d}-{piece:05d}", Episode(np.zeros((4, 8, 8, 3), np.uint8)))
+    sides = {}
+    for split in ("train", "val"):
+        clips = make_clip_dataset(str(tmp_path), 4, fields=("frames",), split=split, val_fraction=0.4)
+        sides[split] = {entry.key.rpartition("-")[0] for shard in clips.shards for entry in shard.episodes}
+    assert not sides["train"] & sides["val"] and len(sides["train"] | sides["val"]) == 12 and len(sides["val"]) > 1
+
+
+def test_clips_without_labels_are_marked_where_others_have_them(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "shard-000000.tar") as writer:
+        for number in range(4):
+            actions = np.full((8, 2), 0.5, np.float32) if number % 2 else None
+            writer.write(f"{number}", Episode(np.full((8, 8, 8, 3), number, np.uint8), actions))
+    batch = next(iter(VideoDataModule(str(tmp_path), 8, batch_size=4, workers=0, val_fraction=0).train_dataloader()))
+    expected = (batch.frames[:, 0, 0, 0, 0] % 2).bool()
+    assert torch.equal(batch.labeled, expected)
+    assert torch.equal(batch.actions, expected[:, None, None].expand(4, 8, 2) * 0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
+        ({"clip_length": -1}, "clip_length must be 1 or more, got -1"),
+        ({"val_fraction": -0.5}, r"val_fraction must lie in 0\.\.1, got -0\.5"),
+        ({"labeled_fraction": 1.5}, r"labeled_fraction must lie in 0\.\.1, got 1\.5"),
+        ({"workers": -1}, "workers must be 0 or more, got -1"),
+    ],
+)
+def test_settings_out_of_range_are_named(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        VideoDataModule("data", **settings)  # type: ignore[arg-type]
+
+
+def test_validation_shards_that_cannot_be_read_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "val.tar").write_text("rubbish")
+    with pytest.raises(ValueError, match=r"val\.tar: not a complete tar file"):
+        VideoDataModule("data", val_path=str(tmp_path / "val.tar")).val_dataloader()

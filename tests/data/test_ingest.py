@@ -324,6 +324,25 @@ def test_one_odd_video_ends_itself_and_not_the_ingest(tmp_path: Path, capsys: py
     assert "codec.mp4  " in printed and "skipped (2)" in printed
 
 
+def test_a_jump_in_the_time_stamps_is_a_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stamps = np.arange(40) + np.where(np.arange(40) < 16, 0, 30 * 3 * 3600)
+    write(tmp_path / "in" / "a.mkv", 40, stamps)
+    ingest_videos(tmp_path / "in", tmp_path / "out", workers=0, fps=30)
+    assert [numbers_of(episode["frames.npy"]) for episode in episodes(tmp_path / "out")] == [
+        list(range(16)), list(range(16, 40)),
+    ]  # fmt: skip
+    assert "a.mkv  cut where its time stamps jump, at frame 16" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="fps must be at most 1000, got 1e"):
+        ingest_videos(tmp_path / "in", tmp_path / "out", workers=0, fps=1e9)
+
+
+def test_pixels_that_are_not_square_are_resized_to_their_shape() -> None:
+    """A 256x128 picture stored in 128x128 pixels: its middle square is white, and is what a crop to a square shows."""
+    frame = np.zeros((128, 128, 3), np.uint8)
+    frame[:, 32:96] = 255
+    assert (resize_and_crop(frame, 64, 64, pixel_aspect=2.0) == 255).all()
+
+
 def test_rejects_other_settings(tmp_path: Path) -> None:
     write(tmp_path / "in" / "a.mp4", 10)
     ingest_videos(tmp_path / "in", tmp_path / "out", workers=0)

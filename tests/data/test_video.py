@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import struct
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -133,6 +134,69 @@ def test_hidden_frames_of_vp8_are_not_counted() -> None:
     options = {"auto-alt-ref": "1", "lag-in-frames": "16", "b": "100k", "arnr-maxframes": "7"}
     data = encode(numbered(60), None, "webm", "libvpx", **options)
     assert probe_video(data, "x")["frames"] == 60
+
+
+def quadrants(frame: NDArray[np.uint8]) -> str:
+    """Name the colors of the four quadrants: top left, top right, bottom left, bottom right."""
+    height, width, _ = frame.shape
+    middles = [frame[y, x].astype(int) for y in (height // 4, 3 * height // 4) for x in (width // 4, 3 * width // 4)]
+    return "".join("W" if color.min() > 200 else "RGB"[color.argmax()] for color in middles)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "shown"),
+    [
+        ((1, 0, 0, 1), "RGBW"), ((-1, 0, 0, 1), "GRWB"), ((1, 0, 0, -1), "BWRG"), ((-1, 0, 0, -1), "WBGR"),
+        ((0, 1, -1, 0), "BRWG"), ((0, 1, 1, 0), "RBGW"), ((0, -1, -1, 0), "WGBR"),
+    ],
+)  # fmt: skip
+def test_mirrored_and_turned_videos_are_upright(matrix: tuple[int, ...], shown: str) -> None:
+    """``shown`` is what ffmpeg 5.1 shows; the display matrix is that of the file's track header."""
+    frame = np.zeros((32, 64, 3), np.uint8)
+    frame[:16, :32] = 255, 0, 0
+    frame[:16, 32:] = 0, 255, 0
+    frame[16:, :32] = 0, 0, 255
+    frame[16:, 32:] = 255
+    data = encode(np.stack([frame] * 4), crf="5")
+    a, b, c, d = (number * 65536 for number in matrix)
+    start = data.index(b"tkhd") + 44
+    data = data[:start] + struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30) + data[start + 36 :]
+    decoded = decode_frames(data, [0], "a.mp4")[0]
+    assert quadrants(decoded) == shown
+    probed = probe_video(data, "a.mp4")
+    assert decoded.shape == (probed["height"], probed["width"], 3)
+
+
+@pytest.mark.skipif("libx265" not in av.codecs_available, reason="this PyAV has no x265")
+def test_frames_shown_before_their_key_frame_are_read_as_numbered() -> None:
+    """x265 writes open GOPs by default, after whose key frames decord's clips are shifted."""
+    options = {"x265-params": "log-level=none:keyint=25:min-keyint=25:open-gop=1:bframes=4"}
+    data = encode(numbered(120, 64, 64), codec="libx265", **options)
+    for start in range(40, 60):
+        shown = numbers_of(decode_frames(data, range(start, start + 6), "a.mp4"))
+        assert shown == list(range(start, start + 6))
+
+
+def test_of_two_tracks_the_default_one_is_read() -> None:
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        streams = []
+        for width, height in ((32, 32), (64, 48)):
+            stream = container.add_stream("libx264", rate=30)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            streams.append(stream)
+        for number in range(10):
+            for stream in streams:
+                frame = av.VideoFrame.from_ndarray(np.zeros((stream.height, stream.width, 3), np.uint8), format="rgb24")
+                frame.pts, frame.time_base = number, Fraction(1, 30)
+                container.mux(stream.encode(frame))
+        for stream in streams:
+            container.mux(stream.encode(None))
+    assert (probe_video(file.getvalue(), "a.mp4")["height"], probe_video(file.getvalue(), "a.mp4")["width"]) == (32, 32)
+    for backend in BACKENDS:
+        if backend != "decord":  # it cannot choose, and is not used for two tracks
+            assert decode_frames(file.getvalue(), [3], "a.mp4", backend).shape == (1, 32, 32, 3)
+    assert decode_frames(file.getvalue(), [3], "a.mp4").shape == (1, 32, 32, 3)
 
 
 def test_frames_cut_by_an_edit_list_are_not_counted() -> None:

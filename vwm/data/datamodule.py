@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from vwm.core.checks import check_fraction, check_not_negative, check_positive
 from vwm.data.clip_order import ClipOrder, NotEnoughClipsError
 from vwm.data.clips import ClipBatch, ClipDataset, collate_clips
-from vwm.data.episode_selection import key_hash
+from vwm.data.episode_selection import key_hash, split_group
 from vwm.data.shard_index import ShardIndex, list_shards, load_shard_index
 
 
@@ -282,5 +282,6 @@ def _select_split(shard: ShardIndex, split: str, val_fraction: float) -> ShardIn
     if split not in ("train", "val"):
         raise ValueError(f"split={split!r} must be 'all', 'train' or 'val'")
     return replace(
-        shard, episodes=tuple(e for e in shard.episodes if (key_hash(e.key) < val_fraction) == (split == "val"))
+        shard,
+        episodes=tuple(e for e in shard.episodes if (key_hash(split_group(e.key)) < val_fraction) == (split == "val")),
     )

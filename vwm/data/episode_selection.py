@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
+
+_PIECE_KEY = re.compile(r"(.*\d{6}-\d{4})-\d{5}")
+"""Keys of the pieces into which ``vwm ingest`` cuts a video: shard, video, piece."""
+
+
+def split_group(key: str) -> str:
+    """Return what decides on the split of an episode: pieces of one video are on the same side."""
+    matched = _PIECE_KEY.fullmatch(key)
+    return matched[1] if matched else key
 
 
 def key_hash(key: str, salt: bytes = b"") -> float:

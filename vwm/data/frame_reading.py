@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vwm.data.shard_index import EpisodeIndexEntry
 from vwm.data.shard_reading import read_array_rows, read_bytes
-from vwm.data.video import decode_frames, open_video
+from vwm.data.video import decode_frames, open_video, video_stream
 
 
 def read_episode_frames(path: str, entry: EpisodeIndexEntry) -> NDArray[np.uint8]:
@@ -83,7 +83,7 @@ def _packet_table(path: str, offset: int, size: int, name: str) -> _PacketTable 
     data = _read_video(path, offset, size)
     rows: list[tuple[int, int, bool, int]] = []
     with open_video(data, name) as container:
-        stream = container.streams.video[0]
+        stream = video_stream(container)
         context = stream.codec_context
         simple = context.name == "h264" and "mp4" in container.format.name and context.extradata is not None
         try:
@@ -92,7 +92,7 @@ def _packet_table(path: str, offset: int, size: int, name: str) -> _PacketTable 
                     continue
                 if not rows:
                     first = next(iter(packet.decode() or context.decode(None)), None)
-                    simple &= first is not None and not (first.interlaced_frame or round(first.rotation / 90) % 4)
+                    simple &= first is not None and not (first.interlaced_frame or first.side_data.get("DISPLAYMATRIX"))
                 position = -1 if packet.pos is None else packet.pos
                 simple &= packet.pts is not None and not packet.is_discard and position >= 0
                 simple = simple and data[position : position + packet.size] == bytes(packet)

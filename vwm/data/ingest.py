@@ -24,6 +24,9 @@ from vwm.data.ingest_manifest import (
 from vwm.data.video_episodes import ingest_shard
 from vwm.data.workers import run_jobs
 
+MAX_FPS = 1000
+"""Resampling to more would fill the disk with repeated frames."""
+
 
 def ingest_videos(
     folder: Path,
@@ -107,6 +110,8 @@ def _make_settings(
     for name, value in (("height", height), ("width", width), ("fps", fps), ("videos_per_shard", videos_per_shard)):
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be above 0, got {value}")
+    if fps is not None and fps > MAX_FPS:
+        raise ValueError(f"fps must be at most {MAX_FPS}, got {fps:g}")
     if clip_length < 2:
         raise ValueError(f"clip_length must be 2 or more (one frame shows no motion), got {clip_length}")
     return IngestSettings(

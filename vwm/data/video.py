@@ -1,8 +1,9 @@
 """Probe videos and decode frames by their index.
 
-The index of a frame means the same for every backend: frames count from 0 in presentation order, rotated upright
-(the rotation that phones store is applied), without the frames that the container's edit list removes. PyAV defines
-this order. decord and torchcodec are faster, and are used where they are known to agree with it.
+The index of a frame means the same for every backend: frames count from 0 in presentation order, upright (the rotation
+and the mirroring that phones store are applied), without the frames that the container's edit list removes; of several
+video tracks the default one is read. PyAV defines this order. decord and torchcodec are faster, and are used where they
+are known to agree with it.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ import bisect
 import functools
 import importlib.util
 import io
+import math
 import os
+import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import av
 import numpy as np
+from av.stream import Disposition
 from numpy.typing import NDArray
 
 from vwm.data.timeouts import call_with_timeout
@@ -52,9 +56,9 @@ def probe_video(source: VideoSource, name: str) -> dict[str, Any]:
     """
     with open_video(source, name) as container:
         table = _scan_packets(container, name)
-        stream = container.streams.video[0]
+        stream = video_stream(container)
         height, width = stream.codec_context.height, stream.codec_context.width
-        if table.quarter_turns % 2:
+        if table.orientation.quarter_turns % 2:
             height, width = width, height
         rate = stream.average_rate or stream.guessed_rate or 0
     return {"frames": table.count, "height": height, "width": width, "fps": float(rate)}
@@ -74,12 +78,25 @@ def open_video(source: VideoSource, name: str) -> av.container.InputContainer:
     if not container.streams.video:
         container.close()
         raise ValueError(f"{name}: has no video stream")
-    context = container.streams.video[0].codec_context
+    context: av.VideoCodecContext | None = video_stream(container).codec_context
     if context is None:
         container.close()
         raise ValueError(f"{name}: its codec is not known")
     context.thread_count = 1
     return container
+
+
+def video_stream(container: av.container.InputContainer) -> av.VideoStream:
+    """Return the track that a player shows: the first one that is marked as the default, else the first one."""
+    streams = container.streams.video
+    return next((stream for stream in streams if stream.disposition & Disposition.default), streams[0])
+
+
+class _Orientation(NamedTuple):
+    """How a decoded frame is turned upright: mirrored first, where ``is_mirrored``, then turned counter-clockwise."""
+
+    is_mirrored: bool
+    quarter_turns: int
 
 
 @dataclass(frozen=True)
@@ -90,26 +107,28 @@ class _FrameTable:
         count: number of frames shown.
         pts: presentation time stamps of the frames, ascending; empty if the container lacks them.
         keyframes: (pts, seek position) of the key frames, ascending.
-        quarter_turns: counter-clockwise quarter turns that rotate a frame upright.
-        decord_compatible: decord is known to agree with PyAV on this video: mp4 or Matroska, progressive, upright,
-            without an edit list. (decord mixes up B-frames in AVI and interlaced video, and counts removed packets.)
+        orientation: of the frames.
+        decord_compatible: decord is known to agree with PyAV on this video: mp4 or Matroska with one video track,
+            progressive, upright, without an edit list, and no frame that is shown before the key frame that precedes it
+            in the file. (decord mixes up B-frames in AVI and interlaced video, counts removed packets, and shifts clips
+            after such key frames, which x265 writes by default.)
     """
 
     count: int
     pts: list[int]
     keyframes: list[tuple[int, int]]
-    quarter_turns: int
+    orientation: _Orientation
     decord_compatible: bool
 
 
 def _scan_packets(container: av.container.InputContainer, name: str) -> _FrameTable:
     """Read all packets of a newly opened video, decoding only the first frame if the codec allows it."""
-    stream = container.streams.video[0]
+    stream = video_stream(container)
     pts: list[int] = []
     keyframes: list[tuple[int, int]] = []
     first: av.VideoFrame | None = None
     count = 0
-    has_removed_frames = False
+    has_removed_frames = has_leading_frames = False
     decode_all = stream.codec_context.codec.canonical_name not in ONE_PACKET_ONE_FRAME
     has_time_stamps = not decode_all
     try:
@@ -125,6 +144,7 @@ def _scan_packets(container: av.container.InputContainer, name: str) -> _FrameTa
                 has_time_stamps = False
             elif not packet.is_discard:
                 pts.append(packet.pts)
+                has_leading_frames |= bool(keyframes) and packet.pts < keyframes[-1][0]
             if packet.is_keyframe and packet.pts is not None:
                 keyframes.append((packet.pts, min(packet.pts, packet.pts if packet.dts is None else packet.dts)))
             count += not (packet.is_discard or decode_all)
@@ -134,27 +154,40 @@ def _scan_packets(container: av.container.InputContainer, name: str) -> _FrameTa
     if count == 0 or first is None:
         raise ValueError(f"{name}: has no frames")
     has_time_stamps = has_time_stamps and len(set(pts)) == len(pts)
-    quarter_turns = _quarter_turns(first)
+    orientation = _orientation(first)
     supported_container = bool({"mp4", "matroska"} & set(container.format.name.split(",")))
     return _FrameTable(
         count=count,
         pts=sorted(pts) if has_time_stamps else [],
         keyframes=sorted(keyframes),
-        quarter_turns=quarter_turns,
+        orientation=orientation,
         decord_compatible=has_time_stamps
         and supported_container
-        and not (has_removed_frames or quarter_turns or first.interlaced_frame),
+        and len(container.streams.video) == 1
+        and orientation == (False, 0)
+        and not (has_removed_frames or has_leading_frames or first.interlaced_frame),
     )
 
 
-def _quarter_turns(frame: av.VideoFrame) -> int:
-    return round(frame.rotation / 90) % 4
+def _orientation(frame: av.VideoFrame) -> _Orientation:
+    """Read the display matrix of a frame, [a b; c d] in 16.16 fixed point, which maps stored to shown positions."""
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return _Orientation(False, 0)
+    a, b, _, c, d, *_ = struct.unpack("9i", bytes(data)[:36])
+    is_mirrored = a * d - b * c < 0
+    if is_mirrored:
+        a, b = -a, -b
+    return _Orientation(is_mirrored, round(-math.degrees(math.atan2(b, a)) / 90) % 4)
 
 
 def _upright_pixels(frame: av.VideoFrame) -> NDArray[np.uint8]:
-    """Pixels of a frame, rotated upright: uint8 [H, W, 3]."""
+    """Pixels of a frame, upright: uint8 [H, W, 3]."""
     pixels = frame.to_ndarray(format="rgb24")
-    return np.ascontiguousarray(np.rot90(pixels, _quarter_turns(frame)))
+    is_mirrored, quarter_turns = _orientation(frame)
+    if is_mirrored:
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(np.rot90(pixels, quarter_turns))
 
 
 def decode_frames(
@@ -185,7 +218,7 @@ def decode_frames(
         if not wanted or backend == "pyav":
             return _read_pyav(container, table, wanted, name)
         if backend == "torchcodec":
-            return _read_torchcodec(source, wanted)
+            return _read_torchcodec(source, wanted, video_stream(container).index)
         if backend == "decord":
             return call_with_timeout(functools.partial(read_decord, table.count), DECORD_TIMEOUT)
         if table.decord_compatible and importlib.util.find_spec("decord") is not None:
@@ -212,11 +245,13 @@ def _read_decord(source: VideoSource, indices: list[int], count: int) -> NDArray
     return frames
 
 
-def _read_torchcodec(source: VideoSource, indices: list[int]) -> NDArray[np.uint8]:
+def _read_torchcodec(source: VideoSource, indices: list[int], stream_index: int) -> NDArray[np.uint8]:
     from torchcodec.decoders import VideoDecoder
 
     file = source if isinstance(source, bytes) else os.fspath(source)
-    decoder = VideoDecoder(file, dimension_order="NHWC", seek_mode="exact", num_ffmpeg_threads=1)
+    decoder = VideoDecoder(
+        file, stream_index=stream_index, dimension_order="NHWC", seek_mode="exact", num_ffmpeg_threads=1
+    )
     frames: NDArray[np.uint8] = decoder.get_frames_at(indices).data.numpy()
     return frames
 
@@ -241,7 +276,7 @@ def _read_pyav(
     if missing:
         raise ValueError(f"{name}: frame {missing[0]} cannot be decoded; the file is damaged or truncated")
     if not indices:
-        stream = container.streams.video[0].codec_context
+        stream = video_stream(container).codec_context
         return np.empty((0, stream.height, stream.width, 3), np.uint8)
     return np.stack([found[i] for i in indices])
 
@@ -256,7 +291,7 @@ def _decode_wanted_frames(
     container: av.container.InputContainer, start: int, wanted: dict[int, int], found: dict[int, NDArray[np.uint8]]
 ) -> None:
     """Decode from ``start`` and store the frames in ``wanted`` (time stamp to frame index) in ``found``."""
-    stream = container.streams.video[0]
+    stream = video_stream(container)
     last = max(wanted)
     try:
         container.seek(start, stream=stream, backward=True)
@@ -280,7 +315,7 @@ def iterate_frames(
     Raises:
         ValueError: a frame cannot be decoded. All frames yielded before it are valid.
     """
-    stream = container.streams.video[0]
+    stream = video_stream(container)
     try:
         for index, frame in enumerate(container.decode(stream)):
             if frame.is_corrupt:

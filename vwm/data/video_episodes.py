@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +17,14 @@ from vwm.data.ingest_manifest import IngestSettings, IngestShard
 from vwm.data.shard_index import shard_index_path
 from vwm.data.shards import ShardWriter
 from vwm.data.timeouts import call_with_timeout, iterate_with_timeout
-from vwm.data.video import iterate_frames, open_video, probe_video
+from vwm.data.video import iterate_frames, open_video, probe_video, video_stream
 
 MAX_EPISODE_BYTES = 512 * 2**20
 """Size of the frames at which an episode ends early: a thousand full HD frames would take six gigabytes of memory."""
 RATE_TOLERANCE = 1e-3
 """Relative difference of frame rates that are taken as equal: 29.97 is also written as 30000/1001."""
+MAX_FRAME_SECONDS = 60.0
+"""Longest time that a frame is taken to be shown. More is a fault of the time stamps, or a pause of the recording."""
 TIMESTAMP_TOLERANCE = 1e-3
 """Error of a time stamp in seconds: Matroska rounds them to milliseconds."""
 
@@ -30,14 +33,16 @@ class SourceFrame(NamedTuple):
     """A decoded frame of a video.
 
     Attributes:
-        time: seconds since the first frame.
+        time: seconds since the first frame of its part.
         frame_index: index in the video.
         pixels: uint8 [h, w, 3].
+        part: number of jumps in the time stamps before it.
     """
 
     time: float
     frame_index: int
     pixels: NDArray[np.uint8]
+    part: int = 0
 
 
 def ingest_shard(settings: IngestSettings, out: Path, timeout: float, shard: IngestShard) -> IngestShard:
@@ -64,6 +69,7 @@ def iterate_video_episodes(
     video = Path(settings.folder) / path
     frames: list[SourceFrame] = []
     frames_yielded = 0
+    cuts: list[int] = []
     problem = ""
     try:
         actions = read_action_file(video)
@@ -79,6 +85,12 @@ def iterate_video_episodes(
             )
         decoded = _iterate_resized_frames(settings, video, path, rate, expected_duration)
         for frame in iterate_with_timeout(decoded, timeout):
+            if frames and frame.part != frames[-1].part:
+                cuts.append(frame.frame_index)
+                if len(frames) >= 2:
+                    yield _make_episode(settings, path, frames, actions, rate)
+                    frames_yielded += len(frames)
+                frames = []
             if frames and frame.pixels.shape != frames[0].pixels.shape:
                 (h, w, _), (new_h, new_w, _) = frames[0].pixels.shape, frame.pixels.shape
                 raise ValueError(
@@ -100,6 +112,8 @@ def iterate_video_episodes(
         result.skipped[path] = problem or "has fewer than 2 frames"
     elif problem:
         result.truncated[path] = f"{frames_yielded} frames kept: {problem}"
+    elif cuts:
+        result.truncated[path] = f"cut where its time stamps jump, at frame {', '.join(map(str, cuts[:8]))}"
 
 
 def _make_episode(
@@ -120,7 +134,7 @@ def _probe_rate_and_duration(video: Path, path: str, count_frames: bool) -> tupl
     """Return mean frames per second, duration in seconds by the header, and the frame count; 0 for unknown values."""
     count = probe_video(video, path)["frames"] if count_frames else 0
     with open_video(video, path) as container:
-        stream = container.streams.video[0]
+        stream = video_stream(container)
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         if stream.duration is not None and stream.time_base is not None:
             return rate, float(stream.duration * stream.time_base), count
@@ -130,29 +144,38 @@ def _probe_rate_and_duration(video: Path, path: str, count_frames: bool) -> tupl
 def _iterate_resized_frames(
     settings: IngestSettings, video: Path, path: str, rate: float, expected_duration: float
 ) -> Iterator[SourceFrame]:
-    """Decode, resample and resize the frames of a video.
+    """Decode, resample and resize the frames of a video; each jump in its time stamps begins a new part.
 
     Raises:
         ValueError: a frame cannot be decoded, or the video is over a second shorter than its header says.
     """
     with open_video(video, path) as container:
+        first_time: float | None = None
         last_time = 0.0
 
         def decoded() -> Iterator[SourceFrame]:
-            nonlocal last_time
-            origin: float | None = None
+            nonlocal first_time, last_time
+            origin, part = 0.0, 0
             for index, (stamp, pixels) in enumerate(iterate_frames(container, path)):
                 if stamp is None and not rate and settings.fps is not None:
                     raise ValueError(f"{path}: has no time stamps and no frame rate, so --fps cannot resample it")
                 time = stamp if stamp is not None else index / (rate or 1)
-                origin = time if origin is None else origin
-                last_time = time - origin
-                yield SourceFrame(last_time, index, pixels)
+                if first_time is None:
+                    first_time = origin = time
+                elif not 0 <= time - last_time <= MAX_FRAME_SECONDS:
+                    origin, part = time, part + 1
+                last_time = time
+                yield SourceFrame(time - origin, index, pixels, part)
 
-        frames = decoded() if settings.fps is None else resample_frames(decoded(), settings.fps, rate)
+        frames: Iterator[SourceFrame] = decoded()
+        if settings.fps is not None:
+            parts = groupby(decoded(), lambda frame: frame.part)
+            frames = chain.from_iterable(resample_frames(part, settings.fps, rate) for _, part in parts)
+        aspect = float(video_stream(container).sample_aspect_ratio or 1)
         for frame in frames:
-            yield frame._replace(pixels=resize_and_crop(frame.pixels, settings.height, settings.width))
-        duration = last_time + 1 / rate if rate else 0.0
+            pixels = resize_and_crop(frame.pixels, settings.height, settings.width, aspect)
+            yield frame._replace(pixels=pixels)
+        duration = last_time - (first_time or 0) + 1 / rate if rate else 0.0
         if rate and duration + 1 < expected_duration:
             raise ValueError(f"{path}: ends after {duration:.1f} s, its header says {expected_duration:.1f} s")
 
@@ -177,15 +200,23 @@ def resample_frames(frames: Iterable[SourceFrame], fps: float, rate: float) -> I
         k += 1
 
 
-def resize_and_crop(frame: NDArray[np.uint8], height: int | None, width: int | None) -> NDArray[np.uint8]:
-    """Resize uint8 [H, W, 3] to cover height x width, then crop around the center. None leaves it unchanged."""
+def resize_and_crop(
+    frame: NDArray[np.uint8], height: int | None, width: int | None, pixel_aspect: float = 1.0
+) -> NDArray[np.uint8]:
+    """Resize a frame to cover height x width, then crop around the center.
+
+    Args:
+        frame: uint8 [H, W, 3].
+        height, width: of the result; None leaves the frame unchanged.
+        pixel_aspect: width of a pixel divided by its height.
+    """
     from PIL import Image
 
-    if height is None or width is None or frame.shape[:2] == (height, width):
+    if height is None or width is None or (frame.shape[:2] == (height, width) and pixel_aspect == 1):
         return frame
     full_height, full_width = frame.shape[:2]
-    scale = max(height / full_height, width / full_width)
+    scale = max(height / full_height, width / (full_width * pixel_aspect))
     top = max(0.0, (full_height - height / scale) / 2)  # rounding may put it below 0
-    left = max(0.0, (full_width - width / scale) / 2)
+    left = max(0.0, (full_width - width / scale / pixel_aspect) / 2)
     box = (left, top, full_width - left, full_height - top)
     return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BOX, box=box))
