@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -287,3 +290,35 @@ def test_validation_shards_that_cannot_be_read_are_an_error(tmp_path: Path) -> N
     (tmp_path / "val.tar").write_text("rubbish")
     with pytest.raises(ValueError, match=r"val\.tar: not a complete tar file"):
         VideoDataModule("data", val_path=str(tmp_path / "val.tar")).val_dataloader()
+
+
+FAILING = """
+import sys
+import torch.utils.data._utils
+from vwm.data.datamodule import VideoDataModule
+torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.1
+batches = iter(VideoDataModule(sys.argv[1], 4, batch_size=1, workers=2, val_fraction=0).train_dataloader())
+for batch in batches:
+    kept = batch  # an error below keeps the reader processes alive, as a traceback does
+    if sys.argv[2] == "kill":
+        import multiprocessing
+        multiprocessing.active_children()[0].kill()
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [("short", "ValueError: .*a.actions.npy: has 3 rows"), ("kill", "ChildProcessError: a reader process ended unexp")],
+)
+def test_an_error_or_a_kill_of_a_reader_process_ends_the_program(tmp_path: Path, fault: str, message: str) -> None:
+    with ShardWriter(tmp_path / "shard-000000.tar") as writer:
+        for key in "abcdefgh":
+            sample = {"__key__": key, "frames.npy": np.zeros((8, 8, 8, 3), np.uint8), "actions.npy": np.zeros(8, int)}
+            if fault == "short" and key == "a":
+                sample["actions.npy"] = np.zeros(3, int)
+            writer.write_sample(sample)
+    ended = subprocess.run(
+        [sys.executable, "-c", FAILING, str(tmp_path), fault], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert ended.returncode == 1 and re.search(message, ended.stderr), ended.stderr
+    assert "Original Traceback" not in ended.stderr.splitlines()[-1]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -78,7 +81,25 @@ class ClipLoader:
             # By default, a DataLoader draws from the global generator, and a resumed run would differ.
             generator=torch.Generator().manual_seed(0),
         )
-        for batch in loader:
+        if self.workers:
+            atexit.unregister(_kill_workers)
+            atexit.register(_kill_workers)
+        batches = iter(loader)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except ValueError as error:
+                raise ValueError(_worker_message(error)) from error
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                    raise
+                _ignore_ended_workers()
+                raise ChildProcessError(
+                    f"a reader process ended unexpectedly ({error}). Often the memory is full: set fewer data.workers "
+                    "or a smaller data.batch_size"
+                ) from error
             self.global_batches += 1
             yield batch
 
@@ -105,6 +126,28 @@ class ClipLoader:
                     f"Use the same data and batch size as before, or start a new run from the weights of this one."
                 )
         self.global_batches = state["global_batches"]
+
+
+def _worker_message(error: Exception) -> str:
+    """Return the message of an error in a reader process, without the traceback that torch puts before it."""
+    text = str(error)
+    if "Original Traceback" not in text:
+        return text
+    return text.rstrip().rpartition(f"\n{type(error).__name__}: ")[2]
+
+
+def _ignore_ended_workers() -> None:
+    """Stop torch's handler, which raises an error wherever the program is when a reader process ends."""
+    with suppress(ValueError, AttributeError):  # not the main thread, or no such signal
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def _kill_workers() -> None:
+    """End reader processes when this one ends: they ignore the first signal, and would be waited for without end."""
+    _ignore_ended_workers()
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def _ignore_first_stop_signal(worker: int) -> None:
