@@ -4,11 +4,13 @@ import json
 import pickle
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from factories import diffusion_world, dit, dynamics, genie, jepa_world, tdmpc2_world, tokenizer
 from latent_worlds import rssm_world
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import vwm
@@ -170,7 +172,7 @@ def test_loading_unpickles_nothing(bundle):
 
     (bundle / "dynamics" / WEIGHTS).unlink()
     (bundle / "dynamics" / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(RaisesWhenUnpickled()))
-    with pytest.raises(BundleError, match="dynamics: cannot be loaded"):
+    with pytest.raises(BundleError, match="dynamics: has no weights"):
         vwm.load(bundle)
 
 
@@ -186,12 +188,102 @@ def test_rejects_missing_unexpected_and_misshapen_weights(bundle):
         with pytest.raises(BundleError, match=message):
             vwm.load(bundle)
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(BundleError, match="dynamics: cannot be loaded"):
+    with pytest.raises(BundleError, match="not a safetensors file"):
+        vwm.load(bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fps": 0}, "fps must be above 0"),
+        ({"fps": float("nan")}, "fps must be above 0"),
+        ({"fps": float("inf")}, "fps must be above 0 and at most 1000"),
+        ({"fps": -5}, "fps must be above 0"),
+        ({"context_frames": 0}, "context_frames must be 1 or more"),
+        ({"context_frames": 10**9}, "context_frames must be 1 or more and at most"),
+        ({"sampling": {"steps": 10**9}}, r"sampling\.steps must lie in 1\.\.1000"),
+        ({"sampling": {"temperature": -1}}, r"sampling\.temperature must be a number of 0 or more"),
+        ({"sampling": {"temperature": float("nan")}}, r"sampling\.temperature must be a number of 0 or more"),
+        ({"sampling": {"temperature": "hot"}}, r"sampling\.temperature must be a number"),
+        ({"sampling": [1]}, "settings are not understood"),
+        (
+            {"actions": {"kind": "discrete", "size": 4, "names": ["a"]}},
+            "names must be one for each of 4 actions, got 1",
+        ),
+        ({"actions": {"kind": "sideways", "size": 4, "names": []}}, "discrete or continuous"),
+    ],
+)
+def test_settings_out_of_range_are_named(bundle, change, message):
+    edit(bundle, lambda index: index["settings"].update(change))
+    with pytest.raises(BundleError, match=rf"model_index.json: .*{message}"):
+        vwm.load(bundle)
+
+
+def test_weights_of_other_shapes_types_and_values_are_refused_before_they_are_loaded(bundle, monkeypatch):
+    file = bundle / "dynamics" / WEIGHTS
+    whole = load_file(file)
+    for change, message in (
+        (whole["head.bias"].to(torch.int64), "weight head.bias is of type I64"),
+        (whole["head.bias"].to(torch.complex64), "weight head.bias is of type C64|not a safetensors file"),
+        (torch.zeros(7), r"weight head.bias is \[7\], and config.json describes"),
+        (whole["head.bias"] * float("nan"), "weight head.bias has values that are not finite"),
+    ):
+        save_file({**whole, "head.bias": change}, file, metadata={"format": "pt"})
+        with pytest.raises(BundleError, match=message):
+            vwm.load(bundle)
+
+
+@pytest.mark.parametrize("change", [{"width": 10**7}, {"depth": 10**9}, {"width": -1}, {"window": 0}])
+def test_a_config_that_asks_for_other_sizes_allocates_nothing(bundle, change):
+    """Ten million wide, the network would take hundreds of terabytes."""
+    file = bundle / "dynamics" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(BundleError, match=r"dynamics"):
+        vwm.load(bundle)
+
+
+@pytest.mark.parametrize("content", ["[" * 10**5, "{" * 10**5, "[]", "1", "null", " " * 2**21])
+def test_json_that_is_deep_large_or_no_object_is_an_error(bundle, content):
+    for file in (bundle / "dynamics" / "config.json", bundle / "model_index.json"):
+        file.write_text(content)
+        with pytest.raises(BundleError, match=rf"{file.name}"):
+            vwm.load(bundle)
+
+
+def break_start(kind: str, file: Path) -> None:
+    if kind == "truncated":
+        file.write_bytes(file.read_bytes()[:60])
+    elif kind == "text":
+        file.write_text("no picture")
+    elif kind == "jpeg":
+        Image.new("RGB", (64, 16)).save(file, "JPEG")
+    elif kind == "size":
+        Image.new("RGB", (6, 7)).save(file)
+    elif kind == "bomb":
+        Image.new("1", (20_000, 20_000)).save(file)
+    else:
+        file.unlink()
+        file.mkdir() if kind == "folder" else file.symlink_to("/etc/hostname")
+
+
+@pytest.mark.parametrize("kind", ["truncated", "text", "jpeg", "size", "bomb", "folder", "link"])
+def test_starting_pictures_that_are_none_are_named(bundle, kind):
+    file = sorted((bundle / "starts").glob("*.png"))[-1]
+    break_start(kind, file)
+    with pytest.raises(BundleError, match=rf"{file.name}"):
+        vwm.load(bundle)
+
+
+def test_weights_behind_a_link_are_not_opened(bundle, tmp_path):
+    file = bundle / "dynamics" / WEIGHTS
+    file.rename(tmp_path / "elsewhere.safetensors")
+    file.symlink_to(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(BundleError, match="is a link to another folder"):
         vwm.load(bundle)
 
 
 def test_rejects_settings_that_contradict_the_networks(bundle):
-    edit(bundle, lambda index: index["settings"]["actions"].update(size=9))
+    edit(bundle, lambda index: index["settings"]["actions"].update(size=9, names=[str(i) for i in range(9)]))
     with pytest.raises(BundleError, match=r"9 actions named, but dynamics\.num_actions=4"):
         vwm.load(bundle)
 

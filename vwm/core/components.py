@@ -11,17 +11,25 @@ import copy
 import importlib
 import json
 import os
+import re
 import sys
-from collections.abc import Sequence
+from argparse import ArgumentError
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from diffusers import ModelMixin
+from jsonargparse import ArgumentParser
+from safetensors import SafetensorError, safe_open
 
 from vwm.core.trusted_packages import is_trusted_package
 
 COMPONENT_CONFIG_FILE = "config.json"
+MAX_CONFIG_BYTES = 2**20
+MAX_SETTING = 2**24
+"""Largest whole number in a network's config: beyond every width, window and number of codes."""
+FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
 
 NetworkT = TypeVar("NetworkT", bound=ModelMixin)
 
@@ -79,6 +87,7 @@ def load_component(folder: str | os.PathLike[str], kind: type[ModelMixin] | None
         raise ComponentError(f"{folder}: there is no {COMPONENT_CONFIG_FILE} in it")
     if kind is None:
         kind = _named_class(folder / COMPONENT_CONFIG_FILE)
+    _check_weights(folder, kind)
     try:
         part, info = kind.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
@@ -87,8 +96,90 @@ def load_component(folder: str | os.PathLike[str], kind: type[ModelMixin] | None
         raise ComponentError(f"{folder}: cannot be loaded ({type(error).__name__}: {error})") from error
     wrong = {k: v for k, v in info.items() if k in ("missing_keys", "unexpected_keys", "mismatched_keys") and v}
     if wrong or info.get("error_msgs"):
-        raise ComponentError(f"{folder}: the weights do not fit {COMPONENT_CONFIG_FILE}: {wrong or info['error_msgs']}")
+        listed = "; ".join(
+            f"{len(v)} {k.replace('_', ' ')}, such as {sorted(map(str, v))[:3]}" for k, v in wrong.items()
+        )
+        raise ComponentError(
+            f"{folder}: the weights do not fit {COMPONENT_CONFIG_FILE}: {listed or str(info['error_msgs'])[:400]}"
+        )
+    for name, weight in part.state_dict().items():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            raise ComponentError(f"{folder}: weight {name} has values that are not finite")
     return torch.nn.Module.float(part).eval().requires_grad_(False)
+
+
+def _check_weights(folder: Path, kind: type[ModelMixin]) -> None:
+    """Compare the weights in a folder with its config before anything is allocated.
+
+    Raises:
+        ComponentError: other names, shapes or types than those of the network that the config describes.
+    """
+    stored = _read_weight_headers(folder)
+    expected = _expected_weights(folder, kind, len(stored))
+    for name in sorted(expected.keys() & stored.keys()):
+        weight, (shape, type_name) = expected[name], stored[name]
+        if list(weight.shape) != shape:
+            raise ComponentError(
+                f"{folder}: weight {name} is {shape}, and {COMPONENT_CONFIG_FILE} describes {list(weight.shape)}"
+            )
+        if weight.is_floating_point() != (type_name in FLOAT_TYPES):
+            raise ComponentError(f"{folder}: weight {name} is of type {type_name}, not of {', '.join(FLOAT_TYPES)}")
+
+
+def _read_weight_headers(folder: Path) -> dict[str, tuple[list[int], str]]:
+    """Return shape and type of each weight, from the headers of the safetensors files."""
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        if file.resolve().parent != folder.resolve():
+            raise ComponentError(f"{file}: is a link to another folder; put the file itself there")
+        try:
+            with safe_open(file, "pt") as weights:
+                for name in weights.keys():  # noqa: SIM118 (not a mapping)
+                    part = weights.get_slice(name)
+                    found[name] = (part.get_shape(), part.get_dtype())
+        except (SafetensorError, OSError) as error:
+            raise ComponentError(f"{file}: not a safetensors file ({error})") from error
+    if not found:
+        raise ComponentError(f"{folder}: has no weights (*.safetensors)")
+    return found
+
+
+def _expected_weights(folder: Path, kind: type[ModelMixin], count: int) -> dict[str, torch.Tensor]:
+    """Return the state of the network that a config describes, without memory for its values.
+
+    Args:
+        folder: of the config.
+        kind: the class.
+        count: of stored weights: a network of more layers than weights does not belong to them.
+    """
+    file = folder / COMPONENT_CONFIG_FILE
+    settings = _read_component_config(file)
+    for name, value in settings.items():
+        if isinstance(value, int) and re.search(r"depth|layers|blocks", name) and value > count:
+            raise ComponentError(f"{file}: {name}={value}, and {folder} holds {count} weights")
+    arguments = {name: value for name, value in settings.items() if not name.startswith("_")}
+    try:
+        check_constructor_arguments(kind, arguments)
+        with torch.device("meta"):
+            network = kind(**arguments)
+    except Exception as error:  # whatever a constructor raises for settings that nobody checked
+        raise ComponentError(
+            f"{file}: does not describe a {kind.__name__} ({type(error).__name__}: {error})"
+        ) from error
+    return dict(network.state_dict())
+
+
+def _read_component_config(file: Path) -> dict[str, Any]:
+    """Read a ``config.json``. Raises ComponentError where it is no object of JSON, or too large."""
+    if file.stat().st_size > MAX_CONFIG_BYTES:
+        raise ComponentError(f"{file}: {file.stat().st_size} bytes are too large for a config")
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ComponentError(f"{file}: not JSON ({error})") from error
+    if not isinstance(settings, dict):
+        raise ComponentError(f"{file}: must be an object, got {type(settings).__name__}")
+    return settings
 
 
 def load_pretrained_weights(
@@ -171,18 +262,35 @@ def resolve_network_class(module: str, name: str, where: str) -> type[ModelMixin
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ComponentError(f"{where} names {module}.{name}, which is not there") from error
+        raise ComponentError(
+            f"{where} names {module}.{name}, which {module.partition('.')[0]} does not have"
+        ) from error
     if not (isinstance(found, type) and issubclass(found, ModelMixin)):
         raise ComponentError(f"{where} names {module}.{name}, which is no network")
     return found
 
 
 def _named_class(config: Path) -> type[ModelMixin]:
-    try:
-        settings = json.loads(config.read_text())
-    except json.JSONDecodeError as error:
-        raise ComponentError(f"{config}: not JSON ({error})") from error
+    settings = _read_component_config(config)
     module, name = settings.get("_module"), settings.get("_class_name")
     if not isinstance(module, str) or not isinstance(name, str):
         raise ComponentError(f"{config}: does not name its class (_module, _class_name); export it again")
     return resolve_network_class(module, name, str(config))
+
+
+def check_constructor_arguments(kind: type, arguments: Mapping[str, Any]) -> None:
+    """Compare values with the types of a constructor, as the command line does.
+
+    Raises:
+        ValueError: a name that the constructor does not have, a value of another type, or a number beyond all sizes.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, fail_untyped=False)
+    try:
+        parser.parse_object(dict(arguments))
+    except ArgumentError as error:
+        raise ValueError(str(error)) from error
+    for name, value in arguments.items():
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(number, int) and abs(number) > MAX_SETTING for number in numbers):
+            raise ValueError(f"{name}={value} is beyond {MAX_SETTING}")

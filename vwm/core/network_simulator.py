@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -65,6 +66,7 @@ class NetworkSimulator(Simulator):
         )
         self.starts = starts
         self.sampling = self.SAMPLING_CLASS() if sampling is None else sampling
+        _check_sampling_numbers(self.sampling)
         self.check_sampling(self.sampling)
 
     @property
@@ -108,6 +110,7 @@ class NetworkSimulator(Simulator):
             )
         other = copy.copy(self)
         other.sampling = self.sampling._replace(**changes)
+        _check_sampling_numbers(other.sampling)
         other.check_sampling(other.sampling)
         return other
 
@@ -180,3 +183,17 @@ class VideoSimulator(NetworkSimulator):
         encoder, latents = self.tokenizer.encode_step(encoder, frames_to_float(frames))
         decoder, shown = self.tokenizer.decode_step(decoder, latents)
         return (encoder, decoder), video_to_uint8(shown)
+
+
+MAX_SAMPLING_STEPS = 1000
+"""Limit of what a bundle may ask for: a step of more would take minutes."""
+
+
+def _check_sampling_numbers(sampling: Any) -> None:
+    """Raise ValueError for sampling settings that no family supports: not finite, negative, or too many steps."""
+    for name, value in sampling._asdict().items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise ValueError(f"sampling.{name} must be a number of 0 or more, got {value!r}")
+    steps = getattr(sampling, "steps", 1)
+    if not isinstance(steps, int) or not 1 <= steps <= MAX_SAMPLING_STEPS:
+        raise ValueError(f"sampling.steps must lie in 1..{MAX_SAMPLING_STEPS}, got {steps!r}")

@@ -14,10 +14,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vwm.core.checks import check_positive
 from vwm.core.spaces import ActionSpace, ObservationSpace
 
 State = Any
 """A nested tuple or dict of tensors, each with the batch first: copy it, index it, branch it, drop it."""
+
+
+MAX_FPS = 1000
+MAX_CONTEXT_FRAMES = 4096
+"""Limits of what a bundle may ask for."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class SimulatorSpec:
             of kind ``"latent"``.
 
     Raises:
-        ValueError: a simulator of latents without a context space.
+        ValueError: a simulator of latents without a context space, or a number that is out of range.
     """
 
     observation: ObservationSpace
@@ -54,6 +60,11 @@ class SimulatorSpec:
             object.__setattr__(self, "context", self.observation)
         if self.context.is_latent:
             raise ValueError("a simulator of latents is started from images or vectors: give spec.context")
+        if not 0 < self.fps <= MAX_FPS:  # NaN fails this, too
+            raise ValueError(f"fps must be above 0 and at most {MAX_FPS}, got {self.fps}")
+        check_positive(context_frames=self.context_frames, frames_per_step=self.frames_per_step)
+        if self.context_frames > MAX_CONTEXT_FRAMES:
+            raise ValueError(f"context_frames must be at most {MAX_CONTEXT_FRAMES}, got {self.context_frames}")
 
 
 class StepOutput(NamedTuple):

@@ -102,7 +102,7 @@ class ActionSpace:
             rest at 0.
 
     Raises:
-        ValueError: ``rest`` does not fit the dimensions.
+        ValueError: another kind, no action, or names or rest values that do not fit the size.
     """
 
     kind: str
@@ -112,7 +112,15 @@ class ActionSpace:
     rest: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.rest and (self.kind == "discrete" or len(self.rest) != self.size or max(map(abs, self.rest)) > 1):
+        if self.kind not in ("discrete", "continuous") or not isinstance(self.size, int) or self.size < 0:
+            raise ValueError(
+                "an action space is discrete or continuous and has 0 actions or more, got "
+                f"{self.kind!r} and {self.size!r}"
+            )
+        if self.names and len(self.names) != self.size:
+            raise ValueError(f"names must be one for each of {self.size} actions, got {len(self.names)}")
+        rests_fit = len(self.rest) == self.size and all(abs(value) <= 1 for value in self.rest)
+        if self.rest and (self.kind == "discrete" or not rests_fit):
             raise ValueError(f"rest must be one number in [-1, 1] per dimension ({self.size}), got {self.rest}")
 
     @classmethod

@@ -6,6 +6,7 @@ The quantizers are those of vector-quantize-pytorch.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,8 @@ from vwm.nn.precision import at_least_float32
 
 Codebook = int | list[int]
 """A number of codes (VQ), or the levels of each dimension (FSQ, arXiv 2309.15505): ``1024`` or ``[8, 5, 5, 5]``."""
+MAX_CODEBOOK_SIZE = 2**20
+"""Limit of what a config may ask for; the largest published video codebooks have 64,000 codes."""
 
 
 class QuantizerOutput(NamedTuple):
@@ -25,6 +28,17 @@ class QuantizerOutput(NamedTuple):
     codes: Tensor
     indices: Tensor
     loss: Tensor
+
+
+def make_codebook(width: int, codebook: Codebook, code_width: int) -> VectorQuantize | FSQ:
+    """Make the codebook of a ``Quantizer``."""
+    if isinstance(codebook, int):
+        # Codes used less than twice per batch (on a running average) are replaced by vectors of the batch.
+        return VectorQuantize(
+            dim=width, codebook_size=codebook, codebook_dim=code_width, threshold_ema_dead_code=2, decay=0.95
+        )
+    # Two levels have no middle level and need the symmetric form.
+    return FSQ(levels=codebook, dim=width, preserve_symmetry=2 in codebook)
 
 
 class Quantizer(nn.Module):
@@ -42,14 +56,12 @@ class Quantizer(nn.Module):
         super().__init__()
         self.spread_weight = spread_weight
         self.size = codebook_size(codebook)
-        if isinstance(codebook, int):
-            # Codes used less than twice per batch (on a running average) are replaced by vectors of the batch.
-            self.book: VectorQuantize | FSQ = VectorQuantize(
-                dim=width, codebook_size=codebook, codebook_dim=code_width, threshold_ema_dead_code=2, decay=0.95
-            )
-        else:
-            # Two levels have no middle level and need the symmetric form.
-            self.book = FSQ(levels=codebook, dim=width, preserve_symmetry=2 in codebook)
+        if not 1 <= self.size <= MAX_CODEBOOK_SIZE:
+            raise ValueError(f"a codebook has 1 to {MAX_CODEBOOK_SIZE} codes, got {codebook} with {self.size}")
+        # The library reads values of its tensors; a network that is built without memory has a book all the same.
+        is_meta = torch.get_default_device().type == "meta"
+        with torch.device("cpu") if is_meta else nullcontext():
+            self.book = make_codebook(width, codebook, code_width)
 
     def forward(self, x: Tensor) -> QuantizerOutput:
         """[..., d] -> codes, indices, commitment loss. Computed in at least float32, even under autocast."""

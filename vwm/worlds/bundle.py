@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from diffusers import ModelMixin
 from diffusers import __version__ as diffusers_version
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -28,11 +29,16 @@ from vwm.core.bundle_folder import BUNDLE_INDEX_FILE, BundleError, find_bundle
 from vwm.core.components import ComponentError, load_component, public_module, resolve_network_class, save_component
 from vwm.core.devices import resolve_device
 from vwm.core.network_simulator import NetworkSimulator
+from vwm.core.simulator import MAX_CONTEXT_FRAMES
 from vwm.core.spaces import ActionSpace
 from vwm.core.version import VERSION
 from vwm.worlds.families import UnknownFamilyError, find_simulator_class
 
 VECTOR_STARTS_FILE = "vectors.safetensors"
+MAX_INDEX_BYTES = 2**20
+MAX_STARTS = 1024
+MAX_START_PIXELS = 2**26
+"""Limits of the starting contexts of a bundle, and of the pixels of one of them."""
 
 
 def save_simulator(
@@ -112,6 +118,8 @@ def load_simulator(
     try:
         settings = index["settings"]
         frames = int(settings["context_frames"])
+        if not 1 <= frames <= MAX_CONTEXT_FRAMES:
+            raise ValueError(f"context_frames must be 1 or more and at most {MAX_CONTEXT_FRAMES}, got {frames}")
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{folder / BUNDLE_INDEX_FILE}: settings are not understood ({error!r})") from error
     starts = _load_starts(folder / "starts", frames)
@@ -145,9 +153,11 @@ def _supports_bfloat16(device: torch.device) -> bool:
 
 def _read_index(folder: Path) -> dict[str, Any]:
     file = folder / BUNDLE_INDEX_FILE
+    if file.stat().st_size > MAX_INDEX_BYTES:
+        raise BundleError(f"{file}: {file.stat().st_size} bytes are too large for the index of a bundle")
     try:
-        index = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
+        index = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{file}: not JSON ({error})") from error
     if not isinstance(index, dict):
         raise BundleError(f"{file}: must be an object with the parts of a world, got {type(index).__name__}")
@@ -199,11 +209,30 @@ def _load_starts(folder: Path, frames: int) -> Tensor | None:
     files = sorted(folder.glob("*.png"))
     if not files:
         return None
-    clips = []
-    for file in files:
-        with Image.open(file) as image:
-            strip = np.array(image.convert("RGB"))
-        if strip.shape[1] % frames:
+    if len(files) > MAX_STARTS:
+        raise BundleError(f"{folder}: {len(files)} starting contexts are too many, at most {MAX_STARTS}")
+    strips = [_read_start(file) for file in files]
+    for file, strip in zip(files, strips, strict=True):
+        if strip.shape != strips[0].shape:
+            raise BundleError(f"{file}: {strip.shape[1]}x{strip.shape[0]} pixels, {files[0].name} has "
+                              f"{strips[0].shape[1]}x{strips[0].shape[0]}")  # fmt: skip
+        if frames < 1 or strip.shape[1] % frames:
             raise BundleError(f"{file}: {strip.shape[1]} pixels wide, which {frames} frames do not divide")
-        clips.append(np.stack(np.split(strip, frames, axis=1)))
-    return torch.from_numpy(np.stack(clips))
+    return torch.from_numpy(np.stack([np.stack(np.split(strip, frames, axis=1)) for strip in strips]))
+
+
+def _read_start(file: Path) -> NDArray[np.uint8]:
+    """Read a PNG, uint8 [h, w, 3]. Raises BundleError for other files, links out of the folder and large pictures."""
+    if file.resolve().parent != file.parent.resolve() or not file.is_file():
+        raise BundleError(f"{file}: is no file in this folder (a link, or a folder)")
+    try:
+        with Image.open(file, formats=["PNG"]) as image:
+            if image.width * image.height > MAX_START_PIXELS:
+                raise BundleError(
+                    f"{file}: {image.width}x{image.height} pixels are too many, at most {MAX_START_PIXELS}"
+                )
+            return np.array(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if isinstance(error, BundleError):
+            raise
+        raise BundleError(f"{file}: cannot be read as a PNG ({error})") from error
