@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -450,6 +451,58 @@ def test_sessions_are_independent(world: Simulator) -> None:
     run_client(world, script)
 
 
+def test_steps_of_several_sessions_are_one_step_of_the_world(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = []
+    step = type(world).step
+
+    def counted(self: Any, state: Any, action: Any, decode: bool = True) -> Any:
+        batches.append(len(action))
+        time.sleep(0.02)  # while it runs, the other sessions ask for their steps
+        return step(self, state, action, decode)
+
+    monkeypatch.setattr(type(world), "step", counted)
+
+    async def script(client: TestClient[Any, Any]) -> None:
+        pages = [await open_page(client) for _ in range(4)]
+        for index, page in enumerate(pages):
+            await page.frame(type="reset", start=index % 3)
+        for number in range(5):
+            answers = await asyncio.gather(*(page.frame(type="step", action=RIGHT) for page in pages))
+            assert [header["step"] for header, _ in answers] == [number + 1] * 4
+        alone = session.PlaySession(world, world.starts)
+        alone.reset(1, 0)
+        for _ in range(5):
+            last = alone.step(RIGHT)
+        assert np.array_equal(answers[1][1], last.frame)
+
+    run_client(world, script)
+    assert max(batches) > 1 and sum(batches) == 4 * 5 + 5
+
+
+def test_a_step_that_fails_in_a_batch_fails_for_its_session_only(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = type(world).step
+
+    def fragile(self: Any, state: Any, action: Any, decode: bool = True) -> Any:
+        if (action == NOOP).any():
+            raise RuntimeError("broken")
+        time.sleep(0.02)
+        return step(self, state, action, decode)
+
+    monkeypatch.setattr(type(world), "step", fragile)
+
+    async def script(client: TestClient[Any, Any]) -> None:
+        pages = [await open_page(client) for _ in range(3)]
+        for page in pages:
+            await page.frame(type="reset", start=0)
+        actions = (RIGHT, NOOP, RIGHT)
+        answers = await asyncio.gather(
+            *(page.ask(type="step", action=action) for page, action in zip(pages, actions, strict=True))
+        )
+        assert [header["type"] for header, _ in answers] == ["frame", "error", "frame"]
+
+    run_client(world, script)
+
+
 @pytest.mark.parametrize(
     "headers",
     [
@@ -467,6 +520,40 @@ def test_rejects_requests_of_other_origins(world: Simulator, headers: dict[str, 
         assert (await client.get("/", headers=headers)).status == 403
 
     run_client(world, script)
+
+
+@pytest.mark.parametrize("host", ["[::1", "a b", "[]:80", "http://x"])
+def test_a_broken_host_header_is_the_clients_error(world: Simulator, host: str) -> None:
+    async def script(client: TestClient[Any, Any]) -> None:
+        assert 400 <= (await client.get("/", headers={"Host": host})).status < 500
+
+    run_client(world, script)
+
+
+def test_an_address_that_others_reach_requires_its_token(world: Simulator) -> None:
+    async def script(client: TestClient[Any, Any]) -> None:
+        for path in ("/", "/?token=wrong", "/player.js", "/play?token=secret", "/starts/0.png"):
+            assert (await client.get(path)).status == 403
+        with pytest.raises(WSServerHandshakeError):
+            await client.ws_connect("/play")
+        assert (await client.get("/?token=secret")).status == 200
+        assert (await client.get("/player.js")).status == 200  # the cookie is enough from here on
+        await (await open_page(client)).frame(type="reset", start=0)
+
+    run_client(world, script, token="secret")
+
+
+@pytest.mark.parametrize(
+    ("host", "settings", "has_token"),
+    [("127.0.0.1", {}, False), ("0.0.0.0", {}, True), ("0.0.0.0", {"open": True}, False)],
+)
+def test_the_printed_address_has_a_token_where_others_reach_it(
+    world: Simulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], host, settings, has_token
+) -> None:
+    monkeypatch.setattr("vwm.play.server.load_simulator", lambda bundle, **more: world)
+    monkeypatch.setattr(server.web, "run_app", lambda app, **more: None)
+    play_world(Path("somewhere"), host=host, port=0, **settings)
+    assert ("/?token=" in capsys.readouterr().out) == has_token
 
 
 def test_accepts_requests_of_its_own_origin(world: Simulator) -> None:

@@ -6,3 +6,4 @@ from .messages import StepMessage as StepMessage
 from .messages import UndoMessage as UndoMessage
 from .session import PlaySession as PlaySession
 from .session import PlayStep as PlayStep
+from .step_batching import StepBatcher as StepBatcher

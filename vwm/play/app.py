@@ -26,6 +26,7 @@ from torch import Tensor
 from vwm.core.simulator import Simulator
 from vwm.data.video_encoding import write_video
 from vwm.play import images
+from vwm.play.access_token import token_middleware
 from vwm.play.messages import (
     MAX_TEXT,
     ClientMessage,
@@ -37,10 +38,13 @@ from vwm.play.messages import (
 )
 from vwm.play.origin_check import origin_middleware
 from vwm.play.session import PlaySession, PlayStep
+from vwm.play.step_batching import StepBatcher
 
 PAGE_FOLDER = Path(__file__).parent / "page"
 IDLE_NAMES = {"noop", "no-op", "no op", "nothing", "none", "idle", "stay", "stop", "wait", "still", "·", ""}
 IDLE_NAMES |= {"no visible change"}  # the description of a latent action without effect in vwm.eval
+MAX_GIF_FRAMES = 1000
+"""A GIF of more frames takes minutes to encode."""
 logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
@@ -53,6 +57,7 @@ def make_app(
     max_sessions: int = 4,
     max_upload_mb: float = 4.0,
     executor: ThreadPoolExecutor | None = None,
+    token: str | None = None,
 ) -> web.Application:
     """Make the web application for a simulator.
 
@@ -62,6 +67,7 @@ def make_app(
         max_sessions: largest number of pages that play at the same time.
         max_upload_mb: largest uploaded image, in megabytes.
         executor: one worker that runs the world, for example the one that warmed it up; None makes one.
+        token: serve only pages that are opened with ``?token=``; None serves all.
 
     Raises:
         ValueError: a limit is not positive.
@@ -76,7 +82,8 @@ def make_app(
         max_upload=int(max_upload_mb * 1e6),
         executor=executor or ThreadPoolExecutor(max_workers=1),
     )
-    app = web.Application(middlewares=[origin_middleware(host)])
+    middlewares = [origin_middleware(host)] + ([] if token is None else [token_middleware(token)])
+    app = web.Application(middlewares=middlewares)
     app.router.add_get("/", _serve_file("index.html", "text/html"))
     app.router.add_get("/style.css", _serve_file("style.css", "text/css"))
     for name in ("player.js", "keys.js", "levers.js", "panel.js", "spark.js"):
@@ -104,6 +111,8 @@ class PlayServer:
         self.max_upload = max_upload
         self.connections: set[web.WebSocketResponse] = set()
         self.executor = executor
+        self.batcher = StepBatcher(executor)
+        self.image_executor = ThreadPoolExecutor(max_workers=1)
 
     async def start_image(self, request: web.Request) -> web.Response:
         """Return the last frame of a start as PNG, which the page shows as a thumbnail."""
@@ -126,7 +135,7 @@ class PlayServer:
         self.connections.add(connection)
         try:
             await connection.send_json(self.hello_message())
-            await self._serve_messages(connection, PlaySession(self.simulator, self.starts))
+            await self._serve_messages(connection, PlaySession(self.simulator, self.starts, self.max_sessions))
         except ConnectionResetError:
             pass  # the page closed while its answer was being sent
         finally:
@@ -137,7 +146,8 @@ class PlayServer:
         """Close all sessions and stop the worker thread."""
         for connection in list(self.connections):
             await connection.close(code=WSCloseCode.GOING_AWAY, message=b"the server ends")
-        self.executor.shutdown(wait=False, cancel_futures=True)
+        for executor in (self.executor, self.image_executor):
+            executor.shutdown(wait=False, cancel_futures=True)
 
     def hello_message(self) -> dict[str, Any]:
         """Describe the world for the page."""
@@ -182,9 +192,17 @@ class PlayServer:
 
     async def _handle_text(self, session: PlaySession, text: str) -> bytes | dict[str, Any]:
         message = parse_message(text, self.simulator.spec.actions, 0 if self.starts is None else len(self.starts))
+        if isinstance(message, StepMessage):
+            play_step = await self.batcher.step(session, message.action)
+            return await asyncio.to_thread(_frame_message, session, play_step)
         if not isinstance(message, RecordMessage):
             return await self._run_in_thread(_apply_message, session, message)
         if message.command == "download":
+            if message.format == "gif" and len(session.recording_frames) > MAX_GIF_FRAMES:
+                raise ValueError(
+                    f"a GIF may have {MAX_GIF_FRAMES} frames, the recording has {len(session.recording_frames)}: "
+                    "download it as MP4"
+                )
             # in another thread than the model's, because encoding a long video must not block other sessions
             return await asyncio.to_thread(
                 _video_message, session.recorded_frames(), message.format, self.simulator.spec.fps
@@ -202,7 +220,10 @@ class PlayServer:
                 "(change it with --max_upload_mb)"
             )
         image_size = self.simulator.spec.context.image_size
-        session.uploaded_image = await asyncio.to_thread(images.decode_upload, data, image_size)
+        # one at a time, so that several large images are never in memory together
+        session.uploaded_image = await asyncio.get_running_loop().run_in_executor(
+            self.image_executor, images.decode_upload, data, image_size
+        )
         return pack_message({"type": "upload"}, images.encode_png(session.uploaded_image))
 
     async def _run_in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -220,12 +241,14 @@ def _apply_message(session: PlaySession, message: ClientMessage) -> bytes:
     match message:
         case ResetMessage(start, seed):
             play_step = session.reset(start, seed)
-        case StepMessage(action):
-            play_step = session.step(action)
         case UndoMessage(steps):
             play_step = session.undo(steps)
         case _:
             raise AssertionError(f"{message} does not change the world")
+    return _frame_message(session, play_step)
+
+
+def _frame_message(session: PlaySession, play_step: PlayStep) -> bytes:
     return pack_message(_frame_header(session, play_step), images.encode_png(play_step.frame))
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-MAX_PIXELS = 50_000_000
+MAX_PIXELS = 16_000_000
 """Largest number of pixels of an upload. A small file may decode to gigabytes, so its header is checked first."""
 
 
@@ -42,6 +42,7 @@ def decode_upload(data: bytes, image_size: tuple[int, int]) -> NDArray[np.uint8]
                     f"the image has {image.width} x {image.height} pixels; the limit is {MAX_PIXELS // 10**6} million. "
                     "Make it smaller first."
                 )
+            image.draft("RGB", (4 * max(width, height),) * 2)  # JPEG decodes to a smaller picture directly
             upright = ImageOps.exif_transpose(image).convert("RGB")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(

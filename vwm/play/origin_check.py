@@ -24,12 +24,15 @@ def origin_middleware(host: str) -> Middleware:
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        requested = (urlsplit(f"//{request.host}").hostname or "").lower()
+        try:
+            requested = (urlsplit(f"//{request.host}").hostname or "").lower()
+        except ValueError:
+            raise web.HTTPBadRequest(text=f"the Host header {request.host!r} is no host") from None
         if requested not in names and not _is_ip_address(requested):
             raise web.HTTPForbidden(text=f"{requested!r} is not a name of this server: open its address, or localhost")
         origin = request.headers.get("Origin")
         # Browsers always send the origin of a websocket. Other programs may leave it out; the check cannot stop them.
-        if origin is not None and urlsplit(origin).netloc.lower() != request.host.lower():
+        if origin is not None and origin.partition("://")[2].rstrip("/").lower() != request.host.lower():
             raise web.HTTPForbidden(text=f"pages of {origin} may not connect; open http://{request.host}/ itself")
         return await handler(request)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import statistics
 import webbrowser
@@ -13,6 +14,7 @@ import numpy as np
 from aiohttp import web
 
 from vwm.core.simulator import Simulator
+from vwm.play.access_token import is_loopback
 from vwm.play.app import make_app, simulator_starts
 from vwm.play.session import PlaySession
 from vwm.worlds.bundle import load_simulator
@@ -28,17 +30,20 @@ def play_world(
     device: str = "auto",
     max_sessions: int = 4,
     max_upload_mb: float = 4.0,
+    open: bool = False,
 ) -> None:
     """Play a trained world in the browser.
 
     Args:
         bundle: folder of the simulator bundle, or the name of a world that comes with vwm: coinrun, carracing.
-        host: address to listen on; 0.0.0.0 lets other machines of the network play.
+        host: address to listen on; 0.0.0.0 lets other machines of the network play, with the printed link.
         port: port to listen on; 0 takes any free one.
         open_browser: open the page after the warm-up.
         device: where to compute; see ``resolve_device``.
         max_sessions: largest number of pages that play at the same time; they share the model.
         max_upload_mb: largest image that may be uploaded as a start, in megabytes.
+        open: let everybody play who reaches the address. Without it, an address that other machines reach has a token,
+            which is part of the printed link.
 
     Raises:
         ValueError: the address cannot be used, or the world does not show frames.
@@ -57,8 +62,9 @@ def play_world(
         print(f"loaded {bundle} ({width} x {height}, {simulator.spec.fps:g} fps)")
         # Warm up in the thread that serves: thread pools and caches belong to a thread.
         executor.submit(warm_up_simulator, simulator).result()
-        app = make_app(simulator, host, max_sessions, max_upload_mb, executor)
-        address = page_url(host, listener.getsockname()[1])
+        token = None if open or is_loopback(host) else secrets.token_urlsafe(16)
+        app = make_app(simulator, host, max_sessions, max_upload_mb, executor, token)
+        address = page_url(host, listener.getsockname()[1]) + ("" if token is None else f"?token={token}")
         print(f"playing at {address}  (stop with Ctrl-C)", flush=True)
         if open_browser:
             webbrowser.open(address)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,13 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from vwm.core.simulator import Simulator, State
+from vwm.core.simulator import Simulator, State, StepOutput
+from vwm.core.states import concatenate_states, select_worlds
 from vwm.play.messages import MAX_UNDO
 
 MAX_UNDO_BYTES = 2**30
-"""Memory for the history of one session; the larger the states, the fewer are kept."""
+"""Memory for the histories of all sessions; the larger the states, the fewer are kept."""
 MAX_RECORDING_BYTES = 2**28
-"""Memory for the recorded frames of one session: 24 minutes of 64 x 64 pixels at 15 frames per second."""
+"""Memory for the recorded frames of all sessions: 24 minutes of 64 x 64 pixels at 15 frames per second."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,12 @@ class PlaySession:
     Args:
         simulator: the world.
         starts: uint8 [n, t, h, w, 3], the contexts that a reset can select.
+        sessions: number of sessions that share the memory for undoing and recording.
     """
 
-    def __init__(self, simulator: Simulator, starts: Tensor | None = None) -> None:
+    def __init__(self, simulator: Simulator, starts: Tensor | None = None, sessions: int = 1) -> None:
         self.simulator = simulator
+        self.sessions = sessions
         self.starts = starts
         self.uploaded_image: NDArray[np.uint8] | None = None
         self.current: PlayStep | None = None
@@ -67,7 +71,7 @@ class PlaySession:
         self.recording = False
         self.recording_frames: list[NDArray[np.uint8]] = []
         height, width = simulator.spec.context.image_size
-        self.max_recorded_frames = max(1, MAX_RECORDING_BYTES // (height * width * 3))
+        self.max_recorded_frames = max(1, MAX_RECORDING_BYTES // sessions // (height * width * 3))
         self._times: deque[float] = deque(maxlen=16)
 
     @property
@@ -92,21 +96,21 @@ class PlaySession:
 
     def step(self, action: int | tuple[float, ...]) -> PlayStep:
         """Advance by one frame. Raises ValueError before the first reset."""
-        previous = self._require_current()
-        began = time.perf_counter()
-        chosen = torch.tensor([action], dtype=torch.int64 if isinstance(action, int) else torch.float32)
-        with torch.no_grad():
-            state, output = self.simulator.step(previous.state, chosen)
+        return step_sessions([self], [action])[0]
+
+    def take_step(self, state: State, output: StepOutput, world: int, latency_ms: float) -> PlayStep:
+        """Take the outcome of a step of several worlds, of which this session's has an index."""
+        previous = self.require_current()
         assert output.frame is not None, "step(decode=True) returns a frame"
-        reward = float(output.reward[0])
+        reward = float(output.reward[world])
         play_step = PlayStep(
-            state=state,
-            frame=_frame_to_numpy(output.frame),
+            state=select_worlds(state, torch.tensor([world])) if len(output.reward) > 1 else state,
+            frame=output.frame[world].cpu().numpy(),
             step=previous.step + 1,
             reward=reward,
             episode_return=previous.episode_return + reward,
-            terminated=bool(output.terminated[0]),
-            latency_ms=_elapsed_ms(began),
+            terminated=bool(output.terminated[world]),
+            latency_ms=latency_ms,
         )
         self._push_history(previous)
         self._times.append(time.perf_counter())
@@ -114,7 +118,7 @@ class PlaySession:
 
     def undo(self, steps: int = 1) -> PlayStep:
         """Go back ``steps`` steps, or to the start of the history. Raises ValueError without a history."""
-        self._require_current()
+        self.require_current()
         if not self.history:
             raise ValueError("nothing to undo: this is the start of the history")
         steps = min(steps, len(self.history))
@@ -130,7 +134,7 @@ class PlaySession:
 
     def start_recording(self) -> None:
         """Discard the last recording and start a new one with the current frame."""
-        self.recording_frames = [self._require_current().frame]
+        self.recording_frames = [self.require_current().frame]
         self.recording = True
 
     def stop_recording(self) -> None:
@@ -152,7 +156,8 @@ class PlaySession:
             raise ValueError(f"there is no start {start}")
         return self.starts[start : start + 1]
 
-    def _require_current(self) -> PlayStep:
+    def require_current(self) -> PlayStep:
+        """Return the current step. Raises ValueError before the first reset."""
         if self.current is None:
             raise ValueError("the world has not been reset yet: reset first")
         return self.current
@@ -166,9 +171,40 @@ class PlaySession:
 
     def _push_history(self, play_step: PlayStep) -> None:
         self.history.append(play_step)
-        keep = max(1, MAX_UNDO_BYTES // max(1, state_bytes(play_step.state)))
+        keep = max(1, MAX_UNDO_BYTES // self.sessions // max(1, state_bytes(play_step.state)))
         while len(self.history) > keep:
             self.history.popleft()
+
+
+def step_sessions(sessions: Sequence[PlaySession], actions: Sequence[int | tuple[float, ...]]) -> list[PlayStep]:
+    """Advance several sessions of one world by one frame, in one step of the simulator.
+
+    Args:
+        sessions: each at most once.
+        actions: of the sessions.
+
+    Raises:
+        ValueError: a session was not reset yet; none is changed.
+    """
+    began = time.perf_counter()
+    states = [session.require_current().state for session in sessions]
+    chosen = torch.tensor(list(actions), dtype=torch.int64 if isinstance(actions[0], int) else torch.float32)
+    with torch.no_grad():
+        stacked = states[0] if len(states) == 1 else concatenate_states(states)
+        state, output = sessions[0].simulator.step(stacked, chosen)
+    latency_ms = _elapsed_ms(began)
+    return [session.take_step(state, output, i, latency_ms) for i, session in enumerate(sessions)]
+
+
+def can_step_together(one: PlaySession, other: PlaySession) -> bool:
+    """Return whether the states of two sessions can be one batch: they were reset, and differ in values only."""
+    if one.current is None or other.current is None:
+        return False
+    leaves, others = tree_leaves(one.current.state), tree_leaves(other.current.state)
+    return len(leaves) == len(others) and all(
+        isinstance(a, Tensor) and isinstance(b, Tensor) and a.ndim > 0 and (a.shape, a.dtype) == (b.shape, b.dtype)
+        for a, b in zip(leaves, others, strict=True)
+    )
 
 
 def state_bytes(state: State) -> int:
