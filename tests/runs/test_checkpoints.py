@@ -1,12 +1,13 @@
 """Training and drawing go on from a checkpoint, on a machine with other GPUs too."""
 
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
 from torch import nn
 
-from vwm.runs.checkpoints import load_checkpoint, save_checkpoint
+from vwm.runs.checkpoints import CheckpointError, load_checkpoint, read_checkpoint, save_checkpoint, write_checkpoint
 from vwm.runs.rng_states import restore_rng_states, rng_states
 from vwm.runs.run_folder import RunFolder
 
@@ -72,3 +73,50 @@ def test_a_checkpoint_of_a_machine_with_more_gpus_is_taken_up() -> None:
     gpu = kept["cuda"][0] if kept["cuda"] else torch.zeros(16, dtype=torch.uint8)
     restore_rng_states({**kept, "cuda": [*kept["cuda"], gpu]})
     assert torch.equal(torch.rand(5), drawn)
+
+
+def test_a_damaged_checkpoint_is_named_with_the_one_to_continue_from(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run").checkpoints
+    last = folder / "last.ckpt"
+    write_checkpoint(last, {"weight": torch.arange(1000.0)})
+    whole = last.read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    for broken, message in (
+        (whole[:-100], "is cut off or damaged"),
+        (flipped, "is damaged .* has another checksum"),
+        (b"rubbish", "is cut off or damaged"),
+        (b"", "is cut off or damaged"),
+    ):
+        last.write_bytes(broken)
+        with pytest.raises(CheckpointError, match=f"last.ckpt: {message}.*--no-resume"):
+            read_checkpoint(last)
+    write_checkpoint(folder / "step-00000300.ckpt", {})
+    write_checkpoint(folder / "step-00000500.ckpt", {})
+    with pytest.raises(CheckpointError, match=r"copy step-00000500.ckpt, which is in the same folder, over it"):
+        read_checkpoint(last)
+
+
+def test_a_checkpoint_of_another_program_is_named(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (pytest.fail, ("the checkpoint ran code",))
+
+    for content in (Trap(), [1, 2], torch.zeros(3)):
+        torch.save(content, tmp_path / "a.ckpt")
+        with pytest.raises(CheckpointError, match="is no checkpoint of vwm"):
+            read_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_a_checkpoint_that_cannot_be_read_back_does_not_replace_the_old_one(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "last.ckpt"
+    write_checkpoint(path, {"step": 1})
+
+    def save(state: object, file: BinaryIO) -> None:
+        file.write(b"half a checkpoint")
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(CheckpointError, match="cut off or damaged"):
+        write_checkpoint(path, {"step": 2})
+    monkeypatch.undo()
+    assert read_checkpoint(path) == {"step": 1} and [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +16,10 @@ from torch import nn
 from vwm.core.atomic_files import atomic_write
 from vwm.runs.rng_states import rng_states
 from vwm.runs.run_folder import RunFolder
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read; the message names the file and the remedy."""
 
 
 class Stateful(Protocol):
@@ -36,12 +43,53 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """
     with atomic_write(path) as file:
         torch.save(dict(state), file)
+        file.flush()
+        check_checkpoint_file(Path(file.name))  # read back before it replaces the old one
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Load what ``write_checkpoint`` saved, onto the CPU."""
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    """Load what ``write_checkpoint`` saved, onto the CPU; every byte is compared with its checksum.
+
+    Raises:
+        CheckpointError: the file is cut off, damaged or no checkpoint; the message names an older one, where there is.
+    """
+    check_checkpoint_file(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: is no checkpoint of vwm ({_first_line(error)})") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: is no checkpoint of vwm (it holds a {type(state).__name__})")
     return state
+
+
+def check_checkpoint_file(path: Path) -> None:
+    """Compare all bytes of a checkpoint with their checksums.
+
+    Raises:
+        CheckpointError: the file is cut off or damaged; the message names an older one, where there is.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, EOFError, zlib.error) as error:
+        raise CheckpointError(
+            f"{path}: is cut off or damaged ({_first_line(error)}){_older_checkpoint(path)}"
+        ) from error
+    if broken is not None:
+        raise CheckpointError(f"{path}: is damaged ({broken} has another checksum){_older_checkpoint(path)}")
+
+
+def _older_checkpoint(path: Path) -> str:
+    """Name the latest other checkpoint of the folder, as a remedy."""
+    others = sorted(other for other in path.parent.glob("step-*.ckpt") if other != path)
+    if not others:
+        return ": start the run again in a new folder, or with --no-resume"
+    return f": copy {others[-1].name}, which is in the same folder, over it to continue from there"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def save_checkpoint(

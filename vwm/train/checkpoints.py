@@ -11,7 +11,7 @@ import torch.distributed as dist
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from vwm.runs.checkpoints import write_checkpoint
+from vwm.runs.checkpoints import CheckpointError, read_checkpoint, write_checkpoint
 from vwm.runs.rng_states import restore_rng_states, rng_states
 from vwm.runs.run_folder import RunFolder
 from vwm.runs.stop_signal import StopRequest
@@ -27,6 +27,18 @@ class RunCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Save a checkpoint file, atomically."""
         write_checkpoint(Path(path), checkpoint)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load a checkpoint file, with checksums and without unpickling code.
+
+        Raises:
+            CheckpointError: it is damaged, or of another program.
+        """
+        checkpoint = read_checkpoint(Path(path))
+        missing = {"state_dict", "global_step", "optimizer_states", "loops"} - checkpoint.keys()
+        if missing:
+            raise CheckpointError(f"{path}: is no checkpoint of vwm fit (it has no {', '.join(sorted(missing))})")
+        return checkpoint
 
 
 class ResumableCheckpoints(Checkpoint):
