@@ -44,6 +44,7 @@ def make_agent_parser() -> ArgumentParser:
     """Make the parser of ``vwm agent train``."""
     parser = ArgumentParser(
         prog="vwm agent train",
+        usage="vwm agent train -c CONFIG [--KEY VALUE ...]   (vwm agent train --help lists the keys)",
         description="Train an agent: act, store, update, evaluate.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -12,6 +12,7 @@ import torch
 
 from vwm.cli.agent_commands import load_agent, load_agent_training
 from vwm.core.atomic_files import atomic_folder, check_replaceable_folder
+from vwm.core.trusted_packages import trust_package
 from vwm.data.workers import run_jobs
 from vwm.envs.batched_envs import EnvSpec
 from vwm.eval.plots import plot_learning_curves, plot_returns
@@ -39,6 +40,7 @@ def compare_runs(
     seed: int = 2_000_000,
     num_envs: int = 16,
     workers: int = 0,
+    allow_packages: list[str] | None = None,
 ) -> None:
     """Evaluate the agents of several runs, and random actions, in the real environment on the same episodes.
 
@@ -53,17 +55,27 @@ def compare_runs(
         seed: of the episodes; training uses other seeds.
         num_envs: maximum number of copies of the environment.
         workers: processes that evaluate one run each; 0 evaluates one run after another.
+        allow_packages: packages other than vwm whose code the runs' configs may name, and which are then imported.
 
     Raises:
         ValueError: no runs have the name ``reference``, or runs are evaluated in different environments.
     """
+    for package in allow_packages or ():
+        trust_package(package)
     groups = parse_run_groups(runs)
     if reference is not None and reference not in {group.name for group in groups}:
         names = ", ".join(group.name for group in groups)
         raise ValueError(f"--reference {reference}: no runs have this name; there are {names}")
     check_replaceable_folder(out, COMPARISON_FILE, "comparison")
     env_spec = common_env_spec(groups)
-    evaluate = partial(evaluate_run, env_spec=env_spec, episodes=episodes, seed=seed, num_envs=num_envs)
+    evaluate = partial(
+        evaluate_run,
+        env_spec=env_spec,
+        episodes=episodes,
+        seed=seed,
+        num_envs=num_envs,
+        allow_packages=allow_packages,
+    )
     folders: list[Path | None] = [None, *(folder for group in groups for folder in group.runs)]
     evaluations: dict[Path | None, EvaluationResult] = {}
     for folder, evaluation in run_jobs(evaluate, folders, workers):
@@ -88,9 +100,16 @@ def compare_runs(
     print(f"\n{table}\ntable, plots and every return: {out}")
 
 
-def evaluate_run(folder: Path | None, env_spec: EnvSpec, episodes: int, seed: int, num_envs: int) -> EvaluationResult:
+def evaluate_run(
+    folder: Path | None,
+    env_spec: EnvSpec,
+    episodes: int,
+    seed: int,
+    num_envs: int,
+    allow_packages: list[str] | None = None,
+) -> EvaluationResult:
     """Evaluate the policy of a run in its evaluation environment, or random actions (None) in ``env_spec``."""
-    policy, eval_env = load_agent(folder) if folder else (None, env_spec)
+    policy, eval_env = load_agent(folder, allow_packages=allow_packages) if folder else (None, env_spec)
     return evaluate_policy(policy, eval_env, episodes, seed, num_envs)
 
 

@@ -23,6 +23,7 @@ from vwm.cli.class_signatures import (
     resolve_alias,
 )
 from vwm.cli.parser import UsageError
+from vwm.cli.setting_ranges import check_setting_range
 from vwm.core.suggestions import suggest
 from vwm.runs.config_files import load_config, merge_configs, split_config_files
 
@@ -62,10 +63,19 @@ def check_config_arguments(command: str, argv: Sequence[str]) -> None:
     for name, text in _overrides(others):
         _override(config, name.split("."), text)
     training = find_class("vwm.rl.AgentTraining") if command == "agent train" else None
-    problems = [*_check_top_level(command, config, training)]
+    problems = [*_check_top_level(command, config, training), *_check_ranges(config)]
     if problems:
         raise UsageError("\n  ".join(["the config has errors:", *problems[:8]]) if len(problems) > 1 else problems[0])
     _check_folders(config)
+
+
+def _check_ranges(value: Any, key: str = "") -> Iterator[str]:
+    """Check all numbers of a config; see ``setting_ranges``."""
+    if not isinstance(value, dict):
+        yield from check_setting_range(key, value)
+        return
+    for name, below in value.items():
+        yield from _check_ranges(below, key if name == "init_args" else f"{key}.{name}".lstrip("."))
 
 
 def _overrides(argv: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -40,8 +40,19 @@ def main(argv: list[str] | None = None) -> None:
             raise
         print(f"vwm {name}: {error}\n(VWM_DEBUG=1 shows where)", file=sys.stderr)
         raise SystemExit(1) from error
+    except (MemoryError, RuntimeError) as error:
+        if os.environ.get("VWM_DEBUG") or not is_out_of_memory(error):
+            raise
+        print(f"vwm {name}: the memory is too small ({str(error).splitlines()[0][:200]})", file=sys.stderr)
+        raise SystemExit(1) from error
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of the machine or of a GPU was too small."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 def find_command(argv: list[str]) -> str | None:

@@ -12,6 +12,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from vwm.core.checks import check_not_negative
+
 
 @dataclass
 class OptimizerConfig:
@@ -30,6 +32,9 @@ class OptimizerConfig:
         final_weight_decay: end of a cosine schedule of the weight decay, at ``max_steps``; None keeps it constant.
         stretch: length of the schedules as a multiple of ``max_steps``; above 1, the run stops before their end
             (V-JEPA: 1.25).
+
+    Raises:
+        ValueError: a rate or a count is out of range.
     """
 
     name: str = "adamw"
@@ -42,6 +47,13 @@ class OptimizerConfig:
     start_lr: float = 0.0
     final_weight_decay: float | None = None
     stretch: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"optimizer.lr must be above 0, got {self.lr}")
+        check_not_negative(
+            weight_decay=self.weight_decay, warmup=self.warmup, min_lr=self.min_lr, start_lr=self.start_lr
+        )
 
     def build(self, model: nn.Module, max_steps: int) -> tuple[Optimizer, LambdaLR]:
         """Build the optimizer of the trainable weights of a model, and its schedule over optimizer steps.

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from vwm.core.checks import check_positive
 from vwm.nn.attention import (
     KeyValueCache,
     RotaryEmbedding,
@@ -204,8 +205,7 @@ class VideoTransformer(nn.Module):
         conditioned: bool = False,
     ) -> None:
         super().__init__()
-        if window < 1:
-            raise ValueError(f"window must be at least 1 frame, got {window}")
+        check_positive(width=width, depth=depth, heads=heads, window=window, kv_heads=kv_heads)
         if attention == "factored" and not 2 <= time_every <= depth:
             raise ValueError(f"time_every={time_every} must be 2..depth={depth}: at least one layer must be temporal")
         self.width = width

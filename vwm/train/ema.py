@@ -19,6 +19,8 @@ class EMACallback(L.Callback):
     """
 
     def __init__(self, decay: float = 0.999) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"ema.decay must be at least 0 and below 1, got {decay}")
         self.decay = decay
         self._average: EMAModel | None = None
         self._loaded_state: dict[str, Any] | None = None

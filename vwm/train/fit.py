@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -54,6 +55,7 @@ class FitCLI(LightningCLI):
         """Set the trainer's run folder and the number of torch's threads."""
         config, run = self.config, Path(self.config["run"])
         config["trainer"]["default_root_dir"] = str(run)
+        check_trainer_devices(config["trainer"]["accelerator"], config["trainer"]["devices"])
         if config["threads"]:
             torch.set_num_threads(config["threads"])
 
@@ -98,6 +100,28 @@ class FitCLI(LightningCLI):
         """Raise ValueError where the run that is to be resumed was started with another model or seed."""
         if run.config.is_file():
             check_fixed_settings(run, self.config_text(), _is_fixed)
+
+
+def check_trainer_devices(accelerator: Any, devices: Any) -> None:
+    """Raise ValueError for an accelerator that this machine lacks, and for more devices than it has.
+
+    Args:
+        accelerator: ``trainer.accelerator``; objects of Lightning are not checked.
+        devices: ``trainer.devices``: a number, a list of indices, or a text.
+    """
+    if not isinstance(accelerator, str):
+        return
+    gpus = torch.cuda.device_count()
+    if accelerator in ("gpu", "cuda") and not gpus and not torch.backends.mps.is_available():
+        raise ValueError(f"trainer.accelerator={accelerator}, and this machine has no GPU: give cpu or auto")
+    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and gpus > 0)
+    available = gpus if on_gpu else os.cpu_count() or 1
+    number = int(devices) if isinstance(devices, str) and devices.lstrip("-").isdigit() else devices
+    if isinstance(number, int) and not (1 <= number <= available or (on_gpu and number == -1)):
+        raise ValueError(
+            f"trainer.devices={devices}: this machine has {available} {'GPUs' if on_gpu else 'CPU cores'}; give a "
+            f"number from 1 to {available}, or auto"
+        )
 
 
 class _ConfigWriter(L.Callback):
@@ -150,6 +174,7 @@ def _make_fit_cli(args: list[str]) -> FitCLI:
         auto_configure_optimizers=False,
         parser_kwargs={
             "prog": "vwm fit",
+            "usage": "vwm fit -c CONFIG [--KEY VALUE ...]   (vwm fit --help lists the keys)",
             "description": "Train a model: tokenizer, latent actions and dynamics, ...",
             "formatter_class": argparse.RawDescriptionHelpFormatter,
         },
