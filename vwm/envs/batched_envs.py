@@ -7,6 +7,7 @@ actions since its start, and a resumed run continues exactly.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field
@@ -258,7 +259,7 @@ class _EpisodicEnv:
         self.episode = episode
         self.actions = []
         self.has_ended = False
-        return _CopyTimeStep(self.env.observe(), is_first=True)
+        return _CopyTimeStep(self._observe(), is_first=True)
 
     def step(self, action: NDArray[Any]) -> _CopyTimeStep:
         """Take an action; after the end of an episode, begin the next one."""
@@ -267,7 +268,19 @@ class _EpisodicEnv:
         self.actions.append(np.array(action))
         outcome = self.env.step(action)
         self.has_ended = outcome.terminated or outcome.truncated or len(self.actions) == self.time_limit
-        return _CopyTimeStep(self.env.observe(), outcome.reward, is_last=self.has_ended, is_terminal=outcome.terminated)
+        if not math.isfinite(outcome.reward):
+            raise ValueError(f"{self._position()}: the reward is {outcome.reward}")
+        return _CopyTimeStep(self._observe(), outcome.reward, is_last=self.has_ended, is_terminal=outcome.terminated)
+
+    def _observe(self) -> NDArray[Any]:
+        """Return the observation. Raises ValueError where it is not finite."""
+        observation = self.env.observe()
+        if observation.dtype.kind == "f" and not np.isfinite(observation).all():
+            raise ValueError(f"{self._position()}: the observation has values that are not finite: {observation}")
+        return observation
+
+    def _position(self) -> str:
+        return f"environment {self.index}, episode {self.episode}, step {len(self.actions)}"
 
     def state_dict(self) -> dict[str, Any]:
         """Return the episode's number and the actions since its beginning."""

@@ -74,6 +74,7 @@ class OnlineLearning(Algorithm):
         self.setup = setup
         self.envs: BatchedEnv = self.env.open(self.num_envs, setup.seed)
         self.policy: Agent = self.make_agent(self.envs.spaces).to(setup.device)
+        self._check_batch_length(setup.steps)
         self.replay = self._make_replay(self.policy, setup, setup.folder.path / "replay_scratch")
         self.carry: PolicyCarry = self.policy.init_carry(self.num_envs)
         self.time_step: TimeStep | None = None
@@ -83,6 +84,16 @@ class OnlineLearning(Algorithm):
         self.returns = torch.zeros(self.num_envs)
         self.lengths = torch.zeros(self.num_envs)
         self._set_total_updates()
+
+    def _check_batch_length(self, steps: int) -> None:
+        """Raise ValueError where no sequence of the agent's length is ever in the replay buffer."""
+        for name, total in (("replay_capacity", self.replay_capacity), ("steps", steps)):
+            longest = total // self.num_envs
+            if longest < self.policy.batch_length and self.updates_per_decision:
+                raise ValueError(
+                    f"batch_length: an update takes sequences of {self.policy.batch_length} time steps, and {name}="
+                    f"{total} leaves {longest} for each of {self.num_envs} environments: nothing would be learned"
+                )
 
     def step(self) -> StepMetrics:
         """Take one decision in every environment, then make the updates that are due."""

@@ -220,3 +220,16 @@ def test_observe_returns_the_same_carry_and_extras_as_act(version: int) -> None:
     assert torch.equal(observed.action, policy_step.action) and observed.extras.keys() == policy_step.extras.keys()
     assert all(torch.equal(a, b) for a, b in zip(observed.carry, policy_step.carry, strict=True))
     assert all(torch.equal(observed.extras[name], policy_step.extras[name]) for name in policy_step.extras)
+
+
+def test_sequences_longer_than_the_replay_are_refused(tmp_path: Path) -> None:
+    def make_agent(spaces: EnvSpaces) -> Dreamer:
+        return Dreamer(spaces, WORLD[3], ActorConfig(width=12, layers=1), CriticConfig(width=12, layers=1))
+
+    for settings, steps, message in (
+        ({"replay_capacity": 60}, 500, "replay_capacity=60 leaves 15 for each of 4 environments"),
+        ({}, 40, "steps=40 leaves 10 for each of 4 environments: nothing would be learned"),
+    ):
+        learning = OnlineLearning(GymnasiumEnvSpec("Pendulum-v1"), make_agent, num_envs=4, **settings)
+        with pytest.raises(ValueError, match=f"sequences of 65 time steps, and {message}"):
+            AgentTraining(tmp_path / "run", learning, steps=steps).run()

@@ -20,6 +20,7 @@ from torch import Tensor
 from vwm.core.checks import check_positive
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.models.muzero.network import MuZeroLatentState, MuZeroNetwork
+from vwm.models.muzero.simulator import MuZeroSimulator
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.planning.puct_search import PUCTSearch
 from vwm.planning.tree_search import TreeSearch, TreeSearchResult
@@ -200,6 +201,10 @@ class MuZeroAgent(Agent):
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
         """See ``Agent.optimizers``."""
         return {"network": self.optimizer}
+
+    def simulator(self, title: str = "world", fps: float = 15.0) -> MuZeroSimulator:
+        """See ``Agent.simulator``."""
+        return MuZeroSimulator(self.network, actions=self.spaces.actions, title=title, fps=fps)
 
     @property
     def temperature(self) -> float:
