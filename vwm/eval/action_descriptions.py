@@ -21,6 +21,11 @@ from vwm.eval.rollouts import infer_latent_actions
 MAX_DESCRIPTION_LENGTH = 27
 """Largest number of characters of a description; the player has no space for more."""
 
+NOT_SEEN = "not seen"
+MIN_TYPICAL_SHARE = 0.15
+MIN_TYPICAL_LIFT = 1.3
+"""Share of a latent action's transitions that a recorded action needs to name it, and multiple of its usual share."""
+
 MIN_VISIBLE_SHIFT = 0.3
 """Smallest shift of the scene that is described, in pixels per frame."""
 
@@ -31,8 +36,9 @@ MIN_VISIBLE_CHANGE = 0.25
 def describe_actions(simulator: Simulator, clips: ClipDataset, count: int = 128, batch_size: int = 16) -> list[str]:
     """Describe every action of a world.
 
-    A latent action is named after the recorded action that occurs in more than half of its transitions, with the share.
-    If there is none, it is described by the motion of the scene. Labeled actions keep their names.
+    A latent action is named after the recorded action that occurs in more than half of its transitions, with the share,
+    or else ``like`` the one that occurs in it most beyond its share of all transitions. If there is none, it is
+    described by the motion of the scene. Equal descriptions are numbered. Labeled actions keep their names.
 
     Args:
         simulator: the world.
@@ -55,20 +61,38 @@ def describe_actions(simulator: Simulator, clips: ClipDataset, count: int = 128,
     if sample.actions is not None and sample.actions.ndim == 2 and sample.action_names:
         recorded = _describe_by_recorded_action(latent, sample, space.size)
         texts = [name or text for name, text in zip(recorded, texts, strict=True)]
-    return texts
+    return _number_equal_texts(texts)
 
 
 def _describe_by_recorded_action(latent: Tensor, sample: EvalClips, size: int) -> list[str]:
-    """Name each latent action after the recorded action of over half of its transitions; empty if there is none."""
+    """Name each latent action after a recorded one that is frequent, or more frequent than usual, in it; else ""."""
     assert sample.actions is not None
     columns = max(len(sample.action_names), int(sample.actions.max()) + 1)
+    table = contingency_table(latent.flatten(), sample.actions[:, :-1].flatten(), size, columns)
+    usual = table.sum(axis=0) / table.sum()
     texts = []
-    for row in contingency_table(latent.flatten(), sample.actions[:, :-1].flatten(), size, columns):
-        best = int(row.argmax())
+    for row in table:
+        shares = row / max(row.sum(), 1)
+        best = int(shares.argmax())
+        prefix = ""
+        if shares[best] <= 0.5:
+            best, prefix = int((shares - usual).argmax()), "like "
+        is_typical = shares[best] > 0.5 or (
+            shares[best] >= MIN_TYPICAL_SHARE and shares[best] >= MIN_TYPICAL_LIFT * usual[best]
+        )
         name = sample.action_names[best] if best < len(sample.action_names) else f"action {best}"
-        share = f" {row[best] / row.sum():.0%}" if row.sum() else ""
-        texts.append(name[: MAX_DESCRIPTION_LENGTH - len(share)] + share if row[best] > row.sum() / 2 else "")
+        share = f" {shares[best]:.0%}"
+        texts.append((prefix + name)[: MAX_DESCRIPTION_LENGTH - len(share)] + share if is_typical else "")
     return texts
+
+
+def _number_equal_texts(texts: list[str]) -> list[str]:
+    """Append a number to texts that occur several times, so that a player can tell the keys apart."""
+    numbered = []
+    for i, text in enumerate(texts):
+        number = f" ({texts[:i].count(text) + 1})" if texts.count(text) > 1 and text != NOT_SEEN else ""
+        numbered.append(text[: MAX_DESCRIPTION_LENGTH - len(number)] + number)
+    return numbered
 
 
 def _describe_by_motion(latent: Tensor, frames: Tensor, size: int) -> list[str]:
@@ -77,7 +101,7 @@ def _describe_by_motion(latent: Tensor, frames: Tensor, size: int) -> list[str]:
     change = torch.stack([(x.int() - y.int()).abs().double().mean() for x, y in zip(before, after, strict=True)])
     masks = [latent.flatten() == i for i in range(size)]
     return [
-        describe_motion(shift[mask].mean(dim=0), float(change[mask].mean())) if mask.any() else "not seen"
+        describe_motion(shift[mask].mean(dim=0), float(change[mask].mean())) if mask.any() else NOT_SEEN
         for mask in masks
     ]
 
