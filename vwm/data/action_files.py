@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tokenize
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def read_action_file(video: Path) -> NDArray[Any] | None:
         return None
     try:
         values: NDArray[Any] = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _read_csv(path)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, SyntaxError, tokenize.TokenError, OverflowError, MemoryError) as error:
         raise ValueError(f"{path.name}: cannot be read ({error})") from error
     if not isinstance(values, np.ndarray):
         values.close()
@@ -52,7 +53,9 @@ def _read_csv(path: Path) -> NDArray[Any]:
     A single column is discrete if it is written in whole numbers: 0.00 is continuous, whatever the other rows are.
     """
     lines = path.read_text(encoding="utf-8").splitlines()
-    first_line = next(iter(lines), "")
+    if not any(line.strip() for line in lines[1:]):
+        raise ValueError("it has no rows of numbers")
+    first_line = lines[0]
     try:
         _ = [float(cell) for cell in first_line.split(",")]
         header_lines = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from vwm.data.shard_reading import read_array, read_episode_metadata
 SHEET_ROWS, SHEET_COLUMNS, SHEET_SIDE = 8, 10, 96
 BAR_WIDTH = 40
 MAX_STATE_LINES = 12
+MAX_ACTION_LINES = 256
+"""Of more actions, the most frequent ones are listed."""
 UNNAMED_STATE_PATTERN = re.compile(r"(ram|state)_\d+")
 
 
@@ -162,7 +164,10 @@ def _format_action_histogram(statistics: DatasetStatistics) -> Iterator[str]:
     total = sum(statistics.discrete_action_counts.values())
     count = max([len(statistics.action_names), *(a + 1 for a in statistics.discrete_action_counts)]) if total else 0
     most = max(statistics.discrete_action_counts.values(), default=1)
-    for action in range(count):
+    listed: Iterable[int] = range(count)
+    if count > MAX_ACTION_LINES:
+        listed = sorted(action for action, _ in statistics.discrete_action_counts.most_common(MAX_ACTION_LINES))
+    for action in listed:
         times = statistics.discrete_action_counts[action]
         name = statistics.action_names[action] if action < len(statistics.action_names) else ""
         bar = "#" * round(BAR_WIDTH * times / most)

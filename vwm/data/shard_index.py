@@ -13,6 +13,7 @@ import json
 import math
 import os
 import tarfile
+import tokenize
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
@@ -148,9 +149,10 @@ def _make_entry(
             raise ValueError(
                 f'{shard}:{key}.json must hold an object, such as {{"fps": 15}}, not {type(meta).__name__}'
             )
+    _check_metadata_names(shard, key, meta)
     video = next((e for e in members if e in VIDEO_EXTENSIONS), None)
     if "frames.npy" in members:
-        shape, dtype = _npy_shape(shard, key, "frames.npy", headers)
+        shape, dtype = _npy_shape(shard, key, "frames.npy", headers, members["frames.npy"][1])
         if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8:
             raise ValueError(f"{shard}:{key}.frames.npy must be uint8 [T, H, W, 3], got {dtype} {list(shape)}")
         frames, height, width, _ = shape
@@ -159,10 +161,17 @@ def _make_entry(
         frames, height, width = probed["frames"], probed["height"], probed["width"]
         meta.setdefault("fps", probed["fps"])
     elif "latents.npy" in members:
-        frames = _npy_shape(shard, key, "latents.npy", headers)[0][0]
+        frames = _npy_shape(shard, key, "latents.npy", headers, members["latents.npy"][1])[0][0]
         height, width = (int(_metadata_number(shard, key, meta, name)) for name in ("height", "width"))
     else:
         return None
+    if "actions.npy" in members:
+        shape, dtype = _npy_shape(shard, key, "actions.npy", headers, members["actions.npy"][1])
+        if (len(shape), dtype.kind) not in ((1, "i"), (1, "u"), (2, "f")):
+            raise ValueError(
+                f"{shard}:{key}.actions.npy must be whole numbers [T] or floating-point numbers [T, A], got {dtype} "
+                f"{list(shape)}"
+            )
     return EpisodeIndexEntry(
         key=key,
         frames=int(frames),
@@ -171,6 +180,14 @@ def _make_entry(
         fps=_metadata_number(shard, key, meta, "fps"),
         members=members,
     )
+
+
+def _check_metadata_names(shard: str, key: str, meta: Mapping[str, Any]) -> None:
+    """Raise ValueError where names of the metadata are no list of texts."""
+    for name in ("action_names", "state_names"):
+        value = meta.get(name) or []
+        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+            raise ValueError(f"{shard}:{key}.json: {name} must be a list of texts, got {str(value)[:100]}")
 
 
 def _metadata_number(shard: str, key: str, meta: Mapping[str, Any], name: str) -> float:
@@ -182,10 +199,14 @@ def _metadata_number(shard: str, key: str, meta: Mapping[str, Any], name: str) -
 
 
 def _npy_shape(
-    shard: str, key: str, extension: str, headers: dict[tuple[str, str], bytes]
+    shard: str, key: str, extension: str, headers: dict[tuple[str, str], bytes], size: int
 ) -> tuple[tuple[int, ...], np.dtype[Any]]:
     try:
-        return parse_npy_header(headers[key, extension])[:2]
+        shape, dtype, header_bytes = parse_npy_header(headers[key, extension])
+        expected = header_bytes + math.prod(shape) * dtype.itemsize
+        if size != expected:
+            raise ValueError(f"its header describes {expected} bytes, it has {size}")
+        return shape, dtype
     except ValueError as error:
         raise ValueError(f"{shard}:{key}.{extension} cannot be read ({error})") from error
 
@@ -198,9 +219,12 @@ def parse_npy_header(data: bytes) -> tuple[tuple[int, ...], np.dtype[Any], int]:
     """
     file: IO[bytes] = io.BytesIO(data)
     npy = np.lib.format
-    version = npy.read_magic(file)
-    read: Callable[..., Any] = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, fortran_order, dtype = read(file)
+    try:
+        version = npy.read_magic(file)
+        read: Callable[..., Any] = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran_order, dtype = read(file)
+    except (SyntaxError, tokenize.TokenError, TypeError, OverflowError, RecursionError, MemoryError) as error:
+        raise ValueError(f"the npy header is damaged ({error})") from error
     if fortran_order or dtype.hasobject:
         raise ValueError("npy members must be C-ordered arrays of numbers")
     return shape, dtype, file.tell()
@@ -208,7 +232,18 @@ def parse_npy_header(data: bytes) -> tuple[tuple[int, ...], np.dtype[Any], int]:
 
 def write_shard_index(index: ShardIndex, shard: str | os.PathLike[str]) -> None:
     """Write the index next to its shard, atomically."""
-    atomic_write_text(shard_index_path(shard), json.dumps({"version": INDEX_VERSION, **asdict(index)}))
+    atomic_write_text(shard_index_path(shard), _index_text(index))
+
+
+def _index_text(index: ShardIndex, **more: Any) -> str:
+    """Return an index as JSON, with a checksum of everything else in it."""
+    content = {"version": INDEX_VERSION, **asdict(index), **more}
+    return json.dumps({**content, "checksum": _checksum(content)})
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def is_shard_complete(shard: Path) -> bool:
@@ -240,15 +275,17 @@ def load_shard_index(shard: str) -> ShardIndex:
         except OSError:
             pass  # the folder is not writable: use the cache
     with suppress(OSError):  # nor is the cache
-        atomic_write_text(cached, json.dumps({"version": INDEX_VERSION, **asdict(index), "of": now}))
+        atomic_write_text(cached, _index_text(index, of=now))
     return index
 
 
 def _read_index(path: str, shard: str, now: Mapping[str, str], is_cached: bool) -> ShardIndex | None:
-    """Read an index; None where it is missing, cut off, of another version, or of the shard as it was before."""
+    """Read an index; None where it is missing, damaged, of another version, or of the shard as it was before."""
     try:
         with fsspec.open(path, "r") as file:
             raw = json.load(file)
+        if raw.pop("checksum") != _checksum(raw):
+            return None
         if raw["version"] != INDEX_VERSION or str(raw["size"]) != now.get("size", str(raw["size"])):
             return None
         if raw["of"] != now if is_cached else _is_newer(shard, path):
