@@ -1,3 +1,4 @@
+from .checkpoints import CheckpointError as CheckpointError
 from .checkpoints import Stateful as Stateful
 from .checkpoints import load_best_weights as load_best_weights
 from .checkpoints import load_checkpoint as load_checkpoint
