@@ -112,7 +112,7 @@ class ActionSpace:
     rest: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.kind not in ("discrete", "continuous") or not isinstance(self.size, int) or self.size < 0:
+        if self.kind not in ("discrete", "continuous") or type(self.size) is not int or self.size < 0:
             raise ValueError(
                 "an action space is discrete or continuous and has 0 actions or more, got "
                 f"{self.kind!r} and {self.size!r}"

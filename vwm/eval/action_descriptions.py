@@ -69,7 +69,7 @@ def _describe_by_recorded_action(latent: Tensor, sample: EvalClips, size: int) -
     assert sample.actions is not None
     columns = max(len(sample.action_names), int(sample.actions.max()) + 1)
     table = contingency_table(latent.flatten(), sample.actions[:, :-1].flatten(), size, columns)
-    usual = table.sum(axis=0) / table.sum()
+    usual = table.sum(dim=0) / table.sum()
     texts = []
     for row in table:
         shares = row / max(row.sum(), 1)
