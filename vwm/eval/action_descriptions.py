@@ -22,8 +22,8 @@ MAX_DESCRIPTION_LENGTH = 27
 """Largest number of characters of a description; the player has no space for more."""
 
 NOT_SEEN = "not seen"
-MIN_TYPICAL_SHARE = 0.15
-MIN_TYPICAL_LIFT = 1.3
+MIN_TYPICAL_SHARE = 0.3
+MIN_TYPICAL_LIFT = 2.0
 """Share of a latent action's transitions that a recorded action needs to name it, and multiple of its usual share."""
 
 MIN_VISIBLE_SHIFT = 0.3
