@@ -149,3 +149,12 @@ def test_fixed_settings_of_a_run_cannot_change(tmp_path: Path) -> None:
     for now in ("model: {width: 9, lr: 1e-6}", "model: {lr: 1e-6}", "model: {width: 8, lr: 1e-6, depth: 2}"):
         with pytest.raises(ValueError, match=r"was started with model\.\w+=\w+, not \w+: .* choose another folder"):
             check_fixed_settings(run, now, is_fixed)
+
+
+def test_a_run_of_the_other_command_is_named(folder: Path) -> None:
+    (folder / "config.yaml").write_text("model: {class_path: vwm.models.dit.DiTModule}\n")
+    with pytest.raises(ValueError, match=r"is no run of vwm agent train .*see vwm export"):
+        load_agent_training(folder)
+    (folder / "config.yaml").write_text("algorithm: {class_path: vwm.rl.OnlineLearning}\n")
+    with pytest.raises(ValueError, match=r"is no run of vwm fit .*see vwm agent export"):
+        load_run_config(RunFolder(folder))

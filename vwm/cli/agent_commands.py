@@ -258,5 +258,7 @@ def load_agent_training(run: Path, allow_packages: list[str] | None = None) -> A
         FileNotFoundError, ConfigFileError, UntrustedConfigError: see ``read_saved_config``.
     """
     saved = read_saved_config(RunFolder(run), allow_packages or ())
+    if "algorithm" not in saved:
+        raise ValueError(f"{run}: is no run of vwm agent train (its config has no algorithm); see vwm export, vwm eval")
     parser = make_agent_parser()
     return make_training(parser, parser.parse_args(["-c", yaml.safe_dump({**saved, "run": str(run)})]))

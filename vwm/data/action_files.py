@@ -53,14 +53,14 @@ def _read_csv(path: Path) -> NDArray[Any]:
     A single column is discrete if it is written in whole numbers: 0.00 is continuous, whatever the other rows are.
     """
     lines = path.read_text(encoding="utf-8").splitlines()
-    if not any(line.strip() for line in lines[1:]):
-        raise ValueError("it has no rows of numbers")
-    first_line = lines[0]
+    first_line = next(iter(lines), "")
     try:
         _ = [float(cell) for cell in first_line.split(",")]
         header_lines = 0
     except ValueError:
         header_lines = 1
+    if not any(line.strip() for line in lines[header_lines:]):
+        raise ValueError("it has no rows of numbers")
     values: NDArray[Any] = np.loadtxt(path, delimiter=",", ndmin=2, skiprows=header_lines)
     cells = [line.strip() for line in lines[header_lines:] if line.strip()]
     if values.shape[1] == 1 and all(re.fullmatch(r"[+-]?\d+", cell) for cell in cells):

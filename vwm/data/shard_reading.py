@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from functools import lru_cache
@@ -55,8 +54,12 @@ def read_member(path: str, entry: EpisodeIndexEntry, extension: str) -> bytes:
 
 def read_array(path: str, entry: EpisodeIndexEntry, field: str) -> NDArray[Any]:
     """Read an array of an episode (``actions``, ``rewards``, ``state``, ...), [T, ...]."""
-    array: NDArray[Any] = np.load(io.BytesIO(read_member(path, entry, f"{field}.npy")), allow_pickle=False)
-    return array
+    data = read_member(path, entry, f"{field}.npy")
+    try:
+        shape, dtype, header_size = parse_npy_header(data)
+        return np.frombuffer(data, dtype, offset=header_size).reshape(shape)
+    except ValueError as error:
+        raise ValueError(f"{path}:{entry.key}.{field}.npy cannot be read ({error})") from error
 
 
 def read_array_rows(path: str, entry: EpisodeIndexEntry, field: str, start: int, stop: int) -> NDArray[Any]:
@@ -67,7 +70,10 @@ def read_array_rows(path: str, entry: EpisodeIndexEntry, field: str, start: int,
     """
     offset, size = entry.members[f"{field}.npy"]
     header = read_bytes(path, offset, min(size, NPY_HEADER_BYTES))
-    shape, dtype, header_size = parse_npy_header(header)
+    try:
+        shape, dtype, header_size = parse_npy_header(header)
+    except ValueError as error:
+        raise ValueError(f"{path}:{entry.key}.{field}.npy cannot be read ({error})") from error
     if stop > shape[0]:
         raise ValueError(
             f"{path}:{entry.key}.{field}.npy: has {shape[0]} rows, one for each of at least {stop} frames was expected"

@@ -160,6 +160,8 @@ def load_run_config(run: RunFolder, allow_packages: Sequence[str] = ()) -> FitCL
         FileNotFoundError, ConfigFileError, UntrustedConfigError: see ``read_saved_config``.
     """
     config = read_saved_config(run, allow_packages)
+    if "model" not in config:
+        raise ValueError(f"{run.path}: is no run of vwm fit (its config has no model); see vwm agent export")
     parts = {key: value for key, value in config.items() if key in ("seed_everything", "model", "data")}
     parts["run"] = str(run.path)
     return _make_fit_cli(["-c", yaml.safe_dump(parts, sort_keys=False)])

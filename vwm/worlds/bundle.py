@@ -165,9 +165,9 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 
 def _simulator_class(folder: Path, index: dict[str, Any]) -> type[NetworkSimulator]:
-    name = index.get("_class_name")
+    name = str(index.get("_class_name"))[:100]
     try:
-        return find_simulator_class(str(name))
+        return find_simulator_class(name)
     except UnknownFamilyError as error:
         raise BundleError(
             f"{folder / BUNDLE_INDEX_FILE}: holds a {name!r}, which this version of vwm ({VERSION}) cannot "

@@ -154,7 +154,7 @@ def test_unknown_actions_and_proprioception_have_no_effect(action_conditioning):
     [
         ({"num_actions": 0}, "set dynamics.num_actions or action_dims"),
         ({"heads": 3}, "heads=3 must divide width=16"),
-        ({"window": 0}, "window must be at least 1"),
+        ({"window": 0}, "window must be 1 or more"),
     ],
 )
 def test_rejects_invalid_networks(changes, message):
