@@ -158,3 +158,17 @@ def test_a_run_of_the_other_command_is_named(folder: Path) -> None:
     (folder / "config.yaml").write_text("algorithm: {class_path: vwm.rl.OnlineLearning}\n")
     with pytest.raises(ValueError, match=r"is no run of vwm fit .*see vwm agent export"):
         load_run_config(RunFolder(folder))
+
+
+def test_relative_paths_are_found_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "project" / "runs" / "tokenizer").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    run = RunFolder(tmp_path / "project" / "runs" / "dit")
+    run.path.mkdir()
+    run.write_config("run: runs/dit\nmodel: {tokenizer: runs/tokenizer, env: ALE/Pong-v5, paths: [data/none]}\n")
+    monkeypatch.chdir(tmp_path / "project")
+    model = read_saved_config(run)["model"]
+    assert model == {"tokenizer": "runs/tokenizer", "env": "ALE/Pong-v5", "paths": ["data/none"]}
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    model = read_saved_config(run)["model"]
+    assert model["tokenizer"] == str(tmp_path / "project" / "runs" / "tokenizer") and model["env"] == "ALE/Pong-v5"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from vwm.core.trusted_packages import find_untrusted_names, trust_package
@@ -16,6 +17,9 @@ class UntrustedConfigError(ValueError):
 
 def read_saved_config(run: RunFolder, allow_packages: Sequence[str] = ()) -> dict[str, Any]:
     """Read the config of a run without importing what it names.
+
+    A relative path that is not in the current folder is looked for above the run: a run at ``project/runs/dit`` that
+    was trained in ``project`` finds ``runs/tokenizer`` from everywhere.
 
     Args:
         run: its folder.
@@ -37,7 +41,20 @@ def read_saved_config(run: RunFolder, allow_packages: Sequence[str] = ()) -> dic
             f"{run.config}: {key} names {text}, which is not part of vwm. A run folder from somebody else could run "
             f"any code in this way. If you trust the package: --allow-packages {package}"
         )
-    return config
+    found: dict[str, Any] = _find_paths(config, run.path.resolve())
+    return found
+
+
+def _find_paths(value: Any, run: Path) -> Any:
+    """Replace relative paths that exist only above the run by absolute ones, in nested values."""
+    if isinstance(value, dict):
+        return {key: below if key == "run" else _find_paths(below, run) for key, below in value.items()}
+    if isinstance(value, list):
+        return [_find_paths(below, run) for below in value]
+    if not isinstance(value, str) or "/" not in value or "://" in value or value.startswith("/"):
+        return value
+    candidates = (folder / value for folder in run.parents)
+    return value if Path(value).exists() else next((str(path) for path in candidates if path.exists()), value)
 
 
 def check_fixed_settings(run: RunFolder, now: str, is_fixed: Callable[[str], bool]) -> None:
