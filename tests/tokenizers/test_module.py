@@ -164,3 +164,14 @@ def test_rejects_missing_and_foreign_perceptual_weights(tmp_path):
 def test_an_adversarial_loss_requires_a_last_layer():
     with pytest.raises(ValueError, match="last_layer"):
         TokenizerModule(torch.nn.Identity(), OPTIMIZER, adversarial=adversarial())
+
+
+@pytest.mark.parametrize("codebook", [[5, 5, 4], 36])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_tokenizer_trains_with_weights_of_every_precision(codebook, dtype) -> None:
+    """As with ``--trainer.precision bf16-true``, ``16-true`` and ``64-true``."""
+    module = TokenizerModule(tokenizer(codebook=codebook), optimizer=OPTIMIZER)
+    torch.nn.Module.to(module, dtype)
+    loss = loss_of(module)
+    loss.backward()
+    assert loss.isfinite() and all(p.grad.isfinite().all() for p in module.parameters() if p.grad is not None)

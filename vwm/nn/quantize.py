@@ -64,14 +64,19 @@ class Quantizer(nn.Module):
             self.book = make_codebook(width, codebook, code_width)
 
     def forward(self, x: Tensor) -> QuantizerOutput:
-        """[..., d] -> codes, indices, commitment loss. Computed in at least float32, even under autocast."""
+        """[..., d] -> codes, indices, commitment loss. Computed in at least float32, even under autocast.
+
+        With weights in half precision (``--trainer.precision bf16-true``) it is computed in that.
+        """
         if self.training and isinstance(self.book, VectorQuantize) and dist.is_available() and dist.is_initialized():
             # The codebook looks for other ranks when it is constructed, which is before they are initialized. Without
             # this it would learn from the data of the first rank only.
             self.book._codebook.all_reduce_fn = dist.all_reduce
         flat = x.reshape(1, -1, x.shape[-1])
         with torch.autocast(x.device.type, enabled=False):
-            flat = at_least_float32(flat)
+            weight = next(self.book.parameters(), flat)
+            is_half = weight.dtype in (torch.float16, torch.bfloat16)
+            flat = flat.to(weight.dtype) if is_half else at_least_float32(flat)
             out = self.book(flat)
             if len(out) > 2:
                 loss = out[2].sum()

@@ -55,7 +55,7 @@ class TokenizerModule(TrainingModule):
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of a batch, and values to log."""
-        video = frames_to_float(batch.frames)
+        video = self._video(batch)
         out = self.tokenizer(video)
         shown = out.video.float()
         squared = F.mse_loss(shown, video)
@@ -78,7 +78,11 @@ class TokenizerModule(TrainingModule):
     def on_train_batch_start(self, batch: ClipBatch, index: int) -> None:
         """Lightning's hook: initialize the tokenizer from the first batch."""
         if self.global_step == 0:
-            self.tokenizer.initialize_from_data(frames_to_float(batch.frames))
+            self.tokenizer.initialize_from_data(self._video(batch))
+
+    def _video(self, batch: ClipBatch) -> Tensor:
+        """Return the frames of a batch as the tokenizer takes them, with the type of its weights."""
+        return frames_to_float(batch.frames).to(self.tokenizer.dtype)
 
     def networks(self) -> dict[str, nn.Module]:
         """See ``TrainingModule``."""
@@ -87,4 +91,4 @@ class TokenizerModule(TrainingModule):
     @torch.no_grad()
     def sample(self, batch: ClipBatch) -> Tensor:
         """See ``TrainingModule``: the batch's reconstruction."""
-        return video_to_uint8(self.tokenizer(frames_to_float(batch.frames)).video)
+        return video_to_uint8(self.tokenizer(self._video(batch)).video)
