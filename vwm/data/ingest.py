@@ -7,6 +7,7 @@ files get new shards, and a shard is written again if one of its files has chang
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from pathlib import Path
@@ -24,6 +25,8 @@ from vwm.data.ingest_manifest import (
 from vwm.data.video_episodes import ingest_shard
 from vwm.data.workers import run_jobs
 
+SAVE_SECONDS = 5.0
+"""Time between two writes of the manifest, which lists all videos."""
 MAX_FPS = 1000
 """Resampling to more would fill the disk with repeated frames."""
 
@@ -81,11 +84,17 @@ def _ingest_pending_shards(
     shards = assign_videos_to_shards(load_manifest(out, settings), files, videos_per_shard)
     save_manifest(out, settings, shards)
     pending = [s for s in shards if not s.done]
-    start = time.monotonic()
-    with tqdm(total=sum(len(s.files) for s in pending), unit="video", desc="ingest", disable=None) as bar:
+    start = saved = time.monotonic()
+    with (
+        contextlib.ExitStack() as at_end,
+        tqdm(total=sum(len(s.files) for s in pending), unit="video", desc="ingest", disable=None) as bar,
+    ):
+        at_end.callback(save_manifest, out, settings, shards)
         for shard, finished in run_jobs(functools.partial(ingest_shard, settings, out, timeout), pending, workers):
             shards[shards.index(shard)] = finished
-            save_manifest(out, settings, shards)
+            if time.monotonic() - saved > SAVE_SECONDS:  # a killed process writes again what the manifest lacks
+                save_manifest(out, settings, shards)
+                saved = time.monotonic()
             bar.update(len(shard.files))
     new = [s for s in shards if s.name in {p.name for p in pending}]
     _print_summary(out, shards, new, time.monotonic() - start)
