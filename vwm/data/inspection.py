@@ -169,7 +169,7 @@ def _format_action_histogram(statistics: DatasetStatistics) -> Iterator[str]:
         listed = sorted(action for action, _ in statistics.discrete_action_counts.most_common(MAX_ACTION_LINES))
     for action in listed:
         times = statistics.discrete_action_counts[action]
-        name = statistics.action_names[action] if action < len(statistics.action_names) else ""
+        name = statistics.action_names[action] if 0 <= action < len(statistics.action_names) else ""
         bar = "#" * round(BAR_WIDTH * times / most)
         yield f"  {action:>3} {name:<14} {times:>9} {100 * times / total:5.1f}% {bar}"
     widths = sorted({v.shape[1] for v in statistics.continuous_actions})

@@ -194,7 +194,7 @@ def _metadata_number(shard: str, key: str, meta: Mapping[str, Any], name: str) -
     """Return a number of the metadata; 0 where it is missing."""
     value = meta.get(name, 0)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise ValueError(f"{shard}:{key}.json: {name} must be a number of 0 or more, got {value!r}")
+        raise ValueError(f"{shard}:{key}.json: {name} must be a number of 0 or more, got {str(value)[:80]}")
     return float(value)
 
 
