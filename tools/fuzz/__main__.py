@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from targets import TARGETS
 
-from vwm.cli.main import is_out_of_memory
+from vwm.cli.main import is_out_of_memory, shorten_message
 
 SENTENCES = (ValueError, OSError, ImportError, FloatingPointError)
 """What ``vwm.cli.main`` prints as one line."""
@@ -125,8 +125,8 @@ def run_case(name: str, seed: int, number: int, home: Path, show: bool = False) 
     except SENTENCES as error:
         if show:
             traceback.print_exc()
-        text = str(error)
-        if not text or "Traceback" in text or len(text) > 4000:
+        text = shorten_message(str(error))  # as the command line does
+        if not text or "Traceback" in text or len(text) > 3000:
             return f"fault: {type(error).__name__} with a message of {len(text)} characters: {text[:100]!r}"
         return "refused"
     except (MemoryError, RuntimeError) as error:

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if os.environ.get("VWM_DEBUG"):
             raise
-        print(f"vwm {name}: {error}\n(VWM_DEBUG=1 shows where)", file=sys.stderr)
+        print(f"vwm {name}: {shorten_message(str(error))}\n(VWM_DEBUG=1 shows where)", file=sys.stderr)
         raise SystemExit(1) from error
     except (MemoryError, RuntimeError) as error:
         if os.environ.get("VWM_DEBUG") or not is_out_of_memory(error):
@@ -47,6 +47,11 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(1) from error
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def shorten_message(text: str, limit: int = 3000) -> str:
+    """Cut the middle out of a message that quotes a value of thousands of characters."""
+    return text if len(text) <= limit else f"{text[: limit - 500]} [...] {text[-480:]}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -99,7 +104,7 @@ def run_command(name: str, argv: list[str]) -> None:
         try:
             check_config_arguments(name, argv)
         except UsageError as error:
-            print(f"vwm {name}: {error}", file=sys.stderr)
+            print(f"vwm {name}: {shorten_message(str(error))}", file=sys.stderr)
             raise SystemExit(2) from error
         _import_function(command)(argv)
         return
@@ -107,7 +112,7 @@ def run_command(name: str, argv: list[str]) -> None:
     try:
         arguments = make_command_parser(f"vwm {name}", signature, command.examples).parse_command(argv)
     except UsageError as error:
-        print(f"vwm {name}: {error}", file=sys.stderr)
+        print(f"vwm {name}: {shorten_message(str(error))}", file=sys.stderr)
         raise SystemExit(2) from error
     check_paths(signature, arguments)
     function = _import_function(command)
