@@ -46,6 +46,15 @@ SMALL_DIT = [
 ]  # fmt: skip
 
 
+SMALL_DREAMER = [
+    "--steps", "60", "--checkpoint_every", "20", "--log_every", "2", "--threads", "1", "--device", "cpu",
+    "--evaluation.every", "40", "--evaluation.episodes", "1", "--evaluation.video", "false",
+    "--algorithm.num_envs", "2", "--algorithm.prefill", "20", "--algorithm.replay_capacity", "60",
+    "--algorithm.agent.world_model.deter", "16", "--algorithm.agent.world_model.hidden", "12",
+    "--algorithm.agent.batch_size", "2", "--algorithm.agent.batch_length", "4",
+]  # fmt: skip
+
+
 class Command(NamedTuple):
     """``prepare`` makes what the command needs in a folder, ``argv`` is the command, ``result`` what it leaves."""
 
@@ -118,6 +127,17 @@ def folder_bytes(name: str) -> Callable[[Path], Any]:
     return read
 
 
+def agent_argv(home: Path) -> list[str]:
+    return ["agent", "train", "-c", "agents/dreamer_v3_cartpole", "--run", str(home / "run"), *SMALL_DREAMER]
+
+
+def agent_weights(home: Path) -> Any:
+    policy = read_checkpoint(home / "run" / "checkpoints" / "last.ckpt")["algorithm"]["policy"]
+    weights = {name: hashlib.sha256(value.numpy().tobytes()).hexdigest()[:16] for name, value in policy.items()}
+    tables = {path.name: len(path.read_text().splitlines()) for path in (home / "run" / "metrics").iterdir()}
+    return {**weights, **tables, "hidden": sorted(str(path.relative_to(home)) for path in home.rglob(".*"))}
+
+
 def run_weights(home: Path) -> Any:
     state = read_checkpoint(home / "run" / "checkpoints" / "last.ckpt")
     weights = {
@@ -136,6 +156,7 @@ COMMANDS = {
     "ingest": Command(prepare_videos, ingest_argv, folder_bytes("data")),
     "encode": Command(prepare_data, encode_argv, folder_bytes("latents")),
     "fit": Command(prepare_data, fit_argv, run_weights),
+    "agent": Command(lambda home: None, agent_argv, agent_weights),
     "export": Command(prepare_bundle, export_argv, folder_bytes("world"), bundle_loads),
 }
 
