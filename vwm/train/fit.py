@@ -168,6 +168,7 @@ def load_run_config(run: RunFolder, allow_packages: Sequence[str] = ()) -> FitCL
 
 
 def _make_fit_cli(args: list[str]) -> FitCLI:
+    _filter_warnings()
     return FitCLI(
         args=args,
         run=False,
@@ -193,7 +194,6 @@ def fit_model(argv: list[str]) -> L.LightningModule:
         The trained module.
     """
     sys.argv = [sys.argv[0], "fit", *argv]  # with it Lightning starts the other ranks of this machine
-    _filter_warnings()
     cli = parse_fit_config(argv)
     cli.prepare_networks()
     run = RunFolder(cli.config["run"])
@@ -220,4 +220,8 @@ def _filter_warnings() -> None:
     ):
         warnings.filterwarnings("ignore", message, kind)
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    logger.addFilter(lambda record: "litlogger" not in record.getMessage())
+    logger.addFilter(_is_no_advertisement)
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "litlogger" not in record.getMessage()
