@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from factories import consistency_world, diffusion_world, dream, genie, jepa_world, muzero_world
+from factories import diffusion_world, dream, genie, jepa_world, muzero_world, tdmpc2_world
 from hashing import BUNDLES, case, put, put_weights
 from small_networks import imagined_world, pictures
 from torch import Tensor
@@ -153,8 +153,8 @@ def simulators() -> None:
         "rssm": imagined_world,
         "rssm_vectors": lambda: imagined_world((5,), action_dims=3),
         "rssm_gaussian": lambda: imagined_world((5,), classes=0, cell="gru", kl=KLLoss("elbo")),
-        "consistency": consistency_world,
-        "consistency_pictures": lambda: consistency_world((40, 40, 3)),
+        "consistency": tdmpc2_world,
+        "consistency_pictures": lambda: tdmpc2_world((40, 40, 3)),
     }
     for kind, make in worlds.items():
         case(f"world/{kind}", small_world, make)

@@ -162,7 +162,7 @@ def _expected_weights(folder: Path, kind: type[ModelMixin], count: int) -> dict[
     try:
         if is_typed:
             check_constructor_arguments(kind, arguments)
-        with torch.device("meta"):
+        with torch.random.fork_rng([]), torch.device("meta"):  # loading draws the numbers that it always drew
             network = kind(**arguments) if is_typed else kind.from_config(settings)
     except Exception as error:  # whatever a constructor raises for settings that nobody checked
         raise ComponentError(
