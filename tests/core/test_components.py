@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from factories import dit
+from factories import dit, tokenizer
 
-from vwm.core.components import ComponentError, copy_weights, load_pretrained_weights, save_component
+from vwm.core.components import (
+    ComponentError,
+    copy_weights,
+    load_component,
+    load_pretrained_weights,
+    save_component,
+)
+from vwm.tokenizers.space_time_tokenizer import SpaceTimeTokenizer
 
 
 def copied_weights(network) -> dict[str, torch.Tensor]:
@@ -54,3 +61,13 @@ def test_mismatches_are_reported_and_no_weight_is_copied(tmp_path, changes, allo
     assert all(torch.equal(value, before[key]) for key, value in target.state_dict().items())
     with pytest.raises(ComponentError, match=r"there is no config\.json"):
         load_pretrained_weights(target, tmp_path / "nothing")
+
+
+def test_checking_a_folder_draws_no_random_numbers(tmp_path):
+    save_component(tokenizer(), tmp_path / "tokenizer")
+    torch.manual_seed(0)
+    SpaceTimeTokenizer.from_pretrained(tmp_path / "tokenizer", low_cpu_mem_usage=False)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    load_component(tmp_path / "tokenizer")
+    assert torch.equal(torch.rand(3), expected)
