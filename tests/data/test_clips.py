@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +69,36 @@ def test_clips_are_pieces_of_the_episodes(data: Path, length: int) -> None:
             assert clip[field].dtype == getattr(episode, field).dtype
             assert np.array_equal(clip[field], getattr(episode, field)[piece])
         assert clip["seed"] == address.seed
+
+
+class _QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """Python's own web server ignores byte ranges."""
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("has_cache", [True, False])
+def test_a_server_without_byte_ranges_gives_the_same_clips(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_cache: bool
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ("cache" if has_cache else "file")))
+    for sidecar in data.glob("*.index.json"):
+        sidecar.unlink()
+    handler = functools.partial(_QuietHandler, directory=str(data))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/shard-000001.tar"
+        there, here = (make_clip_dataset(path, 5, fields=FIELDS) for path in (address, f"{data}/shard-000001.tar"))
+        kept = "a copy is kept" if has_cache else "no copy can be kept"
+        with pytest.warns(UserWarning, match=f"shard-000001.tar: the server ignores byte ranges .*{kept}"):
+            first = there[0]
+        server.shutdown()
+        for field in FIELDS:
+            assert np.array_equal(first[field], here[0][field])
+        if has_cache:
+            assert all(np.array_equal(there[i]["frames"], here[i]["frames"]) for i in range(1, 4))
 
 
 def test_an_action_leads_to_the_next_frame(data: Path) -> None:

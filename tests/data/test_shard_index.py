@@ -17,11 +17,11 @@ from vwm.core.atomic_files import atomic_write_text
 from vwm.data.episode import Episode
 from vwm.data.frame_reading import read_episode_frames
 from vwm.data.shard_index import (
-    _fingerprint,
     build_shard_index,
     list_shards,
     load_shard_index,
     parse_npy_header,
+    shard_fingerprint,
     shard_index_path,
 )
 from vwm.data.shards import ShardWriter
@@ -53,7 +53,7 @@ def tar(members: dict[str, bytes]) -> bytes:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The user's cache, empty."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "vwm" / "index"
+    return tmp_path / "cache" / "vwm" / "shards"
 
 
 def test_foreign_shards_work(tmp_path: Path) -> None:
@@ -118,16 +118,16 @@ def test_a_shard_changes_with_its_size_its_time_or_its_tag(tmp_path: Path, monke
     shard = tmp_path / "s.tar"
     shard.write_bytes(b"1")
     os.utime(shard, (5, 5))
-    before = _fingerprint(str(shard))
-    assert _fingerprint(str(shard)) == before
+    before = shard_fingerprint(str(shard))
+    assert shard_fingerprint(str(shard)) == before
     os.utime(shard, (6, 6))
-    assert _fingerprint(str(shard)) != before
+    assert shard_fingerprint(str(shard)) != before
     address = "memory://test-index/tagged.tar"
     fsspec.filesystem("memory").pipe(address, b"1")
-    untagged = _fingerprint(address)
+    untagged = shard_fingerprint(address)
     info = MemoryFileSystem.info
     monkeypatch.setattr(MemoryFileSystem, "info", lambda self, path, **more: {**info(self, path), "ETag": "a"})
-    assert _fingerprint(address) == {**untagged, "ETag": "a"}
+    assert shard_fingerprint(address) == {**untagged, "ETag": "a"}
 
 
 def test_an_index_of_another_version_is_rebuilt(tmp_path: Path) -> None:

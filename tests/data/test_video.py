@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import struct
+import threading
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -245,6 +246,20 @@ def test_with_timeout_returns_values_and_raises_errors() -> None:
     assert call_with_timeout(lambda: 3, 5) == 3
     with pytest.raises(ZeroDivisionError):
         call_with_timeout(lambda: 1 / 0, 5)
+
+
+def test_a_long_video_that_is_being_read_does_not_time_out() -> None:
+    progress = threading.Event()
+
+    def count_slowly() -> int:
+        for _ in range(8):
+            probe_video(encode_video(numbered(3), 15), "walk", progress)
+            threading.Event().wait(0.1)
+        return 8
+
+    assert call_with_timeout(count_slowly, 0.4, progress) == 8
+    with pytest.raises(TimeoutError, match=r"no result within 0\.4 s"):
+        call_with_timeout(count_slowly, 0.4)
 
 
 def test_gifs_keep_frames_and_rate(tmp_path: Path) -> None:

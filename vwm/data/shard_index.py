@@ -13,9 +13,10 @@ import json
 import math
 import os
 import tarfile
+import tempfile
 import tokenize
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -96,7 +97,7 @@ def build_shard_index(shard: str, written: BinaryIO | None = None) -> ShardIndex
     headers: dict[tuple[str, str], bytes] = {}
     try:
         with (
-            fsspec.open(shard, "rb") if written is None else nullcontext(written) as file,
+            _open_whole(shard) if written is None else nullcontext(written) as file,
             tarfile.open(fileobj=file, mode="r:") as tar,
         ):
             for member in tar:
@@ -133,6 +134,20 @@ def build_shard_index(shard: str, written: BinaryIO | None = None) -> ShardIndex
             "at its first dot"
         )
     return ShardIndex(tar=os.path.basename(shard), size=size, hash=digest.hexdigest(), episodes=episodes)
+
+
+@contextmanager
+def _open_whole(shard: str) -> Iterator[BinaryIO]:
+    """Open a shard at its start; a remote one is downloaded, which needs no server that knows byte ranges."""
+    if "://" not in shard:
+        with Path(shard).open("rb") as file:
+            yield file
+        return
+    fs, inner = fsspec.url_to_fs(shard)
+    with tempfile.NamedTemporaryFile(suffix=".tar") as copy:
+        fs.get_file(inner, copy.name)
+        with Path(copy.name).open("rb") as file:
+            yield file
 
 
 def _make_entry(
@@ -261,8 +276,8 @@ def load_shard_index(shard: str) -> ShardIndex:
     Args:
         shard: local path or fsspec address (``s3://``, ``gs://``, ``https://``, ...).
     """
-    now = _fingerprint(shard)
-    cached = _cache_path(shard)
+    now = shard_fingerprint(shard)
+    cached = shard_cache_path(shard)
     for path in (shard_index_path(shard), str(cached)):
         index = _read_index(path, shard, now, is_cached=path == str(cached))
         if index is not None:
@@ -304,17 +319,18 @@ def _is_newer(shard: str, index: str) -> bool:
     return "://" not in shard and Path(shard).stat().st_mtime_ns > Path(index).stat().st_mtime_ns
 
 
-def _fingerprint(shard: str) -> dict[str, str]:
-    """Size, time stamps and tags of a shard, which show without reading it whether it has changed."""
+def shard_fingerprint(shard: str) -> dict[str, str]:
+    """Return size, time stamps and tags of a shard, which show without reading it whether it has changed."""
     fs, _, (path,) = fsspec.get_fs_token_paths(shard)
     info = fs.info(path)
     keys = ("size", "mtime", "ETag", "etag", "Last-Modified", "LastModified", "updated")
     return {key: str(info[key]) for key in keys if info.get(key) is not None}
 
 
-def _cache_path(shard: str) -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vwm" / "index"
-    return root / (hashlib.blake2b(shard.encode(), digest_size=16).hexdigest() + ".index.json")
+def shard_cache_path(shard: str, state: str = "", suffix: str = ".index.json") -> Path:
+    """Return the path in the user's cache of a file that belongs to a shard, or to one state of it."""
+    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vwm" / "shards"
+    return root / (hashlib.blake2b((shard + state).encode(), digest_size=16).hexdigest() + suffix)
 
 
 def list_shards(path: str | os.PathLike[str]) -> list[str]:

@@ -10,11 +10,16 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def call_with_timeout(function: Callable[[], T], seconds: float) -> T:
+def call_with_timeout(function: Callable[[], T], seconds: float, progress: threading.Event | None = None) -> T:
     """Return ``function()``, computed in a daemon thread. A thread that hangs is abandoned and ends with the process.
 
+    Args:
+        function: what to call.
+        seconds: how long to wait.
+        progress: an event that a long ``function`` sets whenever it has made a step; the wait begins again with it.
+
     Raises:
-        TimeoutError: the call took longer than ``seconds``.
+        TimeoutError: the call took longer than ``seconds`` without progress.
     """
     results: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
 
@@ -25,10 +30,14 @@ def call_with_timeout(function: Callable[[], T], seconds: float) -> T:
             results.put((None, error))
 
     threading.Thread(target=work, daemon=True).start()
-    try:
-        value, error = results.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError(f"no result within {seconds:g} s") from None
+    while True:
+        try:
+            value, error = results.get(timeout=seconds)
+            break
+        except queue.Empty:
+            if progress is None or not progress.is_set():
+                raise TimeoutError(f"no result within {seconds:g} s") from None
+            progress.clear()
     if error is not None:
         raise error
     return value

@@ -15,6 +15,7 @@ import io
 import math
 import os
 import struct
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -41,12 +42,13 @@ VideoSource = bytes | str | os.PathLike[str]
 VideoBackend = Literal["auto", "decord", "torchcodec", "pyav"]
 
 
-def probe_video(source: VideoSource, name: str) -> dict[str, Any]:
+def probe_video(source: VideoSource, name: str, progress: threading.Event | None = None) -> dict[str, Any]:
     """Return the frame count, size and frame rate of a video; most codecs need no decoding for it.
 
     Args:
         source: the bytes of the file, or its path.
         name: the name of the video in error messages.
+        progress: set with every packet that was read.
 
     Returns:
         ``frames`` (exact count), ``height`` and ``width`` (upright, in pixels), ``fps`` (mean frames per second).
@@ -55,7 +57,7 @@ def probe_video(source: VideoSource, name: str) -> dict[str, Any]:
         ValueError: the video cannot be opened, or has no video stream or no frame.
     """
     with open_video(source, name) as container:
-        table = _scan_packets(container, name)
+        table = _scan_packets(container, name, progress)
         stream = video_stream(container)
         height, width = stream.codec_context.height, stream.codec_context.width
         if table.orientation.quarter_turns % 2:
@@ -121,7 +123,9 @@ class _FrameTable:
     decord_compatible: bool
 
 
-def _scan_packets(container: av.container.InputContainer, name: str) -> _FrameTable:
+def _scan_packets(
+    container: av.container.InputContainer, name: str, progress: threading.Event | None = None
+) -> _FrameTable:
     """Read all packets of a newly opened video, decoding only the first frame if the codec allows it."""
     stream = video_stream(container)
     pts: list[int] = []
@@ -133,6 +137,8 @@ def _scan_packets(container: av.container.InputContainer, name: str) -> _FrameTa
     has_time_stamps = not decode_all
     try:
         for packet in container.demux(stream):
+            if progress is not None:
+                progress.set()
             if first is None or decode_all:
                 decoded = packet.decode()
                 first = first or next(iter(decoded), None)

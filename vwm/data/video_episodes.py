@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterable, Iterator
 from itertools import chain, groupby
 from pathlib import Path
@@ -73,8 +74,9 @@ def iterate_video_episodes(
     problem = ""
     try:
         actions = read_action_file(video)
+        progress = threading.Event() if actions is not None else None
         rate, expected_duration, count = call_with_timeout(
-            lambda: _probe_rate_and_duration(video, path, actions is not None), timeout
+            lambda: _probe_rate_and_duration(video, path, progress), timeout, progress
         )
         if actions is not None and len(actions) != count:
             raise ValueError(f"{path}: has {len(actions)} actions for {count} frames; there must be one per frame")
@@ -130,9 +132,12 @@ def _make_episode(
     )
 
 
-def _probe_rate_and_duration(video: Path, path: str, count_frames: bool) -> tuple[float, float, int]:
-    """Return mean frames per second, duration in seconds by the header, and the frame count; 0 for unknown values."""
-    count = probe_video(video, path)["frames"] if count_frames else 0
+def _probe_rate_and_duration(video: Path, path: str, counting: threading.Event | None) -> tuple[float, float, int]:
+    """Return mean frames per second, duration in seconds by the header, and the frame count; 0 for unknown values.
+
+    The frames are counted where there is an event to set with every packet: reading a long video takes a while.
+    """
+    count = probe_video(video, path, counting)["frames"] if counting is not None else 0
     with open_video(video, path) as container:
         stream = video_stream(container)
         rate = float(stream.average_rate or stream.guessed_rate or 0)
