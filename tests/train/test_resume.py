@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -313,6 +314,27 @@ def test_resumed_runs_with_gradient_accumulation_equal_uninterrupted_runs_bitwis
     result = fit(runs, root, "tokenizer", "accumulated-killed", *steps)
     assert result.codes == [0], result.output
     assert not differences(load_state(root / "accumulated"), load_state(root / "accumulated-killed"))
+
+
+def test_extended_runs_equal_uninterrupted_runs_bitwise_and_in_their_metrics(runs: Runs, root: Path) -> None:
+    """Training ends with an epoch, then within one, each time without a checkpoint of that step by the interval."""
+    constant = ["--model.init_args.optimizer.schedule", "constant", "--checkpoint.every", "100", "--trainer.max_steps"]
+    for run, lengths in (("whole", (STEPS,)), ("extended", (EPOCH, EPOCH + 2, STEPS))):
+        for length in lengths:
+            result = fit(runs, root, "tokenizer", run, *constant, str(length))
+            assert result.codes == [0], result.output
+    assert not differences(load_state(root / "whole"), load_state(root / "extended"))
+    for table in ("train", "val"):
+        rows, expected = (metric_rows(root / run / "metrics" / f"{table}.csv") for run in ("extended", "whole"))
+        assert rows and rows == expected
+        assert [row["epoch"] for row in rows] == [str(int(row["step"]) // EPOCH) for row in rows]
+
+
+def metric_rows(table: Path) -> list[dict[str, str]]:
+    """The rows of a table, without the columns that measure time."""
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    return [{name: value for name, value in row.items() if "per_second" not in name} for row in rows]
 
 
 def test_training_prints_no_warnings(runs: Runs, root: Path, uninterrupted: Uninterrupted) -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from vwm.core.atomic_files import atomic_write_text
 from vwm.runs.metric_loggers import MetricLogger
@@ -29,7 +30,7 @@ class MetricTable:
         self.path = path
         self.loggers = loggers
         self.columns: list[str] = []
-        self._rewrite([row for row in self.rows() if row["step"] <= step])
+        self._rewrite([row for row in _read_csv_cells(path) if float(row["step"]) <= step])
 
     def add(self, step: int, **values: float) -> None:
         """Append a row."""
@@ -38,7 +39,7 @@ class MetricTable:
             with self.path.open("a", newline="") as file:
                 csv.DictWriter(file, self.columns).writerow(row)
         else:
-            self._rewrite([*self.rows(), row])
+            self._rewrite([*_read_csv_cells(self.path), row])
         for logger in self.loggers:
             logger.log(self.path.stem, step, values)
 
@@ -46,7 +47,7 @@ class MetricTable:
         """Read all rows; see ``read_csv_rows``."""
         return read_csv_rows(self.path)
 
-    def _rewrite(self, rows: Sequence[MetricRow]) -> None:
+    def _rewrite(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self.columns = list(dict.fromkeys(name for row in rows for name in row))
         if not rows:
             self.path.unlink(missing_ok=True)
@@ -54,7 +55,7 @@ class MetricTable:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self.columns)
         writer.writeheader()
-        writer.writerows({**row, "step": int(row["step"])} for row in rows)
+        writer.writerows(rows)
         atomic_write_text(self.path, text.getvalue())
 
 
@@ -67,12 +68,17 @@ def open_metric_tables(
 
 def read_csv_rows(path: Path) -> list[dict[str, float]]:
     """Read a table; [] where there is no file. Empty cells and a last line that was cut off are left out."""
+    return [{name: float(value) for name, value in row.items()} for row in _read_csv_cells(path)]
+
+
+def _read_csv_cells(path: Path) -> list[dict[str, str]]:
+    """Read a table as text, so that it can be written again without a change of its numbers' format."""
     if not path.is_file():
         return []
     with path.open(newline="") as file:
         # A number that was cut off would be read as another number.
         whole = [line for line in file if line.endswith("\n")]
-    return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(whole)]
+    return [{name: value for name, value in row.items() if value} for row in csv.DictReader(whole)]
 
 
 def average_update_logs(

@@ -61,6 +61,7 @@ class ResumableCheckpoints(Checkpoint):
         self._stop = StopRequest()
         self._saved_rng_states: list[dict[str, Any]] | None = None
         self._rng_before_validation: dict[str, Any] = {}
+        self._loop_after_step: dict[str, Any] = {}
         self._seen_step = -1
         self._last_saved_step = -1
 
@@ -100,6 +101,7 @@ class ResumableCheckpoints(Checkpoint):
         if step == self._seen_step or trainer.fit_loop._should_accumulate():
             return
         self._seen_step = step
+        self._loop_after_step = trainer.fit_loop.state_dict()
         run = RunFolder(trainer.default_root_dir)
         if self.keep_every_n_steps and step % self.keep_every_n_steps == 0:
             trainer.save_checkpoint(run.checkpoints / f"step-{step:08d}.ckpt", weights_only=False)
@@ -110,7 +112,7 @@ class ResumableCheckpoints(Checkpoint):
             raise SystemExit(128 + self._stop.number)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the last step."""
+        """Save the last step, if no interval ended with it."""
         self._stop.__exit__()
         if trainer.global_step != self._last_saved_step:
             self._save_last(trainer)
@@ -120,7 +122,14 @@ class ResumableCheckpoints(Checkpoint):
         self._stop.__exit__()
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add every rank's generators."""
+        """Add every rank's generators, and replace the counters of epochs and batches by those after the last step.
+
+        At the end of training, Lightning has counted the current epoch as finished, wherever it was stopped: a run
+        that is extended would begin with another one.
+        """
+        if trainer.global_step == self._seen_step and self._loop_after_step:
+            checkpoint["loops"]["fit_loop"] = self._loop_after_step
+            checkpoint["epoch"] = self._loop_after_step["epoch_progress"]["current"]["processed"]
         mine = rng_states()
         everyone: list[Any] = [mine]
         if dist.is_available() and dist.is_initialized():
