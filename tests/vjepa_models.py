@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from factories import randomize
 
@@ -9,6 +11,8 @@ from vwm.models.vjepa.masked_predictor import MaskedPredictor
 from vwm.models.vjepa.video_encoder import VideoEncoder
 
 SIZE, PATCH, FRAMES, WIDTH, DEPTH, HEADS = (16, 24), 8, 8, 48, 3, 4
+AC_WIDTH, AC_HEADS, AC_DEPTH = 56, 2, 3
+"""Heads of 28 channels: 8 of them for each axis, and 4 that are not rotated."""
 KINDS = {
     "rope": {},
     "tiled-rope": {"tiled_rope": True},
@@ -51,3 +55,19 @@ def tokens(batch: int, total: int, *counts: int, seed: int = 0) -> tuple[torch.T
     generator = torch.Generator().manual_seed(seed)
     orders = torch.stack([torch.randperm(total, generator=generator) for _ in range(batch)])
     return orders[:, : sum(counts)].split(counts, dim=1)
+
+
+def published_weights() -> dict[str, torch.Tensor]:
+    """Random weights of V-JEPA 2-AC's predictor by their published names, for the encoder above."""
+    sizes = {"predictor_embed": (AC_WIDTH, WIDTH), "predictor_proj": (WIDTH, AC_WIDTH)}
+    sizes |= {"action_encoder": (AC_WIDTH, 7), "state_encoder": (AC_WIDTH, 7)}
+    sizes |= {"extrinsics_encoder": (AC_WIDTH, 6), "predictor_norm": (AC_WIDTH,)}
+    for block in (f"predictor_blocks.{number}" for number in range(AC_DEPTH)):
+        sizes |= {f"{block}.norm1": (AC_WIDTH,), f"{block}.norm2": (AC_WIDTH,)}
+        sizes |= {f"{block}.attn.qkv": (3 * AC_WIDTH, AC_WIDTH), f"{block}.attn.proj": (AC_WIDTH, AC_WIDTH)}
+        sizes |= {f"{block}.mlp.fc1": (4 * AC_WIDTH, AC_WIDTH), f"{block}.mlp.fc2": (AC_WIDTH, 4 * AC_WIDTH)}
+    weights = {}
+    for seed, (name, size) in enumerate(sizes.items()):
+        weights[f"module.{name}.weight"] = random(*size, seed=seed) / math.sqrt(size[-1] if len(size) > 1 else 1)
+        weights[f"module.{name}.bias"] = random(size[0], seed=100 + seed)
+    return weights

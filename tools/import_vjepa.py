@@ -4,12 +4,14 @@ r"""Convert published V-JEPA weights to folders of this package, and these to Hu
     python tools/import_vjepa.py vitl16.pth.tar OUT --image-size 224 --frames 16 --positions sincos \
         --predictor-heads 16                                           ... of the first V-JEPA
     python tools/import_vjepa.py vjepa2_1.pt OUT --image-size 384      ... of V-JEPA 2.1
+    python tools/import_vjepa.py vjepa2-ac-vitg.pt OUT                 ... of V-JEPA 2-AC
     python tools/import_vjepa.py ssv2-vitl.pt OUT --probe 0            an official attentive probe
     python tools/import_vjepa.py vjepa2-vitl-fpc64-256 OUT             a folder of Hugging Face's
     python tools/import_vjepa.py OUT AGAIN --to-hf                     any of these, or ours, to Hugging Face's
 
-OUT gets the folders encoder, predictor and classifier if there are such weights. ``load_component`` reads them, and the
-``weights`` of a config for ``vwm fit`` name them.
+OUT gets the folders encoder, predictor, classifier and (V-JEPA 2-AC) dynamics if there are such weights.
+``load_component`` reads them. In a config for ``vwm fit``, OUT is the ``pretrained`` of V-JEPA and of V-JEPA 2-AC, and
+the latter's ``encoder``; see configs/vjepa_ac/vjepa2_ac_vitg.yaml.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     official.add_argument("--positions", choices=("rope", "sincos"), default="rope", help="sincos: the first V-JEPA")
     official.add_argument("--tiled-rope", action=argparse.BooleanOptionalAction, help="by default as it was released")
     official.add_argument("--heads", type=int, help="of the encoder, or of the probe (16)")
-    official.add_argument("--predictor-heads", type=int, default=12, help="of the predictor")
+    official.add_argument("--predictor-heads", type=int, help="of the predictor (12, of V-JEPA 2-AC 16)")
     options = parser.parse_args(argv)
     try:
         if options.out.exists():
@@ -96,9 +98,10 @@ def write(out: Path, parts: dict[str, ModelMixin]) -> None:
 
 
 def write_hugging_face(out: Path, parts: dict[str, Any]) -> None:
-    encoder, predictor, classifier = (parts.get(name) for name in PretrainedVJEPA._fields)
-    kinds = (VideoEncoder, MaskedPredictor, AttentiveClassifier | None)
-    if not all(isinstance(part, kind) for part, kind in zip((encoder, predictor, classifier), kinds, strict=True)):
+    encoder, predictor, classifier, dynamics = (parts.get(name) for name in PretrainedVJEPA._fields)
+    kinds = (VideoEncoder, MaskedPredictor, AttentiveClassifier | None, type(None))
+    networks = (encoder, predictor, classifier, dynamics)
+    if not all(isinstance(part, kind) for part, kind in zip(networks, kinds, strict=True)):
         found = ", ".join(f"{name} ({type(part).__name__})" for name, part in parts.items())
         raise PretrainedWeightsError(
             f"Hugging Face's layout has encoder and predictor, and optionally a classifier; found {found}"

@@ -5,6 +5,7 @@ from .actions import embedded_action_space as embedded_action_space
 from .attention import KeyValueCache as KeyValueCache
 from .attention import RotaryEmbedding as RotaryEmbedding
 from .attention import SpaceTimeAttention as SpaceTimeAttention
+from .attention import dot_product_attention as dot_product_attention
 from .attention import rotary_angles as rotary_angles
 from .block_linear import BlockLinear as BlockLinear
 from .block_outputs import capture_block_outputs as capture_block_outputs
@@ -48,7 +49,9 @@ from .quantize import perplexity as perplexity
 from .space_time import SpaceTimeBlock as SpaceTimeBlock
 from .space_time import SpaceTimeTransformer as SpaceTimeTransformer
 from .space_time import TransformerState as TransformerState
+from .space_time import causal_window_mask as causal_window_mask
 from .space_time import clean_context_mask as clean_context_mask
+from .space_time import streaming_window_mask as streaming_window_mask
 from .training_module import TrainingModule as TrainingModule
 from .training_module import shuffle_actions as shuffle_actions
 from .two_hot import SymexpTwoHot as SymexpTwoHot

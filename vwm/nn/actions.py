@@ -18,18 +18,20 @@ class ActionEmbedding(nn.Module):
         choices: numbers of choices of the discrete components of an action (usually one component).
         dims: number of continuous dimensions.
         width: d.
+        linear: embed continuous actions by a single layer (V-JEPA 2-AC), not by two.
 
     With one discrete part and no continuous one, actions are int64 [b, t]. Otherwise they are float [b, t, k + dims]:
     the k discrete components as integers (k = 0 for continuous actions), then the continuous ones in [-1, 1].
     """
 
-    def __init__(self, choices: list[int], dims: int, width: int) -> None:
+    def __init__(self, choices: list[int], dims: int, width: int, linear: bool = False) -> None:
         super().__init__()
         self.choices = list(choices)
         self.dims = dims
         tables = [nn.Embedding(size, width) for size in choices]
-        # Two layers, because the effect of a continuous action is not linear in it.
-        self.mlp = nn.Sequential(nn.Linear(dims, width), nn.SiLU(), nn.Linear(width, width)) if dims else None
+        self.mlp = nn.Sequential(nn.Linear(dims, width)) if dims else None
+        if self.mlp is not None and not linear:  # the effect of a continuous action is usually not linear in it
+            self.mlp.extend([nn.SiLU(), nn.Linear(width, width)])
         for table in tables:
             nn.init.normal_(table.weight, std=0.02)
         self.tables = nn.ModuleList(tables)

@@ -19,6 +19,7 @@ KINDS = {
     "modulated-state": {"proprioception_dims": 3, "action_conditioning": "modulation"},
     "factored": {"attention": "factored", "kv_heads": 1},
     "frame-by-frame": {"window": 1, "residual": True},
+    "vit": {"layers": "vit", "tiled_rope": True, "width": 28, "proprioception_dims": 3, "action_dims": 2},
 }
 
 
@@ -155,6 +156,7 @@ def test_unknown_actions_and_proprioception_have_no_effect(action_conditioning):
         ({"num_actions": 0}, "set dynamics.num_actions or action_dims"),
         ({"heads": 3}, "heads=3 must divide width=16"),
         ({"window": 0}, "window must be 1 or more"),
+        ({"layers": "vit", "kv_heads": 1}, "kv_heads=1: with dynamics.layers=vit it must be None"),
     ],
 )
 def test_rejects_invalid_networks(changes, message):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from vjepa_models import encoder, enlarge, predictor
+from vjepa_models import encoder, enlarge, predictor, published_weights
 
 from vwm.core.components import load_component, save_component
 from vwm.models.vjepa.attentive_probe import AttentiveClassifier
@@ -44,6 +44,18 @@ def test_an_official_file_is_imported_with_the_settings_given_as_options(tmp_pat
     tool.main([str(tmp_path / "vjepa2.pt"), str(tmp_path / "imported"), *options])
     config = load_component(tmp_path / "imported" / "encoder").config
     assert (tuple(config.image_size), config.frames, config.heads, config.tiled_rope) == ((16, 16), 8, 4, True)
+
+
+def test_the_published_action_conditioned_predictor_is_imported(tmp_path, capsys):
+    encoder_weights = encoder(**SETTINGS).float().state_dict()
+    torch.save({"target_encoder": encoder_weights, "predictor": published_weights()}, tmp_path / "ac.pt")
+    options = ["--image-size", "16", "--frames", "8", "--heads", "4", "--predictor-heads", "2"]
+    tool.main([str(tmp_path / "ac.pt"), str(tmp_path / "imported"), *options])
+    assert "VideoEncoder of 0.1M parameters, ActionConditionedPredictor of 0.1M" in capsys.readouterr().out
+    config = load_component(tmp_path / "imported" / "dynamics").config
+    assert (config.layers, config.action_dims, config.window, config.tiled_rope) == ("vit", 7, 4, True)
+    with pytest.raises(SystemExit, match=r"has encoder and predictor, .* found .* dynamics"):
+        tool.main([str(tmp_path / "imported"), str(tmp_path / "out"), "--to-hf"])
 
 
 def test_errors_are_one_line_and_nothing_is_written(published, tmp_path):

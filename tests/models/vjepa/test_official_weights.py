@@ -89,7 +89,7 @@ def checkpoint(reference):
 @torch.no_grad()
 def test_a_loaded_official_checkpoint_equals_transformers(reference, checkpoint, tmp_path):
     torch.save(checkpoint, tmp_path / "vjepa2.pt")
-    encoder, predictor, _ = load_official_vjepa(tmp_path / "vjepa2.pt", **OPTIONS)
+    encoder, predictor, *_ = load_official_vjepa(tmp_path / "vjepa2.pt", **OPTIONS)
     video = random(2, 6, 3, 24, 24).tanh()
     keep, targets = tokens(2, TOKENS, 10, 8)
     output = reference.vjepa2(((video + 1) / 2 - MEAN) / STD, context_mask=[keep], target_mask=[targets])

@@ -17,6 +17,9 @@ from .conv_encoder import ConvFrameEncoder as ConvFrameEncoder
 from .conv_encoder import ConvResidualBlock as ConvResidualBlock
 from .family import VJEPAFamily as VJEPAFamily
 from .features import EncoderFeatureExtractor as EncoderFeatureExtractor
+from .frame_causal_vit import FrameCausalAttention as FrameCausalAttention
+from .frame_causal_vit import FrameCausalBlock as FrameCausalBlock
+from .frame_causal_vit import FrameCausalViT as FrameCausalViT
 from .inverse_dynamics import InverseDynamicsModel as InverseDynamicsModel
 from .latent_decoder import LatentDecoder as LatentDecoder
 from .latent_projector import LatentProjector as LatentProjector

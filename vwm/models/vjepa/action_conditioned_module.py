@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from vwm.core.components import load_pretrained_weights
 from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.data.clips import ClipBatch
 from vwm.models.vjepa.action_conditioned_predictor import ActionConditionedPredictor
@@ -91,9 +93,11 @@ class ActionConditionedJEPAModule(TrainingModule):
         proprioception_dropout: share of the clips whose proprioception is hidden, for contexts of frames only.
         decoder_frames_per_clip: number of frames of each clip that train the decoder.
         context_frames: number of context frames of a sample video.
+        pretrained: a folder with ``dynamics`` (an export, or imported weights) to start from.
 
     Raises:
         ValueError: a value is out of range, or the networks do not fit each other.
+        ComponentError: the pretrained dynamics have other settings, apart from ``window``.
     """
 
     def __init__(
@@ -112,6 +116,7 @@ class ActionConditionedJEPAModule(TrainingModule):
         proprioception_dropout: float = 0.0,
         decoder_frames_per_clip: int = 2,
         context_frames: int = 1,
+        pretrained: str | None = None,
     ) -> None:
         super().__init__()
         for name, share in (("action_dropout", action_dropout), ("proprioception_dropout", proprioception_dropout)):
@@ -131,6 +136,8 @@ class ActionConditionedJEPAModule(TrainingModule):
         check_jepa_world_networks(self.encoder, projector, dynamics, decoder)
         if self.encoder_frozen and anti_collapse is not None and not list(projector.parameters()):
             raise ValueError("a frozen encoder cannot collapse: set anti_collapse to null")
+        if pretrained is not None:
+            load_pretrained_weights(dynamics, Path(pretrained) / "dynamics", settings=("window",))
         self.projector = projector
         self.dynamics = dynamics
         self.decoder = decoder

@@ -18,6 +18,8 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from vwm.models.vjepa.frame_causal_vit import FrameCausalViT
+from vwm.models.vjepa.vit_block import init_vit_weights
 from vwm.nn.actions import ActionEmbedding, discrete_choices
 from vwm.nn.space_time import TransformerState
 from vwm.nn.video_transformer import VideoTransformer, grid_coordinates
@@ -42,9 +44,13 @@ class ActionConditionedPredictor(ModelMixin, ConfigMixin):
         heads: number of attention heads.
         window: number of frames that attention spans, including the current one; 1 for fully observed environments.
         kv_heads, attention, time_every, mlp: see ``VideoTransformer``.
+        layers: ``"video"``, a ``VideoTransformer`` and a learned embedding of each token's place in the frame; or
+            ``"vit"``, as in the published V-JEPA 2-AC, for its weights: a ``FrameCausalViT`` without that embedding,
+            and a linear embedding of continuous actions.
+        tiled_rope: for ``"vit"``, see ``PositionEncoding.tiled``.
 
     Raises:
-        ValueError: neither ``num_actions`` nor ``action_dims`` is set.
+        ValueError: neither ``num_actions`` nor ``action_dims`` is set; or ``layers`` do not have a setting.
     """
 
     @register_to_config
@@ -67,6 +73,8 @@ class ActionConditionedPredictor(ModelMixin, ConfigMixin):
         attention: Literal["full", "factored"] = "full",
         time_every: int = 2,
         mlp: Literal["swiglu", "gelu"] = "swiglu",
+        layers: Literal["video", "vit"] = "video",
+        tiled_rope: bool = False,
     ) -> None:
         super().__init__()
         choices = discrete_choices(num_actions)
@@ -79,26 +87,37 @@ class ActionConditionedPredictor(ModelMixin, ConfigMixin):
         self.residual = residual
         self.normalize_output = normalize_output
         modulated = action_conditioning == "modulation"
+        is_vit = layers == "vit"
         self.num_condition_tokens = (not modulated) + bool(proprioception_dims)
         self.embed = nn.Linear(latent_width, width)
-        self.places = nn.Parameter(torch.randn(self.num_condition_tokens + self.tokens, width) * 0.02)
+        places = torch.randn(self.num_condition_tokens + self.tokens, width) * 0.02
+        self.places = None if is_vit else nn.Parameter(places)
         self.register_buffer("coordinates", grid_coordinates(*self.grid, self.num_condition_tokens), persistent=False)
-        self.embed_action = ActionEmbedding(choices, action_dims, width)
+        self.embed_action = ActionEmbedding(choices, action_dims, width, linear=is_vit)
         self.no_action = nn.Parameter(torch.zeros(width)) if allow_unknown_actions else None
         self.embed_state = nn.Linear(proprioception_dims, width) if proprioception_dims else None
         self.unknown_proprioception_embedding = nn.Parameter(torch.zeros(width)) if proprioception_dims else None
-        self.transformer = VideoTransformer(
-            width=width,
-            depth=depth,
-            heads=heads,
-            window=window,
-            kv_heads=kv_heads,
-            attention=attention,
-            time_every=time_every,
-            mlp=mlp,
-            conditioned=modulated,
-        )
+        self.transformer: VideoTransformer | FrameCausalViT
+        if is_vit:
+            _check_vit_settings(action_conditioning, kv_heads, attention)
+            self.transformer = FrameCausalViT(
+                width=width, depth=depth, heads=heads, window=window, mlp=mlp, tiled_rope=tiled_rope
+            )
+        else:
+            self.transformer = VideoTransformer(
+                width=width,
+                depth=depth,
+                heads=heads,
+                window=window,
+                kv_heads=kv_heads,
+                attention=attention,
+                time_every=time_every,
+                mlp=mlp,
+                conditioned=modulated,
+            )
         self.head = nn.Linear(width, latent_width)
+        if is_vit:
+            init_vit_weights(self, self.transformer.blocks)
         if residual:  # the initial prediction is no change
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
@@ -132,7 +151,7 @@ class ActionConditionedPredictor(ModelMixin, ConfigMixin):
 
     def init_state(self, batch: int) -> TransformerState:
         """Return the state before the first frame."""
-        return self.transformer.init_state(batch, len(self.places))
+        return self.transformer.init_state(batch, self.num_condition_tokens + self.tokens)
 
     def step(
         self,
@@ -164,7 +183,8 @@ class ActionConditionedPredictor(ModelMixin, ConfigMixin):
         condition_tokens = [] if self.transformer.modulation is not None else [action_embedding]
         if self.embed_state is not None:
             condition_tokens.append(self._proprioception_embedding(proprioception, proprioception_known, x))
-        x = torch.cat((*(token[:, :, None] for token in condition_tokens), x), dim=2) + self.places.to(x.dtype)
+        x = torch.cat((*(token[:, :, None] for token in condition_tokens), x), dim=2)
+        x = x if self.places is None else x + self.places.to(x.dtype)
         return x, None if self.transformer.modulation is None else F.silu(action_embedding)
 
     def _action_embedding(self, actions: Tensor | None, known: Tensor | None, x: Tensor) -> Tensor:
@@ -197,3 +217,14 @@ class ActionConditionedPredictor(ModelMixin, ConfigMixin):
         if self.residual:
             prediction = latents.to(prediction.dtype) + prediction
         return F.layer_norm(prediction, prediction.shape[-1:]) if self.normalize_output else prediction
+
+
+def _check_vit_settings(action_conditioning: str, kv_heads: int | None, attention: str) -> None:
+    """Raise ValueError for a setting that a ``FrameCausalViT`` does not have."""
+    for name, value, supported in (
+        ("action_conditioning", action_conditioning, "token"),
+        ("kv_heads", kv_heads, None),
+        ("attention", attention, "full"),
+    ):
+        if value != supported:
+            raise ValueError(f"dynamics.{name}={value!r}: with dynamics.layers=vit it must be {supported!r}")

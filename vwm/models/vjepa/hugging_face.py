@@ -38,7 +38,11 @@ HF_IMPLIED_SETTINGS = {
     "modality_embeddings": False,
     "rope_reference_grid": None,
 }
-"""Settings of vwm that the format cannot express, with the values of all its models."""
+"""Settings of vwm that the format cannot express, with the values of all its models.
+
+Without ``tiled_rope``, the two channels of a pair have equal frequencies, as a rotation has. The format has different
+ones, which no order of the channels makes equal: such weights cannot be expressed.
+"""
 HF_SHARED_KEYS = {"frames": "frames_per_clip", "tubelet": "tubelet_size", "patch_size": "patch_size"}
 HF_ENCODER_KEYS = {"width": "hidden_size", "depth": "num_hidden_layers", "heads": "num_attention_heads"}
 HF_PREDICTOR_KEYS = {
@@ -248,8 +252,10 @@ def _require_settings(network: VideoEncoder | MaskedPredictor | AttentiveClassif
     for name, value in settings.items():
         found = network.config[name]
         if (tuple(found) if isinstance(found, list) else found) != (tuple(value) if isinstance(value, list) else value):
+            hint = f" (set {name} of encoder and predictor, and train again)" if name == "tiled_rope" else ""
             raise PretrainedWeightsError(
-                f"{type(network).__name__} has {name}={found!r}: the format of Hugging Face only supports {value!r}"
+                f"{type(network).__name__} has {name}={found!r}: the format of Hugging Face only supports "
+                f"{value!r}{hint}"
             )
 
 

@@ -1,4 +1,4 @@
-"""Load the official weights of V-JEPA, V-JEPA 2 and V-JEPA 2.1, and of their attentive probes.
+"""Load the official weights of V-JEPA, V-JEPA 2, V-JEPA 2-AC and V-JEPA 2.1, and of their attentive probes.
 
 A checkpoint is a ``.pt`` file with ``encoder``, ``target_encoder`` (or ``ema_encoder``), ``predictor`` and a trainer
 state. The file of a probe has ``classifiers``, one for each setting of a sweep. No code in the files is executed.
@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from vwm.models.vjepa.action_conditioned_predictor import ActionConditionedPredictor
 from vwm.models.vjepa.attentive_probe import AttentiveClassifier
 from vwm.models.vjepa.masked_predictor import MaskedPredictor
 from vwm.models.vjepa.position_encoding import PositionEncoding, PositionEncodingType
@@ -48,6 +49,7 @@ class PretrainedVJEPA(NamedTuple):
     encoder: VideoEncoder
     predictor: MaskedPredictor | None
     classifier: AttentiveClassifier | None = None
+    dynamics: ActionConditionedPredictor | None = None
 
 
 def load_official_vjepa(
@@ -58,23 +60,24 @@ def load_official_vjepa(
     positions: PositionEncodingType = "rope",
     tiled_rope: bool | None = None,
     heads: int | None = None,
-    predictor_num_heads: int = 12,
+    predictor_num_heads: int | None = None,
     mask_token_index: int = DEFAULT_MASK_TOKEN,
 ) -> PretrainedVJEPA:
-    """Load a checkpoint of V-JEPA, V-JEPA 2 or V-JEPA 2.1.
+    """Load a checkpoint of V-JEPA, V-JEPA 2, V-JEPA 2-AC or V-JEPA 2.1.
 
     Settings that the weights do not determine are arguments. V-JEPA: ``image_size=(224, 224), frames=16,
-    positions="sincos"`` and ``predictor_num_heads`` as in the encoder. V-JEPA 2: 256 or 384 pixels. V-JEPA 2.1: 384.
+    positions="sincos"`` and ``predictor_num_heads`` as in the encoder. V-JEPA 2: 256 or 384 pixels. V-JEPA 2-AC: 256.
+    V-JEPA 2.1: 384.
 
     Args:
         path: the ``.pt`` file.
         source: the encoder to load; by default the target encoder, the moving average that provides features.
         image_size: (height, width) of the frames.
-        frames: clip length.
+        frames: clip length; of V-JEPA 2-AC, the frames of a tubelet times those that its predictor remembers.
         positions: ``"rope"`` or ``"sincos"``.
         tiled_rope: see ``PositionEncoding.tiled``; by default as released, True for V-JEPA 2 and False for 2.1.
         heads: number of heads of the encoder; by default that of the released encoder of this width.
-        predictor_num_heads: number of heads of the predictor.
+        predictor_num_heads: number of heads of the predictor; by default as released, 12, and 16 of V-JEPA 2-AC.
         mask_token_index: default mask token of the predictor, modulo their number. The official hub code and
             transformers use 1; training with clips of one length trains only 0.
 
@@ -88,16 +91,16 @@ def load_official_vjepa(
     where = f"{path}, {key}"
     settings: dict[str, Any] = {"image_size": tuple(image_size), "frames": frames, "positions": positions}
     encoder = _load_encoder(_strip_wrapper_prefixes(checkpoint.get(key), where), settings, tiled_rope, heads, where)
-    predictor = None
-    if "predictor" in checkpoint:
-        where = f"{path}, predictor"
-        predictor = _load_predictor(
-            _strip_wrapper_prefixes(checkpoint["predictor"], where),
-            encoder=encoder,
-            heads=predictor_num_heads,
-            mask_token_index=mask_token_index,
-            where=where,
-        )
+    if "predictor" not in checkpoint:
+        return PretrainedVJEPA(encoder, None)
+    where = f"{path}, predictor"
+    weights = _strip_wrapper_prefixes(checkpoint["predictor"], where)
+    if "action_encoder.weight" in weights:
+        dynamics = _load_action_conditioned_predictor(weights, encoder, predictor_num_heads or 16, where)
+        return PretrainedVJEPA(encoder, None, dynamics=dynamics)
+    predictor = _load_predictor(
+        weights, encoder=encoder, heads=predictor_num_heads or 12, mask_token_index=mask_token_index, where=where
+    )
     return PretrainedVJEPA(encoder, predictor)
 
 
@@ -205,6 +208,53 @@ def _load_predictor(
         return [name if "mod_embed" in name else f"predictor_{name}"]
 
     return load_mapped_weights(predictor, weights, name_map, where, {"mask_embed": (num_mask_tokens, 1, width)})
+
+
+def _load_action_conditioned_predictor(
+    weights: StateDict, encoder: VideoEncoder, heads: int, where: str
+) -> ActionConditionedPredictor:
+    """Load the predictor of V-JEPA 2-AC, for latents that are the layer-normed features of single frames.
+
+    Its encoder of camera extrinsics is left out: the released predictor does not use it. A state that is unknown gets
+    the embedding of the state 0.
+    """
+    height, columns = encoder.spatial_grid
+    if height != columns or encoder.positions.kind != "rope":
+        raise PretrainedWeightsError(
+            f"{where}: an action-conditioned predictor needs square frames and rope; these are {height}x{columns} "
+            f"patches with {encoder.positions.kind}"
+        )
+    width, action_dims = get_weight(weights, "action_encoder.weight", where).shape
+    predictor = ActionConditionedPredictor(
+        grid=(height, columns),
+        latent_width=encoder.width,
+        action_dims=action_dims,
+        proprioception_dims=get_weight(weights, "state_encoder.weight", where).shape[1],
+        normalize_output=True,
+        width=width,
+        depth=count_numbered_layers(weights, "predictor_blocks"),
+        heads=heads,
+        window=max(1, encoder.frames // encoder.tubelet),
+        mlp="swiglu" if "predictor_blocks.0.mlp.fc3.weight" in weights else "gelu",
+        layers="vit",
+        tiled_rope=encoder.config.tiled_rope,
+    )
+    weights = {name: weight for name, weight in weights.items() if not name.startswith("extrinsics_encoder.")}
+    weights["unknown_state"] = get_weight(weights, "state_encoder.bias", where, axes=1)
+    official_names = {
+        "embed.": "predictor_embed.",
+        "embed_action.mlp.0.": "action_encoder.",
+        "embed_state.": "state_encoder.",
+        "unknown_proprioception_embedding": "unknown_state",
+        "transformer.": "predictor_",
+        "head.": "predictor_proj.",
+    }
+
+    def name_map(name: str) -> list[str]:
+        prefix = next(prefix for prefix in official_names if name.startswith(prefix))
+        return [official_names[prefix] + name.removeprefix(prefix)]
+
+    return load_mapped_weights(predictor, weights, name_map, where)
 
 
 def _infer_uniform_power(

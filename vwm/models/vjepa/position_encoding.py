@@ -105,6 +105,19 @@ def token_coordinates(grid: TokenGrid, device: torch.device | None = None) -> Te
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 2)
 
 
+def rotary_tables_at(coordinates: Tensor, channels: int, tiled: bool, dtype: torch.dtype) -> RotaryTables:
+    """Tables [..., c] for tokens at coordinates [..., 3]: time, row and column.
+
+    Channels beyond three equal, even parts are not rotated. ``tiled``: see ``PositionEncoding``.
+    """
+    pairs = channels // 6
+    angles = rotary_angles(coordinates, pairs, 10000)  # [..., 3, pairs]
+    angles = torch.cat((angles, angles), dim=-1) if tiled else angles.repeat_interleave(2, dim=-1)
+    angles = torch.nn.functional.pad(angles.flatten(-2), (0, channels - 6 * pairs))
+    sign = torch.tensor([-1.0, 1.0], dtype=torch.float64, device=coordinates.device).repeat(channels // 2)
+    return RotaryTables(angles.cos().to(dtype), (sign * angles.sin()).to(dtype))
+
+
 # Not in inference mode, in which validation runs: tensors created there cannot be used in training.
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
@@ -116,17 +129,12 @@ def _rotary_tables(
     dtype: torch.dtype,
     device: torch.device,
 ) -> RotaryTables:
-    """Tables [n, c]; channels beyond three equal, even parts are not rotated."""
+    """Tables [n, c] of a grid; see ``rotary_tables_at``."""
     coordinates = token_coordinates(grid, device).double()
     if reference_grid is not None:
         for axis, (size, reference) in enumerate(zip(grid[1:], reference_grid, strict=True), start=1):
             coordinates[:, axis] *= (reference - 1) / max(1, size - 1)
-    pairs = channels // 6
-    angles = rotary_angles(coordinates, pairs, 10000)  # [n, 3, pairs]
-    angles = angles.repeat(1, 1, 2) if tiled else angles.repeat_interleave(2, dim=-1)
-    angles = torch.nn.functional.pad(angles.flatten(1), (0, channels - 6 * pairs))
-    sign = torch.tensor([-1.0, 1.0], dtype=torch.float64, device=device).repeat(channels // 2)
-    return RotaryTables(angles.cos().to(dtype), (sign * angles.sin()).to(dtype))
+    return rotary_tables_at(coordinates, channels, tiled, dtype)
 
 
 @lru_cache(maxsize=64)
