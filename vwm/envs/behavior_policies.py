@@ -200,11 +200,77 @@ class LaneFollowingPolicy(RandomPolicy):
             )
 
 
+class HeldKeysPolicy(LaneFollowingPolicy):
+    """Drives CarRacing as people do with a keyboard: holds the same keys for seconds, then drives back to the road.
+
+    Half of the segments hold a combination of keys regardless of the road: nothing, gas or half gas, straight or with
+    full steering, the brake, or weaving with gas. The others follow the road as ``LaneFollowingPolicy`` does, which
+    also brings the car back to it. The recording thus shows states that careful driving avoids: standing still for
+    long, full speed, spinning, the grass away from the road, and the return.
+    """
+
+    hold_rate = 0.5
+    """Fraction of the segments that hold keys."""
+    mean_hold_length, longest_hold = 35.0, 150
+    """Length of such a segment, in frames: exponentially distributed."""
+    driving_segment_length = (12, 60)
+    """Shortest and longest segment that follows the road, in frames."""
+    held_keys = (
+        (0.0, 0.0, 0.0),
+        (0.0, 1.0, 0.0),
+        (0.0, 0.5, 0.0),
+        (-1.0, 1.0, 0.0),
+        (1.0, 1.0, 0.0),
+        (-1.0, 0.5, 0.0),
+        (1.0, 0.5, 0.0),
+        (-1.0, 0.0, 0.0),
+        (1.0, 0.0, 0.0),
+        (0.0, 0.0, 1.0),
+    )
+    """Steering, gas and brake of the combinations; one more weaves: it turns the wheel over every few frames."""
+
+    def __init__(
+        self, actions: EnvActionSpec, num_envs: int, rng: np.random.Generator, prefer: Mapping[int, float] | None = None
+    ) -> None:
+        super().__init__(actions, num_envs, rng, prefer)
+        self.frames_left = np.zeros(num_envs, np.int64)
+        self.held: list[NDArray[np.float32] | None] = [None] * num_envs
+        self.weave_period = np.zeros(num_envs, np.int64)
+
+    def _drive(self, env: int, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Choose the action of one environment, float32 [3]."""
+        if self.frames_left[env] == 0:
+            self._choose_keys(env)
+        self.frames_left[env] -= 1
+        keys = self.held[env]
+        if keys is None:
+            return super()._drive(env, frame)
+        if self.weave_period[env] and self.frames_left[env] % self.weave_period[env] == 0:
+            keys[0] = -keys[0]
+        return keys.copy()
+
+    def _choose_keys(self, env: int) -> None:
+        if self.rng.random() >= self.hold_rate:
+            self.held[env] = None
+            self.frames_left[env] = self.rng.integers(*self.driving_segment_length, endpoint=True)
+            return
+        self.frames_left[env] = 1 + min(self.longest_hold, int(self.rng.exponential(self.mean_hold_length)))
+        choice = int(self.rng.integers(len(self.held_keys) + 1))
+        self.weave_period[env] = 0
+        if choice == len(self.held_keys):
+            self.weave_period[env] = self.rng.integers(4, 13)
+            steer, gas, brake = self.rng.choice([-1.0, 1.0]), self.rng.uniform(0.3, 1), 0.0
+        else:
+            steer, gas, brake = self.held_keys[choice]
+        self.held[env] = np.array([steer, 2 * gas - 1, 2 * brake - 1], np.float32)
+
+
 BEHAVIOR_POLICIES: dict[str, type[RandomPolicy]] = {
     "random": RandomPolicy,
     "sticky": StickyPolicy,
     "mixed": MixedPolicy,
     "road": LaneFollowingPolicy,
+    "keys": HeldKeysPolicy,
 }
 
 

@@ -92,7 +92,7 @@ def record_dataset(
     out: Path,
     frames: int = 50_000,
     size: int = 64,
-    policy: Literal["random", "sticky", "mixed", "road"] = "mixed",
+    policy: Literal["random", "sticky", "mixed", "road", "keys"] = "mixed",
     workers: int = 2,
     frames_per_shard: int = 5_000,
     seed: int = 0,
@@ -111,8 +111,8 @@ def record_dataset(
         frames: frames to record.
         size: side of the frames, in pixels.
         policy: random (every action drawn independently), sticky (mostly repeats the last action), mixed (segments
-            of sticky play, each with other preferred actions), or road (drives CarRacing, and leaves the road on
-            purpose).
+            of sticky play, each with other preferred actions), road (drives CarRacing, and leaves the road on
+            purpose), or keys (drives CarRacing, and holds keys for seconds as people do).
         workers: processes that record; 0 records in this one. Their number does not affect the recording.
         frames_per_shard: frames per shard; validation holds out whole shards.
         seed: of the environment and the policy.

@@ -10,21 +10,18 @@ from torch import Tensor, nn
 
 from vwm.core.components import load_pretrained_weights
 from vwm.core.frames import frames_to_float, video_to_uint8
-from vwm.core.seeds import fold_in, world_seeds
+from vwm.core.seeds import world_seeds
 from vwm.core.tokenizer import VideoTokenizer
 from vwm.data.clips import ClipBatch
 from vwm.models.dit.network import DiT, NoisyFrames, select_clips
 from vwm.models.dit.noise_schedule import add_noise
 from vwm.models.dit.objectives import DiffusionObjective
+from vwm.models.dit.own_rollouts import OwnRollouts, continue_latents
 from vwm.models.dit.sampling import (
-    CONTEXT_SEED_STREAM,
-    FRAME_SEED_STREAM,
     DiffusionSampling,
     check_diffusion_sampling,
     finest_step_index,
-    observe_latents,
     sample_latent_clip,
-    sample_latent_frame,
 )
 from vwm.nn.loss_normalizer import LossNormalizer
 from vwm.nn.optimizer import OptimizerConfig
@@ -45,6 +42,8 @@ class DiTModule(TrainingModule):
         context: the past frames that a noisy frame is conditioned on in training: ``clean`` (with a little noise, as in
             play; two passes) or ``noisy`` (diffusion forcing: each with its own noise level).
         context_noise: with a clean context, the largest share of noise in a past frame; also used for sample videos.
+        rollouts: with a clean context, which past frames are the network's own instead of recorded ones; null uses
+            recorded ones only.
         action_dropout: share of the actions that are hidden, for guidance and for play without actions.
         outcomes: heads for reward and termination; null learns none. They require rewards (and terminated) in
             data.fields.
@@ -62,6 +61,7 @@ class DiTModule(TrainingModule):
         optimizer: OptimizerConfig,
         context: Literal["clean", "noisy"] = "clean",
         context_noise: float = 0.1,
+        rollouts: OwnRollouts | None = None,
         action_dropout: float = 0.0,
         outcomes: RewardTerminationHeads | None = None,
         context_frames: int = 4,
@@ -72,6 +72,8 @@ class DiTModule(TrainingModule):
         objective.check(dynamics)
         if context == "clean" and not dynamics.transformer.causal:
             raise ValueError("context=clean requires causal attention: set context=noisy for causal=False")
+        if context == "noisy" and rollouts is not None:
+            raise ValueError("rollouts replace the past frames of a clean context: set context=clean, or rollouts=null")
         if context_frames < 1 or not 0 <= action_dropout <= 1:
             raise ValueError(
                 f"context_frames={context_frames} must be at least 1, action_dropout={action_dropout} between 0 and 1"
@@ -85,6 +87,7 @@ class DiTModule(TrainingModule):
         self.outcomes = outcomes
         self.context = context
         self.context_noise = context_noise
+        self.rollouts = rollouts
         self.action_dropout = action_dropout
         self.context_frames = context_frames
         self.sampling = DiffusionSampling(sampling_steps, context_noise, shift=objective.shift)
@@ -102,7 +105,10 @@ class DiTModule(TrainingModule):
         """Compute the loss of a batch, and what to log."""
         latents = self._latents(batch)
         action_embedding = self._action_embedding(batch, latents)
-        loss, logs, features = self._denoise(latents, action_embedding, self._clean_context(latents, action_embedding))
+        past = latents
+        if self.rollouts is not None and self.training:
+            past = self.rollouts.replace_past(self.dynamics, latents, action_embedding, self.sampling)
+        loss, logs, features = self._denoise(latents, action_embedding, self._clean_context(past, action_embedding))
         if self.outcomes is None:
             return loss, logs
         losses = {"dynamics": loss} | self._outcome_losses(batch, features)
@@ -217,15 +223,8 @@ class DiTModule(TrainingModule):
         if not self.dynamics.transformer.causal:
             clip = sample_latent_clip(self.dynamics, latents[:, :start], action_embedding, seeds, self.sampling)
             return video_to_uint8(self.tokenizer.decode(clip))
-        context_seeds, frame_seeds = fold_in(seeds, CONTEXT_SEED_STREAM), fold_in(seeds, FRAME_SEED_STREAM)
-        noise = self.sampling.context_noise
-        state, frames = self.dynamics.init_state(b), [latents[:, :start]]
-        state, _ = observe_latents(self.dynamics, state, frames[0], action_embedding[:, :start], context_seeds, noise)
-        for i in range(start, t):
-            action, seed = action_embedding[:, i : i + 1], fold_in(frame_seeds, i)
-            frames.append(sample_latent_frame(self.dynamics, state, action, seed, self.sampling))
-            state, _ = observe_latents(self.dynamics, state, frames[-1], action, context_seeds, noise)
-        return video_to_uint8(self.tokenizer.decode(torch.cat(frames, dim=1)))
+        clip = continue_latents(self.dynamics, latents[:, :start], action_embedding, seeds, self.sampling)
+        return video_to_uint8(self.tokenizer.decode(clip))
 
 
 def check_reward_heads_match_dit(outcomes: RewardTerminationHeads, dynamics: DiT) -> None:

@@ -1,0 +1,168 @@
+"""Play CarRacing worlds with the keys that people press, and compare what they show with the real game.
+
+    python tools/carracing_play real real.json                  # minutes: what the game shows under each key pattern
+    python tools/carracing_play world carracing real.json out/      # 60 s of play under each pattern from every start
+    python tools/carracing_play steer carracing out/                # does steering turn the picture the right way?
+
+``real`` drives to random places and then holds a pattern. ``world`` counts a frame as right where the share of road in
+it lies between the game's 1st and 99th percentile under the same pattern at the same second, and the car is there; a
+run holds where 90% of its frames are right. It writes a table, runs.json and a strip of pictures for each pattern. Runs
+of the game that were not used for the percentiles are rated in the same way, for comparison.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measure import PATTERNS, car_is_visible, key_pattern, rate_run, road_share, turn_of_view
+from numpy.typing import NDArray
+from PIL import Image
+
+import vwm
+from vwm.envs.behavior_policies import LaneFollowingPolicy
+from vwm.envs.wrapped_env import WrappedEnv
+
+FPS = 12.5
+STRIP_SECONDS = (0, 1, 2, 3, 5, 8, 12, 20, 30, 45, 60)
+
+
+def play_real(pattern: str, seed: int, seconds: float) -> NDArray[np.uint8]:
+    """Drive to a random place and hold a pattern: uint8 [t, 64, 64, 3], from the first frame under the pattern."""
+    env = WrappedEnv("CarRacing-v3", {"max_episode_steps": 6000}, 64, action_repeat=4)
+    rng = np.random.default_rng(seed)
+    policy = LaneFollowingPolicy(env.actions, 1, rng)
+    env.reset(seed=100_000 + seed)
+    for _ in range(20 + int(rng.integers(150))):
+        env.step(policy.act(np.zeros(1, bool), env.observe()[None])[0])
+    frames = [env.observe()]
+    for t in range(round(seconds * FPS)):
+        outcome = env.step(key_pattern(pattern, t))
+        if outcome.terminated or outcome.truncated:
+            break
+        frames.append(env.observe())
+    env.close()
+    return np.stack(frames)
+
+
+def measure_real(out: Path, runs: int, seconds: float) -> None:
+    """Write road share and car of every frame of real runs."""
+    table: dict[str, Any] = {}
+    for pattern in PATTERNS:
+        played = [play_real(pattern, seed, seconds) for seed in range(runs)]
+        table[pattern] = [
+            {"road": road_share(frames).round(4).tolist(), "car": car_is_visible(frames).tolist()} for frames in played
+        ]
+        lengths = [len(frames) / FPS for frames in played]
+        print(f"{pattern:14} {runs} runs of {min(lengths):.0f} to {max(lengths):.0f} s", flush=True)
+        out.write_text(json.dumps(table))
+
+
+@torch.no_grad()
+def play_world(world: Any, pattern: str, seconds: float, seed: int) -> NDArray[np.uint8]:
+    """Play from every start of a bundle: uint8 [n, t, h, w, 3]."""
+    starts = world.starts
+    state, frame = world.reset(starts, seed=seed)
+    frames = [frame]
+    for t in range(round(seconds * FPS)):
+        action = torch.from_numpy(key_pattern(pattern, t)).expand(len(starts), -1)
+        state, output = world.step(state, action)
+        frames.append(output.frame)
+    return torch.stack(frames, dim=1).numpy()
+
+
+def measure_world(bundle: str, real: Path, out: Path, seconds: float, **sampling: Any) -> None:
+    """Print and write how many runs hold, and the share of right frames by second."""
+    out.mkdir(parents=True, exist_ok=True)
+    table, world = json.loads(real.read_text()), vwm.load(bundle)
+    if sampling:
+        world = world.with_sampling(**sampling)
+    results: dict[str, Any] = {}
+    print(f"{'pattern':14} {'runs that hold':16} {'real runs':10} right frames at 1, 3, 10, 30, 60 s")
+    for pattern in PATTERNS:
+        half = len(table[pattern]) // 2
+        known, unseen = table[pattern][:half], table[pattern][half:]
+        frames = play_world(world, pattern, seconds, seed=0)
+        rated = [rate_run(road_share(run), car_is_visible(run), known, FPS) for run in frames]
+        controls = [rate_run(np.array(run["road"]), np.array(run["car"]), known, FPS) for run in unseen]
+        holds, real_holds = ([bool(r.mean() >= 0.9) for r in runs] for runs in (rated, controls))
+        right = np.mean(rated, axis=0)
+        by_second = [float(right[max(0, int((s - 1) * FPS)) : int(s * FPS)].mean()) for s in range(1, int(seconds) + 1)]
+        results[pattern] = {"holds": holds, "real_holds": real_holds, "right_by_second": by_second}
+        shown = " ".join(f"{by_second[s - 1]:5.0%}" for s in (1, 3, 10, 30, 60) if s <= seconds)
+        print(
+            f"{pattern:14} {sum(holds):3}/{len(holds):<12} {sum(real_holds):3}/{len(real_holds):<6} {shown}", flush=True
+        )
+        columns = [frames[:4, min(int(s * FPS), frames.shape[1] - 1)] for s in STRIP_SECONDS if s <= seconds]
+        strip = np.concatenate([np.concatenate(list(column)) for column in columns], axis=1)
+        Image.fromarray(strip).resize((strip.shape[1] * 2, strip.shape[0] * 2), 0).save(out / f"{pattern}.png")
+    (out / "runs.json").write_text(json.dumps(results, indent=1))
+    total = [hold for result in results.values() for hold in result["holds"]]
+    print(f"all            {sum(total)}/{len(total)} runs hold ({np.mean(total):.0%})")
+
+
+@torch.no_grad()
+def measure_steering(bundle: str, out: Path, tries: int, seconds: float, **sampling: Any) -> None:
+    """Print in how many of the tries steering turns the picture the right way, in the world and in the game."""
+    out.mkdir(parents=True, exist_ok=True)
+    world = vwm.load(bundle)
+    if sampling:
+        world = world.with_sampling(**sampling)
+    contexts, turns = [], []
+    for i in range(tries // 2):
+        frames = play_real("gas", 5000 + i, world.spec.context_frames / FPS)[-world.spec.context_frames :]
+        contexts.append(torch.from_numpy(frames.copy()))
+    for steer in (-1.0, 1.0):
+        state, frame = world.reset(torch.stack(contexts), seed=0)
+        turned = np.zeros(len(contexts))
+        for _ in range(round(seconds * FPS)):
+            action = torch.tensor([steer, 0.0, -1.0]).expand(len(contexts), -1)
+            state, output = world.step(state, action)
+            turned += turn_of_view(frame.numpy(), output.frame.numpy())
+            frame = output.frame
+        turns.append(turned)
+    right = np.concatenate((turns[0] < 0, turns[1] > 0))
+    report = {"tries": len(right), "right": int(right.sum()), "left_degrees": float(turns[0].mean())}
+    report["right_degrees"] = float(turns[1].mean())
+    (out / "steering.json").write_text(json.dumps(report))
+    print(
+        f"steering turns the view the right way in {right.sum()} of {len(right)} tries ({right.mean():.1%}); ", end=""
+    )
+    print(f"mean turn {turns[0].mean():.1f} degrees with left, {turns[1].mean():.1f} with right, in {seconds} s")
+
+
+def main() -> None:
+    """Run one of the commands of the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    real = commands.add_parser("real", help="measure the game")
+    real.add_argument("out", type=Path)
+    real.add_argument("--runs", type=int, default=24)
+    real.add_argument("--seconds", type=float, default=20)
+    world = commands.add_parser("world", help="measure a world")
+    world.add_argument("bundle")
+    world.add_argument("real", type=Path)
+    world.add_argument("out", type=Path)
+    world.add_argument("--seconds", type=float, default=60)
+    steer = commands.add_parser("steer", help="measure whether steering turns the view")
+    steer.add_argument("bundle")
+    steer.add_argument("out", type=Path)
+    steer.add_argument("--tries", type=int, default=200)
+    steer.add_argument("--seconds", type=float, default=1.0)
+    for command in (world, steer):
+        command.add_argument("--sampling", type=json.loads, default={}, help='such as {"context_noise": 0.1}')
+    options = parser.parse_args()
+    if options.command == "real":
+        measure_real(options.out, options.runs, options.seconds)
+    elif options.command == "world":
+        measure_world(options.bundle, options.real, options.out, options.seconds, **options.sampling)
+    else:
+        measure_steering(options.bundle, options.out, options.tries, options.seconds, **options.sampling)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""What is seen in a frame of CarRacing, and the key patterns that people press."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+PATTERNS = ("coast", "gas", "half gas", "gas and left", "gas and right", "brake", "weave")
+DASHBOARD_ROW = 56
+CAR_ROWS, CAR_COLUMNS = slice(44, 56), slice(28, 36)
+CAR_CENTER = (46.5, 31.5)
+MIN_CAR_PIXELS = 4
+
+
+def key_pattern(name: str, t: int) -> NDArray[np.float32]:
+    """Return steer, gas and brake in [-1, 1] at frame ``t`` of a pattern; weaving turns the wheel over every 0.8 s."""
+    steer, gas, brake = {
+        "coast": (0, 0, 0),
+        "gas": (0, 1, 0),
+        "half gas": (0, 0.5, 0),
+        "gas and left": (-1, 1, 0),
+        "gas and right": (1, 1, 0),
+        "brake": (0, 0, 1),
+        "weave": (1 if t // 10 % 2 else -1, 0.5, 0),
+    }[name]
+    return np.array([steer, 2 * gas - 1, 2 * brake - 1], np.float32)
+
+
+def road_share(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Share of gray pixels above the dashboard: [t, h, w, 3] -> [t]."""
+    red, green, blue = np.moveaxis(frames[:, :DASHBOARD_ROW].astype(int), -1, 0)
+    gray = (abs(red - green) < 16) & (abs(green - blue) < 16) & (red > 70) & (red < 140)
+    return gray.mean(axis=(1, 2))
+
+
+def car_is_visible(frames: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Whether there are red pixels where the car always is: [t, h, w, 3] -> [t]. Real frames have at least 7."""
+    red, green, blue = np.moveaxis(frames[:, CAR_ROWS, CAR_COLUMNS].astype(int), -1, 0)
+    return ((red > 110) & (green < 70) & (blue < 70)).sum(axis=(1, 2)) >= MIN_CAR_PIXELS
+
+
+def rate_run(
+    road: NDArray[Any], car: NDArray[Any], real_runs: list[dict[str, list[Any]]], fps: float
+) -> NDArray[np.bool_]:
+    """Return for each frame whether it is right: [t].
+
+    The percentiles of the road are those of all real frames of the same second; later seconds than the real runs have
+    are compared with the last second of which there are frames of three runs or more.
+    """
+    right, bounds = [], (0.0, 1.0)
+    for start in range(0, len(road), round(fps)):
+        stop = start + round(fps)
+        real = [run["road"][start:stop] for run in real_runs if len(run["road"]) >= stop]
+        if len(real) >= 3:
+            low, high = np.percentile(np.concatenate(real), (1, 99))
+            bounds = (low - 0.01, high + 0.01)
+        right.append((road[start:stop] >= bounds[0]) & (road[start:stop] <= bounds[1]) & car[start:stop])
+    return np.concatenate(right)
+
+
+def turn_of_view(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Estimate how far the car turned to the right, in degrees: uint8 [n, h, w, 3] twice -> [n].
+
+    Of all turns about the car and ways forward, the one after which the two frames agree best.
+    """
+    x, y = (torch.from_numpy(f[:, :DASHBOARD_ROW].astype(np.float32)).movedim(-1, 1) for f in (before, after))
+    height, width = x.shape[-2:]
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    best, least = torch.zeros(len(x)), torch.full((len(x),), torch.inf)
+    for degrees in np.arange(-16, 16.1, 2):
+        angle = np.deg2rad(degrees)
+        for forward in range(0, 8):
+            down, right = rows - CAR_CENTER[0], columns - CAR_CENTER[1]
+            source_down = np.cos(angle) * down + np.sin(angle) * right - forward
+            source_right = -np.sin(angle) * down + np.cos(angle) * right
+            grid = torch.stack(
+                (
+                    2 * (source_right + CAR_CENTER[1]) / (width - 1) - 1,
+                    2 * (source_down + CAR_CENTER[0]) / (height - 1) - 1,
+                ),
+                dim=-1,
+            ).float()
+            inside = (grid.abs() <= 1).all(dim=-1)
+            inside[CAR_ROWS, CAR_COLUMNS] = False
+            moved = F.grid_sample(x, grid.expand(len(x), -1, -1, -1), align_corners=True)
+            error = ((moved - y).abs().mean(dim=1) * inside).sum(dim=(1, 2)) / inside.sum()
+            better = error < least
+            least, best = torch.where(better, error, least), torch.where(better, float(degrees), best)
+    return best.double().numpy()
