@@ -40,6 +40,34 @@ def test_weight_decay_follows_a_cosine_except_for_biases():
         assert bias_decay == 0 and weight_decay == pytest.approx(0.04 + 0.36 * fraction)
 
 
+@pytest.mark.parametrize("steps", [100, -1])
+def test_the_schedule_ends_with_the_time_where_the_steps_do_not_suffice(steps):
+    """Half of the time is spent after 4 of 100 steps: the learning rate is half of a linear schedule."""
+    passed = 0.0
+    config = OptimizerConfig(lr=1.0, warmup=1, schedule="linear", weight_decay=0.2, final_weight_decay=0.4)
+    optimizer, schedule = config.build(nn.Linear(3, 3), steps, lambda: passed)
+    rates, decays = [], []
+    for _ in range(8):
+        passed += 0.125
+        optimizer.step()
+        schedule.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+        decays.append(max(group["weight_decay"] for group in optimizer.param_groups))
+    assert rates == pytest.approx([0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.0])
+    assert decays[3] == pytest.approx(0.3) and decays[-1] == pytest.approx(0.4)
+    assert not any(callable(value) for value in schedule.state_dict().values())
+
+
+def test_the_schedule_ends_with_the_steps_where_there_is_time_left():
+    optimizer, schedule = OptimizerConfig(lr=1.0, warmup=0, schedule="linear").build(nn.Linear(3, 3), 4, lambda: 0.1)
+    rates = []
+    for _ in range(4):
+        optimizer.step()
+        schedule.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.75, 0.5, 0.25, 0.0])
+
+
 def test_a_loaded_schedule_continues_equally():
     config = OptimizerConfig(schedule="cosine", warmup=2, weight_decay=0.04, final_weight_decay=0.4)
     optimizer, schedule = config.build(nn.Linear(3, 3), 10)
@@ -61,7 +89,7 @@ def test_a_loaded_schedule_continues_equally():
 @pytest.mark.parametrize(
     ("settings", "steps", "message"),
     [
-        ({"schedule": "cosine"}, -1, "max_steps"),
+        ({"schedule": "cosine"}, -1, "max_steps or trainer.max_time, and neither"),
         ({"final_weight_decay": 0.1}, -1, "max_steps"),
         ({"stretch": 0.5}, 10, r"stretch=0\.5"),
     ],

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Timer
 from torch import Tensor, nn
 
 from vwm.core.frames import video_to_uint8
@@ -117,8 +118,15 @@ class TrainingModule(L.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """Lightning's hook."""
-        optimizer, schedule = self.optimizer.build(self, self.trainer.max_steps)
+        timer = next((callback for callback in self.trainer.callbacks if isinstance(callback, Timer)), None)
+        time_share = None if timer is None else lambda: self._time_share(timer)
+        optimizer, schedule = self.optimizer.build(self, self.trainer.max_steps, time_share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _time_share(self, timer: Timer) -> float:
+        """Return the share of ``max_time`` that has passed, equal on all ranks."""
+        passed, left = timer.time_elapsed(), timer.time_remaining() or 0.0
+        return float(self.trainer.strategy.broadcast(passed / max(passed + left, 1e-9)))
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training mode, except for the frozen networks."""
