@@ -95,6 +95,31 @@ def diffusion_world(outcomes: bool = False, sampling=None, policy: bool = False,
     )
 
 
+def latent_frames_world(frames: int = 2, outcomes: bool = False, dims: int = 0, window: int = 4, **changes):
+    """A diffusion world of 8x8 pixels over a causal autoencoder, of which each latent after the first holds frames."""
+    from vwm.core.spaces import ActionSpace
+    from vwm.models.dit.sampling import DiffusionSampling
+    from vwm.models.dit.simulator import DiTSimulator
+    from vwm.nn.outcome_heads import RewardTerminationHeads
+    from vwm.tokenizers.causal_vae import CausalVAE
+
+    torch.manual_seed(2)
+    actions = ActionSpace("continuous", dims) if dims else ActionSpace("discrete", 4, ("LEFT", "RIGHT", "UP", "noop"))
+    changes = {"channels": 4, "num_actions": 0 if dims else 4, "action_dims": dims, "window": window, **changes}
+    return DiTSimulator(
+        randomize(CausalVAE((8, 8), None, 4, frames, patch_size=2, widths=[8], depths=[1])),
+        dit(frames_per_latent=frames, **changes),
+        randomize(RewardTerminationHeads(width=32, hidden=16)) if outcomes else None,
+        actions,
+        sampling=DiffusionSampling(steps=2),
+        context_frames=1 + frames,
+        title="noise",
+        starts=torch.randint(
+            0, 256, (3, 1 + frames, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(4)
+        ),
+    )
+
+
 def action_predictor(seed: int = 5, **changes):
     from vwm.models.vjepa.action_conditioned_predictor import ActionConditionedPredictor
 

@@ -9,6 +9,7 @@ from factories import (
     genie,
     jepa_parts,
     jepa_world,
+    latent_frames_world,
     muzero_world,
     tdmpc2_world,
 )
@@ -35,6 +36,8 @@ SIMULATORS = {
     "dit-full-attention": lambda: diffusion_world(attention="full"),
     "dit-time-every-4th": lambda: diffusion_world(time_every=4, kv_heads=1),
     "dit-agent": lambda: diffusion_world(outcomes=True, agent_tokens=2),
+    "dit-2-frames-a-step": lambda: latent_frames_world(2),
+    "dit-4-frames-a-step-and-outcomes": lambda: latent_frames_world(4, outcomes=True, action_pooling="concatenate"),
     "mdn-rnn": lambda: dream(),
     "mdn-rnn-continuous-actions-and-rewards": lambda: dream(
         action_dims=3, predict_reward=True, allow_unknown_actions=True
@@ -104,7 +107,10 @@ def test_outputs_have_the_shapes_and_dtypes_of_the_spec(world):
     shape, dtype = (3, *world.spec.context.shape), world.spec.context.dtype
     assert frame.shape == shape and frame.dtype == dtype and state_batch_size(state) == 3
     state, out = world.step(state, actions(world, 3, 0))
-    assert world.spec.observation.is_latent or (out.frame.shape == frame.shape and out.frame.dtype == dtype)
+    if not world.spec.observation.is_latent:
+        frames = world.spec.frames_per_step
+        assert out.frame.shape == (3, *([frames] if frames > 1 else []), *shape[1:]) and out.frame.dtype == dtype
+        assert out.frames.shape == (3, frames, *shape[1:]) and torch.equal(out.last_frame, out.frames[:, -1])
     assert len(shown(world, out)) == 3 and out.latent.isfinite().all()
     assert out.reward.shape == (3,) and out.terminated.dtype == torch.bool
     assert len(world.spec.actions.names) == world.spec.actions.size
@@ -195,30 +201,37 @@ def test_worlds_with_different_numbers_of_steps_share_a_batch(world):
 
 def test_observing_a_frame_equals_a_reset_with_one_more_frame(world):
     """Observe frame by frame, beyond the window; worlds without this capability raise an error."""
-    context, seeds = contexts(world, frames=7), world_seeds(3, 3)
-    past_actions = torch.stack([actions(world, 3, i) for i in range(6)], dim=1)
-    state, _ = world.reset(context[:, :2], seeds, past_actions[:, :1])
+    k = world.spec.frames_per_step
+    context, seeds = contexts(world, frames=k + 1 + 5 * k), world_seeds(3, 3)
+    past_actions = torch.stack([actions(world, 3, i) for i in range(6 * k)], dim=1)
+    state, _ = world.reset(context[:, : k + 1], seeds, past_actions[:, :k])
     if not isinstance(world, ObservesFrames):
         with pytest.raises(ValueError, match="cannot observe frames"):
             DynamicsObservationEncoder(world, "latent")
         return
     expected, _ = world.reset(context, seeds, past_actions)
     copied = map_state(torch.clone, state)
+
+    def step(i: int):
+        """The actions and frames of a step."""
+        taken, frames = past_actions[:, i * k : (i + 1) * k], context[:, i * k + 1 : (i + 1) * k + 1]
+        return (taken[:, 0], frames[:, 0]) if k == 1 else (taken, frames)
+
     for i in range(1, 6):
-        state = world.observe(state, past_actions[:, i], context[:, i + 1])
+        state = world.observe(state, *step(i))
     assert_states_close(state, expected)
     next_state, (out,) = roll_out(world, state, 1)
     assert_states_close(next_state, roll_out(world, expected, 1)[0])
     assert_states_close(
-        world.observe(copied, past_actions[:, 1], context[:, 2]),
-        world.reset(context[:, :3], seeds, past_actions[:, :2])[0],
+        world.observe(copied, *step(1)), world.reset(context[:, : 2 * k + 1], seeds, past_actions[:, : 2 * k])[0]
     )
     # A predicted frame does not enter the tokenizer's state; the real frame is observed in its place.
-    assert not torch.equal(world.latent(world.observe(next_state, past_actions[:, 0], context[:, 0])), out.latent)
+    taken, frames = step(1)
+    assert not torch.equal(world.latent(world.observe(next_state, taken, frames)), out.latent)
     for action, frame, message in (
-        (past_actions[:, 1], context[:, 2].float(), r"uint8 \[b, t, \d+, \d+, 3\], got torch\.float32"),
-        (past_actions[:, 1], context[:1, 2], "3 simulations observe 3 frames"),
-        (past_actions[:2, 1], context[:, 2], r"action must be"),
+        (taken, frames.float(), r"uint8 \[b, t, \d+, \d+, 3\], got torch\.float32"),
+        (taken, frames[:1], f"3 simulations observe {3 * k} frames"),
+        (taken[:2], frames, r"action must be"),
     ):
         with pytest.raises(ValueError, match=message):
             world.observe(state, action, frame)

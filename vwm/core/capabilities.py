@@ -26,8 +26,8 @@ class ObservesFrames(Protocol):
 
         Args:
             state: as ``reset``, ``step`` or ``observe`` returned it; it is not changed.
-            action: int64 [b] or float32 [b, size], the action that led to the frame.
-            frame: uint8 [b, h, w, 3].
+            action: the action that led to the frame, as ``step`` takes it.
+            frame: uint8 [b, h, w, 3]; the k frames of a step, uint8 [b, k, h, w, 3], where it shows several.
 
         Raises:
             ValueError: an action or a frame of another shape or type.
@@ -41,6 +41,8 @@ class EncodesFrames(Protocol):
 
     def encode(self, frames: Tensor) -> Tensor:
         """Encode frames uint8 [b, t, h, w, 3] to latents [b, t, ...], as ``StepOutput.latent`` has them.
+
+        Where a step shows k frames, t = 1 + k i frames are 1 + i latents.
 
         Raises:
             ValueError: frames of another size or type, or no frame.
@@ -124,7 +126,8 @@ class MeasuresTransitionLoss(Protocol):
 
         Args:
             latents: latents of clips, as the tokenizer encodes them: int64 [b, t, h, w] or float [b, t, h, w, c].
-            actions: int64 [b, t-1] or float32 [b, t-1, a]; ``actions[:, i]`` leads from frame i to i+1.
+            actions: int64 [b, (t-1) k] or float32 [b, (t-1) k, a], k actions for each step; ``actions[:, i]`` leads
+                from frame i to i+1.
             other_actions: actions to condition on instead, of the same shape.
 
         Returns:

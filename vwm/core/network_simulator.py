@@ -25,7 +25,7 @@ class NetworkSimulator(Simulator):
 
     Args:
         dynamics: predicts the next latents from latents and actions.
-        observation, actions, context, stochastic, fps, context_frames, title: see ``SimulatorSpec``.
+        observation, actions, context, stochastic, fps, context_frames, title, frames_per_step: see ``SimulatorSpec``.
         sampling: how a frame is sampled, an instance of ``SAMPLING_CLASS``; by default with that class's defaults.
         starts: contexts to start from, uint8 [n, t, h, w, 3] or float32 [n, t, k], where there are some.
 
@@ -51,6 +51,7 @@ class NetworkSimulator(Simulator):
         fps: float = 15.0,
         context_frames: int = 4,
         title: str = "world",
+        frames_per_step: int = 1,
         sampling: Any = None,
         starts: Tensor | None = None,
     ) -> None:
@@ -62,6 +63,7 @@ class NetworkSimulator(Simulator):
             context_frames=context_frames,
             title=title,
             stochastic=stochastic,
+            frames_per_step=frames_per_step,
             context=context or observation,
         )
         self.starts = starts
@@ -120,6 +122,8 @@ class NetworkSimulator(Simulator):
     def check_context_actions(self, actions: Tensor | None, batch: int, frames: int) -> Tensor | None:
         """Return the actions between context frames on the simulator's device; None where they are unknown.
 
+        They are checked against all ``frames`` of a context and returned for those that ``trim_context`` keeps.
+
         Raises:
             ValueError: their number, shape, type or range is wrong.
         """
@@ -132,7 +136,7 @@ class NetworkSimulator(Simulator):
             )
         for between in actions.unbind(1):
             self.check_action(between, batch)
-        return actions.to(self.device)
+        return actions[:, (frames - 1) % self.spec.frames_per_step :].to(self.device)
 
 
 class VideoSimulator(NetworkSimulator):
@@ -147,15 +151,34 @@ class VideoSimulator(NetworkSimulator):
     NETWORK_NAMES: ClassVar[tuple[str, ...]] = ("tokenizer", "dynamics")
 
     def __init__(self, tokenizer: VideoTokenizer, dynamics: ModelMixin, actions: ActionSpace, **rest: Any) -> None:
-        super().__init__(dynamics, observation=ObservationSpace.image(*tokenizer.image_size), actions=actions, **rest)
+        super().__init__(
+            dynamics,
+            observation=ObservationSpace.image(*tokenizer.image_size),
+            actions=actions,
+            frames_per_step=tokenizer.time_compression,
+            **rest,
+        )
         self.tokenizer = tokenizer.eval()
 
-    def check_observation(self, action: Tensor, frame: Tensor, batch: int) -> None:
-        """Raise ValueError unless ``action`` and ``frame`` (uint8 [b, h, w, 3]) fit a batch of simulations."""
+    def check_observation(self, action: Tensor, frame: Tensor, batch: int) -> Tensor:
+        """Return the frames of a step, uint8 [b, k, h, w, 3].
+
+        Raises:
+            ValueError: ``action`` or ``frame`` does not fit a batch of simulations.
+        """
         self.check_action(action, batch)
-        self.check_context(frame[:, None])
-        if len(frame) != batch:
-            raise ValueError(f"{batch} simulations observe {batch} frames, got {list(frame.shape)}")
+        frames = frame[:, None] if self.spec.frames_per_step == 1 else frame
+        self.check_context(frames)
+        if frames.shape[:2] != (batch, self.spec.frames_per_step):
+            raise ValueError(
+                f"{batch} simulations observe {batch * self.spec.frames_per_step} frames, got {list(frame.shape)}"
+            )
+        return frames
+
+    def shown_frames(self, video: Tensor) -> Tensor:
+        """Convert the decoded frames of a step, float [b, k, 3, h, w], to ``StepOutput.frame``."""
+        frames = video_to_uint8(video)
+        return frames[:, 0] if self.spec.frames_per_step == 1 else frames
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:

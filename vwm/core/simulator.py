@@ -2,7 +2,7 @@
 
 What only some simulators can do is a protocol in ``vwm.core.capabilities``.
 
-Legend: b batch, t time, h w pixels, k numbers of a vector.
+Legend: b batch, t time, h w pixels, n numbers of a vector, k frames per step.
 """
 
 from __future__ import annotations
@@ -35,10 +35,12 @@ class SimulatorSpec:
             frame even with ``decode=True``, and ``reset`` gives back the context's last one.
         actions: what a step takes.
         fps: frames per second of the recording that the simulator was trained on; the player shows frames at this rate.
-        context_frames: recommended number of context frames for a reset (it accepts 1 or more).
+        context_frames: recommended number of context frames for a reset. It accepts 1 or more; a simulator that shows
+            k frames per step uses the last 1 + k i of them, as many as there are.
         title: display name.
         stochastic: whether the seed has any influence.
-        frames_per_step: frames that one step shows.
+        frames_per_step: k, the frames that one step shows: more than 1 where a latent of the tokenizer holds several. A
+            step then takes k actions, or one that is held.
         context: what a reset takes, images or vectors; by default the same as ``observation``, which must then not be
             of kind ``"latent"``.
 
@@ -71,17 +73,29 @@ class StepOutput(NamedTuple):
     """What one step shows.
 
     Attributes:
-        frame: an observation, uint8 [b, h, w, 3] or float32 [b, k]; None with ``decode=False``, and from a simulator
-            that predicts latents only.
+        frame: an observation, uint8 [b, h, w, 3] or float32 [b, n]; where ``spec.frames_per_step`` is k > 1, the k
+            frames of the step, uint8 [b, k, h, w, 3]. None with ``decode=False``, and from a simulator that predicts
+            latents only. ``frames`` and ``last_frame`` have one shape for all k.
         latent: what the dynamics model predicted, [b, ...] (tokens int64, or features).
-        reward: float32 [b]; zeros where the model has no reward head.
-        terminated: bool [b]; False where the model has no termination head.
+        reward: float32 [b], summed over the frames of the step; zeros where the model has no reward head.
+        terminated: bool [b], whether the episode ends in this step; False where the model has no termination head.
     """
 
     frame: Tensor | None
     latent: Tensor
     reward: Tensor
     terminated: Tensor
+
+    @property
+    def frames(self) -> Tensor:
+        """The frames of a step with ``decode=True``, uint8 [b, k, h, w, 3] or float32 [b, 1, n]."""
+        assert self.frame is not None, "a step with decode=True shows frames"
+        return self.frame if self.frame.ndim == 5 else self.frame[:, None]
+
+    @property
+    def last_frame(self) -> Tensor | None:
+        """The last frame of the step, uint8 [b, h, w, 3] or float32 [b, n]; None where it shows none."""
+        return None if self.frame is None else self.frames[:, -1]
 
 
 class Simulator(ABC):
@@ -92,7 +106,7 @@ class Simulator(ABC):
 
     Attributes:
         spec: what the simulator shows and takes.
-        starts: contexts to start from, uint8 [n, t, h, w, 3] or float32 [n, t, k]; None where there are none.
+        starts: contexts to start from, uint8 [m, t, h, w, 3] or float32 [m, t, n]; None where there are none.
     """
 
     spec: SimulatorSpec
@@ -110,13 +124,14 @@ class Simulator(ABC):
         """Start worlds that continue the given frames.
 
         Args:
-            context: of the space ``spec.context``: uint8 [b, t, h, w, 3] or float32 [b, t, k], t >= 1.
+            context: of the space ``spec.context``: uint8 [b, t, h, w, 3] or float32 [b, t, n], t >= 1; see
+                ``spec.context_frames``.
             seed: one seed, from which each world of the batch gets its own, or int64 [b], one per world.
             context_actions: the t - 1 actions between the context frames ([b, t-1] or [b, t-1, size]); where None,
                 a world with latent actions infers them and one with labeled actions treats them as unknown.
 
         Returns:
-            The state, and the last context frame as the model sees it, uint8 [b, h, w, 3] or float32 [b, k].
+            The state, and the last context frame as the model sees it, uint8 [b, h, w, 3] or float32 [b, n].
 
         Raises:
             ValueError: frames of another size or type, or no frame.
@@ -124,11 +139,12 @@ class Simulator(ABC):
 
     @abstractmethod
     def step(self, state: State, action: Tensor, decode: bool = True) -> tuple[State, StepOutput]:
-        """Advance every world by one frame.
+        """Advance every world by ``spec.frames_per_step`` frames, which is mostly one.
 
         Args:
             state: as ``reset`` or ``step`` returned it; it is not changed.
-            action: int64 [b] or float32 [b, size].
+            action: int64 [b] or float32 [b, size]; where a step shows k > 1 frames, it is held for all of them, or
+                int64 [b, k] or float32 [b, k, size] gives one action per frame.
             decode: False skips the pixels (``frame`` is None); the frames of a later step are the same either way.
 
         Raises:
@@ -144,7 +160,7 @@ class Simulator(ABC):
         return latent
 
     def flatten_latents(self, latent: Tensor) -> Tensor:
-        """Flatten latents [b, ...] to float32 [b, k], for policies that observe latents; tokens become their codes."""
+        """Flatten latents [b, ...] to float32 [b, n], for policies that observe latents; tokens become their codes."""
         return latent.flatten(1).float()
 
     def check_context(self, context: Tensor) -> None:
@@ -160,11 +176,22 @@ class Simulator(ABC):
         if context.shape[0] < 1 or context.shape[1] < 1:
             raise ValueError(f"context must hold at least one frame, got shape {list(context.shape)}")
 
+    def trim_context(self, context: Tensor) -> Tensor:
+        """Return the last 1 + k i frames of a context [b, t, ...], as many as there are, where a step shows k."""
+        return context[:, (context.shape[1] - 1) % self.spec.frames_per_step :]
+
+    def actions_per_frame(self, action: Tensor) -> Tensor:
+        """Return the k actions of a step, [b, k, ...]; an action [b, ...] is held for all frames of the step."""
+        if action.ndim > 1 + len(self.spec.actions.shape):
+            return action
+        return action[:, None].expand(-1, self.spec.frames_per_step, *action.shape[1:])
+
     def check_action(self, action: Tensor, batch: int) -> None:
-        """Raise ValueError unless ``action`` is a batch of actions of ``spec.actions``."""
-        space = self.spec.actions
-        if tuple(action.shape) != (batch, *space.shape) or action.is_floating_point() == space.is_discrete:
-            kind, shape = "integers" if space.is_discrete else "floats", [batch, *space.shape]
+        """Raise ValueError unless ``action`` is a batch of actions of ``spec.actions``, held or one per frame."""
+        space, frames = self.spec.actions, self.spec.frames_per_step
+        shapes = [(batch, *space.shape), (batch, frames, *space.shape)][: min(frames, 2)]
+        if tuple(action.shape) not in shapes or action.is_floating_point() == space.is_discrete:
+            kind, shape = "integers" if space.is_discrete else "floats", " or ".join(str(list(s)) for s in shapes)
             raise ValueError(f"action must be {kind} {shape}, got {action.dtype} {list(action.shape)}")
         if space.is_discrete:
             low, high = int(action.min()), int(action.max())

@@ -1,3 +1,5 @@
+from .action_pooling import ActionPooling as ActionPooling
+from .action_pooling import pool_action_embeddings as pool_action_embeddings
 from .actions import ActionEmbedding as ActionEmbedding
 from .actions import check_action_space as check_action_space
 from .actions import discrete_choices as discrete_choices

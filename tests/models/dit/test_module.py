@@ -242,7 +242,8 @@ def test_encoded_clips_give_the_same_loss_as_raw_clips():
 
 
 def test_video_without_actions_trains_on_latents_of_several_frames():
-    learner = module(tokenizer=compressing_autoencoder(), dynamics=dit(grid=(4, 4), channels=4, num_actions=0))
+    dynamics = dit(grid=(4, 4), channels=4, num_actions=0, frames_per_latent=2)
+    learner = module(tokenizer=compressing_autoencoder(), dynamics=dynamics)
     video = torch.randint(0, 256, (2, 9, 8, 8, 3), dtype=torch.uint8)
     assert all(x.isfinite().all() for x in gradients(learner, ClipBatch(frames=video)))
     assert learner.eval().sample(ClipBatch(frames=video)).shape == video.shape
@@ -260,7 +261,8 @@ def test_video_without_actions_trains_on_latents_of_several_frames():
         ({}, {"action_dropout": 1.5}, "action_dropout=1.5"),
         ({}, {"context_noise": 1.0}, "context_noise"),
         ({}, {"sampling_steps": 0}, "steps must be 1 or more"),
-        ({}, {"tokenizer": compressing_autoencoder()}, "a latent of 2 frames"),
+        ({"frames_per_latent": 4}, {}, "dynamics.frames_per_latent=4 but the tokenizer's: 1"),
+        ({}, {"tokenizer": compressing_autoencoder()}, "dynamics.frames_per_latent=1 but the tokenizer's: 2"),
     ],
 )
 def test_rejects_mismatched_parts(changes, settings, message):

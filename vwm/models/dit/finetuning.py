@@ -50,11 +50,14 @@ class DiTFinetuning(DiTModule):
             raise ValueError("set num_actions or action_dims: fine-tuning needs the actions of the environment")
         pretrained = load_component(folder, DiT)
         dynamics = rebuild_network(pretrained, num_actions=num_actions, action_dims=action_dims)
-        copy_weights(dynamics, pretrained, str(folder), new=("embed_action",), settings=("num_actions", "action_dims"))
+        new = ("embed_action", "pool_actions")
+        copy_weights(dynamics, pretrained, str(folder), new=new, settings=("num_actions", "action_dims"))
         assert isinstance(dynamics, DiT) and dynamics.embed_action is not None
         prepare_finetuning(dynamics, adapt, lora)
         init_constant_embedding(dynamics.embed_action, dynamics.no_action)
         dynamics.embed_action.requires_grad_(True)
+        if dynamics.pool_actions is not None:
+            dynamics.pool_actions.requires_grad_(True)
         super().__init__(tokenizer=world, dynamics=dynamics, pretrained=None, **rest)  # the weights are loaded already
 
     def merge(self) -> None:

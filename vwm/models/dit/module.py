@@ -137,9 +137,17 @@ class DiTModule(TrainingModule):
         if batch.rewards is None or batch.actions is None:
             raise ValueError("outcomes need rewards and actions: name them in data.fields, or set outcomes to null")
         assert self.outcomes is not None
+        per_latent = self.dynamics.frames_per_latent
+        if batch.actions.shape[1] != features.shape[1] * per_latent:
+            raise ValueError(
+                f"outcomes of {features.shape[1]} latents of {per_latent} frames need {per_latent} actions after each, "
+                f"got {batch.actions.shape[1]}: set data.frames_per_latent={per_latent}"
+            )
         known = None if batch.labeled is None else batch.labeled[:, None].expand(batch.actions.shape[:2])
         action_embedding = self.dynamics.embed_actions(batch.actions, known)
-        reward, end = self.outcomes.losses(features, action_embedding, batch.rewards, batch.terminated)
+        reward = batch.rewards.unflatten(1, (-1, per_latent)).sum(dim=2)
+        ends = None if batch.terminated is None else batch.terminated.unflatten(1, (-1, per_latent)).any(dim=2)
+        reward, end = self.outcomes.losses(features, action_embedding, reward, ends)
         return {"reward": reward, "end": end}
 
     def _normalized_sum(self, losses: dict[str, Tensor]) -> Tensor:
@@ -178,8 +186,15 @@ class DiTModule(TrainingModule):
         known = torch.ones(shape[0], shape[1] - 1, dtype=torch.bool, device=self.device)
         if batch.labeled is not None:
             known &= batch.labeled[:, None]
-        known = self.drop_actions(known)
-        return self.dynamics.embed_previous_actions(batch.actions[:, :-1], shape[0], shape[1], known)
+        per_latent = self.dynamics.frames_per_latent
+        known = self.drop_actions(known).repeat_interleave(per_latent, dim=1)  # all actions of a latent or none
+        actions = batch.actions[:, : known.shape[1]]
+        if actions.shape[1] < known.shape[1]:
+            raise ValueError(
+                f"clips of {shape[1]} latents of {per_latent} frames need {known.shape[1]} actions, got "
+                f"{actions.shape[1]}: encode the shards again with this tokenizer"
+            )
+        return self.dynamics.embed_previous_actions(actions, shape[0], shape[1], known)
 
     @torch.no_grad()
     def _latents(self, batch: ClipBatch) -> Tensor:
@@ -244,12 +259,8 @@ def check_tokenizer_matches_dit(tokenizer: VideoTokenizer, dynamics: DiT) -> Non
             f"a DiT needs continuous latents, and this tokenizer has a codebook of {tokenizer.codebook_size}: "
             "train one of configs/vae/..., or use the codebook with configs/genie/..."
         )
-    if tokenizer.time_compression > 1 and dynamics.embed_action is not None:
-        raise ValueError(
-            f"the tokenizer makes a latent of {tokenizer.time_compression} frames, and actions lead from frame to "
-            "frame: take one with time_compression=1, or set dynamics.num_actions and action_dims to 0"
-        )
     for name, value, other in (
+        ("frames_per_latent", dynamics.frames_per_latent, tokenizer.time_compression),
         ("grid", dynamics.grid, tuple(tokenizer.grid)),
         ("channels", dynamics.channels, tokenizer.channels),
     ):

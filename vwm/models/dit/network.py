@@ -10,7 +10,10 @@ Agent tokens (Dreamer 4, section 3.3) are additional tokens of a frame: they att
 time, to past agent tokens, and no other token attends to them. The task of an agent therefore cannot influence the
 predicted dynamics, and adding agent tokens to a trained network does not change its predictions.
 
-Legend: b batch, t time, h w c of the latents, n tokens per frame, d width, p patch side.
+Where a latent holds k video frames, "frame" below means latent frame, and the k actions that lead from the last video
+frame of one latent to that of the next are pooled into one condition.
+
+Legend: b batch, t time, h w c of the latents, n tokens per frame, d width, p patch side, k video frames per latent.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ from diffusers.configuration_utils import register_to_config
 from einops import rearrange
 from torch import Tensor, nn
 
+from vwm.core.checks import check_positive
 from vwm.models.dit.noise_schedule import PREDICTION_TYPES, PredictionType
+from vwm.nn.action_pooling import ActionPooling, ActionPoolingKind, pool_action_embeddings
 from vwm.nn.actions import ActionEmbedding, discrete_choices
 from vwm.nn.attention import KeyValueCache
 from vwm.nn.pixels import patch_grid
@@ -91,6 +96,10 @@ class DiT(ModelMixin, ConfigMixin):
         kv_heads, attention, time_every, causal, mlp, soft_cap: see ``VideoTransformer``.
         registers: number of additional tokens per frame that carry no input (arXiv 2309.16588).
         agent_tokens: number of agent tokens per frame.
+        frames_per_latent: k, the tokenizer's ``time_compression``. The first latent holds one video frame, later ones
+            k, so that latent i holds the video frames k (i-1) + 1 to k i, to which the actions k (i-1) to k i - 1 lead.
+        action_pooling: how the k actions of a latent become one condition, see ``ActionPooling``; without effect for
+            k = 1.
 
     Raises:
         ValueError: an unknown ``prediction``, an odd ``width``, or agent tokens without causal factored attention.
@@ -118,8 +127,11 @@ class DiT(ModelMixin, ConfigMixin):
         soft_cap: float | None = None,
         registers: int = 4,
         agent_tokens: int = 0,
+        frames_per_latent: int = 1,
+        action_pooling: ActionPoolingKind = "learned",
     ) -> None:
         super().__init__()
+        check_positive(frames_per_latent=frames_per_latent)
         _check_settings(prediction, width, agent_tokens, factored=attention == "factored", causal=causal)
         self.grid = (int(grid[0]), int(grid[1]))
         self.channels = channels
@@ -127,6 +139,7 @@ class DiT(ModelMixin, ConfigMixin):
         self.prediction = prediction
         self.num_step_sizes = num_step_sizes
         self.registers = registers
+        self.frames_per_latent = frames_per_latent
         rows, columns = patch_grid(self.grid, patch_size, "grid")
         patch_values = channels * patch_size**2
         self.embed = nn.Linear(patch_values, width)
@@ -140,6 +153,8 @@ class DiT(ModelMixin, ConfigMixin):
         choices = discrete_choices(num_actions)
         self.embed_action = ActionEmbedding(choices, action_dims, width) if choices or action_dims else None
         self.no_action = nn.Parameter(torch.zeros(width))
+        pools = frames_per_latent > 1 and self.embed_action is not None
+        self.pool_actions = ActionPooling(frames_per_latent, width, action_pooling) if pools else None
         self.transformer = VideoTransformer(
             width=width,
             depth=depth,
@@ -164,10 +179,11 @@ class DiT(ModelMixin, ConfigMixin):
         """Embed the action that led to each frame of clips; that of the first frame is unknown.
 
         Args:
-            actions: [b, t-1] or [b, t-1, a], ``actions[:, i]`` leads from frame i to i+1; None for unknown actions.
+            actions: [b, (t-1) k] or [b, (t-1) k, a], ``actions[:, i]`` leads from video frame i to i+1; None for
+                unknown actions.
             batch: b.
             frames: t.
-            known: bool, broadcastable to [b, t-1]: False where the action is unknown or hidden.
+            known: bool, broadcastable to [b, (t-1) k]: False where the action is unknown or hidden.
 
         Returns:
             float [b, t, d].
@@ -178,11 +194,13 @@ class DiT(ModelMixin, ConfigMixin):
         return torch.cat((unknown[:, :1], self.embed_actions(actions, known)), dim=1)
 
     def embed_actions(self, actions: Tensor, known: Tensor | None = None) -> Tensor:
-        """Embed actions: [b, t] or [b, t, a] -> [b, t, d]. Raises ValueError if the network has no actions."""
+        """Embed actions: [b, t k] or [b, t k, a] -> [b, t, d]. Raises ValueError if the network has no actions."""
         if self.embed_action is None:
             raise ValueError("this network has no actions: set dynamics.num_actions or dynamics.action_dims")
         embedding = self.embed_action(actions)
-        return embedding if known is None else torch.where(known[..., None], embedding, self.no_action)
+        if known is not None:
+            embedding = torch.where(known[..., None], embedding, self.no_action)
+        return pool_action_embeddings(self.pool_actions, embedding, self.no_action)
 
     def forward(self, noisy: NoisyFrames, past: NoisyFrames | None = None) -> DiTOutput:
         """Predict from noisy frames.

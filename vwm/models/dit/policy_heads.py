@@ -150,6 +150,11 @@ def _masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 def check_policy_matches_dit(policy: PolicyRewardHeads, dynamics: DiT) -> None:
     """Raise ValueError unless the heads have the feature width and the actions of the network."""
+    if dynamics.frames_per_latent > 1:
+        raise ValueError(
+            f"dynamics.frames_per_latent={dynamics.frames_per_latent}: a cloned policy chooses an action for every "
+            "frame, so that it requires latents of one frame"
+        )
     if policy.config.width != dynamics.config.width:
         raise ValueError(
             f"policy.width={policy.config.width} but dynamics.width={dynamics.config.width}: set them equal"

@@ -1,4 +1,7 @@
-"""A diffusion transformer as a simulator: latents are sampled frame by frame from cached keys and values."""
+"""A diffusion transformer as a simulator: latents are sampled one by one from cached keys and values.
+
+A step samples one latent, which holds k video frames (``DiT.frames_per_latent``).
+"""
 
 from __future__ import annotations
 
@@ -37,8 +40,8 @@ class DiTState(NamedTuple):
         dynamics: keys and values of the past frames.
         encoder: the tokenizer encoder's state, of the frames that were observed, not of those that were generated.
         decoder: the tokenizer decoder's state.
-        latent: float [b, h, w, c], the last frame.
-        features: float [b, d], of the last frame: the mean of its agent tokens where there are any, else of all tokens.
+        latent: float [b, h, w, c], the last latent.
+        features: float [b, d], of the last latent: the mean of its agent tokens, if any, else of all tokens.
         seed: int64 [b].
     """
 
@@ -54,7 +57,7 @@ class DiTSimulator(VideoSimulator):
     """A tokenizer and a diffusion transformer over its latents: see ``Simulator``.
 
     Args:
-        tokenizer: encodes video to continuous latents, one for each frame, and decodes them.
+        tokenizer: encodes video to continuous latents, of k frames each after the first one, and decodes them.
         dynamics: the network; causal.
         outcomes: heads for reward and termination; None without them.
         actions: the action space; it must be the dynamics'.
@@ -83,10 +86,10 @@ class DiTSimulator(VideoSimulator):
             raise ValueError(
                 "dynamics.causal=False attends to later frames too: it samples whole clips and cannot be played"
             )
-        if tokenizer.time_compression != 1:
+        if tokenizer.time_compression != dynamics.frames_per_latent:
             raise ValueError(
-                f"a simulator requires one latent per frame, but the tokenizer has time_compression="
-                f"{tokenizer.time_compression}: train on a tokenizer with 1"
+                f"the tokenizer makes a latent of {tokenizer.time_compression} frames, the dynamics takes latents of "
+                f"{dynamics.frames_per_latent}"
             )
         if (tuple(tokenizer.grid), tokenizer.channels) != (dynamics.grid, dynamics.channels):
             raise ValueError(
@@ -111,13 +114,13 @@ class DiTSimulator(VideoSimulator):
     ) -> tuple[DiTState, Tensor]:
         """See ``Simulator.reset``."""
         self.check_context(context)
-        video = frames_to_float(context.to(self.device))
-        batch, frames = video.shape[:2]
-        actions = self.check_context_actions(context_actions, batch, frames)
+        batch = len(context)
+        actions = self.check_context_actions(context_actions, batch, context.shape[1])
+        video = frames_to_float(self.trim_context(context).to(self.device))
         encoder, latents = self.tokenizer.encode_step(self.tokenizer.init_encoder(batch), video)
         decoder, shown = self.tokenizer.decode_step(self.tokenizer.init_decoder(batch), latents)
         seeds = world_seeds(seed, batch, self.device)
-        action_embedding = self.dynamics.embed_previous_actions(actions, batch, frames)
+        action_embedding = self.dynamics.embed_previous_actions(actions, batch, latents.shape[1])
         dynamics, features = self._observe_latents(self.dynamics.init_state(batch), latents, action_embedding, seeds)
         state = DiTState(
             dynamics=dynamics, encoder=encoder, decoder=decoder, latent=latents[:, -1], features=features, seed=seeds
@@ -126,10 +129,10 @@ class DiTSimulator(VideoSimulator):
 
     @torch.inference_mode()
     def step(self, state: DiTState, action: Tensor, decode: bool = True) -> tuple[DiTState, StepOutput]:
-        """See ``Simulator.step``. ``latent`` is the frame's latents, float [b, h, w, c]."""
+        """See ``Simulator.step``. ``latent`` is float [b, h, w, c]."""
         batch = len(state.seed)
         self.check_action(action, batch)
-        action_embedding = self._action_embedding(action.to(self.device), batch)
+        action_embedding = self._action_embedding(action)
         reward, terminated = sample_outcomes(
             self.outcomes, state.features, action_embedding[:, 0], state.seed, state.dynamics.position
         )
@@ -138,7 +141,7 @@ class DiTSimulator(VideoSimulator):
         dynamics, features = self._observe_latents(state.dynamics, latents, action_embedding, state.seed)
         # The decoder's state depends on every frame, so it decodes each, even if no pixels are requested.
         decoder, video = self.tokenizer.decode_step(state.decoder, latents.to(self.tokenizer.dtype))
-        frame = video_to_uint8(video)[:, 0] if decode else None
+        frame = self.shown_frames(video) if decode else None
         return (
             DiTState(
                 dynamics=dynamics,
@@ -155,10 +158,10 @@ class DiTSimulator(VideoSimulator):
     def observe(self, state: DiTState, action: Tensor, frame: Tensor) -> DiTState:
         """See ``ObservesFrames.observe``."""
         batch = len(state.seed)
-        self.check_observation(action, frame, batch)
-        encoder, latents = self.tokenizer.encode_step(state.encoder, frames_to_float(frame[:, None].to(self.device)))
+        frames = self.check_observation(action, frame, batch)
+        encoder, latents = self.tokenizer.encode_step(state.encoder, frames_to_float(frames.to(self.device)))
         decoder, _ = self.tokenizer.decode_step(state.decoder, latents)
-        action_embedding = self._action_embedding(action.to(self.device), batch)
+        action_embedding = self._action_embedding(action)
         dynamics, features = self._observe_latents(state.dynamics, latents, action_embedding, state.seed)
         return DiTState(
             dynamics=dynamics,
@@ -175,9 +178,9 @@ class DiTSimulator(VideoSimulator):
 
     @torch.inference_mode()
     def transition_loss(self, latents: Tensor, actions: Tensor, other_actions: Tensor) -> Tensor:
-        """See ``MeasuresTransitionLoss``: the squared error of the clean frame predicted from pure noise.
+        """See ``MeasuresTransitionLoss``: the squared error of the clean latent predicted from pure noise.
 
-        The prediction is the network's mean of the next frame, given the past and the action only. Frames are
+        The prediction is the network's mean of the next latent, given the past and the actions only. Latents are
         processed as in play, one by one from cached keys and values.
         """
         latents, actions, other_actions = (x.to(self.device) for x in (latents, actions, other_actions))
@@ -188,11 +191,12 @@ class DiTSimulator(VideoSimulator):
         state, _ = self._observe_latents(
             dynamics.init_state(batch), latents[:, :1], dynamics.embed_previous_actions(None, batch, 1), seeds
         )
+        own, other = (x.unflatten(1, (frames - 1, -1)) for x in (actions, other_actions))
         for i in range(1, frames):
             clean = latents[:, i : i + 1]
             noise = seeded_normal(fold_in(seeds, i), *clean.shape[1:]).to(clean.dtype)
-            for k, conditions in enumerate((actions, other_actions)):
-                action_embedding = self._action_embedding(conditions[:, i - 1], batch)
+            for k, conditions in enumerate((own, other)):
+                action_embedding = self._action_embedding(conditions[:, i - 1])
                 noisy = NoisyFrames(
                     latents=noise,
                     signal=signal,
@@ -202,7 +206,7 @@ class DiTSimulator(VideoSimulator):
                 output = dynamics.denoise(state, noisy).float()
                 predicted = predicted_clean_and_noise(dynamics.prediction, noise, output, signal)[0]
                 total[k] += (predicted - clean).double().square().sum().item()
-            state, _ = self._observe_latents(state, clean, self._action_embedding(actions[:, i - 1], batch), seeds)
+            state, _ = self._observe_latents(state, clean, self._action_embedding(own[:, i - 1]), seeds)
         return total
 
     def _observe_latents(
@@ -218,7 +222,8 @@ class DiTSimulator(VideoSimulator):
             self.sampling.context_noise,
         )
 
-    def _action_embedding(self, action: Tensor, batch: int) -> Tensor:
+    def _action_embedding(self, action: Tensor) -> Tensor:
+        """Embed the action of a step, held [b, ...] or one per frame [b, k, ...]: float [b, 1, d]."""
         if self.dynamics.embed_action is None:
-            return self.dynamics.embed_previous_actions(None, batch, 1)
-        return self.dynamics.embed_actions(action[:, None])
+            return self.dynamics.embed_previous_actions(None, len(action), 1)
+        return self.dynamics.embed_actions(self.actions_per_frame(action).to(self.device))

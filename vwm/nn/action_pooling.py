@@ -1,0 +1,54 @@
+"""Pool the actions of the frames of one latent.
+
+Legend: b batch, t latents in time, k frames per latent, d width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+ActionPoolingKind = Literal["learned", "mean", "concatenate"]
+
+
+class ActionPooling(nn.Module):
+    """Map the embeddings of k consecutive actions to one vector, linearly: [b, t, k, d] -> [b, t, d].
+
+    Args:
+        frames: k.
+        width: d.
+        kind: ``learned``, a sum weighted per frame and channel (a depthwise temporal convolution), which starts as the
+            mean; ``mean``, in which the order of the actions is lost; ``concatenate``, a linear map of all k vectors
+            (a full temporal convolution), with k d^2 weights.
+
+    Raises:
+        ValueError: an unknown ``kind``.
+    """
+
+    def __init__(self, frames: int, width: int, kind: ActionPoolingKind = "learned") -> None:
+        super().__init__()
+        if kind not in ("learned", "mean", "concatenate"):
+            raise ValueError(f"action_pooling={kind!r} must be 'learned', 'mean' or 'concatenate'")
+        self.frames = frames
+        self.weight = nn.Parameter(torch.full((frames, width), 1 / frames)) if kind == "learned" else None
+        # Without a bias, so that k vectors of zeros give zeros.
+        self.linear = nn.Linear(frames * width, width, bias=False) if kind == "concatenate" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, t, k, d] -> [b, t, d]."""
+        if self.linear is not None:
+            return self.linear(x.flatten(2))
+        return x.mean(dim=2) if self.weight is None else (x * self.weight).sum(dim=2)
+
+
+def pool_action_embeddings(pooling: ActionPooling | None, embedding: Tensor, unknown: Tensor) -> Tensor:
+    """Pool the embeddings [b, t k, d] of the actions of t latents; without a pooling (k = 1), they are unchanged.
+
+    Differences from the embedding of an unknown action (``unknown`` [d]) are pooled, so that k unknown actions give
+    exactly that embedding, as for the first latent of a clip, whatever the pooling has learned.
+    """
+    if pooling is None:
+        return embedding
+    return unknown + pooling((embedding - unknown).unflatten(1, (-1, pooling.frames)))
