@@ -400,8 +400,8 @@ def test_vwm_fit_launches_its_own_ranks(root: Path, uninterrupted: Uninterrupted
 
 
 def test_a_run_restarted_by_torchrun_resumes(root: Path, uninterrupted: Uninterrupted) -> None:
+    """The number of processes is torchrun's, without another option."""
     argv = ["-c", str(root / "tokenizer.yaml"), "--run", str(root / "torchrun"), "--data.init_args.batch_size", "2"]
-    argv += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     launch = ["--standalone", "--nproc_per_node", "2", "--max_restarts", "1"]
     launch += ["-m", "--", "vwm.cli.main", "fit"]  # without the --, torchrun takes --run for its own --run_path
     variables = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "KILL_AT": str(EPOCH + 2), "KILL_RANK": "1"}

@@ -241,7 +241,8 @@ class VideoDataModule(L.LightningDataModule):
         try:
             return self._loader(_ValidationLoader, path, split, workers=0)
         except NotEnoughClipsError as error:
-            print(f"note: training without validation: {error}")
+            if not self.trainer or self.trainer.is_global_zero:
+                print(f"note: training without validation: {error}")
             return []
 
     def _loader(

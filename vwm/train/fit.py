@@ -55,6 +55,7 @@ class FitCLI(LightningCLI):
         """Set the trainer's run folder and the number of torch's threads."""
         config, run = self.config, Path(self.config["run"])
         config["trainer"]["default_root_dir"] = str(run)
+        follow_torchrun(config["trainer"])
         check_trainer_devices(config["trainer"]["accelerator"], config["trainer"]["devices"])
         if config["threads"]:
             torch.set_num_threads(config["threads"])
@@ -100,6 +101,20 @@ class FitCLI(LightningCLI):
         """Raise ValueError where the run that is to be resumed was started with another model or seed."""
         if run.config.is_file():
             check_fixed_settings(run, self.config_text(), _is_fixed)
+
+
+def follow_torchrun(trainer: Any) -> None:
+    """Set ``devices`` and ``num_nodes`` to the processes that torchrun has started, unless the config sets them.
+
+    Lightning would use every GPU of a machine and one CPU process, whatever torchrun started, and one machine.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    processes = int(os.environ["LOCAL_WORLD_SIZE"])
+    if trainer["devices"] == "auto":
+        trainer["devices"] = processes
+    if trainer["num_nodes"] == 1:
+        trainer["num_nodes"] = int(os.environ["WORLD_SIZE"]) // processes
 
 
 def check_trainer_devices(accelerator: Any, devices: Any) -> None:
