@@ -67,26 +67,54 @@ def dit(seed: int = 3, **changes):
     return randomize(DiT(**{**settings, "registers": 2, **changes}))
 
 
+def composite_space():
+    """A choice of three, four keys that can be held together, and a pointer."""
+    from vwm.core.action_parts import ActionPart
+    from vwm.core.spaces import ActionSpace
+
+    return ActionSpace.composite(
+        ActionPart("choice", 3, "color", ("red", "green", "blue")),
+        ActionPart("keys", 4, "keys", ("left", "right", "up", "down")),
+        ActionPart("pointer", name="mouse"),
+    )
+
+
+def _factory_actions(changes: dict):
+    """The action space of a world whose network has these settings: composite, continuous or discrete."""
+    from vwm.core.action_parts import read_action_parts
+    from vwm.core.spaces import ActionSpace
+
+    if changes.get("action_parts"):
+        return ActionSpace.composite(*read_action_parts(changes["action_parts"]))
+    dims = changes.get("action_dims", 0)
+    if dims:
+        return ActionSpace("continuous", dims, ("steer", "gas", "brake")[:dims])
+    return ActionSpace("discrete", 4, ("LEFT", "RIGHT", "UP", "noop"))
+
+
+def composite_parts() -> list[dict]:
+    """The parts of ``composite_space`` as the config of a network states them."""
+    return [part.to_json() for part in composite_space().parts]
+
+
 def diffusion_world(outcomes: bool = False, sampling=None, policy: bool = False, size: int = 8, **changes):
     """A diffusion world of 8x8 pixels over a pixel tokenizer, with starting contexts."""
-    from vwm.core.spaces import ActionSpace
     from vwm.models.dit.policy_heads import PolicyRewardHeads
     from vwm.models.dit.sampling import DiffusionSampling
     from vwm.models.dit.simulator import DiTSimulator
     from vwm.nn.outcome_heads import RewardTerminationHeads
     from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
 
-    dims = changes.get("action_dims", 0)
-    if dims:
+    dims, actions = changes.get("action_dims", 0), _factory_actions(changes)
+    if not actions.is_discrete:
         changes["num_actions"] = 0
     tokenizer = PixelTokenizer((size, size))
     starts = torch.randint(0, 256, (3, 2, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
-    names = ("steer", "gas", "brake")[:dims] if dims else ("LEFT", "RIGHT", "UP", "noop")
     return DiTSimulator(
         tokenizer,
         dit(grid=tokenizer.grid, channels=tokenizer.channels, patch_size=2, **changes),
         randomize(RewardTerminationHeads(width=32, hidden=16)) if outcomes else None,
-        ActionSpace("continuous" if dims else "discrete", dims or 4, names),
+        actions,
         randomize(PolicyRewardHeads(32, 0 if dims else 4, dims, hidden=16)) if policy else None,
         sampling=sampling or DiffusionSampling(steps=2),
         context_frames=2,

@@ -205,11 +205,8 @@ def _embed_actions(dynamics: DiT, frames: int, device: str) -> Tensor:
     embedding = dynamics.embed_action
     if embedding is None:
         return dynamics.embed_previous_actions(None, 1, frames)
-    if embedding.is_single_discrete:
-        return dynamics.embed_previous_actions(torch.zeros(1, frames - 1, dtype=torch.int64, device=device), 1, frames)
-    return dynamics.embed_previous_actions(
-        torch.zeros(1, frames - 1, len(embedding.choices) + embedding.dims, device=device), 1, frames
-    )
+    actions = torch.zeros(1, frames - 1, *embedding.space.shape, dtype=embedding.space.dtype, device=device)
+    return dynamics.embed_previous_actions(actions, 1, frames)
 
 
 def _timed(run: Callable[[], object], device: str) -> float:

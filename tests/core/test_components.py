@@ -47,9 +47,9 @@ def test_copying_from_a_network_equals_loading_from_its_folder(tmp_path):
     ("changes", "allowed", "message"),
     [
         ({"window": 5}, {}, "window=4 there and 5 here"),  # a setting that changes no shape
-        ({"num_actions": 3}, {"settings": ("num_actions",)}, r"another shape: \['embed_action.tables.0.weight'\]"),
+        ({"num_actions": 3}, {"settings": ("num_actions",)}, r"another shape: \['embed_action.table.weight'\]"),
         ({"num_step_sizes": 3}, {"settings": ("num_step_sizes",)}, r"missing weights: \['embed_step.weight'\]"),
-        ({"num_actions": 0}, {"settings": ("num_actions",)}, r"unexpected weights: \['embed_action.tables.0.weight'\]"),
+        ({"num_actions": 0}, {"settings": ("num_actions",)}, r"unexpected weights: \['embed_action.table.weight'\]"),
     ],
 )
 def test_mismatches_are_reported_and_no_weight_is_copied(tmp_path, changes, allowed, message):

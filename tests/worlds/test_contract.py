@@ -4,6 +4,7 @@ import pytest
 import torch
 from factories import (
     action_predictor,
+    composite_parts,
     diffusion_world,
     dream,
     genie,
@@ -31,6 +32,7 @@ SIMULATORS = {
     "genie-outcomes": lambda: genie(labeled=True, outcomes=True),
     "dit": lambda: diffusion_world(),
     "dit-continuous-actions-and-outcomes": lambda: diffusion_world(outcomes=True, action_dims=3),
+    "dit-composite-actions": lambda: diffusion_world(outcomes=True, action_parts=composite_parts()),
     "dit-shortcut": lambda: diffusion_world(prediction="clean", num_step_sizes=3),
     "dit-v-guided": lambda: diffusion_world(prediction="v", sampling=DiffusionSampling(steps=2, guidance=2.0)),
     "dit-full-attention": lambda: diffusion_world(attention="full"),
@@ -80,7 +82,8 @@ def contexts(world, batch: int = 3, frames: int = 4) -> torch.Tensor:
 def actions(world, batch: int, step: int) -> torch.Tensor:
     if world.spec.actions.kind == "discrete":
         return (torch.arange(batch) + step) % world.spec.actions.size
-    return torch.sin(torch.arange(batch)[:, None] + step + torch.arange(world.spec.actions.size) * 2.0)
+    flat = torch.sin(torch.arange(batch)[:, None] + step + torch.arange(world.spec.actions.size) * 2.0)
+    return world.spec.actions.from_flat(flat)
 
 
 def roll_out(world, state, steps: int, decode: bool = True, batch: int = 3):
@@ -338,6 +341,14 @@ def test_rejects_invalid_contexts_and_actions(world):
         (torch.full((3, 3), 1.5), r"-1\.\.1, got 1\.5"),
         (torch.full((3, 3), float("nan")), r"-1\.\.1, got nan"),
     )
+    composite = (
+        (torch.zeros(3, 3), r"floats \[3, 7\], got torch.float32 \[3, 3\]"),
+        (torch.full((3, 7), 0.5), r"action column 'color' must be a whole number in 0\.\.2, got 0\.5"),
+        (torch.tensor([[0, 2, 0, 0, 0, 0, 0.0]] * 3), r"'keys.left' must be a whole number in 0\.\.1, got 2"),
+        (torch.tensor([[0, 0, 0, 0, 0, 0, float("nan")]] * 3), r"'mouse.y' must be a number in -1\.\.1, got nan"),
+    )
+    if world.spec.actions.is_composite:
+        continuous = composite
     for action, message in discrete if world.spec.actions.kind == "discrete" else continuous:
         with pytest.raises(ValueError, match=message):
             world.step(state, action)

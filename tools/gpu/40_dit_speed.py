@@ -180,10 +180,8 @@ def time_play(settings: dict[str, Any], device: torch.device, sampling: Diffusio
 def _action(network: DiT, device: torch.device) -> Tensor | None:
     if network.embed_action is None:
         return None
-    if network.embed_action.is_single_discrete:
-        return torch.zeros(1, 1, dtype=torch.int64, device=device)
-    columns = len(network.embed_action.choices) + network.embed_action.dims
-    return torch.zeros(1, 1, columns, device=device)
+    space = network.embed_action.space
+    return torch.zeros(1, 1, *space.shape, dtype=space.dtype, device=device)
 
 
 def _next_frame(

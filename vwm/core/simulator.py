@@ -197,5 +197,7 @@ class Simulator(ABC):
             low, high = int(action.min()), int(action.max())
             if low < 0 or high >= space.size:
                 raise ValueError(f"actions must lie in 0..{space.size - 1}, got {low}..{high}")
+        elif space.is_composite:
+            space.check_rows(action)
         elif not bool((action.abs() <= 1).all()):  # NaN fails this, too
             raise ValueError(f"actions must lie in -1..1, got {action.min():g}..{action.max():g}")

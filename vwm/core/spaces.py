@@ -6,10 +6,14 @@ Legend: b batch, h w pixels, k numbers of a vector, a dimensions of a continuous
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
+
+from vwm.core.action_parts import ActionPart, check_part_names, read_action_parts
 
 
 @dataclass(frozen=True)
@@ -94,15 +98,18 @@ class ActionSpace:
     """What a step takes.
 
     Attributes:
-        kind: ``"discrete"`` (int64 [b] in [0, size)) or ``"continuous"`` (float32 [b, size] in [-1, 1]).
-        size: number of discrete actions, or of dimensions.
-        names: display names, one per discrete action or dimension; latent actions are named by their observed effect.
+        kind: ``"discrete"`` (int64 [b] in [0, size)), ``"continuous"`` (float32 [b, size] in [-1, 1]) or
+            ``"composite"`` (float32 [b, size], the columns of its parts side by side; see ``ActionPart``).
+        size: number of discrete actions, of dimensions, or of columns.
+        names: display names, one per discrete action, dimension or column; latent actions are named by their observed
+            effect.
         latent: whether the actions were learned from unlabeled video.
         rest: one value per dimension, its position without any input (a brake rests at -1); empty where all
             rest at 0.
+        parts: of a composite action; empty for others.
 
     Raises:
-        ValueError: another kind, no action, or names or rest values that do not fit the size.
+        ValueError: another kind, no action, or names, rest values or parts that do not fit the size.
     """
 
     kind: str
@@ -110,11 +117,12 @@ class ActionSpace:
     names: tuple[str, ...] = ()
     latent: bool = False
     rest: tuple[float, ...] = ()
+    parts: tuple[ActionPart, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.kind not in ("discrete", "continuous") or type(self.size) is not int or self.size < 0:
+        if self.kind not in ("discrete", "continuous", "composite") or type(self.size) is not int or self.size < 0:
             raise ValueError(
-                "an action space is discrete or continuous and has 0 actions or more, got "
+                "an action space is discrete, continuous or composite and has 0 actions or more, got "
                 f"{self.kind!r} and {self.size!r}"
             )
         if self.names and len(self.names) != self.size:
@@ -122,13 +130,24 @@ class ActionSpace:
         rests_fit = len(self.rest) == self.size and all(abs(value) <= 1 for value in self.rest)
         if self.rest and (self.kind == "discrete" or not rests_fit):
             raise ValueError(f"rest must be one number in [-1, 1] per dimension ({self.size}), got {self.rest}")
+        columns = sum(part.columns for part in self.parts)
+        if bool(self.parts) != self.is_composite or (self.is_composite and columns != self.size):
+            raise ValueError(f"a composite space has parts of {self.size} columns in total, others none: got {columns}")
+        check_part_names(self.parts)
+
+    @classmethod
+    def composite(cls, *parts: ActionPart) -> ActionSpace:
+        """Make a composite space; its names and rest values are those of the columns."""
+        names = tuple(name for part in parts for name in part.column_names)
+        rest = tuple(value for part in parts for value in part.rest or (0.0,) * part.columns)
+        return cls("composite", len(names), names, rest=rest if any(rest) else (), parts=parts)
 
     @classmethod
     def recorded(cls, kind: str, size: int, recording: Mapping[str, Any]) -> ActionSpace:
         """Make a space with the names and rest values that a recording states in an episode's metadata.
 
         Args:
-            kind, size: see ``ActionSpace``.
+            kind, size: see ``ActionSpace``; of a discrete or continuous one.
             recording: the metadata, with ``action_names`` and ``action_rest`` where they are known; values of another
                 size are ignored.
         """
@@ -141,21 +160,116 @@ class ActionSpace:
             rest=rest if kind == "continuous" and len(rest) == size else (),
         )
 
+    @classmethod
+    def recorded_parts(cls, parts: tuple[ActionPart, ...], recording: Mapping[str, Any]) -> ActionSpace:
+        """Make a composite space with the names and rest values of a recording whose parts have these kinds and sizes.
+
+        Args:
+            parts: of the space.
+            recording: metadata of an episode, with ``action_parts`` where it is known; other parts are ignored.
+        """
+        stated = read_action_parts(recording["action_parts"]) if recording.get("action_parts") else ()
+        fits = [(part.kind, part.size) for part in stated] == [(part.kind, part.size) for part in parts]
+        return cls.composite(*(stated if fits else parts))
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> ActionSpace:
+        """Read a space as ``to_json`` wrote it. Raises KeyError, TypeError or ValueError for other values."""
+        if saved["kind"] == "composite":
+            space = cls.composite(*read_action_parts(saved["parts"]))
+            return cls(**{**saved, "names": space.names, "rest": space.rest, "parts": space.parts})
+        return cls(**{**saved, "names": tuple(saved["names"]), "rest": tuple(saved.get("rest", ()))})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the space as JSON; only a composite one has ``parts``, which hold names and rest values."""
+        if self.is_composite:
+            saved = {"kind": self.kind, "size": self.size, "latent": self.latent}
+            return {**saved, "parts": [part.to_json() for part in self.parts]}
+        saved = asdict(self)
+        del saved["parts"]
+        return saved
+
     @property
     def is_discrete(self) -> bool:
         """Whether an action is one of ``size`` choices."""
         return self.kind == "discrete"
 
     @property
+    def is_composite(self) -> bool:
+        """Whether an action has several parts."""
+        return self.kind == "composite"
+
+    @property
     def shape(self) -> tuple[int, ...]:
-        """Of one action: () for a discrete one, (size,) for a continuous one."""
+        """Of one action: () for a discrete one, (size,) for others."""
         return () if self.is_discrete else (self.size,)
 
     @property
     def dtype(self) -> torch.dtype:
-        """int64 for discrete actions, float32 for continuous ones."""
+        """int64 for discrete actions, float32 for others."""
         return torch.int64 if self.is_discrete else torch.float32
+
+    @property
+    def slices(self) -> dict[str, slice]:
+        """The columns of each part of a composite action, by its name."""
+        stops = torch.tensor([part.columns for part in self.parts]).cumsum(0).tolist()
+        return {part.name: slice(stop - part.columns, stop) for part, stop in zip(self.parts, stops, strict=True)}
+
+    @cached_property
+    def _columns(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Lowest and highest value of each column, float32 [size], and whether it holds whole numbers, bool [size]."""
+        by_column = [part for part in self.parts for _ in range(part.columns)]
+        low, high = (torch.tensor([float(getattr(part, end)) for part in by_column]) for end in ("low", "high"))
+        return low, high, torch.tensor([part.is_whole for part in by_column])
+
+    def check_rows(self, actions: Tensor) -> None:
+        """Raise ValueError unless composite actions [..., size] fit their parts; the error names the column."""
+        if actions.shape[-1:] != self.shape:
+            raise ValueError(f"composite actions have {self.size} columns ({', '.join(self.names)}), "
+                             f"got {list(actions.shape)}")  # fmt: skip
+        low, high, whole = (bound.to(actions.device) for bound in self._columns)
+        valid = (actions >= low) & (actions <= high) & (~whole | (actions == actions.round()))  # NaN fails this, too
+        if bool(valid.all()):
+            return
+        column = int((~valid).flatten(0, -2).any(0).nonzero()[0])
+        value = actions[..., column][~valid[..., column]][0]
+        kind = "a whole number" if whole[column] else "a number"
+        raise ValueError(
+            f"action column {self.names[column]!r} must be {kind} in {low[column]:g}..{high[column]:g}, got {value:g}"
+        )
+
+    @property
+    def flat(self) -> ActionSpace:
+        """A continuous space that stands for a composite one (see ``from_flat``); others stand for themselves.
+
+        Agents and planners that know only discrete and continuous actions act in it.
+        """
+        if not self.is_composite:
+            return self
+        rest = tuple(self.to_flat(torch.tensor(self.rest)).tolist()) if self.rest else ()
+        return ActionSpace("continuous", self.size, self.names, rest=rest)
+
+    def from_flat(self, actions: Tensor) -> Tensor:
+        """Map actions of ``flat``, in [-1, 1], to actions of this space.
+
+        A key is held above 0, and the range of a choice is cut into equal parts. Uniform numbers give uniform actions.
+        """
+        if not self.is_composite:
+            return actions
+        _, high, whole = (bound.to(actions.device) for bound in self._columns)
+        bins = (((actions + 1) / 2 * (high + 1)).ceil() - 1).clamp(min=torch.zeros_like(high), max=high)
+        return torch.where(whole, bins.to(actions.dtype), actions)
+
+    def to_flat(self, actions: Tensor) -> Tensor:
+        """Map actions of this space to ones of ``flat`` that stand for them."""
+        if not self.is_composite:
+            return actions
+        _, high, whole = (bound.to(actions.device) for bound in self._columns)
+        return torch.where(whole, ((actions + 0.5) / (high + 1) * 2 - 1).to(actions.dtype), actions)
 
     def __str__(self) -> str:
         """Such as ``4 discrete actions``, for messages."""
+        if self.is_composite:
+            parts = ", ".join(f"{part.name} ({part.kind} of {part.size})" for part in self.parts)
+            return f"composite actions of {parts}"
         return f"{self.size} {self.kind} action{'' if self.size == 1 else 's'}"

@@ -38,6 +38,7 @@ class ClipBatch:
         terminated: bool [b, t], True if the action of this step terminated the environment: only possible at the last
             frame of an episode.
         labeled: bool [b], whether the actions of a clip are known (unknown ones are 0); None if all are.
+        known_parts: bool [b, p], whether each part of a clip's composite actions is known; None if all are.
     """
 
     frames: Tensor = None  # type: ignore[assignment]  # absent only if pixels were not requested
@@ -49,6 +50,7 @@ class ClipBatch:
     seed: Tensor | None = None
     terminated: Tensor | None = None
     labeled: Tensor | None = None
+    known_parts: Tensor | None = None
 
 
 class ClipDataset(Dataset[dict[str, Any]]):
@@ -99,6 +101,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self.labeled_fraction = labeled_fraction
         keys = (entry.key for shard in shards for entry in shard.episodes)
         self._unlabeled_actions = self._find_unlabeled_actions() if "actions" in fields else None
+        parts = [entry.known_parts for shard in shards for entry in shard.episodes]
+        self._num_parts = max(map(len, parts), default=0) if not all(map(all, parts)) else 0
         self._label_threshold = hash_threshold(keys, labeled_fraction, LABELED_SALT) if labeled_fraction < 1 else 1.0
 
     def __len__(self) -> int:
@@ -133,6 +137,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
             clip["labeled"] = np.bool_(is_selected and "actions.npy" in entry.members)
             if "actions" in clip and not clip["labeled"]:
                 clip["actions"] = np.zeros_like(clip["actions"])
+        if self._num_parts and "actions" in self.fields:
+            clip["known_parts"] = np.array(entry.known_parts or (False,) * self._num_parts)
         return clip
 
     def _find_unlabeled_actions(self) -> NDArray[Any] | None:

@@ -25,6 +25,7 @@ import fsspec
 import numpy as np
 
 from vwm.core.atomic_files import atomic_write_text
+from vwm.data.action_metadata import known_action_parts
 from vwm.data.video import VIDEO_EXTENSIONS, probe_video
 
 INDEX_VERSION = 2
@@ -40,6 +41,7 @@ class EpisodeIndexEntry:
         height, width: size of a frame, in pixels.
         fps: frames per second; 0 if unknown.
         members: extension (``"frames.npy"``, ``"mp4"``, ``"actions.npy"``, ...) to (byte offset in the tar, size).
+        known_parts: of each part of composite actions, whether it is known; empty for other actions.
     """
 
     key: str
@@ -48,6 +50,7 @@ class EpisodeIndexEntry:
     width: int
     fps: float
     members: dict[str, tuple[int, int]]
+    known_parts: tuple[bool, ...] = ()
 
     @property
     def video_extension(self) -> str | None:
@@ -180,6 +183,7 @@ def _make_entry(
         height, width = (int(_metadata_number(shard, key, meta, name)) for name in ("height", "width"))
     else:
         return None
+    known_parts: tuple[bool, ...] = ()
     if "actions.npy" in members:
         shape, dtype = _npy_shape(shard, key, "actions.npy", headers, members["actions.npy"][1])
         if (len(shape), dtype.kind) not in ((1, "i"), (1, "u"), (2, "f")):
@@ -187,6 +191,10 @@ def _make_entry(
                 f"{shard}:{key}.actions.npy must be whole numbers [T] or floating-point numbers [T, A], got {dtype} "
                 f"{list(shape)}"
             )
+        try:
+            known_parts = known_action_parts(meta, shape)
+        except ValueError as error:
+            raise ValueError(f"{shard}:{key}.json: {error}") from error
     return EpisodeIndexEntry(
         key=key,
         frames=int(frames),
@@ -194,6 +202,7 @@ def _make_entry(
         width=int(width),
         fps=_metadata_number(shard, key, meta, "fps"),
         members=members,
+        known_parts=known_parts,
     )
 
 
@@ -252,7 +261,11 @@ def write_shard_index(index: ShardIndex, shard: str | os.PathLike[str]) -> None:
 
 def _index_text(index: ShardIndex, **more: Any) -> str:
     """Return an index as JSON, with a checksum of everything else in it."""
-    content = {"version": INDEX_VERSION, **asdict(index), **more}
+    content: dict[str, Any] = {"version": INDEX_VERSION, **asdict(index), **more}
+    for entry in content["episodes"]:
+        entry["known_parts"] = list(entry["known_parts"])
+        if not entry["known_parts"]:
+            del entry["known_parts"]
     return json.dumps({**content, "checksum": _checksum(content)})
 
 
@@ -306,7 +319,13 @@ def _read_index(path: str, shard: str, now: Mapping[str, str], is_cached: bool) 
         if raw["of"] != now if is_cached else _is_newer(shard, path):
             return None
         entries = tuple(
-            EpisodeIndexEntry(**{**e, "members": {k: (v[0], v[1]) for k, v in e["members"].items()}})
+            EpisodeIndexEntry(
+                **{
+                    **e,
+                    "members": {k: (v[0], v[1]) for k, v in e["members"].items()},
+                    "known_parts": tuple(e.get("known_parts", ())),
+                }
+            )
             for e in raw["episodes"]
         )
         return ShardIndex(tar=raw["tar"], size=raw["size"], hash=raw["hash"], episodes=entries)

@@ -1,9 +1,13 @@
 from .action_pooling import ActionPooling as ActionPooling
 from .action_pooling import pool_action_embeddings as pool_action_embeddings
 from .actions import ActionEmbedding as ActionEmbedding
+from .actions import AxesMLP as AxesMLP
+from .actions import CompositeActionEmbedding as CompositeActionEmbedding
+from .actions import ContinuousActionEmbedding as ContinuousActionEmbedding
+from .actions import DiscreteActionEmbedding as DiscreteActionEmbedding
 from .actions import check_action_space as check_action_space
-from .actions import discrete_choices as discrete_choices
 from .actions import embedded_action_space as embedded_action_space
+from .actions import make_action_embedding as make_action_embedding
 from .attention import KeyValueCache as KeyValueCache
 from .attention import RotaryEmbedding as RotaryEmbedding
 from .attention import SpaceTimeAttention as SpaceTimeAttention
@@ -55,6 +59,7 @@ from .space_time import causal_window_mask as causal_window_mask
 from .space_time import clean_context_mask as clean_context_mask
 from .space_time import streaming_window_mask as streaming_window_mask
 from .training_module import TrainingModule as TrainingModule
+from .training_module import known_actions as known_actions
 from .training_module import shuffle_actions as shuffle_actions
 from .two_hot import SymexpTwoHot as SymexpTwoHot
 from .two_hot import SymlogTwoHot as SymlogTwoHot

@@ -28,12 +28,14 @@ class TrainingModule(L.LightningModule, ABC):
         progress_bar: labels of the progress bar, and the names of their values: ``loss``, or a key of the logs.
         optimizer: learning rate and schedule; subclasses set it in their constructor.
         action_dropout: share of the actions that ``drop_actions`` hides.
+        part_dropout: share of the parts of composite actions that it hides in the others.
         tokenizer: the tokenizer of a module that learns from latents.
     """
 
     progress_bar: ClassVar[Mapping[str, str]] = {"loss": "loss"}
     optimizer: OptimizerConfig
     action_dropout: float = 0.0
+    part_dropout: float = 0.0
     tokenizer: VideoTokenizer
     _unchecked: tuple[int, dict[str, Tensor]] | None = None
     """Step and values of the last loss that was not checked yet."""
@@ -142,11 +144,25 @@ class TrainingModule(L.LightningModule, ABC):
         """
         return data.device.type == "cpu" or self.global_step == 0
 
-    def drop_actions(self, known: Tensor) -> Tensor:
-        """Hide a share ``action_dropout`` of the actions in training: bool [...], True where an action is shown."""
-        if not self.action_dropout or not self.training:
+    def drop_actions(self, known: Tensor, parts: int = 0) -> Tensor:
+        """Hide actions in training: a share ``action_dropout`` of them, and ``part_dropout`` of the others' parts.
+
+        Args:
+            known: bool [b, t], True where an action is known; [b, t, parts] where that differs between parts.
+            parts: number of parts of composite actions; 0 for other actions.
+
+        Returns:
+            bool like ``known``, or [b, t, parts] where parts are hidden: True where an action, or part, is shown.
+        """
+        if not self.training:
             return known
-        return known & (torch.rand(known.shape, device=self.device) >= self.action_dropout)
+        if self.action_dropout:
+            whole = known if known.ndim == 2 else known[..., :1]
+            known = known & (torch.rand(whole.shape, device=self.device) >= self.action_dropout)
+        if self.part_dropout and parts:
+            shown = known if known.ndim == 3 else known[..., None].expand(*known.shape, parts)
+            known = shown & (torch.rand(shown.shape, device=self.device) >= self.part_dropout)
+        return known
 
     @contextmanager
     def fixed_randomness(self, seed: int) -> Iterator[None]:
@@ -160,6 +176,21 @@ def batch_size(batch: Any) -> int:
     """Return the number of clips in a batch."""
     values = (getattr(batch, name) for name in ("latents", "frames", "actions"))
     return len(next(value for value in values if value is not None))
+
+
+def known_actions(batch: Any, steps: int) -> Tensor | None:
+    """Return which of the first ``steps`` actions of a batch's clips were recorded.
+
+    Returns:
+        bool [b, steps]; [b, steps, p] where some parts of composite actions are unknown; None where all are known.
+    """
+    known: Tensor | None = None
+    if batch.labeled is not None:
+        known = batch.labeled[:, None].expand(-1, steps)
+    if batch.known_parts is not None:
+        parts = batch.known_parts[:, None].expand(-1, steps, -1)
+        known = parts if known is None else parts & known[..., None]
+    return known
 
 
 def shuffle_actions(batch: Any) -> Any:

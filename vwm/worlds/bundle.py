@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,7 +66,7 @@ def save_simulator(
                 "title": simulator.spec.title,
                 "fps": simulator.spec.fps,
                 "context_frames": simulator.spec.context_frames,
-                "actions": asdict(simulator.spec.actions),
+                "actions": simulator.spec.actions.to_json(),
                 "sampling": simulator.sampling._asdict(),
             },
         }
@@ -124,11 +123,9 @@ def load_simulator(
         raise BundleError(f"{folder / BUNDLE_INDEX_FILE}: settings are not understood ({error!r})") from error
     starts = _load_starts(folder / "starts", frames)
     try:
-        saved = settings["actions"]
-        actions = ActionSpace(**{**saved, "names": tuple(saved["names"]), "rest": tuple(saved.get("rest", ()))})
         simulator = kind(
             **networks,
-            actions=actions,
+            actions=ActionSpace.from_json(settings["actions"]),
             fps=float(settings["fps"]),
             sampling=kind.SAMPLING_CLASS(**settings["sampling"]),
             context_frames=frames,

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from factories import diffusers_tokenizer, dit, randomize, tokenizer
+from factories import composite_parts, composite_space, diffusers_tokenizer, dit, randomize, tokenizer
 
 from vwm.core.components import save_component
 from vwm.core.frames import frames_to_float
@@ -106,6 +106,32 @@ def test_action_dropout_applies_in_training_only():
     assert not equal(gradients(learner, batch()), gradients(learner, other))
 
 
+def composite_batch(**more) -> ClipBatch:
+    space = composite_space()
+    flat = torch.rand(3, FRAMES, space.size, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    return batch(actions=space.from_flat(flat), **more)
+
+
+def test_unknown_and_dropped_parts_of_composite_actions_have_no_effect():
+    clips = composite_batch(known_parts=torch.tensor([[True, True, True], [True, False, True], [False] * 3]))
+    other_keys = clips.actions.clone()
+    other_keys[..., composite_space().slices["keys"]] = 1 - other_keys[..., composite_space().slices["keys"]]
+
+    def has_effect(world: int, **settings) -> bool:
+        """Whether other keys of one clip change the loss or any gradient."""
+        actions = clips.actions.clone()
+        actions[world] = other_keys[world]
+        learner = module(dynamics=network(num_actions=0, action_parts=composite_parts()), **settings)
+        return not equal(*(gradients(learner, x) for x in (clips, replace(clips, actions=actions))))
+
+    assert [has_effect(world) for world in range(3)] == [True, False, False]
+    assert not has_effect(0, part_dropout=1.0) and not has_effect(0, action_dropout=1.0)
+    learner = module(dynamics=network(num_actions=0, action_parts=composite_parts()), part_dropout=0.5)
+    shown = learner.drop_actions(torch.ones(50, 40, dtype=torch.bool), 3).float()
+    assert shown.shape == (50, 40, 3) and abs(shown.mean(dim=(0, 1)) - 0.5).max() < 0.05
+    assert learner.eval().drop_actions(torch.ones(2, 2, dtype=torch.bool), 3).shape == (2, 2)
+
+
 def test_trains_without_any_labeled_episode(tmp_path):
     rng = np.random.default_rng(0)
     with ShardWriter(tmp_path / "shard-000000.tar") as writer:
@@ -119,7 +145,7 @@ def test_trains_without_any_labeled_episode(tmp_path):
     learner = module()
     found = gradients(learner, clips)
     assert all(x.isfinite().all() for x in found)
-    assert not learner.dynamics.embed_action.tables[0].weight.grad.any()
+    assert not learner.dynamics.embed_action.table.weight.grad.any()
     assert learner.dynamics.no_action.grad.any()
 
 

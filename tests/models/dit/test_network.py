@@ -8,10 +8,11 @@ from vwm.core.states import concatenate_states
 from vwm.models.dit.network import NoisyFrames
 
 FRAMES = 9
+COMPOSITE_PARTS = [{"kind": "choice", "size": 3}, {"kind": "keys", "size": 4}, {"kind": "pointer"}]
 KINDS = {
     "discrete": {},
     "continuous": {"num_actions": 0, "action_dims": 3},
-    "mixed": {"num_actions": [4, 2], "action_dims": 2},
+    "composite": {"num_actions": 0, "action_parts": COMPOSITE_PARTS},
     "none": {"num_actions": 0},
     "shortcut": {"prediction": "clean", "num_step_sizes": 4},
     "patches": {"patch_size": 2},
@@ -36,10 +37,10 @@ def actions(network, frames: int = FRAMES - 1, batch: int = 2) -> torch.Tensor |
     if embedding is None:
         return None
     generator = torch.Generator().manual_seed(5)
-    if embedding.is_single_discrete:
-        return torch.randint(embedding.choices[0], (batch, frames), generator=generator)
-    picks = [torch.randint(size, (batch, frames, 1), generator=generator) for size in embedding.choices]
-    return torch.cat((*picks, torch.rand(batch, frames, embedding.dims, generator=generator) * 2 - 1), dim=-1)
+    space = embedding.space
+    if space.is_discrete:
+        return torch.randint(space.size, (batch, frames), generator=generator)
+    return space.from_flat(torch.rand(batch, frames, space.size, generator=generator) * 2 - 1)
 
 
 def noisy(network, frames: int = FRAMES, seed: int = 0) -> NoisyFrames:

@@ -157,7 +157,11 @@ def test_rejects_invalid_heads():
     for settings, network, message in (
         ({"width": 16, "num_actions": 4}, {}, "policy.width=16 but dynamics.width=32"),
         ({"width": 32, "num_actions": 3}, {}, "policy.num_actions=3 but dynamics.num_actions=4"),
-        ({"width": 32, "num_actions": 4}, {"num_actions": [4, 2]}, r"dynamics.num_actions=\[4, 2\]: .*mixed actions"),
+        (
+            {"width": 32, "num_actions": 4},
+            {"num_actions": 0, "action_parts": [{"kind": "keys", "size": 4}]},
+            "dynamics.num_actions=0: .*composite actions",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             check_policy_matches_dit(PolicyRewardHeads(**settings), dit(**network))

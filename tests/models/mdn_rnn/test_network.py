@@ -103,9 +103,11 @@ def test_unknown_actions_require_an_embedding():
     torch.testing.assert_close(model.embed_actions(actions, known)[0, 1], model.no_action.detach())
 
 
-@pytest.mark.parametrize("changes", [{"num_actions": 0}, {"action_dims": 2}])
-def test_actions_are_discrete_or_continuous(changes):
-    with pytest.raises(ValueError, match="exactly one must be set"):
+@pytest.mark.parametrize(
+    ("changes", "message"), [({"num_actions": 0}, "needs actions"), ({"action_dims": 2}, "set one of num_actions=3")]
+)
+def test_actions_are_of_one_kind(changes, message):
+    with pytest.raises(ValueError, match=message):
         network(**changes)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from factories import action_predictor, jepa_parts, randomize
+from factories import action_predictor, composite_space, jepa_parts, randomize
 
 from vwm.core.components import ComponentError, save_component
 from vwm.core.spaces import ActionSpace
@@ -277,23 +277,25 @@ def test_batch_norm_output_has_unit_variance(hidden):
     torch.testing.assert_close(outputs[0].var(0, unbiased=False), torch.ones(6), rtol=0, atol=1e-2)
 
 
-@pytest.mark.parametrize(("choices", "dims"), [([4], 0), ([], 2), ([4, 3], 2)])
-def test_inverse_dynamics_learns_the_actions(choices, dims):
+@pytest.mark.parametrize("space", [ActionSpace("discrete", 4), ActionSpace("continuous", 2), composite_space()])
+def test_inverse_dynamics_learns_the_actions(space):
     torch.manual_seed(0)
-    network, known = InverseDynamicsModel(8, choices, dims, hidden=32), torch.ones(64, 2, dtype=torch.bool)
+    network, known = InverseDynamicsModel(8, space, hidden=32), torch.ones(64, 2, dtype=torch.bool)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     for _ in range(120):
-        parts = [torch.randint(0, size, (64, 2)).float() for size in choices] + [*(torch.rand(2, 64, 2))[:dims]]
-        actions = torch.stack(parts, dim=-1)
-        steps = torch.nn.functional.pad(actions, (0, 8 - actions.shape[-1]))
+        actions = (
+            torch.randint(4, (64, 2)) if space.is_discrete else space.from_flat(torch.rand(64, 2, space.size) * 2 - 1)
+        )
+        columns = actions[..., None].float() if space.is_discrete else actions
+        steps = torch.nn.functional.pad(columns, (0, 8 - columns.shape[-1]))
         latents = torch.cat((torch.zeros(64, 1, 8), steps.cumsum(1)), dim=1)[:, :, None] + torch.randn(64, 1, 1, 8)
-        loss = network(latents, actions[..., 0].long() if not dims and len(choices) == 1 else actions, known)
+        loss = network(latents, actions, known)
         first = loss.item() if _ == 0 else first  # noqa: F821
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     assert loss < first / 2
-    assert network(latents, actions[..., 0].long() if len(choices) == 1 else actions, ~known) == 0
+    assert network(latents, actions, ~known) == 0
 
 
 @pytest.mark.parametrize(("grid", "size"), [((1, 1), (8, 16)), ((2, 4), (8, 16)), ((2, 2), (8, 8))])

@@ -36,10 +36,10 @@ def make_inputs(
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=g, dtype=torch.float64)
 
-    discrete = torch.randint(0, 4, (b, t), generator=g)
+    discrete, space = torch.randint(0, 4, (b, t), generator=g), network.embed_action.space
     return {
         "latents": draw(b, t, network.tokens, network.latent_width),
-        "actions": draw(b, t, network.embed_action.dims) if network.embed_action.dims else discrete,
+        "actions": discrete if space.is_discrete else space.from_flat(draw(b, t, space.size).clamp(-1, 1)),
         "proprioception": draw(b, t, network.proprioception_dims) if network.proprioception_dims else None,
     }
 
@@ -153,7 +153,7 @@ def test_unknown_actions_and_proprioception_have_no_effect(action_conditioning):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_actions": 0}, "set dynamics.num_actions or action_dims"),
+        ({"num_actions": 0}, "set dynamics.num_actions, action_dims or action_parts"),
         ({"heads": 3}, "heads=3 must divide width=16"),
         ({"window": 0}, "window must be 1 or more"),
         ({"layers": "vit", "kv_heads": 1}, "kv_heads=1: with dynamics.layers=vit it must be None"),

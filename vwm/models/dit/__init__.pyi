@@ -10,6 +10,7 @@ from .objectives import DenoiserFn as DenoiserFn
 from .objectives import DiffusionForcing as DiffusionForcing
 from .objectives import DiffusionObjective as DiffusionObjective
 from .objectives import ShortcutForcing as ShortcutForcing
+from .own_rollouts import OwnRollouts as OwnRollouts
 from .policy_heads import PolicyRewardHeads as PolicyRewardHeads
 from .policy_heads import PolicyRewardLosses as PolicyRewardLosses
 from .sampling import DiffusionSampling as DiffusionSampling

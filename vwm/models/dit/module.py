@@ -26,7 +26,7 @@ from vwm.models.dit.sampling import (
 from vwm.nn.loss_normalizer import LossNormalizer
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.outcome_heads import RewardTerminationHeads
-from vwm.nn.training_module import TrainingModule, shuffle_actions
+from vwm.nn.training_module import TrainingModule, known_actions, shuffle_actions
 from vwm.tokenizers.loading import load_tokenizer
 
 
@@ -45,6 +45,7 @@ class DiTModule(TrainingModule):
         rollouts: with a clean context, which past frames are the network's own instead of recorded ones; null uses
             recorded ones only.
         action_dropout: share of the actions that are hidden, for guidance and for play without actions.
+        part_dropout: share of the parts of the other composite actions that are hidden, each by itself.
         outcomes: heads for reward and termination; null learns none. They require rewards (and terminated) in
             data.fields.
         context_frames: true frames at the start of a sample video.
@@ -63,6 +64,7 @@ class DiTModule(TrainingModule):
         context_noise: float = 0.1,
         rollouts: OwnRollouts | None = None,
         action_dropout: float = 0.0,
+        part_dropout: float = 0.0,
         outcomes: RewardTerminationHeads | None = None,
         context_frames: int = 4,
         sampling_steps: int = 4,
@@ -74,9 +76,10 @@ class DiTModule(TrainingModule):
             raise ValueError("context=clean requires causal attention: set context=noisy for causal=False")
         if context == "noisy" and rollouts is not None:
             raise ValueError("rollouts replace the past frames of a clean context: set context=clean, or rollouts=null")
-        if context_frames < 1 or not 0 <= action_dropout <= 1:
+        if context_frames < 1 or not 0 <= action_dropout <= 1 or not 0 <= part_dropout <= 1:
             raise ValueError(
-                f"context_frames={context_frames} must be at least 1, action_dropout={action_dropout} between 0 and 1"
+                f"context_frames={context_frames} must be at least 1, action_dropout={action_dropout} and "
+                f"part_dropout={part_dropout} between 0 and 1"
             )
         if isinstance(tokenizer, str):
             tokenizer = load_tokenizer(tokenizer, grid=dynamics.grid)
@@ -89,6 +92,7 @@ class DiTModule(TrainingModule):
         self.context_noise = context_noise
         self.rollouts = rollouts
         self.action_dropout = action_dropout
+        self.part_dropout = part_dropout
         self.context_frames = context_frames
         self.sampling = DiffusionSampling(sampling_steps, context_noise, shift=objective.shift)
         self.scales = nn.ModuleDict({name: LossNormalizer() for name in ("dynamics", "reward", "end")})
@@ -143,7 +147,7 @@ class DiTModule(TrainingModule):
                 f"outcomes of {features.shape[1]} latents of {per_latent} frames need {per_latent} actions after each, "
                 f"got {batch.actions.shape[1]}: set data.frames_per_latent={per_latent}"
             )
-        known = None if batch.labeled is None else batch.labeled[:, None].expand(batch.actions.shape[:2])
+        known = known_actions(batch, batch.actions.shape[1])
         action_embedding = self.dynamics.embed_actions(batch.actions, known)
         reward = batch.rewards.unflatten(1, (-1, per_latent)).sum(dim=2)
         ends = None if batch.terminated is None else batch.terminated.unflatten(1, (-1, per_latent)).any(dim=2)
@@ -179,15 +183,17 @@ class DiTModule(TrainingModule):
             return self.dynamics.embed_previous_actions(None, shape[0], shape[1])
         if batch.actions is None:
             raise ValueError(
-                "these shards hold no actions, which dynamics requires: set dynamics.num_actions and action_dims to 0"
+                "these shards hold no actions, which dynamics requires: remove dynamics.num_actions, "
+                "action_dims and action_parts"
             )
         if self.checks_values(latents):
             self.dynamics.embed_action.check(batch.actions)
-        known = torch.ones(shape[0], shape[1] - 1, dtype=torch.bool, device=self.device)
-        if batch.labeled is not None:
-            known &= batch.labeled[:, None]
+        known = known_actions(batch, shape[1] - 1)
+        if known is None:
+            known = torch.ones(shape[0], shape[1] - 1, dtype=torch.bool, device=self.device)
+        known = self.drop_actions(known, len(self.dynamics.embed_action.space.parts))
         per_latent = self.dynamics.frames_per_latent
-        known = self.drop_actions(known).repeat_interleave(per_latent, dim=1)  # all actions of a latent or none
+        known = known.repeat_interleave(per_latent, dim=1)  # all actions of a latent or none
         actions = batch.actions[:, : known.shape[1]]
         if actions.shape[1] < known.shape[1]:
             raise ValueError(

@@ -19,7 +19,7 @@ Legend: b batch, t time, h w c of the latents, n tokens per frame, d width, p pa
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from vwm.core.checks import check_positive
 from vwm.models.dit.noise_schedule import PREDICTION_TYPES, PredictionType
 from vwm.nn.action_pooling import ActionPooling, ActionPoolingKind, pool_action_embeddings
-from vwm.nn.actions import ActionEmbedding, discrete_choices
+from vwm.nn.actions import make_action_embedding
 from vwm.nn.attention import KeyValueCache
 from vwm.nn.pixels import patch_grid
 from vwm.nn.space_time import TransformerState, clean_context_mask
@@ -84,9 +84,8 @@ class DiT(ModelMixin, ConfigMixin):
         grid: (h, w) of the latents of a frame.
         channels: c.
         patch_size: side of the square of latents that forms one token.
-        num_actions: number of discrete actions, or the numbers of choices of several discrete components.
-        action_dims: dimensions of continuous actions. If both are 0, the model has no actions. If both are set, or with
-            several discrete components (see ``ActionEmbedding``), it can be trained and sampled, but not played.
+        num_actions, action_dims, action_parts: discrete, continuous or composite actions; see
+            ``vwm.nn.actions.make_action_embedding``. Without any, the model has no actions.
         prediction: the network's output; see ``vwm.models.dit.noise_schedule``.
         num_step_sizes: number of sampling step sizes 1, 1/2, 1/4, ... of a shortcut model; 0 for other models.
         width: d.
@@ -111,8 +110,9 @@ class DiT(ModelMixin, ConfigMixin):
         grid: tuple[int, int] = (8, 8),
         channels: int = 16,
         patch_size: int = 1,
-        num_actions: int | list[int] = 0,
+        num_actions: int = 0,
         action_dims: int = 0,
+        action_parts: list[dict[str, Any]] | None = None,
         prediction: PredictionType = "velocity",
         num_step_sizes: int = 0,
         width: int = 256,
@@ -150,8 +150,7 @@ class DiT(ModelMixin, ConfigMixin):
         self.register_buffer("space_mask", mask, persistent=False)
         self.embed_signal = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.embed_step = nn.Embedding(num_step_sizes, width) if num_step_sizes else None
-        choices = discrete_choices(num_actions)
-        self.embed_action = ActionEmbedding(choices, action_dims, width) if choices or action_dims else None
+        self.embed_action = make_action_embedding(width, num_actions, action_dims, action_parts)
         self.no_action = nn.Parameter(torch.zeros(width))
         pools = frames_per_latent > 1 and self.embed_action is not None
         self.pool_actions = ActionPooling(frames_per_latent, width, action_pooling) if pools else None
@@ -183,7 +182,8 @@ class DiT(ModelMixin, ConfigMixin):
                 unknown actions.
             batch: b.
             frames: t.
-            known: bool, broadcastable to [b, (t-1) k]: False where the action is unknown or hidden.
+            known: bool, broadcastable to [b, (t-1) k]: False where the action is unknown or hidden; [b, (t-1) k, p] for
+                the parts of composite actions.
 
         Returns:
             float [b, t, d].
@@ -196,10 +196,10 @@ class DiT(ModelMixin, ConfigMixin):
     def embed_actions(self, actions: Tensor, known: Tensor | None = None) -> Tensor:
         """Embed actions: [b, t k] or [b, t k, a] -> [b, t, d]. Raises ValueError if the network has no actions."""
         if self.embed_action is None:
-            raise ValueError("this network has no actions: set dynamics.num_actions or dynamics.action_dims")
-        embedding = self.embed_action(actions)
-        if known is not None:
-            embedding = torch.where(known[..., None], embedding, self.no_action)
+            raise ValueError(
+                "this network has no actions: set dynamics.num_actions, dynamics.action_dims or dynamics.action_parts"
+            )
+        embedding = self.embed_action.embed(actions, known, self.no_action)
         return pool_action_embeddings(self.pool_actions, embedding, self.no_action)
 
     def forward(self, noisy: NoisyFrames, past: NoisyFrames | None = None) -> DiTOutput:

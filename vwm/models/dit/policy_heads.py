@@ -164,5 +164,5 @@ def check_policy_matches_dit(policy: PolicyRewardHeads, dynamics: DiT) -> None:
         if policy_value != dynamics_value:
             raise ValueError(
                 f"policy.{name}={policy_value} but dynamics.{name}={dynamics_value}: set them equal (policies for "
-                "mixed actions are not supported)"
+                "composite actions are not supported)"
             )

@@ -12,7 +12,7 @@ from vwm.core.tokenizer import VideoTokenizer
 from vwm.data.clips import ClipBatch
 from vwm.models.mdn_rnn.network import MDNRNN, GaussianMixture, check_mdn_rnn_tokenizer
 from vwm.nn.optimizer import OptimizerConfig
-from vwm.nn.training_module import TrainingModule, shuffle_actions
+from vwm.nn.training_module import TrainingModule, known_actions, shuffle_actions
 from vwm.tokenizers.frame_vae import FrameVAE
 from vwm.tokenizers.loading import load_tokenizer
 
@@ -103,9 +103,7 @@ class MDNRNNModule(TrainingModule):
             raise ValueError("an MDN-RNN learns from actions, and these shards hold no actions (data.fields)")
         if self.checks_values(batch.actions):
             self.dynamics.embed_action.check(batch.actions)
-        known = None
-        if batch.labeled is not None:
-            known = batch.labeled[:, None].expand(batch.actions.shape[:2])
+        known = known_actions(batch, batch.actions.shape[1])
         if self.action_dropout and self.training:
             if known is None:
                 known = torch.ones(batch.actions.shape[:2], dtype=torch.bool, device=self.device)

@@ -10,7 +10,7 @@ Legend: b batch, t time, z size of a latent, k mixture components, a size of an 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vwm.core.seeds import fold_in, seeded_normal, seeded_uniform
 from vwm.core.tokenizer import FrameTokenizer, VideoTokenizer
-from vwm.nn.actions import ActionEmbedding
+from vwm.nn.actions import DiscreteActionEmbedding, make_action_embedding
 from vwm.nn.precision import at_least_float32
 from vwm.nn.two_hot import SymexpTwoHot
 
@@ -73,8 +73,8 @@ class MDNRNN(ModelMixin, ConfigMixin):
 
     Args:
         latent_size: z.
-        num_actions: number of discrete actions; 0 for continuous ones.
-        action_dims: dimensions of continuous actions; 0 for discrete ones.
+        num_actions, action_dims, action_parts: discrete, continuous or composite actions; see
+            ``vwm.nn.actions.make_action_embedding``.
         hidden_size: d.
         num_mixtures: k.
         action_embedding_size: a.
@@ -92,6 +92,7 @@ class MDNRNN(ModelMixin, ConfigMixin):
         latent_size: int = 32,
         num_actions: int = 0,
         action_dims: int = 0,
+        action_parts: list[dict[str, Any]] | None = None,
         hidden_size: int = 256,
         num_mixtures: int = 5,
         action_embedding_size: int = 16,
@@ -100,15 +101,15 @@ class MDNRNN(ModelMixin, ConfigMixin):
         num_reward_bins: int = 255,
     ) -> None:
         super().__init__()
-        if bool(num_actions) == bool(action_dims):
-            raise ValueError(f"num_actions={num_actions} and action_dims={action_dims}: exactly one must be set")
         self.latent_size = latent_size
         self.hidden_size = hidden_size
         self.num_mixtures = num_mixtures
-        self.embed_action = ActionEmbedding([num_actions] if num_actions else [], action_dims, action_embedding_size)
-        if num_actions:
-            # Unit standard deviation, as the latents have.
-            nn.init.normal_(self.embed_action.tables[0].get_parameter("weight"))
+        embedding = make_action_embedding(action_embedding_size, num_actions, action_dims, action_parts)
+        if embedding is None:
+            raise ValueError("an MDN-RNN needs actions: set dynamics.num_actions, action_dims or action_parts")
+        self.embed_action = embedding
+        if isinstance(embedding, DiscreteActionEmbedding):
+            nn.init.normal_(embedding.table.weight)  # unit standard deviation, as the latents have
         self.no_action = nn.Parameter(torch.zeros(action_embedding_size)) if allow_unknown_actions else None
         self.lstm = nn.LSTM(latent_size + action_embedding_size, hidden_size, batch_first=True)
         self.head = nn.Linear(hidden_size, 3 * num_mixtures * latent_size + 1)
@@ -125,17 +126,17 @@ class MDNRNN(ModelMixin, ConfigMixin):
         return LSTMState(zeros, zeros)
 
     def embed_actions(self, actions: Tensor, known: Tensor | None = None) -> Tensor:
-        """Embed actions [b, t] or [b, t, n] -> [b, t, a]; actions are unknown where ``known`` (bool [b, t]) is False.
+        """Embed actions [b, t] or [b, t, n] -> [b, t, a]; see ``ActionEmbedding.embed`` for ``known``.
 
         Raises:
             ValueError: ``known`` is given, but unknown actions are not allowed.
         """
-        embedding = self.embed_action(actions)
         if known is None:
+            embedding: Tensor = self.embed_action(actions)
             return embedding
         if self.no_action is None:
             raise ValueError("some actions are unknown: train with dynamics.allow_unknown_actions=true")
-        return torch.where(known[..., None], embedding, self.no_action.to(embedding.dtype))
+        return self.embed_action.embed(actions, known, self.no_action)
 
     def forward(self, state: LSTMState, latents: Tensor, action_embedding: Tensor) -> tuple[Tensor, LSTMState]:
         """Process the latents of frames [b, t, z] and embeddings [b, t, a] of the actions taken at them.

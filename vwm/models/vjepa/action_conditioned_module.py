@@ -27,7 +27,7 @@ from vwm.models.vjepa.latent_projector import LatentProjector
 from vwm.models.vjepa.module import subtract_position_mean
 from vwm.models.vjepa.visualization import pca_rgb_video
 from vwm.nn.optimizer import OptimizerConfig
-from vwm.nn.training_module import TrainingModule
+from vwm.nn.training_module import TrainingModule, known_actions
 
 
 @dataclass
@@ -143,9 +143,8 @@ class ActionConditionedJEPAModule(TrainingModule):
         self.decoder = decoder
         self.optimizer = optimizer
         self.anti_collapse = anti_collapse or AntiCollapseConfig()
-        actions = dynamics.embed_action
         self.inverse_dynamics = (
-            InverseDynamicsModel(dynamics.latent_width, actions.choices, actions.dims)
+            InverseDynamicsModel(dynamics.latent_width, dynamics.embed_action.space)
             if self.anti_collapse.inverse_dynamics_weight
             else None
         )
@@ -271,9 +270,11 @@ class ActionConditionedJEPAModule(TrainingModule):
             )
         if self.checks_values(batch.frames):
             self.dynamics.embed_action.check(batch.actions)
-        labeled = torch.ones(b, t - 1, dtype=torch.bool, device=batch.frames.device)
-        if batch.labeled is not None:
-            labeled &= batch.labeled[:, None]
+        labeled = known_actions(batch, t - 1)
+        if labeled is None:
+            labeled = torch.ones(b, t - 1, dtype=torch.bool, device=batch.frames.device)
+        elif labeled.ndim == 3:  # its losses count actions of which every part is known
+            labeled = labeled.all(dim=-1)
         return ActionConditioning(
             actions=batch.actions[:, :-1],
             proprioception=self._proprioception(batch),

@@ -10,7 +10,7 @@ Legend: b batch, t time, n tokens per frame, D width of the latents, d width of 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from vwm.models.vjepa.frame_causal_vit import FrameCausalViT
 from vwm.models.vjepa.vit_block import init_vit_weights
-from vwm.nn.actions import ActionEmbedding, discrete_choices
+from vwm.nn.actions import make_action_embedding
 from vwm.nn.space_time import TransformerState
 from vwm.nn.video_transformer import VideoTransformer, grid_coordinates
 
@@ -31,8 +31,8 @@ class ActionConditionedPredictor(ModelMixin, ConfigMixin):
     Args:
         grid: (h, w) of the tokens of a frame; (1, 1) if a frame is one vector.
         latent_width: D.
-        num_actions: number of discrete actions, or the numbers of choices of several discrete components.
-        action_dims: dimensions of continuous actions.
+        num_actions, action_dims, action_parts: discrete, continuous or composite actions; see
+            ``vwm.nn.actions.make_action_embedding``.
         proprioception_dims: s, size of the proprioceptive state of each frame; 0 for none.
         allow_unknown_actions: learn an embedding for unknown or hidden actions.
         action_conditioning: ``"token"``, an additional token per frame (V-JEPA 2-AC), or ``"modulation"``, adaLN of
@@ -50,7 +50,8 @@ class ActionConditionedPredictor(ModelMixin, ConfigMixin):
         tiled_rope: for ``"vit"``, see ``PositionEncoding.tiled``.
 
     Raises:
-        ValueError: neither ``num_actions`` nor ``action_dims`` is set; or ``layers`` do not have a setting.
+        ValueError: none of ``num_actions``, ``action_dims`` and ``action_parts`` is set; or ``layers`` do not
+            have a setting.
     """
 
     @register_to_config
@@ -58,8 +59,9 @@ class ActionConditionedPredictor(ModelMixin, ConfigMixin):
         self,
         grid: tuple[int, int] = (1, 1),
         latent_width: int = 192,
-        num_actions: int | list[int] = 0,
+        num_actions: int = 0,
         action_dims: int = 0,
+        action_parts: list[dict[str, Any]] | None = None,
         proprioception_dims: int = 0,
         allow_unknown_actions: bool = False,
         action_conditioning: Literal["token", "modulation"] = "token",
@@ -77,9 +79,6 @@ class ActionConditionedPredictor(ModelMixin, ConfigMixin):
         tiled_rope: bool = False,
     ) -> None:
         super().__init__()
-        choices = discrete_choices(num_actions)
-        if not choices and not action_dims:
-            raise ValueError("an action-conditioned predictor needs actions: set dynamics.num_actions or action_dims")
         self.grid = (int(grid[0]), int(grid[1]))
         self.tokens = int(grid[0]) * int(grid[1])
         self.latent_width = latent_width
@@ -93,7 +92,12 @@ class ActionConditionedPredictor(ModelMixin, ConfigMixin):
         places = torch.randn(self.num_condition_tokens + self.tokens, width) * 0.02
         self.places = None if is_vit else nn.Parameter(places)
         self.register_buffer("coordinates", grid_coordinates(*self.grid, self.num_condition_tokens), persistent=False)
-        self.embed_action = ActionEmbedding(choices, action_dims, width, linear=is_vit)
+        embedding = make_action_embedding(width, num_actions, action_dims, action_parts, linear=is_vit)
+        if embedding is None:
+            raise ValueError(
+                "an action-conditioned predictor needs actions: set dynamics.num_actions, action_dims or action_parts"
+            )
+        self.embed_action = embedding
         self.no_action = nn.Parameter(torch.zeros(width)) if allow_unknown_actions else None
         self.embed_state = nn.Linear(proprioception_dims, width) if proprioception_dims else None
         self.unknown_proprioception_embedding = nn.Parameter(torch.zeros(width)) if proprioception_dims else None
@@ -188,18 +192,18 @@ class ActionConditionedPredictor(ModelMixin, ConfigMixin):
         return x, None if self.transformer.modulation is None else F.silu(action_embedding)
 
     def _action_embedding(self, actions: Tensor | None, known: Tensor | None, x: Tensor) -> Tensor:
-        embedding = None if actions is None else self.embed_action(actions)
-        if embedding is not None and embedding.shape[:2] != x.shape[:2]:
-            raise ValueError(f"actions are [b, t] = {list(embedding.shape[:2])}, but latents are {list(x.shape[:2])}")
-        if embedding is not None and known is None:
+        if actions is not None and actions.shape[:2] != x.shape[:2]:
+            raise ValueError(f"actions are [b, t] = {list(actions.shape[:2])}, but latents are {list(x.shape[:2])}")
+        if actions is not None and known is None:
+            embedding: Tensor = self.embed_action(actions)
             return embedding
         if self.no_action is None:
             raise ValueError(
                 "this predictor needs all actions: give them, or set dynamics.allow_unknown_actions to true"
             )
-        if embedding is None or known is None:
+        if actions is None or known is None:
             return self.no_action.to(x.dtype).expand(*x.shape[:2], -1)
-        return torch.where(known[..., None], embedding, self.no_action)
+        return self.embed_action.embed(actions, known, self.no_action)
 
     def _proprioception_embedding(self, proprioception: Tensor | None, known: Tensor | None, x: Tensor) -> Tensor:
         assert self.embed_state is not None and self.unknown_proprioception_embedding is not None

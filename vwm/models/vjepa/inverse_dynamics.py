@@ -10,28 +10,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vwm.core.action_parts import ActionPart
+from vwm.core.spaces import ActionSpace
+
 
 class InverseDynamicsModel(nn.Module):
     """MLP from two consecutive latents to the action between them.
 
     Args:
         latent_width: D of the latents [b, t, n, D], whose n tokens are averaged.
-        choices: numbers of choices of the discrete components of actions; see ``vwm.nn.actions.ActionEmbedding``.
-        dims: number of continuous dimensions.
+        space: the actions.
         hidden: width of the two hidden layers.
     """
 
-    def __init__(self, latent_width: int, choices: list[int], dims: int, hidden: int = 128) -> None:
+    def __init__(self, latent_width: int, space: ActionSpace, hidden: int = 128) -> None:
         super().__init__()
-        self.choices = list(choices)
-        self.dims = dims
+        kind = "choice" if space.is_discrete else "axes"
+        self.parts = space.parts or (ActionPart(kind, space.size),)
         self.layers = nn.Sequential(
             nn.Linear(2 * latent_width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(),
-            nn.Linear(hidden, sum(choices) + dims),
+            nn.Linear(hidden, sum(part.size for part in self.parts)),
         )  # fmt: skip
 
     def forward(self, latents: Tensor, actions: Tensor, known: Tensor) -> Tensor:
-        """Return the mean loss of known actions: cross-entropy if discrete, squared error if continuous.
+        """Return the mean loss of known actions: the sum of the losses of their parts.
+
+        It is cross-entropy for choices and keys, and the squared error for axes and pointers.
 
         Args:
             latents: [b, t, n, D].
@@ -40,15 +44,25 @@ class InverseDynamicsModel(nn.Module):
         """
         x = latents.mean(dim=2)
         outputs = self.layers(torch.cat((x[:, :-1], x[:, 1:]), dim=-1)).float()
-        *logits, vector = outputs.split([*self.choices, self.dims], dim=-1)
-        components = actions[..., None] if actions.ndim == 2 else actions
+        columns = (actions[..., None] if actions.ndim == 2 else actions).split(
+            [part.columns for part in self.parts], dim=-1
+        )
         losses = [
-            F.cross_entropy(logit.flatten(0, 1), components[..., i].long().flatten(), reduction="none").view_as(known)
-            for i, logit in enumerate(logits)
+            _part_loss(part, output, column)
+            for part, output, column in zip(
+                self.parts, outputs.split([part.size for part in self.parts], dim=-1), columns, strict=True
+            )
         ]
-        if self.dims:
-            losses.append((vector - components[..., len(self.choices) :]).square().mean(dim=-1))
         return masked_mean(torch.stack(losses).sum(dim=0), known)
+
+
+def _part_loss(part: ActionPart, output: Tensor, column: Tensor) -> Tensor:
+    """Loss [b, t] of the outputs [b, t, size] for the columns of a part."""
+    if part.kind == "choice":
+        return F.cross_entropy(output.flatten(0, 1), column.long().flatten(), reduction="none").view(output.shape[:2])
+    if part.kind == "keys":
+        return F.binary_cross_entropy_with_logits(output, column.float(), reduction="none").mean(dim=-1)
+    return (output - column).square().mean(dim=-1)
 
 
 def masked_mean(losses: Tensor, mask: Tensor) -> Tensor:
