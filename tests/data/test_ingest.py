@@ -14,12 +14,14 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from factories import composite_space
 from numpy.typing import NDArray
 
 from vwm.data import ingest, video_episodes
 from vwm.data.action_files import read_action_file
 from vwm.data.ingest import ingest_videos
-from vwm.data.shard_index import list_shards
+from vwm.data.shard_index import list_shards, load_shard_index
+from vwm.data.shard_reading import read_array, read_episode_metadata
 from vwm.data.video import open_video
 from vwm.data.video_episodes import SourceFrame, resample_frames, resize_and_crop
 
@@ -150,7 +152,7 @@ def test_a_column_is_discrete_by_how_it_is_written(tmp_path: Path) -> None:
     for text, dtype in (("0\n3\n", np.int64), ("0.00\n1.00\n", np.float32), ("throttle\n1\n0.5\n", np.float32)):
         table.write_text(text)
         actions = read_action_file(tmp_path / "a.mp4")
-        assert actions is not None and actions.dtype == dtype
+        assert actions is not None and actions.values.dtype == dtype and actions.meta == {}
 
 
 def test_actions_are_parsed_or_rejected_with_a_message(tmp_path: Path) -> None:
@@ -158,8 +160,10 @@ def test_actions_are_parsed_or_rejected_with_a_message(tmp_path: Path) -> None:
     table = tmp_path / "a.actions.csv"
     assert read_action_file(video) is None
     table.write_text("0.5,-1\n0,1\n")
-    pairs = read_action_file(video)
-    assert pairs is not None and pairs.dtype == np.float32 and pairs.tolist() == [[0.5, -1], [0, 1]]
+    stated = read_action_file(video)
+    assert stated is not None
+    pairs = stated.values
+    assert pairs.dtype == np.float32 and pairs.tolist() == [[0.5, -1], [0, 1]]
     wrong = {
         "1\n-2\n": "count from 0",
         "1,2\n3\n": "cannot be read",
@@ -173,6 +177,45 @@ def test_actions_are_parsed_or_rejected_with_a_message(tmp_path: Path) -> None:
     np.save(tmp_path / "a.actions.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match=r"a.actions.npy: cannot be read"):
         read_action_file(video)
+
+
+def test_headers_and_json_state_composite_actions(tmp_path: Path) -> None:
+    header = "choice3:color,keys:keys.left,keys:keys.right,keys:keys.up,keys:keys.down,pointer:mouse.x,pointer:mouse.y"
+    rows = "2,1,0,1,0,0.5,-1\n" * 20
+    write(tmp_path / "in" / "a.mp4", 20)
+    (tmp_path / "in" / "a.actions.csv").write_text(f"{header}\n{rows}")
+    parts = [part.to_json() for part in composite_space().parts]
+    write(tmp_path / "in" / "b.mp4", 20)
+    (tmp_path / "in" / "b.actions.csv").write_text(rows)
+    (tmp_path / "in" / "b.actions.json").write_text(
+        json.dumps({"action_parts": parts, "unknown_action_parts": ["mouse"]})
+    )
+    ingest_videos(tmp_path / "in", tmp_path / "out", workers=0)
+    (shard,) = (tmp_path / "out").glob("*.tar")
+    entries = load_shard_index(str(shard)).episodes
+    metas = [read_episode_metadata(str(shard), entry) for entry in entries]
+    assert [(part["kind"], part["size"], part["name"]) for part in metas[0]["action_parts"]] == [
+        ("choice", 3, "color"),
+        ("keys", 4, "keys"),
+        ("pointer", 2, "mouse"),
+    ]
+    assert metas[1]["action_parts"] == parts and [entry.known_parts[-1] for entry in entries] == [True, False]
+    assert read_array(str(shard), entries[0], "actions").tolist() == [[2, 1, 0, 1, 0, 0.5, -1]] * 20
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("keys:a.x,speed\n1,1\n", "header cell 'speed': columns of composite actions are called"),
+        ("keys:a.x,keys:b.x,keys:a.y\n1,1,1\n", "must have different names, got a, b, a"),
+        ("keys:a.x,keys:a.y\n1,0.5\n", r"action column 'a.y' must be a whole number in 0..1, got 0.5"),
+        ("pointer:a.x\n0.5\n", "a pointer has 2 columns"),
+    ],
+)
+def test_invalid_composite_actions_are_named(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "a.actions.csv").write_text(text)
+    with pytest.raises(ValueError, match=f"a.actions.csv: .*{said}"):
+        read_action_file(tmp_path / "a.mp4")
 
 
 def test_bad_videos_are_reported_and_good_ones_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,5 @@
 from .action_parts import ActionPart as ActionPart
+from .action_parts import check_part_names as check_part_names
 from .action_parts import read_action_parts as read_action_parts
 from .atomic_files import atomic_folder as atomic_folder
 from .atomic_files import atomic_write as atomic_write

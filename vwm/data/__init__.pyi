@@ -1,9 +1,11 @@
+from .action_files import VideoActions as VideoActions
 from .clip_order import ClipAddress as ClipAddress
 from .clip_order import ClipOrder as ClipOrder
 from .clip_order import NotEnoughClipsError as NotEnoughClipsError
 from .clips import ClipBatch as ClipBatch
 from .clips import ClipDataset as ClipDataset
 from .clips import collate_clips as collate_clips
+from .composite_statistics import CompositeActionStatistics as CompositeActionStatistics
 from .datamodule import ClipLoader as ClipLoader
 from .datamodule import VideoDataModule as VideoDataModule
 from .datamodule import make_clip_dataset as make_clip_dataset

@@ -1,37 +1,90 @@
-"""Read the file of actions that accompanies a video (``walk.actions.npy`` or ``walk.actions.csv``)."""
+"""Read the file of actions that accompanies a video (``walk.actions.npy`` or ``walk.actions.csv``).
+
+Composite actions are stated by the header of a CSV file, one cell per column: ``choice5:weapon`` (of five choices),
+``keys:move.left``, ``axes:wheel.steer``, ``pointer:mouse.x`` and ``pointer:mouse.y``; or, for either file, by
+``walk.actions.json`` with ``action_parts``, as in the metadata of a recording.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 import tokenize
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from vwm.core.action_parts import ActionPart, check_part_names, read_action_parts
+from vwm.core.spaces import ActionSpace
+from vwm.data.action_metadata import known_action_parts
 
-def action_file_paths(video: Path) -> tuple[Path, Path]:
-    """The paths at which the actions of a video may be stored, in the order in which they are tried."""
-    return video.with_suffix(".actions.npy"), video.with_suffix(".actions.csv")
+HEADER_PATTERN = re.compile(
+    r"(?P<kind>choice(?P<choices>\d{1,4})|keys|axes|pointer):(?P<part>[^.,]+)(\.(?P<column>[^,]+))?"
+)
+"""A column of composite actions in the header of a CSV file."""
 
 
-def read_action_file(video: Path) -> NDArray[Any] | None:
-    """Read the actions of a video: int64 [T], or float32 [T, A] in [-1, 1]; None if there is no file.
+class VideoActions(NamedTuple):
+    """The actions of a video.
+
+    Attributes:
+        values: int64 [T], or float32 [T, A], in [-1, 1] or of composite actions.
+        meta: ``action_parts`` and ``unknown_action_parts`` of composite actions; empty for others.
+    """
+
+    values: NDArray[Any]
+    meta: dict[str, Any]
+
+
+def action_file_paths(video: Path) -> list[Path]:
+    """The paths of the actions of a video, in the order in which they are tried, and last that of their parts."""
+    return [video.with_suffix(f".actions.{suffix}") for suffix in ("npy", "csv", "json")]
+
+
+def read_action_file(video: Path) -> VideoActions | None:
+    """Read the actions of a video; None if there is no file.
 
     Raises:
-        ValueError: the file is invalid; the message names it.
+        ValueError: a file is invalid; the message names it.
     """
-    path = next((path for path in action_file_paths(video) if path.exists()), None)
+    *array_paths, parts_path = action_file_paths(video)
+    path = next((path for path in array_paths if path.exists()), None)
     if path is None:
         return None
     try:
-        values: NDArray[Any] = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _read_csv(path)
+        header, values = ([], np.load(path, allow_pickle=False)) if path.suffix == ".npy" else _read_csv(path)
+        meta = _read_parts_file(parts_path) if parts_path.exists() else {}
+        if any(HEADER_PATTERN.fullmatch(cell) for cell in header) and not meta:
+            meta = {"action_parts": [part.to_json() for part in _parse_header(header)]}
     except (ValueError, EOFError, SyntaxError, tokenize.TokenError, OverflowError, MemoryError) as error:
         raise ValueError(f"{path.name}: cannot be read ({error})") from error
     if not isinstance(values, np.ndarray):
         values.close()
         raise ValueError(f"{path.name}: is an archive of several arrays (npz); save the one array with numpy.save")
+    if meta:
+        return _check_composite(path, values, meta)
+    return VideoActions(_check_plain(path, values), {})
+
+
+def _check_composite(path: Path, values: NDArray[Any], meta: dict[str, Any]) -> VideoActions:
+    """Check the values of composite actions against their parts."""
+    try:
+        if values.ndim == 1:
+            values = values[:, None]
+        known_action_parts(meta, values.shape)
+        rows = np.ascontiguousarray(values, np.float32)
+        ActionSpace.composite(*read_action_parts(meta["action_parts"])).check_rows(torch.from_numpy(rows))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    return VideoActions(rows, meta)
+
+
+def _check_plain(path: Path, values: NDArray[Any]) -> NDArray[Any]:
+    """Check the values of discrete and continuous actions: int64 [T] or float32 [T, A]."""
     if values.dtype.kind in "iub" and values.ndim == 1:
         if len(values) and int(values.min()) < 0:
             raise ValueError(f"{path.name}: discrete actions count from 0, found {values.min()}")
@@ -47,8 +100,49 @@ def read_action_file(video: Path) -> NDArray[Any] | None:
     raise ValueError(f"{path.name}: must hold integers [T] or numbers [T, A], not {values.dtype} {list(values.shape)}")
 
 
-def _read_csv(path: Path) -> NDArray[Any]:
-    """Read comma-separated numbers, with or without a header line.
+def _read_parts_file(path: Path) -> dict[str, Any]:
+    """Read the parts of composite actions. Raises ValueError where they are invalid."""
+    try:
+        stated = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not JSON: {error}") from error
+    if not isinstance(stated, dict) or not {"action_parts"} <= stated.keys() <= {
+        "action_parts",
+        "unknown_action_parts",
+    }:
+        raise ValueError(f"{path.name} must be an object with action_parts, and unknown_action_parts where some are")
+    parts = read_action_parts(stated["action_parts"])
+    return {**stated, "action_parts": [part.to_json() for part in parts]}
+
+
+def _parse_header(header: list[str]) -> list[ActionPart]:
+    """Read the parts of composite actions from the header of a CSV file; neighbors of one kind and name are one part.
+
+    Raises:
+        ValueError: a cell does not name a column.
+    """
+    columns = []
+    for cell in header:
+        match = HEADER_PATTERN.fullmatch(cell)
+        if match is None:
+            raise ValueError(
+                f"header cell {cell!r}: columns of composite actions are called choice5:weapon, keys:move.left, "
+                "axes:wheel.steer or pointer:mouse.x"
+            )
+        columns.append(match)
+    parts = []
+    for (kind, choices, name), cells in groupby(columns, lambda match: match.group("kind", "choices", "part")):
+        names = tuple(match["column"] or str(index) for index, match in enumerate(cells))
+        if choices:
+            parts += [ActionPart("choice", int(choices), name)] * len(names)
+        else:
+            parts.append(ActionPart(kind, len(names), name, () if kind == "pointer" else names))
+    check_part_names(parts)
+    return parts
+
+
+def _read_csv(path: Path) -> tuple[list[str], NDArray[Any]]:
+    """Read comma-separated numbers, with or without a header line; return its cells, and the numbers.
 
     A single column is discrete if it is written in whole numbers: 0.00 is continuous, whatever the other rows are.
     """
@@ -65,4 +159,4 @@ def _read_csv(path: Path) -> NDArray[Any]:
     cells = [line.strip() for line in lines[header_lines:] if line.strip()]
     if values.shape[1] == 1 and all(re.fullmatch(r"[+-]?\d+", cell) for cell in cells):
         values = values[:, 0].astype(np.int64)
-    return values
+    return [cell.strip() for cell in first_line.split(",")] if header_lines else [], values

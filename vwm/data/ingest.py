@@ -46,7 +46,8 @@ def ingest_videos(
     """Convert a folder of videos to shards. Run it again to continue after an interruption, or to add new videos.
 
     A file ``walk.actions.npy`` ([T] integers, or [T, A] floats in [-1, 1]) or ``walk.actions.csv`` (one row per frame)
-    next to ``walk.mp4`` holds the action taken at every frame of the video.
+    next to ``walk.mp4`` holds the action taken at every frame of the video. The header of the CSV file, or
+    ``walk.actions.json``, states the parts of composite actions; see ``vwm.data.action_files``.
 
     Args:
         folder: folder of videos (mp4, webm, mkv, mov, avi, m4v), searched with its subfolders.

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vwm.core.action_parts import read_action_parts
 from vwm.core.atomic_files import atomic_write
+from vwm.data.composite_statistics import CompositeActionStatistics
 from vwm.data.frame_reading import read_frames
 from vwm.data.shard_index import EpisodeIndexEntry, ShardIndex, list_shards, load_shard_index
 from vwm.data.shard_reading import read_array, read_episode_metadata
@@ -35,9 +37,10 @@ class DatasetStatistics:
         sizes, fps, sources: number of episodes of each frame size, frame rate and source.
         bytes: size of the members by extension, in bytes.
         lengths: number of frames of each episode.
-        action_kinds: number of episodes with discrete, continuous and no actions.
+        action_kinds: number of episodes with discrete, continuous, composite and no actions.
         discrete_action_counts: number of time steps of each discrete action.
         continuous_actions: the actions of each episode with continuous ones, float32 [T, A].
+        composite_actions: those of episodes with composite ones, by their parts.
         total_reward: sum over the episodes that have rewards.
         state_ranges: names of the state variables to their lowest and highest values, float32 [S].
         ending_counts: number of terminated and truncated episodes.
@@ -54,6 +57,7 @@ class DatasetStatistics:
     discrete_action_counts: Counter[int] = field(default_factory=Counter)
     action_names: list[str] = field(default_factory=list)
     continuous_actions: list[NDArray[np.float32]] = field(default_factory=list)
+    composite_actions: CompositeActionStatistics = field(default_factory=CompositeActionStatistics)
     total_reward: float = 0.0
     episodes_with_rewards: int = 0
     state_ranges: dict[tuple[str, ...], tuple[NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=dict)
@@ -103,12 +107,12 @@ def _count_shard(statistics: DatasetStatistics, shard: str, index: ShardIndex) -
         if "rewards.npy" in entry.members:
             statistics.total_reward += float(read_array(shard, entry, "rewards").sum())
             statistics.episodes_with_rewards += 1
-        _count_actions(statistics, shard, entry)
+        _count_actions(statistics, shard, entry, meta)
         if "state.npy" in entry.members:
             _count_state(statistics, read_array(shard, entry, "state"), meta)
 
 
-def _count_actions(statistics: DatasetStatistics, shard: str, entry: EpisodeIndexEntry) -> None:
+def _count_actions(statistics: DatasetStatistics, shard: str, entry: EpisodeIndexEntry, meta: dict[str, Any]) -> None:
     if "actions.npy" not in entry.members:
         statistics.action_kinds["none"] += 1
         return
@@ -116,6 +120,10 @@ def _count_actions(statistics: DatasetStatistics, shard: str, entry: EpisodeInde
     if actions.ndim == 1:
         statistics.action_kinds["discrete"] += 1
         statistics.discrete_action_counts.update(actions.tolist())
+    elif entry.known_parts:
+        parts = read_action_parts(meta["action_parts"])
+        statistics.action_kinds["composite, " + ", ".join(part.name for part in parts)] += 1
+        statistics.composite_actions.add(parts, entry.known_parts, actions)
     else:
         statistics.action_kinds[f"continuous, {actions.shape[1]} dimensions"] += 1
         statistics.continuous_actions.append(actions)
@@ -156,6 +164,7 @@ def format_dataset_statistics(
         yield f"reward         {statistics.total_reward:g} in total, {mean:.3g} per episode"
     yield f"actions        {_format_counter(statistics.action_kinds)}"
     yield from _format_action_histogram(statistics)
+    yield from statistics.composite_actions.format()
     yield from _format_state_ranges(statistics)
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vwm.data.action_files import read_action_file
+from vwm.data.action_files import VideoActions, read_action_file
 from vwm.data.episode import Episode
 from vwm.data.ingest_manifest import IngestSettings, IngestShard
 from vwm.data.shard_index import shard_index_path
@@ -71,9 +71,11 @@ def iterate_video_episodes(
     frames: list[SourceFrame] = []
     frames_yielded = 0
     cuts: list[int] = []
+    stated: VideoActions | None = None
     problem = ""
     try:
-        actions = read_action_file(video)
+        stated = read_action_file(video)
+        actions = None if stated is None else stated.values
         progress = threading.Event() if actions is not None else None
         rate, expected_duration, count = call_with_timeout(
             lambda: _probe_rate_and_duration(video, path, progress), timeout, progress
@@ -90,7 +92,7 @@ def iterate_video_episodes(
             if frames and frame.part != frames[-1].part:
                 cuts.append(frame.frame_index)
                 if len(frames) >= 2:
-                    yield _make_episode(settings, path, frames, actions, rate)
+                    yield _make_episode(settings, path, frames, stated, rate)
                     frames_yielded += len(frames)
                 frames = []
             if frames and frame.pixels.shape != frames[0].pixels.shape:
@@ -100,7 +102,7 @@ def iterate_video_episodes(
                 )
             frames.append(frame)
             if len(frames) == settings.clip_length or len(frames) * frame.pixels.nbytes >= MAX_EPISODE_BYTES:
-                yield _make_episode(settings, path, frames, actions, rate)
+                yield _make_episode(settings, path, frames, stated, rate)
                 frames_yielded += len(frames)
                 frames = []
     except (ValueError, OSError, TimeoutError) as error:
@@ -108,7 +110,7 @@ def iterate_video_episodes(
     except Exception as error:  # noqa: BLE001 (a decoder's: one video must not end the whole ingest)
         problem = f"{type(error).__name__}: {error}"
     if len(frames) >= 2:
-        yield _make_episode(settings, path, frames, actions, rate)
+        yield _make_episode(settings, path, frames, stated, rate)
         frames_yielded += len(frames)
     if frames_yielded == 0:
         result.skipped[path] = problem or "has fewer than 2 frames"
@@ -119,15 +121,17 @@ def iterate_video_episodes(
 
 
 def _make_episode(
-    settings: IngestSettings, path: str, frames: list[SourceFrame], actions: NDArray[Any] | None, rate: float
+    settings: IngestSettings, path: str, frames: list[SourceFrame], stated: VideoActions | None, rate: float
 ) -> Episode:
     indices = [frame.frame_index for frame in frames]
     meta: dict[str, Any] = {"source": path, "first_source_frame": indices[0]}
+    if stated is not None:
+        meta |= stated.meta
     if settings.fps or rate:
         meta["fps"] = settings.fps or rate
     return Episode(
         frames=np.stack([frame.pixels for frame in frames]),
-        actions=None if actions is None else actions[indices],
+        actions=None if stated is None else stated.values[indices],
         meta=meta,
     )
 

@@ -9,7 +9,9 @@ from .behavior_policies import LaneFollowingPolicy as LaneFollowingPolicy
 from .behavior_policies import MixedPolicy as MixedPolicy
 from .behavior_policies import RandomPolicy as RandomPolicy
 from .behavior_policies import StickyPolicy as StickyPolicy
+from .composite_actions import CompositeEnvActions as CompositeEnvActions
 from .crafter import CrafterEnv as CrafterEnv
+from .lamp import LampEnv as LampEnv
 from .lane_following import RoadPoint as RoadPoint
 from .procgen import ProcgenEnv as ProcgenEnv
 from .procgen import ProcgenRecordingEnv as ProcgenRecordingEnv

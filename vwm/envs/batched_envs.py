@@ -29,7 +29,8 @@ class BatchedEnv(ABC):
     """Copies of an environment that step together.
 
     Attributes:
-        spaces: observation and action space of each copy.
+        spaces: observation and action space of each copy. Agents meet composite actions as continuous ones that stand
+            for them (``ActionSpace.flat``).
         count: number of copies.
         autoreset: what follows the end of an episode, see ``TimeStep``.
     """
@@ -44,7 +45,7 @@ class BatchedEnv(ABC):
 
     @abstractmethod
     def step(self, action: Tensor) -> TimeStep:
-        """Take actions, int64 [count] or float32 [count, a] in [-1, 1]."""
+        """Take actions of ``spaces.actions``, int64 [count] or float32 [count, a]."""
 
     @abstractmethod
     def close(self) -> None:
@@ -140,7 +141,8 @@ class GymnasiumBatchedEnv(BatchedEnv):
         self.count = count
         self.copies = [_EpisodicEnv(spec, seed, index, renderable and index == 0) for index in range(count)]
         env = self.copies[0].env
-        self.spaces = EnvSpaces(env.observations, env.actions.space)
+        self.actions = env.actions.space
+        self.spaces = EnvSpaces(env.observations, self.actions.flat)
 
     def reset(self) -> TimeStep:
         """See ``BatchedEnv.reset``."""
@@ -148,7 +150,7 @@ class GymnasiumBatchedEnv(BatchedEnv):
 
     def step(self, action: Tensor) -> TimeStep:
         """See ``BatchedEnv.step``."""
-        actions = action.cpu().numpy()
+        actions = self.actions.from_flat(action).cpu().numpy()
         return _stack_time_steps([copy.step(env_action) for copy, env_action in zip(self.copies, actions, strict=True)])
 
     def state_dict(self) -> dict[str, Any]:

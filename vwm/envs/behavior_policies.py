@@ -3,7 +3,8 @@
 A world model learns the effects of actions from data in which they are held, mixed and interrupted. Uniform random
 actions rarely hold one long enough to reach new states, which is why ``sticky`` and ``mixed`` exist.
 
-Continuous actions lie in [-1, 1], as in shards.
+Continuous actions lie in [-1, 1], as in shards. Composite actions are drawn in the flat space that stands for them
+(``ActionSpace.from_flat``), so that keys are held, choices made and pointers moved independently of each other.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from vwm.envs.action_spec import EnvActionSpec
@@ -20,7 +22,10 @@ from vwm.envs.lane_following import lane_following_action
 
 
 class RandomPolicy:
-    """Draws every action independently: by weight (discrete) or uniformly from [-1, 1] (continuous).
+    """Draws every action independently.
+
+    Discrete ones are drawn by weight, continuous ones uniformly from [-1, 1], and each part of composite ones
+    uniformly.
 
     Args:
         actions: the actions of the environment.
@@ -51,17 +56,18 @@ class RandomPolicy:
             frames: uint8 [num_envs, H, W, 3], the current observations.
 
         Returns:
-            int64 [num_envs], or float32 [num_envs, A] in [-1, 1].
+            int64 [num_envs], or float32 [num_envs, A], in [-1, 1] or of composite actions.
         """
         if self.actions.count == 0:
-            return self.rng.uniform(self.low, self.high).astype(np.float32)
+            flat = self.rng.uniform(self.low, self.high).astype(np.float32)
+            return self.actions.space.from_flat(torch.from_numpy(flat)).numpy()
         edges = self.weights.cumsum(axis=1)
         actions: NDArray[np.int64] = (self.rng.random((self.num_envs, 1)) * edges[:, -1:] >= edges).sum(axis=1)
         return actions
 
 
 class StickyPolicy(RandomPolicy):
-    """Repeats the last action with a probability, else draws a new one."""
+    """Repeats the last action with a probability, else draws a new one; each column of composite actions by itself."""
 
     def __init__(
         self, actions: EnvActionSpec, num_envs: int, rng: np.random.Generator, prefer: Mapping[int, float] | None = None
@@ -72,8 +78,12 @@ class StickyPolicy(RandomPolicy):
 
     def act(self, first: NDArray[np.bool_], frames: NDArray[np.uint8]) -> NDArray[Any]:
         new_action = super().act(first, frames)
-        keep = (self.rng.random(self.num_envs) < self.repeat_probability) & ~first
-        self.last_action = np.where(keep if new_action.ndim == 1 else keep[:, None], self.last_action, new_action)
+        repeat = self.repeat_probability
+        if new_action.ndim == 2:
+            repeat, first = repeat[:, None], first[:, None]
+        shape = new_action.shape if self.actions.composite is not None else repeat.shape
+        keep = (self.rng.random(shape) < repeat) & ~first
+        self.last_action = np.where(keep, self.last_action, new_action)
         return self.last_action
 
 
@@ -81,7 +91,8 @@ class MixedPolicy(StickyPolicy):
     """Sticky play in segments of random length, each with its own stickiness and action weights.
 
     A segment draws its action weights from a Dirichlet distribution around the base weights, sparse enough that many
-    segments use only two or three actions; with continuous actions, it draws from a random part of the box.
+    segments use only two or three actions; with continuous and composite actions, it draws from a random part of the
+    box, where some keys are never held and some always.
     """
 
     concentration = 0.3

@@ -18,6 +18,7 @@ MAX_ENV_SEED = 2**31 - 1
 """Upper bound of the seeds that environments are given: Crafter and Procgen take 31 bits."""
 BUILT_IN_ENV_MODULES = {
     "vwm/TwoRooms-v0": "vwm.envs.two_rooms",
+    "vwm/Lamp-v0": "vwm.envs.lamp",
     "vwm/Crafter-v0": "vwm.envs.crafter",
     "vwm/World-v0": "vwm.worlds.gymnasium_env",
 }
@@ -31,8 +32,8 @@ def make_env(env_id: str, options: Mapping[str, Any] | None = None) -> Any:
 
     Args:
         env_id: ``procgen:coinrun`` (or another Procgen game), ``ALE/Pong-v5``, an id of this package
-            (``vwm/TwoRooms-v0``, ``vwm/World-v0`` with the option ``bundle``), or any other Gymnasium id;
-            ``module:Id-v0`` imports the module that registers the id.
+            (``vwm/TwoRooms-v0``, ``vwm/Lamp-v0``, ``vwm/World-v0`` with the option ``bundle``), or any other Gymnasium
+            id; ``module:Id-v0`` imports the module that registers the id.
         options: arguments of the environment's constructor.
 
     Raises:

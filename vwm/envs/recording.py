@@ -219,6 +219,8 @@ def record_shard(config: RecordingConfig, out: Path, shard: int) -> RecordingCou
         if env.actions.count == 0:
             low, high = env.actions.low.tolist(), env.actions.high.tolist()
             meta |= {"action_low": low, "action_high": high, "action_rest": env.actions.rest}
+        if env.actions.composite is not None:
+            meta["action_parts"] = [part.to_json() for part in env.actions.composite.parts]
         if env.state_names:
             meta["state_names"] = list(env.state_names)
         for episode in collect_episodes(

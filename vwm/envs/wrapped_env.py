@@ -74,8 +74,8 @@ class WrappedEnv:
         self.raw, _ = self.env.reset(seed=seed)
 
     def step(self, action: Any) -> EnvOutcome:
-        """Hold an action (an integer or float32 [A] in [-1, 1]) for ``action_repeat`` steps or until the end."""
-        env_action = int(action) if self.actions.count else self.actions.denormalize(action)
+        """Hold an action (see ``EnvActionSpec.to_env``) for ``action_repeat`` steps or until the end."""
+        env_action = self.actions.to_env(action)
         total = 0.0
         for steps_left in reversed(range(self.action_repeat)):
             with rendering_disabled(self.env.unwrapped) if steps_left else contextlib.nullcontext():
