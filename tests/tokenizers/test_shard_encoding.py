@@ -17,7 +17,7 @@ from vwm.data.datamodule import make_clip_dataset
 from vwm.data.episode import Episode
 from vwm.data.shard_index import load_shard_index
 from vwm.data.shards import ShardWriter
-from vwm.tokenizers import shard_encoding as module
+from vwm.tokenizers.causal_vae import CausalVAE
 from vwm.tokenizers.frame_vae import FrameVAE
 from vwm.tokenizers.loading import load_tokenizer
 from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
@@ -113,9 +113,65 @@ def test_a_diffusers_autoencoder_uses_the_frame_size_of_the_shards(shards, tmp_p
     assert clip["latents"].shape == (6, 4, 4, 4) and np.isfinite(clip["latents"]).all()
 
 
-def test_rejects_latents_of_several_frames(shards, tmp_path, monkeypatch):
-    network = PixelTokenizer((16, 16), 4)
-    network.time_compression = 4
-    monkeypatch.setattr(module, "load_tokenizer", lambda *_, **__: network)
-    with pytest.raises(ValueError, match="one latent of 4 frames"):
-        encode_shards(shards, tmp_path / "tokenizer", tmp_path / "latents", device="cpu")
+@pytest.mark.parametrize("keep_video", [True, False])
+def test_latents_of_several_frames_keep_the_actions_of_every_frame(keep_video, tmp_path):
+    """Clips start at whole latents; actions, rewards and the end are those of the frames that latents hold."""
+    k, frames = 4, 4 * 6 + 3  # the last two frames fill no latent
+    rng = np.random.default_rng(0)
+    video = rng.integers(0, 256, (frames, 8, 8, 3), dtype=np.uint8)
+    video[:, 0, 0, 0] = np.arange(frames)
+    count = np.arange(frames)
+    with ShardWriter(tmp_path / "data" / "shard-000000.tar") as writer:
+        episode = Episode(video, count, count.astype(np.float32), terminated=True, truncated=False)
+        writer.write("a", episode, raw=True)
+    network = CausalVAE((8, 8), None, 4, k, patch_size=2, widths=[8], depths=[1]).eval()
+    save_component(network, tmp_path / "tokenizer")
+    encode_shards(
+        str(tmp_path / "data"),
+        tmp_path / "tokenizer",
+        tmp_path / "latents",
+        keep_video=keep_video,
+        chunk=5,
+        device="cpu",
+    )
+    entry = load_shard_index(str(tmp_path / "latents" / "shard-000000.tar")).episodes[0]
+    assert (entry.frames, entry.frames_per_latent) == (frames, k)
+    with torch.no_grad():
+        expected = network.encode(frames_to_float(torch.from_numpy(video[None, : 1 + 6 * k])))[0]
+    fields = ("actions", "rewards", "latents", "terminated", *(("frames",) if keep_video else ()))
+    clips = make_clip_dataset(str(tmp_path / "latents"), 1 + 2 * k, fields=fields)
+    starts, ends = set(), 0
+    for epoch in range(12):
+        for i in range(len(clips)):
+            start = clips.order.address(epoch, i).start
+            clip = clips[epoch, i]
+            starts.add(start)
+            assert start % k == 0
+            torch.testing.assert_close(
+                torch.from_numpy(clip["latents"].copy()).float(),
+                expected[start // k : start // k + 3],
+                rtol=1e-3,
+                atol=1e-2,
+            )
+            wanted = np.zeros(3 * k)  # the actions after each of three latents; 0 after the end
+            rest = count[start : start + 3 * k]
+            wanted[: len(rest)] = rest
+            assert np.array_equal(clip["actions"], wanted) and np.array_equal(clip["rewards"], wanted)
+            assert clip["terminated"].tolist() == [start + j == frames - 1 for j in range(3 * k)]
+            ends += clip["terminated"].any()
+            if keep_video:
+                assert clip["frames"][:, 0, 0, 0].tolist() == list(range(start, start + 1 + 2 * k))
+    assert starts == {0, 4, 12, 16} and ends  # two clips of three latents each, at an offset of 0 or 1 latent
+
+
+def test_clips_of_pixels_for_latents_of_several_frames_start_anywhere(shards):
+    clips = make_clip_dataset(shards, 5, fields=("frames", "actions"), frames_per_latent=4)
+    starts = set()
+    for epoch in range(20):
+        address = clips.order.address(epoch, 0)
+        clip = clips[epoch, 0]
+        assert clip["frames"].shape[0] == 5 and clip["actions"].shape == (8,)
+        starts.add(address.start)
+    assert len(starts) > 3
+    with pytest.raises(ValueError, match=r"latents of 4 frames need clips of 1 \+ 4 n frames.*such as 5 or 9"):
+        make_clip_dataset(shards, 6, frames_per_latent=4)

@@ -44,13 +44,15 @@ class ClipOrder:
         seed: seed of the shuffle.
         shuffle: False keeps the order of the shards, and starts every episode at frame 0.
         shards_per_block: number of shards whose clips are shuffled together.
+        frames_per_latent: k above 1 cuts episodes into whole latents of k frames (the first holds one): clips of
+            ``1 + k n`` frames start at multiples of k.
 
     Attributes:
-        span: frames of an episode that a clip covers, ``(clip_length - 1) * stride + 1``.
+        span: frames of an episode that a clip covers, ``(clip_length - 1) * stride + 1``; latents, if k > 1.
         index_hash: hash of the shards and their episodes: equal orders require equal data.
 
     Raises:
-        ValueError: no episode is long enough for one clip.
+        ValueError: no episode is long enough for one clip, or clips do not consist of whole latents.
     """
 
     def __init__(
@@ -61,20 +63,23 @@ class ClipOrder:
         seed: int = 0,
         shuffle: bool = True,
         shards_per_block: int = 16,
+        frames_per_latent: int = 1,
     ) -> None:
-        self.span = (clip_length - 1) * stride + 1
+        self.unit = frames_per_latent
+        self.span = _count_units(clip_length, stride, self.unit)
         self.seed = seed
         self.shuffle = shuffle
         self.shards_per_block = shards_per_block
-        self._lengths = [np.array([e.frames for e in s.episodes], dtype=np.int64) for s in shards]
+        # Of T frames, the first and then k at a time make 1 + (T - 1) // k latents.
+        self._lengths = [np.array([(e.frames - 1) // self.unit + 1 for e in s.episodes], np.int64) for s in shards]
         self._counts = [lengths // self.span for lengths in self._lengths]
         self._shard_counts = np.array([c.sum() for c in self._counts], dtype=np.int64)
         if not len(self):
-            longest = max((int(x.max()) for x in self._lengths if len(x)), default=0)
+            longest = max((e.frames for s in shards for e in s.episodes), default=0)
             raise NotEnoughClipsError(
-                f"no episode is long enough: a clip of {clip_length} frames at stride {stride} spans {self.span} "
-                f"frames, the longest of {sum(map(len, self._lengths))} episodes has {longest}. Set a smaller "
-                f"clip_length or stride, or ingest with a longer clip length."
+                f"no episode is long enough: a clip of {clip_length} frames at stride {stride} spans "
+                f"{(clip_length - 1) * stride + 1} frames, the longest of {sum(map(len, self._lengths))} episodes has "
+                f"{longest}. Set a smaller clip_length or stride, or ingest with a longer clip length."
             )
         digest = hashlib.blake2b(digest_size=8)
         for shard in shards:
@@ -99,7 +104,7 @@ class ClipOrder:
         if self.shuffle:
             slack = self._lengths[shard][episode] - self._counts[shard][episode] * self.span
             offset = int(self._rng(3, epoch, shard, episode).integers(slack + 1))
-        return ClipAddress(int(shard), int(episode), offset + int(clip) * self.span, int(seed))
+        return ClipAddress(int(shard), int(episode), (offset + int(clip) * self.span) * self.unit, int(seed))
 
     def _rng(self, *numbers: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, *map(int, numbers)))))
@@ -123,3 +128,21 @@ class ClipOrder:
             rows.append(np.stack((np.full_like(episode, shard), episode, clip), axis=1))
         clips = np.concatenate(rows)
         return self._rng(1, epoch, block).permutation(clips) if self.shuffle else clips
+
+
+def _count_units(clip_length: int, stride: int, frames_per_latent: int) -> int:
+    """Return the frames that a clip covers, or its latents where they hold several frames."""
+    if frames_per_latent == 1:
+        return (clip_length - 1) * stride + 1
+    check_whole_latents(clip_length, stride, frames_per_latent)
+    return 1 + (clip_length - 1) // frames_per_latent
+
+
+def check_whole_latents(clip_length: int, stride: int, frames_per_latent: int) -> None:
+    """Raise ValueError unless clips consist of one frame and whole latents of k frames, without gaps."""
+    if (clip_length - 1) % frames_per_latent or (stride > 1 and frames_per_latent > 1):
+        below = (clip_length - 1) // frames_per_latent * frames_per_latent + 1
+        raise ValueError(
+            f"clip_length={clip_length} at stride={stride}: latents of {frames_per_latent} frames need clips of "
+            f"1 + {frames_per_latent} n frames at stride 1, such as {below} or {below + frames_per_latent}"
+        )

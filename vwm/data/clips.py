@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vwm.data.clip_order import ClipAddress, ClipOrder
+from vwm.data.clip_order import ClipAddress, ClipOrder, check_whole_latents
 from vwm.data.episode_selection import hash_threshold, key_hash
 from vwm.data.frame_reading import read_frames
 from vwm.data.shard_index import ShardIndex
@@ -27,13 +27,17 @@ LABELED_SALT = b"labelled"  # British spelling: another salt would select other 
 class ClipBatch:
     """A batch of clips. Fields that the data lack or that were not requested are None.
 
+    Where a latent holds k frames, a clip of t = 1 + k n frames has t' = 1 + n latents, each with the k actions that
+    follow its last frame: latent i ends with frame k i of the clip, and ``actions[:, k i : k (i + 1)]`` lead to the
+    next latent. ``actions``, ``rewards`` and ``terminated`` then have k t' entries, 0 after the end of an episode.
+
     Attributes:
         frames: uint8 [b, t, h, w, 3].
         actions: int64 [b, t] or float32 [b, t, a]; ``actions[:, i]`` leads from frame i to i+1.
         rewards: float32 [b, t].
         state: float32 [b, t, s], state of the environment.
-        latents: int64 [b, t, ...] tokens or float32 [b, t, ...] latents of an encoded data set.
-        latents_std: float32 [b, t, ...], standard deviations of the latents if the posterior was stored.
+        latents: int64 [b, t', ...] tokens or float32 [b, t', ...] latents of an encoded data set.
+        latents_std: float32 [b, t', ...], standard deviations of the latents if the posterior was stored.
         seed: int64 [b], seed of the data augmentation.
         terminated: bool [b, t], True if the action of this step terminated the environment: only possible at the last
             frame of an episode.
@@ -66,10 +70,11 @@ class ClipDataset(Dataset[dict[str, Any]]):
             actions and others have none, clips of the latter have actions 0 and ``labeled`` False.
         labeled_fraction: fraction of the episodes whose actions are given; the actions of all others are 0. Episodes
             are selected by a hash of their keys, so that a larger fraction includes those of every smaller one.
+        frames_per_latent: k; see ``ClipBatch``.
 
     Raises:
-        ValueError: an unknown field; actions, rewards or terminated with a stride above 1, where an action would not
-            lead to the next frame of the clip; or a fraction outside [0, 1].
+        ValueError: an unknown field; clips that do not consist of whole latents; actions, rewards or terminated with a
+            stride above 1, where an action would not lead to the next frame of the clip; or a fraction outside [0, 1].
     """
 
     def __init__(
@@ -81,6 +86,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         stride: int = 1,
         fields: Sequence[str] = ("frames", "actions"),
         labeled_fraction: float = 1.0,
+        frames_per_latent: int = 1,
     ) -> None:
         unknown = set(fields) - set(CLIP_FIELDS)
         if unknown:
@@ -90,6 +96,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
                 f"stride={stride} skips frames, so actions and rewards would not lead to the next frame: set "
                 f"fields=[frames], or record with a frame skip (vwm record --frame-skip {stride})"
             )
+        check_whole_latents(clip_length, stride, frames_per_latent)
         if not 0 <= labeled_fraction <= 1:
             raise ValueError(f"labeled_fraction must be between 0 and 1, got {labeled_fraction}")
         self.paths = list(paths)
@@ -97,6 +104,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self.order = order
         self.clip_length = clip_length
         self.stride = stride
+        self.frames_per_latent = frames_per_latent
         self.fields = tuple(fields)
         self.labeled_fraction = labeled_fraction
         keys = (entry.key for shard in shards for entry in shard.episodes)
@@ -122,16 +130,24 @@ class ClipDataset(Dataset[dict[str, Any]]):
         entry = self.shards[address.shard].episodes[address.episode]
         stop = address.start + (self.clip_length - 1) * self.stride + 1
         clip: dict[str, Any] = {"seed": np.int64(address.seed)}
+        steps = self.clip_length + self.frames_per_latent - 1
         for field in self.fields:
             if field == "frames":
                 clip[field] = read_frames(path, entry, range(address.start, stop, self.stride))
+            elif field.startswith("latents") and self.frames_per_latent > 1 and f"{field}.npy" in entry.members:
+                first, last = address.start // self.frames_per_latent, (stop - 1) // self.frames_per_latent
+                clip[field] = read_array_rows(path, entry, field, first, last + 1)
             elif f"{field}.npy" in entry.members:
-                clip[field] = read_array_rows(path, entry, field, address.start, stop)[:: self.stride]
+                per_step = field in ("actions", "rewards", "terminated")
+                end = min(stop + self.frames_per_latent - 1, entry.frames) if per_step else stop
+                rows = read_array_rows(path, entry, field, address.start, end)[:: self.stride]
+                clip[field] = _pad_rows(rows, steps) if per_step else rows
             elif field == "actions" and self._unlabeled_actions is not None:
                 clip[field] = self._unlabeled_actions
             elif field == "terminated" and "terminated" in (meta := read_episode_metadata(path, entry)):
-                clip[field] = np.zeros(self.clip_length, bool)
-                clip[field][-1] = meta["terminated"] and stop == entry.frames
+                clip[field] = np.zeros(steps, bool)
+                last_step = entry.frames - 1 - address.start
+                clip[field][last_step : last_step + 1] = meta["terminated"]
         if self.labeled_fraction < 1 or self._unlabeled_actions is not None:
             is_selected = self.labeled_fraction == 1 or key_hash(entry.key, LABELED_SALT) < self._label_threshold
             clip["labeled"] = np.bool_(is_selected and "actions.npy" in entry.members)
@@ -150,7 +166,14 @@ class ClipDataset(Dataset[dict[str, Any]]):
         if not 0 < len(labeled) < len(entries):
             return None
         example = read_array_rows(*labeled[0], "actions", 0, 1)
-        return np.zeros((self.clip_length, *example.shape[1:]), example.dtype)
+        return np.zeros((self.clip_length + self.frames_per_latent - 1, *example.shape[1:]), example.dtype)
+
+
+def _pad_rows(rows: NDArray[Any], count: int) -> NDArray[Any]:
+    """Append rows of zeros up to a number of rows."""
+    if len(rows) == count:
+        return rows
+    return np.concatenate((rows, np.zeros((count - len(rows), *rows.shape[1:]), rows.dtype)))
 
 
 def collate_clips(clips: Sequence[dict[str, Any]]) -> ClipBatch:

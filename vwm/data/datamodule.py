@@ -193,6 +193,9 @@ class VideoDataModule(L.LightningDataModule):
         labeled_fraction: fraction of the training episodes whose actions are given. Clips of all others have actions 0
             and ``labeled`` False. Episodes are selected by a hash of their keys, so that a larger fraction includes
             those of every smaller one.
+        frames_per_latent: k, where clips of ``1 + k n`` frames are for a tokenizer with k frames per latent and rewards
+            are learned, which then need the actions up to the end of the next latent; see ``ClipBatch``. null takes
+            that of encoded shards where latents are read, else 1.
 
     Raises:
         ValueError: a setting is out of range.
@@ -211,9 +214,12 @@ class VideoDataModule(L.LightningDataModule):
         val_path: str | None = None,
         timeout: float = 300,
         labeled_fraction: float = 1.0,
+        frames_per_latent: int | None = None,
     ) -> None:
         super().__init__()
-        check_positive(clip_length=clip_length, batch_size=batch_size, stride=stride)
+        check_positive(
+            clip_length=clip_length, batch_size=batch_size, stride=stride, frames_per_latent=frames_per_latent
+        )
         check_fraction(val_fraction=val_fraction, labeled_fraction=labeled_fraction)
         check_not_negative(workers=workers, timeout=timeout)
         self.path = path
@@ -227,6 +233,7 @@ class VideoDataModule(L.LightningDataModule):
         self.val_path = val_path
         self.timeout = timeout
         self.labeled_fraction = labeled_fraction
+        self.frames_per_latent = frames_per_latent
 
     def train_dataloader(self) -> ClipLoader:
         """The training batches of this rank."""
@@ -257,6 +264,7 @@ class VideoDataModule(L.LightningDataModule):
             split=split,
             val_fraction=self.val_fraction,
             labeled_fraction=labeled_fraction,
+            frames_per_latent=self.frames_per_latent,
         )
         return loader_class(
             dataset,
@@ -286,6 +294,7 @@ def make_clip_dataset(
     split: str = "all",
     val_fraction: float = 0.05,
     labeled_fraction: float = 1.0,
+    frames_per_latent: int | None = None,
 ) -> ClipDataset:
     """Make the clip dataset of a folder of shards.
 
@@ -296,6 +305,7 @@ def make_clip_dataset(
         split: ``all`` episodes, the ``train`` split or the held-out ``val`` split.
         val_fraction: fraction of the episodes that is held out.
         labeled_fraction: fraction of the episodes whose actions are given.
+        frames_per_latent: see ``VideoDataModule``.
 
     Raises:
         NotEnoughClipsError: the split has no episode, or none that is long enough for a clip.
@@ -308,7 +318,13 @@ def make_clip_dataset(
             f"{path}: none of the {sum(len(index.episodes) for index in indices)} episodes is in the {split} split "
             f"(val_fraction {val_fraction:g}, selected by a hash of their keys): take all episodes, or add data"
         )
-    order = ClipOrder(shards, clip_length, stride=stride, seed=seed, shuffle=shuffle)
+    encoded = _encoded_frames_per_latent(path, indices) if "latents" in fields else 1
+    if frames_per_latent not in (None, encoded) and "latents" in fields:
+        raise ValueError(
+            f"frames_per_latent={frames_per_latent}, but the latents in {path} hold {encoded} frames: set {encoded}"
+        )
+    # Latents are aligned with the episodes' starts; pixels can be cut anywhere.
+    order = ClipOrder(shards, clip_length, stride=stride, seed=seed, shuffle=shuffle, frames_per_latent=encoded)
     return ClipDataset(
         paths=paths,
         shards=shards,
@@ -317,7 +333,18 @@ def make_clip_dataset(
         stride=stride,
         fields=fields,
         labeled_fraction=labeled_fraction,
+        frames_per_latent=frames_per_latent or encoded,
     )
+
+
+def _encoded_frames_per_latent(path: str, shards: Sequence[ShardIndex]) -> int:
+    """Return the frames of a latent, which must be the same in all episodes."""
+    found = {entry.frames_per_latent for shard in shards for entry in shard.episodes if "latents.npy" in entry.members}
+    if len(found) > 1:
+        raise ValueError(
+            f"{path}: latents of {' and '.join(map(str, sorted(found)))} frames: encode all shards with one tokenizer"
+        )
+    return found.pop() if found else 1
 
 
 def _select_split(shard: ShardIndex, split: str, val_fraction: float) -> ShardIndex:

@@ -42,6 +42,7 @@ class EpisodeIndexEntry:
         fps: frames per second; 0 if unknown.
         members: extension (``"frames.npy"``, ``"mp4"``, ``"actions.npy"``, ...) to (byte offset in the tar, size).
         known_parts: of each part of composite actions, whether it is known; empty for other actions.
+        frames_per_latent: k, frames of each row of ``latents.npy`` after the first, which holds one frame.
     """
 
     key: str
@@ -51,6 +52,7 @@ class EpisodeIndexEntry:
     fps: float
     members: dict[str, tuple[int, int]]
     known_parts: tuple[bool, ...] = ()
+    frames_per_latent: int = 1
 
     @property
     def video_extension(self) -> str | None:
@@ -168,6 +170,7 @@ def _make_entry(
                 f'{shard}:{key}.json must hold an object, such as {{"fps": 15}}, not {type(meta).__name__}'
             )
     _check_metadata_names(shard, key, meta)
+    per_latent = max(1, int(_metadata_number(shard, key, meta, "frames_per_latent")))
     video = next((e for e in members if e in VIDEO_EXTENSIONS), None)
     if "frames.npy" in members:
         shape, dtype = _npy_shape(shard, key, "frames.npy", headers, members["frames.npy"][1])
@@ -179,7 +182,9 @@ def _make_entry(
         frames, height, width = probed["frames"], probed["height"], probed["width"]
         meta.setdefault("fps", probed["fps"])
     elif "latents.npy" in members:
-        frames = _npy_shape(shard, key, "latents.npy", headers, members["latents.npy"][1])[0][0]
+        rows = _npy_shape(shard, key, "latents.npy", headers, members["latents.npy"][1])[0][0]
+        last = 1 + per_latent * (rows - 1)  # the video may end with up to k - 1 frames that fill no latent
+        frames = min(max(last, int(_metadata_number(shard, key, meta, "frames"))), last + per_latent - 1)
         height, width = (int(_metadata_number(shard, key, meta, name)) for name in ("height", "width"))
     else:
         return None
@@ -203,6 +208,7 @@ def _make_entry(
         fps=_metadata_number(shard, key, meta, "fps"),
         members=members,
         known_parts=known_parts,
+        frames_per_latent=per_latent,
     )
 
 

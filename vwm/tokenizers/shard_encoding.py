@@ -19,7 +19,7 @@ from vwm.core.frames import frames_to_float
 from vwm.core.tokenizer import VideoTokenizer
 from vwm.data.frame_reading import read_episode_frames
 from vwm.data.shard_index import ShardIndex, is_shard_complete, list_shards, load_shard_index
-from vwm.data.shard_reading import read_bytes
+from vwm.data.shard_reading import read_bytes, read_episode_metadata
 from vwm.data.shards import ShardWriter
 from vwm.data.video import VIDEO_EXTENSIONS
 from vwm.tokenizers.frame_vae import FrameVAE
@@ -39,7 +39,10 @@ def encode_shards(
 ) -> None:
     """Write a copy of shards in which every episode also has its latents (``latents.npy``).
 
-    Latents are tokens, int32 [T, h, w], or continuous, float16 [T, h, w, c]; row i belongs to frame i. For a
+    Latents are tokens, int32 [T, h, w], or continuous, float16 [T, h, w, c]; row i belongs to frame i. Of a tokenizer
+    with k frames per latent there are 1 + (T - 1) // k rows: row 0 holds frame 0, row i the frames k (i - 1) + 1 to
+    k i, and up to k - 1 last frames fill no latent. Actions and rewards stay one per frame; the metadata
+    (``frames_per_latent``) say how clips cut both. For a
     ``FrameVAE`` the standard deviations of the posterior are also saved (``latents_std.npy``), so that a dynamics model
     can sample latents in each batch.
 
@@ -55,8 +58,7 @@ def encode_shards(
         device: where to compute; see ``resolve_device``.
 
     Raises:
-        ValueError: ``out`` holds latents of another tokenizer or of other shards, two shards have the same name, or the
-            tokenizer has several frames per latent.
+        ValueError: ``out`` holds latents of another tokenizer or of other shards, or two shards have the same name.
     """
     paths = list_shards(data)
     names = [path.rsplit("/", 1)[-1] for path in paths]
@@ -68,11 +70,6 @@ def encode_shards(
         raise ValueError(f"--out {out} is the folder of the shards to encode: choose another folder")
     first = load_shard_index(paths[0]).episodes[0]
     network = load_tokenizer(tokenizer, image_size=(first.height, first.width))
-    if network.time_compression > 1:
-        raise ValueError(
-            f"{tokenizer} makes one latent of {network.time_compression} frames, and encoded shards have one per "
-            f"frame: use a tokenizer with time_compression=1, or train on video (--data.fields '[frames, actions]')"
-        )
     network.to(resolve_device(device))
     with lock_folder(out, "encoding"):
         remove_folder_leftovers(out)
@@ -132,6 +129,14 @@ def _encode_shard(
             sample: dict[str, Any] = {"__key__": entry.key}
             # Members are copied byte for byte.
             sample |= {extension: read_bytes(path, *location) for extension, location in members.items()}
+            if tokenizer.time_compression > 1:
+                meta = read_episode_metadata(path, entry) | {
+                    "frames": entry.frames,
+                    "height": entry.height,
+                    "width": entry.width,
+                    "frames_per_latent": tokenizer.time_compression,
+                }
+                sample["json"] = json.dumps(meta).encode()
             if isinstance(tokenizer, FrameVAE):
                 mean, std = encode_posterior(tokenizer, read_episode_frames(path, entry), chunk)
                 sample |= {"latents.npy": mean, "latents_std.npy": std}
@@ -144,7 +149,7 @@ def _encode_shard(
 def encode_episode(
     tokenizer: VideoTokenizer, frames: NDArray[np.uint8], chunk: int
 ) -> NDArray[np.int32] | NDArray[np.float16]:
-    """Encode uint8 [T, H, W, 3], ``chunk`` frames at a time, to int32 [T, h, w] or float16 [T, h, w, c]."""
+    """Encode uint8 [T, H, W, 3], ``chunk`` frames at a time, to int32 [T', h, w] or float16 [T', h, w, c]."""
     state, parts = tokenizer.init_encoder(1), []
     for start in range(0, len(frames), chunk):
         video = frames_to_float(torch.from_numpy(np.array(frames[start : start + chunk]))[None].to(tokenizer.device))
