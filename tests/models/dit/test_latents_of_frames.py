@@ -181,3 +181,31 @@ def test_learns_which_action_leads_to_which_frame():
     sampled = learner.eval().sample(batch)[:, 1:].float().mean(dim=(2, 3, 4)) > 127
     correct = (sampled == batch.actions[:, :-1].bool()).float().mean(dim=0)
     assert correct.min() > 0.95, correct
+
+
+def test_outcomes_are_learned_from_the_sum_and_the_end_of_the_frames_of_a_step():
+    k, world = 4, latent_frames_world(4, outcomes=True)
+    learner = DiTModule(
+        tokenizer=world.tokenizer,
+        dynamics=world.dynamics.requires_grad_(True),
+        objective=DiffusionForcing(),
+        optimizer=OptimizerConfig(),
+        outcomes=world.outcomes,
+    ).train()
+
+    def losses(rewards: torch.Tensor, terminated: torch.Tensor) -> list[float]:
+        torch.manual_seed(0)
+        batch = ClipBatch(frames=video(9), actions=actions(12), rewards=rewards, terminated=terminated)
+        logs = learner(batch)[1]
+        return [float(logs[name]) for name in ("reward_loss", "end_loss")]
+
+    rewards, never = torch.zeros(2, 12), torch.zeros(2, 12, dtype=torch.bool)
+    first, last, other_step, both = (rewards.clone() for _ in range(4))
+    first[0, 0] = last[0, 3] = other_step[0, k] = 1
+    both[0, :2] = 0.5
+    assert losses(first, never) == losses(last, never) == losses(both, never) != losses(other_step, never)
+    ended, ended_later = never.clone(), never.clone()
+    ended[1, 8], ended_later[1, 11] = True, True
+    assert losses(rewards, ended) == losses(rewards, ended_later) != losses(rewards, never)
+    with pytest.raises(ValueError, match=r"need 4 actions after each, got 9: set data\.frames_per_latent=4"):
+        learner(ClipBatch(frames=video(9), actions=actions(9), rewards=rewards[:, :9]))
