@@ -4,6 +4,8 @@ from .bootstrap import ConfidenceInterval as ConfidenceInterval
 from .closed_form_probes import ClosedFormPredictions as ClosedFormPredictions
 from .control import DeltaPSNR as DeltaPSNR
 from .control import ShuffledActionLoss as ShuffledActionLoss
+from .drift import Drift as Drift
+from .drift import SlicedFrechet as SlicedFrechet
 from .eval_clips import EvalClips as EvalClips
 from .eval_settings import EvalSettings as EvalSettings
 from .features import PixelFeatureExtractor as PixelFeatureExtractor
@@ -42,5 +44,6 @@ from .return_comparison import ReturnComparison as ReturnComparison
 from .return_comparison import compare_returns as compare_returns
 from .surprise import RateInterval as RateInterval
 from .surprise import ViolationPairs as ViolationPairs
+from .usefulness import Usefulness as Usefulness
 from .world_measures import EvaluationData as EvaluationData
 from .world_report import evaluate_world as evaluate_world

@@ -20,14 +20,14 @@ pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: 12px; }
 
 
 def render_html_report(
-    title: str, report: dict[str, Any], plots: Sequence[str], videos: Sequence[str], sheet: str
+    title: str, report: dict[str, Any], plots: Sequence[str], videos: Sequence[str], sheet: str, drift: str
 ) -> str:
     """Render the page.
 
     Args:
         title: title of the world.
         report: see ``vwm.eval.world_report.evaluate_world``.
-        plots, videos, sheet: file names, relative to the page.
+        plots, videos, sheet, drift: file names, relative to the page; empty where there is none.
     """
     provenance = report["provenance"]
     subtitle = f"{report['data']['clips']} clips of {provenance['data']}, {provenance['environment']['date']}"
@@ -37,10 +37,18 @@ def render_html_report(
         "".join(f"<p>Note: {escape(note)}.</p>" for note in report["notes"]),
         "<h2>Plots</h2>" + "".join(f'<figure><img src="{escape(p)}" alt="{escape(p)}"></figure>' for p in plots),
         "<h2>Rollouts</h2>" + _rollouts_html(sheet, videos) if videos else "",
+        _drift_html(drift) if drift else "",
         f"<h2>Provenance</h2><pre>{escape(json.dumps(provenance, indent=2))}</pre>",
     ]
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
     return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+
+
+def _drift_html(sheet: str) -> str:
+    return (
+        "<h2>Long play</h2><p class=quiet>The first start under held actions, a frame of each second.</p>"
+        f'<img src="{escape(sheet)}" alt="long play">'
+    )
 
 
 def _rollouts_html(sheet: str, videos: Sequence[str]) -> str:
@@ -93,6 +101,7 @@ def headline_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
             "not measured" if cost is None else f"{cost['loss']}; above 1 where actions matter",
         ),
         *_information_rows(control),
+        *_usefulness_rows(report),
         (
             "Step",
             _format_number(play["step_ms"]["p50"], "ms"),
@@ -124,6 +133,35 @@ def _information_rows(control: dict[str, Any]) -> list[tuple[str, str, str]]:
         return []
     text = f"above chance, of {_format_number(control['action_entropy_bits'], 'bits')} in the recorded actions"
     return [("Latent ↔ recorded action", _format_number(control["action_mi_bits"], "bits"), text)]
+
+
+def _usefulness_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return the rows about long play, motion, memory and signs of hallucination, where they could be measured."""
+    rows = []
+    following, drift, signs = report["action_following"], report["drift"], report["hallucination"]
+    if following["flow"] is not None:
+        value = _format_number(following["flow"]["correlation"], "")
+        random = _format_number(following["flow"]["correlation_random_actions"], "")
+        rows.append(("Motion of the scene", value, f"correlation with the true shift; under random actions: {random}"))
+    if following["probe"] is not None:
+        probe = following["probe"]
+        real, constant = _format_number(probe["real"], ""), _format_number(probe["constant"], "")
+        text = f"{probe['score']} of the actions read from predicted frames; from real frames: {real}, constant: "
+        rows.append(("Inverse-dynamics probe", _format_number(probe["predicted"], ""), text + constant))
+    if drift is not None:
+        text = f"distance to real frames after {drift['seconds']} s of held actions; floor "
+        text += f"{_format_number(drift['floor'], '')}, mean image {_format_number(drift['mean_image'], '')}"
+        rows.append(("Drift", _format_number(drift["mean_by_second"][-1], ""), text))
+    for name, result in (report["revisit"] or {}).items():
+        away = _format_number(result["turning_point"], "dB")
+        text = f"PSNR to the start, {name}; at the turning point: {away}"
+        rows.append(("Revisit", _format_number(result["returned"], "dB"), text))
+    known = {name: r["last"] for name, r in signs.items() if r is not None and r["last"] is not None}
+    if known:
+        best = max(known, key=lambda name: known[name])
+        text = f"rank correlation of {best.replace('_', ' ')} with the error at the last horizon"
+        rows.append(("Best sign of hallucination", _format_number(known[best], ""), text))
+    return rows
 
 
 def _format_baselines(rollout: dict[str, Any], at: int) -> str:

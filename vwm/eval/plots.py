@@ -69,6 +69,25 @@ def plot_delta_psnr(control: dict[str, Any]) -> Figure:
     return figure
 
 
+def plot_drift(drift: dict[str, Any]) -> Figure:
+    """Plot the distance of generated to real frames by seconds, under each pattern of actions."""
+    figure = _make_figure(6.4, 3.4)
+    axes = figure.subplots()
+    for values in drift["by_pattern"].values():
+        axes.plot(range(1, len(values) + 1), values, color=MODEL_COLOR, alpha=0.3, linewidth=1)
+    _plot_curve(axes, drift["mean_by_second"], MODEL_COLOR, "mean of the patterns")
+    for value, color, label in (
+        (drift["floor"], CEILING_COLOR, "reconstructed real frames (floor)"),
+        (drift["mean_image"], COPY_COLOR, "mean image"),
+    ):
+        axes.axhline(value, color=color, linestyle="--", label=label)
+    _format_horizon_axis(axes, "sliced Fréchet distance to real frames")
+    axes.set_xlabel("seconds under held actions")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
 def plot_codebook_usage(counts: ArrayLike, perplexity: float) -> Figure:
     """Plot how often the tokenizer's codes are used, the most frequent first."""
     share = np.sort(np.asarray(counts, float))[::-1]

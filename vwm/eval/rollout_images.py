@@ -5,7 +5,7 @@ Legend: t time, h w pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,4 +98,27 @@ def rollout_sheet(truth: Sequence[Frames], predicted: Sequence[Frames], side: in
             font,
             anchor="lm",
         )
+    return canvas
+
+
+def drift_sheet(by_pattern: Mapping[str, Frames], side: int = 64) -> Image.Image:
+    """Draw long rollouts in one image: a row for each pattern of actions, a column for each second.
+
+    Args:
+        by_pattern: by name, uint8 [s, h, w, 3], a frame of each second.
+        side: small images are enlarged (by an integer factor) to about this height.
+    """
+    cells = [upscale_frames(frames, side) for frames in by_pattern.values()]
+    seconds, height, width, _ = cells[0].shape
+    left, top = 150, 20
+    size = (left + seconds * (width + PANEL_GAP), top + len(cells) * (height + PANEL_GAP))
+    canvas = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=12)
+    for column in range(seconds):
+        draw.text((left + column * (width + PANEL_GAP) + width // 2, 4), f"{column + 1} s", "black", font, anchor="mt")
+    for row, (name, frames) in enumerate(zip(by_pattern, cells, strict=True)):
+        y = top + row * (height + PANEL_GAP)
+        draw.text((4, y + height // 2), name[:22], "black", font, anchor="lm")
+        for column, frame in enumerate(frames):
+            canvas.paste(Image.fromarray(frame), (left + column * (width + PANEL_GAP), y))
     return canvas

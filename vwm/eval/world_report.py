@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from vwm.core.atomic_files import atomic_folder, check_replaceable_folder
-from vwm.core.checks import check_positive
+from vwm.core.checks import check_not_negative, check_positive
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.data.video_encoding import write_video
 from vwm.eval import plots
@@ -22,12 +22,14 @@ from vwm.eval.eval_settings import EvalSettings
 from vwm.eval.html_report import headline_rows, render_html_report
 from vwm.eval.perceptual import FVD, LPIPS
 from vwm.eval.provenance import collect_provenance
-from vwm.eval.rollout_images import rollout_sheet, side_by_side_video
+from vwm.eval.rollout_images import drift_sheet, rollout_sheet, side_by_side_video
+from vwm.eval.usefulness import measure_usefulness
 from vwm.eval.world_measures import EvaluationData, collect_evaluation_data, measure_perceptual, measure_world
 from vwm.worlds.bundle import load_simulator
 from vwm.worlds.families import find_family
 
-WORLD_REPORT_FILE, HTML_FILE, ROLLOUT_SHEET_FILE = "report.json", "index.html", "rollouts.png"
+WORLD_REPORT_FILE, HTML_FILE = "report.json", "index.html"
+ROLLOUT_SHEET_FILE, DRIFT_FILE = "rollouts.png", "drift_frames.png"
 
 
 def evaluate_world(
@@ -41,6 +43,8 @@ def evaluate_world(
     seed: int = 0,
     part: Literal["all", "train", "val"] = "all",
     videos: int = 8,
+    drift_seconds: int = 5,
+    drift_starts: int = 8,
     lpips_weights: Path | None = None,
     fvd_weights: Path | None = None,
     device: str = "auto",
@@ -61,6 +65,8 @@ def evaluate_world(
         seed: seed of the choice of clips, the simulations and the random actions.
         part: all episodes, or those that training with the default split trained on or held out.
         videos: number of rollouts to show.
+        drift_seconds: length of the rollouts under held actions, from which drift is measured; 0 leaves them out.
+        drift_starts: clips that these rollouts start from.
         lpips_weights: torchvision's AlexNet weights, for LPIPS, which is left out without them.
         fvd_weights: I3D as TorchScript, for FVD, which is left out without it.
         device: where to compute; see ``resolve_device``.
@@ -72,7 +78,8 @@ def evaluate_world(
         ValueError: a setting is out of range, the data do not fit the world, the family has no report, or ``out`` is
             a folder with other content.
     """
-    check_positive(horizon=horizon, context=context, clips=clips, batch_size=batch_size)
+    check_positive(horizon=horizon, context=context, clips=clips, batch_size=batch_size, drift_starts=drift_starts)
+    check_not_negative(drift_seconds=drift_seconds)
     check_replaceable_folder(out, WORLD_REPORT_FILE, "report")
     # Errors in the files are raised before the work begins.
     lpips = None if lpips_weights is None else LPIPS(lpips_weights)
@@ -87,7 +94,9 @@ def evaluate_world(
     )
     if family.report == "compounding_error":
         return write_compounding_report(simulator, bundle, out, settings)
-    return _write_frames_report(simulator, bundle, out, settings, videos, lpips, fvd)
+    return _write_frames_report(
+        simulator, bundle, out, settings, videos, lpips, fvd, drift_seconds=drift_seconds, drift_starts=drift_starts
+    )
 
 
 def _write_frames_report(
@@ -98,6 +107,8 @@ def _write_frames_report(
     videos: int,
     lpips: LPIPS | None,
     fvd: FVD | None,
+    drift_seconds: int,
+    drift_starts: int,
 ) -> dict[str, Any]:
     """Compute all measures of predicted frames, and write the report."""
     dataset = settings.dataset("frames", "actions")
@@ -105,6 +116,8 @@ def _write_frames_report(
     evaluation = collect_evaluation_data(simulator, sample, settings.context, settings.seed, settings.batch_size)
     report = measure_world(evaluation)
     report["notes"] += measure_perceptual(report, evaluation, lpips, fvd)
+    usefulness = measure_usefulness(evaluation, drift_seconds, drift_starts)
+    report |= usefulness.numbers
     if len(sample) < settings.clips:
         report["notes"].append(
             f"only {len(sample)} clips of {settings.clip_length} frames are there, {settings.clips} were asked for"
@@ -113,12 +126,13 @@ def _write_frames_report(
     report["provenance"] = collect_provenance(
         simulator, bundle, settings.data, sample.index_hash, settings.part, settings.numbers()
     )
+    report["provenance"]["settings"] |= {"drift_seconds": drift_seconds, "drift_starts": drift_starts}
     report["provenance"]["sampling"] = simulator.sampling._asdict()
     hardware = report["provenance"]["environment"]["hardware"]
     if (hardware["load"] or 0) > (hardware["cores"] or 1):
         report["notes"].append("the machine was busy with other work: it can be faster than the speed here says")
     report = to_json_value(report)
-    _write_report(out, report, evaluation, videos)
+    _write_report(out, report, evaluation, usefulness.drift_frames, videos)
     for what, value, meaning in headline_rows(report):
         print(f"{what:28} {value:>16}   {meaning}")
     print(f"{out / HTML_FILE}: the whole report")
@@ -136,7 +150,9 @@ def to_json_value(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _write_report(out: Path, report: dict[str, Any], evaluation: EvaluationData, videos: int) -> None:
+def _write_report(
+    out: Path, report: dict[str, Any], evaluation: EvaluationData, drift_frames: dict[str, Tensor], videos: int
+) -> None:
     """Write the folder atomically."""
     with atomic_folder(out) as aside:
         (aside / WORLD_REPORT_FILE).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
@@ -149,8 +165,15 @@ def _write_report(out: Path, report: dict[str, Any], evaluation: EvaluationData,
             write_video(aside / name, side_by_side_video(clip, predicted), evaluation.simulator.spec.fps)
         if shown:
             rollout_sheet(list(truth), list(own)).save(aside / ROLLOUT_SHEET_FILE)
+        if drift_frames:
+            drift_sheet({name: frames[0].numpy() for name, frames in drift_frames.items()}).save(aside / DRIFT_FILE)
         html = render_html_report(
-            evaluation.simulator.spec.title, report, list(drawings), shown, ROLLOUT_SHEET_FILE if shown else ""
+            evaluation.simulator.spec.title,
+            report,
+            list(drawings),
+            shown,
+            ROLLOUT_SHEET_FILE if shown else "",
+            DRIFT_FILE if drift_frames else "",
         )
         (aside / HTML_FILE).write_text(html)
 
@@ -166,6 +189,8 @@ def _report_plots(report: dict[str, Any], evaluation: EvaluationData) -> dict[st
             evaluation.step_milliseconds.numpy(), step["p50"], step["p95"], play["real_time_fps"]
         ),
     }
+    if report["drift"] is not None:
+        drawings["drift.png"] = lambda: plots.plot_drift(report["drift"])
     if codebook is not None:
         drawings["codebook.png"] = lambda: plots.plot_codebook_usage(codebook["counts"], codebook["perplexity"])
     if control["action_table"] is not None:
