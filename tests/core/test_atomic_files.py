@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import SafetensorError
 
 from vwm.core.atomic_files import atomic_folder, atomic_write, atomic_write_text, check_replaceable_folder
 from vwm.core.folder_lock import FolderInUseError
+from vwm.core.full_disk import name_full_disk
 
 
 def test_a_folder_replaces_the_old_one_only_when_complete(tmp_path):
@@ -125,3 +128,26 @@ def test_two_processes_do_not_replace_a_folder_at_once(tmp_path):
     with atomic_folder(tmp_path / "report") as folder:
         (folder / "mine").touch()
     assert [p.name for p in tmp_path.iterdir()] == ["report"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux, on which every write finds a full disk")
+def test_a_full_disk_is_an_error_that_names_the_file_whichever_library_writes():
+    def python() -> None:
+        with Path("/dev/full").open("w") as file:
+            file.write("text")
+
+    def pytorch() -> None:
+        with Path("/dev/full").open("wb") as file:
+            torch.save({"weight": torch.zeros(50_000)}, file)
+
+    def safetensors() -> None:  # its text; save_file would rename a file over the device
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    for write in (python, pytorch, safetensors):
+        with (
+            pytest.raises(OSError, match=r"No space left on device: 'runs/last\.ckpt'"),
+            name_full_disk("runs/last.ckpt"),
+        ):
+            write()
+    with pytest.raises(RuntimeError, match="other"), name_full_disk("runs/last.ckpt"):
+        raise RuntimeError("other")

@@ -282,10 +282,14 @@ def test_resumed_runs_equal_uninterrupted_runs_bitwise(
     for at in kill_steps:
         result = fit(runs, root, family, run, KILL_AT=str(at))
         assert result.codes == [-9], result.output
+        if CHECKPOINT[family]["every"] == 3:  # as often as validations: killed after it was saved, no row is missing
+            rows, checkpoint = (root / run / name for name in ("metrics/val.csv", "checkpoints/last.ckpt"))
+            assert rows.stat().st_mtime_ns <= checkpoint.stat().st_mtime_ns
     result = fit(runs, root, family, run)
     assert result.codes == [0], result.output
     assert not differences(uninterrupted(family, 1), load_state(root / run))
     assert batches(root / run) == batches(root / f"{family}-uninterrupted-1")
+    assert tables(root / run) == tables(root / f"{family}-uninterrupted-1")
 
 
 @pytest.mark.parametrize("family", ["tokenizer", "genie"])
@@ -328,6 +332,11 @@ def test_extended_runs_equal_uninterrupted_runs_bitwise_and_in_their_metrics(run
         rows, expected = (metric_rows(root / run / "metrics" / f"{table}.csv") for run in ("extended", "whole"))
         assert rows and rows == expected
         assert [row["epoch"] for row in rows] == [str(int(row["step"]) // EPOCH) for row in rows]
+
+
+def tables(run: Path) -> list[list[dict[str, str]]]:
+    """The rows of training and validation, without times."""
+    return [metric_rows(run / "metrics" / f"{name}.csv") for name in ("train", "val")]
 
 
 def metric_rows(table: Path) -> list[dict[str, str]]:
@@ -378,14 +387,18 @@ def test_global_batches_do_not_depend_on_the_number_of_ranks(
 def test_sigterm_saves_a_checkpoint_from_which_the_run_resumes(
     runs: Runs, root: Path, uninterrupted: Uninterrupted, ranks: int
 ) -> None:
-    """The signal is sent to one rank and its data workers, as by a scheduler; all ranks stop at the same step."""
+    """The signal is sent to one rank and its data workers, as by a scheduler; all ranks stop at the same step.
+
+    It is one with a validation, whose row is written, too.
+    """
     run, rarely = f"sigterm-{ranks}", ["--checkpoint.every", "100"]
-    result = fit(runs, root, "genie", run, *rarely, ranks=ranks, KILL_AT="6", KILL_BY="TERM", KILL_RANK=str(ranks - 1))
+    result = fit(runs, root, "genie", run, *rarely, ranks=ranks, KILL_AT="5", KILL_BY="TERM", KILL_RANK=str(ranks - 1))
     assert result.codes == [143] * ranks, result.output
-    assert load_state(root / run)["global_step"] == 7
+    assert load_state(root / run)["global_step"] == 6
     result = fit(runs, root, "genie", run, *rarely, ranks=ranks)
     assert result.codes == [0] * ranks, result.output
     assert not differences(uninterrupted("genie", ranks), load_state(root / run))
+    assert tables(root / run) == tables(root / f"genie-uninterrupted-{ranks}")
 
 
 def executable(name: str) -> str:

@@ -9,7 +9,6 @@ name are never touched.
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import re
 import shutil
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vwm.core.folder_lock import lock_replaced_folder
+from vwm.core.full_disk import name_full_disk
 
 _HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:64]
 _LEFTOVER = re.compile(rf"\.(.+)\.{re.escape(_HOST)}\.(\d+)\.[0-9a-f]{{8}}\.(tmp|old)")
@@ -36,26 +36,25 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     Yields:
         A binary file open for reading and writing.
+
+    Raises:
+        OSError: the disk is full; the message names the file.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(target)
-    temporary = _temporary_path(target, "tmp")
-    try:
-        with temporary.open("w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if error.errno == errno.ENOSPC and error.filename is None:  # a full disk does not say which file
-            raise OSError(error.errno, error.strerror, str(target)) from error
-        raise
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync(target.parent)
+    with name_full_disk(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target)
+        temporary = _temporary_path(target, "tmp")
+        try:
+            with temporary.open("w+b") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync(target.parent)
 
 
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -79,10 +78,11 @@ def atomic_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         FolderInUseError: another process is replacing the folder.
+        OSError: the disk is full; the message names the folder.
     """
     target = Path(folder)
     target = target.resolve() if target.is_symlink() else target
-    with lock_replaced_folder(target, "process"):
+    with name_full_disk(target), lock_replaced_folder(target, "process"):
         yield from _replace_folder(target)
 
 

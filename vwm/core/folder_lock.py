@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from vwm.core.full_disk import name_full_disk
+
 _held_here: set[Path] = set()
 """Lock files of this process; a lock of the system does not keep a process from locking a file twice."""
 
@@ -63,9 +65,10 @@ def _lock_file(path: Path, folder: Path, writer: str) -> Iterator[None]:
     with _open_locked(path, folder, writer) as file:
         _held_here.add(path)
         try:
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
+            with name_full_disk(path):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+                file.flush()
             yield
         finally:
             _held_here.discard(path)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vwm.core.atomic_files import atomic_write_text
+from vwm.core.full_disk import name_full_disk
 from vwm.runs.metric_loggers import MetricLogger
 from vwm.runs.run_folder import RunFolder
 
@@ -36,7 +37,7 @@ class MetricTable:
         """Append a row."""
         row = {"step": step, **values}
         if set(row) <= set(self.columns):
-            with self.path.open("a", newline="") as file:
+            with name_full_disk(self.path), self.path.open("a", newline="") as file:
                 csv.DictWriter(file, self.columns).writerow(row)
         else:
             self._rewrite([*_read_csv_cells(self.path), row])

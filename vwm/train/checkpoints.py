@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,10 @@ class ResumableCheckpoints(Checkpoint):
     """Saves ``checkpoints/last.ckpt`` at an interval, at the end, and when the process is asked to stop.
 
     In addition to what Lightning saves, it saves every rank's random generators; the loader saves its own position.
-    A signal (Ctrl-C, or a scheduler's SIGTERM or SIGUSR1) sets a flag, on which all ranks agree at the end of a step:
-    the run saves and ends with the signal's exit code, and the next ``vwm fit`` of the same run continues from there.
+    A checkpoint is saved after its step's rows of the metric tables, those of a validation included: a run that is
+    killed lacks none. A signal (Ctrl-C, or a scheduler's SIGTERM or SIGUSR1) sets a flag, on which all ranks agree at
+    the end of a step: the run saves, finishes a validation that belongs to the step, and ends with the signal's exit
+    code; the next ``vwm fit`` of the same run continues from there.
 
     Args:
         every: optimizer steps between checkpoints.
@@ -64,6 +67,7 @@ class ResumableCheckpoints(Checkpoint):
         self._loop_after_step: dict[str, Any] = {}
         self._seen_step = -1
         self._last_saved_step = -1
+        self._awaiting_validation: list[Path] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen for signals, and restore this rank's random generators.
@@ -90,8 +94,12 @@ class ResumableCheckpoints(Checkpoint):
         torch.manual_seed(0)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Restore the generators of training."""
+        """Restore the generators of training, and save what waited for the rows of this validation."""
         restore_rng_states(self._rng_before_validation)
+        self._save(trainer, self._awaiting_validation)
+        self._awaiting_validation = []
+        if self._stop and self._seen_step == trainer.global_step:
+            raise SystemExit(128 + self._stop.number)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -102,20 +110,28 @@ class ResumableCheckpoints(Checkpoint):
             return
         self._seen_step = step
         self._loop_after_step = trainer.fit_loop.state_dict()
-        run = RunFolder(trainer.default_root_dir)
-        if self.keep_every_n_steps and step % self.keep_every_n_steps == 0:
-            trainer.save_checkpoint(run.checkpoints / f"step-{step:08d}.ckpt", weights_only=False)
         self._stop.number = _highest_of_ranks(self._stop.number, pl_module.device)
+        run, due = RunFolder(trainer.default_root_dir), []
+        if self.keep_every_n_steps and step % self.keep_every_n_steps == 0:
+            due.append(run.checkpoints / f"step-{step:08d}.ckpt")
         if self._stop or step % self.every == 0:
-            self._save_last(trainer)
-        if self._stop:
+            due.append(run.last_checkpoint)
+        if not due:
+            return
+        trainer._logger_connector.update_train_step_metrics()  # Lightning does so only after this
+        validates = _validation_follows(trainer)
+        if validates and not self._stop:
+            self._awaiting_validation = due
+            return
+        self._save(trainer, due)
+        if self._stop and not validates:
             raise SystemExit(128 + self._stop.number)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last step, if no interval ended with it."""
         self._stop.__exit__()
         if trainer.global_step != self._last_saved_step:
-            self._save_last(trainer)
+            self._save(trainer, [RunFolder(trainer.default_root_dir).last_checkpoint])
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Stop listening for signals."""
@@ -142,9 +158,17 @@ class ResumableCheckpoints(Checkpoint):
         self._saved_rng_states = checkpoint.get("generators")
         self._seen_step = self._last_saved_step = int(checkpoint["global_step"])
 
-    def _save_last(self, trainer: L.Trainer) -> None:
-        self._last_saved_step = trainer.global_step
-        trainer.save_checkpoint(RunFolder(trainer.default_root_dir).last_checkpoint, weights_only=False)
+    def _save(self, trainer: L.Trainer, paths: Sequence[Path]) -> None:
+        for path in paths:
+            trainer.save_checkpoint(path, weights_only=False)
+        if RunFolder(trainer.default_root_dir).last_checkpoint in paths:
+            self._last_saved_step = trainer.global_step
+
+
+def _validation_follows(trainer: L.Trainer) -> bool:
+    """Return whether a validation belongs to the step that just ended."""
+    loop = trainer.fit_loop.epoch_loop
+    return not loop.val_loop.skip and bool(loop._should_check_val_fx(trainer.fit_loop._data_fetcher))
 
 
 def _highest_of_ranks(number: int, device: torch.device) -> int:

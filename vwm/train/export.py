@@ -135,8 +135,11 @@ def _save_networks(parts: Mapping[str, ModelMixin], out: Path) -> None:
     if (out / BUNDLE_INDEX_FILE).exists():
         raise ValueError(f"{out} is a bundle with networks of its own: choose another folder (--out)")
     with ExitStack() as replaced:  # all of them are written before the first takes its place
+        whole = None
+        if not out.is_dir() or {path.name for path in out.iterdir()} <= parts.keys():
+            whole = replaced.enter_context(atomic_folder(out))  # so that no two networks of different exports remain
         for name, part in parts.items():
-            save_component(part, replaced.enter_context(atomic_folder(out / name)))
+            save_component(part, whole / name if whole else replaced.enter_context(atomic_folder(out / name)))
 
 
 def _resolve_data(config: Any, data: str | None) -> str | None:

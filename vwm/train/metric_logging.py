@@ -17,7 +17,8 @@ from vwm.runs.run_folder import RunFolder
 class RunMetricsLogger(Logger):
     """Writes a metric called ``TABLE/NAME`` into the column NAME of ``metrics/TABLE.csv``; ``epoch`` into every table.
 
-    A run that resumes removes rows from its first new step on, since it writes them again.
+    The same metrics of the same step are written once: a checkpoint has them written before it is saved, and Lightning
+    gives them again. A run that resumes removes rows from its first new step on, since it writes them again.
 
     Args:
         run: folder of the run.
@@ -30,6 +31,7 @@ class RunMetricsLogger(Logger):
         self.loggers = loggers
         self._tables: dict[str, MetricTable] = {}
         self._first_step: int | None = None
+        self._last_metrics = ""
 
     @property
     def name(self) -> str:
@@ -48,6 +50,10 @@ class RunMetricsLogger(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Add a row to every table that has metrics in this step."""
         assert step is not None
+        text = repr((step, metrics))  # unlike the numbers, the text of NaN equals itself
+        if text == self._last_metrics:
+            return
+        self._last_metrics = text
         if self._first_step is None:
             self._first_step = step
             names = [path.stem for path in self.run.metrics.glob("*.csv")]

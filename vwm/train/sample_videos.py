@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from vwm.core.atomic_files import atomic_write
 from vwm.data.clips import ClipBatch
 from vwm.data.video_encoding import write_video
 from vwm.train.ema import EMACallback
@@ -74,4 +75,5 @@ def _write_samples(stem: Path, truth: NDArray[np.uint8], predicted: NDArray[np.u
     sheet = np.concatenate(
         [np.concatenate(list(clip), axis=1) for pair in zip(truth, predicted, strict=True) for clip in pair]
     )
-    Image.fromarray(sheet).save(stem.with_suffix(".png"))
+    with atomic_write(stem.with_suffix(".png")) as file:
+        Image.fromarray(sheet).save(file, "PNG")
