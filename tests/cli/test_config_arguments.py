@@ -24,6 +24,8 @@ def test_seed_and_device_map_to_lightning_options():
     assert expanded == ["--seed_everything", "3", "--trainer.accelerator=cpu", "--help"]
     with pytest.raises(FileNotFoundError, match="name a config, such as -c genie/coinrun_small; vwm fit --help lists"):
         expand_arguments("fit", [])
+    with pytest.raises(FileNotFoundError, match="a config is named by -c: vwm fit -c genie/coinrun_small"):
+        expand_arguments("fit", ["genie/coinrun_small"])
 
 
 @pytest.mark.parametrize("argv", [["--device", "cuda:1"], ["--device=cuda:1"]])

@@ -63,6 +63,9 @@ def test_shipped_configs_have_no_errors(name: str) -> None:
         ([*AGENT, "--steps", "0"], "steps must be 1 or more, got 0"),
         ([*AGENT, "--algorithm.agent.planning.horizon", "0"], "algorithm.agent.planning.horizon must be 1 or more"),
         ([*AGENT, "--seed", "-1"], "seed must be 0 or more"),
+        ([*FIT, "--stpes", "3"], "there is no key stpes (did you mean steps?)"),
+        (["fit", *AGENT[1:]], "a config of vwm agent train; run vwm agent train -c "),
+        (["agent train", *FIT[1:]], "a config of vwm fit; run vwm fit -c "),
     ],
 )  # fmt: skip
 def test_errors_name_the_key_the_value_and_the_allowed_ones(argv: list[str], message: str) -> None:

@@ -73,9 +73,9 @@ COMMANDS = {
         "vwm.eval.probe_report:probe_features",
         "measure what frozen features hold, compared with random networks and pixels",
         (
-            "vwm probe runs/vjepa/bundle data/pong_state --state_names ball_x,ball_y -o runs/probe",
+            "vwm probe runs/vjepa/bundle data/pong_state --state-names ball_x,ball_y -o runs/probe",
             "vwm probe carracing,runs/vjepa/bundle data/carracing_state --layer all",
-            "vwm probe runs/vjepa/bundle data/sprites --label shape --test_data data/sprites_unseen",
+            "vwm probe runs/vjepa/bundle data/sprites --label shape --test-data data/sprites_unseen",
         ),
     ),
     "surprise": CLICommand(
@@ -88,7 +88,7 @@ COMMANDS = {
         "plan to goals in a world, and count how often they are reached",
         (
             "vwm plan two_rooms vwm/TwoRooms-v0 --episodes 100 --horizon 12 --metric l2",
-            "vwm plan runs/bundle Pendulum-v1 --planner mppi --max_steps 120",
+            "vwm plan runs/bundle Pendulum-v1 --planner mppi --max-steps 120",
         ),
     ),
     "agent train": CLICommand(

@@ -50,6 +50,8 @@ def expand_arguments(command: str, argv: list[str]) -> list[str]:
             others.append(SHORT_NAMES[command].get(name, name) + equals + value)
         else:
             others.append(word)
+    if not configs and words and words[0].removesuffix(".yaml") in config_names():
+        raise FileNotFoundError(f"a config is named by -c: vwm {command} -c {words[0]}")
     if not others and not configs:
         raise FileNotFoundError(f"name a config, such as -c {EXAMPLES[command]}; vwm {command} --help lists them")
     return configs + others

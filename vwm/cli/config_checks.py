@@ -22,6 +22,7 @@ from vwm.cli.class_signatures import (
     public_class_names,
     resolve_alias,
 )
+from vwm.cli.config_arguments import SHORT_NAMES
 from vwm.cli.parser import UsageError
 from vwm.cli.setting_ranges import check_setting_range
 from vwm.core.suggestions import suggest
@@ -63,10 +64,18 @@ def check_config_arguments(command: str, argv: Sequence[str]) -> None:
     for name, text in _overrides(others):
         _override(config, name.split("."), text)
     training = find_class("vwm.rl.AgentTraining") if command == "agent train" else None
+    _check_command(command, config, files)
     problems = [*_check_top_level(command, config, training), *_check_ranges(config)]
     if problems:
         raise UsageError("\n  ".join(["the config has errors:", *problems[:8]]) if len(problems) > 1 else problems[0])
     _check_folders(config)
+
+
+def _check_command(command: str, config: Mapping[str, Any], files: Sequence[str]) -> None:
+    """Raise UsageError where the configs are of the other command."""
+    other, keys = ("fit", {"model", "data"}) if command == "agent train" else ("agent train", {"algorithm"})
+    if keys <= config.keys():
+        raise UsageError(f"{' and '.join(files)}: a config of vwm {other}; run vwm {other} -c {' -c '.join(files)}")
 
 
 def _check_ranges(value: Any, key: str = "") -> Iterator[str]:
@@ -125,7 +134,8 @@ def _check_top_level(command: str, config: Mapping[str, Any], training: ClassSig
     known = TOP_LEVEL[command] | set(training.parameters if training else ())
     for key, value in config.items():
         if key not in known:
-            yield f"there is no key {key}{suggest(key, known)}; vwm {command} --help lists the keys"
+            close = suggest(key, [*(name[2:] for name in SHORT_NAMES[command]), *known])
+            yield f"there is no key {key}{close}; vwm {command} --help lists the keys"
         elif training is not None and key in training.parameters:
             yield from _check_value(value, training.parameters[key], training.module, key)
         elif key == "trainer" and isinstance(value, dict):

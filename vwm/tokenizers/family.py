@@ -61,4 +61,4 @@ def _measure_latent_statistics(tokenizer: VideoTokenizer, data: str | None) -> N
     dataset = make_clip_dataset(data, 1 + 7 * tokenizer.time_compression, fields=("frames",), seed=1)
     count = min(NUM_STATISTICS_CLIPS, len(dataset.order))
     batches = (torch.from_numpy(dataset[(0, i)]["frames"].copy())[None] for i in range(count))
-    measure_latent_statistics(tokenizer, tqdm(batches, desc="measure latents", total=count, unit="clip"))
+    measure_latent_statistics(tokenizer, tqdm(batches, desc="measure latents", total=count, unit="clip", disable=None))

@@ -74,7 +74,7 @@ def encode_shards(
     with lock_folder(out, "encoding"):
         remove_folder_leftovers(out)
         sources = _check_encoding_metadata(out, network, data)
-        for path in tqdm(paths, desc="encode", unit="shard"):
+        for path in tqdm(paths, desc="encode", unit="shard", disable=None):
             target, index = out / path.rsplit("/", 1)[-1], load_shard_index(path)
             if sources.get(target.name) != index.hash or not is_shard_complete(target):
                 _encode_shard(path, index, target, network, keep_video, chunk)
@@ -120,7 +120,7 @@ def _encode_shard(
 ) -> None:
     video_extensions = {"frames.npy", *VIDEO_EXTENSIONS}
     with ShardWriter(target) as writer:
-        for entry in tqdm(index.episodes, desc=target.name, unit="episode", leave=False):
+        for entry in tqdm(index.episodes, desc=target.name, unit="episode", leave=False, disable=None):
             members = {
                 extension: location
                 for extension, location in entry.members.items()
