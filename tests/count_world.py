@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from factories import composite_space
 from torch import Tensor
 
 from vwm.core.seeds import fold_in, seeded_uniform, world_seeds
@@ -22,7 +23,9 @@ class CountState(NamedTuple):
 
 
 class CountWorld(Simulator):
-    """Counts up by the action (or by 1 with continuous actions) and terminates at 7 or more; the reward is the count.
+    """Counts up by the action, and terminates at 7 or more; the reward is the count.
+
+    A continuous action counts as 1, and a composite one as its number of held keys.
 
     The latent is the context's value, the count, and noise from seed and count (0 to 255). A world of ``"pictures"``
     has them in its pixels (0, 0), (0, 1) and (0, 2), one of ``"vectors"`` has them as observation, and one of
@@ -32,7 +35,8 @@ class CountWorld(Simulator):
     def __init__(self, kind: str = "discrete", shows: str = "pictures") -> None:
         context = ObservationSpace.vector(3) if shows == "vectors" else ObservationSpace.image(SIZE, SIZE)
         observation = ObservationSpace.latent(3) if shows == "latents" else context
-        self.spec = SimulatorSpec(observation, ActionSpace(kind, 4), fps=12.0, context_frames=2, context=context)
+        actions = composite_space() if kind == "composite" else ActionSpace(kind, 4)
+        self.spec = SimulatorSpec(observation, actions, fps=12.0, context_frames=2, context=context)
         shape = context.shape
         backgrounds = torch.arange(1, 6, dtype=context.dtype)
         self.starts: Tensor | None = backgrounds.view(5, 1, *[1] * len(shape)).expand(5, 2, *shape).clone()
@@ -50,7 +54,8 @@ class CountWorld(Simulator):
     def step(self, state: CountState, action: Tensor, decode: bool = True) -> tuple[CountState, StepOutput]:
         self.check_action(action, len(state.count))
         self.decoded.append(decode)
-        count = state.count + (action if self.spec.actions.kind == "discrete" else 1)
+        held = action[:, 1:5].sum(1).long() if self.spec.actions.is_composite else 1
+        count = state.count + (action if self.spec.actions.kind == "discrete" else held)
         next_state = self._make_state(state.background, count, state.seed)
         frame = self._render(next_state) if decode and not self.spec.observation.is_latent else None
         return next_state, StepOutput(frame, next_state.latent, count.float(), count >= 7)

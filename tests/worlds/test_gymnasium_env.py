@@ -59,17 +59,19 @@ def test_it_passes_the_gymnasium_checker(bundle: Path) -> None:
     assert env.metadata["render_fps"] == 15
 
 
-@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+@pytest.mark.parametrize("kind", ["discrete", "continuous", "composite"])
 def test_it_passes_the_stable_baselines_checker(kind: str) -> None:
-    sb3_check_env(SimulatorEnv(CountWorld(kind), render_mode="rgb_array"), warn=True, skip_render_check=False)
+    env = SimulatorEnv(CountWorld(kind), render_mode="rgb_array", flat_actions=True)
+    sb3_check_env(env, warn=True, skip_render_check=False)
 
 
 @pytest.mark.parametrize(("shows", "observe"), [("pictures", "frame"), ("vectors", "frame"), ("latents", "latent")])
 def test_it_passes_our_conformance_checker(shows: str, observe: str) -> None:
     """See test_vector_env_conformance.py for the faults that it detects."""
+    kind = "composite" if shows == "vectors" else "discrete"
     check_vector_env(
         lambda num_envs, autoreset_mode, max_episode_steps: SimulatorVectorEnv(
-            CountWorld(shows=shows), num_envs, None, max_episode_steps, autoreset_mode, observe=observe
+            CountWorld(kind, shows), num_envs, None, max_episode_steps, autoreset_mode, observe=observe
         )
     )
 
@@ -113,7 +115,7 @@ def test_all_randomness_comes_from_the_seed() -> None:
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
-@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+@pytest.mark.parametrize("kind", ["discrete", "continuous", "composite"])
 def test_a_batch_equals_a_gymnasium_vector_of_single_worlds(mode: AutoresetMode, kind: str) -> None:
     envs = SimulatorVectorEnv(CountWorld(kind), 3, max_episode_steps=5, autoreset_mode=mode, render_mode="rgb_array")
     make_single = [lambda: SimulatorEnv(CountWorld(kind), max_episode_steps=5, render_mode="rgb_array")] * 3

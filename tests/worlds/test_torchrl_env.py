@@ -18,7 +18,7 @@ from torchrl.envs.utils import check_env_specs
 
 from vwm.worlds.torchrl_env import SimulatorTorchRLEnv
 
-KINDS = [("discrete", "pictures", "frame"), ("continuous", "vectors", "frame"), ("discrete", "latents", "latent")]
+KINDS = [("discrete", "pictures", "frame"), ("composite", "vectors", "frame"), ("discrete", "latents", "latent")]
 
 
 def action_tensordict(*indices: int) -> TensorDict:

@@ -145,4 +145,4 @@ def _benchmark_actions(simulator: NetworkSimulator, batch: int, number: int) -> 
     if space.is_discrete:
         return seed.remainder(space.size)
     places = torch.arange(space.size, device=simulator.device)
-    return torch.sin(seed[:, None].remainder(1000).float() + places)
+    return space.from_flat(torch.sin(seed[:, None].remainder(1000).float() + places))

@@ -199,6 +199,13 @@ class ActionSpace:
         """Whether an action has several parts."""
         return self.kind == "composite"
 
+    def fits(self, other: ActionSpace) -> bool:
+        """Whether actions of one space are actions of the other: equal kinds and sizes, also of the parts."""
+        layouts = [
+            (space.kind, space.size, [(part.kind, part.size) for part in space.parts]) for space in (self, other)
+        ]
+        return layouts[0] == layouts[1]
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one action: () for a discrete one, (size,) for others."""

@@ -83,6 +83,8 @@ def read_clip_actions(simulator: Simulator, sample: EvalClips, batch_size: int) 
             f"this world takes {space.size} {space.kind} actions, and the data hold {found}: evaluate it on "
             "recordings of the same environment"
         )
+    if space.is_composite:
+        space.check_rows(actions)
     return actions[:, :-1]
 
 
@@ -98,4 +100,4 @@ def random_action_sequences(space: ActionSpace, seeds: Tensor, steps: int) -> Te
     seeds = fold_in(seeds, -1)  # a simulator folds its steps 0, 1, 2, ... into the same seeds
     if space.kind == "discrete":
         return (seeded_uniform(seeds, steps) * space.size).long().clamp(max=space.size - 1)
-    return seeded_uniform(seeds, steps, space.size) * 2 - 1
+    return space.from_flat(seeded_uniform(seeds, steps, space.size) * 2 - 1)

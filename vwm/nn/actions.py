@@ -252,7 +252,7 @@ def check_action_space(embedding: ActionEmbedding, actions: ActionSpace) -> None
         raise ValueError(
             f"{actions.size} {actions.kind} actions named, but the dynamics takes {taken.size} {taken.kind} ones"
         )
-    if [(part.kind, part.size) for part in actions.parts] != [(part.kind, part.size) for part in taken.parts]:
+    if not actions.fits(taken):
         raise ValueError(f"{actions} named, but the dynamics takes {taken}")
 
 

@@ -192,14 +192,15 @@ class SamplingPlanner(ABC):
             objective: the cost of a sequence.
             seed: one, from which every problem derives its own, or int64 [b]. Give another at every decision.
             previous: a plan to start from, shifted to the present by ``shift_plan``.
-            proposals: more sequences to evaluate, [b, m, h, a] or int64 [b, m, h], for example of a policy.
+            proposals: more sequences to evaluate, [b, m, h, a] or int64 [b, m, h], for example of a policy; of
+                ``ActionSpace.flat``.
 
         Raises:
             ValueError: ``previous`` or ``proposals`` have the wrong shape or type.
         """
         batch, device = state_batch_size(state), tree_leaves(state)[0].device
         seeds = world_seeds(seed, batch, device)
-        actions = simulator.spec.actions
+        actions = simulator.spec.actions.flat
         initial = self._initial_distribution(actions, batch, device)
         distribution = initial if previous is None else previous.distribution
         pool = self._known_sequences(distribution, actions, previous, proposals)
@@ -225,7 +226,8 @@ class SamplingPlanner(ABC):
             found, cost = _lowest_cost_sequences(
                 torch.cat((*best, mode), dim=1), torch.cat((*best_costs, cost), dim=1), 1
             )
-        return ActionPlan(actions=found[:, 0], cost=cost[:, 0], elites=pool, distribution=distribution)
+        taken = simulator.spec.actions.from_flat(found[:, 0])
+        return ActionPlan(actions=taken, cost=cost[:, 0], elites=pool, distribution=distribution)
 
     def shift_plan(self, plan: ActionPlan, steps: int) -> ActionPlan:
         """Shift a plan in time after its first ``steps`` steps were taken, to be given as ``previous``."""
@@ -289,7 +291,7 @@ def sequence_costs(
         simulator: the world; frames are not decoded.
         state: of b problems.
         objective: the cost of a sequence.
-        actions: float [b, k, h, a] or int64 [b, k, h].
+        actions: float [b, k, h, a] or int64 [b, k, h], of ``ActionSpace.flat``.
         max_batch_size: worlds that step at once.
 
     Returns:
@@ -302,7 +304,8 @@ def sequence_costs(
         problem_index, part_actions = problems[part], sequences[part]
         worlds, costs, terminated = select_worlds(state, problem_index), [], []
         for t in range(horizon):
-            worlds, output = simulator.step(worlds, part_actions[:, t], decode=False)
+            taken = simulator.spec.actions.from_flat(part_actions[:, t])
+            worlds, output = simulator.step(worlds, taken, decode=False)
             costs.append(objective.step_cost(output, problem_index))
             terminated.append(output.terminated)
         rollout = SequenceRollout(torch.stack(costs, 1), torch.stack(terminated, 1), output.latent)

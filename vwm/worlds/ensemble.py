@@ -77,7 +77,7 @@ class EnsembleSimulator(Simulator):
                 raise ValueError(
                     f"members differ in their observations: {first.spec.observation} and {other.spec.observation}"
                 )
-            if (first.spec.actions.kind, first.spec.actions.size) != (other.spec.actions.kind, other.spec.actions.size):
+            if not first.spec.actions.fits(other.spec.actions):
                 raise ValueError(f"members differ in their actions: {first.spec.actions} and {other.spec.actions}")
         if first.spec.observation.is_latent:
             raise ValueError("simulators of latents only show nothing to compare: train them with a decoder")

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vwm.core.simulator import Simulator
-from vwm.core.spaces import ActionSpace
+from vwm.worlds.action_spaces import gymnasium_action_space, to_action_tensor
 from vwm.worlds.world_batch import WorldBatch, has_frames
 
 WORLD_ID = "vwm/World-v0"
@@ -40,7 +40,8 @@ class SimulatorEnv(gymnasium.Env[ObservationArray, Any]):
 
     Observations are frames, uint8 [h, w, 3], or what a world of vectors shows, float32 [k]; with ``observe="latent"``
     they are latents, with ``observe="features"`` the network's features of the current state, float32 [k]. Actions are
-    ``Discrete(size)`` or ``Box(-1, 1, [size])``.
+    ``Discrete(size)`` or ``Box(-1, 1, [size])``; composite ones are a ``Dict`` of their parts, or with
+    ``flat_actions`` a ``Box`` that stands for them.
     ``reset(options={"start": i})`` starts from the i-th context instead of a random one; its info has the index.
 
     Args:
@@ -49,6 +50,7 @@ class SimulatorEnv(gymnasium.Env[ObservationArray, Any]):
         max_episode_steps: steps after which an episode is truncated; None disables it.
         render_mode: ``"rgb_array"`` lets ``render`` return the current frame.
         observe: ``"frame"``, or ``"latent"`` or ``"features"``, which skip the pixels; see ``WorldBatch``.
+        flat_actions: composite actions as a ``Box``, for agents that take no ``Dict``; see ``gymnasium_action_space``.
 
     Raises:
         ValueError: see ``vwm.worlds.world_batch.WorldBatch``.
@@ -63,14 +65,17 @@ class SimulatorEnv(gymnasium.Env[ObservationArray, Any]):
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
         observe: str = "frame",
+        flat_actions: bool = False,
     ) -> None:
+        self.flat_actions = flat_actions
         self.render_mode = _check_render_mode(render_mode)
         self.simulator = simulator
         self.max_episode_steps = max_episode_steps
         self.worlds = WorldBatch(simulator, 1, starts, max_episode_steps, observe, keep_frames=render_mode is not None)
         self.metadata = {**type(self).metadata, **_env_metadata(simulator)}
         self.observation_space = _observation_space(self.worlds)
-        self.action_space = _gymnasium_action_space(simulator.spec.actions)
+        self.action_space = gymnasium_action_space(simulator.spec.actions, flat_actions)
+        self.action_parts = None if flat_actions else simulator.spec.actions.parts or None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -83,7 +88,9 @@ class SimulatorEnv(gymnasium.Env[ObservationArray, Any]):
 
     def step(self, action: Any) -> tuple[ObservationArray, float, bool, bool, dict[str, Any]]:
         """Step by one frame: observation, reward, terminated, truncated, info."""
-        reward = self.worlds.step(_to_action_tensor(np.asarray(action)[None], self.worlds.simulator.spec.actions))
+        if not isinstance(self.action_space, spaces.Dict):
+            action = np.asarray(action)[None]
+        reward = self.worlds.step(to_action_tensor(action, self.worlds.simulator.spec.actions, 1, self.flat_actions))
         current = self.worlds.current
         observation = _to_numpy(current.observation)[0]
         return observation, float(reward[0]), bool(current.terminated[0]), bool(current.truncated[0]), {}
@@ -113,7 +120,7 @@ class SimulatorVectorEnv(VectorEnv[ObservationArray, Any, NDArray[Any]]):
     Args:
         simulator: any simulator.
         num_envs: number of worlds.
-        starts, max_episode_steps, render_mode, observe: see ``SimulatorEnv``.
+        starts, max_episode_steps, render_mode, observe, flat_actions: see ``SimulatorEnv``.
         autoreset_mode: see above; a member of ``gymnasium.vector.AutoresetMode``, or its value.
 
     Raises:
@@ -131,7 +138,9 @@ class SimulatorVectorEnv(VectorEnv[ObservationArray, Any, NDArray[Any]]):
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
         observe: str = "frame",
+        flat_actions: bool = False,
     ) -> None:
+        self.flat_actions = flat_actions
         self.render_mode = _check_render_mode(render_mode)
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.worlds = WorldBatch(
@@ -142,7 +151,7 @@ class SimulatorVectorEnv(VectorEnv[ObservationArray, Any, NDArray[Any]]):
         self.max_episode_steps = max_episode_steps
         self.metadata = {**type(self).metadata, **_env_metadata(simulator), "autoreset_mode": self.autoreset_mode}
         self.single_observation_space = _observation_space(self.worlds)
-        self.single_action_space = _gymnasium_action_space(simulator.spec.actions)
+        self.single_action_space = gymnasium_action_space(simulator.spec.actions, flat_actions)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
@@ -180,7 +189,8 @@ class SimulatorVectorEnv(VectorEnv[ObservationArray, Any, NDArray[Any]]):
         ended = self._episodes_ended()
         if self.autoreset_mode is AutoresetMode.DISABLED and ended.any():
             raise ResetNeeded(f"worlds {np.flatnonzero(ended).tolist()} have ended: reset them with a reset_mask")
-        rewards = self.worlds.step(_to_action_tensor(actions, self.worlds.simulator.spec.actions))
+        space = self.worlds.simulator.spec.actions
+        rewards = self.worlds.step(to_action_tensor(actions, space, self.num_envs, self.flat_actions))
         infos: dict[str, Any] = {}
         if self.autoreset_mode is AutoresetMode.NEXT_STEP:
             infos = self._reset_worlds(ended, infos)  # what they were stepped to is dropped
@@ -262,17 +272,6 @@ def _observation_space(worlds: WorldBatch) -> spaces.Space[Any]:
 def _copy_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
     _ = space.np_random  # created on first access; without this the copies would each create their own
     return copy.deepcopy(space)
-
-
-def _gymnasium_action_space(space: ActionSpace) -> spaces.Space[Any]:
-    if space.kind == "discrete":
-        return spaces.Discrete(space.size)
-    return spaces.Box(-1.0, 1.0, (space.size,), np.float32)
-
-
-def _to_action_tensor(actions: Any, space: ActionSpace) -> Tensor:
-    """Convert a batch of actions for the simulator."""
-    return torch.as_tensor(np.asarray(actions, dtype=np.int64 if space.kind == "discrete" else np.float32))
 
 
 def _to_numpy(tensor: Tensor) -> NDArray[Any]:

@@ -69,7 +69,7 @@ class SimulatedEnvSpec(EnvSpec):
         """See ``EnvSpec.vector_env``; the worlds step as one batch."""
         simulator, starts = self._simulator_and_contexts()
         env = SimulatorVectorEnv(
-            simulator, count, starts, self.time_limit, AutoresetMode.SAME_STEP, observe=self.observe
+            simulator, count, starts, self.time_limit, AutoresetMode.SAME_STEP, observe=self.observe, flat_actions=True
         )
         env.reset(seed=seed)
         return env
@@ -128,7 +128,7 @@ class SimulatedBatchedEnv(BatchedEnv):
         self.count = count
         self.seed = seed
         shape = self.worlds.observation_shape
-        self.spaces = EnvSpaces(ObservationSpace.of_shape(shape), simulator.spec.actions)
+        self.spaces = EnvSpaces(ObservationSpace.of_shape(shape), simulator.spec.actions.flat)
 
     def reset(self) -> TimeStep:
         """See ``BatchedEnv.reset``."""
@@ -140,7 +140,8 @@ class SimulatedBatchedEnv(BatchedEnv):
     def step(self, action: Tensor) -> TimeStep:
         """See ``BatchedEnv.step``."""
         ended = self.worlds.current.terminated | self.worlds.current.truncated
-        reward = self.worlds.step(action.to(self.worlds.device), active=~ended)
+        taken = self.worlds.simulator.spec.actions.from_flat(action.to(self.worlds.device))
+        reward = self.worlds.step(taken, active=~ended)
         if ended.any():
             self.worlds.reset(ended.cpu().numpy())
         return self._time_step(reward, ended)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from gymnasium.spaces import Dict
 from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
@@ -28,7 +29,7 @@ class StableBaselinesVecEnv(VecEnv):
         envs: in autoreset mode ``SAME_STEP``, which is Stable-Baselines3's.
 
     Raises:
-        ValueError: the environments are in another mode.
+        ValueError: the environments are in another mode, or their actions are a ``Dict``.
     """
 
     def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
@@ -38,6 +39,8 @@ class StableBaselinesVecEnv(VecEnv):
                 f"autoreset_mode={mode}: Stable-Baselines3 begins the next episode in the same step; make "
                 "the environments with autoreset_mode='SameStep'"
             )
+        if isinstance(envs.single_action_space, Dict):
+            raise ValueError("Stable-Baselines3 takes no Dict of actions: make the environments with flat_actions=True")
         self.envs = envs
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
 

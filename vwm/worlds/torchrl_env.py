@@ -27,7 +27,8 @@ class SimulatorTorchRLEnv(EnvBase):
 
     Images are ``"pixels"``, uint8 [n, h, w, 3] (``ToTensorImage`` moves the channels to where torch expects them);
     vectors, and latents with ``observe="latent"``, are ``"observation"``, float32 [n, k]. Actions are int64 [n] or
-    float32 [n, size] in [-1, 1]; ``reward``, ``done``, ``terminated`` and ``truncated`` are [n, 1].
+    float32 [n, size] in [-1, 1], which stand for composite ones (see ``ActionSpace.from_flat``); ``reward``, ``done``,
+    ``terminated`` and ``truncated`` are [n, 1].
     ``reset`` accepts a ``"_reset"`` mask, ``step`` a ``"_step"`` mask.
 
     Args:
@@ -60,7 +61,7 @@ class SimulatorTorchRLEnv(EnvBase):
             observations = {"observation": Unbounded(shape, dtype=torch.float32, **device)}
         self.observation_spec = Composite(observations, shape=self.batch_size, **device)
         actions = simulator.spec.actions
-        if actions.kind == "discrete":
+        if actions.is_discrete:
             self.action_spec = Categorical(actions.size, (num_envs,), dtype=torch.int64, **device)
         else:
             self.action_spec = Bounded(-1.0, 1.0, (num_envs, actions.size), dtype=torch.float32, **device)
@@ -88,7 +89,7 @@ class SimulatorTorchRLEnv(EnvBase):
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         active = tensordict.get("_step", None)
-        action = tensordict.get("action").to(self.worlds.device)
+        action = self.worlds.simulator.spec.actions.from_flat(tensordict.get("action").to(self.worlds.device))
         reward = self.worlds.step(action, None if active is None else active.reshape(-1).to(action.device))
         return self._to_tensordict({"reward": reward[:, None].clone()})
 

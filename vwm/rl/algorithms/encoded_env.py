@@ -96,7 +96,8 @@ class EncodedBatchedEnv(BatchedEnv):
         """See ``BatchedEnv.step``."""
         time_step = self.env.step(action)
         frame, first = time_step.observation.to(self.device), time_step.is_first
-        self.state = self.encoder.update_state(self.state, action.to(self.device), frame)
+        taken = self.simulator.spec.actions.from_flat(action.to(self.device))
+        self.state = self.encoder.update_state(self.state, taken, frame)
         if first.any():
             self.episodes = self.episodes + first
             self.state = replace_worlds(
@@ -241,7 +242,7 @@ def _check_simulator_fits_env(spaces: EnvSpaces, simulator: Simulator) -> None:
             f"the environment shows {list(spaces.observation.shape)}, the world takes {list(expected)}: give the "
             "environment the size (and pixels: true) of the recording that the world was trained on"
         )
-    given, trained = spaces.actions, simulator.spec.actions
+    given, trained = spaces.actions, simulator.spec.actions.flat
     if (given.kind, given.size) != (trained.kind, trained.size):
         raise ValueError(
             f"the environment takes {given.size} {given.kind} actions, the world {trained.size} {trained.kind} ones"

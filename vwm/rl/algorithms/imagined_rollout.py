@@ -73,7 +73,8 @@ def imagine_rollout(
         carry, features = policy.encode_step(carry, observations[-1], not_ended)
         action = policy.actor_critic.actor(features).sample()
         clamped = action.clamp(-1, 1) if action.is_floating_point() else action
-        state, output = simulator.step(state, clamped, decode=observe == OBSERVE_FRAME)
+        taken = simulator.spec.actions.from_flat(clamped)
+        state, output = simulator.step(state, taken, decode=observe == OBSERVE_FRAME)
         observations.append(select_observation(simulator, observe, state, output.frame))
         actions.append(action)
         rewards.append(output.reward.float())
@@ -106,6 +107,6 @@ def mean_reward_per_step(rollout: ImaginedRollout, mask: Tensor) -> float:
 def simulator_env_spaces(simulator: Simulator, observe: str) -> EnvSpaces:
     """Return the spaces of a simulator that is observed in a given form; vectors are measured on a blank context."""
     if observe == OBSERVE_FRAME:
-        return EnvSpaces(simulator.spec.observation, simulator.spec.actions)
+        return EnvSpaces(simulator.spec.observation, simulator.spec.actions.flat)
     shape = select_observation(simulator, observe, *simulator.reset(blank_context(simulator))).shape
-    return EnvSpaces(ObservationSpace.of_shape(shape[1:]), simulator.spec.actions)
+    return EnvSpaces(ObservationSpace.of_shape(shape[1:]), simulator.spec.actions.flat)
