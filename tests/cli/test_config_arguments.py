@@ -54,3 +54,9 @@ def test_agent_options_accept_their_short_names(tmp_path):
 def test_a_mistyped_config_gets_a_suggestion():
     with pytest.raises(FileNotFoundError, match=r"genie/coinrun_smal: there is no such config.*coinrun_small"):
         expand_arguments("fit", ["-c", "genie/coinrun_smal"])
+
+
+def test_an_error_of_a_class_is_not_buried_in_the_parsers():
+    argv = ["-c", "configs/dit/freeway_small.yaml", "--model.init_args.objective.init_args.finest", "64"]
+    with pytest.raises(ValueError, match=r"^finest=64 needs dynamics.num_step_sizes=7, got 4$"):
+        parse_fit_config(argv)

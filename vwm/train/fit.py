@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import lightning as L
 import torch
 import yaml
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from vwm.runs.config_files import compose_config_arguments
@@ -65,10 +67,18 @@ class FitCLI(LightningCLI):
         if self.config["trainer"]["logger"] is None:
             kwargs["logger"] = RunMetricsLogger(RunFolder(self.config["run"]))
         trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks = [_ProgressBar() if type(c) is RichProgressBar else c for c in trainer.callbacks]
         trainer.callbacks[:0] = [Throughput(), _ConfigWriter(self)]
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = RunCheckpointIO()
         return trainer
+
+    def instantiate_classes(self) -> None:
+        """Make the model, the data and the trainer; an error of theirs is not buried in the parser's."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise ValueError(find_cause(str(error))) from error
 
     def prepare_networks(self) -> None:
         """Switch on gradient checkpointing and compilation, as the config says."""
@@ -101,6 +111,12 @@ class FitCLI(LightningCLI):
         """Raise ValueError where the run that is to be resumed was started with another model or seed."""
         if run.config.is_file():
             check_fixed_settings(run, self.config_text(), _is_fixed)
+
+
+def find_cause(message: str) -> str:
+    """What a class said about its arguments, out of jsonargparse's message about an optional argument."""
+    found = re.search(r"Errors:\n  - (.*?)\n  - Expected a <class 'NoneType'>", message, re.DOTALL)
+    return found[1] if found else message
 
 
 def follow_torchrun(trainer: Any) -> None:
@@ -137,6 +153,14 @@ def check_trainer_devices(accelerator: Any, devices: Any) -> None:
             f"trainer.devices={devices}: this machine has {available} {'GPUs' if on_gpu else 'CPU cores'}; give a "
             f"number from 1 to {available}, or auto"
         )
+
+
+class _ProgressBar(RichProgressBar):
+    """Names the epoch alone where steps and not epochs limit the training; Lightning shows Epoch 0/-2."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        text = super()._get_train_description(current_epoch)
+        return text.replace("/-2", "  ")
 
 
 class _ConfigWriter(L.Callback):
@@ -179,7 +203,22 @@ def load_run_config(run: RunFolder, allow_packages: Sequence[str] = ()) -> FitCL
         raise ValueError(f"{run.path}: is no run of vwm fit (its config has no model); see vwm agent export")
     parts = {key: value for key, value in config.items() if key in ("seed_everything", "model", "data")}
     parts["run"] = str(run.path)
-    return _make_fit_cli(["-c", yaml.safe_dump(parts, sort_keys=False)])
+    with _without_notices():
+        return _make_fit_cli(["-c", yaml.safe_dump(parts, sort_keys=False)])
+
+
+@contextmanager
+def _without_notices() -> Iterator[None]:
+    """Keep Lightning from telling seed and devices of a trainer that does not train."""
+    loggers = [logging.getLogger(f"lightning.{package}") for package in ("pytorch", "fabric")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _make_fit_cli(args: list[str]) -> FitCLI:
@@ -221,6 +260,8 @@ def fit_model(argv: list[str]) -> L.LightningModule:
                 print(f"continuing from {start} (--no-resume starts again)")
             cli.open_metric_loggers()
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=start, weights_only=True)
+        if cli.trainer.is_global_zero and cli.trainer.global_step == cli.trainer.max_steps:
+            print(f"{run.path}: trained; make a bundle of it: vwm export {run.path} -o BUNDLE")
     return cli.model
 
 
