@@ -116,6 +116,7 @@ def test_the_hello_message_describes_the_world(world: Simulator) -> None:
             "width": 32,
             "height": 32,
             "fps": 20.0,
+            "frames_per_step": 1,
             "starts": 3,
             "max_upload": 4_000_000,
         }

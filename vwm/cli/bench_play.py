@@ -38,7 +38,7 @@ def benchmark_play(
 
     Args:
         bundle: the bundle to play.
-        steps: frames per repeat (without the cache a fifth of them).
+        steps: steps per repeat (without the cache a fifth of them); a step shows one frame, or those of a latent.
         batch: simulations played at once.
         sampling_steps: sampling steps per frame; by default the bundle's.
         threads: CPU threads; by default torch's choice.
@@ -59,9 +59,11 @@ def benchmark_play(
         _print_play_settings(simulator, context, window)
         comparison = family.compare_cache(simulator, context, actions)
         if comparison is None:
-            seconds = _time_steps(simulator, context, actions, window, steps * repeats)
+            frames = simulator.spec.frames_per_step
+            seconds = [step / frames for step in _time_steps(simulator, context, actions, window, steps * repeats)]
             included = "" if simulator.spec.observation.is_latent else ", decode included"
-            print(f"{'a step':18} {format_timings(seconds, 1e3, 'ms a frame')}{included}")
+            name = "a step" if frames == 1 else f"a step / {frames} frames"
+            print(f"{name:18} {format_timings(seconds, 1e3, 'ms a frame')}{included}")
             return
         print(f"agreement          {comparison.check_agreement()}")
         times = _time_cache(comparison, steps * repeats, simulator.device)

@@ -180,6 +180,17 @@ class Simulator(ABC):
         """Return the last 1 + k i frames of a context [b, t, ...], as many as there are, where a step shows k."""
         return context[:, (context.shape[1] - 1) % self.spec.frames_per_step :]
 
+    def action_steps(self, actions: Tensor) -> Tensor:
+        """Split actions per frame [b, k i, ...] into those of i steps, [b, i, k, ...]; [b, i, ...] where k is 1.
+
+        Raises:
+            ValueError: they do not fill the last step.
+        """
+        frames = self.spec.frames_per_step
+        if actions.shape[1] % frames:
+            raise ValueError(f"{actions.shape[1]} actions do not fill steps of {frames} frames")
+        return actions if frames == 1 else actions.unflatten(1, (-1, frames))
+
     def actions_per_frame(self, action: Tensor) -> Tensor:
         """Return the k actions of a step, [b, k, ...]; an action [b, ...] is held for all frames of the step."""
         if action.ndim > 1 + len(self.spec.actions.shape):

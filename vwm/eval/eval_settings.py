@@ -16,7 +16,7 @@ class EvalSettings:
     Attributes:
         data: shards of the clips.
         part: all episodes, or those that training with the default split trained on or held out.
-        horizon: frames to predict.
+        horizon: frames to predict, whole steps.
         context: context frames.
         clips: largest number of clips.
         batch_size: simulations that step together.

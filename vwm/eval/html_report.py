@@ -74,7 +74,7 @@ def _numbers_html(report: dict[str, Any]) -> str:
 def headline_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return the most important numbers: (name, value with unit, explanation)."""
     tokenizer, rollout, control, play = (report[key] for key in ("tokenizer", "rollout", "control", "play"))
-    delta, horizon = control["delta_psnr"], len(rollout["psnr"])
+    delta, horizon, seconds = control["delta_psnr"], len(rollout["psnr"]), rollout["horizon_seconds"]
     cost = control["shuffle_cost"]
     return [
         (
@@ -88,7 +88,7 @@ def headline_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
         (
             f"Rollout PSNR at horizon {horizon}",
             _format_number(rollout["psnr"][-1], "dB"),
-            _format_baselines(rollout, -1),
+            f"{seconds[-1]:.2f} s; {_format_baselines(rollout, -1)}",
         ),
         (
             f"ΔPSNR at horizon {delta['horizon']}",
@@ -105,7 +105,7 @@ def headline_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
         (
             "Step",
             _format_number(play["step_ms"]["p50"], "ms"),
-            f"95th percentile {_format_number(play['step_ms']['p95'], 'ms')}",
+            f"95th percentile {_format_number(play['step_ms']['p95'], 'ms')}{_format_frames(play)}",
         ),
         (
             "Frames per second",
@@ -170,6 +170,12 @@ def _format_baselines(rollout: dict[str, Any], at: int) -> str:
         _format_number(rollout["psnr_tokenizer"][at], "dB"),
     )
     return f"copy of the last frame: {copied}, the tokenizer's ceiling: {ceiling}"
+
+
+def _format_frames(play: dict[str, Any]) -> str:
+    if play["frames_per_step"] == 1:
+        return ""
+    return f"; {_format_number(play['frame_ms'], 'ms')} for each of its {play['frames_per_step']} frames"
 
 
 def _format_number(value: float | None, unit: str, digits: int = 2) -> str:

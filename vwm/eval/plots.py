@@ -22,7 +22,7 @@ def plot_compounding_error(rollout: dict[str, Any]) -> Figure:
         _plot_curve(axes, rollout[name], MODEL_COLOR, "rollout, own actions")
         _plot_curve(axes, rollout[f"{name}_random_actions"], GRAY_COLOR, "rollout, random actions", ":")
         _plot_curve(axes, rollout[f"{name}_copy_last"], COPY_COLOR, "copy of the last frame", "--")
-        _format_horizon_axis(axes, label)
+        _format_horizon_axis(axes, label, rollout["horizon_seconds"][0])
     figure.axes[0].legend(frameon=False, fontsize=8)
     return figure
 
@@ -215,8 +215,9 @@ def _plot_curve(axes: Axes, values: Sequence[float | None], color: str, label: s
     axes.plot(range(1, len(known) + 1), known, style, color=color, marker="o", markersize=3, label=label)
 
 
-def _format_horizon_axis(axes: Axes, label: str) -> None:
-    axes.set_xlabel("horizon [frames after the context]")
+def _format_horizon_axis(axes: Axes, label: str, seconds_per_frame: float | None = None) -> None:
+    unit = "frames" if seconds_per_frame is None else f"frames of {seconds_per_frame:.3g} s"
+    axes.set_xlabel(f"horizon [{unit} after the context]")
     axes.set_ylabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)

@@ -21,7 +21,8 @@ def open_loop_rollout(
 ) -> Tensor:
     """Predict how each clip's first frames continue under given actions.
 
-    Action ``context - 1`` leads from the last context frame to the first predicted one.
+    Action ``context - 1`` leads from the last context frame to the first predicted one. Where a step shows k frames,
+    each has its own action, and t - context is a multiple of k.
 
     Args:
         simulator: the simulator to roll out.
@@ -35,19 +36,17 @@ def open_loop_rollout(
     Returns:
         uint8 [n, t - context, h, w, 3], the predicted frames.
     """
-    steps = range(context - 1, actions.shape[1])
     parts = []
-    with tqdm(total=len(frames) * len(steps), desc=desc, unit="frame", disable=None) as bar:
+    with tqdm(total=len(frames) * (actions.shape[1] - context + 1), desc=desc, unit="frame", disable=None) as bar:
         for clip, action, seed in zip(*(x.split(batch_size) for x in (frames, actions, seeds)), strict=True):
             between = action[:, : context - 1] if context > 1 else None
             state, _ = simulator.reset(clip[:, :context], seed, between)
             shown = []
-            for i in steps:
-                state, out = simulator.step(state, action[:, i])
-                assert out.frame is not None  # decode=True
-                shown.append(out.frame.cpu())
-                bar.update(len(clip))
-            parts.append(torch.stack(shown, dim=1))
+            for taken in simulator.action_steps(action[:, context - 1 :]).unbind(1):
+                state, out = simulator.step(state, taken)
+                shown.append(out.frames.cpu())
+                bar.update(len(clip) * out.frames.shape[1])
+            parts.append(torch.cat(shown, dim=1))
     return torch.cat(parts)
 
 

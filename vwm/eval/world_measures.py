@@ -148,7 +148,8 @@ def _measure_rollout(evaluation: EvaluationData) -> dict[str, Any]:
         "_copy_last": repeat_last_frame(evaluation.sample.frames, evaluation.context),
         "_tokenizer": evaluation.reconstruction.frames[:, evaluation.context :],
     }
-    result: dict[str, Any] = {}
+    horizon, fps = evaluation.true_frames.shape[1], evaluation.simulator.spec.fps
+    result: dict[str, Any] = {"horizon_seconds": [(frame + 1) / fps for frame in range(horizon)]}
     for name, frames in shown.items():
         result[f"psnr{name}"], result[f"ssim{name}"] = (
             set_psnr(evaluation.true_frames, frames),
@@ -211,7 +212,9 @@ def _measure_speed(evaluation: EvaluationData) -> dict[str, Any]:
     times, simulator = evaluation.step_milliseconds, evaluation.simulator
     return {
         "step_ms": {"p50": times.quantile(0.5), "p95": times.quantile(0.95)},
-        "fps": 1000 * len(times) / times.sum(),
+        "frames_per_step": simulator.spec.frames_per_step,
+        "frame_ms": times.quantile(0.5) / simulator.spec.frames_per_step,
+        "fps": 1000 * len(times) * simulator.spec.frames_per_step / times.sum(),
         "real_time_fps": simulator.spec.fps,
         "steps": len(times),
         "sampling_steps": simulator.sampling._asdict().get("steps"),

@@ -58,8 +58,9 @@ def evaluate_world(
         bundle: folder of the world, as `vwm export` writes it.
         data: shards that the world was not trained on: a folder, a tar, a pattern or an fsspec address.
         out: folder for the report; an earlier report there is replaced.
-        horizon: frames to predict.
-        context: number of context frames; null takes the bundle's own number.
+        horizon: frames to predict; where a step shows k frames, rounded up to a multiple of k.
+        context: number of context frames; null takes the bundle's own number. Where a step shows k frames, the last
+            1 + k i of them are used.
         clips: largest number of clips; they are the first of the seeded order.
         batch_size: simulations that step together; it changes no number beyond rounding.
         seed: seed of the choice of clips, the simulations and the random actions.
@@ -89,6 +90,9 @@ def evaluate_world(
     if family.report is None:
         raise ValueError(f"{bundle} {family.no_report}")
     context = simulator.spec.context_frames if context is None else context
+    frames_per_step = simulator.spec.frames_per_step
+    context -= (context - 1) % frames_per_step
+    horizon += -horizon % frames_per_step
     settings = EvalSettings(
         data=data, part=part, horizon=horizon, context=context, clips=clips, batch_size=batch_size, seed=seed
     )

@@ -165,6 +165,7 @@ class PlayServer:
             "width": width,
             "height": height,
             "fps": self.simulator.spec.fps,
+            "frames_per_step": self.simulator.spec.frames_per_step,
             "starts": 0 if self.starts is None else len(self.starts),
             "max_upload": self.max_upload,
         }
@@ -249,7 +250,10 @@ def _apply_message(session: PlaySession, message: ClientMessage) -> bytes:
 
 
 def _frame_message(session: PlaySession, play_step: PlayStep) -> bytes:
-    return pack_message(_frame_header(session, play_step), images.encode_png(play_step.frame))
+    """Pack the frames of a step, one PNG after the other; the header has their sizes in bytes."""
+    pngs = [images.encode_png(frame) for frame in play_step.frames]
+    header = _frame_header(session, play_step) | {"sizes": [len(png) for png in pngs]}
+    return pack_message(header, b"".join(pngs))
 
 
 def _frame_header(session: PlaySession, play_step: PlayStep) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class ResetMessage:
 
 @dataclass(frozen=True)
 class StepMessage:
-    """Advance the world by one frame with a discrete action, or with one number per action dimension."""
+    """Advance the world by one step with a discrete action, or with one number per action dimension."""
 
     action: int | tuple[float, ...]
 

@@ -107,4 +107,5 @@ def warm_up_simulator(simulator: Simulator, steps: int = 4) -> None:
         times.append(session.step(action).latency_ms)
         print(f", step {number} {times[-1]:.0f} ms", end="", flush=True)
     steady = statistics.median(times[1:] or times)
-    print(f"\nabout {1000 / max(steady, 1e-3):.0f} frames per second; the world was recorded at {simulator.spec.fps:g}")
+    fps = 1000 * simulator.spec.frames_per_step / max(steady, 1e-3)
+    print(f"\nabout {fps:.0f} frames per second; the world was recorded at {simulator.spec.fps:g}")

@@ -32,7 +32,7 @@ class PlayStep:
 
     Attributes:
         state: the simulator's state, batch 1.
-        frame: uint8 [h, w, 3].
+        frames: uint8 [k, h, w, 3], those of the step; one after a reset.
         step: number of steps since the reset.
         reward: of the last step.
         episode_return: sum of the rewards since the reset.
@@ -41,12 +41,17 @@ class PlayStep:
     """
 
     state: State
-    frame: NDArray[np.uint8]
+    frames: NDArray[np.uint8]
     step: int = 0
     reward: float = 0.0
     episode_return: float = 0.0
     terminated: bool = False
     latency_ms: float = 0.0
+
+    @property
+    def frame(self) -> NDArray[np.uint8]:
+        """The last frame, uint8 [h, w, 3]."""
+        return self.frames[-1]
 
 
 class PlaySession:
@@ -76,10 +81,11 @@ class PlaySession:
 
     @property
     def fps(self) -> float:
-        """Steps per second over the last few steps; 0 while unknown."""
+        """Frames per second over the last few steps; 0 while unknown."""
         if len(self._times) < 2:
             return 0.0
-        return (len(self._times) - 1) / max(self._times[-1] - self._times[0], 1e-6)
+        frames = self.simulator.spec.frames_per_step * (len(self._times) - 1)
+        return frames / max(self._times[-1] - self._times[0], 1e-6)
 
     def reset(self, start: int | None, seed: int) -> PlayStep:
         """Reset to the start of an index, or to the uploaded image where it is None.
@@ -92,20 +98,19 @@ class PlaySession:
             state, frame = self.simulator.reset(self._context(start), seed)
         self.history.clear()
         self._times.clear()
-        return self._set_current(PlayStep(state, _frame_to_numpy(frame), latency_ms=_elapsed_ms(began)))
+        return self._set_current(PlayStep(state, frame.cpu().numpy(), latency_ms=_elapsed_ms(began)))
 
     def step(self, action: int | tuple[float, ...]) -> PlayStep:
-        """Advance by one frame. Raises ValueError before the first reset."""
+        """Advance by one step. Raises ValueError before the first reset."""
         return step_sessions([self], [action])[0]
 
     def take_step(self, state: State, output: StepOutput, world: int, latency_ms: float) -> PlayStep:
         """Take the outcome of a step of several worlds, of which this session's has an index."""
         previous = self.require_current()
-        assert output.frame is not None, "step(decode=True) returns a frame"
         reward = float(output.reward[world])
         play_step = PlayStep(
             state=select_worlds(state, torch.tensor([world])) if len(output.reward) > 1 else state,
-            frame=output.frame[world].cpu().numpy(),
+            frames=output.frames[world].cpu().numpy(),
             step=previous.step + 1,
             reward=reward,
             episode_return=previous.episode_return + reward,
@@ -118,18 +123,18 @@ class PlaySession:
 
     def undo(self, steps: int = 1) -> PlayStep:
         """Go back ``steps`` steps, or to the start of the history. Raises ValueError without a history."""
-        self.require_current()
+        current, undone = self.require_current(), 0
         if not self.history:
             raise ValueError("nothing to undo: this is the start of the history")
-        steps = min(steps, len(self.history))
-        for _ in range(steps):
-            self.current = self.history.pop()
-        assert self.current is not None
+        for _ in range(min(steps, len(self.history))):
+            undone += len(current.frames)
+            current = self.history.pop()
+        self.current = current
         self._times.clear()
         if self.recording:
-            del self.recording_frames[-steps:]
+            del self.recording_frames[-undone:]
             # after an undo to a step before the recording, the recording starts here
-            self.recording_frames = self.recording_frames or [self.current.frame]
+            self.recording_frames = self.recording_frames or [current.frame]
         return self.current
 
     def start_recording(self) -> None:
@@ -165,7 +170,7 @@ class PlaySession:
     def _set_current(self, play_step: PlayStep) -> PlayStep:
         self.current = play_step
         if self.recording:
-            self.recording_frames.append(play_step.frame)
+            self.recording_frames.extend(play_step.frames)
             self.recording = len(self.recording_frames) < self.max_recorded_frames
         return play_step
 
@@ -177,7 +182,7 @@ class PlaySession:
 
 
 def step_sessions(sessions: Sequence[PlaySession], actions: Sequence[int | tuple[float, ...]]) -> list[PlayStep]:
-    """Advance several sessions of one world by one frame, in one step of the simulator.
+    """Advance several sessions of one world, in one step of the simulator.
 
     Args:
         sessions: each at most once.
@@ -210,10 +215,6 @@ def can_step_together(one: PlaySession, other: PlaySession) -> bool:
 def state_bytes(state: State) -> int:
     """Sum the bytes of all tensors in a nested state."""
     return sum(leaf.nbytes for leaf in tree_leaves(state) if isinstance(leaf, Tensor))
-
-
-def _frame_to_numpy(frame: Tensor) -> NDArray[np.uint8]:
-    return frame[0].cpu().numpy()
 
 
 def _elapsed_ms(began: float) -> float:

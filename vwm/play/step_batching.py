@@ -31,7 +31,7 @@ class StepBatcher:
         self._task: asyncio.Task[None] | None = None
 
     async def step(self, session: PlaySession, action: Action) -> PlayStep:
-        """Advance a session by one frame. A session waits for its step before it asks for the next one."""
+        """Advance a session by one step. A session waits for its step before it asks for the next one."""
         request = _Request(session, action, asyncio.get_running_loop().create_future())
         self._pending.append(request)
         if self._task is None or self._task.done():

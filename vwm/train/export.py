@@ -60,7 +60,7 @@ def export_run(
             the last weights.
         title: shown in the player; by default the run's name.
         starts: number of starting contexts in the bundle.
-        context: frames of each starting context.
+        context: frames of each starting context; rounded up to whole latents, 1 + k n, where latents hold k frames.
         sampling_steps: sampling steps per frame; by default 8 (MaskGIT), or as in the sample videos of a DiT run.
         temperature: sampling temperature of MaskGIT (by default 0.5) or of an MDN-RNN (by default 1).
         guidance: scale of a DiT's classifier-free guidance by the action; 1, the default, disables it.
@@ -74,6 +74,8 @@ def export_run(
         _save_networks(exported.networks, out)
         print(exported.use.format(out=out))
         return
+    tokenizer = getattr(module, "tokenizer", None)
+    context += 0 if tokenizer is None else -(context - 1) % tokenizer.time_compression
     settings = _make_export_settings(source, title or run.resolve().name, starts, context)
     chosen = {"steps": sampling_steps, "temperature": temperature, "guidance": guidance}
     sampling = {name: value for name, value in chosen.items() if value is not None}

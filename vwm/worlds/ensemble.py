@@ -77,6 +77,10 @@ class EnsembleSimulator(Simulator):
                 raise ValueError(
                     f"members differ in their observations: {first.spec.observation} and {other.spec.observation}"
                 )
+            if first.spec.frames_per_step != other.spec.frames_per_step:
+                raise ValueError(
+                    f"members show {first.spec.frames_per_step} and {other.spec.frames_per_step} frames per step"
+                )
             if not first.spec.actions.fits(other.spec.actions):
                 raise ValueError(f"members differ in their actions: {first.spec.actions} and {other.spec.actions}")
         if first.spec.observation.is_latent:

@@ -87,7 +87,7 @@ class SimulatorEnv(gymnasium.Env[ObservationArray, Any]):
         return _to_numpy(self.worlds.current.observation)[0], {"start": contexts[0]}
 
     def step(self, action: Any) -> tuple[ObservationArray, float, bool, bool, dict[str, Any]]:
-        """Step by one frame: observation, reward, terminated, truncated, info."""
+        """Step once (see ``vwm.worlds.world_batch``): observation, reward, terminated, truncated, info."""
         if not isinstance(self.action_space, spaces.Dict):
             action = np.asarray(action)[None]
         reward = self.worlds.step(to_action_tensor(action, self.worlds.simulator.spec.actions, 1, self.flat_actions))
@@ -279,7 +279,10 @@ def _to_numpy(tensor: Tensor) -> NDArray[Any]:
 
 
 def _env_metadata(simulator: Simulator) -> dict[str, Any]:
-    return {"render_fps": simulator.spec.fps, "render_modes": ["rgb_array"] if has_frames(simulator) else []}
+    return {
+        "render_fps": simulator.spec.fps / simulator.spec.frames_per_step,
+        "render_modes": ["rgb_array"] if has_frames(simulator) else [],
+    }
 
 
 def _check_render_mode(mode: str | None) -> str | None:

@@ -86,7 +86,7 @@ class SimulatedEnvSpec(EnvSpec):
             )
         if self.data is None:
             return simulator, None
-        horizon = self.time_limit or 0
+        horizon = (self.time_limit or 0) * simulator.spec.frames_per_step
         sampler = ContextSampler(
             self.data, simulator.spec.context_frames, horizon, self.rewarded_fraction, actions=False
         )

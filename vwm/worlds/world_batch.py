@@ -2,6 +2,9 @@
 
 World i of a batch seeded with s has exactly the episodes of a single world seeded with s + i, in every interface: each
 world has a random generator of its own, which draws the context it starts from and its simulator seed.
+
+Where a simulator's step shows k frames, so does a step here: the action is held for k frames, the observation is the
+last of them, and the reward is the sum. It is an environment with a frame skip of k.
 """
 
 from __future__ import annotations
@@ -167,7 +170,7 @@ class WorldBatch:
         return dict(zip(worlds.tolist(), chosen, strict=True))
 
     def step(self, action: Tensor, active: Tensor | None = None) -> Tensor:
-        """Step every world by one frame.
+        """Step every world once: by one frame, or ``spec.frames_per_step`` of them.
 
         Args:
             action: int64 [n] or float32 [n, size].
@@ -179,7 +182,7 @@ class WorldBatch:
         before = self.current
         decode = self.observe == OBSERVE_FRAME or self.keep_frames
         state, output = self.simulator.step(before.state, action, decode)
-        after = self._make_state(state, output.frame, before.steps + 1)._replace(terminated=output.terminated)
+        after = self._make_state(state, output.last_frame, before.steps + 1)._replace(terminated=output.terminated)
         if active is None:
             self._current = after
             return output.reward

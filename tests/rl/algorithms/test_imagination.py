@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from button_game import LENGTH, learned_world, record
-from factories import diffusion_world, genie
+from factories import diffusion_world, genie, latent_frames_world
 
 from vwm.cli.main import main
 from vwm.envs.batched_envs import GymnasiumEnvSpec
@@ -284,6 +284,26 @@ def test_context_frames_are_reconstructed_by_the_tokenizer(workspace) -> None:
     assert torch.equal(rollout.observation[0], reconstructed[:, -1]) and not torch.equal(reconstructed, frames)
     carry, _ = policy.encode_sequence(policy.init_carry(2), reconstruct_frames(world, frames[:, :-1]).transpose(0, 1))
     assert all(torch.allclose(a, b) for a, b in zip(rollout.carry, carry, strict=True))
+
+
+def test_a_step_of_several_frames_is_observed_at_its_last_frame() -> None:
+    k, world = 4, latent_frames_world(4, outcomes=True)
+    torch.manual_seed(0)
+    policy = POLICIES["frame"](world, simulator_env_spaces(world, "frame"))
+    frames = torch.randint(256, (2, 11, 8, 8, 3), dtype=torch.uint8)  # the last 9 are three latents
+    context = SimulatorContext(frames, None, torch.ones(2, dtype=torch.bool))
+    torch.manual_seed(1)
+    rollout = imagine_rollout(world, policy, context, 2, "frame")
+    shown = world.reconstruct(frames[:, 2:])[1]
+    expected, _ = policy.encode_sequence(policy.init_carry(2), shown[:, [0, k]].transpose(0, 1))
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(rollout.carry, expected, strict=True))
+    torch.manual_seed(1)
+    state, frame = world.reset(frames, torch.randint(2**63 - 1, (2,)))
+    assert torch.equal(rollout.observation[0], frame)
+    for i in range(2):
+        state, out = world.step(state, rollout.action[i])
+        assert torch.equal(rollout.observation[i + 1], out.frame[:, -1])
+        assert torch.equal(rollout.reward[i + 1], out.reward)
 
 
 def test_ensemble_frames_equal_those_of_its_first_member() -> None:

@@ -27,8 +27,8 @@ class DiTFeatureExtractor(FeatureExtractor):
 
     def tokens(self, video: Tensor) -> Tensor:
         dynamics: DiT = self.networks["dynamics"]
-        batch, frames = video.shape[:2]
         latents = self.networks["tokenizer"].encode(video.to(dynamics.device))
+        batch, frames = latents.shape[:2]
         unknown = dynamics.embed_previous_actions(None, batch, frames)
         seed = torch.zeros(batch, dtype=torch.int64, device=dynamics.device)
         with capture_block_outputs(dynamics.transformer.blocks, self.layer) as outputs:

@@ -48,7 +48,7 @@ class DiTModule(TrainingModule):
         part_dropout: share of the parts of the other composite actions that are hidden, each by itself.
         outcomes: heads for reward and termination; null learns none. They require rewards (and terminated) in
             data.fields.
-        context_frames: true frames at the start of a sample video.
+        context_frames: true frames at the start of a sample video; latents, where a latent holds several frames.
         sampling_steps: of the sample videos.
         pretrained: a bundle, or a folder with a ``dynamics``, whose weights initialize the network; except for agent
             tokens, all weights must be there, and the settings equal. None initializes randomly.

@@ -19,7 +19,9 @@ let touched; // the action that a finger or the mouse holds
 let start = 0; // index of a start, or "upload"
 let waiting = null; // the message that was sent and is not answered yet
 const queue = []; // messages to be sent next
-let due = 0; // time of the next request of a frame
+let due = 0; // time of the next request of a step
+let shownUntil = 0; // time until which the frames of the last step are shown, where a step has several
+let pending = []; // timers of the frames that are still to be shown
 let timer;
 let recording = false;
 
@@ -61,7 +63,7 @@ function flush() {
 
 async function handleAnswer(header, body) {
   try {
-    if (header.type === "frame") await showFrame(header, body);
+    if (header.type === "frame") await showStep(header, body);
     else if (header.type === "recording") showRecording(header);
     else if (header.type === "upload") showUpload(body);
     else if (header.type === "video") save(header, body);
@@ -98,10 +100,39 @@ function showWorld(hello) {
   setMode("ready", "Upload an image", "This world has no starts: it continues any image that you upload.");
 }
 
-async function showFrame(header, body) {
-  const bitmap = await createImageBitmap(new Blob([body], { type: "image/png" }));
+/** Show the frames of a step, one after the other at the frame rate of the world; the next step is computed meanwhile. */
+async function showFrames(header, body) {
+  const starts = header.sizes.map((_, index) => header.sizes.slice(0, index).reduce((sum, size) => sum + size, 0));
+  const pngs = starts.map((offset, index) => new Blob([body.subarray(offset, offset + header.sizes[index])], { type: "image/png" }));
+  const bitmaps = await Promise.all(pngs.map((png) => createImageBitmap(png)));
+  if (waiting.type !== "step") {
+    pending.forEach(clearTimeout);
+    [pending, shownUntil] = [[], 0];
+  }
+  const now = performance.now();
+  const first = Math.max(now, shownUntil);
+  shownUntil = bitmaps.length > 1 ? first + bitmaps.length * framePeriod() : 0;
+  pending = pending.slice(-32);
+  bitmaps.forEach((bitmap, index) => {
+    const wait = first + index * framePeriod() - now;
+    wait > 0 ? pending.push(setTimeout(draw, wait, bitmap)) : draw(bitmap);
+  });
+}
+
+function draw(bitmap) {
   context.drawImage(bitmap, 0, 0);
   bitmap.close();
+  screen.dataset.frames = Number(screen.dataset.frames ?? 0) + 1;
+}
+
+/** Milliseconds that a frame is shown; 0 for as fast as possible. */
+function framePeriod() {
+  const speed = Number($("speed").value);
+  return speed ? 1000 / (world.fps * speed) : 0;
+}
+
+async function showStep(header, body) {
+  await showFrames(header, body);
   if (waiting.type === "step") latencies.push(header.ms);
   if (latencies.length > 120) latencies.shift();
   screen.dataset.step = $("step").textContent = header.step;
@@ -110,7 +141,7 @@ async function showFrame(header, body) {
   $("total").textContent = short(header.total);
   if (header.total || header.reward) $("reward-tile").hidden = false;
   $("undo").disabled = !header.undo;
-  drawSparkline($("spark"), latencies, 1000 / world.fps);
+  drawSparkline($("spark"), latencies, (1000 * world.frames_per_step) / world.fps);
   showRecording(header);
   if (header.terminated && waiting.type === "step" && document.body.dataset.mode !== "paused") {
     setMode("ended", "The world ended", `after ${header.step} steps. Click or press R to start again, Z to go back.`);
@@ -144,14 +175,13 @@ function currentAction() {
   return $("idle").value === "" ? null : Number($("idle").value);
 }
 
-/** Request the next frame when it is due, at the frame rate of the world. */
+/** Request the next step when it is due, at the frame rate of the world. */
 function schedule() {
   clearTimeout(timer);
   if (document.body.dataset.mode !== "playing" || waiting || queue.length) return;
   timer = setTimeout(() => {
     const action = currentAction();
-    const speed = Number($("speed").value);
-    const period = speed ? 1000 / (world.fps * speed) : 0;
+    const period = world.frames_per_step * framePeriod();
     due = Math.max(due + period, performance.now() - period);
     action === null ? schedule() : send({ type: "step", action });
   }, due - performance.now());
@@ -434,7 +464,7 @@ function fit() {
   const scale = (room >= 1 ? Math.floor(room) : room) / density;
   screen.style.width = `${world.width * scale}px`;
   screen.style.height = `${world.height * scale}px`;
-  drawSparkline($("spark"), latencies, 1000 / world.fps);
+  drawSparkline($("spark"), latencies, (1000 * world.frames_per_step) / world.fps);
 }
 addEventListener("resize", () => world && fit());
 

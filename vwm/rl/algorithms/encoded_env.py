@@ -236,6 +236,11 @@ def reconstruct_frames(simulator: Simulator, frames: Tensor) -> Tensor:
 
 
 def _check_simulator_fits_env(spaces: EnvSpaces, simulator: Simulator) -> None:
+    if simulator.spec.frames_per_step > 1:
+        raise ValueError(
+            f"the world shows {simulator.spec.frames_per_step} frames per step, and a step of the environment only its "
+            "last one: encode with a world of one frame per latent"
+        )
     expected = simulator.spec.context.shape
     if spaces.observation.shape != expected:
         raise ValueError(

@@ -62,8 +62,10 @@ def imagine_rollout(
     zero = torch.zeros(count, device=device)
     state, frame = simulator.reset(context.frames, torch.randint(2**63 - 1, (count,)), context.actions)
     carry = policy.init_carry(count)
-    if observe == OBSERVE_FRAME and context.frames.shape[1] > 1:
-        preceding = reconstruct_frames(simulator, context.frames[:, :-1].to(device))  # as in the real environment
+    shown, skip = simulator.trim_context(context.frames), simulator.spec.frames_per_step
+    if observe == OBSERVE_FRAME and shown.shape[1] > 1:
+        # The frames that earlier steps would have ended with, as in the real environment.
+        preceding = reconstruct_frames(simulator, shown[:, :-skip].to(device))[:, ::skip]
         carry, _ = policy.encode_sequence(carry, preceding.transpose(0, 1))
     first_carry = carry
     observations = [select_observation(simulator, observe, state, frame)]
@@ -75,7 +77,7 @@ def imagine_rollout(
         clamped = action.clamp(-1, 1) if action.is_floating_point() else action
         taken = simulator.spec.actions.from_flat(clamped)
         state, output = simulator.step(state, taken, decode=observe == OBSERVE_FRAME)
-        observations.append(select_observation(simulator, observe, state, output.frame))
+        observations.append(select_observation(simulator, observe, state, output.last_frame))
         actions.append(action)
         rewards.append(output.reward.float())
         ends.append(output.terminated)
