@@ -178,7 +178,10 @@ class PausedCommand:
         child, began = int(os.read(self._replies, 8) or 0), time.monotonic()
         for delay in delays:
             time.sleep(max(0.0, began + delay - time.monotonic()))
-            os.kill(child, signal.SIGSTOP)
+            try:
+                os.kill(child, signal.SIGSTOP)
+            except ProcessLookupError:  # it has ended
+                break
             shutil.copytree(self.home, f"{states} after {delay:.3f} s")
             os.kill(child, signal.SIGCONT)
         return int(os.read(self._replies, 8) or 1)
