@@ -3,6 +3,7 @@
     python tools/carracing_play real real.json                  # minutes: what the game shows under each key pattern
     python tools/carracing_play world carracing real.json out/      # 60 s of play under each pattern from every start
     python tools/carracing_play steer carracing out/                # does steering turn the picture the right way?
+    python tools/carracing_play causes carracing road/ keys/        # why does play break?
 
 ``real`` drives to random places and then holds a pattern. ``world`` counts a frame as right where the share of road in
 it lies between the game's 1st and 99th percentile under the same pattern at the same second, and the car is there; a
@@ -26,6 +27,8 @@ from PIL import Image
 import vwm
 from vwm.envs.behavior_policies import LaneFollowingPolicy
 from vwm.envs.wrapped_env import WrappedEnv
+from vwm.eval.metrics import set_psnr
+from vwm.eval.rollouts import open_loop_rollout
 
 FPS = 12.5
 STRIP_SECONDS = (0, 1, 2, 3, 5, 8, 12, 20, 30, 45, 60)
@@ -135,6 +138,56 @@ def measure_steering(bundle: str, out: Path, tries: int, seconds: float, **sampl
     print(f"mean turn {turns[0].mean():.1f} degrees with left, {turns[1].mean():.1f} with right, in {seconds} s")
 
 
+def measure_causes(bundle: str, recordings: list[str], clips: int, horizon: int) -> None:
+    """Print errors that tell the causes of bad play apart, for each recording.
+
+    States that training never showed: the next frame after real frames is predicted worse than on the training
+    recording. Fed-back errors: rollouts are worse than predictions that see the real frames before. Memory: more
+    context frames help.
+    """
+    world = vwm.load(bundle)
+    length = 8 + horizon
+    for recording in recordings:
+        dataset = vwm.open_clips(recording, length, fields=("frames", "actions"), shuffle=True)
+        chosen = [dataset[i] for i in range(min(clips, len(dataset)))]
+        frames, actions = (
+            torch.stack([torch.as_tensor(c[key].copy()) for c in chosen]) for key in ("frames", "actions")
+        )
+        true, seeds = frames[:, 8:], torch.arange(len(frames))
+        copy = set_psnr(true, frames[:, 7:8].expand_as(true))
+        rolled = {
+            context: set_psnr(
+                true,
+                open_loop_rollout(
+                    world,
+                    frames[:, 8 - context :],
+                    actions[:, 8 - context : -1],
+                    context,
+                    seeds,
+                    32,
+                    f"context {context}",
+                ),
+            )
+            for context in (1, 2, 4, 8)
+        }
+        seen = torch.stack([_next_frames(world, frames, actions, 8 + i, seeds) for i in range(horizon)], dim=1)
+        forced, before = set_psnr(true, seen), set_psnr(true, frames[:, 7:-1])
+        print(f"{recording}: PSNR in dB, {len(frames)} clips")
+        print(f"  next frame after 8 real frames       {forced.mean():.2f}  (copy of the last: {before.mean():.2f})")
+        for context, values in rolled.items():
+            print(f"  rollout from {context} frames, horizon {horizon}   {values[-1]:.2f}  (copy: {copy[-1]:.2f})")
+
+
+@torch.no_grad()
+def _next_frames(world: Any, frames: torch.Tensor, actions: torch.Tensor, at: int, seeds: torch.Tensor) -> torch.Tensor:
+    """Predict frame ``at`` from the 8 real frames before it: uint8 [n, h, w, 3]."""
+    shown = []
+    for part, action, seed in zip(frames.split(32), actions.split(32), seeds.split(32), strict=True):
+        state, _ = world.reset(part[:, at - 8 : at], seed, action[:, at - 8 : at - 1])
+        shown.append(world.step(state, action[:, at - 1])[1].frame)
+    return torch.cat(shown)
+
+
 def main() -> None:
     """Run one of the commands of the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -153,11 +206,18 @@ def main() -> None:
     steer.add_argument("out", type=Path)
     steer.add_argument("--tries", type=int, default=200)
     steer.add_argument("--seconds", type=float, default=1.0)
+    causes = commands.add_parser("causes", help="tell the causes of bad play apart")
+    causes.add_argument("bundle")
+    causes.add_argument("recordings", nargs="+")
+    causes.add_argument("--clips", type=int, default=64)
+    causes.add_argument("--horizon", type=int, default=10)
     for command in (world, steer):
         command.add_argument("--sampling", type=json.loads, default={}, help='such as {"context_noise": 0.1}')
     options = parser.parse_args()
     if options.command == "real":
         measure_real(options.out, options.runs, options.seconds)
+    elif options.command == "causes":
+        measure_causes(options.bundle, options.recordings, options.clips, options.horizon)
     elif options.command == "world":
         measure_world(options.bundle, options.real, options.out, options.seconds, **options.sampling)
     else:
