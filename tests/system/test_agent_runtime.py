@@ -90,5 +90,5 @@ def test_an_error_for_missing_tensorboard_suggests_the_extra(tmp_path: Path, mon
     config.write_text(CONFIG.format(run=tmp_path / "run"))
     with pytest.raises(SystemExit):
         main(["agent", "train", "-c", str(config), "--tensorboard", "true"])
-    assert "pip install 'vwm[tensorboard]'" in capsys.readouterr().err
+    assert "pip install -e '.[tensorboard]'" in capsys.readouterr().err
     assert not (tmp_path / "run" / "config.yaml").exists()

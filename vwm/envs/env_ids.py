@@ -63,7 +63,7 @@ def make_env(env_id: str, options: Mapping[str, Any] | None = None) -> Any:
             ) from error
         extra = next((extra for part, extra in ENV_PACKAGE_EXTRAS.items() if part in env_id), "envs")
         raise ImportError(
-            f"{env_id} needs a package that is not installed ({error}): pip install 'vwm[{extra}]'"
+            f"{env_id} needs a package that is not installed ({error}): pip install -e '.[{extra}]' in the clone"
         ) from error
     except (gymnasium.error.Error, TypeError) as error:
         raise ValueError(

@@ -207,7 +207,8 @@ def _import_procgen() -> tuple[Any, list[str]]:
             from procgen.env import ENV_NAMES, ProcgenGym3Env
     except ImportError as error:
         raise ImportError(
-            f"Procgen is not installed ({error}): pip install 'vwm[procgen]' (its wheels need Python below 3.12)"
+            f"Procgen is not installed ({error}): pip install -e '.[procgen]' in the clone "
+            "(its wheels need Python below 3.12)"
         ) from error
     return ProcgenGym3Env, ENV_NAMES
 

@@ -66,7 +66,9 @@ class TensorBoardMetricLogger:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ImportError(f"TensorBoard is not installed ({error}): pip install 'vwm[tensorboard]'") from error
+            raise ImportError(
+                f"TensorBoard is not installed ({error}): pip install -e '.[tensorboard]' in the clone"
+            ) from error
         self._writer: Any = SummaryWriter(str(run.path / "tensorboard"))
 
     def log(self, table: str, step: int, values: Mapping[str, float]) -> None:

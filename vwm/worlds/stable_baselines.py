@@ -16,8 +16,14 @@ from typing import Any
 import numpy as np
 from gymnasium.spaces import Dict
 from gymnasium.vector import AutoresetMode, VectorEnv
-from stable_baselines3.common.vec_env import VecEnv
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+
+try:
+    from stable_baselines3.common.vec_env import VecEnv
+    from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"Stable-Baselines3 is not installed ({error}): pip install -e '.[sb3]' in the clone"
+    ) from error
 
 from vwm.worlds.vector_infos import select_env_info
 

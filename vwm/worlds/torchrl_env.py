@@ -5,7 +5,7 @@
     rollout = env.rollout(1000, policy, break_when_any_done=False)
 
 World i of an environment seeded with s has exactly the episodes of a ``SimulatorEnv`` seeded with s + i.
-TorchRL is an optional dependency: ``pip install vwm[torchrl]``.
+TorchRL is an optional dependency: ``pip install -e '.[torchrl]'`` in the clone.
 """
 
 from __future__ import annotations
@@ -13,10 +13,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import Bounded, Categorical, Composite, Unbounded
-from torchrl.envs import EnvBase
+
+try:
+    from tensordict import TensorDict, TensorDictBase
+    from torchrl.data import Bounded, Categorical, Composite, Unbounded
+    from torchrl.envs import EnvBase
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"TorchRL is not installed ({error}): pip install -e '.[torchrl]' in the clone"
+    ) from error
 
 from vwm.core.simulator import Simulator
 from vwm.worlds.world_batch import WorldBatch

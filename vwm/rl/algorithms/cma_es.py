@@ -30,7 +30,7 @@ class CMAESSearch:
         try:
             import cma
         except ImportError as error:
-            raise ImportError(f"CMA-ES needs pycma ({error}): pip install 'vwm[evolution]'") from error
+            raise ImportError(f"CMA-ES needs pycma ({error}): pip install -e '.[evolution]' in the clone") from error
         if population < 4 or sigma <= 0:
             raise ValueError(f"population={population} must be at least 4, sigma={sigma} positive")
         generator = np.random.RandomState(seed)  # pycma's ``randn`` option takes the interface of this class

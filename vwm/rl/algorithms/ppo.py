@@ -16,7 +16,7 @@ from vwm.rl.algorithm import Algorithm, StepMetrics, TrainingSetup
 
 
 class PPO(Algorithm):
-    """Proximal policy optimization (arXiv 1707.06347), by Stable-Baselines3 (``pip install 'vwm[sb3]'``).
+    """Proximal policy optimization (arXiv 1707.06347), by Stable-Baselines3 (``pip install -e '.[sb3]'`` in the clone).
 
     A step is one rollout of every environment and the epochs of learning from it. A resumed run has the weights, the
     optimizer and the counters of its checkpoint and starts new episodes: Stable-Baselines3 keeps no environment's
@@ -136,7 +136,7 @@ def _import_stable_baselines() -> Any:
         import stable_baselines3
     except ImportError as error:
         raise ImportError(
-            f"PPO is Stable-Baselines3's, which is not installed ({error}): pip install 'vwm[sb3]'"
+            f"PPO is Stable-Baselines3's, which is not installed ({error}): pip install -e '.[sb3]' in the clone"
         ) from error
     return stable_baselines3
 
