@@ -95,7 +95,7 @@ def measure_drift(
         return None
     fps = max(1, round(simulator.spec.fps))
     begin = frames[:starts]
-    steps = -(-seconds * fps // simulator.spec.frames_per_step)
+    steps = seconds * fps + -seconds * fps % simulator.spec.frames_per_step  # an action per frame, for whole steps
     real = frame_features(simulator, frames.flatten(0, 1)[:: max(1, frames.shape[1] // 4)], batch_size)
     compare = SlicedFrechet(real)
     shown: dict[str, Tensor] = {}

@@ -55,7 +55,7 @@ def measure_hallucination(
     error = frame_mse(frames[:, context:], predicted)
     horizon = torch.arange(error.shape[1], dtype=torch.float64).expand_as(error)
     predictors = {
-        "round_trip": _round_trip(simulator, predicted),
+        "round_trip": _round_trip(simulator, frames[:, context - 1 : context], predicted),
         "seed_variance": _seed_variance(simulator, frames, actions, predicted, context, seed, batch_size),
         "flow_instability": _flow_instability(frames[:, context - 1 : context], predicted),
         "horizon": horizon,
@@ -66,11 +66,18 @@ def measure_hallucination(
     }
 
 
-def _round_trip(simulator: Simulator, predicted: Tensor) -> Tensor | None:
-    """Change of the frames when they are encoded and decoded again, float64 [n, t]."""
+def _round_trip(simulator: Simulator, last: Tensor, predicted: Tensor) -> Tensor | None:
+    """Change of the frames when they are encoded and decoded again, float64 [n, t].
+
+    Where a latent holds several frames, the first one holds ``last``, uint8 [n, 1, h, w, 3], of the context.
+    """
     if not isinstance(simulator, ReconstructsFrames):
         return None
-    return frame_mse(predicted, simulator.reconstruct(predicted)[1].cpu())
+    if simulator.spec.frames_per_step > 1:
+        shown = simulator.reconstruct(torch.cat((last, predicted), dim=1))[1][:, 1:]
+    else:
+        shown = simulator.reconstruct(predicted)[1]
+    return frame_mse(predicted, shown.cpu())
 
 
 def _seed_variance(

@@ -66,7 +66,8 @@ def measure_revisit(
         which a world without memory does not exceed; None where no opposites are known.
     """
     pairs = opposite_actions(simulator.spec.actions)
-    steps = max(1, round(seconds * simulator.spec.fps / simulator.spec.frames_per_step))
+    steps = max(1, round(seconds * simulator.spec.fps))
+    steps += -steps % simulator.spec.frames_per_step  # an action per frame, for whole steps
     begin, results = frames[:starts], {}
     seeds = world_seeds(REVISIT_SEED, len(begin))
     for name, pair in pairs.items():
