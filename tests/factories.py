@@ -123,6 +123,31 @@ def diffusion_world(outcomes: bool = False, sampling=None, policy: bool = False,
     )
 
 
+def genie_of_latent_frames(frames: int = 2, labeled: bool = False, outcomes: bool = False, **changes):
+    """A Genie world of 16x16 pixels over a causal autoencoder with codes, each latent of several frames."""
+    from vwm.core.spaces import ActionSpace
+    from vwm.models.genie.sampling import MaskGITSampling
+    from vwm.models.genie.simulator import GenieSimulator
+    from vwm.nn.outcome_heads import RewardTerminationHeads
+    from vwm.tokenizers.causal_vae import CausalVAE
+
+    torch.manual_seed(2)
+    starts = torch.randint(
+        0, 256, (3, 1 + frames, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(4)
+    )
+    return GenieSimulator(
+        randomize(CausalVAE((16, 16), [4, 3, 3], 8, frames, patch_size=4, widths=[8], depths=[1])),
+        dynamics(frames_per_latent=frames, **changes),
+        None if labeled else latent_action(),
+        ActionSpace("discrete", 4, ("LEFT", "RIGHT", "UP", "noop"), latent=not labeled),
+        randomize(RewardTerminationHeads(width=16, hidden=16)) if outcomes else None,
+        sampling=MaskGITSampling(steps=3),
+        context_frames=1 + frames,
+        title="noise",
+        starts=starts,
+    )
+
+
 def latent_frames_world(frames: int = 2, outcomes: bool = False, dims: int = 0, window: int = 4, **changes):
     """A diffusion world of 8x8 pixels over a causal autoencoder, of which each latent after the first holds frames."""
     from vwm.core.spaces import ActionSpace

@@ -52,3 +52,17 @@ def pool_action_embeddings(pooling: ActionPooling | None, embedding: Tensor, unk
     if pooling is None:
         return embedding
     return unknown + pooling((embedding - unknown).unflatten(1, (-1, pooling.frames)))
+
+
+def sum_over_steps(values: Tensor, frames: int) -> Tensor:
+    """Sum values per frame [b, t k] over the k frames after each latent: [b, t]."""
+    return values if frames == 1 else values.unflatten(1, (-1, frames)).sum(dim=2)
+
+
+def check_actions_after_latents(actions: Tensor, latents: int, frames: int) -> None:
+    """Raise ValueError unless each of the latents of a clip is followed by k actions; see ``ClipBatch``."""
+    if actions.shape[1] != latents * frames:
+        raise ValueError(
+            f"outcomes of {latents} latents of {frames} frames need {frames} actions after each, got "
+            f"{actions.shape[1]}: set data.frames_per_latent={frames}"
+        )

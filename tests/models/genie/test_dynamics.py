@@ -96,7 +96,7 @@ def test_cached_sampling_equals_parallel_logits():
     drawn = [tokens[:, :1]]
     for t in range(FRAMES - 1):
         state, frame = sample_token_frame(
-            model, state, actions[:, t], world_seeds(t, 2), MaskGITSampling(1, temperature=0)
+            model, state, actions[:, t : t + 1], world_seeds(t, 2), MaskGITSampling(1, temperature=0)
         )
         drawn.append(frame[:, None])
     sequence = torch.cat(drawn, dim=1)
@@ -110,10 +110,10 @@ def test_sampling_depends_on_the_seed_and_not_on_the_batch(steps):
     tokens, actions = clip()
     state = model.observe(model.init_state(2), tokens[:, :1], None)
     seeds, sampling = world_seeds(5, 2), MaskGITSampling(steps)
-    _, both = sample_token_frame(model, state, actions[:, 0], seeds, sampling)
-    _, again = sample_token_frame(model, state, actions[:, 0], seeds, sampling)
-    _, alone = sample_token_frame(model, select_worlds(state, torch.tensor([1])), actions[1:, 0], seeds[1:], sampling)
-    _, other = sample_token_frame(model, state, actions[:, 0], seeds + 1, sampling)
+    _, both = sample_token_frame(model, state, actions[:, :1], seeds, sampling)
+    _, again = sample_token_frame(model, state, actions[:, :1], seeds, sampling)
+    _, alone = sample_token_frame(model, select_worlds(state, torch.tensor([1])), actions[1:, :1], seeds[1:], sampling)
+    _, other = sample_token_frame(model, state, actions[:, :1], seeds + 1, sampling)
     assert torch.equal(both, again) and torch.equal(both[1:], alone) and not torch.equal(both, other)
     assert (both < model.codebook_size).all()  # no token stays masked
 
@@ -124,7 +124,7 @@ def test_sampled_tokens_have_the_predicted_probabilities():
     one = select_worlds(model.observe(model.init_state(2), tokens[:, :1], None), torch.tensor([0]))
     many = select_worlds(one, torch.zeros(4000, dtype=torch.int64))
     _, frames = sample_token_frame(
-        model, many, actions[:1, 0].expand(4000), world_seeds(0, 4000), MaskGITSampling(1, temperature=1.0)
+        model, many, actions[:1, :1].expand(4000, 1), world_seeds(0, 4000), MaskGITSampling(1, temperature=1.0)
     )
     hidden = torch.full((1, 1, 16), model.mask_token)
     p = model.predict_logits(one, hidden, actions[:1, :1])[0, 0].softmax(-1)

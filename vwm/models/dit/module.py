@@ -23,6 +23,7 @@ from vwm.models.dit.sampling import (
     finest_step_index,
     sample_latent_clip,
 )
+from vwm.nn.action_pooling import check_actions_after_latents, sum_over_steps
 from vwm.nn.loss_normalizer import LossNormalizer
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.outcome_heads import RewardTerminationHeads
@@ -142,15 +143,11 @@ class DiTModule(TrainingModule):
             raise ValueError("outcomes need rewards and actions: name them in data.fields, or set outcomes to null")
         assert self.outcomes is not None
         per_latent = self.dynamics.frames_per_latent
-        if batch.actions.shape[1] != features.shape[1] * per_latent:
-            raise ValueError(
-                f"outcomes of {features.shape[1]} latents of {per_latent} frames need {per_latent} actions after each, "
-                f"got {batch.actions.shape[1]}: set data.frames_per_latent={per_latent}"
-            )
+        check_actions_after_latents(batch.actions, features.shape[1], per_latent)
         known = known_actions(batch, batch.actions.shape[1])
         action_embedding = self.dynamics.embed_actions(batch.actions, known)
-        reward = batch.rewards.unflatten(1, (-1, per_latent)).sum(dim=2)
-        ends = None if batch.terminated is None else batch.terminated.unflatten(1, (-1, per_latent)).any(dim=2)
+        reward = sum_over_steps(batch.rewards, per_latent)
+        ends = None if batch.terminated is None else sum_over_steps(batch.terminated, per_latent) > 0
         reward, end = self.outcomes.losses(features, action_embedding, reward, ends)
         return {"reward": reward, "end": end}
 

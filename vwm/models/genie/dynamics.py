@@ -5,7 +5,10 @@ Genie (arXiv 2402.15391), section 2.1; MaskGIT (arXiv 2202.04200).
 Because the transformer is factored and causal in time, the keys and values of past frames never change. In play they
 are cached, and each MaskGIT step processes only the tokens of the new frame. This is exact, not an approximation.
 
-Legend: b batch, t time, n tokens per frame, d width, k codebook size.
+Where a latent holds r video frames, "frame" below means latent frame, and the r actions that lead from the last video
+frame of one latent to that of the next are pooled into one.
+
+Legend: b batch, t time, n tokens per frame, d width, k codebook size, r video frames per latent.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from vwm.core.checks import check_positive
+from vwm.nn.action_pooling import ActionPooling, ActionPoolingKind, pool_action_embeddings
 from vwm.nn.space_time import SpaceTimeTransformer, TransformerState, clean_context_mask
 
 
@@ -48,6 +53,8 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
             [min_mask_rate, 1].
         context_corruption: with a clean context, the largest share of past tokens that are replaced by random ones, so
             that the model becomes robust to its own errors.
+        frames_per_latent: r, the tokenizer's ``time_compression``.
+        action_pooling: how the r actions of a latent become one, see ``ActionPooling``; without effect for r = 1.
 
     Raises:
         ValueError: an unknown ``conditioning`` or ``context``.
@@ -68,8 +75,11 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
         context: str = "clean",
         min_mask_rate: float = 0.5,
         context_corruption: float = 0.0,
+        frames_per_latent: int = 1,
+        action_pooling: ActionPoolingKind = "learned",
     ) -> None:
         super().__init__()
+        check_positive(frames_per_latent=frames_per_latent)
         if conditioning not in ("add", "prepend"):
             raise ValueError(f"conditioning={conditioning!r} must be 'add' or 'prepend'")
         if context not in ("clean", "masked"):
@@ -82,12 +92,15 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
         self.context = context
         self.min_mask_rate = min_mask_rate
         self.context_corruption = context_corruption
+        self.frames_per_latent = frames_per_latent
         self.mask_token = codebook_size
         self.num_prefix_tokens = 1 if conditioning == "prepend" else 0
         self.embed = nn.Embedding(codebook_size + 1, width)
         self.places = nn.Parameter(torch.randn(self.num_prefix_tokens + tokens_per_frame, width) * 0.02)
         self.embed_action: nn.Module = nn.Linear(num_actions, width) if continuous else nn.Embedding(num_actions, width)
         self.no_action = nn.Parameter(torch.zeros(width))
+        pools = frames_per_latent > 1
+        self.pool_actions = ActionPooling(frames_per_latent, width, action_pooling) if pools else None
         self.transformer = SpaceTimeTransformer(width=width, depth=depth, heads=heads, window=window)
         self.head = nn.Linear(width, codebook_size)
         nn.init.normal_(self.embed.weight, std=0.02)
@@ -97,7 +110,8 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
 
         Args:
             tokens: int64 [b, t, n], the true tokens.
-            actions: int64 [b, t-1] or float [b, t-1, num_actions]; ``actions[:, i]`` leads from frame i to i+1.
+            actions: int64 [b, (t-1) r] or float [b, (t-1) r, num_actions]; ``actions[:, i]`` leads from video frame i
+                to i+1.
             mask: bool [b, t-1, n], True where a token of frames 1..t-1 is masked.
 
         Returns:
@@ -166,7 +180,7 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
         Args:
             state: the state before these frames.
             tokens: int64 [b, t, n].
-            actions: the actions that led to the frames, [b, t] or [b, t, num_actions]; None if unknown.
+            actions: the actions that led to the frames, [b, t r] or [b, t r, num_actions]; None if unknown.
         """
         return self.observe_with_features(state, tokens, actions)[0]
 
@@ -183,9 +197,9 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
         return self._logits(x)
 
     def embed_actions(self, actions: Tensor) -> Tensor:
-        """Embed actions: [b, t] or [b, t, num_actions] -> [b, t, d]."""
+        """Embed actions: [b, t r] or [b, t r, num_actions] -> [b, t, d]."""
         embedding: Tensor = self.embed_action(actions.to(self.places.dtype) if self.continuous else actions)
-        return embedding
+        return pool_action_embeddings(self.pool_actions, embedding, self.no_action)
 
     def _clip_action_embeddings(self, tokens: Tensor, actions: Tensor) -> Tensor:
         """Embed the action that led to each frame of a clip, [b, t, d]; that of the first frame is unknown."""

@@ -55,8 +55,11 @@ class GenieFamily(WorldFamily):
 
     def compare_cache(
         self, simulator: GenieSimulator, context: Tensor, actions: Callable[[int], Tensor]
-    ) -> CacheComparison:
-        """See ``WorldFamily.compare_cache``."""
+    ) -> CacheComparison | None:
+        """See ``WorldFamily.compare_cache``; only for tokenizers of single frames with a window of their own."""
         from vwm.models.genie.uncached import GenieCacheComparison
+        from vwm.tokenizers.space_time_tokenizer import SpaceTimeTokenizer
 
+        if not isinstance(simulator.tokenizer, SpaceTimeTokenizer):
+            return None
         return GenieCacheComparison(simulator, context, actions)

@@ -13,17 +13,18 @@ from torch import Tensor, nn
 
 from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.core.seeds import fold_in, world_seeds
+from vwm.core.tokenizer import VideoTokenizer
 from vwm.data.clips import ClipBatch
 from vwm.models.genie.dynamics import MaskGITDynamics
 from vwm.models.genie.latent_action import LatentActionModel
 from vwm.models.genie.sampling import MaskGITSampling, sample_token_frame
+from vwm.nn.action_pooling import check_actions_after_latents, sum_over_steps
 from vwm.nn.loss_normalizer import LossNormalizer
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.outcome_heads import RewardTerminationHeads
 from vwm.nn.quantize import code_counts, perplexity
 from vwm.nn.training_module import TrainingModule
 from vwm.tokenizers.loading import load_tokenizer
-from vwm.tokenizers.space_time_tokenizer import SpaceTimeTokenizer
 
 
 class GenieModule(TrainingModule):
@@ -37,7 +38,7 @@ class GenieModule(TrainingModule):
         dynamics: the dynamics transformer.
         latent_action: the latent action model; null trains on the true actions of the recording instead.
         optimizer: learning rate and schedule of both.
-        context_frames: true frames at the start of a sample video.
+        context_frames: true frames at the start of a sample video; latents, where a latent holds several frames.
         sampling_steps: MaskGIT steps of the sample videos.
         collapse_threshold: an action perplexity below this share of the number of actions warns of collapsed actions.
         outcomes: heads for reward and termination; null learns none. They require true actions (``latent_action`` null:
@@ -87,21 +88,27 @@ class GenieModule(TrainingModule):
         actions, _, _ = self._actions(batch)
         loss, accuracy, features = self.dynamics.loss_with_features(self._tokens(batch).flatten(2), actions)
         assert batch.actions is not None
+        per_latent = self.dynamics.frames_per_latent
+        check_actions_after_latents(batch.actions, features.shape[1], per_latent)
         action_embedding = self.dynamics.embed_actions(batch.actions)
-        reward, end = self.outcomes.losses(features, action_embedding, batch.rewards, batch.terminated)
+        rewards = sum_over_steps(batch.rewards, per_latent)
+        ends = None if batch.terminated is None else sum_over_steps(batch.terminated, per_latent) > 0
+        reward, end = self.outcomes.losses(features, action_embedding, rewards, ends)
         total = self.scales["dynamics"](loss) + self.scales["reward"](reward) + self.scales["end"](end)
         losses = {"dynamics_loss": loss.detach(), "reward_loss": reward.detach(), "termination_loss": end.detach()}
         return total, losses | {"accuracy": accuracy}
 
     def _actions(self, batch: ClipBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Return the actions between the frames, [b, t-1, ...], and the latent action model's loss if there is one."""
+        """Return the actions between the video frames, [b, t-1, ...], and the latent action loss or 0."""
         if self.latent_action is None:
             if batch.actions is None:
                 raise ValueError(
                     "latent_action is null, so the true actions are needed, and these shards hold none: "
                     "set model.latent_action to learn actions from the video"
                 )
-            return batch.actions[:, :-1], torch.zeros((), device=self.device), {}
+            per_latent = self.dynamics.frames_per_latent
+            between = (batch.actions.shape[1] - 1) // per_latent * per_latent  # those after the last latent lead on
+            return batch.actions[:, :between], torch.zeros((), device=self.device), {}
         if batch.frames is None:
             raise ValueError("latent actions are inferred from pixels: add frames to data.fields")
         video = frames_to_float(batch.frames)
@@ -169,21 +176,22 @@ class GenieModule(TrainingModule):
         actions, _, _ = self._actions(batch)
         tokens = self._tokens(batch)
         b, t = tokens.shape[:2]
-        start = min(self.context_frames, t - 1)
+        start, per_latent = min(self.context_frames, t - 1), self.dynamics.frames_per_latent
         state = self.dynamics.init_state(b)
         state = self.dynamics.observe(state, tokens[:, :1].flatten(2), None)
         if start > 1:
-            state = self.dynamics.observe(state, tokens[:, 1:start].flatten(2), actions[:, : start - 1])
+            state = self.dynamics.observe(state, tokens[:, 1:start].flatten(2), actions[:, : (start - 1) * per_latent])
         frames, sampling = [tokens[:, :start]], MaskGITSampling(steps=self.sampling_steps)
         seeds = world_seeds(0, b, tokens.device)
         for i in range(start - 1, t - 1):
-            state, frame = sample_token_frame(self.dynamics, state, actions[:, i], fold_in(seeds, i), sampling)
+            taken = actions[:, i * per_latent : (i + 1) * per_latent]
+            state, frame = sample_token_frame(self.dynamics, state, taken, fold_in(seeds, i), sampling)
             frames.append(frame.unflatten(-1, self.tokenizer.grid)[:, None])
         return video_to_uint8(self.tokenizer.decode(torch.cat(frames, dim=1)))
 
 
 def _check_components_match(
-    tokenizer: SpaceTimeTokenizer,
+    tokenizer: VideoTokenizer,
     dynamics: MaskGITDynamics,
     latent_action: LatentActionModel | None,
     outcomes: RewardTerminationHeads | None,
@@ -192,6 +200,7 @@ def _check_components_match(
     pairs = [
         ("dynamics.codebook_size", dynamics.codebook_size, "the tokenizer's codes", tokenizer.codebook_size),
         ("dynamics.tokens_per_frame", dynamics.tokens_per_frame, "the tokenizer's", tokenizer.tokens_per_frame),
+        ("dynamics.frames_per_latent", dynamics.frames_per_latent, "the tokenizer's", tokenizer.time_compression),
     ]
     if latent_action is not None:
         pairs.append(

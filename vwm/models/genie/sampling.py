@@ -42,7 +42,8 @@ def sample_token_frame(
     Args:
         dynamics: the network.
         state: the state after the frames so far.
-        actions: the action that leads to the new frame, [b] or [b, num_actions]; None if unknown.
+        actions: the r actions that lead to the new frame, [b, r] or [b, r, num_actions], where a latent holds r video
+            frames; None if unknown.
         seed: int64 [b], random seeds.
         sampling: see ``MaskGITSampling``.
 
@@ -50,7 +51,7 @@ def sample_token_frame(
         The state after the new frame, and its tokens int64 [b, n].
     """
     tokens = sample_tokens(dynamics, state, actions, seed, sampling)
-    return dynamics.observe(state, tokens[:, None], None if actions is None else actions[:, None]), tokens
+    return dynamics.observe(state, tokens[:, None], actions), tokens
 
 
 def sample_tokens(
@@ -58,7 +59,6 @@ def sample_tokens(
 ) -> Tensor:
     """Sample the tokens of the next frame, int64 [b, n], without advancing the state; see ``sample_token_frame``."""
     b, n, steps = len(seed), dynamics.tokens_per_frame, sampling.steps
-    actions = None if actions is None else actions[:, None]
     tokens = torch.full((b, 1, n), dynamics.mask_token, dtype=torch.int64, device=seed.device)
     for step in range(steps):
         logits = dynamics.predict_logits(state, tokens, actions)[:, 0].float()

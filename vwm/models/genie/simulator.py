@@ -13,11 +13,13 @@ from vwm.core.network_simulator import VideoSimulator
 from vwm.core.seeds import fold_in, world_seeds
 from vwm.core.simulator import StepOutput
 from vwm.core.spaces import ActionSpace
+from vwm.core.tokenizer import TokenizerState
 from vwm.models.genie.dynamics import MaskGITDynamics
 from vwm.models.genie.latent_action import LatentActionModel
 from vwm.models.genie.sampling import MaskGITSampling, sample_tokens
 from vwm.nn.outcome_heads import RewardTerminationHeads, sample_outcomes
 from vwm.nn.space_time import TransformerState
+from vwm.tokenizers.causal_vae import CausalVAE
 from vwm.tokenizers.space_time_tokenizer import SpaceTimeTokenizer
 
 
@@ -28,15 +30,15 @@ class GenieState(NamedTuple):
         dynamics: keys and values of the past frames.
         encoder: the tokenizer encoder's state, of the frames that were observed, not of those that were generated.
         decoder: the tokenizer decoder's state.
-        latent: int64 [b, h, w], the last frame's tokens.
-        features: float [b, d], of the last frame.
+        latent: int64 [b, h, w], the last latent's tokens.
+        features: float [b, d], of the last latent.
         seed: int64 [b].
-        frames_generated: int64 [b], the number of frames generated so far.
+        frames_generated: int64 [b], the number of latents generated so far.
     """
 
     dynamics: TransformerState
-    encoder: TransformerState
-    decoder: TransformerState
+    encoder: TokenizerState
+    decoder: TokenizerState
     latent: Tensor
     features: Tensor
     seed: Tensor
@@ -47,7 +49,7 @@ class GenieSimulator(VideoSimulator):
     """Genie's tokenizer, latent action model and masked dynamics: see ``Simulator``.
 
     Args:
-        tokenizer: encodes video to tokens and decodes them.
+        tokenizer: encodes video to tokens, of r frames each after the first latent, and decodes them.
         dynamics: predicts the next frame's tokens from tokens and actions.
         latent_action: infers the actions of a context; None where the actions were labeled.
         actions: the action space; its size must be the dynamics'.
@@ -65,7 +67,7 @@ class GenieSimulator(VideoSimulator):
 
     def __init__(
         self,
-        tokenizer: SpaceTimeTokenizer,
+        tokenizer: SpaceTimeTokenizer | CausalVAE,
         dynamics: MaskGITDynamics,
         latent_action: LatentActionModel | None,
         actions: ActionSpace,
@@ -78,6 +80,11 @@ class GenieSimulator(VideoSimulator):
             raise ValueError(
                 f"dynamics.codebook_size={dynamics.codebook_size}, but the tokenizer has {tokenizer.codebook_size}"
             )
+        if tokenizer.time_compression != dynamics.frames_per_latent:
+            raise ValueError(
+                f"the tokenizer makes a latent of {tokenizer.time_compression} frames, the dynamics takes latents of "
+                f"{dynamics.frames_per_latent}"
+            )
         super().__init__(tokenizer, dynamics, actions, **rest)
         self.latent_action = None if latent_action is None else latent_action.eval()
         self.outcomes = None if outcomes is None else outcomes.eval()
@@ -88,14 +95,15 @@ class GenieSimulator(VideoSimulator):
     ) -> tuple[GenieState, Tensor]:
         """See ``Simulator.reset``."""
         self.check_context(context)
-        video = frames_to_float(context.to(self.device))
-        batch, frames = video.shape[:2]
+        batch, given = context.shape[:2]
+        context_actions = self.check_context_actions(context_actions, batch, given)
+        video = frames_to_float(self.trim_context(context).to(self.device))
+        frames = video.shape[1]
         encoder, tokens = self.tokenizer.encode_step(self.tokenizer.init_encoder(batch), video)
         if frames > 1 and context_actions is None and self.latent_action is not None:
             context_actions = self.latent_action.infer(video).indices
         dynamics, features = self._observe_tokens(self.dynamics.init_state(batch), tokens[:, :1], None)
         if frames > 1:
-            context_actions = self.check_context_actions(context_actions, batch, frames)
             dynamics, features = self._observe_tokens(dynamics, tokens[:, 1:], context_actions)
         decoder, video = self.tokenizer.decode_step(self.tokenizer.init_decoder(batch), tokens)
         seeds = world_seeds(seed, batch, self.device)
@@ -115,15 +123,15 @@ class GenieSimulator(VideoSimulator):
         """See ``Simulator.step``. ``latent`` is the frame's tokens, int64 [b, h, w]."""
         batch = len(state.seed)
         self.check_action(action, batch)
-        seed, action = fold_in(state.seed, state.frames_generated), action.to(self.device)
-        position, action_embedding = state.dynamics.position, self.dynamics.embed_actions(action[:, None])[:, 0]
+        seed, actions = fold_in(state.seed, state.frames_generated), self.actions_per_frame(action).to(self.device)
+        position, action_embedding = state.dynamics.position, self.dynamics.embed_actions(actions)[:, 0]
         reward, terminated = sample_outcomes(self.outcomes, state.features, action_embedding, state.seed, position)
-        tokens = sample_tokens(self.dynamics, state.dynamics, action, seed, self.sampling)
+        tokens = sample_tokens(self.dynamics, state.dynamics, actions, seed, self.sampling)
         latent = tokens.unflatten(-1, self.tokenizer.grid)
-        dynamics, features = self._observe_tokens(state.dynamics, latent[:, None], action[:, None])
+        dynamics, features = self._observe_tokens(state.dynamics, latent[:, None], actions)
         # The decoder's state depends on every frame, so it decodes each, even if no pixels are requested.
         decoder, video = self.tokenizer.decode_step(state.decoder, latent[:, None])
-        frame = video_to_uint8(video)[:, 0] if decode else None
+        frame = self.shown_frames(video) if decode else None
         count = state.frames_generated + 1
         state = GenieState(
             dynamics=dynamics,
@@ -140,9 +148,10 @@ class GenieSimulator(VideoSimulator):
     def observe(self, state: GenieState, action: Tensor, frame: Tensor) -> GenieState:
         """See ``ObservesFrames.observe``. A simulator with latent actions takes one of them."""
         batch = len(state.seed)
-        self.check_observation(action, frame, batch)
-        encoder, tokens = self.tokenizer.encode_step(state.encoder, frames_to_float(frame[:, None].to(self.device)))
-        dynamics, features = self._observe_tokens(state.dynamics, tokens, action[:, None].to(self.device))
+        frames = self.check_observation(action, frame, batch)
+        encoder, tokens = self.tokenizer.encode_step(state.encoder, frames_to_float(frames.to(self.device)))
+        actions = self.actions_per_frame(action).to(self.device)
+        dynamics, features = self._observe_tokens(state.dynamics, tokens, actions)
         decoder, _ = self.tokenizer.decode_step(state.decoder, tokens)
         return GenieState(
             dynamics=dynamics,
@@ -186,12 +195,13 @@ class GenieSimulator(VideoSimulator):
         dynamics, total = self.dynamics, torch.zeros(2, dtype=torch.float64)
         state = dynamics.observe(dynamics.init_state(len(tokens)), tokens[:, :1], None)
         masked = torch.full_like(tokens[:, :1], dynamics.mask_token)
+        frames = dynamics.frames_per_latent
         for i in range(tokens.shape[1] - 1):
-            truth = tokens[:, i + 1 : i + 2]
+            truth, step = tokens[:, i + 1 : i + 2], slice(i * frames, (i + 1) * frames)
             for k, conditions in enumerate((actions, other_actions)):
-                logits = dynamics.predict_logits(state, masked, conditions[:, i : i + 1]).float()
+                logits = dynamics.predict_logits(state, masked, conditions[:, step]).float()
                 total[k] += F.cross_entropy(logits.flatten(0, 2), truth.flatten(), reduction="sum").item()
-            state = dynamics.observe(state, truth, actions[:, i : i + 1])
+            state = dynamics.observe(state, truth, actions[:, step])
         return total
 
     def _observe_tokens(

@@ -95,8 +95,8 @@ class GenieCacheComparison:
             video.append(frame)
         cached = dynamics.predict_logits(state, masked, action[:, None])
         whole = uncached.predict_logits(past, masked, action[:, None])
-        sampled = sample_token_frame(dynamics, state, action, seed, simulator.sampling)[1]
-        resampled = sample_token_frame(uncached, past, action, seed, simulator.sampling)[1]  # type: ignore[arg-type]
+        sampled = sample_token_frame(dynamics, state, action[:, None], seed, simulator.sampling)[1]
+        resampled = sample_token_frame(uncached, past, action[:, None], seed, simulator.sampling)[1]  # type: ignore[arg-type]
         pixels = (torch.cat(video, dim=1) - tokenizer.decode(past.tokens.unflatten(-1, tokenizer.grid))).abs().max()
         error = float((cached - whole).abs().max() / whole.std())
         if error > 1e-2 or float(pixels) > 1e-2:
@@ -126,7 +126,7 @@ class GenieCacheComparison:
         """See ``CacheComparison.step_uncached``."""
         action, seed = self.actions(number), fold_in(self.state.seed, number)
         tokenizer, sampling = self.simulator.tokenizer, self.simulator.sampling
-        _, tokens = sample_token_frame(self.uncached, self.past, action, seed, sampling)  # type: ignore[arg-type]
+        _, tokens = sample_token_frame(self.uncached, self.past, action[:, None], seed, sampling)  # type: ignore[arg-type]
         self.past = self.uncached.observe(self.past, tokens[:, None], action[:, None])
         tokenizer.decode(self.past.tokens.unflatten(-1, tokenizer.grid))
 
