@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import factories
@@ -108,6 +109,37 @@ class CarWorld(GenieSimulator):
     def step(self, state: Any, action: Tensor, decode: bool = True) -> Any:
         self.received.append([round(value, 4) for value in action[0].tolist()])
         return super().step(state, action, decode)
+
+
+class PartsWorld(SquareWorld):
+    """A square that keys move together, a pointer moves too, and a choice colors; it records the actions it receives.
+
+    Args:
+        space: the actions: those of ``composite_space``, and perhaps axes.
+    """
+
+    def __init__(self, space: ActionSpace | None = None) -> None:
+        super().__init__()
+        self.spec = replace(self.spec, actions=space or factories.composite_space())
+        self.received: list[list[float]] = []
+
+    def step(
+        self, state: dict[str, Tensor], action: Tensor, decode: bool = True
+    ) -> tuple[dict[str, Tensor], StepOutput]:
+        self.check_action(action, len(state["position"]))
+        self.received += [[round(value, 4) for value in row] for row in action.tolist()]
+        left, right, up, down, x, y = action[:, 1:7].unbind(1)
+        move = torch.stack((down - up + SQUARE * y, right - left + SQUARE * x), dim=1)
+        position = (state["position"] + move).clamp(0, SIZE - SQUARE)
+        new = {**state, "position": position, "count": state["count"] + 1}
+        ended = torch.zeros(len(position), dtype=torch.bool)
+        return new, StepOutput(self._draw(new) if decode else None, position, ended.float(), ended)
+
+
+@pytest.fixture
+def make_parts() -> Callable[..., PartsWorld]:
+    """The class ``PartsWorld``, to build variants of it."""
+    return PartsWorld
 
 
 @pytest.fixture

@@ -15,9 +15,13 @@ import av
 import numpy as np
 import pytest
 from aiohttp import web
+from factories import composite_space
 from PIL import Image
 
+from vwm.core.action_parts import ActionPart, read_action_parts
 from vwm.core.simulator import Simulator
+from vwm.core.spaces import ActionSpace
+from vwm.data.action_files import read_action_file
 from vwm.play.server import make_app, open_listener
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -465,6 +469,182 @@ def test_sliders_set_continuous_actions(open_world: Callable[..., Page], make_wo
     page.click("#single")
     wait_for_step(page, 1)
     assert (pixels(page)[13, 14:18] == 255).all()
+
+
+# ---- composite actions ---------------------------------------------------------------------------------------
+
+COLUMNS = ["color", "left", "right", "up", "down", "x", "y"]
+
+
+def column(name: str) -> int:
+    return COLUMNS.index(name)
+
+
+def picture_center(page: Page) -> tuple[float, float, float]:
+    """The center of the picture and its width, in CSS pixels."""
+    box = page.locator("#screen").bounding_box()
+    assert box is not None
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, box["width"]
+
+
+def test_several_keys_are_held_at_once(open_world: Callable[..., Page], make_parts: Callable[..., Any]) -> None:
+    world = make_parts()
+    page = open_world(world)
+    assert page.locator("#legend .act").all_inner_texts() == ["left\n←", "right\n→", "up\n↑", "down\n↓"]
+    for key in ("ArrowLeft", "w", "ArrowDown"):
+        page.keyboard.down(key)
+    assert wait_for_action(page, world, lambda row: sum(row[1:5]) == 3) == [0, 1, 0, 1, 1, 0, 0]
+    expect(page.locator("#legend .act.on")).to_have_count(3)
+    page.keyboard.up("w")
+    world.received.clear()
+    assert wait_for_action(page, world, lambda row: not row[column("up")])[1:5] == [1, 0, 0, 1]
+    page.keyboard.up("ArrowLeft")
+    page.keyboard.up("ArrowDown")
+    pause(page)
+    step, count = step_of(page), len(world.received)
+    page.keyboard.press("d")  # while paused, a press is one step
+    wait_for_step(page, step + 1)
+    assert world.received[count:] == [[0, 0, 1, 0, 0, 0, 0]]
+
+
+def test_choices_stay_and_follow_keys_buttons_and_the_wheel(
+    open_world: Callable[..., Page], make_parts: Callable[..., Any]
+) -> None:
+    world = make_parts()
+    page = open_world(world)
+    page.keyboard.press("3")
+    wait_for_action(page, world, lambda row: row[0] == 2)
+    page.click("[data-choice=green]")
+    wait_for_action(page, world, lambda row: row[0] == 1)
+    expect(page.locator(".choice .act.on")).to_have_text("green2")
+    page.mouse.move(*picture_center(page)[:2])
+    page.mouse.wheel(0, -120)
+    wait_for_action(page, world, lambda row: row[0] == 0)
+    page.mouse.wheel(0, -120)  # around to the last one
+    wait_for_action(page, world, lambda row: row[0] == 2)
+    assert all(set(row[1:]) == {0} for row in world.received)
+
+
+def test_the_pointer_moves_by_a_drag_and_rests_without_one(
+    open_world: Callable[..., Page], make_parts: Callable[..., Any]
+) -> None:
+    world = make_parts()
+    page = open_world(world)
+    page.evaluate("() => { document.getElementById('screen').requestPointerLock = undefined; }")
+    page.keyboard.press("p")
+    pause(page)
+    x, y, width = picture_center(page)
+    page.mouse.move(x, y)
+    page.mouse.move(x + 9, y)  # no button is held: nothing
+    page.mouse.down()
+    page.mouse.move(x + 9 + width * 0.05, y - width * 0.02)
+    page.mouse.up()
+    step, count = step_of(page), len(world.received)
+    for number in range(2):
+        page.click("#single")
+        wait_for_step(page, step + number + 1)
+    moved, rested = world.received[count:]
+    assert moved == [0, 0, 0, 0, 0, pytest.approx(0.5, abs=0.02), pytest.approx(-0.2, abs=0.02)] and rested == [0] * 7
+    page.mouse.move(x - width * 0.2, y)
+    page.mouse.down()
+    page.mouse.move(x - width * 0.2 + width * 0.15, y)  # a flick is taken by two steps
+    page.mouse.up()
+    for number in range(3):
+        page.click("#single")
+        wait_for_step(page, step + number + 3)
+    assert [row[column("x")] for row in world.received[-3:]] == [1, pytest.approx(0.5, abs=0.02), 0]
+
+
+def test_a_click_locks_the_mouse_to_the_picture(
+    open_world: Callable[..., Page], make_parts: Callable[..., Any]
+) -> None:
+    world = make_parts()
+    page = open_world(world)
+    x, y, width = picture_center(page)
+    page.mouse.click(x, y)  # begins to play
+    wait_until(page, "document.pointerLockElement === document.getElementById('screen')")
+    page.mouse.move(x + width * 0.04, y + width * 0.02)
+    moved = wait_for_action(page, world, lambda row: row[column("x")] > 0)
+    assert 0 < moved[column("x")] <= 1 and moved[1:5] == [0, 0, 0, 0]
+    page.keyboard.down("ArrowUp")
+    page.mouse.move(x - width * 0.04, y)
+    wait_for_action(page, world, lambda row: row[column("x")] < 0 and row[column("up")] == 1)
+    page.keyboard.up("ArrowUp")
+    page.evaluate("document.exitPointerLock()")
+
+
+PARTS_GAMEPAD = """() => {
+    const buttons = Array.from({ length: 16 }, () => ({ value: 0 }));
+    const pad = { connected: true, axes: [-1, -1, 0.5, 0.25], buttons };
+    navigator.getGamepads = () => [null, pad];
+}"""
+
+
+def test_a_gamepad_holds_keys_and_moves_the_pointer(
+    open_world: Callable[..., Page], make_parts: Callable[..., Any]
+) -> None:
+    world = make_parts()
+    page = open_world(world)
+    page.evaluate(PARTS_GAMEPAD)
+    assert wait_for_action(page, world, bool) == [0, 1, 0, 1, 0, 0.5, 0.25]  # play has started
+    page.evaluate("() => { navigator.getGamepads = () => []; }")
+    world.received.clear()
+    wait_for_action(page, world, lambda row: row == [0] * 7)
+
+
+def test_fingers_hold_several_buttons_and_move_the_pointer(
+    open_world: Callable[..., Page], make_parts: Callable[..., Any]
+) -> None:
+    world = make_parts()
+    page = open_world(world, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    points = []
+    for name in ("left", "up"):
+        box = page.locator(f"[data-key={name}]").bounding_box()
+        assert box is not None and box["y"] + box["height"] <= 844
+        points.append({"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2, "id": len(points)})
+    touch = page.context.new_cdp_session(page)
+    touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": points[:1]})
+    touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": points})
+    wait_for_action(page, world, lambda row: row[1:5] == [1, 0, 1, 0])
+    x, y, width = picture_center(page)
+    drag = [*points, {"x": x, "y": y, "id": 2}]
+    touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": drag})
+    drag[2] = {"x": x + width * 0.05, "y": y, "id": 2}
+    touch.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": drag})
+    assert wait_for_action(page, world, lambda row: row[column("x")] > 0)[1:5] == [1, 0, 1, 0]
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    world.received.clear()
+    wait_for_action(page, world, lambda row: row == [0] * 7)
+
+
+def test_axes_of_a_composite_action_have_sliders_and_the_recording_keeps_the_actions(
+    open_world: Callable[..., Page], make_parts: Callable[..., Any], tmp_path: Path
+) -> None:
+    space = ActionSpace.composite(*composite_space().parts, ActionPart("axes", 1, "throttle", ("gas",), (-1.0,)))
+    world = make_parts(space)
+    page = open_world(world)
+    page.keyboard.press("p")
+    pause(page)
+    page.keyboard.press("v")
+    expect(page.locator("#rec-badge")).to_be_visible()
+    step = step_of(page)
+    page.get_by_label("gas").fill("0.5")
+    page.keyboard.press("d")  # the arrow keys would move the slider
+    wait_for_step(page, step + 1)
+    page.keyboard.press("2")
+    wait_for_step(page, step + 2)
+    page.click("#record")
+    expect(page.locator("#rec-badge")).to_be_hidden()
+    for name in ("mp4", "csv"):
+        with page.expect_download() as download:
+            page.click(f"#{name}")
+        download.value.save_as(tmp_path / download.value.suggested_filename)
+    stated = read_action_file(tmp_path / "play.mp4")
+    assert stated is not None
+    assert ActionSpace.composite(*read_action_parts(stated.meta["action_parts"])).names == space.names
+    assert stated.values.tolist() == [*world.received[-2:], [0] * 7 + [-1]]
+    assert world.received[-2:] == [[0, 0, 1, 0, 0, 0, 0, 0.5], [1, 0, 0, 0, 0, 0, 0, 0.5]]
 
 
 def test_a_world_without_starts_asks_for_an_image(

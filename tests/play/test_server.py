@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vwm.core.simulator import Simulator
+from vwm.data.action_files import read_action_file
 from vwm.play import server, session
 from vwm.play.app import find_idle_action
 from vwm.play.server import make_app, open_listener, page_url, play_world, warm_up_simulator
@@ -303,6 +304,49 @@ def test_the_hello_message_contains_the_rest_values_of_continuous_actions(
 def test_warm_up_uses_rest_actions(car: Any) -> None:
     warm_up_simulator(car, steps=2)
     assert car.received == [[0, -1, -1]] * 2
+
+
+def test_composite_actions_are_described_applied_and_validated(make_parts: Callable[..., Any]) -> None:
+    world = make_parts()
+
+    async def script(page: Page) -> None:
+        assert [part["name"] for part in page.hello["actions"]["parts"]] == ["color", "keys", "mouse"]
+        assert page.hello["actions"]["rest"] == [0] * 7
+        await page.frame(type="reset", start=0)
+        await page.frame(type="step", action=[2, 1, 0, 1, 0, 0.5, -1])
+        for action, said in (
+            ([3, 0, 0, 0, 0, 0, 0], "'color' must be a whole number in 0..2, got 3"),
+            ([0, 0.5, 0, 0, 0, 0, 0], "'keys.left' must be a whole number"),
+            ([0, True, 0, 0, 0, 0, 0], "must hold numbers"),
+            ([0, 0, 0, 0, 0, 0, 1e999], "'mouse.y' must be a number in -1..1, got inf"),
+            ([0, 0, 0, 0, 0, 0, 10**400], "'action'"),
+            ([0], "must be a list of 7 numbers"),
+        ):
+            header, _ = await page.ask(type="step", action=action)
+            assert header["type"] == "error" and said in header["message"]
+
+    run_page(world, script)
+    assert world.received == [[2, 1, 0, 1, 0, 0.5, -1]]
+
+
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+def test_recorded_actions_can_be_downloaded(make_world: Callable[..., Any], kind: str, tmp_path: Path) -> None:
+    actions = [RIGHT, 2, 0] if kind == "discrete" else [[0.5, -1], [0, 0.25], [1, 1]]
+
+    async def script(page: Page) -> None:
+        await page.frame(type="reset", start=0)
+        await page.ask(type="record", command="start")
+        for action in (*actions, actions[0]):
+            await page.frame(type="step", action=action)
+        await page.frame(type="undo")
+        header, table = await page.ask(type="record", command="download", format="csv")
+        assert (header["name"], header["frames"]) == ("play.actions.csv", 4)
+        (tmp_path / header["name"]).write_bytes(table)
+
+    run_page(make_world(kind), script)
+    stated = read_action_file(tmp_path / "play.mp4")
+    assert stated is not None and stated.meta == {}
+    assert stated.values.tolist() == [*actions, 0 if kind == "discrete" else [0, 0]]
 
 
 def test_an_error_of_the_world_affects_one_message_only(world: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -238,7 +238,7 @@ class ActionSpace:
         valid = (actions >= low) & (actions <= high) & (~whole | (actions == actions.round()))  # NaN fails this, too
         if bool(valid.all()):
             return
-        column = int((~valid).flatten(0, -2).any(0).nonzero()[0])
+        column = int((~valid).reshape(-1, self.size).any(0).nonzero()[0])
         value = actions[..., column][~valid[..., column]][0]
         kind = "a whole number" if whole[column] else "a number"
         raise ValueError(

@@ -1,4 +1,5 @@
 from .action_files import VideoActions as VideoActions
+from .action_files import format_action_table as format_action_table
 from .clip_order import ClipAddress as ClipAddress
 from .clip_order import ClipOrder as ClipOrder
 from .clip_order import NotEnoughClipsError as NotEnoughClipsError

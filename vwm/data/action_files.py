@@ -23,7 +23,7 @@ from vwm.core.spaces import ActionSpace
 from vwm.data.action_metadata import known_action_parts
 
 HEADER_PATTERN = re.compile(
-    r"(?P<kind>choice(?P<choices>\d{1,4})|keys|axes|pointer):(?P<part>[^.,]+)(\.(?P<column>[^,]+))?"
+    r"choice(?P<choices>\d{1,4}):(?P<choice>[^,]+)|(?P<kind>keys|axes|pointer):(?P<part>[^,]+)\.(?P<column>[^.,]+)"
 )
 """A column of composite actions in the header of a CSV file."""
 
@@ -68,6 +68,27 @@ def read_action_file(video: Path) -> VideoActions | None:
     if meta:
         return _check_composite(path, values, meta)
     return VideoActions(_check_plain(path, values), {})
+
+
+def format_action_table(space: ActionSpace, actions: NDArray[Any]) -> str:
+    """Write actions, [T] or [T, A], as the text of a CSV file that ``read_action_file`` reads back."""
+    if space.is_discrete:
+        return "action\n" + "".join(f"{action}\n" for action in actions.tolist())
+    header = [_plain(name) for name in space.names]
+    if space.is_composite:
+        header = []
+        for part in space.parts:
+            kind = f"choice{part.size}" if part.kind == "choice" else part.kind
+            columns = [""] if part.kind == "choice" else ["." + _plain(name).replace(".", " ") for name in part.names]
+            header += [f"{kind}:{_plain(part.name)}{column}" for column in columns]
+    # Numbers with a point, so that a single dimension is not taken for choices.
+    rows = [",".join(str(round(value, 7)) for value in row) for row in actions.tolist()]
+    return "\n".join([",".join(header), *rows]) + "\n"
+
+
+def _plain(name: str) -> str:
+    """Return a name without the commas and line breaks that would end its cell."""
+    return re.sub(r"[,\n\r]", " ", name) or "-"
 
 
 def _check_composite(path: Path, values: NDArray[Any], meta: dict[str, Any]) -> VideoActions:
@@ -131,11 +152,11 @@ def _parse_header(header: list[str]) -> list[ActionPart]:
             )
         columns.append(match)
     parts = []
-    for (kind, choices, name), cells in groupby(columns, lambda match: match.group("kind", "choices", "part")):
-        names = tuple(match["column"] or str(index) for index, match in enumerate(cells))
-        if choices:
-            parts += [ActionPart("choice", int(choices), name)] * len(names)
+    for (kind, name), cells in groupby(columns, lambda match: match.group("kind", "part")):
+        if kind is None:
+            parts += [ActionPart("choice", int(cell["choices"]), cell["choice"]) for cell in cells]
         else:
+            names = tuple(cell["column"] for cell in cells)
             parts.append(ActionPart(kind, len(names), name, () if kind == "pointer" else names))
     check_part_names(parts)
     return parts

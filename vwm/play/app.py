@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vwm.core.simulator import Simulator
+from vwm.data.action_files import format_action_table
 from vwm.data.video_encoding import write_video
 from vwm.play import images
 from vwm.play.access_token import token_middleware
@@ -86,7 +87,7 @@ def make_app(
     app = web.Application(middlewares=middlewares)
     app.router.add_get("/", _serve_file("index.html", "text/html"))
     app.router.add_get("/style.css", _serve_file("style.css", "text/css"))
-    for name in ("player.js", "keys.js", "levers.js", "panel.js", "spark.js"):
+    for name in ("player.js", "keys.js", "levers.js", "panel.js", "parts.js", "spark.js"):
         app.router.add_get(f"/{name}", _serve_file(name, "text/javascript"))
     app.router.add_get(r"/starts/{index:\d{1,6}}.png", player.start_image)
     app.router.add_get("/play", player.websocket)
@@ -154,7 +155,9 @@ class PlayServer:
         space = self.simulator.spec.actions
         names = space.names or tuple(str(index) for index in range(space.size))
         actions = {"kind": space.kind, "size": space.size, "names": names, "latent": space.latent}
-        if space.kind == "continuous":
+        if space.is_composite:
+            actions["parts"] = [part.to_json() for part in space.parts]
+        if not space.is_discrete:
             actions["rest"] = space.rest or (0.0,) * space.size
         height, width = self.simulator.spec.context.image_size
         return {
@@ -204,6 +207,8 @@ class PlayServer:
                     f"a GIF may have {MAX_GIF_FRAMES} frames, the recording has {len(session.recording_frames)}: "
                     "download it as MP4"
                 )
+            if message.format == "csv":
+                return _actions_message(session)
             # in another thread than the model's, because encoding a long video must not block other sessions
             return await asyncio.to_thread(
                 _video_message, session.recorded_frames(), message.format, self.simulator.spec.fps
@@ -277,6 +282,13 @@ def _video_message(frames: NDArray[np.uint8], suffix: str, fps: float) -> bytes:
         write_video(path, frames, fps)
         header = {"type": "video", "name": path.name, "format": suffix, "frames": len(frames)}
         return pack_message(header, path.read_bytes())
+
+
+def _actions_message(session: PlaySession) -> bytes:
+    """Pack the actions of the recording, as ``vwm ingest`` reads them next to its video."""
+    actions = session.recorded_actions()
+    header = {"type": "video", "name": "play.actions.csv", "format": "csv", "frames": len(actions)}
+    return pack_message(header, format_action_table(session.simulator.spec.actions, actions).encode())
 
 
 _SECURITY_HEADERS = {

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from vwm.core.spaces import ActionSpace
 
 MAX_TEXT = 64 * 1024
@@ -47,7 +49,7 @@ class UndoMessage:
 
 @dataclass(frozen=True)
 class RecordMessage:
-    """Start or stop recording, or download the recording as a video of a format."""
+    """Start or stop recording, or download it as a video of a format (mp4, gif), or its actions (csv)."""
 
     command: str
     format: str
@@ -101,14 +103,19 @@ def _parse_reset(fields: dict[str, Any], starts: int) -> ResetMessage:
 
 
 def _parse_step(fields: dict[str, Any], actions: ActionSpace) -> StepMessage:
-    if actions.kind == "discrete":
+    if actions.is_discrete:
         return StepMessage(_read_integer(fields, "action", 0, actions.size - 1))
     values = fields.pop("action", None)
     if not isinstance(values, list) or len(values) != actions.size:
         raise MessageError(f"'action' must be a list of {actions.size} numbers, got {_format_value(values)}")
     for value in values:
-        if type(value) not in (int, float) or not -1 <= value <= 1:
+        if type(value) not in (int, float) or not (actions.is_composite or -1 <= value <= 1):
             raise MessageError(f"'action' must hold numbers from -1 to 1, got {_format_value(value)}")
+    if actions.is_composite:
+        try:
+            actions.check_rows(torch.tensor(values, dtype=torch.float32))
+        except (OverflowError, ValueError) as error:
+            raise MessageError(f"'action': {error}") from error
     return StepMessage(tuple(float(value) for value in values))
 
 
@@ -118,7 +125,7 @@ def _parse_undo(fields: dict[str, Any]) -> UndoMessage:
 
 def _parse_record(fields: dict[str, Any]) -> RecordMessage:
     command = _read_choice(fields, "command", ("start", "stop", "download"))
-    return RecordMessage(command, _read_choice(fields, "format", ("mp4", "gif"), default="mp4"))
+    return RecordMessage(command, _read_choice(fields, "format", ("mp4", "gif", "csv"), default="mp4"))
 
 
 def _read_integer(fields: dict[str, Any], name: str, low: int, high: int, default: int | None = None) -> int:

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from vwm.core.simulator import Simulator, State, StepOutput
 from vwm.core.states import concatenate_states, select_worlds
 from vwm.play.messages import MAX_UNDO
 
+Action = int | tuple[float, ...]
+"""A discrete action, or the numbers of a continuous or composite one."""
 MAX_UNDO_BYTES = 2**30
 """Memory for the histories of all sessions; the larger the states, the fewer are kept."""
 MAX_RECORDING_BYTES = 2**28
@@ -38,6 +41,7 @@ class PlayStep:
         episode_return: sum of the rewards since the reset.
         terminated: whether the world ended the episode.
         latency_ms: time that the model took, in milliseconds.
+        action: of the step; None after a reset.
     """
 
     state: State
@@ -47,6 +51,7 @@ class PlayStep:
     episode_return: float = 0.0
     terminated: bool = False
     latency_ms: float = 0.0
+    action: Action | None = None
 
     @property
     def frame(self) -> NDArray[np.uint8]:
@@ -75,6 +80,7 @@ class PlaySession:
         self.history: deque[PlayStep] = deque(maxlen=MAX_UNDO)
         self.recording = False
         self.recording_frames: list[NDArray[np.uint8]] = []
+        self.recording_actions: list[Action | None] = []  # that led to the frames
         height, width = simulator.spec.context.image_size
         self.max_recorded_frames = max(1, MAX_RECORDING_BYTES // sessions // (height * width * 3))
         self._times: deque[float] = deque(maxlen=16)
@@ -100,11 +106,11 @@ class PlaySession:
         self._times.clear()
         return self._set_current(PlayStep(state, frame.cpu().numpy(), latency_ms=_elapsed_ms(began)))
 
-    def step(self, action: int | tuple[float, ...]) -> PlayStep:
+    def step(self, action: Action) -> PlayStep:
         """Advance by one step. Raises ValueError before the first reset."""
         return step_sessions([self], [action])[0]
 
-    def take_step(self, state: State, output: StepOutput, world: int, latency_ms: float) -> PlayStep:
+    def take_step(self, action: Action, state: State, output: StepOutput, world: int, latency_ms: float) -> PlayStep:
         """Take the outcome of a step of several worlds, of which this session's has an index."""
         previous = self.require_current()
         reward = float(output.reward[world])
@@ -116,6 +122,7 @@ class PlaySession:
             episode_return=previous.episode_return + reward,
             terminated=bool(output.terminated[world]),
             latency_ms=latency_ms,
+            action=action,
         )
         self._push_history(previous)
         self._times.append(time.perf_counter())
@@ -133,13 +140,16 @@ class PlaySession:
         self._times.clear()
         if self.recording:
             del self.recording_frames[-undone:]
+            del self.recording_actions[-undone:]
             # after an undo to a step before the recording, the recording starts here
             self.recording_frames = self.recording_frames or [current.frame]
+            self.recording_actions = self.recording_actions or [None]
         return self.current
 
     def start_recording(self) -> None:
         """Discard the last recording and start a new one with the current frame."""
         self.recording_frames = [self.require_current().frame]
+        self.recording_actions = [None]
         self.recording = True
 
     def stop_recording(self) -> None:
@@ -151,6 +161,15 @@ class PlaySession:
         if not self.recording_frames:
             raise ValueError("nothing is recorded yet: start a recording and play")
         return np.stack(self.recording_frames)
+
+    def recorded_actions(self) -> NDArray[Any]:
+        """Return the action taken at each recorded frame, [T] or [T, a]; at the last one, where none was, the rest."""
+        self.recorded_frames()
+        space = self.simulator.spec.actions
+        rest: Action = 0 if space.is_discrete else space.rest or (0.0,) * space.size
+        # a reset within the recording leads to its frame without an action
+        taken = [rest if action is None else action for action in (*self.recording_actions[1:], None)]
+        return np.array(taken, np.int64 if space.is_discrete else np.float32)
 
     def _context(self, start: int | None) -> Tensor:
         if start is None:
@@ -171,6 +190,7 @@ class PlaySession:
         self.current = play_step
         if self.recording:
             self.recording_frames.extend(play_step.frames)
+            self.recording_actions.extend([play_step.action] * len(play_step.frames))
             self.recording = len(self.recording_frames) < self.max_recorded_frames
         return play_step
 
@@ -181,7 +201,7 @@ class PlaySession:
             self.history.popleft()
 
 
-def step_sessions(sessions: Sequence[PlaySession], actions: Sequence[int | tuple[float, ...]]) -> list[PlayStep]:
+def step_sessions(sessions: Sequence[PlaySession], actions: Sequence[Action]) -> list[PlayStep]:
     """Advance several sessions of one world, in one step of the simulator.
 
     Args:
@@ -198,7 +218,10 @@ def step_sessions(sessions: Sequence[PlaySession], actions: Sequence[int | tuple
         stacked = states[0] if len(states) == 1 else concatenate_states(states)
         state, output = sessions[0].simulator.step(stacked, chosen)
     latency_ms = _elapsed_ms(began)
-    return [session.take_step(state, output, i, latency_ms) for i, session in enumerate(sessions)]
+    return [
+        session.take_step(action, state, output, i, latency_ms)
+        for i, (session, action) in enumerate(zip(sessions, actions, strict=True))
+    ]
 
 
 def can_step_together(one: PlaySession, other: PlaySession) -> bool:

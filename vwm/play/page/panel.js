@@ -111,12 +111,17 @@ export class LeverPanel {
   }
 }
 
-/** Return {stick, second}, each [right, up], of the first connected gamepad; its triggers are up and down, too. */
-function gamepad() {
+/**
+ * Return {stick, second, pressed} of the first connected gamepad: two sticks, each [right, up], where the triggers are up
+ * and down, too, and the cross moves the first; and whether each button is pressed.
+ */
+export function gamepad() {
   const found = [...(navigator.getGamepads?.() ?? [])].find((pad) => pad?.connected);
   if (!found) return null;
   const axis = (index) => (Math.abs(found.axes[index] ?? 0) < DEAD ? 0 : found.axes[index]);
   const trigger = (index) => found.buttons[index]?.value ?? 0;
-  const up = Math.max(-1, Math.min(1, trigger(7) - trigger(6) - axis(1)));
-  return { stick: [axis(0), up], second: [axis(2), -axis(3)] };
+  const cross = [trigger(15) - trigger(14), trigger(12) - trigger(13)];
+  const up = Math.max(-1, Math.min(1, trigger(7) - trigger(6) - axis(1) + cross[1]));
+  const right = Math.max(-1, Math.min(1, axis(0) + cross[0]));
+  return { stick: [right, up], second: [axis(2), -axis(3)], pressed: found.buttons.map((button) => (button?.value ?? 0) > 0.5) };
 }

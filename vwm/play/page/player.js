@@ -3,6 +3,7 @@
 
 import { bind, chosen, COMMANDS, keyName } from "./keys.js";
 import { LeverPanel } from "./panel.js";
+import { PartsPanel } from "./parts.js";
 import { drawSparkline, median } from "./spark.js";
 
 const $ = (id) => document.getElementById(id);
@@ -14,7 +15,7 @@ const latencies = [];
 let world; // the server's hello
 let socket;
 let bindings = [];
-let panel; // the levers of a continuous world
+let panel; // the controls of a continuous or composite world
 let touched; // the action that a finger or the mouse holds
 let start = 0; // index of a start, or "upload"
 let waiting = null; // the message that was sent and is not answered yet
@@ -90,10 +91,11 @@ function showWorld(hello) {
   latencies.length = 0;
   document.title = $("title").textContent = world.title;
   const kind = world.actions.latent ? "latent actions" : world.actions.kind === "discrete" ? "actions" : "action dimensions";
-  $("facts").textContent = `${world.width} × ${world.height} · ${Number(world.fps.toFixed(1))} fps · ${world.actions.size} ${kind}`;
+  const actions = world.actions.parts ? world.actions.parts.map(({ name }) => name).join(", ") : `${world.actions.size} ${kind}`;
+  $("facts").textContent = `${world.width} × ${world.height} · ${Number(world.fps.toFixed(1))} fps · ${actions}`;
   [screen.width, screen.height] = [world.width, world.height];
   panel?.close();
-  world.actions.kind === "discrete" ? showLegend() : showLevers();
+  ({ discrete: showLegend, continuous: showLevers, composite: showParts })[world.actions.kind]();
   showStarts();
   fit();
   if (world.starts) return reset();
@@ -243,6 +245,7 @@ addEventListener("keydown", (event) => {
     event.preventDefault();
     const fresh = !held.has(event.code);
     held.add(event.code);
+    panel?.press?.();
     if (fresh || document.body.dataset.mode === "paused") pressed();
   } else if (event.code === "Space" && !event.target.matches("button") && !event.repeat) {
     event.preventDefault();
@@ -268,7 +271,11 @@ document.addEventListener("visibilitychange", () => {
 });
 
 for (const name of ["pause", "single", "reset", "record"]) $(name).addEventListener("click", () => commands[name]());
-$("veil").addEventListener("click", () => commands.pause());
+$("veil").addEventListener("click", (event) => {
+  commands.pause();
+  // a click of the mouse may lock it to the picture, as a tap may not
+  if (document.body.dataset.mode === "playing" && event.pointerType === "mouse") panel?.lock?.();
+});
 // A clicked button keeps the focus, and the space bar would press it again instead of pausing.
 addEventListener("click", (event) => event.detail && event.target.closest("button")?.blur());
 // A press is one step back at once, and a long one rewinds; the click event at its end does not count.
@@ -348,6 +355,7 @@ function hold(button, action) {
 }
 
 function showHeld() {
+  if (panel) return; // it shows what is held by itself
   const now = touched ?? chosen(bindings, held)?.index;
   for (const button of document.querySelectorAll(".act")) button.classList.toggle("on", Number(button.dataset.action) === now);
 }
@@ -362,6 +370,19 @@ function showLevers() {
   const situation = () => ({ held, playing: document.body.dataset.mode === "playing", stay: $("release").value === "stay" });
   const elements = { sliders: $("sliders"), stick: $("stick"), knob: $("knob") };
   panel = new LeverPanel({ names, rest }, elements, situation, begin);
+  $("keys-hint").textContent = panel.hint;
+}
+
+function showParts() {
+  bindings = [];
+  $("pad").replaceChildren();
+  $("sliders").replaceChildren();
+  $("legend").classList.remove("wide");
+  $("idle-row").hidden = $("release-row").hidden = true;
+  const situation = () => ({ held, playing: document.body.dataset.mode === "playing", stay: false });
+  const elements = { legend: $("legend"), choices: $("choices"), sliders: $("sliders"), stick: $("stick"), knob: $("knob"), screen };
+  panel = new PartsPanel(world.actions, elements, situation, (press) => (press ? pressed() : begin()));
+  $("keys-hint").hidden = !panel.hint;
   $("keys-hint").textContent = panel.hint;
 }
 
@@ -432,10 +453,10 @@ function showRecording({ recording: on, recorded }) {
   $("recorded").textContent = `${recorded} frames · ${(recorded / world.fps).toFixed(1)} s`;
 }
 
-for (const format of ["mp4", "gif"]) $(format).addEventListener("click", () => send({ type: "record", command: "download", format }));
+for (const format of ["mp4", "gif", "csv"]) $(format).addEventListener("click", () => send({ type: "record", command: "download", format }));
 
 function save({ name, format }, body) {
-  const url = URL.createObjectURL(new Blob([body], { type: format === "gif" ? "image/gif" : "video/mp4" }));
+  const url = URL.createObjectURL(new Blob([body], { type: { gif: "image/gif", mp4: "video/mp4", csv: "text/csv" }[format] }));
   Object.assign(document.createElement("a"), { href: url, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
