@@ -58,11 +58,15 @@ def main() -> None:
     failures = 0
     for name in names:
         with tempfile.TemporaryDirectory(dir=options.full_disk or options.folder) as folder:
-            if options.full_disk:
-                failures += check_full_disk(name, COMMANDS[name], Path(folder))
-            else:
-                rng = np.random.default_rng(options.seed)
-                failures += check_command(name, COMMANDS[name], options.moments, rng, Path(folder))
+            try:
+                if options.full_disk:
+                    failures += check_full_disk(name, COMMANDS[name], Path(folder))
+                else:
+                    rng = np.random.default_rng(options.seed)
+                    failures += check_command(name, COMMANDS[name], options.moments, rng, Path(folder))
+            except RuntimeError as error:  # it fails without being killed
+                failures += 1
+                print(error, flush=True)
     sys.exit(bool(failures))
 
 

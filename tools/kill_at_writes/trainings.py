@@ -64,7 +64,12 @@ SHORTCUT_DIT = make("models.dit.DiT", **DIT, prediction="clean", num_step_sizes=
 MODELS: dict[str, dict[str, Any]] = {
     "tokenizer": tokenizer("SpaceTimeTokenizer", codebook=[3, 3], **PATCHES),
     "vq": tokenizer("SpaceTimeTokenizer", codebook=12, code_width=4, **PATCHES),
-    "mae": tokenizer("MaskedAutoencoderTokenizer", latent_grid=[2, 2], latent_channels=4, **PATCHES),
+    "mae": tokenizer(
+        "MaskedAutoencoderTokenizer",
+        latent_grid=[2, 2],
+        latent_channels=4,
+        **{**PATCHES, "depth": 2, "time_every": 2},
+    ),
     "vae": tokenizer("CausalVAE", **VAE),
     "fsq_vae": tokenizer("CausalVAE", codebook=[3, 3], **VAE),
     "frame_vae": tokenizer("FrameVAE", latent_size=4, widths=[4, 4], subtract_mean_frame=True),
@@ -86,7 +91,7 @@ MODELS: dict[str, dict[str, Any]] = {
     ),
     "diffusion": world(
         "models.dit.DiTModule", tokenizer="{home}/vae/out",
-        dynamics=make("models.dit.DiT", **{**DIT, "grid": [8, 8], "channels": 4, "prediction": "velocity"}),
+        dynamics=make("models.dit.DiT", **{**DIT, "channels": 4, "prediction": "velocity"}),
         objective=make("models.dit.DiffusionForcing", prediction="velocity"), context_frames=2, sampling_steps=2,
     ),
     "dit_finetuning": world(
