@@ -122,7 +122,7 @@ def test_an_environment_of_the_current_folder_works_without_rendering(tmp_path: 
     importlib.invalidate_caches()
     main(["agent", "train", "-c", "config.yaml"])
     assert not (tmp_path / "run" / "videos").exists()
-    assert "Next: vwm agent eval run" in capsys.readouterr().out
+    assert "next: vwm agent eval run" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

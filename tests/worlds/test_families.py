@@ -146,7 +146,7 @@ def test_a_trained_module_becomes_a_bundle_or_networks(name: str, folder: Path, 
     if exported is not None:
         for part, network in exported.networks.items():
             save_component(network, tmp_path / part)
-        assert "{out}" in exported.use and family.load_features(tmp_path) is not None
+        assert "{out}" in exported.next_command and family.load_features(tmp_path) is not None
         return
     recording = {"action_names": ["LEFT", "RIGHT", "UP", "noop"]}
     settings = ExportSettings(title="world", fps=12.0, context_frames=2, starts=None, recording=recording)

@@ -15,6 +15,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from vwm.core.atomic_files import atomic_write_text
+from vwm.core.command_output import format_command, print_output
 from vwm.core.devices import resolve_device
 from vwm.envs.batched_envs import EnvSpec
 from vwm.rl.agent import ActingPolicy
@@ -77,8 +78,8 @@ def train_agent(argv: list[str]) -> None:
         finally:
             for logger in training.runtime.loggers:
                 logger.close()
-    if not training.algorithm.evaluates_itself:
-        print(f"{run.path}: curves.png, metrics/. Next: vwm agent eval {run.path}, vwm agent play {run.path}")
+    next_command = None if training.algorithm.evaluates_itself else format_command("agent", "eval", run.path)
+    print_output(run.path, "checkpoints, metrics/, curves.png", next_command)
 
 
 def parse_agent_config(parser: ArgumentParser, argv: list[str]) -> Namespace:
@@ -171,6 +172,7 @@ def evaluate_agent(
         assert isinstance(summary, dict)
         interval = f"[{summary['low']:.2f}, {summary['high']:.2f}]"
         print(f"{name:>8}  {summary['mean']:10.2f} {interval}   length {summary['length']:.1f}")
+    print_output(run / "evaluation.json", "every return", format_command("agent", "play", run))
 
 
 def summarize_evaluation(result: EvaluationResult) -> dict[str, float | list[float]]:
@@ -212,6 +214,7 @@ def record_agent_videos(
         write_evaluation_video(result, path)
         video = "no video: the environment has no images" if result.frames is None else str(path)
         print(f"return {result.returns[0]:.2f} in {result.lengths[0]} decisions: {video}")
+    print_output(out, "the videos")
 
 
 def export_agent_world(
@@ -237,7 +240,7 @@ def export_agent_world(
     simulator = load_agent_training(run, allow_packages).export_simulator(best, title or run.name, fps, starts)
     out = out or run / "world"
     save_simulator(simulator, out)
-    print(f"bundle: {out}")
+    print_output(out, "a world", format_command("bench", "play", out))
 
 
 def load_agent(run: Path, best: bool = False, allow_packages: list[str] | None = None) -> tuple[ActingPolicy, EnvSpec]:

@@ -21,6 +21,7 @@ import webdataset
 from numpy.typing import NDArray
 
 from vwm.cli.bench_timing import format_timings, measure_seconds
+from vwm.core.command_output import progress_bar
 from vwm.data import frame_reading
 from vwm.data.datamodule import ClipLoader, make_clip_dataset
 from vwm.data.shard_index import list_shards, load_shard_index, shard_index_path
@@ -86,7 +87,7 @@ def _stage_shards(shards: str, scratch: Path, limit: int) -> dict[str, Path]:
     if not raw:
         return {"mp4": folder}
     start = time.perf_counter()
-    for path in paths:
+    for path in progress_bar(paths, desc="copy as mp4", unit="shard"):
         with ShardWriter(scratch / "copy" / Path(path).name) as writer:
             for sample in webdataset.WebDataset(path, shardshuffle=False):
                 frames = np.load(io.BytesIO(sample.pop("frames.npy")))
@@ -152,7 +153,7 @@ def _time_data(
 ) -> dict[str, list[float]]:
     """Measure clips per second of each variant and repeat; each starts from scratch and warms up before it is timed."""
     speeds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(repeats):
+    for _ in progress_bar(range(repeats), desc="time loaders", unit="round"):
         for name, start in variants.items():
             frame_reading._packet_table.cache_clear()  # as in a first epoch
             iterator = start()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vwm.cli.bench_timing import format_timings, limit_threads, measure_seconds
 from vwm.core.capabilities import DecodesLatents
+from vwm.core.command_output import progress_bar
 from vwm.core.family import CacheComparison
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.core.seeds import fold_in
@@ -112,7 +113,7 @@ def _time_steps(
     """Time steps in seconds, once the window is full."""
     state, _ = simulator.reset(context)
     times: list[float] = []
-    for number in range(window + steps):
+    for number in progress_bar(range(window + steps), desc="time steps", unit="step"):
         with measure_seconds(times, simulator.device):
             state, _ = simulator.step(state, actions(number))
     return times[window:]
@@ -121,7 +122,7 @@ def _time_steps(
 def _time_cache(comparison: CacheComparison, steps: int, device: torch.device) -> dict[str, list[float]]:
     """Time frames with and without a cache in turns, in seconds; the decoder is timed by a separate call."""
     times: dict[str, list[float]] = {"with the cache": [], "- of it decoding": [], "without the cache": []}
-    for number in range(steps):
+    for number in progress_bar(range(steps), desc="time steps", unit="step"):
         with measure_seconds(times["with the cache"], device):
             comparison.step(number)
         with measure_seconds(times["- of it decoding"], device):

@@ -12,6 +12,7 @@ import torch
 
 from vwm.cli.agent_commands import load_agent, load_agent_training
 from vwm.core.atomic_files import atomic_folder, check_replaceable_folder
+from vwm.core.command_output import print_output
 from vwm.core.trusted_packages import trust_package
 from vwm.data.workers import run_jobs
 from vwm.envs.batched_envs import EnvSpec
@@ -97,7 +98,8 @@ def compare_runs(
         plot_returns(result.means, result.normalized, title).savefig(temporary / "comparison.png")
         curves = {group.name: [read_learning_curve(folder) for folder in group.runs] for group in groups}
         plot_learning_curves(curves, result.means[RANDOM_POLICY].value, f"{env_spec}").savefig(temporary / "curves.png")
-    print(f"\n{table}\ntable, plots and every return: {out}")
+    print(f"\n{table}\n")
+    print_output(out, "the table, plots and every return")
 
 
 def evaluate_run(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vwm.cli.configs import config_path
+from vwm.core.command_output import format_command, print_output
 from vwm.envs.recording import record_dataset
 
 COINRUN_DEMO: dict[str, Any] = {
@@ -85,7 +86,8 @@ def run_demo(
     _run_command("export", [str(out / "genie"), "--out", str(bundle), "--title", recording["env"].split(":")[-1]])
     _run_command("eval", [str(bundle), str(test), "--out", str(out / "report")])
     minutes = (time.monotonic() - began) / 60
-    print(f"\ndone in {minutes:.1f} minutes. Report: {out / 'report'}. Play it:\n\n    .venv/bin/vwm play {bundle}\n")
+    print(f"\ndone in {minutes:.1f} minutes; the report is {out / 'report' / 'report.html'}")
+    print_output(bundle, "a world", format_command("play", bundle))
 
 
 def _time_limit(minutes: float) -> list[str]:

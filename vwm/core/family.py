@@ -51,11 +51,13 @@ class ExportedNetworks:
 
     Attributes:
         networks: the networks, by the names of their folders.
-        use: hint for the user about the next command; ``{out}`` stands for the folder.
+        contents: what they are, for the user.
+        next_command: arguments of the ``vwm`` command that usually comes next; ``{out}`` stands for the folder.
     """
 
     networks: Mapping[str, ModelMixin]
-    use: str
+    contents: str
+    next_command: tuple[str, ...]
 
 
 class VideoSurprise(Protocol):

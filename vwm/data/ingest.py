@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from vwm.core.atomic_files import remove_folder_leftovers
+from vwm.core.command_output import format_command, print_output, progress_bar
 from vwm.core.folder_lock import lock_folder
 from vwm.data.ingest_manifest import (
     IngestSettings,
@@ -66,29 +67,33 @@ def ingest_videos(
     """
     settings = _make_settings(folder, size, height, width, fps, clip_length, videos_per_shard)
     files, unreadable = find_videos(folder)
+    start = time.monotonic()
     with lock_folder(out, "ingest"):
         remove_folder_leftovers(out)
-        shards = _ingest_pending_shards(out, settings, files, workers, timeout)
+        shards, new = _ingest_pending_shards(out, settings, files, workers, timeout)
+    seconds = time.monotonic() - start
+    _print_table("truncated", {path: reason for s in shards for path, reason in s.truncated.items()})
+    _print_table("skipped", {path: reason for s in shards for path, reason in s.skipped.items()})
     _print_table("folders that cannot be read", unreadable)
     kept = [path for s in shards for path in s.files if path not in files]
     _print_table("no longer there, kept in the shards", dict.fromkeys(kept, ""))
     if not any(s.episodes for s in shards):
         raise ValueError(f"{folder}: none of its {len(files)} videos could be read; the reasons are listed above")
+    _print_summary(out, new, seconds)
 
 
 def _ingest_pending_shards(
     out: Path, settings: IngestSettings, files: dict[str, list[int]], workers: int, timeout: float
-) -> list[IngestShard]:
-    from tqdm import tqdm
-
+) -> tuple[list[IngestShard], list[IngestShard]]:
+    """Ingest what is missing; return all shards, and the new ones."""
     videos_per_shard = settings.videos_per_shard
     shards = assign_videos_to_shards(load_manifest(out, settings), files, videos_per_shard)
     save_manifest(out, settings, shards)
     pending = [s for s in shards if not s.done]
-    start = saved = time.monotonic()
+    saved = time.monotonic()
     with (
         contextlib.ExitStack() as at_end,
-        tqdm(total=sum(len(s.files) for s in pending), unit="video", desc="ingest", disable=None) as bar,
+        progress_bar(total=sum(len(s.files) for s in pending), unit="video", desc="ingest") as bar,
     ):
         at_end.callback(save_manifest, out, settings, shards)
         for shard, finished in run_jobs(functools.partial(ingest_shard, settings, out, timeout), pending, workers):
@@ -97,9 +102,7 @@ def _ingest_pending_shards(
                 save_manifest(out, settings, shards)
                 saved = time.monotonic()
             bar.update(len(shard.files))
-    new = [s for s in shards if s.name in {p.name for p in pending}]
-    _print_summary(out, shards, new, time.monotonic() - start)
-    return shards
+    return shards, [s for s in shards if s.name in {p.name for p in pending}]
 
 
 def _make_settings(
@@ -134,15 +137,14 @@ def _make_settings(
     )
 
 
-def _print_summary(out: Path, shards: list[IngestShard], new: list[IngestShard], seconds: float) -> None:
+def _print_summary(out: Path, new: list[IngestShard], seconds: float) -> None:
     frames = sum(s.frames for s in new)
-    episodes = sum(s.episodes for s in new)
+    contents = "all videos are ingested already. Nothing to do."
     if new:
-        print(f"{out}: {frames} frames in {episodes} episodes, {len(new)} shards, {frames / seconds:.0f} frames/s")
-    else:
-        print(f"{out}: all videos are already ingested. Nothing to do.")
-    _print_table("truncated", {path: reason for s in shards for path, reason in s.truncated.items()})
-    _print_table("skipped", {path: reason for s in shards for path, reason in s.skipped.items()})
+        episodes = sum(s.episodes for s in new)
+        contents = f"{frames} frames in {episodes} episodes, {len(new)} shards, {frames / seconds:.0f} frames/s"
+    run = Path("runs") / out.name / "tokenizer"
+    print_output(out, contents, format_command("fit", "-c", "tokenizer/coinrun_small", "--data", out, "--run", run))
 
 
 def _print_table(title: str, rows: dict[str, str]) -> None:

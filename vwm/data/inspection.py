@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vwm.core.action_parts import read_action_parts
 from vwm.core.atomic_files import atomic_write
+from vwm.core.command_output import print_output, progress_bar
 from vwm.data.composite_statistics import CompositeActionStatistics
 from vwm.data.frame_reading import read_frames
 from vwm.data.shard_index import EpisodeIndexEntry, ShardIndex, list_shards, load_shard_index
@@ -76,18 +77,16 @@ def inspect_dataset(data: str, sheet: Path | None = None) -> None:
         FileNotFoundError: there are no shards.
         ValueError: a shard is invalid; the message names it.
     """
-    from tqdm import tqdm
-
     shards = list_shards(data)
     indices = [load_shard_index(shard) for shard in shards]
     statistics = DatasetStatistics()
-    for shard, index in zip(tqdm(shards, unit="shard", desc="inspect", disable=None), indices, strict=True):
+    for shard, index in zip(progress_bar(shards, unit="shard", desc="inspect"), indices, strict=True):
         _count_shard(statistics, shard, index)
     for line in format_dataset_statistics(statistics, shards, indices):
         print(line)
     if sheet is not None:
         write_contact_sheet(shards, indices, sheet)
-        print(f"contact sheet  {sheet}")
+        print_output(sheet, "a contact sheet")
 
 
 def _count_shard(statistics: DatasetStatistics, shard: str, index: ShardIndex) -> None:

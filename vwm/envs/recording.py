@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from vwm.core.atomic_files import atomic_write_text, remove_folder_leftovers
 from vwm.core.checks import check_positive
+from vwm.core.command_output import format_command, print_output, progress_bar
 from vwm.core.folder_lock import lock_folder
 from vwm.data.episode import Episode
 from vwm.data.shard_index import is_shard_complete
@@ -150,25 +151,29 @@ def record_dataset(
 
 
 def _record_missing_shards(config: RecordingConfig, out: Path, workers: int) -> None:
-    from tqdm import tqdm
-
     todo = [i for i in range(config.shards) if not is_shard_complete(_shard_path(out, i))]
     if not todo:
-        print(f"{out} is complete: {config.shards} shards. Nothing to do.")
+        _print_recording(out, f"{config.shards} shards, complete. Nothing to do.")
         return
     if len(todo) < config.shards:
         print(f"{out}: {config.shards - len(todo)} of {config.shards} shards exist, recording the others")
     began, tally = time.monotonic(), RecordingCounts()
-    with tqdm(total=sum(map(config.frames_in, todo)), unit="frame", desc=config.env, disable=None) as bar:
+    with progress_bar(total=sum(map(config.frames_in, todo)), unit="frame", desc=config.env) as bar:
         for shard, part in run_jobs(functools.partial(record_shard, config, out), todo, workers):
             tally += part
             bar.update(config.frames_in(shard))
     seconds = time.monotonic() - began
-    print(
-        f"{out}: {tally.frames} frames in {tally.episodes} episodes, {len(todo)} shards, "
-        f"{tally.frames / seconds:.0f} frames/s"
-        + (f"; {tally.dropped} episodes shorter than 2 frames were dropped" if tally.dropped else "")
+    dropped = f"; {tally.dropped} episodes shorter than 2 frames were dropped" if tally.dropped else ""
+    _print_recording(
+        out,
+        f"{tally.frames} frames in {tally.episodes} episodes, {len(todo)} shards, "
+        f"{tally.frames / seconds:.0f} frames/s{dropped}",
     )
+
+
+def _print_recording(out: Path, contents: str) -> None:
+    run = Path("runs") / out.name / "tokenizer"
+    print_output(out, contents, format_command("fit", "-c", "tokenizer/coinrun_small", "--data", out, "--run", run))
 
 
 def _write_or_check_config(out: Path, config: RecordingConfig) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vwm.core.atomic_files import atomic_folder
+from vwm.core.command_output import print_output, progress_bar
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.core.seeds import world_seeds
 from vwm.data.clips import ClipBatch, collate_clips
@@ -84,7 +84,7 @@ def predict_open_loop(
     """Roll out after a context: predicted observations (latents [n, h, k] without a decoder), and rewards [n, h]."""
     shown, earned = [], []
     batches = list(zip(*(x.split(batch_size) for x in (observations, actions, seeds)), strict=True))
-    for clip, action, own_seeds in tqdm(batches, desc="rollout", unit="batch", disable=None):
+    for clip, action, own_seeds in progress_bar(batches, desc="rollout", unit="batch"):
         between = action[:, : context - 1] if context > 1 else None
         state, _ = simulator.reset(clip[:, :context], own_seeds, between)
         steps = []
@@ -175,7 +175,7 @@ def write_compounding_report(
                 for at in sorted({1, (settings.horizon + 1) // 2, settings.horizon})
             )
             print(f"{name.replace('_', ' '):24} at horizon   {values}")
-    print(f"{out / COMPOUNDING_REPORT_FILE}: the whole report")
+    print_output(out, f"{COMPOUNDING_REPORT_FILE}, the whole report, and a plot")
     return result
 
 

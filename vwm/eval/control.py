@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vwm.core.capabilities import MeasuresTransitionLoss
+from vwm.core.command_output import progress_bar
 from vwm.core.simulator import Simulator
 from vwm.eval.metrics import MeanEstimate, estimate_mean, frame_mse, psnr
 
@@ -71,7 +71,7 @@ def shuffled_action_loss(
         return None
     parts = zip(*(x.split(batch_size) for x in (latents, actions, actions.roll(1, dims=0))), strict=True)
     total = torch.zeros(2, dtype=torch.float64)
-    with tqdm(total=len(latents), desc="shuffled actions", unit="clip", disable=None) as bar:
+    with progress_bar(total=len(latents), desc="shuffled actions", unit="clip") as bar:
         for part in parts:
             total += simulator.transition_loss(*part)
             bar.update(len(part[0]))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
-from tqdm import tqdm
 
+from vwm.core.command_output import progress_bar
 from vwm.data.clip_order import ClipAddress
 from vwm.data.clips import ClipDataset, collate_clips
 from vwm.data.shard_reading import read_episode_metadata
@@ -52,7 +52,7 @@ def read_eval_clips(dataset: ClipDataset, clips: int, image_size: tuple[int, int
     addresses = [dataset.order.address(0, i) for i in range(count)]
     for address in addresses:
         _check_frame_size(dataset, address, image_size)
-    read = [dataset.read(a) for a in tqdm(addresses, desc="read clips", unit="clip", disable=None)]
+    read = [dataset.read(a) for a in progress_bar(addresses, desc="read clips", unit="clip")]
     if any("actions" not in clip for clip in read):
         read = [{name: value for name, value in clip.items() if name != "actions"} for clip in read]
     batch = collate_clips(read)

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vwm.core.checks import check_positive
+from vwm.core.command_output import progress_bar
 from vwm.data.clip_order import ClipOrder
 from vwm.data.clips import ClipDataset
 from vwm.data.episode_selection import key_hash
@@ -210,7 +210,7 @@ def _read_split(dataset: ClipDataset, count: int, label: str | None, part: str) 
     values, episodes = [], []
     numbers: dict[tuple[int, int], int] = {}
     names: list[str] | None = None
-    for address in tqdm(addresses, desc=f"read clips, {part}", unit="clip", disable=None):
+    for address in progress_bar(addresses, desc=f"read clips, {part}", unit="clip"):
         path, entry = dataset.paths[address.shard], dataset.shards[address.shard].episodes[address.episode]
         clip, where = dataset.read(address), f"{path}: episode {entry.key!r}"
         if frames and clip["frames"].shape != frames[0].shape:

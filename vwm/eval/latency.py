@@ -6,8 +6,8 @@ import time
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from vwm.core.command_output import progress_bar
 from vwm.core.seeds import world_seeds
 from vwm.core.simulator import Simulator
 from vwm.eval.rollouts import random_action_sequences
@@ -30,7 +30,7 @@ def measure_step_latency(simulator: Simulator, context: Tensor, seed: int = 0, s
     actions = random_action_sequences(simulator.spec.actions, world_seeds(seed, 1), WARM_UP_STEPS + steps)
     state, _ = simulator.reset(context[None], seed)
     times = []
-    for i in tqdm(range(WARM_UP_STEPS + steps), desc="speed", unit="frame", disable=None):
+    for i in progress_bar(range(WARM_UP_STEPS + steps), desc="speed", unit="frame"):
         began = time.perf_counter()
         state, out = simulator.step(state, actions[:, i])
         out.frames.cpu()  # waits for an accelerator too

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from vwm.core.command_output import progress_bar
 from vwm.eval.probe_heads import ProbeHeads
 
 LEARNING_RATES = (5e-3, 3e-3, 1e-3, 3e-4, 1e-4)
@@ -85,7 +85,7 @@ def train_probe_sweep(
     batches = math.ceil(len(train[0]) / settings.batch_size)
     best, losses = copy.deepcopy(heads), []
     lowest = torch.full((len(settings.pairs),), torch.inf, dtype=torch.float64, device=test.device)
-    for epoch in tqdm(range(settings.epochs), desc=title, unit="epoch", disable=None):
+    for epoch in progress_bar(range(settings.epochs), desc=title, unit="epoch"):
         order = torch.randperm(len(train[0]), generator=generator).to(test.device)
         for i, rows in enumerate(order.split(settings.batch_size)):
             loss = per_head_loss(heads(train[0][rows]), train[1][rows])

@@ -18,8 +18,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from vwm.core.command_output import progress_bar
 from vwm.core.feature_extractor import FeatureExtractor
 from vwm.eval.closed_form_probes import ClosedFormPredictions, knn_probe, ridge_probe
 from vwm.eval.labeled_clips import SPLITS, LabeledClips
@@ -72,7 +72,7 @@ def extract_features(
     parts = [getattr(clips, part).frames for part in SPLITS]
     count = sum(map(len, parts))
     made: list[Tensor] = []
-    with tqdm(total=count, desc=title, unit="clip", disable=None) as bar:
+    with progress_bar(total=count, desc=title, unit="clip") as bar:
         for frames in parts:
             out: Tensor | None = None
             for first in range(0, len(frames), batch_size):

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vwm.core.capabilities import DecodesLatents, EncodesFrames
+from vwm.core.command_output import progress_bar
 from vwm.core.simulator import Simulator
 
 
@@ -36,7 +36,7 @@ def reconstruct_clips(simulator: Simulator, frames: Tensor, batch_size: int) -> 
     if not (isinstance(simulator, EncodesFrames) and isinstance(simulator, DecodesLatents)):
         return ReconstructedClips(frames, None)
     shown, latents = [], []
-    for batch in tqdm(frames.split(batch_size), desc="tokenizer", unit="batch", disable=None):
+    for batch in progress_bar(frames.split(batch_size), desc="tokenizer", unit="batch"):
         code = simulator.encode(batch)
         shown.append(simulator.decode(code).to(frames.device))
         latents.append(code.to(frames.device))

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vwm.core.capabilities import InfersActions
+from vwm.core.command_output import progress_bar
 from vwm.core.seeds import fold_in, seeded_uniform
 from vwm.core.simulator import Simulator
 from vwm.core.spaces import ActionSpace
@@ -37,7 +37,7 @@ def open_loop_rollout(
         uint8 [n, t - context, h, w, 3], the predicted frames.
     """
     parts = []
-    with tqdm(total=len(frames) * (actions.shape[1] - context + 1), desc=desc, unit="frame", disable=None) as bar:
+    with progress_bar(total=len(frames) * (actions.shape[1] - context + 1), desc=desc, unit="frame") as bar:
         for clip, action, seed in zip(*(x.split(batch_size) for x in (frames, actions, seeds)), strict=True):
             between = action[:, : context - 1] if context > 1 else None
             state, _ = simulator.reset(clip[:, :context], seed, between)
@@ -90,7 +90,7 @@ def read_clip_actions(simulator: Simulator, sample: EvalClips, batch_size: int) 
 @torch.inference_mode()
 def infer_latent_actions(simulator: InfersActions, frames: Tensor, batch_size: int) -> Tensor:
     """Infer the latent actions of clips: uint8 [n, t, h, w, 3] -> int64 [n, t-1]."""
-    batches = tqdm(frames.split(batch_size), desc="latent actions", unit="batch", disable=None)
+    batches = progress_bar(frames.split(batch_size), desc="latent actions", unit="batch")
     return torch.cat([simulator.infer_actions(b).cpu() for b in batches])
 
 

@@ -28,9 +28,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from tqdm import tqdm
 
 from vwm.core.atomic_files import atomic_folder, check_replaceable_folder
+from vwm.core.command_output import progress_bar
 from vwm.data.shard_index import EpisodeIndexEntry, list_shards, load_shard_index
 from vwm.data.shard_reading import read_episode_metadata
 from vwm.data.video import VIDEO_EXTENSIONS, decode_frames
@@ -153,7 +153,7 @@ def score_clips(scorer: SurpriseScorer, frames: Tensor, batch_size: int, desc: s
         ValueError: the scorer returns another shape, or values that are not finite.
     """
     parts = []
-    for batch in tqdm(frames.split(batch_size), desc=desc, unit="batch", disable=None):
+    for batch in progress_bar(frames.split(batch_size), desc=desc, unit="batch"):
         surprise = scorer(batch)
         if surprise.ndim != 2 or len(surprise) != len(batch) or surprise.shape[1] == 0:
             raise ValueError(f"surprise must be [b, s] with b={len(batch)} clips, got {list(surprise.shape)}")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vwm.core.atomic_files import atomic_folder, check_replaceable_folder
 from vwm.core.checks import check_not_negative, check_positive
+from vwm.core.command_output import format_command, print_output
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.data.video_encoding import write_video
 from vwm.eval import plots
@@ -139,7 +140,7 @@ def _write_frames_report(
     _write_report(out, report, evaluation, usefulness.drift_frames, videos)
     for what, value, meaning in headline_rows(report):
         print(f"{what:28} {value:>16}   {meaning}")
-    print(f"{out / HTML_FILE}: the whole report")
+    print_output(out / HTML_FILE, "the whole report", format_command("play", bundle))
     return report
 
 

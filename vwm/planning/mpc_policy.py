@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vwm.core.command_output import progress_bar
 from vwm.core.seeds import fold_in, world_seeds
 from vwm.core.simulator import Simulator
 from vwm.core.states import select_worlds
@@ -139,7 +140,7 @@ def run_task_policy(task: GoalTask, policy: TaskPolicy, max_steps: int, keep_fra
     frames = task.frames()
     distances, states, kept = [task.distances()], [task.states()], [frames[:keep_frames]]
     over, steps = np.zeros(len(frames), bool), np.zeros(len(frames), np.int64)
-    for _ in range(max_steps):
+    for _ in progress_bar(range(max_steps), desc=f"{len(frames)} episodes", unit="step"):
         if task.ends:
             over = task.solved(np.stack(distances, axis=1))
         if over.all():

@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from vwm.core.checks import check_positive
+from vwm.core.command_output import progress_bar
 from vwm.core.devices import resolve_device
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.envs.batched_envs import EnvSpec
@@ -119,7 +120,7 @@ class AgentTraining:
         if self.runtime.compile:
             compile_networks(algorithm.policy)
         with (
-            tqdm(total=self.steps, initial=algorithm.progress, unit=algorithm.unit, smoothing=0.05) as bar,
+            progress_bar(desc="train", total=self.steps, initial=algorithm.progress, unit=algorithm.unit) as bar,
             StopRequest() as stop,
         ):
             if algorithm.evaluates_first and not algorithm.progress:

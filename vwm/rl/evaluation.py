@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils._pytree import tree_map
-from tqdm import tqdm
 
+from vwm.core.command_output import progress_bar
 from vwm.envs.batched_envs import EnvSpec
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.rl.agent import ActingPolicy
@@ -72,7 +72,7 @@ def evaluate_policy(
     envs = (env_spec.unwrapped if policy is None else env_spec).open(count, seed, renderable=record_video)
     tally = _EpisodeTally([episodes // count + (i < episodes % count) for i in range(count)])
     frames: list[NDArray[np.uint8]] = []
-    bar = tqdm(total=episodes, desc="evaluation", unit="episode", leave=False, disable=None)
+    bar = progress_bar(total=episodes, desc="evaluation", unit="episode", leave=False)
     # torch.manual_seed seeds every GPU, too: a training there would draw the same again after each evaluation.
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices), torch.no_grad():

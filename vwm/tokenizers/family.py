@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vwm.core.command_output import progress_bar
 from vwm.core.family import ExportedNetworks, WorldFamily
 from vwm.core.feature_extractor import FeatureExtractor
 
@@ -29,7 +30,8 @@ class TokenizerFamily(WorldFamily):
             _measure_latent_statistics(module.tokenizer, data)
         return ExportedNetworks(
             {"tokenizer": module.tokenizer},
-            "tokenizer: {out}\ntrain dynamics on it: vwm fit -c CONFIG --tokenizer {out}",
+            contents="a tokenizer",
+            next_command=("fit", "-c", "CONFIG", "--tokenizer", "{out}"),
         )
 
     def load_features(
@@ -49,7 +51,6 @@ class TokenizerFamily(WorldFamily):
 def _measure_latent_statistics(tokenizer: VideoTokenizer, data: str | None) -> None:
     """Normalize continuous latents to zero mean and unit standard deviation, as diffusion requires."""
     import torch
-    from tqdm import tqdm
 
     from vwm.data.datamodule import make_clip_dataset
     from vwm.tokenizers.latent_statistics import measure_latent_statistics
@@ -61,4 +62,4 @@ def _measure_latent_statistics(tokenizer: VideoTokenizer, data: str | None) -> N
     dataset = make_clip_dataset(data, 1 + 7 * tokenizer.time_compression, fields=("frames",), seed=1)
     count = min(NUM_STATISTICS_CLIPS, len(dataset.order))
     batches = (torch.from_numpy(dataset[(0, i)]["frames"].copy())[None] for i in range(count))
-    measure_latent_statistics(tokenizer, tqdm(batches, desc="measure latents", total=count, unit="clip", disable=None))
+    measure_latent_statistics(tokenizer, progress_bar(batches, desc="measure latents", total=count, unit="clip"))

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from vwm.core.atomic_files import atomic_write_text, remove_folder_leftovers
+from vwm.core.command_output import format_command, print_output, progress_bar
 from vwm.core.devices import resolve_device
 from vwm.core.folder_lock import lock_folder
 from vwm.core.frames import frames_to_float
@@ -74,13 +74,16 @@ def encode_shards(
     with lock_folder(out, "encoding"):
         remove_folder_leftovers(out)
         sources = _check_encoding_metadata(out, network, data)
-        for path in tqdm(paths, desc="encode", unit="shard", disable=None):
+        for path in progress_bar(paths, desc="encode", unit="shard"):
             target, index = out / path.rsplit("/", 1)[-1], load_shard_index(path)
             if sources.get(target.name) != index.hash or not is_shard_complete(target):
                 _encode_shard(path, index, target, network, keep_video, chunk)
                 sources[target.name] = index.hash
                 _write_encoding_metadata(out, network, data, sources)
-    print(f"{len(paths)} shards in {out}; train on them with --data.fields '[frames, actions, latents]'")
+    fields = "[frames, actions, latents]" if keep_video else "[actions, latents]"
+    print_output(
+        out, f"{len(paths)} shards", format_command("fit", "-c", "CONFIG", "--data", out, "--data.fields", fields)
+    )
 
 
 def _check_encoding_metadata(out: Path, tokenizer: VideoTokenizer, shards: str) -> dict[str, str]:
@@ -120,7 +123,7 @@ def _encode_shard(
 ) -> None:
     video_extensions = {"frames.npy", *VIDEO_EXTENSIONS}
     with ShardWriter(target) as writer:
-        for entry in tqdm(index.episodes, desc=target.name, unit="episode", leave=False, disable=None):
+        for entry in progress_bar(index.episodes, desc=target.name, unit="episode", leave=False):
             members = {
                 extension: location
                 for extension, location in entry.members.items()

@@ -5,4 +5,5 @@ from .export import export_run as export_run
 from .fit import FitCLI as FitCLI
 from .metric_logging import RunMetricsLogger as RunMetricsLogger
 from .sample_videos import SampleVideos as SampleVideos
+from .step_progress import StepProgressBar as StepProgressBar
 from .throughput import Throughput as Throughput

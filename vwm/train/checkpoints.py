@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
 import torch
@@ -99,7 +99,7 @@ class ResumableCheckpoints(Checkpoint):
         self._save(trainer, self._awaiting_validation)
         self._awaiting_validation = []
         if self._stop and self._seen_step == trainer.global_step:
-            raise SystemExit(128 + self._stop.number)
+            self._exit(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -125,7 +125,7 @@ class ResumableCheckpoints(Checkpoint):
             return
         self._save(trainer, due)
         if self._stop and not validates:
-            raise SystemExit(128 + self._stop.number)
+            self._exit(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last step, if no interval ended with it."""
@@ -157,6 +157,11 @@ class ResumableCheckpoints(Checkpoint):
         """Keep the generators until training starts."""
         self._saved_rng_states = checkpoint.get("generators")
         self._seen_step = self._last_saved_step = int(checkpoint["global_step"])
+
+    def _exit(self, trainer: L.Trainer) -> NoReturn:
+        if trainer.is_global_zero:
+            self._stop.end(f"step {self._seen_step} is saved in {RunFolder(trainer.default_root_dir).path}")
+        raise SystemExit(128 + self._stop.number)
 
     def _save(self, trainer: L.Trainer, paths: Sequence[Path]) -> None:
         for path in paths:

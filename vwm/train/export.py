@@ -15,6 +15,7 @@ from torch import Tensor
 from vwm.core.atomic_files import atomic_folder
 from vwm.core.bundle_folder import BUNDLE_INDEX_FILE
 from vwm.core.capabilities import InfersActions
+from vwm.core.command_output import format_command, print_output
 from vwm.core.components import save_component
 from vwm.core.family import ExportSettings
 from vwm.core.network_simulator import NetworkSimulator
@@ -72,7 +73,8 @@ def export_run(
     exported = family.export_networks(module, source, weights == "average")
     if exported is not None:
         _save_networks(exported.networks, out)
-        print(exported.use.format(out=out))
+        words = [word.format(out=out) for word in exported.next_command]
+        print_output(out, exported.contents, format_command(*words))
         return
     tokenizer = getattr(module, "tokenizer", None)
     context += 0 if tokenizer is None else -(context - 1) % tokenizer.time_compression
@@ -86,11 +88,10 @@ def export_run(
     if source is not None:
         _name_latent_actions(simulator, source)
     save_simulator(simulator, out, _model_card(simulator, run, source), float16)
-    print(f"bundle: {out}")
     if simulator.spec.observation.is_latent:
-        print("it has no decoder, so it can be planned in, not played")
+        print_output(out, "a world without a decoder, for planning", format_command("plan", out, "ENV"))
     else:
-        print(f"play it: vwm play {out}")
+        print_output(out, "a world", format_command("play", out))
 
 
 def _make_export_settings(source: str | None, title: str, starts: int, context: int) -> ExportSettings:

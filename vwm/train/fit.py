@@ -17,9 +17,9 @@ import lightning as L
 import torch
 import yaml
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from vwm.core.command_output import format_command, print_output
 from vwm.runs.config_files import compose_config_arguments
 from vwm.runs.metric_loggers import make_metric_loggers
 from vwm.runs.options import add_logger_options, add_switch
@@ -29,6 +29,7 @@ from vwm.train.checkpoints import ResumableCheckpoints, RunCheckpointIO
 from vwm.train.ema import EMACallback
 from vwm.train.metric_logging import RunMetricsLogger
 from vwm.train.sample_videos import SampleVideos
+from vwm.train.step_progress import StepProgressBar
 from vwm.train.throughput import Throughput
 
 
@@ -66,8 +67,9 @@ class FitCLI(LightningCLI):
         """Make the trainer with this project's metric tables, throughput meter and checkpoint files."""
         if self.config["trainer"]["logger"] is None:
             kwargs["logger"] = RunMetricsLogger(RunFolder(self.config["run"]))
+        if self.config["trainer"]["enable_progress_bar"] is not False:
+            kwargs["callbacks"] = [*(self.config_init["trainer"]["callbacks"] or []), StepProgressBar()]
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks = [_ProgressBar() if type(c) is RichProgressBar else c for c in trainer.callbacks]
         trainer.callbacks[:0] = [Throughput(), _ConfigWriter(self)]
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = RunCheckpointIO()
@@ -153,14 +155,6 @@ def check_trainer_devices(accelerator: Any, devices: Any) -> None:
             f"trainer.devices={devices}: this machine has {available} {'GPUs' if on_gpu else 'CPU cores'}; give a "
             f"number from 1 to {available}, or auto"
         )
-
-
-class _ProgressBar(RichProgressBar):
-    """Names the epoch alone where steps and not epochs limit the training; Lightning shows Epoch 0/-2."""
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        text = super()._get_train_description(current_epoch)
-        return text.replace("/-2", "  ")
 
 
 class _ConfigWriter(L.Callback):
@@ -260,8 +254,9 @@ def fit_model(argv: list[str]) -> L.LightningModule:
                 print(f"continuing from {start} (--no-resume starts again)")
             cli.open_metric_loggers()
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=start, weights_only=True)
-        if cli.trainer.is_global_zero and cli.trainer.global_step == cli.trainer.max_steps:
-            print(f"{run.path}: trained; make a bundle of it: vwm export {run.path} -o BUNDLE")
+    if cli.trainer.is_global_zero:
+        contents = f"the run after {cli.trainer.global_step} steps"
+        print_output(run.last_checkpoint, contents, format_command("export", run.path, "-o", run.path / "bundle"))
     return cli.model
 
 

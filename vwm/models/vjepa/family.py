@@ -40,7 +40,8 @@ class VJEPAFamily(WorldFamily):
         encoder = (module.target_encoder if average else None) or module.encoder
         return ExportedNetworks(
             {"encoder": encoder, "predictor": module.predictor},
-            "encoder and predictor: {out}\nwhat it knows: vwm probe {out} DATA",
+            contents="encoder and predictor",
+            next_command=("probe", "{out}", "DATA"),
         )
 
     def make_simulator(self, module: ActionConditionedJEPAModule, settings: ExportSettings) -> VJEPAACSimulator:

@@ -17,6 +17,7 @@ import torch
 
 from vwm.core.atomic_files import atomic_folder, atomic_write_text
 from vwm.core.checks import check_positive
+from vwm.core.command_output import print_output
 from vwm.core.components import save_component
 from vwm.core.version import VERSION
 from vwm.data.datamodule import make_clip_dataset
@@ -197,7 +198,7 @@ class ControllerEvolution(Algorithm):
         atomic_write_text(folder / EVOLUTION_RESULT_FILE, report)
         plot_evolution(folder / "curves.png", self.setup.folder, self.inputs)
         print(format_evolution_results(results))
-        print(f"{folder / EVOLUTION_RESULT_FILE}: every return; also curves.png and controllers/")
+        print_output(folder / EVOLUTION_RESULT_FILE, "every return")
 
     def _evolve(self, search: CMAESSearch, seed: int) -> dict[str, float]:
         fitness: ControllerFitness = self.simulated_fitness or self.real_fitness
