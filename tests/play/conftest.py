@@ -91,6 +91,24 @@ class SquareWorld(Simulator):
         return frames
 
 
+class FastSquareWorld(SquareWorld):
+    """The square world with k frames per step, each with its own action or all with one."""
+
+    def __init__(self, frames_per_step: int = 4) -> None:
+        super().__init__()
+        self.spec = replace(self.spec, frames_per_step=frames_per_step)
+
+    def step(
+        self, state: dict[str, Tensor], action: Tensor, decode: bool = True
+    ) -> tuple[dict[str, Tensor], StepOutput]:
+        frames, reward = [], torch.zeros(len(action))
+        for taken in self.actions_per_frame(action).unbind(1):
+            state, output = super().step(state, taken, decode)
+            frames.append(output.frame)
+            reward += output.reward
+        return state, output._replace(frame=torch.stack(frames, dim=1) if decode else None, reward=reward)
+
+
 class CarWorld(GenieSimulator):
     """A Genie world with random weights and continuous actions that records the actions it receives.
 
@@ -158,6 +176,12 @@ def car() -> CarWorld:
 def make_world() -> Callable[..., SquareWorld]:
     """The class ``SquareWorld``, to build variants of it."""
     return SquareWorld
+
+
+@pytest.fixture
+def fast_world() -> FastSquareWorld:
+    """The discrete world with four frames per step."""
+    return FastSquareWorld()
 
 
 @pytest.fixture

@@ -46,6 +46,17 @@ SLOW_CLOCK = """() => {
     const now = performance.now.bind(performance), began = now();
     performance.now = () => began + (now() - began) / 10;
 }"""
+WATCH_FRAMES = """() => {
+    const screen = document.getElementById("screen");
+    window.seen = [];
+    new MutationObserver(() => {
+        const row = screen.getContext("2d").getImageData(0, 15, screen.width, 1).data;
+        let column = 0;
+        while (column < screen.width && row[4 * column] < 255) column++;
+        window.seen.push([performance.now(), column]);
+    }).observe(screen, { attributes: true, attributeFilter: ["data-frames"] });
+}"""
+"""Keep the time of every drawn frame and the column of the square in it."""
 PIXELS = """() => {
     const { width, height } = document.getElementById("screen");
     return [...document.getElementById("screen").getContext("2d").getImageData(0, 0, width, height).data];
@@ -172,6 +183,33 @@ def test_play_continues_after_a_key_until_paused(open_world: Callable[..., Page]
     assert step_of(page) == step and np.array_equal(pixels(page), frame)
     page.keyboard.press("p")
     wait_past_step(page, step)
+
+
+def test_every_frame_of_a_step_is_shown_at_the_recorded_rate(open_world: Callable[..., Page], fast_world: Any) -> None:
+    """Four frames per step, of 50 ms each; in play the next step follows without a gap or a lost frame."""
+    page = open_world(fast_world)
+    page.keyboard.press("p")
+    pause(page)
+    page.wait_for_timeout(500)  # the frames of the last step
+    base, before = step_of(page), pixels(page)
+    page.evaluate(WATCH_FRAMES)
+    page.keyboard.press("ArrowRight")
+    wait_until(page, "window.seen.length === 4")
+    times, columns = zip(*page.evaluate("window.seen"), strict=True)
+    assert columns == (15, 16, 17, 18) and step_of(page) == base + 1
+    assert np.diff(times).min() > 20 and times[-1] - times[0] > 120
+    page.keyboard.press("z")
+    wait_for_step(page, base)
+    assert np.array_equal(pixels(page), before)
+    page.evaluate("window.seen.length = 0")
+    page.keyboard.down("ArrowLeft")  # a step in the pause
+    page.keyboard.press("p")
+    wait_past_step(page, base + 2)
+    page.keyboard.up("ArrowLeft")
+    pause(page)
+    page.wait_for_timeout(500)
+    columns = [column for _, column in page.evaluate("window.seen")]
+    assert columns[0] == 13 and set(np.diff(columns)) <= {-1, 0} and columns[-1] < 8
 
 
 def test_each_key_press_while_paused_is_one_step_and_undo_is_exact(open_world: Callable[..., Page], world: Any) -> None:

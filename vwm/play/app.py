@@ -198,7 +198,7 @@ class PlayServer:
         message = parse_message(text, self.simulator.spec.actions, 0 if self.starts is None else len(self.starts))
         if isinstance(message, StepMessage):
             play_step = await self.batcher.step(session, message.action)
-            return await asyncio.to_thread(_frame_message, session, play_step)
+            return await asyncio.to_thread(_step_message, session, play_step)
         if not isinstance(message, RecordMessage):
             return await self._run_in_thread(_apply_message, session, message)
         if message.command == "download":
@@ -251,12 +251,16 @@ def _apply_message(session: PlaySession, message: ClientMessage) -> bytes:
             play_step = session.undo(steps)
         case _:
             raise AssertionError(f"{message} does not change the world")
-    return _frame_message(session, play_step)
+    return _frame_message(session, play_step, play_step.frames[-1:])
 
 
-def _frame_message(session: PlaySession, play_step: PlayStep) -> bytes:
-    """Pack the frames of a step, one PNG after the other; the header has their sizes in bytes."""
-    pngs = [images.encode_png(frame) for frame in play_step.frames]
+def _step_message(session: PlaySession, play_step: PlayStep) -> bytes:
+    return _frame_message(session, play_step, play_step.frames)
+
+
+def _frame_message(session: PlaySession, play_step: PlayStep, frames: NDArray[np.uint8]) -> bytes:
+    """Pack frames [k, h, w, 3] of a step, one PNG after the other; the header has their sizes in bytes."""
+    pngs = [images.encode_png(frame) for frame in frames]
     header = _frame_header(session, play_step) | {"sizes": [len(png) for png in pngs]}
     return pack_message(header, b"".join(pngs))
 

@@ -183,7 +183,7 @@ class ImaginationLearning(Algorithm):
         self.contexts = ContextSampler(
             self.data,
             self.rollouts.context_frames or self.simulator.spec.context_frames,
-            self.rollouts.horizon,
+            self.rollouts.horizon * self.simulator.spec.frames_per_step,
             self.rollouts.rewarded_fraction,
             actions=not self.simulator.spec.actions.latent,
         )
