@@ -148,7 +148,7 @@ def genie_of_latent_frames(frames: int = 2, labeled: bool = False, outcomes: boo
     )
 
 
-def latent_frames_world(frames: int = 2, outcomes: bool = False, dims: int = 0, window: int = 4, **changes):
+def latent_frames_world(frames: int = 2, outcomes: bool = False, dims: int = 0, window: int = 4, parts=(), **changes):
     """A diffusion world of 8x8 pixels over a causal autoencoder, of which each latent after the first holds frames."""
     from vwm.core.spaces import ActionSpace
     from vwm.models.dit.sampling import DiffusionSampling
@@ -159,6 +159,9 @@ def latent_frames_world(frames: int = 2, outcomes: bool = False, dims: int = 0, 
     torch.manual_seed(2)
     actions = ActionSpace("continuous", dims) if dims else ActionSpace("discrete", 4, ("LEFT", "RIGHT", "UP", "noop"))
     changes = {"channels": 4, "num_actions": 0 if dims else 4, "action_dims": dims, "window": window, **changes}
+    if parts:
+        actions = ActionSpace.composite(*parts)
+        changes |= {"num_actions": 0, "action_parts": [part.to_json() for part in parts]}
     return DiTSimulator(
         randomize(CausalVAE((8, 8), None, 4, frames, patch_size=2, widths=[8], depths=[1])),
         dit(frames_per_latent=frames, **changes),

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from factories import diffusion_world, latent_frames_world
+from factories import diffusion_world, genie_of_latent_frames, latent_frames_world
 
 from vwm.cli.bench_play import _time_steps
+from vwm.core.action_parts import ActionPart
 from vwm.core.capabilities import DecodesLatents, EncodesFrames
 from vwm.core.seeds import world_seeds
 from vwm.core.spaces import ObservationSpace
@@ -22,6 +23,7 @@ from vwm.planning.sampling_planner import NegativeReturnObjective
 from vwm.play.session import PlaySession
 from vwm.rl.algorithms.encoded_env import EncodedBatchedEnv
 from vwm.worlds.ensemble import EnsembleSimulator
+from vwm.worlds.families import find_family
 from vwm.worlds.gymnasium_env import SimulatorEnv, SimulatorVectorEnv
 
 K = 4
@@ -119,6 +121,29 @@ def test_rollouts_take_the_action_of_every_frame(world):
     assert clips.frames.shape == frames.shape and clips.latents.shape[:2] == (3, 4)
     cost = shuffled_action_loss(world, clips.latents, actions, 2)
     assert cost is not None and cost.own != cost.shuffled
+
+
+@pytest.mark.parametrize("make", [latent_frames_world, genie_of_latent_frames])
+def test_features_are_those_of_two_latents(make):
+    simulator = make(K)
+    extractor = find_family(simulator).feature_extractor(simulator)
+    assert extractor.frames == 1 + K
+    frames = simulator.starts[:2, : extractor.frames]
+    tokens = extractor(frames)
+    assert tokens.shape[:2] == (2, 2 * simulator.tokenizer.tokens_per_frame)
+
+
+def test_composite_actions_are_held_or_one_per_frame():
+    parts = (ActionPart("keys", 2, names=("left", "jump")), ActionPart("axes", 1, names=("x",)))
+    simulator = latent_frames_world(K, parts=parts)
+    state, _ = simulator.reset(simulator.starts[:2], seed=1)
+    each = torch.tensor([[1.0, 0.0, 0.5]]).expand(2, K, 3).clone()
+    _, held = simulator.step(state, each[:, 0])
+    assert torch.equal(simulator.step(state, each)[1].frame, held.frame)
+    each[0, -1, 1] = 1.0
+    _, other = simulator.step(state, each)
+    assert not torch.equal(other.latent[0], held.latent[0])
+    torch.testing.assert_close(other.latent[1], held.latent[1])
 
 
 def test_a_benchmark_times_steps(world):

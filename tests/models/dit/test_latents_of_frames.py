@@ -8,12 +8,14 @@ from factories import dit, latent_frames_world
 
 from vwm.core.frames import frames_to_float
 from vwm.data.clips import ClipBatch
+from vwm.models.dit.finetuning import DiTFinetuning
 from vwm.models.dit.module import DiTModule
 from vwm.models.dit.network import NoisyFrames
 from vwm.models.dit.objectives import DiffusionForcing
 from vwm.models.dit.sampling import finest_step_index
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.tokenizers.causal_vae import CausalVAE
+from vwm.worlds.bundle import save_simulator
 
 POOLINGS = ("learned", "mean", "concatenate")
 
@@ -209,3 +211,18 @@ def test_outcomes_are_learned_from_the_sum_and_the_end_of_the_frames_of_a_step()
     assert losses(rewards, ended) == losses(rewards, ended_later) != losses(rewards, never)
     with pytest.raises(ValueError, match=r"need 4 actions after each, got 9: set data\.frames_per_latent=4"):
         learner(ClipBatch(frames=video(9), actions=actions(9), rewards=rewards[:, :9]))
+
+
+def test_finetuning_starts_with_actions_without_effect_and_learns_their_pooling(tmp_path):
+    save_simulator(latent_frames_world(4, num_actions=0), tmp_path / "world")
+    tuned = DiTFinetuning(
+        world=str(tmp_path / "world"),
+        num_actions=3,
+        adapt="frozen",
+        objective=DiffusionForcing(),
+        optimizer=OptimizerConfig(),
+    )
+    embedding = tuned.dynamics.embed_actions(actions(8) % 3)
+    torch.testing.assert_close(embedding, tuned.dynamics.no_action.expand_as(embedding))
+    trained = {name.split(".")[0] for name, p in tuned.dynamics.named_parameters() if p.requires_grad}
+    assert trained == {"embed_action", "pool_actions"}

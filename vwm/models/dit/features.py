@@ -23,6 +23,8 @@ class DiTFeatureExtractor(FeatureExtractor):
         networks = {name: part for name, part in simulator.networks().items() if name not in ("outcomes", "policy")}
         super().__init__(networks, depth, default_probe_layer(depth) if layer is None else layer)
         self.image_size = simulator.spec.context.image_size
+        if simulator.spec.frames_per_step > 1:
+            self.frames = 1 + simulator.spec.frames_per_step  # the first latent holds the first frame only
         self.context_noise = simulator.sampling.context_noise
 
     def tokens(self, video: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ class GenieFeatureExtractor(FeatureExtractor):
         depth = len(simulator.dynamics.transformer.blocks)
         super().__init__(simulator.networks(), depth, default_probe_layer(depth) if layer is None else layer)
         self.image_size = simulator.spec.context.image_size
+        if simulator.spec.frames_per_step > 1:
+            self.frames = 1 + simulator.spec.frames_per_step  # the first latent holds the first frame only
 
     def tokens(self, video: Tensor) -> Tensor:
         dynamics: MaskGITDynamics = self.networks["dynamics"]
