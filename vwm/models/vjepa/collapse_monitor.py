@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+DRIFT_CLIPS = 4
+"""Clips whose features are kept from one measurement to the next, and saved in checkpoints."""
+
 
 class RepresentationMetrics(NamedTuple):
     """Metrics of the diversity of representations.
@@ -34,7 +37,11 @@ class RepresentationMetrics(NamedTuple):
 
 @torch.no_grad()
 def measure_representations(features: Tensor, previous: Tensor | None = None) -> RepresentationMetrics:
-    """Measure features [b >= 2, n, d], with those of the same clips at the last measurement as ``previous``.
+    """Measure features [b >= 2, n, d].
+
+    Args:
+        features: of the monitored clips.
+        previous: those of the first ``DRIFT_CLIPS`` of them at the last measurement, where there was one.
 
     Raises:
         ValueError: there is only one clip.
@@ -50,7 +57,8 @@ def measure_representations(features: Tensor, previous: Tensor | None = None) ->
     rank = torch.exp(-(p * p.log()).sum())
     drift = 0.0
     if previous is not None:
-        drift = float(1 - F.cosine_similarity(features.float(), previous.float(), dim=-1).mean())
+        now = features[: len(previous)].float()
+        drift = float(1 - F.cosine_similarity(now, previous.to(now.device).float(), dim=-1).mean())
     least = std.sort().values[: max(1, len(std) // 10)].mean()
     return RepresentationMetrics(spread=float(std.mean()), least_spread=float(least), rank=float(rank), drift=drift)
 

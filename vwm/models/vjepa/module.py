@@ -18,9 +18,9 @@ from vwm.core.frames import frames_to_float
 from vwm.data.clips import ClipBatch
 from vwm.models.vjepa.augmentation import RandomResizedCrop
 from vwm.models.vjepa.collapse_monitor import (
+    DRIFT_CLIPS,
     CollapseBaseline,
     CollapseMonitor,
-    RepresentationMetrics,
     measure_representations,
 )
 from vwm.models.vjepa.collapse_regularizers import CollapseRegularizer
@@ -112,7 +112,7 @@ class VJEPAModule(TrainingModule):
         self.target_encoder = None if momentum is None else copy.deepcopy(encoder).requires_grad_(False)
         self.monitor = monitor
         self.baseline = CollapseBaseline()
-        self._monitored_video: Tensor | None = None
+        self._monitored_frames: Tensor | None = None
         self._previous_features: Tensor | None = None
         self._last_monitored_step = -1
 
@@ -191,27 +191,41 @@ class VJEPAModule(TrainingModule):
             momentum = self.momentum.start + (self.momentum.end - self.momentum.start) * progress
             update_target_encoder(self.target_encoder, self.encoder, momentum)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning's hook: a resumed run monitors the same clips."""
+        super().on_save_checkpoint(checkpoint)
+        if self._monitored_frames is not None:
+            checkpoint["monitored_frames"] = self._monitored_frames.cpu()
+            checkpoint["monitored_features"] = self._previous_features
+            checkpoint["last_monitored_step"] = self._last_monitored_step
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning's hook."""
+        self._monitored_frames = checkpoint.get("monitored_frames")
+        self._previous_features = checkpoint.get("monitored_features")
+        self._last_monitored_step = checkpoint.get("last_monitored_step", -1)
+
     @torch.no_grad()
     def _monitor_representations(self, batch: ClipBatch) -> None:
         monitor, step = self.monitor, self.global_step
         if monitor is None or step == self._last_monitored_step or step % monitor.every_n_steps:
             return
         self._last_monitored_step = step
-        if self._monitored_video is None:
-            self._monitored_video = frames_to_float(batch.frames[: monitor.num_clips])
-        features = normalize_features((self.target_encoder or self.encoder)(self._monitored_video))
+        if self._monitored_frames is None:
+            self._monitored_frames = batch.frames[: monitor.num_clips].clone()
+        video = frames_to_float(self._monitored_frames.to(batch.frames.device))
+        features = normalize_features((self.target_encoder or self.encoder)(video))
         metrics = measure_representations(features, self._previous_features)
-        self._previous_features = features
-        self.log_dict({f"collapse/{name}": value for name, value in metrics._asdict().items()})
-        self._report_collapse(monitor, metrics, self.baseline.get_or_set(metrics))
+        self._previous_features = features[:DRIFT_CLIPS].float().cpu()
+        collapse = monitor.check(metrics, self.baseline.get_or_set(metrics))
+        # Not by `log`, which would repeat the values in the rows of the steps between two measurements.
+        row = {**metrics._asdict(), "alarm": float(collapse is not None)}
+        for logger in self.loggers:
+            logger.log_metrics({"epoch": self.current_epoch, **{f"collapse/{k}": v for k, v in row.items()}}, step)
+        if collapse is not None:
+            self._report_collapse(monitor, collapse)
 
-    def _report_collapse(
-        self, monitor: CollapseMonitor, metrics: RepresentationMetrics, first: RepresentationMetrics
-    ) -> None:
-        collapse = monitor.check(metrics, first)
-        self.log("collapse/alarm", float(collapse is not None))
-        if collapse is None:
-            return
+    def _report_collapse(self, monitor: CollapseMonitor, collapse: str) -> None:
         message = f"step {self.global_step}: {collapse}. {self.collapse_advice()}"
         if monitor.stop_on_collapse:
             raise ValueError(message)
