@@ -27,3 +27,10 @@ def test_rejects_folders_without_a_tokenizer(tmp_path):
     (tmp_path / "dynamics" / "config.json").write_text("{")
     with pytest.raises(ComponentError, match="not JSON"):
         load_tokenizer(tmp_path / "dynamics")
+
+
+def test_the_tokenizer_of_a_shipped_world_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_tokenizer("carracing").image_size == (64, 64)
+    with pytest.raises(FileNotFoundError, match="did you mean carracing"):
+        load_tokenizer("carracin")

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import diffusers
 
+from vwm.core.bundle_folder import SHIPPED_BUNDLE_FOLDERS, shipped_bundles
 from vwm.core.components import COMPONENT_CONFIG_FILE, ComponentError, load_component
+from vwm.core.suggestions import suggest_sibling
 from vwm.core.tokenizer import VideoTokenizer
 from vwm.tokenizers.diffusers_vae import SUPPORTED_DIFFUSERS_VAES, DiffusersTokenizer
 
@@ -19,7 +21,7 @@ def load_tokenizer(
     """Load a frozen tokenizer from its folder, or from a bundle or a diffusers pipeline that contains one.
 
     Args:
-        path: the folder.
+        path: the folder, or the name of a world that comes with vwm.
         image_size: (height, width) of the frames, for a diffusers autoencoder; other tokenizers have a fixed size.
         grid: (h, w) of the latents, for a diffusers autoencoder if ``image_size`` is None.
 
@@ -29,7 +31,8 @@ def load_tokenizer(
         ValueError: a diffusers autoencoder without ``image_size`` and ``grid``.
     """
     folder = Path(path)
-    for candidate in (folder / "tokenizer", folder / "vae", folder):
+    shipped = [bundles / folder / "tokenizer" for bundles in SHIPPED_BUNDLE_FOLDERS]
+    for candidate in (folder / "tokenizer", folder / "vae", folder, *shipped):
         if not (candidate / COMPONENT_CONFIG_FILE).is_file():
             continue
         diffusers_class = _diffusers_class(candidate / COMPONENT_CONFIG_FILE)
@@ -42,8 +45,8 @@ def load_tokenizer(
             raise ComponentError(f"{candidate} holds a {type(tokenizer).__name__}, which is no tokenizer")
         return tokenizer
     raise FileNotFoundError(
-        f"no tokenizer at {folder}: it has no {COMPONENT_CONFIG_FILE}. Train one (vwm fit -c configs/tokenizer/...) "
-        f"and export it (vwm export RUN -o {folder})"
+        f"no tokenizer at {folder}: it has no {COMPONENT_CONFIG_FILE}{suggest_sibling(folder, shipped_bundles())}. "
+        f"Train one (vwm fit -c configs/tokenizer/...) and export it (vwm export RUN -o {folder})"
     )
 
 
