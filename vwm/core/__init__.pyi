@@ -8,6 +8,7 @@ from .atomic_files import check_replaceable_folder as check_replaceable_folder
 from .atomic_files import remove_folder_leftovers as remove_folder_leftovers
 from .bundle_folder import BundleError as BundleError
 from .bundle_folder import find_bundle as find_bundle
+from .bundle_folder import find_folder as find_folder
 from .bundle_folder import shipped_bundles as shipped_bundles
 from .capabilities import DecodesLatents as DecodesLatents
 from .capabilities import EncodesFrames as EncodesFrames

@@ -35,6 +35,13 @@ def find_bundle(path: str | os.PathLike[str]) -> Path:
     )
 
 
+def find_folder(path: str | os.PathLike[str]) -> Path:
+    """Return a folder that holds trained parts: the given one where it exists, else the shipped bundle of that name."""
+    folder = Path(path)
+    candidates = (folder, *(shipped / folder for shipped in SHIPPED_BUNDLE_FOLDERS))
+    return next((candidate for candidate in candidates if candidate.is_dir()), folder)
+
+
 def shipped_bundles() -> list[str]:
     """Return the names of the worlds that come with vwm."""
     found = {file.parent.name for folder in SHIPPED_BUNDLE_FOLDERS for file in folder.glob(f"*/{BUNDLE_INDEX_FILE}")}

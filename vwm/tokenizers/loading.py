@@ -8,7 +8,7 @@ from pathlib import Path
 
 import diffusers
 
-from vwm.core.bundle_folder import SHIPPED_BUNDLE_FOLDERS, shipped_bundles
+from vwm.core.bundle_folder import find_folder, shipped_bundles
 from vwm.core.components import COMPONENT_CONFIG_FILE, ComponentError, load_component
 from vwm.core.suggestions import suggest_sibling
 from vwm.core.tokenizer import VideoTokenizer
@@ -30,9 +30,8 @@ def load_tokenizer(
         ComponentError: the tokenizer cannot be loaded, or the folder contains something else.
         ValueError: a diffusers autoencoder without ``image_size`` and ``grid``.
     """
-    folder = Path(path)
-    shipped = [bundles / folder / "tokenizer" for bundles in SHIPPED_BUNDLE_FOLDERS]
-    for candidate in (folder / "tokenizer", folder / "vae", folder, *shipped):
+    folder = find_folder(path)
+    for candidate in (folder / "tokenizer", folder / "vae", folder):
         if not (candidate / COMPONENT_CONFIG_FILE).is_file():
             continue
         diffusers_class = _diffusers_class(candidate / COMPONENT_CONFIG_FILE)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+from vwm.core.bundle_folder import find_folder
 from vwm.core.components import COMPONENT_CONFIG_FILE, copy_weights, load_component, rebuild_network
 from vwm.models.dit.module import DiTModule
 from vwm.models.dit.network import DiT
@@ -40,7 +40,7 @@ class DiTFinetuning(DiTModule):
         lora: LoRAConfig | None = None,
         **rest: Any,
     ) -> None:
-        folder = Path(world) / "dynamics"
+        folder = find_folder(world) / "dynamics"
         if not (folder / COMPONENT_CONFIG_FILE).is_file():
             raise ValueError(f"world={world}: there is no bundle (create one with: vwm export RUN -o {world})")
         actions = {"num_actions": num_actions, "action_dims": action_dims, "action_parts": action_parts}

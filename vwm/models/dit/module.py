@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from vwm.core.bundle_folder import find_folder
 from vwm.core.components import load_pretrained_weights
 from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.core.seeds import world_seeds
@@ -103,7 +103,7 @@ class DiTModule(TrainingModule):
         check_diffusion_sampling(dynamics, self.sampling)
         if pretrained is not None:
             load_pretrained_weights(
-                dynamics, Path(pretrained) / "dynamics", new=("agents",), settings=("agent_tokens",)
+                dynamics, find_folder(pretrained) / "dynamics", new=("agents",), settings=("agent_tokens",)
             )
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vwm.core.bundle_folder import find_folder
 from vwm.core.components import COMPONENT_CONFIG_FILE, load_component, rebuild_network
 from vwm.core.frames import frames_to_float
 from vwm.data.clips import ClipBatch
@@ -48,7 +48,7 @@ class GenieFinetuning(GenieModule):
         action_map_clips: int = 256,
         **rest: Any,
     ) -> None:
-        folder = Path(world)
+        folder = find_folder(world)
         if not (folder / "dynamics" / COMPONENT_CONFIG_FILE).is_file():
             raise ValueError(f"world={world}: there is no bundle (create one with: vwm export RUN -o {world})")
         dynamics = load_component(folder / "dynamics", MaskGITDynamics)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from vwm.core.bundle_folder import find_folder
 from vwm.core.components import load_pretrained_weights
 from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.data.clips import ClipBatch
@@ -137,7 +137,7 @@ class ActionConditionedJEPAModule(TrainingModule):
         if self.encoder_frozen and anti_collapse is not None and not list(projector.parameters()):
             raise ValueError("a frozen encoder cannot collapse: set anti_collapse to null")
         if pretrained is not None:
-            load_pretrained_weights(dynamics, Path(pretrained) / "dynamics", settings=("window",))
+            load_pretrained_weights(dynamics, find_folder(pretrained) / "dynamics", settings=("window",))
         self.projector = projector
         self.dynamics = dynamics
         self.decoder = decoder

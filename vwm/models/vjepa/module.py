@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vwm.core.bundle_folder import find_folder
 from vwm.core.components import load_component
 from vwm.core.frames import frames_to_float
 from vwm.data.clips import ClipBatch
@@ -315,7 +315,7 @@ def check_vjepa_networks(
 def load_pretrained_networks(folder: str, networks: dict[str, Any]) -> None:
     """Load the weights of networks from subfolders with their names. Raises ComponentError or ValueError."""
     for name, network in networks.items():
-        expected, weights = network.state_dict(), load_component(Path(folder) / name).state_dict()
+        expected, weights = network.state_dict(), load_component(find_folder(folder) / name).state_dict()
         mismatched = [k for k in expected.keys() | weights.keys() if k not in expected or k not in weights]
         mismatched += [k for k in expected.keys() & weights.keys() if expected[k].shape != weights[k].shape]
         if mismatched:
