@@ -38,19 +38,25 @@ def latent_action(**changes) -> LatentActionModel:
     return randomize(LatentActionModel(**{**settings, "window": 4, **changes}))
 
 
-def genie(labeled: bool = False, codebook: int | list[int] = [4, 3, 3], outcomes: bool = False):  # noqa: B006
+def genie(
+    labeled: bool = False,
+    codebook: int | list[int] = [4, 3, 3],  # noqa: B006
+    outcomes: bool = False,
+    composite: bool = False,
+):
     """A Genie world of 16x16 pixels, with starting contexts."""
     from vwm.core.spaces import ActionSpace
     from vwm.models.genie.sampling import MaskGITSampling
     from vwm.models.genie.simulator import GenieSimulator
     from vwm.nn.outcome_heads import RewardTerminationHeads
 
+    names = ("LEFT", "RIGHT", "UP", "noop")
     starts = torch.randint(0, 256, (3, 2, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
     return GenieSimulator(
         tokenizer(codebook),
-        dynamics(),
+        dynamics(action_parts=composite_parts()) if composite else dynamics(),
         None if labeled else latent_action(),
-        ActionSpace("discrete", 4, ("LEFT", "RIGHT", "UP", "noop"), latent=not labeled),
+        composite_space() if composite else ActionSpace("discrete", 4, names, latent=not labeled),
         randomize(RewardTerminationHeads(width=16, hidden=16)) if outcomes else None,
         sampling=MaskGITSampling(steps=3),
         context_frames=2,

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from factories import composite_space
 from torch import Tensor
 
 from vwm.core.simulator import Simulator, SimulatorSpec, State, StepOutput
@@ -100,6 +101,9 @@ def test_patterns_hold_every_action_and_alternate() -> None:
         "in turn": [1, -1],
     }
     assert len(action_patterns(ActionSpace("discrete", 40), steps=1, period=1)) == 6
+    parts = action_patterns(composite_space(), steps=1, period=1)
+    assert list(parts) == ["rest", "color green", "color blue", "keys.left", "keys.right", "in turn"]
+    assert parts["keys.right"].tolist() == [[0, 0, 1, 0, 0, 0, 0]] and parts["color blue"].tolist() == [[2] + [0] * 6]
 
 
 def test_drift_is_the_floor_for_a_perfect_world_and_grows_for_one_that_darkens() -> None:
@@ -162,3 +166,11 @@ def test_a_world_with_memory_returns_to_where_it_was() -> None:
     assert opposite_actions(ActionSpace("discrete", 2, ("fire", "up"))) == {}
     one, other = opposite_actions(ActionSpace("continuous", 2, ("steer", "gas"), rest=(0, -1)))["steer -1, then +1"]
     assert one.tolist() == [-1, -1] and other.tolist() == [1, -1]
+    pairs = opposite_actions(composite_space())
+    assert list(pairs) == [
+        "keys.left, then keys.right",
+        "keys.up, then keys.down",
+        "mouse.x -1, then mouse.x +1",
+        "mouse.y -1, then mouse.y +1",
+    ]
+    assert [row.tolist() for row in pairs["mouse.y -1, then mouse.y +1"]] == [[0] * 6 + [-1], [0] * 6 + [1]]

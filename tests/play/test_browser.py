@@ -23,6 +23,7 @@ from vwm.core.simulator import Simulator
 from vwm.core.spaces import ActionSpace
 from vwm.data.action_files import read_action_file
 from vwm.play.server import make_app, open_listener
+from vwm.worlds.bundle import load_simulator
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytest.importorskip("playwright", reason="playwright is not installed: pip install playwright")
@@ -683,6 +684,26 @@ def test_axes_of_a_composite_action_have_sliders_and_the_recording_keeps_the_act
     assert ActionSpace.composite(*read_action_parts(stated.meta["action_parts"])).names == space.names
     assert stated.values.tolist() == [*world.received[-2:], [0] * 7 + [-1]]
     assert world.received[-2:] == [[0, 0, 1, 0, 0, 0, 0, 0.5], [1, 0, 0, 0, 0, 0, 0, 0.5]]
+
+
+def test_a_trained_world_of_keys_and_pointer_is_played(open_world: Callable[..., Page], lamp_world: Path) -> None:
+    world = load_simulator(lamp_world / "world", "cpu")
+    received: list[list[float]] = []
+    step = world.step
+    world.step = lambda state, action, *rest: (received.extend(action.tolist()), step(state, action, *rest))[1]  # type: ignore[method-assign,func-returns-value]
+    page = open_world(world)
+    first = pixels(page)
+    assert page.locator("#legend .act span").all_inner_texts() == ["left", "right", "up", "down"]
+    x, y, width = picture_center(page)
+    page.mouse.click(x, y)
+    page.keyboard.down("ArrowLeft")
+    page.keyboard.down("ArrowUp")
+    page.keyboard.press("2")
+    wait_past_step(page, 3)
+    page.mouse.move(x + width * 0.05, y + width * 0.02)
+    wait_past_step(page, step_of(page) + 4)
+    assert any(row[:5] == [1, 1, 0, 1, 0] and row[5] > 0 for row in received)  # all at once
+    assert not np.array_equal(pixels(page), first)
 
 
 def test_a_world_without_starts_asks_for_an_image(

@@ -6,8 +6,10 @@ import asyncio
 import io
 import json
 import socket
+import threading
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from vwm.data.action_files import read_action_file
 from vwm.play import server, session
 from vwm.play.app import find_idle_action
 from vwm.play.server import make_app, open_listener, page_url, play_world, warm_up_simulator
+from vwm.play.step_batching import StepBatcher
 
 RIGHT, NOOP = 1, 8
 
@@ -522,6 +525,26 @@ def test_steps_of_several_sessions_are_one_step_of_the_world(world: Any, monkeyp
 
     run_client(world, script)
     assert max(batches) > 1 and sum(batches) == 4 * 5 + 5
+
+
+def test_a_step_that_the_end_of_the_server_cancels_does_not_wait_for_ever(world: Any) -> None:
+    sessions = [session.PlaySession(world, world.starts, 2) for _ in range(2)]
+    for player in sessions:
+        player.reset(0, 0)
+
+    async def script() -> None:
+        release = threading.Event()
+        executor = ThreadPoolExecutor(max_workers=1)
+        executor.submit(release.wait, 30)
+        batcher = StepBatcher(executor)
+        steps = [asyncio.ensure_future(batcher.step(player, RIGHT)) for player in sessions]
+        await asyncio.sleep(0.01)
+        executor.shutdown(wait=False, cancel_futures=True)
+        release.set()
+        done, pending = await asyncio.wait(steps, timeout=20)
+        assert not pending and all(step.cancelled() for step in done)
+
+    asyncio.run(script())
 
 
 def test_a_step_that_fails_in_a_batch_fails_for_its_session_only(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,6 +172,12 @@ class ActionSpace:
         fits = [(part.kind, part.size) for part in stated] == [(part.kind, part.size) for part in parts]
         return cls.composite(*(stated if fits else parts))
 
+    def named_by(self, recording: Mapping[str, Any]) -> ActionSpace:
+        """Return the same space with the names and rest values of a recording; see ``recorded``."""
+        if self.is_composite:
+            return ActionSpace.recorded_parts(self.parts, recording)
+        return ActionSpace.recorded(self.kind, self.size, recording)
+
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> ActionSpace:
         """Read a space as ``to_json`` wrote it. Raises KeyError, TypeError or ValueError for other values."""

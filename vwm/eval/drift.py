@@ -50,11 +50,12 @@ def action_patterns(space: ActionSpace, steps: int, period: int) -> dict[str, Te
 
     Returns:
         By name, int64 [steps] or float32 [steps, a]. A dimension of a continuous action is held at both ends, while the
-        others rest.
+        others rest; of composite actions see ``held_parts``.
     """
-    if space.is_composite:  # the columns that stand for its parts are held as dimensions are
-        return {name: space.from_flat(held) for name, held in action_patterns(space.flat, steps, period).items()}
-    if space.is_discrete:
+    if space.is_composite:
+        rows = {"rest": torch.tensor(space.rest or (0.0,) * space.size), **held_parts(space)}
+        held = {name: row.expand(steps, -1).clone() for name, row in list(rows.items())[: MAX_PATTERNS - 1]}
+    elif space.is_discrete:
         chosen = torch.linspace(0, space.size - 1, min(space.size, MAX_PATTERNS - 1)).round().long()
         held = {_action_name(space, int(i)): torch.full((steps,), int(i)) for i in chosen}
     else:
@@ -71,6 +72,25 @@ def action_patterns(space: ActionSpace, steps: int, period: int) -> dict[str, Te
         turn = torch.arange(steps) // max(1, period) % 2 == 0
         held["in turn"] = torch.where(turn if space.is_discrete else turn[:, None], first, others[0])
     return held
+
+
+def held_parts(space: ActionSpace) -> dict[str, Tensor]:
+    """Make composite actions, float32 [a], in each of which one column is held and the others rest.
+
+    A key is held, a choice other than the first is made, and an axis or side of a pointer is at one end.
+    """
+    rest = torch.tensor(space.rest or (0.0,) * space.size)
+    rows: dict[str, Tensor] = {}
+    for part in space.parts:
+        first = space.slices[part.name].start
+        for i in range(part.columns):
+            for value in range(1, part.size) if part.kind == "choice" else (1,) if part.kind == "keys" else (-1, 1):
+                row = rest.clone()
+                row[first + i] = value
+                if not torch.equal(row, rest):
+                    name = f"{part.name} {part.names[value]}" if part.kind == "choice" else part.column_names[i]
+                    rows[name if part.is_whole else f"{name} {value:+d}"] = row
+    return rows
 
 
 def _action_name(space: ActionSpace, index: int) -> str:

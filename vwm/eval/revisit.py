@@ -13,6 +13,7 @@ from torch import Tensor
 from vwm.core.seeds import world_seeds
 from vwm.core.simulator import Simulator
 from vwm.core.spaces import ActionSpace
+from vwm.eval.drift import held_parts
 from vwm.eval.metrics import frame_mse, psnr
 from vwm.eval.rollouts import open_loop_rollout
 
@@ -35,8 +36,14 @@ def opposite_actions(space: ActionSpace) -> dict[str, tuple[Tensor, Tensor]]:
                 pairs[f"{one}, then {other}"] = (torch.tensor(names.index(one)), torch.tensor(names.index(other)))
         return pairs
     if space.is_composite:
-        flat = opposite_actions(space.flat)
-        return {name: (space.from_flat(one), space.from_flat(other)) for name, (one, other) in flat.items()}
+        rows = held_parts(space)
+        for one in rows:
+            part, _, word = one.rpartition(".")
+            other = f"{part}.{dict(OPPOSITES).get(word.lower(), '')}"
+            other = f"{one.removesuffix(' -1')} +1" if one.endswith(" -1") else other
+            if other in rows:
+                pairs[f"{one}, then {other}"] = (rows[one], rows[other])
+        return pairs
     rest = torch.tensor(space.rest or (0.0,) * space.size)
     for i in range(space.size):
         if rest[i] == 0:

@@ -265,6 +265,4 @@ def embedded_action_space(embedding: ActionEmbedding | None, recording: Mapping[
     """
     if embedding is None:
         return ActionSpace("discrete", 1, ("go on",))
-    if embedding.space.is_composite:
-        return ActionSpace.recorded_parts(embedding.space.parts, recording)
-    return ActionSpace.recorded(embedding.space.kind, embedding.space.size, recording)
+    return embedding.space.named_by(recording)

@@ -39,11 +39,17 @@ class StepBatcher:
         return await request.result
 
     async def _run(self) -> None:
-        while self._pending:
-            first = self._pending[0]
-            batch = [r for r in self._pending if r is first or can_step_together(first.session, r.session)]
-            self._pending = [r for r in self._pending if all(r is not taken for taken in batch)]
-            await self._take(batch)
+        batch: list[_Request] = []
+        try:
+            while self._pending:
+                first = self._pending[0]
+                batch = [r for r in self._pending if r is first or can_step_together(first.session, r.session)]
+                self._pending = [r for r in self._pending if all(r is not taken for taken in batch)]
+                await self._take(batch)
+        except asyncio.CancelledError:  # the server ends; its sessions would wait for their steps
+            for request in (*batch, *self._pending):
+                request.result.cancel()
+            raise
 
     async def _take(self, batch: Sequence[_Request]) -> None:
         sessions = [request.session for request in batch]

@@ -13,7 +13,7 @@ Legend: b batch, t time, n tokens per frame, d width, k codebook size, r video f
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,11 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from vwm.core.action_parts import read_action_parts
 from vwm.core.checks import check_positive
+from vwm.core.spaces import ActionSpace
 from vwm.nn.action_pooling import ActionPooling, ActionPoolingKind, pool_action_embeddings
+from vwm.nn.actions import CompositeActionEmbedding
 from vwm.nn.space_time import SpaceTimeTransformer, TransformerState, clean_context_mask
 
 
@@ -55,9 +58,11 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
             that the model becomes robust to its own errors.
         frames_per_latent: r, the tokenizer's ``time_compression``.
         action_pooling: how the r actions of a latent become one, see ``ActionPooling``; without effect for r = 1.
+        action_parts: the parts of composite actions, float [..., a], instead of ``num_actions`` and ``continuous``; see
+            ``vwm.nn.actions.make_action_embedding``.
 
     Raises:
-        ValueError: an unknown ``conditioning`` or ``context``.
+        ValueError: an unknown ``conditioning`` or ``context``, or invalid parts.
     """
 
     @register_to_config
@@ -77,6 +82,7 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
         context_corruption: float = 0.0,
         frames_per_latent: int = 1,
         action_pooling: ActionPoolingKind = "learned",
+        action_parts: list[dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         check_positive(frames_per_latent=frames_per_latent)
@@ -86,8 +92,11 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
             raise ValueError(f"context={context!r} must be 'clean' or 'masked'")
         self.codebook_size = codebook_size
         self.tokens_per_frame = tokens_per_frame
-        self.num_actions = num_actions
         self.continuous = continuous
+        self.action_space = ActionSpace("continuous" if continuous else "discrete", num_actions)
+        if action_parts:
+            self.action_space = ActionSpace.composite(*read_action_parts(action_parts))
+        self.num_actions = self.action_space.size
         self.conditioning = conditioning
         self.context = context
         self.min_mask_rate = min_mask_rate
@@ -97,7 +106,7 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
         self.num_prefix_tokens = 1 if conditioning == "prepend" else 0
         self.embed = nn.Embedding(codebook_size + 1, width)
         self.places = nn.Parameter(torch.randn(self.num_prefix_tokens + tokens_per_frame, width) * 0.02)
-        self.embed_action: nn.Module = nn.Linear(num_actions, width) if continuous else nn.Embedding(num_actions, width)
+        self.embed_action = _make_action_embedding(self.action_space, width)
         self.no_action = nn.Parameter(torch.zeros(width))
         pools = frames_per_latent > 1
         self.pool_actions = ActionPooling(frames_per_latent, width, action_pooling) if pools else None
@@ -198,7 +207,8 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
 
     def embed_actions(self, actions: Tensor) -> Tensor:
         """Embed actions: [b, t r] or [b, t r, num_actions] -> [b, t, d]."""
-        embedding: Tensor = self.embed_action(actions.to(self.places.dtype) if self.continuous else actions)
+        continuous = self.action_space.kind == "continuous"
+        embedding: Tensor = self.embed_action(actions.to(self.places.dtype) if continuous else actions)
         return pool_action_embeddings(self.pool_actions, embedding, self.no_action)
 
     def _clip_action_embeddings(self, tokens: Tensor, actions: Tensor) -> Tensor:
@@ -229,3 +239,9 @@ def _masked_cross_entropy(logits: Tensor, tokens: Tensor, mask: Tensor) -> tuple
     """Mean cross-entropy and accuracy of the masked tokens of frames 1..t-1."""
     masked_logits, target = logits[mask].float(), tokens[:, 1:][mask]
     return F.cross_entropy(masked_logits, target), (masked_logits.argmax(-1) == target).float().mean()
+
+
+def _make_action_embedding(space: ActionSpace, width: int) -> nn.Module:
+    if space.is_composite:
+        return CompositeActionEmbedding(space.parts, width)
+    return nn.Embedding(space.size, width) if space.is_discrete else nn.Linear(space.size, width)

@@ -30,8 +30,7 @@ class GenieFamily(WorldFamily):
 
         size = module.dynamics.num_actions
         if module.latent_action is None:
-            kind = "continuous" if module.dynamics.continuous else "discrete"
-            actions = ActionSpace.recorded(kind, size, settings.recording)
+            actions = module.dynamics.action_space.named_by(settings.recording)
         else:
             actions = ActionSpace("discrete", size, tuple(f"action {i}" for i in range(size)), latent=True)
         return GenieSimulator(

@@ -76,6 +76,8 @@ class GenieSimulator(VideoSimulator):
     ) -> None:
         if actions.size != dynamics.num_actions:
             raise ValueError(f"{actions.size} actions named, but dynamics.num_actions={dynamics.num_actions}")
+        if not actions.fits(dynamics.action_space):
+            raise ValueError(f"{actions} named, but the dynamics takes {dynamics.action_space}")
         if dynamics.codebook_size != tokenizer.codebook_size:
             raise ValueError(
                 f"dynamics.codebook_size={dynamics.codebook_size}, but the tokenizer has {tokenizer.codebook_size}"
