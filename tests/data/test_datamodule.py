@@ -222,7 +222,7 @@ def test_the_split_is_disjoint_and_stays(data: Path) -> None:
 
 
 def trained(data: VideoDataModule, rank: int = 0, world: int = 1) -> VideoDataModule:
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=world)  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world, is_global_zero=rank == 0)  # type: ignore[assignment]
     return data
 
 

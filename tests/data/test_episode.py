@@ -43,7 +43,7 @@ def test_fields_have_one_entry_per_frame(name: str) -> None:
 
 
 def test_types_of_actions_are_checked() -> None:
-    with pytest.raises(ValueError, match=r"continuous actions must be float32 \[T, A\], got float64"):
+    with pytest.raises(ValueError, match=r"continuous and composite actions must be float32 \[T, A\], got float64"):
         Episode(FRAMES, np.zeros((5, 2)))
     with pytest.raises(ValueError, match=r"discrete actions must be integers \[T\], got float32"):
         Episode(FRAMES, np.zeros(5, np.float32))

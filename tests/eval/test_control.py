@@ -67,6 +67,7 @@ class Oracle(torch.nn.Module):
         super().__init__()
         self.places, self.mask_token = torch.nn.Parameter(torch.zeros(1)), codes
         self.codes, self.p, self.uses_actions = codes, p, uses_actions
+        self.frames_per_latent = 1
         self.observed_actions: list[Any] = []
 
     def init_state(self, batch: int) -> None:

@@ -210,7 +210,7 @@ def test_rejects_missing_unexpected_and_misshapen_weights(bundle):
             {"actions": {"kind": "discrete", "size": 4, "names": ["a"]}},
             "names must be one for each of 4 actions, got 1",
         ),
-        ({"actions": {"kind": "sideways", "size": 4, "names": []}}, "discrete or continuous"),
+        ({"actions": {"kind": "sideways", "size": 4, "names": []}}, "discrete, continuous or composite"),
     ],
 )
 def test_settings_out_of_range_are_named(bundle, change, message):

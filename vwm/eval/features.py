@@ -9,12 +9,11 @@ import os
 from collections.abc import Sequence
 from itertools import product
 from math import log, prod
-from pathlib import Path
 
 from einops import rearrange
 from torch import Tensor
 
-from vwm.core.bundle_folder import BUNDLE_INDEX_FILE, BundleError
+from vwm.core.bundle_folder import BUNDLE_INDEX_FILE, BundleError, find_folder
 from vwm.core.components import COMPONENT_CONFIG_FILE
 from vwm.core.feature_extractor import FeatureExtractor
 from vwm.worlds.bundle import load_simulator
@@ -71,7 +70,7 @@ def load_feature_extractor(
     Raises:
         ValueError: the folder holds nothing of that kind or is damaged, or there is no such layer.
     """
-    folder = Path(path)
+    folder = find_folder(path)
     if not (folder / BUNDLE_INDEX_FILE).is_file():
         for family in world_families():
             features = family.load_features(folder, layer, image_size)

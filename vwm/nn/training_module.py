@@ -137,6 +137,12 @@ class TrainingModule(L.LightningModule, ABC):
             network.eval()
         return self
 
+    @property
+    def frames_per_latent(self) -> int:
+        """Frames that a latent holds; 1 for a module without a tokenizer."""
+        tokenizer: VideoTokenizer | None = getattr(self, "tokenizer", None)
+        return 1 if tokenizer is None else tokenizer.time_compression
+
     def checks_values(self, data: Tensor) -> bool:
         """Whether to check all values of a batch: always on a CPU, and in the first step on an accelerator.
 

@@ -76,8 +76,7 @@ def export_run(
         words = [word.format(out=out) for word in exported.next_command]
         print_output(out, exported.contents, format_command(*words))
         return
-    tokenizer = getattr(module, "tokenizer", None)
-    context += 0 if tokenizer is None else -(context - 1) % tokenizer.time_compression
+    context += -(context - 1) % module.frames_per_latent
     settings = _make_export_settings(source, title or run.resolve().name, starts, context)
     chosen = {"steps": sampling_steps, "temperature": temperature, "guidance": guidance}
     sampling = {name: value for name, value in chosen.items() if value is not None}
