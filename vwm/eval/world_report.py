@@ -45,7 +45,7 @@ def evaluate_world(
     part: Literal["all", "train", "val"] = "all",
     videos: int = 8,
     drift_seconds: int = 5,
-    drift_starts: int = 8,
+    drift_starts: int = 4,
     lpips_weights: Path | None = None,
     fvd_weights: Path | None = None,
     device: str = "auto",
