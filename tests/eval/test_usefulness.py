@@ -108,7 +108,11 @@ def test_patterns_hold_every_action_and_alternate() -> None:
 
 def test_drift_is_the_floor_for_a_perfect_world_and_grows_for_one_that_darkens() -> None:
     frames, actions = clips()
-    perfect, dark = (measure_drift(ScrollingWorld(d), frames, actions, 1, 3, 6, 8) for d in (0, 20))
+    reconstructed = ScrollingWorld().reconstruct(frames)[1]
+    perfect, dark = (
+        measure_drift(ScrollingWorld(d), frames, reconstructed, actions, context=1, seconds=3, starts=6, batch_size=8)
+        for d in (0, 20)
+    )
     assert perfect is not None and dark is not None
     assert dark.numbers["mean_by_second"] == sorted(dark.numbers["mean_by_second"])
     assert dark.numbers["mean_by_second"][-1] > 3 * perfect.numbers["mean_by_second"][-1]

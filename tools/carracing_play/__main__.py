@@ -8,8 +8,8 @@
 ``real`` drives to random places and then holds a pattern. ``world`` counts a frame as right where the share of road in
 it lies between the game's 1st and 99th percentile under the same pattern at the same second, and the car is there; a
 run holds where 90% of its frames are right. Under most patterns some cars of the game end on the grass, so that grass
-alone is right, too: the share of frames with a road in view is therefore shown beside the game's. Runs of the game that
-were not used for the percentiles are rated in the same way. It writes runs.json and a strip of pictures per pattern.
+alone is right, too: the share of frames with a road in view is therefore shown next to the game's. Runs of the game
+that were not used for the percentiles are rated in the same way. It writes runs.json and a strip per pattern.
 """
 
 from __future__ import annotations

@@ -211,7 +211,7 @@ class PausedCommand:
         while request := os.read(requests, 4096):
             child = os.fork()
             if not child:
-                random.setstate(generator)  # Python seeds it anew in each fork
+                random.setstate(generator)  # Python seeds it again in each fork
                 self.states = request.decode().strip()
                 os.dup2(os.open(self.errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
                 return

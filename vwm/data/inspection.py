@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vwm.core.action_parts import read_action_parts
 from vwm.core.atomic_files import atomic_write
-from vwm.core.command_output import print_output, progress_bar
+from vwm.core.command_output import format_size, print_output, progress_bar
 from vwm.data.composite_statistics import CompositeActionStatistics
 from vwm.data.frame_reading import read_frames
 from vwm.data.shard_index import EpisodeIndexEntry, ShardIndex, list_shards, load_shard_index
@@ -146,9 +146,9 @@ def format_dataset_statistics(
 ) -> Iterator[str]:
     """Yield the lines to print."""
     size = sum(statistics.bytes.values())
-    parts = ", ".join(f"{e} {_format_bytes(n)}" for e, n in statistics.bytes.most_common())
+    parts = ", ".join(f"{e} {format_size(n)}" for e, n in statistics.bytes.most_common())
     lengths = np.array(statistics.lengths or [0])
-    yield f"shards         {len(shards)}, {_format_bytes(size)} ({parts})"
+    yield f"shards         {len(shards)}, {format_size(size)} ({parts})"
     yield f"content hash   {dataset_content_hash(indices)}"
     yield f"source         {_format_counter(statistics.sources)}"
     low, high, median = lengths.min(), lengths.max(), np.median(lengths)
@@ -212,14 +212,6 @@ def _format_counter(counter: Counter[str]) -> str:
         return next(iter(counter))
     shown = ", ".join(f"{name} ({count})" for name, count in counter.most_common(5))
     return shown + (f", {len(counter) - 5} more" if len(counter) > 5 else "")
-
-
-def _format_bytes(number: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.4g} GB"
 
 
 def write_contact_sheet(shards: list[str], indices: list[ShardIndex], path: Path) -> None:

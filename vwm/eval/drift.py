@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vwm.core.capabilities import EncodesFrames, ReconstructsFrames
+from vwm.core.capabilities import EncodesFrames
 from vwm.core.seeds import fold_in, seeded_normal, world_seeds
 from vwm.core.simulator import Simulator
 from vwm.core.spaces import ActionSpace
@@ -98,20 +98,29 @@ def _action_name(space: ActionSpace, index: int) -> str:
 
 
 def measure_drift(
-    simulator: Simulator, frames: Tensor, actions: Tensor, context: int, seconds: int, starts: int, batch_size: int
+    simulator: Simulator,
+    frames: Tensor,
+    reconstructed: Tensor,
+    actions: Tensor,
+    *,
+    context: int,
+    seconds: int,
+    starts: int,
+    batch_size: int,
 ) -> Drift | None:
     """Unroll a world under every pattern, and compare its frames with real ones.
 
     Args:
         simulator: the world; None is returned where it encodes no frames.
         frames: uint8 [n, t, h, w, 3], real clips.
+        reconstructed: the same clips, encoded and decoded.
         actions: int64 [n, t-1] or float32 [n, t-1, a], between their frames.
         context: context frames of a rollout.
         seconds: length of the rollouts.
         starts: clips to start from, the first ones.
         batch_size: simulations that step together.
     """
-    if not isinstance(simulator, EncodesFrames) or not isinstance(simulator, ReconstructsFrames):
+    if not isinstance(simulator, EncodesFrames):
         return None
     fps = max(1, round(simulator.spec.fps))
     begin = frames[:starts]
@@ -130,9 +139,8 @@ def measure_drift(
         by_pattern[name] = [
             compare(frame_features(simulator, second.flatten(0, 1), batch_size)) for second in rolled.split(fps, dim=1)
         ]
-    reconstructed = simulator.reconstruct(frames)[1].flatten(0, 1)
     mean = torch.tensor(list(by_pattern.values())).mean(dim=0)
-    floor = compare(frame_features(simulator, reconstructed, batch_size))
+    floor = compare(frame_features(simulator, reconstructed.flatten(0, 1), batch_size))
     still = begin[:, context - 1 : context].flatten(0, 1)
     blank = frames.double().mean(dim=(0, 1)).round().to(torch.uint8)[None].expand(4, -1, -1, -1)
     numbers = {

@@ -54,7 +54,16 @@ def measure_usefulness(evaluation: EvaluationData, seconds: int, starts: int) ->
     }
     if not seconds:
         return Usefulness(numbers, {})
-    drift = measure_drift(simulator, frames, actions, context, seconds, starts, batch_size)
+    drift = measure_drift(
+        simulator,
+        frames,
+        evaluation.reconstruction.frames,
+        actions,
+        context=context,
+        seconds=seconds,
+        starts=starts,
+        batch_size=batch_size,
+    )
     numbers["revisit"] = measure_revisit(simulator, frames, actions, context, REVISIT_SECONDS, starts, batch_size)
     if drift is None:
         return Usefulness(numbers, {})
