@@ -23,6 +23,7 @@ from .checks import check_fraction as check_fraction
 from .checks import check_not_negative as check_not_negative
 from .checks import check_positive as check_positive
 from .command_output import format_command as format_command
+from .command_output import format_count as format_count
 from .command_output import format_size as format_size
 from .command_output import print_output as print_output
 from .command_output import progress_bar as progress_bar

@@ -69,6 +69,11 @@ def format_command(*words: object) -> str:
     return shlex.join(["vwm", *map(str, words)])
 
 
+def format_count(number: int, noun: str) -> str:
+    """Return a number with its noun: ``1 shard``, ``2 shards``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def size_on_disk(path: Path) -> int:
     """Return the bytes of a file, or of all files in a folder; 0 if there is none."""
     files = path.rglob("*") if path.is_dir() else [path]

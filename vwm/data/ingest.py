@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from vwm.core.atomic_files import remove_folder_leftovers
-from vwm.core.command_output import format_command, print_output, progress_bar
+from vwm.core.command_output import format_command, format_count, print_output, progress_bar
 from vwm.core.folder_lock import lock_folder
 from vwm.data.ingest_manifest import (
     IngestSettings,
@@ -142,7 +142,10 @@ def _print_summary(out: Path, new: list[IngestShard], seconds: float) -> None:
     contents = "all videos are ingested already. Nothing to do."
     if new:
         episodes = sum(s.episodes for s in new)
-        contents = f"{frames} frames in {episodes} episodes, {len(new)} shards, {frames / seconds:.0f} frames/s"
+        contents = (
+            f"{frames} frames in {format_count(episodes, 'episode')}, {format_count(len(new), 'shard')}, "
+            f"{frames / seconds:.0f} frames/s"
+        )
     run = Path("runs") / out.name / "tokenizer"
     print_output(out, contents, format_command("fit", "-c", "tokenizer/coinrun_small", "--data", out, "--run", run))
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from vwm.core.atomic_files import atomic_write_text, remove_folder_leftovers
 from vwm.core.checks import check_positive
-from vwm.core.command_output import format_command, print_output, progress_bar
+from vwm.core.command_output import format_command, format_count, print_output, progress_bar
 from vwm.core.folder_lock import lock_folder
 from vwm.data.episode import Episode
 from vwm.data.shard_index import is_shard_complete
@@ -153,7 +153,7 @@ def record_dataset(
 def _record_missing_shards(config: RecordingConfig, out: Path, workers: int) -> None:
     todo = [i for i in range(config.shards) if not is_shard_complete(_shard_path(out, i))]
     if not todo:
-        _print_recording(out, f"{config.shards} shards, complete. Nothing to do.")
+        _print_recording(out, f"{format_count(config.shards, 'shard')}, complete. Nothing to do.")
         return
     if len(todo) < config.shards:
         print(f"{out}: {config.shards - len(todo)} of {config.shards} shards exist, recording the others")
@@ -166,7 +166,7 @@ def _record_missing_shards(config: RecordingConfig, out: Path, workers: int) -> 
     dropped = f"; {tally.dropped} episodes shorter than 2 frames were dropped" if tally.dropped else ""
     _print_recording(
         out,
-        f"{tally.frames} frames in {tally.episodes} episodes, {len(todo)} shards, "
+        f"{tally.frames} frames in {format_count(tally.episodes, 'episode')}, {format_count(len(todo), 'shard')}, "
         f"{tally.frames / seconds:.0f} frames/s{dropped}",
     )
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from vwm.core.atomic_files import atomic_write_text, remove_folder_leftovers
-from vwm.core.command_output import format_command, print_output, progress_bar
+from vwm.core.command_output import format_command, format_count, print_output, progress_bar
 from vwm.core.devices import resolve_device
 from vwm.core.folder_lock import lock_folder
 from vwm.core.frames import frames_to_float
@@ -82,7 +82,9 @@ def encode_shards(
                 _write_encoding_metadata(out, network, data, sources)
     fields = "[frames, actions, latents]" if keep_video else "[actions, latents]"
     print_output(
-        out, f"{len(paths)} shards", format_command("fit", "-c", "CONFIG", "--data", out, "--data.fields", fields)
+        out,
+        format_count(len(paths), "shard"),
+        format_command("fit", "-c", "CONFIG", "--data", out, "--data.fields", fields),
     )
 
 
