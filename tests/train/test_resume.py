@@ -18,6 +18,7 @@ from vwm.core.components import save_component
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
 from vwm.tokenizers.space_time_tokenizer import SpaceTimeTokenizer
+from vwm.train.fit import follow_torchrun
 
 HELPERS = Path(__file__).parent / "helpers"
 sys.path.insert(0, str(HELPERS))
@@ -415,14 +416,39 @@ def test_vwm_fit_launches_its_own_ranks(root: Path, uninterrupted: Uninterrupted
 def test_a_run_restarted_by_torchrun_resumes(root: Path, uninterrupted: Uninterrupted) -> None:
     """The number of processes is torchrun's, without another option."""
     argv = ["-c", str(root / "tokenizer.yaml"), "--run", str(root / "torchrun"), "--data.init_args.batch_size", "2"]
-    launch = ["--standalone", "--nproc_per_node", "2", "--max_restarts", "1"]
+    launch = ["--standalone", "--nproc_per_node", "2", "--max_restarts", "2"]
     launch += ["-m", "--", "vwm.cli.main", "fit"]  # without the --, torchrun takes --run for its own --run_path
     variables = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "KILL_AT": str(EPOCH + 2), "KILL_RANK": "1"}
-    subprocess.run(
-        [executable("torchrun"), *launch, *argv], env=environment() | variables, check=True, capture_output=True
-    )
+    log = root / "torchrun.log"  # a file: processes that outlive torchrun would hold a pipe open
+    with log.open("w") as output:
+        command = [executable("torchrun"), *launch, *argv]
+        code = subprocess.run(command, env=environment() | variables, stdout=output, stderr=output).returncode
+    assert code == 0, log.read_text()
+    assert "(exitcode: -9) local_rank: 1" in log.read_text()
+    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE" not in log.read_text()
     assert not differences(uninterrupted("tokenizer", 2), load_state(root / "torchrun"))
     assert len((root / "torchrun" / "batches-1.jsonl").read_text().splitlines()) == STEPS
+
+
+def test_torchrun_that_keeps_its_store_is_refused_instead_of_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Restarted processes would wait for half an hour for the addresses of the ended ones."""
+    torchrun = {"RUN_ID": "a", "USE_AGENT_STORE": "True", "MAX_RESTARTS": "3", "RESTART_COUNT": "0"}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(f"TORCHELASTIC_{name}", value)
+    for name, value in {"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "6", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    trainer = {"devices": "auto", "num_nodes": 1}
+    follow_torchrun(trainer)
+    assert trainer == {"devices": 2, "num_nodes": 3}
+    assert "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in capsys.readouterr().out
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with pytest.raises(ValueError, match="export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        follow_torchrun(trainer)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
+    follow_torchrun(trainer)
+    assert not capsys.readouterr().out
 
 
 def test_rejects_resuming_with_another_global_batch_size(runs: Runs, root: Path, uninterrupted: Uninterrupted) -> None:

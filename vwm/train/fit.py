@@ -125,14 +125,33 @@ def follow_torchrun(trainer: Any) -> None:
     """Set ``devices`` and ``num_nodes`` to the processes that torchrun has started, unless the config sets them.
 
     Lightning would use every GPU of a machine and one CPU process, whatever torchrun started, and one machine.
+
+    Raises:
+        ValueError: torchrun restarted the processes, but not the store in which they look for each other.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
+    _check_store_of_torchrun()
     processes = int(os.environ["LOCAL_WORLD_SIZE"])
     if trainer["devices"] == "auto":
         trainer["devices"] = processes
     if trainer["num_nodes"] == 1:
         trainer["num_nodes"] = int(os.environ["WORLD_SIZE"]) // processes
+
+
+def _check_store_of_torchrun() -> None:
+    """Refuse what would hang: in a store that torchrun keeps, restarted processes find the addresses of ended ones."""
+    keeps_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not keeps_store or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
+        return
+    reason = (
+        "torchrun keeps its store when it restarts processes, and they would wait for the ended ones; before torchrun, "
+        "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, and use --rdzv_backend c10d"
+    )
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        raise ValueError(f"cannot continue after a restart by torchrun: {reason}")
+    if os.environ["RANK"] == "0":
+        print(f"note: a restart would fail: {reason}")
 
 
 def check_trainer_devices(accelerator: Any, devices: Any) -> None:

@@ -7,6 +7,7 @@ killed, and has an exit code), but starts without ten seconds of imports.
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import gc
 import hashlib
 import json
@@ -129,6 +130,9 @@ if __name__ == "__main__":
     serve()
 else:
     import lightning as L
+
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        faulthandler.dump_traceback_later(110, exit=True)  # a process that hangs says where, and is started again
 
     class KillAtStep(L.Callback):
         """After ``KILL_AT`` steps, send SIGKILL to the rank ``KILL_RANK``, or SIGTERM to its whole process group.
