@@ -6,13 +6,16 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
 from factories import composite_space
 from torch import Tensor
 
+from vwm.core.feature_extractor import FeatureExtractor
 from vwm.core.simulator import Simulator, SimulatorSpec, State, StepOutput
 from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.eval.action_following import measure_action_following
-from vwm.eval.drift import SlicedFrechet, action_patterns, measure_drift
+from vwm.eval.drift import Drift, SlicedFrechet, action_patterns, measure_drift
+from vwm.eval.drift_features import ClipFeatures, model_features, tokenizer_features
 from vwm.eval.hallucination import measure_hallucination
 from vwm.eval.revisit import measure_revisit, opposite_actions
 
@@ -106,14 +109,40 @@ def test_patterns_hold_every_action_and_alternate() -> None:
     assert parts["keys.right"].tolist() == [[0, 0, 1, 0, 0, 0, 0]] and parts["color blue"].tolist() == [[2] + [0] * 6]
 
 
-def test_drift_is_the_floor_for_a_perfect_world_and_grows_for_one_that_darkens() -> None:
+def unroll(world: ScrollingWorld, features: ClipFeatures | None) -> Drift:
     frames, actions = clips()
-    reconstructed = ScrollingWorld().reconstruct(frames)[1]
-    perfect, dark = (
-        measure_drift(ScrollingWorld(d), frames, reconstructed, actions, context=1, seconds=3, starts=6, batch_size=8)
-        for d in (0, 20)
+    reconstructed = world.reconstruct(frames)[1]
+    assert features is not None
+    return measure_drift(
+        world, frames, reconstructed, actions, features=features, context=1, seconds=3, starts=6, batch_size=8
     )
-    assert perfect is not None and dark is not None
+
+
+class MeanColor(FeatureExtractor):
+    """Of clips of two frames of 8x8 pixels: the color of each of 4 x 4 patches, as tokens."""
+
+    frames = 2
+    image_size = (8, 8)
+
+    def tokens(self, video: Tensor) -> Tensor:
+        return F.avg_pool2d(video.flatten(0, 1), 4).unflatten(0, video.shape[:2]).permute(0, 1, 3, 4, 2).flatten(1, 3)
+
+
+def test_drift_in_the_features_of_another_model_is_of_short_clips_at_its_size() -> None:
+    features = model_features(MeanColor({}), batch_size=5, device=torch.device("cpu"))
+    frames, _ = clips()
+    found = features(frames[:3, :5])  # two pairs of each clip; the fifth frame is left out
+    assert found.shape == (6, 3) and found.dtype == torch.float64
+    level = frames[1, 2:4].double().mean(dim=(0, 1, 2)) / 127.5 - 1
+    assert torch.allclose(found[3], level, atol=0.01)
+    assert torch.equal(features(frames[:1, :1]), features(frames[:1, :1].expand(-1, 2, -1, -1, -1)))
+    perfect, dark = (unroll(ScrollingWorld(d), features) for d in (0, 20))
+    assert dark.numbers["mean_by_second"][-1] > 3 * perfect.numbers["mean_by_second"][-1]
+
+
+def test_drift_is_the_floor_for_a_perfect_world_and_grows_for_one_that_darkens() -> None:
+    frames, _ = clips()
+    perfect, dark = (unroll(ScrollingWorld(d), tokenizer_features(ScrollingWorld(d), 8)) for d in (0, 20))
     assert dark.numbers["mean_by_second"] == sorted(dark.numbers["mean_by_second"])
     assert dark.numbers["mean_by_second"][-1] > 3 * perfect.numbers["mean_by_second"][-1]
     assert dark.numbers["above_floor"][-1] == pytest.approx(dark.numbers["mean_by_second"][-1] - dark.numbers["floor"])

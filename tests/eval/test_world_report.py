@@ -57,7 +57,14 @@ def test_a_report_is_complete(run_report: Callable[..., dict[str, Any]], tmp_pat
     }  # fmt: skip
     # No two of these latent actions undo each other, 20 pairs of frames are too few for a probe, and the horizon cannot
     # rank errors at one horizon; such small pictures do not shift.
-    unknown = ("gpu", "revisit", "action_following.probe", "hallucination.horizon.last", "flow_instability.last")
+    unknown = (
+        "gpu",
+        "revisit",
+        "action_following.probe",
+        "hallucination.horizon.last",
+        "flow_instability.last",
+        "drift_encoder",
+    )
     missing = [name for name, value in leaves(report) if value is None and not name.endswith(unknown)]
     assert missing == []
     assert all(math.isfinite(value) for _, value in leaves(report) if isinstance(value, float))
@@ -102,9 +109,11 @@ def test_equal_seeds_give_equal_reports(run_report: Callable[..., dict[str, Any]
     assert without_times(run_report(seed=1))["rollout"] != first["rollout"]
 
 
-def test_labeled_worlds_have_no_latent_actions(run_report: Callable[..., dict[str, Any]]) -> None:
-    report = run_report(labeled=True, videos=0)
+def test_labeled_worlds_have_no_latent_actions(run_report: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    tokenizer = str(tmp_path / "bundle" / "tokenizer")
+    report = run_report(labeled=True, videos=0, drift_encoder=tokenizer)
     assert report["latent_action"] is None
+    assert report["drift"]["features"] == tokenizer and report["drift"]["mean_by_second"][0] > 0
     assert report["control"]["action_mi_bits"] is None
     assert report["control"]["shuffle_ratio"] > 0
 

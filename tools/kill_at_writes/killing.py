@@ -24,6 +24,8 @@ from vwm.cli.main import main as vwm_main
 WRITE_EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.symlink"}
 FREE_SHARES = (0.0, 0.05, 0.2, 0.4, 0.6, 0.8, 0.95)
 """Parts of what a command needs that a full disk leaves it."""
+MAX_RUNS = 20
+"""Runs in which random moments are found; those after the end of a run are none."""
 
 
 class Command(NamedTuple):
@@ -82,11 +84,16 @@ class Case:
         shutil.rmtree(self.home, ignore_errors=True)
         shutil.copytree(state, self.home)
 
-    def keep_states(self, moments: Sequence[float]) -> list[Path]:
-        """Run the command twice, and keep the folder before each write, and some seconds after the first one."""
-        for number, delays in enumerate(((), sorted(moments))):
-            self.restore(self.template)
-            self.paused.go_on(self.kills / ("write", "moment")[number], delays)
+    def keep_states(self, moments: int, rng: np.random.Generator) -> list[Path]:
+        """Run the command, and keep the folder before each write; run it again, and keep it at random moments."""
+        self.restore(self.template)
+        self.paused.go_on(self.kills / "write")
+        writes = len(list(self.kills.glob("*")))
+        for run in range(MAX_RUNS):
+            missing = writes + moments - len(list(self.kills.glob("*")))
+            if missing > 0:  # those of earlier runs, which ended sooner than expected
+                self.restore(self.template)
+                self.paused.go_on(self.kills / f"moment {run}", sorted(rng.uniform(0, self.duration, missing)))
         return sorted(self.kills.glob("*"))
 
     def run_again(self, state: Path) -> None:
@@ -184,7 +191,7 @@ class PausedCommand:
                 time.sleep(max(0.0, began + delay - time.monotonic()))
                 os.kill(child, signal.SIGSTOP)
                 stopped = time.monotonic()
-                shutil.copytree(self.home, f"{states} after {delay:.3f} s")
+                shutil.copytree(self.home, f"{states} after {delay:.6f} s")
                 os.kill(child, signal.SIGCONT)
                 began += time.monotonic() - stopped
         return int(os.read(self._replies, 8) or 1)
@@ -229,7 +236,7 @@ def check_command(name: str, command: Command, moments: int, rng: np.random.Gene
     """Kill one command before all writes and at random moments; print and count what did not end well."""
     case = Case(name, command, folder)
     distinct: dict[str, Path] = {}
-    states = case.keep_states([float(delay) for delay in rng.uniform(0, case.duration, moments)])
+    states = case.keep_states(moments, rng)
     for state in states:
         distinct.setdefault(_content(state), state)
     for state in distinct.values():

@@ -86,7 +86,7 @@ def run_demo(
     _run_command("export", [str(out / "genie"), "--out", str(bundle), "--title", recording["env"].split(":")[-1]])
     _run_command("eval", [str(bundle), str(test), "--out", str(out / "report"), "--drift-seconds", "2"])
     minutes = (time.monotonic() - began) / 60
-    print(f"\ndone in {minutes:.1f} minutes; the report is {out / 'report' / 'report.html'}")
+    print(f"\ndone in {minutes:.1f} minutes; the report is {out / 'report' / 'index.html'}")
     print_output(bundle, "a world", format_command("play", bundle))
 
 

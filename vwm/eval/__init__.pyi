@@ -44,6 +44,7 @@ from .return_comparison import ReturnComparison as ReturnComparison
 from .return_comparison import compare_returns as compare_returns
 from .surprise import RateInterval as RateInterval
 from .surprise import ViolationPairs as ViolationPairs
+from .usefulness import DriftSettings as DriftSettings
 from .usefulness import Usefulness as Usefulness
 from .world_measures import EvaluationData as EvaluationData
 from .world_report import evaluate_world as evaluate_world

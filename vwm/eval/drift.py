@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vwm.core.capabilities import EncodesFrames
 from vwm.core.seeds import fold_in, seeded_normal, world_seeds
 from vwm.core.simulator import Simulator
 from vwm.core.spaces import ActionSpace
+from vwm.eval.drift_features import ClipFeatures
 from vwm.eval.rollouts import open_loop_rollout
 
 MAX_PATTERNS = 6
@@ -103,30 +103,29 @@ def measure_drift(
     reconstructed: Tensor,
     actions: Tensor,
     *,
+    features: ClipFeatures,
     context: int,
     seconds: int,
     starts: int,
     batch_size: int,
-) -> Drift | None:
+) -> Drift:
     """Unroll a world under every pattern, and compare its frames with real ones.
 
     Args:
-        simulator: the world; None is returned where it encodes no frames.
+        simulator: the world.
         frames: uint8 [n, t, h, w, 3], real clips.
         reconstructed: the same clips, encoded and decoded.
         actions: int64 [n, t-1] or float32 [n, t-1, a], between their frames.
+        features: in which frames are compared.
         context: context frames of a rollout.
         seconds: length of the rollouts.
         starts: clips to start from, the first ones.
         batch_size: simulations that step together.
     """
-    if not isinstance(simulator, EncodesFrames):
-        return None
     fps = max(1, round(simulator.spec.fps))
     begin = frames[:starts]
     steps = seconds * fps + -seconds * fps % simulator.spec.frames_per_step  # an action per frame, for whole steps
-    real = frame_features(simulator, frames.flatten(0, 1)[:: max(1, frames.shape[1] // 4)], batch_size)
-    compare = SlicedFrechet(real)
+    compare = SlicedFrechet(features(frames))
     shown: dict[str, Tensor] = {}
     by_pattern: dict[str, list[float]] = {}
     for name, pattern in action_patterns(simulator.spec.actions, steps, period=fps).items():
@@ -136,13 +135,10 @@ def measure_drift(
         rolled = open_loop_rollout(simulator, begin, taken, context, seeds, batch_size, f"drift, {name}")
         rolled = rolled[:, : seconds * fps]
         shown[name] = rolled[:, fps - 1 :: fps]
-        by_pattern[name] = [
-            compare(frame_features(simulator, second.flatten(0, 1), batch_size)) for second in rolled.split(fps, dim=1)
-        ]
+        by_pattern[name] = [compare(features(second)) for second in rolled.split(fps, dim=1)]
     mean = torch.tensor(list(by_pattern.values())).mean(dim=0)
-    floor = compare(frame_features(simulator, reconstructed.flatten(0, 1), batch_size))
-    still = begin[:, context - 1 : context].flatten(0, 1)
-    blank = frames.double().mean(dim=(0, 1)).round().to(torch.uint8)[None].expand(4, -1, -1, -1)
+    floor = compare(features(reconstructed))
+    blank = frames.double().mean(dim=(0, 1)).round().to(torch.uint8)[None, None].expand(1, 4, -1, -1, -1)
     numbers = {
         "seconds": seconds,
         "starts": len(begin),
@@ -150,23 +146,10 @@ def measure_drift(
         "mean_by_second": mean.tolist(),
         "floor": floor,
         "above_floor": [max(0.0, value - floor) for value in mean.tolist()],
-        "still_image": compare(frame_features(simulator, still, batch_size)),
-        "mean_image": compare(frame_features(simulator, blank, batch_size)),
+        "still_image": compare(features(begin[:, context - 1 : context])),
+        "mean_image": compare(features(blank)),
     }
     return Drift(shown, numbers)
-
-
-@torch.no_grad()
-def frame_features(simulator: EncodesFrames, frames: Tensor, batch_size: int) -> Tensor:
-    """Encode single frames by the world's own tokenizer: uint8 [n, h, w, 3] -> float64 [n, f].
-
-    Tokens become the values that the world's policies read (``Simulator.flatten_latents``).
-    """
-    assert isinstance(simulator, Simulator)
-    parts = frames.split(max(1, 4 * batch_size))
-    return torch.cat(
-        [simulator.flatten_latents(simulator.encode(part[:, None])[:, 0]).double().cpu() for part in parts]
-    )
 
 
 class SlicedFrechet:

@@ -149,7 +149,7 @@ def _usefulness_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
         text = f"{probe['score']} of the actions read from predicted frames; from real frames: {real}, constant: "
         rows.append(("Inverse-dynamics probe", _format_number(probe["predicted"], ""), text + constant))
     if drift is not None:
-        text = f"distance to real frames after {drift['seconds']} s of held actions; floor "
+        text = f"distance to real frames after {drift['seconds']} s of held actions, by {drift['features']}; floor "
         text += f"{_format_number(drift['floor'], '')}, mean image {_format_number(drift['mean_image'], '')}"
         rows.append(("Drift", _format_number(drift["mean_by_second"][-1], ""), text))
     for name, result in (report["revisit"] or {}).items():

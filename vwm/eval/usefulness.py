@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from vwm.eval.action_following import measure_action_following
-from vwm.eval.drift import measure_drift
+from vwm.eval.drift import Drift, measure_drift
+from vwm.eval.drift_features import model_features, tokenizer_features
+from vwm.eval.features import load_feature_extractor
 from vwm.eval.hallucination import measure_hallucination
 from vwm.eval.revisit import measure_revisit
 from vwm.eval.world_measures import EvaluationData
@@ -26,14 +28,22 @@ class Usefulness(NamedTuple):
     drift_frames: dict[str, Tensor]
 
 
-def measure_usefulness(evaluation: EvaluationData, seconds: int, starts: int) -> Usefulness:
-    """Measure action following, signs of hallucination, drift and revisits.
+class DriftSettings(NamedTuple):
+    """How drift and revisits are measured.
 
-    Args:
-        evaluation: the data of the report.
+    Attributes:
         seconds: length of the rollouts under held actions; 0 leaves out drift and revisits.
         starts: clips that these start from.
+        encoder: the model in whose features frames are compared; None takes the world's own tokenizer.
     """
+
+    seconds: int
+    starts: int
+    encoder: str | None
+
+
+def measure_usefulness(evaluation: EvaluationData, settings: DriftSettings) -> Usefulness:
+    """Measure action following, signs of hallucination, drift and revisits."""
     simulator, frames, actions = evaluation.simulator, evaluation.sample.frames, evaluation.actions
     context, batch_size = evaluation.context, evaluation.batch_size
     space = simulator.spec.actions
@@ -52,20 +62,39 @@ def measure_usefulness(evaluation: EvaluationData, seconds: int, starts: int) ->
         "drift": None,
         "revisit": None,
     }
-    if not seconds:
+    if not settings.seconds:
         return Usefulness(numbers, {})
-    drift = measure_drift(
-        simulator,
-        frames,
-        evaluation.reconstruction.frames,
-        actions,
-        context=context,
-        seconds=seconds,
-        starts=starts,
-        batch_size=batch_size,
+    numbers["revisit"] = measure_revisit(
+        simulator, frames, actions, context, REVISIT_SECONDS, settings.starts, batch_size
     )
-    numbers["revisit"] = measure_revisit(simulator, frames, actions, context, REVISIT_SECONDS, starts, batch_size)
+    drift = _measure_drift(evaluation, settings)
     if drift is None:
         return Usefulness(numbers, {})
     numbers["drift"] = drift.numbers
     return Usefulness(numbers, drift.frames)
+
+
+def _measure_drift(evaluation: EvaluationData, settings: DriftSettings) -> Drift | None:
+    """Measure drift; None without an encoder, for a world that encodes no frames."""
+    simulator, batch_size = evaluation.simulator, evaluation.batch_size
+    if settings.encoder is None:
+        features = tokenizer_features(simulator, batch_size)
+    else:
+        height, width = evaluation.sample.frames.shape[2:4]
+        extractor = load_feature_extractor(settings.encoder, image_size=(height, width))
+        features = model_features(extractor, batch_size, simulator.device)
+    if features is None:
+        return None
+    drift = measure_drift(
+        simulator,
+        evaluation.sample.frames,
+        evaluation.reconstruction.frames,
+        evaluation.actions,
+        features=features,
+        context=evaluation.context,
+        seconds=settings.seconds,
+        starts=settings.starts,
+        batch_size=batch_size,
+    )
+    drift.numbers["features"] = settings.encoder or "the world's own tokenizer"
+    return drift

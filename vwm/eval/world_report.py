@@ -24,7 +24,7 @@ from vwm.eval.html_report import headline_rows, render_html_report
 from vwm.eval.perceptual import FVD, LPIPS
 from vwm.eval.provenance import collect_provenance
 from vwm.eval.rollout_images import drift_sheet, rollout_sheet, side_by_side_video
-from vwm.eval.usefulness import measure_usefulness
+from vwm.eval.usefulness import DriftSettings, measure_usefulness
 from vwm.eval.world_measures import EvaluationData, collect_evaluation_data, measure_perceptual, measure_world
 from vwm.worlds.bundle import load_simulator
 from vwm.worlds.families import find_family
@@ -46,6 +46,7 @@ def evaluate_world(
     videos: int = 8,
     drift_seconds: int = 5,
     drift_starts: int = 4,
+    drift_encoder: str | None = None,
     lpips_weights: Path | None = None,
     fvd_weights: Path | None = None,
     device: str = "auto",
@@ -69,6 +70,8 @@ def evaluate_world(
         videos: number of rollouts to show.
         drift_seconds: length of the rollouts under held actions, from which drift is measured; 0 leaves them out.
         drift_starts: clips that these rollouts start from.
+        drift_encoder: folder of a V-JEPA model, a world or a tokenizer, in whose features drift is measured, so that
+            worlds over different tokenizers can be compared; null takes the world's own tokenizer.
         lpips_weights: torchvision's AlexNet weights, for LPIPS, which is left out without them.
         fvd_weights: I3D as TorchScript, for FVD, which is left out without it.
         device: where to compute; see ``resolve_device``.
@@ -100,7 +103,7 @@ def evaluate_world(
     if family.report == "compounding_error":
         return write_compounding_report(simulator, bundle, out, settings)
     return _write_frames_report(
-        simulator, bundle, out, settings, videos, lpips, fvd, drift_seconds=drift_seconds, drift_starts=drift_starts
+        simulator, bundle, out, settings, videos, lpips, fvd, DriftSettings(drift_seconds, drift_starts, drift_encoder)
     )
 
 
@@ -112,8 +115,7 @@ def _write_frames_report(
     videos: int,
     lpips: LPIPS | None,
     fvd: FVD | None,
-    drift_seconds: int,
-    drift_starts: int,
+    drift: DriftSettings,
 ) -> dict[str, Any]:
     """Compute all measures of predicted frames, and write the report."""
     dataset = settings.dataset("frames", "actions")
@@ -121,7 +123,7 @@ def _write_frames_report(
     evaluation = collect_evaluation_data(simulator, sample, settings.context, settings.seed, settings.batch_size)
     report = measure_world(evaluation)
     report["notes"] += measure_perceptual(report, evaluation, lpips, fvd)
-    usefulness = measure_usefulness(evaluation, drift_seconds, drift_starts)
+    usefulness = measure_usefulness(evaluation, drift)
     report |= usefulness.numbers
     if len(sample) < settings.clips:
         report["notes"].append(
@@ -131,7 +133,7 @@ def _write_frames_report(
     report["provenance"] = collect_provenance(
         simulator, bundle, settings.data, sample.index_hash, settings.part, settings.numbers()
     )
-    report["provenance"]["settings"] |= {"drift_seconds": drift_seconds, "drift_starts": drift_starts}
+    report["provenance"]["settings"] |= {f"drift_{name}": value for name, value in drift._asdict().items()}
     report["provenance"]["sampling"] = simulator.sampling._asdict()
     hardware = report["provenance"]["environment"]["hardware"]
     if (hardware["load"] or 0) > (hardware["cores"] or 1):
