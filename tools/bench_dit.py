@@ -135,7 +135,7 @@ def bench_play(options: argparse.Namespace) -> None:
     if options.bundle is not None:
         simulator = load_simulator(options.bundle, options.device)
         dynamics, sampling = simulator.dynamics, simulator.sampling._replace(guidance=1.0)
-        context = dynamics.transformer.window
+        context = dynamics.transformer.span.window
     else:
         context, sampling = options.context, DiffusionSampling(steps=4)
         dynamics = DiT(

@@ -41,7 +41,7 @@ from vwm.models.dit.sampling import (  # noqa: E402
     observe_latents,
     sample_latent_frame,
 )
-from vwm.nn.space_time import TransformerState, causal_window_mask  # noqa: E402
+from vwm.nn.space_time import TransformerState  # noqa: E402
 from vwm.runs.config_files import load_config  # noqa: E402
 
 PEAK = {"H100": 989e12, "H200": 989e12}
@@ -260,7 +260,7 @@ def _train(settings: dict[str, Any], device: torch.device, batch: int, way: str)
         compile_blocks(network)
     objective, clean_past = _objective(settings), settings["context"] == "clean"
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=device.type == "cuda")
-    frames = network.transformer.window
+    frames = network.transformer.span.window
     clean = torch.randn(batch, frames, *network.grid, network.channels, device=device)
     action = _action(network, device)
     actions = None if action is None else action.expand(batch, frames - 1, *action.shape[2:])
@@ -321,7 +321,7 @@ def operations(network: DiT, batch: int, frames: int, clean_past: bool, objectiv
         if isinstance(part, nn.Linear):
             weights[any(word in name for word in by_frame)] += part.weight.numel()
     numbers = torch.arange(frames)
-    pairs = int(causal_window_mask(numbers, numbers, transformer.window).sum()) if transformer.causal else frames**2
+    pairs = int(transformer.span.attends(numbers, numbers).sum()) if transformer.causal else frames**2
     total = frames
     if clean_past:
         total, pairs = 2 * (frames - 1), 2 * pairs

@@ -11,10 +11,13 @@ from .actions import check_action_space as check_action_space
 from .actions import embedded_action_space as embedded_action_space
 from .actions import make_action_embedding as make_action_embedding
 from .attention import KeyValueCache as KeyValueCache
+from .attention import MovedQueries as MovedQueries
 from .attention import RotaryEmbedding as RotaryEmbedding
 from .attention import SpaceTimeAttention as SpaceTimeAttention
 from .attention import dot_product_attention as dot_product_attention
 from .attention import rotary_angles as rotary_angles
+from .attention_span import AttentionSpan as AttentionSpan
+from .attention_span import StreamedFrames as StreamedFrames
 from .block_linear import BlockLinear as BlockLinear
 from .block_outputs import capture_block_outputs as capture_block_outputs
 from .block_outputs import default_probe_layer as default_probe_layer
@@ -57,9 +60,6 @@ from .quantize import perplexity as perplexity
 from .space_time import SpaceTimeBlock as SpaceTimeBlock
 from .space_time import SpaceTimeTransformer as SpaceTimeTransformer
 from .space_time import TransformerState as TransformerState
-from .space_time import causal_window_mask as causal_window_mask
-from .space_time import clean_context_mask as clean_context_mask
-from .space_time import streaming_window_mask as streaming_window_mask
 from .training_module import TrainingModule as TrainingModule
 from .training_module import known_actions as known_actions
 from .training_module import shuffle_actions as shuffle_actions
@@ -71,6 +71,7 @@ from .value_support import ScaledSupport as ScaledSupport
 from .video_transformer import AttentionGeometry as AttentionGeometry
 from .video_transformer import FeedForward as FeedForward
 from .video_transformer import GroupedQueryAttention as GroupedQueryAttention
+from .video_transformer import SinkGeometry as SinkGeometry
 from .video_transformer import VideoTransformer as VideoTransformer
 from .video_transformer import VideoTransformerLayer as VideoTransformerLayer
 from .video_transformer import grid_coordinates as grid_coordinates

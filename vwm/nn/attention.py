@@ -23,6 +23,18 @@ class KeyValueCache(NamedTuple):
     values: Tensor
 
 
+class MovedQueries(NamedTuple):
+    """Queries as seen by some of the keys, with another rotary position than for the others.
+
+    Attributes:
+        queries: [..., h, t, c].
+        mask: bool, broadcastable to [..., h, t, s], True for the pairs of query and key to which they apply.
+    """
+
+    queries: Tensor
+    mask: Tensor
+
+
 class RotaryEmbedding(NamedTuple):
     """Cosine and sine of the angles by which channel pairs are rotated: broadcastable to [..., tokens, c/2]."""
 
@@ -60,7 +72,12 @@ def apply_rotary_at(x: Tensor, positions: Tensor, base: float = 1000.0) -> Tenso
 
 
 def dot_product_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, soft_cap: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    soft_cap: float | None = None,
+    moved: MovedQueries | None = None,
 ) -> Tensor:
     """softmax(q k^T / sqrt(c)) v: q [..., h, t, c], k and v [..., g, s, c] -> [..., h, t, c].
 
@@ -68,19 +85,27 @@ def dot_product_attention(
     ``soft_cap`` bounds the logits by ``cap * tanh(logits / cap)`` (Gemma 2, arXiv 2408.00118, section 2).
 
     Accelerators use the fused kernel. CPUs use the formula, because for short sequences torch's fused CPU kernel takes
-    7 times as long in bf16, forward and backward (64 tokens, heads of 32: 25 ms instead of 3.6 ms). A soft cap also
-    uses the formula, because the fused kernel does not support it.
+    7 times as long in bf16, forward and backward (64 tokens, heads of 32: 25 ms instead of 3.6 ms). A soft cap and
+    ``moved`` queries also use the formula, because the fused kernel does not support them.
     """
-    if q.device.type != "cpu" and soft_cap is None:
+    if q.device.type != "cpu" and soft_cap is None and moved is None:
         return fused_attention(q, k, v, mask)
-    # Query heads that share a key head become one longer query, so that keys and values need not be repeated.
-    groups, share = k.shape[-3], q.shape[-3] // k.shape[-3]
-    logits = _split_query_groups(_merge_query_groups(q * q.shape[-1] ** -0.5, groups) @ k.transpose(-1, -2), share)
+    logits = _attention_logits(q, k)
+    if moved is not None:
+        logits = torch.where(moved.mask, _attention_logits(moved.queries, k), logits)
     if soft_cap is not None:
         logits = soft_cap * torch.tanh(logits / soft_cap)
     if mask is not None:
         logits = logits.masked_fill(~mask, float("-inf"))
+    groups, share = v.shape[-3], q.shape[-3] // v.shape[-3]
     return _split_query_groups(_merge_query_groups(logits.softmax(-1).to(v), groups) @ v, share)
+
+
+def _attention_logits(q: Tensor, k: Tensor) -> Tensor:
+    """q k^T / sqrt(c): [..., h, t, c] and [..., g, s, c] -> [..., h, t, s]."""
+    # Query heads that share a key head become one longer query, so that keys and values need not be repeated.
+    groups, share = k.shape[-3], q.shape[-3] // k.shape[-3]
+    return _split_query_groups(_merge_query_groups(q * q.shape[-1] ** -0.5, groups) @ k.transpose(-1, -2), share)
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

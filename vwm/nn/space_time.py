@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vwm.nn.attention import KeyValueCache, SpaceTimeAttention
+from vwm.nn.attention_span import AttentionSpan
 
 
 class TransformerState(NamedTuple):
@@ -27,7 +28,8 @@ class TransformerState(NamedTuple):
 
     Attributes:
         position: int64 [b], number of frames seen so far.
-        blocks: keys and values of the last ``window - 1`` frames, one entry per block.
+        blocks: keys and values of the past frames to which later ones attend (``AttentionSpan.slots``), one entry per
+            block that attends in time.
     """
 
     position: Tensor
@@ -73,11 +75,9 @@ class SpaceTimeTransformer(nn.Module):
 
     def __init__(self, width: int, depth: int, heads: int, window: int, mlp_ratio: float = 4.0) -> None:
         super().__init__()
-        if window < 1:
-            raise ValueError(f"window must be at least 1 frame, got {window}")
         self.width = width
         self.heads = heads
-        self.window = window
+        self.span = AttentionSpan(window)
         self.checkpointing = False
         self.blocks = nn.ModuleList(SpaceTimeBlock(width, heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(width, bias=False)
@@ -96,7 +96,7 @@ class SpaceTimeTransformer(nn.Module):
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device)
         if mask is None:
-            mask = causal_window_mask(positions, positions, self.window)
+            mask = self.span.attends(positions, positions)
         for block in self.blocks:
             if self.checkpointing and self.training:
                 x, _ = checkpoint(block, x, positions, mask, use_reentrant=False)
@@ -107,7 +107,7 @@ class SpaceTimeTransformer(nn.Module):
     def init_state(self, batch: int, tokens: int) -> TransformerState:
         """The state before the first frame, for frames of ``tokens`` tokens."""
         weight = self.norm.weight
-        shape = (batch, tokens, self.heads, self.window - 1, self.width // self.heads)
+        shape = (batch, tokens, self.heads, self.span.slots, self.width // self.heads)
         empty = KeyValueCache(weight.new_zeros(shape), weight.new_zeros(shape))
         position = torch.zeros(batch, dtype=torch.int64, device=weight.device)
         return TransformerState(position, (empty,) * len(self.blocks))
@@ -117,51 +117,8 @@ class SpaceTimeTransformer(nn.Module):
 
         The given state is not modified, so discarding the returned one evaluates frames without advancing the stream.
         """
-        frames = x.shape[1]
-        positions, mask = streaming_window_mask(state.position, frames, self.window)
-        blocks = []
+        stream, blocks = self.span.stream(state.position, x.shape[1]), []
         for block, past in zip(self.blocks, state.blocks, strict=True):
-            x, seen = block(x, positions, mask, past)
-            blocks.append(KeyValueCache(seen.keys[..., frames:, :], seen.values[..., frames:, :]))
-        return self.norm(x), TransformerState(state.position + frames, tuple(blocks))
-
-
-def streaming_window_mask(position: Tensor, frames: int, window: int) -> tuple[Tensor, Tensor]:
-    """Positions of the next frames, and the mask of the cached and next frames to which they may attend.
-
-    Args:
-        position: int64 [b], frames seen so far by each world.
-        frames: number of next frames, t.
-        window: see ``SpaceTimeTransformer``.
-
-    Returns:
-        positions int64 [b, t], and a mask bool [b, 1, 1, t, window - 1 + t] (over tokens and heads).
-    """
-    positions = position[:, None] + torch.arange(frames, device=position.device)
-    slot_positions = position[:, None] + torch.arange(1 - window, 0, device=position.device)
-    key_positions = torch.cat((slot_positions, positions), dim=1)
-    mask = causal_window_mask(positions, key_positions, window) & (key_positions >= 0)[:, None, :]
-    return positions, mask[:, None, None]
-
-
-def clean_context_mask(seen: int, frames: int, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mask for training with a clean context: clean frames 0..seen-1, then masked frames 1..frames, as one long clip.
-
-    A masked frame attends to the clean frames before it and to itself, as in generation. The clean frame of the same
-    index is its target and stays hidden.
-
-    Returns:
-        positions int64 [t] and a mask bool [t, t], t = seen + frames.
-    """
-    clean, hidden = torch.arange(seen, device=device), torch.arange(1, frames + 1, device=device)
-    nothing = torch.zeros(seen, frames, dtype=torch.bool, device=device)
-    past = torch.cat((causal_window_mask(clean, clean, window), nothing), dim=1)
-    before = causal_window_mask(hidden, clean, window) & (hidden[:, None] > clean)
-    present = torch.cat((before, hidden[:, None] == hidden), dim=1)
-    return torch.cat((clean, hidden)), torch.cat((past, present))
-
-
-def causal_window_mask(queries: Tensor, keys: Tensor, window: int) -> Tensor:
-    """bool [..., q, k]: whether key frame k is query frame q, or one of the ``window - 1`` before it."""
-    age = queries[..., :, None] - keys[..., None, :]
-    return (age >= 0) & (age < window)
+            x, seen = block(x, stream.positions, stream.mask, past)
+            blocks.append(stream.keep(seen))
+        return self.norm(x), TransformerState(state.position + x.shape[1], tuple(blocks))

@@ -11,7 +11,8 @@ feed-forwards with SwiGLU; optionally fewer key heads than query heads, capped l
 one vector per frame (adaLN-zero: DiT, arXiv 2212.09748, section 3.2).
 
 Two methods compute the same function: ``forward`` takes a whole clip; ``step`` takes the next frames and a state that
-the caller holds. In both, a frame attends to itself and the ``window - 1`` frames before it, in every layer.
+the caller holds. In both, a frame attends to itself and the frames before it that ``AttentionSpan`` names, in every
+layer.
 
 Legend: b batch, t time, s cached frames, n tokens per frame, d width, h heads, g key heads, c channels of a head.
 """
@@ -29,16 +30,30 @@ from torch.utils.checkpoint import checkpoint
 from vwm.core.checks import check_positive
 from vwm.nn.attention import (
     KeyValueCache,
+    MovedQueries,
     RotaryEmbedding,
     apply_rotary,
     dot_product_attention,
     rotary_angles,
     rotary_embedding,
 )
+from vwm.nn.attention_span import AttentionSpan
 from vwm.nn.norm import RMSNorm
-from vwm.nn.space_time import TransformerState, causal_window_mask, streaming_window_mask
+from vwm.nn.space_time import TransformerState
 
 AttentionKind = Literal["space", "time", "full"]
+
+
+class SinkGeometry(NamedTuple):
+    """Where frames see the sink frames from; see ``AttentionSpan``.
+
+    Attributes:
+        rotations: rotary embedding of the queries for each kind of attention.
+        mask: bool, broadcastable to [b, n, h, t, s + t]: the pairs of a frame and a sink frame.
+    """
+
+    rotations: dict[str, RotaryEmbedding]
+    mask: Tensor
 
 
 class AttentionGeometry(NamedTuple):
@@ -48,11 +63,13 @@ class AttentionGeometry(NamedTuple):
         rotations: rotary embedding for each kind of attention.
         mask: bool, broadcastable to [b, n, h, t, s + t]: the frames to which a frame may attend.
         space_mask: bool [n, n], the tokens of its frame to which a token may attend; None for all.
+        sinks: None without sink frames.
     """
 
     rotations: dict[str, RotaryEmbedding]
     mask: Tensor
     space_mask: Tensor | None
+    sinks: SinkGeometry | None
 
 
 class GroupedQueryAttention(nn.Module):
@@ -95,13 +112,13 @@ class GroupedQueryAttention(nn.Module):
         # Full attention caches its keys in the layout of temporal attention.
         pattern = form["space" if self.kind == "space" else "time"]
         q, k, v = (rearrange(p, pattern, h=count) for p, count in zip(parts, split, strict=True))
+        q, k = self.query_norm(q).to(v), self.key_norm(k).to(v)
         if self.kind == "full":
-            q, k = (rearrange(p, "b n h t c -> b h t n c") for p in (self.query_norm(q).to(v), self.key_norm(k).to(v)))
-            q, k = (apply_rotary(p, geometry.rotations["full"]) for p in (q, k))
+            q, k = (rearrange(p, "b n h t c -> b h t n c") for p in (q, k))
+        moved = self._moved_queries(q, geometry.sinks, n)
+        q, k = (apply_rotary(p, geometry.rotations[self.kind]) for p in (q, k))
+        if self.kind == "full":
             k = rearrange(k, "b h t n c -> b n h t c")
-        else:
-            rotation = geometry.rotations[self.kind]
-            q, k = apply_rotary(self.query_norm(q).to(v), rotation), apply_rotary(self.key_norm(k).to(v), rotation)
         if self.kind == "space":
             y = dot_product_attention(q, k, v, geometry.space_mask, self.soft_cap)
             return self.out(rearrange(y, "(b t) h n c -> b t n (h c)", b=b)), None
@@ -109,14 +126,28 @@ class GroupedQueryAttention(nn.Module):
             k = torch.cat((past.keys.to(k), k), dim=3)
             v = torch.cat((past.values.to(v), v), dim=3)
         if self.kind == "time":
-            y = dot_product_attention(q, k, v, geometry.mask, self.soft_cap)
+            y = dot_product_attention(q, k, v, geometry.mask, self.soft_cap, moved)
             return self.out(rearrange(y, "b n h t c -> b t n (h c)")), KeyValueCache(k, v)
         keys, values = (rearrange(p, "b n h s c -> b h (s n) c") for p in (k, v))
-        mask = geometry.mask.repeat_interleave(n, dim=-1).repeat_interleave(n, dim=-2)
-        if mask.ndim == 5:  # [b, 1, 1, t, s + t], one mask per batch entry
-            mask = mask[:, :, 0]
-        y = dot_product_attention(q.flatten(2, 3), keys, values, mask, self.soft_cap)
+        y = dot_product_attention(
+            q.flatten(2, 3), keys, values, _mask_of_tokens(geometry.mask, n), self.soft_cap, moved
+        )
         return self.out(rearrange(y, "b h (t n) c -> b t n (h c)", t=t)), KeyValueCache(k, v)
+
+    def _moved_queries(self, q: Tensor, sinks: SinkGeometry | None, tokens: int) -> MovedQueries | None:
+        """Rotate queries as the sink frames see them; None for ``space`` and without sinks."""
+        if sinks is None or self.kind == "space":
+            return None
+        q = apply_rotary(q, sinks.rotations[self.kind])
+        if self.kind == "time":
+            return MovedQueries(q, sinks.mask)
+        return MovedQueries(q.flatten(2, 3), _mask_of_tokens(sinks.mask, tokens))
+
+
+def _mask_of_tokens(mask: Tensor, tokens: int) -> Tensor:
+    """Repeat a mask of frames for their n tokens: [t, s] -> [t n, s n], [b, 1, 1, t, s] -> [b, 1, t n, s n]."""
+    mask = mask.repeat_interleave(tokens, dim=-1).repeat_interleave(tokens, dim=-2)
+    return mask[:, :, 0] if mask.ndim == 5 else mask
 
 
 class FeedForward(nn.Module):
@@ -180,7 +211,8 @@ class VideoTransformer(nn.Module):
         width: d.
         depth: number of layers.
         heads: h.
-        window: number of frames that attention spans, including the current one.
+        window: number of frames that attention spans, including the current one; an ``AttentionSpan`` adds sink frames
+            and memory frames, for which the transformer must be causal.
         kv_heads: g; None for ``heads``.
         attention: ``"factored"`` into layers of space and of time, or ``"full"`` (an ablation: n times the cost).
         time_every: with factored attention, every ``time_every``-th layer is temporal (2: Oasis; 4: Dreamer 4).
@@ -195,7 +227,7 @@ class VideoTransformer(nn.Module):
         width: int,
         depth: int,
         heads: int,
-        window: int,
+        window: int | AttentionSpan,
         kv_heads: int | None = None,
         attention: Literal["factored", "full"] = "factored",
         time_every: int = 2,
@@ -205,13 +237,15 @@ class VideoTransformer(nn.Module):
         conditioned: bool = False,
     ) -> None:
         super().__init__()
-        check_positive(width=width, depth=depth, heads=heads, window=window, kv_heads=kv_heads)
+        check_positive(width=width, depth=depth, heads=heads, kv_heads=kv_heads)
         if attention == "factored" and not 2 <= time_every <= depth:
             raise ValueError(f"time_every={time_every} must be 2..depth={depth}: at least one layer must be temporal")
         self.width = width
         self.heads = heads
-        self.window = window
+        self.span = window if isinstance(window, AttentionSpan) else AttentionSpan(window)
         self.causal = causal
+        if not causal and self.span.slots >= self.span.window:
+            raise ValueError("sink_frames and memory_frames require causal=True; otherwise a frame sees all frames")
         self.kv_heads = kv_heads or heads
         self.checkpointing = False
         factored: list[AttentionKind] = ["time" if (i + 1) % time_every == 0 else "space" for i in range(depth)]
@@ -260,12 +294,11 @@ class VideoTransformer(nn.Module):
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device)
         if mask is None:
-            mask = causal_window_mask(positions, positions, self.window) if self.causal else None
-        if mask is None:
-            mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device)
+            everything = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device)
+            mask = self.span.attends(positions, positions) if self.causal else everything
         if space_mask is not None and "full" in self.attention_kinds:
             raise ValueError("full attention does not support space_mask")
-        geometry = AttentionGeometry(self._rotations(x, positions, coordinates), mask, space_mask)
+        geometry = self._geometry(x, positions, positions, coordinates, mask, space_mask)
         for block in self.blocks:
             if self.checkpointing and self.training:
                 x, _ = checkpoint(block, x, geometry, condition, use_reentrant=False)
@@ -276,7 +309,7 @@ class VideoTransformer(nn.Module):
     def init_state(self, batch: int, tokens: int) -> TransformerState:
         """The state before the first frame: empty keys and values for each layer that attends in time."""
         weight = next(self.parameters())
-        shape = (batch, tokens, self.kv_heads, self.window - 1, self.width // self.heads)
+        shape = (batch, tokens, self.kv_heads, self.span.slots, self.width // self.heads)
         empty = KeyValueCache(weight.new_zeros(shape), weight.new_zeros(shape))
         position = torch.zeros(batch, dtype=torch.int64, device=weight.device)
         return TransformerState(position, (empty,) * sum(kind != "space" for kind in self.attention_kinds))
@@ -296,15 +329,14 @@ class VideoTransformer(nn.Module):
         """
         if not self.causal:
             raise ValueError("a transformer with causal=False attends to later frames, too, and cannot stream")
-        frames = x.shape[1]
-        positions, mask = streaming_window_mask(state.position, frames, self.window)
-        geometry = AttentionGeometry(self._rotations(x, positions, coordinates), mask, space_mask)
+        stream = self.span.stream(state.position, x.shape[1])
+        geometry = self._geometry(x, stream.positions, stream.key_positions, coordinates, stream.mask, space_mask)
         memory, kept = iter(state.blocks), []
         for block, kind in zip(self.blocks, self.attention_kinds, strict=True):
             x, seen = block(x, geometry, condition, None if kind == "space" else next(memory))
             if seen is not None:
-                kept.append(KeyValueCache(seen.keys[..., frames:, :], seen.values[..., frames:, :]))
-        return self._final_norm(x, condition), TransformerState(state.position + frames, tuple(kept))
+                kept.append(stream.keep(seen))
+        return self._final_norm(x, condition), TransformerState(state.position + x.shape[1], tuple(kept))
 
     def _final_norm(self, x: Tensor, condition: Tensor | None) -> Tensor:
         if self.modulation is None:
@@ -312,6 +344,17 @@ class VideoTransformer(nn.Module):
         assert condition is not None
         shift, scale = self.modulation(condition)[:, :, None].chunk(2, dim=-1)
         return adaln_modulate(self.norm(x), shift, scale)
+
+    def _geometry(
+        self, x: Tensor, positions: Tensor, keys: Tensor, coordinates: Tensor, mask: Tensor, space_mask: Tensor | None
+    ) -> AttentionGeometry:
+        """Geometry of frames x at positions [t] or [b, t], which attend to frames at positions ``keys``."""
+        sinks = None
+        if self.span.sink_frames:
+            rotations = self._rotations(x, self.span.positions_for_sinks(positions), coordinates)
+            is_sink = self.span.is_sink(positions, keys)
+            sinks = SinkGeometry(rotations, is_sink[:, None, None] if is_sink.ndim == 3 else is_sink)
+        return AttentionGeometry(self._rotations(x, positions, coordinates), mask, space_mask, sinks)
 
     def _rotations(self, x: Tensor, positions: Tensor, coordinates: Tensor) -> dict[str, RotaryEmbedding]:
         """Rotary embeddings for each kind of attention in use; positions [t] or [b, t]."""

@@ -158,7 +158,8 @@ def test_pretrained_weights_are_loaded_and_agent_tokens_are_new(tmp_path):
     world = network(agent_tokens=0, kv_heads=1)
     save_component(world, tmp_path / "dynamics")
     torch.manual_seed(5)
-    mine = dit(seed=9, grid=(4, 4), channels=12, agent_tokens=1, kv_heads=1)
+    memory = {"sink_frames": 1, "memory_frames": 2, "memory_every": 2}  # without weights
+    mine = dit(seed=9, grid=(4, 4), channels=12, agent_tokens=1, kv_heads=1, **memory)
     tokens = mine.agents.clone()
     learner = module(dynamics=mine, pretrained=str(tmp_path))
     assert all(torch.equal(value, mine.state_dict()[key]) for key, value in world.state_dict().items())

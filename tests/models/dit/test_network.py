@@ -18,6 +18,11 @@ KINDS = {
     "patches": {"patch_size": 2},
     "full": {"attention": "full"},
     "time-every-4th-gqa-capped": {"time_every": 4, "kv_heads": 1, "soft_cap": 9.0},
+    "sinks": {"sink_frames": 2},
+    "memory": {"memory_frames": 2, "memory_every": 2},
+    "sinks-memory-full": {"sink_frames": 1, "memory_frames": 1, "memory_every": 3, "attention": "full"},
+    "sinks-memory-gqa-capped-agent": {"sink_frames": 2, "memory_frames": 1, "kv_heads": 1, "soft_cap": 9.0}
+    | {"agent_tokens": 1},
     "agent": {"agent_tokens": 1},
     "agents-patches-gqa-capped": {"agent_tokens": 3, "patch_size": 2, "kv_heads": 1, "soft_cap": 9.0},
 }
@@ -165,6 +170,18 @@ def test_agent_tokens_attend_to_their_frame_and_their_past_within_the_window():
 
 AGENT_TOKEN = torch.tensor([17])
 """Index of the agent token in a frame of one register, 4 x 4 patches and one agent token."""
+
+
+def test_sink_and_memory_frames_require_causal_attention():
+    for changes, message in (
+        ({"sink_frames": 1, "causal": False}, "require causal=True"),
+        ({"memory_frames": 1, "causal": False}, "require causal=True"),
+        ({"sink_frames": -1}, "sink_frames must be 0 or more, got -1"),
+        ({"memory_frames": -2}, "memory_frames must be 0 or more, got -2"),
+        ({"memory_every": 0}, "memory_every must be 1 or more, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dit(**changes)
 
 
 def test_agent_tokens_require_factored_causal_attention():

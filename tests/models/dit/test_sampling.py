@@ -13,6 +13,7 @@ from vwm.models.dit.sampling import (
     DiffusionSampling,
     check_diffusion_sampling,
     finest_step_index,
+    make_noisy_context,
     observe_latents,
     sample_latent_clip,
     sample_latent_frame,
@@ -24,6 +25,7 @@ KINDS = {
     "v": {"prediction": "v"},
     "shortcut": {"prediction": "clean", "num_step_sizes": 3},
     "full": {"attention": "full"},
+    "sinks-memory": {"sink_frames": 1, "memory_frames": 1, "memory_every": 2},
 }
 
 
@@ -57,6 +59,17 @@ def test_cached_sampling_equals_recomputing_the_whole_clip(kind):
         torch.testing.assert_close(frame, x, rtol=0, atol=1e-9)
         clip = torch.cat((clip, frame), dim=1)
         state, _ = observe_latents(network, state, frame, action_embedding[:, i : i + 1], seed, 0.2)
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "clean", "v"])
+def test_without_context_noise_the_past_is_the_clean_latents_at_the_highest_signal_level(prediction):
+    network, clip = dit(prediction=prediction).double().eval(), torch.randn(1, 3, 4, 4, 3, dtype=torch.float64)
+    action_embedding, noise = network.embed_previous_actions(None, 1, 3), torch.randn_like(clip)
+    past = make_noisy_context(network, clip, noise, action_embedding, context_noise=0.0)
+    torch.testing.assert_close(past.latents, clip, rtol=0, atol=1e-12)
+    assert (past.signal == 1).all()
+    noisy = network(past._replace(signal=torch.full_like(past.signal, 0.8)))  # the level itself is an input
+    assert not torch.allclose(noisy.features, network(past).features, atol=1e-4)
 
 
 def test_guidance_extrapolates_from_the_unconditional_frame():

@@ -76,7 +76,7 @@ def checkpoint():
 def test_a_loaded_action_conditioned_predictor_equals_the_published_one(checkpoint, tmp_path):
     torch.save(checkpoint, tmp_path / "ac.pt")
     found = load_official_vjepa(tmp_path / "ac.pt", **OPTIONS)
-    assert found.predictor is None and found.dynamics.transformer.window == 4
+    assert found.predictor is None and found.dynamics.transformer.span.window == 4
     latents, actions, states = random(2, 4, 4, 48), random(2, 4, 7, seed=1), random(2, 4, 7, seed=2)
     expected = published_predictor(checkpoint["predictor"], latents, actions, states)
     torch.testing.assert_close(found.dynamics(latents, actions, states), expected, rtol=0, atol=1e-10)

@@ -38,7 +38,7 @@ class DiTFamily(WorldFamily):
 
     def window(self, simulator: DiTSimulator) -> int:
         """See ``WorldFamily.window``."""
-        return simulator.dynamics.transformer.window
+        return simulator.dynamics.transformer.span.window
 
     def feature_extractor(self, simulator: DiTSimulator, layer: int | None = None) -> FeatureExtractor:
         """See ``WorldFamily.feature_extractor``: a layer of the network."""

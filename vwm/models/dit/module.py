@@ -30,6 +30,9 @@ from vwm.nn.outcome_heads import RewardTerminationHeads
 from vwm.nn.training_module import TrainingModule, known_actions, shuffle_actions
 from vwm.tokenizers.loading import load_tokenizer
 
+SETTINGS_THAT_MAY_DIFFER = ("agent_tokens", "sink_frames", "memory_frames", "memory_every")
+"""Settings in which a network may differ from the pretrained one: agent tokens are new, the others have no weights."""
+
 
 class DiTModule(TrainingModule):
     """Learn to continue video under actions.
@@ -52,7 +55,8 @@ class DiTModule(TrainingModule):
         context_frames: true frames at the start of a sample video; latents, where a latent holds several frames.
         sampling_steps: of the sample videos.
         pretrained: a bundle, or a folder with a ``dynamics``, whose weights initialize the network; except for agent
-            tokens, all weights must be there, and the settings equal. None initializes randomly.
+            tokens, all weights must be there, and the settings equal but ``SETTINGS_THAT_MAY_DIFFER``. None initializes
+            randomly.
     """
 
     def __init__(
@@ -103,7 +107,7 @@ class DiTModule(TrainingModule):
         check_diffusion_sampling(dynamics, self.sampling)
         if pretrained is not None:
             load_pretrained_weights(
-                dynamics, find_folder(pretrained) / "dynamics", new=("agents",), settings=("agent_tokens",)
+                dynamics, find_folder(pretrained) / "dynamics", new=("agents",), settings=SETTINGS_THAT_MAY_DIFFER
             )
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:

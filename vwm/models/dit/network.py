@@ -32,8 +32,9 @@ from vwm.models.dit.noise_schedule import PREDICTION_TYPES, PredictionType
 from vwm.nn.action_pooling import ActionPooling, ActionPoolingKind, pool_action_embeddings
 from vwm.nn.actions import make_action_embedding
 from vwm.nn.attention import KeyValueCache
+from vwm.nn.attention_span import AttentionSpan
 from vwm.nn.pixels import patch_grid
-from vwm.nn.space_time import TransformerState, clean_context_mask
+from vwm.nn.space_time import TransformerState
 from vwm.nn.video_transformer import VideoTransformer, grid_coordinates
 
 
@@ -99,9 +100,14 @@ class DiT(ModelMixin, ConfigMixin):
             k, so that latent i holds the video frames k (i-1) + 1 to k i, to which the actions k (i-1) to k i - 1 lead.
         action_pooling: how the k actions of a latent become one condition, see ``ActionPooling``; without effect for
             k = 1.
+        sink_frames: the first frames of a stream to which all later ones attend, beyond the window too.
+        memory_frames: number of frames to which attention extends beyond the window, of which only every
+            ``memory_every``-th is kept; see ``AttentionSpan``.
+        memory_every: see ``memory_frames``.
 
     Raises:
-        ValueError: an unknown ``prediction``, an odd ``width``, or agent tokens without causal factored attention.
+        ValueError: a value out of range, an unknown ``prediction``, an odd ``width``, or agent tokens without causal
+            factored attention.
     """
 
     @register_to_config
@@ -129,6 +135,9 @@ class DiT(ModelMixin, ConfigMixin):
         agent_tokens: int = 0,
         frames_per_latent: int = 1,
         action_pooling: ActionPoolingKind = "learned",
+        sink_frames: int = 0,
+        memory_frames: int = 0,
+        memory_every: int = 4,
     ) -> None:
         super().__init__()
         check_positive(frames_per_latent=frames_per_latent)
@@ -158,7 +167,7 @@ class DiT(ModelMixin, ConfigMixin):
             width=width,
             depth=depth,
             heads=heads,
-            window=window,
+            window=AttentionSpan(window, sink_frames, memory_frames, memory_every),
             kv_heads=kv_heads,
             attention=attention,
             time_every=time_every,
@@ -222,7 +231,7 @@ class DiT(ModelMixin, ConfigMixin):
         num_past, frames = past.latents.shape[1], noisy.latents.shape[1]
         x = torch.cat((self._tokens(past), self._tokens(noisy)), dim=1)
         condition = torch.cat((self._condition(past), self._condition(noisy)), dim=1)
-        positions, mask = clean_context_mask(num_past, frames, self.transformer.window, x.device)
+        positions, mask = self.transformer.span.clean_context(num_past, frames, x.device)
         x = self.transformer(x, self.coordinates, condition, positions, mask, self.space_mask)
         return DiTOutput(self._predict(x[:, num_past:]), self._features(x[:, :num_past]))
 

@@ -26,7 +26,7 @@ from vwm.core.checks import check_positive
 from vwm.core.spaces import ActionSpace
 from vwm.nn.action_pooling import ActionPooling, ActionPoolingKind, pool_action_embeddings
 from vwm.nn.actions import CompositeActionEmbedding
-from vwm.nn.space_time import SpaceTimeTransformer, TransformerState, clean_context_mask
+from vwm.nn.space_time import SpaceTimeTransformer, TransformerState
 
 
 class MaskGITOutput(NamedTuple):
@@ -170,7 +170,7 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
         masked = self._mask_tokens(tokens, mask)[:, 1:]
         past = self._embed(self._corrupt(past), action_embedding[:, :num_past])
         x = torch.cat((past, self._embed(masked, action_embedding[:, 1:])), dim=1)
-        x = self.transformer(x, *clean_context_mask(num_past, masked.shape[1], self.transformer.window, x.device))
+        x = self.transformer(x, *self.transformer.span.clean_context(num_past, masked.shape[1], x.device))
         return MaskGITOutput(self._logits(x[:, num_past:]), self._features(x[:, :num_past]))
 
     def _logits(self, x: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class GenieFamily(WorldFamily):
 
     def window(self, simulator: GenieSimulator) -> int:
         """See ``WorldFamily.window``."""
-        return simulator.dynamics.transformer.window
+        return simulator.dynamics.transformer.span.window
 
     def feature_extractor(self, simulator: GenieSimulator, layer: int | None = None) -> FeatureExtractor:
         """See ``WorldFamily.feature_extractor``: a layer of the dynamics."""

@@ -41,7 +41,7 @@ class UncachedDynamics:
 
     def observe(self, past: UncachedState, tokens: Tensor, actions: Tensor) -> UncachedState:
         """Append frames, and drop those that the next frame does not see."""
-        keep = self.dynamics.transformer.window - 1
+        keep = self.dynamics.transformer.span.window - 1
         joined = torch.cat((past.tokens, tokens), dim=1), torch.cat((past.actions, actions), dim=1)
         return UncachedState(*(x[:, max(0, x.shape[1] - keep) :] for x in joined))
 
@@ -83,7 +83,7 @@ class GenieCacheComparison:
         """
         simulator, uncached = self.simulator, self.uncached
         dynamics, tokenizer = simulator.dynamics, simulator.tokenizer
-        frames = min(dynamics.transformer.window, tokenizer.decoder.window) - 1
+        frames = min(dynamics.transformer.span.window, tokenizer.decoder.span.window) - 1
         past = UncachedState(self.whole_past.tokens[:, -frames:], self.whole_past.actions[:, -frames:])
         batch, seed = len(past.tokens), torch.arange(len(past.tokens), device=simulator.device)
         masked = torch.full_like(past.tokens[:, :1], dynamics.mask_token)
@@ -135,7 +135,7 @@ class GenieCacheComparison:
         """Play from one frame on until the window is full; the state, and the tokens and actions of the steps."""
         state, _ = self.simulator.reset(context)
         tokens, actions = [], [self.actions(0)]
-        for number in range(max(self.simulator.dynamics.transformer.window, 4)):
+        for number in range(max(self.simulator.dynamics.transformer.span.window, 4)):
             action = self.actions(number)
             state, output = self.simulator.step(state, action)
             tokens.append(output.latent.flatten(1))

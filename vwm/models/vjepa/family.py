@@ -59,7 +59,7 @@ class VJEPAFamily(WorldFamily):
 
     def window(self, simulator: VJEPAACSimulator) -> int:
         """See ``WorldFamily.window``."""
-        return simulator.dynamics.transformer.window
+        return simulator.dynamics.transformer.span.window
 
     def feature_extractor(self, simulator: VJEPAACSimulator, layer: int | None = None) -> FeatureExtractor:
         """See ``WorldFamily.feature_extractor``: the encoder's."""

@@ -17,7 +17,8 @@ from vwm.core.checks import check_positive
 from vwm.models.vjepa.position_encoding import RotaryTables, apply_rotary_tables, rotary_tables_at
 from vwm.models.vjepa.vit_block import VIT_NORM_EPS, MLPType, ViTBlock, ViTSelfAttention
 from vwm.nn.attention import KeyValueCache, dot_product_attention
-from vwm.nn.space_time import TransformerState, causal_window_mask, streaming_window_mask
+from vwm.nn.attention_span import AttentionSpan
+from vwm.nn.space_time import TransformerState
 
 
 class FrameCausalAttention(ViTSelfAttention):
@@ -80,7 +81,7 @@ class FrameCausalViT(nn.Module):
     def __init__(self, width: int, depth: int, heads: int, window: int, mlp: MLPType, tiled_rope: bool) -> None:
         super().__init__()
         check_positive(width=width, depth=depth, heads=heads, window=window)
-        self.window = window
+        self.span = AttentionSpan(window)
         self.heads = heads
         self.tiled_rope = tiled_rope
         self.checkpointing = False
@@ -91,7 +92,7 @@ class FrameCausalViT(nn.Module):
         """Process a whole clip, [b, t, n, d] -> [b, t, n, d]; ``coordinates`` [n, 2]: row and column of each token."""
         positions = torch.arange(x.shape[1], device=x.device)
         rotary = self._rotary_tables(x, positions, coordinates)
-        mask = _token_mask(causal_window_mask(positions, positions, self.window), x.shape[2])
+        mask = _token_mask(self.span.attends(positions, positions), x.shape[2])
         for block in self.blocks:
             if self.checkpointing and self.training:
                 x, _ = checkpoint(block, x, rotary, mask, use_reentrant=False)
@@ -102,7 +103,7 @@ class FrameCausalViT(nn.Module):
     def init_state(self, batch: int, tokens: int) -> TransformerState:
         """The state before the first frame: empty keys and values for each layer."""
         weight = self.norm.weight
-        shape = (batch, tokens, self.heads, self.window - 1, len(weight) // self.heads)
+        shape = (batch, tokens, self.heads, self.span.slots, len(weight) // self.heads)
         empty = KeyValueCache(weight.new_zeros(shape), weight.new_zeros(shape))
         position = torch.zeros(batch, dtype=torch.int64, device=weight.device)
         return TransformerState(position, (empty,) * len(self.blocks))
@@ -111,14 +112,12 @@ class FrameCausalViT(nn.Module):
         self, x: Tensor, state: TransformerState, coordinates: Tensor, condition: Tensor | None = None
     ) -> tuple[Tensor, TransformerState]:
         """Process the next frames, [b, t, n, d] -> [b, t, n, d]. The given state is not modified."""
-        frames = x.shape[1]
-        positions, mask = streaming_window_mask(state.position, frames, self.window)
-        rotary, mask = self._rotary_tables(x, positions, coordinates), _token_mask(mask[:, 0], x.shape[2])
-        kept = []
+        stream, kept = self.span.stream(state.position, x.shape[1]), []
+        rotary, mask = self._rotary_tables(x, stream.positions, coordinates), _token_mask(stream.mask[:, 0], x.shape[2])
         for block, past in zip(self.blocks, state.blocks, strict=True):
             x, seen = block(x, rotary, mask, past)
-            kept.append(KeyValueCache(seen.keys[..., frames:, :], seen.values[..., frames:, :]))
-        return self.norm(x), TransformerState(state.position + frames, tuple(kept))
+            kept.append(stream.keep(seen))
+        return self.norm(x), TransformerState(state.position + x.shape[1], tuple(kept))
 
     def _rotary_tables(self, x: Tensor, positions: Tensor, coordinates: Tensor) -> RotaryTables:
         """Tables for frames at ``positions`` [t] or [b, t]."""
