@@ -40,7 +40,7 @@ def run_demo(
     frames: int = 60_000,
     tokenizer_steps: int = 1500,
     genie_steps: int = 1200,
-    minutes: float = 8.0,
+    minutes: float = 12.0,
     threads: int = 0,
     seed: int = 0,
 ) -> None:
