@@ -43,20 +43,26 @@ def genie(
     codebook: int | list[int] = [4, 3, 3],  # noqa: B006
     outcomes: bool = False,
     composite: bool = False,
+    dims: int = 0,
 ):
-    """A Genie world of 16x16 pixels, with starting contexts."""
+    """A Genie world of 16x16 pixels, with starting contexts; ``dims`` above 0: of continuous latent actions."""
     from vwm.core.spaces import ActionSpace
     from vwm.models.genie.sampling import MaskGITSampling
     from vwm.models.genie.simulator import GenieSimulator
     from vwm.nn.outcome_heads import RewardTerminationHeads
 
-    names = ("LEFT", "RIGHT", "UP", "noop")
+    actions, settings = ActionSpace("discrete", 4, ("LEFT", "RIGHT", "UP", "noop"), latent=not labeled), {}
+    if composite:
+        actions, settings = composite_space(), {"action_parts": composite_parts()}
+    if dims:
+        actions = ActionSpace("continuous", dims, tuple(map(str, range(dims))), latent=True)
+        settings = {"num_actions": dims, "continuous": True}
     starts = torch.randint(0, 256, (3, 2, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
     return GenieSimulator(
         tokenizer(codebook),
-        dynamics(action_parts=composite_parts()) if composite else dynamics(),
-        None if labeled else latent_action(),
-        composite_space() if composite else ActionSpace("discrete", 4, names, latent=not labeled),
+        dynamics(**settings),
+        None if labeled else latent_action(action_dims=dims),
+        actions,
         randomize(RewardTerminationHeads(width=16, hidden=16)) if outcomes else None,
         sampling=MaskGITSampling(steps=3),
         context_frames=2,

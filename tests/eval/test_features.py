@@ -120,7 +120,7 @@ def test_features_of_a_world_equal_its_block_outputs_during_play() -> None:
     world, frames = genie(), random_clips()
     features = GenieFeatureExtractor(world, -1)(frames)
     tokens = world.tokenizer.encode(frames_to_float(frames)).flatten(2)
-    actions = world.latent_action.infer(frames_to_float(frames)).indices
+    actions = world.latent_action.infer(frames_to_float(frames)).actions
     dynamics = world.dynamics
     with torch.no_grad():
         state = dynamics.observe(

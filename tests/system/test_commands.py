@@ -9,7 +9,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 
+import vwm
 from vwm.cli.main import COMMANDS, main
 
 REPOSITORY = Path(__file__).parents[2]
@@ -85,26 +87,22 @@ def artifacts(video_folder, tmp_path_factory):
     )
     main(["export", str(out / "tokenizer"), "-o", str(out / "tokenizer_bundle")])
     main(["encode", data, "--tokenizer", str(out / "tokenizer_bundle"), "--out", tokens])
-    latent_action, dynamics = "--model.init_args.latent_action.init_args", "--model.init_args.dynamics.init_args"
-    main(
-        ["fit", "-c", str(REPOSITORY / "configs/genie/coinrun_small.yaml"), "--run", str(out / "genie")]
-        + ["--model.init_args.tokenizer", str(out / "tokenizer_bundle")]
-        + [
-            f"{latent_action}.image_size",
-            "[32,32]",
-            f"{latent_action}.width",
-            "32",
-            f"{latent_action}.depth",
-            "1",
-            f"{dynamics}.width",
-            "24",
-        ]
-        + [f"{dynamics}.depth", "1", f"{dynamics}.codebook_size", "36", f"{dynamics}.tokens_per_frame", "16"]
-        + ["--trainer.max_steps", "4", "--samples.every", "2", "--data.init_args.fields", "[frames,latents]"]
-        + ["--data.init_args.path", tokens, *SMALL_DATA, *TINY]
-    )
+    fit_genie(out, "coinrun_small", "genie")
     main(["export", str(out / "genie"), "-o", str(out / "bundle"), "--starts", "3", "--sampling-steps", "2"])
     return out
+
+
+def fit_genie(out: Path, config: str, run: str) -> None:
+    """Fit a tiny Genie on the encoded videos."""
+    small = {"width": 24, "depth": 1, "codebook_size": 36, "tokens_per_frame": 16}
+    main(
+        ["fit", "-c", str(REPOSITORY / f"configs/genie/{config}.yaml"), "--run", str(out / run)]
+        + ["--model.init_args.tokenizer", str(out / "tokenizer_bundle")]
+        + network_arguments("--model.init_args.latent_action", image_size="[32,32]", width=32, depth=1)
+        + network_arguments("--model.init_args.dynamics", **small)
+        + ["--trainer.max_steps", "4", "--samples.every", "2", "--data.init_args.fields", "[frames,latents]"]
+        + ["--data.init_args.path", str(out / "tokens"), *SMALL_DATA, *TINY]
+    )
 
 
 def network_arguments(network: str, **settings: object) -> list[str]:
@@ -167,6 +165,25 @@ def car_racing(tmp_path_factory) -> Path:
         ]
     )
     return out
+
+
+def test_a_world_of_continuous_latent_actions_is_trained_and_evaluated(artifacts, tmp_path):
+    fit_genie(artifacts, "coinrun_continuous", "genie_continuous")
+    main(["export", str(artifacts / "genie_continuous"), "-o", str(tmp_path / "bundle"), "--sampling-steps", "2"])
+    world = vwm.load(tmp_path / "bundle", "cpu")
+    space = world.spec.actions
+    assert (space.kind, space.size, space.latent) == ("continuous", 4, True) and any(space.rest)
+    assert all(name.startswith(("scene", "change", "no", "not")) for name in space.names)
+    few = ["--clips", "4", "--horizon", "2", "--batch_size", "4", "--videos", "0", "--drift-seconds", "0"]
+    main(["eval", str(tmp_path / "bundle"), str(artifacts / "data"), "-o", str(tmp_path / "report"), *few])
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert np.isfinite([report["control"]["delta_psnr"]["mean"], report["control"]["shuffle_ratio"]]).all()
+    assert report["latent_action"]["size"] == 4 and all(0 <= std <= 1 for std in report["latent_action"]["std"])
+    state, frame = world.reset(world.starts[:1])
+    clip = torch.stack((frame, world.step(state, torch.tensor([space.rest]))[1].frame), dim=1)
+    inferred = world.infer_actions(clip)
+    assert inferred.shape == (1, 1, 4) and inferred.abs().max() <= 1
+    assert world.observe(state, inferred[:, 0], clip[:, 1]).latent.shape == state.latent.shape
 
 
 def test_a_diffusion_world_is_evaluated(car_racing):

@@ -33,6 +33,7 @@ SIMULATORS = {
     "genie-outcomes": lambda: genie(labeled=True, outcomes=True),
     "genie-2-frames-a-step": lambda: genie_of_latent_frames(2),
     "genie-4-frames-a-step-labeled": lambda: genie_of_latent_frames(4, labeled=True, outcomes=True),
+    "genie-continuous-latent": lambda: genie(dims=3),
     "genie-composite-actions": lambda: genie(labeled=True, composite=True),
     "dit": lambda: diffusion_world(),
     "dit-continuous-actions-and-outcomes": lambda: diffusion_world(outcomes=True, action_dims=3),

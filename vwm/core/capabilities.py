@@ -87,11 +87,17 @@ class InfersActions(Protocol):
 
     @property
     def num_latent_actions(self) -> int:
-        """The number of latent actions; 0 for a simulator whose actions were labeled, which cannot infer any."""
+        """The number of latent actions, or of dimensions of continuous ones.
+
+        It is 0 for a simulator whose actions were labeled, which cannot infer any.
+        """
         ...
 
     def infer_actions(self, frames: Tensor) -> Tensor:
-        """Infer the latent actions between frames uint8 [b, t, h, w, 3]: int64 [b, t-1].
+        """Infer the latent actions between frames uint8 [b, t, h, w, 3].
+
+        Returns:
+            int64 [b, t-1]; continuous ones are float32 [b, t-1, a] in [-1, 1].
 
         Raises:
             ValueError: there are no latent actions, or frames of another size or type.

@@ -38,7 +38,8 @@ def describe_actions(simulator: Simulator, clips: ClipDataset, count: int = 128,
 
     A latent action is named after the recorded action that occurs in more than half of its transitions, with the share,
     or else ``like`` the one that occurs in it most beyond its share of all transitions. If there is none, it is
-    described by the motion of the scene. Equal descriptions are numbered. Labeled actions keep their names.
+    described by the motion of the scene. Of continuous latent actions, each dimension is described by the motion at its
+    upper end. Equal descriptions are numbered. Labeled actions keep their names.
 
     Args:
         simulator: the world.
@@ -47,7 +48,7 @@ def describe_actions(simulator: Simulator, clips: ClipDataset, count: int = 128,
         batch_size: clips that are processed at a time.
 
     Returns:
-        One description per action, shorter than 28 characters.
+        One description per action, or dimension, shorter than 28 characters.
 
     Raises:
         ValueError: the clips' frames do not have the world's size.
@@ -57,8 +58,9 @@ def describe_actions(simulator: Simulator, clips: ClipDataset, count: int = 128,
         return list(space.names) or [f"action {i}" for i in range(space.size)]
     sample = read_eval_clips(clips, count, simulator.spec.context.image_size)
     latent = infer_latent_actions(simulator, sample.frames, batch_size)
-    texts = _describe_by_motion(latent, sample.frames, space.size)
-    if sample.actions is not None and sample.actions.ndim == 2 and sample.action_names:
+    masks = [latent.flatten() == i if space.is_discrete else latent[..., i].flatten() > 0.5 for i in range(space.size)]
+    texts = _describe_by_motion(masks, sample.frames)
+    if space.is_discrete and sample.actions is not None and sample.actions.ndim == 2 and sample.action_names:
         recorded = _describe_by_recorded_action(latent, sample, space.size)
         texts = [name or text for name, text in zip(recorded, texts, strict=True)]
     return _number_equal_texts(texts)
@@ -95,11 +97,11 @@ def _number_equal_texts(texts: list[str]) -> list[str]:
     return numbered
 
 
-def _describe_by_motion(latent: Tensor, frames: Tensor, size: int) -> list[str]:
+def _describe_by_motion(masks: list[Tensor], frames: Tensor) -> list[str]:
+    """Describe actions by the transitions in which they were taken, bool [n] each."""
     before, after = frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)
     shift = torch.cat([estimate_scene_shift(x, y) for x, y in zip(before.split(64), after.split(64), strict=True)])
     change = torch.stack([(x.int() - y.int()).abs().double().mean() for x, y in zip(before, after, strict=True)])
-    masks = [latent.flatten() == i for i in range(size)]
     return [
         describe_motion(shift[mask].mean(dim=0), float(change[mask].mean())) if mask.any() else NOT_SEEN
         for mask in masks

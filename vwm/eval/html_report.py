@@ -121,7 +121,11 @@ def _usage_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     if codebook is not None:
         used = f"{codebook['used']} of {codebook['size']}"
         rows.append(("Codes used", used, f"perplexity {codebook['perplexity']:.1f}"))
-    if latent is not None:
+    if latent is not None and "std" in latent:
+        spread = sum(latent["std"]) / latent["size"]
+        text = f"deviation of {latent['size']} continuous ones in [-1, 1], on average; uniform ones: 0.58"
+        rows.append(("Latent actions", _format_number(spread, ""), text))
+    elif latent is not None:
         rows.append(
             ("Latent actions used", _format_number(latent["perplexity"], ""), f"perplexity, of {latent['size']}")
         )

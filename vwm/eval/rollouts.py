@@ -89,7 +89,7 @@ def read_clip_actions(simulator: Simulator, sample: EvalClips, batch_size: int) 
 
 @torch.inference_mode()
 def infer_latent_actions(simulator: InfersActions, frames: Tensor, batch_size: int) -> Tensor:
-    """Infer the latent actions of clips: uint8 [n, t, h, w, 3] -> int64 [n, t-1]."""
+    """Infer the latent actions of clips: uint8 [n, t, h, w, 3] -> int64 [n, t-1] or float32 [n, t-1, a]."""
     batches = progress_bar(frames.split(batch_size), desc="latent actions", unit="batch")
     return torch.cat([simulator.infer_actions(b).cpu() for b in batches])
 

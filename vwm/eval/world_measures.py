@@ -179,10 +179,10 @@ def _measure_control(evaluation: EvaluationData) -> dict[str, Any]:
 
 
 def _measure_action_information(evaluation: EvaluationData) -> dict[str, Any]:
-    """Measure the information of latent actions about the recorded ones; None where one of the two is missing."""
+    """Measure the information of latent actions about the recorded ones; None unless both are there and discrete."""
     sample, recorded = evaluation.sample, evaluation.sample.actions
     inferred = isinstance(evaluation.simulator, InfersActions) and evaluation.simulator.num_latent_actions
-    if not inferred or recorded is None or recorded.ndim != 2:
+    if not inferred or not evaluation.simulator.spec.actions.is_discrete or recorded is None or recorded.ndim != 2:
         keys = ("mi_bits", "mi_bits_shuffled", "entropy_bits", "table", "names")
         return {f"action_{key}": None for key in keys}
     latent, true = evaluation.actions.flatten(), recorded[:, :-1].flatten()
@@ -200,10 +200,13 @@ def _measure_action_information(evaluation: EvaluationData) -> dict[str, Any]:
 
 
 def _measure_latent_actions(evaluation: EvaluationData) -> dict[str, Any] | None:
+    """Measure how latent actions are used: of codes their counts, of dimensions in [-1, 1] their deviations."""
     simulator = evaluation.simulator
     if not isinstance(simulator, InfersActions) or not simulator.num_latent_actions:
         return None
     size = simulator.num_latent_actions
+    if not simulator.spec.actions.is_discrete:
+        return {"size": size, "std": evaluation.actions.flatten(0, 1).std(dim=0, correction=0)}
     counts = code_counts(evaluation.actions, size)
     return {"perplexity": perplexity(counts), "size": size, "counts": counts.long()}
 

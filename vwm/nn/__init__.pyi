@@ -35,6 +35,8 @@ from .dense_layers import init_dense_weight as init_dense_weight
 from .dense_layers import make_dense_mlp as make_dense_mlp
 from .dense_layers import make_norm_layer as make_norm_layer
 from .dense_layers import make_output_layer as make_output_layer
+from .gaussian_bottleneck import GaussianBottleneck as GaussianBottleneck
+from .gaussian_bottleneck import GaussianOutput as GaussianOutput
 from .linear import OneDNNLinear as OneDNNLinear
 from .linear import onednn_linear as onednn_linear
 from .lora import LoRAConfig as LoRAConfig

@@ -38,7 +38,7 @@ def batch(**changes) -> ClipBatch:
 def test_the_action_map_starts_with_counts_of_inferred_actions(world):
     made, clips = module(world), batch()
     made.initialize_action_map([clips, clips])
-    latents = genie().latent_action.infer(clips.frames.movedim(-1, 2) / 127.5 - 1).indices
+    latents = genie().latent_action.infer(clips.frames.movedim(-1, 2) / 127.5 - 1).actions
     counts = torch.zeros(3, 4)
     for a, k in zip(clips.actions[:, :-1].flatten(), latents.flatten(), strict=True):  # actions[t] leads to t + 1
         counts[a, k] += 2

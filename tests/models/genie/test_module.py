@@ -20,11 +20,11 @@ def folder(tmp_path_factory):
     return folder
 
 
-def module(folder, labeled: bool = False, **changes) -> GenieModule:
+def module(folder, labeled: bool = False, dims: int = 0, **changes) -> GenieModule:
     torch.manual_seed(0)
-    return GenieModule(
-        folder, dynamics(**changes), OptimizerConfig(), None if labeled else latent_action(), context_frames=2
-    ).train()
+    changes |= {"num_actions": dims, "continuous": True} if dims else {}
+    actions = None if labeled else latent_action(action_dims=dims)
+    return GenieModule(folder, dynamics(**changes), OptimizerConfig(), actions, context_frames=2).train()
 
 
 def batch(**more) -> ClipBatch:
@@ -33,14 +33,16 @@ def batch(**more) -> ClipBatch:
     return ClipBatch(frames=frames, actions=torch.randint(0, 4, (3, 6), generator=generator), **more)
 
 
-def test_the_dynamics_loss_has_no_gradient_in_the_latent_actions(folder):
-    genie = module(folder)
+@pytest.mark.parametrize("dims", [0, 3], ids=["codes", "continuous"])
+def test_the_dynamics_loss_has_no_gradient_in_the_latent_actions(folder, dims):
+    genie = module(folder, dims=dims)
     actions, action_loss, _ = genie._actions(batch())
     loss, _ = genie.dynamics.loss(genie._tokens(batch()).flatten(2), actions)
     loss.backward()
     assert all(p.grad is None for p in genie.latent_action.parameters())
     action_loss.backward()
-    assert any(p.grad is not None for p in genie.latent_action.parameters())
+    encoder = genie.latent_action.encoder.parameters()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in encoder if p.numel() > 16)
     assert all(p.grad is None for p in genie.tokenizer.parameters())
 
 
@@ -132,6 +134,7 @@ def test_the_frozen_tokenizer_stays_in_evaluation_mode(folder):
         ({"codebook_size": 99}, "dynamics.codebook_size=99 but the tokenizer's codes: 36"),
         ({"tokens_per_frame": 9}, "dynamics.tokens_per_frame=9"),
         ({"num_actions": 7}, "Set dynamics.num_actions=4"),
+        ({"continuous": True}, "dynamics.continuous=True but latent_action's actions: False"),
     ],
 )
 def test_rejects_mismatched_parts(folder, changes, message):

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from vwm.core.family import CacheComparison, ExportSettings, WorldFamily
 from vwm.core.feature_extractor import FeatureExtractor
-from vwm.core.spaces import ActionSpace
 
 if TYPE_CHECKING:
     from vwm.models.genie.module import GenieModule
@@ -28,11 +27,10 @@ class GenieFamily(WorldFamily):
         """See ``WorldFamily.make_simulator``."""
         from vwm.models.genie.simulator import GenieSimulator
 
-        size = module.dynamics.num_actions
         if module.latent_action is None:
             actions = module.dynamics.action_space.named_by(settings.recording)
         else:
-            actions = ActionSpace("discrete", size, tuple(f"action {i}" for i in range(size)), latent=True)
+            actions = module.latent_action.action_space
         return GenieSimulator(
             tokenizer=module.tokenizer,
             dynamics=module.dynamics,

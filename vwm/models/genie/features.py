@@ -28,7 +28,7 @@ class GenieFeatureExtractor(FeatureExtractor):
         dynamics: MaskGITDynamics = self.networks["dynamics"]
         video = video.to(dynamics.device)
         tokens, infers = self.networks["tokenizer"].encode(video).flatten(2), self.networks.get("latent_action")
-        actions = infers.infer(video).indices if infers is not None and video.shape[1] > 1 else None
+        actions = infers.infer(video).actions if infers is not None and video.shape[1] > 1 else None
         with capture_block_outputs(dynamics.transformer.blocks, self.layer) as outputs:
             state = dynamics.observe(dynamics.init_state(len(video)), tokens[:, :1], None)
             if video.shape[1] > 1:

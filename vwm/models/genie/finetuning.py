@@ -99,7 +99,7 @@ class GenieFinetuning(GenieModule):
                     "the action map is initialized by latent actions, inferred from frames: add frames to data.fields"
                 )
             actions, _, _ = self._actions(batch)
-            latents = latent_action.infer(frames_to_float(batch.frames.to(self.device))).indices.cpu()
+            latents = latent_action.infer(frames_to_float(batch.frames.to(self.device))).actions.cpu()
             counts += count_action_pairs(actions.cpu(), latents, (self.num_actions, num_latent_actions))
         self._action_map.initialize(counts.to(self.device))
         num_seen = int((counts.sum(dim=1) > 0).sum())

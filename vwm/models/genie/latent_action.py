@@ -1,10 +1,11 @@
 """The latent action model (Genie, arXiv 2402.15391, section 2.1), which infers actions between frames.
 
-An encoder sees both frames and describes the change by one code. A decoder sees only the past and the code, and
+An encoder sees both frames and describes the change by one code, or by a few numbers (a Gaussian bottleneck: AdaWorld,
+arXiv 2503.18938). A decoder sees only the past and the code, and
 predicts the next frame. Information that the past does not contain has to pass through the code, which
 therefore represents the action.
 
-Legend: b batch, t time, H W pixels, n tokens per frame, d width, k number of actions.
+Legend: b batch, t time, H W pixels, n tokens per frame, d width, k number of actions, a dimensions of continuous ones.
 """
 
 from __future__ import annotations
@@ -16,17 +17,25 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from vwm.core.spaces import ActionSpace
+from vwm.nn.gaussian_bottleneck import GaussianBottleneck
 from vwm.nn.pixels import patch_grid, patchify, unpatchify
 from vwm.nn.quantize import Codebook, Quantizer
 from vwm.nn.space_time import SpaceTimeTransformer
 
 
 class LatentActionOutput(NamedTuple):
-    """Indices int64 [b, t-1] (``indices[:, i]`` leads from frame i to i+1), codes [b, t-1, d], commitment loss."""
+    """The actions between frames; ``actions[:, i]`` leads from frame i to i+1.
 
-    indices: Tensor
+    Attributes:
+        actions: int64 [b, t-1], indices of codes; continuous ones are float [b, t-1, a] in [-1, 1].
+        codes: [b, t-1, d], for the decoder.
+        loss: of the bottleneck: commitment to the codes, or divergence from the prior.
+    """
+
+    actions: Tensor
     codes: Tensor
-    commitment: Tensor
+    loss: Tensor
 
 
 class LatentActionModel(ModelMixin, ConfigMixin):
@@ -44,9 +53,12 @@ class LatentActionModel(ModelMixin, ConfigMixin):
         decoder_context: ``"past"`` (the paper: all earlier frames) or ``"first"``: only the first frame, so that all
             later motion has to be encoded in the actions (prevents collapsed actions).
         spread_weight: with FSQ, weight of the loss that keeps all dimensions of the codes in use.
+        action_dims: a; above 0, actions are continuous, and there is no codebook. The dynamics then takes
+            ``num_actions`` = a with ``continuous: true``.
+        kl_weight: weight of the divergence of continuous actions from their prior; see ``GaussianBottleneck``.
 
     Raises:
-        ValueError: an unknown ``decoder_context``.
+        ValueError: an unknown ``decoder_context``, or a value out of range.
     """
 
     @register_to_config
@@ -62,6 +74,8 @@ class LatentActionModel(ModelMixin, ConfigMixin):
         code_width: int = 32,
         decoder_context: str = "past",
         spread_weight: float = 0.01,
+        action_dims: int = 0,
+        kl_weight: float = 2e-4,
     ) -> None:
         super().__init__()
         if decoder_context not in ("past", "first"):
@@ -75,7 +89,11 @@ class LatentActionModel(ModelMixin, ConfigMixin):
         self.embed = nn.Linear(patch_values, width)
         self.encoder_places = nn.Parameter(torch.randn(tokens + 1, width) * 0.02)
         self.encoder = SpaceTimeTransformer(width=width, depth=depth, heads=heads, window=window)
-        self.quantizer = Quantizer(width=width, codebook=codebook, code_width=code_width, spread_weight=spread_weight)
+        self.quantizer = (
+            GaussianBottleneck(width=width, dims=action_dims, kl_weight=kl_weight)
+            if action_dims
+            else Quantizer(width=width, codebook=codebook, code_width=code_width, spread_weight=spread_weight)
+        )
         self.decoder_embed = nn.Linear(patch_values, width)
         self.decoder_places = nn.Parameter(torch.randn(tokens, width) * 0.02)
         self.decoder = SpaceTimeTransformer(width=width, depth=depth, heads=heads, window=window)
@@ -85,8 +103,21 @@ class LatentActionModel(ModelMixin, ConfigMixin):
 
     @property
     def num_actions(self) -> int:
-        """Number of actions, k."""
+        """Number of actions, k; of their dimensions, a, where they are continuous."""
         return self.quantizer.size
+
+    @property
+    def continuous(self) -> bool:
+        """Whether actions are numbers instead of indices."""
+        return isinstance(self.quantizer, GaussianBottleneck)
+
+    @property
+    def action_space(self) -> ActionSpace:
+        """The actions, by number; continuous ones rest at the median of the data."""
+        names = tuple(f"action {i}" for i in range(self.num_actions))
+        if isinstance(self.quantizer, GaussianBottleneck):
+            return ActionSpace("continuous", self.num_actions, names, latent=True, rest=self.quantizer.rest)
+        return ActionSpace("discrete", self.num_actions, names, latent=True)
 
     def infer(self, video: Tensor) -> LatentActionOutput:
         """Infer the actions between the frames of a video, float [b, t >= 2, 3, H, W] in [-1, 1].
@@ -100,8 +131,8 @@ class LatentActionModel(ModelMixin, ConfigMixin):
         # An additional token per frame collects the change since the previous frame.
         x = torch.cat((patches.new_zeros(*patches.shape[:2], 1, patches.shape[-1]), patches), dim=2)
         change = self.encoder(x + self.encoder_places)[:, 1:, 0]
-        codes, indices, commitment = self.quantizer(change)
-        return LatentActionOutput(indices, codes, commitment)
+        codes, actions, loss = self.quantizer(change)
+        return LatentActionOutput(actions, codes, loss)
 
     def predict(self, video: Tensor, codes: Tensor) -> Tensor:
         """Predict the next frame of each frame: [b, t, 3, H, W] and codes [b, t, d] -> [b, t, 3, H, W].

@@ -26,12 +26,15 @@ from vwm.nn.quantize import code_counts, perplexity
 from vwm.nn.training_module import TrainingModule
 from vwm.tokenizers.loading import load_tokenizer
 
+MIN_ACTION_NATS = 0.1
+"""Continuous latent actions that carry less, on average over transitions, are reported as collapsed."""
+
 
 class GenieModule(TrainingModule):
     """Genie's second stage: latent actions and dynamics.
 
-    The latent action model learns from its own reconstruction only: the dynamics takes its actions as indices, so that
-    no gradient flows back.
+    The latent action model learns from its own reconstruction only: the dynamics takes its actions as indices, or as
+    numbers without a gradient.
 
     Args:
         tokenizer: a trained tokenizer: a bundle, or its ``tokenizer`` folder.
@@ -46,7 +49,9 @@ class GenieModule(TrainingModule):
             terminated) in data.fields.
     """
 
-    progress_bar: ClassVar[Mapping[str, str]] = MappingProxyType({"acc": "accuracy", "actions": "action_perplexity"})
+    progress_bar: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"acc": "accuracy", "actions": "action_perplexity", "action nats": "action_nats"}
+    )
 
     def __init__(
         self,
@@ -118,9 +123,12 @@ class GenieModule(TrainingModule):
         logs = {
             "lam_loss": reconstruction.detach(),
             "lam_gain": 1 - reconstruction.detach() / copied.clamp(min=1e-8),
-            "action_perplexity": perplexity(code_counts(actions.indices, self.latent_action.num_actions)),
         }
-        return actions.indices, reconstruction + actions.commitment, logs
+        if self.latent_action.continuous:
+            logs["action_nats"] = actions.loss.detach() / self.latent_action.config.kl_weight
+        else:
+            logs["action_perplexity"] = perplexity(code_counts(actions.actions, self.latent_action.num_actions))
+        return actions.actions, reconstruction + actions.loss, logs
 
     @torch.no_grad()
     def _tokens(self, batch: ClipBatch) -> Tensor:
@@ -146,19 +154,27 @@ class GenieModule(TrainingModule):
     def on_validation_epoch_end(self) -> None:
         """Warn of collapsed or ignored actions."""
         metrics = self.trainer.callback_metrics
-        if not self.trainer.is_global_zero or self.latent_action is None or "val/action_perplexity" not in metrics:
+        if not self.trainer.is_global_zero or self.latent_action is None or "val/shuffle_ratio" not in metrics:
             return
-        used, size = float(metrics["val/action_perplexity"]), self.latent_action.num_actions
-        if used < max(1.05, self.collapse_threshold * size):
+        size = self.latent_action.num_actions
+        if self.latent_action.continuous:
+            nats = float(metrics["val/action_nats"])
+            collapsed, used = nats < MIN_ACTION_NATS, f"val/action_nats is {nats:.2f}"
+            remedy = "Lower latent_action.kl_weight, set"
+        else:
+            count = float(metrics["val/action_perplexity"])
+            collapsed = count < max(1.05, self.collapse_threshold * size)
+            used = f"val/action_perplexity is {count:.2f} of {size}"
+            remedy = "Try FSQ levels for latent_action.codebook,"
+        if collapsed:
             print(
-                f"\nalarm: the latent actions have collapsed (perplexity {used:.2f} of {size}). Try FSQ levels for "
-                f"latent_action.codebook, latent_action.decoder_context=first, or data with more events."
+                f"\nalarm: the latent actions have collapsed ({used}). {remedy} latent_action.decoder_context=first, "
+                "or use data with more events."
             )
         if float(metrics["val/shuffle_ratio"]) < 1.005:
             print(
                 "\nalarm: the dynamics ignores its actions (shuffled actions cost "
-                f"{metrics['val/shuffle_ratio']:.3f} x the loss). Train longer, or check the actions first: "
-                f"val/action_perplexity is {used:.2f} of {size}."
+                f"{metrics['val/shuffle_ratio']:.3f} x the loss). Train longer, or check the actions first: {used}."
             )
 
     def frozen_networks(self) -> tuple[nn.Module, ...]:
@@ -206,6 +222,7 @@ def _check_components_match(
         pairs.append(
             ("dynamics.num_actions", dynamics.num_actions, "latent_action's actions", latent_action.num_actions)
         )
+        pairs.append(("dynamics.continuous", dynamics.continuous, "latent_action's actions", latent_action.continuous))
     if outcomes is not None:
         if latent_action is not None:
             raise ValueError(

@@ -51,7 +51,7 @@ class GenieSimulator(VideoSimulator):
     Args:
         tokenizer: encodes video to tokens, of r frames each after the first latent, and decodes them.
         dynamics: predicts the next frame's tokens from tokens and actions.
-        latent_action: infers the actions of a context; None where the actions were labeled.
+        latent_action: infers the actions of a context, one of several or continuous ones; None where they were labeled.
         actions: the action space; its size must be the dynamics'.
         outcomes: heads for reward and termination; None without them.
         **rest: see ``VideoSimulator``.
@@ -87,6 +87,8 @@ class GenieSimulator(VideoSimulator):
                 f"the tokenizer makes a latent of {tokenizer.time_compression} frames, the dynamics takes latents of "
                 f"{dynamics.frames_per_latent}"
             )
+        if latent_action is not None and not latent_action.action_space.fits(actions):
+            raise ValueError(f"latent_action infers {latent_action.action_space}, but the dynamics takes {actions}")
         super().__init__(tokenizer, dynamics, actions, **rest)
         self.latent_action = None if latent_action is None else latent_action.eval()
         self.outcomes = None if outcomes is None else outcomes.eval()
@@ -103,7 +105,7 @@ class GenieSimulator(VideoSimulator):
         frames = video.shape[1]
         encoder, tokens = self.tokenizer.encode_step(self.tokenizer.init_encoder(batch), video)
         if frames > 1 and context_actions is None and self.latent_action is not None:
-            context_actions = self.latent_action.infer(video).indices
+            context_actions = self.latent_action.infer(video).actions
         dynamics, features = self._observe_tokens(self.dynamics.init_state(batch), tokens[:, :1], None)
         if frames > 1:
             dynamics, features = self._observe_tokens(dynamics, tokens[:, 1:], context_actions)
@@ -176,7 +178,7 @@ class GenieSimulator(VideoSimulator):
         if self.latent_action is None:
             raise ValueError("this simulator was trained on labeled actions: it has no latent ones to infer")
         self.check_context(frames)
-        return self.latent_action.infer(frames_to_float(frames.to(self.device))).indices
+        return self.latent_action.infer(frames_to_float(frames.to(self.device))).actions
 
     def features(self, state: GenieState) -> Tensor:
         """See ``ProvidesFeatures.features``: of the last frame's tokens."""
