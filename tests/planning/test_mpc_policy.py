@@ -57,6 +57,38 @@ def test_reaches_goals_given_as_images():
     assert run_task_policy(random, random_task_policy(random, 0), 60).solved.sum() < 12
 
 
+class RoomsOfTwoFrames(RecordingRooms):
+    """Rooms in which a latent holds two frames, and an action is held for both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spec = replace(self.spec, frames_per_step=2)
+
+    def encode(self, frames):
+        return super().encode(frames)[:, ::2]
+
+    def step(self, state, action, decode=True):
+        return super().step(super().step(state, action, decode)[0], action, decode)
+
+
+def test_a_world_of_two_frames_per_step_is_planned_in_with_held_actions():
+    task, world, actions = TwoRoomsGoalTask(24, seed=0), RoomsOfTwoFrames(), []
+    planner = CEM(horizon=12)
+    policy = MPCPolicy(world, planner, task.goals, lambda goals: GoalDistance(goals, "l2", "min"), replan_every=3)
+
+    def record(frames, active):
+        actions.append(policy(frames, active))
+        return actions[-1]
+
+    result = run_task_policy(task, record, 60)
+    assert result.solved.sum() >= 22
+    assert [c.shape[1] for c, _, _ in world.contexts] == [1] + [3] * (len(world.contexts) - 1)
+    assert len(world.contexts) == -(-len(actions) // 6)  # a decision is three actions of two frames
+    decided = actions[: len(actions) // 2 * 2]
+    assert all((one == other).all() for one, other in zip(decided[::2], decided[1::2], strict=True))
+    assert not (actions[0] == actions[2]).all()
+
+
 def test_solved_episodes_stop_and_are_not_planned_for():
     task = TwoRoomsGoalTask(8, seed=3)
     world = RecordingRooms()

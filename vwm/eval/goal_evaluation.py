@@ -69,8 +69,8 @@ class GoalPlannerConfig:
 
     Attributes:
         planner: cem or mppi.
-        horizon: steps that the planner looks ahead.
-        replan_every: steps from one decision to the next.
+        horizon: steps of the world that the planner looks ahead; each has spec.frames_per_step frames.
+        replan_every: steps of the world from one decision to the next.
         samples: action sequences per iteration.
         iterations: iterations per decision.
         planner_options: other settings of the planner, e.g. '{elites: 10, noise_exponent: 0, momentum: 0.15}'.

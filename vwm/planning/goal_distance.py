@@ -20,7 +20,7 @@ GoalReduction = Literal["end", "sum", "min"]
 
 @torch.no_grad()
 def encode_goal_frames(simulator: Simulator, frames: Tensor) -> Tensor:
-    """Encode goal images to latents of a world.
+    """Encode goal images to latents of a world; where a latent holds k frames, to one that shows the goal k times.
 
     Args:
         simulator: one that encodes frames to continuous latents (``EncodesFrames``).
@@ -34,7 +34,9 @@ def encode_goal_frames(simulator: Simulator, frames: Tensor) -> Tensor:
     """
     simulator.check_context(frames[:, None])
     if isinstance(simulator, EncodesFrames):
-        latents = simulator.encode(frames[:, None])[:, -1]
+        frames_per_step = simulator.spec.frames_per_step
+        still = frames[:, None].expand(-1, 1 if frames_per_step == 1 else 1 + frames_per_step, *frames.shape[1:])
+        latents = simulator.encode(still)[:, -1]
         if latents.is_floating_point():
             return latents
     raise ValueError(

@@ -46,17 +46,18 @@ class TaskRollout(NamedTuple):
 
 
 class MPCPolicy:
-    """Plan every ``replan_every`` steps from the latest frames, for all active episodes in one batch.
+    """Plan every ``replan_every`` steps of the world from the latest frames, for all active episodes in one batch.
 
-    The world's state is computed from the latest frames and actions at every decision, so that prediction errors do not
-    accumulate; each search starts from the previous plan.
+    Where a step of the world shows k frames, each action of a plan is held for k steps of the task. The world's state
+    is computed from the latest frames and actions at every decision, so that prediction errors do not accumulate; each
+    search starts from the previous plan.
 
     Args:
         simulator: the world to plan in.
         planner: the search.
         goals: uint8 [n, h, w, 3], the goal image of each episode.
         objective: maps the encoded goals [b, ...] to what planning minimizes.
-        replan_every: steps from one decision to the next.
+        replan_every: steps of the world from one decision to the next.
         seed: of all decisions.
 
     Attributes:
@@ -84,6 +85,7 @@ class MPCPolicy:
         self.planner = planner
         self.objective = objective
         self.replan_every = replan_every
+        self.held = simulator.spec.frames_per_step
         self.goals = encode_goal_frames(simulator, torch.from_numpy(goals))
         self.seeds = world_seeds(seed, len(goals))
         self.frames: deque[Tensor] = deque(maxlen=simulator.spec.context_frames)
@@ -97,11 +99,12 @@ class MPCPolicy:
     def __call__(self, frames: Frames, active: NDArray[np.bool_]) -> ActionArray:
         """Return the actions of one time step; see ``TaskPolicy``."""
         self.frames.append(torch.from_numpy(frames))
-        if self.step % self.replan_every == 0:
+        since_plan = self.step % (self.replan_every * self.held)
+        if since_plan == 0:
             self._replan(torch.from_numpy(active))
         assert self.plan is not None
         actions = torch.zeros(len(frames), self.simulator.spec.actions.size)
-        actions[self.planned_episodes] = self.plan.actions[:, self.step % self.replan_every].cpu().float()
+        actions[self.planned_episodes] = self.plan.actions[:, since_plan // self.held].cpu().float()
         self.actions.append(actions)
         self.step += 1
         return actions.numpy()
