@@ -31,6 +31,12 @@ def test_the_bundle_has_the_named_parts_of_the_environment(lamp_world: Path) -> 
     assert space.parts == LampEnv.action_parts and space.names[1:3] == ("keys.left", "keys.right")
 
 
+def test_it_is_exported_with_guidance_by_part(lamp_world: Path, tmp_path: Path) -> None:
+    options = ["--data", "none", "--sampling-steps", "1", "--guidance", "{keys: 2.0, pointer: 1.5}"]
+    main(["export", str(lamp_world / "run"), "-o", str(tmp_path / "world"), *options])
+    assert load_simulator(tmp_path / "world", "cpu").sampling.guidance == {"keys": 2.0, "pointer": 1.5}
+
+
 def test_it_is_evaluated_on_its_recording(lamp_world: Path, tmp_path: Path) -> None:
     options = ["--clips", "2", "--horizon", "2", "--device", "cpu", "--drift-seconds", "0"]
     main(["eval", str(lamp_world / "world"), str(lamp_world / "data"), "-o", str(tmp_path), *options])

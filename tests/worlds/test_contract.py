@@ -37,7 +37,9 @@ SIMULATORS = {
     "genie-composite-actions": lambda: genie(labeled=True, composite=True),
     "dit": lambda: diffusion_world(),
     "dit-continuous-actions-and-outcomes": lambda: diffusion_world(outcomes=True, action_dims=3),
-    "dit-composite-actions": lambda: diffusion_world(outcomes=True, action_parts=composite_parts()),
+    "dit-composite-actions-guided-by-part": lambda: diffusion_world(
+        outcomes=True, action_parts=composite_parts(), sampling=DiffusionSampling(steps=2, guidance={"keys": 2.0})
+    ),
     "dit-shortcut": lambda: diffusion_world(prediction="clean", num_step_sizes=3),
     "dit-v-guided": lambda: diffusion_world(prediction="v", sampling=DiffusionSampling(steps=2, guidance=2.0)),
     "dit-full-attention": lambda: diffusion_world(attention="full"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -39,6 +40,8 @@ class NetworkSimulator(Simulator):
     """Those of them that may be None."""
     SAMPLING_CLASS: ClassVar[type[Any]]
     """The class of ``sampling``, a named tuple."""
+    SAMPLING_BY_PART: ClassVar[tuple[str, ...]] = ()
+    """Fields of ``sampling`` that may also be mappings, from the names of parts of composite actions to numbers."""
 
     def __init__(
         self,
@@ -68,7 +71,7 @@ class NetworkSimulator(Simulator):
         )
         self.starts = starts
         self.sampling = self.SAMPLING_CLASS() if sampling is None else sampling
-        _check_sampling_numbers(self.sampling)
+        _check_sampling_numbers(self.sampling, self.SAMPLING_BY_PART)
         self.check_sampling(self.sampling)
 
     @property
@@ -112,7 +115,7 @@ class NetworkSimulator(Simulator):
             )
         other = copy.copy(self)
         other.sampling = self.sampling._replace(**changes)
-        _check_sampling_numbers(other.sampling)
+        _check_sampling_numbers(other.sampling, self.SAMPLING_BY_PART)
         other.check_sampling(other.sampling)
         return other
 
@@ -212,11 +215,13 @@ MAX_SAMPLING_STEPS = 1000
 """Limit of what a bundle may ask for: a step of more would take minutes."""
 
 
-def _check_sampling_numbers(sampling: Any) -> None:
+def _check_sampling_numbers(sampling: Any, by_part: Sequence[str]) -> None:
     """Raise ValueError for sampling settings that no family supports: not finite, negative, or too many steps."""
     for name, value in sampling._asdict().items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise ValueError(f"sampling.{name} must be a number of 0 or more, got {value!r}")
+        numbers = value.values() if name in by_part and isinstance(value, Mapping) else [value]
+        for number in numbers:
+            if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < math.inf:
+                raise ValueError(f"sampling.{name} must be a number of 0 or more, got {number!r}")
     steps = getattr(sampling, "steps", 1)
     if not isinstance(steps, int) or not 1 <= steps <= MAX_SAMPLING_STEPS:
         raise ValueError(f"sampling.steps must lie in 1..{MAX_SAMPLING_STEPS}, got {steps!r}")

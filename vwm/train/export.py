@@ -43,7 +43,7 @@ def export_run(
     context: int = 4,
     sampling_steps: int | None = None,
     temperature: float | None = None,
-    guidance: float | None = None,
+    guidance: float | dict[str, float] | None = None,
     float16: bool = False,
     allow_packages: list[str] | None = None,
 ) -> None:
@@ -64,7 +64,8 @@ def export_run(
         context: frames of each starting context; rounded up to whole latents, 1 + k n, where latents hold k frames.
         sampling_steps: sampling steps per frame; by default 8 (MaskGIT), or as in the sample videos of a DiT run.
         temperature: sampling temperature of MaskGIT (by default 0.5) or of an MDN-RNN (by default 1).
-        guidance: scale of a DiT's classifier-free guidance by the action; 1, the default, disables it.
+        guidance: weight of a DiT's classifier-free guidance by the action; 1, the default, disables it. Composite
+            actions may have weights by part, such as '{keys: 2}'; see ``vwm.models.dit.guidance``.
         float16: store a simulator's weights in float16, which halves the size; they are loaded as float32.
         allow_packages: packages other than vwm whose code the run's config may name, and which are then imported.
     """
@@ -80,9 +81,7 @@ def export_run(
     settings = _make_export_settings(source, title or run.resolve().name, starts, context)
     chosen = {"steps": sampling_steps, "temperature": temperature, "guidance": guidance}
     sampling = {name: value for name, value in chosen.items() if value is not None}
-    if sampling.get("guidance", 1) != 1 and not module.action_dropout:
-        print("warning: guidance compares with a frame whose action is hidden, and this run hid none "
-              "(model.action_dropout=0)")  # fmt: skip
+    _warn_of_untrained_guidance(module, guidance)
     simulator = family.make_simulator(module, settings).with_sampling(**sampling)
     if source is not None:
         _name_latent_actions(simulator, source)
@@ -91,6 +90,17 @@ def export_run(
         print_output(out, "a world without a decoder, for planning", format_command("plan", out, "ENV"))
     else:
         print_output(out, "a world", format_command("play", out))
+
+
+def _warn_of_untrained_guidance(module: TrainingModule, guidance: float | dict[str, float] | None) -> None:
+    """Warn where guidance would hide what the training always showed."""
+    by_part = isinstance(guidance, dict)
+    what, setting = ("parts", "part_dropout") if by_part else ("action", "action_dropout")
+    weights = guidance.values() if isinstance(guidance, dict) else [1.0 if guidance is None else guidance]
+    if any(weight != 1 for weight in weights) and not getattr(module, setting):
+        verb = "are" if by_part else "is"
+        print(f"warning: guidance compares with a frame whose {what} {verb} hidden, and this run hid none "
+              f"(model.{setting}=0)")  # fmt: skip
 
 
 def _make_export_settings(source: str | None, title: str, starts: int, context: int) -> ExportSettings:

@@ -2,6 +2,7 @@ from .agent_module import DiTAgentModule as DiTAgentModule
 from .family import DiTFamily as DiTFamily
 from .features import DiTFeatureExtractor as DiTFeatureExtractor
 from .finetuning import DiTFinetuning as DiTFinetuning
+from .guidance import GuidanceLevel as GuidanceLevel
 from .module import DiTModule as DiTModule
 from .network import DiT as DiT
 from .network import DiTOutput as DiTOutput

@@ -5,7 +5,7 @@ Legend: b batch, t time, h w c of the latents, d width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vwm.core.seeds import fold_in, seeded_normal
+from vwm.models.dit.guidance import Guidance, GuidanceLevel, guidance_levels, guide
 from vwm.models.dit.network import DiT, NoisyFrames
 from vwm.models.dit.noise_schedule import add_noise, sampler_step, sampling_signal_levels
 from vwm.nn.space_time import TransformerState
@@ -30,14 +31,14 @@ class DiffusionSampling(NamedTuple):
         steps: number of sampling steps; for a shortcut model a power of two.
         context_noise: share of noise in the past frames to which the network attends (Dreamer 4: 0.1; the stabilization
             level of diffusion forcing). It keeps small errors of one frame from growing over the following ones.
-        guidance: scale of classifier-free guidance on the action (arXiv 2207.12598, eq. 6); 1 disables it, and other
-            values cost a second pass per step.
+        guidance: weight of classifier-free guidance by the action, or weights by part of composite actions; 1 disables
+            it, and other values cost more passes per step. See ``vwm.models.dit.guidance``.
         shift: see ``vwm.models.dit.noise_schedule.sampling_signal_levels``.
     """
 
     steps: int = 4
     context_noise: float = 0.1
-    guidance: float = 1.0
+    guidance: Guidance = 1.0
     shift: float = 1.0
 
 
@@ -103,7 +104,12 @@ def finest_step_index(dynamics: DiT, signal: Tensor) -> Tensor | None:
 
 
 def sample_latent_frame(
-    dynamics: DiT, state: TransformerState, action_embedding: Tensor, seed: Tensor, sampling: DiffusionSampling
+    dynamics: DiT,
+    state: TransformerState,
+    action_embedding: Tensor,
+    seed: Tensor,
+    sampling: DiffusionSampling,
+    levels: Sequence[GuidanceLevel] | None = None,
 ) -> Tensor:
     """Sample the next frame, without advancing the state.
 
@@ -113,22 +119,25 @@ def sample_latent_frame(
         action_embedding: [b, 1, d], of the action that leads to the new frame.
         seed: int64 [b], seeds of the noise.
         sampling: see ``DiffusionSampling``.
+        levels: the chain of guidance by part; None for guidance with one weight.
 
     Returns:
         Latents [b, 1, h, w, c].
     """
+    if levels is None:
+        assert isinstance(sampling.guidance, float | int), "guidance by part needs its levels"
+        levels = guidance_levels(dynamics, action_embedding, sampling.guidance)
 
     def predict(x: Tensor, signal: Tensor, step_index: Tensor | None) -> Tensor:
-        conditional = dynamics.denoise(
-            state, NoisyFrames(latents=x, signal=signal, step_index=step_index, action_embedding=action_embedding)
-        )
-        if sampling.guidance == 1:
-            return conditional
-        unknown = dynamics.embed_previous_actions(None, len(x), 1).to(action_embedding.dtype)
-        unconditional = dynamics.denoise(
-            state, NoisyFrames(latents=x, signal=signal, step_index=step_index, action_embedding=unknown)
-        ).to(x.dtype)
-        return unconditional + sampling.guidance * (conditional.to(x.dtype) - unconditional)
+        predictions = [
+            dynamics.denoise(
+                state, NoisyFrames(latents=x, signal=signal, step_index=step_index, action_embedding=embedding)
+            )
+            for _, embedding in levels
+        ]
+        if len(levels) == 1:
+            return predictions[0]
+        return guide([prediction.to(x.dtype) for prediction in predictions], levels)
 
     # Sampling steps are accumulated in float32, even if the network is bfloat16.
     dtype = torch.promote_types(action_embedding.dtype, torch.float32)

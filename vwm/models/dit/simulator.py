@@ -5,6 +5,7 @@ A step samples one latent, which holds k video frames (``DiT.frames_per_latent``
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from vwm.core.seeds import fold_in, seeded_normal, world_seeds
 from vwm.core.simulator import StepOutput
 from vwm.core.spaces import ActionSpace
 from vwm.core.tokenizer import VideoTokenizer
+from vwm.models.dit.guidance import GuidanceLevel, check_part_guidance, part_guidance_levels
 from vwm.models.dit.network import DiT, NoisyFrames
 from vwm.models.dit.noise_schedule import predicted_clean_and_noise
 from vwm.models.dit.policy_heads import PolicyRewardHeads, check_policy_matches_dit
@@ -71,6 +73,7 @@ class DiTSimulator(VideoSimulator):
     NETWORK_NAMES: ClassVar[tuple[str, ...]] = ("tokenizer", "dynamics", "outcomes", "policy")
     OPTIONAL_NETWORKS: ClassVar[tuple[str, ...]] = ("outcomes", "policy")
     SAMPLING_CLASS = DiffusionSampling
+    SAMPLING_BY_PART: ClassVar[tuple[str, ...]] = ("guidance",)
     transition_loss_name = "squared error"
 
     def __init__(
@@ -107,6 +110,7 @@ class DiTSimulator(VideoSimulator):
     def check_sampling(self, sampling: DiffusionSampling) -> None:
         """See ``NetworkSimulator.check_sampling``."""
         check_diffusion_sampling(self.dynamics, sampling)
+        check_part_guidance(self.dynamics, self.spec.actions, sampling.guidance)
 
     @torch.inference_mode()
     def reset(
@@ -137,7 +141,9 @@ class DiTSimulator(VideoSimulator):
             self.outcomes, state.features, action_embedding[:, 0], state.seed, state.dynamics.position
         )
         seed = fold_in(fold_in(state.seed, FRAME_SEED_STREAM), state.dynamics.position)
-        latents = sample_latent_frame(self.dynamics, state.dynamics, action_embedding, seed, self.sampling)
+        latents = sample_latent_frame(
+            self.dynamics, state.dynamics, action_embedding, seed, self.sampling, self._part_guidance_levels(action)
+        )
         dynamics, features = self._observe_latents(state.dynamics, latents, action_embedding, state.seed)
         # The decoder's state depends on every frame, so it decodes each, even if no pixels are requested.
         decoder, video = self.tokenizer.decode_step(state.decoder, latents.to(self.tokenizer.dtype))
@@ -227,3 +233,11 @@ class DiTSimulator(VideoSimulator):
         if self.dynamics.embed_action is None:
             return self.dynamics.embed_previous_actions(None, len(action), 1)
         return self.dynamics.embed_actions(self.actions_per_frame(action).to(self.device))
+
+    def _part_guidance_levels(self, action: Tensor) -> list[GuidanceLevel] | None:
+        """Return the chain of guidance by part for the action of a step; None without it."""
+        weights = self.sampling.guidance
+        if not isinstance(weights, Mapping):
+            return None
+        actions = self.actions_per_frame(action).to(self.device)
+        return part_guidance_levels(self.dynamics, actions, self.spec.actions, weights)
