@@ -82,8 +82,9 @@ def test_an_ensemble_shows_the_frames_of_its_members(world):
 
 
 def test_an_environment_of_single_frames_cannot_be_encoded(world):
-    env = SimpleNamespace(count=1, spaces=EnvSpaces(ObservationSpace.image(8, 8), world.spec.actions))
-    with pytest.raises(ValueError, match="the world shows 4 frames per step"):
+    spaces = EnvSpaces(ObservationSpace.image(8, 8), world.spec.actions)
+    env = SimpleNamespace(count=1, spaces=spaces, frames_per_step=1)
+    with pytest.raises(ValueError, match="the world shows 4 frames per step, the environment 1"):
         EncodedBatchedEnv(env, world, "features", 0)
 
 

@@ -11,6 +11,7 @@ from .behavior_policies import RandomPolicy as RandomPolicy
 from .behavior_policies import StickyPolicy as StickyPolicy
 from .composite_actions import CompositeEnvActions as CompositeEnvActions
 from .crafter import CrafterEnv as CrafterEnv
+from .held_actions import HeldActionEnv as HeldActionEnv
 from .lamp import LampEnv as LampEnv
 from .lane_following import RoadPoint as RoadPoint
 from .procgen import ProcgenEnv as ProcgenEnv

@@ -33,11 +33,13 @@ class BatchedEnv(ABC):
             for them (``ActionSpace.flat``).
         count: number of copies.
         autoreset: what follows the end of an episode, see ``TimeStep``.
+        frames_per_step: number of observations that a step shows; above 1, they have a dimension after the batch.
     """
 
     spaces: EnvSpaces
     count: int
     autoreset: AutoresetMode = AutoresetMode.NEXT_STEP
+    frames_per_step: int = 1
 
     @abstractmethod
     def reset(self) -> TimeStep:

@@ -63,6 +63,6 @@ def check_actions_after_latents(actions: Tensor, latents: int, frames: int) -> N
     """Raise ValueError unless each of the latents of a clip is followed by k actions; see ``ClipBatch``."""
     if actions.shape[1] != latents * frames:
         raise ValueError(
-            f"outcomes of {latents} latents of {frames} frames need {frames} actions after each, got "
+            f"outcomes and policies of {latents} latents of {frames} frames need {frames} actions after each, got "
             f"{actions.shape[1]}: set data.frames_per_latent={frames}"
         )

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from factories import dit, randomize
+from factories import dit, latent_frames_world, randomize
 
 from vwm.core.components import ComponentError, save_component
 from vwm.core.seeds import fold_in, seeded_normal
@@ -151,6 +151,34 @@ def test_learns_the_policy_and_rewards_of_recorded_players(context):
         predicted_rewards = learner.policy.two_hot.mean(learner.policy(features)[1])[..., 0]
     assert (chosen == held_out.actions).float().mean() > 0.95
     torch.testing.assert_close(predicted_rewards, held_out.rewards, rtol=0, atol=0.4)
+
+
+def test_a_policy_over_latents_of_two_frames_learns_the_actions_after_each_latent():
+    world = latent_frames_world(2, agent_tokens=1)
+    learner = DiTAgentModule(
+        dynamics=world.dynamics.requires_grad_(True),
+        policy=randomize(PolicyRewardHeads(32, num_actions=4, hidden=16, length=3, bins=21)),
+        tokenizer=world.tokenizer,
+        objective=DiffusionForcing(),
+        optimizer=OptimizerConfig(),
+    ).train()
+    batch = clips(frames=6)
+    batch = replace(batch, frames=batch.frames[:, :5])  # three latents, each followed by two actions
+
+    def losses(places: list[int]) -> list[float]:
+        torch.manual_seed(0)
+        changed = batch.actions.clone()
+        changed[:, places] = (changed[:, places] + 1) % 4
+        loss, logs = learner(replace(batch, actions=changed))
+        loss.backward()
+        return [float(logs[name].detach()) for name in ("next_action_loss", "policy_loss", "dynamics_loss")]
+
+    own, first, second = (losses(places) for places in ([], [4], [5]))  # the actions after the last latent
+    assert first[0] != own[0] == second[0]
+    assert len({own[1], first[1], second[1]}) == 3 and own[2] == first[2] == second[2]
+    assert learner.policy.action.weight.grad.any()
+    with pytest.raises(ValueError, match=r"need 2 actions after each, got 5: set data\.frames_per_latent=2"):
+        learner(replace(batch, actions=batch.actions[:, :5]))
 
 
 def test_pretrained_weights_are_loaded_and_agent_tokens_are_new(tmp_path):

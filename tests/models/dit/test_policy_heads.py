@@ -100,6 +100,9 @@ def test_predictions_beyond_the_end_of_a_clip_do_not_count(heads):
 
 
 def test_multi_token_targets_are_the_values_of_later_steps():
+    every_second, all_inside = multi_token_targets(torch.arange(2 * T).view(2, T), 3, every=2)
+    assert every_second[0].tolist() == [[0, 1, 2], [2, 3, 4], [4, 5, 5]]
+    assert all_inside.tolist() == [[True] * 3, [True] * 3, [True, True, False]]
     found, inside = multi_token_targets(torch.arange(2 * T).view(2, T), L)
     for t in range(T):
         for n in range(L):

@@ -1,15 +1,18 @@
 """Real environments observed through a world: batched equals single, and a loaded state continues exactly."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from button_game import LENGTH
-from factories import diffusion_world, genie, tokenizer
+from factories import diffusion_world, genie, latent_frames_world, tokenizer
 
 from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.core.seeds import fold_in, world_seeds
 from vwm.envs.batched_envs import GymnasiumEnvSpec
+from vwm.envs.held_actions import HeldActionEnv
 from vwm.rl.algorithms.encoded_env import EncodedBatchedEnv, EncodedEnvSpec, reconstruct_frames
 from vwm.rl.evaluation import evaluate_policy
 from vwm.worlds.bundle import save_simulator
@@ -47,8 +50,54 @@ def test_observations_equal_those_of_one_simulator_per_environment() -> None:
     assert episodes == [2, 2, 2]
 
 
-@pytest.mark.parametrize("observe", ["features", "latent", "frame"])
-def test_a_loaded_state_continues_exactly(observe: str, tmp_path: Path) -> None:
+def open_held(observe: str = "features", frames: int = 4) -> EncodedBatchedEnv:
+    return EncodedBatchedEnv(HeldActionEnv(ENV, frames, NUM_ENVS, 5), latent_frames_world(frames), observe, 5)
+
+
+def test_a_world_of_four_frames_per_step_holds_the_action_and_observes_every_frame() -> None:
+    """The reference plays one environment after the other; its episodes of six decisions end within a step."""
+    world = latent_frames_world(4)
+    for observe in ("features", "frame"):
+        envs, held = open_held(observe), HeldActionEnv(ENV, 4, NUM_ENVS, 5)
+        time_steps, shown = [envs.reset()], [held.reset()]
+        for action in make_actions(4):
+            time_steps.append(envs.step(action))
+            shown.append(held.step(action))
+        for i in range(NUM_ENVS):
+            real = ENV.open(1, int(np.random.SeedSequence([5, i]).generate_state(1)[0]))
+            first = real.reset().observation
+            assert (shown[0].observation[i] == first).all() and shown[0].observation.shape[1] == 4
+            frames, rewards, taken = [first], [], [int(action[i]) for action in make_actions(4)]
+            for number, held_for in ((0, 4), (1, 2)):
+                steps = [real.step(torch.tensor([taken[number]])) for _ in range(held_for)]
+                frames += [step.observation for step in steps] + [steps[-1].observation] * (4 - held_for)
+                rewards.append(sum(float(step.reward) for step in steps))
+            assert [float(step.reward[i]) for step in time_steps[1:3]] == rewards
+            assert [bool(step.is_last[i]) for step in time_steps] == [False, False, True, False, False]
+            assert [bool(step.is_first[i]) for step in time_steps] == [True, False, False, True, False]
+            video, seed = torch.stack(frames, dim=1), fold_in(world_seeds(5, NUM_ENVS)[i], torch.tensor(0))[None]
+            assert torch.equal(torch.cat([step.observation[i] for step in shown[1:3]]), video[0, 1:])
+            if observe == "frame":
+                expected = reconstruct_frames(world, video)[0, ::4]
+                found = torch.stack([step.observation[i] for step in time_steps[:3]])
+                assert (found.int() - expected.int()).abs().max() <= 1
+                continue
+            state = world.reset(video[:, :1], seed)[0]
+            for number in range(2):
+                between = slice(1 + 4 * number, 5 + 4 * number)
+                state = world.observe(state, torch.tensor([taken[number]]), video[:, between])
+                expected = world.features(state)[0]
+                assert torch.allclose(time_steps[number + 1].observation[i], expected, atol=1e-5)
+            beginning = real.step(torch.tensor([0])).observation  # of the next episode
+            state = world.reset(beginning[:, None], fold_in(world_seeds(5, NUM_ENVS)[i], torch.tensor(1))[None])[0]
+            assert torch.allclose(time_steps[3].observation[i], world.features(state)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("observe", "open_envs"),
+    [("features", open_envs), ("latent", open_envs), ("frame", open_envs), ("features", open_held)],
+)
+def test_a_loaded_state_continues_exactly(observe: str, open_envs: Callable, tmp_path: Path) -> None:
     envs, restored_envs = open_envs(observe), open_envs(observe)
     assert envs.spaces.observation.is_image == (observe == "frame")
     envs.reset()

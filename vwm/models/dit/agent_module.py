@@ -16,6 +16,7 @@ from vwm.models.dit.module import DiTModule
 from vwm.models.dit.network import DiT
 from vwm.models.dit.policy_heads import PolicyRewardHeads, check_policy_matches_dit
 from vwm.models.dit.sampling import make_noisy_context
+from vwm.nn.action_pooling import check_actions_after_latents
 from vwm.nn.loss_normalizer import LossNormalizer
 
 
@@ -58,6 +59,7 @@ class DiTAgentModule(DiTModule):
             losses |= self._outcome_losses(batch, features)
         if batch.rewards is None or batch.actions is None:
             raise ValueError("behavior cloning needs actions and rewards: name them in data.fields")
+        check_actions_after_latents(batch.actions, features.shape[1], self.dynamics.frames_per_latent)
         cloned = self.policy.losses(features, batch.actions, batch.rewards, batch.labeled)
         losses |= {"policy": cloned.policy, "future_rewards": cloned.rewards}
         logs |= {f"{name}_loss": loss.detach() for name, loss in losses.items()}

@@ -1,14 +1,17 @@
 """Heads on agent tokens that predict the recorded actions and rewards of the next time steps.
 
 Behavior cloning and reward prediction with multi-token prediction (Dreamer 4, arXiv 2509.24527, section 3.3): from the
-features of frame t, the actions a_t, ..., a_{t+L-1} and the rewards r_t, ..., r_{t+L-1}, each by its own output.
+features of frame t, the actions a_t, ..., a_{t+L-1} and the rewards r_t, ..., r_{t+L-1}, each by its own output. Where
+a latent holds k frames, t is its last frame, and the steps ahead are single frames. A policy that acts once per latent
+holds the first of these actions, so that it suits recordings whose actions were held for k frames, too.
 
 There are two kinds of reward. An agent token depends on the frames up to its own and the actions before it, but not on
 the action taken at its frame, so the rewards here are those expected under the recorded policy. They are an auxiliary
 loss for the features. The reward and termination for a given action, which imagination needs, are predicted by
 ``RewardTerminationHeads`` from the same features and the action.
 
-Legend: b batch, t time, d width, n steps ahead, p components of an action, k choices per component.
+Legend: b batch, t time, d width, n steps ahead, p components of an action, q choices per component, k
+frames per latent.
 """
 
 from __future__ import annotations
@@ -89,7 +92,7 @@ class PolicyRewardHeads(ModelMixin, ConfigMixin):
         return logits if self.continuous else logits.squeeze(-2)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits of actions, float [..., n, p, k], and rewards, [..., n, bins], from features [..., d]."""
+        """Return the logits of actions, float [..., n, p, q], and rewards, [..., n, bins], from features [..., d]."""
         rewards: Tensor = self.reward(self.reward_body(features)).unflatten(-1, (self.length, -1))
         return self._action_logits(features), rewards.float()
 
@@ -103,19 +106,20 @@ class PolicyRewardHeads(ModelMixin, ConfigMixin):
         """Compute the losses of clips. Time steps after the end of a clip are masked.
 
         Args:
-            features: [b, t, d].
-            actions: int64 [b, t] or float [b, t, a]; ``actions[:, i]`` is taken at frame i.
-            rewards: float [b, t], ``rewards[:, i]`` follows ``actions[:, i]``.
+            features: [b, t, d], of t latents.
+            actions: int64 [b, t k] or float [b, t k, a]; ``actions[:, k i]`` is taken at the last frame of latent i.
+            rewards: float [b, t k], ``rewards[:, i]`` follows ``actions[:, i]``.
             labeled: bool [b], whether the actions of a clip are known; None if all are.
         """
         action_logits, reward_logits = self(features)
-        choices, inside = multi_token_targets(self.encode_action(actions), self.length)
+        every = actions.shape[1] // features.shape[1]
+        choices, inside = multi_token_targets(self.encode_action(actions), self.length, every)
         action_loss = F.cross_entropy(action_logits.flatten(0, -2), choices.flatten(), reduction="none")
         action_loss = action_loss.view(choices.shape).sum(-1)
         action_mask = inside.expand(action_loss.shape)
         if labeled is not None:
             action_mask = action_mask & labeled[:, None, None]
-        reward_loss = self.two_hot.loss(reward_logits, multi_token_targets(rewards, self.length)[0])
+        reward_loss = self.two_hot.loss(reward_logits, multi_token_targets(rewards, self.length, every)[0])
         return PolicyRewardLosses(
             policy=_masked_mean(action_loss, action_mask),
             rewards=_masked_mean(reward_loss, inside.expand(reward_loss.shape)),
@@ -133,13 +137,14 @@ class PolicyRewardHeads(ModelMixin, ConfigMixin):
         return choices * (2 / (self.num_choices - 1)) - 1 if self.continuous else choices[..., 0]
 
 
-def multi_token_targets(x: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Collect the next n values of each time step: [b, t, ...] -> [b, t, n, ...], and bool [t, n], inside the clip.
+def multi_token_targets(x: Tensor, length: int, every: int = 1) -> tuple[Tensor, Tensor]:
+    """Collect the next n values of every k-th time step: [b, t k, ...] -> [b, t, n, ...], and bool [t, n].
 
-    Entry [:, i, j] is ``x[:, i + j]``; beyond the end of the clip it is the last value.
+    Entry [:, i, j] is ``x[:, k i + j]``, k = ``every``; beyond the end of the clip it is the last value. The bool says
+    what lies inside.
     """
     frames = x.shape[1]
-    indices = torch.arange(frames, device=x.device)[:, None] + torch.arange(length, device=x.device)
+    indices = torch.arange(0, frames, every, device=x.device)[:, None] + torch.arange(length, device=x.device)
     return x[:, indices.clamp(max=frames - 1)], indices < frames
 
 
@@ -150,11 +155,6 @@ def _masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 def check_policy_matches_dit(policy: PolicyRewardHeads, dynamics: DiT) -> None:
     """Raise ValueError unless the heads have the feature width and the actions of the network."""
-    if dynamics.frames_per_latent > 1:
-        raise ValueError(
-            f"dynamics.frames_per_latent={dynamics.frames_per_latent}: a cloned policy chooses an action for every "
-            "frame, so that it requires latents of one frame"
-        )
     if policy.config.width != dynamics.config.width:
         raise ValueError(
             f"policy.width={policy.config.width} but dynamics.width={dynamics.config.width}: set them equal"

@@ -23,6 +23,7 @@ from vwm.core.simulator import Simulator, State
 from vwm.core.spaces import ObservationSpace
 from vwm.core.states import replace_worlds
 from vwm.envs.batched_envs import BatchedEnv, EnvSpec
+from vwm.envs.held_actions import HeldActionEnv
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.worlds.bundle import load_simulator
 from vwm.worlds.world_batch import OBSERVE_FRAME, blank_context, select_observation
@@ -31,6 +32,8 @@ from vwm.worlds.world_batch import OBSERVE_FRAME, blank_context, select_observat
 @dataclass(frozen=True)
 class EncodedEnvSpec(EnvSpec):
     """An environment whose observations are those of a simulator.
+
+    Where a step of the simulator shows k frames, each action is held for k decisions of the environment.
 
     Attributes:
         env: an environment that shows images of the simulator's size (or its vectors) and takes its actions: use the
@@ -54,14 +57,20 @@ class EncodedEnvSpec(EnvSpec):
     def open(self, count: int, seed: int, renderable: bool = False) -> EncodedBatchedEnv:
         """See ``EnvSpec.open``."""
         simulator = load_simulator(self.bundle, self.device)
-        return EncodedBatchedEnv(self.env.open(count, seed, renderable), simulator, self.observe, seed)
+        frames = simulator.spec.frames_per_step
+        env = (
+            self.env.open(count, seed, renderable)
+            if frames == 1
+            else HeldActionEnv(self.env, frames, count, seed, renderable)
+        )
+        return EncodedBatchedEnv(env, simulator, self.observe, seed)
 
 
 class EncodedBatchedEnv(BatchedEnv):
     """See ``BatchedEnv``.
 
     Args:
-        env: copies of the environment itself.
+        env: copies of the environment itself, which show as many frames per step as the simulator.
         simulator: the simulator that encodes it.
         observe: see ``EncodedEnvSpec``.
         seed: of the simulator's noise; every episode of every copy has its own.
@@ -71,7 +80,7 @@ class EncodedBatchedEnv(BatchedEnv):
     """
 
     def __init__(self, env: BatchedEnv, simulator: Simulator, observe: str, seed: int) -> None:
-        _check_simulator_fits_env(env.spaces, simulator)
+        _check_simulator_fits_env(env, simulator)
         self.env = env
         self.simulator = simulator
         self.count = env.count
@@ -127,6 +136,8 @@ class EncodedBatchedEnv(BatchedEnv):
 
     def _init_states(self, frame: Tensor, first: Tensor) -> State:
         """Return states of new episodes of the copies under the mask (bool [count])."""
+        if self.env.frames_per_step > 1:
+            frame = frame[:, -1]
         seeds = fold_in(self.seeds, self.episodes.to(self.device))
         return self.encoder.init_state(frame[first].to(self.device), seeds[first.to(self.device)])
 
@@ -147,7 +158,7 @@ class ObservationEncoder(Protocol):
         ...
 
     def update_state(self, state: State, action: Tensor, frame: Tensor) -> State:
-        """Return the states after actions [n, ...], which led to frames [n, ...]."""
+        """Return the states after actions [n, ...], which led to frames [n, ...], or to k frames each, [n, k, ...]."""
         ...
 
     def observation(self, state: State) -> Tensor:
@@ -212,19 +223,19 @@ class ReconstructionEncoder:
 
     def init_state(self, frame: Tensor, seed: Tensor) -> ReconstructionState:
         """See ``ObservationEncoder``."""
-        return self._reconstruct(None, frame)
+        return self._reconstruct(None, frame[:, None])
 
     def update_state(self, state: ReconstructionState, action: Tensor, frame: Tensor) -> ReconstructionState:
         """See ``ObservationEncoder``."""
-        return self._reconstruct(state.tokenizer, frame)
+        return self._reconstruct(state.tokenizer, frame if self.simulator.spec.frames_per_step > 1 else frame[:, None])
 
     def observation(self, state: ReconstructionState) -> Tensor:
         """See ``ObservationEncoder``."""
         return state.frame
 
-    def _reconstruct(self, tokenizer: State | None, frame: Tensor) -> ReconstructionState:
-        tokenizer, frames = self.simulator.reconstruct(frame[:, None], tokenizer)
-        return ReconstructionState(tokenizer, frames[:, 0])
+    def _reconstruct(self, tokenizer: State | None, frames: Tensor) -> ReconstructionState:
+        tokenizer, frames = self.simulator.reconstruct(frames, tokenizer)
+        return ReconstructionState(tokenizer, frames[:, -1])
 
 
 def reconstruct_frames(simulator: Simulator, frames: Tensor) -> Tensor:
@@ -235,11 +246,12 @@ def reconstruct_frames(simulator: Simulator, frames: Tensor) -> Tensor:
     return simulator.reconstruct(frames)[1] if isinstance(simulator, ReconstructsFrames) else frames
 
 
-def _check_simulator_fits_env(spaces: EnvSpaces, simulator: Simulator) -> None:
-    if simulator.spec.frames_per_step > 1:
+def _check_simulator_fits_env(env: BatchedEnv, simulator: Simulator) -> None:
+    spaces = env.spaces
+    if simulator.spec.frames_per_step != env.frames_per_step:
         raise ValueError(
-            f"the world shows {simulator.spec.frames_per_step} frames per step, and a step of the environment only its "
-            "last one: encode with a world of one frame per latent"
+            f"the world shows {simulator.spec.frames_per_step} frames per step, the environment {env.frames_per_step}: "
+            "open it with EncodedEnvSpec"
         )
     expected = simulator.spec.context.shape
     if spaces.observation.shape != expected:
