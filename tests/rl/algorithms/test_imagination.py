@@ -176,6 +176,22 @@ algorithm:
 
 
 @pytest.mark.usefixtures("no_curves")
+@pytest.mark.parametrize("policy", ["frame", "cloned"])
+def test_a_world_of_two_frames_per_step_trains_policies_that_hold_actions_in_the_real_environment(
+    workspace, tmp_path, policy: str
+) -> None:
+    (tmp_path / "data").symlink_to(workspace / "data")
+    world = latent_frames_world(2, outcomes=True, agent_tokens=1)
+    world.policy = PolicyRewardHeads(32, 4, hidden=16, length=2, bins=11).eval().requires_grad_(False)
+    save_simulator(world, tmp_path / "world")
+    run = make_training(tmp_path, tmp_path / "run", policy, steps=UPDATE, every=UPDATE)
+    run.run()
+    assert read_column(tmp_path / "run" / "metrics" / "evaluations.csv", "step") == [0, UPDATE]
+    evaluation = evaluate_policy(run.load_policy(), run.eval_env, 3, seed=9)
+    assert evaluation.lengths.tolist() == [LENGTH / 2] * 3  # decisions of two frames
+
+
+@pytest.mark.usefixtures("no_curves")
 def test_agent_train_eval_and_play_commands(workspace, tmp_path, capsys) -> None:
     run, config = tmp_path / "run", tmp_path / "config.yaml"
     config.write_text(CONFIG.format(run=run, home=workspace))
