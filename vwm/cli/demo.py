@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vwm.cli.configs import config_path
+from vwm.cli.thread_choice import fastest_thread_count
 from vwm.core.command_output import format_command, print_output
 from vwm.envs.recording import record_dataset
 
@@ -57,7 +61,7 @@ def run_demo(
         tokenizer_steps: optimizer steps of the tokenizer.
         genie_steps: optimizer steps of latent actions and dynamics.
         minutes: time limit of both trainings together.
-        threads: CPU threads of torch; 0 leaves torch's choice.
+        threads: CPU threads of torch; 0 measures before each stage how many are fastest beside other work.
         seed: seed of all random numbers.
     """
     if minutes <= 0:
@@ -68,15 +72,17 @@ def run_demo(
     train, test = out / "data", out / "data_unseen"
     _record_dataset(recording, train, frames, seed, {})
     _record_dataset(recording, test, max(1000, frames // 10), seed + 1, recording["unseen"])
-    common = ["--data.init_args.path", str(train), "--seed_everything", str(seed), "--threads", str(threads)]
+    common = ["--data.init_args.path", str(train), "--seed_everything", str(seed)]
     common += ["--data.init_args.workers", "0"]  # raw frames are read faster than another process could send them
     bundle = out / "bundle"
+    _set_threads(threads)
     _run_command(
         "fit",
         ["-c", config_path("tokenizer/coinrun_small.yaml"), "--run", str(out / "tokenizer")]
         + ["--trainer.max_steps", str(tokenizer_steps), *_time_limit(minutes * TOKENIZER_SHARE), *common],
     )
     _run_command("export", [str(out / "tokenizer"), "--out", str(out / "tokenizer_only")])
+    _set_threads(threads)
     _run_command(
         "fit",
         ["-c", config_path("genie/coinrun_small.yaml"), "--run", str(out / "genie")]
@@ -84,10 +90,16 @@ def run_demo(
         + ["--trainer.max_steps", str(genie_steps), *_time_limit(minutes * (1 - TOKENIZER_SHARE)), *common],
     )
     _run_command("export", [str(out / "genie"), "--out", str(bundle), "--title", recording["env"].split(":")[-1]])
+    _set_threads(threads)
     _run_command("eval", [str(bundle), str(test), "--out", str(out / "report"), "--drift-seconds", "2"])
     minutes = (time.monotonic() - began) / 60
     print(f"\ndone in {minutes:.1f} minutes; the report is {out / 'report' / 'index.html'}")
     print_output(bundle, "a world", format_command("play", bundle))
+
+
+def _set_threads(threads: int) -> None:
+    torch.set_num_threads(threads or fastest_thread_count())
+    print(f"\n{torch.get_num_threads()} of {os.cpu_count()} cores are used", flush=True)
 
 
 def _time_limit(minutes: float) -> list[str]:
