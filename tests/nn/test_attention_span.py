@@ -106,3 +106,27 @@ def test_the_distance_to_the_sinks_stops_growing():
     torch.testing.assert_close(very_late, early, rtol=0, atol=1e-6)
     near = network(period, COORDINATES, positions=torch.arange(span.reach + 2))[:, -1]  # just where the growth ends
     torch.testing.assert_close(near, early, rtol=0, atol=1e-9)
+
+
+def test_learns_to_recall_what_the_window_has_lost():
+    """Frames 0 and 3 hold a sign each; the last of eight frames asks for one of them."""
+    torch.manual_seed(0)
+
+    def ask(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        x, signs = torch.zeros(count, 8, 2, 16), torch.randint(0, 2, (count, 2)) * 2.0 - 1
+        x[:, [0, 3], :, 0] = signs[..., None]
+        asked = torch.randint(0, 2, (count,))
+        x[:, 0, :, 1], x[:, 3, :, 2], x[range(count), -1, :, 1 + asked] = 1, 1, 1
+        return x, signs[range(count), asked]
+
+    network = make_network(AttentionSpan(2, sink_frames=1, memory_frames=1, memory_every=3)).float().train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+    for _ in range(120):
+        x, sign = ask(32)
+        loss = (network(x, COORDINATES)[:, -1].mean(dim=1)[:, 0] - sign).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    x, sign = ask(256)
+    found = network(x, COORDINATES)[:, -1].mean(dim=1)[:, 0].sign()
+    assert (found == sign).float().mean() > 0.9  # 0.5 without sink or memory
