@@ -150,7 +150,7 @@ def test_one_rate_a_sample():
     model = dynamics(min_mask_rate=0.0)
     rates = []
     forward = model.forward
-    model.forward = lambda tokens, actions, mask: (
+    model.forward = lambda tokens, actions, mask, known: (
         rates.append(mask.float().mean((1, 2))),
         forward(tokens, actions, mask),
     )[1]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from factories import dynamics, latent_action, randomize, tokenizer
+from factories import composite_parts, composite_space, dynamics, latent_action, randomize, tokenizer
 
 from vwm.core.components import save_component
 from vwm.data.clips import ClipBatch
@@ -102,6 +104,30 @@ def test_rejects_outcome_heads_without_rewards_or_labels(folder):
         with_outcomes(folder, width=8)
     with pytest.raises(ValueError, match="set latent_action or outcomes to null"):
         with_outcomes(folder, labeled=False)
+
+
+def test_unknown_actions_and_parts_have_no_effect(folder):
+    """Other actions of one clip change the loss unless the clip, or the part, is unknown."""
+    keys, space = composite_space().slices["keys"], composite_space()
+    rows = space.from_flat(torch.rand(3, 6, space.size, generator=torch.Generator().manual_seed(2)) * 2 - 1)
+    parts = torch.tensor([[True, True, True], [True, False, True], [False] * 3])
+    others = rows.clone()
+    others[..., keys] = 1 - others[..., keys]
+    labeled = torch.tensor([True, False, False])
+    numbers = batch().actions
+    for clips, changed, settings in (
+        (replace(batch(), actions=rows, known_parts=parts), others, {"action_parts": composite_parts()}),
+        (batch(labeled=labeled), (numbers + 1) % 4, {}),
+    ):
+        genie, effects = module(folder, labeled=True, **settings), []
+        for clip in range(3):
+            actions = torch.where((torch.arange(3) == clip).view(3, *[1] * (changed.ndim - 1)), changed, clips.actions)
+            losses = []
+            for given in (clips, replace(clips, actions=actions)):
+                torch.manual_seed(1)
+                losses.append(genie(given)[0])
+            effects.append(not torch.equal(*losses))
+        assert effects == [True, False, False]
 
 
 def test_encoded_clips_give_the_same_loss_as_raw_clips(folder):

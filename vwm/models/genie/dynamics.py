@@ -114,7 +114,7 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
         self.head = nn.Linear(width, codebook_size)
         nn.init.normal_(self.embed.weight, std=0.02)
 
-    def forward(self, tokens: Tensor, actions: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, actions: Tensor, mask: Tensor, known: Tensor | None = None) -> Tensor:
         """Predict the logits of all tokens from the unmasked ones, with the training ``context``.
 
         Args:
@@ -122,35 +122,40 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
             actions: int64 [b, (t-1) r] or float [b, (t-1) r, num_actions]; ``actions[:, i]`` leads from video frame i
                 to i+1.
             mask: bool [b, t-1, n], True where a token of frames 1..t-1 is masked.
+            known: see ``embed_actions``.
 
         Returns:
             float [b, t-1, n, k], logits of frames 1..t-1.
         """
-        action_embedding = self._clip_action_embeddings(tokens, actions)
+        action_embedding = self._clip_action_embeddings(tokens, actions, known)
         if self.context == "masked":
             return self._logits(self.transformer(self._embed(self._mask_tokens(tokens, mask), action_embedding))[:, 1:])
         return self._forward_clean_context(tokens, tokens[:, :-1], action_embedding, mask).logits
 
-    def forward_with_features(self, tokens: Tensor, actions: Tensor, mask: Tensor) -> MaskGITOutput:
+    def forward_with_features(
+        self, tokens: Tensor, actions: Tensor, mask: Tensor, known: Tensor | None = None
+    ) -> MaskGITOutput:
         """As ``forward``, and also return the features of unmasked frames, as in play, for the outcome heads.
 
         They include the last frame, at which the action that ends an episode is taken.
         """
-        action_embedding = self._clip_action_embeddings(tokens, actions)
+        action_embedding = self._clip_action_embeddings(tokens, actions, known)
         if self.context == "clean":
             return self._forward_clean_context(tokens, tokens, action_embedding, mask)
         x = self.transformer(self._embed(tokens, action_embedding))
-        return MaskGITOutput(self(tokens, actions, mask), self._features(x))
+        return MaskGITOutput(self(tokens, actions, mask, known), self._features(x))
 
-    def loss(self, tokens: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(self, tokens: Tensor, actions: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the mean cross-entropy and accuracy of masked tokens, with a random mask rate per sample."""
         mask = self._sample_mask(tokens)
-        return _masked_cross_entropy(self(tokens, actions, mask), tokens, mask)
+        return _masked_cross_entropy(self(tokens, actions, mask, known), tokens, mask)
 
-    def loss_with_features(self, tokens: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def loss_with_features(
+        self, tokens: Tensor, actions: Tensor, known: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """As ``loss``, and also return the features of ``forward_with_features``."""
         mask = self._sample_mask(tokens)
-        out = self.forward_with_features(tokens, actions, mask)
+        out = self.forward_with_features(tokens, actions, mask, known)
         return *_masked_cross_entropy(out.logits, tokens, mask), out.features
 
     def _sample_mask(self, tokens: Tensor) -> Tensor:
@@ -205,15 +210,25 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
         x, _ = self.transformer.step(self._embed(tokens, self._action_embeddings(tokens, actions)), state)
         return self._logits(x)
 
-    def embed_actions(self, actions: Tensor) -> Tensor:
-        """Embed actions: [b, t r] or [b, t r, num_actions] -> [b, t, d]."""
-        continuous = self.action_space.kind == "continuous"
-        embedding: Tensor = self.embed_action(actions.to(self.places.dtype) if continuous else actions)
+    def embed_actions(self, actions: Tensor, known: Tensor | None = None) -> Tensor:
+        """Embed actions: [b, t r] or [b, t r, num_actions] -> [b, t, d].
+
+        Args:
+            actions: see above.
+            known: bool [b, t r], False where the action is unknown; [b, t r, p] for parts of composite actions. None
+                where all are known.
+        """
+        embedding: Tensor
+        if isinstance(self.embed_action, CompositeActionEmbedding):
+            embedding = self.embed_action.embed(actions, known, self.no_action)
+        else:
+            embedding = self.embed_action(actions.to(self.places.dtype) if self.continuous else actions)
+            embedding = embedding if known is None else torch.where(known[..., None], embedding, self.no_action)
         return pool_action_embeddings(self.pool_actions, embedding, self.no_action)
 
-    def _clip_action_embeddings(self, tokens: Tensor, actions: Tensor) -> Tensor:
+    def _clip_action_embeddings(self, tokens: Tensor, actions: Tensor, known: Tensor | None) -> Tensor:
         """Embed the action that led to each frame of a clip, [b, t, d]; that of the first frame is unknown."""
-        return torch.cat((self.no_action.expand(len(tokens), 1, -1), self.embed_actions(actions)), dim=1)
+        return torch.cat((self.no_action.expand(len(tokens), 1, -1), self.embed_actions(actions, known)), dim=1)
 
     def _action_embeddings(self, tokens: Tensor, actions: Tensor | None) -> Tensor:
         if actions is None:

@@ -23,7 +23,7 @@ from vwm.nn.loss_normalizer import LossNormalizer
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.outcome_heads import RewardTerminationHeads
 from vwm.nn.quantize import code_counts, perplexity
-from vwm.nn.training_module import TrainingModule
+from vwm.nn.training_module import TrainingModule, known_actions
 from vwm.tokenizers.loading import load_tokenizer
 
 MIN_ACTION_NATS = 0.1
@@ -82,7 +82,8 @@ class GenieModule(TrainingModule):
         if self.outcomes is not None:
             return self._loss_with_rewards(batch)
         actions, action_loss, logs = self._actions(batch)
-        loss, accuracy = self.dynamics.loss(self._tokens(batch).flatten(2), actions)
+        known = self._known_actions(batch, actions.shape[1])
+        loss, accuracy = self.dynamics.loss(self._tokens(batch).flatten(2), actions, known)
         return loss + action_loss, logs | {"dynamics_loss": loss.detach(), "accuracy": accuracy}
 
     def _loss_with_rewards(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -91,11 +92,13 @@ class GenieModule(TrainingModule):
         if batch.rewards is None:
             raise ValueError("outcomes need rewards: name them in data.fields, or set outcomes to null")
         actions, _, _ = self._actions(batch)
-        loss, accuracy, features = self.dynamics.loss_with_features(self._tokens(batch).flatten(2), actions)
+        tokens, known = self._tokens(batch).flatten(2), self._known_actions(batch, actions.shape[1])
+        loss, accuracy, features = self.dynamics.loss_with_features(tokens, actions, known)
         assert batch.actions is not None
         per_latent = self.dynamics.frames_per_latent
         check_actions_after_latents(batch.actions, features.shape[1], per_latent)
-        action_embedding = self.dynamics.embed_actions(batch.actions)
+        known = self._known_actions(batch, batch.actions.shape[1])
+        action_embedding = self.dynamics.embed_actions(batch.actions, known)
         rewards = sum_over_steps(batch.rewards, per_latent)
         ends = None if batch.terminated is None else sum_over_steps(batch.terminated, per_latent) > 0
         reward, end = self.outcomes.losses(features, action_embedding, rewards, ends)
@@ -130,6 +133,10 @@ class GenieModule(TrainingModule):
             logs["action_perplexity"] = perplexity(code_counts(actions.actions, self.latent_action.num_actions))
         return actions.actions, reconstruction + actions.loss, logs
 
+    def _known_actions(self, batch: ClipBatch, steps: int) -> Tensor | None:
+        """Return which recorded actions are known, see ``known_actions``; all latent ones are."""
+        return None if self.latent_action is not None else known_actions(batch, steps)
+
     @torch.no_grad()
     def _tokens(self, batch: ClipBatch) -> Tensor:
         """Return the tokens, int64 [b, t, h, w], as encoded shards hold them, or encode the frames."""
@@ -144,8 +151,11 @@ class GenieModule(TrainingModule):
         tokens = self._tokens(batch).flatten(2)
         mask = torch.ones_like(tokens[:, 1:], dtype=torch.bool)
 
+        known = self._known_actions(batch, actions.shape[1])
+
         def cross_entropy(given: Tensor) -> Tensor:
-            return F.cross_entropy(self.dynamics(tokens, given, mask).float().flatten(0, 2), tokens[:, 1:].flatten())
+            logits = self.dynamics(tokens, given, mask, known)
+            return F.cross_entropy(logits.float().flatten(0, 2), tokens[:, 1:].flatten())
 
         shuffled = actions.roll(1, dims=0)
         logs["shuffle_ratio"] = cross_entropy(shuffled) / cross_entropy(actions)
