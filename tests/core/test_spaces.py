@@ -67,6 +67,27 @@ def test_rejects_parts_that_do_not_fit_the_space():
             ActionSpace(**space)
 
 
+def test_every_combination_of_choices_and_keys_is_enumerated():
+    space = ActionSpace.composite(
+        ActionPart("keys", 2, names=("left", "up")), ActionPart("choice", 3, names=tuple("abc"))
+    )
+    discrete = space.enumerated
+    assert (discrete.kind, discrete.size, discrete.names[0]) == ("discrete", 12, "no key, a")
+    rows = space.from_enumerated(torch.arange(12))
+    space.check_rows(rows)
+    assert len(rows.unique(dim=0)) == 12 and space.from_enumerated(torch.tensor([[11], [4]])).shape == (2, 1, 3)
+    assert rows[10].tolist() == [1, 1, 1] and discrete.names[10] == "left+up, b"
+    assert discrete.enumerated is discrete and torch.equal(discrete.from_enumerated(torch.arange(3)), torch.arange(3))
+    many = ActionSpace.composite(ActionPart("keys", 11))
+    for other, message in (
+        (many, "2048 combinations are more than 1024"),
+        (ActionSpace("continuous", 2), "2 continuous actions cannot be enumerated"),
+        (ActionSpace.composite(ActionPart("keys", 2), ActionPart("pointer")), "because pointer is continuous"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _ = other.enumerated
+
+
 def test_the_flat_space_stands_for_every_action():
     space = composite_space()
     assert space.flat.kind == "continuous" and space.flat.names == space.names and space.flat.flat == space.flat

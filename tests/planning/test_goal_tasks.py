@@ -6,9 +6,19 @@ import torch
 
 from vwm.core.simulator import Simulator, SimulatorSpec, StepOutput
 from vwm.core.spaces import ActionSpace, ObservationSpace
+from vwm.envs.lamp import LAMP_SPEED, MOVES, SPRITE_SPEED, LampEnv
 from vwm.planning.cem import CEM
 from vwm.planning.goal_distance import GoalDistance
-from vwm.planning.goal_tasks import GOAL_TASKS, MountainCarGoalTask, PendulumGoalTask, TwoRoomsGoalTask, find_goal_task
+from vwm.planning.goal_tasks import (
+    GOAL_TASKS,
+    LampGoalTask,
+    MountainCarGoalTask,
+    PendulumGoalTask,
+    TwoRoomsGoalTask,
+    find_goal_task,
+)
+from vwm.planning.mpc_policy import random_task_policy, run_task_policy
+from vwm.planning.mppi import MPPI
 
 
 class ExactDynamics(Simulator):
@@ -53,6 +63,44 @@ def test_planning_in_the_true_dynamics_solves_the_task_with_its_default_reductio
     task.close()
 
 
+class ExactLamp(Simulator):
+    """The true dynamics of the lamp's room; a state is that of the environment, and its latent scales the color."""
+
+    spec = SimulatorSpec(ObservationSpace.image(64, 64), ActionSpace.composite(*LampEnv.action_parts), stochastic=False)
+
+    def reset(self, context, seed=0, context_actions=None):
+        raise NotImplementedError
+
+    def step(self, state, action, decode=True):
+        self.check_action(action, len(state))
+        color, keys, pointer = action.split([1, 4, 2], dim=1)
+        sprite = (state[:, :2] + SPRITE_SPEED * keys @ torch.tensor(list(MOVES.values())).float()).clamp(4, 60)
+        lamp = (state[:, 2:4] + LAMP_SPEED * pointer).clamp(0, 64)
+        state, zeros = torch.cat((sprite, lamp, color), dim=1), torch.zeros(len(state))
+        return state, StepOutput(None, self.latent(state), zeros, zeros.bool())
+
+    @staticmethod
+    def latent(state):
+        return torch.cat((state[:, :4] / 64, torch.nn.functional.one_hot(state[:, 4].long(), 3)), dim=1)
+
+
+@pytest.mark.parametrize("planner", [CEM(horizon=8, samples=128), MPPI(horizon=8, samples=128)], ids=["cem", "mppi"])
+def test_keys_a_pointer_and_a_choice_are_planned_together(planner):
+    task, world, plan = LampGoalTask(4, seed=3, size=16), ExactLamp(), None
+    goals = torch.from_numpy(np.stack([env.goal for env in task.envs]))
+    objective, distances = GoalDistance(world.latent(goals), "l1", task.reduction), []
+    for t in range(30):
+        state = torch.from_numpy(task.states()).float()
+        plan = planner.plan(world, state, objective, t, None if plan is None else planner.shift_plan(plan, 1))
+        task.step(plan.actions[:, 0].numpy(), np.ones(4, bool))
+        assert np.allclose(world.step(state, plan.actions[:, 0])[0], task.states(), atol=1e-3)
+        distances.append(task.distances())
+    assert task.solved(np.stack(distances, axis=1)).all()
+    rollout = run_task_policy(LampGoalTask(4, seed=3, size=16), random_task_policy(task, 0), 30)
+    assert rollout.solved.sum() < 2
+    task.close()
+
+
 @pytest.fixture(params=list(GOAL_TASKS))
 def kind(request):
     return GOAL_TASKS[request.param]
@@ -74,6 +122,8 @@ def test_goal_images_equal_the_frames_at_the_goal(kind):
     for env in task.envs:
         if isinstance(task, TwoRoomsGoalTask):
             env.position = env.goal
+        elif isinstance(task, LampGoalTask):
+            task._place(env, env.goal)
         else:
             env.state = np.array([MountainCarGoalTask.FLAG if isinstance(task, MountainCarGoalTask) else 0.0, 0.0])
     assert (task.frames() == task.goals).all() and (task.distances() < 1e-6).all()
@@ -82,7 +132,8 @@ def test_goal_images_equal_the_frames_at_the_goal(kind):
 
 def test_only_active_episodes_move_for_frame_skip_steps(kind):
     single_steps, three_steps = kind(2, size=16), kind(2, size=16, frame_skip=3)
-    actions = np.full((2, single_steps.action_size), 0.5, np.float32)
+    space = single_steps.actions.space
+    actions = space.from_flat(torch.full((2, space.size), 0.5)).numpy()
     before = single_steps.states()
     for _ in range(3):
         single_steps.step(actions, np.array([True, False]))
@@ -113,6 +164,16 @@ def test_two_rooms_groups_by_room_and_has_a_straight_line_policy():
     assert (task.distances()[reached] < 1e-3).all()  # the agent stops at the goal
     assert (task.background(0) == task.goals[0]).all()
     assert {tuple(s[2:]) for s in task.states()} != {(32.0, 32.0)}
+
+
+def test_the_straight_lines_of_the_lamps_room_reach_the_goal():
+    task = LampGoalTask(6, size=16)
+    for _ in range(30):
+        task.step(task.reference_policies()["straight lines"](), np.ones(6, bool))
+    assert (task.distances() < 2).all() and task.background(0).shape == (64, 64, 3)
+    task.envs[0].color = (task.envs[0].color + 1) % 3
+    assert task.distances()[0] >= 64
+    task.close()
 
 
 def test_success_criteria():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from rooms_world import ExactRooms
 from torch import Tensor
 
+from vwm.core.action_parts import ActionPart
 from vwm.core.seeds import world_seeds
 from vwm.core.simulator import Simulator, SimulatorSpec, StepOutput
 from vwm.core.spaces import ActionSpace, ObservationSpace
@@ -238,6 +240,23 @@ def test_each_node_keeps_its_own_nested_state():
     assert result.action.tolist() == [1, 1] and (result.value > 0.5).all()
 
 
+def test_combinations_of_choices_and_keys_are_searched():
+    """The world of discrete actions, taken by a choice and a key, has the same tree."""
+    world, parts = TabularWorld(actions=6), (ActionPart("choice", 3), ActionPart("keys", 1))
+    composite = TabularWorld(actions=6)
+    composite.spec = replace(world.spec, actions=ActionSpace.composite(*parts))
+    step = composite.step
+    composite.check_action = lambda action, batch: None
+    composite.step = lambda state, action, decode=True: step(state, (2 * action[:, 0] + action[:, 1]).long(), decode)
+    plain, combined = (GumbelMuZeroSearch(32).plan(w, torch.arange(7), 0.9) for w in (world, composite))
+    assert all(torch.equal(*pair) for pair in zip(plain, combined, strict=True))
+    composite.spec = replace(world.spec, actions=ActionSpace.composite(*parts, ActionPart("pointer")))
+    with pytest.raises(
+        ValueError, match=r"cannot be enumerated, because pointer is continuous; use a sampling planner"
+    ):
+        PUCTSearch().plan(composite, torch.arange(2))
+
+
 def test_sequential_halving_divides_simulations_among_rounds():
     assert sequential_halving(4, 16) == [0] * 4 + [1] * 4 + [2, 2, 3, 3, 4, 4, 5, 5]
     assert sequential_halving(1, 4) == [0, 1, 2, 3]
@@ -322,7 +341,10 @@ def test_rejects_settings_out_of_range():
         (lambda: GumbelMuZeroSearch(max_considered_actions=0), "max_considered_actions must be 1 or more"),
         (lambda: PUCTSearch().search(model, state, discount=1.1), "discount must lie in 0..1"),
         (lambda: PUCTSearch().search(model, state, temperature=-1.0), "temperature be 0 or more"),
-        (lambda: PUCTSearch().plan(ExactRooms(), None), "discrete actions, and this world's are continuous"),
+        (
+            lambda: PUCTSearch().plan(ExactRooms(), None),
+            "requires discrete actions: 2 continuous actions cannot be enumerated; use a",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             make()

@@ -44,6 +44,24 @@ def test_it_is_evaluated_on_its_recording(lamp_world: Path, tmp_path: Path) -> N
     assert np.isfinite([report["control"]["delta_psnr"]["mean"], report["rollout"]["psnr"][-1]]).all()
 
 
+def test_a_planner_reaches_for_goals_with_keys_pointer_and_color(lamp_world: Path, tmp_path: Path) -> None:
+    size = [
+        "--episodes",
+        "2",
+        "--max_steps",
+        "3",
+        "--horizon",
+        "2",
+        "--samples",
+        "4",
+        "--planner_options",
+        "{elites: 2}",
+    ]
+    main(["plan", str(lamp_world / "world"), "vwm/Lamp-v0", "-o", str(tmp_path / "plan"), *size])
+    results = json.loads((tmp_path / "plan" / "plan.json").read_text())["results"]["all"]
+    assert set(results) == {"cem", "random", "straight lines"}
+
+
 def test_ppo_learns_in_it_through_gymnasium(lamp_world: Path, tmp_path: Path) -> None:
     env = SimulatorEnv(load_world(lamp_world))
     assert set(env.action_space.spaces) == {"color", "keys", "pointer"}

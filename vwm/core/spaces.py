@@ -5,9 +5,11 @@ Legend: b batch, h w pixels, k numbers of a vector, a dimensions of a continuous
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import compress
 from typing import Any, Literal
 
 import torch
@@ -91,6 +93,10 @@ class ObservationSpace:
     def __str__(self) -> str:
         """Such as ``uint8 [64, 64, 3]``, for messages."""
         return f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
+
+
+MAX_ENUMERATED_ACTIONS = 1024
+"""Combinations of a composite action's choices and keys that are told apart as discrete actions at most."""
 
 
 @dataclass(frozen=True)
@@ -279,6 +285,49 @@ class ActionSpace:
             return actions
         _, high, whole = (bound.to(actions.device) for bound in self._columns)
         return torch.where(whole, ((actions + 0.5) / (high + 1) * 2 - 1).to(actions.dtype), actions)
+
+    @property
+    def enumerated(self) -> ActionSpace:
+        """A discrete space of all combinations of a composite action's choices and keys (see ``from_enumerated``).
+
+        Tree searches and agents that know only discrete actions act in it; discrete actions stand for themselves.
+
+        Raises:
+            ValueError: a part is continuous, or there are too many combinations.
+        """
+        if self.is_discrete:
+            return self
+        if not self.is_composite:
+            raise ValueError(f"{self} cannot be enumerated")
+        continuous = [part.name for part in self.parts if not part.is_whole]
+        if continuous:
+            raise ValueError(f"{self} cannot be enumerated, because {', '.join(continuous)} is continuous")
+        size = math.prod(self._radices)
+        if size > MAX_ENUMERATED_ACTIONS:
+            raise ValueError(f"{self} cannot be enumerated: {size} combinations are more than {MAX_ENUMERATED_ACTIONS}")
+        rows = self.from_enumerated(torch.arange(size)).long().tolist()
+        return ActionSpace("discrete", size, tuple(", ".join(self._row_words(row)) for row in rows))
+
+    def from_enumerated(self, actions: Tensor) -> Tensor:
+        """Map actions int64 [...] of ``enumerated`` to actions of this space; the last column changes fastest."""
+        if self.is_discrete:
+            return actions
+        columns = []
+        for radix in reversed(self._radices):
+            columns.append(actions % radix)
+            actions = actions // radix
+        return torch.stack(columns[::-1], dim=-1).float()
+
+    @property
+    def _radices(self) -> list[int]:
+        """Number of values of each column of choices and keys."""
+        return [part.high + 1 for part in self.parts for _ in range(part.columns)]
+
+    def _row_words(self, row: list[int]) -> Iterator[str]:
+        """Yield the chosen name or the held keys of each part of a row of choices and keys."""
+        for part, columns in zip(self.parts, self.slices.values(), strict=True):
+            values = row[columns]
+            yield part.names[values[0]] if part.kind == "choice" else "+".join(compress(part.names, values)) or "no key"
 
     def __str__(self) -> str:
         """Such as ``4 discrete actions``, for messages."""

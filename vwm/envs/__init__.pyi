@@ -1,4 +1,5 @@
 from .action_spec import EnvActionSpec as EnvActionSpec
+from .action_spec import read_action_spec as read_action_spec
 from .batched_envs import BatchedEnv as BatchedEnv
 from .batched_envs import EnvSpec as EnvSpec
 from .batched_envs import GymnasiumBatchedEnv as GymnasiumBatchedEnv

@@ -110,6 +110,8 @@ class GymnasiumEnvSpec(EnvSpec):
         action_repeat: steps of the environment for which an action is held; their rewards are added up.
         time_limit: decisions after which an episode is truncated, below the environment's own limit; None disables it.
         options: arguments of the environment's constructor.
+        enumerate_actions: show composite actions of choices and keys to agents as one discrete action per combination
+            (``ActionSpace.enumerated``), instead of as continuous ones that stand for them; for MuZero.
     """
 
     env: str
@@ -118,6 +120,7 @@ class GymnasiumEnvSpec(EnvSpec):
     action_repeat: int = 1
     time_limit: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    enumerate_actions: bool = False
 
     def __post_init__(self) -> None:
         for name in ("size", "action_repeat", "time_limit"):
@@ -134,7 +137,7 @@ class GymnasiumBatchedEnv(BatchedEnv):
     """Copies of a Gymnasium environment, stepped one after the other; made by ``GymnasiumEnvSpec.open``.
 
     Raises:
-        ImportError, ValueError: see ``WrappedEnv``.
+        ImportError, ValueError: see ``WrappedEnv``, and ``ActionSpace.enumerated``.
     """
 
     def __init__(self, spec: GymnasiumEnvSpec, count: int, seed: int, renderable: bool = False) -> None:
@@ -144,7 +147,8 @@ class GymnasiumBatchedEnv(BatchedEnv):
         self.copies = [_EpisodicEnv(spec, seed, index, renderable and index == 0) for index in range(count)]
         env = self.copies[0].env
         self.actions = env.actions.space
-        self.spaces = EnvSpaces(env.observations, self.actions.flat)
+        self.enumerates = spec.enumerate_actions
+        self.spaces = EnvSpaces(env.observations, self.actions.enumerated if self.enumerates else self.actions.flat)
 
     def reset(self) -> TimeStep:
         """See ``BatchedEnv.reset``."""
@@ -152,7 +156,8 @@ class GymnasiumBatchedEnv(BatchedEnv):
 
     def step(self, action: Tensor) -> TimeStep:
         """See ``BatchedEnv.step``."""
-        actions = self.actions.from_flat(action).cpu().numpy()
+        to_rows = self.actions.from_enumerated if self.enumerates else self.actions.from_flat
+        actions = to_rows(action).cpu().numpy()
         return _stack_time_steps([copy.step(env_action) for copy, env_action in zip(self.copies, actions, strict=True)])
 
     def state_dict(self) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def evaluate_planner(
 
     Args:
         bundle: folder of the world, as `vwm export` writes it.
-        env: vwm/TwoRooms-v0, Pendulum-v1 or MountainCarContinuous-v0.
+        env: vwm/TwoRooms-v0, vwm/Lamp-v0, Pendulum-v1 or MountainCarContinuous-v0.
         out: folder of the results; earlier results there are replaced.
         task: settings of the episodes.
         planning: settings of the planner.
@@ -220,10 +220,10 @@ def check_simulator_fits_task(simulator: Simulator, task: GoalTask) -> None:
     height, width = simulator.spec.context.image_size
     if height != width:
         raise ValueError(f"{task.ENV} has square frames, the world has {height}x{width}")
-    if (simulator.spec.actions.kind, simulator.spec.actions.size) != ("continuous", task.action_size):
+    if not simulator.spec.actions.fits(task.actions.space):
         raise ValueError(
-            f"{task.ENV} takes {task.action_size} continuous actions, the world {simulator.spec.actions.size} "
-            f"{simulator.spec.actions.kind} ones: was it trained on this environment?"
+            f"{task.ENV} takes {task.actions.space}, the world {simulator.spec.actions}: was it trained on this "
+            "environment?"
         )
 
 

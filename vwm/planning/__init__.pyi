@@ -3,6 +3,7 @@ from .action_sequences import GaussianActionSequences as GaussianActionSequences
 from .cem import CEM as CEM
 from .goal_distance import GoalDistance as GoalDistance
 from .goal_tasks import GoalTask as GoalTask
+from .goal_tasks import LampGoalTask as LampGoalTask
 from .goal_tasks import MountainCarGoalTask as MountainCarGoalTask
 from .goal_tasks import PendulumGoalTask as PendulumGoalTask
 from .goal_tasks import TwoRoomsGoalTask as TwoRoomsGoalTask

@@ -3,7 +3,7 @@
 A task plays a number of episodes of one environment in parallel. It uses the environment's true state, which planners
 never see: it sets the starts, renders the goal images and measures the distance to the goal.
 
-Legend: n episodes, a dimensions of an action.
+Legend: n episodes, a dimensions of an action, or columns of a composite one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from vwm.envs.action_spec import read_action_spec
+from vwm.envs.lamp import LAMP_ID, LAMP_SPEED, MOVES, ROOM_SIZE, SPRITE_SPEED
 from vwm.envs.two_rooms import GOAL_RADIUS, TWO_ROOMS_ID, TwoRoomsEnv
 from vwm.envs.wrapped_env import resize_frame
 from vwm.planning.goal_distance import GoalReduction
@@ -24,7 +26,7 @@ from vwm.planning.goal_distance import GoalReduction
 Frames = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 ActionArray = NDArray[np.float32]
-"""[n, a] in [-1, 1]."""
+"""[n, a] in [-1, 1], or of composite actions."""
 
 
 class GoalTask(ABC):
@@ -44,6 +46,7 @@ class GoalTask(ABC):
         reduction: default reduction of distances over a plan (see ``GoalDistance``): ``min`` where reaching the goal
             once is enough, because a detour first leads away from it; ``sum`` where the goal must be held.
         envs: the n environments.
+        actions: their actions, continuous or composite.
         goals: uint8 [n, size, size, 3], the goal images.
         fps: frames per second, with the frame skip.
         first_states: float64 [n, s], the states at the start.
@@ -64,6 +67,7 @@ class GoalTask(ABC):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         self.envs: list[Any] = [self.make_env(dict(options or {})) for _ in range(episodes)]
+        self.actions = read_action_spec(self.ENV, self.envs[0])
         self.size = size
         self.frame_skip = frame_skip
         self.fps = float(self.envs[0].metadata.get("render_fps") or 15) / frame_skip
@@ -112,11 +116,10 @@ class GoalTask(ABC):
         return None
 
     def step(self, actions: ActionArray, active: NDArray[np.bool_]) -> None:
-        """Apply actions float32 [n, a] in [-1, 1] to the active episodes; the others do not change."""
+        """Apply actions float32 [n, a] to the active episodes; the others do not change."""
         for env, action, is_active in zip(self.envs, actions, active, strict=True):
-            low, high = env.action_space.low, env.action_space.high
             for _ in range(self.frame_skip if is_active else 0):
-                env.step((low + (action + 1) / 2 * (high - low)).astype(np.float32).clip(low, high))
+                env.step(self.actions.to_env(action))
 
     def frames(self) -> Frames:
         """Render the current frames, uint8 [n, size, size, 3]."""
@@ -129,11 +132,6 @@ class GoalTask(ABC):
     def distances(self) -> Floats:
         """Return the distances to the goals, float64 [n]."""
         return np.array([self.distance(env) for env in self.envs])
-
-    @property
-    def action_size(self) -> int:
-        """Number of dimensions of an action, a."""
-        return int(self.envs[0].action_space.shape[0])
 
     def close(self) -> None:
         """Close the environments."""
@@ -187,6 +185,69 @@ class TwoRoomsGoalTask(GoalTask):
         offsets = np.stack([env.goal - env.position for env in self.envs])
         scale = np.maximum(np.abs(offsets).max(axis=1, keepdims=True), self.envs[0].step_size * self.frame_skip)
         return (offsets / scale).astype(np.float32)
+
+
+class LampGoalTask(GoalTask):
+    """Bring sprite and lamp of ``vwm/Lamp-v0`` to where they are in the goal image, and the lamp to its color.
+
+    Its composite actions have keys for the sprite, a pointer for the lamp and a choice for the color. The goal, a
+    state, is kept as the environment's attribute ``goal``.
+    """
+
+    ENV = LAMP_ID
+    RADIUS = 4.0
+    """Largest distance at the goal, in pixels."""
+    success = f"sprite and lamp within {RADIUS:g} pixels of the goal, with its color, at any time within the budget"
+    unit = "pixels"
+
+    def reset_env(self, env: Any, rng: np.random.Generator) -> Frames:
+        """Draw start and goal; see ``GoalTask.reset_env``."""
+        env.reset(seed=int(rng.integers(2**31 - 1)))
+        start, env.goal = env.state, env.state
+        while self.distance(env) <= self.RADIUS:
+            env.reset()
+            env.goal = env.state
+            self._place(env, start)
+        self._place(env, env.goal)
+        image = env.render()
+        self._place(env, start)
+        return np.asarray(image)
+
+    def state(self, env: Any) -> Floats:
+        """Return x and y of sprite and lamp, and the color."""
+        return env.state.astype(np.float64)
+
+    def distance(self, env: Any) -> float:
+        """Return the larger distance of sprite and lamp to the goal; with another color, the room's side is added."""
+        offset = env.state.astype(np.float64) - env.goal
+        pixels = max(math.hypot(*offset[:2]), math.hypot(*offset[2:4]))
+        return pixels + (ROOM_SIZE if offset[4] else 0)
+
+    def solved(self, distances: Floats) -> NDArray[np.bool_]:
+        """Return which episodes reached the goal at any time."""
+        return (distances <= self.RADIUS).any(axis=1)
+
+    def background(self, episode: int) -> Frames:
+        """Return the goal image."""
+        return (
+            self.goals[episode] if self.size == ROOM_SIZE else resize_frame(self.goals[episode], ROOM_SIZE, ROOM_SIZE)
+        )
+
+    def reference_policies(self) -> Mapping[str, Callable[[], ActionArray]]:
+        """Return the policy that moves both in straight lines to the goal."""
+        return {"straight lines": self._straight}
+
+    def _straight(self) -> ActionArray:
+        goals = np.stack([env.goal for env in self.envs])
+        offsets = goals - self.states()
+        keys = offsets[:, :2] @ np.array(list(MOVES.values())).T > SPRITE_SPEED / 2
+        pointer = (offsets[:, 2:4] / (LAMP_SPEED * self.frame_skip)).clip(-1, 1)
+        return np.concatenate((goals[:, 4:], keys, pointer), axis=1).astype(np.float32)
+
+    @staticmethod
+    def _place(env: Any, state: NDArray[np.float32]) -> None:
+        """Put sprite and lamp where a state has them."""
+        env.sprite, env.lamp, env.color = state[:2].astype(np.float64), state[2:4].astype(np.float64), int(state[4])
 
 
 class PendulumGoalTask(GoalTask):
@@ -258,7 +319,7 @@ class MountainCarGoalTask(GoalTask):
 
 
 GOAL_TASKS: dict[str, type[GoalTask]] = {
-    task.ENV: task for task in (TwoRoomsGoalTask, PendulumGoalTask, MountainCarGoalTask)
+    task.ENV: task for task in (TwoRoomsGoalTask, LampGoalTask, PendulumGoalTask, MountainCarGoalTask)
 }
 
 

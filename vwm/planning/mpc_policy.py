@@ -165,7 +165,12 @@ def run_task_policy(task: GoalTask, policy: TaskPolicy, max_steps: int, keep_fra
 
 
 def random_task_policy(task: GoalTask, seed: int) -> TaskPolicy:
-    """Make a policy that draws every action uniformly."""
+    """Make a policy that draws every action uniformly; each part of composite ones by itself."""
     generator = np.random.default_rng([seed, 1])
-    shape = (len(task.envs), task.action_size)
-    return lambda frames, active: generator.uniform(-1, 1, shape).astype(np.float32)
+    space = task.actions.space
+
+    def act(frames: Frames, active: NDArray[np.bool_]) -> ActionArray:
+        drawn = generator.uniform(-1, 1, (len(task.envs), space.size)).astype(np.float32)
+        return space.from_flat(torch.from_numpy(drawn)).numpy()
+
+    return act

@@ -28,7 +28,7 @@ class TreeSearchResult(NamedTuple):
     """The result of a search.
 
     Attributes:
-        action: int64 [b], the selected actions.
+        action: int64 [b], the selected actions; of composite ones see ``ActionSpace.enumerated``.
         policy: float32 [b, a], the improved policy, a target for learning.
         value: float32 [b], of the root.
         visits: int64 [b, a], visit counts of the root's actions; they sum to ``simulations``.

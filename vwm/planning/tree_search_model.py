@@ -53,30 +53,34 @@ class TreeSearchModel(Protocol):
 class SimulatorTreeModel:
     """A simulator with discrete actions as the model of a search, with a uniform prior.
 
+    Composite actions of few choices and keys are searched as one discrete action per combination.
+
     Args:
         simulator: the world; frames are not decoded. Its random numbers are a function of its state, so the tree plans
             for one outcome of its randomness.
         value: value of simulator states, float [b]; None takes 0.
 
     Raises:
-        ValueError: its actions are continuous.
+        ValueError: its actions are continuous, or composite and cannot be enumerated.
     """
 
     def __init__(self, simulator: Simulator, value: Callable[[NestedState], Tensor] | None = None) -> None:
-        if simulator.spec.actions.kind != "discrete":
+        try:
+            self.actions = simulator.spec.actions.enumerated
+        except ValueError as error:
             raise ValueError(
-                f"tree search requires discrete actions, and this world's are {simulator.spec.actions.kind}: "
-                "use a sampling planner (CEM, MPPI)"
-            )
+                f"tree search requires discrete actions: {error}; use a sampling planner (CEM, MPPI)"
+            ) from error
         self.simulator = simulator
         self.value = value
 
     def predict(self, state: NestedState) -> NodePrediction:
         """Return a uniform prior and the value; see ``TreeSearchModel.predict``."""
-        logits = torch.zeros(state_batch_size(state), self.simulator.spec.actions.size)
+        logits = torch.zeros(state_batch_size(state), self.actions.size)
         return NodePrediction(logits, torch.zeros(len(logits)) if self.value is None else self.value(state))
 
     def step(self, state: NestedState, action: Tensor) -> TreeStep:
         """Step the simulator; see ``TreeSearchModel.step``."""
-        state, output = self.simulator.step(state, action, decode=False)
+        taken = self.simulator.spec.actions.from_enumerated(action)
+        state, output = self.simulator.step(state, taken, decode=False)
         return TreeStep(state, output.reward, output.terminated, self.predict(state))
