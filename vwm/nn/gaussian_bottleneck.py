@@ -16,8 +16,8 @@ from vwm.nn.precision import at_least_float32
 
 LEVELS = (0.01, 0.5, 0.99)
 """Percentiles of the data: what -1 stands for, the position at rest, and what 1 stands for."""
-RANGE_MOMENTUM = 0.02
-"""Weight of a batch in the running averages of the percentiles, once there were 50 batches."""
+RECENT = 1024
+"""Number of the last means in training of which the percentiles are taken."""
 MIN_HALF_RANGE = 0.05
 """In standard deviations of the prior: the noise of a dimension that carries no information is not amplified more."""
 
@@ -46,14 +46,15 @@ class GaussianBottleneck(nn.Module):
             (AdaWorld, arXiv 2503.18938: 2e-4 with a = 32).
 
     Attributes:
-        percentiles: float [3, a], running averages over the batches in training of the means at ``LEVELS``.
+        recent: float [1024, a], the last means in training; before the first, numbers from -1 to 1.
+        percentiles: float [3, a], theirs at ``LEVELS``.
 
     Raises:
         ValueError: a value out of range.
     """
 
+    recent: Tensor
     percentiles: Tensor
-    batches: Tensor
 
     def __init__(self, width: int, dims: int, kl_weight: float) -> None:
         super().__init__()
@@ -65,8 +66,8 @@ class GaussianBottleneck(nn.Module):
         self.kl_weight = kl_weight
         self.moments = nn.Linear(width, 2 * dims)
         self.embed = nn.Linear(dims, width)
+        self.register_buffer("recent", torch.linspace(-1, 1, RECENT)[:, None].repeat(1, dims))
         self.register_buffer("percentiles", torch.tensor([-1.0, 0.0, 1.0])[:, None].repeat(1, dims))
-        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x: Tensor) -> GaussianOutput:
         """[..., d] -> codes, actions, and loss. The moments are at least float32."""
@@ -92,9 +93,9 @@ class GaussianBottleneck(nn.Module):
 
     @torch.no_grad()
     def _update_percentiles(self, mean: Tensor) -> None:
-        """Average the percentiles of the batches: all alike at first, later with more weight on the last ones."""
-        self.batches += 1
-        weight = (1 / self.batches).clamp(min=RANGE_MOMENTUM).to(self.percentiles.dtype)
-        levels = torch.tensor(LEVELS, dtype=mean.dtype, device=mean.device)
-        found = torch.quantile(mean.flatten(0, -2), levels, dim=0)
-        self.percentiles.lerp_(found.to(self.percentiles.dtype), weight)
+        """Replace the oldest of the recent means, and take the percentiles of all."""
+        new = mean.flatten(0, -2)[-RECENT:]
+        self.recent.copy_(torch.cat((self.recent[len(new) :], new.to(self.recent.dtype))))
+        recent = at_least_float32(self.recent)
+        levels = torch.tensor(LEVELS, dtype=recent.dtype, device=recent.device)
+        self.percentiles.copy_(torch.quantile(recent, levels, dim=0))

@@ -116,6 +116,10 @@ def test_rejects_mismatched_data_and_bundles(world, tmp_path):
         made.initialize_action_map([batch(frames=None)])
     with pytest.raises(ValueError, match="there is no bundle"):
         module(tmp_path)
+    for name, continuous in (("composite", genie(labeled=True, composite=True)), ("latent", genie(dims=2))):
+        save_simulator(continuous, tmp_path / name)
+        with pytest.raises(ValueError, match="only discrete ones can be mapped to new actions"):
+            module(tmp_path / name)
     other = genie()
     other.latent_action = genie(labeled=False).latent_action.__class__(
         (16, 16), 8, [2, 3], width=16, depth=1, heads=2, window=4

@@ -36,7 +36,7 @@ class GenieFinetuning(GenieModule):
         **rest: see ``GenieModule``; ``outcomes`` learns reward and termination.
 
     Raises:
-        ValueError: there is no bundle, its dynamics has continuous actions, or ``lora`` is set without ``adapt: lora``.
+        ValueError: there is no bundle, its actions are not discrete, or ``lora`` is set without ``adapt: lora``.
     """
 
     def __init__(
@@ -53,8 +53,10 @@ class GenieFinetuning(GenieModule):
             raise ValueError(f"world={world}: there is no bundle (create one with: vwm export RUN -o {world})")
         dynamics = load_component(folder / "dynamics", MaskGITDynamics)
         assert isinstance(dynamics, MaskGITDynamics)
-        if dynamics.continuous:
-            raise ValueError(f"world={world} has continuous actions: only discrete ones can be mapped to new actions")
+        if not dynamics.action_space.is_discrete:
+            raise ValueError(
+                f"world={world} takes {dynamics.action_space}: only discrete ones can be mapped to new actions"
+            )
         super().__init__(tokenizer=world, dynamics=dynamics, latent_action=None, **rest)
         self.world = folder
         self.num_actions = num_actions
