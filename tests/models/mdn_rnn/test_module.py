@@ -1,11 +1,15 @@
 """The training of the MDN-RNN."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from factories import dream
+from factories import composite_parts, composite_space, dream
+from torch import Tensor
 
 from vwm.data.clips import ClipBatch
 from vwm.models.mdn_rnn.module import MDNRNNModule
+from vwm.models.mdn_rnn.network import MDNRNN
 from vwm.nn.optimizer import OptimizerConfig
 
 
@@ -74,6 +78,23 @@ def test_action_dropout_trains_the_embedding_of_unknown_actions():
     learner = module(changes={"allow_unknown_actions": True}, action_dropout=0.5).train()
     learner(batch())[0].backward()
     assert learner.dynamics.no_action.grad.abs().sum() > 0
+
+
+def test_unknown_parts_of_composite_actions_have_no_effect():
+    torch.manual_seed(0)
+    network = MDNRNN(latent_size=4, hidden_size=16, action_parts=composite_parts(), allow_unknown_actions=True)
+    learner = MDNRNNModule(dream().tokenizer, network, OptimizerConfig(), action_dropout=0.1).eval()
+    clips, space = batch(), composite_space()
+    rows = space.from_flat(torch.rand(*clips.actions.shape[:2], space.size) * 2 - 1)
+    others = rows.clone()
+    others[..., space.slices["keys"]] = 1 - rows[..., space.slices["keys"]]
+
+    def losses(keys_known: bool) -> list[Tensor]:
+        known = torch.tensor([True, keys_known, True]).repeat(len(rows), 1)
+        given = (replace(clips, actions=actions, known_parts=known) for actions in (rows, others))
+        return [learner.validation_losses(x, 0)[0] for x in given]
+
+    assert torch.equal(*losses(False)) and not torch.equal(*losses(True))
 
 
 def test_a_sample_starts_with_its_context_in_temporal_order():

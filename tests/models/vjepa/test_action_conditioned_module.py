@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from factories import action_predictor, composite_space, jepa_parts, randomize
+from factories import action_predictor, composite_parts, composite_space, jepa_parts, randomize
 
 from vwm.core.components import ComponentError, save_component
 from vwm.core.spaces import ActionSpace
@@ -28,7 +28,7 @@ EVERYTHING = AntiCollapseConfig(VarianceCovarianceRegularizer(), smoothness_weig
 def make_module(parts: dict | None = None, **settings) -> ActionConditionedJEPAModule:
     """Make a module with random weights, since a zero-initialized branch would have no effect."""
     parts = jepa_parts(**{k: settings.pop(k) for k in ("pooling", "proprioception_dims", "allow_unknown_actions",
-    "action_dims", "window")
+    "num_actions", "action_dims", "action_parts", "window")
                           if k in settings}) | (parts or {})  # fmt: skip
     learner = ActionConditionedJEPAModule(
         **parts, optimizer=OptimizerConfig(), **{"anti_collapse": EVERYTHING, **settings}
@@ -149,6 +149,23 @@ def test_only_actions_of_labeled_clips_have_an_effect(allow_unknown_actions):
         )
 
     assert [has_effect(world) for world in range(3)] == [True, False, True]
+
+
+@pytest.mark.parametrize("allow_unknown_actions", [False, True])
+def test_only_composite_actions_of_which_every_part_is_known_have_an_effect(allow_unknown_actions):
+    rows = composite_space().from_flat(torch.rand(2, FRAMES, 7, generator=torch.Generator().manual_seed(1)) * 2 - 1)
+    clips = make_batch(2, actions=rows, known_parts=torch.tensor([[True, True, True], [True, False, True]]))
+    settings = {"num_actions": 0, "action_parts": composite_parts(), "allow_unknown_actions": allow_unknown_actions}
+
+    def has_effect(world: int) -> bool:
+        others = rows.clone()
+        others[world] = rows[1 - world]
+        gradients = (
+            compute_gradients(make_module(**settings), given) for given in (clips, replace(clips, actions=others))
+        )
+        return not gradients_equal(*gradients)
+
+    assert [has_effect(world) for world in range(2)] == [True, False]
 
 
 def test_dropout_of_actions_and_proprioception_applies_in_training_only():
