@@ -55,7 +55,7 @@ WORLDS = {
     "genie-outcomes": lambda: genie(labeled=True, outcomes=True),
     "dit": lambda: diffusion_world(),
     "dit-continuous-actions-and-outcomes": car_world,
-    "dit-agent": lambda: diffusion_world(agent_tokens=2, policy=True),
+    "dit-agent": lambda: diffusion_world(agent_tokens=2, policy=True, sink_frames=1, memory_frames=2),
     "rssm": lambda: rssm_world(),
     "rssm-of-vectors": lambda: rssm_world((5,), classes=0, cell="norm_gru"),
     "consistency": lambda: tdmpc2_world((40, 40, 3)),

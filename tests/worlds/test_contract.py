@@ -45,7 +45,9 @@ SIMULATORS = {
     "dit-full-attention": lambda: diffusion_world(attention="full"),
     "dit-time-every-4th": lambda: diffusion_world(time_every=4, kv_heads=1),
     "dit-agent": lambda: diffusion_world(outcomes=True, agent_tokens=2),
-    "dit-2-frames-a-step": lambda: latent_frames_world(2),
+    "dit-2-frames-a-step-and-memory": lambda: latent_frames_world(
+        2, window=2, sink_frames=1, memory_frames=1, memory_every=2
+    ),
     "dit-4-frames-a-step-and-outcomes": lambda: latent_frames_world(4, outcomes=True, action_pooling="concatenate"),
     "mdn-rnn": lambda: dream(),
     "mdn-rnn-continuous-actions-and-rewards": lambda: dream(
