@@ -153,10 +153,11 @@ def test_latents_of_several_frames_keep_the_actions_of_every_frame(keep_video, t
                 rtol=1e-3,
                 atol=1e-2,
             )
-            wanted = np.zeros(3 * k)  # the actions after each of three latents; 0 after the end
-            rest = count[start : start + 3 * k]
-            wanted[: len(rest)] = rest
-            assert np.array_equal(clip["actions"], wanted) and np.array_equal(clip["rewards"], wanted)
+            rest = count[start : start + 3 * k]  # the actions after each of three latents; after the end, none
+            after = (0, 3 * k - len(rest))
+            assert np.array_equal(clip["actions"], np.pad(rest, after))
+            rewards = np.pad(rest.astype(np.float32), after, constant_values=np.nan)
+            assert np.array_equal(clip["rewards"], rewards, equal_nan=True)
             assert clip["terminated"].tolist() == [start + j == frames - 1 for j in range(3 * k)]
             ends += clip["terminated"].any()
             if keep_video:

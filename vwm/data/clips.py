@@ -29,7 +29,8 @@ class ClipBatch:
 
     Where a latent holds k frames, a clip of t = 1 + k n frames has t' = 1 + n latents, each with the k actions that
     follow its last frame: latent i ends with frame k i of the clip, and ``actions[:, k i : k (i + 1)]`` lead to the
-    next latent. ``actions``, ``rewards`` and ``terminated`` then have k t' entries, 0 after the end of an episode.
+    next latent. ``actions``, ``rewards`` and ``terminated`` then have k t' entries; after the end of an episode actions
+    are 0 and rewards NaN.
 
     Attributes:
         frames: uint8 [b, t, h, w, 3].
@@ -141,7 +142,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
                 per_step = field in ("actions", "rewards", "terminated")
                 end = min(stop + self.frames_per_latent - 1, entry.frames) if per_step else stop
                 rows = read_array_rows(path, entry, field, address.start, end)[:: self.stride]
-                clip[field] = _pad_rows(rows, steps) if per_step else rows
+                clip[field] = _pad_rows(rows, steps, np.nan if field == "rewards" else 0) if per_step else rows
             elif field == "actions" and self._unlabeled_actions is not None:
                 clip[field] = self._unlabeled_actions
             elif field == "terminated" and "terminated" in (meta := read_episode_metadata(path, entry)):
@@ -169,11 +170,11 @@ class ClipDataset(Dataset[dict[str, Any]]):
         return np.zeros((self.clip_length + self.frames_per_latent - 1, *example.shape[1:]), example.dtype)
 
 
-def _pad_rows(rows: NDArray[Any], count: int) -> NDArray[Any]:
-    """Append rows of zeros up to a number of rows."""
+def _pad_rows(rows: NDArray[Any], count: int, value: float) -> NDArray[Any]:
+    """Append rows of a value up to a number of rows."""
     if len(rows) == count:
         return rows
-    return np.concatenate((rows, np.zeros((count - len(rows), *rows.shape[1:]), rows.dtype)))
+    return np.concatenate((rows, np.full((count - len(rows), *rows.shape[1:]), value, rows.dtype)))
 
 
 def collate_clips(clips: Sequence[dict[str, Any]]) -> ClipBatch:

@@ -1,7 +1,7 @@
 from .action_pooling import ActionPooling as ActionPooling
 from .action_pooling import check_actions_after_latents as check_actions_after_latents
 from .action_pooling import pool_action_embeddings as pool_action_embeddings
-from .action_pooling import sum_over_steps as sum_over_steps
+from .action_pooling import sum_outcomes as sum_outcomes
 from .actions import ActionEmbedding as ActionEmbedding
 from .actions import AxesMLP as AxesMLP
 from .actions import CompositeActionEmbedding as CompositeActionEmbedding

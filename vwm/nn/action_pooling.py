@@ -54,9 +54,26 @@ def pool_action_embeddings(pooling: ActionPooling | None, embedding: Tensor, unk
     return unknown + pooling((embedding - unknown).unflatten(1, (-1, pooling.frames)))
 
 
-def sum_over_steps(values: Tensor, frames: int) -> Tensor:
-    """Sum values per frame [b, t k] over the k frames after each latent: [b, t]."""
-    return values if frames == 1 else values.unflatten(1, (-1, frames)).sum(dim=2)
+def sum_outcomes(
+    rewards: Tensor, terminated: Tensor | None, frames: int
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Sum the rewards per frame [b, t k] over the k frames after each latent, and say where the episode terminated.
+
+    Rewards are NaN after the end of an episode (see ``ClipBatch``). Where it terminated, the sum is complete without
+    them; where it was truncated, it is unknown.
+
+    Returns:
+        The rewards, float [b, t]; bool [b, t], or None where ``terminated`` is None; and which outcomes are known, bool
+        [b, t], or None where all are.
+    """
+    if frames == 1:
+        return rewards, terminated, None
+    rewards = rewards.unflatten(1, (-1, frames))
+    known = ~rewards.isnan().any(dim=2)
+    if terminated is not None:
+        terminated = terminated.unflatten(1, (-1, frames)).any(dim=2)
+        known = known | terminated
+    return rewards.nansum(dim=2), terminated, known
 
 
 def check_actions_after_latents(actions: Tensor, latents: int, frames: int) -> None:

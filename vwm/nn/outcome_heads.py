@@ -56,15 +56,25 @@ class RewardTerminationHeads(ModelMixin, ConfigMixin):
         return RewardTermination(self.two_hot.mean(self.reward(x)), self.end(x).squeeze(-1).float().sigmoid())
 
     def losses(
-        self, features: Tensor, action_embedding: Tensor, reward: Tensor, terminated: Tensor | None
+        self,
+        features: Tensor,
+        action_embedding: Tensor,
+        reward: Tensor,
+        terminated: Tensor | None,
+        known: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropies of rewards [b, t] and terminations (bool [b, t]; the loss is 0 if they are None)."""
+        """Mean cross-entropies of rewards [b, t] and terminations (bool [b, t]; the loss is 0 if they are None).
+
+        Steps whose outcome is not ``known`` (bool [b, t]; None if all are) do not count.
+        """
         x = self.body(torch.cat((features, action_embedding), dim=-1))
-        loss = self.two_hot.loss(self.reward(x), reward).mean()
+        weight = None if known is None else known * (known.numel() / known.sum().clamp(min=1))
+        loss = self.two_hot.loss(self.reward(x), reward)
+        reward_loss = (loss if weight is None else loss * weight).mean()
         end = self.end(x).squeeze(-1).float()
         if terminated is None:  # with a gradient of 0, because data-parallel training requires one for every weight
-            return loss, end.sum() * 0
-        return loss, F.binary_cross_entropy_with_logits(end, terminated.float())
+            return reward_loss, end.sum() * 0
+        return reward_loss, F.binary_cross_entropy_with_logits(end, terminated.float(), weight)
 
 
 def sample_outcomes(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from factories import dit, latent_frames_world
@@ -209,6 +211,14 @@ def test_outcomes_are_learned_from_the_sum_and_the_end_of_the_frames_of_a_step()
     ended, ended_later = never.clone(), never.clone()
     ended[1, 8], ended_later[1, 11] = True, True
     assert losses(rewards, ended) == losses(rewards, ended_later) != losses(rewards, never)
+    cut, complete = rewards.clone(), rewards.clone()
+    complete[1, 8] = cut[1, 8] = 1
+    cut[1, 10:] = torch.nan  # an episode that ended two frames after the last latent
+    cut_ended = never.clone()
+    cut_ended[1, 9] = True
+    assert losses(cut, cut_ended) == losses(complete, cut_ended)  # by a termination: the sum is known
+    truncated, other = losses(cut, never), losses(5 * cut, never)  # by a truncation: the sum is unknown
+    assert truncated == other and all(map(math.isfinite, truncated)) and truncated != losses(complete, never)
     with pytest.raises(ValueError, match=r"need 4 actions after each, got 9: set data\.frames_per_latent=4"):
         learner(ClipBatch(frames=video(9), actions=actions(9), rewards=rewards[:, :9]))
 

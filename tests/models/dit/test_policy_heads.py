@@ -99,6 +99,16 @@ def test_predictions_beyond_the_end_of_a_clip_do_not_count(heads):
         assert not torch.equal(loss(3.0, slice(frames - 1, frames)), loss(0.0, slice(None))) or frames > L
 
 
+def test_steps_after_the_end_of_an_episode_do_not_count(heads):
+    features, taken, rewards = random(B, T // 2, WIDTH), actions(heads), random(B, T, seed=2)
+    rewards[:, -1] = torch.nan
+    changed = taken.clone()
+    changed[:, -1] = -1 if heads.continuous else 0
+    losses = heads.losses(features, taken, rewards)
+    assert losses == heads.losses(features, changed, rewards) and all(x.isfinite() for x in losses)
+    assert losses != heads.losses(features, taken, rewards.nan_to_num())
+
+
 def test_multi_token_targets_are_the_values_of_later_steps():
     every_second, all_inside = multi_token_targets(torch.arange(2 * T).view(2, T), 3, every=2)
     assert every_second[0].tolist() == [[0, 1, 2], [2, 3, 4], [4, 5, 5]]

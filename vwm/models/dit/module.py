@@ -23,7 +23,7 @@ from vwm.models.dit.sampling import (
     finest_step_index,
     sample_latent_clip,
 )
-from vwm.nn.action_pooling import check_actions_after_latents, sum_over_steps
+from vwm.nn.action_pooling import check_actions_after_latents, sum_outcomes
 from vwm.nn.loss_normalizer import LossNormalizer
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.outcome_heads import RewardTerminationHeads
@@ -150,9 +150,8 @@ class DiTModule(TrainingModule):
         check_actions_after_latents(batch.actions, features.shape[1], per_latent)
         known = known_actions(batch, batch.actions.shape[1])
         action_embedding = self.dynamics.embed_actions(batch.actions, known)
-        reward = sum_over_steps(batch.rewards, per_latent)
-        ends = None if batch.terminated is None else sum_over_steps(batch.terminated, per_latent) > 0
-        reward, end = self.outcomes.losses(features, action_embedding, reward, ends)
+        outcomes = sum_outcomes(batch.rewards, batch.terminated, per_latent)
+        reward, end = self.outcomes.losses(features, action_embedding, *outcomes)
         return {"reward": reward, "end": end}
 
     def _normalized_sum(self, losses: dict[str, Tensor]) -> Tensor:

@@ -108,18 +108,20 @@ class PolicyRewardHeads(ModelMixin, ConfigMixin):
         Args:
             features: [b, t, d], of t latents.
             actions: int64 [b, t k] or float [b, t k, a]; ``actions[:, k i]`` is taken at the last frame of latent i.
-            rewards: float [b, t k], ``rewards[:, i]`` follows ``actions[:, i]``.
+            rewards: float [b, t k], ``rewards[:, i]`` follows ``actions[:, i]``; NaN after the end of an episode, where
+                actions do not count either.
             labeled: bool [b], whether the actions of a clip are known; None if all are.
         """
         action_logits, reward_logits = self(features)
         every = actions.shape[1] // features.shape[1]
         choices, inside = multi_token_targets(self.encode_action(actions), self.length, every)
+        inside = inside & multi_token_targets(~rewards.isnan(), self.length, every)[0]
         action_loss = F.cross_entropy(action_logits.flatten(0, -2), choices.flatten(), reduction="none")
         action_loss = action_loss.view(choices.shape).sum(-1)
         action_mask = inside.expand(action_loss.shape)
         if labeled is not None:
             action_mask = action_mask & labeled[:, None, None]
-        reward_loss = self.two_hot.loss(reward_logits, multi_token_targets(rewards, self.length, every)[0])
+        reward_loss = self.two_hot.loss(reward_logits, multi_token_targets(rewards.nan_to_num(), self.length, every)[0])
         return PolicyRewardLosses(
             policy=_masked_mean(action_loss, action_mask),
             rewards=_masked_mean(reward_loss, inside.expand(reward_loss.shape)),

@@ -18,7 +18,7 @@ from vwm.data.clips import ClipBatch
 from vwm.models.genie.dynamics import MaskGITDynamics
 from vwm.models.genie.latent_action import LatentActionModel
 from vwm.models.genie.sampling import MaskGITSampling, sample_token_frame
-from vwm.nn.action_pooling import check_actions_after_latents, sum_over_steps
+from vwm.nn.action_pooling import check_actions_after_latents, sum_outcomes
 from vwm.nn.loss_normalizer import LossNormalizer
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.outcome_heads import RewardTerminationHeads
@@ -99,9 +99,8 @@ class GenieModule(TrainingModule):
         check_actions_after_latents(batch.actions, features.shape[1], per_latent)
         known = self._known_actions(batch, batch.actions.shape[1])
         action_embedding = self.dynamics.embed_actions(batch.actions, known)
-        rewards = sum_over_steps(batch.rewards, per_latent)
-        ends = None if batch.terminated is None else sum_over_steps(batch.terminated, per_latent) > 0
-        reward, end = self.outcomes.losses(features, action_embedding, rewards, ends)
+        outcomes = sum_outcomes(batch.rewards, batch.terminated, per_latent)
+        reward, end = self.outcomes.losses(features, action_embedding, *outcomes)
         total = self.scales["dynamics"](loss) + self.scales["reward"](reward) + self.scales["end"](end)
         losses = {"dynamics_loss": loss.detach(), "reward_loss": reward.detach(), "termination_loss": end.detach()}
         return total, losses | {"accuracy": accuracy}
