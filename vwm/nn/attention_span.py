@@ -76,6 +76,11 @@ class AttentionSpan:
         check_not_negative(sink_frames=self.sink_frames, memory_frames=self.memory_frames)
 
     @property
+    def exceeds_window(self) -> bool:
+        """Whether there are sink frames or memory frames."""
+        return self.sink_frames > 0 or self.memory_frames > 0
+
+    @property
     def slots(self) -> int:
         """Number of past frames that a cache holds: sinks, memory, then the window."""
         return self.sink_frames + self.memory_frames + self.window - 1
@@ -126,7 +131,7 @@ class AttentionSpan:
         keys = torch.cat((self.slot_positions(position), positions), dim=1)
         mask = self.attends(positions, keys) & (keys >= 0)[:, None, :]
         kept = None
-        if self.sink_frames or self.memory_frames:
+        if self.exceeds_window:
             # The frames of a cache differ, so that each is found by its position; empty slots may hold anything.
             after = self.slot_positions(position + frames)
             kept = (after[:, :, None] == keys[:, None, :]).int().argmax(dim=-1)

@@ -244,7 +244,7 @@ class VideoTransformer(nn.Module):
         self.heads = heads
         self.span = window if isinstance(window, AttentionSpan) else AttentionSpan(window)
         self.causal = causal
-        if not causal and self.span.slots >= self.span.window:
+        if not causal and self.span.exceeds_window:
             raise ValueError("sink_frames and memory_frames require causal=True; otherwise a frame sees all frames")
         self.kv_heads = kv_heads or heads
         self.checkpointing = False

@@ -319,6 +319,13 @@ def test_rejects_mismatched_data(clips, message):
         module()(clips)
 
 
+def test_sink_and_memory_frames_require_clips_longer_than_the_window():
+    for kept in ({"sink_frames": 1}, {"memory_frames": 1}):
+        with pytest.raises(ValueError, match=f"clips of {FRAMES} latent frames never show.*raise data.clip_length"):
+            module(dynamics=dit(grid=(4, 4), channels=12, window=FRAMES, **kept))(batch())
+        assert module(dynamics=dit(grid=(4, 4), channels=12, window=FRAMES - 1, **kept))(batch())[0].isfinite()
+
+
 def test_outcome_heads_require_rewards():
     with pytest.raises(ValueError, match=r"need rewards and actions: name them in data\.fields"):
         module(outcomes=True)(batch())

@@ -211,6 +211,12 @@ class DiTModule(TrainingModule):
             latents = self.tokenizer.encode(frames_to_float(batch.frames)).float()
         if latents.shape[1] < 2:
             raise ValueError(f"clips of {latents.shape[1]} latent frames: dynamics need at least 2 (data.clip_length)")
+        span = self.dynamics.transformer.span
+        if latents.shape[1] <= span.window and span.exceeds_window:
+            raise ValueError(
+                f"clips of {latents.shape[1]} latent frames never show what dynamics.window={span.window} has lost, so "
+                "that sink_frames and memory_frames are not learned: raise data.clip_length, or set them to 0"
+            )
         if self.checks_values(latents) and not torch.isfinite(latents).all():
             clips = (~torch.isfinite(latents)).flatten(1).any(1).nonzero().flatten().tolist()
             raise ValueError(f"latents of clips {clips} of the batch are not finite: encode the shards again")
