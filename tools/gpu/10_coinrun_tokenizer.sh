@@ -3,5 +3,5 @@
 source "$(dirname "$0")/common.sh"
 fit tokenizer 30 -c configs/tokenizer/coinrun_base.yaml
 vwm export "$work/tokenizer" --out "$work/tokenizer_bundle"
-tail -n 3 "$work"/tokenizer/logs/*/metrics.csv
+cat "$work/tokenizer/metrics/val.csv" || true # a short training has no validation
 give tokenizer_bundle

@@ -34,7 +34,7 @@ timeout --signal INT $((${SECONDS_PER_CALL:-560} - ($(date +%s) - began))) \
   --steps "$steps" --evaluation.video false \
   --evaluation.every 5000 --checkpoint_every 2500 "${extra[@]}" || status=$?
 [ "$status" = 0 ] || [ "$status" = 124 ] || [ "$status" = 130 ] || exit "$status"
-cp "$work"/run/*.csv "$work"/run/*.yaml "$out"/
+cp "$work"/run/metrics/*.csv "$work"/run/*.yaml "$out"/
 [ ! -f "$work/run/curves.png" ] || cp "$work/run/curves.png" "$out"/
 tar -C "$work" -cf - run | split -b 15M - "$out/run.tar."
 echo "$agent on $task, decisions and mean return with its 95% interval over episodes:"

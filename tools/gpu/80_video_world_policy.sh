@@ -73,9 +73,9 @@ finish() {
   join
   local name kept=()
   for name in imagined_s* cloned ppo_world_s* ppo_real_s*; do
-    [ -s "$name/evaluations.csv" ] || continue
+    [ -s "$name/metrics/evaluations.csv" ] || continue
     printf '\n%s, decisions and mean return with its 95%% interval over episodes:\n' "$name"
-    column -s, -t < "$name/evaluations.csv" 2>/dev/null || cat "$name/evaluations.csv"
+    column -s, -t < "$name/metrics/evaluations.csv" 2>/dev/null || cat "$name/metrics/evaluations.csv"
   done
   [ ! -e world/done ] || rm -rf world_run
   [ ! -e agent_world/done ] || rm -rf agent_run
@@ -96,9 +96,9 @@ fit() {
   python - "$name" <<'PY'
 import csv, pathlib, sys
 last = {}
-for path in sorted(pathlib.Path(sys.argv[1]).glob("logs/*/metrics.csv"), key=lambda path: path.stat().st_mtime):
+for path in pathlib.Path(sys.argv[1]).glob("metrics/*.csv"):
     for row in csv.DictReader(path.open()):
-        last |= {name: value for name, value in row.items() if value}
+        last |= {f"{path.stem}/{name}": value for name, value in row.items() if value}
 print(sys.argv[1], *(f"{name} {float(value):.4g}" for name, value in last.items()), sep="  ")
 PY
 }

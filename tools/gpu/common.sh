@@ -18,15 +18,15 @@ case ${GAME:-coinrun} in
   coinrun) # Genie's data (hard mode, random play, 10k levels) with a mixed policy, which shows more of what actions do
     prefer='{7: 4, 8: 3, 6: 1}'
     vwm record procgen:coinrun "$work/data" --frames "$frames" --workers "$(nproc)" --prefer "$prefer" \
-      --env_options '{distribution_mode: hard, num_levels: 10000}'
+      --env-options '{distribution_mode: hard, num_levels: 10000}'
     vwm record procgen:coinrun "$work/test" --frames "${TEST_FRAMES:-20000}" --workers 4 --seed 1 --prefer "$prefer" \
-      --env_options '{distribution_mode: hard, num_levels: 500, start_level: 100000}' ;;
+      --env-options '{distribution_mode: hard, num_levels: 500, start_level: 100000}' ;;
   carracing) # as in datasets/carracing; some 50 frames a second and core
-    road=(--policy road --frame_skip 4 --skip_first_frames 13 --env_options '{max_episode_steps: 3000}' --workers "$(nproc)")
-    vwm record CarRacing-v3 "$work/data" --frames "$frames" --frames_per_shard 2500 --max_episode_frames 100 "${road[@]}"
-    vwm record CarRacing-v3 "$work/test" --frames "${TEST_FRAMES:-8000}" --frames_per_shard 500 --seed 1 "${road[@]}" ;;
+    road=(--policy road --frame-skip 4 --skip-first-frames 13 --env-options '{max_episode_steps: 3000}' --workers "$(nproc)")
+    vwm record CarRacing-v3 "$work/data" --frames "$frames" --frames-per-shard 2500 --max-episode-frames 100 "${road[@]}"
+    vwm record CarRacing-v3 "$work/test" --frames "${TEST_FRAMES:-8000}" --frames-per-shard 500 --seed 1 "${road[@]}" ;;
   freeway) # mostly upwards: random play crosses no road
-    vwm record ALE/Freeway-v5 "$work/data" --frames "$frames" --frame_skip 4 --policy mixed --prefer '{1: 5}' \
+    vwm record ALE/Freeway-v5 "$work/data" --frames "$frames" --frame-skip 4 --policy mixed --prefer '{1: 5}' \
       --workers "$(nproc)" ;;
   *) echo "GAME=$GAME is neither coinrun, carracing nor freeway" >&2; exit 2 ;;
 esac
@@ -41,8 +41,8 @@ fit() {
   local rate steps
   rate=$(python - "$work/calibrate_$name" <<'PY'
 import csv, pathlib, sys
-rows = list(csv.DictReader(next(pathlib.Path(sys.argv[1]).glob("logs/*/metrics.csv")).open()))
-rates = [float(r["train/steps_per_second"]) for r in rows if r.get("train/steps_per_second")]
+rows = list(csv.DictReader((pathlib.Path(sys.argv[1]) / "metrics/train.csv").open()))
+rates = [float(r["steps_per_second"]) for r in rows if r.get("steps_per_second")]
 print(sorted(rates)[len(rates) // 2])
 PY
 )
@@ -71,7 +71,7 @@ go_on() {
 
 # report BUNDLE: measure on unseen levels, print a row, give the report back.
 report() {
-  vwm eval "$work/$1" "$work/test" --out "$work/report" --clips "${CLIPS:-256}"
+  vwm eval "$work/$1" "$work/test" --out "$work/report" --clips "${CLIPS:-256}" --drift-seconds "${DRIFT:-5}"
   cp "$work/report/report.json" "$out/report_$1.json"
   cp "$work/report/rollouts.png" "$out/sheet_$1.png"
   python - "$out/report_$1.json" "$1" <<'PY'
