@@ -105,5 +105,5 @@ def test_agents_act_and_learn(agent: str, env: GymnasiumEnvSpec, tmp_path: Path,
 
 def test_muzero_names_the_remedy_for_composite_actions() -> None:
     spaces = GymnasiumEnvSpec("vwm/Lamp-v0").open(1, seed=0).spaces
-    with pytest.raises(ValueError, match=r"MuZero requires discrete actions.*env\.enumerate_actions=true"):
+    with pytest.raises(ValueError, match=r"MuZero requires.*GymnasiumEnvSpec's enumerate_actions=true"):
         AGENTS["muzero"](spaces)

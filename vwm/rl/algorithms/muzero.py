@@ -172,7 +172,7 @@ class MuZeroAgent(Agent):
         if spaces.actions.kind != "discrete":
             raise ValueError(
                 f"MuZero requires discrete actions, and these are {spaces.actions.kind}: use TD-MPC2 or DreamerV3, or "
-                "env.enumerate_actions=true for composite actions of choices and keys"
+                "GymnasiumEnvSpec's enumerate_actions=true for composite actions of choices and keys"
             )
         if optimizer.final_weight_decay is not None:
             raise ValueError(
