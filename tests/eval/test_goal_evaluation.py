@@ -111,7 +111,7 @@ def test_errors_are_raised_before_planning_and_keep_foreign_folders(exact_world,
         ({"planning": GoalPlannerConfig(planner_options={"elite": 3})}, "planner cem with options.*elite"),
         ({"planning": GoalPlannerConfig(planner_options={"elites": 300})}, "elites"),
         ({"planning": GoalPlannerConfig(replan_every=30)}, "replan_every"),
-        ({"env": "Pendulum-v1"}, "1 continuous actions, the world 2"),
+        ({"env": "Pendulum-v1"}, "takes 1 continuous action, the world 2"),
         ({"task": GoalTaskConfig(env_options={"rooms": 3})}, "rooms"),
     ):
         with pytest.raises(ValueError, match=message):
