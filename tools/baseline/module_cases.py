@@ -52,6 +52,7 @@ class Trainer:
     """As much of Lightning's as a module asks for."""
 
     max_steps, global_step, is_global_zero, global_rank, world_size, current_epoch = 10, 0, True, 0, 1, 0
+    loggers: tuple[Any, ...] = ()
     callbacks: tuple[Any, ...] = ()
 
 
