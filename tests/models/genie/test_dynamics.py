@@ -6,6 +6,7 @@ from factories import dynamics
 
 from vwm.core.seeds import world_seeds
 from vwm.core.states import select_worlds
+from vwm.models.genie.dynamics import MaskGITDynamics
 from vwm.models.genie.sampling import MaskGITSampling, masked_token_count, sample_token_frame
 
 FRAMES = 9
@@ -17,11 +18,11 @@ def clip(frames: int = FRAMES):
     return tokens, torch.randint(0, 4, (2, frames - 1), generator=generator)
 
 
-@pytest.mark.parametrize("conditioning", ["add", "prepend"])
+@pytest.mark.parametrize(("conditioning", "copies"), [("add", False), ("prepend", False), ("prepend", True)])
 @pytest.mark.parametrize("frames", [4, FRAMES])
-def test_training_on_a_clean_context_equals_streaming(conditioning, frames):
+def test_training_on_a_clean_context_equals_streaming(conditioning, copies, frames):
     """Also past the window of 4."""
-    model = dynamics(conditioning=conditioning).double().eval()
+    model = dynamics(conditioning=conditioning, copy_previous=copies).double().eval()
     tokens, actions = clip(frames)
     mask = torch.rand(2, frames - 1, 16, generator=torch.Generator().manual_seed(1)) < 0.6
     parallel = model(tokens, actions, mask)
@@ -50,6 +51,25 @@ def test_features_in_training_equal_those_of_streaming(context, conditioning):
         state, features = model.observe_with_features(state, tokens[:, t : t + 1], actions[:, t - 1 : t])
         played.append(features)
     torch.testing.assert_close(torch.cat(played, dim=1), out.features, rtol=0, atol=1e-10)
+
+
+def test_a_new_network_that_copies_predicts_the_previous_frame():
+    """At even odds, whatever the number of codes; a token that nothing precedes is not copied."""
+    sizes = {"codebook_size": 36, "tokens_per_frame": 16, "num_actions": 4, "width": 16, "depth": 2, "heads": 2}
+    model = MaskGITDynamics(**sizes, window=4, copy_previous=True).double().eval()
+    torch.nn.init.zeros_(model.head.weight)
+    torch.nn.init.zeros_(model.head.bias)
+    tokens, actions = clip(3)
+    state = model.observe(model.init_state(2), tokens[:, :1], None)
+    state = model.observe(state, tokens[:, 1:2], actions[:, :1])
+    hidden = torch.full_like(tokens[:, :1], model.mask_token)
+    probability = model.predict_logits(state, hidden, actions[:, 1:])[:, 0].softmax(-1)
+    copied = probability.gather(-1, tokens[:, 1, :, None])[..., 0]
+    torch.testing.assert_close(copied, torch.full_like(copied, 36 / (36 + 35)))
+    first = model.predict_logits(model.init_state(2), hidden, None).softmax(-1)
+    torch.testing.assert_close(first, torch.full_like(first, 1 / 36))
+    with pytest.raises(ValueError, match="copy_previous=true requires context=clean"):
+        dynamics(copy_previous=True, context="masked")
 
 
 def test_a_masked_context_equals_streaming_over_the_masked_tokens():

@@ -13,6 +13,7 @@ Legend: b batch, t time, n tokens per frame, d width, k codebook size, r video f
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +35,23 @@ class MaskGITOutput(NamedTuple):
 
     logits: Tensor
     features: Tensor
+
+
+class MaskGITState(NamedTuple):
+    """Everything a prediction needs to know about the past.
+
+    Attributes:
+        transformer: cached keys and values.
+        tokens: int64 [b, n], of the last frame; mask tokens before the first one.
+    """
+
+    transformer: TransformerState
+    tokens: Tensor
+
+    @property
+    def position(self) -> Tensor:
+        """int64 [b], number of frames seen so far."""
+        return self.transformer.position
 
 
 class MaskGITDynamics(ModelMixin, ConfigMixin):
@@ -60,9 +78,14 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
         action_pooling: how the r actions of a latent become one, see ``ActionPooling``; without effect for r = 1.
         action_parts: the parts of composite actions, float [..., a], instead of ``num_actions`` and ``continuous``; see
             ``vwm.nn.actions.make_action_embedding``.
+        copy_previous: whether a token's logits get a learned weight for the code that the previous frame has at its
+            place, which depends on the token's features and begins at even odds (as pointer-generator networks copy
+            words, arXiv 1704.04368). Most of a video is equal in consecutive frames, and a network without it has to
+            learn each code's copy by itself. Requires a clean context.
 
     Raises:
-        ValueError: an unknown ``conditioning`` or ``context``, or invalid parts.
+        ValueError: an unknown ``conditioning`` or ``context``, one that does not fit ``copy_previous``, or invalid
+            parts.
     """
 
     @register_to_config
@@ -83,6 +106,7 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
         frames_per_latent: int = 1,
         action_pooling: ActionPoolingKind = "learned",
         action_parts: list[dict[str, Any]] | None = None,
+        copy_previous: bool = False,
     ) -> None:
         super().__init__()
         check_positive(frames_per_latent=frames_per_latent)
@@ -90,6 +114,8 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
             raise ValueError(f"conditioning={conditioning!r} must be 'add' or 'prepend'")
         if context not in ("clean", "masked"):
             raise ValueError(f"context={context!r} must be 'clean' or 'masked'")
+        if copy_previous and context != "clean":
+            raise ValueError("copy_previous=true requires context=clean: masked frames have nothing to copy")
         self.codebook_size = codebook_size
         self.tokens_per_frame = tokens_per_frame
         self.continuous = continuous
@@ -113,6 +139,10 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
         self.transformer = SpaceTimeTransformer(width=width, depth=depth, heads=heads, window=window)
         self.head = nn.Linear(width, codebook_size)
         nn.init.normal_(self.embed.weight, std=0.02)
+        self.copy_weight = nn.Linear(width, 1) if copy_previous else None
+        if self.copy_weight is not None:
+            nn.init.zeros_(self.copy_weight.weight)
+            nn.init.constant_(self.copy_weight.bias, math.log(codebook_size))
 
     def forward(self, tokens: Tensor, actions: Tensor, mask: Tensor, known: Tensor | None = None) -> Tensor:
         """Predict the logits of all tokens from the unmasked ones, with the training ``context``.
@@ -129,7 +159,8 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
         """
         action_embedding = self._clip_action_embeddings(tokens, actions, known)
         if self.context == "masked":
-            return self._logits(self.transformer(self._embed(self._mask_tokens(tokens, mask), action_embedding))[:, 1:])
+            x = self.transformer(self._embed(self._mask_tokens(tokens, mask), action_embedding))
+            return self._logits(x[:, 1:], tokens[:, :-1])
         return self._forward_clean_context(tokens, tokens[:, :-1], action_embedding, mask).logits
 
     def forward_with_features(
@@ -173,22 +204,32 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
         """Process unmasked frames ``past`` and masked frames 1..t-1, which attend to them, as one long clip."""
         num_past = past.shape[1]
         masked = self._mask_tokens(tokens, mask)[:, 1:]
-        past = self._embed(self._corrupt(past), action_embedding[:, :num_past])
-        x = torch.cat((past, self._embed(masked, action_embedding[:, 1:])), dim=1)
+        past = self._corrupt(past)
+        embedded = self._embed(past, action_embedding[:, :num_past])
+        x = torch.cat((embedded, self._embed(masked, action_embedding[:, 1:])), dim=1)
         x = self.transformer(x, *self.transformer.span.clean_context(num_past, masked.shape[1], x.device))
-        return MaskGITOutput(self._logits(x[:, num_past:]), self._features(x[:, :num_past]))
+        logits = self._logits(x[:, num_past:], past[:, : masked.shape[1]])
+        return MaskGITOutput(logits, self._features(x[:, :num_past]))
 
-    def _logits(self, x: Tensor) -> Tensor:
-        return self.head(x[:, :, self.num_prefix_tokens :])
+    def _logits(self, x: Tensor, previous: Tensor) -> Tensor:
+        """Logits [b, t, n, k] from the network's output and the tokens of the frames before, [b, t, n]."""
+        x = x[:, :, self.num_prefix_tokens :]
+        logits: Tensor = self.head(x)
+        if self.copy_weight is None:
+            return logits
+        weight = self.copy_weight(x) * (previous != self.mask_token)[..., None]
+        return logits.scatter_add(-1, previous.clamp(max=self.codebook_size - 1)[..., None], weight.to(logits.dtype))
 
     def _features(self, x: Tensor) -> Tensor:
         return x[:, :, self.num_prefix_tokens :].mean(dim=2)
 
-    def init_state(self, batch: int) -> TransformerState:
+    def init_state(self, batch: int) -> MaskGITState:
         """Return the state before the first frame."""
-        return self.transformer.init_state(batch, self.num_prefix_tokens + self.tokens_per_frame)
+        transformer = self.transformer.init_state(batch, self.num_prefix_tokens + self.tokens_per_frame)
+        shape = (batch, self.tokens_per_frame)
+        return MaskGITState(transformer, transformer.position.new_full(shape, self.mask_token))
 
-    def observe(self, state: TransformerState, tokens: Tensor, actions: Tensor | None) -> TransformerState:
+    def observe(self, state: MaskGITState, tokens: Tensor, actions: Tensor | None) -> MaskGITState:
         """Add frames to the state.
 
         Args:
@@ -199,16 +240,18 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
         return self.observe_with_features(state, tokens, actions)[0]
 
     def observe_with_features(
-        self, state: TransformerState, tokens: Tensor, actions: Tensor | None
-    ) -> tuple[TransformerState, Tensor]:
+        self, state: MaskGITState, tokens: Tensor, actions: Tensor | None
+    ) -> tuple[MaskGITState, Tensor]:
         """As ``observe``, and also return the features of the frames, [b, t, d]."""
-        x, state = self.transformer.step(self._embed(tokens, self._action_embeddings(tokens, actions)), state)
-        return state, self._features(x)
+        embedded = self._embed(tokens, self._action_embeddings(tokens, actions))
+        x, transformer = self.transformer.step(embedded, state.transformer)
+        return MaskGITState(transformer, tokens[:, -1]), self._features(x)
 
-    def predict_logits(self, state: TransformerState, tokens: Tensor, actions: Tensor | None) -> Tensor:
+    def predict_logits(self, state: MaskGITState, tokens: Tensor, actions: Tensor | None) -> Tensor:
         """Predict the next frame from its unmasked tokens, without advancing the state: [b, 1, n] -> [b, 1, n, k]."""
-        x, _ = self.transformer.step(self._embed(tokens, self._action_embeddings(tokens, actions)), state)
-        return self._logits(x)
+        embedded = self._embed(tokens, self._action_embeddings(tokens, actions))
+        x, _ = self.transformer.step(embedded, state.transformer)
+        return self._logits(x, state.tokens[:, None])
 
     def embed_actions(self, actions: Tensor, known: Tensor | None = None) -> Tensor:
         """Embed actions: [b, t r] or [b, t r, num_actions] -> [b, t, d].

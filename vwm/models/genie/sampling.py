@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from vwm.core.seeds import fold_in, seeded_uniform
-from vwm.models.genie.dynamics import MaskGITDynamics
-from vwm.nn.space_time import TransformerState
+from vwm.models.genie.dynamics import MaskGITDynamics, MaskGITState
 
 
 class MaskGITSampling(NamedTuple):
@@ -35,8 +34,8 @@ class MaskGITSampling(NamedTuple):
 
 
 def sample_token_frame(
-    dynamics: MaskGITDynamics, state: TransformerState, actions: Tensor | None, seed: Tensor, sampling: MaskGITSampling
-) -> tuple[TransformerState, Tensor]:
+    dynamics: MaskGITDynamics, state: MaskGITState, actions: Tensor | None, seed: Tensor, sampling: MaskGITSampling
+) -> tuple[MaskGITState, Tensor]:
     """Sample the next frame and add it to the state.
 
     Args:
@@ -55,7 +54,7 @@ def sample_token_frame(
 
 
 def sample_tokens(
-    dynamics: MaskGITDynamics, state: TransformerState, actions: Tensor | None, seed: Tensor, sampling: MaskGITSampling
+    dynamics: MaskGITDynamics, state: MaskGITState, actions: Tensor | None, seed: Tensor, sampling: MaskGITSampling
 ) -> Tensor:
     """Sample the tokens of the next frame, int64 [b, n], without advancing the state; see ``sample_token_frame``."""
     b, n, steps = len(seed), dynamics.tokens_per_frame, sampling.steps

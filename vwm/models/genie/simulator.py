@@ -14,11 +14,10 @@ from vwm.core.seeds import fold_in, world_seeds
 from vwm.core.simulator import StepOutput
 from vwm.core.spaces import ActionSpace
 from vwm.core.tokenizer import TokenizerState
-from vwm.models.genie.dynamics import MaskGITDynamics
+from vwm.models.genie.dynamics import MaskGITDynamics, MaskGITState
 from vwm.models.genie.latent_action import LatentActionModel
 from vwm.models.genie.sampling import MaskGITSampling, sample_tokens
 from vwm.nn.outcome_heads import RewardTerminationHeads, sample_outcomes
-from vwm.nn.space_time import TransformerState
 from vwm.tokenizers.causal_vae import CausalVAE
 from vwm.tokenizers.space_time_tokenizer import SpaceTimeTokenizer
 
@@ -36,7 +35,7 @@ class GenieState(NamedTuple):
         frames_generated: int64 [b], the number of latents generated so far.
     """
 
-    dynamics: TransformerState
+    dynamics: MaskGITState
     encoder: TokenizerState
     decoder: TokenizerState
     latent: Tensor
@@ -209,8 +208,8 @@ class GenieSimulator(VideoSimulator):
         return total
 
     def _observe_tokens(
-        self, state: TransformerState, tokens: Tensor, actions: Tensor | None
-    ) -> tuple[TransformerState, Tensor]:
+        self, state: MaskGITState, tokens: Tensor, actions: Tensor | None
+    ) -> tuple[MaskGITState, Tensor]:
         """Add tokens [b, t, h, w] to the state; return it, and the features [b, d] of the last frame."""
         state, features = self.dynamics.observe_with_features(state, tokens.flatten(2), actions)
         return state, features[:, -1]

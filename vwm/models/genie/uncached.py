@@ -50,7 +50,7 @@ class UncachedDynamics:
         joined = torch.cat((past.tokens, tokens), dim=1)
         action_embedding = self.dynamics._action_embeddings(joined, torch.cat((past.actions, actions), dim=1))
         x = self.dynamics.transformer(self.dynamics._embed(joined, action_embedding))
-        return self.dynamics.head(x[:, -1:, self.dynamics.num_prefix_tokens :])
+        return self.dynamics._logits(x[:, -1:], past.tokens[:, -1:])
 
 
 class GenieCacheComparison:
