@@ -36,9 +36,9 @@ BUSY_FACTOR = 1.5
 """How much longer training may take on a machine with other work."""
 
 EXPECTATION = (
-    "Training takes at most {minutes:g} minutes. What to expect of the default sizes: on two free cores, a tokenizer "
-    "of about 31 dB and a world that follows actions for about six frames (delta-PSNR of 3 to 4 dB); on one core, or "
-    "with other work on the machine, about 28 dB and 1 to 3 dB."
+    "Training takes at most {minutes:g} minutes, and half as long again beside other work. What to expect of the "
+    "default sizes: a tokenizer of about 30 dB on two free cores, 29 dB beside other work, and a world that follows "
+    "actions (delta-PSNR of 4 or 2 dB), but whose first frames are less sharp than the last recorded one."
 )
 
 
@@ -53,8 +53,9 @@ def run_demo(
 ) -> None:
     """Record an environment, learn a world from the video alone, measure it, and make it playable.
 
-    It takes about 11 minutes on two cores. On a slower machine, training makes fewer steps in its time; the schedule of
-    the learning rate ends with the time, so that the world is less sharp, but finished.
+    It takes 11 to 13 minutes on two free cores, and about 18 beside other work. On a slower machine, training makes
+    fewer steps in its time; the schedule of the learning rate ends with the time, so that the world is less sharp, but
+    finished.
 
     Run it again to continue where it stopped.
 
