@@ -36,8 +36,8 @@ BUSY_FACTOR = 1.5
 """How much longer training may take on a machine with other work."""
 
 EXPECTATION = (
-    "Training takes at most {minutes:g} minutes, and half as long again beside other work. What to expect of the "
-    "default sizes: a tokenizer of about 30 dB on two free cores, 29 dB beside other work, and a world that follows "
+    "Training takes at most {minutes:g} minutes, or 50% longer on a busy machine. What to expect of the default "
+    "sizes: a tokenizer of about 30 dB on two idle cores, 29 dB on a busy machine, and a world that follows "
     "actions (delta-PSNR of 4 or 2 dB), but whose first frames are less sharp than the last recorded one."
 )
 
@@ -53,7 +53,7 @@ def run_demo(
 ) -> None:
     """Record an environment, learn a world from the video alone, measure it, and make it playable.
 
-    It takes 11 to 13 minutes on two free cores, and about 18 beside other work. On a slower machine, training makes
+    It takes 11 to 13 minutes on two idle cores, and about 18 on a busy machine. On a slower machine, training makes
     fewer steps in its time; the schedule of the learning rate ends with the time, so that the world is less sharp, but
     finished.
 
@@ -64,8 +64,8 @@ def run_demo(
         frames: frames to record for training; a tenth as many, of unseen levels, are recorded for evaluation.
         tokenizer_steps: optimizer steps of the tokenizer.
         genie_steps: optimizer steps of latent actions and dynamics.
-        minutes: time limit of both trainings together; half as long again where other work makes fewer threads faster.
-        threads: CPU threads of torch; 0 measures before each stage how many are fastest beside other work.
+        minutes: time limit of both trainings together; 50% longer where fewer threads than cores are fastest.
+        threads: CPU threads of torch; 0 measures before each stage how many are fastest.
         seed: seed of all random numbers.
     """
     if minutes <= 0:

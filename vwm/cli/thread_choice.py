@@ -1,4 +1,4 @@
-"""Choose the number of CPU threads by measurement: beside other work, all cores can be much slower than one."""
+"""Choose the number of CPU threads by measurement: on a busy machine, all cores can be much slower than one."""
 
 from __future__ import annotations
 
