@@ -53,8 +53,8 @@ def commands_page() -> str:
 
 def _help_of(command: str) -> str:
     call = [sys.executable, "-m", "vwm.cli.main", *command.split(), "--help"]
-    environment = {"COLUMNS": "100", "PATH": ""}
-    return subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=True, env=environment).stdout.strip()
+    environment = {"COLUMNS": "100", "PATH": ""}  # errors are not captured, so that the build shows them
+    return subprocess.run(call, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout.strip()
 
 
 def configs_page() -> str:

@@ -48,6 +48,17 @@ def test_options_of_grouped_settings_fill_the_dataclasses_of_the_function():
     }
 
 
+def test_help_shows_percent_signs_of_descriptions_and_defaults():
+    parameters = [
+        CommandParameter("share", "str", "5%", "at most 50% or %d of it"),
+        CommandParameter("whole", "bool", False, "100%"),
+    ]
+    printed = make_command_parser(
+        "vwm test", CommandSignature("Uses 90% memory.", tuple(parameters)), ["vwm test 3%"]
+    ).format_help()
+    assert all(text in printed for text in ("90% memory", "50% or %d of it (default: 5%)", "100%", "vwm test 3%"))
+
+
 def make_parser(**parameters):
     params = tuple(CommandParameter(name, kind, default, "") for name, (kind, default) in parameters.items())
     return make_command_parser("vwm test", CommandSignature("", params), [])

@@ -71,6 +71,7 @@ def normalize_option(text: str) -> str:
 
 def _add_parameter(parser: CommandParser, parameter: CommandParameter) -> None:
     name, annotation, default, text, _ = parameter
+    text = _escape(text)
     node = ast.parse(annotation, mode="eval").body
     dashed = name.replace("_", "-")
     if default is REQUIRED:
@@ -192,8 +193,9 @@ def _metavar(annotation: ast.expr) -> str:
     return "|".join(shown)
 
 
-def _escape(default: object) -> str:
-    return str(default).replace("%", "%%")
+def _escape(shown: object) -> str:
+    """The text with its percent signs doubled, which argparse would take for the start of a format."""
+    return str(shown).replace("%", "%%")
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
