@@ -3,11 +3,13 @@
 import pytest
 import torch
 from factories import dynamics
+from vector_quantize_pytorch import FSQ
 
 from vwm.core.seeds import world_seeds
 from vwm.core.states import select_worlds
 from vwm.models.genie.dynamics import MaskGITDynamics
 from vwm.models.genie.sampling import MaskGITSampling, masked_token_count, sample_token_frame
+from vwm.nn.code_embedding import CodeEmbedding, CodeLogits, level_indices
 
 FRAMES = 9
 
@@ -18,11 +20,14 @@ def clip(frames: int = FRAMES):
     return tokens, torch.randint(0, 4, (2, frames - 1), generator=generator)
 
 
-@pytest.mark.parametrize(("conditioning", "copies"), [("add", False), ("prepend", False), ("prepend", True)])
+@pytest.mark.parametrize(
+    ("conditioning", "options"),
+    [("add", {}), ("prepend", {}), ("prepend", {"copy_previous": True}), ("add", {"codebook_levels": [4, 3, 3]})],
+)
 @pytest.mark.parametrize("frames", [4, FRAMES])
-def test_training_on_a_clean_context_equals_streaming(conditioning, copies, frames):
+def test_training_on_a_clean_context_equals_streaming(conditioning, options, frames):
     """Also past the window of 4."""
-    model = dynamics(conditioning=conditioning, copy_previous=copies).double().eval()
+    model = dynamics(conditioning=conditioning, **options).double().eval()
     tokens, actions = clip(frames)
     mask = torch.rand(2, frames - 1, 16, generator=torch.Generator().manual_seed(1)) < 0.6
     parallel = model(tokens, actions, mask)
@@ -70,6 +75,27 @@ def test_a_new_network_that_copies_predicts_the_previous_frame():
     torch.testing.assert_close(first, torch.full_like(first, 1 / 36))
     with pytest.raises(ValueError, match="copy_previous=true requires context=clean"):
         dynamics(copy_previous=True, context="masked")
+
+
+def test_codes_of_one_level_share_weights_of_fsq_codes():
+    """With weights of levels that are the values of FSQ's dimensions, embeddings are the codes of the quantizer."""
+    levels = [4, 3, 3]
+    quantizer = FSQ(levels=levels)
+    embed, head = CodeEmbedding(levels, 3), CodeLogits(levels, 3)
+    values = torch.zeros(sum(levels), 3)
+    for code in range(36):
+        for dimension, row in enumerate(level_indices(torch.tensor(code), levels).tolist()):
+            values[row, dimension] = quantizer.implicit_codebook[code, dimension]
+    for layer in (embed, head):
+        torch.nn.init.zeros_(layer.weight)
+        layer.level_weight.data = values
+    codes = torch.arange(36)
+    torch.testing.assert_close(embed(codes), quantizer.implicit_codebook)
+    assert not embed(torch.tensor(36)).any()  # the mask token shares nothing
+    x = torch.randn(2, 3)
+    torch.testing.assert_close(head(x), x @ quantizer.implicit_codebook.T + head.bias)
+    with pytest.raises(ValueError, match=r"codebook_levels=\[4, 3\] make 12 codes, not codebook_size=36"):
+        dynamics(codebook_levels=[4, 3])
 
 
 def test_a_masked_context_equals_streaming_over_the_masked_tokens():

@@ -27,6 +27,7 @@ from vwm.core.checks import check_positive
 from vwm.core.spaces import ActionSpace
 from vwm.nn.action_pooling import ActionPooling, ActionPoolingKind, pool_action_embeddings
 from vwm.nn.actions import CompositeActionEmbedding
+from vwm.nn.code_embedding import CodeEmbedding, CodeLogits
 from vwm.nn.space_time import SpaceTimeTransformer, TransformerState
 
 
@@ -82,10 +83,12 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
             place, which depends on the token's features and begins at even odds (as pointer-generator networks copy
             words, arXiv 1704.04368). Most of a video is equal in consecutive frames, and a network without it has to
             learn each code's copy by itself. Requires a clean context.
+        codebook_levels: the levels of the tokenizer's FSQ codebook, whose product is k: codes of one level then share
+            a part of their embedding and output weights (see ``vwm.nn.code_embedding``). None shares nothing.
 
     Raises:
-        ValueError: an unknown ``conditioning`` or ``context``, one that does not fit ``copy_previous``, or invalid
-            parts.
+        ValueError: an unknown ``conditioning`` or ``context``, one that does not fit ``copy_previous``, levels that do
+            not fit ``codebook_size``, or invalid parts.
     """
 
     @register_to_config
@@ -107,6 +110,7 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
         action_pooling: ActionPoolingKind = "learned",
         action_parts: list[dict[str, Any]] | None = None,
         copy_previous: bool = False,
+        codebook_levels: list[int] | None = None,
     ) -> None:
         super().__init__()
         check_positive(frames_per_latent=frames_per_latent)
@@ -116,6 +120,11 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
             raise ValueError(f"context={context!r} must be 'clean' or 'masked'")
         if copy_previous and context != "clean":
             raise ValueError("copy_previous=true requires context=clean: masked frames have nothing to copy")
+        if codebook_levels and math.prod(codebook_levels) != codebook_size:
+            raise ValueError(
+                f"codebook_levels={codebook_levels} make {math.prod(codebook_levels)} codes, not "
+                f"codebook_size={codebook_size}"
+            )
         self.codebook_size = codebook_size
         self.tokens_per_frame = tokens_per_frame
         self.continuous = continuous
@@ -130,14 +139,15 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
         self.frames_per_latent = frames_per_latent
         self.mask_token = codebook_size
         self.num_prefix_tokens = 1 if conditioning == "prepend" else 0
-        self.embed = nn.Embedding(codebook_size + 1, width)
+        levels = codebook_levels
+        self.embed = CodeEmbedding(levels, width) if levels else nn.Embedding(codebook_size + 1, width)
         self.places = nn.Parameter(torch.randn(self.num_prefix_tokens + tokens_per_frame, width) * 0.02)
         self.embed_action = _make_action_embedding(self.action_space, width)
         self.no_action = nn.Parameter(torch.zeros(width))
         pools = frames_per_latent > 1
         self.pool_actions = ActionPooling(frames_per_latent, width, action_pooling) if pools else None
         self.transformer = SpaceTimeTransformer(width=width, depth=depth, heads=heads, window=window)
-        self.head = nn.Linear(width, codebook_size)
+        self.head = CodeLogits(levels, width) if levels else nn.Linear(width, codebook_size)
         nn.init.normal_(self.embed.weight, std=0.02)
         self.copy_weight = nn.Linear(width, 1) if copy_previous else None
         if self.copy_weight is not None:

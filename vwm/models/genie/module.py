@@ -227,6 +227,8 @@ def _check_components_match(
         ("dynamics.tokens_per_frame", dynamics.tokens_per_frame, "the tokenizer's", tokenizer.tokens_per_frame),
         ("dynamics.frames_per_latent", dynamics.frames_per_latent, "the tokenizer's", tokenizer.time_compression),
     ]
+    if levels := dynamics.config.codebook_levels:
+        pairs.append(("dynamics.codebook_levels", levels, "the tokenizer's codebook", tokenizer.config.codebook))
     if latent_action is not None:
         pairs.append(
             ("dynamics.num_actions", dynamics.num_actions, "latent_action's actions", latent_action.num_actions)
