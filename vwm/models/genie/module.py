@@ -92,12 +92,14 @@ class GenieModule(TrainingModule):
         if batch.rewards is None:
             raise ValueError("outcomes need rewards: name them in data.fields, or set outcomes to null")
         actions, _, _ = self._actions(batch)
-        tokens, known = self._tokens(batch).flatten(2), self._known_actions(batch, actions.shape[1])
-        loss, accuracy, features = self.dynamics.loss_with_features(tokens, actions, known)
         assert batch.actions is not None
+        known = self._known_actions(batch, batch.actions.shape[1])
+        known_between = None if known is None else known[:, : actions.shape[1]]
+        loss, accuracy, features = self.dynamics.loss_with_features(
+            self._tokens(batch).flatten(2), actions, known_between
+        )
         per_latent = self.dynamics.frames_per_latent
         check_actions_after_latents(batch.actions, features.shape[1], per_latent)
-        known = self._known_actions(batch, batch.actions.shape[1])
         action_embedding = self.dynamics.embed_actions(batch.actions, known)
         outcomes = sum_outcomes(batch.rewards, batch.terminated, per_latent)
         reward, end = self.outcomes.losses(features, action_embedding, *outcomes)
