@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from vwm.core.feature_extractor import FeatureExtractor
 from vwm.eval.action_following import measure_action_following
 from vwm.eval.drift import Drift, measure_drift
 from vwm.eval.drift_features import model_features, tokenizer_features
-from vwm.eval.features import load_feature_extractor
 from vwm.eval.hallucination import measure_hallucination
 from vwm.eval.revisit import measure_revisit
 from vwm.eval.world_measures import EvaluationData
@@ -42,8 +42,16 @@ class DriftSettings(NamedTuple):
     encoder: str | None
 
 
-def measure_usefulness(evaluation: EvaluationData, settings: DriftSettings) -> Usefulness:
-    """Measure action following, signs of hallucination, drift and revisits."""
+def measure_usefulness(
+    evaluation: EvaluationData, settings: DriftSettings, encoder: FeatureExtractor | None
+) -> Usefulness:
+    """Measure action following, signs of hallucination, drift and revisits.
+
+    Args:
+        evaluation: the clips and the world's predictions.
+        settings: of drift and revisits.
+        encoder: the model that ``settings.encoder`` names, loaded.
+    """
     simulator, frames, actions = evaluation.simulator, evaluation.sample.frames, evaluation.actions
     context, batch_size = evaluation.context, evaluation.batch_size
     space = simulator.spec.actions
@@ -67,22 +75,22 @@ def measure_usefulness(evaluation: EvaluationData, settings: DriftSettings) -> U
     numbers["revisit"] = measure_revisit(
         simulator, frames, actions, context, REVISIT_SECONDS, settings.starts, batch_size
     )
-    drift = _measure_drift(evaluation, settings)
+    drift = _measure_drift(evaluation, settings, encoder)
     if drift is None:
         return Usefulness(numbers, {})
     numbers["drift"] = drift.numbers
     return Usefulness(numbers, drift.frames)
 
 
-def _measure_drift(evaluation: EvaluationData, settings: DriftSettings) -> Drift | None:
+def _measure_drift(
+    evaluation: EvaluationData, settings: DriftSettings, encoder: FeatureExtractor | None
+) -> Drift | None:
     """Measure drift; None without an encoder, for a world that encodes no frames."""
     simulator, batch_size = evaluation.simulator, evaluation.batch_size
-    if settings.encoder is None:
+    if encoder is None:
         features = tokenizer_features(simulator, batch_size)
     else:
-        height, width = evaluation.sample.frames.shape[2:4]
-        extractor = load_feature_extractor(settings.encoder, image_size=(height, width))
-        features = model_features(extractor, batch_size, simulator.device)
+        features = model_features(encoder, batch_size, simulator.device)
     if features is None:
         return None
     drift = measure_drift(

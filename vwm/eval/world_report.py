@@ -14,12 +14,14 @@ from torch import Tensor
 from vwm.core.atomic_files import atomic_folder, check_replaceable_folder
 from vwm.core.checks import check_not_negative, check_positive
 from vwm.core.command_output import format_command, print_output
+from vwm.core.feature_extractor import FeatureExtractor
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.data.video_encoding import write_video
 from vwm.eval import plots
 from vwm.eval.compounding_error import write_compounding_report
 from vwm.eval.eval_clips import read_eval_clips
 from vwm.eval.eval_settings import EvalSettings
+from vwm.eval.features import load_feature_extractor
 from vwm.eval.html_report import headline_rows, render_html_report
 from vwm.eval.perceptual import FVD, LPIPS
 from vwm.eval.provenance import collect_provenance
@@ -102,9 +104,10 @@ def evaluate_world(
     )
     if family.report == "compounding_error":
         return write_compounding_report(simulator, bundle, out, settings)
-    return _write_frames_report(
-        simulator, bundle, out, settings, videos, lpips, fvd, DriftSettings(drift_seconds, drift_starts, drift_encoder)
-    )
+    size = simulator.spec.context.image_size
+    encoder = None if drift_encoder is None else load_feature_extractor(drift_encoder, image_size=size)
+    drift = DriftSettings(drift_seconds, drift_starts, drift_encoder)
+    return _write_frames_report(simulator, bundle, out, settings, videos, lpips, fvd, drift, encoder)
 
 
 def _write_frames_report(
@@ -116,6 +119,7 @@ def _write_frames_report(
     lpips: LPIPS | None,
     fvd: FVD | None,
     drift: DriftSettings,
+    encoder: FeatureExtractor | None,
 ) -> dict[str, Any]:
     """Compute all measures of predicted frames, and write the report."""
     dataset = settings.dataset("frames", "actions")
@@ -123,7 +127,7 @@ def _write_frames_report(
     evaluation = collect_evaluation_data(simulator, sample, settings.context, settings.seed, settings.batch_size)
     report = measure_world(evaluation)
     report["notes"] += measure_perceptual(report, evaluation, lpips, fvd)
-    usefulness = measure_usefulness(evaluation, drift)
+    usefulness = measure_usefulness(evaluation, drift, encoder)
     report |= usefulness.numbers
     if len(sample) < settings.clips:
         report["notes"].append(
