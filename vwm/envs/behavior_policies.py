@@ -215,15 +215,19 @@ class HeldKeysPolicy(LaneFollowingPolicy):
     """Drives CarRacing as people do with a keyboard: holds the same keys for seconds, then drives back to the road.
 
     Half of the segments hold a combination of keys regardless of the road: nothing, gas or half gas, straight or with
-    full steering, the brake, or weaving with gas. The others follow the road as ``LaneFollowingPolicy`` does, which
-    also brings the car back to it. The recording thus shows states that careful driving avoids: standing still for
-    long, full speed, spinning, the grass away from the road, and the return.
+    full steering, the brake, or weaving with gas; a third of these keep straight on for twelve seconds. The others
+    follow the road as ``LaneFollowingPolicy`` does, which also brings the car back to it. The recording thus shows
+    states that careful driving avoids: standing still for long, full speed, spinning, the grass away from the road,
+    the return, and the edge of the field, where the game ends.
     """
 
     hold_rate = 0.5
     """Fraction of the segments that hold keys."""
     mean_hold_length, longest_hold = 35.0, 150
     """Length of such a segment, in frames: exponentially distributed."""
+    straight_hold_rate = 0.3
+    """Fraction of these segments that have the longest length and do not steer: under half gas the car then often
+    leaves the field."""
     driving_segment_length = (12, 60)
     """Shortest and longest segment that follows the road, in frames."""
     held_keys = (
@@ -248,6 +252,10 @@ class HeldKeysPolicy(LaneFollowingPolicy):
         self.held: list[NDArray[np.float32] | None] = [None] * num_envs
         self.weave_period = np.zeros(num_envs, np.int64)
 
+    def act(self, first: NDArray[np.bool_], frames: NDArray[np.uint8]) -> NDArray[Any]:
+        self.frames_left[first] = 0
+        return super().act(first, frames)
+
     def _drive(self, env: int, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Choose the action of one environment, float32 [3]."""
         if self.frames_left[env] == 0:
@@ -266,8 +274,12 @@ class HeldKeysPolicy(LaneFollowingPolicy):
             self.frames_left[env] = self.rng.integers(*self.driving_segment_length, endpoint=True)
             return
         self.frames_left[env] = 1 + min(self.longest_hold, int(self.rng.exponential(self.mean_hold_length)))
-        choice = int(self.rng.integers(len(self.held_keys) + 1))
         self.weave_period[env] = 0
+        choice = int(self.rng.integers(len(self.held_keys) + 1))
+        if self.rng.random() < self.straight_hold_rate:
+            self.frames_left[env] = self.longest_hold
+            straight = [i for i, (steer, _, _) in enumerate(self.held_keys) if steer == 0]
+            choice = straight[int(self.rng.integers(len(straight)))]
         if choice == len(self.held_keys):
             self.weave_period[env] = self.rng.integers(4, 13)
             steer, gas, brake = self.rng.choice([-1.0, 1.0]), self.rng.uniform(0.3, 1), 0.0
