@@ -7,7 +7,8 @@
 
 ``real`` drives to random places and then holds a pattern. ``world`` counts a frame as right where the share of road in
 it lies between the game's 1st and 99th percentile under the same pattern at the same second, and the car is there; a
-run holds where 90% of its frames are right. Under most patterns some cars of the game end on the grass, so that grass
+run holds where 90% of its frames are right. Where the world ends the game, the rest of the run counts as right if a
+real one had ended so early. Under most patterns some cars of the game end on the grass, so that grass
 alone is right, too: the share of frames with a road in view is therefore shown next to the game's. Runs of the game
 that were not used for the percentiles are rated in the same way. It writes runs.json and a strip per pattern.
 """
@@ -69,16 +70,18 @@ def measure_real(out: Path, runs: int, seconds: float) -> None:
 
 
 @torch.no_grad()
-def play_world(world: Any, pattern: str, seconds: float, seed: int) -> NDArray[np.uint8]:
-    """Play from every start of a bundle: uint8 [n, t, h, w, 3]."""
+def play_world(world: Any, pattern: str, seconds: float, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Play from every start of a bundle: uint8 [n, t, h, w, 3], and the number of frames until each run ended, [n]."""
     starts = world.starts
     state, frame = world.reset(starts, seed=seed)
-    frames = [frame]
+    frames, lasting, lengths = [frame], torch.ones(len(starts), dtype=torch.bool), torch.ones(len(starts)).long()
     for t in range(round(seconds * FPS)):
         action = torch.from_numpy(key_pattern(pattern, t)).expand(len(starts), -1)
         state, output = world.step(state, action)
         frames.append(output.frame)
-    return torch.stack(frames, dim=1).numpy()
+        lasting &= ~output.terminated
+        lengths += lasting
+    return torch.stack(frames, dim=1).numpy(), lengths.numpy()
 
 
 def measure_world(bundle: str, real: Path, out: Path, seconds: float, **sampling: Any) -> None:
@@ -94,14 +97,16 @@ def measure_world(bundle: str, real: Path, out: Path, seconds: float, **sampling
     for pattern in PATTERNS:
         half = len(table[pattern]) // 2
         known, unseen = table[pattern][:half], table[pattern][half:]
-        frames = play_world(world, pattern, seconds, seed=0)
-        rated = [rate_run(road_share(run), car_is_visible(run), known, FPS) for run in frames]
+        frames, lengths = play_world(world, pattern, seconds, seed=0)
+        runs = [run[:length] for run, length in zip(frames, lengths, strict=True)]
+        rated = [rate_run(road_share(run), car_is_visible(run), known, FPS, frames.shape[1]) for run in runs]
         controls = [rate_run(np.array(run["road"]), np.array(run["car"]), known, FPS) for run in unseen]
         holds, real_holds = ([bool(r.mean() >= 0.9) for r in runs] for runs in (rated, controls))
         right = np.mean(rated, axis=0)
         by_second = [float(right[max(0, int((s - 1) * FPS)) : int(s * FPS)].mean()) for s in range(1, int(seconds) + 1)]
         results[pattern] = {"holds": holds, "real_holds": real_holds, "right_by_second": by_second}
-        in_view = [_road_in_view([road_share(run) for run in frames], s) for s in range(1, int(seconds) + 1)]
+        results[pattern]["seconds"] = (lengths / FPS).round(1).tolist()
+        in_view = [_road_in_view([road_share(run) for run in runs], s) for s in range(1, int(seconds) + 1)]
         real_in_view = [_road_in_view([np.array(run["road"]) for run in table[pattern]], s) for s in range(1, 21)]
         results[pattern] |= {"road_in_view": in_view, "real_road_in_view": real_in_view}
         shown = "  ".join(

@@ -44,12 +44,20 @@ def car_is_visible(frames: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def rate_run(
-    road: NDArray[Any], car: NDArray[Any], real_runs: list[dict[str, list[Any]]], fps: float
+    road: NDArray[Any], car: NDArray[Any], real_runs: list[dict[str, list[Any]]], fps: float, frames: int | None = None
 ) -> NDArray[np.bool_]:
-    """Return for each frame whether it is right: [t].
+    """Return for each frame whether it is right: [frames].
 
     The percentiles of the road are those of all real frames of the same second; later seconds than the real runs have
-    are compared with the last second of which there are frames of three runs or more.
+    are compared with the last second of which there are frames of three runs or more. Where the run ended before
+    ``frames`` (the car left the field), that is right from the time on at which the first of the real runs ended.
+
+    Args:
+        road: share of road of each frame until the run ended, [t].
+        car: whether the car is visible, [t].
+        real_runs: the same of real runs, in lists; those shorter than the longest ended.
+        fps: frames a second.
+        frames: number of frames to rate; None rates the frames until the run ended.
     """
     right, bounds = [], (0.0, 1.0)
     for start in range(0, len(road), round(fps)):
@@ -59,7 +67,10 @@ def rate_run(
             low, high = np.percentile(np.concatenate(real), (1, 99))
             bounds = (low - 0.01, high + 0.01)
         right.append((road[start:stop] >= bounds[0]) & (road[start:stop] <= bounds[1]) & car[start:stop])
-    return np.concatenate(right)
+    lengths = [len(run["road"]) for run in real_runs]
+    first_end = min((length for length in lengths if length < max(lengths)), default=frames)
+    after_end = np.arange(len(road), len(road) if frames is None else frames)
+    return np.concatenate((*right, after_end >= (first_end or 0)))
 
 
 def turn_of_view(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.float64]:
