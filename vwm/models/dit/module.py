@@ -30,7 +30,7 @@ from vwm.nn.outcome_heads import RewardTerminationHeads
 from vwm.nn.training_module import TrainingModule, known_actions, shuffle_actions
 from vwm.tokenizers.loading import load_tokenizer
 
-SETTINGS_THAT_MAY_DIFFER = ("agent_tokens", "sink_frames", "memory_frames", "memory_every")
+SETTINGS_THAT_MAY_DIFFER = ("agent_tokens", "window", "sink_frames", "memory_frames", "memory_every")
 """Settings in which a network may differ from the pretrained one: agent tokens are new, the others have no weights."""
 
 
