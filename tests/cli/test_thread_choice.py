@@ -1,4 +1,4 @@
-"""The number of threads is that of the shortest step."""
+"""The number of threads is that of the shortest step, or more where that costs little."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from vwm.cli import thread_choice
 from vwm.cli.thread_choice import fastest_thread_count
 
 
-@pytest.mark.parametrize(("slowdown", "expected"), [(1.0, 8), (20.0, 1)], ids=["free", "busy"])
+@pytest.mark.parametrize(
+    ("slowdown", "expected"), [(1.0, 8), (8.5, 8), (20.0, 1)], ids=["free", "nearly equal", "busy"]
+)
 def test_takes_fewer_threads_where_they_wait_for_other_work(
     monkeypatch: pytest.MonkeyPatch, slowdown: float, expected: int
 ) -> None:

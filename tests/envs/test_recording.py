@@ -19,7 +19,7 @@ import torch
 from vwm.core.folder_lock import lock_folder
 from vwm.data.shard_index import build_shard_index, list_shards, load_shard_index
 from vwm.envs.action_spec import EnvActionSpec
-from vwm.envs.behavior_policies import BEHAVIOR_POLICIES, MixedPolicy, RandomPolicy, StickyPolicy
+from vwm.envs.behavior_policies import BEHAVIOR_POLICIES, HeldKeysPolicy, MixedPolicy, RandomPolicy, StickyPolicy
 from vwm.envs.lane_following import road_mask
 from vwm.envs.procgen import partition_levels
 from vwm.envs.recording import record_dataset
@@ -330,6 +330,18 @@ def test_policies_are_deterministic_given_a_seed_and_stay_in_bounds(name: str) -
     assert (np.abs(first) <= 1).all() and (first.min(axis=(0, 1)) < -0.5).all() and (first.max(axis=(0, 1)) > 0.5).all()
     with pytest.raises(ValueError, match="these are continuous"):
         BEHAVIOR_POLICIES[name](box, 1, np.random.default_rng(0), {1: 2.0})
+
+
+def test_the_keys_policy_keeps_straight_on_for_long_and_lets_go_where_an_episode_begins() -> None:
+    box = EnvActionSpec(0, np.array([-1, 0, 0], np.float32), np.ones(3, np.float32), ("steer", "gas", "brake"))
+    policy = HeldKeysPolicy(box, 4, np.random.default_rng(0))
+    actions = sample_actions(policy, 3000)
+    half_gas = (actions == np.array([0, 0, -1], np.float32)).all(axis=-1)
+    held = np.lib.stride_tricks.sliding_window_view(half_gas, HeldKeysPolicy.longest_hold, axis=0)
+    assert held.all(axis=-1).any()
+    policy.frames_left[:] = 1000
+    policy.act(np.array([True, False, True, False]), blank_frames(4))
+    assert (policy.frames_left[[1, 3]] == 999).all() and (policy.frames_left[[0, 2]] < 200).all()
 
 
 # ------------------------------------------------------------------------------------------ real environments

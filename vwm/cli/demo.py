@@ -37,8 +37,8 @@ BUSY_FACTOR = 1.5
 
 EXPECTATION = (
     "Training takes at most {minutes:g} minutes, or 50% longer on a busy machine. What to expect of the default "
-    "sizes: a tokenizer of about 30 dB, and a world that follows actions (delta-PSNR of 3 dB or more) and predicts "
-    "each of the next ten frames better, by 2 dB or more, than a copy of the last one; details blur in a second."
+    "sizes: a tokenizer of about 30 dB, and a world that follows actions (delta-PSNR of 1.5 to 3.5 dB) and predicts "
+    "each of the next ten frames better than a copy of the last one: by 2 to 3 dB the next one, by 0 to 2 the tenth."
 )
 
 
@@ -47,13 +47,13 @@ def run_demo(
     frames: int = 60_000,
     tokenizer_steps: int = 3000,
     genie_steps: int = 3000,
-    minutes: float = 7.0,
+    minutes: float = 8.5,
     threads: int = 0,
     seed: int = 0,
 ) -> None:
     """Record an environment, learn a world from the video alone, measure it, and make it playable.
 
-    It takes 11 to 12 minutes on two idle cores, and about 16 on a busy machine. On a slower machine, training makes
+    It takes about 11 minutes on two idle cores, and about 16 on a busy machine. On a slower machine, training makes
     fewer steps in its time; the schedule of the learning rate ends with the time, so that the world is less sharp, but
     finished.
 

@@ -11,6 +11,8 @@ from torch import nn
 
 REPEATS = 3
 """Timings of each number of threads, in turn, of which the median counts."""
+MARGIN = 1.25
+"""How much slower more threads may be in these timings, and are still preferred: larger layers use them better."""
 
 
 def fastest_thread_count() -> int:
@@ -33,7 +35,8 @@ def fastest_thread_count() -> int:
                 seconds[threads].append(_time_step(layer, x, threads))
     finally:
         torch.set_num_threads(before)
-    return min(candidates, key=lambda threads: statistics.median(seconds[threads]))
+    medians = {threads: statistics.median(times) for threads, times in seconds.items()}
+    return max(threads for threads in candidates if medians[threads] <= MARGIN * min(medians.values()))
 
 
 def _time_step(layer: nn.Module, x: torch.Tensor, threads: int) -> float:
