@@ -57,15 +57,15 @@ def play_real(pattern: str, seed: int, seconds: float) -> NDArray[np.uint8]:
 
 
 def measure_real(out: Path, runs: int, seconds: float) -> None:
-    """Write road share and car of every frame of real runs."""
-    table: dict[str, Any] = {}
+    """Write road share and car of every frame of real runs; those that the file holds are kept."""
+    table: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
     for pattern in PATTERNS:
-        played = [play_real(pattern, seed, seconds) for seed in range(runs)]
-        table[pattern] = [
-            {"road": road_share(frames).round(4).tolist(), "car": car_is_visible(frames).tolist()} for frames in played
-        ]
-        lengths = [len(frames) / FPS for frames in played]
-        print(f"{pattern:14} {runs} runs of {min(lengths):.0f} to {max(lengths):.0f} s", flush=True)
+        known = table.setdefault(pattern, [])
+        for seed in range(len(known), runs):
+            frames = play_real(pattern, seed, seconds)
+            known.append({"road": road_share(frames).round(4).tolist(), "car": car_is_visible(frames).tolist()})
+        lengths = [len(run["road"]) / FPS for run in known]
+        print(f"{pattern:14} {len(known)} runs of {min(lengths):.0f} to {max(lengths):.0f} s", flush=True)
         out.write_text(json.dumps(table))
 
 
@@ -99,13 +99,14 @@ def measure_world(bundle: str, real: Path, out: Path, seconds: float, **sampling
         known, unseen = table[pattern][:half], table[pattern][half:]
         frames, lengths = play_world(world, pattern, seconds, seed=0)
         runs = [run[:length] for run, length in zip(frames, lengths, strict=True)]
-        rated = [rate_run(road_share(run), car_is_visible(run), known, FPS, frames.shape[1]) for run in runs]
+        seen = [{"road": road_share(run).round(4).tolist(), "car": car_is_visible(run).tolist()} for run in runs]
+        rated = [rate_run(np.array(run["road"]), np.array(run["car"]), known, FPS, frames.shape[1]) for run in seen]
         controls = [rate_run(np.array(run["road"]), np.array(run["car"]), known, FPS) for run in unseen]
         holds, real_holds = ([bool(r.mean() >= 0.9) for r in runs] for runs in (rated, controls))
         right = np.mean(rated, axis=0)
         by_second = [float(right[max(0, int((s - 1) * FPS)) : int(s * FPS)].mean()) for s in range(1, int(seconds) + 1)]
         results[pattern] = {"holds": holds, "real_holds": real_holds, "right_by_second": by_second}
-        results[pattern]["seconds"] = (lengths / FPS).round(1).tolist()
+        results[pattern]["runs"] = seen
         in_view = [_road_in_view([road_share(run) for run in runs], s) for s in range(1, int(seconds) + 1)]
         real_in_view = [_road_in_view([np.array(run["road"]) for run in table[pattern]], s) for s in range(1, 21)]
         results[pattern] |= {"road_in_view": in_view, "real_road_in_view": real_in_view}
@@ -216,7 +217,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     real = commands.add_parser("real", help="measure the game")
     real.add_argument("out", type=Path)
-    real.add_argument("--runs", type=int, default=24)
+    real.add_argument("--runs", type=int, default=48)
     real.add_argument("--seconds", type=float, default=20)
     world = commands.add_parser("world", help="measure a world")
     world.add_argument("bundle")

@@ -47,13 +47,13 @@ def run_demo(
     frames: int = 60_000,
     tokenizer_steps: int = 3000,
     genie_steps: int = 3000,
-    minutes: float = 8.5,
+    minutes: float = 8.0,
     threads: int = 0,
     seed: int = 0,
 ) -> None:
     """Record an environment, learn a world from the video alone, measure it, and make it playable.
 
-    It takes about 11 minutes on two idle cores, and about 16 on a busy machine. On a slower machine, training makes
+    It takes about 10 minutes on two idle cores, and about 16 on a busy machine. On a slower machine, training makes
     fewer steps in its time; the schedule of the learning rate ends with the time, so that the world is less sharp, but
     finished.
 
