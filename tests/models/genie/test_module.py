@@ -158,6 +158,7 @@ def test_the_frozen_tokenizer_stays_in_evaluation_mode(folder):
     ("changes", "message"),
     [
         ({"codebook_size": 99}, "dynamics.codebook_size=99 but the tokenizer's codes: 36"),
+        ({"codebook_levels": [3, 4, 3]}, r"the tokenizer's FSQ levels: \[4, 3, 3\]. Set dynamics.codebook_levels=\[4"),
         ({"tokens_per_frame": 9}, "dynamics.tokens_per_frame=9"),
         ({"num_actions": 7}, "Set dynamics.num_actions=4"),
         ({"continuous": True}, "dynamics.continuous=True but latent_action's actions: False"),

@@ -230,7 +230,9 @@ def _check_components_match(
         ("dynamics.frames_per_latent", dynamics.frames_per_latent, "the tokenizer's", tokenizer.time_compression),
     ]
     if levels := dynamics.config.codebook_levels:
-        pairs.append(("dynamics.codebook_levels", levels, "the tokenizer's codebook", tokenizer.config.codebook))
+        codebook = tokenizer.config.codebook
+        known_levels = codebook if isinstance(codebook, list) else None
+        pairs.append(("dynamics.codebook_levels", levels, "the tokenizer's FSQ levels", known_levels))
     if latent_action is not None:
         pairs.append(
             ("dynamics.num_actions", dynamics.num_actions, "latent_action's actions", latent_action.num_actions)
