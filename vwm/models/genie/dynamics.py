@@ -84,7 +84,7 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
             words, arXiv 1704.04368). Most of a video is equal in consecutive frames, and a network without it has to
             learn each code's copy by itself. Requires a clean context.
         codebook_levels: the levels of the tokenizer's FSQ codebook, whose product is k: codes of one level then share
-            a part of their embedding and output weights (see ``vwm.nn.code_embedding``). None shares nothing.
+            a part of their embedding and output weights (see ``vwm.nn.code_embedding``). None or [] shares nothing.
 
     Raises:
         ValueError: an unknown ``conditioning`` or ``context``, one that does not fit ``copy_previous``, levels that do
