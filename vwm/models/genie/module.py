@@ -224,7 +224,7 @@ def _check_components_match(
     outcomes: RewardTerminationHeads | None,
 ) -> None:
     """Raise ValueError where the networks do not fit each other, naming both values."""
-    pairs = [
+    pairs: list[tuple[str, object, str, object]] = [
         ("dynamics.codebook_size", dynamics.codebook_size, "the tokenizer's codes", tokenizer.codebook_size),
         ("dynamics.tokens_per_frame", dynamics.tokens_per_frame, "the tokenizer's", tokenizer.tokens_per_frame),
         ("dynamics.frames_per_latent", dynamics.frames_per_latent, "the tokenizer's", tokenizer.time_compression),
