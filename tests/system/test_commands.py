@@ -94,7 +94,7 @@ def artifacts(video_folder, tmp_path_factory):
 
 def fit_genie(out: Path, config: str, run: str) -> None:
     """Fit a tiny Genie on the encoded videos."""
-    small = {"width": 24, "depth": 1, "codebook_size": 36, "tokens_per_frame": 16}
+    small = {"width": 24, "depth": 1, "codebook_size": 36, "codebook_levels": [4, 3, 3], "tokens_per_frame": 16}
     main(
         ["fit", "-c", str(REPOSITORY / f"configs/genie/{config}.yaml"), "--run", str(out / run)]
         + ["--model.init_args.tokenizer", str(out / "tokenizer_bundle")]

@@ -28,6 +28,8 @@ from .causal_conv import DepthToSpaceTime as DepthToSpaceTime
 from .causal_conv import FrameBuffer as FrameBuffer
 from .causal_conv import SpaceTimeToDepth as SpaceTimeToDepth
 from .causal_conv import SpatialConv as SpatialConv
+from .code_embedding import CodeEmbedding as CodeEmbedding
+from .code_embedding import CodeLogits as CodeLogits
 from .cosine_transform import video_dct_basis as video_dct_basis
 from .dense_layers import MultiInputDense as MultiInputDense
 from .dense_layers import apply_activation as apply_activation

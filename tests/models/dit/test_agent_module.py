@@ -197,7 +197,7 @@ def test_pretrained_weights_are_loaded_and_agent_tokens_are_new(tmp_path):
 
 def test_rejects_mismatched_parts_and_data(tmp_path):
     save_component(network(agent_tokens=0), tmp_path / "dynamics")
-    for changes, message in (({"window": 5}, "window=4 there and 5 here"), ({"depth": 2}, "depth=4 there and 2 here")):
+    for changes, message in (({"registers": 9}, "registers=. there and 9 here"), ({"depth": 2}, "depth=4 there and 2 here")):
         with pytest.raises(ComponentError, match=message):
             module(dynamics=network(**changes), pretrained=str(tmp_path))
     with pytest.raises(ComponentError, match=r"there is no config\.json"):
