@@ -186,8 +186,8 @@ def test_pretrained_weights_are_loaded_and_agent_tokens_are_new(tmp_path):
     world = network(agent_tokens=0, kv_heads=1)
     save_component(world, tmp_path / "dynamics")
     torch.manual_seed(5)
-    memory = {"sink_frames": 1, "memory_frames": 2, "memory_every": 2}  # without weights
-    mine = dit(seed=9, grid=(4, 4), channels=12, agent_tokens=1, kv_heads=1, **memory)
+    span = {"window": 5, "sink_frames": 1, "memory_frames": 2, "memory_every": 2}  # without weights
+    mine = dit(seed=9, grid=(4, 4), channels=12, agent_tokens=1, kv_heads=1, **span)
     tokens = mine.agents.clone()
     learner = module(dynamics=mine, pretrained=str(tmp_path))
     assert all(torch.equal(value, mine.state_dict()[key]) for key, value in world.state_dict().items())
@@ -197,7 +197,8 @@ def test_pretrained_weights_are_loaded_and_agent_tokens_are_new(tmp_path):
 
 def test_rejects_mismatched_parts_and_data(tmp_path):
     save_component(network(agent_tokens=0), tmp_path / "dynamics")
-    for changes, message in (({"registers": 9}, "registers=. there and 9 here"), ({"depth": 2}, "depth=4 there and 2 here")):
+    mismatches = (({"registers": 9}, "registers=2 there and 9 here"), ({"depth": 2}, "depth=4 there and 2 here"))
+    for changes, message in mismatches:
         with pytest.raises(ComponentError, match=message):
             module(dynamics=network(**changes), pretrained=str(tmp_path))
     with pytest.raises(ComponentError, match=r"there is no config\.json"):
