@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import PATTERNS, car_is_visible, key_pattern, rate_run, road_share, turn_of_view
+from measure import PATTERNS, key_pattern, observe_run, rate_run, turn_of_view
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -62,8 +62,7 @@ def measure_real(out: Path, runs: int, seconds: float) -> None:
     for pattern in PATTERNS:
         known = table.setdefault(pattern, [])
         for seed in range(len(known), runs):
-            frames = play_real(pattern, seed, seconds)
-            known.append({"road": road_share(frames).round(4).tolist(), "car": car_is_visible(frames).tolist()})
+            known.append(observe_run(play_real(pattern, seed, seconds)))
         lengths = [len(run["road"]) / FPS for run in known]
         print(f"{pattern:14} {len(known)} runs of {min(lengths):.0f} to {max(lengths):.0f} s", flush=True)
         out.write_text(json.dumps(table))
@@ -98,16 +97,15 @@ def measure_world(bundle: str, real: Path, out: Path, seconds: float, **sampling
         half = len(table[pattern]) // 2
         known, unseen = table[pattern][:half], table[pattern][half:]
         frames, lengths = play_world(world, pattern, seconds, seed=0)
-        runs = [run[:length] for run, length in zip(frames, lengths, strict=True)]
-        seen = [{"road": road_share(run).round(4).tolist(), "car": car_is_visible(run).tolist()} for run in runs]
-        rated = [rate_run(np.array(run["road"]), np.array(run["car"]), known, FPS, frames.shape[1]) for run in seen]
-        controls = [rate_run(np.array(run["road"]), np.array(run["car"]), known, FPS) for run in unseen]
-        holds, real_holds = ([bool(r.mean() >= 0.9) for r in runs] for runs in (rated, controls))
+        runs = [observe_run(run[:length]) for run, length in zip(frames, lengths, strict=True)]
+        rated = [rate_run(run, known, FPS, frames.shape[1]) for run in runs]
+        controls = [rate_run(run, known, FPS) for run in unseen]
+        holds, real_holds = ([bool(right.mean() >= 0.9) for right in rows] for rows in (rated, controls))
         right = np.mean(rated, axis=0)
         by_second = [float(right[max(0, int((s - 1) * FPS)) : int(s * FPS)].mean()) for s in range(1, int(seconds) + 1)]
         results[pattern] = {"holds": holds, "real_holds": real_holds, "right_by_second": by_second}
-        results[pattern]["runs"] = seen
-        in_view = [_road_in_view([road_share(run) for run in runs], s) for s in range(1, int(seconds) + 1)]
+        results[pattern]["runs"] = runs
+        in_view = [_road_in_view([np.array(run["road"]) for run in runs], s) for s in range(1, int(seconds) + 1)]
         real_in_view = [_road_in_view([np.array(run["road"]) for run in table[pattern]], s) for s in range(1, 21)]
         results[pattern] |= {"road_in_view": in_view, "real_road_in_view": real_in_view}
         shown = "  ".join(

@@ -43,8 +43,13 @@ def car_is_visible(frames: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return ((red > 110) & (green < 70) & (blue < 70)).sum(axis=(1, 2)) >= MIN_CAR_PIXELS
 
 
+def observe_run(frames: NDArray[np.uint8]) -> dict[str, list[Any]]:
+    """Return the share of road and whether the car is visible in each frame of a run, [t, h, w, 3], as JSON values."""
+    return {"road": road_share(frames).round(4).tolist(), "car": car_is_visible(frames).tolist()}
+
+
 def rate_run(
-    road: NDArray[Any], car: NDArray[Any], real_runs: list[dict[str, list[Any]]], fps: float, frames: int | None = None
+    run: dict[str, list[Any]], real_runs: list[dict[str, list[Any]]], fps: float, frames: int | None = None
 ) -> NDArray[np.bool_]:
     """Return for each frame whether it is right: [frames].
 
@@ -53,21 +58,21 @@ def rate_run(
     ``frames`` (the car left the field), that is right from the time on at which the first of the real runs ended.
 
     Args:
-        road: share of road of each frame until the run ended, [t].
-        car: whether the car is visible, [t].
-        real_runs: the same of real runs, in lists; those shorter than the longest ended.
+        run: see ``observe_run``, until the run ended.
+        real_runs: the same of real runs; those shorter than the longest ended.
         fps: frames a second.
         frames: number of frames to rate; None rates the frames until the run ended.
     """
+    road, car = np.array(run["road"]), np.array(run["car"])
     right, bounds = [], (0.0, 1.0)
     for start in range(0, len(road), round(fps)):
         stop = start + round(fps)
-        real = [run["road"][start:stop] for run in real_runs if len(run["road"]) >= stop]
+        real = [other["road"][start:stop] for other in real_runs if len(other["road"]) >= stop]
         if len(real) >= 3:
             low, high = np.percentile(np.concatenate(real), (1, 99))
             bounds = (low - 0.01, high + 0.01)
         right.append((road[start:stop] >= bounds[0]) & (road[start:stop] <= bounds[1]) & car[start:stop])
-    lengths = [len(run["road"]) for run in real_runs]
+    lengths = [len(real["road"]) for real in real_runs]
     first_end = min((length for length in lengths if length < max(lengths)), default=frames)
     after_end = np.arange(len(road), len(road) if frames is None else frames)
     return np.concatenate((*right, after_end >= (first_end or 0)))
