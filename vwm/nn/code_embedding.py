@@ -4,7 +4,7 @@ A code of FSQ (arXiv 2309.15505) is one level in each of a few dimensions. The w
 own and one for its level in each dimension, so that rare codes are learned from frequent ones that resemble them. (The
 token factorization of MAGVIT-v2, arXiv 2310.05737, but with one softmax over all codes.)
 
-Legend: k codes, d width, l levels of all dimensions together.
+Legend: k codes, d width.
 """
 
 from __future__ import annotations
