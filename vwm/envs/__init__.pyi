@@ -5,6 +5,7 @@ from .batched_envs import EnvSpec as EnvSpec
 from .batched_envs import GymnasiumBatchedEnv as GymnasiumBatchedEnv
 from .batched_envs import GymnasiumEnvAdapter as GymnasiumEnvAdapter
 from .batched_envs import GymnasiumEnvSpec as GymnasiumEnvSpec
+from .behavior_policies import BallTrackingPolicy as BallTrackingPolicy
 from .behavior_policies import HeldKeysPolicy as HeldKeysPolicy
 from .behavior_policies import LaneFollowingPolicy as LaneFollowingPolicy
 from .behavior_policies import MixedPolicy as MixedPolicy

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from vwm.envs.action_spec import EnvActionSpec
+from vwm.envs.ball_tracking import paddle_direction
 from vwm.envs.lane_following import lane_following_action
 
 
@@ -288,12 +289,55 @@ class HeldKeysPolicy(LaneFollowingPolicy):
         self.held[env] = np.array([steer, 2 * gas - 1, 2 * brake - 1], np.float32)
 
 
+class BallTrackingPolicy(MixedPolicy):
+    """Plays Pong: follows the ball in some segments, and plays at random, as ``MixedPolicy`` does, in the others.
+
+    Each segment that follows the ball meets it with another point of the paddle, so that it flies in every direction.
+    The recording thus has long rallies, points for both sides, and the paddle everywhere.
+
+    Raises:
+        ValueError: the actions are not those of Pong.
+    """
+
+    tracking_rate = 0.8
+    """Fraction of the segments that follow the ball."""
+    largest_offset = 0.04
+    """Distance from the middle of the paddle to the point that meets the ball, as a fraction of the height."""
+
+    def __init__(
+        self, actions: EnvActionSpec, num_envs: int, rng: np.random.Generator, prefer: Mapping[int, float] | None = None
+    ) -> None:
+        names = [name.upper() for name in actions.names]
+        if not {"NOOP", "LEFT", "RIGHT"} <= set(names):
+            named = ", ".join(actions.names) or "unnamed actions"
+            raise ValueError(
+                f"policy ball moves a paddle by NOOP, RIGHT, LEFT (ALE/Pong-v5); this environment takes {named}"
+            )
+        self.moves = {0: names.index("NOOP"), -1: names.index("RIGHT"), 1: names.index("LEFT")}
+        self.tracks = np.zeros(num_envs, bool)
+        self.offset = np.zeros(num_envs)
+        super().__init__(actions, num_envs, rng, prefer)
+
+    def act(self, first: NDArray[np.bool_], frames: NDArray[np.uint8]) -> NDArray[Any]:
+        actions = super().act(first, frames).copy()
+        for env in np.flatnonzero(self.tracks):
+            actions[env] = self.moves[paddle_direction(frames[env], self.offset[env])]
+        self.last_action = actions
+        return actions
+
+    def _start_segment(self, env: int) -> None:
+        super()._start_segment(env)
+        self.tracks[env] = self.rng.random() < self.tracking_rate
+        self.offset[env] = self.rng.uniform(-self.largest_offset, self.largest_offset)
+
+
 BEHAVIOR_POLICIES: dict[str, type[RandomPolicy]] = {
     "random": RandomPolicy,
     "sticky": StickyPolicy,
     "mixed": MixedPolicy,
     "road": LaneFollowingPolicy,
     "keys": HeldKeysPolicy,
+    "ball": BallTrackingPolicy,
 }
 
 

@@ -93,7 +93,7 @@ def record_dataset(
     out: Path,
     frames: int = 50_000,
     size: int = 64,
-    policy: Literal["random", "sticky", "mixed", "road", "keys"] = "mixed",
+    policy: Literal["random", "sticky", "mixed", "road", "keys", "ball"] = "mixed",
     workers: int = 2,
     frames_per_shard: int = 5_000,
     seed: int = 0,
@@ -113,7 +113,7 @@ def record_dataset(
         size: side of the frames, in pixels.
         policy: random (every action drawn independently), sticky (mostly repeats the last action), mixed (segments
             of sticky play, each with other preferred actions), road (drives CarRacing, and leaves the road on
-            purpose), or keys (drives CarRacing, and holds keys for seconds as people do).
+            purpose), keys (drives CarRacing, and holds keys for seconds as people do), or ball (plays Atari's Pong).
         workers: processes that record; 0 records in this one. Their number does not affect the recording.
         frames_per_shard: frames per shard; validation holds out whole shards.
         seed: of the environment and the policy.
