@@ -45,10 +45,10 @@ def test_uniform_images_have_no_shift() -> None:
 @pytest.mark.parametrize(
     ("shift", "change", "text"),
     [
-        ((0.0, -2.12), 9.0, "scene moves left 2.1 px"),
-        ((-3.0, 1.0), 9.0, "scene up 3.0, right 1.0 px"),
+        ((0.0, -2.12), 9.0, "view moves right 2.1 px"),
+        ((-3.0, 1.0), 9.0, "view down 3.0, left 1.0 px"),
         ((0.1, 0.1), 0.0, "no visible change"),
-        ((0.1, 0.1), 4.0, "change, scene stays"),
+        ((0.1, 0.1), 4.0, "change, view stays"),
     ],
 )
 def test_motion_is_described_by_direction_and_distance(shift: tuple[float, float], change: float, text: str) -> None:
@@ -70,9 +70,9 @@ def test_latent_actions_are_described_by_coinciding_recorded_actions(
 
 
 def test_equal_descriptions_are_numbered() -> None:
-    texts = ["scene moves left 0.4 px", "not seen", "change, scene stays", "not seen", "change, scene stays"]
+    texts = ["view moves right 0.4 px", "not seen", "change, view stays", "not seen", "change, view stays"]
     assert module._number_equal_texts(texts) == [
-        "scene moves left 0.4 px", "not seen", "change, scene stays (1)", "not seen", "change, scene stays (2)",
+        "view moves right 0.4 px", "not seen", "change, view stays (1)", "not seen", "change, view stays (2)",
     ]  # fmt: skip
 
 

@@ -135,7 +135,7 @@ def test_the_hello_message_describes_the_world(world: Simulator) -> None:
         (("LEFT", ""), 1),
         (("·", "LEFT"), 0),
         (("LEFT 70%", "RIGHT 60%", "noop 92%"), 2),
-        (("scene moves left 2.0 px", "no visible change"), 1),
+        (("view moves right 2.0 px", "no visible change"), 1),
         (("LEFT", "NOOPS"), None),
     ],
 )

@@ -38,7 +38,7 @@ def describe_actions(simulator: Simulator, clips: ClipDataset, count: int = 128,
 
     A latent action is named after the recorded action that occurs in more than half of its transitions, with the share,
     or else ``like`` the one that occurs in it most beyond its share of all transitions. If there is none, it is
-    described by the motion of the scene. Of continuous latent actions, each dimension is described by the motion at its
+    described by the motion of the view. Of continuous latent actions, each dimension is described by the motion at its
     upper end. Equal descriptions are numbered. Labeled actions keep their names.
 
     Args:
@@ -109,7 +109,7 @@ def _describe_by_motion(masks: list[Tensor], frames: Tensor) -> list[str]:
 
 
 def describe_motion(shift: Tensor, change: float) -> str:
-    """Describe a motion in words.
+    """Describe a motion in words, as the player sees it: where the scene moves left, the view moves right.
 
     Args:
         shift: float [2], of the scene (down, right), in pixels per frame.
@@ -117,15 +117,15 @@ def describe_motion(shift: Tensor, change: float) -> str:
     """
     down, right = shift.tolist()
     if max(abs(down), abs(right)) < MIN_VISIBLE_SHIFT:
-        return "no visible change" if change < MIN_VISIBLE_CHANGE else "change, scene stays"
+        return "no visible change" if change < MIN_VISIBLE_CHANGE else "change, view stays"
     parts = [
-        (abs(down), f"{'down' if down > 0 else 'up'} {abs(down):.1f}"),
-        (abs(right), f"{'right' if right > 0 else 'left'} {abs(right):.1f}"),
+        (abs(down), f"{'up' if down > 0 else 'down'} {abs(down):.1f}"),
+        (abs(right), f"{'left' if right > 0 else 'right'} {abs(right):.1f}"),
     ]
     (most, main), (least, other) = sorted(parts, reverse=True)
     if least < max(MIN_VISIBLE_SHIFT, most / 4):
-        return f"scene moves {main} px"
-    return f"scene {main}, {other} px"
+        return f"view moves {main} px"
+    return f"view {main}, {other} px"
 
 
 def estimate_scene_shift(before: Tensor, after: Tensor) -> Tensor:
