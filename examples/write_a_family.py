@@ -63,10 +63,9 @@ class NextFrameSimulator(NetworkSimulator):
         return NextFrameState(latent, world_seeds(seed, len(context), self.device)), context[:, -1]
 
     @torch.inference_mode()
-    def step(self, state, action, decode=True):
-        """Predict the next frame."""
-        self.check_action(action, len(state.seed))
-        latent = self.dynamics(state.latent, action.to(self.device))
+    def advance(self, state, action, decode):
+        """Predict the next frame; the action is checked and on the device."""
+        latent = self.dynamics(state.latent, action)
         zeros = torch.zeros(len(latent), device=self.device)
         frame = video_to_uint8(latent[:, None])[:, 0] if decode else None
         return NextFrameState(latent, state.seed), StepOutput(frame, latent, zeros, zeros.bool())

@@ -77,8 +77,7 @@ class BrightnessWorld(VideoSimulator):
         latents = self.tokenizer.encode(frames_to_float(context))
         return latents[:, -1], video_to_uint8(self.tokenizer.decode(latents[:, -1:]))[:, 0]
 
-    def step(self, state: Tensor, action: Tensor, decode: bool = True) -> tuple[Tensor, StepOutput]:
-        self.check_action(action, len(state))
+    def advance(self, state: Tensor, action: Tensor, decode: bool) -> tuple[Tensor, StepOutput]:
         state = state + self.dynamics.gain.detach() * action.mean(dim=1)[:, None, None, None]
         zeros = torch.zeros(len(state))
         frame = video_to_uint8(self.tokenizer.decode(state[:, None]))[:, 0]

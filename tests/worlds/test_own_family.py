@@ -107,9 +107,8 @@ class NextFrameSimulator(NetworkSimulator):
         return state, context[:, -1]
 
     @torch.inference_mode()
-    def step(self, state: NextFrameState, action: Tensor, decode: bool = True) -> tuple[NextFrameState, StepOutput]:
-        self.check_action(action, len(state.seed))
-        latent = self.dynamics(state.latent.to(self.dtype), action.to(self.device, self.dtype)).float()
+    def advance(self, state: NextFrameState, action: Tensor, decode: bool) -> tuple[NextFrameState, StepOutput]:
+        latent = self.dynamics(state.latent.to(self.dtype), action.to(self.dtype)).float()
         zeros = torch.zeros(len(latent), device=self.device)
         frame = video_to_uint8(latent[:, None])[:, 0] if decode else None
         return NextFrameState(latent, state.seed), StepOutput(frame, latent, zeros, zeros.bool())

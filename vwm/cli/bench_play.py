@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ def benchmark_play(
     threads: int | None = None,
     repeats: int = 5,
     device: str = "auto",
+    accelerate: Literal["auto", "none"] = "auto",
 ) -> None:
     """Time a frame of play; with Genie also without its cache.
 
@@ -45,9 +47,10 @@ def benchmark_play(
         threads: CPU threads; by default torch's choice.
         repeats: rounds in which the variants alternate.
         device: where to compute; see ``resolve_device``.
+        accelerate: auto captures steps as CUDA graphs on a GPU; none computes every step plainly.
     """
     with limit_threads(threads):
-        simulator = load_simulator(bundle, device)
+        simulator = load_simulator(bundle, device, accelerate=accelerate)
         if sampling_steps is not None:
             simulator = simulator.with_sampling(steps=sampling_steps)
         family = find_family(simulator)
@@ -85,8 +88,9 @@ def _print_play_settings(simulator: NetworkSimulator, context: Tensor, window: i
         f"settings           {_describe_context(simulator)}, {_describe_latents(simulator, context)} a frame, "
         f"a window of {window} frames, {sampling}, batch {len(context)}"
     )
+    stepping = "plain steps" if simulator.captured_steps is None else "captured steps"
     print(
-        f"machine            {simulator.device}, {simulator.dtype}, {torch.get_num_threads()} "
+        f"machine            {simulator.device}, {simulator.dtype}, {stepping}, {torch.get_num_threads()} "
         f"threads of {os.cpu_count()} cores, torch {torch.__version__}"
     )
 

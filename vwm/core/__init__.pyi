@@ -19,6 +19,9 @@ from .capabilities import MeasuresTransitionLoss as MeasuresTransitionLoss
 from .capabilities import ObservesFrames as ObservesFrames
 from .capabilities import ProvidesFeatures as ProvidesFeatures
 from .capabilities import ReconstructsFrames as ReconstructsFrames
+from .captured_steps import CUDAGraphs as CUDAGraphs
+from .captured_steps import CaptureBackend as CaptureBackend
+from .captured_steps import CapturedSteps as CapturedSteps
 from .checks import check_fraction as check_fraction
 from .checks import check_not_negative as check_not_negative
 from .checks import check_positive as check_positive

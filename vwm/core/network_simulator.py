@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -11,9 +12,11 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
+from vwm.core.captured_steps import CaptureBackend, CapturedSteps
 from vwm.core.frames import frames_to_float, video_to_uint8
-from vwm.core.simulator import Simulator, SimulatorSpec, State
+from vwm.core.simulator import Simulator, SimulatorSpec, State, StepOutput
 from vwm.core.spaces import ActionSpace, ObservationSpace
+from vwm.core.states import state_batch_size
 from vwm.core.tokenizer import VideoTokenizer
 
 
@@ -70,6 +73,7 @@ class NetworkSimulator(Simulator):
             context=context or observation,
         )
         self.starts = starts
+        self.captured_steps: CapturedSteps | None = None
         self.sampling = self.SAMPLING_CLASS() if sampling is None else sampling
         _check_sampling_numbers(self.sampling, self.SAMPLING_BY_PART)
         self.check_sampling(self.sampling)
@@ -90,13 +94,49 @@ class NetworkSimulator(Simulator):
         return {name: part for name, part in parts.items() if part is not None}
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
-        """Move the networks to a device, and cast the dynamics' weights to ``dtype`` where it is given; in place."""
+        """Move the networks to a device, and cast the dynamics' weights to ``dtype`` where it is given; in place.
+
+        Steps are no longer accelerated afterwards: see ``accelerate``.
+        """
         if dtype is not None:
             # Not diffusers' own `to`, which warns of layers that it would keep in float32.
             torch.nn.Module.to(self.dynamics, dtype)
         for part in self.networks().values():
             part.to(device)
+        self.captured_steps = None
         return self
+
+    @torch.inference_mode()
+    def step(self, state: State, action: Tensor, decode: bool = True) -> tuple[State, StepOutput]:
+        """See ``Simulator.step``."""
+        self.check_action(action, state_batch_size(state))
+        action = action.to(self.device)
+        if self.captured_steps is None:
+            return self.advance(state, action, decode)
+        return self.captured_steps(("step", decode), lambda s, a: self.advance(s, a, decode), state, action)
+
+    @abstractmethod
+    def advance(self, state: State, action: Tensor, decode: bool) -> tuple[State, StepOutput]:
+        """Compute a step, as ``step`` describes it.
+
+        It may be captured as a graph of kernels: it depends on nothing but its arguments and the weights, and never
+        reads the value of a tensor in Python.
+
+        Args:
+            state: see ``step``.
+            action: checked, on the simulator's device.
+            decode: see ``step``.
+        """
+
+    def accelerate(self, backend: CaptureBackend | None) -> Self:
+        """Return a simulator that shares the networks and captures its steps; see ``vwm.core.captured_steps``.
+
+        Args:
+            backend: what captures them; None computes every step plainly.
+        """
+        other = copy.copy(self)
+        other.captured_steps = None if backend is None else CapturedSteps(backend)
+        return other
 
     def with_sampling(self, **changes: Any) -> Self:
         """Return a simulator that shares the networks and samples frames with other settings.
@@ -113,7 +153,7 @@ class NetworkSimulator(Simulator):
             raise ValueError(
                 f"a {type(self).__name__} has no sampling setting {', '.join(unknown)}; it has: {settings}"
             )
-        other = copy.copy(self)
+        other = self.accelerate(None if self.captured_steps is None else self.captured_steps.backend)
         other.sampling = self.sampling._replace(**changes)
         _check_sampling_numbers(other.sampling, self.SAMPLING_BY_PART)
         other.check_sampling(other.sampling)

@@ -198,12 +198,18 @@ class Simulator(ABC):
         return action[:, None].expand(-1, self.spec.frames_per_step, *action.shape[1:])
 
     def check_action(self, action: Tensor, batch: int) -> None:
-        """Raise ValueError unless ``action`` is a batch of actions of ``spec.actions``, held or one per frame."""
+        """Raise ValueError unless ``action`` is a batch of actions of ``spec.actions``, held or one per frame.
+
+        Values are checked on the CPU only: reading those of an accelerator would wait for it, and they come from a
+        policy.
+        """
         space, frames = self.spec.actions, self.spec.frames_per_step
         shapes = [(batch, *space.shape), (batch, frames, *space.shape)][: min(frames, 2)]
         if tuple(action.shape) not in shapes or action.is_floating_point() == space.is_discrete:
             kind, shape = "integers" if space.is_discrete else "floats", " or ".join(str(list(s)) for s in shapes)
             raise ValueError(f"action must be {kind} {shape}, got {action.dtype} {list(action.shape)}")
+        if action.device.type != "cpu":
+            return
         if space.is_discrete:
             low, high = int(action.min()), int(action.max())
             if low < 0 or high >= space.size:

@@ -131,11 +131,8 @@ class DiTSimulator(VideoSimulator):
         )
         return state, video_to_uint8(shown[:, -1:])[:, 0]
 
-    @torch.inference_mode()
-    def step(self, state: DiTState, action: Tensor, decode: bool = True) -> tuple[DiTState, StepOutput]:
-        """See ``Simulator.step``. ``latent`` is float [b, h, w, c]."""
-        batch = len(state.seed)
-        self.check_action(action, batch)
+    def advance(self, state: DiTState, action: Tensor, decode: bool) -> tuple[DiTState, StepOutput]:
+        """See ``NetworkSimulator.advance``. ``latent`` is float [b, h, w, c]."""
         action_embedding = self._action_embedding(action)
         reward, terminated = sample_outcomes(
             self.outcomes, state.features, action_embedding[:, 0], state.seed, state.dynamics.position

@@ -121,12 +121,9 @@ class GenieSimulator(VideoSimulator):
         )
         return state, video_to_uint8(video[:, -1:])[:, 0]
 
-    @torch.inference_mode()
-    def step(self, state: GenieState, action: Tensor, decode: bool = True) -> tuple[GenieState, StepOutput]:
-        """See ``Simulator.step``. ``latent`` is the frame's tokens, int64 [b, h, w]."""
-        batch = len(state.seed)
-        self.check_action(action, batch)
-        seed, actions = fold_in(state.seed, state.frames_generated), self.actions_per_frame(action).to(self.device)
+    def advance(self, state: GenieState, action: Tensor, decode: bool) -> tuple[GenieState, StepOutput]:
+        """See ``NetworkSimulator.advance``. ``latent`` is the frame's tokens, int64 [b, h, w]."""
+        seed, actions = fold_in(state.seed, state.frames_generated), self.actions_per_frame(action)
         position, action_embedding = state.dynamics.position, self.dynamics.embed_actions(actions)[:, 0]
         reward, terminated = sample_outcomes(self.outcomes, state.features, action_embedding, state.seed, position)
         tokens = sample_tokens(self.dynamics, state.dynamics, actions, seed, self.sampling)

@@ -124,9 +124,8 @@ class MDNRNNSimulator(VideoSimulator):
         )
         return state, self._decode_frame(state.latent)
 
-    @torch.inference_mode()
-    def step(self, state: MDNRNNState, action: Tensor, decode: bool = True) -> tuple[MDNRNNState, StepOutput]:
-        """See ``Simulator.step``."""
+    def advance(self, state: MDNRNNState, action: Tensor, decode: bool) -> tuple[MDNRNNState, StepOutput]:
+        """See ``NetworkSimulator.advance``."""
         output, memory = self._step_memory(state, action)
         prediction = self.dynamics.predict(output)
         seed = fold_in(state.seed, state.position)
@@ -150,7 +149,7 @@ class MDNRNNSimulator(VideoSimulator):
     def observe(self, state: MDNRNNState, action: Tensor, frame: Tensor) -> MDNRNNState:
         """See ``ObservesFrames.observe``: so a controller acts in the real environment."""
         self.check_observation(action, frame, len(state.seed))
-        _, memory = self._step_memory(state, action)
+        _, memory = self._step_memory(state, action.to(self.device))
         latent = self._to_grid(self._encode(frame[:, None])[:, 0])
         return MDNRNNState(memory=memory, latent=latent, position=state.position + 1, seed=state.seed)
 
@@ -177,8 +176,7 @@ class MDNRNNSimulator(VideoSimulator):
 
     def _step_memory(self, state: MDNRNNState, action: Tensor) -> tuple[Tensor, LSTMState]:
         """Return the LSTM's output [b, d] and state after the present frame and the action taken there."""
-        self.check_action(action, len(state.seed))
-        embeddings = self._embed_actions(action.to(self.device)[:, None], len(action), 1)
+        embeddings = self._embed_actions(action[:, None], len(action), 1)
         output, memory = self.dynamics(state.memory, state.latent.flatten(1)[:, None], embeddings)
         return output[:, 0], memory
 

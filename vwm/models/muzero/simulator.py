@@ -79,13 +79,11 @@ class MuZeroSimulator(NetworkSimulator):
         seeds = world_seeds(seed, len(context), self.device)
         return MuZeroSimulatorState(network_state, seeds), context[:, -1]
 
-    @torch.inference_mode()
-    def step(
-        self, state: MuZeroSimulatorState, action: Tensor, decode: bool = True
+    def advance(
+        self, state: MuZeroSimulatorState, action: Tensor, decode: bool
     ) -> tuple[MuZeroSimulatorState, StepOutput]:
-        """See ``Simulator.step``."""
-        self.check_action(action, len(state.seed))
-        network_state, reward, _ = self.dynamics.step(state.network_state, action.to(self.device))
+        """See ``NetworkSimulator.advance``."""
+        network_state, reward, _ = self.dynamics.step(state.network_state, action)
         terminated = torch.zeros_like(reward, dtype=torch.bool)
         output = StepOutput(frame=None, latent=network_state.latent, reward=reward.float(), terminated=terminated)
         return state._replace(network_state=network_state), output

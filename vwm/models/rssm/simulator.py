@@ -87,15 +87,11 @@ class RSSMSimulator(NetworkSimulator):
         seeds = world_seeds(seed, batch, self.device)
         return RSSMSimulatorState(state, torch.zeros_like(seeds), seeds), self._decode_observation(rssm.features(state))
 
-    @torch.inference_mode()
-    def step(
-        self, state: RSSMSimulatorState, action: Tensor, decode: bool = True
-    ) -> tuple[RSSMSimulatorState, StepOutput]:
-        """See ``Simulator.step``."""
-        self.check_action(action, len(state.seed))
+    def advance(self, state: RSSMSimulatorState, action: Tensor, decode: bool) -> tuple[RSSMSimulatorState, StepOutput]:
+        """See ``NetworkSimulator.advance``."""
         world, rssm = self.dynamics, self.dynamics.rssm
         noise = rssm.stochastic.seeded_noise(fold_in(fold_in(state.seed, FRAME_STREAM), state.position))
-        after = rssm.imagine_step(state.rssm, action.to(self.device), noise)
+        after = rssm.imagine_step(state.rssm, action, noise)
         features = rssm.features(after)
         frame = self._decode_observation(features) if decode else None
         reward = world.predict_reward(features).float()

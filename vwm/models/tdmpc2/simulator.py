@@ -75,10 +75,8 @@ class TDMPC2Simulator(NetworkSimulator):
         latent = self.dynamics.encode(context[:, stacked])
         return TDMPC2State(latent, world_seeds(seed, batch, self.device)), context[:, -1]
 
-    @torch.inference_mode()
-    def step(self, state: TDMPC2State, action: Tensor, decode: bool = True) -> tuple[TDMPC2State, StepOutput]:
-        """See ``Simulator.step``."""
-        self.check_action(action, len(state.seed))
+    def advance(self, state: TDMPC2State, action: Tensor, decode: bool) -> tuple[TDMPC2State, StepOutput]:
+        """See ``NetworkSimulator.advance``."""
         action = action.to(state.latent)
         reward = self.dynamics.predict_reward(state.latent, action).float()
         latent = self.dynamics.next_latent(state.latent, action)

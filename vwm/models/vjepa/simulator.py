@@ -103,12 +103,10 @@ class VJEPAACSimulator(NetworkSimulator):
         shown = self._decode_frame(latents[:, -1]) if self.decoder is not None else context[:, -1].to(self.device)
         return VJEPAACState(state, latents[:, -1], world_seeds(seed, batch, self.device)), shown
 
-    @torch.inference_mode()
-    def step(self, state: VJEPAACState, action: Tensor, decode: bool = True) -> tuple[VJEPAACState, StepOutput]:
-        """See ``Simulator.step``."""
+    def advance(self, state: VJEPAACState, action: Tensor, decode: bool) -> tuple[VJEPAACState, StepOutput]:
+        """See ``NetworkSimulator.advance``."""
         batch = len(state.seed)
-        self.check_action(action, batch)
-        dynamics, predicted = self.dynamics.step(state.dynamics, state.latent[:, None], action.to(self.device)[:, None])
+        dynamics, predicted = self.dynamics.step(state.dynamics, state.latent[:, None], action[:, None])
         latent = predicted[:, 0].to(state.latent.dtype)
         zeros = torch.zeros(batch, device=self.device)
         frame = self._decode_frame(latent) if decode and self.decoder is not None else None

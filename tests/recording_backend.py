@@ -1,0 +1,55 @@
+"""A stand-in for CUDA graphs on a CPU: it records the operations of a function and runs them again, and nothing else.
+
+Like a graph it reads and writes the tensors that it saw, so that Python's branches, numbers and loops stay as they
+were, and like a capture it fails where a value is read in Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+HOST_READS = {"_local_scalar_dense", "nonzero", "is_nonzero", "item"}
+
+
+class _Record(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in HOST_READS:
+            raise RuntimeError(f"{func} reads a value while a graph is captured")
+        result = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, result))
+        return result
+
+
+class RecordingBackend:
+    """See ``vwm.core.captured_steps.CaptureBackend``. It counts captures and replays."""
+
+    def __init__(self) -> None:
+        self.captures = 0
+        self.replays = 0
+
+    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
+        """Run and record a function."""
+        self.captures += 1
+        with torch.inference_mode(), _Record() as record:
+            function()
+
+        def replay() -> None:
+            self.replays += 1
+            with torch.inference_mode():
+                for func, args, kwargs, result in record.calls:
+                    again = func(*args, **kwargs)
+                    for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                        if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
+                            old.copy_(new)
+
+        return replay

@@ -1,0 +1,258 @@
+"""Accelerated stepping: a step is recorded once as a graph of kernels, and launched as a whole from then on.
+
+A small network on a GPU waits for the launches of its kernels, not for their arithmetic. A graph launches all of them
+at once, but reads and writes fixed memory, whereas the states of a simulator are values that callers keep, branch and
+drop. Between the two stands ``CapturedSteps``:
+
+- The state that a caller gives is copied into the graph's memory, and the new one out of it, so that a graph is a
+  function like any other.
+- Where a caller steps on and on from the last state, two graphs work in turns: the first reads buffer 0 and writes
+  buffer 1, the second the reverse. The caller gets the buffer itself, and nothing is copied. A buffer is written again
+  only after every tensor that shares its memory, views included, is gone; as long as one is kept, steps are copied.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+MAX_CAPTURED = 8
+"""Number of captured functions and shapes; of more, the one that was used least recently is dropped."""
+CALLS_BEFORE_CAPTURE = 3
+"""A capture costs several steps. Shapes that pass by, as while the window of a new world fills, are not captured."""
+
+Step = Callable[[Any, Any], tuple[Any, Any]]
+"""From a state and other arguments, both nested tensors, to the next state and further results."""
+
+
+class _Layout(NamedTuple):
+    """A nested value without its tensors: with as many tensors, it becomes one again."""
+
+    structure: TreeSpec
+    others: tuple[Any, ...]
+    """The leaves that are no tensors, such as None, and ``Tensor`` in place of each tensor."""
+
+    def join(self, tensors: Iterable[Tensor]) -> Any:
+        """Return the nested value."""
+        source = iter(tensors)
+        return tree_unflatten([next(source) if leaf is Tensor else leaf for leaf in self.others], self.structure)
+
+
+def _split(value: Any) -> tuple[list[Tensor], _Layout]:
+    """Return the tensors of a nested value, and the rest of it."""
+    leaves, structure = tree_flatten(value)
+    others = tuple(Tensor if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)], _Layout(structure, others)
+
+
+class CaptureBackend(Protocol):
+    """What records the kernels that a function launches; ``CUDAGraphs`` does."""
+
+    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
+        """Run a function that reads and writes fixed tensors, and return one that does the same again.
+
+        Raises:
+            RuntimeError: the function depends on values that are known only while it runs.
+        """
+        ...
+
+
+class CUDAGraphs:
+    """Captures CUDA graphs, all of which share their temporary memory, since they never run at the same time."""
+
+    def __init__(self) -> None:
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
+        """See ``CaptureBackend.capture``."""
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # libraries make their plans in the first runs, which cannot be captured
+            for _ in range(2):
+                function()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            function()
+        return graph.replay
+
+
+class _Buffer:
+    """Fixed memory for the tensors of a state, which may be lent to callers."""
+
+    def __init__(self, like: Sequence[Tensor]) -> None:
+        self.tensors = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in like]
+        self.borrowers: list[StorageWeakRef] = []
+
+    @property
+    def is_free(self) -> bool:
+        """Whether no tensor outside shares the memory."""
+        self.borrowers = [ref for ref in self.borrowers if not ref.expired()]
+        return not self.borrowers
+
+    def lend(self) -> list[Tensor]:
+        """Return tensors that share the memory but not the storage object, so that their end can be seen."""
+        lent = [torch.from_dlpack(t) if t.numel() else torch.empty_like(t) for t in self.tensors]  # type: ignore[attr-defined]
+        self.borrowers = [StorageWeakRef(t.untyped_storage()) for t in lent if t.numel()]
+        return lent
+
+    def holds(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether these are the tensors that were lent."""
+        pairs = zip(tensors, self.tensors, strict=True)
+        return bool(self.borrowers) and all(a.data_ptr() == b.data_ptr() and a.stride() == b.stride() for a, b in pairs)
+
+
+class _CapturedStep:
+    """One function for one shape of its arguments.
+
+    Args:
+        step: the function.
+        backend: what captures it.
+        state, rest: the tensors of the arguments.
+        layouts: what else the two are made of.
+    """
+
+    def __init__(
+        self, step: Step, backend: CaptureBackend, state: list[Tensor], rest: list[Tensor], layouts: tuple[_Layout, ...]
+    ) -> None:
+        self.step = step
+        self.backend = backend
+        self.layouts = layouts
+        self.rest, self.source = _Buffer(rest), _Buffer(state)
+        _copy(self.rest.tensors, rest)
+        _copy(self.source.tensors, state)
+        (after, self.state_layout), (results, self.result_layout) = (
+            _split(part) for part in self._compute(self.source)
+        )
+        self.target, self.results = _Buffer(after), _Buffer(results)
+        self.replay = backend.capture(lambda: self._run(self.source, self.target))
+        self.turns: tuple[_Buffer, ...] = ()
+        self.replay_turn: list[Callable[[], None]] = []
+
+    def _compute(self, source: _Buffer) -> tuple[Any, Any]:
+        state, rest = (
+            layout.join(part.tensors) for layout, part in zip(self.layouts, (source, self.rest), strict=True)
+        )
+        return self.step(state, rest)
+
+    def _run(self, source: _Buffer, target: _Buffer) -> None:
+        """Compute a step from one buffer to another: what is captured."""
+        after, results = self._compute(source)
+        _copy(target.tensors, _split(after)[0])
+        _copy(self.results.tensors, _split(results)[0])
+
+    def __call__(self, state: list[Tensor], rest: list[Tensor]) -> tuple[Any, Any]:
+        """Compute a step: tensors of the arguments in, nested values out."""
+        _copy(self.rest.tensors, rest)
+        turn = self._turn(state)
+        if turn is None:
+            _copy(self.source.tensors, state)
+            self.replay()
+            after = [tensor.clone() for tensor in self.target.tensors]
+        else:
+            self.replay_turn[turn]()
+            after = self.turns[1 - turn].lend()
+        return self.state_layout.join(after), self.result_layout.join(tensor.clone() for tensor in self.results.tensors)
+
+    def _turn(self, state: list[Tensor]) -> int | None:
+        """Return which of the two buffers the step can read, so that it writes the other one; None if none."""
+        if not self.turns and _shapes(self.source.tensors) == _shapes(self.target.tensors):
+            self._capture_turns()
+        for turn, buffer in enumerate(self.turns):
+            if buffer.holds(state):
+                return turn if self.turns[1 - turn].is_free else None
+        if self.turns and all(buffer.is_free for buffer in self.turns):
+            _copy(self.turns[0].tensors, state)
+            return 0
+        return None
+
+    def _capture_turns(self) -> None:
+        """Capture the two graphs that work in turns: the state after a step has the shapes of the one before."""
+        first, second = _Buffer(self.source.tensors), _Buffer(self.source.tensors)
+        for buffer in (first, second):
+            _copy(buffer.tensors, self.source.tensors)
+        self.replay_turn = [
+            self.backend.capture(lambda: self._run(first, second)),
+            self.backend.capture(lambda: self._run(second, first)),
+        ]
+        self.turns = (first, second)
+
+
+class CapturedSteps:
+    """Runs steps from captured graphs; equal arguments give what the plain function gives.
+
+    A function with the shapes of its arguments is captured at their third call. Where that fails, every step is
+    computed plainly from then on, and one warning says why. Calls from several threads wait for each other.
+
+    Args:
+        backend: what captures.
+    """
+
+    def __init__(self, backend: CaptureBackend) -> None:
+        self.backend = backend
+        self.captured: OrderedDict[Any, _CapturedStep] = OrderedDict()
+        self.calls: OrderedDict[Any, int] = OrderedDict()
+        self.failed = False
+        self.lock = threading.Lock()
+
+    def __call__(self, name: Any, step: Step, state: Any, rest: Any) -> tuple[Any, Any]:
+        """Compute ``step(state, rest)``.
+
+        Args:
+            name: with the shapes of the tensors it identifies the function.
+            step: the function; it depends on nothing but its arguments and weights.
+            state: nested tensors.
+            rest: the same; it may contain None.
+        """
+        if self.failed:
+            return step(state, rest)
+        (state_tensors, state_layout), (rest_tensors, rest_layout) = _split(state), _split(rest)
+        layouts = (state_layout, rest_layout)
+        key = (name, layouts, _shapes(state_tensors), _shapes(rest_tensors))
+        with self.lock:
+            captured = self.captured.get(key)
+            try:
+                if captured is None and self._is_frequent(key):
+                    captured = _CapturedStep(step, self.backend, state_tensors, rest_tensors, layouts)
+                    self._keep(key, captured)
+                if captured is not None:
+                    self.captured.move_to_end(key)
+                    return captured(state_tensors, rest_tensors)
+            except RuntimeError as error:
+                self._give_up(error)
+        return step(state, rest)
+
+    def _keep(self, key: Any, captured: _CapturedStep) -> None:
+        self.captured[key] = captured
+        if len(self.captured) > MAX_CAPTURED:
+            self.captured.popitem(last=False)
+
+    def _give_up(self, error: RuntimeError) -> None:
+        self.failed = True
+        self.captured.clear()
+        warnings.warn(f"steps are not accelerated: {type(error).__name__}: {error}", stacklevel=4)
+
+    def _is_frequent(self, key: Any) -> bool:
+        """Count a call, and return whether it is time to capture; of many shapes, the oldest counts are forgotten."""
+        self.calls[key] = self.calls.pop(key, 0) + 1
+        if len(self.calls) > 16 * MAX_CAPTURED:
+            self.calls.popitem(last=False)
+        return self.calls[key] >= CALLS_BEFORE_CAPTURE
+
+
+def _copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy tensors, with as few kernels as possible."""
+    if targets:
+        torch._foreach_copy_(list(targets), list(sources))
+
+
+def _shapes(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+    return tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
