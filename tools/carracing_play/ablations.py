@@ -21,13 +21,13 @@ BASE = [f"{NETWORK}.window", "8", "--model.init_args.rollouts", "null", "--model
 OWN_ROLLOUTS = ["--model.init_args.rollouts", '{"share": 0.5, "context_frames": 2, "steps": 2}']
 ROWS: dict[str, list[str]] = {
     "base: recorded, clean past with noise, 8 frames": [],
-    "careful driving only": ["--data.init_args.path", "ROAD"],
-    "clean past without noise": ["--model.init_args.context_noise", "0.0"],
-    "noisy past (diffusion forcing)": ["--model.init_args.context", "noisy"],
+    "own rollouts": OWN_ROLLOUTS,
     "window of 16 frames": [f"{NETWORK}.window", "16"],
     "one sink frame": [f"{NETWORK}.sink_frames", "1"],
     "memory: 4 older frames, every 2nd": [f"{NETWORK}.memory_frames", "4", f"{NETWORK}.memory_every", "2"],
-    "own rollouts": OWN_ROLLOUTS,
+    "clean past without noise": ["--model.init_args.context_noise", "0.0"],
+    "noisy past (diffusion forcing)": ["--model.init_args.context", "noisy"],
+    "careful driving only": ["--data.init_args.path", "ROAD"],
     "own rollouts, window of 16 frames": [*OWN_ROLLOUTS, f"{NETWORK}.window", "16"],
     "twice the steps": ["--trainer.max_steps", "TWICE"],
 }

@@ -335,8 +335,10 @@ def test_pretrained_weights_are_loaded(tmp_path):
     save_component(world := network(), tmp_path / "dynamics")
     mine = network(seed=9)
     assert not torch.equal(mine.embed.weight, world.embed.weight)
-    module(dynamics=mine, pretrained=str(tmp_path))
-    assert all(torch.equal(value, mine.state_dict()[key]) for key, value in world.state_dict().items())
+    save_component(heads := randomize(RewardTerminationHeads(width=32, hidden=16), seed=4), tmp_path / "outcomes")
+    learner = module(dynamics=mine, pretrained=str(tmp_path), outcomes=True)
+    for loaded, saved in ((mine, world), (learner.outcomes, heads)):
+        assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in saved.state_dict().items())
 
 
 def test_rejects_continuous_actions_of_another_size():

@@ -54,9 +54,10 @@ class DiTModule(TrainingModule):
             data.fields.
         context_frames: true frames at the start of a sample video; latents, where a latent holds several frames.
         sampling_steps: of the sample videos.
-        pretrained: a bundle, or a folder with a ``dynamics``, whose weights initialize the network; except for agent
-            tokens, all weights must be there, and the settings equal but ``SETTINGS_THAT_MAY_DIFFER``. None initializes
-            randomly.
+        pretrained: a bundle, or a folder with a ``dynamics``, whose weights initialize the network, and those of its
+            heads ``outcomes`` where it has some (not with agent tokens, which those heads did not read). Except for
+            agent tokens, all weights must be there, and the settings equal but ``SETTINGS_THAT_MAY_DIFFER``. None
+            initializes randomly.
     """
 
     def __init__(
@@ -106,9 +107,10 @@ class DiTModule(TrainingModule):
             check_reward_heads_match_dit(outcomes, dynamics)
         check_diffusion_sampling(dynamics, self.sampling)
         if pretrained is not None:
-            load_pretrained_weights(
-                dynamics, find_folder(pretrained) / "dynamics", new=("agents",), settings=SETTINGS_THAT_MAY_DIFFER
-            )
+            folder = find_folder(pretrained)
+            load_pretrained_weights(dynamics, folder / "dynamics", new=("agents",), settings=SETTINGS_THAT_MAY_DIFFER)
+            if outcomes is not None and dynamics.agents is None and (folder / "outcomes").is_dir():
+                load_pretrained_weights(outcomes, folder / "outcomes")
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of a batch, and what to log."""
