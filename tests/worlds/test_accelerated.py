@@ -15,6 +15,7 @@ from recording_backend import RecordingBackend
 from simulator_kinds import SIMULATORS, actions, contexts
 from torch.utils._pytree import tree_leaves
 
+from vwm.core.capabilities import ObservesFrames
 from vwm.core.captured_steps import CALLS_BEFORE_CAPTURE, MAX_CAPTURED, CaptureBackend, CUDAGraphs
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.core.states import concatenate_states, select_worlds, state_batch_size
@@ -36,6 +37,7 @@ class Caller:
         self.plain = plain
         self.fast = plain.accelerate(backend)
         self.random = random.Random(seed)
+        self.can_observe = "VectorQuantize" not in repr(plain.networks())  # see below
         self.kept = [(self.fast.reset(contexts(plain, 2), seed=seed)[0], plain.reset(contexts(plain, 2), seed=seed)[0])]
         self.views: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -50,6 +52,16 @@ class Caller:
         plain_after, plain_shown = self.plain.step(plain, action, decode)
         assert equal(shown, plain_shown)
         self.kept.append((after, plain_after))
+
+    def observe(self) -> None:
+        """Add a real frame, where the simulator can."""
+        if isinstance(self.plain, ObservesFrames) and self.can_observe:
+            fast, plain = self.kept.pop()
+            batch, k = state_batch_size(plain), self.plain.spec.frames_per_step
+            frames = contexts(self.plain, batch, k)
+            action = actions(self.plain, batch, self.random.randrange(10))
+            given = (action, frames if k > 1 else frames[:, 0])
+            self.kept.append((self.fast.observe(fast, *given), self.plain.observe(plain, *given)))
 
     def change_batch(self) -> None:
         """Select, repeat or join worlds."""
@@ -72,7 +84,7 @@ class Caller:
     def run(self, moves: int) -> None:
         """Make random moves; what is kept stays what it was."""
         for _ in range(moves):
-            self.random.choices((self.step, self.change_batch, self.drop), weights=(8, 1, 1))[0]()
+            self.random.choices((self.step, self.observe, self.change_batch, self.drop), weights=(7, 2, 1, 1))[0]()
             assert all(equal(fast, plain) for fast, plain in self.kept)
             assert all(torch.equal(a, b) for a, b in self.views)
             del self.kept[: -(self.random.randrange(3) + 2)]
@@ -86,6 +98,17 @@ def test_every_simulator_steps_as_it_does_plainly(name: str, backend: type) -> N
     caller = Caller(world, used, seed=1)
     caller.run(16)
     assert not caller.fast.captured_steps.failed and caller.fast.captured_steps.captured
+
+
+def test_what_cannot_be_captured_does_not_hinder_the_rest() -> None:
+    """The library of vector quantization reads on the host whether its codes are initialized, when it encodes."""
+    world = SIMULATORS["genie-vq"]().accelerate(used := RecordingBackend())
+    state, frame = world.reset(contexts(world))
+    with pytest.warns(UserWarning, match="observe is not accelerated: RuntimeError: .*is_nonzero") as warned:
+        for i in range(CALLS_BEFORE_CAPTURE + 2):
+            state = world.observe(state, actions(world, 3, i), frame)
+            state, _ = world.step(state, actions(world, 3, i))
+    assert len(warned) == 1 and world.captured_steps.captured and used.replays
 
 
 def test_who_steps_on_and_on_gets_two_buffers_in_turns_and_copies_nothing() -> None:
@@ -119,9 +142,13 @@ def test_captures_are_bounded_and_other_sampling_is_captured_anew() -> None:
 def test_a_step_that_reads_values_falls_back_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = diffusion_world()
     world, advance = plain.accelerate(RecordingBackend()), plain.advance
-    monkeypatch.setattr(world, "advance", lambda s, a, d: advance(s, a, d) if float(s.latent.sum()) < 1e9 else None)
+    monkeypatch.setattr(
+        world, "advance", lambda s, a, decode: advance(s, a, decode) if float(s.latent.sum()) < 1e9 else None
+    )
     (state, _), (expected, _) = world.reset(contexts(world)), plain.reset(contexts(world))
-    with pytest.warns(UserWarning, match="steps are not accelerated: RuntimeError: .* reads a value") as warned:
+    with pytest.warns(
+        UserWarning, match=r"step\(decode=True\) is not accelerated: RuntimeError: .* reads a value"
+    ) as warned:
         for i in range(CALLS_BEFORE_CAPTURE + 2):
             state, shown = world.step(state, actions(world, 3, i))
             expected, wanted = plain.step(expected, actions(world, 3, i))

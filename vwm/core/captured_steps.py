@@ -189,8 +189,8 @@ class _CapturedStep:
 class CapturedSteps:
     """Runs steps from captured graphs; equal arguments give what the plain function gives.
 
-    A function with the shapes of its arguments is captured at their third call. Where that fails, every step is
-    computed plainly from then on, and one warning says why. Calls from several threads wait for each other.
+    A function with the shapes of its arguments is captured at their third call. Where that fails, the function
+    is computed plainly from then on, and one warning says why. Calls from several threads wait for each other.
 
     Args:
         backend: what captures.
@@ -200,19 +200,19 @@ class CapturedSteps:
         self.backend = backend
         self.captured: OrderedDict[Any, _CapturedStep] = OrderedDict()
         self.calls: OrderedDict[Any, int] = OrderedDict()
-        self.failed = False
+        self.failed: set[Any] = set()
         self.lock = threading.Lock()
 
     def __call__(self, name: Any, step: Step, state: Any, rest: Any) -> tuple[Any, Any]:
         """Compute ``step(state, rest)``.
 
         Args:
-            name: with the shapes of the tensors it identifies the function.
+            name: with the shapes of the tensors it identifies the function, also in warnings.
             step: the function; it depends on nothing but its arguments and weights.
             state: nested tensors.
             rest: the same; it may contain None.
         """
-        if self.failed:
+        if name in self.failed:
             return step(state, rest)
         (state_tensors, state_layout), (rest_tensors, rest_layout) = _split(state), _split(rest)
         layouts = (state_layout, rest_layout)
@@ -227,7 +227,7 @@ class CapturedSteps:
                     self.captured.move_to_end(key)
                     return captured(state_tensors, rest_tensors)
             except RuntimeError as error:
-                self._give_up(error)
+                self._give_up(name, error)
         return step(state, rest)
 
     def _keep(self, key: Any, captured: _CapturedStep) -> None:
@@ -235,10 +235,9 @@ class CapturedSteps:
         if len(self.captured) > MAX_CAPTURED:
             self.captured.popitem(last=False)
 
-    def _give_up(self, error: RuntimeError) -> None:
-        self.failed = True
-        self.captured.clear()
-        warnings.warn(f"steps are not accelerated: {type(error).__name__}: {error}", stacklevel=4)
+    def _give_up(self, name: Any, error: RuntimeError) -> None:
+        self.failed.add(name)
+        warnings.warn(f"{name} is not accelerated: {type(error).__name__}: {error}", stacklevel=5)
 
     def _is_frequent(self, key: Any) -> bool:
         """Count a call, and return whether it is time to capture; of many shapes, the oldest counts are forgotten."""

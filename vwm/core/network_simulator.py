@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
-from vwm.core.captured_steps import CaptureBackend, CapturedSteps
+from vwm.core.captured_steps import CaptureBackend, CapturedSteps, Step
 from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.core.simulator import Simulator, SimulatorSpec, State, StepOutput
 from vwm.core.spaces import ActionSpace, ObservationSpace
@@ -110,10 +111,8 @@ class NetworkSimulator(Simulator):
     def step(self, state: State, action: Tensor, decode: bool = True) -> tuple[State, StepOutput]:
         """See ``Simulator.step``."""
         self.check_action(action, state_batch_size(state))
-        action = action.to(self.device)
-        if self.captured_steps is None:
-            return self.advance(state, action, decode)
-        return self.captured_steps(("step", decode), lambda s, a: self.advance(s, a, decode), state, action)
+        advance = functools.partial(self.advance, decode=decode)
+        return self.run_step(f"step(decode={decode})", advance, state, action.to(self.device))
 
     @abstractmethod
     def advance(self, state: State, action: Tensor, decode: bool) -> tuple[State, StepOutput]:
@@ -127,6 +126,19 @@ class NetworkSimulator(Simulator):
             action: checked, on the simulator's device.
             decode: see ``step``.
         """
+
+    def run_step(self, name: Any, step: Step, state: State, inputs: Any) -> tuple[State, Any]:
+        """Compute ``step(state, inputs)``, from a captured graph where the simulator is accelerated.
+
+        Args:
+            name: identifies the function, with the shapes of its tensors.
+            step: the function; see ``advance`` for what it may do.
+            state: see ``Simulator.step``.
+            inputs: nested tensors on the simulator's device.
+        """
+        if self.captured_steps is None:
+            return step(state, inputs)
+        return self.captured_steps(name, step, state, inputs)
 
     def accelerate(self, backend: CaptureBackend | None) -> Self:
         """Return a simulator that shares the networks and captures its steps; see ``vwm.core.captured_steps``.

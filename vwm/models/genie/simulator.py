@@ -147,13 +147,18 @@ class GenieSimulator(VideoSimulator):
     @torch.inference_mode()
     def observe(self, state: GenieState, action: Tensor, frame: Tensor) -> GenieState:
         """See ``ObservesFrames.observe``. A simulator with latent actions takes one of them."""
-        batch = len(state.seed)
-        frames = self.check_observation(action, frame, batch)
-        encoder, tokens = self.tokenizer.encode_step(state.encoder, frames_to_float(frames.to(self.device)))
-        actions = self.actions_per_frame(action).to(self.device)
+        frames = self.check_observation(action, frame, len(state.seed))
+        inputs = (action.to(self.device), frames.to(self.device))
+        return self.run_step("observe", self._absorb, state, inputs)[0]
+
+    def _absorb(self, state: GenieState, inputs: tuple[Tensor, Tensor]) -> tuple[GenieState, None]:
+        """Compute ``observe`` of an action and frames that were checked."""
+        action, frames = inputs
+        encoder, tokens = self.tokenizer.encode_step(state.encoder, frames_to_float(frames))
+        actions = self.actions_per_frame(action)
         dynamics, features = self._observe_tokens(state.dynamics, tokens, actions)
         decoder, _ = self.tokenizer.decode_step(state.decoder, tokens)
-        return GenieState(
+        after = GenieState(
             dynamics=dynamics,
             encoder=encoder,
             decoder=decoder,
@@ -162,6 +167,7 @@ class GenieSimulator(VideoSimulator):
             seed=state.seed,
             frames_generated=state.frames_generated,
         )
+        return after, None
 
     @property
     def num_latent_actions(self) -> int:
