@@ -46,6 +46,7 @@ from .lora import LoRALinear as LoRALinear
 from .lora import merge_lora as merge_lora
 from .lora import prepare_finetuning as prepare_finetuning
 from .loss_normalizer import LossNormalizer as LossNormalizer
+from .muon import Muon as Muon
 from .norm import RMSNorm as RMSNorm
 from .optimizer import LRAndWeightDecaySchedule as LRAndWeightDecaySchedule
 from .optimizer import OptimizerConfig as OptimizerConfig

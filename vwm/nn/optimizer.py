@@ -1,4 +1,4 @@
-"""Configuration of the optimizer (one of timm's) and its learning rate schedule."""
+"""Configuration of the optimizer and its learning rate schedule."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from vwm.core.checks import check_not_negative
+from vwm.nn.muon import Muon
 
 
 @dataclass
@@ -20,8 +21,8 @@ class OptimizerConfig:
     """Optimizer and schedules of learning rate and weight decay.
 
     Attributes:
-        name: an optimizer of timm's ``create_optimizer_v2``, such as ``adamw`` or ``muon`` (Muon for matrices, AdamW
-            for all other weights).
+        name: ``muon`` (Muon for matrices, AdamW for all other weights; see ``Muon``), ``nmuon`` (the same with Nesterov
+            momentum), or another optimizer of timm's ``create_optimizer_v2``, such as ``adamw``.
         lr: peak learning rate.
         betas: coefficients of Adam's running averages.
         weight_decay: not applied to biases, norms and other vectors.
@@ -79,9 +80,7 @@ class OptimizerConfig:
             )
         if self.stretch < 1:
             raise ValueError(f"stretch={self.stretch} must be 1 or more: a schedule cannot end before the run")
-        optimizer = create_optimizer_v2(
-            model, opt=self.name, lr=self.lr, weight_decay=self.weight_decay, betas=tuple(self.betas)
-        )
+        optimizer = self._make_optimizer(model)
         end = self.stretch * max_steps
 
         def share_of_time() -> float:
@@ -97,6 +96,13 @@ class OptimizerConfig:
             return max(step / max(1.0, end) if end > 0 else 0.0, share_of_time())
 
         return optimizer, LRAndWeightDecaySchedule(optimizer, factor, self.final_weight_decay, progress)
+
+    def _make_optimizer(self, model: nn.Module) -> Optimizer:
+        settings: dict[str, Any] = {"lr": self.lr, "betas": tuple(self.betas)}
+        if self.name in ("muon", "nmuon"):
+            groups = param_groups_weight_decay(model, self.weight_decay)
+            return Muon(groups, nesterov=self.name == "nmuon", **settings)
+        return create_optimizer_v2(model, opt=self.name, weight_decay=self.weight_decay, **settings)
 
     def factor(self, step: int, end: float, time_share: float = 0.0) -> float:
         """Multiplier of the peak learning rate.

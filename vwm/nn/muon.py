@@ -1,0 +1,171 @@
+"""Muon (Jordan, 2024, https://kellerjordan.github.io/posts/muon/): steps along orthogonalized momenta of matrices."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.optim.adamw import adamw
+from timm.optim.nadamw import nadamw
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+NEWTON_SCHULZ_COEFFICIENTS = (
+    (4.0848, -6.8946, 2.9270),
+    (3.9505, -6.3029, 2.6377),
+    (3.7418, -5.5913, 2.3037),
+    (2.8769, -3.1427, 1.2046),
+    (2.8366, -3.0525, 1.2012),
+)
+"""a, b and c of each iteration (https://leloykun.github.io/ponder/muon-opt-coeffs; timm's ``quintic``)."""
+
+
+class Muon(Optimizer):
+    """timm's Muon with its defaults, but with one Newton-Schulz iteration for all matrices of a shape.
+
+    Updates of matrices are scaled by 0.2 sqrt(larger side), which gives them the size of AdamW's (arXiv 2502.16982,
+    section 2.2). Convolution weights [out, in, ...] count as matrices [out, in * ...]. All other weights (see
+    ``is_matrix_shape``) are trained by AdamW. The state of a weight has the same names as timm's.
+
+    Args:
+        params: weights, or groups of them.
+        lr: learning rate.
+        betas: coefficients of AdamW's running averages.
+        weight_decay: multiplied by the learning rate, as in AdamW.
+        momentum: coefficient of the running average of a matrix's gradients.
+        nesterov: whether to look one step ahead: of matrices; other weights are trained by NAdamW.
+        eps: least norm by which a matrix is divided; AdamW's epsilon.
+
+    Raises:
+        ValueError: a weight is sharded, so that its matrix is not whole in any process.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.0,
+        momentum: float = 0.9,
+        nesterov: bool = False,
+        eps: float = 1e-7,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "weight_decay": weight_decay,
+                "momentum": momentum,
+                "nesterov": nesterov,
+                "eps": eps,
+            },
+        )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """See ``Optimizer``; refuses sharded weights."""
+        super().add_param_group(param_group)
+        for weight in self.param_groups[-1]["params"]:
+            is_dtensor = hasattr(weight, "device_mesh")  # tells without the slow import of torch.distributed.tensor
+            if is_dtensor or getattr(weight, "_fsdp_flattened", False):
+                raise ValueError(
+                    f"Muon orthogonalizes whole matrices, and a weight of shape {tuple(weight.shape)} is sharded over "
+                    "processes: train with trainer.strategy=ddp, or with optimizer.name=adamw"
+                )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take one step; weights without a gradient stay as they are."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            stacks, others = defaultdict(list), []
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                if is_matrix_shape(weight.shape):
+                    matrix = weight.flatten(1)
+                    stacks[matrix.shape, weight.dtype, weight.device].append(weight)
+                else:
+                    others.append(weight)
+            for weights in stacks.values():
+                self._update_matrices(group, weights)
+            if others:
+                self._update_others(group, others)
+        return loss
+
+    def _update_matrices(self, group: dict[str, Any], weights: list[Tensor]) -> None:
+        """Update weights that are matrices of one shape."""
+        for weight in weights:
+            if "momentum_buffer" not in self.state[weight]:
+                self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        momenta = [self.state[weight]["momentum_buffer"] for weight in weights]
+        lr = group["lr"]
+        torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
+        stack = orthogonalize(torch.stack([matrix.flatten(1) for matrix in ahead]), group["eps"])
+        scale = 0.2 * max(stack.shape[1:]) ** 0.5
+        stack = stack.to(weights[0].dtype, memory_format=torch.contiguous_format)
+        updates = [update.view_as(weight) for update, weight in zip(stack, weights, strict=True)]
+        torch._foreach_add_(weights, updates, alpha=-lr * scale)
+
+    def _update_others(self, group: dict[str, Any], weights: list[Tensor]) -> None:
+        """Update weights by AdamW, with Nesterov momentum by NAdamW."""
+        for weight in weights:
+            if "step" not in self.state[weight]:
+                self.state[weight]["step"] = torch.zeros(())
+                self.state[weight]["exp_avg"] = torch.zeros_like(weight)
+                self.state[weight]["exp_avg_sq"] = torch.zeros_like(weight)
+        averages, squares, steps = (
+            [self.state[weight][name] for weight in weights] for name in ("exp_avg", "exp_avg_sq", "step")
+        )
+        gradients = [weight.grad for weight in weights]
+        settings = {
+            "beta1": group["betas"][0],
+            "beta2": group["betas"][1],
+            "lr": group["lr"],
+            "weight_decay": group["weight_decay"],
+            "eps": group["eps"],
+            "caution": False,
+            "maximize": False,
+            "max_lr": None,
+        }
+        if group["nesterov"]:
+            nadamw(weights, gradients, averages, squares, steps, **settings)
+        else:
+            adamw(weights, gradients, averages, squares, [], steps, amsgrad=False, **settings)
+
+
+def is_matrix_shape(shape: torch.Size) -> bool:
+    """Whether weights of a shape are orthogonalized: no vectors, position embeddings, depthwise or slim matrices.
+
+    timm's rule: both of the first two dimensions are above 1, and of the matrix [out, in * ...], the sides are 4 or
+    more, and the larger one is at most 128 times the smaller one.
+    """
+    if len(shape) < 2 or 1 in shape[:2]:
+        return False
+    small, large = sorted((shape[0], shape[1:].numel()))
+    return small >= 4 and large <= 128 * small
+
+
+def orthogonalize(stack: Tensor, eps: float = 1e-7) -> Tensor:
+    """[k, rows, columns] -> bfloat16, the same shape: about U V^T of each matrix U S V^T, by Newton-Schulz iterations.
+
+    The singular values of the result are between about 0.7 and 1.2. ``eps`` is the least norm to divide by.
+    """
+    x = stack.bfloat16()
+    is_tall = x.shape[1] > x.shape[2]
+    if is_tall:
+        x = x.mT
+    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)).contiguous()
+    for a, b, c in NEWTON_SCHULZ_COEFFICIENTS:
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if is_tall else x
