@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from vwm.core.devices import resolve_device
+from vwm.core.devices import allow_tf32, resolve_device
 from vwm.train.fit import check_trainer_devices
 
 
@@ -37,3 +37,12 @@ def test_a_trainer_takes_the_devices_that_are_there(monkeypatch: pytest.MonkeyPa
     check_trainer_devices("gpu", -1)
     with pytest.raises(ValueError, match="this machine has 4 GPUs; give a number from 1 to 4"):
         check_trainer_devices("gpu", 5)
+
+
+def test_tf32_is_allowed_on_cuda_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", settings.append)
+    allow_tf32(torch.device("cpu"))
+    assert not settings
+    allow_tf32(torch.device("cuda", 1))
+    assert settings == ["high"]

@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 
+from vwm.nn.fused_adam import fuse_adam_on_cuda
 from vwm.nn.optimizer import OptimizerConfig
 
 
@@ -107,3 +109,25 @@ def test_frozen_parameters_are_not_optimized():
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     assert torch.equal(model.bias, before) and len(optimizer.param_groups[0]["params"]) == 1
+
+
+def test_adam_is_fused_on_cuda_only():
+    """The weights say that they are on CUDA; the fused kernel of the CPU stands in for CUDA's."""
+
+    class CUDAParameter(nn.Parameter):
+        is_cuda = True
+
+    def train(kind: type[nn.Parameter]) -> tuple[torch.optim.Optimizer, nn.Parameter]:
+        weight = kind(torch.arange(4.0))
+        optimizer = torch.optim.AdamW([weight], lr=0.1)
+        fuse_adam_on_cuda(optimizer, torch.optim.SGD([weight]))
+        weight.grad = torch.ones(4)
+        MixedPrecision("bf16-mixed", "cpu").clip_gradients(optimizer, 1.0)  # refuses AdamW(fused=True)
+        optimizer.step()
+        return optimizer, weight
+
+    plain, fused = train(nn.Parameter), train(CUDAParameter)
+    assert [one.param_groups[0]["fused"] for one, _ in (plain, fused)] == [None, True]
+    torch.testing.assert_close(fused[1].data, plain[1].data)
+    built, _ = OptimizerConfig().build(nn.Linear(2, 2), 1)
+    assert built.param_groups[0]["fused"] is None

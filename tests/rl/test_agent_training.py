@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vwm.envs.batched_envs import GymnasiumEnvSpec
 from vwm.envs.time_step import EnvSpaces, TimeStep
+from vwm.rl import agent_training, online_learning
 from vwm.rl.agent import Agent, PolicyCarry, PolicyStep, ReplayBatch, UpdateOutput
 from vwm.rl.agent_training import AgentTraining
 from vwm.rl.evaluation import evaluate_policy
@@ -130,8 +131,15 @@ def test_a_stop_request_saves_a_checkpoint_and_the_run_resumes(tmp_path: Path, c
     assert all(torch.equal(uninterrupted[name], resumed[name]) for name in uninterrupted)
 
 
-def test_a_run_writes_metric_tables_curves_and_replay(tmp_path: Path) -> None:
-    make_training(tmp_path / "run").run()
+def test_a_run_writes_metric_tables_curves_and_replay(tmp_path: Path, monkeypatch) -> None:
+    """Also, it asks for the fast kernels of the device."""
+    devices: list[torch.device] = []
+    optimizers: list[torch.optim.Optimizer] = []
+    monkeypatch.setattr(agent_training, "allow_tf32", devices.append)
+    monkeypatch.setattr(online_learning, "fuse_adam_on_cuda", lambda *some: optimizers.extend(some))
+    make_training(tmp_path / "run", device="cpu").run()
+    assert [type(optimizer) for optimizer in optimizers] == [torch.optim.Adam]
+    assert devices == [torch.device("cpu")] and torch.get_float32_matmul_precision() == "highest"
     assert len(read_columns(tmp_path / "run" / "metrics" / "evaluations.csv")) == 1 + 2
     assert len(read_columns(tmp_path / "run" / "metrics" / "updates.csv")) == 1 + (240 - 40 + 2) // 2 // 10
     assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000

@@ -16,6 +16,7 @@ from vwm.data.shards import ShardWriter
 from vwm.nn.training_module import TrainingModule
 from vwm.runs.checkpoints import read_checkpoint
 from vwm.runs.run_folder import RunFolder
+from vwm.train import fit
 
 VAE = {
     "class_path": "vwm.tokenizers.module.TokenizerModule",
@@ -52,9 +53,13 @@ def config(tmp_path: Path, model: dict[str, Any]) -> Path:
     return tmp_path / "config.yaml"
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path, capsys) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path, capsys, monkeypatch) -> None:
+    """Also, the run leaves the precision of matrix products to ``allow_tf32``."""
+    devices: list[torch.device] = []
+    monkeypatch.setattr(fit, "allow_tf32", devices.append)
     with pytest.raises(SystemExit) as ended:
         main(["fit", "-c", str(config(tmp_path, VAE))])
+    assert devices == [torch.device("cpu")] and torch.get_float32_matmul_precision() == "highest"
     printed = capsys.readouterr().err
     assert ended.value.code == 1 and "Traceback" not in printed
     assert "Lower the learning rate" in printed

@@ -39,6 +39,7 @@ from .components import public_path as public_path
 from .components import rebuild_network as rebuild_network
 from .components import resolve_network_class as resolve_network_class
 from .components import save_component as save_component
+from .devices import allow_tf32 as allow_tf32
 from .devices import resolve_device as resolve_device
 from .family import CacheComparison as CacheComparison
 from .family import ExportSettings as ExportSettings

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from vwm.core.checks import check_not_negative
+from vwm.nn.fused_adam import fuse_adam_on_cuda
 from vwm.nn.muon import Muon
 
 
@@ -81,6 +82,7 @@ class OptimizerConfig:
         if self.stretch < 1:
             raise ValueError(f"stretch={self.stretch} must be 1 or more: a schedule cannot end before the run")
         optimizer = self._make_optimizer(model)
+        fuse_adam_on_cuda(optimizer)
         end = self.stretch * max_steps
 
         def share_of_time() -> float:

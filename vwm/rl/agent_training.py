@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from vwm.core.checks import check_positive
 from vwm.core.command_output import progress_bar
-from vwm.core.devices import resolve_device
+from vwm.core.devices import allow_tf32, resolve_device
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.envs.batched_envs import EnvSpec
 from vwm.rl.algorithm import Algorithm, StepMetrics, TrainingSetup
@@ -115,6 +115,7 @@ class AgentTraining:
         """
         if self.threads:
             torch.set_num_threads(self.threads)
+        allow_tf32(self.setup.device)
         algorithm = self.algorithm
         self.set_up()
         if self.runtime.compile:

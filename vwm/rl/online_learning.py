@@ -16,6 +16,7 @@ from vwm.core.checks import check_positive
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.envs.batched_envs import BatchedEnv, EnvSpec
 from vwm.envs.time_step import EnvSpaces, TimeStep
+from vwm.nn.fused_adam import fuse_adam_on_cuda
 from vwm.rl.agent import Agent, PolicyCarry, ReplayBatch
 from vwm.rl.algorithm import Algorithm, StepMetrics, TrainingSetup
 from vwm.rl.evaluation import sample_random_actions, time_step_to_device
@@ -74,6 +75,7 @@ class OnlineLearning(Algorithm):
         self.setup = setup
         self.envs: BatchedEnv = self.env.open(self.num_envs, setup.seed)
         self.policy: Agent = self.make_agent(self.envs.spaces).to(setup.device)
+        fuse_adam_on_cuda(*self.policy.optimizers().values())
         self._check_batch_length(setup.steps)
         self.replay = self._make_replay(self.policy, setup, setup.folder.path / "replay_scratch")
         self.carry: PolicyCarry = self.policy.init_carry(self.num_envs)

@@ -20,6 +20,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from vwm.core.command_output import format_command, print_output
+from vwm.core.devices import allow_tf32
 from vwm.runs.config_files import compose_config_arguments
 from vwm.runs.metric_loggers import make_metric_loggers
 from vwm.runs.options import add_logger_options, add_switch
@@ -263,6 +264,7 @@ def fit_model(argv: list[str]) -> L.LightningModule:
     sys.argv = [sys.argv[0], "fit", *argv]  # with it Lightning starts the other ranks of this machine
     cli = parse_fit_config(argv)
     cli.prepare_networks()
+    allow_tf32(cli.trainer.strategy.root_device)
     run = RunFolder(cli.config["run"])
     with run.lock() if cli.trainer.is_global_zero else nullcontext():
         start = run.last_checkpoint if cli.config["resume"] and run.last_checkpoint.is_file() else None

@@ -18,6 +18,7 @@ from vwm.core.checks import check_positive
 from vwm.core.simulator import Simulator
 from vwm.envs.batched_envs import EnvSpec
 from vwm.envs.time_step import EnvSpaces
+from vwm.nn.fused_adam import fuse_adam_on_cuda
 from vwm.rl.algorithm import Algorithm, StepMetrics, TrainingSetup
 from vwm.rl.algorithms.actor_critic_policy import ActorCriticPolicy
 from vwm.rl.algorithms.encoded_env import EncodedEnvSpec
@@ -180,6 +181,7 @@ class ImaginationLearning(Algorithm):
         self.policy: ActorCriticPolicy = self._make_policy(self.simulator)
         self._check_prior()
         self.optimizers = self._make_optimizers()
+        fuse_adam_on_cuda(*self.optimizers.values())
         self.contexts = ContextSampler(
             self.data,
             self.rollouts.context_frames or self.simulator.spec.context_frames,
