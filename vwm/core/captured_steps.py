@@ -17,6 +17,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -26,6 +27,8 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 MAX_CAPTURED = 8
 """Number of captured functions and shapes; of more, the one that was used least recently is dropped."""
+ALIGNMENT = 256
+"""Of tensors in a buffer, in bytes, as CUDA's allocator has it."""
 CALLS_BEFORE_CAPTURE = 3
 """A capture costs several steps. Shapes that pass by, as while the window of a new world fills, are not captured."""
 
@@ -86,28 +89,50 @@ class CUDAGraphs:
 
 
 class _Buffer:
-    """Fixed memory for the tensors of a state, which may be lent to callers."""
+    """Fixed memory for the tensors of a state, which may be lent to callers.
+
+    All of them lie in one piece, so that one reference tells whether anybody still holds any of them.
+    """
 
     def __init__(self, like: Sequence[Tensor]) -> None:
-        self.tensors = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in like]
-        self.borrowers: list[StorageWeakRef] = []
+        self.shapes = [(tensor.dtype, tensor.shape) for tensor in like]
+        self.offsets = [0]
+        for tensor in like:
+            size = tensor.numel() * tensor.element_size()
+            self.offsets.append(self.offsets[-1] + -(-size // ALIGNMENT) * ALIGNMENT)
+        device = like[0].device if like else torch.device("cpu")
+        self.memory = torch.empty(max(self.offsets[-1], ALIGNMENT), dtype=torch.uint8, device=device)
+        self.tensors = self._divide(self.memory)
+        self.places = [tensor.data_ptr() for tensor in self.tensors]
+        self.borrowed: StorageWeakRef | None = None
+
+    def _divide(self, memory: Tensor) -> list[Tensor]:
+        """Return the tensors in their places of uint8 memory."""
+        parts = []
+        for (dtype, shape), (start, stop) in zip(self.shapes, pairwise(self.offsets), strict=True):
+            size = shape.numel()
+            parts.append(memory[start:stop].view(dtype)[:size].view(shape))
+        return parts
 
     @property
     def is_free(self) -> bool:
         """Whether no tensor outside shares the memory."""
-        self.borrowers = [ref for ref in self.borrowers if not ref.expired()]
-        return not self.borrowers
+        if self.borrowed is not None and self.borrowed.expired():
+            self.borrowed = None
+        return self.borrowed is None
 
     def lend(self) -> list[Tensor]:
         """Return tensors that share the memory but not the storage object, so that their end can be seen."""
-        lent = [torch.from_dlpack(t) if t.numel() else torch.empty_like(t) for t in self.tensors]  # type: ignore[attr-defined]
-        self.borrowers = [StorageWeakRef(t.untyped_storage()) for t in lent if t.numel()]
-        return lent
+        lent = torch.from_dlpack(self.memory)  # type: ignore[attr-defined]
+        self.borrowed = StorageWeakRef(lent.untyped_storage())
+        return self._divide(lent)
 
     def holds(self, tensors: Sequence[Tensor]) -> bool:
         """Whether these are the tensors that were lent."""
-        pairs = zip(tensors, self.tensors, strict=True)
-        return bool(self.borrowers) and all(a.data_ptr() == b.data_ptr() and a.stride() == b.stride() for a, b in pairs)
+        return self.borrowed is not None and all(
+            tensor.data_ptr() == place and tensor.is_contiguous()
+            for tensor, place in zip(tensors, self.places, strict=True)
+        )
 
 
 class _CapturedStep:
