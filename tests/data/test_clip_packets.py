@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from vwm.data import frame_reading
+from vwm.data import video_packets
 from vwm.data.clip_order import ClipAddress
 from vwm.data.datamodule import make_clip_dataset
 from vwm.data.shards import ShardWriter
@@ -61,7 +61,7 @@ def test_clips_of_a_video_equal_those_of_the_whole_video(name, stride, tmp_path)
 def test_only_simple_videos_are_cut_by_packets(name, simple, tmp_path):
     path = tmp_path / "video.mp4"
     path.write_bytes(VIDEOS[name]())
-    table = frame_reading._packet_table(str(path), 0, path.stat().st_size, name)
+    table = video_packets._packet_table(str(path), 0, path.stat().st_size, name)
     assert (table is not None) == simple
     if table is not None:
         assert table.keyframes.tolist() == [0, 12, 24, 36] and len(table.offset) == FRAMES

@@ -26,8 +26,8 @@ from vwm.data import frame_reading
 from vwm.data.datamodule import ClipLoader, make_clip_dataset
 from vwm.data.shard_index import list_shards, load_shard_index, shard_index_path
 from vwm.data.shards import ShardWriter
-from vwm.data.video import VIDEO_EXTENSIONS
 from vwm.data.video_encoding import encode_video
+from vwm.data.video_formats import VIDEO_EXTENSIONS
 
 
 def benchmark_data(

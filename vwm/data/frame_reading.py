@@ -1,20 +1,14 @@
-"""Read frames of episodes from shards: raw arrays by byte range, videos by the byte ranges of their packets."""
+"""Read frames of episodes from shards, raw arrays and videos."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
-import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from vwm.data.shard_index import EpisodeIndexEntry
-from vwm.data.shard_reading import read_array_rows, read_bytes
-from vwm.data.video import decode_frames, open_video, video_stream
+from vwm.data.shard_reading import read_array_rows
 
 
 def read_episode_frames(path: str, entry: EpisodeIndexEntry) -> NDArray[np.uint8]:
@@ -41,104 +35,8 @@ def read_frames(path: str, entry: EpisodeIndexEntry, indices: Sequence[int]) -> 
             f"{path}: episode {entry.key!r} holds no frames (it has {', '.join(entry.members)}). Train with "
             f"data.fields=[latents, actions], or encode with --keep_video"
         )
+    # imported here, so that raw frames are read where PyAV is not installed
+    from vwm.data.video_packets import read_video_frames
+
     offset, size = entry.members[extension]
-    name = f"{path}:{entry.key}.{extension}"
-    packets = _packet_table(path, offset, size, name)
-    frames = None if packets is None else _decode_packets(path, packets, indices)
-    return decode_frames(_read_video(path, offset, size), indices, name) if frames is None else frames
-
-
-@lru_cache(maxsize=8)
-def _read_video(path: str, offset: int, size: int) -> bytes:
-    """Read a whole video. Cached, because clips of one episode are close together in the clip order."""
-    return read_bytes(path, offset, size)
-
-
-@dataclass(frozen=True)
-class _PacketTable:
-    """The position in its shard of every frame of a simple video.
-
-    Attributes:
-        offset: int64 [T], offset in the shard of the packet of each frame.
-        size: int64 [T], size of the packet in bytes.
-        keyframes: int64 [k], indices of the frames at which decoding can start.
-        codec: name of the codec.
-        extradata: initialization data of the decoder.
-    """
-
-    offset: NDArray[np.int64]
-    size: NDArray[np.int64]
-    keyframes: NDArray[np.int64]
-    codec: str
-    extradata: bytes | None
-
-
-@lru_cache(maxsize=4096)
-def _packet_table(path: str, offset: int, size: int, name: str) -> _PacketTable | None:
-    """Scan the packets of a video once, so that its clips need not open it again; about 5 kB per video.
-
-    Returns None if a packet is not simply the next frame (B-frames, edit lists, rotated or interlaced frames), or if
-    the file does not store the packets as the decoder takes them. ``decode_frames`` handles these videos.
-    """
-    data = _read_video(path, offset, size)
-    rows: list[tuple[int, int, bool, int]] = []
-    with open_video(data, name) as container:
-        stream = video_stream(container)
-        context = stream.codec_context
-        simple = context.name == "h264" and "mp4" in container.format.name and context.extradata is not None
-        try:
-            for packet in container.demux(stream) if simple else ():
-                if not packet.size:
-                    continue
-                if not rows:
-                    first = next(iter(packet.decode() or context.decode(None)), None)
-                    simple &= first is not None and not (first.interlaced_frame or first.side_data.get("DISPLAYMATRIX"))
-                position = -1 if packet.pos is None else packet.pos
-                simple &= packet.pts is not None and not packet.is_discard and position >= 0
-                simple = simple and data[position : position + packet.size] == bytes(packet)
-                rows.append((offset + position, packet.size, packet.is_keyframe, packet.pts or 0))
-        except av.FFmpegError:
-            return None
-    if not simple or not rows or not rows[0][2]:
-        return None
-    offsets, sizes, is_keyframe, pts = (np.array(column, dtype=np.int64) for column in zip(*rows, strict=True))
-    if (np.diff(pts) <= 0).any():
-        return None
-    return _PacketTable(
-        offset=offsets,
-        size=sizes,
-        keyframes=np.flatnonzero(is_keyframe),
-        codec="h264",
-        extradata=context.extradata,
-    )
-
-
-def _decode_packets(path: str, table: _PacketTable, indices: Sequence[int]) -> NDArray[np.uint8] | None:
-    """Decode ascending frames of a simple video, reading only from the key frame before the first to the last one.
-
-    Returns None if a packet does not decode to exactly one frame.
-    """
-    first = int(table.keyframes[np.searchsorted(table.keyframes, indices[0], side="right") - 1])
-    stop = indices[-1] + 1
-    if stop > len(table.offset):
-        return None
-    offsets = table.offset[first:stop]
-    sizes = table.size[first:stop]
-    begin = int(offsets.min())
-    end = int((offsets + sizes).max())
-    data = read_bytes(path, begin, end - begin)
-    context: Any = av.CodecContext.create(table.codec, "r")
-    context.extradata = table.extradata
-    context.thread_count = 1
-    decoded: list[av.VideoFrame] = []
-    try:
-        for offset, size in zip((offsets - begin).tolist(), sizes.tolist(), strict=True):
-            decoded += context.decode(av.Packet(data[offset : offset + size]))
-        decoded += context.decode(None)
-    except av.FFmpegError:
-        return None
-    if len(decoded) != stop - first or any(frame.is_corrupt for frame in decoded):
-        return None
-    # One converter for all frames and no threads: setting up either takes longer than decoding.
-    converter = VideoReformatter()
-    return np.stack([converter.reformat(decoded[i - first], format="rgb24", threads=1).to_ndarray() for i in indices])
+    return read_video_frames(path, offset, size, indices, f"{path}:{entry.key}.{extension}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from vwm.core.atomic_files import atomic_write_text
 from vwm.data.action_files import action_file_paths
 from vwm.data.shard_index import is_shard_complete
-from vwm.data.video import VIDEO_EXTENSIONS
+from vwm.data.video_formats import VIDEO_EXTENSIONS
 
 INGEST_MANIFEST = "ingest.json"
 

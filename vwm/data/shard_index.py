@@ -26,7 +26,7 @@ import numpy as np
 
 from vwm.core.atomic_files import atomic_write_text
 from vwm.data.action_metadata import known_action_parts
-from vwm.data.video import VIDEO_EXTENSIONS, probe_video
+from vwm.data.video_formats import VIDEO_EXTENSIONS
 
 INDEX_VERSION = 2
 
@@ -122,6 +122,8 @@ def build_shard_index(shard: str, written: BinaryIO | None = None) -> ShardIndex
                 if extension == "json" or extension.endswith("npy"):
                     headers[key, extension] = data if extension == "json" else data[:256]
                 elif extension in VIDEO_EXTENSIONS:
+                    from vwm.data.video import probe_video  # it needs PyAV, which a shard of raw frames does not
+
                     headers[key, extension] = json.dumps(probe_video(data, f"{shard}:{member.name}")).encode()
             file.seek(tar.offset)
             if len(file.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:  # tarfile accepts this as the end of the archive

@@ -28,9 +28,6 @@ from numpy.typing import NDArray
 
 from vwm.data.timeouts import call_with_timeout
 
-VIDEO_EXTENSIONS = ("mp4", "webm", "mkv", "mov", "avi", "m4v")
-"""Extensions of video files, in lower case and without the dot."""
-
 DECORD_TIMEOUT = 60.0
 """Seconds after which a call of decord is abandoned; decord hangs on some files."""
 

@@ -7,7 +7,6 @@ import os
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,6 +25,8 @@ def encode_video(frames: NDArray[np.uint8], fps: float, crf: int = 16, gop: int 
     Raises:
         ValueError: ``frames`` has another dtype or shape, or ``fps`` is not positive.
     """
+    import av  # recorders of raw frames import this module, and need no encoder
+
     frames = np.asarray(frames)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
         raise ValueError(f"frames must be uint8 [T, H, W, 3] with no empty side, got {frames.dtype} {frames.shape}")

@@ -33,7 +33,8 @@ from vwm.core.atomic_files import atomic_folder, check_replaceable_folder
 from vwm.core.command_output import progress_bar
 from vwm.data.shard_index import EpisodeIndexEntry, list_shards, load_shard_index
 from vwm.data.shard_reading import read_episode_metadata
-from vwm.data.video import VIDEO_EXTENSIONS, decode_frames
+from vwm.data.video import decode_frames
+from vwm.data.video_formats import VIDEO_EXTENSIONS
 
 SURPRISE_REPORT_FILE, SURPRISE_TABLE_FILE, SURPRISE_PLOT_FILE = "surprise.json", "surprise.md", "surprise.png"
 ALL_PROPERTIES = "all"

@@ -21,7 +21,7 @@ from vwm.data.frame_reading import read_episode_frames
 from vwm.data.shard_index import ShardIndex, is_shard_complete, list_shards, load_shard_index
 from vwm.data.shard_reading import read_bytes, read_episode_metadata
 from vwm.data.shards import ShardWriter
-from vwm.data.video import VIDEO_EXTENSIONS
+from vwm.data.video_formats import VIDEO_EXTENSIONS
 from vwm.tokenizers.frame_vae import FrameVAE
 from vwm.tokenizers.loading import load_tokenizer
 

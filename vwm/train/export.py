@@ -22,7 +22,7 @@ from vwm.core.network_simulator import NetworkSimulator
 from vwm.data.datamodule import make_clip_dataset
 from vwm.data.shard_index import list_shards, load_shard_index
 from vwm.data.shard_reading import read_episode_metadata
-from vwm.data.video import VIDEO_EXTENSIONS
+from vwm.data.video_formats import VIDEO_EXTENSIONS
 from vwm.eval.action_descriptions import describe_actions
 from vwm.nn.training_module import TrainingModule
 from vwm.runs.checkpoints import read_checkpoint
