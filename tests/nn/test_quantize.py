@@ -3,7 +3,9 @@
 import pytest
 import torch
 from ranks import learn
+from vector_quantize_pytorch import FSQ
 
+from vwm.nn.finite_scalar_codebook import FiniteScalarCodebook
 from vwm.nn.quantize import Quantizer, code_counts, codebook_size, perplexity
 
 
@@ -17,6 +19,24 @@ def test_lookup_returns_the_codes_of_the_indices(codebook):
     torch.testing.assert_close(quantizer.lookup(out.indices), out.codes)
     quantizer.train()(x).codes.sum().backward()
     assert x.grad is not None and x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("levels", [[8, 5, 5, 5], [2, 2, 2], [4, 3, 2], [7, 6]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_fsq_equals_that_of_vector_quantize_pytorch(levels, dtype):
+    books = []
+    for make in (FiniteScalarCodebook, lambda levels, width: FSQ(levels, width, preserve_symmetry=2 in levels)):
+        torch.manual_seed(0)
+        books.append(make(levels, 16).to(dtype))
+    ours, theirs = books
+    theirs.load_state_dict(ours.state_dict())
+    x = (4 * torch.randn(1, 200, 16)).to(dtype).requires_grad_()
+    results = [book(x) for book in books]
+    for mine, reference in zip(*results, strict=True):
+        assert mine.dtype == reference.dtype and torch.equal(mine, reference)
+    gradients = [torch.autograd.grad((out * x.detach()).sum(), x)[0] for out, _ in results]
+    assert torch.equal(*gradients) and gradients[0].any()
+    torch.testing.assert_close(ours.codes, theirs.implicit_codebook, rtol=0, atol=0)
 
 
 def test_unused_codes_are_reset():

@@ -1,20 +1,20 @@
-"""Vector quantization (VQ) and finite scalar quantization (FSQ) behind one interface, and codebook usage.
-
-The quantizers are those of vector-quantize-pytorch.
-"""
+"""Vector quantization (VQ) and finite scalar quantization (FSQ) behind one interface, and codebook usage."""
 
 from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from vector_quantize_pytorch import FSQ, VectorQuantize
 
+from vwm.nn.finite_scalar_codebook import FiniteScalarCodebook
 from vwm.nn.precision import at_least_float32
+
+if TYPE_CHECKING:
+    from vector_quantize_pytorch import VectorQuantize
 
 Codebook = int | list[int]
 """A number of codes (VQ), or the levels of each dimension (FSQ, arXiv 2309.15505): ``1024`` or ``[8, 5, 5, 5]``."""
@@ -30,15 +30,17 @@ class QuantizerOutput(NamedTuple):
     loss: Tensor
 
 
-def make_codebook(width: int, codebook: Codebook, code_width: int) -> VectorQuantize | FSQ:
+def make_codebook(width: int, codebook: Codebook, code_width: int) -> VectorQuantize | FiniteScalarCodebook:
     """Make the codebook of a ``Quantizer``."""
-    if isinstance(codebook, int):
-        # Codes used less than twice per batch (on a running average) are replaced by vectors of the batch.
-        return VectorQuantize(
-            dim=width, codebook_size=codebook, codebook_dim=code_width, threshold_ema_dead_code=2, decay=0.95
-        )
-    # Two levels have no middle level and need the symmetric form.
-    return FSQ(levels=codebook, dim=width, preserve_symmetry=2 in codebook)
+    if not isinstance(codebook, int):
+        return FiniteScalarCodebook(codebook, width)
+    # Imported where it is used: it imports torch's compiler and sympy, which takes as long as to import torch.
+    from vector_quantize_pytorch import VectorQuantize
+
+    # Codes used less than twice per batch (on a running average) are replaced by vectors of the batch.
+    return VectorQuantize(
+        dim=width, codebook_size=codebook, codebook_dim=code_width, threshold_ema_dead_code=2, decay=0.95
+    )
 
 
 class Quantizer(nn.Module):
@@ -68,7 +70,8 @@ class Quantizer(nn.Module):
 
         With weights in half precision (``--trainer.precision bf16-true``) it is computed in that.
         """
-        if self.training and isinstance(self.book, VectorQuantize) and dist.is_available() and dist.is_initialized():
+        is_fsq = isinstance(self.book, FiniteScalarCodebook)
+        if self.training and not is_fsq and dist.is_available() and dist.is_initialized():
             # The codebook looks for other ranks when it is constructed, which is before they are initialized. Without
             # this it would learn from the data of the first rank only.
             self.book._codebook.all_reduce_fn = dist.all_reduce
@@ -78,7 +81,7 @@ class Quantizer(nn.Module):
             is_half = weight.dtype in (torch.float16, torch.bfloat16)
             flat = flat.to(weight.dtype) if is_half else at_least_float32(flat)
             out = self.book(flat)
-            if len(out) > 2:
+            if not is_fsq:
                 loss = out[2].sum()
             elif self.spread_weight and self.training:
                 loss = self.spread_weight * codebook_spread_loss(self.book.project_in(flat)[0])
@@ -90,11 +93,8 @@ class Quantizer(nn.Module):
     def lookup(self, indices: Tensor) -> Tensor:
         """Codes of indices: int64 [...] -> [..., d]."""
         flat = indices.reshape(1, -1)
-        if isinstance(self.book, FSQ):
-            # By the table of codes, which has the dtype of the module (indices_to_codes supports float32 only).
-            codes = self.book.project_out(self.book.implicit_codebook[flat])
-        else:
-            codes = self.book.get_output_from_indices(flat)
+        is_fsq = isinstance(self.book, FiniteScalarCodebook)
+        codes = self.book.lookup(flat) if is_fsq else self.book.get_output_from_indices(flat)
         return codes.reshape(*indices.shape, -1)
 
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 from factories import dynamics
-from vector_quantize_pytorch import FSQ
 
 from vwm.core.seeds import world_seeds
 from vwm.core.states import select_worlds
 from vwm.models.genie.dynamics import MaskGITDynamics
 from vwm.models.genie.sampling import MaskGITSampling, masked_token_count, sample_token_frame
 from vwm.nn.code_embedding import CodeEmbedding, CodeLogits, level_indices
+from vwm.nn.finite_scalar_codebook import FiniteScalarCodebook
 
 FRAMES = 9
 
@@ -80,20 +80,20 @@ def test_a_new_network_that_copies_predicts_the_previous_frame():
 def test_codes_of_one_level_share_weights_of_fsq_codes():
     """With weights of levels that are the values of FSQ's dimensions, embeddings are the codes of the quantizer."""
     levels = [4, 3, 3]
-    quantizer = FSQ(levels=levels)
+    quantizer = FiniteScalarCodebook(levels, width=3)
     embed, head = CodeEmbedding(levels, 3), CodeLogits(levels, 3)
     values = torch.zeros(sum(levels), 3)
     for code in range(36):
         for dimension, row in enumerate(level_indices(torch.tensor(code), levels).tolist()):
-            values[row, dimension] = quantizer.implicit_codebook[code, dimension]
+            values[row, dimension] = quantizer.codes[code, dimension]
     for layer in (embed, head):
         torch.nn.init.zeros_(layer.weight)
         layer.level_weight.data = values
     codes = torch.arange(36)
-    torch.testing.assert_close(embed(codes), quantizer.implicit_codebook)
+    torch.testing.assert_close(embed(codes), quantizer.codes)
     assert not embed(torch.tensor(36)).any()  # the mask token shares nothing
     x = torch.randn(2, 3)
-    torch.testing.assert_close(head(x), x @ quantizer.implicit_codebook.T + head.bias)
+    torch.testing.assert_close(head(x), x @ quantizer.codes.T + head.bias)
     with pytest.raises(ValueError, match=r"codebook_levels=\[4, 3\] make 12 codes, not codebook_size=36"):
         dynamics(codebook_levels=[4, 3])
 
