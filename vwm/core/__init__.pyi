@@ -52,6 +52,7 @@ from .folder_lock import lock_folder as lock_folder
 from .frames import frames_to_float as frames_to_float
 from .frames import video_to_uint8 as video_to_uint8
 from .full_disk import name_full_disk as name_full_disk
+from .network_base import find_diffusers_class as find_diffusers_class
 from .network_simulator import NetworkSimulator as NetworkSimulator
 from .network_simulator import NoSampling as NoSampling
 from .network_simulator import VideoSimulator as VideoSimulator

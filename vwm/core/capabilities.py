@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from diffusers import ModelMixin
 from torch import Tensor
 
+from vwm.core.network_base import ModelMixin
 from vwm.core.simulator import State
 
 

@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from diffusers import ModelMixin
 from jsonargparse import ArgumentParser
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch.overrides import TorchFunctionMode
 
+from vwm.core.network_base import ModelMixin, no_init_weights
 from vwm.core.trusted_packages import is_trusted_package
 
 COMPONENT_CONFIG_FILE = "config.json"
@@ -89,9 +91,7 @@ def load_component(folder: str | os.PathLike[str], kind: type[ModelMixin] | None
         kind = _named_class(folder / COMPONENT_CONFIG_FILE)
     _check_weights(folder, kind)
     try:
-        part, info = kind.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
-        )
+        part, info = _load_weights(folder, kind)
     except Exception as error:  # diffusers and safetensors raise many types of errors for a damaged folder
         raise ComponentError(f"{folder}: cannot be loaded ({type(error).__name__}: {error})") from error
     wrong = {k: v for k, v in info.items() if k in ("missing_keys", "unexpected_keys", "mismatched_keys") and v}
@@ -106,6 +106,22 @@ def load_component(folder: str | os.PathLike[str], kind: type[ModelMixin] | None
         if weight.is_floating_point() and not weight.isfinite().all():
             raise ComponentError(f"{folder}: weight {name} has values that are not finite")
     return torch.nn.Module.float(part).eval().requires_grad_(False)
+
+
+def _load_weights(folder: Path, kind: type[ModelMixin]) -> tuple[ModelMixin, dict[str, Any]]:
+    """Construct a network and load its weights; return it and, by diffusers' names, which keys did not fit."""
+    if not is_trusted_package(kind.__module__):  # diffusers' own networks rename keys of old folders
+        network, info = kind.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+        )
+        return network, info
+    # What ``from_pretrained`` does with a local folder, without torch's compiler, which it imports for its hooks.
+    with no_init_weights():
+        network = kind.from_config(_read_component_config(folder / COMPONENT_CONFIG_FILE))
+    weights: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        weights |= load_file(file)
+    return network, network.load_state_dict(weights, strict=False)._asdict()
 
 
 def _check_weights(folder: Path, kind: type[ModelMixin]) -> None:
@@ -162,13 +178,30 @@ def _expected_weights(folder: Path, kind: type[ModelMixin], count: int) -> dict[
     try:
         if is_typed:
             check_constructor_arguments(kind, arguments)
-        with torch.random.fork_rng([]), torch.device("meta"):  # loading draws the numbers that it always drew
+        with (
+            torch.random.fork_rng([]),
+            torch.device("meta"),
+            _SkipNormalDraws(),
+        ):  # loading draws the numbers that it always drew
             network = kind(**arguments) if is_typed else kind.from_config(settings)
     except Exception as error:  # whatever a constructor raises for settings that nobody checked
         raise ComponentError(
             f"{file}: does not describe a {kind.__name__} ({type(error).__name__}: {error})"
         ) from error
     return dict(network.state_dict())
+
+
+class _SkipNormalDraws(TorchFunctionMode):
+    """Leaves tensors as they are instead of filling them with ``normal_``.
+
+    torch computes it in Python for tensors without memory, and imports its compiler for that.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.Tensor.normal_, torch.nn.init.normal_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _read_component_config(file: Path) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
-from diffusers import ModelMixin
 from torch import Tensor
 
 from vwm.core.components import public_path
 from vwm.core.feature_extractor import FeatureExtractor
+from vwm.core.network_base import ModelMixin
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.core.simulator import Simulator
 

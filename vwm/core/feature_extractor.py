@@ -11,10 +11,10 @@ from abc import ABC, abstractmethod
 from typing import Any, Self
 
 import torch
-from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from vwm.core.frames import frames_to_float
+from vwm.core.network_base import ModelMixin
 
 
 class FeatureExtractor(ABC):

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
-from diffusers import ModelMixin
 from torch import Tensor
 
 from vwm.core.captured_steps import CaptureBackend, CapturedSteps, Step
 from vwm.core.frames import frames_to_float, video_to_uint8
+from vwm.core.network_base import ModelMixin
 from vwm.core.simulator import Simulator, SimulatorSpec, State, StepOutput
 from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.core.states import state_batch_size
@@ -99,11 +99,11 @@ class NetworkSimulator(Simulator):
 
         Steps are no longer accelerated afterwards: see ``accelerate``.
         """
+        # Not diffusers' own `to`: it warns of layers that it would keep in float32, and imports torch's compiler.
         if dtype is not None:
-            # Not diffusers' own `to`, which warns of layers that it would keep in float32.
             torch.nn.Module.to(self.dynamics, dtype)
         for part in self.networks().values():
-            part.to(device)
+            torch.nn.Module.to(part, device)
         self.captured_steps = None
         return self
 

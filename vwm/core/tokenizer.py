@@ -9,8 +9,9 @@ from abc import abstractmethod
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor
+
+from vwm.core.network_base import ConfigMixin, ModelMixin
 
 TokenizerState = Any
 """A nested tuple of tensors, each with the batch dimension first (see ``vwm.core.states``)."""

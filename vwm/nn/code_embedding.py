@@ -28,7 +28,7 @@ class CodeEmbedding(nn.Embedding):
     def __init__(self, levels: Sequence[int], width: int) -> None:
         super().__init__(math.prod(levels) + 1, width)
         self.levels = tuple(levels)
-        self.level_weight = nn.Parameter(torch.randn(sum(levels), width) * 0.02)
+        self.level_weight = nn.Parameter(torch.empty(sum(levels), width).normal_(std=0.02))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """See the class."""
@@ -48,7 +48,7 @@ class CodeLogits(nn.Linear):
     def __init__(self, levels: Sequence[int], width: int) -> None:
         super().__init__(width, math.prod(levels))
         self.levels = tuple(levels)
-        self.level_weight = nn.Parameter(torch.randn(sum(levels), width) * 0.02)
+        self.level_weight = nn.Parameter(torch.empty(sum(levels), width).normal_(std=0.02))
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""

@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
 from vwm.core.seeds import fold_in, seeded_uniform
 from vwm.nn.norm import RMSNorm
 from vwm.nn.two_hot import SymexpTwoHot

@@ -17,10 +17,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from diffusers.configuration_utils import register_to_config
 from einops import rearrange
 from torch import Tensor, nn
 
+from vwm.core.network_base import register_to_config
 from vwm.core.tokenizer import TokenizerOutput, VideoTokenizer
 from vwm.nn.causal_conv import CausalConvStack, DepthToSpaceTime, FrameBuffer, SpaceTimeToDepth, SpatialConv
 from vwm.nn.cosine_transform import video_dct_basis

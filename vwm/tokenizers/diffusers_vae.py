@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import diffusers
 import torch
-from diffusers import ModelMixin
-from diffusers.configuration_utils import register_to_config
 from einops import rearrange
 from torch import Tensor
 
+from vwm.core.network_base import ModelMixin, find_diffusers_class, register_to_config
 from vwm.core.tokenizer import FrameTokenizer, TokenizerOutput
 from vwm.nn.pixels import patch_grid
 
@@ -72,7 +70,7 @@ class DiffusersTokenizer(FrameTokenizer):
         super().__init__()
         if vae_class not in SUPPORTED_DIFFUSERS_VAES:
             raise ValueError(f"vae_class={vae_class!r} must be one of {', '.join(SUPPORTED_DIFFUSERS_VAES)}")
-        self.vae = getattr(diffusers, vae_class).from_config(dict(vae_config))
+        self.vae = find_diffusers_class(vae_class).from_config(dict(vae_config))
         settings = dict(self.vae.config)
         spec = SUPPORTED_DIFFUSERS_VAES[vae_class]
         self.has_time_axis = spec.has_time_axis

@@ -12,11 +12,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from diffusers.configuration_utils import register_to_config
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vwm.core.network_base import register_to_config
 from vwm.core.tokenizer import FrameTokenizer, TokenizerOutput
 from vwm.nn.pixels import patch_grid
 from vwm.nn.precision import at_least_float32

@@ -6,10 +6,9 @@ import json
 import os
 from pathlib import Path
 
-import diffusers
-
 from vwm.core.bundle_folder import find_folder, shipped_bundles
 from vwm.core.components import COMPONENT_CONFIG_FILE, ComponentError, load_component
+from vwm.core.network_base import find_diffusers_class
 from vwm.core.suggestions import suggest_sibling
 from vwm.core.tokenizer import VideoTokenizer
 from vwm.tokenizers.diffusers_vae import SUPPORTED_DIFFUSERS_VAES, DiffusersTokenizer
@@ -36,7 +35,7 @@ def load_tokenizer(
             continue
         diffusers_class = _diffusers_class(candidate / COMPONENT_CONFIG_FILE)
         if diffusers_class is not None:
-            vae = load_component(candidate, getattr(diffusers, diffusers_class))
+            vae = load_component(candidate, find_diffusers_class(diffusers_class))
             wrapped: VideoTokenizer = DiffusersTokenizer.from_vae(vae, image_size, grid).eval().requires_grad_(False)
             return wrapped
         tokenizer = load_component(candidate)

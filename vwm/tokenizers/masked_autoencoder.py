@@ -12,9 +12,9 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from vwm.core.network_base import register_to_config
 from vwm.core.tokenizer import TokenizerOutput, VideoTokenizer
 from vwm.nn.pixels import patch_grid, patchify, unpatchify
 from vwm.nn.space_time import TransformerState
@@ -86,12 +86,12 @@ class MaskedAutoencoderTokenizer(VideoTokenizer):
             soft_cap=soft_cap,
         )
         self.embed = nn.Linear(patch_values, width)
-        self.hidden = nn.Parameter(torch.randn(width) * 0.02)
-        self.latent_queries = nn.Parameter(torch.randn(latents, width) * 0.02)
+        self.hidden = nn.Parameter(torch.empty(width).normal_(std=0.02))
+        self.latent_queries = nn.Parameter(torch.empty(latents, width).normal_(std=0.02))
         self.encoder = make_transformer()
         self.squeeze = nn.Linear(width, latent_channels)
         self.unsqueeze = nn.Linear(latent_channels, width)
-        self.patch_queries = nn.Parameter(torch.randn(rows * columns, width) * 0.02)
+        self.patch_queries = nn.Parameter(torch.empty(rows * columns, width).normal_(std=0.02))
         self.decoder = make_transformer()
         self.paint = nn.Linear(width, patch_values)
 

@@ -6,10 +6,10 @@ Legend: b batch, t time, H W pixels, p patch side, h = H/p, w = W/p.
 from __future__ import annotations
 
 import torch
-from diffusers.configuration_utils import register_to_config
 from einops import rearrange
 from torch import Tensor
 
+from vwm.core.network_base import register_to_config
 from vwm.core.tokenizer import FrameTokenizer, TokenizerOutput
 from vwm.nn.pixels import patch_grid
 

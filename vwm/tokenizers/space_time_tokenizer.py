@@ -9,9 +9,9 @@ Legend: b batch, t time, H W pixels, h w grid of patches, n = h*w tokens per fra
 from __future__ import annotations
 
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from vwm.core.network_base import register_to_config
 from vwm.core.tokenizer import TokenizerOutput, VideoTokenizer
 from vwm.nn.pixels import patch_grid, patchify, unpatchify
 from vwm.nn.quantize import Codebook, Quantizer
@@ -54,11 +54,11 @@ class SpaceTimeTokenizer(VideoTokenizer):
         tokens = self.tokens_per_frame
         patch_values = 3 * patch_size**2
         self.embed = nn.Linear(patch_values, width)
-        self.encoder_places = nn.Parameter(torch.randn(tokens, width) * 0.02)
+        self.encoder_places = nn.Parameter(torch.empty(tokens, width).normal_(std=0.02))
         self.encoder = SpaceTimeTransformer(width=width, depth=depth, heads=heads, window=window)
         self.quantizer = Quantizer(width, codebook, code_width)
         self.codebook_size = self.quantizer.size
-        self.decoder_places = nn.Parameter(torch.randn(tokens, width) * 0.02)
+        self.decoder_places = nn.Parameter(torch.empty(tokens, width).normal_(std=0.02))
         self.decoder = SpaceTimeTransformer(width=width, depth=depth, heads=heads, window=window)
         self.paint = nn.Linear(width, patch_values)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import ModelMixin
 from torch import Tensor
 
 from vwm.core.atomic_files import atomic_folder
@@ -18,6 +17,7 @@ from vwm.core.capabilities import InfersActions
 from vwm.core.command_output import format_command, print_output
 from vwm.core.components import save_component
 from vwm.core.family import ExportSettings
+from vwm.core.network_base import ModelMixin
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.data.datamodule import make_clip_dataset
 from vwm.data.shard_index import list_shards, load_shard_index

@@ -15,8 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from diffusers import ModelMixin
-from diffusers import __version__ as diffusers_version
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
@@ -28,6 +26,7 @@ from vwm.core.bundle_folder import BUNDLE_INDEX_FILE, BundleError, find_bundle
 from vwm.core.captured_steps import CUDAGraphs
 from vwm.core.components import ComponentError, load_component, public_module, resolve_network_class, save_component
 from vwm.core.devices import resolve_device
+from vwm.core.network_base import DIFFUSERS_VERSION, ModelMixin
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.core.simulator import MAX_CONTEXT_FRAMES
 from vwm.core.spaces import ActionSpace
@@ -61,7 +60,7 @@ def save_simulator(
     with atomic_folder(target) as temporary:
         index: dict[str, Any] = {
             "_class_name": type(simulator).__name__,
-            "_diffusers_version": diffusers_version,
+            "_diffusers_version": DIFFUSERS_VERSION,
             "_vwm_version": VERSION,
             "settings": {
                 "title": simulator.spec.title,

@@ -22,12 +22,11 @@ import math
 from typing import Any, Literal, NamedTuple
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
 from einops import rearrange
 from torch import Tensor, nn
 
 from vwm.core.checks import check_positive
+from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
 from vwm.models.dit.noise_schedule import PREDICTION_TYPES, PredictionType
 from vwm.nn.action_pooling import ActionPooling, ActionPoolingKind, pool_action_embeddings
 from vwm.nn.actions import make_action_embedding
@@ -152,7 +151,7 @@ class DiT(ModelMixin, ConfigMixin):
         rows, columns = patch_grid(self.grid, patch_size, "grid")
         patch_values = channels * patch_size**2
         self.embed = nn.Linear(patch_values, width)
-        self.places = nn.Parameter(torch.randn(registers + rows * columns, width) * 0.02)
+        self.places = nn.Parameter(torch.empty(registers + rows * columns, width).normal_(std=0.02))
         coordinates = torch.cat((grid_coordinates(rows, columns, registers), torch.zeros(agent_tokens, 2)))
         self.register_buffer("coordinates", coordinates, persistent=False)
         mask = agent_token_mask(len(coordinates), agent_tokens) if agent_tokens else None
@@ -179,7 +178,7 @@ class DiT(ModelMixin, ConfigMixin):
         self.head = nn.Linear(width, patch_values)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        self.agents = nn.Parameter(torch.randn(agent_tokens, width) * 0.02) if agent_tokens else None
+        self.agents = nn.Parameter(torch.empty(agent_tokens, width).normal_(std=0.02)) if agent_tokens else None
 
     def embed_previous_actions(
         self, actions: Tensor | None, batch: int, frames: int, known: Tensor | None = None

@@ -20,10 +20,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
 from vwm.models.dit.network import DiT
 from vwm.nn.norm import RMSNorm
 from vwm.nn.two_hot import SymexpTwoHot

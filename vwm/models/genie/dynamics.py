@@ -18,12 +18,11 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from vwm.core.action_parts import read_action_parts
 from vwm.core.checks import check_positive
+from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
 from vwm.core.spaces import ActionSpace
 from vwm.nn.action_pooling import ActionPooling, ActionPoolingKind, pool_action_embeddings
 from vwm.nn.actions import CompositeActionEmbedding
@@ -141,7 +140,7 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
         self.num_prefix_tokens = 1 if conditioning == "prepend" else 0
         levels = codebook_levels
         self.embed = CodeEmbedding(levels, width) if levels else nn.Embedding(codebook_size + 1, width)
-        self.places = nn.Parameter(torch.randn(self.num_prefix_tokens + tokens_per_frame, width) * 0.02)
+        self.places = nn.Parameter(torch.empty(self.num_prefix_tokens + tokens_per_frame, width).normal_(std=0.02))
         self.embed_action = _make_action_embedding(self.action_space, width)
         self.no_action = nn.Parameter(torch.zeros(width))
         pools = frames_per_latent > 1

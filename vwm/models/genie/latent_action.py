@@ -13,10 +13,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
 from vwm.core.spaces import ActionSpace
 from vwm.nn.gaussian_bottleneck import GaussianBottleneck
 from vwm.nn.pixels import patch_grid, patchify, unpatchify
@@ -87,7 +86,7 @@ class LatentActionModel(ModelMixin, ConfigMixin):
         tokens = self.grid[0] * self.grid[1]
         patch_values = 3 * patch_size**2
         self.embed = nn.Linear(patch_values, width)
-        self.encoder_places = nn.Parameter(torch.randn(tokens + 1, width) * 0.02)
+        self.encoder_places = nn.Parameter(torch.empty(tokens + 1, width).normal_(std=0.02))
         self.encoder = SpaceTimeTransformer(width=width, depth=depth, heads=heads, window=window)
         self.quantizer = (
             GaussianBottleneck(width=width, dims=action_dims, kl_weight=kl_weight)
@@ -95,7 +94,7 @@ class LatentActionModel(ModelMixin, ConfigMixin):
             else Quantizer(width=width, codebook=codebook, code_width=code_width, spread_weight=spread_weight)
         )
         self.decoder_embed = nn.Linear(patch_values, width)
-        self.decoder_places = nn.Parameter(torch.randn(tokens, width) * 0.02)
+        self.decoder_places = nn.Parameter(torch.empty(tokens, width).normal_(std=0.02))
         self.decoder = SpaceTimeTransformer(width=width, depth=depth, heads=heads, window=window)
         self.paint = nn.Linear(width, patch_values)
         nn.init.zeros_(self.paint.weight)

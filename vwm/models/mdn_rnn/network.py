@@ -13,10 +13,9 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
 from vwm.core.seeds import fold_in, seeded_normal, seeded_uniform
 from vwm.core.tokenizer import FrameTokenizer, VideoTokenizer
 from vwm.nn.actions import DiscreteActionEmbedding, make_action_embedding

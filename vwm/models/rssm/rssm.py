@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
 from vwm.models.rssm.recurrent_cells import (
     BlockDiagonalGRUCell,
     LayerNormGRUCell,

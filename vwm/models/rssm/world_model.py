@@ -12,10 +12,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
+from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
 from vwm.models.rssm.kl_loss import KLLoss, latent_overshooting_loss
 from vwm.models.rssm.observation_models import (
     ImageNetworkType,

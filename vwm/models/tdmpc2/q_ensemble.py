@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
 from vwm.models.tdmpc2.layers import TDMPC2_INIT_STD
 from vwm.nn.linear import onednn_linear
 from vwm.nn.mish import mish

@@ -9,10 +9,9 @@ import math
 from typing import NamedTuple
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
+from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
 from vwm.models.tdmpc2.layers import TDMPC2MLP
 
 

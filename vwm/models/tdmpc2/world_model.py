@@ -9,10 +9,9 @@ dimensions, d latent size.
 from __future__ import annotations
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
 from vwm.models.tdmpc2.layers import TDMPC2MLP, make_tdmpc2_linear, sim_norm
 from vwm.nn.two_hot import SymlogTwoHot
 

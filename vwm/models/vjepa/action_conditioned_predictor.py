@@ -14,10 +14,9 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
 from vwm.models.vjepa.frame_causal_vit import FrameCausalViT
 from vwm.models.vjepa.vit_block import init_vit_weights
 from vwm.nn.actions import make_action_embedding
@@ -89,7 +88,7 @@ class ActionConditionedPredictor(ModelMixin, ConfigMixin):
         is_vit = layers == "vit"
         self.num_condition_tokens = (not modulated) + bool(proprioception_dims)
         self.embed = nn.Linear(latent_width, width)
-        places = torch.randn(self.num_condition_tokens + self.tokens, width) * 0.02
+        places = torch.empty(self.num_condition_tokens + self.tokens, width).normal_(std=0.02)
         self.places = None if is_vit else nn.Parameter(places)
         self.register_buffer("coordinates", grid_coordinates(*self.grid, self.num_condition_tokens), persistent=False)
         embedding = make_action_embedding(width, num_actions, action_dims, action_parts, linear=is_vit)

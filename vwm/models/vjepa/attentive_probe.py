@@ -9,11 +9,10 @@ Legend: b batch, n tokens, q queries, d width, k classes.
 from __future__ import annotations
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
 from vwm.models.vjepa.vit_block import VIT_INIT_STD, ViTBlock, ViTMLP, init_vit_weights
 from vwm.nn.linear import OneDNNLinear
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
 
 
 class ConvFrameEncoder(ModelMixin, ConfigMixin):

@@ -5,10 +5,10 @@ Legend: b batch, t time, n = h w tokens of a frame's latent, D their width.
 
 from __future__ import annotations
 
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
 from einops import rearrange
 from torch import Tensor, nn
+
+from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
 
 
 class LatentDecoder(ModelMixin, ConfigMixin):

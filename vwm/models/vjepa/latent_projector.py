@@ -9,9 +9,9 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
+
+from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
 
 PoolingType = Literal["none", "mean", "attention", "flatten"]
 
@@ -56,7 +56,7 @@ class LatentProjector(ModelMixin, ConfigMixin):
         self.latent_grid = (int(grid[0]), int(grid[1])) if pooling == "none" else (1, 1)
         pooled_width = self.num_tokens * width if pooling == "flatten" else width
         self.latent_width = latent_width or pooled_width
-        self.query = nn.Parameter(torch.randn(width) * width**-0.5) if pooling == "attention" else None
+        self.query = nn.Parameter(torch.empty(width).normal_(std=width**-0.5)) if pooling == "attention" else None
         self.first = nn.Linear(pooled_width, hidden or latent_width) if latent_width else None
         self.second = nn.Linear(hidden, latent_width) if hidden else None
         self.layer_norm = norm == "layer"

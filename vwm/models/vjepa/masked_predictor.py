@@ -9,11 +9,10 @@ Legend: b batch, k context tokens, m target tokens, d width, e width of the enco
 from __future__ import annotations
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
 from vwm.models.vjepa.position_encoding import PositionEncoding, PositionEncodingType, TokenGrid
 from vwm.models.vjepa.vit_block import VIT_NORM_EPS, MLPType, ViTBlock, init_vit_weights
 from vwm.nn.linear import OneDNNLinear

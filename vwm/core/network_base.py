@@ -1,0 +1,51 @@
+"""diffusers' base classes of networks, imported without the packages that they do not use.
+
+``import diffusers`` imports torch's compiler for a decorator of its own layers, and transformers for the type of an
+option, if it is installed: together 1.8 of the 4.6 s of CPU time after which ``vwm play`` showed its first frame.
+diffusers works without both, so they are hidden from it while it is imported. Other code imports them as always.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch  # noqa: F401  # wholly, before a part of it is hidden
+
+__all__ = [
+    "DIFFUSERS_VERSION",
+    "ConfigMixin",
+    "ModelMixin",
+    "find_diffusers_class",
+    "no_init_weights",
+    "register_to_config",
+]
+
+
+@contextmanager
+def _hidden_modules(*names: str) -> Iterator[None]:
+    """Let the import of each module that is not loaded yet fail, as if it were not installed."""
+    hidden = [name for name in names if name not in sys.modules]
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]  # the documented way to block an import
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
+with _hidden_modules("torch._dynamo", "transformers"):
+    import diffusers
+    from diffusers import ConfigMixin, ModelMixin
+    from diffusers.configuration_utils import register_to_config
+    from diffusers.models.modeling_utils import no_init_weights
+
+DIFFUSERS_VERSION: str = diffusers.__version__
+
+
+def find_diffusers_class(name: str) -> type[ModelMixin]:
+    """Return a network class of diffusers by its name, such as ``AutoencoderKLWan``."""
+    found: type[ModelMixin] = getattr(diffusers, name)
+    return found
