@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from vwm.cli.bench_timing import format_timings, measure_seconds
 from vwm.core.command_output import progress_bar
-from vwm.data import frame_reading
+from vwm.data import video_packets
 from vwm.data.datamodule import ClipLoader, make_clip_dataset
 from vwm.data.shard_index import list_shards, load_shard_index, shard_index_path
 from vwm.data.shards import ShardWriter
@@ -155,7 +155,7 @@ def _time_data(
     speeds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in progress_bar(range(repeats), desc="time loaders", unit="round"):
         for name, start in variants.items():
-            frame_reading._packet_table.cache_clear()  # as in a first epoch
+            video_packets._packet_table.cache_clear()  # as in a first epoch
             iterator = start()
             for _ in islice(iterator, 4 + 4 * workers):  # more than the workers prefetch
                 pass

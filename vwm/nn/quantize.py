@@ -70,8 +70,8 @@ class Quantizer(nn.Module):
 
         With weights in half precision (``--trainer.precision bf16-true``) it is computed in that.
         """
-        is_fsq = isinstance(self.book, FiniteScalarCodebook)
-        if self.training and not is_fsq and dist.is_available() and dist.is_initialized():
+        is_distributed = dist.is_available() and dist.is_initialized()
+        if self.training and is_distributed and not isinstance(self.book, FiniteScalarCodebook):
             # The codebook looks for other ranks when it is constructed, which is before they are initialized. Without
             # this it would learn from the data of the first rank only.
             self.book._codebook.all_reduce_fn = dist.all_reduce
@@ -81,7 +81,7 @@ class Quantizer(nn.Module):
             is_half = weight.dtype in (torch.float16, torch.bfloat16)
             flat = flat.to(weight.dtype) if is_half else at_least_float32(flat)
             out = self.book(flat)
-            if not is_fsq:
+            if not isinstance(self.book, FiniteScalarCodebook):
                 loss = out[2].sum()
             elif self.spread_weight and self.training:
                 loss = self.spread_weight * codebook_spread_loss(self.book.project_in(flat)[0])
@@ -93,8 +93,10 @@ class Quantizer(nn.Module):
     def lookup(self, indices: Tensor) -> Tensor:
         """Codes of indices: int64 [...] -> [..., d]."""
         flat = indices.reshape(1, -1)
-        is_fsq = isinstance(self.book, FiniteScalarCodebook)
-        codes = self.book.lookup(flat) if is_fsq else self.book.get_output_from_indices(flat)
+        if isinstance(self.book, FiniteScalarCodebook):
+            codes = self.book.lookup(flat)
+        else:
+            codes = self.book.get_output_from_indices(flat)
         return codes.reshape(*indices.shape, -1)
 
 
