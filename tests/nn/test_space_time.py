@@ -3,10 +3,13 @@
 import pytest
 import torch
 from factories import randomize
+from torch import Tensor
 
 from vwm.core.states import concatenate_states, merge_states, select_worlds, state_batch_size
-from vwm.nn.attention import apply_rotary_at, dot_product_attention
+from vwm.nn import attention
+from vwm.nn.attention import apply_rotary, dot_product_attention, frame_rotary_embedding
 from vwm.nn.space_time import SpaceTimeTransformer
+from vwm.nn.video_transformer import VideoTransformer, grid_coordinates
 
 FRAMES = 11
 
@@ -94,9 +97,34 @@ def test_rotary_products_depend_only_on_the_distance_at_large_positions():
     q, k = torch.randn(2, 1, 1, 1, 1, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def product(i: int, j: int) -> torch.Tensor:
-        return (apply_rotary_at(q, torch.tensor([i])) * apply_rotary_at(k, torch.tensor([j]))).sum()
+        rotations = (frame_rotary_embedding(torch.tensor([at]), 4, torch.float64) for at in (i, j))
+        rotated_q, rotated_k = (apply_rotary(x, rotation) for x, rotation in zip((q, k), rotations, strict=True))
+        return (rotated_q * rotated_k).sum()
 
     assert torch.allclose(product(3, 1), product(1_000_003, 1_000_001), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_rotary_tables_are_made_once_per_forward_in_the_type_of_the_queries(monkeypatch, autocast):
+    """Counted by their float64 cosines; converted from float64 at once, a table is rounded once."""
+    cosines, types = [], set()
+    cos, apply = Tensor.cos, attention.apply_rotary
+
+    def record_types(x, rotation):
+        types.add((x.dtype, rotation.cos.dtype))
+        return apply(x, rotation)
+
+    monkeypatch.setattr(Tensor, "cos", lambda angles: cosines.append(angles.dtype) or cos(angles))
+    monkeypatch.setattr(attention, "apply_rotary", record_types)
+    model, x = make_network().float(), make_clip().float()
+    video = VideoTransformer(16, 4, 2, window=4)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        model(x)
+        model.step(x[:, :3], model.init_state(2, 5))
+        assert cosines == [torch.float64] * 2
+        assert types == {(torch.bfloat16,) * 2 if autocast else (torch.float32,) * 2}
+        video(x, grid_coordinates(1, 5))
+    assert len(cosines) == 2 + 2  # of time and of space
 
 
 def test_the_attention_formula_equals_torchs():

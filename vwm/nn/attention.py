@@ -63,12 +63,12 @@ def apply_rotary(x: Tensor, rotation: RotaryEmbedding) -> Tensor:
     return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
 
 
-def apply_rotary_at(x: Tensor, positions: Tensor, base: float = 1000.0) -> Tensor:
-    """Rotate [b, n, h, t, c] by positions, int64 [t] or [b, t]."""
-    angles = rotary_angles(positions, x.shape[-1] // 2, base)
+def frame_rotary_embedding(positions: Tensor, pairs: int, dtype: torch.dtype) -> RotaryEmbedding:
+    """Rotary embedding of frames, for [b, n, h, t, 2 * pairs]; positions: int64 [t] or [b, t]."""
+    angles = rotary_angles(positions, pairs, 1000.0)
     if angles.ndim == 3:  # one position per batch entry: broadcast over tokens and heads
         angles = angles[:, None, None]
-    return apply_rotary(x, rotary_embedding(angles, x.dtype))
+    return rotary_embedding(angles, dtype)
 
 
 def dot_product_attention(
@@ -158,13 +158,13 @@ class SpaceTimeAttention(nn.Module):
         return self.out(rearrange(y, "(b t) h n c -> b t n (h c)", b=b))
 
     def attend_time(
-        self, x: Tensor, positions: Tensor, mask: Tensor, past: KeyValueCache | None = None
+        self, x: Tensor, rotation: RotaryEmbedding, mask: Tensor, past: KeyValueCache | None = None
     ) -> tuple[Tensor, KeyValueCache]:
         """Every token attends to the tokens at its own spatial position in other frames.
 
         Args:
             x: [b, t, n, d].
-            positions: int64 [t] or [b, t], indices of the frames.
+            rotation: of the frames of ``x``; see ``frame_rotary_embedding``.
             mask: bool, broadcastable to [b, n, h, t, slots + t]; True where a query may attend.
             past: keys and values of the frames before ``x``.
 
@@ -172,8 +172,8 @@ class SpaceTimeAttention(nn.Module):
             [b, t, n, d], and the keys and values of the past frames and of these: [b, n, h, slots + t, c].
         """
         q, k, v = rearrange(self.qkv(x), "b t n (three h c) -> three b n h t c", three=3, h=self.heads)
-        q = apply_rotary_at(self.query_norm(q).to(v), positions)
-        k = apply_rotary_at(self.key_norm(k).to(v), positions)
+        q = apply_rotary(self.query_norm(q).to(v), rotation)
+        k = apply_rotary(self.key_norm(k).to(v), rotation)
         if past is not None:
             k = torch.cat((past.keys.to(k), k), dim=3)
             v = torch.cat((past.values.to(v), v), dim=3)

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vwm.nn.attention import KeyValueCache, SpaceTimeAttention
+from vwm.nn.attention import KeyValueCache, RotaryEmbedding, SpaceTimeAttention, frame_rotary_embedding
 from vwm.nn.attention_span import AttentionSpan
+from vwm.nn.precision import matmul_dtype
 
 
 class TransformerState(NamedTuple):
@@ -53,11 +54,11 @@ class SpaceTimeBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), out)
 
     def forward(
-        self, x: Tensor, positions: Tensor, mask: Tensor, past: KeyValueCache | None = None
+        self, x: Tensor, rotation: RotaryEmbedding, mask: Tensor, past: KeyValueCache | None = None
     ) -> tuple[Tensor, KeyValueCache]:
         """[b, t, n, d] -> [b, t, n, d], and the keys and values for the following frames."""
         x = x + self.space.attend_space(self.space_norm(x))
-        y, seen = self.time.attend_time(self.time_norm(x), positions, mask, past)
+        y, seen = self.time.attend_time(self.time_norm(x), rotation, mask, past)
         x = x + y
         return x + self.mlp(self.mlp_norm(x)), seen
 
@@ -97,11 +98,12 @@ class SpaceTimeTransformer(nn.Module):
             positions = torch.arange(x.shape[1], device=x.device)
         if mask is None:
             mask = self.span.attends(positions, positions)
+        rotation = self._rotation(x, positions)
         for block in self.blocks:
             if self.checkpointing and self.training:
-                x, _ = checkpoint(block, x, positions, mask, use_reentrant=False)
+                x, _ = checkpoint(block, x, rotation, mask, use_reentrant=False)
             else:
-                x, _ = block(x, positions, mask)
+                x, _ = block(x, rotation, mask)
         return self.norm(x)
 
     def init_state(self, batch: int, tokens: int) -> TransformerState:
@@ -118,7 +120,12 @@ class SpaceTimeTransformer(nn.Module):
         The given state is not modified, so discarding the returned one evaluates frames without advancing the stream.
         """
         stream, blocks = self.span.stream(state.position, x.shape[1]), []
+        rotation = self._rotation(x, stream.positions)
         for block, past in zip(self.blocks, state.blocks, strict=True):
-            x, seen = block(x, stream.positions, stream.mask, past)
+            x, seen = block(x, rotation, stream.mask, past)
             blocks.append(stream.keep(seen))
         return self.norm(x), TransformerState(state.position + x.shape[1], tuple(blocks))
+
+    def _rotation(self, x: Tensor, positions: Tensor) -> RotaryEmbedding:
+        """Rotary embedding of all blocks, in the type of their queries."""
+        return frame_rotary_embedding(positions, self.width // self.heads // 2, matmul_dtype(x))

@@ -34,6 +34,7 @@ from vwm.nn.attention import (
     RotaryEmbedding,
     apply_rotary,
     dot_product_attention,
+    frame_rotary_embedding,
     rotary_angles,
     rotary_embedding,
 )
@@ -375,12 +376,9 @@ class VideoTransformer(nn.Module):
             if whole.ndim == 4:  # one angle per batch entry: broadcast over heads
                 whole = whole[:, None]
             return {"full": rotary_embedding(whole, dtype)}
-        time = rotary_angles(positions, pairs, 1000)
-        if time.ndim == 3:  # broadcast over tokens and heads
-            time = time[:, None, None]
         half = pairs // 2
         space = torch.cat((rotary_angles(rows, half, 100), rotary_angles(columns, pairs - half, 100)), dim=-1)
-        return {"time": rotary_embedding(time, dtype), "space": rotary_embedding(space, dtype)}
+        return {"time": frame_rotary_embedding(positions, pairs, dtype), "space": rotary_embedding(space, dtype)}
 
 
 def adaln_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
