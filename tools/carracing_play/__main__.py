@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import PATTERNS, key_pattern, observe_run, rate_run, turn_of_view
+from measure import FPS, PATTERNS, key_pattern, observe_run, play_world, rate_run, turn_of_view
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -32,7 +32,6 @@ from vwm.envs.wrapped_env import WrappedEnv
 from vwm.eval.metrics import set_psnr
 from vwm.eval.rollouts import open_loop_rollout
 
-FPS = 12.5
 MIN_ROAD = 0.02
 """Share of gray pixels at which a road is in view."""
 STRIP_SECONDS = (0, 1, 2, 3, 5, 8, 12, 20, 30, 45, 60)
@@ -68,21 +67,6 @@ def measure_real(out: Path, runs: int, seconds: float) -> None:
         out.write_text(json.dumps(table))
 
 
-@torch.no_grad()
-def play_world(world: Any, pattern: str, seconds: float, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Play from every start of a bundle: uint8 [n, t, h, w, 3], and the number of frames until each run ended, [n]."""
-    starts = world.starts
-    state, frame = world.reset(starts, seed=seed)
-    frames, lasting, lengths = [frame], torch.ones(len(starts), dtype=torch.bool), torch.ones(len(starts)).long()
-    for t in range(round(seconds * FPS)):
-        action = torch.from_numpy(key_pattern(pattern, t)).expand(len(starts), -1)
-        state, output = world.step(state, action)
-        frames.append(output.frame)
-        lasting &= ~output.terminated
-        lengths += lasting
-    return torch.stack(frames, dim=1).numpy(), lengths.numpy()
-
-
 def measure_world(bundle: str, real: Path, out: Path, seconds: float, **sampling: Any) -> None:
     """Print and write how many runs hold, and the share of right frames by second."""
     out.mkdir(parents=True, exist_ok=True)
@@ -96,7 +80,7 @@ def measure_world(bundle: str, real: Path, out: Path, seconds: float, **sampling
     for pattern in PATTERNS:
         half = len(table[pattern]) // 2
         known, unseen = table[pattern][:half], table[pattern][half:]
-        frames, lengths = play_world(world, pattern, seconds, seed=0)
+        frames, lengths = play_world(world, world.starts, pattern, seconds, seed=0)
         runs = [observe_run(run[:length]) for run, length in zip(frames, lengths, strict=True)]
         rated = [rate_run(run, known, FPS, frames.shape[1]) for run in runs]
         controls = [rate_run(run, known, FPS) for run in unseen]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 PATTERNS = ("coast", "gas", "half gas", "gas and left", "gas and right", "brake", "weave")
+FPS = 12.5
 DASHBOARD_ROW = 56
 CAR_ROWS, CAR_COLUMNS = slice(44, 56), slice(28, 36)
 CAR_CENTER = (46.5, 31.5)
@@ -28,6 +29,22 @@ def key_pattern(name: str, t: int) -> NDArray[np.float32]:
         "weave": (1 if t // 10 % 2 else -1, 0.5, 0),
     }[name]
     return np.array([steer, 2 * gas - 1, 2 * brake - 1], np.float32)
+
+
+@torch.no_grad()
+def play_world(
+    world: Any, starts: torch.Tensor, pattern: str, seconds: float, seed: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Play from starts of a bundle: uint8 [n, t, h, w, 3], and the number of frames until each run ended, [n]."""
+    state, frame = world.reset(starts, seed=seed)
+    frames, lasting, lengths = [frame], torch.ones(len(starts), dtype=torch.bool), torch.ones(len(starts)).long()
+    for t in range(round(seconds * FPS)):
+        action = torch.from_numpy(key_pattern(pattern, t)).expand(len(starts), -1)
+        state, output = world.step(state, action)
+        frames.append(output.frame)
+        lasting &= ~output.terminated
+        lengths += lasting
+    return torch.stack(frames, dim=1).numpy(), lengths.numpy()
 
 
 def road_share(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
