@@ -11,7 +11,8 @@ import pytest
 PLAY = """
 import vwm.play.server
 from vwm.play.session import PlaySession
-world = vwm.load("coinrun")
+for name in ("two_rooms", "carracing", "coinrun"):
+    world = vwm.load(name)
 session = PlaySession(world, world.starts)
 session.reset(0, seed=0)
 assert session.step(1).frames.any()

@@ -39,7 +39,7 @@ def make_condition(transformer) -> torch.Tensor | None:
     return make_clip(1)[:, :, 0] if transformer.modulation is not None else None
 
 
-COORDINATES = grid_coordinates(2, 2, extra=2)
+COORDINATES = grid_coordinates(2, 2, before=2)
 
 
 @pytest.mark.parametrize("chunks", [[1] * FRAMES, [FRAMES], [5, 4], [1, 6, 2]])

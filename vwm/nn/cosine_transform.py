@@ -31,7 +31,8 @@ def video_dct_basis(frames: int, side: int, count: int) -> tuple[Tensor, Tensor]
     radius = 16 * time_frequency[:, None, None].square() + 64 * (frequency[:, None].square() + frequency.square())
     power = torch.tensor([1.0, 0.15, 0.05]) / (1 + radius[..., None])
     best = power.flatten().argsort(descending=True, stable=True)[:count]
-    t, y, x, c = torch.unravel_index(best, power.shape)
+    # Not by torch.unravel_index, which imports sympy.
+    t, y, x, c = best // (3 * side**2), best // (3 * side) % side, best // 3 % side, best % 3
     time, space = _dct_matrix(frames), _dct_matrix(side)
     basis = torch.einsum("kr,kp,kq,kc->krpqc", time[t], space[y], space[x], color[c]).flatten(1)
     # The standard deviation of pixels in [-1, 1] is about 0.5.

@@ -38,7 +38,8 @@ class SymexpTwoHot(nn.Module):
         if bins < 3 or bins % 2 == 0:
             raise ValueError(f"bins={bins} must be odd and at least 3")
         # Built from its positive half, so that the mean of a symmetric distribution is exactly 0.
-        half = symexp(torch.linspace(0, symlog_limit, bins // 2 + 1))
+        with torch.device("cpu"):  # on the meta device, torch would import its compiler to compute it
+            half = symexp(torch.linspace(0, symlog_limit, bins // 2 + 1))
         self.register_buffer("values", torch.cat((-half[1:].flip(0), half)), persistent=False)
 
     def encode(self, x: Tensor) -> Tensor:

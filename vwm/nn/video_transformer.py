@@ -386,8 +386,11 @@ def adaln_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale) + shift
 
 
-def grid_coordinates(height: int, width: int, extra: int = 0) -> Tensor:
-    """float [extra + h*w, 2]: row and column of the tokens of a grid, after ``extra`` tokens at (0, 0)."""
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    coordinates = torch.stack((rows, columns), dim=-1).flatten(0, 1).float()
-    return torch.cat((torch.zeros(extra, 2), coordinates))
+def grid_coordinates(height: int, width: int, before: int = 0, after: int = 0) -> Tensor:
+    """Row and column of the tokens of a grid, between tokens at (0, 0): float [before + h*w + after, 2]."""
+    # Filled in place, which needs no memory on the meta device.
+    coordinates = torch.zeros(before + height * width + after, 2)
+    grid = coordinates[before : before + height * width].view(height, width, 2)
+    grid[..., 0] = torch.arange(height)[:, None]
+    grid[..., 1] = torch.arange(width)
+    return coordinates

@@ -80,11 +80,12 @@ class VAEEncoder(nn.Module):
         self.stacks = _module_list(CausalConvStack(w, d, kernel) for w, d in zip(widths, depths, strict=True))
         self.norm = nn.LayerNorm(widths[-1], bias=False)
         self.head = nn.Linear(widths[-1], features)
-        basis, deviation = video_dct_basis(frames, side, channels)
         nn.init.zeros_(self.short.weight)
-        with torch.no_grad():
-            # Initially, latents have a standard deviation of about 1.
-            self.short.weight[: len(basis)] = basis / deviation[:, None]
+        if not self.short.weight.is_meta:  # such a weight has no values
+            basis, deviation = video_dct_basis(frames, side, channels)
+            with torch.no_grad():
+                # Initially, latents have a standard deviation of about 1.
+                self.short.weight[: len(basis)] = basis / deviation[:, None]
         for constant in (self.short.bias, self.head.weight, self.head.bias):
             nn.init.zeros_(constant)
 
@@ -134,10 +135,11 @@ class VAEDecoder(nn.Module):
         self.norms = _module_list(nn.LayerNorm(w, bias=False) for w in reversed(widths))
         self.parts = _module_list(nn.Linear(w, o) for w, o in zip(reversed(widths), reversed(outputs), strict=True))
         self.splits = _module_list(DepthToSpaceTime(*stride) for stride in reversed(strides))
-        basis, deviation = video_dct_basis(frames, side, channels)
         nn.init.zeros_(self.short.weight)
-        with torch.no_grad():
-            self.short.weight[:, : len(basis)] = (basis * deviation[:, None]).T
+        if not self.short.weight.is_meta:
+            basis, deviation = video_dct_basis(frames, side, channels)
+            with torch.no_grad():
+                self.short.weight[:, : len(basis)] = (basis * deviation[:, None]).T
         for constant in (self.short.bias, self.parts[-1].weight, self.parts[-1].bias):
             nn.init.zeros_(constant)
 

@@ -152,7 +152,7 @@ class DiT(ModelMixin, ConfigMixin):
         patch_values = channels * patch_size**2
         self.embed = nn.Linear(patch_values, width)
         self.places = nn.Parameter(torch.empty(registers + rows * columns, width).normal_(std=0.02))
-        coordinates = torch.cat((grid_coordinates(rows, columns, registers), torch.zeros(agent_tokens, 2)))
+        coordinates = grid_coordinates(rows, columns, before=registers, after=agent_tokens)
         self.register_buffer("coordinates", coordinates, persistent=False)
         mask = agent_token_mask(len(coordinates), agent_tokens) if agent_tokens else None
         self.register_buffer("space_mask", mask, persistent=False)
