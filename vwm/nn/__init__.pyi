@@ -37,8 +37,8 @@ from .dense_layers import init_dense_weight as init_dense_weight
 from .dense_layers import make_dense_mlp as make_dense_mlp
 from .dense_layers import make_norm_layer as make_norm_layer
 from .dense_layers import make_output_layer as make_output_layer
-from .fused_adam import fuse_adam_on_cuda as fuse_adam_on_cuda
 from .finite_scalar_codebook import FiniteScalarCodebook as FiniteScalarCodebook
+from .fused_adam import fuse_adam_on_cuda as fuse_adam_on_cuda
 from .gaussian_bottleneck import GaussianBottleneck as GaussianBottleneck
 from .gaussian_bottleneck import GaussianOutput as GaussianOutput
 from .linear import OneDNNLinear as OneDNNLinear
