@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vwm.core.frames import frames_to_float
-from vwm.data.datamodule import make_clip_dataset
+from vwm.data.clip_folders import make_clip_dataset
 from vwm.tokenizers.causal_vae import CausalVAE
 
 KL_WEIGHT = 1e-4

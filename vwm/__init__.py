@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vwm.core.version import VERSION
 
 if TYPE_CHECKING:  # ``__getattr__`` imports them when they are used
-    from vwm.data.datamodule import make_clip_dataset as open_clips
+    from vwm.data.clip_folders import make_clip_dataset as open_clips
     from vwm.data.ingest import ingest_videos as ingest
     from vwm.data.inspection import inspect_dataset as inspect
     from vwm.envs.recording import record_dataset as record

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from vwm.data import video_packets
+from vwm.data.clip_folders import make_clip_dataset
 from vwm.data.clip_order import ClipAddress
-from vwm.data.datamodule import make_clip_dataset
 from vwm.data.shards import ShardWriter
 from vwm.data.video import decode_frames
 from vwm.data.video_encoding import encode_video

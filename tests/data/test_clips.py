@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from vwm.data.clip_folders import make_clip_dataset
 from vwm.data.clip_order import ClipAddress
 from vwm.data.clips import ClipDataset, collate_clips
-from vwm.data.datamodule import make_clip_dataset
 from vwm.data.episode import Episode
 from vwm.data.frame_reading import read_episode_frames
 from vwm.data.shard_index import load_shard_index

@@ -12,8 +12,8 @@ import pytest
 import torch
 from factories import composite_parts, composite_space
 
+from vwm.data.clip_folders import make_clip_dataset
 from vwm.data.clips import collate_clips
-from vwm.data.datamodule import make_clip_dataset
 from vwm.data.episode import Episode
 from vwm.data.shard_index import build_shard_index, load_shard_index
 from vwm.data.shards import ShardWriter

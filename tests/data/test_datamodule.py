@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 
+from vwm.data.clip_folders import make_clip_dataset
 from vwm.data.clips import ClipBatch, ClipDataset
-from vwm.data.datamodule import ClipLoader, VideoDataModule, make_clip_dataset
+from vwm.data.datamodule import ClipLoader, VideoDataModule
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vwm.data.datamodule import make_clip_dataset
+from vwm.data.clip_folders import make_clip_dataset
 from vwm.eval import action_descriptions as module
 from vwm.eval.action_descriptions import MAX_DESCRIPTION_LENGTH, describe_actions, describe_motion, estimate_scene_shift
 from vwm.models.genie.simulator import GenieSimulator

@@ -243,7 +243,7 @@ def test_encoded_shards_contain_the_tokens_of_the_tokenizer(artifacts):
     import torch
 
     from vwm.core.frames import frames_to_float
-    from vwm.data.datamodule import make_clip_dataset
+    from vwm.data.clip_folders import make_clip_dataset
     from vwm.tokenizers.loading import load_tokenizer
 
     clip = make_clip_dataset(str(artifacts / "tokens"), 30, fields=("frames", "latents"), shuffle=False)[0, 0]

@@ -12,8 +12,8 @@ from factories import DIFFUSERS_VAES, tokenizer
 
 from vwm.core.components import save_component
 from vwm.core.frames import frames_to_float
+from vwm.data.clip_folders import make_clip_dataset
 from vwm.data.clips import collate_clips
-from vwm.data.datamodule import make_clip_dataset
 from vwm.data.episode import Episode
 from vwm.data.shard_index import load_shard_index
 from vwm.data.shards import ShardWriter

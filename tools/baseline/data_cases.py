@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from hashing import put
 
+from vwm.data.clip_folders import make_clip_dataset
 from vwm.data.clip_order import ClipOrder
-from vwm.data.datamodule import ClipLoader, VideoDataModule, make_clip_dataset
+from vwm.data.datamodule import ClipLoader, VideoDataModule
 from vwm.data.episode import Episode
 from vwm.data.shard_index import EpisodeIndexEntry, ShardIndex
 from vwm.data.shards import ShardWriter

@@ -21,7 +21,7 @@ from PIL import Image
 from vwm.cli.config_checks import check_config_arguments
 from vwm.core.spaces import ActionSpace
 from vwm.data.action_files import read_action_file
-from vwm.data.datamodule import make_clip_dataset
+from vwm.data.clip_folders import make_clip_dataset
 from vwm.data.episode import Episode
 from vwm.data.inspection import inspect_dataset
 from vwm.data.shard_index import load_shard_index, shard_index_path

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from vwm.cli.bench_timing import format_timings, measure_seconds
 from vwm.core.command_output import progress_bar
 from vwm.data import video_packets
-from vwm.data.datamodule import ClipLoader, make_clip_dataset
+from vwm.data.clip_folders import make_clip_dataset
+from vwm.data.datamodule import ClipLoader
 from vwm.data.shard_index import list_shards, load_shard_index, shard_index_path
 from vwm.data.shards import ShardWriter
 from vwm.data.video_encoding import encode_video

@@ -1,5 +1,6 @@
 from .action_files import VideoActions as VideoActions
 from .action_files import format_action_table as format_action_table
+from .clip_folders import make_clip_dataset as make_clip_dataset
 from .clip_order import ClipAddress as ClipAddress
 from .clip_order import ClipOrder as ClipOrder
 from .clip_order import NotEnoughClipsError as NotEnoughClipsError
@@ -9,7 +10,6 @@ from .clips import collate_clips as collate_clips
 from .composite_statistics import CompositeActionStatistics as CompositeActionStatistics
 from .datamodule import ClipLoader as ClipLoader
 from .datamodule import VideoDataModule as VideoDataModule
-from .datamodule import make_clip_dataset as make_clip_dataset
 from .episode import Episode as Episode
 from .episode_selection import key_hash as key_hash
 from .frame_reading import read_episode_frames as read_episode_frames

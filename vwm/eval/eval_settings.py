@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from vwm.data.clip_folders import make_clip_dataset
 from vwm.data.clips import ClipDataset
-from vwm.data.datamodule import make_clip_dataset
 
 
 @dataclass(frozen=True)

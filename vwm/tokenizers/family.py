@@ -52,7 +52,7 @@ def _measure_latent_statistics(tokenizer: VideoTokenizer, data: str | None) -> N
     """Normalize continuous latents to zero mean and unit standard deviation, as diffusion requires."""
     import torch
 
-    from vwm.data.datamodule import make_clip_dataset
+    from vwm.data.clip_folders import make_clip_dataset
     from vwm.tokenizers.latent_statistics import measure_latent_statistics
 
     if data is None:

@@ -19,7 +19,7 @@ from vwm.core.components import save_component
 from vwm.core.family import ExportSettings
 from vwm.core.network_base import ModelMixin
 from vwm.core.network_simulator import NetworkSimulator
-from vwm.data.datamodule import make_clip_dataset
+from vwm.data.clip_folders import make_clip_dataset
 from vwm.data.shard_index import list_shards, load_shard_index
 from vwm.data.shard_reading import read_episode_metadata
 from vwm.data.video_formats import VIDEO_EXTENSIONS

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vwm.data.clip_folders import make_clip_dataset
 from vwm.data.clip_order import ClipAddress
 from vwm.data.clips import ClipBatch, ClipDataset, collate_clips
-from vwm.data.datamodule import make_clip_dataset
 from vwm.data.shard_reading import read_array
 
 

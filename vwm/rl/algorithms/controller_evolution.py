@@ -20,7 +20,7 @@ from vwm.core.checks import check_positive
 from vwm.core.command_output import print_output
 from vwm.core.components import save_component
 from vwm.core.version import VERSION
-from vwm.data.datamodule import make_clip_dataset
+from vwm.data.clip_folders import make_clip_dataset
 from vwm.envs.batched_envs import EnvSpec
 from vwm.models.mdn_rnn.simulator import MDNRNNSimulator
 from vwm.rl.algorithm import Algorithm, StepMetrics, TrainingSetup
