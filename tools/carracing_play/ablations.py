@@ -27,7 +27,7 @@ from vwm.eval.metrics import set_psnr
 from vwm.eval.rollouts import open_loop_rollout
 
 CONTEXT, HORIZON, CLIPS = 8, 24, 24
-STARTS, SECONDS = 4, 10
+STARTS, SECONDS = 3, 6
 """Of play under each key pattern."""
 NETWORK = "--model.init_args.dynamics.init_args"
 BASE = [f"{NETWORK}.window", "8", "--model.init_args.rollouts", "null", "--model.init_args.outcomes", "null"]

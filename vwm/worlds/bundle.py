@@ -99,7 +99,8 @@ def load_simulator(
     """Load a bundle.
 
     Args:
-        path: the folder, or the name of a bundle that comes with vwm (``coinrun``, ``carracing``, ``two_rooms``).
+        path: the folder, or the name of a bundle that comes with vwm (``boxing``, ``carracing``, ``coinrun``,
+            ``two_rooms``).
         device: ``auto`` uses a GPU where there is one.
         dtype: of the dynamics' weights. In float32, a simulation in a batch equals the same one alone; ``auto`` uses
             bfloat16 where the machine multiplies it natively, as the player does: a step takes less than half the time.
