@@ -178,11 +178,8 @@ def _expected_weights(folder: Path, kind: type[ModelMixin], count: int) -> dict[
     try:
         if is_typed:
             check_constructor_arguments(kind, arguments)
-        with (
-            torch.random.fork_rng([]),
-            torch.device("meta"),
-            _SkipNormalDraws(),
-        ):  # loading draws the numbers that it always drew
+        # The generator is left alone, so that loading draws the numbers that it always drew.
+        with torch.random.fork_rng([]), torch.device("meta"), _SkipNormalDraws():
             network = kind(**arguments) if is_typed else kind.from_config(settings)
     except Exception as error:  # whatever a constructor raises for settings that nobody checked
         raise ComponentError(
