@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import FPS, PATTERNS, key_pattern, observe_run, play_world, rate_run, turn_of_view
+from measure import FPS, PATTERNS, key_pattern, observe_run, play_world, rate_run, read_clips, turn_of_view
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -153,11 +153,7 @@ def measure_causes(bundle: str, recordings: list[str], clips: int, horizon: int)
     world = vwm.load(bundle)
     length = 8 + horizon
     for recording in recordings:
-        dataset = vwm.open_clips(recording, length, fields=("frames", "actions"), shuffle=True)
-        chosen = [dataset[i] for i in range(min(clips, len(dataset)))]
-        frames, actions = (
-            torch.stack([torch.as_tensor(c[key].copy()) for c in chosen]) for key in ("frames", "actions")
-        )
+        frames, actions = read_clips(recording, length, clips)
         true, seeds = frames[:, 8:], torch.arange(len(frames))
         copy = set_psnr(true, frames[:, 7:8].expand_as(true))
         rolled = {

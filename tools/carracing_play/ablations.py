@@ -4,8 +4,8 @@
 
 FIRST is the bundle from which every training begins, ALL and ROAD are encoded recordings (``--policy keys`` and
 ``road``; ``road`` alone), UNSEEN is a recording for measuring, REAL a table of the game's frames (``python
-tools/carracing_play real``). All trainings have equal steps, clips and seed, except
-for the row with twice the steps. Run it again to continue: rows whose report exists are not trained again.
+tools/carracing_play real``). All trainings have equal steps, clips and seed, except for the
+row with twice the steps. Run it again to continue: rows whose report exists are not trained again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import FPS, PATTERNS, observe_run, play_world, rate_run
+from measure import FPS, PATTERNS, observe_run, play_world, rate_run, read_clips
 
 import vwm
 from vwm.eval.metrics import set_psnr
@@ -57,9 +57,7 @@ def measure(bundle: Path | str, options: argparse.Namespace, report: Path) -> No
     if report.exists():
         return
     world, real = vwm.load(bundle), json.loads(options.real.read_text())
-    clips = vwm.open_clips(str(options.unseen), CONTEXT + HORIZON, fields=("frames", "actions"), shuffle=True)
-    chosen = [clips[i] for i in range(CLIPS)]
-    frames, actions = (torch.stack([torch.as_tensor(c[key].copy()) for c in chosen]) for key in ("frames", "actions"))
+    frames, actions = read_clips(str(options.unseen), CONTEXT + HORIZON, CLIPS)
     rolled = open_loop_rollout(world, frames, actions[:, :-1], CONTEXT, torch.arange(CLIPS), CLIPS, "unseen drives")
     found: dict[str, Any] = {"psnr": set_psnr(frames[:, CONTEXT:], rolled).tolist(), "right": {}}
     found["copy"] = set_psnr(frames[:, CONTEXT:], frames[:, CONTEXT - 1 : CONTEXT].expand_as(rolled)).tolist()
@@ -72,23 +70,14 @@ def measure(bundle: Path | str, options: argparse.Namespace, report: Path) -> No
 
 
 def train(name: str, changes: list[str], options: argparse.Namespace) -> Path:
-    """Train a row, measure it, and return the folder of its report; the rest of the run is removed."""
+    """Train a row, measure it, and return the file of what was measured; the run itself is removed."""
     run: Path = options.out / "".join(c if c.isalnum() else "_" for c in name)
     report = run / "measured.json"
     if report.exists():
         return report
     places = {"ROAD": options.road, "TWICE": 2 * options.steps}
-    fit = [
-        "fit",
-        "-c",
-        "dit/carracing_play",
-        "--run",
-        run / "dit",
-        "--threads",
-        1,
-        "--data.init_args.path",
-        options.all,
-    ]
+    fit: list[object] = ["fit", "-c", "dit/carracing_play", "--run", run / "dit", "--threads", 1]
+    fit += ["--data.init_args.path", options.all]
     fit += ["--model.init_args.pretrained", options.first, "--model.init_args.tokenizer", options.first]
     fit += ["--trainer.max_steps", options.steps, "--trainer.limit_val_batches", 0, "--samples.every", 0]
     fit += ["--data.init_args.fields", "[latents, actions]", "--data.init_args.workers", 0, *BASE]

@@ -9,12 +9,23 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+import vwm
+from vwm.eval.eval_clips import read_eval_clips
+
 PATTERNS = ("coast", "gas", "half gas", "gas and left", "gas and right", "brake", "weave")
-FPS = 12.5
+FPS, IMAGE_SIZE = 12.5, (64, 64)
 DASHBOARD_ROW = 56
 CAR_ROWS, CAR_COLUMNS = slice(44, 56), slice(28, 36)
 CAR_CENTER = (46.5, 31.5)
 MIN_CAR_PIXELS = 4
+
+
+def read_clips(recording: str, length: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read the first clips of the seeded order: uint8 [n, length, h, w, 3], and actions float32 [n, length, 3]."""
+    dataset = vwm.open_clips(recording, length, fields=("frames", "actions"), shuffle=True)
+    clips = read_eval_clips(dataset, count, IMAGE_SIZE)
+    assert clips.actions is not None
+    return clips.frames, clips.actions
 
 
 def key_pattern(name: str, t: int) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ import copy
 import functools
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -215,12 +215,20 @@ class VideoSimulator(NetworkSimulator):
         )
         self.tokenizer = tokenizer.eval()
 
-    def check_observation(self, action: Tensor, frame: Tensor, batch: int) -> Tensor:
-        """Return the frames of a step, uint8 [b, k, h, w, 3].
+    def run_observation(
+        self, absorb: Callable[[State, Tensor, Tensor], State], state: State, action: Tensor, frame: Tensor
+    ) -> State:
+        """Compute ``ObservesFrames.observe`` for a family that can.
+
+        Args:
+            absorb: from a state, the action and the frames uint8 [b, k, h, w, 3] of a step, checked and on the device,
+                to the next state; see ``advance`` for what it may do.
+            state, action, frame: see ``ObservesFrames.observe``.
 
         Raises:
             ValueError: ``action`` or ``frame`` does not fit a batch of simulations.
         """
+        batch = state_batch_size(state)
         self.check_action(action, batch)
         frames = frame[:, None] if self.spec.frames_per_step == 1 else frame
         self.check_context(frames)
@@ -228,7 +236,8 @@ class VideoSimulator(NetworkSimulator):
             raise ValueError(
                 f"{batch} simulations observe {batch * self.spec.frames_per_step} frames, got {list(frame.shape)}"
             )
-        return frames
+        inputs = (action.to(self.device), frames.to(self.device))
+        return self.run_step("observe", lambda before, given: (absorb(before, *given), None), state, inputs)[0]
 
     def shown_frames(self, video: Tensor) -> Tensor:
         """Convert the decoded frames of a step, float [b, k, 3, h, w], to ``StepOutput.frame``."""

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_iter, tree_map
 
 NestedState = Any
 
 
 def state_batch_size(state: NestedState) -> int:
     """Return the number of worlds in a state."""
-    return int(tree_leaves(state)[0].shape[0])
+    return int(next(iter(tree_iter(state))).shape[0])
 
 
 def select_worlds(state: NestedState, worlds: Tensor) -> NestedState:

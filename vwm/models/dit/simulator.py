@@ -160,18 +160,15 @@ class DiTSimulator(VideoSimulator):
     @torch.inference_mode()
     def observe(self, state: DiTState, action: Tensor, frame: Tensor) -> DiTState:
         """See ``ObservesFrames.observe``."""
-        frames = self.check_observation(action, frame, len(state.seed))
-        inputs = (action.to(self.device), frames.to(self.device))
-        return self.run_step("observe", self._absorb, state, inputs)[0]
+        return self.run_observation(self._absorb, state, action, frame)
 
-    def _absorb(self, state: DiTState, inputs: tuple[Tensor, Tensor]) -> tuple[DiTState, None]:
+    def _absorb(self, state: DiTState, action: Tensor, frames: Tensor) -> DiTState:
         """Compute ``observe`` of an action and frames that were checked."""
-        action, frames = inputs
         encoder, latents = self.tokenizer.encode_step(state.encoder, frames_to_float(frames))
         decoder, _ = self.tokenizer.decode_step(state.decoder, latents)
         action_embedding = self._action_embedding(action)
         dynamics, features = self._observe_latents(state.dynamics, latents, action_embedding, state.seed)
-        after = DiTState(
+        return DiTState(
             dynamics=dynamics,
             encoder=encoder,
             decoder=decoder,
@@ -179,7 +176,6 @@ class DiTSimulator(VideoSimulator):
             features=features,
             seed=state.seed,
         )
-        return after, None
 
     def features(self, state: DiTState) -> Tensor:
         """See ``ProvidesFeatures.features``: of the last frame's agent tokens, or of all its tokens."""

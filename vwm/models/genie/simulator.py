@@ -147,18 +147,15 @@ class GenieSimulator(VideoSimulator):
     @torch.inference_mode()
     def observe(self, state: GenieState, action: Tensor, frame: Tensor) -> GenieState:
         """See ``ObservesFrames.observe``. A simulator with latent actions takes one of them."""
-        frames = self.check_observation(action, frame, len(state.seed))
-        inputs = (action.to(self.device), frames.to(self.device))
-        return self.run_step("observe", self._absorb, state, inputs)[0]
+        return self.run_observation(self._absorb, state, action, frame)
 
-    def _absorb(self, state: GenieState, inputs: tuple[Tensor, Tensor]) -> tuple[GenieState, None]:
+    def _absorb(self, state: GenieState, action: Tensor, frames: Tensor) -> GenieState:
         """Compute ``observe`` of an action and frames that were checked."""
-        action, frames = inputs
         encoder, tokens = self.tokenizer.encode_step(state.encoder, frames_to_float(frames))
         actions = self.actions_per_frame(action)
         dynamics, features = self._observe_tokens(state.dynamics, tokens, actions)
         decoder, _ = self.tokenizer.decode_step(state.decoder, tokens)
-        after = GenieState(
+        return GenieState(
             dynamics=dynamics,
             encoder=encoder,
             decoder=decoder,
@@ -167,7 +164,6 @@ class GenieSimulator(VideoSimulator):
             seed=state.seed,
             frames_generated=state.frames_generated,
         )
-        return after, None
 
     @property
     def num_latent_actions(self) -> int:

@@ -148,16 +148,13 @@ class MDNRNNSimulator(VideoSimulator):
     @torch.inference_mode()
     def observe(self, state: MDNRNNState, action: Tensor, frame: Tensor) -> MDNRNNState:
         """See ``ObservesFrames.observe``: so a controller acts in the real environment."""
-        frames = self.check_observation(action, frame, len(state.seed))
-        inputs = (action.to(self.device), frames.to(self.device))
-        return self.run_step("observe", self._absorb, state, inputs)[0]
+        return self.run_observation(self._absorb, state, action, frame)
 
-    def _absorb(self, state: MDNRNNState, inputs: tuple[Tensor, Tensor]) -> tuple[MDNRNNState, None]:
+    def _absorb(self, state: MDNRNNState, action: Tensor, frames: Tensor) -> MDNRNNState:
         """Compute ``observe`` of an action and frames that were checked."""
-        action, frames = inputs
         _, memory = self._step_memory(state, action)
         latent = self._to_grid(self._encode(frames)[:, 0])
-        return MDNRNNState(memory=memory, latent=latent, position=state.position + 1, seed=state.seed), None
+        return MDNRNNState(memory=memory, latent=latent, position=state.position + 1, seed=state.seed)
 
     def features(self, state: MDNRNNState) -> Tensor:
         """See ``ProvidesFeatures.features``: float32 [b, z + d], the present latent and the LSTM's hidden state."""
