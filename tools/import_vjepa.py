@@ -23,6 +23,7 @@ from typing import Any
 from diffusers import ModelMixin
 
 from vwm.core.atomic_files import atomic_folder
+from vwm.core.command_output import print_output
 from vwm.core.components import ComponentError, load_component, save_component
 from vwm.models.vjepa.attentive_probe import AttentiveClassifier
 from vwm.models.vjepa.hugging_face import load_hugging_face_vjepa, save_hugging_face_vjepa
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         write_hugging_face(options.out, parts) if options.to_hf else write(options.out, parts)
     except (PretrainedWeightsError, ComponentError) as error:
         raise SystemExit(f"error: {error}") from error
-    print(f"{options.out}: {', '.join(describe(part) for part in parts.values())}")
+    print_output(options.out, ", ".join(describe(part) for part in parts.values()))
 
 
 def read(options: argparse.Namespace) -> dict[str, ModelMixin]:

@@ -119,3 +119,45 @@ def test_signatures_follow_inheritance_and_dataclasses() -> None:
     assert finetuning is not None and "world" in finetuning.parameters
     assert set(find_class("vwm.rl.EvaluationConfig").parameters) == {"every", "episodes", "env", "video"}
     assert find_class("vwm.rl.Nothing") is None and find_class("nowhere.Thing") is None
+
+
+@pytest.mark.parametrize(
+    ("config", "training", "run"),
+    [
+        ("genie/coinrun_small", "tokenizer/coinrun_small", "runs/coinrun_small/tokenizer"),
+        ("dit/coinrun_small", "vae/coinrun_small", "runs/coinrun_small/vae"),
+        ("dit/carracing_k4", "vae/carracing_k4", "runs/carracing_k4/vae"),
+        ("latent_dynamics/mdn_rnn_cartpole", "vae/cartpole_frame", "runs/world_models_cartpole/vae"),
+        ("dit/boxing_play", "dit/boxing_small", "runs/boxing_small/dit"),
+        ("vjepa/vjepa2_vitl16_cooldown", "vjepa/vjepa2_vitl16", "runs/vjepa2_vitl16"),
+        ("agents/world_models_cartpole", "latent_dynamics/mdn_rnn_cartpole", "runs/world_models_cartpole/mdn_rnn"),
+    ],
+)
+def test_a_missing_part_of_a_shipped_config_is_named_with_the_commands_that_make_it(
+    config: str, training: str, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = "agent train" if config.startswith("agents/") else "fit"
+    with pytest.raises(FileNotFoundError, match="make it first: ") as error:
+        check(command, "-c", config)
+    part = str(error.value).partition("there is no ")[2].partition(";")[0]
+    assert str(error.value).endswith(f"make it first: vwm fit -c {training}, then vwm export {run} -o {part}")
+
+
+def test_a_missing_tokenizer_of_own_data_is_named_with_its_run_and_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    own = ["-c", "genie/coinrun_small", "--data", "mine", "--tokenizer", "runs/mine/bundle"]
+    training = "vwm fit -c tokenizer/coinrun_small --data mine --run runs/mine/tokenizer"
+    export = "vwm export runs/mine/tokenizer -o runs/mine/bundle"
+    with pytest.raises(FileNotFoundError, match=f"make it first: {training}, then {export}$"):
+        check("fit", *own)
+    checkpoint = tmp_path / "runs/mine/tokenizer/checkpoints/last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    with pytest.raises(FileNotFoundError, match=f"make it first: {export}$"):
+        check("fit", *own)
+    with pytest.raises(FileNotFoundError, match="tokenizer/coinrun_small --data mine, then"):
+        check("fit", *own[:-2])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vwm.cli.missing_parts import commands_that_make
 from vwm.cli.signatures import REQUIRED, CommandSignature
 from vwm.core.bundle_folder import find_bundle, shipped_bundles
 from vwm.core.suggestions import suggest_sibling
@@ -31,14 +32,19 @@ def _check_bundle(bundle: Path) -> None:
         find_bundle(bundle)
 
 
-def check_folder_or_bundle(key: str, value: str) -> None:
-    """Raise FileNotFoundError where a config names a trained part that is neither a folder nor a shipped bundle."""
+def check_folder_or_bundle(key: str, value: str, data: str | None = None) -> None:
+    """Raise FileNotFoundError where a config names a trained part that is neither a folder nor a shipped bundle.
+
+    Args:
+        key: the config's key.
+        value: the part's folder, or the name of a shipped bundle.
+        data: shards to train on, where they are not the config's; for the advice.
+    """
     if Path(value).exists() or value in shipped_bundles():
         return
     close = suggest_sibling(Path(value), shipped_bundles())
-    raise FileNotFoundError(
-        f"{key}: there is no {value}{close}; train it and export it first: vwm export RUN -o {value}"
-    )
+    commands = commands_that_make(value, key.rpartition(".")[2], data)
+    raise FileNotFoundError(f"{key}: there is no {value}{close}; make it first: {commands}")
 
 
 def _check_run(run: Path) -> None:

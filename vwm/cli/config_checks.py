@@ -68,7 +68,8 @@ def check_config_arguments(command: str, argv: Sequence[str]) -> None:
     problems = [*_check_top_level(command, config, training), *_check_ranges(config)]
     if problems:
         raise UsageError("\n  ".join(["the config has errors:", *problems[:8]]) if len(problems) > 1 else problems[0])
-    _check_folders(config)
+    given = dict(_overrides(others))
+    _check_folders(config, own_data=given.get("data.init_args.path", given.get("data.path")))
 
 
 def _check_command(command: str, config: Mapping[str, Any], files: Sequence[str]) -> None:
@@ -293,16 +294,19 @@ def _describe(kind: str, node: ast.expr) -> str:
     return WORDS.get(kind, "null" if kind == "None" else f"a {kind}")
 
 
-def _check_folders(config: Mapping[str, Any]) -> None:
-    """Check that the data and the trained parts that a config names are there."""
+def _check_folders(config: Mapping[str, Any], own_data: str | None) -> None:
+    """Check that the data and the trained parts that a config names are there; ``own_data``: other data was given."""
     for section in ("model", "data", "algorithm"):
-        value = config.get(section)
-        arguments = value.get("init_args") if isinstance(value, dict) else None
-        if not isinstance(arguments, dict):
-            continue
-        for name in ("tokenizer", "pretrained", "world", "bundle"):
+        arguments = _init_args(config, section)
+        for name in ("tokenizer", "encoder", "pretrained", "world", "bundle"):
             if isinstance(arguments.get(name), str):
-                check_folder_or_bundle(f"{section}.{name}", arguments[name])
+                check_folder_or_bundle(f"{section}.{name}", arguments[name], own_data)
         for name in ("path", "data"):
             if isinstance(arguments.get(name), str):
                 check_data(arguments[name])
+
+
+def _init_args(config: Mapping[str, Any], section: str) -> Mapping[str, Any]:
+    value = config.get(section)
+    arguments = value.get("init_args") if isinstance(value, dict) else None
+    return arguments if isinstance(arguments, dict) else {}

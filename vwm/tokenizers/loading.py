@@ -44,7 +44,7 @@ def load_tokenizer(
         return tokenizer
     raise FileNotFoundError(
         f"no tokenizer at {folder}: it has no {COMPONENT_CONFIG_FILE}{suggest_sibling(folder, shipped_bundles())}. "
-        f"Train one (vwm fit -c configs/tokenizer/...) and export it (vwm export RUN -o {folder})"
+        f"Train one (vwm fit -c tokenizer/coinrun_small) and export it (vwm export RUN -o {folder})"
     )
 
 

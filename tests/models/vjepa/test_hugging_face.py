@@ -1,6 +1,8 @@
 """Hugging Face's layout: loaded and saved networks equal transformers' to 1e-10 in float64."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from vwm.models.vjepa.hugging_face import load_hugging_face_vjepa, save_hugging_
 from vwm.models.vjepa.masked_predictor import MaskedPredictor
 from vwm.models.vjepa.video_encoder import VideoEncoder
 from vwm.models.vjepa.weight_mapping import PretrainedWeightsError
+from vwm.runs.config_files import load_config
 
 SIZES = {
     "crop_size": 24, "patch_size": 8, "frames_per_clip": 6, "tubelet_size": 2, "hidden_size": 48,
@@ -189,6 +192,38 @@ def test_rejects_networks_that_the_layout_cannot_represent_and_writes_nothing(
     with pytest.raises(PretrainedWeightsError, match=message):
         save_hugging_face_vjepa(tmp_path / "out", encoder, predictor)
     assert not list(tmp_path.iterdir())
+
+
+SHIPPED = {
+    path.stem: load_config(path) for path in sorted((Path(__file__).parents[3] / "configs/vjepa").glob("*.yaml"))
+}
+ROTARY = [
+    name
+    for name, config in SHIPPED.items()
+    if config["model"]["init_args"]["encoder"]["init_args"].get("positions", "rope") == "rope"
+]
+
+
+@pytest.mark.parametrize("name", ROTARY)
+def test_models_of_shipped_configs_convert_with_the_options_that_the_refusal_names(name, tmp_path):
+    def networks(options):
+        """The config's networks with less width and depth, and with options such as those of ``vwm fit``."""
+        found = []
+        for part, kind in (("encoder", VideoEncoder), ("predictor", MaskedPredictor)):
+            settings = dict(SHIPPED[name]["model"]["init_args"][part]["init_args"])
+            settings |= {"width": 48, "depth": 1, "heads": 4}
+            settings |= {"encoder_width": 48} if kind is MaskedPredictor else {}
+            for key, value in options:
+                if key.startswith(f"--model.init_args.{part}.init_args."):
+                    settings[key.rpartition(".")[2]] = json.loads(value)
+            found.append(kind(**settings))
+        return found
+
+    with pytest.raises(PretrainedWeightsError, match="VideoEncoder has tiled_rope=False") as refusal:
+        save_hugging_face_vjepa(tmp_path / "out", *networks([]))
+    options = re.findall(r"(--\S+) (\w+)", str(refusal.value))
+    save_hugging_face_vjepa(tmp_path / "out", *networks(options))
+    assert len(options) == 2 and VJEPA2Model.from_pretrained(tmp_path / "out").config.hidden_size == 48
 
 
 def test_rejects_an_existing_folder_and_an_unsupported_probe(tmp_path):

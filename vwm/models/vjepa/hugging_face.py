@@ -41,8 +41,12 @@ HF_IMPLIED_SETTINGS = {
 """Settings of vwm that the format cannot express, with the values of all its models.
 
 Without ``tiled_rope``, the two channels of a pair have equal frequencies, as a rotation has. The format has different
-ones, which no order of the channels makes equal: such weights cannot be expressed.
+ones, which no order of the channels makes equal: such weights cannot be expressed in a network of the same width.
 """
+TILED_ROPE_ADVICE = (
+    "no change of the weights makes the two equal: train with vwm fit ... "
+    "--model.init_args.encoder.init_args.tiled_rope true --model.init_args.predictor.init_args.tiled_rope true"
+)
 HF_SHARED_KEYS = {"frames": "frames_per_clip", "tubelet": "tubelet_size", "patch_size": "patch_size"}
 HF_ENCODER_KEYS = {"width": "hidden_size", "depth": "num_hidden_layers", "heads": "num_attention_heads"}
 HF_PREDICTOR_KEYS = {
@@ -252,7 +256,7 @@ def _require_settings(network: VideoEncoder | MaskedPredictor | AttentiveClassif
     for name, value in settings.items():
         found = network.config[name]
         if (tuple(found) if isinstance(found, list) else found) != (tuple(value) if isinstance(value, list) else value):
-            hint = f" (set {name} of encoder and predictor, and train again)" if name == "tiled_rope" else ""
+            hint = f" ({TILED_ROPE_ADVICE})" if name == "tiled_rope" else ""
             raise PretrainedWeightsError(
                 f"{type(network).__name__} has {name}={found!r}: the format of Hugging Face only supports "
                 f"{value!r}{hint}"
