@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from factories import randomize
 
+from vwm.nn.attention_kernels import KeyValueCache
 from vwm.nn.attention_span import AttentionSpan
 from vwm.nn.video_transformer import VideoTransformer, grid_coordinates
 
@@ -56,11 +59,21 @@ def test_frames_attend_to_window_sinks_and_memory_in_parallel_and_in_streams(spa
             seen = keys[row].tolist()
             assert len(seen) == len(set(seen)) and set(seen) == attended(span, position)
         held.append(keys[:-length])
-        if stream.kept is not None:
-            kept, after = keys[stream.kept[0]], span.slot_positions(torch.tensor([start + length]))[0]
-            assert torch.equal(kept[after >= 0], after[after >= 0])
+        kept, after = keys[stream.kept[0]], span.slot_positions(torch.tensor([start + length]))[0]
+        assert torch.equal(kept[after >= 0], after[after >= 0])
         start += length
     assert {len(keys) for keys in held} == {span.slots}
+
+
+def test_a_new_frame_takes_the_slot_of_the_oldest_and_all_others_stay():
+    span = AttentionSpan(6)
+    slots = [span.slot_positions(torch.tensor([count]))[0] for count in range(40)]
+    for count, (before, after) in enumerate(itertools.pairwise(slots)):
+        assert (before != after).sum() == 1 and after[before != after].item() == count
+        cache = KeyValueCache(*(before.double()[None, None, None, :, None] * sign for sign in (1, -1)))
+        new = KeyValueCache(*(torch.full((1, 1, 1, 1, 1), count * sign, dtype=torch.double) for sign in (1, -1)))
+        kept = span.stream(torch.tensor([count]), 1).keep(cache, new)
+        assert torch.equal(kept.keys.flatten(), after.double()) and torch.equal(kept.values, -kept.keys)
 
 
 @pytest.mark.parametrize("attention", ["factored", "full"])

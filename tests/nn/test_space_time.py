@@ -7,7 +7,8 @@ from torch import Tensor
 
 from vwm.core.states import concatenate_states, merge_states, select_worlds, state_batch_size
 from vwm.nn import attention
-from vwm.nn.attention import apply_rotary, dot_product_attention, frame_rotary_embedding
+from vwm.nn.attention import apply_rotary, frame_rotary_embedding
+from vwm.nn.attention_kernels import dot_product_attention
 from vwm.nn.space_time import SpaceTimeTransformer
 from vwm.nn.video_transformer import VideoTransformer, grid_coordinates
 

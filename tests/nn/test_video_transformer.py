@@ -5,7 +5,7 @@ import torch
 from factories import randomize
 
 from vwm.core.states import concatenate_states
-from vwm.nn.attention import dot_product_attention
+from vwm.nn.attention_kernels import dot_product_attention
 from vwm.nn.video_transformer import VideoTransformer, grid_coordinates
 
 FRAMES, WINDOW = 9, 4

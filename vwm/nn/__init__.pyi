@@ -10,12 +10,12 @@ from .actions import DiscreteActionEmbedding as DiscreteActionEmbedding
 from .actions import check_action_space as check_action_space
 from .actions import embedded_action_space as embedded_action_space
 from .actions import make_action_embedding as make_action_embedding
-from .attention import KeyValueCache as KeyValueCache
-from .attention import MovedQueries as MovedQueries
 from .attention import RotaryEmbedding as RotaryEmbedding
 from .attention import SpaceTimeAttention as SpaceTimeAttention
-from .attention import dot_product_attention as dot_product_attention
 from .attention import rotary_angles as rotary_angles
+from .attention_kernels import KeyValueCache as KeyValueCache
+from .attention_kernels import MovedQueries as MovedQueries
+from .attention_kernels import dot_product_attention as dot_product_attention
 from .attention_span import AttentionSpan as AttentionSpan
 from .attention_span import StreamedFrames as StreamedFrames
 from .block_linear import BlockLinear as BlockLinear

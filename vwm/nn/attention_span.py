@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from vwm.core.checks import check_not_negative, check_positive
-from vwm.nn.attention import KeyValueCache
+from vwm.nn.attention_kernels import KeyValueCache
 
 
 class StreamedFrames(NamedTuple):
@@ -35,20 +35,29 @@ class StreamedFrames(NamedTuple):
         positions: int64 [b, t], of the next frames.
         key_positions: int64 [b, s + t], of the cached and the next frames; negative for empty slots.
         mask: bool [b, 1, 1, t, s + t] (over tokens and heads).
-        kept: int64 [b, s], which of the s + t frames the cache holds afterwards; None for the last s.
+        kept_positions: int64 [b, s], of the frames that the cache holds afterwards; negative for empty slots.
+        moves_slots: whether cached frames change their slots, as those that become sinks or memory do.
     """
 
     positions: Tensor
     key_positions: Tensor
     mask: Tensor
-    kept: Tensor | None
+    kept_positions: Tensor
+    moves_slots: bool
 
-    def keep(self, seen: KeyValueCache) -> KeyValueCache:
-        """Select what the cache holds afterwards from the keys and values of the s + t frames, [b, n, g, s + t, c]."""
-        if self.kept is None:
-            frames = self.positions.shape[1]
-            return KeyValueCache(seen.keys[..., frames:, :], seen.values[..., frames:, :])
+    @property
+    def kept(self) -> Tensor:
+        """int64 [b, s], which of the s + t frames each slot holds afterwards; any for empty slots."""
+        # The frames of a cache differ, so that each is found by its position.
+        return (self.kept_positions[:, :, None] == self.key_positions[:, None, :]).int().argmax(dim=-1)
+
+    def keep(self, past: KeyValueCache, new: KeyValueCache) -> KeyValueCache:
+        """Return the cache afterwards, from the one before [b, n, g, s, c] and the next frames [b, n, g, t, c]."""
+        if self.positions.shape[1] == 1 and not self.moves_slots:
+            replaced = (self.kept_positions == self.positions)[:, None, None, :, None]
+            return KeyValueCache(*(torch.where(replaced, x, old.to(x)) for old, x in zip(past, new, strict=True)))
         index = self.kept[:, None, None, :, None]
+        seen = (torch.cat((old.to(x), x), dim=3) for old, x in zip(past, new, strict=True))
         return KeyValueCache(*(torch.take_along_dim(x, index, dim=3) for x in seen))
 
 
@@ -110,12 +119,15 @@ class AttentionSpan:
         return positions.clamp(max=self.reach + self.sink_frames - 1)
 
     def slot_positions(self, position: Tensor) -> Tensor:
-        """Return the positions of the cached frames after ``position`` frames: [b] -> [b, s]; negative if empty."""
+        """Return the positions of the cached frames after ``position`` frames: [b] -> [b, s]; negative if empty.
+
+        Window and memory are ring buffers: a new frame takes the slot of the oldest, and all others stay where they
+        are.
+        """
         newest_left = position[:, None] - self.window  # of the frames that have left the window
         sinks = torch.arange(self.sink_frames, device=position.device)
-        ago = torch.arange(1 - self.memory_frames, 1, device=position.device)
-        memory = (newest_left // self.memory_every + ago) * self.memory_every
-        window = position[:, None] + torch.arange(1 - self.window, 0, device=position.device)
+        memory = _ring_positions(newest_left // self.memory_every, self.memory_frames) * self.memory_every
+        window = _ring_positions(position[:, None] - 1, self.window - 1)
         return torch.cat(
             (
                 torch.where(sinks <= newest_left, sinks, -1),
@@ -130,12 +142,17 @@ class AttentionSpan:
         positions = position[:, None] + torch.arange(frames, device=position.device)
         keys = torch.cat((self.slot_positions(position), positions), dim=1)
         mask = self.attends(positions, keys) & (keys >= 0)[:, None, :]
-        kept = None
-        if self.exceeds_window:
-            # The frames of a cache differ, so that each is found by its position; empty slots may hold anything.
-            after = self.slot_positions(position + frames)
-            kept = (after[:, :, None] == keys[:, None, :]).int().argmax(dim=-1)
-        return StreamedFrames(positions, keys, mask[:, None, None], kept)
+        return StreamedFrames(
+            positions=positions,
+            key_positions=keys,
+            mask=mask[:, None, None],
+            kept_positions=self.slot_positions(position + frames),
+            moves_slots=self.exceeds_window,
+        )
+
+    def covers(self, frames: int) -> bool:
+        """Whether each frame of a clip of this length attends to all frames before it."""
+        return frames <= self.window
 
     def clean_context(self, seen: int, frames: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Mask for training with a clean context: clean frames 0..seen-1, then masked ones 1..frames, as one long clip.
@@ -152,3 +169,12 @@ class AttentionSpan:
         before = self.attends(hidden, clean) & (hidden[:, None] > clean)
         present = torch.cat((before, hidden[:, None] == hidden), dim=1)
         return torch.cat((clean, hidden)), torch.cat((past, present))
+
+
+def _ring_positions(newest: Tensor, slots: int) -> Tensor:
+    """Return which number each slot of a ring buffer holds after the numbers up to ``newest``: [b, 1] -> [b, slots].
+
+    A number lies in the slot of its remainder; of slots that are not filled yet, the results are negative.
+    """
+    places = torch.arange(slots, device=newest.device)
+    return newest - (newest - places) % slots if slots else newest[:, :0]

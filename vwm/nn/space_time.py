@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vwm.nn.attention import KeyValueCache, RotaryEmbedding, SpaceTimeAttention, frame_rotary_embedding
-from vwm.nn.attention_span import AttentionSpan
+from vwm.nn.attention import RotaryEmbedding, SpaceTimeAttention, frame_rotary_embedding
+from vwm.nn.attention_kernels import KeyValueCache
+from vwm.nn.attention_span import AttentionSpan, StreamedFrames
 from vwm.nn.precision import matmul_dtype
 
 
@@ -54,11 +55,16 @@ class SpaceTimeBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), out)
 
     def forward(
-        self, x: Tensor, rotation: RotaryEmbedding, mask: Tensor, past: KeyValueCache | None = None
+        self,
+        x: Tensor,
+        rotation: RotaryEmbedding,
+        mask: Tensor,
+        past: KeyValueCache | None = None,
+        is_causal: bool = False,
     ) -> tuple[Tensor, KeyValueCache]:
-        """[b, t, n, d] -> [b, t, n, d], and the keys and values for the following frames."""
+        """[b, t, n, d] -> [b, t, n, d], and the keys and values of these frames; see ``attend_time``."""
         x = x + self.space.attend_space(self.space_norm(x))
-        y, seen = self.time.attend_time(self.time_norm(x), rotation, mask, past)
+        y, seen = self.time.attend_time(self.time_norm(x), rotation, mask, past, is_causal)
         x = x + y
         return x + self.mlp(self.mlp_norm(x)), seen
 
@@ -96,14 +102,15 @@ class SpaceTimeTransformer(nn.Module):
         """
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device)
+        is_causal = mask is None and self.span.covers(x.shape[1])
         if mask is None:
             mask = self.span.attends(positions, positions)
         rotation = self._rotation(x, positions)
         for block in self.blocks:
             if self.checkpointing and self.training:
-                x, _ = checkpoint(block, x, rotation, mask, use_reentrant=False)
+                x, _ = checkpoint(block, x, rotation, mask, None, is_causal, use_reentrant=False)
             else:
-                x, _ = block(x, rotation, mask)
+                x, _ = block(x, rotation, mask, None, is_causal)
         return self.norm(x)
 
     def init_state(self, batch: int, tokens: int) -> TransformerState:
@@ -117,14 +124,26 @@ class SpaceTimeTransformer(nn.Module):
     def step(self, x: Tensor, state: TransformerState) -> tuple[Tensor, TransformerState]:
         """Process the next frames: [b, t, n, d] -> [b, t, n, d], and the state after them.
 
-        The given state is not modified, so discarding the returned one evaluates frames without advancing the stream.
+        The given state is not modified.
         """
-        stream, blocks = self.span.stream(state.position, x.shape[1]), []
-        rotation = self._rotation(x, stream.positions)
+        stream = self.span.stream(state.position, x.shape[1])
+        x, seen = self._process(x, state, stream)
+        blocks = (stream.keep(past, new) for past, new in zip(state.blocks, seen, strict=True))
+        return x, TransformerState(state.position + x.shape[1], tuple(blocks))
+
+    def predict(self, x: Tensor, state: TransformerState) -> Tensor:
+        """Process the next frames as ``step`` does, without the state after them: [b, t, n, d] -> [b, t, n, d]."""
+        return self._process(x, state, self.span.stream(state.position, x.shape[1]))[0]
+
+    def _process(
+        self, x: Tensor, state: TransformerState, stream: StreamedFrames
+    ) -> tuple[Tensor, list[KeyValueCache]]:
+        """Process the next frames; also return their keys and values in each block."""
+        rotation, seen = self._rotation(x, stream.positions), []
         for block, past in zip(self.blocks, state.blocks, strict=True):
-            x, seen = block(x, rotation, stream.mask, past)
-            blocks.append(stream.keep(seen))
-        return self.norm(x), TransformerState(state.position + x.shape[1], tuple(blocks))
+            x, new = block(x, rotation, stream.mask, past)
+            seen.append(new)
+        return self.norm(x), seen
 
     def _rotation(self, x: Tensor, positions: Tensor) -> RotaryEmbedding:
         """Rotary embedding of all blocks, in the type of their queries."""

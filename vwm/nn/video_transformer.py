@@ -29,16 +29,14 @@ from torch.utils.checkpoint import checkpoint
 
 from vwm.core.checks import check_positive
 from vwm.nn.attention import (
-    KeyValueCache,
-    MovedQueries,
     RotaryEmbedding,
     apply_rotary,
-    dot_product_attention,
     frame_rotary_embedding,
     rotary_angles,
     rotary_embedding,
 )
-from vwm.nn.attention_span import AttentionSpan
+from vwm.nn.attention_kernels import KeyValueCache, MovedQueries, dot_product_attention
+from vwm.nn.attention_span import AttentionSpan, StreamedFrames
 from vwm.nn.norm import RMSNorm
 from vwm.nn.space_time import TransformerState
 
@@ -65,12 +63,14 @@ class AttentionGeometry(NamedTuple):
         mask: bool, broadcastable to [b, n, h, t, s + t]: the frames to which a frame may attend.
         space_mask: bool [n, n], the tokens of its frame to which a token may attend; None for all.
         sinks: None without sink frames.
+        is_causal: whether ``mask`` lets each frame attend to all frames before it.
     """
 
     rotations: dict[str, RotaryEmbedding]
     mask: Tensor
     space_mask: Tensor | None
     sinks: SinkGeometry | None
+    is_causal: bool = False
 
 
 class GroupedQueryAttention(nn.Module):
@@ -104,7 +104,7 @@ class GroupedQueryAttention(nn.Module):
     def forward(
         self, x: Tensor, geometry: AttentionGeometry, past: KeyValueCache | None
     ) -> tuple[Tensor, KeyValueCache | None]:
-        """[b, t, n, d] -> [b, t, n, d], and the keys and values for the following frames (None for ``space``)."""
+        """[b, t, n, d] -> [b, t, n, d], and the keys and values of these frames (None for ``space``)."""
         b, t, n, _ = x.shape
         form = {"space": "b t n (h c) -> (b t) h n c", "time": "b t n (h c) -> b n h t c"}
         split = (self.heads, self.kv_heads, self.kv_heads)
@@ -123,17 +123,21 @@ class GroupedQueryAttention(nn.Module):
         if self.kind == "space":
             y = dot_product_attention(q, k, v, geometry.space_mask, self.soft_cap)
             return self.out(rearrange(y, "(b t) h n c -> b t n (h c)", b=b)), None
-        if past is not None:
-            k = torch.cat((past.keys.to(k), k), dim=3)
-            v = torch.cat((past.values.to(v), v), dim=3)
+        seen = KeyValueCache(k, v)
         if self.kind == "time":
-            y = dot_product_attention(q, k, v, geometry.mask, self.soft_cap, moved)
-            return self.out(rearrange(y, "b n h t c -> b t n (h c)")), KeyValueCache(k, v)
-        keys, values = (rearrange(p, "b n h s c -> b h (s n) c") for p in (k, v))
+            y = dot_product_attention(q, k, v, geometry.mask, self.soft_cap, moved, past, geometry.is_causal)
+            return self.out(rearrange(y, "b n h t c -> b t n (h c)")), seen
+        k, v = _frames_as_one_sequence(seen)
         y = dot_product_attention(
-            q.flatten(2, 3), keys, values, _mask_of_tokens(geometry.mask, n), self.soft_cap, moved
+            q.flatten(2, 3),
+            k,
+            v,
+            _mask_of_tokens(geometry.mask, n),
+            self.soft_cap,
+            moved,
+            None if past is None else _frames_as_one_sequence(past),
         )
-        return self.out(rearrange(y, "b h (t n) c -> b t n (h c)", t=t)), KeyValueCache(k, v)
+        return self.out(rearrange(y, "b h (t n) c -> b t n (h c)", t=t)), seen
 
     def _moved_queries(self, q: Tensor, sinks: SinkGeometry | None, tokens: int) -> MovedQueries | None:
         """Rotate queries as the sink frames see them; None for ``space`` and without sinks."""
@@ -143,6 +147,11 @@ class GroupedQueryAttention(nn.Module):
         if self.kind == "time":
             return MovedQueries(q, sinks.mask)
         return MovedQueries(q.flatten(2, 3), _mask_of_tokens(sinks.mask, tokens))
+
+
+def _frames_as_one_sequence(frames: KeyValueCache) -> KeyValueCache:
+    """[b, n, g, s, c] -> [b, g, s n, c]."""
+    return KeyValueCache(*(rearrange(x, "b n g s c -> b g (s n) c") for x in frames))
 
 
 def _mask_of_tokens(mask: Tensor, tokens: int) -> Tensor:
@@ -294,12 +303,13 @@ class VideoTransformer(nn.Module):
         """
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device)
+        is_causal = mask is None and self.causal and self.span.covers(x.shape[1])
         if mask is None:
             everything = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device)
             mask = self.span.attends(positions, positions) if self.causal else everything
         if space_mask is not None and "full" in self.attention_kinds:
             raise ValueError("full attention does not support space_mask")
-        geometry = self._geometry(x, positions, positions, coordinates, mask, space_mask)
+        geometry = self._geometry(x, positions, positions, coordinates, mask, space_mask, is_causal)
         for block in self.blocks:
             if self.checkpointing and self.training:
                 x, _ = checkpoint(block, x, geometry, condition, use_reentrant=False)
@@ -325,19 +335,41 @@ class VideoTransformer(nn.Module):
     ) -> tuple[Tensor, TransformerState]:
         """Process the next frames: [b, t, n, d] -> [b, t, n, d], and the state after them.
 
-        The given state is not modified, so discarding the returned one evaluates frames without advancing the stream.
-        Raises ValueError if the transformer is not causal.
+        The given state is not modified. Raises ValueError if the transformer is not causal.
         """
+        stream = self._stream(state, x.shape[1])
+        y, seen = self._process(x, state, stream, coordinates, condition, space_mask)
+        kept = (stream.keep(past, new) for past, new in zip(state.blocks, seen, strict=True))
+        return y, TransformerState(state.position + x.shape[1], tuple(kept))
+
+    def predict(
+        self, x: Tensor, state: TransformerState, coordinates: Tensor, condition: Tensor | None = None
+    ) -> Tensor:
+        """Process the next frames as ``step`` does, without the state after them: [b, t, n, d] -> [b, t, n, d]."""
+        return self._process(x, state, self._stream(state, x.shape[1]), coordinates, condition, None)[0]
+
+    def _stream(self, state: TransformerState, frames: int) -> StreamedFrames:
         if not self.causal:
             raise ValueError("a transformer with causal=False attends to later frames, too, and cannot stream")
-        stream = self.span.stream(state.position, x.shape[1])
+        return self.span.stream(state.position, frames)
+
+    def _process(
+        self,
+        x: Tensor,
+        state: TransformerState,
+        stream: StreamedFrames,
+        coordinates: Tensor,
+        condition: Tensor | None,
+        space_mask: Tensor | None,
+    ) -> tuple[Tensor, list[KeyValueCache]]:
+        """Process the next frames; also return their keys and values in each layer that attends in time."""
         geometry = self._geometry(x, stream.positions, stream.key_positions, coordinates, stream.mask, space_mask)
-        memory, kept = iter(state.blocks), []
+        past, seen = iter(state.blocks), []
         for block, kind in zip(self.blocks, self.attention_kinds, strict=True):
-            x, seen = block(x, geometry, condition, None if kind == "space" else next(memory))
-            if seen is not None:
-                kept.append(stream.keep(seen))
-        return self._final_norm(x, condition), TransformerState(state.position + x.shape[1], tuple(kept))
+            x, new = block(x, geometry, condition, None if kind == "space" else next(past))
+            if new is not None:
+                seen.append(new)
+        return self._final_norm(x, condition), seen
 
     def _final_norm(self, x: Tensor, condition: Tensor | None) -> Tensor:
         if self.modulation is None:
@@ -347,7 +379,14 @@ class VideoTransformer(nn.Module):
         return adaln_modulate(self.norm(x), shift, scale)
 
     def _geometry(
-        self, x: Tensor, positions: Tensor, keys: Tensor, coordinates: Tensor, mask: Tensor, space_mask: Tensor | None
+        self,
+        x: Tensor,
+        positions: Tensor,
+        keys: Tensor,
+        coordinates: Tensor,
+        mask: Tensor,
+        space_mask: Tensor | None,
+        is_causal: bool = False,
     ) -> AttentionGeometry:
         """Geometry of frames x at positions [t] or [b, t], which attend to frames at positions ``keys``."""
         sinks = None
@@ -355,7 +394,7 @@ class VideoTransformer(nn.Module):
             rotations = self._rotations(x, self.span.positions_for_sinks(positions), coordinates)
             is_sink = self.span.is_sink(positions, keys)
             sinks = SinkGeometry(rotations, is_sink[:, None, None] if is_sink.ndim == 3 else is_sink)
-        return AttentionGeometry(self._rotations(x, positions, coordinates), mask, space_mask, sinks)
+        return AttentionGeometry(self._rotations(x, positions, coordinates), mask, space_mask, sinks, is_causal)
 
     def _rotations(self, x: Tensor, positions: Tensor, coordinates: Tensor) -> dict[str, RotaryEmbedding]:
         """Rotary embeddings for each kind of attention in use; positions [t] or [b, t]."""

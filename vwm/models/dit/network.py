@@ -30,7 +30,7 @@ from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
 from vwm.models.dit.noise_schedule import PREDICTION_TYPES, PredictionType
 from vwm.nn.action_pooling import ActionPooling, ActionPoolingKind, pool_action_embeddings
 from vwm.nn.actions import make_action_embedding
-from vwm.nn.attention import KeyValueCache
+from vwm.nn.attention_kernels import KeyValueCache
 from vwm.nn.attention_span import AttentionSpan
 from vwm.nn.pixels import patch_grid
 from vwm.nn.space_time import TransformerState
@@ -252,7 +252,7 @@ class DiT(ModelMixin, ConfigMixin):
         """
         tokens = len(self.places)
         blocks = tuple(KeyValueCache(keys[:, :tokens], values[:, :tokens]) for keys, values in state.blocks)
-        x, _ = self.transformer.step(
+        x = self.transformer.predict(
             self._tokens(noisy)[:, :, :tokens],
             TransformerState(state.position, blocks),
             self.coordinates[:tokens],

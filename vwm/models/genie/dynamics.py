@@ -259,8 +259,7 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
     def predict_logits(self, state: MaskGITState, tokens: Tensor, actions: Tensor | None) -> Tensor:
         """Predict the next frame from its unmasked tokens, without advancing the state: [b, 1, n] -> [b, 1, n, k]."""
         embedded = self._embed(tokens, self._action_embeddings(tokens, actions))
-        x, _ = self.transformer.step(embedded, state.transformer)
-        return self._logits(x, state.tokens[:, None])
+        return self._logits(self.transformer.predict(embedded, state.transformer), state.tokens[:, None])
 
     def embed_actions(self, actions: Tensor, known: Tensor | None = None) -> Tensor:
         """Embed actions: [b, t r] or [b, t r, num_actions] -> [b, t, d].

@@ -9,6 +9,7 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vwm.core.seeds import fold_in, seeded_uniform
@@ -69,10 +70,22 @@ def sample_tokens(
         gumbel = -torch.log(-torch.log(noise[:, 1]))
         confidence = confidence + sampling.choice_temperature * (1 - (step + 1) / steps) * gumbel
         confidence = confidence.masked_fill(~masked, float("inf"))
-        num_masked = masked_token_count(n, step + 1, steps)
-        order = confidence.argsort(dim=-1, stable=True)
-        tokens = sampled.scatter(1, order[:, :num_masked], dynamics.mask_token)[:, None]
+        again = smallest(confidence, masked_token_count(n, step + 1, steps))
+        tokens = sampled.masked_fill(again, dynamics.mask_token)[:, None]
     return tokens[:, 0]
+
+
+def smallest(values: Tensor, count: int) -> Tensor:
+    """Return which are the ``count`` smallest of values [b, n], of equal ones the first: bool [b, n].
+
+    By a threshold and not by sorting, which takes a GPU many more passes.
+    """
+    if count == 0:
+        return torch.zeros_like(values, dtype=torch.bool)
+    threshold = values.kthvalue(count, dim=-1, keepdim=True).values
+    below, equal = values < threshold, values == threshold
+    missing = count - below.sum(-1, keepdim=True)
+    return below | (equal & (equal.cumsum(-1) <= missing))
 
 
 def masked_token_count(tokens: int, step: int, steps: int) -> int:
@@ -81,12 +94,28 @@ def masked_token_count(tokens: int, step: int, steps: int) -> int:
 
 
 def _sample_categorical(logits: Tensor, noise: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Sample by inverse transform: logits [b, n, k], noise [b, n] -> tokens and log-probabilities, each [b, n]."""
+    """Sample codes: logits [b, n, k], noise [b, n] -> tokens and log-probabilities, each [b, n]."""
     log_p = (logits / temperature).log_softmax(-1) if temperature > 0 else logits.log_softmax(-1)
-    if temperature > 0:
-        cumulative = log_p.exp().cumsum(-1)
-        sampled = torch.searchsorted(cumulative, (noise * cumulative[..., -1])[..., None]).squeeze(-1)
-        sampled = sampled.clamp(max=logits.shape[-1] - 1)
-    else:
-        sampled = log_p.argmax(-1)
+    sampled = inverse_transform(log_p.exp(), noise) if temperature > 0 else log_p.argmax(-1)
     return sampled, log_p.gather(-1, sampled[..., None]).squeeze(-1)
+
+
+def inverse_transform(weights: Tensor, noise: Tensor) -> Tensor:
+    """Draw indices in proportion to weights: [..., k], noise [...] between 0 and 1 -> int64 [...].
+
+    Sums of blocks of about sqrt(k) weights tell the block, and the sums within it the index, so that the weights are
+    read once and nothing of their size is written.
+    """
+    size = math.isqrt(weights.shape[-1] - 1) + 1
+    blocks = F.pad(weights, (0, -weights.shape[-1] % size)).unflatten(-1, (-1, size))
+    sums = blocks.sum(-1).cumsum(-1)
+    target = noise[..., None] * sums[..., -1:]
+    block = _first_reaching(sums, target)
+    within = blocks.gather(-2, block[..., None].expand(*block.shape, size)).squeeze(-2).cumsum(-1)
+    target = target - F.pad(sums, (1, 0)).gather(-1, block)
+    return (block * size + _first_reaching(within, target)).squeeze(-1)
+
+
+def _first_reaching(sums: Tensor, target: Tensor) -> Tensor:
+    """Index of the first of growing sums [..., m] that reaches a target [..., 1]; of the last growth if none does."""
+    return (sums < torch.minimum(target, sums[..., -1:])).sum(-1, keepdim=True)

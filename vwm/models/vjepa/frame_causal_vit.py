@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from vwm.core.checks import check_positive
 from vwm.models.vjepa.position_encoding import RotaryTables, apply_rotary_tables, rotary_tables_at
 from vwm.models.vjepa.vit_block import VIT_NORM_EPS, MLPType, ViTBlock, ViTSelfAttention
-from vwm.nn.attention import KeyValueCache, dot_product_attention
+from vwm.nn.attention_kernels import KeyValueCache, dot_product_attention
 from vwm.nn.attention_span import AttentionSpan
 from vwm.nn.space_time import TransformerState
 
@@ -27,7 +27,7 @@ class FrameCausalAttention(ViTSelfAttention):
     def forward(  # type: ignore[override]
         self, x: Tensor, rotary: RotaryTables, mask: Tensor, past: KeyValueCache | None = None
     ) -> tuple[Tensor, KeyValueCache]:
-        """[b, t, n, d] -> [b, t, n, d], and the keys and values of the past frames and of these.
+        """[b, t, n, d] -> [b, t, n, d], and the keys and values of these frames.
 
         Args:
             x: the tokens.
@@ -38,13 +38,12 @@ class FrameCausalAttention(ViTSelfAttention):
         t, n = x.shape[1:3]
         qkv = self.qkv(x.flatten(1, 2)).unflatten(-1, (3, self.heads, -1))
         q, k = apply_rotary_tables(qkv[:, :, :2], rotary).unbind(2)
-        keys, values = (rearrange(y, "b (t n) h c -> b n h t c", n=n) for y in (k, qkv[:, :, 2]))
+        q, k, v = (y.transpose(1, 2) for y in (q, k, qkv[:, :, 2]))
         if past is not None:
-            keys = torch.cat((past.keys.to(keys), keys), dim=3)
-            values = torch.cat((past.values.to(values), values), dim=3)
-        flat_keys, flat_values = (rearrange(y, "b n h s c -> b h (s n) c") for y in (keys, values))
-        y = dot_product_attention(q.transpose(1, 2), flat_keys, flat_values, mask)
-        return self.proj(y.transpose(1, 2).flatten(2)).unflatten(1, (t, n)), KeyValueCache(keys, values)
+            past = KeyValueCache(*(rearrange(y, "b n h s c -> b h (s n) c") for y in past))
+        y = self.proj(dot_product_attention(q, k, v, mask, past=past).transpose(1, 2).flatten(2))
+        seen = KeyValueCache(*(rearrange(x, "b h (t n) c -> b n h t c", n=n) for x in (k, v)))
+        return y.unflatten(1, (t, n)), seen
 
 
 class FrameCausalBlock(ViTBlock):
@@ -115,8 +114,8 @@ class FrameCausalViT(nn.Module):
         stream, kept = self.span.stream(state.position, x.shape[1]), []
         rotary, mask = self._rotary_tables(x, stream.positions, coordinates), _token_mask(stream.mask[:, 0], x.shape[2])
         for block, past in zip(self.blocks, state.blocks, strict=True):
-            x, seen = block(x, rotary, mask, past)
-            kept.append(stream.keep(seen))
+            x, new = block(x, rotary, mask, past)
+            kept.append(stream.keep(past, new))
         return self.norm(x), TransformerState(state.position + x.shape[1], tuple(kept))
 
     def _rotary_tables(self, x: Tensor, positions: Tensor, coordinates: Tensor) -> RotaryTables:

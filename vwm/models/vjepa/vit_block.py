@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vwm.models.vjepa.position_encoding import RotaryTables, apply_rotary_tables
-from vwm.nn import attention
+from vwm.nn import attention_kernels
 from vwm.nn.linear import OneDNNLinear
 
 MLPType = Literal["gelu", "swiglu"]
@@ -52,7 +52,7 @@ class ViTSelfAttention(nn.Module):
 def vit_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Full attention, [b, h, k, c], by torch's kernel; in bfloat16 on a CPU by the formula, which is twice as fast."""
     if q.device.type == "cpu" and v.dtype == torch.bfloat16:
-        return attention.dot_product_attention(q.to(v), k.to(v), v)
+        return attention_kernels.dot_product_attention(q.to(v), k.to(v), v)
     return F.scaled_dot_product_attention(q, k, v)
 
 
