@@ -41,6 +41,9 @@ from .finite_scalar_codebook import FiniteScalarCodebook as FiniteScalarCodebook
 from .fused_adam import fuse_adam_on_cuda as fuse_adam_on_cuda
 from .gaussian_bottleneck import GaussianBottleneck as GaussianBottleneck
 from .gaussian_bottleneck import GaussianOutput as GaussianOutput
+from .grouped_query_attention import AttentionGeometry as AttentionGeometry
+from .grouped_query_attention import GroupedQueryAttention as GroupedQueryAttention
+from .grouped_query_attention import SinkGeometry as SinkGeometry
 from .linear import OneDNNLinear as OneDNNLinear
 from .linear import onednn_linear as onednn_linear
 from .lora import LoRAConfig as LoRAConfig
@@ -75,10 +78,7 @@ from .two_hot import SymlogTwoHot as SymlogTwoHot
 from .two_hot import symexp as symexp
 from .two_hot import symlog as symlog
 from .value_support import ScaledSupport as ScaledSupport
-from .video_transformer import AttentionGeometry as AttentionGeometry
 from .video_transformer import FeedForward as FeedForward
-from .video_transformer import GroupedQueryAttention as GroupedQueryAttention
-from .video_transformer import SinkGeometry as SinkGeometry
 from .video_transformer import VideoTransformer as VideoTransformer
 from .video_transformer import VideoTransformerLayer as VideoTransformerLayer
 from .video_transformer import grid_coordinates as grid_coordinates

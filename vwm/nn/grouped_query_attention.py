@@ -1,0 +1,134 @@
+"""Attention of a video transformer's layer, in space, in time or in both; its cache; fewer key heads than query heads.
+
+Legend: b batch, t time, s cached frames, n tokens per frame, d width, h heads, g key heads, c channels of a head.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from vwm.nn.attention import RotaryEmbedding, apply_rotary
+from vwm.nn.attention_kernels import KeyValueCache, MovedQueries, dot_product_attention
+from vwm.nn.norm import RMSNorm
+
+AttentionKind = Literal["space", "time", "full"]
+
+
+class SinkGeometry(NamedTuple):
+    """Where frames see the sink frames from; see ``AttentionSpan``.
+
+    Attributes:
+        rotations: rotary embedding of the queries for each kind of attention.
+        mask: bool, broadcastable to [b, n, h, t, s + t]: the pairs of a frame and a sink frame.
+    """
+
+    rotations: dict[str, RotaryEmbedding]
+    mask: Tensor
+
+
+class AttentionGeometry(NamedTuple):
+    """Positions and masks of the tokens, the same for all layers.
+
+    Attributes:
+        rotations: rotary embedding for each kind of attention.
+        mask: bool, broadcastable to [b, n, h, t, s + t]: the frames to which a frame may attend.
+        space_mask: bool [n, n], the tokens of its frame to which a token may attend; None for all.
+        sinks: None without sink frames.
+        is_causal: whether ``mask`` lets each frame attend to all frames before it.
+    """
+
+    rotations: dict[str, RotaryEmbedding]
+    mask: Tensor
+    space_mask: Tensor | None
+    sinks: SinkGeometry | None
+    is_causal: bool = False
+
+
+class GroupedQueryAttention(nn.Module):
+    """Self-attention of one kind.
+
+    Args:
+        width: d.
+        heads: h; must divide the width into heads of a size divisible by 4 (rotary pairs for two axes).
+        kv_heads: g; must divide ``heads``.
+        kind: ``space``, ``time`` or ``full``; see ``vwm.nn.video_transformer``.
+        soft_cap: bound of the attention logits; None disables it.
+    """
+
+    def __init__(self, width: int, heads: int, kv_heads: int, kind: AttentionKind, soft_cap: float | None) -> None:
+        super().__init__()
+        if width % heads or (width // heads) % 4:
+            raise ValueError(f"heads={heads} must divide width={width} into heads of a size that 4 divides")
+        if heads % kv_heads:
+            raise ValueError(f"kv_heads={kv_heads} must divide heads={heads}")
+        self.heads = heads
+        self.kv_heads = kv_heads
+        self.kind = kind
+        self.soft_cap = soft_cap
+        channels = width // heads
+        self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * channels, bias=False)
+        self.query_norm = RMSNorm(channels)
+        self.key_norm = RMSNorm(channels)
+        self.out = nn.Linear(width, width, bias=False)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(
+        self, x: Tensor, geometry: AttentionGeometry, past: KeyValueCache | None
+    ) -> tuple[Tensor, KeyValueCache | None]:
+        """[b, t, n, d] -> [b, t, n, d], and the keys and values of these frames (None for ``space``)."""
+        b, t, n, _ = x.shape
+        form = {"space": "b t n (h c) -> (b t) h n c", "time": "b t n (h c) -> b n h t c"}
+        split = (self.heads, self.kv_heads, self.kv_heads)
+        c = x.shape[-1] // self.heads
+        parts = self.qkv(x).split([k * c for k in split], dim=-1)
+        # Full attention caches its keys in the layout of temporal attention.
+        pattern = form["space" if self.kind == "space" else "time"]
+        q, k, v = (rearrange(p, pattern, h=count) for p, count in zip(parts, split, strict=True))
+        q, k = self.query_norm(q).to(v), self.key_norm(k).to(v)
+        if self.kind == "full":
+            q, k = (rearrange(p, "b n h t c -> b h t n c") for p in (q, k))
+        moved = self._moved_queries(q, geometry.sinks, n)
+        q, k = (apply_rotary(p, geometry.rotations[self.kind]) for p in (q, k))
+        if self.kind == "full":
+            k = rearrange(k, "b h t n c -> b n h t c")
+        if self.kind == "space":
+            y = dot_product_attention(q, k, v, geometry.space_mask, self.soft_cap)
+            return self.out(rearrange(y, "(b t) h n c -> b t n (h c)", b=b)), None
+        seen = KeyValueCache(k, v)
+        if self.kind == "time":
+            y = dot_product_attention(q, k, v, geometry.mask, self.soft_cap, moved, past, geometry.is_causal)
+            return self.out(rearrange(y, "b n h t c -> b t n (h c)")), seen
+        k, v = _frames_as_one_sequence(seen)
+        y = dot_product_attention(
+            q.flatten(2, 3),
+            k,
+            v,
+            _mask_of_tokens(geometry.mask, n),
+            self.soft_cap,
+            moved,
+            None if past is None else _frames_as_one_sequence(past),
+        )
+        return self.out(rearrange(y, "b h (t n) c -> b t n (h c)", t=t)), seen
+
+    def _moved_queries(self, q: Tensor, sinks: SinkGeometry | None, tokens: int) -> MovedQueries | None:
+        """Rotate queries as the sink frames see them; None for ``space`` and without sinks."""
+        if sinks is None or self.kind == "space":
+            return None
+        q = apply_rotary(q, sinks.rotations[self.kind])
+        if self.kind == "time":
+            return MovedQueries(q, sinks.mask)
+        return MovedQueries(q.flatten(2, 3), _mask_of_tokens(sinks.mask, tokens))
+
+
+def _frames_as_one_sequence(frames: KeyValueCache) -> KeyValueCache:
+    """[b, n, g, s, c] -> [b, g, s n, c]."""
+    return KeyValueCache(*(rearrange(x, "b n g s c -> b g (s n) c") for x in frames))
+
+
+def _mask_of_tokens(mask: Tensor, tokens: int) -> Tensor:
+    """Repeat a mask of frames for their n tokens: [t, s] -> [t n, s n], [b, 1, 1, t, s] -> [b, 1, t n, s n]."""
+    mask = mask.repeat_interleave(tokens, dim=-1).repeat_interleave(tokens, dim=-2)
+    return mask[:, :, 0] if mask.ndim == 5 else mask
