@@ -70,6 +70,8 @@ from .states import merge_states as merge_states
 from .states import replace_worlds as replace_worlds
 from .states import select_worlds as select_worlds
 from .states import state_batch_size as state_batch_size
+from .static_memory import Layout as Layout
+from .static_memory import StaticBuffer as StaticBuffer
 from .suggestions import suggest as suggest
 from .suggestions import suggest_sibling as suggest_sibling
 from .tokenizer import FrameTokenizer as FrameTokenizer

@@ -16,44 +16,22 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from vwm.core.static_memory import Layout, StaticBuffer, copy_tensors, split_tensors, tensor_shapes
 
 MAX_CAPTURED = 8
 """Number of captured functions and shapes; of more, the one that was used least recently is dropped."""
-ALIGNMENT = 256
-"""Of tensors in a buffer, in bytes, as CUDA's allocator has it."""
 CALLS_BEFORE_CAPTURE = 3
 """A capture costs several steps. Shapes that pass by, as while the window of a new world fills, are not captured."""
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
 """From a state and other arguments, both nested tensors, to the next state and further results."""
-
-
-class _Layout(NamedTuple):
-    """A nested value without its tensors: with as many tensors, it becomes one again."""
-
-    structure: TreeSpec
-    others: tuple[Any, ...]
-    """The leaves that are no tensors, such as None, and ``Tensor`` in place of each tensor."""
-
-    def join(self, tensors: Iterable[Tensor]) -> Any:
-        """Return the nested value."""
-        source = iter(tensors)
-        return tree_unflatten([next(source) if leaf is Tensor else leaf for leaf in self.others], self.structure)
-
-
-def _split(value: Any) -> tuple[list[Tensor], _Layout]:
-    """Return the tensors of a nested value, and the rest of it."""
-    leaves, structure = tree_flatten(value)
-    others = tuple(Tensor if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)], _Layout(structure, others)
 
 
 class CaptureBackend(Protocol):
@@ -88,51 +66,9 @@ class CUDAGraphs:
         return graph.replay
 
 
-class _Buffer:
-    """Fixed memory for the tensors of a state, which may be lent to callers.
-
-    All of them lie in one piece, so that one reference tells whether anybody still holds any of them.
-    """
-
-    def __init__(self, like: Sequence[Tensor]) -> None:
-        self.shapes = [(tensor.dtype, tensor.shape) for tensor in like]
-        self.offsets = [0]
-        for tensor in like:
-            size = tensor.numel() * tensor.element_size()
-            self.offsets.append(self.offsets[-1] + -(-size // ALIGNMENT) * ALIGNMENT)
-        device = like[0].device if like else torch.device("cpu")
-        self.memory = torch.empty(max(self.offsets[-1], ALIGNMENT), dtype=torch.uint8, device=device)
-        self.tensors = self._divide(self.memory)
-        self.places = [tensor.data_ptr() for tensor in self.tensors]
-        self.borrowed: StorageWeakRef | None = None
-
-    def _divide(self, memory: Tensor) -> list[Tensor]:
-        """Return the tensors in their places of uint8 memory."""
-        parts = []
-        for (dtype, shape), (start, stop) in zip(self.shapes, pairwise(self.offsets), strict=True):
-            size = shape.numel()
-            parts.append(memory[start:stop].view(dtype)[:size].view(shape))
-        return parts
-
-    @property
-    def is_free(self) -> bool:
-        """Whether no tensor outside shares the memory."""
-        if self.borrowed is not None and self.borrowed.expired():
-            self.borrowed = None
-        return self.borrowed is None
-
-    def lend(self) -> list[Tensor]:
-        """Return tensors that share the memory but not the storage object, so that their end can be seen."""
-        lent = torch.from_dlpack(self.memory)  # type: ignore[attr-defined]
-        self.borrowed = StorageWeakRef(lent.untyped_storage())
-        return self._divide(lent)
-
-    def holds(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether these are the tensors that were lent."""
-        return self.borrowed is not None and all(
-            tensor.data_ptr() == place and tensor.is_contiguous()
-            for tensor, place in zip(tensors, self.places, strict=True)
-        )
+def generators_kept() -> AbstractContextManager[None]:
+    """Leave torch's default generators as they were: a capture draws numbers that plain calls would not draw."""
+    return torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else [])
 
 
 class _CapturedStep:
@@ -146,40 +82,40 @@ class _CapturedStep:
     """
 
     def __init__(
-        self, step: Step, backend: CaptureBackend, state: list[Tensor], rest: list[Tensor], layouts: tuple[_Layout, ...]
+        self, step: Step, backend: CaptureBackend, state: list[Tensor], rest: list[Tensor], layouts: tuple[Layout, ...]
     ) -> None:
         self.step = step
         self.backend = backend
         self.layouts = layouts
-        self.rest, self.source = _Buffer(rest), _Buffer(state)
-        _copy(self.rest.tensors, rest)
-        _copy(self.source.tensors, state)
+        self.rest, self.source = StaticBuffer(rest), StaticBuffer(state)
+        copy_tensors(self.rest.tensors, rest)
+        copy_tensors(self.source.tensors, state)
         (after, self.state_layout), (results, self.result_layout) = (
-            _split(part) for part in self._compute(self.source)
+            split_tensors(part) for part in self._compute(self.source)
         )
-        self.target, self.results = _Buffer(after), _Buffer(results)
+        self.target, self.results = StaticBuffer(after), StaticBuffer(results)
         self.replay = backend.capture(lambda: self._run(self.source, self.target))
-        self.turns: tuple[_Buffer, ...] = ()
+        self.turns: tuple[StaticBuffer, ...] = ()
         self.replay_turn: list[Callable[[], None]] = []
 
-    def _compute(self, source: _Buffer) -> tuple[Any, Any]:
+    def _compute(self, source: StaticBuffer) -> tuple[Any, Any]:
         state, rest = (
             layout.join(part.tensors) for layout, part in zip(self.layouts, (source, self.rest), strict=True)
         )
         return self.step(state, rest)
 
-    def _run(self, source: _Buffer, target: _Buffer) -> None:
+    def _run(self, source: StaticBuffer, target: StaticBuffer) -> None:
         """Compute a step from one buffer to another: what is captured."""
         after, results = self._compute(source)
-        _copy(target.tensors, _split(after)[0])
-        _copy(self.results.tensors, _split(results)[0])
+        copy_tensors(target.tensors, split_tensors(after)[0])
+        copy_tensors(self.results.tensors, split_tensors(results)[0])
 
     def __call__(self, state: list[Tensor], rest: list[Tensor]) -> tuple[Any, Any]:
         """Compute a step: tensors of the arguments in, nested values out."""
-        _copy(self.rest.tensors, rest)
+        copy_tensors(self.rest.tensors, rest)
         turn = self._turn(state)
         if turn is None:
-            _copy(self.source.tensors, state)
+            copy_tensors(self.source.tensors, state)
             self.replay()
             after = [tensor.clone() for tensor in self.target.tensors]
         else:
@@ -189,25 +125,26 @@ class _CapturedStep:
 
     def _turn(self, state: list[Tensor]) -> int | None:
         """Return which of the two buffers the step can read, so that it writes the other one; None if none."""
-        if not self.turns and _shapes(self.source.tensors) == _shapes(self.target.tensors):
+        if not self.turns and tensor_shapes(self.source.tensors) == tensor_shapes(self.target.tensors):
             self._capture_turns()
         for turn, buffer in enumerate(self.turns):
             if buffer.holds(state):
                 return turn if self.turns[1 - turn].is_free else None
         if self.turns and all(buffer.is_free for buffer in self.turns):
-            _copy(self.turns[0].tensors, state)
+            copy_tensors(self.turns[0].tensors, state)
             return 0
         return None
 
     def _capture_turns(self) -> None:
         """Capture the two graphs that work in turns: the state after a step has the shapes of the one before."""
-        first, second = _Buffer(self.source.tensors), _Buffer(self.source.tensors)
+        first, second = StaticBuffer(self.source.tensors), StaticBuffer(self.source.tensors)
         for buffer in (first, second):
-            _copy(buffer.tensors, self.source.tensors)
-        self.replay_turn = [
-            self.backend.capture(lambda: self._run(first, second)),
-            self.backend.capture(lambda: self._run(second, first)),
-        ]
+            copy_tensors(buffer.tensors, self.source.tensors)
+        with generators_kept():
+            self.replay_turn = [
+                self.backend.capture(lambda: self._run(first, second)),
+                self.backend.capture(lambda: self._run(second, first)),
+            ]
         self.turns = (first, second)
 
 
@@ -239,14 +176,15 @@ class CapturedSteps:
         """
         if name in self.failed:
             return step(state, rest)
-        (state_tensors, state_layout), (rest_tensors, rest_layout) = _split(state), _split(rest)
+        (state_tensors, state_layout), (rest_tensors, rest_layout) = split_tensors(state), split_tensors(rest)
         layouts = (state_layout, rest_layout)
-        key = (name, layouts, _shapes(state_tensors), _shapes(rest_tensors))
+        key = (name, layouts, tensor_shapes(state_tensors), tensor_shapes(rest_tensors))
         with self.lock:
             captured = self.captured.get(key)
             try:
                 if captured is None and self._is_frequent(key):
-                    captured = _CapturedStep(step, self.backend, state_tensors, rest_tensors, layouts)
+                    with generators_kept():
+                        captured = _CapturedStep(step, self.backend, state_tensors, rest_tensors, layouts)
                     self._keep(key, captured)
                 if captured is not None:
                     self.captured.move_to_end(key)
@@ -270,13 +208,3 @@ class CapturedSteps:
         if len(self.calls) > 16 * MAX_CAPTURED:
             self.calls.popitem(last=False)
         return self.calls[key] >= CALLS_BEFORE_CAPTURE
-
-
-def _copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy tensors, with as few kernels as possible."""
-    if targets:
-        torch._foreach_copy_(list(targets), list(sources))
-
-
-def _shapes(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
-    return tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
