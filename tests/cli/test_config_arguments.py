@@ -16,7 +16,8 @@ def test_short_option_names_dashes_and_config_names_are_expanded():
     cli = parse_fit_config([*expanded, "--gradient_checkpointing"])
     assert cli.config["data"]["init_args"]["path"] == "data/mine"
     assert cli.config["data"]["init_args"]["batch_size"] == 3 and cli.config["trainer"]["max_steps"] == 7
-    assert cli.config["resume"] is False and cli.config["gradient_checkpointing"] and not cli.config["compile"]
+    assert cli.config["resume"] is False
+    assert cli.config["gradient_checkpointing"] is True and cli.config["compile"] == "auto"
 
 
 def test_seed_and_device_map_to_lightning_options():

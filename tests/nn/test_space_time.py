@@ -9,6 +9,7 @@ from vwm.core.states import concatenate_states, merge_states, select_worlds, sta
 from vwm.nn import attention
 from vwm.nn.attention import apply_rotary, frame_rotary_embedding
 from vwm.nn.attention_kernels import dot_product_attention
+from vwm.nn.recomputation import recompute_blocks
 from vwm.nn.space_time import SpaceTimeTransformer
 from vwm.nn.video_transformer import VideoTransformer, grid_coordinates
 
@@ -85,11 +86,12 @@ def test_worlds_that_started_at_different_times_step_together():
     )
 
 
-def test_checkpointing_does_not_change_gradients():
+@pytest.mark.parametrize("recomputation", ["selective", "full"])
+def test_recomputation_does_not_change_gradients(recomputation):
     model, x = make_network(), make_clip().requires_grad_()
     model(x).square().sum().backward()
     plain, x.grad = x.grad, None
-    model.checkpointing = True
+    recompute_blocks(model, recomputation)
     model(x).square().sum().backward()
     assert torch.equal(plain, x.grad)
 
@@ -138,11 +140,3 @@ def test_the_attention_formula_equals_torchs():
 def test_rejects_a_width_that_is_not_divisible_by_the_heads():
     with pytest.raises(ValueError, match="heads=3 must divide width=16"):
         SpaceTimeTransformer(width=16, depth=1, heads=3, window=2)
-
-
-def test_compiled_blocks_keep_the_names_of_their_weights():
-    model = make_network()
-    names = list(model.state_dict())
-    for block in model.blocks:
-        block.compile()
-    assert list(model.state_dict()) == names

@@ -6,6 +6,7 @@ from factories import randomize
 
 from vwm.core.states import concatenate_states
 from vwm.nn.attention_kernels import dot_product_attention
+from vwm.nn.recomputation import recompute_blocks
 from vwm.nn.video_transformer import VideoTransformer, grid_coordinates
 
 FRAMES, WINDOW = 9, 4
@@ -93,15 +94,15 @@ def test_results_depend_only_on_relative_positions(transformer):
     assert not torch.allclose(scaled, transformer(x, COORDINATES, condition), atol=1e-4)
 
 
-def test_checkpointing_does_not_change_gradients(transformer):
+def test_recomputation_does_not_change_gradients(transformer):
     x, condition = make_clip(), make_condition(transformer)
     gradients = []
-    for checkpointing in (False, True):
-        transformer.train().checkpointing = checkpointing
+    for recomputation in ("none", "selective", "full"):
+        recompute_blocks(transformer.train(), recomputation)
         transformer.zero_grad()
         transformer(x, COORDINATES, condition).square().sum().backward()
         gradients.append([p.grad.clone() for p in transformer.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*gradients, strict=True))
 
 
 def test_a_space_mask_blocks_attention():

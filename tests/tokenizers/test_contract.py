@@ -16,6 +16,8 @@ from torch import Tensor
 from vwm.core.components import load_component, save_component
 from vwm.core.states import select_worlds
 from vwm.core.tokenizer import VideoTokenizer
+from vwm.nn.blocks import find_blocks
+from vwm.nn.recomputation import Recomputation, recompute_blocks
 from vwm.tokenizers.causal_vae import CausalVAE
 from vwm.tokenizers.frame_vae import FrameVAE
 from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
@@ -185,17 +187,16 @@ def test_a_loaded_tokenizer_equals_the_saved_one(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name in TOKENIZERS if not name.startswith(("pixel", "diffusers"))])
-def test_gradient_checkpointing_does_not_change_gradients(name):
-    def gradients(checkpointing: bool) -> list[Tensor]:
+@pytest.mark.parametrize("recomputation", ["selective", "full"])
+def test_recomputation_does_not_change_gradients(name, recomputation):
+    def gradients(recomputation: Recomputation) -> list[Tensor]:
         network = TOKENIZERS[name]().double().train()
-        switches = [module for module in network.modules() if hasattr(module, "checkpointing")]
-        assert switches
-        for module in switches:
-            module.checkpointing = checkpointing
+        assert list(find_blocks(network))
+        recompute_blocks(network, recomputation)
         torch.manual_seed(0)
         out = network(clip())
         (out.video.square().mean() + out.penalty).backward()
         return [p.grad for p in network.parameters() if p.grad is not None]
 
-    for plain, checkpointed in zip(gradients(False), gradients(True), strict=True):
-        assert_same(plain, checkpointed)
+    for plain, recomputed in zip(gradients("none"), gradients(recomputation), strict=True):
+        assert_same(plain, recomputed)

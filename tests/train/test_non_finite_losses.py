@@ -16,7 +16,7 @@ from vwm.data.shards import ShardWriter
 from vwm.nn.training_module import TrainingModule
 from vwm.runs.checkpoints import read_checkpoint
 from vwm.runs.run_folder import RunFolder
-from vwm.train import fit
+from vwm.train import acceleration
 
 VAE = {
     "class_path": "vwm.tokenizers.module.TokenizerModule",
@@ -56,7 +56,7 @@ def config(tmp_path: Path, model: dict[str, Any]) -> Path:
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path, capsys, monkeypatch) -> None:
     """Also, the run leaves the precision of matrix products to ``allow_tf32``."""
     devices: list[torch.device] = []
-    monkeypatch.setattr(fit, "allow_tf32", devices.append)
+    monkeypatch.setattr(acceleration, "allow_tf32", devices.append)
     with pytest.raises(SystemExit) as ended:
         main(["fit", "-c", str(config(tmp_path, VAE))])
     assert devices == [torch.device("cpu")] and torch.get_float32_matmul_precision() == "highest"

@@ -41,6 +41,8 @@ from vwm.models.dit.sampling import (  # noqa: E402
     observe_latents,
     sample_latent_frame,
 )
+from vwm.nn.blocks import find_blocks  # noqa: E402
+from vwm.nn.recomputation import recompute_blocks  # noqa: E402
 from vwm.nn.space_time import TransformerState  # noqa: E402
 from vwm.runs.config_files import load_config  # noqa: E402
 
@@ -126,7 +128,7 @@ def save(folder: Path, found: dict[str, Any]) -> None:
 
 def compile_blocks(network: DiT) -> None:
     """Compile as ``vwm fit --compile`` does; without a GPU only trace, which requires no compiler."""
-    for block in network.transformer.blocks:
+    for block in find_blocks(network):
         block.compile(backend="inductor" if network.device.type == "cuda" else "eager")
 
 
@@ -255,7 +257,7 @@ def time_training(settings: dict[str, Any], device: torch.device, batch: int, wa
 
 def _train(settings: dict[str, Any], device: torch.device, batch: int, way: str) -> dict[str, Any]:
     network = build(settings["dynamics"]["init_args"], device).train()
-    network.transformer.checkpointing = "recomputed" in way
+    recompute_blocks(network, "full" if "recomputed" in way else "none")
     if "compiled" in way:
         compile_blocks(network)
     objective, clean_past = _objective(settings), settings["context"] == "clean"

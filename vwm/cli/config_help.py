@@ -15,7 +15,7 @@ COMMON_OPTIONS = {
     "--seed N": "seed of everything random",
     "--device TEXT": SHARED_HELP["device"],
     "--threads N": "CPU threads of torch; 0 leaves torch's choice",
-    "--compile": "torch.compile the networks",
+    "--compile": "torch.compile the networks; vwm fit does so on a GPU (--compile false does not)",
     "--wandb PROJECT": "log to Weights & Biases",
     "--tensorboard": "also write TensorBoard's files",
     "--KEY.KEY VALUE": "any key of the config",
@@ -28,7 +28,7 @@ CONFIG_OPTIONS: Mapping[str, Mapping[str, str]] = {
         "--batch N": "clips per batch",
         "--tokenizer PATH": "bundle or folder of the trained tokenizer",
         "--no-resume": "start again instead of continuing from the run's last checkpoint",
-        "--gradient-checkpointing": "recompute blocks to save memory",
+        "--gradient-checkpointing HOW": "none, selective or full: recompute activations to save memory",
     },
     "agent train": {"--precision NAME": "32-true or bf16-mixed, for updates"},
 }

@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 
 class SpatialConv(nn.Conv2d):
@@ -78,7 +77,6 @@ class CausalConvStack(nn.Module):
         super().__init__()
         self.width = width
         self.past_frames = kernel - 1
-        self.checkpointing = False
         self.blocks = nn.ModuleList(CausalConvBlock(width, kernel) for _ in range(depth))
 
     def init_state(self, like: Tensor, batch: int, height: int, width: int) -> tuple[Tensor, ...]:
@@ -89,10 +87,7 @@ class CausalConvStack(nn.Module):
         """[b, t, h, w, c] -> [b, t, h, w, c]."""
         after = []
         for block, past in zip(self.blocks, state, strict=True):
-            if self.checkpointing and self.training:
-                x, past = checkpoint(block, x, past, use_reentrant=False)
-            else:
-                x, past = block(x, past)
+            x, past = block(x, past)
             after.append(past)
         return x, tuple(after)
 

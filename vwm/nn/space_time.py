@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vwm.nn.attention import RotaryEmbedding, SpaceTimeAttention, frame_rotary_embedding
 from vwm.nn.attention_kernels import KeyValueCache
@@ -85,7 +84,6 @@ class SpaceTimeTransformer(nn.Module):
         self.width = width
         self.heads = heads
         self.span = AttentionSpan(window)
-        self.checkpointing = False
         self.blocks = nn.ModuleList(SpaceTimeBlock(width, heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(width, bias=False)
 
@@ -107,10 +105,7 @@ class SpaceTimeTransformer(nn.Module):
             mask = self.span.attends(positions, positions)
         rotation = self._rotation(x, positions)
         for block in self.blocks:
-            if self.checkpointing and self.training:
-                x, _ = checkpoint(block, x, rotation, mask, None, is_causal, use_reentrant=False)
-            else:
-                x, _ = block(x, rotation, mask, None, is_causal)
+            x, _ = block(x, rotation, mask, None, is_causal)
         return self.norm(x)
 
     def init_state(self, batch: int, tokens: int) -> TransformerState:

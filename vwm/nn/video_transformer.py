@@ -24,7 +24,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from vwm.core.checks import check_positive
 from vwm.nn.attention import RotaryEmbedding, frame_rotary_embedding, rotary_angles, rotary_embedding
@@ -132,7 +131,6 @@ class VideoTransformer(nn.Module):
         if not causal and self.span.exceeds_window:
             raise ValueError("sink_frames and memory_frames require causal=True; otherwise a frame sees all frames")
         self.kv_heads = kv_heads or heads
-        self.checkpointing = False
         factored: list[AttentionKind] = ["time" if (i + 1) % time_every == 0 else "space" for i in range(depth)]
         self.attention_kinds: list[AttentionKind] = factored if attention == "factored" else ["full"] * depth
         self.blocks = nn.ModuleList(
@@ -186,10 +184,7 @@ class VideoTransformer(nn.Module):
             raise ValueError("full attention does not support space_mask")
         geometry = self._geometry(x, positions, positions, coordinates, mask, space_mask, is_causal)
         for block in self.blocks:
-            if self.checkpointing and self.training:
-                x, _ = checkpoint(block, x, geometry, condition, use_reentrant=False)
-            else:
-                x, _ = block(x, geometry, condition)
+            x, _ = block(x, geometry, condition)
         return self._final_norm(x, condition)
 
     def init_state(self, batch: int, tokens: int) -> TransformerState:

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vwm.core.network_base import register_to_config
 from vwm.core.tokenizer import FrameTokenizer, TokenizerOutput
@@ -78,7 +77,6 @@ class FrameVAE(FrameTokenizer):
         self.channels = latent_size
         self.kl_weight = kl_weight
         self.free_nats = free_nats
-        self.checkpointing = False
         inner = widths[-1] * height * width
         encoder: list[nn.Module] = []
         for before, after in zip([3, *widths], widths, strict=False):
@@ -94,6 +92,11 @@ class FrameVAE(FrameTokenizer):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.get_parameter("bias"))
         self.register_buffer("mean_picture", torch.zeros(3, *self.image_size) if subtract_mean_frame else None)
+
+    @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """The parts to compile and to recompute; see ``find_blocks``."""
+        return (self.encoder, self.decoder)
 
     @property
     def last_layer(self) -> Tensor:
@@ -121,7 +124,7 @@ class FrameVAE(FrameTokenizer):
         """
         self.check_video(video)
         x = video if self.mean_picture is None else video - self.mean_picture
-        features = self._apply_checkpointed(self.encoder, x.flatten(0, 1)).unflatten(0, video.shape[:2])
+        features = self.encoder(x.flatten(0, 1)).unflatten(0, video.shape[:2])
         mean, log_variance = at_least_float32(features)[:, :, None, None].chunk(2, dim=-1)
         return FramePosterior(mean, (0.5 * log_variance.clamp(-30, 10)).exp())
 
@@ -138,11 +141,6 @@ class FrameVAE(FrameTokenizer):
 
     def decode(self, latents: Tensor) -> Tensor:
         """float [b, t, 1, 1, z] -> float [b, t, 3, H, W] in [-1, 1]."""
-        frames = self._apply_checkpointed(self.decoder, rearrange(latents, "b t 1 1 z -> (b t) z"))
+        frames = self.decoder(rearrange(latents, "b t 1 1 z -> (b t) z"))
         frames = frames if self.mean_picture is None else frames + self.mean_picture
         return frames.unflatten(0, latents.shape[:2])
-
-    def _apply_checkpointed(self, network: nn.Sequential, x: Tensor) -> Tensor:
-        if self.checkpointing and self.training:
-            return checkpoint(network, x, use_reentrant=False)
-        return network(x)

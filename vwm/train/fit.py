@@ -20,12 +20,12 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from vwm.core.command_output import format_command, print_output
-from vwm.core.devices import allow_tf32
 from vwm.runs.config_files import compose_config_arguments
 from vwm.runs.metric_loggers import make_metric_loggers
 from vwm.runs.options import add_logger_options, add_switch
 from vwm.runs.run_folder import RunFolder
 from vwm.runs.saved_config import check_fixed_settings, read_saved_config
+from vwm.train.acceleration import accelerate_networks, add_acceleration_options, choose_precision
 from vwm.train.checkpoints import ResumableCheckpoints, RunCheckpointIO
 from vwm.train.ema import EMACallback
 from vwm.train.metric_logging import RunMetricsLogger
@@ -44,8 +44,7 @@ class FitCLI(LightningCLI):
         )
         add_switch(parser, "resume", True, "continue from the run's last checkpoint, if it has one")
         parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0 leaves torch's choice")
-        add_switch(parser, "compile", False, "torch.compile every transformer block")
-        add_switch(parser, "gradient_checkpointing", False, "recompute blocks to save memory")
+        add_acceleration_options(parser)
         add_logger_options(parser)
         parser.add_lightning_class_args(ResumableCheckpoints, "checkpoint")
         parser.add_lightning_class_args(EMACallback, "ema")
@@ -56,11 +55,12 @@ class FitCLI(LightningCLI):
         self.config = parser.parse_args(args)
 
     def before_instantiate_classes(self) -> None:
-        """Set the trainer's run folder and the number of torch's threads."""
+        """Set the trainer's run folder and precision, and the number of torch's threads."""
         config, run = self.config, Path(self.config["run"])
         config["trainer"]["default_root_dir"] = str(run)
         follow_torchrun(config["trainer"])
         check_trainer_devices(config["trainer"]["accelerator"], config["trainer"]["devices"])
+        choose_precision(config["trainer"])
         if config["threads"]:
             torch.set_num_threads(config["threads"])
 
@@ -82,16 +82,6 @@ class FitCLI(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:
             raise ValueError(find_cause(str(error))) from error
-
-    def prepare_networks(self) -> None:
-        """Switch on gradient checkpointing and compilation, as the config says."""
-        for network in self.model.networks().values():
-            for part in network.modules():
-                if isinstance(getattr(part, "checkpointing", None), bool):
-                    part.checkpointing = self.config["gradient_checkpointing"]
-                    if self.config["compile"]:
-                        for block in getattr(part, "blocks", ()):
-                            block.compile()  # in place, which keeps the names of the weights
 
     def open_metric_loggers(self) -> None:
         """Start the loggers that the config asks for; the CSV tables are always written."""
@@ -263,8 +253,8 @@ def fit_model(argv: list[str]) -> L.LightningModule:
     """
     sys.argv = [sys.argv[0], "fit", *argv]  # with it Lightning starts the other ranks of this machine
     cli = parse_fit_config(argv)
-    cli.prepare_networks()
-    allow_tf32(cli.trainer.strategy.root_device)
+    device = cli.trainer.strategy.root_device
+    accelerate_networks(cli.model, device, cli.config["compile"], cli.config["gradient_checkpointing"])
     run = RunFolder(cli.config["run"])
     with run.lock() if cli.trainer.is_global_zero else nullcontext():
         start = run.last_checkpoint if cli.config["resume"] and run.last_checkpoint.is_file() else None

@@ -15,6 +15,7 @@ from PIL import Image
 from vwm.core.atomic_files import atomic_write
 from vwm.data.clips import ClipBatch
 from vwm.data.video_encoding import write_video
+from vwm.nn.blocks import uncompiled_blocks
 from vwm.train.ema import EMACallback
 
 
@@ -51,7 +52,8 @@ class SampleVideos(L.Callback):
             for average in averages:
                 average.swap_in(pl_module)
             pl_module.eval()
-            predicted, truth = pl_module.sample(clips), pl_module.true_frames(clips)
+            with uncompiled_blocks(pl_module):
+                predicted, truth = pl_module.sample(clips), pl_module.true_frames(clips)
             pl_module.train()
             for average in averages:
                 average.swap_out(pl_module)

@@ -6,6 +6,7 @@ from factories import dit
 
 from vwm.core.states import concatenate_states
 from vwm.models.dit.network import NoisyFrames
+from vwm.nn.recomputation import recompute_blocks
 
 FRAMES = 9
 COMPOSITE_PARTS = [{"kind": "choice", "size": 3}, {"kind": "keys", "size": 4}, {"kind": "pointer"}]
@@ -190,10 +191,11 @@ def test_agent_tokens_require_factored_causal_attention():
             dit(agent_tokens=1, **changes)
 
 
-def test_gradient_checkpointing_does_not_change_gradients():
+@pytest.mark.parametrize("recomputation", ["selective", "full"])
+def test_recomputation_does_not_change_gradients(recomputation):
     network, gradients = dit().train(), []
-    for recompute in (False, True):
-        network.transformer.checkpointing = recompute
+    for used in ("none", recomputation):
+        recompute_blocks(network, used)
         network.zero_grad()
         frames = NoisyFrames(
             torch.ones(2, 5, 4, 4, 3), torch.full((2, 5), 0.5), None, network.embed_previous_actions(None, 2, 5)

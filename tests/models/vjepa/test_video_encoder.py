@@ -6,6 +6,7 @@ from vjepa_models import DEPTH, FRAMES, KINDS, PATCH, SIZE, WIDTH, encoder, rand
 
 from vwm.core.components import load_component, save_component
 from vwm.models.vjepa.video_encoder import VideoEncoder
+from vwm.nn.recomputation import recompute_blocks
 
 VIDEO = (2, FRAMES, 3, *SIZE)
 TOKENS = 4 * 2 * 3
@@ -127,18 +128,19 @@ def test_the_last_layer_features_are_the_output(network):
         network.layer_features(video, [DEPTH])
 
 
-def test_gradient_checkpointing_does_not_change_gradients(network):
+def test_recomputation_does_not_change_gradients(network):
     video = random(*VIDEO).tanh()
     (keep,) = tokens(2, TOKENS, 9)
     results = []
-    for checkpointing in (False, True):
+    for recomputation in ("none", "selective", "full"):
         network.train().zero_grad()
-        network.checkpointing = checkpointing
+        recompute_blocks(network, recomputation)
         loss = network(video, keep).square().mean()
         loss.backward()
         results.append((loss, [p.grad for p in network.parameters() if p.grad is not None]))
-    assert torch.equal(results[0][0], results[1][0])
-    assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
+    for loss, gradients in results[1:]:
+        assert torch.equal(results[0][0], loss)
+        assert all(torch.equal(a, b) for a, b in zip(results[0][1], gradients, strict=True))
 
 
 def test_trains_after_a_first_call_in_inference_mode():

@@ -33,7 +33,6 @@ class ConvFrameEncoder(ModelMixin, ConfigMixin):
         super().__init__()
         self.image_size = (int(image_size[0]), int(image_size[1]))
         self.width = widths[-1]
-        self.checkpointing = False
         stride = 2 ** len(widths)
         if any(side % stride for side in self.image_size):
             raise ValueError(
@@ -47,6 +46,11 @@ class ConvFrameEncoder(ModelMixin, ConfigMixin):
                 *(ConvResidualBlock(width) for _ in range(blocks_per_stage)),
             ]
         self.layers = nn.Sequential(*layers)
+
+    @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """The part to compile and to recompute; see ``find_blocks``."""
+        return (self.layers,)
 
     def forward(self, video: Tensor) -> Tensor:
         """float [b, t, 3, height, width] in [-1, 1] -> [b, t h w, d]. Raises ValueError for frames of another size."""

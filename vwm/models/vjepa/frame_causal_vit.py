@@ -11,7 +11,6 @@ from __future__ import annotations
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vwm.core.checks import check_positive
 from vwm.models.vjepa.position_encoding import RotaryTables, apply_rotary_tables, rotary_tables_at
@@ -83,7 +82,6 @@ class FrameCausalViT(nn.Module):
         self.span = AttentionSpan(window)
         self.heads = heads
         self.tiled_rope = tiled_rope
-        self.checkpointing = False
         self.blocks = nn.ModuleList(FrameCausalBlock(width, heads, mlp) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=VIT_NORM_EPS)
 
@@ -93,10 +91,7 @@ class FrameCausalViT(nn.Module):
         rotary = self._rotary_tables(x, positions, coordinates)
         mask = _token_mask(self.span.attends(positions, positions), x.shape[2])
         for block in self.blocks:
-            if self.checkpointing and self.training:
-                x, _ = checkpoint(block, x, rotary, mask, use_reentrant=False)
-            else:
-                x, _ = block(x, rotary, mask)
+            x, _ = block(x, rotary, mask)
         return self.norm(x)
 
     def init_state(self, batch: int, tokens: int) -> TransformerState:

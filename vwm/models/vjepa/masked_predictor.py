@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
 from vwm.models.vjepa.position_encoding import PositionEncoding, PositionEncodingType, TokenGrid
@@ -84,7 +83,6 @@ class MaskedPredictor(ModelMixin, ConfigMixin):
             uniform_power=uniform_power,
             reference_grid=rope_reference_grid,
         )
-        self.checkpointing = False
         self.embed: nn.Module = OneDNNLinear(encoder_width, width)
         if num_feature_layers > 1:
             self.embed = nn.Sequential(
@@ -176,8 +174,5 @@ class MaskedPredictor(ModelMixin, ConfigMixin):
         x = x if position_embedding is None else x + position_embedding
         rotary = self.positions.rotary_tables(self.grid(frames), x, token_indices)
         for block in self.blocks:
-            if self.checkpointing and self.training:
-                x = checkpoint(block, x, rotary, use_reentrant=False)
-            else:
-                x = block(x, rotary)
+            x = block(x, rotary)
         return x

@@ -29,6 +29,7 @@ from vwm.models.vjepa.masking import MaskSampler, TokenMask
 from vwm.models.vjepa.motion_branch import MotionBranch
 from vwm.models.vjepa.video_encoder import VideoEncoder
 from vwm.models.vjepa.visualization import pca_rgb_video
+from vwm.nn.blocks import uncompiled_blocks
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.training_module import TrainingModule
 
@@ -214,7 +215,8 @@ class VJEPAModule(TrainingModule):
         if self._monitored_frames is None:
             self._monitored_frames = batch.frames[: monitor.num_clips].clone()
         video = frames_to_float(self._monitored_frames.to(batch.frames.device))
-        features = normalize_features((self.target_encoder or self.encoder)(video))
+        with uncompiled_blocks(self):
+            features = normalize_features((self.target_encoder or self.encoder)(video))
         metrics = measure_representations(features, self._previous_features)
         self._previous_features = features[:DRIFT_CLIPS].float().cpu()
         collapse = monitor.check(metrics, self.baseline.get_or_set(metrics))

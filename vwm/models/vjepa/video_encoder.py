@@ -12,7 +12,6 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
 from vwm.models.vjepa.position_encoding import PositionEncoding, PositionEncodingType, RotaryTables, TokenGrid
@@ -106,7 +105,6 @@ class VideoEncoder(ModelMixin, ConfigMixin):
             reference_grid=rope_reference_grid,
         )
         self.grid()  # raises ValueError unless the tubelet divides the frames
-        self.checkpointing = False
         self.patch_embed = TubeletEmbedding(tubelet, patch_size, width)
         self.blocks = nn.ModuleList(ViTBlock(width, heads, mlp_ratio=mlp_ratio, mlp=mlp) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=VIT_NORM_EPS)
@@ -157,7 +155,7 @@ class VideoEncoder(ModelMixin, ConfigMixin):
         """
         x, rotary = self._embed(video, token_indices)
         for block in self.blocks:
-            x = self._run_block(block, x, rotary)
+            x = block(x, rotary)
         return self.norm(x)
 
     def layer_features(
@@ -187,15 +185,10 @@ class VideoEncoder(ModelMixin, ConfigMixin):
         x, rotary = self._embed(video, token_indices)
         features = {}
         for index, block in enumerate(self.blocks[: max(indices, default=-1) + 1]):
-            x = self._run_block(block, x, rotary)
+            x = block(x, rotary)
             if index in indices:
                 features[index] = norms[str(index)](x) if str(index) in norms else x
         return [features[index] for index in indices]
-
-    def _run_block(self, block: nn.Module, x: Tensor, rotary: RotaryTables | None) -> Tensor:
-        if self.checkpointing and self.training:
-            return checkpoint(block, x, rotary, use_reentrant=False)
-        return block(x, rotary)
 
     def _embed(self, video: Tensor, token_indices: Tensor | None) -> tuple[Tensor, RotaryTables | None]:
         if video.shape[2:] != (3, *self.image_size):

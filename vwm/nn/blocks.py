@@ -1,0 +1,51 @@
+"""The blocks of a network: the equal parts of which it is a stack, which are compiled and recomputed one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+RECOMPILE_LIMIT = 64
+"""Variants of a block's code that are kept: block sizes, with and without gradients, shapes. torch's limit of 8 counts
+those of all networks together, and a block beyond it would run uncompiled."""
+
+
+def find_blocks(network: nn.Module) -> Iterator[nn.Module]:
+    """Yield the blocks of all parts of a network: of each attribute ``blocks`` that holds modules."""
+    for part in network.modules():
+        blocks = getattr(part, "blocks", None)
+        if isinstance(blocks, nn.ModuleList | tuple):
+            yield from blocks
+
+
+def compile_blocks(network: nn.Module, backend: str = "inductor", fullgraph: bool = False) -> None:
+    """Compile every block in place, which keeps the names of the weights.
+
+    Blocks of equal settings share their compiled code, so that compilation takes as long for 32 blocks as for one.
+    Memory that is recomputed (see ``recompute_blocks``) is chosen inside the compiled code.
+
+    Args:
+        network: the network, or a whole training module: its frozen networks are compiled, too.
+        backend: torch.compile's backend.
+        fullgraph: whether a block that cannot be compiled as one graph is an error.
+    """
+    import torch._dynamo.config as settings  # the compiler, which takes as long to import as torch
+
+    settings.recompile_limit = max(settings.recompile_limit, RECOMPILE_LIMIT)
+    for block in find_blocks(network):
+        block.compile(backend=backend, fullgraph=fullgraph)
+
+
+@contextmanager
+def uncompiled_blocks(network: nn.Module) -> Iterator[None]:
+    """Run blocks uncompiled inside the with-statement: what has shapes that occur once would take long to compile."""
+    compiled = {block: block._compiled_call_impl for block in find_blocks(network)}
+    try:
+        for block in compiled:
+            block._compiled_call_impl = None
+        yield
+    finally:
+        for block, call in compiled.items():
+            block._compiled_call_impl = call

@@ -1,0 +1,82 @@
+"""What ``vwm fit`` does to train at the speed of its device: precision, compilation, recomputation."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import Any, Literal
+
+import torch
+from jsonargparse import ArgumentParser
+from torch import nn
+from torch.utils._triton import has_triton
+
+from vwm.core.devices import allow_tf32
+from vwm.nn.blocks import compile_blocks
+from vwm.nn.recomputation import Recomputation, recompute_blocks
+
+
+def add_acceleration_options(parser: ArgumentParser) -> None:
+    """Add ``--compile`` and ``--gradient_checkpointing``; without a value, they are switched on."""
+    parser.add_argument(
+        "--compile",
+        type=Literal["auto"] | bool,
+        nargs="?",
+        const=True,
+        default="auto",
+        help="torch.compile every block; auto compiles on CUDA",
+    )
+    parser.add_argument(
+        "--gradient_checkpointing",
+        type=Recomputation | bool,
+        nargs="?",
+        const=True,
+        default="none",
+        help="save memory: selective recomputes all but products and attention, full (true) whole blocks",
+    )
+
+
+def choose_precision(trainer: Any) -> None:
+    """Set an unset ``trainer.precision``: bf16-mixed on a CUDA device that computes in bfloat16, else 32-true."""
+    if trainer["precision"] is None:
+        in_bf16 = trains_on_cuda(trainer["accelerator"]) and torch.cuda.is_bf16_supported(including_emulation=False)
+        trainer["precision"] = "bf16-mixed" if in_bf16 else "32-true"
+
+
+def trains_on_cuda(accelerator: Any) -> bool:
+    """Whether Lightning uses CUDA for a value of ``trainer.accelerator``."""
+    return accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
+
+
+def accelerate_networks(
+    module: nn.Module,
+    device: torch.device,
+    compile: bool | Literal["auto"],
+    gradient_checkpointing: Recomputation | bool,
+) -> None:
+    """Set the precision of matrix products, what blocks recompute, and compile them, as the options say.
+
+    Neither changes the names or the values of weights: runs continue, and are exported, with other options.
+
+    Args:
+        module: the module to train, with its frozen networks.
+        device: on which it trains.
+        compile: see ``add_acceleration_options``.
+        gradient_checkpointing: see ``add_acceleration_options``.
+    """
+    allow_tf32(device)
+    if isinstance(gradient_checkpointing, bool):
+        gradient_checkpointing = "full" if gradient_checkpointing else "none"
+    recompute_blocks(module, gradient_checkpointing)
+    if compile == "auto":
+        compile = device.type == "cuda" and _has_compiler()
+    if compile:
+        compile_blocks(module)
+
+
+def _has_compiler() -> bool:
+    """Whether this machine can compile for CUDA; otherwise say that it cannot."""
+    found = has_triton() and bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
+    if not found:
+        print("note: training without torch.compile, which requires Triton and a C compiler (gcc) on this machine")
+    return found
