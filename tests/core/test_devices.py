@@ -7,7 +7,8 @@ import os
 import pytest
 import torch
 
-from vwm.core.devices import allow_tf32, resolve_device
+from vwm.core import devices as devices_module
+from vwm.core.devices import allow_tf32, resolve_device, resolve_precision
 from vwm.train.fit import check_trainer_devices
 
 
@@ -46,3 +47,17 @@ def test_tf32_is_allowed_on_cuda_only(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not settings
     allow_tf32(torch.device("cuda", 1))
     assert settings == ["high"]
+
+
+def test_bfloat16_is_the_default_on_a_gpu_and_in_play(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices_module, "multiplies_bfloat16", lambda device: True)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    assert resolve_precision("auto", gpu) == torch.bfloat16
+    assert resolve_precision("auto", cpu) == torch.float32
+    assert resolve_precision("auto", cpu, bfloat16_on_cpu=True) == torch.bfloat16
+    assert resolve_precision("float32", gpu) == torch.float32
+    assert resolve_precision("bfloat16", cpu) == torch.bfloat16
+    monkeypatch.setattr(devices_module, "multiplies_bfloat16", lambda device: False)
+    assert resolve_precision("auto", gpu) == torch.float32
+    with pytest.raises(ValueError, match="precision='half' must be auto, float32 or bfloat16"):
+        resolve_precision("half", cpu)

@@ -618,7 +618,7 @@ def test_an_address_that_others_reach_requires_its_token(world: Simulator) -> No
 def test_the_printed_address_has_a_token_where_others_reach_it(
     world: Simulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], host, settings, has_token
 ) -> None:
-    monkeypatch.setattr("vwm.play.server.load_simulator", lambda bundle, **more: world)
+    monkeypatch.setattr("vwm.play.server.load_simulator", lambda *arguments: world)
     monkeypatch.setattr(server.web, "run_app", lambda app, **more: None)
     play_world(Path("somewhere"), host=host, port=0, **settings)
     assert ("/?token=" in capsys.readouterr().out) == has_token
@@ -654,7 +654,7 @@ def test_play_warms_up_prints_the_address_and_serves(
     world: Simulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments: dict[str, Any] = {}
-    monkeypatch.setattr("vwm.play.server.load_simulator", lambda bundle, **settings: world)
+    monkeypatch.setattr("vwm.play.server.load_simulator", lambda *arguments: world)
     monkeypatch.setattr(server.web, "run_app", lambda app, **settings: arguments.update(app=app, **settings))
     monkeypatch.setattr(server.webbrowser, "open", lambda address: arguments.update(address=address))
     play_world(Path("somewhere"), port=0, open_browser=True)

@@ -6,6 +6,7 @@ The backend here records operations on a CPU (tests/recording_backend.py); where
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -162,3 +163,50 @@ def test_moving_a_world_ends_its_acceleration_and_actions_are_still_checked() ->
     with pytest.raises(ValueError, match="actions must lie in"):
         world.step(state, torch.full((3,), 99))
     assert world.to("cpu", torch.float64).captured_steps is None
+
+
+class CallsAgain:
+    """A capture that calls the function again: compiled code cannot be recorded by operations."""
+
+    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
+        function()
+        return function
+
+
+def step_both(world: NetworkSimulator, plain: NetworkSimulator, steps: int = CALLS_BEFORE_CAPTURE + 3) -> None:
+    """Step two worlds alike; all they return is equal."""
+    (state, _), (expected, _) = world.reset(contexts(world)), plain.reset(contexts(plain))
+    for i in range(steps):
+        state, shown = world.step(state, actions(world, 3, i))
+        expected, wanted = plain.step(expected, actions(world, 3, i))
+        assert equal((state, shown), (expected, wanted))
+
+
+@pytest.mark.parametrize("name", ["genie-labeled", "dit-agent", "dit-2-frames-a-step-and-memory"])
+def test_captured_steps_use_compiled_blocks_of_the_same_weights_and_plain_ones_do_not(name: str) -> None:
+    compiled = []
+
+    def compile_nothing(graph: torch.fx.GraphModule, _inputs: list[Any]) -> Callable[..., Any]:
+        compiled.append(graph)
+        return graph.forward
+
+    plain = SIMULATORS[name]()
+    world = plain.accelerate(CallsAgain(), compile_nothing)
+    ours, theirs = (dict(w.dynamics.named_parameters()) for w in (world.compiled, plain))
+    assert ours.keys() == theirs.keys() and all(ours[key] is theirs[key] for key in ours)
+    step_both(world, plain, CALLS_BEFORE_CAPTURE - 1)
+    assert not compiled
+    step_both(world, plain)
+    assert compiled and world.captured_steps.captured
+    assert world.with_sampling(steps=4).compiled.sampling.steps == 4 != plain.sampling.steps
+
+
+def test_blocks_that_cannot_be_compiled_are_captured_as_they_are() -> None:
+    def fail(graph: torch.fx.GraphModule, _inputs: list[Any]) -> Callable[..., Any]:
+        raise ValueError("no compiler here")
+
+    plain = diffusion_world()
+    world = plain.accelerate(CallsAgain(), fail)
+    with pytest.warns(UserWarning, match=r"step\(decode=True\) is not compiled: .*no compiler here") as warned:
+        step_both(world, plain)
+    assert len(warned) == 1 and world.captured_steps.captured and not world.captured_steps.failed

@@ -17,6 +17,7 @@ from torch import Tensor
 from vwm.cli.bench_timing import format_timings, limit_threads, measure_seconds
 from vwm.core.capabilities import DecodesLatents
 from vwm.core.command_output import progress_bar
+from vwm.core.devices import Precision, resolve_device, resolve_precision
 from vwm.core.family import CacheComparison
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.core.seeds import fold_in
@@ -32,12 +33,14 @@ def benchmark_play(
     threads: int | None = None,
     repeats: int = 5,
     device: str = "auto",
+    precision: Precision = "auto",
     accelerate: Literal["auto", "none"] = "auto",
 ) -> None:
     """Time a frame of play; with Genie also without its cache.
 
     Without the cache, every MaskGIT step computes the same frames with the same weights from the whole window, by the
-    path that training uses, and the window is decoded; that both agree is checked first.
+    path that training uses, and the window is decoded; that both agree is checked first. How far the frames are from
+    those that plain float32 gives is measured as well.
 
     Args:
         bundle: the bundle to play.
@@ -47,12 +50,12 @@ def benchmark_play(
         threads: CPU threads; by default torch's choice.
         repeats: rounds in which the variants alternate.
         device: where to compute; see ``resolve_device``.
+        precision: of the dynamics; auto uses bfloat16 where the machine multiplies it natively, as play does.
         accelerate: auto captures steps as CUDA graphs on a GPU; none computes every step plainly.
     """
     with limit_threads(threads):
-        simulator = load_simulator(bundle, device, accelerate=accelerate)
-        if sampling_steps is not None:
-            simulator = simulator.with_sampling(steps=sampling_steps)
+        dtype = resolve_precision(precision, resolve_device(device), bfloat16_on_cpu=True)
+        simulator = _load(bundle, device, dtype, accelerate, sampling_steps)
         family = find_family(simulator)
         window = family.window(simulator)
         context = _benchmark_context(simulator, batch)
@@ -61,6 +64,9 @@ def benchmark_play(
             return _benchmark_actions(simulator, batch, number)
 
         _print_play_settings(simulator, context, window)
+        if dtype != torch.float32 or simulator.captured_steps is not None:
+            reference = _load(bundle, device, torch.float32, "none", sampling_steps)
+            print(f"difference         {describe_difference(simulator, reference, context, actions)}")
         comparison = family.compare_cache(simulator, context, actions)
         if comparison is None:
             frames = simulator.spec.frames_per_step
@@ -76,6 +82,38 @@ def benchmark_play(
         gain = float(np.median(times["without the cache"]) / np.median(times["with the cache"]))
         print(f"the cache makes a frame {gain:.1f} times as fast; {batch / np.median(times['with the cache']):.1f} "
               f"frames a second, recorded at {simulator.spec.fps:g}")  # fmt: skip
+
+
+def _load(
+    bundle: Path, device: str, dtype: torch.dtype, accelerate: Literal["auto", "none"], sampling_steps: int | None
+) -> NetworkSimulator:
+    simulator = load_simulator(bundle, device, dtype, accelerate)
+    return simulator if sampling_steps is None else simulator.with_sampling(steps=sampling_steps)
+
+
+@torch.inference_mode()
+def describe_difference(
+    simulator: NetworkSimulator,
+    reference: NetworkSimulator,
+    context: Tensor,
+    actions: Callable[[int], Tensor],
+    steps: int = 16,
+) -> str:
+    """Say how far a simulator's steps are from those of a reference, of the same context, actions and seeds.
+
+    The mean absolute difference of the levels of pixels, or of latents where there are no frames. The worlds are played
+    on, each from its own last state, so that small differences grow as they do in play.
+    """
+    worlds, found = {"ours": simulator, "reference": reference}, []
+    states = {name: world.reset(context)[0] for name, world in worlds.items()}
+    for number in range(steps):
+        shown = {}
+        for name, world in worlds.items():
+            states[name], output = world.step(states[name], actions(number))
+            shown[name] = (output.latent if output.frame is None else output.frame).double()
+        found.append(float((shown["ours"] - shown["reference"]).abs().mean()))
+    unit = "" if simulator.spec.observation.is_latent else " of 255"
+    return f"from plain float32: {found[0]:.3g}{unit} after one step, {found[-1]:.3g} after {steps}"
 
 
 def _print_play_settings(simulator: NetworkSimulator, context: Tensor, window: int) -> None:

@@ -41,6 +41,7 @@ from .components import resolve_network_class as resolve_network_class
 from .components import save_component as save_component
 from .devices import allow_tf32 as allow_tf32
 from .devices import resolve_device as resolve_device
+from .devices import resolve_precision as resolve_precision
 from .family import CacheComparison as CacheComparison
 from .family import ExportSettings as ExportSettings
 from .family import ExportedNetworks as ExportedNetworks

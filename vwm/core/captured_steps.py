@@ -163,9 +163,10 @@ class CapturedSteps:
         self.captured: OrderedDict[Any, _CapturedStep] = OrderedDict()
         self.calls: OrderedDict[Any, int] = OrderedDict()
         self.failed: set[Any] = set()
+        self.not_compiled: set[Any] = set()
         self.lock = threading.Lock()
 
-    def __call__(self, name: Any, step: Step, state: Any, rest: Any) -> tuple[Any, Any]:
+    def __call__(self, name: Any, step: Step, state: Any, rest: Any, compiled: Step | None = None) -> tuple[Any, Any]:
         """Compute ``step(state, rest)``.
 
         Args:
@@ -173,6 +174,8 @@ class CapturedSteps:
             step: the function; it depends on nothing but its arguments and weights.
             state: nested tensors.
             rest: the same; it may contain None.
+            compiled: the same function with compiled parts, which is captured instead. It does not compute the shapes
+                that pass by, for each of which it would have to be compiled.
         """
         if name in self.failed:
             return step(state, rest)
@@ -184,23 +187,37 @@ class CapturedSteps:
             try:
                 if captured is None and self._is_frequent(key):
                     with generators_kept():
-                        captured = _CapturedStep(step, self.backend, state_tensors, rest_tensors, layouts)
+                        captured = self._capture(name, step, compiled, (state_tensors, rest_tensors), layouts)
                     self._keep(key, captured)
                 if captured is not None:
                     self.captured.move_to_end(key)
                     return captured(state_tensors, rest_tensors)
             except RuntimeError as error:
-                self._give_up(name, error)
+                self.failed.add(name)
+                warnings.warn(f"{name} is not accelerated: {type(error).__name__}: {error}", stacklevel=4)
         return step(state, rest)
+
+    def _capture(
+        self,
+        name: Any,
+        step: Step,
+        compiled: Step | None,
+        tensors: tuple[list[Tensor], list[Tensor]],
+        layouts: tuple[Layout, ...],
+    ) -> _CapturedStep:
+        """Capture the compiled function where there is one, and the plain one where it cannot be compiled."""
+        if compiled is not None and name not in self.not_compiled:
+            try:
+                return _CapturedStep(compiled, self.backend, *tensors, layouts)
+            except RuntimeError as error:
+                self.not_compiled.add(name)
+                warnings.warn(f"{name} is not compiled: {type(error).__name__}: {error}", stacklevel=5)
+        return _CapturedStep(step, self.backend, *tensors, layouts)
 
     def _keep(self, key: Any, captured: _CapturedStep) -> None:
         self.captured[key] = captured
         if len(self.captured) > MAX_CAPTURED:
             self.captured.popitem(last=False)
-
-    def _give_up(self, name: Any, error: RuntimeError) -> None:
-        self.failed.add(name)
-        warnings.warn(f"{name} is not accelerated: {type(error).__name__}: {error}", stacklevel=5)
 
     def _is_frequent(self, key: Any) -> bool:
         """Count a call, and return whether it is time to capture; of many shapes, the oldest counts are forgotten."""

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from vwm.core.captured_steps import CaptureBackend, CapturedSteps, Step
+from vwm.core.captured_steps import CaptureBackend, CapturedSteps
+from vwm.core.compiled_blocks import CompilerBackend, with_compiled_blocks
 from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.core.network_base import ModelMixin
 from vwm.core.simulator import Simulator, SimulatorSpec, State, StepOutput
@@ -75,6 +76,7 @@ class NetworkSimulator(Simulator):
         )
         self.starts = starts
         self.captured_steps: CapturedSteps | None = None
+        self.compiled: Self | None = None
         self.sampling = self.SAMPLING_CLASS() if sampling is None else sampling
         _check_sampling_numbers(self.sampling, self.SAMPLING_BY_PART)
         self.check_sampling(self.sampling)
@@ -104,14 +106,17 @@ class NetworkSimulator(Simulator):
             torch.nn.Module.to(self.dynamics, dtype)
         for part in self.networks().values():
             torch.nn.Module.to(part, device)
-        self.captured_steps = None
+        self.captured_steps = self.compiled = None
         return self
 
     @torch.inference_mode()
     def step(self, state: State, action: Tensor, decode: bool = True) -> tuple[State, StepOutput]:
         """See ``Simulator.step``."""
         self.check_action(action, state_batch_size(state))
-        advance = functools.partial(self.advance, decode=decode)
+
+        def advance(simulator: Self, before: State, given: Tensor) -> tuple[State, StepOutput]:
+            return simulator.advance(before, given, decode)
+
         return self.run_step(f"step(decode={decode})", advance, state, action.to(self.device))
 
     @abstractmethod
@@ -127,27 +132,36 @@ class NetworkSimulator(Simulator):
             decode: see ``step``.
         """
 
-    def run_step(self, name: Any, step: Step, state: State, inputs: Any) -> tuple[State, Any]:
-        """Compute ``step(state, inputs)``, from a captured graph where the simulator is accelerated.
+    def run_step(
+        self, name: Any, step: Callable[[Self, State, Any], tuple[State, Any]], state: State, inputs: Any
+    ) -> tuple[State, Any]:
+        """Compute ``step(self, state, inputs)``, from a captured graph where the simulator is accelerated.
 
         Args:
             name: identifies the function, with the shapes of its tensors.
-            step: the function; see ``advance`` for what it may do.
+            step: the function; see ``advance`` for what it may do. The simulator that it gets has this one's weights.
             state: see ``Simulator.step``.
             inputs: nested tensors on the simulator's device.
         """
         if self.captured_steps is None:
-            return step(state, inputs)
-        return self.captured_steps(name, step, state, inputs)
+            return step(self, state, inputs)
+        compiled = None if self.compiled is None else functools.partial(step, self.compiled)
+        return self.captured_steps(name, functools.partial(step, self), state, inputs, compiled)
 
-    def accelerate(self, backend: CaptureBackend | None) -> Self:
+    def accelerate(self, backend: CaptureBackend | None, compiler: CompilerBackend | None = None) -> Self:
         """Return a simulator that shares the networks and captures its steps; see ``vwm.core.captured_steps``.
 
         Args:
             backend: what captures them; None computes every step plainly.
+            compiler: the backend of ``torch.compile`` for the blocks of the dynamics' transformer in captured steps,
+                which rounds differently; None leaves them as they are.
         """
         other = copy.copy(self)
         other.captured_steps = None if backend is None else CapturedSteps(backend)
+        other.compiled = None
+        if backend is not None and compiler is not None:
+            other.compiled = self.accelerate(None)
+            other.compiled.dynamics = with_compiled_blocks(self.dynamics, compiler)
         return other
 
     def with_sampling(self, **changes: Any) -> Self:
@@ -167,6 +181,8 @@ class NetworkSimulator(Simulator):
             )
         other = self.accelerate(None if self.captured_steps is None else self.captured_steps.backend)
         other.sampling = self.sampling._replace(**changes)
+        if self.compiled is not None:
+            other.compiled = self.compiled.with_sampling(**changes)
         _check_sampling_numbers(other.sampling, self.SAMPLING_BY_PART)
         other.check_sampling(other.sampling)
         return other
@@ -216,13 +232,13 @@ class VideoSimulator(NetworkSimulator):
         self.tokenizer = tokenizer.eval()
 
     def run_observation(
-        self, absorb: Callable[[State, Tensor, Tensor], State], state: State, action: Tensor, frame: Tensor
+        self, absorb: Callable[[Self, State, Tensor, Tensor], State], state: State, action: Tensor, frame: Tensor
     ) -> State:
         """Compute ``ObservesFrames.observe`` for a family that can.
 
         Args:
-            absorb: from a state, the action and the frames uint8 [b, k, h, w, 3] of a step, checked and on the device,
-                to the next state; see ``advance`` for what it may do.
+            absorb: from a simulator, a state, the action and the frames uint8 [b, k, h, w, 3] of a step, checked and on
+                the device, to the next state; see ``advance`` for what it may do.
             state, action, frame: see ``ObservesFrames.observe``.
 
         Raises:
@@ -236,8 +252,11 @@ class VideoSimulator(NetworkSimulator):
             raise ValueError(
                 f"{batch} simulations observe {batch * self.spec.frames_per_step} frames, got {list(frame.shape)}"
             )
-        inputs = (action.to(self.device), frames.to(self.device))
-        return self.run_step("observe", lambda before, given: (absorb(before, *given), None), state, inputs)[0]
+
+        def observe(simulator: Self, before: State, given: tuple[Tensor, Tensor]) -> tuple[State, None]:
+            return absorb(simulator, before, *given), None
+
+        return self.run_step("observe", observe, state, (action.to(self.device), frames.to(self.device)))[0]
 
     def shown_frames(self, video: Tensor) -> Tensor:
         """Convert the decoded frames of a step, float [b, k, 3, h, w], to ``StepOutput.frame``."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from aiohttp import web
 
+from vwm.core.devices import Precision, resolve_device, resolve_precision
 from vwm.core.simulator import Simulator
 from vwm.play.access_token import is_loopback
 from vwm.play.app import make_app, simulator_starts
@@ -28,6 +29,7 @@ def play_world(
     port: int = 8000,
     open_browser: bool = False,
     device: str = "auto",
+    precision: Precision = "auto",
     max_sessions: int = 4,
     max_upload_mb: float = 4.0,
     open: bool = False,
@@ -40,6 +42,7 @@ def play_world(
         port: port to listen on; 0 takes any free one.
         open_browser: open the page after the warm-up.
         device: where to compute; see ``resolve_device``.
+        precision: of the dynamics; auto uses bfloat16 where the machine multiplies it natively.
         max_sessions: largest number of pages that play at the same time; they share the model.
         max_upload_mb: largest image that may be uploaded as a start, in megabytes.
         open: let everybody play who reaches the address. Without it, an address that other machines reach has a token,
@@ -50,7 +53,8 @@ def play_world(
     """
     # The port comes first, because loading a model may take a minute.
     with open_listener(host, port) as listener, ThreadPoolExecutor(max_workers=1) as executor:
-        simulator = load_simulator(bundle, device=device, dtype="auto")
+        dtype = resolve_precision(precision, resolve_device(device), bfloat16_on_cpu=True)
+        simulator = load_simulator(bundle, device, dtype)
         if simulator.spec.observation.is_latent:
             raise ValueError(
                 f"{bundle} cannot be played: it predicts latents without frames, for planning. Train it with a decoder "

@@ -25,7 +25,7 @@ from vwm.core.atomic_files import atomic_folder
 from vwm.core.bundle_folder import BUNDLE_INDEX_FILE, BundleError, find_bundle
 from vwm.core.captured_steps import CUDAGraphs
 from vwm.core.components import ComponentError, load_component, public_module, resolve_network_class, save_component
-from vwm.core.devices import resolve_device
+from vwm.core.devices import Precision, resolve_device, resolve_precision
 from vwm.core.network_base import DIFFUSERS_VERSION, ModelMixin
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.core.simulator import MAX_CONTEXT_FRAMES
@@ -93,7 +93,7 @@ def _usage_text(simulator: NetworkSimulator, name: str) -> str:
 def load_simulator(
     path: str | os.PathLike[str],
     device: str | torch.device = "auto",
-    dtype: torch.dtype | Literal["auto"] = torch.float32,
+    dtype: torch.dtype | Precision = torch.float32,
     accelerate: Literal["auto", "none"] = "auto",
 ) -> NetworkSimulator:
     """Load a bundle.
@@ -102,11 +102,10 @@ def load_simulator(
         path: the folder, or the name of a bundle that comes with vwm (``boxing``, ``carracing``, ``coinrun``,
             ``two_rooms``).
         device: ``auto`` uses a GPU where there is one.
-        dtype: of the dynamics' weights. In float32, a simulation in a batch equals the same one alone; ``auto`` uses
-            bfloat16 where the machine multiplies it natively, as the player does: a step takes less than half the time.
-            Encoders and decoders stay in float32.
-        accelerate: ``auto`` captures steps as CUDA graphs on a GPU; ``none`` computes every step plainly. Frames are
-            the same.
+        dtype: of the dynamics' weights; ``auto`` is bfloat16 on a GPU. In float32, a simulation in a batch equals the
+            same one alone. Encoders and decoders stay in float32, and so do the sums of a sampler.
+        accelerate: ``auto`` captures steps as CUDA graphs on a GPU, in bfloat16 with compiled transformer blocks;
+            ``none`` computes every step plainly. In float32 the frames are the same.
 
     Raises:
         BundleError: the bundle is missing, broken or foreign; the message names the file and what is wrong with it.
@@ -139,18 +138,11 @@ def load_simulator(
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{folder / BUNDLE_INDEX_FILE}: settings are not understood ({error!r})") from error
     device = resolve_device(device)
-    if dtype == "auto":
-        dtype = torch.bfloat16 if _supports_bfloat16(device) else torch.float32
+    dtype = resolve_precision(dtype, device) if isinstance(dtype, str) else dtype
     simulator = simulator.to(device, dtype)
-    return simulator.accelerate(CUDAGraphs()) if accelerate == "auto" and device.type == "cuda" else simulator
-
-
-def _supports_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return False
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if accelerate == "none" or device.type != "cuda":
+        return simulator
+    return simulator.accelerate(CUDAGraphs(), compiler="inductor" if dtype == torch.bfloat16 else None)
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vwm.core.devices import Precision
 from vwm.core.simulator import Simulator
 from vwm.worlds.action_spaces import gymnasium_action_space, to_action_tensor
 from vwm.worlds.world_batch import WorldBatch, has_frames
@@ -231,26 +232,33 @@ class SimulatorVectorEnv(VectorEnv[ObservationArray, Any, NDArray[Any]]):
         return infos
 
 
-def make_world(bundle: str | os.PathLike[str], device: str = "auto", **options: Any) -> SimulatorEnv:
+def make_world(
+    bundle: str | os.PathLike[str], device: str = "auto", precision: Precision = "auto", **options: Any
+) -> SimulatorEnv:
     """Make one world; ``gymnasium.make("vwm/World-v0", ...)`` calls it.
 
     Args:
         bundle: folder of a simulator bundle.
         device: ``auto`` uses a GPU where there is one.
+        precision: of the dynamics; ``auto`` is bfloat16 on a GPU.
         **options: of ``SimulatorEnv``.
     """
     from vwm.worlds.bundle import load_simulator
 
-    return SimulatorEnv(load_simulator(bundle, device), **options)
+    return SimulatorEnv(load_simulator(bundle, device, precision), **options)
 
 
 def make_worlds(
-    bundle: str | os.PathLike[str], num_envs: int = 1, device: str = "auto", **options: Any
+    bundle: str | os.PathLike[str],
+    num_envs: int = 1,
+    device: str = "auto",
+    precision: Precision = "auto",
+    **options: Any,
 ) -> SimulatorVectorEnv:
     """Make a batch of worlds; ``gymnasium.make_vec("vwm/World-v0", ...)`` calls it; options: ``SimulatorVectorEnv``."""
     from vwm.worlds.bundle import load_simulator
 
-    return SimulatorVectorEnv(load_simulator(bundle, device), num_envs, **options)
+    return SimulatorVectorEnv(load_simulator(bundle, device, precision), num_envs, **options)
 
 
 # Gymnasium reads a creator's metadata before it calls it.

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from vwm.core.devices import Precision
 from vwm.core.simulator import Simulator
 from vwm.core.spaces import ObservationSpace
 from vwm.envs.batched_envs import BatchedEnv, EnvSpec
@@ -44,6 +45,7 @@ class SimulatedEnvSpec(EnvSpec):
             disagreement with this one measures its uncertainty, see ``EnsembleSimulator``.
         uncertainty_penalty, uncertainty_limit: see ``EnsembleSimulator``.
         device: of the simulator; ``auto`` uses a GPU where there is one.
+        precision: of its dynamics; ``auto`` is bfloat16 on a GPU.
     """
 
     bundle: Path
@@ -56,6 +58,7 @@ class SimulatedEnvSpec(EnvSpec):
     uncertainty_penalty: float = 0.0
     uncertainty_limit: float | None = None
     device: str = "auto"
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         check_ensemble_settings(self.ensemble_bundles, self.uncertainty_penalty, self.uncertainty_limit)
@@ -75,9 +78,10 @@ class SimulatedEnvSpec(EnvSpec):
         return env
 
     def _simulator_and_contexts(self) -> tuple[Simulator, Tensor | None]:
-        simulator: Simulator = load_simulator(self.bundle, self.device)
+        bundles = (self.bundle, *self.ensemble_bundles)
+        members = [load_simulator(bundle, self.device, self.precision) for bundle in bundles]
+        simulator: Simulator = members[0]
         if self.ensemble_bundles:
-            members = [simulator, *(load_simulator(bundle, self.device) for bundle in self.ensemble_bundles)]
             simulator = EnsembleSimulator(members, self.uncertainty_penalty, self.uncertainty_limit)
         if self.rewarded_fraction and (self.data is None or self.time_limit is None):
             raise ValueError(

@@ -160,7 +160,7 @@ class DiTSimulator(VideoSimulator):
     @torch.inference_mode()
     def observe(self, state: DiTState, action: Tensor, frame: Tensor) -> DiTState:
         """See ``ObservesFrames.observe``."""
-        return self.run_observation(self._absorb, state, action, frame)
+        return self.run_observation(type(self)._absorb, state, action, frame)
 
     def _absorb(self, state: DiTState, action: Tensor, frames: Tensor) -> DiTState:
         """Compute ``observe`` of an action and frames that were checked."""

@@ -147,7 +147,7 @@ class GenieSimulator(VideoSimulator):
     @torch.inference_mode()
     def observe(self, state: GenieState, action: Tensor, frame: Tensor) -> GenieState:
         """See ``ObservesFrames.observe``. A simulator with latent actions takes one of them."""
-        return self.run_observation(self._absorb, state, action, frame)
+        return self.run_observation(type(self)._absorb, state, action, frame)
 
     def _absorb(self, state: GenieState, action: Tensor, frames: Tensor) -> GenieState:
         """Compute ``observe`` of an action and frames that were checked."""

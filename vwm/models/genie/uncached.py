@@ -99,7 +99,7 @@ class GenieCacheComparison:
         resampled = sample_token_frame(uncached, past, action[:, None], seed, simulator.sampling)[1]  # type: ignore[arg-type]
         pixels = (torch.cat(video, dim=1) - tokenizer.decode(past.tokens.unflatten(-1, tokenizer.grid))).abs().max()
         error = float((cached - whole).abs().max() / whole.std())
-        if error > 1e-2 or float(pixels) > 1e-2:
+        if error > (0.2 if simulator.dtype == torch.bfloat16 else 1e-2) or float(pixels) > 1e-2:
             raise RuntimeError(
                 f"with and without the cache differ: logits by {error:.1e} of their std, pixels {pixels:.1e}"
             )

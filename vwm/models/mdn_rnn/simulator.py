@@ -148,7 +148,7 @@ class MDNRNNSimulator(VideoSimulator):
     @torch.inference_mode()
     def observe(self, state: MDNRNNState, action: Tensor, frame: Tensor) -> MDNRNNState:
         """See ``ObservesFrames.observe``: so a controller acts in the real environment."""
-        return self.run_observation(self._absorb, state, action, frame)
+        return self.run_observation(type(self)._absorb, state, action, frame)
 
     def _absorb(self, state: MDNRNNState, action: Tensor, frames: Tensor) -> MDNRNNState:
         """Compute ``observe`` of an action and frames that were checked."""
