@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from vwm.core.command_output import format_command, print_output, progress_bar
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
 from vwm.envs.sprite_worlds import CLIP_LENGTHS, PHYSICAL_PROPERTIES, SPRITE_WORLDS, make_possible_clip, make_quadruple
@@ -47,11 +47,15 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"{args.out} holds shards already; choose a new folder")
     make = quadruples if args.pairs else possible
     made = make(worlds, args.clips, args.frames, args.seed)
-    episodes = iter(tqdm(made, total=args.clips, unit="clip", disable=None))
+    episodes = iter(progress_bar(made, desc="generate", total=args.clips, unit="clip"))
     for first in range(0, args.clips, SHARD_CLIPS):
         with ShardWriter(args.out / f"shard-{first // SHARD_CLIPS:06d}.tar") as writer:
             for clip in range(first, min(first + SHARD_CLIPS, args.clips)):
                 writer.write(f"{clip:07d}", next(episodes))
+    used_by = (
+        ("surprise", "BUNDLE", args.out) if args.pairs else ("fit", "-c", "vjepa/sprites_small", "--data", args.out)
+    )
+    print_output(args.out, f"{args.clips} clips", format_command(*used_by))
 
 
 def possible(worlds: list[str], clips: int, frames: int, seed: int) -> Iterator[Episode]:

@@ -214,7 +214,7 @@ def record_agent_videos(
         write_evaluation_video(result, path)
         video = "no video: the environment has no images" if result.frames is None else str(path)
         print(f"return {result.returns[0]:.2f} in {result.lengths[0]} decisions: {video}")
-    print_output(out, "the videos")
+    print_output(out, "the videos", format_command("agent", "compare", run))
 
 
 def export_agent_world(

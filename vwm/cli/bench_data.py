@@ -21,7 +21,7 @@ import webdataset
 from numpy.typing import NDArray
 
 from vwm.cli.bench_timing import format_timings, measure_seconds
-from vwm.core.command_output import progress_bar
+from vwm.core.command_output import format_command, print_next_command, progress_bar
 from vwm.data import video_packets
 from vwm.data.clip_folders import make_clip_dataset
 from vwm.data.datamodule import ClipLoader
@@ -70,6 +70,7 @@ def benchmark_data(
             print(f"{name:26} {format_timings(clips, 1, 'clips/s')}, {np.median(clips) / plain:.2f} x plain")
         for kind, folder in folders.items():
             print(_time_resume(folder, kind, clip_length, batch_size, workers, plain))
+    print_next_command(format_command("fit", "-c", "CONFIG", "--data", data))
 
 
 def _stage_shards(shards: str, scratch: Path, limit: int) -> dict[str, Path]:

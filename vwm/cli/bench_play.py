@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vwm.cli.bench_timing import format_timings, limit_threads, measure_seconds
 from vwm.core.capabilities import DecodesLatents
-from vwm.core.command_output import progress_bar
+from vwm.core.command_output import format_command, print_next_command, progress_bar
 from vwm.core.devices import Precision, resolve_device, resolve_precision
 from vwm.core.family import CacheComparison
 from vwm.core.network_simulator import NetworkSimulator
@@ -69,19 +69,31 @@ def benchmark_play(
             print(f"difference         {describe_difference(simulator, reference, context, actions)}")
         comparison = family.compare_cache(simulator, context, actions)
         if comparison is None:
-            frames = simulator.spec.frames_per_step
-            seconds = [step / frames for step in _time_steps(simulator, context, actions, window, steps * repeats)]
-            included = "" if simulator.spec.observation.is_latent else ", decode included"
-            name = "a step" if frames == 1 else f"a step / {frames} frames"
-            print(f"{name:18} {format_timings(seconds, 1e3, 'ms a frame')}{included}")
-            return
-        print(f"agreement          {comparison.check_agreement()}")
-        times = _time_cache(comparison, steps * repeats, simulator.device)
-        for name, seconds in times.items():
-            print(f"{name:18} {format_timings(seconds, 1e3, 'ms a frame')}")
-        gain = float(np.median(times["without the cache"]) / np.median(times["with the cache"]))
-        print(f"the cache makes a frame {gain:.1f} times as fast; {batch / np.median(times['with the cache']):.1f} "
-              f"frames a second, recorded at {simulator.spec.fps:g}")  # fmt: skip
+            _print_step_times(simulator, _time_steps(simulator, context, actions, window, steps * repeats))
+        else:
+            _print_cache_times(simulator, comparison, steps * repeats, batch)
+    plays = simulator.spec.observation.is_image
+    print_next_command(format_command("play", bundle) if plays else format_command("eval", bundle, "DATA"))
+
+
+def _print_step_times(simulator: NetworkSimulator, seconds_per_step: list[float]) -> None:
+    frames = simulator.spec.frames_per_step
+    included = "" if simulator.spec.observation.is_latent else ", decode included"
+    name = "a step" if frames == 1 else f"a step / {frames} frames"
+    times = format_timings([step / frames for step in seconds_per_step], 1e3, "ms a frame")
+    print(f"{name:18} {times}{included}")
+
+
+def _print_cache_times(simulator: NetworkSimulator, comparison: CacheComparison, steps: int, batch: int) -> None:
+    print(f"agreement          {comparison.check_agreement()}")
+    times = _time_cache(comparison, steps, simulator.device)
+    for name, seconds in times.items():
+        print(f"{name:18} {format_timings(seconds, 1e3, 'ms a frame')}")
+    gain = float(np.median(times["without the cache"]) / np.median(times["with the cache"]))
+    print(
+        f"the cache makes a frame {gain:.1f} times as fast; {batch / np.median(times['with the cache']):.1f} "
+        f"frames a second, recorded at {simulator.spec.fps:g}"
+    )
 
 
 def _load(

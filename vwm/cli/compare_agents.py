@@ -12,7 +12,7 @@ import torch
 
 from vwm.cli.agent_commands import load_agent, load_agent_training
 from vwm.core.atomic_files import atomic_folder, check_replaceable_folder
-from vwm.core.command_output import print_output
+from vwm.core.command_output import format_command, print_output
 from vwm.core.trusted_packages import trust_package
 from vwm.data.workers import run_jobs
 from vwm.envs.batched_envs import EnvSpec
@@ -99,7 +99,7 @@ def compare_runs(
         curves = {group.name: [read_learning_curve(folder) for folder in group.runs] for group in groups}
         plot_learning_curves(curves, result.means[RANDOM_POLICY].value, f"{env_spec}").savefig(temporary / "curves.png")
     print(f"\n{table}\n")
-    print_output(out, "the table, plots and every return")
+    print_output(out, "the table, plots and every return", format_command("agent", "play", groups[0].runs[0]))
 
 
 def evaluate_run(

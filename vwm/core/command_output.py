@@ -61,7 +61,19 @@ def print_output(path: Path, contents: str = "", next_command: str | None = None
     """
     print(f"output: {path} ({format_size(size_on_disk(path))}){contents and ': '}{contents}")
     if next_command is not None:
-        print(f"next: {next_command}", flush=True)
+        print_next_command(next_command)
+
+
+def print_next_command(command: str) -> None:
+    """Print the command that usually comes next: the last line, also of commands that write no file."""
+    print(f"next: {command}", flush=True)
+
+
+def format_training(data: object, name: str) -> str:
+    """Return the command that trains the first network on new data: a tokenizer, in a run called after the data."""
+    return format_command(
+        "fit", "-c", "tokenizer/coinrun_small", "--data", data, "--run", Path("runs") / name / "tokenizer"
+    )
 
 
 def format_command(*words: object) -> str:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from vwm.core.atomic_files import remove_folder_leftovers
-from vwm.core.command_output import format_command, format_count, print_output, progress_bar
+from vwm.core.command_output import format_count, format_training, print_output, progress_bar
 from vwm.core.folder_lock import lock_folder
 from vwm.data.ingest_manifest import (
     IngestSettings,
@@ -146,8 +146,7 @@ def _print_summary(out: Path, new: list[IngestShard], seconds: float) -> None:
             f"{frames} frames in {format_count(episodes, 'episode')}, {format_count(len(new), 'shard')}, "
             f"{frames / seconds:.0f} frames/s"
         )
-    run = Path("runs") / out.name / "tokenizer"
-    print_output(out, contents, format_command("fit", "-c", "tokenizer/coinrun_small", "--data", out, "--run", run))
+    print_output(out, contents, format_training(out, out.name))
 
 
 def _print_table(title: str, rows: dict[str, str]) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vwm.core.action_parts import read_action_parts
 from vwm.core.atomic_files import atomic_write
-from vwm.core.command_output import format_size, print_output, progress_bar
+from vwm.core.command_output import format_size, format_training, print_next_command, print_output, progress_bar
 from vwm.data.composite_statistics import CompositeActionStatistics
 from vwm.data.frame_reading import read_frames
 from vwm.data.shard_index import EpisodeIndexEntry, ShardIndex, list_shards, load_shard_index
@@ -87,6 +87,7 @@ def inspect_dataset(data: str, sheet: Path | None = None) -> None:
     if sheet is not None:
         write_contact_sheet(shards, indices, sheet)
         print_output(sheet, "a contact sheet")
+    print_next_command(format_training(data, Path(data).stem))
 
 
 def _count_shard(statistics: DatasetStatistics, shard: str, index: ShardIndex) -> None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from vwm.core.atomic_files import atomic_write_text, remove_folder_leftovers
 from vwm.core.checks import check_positive
-from vwm.core.command_output import format_command, format_count, print_output, progress_bar
+from vwm.core.command_output import format_count, format_training, print_output, progress_bar
 from vwm.core.folder_lock import lock_folder
 from vwm.data.episode import Episode
 from vwm.data.shard_index import is_shard_complete
@@ -172,8 +172,7 @@ def _record_missing_shards(config: RecordingConfig, out: Path, workers: int) -> 
 
 
 def _print_recording(out: Path, contents: str) -> None:
-    run = Path("runs") / out.name / "tokenizer"
-    print_output(out, contents, format_command("fit", "-c", "tokenizer/coinrun_small", "--data", out, "--run", run))
+    print_output(out, contents, format_training(out, out.name))
 
 
 def _write_or_check_config(out: Path, config: RecordingConfig) -> None:

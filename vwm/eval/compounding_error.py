@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vwm.core.atomic_files import atomic_folder
-from vwm.core.command_output import print_output, progress_bar
+from vwm.core.command_output import format_command, print_output, progress_bar
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.core.seeds import world_seeds
 from vwm.data.clips import ClipBatch, collate_clips
@@ -175,7 +175,8 @@ def write_compounding_report(
                 for at in sorted({1, (settings.horizon + 1) // 2, settings.horizon})
             )
             print(f"{name.replace('_', ' '):24} at horizon   {values}")
-    print_output(out, f"{COMPOUNDING_REPORT_FILE}, the whole report, and a plot")
+    contents = f"{COMPOUNDING_REPORT_FILE}, the whole report, and a plot"
+    print_output(out, contents, format_command("bench", "play", bundle))
     return result
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vwm.core.atomic_files import atomic_folder, check_replaceable_folder
 from vwm.core.checks import check_positive
-from vwm.core.command_output import print_output
+from vwm.core.command_output import format_command, print_output
 from vwm.core.simulator import Simulator
 from vwm.core.version import VERSION
 from vwm.data.video_encoding import write_video
@@ -300,4 +300,5 @@ def _write_planner_results(out: Path, result: Mapping[str, Any], task: GoalTask,
         draw_frame_strip(run.frames[: run.steps[0] + 1, 0], task.goals[0]).save(folder / "strip.png")
         write_video(folder / "episodes.mp4", tile_episode_video(run.frames, task.goals), task.fps)
     print(format_planner_results(result))
-    print_output(out, f"{PLAN_RESULT_FILE}, paths.png, strip.png and episodes.mp4")
+    contents = f"{PLAN_RESULT_FILE}, paths.png, strip.png and episodes.mp4"
+    print_output(out, contents, format_command("bench", "play", result["settings"]["bundle"]))

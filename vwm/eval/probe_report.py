@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vwm.core.atomic_files import atomic_folder, check_replaceable_folder
 from vwm.core.checks import check_positive
-from vwm.core.command_output import print_output
+from vwm.core.command_output import format_command, print_output
 from vwm.core.devices import resolve_device
 from vwm.core.feature_extractor import FeatureExtractor
 from vwm.data.shard_index import list_shards, load_shard_index
@@ -141,7 +141,8 @@ def probe_features(
     report = to_json_value(report)
     _write_probe_report(out, report)
     print(render_probe_report(report))
-    print_output(out, f"{PROBE_TABLE_FILE}, {PROBE_REPORT_FILE} and plots")
+    all_layers = None if layer == "all" else format_command("probe", bundle, data, "--layer", "all", "-o", f"{out}_all")
+    print_output(out, f"{PROBE_TABLE_FILE}, {PROBE_REPORT_FILE} and plots", all_layers)
     return report
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vwm.core.command_output import print_output
+from vwm.core.command_output import format_command, print_output
 from vwm.core.devices import resolve_device
 from vwm.core.family import VideoSurprise
 from vwm.eval.surprise import SURPRISE_TABLE_FILE, read_violation_pairs, write_surprise_report
@@ -48,7 +48,7 @@ def evaluate_surprise(
         scorer, pairs, out, scorer.frame_times(pairs.possible.shape[1]), batch_size, bundle.resolve().name
     )
     print((out / SURPRISE_TABLE_FILE).read_text())
-    print_output(out, f"{SURPRISE_TABLE_FILE}, every number and plots")
+    print_output(out, f"{SURPRISE_TABLE_FILE}, every number and plots", format_command("probe", bundle, data))
     return report
 
 
