@@ -28,6 +28,8 @@ from .checks import check_positive as check_positive
 from .command_output import format_command as format_command
 from .command_output import format_count as format_count
 from .command_output import format_size as format_size
+from .command_output import format_training as format_training
+from .command_output import print_next_command as print_next_command
 from .command_output import print_output as print_output
 from .command_output import progress_bar as progress_bar
 from .components import ComponentError as ComponentError
