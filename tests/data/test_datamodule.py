@@ -223,7 +223,10 @@ def test_the_split_is_disjoint_and_stays(data: Path) -> None:
 
 
 def trained(data: VideoDataModule, rank: int = 0, world: int = 1) -> VideoDataModule:
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=world, is_global_zero=rank == 0)  # type: ignore[assignment]
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    data.trainer = SimpleNamespace(  # type: ignore[assignment]
+        global_rank=rank, world_size=world, is_global_zero=rank == 0, strategy=strategy
+    )
     return data
 
 

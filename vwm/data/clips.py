@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -56,6 +56,10 @@ class ClipBatch:
     terminated: Tensor | None = None
     labeled: Tensor | None = None
     known_parts: Tensor | None = None
+
+    def pin_memory(self) -> Self:
+        """Return the batch in pinned memory; torch's ``DataLoader`` calls this, and pins no dataclass by itself."""
+        return type(self)(**{name: x.pin_memory() for name, x in vars(self).items() if x is not None})
 
 
 class ClipDataset(Dataset[dict[str, Any]]):

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from vwm.core.checks import check_fraction, check_not_negative, check_positive
+from vwm.data.batch_copies import copy_ahead
 from vwm.data.clip_folders import make_clip_dataset
 from vwm.data.clip_order import NotEnoughClipsError
 from vwm.data.clips import ClipBatch, ClipDataset, collate_clips
@@ -32,6 +33,8 @@ class ClipLoader:
         world_size: number of ranks.
         workers: number of reader processes; 0 reads in this one. Batches do not depend on it.
         timeout: seconds to wait for a batch from a worker before raising an error; 0 waits forever.
+        device: the device to copy each batch to while the one before it is in use (see ``copy_ahead``); None leaves
+            batches in the host's memory.
 
     Attributes:
         global_batches: number of global batches given so far, over all epochs.
@@ -48,6 +51,7 @@ class ClipLoader:
         world_size: int = 1,
         workers: int = 0,
         timeout: float = 0,
+        device: torch.device | None = None,
     ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
@@ -55,6 +59,7 @@ class ClipLoader:
         self.world_size = world_size
         self.workers = workers
         self.timeout = timeout
+        self.device = device
         self.global_batches = 0
         if not len(self):
             raise NotEnoughClipsError(
@@ -67,6 +72,13 @@ class ClipLoader:
         return len(self.dataset.order) // (self.batch_size * self.world_size)
 
     def __iter__(self) -> Iterator[ClipBatch]:
+        batches = self._read_epoch()
+        for batch in batches if self.device is None else copy_ahead(batches, self.device):
+            self.global_batches += 1
+            yield batch
+
+    def _read_epoch(self) -> Iterator[ClipBatch]:
+        """Read the rest of the epoch, by worker processes if there are some."""
         epoch, start = divmod(self.global_batches, len(self))
         loader = DataLoader(
             self.dataset,
@@ -98,7 +110,6 @@ class ClipLoader:
                     f"a reader process ended unexpectedly ({error}). Often the memory is full: set fewer data.workers "
                     "or a smaller data.batch_size"
                 ) from error
-            self.global_batches += 1
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -236,7 +247,10 @@ class VideoDataModule(L.LightningDataModule):
     def train_dataloader(self) -> ClipLoader:
         """The training batches of this rank."""
         split = "train" if self.val_path is None and self.val_fraction > 0 else "all"
-        return self._loader(ClipLoader, self.path, split, self.workers, self.labeled_fraction)
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        loader = self._loader(ClipLoader, self.path, split, self.workers, self.labeled_fraction)
+        loader.device = device if device.type == "cuda" else None
+        return loader
 
     def val_dataloader(self) -> list[ClipLoader] | ClipLoader:
         """The validation batches of this rank, in a fixed shuffled order; none if no episodes are held out."""
