@@ -11,12 +11,12 @@ from factories import dit, masked_autoencoder, randomize, tokenizer
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
+from vwm.core.blocks import compile_blocks, find_blocks, uncompiled_blocks
 from vwm.models.dit.network import DiT, NoisyFrames
 from vwm.models.vjepa.conv_encoder import ConvFrameEncoder
 from vwm.models.vjepa.frame_causal_vit import FrameCausalViT
 from vwm.models.vjepa.masked_predictor import MaskedPredictor
 from vwm.models.vjepa.video_encoder import VideoEncoder
-from vwm.nn.blocks import compile_blocks, find_blocks, uncompiled_blocks
 from vwm.nn.recomputation import recompute_blocks
 from vwm.nn.space_time import SpaceTimeTransformer
 from vwm.tokenizers.causal_vae import CausalVAE

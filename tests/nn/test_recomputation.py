@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vwm.nn.blocks import find_blocks
+from vwm.core.blocks import find_blocks
 from vwm.nn.recomputation import recompute_blocks, without_recomputation
 from vwm.nn.space_time import SpaceTimeTransformer
 

@@ -13,10 +13,10 @@ import torch
 from factories import diffusers_tokenizer, masked_autoencoder, randomize, tokenizer
 from torch import Tensor
 
+from vwm.core.blocks import find_blocks
 from vwm.core.components import load_component, save_component
 from vwm.core.states import select_worlds
 from vwm.core.tokenizer import VideoTokenizer
-from vwm.nn.blocks import find_blocks
 from vwm.nn.recomputation import Recomputation, recompute_blocks
 from vwm.tokenizers.causal_vae import CausalVAE
 from vwm.tokenizers.frame_vae import FrameVAE

@@ -8,7 +8,7 @@ import pytest
 import torch
 from factories import dit
 
-from vwm.nn.blocks import find_blocks
+from vwm.core.blocks import find_blocks
 from vwm.train import acceleration
 from vwm.train.acceleration import accelerate_networks, choose_precision
 

@@ -30,6 +30,7 @@ from torch.utils._pytree import tree_leaves
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from vwm.core.blocks import find_blocks  # noqa: E402
 from vwm.core.seeds import fold_in, world_seeds  # noqa: E402
 from vwm.models.dit.network import DiT, NoisyFrames, select_clips  # noqa: E402
 from vwm.models.dit.objectives import DiffusionObjective  # noqa: E402
@@ -41,7 +42,6 @@ from vwm.models.dit.sampling import (  # noqa: E402
     observe_latents,
     sample_latent_frame,
 )
-from vwm.nn.blocks import find_blocks  # noqa: E402
 from vwm.nn.recomputation import recompute_blocks  # noqa: E402
 from vwm.nn.space_time import TransformerState  # noqa: E402
 from vwm.runs.config_files import load_config  # noqa: E402

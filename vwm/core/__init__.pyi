@@ -6,6 +6,9 @@ from .atomic_files import atomic_write as atomic_write
 from .atomic_files import atomic_write_text as atomic_write_text
 from .atomic_files import check_replaceable_folder as check_replaceable_folder
 from .atomic_files import remove_folder_leftovers as remove_folder_leftovers
+from .blocks import compile_blocks as compile_blocks
+from .blocks import find_blocks as find_blocks
+from .blocks import uncompiled_blocks as uncompiled_blocks
 from .bundle_folder import BundleError as BundleError
 from .bundle_folder import find_bundle as find_bundle
 from .bundle_folder import find_folder as find_folder

@@ -211,7 +211,8 @@ class CapturedSteps:
                 return _CapturedStep(compiled, self.backend, *tensors, layouts)
             except RuntimeError as error:
                 self.not_compiled.add(name)
-                warnings.warn(f"{name} is not compiled: {type(error).__name__}: {error}", stacklevel=5)
+                reason = " ".join(str(error).split("\n\n")[0].split())  # without the compiler's advice
+                warnings.warn(f"{name} is not compiled: {type(error).__name__}: {reason}", stacklevel=5)
         return _CapturedStep(step, self.backend, *tensors, layouts)
 
     def _keep(self, key: Any, captured: _CapturedStep) -> None:

@@ -12,8 +12,8 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from vwm.core.blocks import CompilerBackend, with_compiled_blocks
 from vwm.core.captured_steps import CaptureBackend, CapturedSteps
-from vwm.core.compiled_blocks import CompilerBackend, with_compiled_blocks
 from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.core.network_base import ModelMixin
 from vwm.core.simulator import Simulator, SimulatorSpec, State, StepOutput

@@ -21,8 +21,6 @@ from .attention_span import StreamedFrames as StreamedFrames
 from .block_linear import BlockLinear as BlockLinear
 from .block_outputs import capture_block_outputs as capture_block_outputs
 from .block_outputs import default_probe_layer as default_probe_layer
-from .blocks import compile_blocks as compile_blocks
-from .blocks import uncompiled_blocks as uncompiled_blocks
 from .causal_conv import CausalConvBlock as CausalConvBlock
 from .causal_conv import CausalConvStack as CausalConvStack
 from .causal_conv import CausalTemporalConv as CausalTemporalConv

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from vwm.nn.blocks import find_blocks
+from vwm.core.blocks import find_blocks
 
 Recomputation = Literal["none", "selective", "full"]
 """What a block recomputes: nothing; all but the outputs of matrix products, convolutions and attention, which are few

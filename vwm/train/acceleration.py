@@ -11,8 +11,8 @@ from jsonargparse import ArgumentParser
 from torch import nn
 from torch.utils._triton import has_triton
 
+from vwm.core.blocks import compile_blocks
 from vwm.core.devices import allow_tf32
-from vwm.nn.blocks import compile_blocks
 from vwm.nn.recomputation import Recomputation, recompute_blocks
 
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vwm.core.atomic_files import atomic_write
+from vwm.core.blocks import uncompiled_blocks
 from vwm.data.clips import ClipBatch
 from vwm.data.video_encoding import write_video
-from vwm.nn.blocks import uncompiled_blocks
 from vwm.train.ema import EMACallback
 
 

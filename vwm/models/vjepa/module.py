@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vwm.core.blocks import uncompiled_blocks
 from vwm.core.bundle_folder import find_folder
 from vwm.core.components import load_component
 from vwm.core.frames import frames_to_float
@@ -29,7 +30,6 @@ from vwm.models.vjepa.masking import MaskSampler, TokenMask
 from vwm.models.vjepa.motion_branch import MotionBranch
 from vwm.models.vjepa.video_encoder import VideoEncoder
 from vwm.models.vjepa.visualization import pca_rgb_video
-from vwm.nn.blocks import uncompiled_blocks
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.training_module import TrainingModule
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
+from typing import Any, TypeVar
 
 from torch import nn
 
+Network = TypeVar("Network", bound=nn.Module)
+CompilerBackend = str | Callable[..., Any]
+"""What turns graphs of operations into code: the name of a backend of ``torch.compile``, or a function."""
 RECOMPILE_LIMIT = 64
 """Variants of a block's code that are kept: block sizes, with and without gradients, shapes. torch's limit of 8 counts
 those of all networks together, and a block beyond it would run uncompiled."""
@@ -20,7 +26,9 @@ def find_blocks(network: nn.Module) -> Iterator[nn.Module]:
             yield from blocks
 
 
-def compile_blocks(network: nn.Module, backend: str = "inductor", fullgraph: bool = False) -> None:
+def compile_blocks(
+    network: nn.Module, backend: CompilerBackend = "inductor", fullgraph: bool = False, dynamic: bool | None = None
+) -> None:
     """Compile every block in place, which keeps the names of the weights.
 
     Blocks of equal settings share their compiled code, so that compilation takes as long for 32 blocks as for one.
@@ -28,14 +36,24 @@ def compile_blocks(network: nn.Module, backend: str = "inductor", fullgraph: boo
 
     Args:
         network: the network, or a whole training module: its frozen networks are compiled, too.
-        backend: torch.compile's backend.
+        backend: see ``CompilerBackend``.
         fullgraph: whether a block that cannot be compiled as one graph is an error.
+        dynamic: whether the code fits all shapes; None for where shapes change, False for one code per shape.
     """
     import torch._dynamo.config as settings  # the compiler, which takes as long to import as torch
 
     settings.recompile_limit = max(settings.recompile_limit, RECOMPILE_LIMIT)
     for block in find_blocks(network):
-        block.compile(backend=backend, fullgraph=fullgraph)
+        block.compile(backend=backend, fullgraph=fullgraph, dynamic=dynamic)
+
+
+def with_compiled_blocks(network: Network, backend: CompilerBackend = "inductor") -> Network:
+    """Return a copy that shares all weights and buffers, and whose blocks are compiled for each shape they meet."""
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())}
+    twin = copy.deepcopy(network, shared)
+    if next(find_blocks(twin), None) is not None:
+        compile_blocks(twin, backend, dynamic=False)
+    return twin
 
 
 @contextmanager
