@@ -18,7 +18,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -64,6 +64,11 @@ class CUDAGraphs:
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             function()
         return graph.replay
+
+
+def make_capture_backend(accelerate: Literal["auto", "none"], device: torch.device) -> CaptureBackend | None:
+    """Return what captures on a device by a setting of the user; None where nothing is captured, as on a CPU."""
+    return CUDAGraphs() if accelerate == "auto" and device.type == "cuda" else None
 
 
 def generators_kept() -> AbstractContextManager[None]:

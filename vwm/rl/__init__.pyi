@@ -6,6 +6,9 @@ from .agent import UpdateOutput as UpdateOutput
 from .agent_training import AgentTraining as AgentTraining
 from .algorithm import Algorithm as Algorithm
 from .algorithm import TrainingSetup as TrainingSetup
+from .capturable_optimizers import make_capturable as make_capturable
+from .capturable_optimizers import optimizer_settings as optimizer_settings
+from .capturable_optimizers import optimizer_tensors as optimizer_tensors
 from .evaluation import EvaluationResult as EvaluationResult
 from .evaluation import evaluate_policy as evaluate_policy
 from .evaluation_log import EvaluationConfig as EvaluationConfig
@@ -16,6 +19,7 @@ from .frame_stacking import stack_frames as stack_frames
 from .lambda_returns import cumulative_discount as cumulative_discount
 from .online_learning import OnlineLearning as OnlineLearning
 from .optimizer_step import backward_and_step as backward_and_step
-from .optimizer_step import check_finite as check_finite
 from .optimizer_step import clip_and_step as clip_and_step
+from .optimizer_step import require_finite as require_finite
+from .optimizer_step import run_update as run_update
 from .replay_buffer import ReplayBuffer as ReplayBuffer

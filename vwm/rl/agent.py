@@ -10,14 +10,18 @@ Legend: b batch, t time, k size of a vector.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from vwm.core.captured_steps import CaptureBackend, CapturedSteps, Step
+from vwm.core.captured_updates import CapturedUpdates
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.envs.time_step import EnvSpaces, TimeStep
+from vwm.rl.capturable_optimizers import make_capturable, optimizer_settings, optimizer_tensors
+from vwm.rl.optimizer_step import run_update
 
 PolicyCarry = Any
 """An agent's memory of each environment: a nested tuple or dict of tensors with the batch first."""
@@ -91,12 +95,15 @@ class Agent(nn.Module, ABC):
     torch's generator, which the training seeds and saves. Everything that learning changes must be in ``state_dict``
     (parameters and buffers) or in ``optimizers()``, so that a resumed run equals an uninterrupted one.
 
+    On a GPU, acting and updates that a subclass passes to ``run_step`` and ``run_update`` are captured as CUDA graphs.
+
     Attributes:
         spaces: of the environments.
         batch_size, batch_length: of the batches that ``update`` takes.
         single_episode: whether the time steps of a sequence must belong to one episode.
         context_steps: how many of a sequence's first time steps may still belong to the previous episode.
         extras: what ``act`` stores in replay with every time step: shape and dtype by name.
+        captured_steps, captured_updates: run acting and updates from captured graphs; None before ``accelerate``.
     """
 
     spaces: EnvSpaces
@@ -105,6 +112,8 @@ class Agent(nn.Module, ABC):
     single_episode: bool = False
     context_steps: int = 0
     extras: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    captured_steps: CapturedSteps | None = None
+    captured_updates: CapturedUpdates | None = None
 
     @property
     def device(self) -> torch.device:
@@ -153,6 +162,56 @@ class Agent(nn.Module, ABC):
             ValueError: the agent learns no world model.
         """
         raise ValueError(f"{type(self).__name__} learns no world model that could be exported")
+
+    def accelerate(self, backend: CaptureBackend | None) -> None:
+        """Capture acting and updates from now on, in place; to be called again after optimizers were loaded.
+
+        Args:
+            backend: what captures them; None computes everything plainly.
+        """
+        self.captured_steps = None if backend is None else CapturedSteps(backend)
+        self.captured_updates = None
+        if backend is not None and make_capturable(type(self).__name__, self.optimizers()):
+            self.captured_updates = CapturedUpdates(
+                backend, self._changed_by_updates, lambda: optimizer_settings(self.optimizers())
+            )
+
+    def run_step(self, name: Hashable, step: Step, carry: PolicyCarry, inputs: Any) -> tuple[PolicyCarry, Any]:
+        """Compute ``step(carry, inputs)``, from a captured graph where the agent is accelerated.
+
+        Args:
+            name: identifies the function, with the shapes of its tensors.
+            step: returns the new carry, and other nested tensors. It may be captured as a graph of kernels: it depends
+                on nothing but its arguments and the weights, never reads the value of a tensor in Python, and draws
+                random numbers from torch's generator only.
+            carry, inputs: nested tensors on the agent's device.
+        """
+        if self.captured_steps is None:
+            return step(carry, inputs)
+        return self.captured_steps(name, step, carry, inputs)
+
+    def run_update(
+        self, name: Hashable, learn: Callable[[ReplayBatch], tuple[Mapping[str, Tensor], Any]], batch: ReplayBatch
+    ) -> tuple[dict[str, float], Any]:
+        """Make an update, from a captured graph where the agent is accelerated.
+
+        Args:
+            name: identifies the function, with the shapes of its tensors.
+            learn: changes weights, buffers and the states of optimizers in place; returns what to log, tensors [], and
+                other nested tensors. It may be captured, as in ``run_step``. Its batch has no indices, since those of
+                replay are on the CPU.
+            batch: from replay.
+
+        Returns:
+            What to log as numbers, and the other tensors.
+
+        Raises:
+            FloatingPointError: some number is not finite; no weight was changed.
+        """
+        return run_update(self.captured_updates, name, learn, batch._replace(indices=torch.empty(0)))
+
+    def _changed_by_updates(self) -> list[Tensor]:
+        return [*self.parameters(), *self.buffers(), *optimizer_tensors(self.optimizers())]
 
     def set_total_updates(self, updates: int) -> None:
         """Take note of the number of updates that the whole run will make; called once before the first update."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
@@ -53,6 +53,7 @@ class AgentTraining:
         evaluation: when and where the policy is evaluated.
         checkpoint_every: steps from one checkpoint to the next.
         log_every: updates that are averaged to one row of ``updates``.
+        accelerate: ``auto`` captures acting and updates as CUDA graphs on a GPU; ``none`` computes them plainly.
 
     Attributes:
         runtime: precision, compilation and loggers; the command sets it before ``run``.
@@ -72,6 +73,7 @@ class AgentTraining:
         evaluation: EvaluationConfig = EvaluationConfig(),
         checkpoint_every: int = 10_000,
         log_every: int = 100,
+        accelerate: Literal["auto", "none"] = "auto",
     ) -> None:
         check_positive(steps=steps, checkpoint_every=checkpoint_every, log_every=log_every)
         self.folder = RunFolder(run)
@@ -83,6 +85,7 @@ class AgentTraining:
         self.evaluation = evaluation
         self.checkpoint_every = checkpoint_every
         self.log_every = log_every
+        self.accelerate = accelerate
         self.runtime = TrainingRuntime()
         self._tables: dict[str, MetricTable] = {}
         self._updates = 0
@@ -99,6 +102,7 @@ class AgentTraining:
             device=resolve_device(self.device),
             evaluation_episodes=self.evaluation.episodes,
             runtime=self.runtime,
+            accelerate=self.accelerate,
         )
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -31,6 +31,7 @@ class TrainingSetup:
         device: of the networks.
         evaluation_episodes: how many episodes an evaluation plays.
         runtime: precision of updates, compilation and loggers.
+        accelerate: ``auto`` captures acting and updates as CUDA graphs on a GPU; ``none`` computes them plainly.
     """
 
     folder: RunFolder
@@ -39,6 +40,7 @@ class TrainingSetup:
     device: torch.device
     evaluation_episodes: int = 20
     runtime: TrainingRuntime = field(default_factory=TrainingRuntime)
+    accelerate: Literal["auto", "none"] = "auto"
 
 
 class Algorithm(ABC):

@@ -26,7 +26,7 @@ def lambda_returns(reward: Tensor, value: Tensor, discount: Tensor, lam: Tensor 
     Returns:
         [t - 1, n], of all time steps but the last.
     """
-    lam = torch.as_tensor(lam, dtype=value.dtype, device=value.device).expand_as(value)
+    lam = lam.to(value).expand_as(value) if isinstance(lam, Tensor) else torch.full_like(value, lam)
     one_step = reward[1:] + discount[1:] * (1 - lam[1:]) * value[1:]
     factors = discount[1:] * lam[1:]
     following = value[-1]

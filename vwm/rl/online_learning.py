@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unflatten
 
+from vwm.core.captured_steps import make_capture_backend
 from vwm.core.checks import check_positive
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.envs.batched_envs import BatchedEnv, EnvSpec
@@ -76,6 +77,7 @@ class OnlineLearning(Algorithm):
         self.envs: BatchedEnv = self.env.open(self.num_envs, setup.seed)
         self.policy: Agent = self.make_agent(self.envs.spaces).to(setup.device)
         fuse_adam_on_cuda(*self.policy.optimizers().values())
+        self._accelerate()
         self._check_batch_length(setup.steps)
         self.replay = self._make_replay(self.policy, setup, setup.folder.path / "replay_scratch")
         self.carry: PolicyCarry = self.policy.init_carry(self.num_envs)
@@ -120,6 +122,7 @@ class OnlineLearning(Algorithm):
         self.policy.load_state_dict(state["policy"])
         for name, optimizer in self.policy.optimizers().items():
             optimizer.load_state_dict(state["optimizers"][name])
+        self._accelerate()
         self.progress = state["progress"]
         self.updates = state["updates"]
         self.updates_due = state["updates_due"]
@@ -215,6 +218,10 @@ class OnlineLearning(Algorithm):
             extras = {name: _to_float32(value) for name, value in output.extras.items()}
             self.replay.update_extras(output.indices, extras)
         return {**output.logs, "seconds": time.perf_counter() - began}
+
+    def _accelerate(self) -> None:
+        """Capture acting and updates where that is wanted; loading changes what optimizers hold."""
+        self.policy.accelerate(make_capture_backend(self.setup.accelerate, self.setup.device))
 
     def _set_total_updates(self) -> None:
         """Tell the agent how many updates the whole run makes."""

@@ -1,12 +1,57 @@
-"""One step of an optimizer, taken only where the numbers are finite; every agent uses it."""
+"""Updates and steps of optimizers, which count only where the numbers are finite; every agent uses them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from vwm.core.captured_updates import CapturedUpdates, defer_check
+
+
+def run_update(
+    captured: CapturedUpdates | None,
+    name: Hashable,
+    learn: Callable[[Any], tuple[Mapping[str, Tensor], Any]],
+    inputs: Any,
+) -> tuple[dict[str, float], Any]:
+    """Make an update, from a captured graph where updates are captured.
+
+    Args:
+        captured: what captures; None computes plainly.
+        name: identifies ``learn``, see ``CapturedUpdates``.
+        learn: makes the update; returns what to log, tensors [], and other tensors.
+        inputs: its nested tensors.
+
+    Returns:
+        What to log as numbers, and the other tensors.
+
+    Raises:
+        FloatingPointError: some number is not finite; no weight was changed by this batch.
+    """
+    if captured is None:
+        logs, others = learn(inputs)
+        return check_finite(logs), others
+    (logs, others), checks = captured(name, learn, inputs)
+    try:
+        values = check_finite({**checks, **logs})
+    except FloatingPointError:
+        captured.undo()
+        raise
+    return {name: values[name] for name in logs}, others
+
+
+def require_finite(numbers: Mapping[str, Tensor]) -> None:
+    """Check numbers before a step changes weights; in an update that is captured, after it (see ``run_update``).
+
+    Raises:
+        FloatingPointError: some are not finite.
+    """
+    if not defer_check(numbers):
+        check_finite(numbers)
 
 
 def check_finite(numbers: Mapping[str, Tensor | float]) -> dict[str, float]:
@@ -68,6 +113,6 @@ def clip_and_step(
     if parameters is None:
         parameters = [weight for group in optimizer.param_groups for weight in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, max_norm)
-    check_finite(({} if loss is None else {name: loss}) | {f"the gradient's norm of {name}": norm})
+    require_finite(({} if loss is None else {name: loss.detach()}) | {f"the gradient's norm of {name}": norm})
     optimizer.step()
     return norm

@@ -9,11 +9,13 @@ import pytest
 import torch
 from button_game import LENGTH, learned_world, record
 from factories import diffusion_world, genie, latent_frames_world
+from recording_backend import RecordingBackend
 
 from vwm.cli.main import main
 from vwm.envs.batched_envs import GymnasiumEnvSpec
 from vwm.models.dit.policy_heads import PolicyRewardHeads
 from vwm.rl.agent_training import AgentTraining
+from vwm.rl.algorithms import imagination
 from vwm.rl.algorithms.actor import ActorConfig
 from vwm.rl.algorithms.actor_critic import CriticConfig
 from vwm.rl.algorithms.actor_critic_policy import (
@@ -376,3 +378,28 @@ def test_rejects_the_checkpoint_of_another_policy(workspace, tmp_path) -> None:
         make_training(workspace, tmp_path, "cloned", PMPOObjective()).run()
     with pytest.raises(FileNotFoundError, match="has not saved a checkpoint yet"):
         make_training(workspace, tmp_path / "other").load_policy()
+
+
+@pytest.mark.parametrize(("policy", "warmup"), [("features", 0), ("frame", 2 * UPDATE)])
+def test_captured_updates_equal_plain_ones(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str, warmup: int
+) -> None:
+    """On a recording backend (tests/recording_backend.py), over rollouts that differ, and from a checkpoint on."""
+    backend, trained = RecordingBackend(), {}
+    for way in ("plain", "captured"):
+        monkeypatch.setattr(imagination, "make_capture_backend", lambda *_: backend)
+        training = make_training(
+            workspace, tmp_path / way, policy, steps=12 * UPDATE, every=100 * UPDATE, critic_warmup_steps=warmup
+        )
+        for steps in (6, 6):  # the second half resumes
+            training.set_up()
+            learning = training.algorithm
+            if way == "plain":
+                learning.captured_updates = None
+            for _ in range(steps):
+                learning.step()
+            training.save()
+        assert way == "plain" or (learning.captured_updates.captured and not learning.captured_updates.failed)
+        trained[way] = learning.policy.state_dict()
+    assert backend.replays >= 4
+    assert all(torch.equal(trained["plain"][name], trained["captured"][name]) for name in trained["plain"])

@@ -64,7 +64,9 @@ def part_guidance_levels(
     shown = torch.zeros(len(names), dtype=torch.bool, device=actions.device)
     levels = []
     for weight, group in groups:
-        shown = shown | torch.tensor([name in group for name in names], device=actions.device)
+        shown = shown.clone()
+        for name in group:
+            shown[names.index(name)] = True  # filled on the device: a captured step copies nothing from the host
         known = shown.expand(*actions.shape[:2], -1)
         levels.append(GuidanceLevel(weight, dynamics.embed_actions(actions, known)))
     if levels and levels[0].weight == 1:

@@ -200,15 +200,21 @@ class MuZeroNetwork(ModelMixin, ConfigMixin):
         )
         return MuZeroTransition(next_state, value_prefix - previous_prefix, logits)
 
-    def consistency_loss(self, predicted: Tensor, observed: Tensor) -> Tensor:
+    def consistency_loss(self, predicted: Tensor, observed: Tensor, valid: Tensor | None = None) -> Tensor:
         """Negative cosine similarity of projected latents, -1..1 [b]: the loss of SimSiam (arXiv 2011.10566).
 
         Gradients flow to the predicted latents only. The projections use batch norm, by which SimSiam prevents their
         collapse.
+
+        Args:
+            predicted, observed: latents.
+            valid: bool [b], the entries that count, also in the statistics of batch norm; None for all. The losses of
+                others have no meaning.
         """
         with torch.no_grad():
-            target = self.projector(observed)
-        return -F.cosine_similarity(self.predictor(self.projector(predicted)), target, dim=-1)
+            target = _project(self.projector, observed, valid)
+        projected = _project(self.predictor, _project(self.projector, predicted, valid), valid)
+        return -F.cosine_similarity(projected, target, dim=-1)
 
 
 class MuZeroResidualBlock(nn.Module):
@@ -259,6 +265,23 @@ def _linear_or_conv(inputs: int, outputs: int, from_pixels: bool) -> nn.Module:
 
 def _layer_or_group_norm(width: int, from_pixels: bool) -> nn.Module:
     return nn.GroupNorm(1, width) if from_pixels else nn.LayerNorm(width)
+
+
+def _project(layers: nn.Sequential, x: Tensor, valid: Tensor | None) -> Tensor:
+    """Apply layers, of which batch norms take their statistics from valid entries only, whose number may change."""
+    for layer in layers:
+        x = _masked_batch_norm(layer, x, valid) if isinstance(layer, nn.BatchNorm1d) and valid is not None else layer(x)
+    return x
+
+
+def _masked_batch_norm(norm: nn.BatchNorm1d, x: Tensor, valid: Tensor) -> Tensor:
+    """Normalize [b, k] by mean and variance of the valid entries, bool [b]."""
+    weight = valid[:, None].to(x.dtype)
+    count = weight.sum().clamp(min=1)
+    mean = (x * weight).sum(0) / count
+    centered = x - mean
+    normalized = centered * torch.rsqrt((centered.square() * weight).sum(0) / count + norm.eps)
+    return torch.addcmul(norm.bias, normalized, norm.weight) if norm.affine else normalized
 
 
 def _simsiam_layer(inputs: int, outputs: int) -> list[nn.Module]:

@@ -64,17 +64,21 @@ class KLLoss:
         kl = stochastic.kl_divergence
         if self.objective == "elbo":
             nats = kl(posterior, prior)
-            return KLLossOutput(self.scale * self._clip_free_nats(nats), nats.detach().mean())
+            return KLLossOutput(self.scale * self.clip_free_nats(nats), nats.detach().mean())
         dynamics = kl(posterior.detach(), prior)
         representation = kl(posterior, prior.detach())
-        dynamics_loss = self.dynamics_scale * self._clip_free_nats(dynamics)
-        representation_loss = self.representation_scale * self._clip_free_nats(representation)
+        dynamics_loss = self.dynamics_scale * self.clip_free_nats(dynamics)
+        representation_loss = self.representation_scale * self.clip_free_nats(representation)
         return KLLossOutput(self.scale * (dynamics_loss + representation_loss), dynamics.detach().mean())
 
-    def _clip_free_nats(self, nats: Tensor) -> Tensor:
-        if self.free_nats_over == "mean":
-            return nats.mean().clamp(min=self.free_nats)
-        return nats.clamp(min=self.free_nats).mean()
+    def clip_free_nats(self, nats: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Return the mean of divergences [...] with their lower limit; only of those where bool ``valid`` [...] is set.
+
+        It is finite also where none is.
+        """
+        if self.free_nats_over == "time_step":
+            return _masked_mean(nats.clamp(min=self.free_nats), valid)
+        return _masked_mean(nats, valid).clamp(min=self.free_nats)
 
 
 def latent_overshooting_loss(
@@ -103,8 +107,7 @@ def latent_overshooting_loss(
     batch, length = is_first.shape
     if not 2 <= max_distance < length:
         raise ValueError(f"max_distance={max_distance} must be at least 2 and less than the sequence length {length}")
-    elbo = KLLoss("elbo", free_nats=kl_loss.free_nats, free_nats_over=kl_loss.free_nats_over, scale=kl_loss.scale)
-    losses = []
+    losses, counted = [], []
     targets = states.parameters.detach()
     rollouts = _truncate_time(states, length)
     valid = torch.ones_like(is_first)
@@ -115,10 +118,19 @@ def latent_overshooting_loss(
         action = states.action[:, d - 1 : length - 1].flatten(0, 1)
         flat = rssm.prior_step(flatten_rssm_states(rollouts)._replace(action=action))
         rollouts = RSSMState(*(part.unflatten(0, (batch, length - d)) for part in flat))
-        if d >= 2 and bool(valid.any()):
-            losses.append(elbo(rssm.stochastic, targets[:, d:][valid], rollouts.parameters[valid]).loss)
-    return torch.stack(losses).mean() if losses else states.parameters.sum() * 0
+        if d >= 2:
+            nats = rssm.stochastic.kl_divergence(targets[:, d:], rollouts.parameters)
+            losses.append(kl_loss.scale * kl_loss.clip_free_nats(nats, valid))
+            counted.append(valid.any())
+    weights = torch.stack(counted).to(losses[0].dtype)
+    return (torch.stack(losses) * weights).sum() / weights.sum().clamp(min=1)
 
 
 def _truncate_time(states: RSSMState, length: int) -> RSSMState:
     return RSSMState(*(part[:, :length] for part in states))
+
+
+def _masked_mean(numbers: Tensor, valid: Tensor | None) -> Tensor:
+    if valid is None:
+        return numbers.mean()
+    return numbers.masked_fill(~valid, 0).sum() / valid.sum().clamp(min=1)

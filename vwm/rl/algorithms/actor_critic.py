@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vwm.core.spaces import ActionSpace
 from vwm.nn.dense_layers import ActivationType, NormType
+from vwm.nn.percentiles import percentiles
 from vwm.nn.prediction_heads import PredictionHead
 from vwm.rl.algorithms.actor import ActionDistribution, Actor, ActorConfig
 from vwm.rl.lambda_returns import cumulative_discount, lambda_returns
@@ -190,25 +191,21 @@ class ActorCritic(nn.Module):
         """Update the target network; called after every update."""
         self.updates += 1
         config = self.critic_config
-        if config.target_network != "none" and int(self.updates) % config.target_every == 0:
-            for target, online in zip(self.target_critic.parameters(), self.critic.parameters(), strict=True):
-                target.lerp_(online, config.target_rate)
+        if config.target_network == "none":
+            return
+        rate: Tensor | float = config.target_rate
+        if config.target_every > 1:  # decided on the device, so that nothing waits for it
+            rate = torch.where(self.updates % config.target_every == 0, config.target_rate, 0.0)
+        for target, online in zip(self.target_critic.parameters(), self.critic.parameters(), strict=True):
+            target.lerp_(online, rate.to(target.dtype) if isinstance(rate, Tensor) else rate)
 
     @torch.no_grad()
     def _return_scale(self, returns: Tensor) -> Tensor:
         """Return the range of returns, averaged over updates; at least 1, so that noise is not amplified."""
         if self.training:
-            percentiles = torch.quantile(
-                _subsample(returns.flatten().float()), torch.tensor([0.05, 0.95], device=returns.device)
-            )
-            percentiles = percentiles.to(self.range_low.dtype)
-            self.range_low.lerp_(percentiles[0], self.RETURN_RANGE_RATE)
-            self.range_high.lerp_(percentiles[1], self.RETURN_RANGE_RATE)
+            low, high = percentiles(returns.float(), 0.05, 0.95).to(self.range_low.dtype)
+            self.range_low.lerp_(low, self.RETURN_RANGE_RATE)
+            self.range_high.lerp_(high, self.RETURN_RANGE_RATE)
             self.range_weight.lerp_(torch.ones_like(self.range_weight), self.RETURN_RANGE_RATE)
         weight = self.range_weight.clamp(min=1e-8)
         return ((self.range_high - self.range_low) / weight).clamp(min=1.0)
-
-
-def _subsample(numbers: Tensor, limit: int = 1 << 24) -> Tensor:
-    """Return at most ``limit`` evenly spaced numbers, the most that ``torch.quantile`` accepts."""
-    return numbers if len(numbers) <= limit else numbers[:: -(-len(numbers) // limit)]

@@ -9,6 +9,7 @@ Legend: b batch, t time, h steps of the horizon, n = b t trajectories, d width o
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ from vwm.rl.algorithms.actor_critic import ActorCritic, ActorCriticLosses, Criti
 from vwm.rl.algorithms.laprop import LaProp
 from vwm.rl.exploration_noise import add_exploration_noise
 from vwm.rl.lambda_returns import lambda_returns
-from vwm.rl.optimizer_step import check_finite, clip_and_step
+from vwm.rl.optimizer_step import clip_and_step, require_finite
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,13 @@ class Dreamer(Agent):
     def act(self, carry: RSSMState, time_step: TimeStep, explore: bool) -> PolicyStep:
         """See ``Agent.act``."""
         self.eval()
+        decide = functools.partial(self._decide, explore=explore)
+        carry, (action, extras) = self.run_step(f"act(explore={explore})", decide, carry, time_step)
+        return PolicyStep(action, carry, extras)
+
+    def _decide(
+        self, carry: RSSMState, time_step: TimeStep, explore: bool
+    ) -> tuple[RSSMState, tuple[Tensor, dict[str, Tensor]]]:
         state = self.world_model.observe_step(carry, time_step.observation, time_step.is_first)
         policy = self.actor_critic.actor(self.world_model.rssm.features(state))
         action = policy.mode()
@@ -165,7 +173,7 @@ class Dreamer(Agent):
             action = add_exploration_noise(policy.sample(), self.exploration_noise, self.spaces.actions.size)
         if action.is_floating_point():
             action = action.clamp(-1, 1)
-        return PolicyStep(action, self.world_model.rssm.with_action(state, action), self._stored_latents(state))
+        return self.world_model.rssm.with_action(state, action), (action, self._stored_latents(state))
 
     @torch.no_grad()
     def observe(self, carry: RSSMState, time_step: TimeStep, action: Tensor) -> PolicyStep:
@@ -187,6 +195,11 @@ class Dreamer(Agent):
     def update(self, batch: ReplayBatch) -> UpdateOutput:
         """See ``Agent.update``."""
         self.train()
+        values, extras = self.run_update("update", self.learn, batch)
+        return UpdateOutput(values, extras, batch.indices[:, 1:] if self.store_latents else None)
+
+    def learn(self, batch: ReplayBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Update everything once; see ``Agent.run_update``. Returns what to log, and new latents for replay."""
         state, batch = self._initial_state(batch)
         world_loss, states, logs = self.world_model.loss(
             batch.observation, batch.action, batch.reward, batch.is_first, batch.is_terminal, state
@@ -198,12 +211,11 @@ class Dreamer(Agent):
         loss = world_loss + losses.critic_loss
         if self.replay_critic_scale:
             loss = loss + self.replay_critic_scale * self.replay_critic_loss(batch, states, losses)
-        values = check_finite({**logs, **losses.logs})
+        logs = {**logs, **losses.logs}
+        require_finite(logs)
         self._optimizer_step(loss, losses.actor_loss)
         self.actor_critic.update_target()
-        if not self.store_latents:
-            return UpdateOutput(values)
-        return UpdateOutput(values, self._stored_latents(tree_map(Tensor.detach, states)), batch.indices[:, 1:])
+        return logs, self._stored_latents(tree_map(Tensor.detach, states)) if self.store_latents else {}
 
     def imagine(self, start: RSSMState, alive: Tensor) -> tuple[ImaginedTrajectory, ActionDistribution]:
         """Roll the policy out in the world model.

@@ -6,6 +6,7 @@ training takes no real step, and the world model does not change.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
+from vwm.core.captured_steps import CaptureBackend, make_capture_backend
+from vwm.core.captured_updates import CapturedUpdates
 from vwm.core.checks import check_positive
 from vwm.core.simulator import Simulator
 from vwm.envs.batched_envs import EnvSpec
@@ -30,8 +34,9 @@ from vwm.rl.algorithms.imagined_rollout import (
     simulator_env_spaces,
 )
 from vwm.rl.algorithms.policy_objectives import PolicyObjective
+from vwm.rl.capturable_optimizers import make_capturable, optimizer_settings, optimizer_tensors
 from vwm.rl.evaluation import EvaluationResult
-from vwm.rl.optimizer_step import check_finite, clip_and_step
+from vwm.rl.optimizer_step import clip_and_step, require_finite, run_update
 from vwm.worlds.bundle import load_simulator
 from vwm.worlds.context_sampler import ContextSampler
 from vwm.worlds.ensemble import EnsembleSimulator
@@ -170,8 +175,10 @@ class ImaginationLearning(Algorithm):
         """See ``Algorithm.set_up``."""
         self.setup = setup
         with torch.random.fork_rng([]):  # the policy starts with the same weights with and without an ensemble
-            others = [load_simulator(bundle, self.device) for bundle in self.ensemble.bundles]
-        self.simulator = load_simulator(self.bundle, self.device)
+            others = [
+                load_simulator(bundle, self.device, accelerate=setup.accelerate) for bundle in self.ensemble.bundles
+            ]
+        self.simulator = load_simulator(self.bundle, self.device, accelerate=setup.accelerate)
         self.ensemble_simulator: Simulator = self.simulator
         if others:
             members = [self.simulator, *others]
@@ -182,6 +189,7 @@ class ImaginationLearning(Algorithm):
         self._check_prior()
         self.optimizers = self._make_optimizers()
         fuse_adam_on_cuda(*self.optimizers.values())
+        self.accelerate(make_capture_backend(setup.accelerate, self.policy.device))
         self.contexts = ContextSampler(
             self.data,
             self.rollouts.context_frames or self.simulator.spec.context_frames,
@@ -224,6 +232,7 @@ class ImaginationLearning(Algorithm):
         self.policy.load_state_dict(state["policy"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
+        self.accelerate(make_capture_backend(self.setup.accelerate, self.policy.device))
         self.progress = state["progress"]
         self.episode_length = state["episode_length"]
 
@@ -244,16 +253,36 @@ class ImaginationLearning(Algorithm):
         return {"return": means["imagined_reward"] * self.episode_length, "length": self.episode_length}
 
     def _update(self, rollout: ImaginedRollout) -> dict[str, float]:
-        losses = imagination_losses(self.policy, self.objective, rollout, self.rollouts.discount)
-        logs = check_finite(losses.logs)
         critic_only = self.progress <= self.optimizer.critic_warmup_steps
+        learn = functools.partial(self._learn, critic_only=critic_only)
+        name = f"update(critic_only={critic_only})"
+        return run_update(self.captured_updates, name, learn, rollout)[0]
+
+    def _learn(self, rollout: ImaginedRollout, critic_only: bool) -> tuple[dict[str, Tensor], None]:
+        """Update actor and critic, or the critic alone, once; see ``run_update``."""
+        losses = imagination_losses(self.policy, self.objective, rollout, self.rollouts.discount)
+        require_finite(losses.logs)
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
         (losses.critic_loss if critic_only else losses.critic_loss + losses.actor_loss).backward()
         for name, optimizer in self.optimizers.items():
             clip_and_step(optimizer, self.optimizer.max_grad_norm, name=name)
         self.policy.actor_critic.update_target()
-        return logs
+        return losses.logs, None
+
+    def accelerate(self, backend: CaptureBackend | None) -> None:
+        """Capture updates from now on; the simulator's steps are captured by itself.
+
+        Args:
+            backend: what captures them; None computes everything plainly.
+        """
+        self.captured_updates = None
+        if backend is not None and make_capturable("the policy", self.optimizers):
+            self.captured_updates = CapturedUpdates(
+                backend,
+                lambda: [*self.policy.parameters(), *self.policy.buffers(), *optimizer_tensors(self.optimizers)],
+                lambda: optimizer_settings(self.optimizers),
+            )
 
     def _make_policy(self, simulator: Simulator) -> ActorCriticPolicy:
         return self.make_policy(simulator, simulator_env_spaces(simulator, self.observe)).to(simulator.device)

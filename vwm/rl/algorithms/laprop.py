@@ -61,8 +61,15 @@ class LaProp(Optimizer):
                 self._update_group(group, weights)
         return loss
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore what was saved; the number of steps, an integer in old checkpoints, returns to the device."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            if "steps" in group:
+                device = group["params"][0].device
+                group["steps"] = torch.as_tensor(group["steps"], dtype=torch.float64, device=device)
+
     def _update_group(self, group: dict[str, Any], weights: list[Tensor]) -> None:
-        group["steps"] = steps = group.get("steps", 0) + 1
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         if group["clip"]:
             gradient_norms, weight_norms = torch._foreach_norm(gradients), torch._foreach_norm(weights)
@@ -75,10 +82,24 @@ class LaProp(Optimizer):
         squares = [self.state[weight]["square"] for weight in weights]
         momenta = [self.state[weight]["momentum"] for weight in weights]
         momentum_beta, square_beta = group["betas"]
+        square_weight, rate = self._count_step(group, weights[0])
         torch._foreach_mul_(squares, square_beta)
         torch._foreach_addcmul_(squares, gradients, gradients, 1 - square_beta)
-        roots = torch._foreach_sqrt(torch._foreach_div(squares, 1 - square_beta**steps))
+        roots = torch._foreach_sqrt(torch._foreach_div(squares, square_weight))
         torch._foreach_add_(roots, group["eps"])
         torch._foreach_lerp_(momenta, torch._foreach_div(gradients, roots), 1 - momentum_beta)
-        rate = group["lr"] * min(1.0, (steps - 1) / group["warmup"] if group["warmup"] else 1.0)
-        torch._foreach_add_(weights, momenta, alpha=-rate / (1 - momentum_beta**steps))
+        torch._foreach_sub_(weights, torch._foreach_mul(momenta, rate))
+
+    def _count_step(self, group: dict[str, Any], weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sum of the weights in the mean square, and the learning rate divided by that of the momentum.
+
+        They are computed on the device, so that a captured step counts on.
+        """
+        if "steps" not in group:
+            group["steps"] = torch.zeros((), dtype=torch.float64, device=weight.device)
+        steps = group["steps"]
+        steps += 1
+        momentum_beta, square_beta = group["betas"]
+        warmed_up = ((steps - 1) / group["warmup"]).clamp(max=1.0) if group["warmup"] else torch.ones_like(steps)
+        rate = group["lr"] * warmed_up / (1 - momentum_beta**steps)
+        return (1 - square_beta**steps).to(weight.dtype), rate.to(weight.dtype)

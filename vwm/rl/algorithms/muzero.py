@@ -10,13 +10,17 @@ Legend: b batch, t time, f stacked frames, u unrolled steps, a actions.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from vwm.core.captured_steps import Step
 from vwm.core.checks import check_positive
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.models.muzero.network import MuZeroLatentState, MuZeroNetwork
@@ -33,17 +37,25 @@ from vwm.rl.algorithms.muzero_targets import (
     value_prefix_targets,
 )
 from vwm.rl.frame_stacking import stack_frames
-from vwm.rl.optimizer_step import backward_and_step, check_finite
+from vwm.rl.optimizer_step import backward_and_step, require_finite
 
 LATENT_GRADIENT_SCALE = 0.5
 """Fraction of the gradient that passes from a latent to the one before it (MuZero, appendix G)."""
 
 
 class MuZeroTreeModel:
-    """The network as the model that a tree search expands."""
+    """The network as the model that a tree search expands.
 
-    def __init__(self, network: MuZeroNetwork) -> None:
+    Args:
+        network: the network.
+        run_step: computes a step, see ``Agent.run_step``.
+    """
+
+    def __init__(
+        self, network: MuZeroNetwork, run_step: Callable[[str, Step, Any, Any], tuple[Any, Any]] | None = None
+    ) -> None:
         self.network = network
+        self.run_step = run_step
 
     def predict(self, state: MuZeroLatentState) -> NodePrediction:
         """Predict policy and value; see ``TreeSearchModel.predict``."""
@@ -52,8 +64,17 @@ class MuZeroTreeModel:
 
     def step(self, state: MuZeroLatentState, action: Tensor) -> TreeStep:
         """See ``TreeSearchModel.step``; the network does not predict terminations."""
+        if self.run_step is None:
+            state, (reward, prediction) = self._expand(state, action)
+        else:
+            state, (reward, prediction) = self.run_step("expand", self._expand, state, action)
+        return TreeStep(state, reward, torch.zeros_like(reward, dtype=torch.bool), prediction)
+
+    def _expand(
+        self, state: MuZeroLatentState, action: Tensor
+    ) -> tuple[MuZeroLatentState, tuple[Tensor, NodePrediction]]:
         state, reward, _ = self.network.step(state, action)
-        return TreeStep(state, reward, torch.zeros_like(reward, dtype=torch.bool), self.predict(state))
+        return state, (reward, self.predict(state))
 
 
 @dataclass(frozen=True)
@@ -232,21 +253,40 @@ class MuZeroAgent(Agent):
     def run_search(self, windows: Tensor, temperature: float) -> TreeSearchResult:
         """Search from stacked observations [b, f, ...]."""
         seeds = torch.randint(2**62, (len(windows),))
-        state = self.network.represent(windows)
-        return self.search.search(MuZeroTreeModel(self.network), state, self.target_config.discount, seeds, temperature)
+        state, tree_model = self.network.represent(windows), MuZeroTreeModel(self.network, self.run_step)
+        return self.search.search(tree_model, state, self.target_config.discount, seeds, temperature)
 
     # ----------------------------------------------------------------------------------------------------- learning
 
     def update(self, batch: ReplayBatch) -> UpdateOutput:
-        """See ``Agent.update``."""
+        """See ``Agent.update``; searching again and the learning rate's schedule are not part of what is captured."""
         windows = stack_frames(batch.observation, batch.is_first, self.num_stacked_frames)
         root = self.num_stacked_frames - 1  # index of the root's time step in the sequences
         num_reanalyzed = math.ceil(self.target_config.reanalyze_fraction * len(windows))
         extras = self._reanalyze(windows[:num_reanalyzed]) if num_reanalyzed else {}
-        policy, value = batch.extras["policy"][:, root:], batch.extras["value"][:, root:]
-        if num_reanalyzed:
-            policy = torch.cat((extras["policy"], policy[num_reanalyzed:]))
-            value = torch.cat((extras["value"], value[num_reanalyzed:]))
+        updated = {
+            name: torch.cat((extras[name], batch.extras[name][num_reanalyzed:, root:]))
+            if num_reanalyzed
+            else batch.extras[name][:, root:]
+            for name in ("policy", "value")
+        }
+        self._set_learning_rate()
+        learn = functools.partial(self.learn, num_reanalyzed=num_reanalyzed)
+        values, _ = self.run_update("update", learn, batch._replace(extras=updated))
+        return UpdateOutput(values, extras, batch.indices[:num_reanalyzed, root:] if num_reanalyzed else None)
+
+    def learn(self, batch: ReplayBatch, num_reanalyzed: int) -> tuple[dict[str, Tensor], None]:
+        """Update the network once; see ``Agent.run_update``.
+
+        Args:
+            batch: its extras begin at the roots' time steps; those of its first sequences are searched again.
+            num_reanalyzed: number of these sequences.
+
+        Returns:
+            What to log.
+        """
+        windows = stack_frames(batch.observation, batch.is_first, self.num_stacked_frames)
+        root, value = self.num_stacked_frames - 1, batch.extras["value"]
         if self.target_config.bootstrap_from_network:
             value = torch.cat((value[:num_reanalyzed], self._predict_values(windows[num_reanalyzed:])))
         targets = make_muzero_targets(
@@ -254,14 +294,15 @@ class MuZeroAgent(Agent):
             batch.is_first[:, root:],
             batch.is_last[:, root:],
             batch.is_terminal[:, root:],
-            policy,
+            batch.extras["policy"],
             value,
             self.target_config,
         )
         loss, logs = self.loss(windows, batch.action[:, root : root + self.target_config.unroll_steps], targets)
-        finite_logs = check_finite(logs)
-        self._optimizer_step(loss)
-        return UpdateOutput(finite_logs, extras, batch.indices[:num_reanalyzed, root:] if num_reanalyzed else None)
+        require_finite(logs)
+        backward_and_step(loss, self.optimizer, self.max_grad_norm, self.network.parameters())
+        self.updates[:1] += 1
+        return logs, None
 
     def loss(self, windows: Tensor, action: Tensor, targets: MuZeroTargets) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of sequences, and its parts.
@@ -287,7 +328,8 @@ class MuZeroAgent(Agent):
         predicted = torch.stack(latents, 1)
         policy, value = (logits.unflatten(0, (-1, u + 1)) for logits in network.predict(predicted.flatten(0, 1)))
         # All unrolled steps together weigh as much as the root.
-        step_weights = torch.tensor([1.0, *[1 / u] * u], device=action.device)
+        step_weights = torch.full((u + 1,), 1 / u, device=action.device)
+        step_weights[0] = 1.0
         cross_entropy = -(targets.policy * policy.log_softmax(-1)).sum(-1)
         value_loss = network.value_support.loss(value, targets.value)
         reward_loss = network.value_support.loss(torch.stack(reward_logits, 1), reward)
@@ -315,20 +357,25 @@ class MuZeroAgent(Agent):
         Returns:
             Losses [b, u], 0 where not observed.
         """
-        zeros = torch.zeros(observed.shape, device=observed.device)
-        if int(observed.sum()) < 2:  # too few for the batch norm of the projections
-            return zeros
         with torch.no_grad():
-            target = self.network.represent(windows[observed]).latent
-        return zeros.masked_scatter(observed, self.network.consistency_loss(predicted[observed], target))
+            target = self.network.represent(windows.flatten(0, 1)).latent
+        losses = self.network.consistency_loss(predicted.flatten(0, 1), target, observed.flatten())
+        counts = observed & (observed.sum() >= 2)  # fewer are too few for the batch norm of the projections
+        return losses.view(observed.shape).masked_fill(~counts, 0)
 
-    def _optimizer_step(self, loss: Tensor) -> None:
+    def _set_learning_rate(self) -> None:
+        """Follow the schedule; a captured update reads the learning rate from the device."""
         config = self.optimizer_config
         updates, total_updates = self.updates.tolist()
+        rate = config.lr * config.factor(updates, config.stretch * max(total_updates, 1))
         for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * config.factor(updates, config.stretch * max(total_updates, 1))
-        backward_and_step(loss, self.optimizer, self.max_grad_norm, self.network.parameters())
-        self.updates[0] += 1
+            current = group["lr"]
+            if self.captured_updates is None:
+                group["lr"] = float(np.float32(rate))  # as exact as it is on the device
+            elif isinstance(current, Tensor) and current.device == self.device:
+                current.fill_(rate)
+            else:
+                group["lr"] = torch.tensor(rate, dtype=torch.float32, device=self.device)
 
     @torch.no_grad()
     def _predict_values(self, windows: Tensor) -> Tensor:

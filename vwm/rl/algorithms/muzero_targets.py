@@ -104,7 +104,7 @@ def make_muzero_targets(
     num_rewards = (bootstrap - steps).clamp(min=0)
     reward = torch.where(after_end, 0, reward)
     value = torch.where(absorbing, 0, value)
-    returns = value.new_tensor(config.discount) ** num_rewards * value.gather(1, bootstrap)
+    returns = config.discount ** num_rewards.to(value.dtype) * value.gather(1, bootstrap)
     for i in range(1, n + 1):
         returns = returns + config.discount ** (i - 1) * reward[:, i : i + u + 1]
     before_end = ~(after_end | is_end)[:, : u + 1]

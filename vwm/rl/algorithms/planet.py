@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from vwm.core.captured_steps import CaptureBackend
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.models.rssm.kl_loss import KLLoss
 from vwm.models.rssm.rssm import RSSMState
@@ -16,7 +17,7 @@ from vwm.planning.cem import CEM
 from vwm.planning.sampling_planner import NegativeReturnObjective, SamplingPlanner
 from vwm.rl.agent import Agent, PolicyStep, ReplayBatch, UpdateOutput
 from vwm.rl.exploration_noise import add_exploration_noise
-from vwm.rl.optimizer_step import backward_and_step, check_finite
+from vwm.rl.optimizer_step import backward_and_step, require_finite
 
 PLANET_WORLD_SETTINGS = RSSMWorldModelConfig(
     deter=200,
@@ -121,12 +122,22 @@ class PlaNet(Agent):
     def update(self, batch: ReplayBatch) -> UpdateOutput:
         """See ``Agent.update``."""
         self.train()
+        values, _ = self.run_update("update", self.learn, batch)
+        return UpdateOutput(values)
+
+    def learn(self, batch: ReplayBatch) -> tuple[dict[str, Tensor], None]:
+        """Update the world model once; see ``Agent.run_update``. Returns what to log."""
         loss, _, logs = self.world_model.loss(
             batch.observation, batch.action, batch.reward, batch.is_first, batch.is_terminal
         )
-        values = check_finite(logs)
+        require_finite(logs)
         backward_and_step(loss, self.optimizer, self.max_grad_norm, self.world_model.parameters())
-        return UpdateOutput(values)
+        return logs, None
+
+    def accelerate(self, backend: CaptureBackend | None) -> None:
+        """See ``Agent.accelerate``; the steps of plans are captured."""
+        super().accelerate(backend)
+        self.imagination = self.imagination.accelerate(backend)
 
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
         """See ``Agent.optimizers``."""

@@ -10,6 +10,7 @@ m members of the Q ensemble.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,10 +24,11 @@ from vwm.models.tdmpc2.q_ensemble import QEnsemble
 from vwm.models.tdmpc2.simulator import TDMPC2Simulator
 from vwm.models.tdmpc2.tanh_gaussian_policy import TanhGaussianPolicy
 from vwm.models.tdmpc2.world_model import TDMPC2WorldModel, random_shift
+from vwm.nn.percentiles import percentiles
 from vwm.rl.agent import Agent, PolicyStep, ReplayBatch, UpdateOutput
 from vwm.rl.algorithms.tdmpc2_planner import TDMPC2Planner, TDMPC2PlannerConfig, draw_planner_noise
 from vwm.rl.frame_stacking import stack_frames
-from vwm.rl.optimizer_step import backward_and_step, check_finite
+from vwm.rl.optimizer_step import backward_and_step
 
 
 @dataclass(frozen=True)
@@ -254,13 +256,18 @@ class TDMPC2(Agent):
     @torch.no_grad()
     def act(self, carry: dict[str, Tensor], time_step: TimeStep, explore: bool) -> PolicyStep:
         """See ``Agent.act``; an elite is sampled in evaluation, too, but without added noise."""
+        decide = functools.partial(self._decide, explore=explore)
+        carry, action = self.run_step(f"act(explore={explore})", decide, carry, time_step)
+        return PolicyStep(action, carry, {})
+
+    def _decide(self, carry: dict[str, Tensor], time_step: TimeStep, explore: bool) -> tuple[dict[str, Tensor], Tensor]:
         mean = torch.where(time_step.is_first[:, None, None], 0, carry["mean"])
         window = self._window(carry["past"], time_step)
         latent = self.world.encode(window)
         noise = draw_planner_noise(self.planner.config, self.critic, len(latent), self.spaces.actions.size, latent)
         action, mean = self.planner.plan(latent, mean, noise, explore)
         shifted = torch.cat((mean[:, 1:], torch.zeros_like(mean[:, :1])), dim=1)
-        return PolicyStep(action.float(), {"mean": shifted, "past": window[:, 1:]}, {})
+        return {"mean": shifted, "past": window[:, 1:]}, action.float()
 
     def observe(self, carry: dict[str, Tensor], time_step: TimeStep, action: Tensor) -> PolicyStep:
         """See ``Agent.observe``; without planning, so that the next plan starts from zeros."""
@@ -276,7 +283,16 @@ class TDMPC2(Agent):
     # ------------------------------------------------------------------------------------------------------ learning
 
     def update(self, batch: ReplayBatch) -> UpdateOutput:
-        """See ``Agent.update``: the model, then the policy on the model's latents, then the target critic."""
+        """See ``Agent.update``."""
+        values, _ = self.run_update("update", self.learn, batch)
+        return UpdateOutput(values)
+
+    def learn(self, batch: ReplayBatch) -> tuple[dict[str, Tensor], None]:
+        """Update the model, then the policy on the model's latents, then the target critic; see ``Agent.run_update``.
+
+        Returns:
+            What to log.
+        """
         loss, latents, logs = self.model_loss(self.prepare(batch))
         logs["gradient_norm"] = backward_and_step(loss, self.model_optimizer, self.max_grad_norm)
         loss, policy_logs = self.policy_loss(latents.detach())
@@ -285,7 +301,7 @@ class TDMPC2(Agent):
         targets, online = list(self.target_critic.parameters()), list(self.critic.parameters())
         with torch.no_grad():
             torch._foreach_lerp_(targets, online, self.tau)
-        return UpdateOutput(check_finite(logs), {})
+        return {name: value.detach() for name, value in logs.items()}, None
 
     def prepare(self, batch: ReplayBatch) -> TDMPC2Batch:
         """Make windows of observations (images randomly shifted), with each action's reward and termination."""
@@ -355,7 +371,7 @@ class TDMPC2(Agent):
 
     def _update_scale(self, values: Tensor) -> None:
         """Update the value scale toward the range from the 5th to the 95th percentile, at least 1."""
-        low, high = values.quantile(torch.tensor([0.05, 0.95]).to(values))
+        low, high = percentiles(values, 0.05, 0.95)
         self.scale.lerp_((high - low).clamp(min=1), self.tau)
 
 
