@@ -52,7 +52,8 @@ class ExportedNetworks:
     Attributes:
         networks: the networks, by the names of their folders.
         contents: what they are, for the user.
-        next_command: arguments of the ``vwm`` command that usually comes next; ``{out}`` stands for the folder.
+        next_command: arguments of the ``vwm`` command that usually comes next; ``{out}`` stands for the folder,
+            ``{data}`` for the run's data and ``{runs}`` for the folder that the run lies in.
     """
 
     networks: Mapping[str, ModelMixin]

@@ -43,7 +43,8 @@ def make_clip_dataset(
     if split != "all" and not any(shard.episodes for shard in shards):
         raise NotEnoughClipsError(
             f"{path}: none of the {sum(len(index.episodes) for index in indices)} episodes is in the {split} split "
-            f"(val_fraction {val_fraction:g}, selected by a hash of their keys): take all episodes, or add data"
+            f"(val_fraction {val_fraction:g}, selected by a hash of their keys): use all of them (vwm eval without "
+            f"--part), hold out more (vwm fit --data.init_args.val_fraction 0.3), or add videos"
         )
     encoded = _encoded_frames_per_latent(path, indices) if "latents" in fields else 1
     if frames_per_latent not in (None, encoded) and "latents" in fields:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from vwm.core.tokenizer import VideoTokenizer
     from vwm.tokenizers.module import TokenizerModule
 
+GENIE_SMALL_TOKENS = (1000, (8, 8))
+"""Codebook size and grid of the tokens that ``genie/coinrun_small`` takes."""
 NUM_STATISTICS_CLIPS = 256
 """Number of clips, of 8 latents each, on which the scale of continuous latents is measured."""
 
@@ -31,7 +33,7 @@ class TokenizerFamily(WorldFamily):
         return ExportedNetworks(
             {"tokenizer": module.tokenizer},
             contents="a tokenizer",
-            next_command=("fit", "-c", "CONFIG", "--tokenizer", "{out}"),
+            next_command=_next_training(module.tokenizer),
         )
 
     def load_features(
@@ -46,6 +48,13 @@ class TokenizerFamily(WorldFamily):
         except FileNotFoundError:
             return None
         return TokenizerFeatureExtractor(tokenizer, layer)
+
+
+def _next_training(tokenizer: VideoTokenizer) -> tuple[str, ...]:
+    """Return the command that trains dynamics on a tokenizer's latents: Genie of the small config where that fits."""
+    if (tokenizer.codebook_size, tuple(tokenizer.grid)) == GENIE_SMALL_TOKENS:
+        return "fit", "-c", "genie/coinrun_small", "--data", "{data}", "--tokenizer", "{out}", "--run", "{runs}/genie"
+    return "fit", "-c", "CONFIG", "--data", "{data}", "--tokenizer", "{out}"
 
 
 def _measure_latent_statistics(tokenizer: VideoTokenizer, data: str | None) -> None:

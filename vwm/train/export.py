@@ -74,7 +74,8 @@ def export_run(
     exported = family.export_networks(module, source, weights == "average")
     if exported is not None:
         _save_networks(exported.networks, out)
-        words = [word.format(out=out) for word in exported.next_command]
+        places = {"out": out, "data": source or "DATA", "runs": run.parent}
+        words = [word.format(**places) for word in exported.next_command]
         print_output(out, exported.contents, format_command(*words))
         return
     context += -(context - 1) % module.frames_per_latent

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import re
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from vwm.train.acceleration import accelerate_networks, add_acceleration_options
 from vwm.train.checkpoints import ResumableCheckpoints, RunCheckpointIO
 from vwm.train.ema import EMACallback
 from vwm.train.metric_logging import RunMetricsLogger
+from vwm.train.notices import describe_training, silence_lightning
 from vwm.train.sample_videos import SampleVideos
 from vwm.train.step_progress import StepProgressBar
 from vwm.train.throughput import Throughput
@@ -70,6 +69,8 @@ class FitCLI(LightningCLI):
             kwargs["logger"] = RunMetricsLogger(RunFolder(self.config["run"]))
         if self.config["trainer"]["enable_progress_bar"] is not False:
             kwargs["callbacks"] = [*(self.config_init["trainer"]["callbacks"] or []), StepProgressBar()]
+        if self.config["trainer"]["enable_model_summary"] is None:
+            kwargs["enable_model_summary"] = False  # one line says it: ``describe_training``
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks[:0] = [Throughput(), _ConfigWriter(self)]
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -207,26 +208,11 @@ def load_run_config(run: RunFolder, allow_packages: Sequence[str] = ()) -> FitCL
         raise ValueError(f"{run.path}: is no run of vwm fit (its config has no model); see vwm agent export")
     parts = {key: value for key, value in config.items() if key in ("seed_everything", "model", "data")}
     parts["run"] = str(run.path)
-    with _without_notices():
-        return _make_fit_cli(["-c", yaml.safe_dump(parts, sort_keys=False)])
-
-
-@contextmanager
-def _without_notices() -> Iterator[None]:
-    """Keep Lightning from telling seed and devices of a trainer that does not train."""
-    loggers = [logging.getLogger(f"lightning.{package}") for package in ("pytorch", "fabric")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.WARNING)
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    return _make_fit_cli(["-c", yaml.safe_dump(parts, sort_keys=False)])
 
 
 def _make_fit_cli(args: list[str]) -> FitCLI:
-    _filter_warnings()
+    silence_lightning()
     return FitCLI(
         args=args,
         run=False,
@@ -263,27 +249,10 @@ def fit_model(argv: list[str]) -> L.LightningModule:
         if cli.trainer.is_global_zero:
             if start is not None:
                 print(f"continuing from {start} (--no-resume starts again)")
+            print(describe_training(cli.model, cli.trainer), flush=True)
             cli.open_metric_loggers()
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=start, weights_only=True)
     if cli.trainer.is_global_zero:
         contents = f"the run after {cli.trainer.global_step} steps"
         print_output(run.last_checkpoint, contents, format_command("export", run.path, "-o", run.path / "bundle"))
     return cli.model
-
-
-def _filter_warnings() -> None:
-    """Leave out the warnings of Lightning that users can do nothing about."""
-    for message, kind in (
-        (r".*LeafSpec.* is deprecated", FutureWarning),  # Lightning's own use of torch
-        (r"Found \d+ module\(s\) in eval mode", UserWarning),  # the frozen tokenizer
-        (r"Total length of `list` across ranks is zero", UserWarning),  # no clips were held out for validation
-        (r"You have overridden `on_before_batch_transfer`", UserWarning),  # V-JEPA draws its masks there
-        (r"Precision .* is not supported by the model summary", UserWarning),
-    ):
-        warnings.filterwarnings("ignore", message, kind)
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    logger.addFilter(_is_no_advertisement)
-
-
-def _is_no_advertisement(record: logging.LogRecord) -> bool:
-    return "litlogger" not in record.getMessage()

@@ -41,7 +41,7 @@ class VJEPAFamily(WorldFamily):
         return ExportedNetworks(
             {"encoder": encoder, "predictor": module.predictor},
             contents="encoder and predictor",
-            next_command=("probe", "{out}", "DATA"),
+            next_command=("probe", "{out}", "{data}"),
         )
 
     def make_simulator(self, module: ActionConditionedJEPAModule, settings: ExportSettings) -> VJEPAACSimulator:
