@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from vwm.core.atomic_files import atomic_folder, atomic_write, atomic_write_text, check_replaceable_folder
-from vwm.core.folder_lock import FolderInUseError
+from vwm.core.folder_lock import FolderInUseError, lock_folder
 from vwm.core.full_disk import name_full_disk
 
 
@@ -44,6 +44,22 @@ def test_only_folders_of_the_same_kind_and_empty_ones_are_replaced(tmp_path):
     for folder in (tmp_path / "mark.json", tmp_path):
         with pytest.raises(ValueError, match=r"is no report \(it has no other\.json\)"):
             check_replaceable_folder(folder, "other.json", "report")
+
+
+def test_a_folder_below_a_file_or_without_permission_is_refused_before_the_work(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.write_text("")
+    message = r"out.* cannot be made: .*file is a file, not a folder"
+    with pytest.raises(FileExistsError, match=message):
+        check_replaceable_folder(file / "out" / "report", "mark.json", "report")
+    with pytest.raises(FileExistsError, match=message), lock_folder(file / "out", "recording"):
+        pass
+    with pytest.raises(FileExistsError, match="cannot be made"), atomic_write(file / "out"):
+        pass
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    with pytest.raises(PermissionError, match=rf"no permission to write into {tmp_path}$"):
+        check_replaceable_folder(tmp_path / "out" / "report", "mark.json", "report")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 KILLED_WRITER = """

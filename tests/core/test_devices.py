@@ -18,6 +18,9 @@ def test_a_missing_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_device("cuda")
     with pytest.raises(ValueError, match="there is no device 'gpu0'"):
         resolve_device("gpu0")
+    for other in ("meta", "xla"):
+        with pytest.raises(ValueError, match=f"there is no device {other} that vwm computes on: give auto, cpu"):
+            resolve_device(other)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert resolve_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(ValueError, match="no device cuda:2: this machine has 2 CUDA devices"):

@@ -323,13 +323,42 @@ def test_repeating_finished_commands_rewrites_nothing(artifacts, video_folder, c
         (["encode", "nowhere", "--tokenizer", "nothing"], "vwm record"),
         (["ingest", "nowhere", "out"], "nowhere"),
         (["record", "procgen:nogame", "out", "--workers", "0"], "nogame"),
+        (
+            ["record", "CartPole-v1", "file/out", "--workers", "0"],
+            "file is a file, not a folder; choose another one",
+        ),
+        (["ingest", ".", "file/out", "--workers", "0"], "has no videos"),
+        (["eval", "two_rooms", ".", "-o", "file/out"], "file is a file, not a folder; choose another one"),
+        (["eval", "two_rooms", ".", "--device", "mps:0"], "there is no device mps:0"),
     ],
 )
 def test_errors_name_the_cause_or_the_remedy(argv, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit) as stop:
         main(argv)
     assert stop.value.code == 1 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["eval", "two_rooms", ".", "--seed", "-1"], "seed must be 0 or more and at most 9223372036854775808, got -1"),
+        (["eval", "two_rooms", ".", "--videos", "-1"], "videos must be 0 or more, got -1"),
+        (["record", "CartPole-v1", "out", "--size", "1000000"], "size must be 1 or more and at most 8192, got 1000000"),
+        (["ingest", ".", "out", "--size", "100000"], "size must be 1 or more and at most 8192, got 100000"),
+        (["ingest", ".", "out", "--timeout", "nan"], "timeout must be 0 or more, got nan"),
+        (["ingest", ".", "out", "--fps", "1e9"], "fps must be above 0 and at most 1000, got 1000000000.0"),
+        (["encode", ".", "--tokenizer", "coinrun", "--chunk", "0"], "chunk must be 1 or more, got 0"),
+        (["export", ".", "--starts", "0"], "starts must be 1 or more, got 0"),
+        (["export", ".", "--context", "0"], "context must be 1 or more, got 0"),
+    ],
+)
+def test_options_out_of_range_are_named_before_anything_is_read(argv, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_every_command_has_help_with_examples(capsys):

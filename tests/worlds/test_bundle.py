@@ -205,7 +205,20 @@ def test_rejects_missing_unexpected_and_misshapen_weights(bundle):
         ({"sampling": {"temperature": -1}}, r"sampling\.temperature must be a number of 0 or more"),
         ({"sampling": {"temperature": float("nan")}}, r"sampling\.temperature must be a number of 0 or more"),
         ({"sampling": {"temperature": "hot"}}, r"sampling\.temperature must be a number"),
-        ({"sampling": [1]}, "settings are not understood"),
+        ({"sampling": [1]}, r"settings\.sampling must be an object, got \[1\]"),
+        ({"sampling": {"heat": 1}}, r"settings\.sampling has no heat; it has: steps, "),
+        ({"sampling": {"temperature": 1e9}}, "at most 1000, got 1000000000.0"),
+        ({"fps": "fast"}, r"settings\.fps must be a number, got fast"),
+        ({"context_frames": 2.5}, r"settings\.context_frames must be a whole number, got 2\.5"),
+        ({"context_frames": True}, r"settings\.context_frames must be a whole number, got True"),
+        ({"title": ["x"]}, r"settings\.title must be a text"),
+        ({"title": "x" * 2000}, r"settings\.title has 2000 letters"),
+        ({"actions": {"kind": "discrete", "size": 4}}, r"settings\.actions\.names is missing"),
+        (
+            {"actions": {"kind": "discrete", "size": 4, "names": [["a"]] * 4}},
+            r"settings\.actions: names must be a list",
+        ),
+        ({"actions": {"kind": "discrete", "size": 4, "names": [], "latent": 7}}, "latent must be true or false, got 7"),
         (
             {"actions": {"kind": "discrete", "size": 4, "names": ["a"]}},
             "names must be one for each of 4 actions, got 1",
@@ -233,12 +246,24 @@ def test_weights_of_other_shapes_types_and_values_are_refused_before_they_are_lo
             vwm.load(bundle)
 
 
-@pytest.mark.parametrize("change", [{"width": 10**7}, {"depth": 10**9}, {"width": -1}, {"window": 0}])
-def test_a_config_that_asks_for_other_sizes_allocates_nothing(bundle, change):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 10**7}, "describes"),
+        ({"depth": 10**9}, "depth=1000000000"),
+        ({"width": -1}, "width must be 0 or more, got -1"),
+        ({"width": 0}, "width must be 1 or more, got 0"),
+        ({"width": None}, "width must not be null"),
+        ({"width": "x"}, "width: Expected a int. Got value: x"),
+        ({"heads": 0}, "heads must be 1 or more, got 0"),
+        ({"window": 0}, "window must be 1 or more, got 0"),
+    ],
+)
+def test_a_config_that_asks_for_other_sizes_allocates_nothing(bundle, change, message):
     """Ten million wide, the network would take hundreds of terabytes."""
     file = bundle / "dynamics" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    with pytest.raises(BundleError, match=r"dynamics"):
+    with pytest.raises(BundleError, match=rf"dynamics.*{message}"):
         vwm.load(bundle)
 
 
@@ -259,6 +284,12 @@ def break_start(kind: str, file: Path) -> None:
         Image.new("RGB", (64, 16)).save(file, "JPEG")
     elif kind == "size":
         Image.new("RGB", (6, 7)).save(file)
+    elif kind == "all sizes":
+        for other in file.parent.glob("*.png"):
+            Image.new("RGB", (8, 4)).save(other)
+    elif kind == "loop":
+        file.unlink()
+        file.symlink_to(file.name)
     elif kind == "bomb":
         Image.new("1", (20_000, 20_000)).save(file)
     else:
@@ -266,20 +297,52 @@ def break_start(kind: str, file: Path) -> None:
         file.mkdir() if kind == "folder" else file.symlink_to("/etc/hostname")
 
 
-@pytest.mark.parametrize("kind", ["truncated", "text", "jpeg", "size", "bomb", "folder", "link"])
+@pytest.mark.parametrize("kind", ["truncated", "text", "jpeg", "size", "all sizes", "bomb", "folder", "link", "loop"])
 def test_starting_pictures_that_are_none_are_named(bundle, kind):
-    file = sorted((bundle / "starts").glob("*.png"))[-1]
+    file = sorted((bundle / "starts").glob("*.png"))[0 if kind == "all sizes" else -1]
     break_start(kind, file)
     with pytest.raises(BundleError, match=rf"{file.name}"):
         vwm.load(bundle)
 
 
-def test_weights_behind_a_link_are_not_opened(bundle, tmp_path):
-    file = bundle / "dynamics" / WEIGHTS
-    file.rename(tmp_path / "elsewhere.safetensors")
-    file.symlink_to(tmp_path / "elsewhere.safetensors")
-    with pytest.raises(BundleError, match="is a link to another folder"):
+@pytest.mark.parametrize(
+    ("starts", "message"),
+    [
+        (torch.zeros(2, 4, 3), r"finite float32 \[5\].*got float32 \[2, 4, 3\]"),
+        (torch.zeros(2, 4, 5, dtype=torch.int64), r"got int64 \[2, 4, 5\]"),
+        (torch.full((2, 4, 5), torch.nan), "finite"),
+        (torch.zeros(0, 4, 5), r"got float32 \[0, 4, 5\]"),
+    ],
+)
+def test_starting_vectors_of_another_world_are_named(tmp_path, starts, message):
+    save_simulator(rssm_world((5,), classes=0, cell="norm_gru"), tmp_path / "world")
+    folder = tmp_path / "world" / "starts"
+    folder.mkdir(exist_ok=True)
+    save_file({"starts": starts}, folder / "vectors.safetensors")
+    with pytest.raises(BundleError, match=rf"vectors\.safetensors.*{message}"):
+        vwm.load(tmp_path / "world")
+
+
+def test_starts_of_the_other_kind_are_named(bundle):
+    save_file({"starts": torch.zeros(2, 4, 5)}, bundle / "starts" / "vectors.safetensors")
+    with pytest.raises(BundleError, match=r"vectors\.safetensors: holds vectors, and this world starts from uint8"):
         vwm.load(bundle)
+
+
+@pytest.mark.parametrize(
+    "name", [f"dynamics/{WEIGHTS}", "dynamics/config.json", "dynamics", "starts", "model_index.json"]
+)
+def test_what_lies_behind_a_link_is_not_opened(bundle, tmp_path, name):
+    path = bundle / name
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match=rf"{path.name}: is a link to another folder"):
+        vwm.load(bundle)
+
+
+def test_a_bundle_behind_a_link_is_loaded(bundle, tmp_path):
+    (tmp_path / "link").symlink_to(bundle)
+    assert vwm.load(tmp_path / "link", device="cpu").starts is not None
 
 
 def test_rejects_settings_that_contradict_the_networks(bundle):

@@ -89,6 +89,7 @@ def run_command(name: str, argv: list[str]) -> None:
     """
     from vwm.cli.argument_checks import check_paths
     from vwm.cli.parser import UsageError, make_command_parser
+    from vwm.cli.setting_ranges import check_setting_range
     from vwm.cli.signatures import group_arguments, read_signature
 
     command = COMMANDS[name]
@@ -114,6 +115,10 @@ def run_command(name: str, argv: list[str]) -> None:
     except UsageError as error:
         print(f"vwm {name}: {shorten_message(str(error))}", file=sys.stderr)
         raise SystemExit(2) from error
+    problems = [problem for key, value in arguments.items() for problem in check_setting_range(key, value)]
+    if problems:
+        print(f"vwm {name}: {'; '.join(problems)}", file=sys.stderr)
+        raise SystemExit(2)
     check_paths(signature, arguments)
     function = _import_function(command)
     function(**group_arguments(function, signature, arguments))

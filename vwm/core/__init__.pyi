@@ -10,6 +10,7 @@ from .blocks import compile_blocks as compile_blocks
 from .blocks import find_blocks as find_blocks
 from .blocks import uncompiled_blocks as uncompiled_blocks
 from .bundle_folder import BundleError as BundleError
+from .bundle_folder import check_no_outside_link as check_no_outside_link
 from .bundle_folder import find_bundle as find_bundle
 from .bundle_folder import find_folder as find_folder
 from .bundle_folder import shipped_bundles as shipped_bundles
@@ -58,6 +59,7 @@ from .family import WorldFamily as WorldFamily
 from .feature_extractor import FeatureExtractor as FeatureExtractor
 from .folder_lock import FolderInUseError as FolderInUseError
 from .folder_lock import lock_folder as lock_folder
+from .folder_lock import make_folder as make_folder
 from .frames import frames_to_float as frames_to_float
 from .frames import video_to_uint8 as video_to_uint8
 from .full_disk import name_full_disk as name_full_disk

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from vwm.core.folder_lock import lock_replaced_folder
+from vwm.core.folder_lock import check_folder_place, lock_replaced_folder, make_folder
 from vwm.core.full_disk import name_full_disk
 
 _HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:64]
@@ -42,7 +42,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     target = Path(path)
     with name_full_disk(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         remove_leftovers(target)
         temporary = _temporary_path(target, "tmp")
         try:
@@ -127,7 +127,7 @@ def remove_leftovers(target: Path) -> None:
 
 
 def check_replaceable_folder(folder: Path, mark: str, what: str) -> None:
-    """Raise ValueError unless a folder is new, empty, or of the kind that is to be replaced.
+    """Raise an error unless a folder can be written and is new, empty, or of the kind that is to be replaced.
 
     Args:
         folder: where something is to be written.
@@ -136,6 +136,7 @@ def check_replaceable_folder(folder: Path, mark: str, what: str) -> None:
     """
     if folder.exists() and not (folder.is_dir() and ((folder / mark).is_file() or not any(folder.iterdir()))):
         raise ValueError(f"{folder} exists and is no {what} (it has no {mark}): choose another folder (--out)")
+    check_folder_place(folder.absolute().parent)
 
 
 def remove_folder_leftovers(folder: Path) -> None:

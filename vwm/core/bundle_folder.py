@@ -28,11 +28,20 @@ def find_bundle(path: str | os.PathLike[str]) -> Path:
         if (candidate / BUNDLE_INDEX_FILE).is_file():
             return candidate
     shipped = shipped_bundles()
-    lacks = "it has no " + BUNDLE_INDEX_FILE if folder.exists() else "there is no such folder"
+    if folder.exists():
+        reason = f"it has no {BUNDLE_INDEX_FILE}"
+    else:
+        reason = f"there is no such folder{suggest_sibling(folder, shipped)}"
     raise BundleError(
-        f"{folder} is no bundle: {lacks}{suggest_sibling(folder, shipped)}. vwm comes with "
+        f"{folder} is no bundle: {reason}. vwm comes with "
         f"{', '.join(shipped) or 'none'}. Make one from a training run: vwm export RUN -o {folder}"
     )
+
+
+def check_no_outside_link(path: Path, folder: Path, error: type[ValueError] = BundleError) -> None:
+    """Raise an error where ``path``, which lies in a folder from somebody else, leads out of that folder."""
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise error(f"{path}: is a link to another folder; put the file itself there")
 
 
 def find_folder(path: str | os.PathLike[str]) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch.overrides import TorchFunctionMode
 
+from vwm.core.bundle_folder import check_no_outside_link
 from vwm.core.network_base import ModelMixin, no_init_weights
 from vwm.core.trusted_packages import is_trusted_package
 
@@ -146,8 +148,7 @@ def _read_weight_headers(folder: Path) -> dict[str, tuple[list[int], str]]:
     """Return shape and type of each weight, from the headers of the safetensors files."""
     found = {}
     for file in sorted(folder.glob("*.safetensors")):
-        if file.resolve().parent != folder.resolve():
-            raise ComponentError(f"{file}: is a link to another folder; put the file itself there")
+        check_no_outside_link(file, folder, ComponentError)
         try:
             with safe_open(file, "pt") as weights:
                 for name in weights.keys():  # noqa: SIM118 (not a mapping)
@@ -202,7 +203,8 @@ class _SkipNormalDraws(TorchFunctionMode):
 
 
 def _read_component_config(file: Path) -> dict[str, Any]:
-    """Read a ``config.json``. Raises ComponentError where it is no object of JSON, or too large."""
+    """Read a ``config.json``. Raises ComponentError where it is a link, no object of JSON, or too large."""
+    check_no_outside_link(file, file.parent, ComponentError)
     if file.stat().st_size > MAX_CONFIG_BYTES:
         raise ComponentError(f"{file}: {file.stat().st_size} bytes are too large for a config")
     try:
@@ -318,11 +320,19 @@ def check_constructor_arguments(kind: type, arguments: Mapping[str, Any]) -> Non
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, fail_untyped=False)
+    parameters = inspect.signature(kind).parameters
     try:
         parser.parse_object(dict(arguments))
     except ArgumentError as error:
-        raise ValueError(str(error)) from error
+        text = re.sub(r"<class '(.*?)'>", r"\1", " ".join(str(error).split()))
+        raise ValueError(re.sub(r'^Parser key "(.*?)":', r"\1:", text)) from error
     for name, value in arguments.items():
+        annotation = str(parameters[name].annotation) if name in parameters else "Any"
+        if value is None and not re.search("None|Optional|Any", annotation):  # jsonargparse takes it for unset
+            raise ValueError(f"{name} must not be null")
+        is_whole = "int" in annotation and "float" not in annotation  # a size, a count or an index
+        if is_whole and isinstance(value, int) and value < 0:
+            raise ValueError(f"{name} must be 0 or more, got {value}")
         numbers = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(number, int) and abs(number) > MAX_SETTING for number in numbers):
             raise ValueError(f"{name}={value} is beyond {MAX_SETTING}")

@@ -22,6 +22,10 @@ def resolve_device(device: str | torch.device) -> torch.device:
         found = torch.device(device)
     except RuntimeError:
         raise ValueError(f"there is no device {device!r}: give auto, cpu, cuda or cuda:1") from None
+    if found.type == "mps" and torch.backends.mps.is_available():
+        return found
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"there is no device {device} that vwm computes on: give auto, cpu, cuda or cuda:1")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         has = f"{count} CUDA devices" if count else "no CUDA device"

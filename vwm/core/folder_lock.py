@@ -23,6 +23,22 @@ class FolderInUseError(ValueError):
     """Another process writes to the folder."""
 
 
+def make_folder(folder: str | os.PathLike[str]) -> None:
+    """Make a folder and those above it, where they are missing. Raises FileExistsError where one of them is a file."""
+    path = Path(folder)
+    check_folder_place(path)
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def check_folder_place(folder: Path) -> None:
+    """Raise OSError where a folder could not be made or written to: before the work whose results it takes begins."""
+    place = next(above for above in (folder, *folder.absolute().parents) if above.exists())
+    if not place.is_dir():
+        raise FileExistsError(f"{folder} cannot be made: {place} is a file, not a folder; choose another one")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder} cannot be written: no permission to write into {place}")
+
+
 @contextmanager
 def lock_folder(folder: str | os.PathLike[str], writer: str) -> Iterator[None]:
     """Make a folder, and keep other processes from writing into it until the block ends.
@@ -38,7 +54,7 @@ def lock_folder(folder: str | os.PathLike[str], writer: str) -> Iterator[None]:
     """
     path = Path(folder)
     is_new = not path.exists()
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
     try:
         with _lock_file(path / ".lock", path, writer):
             yield
@@ -52,7 +68,7 @@ def lock_folder(folder: str | os.PathLike[str], writer: str) -> Iterator[None]:
 def lock_replaced_folder(folder: str | os.PathLike[str], writer: str) -> Iterator[None]:
     """Keep other processes from replacing a folder; see ``lock_folder``. The lock file lies next to the folder."""
     path = Path(os.path.abspath(folder))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with _lock_file(path.with_name(f".{path.name}.lock"), Path(folder), writer):
         yield
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
@@ -15,6 +14,7 @@ from torch import Tensor
 from vwm.core.blocks import CompilerBackend, with_compiled_blocks
 from vwm.core.captured_steps import CaptureBackend, CapturedSteps
 from vwm.core.frames import frames_to_float, video_to_uint8
+from vwm.core.limits import MAX_SAMPLING_STEPS, MAX_SAMPLING_VALUE
 from vwm.core.network_base import ModelMixin
 from vwm.core.simulator import Simulator, SimulatorSpec, State, StepOutput
 from vwm.core.spaces import ActionSpace, ObservationSpace
@@ -291,17 +291,15 @@ class VideoSimulator(NetworkSimulator):
         return (encoder, decoder), video_to_uint8(shown)
 
 
-MAX_SAMPLING_STEPS = 1000
-"""Limit of what a bundle may ask for: a step of more would take minutes."""
-
-
 def _check_sampling_numbers(sampling: Any, by_part: Sequence[str]) -> None:
-    """Raise ValueError for sampling settings that no family supports: not finite, negative, or too many steps."""
+    """Raise ValueError for sampling settings that no family supports: not finite, negative, or too large."""
+    steps = getattr(sampling, "steps", 1)
+    if type(steps) is not int or not 1 <= steps <= MAX_SAMPLING_STEPS:
+        raise ValueError(f"sampling.steps must lie in 1..{MAX_SAMPLING_STEPS}, got {steps!r}")
     for name, value in sampling._asdict().items():
         numbers = value.values() if name in by_part and isinstance(value, Mapping) else [value]
         for number in numbers:
-            if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < math.inf:
-                raise ValueError(f"sampling.{name} must be a number of 0 or more, got {number!r}")
-    steps = getattr(sampling, "steps", 1)
-    if not isinstance(steps, int) or not 1 <= steps <= MAX_SAMPLING_STEPS:
-        raise ValueError(f"sampling.steps must lie in 1..{MAX_SAMPLING_STEPS}, got {steps!r}")
+            if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= MAX_SAMPLING_VALUE:
+                raise ValueError(
+                    f"sampling.{name} must be a number of 0 or more and at most {MAX_SAMPLING_VALUE}, got {number!r}"
+                )

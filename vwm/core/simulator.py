@@ -15,15 +15,11 @@ import torch
 from torch import Tensor
 
 from vwm.core.checks import check_positive
+from vwm.core.limits import MAX_CONTEXT_FRAMES, MAX_FPS
 from vwm.core.spaces import ActionSpace, ObservationSpace
 
 State = Any
 """A nested tuple or dict of tensors, each with the batch first: copy it, index it, branch it, drop it."""
-
-
-MAX_FPS = 1000
-MAX_CONTEXT_FRAMES = 4096
-"""Limits of what a bundle may ask for."""
 
 
 @dataclass(frozen=True)

@@ -187,9 +187,13 @@ class ActionSpace:
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> ActionSpace:
         """Read a space as ``to_json`` wrote it. Raises KeyError, TypeError or ValueError for other values."""
+        if not isinstance(saved.get("latent", False), bool):
+            raise ValueError(f"latent must be true or false, got {saved['latent']!r}")
         if saved["kind"] == "composite":
             space = cls.composite(*read_action_parts(saved["parts"]))
             return cls(**{**saved, "names": space.names, "rest": space.rest, "parts": space.parts})
+        if not isinstance(saved["names"], list | tuple) or not all(isinstance(name, str) for name in saved["names"]):
+            raise ValueError(f"names must be a list of texts, got {str(saved['names'])[:100]}")
         return cls(**{**saved, "names": tuple(saved["names"]), "rest": tuple(saved.get("rest", ()))})
 
     def to_json(self) -> dict[str, Any]:

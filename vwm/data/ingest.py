@@ -15,6 +15,7 @@ from pathlib import Path
 from vwm.core.atomic_files import remove_folder_leftovers
 from vwm.core.command_output import format_count, format_training, print_output, progress_bar
 from vwm.core.folder_lock import lock_folder
+from vwm.core.limits import MAX_FPS, MAX_FRAME_SIDE
 from vwm.data.ingest_manifest import (
     IngestSettings,
     IngestShard,
@@ -28,8 +29,6 @@ from vwm.data.workers import run_jobs
 
 SAVE_SECONDS = 5.0
 """Time between two writes of the manifest, which lists all videos."""
-MAX_FPS = 1000
-"""Resampling to more would fill the disk with repeated frames."""
 
 
 def ingest_videos(
@@ -123,8 +122,10 @@ def _make_settings(
     for name, value in (("height", height), ("width", width), ("fps", fps), ("videos_per_shard", videos_per_shard)):
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be above 0, got {value}")
-    if fps is not None and fps > MAX_FPS:
-        raise ValueError(f"fps must be at most {MAX_FPS}, got {fps:g}")
+    sizes = (("height", height, MAX_FRAME_SIDE), ("width", width, MAX_FRAME_SIDE))
+    for name, value, largest in (*sizes, ("fps", fps, MAX_FPS)):
+        if value is not None and value > largest:  # more frames a second would only repeat some
+            raise ValueError(f"{name} must be at most {largest}, got {value:g}")
     if clip_length < 2:
         raise ValueError(f"clip_length must be 2 or more (one frame shows no motion), got {clip_length}")
     return IngestSettings(

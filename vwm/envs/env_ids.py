@@ -14,6 +14,8 @@ from typing import Any
 
 import gymnasium
 
+from vwm.core.suggestions import suggest
+
 MAX_ENV_SEED = 2**31 - 1
 """Upper bound of the seeds that environments are given: Crafter and Procgen take 31 bits."""
 BUILT_IN_ENV_MODULES = {
@@ -65,8 +67,21 @@ def make_env(env_id: str, options: Mapping[str, Any] | None = None) -> Any:
         raise ImportError(
             f"{env_id} needs a package that is not installed ({error}): pip install -e '.[{extra}]' in the clone"
         ) from error
-    except (gymnasium.error.Error, TypeError) as error:
+    except gymnasium.error.UnregisteredEnv as error:
+        known = ["procgen:coinrun", *BUILT_IN_ENV_MODULES, *gymnasium.registry]
         raise ValueError(
-            f"{env_id} with options {options}: {error}. Known ids: procgen:coinrun, ALE/Pong-v5, "
-            f"{', '.join(BUILT_IN_ENV_MODULES)}, any Gymnasium id."
+            f"there is no environment {env_id}{suggest(env_id, known)}. Known ids: procgen:coinrun, ALE/Pong-v5, "
+            f"{', '.join(BUILT_IN_ENV_MODULES)}, any Gymnasium id"
         ) from error
+    except (gymnasium.error.Error, TypeError) as error:
+        raise ValueError(f"{env_id} with options {options}: {error}") from error
+
+
+def check_env_id(env_id: str, options: Mapping[str, Any] | None = None) -> None:
+    """Raise the errors of ``make_env`` for an id that is not known; an environment of a known id is not made."""
+    if env_id.startswith("procgen:"):
+        from vwm.envs.procgen import check_procgen_game
+
+        check_procgen_game(env_id.removeprefix("procgen:"))
+    elif env_id not in BUILT_IN_ENV_MODULES and env_id not in gymnasium.registry:
+        make_env(env_id, options).close()

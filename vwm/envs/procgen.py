@@ -182,6 +182,13 @@ def partition_levels(start: int, count: int, shard: ShardAssignment) -> tuple[in
     return start + first, end - first
 
 
+def check_procgen_game(game: str) -> None:
+    """Raise ValueError where there is no such game, ImportError where Procgen is not installed."""
+    _, games = _import_procgen()
+    if game not in games:
+        raise ValueError(f"procgen:{game}: there is no such game, only {', '.join(games)}")
+
+
 def open_procgen(game: str, copies: int, options: Mapping[str, Any]) -> Any:
     """Open copies of a game in Procgen's own interface (gym3).
 
@@ -189,9 +196,8 @@ def open_procgen(game: str, copies: int, options: Mapping[str, Any]) -> Any:
         ImportError: Procgen is not installed.
         ValueError: there is no such game, or it does not take an option.
     """
-    make, games = _import_procgen()
-    if game not in games:  # Procgen itself would end the process
-        raise ValueError(f"procgen:{game}: there is no such game, only {', '.join(games)}")
+    make, _ = _import_procgen()
+    check_procgen_game(game)  # Procgen itself would end the process
     try:
         return make(num=copies, env_name=game, **{**options, "num_threads": 0})
     except (TypeError, AssertionError) as error:

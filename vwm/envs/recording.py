@@ -20,14 +20,16 @@ import torch
 from numpy.typing import NDArray
 
 from vwm.core.atomic_files import atomic_write_text, remove_folder_leftovers
-from vwm.core.checks import check_positive
+from vwm.core.checks import check_not_negative, check_positive
 from vwm.core.command_output import format_count, format_training, print_output, progress_bar
 from vwm.core.folder_lock import lock_folder
+from vwm.core.limits import MAX_FRAME_SIDE
 from vwm.data.episode import Episode
 from vwm.data.shard_index import is_shard_complete
 from vwm.data.shards import ShardWriter
 from vwm.data.workers import run_jobs
 from vwm.envs.behavior_policies import BEHAVIOR_POLICIES, RandomPolicy
+from vwm.envs.env_ids import check_env_id
 from vwm.envs.recording_envs import RecordingEnv, ShardAssignment, make_recording_env
 
 RECORDING_MANIFEST = "recording.json"
@@ -54,8 +56,9 @@ class RecordingConfig:
         check_positive(
             frames=self.frames, size=self.size, frames_per_shard=self.frames_per_shard, frame_skip=self.frame_skip
         )
-        if self.skip_first_frames < 0:
-            raise ValueError(f"skip_first_frames must be 0 or more, got {self.skip_first_frames}")
+        check_not_negative(skip_first_frames=self.skip_first_frames, seed=self.seed)
+        if self.size > MAX_FRAME_SIDE:
+            raise ValueError(f"size must be at most {MAX_FRAME_SIDE}, got {self.size}")
         if self.max_episode_frames < 2:
             raise ValueError(
                 f"max_episode_frames must be 2 or more (one frame shows no motion), got {self.max_episode_frames}"
@@ -144,6 +147,7 @@ def record_dataset(
         state=state,
         skip_first_frames=skip_first_frames,
     )
+    check_env_id(env, env_options)  # before processes are started
     with lock_folder(out, "recording"):
         remove_folder_leftovers(out)
         _write_or_check_config(out, config)

@@ -86,7 +86,7 @@ def evaluate_world(
             a folder with other content.
     """
     check_positive(horizon=horizon, context=context, clips=clips, batch_size=batch_size, drift_starts=drift_starts)
-    check_not_negative(drift_seconds=drift_seconds)
+    check_not_negative(drift_seconds=drift_seconds, videos=videos, seed=seed)
     check_replaceable_folder(out, WORLD_REPORT_FILE, "report")
     # Errors in the files are raised before the work begins.
     lpips = None if lpips_weights is None else LPIPS(lpips_weights)

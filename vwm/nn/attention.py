@@ -11,6 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from vwm.core.checks import check_positive
 from vwm.nn.attention_kernels import KeyValueCache, dot_product_attention
 
 
@@ -62,6 +63,7 @@ class SpaceTimeAttention(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
+        check_positive(width=width, heads=heads)
         if width % heads or (width // heads) % 2:
             raise ValueError(f"heads={heads} must divide width={width} into heads of an even size")
         self.heads = heads

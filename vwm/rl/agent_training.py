@@ -12,6 +12,7 @@ from tqdm import tqdm
 from vwm.core.checks import check_positive
 from vwm.core.command_output import progress_bar
 from vwm.core.devices import allow_tf32, resolve_device
+from vwm.core.folder_lock import make_folder
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.envs.batched_envs import EnvSpec
 from vwm.rl.algorithm import Algorithm, StepMetrics, TrainingSetup
@@ -147,7 +148,7 @@ class AgentTraining:
     def set_up(self) -> None:
         """Prepare the algorithm for its next step, at its start or from the last checkpoint."""
         algorithm = self.algorithm
-        self.folder.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder.path)
         torch.manual_seed(self.seed)
         algorithm.set_up(self.setup)
         checkpoint = self.folder.last_checkpoint

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from vwm.core.atomic_files import atomic_write_text, remove_folder_leftovers
+from vwm.core.checks import check_positive
 from vwm.core.command_output import format_command, format_count, print_output, progress_bar
 from vwm.core.devices import resolve_device
 from vwm.core.folder_lock import lock_folder
@@ -60,6 +61,7 @@ def encode_shards(
     Raises:
         ValueError: ``out`` holds latents of another tokenizer or of other shards, or two shards have the same name.
     """
+    check_positive(chunk=chunk)
     paths = list_shards(data)
     names = [path.rsplit("/", 1)[-1] for path in paths]
     if len(set(names)) < len(names):

@@ -14,6 +14,7 @@ from torch import Tensor
 from vwm.core.atomic_files import atomic_folder
 from vwm.core.bundle_folder import BUNDLE_INDEX_FILE
 from vwm.core.capabilities import InfersActions
+from vwm.core.checks import check_positive
 from vwm.core.command_output import format_command, print_output
 from vwm.core.components import save_component
 from vwm.core.family import ExportSettings
@@ -69,6 +70,7 @@ def export_run(
         float16: store a simulator's weights in float16, which halves the size; they are loaded as float32.
         allow_packages: packages other than vwm whose code the run's config may name, and which are then imported.
     """
+    check_positive(starts=starts, context=context)
     module, config = load_trained_module(run, weights, allow_packages or ())
     family, source = find_family(module), _resolve_data(config, data)
     exported = family.export_networks(module, source, weights == "average")

@@ -6,8 +6,8 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 import yaml
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vwm.core.command_output import format_command, print_output
 from vwm.runs.config_files import compose_config_arguments
@@ -108,9 +109,11 @@ class FitCLI(LightningCLI):
 
 
 def find_cause(message: str) -> str:
-    """What a class said about its arguments, out of jsonargparse's message about an optional argument."""
-    found = re.search(r"Errors:\n  - (.*?)\n  - Expected a <class 'NoneType'>", message, re.DOTALL)
-    return found[1] if found else message
+    """What a class said about its arguments, out of jsonargparse's message about a union of types."""
+    items = re.split(r"\n\s*- ", "\n" + message.partition("Errors:\n")[2])
+    errors = [re.split(r"\n\s*(?:Subtypes|Errors|Given value)\b", item)[0] for item in items]
+    found = [error for error in errors if error.strip() and not re.match("Expected a |Does not validate", error)]
+    return "; ".join(found) or message
 
 
 def follow_torchrun(trainer: Any) -> None:
@@ -237,6 +240,20 @@ def fit_model(argv: list[str]) -> L.LightningModule:
     Returns:
         The trained module.
     """
+    with _name_wrong_settings():
+        return _fit_model(argv)
+
+
+@contextmanager
+def _name_wrong_settings() -> Iterator[None]:
+    """Turn what Lightning raises for settings of the trainer into ValueErrors, which commands print as a sentence."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
+
+
+def _fit_model(argv: list[str]) -> L.LightningModule:
     sys.argv = [sys.argv[0], "fit", *argv]  # with it Lightning starts the other ranks of this machine
     cli = parse_fit_config(argv)
     device = cli.trainer.strategy.root_device

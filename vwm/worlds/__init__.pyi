@@ -1,5 +1,6 @@
 from .bundle import load_simulator as load_simulator
 from .bundle import save_simulator as save_simulator
+from .bundle_settings import BundleSettings as BundleSettings
 from .context_sampler import ContextSampler as ContextSampler
 from .context_sampler import SimulatorContext as SimulatorContext
 from .ensemble import EnsembleSimulator as EnsembleSimulator

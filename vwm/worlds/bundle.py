@@ -13,31 +13,21 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from vwm.core.atomic_files import atomic_folder
-from vwm.core.bundle_folder import BUNDLE_INDEX_FILE, BundleError, find_bundle
+from vwm.core.bundle_folder import BUNDLE_INDEX_FILE, BundleError, check_no_outside_link, find_bundle
 from vwm.core.captured_steps import CUDAGraphs
 from vwm.core.components import ComponentError, load_component, public_module, resolve_network_class, save_component
 from vwm.core.devices import Precision, resolve_device, resolve_precision
 from vwm.core.network_base import DIFFUSERS_VERSION, ModelMixin
 from vwm.core.network_simulator import NetworkSimulator
-from vwm.core.simulator import MAX_CONTEXT_FRAMES
-from vwm.core.spaces import ActionSpace
 from vwm.core.version import VERSION
+from vwm.worlds.bundle_settings import read_bundle_settings
+from vwm.worlds.bundle_starts import load_starts, save_starts
 from vwm.worlds.families import UnknownFamilyError, find_simulator_class
 
-VECTOR_STARTS_FILE = "vectors.safetensors"
 MAX_INDEX_BYTES = 2**20
-MAX_STARTS = 1024
-MAX_START_PIXELS = 2**26
-"""Limits of the starting contexts of a bundle, and of the pixels of one of them."""
 
 
 def save_simulator(
@@ -77,7 +67,7 @@ def save_simulator(
             if network is not None:
                 save_component(network, temporary / name, float16)
         if simulator.starts is not None:
-            _save_starts(simulator.starts, temporary / "starts")
+            save_starts(simulator.starts, temporary)
         (temporary / "README.md").write_text(
             card or f"# {simulator.spec.title}\n\nA vwm world. {_usage_text(simulator, target.name)}\n"
         )
@@ -117,26 +107,25 @@ def load_simulator(
     for name in kind.NETWORK_NAMES:
         if networks[name] is None and name not in kind.OPTIONAL_NETWORKS:
             raise BundleError(f"{folder / BUNDLE_INDEX_FILE}: part {name!r} is missing")
-    try:
-        settings = index["settings"]
-        frames = int(settings["context_frames"])
-        if not 1 <= frames <= MAX_CONTEXT_FRAMES:
-            raise ValueError(f"context_frames must be 1 or more and at most {MAX_CONTEXT_FRAMES}, got {frames}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"{folder / BUNDLE_INDEX_FILE}: settings are not understood ({error!r})") from error
-    starts = _load_starts(folder / "starts", frames)
+    settings = read_bundle_settings(folder / BUNDLE_INDEX_FILE, index)
+    unknown = set(settings.sampling) - set(kind.SAMPLING_CLASS._fields)
+    if unknown:
+        raise BundleError(
+            f"{folder / BUNDLE_INDEX_FILE}: settings.sampling has no {sorted(unknown)[0]}; it has: "
+            f"{', '.join(kind.SAMPLING_CLASS._fields)}"
+        )
     try:
         simulator = kind(
             **networks,
-            actions=ActionSpace.from_json(settings["actions"]),
-            fps=float(settings["fps"]),
-            sampling=kind.SAMPLING_CLASS(**settings["sampling"]),
-            context_frames=frames,
-            title=str(settings["title"]),
-            starts=starts,
+            actions=settings.actions,
+            fps=settings.fps,
+            sampling=kind.SAMPLING_CLASS(**settings.sampling),
+            context_frames=settings.context_frames,
+            title=settings.title,
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"{folder / BUNDLE_INDEX_FILE}: settings are not understood ({error!r})") from error
+        raise BundleError(f"{folder / BUNDLE_INDEX_FILE}: settings: {error}") from error
+    simulator.starts = load_starts(folder, settings.context_frames, simulator.spec.context)
     device = resolve_device(device)
     dtype = resolve_precision(dtype, device) if isinstance(dtype, str) else dtype
     simulator = simulator.to(device, dtype)
@@ -147,6 +136,7 @@ def load_simulator(
 
 def _read_index(folder: Path) -> dict[str, Any]:
     file = folder / BUNDLE_INDEX_FILE
+    check_no_outside_link(file, folder)
     if file.stat().st_size > MAX_INDEX_BYTES:
         raise BundleError(f"{file}: {file.stat().st_size} bytes are too large for the index of a bundle")
     try:
@@ -176,57 +166,10 @@ def _load_network(folder: Path, name: str, spec: Any) -> ModelMixin | None:
     if not (isinstance(spec, list) and len(spec) == 2 and all(isinstance(s, str) for s in spec)):
         raise BundleError(f"{folder / BUNDLE_INDEX_FILE}: {name} must be [module, class], got {spec!r}")
     module, class_name = spec
+    check_no_outside_link(folder / name, folder)
     try:
         return load_component(
             folder / name, resolve_network_class(module, class_name, f"{folder / BUNDLE_INDEX_FILE}: {name}")
         )
     except ComponentError as error:
         raise BundleError(str(error)) from error
-
-
-def _save_starts(starts: Tensor, folder: Path) -> None:
-    """Write uint8 [n, t, h, w, 3] as n PNG strips with frames side by side, float32 [n, t, k] as one tensor."""
-    folder.mkdir()
-    if starts.ndim == 3:
-        save_file({"starts": starts.cpu().contiguous()}, folder / VECTOR_STARTS_FILE)
-        return
-    for i, clip in enumerate(starts.cpu().numpy()):
-        Image.fromarray(np.concatenate(list(clip), axis=1)).save(folder / f"{i:03d}.png", optimize=True)
-
-
-def _load_starts(folder: Path, frames: int) -> Tensor | None:
-    if (folder / VECTOR_STARTS_FILE).is_file():
-        try:
-            return load_file(folder / VECTOR_STARTS_FILE)["starts"]
-        except (KeyError, SafetensorError) as error:
-            raise BundleError(f"{folder / VECTOR_STARTS_FILE}: not contexts of vectors ({error!r})") from error
-    files = sorted(folder.glob("*.png"))
-    if not files:
-        return None
-    if len(files) > MAX_STARTS:
-        raise BundleError(f"{folder}: {len(files)} starting contexts are too many, at most {MAX_STARTS}")
-    strips = [_read_start(file) for file in files]
-    for file, strip in zip(files, strips, strict=True):
-        if strip.shape != strips[0].shape:
-            raise BundleError(f"{file}: {strip.shape[1]}x{strip.shape[0]} pixels, {files[0].name} has "
-                              f"{strips[0].shape[1]}x{strips[0].shape[0]}")  # fmt: skip
-        if frames < 1 or strip.shape[1] % frames:
-            raise BundleError(f"{file}: {strip.shape[1]} pixels wide, which {frames} frames do not divide")
-    return torch.from_numpy(np.stack([np.stack(np.split(strip, frames, axis=1)) for strip in strips]))
-
-
-def _read_start(file: Path) -> NDArray[np.uint8]:
-    """Read a PNG, uint8 [h, w, 3]. Raises BundleError for other files, links out of the folder and large pictures."""
-    if file.resolve().parent != file.parent.resolve() or not file.is_file():
-        raise BundleError(f"{file}: is no file in this folder (a link, or a folder)")
-    try:
-        with Image.open(file, formats=["PNG"]) as image:
-            if image.width * image.height > MAX_START_PIXELS:
-                raise BundleError(
-                    f"{file}: {image.width}x{image.height} pixels are too many, at most {MAX_START_PIXELS}"
-                )
-            return np.array(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        if isinstance(error, BundleError):
-            raise
-        raise BundleError(f"{file}: cannot be read as a PNG ({error})") from error

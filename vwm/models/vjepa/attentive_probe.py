@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vwm.core.checks import check_positive
 from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
 from vwm.models.vjepa.vit_block import VIT_INIT_STD, ViTBlock, ViTMLP, init_vit_weights
 from vwm.nn.linear import OneDNNLinear
@@ -29,6 +30,7 @@ class CrossAttention(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
+        check_positive(width=width, heads=heads)
         if width % heads:
             raise ValueError(f"heads={heads} must divide width={width}")
         self.heads = heads

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from vwm.core.checks import check_positive
 from vwm.nn.attention import rotary_angles
 
 PositionEncodingType = Literal["rope", "sincos"]
@@ -63,6 +64,7 @@ class PositionEncoding:
             object.__setattr__(self, "reference_grid", (int(rows), int(columns)))
         if self.kind not in get_args(PositionEncodingType):
             raise ValueError(f"positions={self.kind!r} must be one of {', '.join(get_args(PositionEncodingType))}")
+        check_positive(width=self.width, heads=self.heads)
         if self.width % self.heads:
             raise ValueError(f"heads={self.heads} must divide width={self.width}")
         channels = self.width // self.heads

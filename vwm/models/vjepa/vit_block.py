@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vwm.core.checks import check_positive
 from vwm.models.vjepa.position_encoding import RotaryTables, apply_rotary_tables
 from vwm.nn import attention_kernels
 from vwm.nn.linear import OneDNNLinear
@@ -32,6 +33,7 @@ class ViTSelfAttention(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
+        check_positive(width=width, heads=heads)
         if width % heads:
             raise ValueError(f"heads={heads} must divide width={width}")
         self.heads = heads
