@@ -16,6 +16,7 @@ from .attention import rotary_angles as rotary_angles
 from .attention_kernels import KeyValueCache as KeyValueCache
 from .attention_kernels import MovedQueries as MovedQueries
 from .attention_kernels import dot_product_attention as dot_product_attention
+from .attention_kernels import without_packing as without_packing
 from .attention_span import AttentionSpan as AttentionSpan
 from .attention_span import StreamedFrames as StreamedFrames
 from .block_linear import BlockLinear as BlockLinear
@@ -68,10 +69,12 @@ from .quantize import QuantizerOutput as QuantizerOutput
 from .quantize import code_counts as code_counts
 from .quantize import perplexity as perplexity
 from .recomputation import recompute_blocks as recompute_blocks
+from .recomputation import without_recomputation as without_recomputation
 from .space_time import SpaceTimeBlock as SpaceTimeBlock
 from .space_time import SpaceTimeTransformer as SpaceTimeTransformer
 from .space_time import TransformerState as TransformerState
 from .training_module import TrainingModule as TrainingModule
+from .training_module import batch_size as batch_size
 from .training_module import known_actions as known_actions
 from .training_module import shuffle_actions as shuffle_actions
 from .two_hot import SymexpTwoHot as SymexpTwoHot

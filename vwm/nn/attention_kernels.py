@@ -5,7 +5,8 @@ Legend: b batch, h query heads, g key heads, t queries, s keys, c channels of a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import torch
@@ -48,6 +49,18 @@ PACKED_KEYS_COMPILED = 8
 (H200); uncompiled, the formula launches many kernels, and packing pays for longer ones, too."""
 PACKED_TOKENS = 128
 """Tokens of a packed sequence."""
+_packs = True
+
+
+@contextmanager
+def without_packing() -> Iterator[None]:
+    """Use the fused kernel instead of packed sequences, most of whose products are masked: to count the useful ones."""
+    global _packs
+    before, _packs = _packs, False
+    try:
+        yield
+    finally:
+        _packs = before
 
 
 def choose_kernel(
@@ -68,7 +81,7 @@ def choose_kernel(
     """
     if device == "cpu" or only_formula or queries == 1:
         return "formula"
-    if same_mask and keys <= (PACKED_KEYS_COMPILED if compiling else PACKED_KEYS):
+    if _packs and same_mask and keys <= (PACKED_KEYS_COMPILED if compiling else PACKED_KEYS):
         return "packed"
     return "formula" if compiling and keys <= SHORT_KEYS else "fused"
 

@@ -143,6 +143,19 @@ class TrainingModule(L.LightningModule, ABC):
         tokenizer: VideoTokenizer | None = getattr(self, "tokenizer", None)
         return 1 if tokenizer is None else tokenizer.time_compression
 
+    @property
+    def tokens_per_latent(self) -> int:
+        """Tokens of a latent, by which the speed of a training is measured; 1 for a module without a tokenizer."""
+        tokenizer: VideoTokenizer | None = getattr(self, "tokenizer", None)
+        return 1 if tokenizer is None else tokenizer.tokens_per_frame
+
+    def count_tokens(self, batch: Any) -> int:
+        """Return the number of tokens of a batch."""
+        if batch.frames is None:
+            return batch_size(batch) * int(batch.latents.shape[1]) * self.tokens_per_latent
+        latents = 1 + (batch.frames.shape[1] - 1) // self.frames_per_latent
+        return batch_size(batch) * latents * self.tokens_per_latent
+
     def checks_values(self, data: Tensor) -> bool:
         """Whether to check all values of a batch: always on a CPU, and in the first step on an accelerator.
 

@@ -73,7 +73,8 @@ class FitCLI(LightningCLI):
         if self.config["trainer"]["enable_model_summary"] is None:
             kwargs["enable_model_summary"] = False  # one line says it: ``describe_training``
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks[:0] = [Throughput(), _ConfigWriter(self)]
+        self.throughput = Throughput()
+        trainer.callbacks[:0] = [self.throughput, _ConfigWriter(self)]
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = RunCheckpointIO()
         return trainer
@@ -270,6 +271,9 @@ def _fit_model(argv: list[str]) -> L.LightningModule:
             cli.open_metric_loggers()
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=start, weights_only=True)
     if cli.trainer.is_global_zero:
+        speed = cli.throughput.summary()
+        if speed is not None:
+            print(f"speed: {speed}")
         contents = f"the run after {cli.trainer.global_step} steps"
         print_output(run.last_checkpoint, contents, format_command("export", run.path, "-o", run.path / "bundle"))
     return cli.model

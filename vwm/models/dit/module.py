@@ -224,6 +224,11 @@ class DiTModule(TrainingModule):
             raise ValueError(f"latents of clips {clips} of the batch are not finite: encode the shards again")
         return latents
 
+    @property
+    def tokens_per_latent(self) -> int:
+        """See ``TrainingModule``: patches and registers of the network."""
+        return len(self.dynamics.places)
+
     def validation_losses(self, batch: ClipBatch, index: int) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``TrainingModule``: the loss, and how much higher it is with shuffled actions."""
         with self.fixed_randomness(index):  # equal noise for both

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -338,6 +339,11 @@ class ActionConditionedJEPAModule(TrainingModule):
     def frozen_networks(self) -> tuple[nn.Module, ...]:
         """See ``TrainingModule``: the encoder, if it was given as a folder."""
         return (self.encoder,) if self.encoder_frozen else ()
+
+    @property
+    def tokens_per_latent(self) -> int:
+        """See ``TrainingModule``: places of the dynamics' grid."""
+        return math.prod(self.dynamics.grid)
 
     def networks(self) -> dict[str, nn.Module]:
         """See ``TrainingModule.networks``."""

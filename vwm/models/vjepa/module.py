@@ -252,6 +252,10 @@ class VJEPAModule(TrainingModule):
             "(model.mask_samplers), or add model.regularizer (VarianceCovarianceRegularizer, SIGReg)."
         )
 
+    def count_tokens(self, batch: ClipBatch) -> int:
+        """See ``TrainingModule``: tokens of whole clips, of which the encoder reads a part."""
+        return len(batch.frames) * self.encoder.num_tokens(batch.frames.shape[1])
+
     def networks(self) -> dict[str, nn.Module]:
         """See ``TrainingModule.networks``."""
         networks: dict[str, nn.Module] = {"encoder": self.encoder, "predictor": self.predictor}
