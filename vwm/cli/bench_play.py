@@ -58,10 +58,10 @@ def benchmark_play(
         simulator = _load(bundle, device, dtype, accelerate, sampling_steps)
         family = find_family(simulator)
         window = family.window(simulator)
-        context = _benchmark_context(simulator, batch)
+        context = benchmark_context(simulator, batch)
 
         def actions(number: int) -> Tensor:
-            return _benchmark_actions(simulator, batch, number)
+            return benchmark_actions(simulator, batch, number)
 
         _print_play_settings(simulator, context, window)
         if dtype != torch.float32 or simulator.captured_steps is not None:
@@ -187,16 +187,16 @@ def _time_cache(comparison: CacheComparison, steps: int, device: torch.device) -
     return times
 
 
-def _benchmark_context(simulator: NetworkSimulator, batch: int) -> Tensor:
+def benchmark_context(simulator: NetworkSimulator, batch: int) -> Tensor:
     """Return one observation for each simulation to start from, of the bundle's starts or noise: [b, 1, ...]."""
     starts, space = simulator.starts, simulator.spec.context
     if starts is None:
-        noise = torch.rand(1, 1, *space.shape)
+        noise = torch.rand(1, 1, *space.shape, generator=torch.Generator().manual_seed(0))
         starts = noise if space.is_vector else (noise * 256).to(space.dtype)
     return starts[torch.arange(batch) % len(starts)][:, :1]
 
 
-def _benchmark_actions(simulator: NetworkSimulator, batch: int, number: int) -> Tensor:
+def benchmark_actions(simulator: NetworkSimulator, batch: int, number: int) -> Tensor:
     """Return actions that differ from frame to frame, int64 [b] or float [b, size]."""
     seed, space = fold_in(torch.arange(batch, device=simulator.device), number), simulator.spec.actions
     if space.is_discrete:
