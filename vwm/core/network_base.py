@@ -1,8 +1,9 @@
 """diffusers' base classes of networks, imported without the packages that they do not use.
 
-``import diffusers`` imports torch's compiler for a decorator of its own layers, and transformers for the type of an
-option, if it is installed: together 1.8 of the 4.6 s of CPU time after which ``vwm play`` showed its first frame.
-diffusers works without both, so they are hidden from it while it is imported. Other code imports them as always.
+``import diffusers`` imports torch's compiler for a decorator of its own layers, and transformers and torchao for the
+types of options, if they are installed: the first two took 1.8 of the 4.6 s of CPU time after which ``vwm play`` showed
+its first frame. diffusers works without all three, so they are hidden from it while it is imported.
+Other code imports them as always.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def _hidden_modules(*names: str) -> Iterator[None]:
             del sys.modules[name]
 
 
-with _hidden_modules("torch._dynamo", "transformers"):
+with _hidden_modules("torch._dynamo", "transformers", "torchao"):
     import diffusers
     from diffusers import ConfigMixin, ModelMixin
     from diffusers.configuration_utils import register_to_config
