@@ -140,6 +140,7 @@ def test_signatures_follow_inheritance_and_dataclasses() -> None:
         ("latent_dynamics/mdn_rnn_cartpole", "vae/cartpole_frame", "runs/world_models_cartpole/vae"),
         ("dit/boxing_play", "dit/boxing_small", "runs/boxing_small/dit"),
         ("vjepa/vjepa2_vitl16_cooldown", "vjepa/vjepa2_vitl16", "runs/vjepa2_vitl16"),
+        ("agents/dreamer_v3_coinrun_world", "genie/coinrun_finetune", "runs/coinrun_finetune/genie"),
         ("agents/world_models_cartpole", "latent_dynamics/mdn_rnn_cartpole", "runs/world_models_cartpole/mdn_rnn"),
     ],
 )

@@ -35,6 +35,17 @@ def test_every_agent_config_is_accepted(name):
     assert config.algorithm.class_path == settings["algorithm"]["class_path"] and str(config.run).startswith("runs/")
 
 
+def test_an_agent_in_a_world_and_its_reference_differ_in_their_environment_alone():
+    """Otherwise ``vwm agent compare`` refuses them, or compares two agents."""
+    world, real = (load_config(CONFIGS / "agents" / f"dreamer_v3_coinrun_{name}.yaml") for name in ("world", "plain"))
+    assert world.pop("run") != real.pop("run")
+    envs = [settings["algorithm"]["init_args"].pop("env") for settings in (world, real)]
+    assert world == real and [env["class_path"].rpartition(".")[2] for env in envs] == [
+        "SimulatedEnvSpec",
+        "GymnasiumEnvSpec",
+    ]
+
+
 @pytest.mark.parametrize(("name", "millions"), [("dit/oasis_600m.yaml", 600), ("dit/dreamer4_1b.yaml", 1000)])
 def test_large_networks_have_the_number_of_parameters_in_their_name(name, millions):
     settings = load_config(CONFIGS / name)["model"]["init_args"]["dynamics"]["init_args"]

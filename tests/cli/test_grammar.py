@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from vwm.cli.commands import COMMANDS
+from vwm.cli.config_help import config_help
 from vwm.cli.main import main
 from vwm.cli.parser import UsageError, make_command_parser
 from vwm.cli.signatures import CommandParameter, CommandSignature, group_arguments, read_signature
 from vwm.eval.goal_evaluation import GoalObjectiveConfig, GoalPlannerConfig, GoalTaskConfig, evaluate_planner
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 FUNCTIONS = {name: command for name, command in COMMANDS.items() if not command.parses_arguments}
 
 
@@ -116,6 +118,7 @@ def test_a_usage_error_names_option_value_and_remedy(argv, message):
         (["play", "coinrum"], "coinrum is no bundle: there is no such folder (did you mean coinrun?)"),
         (["eval", "coinrun", "nowhere", "--horizn", "3"], "no option --horizn (did you mean --horizon?)"),
         (["eval", "coinrun", "datta"], "no shards at datta: there is no such file or folder (did you mean data?)"),
+        (["ingest", "dta", "out"], "dta: there is no such folder (did you mean data?); give a folder of videos"),
         (["export", "runs/on"], "runs/on is no finished run: there is no such folder (did you mean runs/one?)"),
     ],
 )
@@ -126,6 +129,25 @@ def test_a_mistyped_name_gets_a_suggestion(argv, message, tmp_path, monkeypatch,
     with pytest.raises(SystemExit):
         main(argv)
     assert message in capsys.readouterr().err
+
+
+def test_the_first_steps_of_the_help_are_those_of_the_readme(capsys):
+    main(["--help"])
+    steps = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  vwm ")]
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert [step.split()[1] for step in steps] == ["ingest", "fit", "export", "fit", "export", "play"]
+    assert all(f"\n    {step}" in readme for step in steps)
+
+
+@pytest.mark.parametrize("command", ["fit", "agent train"])
+def test_the_help_of_trainings_says_what_each_config_is_for(command):
+    listed = config_help(command).partition("configs:\n")[2].partition("\n\n")[0].splitlines()
+    for line in listed:
+        name, _, summary = line.strip().partition(" ")
+        assert (CONFIGS / f"{name}.yaml").is_file() and len(line) <= 130
+        assert len(summary.split()) >= 2 and "arXiv" not in summary
+    texts = " ".join(listed)
+    assert len(listed) > 20 and ("BigFish" in texts or "TD-MPC2 on Pendulum-v1, small enough" in texts)
 
 
 def test_help_and_usage_errors_do_not_import_torch():

@@ -245,7 +245,7 @@ def test_bad_videos_are_reported_and_good_ones_kept(tmp_path: Path, capsys: pyte
 
 
 def test_nothing_readable_or_nothing_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is not a folder"):
+    with pytest.raises(ValueError, match="there is no such folder; give a folder of videos"):
         ingest_videos(tmp_path / "in", tmp_path / "out", workers=0)
     (tmp_path / "in").mkdir()
     with pytest.raises(ValueError, match="has no videos"):

@@ -74,5 +74,5 @@ def test_probing_a_folder_without_a_model_is_an_error(
     )
     with pytest.raises(SystemExit) as stop:
         main(["probe", "nowhere", "data"])
-    assert stop.value.code == 1 and "holds nothing to probe" in capsys.readouterr().err
+    assert stop.value.code == 1 and "nowhere holds nothing to probe: neither" in capsys.readouterr().err
     assert not (tmp_path / "probe").exists()

@@ -22,7 +22,7 @@ class CLICommand(NamedTuple):
 COMMANDS = {
     "record": CLICommand(
         "vwm.envs.recording:record_dataset",
-        "record an environment into shards",
+        "play a game by random or simple rules, and record it as training data (shards)",
         (
             "vwm record procgen:coinrun data/coinrun --frames 50000",
             "vwm record ALE/Pong-v5 data/pong --policy sticky --frame-skip 4",
@@ -31,7 +31,7 @@ COMMANDS = {
     ),
     "ingest": CLICommand(
         "vwm.data.ingest:ingest_videos",
-        "turn a folder of videos into shards",
+        "turn a folder of videos into training data (shards)",
         ("vwm ingest my_videos data/mine --size 64 --fps 15",),
     ),
     "inspect": CLICommand(
@@ -41,7 +41,7 @@ COMMANDS = {
     ),
     "encode": CLICommand(
         "vwm.tokenizers.shard_encoding:encode_shards",
-        "write shards with latents in addition to the video",
+        "write shards with the latents of a tokenizer, which trainings then need not compute",
         ("vwm encode data/coinrun --tokenizer runs/bundle -o data/coinrun_tokens",),
     ),
     "fit": CLICommand(
@@ -56,12 +56,12 @@ COMMANDS = {
     ),
     "export": CLICommand(
         "vwm.train.export:export_run",
-        "make a bundle of a training run",
+        "make a bundle of a training's run: what play, eval and agents open",
         ("vwm export runs/genie -o runs/bundle --data data/coinrun",),
     ),
     "play": CLICommand(
         "vwm.play.server:play_world",
-        "play a bundle in the browser",
+        "play a world in the browser",
         ("vwm play coinrun", "vwm play carracing", "vwm play runs/bundle --port 8080 --host 0.0.0.0"),
     ),
     "eval": CLICommand(

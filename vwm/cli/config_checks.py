@@ -304,6 +304,9 @@ def _check_folders(config: Mapping[str, Any], own_data: str | None) -> None:
         for name in ("path", "data"):
             if isinstance(arguments.get(name), str):
                 check_data(arguments[name])
+        env = _init_args(arguments, "env")  # of an agent: a world takes the place of an environment
+        if isinstance(env.get("bundle"), str):
+            check_folder_or_bundle(f"{section}.env.bundle", env["bundle"], own_data)
 
 
 def _init_args(config: Mapping[str, Any], section: str) -> Mapping[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vwm.cli.commands import COMMANDS
-from vwm.cli.configs import config_names
+from vwm.cli.configs import config_names, config_summary
 from vwm.cli.signatures import SHARED_HELP
 
 COMMON_OPTIONS = {
@@ -55,7 +55,7 @@ def config_help(command: str) -> str:
             *(f"  {option:<{width}}  {text}" for option, text in options.items()),
             "",
             "configs:",
-            *(f"  {name}" for name in names),
+            *(f"  {name:<{max(map(len, names))}}  {config_summary(name)}" for name in names),
             "",
             "examples:",
             *(f"  {example}" for example in COMMANDS[command].examples),

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
+from itertools import takewhile
 from pathlib import Path
 
+SUMMARY_WIDTH = 88
+"""Largest number of characters of a config's summary."""
 _PACKAGE = Path(__file__).resolve().parents[1]
 _INSTALLED_CONFIGS = _PACKAGE / "configs"
 _CHECKOUT_CONFIGS = _PACKAGE.parent / "configs"
@@ -30,6 +35,14 @@ def config_names() -> list[str]:
     """Names of the shipped configs without their suffix, such as ``tokenizer/coinrun_small``."""
     folder = _config_folder()
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def config_summary(name: str) -> str:
+    """What a shipped config is for: the beginning of the comment that it starts with, without references."""
+    lines = Path(config_path(f"{name}.yaml")).read_text().splitlines()
+    comment = " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
+    sentence = re.split(r"[.:;](?: |$)", re.sub(r" \([^)]*(arXiv|configs/)[^)]*\)", "", comment))[0]
+    return textwrap.shorten(sentence, SUMMARY_WIDTH, placeholder=" ...")
 
 
 def _config_folder() -> Path:

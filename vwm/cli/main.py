@@ -10,6 +10,23 @@ from typing import Any
 
 from vwm.cli.commands import COMMANDS, CLICommand
 
+FIRST_STEPS = """\
+from videos to a world:
+  vwm ingest my_videos data/mine --size 64 --fps 15
+  vwm fit -c tokenizer/coinrun_small --data data/mine --run runs/mine/tokenizer
+  vwm export runs/mine/tokenizer -o runs/mine/bundle
+  vwm fit -c genie/coinrun_small --data data/mine --tokenizer runs/mine/bundle --run runs/mine/genie
+  vwm export runs/mine/genie -o runs/mine/world
+  vwm play runs/mine/world
+
+words:
+  shards     tar files of recorded episodes in a folder, from which trainings read
+  config     a YAML file with the settings of a training; vwm fit --help lists those that come with vwm
+  run        the folder of a training: settings, checkpoints, metrics
+  tokenizer  a network that turns frames into few numbers, the latents, and back
+  bundle     the folder of a trained model, as vwm export makes it; some come with vwm: coinrun, carracing, boxing
+  world      a bundle that predicts the frames that follow an action"""
+
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command that the arguments name."""
@@ -20,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     # Environments render into arrays, but pygame looks for a display without this.
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     if not argv or argv[0] in ("-h", "--help"):
-        print(_command_overview(COMMANDS))
+        print(f"{_command_overview(COMMANDS)}\n\n{FIRST_STEPS}")
         return
     if argv[0] == "--version":
         import vwm

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from vwm.core.atomic_files import atomic_write_text
+from vwm.core.suggestions import suggest_sibling
 from vwm.data.action_files import action_file_paths
 from vwm.data.shard_index import is_shard_complete
 from vwm.data.video_formats import VIDEO_EXTENSIONS
@@ -70,7 +71,8 @@ def find_videos(folder: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
         ValueError: the folder does not exist or has no videos.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder}: is not a folder")
+        reason = "is not a folder" if folder.exists() else f"there is no such folder{suggest_sibling(folder)}"
+        raise ValueError(f"{folder}: {reason}; give a folder of videos")
     found: dict[str, list[int]] = {}
     unreadable: dict[str, str] = {}
     for path in sorted(_walk_files(folder, unreadable)):

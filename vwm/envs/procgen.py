@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vwm.core.spaces import ObservationSpace
+from vwm.core.suggestions import suggest
 from vwm.envs import procgen_state
 from vwm.envs.action_spec import EnvActionSpec
 from vwm.envs.env_ids import MAX_ENV_SEED
@@ -186,7 +187,7 @@ def check_procgen_game(game: str) -> None:
     """Raise ValueError where there is no such game, ImportError where Procgen is not installed."""
     _, games = _import_procgen()
     if game not in games:
-        raise ValueError(f"procgen:{game}: there is no such game, only {', '.join(games)}")
+        raise ValueError(f"procgen:{game}: there is no such game{suggest(game, games)}, only {', '.join(games)}")
 
 
 def open_procgen(game: str, copies: int, options: Mapping[str, Any]) -> Any:

@@ -13,9 +13,10 @@ from math import log, prod
 from einops import rearrange
 from torch import Tensor
 
-from vwm.core.bundle_folder import BUNDLE_INDEX_FILE, BundleError, find_folder
+from vwm.core.bundle_folder import BUNDLE_INDEX_FILE, BundleError, find_folder, shipped_bundles
 from vwm.core.components import COMPONENT_CONFIG_FILE
 from vwm.core.feature_extractor import FeatureExtractor
+from vwm.core.suggestions import suggest_sibling
 from vwm.worlds.bundle import load_simulator
 from vwm.worlds.families import find_family, world_families
 
@@ -81,9 +82,10 @@ def load_feature_extractor(
     except BundleError as error:
         if (folder / BUNDLE_INDEX_FILE).is_file():
             raise
+        close = suggest_sibling(folder, shipped_bundles())
         raise ValueError(
-            f"{folder} holds nothing to probe: neither a V-JEPA bundle (encoder/{COMPONENT_CONFIG_FILE}), nor a world "
-            f"({BUNDLE_INDEX_FILE}), nor a tokenizer ({COMPONENT_CONFIG_FILE}). Make one from a training run: "
+            f"{folder} holds nothing to probe{close}: neither a V-JEPA bundle (encoder/{COMPONENT_CONFIG_FILE}), nor a "
+            f"world ({BUNDLE_INDEX_FILE}), nor a tokenizer ({COMPONENT_CONFIG_FILE}). Make one from a training run: "
             f"vwm export RUN -o {folder}"
         ) from error
     return find_family(simulator).feature_extractor(simulator, layer)
