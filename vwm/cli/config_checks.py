@@ -24,7 +24,7 @@ from vwm.cli.class_signatures import (
 )
 from vwm.cli.config_arguments import SHORT_NAMES
 from vwm.cli.parser import UsageError
-from vwm.cli.setting_ranges import check_setting_range
+from vwm.cli.setting_ranges import check_setting_choice, check_setting_range
 from vwm.core.suggestions import suggest
 from vwm.runs.config_files import load_config, merge_configs, split_config_files
 
@@ -82,6 +82,7 @@ def _check_command(command: str, config: Mapping[str, Any], files: Sequence[str]
 def _check_ranges(value: Any, key: str = "") -> Iterator[str]:
     """Check all numbers of a config; see ``setting_ranges``."""
     if not isinstance(value, dict):
+        yield from check_setting_choice(key, value)
         yield from check_setting_range(key, value)
         return
     for name, below in value.items():

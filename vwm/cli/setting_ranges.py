@@ -90,19 +90,23 @@ CHOICES = {
     ),
     "precision": "32-true bf16-mixed",
 }
-"""Allowed texts by the whole key: those of arguments whose types other packages define."""
+"""Allowed texts by the whole key of a config: those of arguments whose types other packages define."""
 
 
-def check_setting_range(key: str, value: Any) -> Iterator[str]:
-    """Yield what is wrong with a number or a choice; nothing for a value without a range.
-
-    Args:
-        key: dotted, such as ``model.optimizer.lr``.
-        value: of any type; only numbers and choices are checked, since types are checked elsewhere.
-    """
+def check_setting_choice(key: str, value: Any) -> Iterator[str]:
+    """Yield what is wrong with a text of a config; nothing for a key without choices."""
     choices = CHOICES.get(key, "").split()
     if choices and value is not None and str(value) not in choices:
         yield f"{key}: {value!r} must be one of {', '.join(choices)}"
+
+
+def check_setting_range(key: str, value: Any) -> Iterator[str]:
+    """Yield what is wrong with a number of a config or of an option; nothing for a value without a range.
+
+    Args:
+        key: dotted, such as ``model.optimizer.lr``.
+        value: of any type; only numbers are checked, since types are checked elsewhere.
+    """
     allowed = SECTION_RANGES.get(key) or SETTING_RANGES.get(key.rpartition(".")[2])
     if allowed is None or isinstance(value, bool):
         return
