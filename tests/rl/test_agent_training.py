@@ -62,11 +62,12 @@ class SmallDQN(Agent):
 
 def make_training(
     run: Path, env: str = "CartPole-v1", agent=SmallDQN, disk: bool = False, updates: float = 0.5, every: int = 120,
-    episodes: int = 3, num_envs: int = 2, **settings,
+    episodes: int = 3, num_envs: int = 2, workers: int = 0, memory: str = "host", **settings,
 ) -> AgentTraining:  # fmt: skip
     learning = OnlineLearning(
         GymnasiumEnvSpec(env, time_limit=None if env == "CartPole-v1" else 20), agent, num_envs=num_envs, prefill=40,
-        updates_per_decision=updates, replay_capacity=150, replay_on_disk=disk,
+        updates_per_decision=updates, replay_capacity=150, replay_on_disk=disk, env_workers=workers,
+        replay_memory=memory,
     )  # fmt: skip
     evaluation = EvaluationConfig(every=every, episodes=episodes, video=False)
     defaults = {"steps": 240, "checkpoint_every": 80, "log_every": 10}
@@ -84,17 +85,22 @@ def read_columns(path: Path, *excluded: str) -> list[list[str]]:
 
 
 @pytest.mark.usefixtures("no_curves")
-@pytest.mark.parametrize(("disk", "interrupted_at"), [(False, 160), (True, 80)])
-def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path: Path, disk: bool, interrupted_at: int) -> None:
+@pytest.mark.parametrize(
+    ("interrupted_at", "how"),
+    [(160, {}), (80, {"disk": True, "workers": 2}), (80, {"memory": "device"})],
+    ids=["memory", "disk and workers", "device"],
+)
+def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path: Path, interrupted_at: int, how: dict) -> None:
+    """Neither where replay lies nor which process steps the environments changes a result."""
     make_training(tmp_path / "uninterrupted").run()
-    make_training(tmp_path / "interrupted", steps=interrupted_at, disk=disk).run()
+    make_training(tmp_path / "interrupted", steps=interrupted_at, **how).run()
     # What a run writes after its last checkpoint, before it is killed, must leave no trace.
     with (tmp_path / "interrupted" / "metrics" / "episodes.csv").open("a") as file:
         file.write(f"{interrupted_at + 2},9,9\r\n")
     (
         tmp_path / "interrupted" / "checkpoints" / "replay" / f"{interrupted_at // 2:012d}-{interrupted_at:012d}.npz"
     ).touch()
-    make_training(tmp_path / "interrupted", disk=disk).run()
+    make_training(tmp_path / "interrupted", **how).run()
     uninterrupted, interrupted = (
         load_policy_weights(tmp_path / "uninterrupted"),
         load_policy_weights(tmp_path / "interrupted"),
@@ -183,7 +189,7 @@ def test_loading_from_a_running_training_changes_no_file(tmp_path: Path, disk: b
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     saved = load_policy_weights(folder)
     assert all(torch.equal(saved[name], value) for name, value in agent.state_dict().items())
-    assert np.array_equal(replay.storage["observation"][:, :40], learning.replay.storage["observation"][:, :40])
+    assert np.array_equal(*(kept.fields["observation"].dump(np.arange(40)) for kept in (replay, learning.replay)))
     learning.close()
 
 

@@ -110,7 +110,7 @@ def test_a_loaded_replay_equals_the_saved_one(stops: tuple[int, ...], tmp_path: 
     loaded.load(tmp_path, state)
     stored = np.arange(max(0, start - 20), start) % 20
     assert all(
-        np.array_equal(replay.storage[name][:, stored], loaded.storage[name][:, stored]) for name in replay.storage
+        np.array_equal(replay.fields[name].dump(stored), loaded.fields[name].dump(stored)) for name in replay.fields
     )
     fill(replay, start, start + 3)
     fill(loaded, start, start + 3)
@@ -133,3 +133,24 @@ def test_rejects_a_too_small_capacity_and_too_long_samples() -> None:
         make_replay(capacity=2)
     with pytest.raises(ValueError, match="0 time steps per environment, fewer than length=4"):
         make_replay().sample(1, 4)
+
+
+def test_replay_on_a_device_gives_the_samples_of_host_memory_also_from_its_files(tmp_path: Path) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    host, on_device = (ReplayBuffer(60, NUM_ENVS, SPACES, EXTRAS, seed=1, device=where) for where in (None, device))
+    for start, end in ((0, 13), (13, 31)):
+        for number, replay in enumerate((host, on_device)):
+            fill(replay, start, end)
+            batch = replay.sample(40, 5, single_episode=True)
+            value = torch.arange(200.0).view(40, 5)  # some time steps are drawn twice, and the last value counts
+            replay.update_extras(batch.indices, {"value": value.to(batch.extras["value"].device)})
+            state = replay.save(tmp_path / str(number))
+        loaded = ReplayBuffer(60, NUM_ENVS, SPACES, EXTRAS, device=device)
+        loaded.load(tmp_path / "0", state)
+        host.generator.bit_generator.state = state["generator"]
+        samples = [replay.sample(50, 4) for replay in (host, on_device, loaded)]
+        assert samples[1].observation.device.type == samples[1].extras["value"].device.type == device.type
+        for other in samples[1:]:
+            assert torch.equal(samples[0].observation, other.observation.cpu())
+            assert torch.equal(samples[0].extras["value"], other.extras["value"].cpu())
+            assert torch.equal(samples[0].indices, other.indices) and torch.equal(samples[0].reward, other.reward)

@@ -33,6 +33,7 @@ from .state_readers import StateReader as StateReader
 from .time_step import EnvSpaces as EnvSpaces
 from .time_step import TimeStep as TimeStep
 from .two_rooms import TwoRoomsEnv as TwoRoomsEnv
+from .worker_envs import WorkerEnvs as WorkerEnvs
 from .wrapped_env import EnvOutcome as EnvOutcome
 from .wrapped_env import WrappedEnv as WrappedEnv
 from .wrapped_env import resize_frame as resize_frame

@@ -49,6 +49,14 @@ class BatchedEnv(ABC):
     def step(self, action: Tensor) -> TimeStep:
         """Take actions of ``spaces.actions``, int64 [count] or float32 [count, a]."""
 
+    def begin_step(self, action: Tensor) -> None:
+        """Begin ``step``, whose time step ``end_step`` returns; where they have processes of their own, it goes on."""
+        self._begun = self.step(action)
+
+    def end_step(self) -> TimeStep:
+        """Return the time step of the step that was begun."""
+        return self._begun
+
     @abstractmethod
     def close(self) -> None:
         """Release what the environments hold."""
@@ -136,15 +144,21 @@ class GymnasiumEnvSpec(EnvSpec):
 class GymnasiumBatchedEnv(BatchedEnv):
     """Copies of a Gymnasium environment, stepped one after the other; made by ``GymnasiumEnvSpec.open``.
 
+    Args:
+        spec, count, seed, renderable: see ``EnvSpec.open``.
+        first: number of the first copy, where these are some of several.
+
     Raises:
         ImportError, ValueError: see ``WrappedEnv``, and ``ActionSpace.enumerated``.
     """
 
-    def __init__(self, spec: GymnasiumEnvSpec, count: int, seed: int, renderable: bool = False) -> None:
+    def __init__(self, spec: GymnasiumEnvSpec, count: int, seed: int, renderable: bool = False, first: int = 0) -> None:
         if count < 1:
             raise ValueError(f"{spec.env}: there must be 1 environment or more, got {count}")
         self.count = count
-        self.copies = [_EpisodicEnv(spec, seed, index, renderable and index == 0) for index in range(count)]
+        self.copies = [
+            _EpisodicEnv(spec, seed, index, renderable and index == 0) for index in range(first, first + count)
+        ]
         env = self.copies[0].env
         self.actions = env.actions.space
         self.enumerates = spec.enumerate_actions

@@ -23,3 +23,6 @@ from .optimizer_step import clip_and_step as clip_and_step
 from .optimizer_step import require_finite as require_finite
 from .optimizer_step import run_update as run_update
 from .replay_buffer import ReplayBuffer as ReplayBuffer
+from .replay_storage import DeviceField as DeviceField
+from .replay_storage import HostField as HostField
+from .replay_storage import ReplayField as ReplayField

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,13 +16,18 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unfl
 from vwm.core.captured_steps import make_capture_backend
 from vwm.core.checks import check_positive
 from vwm.core.network_simulator import NetworkSimulator
-from vwm.envs.batched_envs import BatchedEnv, EnvSpec
+from vwm.envs.batched_envs import BatchedEnv, EnvSpec, GymnasiumEnvSpec
 from vwm.envs.time_step import EnvSpaces, TimeStep
+from vwm.envs.worker_envs import WorkerEnvs
 from vwm.nn.fused_adam import fuse_adam_on_cuda
 from vwm.rl.agent import Agent, PolicyCarry, ReplayBatch
 from vwm.rl.algorithm import Algorithm, StepMetrics, TrainingSetup
 from vwm.rl.evaluation import sample_random_actions, time_step_to_device
 from vwm.rl.replay_buffer import ReplayBuffer
+from vwm.rl.replay_storage import bytes_of_field
+
+DEVICE_MEMORY_SHARE = 0.4
+"""Largest share of a device's free memory that replay takes by itself; the rest is for networks and their updates."""
 
 
 class OnlineLearning(Algorithm):
@@ -38,6 +44,11 @@ class OnlineLearning(Algorithm):
         updates_per_decision: the replay ratio divided by batch size times length.
         replay_capacity: time steps that the replay buffer holds.
         replay_on_disk: keep the replay buffer in files rather than in memory.
+        replay_memory: where observations and extras are kept and read: ``host``; ``device``, the agent's; ``auto``
+            takes the device where it is a GPU, observations are images, and they need at most ``DEVICE_MEMORY_SHARE``
+            of its free memory. Results do not depend on it.
+        env_workers: processes that step the environments while the agent learns, at most one for each; 0 steps them in
+            this process. ``auto`` takes them where the agent learns on a GPU. Results do not depend on it.
 
     Raises:
         ValueError: a count is out of range.
@@ -55,8 +66,14 @@ class OnlineLearning(Algorithm):
         updates_per_decision: float = 1.0,
         replay_capacity: int = 1_000_000,
         replay_on_disk: bool = False,
+        replay_memory: Literal["auto", "host", "device"] = "auto",
+        env_workers: int | Literal["auto"] = "auto",
     ) -> None:
         check_positive(num_envs=num_envs, replay_capacity=replay_capacity)
+        if env_workers != "auto" and env_workers < 0:
+            raise ValueError(f"env_workers must be 0 or more, or auto, got {env_workers}")
+        if replay_on_disk and replay_memory == "device":
+            raise ValueError("replay_on_disk keeps the replay buffer in files: set replay_memory=host, or auto")
         if prefill < 0 or pretrain_updates < 0 or updates_per_decision < 0:
             raise ValueError(
                 f"prefill, pretrain_updates and updates_per_decision must be 0 or more, got {prefill}, "
@@ -70,16 +87,19 @@ class OnlineLearning(Algorithm):
         self.updates_per_decision = updates_per_decision
         self.replay_capacity = replay_capacity
         self.replay_on_disk = replay_on_disk
+        self.replay_memory = replay_memory
+        self.env_workers = env_workers
 
     def set_up(self, setup: TrainingSetup) -> None:
         """See ``Algorithm.set_up``."""
         self.setup = setup
-        self.envs: BatchedEnv = self.env.open(self.num_envs, setup.seed)
+        self.envs: BatchedEnv = self._open_envs(setup)
         self.policy: Agent = self.make_agent(self.envs.spaces).to(setup.device)
         fuse_adam_on_cuda(*self.policy.optimizers().values())
         self._accelerate()
         self._check_batch_length(setup.steps)
-        self.replay = self._make_replay(self.policy, setup, setup.folder.path / "replay_scratch")
+        scratch, device = setup.folder.path / "replay_scratch", self._replay_device(self.policy)
+        self.replay = self._make_replay(self.policy, setup, scratch, device)
         self.carry: PolicyCarry = self.policy.init_carry(self.num_envs)
         self.time_step: TimeStep | None = None
         self.progress = 0
@@ -101,7 +121,10 @@ class OnlineLearning(Algorithm):
 
     def step(self) -> StepMetrics:
         """Take one decision in every environment, then make the updates that are due."""
-        return {"episodes": self._act(), "updates": self._learn()}
+        self._act()
+        updates = self._learn()
+        self.time_step = self.envs.end_step()
+        return {"episodes": self._ended_episodes(self.time_step), "updates": updates}
 
     def state_dict(self) -> dict[str, Any]:
         """See ``Algorithm.state_dict``; the replay buffer is written to files, of which only new ones."""
@@ -174,8 +197,8 @@ class OnlineLearning(Algorithm):
         return replay
 
     @torch.no_grad()
-    def _act(self) -> list[Mapping[str, float]]:
-        """Take one decision in every environment; return the episodes that ended."""
+    def _act(self) -> None:
+        """Take one decision in every environment; what follows does not depend on when its result is there."""
         current = self.envs.reset() if self.time_step is None else self.time_step
         on_device = time_step_to_device(current, self.policy.device)
         if self.progress < self.prefill:
@@ -186,9 +209,8 @@ class OnlineLearning(Algorithm):
         action = output.action.cpu()
         self.carry = output.carry
         self.replay.add(current, action, output.extras)
-        self.time_step = self.envs.step(action)
+        self.envs.begin_step(action)
         self.progress += self.num_envs
-        return self._ended_episodes(self.time_step)
 
     def _ended_episodes(self, step: TimeStep) -> list[Mapping[str, float]]:
         self.returns = torch.where(step.is_first, 0, self.returns) + step.reward
@@ -219,6 +241,14 @@ class OnlineLearning(Algorithm):
             self.replay.update_extras(output.indices, extras)
         return {**output.logs, "seconds": time.perf_counter() - began}
 
+    def _open_envs(self, setup: TrainingSetup) -> BatchedEnv:
+        on_gpu = setup.device.type == "cuda"
+        automatic = max(1, (os.cpu_count() or 2) - 1) if on_gpu else 0
+        workers = automatic if self.env_workers == "auto" else self.env_workers
+        if workers and isinstance(self.env, GymnasiumEnvSpec):
+            return WorkerEnvs(self.env, self.num_envs, setup.seed, min(workers, self.num_envs))
+        return self.env.open(self.num_envs, setup.seed)
+
     def _accelerate(self) -> None:
         """Capture acting and updates where that is wanted; loading changes what optimizers hold."""
         self.policy.accelerate(make_capture_backend(self.setup.accelerate, self.setup.device))
@@ -230,9 +260,23 @@ class OnlineLearning(Algorithm):
             self.pretrain_updates + int(self.setup.steps * self.updates_per_decision - prefilled)
         )
 
-    def _make_replay(self, agent: Agent, setup: TrainingSetup, scratch_folder: Path) -> ReplayBuffer:
+    def _make_replay(
+        self, agent: Agent, setup: TrainingSetup, scratch_folder: Path, device: torch.device | None = None
+    ) -> ReplayBuffer:
         folder = scratch_folder if self.replay_on_disk else None
-        return ReplayBuffer(self.replay_capacity, self.num_envs, agent.spaces, agent.extras, setup.seed, folder)
+        return ReplayBuffer(self.replay_capacity, self.num_envs, agent.spaces, agent.extras, setup.seed, folder, device)
+
+    def _replay_device(self, agent: Agent) -> torch.device | None:
+        """Return the device that keeps observations and extras; None for the host."""
+        if self.replay_memory != "auto":
+            return agent.device if self.replay_memory == "device" else None
+        space = agent.spaces.observation
+        if self.replay_on_disk or agent.device.type != "cuda" or not space.is_image:
+            return None
+        fields = [(space.shape, space.dtype), *agent.extras.values()]
+        needed = sum(bytes_of_field(self.replay_capacity, shape, dtype) for shape, dtype in fields)
+        free, _ = torch.cuda.mem_get_info(agent.device)
+        return agent.device if needed <= DEVICE_MEMORY_SHARE * free else None
 
     @staticmethod
     def _replay_folder(setup: TrainingSetup) -> Path:

@@ -20,6 +20,7 @@ from torch import Tensor
 from vwm.core.atomic_files import atomic_write
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.rl.agent import ReplayBatch
+from vwm.rl.replay_storage import DeviceField, HostField, ReplayField
 
 MAX_SAMPLING_ATTEMPTS = 1000
 
@@ -34,6 +35,8 @@ class ReplayBuffer:
         extras: what else is stored with each time step: shape and dtype by name.
         seed: of the sampling.
         folder: keep the ring in files there instead of in memory; scratch files, not those that ``save`` writes.
+        device: keep observations and extras there, and read them there; None keeps them where the rest is. The samples
+            are the same.
 
     Raises:
         ValueError: the capacity is below one time step per environment.
@@ -47,6 +50,7 @@ class ReplayBuffer:
         extras: Mapping[str, tuple[tuple[int, ...], torch.dtype]] | None = None,
         seed: int = 0,
         folder: Path | None = None,
+        device: torch.device | None = None,
     ) -> None:
         if capacity < num_envs:
             raise ValueError(f"capacity={capacity} must be at least the number of environments, {num_envs}")
@@ -62,10 +66,16 @@ class ReplayBuffer:
         }
         self.extras = tuple(extras or {})
         self.step_keys = tuple(shapes)
-        self.storage = {
-            name: _allocate_storage(name, (num_envs, self.size, *shape), dtype, folder)
-            for name, (shape, dtype) in {**shapes, **(extras or {})}.items()
-        }
+        self.fields: dict[str, ReplayField] = {}
+        for name, (shape, dtype) in {**shapes, **(extras or {})}.items():
+            if device is not None and (name == "observation" or name in self.extras):
+                self.fields[name] = DeviceField(num_envs, self.size, shape, dtype, device)
+            else:
+                file = None if folder is None else folder / f"{name}.npy"
+                self.fields[name] = HostField(num_envs, self.size, shape, dtype, file)
+        is_first = self.fields["is_first"]
+        assert isinstance(is_first, HostField)  # which sequences are drawn is decided here
+        self.is_first = is_first.flat
         self.num_added = 0
         self.num_saved = 0
         self.generator = np.random.default_rng(seed)
@@ -87,7 +97,7 @@ class ReplayBuffer:
         """Store a time step of every environment, with the action taken there."""
         position = self.num_added % self.size
         for name, value in {**time_step._asdict(), "action": action, **extras}.items():
-            self.storage[name][:, position] = value.detach().cpu().numpy()
+            self.fields[name].write(position, value)
         self.num_added += 1
 
     def can_sample(self, length: int) -> bool:
@@ -117,7 +127,7 @@ class ReplayBuffer:
             times = (first[:, None] + np.arange(length)) % self.size
             indices = env_indices[:, None] * self.size + times
             if single_episode:
-                indices = indices[~self._flat("is_first")[indices[:, 1 + context_steps :]].any(axis=1)]
+                indices = indices[~self.is_first[indices[:, 1 + context_steps :]].any(axis=1)]
             sequences.append(indices)
             if sum(map(len, sequences)) >= batch:
                 return self.gather(np.concatenate(sequences)[:batch])
@@ -125,18 +135,14 @@ class ReplayBuffer:
 
     def gather(self, indices: NDArray[np.int64]) -> ReplayBatch:
         """Return the time steps at given indices, int64 [b, t]."""
-        drawn = {name: torch.from_numpy(self._flat(name)[indices]) for name in self.storage}
+        drawn = {name: field.read(indices) for name, field in self.fields.items()}
         extras = {name: drawn.pop(name) for name in self.extras}
         return ReplayBatch(**drawn, extras=extras, indices=torch.from_numpy(indices))
 
     def update_extras(self, indices: Tensor, extras: Mapping[str, Tensor]) -> None:
         """Write extras [b, t, ...] back to the indices of a batch; of duplicate indices the last value counts."""
         for name, value in extras.items():
-            self._flat(name)[indices.cpu().numpy()] = value.detach().cpu().numpy()
-
-    def _flat(self, name: str) -> NDArray[Any]:
-        array = self.storage[name]
-        return array.reshape(-1, *array.shape[2:])
+            self.fields[name].overwrite(indices, value)
 
     # ------------------------------------------------------------------------------------------------------ on disk
 
@@ -146,11 +152,11 @@ class ReplayBuffer:
         start = max(self.num_saved, self.num_added - self.size)
         if start < self.num_added:
             times = np.arange(start, self.num_added) % self.size
-            segment = {name: self.storage[name][:, times] for name in self.step_keys}
+            segment = {name: self.fields[name].dump(times) for name in self.step_keys}
             _write_npz(folder / f"{start:012d}-{self.num_added:012d}.npz", segment)
         if self.extras:
             kept = np.arange(self._oldest, self.num_added) % self.size
-            extras = {name: self.storage[name][:, kept] for name in self.extras}
+            extras = {name: self.fields[name].dump(kept) for name in self.extras}
             _write_npz(folder / f"extras-{self.num_added:012d}.npz", extras)
         self.num_saved = self.num_added
         return {"num_added": self.num_added, "generator": self.generator.bit_generator.state}
@@ -197,19 +203,11 @@ class ReplayBuffer:
         kept = times >= oldest
         with np.load(path) as segment:
             for name in segment.files:
-                if name not in self.storage or segment[name].shape[2:] != self.storage[name].shape[2:]:
+                if name not in self.fields or segment[name].shape[2:] != self.fields[name].shape:
                     raise ValueError(
                         f"{path}: holds {name} of shape {segment[name].shape[2:]}, which this run does not store"
                     )
-                self.storage[name][:, times[kept] % self.size] = segment[name][:, kept]
-
-
-def _allocate_storage(name: str, shape: tuple[int, ...], dtype: torch.dtype, folder: Path | None) -> NDArray[Any]:
-    kind = torch.zeros((), dtype=dtype).numpy().dtype
-    if folder is None:
-        return np.zeros(shape, kind)
-    folder.mkdir(parents=True, exist_ok=True)
-    return np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=kind, shape=shape)
+                self.fields[name].restore(times[kept] % self.size, segment[name][:, kept])
 
 
 def _write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
