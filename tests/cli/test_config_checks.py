@@ -172,3 +172,9 @@ def test_a_missing_tokenizer_of_own_data_is_named_with_its_run_and_data(
         check("fit", *own)
     with pytest.raises(FileNotFoundError, match="tokenizer/coinrun_small --data mine, then"):
         check("fit", *own[:-2])
+
+
+@pytest.mark.parametrize("argv", [FIT, AGENT])
+def test_a_value_that_is_nested_without_end_is_named(argv: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"^seed: nested deeper than 50 levels$|^seed_everything: nested deeper"):
+        check(*argv, "--seed", "[" * 50_000)

@@ -127,7 +127,7 @@ def test_a_config_of_billions_of_aliases_is_refused_at_once(tmp_path: Path) -> N
     (tmp_path / "config.yaml").write_text("\n".join(lines))
     with pytest.raises(ConfigFileError, match=r"config.yaml: its aliases stand for .* values"):
         read_config_file(tmp_path / "config.yaml")
-    with pytest.raises(ConfigFileError, match=r"aliases stand for|not YAML"):
+    with pytest.raises(ConfigFileError, match=r"aliases stand for|nested deeper than 50 levels"):
         parse_config_text("a: &a [*a]" + " " * 10, "text") and parse_config_text("[" * 10**5, "text")
 
 

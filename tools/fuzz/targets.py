@@ -168,18 +168,27 @@ def _run_upload(rng: np.random.Generator, home: Path) -> None:
 # ------------------------------------------------------------------------------------------------- bundles, checkpoints
 
 
+BUNDLES = ("genie", "dit", "jepa", "composite", "vectors")
+
+
 def _prepare_bundle(home: Path) -> None:
     _nothing(home)
     sys.path.insert(0, str(ROOT / "tests"))
-    from factories import diffusion_world, genie
+    from factories import composite_parts, diffusion_world, genie, jepa_world
+    from latent_worlds import rssm_world
 
     save_simulator(genie(), home / "genie")
     save_simulator(diffusion_world(), home / "dit")
+    save_simulator(jepa_world(), home / "jepa")
+    save_simulator(diffusion_world(action_parts=composite_parts()), home / "composite")
+    vectors = rssm_world((5,), classes=0, cell="norm_gru")
+    vectors.starts = torch.randn(3, 4, 5)
+    save_simulator(vectors, home / "vectors")
 
 
 def _run_bundle(rng: np.random.Generator, home: Path) -> None:
     folder = _case_folder(home) / "bundle"
-    shutil.copytree(home / str(rng.choice(["genie", "dit"])), folder)
+    shutil.copytree(home / str(rng.choice(BUNDLES)), folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md")
     file = files[int(rng.integers(len(files)))]
     if file.suffix == ".json" and rng.random() < 0.8:

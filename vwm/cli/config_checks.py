@@ -26,7 +26,7 @@ from vwm.cli.config_arguments import SHORT_NAMES
 from vwm.cli.parser import UsageError
 from vwm.cli.setting_ranges import check_setting_choice, check_setting_range
 from vwm.core.suggestions import suggest
-from vwm.runs.config_files import load_config, merge_configs, split_config_files
+from vwm.runs.config_files import check_yaml_size, load_config, merge_configs, split_config_files
 
 TRAINER = "lightning.pytorch.trainer.trainer.Trainer"
 CALLBACKS = {"checkpoint": "vwm.train.ResumableCheckpoints", "ema": "vwm.train.EMACallback"}
@@ -110,7 +110,7 @@ def _override(config: dict[str, Any], keys: list[str], text: str) -> None:
         node = node[key]
     key = keys[-1]
     node = _inside(node, key)
-    value = _read_value(text)
+    value = _read_value(text, ".".join(keys))
     if isinstance(value, str) and isinstance(node.get(key), dict) and "class_path" in node[key]:
         value = {"class_path": value}
     node[key] = value
@@ -125,8 +125,9 @@ def _inside(node: dict[str, Any], key: str) -> dict[str, Any]:
     return node
 
 
-def _read_value(text: str) -> Any:
+def _read_value(text: str, name: str) -> Any:
     try:
+        check_yaml_size(text, name)
         return yaml.safe_load(text)
     except yaml.YAMLError:
         return text

@@ -149,12 +149,19 @@ def _parse_member(text: str, member: ast.expr) -> Any:
     raise ValueError(text)
 
 
+def _load_yaml(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError):
+        raise ValueError(text) from None
+
+
 def _parse_container(text: str, member: ast.expr) -> Any:
     assert isinstance(member, ast.Subscript)
     if _kind(member) == "list":
-        values = yaml.safe_load(text) if text.startswith("[") else text.split(",")
+        values = _load_yaml(text) if text.startswith("[") else text.split(",")
         return [value_parser(member.slice)(str(value)) for value in values]
-    values = yaml.safe_load(text)
+    values = _load_yaml(text)
     if not isinstance(values, dict):
         raise ValueError(text)
     assert isinstance(member.slice, ast.Tuple)

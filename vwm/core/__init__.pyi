@@ -45,6 +45,7 @@ from .components import load_component as load_component
 from .components import load_pretrained_weights as load_pretrained_weights
 from .components import public_module as public_module
 from .components import public_path as public_path
+from .components import read_component_config as read_component_config
 from .components import rebuild_network as rebuild_network
 from .components import resolve_network_class as resolve_network_class
 from .components import save_component as save_component
@@ -63,6 +64,8 @@ from .folder_lock import make_folder as make_folder
 from .frames import frames_to_float as frames_to_float
 from .frames import video_to_uint8 as video_to_uint8
 from .full_disk import name_full_disk as name_full_disk
+from .json_files import parse_json_object as parse_json_object
+from .json_files import read_json_object as read_json_object
 from .network_base import find_diffusers_class as find_diffusers_class
 from .network_simulator import NetworkSimulator as NetworkSimulator
 from .network_simulator import NoSampling as NoSampling

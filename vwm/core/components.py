@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from torch.overrides import TorchFunctionMode
 
 from vwm.core.bundle_folder import check_no_outside_link
+from vwm.core.json_files import read_json_object
 from vwm.core.network_base import ModelMixin, no_init_weights
 from vwm.core.trusted_packages import is_trusted_package
 
@@ -119,7 +120,7 @@ def _load_weights(folder: Path, kind: type[ModelMixin]) -> tuple[ModelMixin, dic
         return network, info
     # What ``from_pretrained`` does with a local folder, without torch's compiler, which it imports for its hooks.
     with no_init_weights():
-        network = kind.from_config(_read_component_config(folder / COMPONENT_CONFIG_FILE))
+        network = kind.from_config(read_component_config(folder / COMPONENT_CONFIG_FILE))
     weights: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         weights |= load_file(file)
@@ -170,7 +171,7 @@ def _expected_weights(folder: Path, kind: type[ModelMixin], count: int) -> dict[
         count: of stored weights: a network of more layers than weights does not belong to them.
     """
     file = folder / COMPONENT_CONFIG_FILE
-    settings = _read_component_config(file)
+    settings = read_component_config(file)
     for name, value in settings.items():
         if isinstance(value, int) and re.search(r"depth|layers|blocks", name) and value > count:
             raise ComponentError(f"{file}: {name}={value}, and {folder} holds {count} weights")
@@ -202,18 +203,10 @@ class _SkipNormalDraws(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _read_component_config(file: Path) -> dict[str, Any]:
+def read_component_config(file: Path) -> dict[str, Any]:
     """Read a ``config.json``. Raises ComponentError where it is a link, no object of JSON, or too large."""
     check_no_outside_link(file, file.parent, ComponentError)
-    if file.stat().st_size > MAX_CONFIG_BYTES:
-        raise ComponentError(f"{file}: {file.stat().st_size} bytes are too large for a config")
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ComponentError(f"{file}: not JSON ({error})") from error
-    if not isinstance(settings, dict):
-        raise ComponentError(f"{file}: must be an object, got {type(settings).__name__}")
-    return settings
+    return read_json_object(file, MAX_CONFIG_BYTES, ComponentError)
 
 
 def load_pretrained_weights(
@@ -305,7 +298,7 @@ def resolve_network_class(module: str, name: str, where: str) -> type[ModelMixin
 
 
 def _named_class(config: Path) -> type[ModelMixin]:
-    settings = _read_component_config(config)
+    settings = read_component_config(config)
     module, name = settings.get("_module"), settings.get("_class_name")
     if not isinstance(module, str) or not isinstance(name, str):
         raise ComponentError(f"{config}: does not name its class (_module, _class_name); export it again")

@@ -34,9 +34,10 @@ def check_folder_place(folder: Path) -> None:
     """Raise OSError where a folder could not be made or written to: before the work whose results it takes begins."""
     place = next(above for above in (folder, *folder.absolute().parents) if above.exists())
     if not place.is_dir():
-        raise FileExistsError(f"{folder} cannot be made: {place} is a file, not a folder; choose another one")
+        start = "" if place == folder else f"{folder} cannot be made: "
+        raise FileExistsError(f"{start}{place} is a file, not a folder; choose another one")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise PermissionError(f"{folder} cannot be written: no permission to write into {place}")
+        raise PermissionError(f"no permission to write into {place}; choose another folder")
 
 
 @contextmanager

@@ -125,7 +125,7 @@ def _read_parts_file(path: Path) -> dict[str, Any]:
     """Read the parts of composite actions. Raises ValueError where they are invalid."""
     try:
         stated = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} is not JSON: {error}") from error
     if not isinstance(stated, dict) or not {"action_parts"} <= stated.keys() <= {
         "action_parts",

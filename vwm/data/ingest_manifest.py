@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from vwm.core.atomic_files import atomic_write_text
+from vwm.core.json_files import read_json_object
 from vwm.core.suggestions import suggest_sibling
 from vwm.data.action_files import action_file_paths
 from vwm.data.shard_index import is_shard_complete
@@ -158,16 +159,21 @@ def load_manifest(out: Path, settings: IngestSettings) -> list[IngestShard]:
         raise ValueError(
             f"{out}: has shards but no {INGEST_MANIFEST}: `vwm ingest` did not write them. Choose another folder."
         )
-    found = json.loads(path.read_text())
-    expected = asdict(settings)
-    if found["settings"] != expected:
+    found = read_json_object(path)
+    expected, earlier = asdict(settings), found.get("settings")
+    if not isinstance(earlier, dict):
+        raise ValueError(f"{path}: settings are missing: `vwm ingest` did not write this file. Choose another folder.")
+    if earlier != expected:
         changes = ", ".join(
-            f"{key} was {found['settings'].get(key)!r} and is now {expected[key]!r}"
+            f"{key} was {earlier.get(key)!r} and is now {expected[key]!r}"
             for key in expected
-            if found["settings"].get(key) != expected[key]
+            if earlier.get(key) != expected[key]
         )
         raise ValueError(f"{path}: these shards were made with other settings ({changes}). Choose another folder.")
-    shards = [IngestShard(**s) for s in found["shards"]]
+    try:
+        shards = [IngestShard(**s) for s in found["shards"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: `vwm ingest` did not write this file ({error}). Choose another folder.") from error
     for shard in shards:
         shard.done &= not shard.episodes or is_shard_complete(out / shard.name)
     return shards

@@ -165,7 +165,7 @@ def _make_entry(
     if "json" in members:
         try:
             meta = json.loads(headers[key, "json"])
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{shard}:{key}.json is not JSON ({error})") from error
         if not isinstance(meta, dict):
             raise ValueError(
@@ -337,7 +337,7 @@ def _read_index(path: str, shard: str, now: Mapping[str, str], is_cached: bool) 
             for e in raw["episodes"]
         )
         return ShardIndex(tar=raw["tar"], size=raw["size"], hash=raw["hash"], episodes=entries)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
         return None
 
 

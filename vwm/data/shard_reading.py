@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vwm.core.atomic_files import atomic_write
+from vwm.core.json_files import parse_json_object
 from vwm.data.shard_index import EpisodeIndexEntry, parse_npy_header, shard_cache_path, shard_fingerprint
 
 NPY_HEADER_BYTES = 128
@@ -126,5 +127,4 @@ def read_episode_metadata(path: str, entry: EpisodeIndexEntry) -> dict[str, Any]
     """Read the JSON member of an episode (fps, source, action names, ...); an empty dictionary if it has none."""
     if "json" not in entry.members:
         return {}
-    meta: dict[str, Any] = json.loads(read_member(path, entry, "json"))
-    return meta
+    return parse_json_object(read_member(path, entry, "json"), f"{path}:{entry.key}.json")

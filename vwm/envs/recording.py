@@ -23,6 +23,7 @@ from vwm.core.atomic_files import atomic_write_text, remove_folder_leftovers
 from vwm.core.checks import check_not_negative, check_positive
 from vwm.core.command_output import format_count, format_training, print_output, progress_bar
 from vwm.core.folder_lock import lock_folder
+from vwm.core.json_files import read_json_object
 from vwm.core.limits import MAX_FRAME_SIDE
 from vwm.data.episode import Episode
 from vwm.data.shard_index import is_shard_complete
@@ -190,7 +191,7 @@ def _write_or_check_config(out: Path, config: RecordingConfig) -> None:
     if path.exists() and any(out.glob("*.tar")):  # settings without shards may change
         found = {
             "skip_first_frames": 0,
-            **json.loads(path.read_text()),
+            **read_json_object(path),
         }  # older recordings do not have skip_first_frames
         if found != expected:
             differing = [k for k in expected if found.get(k) != expected[k]]

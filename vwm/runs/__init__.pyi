@@ -8,6 +8,7 @@ from .checkpoints import save_best_weights as save_best_weights
 from .checkpoints import save_checkpoint as save_checkpoint
 from .checkpoints import write_checkpoint as write_checkpoint
 from .config_files import ConfigFileError as ConfigFileError
+from .config_files import check_yaml_size as check_yaml_size
 from .config_files import compose_config_arguments as compose_config_arguments
 from .config_files import load_config as load_config
 from .config_files import merge_configs as merge_configs

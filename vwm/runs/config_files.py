@@ -23,6 +23,7 @@ BASE_KEY = "base"
 MAX_CONFIG_BYTES = 2**20
 MAX_CONFIG_NODES = 100_000
 """Limit of the values of a config with its aliases written out: a file of a few lines can stand for billions."""
+MAX_CONFIG_DEPTH = 50
 
 
 class ConfigFileError(ValueError):
@@ -114,34 +115,55 @@ def parse_config_text(text: str, source: str) -> dict[str, Any]:
         source: its file, for error messages.
 
     Raises:
-        ConfigFileError: it is not a mapping of YAML, or its aliases stand for too many values.
+        ConfigFileError: it is not a mapping of YAML, or too large; see ``check_yaml_size``.
     """
     import yaml
     from jsonargparse import get_loader
 
     try:
-        nodes = _count_nodes(yaml.compose(text, Loader=yaml.SafeLoader), {})
-        if nodes > MAX_CONFIG_NODES:
-            raise ConfigFileError(
-                f"{source}: its aliases stand for {nodes:.2g} values, and a config may have {MAX_CONFIG_NODES}"
-            )
+        check_yaml_size(text, source)
         config = get_loader("yaml")(text)  # unlike yaml.safe_load it reads 1e-06 as a number
-    except (yaml.YAMLError, RecursionError) as error:
+    except yaml.YAMLError as error:
         raise ConfigFileError(f"{source}: not YAML ({error})") from error
     if not isinstance(config, dict):
         raise ConfigFileError(f"{source}: a config is a mapping of keys to values, and this is {type(config).__name__}")
     return config
 
 
-def _count_nodes(node: Any, counts: dict[int, int]) -> int:
+def check_yaml_size(text: str, source: str) -> None:
+    """Look at YAML before its values are made.
+
+    Args:
+        text: YAML.
+        source: its file or key, for error messages.
+
+    Raises:
+        ConfigFileError: it is nested too deep, or its aliases stand for too many values.
+        yaml.YAMLError: it is not YAML.
+    """
+    import yaml
+
+    try:
+        nodes = _count_nodes(yaml.compose(text, Loader=yaml.SafeLoader), {})
+    except RecursionError:
+        raise ConfigFileError(f"{source}: nested deeper than {MAX_CONFIG_DEPTH} levels") from None
+    if nodes > MAX_CONFIG_NODES:
+        raise ConfigFileError(
+            f"{source}: its aliases stand for {nodes:.2g} values, and a config may have {MAX_CONFIG_NODES}"
+        )
+
+
+def _count_nodes(node: Any, counts: dict[int, int], depth: int = 0) -> int:
     """Count the values below a YAML node; a node that aliases repeat counts each time, and is visited once."""
+    if depth > MAX_CONFIG_DEPTH:
+        raise RecursionError
     if node is None:
         return 0
     if id(node) not in counts:
         counts[id(node)] = 1  # an alias may lead back to the node
         below = node.value if isinstance(node.value, list) else []
         children = [child for item in below for child in (item if isinstance(item, tuple) else (item,))]
-        counts[id(node)] = 1 + sum(_count_nodes(child, counts) for child in children)
+        counts[id(node)] = 1 + sum(_count_nodes(child, counts, depth + 1) for child in children)
     return counts[id(node)]
 
 

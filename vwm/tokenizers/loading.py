@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 from vwm.core.bundle_folder import find_folder, shipped_bundles
-from vwm.core.components import COMPONENT_CONFIG_FILE, ComponentError, load_component
+from vwm.core.components import COMPONENT_CONFIG_FILE, ComponentError, load_component, read_component_config
 from vwm.core.network_base import find_diffusers_class
 from vwm.core.suggestions import suggest_sibling
 from vwm.core.tokenizer import VideoTokenizer
@@ -50,10 +49,7 @@ def load_tokenizer(
 
 def _diffusers_class(config: Path) -> str | None:
     """Name of the diffusers class in a config file; None if it is not a supported diffusers autoencoder."""
-    try:
-        settings = json.loads(config.read_text())
-    except json.JSONDecodeError:
-        return None  # load_component raises the error
+    settings = read_component_config(config)
     if "_module" in settings or settings.get("_class_name") not in SUPPORTED_DIFFUSERS_VAES:
         return None
     return str(settings["_class_name"])

@@ -17,6 +17,7 @@ from vwm.core.command_output import format_command, format_count, print_output, 
 from vwm.core.devices import resolve_device
 from vwm.core.folder_lock import lock_folder
 from vwm.core.frames import frames_to_float
+from vwm.core.json_files import read_json_object
 from vwm.core.tokenizer import VideoTokenizer
 from vwm.data.frame_reading import read_episode_frames
 from vwm.data.shard_index import ShardIndex, is_shard_complete, list_shards, load_shard_index
@@ -100,7 +101,7 @@ def _check_encoding_metadata(out: Path, tokenizer: VideoTokenizer, shards: str) 
     if not file.is_file():
         _write_encoding_metadata(out, tokenizer, shards, {})
         return {}
-    found = json.loads(file.read_text())
+    found = read_json_object(file)
     if (found.get("shards"), found.get("fingerprint")) != (shards, tokenizer_fingerprint(tokenizer)):
         raise ValueError(f"{out} holds latents of another tokenizer or of other shards ({file}): choose another --out")
     sources: dict[str, str] = found.get("sources", {})

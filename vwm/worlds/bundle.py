@@ -20,6 +20,7 @@ from vwm.core.bundle_folder import BUNDLE_INDEX_FILE, BundleError, check_no_outs
 from vwm.core.captured_steps import CUDAGraphs
 from vwm.core.components import ComponentError, load_component, public_module, resolve_network_class, save_component
 from vwm.core.devices import Precision, resolve_device, resolve_precision
+from vwm.core.json_files import read_json_object
 from vwm.core.network_base import DIFFUSERS_VERSION, ModelMixin
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.core.version import VERSION
@@ -137,15 +138,7 @@ def load_simulator(
 def _read_index(folder: Path) -> dict[str, Any]:
     file = folder / BUNDLE_INDEX_FILE
     check_no_outside_link(file, folder)
-    if file.stat().st_size > MAX_INDEX_BYTES:
-        raise BundleError(f"{file}: {file.stat().st_size} bytes are too large for the index of a bundle")
-    try:
-        index = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{file}: not JSON ({error})") from error
-    if not isinstance(index, dict):
-        raise BundleError(f"{file}: must be an object with the parts of a world, got {type(index).__name__}")
-    return index
+    return read_json_object(file, MAX_INDEX_BYTES, BundleError)
 
 
 def _simulator_class(folder: Path, index: dict[str, Any]) -> type[NetworkSimulator]:
