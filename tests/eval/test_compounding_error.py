@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from factories import randomize
+from factories import jepa_world, randomize
 from latent_worlds import rssm_world
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from vwm.eval.world_report import evaluate_world
 from vwm.models.tdmpc2.simulator import TDMPC2Simulator
 from vwm.models.tdmpc2.world_model import TDMPC2WorldModel
 from vwm.worlds.bundle import save_simulator
+from vwm.worlds.families import find_family
 
 CONTEXT, HORIZON = 2, 4
 
@@ -124,6 +125,24 @@ def test_vwm_eval_measures_the_compounding_error_of_an_rssm(tmp_path: Path, obse
     assert (tmp_path / "report/compounding_error.png").stat().st_size > 5000
     repeated = evaluate_world(tmp_path / "world", str(tmp_path), tmp_path / "again", horizon=3, clips=4, batch_size=4)
     assert np.allclose(repeated["compounding"]["error"], errors["error"], rtol=1e-4)
+
+
+def test_a_jepa_is_measured_in_its_latents_even_if_it_shows_frames() -> None:
+    world, generator = jepa_world(), torch.Generator().manual_seed(0)
+    assert not world.spec.observation.is_latent and find_family(world).report == "latent_error"
+    frames = torch.randint(0, 256, (5, CONTEXT + HORIZON, 8, 8, 3), dtype=torch.uint8, generator=generator)
+    actions = torch.randint(0, 4, (5, CONTEXT + HORIZON), generator=generator)
+    sample = EvalClips(frames, actions, (), "", 5, 5)
+    errors = measure_compounding_error(world, sample, None, CONTEXT, seed=0, batch_size=3, in_latents=True)
+    encoded = world.encode(frames).flatten(2)[:, CONTEXT:]
+    state, _ = world.reset(frames[:, :CONTEXT], 0, actions[:, : CONTEXT - 1])
+    predicted = []
+    for action in actions[:, CONTEXT - 1 : -1].unbind(1):
+        state, out = world.step(state, action)
+        predicted.append(out.latent.flatten(1))
+    assert errors["observed"] == "latents"
+    expected = normalized_rmse(encoded, torch.stack(predicted, dim=1))
+    torch.testing.assert_close(errors["error"], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_vector_world_requires_vector_data(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vwm.nn.two_hot import SymexpTwoHot, SymlogTwoHot, symexp, symlog
+from vwm.nn.value_support import ScaledSupport
 
 NUMBERS = torch.tensor([0.0, 1e-3, 0.04, -0.3, 1.0, -1.0, 7.5, -123.0, 4567.0, 1e6, -3e8])
 
@@ -119,3 +120,13 @@ def test_the_loss_of_a_non_finite_number_is_nan():
     two_hot = SymlogTwoHot()
     loss = two_hot.loss(torch.zeros(3, 101), torch.tensor([float("nan"), float("inf"), 1.0]))
     assert loss.isnan().tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("make", [SymexpTwoHot, SymlogTwoHot, lambda: ScaledSupport(300)])
+def test_bins_are_not_rounded_with_the_network_that_they_are_a_part_of(make) -> None:
+    bins, network = make(), torch.nn.Sequential(make(), torch.nn.Linear(2, 2))
+    logits = torch.randn(4, len(bins.values), generator=torch.Generator().manual_seed(0)).bfloat16()
+    network = network.to(torch.bfloat16)
+    assert network[1].weight.dtype == torch.bfloat16 and torch.equal(network[0].values, bins.values)
+    assert torch.equal(network[0].mean(logits), bins.mean(logits))
+    assert network.double()[0].values.dtype == torch.float64

@@ -210,3 +210,17 @@ def test_blocks_that_cannot_be_compiled_are_captured_as_they_are() -> None:
     with pytest.warns(UserWarning, match=r"step\(decode=True\) is not compiled: .*no compiler here") as warned:
         step_both(world, plain)
     assert len(warned) == 1 and world.captured_steps.captured and not world.captured_steps.failed
+
+
+@pytest.mark.parametrize("name", NETWORK_SIMULATORS)
+def test_every_simulator_steps_in_bfloat16_as_well_and_close_to_float32(name: str) -> None:
+    plain, half = NETWORK_SIMULATORS[name](), NETWORK_SIMULATORS[name]().to("cpu", torch.bfloat16)
+    (state, _), (half_state, _) = plain.reset(contexts(plain)), half.reset(contexts(half))
+    _, shown = plain.step(state, actions(plain, 3, 0))
+    half_state, half_shown = half.step(half_state, actions(half, 3, 0))
+    half.step(half_state, actions(half, 3, 1))
+    for ours, theirs in zip(tree_leaves(half_shown), tree_leaves(shown), strict=True):
+        if theirs is not None:
+            assert ours.shape == theirs.shape and bool(torch.isfinite(ours).all())
+    if shown.frame is not None and plain.spec.observation.is_image:
+        assert (half_shown.frame.float() - shown.frame.float()).abs().mean() < 25  # of 255; random weights

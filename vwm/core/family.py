@@ -104,7 +104,7 @@ class WorldFamily:
         simulator_class: public path of the simulator's class; empty for a family that exports networks only.
         module_classes: public paths of the Lightning modules that train it, for ``vwm export``.
         report: what ``vwm eval`` measures: ``frames`` (every measure of predicted frames), ``compounding_error`` of
-            compact latent worlds, or None.
+            compact latent worlds, ``latent_error`` of worlds whose frames, if any, are a by-product, or None.
         no_report: why ``report`` is None, as the end of a sentence that begins with the bundle's folder.
     """
 
@@ -112,7 +112,7 @@ class WorldFamily:
     title: ClassVar[str]
     simulator_class: ClassVar[str] = ""
     module_classes: ClassVar[tuple[str, ...]] = ()
-    report: ClassVar[Literal["frames", "compounding_error"] | None] = "frames"
+    report: ClassVar[Literal["frames", "compounding_error", "latent_error"] | None] = "frames"
     no_report: ClassVar[str] = ""
 
     # ------------------------------------------------------------------------------------------------ export

@@ -1,8 +1,8 @@
 """Compounding errors of a compact latent world: its predictions under the recorded actions, compared with the truth.
 
 If the simulator predicts observations (vectors or images), they are compared with the true ones. If it predicts latents
-only (TD-MPC2, MuZero), they are compared with its own encoding of the true observations. Errors are in standard
-deviations of the truth, so that predicting the mean of all clips scores 1.
+only (TD-MPC2, MuZero), or its frames are a by-product (V-JEPA 2-AC), latents are compared with its own encoding of the
+true observations. Errors are in standard deviations of the truth, so that predicting the mean of all clips scores 1.
 
 Legend: n clips, t time, k numbers that are compared.
 """
@@ -31,7 +31,13 @@ COMPOUNDING_REPORT_FILE = "report.json"
 
 
 def measure_compounding_error(
-    simulator: NetworkSimulator, sample: EvalClips, rewards: Tensor | None, context: int, seed: int, batch_size: int
+    simulator: NetworkSimulator,
+    sample: EvalClips,
+    rewards: Tensor | None,
+    context: int,
+    seed: int,
+    batch_size: int,
+    in_latents: bool = False,
 ) -> dict[str, Any]:
     """Measure errors by horizon: of the simulator, also under random actions, and of copying the last observation.
 
@@ -42,6 +48,7 @@ def measure_compounding_error(
         context: observations that are shown.
         seed: seed of the simulations and of the random actions.
         batch_size: simulations that step together.
+        in_latents: whether latents are compared even if the simulator predicts observations.
 
     Returns:
         ``observed`` (``vectors``, ``images`` or ``latents``), and the curves ``error``, ``error_random_actions`` and
@@ -49,22 +56,19 @@ def measure_compounding_error(
         where there are no rewards, or they never change.
     """
     observations, seeds = sample.frames, world_seeds(seed, len(sample))
+    in_latents = in_latents or simulator.spec.observation.is_latent
     actions = read_clip_actions(simulator, sample, batch_size)
     # Both rollouts start equal and use the same random numbers: only the actions after the context differ.
     others = random_action_sequences(simulator.spec.actions, seeds, actions.shape[1])
     others[:, : context - 1] = actions[:, : context - 1]
-    own, earned = predict_open_loop(simulator, observations, actions, context, seeds, batch_size)
-    random, _ = predict_open_loop(simulator, observations, others, context, seeds, batch_size)
+    own, earned = predict_open_loop(simulator, observations, actions, context, seeds, batch_size, in_latents)
+    random, _ = predict_open_loop(simulator, observations, others, context, seeds, batch_size, in_latents)
     truth = observations
-    if simulator.spec.observation.is_latent:
+    if in_latents:
         truth = encode_observations(simulator, observations, actions, context, seeds, batch_size)
     after = truth[:, context:]
     result: dict[str, Any] = {
-        "observed": "latents"
-        if simulator.spec.observation.is_latent
-        else "images"
-        if observations.ndim == 5
-        else "vectors",
+        "observed": "latents" if in_latents else "images" if observations.ndim == 5 else "vectors",
         "error": normalized_rmse(after, own),
         "error_random_actions": normalized_rmse(after, random),
         "error_copy_last": normalized_rmse(after, repeat_last_frame(truth, context)),
@@ -79,9 +83,15 @@ def measure_compounding_error(
 
 
 def predict_open_loop(
-    simulator: NetworkSimulator, observations: Tensor, actions: Tensor, context: int, seeds: Tensor, batch_size: int
+    simulator: NetworkSimulator,
+    observations: Tensor,
+    actions: Tensor,
+    context: int,
+    seeds: Tensor,
+    batch_size: int,
+    in_latents: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Roll out after a context: predicted observations (latents [n, h, k] without a decoder), and rewards [n, h]."""
+    """Roll out after a context: predicted observations, or latents [n, h, k], and rewards [n, h]."""
     shown, earned = [], []
     batches = list(zip(*(x.split(batch_size) for x in (observations, actions, seeds)), strict=True))
     for clip, action, own_seeds in progress_bar(batches, desc="rollout", unit="batch"):
@@ -89,7 +99,7 @@ def predict_open_loop(
         state, _ = simulator.reset(clip[:, :context], own_seeds, between)
         steps = []
         for taken in action[:, context - 1 :].unbind(1):
-            state, out = simulator.step(state, taken)
+            state, out = simulator.step(state, taken, decode=not in_latents)
             steps.append((out.latent.flatten(1) if out.frame is None else out.frame, out.reward))
         shown.append(torch.stack([what.cpu() for what, _ in steps], dim=1))
         earned.append(torch.stack([reward.cpu() for _, reward in steps], dim=1))
@@ -151,11 +161,22 @@ def read_observations(simulator: NetworkSimulator, settings: EvalSettings) -> tu
 
 
 def write_compounding_report(
-    simulator: NetworkSimulator, bundle: Path, out: Path, settings: EvalSettings
+    simulator: NetworkSimulator, bundle: Path, out: Path, settings: EvalSettings, in_latents: bool = False
 ) -> dict[str, Any]:
-    """Evaluate a compact latent world for ``vwm eval``: write ``report.json`` and ``compounding_error.png``."""
+    """Evaluate a compact latent world for ``vwm eval``: write ``report.json`` and ``compounding_error.png``.
+
+    Rewards are compared where observations are: a world in representation space predicts none.
+    """
     sample, rewards = read_observations(simulator, settings)
-    curves = measure_compounding_error(simulator, sample, rewards, settings.context, settings.seed, settings.batch_size)
+    curves = measure_compounding_error(
+        simulator,
+        sample,
+        None if in_latents else rewards,
+        settings.context,
+        settings.seed,
+        settings.batch_size,
+        in_latents,
+    )
     found = {name: _to_json_curve(curve) for name, curve in curves.items()}
     result = {
         "compounding": found,

@@ -102,8 +102,8 @@ def evaluate_world(
     settings = EvalSettings(
         data=data, part=part, horizon=horizon, context=context, clips=clips, batch_size=batch_size, seed=seed
     )
-    if family.report == "compounding_error":
-        return write_compounding_report(simulator, bundle, out, settings)
+    if family.report != "frames":
+        return write_compounding_report(simulator, bundle, out, settings, family.report == "latent_error")
     size = simulator.spec.context.image_size
     encoder = None if drift_encoder is None else load_feature_extractor(drift_encoder, image_size=size)
     drift = DriftSettings(drift_seconds, drift_starts, drift_encoder)

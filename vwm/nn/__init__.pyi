@@ -62,6 +62,7 @@ from .outcome_heads import sample_outcomes as sample_outcomes
 from .pixels import patch_grid as patch_grid
 from .pixels import patchify as patchify
 from .pixels import unpatchify as unpatchify
+from .precision import BinsModule as BinsModule
 from .precision import at_least_float32 as at_least_float32
 from .prediction_heads import PredictionHead as PredictionHead
 from .quantize import Quantizer as Quantizer

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from vwm.nn.precision import at_least_float32
+from vwm.nn.precision import BinsModule, at_least_float32
 
 
 def symlog(x: Tensor) -> Tensor:
@@ -23,15 +23,13 @@ def symexp(x: Tensor) -> Tensor:
     return x.sign() * x.abs().expm1()
 
 
-class SymexpTwoHot(nn.Module):
+class SymexpTwoHot(BinsModule):
     """Bins evenly spaced in symlog space. A number is encoded as weights of the two nearest bins (DreamerV3).
 
     Args:
         bins: number of bins, odd, so that one of them is at 0.
         symlog_limit: symlog of the outermost bin (20: numbers up to 4.8e8).
     """
-
-    values: Tensor
 
     def __init__(self, bins: int = 255, symlog_limit: float = 20.0) -> None:
         super().__init__()
@@ -63,15 +61,13 @@ class SymexpTwoHot(nn.Module):
         return -(self.encode(x) * logits.float().log_softmax(-1)).sum(-1)
 
 
-class SymlogTwoHot(nn.Module):
+class SymlogTwoHot(BinsModule):
     """Bins evenly spaced in symlog space, where numbers are encoded and the mean is computed (TD-MPC2).
 
     Args:
         bins: number of bins, at least 2.
         symlog_limit: symlog of the outermost bin (10: numbers up to 22025).
     """
-
-    values: Tensor
 
     def __init__(self, bins: int = 101, symlog_limit: float = 10.0) -> None:
         super().__init__()

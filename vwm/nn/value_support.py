@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from vwm.nn.precision import BinsModule
 
 VALUE_TRANSFORM_EPSILON = 0.001
 """Slope of the linear term, which keeps the transform invertible in floating point for large numbers."""
@@ -23,7 +25,7 @@ def inverse_value_transform(y: Tensor) -> Tensor:
     return y.sign() * (u.square() - 1)
 
 
-class ScaledSupport(nn.Module):
+class ScaledSupport(BinsModule):
     """Bins at the integers from -limit to limit of ``value_transform``.
 
     A number is encoded as weights of the two nearest bins.
@@ -34,8 +36,6 @@ class ScaledSupport(nn.Module):
     Raises:
         ValueError: ``limit`` is below 1.
     """
-
-    values: Tensor
 
     def __init__(self, limit: int = 300) -> None:
         super().__init__()

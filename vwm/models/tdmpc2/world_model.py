@@ -86,7 +86,7 @@ class TDMPC2WorldModel(ModelMixin, ConfigMixin):
     def encode(self, frames: Tensor) -> Tensor:
         """Encode float32 [n..., s, k] or uint8 [n..., s, h, w, 3], the newest last, to latents [n..., d]."""
         if self.vector_size is not None:
-            latent: Tensor = self.encoder(frames.flatten(-2).to(self.two_hot.values.dtype))
+            latent: Tensor = self.encoder(frames.flatten(-2).to(next(self.encoder.parameters()).dtype))
             return latent
         return self.encoder(frames.flatten(0, -5)).unflatten(0, frames.shape[:-4])
 

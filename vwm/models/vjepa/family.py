@@ -23,11 +23,7 @@ class VJEPAFamily(WorldFamily):
     title = "V-JEPA"
     simulator_class = "vwm.models.vjepa.VJEPAACSimulator"
     module_classes = ("vwm.models.vjepa.VJEPAModule", "vwm.models.vjepa.ActionConditionedJEPAModule")
-    report = None
-    no_report = (
-        "is a world in representation space: its frames, if it shows any, are a by-product, so that vwm eval, which "
-        "measures predicted frames, does not apply. Evaluate it by planning in it (vwm.planning)"
-    )
+    report = "latent_error"
 
     def export_networks(
         self, module: VJEPAModule | ActionConditionedJEPAModule, data: str | None, average: bool
