@@ -28,6 +28,7 @@ CONFIG_OPTIONS: Mapping[str, Mapping[str, str]] = {
         "--batch N": "clips per batch",
         "--tokenizer PATH": "bundle or folder of the trained tokenizer",
         "--no-resume": "start again instead of continuing from the run's last checkpoint",
+        "--float8 RECIPE": "tensorwise or rowwise: large linear layers multiply in float8 (pip install 'vwm[float8]')",
         "--gradient-checkpointing HOW": "none, selective or full: recompute activations to save memory",
     },
     "agent train": {"--precision NAME": "32-true or bf16-mixed, for updates"},

@@ -37,7 +37,8 @@ def _hidden_modules(*names: str) -> Iterator[None]:
             del sys.modules[name]
 
 
-with _hidden_modules("torch._dynamo", "transformers", "torchao"):
+# Where diffusers was imported before, it knows what is installed, and must find it.
+with _hidden_modules(*(() if "diffusers" in sys.modules else ("torch._dynamo", "transformers", "torchao"))):
     import diffusers
     from diffusers import ConfigMixin, ModelMixin
     from diffusers.configuration_utils import register_to_config

@@ -39,6 +39,8 @@ from .dense_layers import make_dense_mlp as make_dense_mlp
 from .dense_layers import make_norm_layer as make_norm_layer
 from .dense_layers import make_output_layer as make_output_layer
 from .finite_scalar_codebook import FiniteScalarCodebook as FiniteScalarCodebook
+from .float8 import check_float8_device as check_float8_device
+from .float8 import convert_to_float8 as convert_to_float8
 from .fused_adam import fuse_adam_on_cuda as fuse_adam_on_cuda
 from .gaussian_bottleneck import GaussianBottleneck as GaussianBottleneck
 from .gaussian_bottleneck import GaussianOutput as GaussianOutput

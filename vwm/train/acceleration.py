@@ -1,4 +1,4 @@
-"""What ``vwm fit`` does to train at the speed of its device: precision, compilation, recomputation."""
+"""What ``vwm fit`` does to train at the speed of its device: precision, float8, compilation, recomputation."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from torch.utils._triton import has_triton
 
 from vwm.core.blocks import compile_blocks
 from vwm.core.devices import allow_tf32
+from vwm.nn.float8 import Float8Recipe, check_float8_device, convert_to_float8
 from vwm.nn.recomputation import Recomputation, recompute_blocks
 
 
 def add_acceleration_options(parser: ArgumentParser) -> None:
-    """Add ``--compile`` and ``--gradient_checkpointing``; without a value, they are switched on."""
+    """Add ``--compile``, ``--gradient_checkpointing`` and ``--float8``; the first two are also switches."""
     parser.add_argument(
         "--compile",
         type=Literal["auto"] | bool,
@@ -33,6 +34,12 @@ def add_acceleration_options(parser: ArgumentParser) -> None:
         const=True,
         default="none",
         help="save memory: selective recomputes all but products and attention, full (true) whole blocks",
+    )
+    parser.add_argument(
+        "--float8",
+        type=Float8Recipe,
+        default="none",
+        help="large linear layers multiply in float8 with one scale a tensor or a row; requires torchao",
     )
 
 
@@ -53,18 +60,25 @@ def accelerate_networks(
     device: torch.device,
     compile: bool | Literal["auto"],
     gradient_checkpointing: Recomputation | bool,
+    float8: Float8Recipe = "none",
 ) -> None:
-    """Set the precision of matrix products, what blocks recompute, and compile them, as the options say.
+    """Set the precision of matrix products and what blocks recompute, and compile them, as the options say.
 
-    Neither changes the names or the values of weights: runs continue, and are exported, with other options.
+    None of it changes the names or the values of weights: runs continue, and are exported, with other options.
 
     Args:
         module: the module to train, with its frozen networks.
         device: on which it trains.
         compile: see ``add_acceleration_options``.
         gradient_checkpointing: see ``add_acceleration_options``.
+        float8: see ``add_acceleration_options``.
+
+    Raises:
+        ValueError: the device, or this installation, has no float8.
     """
     allow_tf32(device)
+    check_float8_device(float8, device)
+    convert_to_float8(module, float8)
     if isinstance(gradient_checkpointing, bool):
         gradient_checkpointing = "full" if gradient_checkpointing else "none"
     recompute_blocks(module, gradient_checkpointing)

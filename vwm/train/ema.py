@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
-from diffusers.training_utils import EMAModel
 from torch import nn
+
+if TYPE_CHECKING:
+    from diffusers.training_utils import EMAModel
 
 
 class EMACallback(L.Callback):
@@ -30,6 +32,8 @@ class EMACallback(L.Callback):
         """Start the average, or continue the checkpoint's."""
         if not self.decay:
             return
+        from diffusers.training_utils import EMAModel  # here, after diffusers was imported as ``network_base`` does
+
         self._average = EMAModel(_network_parameters(pl_module), decay=self.decay)
         if self._loaded_state is not None:
             self._average.load_state_dict(self._loaded_state)

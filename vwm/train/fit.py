@@ -258,7 +258,8 @@ def _fit_model(argv: list[str]) -> L.LightningModule:
     sys.argv = [sys.argv[0], "fit", *argv]  # with it Lightning starts the other ranks of this machine
     cli = parse_fit_config(argv)
     device = cli.trainer.strategy.root_device
-    accelerate_networks(cli.model, device, cli.config["compile"], cli.config["gradient_checkpointing"])
+    options = {name: cli.config[name] for name in ("compile", "gradient_checkpointing", "float8")}
+    accelerate_networks(cli.model, device, **options)
     run = RunFolder(cli.config["run"])
     with run.lock() if cli.trainer.is_global_zero else nullcontext():
         start = run.last_checkpoint if cli.config["resume"] and run.last_checkpoint.is_file() else None

@@ -13,7 +13,6 @@ from abc import ABC, abstractmethod
 from typing import Literal, Protocol
 
 import torch
-from diffusers.training_utils import compute_density_for_timestep_sampling
 from torch import Tensor
 
 from vwm.models.dit.network import DiT
@@ -85,6 +84,9 @@ class DiffusionForcing(DiffusionObjective):
 
     def sample_signal(self, batch: int, frames: int, device: torch.device) -> Tensor:
         """Sample signal levels, float [b, t]."""
+        # Here, after diffusers was imported as ``network_base`` does.
+        from diffusers.training_utils import compute_density_for_timestep_sampling
+
         noise = compute_density_for_timestep_sampling(
             self.density, batch * frames, self.logit_mean, self.logit_std, mode_scale=1.29, device=device
         )
