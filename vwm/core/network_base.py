@@ -4,10 +4,13 @@
 types of options, if they are installed: the first two took 1.8 of the 4.6 s of CPU time after which ``vwm play`` showed
 its first frame. diffusers works without all three, so they are hidden from it while it is imported.
 Other code imports them as always.
+It also reads the lists of files of all installed packages, which is half of its own import, to find three optional ones
+(optimum, flashinfer, modelopt) under other names than their own. It does without that list where there is none.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,8 +40,20 @@ def _hidden_modules(*names: str) -> Iterator[None]:
             del sys.modules[name]
 
 
+@contextmanager
+def _unread_package_lists() -> Iterator[None]:
+    """Let the map from modules to the packages that installed them be empty, instead of reading it."""
+    read = importlib.metadata.packages_distributions
+    importlib.metadata.packages_distributions = dict
+    try:
+        yield
+    finally:
+        importlib.metadata.packages_distributions = read
+
+
 # Where diffusers was imported before, it knows what is installed, and must find it.
-with _hidden_modules(*(() if "diffusers" in sys.modules else ("torch._dynamo", "transformers", "torchao"))):
+_HIDDEN = () if "diffusers" in sys.modules else ("torch._dynamo", "transformers", "torchao")
+with _hidden_modules(*_HIDDEN), _unread_package_lists():
     import diffusers
     from diffusers import ConfigMixin, ModelMixin
     from diffusers.configuration_utils import register_to_config
