@@ -186,6 +186,19 @@ def test_play_continues_after_a_key_until_paused(open_world: Callable[..., Page]
     wait_past_step(page, step)
 
 
+def test_model_and_transport_are_shown_apart(open_world: Callable[..., Page], world: Any) -> None:
+    page = open_world(world)
+    assert page.locator("#model, #transport").all_inner_texts() == ["–", "–"]
+    page.keyboard.press("p")
+    wait_past_step(page, 5)
+    pause(page)
+    for name in ("model", "transport"):
+        assert float(page.locator(f"#{name}").inner_text()) >= 0
+    tiles = page.locator(".stats div:has(#model), .stats div:has(#transport)")
+    model, transport = (tiles.nth(index).get_attribute("title") or "" for index in range(2))
+    assert "waiting for the model" in model and "encoding" in transport
+
+
 def test_every_frame_of_a_step_is_shown_at_the_recorded_rate(open_world: Callable[..., Page], fast_world: Any) -> None:
     """Four frames per step, of 50 ms each; in play the next step follows without a gap or a lost frame."""
     page = open_world(fast_world)

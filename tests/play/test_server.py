@@ -8,7 +8,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from PIL import Image
 from vwm.core.simulator import Simulator
 from vwm.data.action_files import read_action_file
 from vwm.play import server, session
+from vwm.play.answers import unpack_frames
 from vwm.play.app import find_idle_action
-from vwm.play.server import make_app, open_listener, page_url, play_world, warm_up_simulator
+from vwm.play.server import make_app, open_listener, page_url, play_world, warm_up_reset, warm_up_steps
 from vwm.play.step_batching import StepBatcher
 
 RIGHT, NOOP = 1, 8
@@ -48,6 +49,9 @@ class Page:
         if answer.type is WSMsgType.TEXT:
             return json.loads(answer.data), b""
         assert answer.type is WSMsgType.BINARY, answer
+        if answer.data[0] == 1:
+            header, images = unpack_frames(answer.data)
+            return {"type": "frame", **header}, b"".join(images)
         length = int.from_bytes(answer.data[:4], "big")
         return json.loads(answer.data[4 : 4 + length]), answer.data[4 + length :]
 
@@ -72,8 +76,9 @@ def png(size: tuple[int, int], color: tuple[int, int, int] = (200, 10, 60)) -> b
     return buffer.getvalue()
 
 
-async def open_page(client: TestClient[Any, Any]) -> Page:
+async def open_page(client: TestClient[Any, Any], images: Sequence[str] = ("webp", "jpeg", "png")) -> Page:
     connection = await client.ws_connect("/play", max_msg_size=0)
+    await connection.send_json({"type": "hello", "images": images})
     return Page(connection, await connection.receive_json())
 
 
@@ -100,7 +105,7 @@ def test_the_server_serves_the_page_and_its_files(world: Simulator) -> None:
             answer = await client.get(path)
             assert (answer.status, answer.content_type) == (200, kind)
             assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
-        for name in ("keys.js", "levers.js", "panel.js", "spark.js"):
+        for name in ("connection.js", "keys.js", "levers.js", "panel.js", "spark.js"):
             assert (await client.get(f"/{name}")).status == 200
         response = await client.get("/starts/2.png")
         assert np.array_equal(pixels(await response.read()), world.starts[2, -1].numpy())
@@ -123,6 +128,7 @@ def test_the_hello_message_describes_the_world(world: Simulator) -> None:
             "frames_per_step": 1,
             "starts": 3,
             "max_upload": 4_000_000,
+            "images": "image/webp",
         }
 
     run_page(world, script)
@@ -158,7 +164,7 @@ def test_frames_and_rewards_equal_the_simulator(world: Simulator) -> None:
             assert (header["step"], header["undo"]) == (number, number)
             assert (header["reward"], header["total"]) == (float(output.reward), total)
             assert header["terminated"] == bool(output.terminated)
-            assert header["ms"] > 0
+            assert header["model_ms"] > 0 and header["server_ms"] > header["encode_ms"] > 0
         assert total == 2 and header["fps"] > 0
 
     run_page(world, script)
@@ -229,7 +235,7 @@ def test_history_is_limited_in_steps_and_memory(world: Simulator, monkeypatch: p
         ("[" * 30_000, "must be JSON"),
         ("1" * 70_000, "70000"),
         ("[]", "must be a JSON object, got a list"),
-        ("{}", "'type' must be one of reset, step, undo, record, got nothing"),
+        ("{}", "'type' must be one of hello, reset, step, undo, record, got nothing"),
         ('{"type": []}', "'type' must be one of"),
         ('{"type": "eval"}', 'got "eval"'),
         ('{"type": "step"}', "'action' must be an integer from 0 to 9, got nothing"),
@@ -239,6 +245,9 @@ def test_history_is_limited_in_steps_and_memory(world: Simulator, monkeypatch: p
         ('{"type": "step", "action": 1.0}', "got 1.0"),
         ('{"type": "step", "action": "1"}', "'action' must be an integer"),
         ('{"type": "step", "action": 1, "speed": 2}', 'no field "speed"'),
+        ('{"type": "step", "action": 1, "ahead": 1}', "'ahead' must be true or false, got 1"),
+        ('{"type": "hello"}', "'images' must be a list of at most 16 names, got nothing"),
+        ('{"type": "hello", "images": [1]}', "'images'"),
         ('{"type": "reset"}', "'start' must be an integer from 0 to 2, got nothing"),
         ('{"type": "reset", "start": 3}', "got 3"),
         ('{"type": "reset", "start": 0, "seed": -1}', "'seed' must be an integer from 0 to 4294967295, got -1"),
@@ -305,7 +314,7 @@ def test_the_hello_message_contains_the_rest_values_of_continuous_actions(
 
 
 def test_warm_up_uses_rest_actions(car: Any) -> None:
-    warm_up_simulator(car, steps=2)
+    warm_up_steps(warm_up_reset(car), steps=2)
     assert car.received == [[0, -1, -1]] * 2
 
 
@@ -449,6 +458,27 @@ def test_recordings_contain_the_shown_frames(world: Simulator, suffix: str) -> N
     run_page(world, script)
 
 
+def test_lossy_pictures_do_not_touch_the_recording(world: Simulator) -> None:
+    async def script(client: TestClient[Any, Any]) -> None:
+        page = await open_page(client)
+        assert page.hello["images"] == "image/jpeg"
+        await page.frame(type="reset", start=0)
+        await page.ask(type="record", command="start")
+        _, lossy = await page.frame(type="step", action=RIGHT)
+        _, gif = await page.ask(type="record", command="download", format="gif")
+        with av.open(io.BytesIO(gif)) as container:
+            last = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)][-1]
+        exact = session.PlaySession(world, world.starts)
+        exact.reset(0, 0)
+        shown = exact.step(RIGHT).frame
+        assert np.array_equal(last, shown) and not np.array_equal(lossy, shown)
+        assert np.abs(lossy.astype(int) - shown).mean() < 4
+        other = await open_page(client, images=["webp"])
+        assert other.hello["images"] == "image/png"
+
+    run_client(world, script, image_format="jpeg")
+
+
 def test_undo_before_the_start_of_a_recording_restarts_it(world: Simulator) -> None:
     play_session = session.PlaySession(world, world.starts)
     play_session.reset(0, 0)
@@ -536,7 +566,7 @@ def test_a_step_that_the_end_of_the_server_cancels_does_not_wait_for_ever(world:
         release = threading.Event()
         executor = ThreadPoolExecutor(max_workers=1)
         executor.submit(release.wait, 30)
-        batcher = StepBatcher(executor)
+        batcher = StepBatcher(world, executor)
         steps = [asyncio.ensure_future(batcher.step(player, RIGHT)) for player in sessions]
         await asyncio.sleep(0.01)
         executor.shutdown(wait=False, cancel_futures=True)
@@ -629,6 +659,7 @@ def test_accepts_requests_of_its_own_origin(world: Simulator) -> None:
         for name in ("127.0.0.1", "localhost"):
             headers = {"Host": f"{name}:{client.port}", "Origin": f"http://{name}:{client.port}"}
             async with client.ws_connect("/play", headers=headers) as connection:
+                await connection.send_json({"type": "hello", "images": []})
                 assert (await connection.receive_json())["type"] == "hello"
 
     run_client(world, script)
@@ -659,7 +690,7 @@ def test_play_warms_up_prints_the_address_and_serves(
     monkeypatch.setattr(server.webbrowser, "open", lambda address: arguments.update(address=address))
     play_world(Path("somewhere"), port=0, open_browser=True)
     printed = capsys.readouterr().out
-    assert "warming up: reset" in printed and "step 4" in printed and "recorded at 20" in printed
+    assert "frames per second" in printed and "recorded at 20" in printed
     assert arguments["address"].startswith("http://localhost:") and arguments["address"] in printed
 
 
@@ -670,4 +701,4 @@ def test_page_urls_replace_wildcard_and_bracket_ipv6_addresses() -> None:
 
 
 def test_warm_up_supports_continuous_actions_and_worlds_without_starts(make_world: Callable[..., Any]) -> None:
-    warm_up_simulator(make_world("continuous", starts=0), steps=1)
+    warm_up_steps(warm_up_reset(make_world("continuous", starts=0)), steps=1)

@@ -239,6 +239,7 @@ def test_the_bundle_is_played_and_is_an_environment(artifacts: Path) -> None:
     async def play() -> None:
         async with TestClient(TestServer(make_app(world))) as client:
             connection = await client.ws_connect("/play", max_msg_size=0)
+            await connection.send_json({"type": "hello", "images": ["png"]})
             hello = await connection.receive_json()
             assert hello["title"] == "run"
             await connection.send_json({"type": "reset", "start": 0, "seed": 0})

@@ -83,6 +83,7 @@ from .states import concatenate_states as concatenate_states
 from .states import merge_states as merge_states
 from .states import replace_worlds as replace_worlds
 from .states import select_worlds as select_worlds
+from .states import split_worlds as split_worlds
 from .states import state_batch_size as state_batch_size
 from .static_memory import Layout as Layout
 from .static_memory import StaticBuffer as StaticBuffer

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_iter, tree_map
+from torch.utils._pytree import tree_flatten, tree_iter, tree_map, tree_unflatten
 
 NestedState = Any
 
@@ -39,6 +39,15 @@ def replace_worlds(mask: Tensor, new: NestedState, old: NestedState) -> NestedSt
 def concatenate_states(states: list[NestedState]) -> NestedState:
     """Concatenate the worlds of several states to one batch."""
     return tree_map(lambda *leaves: torch.cat(leaves), *states)
+
+
+def split_worlds(state: NestedState) -> list[NestedState]:
+    """Split a batch into states of one world each, which share no memory."""
+    leaves, structure = tree_flatten(state)
+    views = [leaf.split(1) for leaf in leaves]  # by leaf, then by world
+    copies = [[torch.empty_like(view, memory_format=torch.contiguous_format) for view in leaf] for leaf in views]
+    torch._foreach_copy_([copy for leaf in copies for copy in leaf], [view for leaf in views for view in leaf])
+    return [tree_unflatten(list(worlds), structure) for worlds in zip(*copies, strict=True)]
 
 
 def map_state(function: Callable[[Tensor], Tensor], state: NestedState) -> NestedState:

@@ -1,9 +1,16 @@
+from .answers import FrameHeader as FrameHeader
 from .app import PlayServer as PlayServer
+from .host_copy import HostCopy as HostCopy
+from .images import ImageFormat as ImageFormat
+from .messages import HelloMessage as HelloMessage
 from .messages import MessageError as MessageError
 from .messages import RecordMessage as RecordMessage
 from .messages import ResetMessage as ResetMessage
 from .messages import StepMessage as StepMessage
 from .messages import UndoMessage as UndoMessage
+from .page_connection import PageConnection as PageConnection
 from .session import PlaySession as PlaySession
 from .session import PlayStep as PlayStep
 from .step_batching import StepBatcher as StepBatcher
+from .stepping import BatchStep as BatchStep
+from .stepping import WorldStepper as WorldStepper

@@ -1,55 +1,33 @@
 """The player's web application: the page, and one session per websocket.
 
-The model runs in a single worker thread, so that the event loop stays free and sessions take turns. A session ends when
-its page closes. Answers with bytes are one binary message: the length of a JSON header (uint32, big-endian), the
-header, the bytes.
+The model runs in a single worker thread, and frames are encoded in others, so that the event loop stays free: while the
+frames of one step are encoded and sent, the next step is computed. A session ends when its page closes.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
-import logging
 import re
-import tempfile
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
-import numpy as np
-from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp import WSCloseCode, web
 from aiohttp.typedefs import Handler
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vwm.core.simulator import Simulator
-from vwm.data.action_files import format_action_table
-from vwm.data.video_encoding import write_video
 from vwm.play import images
 from vwm.play.access_token import token_middleware
-from vwm.play.messages import (
-    MAX_TEXT,
-    ClientMessage,
-    RecordMessage,
-    ResetMessage,
-    StepMessage,
-    UndoMessage,
-    parse_message,
-)
+from vwm.play.messages import MAX_TEXT
 from vwm.play.origin_check import origin_middleware
-from vwm.play.session import PlaySession, PlayStep
+from vwm.play.page_connection import PageConnection
 from vwm.play.step_batching import StepBatcher
 
 PAGE_FOLDER = Path(__file__).parent / "page"
 IDLE_NAMES = {"noop", "no-op", "no op", "nothing", "none", "idle", "stay", "stop", "wait", "still", "·", ""}
 IDLE_NAMES |= {"no visible change"}  # the description of a latent action without effect in vwm.eval
-MAX_GIF_FRAMES = 1000
-"""A GIF of more frames takes minutes to encode."""
-logger = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-R = TypeVar("R")
+ENCODING_THREADS = 2
+"""A frame takes less than a millisecond; the threads are there for the steps of many sessions, which end together."""
 
 
 def make_app(
@@ -59,6 +37,7 @@ def make_app(
     max_upload_mb: float = 4.0,
     executor: ThreadPoolExecutor | None = None,
     token: str | None = None,
+    image_format: images.ImageFormatName = "auto",
 ) -> web.Application:
     """Make the web application for a simulator.
 
@@ -69,6 +48,7 @@ def make_app(
         max_upload_mb: largest uploaded image, in megabytes.
         executor: one worker that runs the world, for example the one that warmed it up; None makes one.
         token: serve only pages that are opened with ``?token=``; None serves all.
+        image_format: of the frames; see ``choose_format``.
 
     Raises:
         ValueError: a limit is not positive.
@@ -82,12 +62,13 @@ def make_app(
         max_sessions=max_sessions,
         max_upload=int(max_upload_mb * 1e6),
         executor=executor or ThreadPoolExecutor(max_workers=1),
+        image_format=image_format,
     )
     middlewares = [origin_middleware(host)] + ([] if token is None else [token_middleware(token)])
     app = web.Application(middlewares=middlewares)
     app.router.add_get("/", _serve_file("index.html", "text/html"))
     app.router.add_get("/style.css", _serve_file("style.css", "text/css"))
-    for name in ("player.js", "keys.js", "levers.js", "panel.js", "parts.js", "spark.js"):
+    for name in ("player.js", "connection.js", "keys.js", "levers.js", "panel.js", "parts.js", "spark.js"):
         app.router.add_get(f"/{name}", _serve_file(name, "text/javascript"))
     app.router.add_get(r"/starts/{index:\d{1,6}}.png", player.start_image)
     app.router.add_get("/play", player.websocket)
@@ -103,17 +84,27 @@ class PlayServer:
         max_sessions: largest number of simultaneous sessions.
         max_upload: largest size of an uploaded image, in bytes.
         executor: one worker; parallel steps of several sessions would compete for the same cores or GPU.
+        image_format: of the frames; see ``choose_format``.
     """
 
-    def __init__(self, simulator: Simulator, max_sessions: int, max_upload: int, executor: ThreadPoolExecutor) -> None:
+    def __init__(
+        self,
+        simulator: Simulator,
+        max_sessions: int,
+        max_upload: int,
+        executor: ThreadPoolExecutor,
+        image_format: images.ImageFormatName,
+    ) -> None:
         self.simulator = simulator
         self.starts = simulator_starts(simulator)
         self.max_sessions = max_sessions
         self.max_upload = max_upload
         self.connections: set[web.WebSocketResponse] = set()
         self.executor = executor
-        self.batcher = StepBatcher(executor)
-        self.image_executor = ThreadPoolExecutor(max_workers=1)
+        self.image_format: images.ImageFormatName = image_format
+        self.batcher = StepBatcher(simulator, executor)
+        self.encoders = ThreadPoolExecutor(max_workers=ENCODING_THREADS)
+        self.upload_executor = ThreadPoolExecutor(max_workers=1)
 
     async def start_image(self, request: web.Request) -> web.Response:
         """Return the last frame of a start as PNG, which the page shows as a thumbnail."""
@@ -126,7 +117,8 @@ class PlayServer:
     async def websocket(self, request: web.Request) -> web.WebSocketResponse:
         """Serve one session, until the page closes."""
         # Uploads up to twice the limit get an error message as the answer; larger ones close the connection.
-        connection = web.WebSocketResponse(heartbeat=30, max_msg_size=2 * max(self.max_upload, MAX_TEXT))
+        most = 2 * max(self.max_upload, MAX_TEXT)
+        connection = web.WebSocketResponse(heartbeat=30, max_msg_size=most, compress=False)  # images are compressed
         await connection.prepare(request)
         if len(self.connections) >= self.max_sessions:
             text = f"all {self.max_sessions} sessions are in use; close another page of this world, or try again later"
@@ -135,8 +127,7 @@ class PlayServer:
             return connection
         self.connections.add(connection)
         try:
-            await connection.send_json(self.hello_message())
-            await self._serve_messages(connection, PlaySession(self.simulator, self.starts, self.max_sessions))
+            await PageConnection(self, connection).serve()
         except ConnectionResetError:
             pass  # the page closed while its answer was being sent
         finally:
@@ -144,14 +135,14 @@ class PlayServer:
         return connection
 
     async def close(self, _app: web.Application) -> None:
-        """Close all sessions and stop the worker thread."""
+        """Close all sessions and stop the worker threads."""
         for connection in list(self.connections):
             await connection.close(code=WSCloseCode.GOING_AWAY, message=b"the server ends")
-        for executor in (self.executor, self.image_executor):
+        for executor in (self.executor, self.encoders, self.upload_executor):
             executor.shutdown(wait=False, cancel_futures=True)
 
-    def hello_message(self) -> dict[str, Any]:
-        """Describe the world for the page."""
+    def hello_message(self, image_format: images.ImageFormat) -> dict[str, Any]:
+        """Describe the world for a page that gets frames in a format."""
         space = self.simulator.spec.actions
         names = space.names or tuple(str(index) for index in range(space.size))
         actions = {"kind": space.kind, "size": space.size, "names": names, "latent": space.latent}
@@ -171,128 +162,8 @@ class PlayServer:
             "frames_per_step": self.simulator.spec.frames_per_step,
             "starts": 0 if self.starts is None else len(self.starts),
             "max_upload": self.max_upload,
+            "images": image_format.media_type,
         }
-
-    async def _serve_messages(self, connection: web.WebSocketResponse, session: PlaySession) -> None:
-        """Answer each message with exactly one message, until the page closes."""
-        async for message in connection:
-            try:
-                if message.type is WSMsgType.TEXT:
-                    answer = await self._handle_text(session, message.data)
-                elif message.type is WSMsgType.BINARY:
-                    answer = await self._handle_upload(session, message.data)
-                else:
-                    return
-            except ValueError as error:
-                answer = {"type": "error", "message": str(error)}
-            except Exception:
-                # An error of the world (out of memory, a bug) fails this message only, not the server.
-                logger.exception("the world failed")
-                answer = {"type": "error", "message": "the world failed; see the server's terminal for the reason"}
-            if isinstance(answer, bytes):
-                await connection.send_bytes(answer)
-            else:
-                await connection.send_json(answer)
-
-    async def _handle_text(self, session: PlaySession, text: str) -> bytes | dict[str, Any]:
-        message = parse_message(text, self.simulator.spec.actions, 0 if self.starts is None else len(self.starts))
-        if isinstance(message, StepMessage):
-            play_step = await self.batcher.step(session, message.action)
-            return await asyncio.to_thread(_step_message, session, play_step)
-        if not isinstance(message, RecordMessage):
-            return await self._run_in_thread(_apply_message, session, message)
-        if message.command == "download":
-            if message.format == "gif" and len(session.recording_frames) > MAX_GIF_FRAMES:
-                raise ValueError(
-                    f"a GIF may have {MAX_GIF_FRAMES} frames, the recording has {len(session.recording_frames)}: "
-                    "download it as MP4"
-                )
-            if message.format == "csv":
-                return _actions_message(session)
-            # in another thread than the model's, because encoding a long video must not block other sessions
-            return await asyncio.to_thread(
-                _video_message, session.recorded_frames(), message.format, self.simulator.spec.fps
-            )
-        if message.command == "start":
-            session.start_recording()
-        else:
-            session.stop_recording()
-        return {"type": "recording", "recording": session.recording, "recorded": len(session.recording_frames)}
-
-    async def _handle_upload(self, session: PlaySession, data: bytes) -> bytes:
-        if len(data) > self.max_upload:
-            raise ValueError(
-                f"the image has {len(data) / 1e6:.1f} MB; the limit is {self.max_upload / 1e6:g} MB "
-                "(change it with --max_upload_mb)"
-            )
-        image_size = self.simulator.spec.context.image_size
-        # one at a time, so that several large images are never in memory together
-        session.uploaded_image = await asyncio.get_running_loop().run_in_executor(
-            self.image_executor, images.decode_upload, data, image_size
-        )
-        return pack_message({"type": "upload"}, images.encode_png(session.uploaded_image))
-
-    async def _run_in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        return await asyncio.get_running_loop().run_in_executor(self.executor, lambda: function(*args, **kwargs))
-
-
-def pack_message(header: dict[str, Any], body: bytes) -> bytes:
-    """Pack one binary message: the length of the header, the header as JSON, the body."""
-    head = json.dumps(header).encode()
-    return len(head).to_bytes(4, "big") + head + body
-
-
-def _apply_message(session: PlaySession, message: ClientMessage) -> bytes:
-    """Apply a message to the world, and return the resulting frame as an answer."""
-    match message:
-        case ResetMessage(start, seed):
-            play_step = session.reset(start, seed)
-        case UndoMessage(steps):
-            play_step = session.undo(steps)
-        case _:
-            raise AssertionError(f"{message} does not change the world")
-    return _frame_message(session, play_step, play_step.frames[-1:])
-
-
-def _step_message(session: PlaySession, play_step: PlayStep) -> bytes:
-    return _frame_message(session, play_step, play_step.frames)
-
-
-def _frame_message(session: PlaySession, play_step: PlayStep, frames: NDArray[np.uint8]) -> bytes:
-    """Pack frames [k, h, w, 3] of a step, one PNG after the other; the header has their sizes in bytes."""
-    pngs = [images.encode_png(frame) for frame in frames]
-    header = _frame_header(session, play_step) | {"sizes": [len(png) for png in pngs]}
-    return pack_message(header, b"".join(pngs))
-
-
-def _frame_header(session: PlaySession, play_step: PlayStep) -> dict[str, Any]:
-    return {
-        "type": "frame",
-        "step": play_step.step,
-        "ms": round(play_step.latency_ms, 2),
-        "fps": round(session.fps, 2),
-        "reward": play_step.reward,
-        "total": play_step.episode_return,
-        "terminated": play_step.terminated,
-        "undo": len(session.history),
-        "recording": session.recording,
-        "recorded": len(session.recording_frames),
-    }
-
-
-def _video_message(frames: NDArray[np.uint8], suffix: str, fps: float) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"play.{suffix}"
-        write_video(path, frames, fps)
-        header = {"type": "video", "name": path.name, "format": suffix, "frames": len(frames)}
-        return pack_message(header, path.read_bytes())
-
-
-def _actions_message(session: PlaySession) -> bytes:
-    """Pack the actions of the recording, as ``vwm ingest`` reads them next to its video."""
-    actions = session.recorded_actions()
-    header = {"type": "video", "name": "play.actions.csv", "format": "csv", "frames": len(actions)}
-    return pack_message(header, format_action_table(session.simulator.spec.actions, actions).encode())
 
 
 _SECURITY_HEADERS = {

@@ -1,7 +1,8 @@
 """Messages from the page to the server, one dataclass each, and their strict validation.
 
-Each message gets exactly one answer, and the page waits for it before it sends the next message. Text messages are JSON
-objects with a ``type``; a binary message is an uploaded image, decoded in ``images.py``.
+Each message gets exactly one answer, in order (``answers.py``). The first one says which images the page decodes. A
+page waits for the answer before it sends the next message, except for steps that it asks for ahead (``StepMessage``).
+Text messages are JSON objects with a ``type``; a binary message is an uploaded image, decoded in ``images.py``.
 """
 
 from __future__ import annotations
@@ -19,10 +20,18 @@ MAX_TEXT = 64 * 1024
 """Largest number of characters of a text message; a step with a hundred action dimensions takes far fewer."""
 MAX_SEED = 2**32 - 1
 MAX_UNDO = 256
+MAX_IMAGE_FORMATS = 16
 
 
 class MessageError(ValueError):
     """A message of the page is invalid; the text names the field and what is expected."""
+
+
+@dataclass(frozen=True)
+class HelloMessage:
+    """The page is there, and decodes images of some formats; its answer describes the world."""
+
+    images: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -35,9 +44,14 @@ class ResetMessage:
 
 @dataclass(frozen=True)
 class StepMessage:
-    """Advance the world by one step with a discrete action, or with one number per action dimension."""
+    """Advance the world by one step with a discrete action, or with one number per action dimension.
+
+    ``ahead``: the page has not yet got the answer to the step before. The step is not taken where that one ended the
+    episode; its answer then repeats the last frame.
+    """
 
     action: int | tuple[float, ...]
+    ahead: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,7 +69,7 @@ class RecordMessage:
     format: str
 
 
-ClientMessage = ResetMessage | StepMessage | UndoMessage | RecordMessage
+ClientMessage = HelloMessage | ResetMessage | StepMessage | UndoMessage | RecordMessage
 
 
 def parse_message(text: str, actions: ActionSpace, starts: int) -> ClientMessage:
@@ -78,6 +92,7 @@ def parse_message(text: str, actions: ActionSpace, starts: int) -> ClientMessage
     if not isinstance(data, dict):
         raise MessageError(f"a message must be a JSON object, got {_json_type(data)}")
     readers: dict[str, Callable[[dict[str, Any]], ClientMessage]] = {
+        "hello": _parse_hello,
         "reset": lambda fields: _parse_reset(fields, starts),
         "step": lambda fields: _parse_step(fields, actions),
         "undo": _parse_undo,
@@ -92,6 +107,13 @@ def parse_message(text: str, actions: ActionSpace, starts: int) -> ClientMessage
     return message
 
 
+def _parse_hello(fields: dict[str, Any]) -> HelloMessage:
+    names = fields.pop("images", None)
+    if not isinstance(names, list) or len(names) > MAX_IMAGE_FORMATS or not all(isinstance(n, str) for n in names):
+        raise MessageError(f"'images' must be a list of at most {MAX_IMAGE_FORMATS} names, got {_format_value(names)}")
+    return HelloMessage(tuple(names))
+
+
 def _parse_reset(fields: dict[str, Any], starts: int) -> ResetMessage:
     start = fields.pop("start", None)
     if start == "upload":
@@ -103,8 +125,11 @@ def _parse_reset(fields: dict[str, Any], starts: int) -> ResetMessage:
 
 
 def _parse_step(fields: dict[str, Any], actions: ActionSpace) -> StepMessage:
+    ahead = fields.pop("ahead", False)
+    if not isinstance(ahead, bool):
+        raise MessageError(f"'ahead' must be true or false, got {_format_value(ahead)}")
     if actions.is_discrete:
-        return StepMessage(_read_integer(fields, "action", 0, actions.size - 1))
+        return StepMessage(_read_integer(fields, "action", 0, actions.size - 1), ahead)
     values = fields.pop("action", None)
     if not isinstance(values, list) or len(values) != actions.size:
         raise MessageError(f"'action' must be a list of {actions.size} numbers, got {_format_value(values)}")
@@ -116,7 +141,7 @@ def _parse_step(fields: dict[str, Any], actions: ActionSpace) -> StepMessage:
             actions.check_rows(torch.tensor(values, dtype=torch.float32))
         except (OverflowError, ValueError) as error:
             raise MessageError(f"'action': {error}") from error
-    return StepMessage(tuple(float(value) for value in values))
+    return StepMessage(tuple(float(value) for value in values), ahead)
 
 
 def _parse_undo(fields: dict[str, Any]) -> UndoMessage:

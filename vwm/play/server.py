@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import socket
 import statistics
 import webbrowser
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,13 @@ from vwm.core.devices import Precision, resolve_device, resolve_precision
 from vwm.core.simulator import Simulator
 from vwm.play.access_token import is_loopback
 from vwm.play.app import make_app, simulator_starts
+from vwm.play.images import ImageFormatName
 from vwm.play.session import PlaySession
+from vwm.play.stepping import Action
 from vwm.worlds.bundle import load_simulator
 
 __all__ = ["make_app", "play_world"]
+logger = logging.getLogger(__name__)
 
 
 def play_world(
@@ -33,6 +37,7 @@ def play_world(
     max_sessions: int = 4,
     max_upload_mb: float = 4.0,
     open: bool = False,
+    image_format: ImageFormatName = "auto",
 ) -> None:
     """Play a trained world in the browser.
 
@@ -48,6 +53,9 @@ def play_world(
         max_upload_mb: largest image that may be uploaded as a start, in megabytes.
         open: let everybody play who reaches the address. Without it, an address that other machines reach has a token,
             which is part of the printed link.
+        image_format: how frames are sent; webp and png are exact, jpeg is smaller and faster for large frames. auto
+            takes webp for frames of up to 128 x 128 pixels and jpeg for larger ones; a browser that does not decode the
+            format gets png. Recordings are made of the exact frames.
 
     Raises:
         ValueError: the address cannot be used, or the world does not show frames.
@@ -65,12 +73,14 @@ def play_world(
             raise ValueError(f"{bundle} cannot be played: its observations are vectors. Plan or train agents in it")
         height, width = simulator.spec.context.image_size
         print(f"loaded {bundle} ({width} x {height}, {simulator.spec.fps:g} fps)")
-        # Warm up in the thread that serves: thread pools and caches belong to a thread.
-        executor.submit(warm_up_simulator, simulator).result()
+        # Warm up in the thread that serves: thread pools and caches belong to a thread. The steps are taken while the
+        # browser opens the page.
+        session = executor.submit(warm_up_reset, simulator).result()
         token = None if open or is_loopback(host) else secrets.token_urlsafe(16)
-        app = make_app(simulator, host, max_sessions, max_upload_mb, executor, token)
+        app = make_app(simulator, host, max_sessions, max_upload_mb, executor, token, image_format)
         address = page_url(host, listener.getsockname()[1]) + ("" if token is None else f"?token={token}")
         print(f"playing at {address}  (stop with Ctrl-C)", flush=True)
+        executor.submit(warm_up_steps, session).add_done_callback(_report_failed_warm_up)
         if open_browser:
             webbrowser.open(address)
         web.run_app(app, sock=listener, print=None, access_log=None)
@@ -100,17 +110,28 @@ def page_url(host: str, port: int) -> str:
     return f"http://[{shown}]:{port}/" if ":" in shown else f"http://{shown}:{port}/"
 
 
-def warm_up_simulator(simulator: Simulator, steps: int = 4) -> None:
-    """Take the first steps, which are slow (compilation, kernels, caches), and print their duration."""
+def warm_up_reset(simulator: Simulator) -> PlaySession:
+    """Show a first frame, which is slow (kernels, caches), and return the session that did."""
     session = PlaySession(simulator, simulator_starts(simulator))
     session.uploaded_image = np.zeros((*simulator.spec.context.image_size, 3), np.uint8)
-    space = simulator.spec.actions
-    action: int | tuple[float, ...] = 0 if space.kind == "discrete" else space.rest or (0.0,) * space.size
-    print(f"warming up: reset {session.reset(0 if session.starts is not None else None, 0).latency_ms:.0f} ms", end="")
-    times = []
-    for number in range(1, steps + 1):
-        times.append(session.step(action).latency_ms)
-        print(f", step {number} {times[-1]:.0f} ms", end="", flush=True)
-    steady = statistics.median(times[1:] or times)
-    fps = 1000 * simulator.spec.frames_per_step / max(steady, 1e-3)
-    print(f"\nabout {fps:.0f} frames per second; the world was recorded at {simulator.spec.fps:g}")
+    session.reset(0 if session.starts is not None else None, 0)
+    return session
+
+
+def warm_up_steps(session: PlaySession, steps: int = 4) -> None:
+    """Take the first steps of a session, which are slow (compilation, kernels, caches), and print their speed."""
+    spec = session.simulator.spec
+    action: Action = 0 if spec.actions.kind == "discrete" else spec.actions.rest or (0.0,) * spec.actions.size
+    reset_ms = session.require_current().latency_ms
+    times = [session.step(action).latency_ms for _ in range(steps)]
+    fps = 1000 * spec.frames_per_step / max(statistics.median(times[1:] or times), 1e-3)
+    print(
+        f"about {fps:.0f} frames per second; the world was recorded at {spec.fps:g} "
+        f"(reset {reset_ms:.0f} ms, first steps {', '.join(f'{ms:.0f}' for ms in times)} ms)",
+        flush=True,
+    )
+
+
+def _report_failed_warm_up(warm_up: Future[None]) -> None:
+    if not warm_up.cancelled() and (error := warm_up.exception()) is not None:
+        logger.error("the world failed in its first steps", exc_info=error)

@@ -1,13 +1,12 @@
 """A play session: the current state of the world, its history, and the recording.
 
-This file is independent of the web server, which calls the methods in its worker thread, one at a time.
+This file is independent of the web server, which calls the methods one at a time.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from vwm.core.simulator import Simulator, State, StepOutput
-from vwm.core.states import concatenate_states, select_worlds
+from vwm.core.simulator import Simulator, State
+from vwm.play.host_copy import HostCopy
 from vwm.play.messages import MAX_UNDO
+from vwm.play.stepping import Action, BatchStep, WorldStepper
 
-Action = int | tuple[float, ...]
-"""A discrete action, or the numbers of a continuous or composite one."""
 MAX_UNDO_BYTES = 2**30
 """Memory for the histories of all sessions; the larger the states, the fewer are kept."""
 MAX_RECORDING_BYTES = 2**28
@@ -42,6 +40,8 @@ class PlayStep:
         terminated: whether the world ended the episode.
         latency_ms: time that the model took, in milliseconds.
         action: of the step; None after a reset.
+        began: time of ``time.perf_counter`` at which the model began.
+        worlds: number of sessions whose steps were computed together.
     """
 
     state: State
@@ -52,6 +52,8 @@ class PlayStep:
     terminated: bool = False
     latency_ms: float = 0.0
     action: Action | None = None
+    began: float = 0.0
+    worlds: int = 1
 
     @property
     def frame(self) -> NDArray[np.uint8]:
@@ -102,27 +104,33 @@ class PlaySession:
         began = time.perf_counter()
         with torch.no_grad():
             state, frame = self.simulator.reset(self._context(start), seed)
+        frames = HostCopy([frame]).arrays()[0].copy()
         self.history.clear()
         self._times.clear()
-        return self._set_current(PlayStep(state, frame.cpu().numpy(), latency_ms=_elapsed_ms(began)))
+        latency_ms = (time.perf_counter() - began) * 1000
+        return self._set_current(PlayStep(state, frames, latency_ms=latency_ms, began=began))
 
     def step(self, action: Action) -> PlayStep:
         """Advance by one step. Raises ValueError before the first reset."""
-        return step_sessions([self], [action])[0]
+        batch = WorldStepper(self.simulator).step([self.require_current().state], [action])
+        return self.take_step(action, batch, world=0)
 
-    def take_step(self, action: Action, state: State, output: StepOutput, world: int, latency_ms: float) -> PlayStep:
+    def take_step(self, action: Action, batch: BatchStep, world: int) -> PlayStep:
         """Take the outcome of a step of several worlds, of which this session's has an index."""
         previous = self.require_current()
-        reward = float(output.reward[world])
+        frames, rewards, terminated = batch.copy.arrays()
+        reward = float(rewards[world])
         play_step = PlayStep(
-            state=select_worlds(state, torch.tensor([world])) if len(output.reward) > 1 else state,
-            frames=output.frames[world].cpu().numpy(),
+            state=batch.states[world],
+            frames=frames[world].copy(),  # the memory of the batch is needed again
             step=previous.step + 1,
             reward=reward,
             episode_return=previous.episode_return + reward,
-            terminated=bool(output.terminated[world]),
-            latency_ms=latency_ms,
+            terminated=bool(terminated[world]),
+            latency_ms=batch.latency_ms,
             action=action,
+            began=batch.began,
+            worlds=len(batch.states),
         )
         self._push_history(previous)
         self._times.append(time.perf_counter())
@@ -201,44 +209,6 @@ class PlaySession:
             self.history.popleft()
 
 
-def step_sessions(sessions: Sequence[PlaySession], actions: Sequence[Action]) -> list[PlayStep]:
-    """Advance several sessions of one world, in one step of the simulator.
-
-    Args:
-        sessions: each at most once.
-        actions: of the sessions.
-
-    Raises:
-        ValueError: a session was not reset yet; none is changed.
-    """
-    began = time.perf_counter()
-    states = [session.require_current().state for session in sessions]
-    chosen = torch.tensor(list(actions), dtype=torch.int64 if isinstance(actions[0], int) else torch.float32)
-    with torch.no_grad():
-        stacked = states[0] if len(states) == 1 else concatenate_states(states)
-        state, output = sessions[0].simulator.step(stacked, chosen)
-    latency_ms = _elapsed_ms(began)
-    return [
-        session.take_step(action, state, output, i, latency_ms)
-        for i, (session, action) in enumerate(zip(sessions, actions, strict=True))
-    ]
-
-
-def can_step_together(one: PlaySession, other: PlaySession) -> bool:
-    """Return whether the states of two sessions can be one batch: they were reset, and differ in values only."""
-    if one.current is None or other.current is None:
-        return False
-    leaves, others = tree_leaves(one.current.state), tree_leaves(other.current.state)
-    return len(leaves) == len(others) and all(
-        isinstance(a, Tensor) and isinstance(b, Tensor) and a.ndim > 0 and (a.shape, a.dtype) == (b.shape, b.dtype)
-        for a, b in zip(leaves, others, strict=True)
-    )
-
-
 def state_bytes(state: State) -> int:
     """Sum the bytes of all tensors in a nested state."""
     return sum(leaf.nbytes for leaf in tree_leaves(state) if isinstance(leaf, Tensor))
-
-
-def _elapsed_ms(began: float) -> float:
-    return (time.perf_counter() - began) * 1000

@@ -1,4 +1,4 @@
-"""Steps of several sessions at once: a step of a batch takes little longer than that of one world."""
+"""Collects the steps that sessions ask for at the same time."""
 
 from __future__ import annotations
 
@@ -7,55 +7,67 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from vwm.play.session import PlaySession, PlayStep, can_step_together, step_sessions
-
-Action = int | tuple[float, ...]
+from vwm.core.simulator import Simulator
+from vwm.play.session import PlaySession, PlayStep
+from vwm.play.stepping import Action, BatchStep, WorldStepper, can_step_together
 
 
 class _Request(NamedTuple):
     session: PlaySession
     action: Action
-    result: asyncio.Future[PlayStep]
+    result: asyncio.Future[tuple[BatchStep, int]]
 
 
 class StepBatcher:
     """Collects the steps that sessions ask for while the world is busy, and takes them together.
 
     Args:
+        simulator: the world of all sessions.
         executor: one worker, in which the world runs.
     """
 
-    def __init__(self, executor: ThreadPoolExecutor) -> None:
+    def __init__(self, simulator: Simulator, executor: ThreadPoolExecutor) -> None:
+        self.stepper = WorldStepper(simulator)
         self.executor = executor
         self._pending: list[_Request] = []
         self._task: asyncio.Task[None] | None = None
 
     async def step(self, session: PlaySession, action: Action) -> PlayStep:
-        """Advance a session by one step. A session waits for its step before it asks for the next one."""
+        """Advance a session by one step. A session waits for its step before it asks for the next one.
+
+        Raises:
+            ValueError: the session was not reset yet.
+        """
+        session.require_current()
         request = _Request(session, action, asyncio.get_running_loop().create_future())
         self._pending.append(request)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
-        return await request.result
+        batch, world = await request.result
+        if not batch.copy.is_ready:  # the next step is computed meanwhile
+            await asyncio.to_thread(batch.copy.wait_until_copied)
+        return session.take_step(action, batch, world)
 
     async def _run(self) -> None:
         batch: list[_Request] = []
         try:
             while self._pending:
-                first = self._pending[0]
-                batch = [r for r in self._pending if r is first or can_step_together(first.session, r.session)]
+                state = self._pending[0].session.require_current().state
+                batch = [r for r in self._pending if can_step_together(state, r.session.require_current().state)]
+                batch = batch or self._pending[:1]  # a state that no other can join
                 self._pending = [r for r in self._pending if all(r is not taken for taken in batch)]
-                await self._take(batch)
+                # in a fixed order, so that the batch of the same sessions can be used again
+                await self._take(sorted(batch, key=lambda request: id(request.session)))
         except asyncio.CancelledError:  # the server ends; its sessions would wait for their steps
             for request in (*batch, *self._pending):
                 request.result.cancel()
             raise
 
     async def _take(self, batch: Sequence[_Request]) -> None:
-        sessions = [request.session for request in batch]
+        states = [request.session.require_current().state for request in batch]
         actions = [request.action for request in batch]
         try:
-            steps = await asyncio.get_running_loop().run_in_executor(self.executor, step_sessions, sessions, actions)
+            step = await asyncio.get_running_loop().run_in_executor(self.executor, self.stepper.step, states, actions)
         except Exception as error:  # noqa: BLE001 (each session reports it to its page)
             if len(batch) == 1:
                 if not batch[0].result.done():  # cancelled where its page has closed
@@ -64,6 +76,6 @@ class StepBatcher:
             for request in batch:  # the fault of one must not be that of the others
                 await self._take([request])
             return
-        for request, step in zip(batch, steps, strict=True):
+        for world, request in enumerate(batch):
             if not request.result.done():
-                request.result.set_result(step)
+                request.result.set_result((step, world))

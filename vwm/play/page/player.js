@@ -1,25 +1,23 @@
-// The player: one websocket, one canvas. A message is sent only after the last one was answered, so that a slow model
-// slows play down instead of filling a queue.
+// The player: one connection to the server, one canvas.
 
+import { Connection } from "./connection.js";
 import { bind, chosen, COMMANDS, keyName } from "./keys.js";
 import { LeverPanel } from "./panel.js";
 import { PartsPanel } from "./parts.js";
-import { drawSparkline, median } from "./spark.js";
+import { drawSparkline, quantile } from "./spark.js";
 
 const $ = (id) => document.getElementById(id);
 const screen = $("screen");
 const context = screen.getContext("2d", { willReadFrequently: true });
 const held = new Set(); // codes of held keys, in the order they were pressed
-const latencies = [];
+const latencies = []; // of the last steps, in ms: {model, transport, wait, encode}
 
 let world; // the server's hello
-let socket;
+let connection;
 let bindings = [];
 let panel; // the controls of a continuous or composite world
 let touched; // the action that a finger or the mouse holds
 let start = 0; // index of a start, or "upload"
-let waiting = null; // the message that was sent and is not answered yet
-const queue = []; // messages to be sent next
 let due = 0; // time of the next request of a step
 let shownUntil = 0; // time until which the frames of the last step are shown, where a step has several
 let pending = []; // timers of the frames that are still to be shown
@@ -28,66 +26,45 @@ let recording = false;
 
 // ---- messages to and from the server --------------------------------------------------------------------------
 
-function connect() {
-  socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/play`);
-  socket.binaryType = "arraybuffer";
-  let reason = "The server has stopped or cannot be reached.";
-  socket.onmessage = async ({ data }) => {
-    const [header, body] = typeof data === "string" ? [JSON.parse(data), null] : open(data);
-    if (header.type === "full") reason = header.message;
-    else if (header.type === "hello") showWorld(header);
-    else await handleAnswer(header, body);
-  };
-  socket.onclose = () => {
-    clearTimeout(timer);
-    setMode("lost", "Not connected", `${reason} Click to try again.`);
-  };
+const WEBP = "UklGRiAAAABXRUJQVlA4TBQAAAAvAAAAAAdQgVQIIAAKmv7HiIj+Bw=="; // one pixel
+
+/** The formats in which the browser decodes frames. */
+async function decodableImages() {
+  const bytes = Uint8Array.from(atob(WEBP), (letter) => letter.charCodeAt(0));
+  const webp = await createImageBitmap(new Blob([bytes], { type: "image/webp" })).catch(() => null);
+  return [...(webp ? ["webp"] : []), "jpeg", "png"];
 }
 
-/** Split a binary answer: header length, header, body. */
-function open(buffer) {
-  const length = new DataView(buffer).getUint32(0);
-  return [JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length))), new Uint8Array(buffer, 4 + length)];
+async function connect() {
+  const hello = { type: "hello", images: await decodableImages() };
+  const url = `${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/play`;
+  const closed = (reason) => setMode("lost", "Not connected", `${reason ?? "The server has stopped or cannot be reached."} Click to try again.`);
+  connection = new Connection(url, hello, { receive: handleAnswer, ready: schedule, closed });
 }
 
-/** Send a message as soon as the last one is answered. */
 function send(message) {
-  queue.push(message);
-  flush();
+  connection.send(message);
 }
 
-function flush() {
-  if (waiting || !queue.length || socket.readyState !== WebSocket.OPEN) return;
-  waiting = queue.shift();
-  socket.send(waiting instanceof Blob ? waiting : JSON.stringify(waiting));
+async function handleAnswer(header, body, message) {
+  if (header.type === "hello") showWorld(header);
+  else if (header.type === "frame") await showStep(header, body, message);
+  else if (header.type === "recording") showRecording(header, message);
+  else if (header.type === "upload") showUpload(body);
+  else if (header.type === "video") save(header, body);
+  else if (header.type === "error") fail(header.message, message);
 }
 
-async function handleAnswer(header, body) {
-  try {
-    if (header.type === "frame") await showStep(header, body);
-    else if (header.type === "recording") showRecording(header);
-    else if (header.type === "upload") showUpload(body);
-    else if (header.type === "video") save(header, body);
-    else if (header.type === "error") fail(header.message);
-  } finally {
-    waiting = null;
-    flush();
-    schedule();
-  }
-}
-
-function fail(message) {
-  toast(message);
+function fail(text, message) {
+  toast(text);
   // otherwise the same step would fail again at every frame
-  if (waiting?.type === "step") setMode("paused");
+  if (message.type === "step") setMode("paused");
 }
 
 // ---- the world and its frames ---------------------------------------------------------------------------------
 
 function showWorld(hello) {
   world = hello;
-  waiting = null;
-  queue.length = 0;
   latencies.length = 0;
   document.title = $("title").textContent = world.title;
   const kind = world.actions.latent ? "latent actions" : world.actions.kind === "discrete" ? "actions" : "action dimensions";
@@ -103,11 +80,9 @@ function showWorld(hello) {
 }
 
 /** Show the frames of a step, one after the other at the frame rate of the world; the next step is computed meanwhile. */
-async function showFrames(header, body) {
-  const starts = header.sizes.map((_, index) => header.sizes.slice(0, index).reduce((sum, size) => sum + size, 0));
-  const pngs = starts.map((offset, index) => new Blob([body.subarray(offset, offset + header.sizes[index])], { type: "image/png" }));
-  const bitmaps = await Promise.all(pngs.map((png) => createImageBitmap(png)));
-  if (waiting.type !== "step") {
+async function showFrames(images, message) {
+  const bitmaps = await Promise.all(images.map((image) => createImageBitmap(new Blob([image], { type: world.images }))));
+  if (message.type !== "step") {
     pending.forEach(clearTimeout);
     [pending, shownUntil] = [[], 0];
   }
@@ -133,21 +108,37 @@ function framePeriod() {
   return speed ? 1000 / (world.fps * speed) : 0;
 }
 
-async function showStep(header, body) {
-  await showFrames(header, body);
-  if (waiting.type === "step") latencies.push(header.ms);
-  if (latencies.length > 120) latencies.shift();
+async function showStep(header, images, message) {
+  await showFrames(images, message);
+  if (message.type === "step") showLatency(header);
   screen.dataset.step = $("step").textContent = header.step;
   $("fps").textContent = header.fps && document.body.dataset.mode === "playing" ? header.fps.toFixed(1) : "–";
-  $("p50").textContent = latencies.length ? short(median(latencies)) : "–";
   $("total").textContent = short(header.total);
   if (header.total || header.reward) $("reward-tile").hidden = false;
   $("undo").disabled = !header.undo;
-  drawSparkline($("spark"), latencies, (1000 * world.frames_per_step) / world.fps);
-  showRecording(header);
-  if (header.terminated && waiting.type === "step" && document.body.dataset.mode !== "paused") {
+  showRecording(header, message);
+  if (header.terminated && message.type === "step" && !["paused", "ended"].includes(document.body.dataset.mode)) {
     setMode("ended", "The world ended", `after ${header.step} steps. Click or press R to start again, Z to go back.`);
   }
+}
+
+/** Show how long the model and the transport took: the round trip less the server's time. */
+function showLatency(header) {
+  latencies.push({ model: header.model_ms, transport: header.transport_ms, wait: header.wait_ms, encode: header.encode_ms });
+  if (latencies.length > 120) latencies.shift();
+  const of = (part, share) => short(quantile(latencies.map((latency) => latency[part]), share));
+  const both = (part) => `${of(part, 0.5)} ms, of 20 steps one takes over ${of(part, 0.95)} ms`;
+  $("model").textContent = of("model", 0.5);
+  $("transport").textContent = of("transport", 0.5);
+  const together = header.worlds > 1 ? `, of ${header.worlds} sessions together` : "";
+  $("model").parentElement.title = `the model's step${together}: ${both("model")}\nwaiting for the model: ${both("wait")}`;
+  $("transport").parentElement.title = `the network and the browser: ${both("transport")}\nencoding: ${both("encode")}`;
+  drawSparkline($("spark"), latencies, stepPeriod());
+}
+
+/** Milliseconds of a step in real time. */
+function stepPeriod() {
+  return (1000 * world.frames_per_step) / world.fps;
 }
 
 function short(value) {
@@ -177,24 +168,28 @@ function currentAction() {
   return $("idle").value === "" ? null : Number($("idle").value);
 }
 
-/** Request the next step when it is due, at the frame rate of the world. */
+/** Request the next step when it is due, at the frame rate of the world, and the server can take it. */
 function schedule() {
   clearTimeout(timer);
-  if (document.body.dataset.mode !== "playing" || waiting || queue.length) return;
+  if (document.body.dataset.mode !== "playing") return;
+  const at = Math.max(due, connection.nextStepAt);
+  if (at === Infinity) return; // the next answer calls this function again
   timer = setTimeout(() => {
+    if (connection.nextStepAt > performance.now()) return schedule();
     const action = currentAction();
     const period = world.frames_per_step * framePeriod();
     due = Math.max(due + period, performance.now() - period);
-    action === null ? schedule() : send({ type: "step", action });
-  }, due - performance.now());
+    if (action !== null) connection.step(action);
+    schedule();
+  }, at - performance.now());
 }
 
 function stepOnce() {
-  if (waiting || queue.length) return;
+  if (connection.busy) return;
   const action = currentAction();
   if (action === null) return toast("No action is held, and “no key held” is set to wait.");
   if (!["paused", "ended"].includes(document.body.dataset.mode)) setMode("paused");
-  send({ type: "step", action });
+  connection.step(action);
 }
 
 /** Handle the press of an action key or button: while playing it is held, in a pause it is one step. */
@@ -227,9 +222,9 @@ const commands = {
   },
   single: stepOnce,
   undo(steps = 1) {
-    if (waiting?.type === "undo" || queue.length || $("undo").disabled) return;
+    if (connection.waitingFor === "undo" || connection.queue.length || $("undo").disabled) return;
     setMode("paused");
-    send({ type: "undo", steps });
+    send({ type: "undo", steps: steps + connection.stepsAhead }); // back from the shown step, not from those on their way
   },
   reset,
   record() {
@@ -443,8 +438,8 @@ $("dice").addEventListener("click", () => {
 });
 for (const setting of ["idle", "release", "speed"]) $(setting).addEventListener("change", () => $(setting).blur());
 
-function showRecording({ recording: on, recorded }) {
-  if (recording && !on && waiting.type === "step") toast("The recording is full and has stopped.");
+function showRecording({ recording: on, recorded }, message) {
+  if (recording && !on && message.type === "step") toast("The recording is full and has stopped.");
   recording = on;
   $("rec-badge").hidden = !on;
   $("record").setAttribute("aria-pressed", on);
@@ -485,7 +480,7 @@ function fit() {
   const scale = (room >= 1 ? Math.floor(room) : room) / density;
   screen.style.width = `${world.width * scale}px`;
   screen.style.height = `${world.height * scale}px`;
-  drawSparkline($("spark"), latencies, (1000 * world.frames_per_step) / world.fps);
+  drawSparkline($("spark"), latencies, stepPeriod());
 }
 addEventListener("resize", () => world && fit());
 
