@@ -101,6 +101,8 @@ def _factory_actions(changes: dict):
     dims = changes.get("action_dims", 0)
     if dims:
         return ActionSpace("continuous", dims, ("steer", "gas", "brake")[:dims])
+    if changes.get("num_actions") == 0:
+        return ActionSpace("discrete", 1, ("go on",))  # as ``embedded_action_space`` says of a network without actions
     return ActionSpace("discrete", 4, ("LEFT", "RIGHT", "UP", "noop"))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vwm.core import command_output
-from vwm.core.command_output import format_command, format_size, print_output, progress_bar
+from vwm.core.command_output import format_command, format_size, print_output, progress_bar, show_detail
 
 
 def test_the_last_lines_have_path_size_contents_and_the_next_command(
@@ -41,6 +41,8 @@ def test_progress_shows_the_time_left_and_in_a_file_once_a_minute(monkeypatch: p
     assert "count: 100%" in shown and "3/3 [00:00<00:00" in shown
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert list(progress_bar(range(3), desc="count", unit="step")) == [0, 1, 2]
+    with progress_bar(total=3, desc="count", unit="step") as bar:
+        show_detail(bar, "one at a time")
     assert sys.stderr.getvalue() == ""
     monkeypatch.setattr(command_output, "LOG_SECONDS", 0)  # as if a minute had passed with every step
     assert list(progress_bar(range(3), desc="count", unit="step")) == [0, 1, 2]

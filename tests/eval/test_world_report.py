@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from factories import diffusion_world
 from PIL import Image
 
 from vwm.core.family import WorldFamily
 from vwm.core.network_simulator import VideoSimulator
 from vwm.data.video import probe_video
 from vwm.eval.world_report import evaluate_world
+from vwm.worlds.bundle import save_simulator
 
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -140,6 +142,21 @@ def test_reports_support_continuous_latents_and_actions(
     assert "codebook" not in page.partition("<h2>How it was made")[0]
     assert not (tmp_path / "report" / "codebook.png").exists()
     assert "Codes used" not in capsys.readouterr().out
+
+
+def test_a_world_without_actions_has_a_report_without_control(
+    write_shards: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_simulator(diffusion_world(size=16, num_actions=0), tmp_path / "bundle")
+    settings = {"horizon": 5, "clips": 4, "videos": 1, "drift_seconds": 1, "drift_starts": 1, "device": "cpu"}
+    data = str(write_shards(size=16, actions=False))
+    report = evaluate_world(tmp_path / "bundle", data, tmp_path / "report", **settings)
+    assert report["control"] is None and report["action_following"] == {"flow": None, "probe": None}
+    assert len(report["rollout"]["psnr"]) == 5 and report["drift"] is not None and report["play"]["fps"] > 0
+    assert report["rollout"]["psnr"] == report["rollout"]["psnr_random_actions"]
+    assert any("takes no actions" in note for note in report["notes"])
+    shown = (tmp_path / "report" / "index.html").read_text() + capsys.readouterr().out
+    assert "Rollout PSNR" in shown and "ΔPSNR at horizon" not in shown and "delta_psnr.png" not in shown
 
 
 def test_reports_support_few_still_and_unlabeled_clips(run_report: Callable[..., dict[str, Any]]) -> None:

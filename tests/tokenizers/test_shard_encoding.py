@@ -66,6 +66,17 @@ def test_the_whole_posterior_is_stored_for_vector_latents(shards, tmp_path):
     torch.testing.assert_close(batch.latents_std, expected.std, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("actions", [True, False])
+def test_the_next_command_names_the_fields_that_the_shards_have(actions, tmp_path, capsys):
+    with ShardWriter(tmp_path / "data" / "shard-000000.tar") as writer:
+        frames = np.zeros((3, 16, 16, 3), np.uint8)
+        writer.write("a", Episode(frames, np.zeros(3, np.int64) if actions else None), raw=True)
+    save_component(PixelTokenizer((16, 16), 4), tmp_path / "t")
+    encode_shards(str(tmp_path / "data"), tmp_path / "t", tmp_path / "latents", device="cpu")
+    fields = "[frames, actions, latents]" if actions else "[frames, latents]"
+    assert capsys.readouterr().out.endswith(f"--tokenizer {tmp_path / 't'} --data.fields '{fields}'\n")
+
+
 def test_latents_of_different_tokenizers_are_not_mixed(shards, tmp_path):
     for name, std in (("one", 0.5), ("other", 0.4)):
         save_component(PixelTokenizer((16, 16), 4, pixel_std=std), tmp_path / name)

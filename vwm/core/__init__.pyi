@@ -39,6 +39,7 @@ from .command_output import format_training as format_training
 from .command_output import print_next_command as print_next_command
 from .command_output import print_output as print_output
 from .command_output import progress_bar as progress_bar
+from .command_output import show_detail as show_detail
 from .components import ComponentError as ComponentError
 from .components import copy_weights as copy_weights
 from .components import load_component as load_component

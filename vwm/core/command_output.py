@@ -51,6 +51,11 @@ def progress_bar(
     )
 
 
+def show_detail(bar: tqdm[Any], text: str) -> None:
+    """Show a text after a progress bar: at once in a terminal, elsewhere with the bar's next report."""
+    bar.set_postfix_str(text, refresh=sys.stderr.isatty())
+
+
 def print_output(path: Path, contents: str = "", next_command: str | None = None) -> None:
     """Print the last lines of a command: a file or folder with its size, and the command that usually comes next.
 

@@ -206,6 +206,11 @@ class ActionSpace:
         return saved
 
     @property
+    def has_one_action(self) -> bool:
+        """A single discrete action: a world without actions, which nothing controls."""
+        return self.kind == "discrete" and self.size == 1
+
+    @property
     def is_discrete(self) -> bool:
         """Whether an action is one of ``size`` choices."""
         return self.kind == "discrete"

@@ -73,9 +73,8 @@ def _numbers_html(report: dict[str, Any]) -> str:
 
 def headline_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return the most important numbers: (name, value with unit, explanation)."""
-    tokenizer, rollout, control, play = (report[key] for key in ("tokenizer", "rollout", "control", "play"))
-    delta, horizon, seconds = control["delta_psnr"], len(rollout["psnr"]), rollout["horizon_seconds"]
-    cost = control["shuffle_cost"]
+    tokenizer, rollout, play = (report[key] for key in ("tokenizer", "rollout", "play"))
+    horizon, seconds = len(rollout["psnr"]), rollout["horizon_seconds"]
     return [
         (
             "Tokenizer PSNR",
@@ -90,17 +89,7 @@ def headline_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
             _format_number(rollout["psnr"][-1], "dB"),
             f"{seconds[-1]:.2f} s; {_format_baselines(rollout, -1)}",
         ),
-        (
-            f"ΔPSNR at horizon {delta['horizon']}",
-            f"{_format_number(delta['mean'], '')} ± {_format_number(delta['stderr'], 'dB')}",
-            "gain of the recorded actions over random ones; 0 where actions have no effect",
-        ),
-        (
-            "Loss ratio of shuffled actions",
-            _format_number(control["shuffle_ratio"], "×", 3),
-            "not measured" if cost is None else f"{cost['loss']}; above 1 where actions matter",
-        ),
-        *_information_rows(control),
+        *([] if report["control"] is None else _control_rows(report["control"])),
         *_usefulness_rows(report),
         (
             "Step",
@@ -130,6 +119,24 @@ def _usage_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
             ("Latent actions used", _format_number(latent["perplexity"], ""), f"perplexity, of {latent['size']}")
         )
     return rows
+
+
+def _control_rows(control: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return the rows about the effect of actions."""
+    delta, cost = control["delta_psnr"], control["shuffle_cost"]
+    return [
+        (
+            f"ΔPSNR at horizon {delta['horizon']}",
+            f"{_format_number(delta['mean'], '')} ± {_format_number(delta['stderr'], 'dB')}",
+            "gain of the recorded actions over random ones; 0 where actions have no effect",
+        ),
+        (
+            "Loss ratio of shuffled actions",
+            _format_number(control["shuffle_ratio"], "×", 3),
+            "not measured" if cost is None else f"{cost['loss']}; above 1 where actions matter",
+        ),
+        *_information_rows(control),
+    ]
 
 
 def _information_rows(control: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -68,7 +68,7 @@ def read_clip_actions(simulator: Simulator, sample: EvalClips, batch_size: int) 
     if isinstance(simulator, InfersActions) and simulator.num_latent_actions:
         return infer_latent_actions(simulator, sample.frames, batch_size)
     actions, space = sample.actions, simulator.spec.actions
-    if space.kind == "discrete" and space.size == 1:  # a world without actions has a single one
+    if space.has_one_action:
         return torch.zeros(len(sample), sample.frames.shape[1] - 1, dtype=torch.int64)
     if actions is None:
         raise ValueError(

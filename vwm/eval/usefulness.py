@@ -63,7 +63,9 @@ def measure_usefulness(
             evaluation.predicted_random_actions,
             context,
             space.size if space.is_discrete else 0,
-        ),
+        )
+        if not space.has_one_action
+        else {"flow": None, "probe": None},
         "hallucination": measure_hallucination(
             simulator, frames, actions, evaluation.predicted, context, evaluation.seed, batch_size
         ),

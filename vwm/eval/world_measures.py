@@ -94,8 +94,10 @@ def measure_world(evaluation: EvaluationData) -> dict[str, Any]:
     notes = []
     if still.all():
         notes.append("nothing moves in any clip: copying the last frame is exact, and these clips measure nothing")
-    control = _measure_control(evaluation)
-    if control["shuffle_cost"] is None:
+    control = None if simulator.spec.actions.has_one_action else _measure_control(evaluation)
+    if control is None:
+        notes.append("this world takes no actions, so that there is no control to measure")
+    elif control["shuffle_cost"] is None:
         why = "needs two clips" if len(sample) < 2 else f"is not defined for a {type(simulator).__name__}"
         notes.append(f"the cost of shuffled actions {why}")
     return {

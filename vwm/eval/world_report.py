@@ -195,7 +195,6 @@ def _report_plots(report: dict[str, Any], evaluation: EvaluationData) -> dict[st
     step = play["step_ms"]
     drawings: dict[str, Callable[[], Figure]] = {
         "compounding_error.png": lambda: plots.plot_compounding_error(report["rollout"]),
-        "delta_psnr.png": lambda: plots.plot_delta_psnr(control),
         "step_latency.png": lambda: plots.plot_step_latency(
             evaluation.step_milliseconds.numpy(), step["p50"], step["p95"], play["real_time_fps"]
         ),
@@ -204,7 +203,9 @@ def _report_plots(report: dict[str, Any], evaluation: EvaluationData) -> dict[st
         drawings["drift.png"] = lambda: plots.plot_drift(report["drift"])
     if codebook is not None:
         drawings["codebook.png"] = lambda: plots.plot_codebook_usage(codebook["counts"], codebook["perplexity"])
-    if control["action_table"] is not None:
+    if control is not None:
+        drawings["delta_psnr.png"] = lambda: plots.plot_delta_psnr(control)
+    if control is not None and control["action_table"] is not None:
         table, names, bits = (control[f"action_{key}"] for key in ("table", "names", "mi_bits"))
         drawings["actions.png"] = lambda: plots.plot_action_table(table, names, bits)
     return drawings

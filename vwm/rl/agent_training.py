@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from vwm.core.checks import check_positive
-from vwm.core.command_output import progress_bar
+from vwm.core.command_output import progress_bar, show_detail
 from vwm.core.devices import allow_tf32, resolve_device
 from vwm.core.folder_lock import make_folder
 from vwm.core.network_simulator import NetworkSimulator
@@ -245,7 +245,7 @@ class AgentTraining:
             save_best_weights(self.folder, algorithm.policy)
         algorithm.observe_evaluation(result)
         low, high = result.interval()
-        bar.set_postfix_str(f"return {result.returns.mean():.1f} [{low:.1f}, {high:.1f}]")
+        show_detail(bar, f"return {result.returns.mean():.1f} [{low:.1f}, {high:.1f}]")
 
     def _evaluation_log(self) -> EvaluationLog:
         return EvaluationLog(self.folder, self.algorithm.env, self.eval_env, self.evaluation, self.seed)

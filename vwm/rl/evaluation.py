@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils._pytree import tree_map
 
-from vwm.core.command_output import progress_bar
+from vwm.core.command_output import progress_bar, show_detail
 from vwm.envs.batched_envs import EnvSpec
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.rl.agent import ActingPolicy
@@ -92,7 +92,7 @@ def evaluate_policy(
             bar.update(tally.add(time_step))
             steps += 1
             if steps % PROGRESS_EVERY == 0:
-                bar.set_postfix_str(f"{steps * count} decisions")
+                show_detail(bar, f"{steps * count} decisions")
     bar.close()
     envs.close()
     return tally.result(np.stack(frames) if frames else None)

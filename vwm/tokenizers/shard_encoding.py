@@ -83,12 +83,9 @@ def encode_shards(
                 _encode_shard(path, index, target, network, keep_video, chunk)
                 sources[target.name] = index.hash
                 _write_encoding_metadata(out, network, data, sources)
-    fields = "[frames, actions, latents]" if keep_video else "[actions, latents]"
-    print_output(
-        out,
-        format_count(len(paths), "shard"),
-        format_command("fit", "-c", "CONFIG", "--data", out, "--data.fields", fields),
-    )
+    fields = [*(["frames"] if keep_video else []), *(["actions"] if "actions.npy" in first.members else []), "latents"]
+    words = ("fit", "-c", "CONFIG", "--data", out, "--tokenizer", tokenizer, "--data.fields", f"[{', '.join(fields)}]")
+    print_output(out, format_count(len(paths), "shard"), format_command(*words))
 
 
 def _check_encoding_metadata(out: Path, tokenizer: VideoTokenizer, shards: str) -> dict[str, str]:

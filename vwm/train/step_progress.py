@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import lightning as L
@@ -59,4 +60,4 @@ class StepProgressBar(ProgressBar):
 
     def _describe(self, activity: str) -> None:
         if self._bar is not None:
-            self._bar.set_description(activity, refresh=not self._bar.disable)
+            self._bar.set_description(activity, refresh=sys.stderr.isatty())

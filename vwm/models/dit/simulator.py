@@ -120,6 +120,7 @@ class DiTSimulator(VideoSimulator):
         self.check_context(context)
         batch = len(context)
         actions = self.check_context_actions(context_actions, batch, context.shape[1])
+        actions = None if self.dynamics.embed_action is None else actions
         video = frames_to_float(self.trim_context(context).to(self.device))
         encoder, latents = self.tokenizer.encode_step(self.tokenizer.init_encoder(batch), video)
         decoder, shown = self.tokenizer.decode_step(self.tokenizer.init_decoder(batch), latents)
