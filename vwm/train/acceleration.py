@@ -78,7 +78,8 @@ def accelerate_networks(
     """
     allow_tf32(device)
     check_float8_device(float8, device)
-    convert_to_float8(module, float8)
+    if float8 != "none":
+        print(f"{convert_to_float8(module, float8)} linear layers multiply in float8, scaled {float8}")
     if isinstance(gradient_checkpointing, bool):
         gradient_checkpointing = "full" if gradient_checkpointing else "none"
     recompute_blocks(module, gradient_checkpointing)
