@@ -3,6 +3,7 @@
     python tools/kill_at_writes
     python tools/kill_at_writes --only export dit --moments 0
     python tools/kill_at_writes --folder /dev/shm            # another file system than the temporary folder
+    TMPDIR=/dev/shm python tools/kill_at_writes --folder .   # the other way round
     mount -t tmpfs -o size=64m tmpfs SMALL && python tools/kill_at_writes --full-disk SMALL
 
 A write is an audit event of Python in the folder of the case: a file opened for writing, a rename, a removal, a new
@@ -25,17 +26,19 @@ from pathlib import Path
 
 import agents
 import numpy as np
+import reports
 import shards
 import torch
 import trainings
 from killing import check_command, check_full_disk
 
-COMMANDS = {**shards.COMMANDS, **trainings.COMMANDS, **agents.COMMANDS}
+COMMANDS = {**shards.COMMANDS, **trainings.COMMANDS, **agents.COMMANDS, **reports.COMMANDS}
 IMPORTED_BEFORE_FORKS = (
     "vwm.cli.agent_commands", "vwm.cli.config_checks", "vwm.cli.config_arguments", "vwm.train.export",
     "vwm.tokenizers.shard_encoding", "vwm.models.genie.module", "vwm.models.dit.module", "vwm.models.vjepa.module",
     "vwm.models.vjepa.action_conditioned_module", "vwm.models.mdn_rnn.module", "vwm.tokenizers.causal_vae",
-    "vwm.rl.algorithms.dreamer", "vwm.rl.algorithms.ppo", "matplotlib.pyplot", "stable_baselines3",
+    "vwm.rl.algorithms.dreamer", "vwm.rl.algorithms.ppo", "vwm.eval.world_report", "matplotlib.pyplot",
+    "stable_baselines3",
 )  # fmt: skip
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from killing import Command
-from results import check_run, training_length, training_state
-from trainings import prepare_export
+from results import check_run, folder_bytes, training_length, training_state
+from trainings import load_world, prepare_export
+
+from vwm.cli.main import main as vwm_main
 
 SHORT = {
     "steps": 60, "checkpoint_every": 20, "log_every": 2, "threads": 1, "device": "cpu", "evaluation.every": 40,
@@ -38,6 +40,8 @@ AGENTS: dict[str, tuple[str, dict[str, Any]]] = {
                                          "policy.critic": "{width: 8, layers: 1}"}),
 }  # fmt: skip
 """Config and settings of ``algorithm``; ``{home}`` stands for the folder of the case."""
+EXPORTED = ("dreamer", "planet", "muzero", "tdmpc2")
+"""Agents with a world of their own."""
 NEEDS = {"evolution": "mdn_rnn", "imagination": "dit_agent"}
 OTHER_SETTINGS: dict[str, dict[str, Any]] = {
     "ppo": {"evaluation.env": "null"},
@@ -73,4 +77,42 @@ def agent_command(agent: str) -> Command:
     )
 
 
-COMMANDS = {f"agent {name}": agent_command(name) for name in AGENTS}
+def extending_command(agent: str) -> Command:
+    """Return the command that goes on with a run that had ended: what there was must stay readable."""
+
+    def prepare_run(home: Path) -> None:
+        prepare(agent, home)
+        vwm_main([*agent_argv(agent, home), "--steps", "40"])
+
+    def check(home: Path) -> None:
+        check_run(home / "run", must_exist=True)
+
+    return agent_command(agent)._replace(prepare=prepare_run, check=check)
+
+
+def export_argv(home: Path) -> list[str]:
+    return ["agent", "export", str(home / "run"), "-o", str(home / "out"), "--starts", "2"]
+
+
+def export_command(agent: str) -> Command:
+    """Return the command that exports an agent's world over an older bundle."""
+
+    def prepare_old(home: Path) -> None:
+        prepare(agent, home)
+        vwm_main(agent_argv(agent, home))
+        vwm_main([*export_argv(home), "--title", "old"])
+
+    return Command(
+        prepare=prepare_old,
+        argv=export_argv,
+        result=folder_bytes,
+        check=lambda home: load_world(home / "out"),
+        replaces="out",
+    )
+
+
+COMMANDS = {
+    **{f"agent {name}": agent_command(name) for name in AGENTS},
+    "agent longer": extending_command("dreamer"),
+    **{f"agent export {name}": export_command(name) for name in EXPORTED},
+}
