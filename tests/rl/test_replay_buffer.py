@@ -128,6 +128,22 @@ def test_rejects_a_replay_with_a_missing_file(tmp_path: Path) -> None:
         make_replay().load(tmp_path, state)
 
 
+@pytest.mark.parametrize("kind", ["cut", "text", "flipped", "empty"])
+def test_a_damaged_file_is_named(kind: str, tmp_path: Path) -> None:
+    replay = ReplayBuffer(60, NUM_ENVS, SPACES, EXTRAS)
+    fill(replay, 0, 12)
+    state = replay.save(tmp_path)
+    whole = {path: path.read_bytes() for path in tmp_path.glob("*.npz")}
+    for path, data in whole.items():
+        middle = len(data) // 2
+        flipped = data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :]
+        path.write_bytes({"cut": data[:-30], "text": b"no archive", "flipped": flipped, "empty": b""}[kind])
+        with pytest.raises(ValueError, match=rf"{path.name}: is cut off or damaged .*: start a new run"):
+            ReplayBuffer(60, NUM_ENVS, SPACES, EXTRAS).load(tmp_path, state)
+        path.write_bytes(data)
+    ReplayBuffer(60, NUM_ENVS, SPACES, EXTRAS).load(tmp_path, state)
+
+
 def test_rejects_a_too_small_capacity_and_too_long_samples() -> None:
     with pytest.raises(ValueError, match="capacity=2 must be at least the number of environments, 3"):
         make_replay(capacity=2)

@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from vwm.runs.checkpoints import CheckpointError, load_checkpoint, read_checkpoint, save_checkpoint, write_checkpoint
+from vwm.runs.checkpoints import (
+    CheckpointError,
+    load_checkpoint,
+    mismatch_as_value_error,
+    read_checkpoint,
+    save_checkpoint,
+    weight_mismatch_as_value_error,
+    write_checkpoint,
+)
 from vwm.runs.rng_states import restore_rng_states, rng_states
 from vwm.runs.run_folder import RunFolder
 
@@ -95,6 +103,28 @@ def test_a_damaged_checkpoint_is_named_with_the_one_to_continue_from(tmp_path: P
     write_checkpoint(folder / "step-00000500.ckpt", {})
     with pytest.raises(CheckpointError, match=r"copy step-00000500.ckpt, which is in the same folder, over it"):
         read_checkpoint(last)
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "message"),
+    [
+        (99, 9, r"\(198 differences, the first: size mismatch for 0\.weight: .*\)$"),
+        (50, 8, r'\(98 differences, the first: Missing key\(s\) in state_dict: "50\.weight"\)$'),
+        (100, 8, r'\(2 differences, the first: Unexpected key\(s\) in state_dict: "99\.weight"\)$'),
+    ],
+)
+def test_weights_of_another_network_are_one_sentence(layers: int, width: int, message: str, tmp_path: Path) -> None:
+    """torch lists each of the hundreds of keys, and not the file."""
+    network = nn.Sequential(*[nn.Linear(8, 8) for _ in range(99)])
+    other = nn.Sequential(*[nn.Linear(width, width) for _ in range(layers)])
+    file = tmp_path / "last.ckpt"
+    whole = rf"^{file}: is of another model than this config's {message}"
+    with pytest.raises(ValueError, match=whole), weight_mismatch_as_value_error(file, "model"):
+        network.load_state_dict(other.state_dict())
+    with pytest.raises(ValueError, match=message), mismatch_as_value_error(file, "model"):
+        network.load_state_dict(other.state_dict())
+    with pytest.raises(RuntimeError, match=r"^another error$"), weight_mismatch_as_value_error(file, "model"):
+        raise RuntimeError("another error")
 
 
 def test_a_checkpoint_of_another_program_is_named(tmp_path: Path) -> None:

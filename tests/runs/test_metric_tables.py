@@ -2,7 +2,7 @@
 
 import pytest
 
-from vwm.runs.metric_tables import average_update_logs, read_csv_rows
+from vwm.runs.metric_tables import MetricTable, average_update_logs, read_csv_rows
 
 
 def test_every_so_many_updates_make_a_row_of_their_means() -> None:
@@ -24,3 +24,13 @@ def test_reading_leaves_a_table_as_it_is_and_a_line_that_was_cut_off_out(tmp_pat
         assert read_csv_rows(path) == [{"step": 100, "mean": 1.5}]
         assert path.read_text() == whole + cut
     assert read_csv_rows(tmp_path / "none.csv") == []
+
+
+@pytest.mark.parametrize("content", [b"step,mean\n1,\xcf\n", b"step,mean\n1,two\n", b"mean\n1\n", b"step\n1,2\n"])
+def test_a_table_that_is_none_is_named(content: bytes, tmp_path) -> None:
+    path = tmp_path / "losses.csv"
+    path.write_bytes(content)
+    for read in (lambda: read_csv_rows(path), lambda: MetricTable(path, 5)):
+        with pytest.raises(ValueError, match=r"losses\.csv: is no table of metrics .*: move it away"):
+            read()
+    assert path.read_bytes() == content

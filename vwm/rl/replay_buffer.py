@@ -8,7 +8,10 @@ Legend: n environments, m time steps kept of each, b sequences drawn, t their le
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -201,13 +204,20 @@ class ReplayBuffer:
 
     def _load_segment(self, path: Path, times: NDArray[np.int64], oldest: int) -> None:
         kept = times >= oldest
-        with np.load(path) as segment:
-            for name in segment.files:
-                if name not in self.fields or segment[name].shape[2:] != self.fields[name].shape:
-                    raise ValueError(
-                        f"{path}: holds {name} of shape {segment[name].shape[2:]}, which this run does not store"
-                    )
-                self.fields[name].restore(times[kept] % self.size, segment[name][:, kept])
+        for name, rows in _read_npz(path):
+            if name not in self.fields or rows.shape[2:] != self.fields[name].shape:
+                raise ValueError(f"{path}: holds {name} of shape {rows.shape[2:]}, which this run does not store")
+            self.fields[name].restore(times[kept] % self.size, rows[:, kept])
+
+
+def _read_npz(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield names and arrays, with their checksums compared, which ``np.load`` does not do for whole arrays."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.namelist():
+                yield member.removesuffix(".npy"), np.load(io.BytesIO(archive.read(member)), allow_pickle=False)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
+        raise ValueError(f"{path}: is cut off or damaged ({error}): start a new run") from error
 
 
 def _write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

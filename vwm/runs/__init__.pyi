@@ -6,6 +6,7 @@ from .checkpoints import mismatch_as_value_error as mismatch_as_value_error
 from .checkpoints import read_checkpoint as read_checkpoint
 from .checkpoints import save_best_weights as save_best_weights
 from .checkpoints import save_checkpoint as save_checkpoint
+from .checkpoints import weight_mismatch_as_value_error as weight_mismatch_as_value_error
 from .checkpoints import write_checkpoint as write_checkpoint
 from .config_files import ConfigFileError as ConfigFileError
 from .config_files import check_yaml_size as check_yaml_size

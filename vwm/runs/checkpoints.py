@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,9 @@ from torch import nn
 from vwm.core.atomic_files import atomic_write
 from vwm.runs.rng_states import rng_states
 from vwm.runs.run_folder import RunFolder
+
+MISMATCH = "in loading state_dict for"
+"""Part of torch's message where weights have other names or shapes."""
 
 
 class CheckpointError(ValueError):
@@ -147,8 +151,32 @@ def mismatch_as_value_error(path: Path, what: str) -> Iterator[None]:
     """Turn the errors of states that do not fit into a ValueError that names the file."""
     try:
         yield
-    except (RuntimeError, KeyError) as error:
-        raise ValueError(f"{path}: is of another {what} than this config's ({error})") from error
+    except KeyError as error:
+        raise ValueError(f"{path}: is of another {what} than this config's (it has no {error})") from error
+    except RuntimeError as error:
+        raise ValueError(f"{path}: is of another {what} than this config's ({_summarize(error)})") from error
+
+
+@contextmanager
+def weight_mismatch_as_value_error(path: Path | None, what: str) -> Iterator[None]:
+    """Do the same for a block that does more than loading: only what torch raises for other weights is turned."""
+    try:
+        yield
+    except RuntimeError as error:
+        if path is None or MISMATCH not in str(error):
+            raise
+        raise ValueError(f"{path}: is of another {what} than this config's ({_summarize(error)})") from error
+
+
+def _summarize(error: RuntimeError) -> str:
+    """Return the first of the differences that torch lists, which may be hundreds, and their number."""
+    if MISMATCH not in str(error):
+        return _first_line(error)
+    _, *lines = (line.strip() for line in str(error).splitlines())
+    keys = [key for line in lines if "key(s)" in line for key in line.partition(": ")[2].split(", ")]
+    number = len(keys) + sum("key(s)" not in line for line in lines)
+    first = re.split(r"(?<=\"), ", lines[0])[0].rstrip(".") if lines else str(error)
+    return first if number <= 1 else f"{number} differences, the first: {first}"
 
 
 def save_best_weights(run: RunFolder, network: nn.Module) -> None:

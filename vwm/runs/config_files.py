@@ -124,7 +124,7 @@ def parse_config_text(text: str, source: str) -> dict[str, Any]:
         check_yaml_size(text, source)
         config = get_loader("yaml")(text)  # unlike yaml.safe_load it reads 1e-06 as a number
     except yaml.YAMLError as error:
-        raise ConfigFileError(f"{source}: not YAML ({error})") from error
+        raise ConfigFileError(f"{source}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(config, dict):
         raise ConfigFileError(f"{source}: a config is a mapping of keys to values, and this is {type(config).__name__}")
     return config

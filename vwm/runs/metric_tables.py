@@ -76,10 +76,17 @@ def _read_csv_cells(path: Path) -> list[dict[str, str]]:
     """Read a table as text, so that it can be written again without a change of its numbers' format."""
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
-        # A number that was cut off would be read as another number.
-        whole = [line for line in file if line.endswith("\n")]
-    return [{name: value for name, value in row.items() if value} for row in csv.DictReader(whole)]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            # A number that was cut off would be read as another number.
+            whole = [line for line in file if line.endswith("\n")]
+        rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(whole)]
+        for row in rows:
+            for value in (*row.values(), row["step"]):
+                float(value)
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
+        raise ValueError(f"{path}: is no table of metrics ({error}): move it away, and the run goes on") from error
+    return rows
 
 
 def average_update_logs(

@@ -26,7 +26,7 @@ from vwm.data.shard_reading import read_episode_metadata
 from vwm.data.video_formats import VIDEO_EXTENSIONS
 from vwm.eval.action_descriptions import describe_actions
 from vwm.nn.training_module import TrainingModule
-from vwm.runs.checkpoints import read_checkpoint
+from vwm.runs.checkpoints import mismatch_as_value_error, read_checkpoint
 from vwm.runs.run_folder import RunFolder
 from vwm.train.ema import load_ema_weights
 from vwm.train.fit import load_run_config
@@ -134,7 +134,8 @@ def load_trained_module(
             )
     cli = load_run_config(folder, allow_packages)
     state = read_checkpoint(folder.last_checkpoint)
-    cli.model.load_state_dict(state["state_dict"])
+    with mismatch_as_value_error(folder.last_checkpoint, "model"):
+        cli.model.load_state_dict(state["state_dict"])
     if weights == "average":
         load_ema_weights(cli.model, state)
     cli.model.merge()

@@ -19,6 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vwm.core.command_output import format_command, print_output
+from vwm.runs.checkpoints import weight_mismatch_as_value_error
 from vwm.runs.config_files import compose_config_arguments
 from vwm.runs.metric_loggers import make_metric_loggers
 from vwm.runs.options import add_logger_options, add_switch
@@ -270,7 +271,8 @@ def _fit_model(argv: list[str]) -> L.LightningModule:
                 print(f"continuing from {start} (--no-resume starts again)")
             print(describe_training(cli.model, cli.trainer), flush=True)
             cli.open_metric_loggers()
-        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=start, weights_only=True)
+        with weight_mismatch_as_value_error(start, "model"):
+            cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=start, weights_only=True)
     if cli.trainer.is_global_zero:
         speed = cli.throughput.summary()
         if speed is not None:
