@@ -126,6 +126,11 @@ COMMANDS = {
     "bench play": CLICommand(
         "vwm.cli.bench_play:benchmark_play", "time the steps of a world", ("vwm bench play coinrun --steps 40",)
     ),
+    "bench sessions": CLICommand(
+        "vwm.cli.bench_sessions:benchmark_sessions",
+        "time the player with several pages at once",
+        ("vwm bench sessions coinrun --sessions 16",),
+    ),
     "bench data": CLICommand(
         "vwm.cli.bench_data:benchmark_data", "time the data loader", ("vwm bench data data/coinrun --clip-length 16",)
     ),
