@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from aiohttp.test_utils import TestClient, TestServer
 
-from vwm.play import page_connection, stepping
+from vwm.play import page_connection, step_batching, stepping
 from vwm.play.answers import FrameHeader, unpack_frames
 from vwm.play.app import make_app
 from vwm.play.host_copy import HostCopy
@@ -115,6 +116,52 @@ def test_worlds_that_step_on_together_are_not_concatenated_again(world: Any, mon
     step([4], 0)
     step([0, 1], 2, 1)
     assert joined == [3, 3, 2, 2]
+
+
+@pytest.mark.parametrize(("share", "batches"), [(1e9, [1, 4, 4, 4]), (0, [1, 3, 1, 3])])
+def test_sessions_that_wait_for_a_busy_world_end_in_one_batch(
+    world: Any, monkeypatch: pytest.MonkeyPatch, share: float, batches: list[int]
+) -> None:
+    """The first session steps alone; after its step the others wait, and it asks again a moment later."""
+    monkeypatch.setattr(step_batching, "GATHERING_SHARE", share)
+    taken: list[int] = []
+    all_asked = threading.Event()
+    step = type(world).step
+
+    def counted(self: Any, state: Any, action: Any, decode: bool = True) -> Any:
+        taken.append(len(action))
+        assert all_asked.wait(30)
+        return step(self, state, action, decode)
+
+    monkeypatch.setattr(type(world), "step", counted)
+
+    async def play(batcher: step_batching.StepBatcher, player: PlaySession) -> None:
+        while len(taken) < 4:
+            await batcher.step(player, RIGHT)
+            for _ in range(10):  # turns of the loop, in which a batch could begin without this session
+                await asyncio.sleep(0)
+
+    async def script() -> None:
+        sessions = [PlaySession(world, world.starts) for _ in range(4)]
+        for player in sessions:
+            player.reset(0, seed=0)
+        with ThreadPoolExecutor(max_workers=1) as executor:
+            batcher = step_batching.StepBatcher(world, executor)
+            first = asyncio.ensure_future(play(batcher, sessions[0]))
+            while not taken:
+                await asyncio.sleep(0.001)
+            others = [asyncio.ensure_future(play(batcher, player)) for player in sessions[1:]]
+            await asyncio.sleep(0)
+            all_asked.set()
+            await asyncio.wait([first, *others], timeout=60, return_when=asyncio.FIRST_COMPLETED)
+            for player in (first, *others):
+                player.cancel()
+            await asyncio.gather(first, *others, return_exceptions=True)
+            assert batcher._task is not None
+            batcher._task.cancel()
+
+    asyncio.run(script())
+    assert taken[:4] == batches
 
 
 def test_states_of_other_shapes_are_no_batch(world: Any) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import NamedTuple
 
 from vwm.core.simulator import Simulator
 from vwm.play.session import PlaySession, PlayStep
 from vwm.play.stepping import Action, BatchStep, WorldStepper, can_step_together
+
+GATHERING_SHARE = 0.05
+"""Of the time of a step: how long the next one waits for the sessions of this one."""
 
 
 class _Request(NamedTuple):
@@ -21,6 +26,10 @@ class _Request(NamedTuple):
 class StepBatcher:
     """Collects the steps that sessions ask for while the world is busy, and takes them together.
 
+    A free world steps at once. Where sessions had to wait for a step, those whose step it was ask again a moment after
+    them, and would have to wait for theirs in turn: two small batches after each other for ever, instead of a large one
+    that takes hardly longer. So the world waits for them, ``GATHERING_SHARE`` of a step at most.
+
     Args:
         simulator: the world of all sessions.
         executor: one worker, in which the world runs.
@@ -31,6 +40,7 @@ class StepBatcher:
         self.executor = executor
         self._pending: list[_Request] = []
         self._task: asyncio.Task[None] | None = None
+        self._asked = asyncio.Event()
 
     async def step(self, session: PlaySession, action: Action) -> PlayStep:
         """Advance a session by one step. A session waits for its step before it asks for the next one.
@@ -41,6 +51,7 @@ class StepBatcher:
         session.require_current()
         request = _Request(session, action, asyncio.get_running_loop().create_future())
         self._pending.append(request)
+        self._asked.set()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
         batch, world = await request.result
@@ -57,11 +68,23 @@ class StepBatcher:
                 batch = batch or self._pending[:1]  # a state that no other can join
                 self._pending = [r for r in self._pending if all(r is not taken for taken in batch)]
                 # in a fixed order, so that the batch of the same sessions can be used again
+                began = time.perf_counter()
                 await self._take(sorted(batch, key=lambda request: id(request.session)))
+                if self._pending:
+                    await self._gather(batch, GATHERING_SHARE * (time.perf_counter() - began))
         except asyncio.CancelledError:  # the server ends; its sessions would wait for their steps
             for request in (*batch, *self._pending):
                 request.result.cancel()
             raise
+
+    async def _gather(self, batch: Sequence[_Request], seconds: float) -> None:
+        """Wait until the sessions of a batch have asked for their next steps, or for a time."""
+        missing = {id(request.session) for request in batch}
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while missing := missing - {id(request.session) for request in self._pending}:
+                    self._asked.clear()
+                    await self._asked.wait()
 
     async def _take(self, batch: Sequence[_Request]) -> None:
         states = [request.session.require_current().state for request in batch]
