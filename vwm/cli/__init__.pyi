@@ -1,3 +1,4 @@
+from .bench_sessions import SessionStep as SessionStep
 from .class_signatures import ClassSignature as ClassSignature
 from .class_signatures import SourceModule as SourceModule
 from .commands import CLICommand as CLICommand

@@ -1,4 +1,5 @@
 from .answers import FrameHeader as FrameHeader
+from .answers import unpack_frames as unpack_frames
 from .app import PlayServer as PlayServer
 from .host_copy import HostCopy as HostCopy
 from .images import ImageFormat as ImageFormat
