@@ -34,7 +34,17 @@ CALLBACKS |= {"samples": "vwm.train.SampleVideos"}
 OPTIONS = {"compile", "wandb", "wandb_online", "tensorboard", "config", "c", "print_config", "help", "h"}
 TOP_LEVEL = {
     "fit": OPTIONS
-    | {"run", "resume", "no_resume", "threads", "gradient_checkpointing", "float8", "seed_everything", "optimizer"}
+    | {
+        "run",
+        "resume",
+        "no_resume",
+        "threads",
+        "gradient_checkpointing",
+        "float8",
+        "encode_ahead",
+        "seed_everything",
+        "optimizer",
+    }
     | {"lr_scheduler", "trainer", "model", "data", *CALLBACKS},
     "agent train": OPTIONS | {"precision"},
 }

@@ -40,6 +40,7 @@ from .command_output import print_next_command as print_next_command
 from .command_output import print_output as print_output
 from .command_output import progress_bar as progress_bar
 from .command_output import show_detail as show_detail
+from .command_output import size_on_disk as size_on_disk
 from .components import ComponentError as ComponentError
 from .components import copy_weights as copy_weights
 from .components import load_component as load_component

@@ -30,6 +30,8 @@ class TrainingModule(L.LightningModule, ABC):
         action_dropout: share of the actions that ``drop_actions`` hides.
         part_dropout: share of the parts of composite actions that it hides in the others.
         tokenizer: the tokenizer of a module that learns from latents.
+        tokenizer_folder: the bundle or folder from which it was loaded; it is frozen then.
+        reads_frames: whether frames are read where latents are there.
     """
 
     progress_bar: ClassVar[Mapping[str, str]] = {"loss": "loss"}
@@ -37,6 +39,8 @@ class TrainingModule(L.LightningModule, ABC):
     action_dropout: float = 0.0
     part_dropout: float = 0.0
     tokenizer: VideoTokenizer
+    tokenizer_folder: str | None = None
+    reads_frames: bool = True
     _unchecked: tuple[int, dict[str, Tensor]] | None = None
     """Step and values of the last loss that was not checked yet."""
 

@@ -17,4 +17,6 @@ from .module import TokenizerModule as TokenizerModule
 from .perceptual import PerceptualLoss as PerceptualLoss
 from .pixel_tokenizer import PixelTokenizer as PixelTokenizer
 from .shard_encoding import encode_shards as encode_shards
+from .shard_encoding import tokenizer_fingerprint as tokenizer_fingerprint
+from .shard_encoding import write_encoded_shards as write_encoded_shards
 from .space_time_tokenizer import SpaceTimeTokenizer as SpaceTimeTokenizer

@@ -62,6 +62,17 @@ def encode_shards(
     Raises:
         ValueError: ``out`` holds latents of another tokenizer or of other shards, or two shards have the same name.
     """
+    paths = write_encoded_shards(data, tokenizer, out, keep_video, chunk, device)
+    first = load_shard_index(paths[0]).episodes[0]
+    fields = [*(["frames"] if keep_video else []), *(["actions"] if "actions.npy" in first.members else []), "latents"]
+    words = ("fit", "-c", "CONFIG", "--data", out, "--tokenizer", tokenizer, "--data.fields", f"[{', '.join(fields)}]")
+    print_output(out, format_count(len(paths), "shard"), format_command(*words))
+
+
+def write_encoded_shards(
+    data: str, tokenizer: Path, out: Path, keep_video: bool = True, chunk: int = 64, device: str = "auto"
+) -> list[str]:
+    """Encode as ``encode_shards`` does, without a word; return the shards that were to be encoded."""
     check_positive(chunk=chunk)
     paths = list_shards(data)
     names = [path.rsplit("/", 1)[-1] for path in paths]
@@ -83,9 +94,7 @@ def encode_shards(
                 _encode_shard(path, index, target, network, keep_video, chunk)
                 sources[target.name] = index.hash
                 _write_encoding_metadata(out, network, data, sources)
-    fields = [*(["frames"] if keep_video else []), *(["actions"] if "actions.npy" in first.members else []), "latents"]
-    words = ("fit", "-c", "CONFIG", "--data", out, "--tokenizer", tokenizer, "--data.fields", f"[{', '.join(fields)}]")
-    print_output(out, format_count(len(paths), "shard"), format_command(*words))
+    return paths
 
 
 def _check_encoding_metadata(out: Path, tokenizer: VideoTokenizer, shards: str) -> dict[str, str]:

@@ -28,6 +28,7 @@ from vwm.runs.saved_config import check_fixed_settings, read_saved_config
 from vwm.train.acceleration import accelerate_networks, add_acceleration_options, choose_precision
 from vwm.train.checkpoints import ResumableCheckpoints, RunCheckpointIO
 from vwm.train.ema import EMACallback
+from vwm.train.encoding_ahead import encode_data_ahead, frozen_tokenizer_folder
 from vwm.train.metric_logging import RunMetricsLogger
 from vwm.train.notices import describe_training, silence_lightning
 from vwm.train.sample_videos import SampleVideos
@@ -46,6 +47,7 @@ class FitCLI(LightningCLI):
         add_switch(parser, "resume", True, "continue from the run's last checkpoint, if it has one")
         parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0 leaves torch's choice")
         add_acceleration_options(parser)
+        add_switch(parser, "encode_ahead", False, "encode the data once, where a frozen tokenizer would in every step")
         add_logger_options(parser)
         parser.add_lightning_class_args(ResumableCheckpoints, "checkpoint")
         parser.add_lightning_class_args(EMACallback, "ema")
@@ -259,6 +261,10 @@ def _fit_model(argv: list[str]) -> L.LightningModule:
     sys.argv = [sys.argv[0], "fit", *argv]  # with it Lightning starts the other ranks of this machine
     cli = parse_fit_config(argv)
     device = cli.trainer.strategy.root_device
+    if cli.config["encode_ahead"]:
+        encode_data_ahead(cli.model, cli.datamodule, cli.config["data"]["init_args"], Path(cli.config["run"]))
+    elif cli.trainer.is_global_zero and frozen_tokenizer_folder(cli.model, cli.datamodule):
+        print("note: the frozen tokenizer encodes frames in every step; --encode-ahead does so once, before")
     options = {name: cli.config[name] for name in ("compile", "gradient_checkpointing", "float8")}
     accelerate_networks(cli.model, device, **options)
     run = RunFolder(cli.config["run"])

@@ -60,6 +60,8 @@ class DiTModule(TrainingModule):
             initializes randomly.
     """
 
+    reads_frames = False
+
     def __init__(
         self,
         tokenizer: str | VideoTokenizer,
@@ -88,6 +90,7 @@ class DiTModule(TrainingModule):
                 f"part_dropout={part_dropout} between 0 and 1"
             )
         if isinstance(tokenizer, str):
+            self.tokenizer_folder = tokenizer
             tokenizer = load_tokenizer(tokenizer, grid=dynamics.grid)
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         self.dynamics = dynamics

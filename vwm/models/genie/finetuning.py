@@ -58,6 +58,7 @@ class GenieFinetuning(GenieModule):
                 f"world={world} takes {dynamics.action_space}: only discrete ones can be mapped to new actions"
             )
         super().__init__(tokenizer=world, dynamics=dynamics, latent_action=None, **rest)
+        self.reads_frames = True  # from which the action map is initialized
         self.world = folder
         self.num_actions = num_actions
         self.action_map_clips = action_map_clips

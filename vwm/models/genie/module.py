@@ -66,6 +66,8 @@ class GenieModule(TrainingModule):
     ) -> None:
         super().__init__()
         self.tokenizer = load_tokenizer(tokenizer)
+        self.tokenizer_folder = str(tokenizer)
+        self.reads_frames = latent_action is not None
         self.dynamics = dynamics
         self.latent_action = latent_action
         self.optimizer = optimizer

@@ -33,6 +33,8 @@ class MDNRNNModule(TrainingModule):
         context_frames: true frames at the start of a sample video.
     """
 
+    reads_frames = False
+
     def __init__(
         self,
         tokenizer: str | VideoTokenizer,
@@ -44,6 +46,7 @@ class MDNRNNModule(TrainingModule):
     ) -> None:
         super().__init__()
         if isinstance(tokenizer, str):
+            self.tokenizer_folder = tokenizer
             tokenizer = load_tokenizer(tokenizer)
         self.tokenizer = check_mdn_rnn_tokenizer(tokenizer, dynamics).eval().requires_grad_(False)
         if not 0 <= action_dropout <= 1 or context_frames < 1 or termination_weight <= 0:

@@ -1,0 +1,77 @@
+"""``vwm fit --encode-ahead``: encode the data once before a training, instead of in every step."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from vwm.core.command_output import format_size, size_on_disk
+from vwm.core.folder_lock import FolderInUseError
+from vwm.data.datamodule import VideoDataModule
+from vwm.nn.training_module import TrainingModule
+from vwm.tokenizers.frame_vae import FrameVAE
+from vwm.tokenizers.shard_encoding import tokenizer_fingerprint, write_encoded_shards
+
+WAIT_SECONDS = 2.0
+"""Time between two looks at a folder into which another process encodes."""
+
+
+def encode_data_ahead(module: TrainingModule, data: Any, config: Any, run: Path) -> None:
+    """Let a training read latents that are encoded once, in a folder next to its shards.
+
+    The folder, ``NAME_latents_FINGERPRINT``, also holds the video, from which bundles take their starts, and is used by
+    every run with the same data and tokenizer. Shards that are complete and whose source has not changed are kept.
+    Where several processes train together, one encodes and the others wait.
+
+    Args:
+        module: has a frozen tokenizer, which was loaded from a folder.
+        data: the data module; its paths and fields are changed.
+        config: ``data.init_args`` of the config that the run saves; they are changed, too.
+        run: folder of the run, in which latents of data at remote addresses or of patterns are kept.
+
+    Raises:
+        ValueError: the training has no frozen tokenizer of a folder, or reads no frames that could be encoded.
+    """
+    tokenizer = frozen_tokenizer_folder(module, data)
+    if tokenizer is None:
+        raise ValueError(
+            "encode_ahead encodes the frames of a training whose frozen tokenizer was loaded from a folder, and this "
+            "one has none, or reads latents already: leave it out"
+        )
+    fingerprint = tokenizer_fingerprint(module.tokenizer)[:8]
+    for name in ("path", "val_path"):
+        shards = getattr(data, name)
+        if shards is None:
+            continue
+        local = Path(shards)
+        kept = local.resolve().parent if local.is_dir() else run
+        out = kept / f"{local.name if local.is_dir() else name}_latents_{fingerprint}"
+        _encode_or_wait(shards, Path(tokenizer), out)
+        print(f"training on latents in {out} ({format_size(size_on_disk(out))})")
+        setattr(data, name, str(out))
+        config[name] = str(out)
+    latents = ["latents", "latents_std"] if isinstance(module.tokenizer, FrameVAE) else ["latents"]
+    kept_fields = [field for field in data.fields if field != "frames" or module.reads_frames]
+    data.fields = config["fields"] = [*kept_fields, *latents]
+
+
+def frozen_tokenizer_folder(module: Any, data: Any) -> str | None:
+    """Return the folder of a frozen tokenizer that would encode frames in every step; None where there is none."""
+    folder = getattr(module, "tokenizer_folder", None)
+    if folder is None or not isinstance(data, VideoDataModule) or "latents" in data.fields:
+        return None
+    return str(folder) if "frames" in data.fields else None
+
+
+def _encode_or_wait(shards: str, tokenizer: Path, out: Path) -> None:
+    waits = False
+    while True:
+        try:
+            write_encoded_shards(shards, tokenizer, out)
+            return
+        except FolderInUseError:
+            if not waits:
+                print(f"waiting for another process that encodes into {out}")
+            waits = True
+            time.sleep(WAIT_SECONDS)
