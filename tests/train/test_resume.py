@@ -416,6 +416,7 @@ def test_vwm_fit_launches_its_own_ranks(root: Path, uninterrupted: Uninterrupted
 def test_a_run_restarted_by_torchrun_resumes(root: Path, uninterrupted: Uninterrupted) -> None:
     """The number of processes is torchrun's, without another option."""
     argv = ["-c", str(root / "tokenizer.yaml"), "--run", str(root / "torchrun"), "--data.init_args.batch_size", "2"]
+    argv += ["--trainer.devices", "1"]  # as the small configs have it
     launch = ["--standalone", "--nproc_per_node", "2", "--max_restarts", "2"]
     launch += ["-m", "--", "vwm.cli.main", "fit"]  # without the --, torchrun takes --run for its own --run_path
     variables = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "KILL_AT": str(EPOCH + 2), "KILL_RANK": "1"}
@@ -439,9 +440,10 @@ def test_torchrun_that_keeps_its_store_is_refused_instead_of_waited_for(
         monkeypatch.setenv(f"TORCHELASTIC_{name}", value)
     for name, value in {"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "6", "RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    trainer = {"devices": "auto", "num_nodes": 1}
-    follow_torchrun(trainer)
-    assert trainer == {"devices": 2, "num_nodes": 3}
+    for devices, expected in (("auto", 2), (1, 2), ("1", 2), ([0, 1], [0, 1])):  # 1: of configs for one CPU
+        trainer = {"devices": devices, "num_nodes": 1}
+        follow_torchrun(trainer)
+        assert trainer == {"devices": expected, "num_nodes": 3}
     assert "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in capsys.readouterr().out
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     with pytest.raises(ValueError, match="export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):

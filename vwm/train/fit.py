@@ -121,9 +121,10 @@ def find_cause(message: str) -> str:
 
 
 def follow_torchrun(trainer: Any) -> None:
-    """Set ``devices`` and ``num_nodes`` to the processes that torchrun has started, unless the config sets them.
+    """Set ``devices`` and ``num_nodes`` to the processes that torchrun has started; a list of GPUs stays.
 
-    Lightning would use every GPU of a machine and one CPU process, whatever torchrun started, and one machine.
+    Lightning would use every GPU of a machine and one CPU process, whatever torchrun started, and one machine. With the
+    number of a config for one process, every process would be a training of its own in the same run.
 
     Raises:
         ValueError: torchrun restarted the processes, but not the store in which they look for each other.
@@ -132,10 +133,9 @@ def follow_torchrun(trainer: Any) -> None:
         return
     _check_store_of_torchrun()
     processes = int(os.environ["LOCAL_WORLD_SIZE"])
-    if trainer["devices"] == "auto":
+    if not isinstance(trainer["devices"], list):
         trainer["devices"] = processes
-    if trainer["num_nodes"] == 1:
-        trainer["num_nodes"] = int(os.environ["WORLD_SIZE"]) // processes
+    trainer["num_nodes"] = int(os.environ["WORLD_SIZE"]) // processes
 
 
 def _check_store_of_torchrun() -> None:

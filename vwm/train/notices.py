@@ -31,7 +31,7 @@ def describe_training(module: L.LightningModule, trainer: L.Trainer) -> str:
     fixed = [f"{name} {total:,}" for name, (trained, total) in sizes.items() if total and not trained]
     where = str(trainer.strategy.root_device)
     if trainer.world_size > 1:
-        where += f" and {trainer.world_size - 1} more processes"
+        where += f" by {trainer.world_size} processes"
     line = f"training on {where} in {trainer.precision}; parameters: {', '.join(learned)}"
     return f"{line}; not trained: {', '.join(fixed)}" if fixed else line
 
