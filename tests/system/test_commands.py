@@ -352,6 +352,7 @@ def test_errors_name_the_cause_or_the_remedy(argv, message, tmp_path, monkeypatc
         (["encode", ".", "--tokenizer", "coinrun", "--chunk", "0"], "chunk must be 1 or more, got 0"),
         (["export", ".", "--starts", "0"], "starts must be 1 or more, got 0"),
         (["export", ".", "--context", "0"], "context must be 1 or more, got 0"),
+        (["demo", "--minutes", "nan"], "minutes must be above 0, got nan"),
     ],
 )
 def test_options_out_of_range_are_named_before_anything_is_read(argv, message, tmp_path, monkeypatch, capsys):

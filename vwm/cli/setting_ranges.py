@@ -55,6 +55,7 @@ SETTING_RANGES = {
     "workers": SettingRange(0, MAX_WORKERS),
     "size": SettingRange(1, MAX_FRAME_SIDE),
     "fps": SettingRange(0, MAX_FPS, min_is_open=True),
+    "minutes": SettingRange(0, min_is_open=True),
     **dict.fromkeys(["chunk", "starts", "context", "clips", "drift_starts", "frames", "frame_skip"], SettingRange(1)),
     **dict.fromkeys(["videos", "drift_seconds", "skip_first_frames"], SettingRange(0)),
     "context_frames": SettingRange(1, MAX_CONTEXT_FRAMES),

@@ -14,6 +14,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 
 def suggest_sibling(path: Path, known: Iterable[str] = ()) -> str:
-    """Do the same for a path that does not exist: suggest one of ``known``, or another name in its folder."""
-    siblings = [str(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    """Do the same for a path that is missing or of another kind: suggest one of ``known`` or of its folder."""
+    others = path.parent.iterdir() if path.parent.is_dir() else ()
+    siblings = [str(other) for other in others if other.name != path.name]
     return suggest(str(path), [*known, *siblings])
