@@ -41,8 +41,8 @@ WARM_UP = 40
 """Steps before the clock starts: the window fills, and steps are captured."""
 LARGE = "oasis_600m"
 TINY = {"width": 32, "depth": 4, "heads": 2, "window": 4}
-RESERVE = {LARGE: 150.0}
-"""Seconds that a measurement may take, compilation included; 60 for other worlds."""
+RESERVE = {LARGE: 80.0}
+"""Seconds that a measurement may take, compilation included; 30 for other worlds."""
 
 
 class Row(NamedTuple):
@@ -93,7 +93,7 @@ def main() -> None:
     for row in ROWS[: options.rows]:
         if options.tiny:
             row = row._replace(batch=min(row.batch, 2))
-        reserve = 5 if options.tiny else RESERVE.get(row.world, 60)
+        reserve = 5 if options.tiny else RESERVE.get(row.world, 30)
         if row.name in found:
             continue
         if ends - time.monotonic() < reserve:
