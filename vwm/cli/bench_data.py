@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from vwm.cli.bench_timing import format_timings, measure_seconds
 from vwm.core.command_output import format_command, print_next_command, progress_bar
-from vwm.data import video_packets
 from vwm.data.clip_folders import make_clip_dataset
 from vwm.data.datamodule import ClipLoader
 from vwm.data.shard_index import list_shards, load_shard_index, shard_index_path
@@ -154,6 +153,8 @@ def _time_data(
     variants: dict[str, Callable[[], Iterator[Any]]], batches: int, batch_size: int, workers: int, repeats: int
 ) -> dict[str, list[float]]:
     """Measure clips per second of each variant and repeat; each starts from scratch and warms up before it is timed."""
+    from vwm.data import video_packets  # it needs PyAV, which raw frames do not
+
     speeds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in progress_bar(range(repeats), desc="time loaders", unit="round"):
         for name, start in variants.items():

@@ -24,7 +24,6 @@ from vwm.data.ingest_manifest import (
     load_manifest,
     save_manifest,
 )
-from vwm.data.video_episodes import ingest_shard
 from vwm.data.workers import run_jobs
 
 SAVE_SECONDS = 5.0
@@ -85,6 +84,8 @@ def _ingest_pending_shards(
     out: Path, settings: IngestSettings, files: dict[str, list[int]], workers: int, timeout: float
 ) -> tuple[list[IngestShard], list[IngestShard]]:
     """Ingest what is missing; return all shards, and the new ones."""
+    from vwm.data.video_episodes import ingest_shard  # it needs PyAV
+
     videos_per_shard = settings.videos_per_shard
     shards = assign_videos_to_shards(load_manifest(out, settings), files, videos_per_shard)
     save_manifest(out, settings, shards)

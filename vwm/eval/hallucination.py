@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.functional import spearman_corrcoef
 
 from vwm.core.capabilities import ReconstructsFrames
 from vwm.core.seeds import world_seeds
@@ -112,4 +111,6 @@ def _rank(values: Tensor, error: Tensor) -> float | None:
     x, y = values.flatten(), error.flatten()
     if len(x) < 3 or (x == x[0]).all() or (y == y[0]).all():
         return None
+    from torchmetrics.functional import spearman_corrcoef  # takes seconds to import
+
     return float(spearman_corrcoef(x, y))

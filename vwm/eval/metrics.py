@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 MAX_PIXEL_VALUE = 255.0
 """The largest level of a pixel."""
@@ -58,6 +57,8 @@ def ssim(truth: Tensor, prediction: Tensor) -> Tensor:
 def _mean_ssim(truth: Tensor, prediction: Tensor) -> Tensor:
     """Compute the mean over images, uint8 [n, h, w, 3] each, in parts to limit memory."""
     parts = zip(_channels_first(truth).split(64), _channels_first(prediction).split(64), strict=True)
+    from torchmetrics.functional.image import structural_similarity_index_measure  # takes seconds to import
+
     values = [structural_similarity_index_measure(y, x, data_range=MAX_PIXEL_VALUE, reduction="none") for x, y in parts]
     return torch.cat([torch.as_tensor(v).reshape(-1) for v in values]).double().mean()
 

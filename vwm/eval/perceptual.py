@@ -10,9 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import torchmetrics
 from torch import Tensor, nn
-from torchvision.models import alexnet
 
 from vwm.core.frames import frames_to_float
 
@@ -45,6 +43,9 @@ class LPIPS(nn.Module):
     """
 
     def __init__(self, weights: Path) -> None:
+        import torchmetrics  # both take seconds to import
+        from torchvision.models import alexnet
+
         super().__init__()
         with torch.device("meta"):
             features = alexnet(weights=None).features

@@ -5,12 +5,16 @@ Legend: n episodes, m of them shown, t time, h w pixels.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 
 from vwm.planning.goal_tasks import Frames, GoalTask
 from vwm.planning.mpc_policy import TaskRollout
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SOLVED_COLOR, FAILED_COLOR = "#3a9a5b", "#d1662b"
 
@@ -19,6 +23,8 @@ def plot_episode_paths(task: GoalTask, rollout: TaskRollout, max_episodes: int =
     """Plot the first two state variables of the first episodes over time, each on its task's background image."""
     count = min(max_episodes, len(rollout.solved))
     rows = -(-count // columns)
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(1.7 * columns, 1.9 * rows), dpi=130, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).flat
     for axes in grid[count:]:

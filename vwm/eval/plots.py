@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MODEL_COLOR, COPY_COLOR, CEILING_COLOR, GRAY_COLOR = "#1f6fb4", "#d1662b", "#3a9a5b", "#6b6b6b"
 
@@ -139,6 +140,8 @@ def plot_step_latency(milliseconds: ArrayLike, p50: float, p95: float, fps: floa
     axes.axvline(1000 / fps, color=COPY_COLOR, linewidth=1.5, label=f"real time, {fps:g} frames/s: {1000 / fps:.1f} ms")
     axes.set_xlabel("time of a step [ms]")
     axes.set_ylabel("steps")
+    from matplotlib.ticker import MaxNLocator
+
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     return figure
@@ -207,6 +210,8 @@ def _plot_intervals(
 
 def _make_figure(width: float, height: float) -> Figure:
     """Make a figure of a size in inches."""
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), dpi=130, layout="constrained")
 
 
@@ -219,6 +224,8 @@ def _format_horizon_axis(axes: Axes, label: str, seconds_per_frame: float | None
     unit = "frames" if seconds_per_frame is None else f"frames of {seconds_per_frame:.3g} s"
     axes.set_xlabel(f"horizon [{unit} after the context]")
     axes.set_ylabel(label)
+    from matplotlib.ticker import MaxNLocator
+
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from vwm.eval.plots import COPY_COLOR, GRAY_COLOR, MODEL_COLOR
 from vwm.eval.probe_table import PROBE_TITLES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 CONTROL_COLORS = {"random init": GRAY_COLOR, "pixels": COPY_COLOR}
 MAX_PLOTTED_OUTPUTS = 48
@@ -100,6 +101,8 @@ def _plot_sweep_losses(axes: Axes, found: dict[str, Any]) -> float:
     winner = int(np.nanargmin(np.nanmin(losses, axis=0)))
     axes.plot(epochs, losses[:, winner], color=MODEL_COLOR, linewidth=1.8)
     axes.plot(found["epoch"], losses[found["epoch"] - 1, winner], "o", color=MODEL_COLOR, markersize=4)
+    from matplotlib.ticker import MaxNLocator
+
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.25)
@@ -160,4 +163,6 @@ def _format_axes(axes: Axes, label: str) -> None:
 
 def _make_probe_figure(width: float, height: float) -> Figure:
     """Make a figure of a size in inches."""
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(min(width, 24.0), height), dpi=130, layout="constrained")

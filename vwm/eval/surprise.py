@@ -21,20 +21,21 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import fsspec
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from vwm.core.atomic_files import atomic_folder, check_replaceable_folder
 from vwm.core.command_output import progress_bar
 from vwm.data.shard_index import EpisodeIndexEntry, list_shards, load_shard_index
 from vwm.data.shard_reading import read_episode_metadata
-from vwm.data.video import decode_frames
 from vwm.data.video_formats import VIDEO_EXTENSIONS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SURPRISE_REPORT_FILE, SURPRISE_TABLE_FILE, SURPRISE_PLOT_FILE = "surprise.json", "surprise.md", "surprise.png"
 ALL_PROPERTIES = "all"
@@ -141,6 +142,8 @@ def _read_episode_frames(shard: str, entry: EpisodeIndexEntry) -> Tensor:
         data: bytes = file.read(length)
     if name == "frames.npy":
         return torch.from_numpy(np.load(io.BytesIO(data)))
+    from vwm.data.video import decode_frames  # it needs PyAV, which raw frames do not
+
     return torch.from_numpy(decode_frames(data, list(range(entry.frames)), f"{shard}:{entry.key}.{name}"))
 
 
@@ -349,6 +352,8 @@ def _format_rate(rate: dict[str, float]) -> str:
 def plot_surprise(found: dict[str, Any]) -> Figure:
     """Plot surprise over time around the violation, one panel per property."""
     curves = found["curves"]
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4.0 * len(curves), 3.2), dpi=130, layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(curves)))
     for axes, (name, kinds) in zip(panels, curves.items(), strict=True):

@@ -6,9 +6,8 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from vwm.core.atomic_files import atomic_folder, check_replaceable_folder
@@ -30,6 +29,9 @@ from vwm.eval.usefulness import DriftSettings, measure_usefulness
 from vwm.eval.world_measures import EvaluationData, collect_evaluation_data, measure_perceptual, measure_world
 from vwm.worlds.bundle import load_simulator
 from vwm.worlds.families import find_family
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WORLD_REPORT_FILE, HTML_FILE = "report.json", "index.html"
 ROLLOUT_SHEET_FILE, DRIFT_FILE = "rollouts.png", "drift_frames.png"
