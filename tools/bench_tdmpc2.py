@@ -26,6 +26,7 @@ import torch
 from timing import Times, medians, race, save
 from torch import Tensor, nn
 
+from vwm.core.captured_steps import make_capture_backend
 from vwm.core.spaces import ActionSpace, ObservationSpace
 from vwm.envs.time_step import EnvSpaces, TimeStep
 from vwm.models.tdmpc2.layers import TDMPC2MLP
@@ -154,6 +155,7 @@ def our_agent(theirs: Any, options: argparse.Namespace, planning: TDMPC2PlannerC
     agent = TDMPC2(
         spaces, EPISODE, options.episodic, networks=SIZES[options.size], planning=planning, batch_size=options.batch
     ).to(options.device)
+    agent.accelerate(make_capture_backend("auto", agent.device))
     assert abs(agent.discount - theirs.discount) < 1e-9
     model = theirs.model
     with torch.no_grad():

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from vwm.core.checks import check_positive
+from vwm.core.network_simulator import NetworkSimulator
 from vwm.core.seeds import fold_in, world_seeds
 from vwm.core.simulator import Simulator, State, StepOutput
 from vwm.core.spaces import ActionSpace
@@ -300,7 +301,8 @@ def sequence_costs(
     batch, samples, horizon = actions.shape[:3]
     problems = torch.arange(batch, device=actions.device).repeat_interleave(samples)
     sequences, totals = actions.flatten(0, 1), []
-    for part in torch.arange(len(problems), device=actions.device).split(max_batch_size):
+    pads = isinstance(simulator, NetworkSimulator) and simulator.captured_steps is not None
+    for part in _batches(len(problems), max_batch_size, pads, actions.device):
         problem_index, part_actions = problems[part], sequences[part]
         worlds, costs, terminated = select_worlds(state, problem_index), [], []
         for t in range(horizon):
@@ -311,7 +313,21 @@ def sequence_costs(
         rollout = SequenceRollout(torch.stack(costs, 1), torch.stack(terminated, 1), output.latent)
         totals.append(objective.sequence_cost(rollout))
     most = torch.finfo(totals[0].dtype).max
-    return torch.cat(totals).view(batch, samples).nan_to_num(nan=most, posinf=most, neginf=-most)
+    found = torch.cat(totals)[: len(problems)]
+    return found.view(batch, samples).nan_to_num(nan=most, posinf=most, neginf=-most)
+
+
+def _batches(count: int, largest: int, pads: bool, device: torch.device) -> tuple[Tensor, ...]:
+    """Return the numbers 0..count-1 in batches of at most ``largest``.
+
+    With ``pads``, the last number is repeated until the last batch's size is a power of two: as episodes end, there are
+    fewer problems, and steps are captured for few sizes only.
+    """
+    batches = list(torch.arange(count, device=device).split(largest))
+    if pads and batches:
+        size = min(largest, 1 << (len(batches[-1]) - 1).bit_length())
+        batches[-1] = torch.cat((batches[-1], batches[-1][-1:].expand(size - len(batches[-1]))))
+    return tuple(batches)
 
 
 def _lowest_cost_sequences(actions: Tensor, costs: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -276,12 +276,11 @@ def _project(layers: nn.Sequential, x: Tensor, valid: Tensor | None) -> Tensor:
 
 def _masked_batch_norm(norm: nn.BatchNorm1d, x: Tensor, valid: Tensor) -> Tensor:
     """Normalize [b, k] by mean and variance of the valid entries, bool [b]."""
-    weight = valid[:, None].to(x.dtype)
-    count = weight.sum().clamp(min=1)
-    mean = (x * weight).sum(0) / count
-    centered = x - mean
-    normalized = centered * torch.rsqrt((centered.square() * weight).sum(0) / count + norm.eps)
-    return torch.addcmul(norm.bias, normalized, norm.weight) if norm.affine else normalized
+    weight = valid.to(x.dtype)
+    weight = weight / weight.sum().clamp(min=1)
+    centered = x - weight @ x
+    scale = torch.rsqrt(weight @ centered.square() + norm.eps)
+    return torch.addcmul(norm.bias, centered, scale * norm.weight) if norm.affine else centered * scale
 
 
 def _simsiam_layer(inputs: int, outputs: int) -> list[nn.Module]:

@@ -260,10 +260,12 @@ class MuZeroAgent(Agent):
 
     def update(self, batch: ReplayBatch) -> UpdateOutput:
         """See ``Agent.update``; searching again and the learning rate's schedule are not part of what is captured."""
-        windows = stack_frames(batch.observation, batch.is_first, self.num_stacked_frames)
         root = self.num_stacked_frames - 1  # index of the root's time step in the sequences
-        num_reanalyzed = math.ceil(self.target_config.reanalyze_fraction * len(windows))
-        extras = self._reanalyze(windows[:num_reanalyzed]) if num_reanalyzed else {}
+        num_reanalyzed = math.ceil(self.target_config.reanalyze_fraction * len(batch.observation))
+        extras: dict[str, Tensor] = {}
+        if num_reanalyzed:
+            observation, is_first = batch.observation[:num_reanalyzed], batch.is_first[:num_reanalyzed]
+            extras = self._reanalyze(stack_frames(observation, is_first, self.num_stacked_frames))
         updated = {
             name: torch.cat((extras[name], batch.extras[name][num_reanalyzed:, root:]))
             if num_reanalyzed
