@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 
 from vwm.core.action_parts import read_action_parts
 from vwm.core.atomic_files import atomic_write
-from vwm.core.command_output import format_size, format_training, print_next_command, print_output, progress_bar
+from vwm.core.command_output import (
+    format_count,
+    format_size,
+    format_training,
+    print_next_command,
+    print_output,
+    progress_bar,
+)
 from vwm.data.composite_statistics import CompositeActionStatistics
 from vwm.data.frame_reading import read_frames
 from vwm.data.shard_index import EpisodeIndexEntry, ShardIndex, list_shards, load_shard_index
@@ -125,7 +132,7 @@ def _count_actions(statistics: DatasetStatistics, shard: str, entry: EpisodeInde
         statistics.action_kinds["composite, " + ", ".join(part.name for part in parts)] += 1
         statistics.composite_actions.add(parts, entry.known_parts, actions)
     else:
-        statistics.action_kinds[f"continuous, {actions.shape[1]} dimensions"] += 1
+        statistics.action_kinds[f"continuous, {format_count(actions.shape[1], 'dimension')}"] += 1
         statistics.continuous_actions.append(actions)
 
 
