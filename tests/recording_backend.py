@@ -49,8 +49,9 @@ class RecordingBackend:
         self.replays = 0
 
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
-        """Run and record a function, with gradients or without, as it is called."""
+        """Run a function, as ``CUDAGraphs`` does, and record it, with gradients or without as it is called."""
         self.captures += 1
+        function()
         inference = torch.is_inference_mode_enabled()
         with mock.patch.object(functional, "one_hot", one_hot), _Record() as record:
             function()
@@ -64,6 +65,6 @@ class RecordingBackend:
                         again = func(*args, **kwargs)
                     for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
                         if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
-                            old.copy_(new)
+                            old.copy_(new.view(old.shape))  # products of vectors change a result's shape in place
 
         return replay

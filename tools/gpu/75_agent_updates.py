@@ -74,6 +74,7 @@ def main() -> None:
     device = resolve_device("auto")
     allow_tf32(device)
     found["machine"] = f"{torch.cuda.get_device_name() if device.type == 'cuda' else 'cpu'}, torch {torch.__version__}"
+    file.write_text(json.dumps(found, indent=1))
     made = smoke_agents() if options.smoke else agents()
     for name in options.agents or made:
         for way in options.ways:

@@ -60,13 +60,14 @@ class _CapturedUpdate:
         self.changed = changed
         self.inputs = StaticBuffer(inputs)
         copy_tensors(self.inputs.tensors, inputs)
-        self.before = [tensor.detach().clone() for tensor in changed]
+        self.before, first = ([tensor.detach().clone() for tensor in changed] for _ in range(2))
         self.results: StaticBuffer | None = None
         try:
             with generators_kept():
                 self.replay = backend.capture(self._run)
-        finally:
-            self.undo()
+        finally:  # of several runs, ``before`` has only what preceded the last one
+            with torch.no_grad():
+                copy_tensors(changed, first)
 
     def _run(self) -> None:
         """Compute the update: what is captured."""
