@@ -18,7 +18,7 @@ class HostCopy:
     until the arrays are read. Tensors in host memory are taken as they are.
 
     Args:
-        tensors: of one device; what computes them may still be running.
+        tensors: the first one tells the device; what computes them may still be running.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
@@ -36,7 +36,8 @@ class HostCopy:
             self._host = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
             for host, tensor in zip(self._host, tensors, strict=True):
                 host.copy_(tensor, non_blocking=True)
-                tensor.record_stream(aside)  # its memory is not given to others before it is copied
+                if tensor.is_cuda:  # its memory is not given to others before it is copied
+                    tensor.record_stream(aside)
         self._copied = torch.cuda.Event(blocking=True)
         self._copied.record(aside)
 
