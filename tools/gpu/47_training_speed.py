@@ -19,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+import traceback
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,11 @@ def main() -> None:
             if not options.smoke and ends - time.monotonic() < RESERVE:
                 print(f"no time left for {name!r}: give the next call this folder")
                 break
-            found[name] = measure(Path(scratch) / "run", arguments, options)
+            try:
+                found[name] = measure(Path(scratch) / "run", arguments, options)
+            except Exception as error:  # noqa: BLE001 - the other rows do not depend on it
+                traceback.print_exc()
+                found[name] = {"error": f"{type(error).__name__}: {error}"[:300]}
             (options.out / "training_speed.json").write_text(json.dumps(found, indent=1))
     print_tables(found)
 
@@ -195,7 +200,9 @@ def emulate_float8() -> None:
 def print_tables(found: dict[str, Any]) -> None:
     print(f"\n{found['machine']}\n| training | MFU | TFLOP/s | tokens/s | ms a step | GB |\n|---|---|---|---|---|---|")
     for name, value in found.items():
-        if name != "machine":
+        if name != "machine" and "error" in value:
+            print(f"| {name} | {value['error']} |")
+        elif name != "machine":
             mfu = f"{value['mfu']:.1%}" if "mfu" in value else ""
             memory = f"{value['gigabytes']:.1f}" if value["gigabytes"] else ""
             milliseconds = 1e3 / value["steps_per_second"]
@@ -203,7 +210,9 @@ def print_tables(found: dict[str, Any]) -> None:
                 f"| {name} | {mfu} | {value['teraflops_per_second']:.3g} | {value['tokens_per_second']:,.0f} "
                 f"| {milliseconds:.1f} | {memory} |"
             )
-    curves = {name: dict(value["losses"]) for name, value in found.items() if name.startswith("600M")}
+    curves = {
+        name: dict(value["losses"]) for name, value in found.items() if name.startswith("600M") and "losses" in value
+    }
     steps = [step for step in sorted({step for curve in curves.values() for step in curve}) if step % 20 == 0]
     print(f"\n| loss after step | {' | '.join(curves)} |\n|---|{'---|' * len(curves)}")
     for step in steps or sorted({step for curve in curves.values() for step in curve}):
