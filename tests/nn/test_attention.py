@@ -67,6 +67,9 @@ def test_keys_of_the_past_need_not_be_joined_with_those_of_the_present(queries, 
     past, k_new, v_new = KeyValueCache(k[..., :5, :], v[..., :5, :]), k[..., 5:, :], v[..., 5:, :]
     expected = formula_attention(q, [KeyValueCache(k, v)], mask, soft_cap)
     torch.testing.assert_close(
+        formula_attention(q, [past, KeyValueCache(k_new, v_new)], mask, soft_cap), expected, rtol=0, atol=1e-12
+    )
+    torch.testing.assert_close(
         dot_product_attention(q, k_new, v_new, mask, soft_cap, past=past), expected, rtol=0, atol=1e-12
     )
 

@@ -59,8 +59,12 @@ def test_frames_attend_to_window_sinks_and_memory_in_parallel_and_in_streams(spa
             seen = keys[row].tolist()
             assert len(seen) == len(set(seen)) and set(seen) == attended(span, position)
         held.append(keys[:-length])
-        kept, after = keys[stream.kept[0]], span.slot_positions(torch.tensor([start + length]))[0]
-        assert torch.equal(kept[after >= 0], after[after >= 0])
+        after = span.slot_positions(torch.tensor([start + length]))[0]
+        cached, new = (
+            KeyValueCache(*(part.double()[None, None, None, :, None],) * 2) for part in keys.tensor_split([-length])
+        )
+        kept = span.kept_slots(stream).keep(cached, new).keys.flatten()
+        assert torch.equal(kept[after >= 0], after[after >= 0].double())
         start += length
     assert {len(keys) for keys in held} == {span.slots}
 
@@ -72,7 +76,7 @@ def test_a_new_frame_takes_the_slot_of_the_oldest_and_all_others_stay():
         assert (before != after).sum() == 1 and after[before != after].item() == count
         cache = KeyValueCache(*(before.double()[None, None, None, :, None] * sign for sign in (1, -1)))
         new = KeyValueCache(*(torch.full((1, 1, 1, 1, 1), count * sign, dtype=torch.double) for sign in (1, -1)))
-        kept = span.stream(torch.tensor([count]), 1).keep(cache, new)
+        kept = span.kept_slots(span.stream(torch.tensor([count]), 1)).keep(cache, new)
         assert torch.equal(kept.keys.flatten(), after.double()) and torch.equal(kept.values, -kept.keys)
 
 

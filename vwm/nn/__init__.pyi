@@ -18,6 +18,7 @@ from .attention_kernels import MovedQueries as MovedQueries
 from .attention_kernels import dot_product_attention as dot_product_attention
 from .attention_kernels import without_packing as without_packing
 from .attention_span import AttentionSpan as AttentionSpan
+from .attention_span import KeptSlots as KeptSlots
 from .attention_span import StreamedFrames as StreamedFrames
 from .block_linear import BlockLinear as BlockLinear
 from .block_outputs import capture_block_outputs as capture_block_outputs

@@ -35,28 +35,31 @@ class StreamedFrames(NamedTuple):
         positions: int64 [b, t], of the next frames.
         key_positions: int64 [b, s + t], of the cached and the next frames; negative for empty slots.
         mask: bool [b, 1, 1, t, s + t] (over tokens and heads).
-        kept_positions: int64 [b, s], of the frames that the cache holds afterwards; negative for empty slots.
-        moves_slots: whether cached frames change their slots, as those that become sinks or memory do.
     """
 
     positions: Tensor
     key_positions: Tensor
     mask: Tensor
-    kept_positions: Tensor
-    moves_slots: bool
 
-    @property
-    def kept(self) -> Tensor:
-        """int64 [b, s], which of the s + t frames each slot holds afterwards; any for empty slots."""
-        # The frames of a cache differ, so that each is found by its position.
-        return (self.kept_positions[:, :, None] == self.key_positions[:, None, :]).int().argmax(dim=-1)
+
+class KeptSlots(NamedTuple):
+    """What each slot of a cache holds after the next frames of a stream; one of the two is None.
+
+    Attributes:
+        replaced: bool [b, s], the slots that the only next frame takes, where all others stay.
+        sources: int64 [b, s], which of the s + t cached and next frames a slot holds; any for empty slots.
+    """
+
+    replaced: Tensor | None
+    sources: Tensor | None
 
     def keep(self, past: KeyValueCache, new: KeyValueCache) -> KeyValueCache:
         """Return the cache afterwards, from the one before [b, n, g, s, c] and the next frames [b, n, g, t, c]."""
-        if self.positions.shape[1] == 1 and not self.moves_slots:
-            replaced = (self.kept_positions == self.positions)[:, None, None, :, None]
+        if self.replaced is not None:
+            replaced = self.replaced[:, None, None, :, None]
             return KeyValueCache(*(torch.where(replaced, x, old.to(x)) for old, x in zip(past, new, strict=True)))
-        index = self.kept[:, None, None, :, None]
+        assert self.sources is not None
+        index = self.sources[:, None, None, :, None]
         seen = (torch.cat((old.to(x), x), dim=3) for old, x in zip(past, new, strict=True))
         return KeyValueCache(*(torch.take_along_dim(x, index, dim=3) for x in seen))
 
@@ -142,13 +145,16 @@ class AttentionSpan:
         positions = position[:, None] + torch.arange(frames, device=position.device)
         keys = torch.cat((self.slot_positions(position), positions), dim=1)
         mask = self.attends(positions, keys) & (keys >= 0)[:, None, :]
-        return StreamedFrames(
-            positions=positions,
-            key_positions=keys,
-            mask=mask[:, None, None],
-            kept_positions=self.slot_positions(position + frames),
-            moves_slots=self.exceeds_window,
-        )
+        return StreamedFrames(positions, keys, mask[:, None, None])
+
+    def kept_slots(self, stream: StreamedFrames) -> KeptSlots:
+        """Describe the cache after the next frames of a stream."""
+        after = self.slot_positions(stream.positions[:, -1] + 1)
+        if stream.positions.shape[1] == 1 and not self.exceeds_window:  # no cached frame becomes a sink or memory
+            return KeptSlots(replaced=after == stream.positions, sources=None)
+        # The frames of a cache differ, so that each is found by its position.
+        sources = (after[:, :, None] == stream.key_positions[:, None, :]).int().argmax(dim=-1)
+        return KeptSlots(replaced=None, sources=sources)
 
     def covers(self, frames: int) -> bool:
         """Whether each frame of a clip of this length attends to all frames before it."""

@@ -123,7 +123,8 @@ class SpaceTimeTransformer(nn.Module):
         """
         stream = self.span.stream(state.position, x.shape[1])
         x, seen = self._process(x, state, stream)
-        blocks = (stream.keep(past, new) for past, new in zip(state.blocks, seen, strict=True))
+        kept = self.span.kept_slots(stream)
+        blocks = (kept.keep(past, new) for past, new in zip(state.blocks, seen, strict=True))
         return x, TransformerState(state.position + x.shape[1], tuple(blocks))
 
     def predict(self, x: Tensor, state: TransformerState) -> Tensor:

@@ -209,8 +209,9 @@ class VideoTransformer(nn.Module):
         """
         stream = self._stream(state, x.shape[1])
         y, seen = self._process(x, state, stream, coordinates, condition, space_mask)
-        kept = (stream.keep(past, new) for past, new in zip(state.blocks, seen, strict=True))
-        return y, TransformerState(state.position + x.shape[1], tuple(kept))
+        kept = self.span.kept_slots(stream)
+        blocks = (kept.keep(past, new) for past, new in zip(state.blocks, seen, strict=True))
+        return y, TransformerState(state.position + x.shape[1], tuple(blocks))
 
     def predict(
         self, x: Tensor, state: TransformerState, coordinates: Tensor, condition: Tensor | None = None

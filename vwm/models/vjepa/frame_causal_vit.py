@@ -106,12 +106,13 @@ class FrameCausalViT(nn.Module):
         self, x: Tensor, state: TransformerState, coordinates: Tensor, condition: Tensor | None = None
     ) -> tuple[Tensor, TransformerState]:
         """Process the next frames, [b, t, n, d] -> [b, t, n, d]. The given state is not modified."""
-        stream, kept = self.span.stream(state.position, x.shape[1]), []
+        stream, blocks = self.span.stream(state.position, x.shape[1]), []
+        kept = self.span.kept_slots(stream)
         rotary, mask = self._rotary_tables(x, stream.positions, coordinates), _token_mask(stream.mask[:, 0], x.shape[2])
         for block, past in zip(self.blocks, state.blocks, strict=True):
             x, new = block(x, rotary, mask, past)
-            kept.append(stream.keep(past, new))
-        return self.norm(x), TransformerState(state.position + x.shape[1], tuple(kept))
+            blocks.append(kept.keep(past, new))
+        return self.norm(x), TransformerState(state.position + x.shape[1], tuple(blocks))
 
     def _rotary_tables(self, x: Tensor, positions: Tensor, coordinates: Tensor) -> RotaryTables:
         """Tables for frames at ``positions`` [t] or [b, t]."""
