@@ -56,6 +56,11 @@ class TrainingModule(L.LightningModule, ABC):
     def sample(self, batch: Any) -> Tensor:
         """Return a sample video for a batch, uint8 [b, t, H, W, 3]: its reconstruction or continuation."""
 
+    @property
+    def frozen_tokenizer(self) -> VideoTokenizer | None:
+        """The tokenizer that encodes frames in every step and was loaded from a folder; None where there is none."""
+        return None if self.tokenizer_folder is None else self.tokenizer
+
     def merge(self) -> None:
         """Convert networks that were changed for the training, such as by LoRA, to those to export, in place."""
 

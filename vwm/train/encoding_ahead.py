@@ -33,13 +33,13 @@ def encode_data_ahead(module: TrainingModule, data: Any, config: Any, run: Path)
     Raises:
         ValueError: the training has no frozen tokenizer of a folder, or reads no frames that could be encoded.
     """
-    tokenizer = frozen_tokenizer_folder(module, data)
-    if tokenizer is None:
+    folder, tokenizer = frozen_tokenizer_folder(module, data), module.frozen_tokenizer
+    if folder is None or tokenizer is None:
         raise ValueError(
             "encode_ahead encodes the frames of a training whose frozen tokenizer was loaded from a folder, and this "
             "one has none, or reads latents already: leave it out"
         )
-    fingerprint = tokenizer_fingerprint(module.tokenizer)[:8]
+    fingerprint = tokenizer_fingerprint(tokenizer)[:8]
     for name in ("path", "val_path"):
         shards = getattr(data, name)
         if shards is None:
@@ -47,11 +47,11 @@ def encode_data_ahead(module: TrainingModule, data: Any, config: Any, run: Path)
         local = Path(shards)
         kept = local.resolve().parent if local.is_dir() else run
         out = kept / f"{local.name if local.is_dir() else name}_latents_{fingerprint}"
-        _encode_or_wait(shards, Path(tokenizer), out)
+        _encode_or_wait(shards, Path(folder), out)
         print(f"training on latents in {out} ({format_size(size_on_disk(out))})")
         setattr(data, name, str(out))
         config[name] = str(out)
-    latents = ["latents", "latents_std"] if isinstance(module.tokenizer, FrameVAE) else ["latents"]
+    latents = ["latents", "latents_std"] if isinstance(tokenizer, FrameVAE) else ["latents"]
     kept_fields = [field for field in data.fields if field != "frames" or module.reads_frames]
     data.fields = config["fields"] = [*kept_fields, *latents]
 
