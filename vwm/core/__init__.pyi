@@ -26,6 +26,7 @@ from .capabilities import ReconstructsFrames as ReconstructsFrames
 from .captured_steps import CUDAGraphs as CUDAGraphs
 from .captured_steps import CaptureBackend as CaptureBackend
 from .captured_steps import CapturedSteps as CapturedSteps
+from .captured_steps import RecentCaptures as RecentCaptures
 from .captured_steps import make_capture_backend as make_capture_backend
 from .captured_updates import CapturedUpdates as CapturedUpdates
 from .captured_updates import defer_check as defer_check

@@ -16,9 +16,9 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ MAX_CAPTURED = 8
 CALLS_BEFORE_CAPTURE = 3
 """A capture costs several steps. Shapes that pass by, as while the window of a new world fills, are not captured."""
 
+Captured = TypeVar("Captured")
 Step = Callable[[Any, Any], tuple[Any, Any]]
 """From a state and other arguments, both nested tensors, to the next state and further results."""
 
@@ -153,6 +154,32 @@ class _CapturedStep:
         self.turns = (first, second)
 
 
+class RecentCaptures(OrderedDict[Hashable, Captured]):
+    """What was captured, by function and shapes; of more than a limit, the one that was used least recently is dropped.
+
+    Args:
+        limit: largest number of captures.
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+        self.calls: OrderedDict[Hashable, int] = OrderedDict()
+
+    def keep(self, key: Hashable, captured: Captured) -> None:
+        """Add a capture."""
+        self[key] = captured
+        if len(self) > self.limit:
+            self.popitem(last=False)
+
+    def is_frequent(self, key: Hashable) -> bool:
+        """Count a call, and return whether it is time to capture; of many shapes, the oldest counts are forgotten."""
+        self.calls[key] = self.calls.pop(key, 0) + 1
+        if len(self.calls) > 16 * self.limit:
+            self.calls.popitem(last=False)
+        return self.calls[key] >= CALLS_BEFORE_CAPTURE
+
+
 class CapturedSteps:
     """Runs steps from captured graphs; equal arguments give what the plain function gives.
 
@@ -165,8 +192,7 @@ class CapturedSteps:
 
     def __init__(self, backend: CaptureBackend) -> None:
         self.backend = backend
-        self.captured: OrderedDict[Any, _CapturedStep] = OrderedDict()
-        self.calls: OrderedDict[Any, int] = OrderedDict()
+        self.captured: RecentCaptures[_CapturedStep] = RecentCaptures(MAX_CAPTURED)
         self.failed: set[Any] = set()
         self.not_compiled: set[Any] = set()
         self.lock = threading.Lock()
@@ -190,10 +216,10 @@ class CapturedSteps:
         with self.lock:
             captured = self.captured.get(key)
             try:
-                if captured is None and self._is_frequent(key):
+                if captured is None and self.captured.is_frequent(key):
                     with generators_kept():
                         captured = self._capture(name, step, compiled, (state_tensors, rest_tensors), layouts)
-                    self._keep(key, captured)
+                    self.captured.keep(key, captured)
                 if captured is not None:
                     self.captured.move_to_end(key)
                     return captured(state_tensors, rest_tensors)
@@ -219,15 +245,3 @@ class CapturedSteps:
                 reason = " ".join(str(error).split("\n\n")[0].split())  # without the compiler's advice
                 warnings.warn(f"{name} is not compiled: {type(error).__name__}: {reason}", stacklevel=5)
         return _CapturedStep(step, self.backend, *tensors, layouts)
-
-    def _keep(self, key: Any, captured: _CapturedStep) -> None:
-        self.captured[key] = captured
-        if len(self.captured) > MAX_CAPTURED:
-            self.captured.popitem(last=False)
-
-    def _is_frequent(self, key: Any) -> bool:
-        """Count a call, and return whether it is time to capture; of many shapes, the oldest counts are forgotten."""
-        self.calls[key] = self.calls.pop(key, 0) + 1
-        if len(self.calls) > 16 * MAX_CAPTURED:
-            self.calls.popitem(last=False)
-        return self.calls[key] >= CALLS_BEFORE_CAPTURE

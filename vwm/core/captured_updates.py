@@ -9,7 +9,6 @@ captured updates and plain ones can follow each other in any order, as where a r
 from __future__ import annotations
 
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vwm.core.captured_steps import CALLS_BEFORE_CAPTURE, CaptureBackend, generators_kept
+from vwm.core.captured_steps import CaptureBackend, RecentCaptures, generators_kept
 from vwm.core.static_memory import Layout, StaticBuffer, copy_tensors, split_tensors, tensor_shapes
 
 MAX_CAPTURED_UPDATES = 4
@@ -109,7 +108,7 @@ class CapturedUpdates:
 
     An update with the shapes of its arguments is captured at its third call, when all states of its optimizers exist.
     Where that fails, the plain function is computed from then on, and one warning says why. One that changes tensors
-    which have been replaced since, as by loading a checkpoint, or other settings, is captured anew.
+    which have been replaced since, as by loading a checkpoint, or depends on other settings, is captured anew.
 
     Args:
         backend: what captures.
@@ -126,8 +125,7 @@ class CapturedUpdates:
         self.backend = backend
         self.changed = changed
         self.settings = settings
-        self.captured: OrderedDict[Hashable, _CapturedUpdate] = OrderedDict()
-        self.calls: OrderedDict[Hashable, int] = OrderedDict()
+        self.captured: RecentCaptures[_CapturedUpdate] = RecentCaptures(MAX_CAPTURED_UPDATES)
         self.failed: set[Hashable] = set()
         self.last: _CapturedUpdate | None = None
 
@@ -148,8 +146,8 @@ class CapturedUpdates:
         places = tuple(tensor.data_ptr() for tensor in changed)
         key = (name, layout, tensor_shapes(tensors), places, self.settings())
         try:
-            if key not in self.captured and self._is_frequent(key):
-                self._keep(key, _CapturedUpdate(update, self.backend, tensors, layout, changed))
+            if key not in self.captured and self.captured.is_frequent(key):
+                self.captured.keep(key, _CapturedUpdate(update, self.backend, tensors, layout, changed))
         except RuntimeError as error:
             self.failed.add(name)
             warnings.warn(f"{name} is not accelerated: {type(error).__name__}: {error}", stacklevel=3)
@@ -163,15 +161,3 @@ class CapturedUpdates:
         """Return everything that the last update changed to what it was, where it was captured."""
         if self.last is not None:
             self.last.undo()
-
-    def _keep(self, key: Hashable, captured: _CapturedUpdate) -> None:
-        self.captured[key] = captured
-        if len(self.captured) > MAX_CAPTURED_UPDATES:
-            self.captured.popitem(last=False)
-
-    def _is_frequent(self, key: Hashable) -> bool:
-        """Count a call, and return whether it is time to capture; of many shapes, the oldest counts are forgotten."""
-        self.calls[key] = self.calls.pop(key, 0) + 1
-        if len(self.calls) > 16 * MAX_CAPTURED_UPDATES:
-            self.calls.popitem(last=False)
-        return self.calls[key] >= CALLS_BEFORE_CAPTURE
