@@ -1,4 +1,4 @@
-"""Measure what this project promises of its speed on one H100 or H200, and print each number beside its bar.
+"""Measure the speeds that have a target on one H100 or H200, and print each number next to its target.
 
     python tools/gpu/05_bars.py OUT [FOLDER_OF_THE_LAST_CALL]
     python tools/gpu/05_bars.py OUT --smoke --seconds 900          the same with tiny networks, without a GPU

@@ -31,7 +31,7 @@ def pack_message(header: dict[str, Any], body: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class FrameHeader:
-    """What the page shows beside the frames of a step.
+    """What the page shows in addition to the frames of a step.
 
     Attributes:
         step: number of steps since the reset.
