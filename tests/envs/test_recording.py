@@ -24,6 +24,7 @@ from vwm.envs.lane_following import road_mask
 from vwm.envs.procgen import partition_levels
 from vwm.envs.recording import record_dataset
 from vwm.envs.recording_envs import ShardAssignment, make_recording_env
+from vwm.envs.wrapped_env import WrappedEnv
 
 ENV_SOURCE = '''
 """An environment whose frames contain the number of steps and the last action."""
@@ -447,6 +448,23 @@ def test_skipping_the_rendering_of_skipped_steps_does_not_change_car_racing_fram
         )  # in the second of four steps
         assert time_step.reward[0] == pytest.approx(reward_sum)
     recording_env.close()
+    env.close()
+
+
+def test_an_episode_that_ends_in_a_skipped_step_shows_its_last_image() -> None:
+    gymnasium = pytest.importorskip("gymnasium")
+    pytest.importorskip("Box2D", reason="Box2D is not installed")
+    wrapped = WrappedEnv("CarRacing-v3", {"max_episode_steps": 22}, 96, action_repeat=4)
+    env = gymnasium.make("CarRacing-v3", max_episode_steps=22)
+    wrapped.reset(seed=5)
+    env.reset(seed=5)
+    action = np.array([0.2, 0.5, -1], np.float32)
+    outcomes = [wrapped.step(action) for _ in range(6)]
+    for _ in range(22):
+        observation, *_ = env.step(wrapped.actions.to_env(action))
+    assert [outcome.truncated for outcome in outcomes] == [False] * 5 + [True]
+    np.testing.assert_array_equal(wrapped.observe(), observation)
+    wrapped.close()
     env.close()
 
 

@@ -82,6 +82,8 @@ class WrappedEnv:
                 self.raw, reward, terminated, truncated, _ = self.env.step(env_action)
             total += float(reward)
             if terminated or truncated:
+                if self.raw is None:  # the episode ended in a step that did not render
+                    self.raw = self.env.unwrapped._render("state_pixels")
                 break
         return EnvOutcome(total, bool(terminated), bool(truncated))
 
