@@ -135,7 +135,9 @@ def test_rejects_the_state_of_other_data(data: Path, clips: ClipDataset) -> None
         "batch size x ranks": ClipLoader(clips, 2),
         r"data\.seed, or the span of a clip": ClipLoader(make_clip_dataset(str(data), 4, seed=4), 4),
         "span of a clip": ClipLoader(make_clip_dataset(str(data), 5, seed=3), 4),
-        "the shards differ": ClipLoader(make_clip_dataset(str(data), 4, seed=3, split="train", val_fraction=0.3), 4),
+        "the shards or their weights differ": ClipLoader(
+            make_clip_dataset(str(data), 4, seed=3, split="train", val_fraction=0.3), 4
+        ),
     }
     write(data, 4, 2)
     refused["the shards"] = ClipLoader(make_clip_dataset(str(data), 4, seed=3), 4)

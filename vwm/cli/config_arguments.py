@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -42,7 +44,7 @@ def expand_arguments(command: str, argv: list[str]) -> list[str]:
     files, words = split_config_files(argv)
     configs = [word for file in files for word in ("-c", find_config(file))]
     others: list[str] = []
-    for word in _split_device_index(words) if command == "fit" else words:
+    for word in _join_data_sets(_split_device_index(words)) if command == "fit" else words:
         name, equals, value = word.partition("=")
         if name.startswith("--"):
             name = name.replace("-", "_").replace("__", "--", 1)
@@ -71,6 +73,53 @@ def _split_device_index(words: list[str]) -> list[str]:
         else:
             split.append(word)
     return split
+
+
+def _join_data_sets(words: list[str]) -> list[str]:
+    """Replace ``--data data/a:3 data/b:1`` by ``--data={"data/a": 3, "data/b": 1}``, and ``--data a b`` by a list.
+
+    Raises:
+        ValueError: some data sets have a weight and others none.
+    """
+    joined: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if name != "--data" or value[:1] in ("{", "["):
+            joined.append(word)
+            continue
+        given = [value] if equals else []
+        while rest and not rest[0].startswith("-"):
+            given.append(rest.pop(0))
+        joined.append(f"--data={_format_data_sets(given)}" if given else word)
+    return joined
+
+
+def _format_data_sets(given: list[str]) -> str:
+    """Return one data set as it is, several as a list, and those with weights as a mapping, in JSON."""
+    parts = [_split_weight(text) for text in given]
+    if all(weight is None for _, weight in parts):
+        return given[0] if len(given) == 1 else json.dumps(given)
+    without = [name for name, weight in parts if weight is None]
+    if without:
+        raise ValueError(
+            f"--data: {', '.join(without)} has no weight and others have: give all of them one, as in "
+            f"{without[0]}:1, or none"
+        )
+    if len({name for name, _ in parts}) < len(parts):
+        raise ValueError(
+            f"--data: {', '.join(given)} names a data set twice: a weight of 2 draws from it twice as often"
+        )
+    return json.dumps({name: float(weight) for name, weight in parts if weight is not None})
+
+
+def _split_weight(text: str) -> tuple[str, str | None]:
+    """Split ``data/a:3`` into a path and its weight; a path that exists as it stands has none."""
+    path, colon, weight = text.rpartition(":")
+    if not colon or not re.fullmatch(r"\d+(\.\d*)?|\.\d+", weight) or Path(text).exists():
+        return text, None
+    return path, weight
 
 
 def find_config(name: str) -> str:

@@ -314,8 +314,9 @@ def _check_folders(config: Mapping[str, Any], own_data: str | None) -> None:
             if isinstance(arguments.get(name), str):
                 check_folder_or_bundle(f"{section}.{name}", arguments[name], own_data)
         for name in ("path", "data"):
-            if isinstance(arguments.get(name), str):
-                check_data(arguments[name])
+            value = arguments.get(name)  # a path, or several, or several with their weights
+            for path in [value] if isinstance(value, str) else value if isinstance(value, list | dict) else ():
+                check_data(str(path))
         env = _init_args(arguments, "env")  # of an agent: a world takes the place of an environment
         if isinstance(env.get("bundle"), str):
             check_folder_or_bundle(f"{section}.env.bundle", env["bundle"], own_data)

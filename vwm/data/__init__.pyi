@@ -20,6 +20,12 @@ from .ingest_manifest import IngestSettings as IngestSettings
 from .ingest_manifest import IngestShard as IngestShard
 from .inspection import DatasetStatistics as DatasetStatistics
 from .inspection import inspect_dataset as inspect_dataset
+from .mixed_order import ClipSequence as ClipSequence
+from .mixed_order import ClipSource as ClipSource
+from .mixed_order import MixedOrder as MixedOrder
+from .mixtures import DataSet as DataSet
+from .mixtures import EpisodeBuckets as EpisodeBuckets
+from .mixtures import MixtureOptions as MixtureOptions
 from .shard_index import EpisodeIndexEntry as EpisodeIndexEntry
 from .shard_index import ShardIndex as ShardIndex
 from .shard_index import is_shard_complete as is_shard_complete

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from vwm.data.clip_order import ClipOrder, NotEnoughClipsError
 from vwm.data.clips import ClipDataset
+from vwm.data.data_set_checks import check_same_kind
 from vwm.data.episode_selection import key_hash, split_group
-from vwm.data.shard_index import ShardIndex, list_shards, load_shard_index
+from vwm.data.mixtures import UNMIXED, DataPath, MixtureOptions, list_data_sets, make_order
+from vwm.data.shard_index import ShardIndex, load_shard_index
 
 
 def make_clip_dataset(
-    path: str,
+    path: DataPath,
     clip_length: int,
     stride: int = 1,
     fields: Sequence[str] = ("frames", "actions"),
@@ -22,37 +25,46 @@ def make_clip_dataset(
     val_fraction: float = 0.05,
     labeled_fraction: float = 1.0,
     frames_per_latent: int | None = None,
+    mixture: MixtureOptions = UNMIXED,
 ) -> ClipDataset:
-    """Make the clip dataset of a folder of shards.
+    """Make the clip dataset of a folder of shards, or of several.
 
     Args:
-        path: the shards; see ``vwm.data.datamodule.VideoDataModule``.
+        path: the shards of one data set or of several, by weight; see ``vwm.data.datamodule.VideoDataModule``.
         clip_length, stride, fields: see ``ClipDataset``.
         seed, shuffle: see ``ClipOrder``.
         split: ``all`` episodes, the ``train`` split or the held-out ``val`` split.
         val_fraction: fraction of the episodes that is held out.
         labeled_fraction: fraction of the episodes whose actions are given.
         frames_per_latent: see ``vwm.data.datamodule.VideoDataModule``.
+        mixture: what is drawn more often.
 
     Raises:
+        ValueError: data sets differ in size, actions or frame rate.
         NotEnoughClipsError: the split has no episode, or none that is long enough for a clip.
     """
-    paths = list_shards(path)
-    indices = [load_shard_index(p) for p in paths]
+    data_sets = list_data_sets(path)
+    paths = [shard for data_set in data_sets for shard in data_set.shards]
+    indices = [load_shard_index(shard) for shard in paths]
+    name = ", ".join(data_set.name for data_set in data_sets)
+    check_same_kind(data_sets, indices, fields)
     shards = [_select_split(index, split, val_fraction) for index in indices]
     if split != "all" and not any(shard.episodes for shard in shards):
         raise NotEnoughClipsError(
-            f"{path}: none of the {sum(len(index.episodes) for index in indices)} episodes is in the {split} split "
+            f"{name}: none of the {sum(len(index.episodes) for index in indices)} episodes is in the {split} split "
             f"(val_fraction {val_fraction:g}, selected by a hash of their keys): use all of them (vwm eval without "
             f"--part), hold out more (vwm fit --data.init_args.val_fraction 0.3), or add videos"
         )
-    encoded = _encoded_frames_per_latent(path, indices) if "latents" in fields else 1
+    encoded = _encoded_frames_per_latent(name, indices) if "latents" in fields else 1
     if frames_per_latent not in (None, encoded) and "latents" in fields:
         raise ValueError(
-            f"frames_per_latent={frames_per_latent}, but the latents in {path} hold {encoded} frames: set {encoded}"
+            f"frames_per_latent={frames_per_latent}, but the latents in {name} hold {encoded} frames: set {encoded}"
         )
     # Latents are aligned with the episodes' starts; pixels can be cut anywhere.
-    order = ClipOrder(shards, clip_length, stride=stride, seed=seed, shuffle=shuffle, frames_per_latent=encoded)
+    make = partial(
+        ClipOrder, clip_length=clip_length, stride=stride, seed=seed, shuffle=shuffle, frames_per_latent=encoded
+    )
+    order = make_order(data_sets, shards, mixture, make)
     return ClipDataset(
         paths=paths,
         shards=shards,

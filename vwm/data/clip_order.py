@@ -46,6 +46,9 @@ class ClipOrder:
         shards_per_block: number of shards whose clips are shuffled together.
         frames_per_latent: k above 1 cuts episodes into whole latents of k frames (the first holds one): clips of
             ``1 + k n`` frames start at multiples of k.
+        chosen: bool [episodes] of each shard, the episodes whose clips are taken; None takes all.
+        only_ends: take one clip of each episode, its last one.
+        branch: numbers that make the order independent of others with the same seed; ``MixedOrder`` sets them.
 
     Attributes:
         span: frames of an episode that a clip covers, ``(clip_length - 1) * stride + 1``; latents, if k > 1.
@@ -64,6 +67,9 @@ class ClipOrder:
         shuffle: bool = True,
         shards_per_block: int = 16,
         frames_per_latent: int = 1,
+        chosen: Sequence[NDArray[np.bool_]] | None = None,
+        only_ends: bool = False,
+        branch: tuple[int, ...] = (),
     ) -> None:
         self.unit = frames_per_latent
         self.span = _count_units(clip_length, stride, self.unit)
@@ -73,17 +79,29 @@ class ClipOrder:
         # Of T frames, the first and then k at a time make 1 + (T - 1) // k latents.
         self._lengths = [np.array([(e.frames - 1) // self.unit + 1 for e in s.episodes], np.int64) for s in shards]
         self._counts = [lengths // self.span for lengths in self._lengths]
+        if chosen is not None:
+            self._counts = [counts * mask for counts, mask in zip(self._counts, chosen, strict=True)]
+        kept = [
+            [e for i, e in enumerate(shard.episodes) if chosen is None or chosen[number][i]]
+            for number, shard in enumerate(shards)
+        ]
+        if only_ends:
+            self._counts = [np.minimum(counts, 1) for counts in self._counts]
+        self._only_ends = only_ends
+        # A block of shards that hold none of the chosen clips would shuffle few clips.
+        self._with_clips = None if chosen is None else np.array([i for i, c in enumerate(self._counts) if c.any()], int)
+        self._branch = branch
         self._shard_counts = np.array([c.sum() for c in self._counts], dtype=np.int64)
         if not len(self):
-            longest = max((e.frames for s in shards for e in s.episodes), default=0)
+            frames = [episode.frames for shard in kept for episode in shard]
             raise NotEnoughClipsError(
                 f"no episode is long enough: a clip of {clip_length} frames at stride {stride} spans "
-                f"{(clip_length - 1) * stride + 1} frames, the longest of {sum(map(len, self._lengths))} episodes has "
-                f"{longest}. Set a smaller clip_length or stride, or ingest with a longer clip length."
+                f"{(clip_length - 1) * stride + 1} frames, the longest of {len(frames)} episodes has "
+                f"{max(frames, default=0)}. Set a smaller clip_length or stride, or ingest with a longer clip length."
             )
         digest = hashlib.blake2b(digest_size=8)
-        for shard in shards:
-            digest.update(f"{shard.tar}:{shard.hash}:{[e.key for e in shard.episodes]};".encode())
+        for shard, episodes in zip(shards, kept, strict=True):
+            digest.update(f"{shard.tar}:{shard.hash}:{[e.key for e in episodes]};".encode())
         self.index_hash = digest.hexdigest()
 
     def __len__(self) -> int:
@@ -101,20 +119,23 @@ class ClipOrder:
         shard, episode, clip = self._block_clips(epoch, block, tuple(int(m) for m in members))[position - first]
         seed = self._rng(2, epoch, position).integers(1 << 31)
         offset = 0
-        if self.shuffle:
-            slack = self._lengths[shard][episode] - self._counts[shard][episode] * self.span
+        slack = self._lengths[shard][episode] - self._counts[shard][episode] * self.span
+        if self._only_ends:
+            offset = int(slack)
+        elif self.shuffle:
             offset = int(self._rng(3, epoch, shard, episode).integers(slack + 1))
         return ClipAddress(int(shard), int(episode), (offset + int(clip) * self.span) * self.unit, int(seed))
 
     def _rng(self, *numbers: int) -> np.random.Generator:
-        return np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, *map(int, numbers)))))
+        seeds = np.random.SeedSequence((self.seed, *map(int, numbers)), spawn_key=self._branch)
+        return np.random.Generator(np.random.Philox(seeds))
 
     @lru_cache(maxsize=2)  # noqa: B019 (the order lives as long as its loader)
     def _blocks(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The order of the shards, and the position at which each block of them ends."""
-        count = len(self._shard_counts)
-        shards = self._rng(0, epoch).permutation(count) if self.shuffle else np.arange(count)
-        starts = np.arange(0, count, self.shards_per_block)
+        shards = np.arange(len(self._shard_counts)) if self._with_clips is None else self._with_clips
+        starts = np.arange(0, len(shards), self.shards_per_block)
+        shards = self._rng(0, epoch).permutation(shards) if self.shuffle else shards
         return shards, np.add.reduceat(self._shard_counts[shards], starts).cumsum()
 
     @lru_cache(maxsize=4)  # noqa: B019

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vwm.data.clip_order import ClipAddress, ClipOrder, check_whole_latents
+from vwm.data.clip_order import ClipAddress, check_whole_latents
 from vwm.data.episode_selection import hash_threshold, key_hash
 from vwm.data.frame_reading import read_frames
+from vwm.data.mixed_order import ClipSequence
 from vwm.data.shard_index import ShardIndex
 from vwm.data.shard_reading import read_array_rows, read_episode_metadata
 
@@ -86,7 +87,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self,
         paths: Sequence[str],
         shards: Sequence[ShardIndex],
-        order: ClipOrder,
+        order: ClipSequence,
         clip_length: int,
         stride: int = 1,
         fields: Sequence[str] = ("frames", "actions"),

@@ -18,6 +18,7 @@ from vwm.data.batch_copies import copy_ahead
 from vwm.data.clip_folders import make_clip_dataset
 from vwm.data.clip_order import NotEnoughClipsError
 from vwm.data.clips import ClipBatch, ClipDataset, collate_clips
+from vwm.data.mixtures import UNMIXED, DataPath, EpisodeBuckets, MixtureOptions, count_drawn
 
 
 class ClipLoader:
@@ -112,6 +113,18 @@ class ClipLoader:
                 ) from error
             yield batch
 
+    def count_drawn(self) -> dict[str, int]:
+        """Return the clips given so far by all ranks from each source of a mixture, by name; empty without mixture."""
+        total: dict[str, int] = {}
+        size = self.batch_size * self.world_size
+        epochs, batches = divmod(self.global_batches, len(self))
+        for epoch in range(epochs + 1):
+            first = epoch * len(self.dataset.order)
+            last = first + size * (len(self) if epoch < epochs else batches)
+            for name, count in count_drawn(self.dataset.order, first, last).items():
+                total[name] = total.get(name, 0) + count
+        return total
+
     def state_dict(self) -> dict[str, Any]:
         """The position of the loader, and the properties of the data and batches for which it is valid."""
         return {
@@ -126,7 +139,7 @@ class ClipLoader:
         current = self.state_dict()
         for key, meaning in (
             ("global_batch_size", "batch size x ranks"),
-            ("index_hash", "the shards"),
+            ("index_hash", "the shards or their weights"),
             ("order", "data.seed, or the span of a clip"),
         ):
             if state[key] != current[key]:
@@ -188,7 +201,9 @@ class VideoDataModule(L.LightningDataModule):
     """Clips of shards for training and validation.
 
     Args:
-        path: the shards: a folder, a tar, a pattern, or an fsspec address (s3://, gs://, https://).
+        path: the shards: a folder, a tar, a pattern, or an fsspec address (s3://, gs://, https://). Of several, as a
+            list, an epoch has every clip once; with weights, ``{data/a: 3, data/b: 1}``, three clips of four are from
+            the first, and an epoch has as many clips as both together. Held-out clips are of all of them.
         clip_length: frames per clip.
         batch_size: clips per batch and rank.
         stride: distance in frames from one frame of a clip to the next.
@@ -205,6 +220,9 @@ class VideoDataModule(L.LightningDataModule):
         frames_per_latent: k, where clips of ``1 + k n`` frames are for a tokenizer with k frames per latent and rewards
             are learned, which then need the actions up to the end of the next latent; see ``ClipBatch``. null takes
             that of encoded shards where latents are read, else 1.
+        ends_share: share of the training clips that are drawn from the ends of episodes which terminated, so that a
+            model learns when its world ends; such a clip ends with the episode. The others come as without it.
+        buckets: weights of the training episodes by their duration or by a score.
 
     Raises:
         ValueError: a setting is out of range.
@@ -212,7 +230,7 @@ class VideoDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        path: str,
+        path: dict[str, float] | list[str] | str,
         clip_length: int = 16,
         batch_size: int = 8,
         stride: int = 1,
@@ -224,12 +242,14 @@ class VideoDataModule(L.LightningDataModule):
         timeout: float = 300,
         labeled_fraction: float = 1.0,
         frames_per_latent: int | None = None,
+        ends_share: float | None = None,
+        buckets: EpisodeBuckets | None = None,
     ) -> None:
         super().__init__()
         check_positive(
             clip_length=clip_length, batch_size=batch_size, stride=stride, frames_per_latent=frames_per_latent
         )
-        check_fraction(val_fraction=val_fraction, labeled_fraction=labeled_fraction)
+        check_fraction(val_fraction=val_fraction, labeled_fraction=labeled_fraction, ends_share=ends_share)
         check_not_negative(workers=workers, timeout=timeout)
         self.path = path
         self.clip_length = clip_length
@@ -243,20 +263,30 @@ class VideoDataModule(L.LightningDataModule):
         self.timeout = timeout
         self.labeled_fraction = labeled_fraction
         self.frames_per_latent = frames_per_latent
+        self._train_loader: ClipLoader | None = None
+        self.mixture = MixtureOptions(ends_share or None, buckets)
 
     def train_dataloader(self) -> ClipLoader:
         """The training batches of this rank."""
         split = "train" if self.val_path is None and self.val_fraction > 0 else "all"
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        loader = self._loader(ClipLoader, self.path, split, self.workers, self.labeled_fraction)
+        loader = self._loader(ClipLoader, self.path, split, self.workers, self.labeled_fraction, self.mixture)
         loader.device = device if device.type == "cuda" else None
+        self._train_loader = loader
         return loader
+
+    def teardown(self, stage: str) -> None:
+        """Report how many clips were drawn from each part of a mixture."""
+        drawn = self._train_loader.count_drawn() if stage == "fit" and self._train_loader is not None else {}
+        if drawn and (not self.trainer or self.trainer.is_global_zero):
+            print("clips drawn: " + "; ".join(f"{name}: {count:,}" for name, count in drawn.items()))
 
     def val_dataloader(self) -> list[ClipLoader] | ClipLoader:
         """The validation batches of this rank, in a fixed shuffled order; none if no episodes are held out."""
         if self.val_path is None and self.val_fraction == 0:
             return []
         path, split = (self.val_path, "all") if self.val_path is not None else (self.path, "val")
+        path = path if isinstance(path, str) else list(path)  # every held-out clip once, whatever the weights
         try:
             return self._loader(_ValidationLoader, path, split, workers=0)
         except NotEnoughClipsError as error:
@@ -265,7 +295,13 @@ class VideoDataModule(L.LightningDataModule):
             return []
 
     def _loader(
-        self, loader_class: type[ClipLoader], path: str, split: str, workers: int, labeled_fraction: float = 1.0
+        self,
+        loader_class: type[ClipLoader],
+        path: DataPath,
+        split: str,
+        workers: int,
+        labeled_fraction: float = 1.0,
+        mixture: MixtureOptions = UNMIXED,
     ) -> ClipLoader:
         dataset = make_clip_dataset(
             path,
@@ -277,6 +313,7 @@ class VideoDataModule(L.LightningDataModule):
             val_fraction=self.val_fraction,
             labeled_fraction=labeled_fraction,
             frames_per_latent=self.frames_per_latent,
+            mixture=mixture,
         )
         return loader_class(
             dataset,

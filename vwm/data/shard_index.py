@@ -17,7 +17,7 @@ import tempfile
 import tokenize
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -43,6 +43,8 @@ class EpisodeIndexEntry:
         members: extension (``"frames.npy"``, ``"mp4"``, ``"actions.npy"``, ...) to (byte offset in the tar, size).
         known_parts: of each part of composite actions, whether it is known; empty for other actions.
         frames_per_latent: k, frames of each row of ``latents.npy`` after the first, which holds one frame.
+        terminated: whether the last action terminated the environment; None in indices that do not say it.
+        scores: the numbers under ``scores`` in the metadata, such as the quality of a video.
     """
 
     key: str
@@ -53,6 +55,8 @@ class EpisodeIndexEntry:
     members: dict[str, tuple[int, int]]
     known_parts: tuple[bool, ...] = ()
     frames_per_latent: int = 1
+    terminated: bool | None = None
+    scores: dict[str, float] = field(default_factory=dict)
 
     @property
     def video_extension(self) -> str | None:
@@ -211,7 +215,22 @@ def _make_entry(
         members=members,
         known_parts=known_parts,
         frames_per_latent=per_latent,
+        terminated=bool(meta.get("terminated", False)),
+        scores=_read_scores(shard, key, meta),
     )
+
+
+def _read_scores(shard: str, key: str, meta: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers under ``scores`` in the metadata of an episode."""
+    scores = meta.get("scores") or {}
+    if not isinstance(scores, dict):
+        raise ValueError(
+            f'{shard}:{key}.json: scores must be an object, such as {{"quality": 0.7}}, got {scores!r:.80}'
+        )
+    numbers = {str(k): v for k, v in scores.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    if len(numbers) < len(scores) or not all(map(math.isfinite, numbers.values())):
+        raise ValueError(f"{shard}:{key}.json: scores must be finite numbers, got {str(scores)[:100]}")
+    return {name: float(value) for name, value in numbers.items()}
 
 
 def _check_metadata_names(shard: str, key: str, meta: Mapping[str, Any]) -> None:
@@ -272,8 +291,9 @@ def _index_text(index: ShardIndex, **more: Any) -> str:
     content: dict[str, Any] = {"version": INDEX_VERSION, **asdict(index), **more}
     for entry in content["episodes"]:
         entry["known_parts"] = list(entry["known_parts"])
-        if not entry["known_parts"]:
-            del entry["known_parts"]
+        for name, nothing in (("known_parts", []), ("terminated", None), ("scores", {})):
+            if entry[name] == nothing:
+                del entry[name]
     return json.dumps({**content, "checksum": _checksum(content)})
 
 

@@ -19,6 +19,7 @@ from vwm.core.folder_lock import lock_folder
 from vwm.core.frames import frames_to_float
 from vwm.core.json_files import read_json_object
 from vwm.core.tokenizer import VideoTokenizer
+from vwm.data.data_set_checks import ENCODING_FILE
 from vwm.data.frame_reading import read_episode_frames
 from vwm.data.shard_index import ShardIndex, is_shard_complete, list_shards, load_shard_index
 from vwm.data.shard_reading import read_bytes, read_episode_metadata
@@ -26,9 +27,6 @@ from vwm.data.shards import ShardWriter
 from vwm.data.video_formats import VIDEO_EXTENSIONS
 from vwm.tokenizers.frame_vae import FrameVAE
 from vwm.tokenizers.loading import load_tokenizer
-
-ENCODING_FILE = "encoding.json"
-"""Says by which tokenizer a folder was encoded, and from what."""
 
 
 def encode_shards(

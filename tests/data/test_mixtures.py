@@ -1,0 +1,285 @@
+"""Mixtures of data sets, of buckets and of ends of episodes: exact shares, in a pure order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vwm.cli.config_arguments import expand_arguments
+from vwm.data.clip_folders import make_clip_dataset
+from vwm.data.clip_order import ClipOrder, NotEnoughClipsError
+from vwm.data.clips import ClipDataset
+from vwm.data.datamodule import ClipLoader, VideoDataModule
+from vwm.data.episode import Episode
+from vwm.data.mixed_order import ClipSource, MixedOrder, whole_weights
+from vwm.data.mixtures import EpisodeBuckets, MixtureOptions, count_drawn
+from vwm.data.shard_index import EpisodeIndexEntry, ShardIndex, load_shard_index, shard_index_path
+from vwm.data.shards import ShardWriter
+
+
+def write(folder: Path, lengths: list[int], value: int, side: int = 4, ended: bool = True, **meta) -> str:
+    """Write one shard per five episodes. Frame i of an episode holds ``value`` and i; every second one terminated."""
+    for first in range(0, len(lengths), 5):
+        with ShardWriter(folder / f"shard-{first:06d}.tar") as writer:
+            for number, length in enumerate(lengths[first : first + 5], first):
+                frames = np.zeros((length, side, side, 3), np.uint8)
+                frames[..., 0], frames[:, ..., 1] = value, np.arange(length)[:, None, None]
+                terminated = ended and number % 2 == 0
+                scores = {"scores": {"quality": number / 10}}
+                episode = Episode(frames, np.arange(length), meta=scores | meta, terminated=terminated)
+                writer.write(f"{value}-{number}", episode)
+    return str(folder)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[str]:
+    a = write(tmp_path / "a", [9, 14, 8, 30, 11, 5, 21], 1)
+    b = write(tmp_path / "b", [40, 12, 7], 2)
+    return [a, b, write(tmp_path / "c", [13] * 12, 3, ended=False)]
+
+
+def drawn_sets(clips: ClipDataset, count: int) -> list[int]:
+    """The data set of each of the first clips of a training."""
+    epochs = (divmod(i, len(clips.order)) for i in range(count))
+    return [int(clips.shards[a.shard].episodes[a.episode].key[0]) for a in (clips.order.address(*e) for e in epochs)]
+
+
+@pytest.mark.parametrize(("weights", "whole"), [((3, 1), (3, 1)), ((0.5, 0.25, 1.75), (2, 1, 7)), ((10, 30), (1, 3))])
+def test_every_period_holds_the_exact_shares(folders: list[str], weights: tuple[float, ...], whole: tuple[int]) -> None:
+    clips = make_clip_dataset(dict(zip(folders, weights, strict=False)), 4, seed=5)  # type: ignore[arg-type]
+    sets, period = drawn_sets(clips, 300), sum(whole)
+    for first in range(0, 300 - period, period):
+        assert Counter(sets[first : first + period]) == {i + 1: n for i, n in enumerate(whole)}
+    assert len({tuple(sets[i : i + period]) for i in range(0, 300 - period, period)}) > 2  # they take turns at random
+    assert len(clips.order) == sum(len(make_clip_dataset(f, 4).order) for f in folders[: len(whole)])
+    other = make_clip_dataset(dict(zip(folders, weights, strict=False)), 4, seed=6)  # type: ignore[arg-type]
+    assert sets != drawn_sets(other, 300)
+
+
+def test_a_pass_over_a_data_set_has_each_of_its_clips_once(folders: list[str]) -> None:
+    clips = make_clip_dataset({folders[0]: 1, folders[2]: 4}, 4)
+    size = len(make_clip_dataset(folders[2], 4).order)
+    found = [clips.order.address(*divmod(i, len(clips.order))) for i in range(5 * size)]
+    of_c = [a[:3] for a in found if clips.shards[a.shard].episodes[a.episode].key[0] == "3"]
+    assert len(of_c) == 4 * size  # four passes
+    starts = {(a.shard, a.episode): 0 for a in found}
+    for begin in range(0, 4 * size, size):
+        one = of_c[begin : begin + size]
+        assert len(set(one)) == size
+        counts = Counter((shard, episode) for shard, episode, _ in one)
+        assert set(counts.values()) == {13 // 4} and len(counts) == 12 <= len(starts)
+    assert of_c[:size] != of_c[size : 2 * size]
+
+
+def test_without_weights_every_clip_of_all_comes_once(folders: list[str]) -> None:
+    clips = make_clip_dataset(folders, 4)
+    assert isinstance(clips.order, ClipOrder)
+    sets = Counter(drawn_sets(clips, len(clips.order)))
+    assert sets == {i + 1: len(make_clip_dataset(f, 4).order) for i, f in enumerate(folders)}
+
+
+@pytest.mark.parametrize("share", [0.2, 0.25, 1.0])
+def test_ends_of_terminated_episodes_have_their_share(folders: list[str], share: float) -> None:
+    clips = make_clip_dataset(folders[0], 4, seed=2, fields=("frames", "terminated"), mixture=MixtureOptions(share))
+    period = Fraction(str(share)).denominator
+    usual = make_clip_dataset(folders[0], 4)
+    assert len(clips.order) == (4 if share == 1 else len(usual.order))
+    assert isinstance(clips.order, MixedOrder)
+    seen: Counter[int] = Counter()
+    for i in range(20 * period):
+        address = clips.order.address(*divmod(i, len(clips.order)))
+        if clips.order.sources[clips.order._turns(i // period)[0][i % period]].name.startswith("ends"):
+            seen[address.episode + 5 * address.shard] += 1
+            clip = clips.read(address)
+            assert clip["terminated"].tolist() == [False, False, False, True]
+    assert sum(seen.values()) == round(20 * period * share)
+    assert set(seen) <= {0, 2, 4, 6} and max(seen.values()) - min(seen.values()) <= 1  # each as often
+
+
+def test_ends_of_latents_cover_the_last_action() -> None:
+    """With k frames per latent, a clip starts at a whole latent, and its steps reach the end of the episode."""
+    for frames in range(9, 40):
+        entry = EpisodeIndexEntry("e", frames, 4, 4, 0, {}, terminated=True)
+        shards = [ShardIndex("s", 0, "h", (entry,))]
+        start = ClipOrder(shards, 9, frames_per_latent=4, only_ends=True).address(0, 0).start
+        assert start % 4 == 0 and start + 8 <= frames - 1 < start + 8 + 4
+
+
+def test_ends_come_from_data_sets_that_have_them(folders: list[str]) -> None:
+    weights = {folders[0]: 1, folders[2]: 1}
+    clips = make_clip_dataset(weights, 4, mixture=MixtureOptions(0.5))
+    assert isinstance(clips.order, MixedOrder) and isinstance(clips.order.sources[1].order, ClipOrder)
+    assert Counter(drawn_sets(clips, 40)) == {1: 20, 3: 20}
+    drawn = count_drawn(clips.order, 0, 40)
+    assert drawn[f"{folders[0]}, ends of episodes"] == 10 and drawn[folders[2]] == 20
+    with pytest.raises(NotEnoughClipsError, match=r"ends_share is 0\.5, but no training episode .* terminated"):
+        make_clip_dataset(folders[2], 4, mixture=MixtureOptions(0.5))
+
+
+def test_an_index_of_before_does_not_say_what_terminated(folders: list[str]) -> None:
+    usual = make_clip_dataset(folders[0], 4, mixture=MixtureOptions(0.5))
+    for shard in usual.paths:
+        index = load_shard_index(shard)
+        assert [e.terminated for e in index.episodes] == [e.key[-1] in "0246" for e in index.episodes]
+        text = Path(shard_index_path(shard)).read_text()
+        assert '"terminated": true' in text and '"quality"' in text
+    stripped = [
+        ShardIndex(
+            s.tar, s.size, s.hash, tuple(EpisodeIndexEntry(e.key, e.frames, 4, 4, 0, e.members) for e in s.episodes)
+        )
+        for s in usual.shards
+    ]
+    from vwm.data.mixtures import _is_terminated
+
+    entries = [(path, e) for path, shard in zip(usual.paths, stripped, strict=True) for e in shard.episodes]
+    assert [_is_terminated(e, path) for path, e in entries] == [1, 0, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(("by", "edges"), [("frames", [9, 20]), ("seconds", [0.6, 4 / 3]), ("quality", [0.15, 0.35])])
+def test_buckets_have_their_weights(tmp_path: Path, by: str, edges: list[float]) -> None:
+    folder = write(tmp_path / "a", [9, 14, 8, 30, 11, 5, 21], 1, fps=15)
+    clips = make_clip_dataset(folder, 4, mixture=MixtureOptions(None, EpisodeBuckets(by, edges, [0, 1, 3])))
+    values = {
+        "frames": lambda e: e.frames,
+        "seconds": lambda e: e.frames / 15,
+        "quality": lambda e: e.scores["quality"],
+    }
+    found: Counter[int] = Counter()
+    for i in range(80):
+        address = clips.order.address(*divmod(i, len(clips.order)))
+        value = values[by](clips.shards[address.shard].episodes[address.episode])
+        found[sum(value >= edge for edge in edges)] += 1
+    assert found == {1: 20, 2: 60}
+
+
+def test_a_bucket_that_no_episode_fills_is_named(folders: list[str]) -> None:
+    def mix(path, weights, by="frames"):
+        return make_clip_dataset(path, 4, mixture=MixtureOptions(None, EpisodeBuckets(by, [100], weights)))
+
+    with pytest.raises(NotEnoughClipsError, match="draws from frames from 100 with weight 1, where no"):
+        mix(folders[0], [1, 1])
+    assert len(mix(folders[0], [1, 0]).order) == len(make_clip_dataset(folders[0], 4).order)
+    with pytest.raises(ValueError, match=r"1-0 has no beauty \(its scores are \{'quality': 0\.0\}\)"):
+        mix(folders[0], [1, 1], by="beauty")
+    for edges, weights in (([], [1]), ([2, 1], [1, 1, 1]), ([1], [1]), ([1], [0, 0]), ([1], [1, -1])):
+        with pytest.raises(ValueError, match=r"data\.buckets: "):
+            EpisodeBuckets("frames", edges, weights)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
+def test_batches_do_not_depend_on_workers_ranks_and_resumes(folders: list[str]) -> None:
+    options = MixtureOptions(0.2, EpisodeBuckets("frames", [10], [1, 2]))
+
+    def loader(size: int = 4, **where) -> ClipLoader:
+        weights = {folders[0]: 3, folders[1]: 1, folders[2]: 0.5}
+        return ClipLoader(make_clip_dataset(weights, 4, seed=9, mixture=options), size, **where)
+
+    def frames(batches) -> list[torch.Tensor]:
+        return [torch.cat((b.frames.flatten(1), b.actions, b.seed[:, None]), dim=1) for b in batches]
+
+    def endless(one: ClipLoader):
+        while True:
+            yield from one
+
+    plain = loader()
+    expected = frames(islice(endless(plain), 40))
+    assert plain.global_batches // len(plain) >= 2  # over several epochs
+    assert all(map(torch.equal, frames(islice(endless(loader(workers=3)), 40)), expected))
+    ranks = [frames(islice(endless(loader(2, rank=r, world_size=2)), 40)) for r in range(2)]
+    assert all(torch.equal(torch.cat(parts), whole) for *parts, whole in zip(*ranks, expected, strict=True))
+    resumed = loader()
+    resumed.load_state_dict({**plain.state_dict(), "global_batches": 32})
+    assert all(map(torch.equal, frames(islice(endless(resumed), 8)), expected[32:]))
+    # the report counts what was read
+    drawn = plain.count_drawn()
+    values = torch.cat(expected)[:, 0].int().tolist()
+    assert [drawn[folder] for folder in folders] == [values.count(i) for i in (1, 2, 3)]
+
+
+def test_other_weights_are_another_order(folders: list[str]) -> None:
+    state = ClipLoader(make_clip_dataset({folders[0]: 3, folders[1]: 1}, 4), 2).state_dict()
+    for weights, options in (({folders[0]: 2, folders[1]: 1}, (None,)), ({folders[0]: 3, folders[1]: 1}, (0.2,))):
+        loader = ClipLoader(make_clip_dataset(weights, 4, mixture=MixtureOptions(*options)), 2)
+        with pytest.raises(ValueError, match="the shards or their weights differ"):
+            loader.load_state_dict(state)
+    ClipLoader(make_clip_dataset({folders[0]: 6, folders[1]: 2}, 4), 2).load_state_dict(state)
+
+
+def test_validation_has_every_held_out_clip_once(folders: list[str]) -> None:
+    data = VideoDataModule({folders[0]: 9, folders[2]: 1}, 4, 1, workers=0, val_fraction=0.4)
+    held_out = VideoDataModule([folders[0], folders[2]], 4, 1, workers=0, val_fraction=0.4)
+    one, other = data.val_dataloader(), held_out.val_dataloader()
+    assert isinstance(one, ClipLoader) and isinstance(other, ClipLoader)
+    assert all(torch.equal(a.frames, b.frames) for a, b in zip(one, other, strict=True))
+
+
+def test_data_sets_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    base = write(tmp_path / "base", [9, 9], 1, fps=15, action_names=["left", "right"])
+    others = {
+        "frames of 4x4 pixels, .*large has frames of 6x6": {"folder": "large", "side": 6},
+        "has 15 frames per second, .*fast has 30 frames": {"folder": "fast", "fps": 30},
+        "the actions left, right, .*named has the actions up, down": {
+            "folder": "named",
+            "action_names": ["up", "down"],
+        },
+    }
+    for said, changes in others.items():
+        other = write(tmp_path / changes.pop("folder"), [9], 2, **({"fps": 15} | changes))  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=said):
+            make_clip_dataset([base, other], 4)
+    folder = tmp_path / "continuous"
+    with ShardWriter(folder / "shard-000000.tar") as writer:
+        writer.write("e", Episode(np.zeros((9, 4, 4, 3), np.uint8), np.zeros((9, 2), np.float32)))
+    with pytest.raises(ValueError, match=r"discrete actions, .*continuous has continuous actions of 2 dimensions"):
+        make_clip_dataset([base, str(folder)], 4)
+    make_clip_dataset([base, str(folder)], 4, fields=("frames",))
+    unlabeled = tmp_path / "unlabeled"
+    with ShardWriter(unlabeled / "shard-000000.tar") as writer:
+        writer.write("e", Episode(np.zeros((9, 4, 4, 3), np.uint8)))
+    clips = make_clip_dataset({base: 1, str(unlabeled): 1}, 4)  # its clips count as unlabeled
+    assert {bool(clips[i]["labeled"]) for i in range(4)} == {True, False}
+
+
+def test_weights_and_paths_that_are_refused(folders: list[str]) -> None:
+    for path, said in (
+        ({folders[0]: 0}, "must be a number above 0, got 0"),
+        ({folders[0]: float("nan")}, "must be a number above 0"),
+        ([folders[0], folders[0]], "must name different data sets"),
+        ([], "must name different data sets"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            make_clip_dataset(path, 4)
+    with pytest.raises(ValueError, match="more than 1,000,000: round them"):
+        whole_weights([Fraction("0.3333333333"), Fraction("0.6666666667")])
+    order = ClipOrder([ShardIndex("s", 0, "h", (EpisodeIndexEntry("e", 9, 4, 4, 0, {}),))], 4)
+    with pytest.raises(IndexError, match="outside an epoch of 2 clips"):
+        MixedOrder([ClipSource("a", order, Fraction(1))], 0).address(0, 2)
+
+
+def test_the_command_line_takes_several_folders_and_weights(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("a: 1\n")
+    key = "--data.init_args.path"
+
+    def expand(*words: str) -> list[str]:
+        return expand_arguments("fit", ["-c", str(config), *words])[2:]
+
+    assert expand("--data", "a", "--steps", "3") == [f"{key}=a", "--trainer.max_steps", "3"]
+    assert expand("--data", "s3://x/a:3", "b:1.5", "--steps=3") == [
+        f'{key}={{"s3://x/a": 3.0, "b": 1.5}}',
+        "--trainer.max_steps=3",
+    ]
+    assert expand("--data", "a", "b") == [f'{key}=["a", "b"]']
+    assert expand("--data=a:2", "b:1") == [f'{key}={{"a": 2.0, "b": 1.0}}']
+    assert expand("--data", "s3://x/a", "c:\\b") == [f'{key}=["s3://x/a", "c:\\\\b"]']
+    (tmp_path / "odd:3").mkdir()
+    assert expand("--data", str(tmp_path / "odd:3")) == [f"{key}={tmp_path / 'odd:3'}"]
+    for words, said in ((("a:1", "b"), "b has no weight and others have"), (("a:1", "a:2"), "names a data set twice")):
+        with pytest.raises(ValueError, match=said):
+            expand("--data", *words)
