@@ -13,6 +13,7 @@ from .composite_statistics import CompositeActionStatistics as CompositeActionSt
 from .datamodule import ClipLoader as ClipLoader
 from .datamodule import VideoDataModule as VideoDataModule
 from .episode import Episode as Episode
+from .episode_entry import EpisodeIndexEntry as EpisodeIndexEntry
 from .episode_selection import key_hash as key_hash
 from .frame_reading import read_episode_frames as read_episode_frames
 from .ingest import ingest_videos as ingest_videos
@@ -26,7 +27,6 @@ from .mixed_order import MixedOrder as MixedOrder
 from .mixtures import DataSet as DataSet
 from .mixtures import EpisodeBuckets as EpisodeBuckets
 from .mixtures import MixtureOptions as MixtureOptions
-from .shard_index import EpisodeIndexEntry as EpisodeIndexEntry
 from .shard_index import ShardIndex as ShardIndex
 from .shard_index import is_shard_complete as is_shard_complete
 from .shard_index import list_shards as list_shards

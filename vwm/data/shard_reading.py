@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from vwm.core.atomic_files import atomic_write
 from vwm.core.json_files import parse_json_object
-from vwm.data.shard_index import EpisodeIndexEntry, parse_npy_header, shard_cache_path, shard_fingerprint
+from vwm.data.episode_entry import EpisodeIndexEntry, parse_npy_header
+from vwm.data.shard_index import shard_cache_path, shard_fingerprint
 
 NPY_HEADER_BYTES = 128
 """Length of the header that numpy writes before the arrays of a shard."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vwm.core.command_output import format_size, size_on_disk
 from vwm.core.folder_lock import FolderInUseError
 from vwm.data.datamodule import VideoDataModule
+from vwm.data.mixtures import DataPath
 from vwm.nn.training_module import TrainingModule
 from vwm.tokenizers.frame_vae import FrameVAE
 from vwm.tokenizers.shard_encoding import tokenizer_fingerprint, write_encoded_shards
@@ -44,13 +46,21 @@ def encode_data_ahead(module: TrainingModule, data: Any, config: Any, run: Path)
         shards = getattr(data, name)
         if shards is None:
             continue
-        local = Path(shards)
-        kept = local.resolve().parent if local.is_dir() else run
-        out = kept / f"{local.name if local.is_dir() else name}_latents_{fingerprint}"
-        _encode_or_wait(shards, Path(folder), out)
-        print(f"training on latents in {out} ({format_size(size_on_disk(out))})")
-        setattr(data, name, str(out))
-        config[name] = str(out)
+        several = [shards] if isinstance(shards, str) else list(shards)
+        outs = []
+        for number, path in enumerate(several):
+            local = Path(path)
+            kept = local.resolve().parent if local.is_dir() else run
+            remote_name = f"{name}{number}" if len(several) > 1 else name
+            out = kept / f"{local.name if local.is_dir() else remote_name}_latents_{fingerprint}"
+            _encode_or_wait(path, Path(folder), out)
+            print(f"training on latents in {out} ({format_size(size_on_disk(out))})")
+            outs.append(str(out))
+        found: DataPath = outs[0] if isinstance(shards, str) else outs
+        if isinstance(shards, Mapping):  # each keeps its weight
+            found = dict(zip(outs, shards.values(), strict=True))
+        setattr(data, name, found)
+        config[name] = found
     latents = ["latents", "latents_std"] if isinstance(tokenizer, FrameVAE) else ["latents"]
     kept_fields = [field for field in data.fields if field != "frames" or module.reads_frames]
     data.fields = config["fields"] = [*kept_fields, *latents]

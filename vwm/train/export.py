@@ -166,7 +166,8 @@ def _resolve_data(config: Any, data: str | None) -> str | None:
         list_shards(data)
         return data
     try:
-        path = str(config["data"]["init_args"]["path"])
+        found = config["data"]["init_args"]["path"]
+        path = str(found if isinstance(found, str) else next(iter(found)))  # of a mixture, its first data set
         list_shards(path)
     except FileNotFoundError:
         return None
