@@ -15,12 +15,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from vwm.core.atomic_files import atomic_write_text
 from vwm.data.episode import Episode
+from vwm.data.episode_entry import parse_npy_header
 from vwm.data.frame_reading import read_episode_frames
 from vwm.data.shard_index import (
     build_shard_index,
     list_shards,
     load_shard_index,
-    parse_npy_header,
     shard_fingerprint,
     shard_index_path,
 )
