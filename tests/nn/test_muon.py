@@ -79,10 +79,9 @@ def test_orthogonalized_matrices_keep_their_singular_vectors(shape):
     assert (inner - torch.diag_embed(inner.diagonal(dim1=1, dim2=2))).abs().max() < 0.1
 
 
-@pytest.mark.parametrize("mark", ["_fsdp_flattened", "device_mesh"])
-def test_refuses_sharded_weights(mark):
-    """FSDP marks the parts of weights that a process holds; the newer FSDP makes DTensors of them."""
+def test_refuses_flattened_weights():
+    """FSDP's first version marks the parts of weights that a process holds."""
     weight = nn.Parameter(torch.zeros(8))
-    setattr(weight, mark, True)
-    with pytest.raises(ValueError, match=r"\(8,\) is sharded .* trainer.strategy=ddp"):
+    weight._fsdp_flattened = True
+    with pytest.raises(ValueError, match=r"\(8,\) is flattened: train with trainer.strategy=fsdp"):
         Muon([weight], lr=0.1)

@@ -74,6 +74,13 @@ from .quantize import code_counts as code_counts
 from .quantize import perplexity as perplexity
 from .recomputation import recompute_blocks as recompute_blocks
 from .recomputation import without_recomputation as without_recomputation
+from .sharding import from_local_part as from_local_part
+from .sharding import local_part as local_part
+from .sharding import materialize_from_first_rank as materialize_from_first_rank
+from .sharding import named_tensors as named_tensors
+from .sharding import shard_like as shard_like
+from .sharding import start_sharding as start_sharding
+from .sharding import whole_tensor as whole_tensor
 from .space_time import SpaceTimeBlock as SpaceTimeBlock
 from .space_time import SpaceTimeTransformer as SpaceTimeTransformer
 from .space_time import TransformerState as TransformerState

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vwm.nn.ranks import mean_over_ranks
+
 
 class LossNormalizer(nn.Module):
     """Divide a loss by its running RMS, through which no gradient flows.
@@ -23,10 +25,11 @@ class LossNormalizer(nn.Module):
         self.register_buffer("weight", torch.zeros(()))
 
     def forward(self, loss: Tensor) -> Tensor:
-        """Scalar loss -> normalized loss. The statistics are updated in training mode only."""
-        if self.training and bool(torch.isfinite(loss)):  # a NaN would stay in the statistics
+        """Scalar loss -> normalized loss. The statistics, of all processes' losses, are updated in training only."""
+        mean = mean_over_ranks(loss) if self.training else loss
+        if self.training and bool(torch.isfinite(mean)):  # a NaN would stay in the statistics
             with torch.no_grad():
-                self.mean_square.lerp_(loss.detach().float().square(), 1 - self.decay)
+                self.mean_square.lerp_(mean.to(self.mean_square.dtype).square(), 1 - self.decay)
                 self.weight.lerp_(torch.ones_like(self.weight), 1 - self.decay)
         if not self.weight:  # no loss seen yet
             return loss

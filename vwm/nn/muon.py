@@ -7,11 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from timm.optim.adamw import adamw
 from timm.optim.nadamw import nadamw
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
+
+from vwm.nn.sharding import is_sharded, local_part, shard_group
 
 NEWTON_SCHULZ_COEFFICIENTS = (
     (4.0848, -6.8946, 2.9270),
@@ -30,6 +33,9 @@ class Muon(Optimizer):
     section 2.2). Convolution weights [out, in, ...] count as matrices [out, in * ...]. All other weights (see
     ``is_matrix_shape``) are trained by AdamW. The state of a weight has the same names as timm's.
 
+    Of matrices that are sharded over processes, each process orthogonalizes an equal share: it gets their parts from
+    the others, and returns the parts of the results (see ``_orthogonalize_sharded``).
+
     Args:
         params: weights, or groups of them.
         lr: learning rate.
@@ -40,7 +46,7 @@ class Muon(Optimizer):
         eps: least norm by which a matrix is divided; AdamW's epsilon.
 
     Raises:
-        ValueError: a weight is sharded, so that its matrix is not whole in any process.
+        ValueError: a weight is flattened by FSDP's first version.
     """
 
     def __init__(
@@ -66,14 +72,13 @@ class Muon(Optimizer):
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """See ``Optimizer``; refuses sharded weights."""
+        """See ``Optimizer``; refuses weights of FSDP's first version, whose shape is lost."""
         super().add_param_group(param_group)
         for weight in self.param_groups[-1]["params"]:
-            is_dtensor = hasattr(weight, "device_mesh")  # tells without the slow import of torch.distributed.tensor
-            if is_dtensor or getattr(weight, "_fsdp_flattened", False):
+            if getattr(weight, "_fsdp_flattened", False):
                 raise ValueError(
-                    f"Muon orthogonalizes whole matrices, and a weight of shape {tuple(weight.shape)} is sharded over "
-                    "processes: train with trainer.strategy=ddp, or with optimizer.name=adamw"
+                    f"Muon orthogonalizes matrices, and a weight of shape {tuple(weight.shape)} is flattened: train "
+                    "with trainer.strategy=fsdp, which is FSDP2"
                 )
 
     @torch.no_grad()
@@ -89,8 +94,8 @@ class Muon(Optimizer):
                 if weight.grad is None:
                     continue
                 if is_matrix_shape(weight.shape):
-                    matrix = weight.flatten(1)
-                    stacks[matrix.shape, weight.dtype, weight.device].append(weight)
+                    matrix_shape = (weight.shape[0], weight.shape[1:].numel())
+                    stacks[matrix_shape, weight.dtype, weight.device, is_sharded(weight)].append(weight)
                 else:
                     others.append(weight)
             for weights in stacks.values():
@@ -104,17 +109,22 @@ class Muon(Optimizer):
         for weight in weights:
             if "momentum_buffer" not in self.state[weight]:
                 self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
-        momenta = [self.state[weight]["momentum_buffer"] for weight in weights]
+        gradients = [local_part(weight.grad) for weight in weights if weight.grad is not None]
+        momenta = [local_part(self.state[weight]["momentum_buffer"]) for weight in weights]
+        parts = [local_part(weight.detach()) for weight in weights]
         lr = group["lr"]
-        torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
+        torch._foreach_mul_(parts, 1 - lr * group["weight_decay"])
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
-        stack = orthogonalize(torch.stack([matrix.flatten(1) for matrix in ahead]), group["eps"])
-        scale = 0.2 * max(stack.shape[1:]) ** 0.5
+        matrices = torch.stack([matrix.flatten(1) for matrix in ahead])
+        if is_sharded(weights[0]):
+            stack = _orthogonalize_sharded(matrices, weights[0], group["eps"])
+        else:
+            stack = orthogonalize(matrices, group["eps"])
+        scale = 0.2 * max(weights[0].shape[0], weights[0].shape[1:].numel()) ** 0.5
         stack = stack.to(weights[0].dtype, memory_format=torch.contiguous_format)
-        updates = [update.view_as(weight) for update, weight in zip(stack, weights, strict=True)]
-        torch._foreach_add_(weights, updates, alpha=-lr * scale)
+        updates = [update.view_as(part) for update, part in zip(stack, parts, strict=True)]
+        torch._foreach_add_(parts, updates, alpha=-lr * scale)
 
     def _update_others(self, group: dict[str, Any], weights: list[Tensor]) -> None:
         """Update weights by AdamW, with Nesterov momentum by NAdamW."""
@@ -124,9 +134,10 @@ class Muon(Optimizer):
                 self.state[weight]["exp_avg"] = torch.zeros_like(weight)
                 self.state[weight]["exp_avg_sq"] = torch.zeros_like(weight)
         averages, squares, steps = (
-            [self.state[weight][name] for weight in weights] for name in ("exp_avg", "exp_avg_sq", "step")
+            [local_part(self.state[weight][name]) for weight in weights] for name in ("exp_avg", "exp_avg_sq", "step")
         )
-        gradients = [weight.grad for weight in weights]
+        gradients = [local_part(weight.grad) for weight in weights if weight.grad is not None]
+        weights = [local_part(weight) for weight in weights]
         settings = {
             "beta1": group["betas"][0],
             "beta2": group["betas"][1],
@@ -169,3 +180,42 @@ def orthogonalize(stack: Tensor, eps: float = 1e-7) -> Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if is_tall else x
+
+
+def _orthogonalize_sharded(parts: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Orthogonalize matrices of which every process has some rows.
+
+    The processes of a replica take turns: the first of them gets the rows of the first matrix of all others, the second
+    those of the second, and so on, so that each orthogonalizes an equal share of the matrices.
+
+    Args:
+        parts: [k, rows of this process, columns], of k matrices of one shape.
+        weight: one of the sharded weights, [rows, ...].
+        eps: see ``orthogonalize``.
+
+    Returns:
+        bfloat16, shaped like ``parts``: the same rows of the results.
+    """
+    group = shard_group(weight)
+    shards, mine = dist.get_world_size(group), dist.get_rank(group)
+    count, local_rows, columns = parts.shape
+    rows = -(-weight.shape[0] // shards)  # of all processes but the last ones, which may have fewer
+    turns = -(-count // shards)
+    sent = parts.new_zeros(turns * shards, rows, columns, dtype=torch.bfloat16)
+    sent[:count, :local_rows] = parts
+    # [turn, owner, rows, columns] -> [owner, turn, ...], and after the exchange [source of the rows, turn, ...].
+    received = _exchange(sent.unflatten(0, (turns, shards)).transpose(0, 1).contiguous(), group)
+    whole = received.transpose(0, 1).reshape(turns, shards * rows, columns)[:, : weight.shape[0]]
+    owned = sum(turn * shards + mine < count for turn in range(turns))
+    results = whole.new_zeros(turns, shards * rows, columns)
+    if owned:
+        results[:owned, : weight.shape[0]] = orthogonalize(whole[:owned], eps)
+    returned = _exchange(results.unflatten(1, (shards, rows)).transpose(0, 1).contiguous(), group)
+    return returned.transpose(0, 1).flatten(0, 1)[:count, :local_rows]
+
+
+def _exchange(parts: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Send ``parts[i]`` to process i, and return what the processes sent to this one, in their order."""
+    received = torch.empty_like(parts)
+    dist.all_to_all_single(received, parts, group=group)
+    return received

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from vwm.core.checks import check_not_negative
-from vwm.nn.fused_adam import fuse_adam_on_cuda
+from vwm.nn.fused_adam import fuse_adam_on_cuda, update_local_parts
 from vwm.nn.muon import Muon
 
 
@@ -83,6 +83,7 @@ class OptimizerConfig:
             raise ValueError(f"stretch={self.stretch} must be 1 or more: a schedule cannot end before the run")
         optimizer = self._make_optimizer(model)
         fuse_adam_on_cuda(optimizer)
+        update_local_parts(optimizer)
         end = self.stretch * max_steps
 
         def share_of_time() -> float:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
 from vwm.core.seeds import fold_in, seeded_uniform
 from vwm.nn.norm import RMSNorm
+from vwm.nn.precision import at_least_float32
 from vwm.nn.two_hot import SymexpTwoHot
 
 TERMINATION_STREAM = -4
@@ -70,10 +71,10 @@ class RewardTerminationHeads(ModelMixin, ConfigMixin):
         weight = None if known is None else known * (known.numel() / known.sum().clamp(min=1))
         loss = self.two_hot.loss(self.reward(x), reward)
         reward_loss = (loss if weight is None else loss * weight).mean()
-        end = self.end(x).squeeze(-1).float()
+        end = at_least_float32(self.end(x).squeeze(-1))
         if terminated is None:  # with a gradient of 0, because data-parallel training requires one for every weight
             return reward_loss, end.sum() * 0
-        return reward_loss, F.binary_cross_entropy_with_logits(end, terminated.float(), weight)
+        return reward_loss, F.binary_cross_entropy_with_logits(end, terminated.to(end.dtype), weight)
 
 
 def sample_outcomes(

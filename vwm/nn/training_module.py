@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import lightning as L
 import torch
@@ -16,6 +16,17 @@ from torch import Tensor, nn
 from vwm.core.frames import video_to_uint8
 from vwm.core.tokenizer import VideoTokenizer
 from vwm.nn.optimizer import OptimizerConfig
+from vwm.nn.ranks import mean_logs_over_ranks
+from vwm.nn.sharding import (
+    all_finite,
+    average_whole_gradients,
+    clip_sharded_gradients,
+    local_part,
+    shard_blocks,
+)
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 REMEDY = "Lower the learning rate (optimizer.lr), or look for values that are not finite in the data"
 """What to do where a loss is not finite."""
@@ -32,6 +43,7 @@ class TrainingModule(L.LightningModule, ABC):
         tokenizer: the tokenizer of a module that learns from latents.
         tokenizer_folder: the bundle or folder from which it was loaded; it is frozen then.
         reads_frames: whether frames are read where latents are there.
+        mesh: the processes over which blocks are sharded; None where every process has all weights.
     """
 
     progress_bar: ClassVar[Mapping[str, str]] = {"loss": "loss"}
@@ -41,6 +53,7 @@ class TrainingModule(L.LightningModule, ABC):
     tokenizer: VideoTokenizer
     tokenizer_folder: str | None = None
     reads_frames: bool = True
+    mesh: DeviceMesh | None = None
     _unchecked: tuple[int, dict[str, Tensor]] | None = None
     """Step and values of the last loss that was not checked yet."""
 
@@ -64,6 +77,24 @@ class TrainingModule(L.LightningModule, ABC):
     def merge(self) -> None:
         """Convert networks that were changed for the training, such as by LoRA, to those to export, in place."""
 
+    def whole_weights(self) -> tuple[nn.Parameter, ...]:
+        """Return the weights of blocks that every process keeps whole where blocks are sharded."""
+        return ()
+
+    def configure_model(self) -> None:
+        """Lightning's hook: let a strategy that shards blocks do so."""
+        shard = getattr(self.trainer.strategy, "shard", None)
+        if shard is not None and self.mesh is None:
+            shard(self)
+
+    def shard(self, mesh: DeviceMesh, compute_dtype: torch.dtype | None = None) -> None:
+        """Shard the blocks of all networks in place; see ``shard_blocks``. They may be on the meta device."""
+        from torch.distributed.fsdp import register_fsdp_forward_method
+
+        shard_blocks(self, self.networks().values(), mesh, compute_dtype, self.whole_weights())
+        register_fsdp_forward_method(self, "sample")
+        self.mesh = mesh
+
     @torch.no_grad()
     def true_frames(self, batch: Any) -> Tensor:
         """Return the frames of a batch, uint8 [b, t, H, W, 3]; without them, the decoded latents."""
@@ -83,9 +114,9 @@ class TrainingModule(L.LightningModule, ABC):
     def training_step(self, batch: Any, index: int) -> Tensor:
         """Lightning's hook. Raises FloatingPointError where the loss is not finite."""
         loss, logs = self(batch)
-        self._check_loss(loss, logs)
-        self.log_dict({"train/loss": loss, **{f"train/{k}": v for k, v in logs.items()}})
-        values = {"loss": loss, **logs}
+        values = mean_logs_over_ranks({"loss": loss, **logs})
+        self._check_loss(loss, values)
+        self.log_dict({f"train/{k}": v for k, v in values.items()})
         for label, name in self.progress_bar.items():
             if name in values:
                 self.log(label, values[name], prog_bar=True, logger=False)
@@ -98,16 +129,33 @@ class TrainingModule(L.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning's hook: raise FloatingPointError instead of saving weights that are not finite."""
         self._check_last_loss()
-        parameters = [p for network in self.networks().values() for p in network.parameters()]
-        if not torch.stack([p.isfinite().all() for p in parameters]).all():
+        if not all_finite(p for network in self.networks().values() for p in network.parameters()):
             raise FloatingPointError(
                 f"step {self.global_step}: some weights are not finite any more, and are not saved. {REMEDY}"
             )
 
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Lightning's hook: average the gradients that sharding leaves alone."""
+        if self.mesh is not None:
+            average_whole_gradients(self.parameters())
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Lightning's hook: clip by the norm of all gradients, whichever process has them."""
+        if self.mesh is None or not gradient_clip_val:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_algorithm == "value":
+            parts = [local_part(p.grad) for p in self.parameters() if p.grad is not None]
+            torch._foreach_clamp_min_(parts, -gradient_clip_val)
+            torch._foreach_clamp_max_(parts, gradient_clip_val)
+        else:
+            clip_sharded_gradients(self.parameters(), gradient_clip_val)
+
     def _check_loss(self, loss: Tensor, logs: Mapping[str, Tensor]) -> None:
         """Check the loss before it changes any weight; on an accelerator a step later, so as not to wait for it."""
         self._check_last_loss()
-        self._unchecked = (self.global_step, {"loss": loss.detach(), **logs})
+        self._unchecked = (self.global_step, {name: value.detach() for name, value in logs.items()})
         if loss.device.type == "cpu":
             self._check_last_loss()
 

@@ -52,13 +52,13 @@ class SymexpTwoHot(BinsModule):
 
     def mean(self, logits: Tensor) -> Tensor:
         """[..., bins] -> the mean of the distribution [...]; symmetric parts cancel exactly."""
-        p, half = logits.float().softmax(-1), len(self.values) // 2
+        p, half = at_least_float32(logits).softmax(-1), len(self.values) // 2
         positive = p[..., half + 1 :] - p[..., :half].flip(-1)
         return (positive * self.values[half + 1 :]).sum(-1)
 
     def loss(self, logits: Tensor, x: Tensor) -> Tensor:
         """Cross-entropy, [..., bins] and [...] -> [...]."""
-        return -(self.encode(x) * logits.float().log_softmax(-1)).sum(-1)
+        return -(self.encode(x) * at_least_float32(logits).log_softmax(-1)).sum(-1)
 
 
 class SymlogTwoHot(BinsModule):

@@ -31,6 +31,7 @@ from vwm.nn.attention_kernels import KeyValueCache
 from vwm.nn.attention_span import AttentionSpan, StreamedFrames
 from vwm.nn.grouped_query_attention import AttentionGeometry, AttentionKind, GroupedQueryAttention, SinkGeometry
 from vwm.nn.norm import RMSNorm
+from vwm.nn.sharding import local_part
 from vwm.nn.space_time import TransformerState
 
 
@@ -189,7 +190,7 @@ class VideoTransformer(nn.Module):
 
     def init_state(self, batch: int, tokens: int) -> TransformerState:
         """The state before the first frame: empty keys and values for each layer that attends in time."""
-        weight = next(self.parameters())
+        weight = local_part(next(self.parameters()))
         shape = (batch, tokens, self.kv_heads, self.span.slots, self.width // self.heads)
         empty = KeyValueCache(weight.new_zeros(shape), weight.new_zeros(shape))
         position = torch.zeros(batch, dtype=torch.int64, device=weight.device)

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from vwm.nn.precision import at_least_float32
+
 
 class PatchDiscriminator(nn.Sequential):
     """Classify patches of frames as real or reconstructed: float [b, 3, t, H, W] -> logits [b, 1, t, h, w].
@@ -74,9 +76,9 @@ class AdversarialLoss(nn.Module):
             x.transpose(1, 2).contiguous(memory_format=torch.channels_last_3d) for x in (video, reconstructed)
         )
         frozen = {name: p.detach() for name, p in self.discriminator.named_parameters()}
-        generator = -functional_call(self.discriminator, frozen, (fake,)).float().mean()
+        generator = -at_least_float32(functional_call(self.discriminator, frozen, (fake,))).mean()
         scale = adaptive_weight(reconstruction, generator, last_layer)
-        real_logits, fake_logits = self.discriminator(torch.cat((real, fake.detach()))).float().chunk(2)
+        real_logits, fake_logits = at_least_float32(self.discriminator(torch.cat((real, fake.detach())))).chunk(2)
         discriminator = (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean()) / 2
         logs = {"adversarial": generator.detach(), "discriminator": discriminator.detach(), "adversarial_scale": scale}
         return self.weight * scale * generator + discriminator, logs

@@ -14,6 +14,7 @@ from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.core.tokenizer import VideoTokenizer
 from vwm.data.clips import ClipBatch
 from vwm.nn.optimizer import OptimizerConfig
+from vwm.nn.precision import at_least_float32
 from vwm.nn.quantize import code_counts, perplexity
 from vwm.nn.training_module import TrainingModule
 from vwm.tokenizers.adversarial import AdversarialLoss
@@ -57,7 +58,7 @@ class TokenizerModule(TrainingModule):
         """Compute the loss of a batch, and values to log."""
         video = self._video(batch)
         out = self.tokenizer(video)
-        shown = out.video.float()
+        shown = at_least_float32(out.video)
         squared = F.mse_loss(shown, video)
         # A signal of range 2 and mean squared error m: PSNR = 10 log10(4 / m).
         logs = {"psnr": 10 * torch.log10(4 / squared.detach()), "penalty": out.penalty}
@@ -87,6 +88,10 @@ class TokenizerModule(TrainingModule):
     def networks(self) -> dict[str, nn.Module]:
         """See ``TrainingModule``."""
         return {"tokenizer": self.tokenizer}
+
+    def whole_weights(self) -> tuple[nn.Parameter, ...]:
+        """See ``TrainingModule``: the layer in which the gradients of two losses are compared during the loss."""
+        return () if self.adversarial is None else (self.tokenizer.last_layer,)
 
     @torch.no_grad()
     def sample(self, batch: ClipBatch) -> Tensor:

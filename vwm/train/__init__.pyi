@@ -6,4 +6,5 @@ from .fit import FitCLI as FitCLI
 from .metric_logging import RunMetricsLogger as RunMetricsLogger
 from .sample_videos import SampleVideos as SampleVideos
 from .step_progress import StepProgressBar as StepProgressBar
+from .strategies import ShardedStrategy as ShardedStrategy
 from .throughput import Throughput as Throughput

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from vwm.nn.sharding import from_local_part, local_part, shard_like, whole_tensor
 
 if TYPE_CHECKING:
     from diffusers.training_utils import EMAModel
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 
 class EMACallback(L.Callback):
     """Keeps an average of the weights while they train, and saves it in the checkpoint.
+
+    Where weights are sharded, every process averages its part of them; checkpoints hold whole averages.
 
     Args:
         decay: decay of the average late in training; 0 disables it. Early in training the decay is
@@ -25,6 +29,7 @@ class EMACallback(L.Callback):
             raise ValueError(f"ema.decay must be at least 0 and below 1, got {decay}")
         self.decay = decay
         self._average: EMAModel | None = None
+        self._weights: list[nn.Parameter] = []
         self._loaded_state: dict[str, Any] | None = None
         self._step = -1
 
@@ -34,9 +39,12 @@ class EMACallback(L.Callback):
             return
         from diffusers.training_utils import EMAModel  # here, after diffusers was imported as ``network_base`` does
 
-        self._average = EMAModel(_network_parameters(pl_module), decay=self.decay)
+        self._weights = _network_parameters(pl_module)
+        self._average = EMAModel(self._parts(), decay=self.decay)
         if self._loaded_state is not None:
             self._average.load_state_dict(self._loaded_state)
+            whole = zip(self._average.shadow_params, self._weights, strict=True)
+            self._average.shadow_params = [local_part(shard_like(average, weight)) for average, weight in whole]
             self._loaded_state = None
         self._average.to(pl_module.device)
         self._step = trainer.global_step
@@ -47,7 +55,7 @@ class EMACallback(L.Callback):
         """Update the average after every optimizer step."""
         if self._average is not None and trainer.global_step != self._step:
             self._step = trainer.global_step
-            self._average.step(_network_parameters(pl_module))
+            self._average.step(self._parts())
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Use the average for validation."""
@@ -60,17 +68,25 @@ class EMACallback(L.Callback):
     def swap_in(self, pl_module: L.LightningModule) -> None:
         """Put the average into the networks, and store their weights."""
         if self._average is not None:
-            self._average.store(_network_parameters(pl_module))
-            self._average.copy_to(_network_parameters(pl_module))
+            self._average.store(self._parts())
+            self._average.copy_to(self._parts())
 
     def swap_out(self, pl_module: L.LightningModule) -> None:
         """Put the stored weights back."""
         if self._average is not None:
-            self._average.restore(_network_parameters(pl_module))
+            self._average.restore(self._parts())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the average for the checkpoint."""
-        return {} if self._average is None else {"average": self._average.state_dict()}
+        """Return the average for the checkpoint, in all processes."""
+        if self._average is None:
+            return {}
+        parts = zip(self._average.shadow_params, self._weights, strict=True)
+        whole = [whole_tensor(from_local_part(part, weight)).cpu() for part, weight in parts]
+        return {"average": self._average.state_dict() | {"shadow_params": whole}}
+
+    def _parts(self) -> list[Tensor]:
+        """This process's parts of all weights, which share their memory."""
+        return [local_part(weight).detach().requires_grad_(weight.requires_grad) for weight in self._weights]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep the checkpoint's average until training starts."""

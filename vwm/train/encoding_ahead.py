@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vwm.core.command_output import format_size, size_on_disk
 from vwm.core.folder_lock import FolderInUseError
 from vwm.data.datamodule import VideoDataModule
 from vwm.data.mixtures import DataPath
 from vwm.nn.training_module import TrainingModule
 from vwm.tokenizers.frame_vae import FrameVAE
+from vwm.tokenizers.loading import load_tokenizer
 from vwm.tokenizers.shard_encoding import tokenizer_fingerprint, write_encoded_shards
 
 WAIT_SECONDS = 2.0
@@ -41,6 +44,9 @@ def encode_data_ahead(module: TrainingModule, data: Any, config: Any, run: Path)
             "encode_ahead encodes the frames of a training whose frozen tokenizer was loaded from a folder, and this "
             "one has none, or reads latents already: leave it out"
         )
+    if next(tokenizer.parameters(), torch.empty(0)).is_meta:  # of a sharded training, in all processes but the first
+        with torch.device("cpu"):
+            tokenizer = load_tokenizer(folder, grid=tokenizer.grid)
     fingerprint = tokenizer_fingerprint(tokenizer)[:8]
     for name in ("path", "val_path"):
         shards = getattr(data, name)

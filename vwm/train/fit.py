@@ -16,6 +16,7 @@ import torch
 import yaml
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vwm.core.command_output import format_command, print_output
@@ -33,6 +34,7 @@ from vwm.train.metric_logging import RunMetricsLogger
 from vwm.train.notices import describe_training, silence_lightning
 from vwm.train.sample_videos import SampleVideos
 from vwm.train.step_progress import StepProgressBar
+from vwm.train.strategies import ShardedStrategy, first_process_builds, make_strategy
 from vwm.train.throughput import Throughput
 
 
@@ -75,7 +77,13 @@ class FitCLI(LightningCLI):
             kwargs["callbacks"] = [*(self.config_init["trainer"]["callbacks"] or []), StepProgressBar()]
         if self.config["trainer"]["enable_model_summary"] is None:
             kwargs["enable_model_summary"] = False  # one line says it: ``describe_training``
-        trainer = super().instantiate_trainer(**kwargs)
+        strategy = make_strategy(self.config["trainer"]["strategy"])
+        if isinstance(strategy, ShardedStrategy):
+            kwargs["strategy"] = strategy
+            if self.config["trainer"]["precision"] == "64-true":  # Lightning refuses the name, not the plugin
+                kwargs |= {"precision": None, "plugins": [DoublePrecision()]}
+        with torch.device("cpu"):
+            trainer = super().instantiate_trainer(**kwargs)
         self.throughput = Throughput()
         trainer.callbacks[:0] = [self.throughput, _ConfigWriter(self)]
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -84,8 +92,10 @@ class FitCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Make the model, the data and the trainer; an error of theirs is not buried in the parser's."""
+        is_sharded = isinstance(make_strategy(self.config["trainer"]["strategy"]), ShardedStrategy)
         try:
-            super().instantiate_classes()
+            with first_process_builds() if is_sharded else nullcontext():
+                super().instantiate_classes()
         except ValueError as error:
             raise ValueError(find_cause(str(error))) from error
 
@@ -160,8 +170,8 @@ def check_trainer_devices(accelerator: Any, devices: Any) -> None:
         accelerator: ``trainer.accelerator``; objects of Lightning are not checked.
         devices: ``trainer.devices``: a number, a list of indices, or a text.
     """
-    if not isinstance(accelerator, str):
-        return
+    if not isinstance(accelerator, str) or (accelerator == "cpu" and "TORCHELASTIC_RUN_ID" in os.environ):
+        return  # torchrun's processes run, however few cores they share
     gpus = torch.cuda.device_count()
     if accelerator in ("gpu", "cuda") and not gpus and not torch.backends.mps.is_available():
         raise ValueError(f"trainer.accelerator={accelerator}, and this machine has no GPU: give cpu or auto")
@@ -267,6 +277,8 @@ def _fit_model(argv: list[str]) -> L.LightningModule:
         print("note: the frozen tokenizer encodes frames in every step; --encode-ahead does so once, before")
     options = {name: cli.config[name] for name in ("compile", "gradient_checkpointing", "float8")}
     accelerate_networks(cli.model, device, **options)
+    if isinstance(cli.trainer.precision_plugin, DoublePrecision):
+        cli.model.double()  # Lightning does so after it has loaded a checkpoint, which it would round
     run = RunFolder(cli.config["run"])
     with run.lock() if cli.trainer.is_global_zero else nullcontext():
         start = run.last_checkpoint if cli.config["resume"] and run.last_checkpoint.is_file() else None

@@ -17,6 +17,7 @@ def silence_lightning() -> None:
         (r"Total length of `list` across ranks is zero", UserWarning),  # no clips were held out for validation
         (r"You have overridden `on_before_batch_transfer`", UserWarning),  # V-JEPA draws its masks there
         (r"Precision .* is not supported by the model summary", UserWarning),
+        (r"FSDP2-wrapped module .* returned a view tensor", UserWarning),  # nothing changes it in place
         (r"The number of training batches .* is smaller than the logging interval", UserWarning),  # steps are counted
     ):
         warnings.filterwarnings("ignore", message, kind)

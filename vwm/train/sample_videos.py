@@ -37,11 +37,12 @@ class SampleVideos(L.Callback):
         self._batch: ClipBatch | None = None
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: ClipBatch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: ClipBatch, batch_idx: int
     ) -> None:
         """Sample at the interval."""
         step = trainer.global_step
-        if not self.every or step % self.every or step == self._step or not trainer.is_global_zero:
+        takes_part = trainer.is_global_zero or pl_module.mesh is not None  # sharded weights are gathered in all ranks
+        if not self.every or step % self.every or step == self._step or not takes_part:
             return
         self._step = step
         averages = [c for c in trainer.callbacks if isinstance(c, EMACallback)]
@@ -57,6 +58,8 @@ class SampleVideos(L.Callback):
             pl_module.train()
             for average in averages:
                 average.swap_out(pl_module)
+        if not trainer.is_global_zero:
+            return
         stem = Path(trainer.default_root_dir) / "videos" / f"step-{step:07d}"
         _write_samples(stem, truth.cpu().numpy(), predicted.cpu().numpy())
 

@@ -27,6 +27,7 @@ from vwm.nn.action_pooling import check_actions_after_latents, sum_outcomes
 from vwm.nn.loss_normalizer import LossNormalizer
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.outcome_heads import RewardTerminationHeads
+from vwm.nn.precision import at_least_float32
 from vwm.nn.training_module import TrainingModule, known_actions, shuffle_actions
 from vwm.tokenizers.loading import load_tokenizer
 
@@ -211,9 +212,9 @@ class DiTModule(TrainingModule):
     def _latents(self, batch: ClipBatch) -> Tensor:
         """Return the latents, float [b, t, h, w, c], as encoded shards hold them, or encode the frames."""
         if batch.latents is not None:
-            latents = batch.latents.float()
+            latents = at_least_float32(batch.latents)
         else:
-            latents = self.tokenizer.encode(frames_to_float(batch.frames)).float()
+            latents = at_least_float32(self.tokenizer.encode(frames_to_float(batch.frames)))
         if latents.shape[1] < 2:
             raise ValueError(f"clips of {latents.shape[1]} latent frames: dynamics need at least 2 (data.clip_length)")
         span = self.dynamics.transformer.span

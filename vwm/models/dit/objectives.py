@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vwm.models.dit.network import DiT
 from vwm.models.dit.noise_schedule import add_noise, prediction_target
+from vwm.nn.precision import at_least_float32
 
 
 class DenoiserFn(Protocol):
@@ -79,7 +80,7 @@ class DiffusionForcing(DiffusionObjective):
         noise = torch.randn_like(clean)
         signal = self.sample_signal(clean.shape[0], clean.shape[1], clean.device)
         x = add_noise(self.prediction, clean, noise, signal)
-        prediction = predict(x, signal, None, slice(None)).float()
+        prediction = at_least_float32(predict(x, signal, None, slice(None)))
         return (prediction - prediction_target(self.prediction, clean, noise, signal)).square().mean(), {}
 
     def sample_signal(self, batch: int, frames: int, device: torch.device) -> Tensor:
@@ -140,7 +141,7 @@ class ShortcutForcing(DiffusionObjective):
             clips = slice(0, num_bootstrapped)
             bootstrapped = self._bootstrap_target(predict, x[clips], signal[clips], halvings[clips], clips)
             target = torch.cat((bootstrapped, clean[num_bootstrapped:]))
-        prediction = predict(x, signal, halvings, slice(None)).float()
+        prediction = at_least_float32(predict(x, signal, halvings, slice(None)))
         error = (prediction - target).square().mean(dim=(2, 3, 4))
         loss = ((0.9 * signal + 0.1) * error).mean()
         logs = {}
@@ -160,10 +161,12 @@ class ShortcutForcing(DiffusionObjective):
             return level[..., None, None, None]
 
         half_step = 0.5 ** (halvings + 1)
-        velocity1 = (predict(x, signal, halvings + 1, clips).float() - x) / expand(1 - signal)
+        velocity1 = (at_least_float32(predict(x, signal, halvings + 1, clips)) - x) / expand(1 - signal)
         middle = x + velocity1 * expand(half_step)
         middle_signal = signal + half_step
-        velocity2 = (predict(middle, middle_signal, halvings + 1, clips).float() - middle) / expand(1 - middle_signal)
+        velocity2 = (at_least_float32(predict(middle, middle_signal, halvings + 1, clips)) - middle) / expand(
+            1 - middle_signal
+        )
         return x + (velocity1 + velocity2) / 2 * expand(1 - signal)
 
 

@@ -27,6 +27,7 @@ from vwm.core.spaces import ActionSpace
 from vwm.nn.action_pooling import ActionPooling, ActionPoolingKind, pool_action_embeddings
 from vwm.nn.actions import CompositeActionEmbedding
 from vwm.nn.code_embedding import CodeEmbedding, CodeLogits
+from vwm.nn.precision import at_least_float32
 from vwm.nn.space_time import SpaceTimeTransformer, TransformerState
 
 
@@ -303,7 +304,7 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
 
 def _masked_cross_entropy(logits: Tensor, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy and accuracy of the masked tokens of frames 1..t-1."""
-    masked_logits, target = logits[mask].float(), tokens[:, 1:][mask]
+    masked_logits, target = at_least_float32(logits[mask]), tokens[:, 1:][mask]
     return F.cross_entropy(masked_logits, target), (masked_logits.argmax(-1) == target).float().mean()
 
 

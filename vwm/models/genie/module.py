@@ -22,6 +22,7 @@ from vwm.nn.action_pooling import check_actions_after_latents, sum_outcomes
 from vwm.nn.loss_normalizer import LossNormalizer
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.outcome_heads import RewardTerminationHeads
+from vwm.nn.precision import at_least_float32
 from vwm.nn.quantize import code_counts, perplexity
 from vwm.nn.training_module import TrainingModule, known_actions
 from vwm.tokenizers.loading import load_tokenizer
@@ -124,7 +125,7 @@ class GenieModule(TrainingModule):
             raise ValueError("latent actions are inferred from pixels: add frames to data.fields")
         video = frames_to_float(batch.frames)
         predicted, actions = self.latent_action(video)
-        reconstruction = F.mse_loss(predicted.float(), video[:, 1:])
+        reconstruction = F.mse_loss(at_least_float32(predicted), video[:, 1:])
         copied = F.mse_loss(video[:, :-1], video[:, 1:])
         logs = {
             "lam_loss": reconstruction.detach(),
@@ -158,7 +159,7 @@ class GenieModule(TrainingModule):
 
         def cross_entropy(given: Tensor) -> Tensor:
             logits = self.dynamics(tokens, given, mask, known)
-            return F.cross_entropy(logits.float().flatten(0, 2), tokens[:, 1:].flatten())
+            return F.cross_entropy(at_least_float32(logits).flatten(0, 2), tokens[:, 1:].flatten())
 
         shuffled = actions.roll(1, dims=0)
         logs["shuffle_ratio"] = cross_entropy(shuffled) / cross_entropy(actions)

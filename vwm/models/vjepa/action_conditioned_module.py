@@ -28,6 +28,7 @@ from vwm.models.vjepa.latent_projector import LatentProjector
 from vwm.models.vjepa.module import subtract_position_mean
 from vwm.models.vjepa.visualization import pca_rgb_video
 from vwm.nn.optimizer import OptimizerConfig
+from vwm.nn.precision import at_least_float32
 from vwm.nn.training_module import TrainingModule, known_actions
 
 
@@ -194,7 +195,7 @@ class ActionConditionedJEPAModule(TrainingModule):
     def encode_latents(self, frames: Tensor) -> Tensor:
         """Encode uint8 [b, t, H, W, 3] -> float [b, t, n, D], with gradients if the encoder or projector is trained."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains_latents):
-            return encode_frame_latents(self.encoder, self.projector, frames_to_float(frames)).float()
+            return at_least_float32(encode_frame_latents(self.encoder, self.projector, frames_to_float(frames)))
 
     def rollout_latents(self, latents: Tensor, conditioning: ActionConditioning, start: int, steps: int) -> Tensor:
         """Predict ``steps`` frames after the first ``start`` true ones, feeding predictions back.
@@ -225,7 +226,7 @@ class ActionConditionedJEPAModule(TrainingModule):
 
     def _error(self, predictions: Tensor, targets: Tensor) -> Tensor:
         """Distance per frame: [b, t, n, D] -> [b, t]."""
-        difference = predictions.float() - targets
+        difference = at_least_float32(predictions) - targets
         return (difference.abs() if self.loss_type == "l1" else difference.square()).mean(dim=(-1, -2))
 
     def _drop_actions(self, conditioning: ActionConditioning) -> ActionConditioning:
@@ -258,7 +259,9 @@ class ActionConditionedJEPAModule(TrainingModule):
         """Squared error of random frames of each clip."""
         assert self.decoder is not None
         indices = torch.randint(frames.shape[1], (self.decoder_frames_per_clip,), device=frames.device)
-        return (self.decoder(latents[:, indices]).float() - frames_to_float(frames[:, indices])).square().mean()
+        return (
+            (at_least_float32(self.decoder(latents[:, indices])) - frames_to_float(frames[:, indices])).square().mean()
+        )
 
     def _conditioning(self, batch: ClipBatch) -> ActionConditioning:
         b, t = batch.frames.shape[:2]

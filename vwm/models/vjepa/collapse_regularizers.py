@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_reduce
 
+from vwm.nn.precision import at_least_float32
+
 
 class CollapseRegularizer(ABC):
     """A regularizer against collapse."""
@@ -36,7 +38,7 @@ class VarianceCovarianceRegularizer(CollapseRegularizer):
         self.covariance_weight = covariance_weight
 
     def __call__(self, embeddings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        x = embeddings.flatten(0, -2).float()
+        x = at_least_float32(embeddings.flatten(0, -2))
         if len(x) < 2:
             raise ValueError(f"variance and covariance need at least 2 samples, got {len(x)}: raise data.batch_size")
         x = x - x.mean(dim=0)
@@ -80,7 +82,7 @@ class SIGReg(CollapseRegularizer):
         self.max_frequency = max_frequency
 
     def __call__(self, embeddings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        x = embeddings.flatten(0, -2).float()
+        x = at_least_float32(embeddings.flatten(0, -2))
         directions = torch.randn(x.shape[1], self.num_slices, device=x.device)
         directions = _broadcast_from_rank_zero(directions)
         projections = x @ (directions / directions.norm(dim=0))

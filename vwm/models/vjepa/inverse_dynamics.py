@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vwm.core.action_parts import ActionPart
 from vwm.core.spaces import ActionSpace
+from vwm.nn.precision import at_least_float32
 
 
 class InverseDynamicsModel(nn.Module):
@@ -43,7 +44,7 @@ class InverseDynamicsModel(nn.Module):
             known: bool [b, t - 1], whether an action is known.
         """
         x = latents.mean(dim=2)
-        outputs = self.layers(torch.cat((x[:, :-1], x[:, 1:]), dim=-1)).float()
+        outputs = at_least_float32(self.layers(torch.cat((x[:, :-1], x[:, 1:]), dim=-1)))
         columns = (actions[..., None] if actions.ndim == 2 else actions).split(
             [part.columns for part in self.parts], dim=-1
         )
@@ -61,7 +62,7 @@ def _part_loss(part: ActionPart, output: Tensor, column: Tensor) -> Tensor:
     if part.kind == "choice":
         return F.cross_entropy(output.flatten(0, 1), column.long().flatten(), reduction="none").view(output.shape[:2])
     if part.kind == "keys":
-        return F.binary_cross_entropy_with_logits(output, column.float(), reduction="none").mean(dim=-1)
+        return F.binary_cross_entropy_with_logits(output, column.to(output.dtype), reduction="none").mean(dim=-1)
     return (output - column).square().mean(dim=-1)
 
 

@@ -31,6 +31,8 @@ from vwm.models.vjepa.motion_branch import MotionBranch
 from vwm.models.vjepa.video_encoder import VideoEncoder
 from vwm.models.vjepa.visualization import pca_rgb_video
 from vwm.nn.optimizer import OptimizerConfig
+from vwm.nn.precision import at_least_float32
+from vwm.nn.sharding import local_part
 from vwm.nn.training_module import TrainingModule
 
 
@@ -131,7 +133,7 @@ class VJEPAModule(TrainingModule):
                 predictions = self.predictor(
                     context, mask.context_indices, target_indices, mask_token_index, video.shape[1]
                 )
-                losses.append((predictions.float() - gather_tokens(targets, target_indices)).abs().mean())
+                losses.append((at_least_float32(predictions) - gather_tokens(targets, target_indices)).abs().mean())
         loss = torch.stack(losses).mean()
         logs = {"prediction_loss": loss.detach()}
         if self.regularizer is not None:
@@ -275,7 +277,7 @@ class CollapseWarning(UserWarning):
 
 def normalize_features(features: Tensor) -> Tensor:
     """Apply layer norm without learned weights to features [..., d]."""
-    return F.layer_norm(features.float(), features.shape[-1:])
+    return F.layer_norm(at_least_float32(features), features.shape[-1:])
 
 
 def gather_tokens(tokens: Tensor, token_indices: Tensor) -> Tensor:
@@ -289,7 +291,7 @@ def subtract_position_mean(tokens: Tensor, token_indices: Tensor, num_positions:
     The result contains differences between clips. Otherwise a regularizer is satisfied by an encoder whose features
     depend on the position only.
     """
-    x, indices = tokens.float().flatten(0, 1), token_indices.flatten()
+    x, indices = at_least_float32(tokens).flatten(0, 1), token_indices.flatten()
     sums = x.new_zeros(num_positions, x.shape[1]).index_add(0, indices, x)
     counts = x.new_zeros(num_positions).index_add(0, indices, torch.ones_like(indices, dtype=x.dtype))
     return x - (sums / counts.clamp(min=1)[:, None])[indices]
@@ -298,7 +300,8 @@ def subtract_position_mean(tokens: Tensor, token_indices: Tensor, num_positions:
 @torch.no_grad()
 def update_target_encoder(target: nn.Module, source: nn.Module, momentum: float) -> None:
     """Update all weights in place: target = momentum target + (1 - momentum) source."""
-    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), 1 - momentum)
+    averages = [local_part(average) for average in target.parameters()]
+    torch._foreach_lerp_(averages, [local_part(weight) for weight in source.parameters()], 1 - momentum)
 
 
 def check_vjepa_networks(
