@@ -129,6 +129,29 @@ def test_a_run_resumes_with_another_number_of_ranks(clips: ClipDataset) -> None:
     assert same(list(reference)[2:], (join(batches) for batches in zip(*ranks, strict=True)))
 
 
+@pytest.mark.parametrize(("world", "limit"), [(1, 6), (1, 2), (2, 2), (3, 8), (4, 1), (4, 2)])
+def test_a_global_batch_is_the_same_on_all_ranks_and_limits(clips: ClipDataset, world: int, limit: int) -> None:
+    """It is joined from micro-batches, also after a stop within an epoch on another number of ranks."""
+    alone = ClipLoader(clips, 6)
+    expected = list(alone) + list(alone)
+    stopped = [ClipLoader(clips, 4, rank, 2, global_batch=6) for rank in range(2)]
+    for loader in stopped:
+        list(islice(loader, 2))
+    ranks = [ClipLoader(clips, limit, rank, world, workers=rank % 2, global_batch=6) for rank in range(world)]
+    for loader in ranks:
+        loader.load_state_dict(stopped[1].state_dict())
+    division = ranks[0].division
+    joined = []
+    for _ in range(2):
+        parts = [part for batches in zip(*ranks, strict=True) for part in enumerate(batches)]
+        for start in range(0, len(parts), world * division.accumulation):
+            step = enumerate(parts[start : start + world * division.accumulation])
+            real = [batch for i, (rank, batch) in step if division.clips(rank, i // world)]
+            joined.append(join(real))
+    assert same(joined, expected[2:])
+    assert {loader.global_batches for loader in ranks} == {len(expected)}
+
+
 def test_rejects_the_state_of_other_data(data: Path, clips: ClipDataset) -> None:
     state = ClipLoader(clips, 4).state_dict()
     refused = {

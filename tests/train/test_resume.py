@@ -285,7 +285,7 @@ def test_rejects_resuming_with_another_global_batch_size(runs: Runs, root: Path,
     uninterrupted("tokenizer", 1)
     result = fit(runs, root, "tokenizer", "tokenizer-uninterrupted-1", "--data.init_args.batch_size", "2")
     assert result.codes == [1]
-    assert "vwm fit: cannot resume in the same order: batch size x ranks differ" in result.output
+    assert "vwm fit: cannot resume in the same order: clips of a global batch" in result.output
     assert "Traceback" not in result.output
 
 

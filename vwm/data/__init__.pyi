@@ -2,6 +2,7 @@ from .action_files import VideoActions as VideoActions
 from .action_files import format_action_table as format_action_table
 from .batch_copies import BatchCopies as BatchCopies
 from .batch_copies import CudaBatchCopies as CudaBatchCopies
+from .batch_division import BatchDivision as BatchDivision
 from .clip_folders import make_clip_dataset as make_clip_dataset
 from .clip_order import ClipAddress as ClipAddress
 from .clip_order import ClipOrder as ClipOrder

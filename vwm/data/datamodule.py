@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from vwm.core.checks import check_fraction, check_not_negative, check_positive
 from vwm.data.batch_copies import copy_ahead
+from vwm.data.batch_division import BatchDivision
 from vwm.data.clip_folders import make_clip_dataset
 from vwm.data.clip_order import NotEnoughClipsError
 from vwm.data.clips import ClipBatch, ClipDataset, collate_clips
@@ -25,20 +26,22 @@ class ClipLoader:
     """An iterable of the batches of one rank, resumable in constant time.
 
     ``iter()`` continues from the current position: in the middle of an epoch after ``load_state_dict``, and with the
-    next epoch after a complete one. The position is one number, the same on all ranks.
+    next epoch after a complete one. The position is one number, the same on all ranks and for any number of them.
 
     Args:
         dataset: the clips.
-        batch_size: clips per batch of this rank.
+        batch_size: clips per batch of this rank; at most, with ``global_batch``.
         rank: the part of the global batch that this rank gets.
         world_size: number of ranks.
         workers: number of reader processes; 0 reads in this one. Batches do not depend on it.
         timeout: seconds to wait for a batch from a worker before raising an error; 0 waits forever.
         device: the device to copy each batch to while the one before it is in use (see ``copy_ahead``); None leaves
             batches in the host's memory.
+        global_batch: clips of all ranks that make one step. Batches are then micro-batches: each step has
+            ``division.accumulation`` of them. None gives every rank one batch of ``batch_size`` clips.
 
     Attributes:
-        global_batches: number of global batches given so far, over all epochs.
+        division: how a global batch is divided over ranks and micro-batches.
 
     Raises:
         NotEnoughClipsError: an epoch is smaller than one global batch.
@@ -53,34 +56,54 @@ class ClipLoader:
         workers: int = 0,
         timeout: float = 0,
         device: torch.device | None = None,
+        global_batch: int | None = None,
     ) -> None:
         self.dataset = dataset
+        self.division = BatchDivision(global_batch or batch_size * world_size, world_size, batch_size)
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
         self.workers = workers
         self.timeout = timeout
         self.device = device
-        self.global_batches = 0
+        self._given = 0
         if not len(self):
+            size, remedy = (f"{batch_size} x {world_size} ranks", "data.batch_size")
+            if global_batch is not None:
+                size, remedy = f"{global_batch}", "--global_batch"
             raise NotEnoughClipsError(
-                f"an epoch has {len(dataset.order)} clips, fewer than one global batch of "
-                f"{batch_size} x {world_size} ranks: set a smaller data.batch_size, or add data"
+                f"an epoch has {len(dataset.order)} clips, fewer than one global batch of {size}: set a smaller "
+                f"{remedy}, or add data"
             )
 
+    @property
+    def global_batches(self) -> int:
+        """Number of global batches given so far, over all epochs; one of which a part was given is not counted."""
+        return self._given // self.division.accumulation
+
+    @global_batches.setter
+    def global_batches(self, number: int) -> None:
+        self._given = number * self.division.accumulation
+
+    @property
+    def global_batches_per_epoch(self) -> int:
+        """Global batches of an epoch. Clips that do not fill one are left out of the epoch."""
+        return len(self.dataset.order) // self.division.global_batch
+
     def __len__(self) -> int:
-        """Batches per epoch, the same on all ranks. Clips that do not fill a global batch are left out of the epoch."""
-        return len(self.dataset.order) // (self.batch_size * self.world_size)
+        """Batches of this rank per epoch, as many on all ranks."""
+        return self.global_batches_per_epoch * self.division.accumulation
 
     def __iter__(self) -> Iterator[ClipBatch]:
+        self.global_batches = self.global_batches  # a global batch of which a part was given begins again
         batches = self._read_epoch()
         for batch in batches if self.device is None else copy_ahead(batches, self.device):
-            self.global_batches += 1
+            self._given += 1
             yield batch
 
     def _read_epoch(self) -> Iterator[ClipBatch]:
         """Read the rest of the epoch, by worker processes if there are some."""
-        epoch, start = divmod(self.global_batches, len(self))
+        epoch, start = divmod(self.global_batches, self.global_batches_per_epoch)
         loader = DataLoader(
             self.dataset,
             batch_sampler=_BatchSampler(self, epoch, start),
@@ -116,11 +139,11 @@ class ClipLoader:
     def count_drawn(self) -> dict[str, int]:
         """Return the clips given so far by all ranks from each source of a mixture, by name; empty without mixture."""
         total: dict[str, int] = {}
-        size = self.batch_size * self.world_size
-        epochs, batches = divmod(self.global_batches, len(self))
+        size, batches_per_epoch = self.division.global_batch, self.global_batches_per_epoch
+        epochs, batches = divmod(self.global_batches, batches_per_epoch)
         for epoch in range(epochs + 1):
             first = epoch * len(self.dataset.order)
-            last = first + size * (len(self) if epoch < epochs else batches)
+            last = first + size * (batches_per_epoch if epoch < epochs else batches)
             for name, count in count_drawn(self.dataset.order, first, last).items():
                 total[name] = total.get(name, 0) + count
         return total
@@ -129,7 +152,7 @@ class ClipLoader:
         """The position of the loader, and the properties of the data and batches for which it is valid."""
         return {
             "global_batches": self.global_batches,
-            "global_batch_size": self.batch_size * self.world_size,
+            "global_batch_size": self.division.global_batch,
             "index_hash": self.dataset.order.index_hash,
             "order": [self.dataset.order.seed, self.dataset.order.span],
         }
@@ -138,14 +161,15 @@ class ClipLoader:
         """Restore the position. Raises ValueError if the data or the global batch size differ."""
         current = self.state_dict()
         for key, meaning in (
-            ("global_batch_size", "batch size x ranks"),
+            ("global_batch_size", "clips of a global batch (--global_batch, or batch size x ranks)"),
             ("index_hash", "the shards or their weights"),
             ("order", "data.seed, or the span of a clip"),
         ):
             if state[key] != current[key]:
                 raise ValueError(
                     f"cannot resume in the same order: {meaning} differ ({key} was {state[key]}, is {current[key]}). "
-                    f"Use the same data and batch size as before, or start a new run from the weights of this one."
+                    f"Use the same data and --global_batch {state['global_batch_size']} on any number of ranks, or "
+                    "start a new run from the weights of this one."
                 )
         self.global_batches = state["global_batches"]
 
@@ -179,7 +203,7 @@ def _ignore_first_stop_signal(worker: int) -> None:
 
 
 class _BatchSampler(Sequence[list[tuple[int, int]]]):
-    """The batches of one rank from batch ``start`` to the end of the epoch, as (epoch, position) of their clips."""
+    """The batches of one rank from global batch ``start`` to the end of the epoch, as (epoch, position) of clips."""
 
     def __init__(self, loader: ClipLoader, epoch: int, start: int) -> None:
         self.loader = loader
@@ -187,14 +211,15 @@ class _BatchSampler(Sequence[list[tuple[int, int]]]):
         self.start = start
 
     def __len__(self) -> int:
-        return len(self.loader) - self.start
+        return len(self.loader) - self.start * self.loader.division.accumulation
 
     def __getitem__(self, index: Any) -> Any:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        size = self.loader.batch_size
-        first = ((self.start + index) * self.loader.world_size + self.loader.rank) * size
-        return [(self.epoch, first + i) for i in range(size)]
+        division = self.loader.division
+        batch, part = divmod(index, division.accumulation)
+        first = (self.start + batch) * division.global_batch
+        return [(self.epoch, first + clip) for clip in division.computed_clips(self.loader.rank, part)]
 
 
 class VideoDataModule(L.LightningDataModule):
@@ -205,7 +230,8 @@ class VideoDataModule(L.LightningDataModule):
             list, an epoch has every clip once; with weights, ``{data/a: 3, data/b: 1}``, three clips of four are from
             the first, and an epoch has as many clips as both together. Held-out clips are of all of them.
         clip_length: frames per clip.
-        batch_size: clips per batch and rank.
+        batch_size: clips per batch and rank; with a global batch (``vwm fit --global_batch``), the most clips that a
+            rank computes at once.
         stride: distance in frames from one frame of a clip to the next.
         fields: the fields to read: frames, actions, rewards, state, terminated, latents.
         workers: number of reader processes per rank.
@@ -265,6 +291,7 @@ class VideoDataModule(L.LightningDataModule):
         self.frames_per_latent = frames_per_latent
         self._train_loader: ClipLoader | None = None
         self.mixture = MixtureOptions(ends_share or None, buckets)
+        self.global_batch: int | None = None
 
     def train_dataloader(self) -> ClipLoader:
         """The training batches of this rank."""
@@ -322,11 +349,17 @@ class VideoDataModule(L.LightningDataModule):
             world_size=self.trainer.world_size if self.trainer else 1,
             workers=workers,
             timeout=self.timeout,
+            global_batch=self.global_batch,
         )
 
 
 class _ValidationLoader(ClipLoader):
-    """A loader that repeats the first epoch, for validation."""
+    """A loader that repeats the first epoch, for validation; its global batch may be all clips that are held out."""
+
+    def __init__(self, dataset: ClipDataset, batch_size: int, **options: Any) -> None:
+        if options.get("global_batch") is not None:
+            options["global_batch"] = min(options["global_batch"], len(dataset.order))
+        super().__init__(dataset, batch_size, **options)
 
     def __iter__(self) -> Iterator[ClipBatch]:
         self.global_batches = 0

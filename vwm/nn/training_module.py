@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vwm.core.frames import video_to_uint8
 from vwm.core.tokenizer import VideoTokenizer
+from vwm.nn.micro_batch import MicroBatch, StepMetrics
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.ranks import mean_logs_over_ranks
 from vwm.nn.sharding import (
@@ -44,6 +45,7 @@ class TrainingModule(L.LightningModule, ABC):
         tokenizer_folder: the bundle or folder from which it was loaded; it is frozen then.
         reads_frames: whether frames are read where latents are there.
         mesh: the processes over which blocks are sharded; None where every process has all weights.
+        micro_batch: the part of a global batch that is computed now; None where batches are no parts of one.
     """
 
     progress_bar: ClassVar[Mapping[str, str]] = {"loss": "loss"}
@@ -54,6 +56,8 @@ class TrainingModule(L.LightningModule, ABC):
     tokenizer_folder: str | None = None
     reads_frames: bool = True
     mesh: DeviceMesh | None = None
+    micro_batch: MicroBatch | None = None
+    _step_metrics: StepMetrics | None = None
     _unchecked: tuple[int, dict[str, Tensor]] | None = None
     """Step and values of the last loss that was not checked yet."""
 
@@ -114,13 +118,17 @@ class TrainingModule(L.LightningModule, ABC):
     def training_step(self, batch: Any, index: int) -> Tensor:
         """Lightning's hook. Raises FloatingPointError where the loss is not finite."""
         loss, logs = self(batch)
-        values = mean_logs_over_ranks({"loss": loss, **logs})
+        values = {"loss": loss, **logs}
+        if self.micro_batch is not None:
+            self._step_metrics = self._step_metrics or StepMetrics()
+            values = self._step_metrics.add(values, self.micro_batch)
+        values = mean_logs_over_ranks(values)
         self._check_loss(loss, values)
         self.log_dict({f"train/{k}": v for k, v in values.items()})
         for label, name in self.progress_bar.items():
             if name in values:
                 self.log(label, values[name], prog_bar=True, logger=False)
-        return loss
+        return loss if self.micro_batch is None else loss * self.micro_batch.weight
 
     def on_train_start(self) -> None:
         """Lightning's hook."""
@@ -173,7 +181,9 @@ class TrainingModule(L.LightningModule, ABC):
         """Lightning's hook."""
         loss, logs = self.validation_losses(batch, index)
         values = {"val/loss": loss, **{f"val/{k}": v for k, v in logs.items()}}
-        self.log_dict(values, sync_dist=True, batch_size=batch_size(batch))
+        # A float, because Lightning averages the numbers of clips over ranks, and of whole numbers cuts off the mean.
+        clips: Any = float(batch_size(batch) if self.micro_batch is None else self.micro_batch.clips)
+        self.log_dict(values, sync_dist=True, batch_size=clips)
 
     def configure_optimizers(self) -> Any:
         """Lightning's hook."""

@@ -78,7 +78,7 @@ class TokenizerModule(TrainingModule):
 
     def on_train_batch_start(self, batch: ClipBatch, index: int) -> None:
         """Lightning's hook: initialize the tokenizer from the first batch."""
-        if self.global_step == 0:
+        if self.global_step == 0 and index == 0:
             self.tokenizer.initialize_from_data(self._video(batch))
 
     def _video(self, batch: ClipBatch) -> Tensor:

@@ -3,6 +3,7 @@ from .checkpoints import RunCheckpointIO as RunCheckpointIO
 from .ema import EMACallback as EMACallback
 from .export import export_run as export_run
 from .fit import FitCLI as FitCLI
+from .global_batch import GlobalBatch as GlobalBatch
 from .metric_logging import RunMetricsLogger as RunMetricsLogger
 from .sample_videos import SampleVideos as SampleVideos
 from .step_progress import StepProgressBar as StepProgressBar

@@ -30,6 +30,7 @@ from vwm.train.acceleration import accelerate_networks, add_acceleration_options
 from vwm.train.checkpoints import ResumableCheckpoints, RunCheckpointIO
 from vwm.train.ema import EMACallback
 from vwm.train.encoding_ahead import encode_data_ahead, frozen_tokenizer_folder
+from vwm.train.global_batch import divide_global_batch
 from vwm.train.metric_logging import RunMetricsLogger
 from vwm.train.notices import describe_training, silence_lightning
 from vwm.train.sample_videos import SampleVideos
@@ -47,6 +48,13 @@ class FitCLI(LightningCLI):
             "--run", type=Path, default=Path("runs/default"), help="folder of everything the run writes"
         )
         add_switch(parser, "resume", True, "continue from the run's last checkpoint, if it has one")
+        parser.add_argument(
+            "--global_batch",
+            type=int | None,
+            default=None,
+            help="clips of a step of all ranks together: divided over whatever ranks there are, in micro-batches of at "
+            "most data.batch_size clips; null: data.batch_size clips of every rank",
+        )
         parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0 leaves torch's choice")
         add_acceleration_options(parser)
         add_switch(parser, "encode_ahead", False, "encode the data once, where a frozen tokenizer would in every step")
@@ -178,6 +186,8 @@ def check_trainer_devices(accelerator: Any, devices: Any) -> None:
     on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and gpus > 0)
     available = gpus if on_gpu else os.cpu_count() or 1
     number = int(devices) if isinstance(devices, str) and devices.lstrip("-").isdigit() else devices
+    if not on_gpu and "TORCHELASTIC_RUN_ID" in os.environ:
+        return  # torchrun has started that many processes
     if isinstance(number, int) and not (1 <= number <= available or (on_gpu and number == -1)):
         raise ValueError(
             f"trainer.devices={devices}: this machine has {available} {'GPUs' if on_gpu else 'CPU cores'}; give a "
@@ -271,6 +281,7 @@ def _fit_model(argv: list[str]) -> L.LightningModule:
     sys.argv = [sys.argv[0], "fit", *argv]  # with it Lightning starts the other ranks of this machine
     cli = parse_fit_config(argv)
     device = cli.trainer.strategy.root_device
+    divide_global_batch(cli.trainer, cli.datamodule, cli.config["global_batch"])
     if cli.config["encode_ahead"]:
         encode_data_ahead(cli.model, cli.datamodule, cli.config["data"]["init_args"], Path(cli.config["run"]))
     elif cli.trainer.is_global_zero and frozen_tokenizer_folder(cli.model, cli.datamodule):

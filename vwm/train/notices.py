@@ -8,6 +8,8 @@ import warnings
 import lightning as L
 from torch import nn
 
+from vwm.train.global_batch import GlobalBatch
+
 
 def silence_lightning() -> None:
     """Leave out Lightning's notices and advertisements, and its warnings that users can do nothing about."""
@@ -33,6 +35,9 @@ def describe_training(module: L.LightningModule, trainer: L.Trainer) -> str:
     where = str(trainer.strategy.root_device)
     if trainer.world_size > 1:
         where += f" by {trainer.world_size} processes"
+    division = next((callback.division for callback in trainer.callbacks if isinstance(callback, GlobalBatch)), None)
+    if division is not None:
+        where += f", global batches of {division.global_batch} clips in {division.accumulation} micro-batches a rank"
     line = f"training on {where} in {trainer.precision}; parameters: {', '.join(learned)}"
     return f"{line}; not trained: {', '.join(fixed)}" if fixed else line
 

@@ -26,6 +26,7 @@ class Throughput(L.Callback):
     def __init__(self) -> None:
         self._last_logged = 0.0
         self._steps = 0
+        self._batches = 0
         self._frames = 0
         self._tokens = 0
         self._operations: float | None = None
@@ -44,6 +45,9 @@ class Throughput(L.Callback):
         clips = batch.frames if batch.frames is not None else batch.latents
         self._frames += batch_size(batch) * clips.shape[1] * trainer.world_size
         self._tokens += pl_module.count_tokens(batch) * trainer.world_size
+        self._batches += 1
+        if trainer.fit_loop._should_accumulate():
+            return
         self._steps += 1
         if trainer.global_step % trainer.log_every_n_steps == 0:
             for name, speed in self._measure().items():
@@ -71,7 +75,7 @@ class Throughput(L.Callback):
             "steps_per_second": self._steps / seconds,
         }
         if self._operations is not None:
-            speeds["teraflops_per_second"] = self._operations * self._steps / seconds / 1e12
+            speeds["teraflops_per_second"] = self._operations * self._batches / seconds / 1e12
             if self._peak is not None:
                 speeds["mfu"] = speeds["teraflops_per_second"] / self._peak
         return speeds
@@ -79,6 +83,7 @@ class Throughput(L.Callback):
     def _restart(self) -> None:
         self._last_logged = time.monotonic()
         self._steps = 0
+        self._batches = 0
         self._frames = 0
         self._tokens = 0
 

@@ -141,13 +141,16 @@ else:
         torchrun restarted get no signal.
         """
 
+        sent = False
+
         def on_train_batch_start(
             self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
         ) -> None:
             reached = os.environ.get("KILL_AT") == str(trainer.global_step)
             restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-            if not reached or restarted or trainer.global_rank != int(os.environ.get("KILL_RANK", "0")):
+            if self.sent or not reached or restarted or trainer.global_rank != int(os.environ.get("KILL_RANK", "0")):
                 return
+            self.sent = True
             if os.environ.get("KILL_BY") == "TERM":
                 # From another process to the whole group, as a scheduler does.
                 subprocess.run(["kill", "-TERM", "--", f"-{os.getpgrp()}"], check=False)
@@ -155,24 +158,28 @@ else:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     class RecordBatches(L.Callback):
-        """Write the hashes of the clips of every batch of this rank to ``batches-RANK.jsonl``, one line per step."""
+        """Write the hashes of the clips of every batch of this rank to ``batches-RANK.jsonl``.
+
+        One line a batch: its step, the place of its first clip in the global batch, and the hashes.
+        """
 
         def on_train_batch_end(
             self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
         ) -> None:
-            clips = [hashlib.sha256(clip.numpy().tobytes()).hexdigest() for clip in batch.frames.cpu()]
-            with (Path(trainer.default_root_dir) / f"batches-{trainer.global_rank}.jsonl").open("a") as file:
-                file.write(json.dumps([trainer.global_step, clips]) + "\n")
+            clips = [hashlib.sha256(clip.cpu().numpy().tobytes()).hexdigest() for clip in batch.frames]
+            division, rank = trainer.train_dataloader.division, trainer.global_rank
+            part = division.clips(rank, batch_idx % division.accumulation)
+            step = trainer.global_step + trainer.fit_loop._should_accumulate()
+            with (Path(trainer.default_root_dir) / f"batches-{rank}.jsonl").open("a") as file:
+                file.write(json.dumps([step, part.start, clips[: len(part)]]) + "\n")
 
 
 def batches(run: Path, ranks: int = 1) -> dict[int, list[str]]:
     """Map each step to the hashes of its global batch; a step that was repeated must have had the same clips."""
-    steps: dict[int, list[str]] = {}
+    steps: dict[int, dict[int, str]] = {}
     for rank in range(ranks):
-        batches_of_rank: dict[int, list[str]] = {}
         for line in (run / f"batches-{rank}.jsonl").read_text().splitlines():
-            step, clips = json.loads(line)
-            assert batches_of_rank.setdefault(step, clips) == clips
-        for step, clips in batches_of_rank.items():
-            steps[step] = steps.get(step, []) + clips
-    return steps
+            step, start, clips = json.loads(line)
+            for place, clip in enumerate(clips, start):
+                assert steps.setdefault(step, {}).setdefault(place, clip) == clip
+    return {step: [clip for _, clip in sorted(clips.items())] for step, clips in steps.items()}
