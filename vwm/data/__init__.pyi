@@ -28,6 +28,14 @@ from .mixed_order import MixedOrder as MixedOrder
 from .mixtures import DataSet as DataSet
 from .mixtures import EpisodeBuckets as EpisodeBuckets
 from .mixtures import MixtureOptions as MixtureOptions
+from .remote_blocks import RecentPieces as RecentPieces
+from .remote_blocks import RemoteShard as RemoteShard
+from .remote_files import ChangedShardError as ChangedShardError
+from .remote_files import DamagedBytesError as DamagedBytesError
+from .remote_files import FileState as FileState
+from .remote_files import RetryPolicy as RetryPolicy
+from .remote_files import StoreError as StoreError
+from .shard_cache import ShardCache as ShardCache
 from .shard_index import ShardIndex as ShardIndex
 from .shard_index import is_shard_complete as is_shard_complete
 from .shard_index import list_shards as list_shards

@@ -11,7 +11,8 @@ from vwm.data.clips import ClipDataset
 from vwm.data.data_set_checks import check_same_kind
 from vwm.data.episode_selection import key_hash, split_group
 from vwm.data.mixtures import UNMIXED, DataPath, MixtureOptions, list_data_sets, make_order
-from vwm.data.shard_index import ShardIndex, load_shard_index
+from vwm.data.shard_cache import ShardCache
+from vwm.data.shard_index import ShardIndex, load_shard_indices
 
 
 def make_clip_dataset(
@@ -26,6 +27,7 @@ def make_clip_dataset(
     labeled_fraction: float = 1.0,
     frames_per_latent: int | None = None,
     mixture: MixtureOptions = UNMIXED,
+    cache: ShardCache | None = None,
 ) -> ClipDataset:
     """Make the clip dataset of a folder of shards, or of several.
 
@@ -38,6 +40,7 @@ def make_clip_dataset(
         labeled_fraction: fraction of the episodes whose actions are given.
         frames_per_latent: see ``vwm.data.datamodule.VideoDataModule``.
         mixture: what is drawn more often.
+        cache: keeps bytes of remote shards on disk.
 
     Raises:
         ValueError: data sets differ in size, actions or frame rate.
@@ -45,7 +48,7 @@ def make_clip_dataset(
     """
     data_sets = list_data_sets(path)
     paths = [shard for data_set in data_sets for shard in data_set.shards]
-    indices = [load_shard_index(shard) for shard in paths]
+    indices = load_shard_indices(paths)
     name = ", ".join(data_set.name for data_set in data_sets)
     check_same_kind(data_sets, indices, fields)
     shards = [_select_split(index, split, val_fraction) for index in indices]
@@ -74,6 +77,7 @@ def make_clip_dataset(
         fields=fields,
         labeled_fraction=labeled_fraction,
         frames_per_latent=frames_per_latent or encoded,
+        cache=cache,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -16,10 +17,15 @@ from vwm.data.clip_order import ClipAddress, check_whole_latents
 from vwm.data.episode_selection import hash_threshold, key_hash
 from vwm.data.frame_reading import read_frames
 from vwm.data.mixed_order import ClipSequence
+from vwm.data.remote_blocks import know_shard
+from vwm.data.remote_files import is_remote
+from vwm.data.shard_cache import ShardCache
 from vwm.data.shard_index import ShardIndex
 from vwm.data.shard_reading import read_array_rows, read_episode_metadata
 
 CLIP_FIELDS = ("frames", "actions", "rewards", "state", "latents", "latents_std", "terminated")
+MAX_READERS = 16
+"""Clips of a batch that a process reads from a store at the same time."""
 LABELED_SALT = b"labelled"  # British spelling: another salt would select other episodes
 """Salt of the hash that selects labeled episodes, so that it is independent of the validation split."""
 
@@ -77,6 +83,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         labeled_fraction: fraction of the episodes whose actions are given; the actions of all others are 0. Episodes
             are selected by a hash of their keys, so that a larger fraction includes those of every smaller one.
         frames_per_latent: k; see ``ClipBatch``.
+        cache: keeps bytes of remote shards on disk; None keeps none.
 
     Raises:
         ValueError: an unknown field; clips that do not consist of whole latents; actions, rewards or terminated with a
@@ -93,6 +100,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         fields: Sequence[str] = ("frames", "actions"),
         labeled_fraction: float = 1.0,
         frames_per_latent: int = 1,
+        cache: ShardCache | None = None,
     ) -> None:
         unknown = set(fields) - set(CLIP_FIELDS)
         if unknown:
@@ -113,11 +121,23 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self.frames_per_latent = frames_per_latent
         self.fields = tuple(fields)
         self.labeled_fraction = labeled_fraction
+        self.cache = cache
+        self._know_shards()
         keys = (entry.key for shard in shards for entry in shard.episodes)
         self._unlabeled_actions = self._find_unlabeled_actions() if "actions" in fields else None
         parts = [entry.known_parts for shard in shards for entry in shard.episodes]
         self._num_parts = max(map(len, parts), default=0) if not all(map(all, parts)) else 0
         self._label_threshold = hash_threshold(keys, labeled_fraction, LABELED_SALT) if labeled_fraction < 1 else 1.0
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._know_shards()  # in a process that was spawned
+
+    def _know_shards(self) -> None:
+        """Tell this process what the indices say of remote shards, so that all reads are of that state."""
+        for path, shard in zip(self.paths, self.shards, strict=True):
+            if is_remote(path):
+                know_shard(path, shard.size, shard.tag, shard.block_sums, self.cache)
 
     def __len__(self) -> int:
         """Return the number of clips in an epoch."""
@@ -129,6 +149,13 @@ class ClipDataset(Dataset[dict[str, Any]]):
         if isinstance(position, int) and not 0 <= position < len(self.order):
             raise IndexError(f"there are {len(self.order)} clips, and none at {position}")
         return self.read(self.order.address(epoch, place))
+
+    def __getitems__(self, positions: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+        """Read the clips of a batch; those of remote shards at the same time, since each waits for the store."""
+        if len(positions) < 2 or not any(map(is_remote, self.paths)):
+            return [self[position] for position in positions]
+        with ThreadPoolExecutor(min(len(positions), MAX_READERS)) as readers:
+            return list(readers.map(self.__getitem__, positions))
 
     def read(self, address: ClipAddress) -> dict[str, Any]:
         """Read the fields of one clip, each an array [t, ...], and its ``seed``."""

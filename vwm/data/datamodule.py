@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import re
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -20,6 +22,8 @@ from vwm.data.clip_folders import make_clip_dataset
 from vwm.data.clip_order import NotEnoughClipsError
 from vwm.data.clips import ClipBatch, ClipDataset, collate_clips
 from vwm.data.mixtures import UNMIXED, DataPath, EpisodeBuckets, MixtureOptions, count_drawn
+from vwm.data.remote_files import StoreError
+from vwm.data.shard_cache import ShardCache, user_cache
 
 
 class ClipLoader:
@@ -124,6 +128,8 @@ class ClipLoader:
                 batch = next(batches)
             except StopIteration:
                 return
+            except (StoreError, FileNotFoundError) as error:
+                raise type(error)(_worker_message(error)) from error
             except ValueError as error:
                 raise ValueError(_worker_message(error)) from error
             except (RuntimeError, ConnectionError, EOFError) as error:
@@ -179,7 +185,7 @@ def _worker_message(error: Exception) -> str:
     text = str(error)
     if "Original Traceback" not in text:
         return text
-    return text.rstrip().rpartition(f"\n{type(error).__name__}: ")[2]
+    return re.split(rf"\n(?:[\w.]+\.)?{type(error).__name__}: ", text.rstrip())[-1]
 
 
 def _ignore_ended_workers() -> None:
@@ -249,6 +255,9 @@ class VideoDataModule(L.LightningDataModule):
         ends_share: share of the training clips that are drawn from the ends of episodes which terminated, so that a
             model learns when its world ends; such a clip ends with the episode. The others come as without it.
         buckets: weights of the training episodes by their duration or by a score.
+        cache_gb: size in GB of a cache on disk of what is read from remote shards; null keeps none. Processes and runs
+            share it.
+        cache_folder: its folder; null takes one in the user's cache.
 
     Raises:
         ValueError: a setting is out of range.
@@ -270,6 +279,8 @@ class VideoDataModule(L.LightningDataModule):
         frames_per_latent: int | None = None,
         ends_share: float | None = None,
         buckets: EpisodeBuckets | None = None,
+        cache_gb: float | None = None,
+        cache_folder: str | None = None,
     ) -> None:
         super().__init__()
         check_positive(
@@ -289,6 +300,10 @@ class VideoDataModule(L.LightningDataModule):
         self.timeout = timeout
         self.labeled_fraction = labeled_fraction
         self.frames_per_latent = frames_per_latent
+        self.cache = None
+        if cache_gb is not None:
+            check_not_negative(cache_gb=cache_gb)
+            self.cache = ShardCache(Path(cache_folder or user_cache() / "pieces"), int(cache_gb * 1e9))
         self._train_loader: ClipLoader | None = None
         self.mixture = MixtureOptions(ends_share or None, buckets)
         self.global_batch: int | None = None
@@ -341,6 +356,7 @@ class VideoDataModule(L.LightningDataModule):
             labeled_fraction=labeled_fraction,
             frames_per_latent=self.frames_per_latent,
             mixture=mixture,
+            cache=self.cache,
         )
         return loader_class(
             dataset,

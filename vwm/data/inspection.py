@@ -25,7 +25,7 @@ from vwm.core.command_output import (
 )
 from vwm.data.composite_statistics import CompositeActionStatistics
 from vwm.data.frame_reading import read_frames
-from vwm.data.shard_index import EpisodeIndexEntry, ShardIndex, list_shards, load_shard_index
+from vwm.data.shard_index import EpisodeIndexEntry, ShardIndex, list_shards, load_shard_indices
 from vwm.data.shard_reading import read_array, read_episode_metadata
 
 SHEET_ROWS, SHEET_COLUMNS, SHEET_SIDE = 8, 10, 96
@@ -85,7 +85,7 @@ def inspect_dataset(data: str, sheet: Path | None = None) -> None:
         ValueError: a shard is invalid; the message names it.
     """
     shards = list_shards(data)
-    indices = [load_shard_index(shard) for shard in shards]
+    indices = load_shard_indices(shards)
     statistics = DatasetStatistics()
     for shard, index in zip(progress_bar(shards, unit="shard", desc="inspect"), indices, strict=True):
         _count_shard(statistics, shard, index)

@@ -12,9 +12,10 @@ import json
 import os
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +24,18 @@ import fsspec
 from vwm.core.atomic_files import atomic_write_text
 from vwm.data.episode_entry import EpisodeIndexEntry as EpisodeIndexEntry
 from vwm.data.episode_entry import make_episode_entry
+from vwm.data.remote_blocks import checksum_blocks, know_shard
+from vwm.data.remote_files import (
+    DamagedBytesError,
+    StoreError,
+    file_info,
+    is_remote,
+    list_folder,
+    open_file_system,
+    read_file,
+    retry,
+)
+from vwm.data.shard_cache import shard_cache_path
 from vwm.data.video_formats import VIDEO_EXTENSIONS
 
 INDEX_VERSION = 2
@@ -37,12 +50,16 @@ class ShardIndex:
         size: of the tar in bytes.
         hash: of the names and bytes of its members.
         episodes: in the order of the tar.
+        block_sums: checksums of the blocks of the tar, see ``checksum_blocks``; empty in indices that have none.
+        tag: ETag of the object of a store when the index was loaded; not part of the stored index.
     """
 
     tar: str
     size: int
     hash: str
     episodes: tuple[EpisodeIndexEntry, ...]
+    block_sums: str = ""
+    tag: str = ""
 
 
 def shard_index_path(shard: str | os.PathLike[str]) -> str:
@@ -92,6 +109,7 @@ def build_shard_index(shard: str, written: BinaryIO | None = None) -> ShardIndex
             if len(file.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:  # tarfile accepts this as the end of the archive
                 raise tarfile.ReadError("the end-of-archive marker is missing")
             size = file.seek(0, os.SEEK_END)
+            block_sums = checksum_blocks(file)
     except tarfile.TarError as error:
         raise ValueError(f"{shard}: not a complete tar file ({error}). Write or download this shard again.") from error
     entries = [make_episode_entry(shard, key, members, headers) for key, members in samples.items()]
@@ -103,7 +121,16 @@ def build_shard_index(shard: str, written: BinaryIO | None = None) -> ShardIndex
             f"{', '.join(found[:6])}; known are frames.npy, latents.npy, {', '.join(VIDEO_EXTENSIONS)}. A name is cut "
             "at its first dot"
         )
-    return ShardIndex(tar=os.path.basename(shard), size=size, hash=digest.hexdigest(), episodes=episodes)
+    return ShardIndex(
+        tar=os.path.basename(shard), size=size, hash=digest.hexdigest(), episodes=episodes, block_sums=block_sums
+    )
+
+
+def _download(fs: Any, shard: str, copy: str) -> None:
+    fs.get_file(fs._strip_protocol(shard), copy)
+    size = fs.info(fs._strip_protocol(shard)).get("size")
+    if size not in (None, Path(copy).stat().st_size):
+        raise DamagedBytesError(f"{Path(copy).stat().st_size} of {size} bytes came")
 
 
 @contextmanager
@@ -113,9 +140,9 @@ def _open_whole(shard: str) -> Iterator[BinaryIO]:
         with Path(shard).open("rb") as file:
             yield file
         return
-    fs, inner = fsspec.url_to_fs(shard)
+    fs = open_file_system(shard)
     with tempfile.NamedTemporaryFile(suffix=".tar") as copy:
-        fs.get_file(inner, copy.name)
+        retry(shard, "the shard, whose index is missing,", lambda: _download(fs, shard, copy.name))
         with Path(copy.name).open("rb") as file:
             yield file
 
@@ -128,6 +155,7 @@ def write_shard_index(index: ShardIndex, shard: str | os.PathLike[str]) -> None:
 def _index_text(index: ShardIndex, **more: Any) -> str:
     """Return an index as JSON, with a checksum of everything else in it."""
     content: dict[str, Any] = {"version": INDEX_VERSION, **asdict(index), **more}
+    del content["tag"]
     for entry in content["episodes"]:
         entry["known_parts"] = list(entry["known_parts"])
         for name, nothing in (("known_parts", []), ("terminated", None), ("scores", {})):
@@ -157,6 +185,22 @@ def load_shard_index(shard: str) -> ShardIndex:
         shard: local path or fsspec address (``s3://``, ``gs://``, ``https://``, ...).
     """
     now = shard_fingerprint(shard)
+    index = _find_index(shard, now)
+    if is_remote(shard):
+        index = replace(index, tag=now.get("ETag", now.get("etag", "")))
+        know_shard(shard, index.size, index.tag, index.block_sums)
+    return index
+
+
+def load_shard_indices(shards: Sequence[str]) -> list[ShardIndex]:
+    """Load the indices of shards; remote ones at the same time, since each waits for the store."""
+    if len(shards) < 2 or not any(map(is_remote, shards)):
+        return [load_shard_index(shard) for shard in shards]
+    with ThreadPoolExecutor(16) as readers:
+        return list(readers.map(load_shard_index, shards))
+
+
+def _find_index(shard: str, now: Mapping[str, str]) -> ShardIndex:
     cached = shard_cache_path(shard)
     for path in (shard_index_path(shard), str(cached)):
         index = _read_index(path, shard, now, is_cached=path == str(cached))
@@ -177,8 +221,7 @@ def load_shard_index(shard: str) -> ShardIndex:
 def _read_index(path: str, shard: str, now: Mapping[str, str], is_cached: bool) -> ShardIndex | None:
     """Read an index; None where it is missing, damaged, of another version, or of the shard as it was before."""
     try:
-        with fsspec.open(path, "r") as file:
-            raw = json.load(file)
+        raw = json.loads(read_file(path) if is_remote(path) else Path(path).read_bytes())
         if raw.pop("checksum") != _checksum(raw):
             return None
         if raw["version"] != INDEX_VERSION or str(raw["size"]) != now.get("size", str(raw["size"])):
@@ -195,7 +238,9 @@ def _read_index(path: str, shard: str, now: Mapping[str, str], is_cached: bool) 
             )
             for e in raw["episodes"]
         )
-        return ShardIndex(tar=raw["tar"], size=raw["size"], hash=raw["hash"], episodes=entries)
+        return ShardIndex(raw["tar"], raw["size"], raw["hash"], entries, block_sums=str(raw.get("block_sums", "")))
+    except StoreError:
+        raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
         return None
 
@@ -207,16 +252,9 @@ def _is_newer(shard: str, index: str) -> bool:
 
 def shard_fingerprint(shard: str) -> dict[str, str]:
     """Return size, time stamps and tags of a shard, which show without reading it whether it has changed."""
-    fs, _, (path,) = fsspec.get_fs_token_paths(shard)
-    info = fs.info(path)
+    info = file_info(shard) if is_remote(shard) else fsspec.filesystem("file").info(shard)
     keys = ("size", "mtime", "ETag", "etag", "Last-Modified", "LastModified", "updated")
     return {key: str(info[key]) for key in keys if info.get(key) is not None}
-
-
-def shard_cache_path(shard: str, state: str = "", suffix: str = ".index.json") -> Path:
-    """Return the path in the user's cache of a file that belongs to a shard, or to one state of it."""
-    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vwm" / "shards"
-    return root / (hashlib.blake2b((shard + state).encode(), digest_size=16).hexdigest() + suffix)
 
 
 def list_shards(path: str | os.PathLike[str]) -> list[str]:
@@ -229,21 +267,35 @@ def list_shards(path: str | os.PathLike[str]) -> list[str]:
         FileNotFoundError: no shard was found.
     """
     text = str(path)
-    is_tar, is_pattern = text.endswith(".tar"), "*" in text
-    fs, inner = fsspec.url_to_fs(text)
-    if is_pattern:
-        found = sorted(fs.glob(text))
-    elif is_tar:
-        found = [text]
-    else:  # a name may hold brackets, which are no pattern
-        names = fs.ls(inner, detail=False) if fs.isdir(inner) else []
-        found = sorted(name for name in names if name.endswith(".tar"))
-    if "://" in text and not (is_tar and not is_pattern):
-        found = [fs.unstrip_protocol(f) for f in found]
-    found = [f for f in found if fs.exists(f)]
+    found = _list_remote_shards(text) if is_remote(text) else _list_local_shards(text)
     if not found:
         raise FileNotFoundError(
             f"no shards at {path}: looked for {text}. Create shards with `vwm record ENV {path}` "
             f"or `vwm ingest FOLDER {path}`."
         )
     return found
+
+
+def _list_local_shards(text: str) -> list[str]:
+    fs = fsspec.filesystem("file")
+    if "*" in text:
+        found = sorted(fs.glob(text))
+    elif text.endswith(".tar"):
+        found = [text]
+    else:  # a name may hold brackets, which are no pattern
+        found = sorted(name for name in fs.ls(text, detail=False) if name.endswith(".tar")) if fs.isdir(text) else []
+    return [name for name in found if fs.exists(name)]
+
+
+def _list_remote_shards(text: str) -> list[str]:
+    if "*" in text:
+        fs = open_file_system(text)
+        names = retry(text, "the list of its files", lambda: fs.glob(fs._strip_protocol(text)))
+        return sorted(str(fs.unstrip_protocol(name)) for name in names)
+    if text.endswith(".tar"):
+        try:
+            file_info(text)
+        except FileNotFoundError:
+            return []
+        return [text]
+    return sorted(name for name in list_folder(text) if name.endswith(".tar"))

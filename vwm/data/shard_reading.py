@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
-import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vwm.core.atomic_files import atomic_write
 from vwm.core.json_files import parse_json_object
 from vwm.data.episode_entry import EpisodeIndexEntry, parse_npy_header
-from vwm.data.shard_index import shard_cache_path, shard_fingerprint
+from vwm.data.remote_blocks import read_remote_bytes
+from vwm.data.remote_files import is_remote
 
 NPY_HEADER_BYTES = 128
 """Length of the header that numpy writes before the arrays of a shard."""
@@ -30,38 +27,13 @@ def read_bytes(path: str, offset: int, size: int) -> bytes:
     Raises:
         ValueError: the file ends before.
     """
-    if "://" not in path:
-        now = Path(path).stat()
-        data = os.pread(_open_shard(path, now.st_ino, now.st_mtime_ns).descriptor, size, offset)
-    else:
-        copy = _downloaded_shard_path(path)
-        if copy.exists():
-            return read_bytes(str(copy), offset, size)
-        fs, _, (inner,) = fsspec.get_fs_token_paths(path)
-        data = bytes(fs.cat_file(inner, start=offset, end=offset + size))
-        if len(data) > size:
-            _keep_whole_shard(path, copy, data)
-            data = data[offset : offset + size]
+    if is_remote(path):
+        return read_remote_bytes(path, offset, size)
+    now = Path(path).stat()
+    data = os.pread(_open_shard(path, now.st_ino, now.st_mtime_ns).descriptor, size, offset)
     if len(data) < size:
         raise ValueError(f"{path}: ends before byte {offset + size}: download or write this shard again")
     return data
-
-
-def _keep_whole_shard(path: str, copy: Path, data: bytes) -> None:
-    """Store a shard that came whole, so that it is not sent again for every clip."""
-    try:
-        with atomic_write(copy) as file:
-            file.write(data)
-        place = f"a copy is kept at {copy}"
-    except OSError as error:
-        place = f"no copy can be kept at {copy} ({error.strerror}), so that it is sent again for every read"
-    warnings.warn(f"{path}: the server ignores byte ranges and sent the whole shard; {place}", stacklevel=2)
-
-
-@lru_cache(maxsize=4096)
-def _downloaded_shard_path(path: str) -> Path:
-    """Return where a whole shard is kept, as it is now: its size, time and tag are part of the name."""
-    return shard_cache_path(path, json.dumps(shard_fingerprint(path)), ".tar")
 
 
 class _OpenShard:
