@@ -18,7 +18,8 @@ class Answer:
 
     Attributes:
         cut: bytes of the body that are sent before the connection is reset; None sends all.
-        stall: wait for the client to go away instead of sending the body.
+        stall: wait for the client to go away instead of sending the rest of the body.
+        trickle: send the body a byte at a time, slowly.
     """
 
     status: int
@@ -26,6 +27,7 @@ class Answer:
     body: bytes
     cut: int | None = None
     stall: bool = False
+    trickle: bool = False
 
 
 @dataclass
@@ -126,6 +128,11 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
             for name, value in made.headers.items():
                 self.send_header(name, value)
             self.end_headers()
+            for byte in made.body if made.trickle else b"":
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
+                if self.store.ended.wait(0.05):
+                    return
             if self.command != "HEAD":
                 self.wfile.write(made.body[: made.cut])
             self.wfile.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -157,6 +158,21 @@ def test_what_passes_is_survived(store: Store, local: Path, fault: str) -> None:
     store.make_faults(PASSING[fault], 2)
     assert same(read_all(clips), read_all(open_clips(local)))
     assert store.faults_left == 0  # the faults were made
+
+
+def test_a_body_that_trickles_is_given_up(store: Store, local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pause is as long as ``stall_timeout``, but the whole would take an hour."""
+    monkeypatch.setattr(remote_files, "RETRY_POLICY", dataclasses.replace(POLICY, connect_timeout=0.3))
+    clips = open_clips("s3://bucket/data")
+    store.make_faults(change(trickle=True), 1)
+    assert np.array_equal(clips[0]["frames"], open_clips(local)[0]["frames"]) and store.faults_left == 0
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.setattr(remote_files, "_FILE_SYSTEMS", {})
+    with pytest.raises(ImportError, match=r"s3:// need s3fs: pip install 'vwm\[s3\]'"):
+        list_shards("s3://bucket/data")
 
 
 @pytest.mark.parametrize("fault", ["a bit that flipped on the way", "an internal error (500)", "an empty body"])
