@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import yaml
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
 from vwm.train.global_batch import convert_progress
+from vwm.train.watchdog import describe_hang
 
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
@@ -152,6 +154,39 @@ def test_a_stopped_run_moves_to_parts_of_another_size(runs: Runs, root: Path, un
     assert result.codes == [0] * 4, result.output
     assert batches(root / "moved", ranks=4) == batches(uninterrupted)
     assert_equal_runs(root / "moved", uninterrupted)
+
+
+def test_a_hanging_rank_is_named_and_all_ranks_end(runs: Runs, root: Path) -> None:
+    arguments = ["--watchdog.timeout", "10", "--trainer.callbacks", "fit_runs.HangAtStep"]
+    result = fit(runs, root, "hanging", *arguments, ranks=3, HANG_AT="2", HANG_RANK="1")
+    assert set(result.codes) <= {75, -9} and 75 in result.codes, result.output  # the first that ends may end the others
+    said = next(line for line in result.output.splitlines() if line.startswith("rank 1 "))
+    assert re.match(
+        r"rank 1 \(process \d+ on .+\) hangs at step 2, computing gradients, in .*fit_runs.py, line \d+, in on_b",
+        said,
+    )
+    assert "signal.pause()" in result.output and "the same command continues" in result.output
+    for rank in (0, 2):
+        assert re.search(rf"rank {rank} waits at step 2, computing gradients, in .+", result.output)
+
+
+@pytest.mark.parametrize("kind", ["behind", "silent", "equal"])
+def test_the_watchdog_names_who_is_waited_for(kind: str) -> None:
+    common = {"host": "node-7", "process": 12, "step": 40, "doing": "computing the loss"}
+    stack = ['  File "reader.py", line 3, in read\n    take()\n']
+    everyone: dict[int, dict[str, Any]] = {
+        rank: {"rank": rank, "notes": 9, "stack": stack, **common} for rank in range(3)
+    }
+    everyone[2]["notes"] = 9 if kind == "equal" else 8
+    text = describe_hang(everyone, [0, 1] if kind == "silent" else [0, 1, 2], 60)
+    where = "at step 40, computing the loss, in reader.py, line 3, in read"
+    expected = {
+        "behind": f"rank 2 (process 12 on node-7) hangs {where}",
+        "silent": f"rank 2 (process 12 on node-7) does not answer; it was last seen {where}",
+        "equal": "all ranks are equally far: the network between them, or what all of them call, hangs",
+    }
+    assert expected[kind] in text
+    assert text.count(f"waits {where}") == (0 if kind == "equal" else 2)
 
 
 def test_what_contradicts_the_global_batch_is_refused(runs: Runs, root: Path, uninterrupted: Path) -> None:

@@ -30,7 +30,7 @@ from vwm.runs.config_files import check_yaml_size, load_config, merge_configs, s
 
 TRAINER = "lightning.pytorch.trainer.trainer.Trainer"
 CALLBACKS = {"checkpoint": "vwm.train.ResumableCheckpoints", "ema": "vwm.train.EMACallback"}
-CALLBACKS |= {"samples": "vwm.train.SampleVideos"}
+CALLBACKS |= {"samples": "vwm.train.SampleVideos", "watchdog": "vwm.train.Watchdog"}
 OPTIONS = {"compile", "wandb", "wandb_online", "tensorboard", "config", "c", "print_config", "help", "h"}
 TOP_LEVEL = {
     "fit": OPTIONS

@@ -69,6 +69,7 @@ SECTION_RANGES = {
     "checkpoint.every": SettingRange(1),
     "checkpoint.keep_every_n_steps": SettingRange(0),
     "samples.every": SettingRange(0),
+    "watchdog.timeout": SettingRange(0),
     "samples.clips": SettingRange(1),
     "trainer.accumulate_grad_batches": SettingRange(1),
     "trainer.log_every_n_steps": SettingRange(1),

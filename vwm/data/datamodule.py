@@ -206,6 +206,8 @@ def _ignore_first_stop_signal(worker: int) -> None:
     """Keep a worker running until the run is saved: schedulers and terminals send signals to every process of a job."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda signum, frame: signal.signal(signum, signal.SIG_DFL))
+    for number in (signal.SIGUSR1, signal.SIGUSR2):  # SLURM's notice before a limit
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _BatchSampler(Sequence[list[tuple[int, int]]]):

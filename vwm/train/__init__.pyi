@@ -9,3 +9,4 @@ from .sample_videos import SampleVideos as SampleVideos
 from .step_progress import StepProgressBar as StepProgressBar
 from .strategies import ShardedStrategy as ShardedStrategy
 from .throughput import Throughput as Throughput
+from .watchdog import Watchdog as Watchdog

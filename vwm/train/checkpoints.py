@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,7 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from vwm.runs.checkpoints import CheckpointError, read_checkpoint, write_checkpoint
 from vwm.runs.rng_states import restore_rng_states, rng_states
 from vwm.runs.run_folder import RunFolder
-from vwm.runs.stop_signal import StopRequest
+from vwm.runs.stop_signal import StopRequest, requeue_slurm_job
 
 
 class RunCheckpointIO(TorchCheckpointIO):
@@ -49,25 +50,34 @@ class ResumableCheckpoints(Checkpoint):
     A checkpoint is saved after its step's rows of the metric tables, those of a validation included: a run that is
     killed lacks none. A signal (Ctrl-C, or a scheduler's SIGTERM or SIGUSR1) sets a flag, on which all ranks agree at
     the end of a step: the run saves, finishes a validation that belongs to the step, and ends with the signal's exit
-    code; the next ``vwm fit`` of the same run continues from there.
+    code; the next ``vwm fit`` of the same run continues from there. A job of SLURM that got SIGUSR1 or SIGUSR2 is put
+    into the queue again.
 
     Args:
         every: optimizer steps between checkpoints.
         keep_every_n_steps: steps between checkpoints that are never deleted; 0 keeps only the last checkpoint.
+        notice: a file or an http address, looked at every 5 seconds: the run stops as by a signal once the file exists
+            or the address answers with status 200, by which clouds announce that they take a machine away. Under
+            torchrun, which would start processes again that fail, it ends with exit code 0.
     """
 
-    def __init__(self, every: int = 500, keep_every_n_steps: int = 0) -> None:
+    def __init__(self, every: int = 500, keep_every_n_steps: int = 0, notice: str | None = None) -> None:
         if every < 1:
             raise ValueError(f"checkpoint.every={every} must be at least 1 step")
         self.every = every
         self.keep_every_n_steps = keep_every_n_steps
-        self._stop = StopRequest()
+        self._stop = StopRequest(notice)
         self._saved_rng_states: list[dict[str, Any]] | None = None
         self._rng_before_validation: dict[str, Any] = {}
         self._loop_after_step: dict[str, Any] = {}
         self._seen_step = -1
         self._last_saved_step = -1
         self._awaiting_validation: list[Path] = []
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether this process was asked to stop; it does so at the end of the step."""
+        return bool(self._stop)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen for signals, and restore this rank's random generators.
@@ -110,7 +120,7 @@ class ResumableCheckpoints(Checkpoint):
             return
         self._seen_step = step
         self._loop_after_step = trainer.fit_loop.state_dict()
-        self._stop.number = _highest_of_ranks(self._stop.number, pl_module.device)
+        self._stop.number, self._stop.was_noticed = self._agree(pl_module.device)
         run, due = RunFolder(trainer.default_root_dir), []
         if self.keep_every_n_steps and step % self.keep_every_n_steps == 0:
             due.append(run.checkpoints / f"step-{step:08d}.ckpt")
@@ -158,9 +168,24 @@ class ResumableCheckpoints(Checkpoint):
         self._saved_rng_states = checkpoint.get("generators")
         self._seen_step = self._last_saved_step = int(checkpoint["global_step"])
 
+    def _agree(self, device: torch.device) -> tuple[int, bool]:
+        """Return the highest number of a signal on any rank, and whether some rank saw a notice."""
+        number, was_noticed = self._stop.number, self._stop.was_noticed
+        if not (dist.is_available() and dist.is_initialized()):
+            return number, was_noticed
+        tensor = torch.tensor([number, was_noticed], device=device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return int(tensor[0]), bool(tensor[1])
+
     def _exit(self, trainer: L.Trainer) -> NoReturn:
+        folder = RunFolder(trainer.default_root_dir).path
+        if self._stop.was_noticed and "TORCHELASTIC_RUN_ID" in os.environ:
+            if trainer.is_global_zero:
+                print(f"\nstopped: step {self._seen_step} is saved in {folder}; the same command continues from there")
+            raise SystemExit(0)
         if trainer.is_global_zero:
-            self._stop.end(f"step {self._seen_step} is saved in {RunFolder(trainer.default_root_dir).path}")
+            queued = requeue_slurm_job(self._stop.number)
+            self._stop.end(f"step {self._seen_step} is saved in {folder}{f'; {queued}' if queued else ''}")
         raise SystemExit(128 + self._stop.number)
 
     def _save(self, trainer: L.Trainer, paths: Sequence[Path]) -> None:
@@ -174,11 +199,3 @@ def _validation_follows(trainer: L.Trainer) -> bool:
     """Return whether a validation belongs to the step that just ended."""
     loop = trainer.fit_loop.epoch_loop
     return not loop.val_loop.skip and bool(loop._should_check_val_fx(trainer.fit_loop._data_fetcher))
-
-
-def _highest_of_ranks(number: int, device: torch.device) -> int:
-    if not (dist.is_available() and dist.is_initialized()):
-        return number
-    tensor = torch.tensor(number, device=device)
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return int(tensor)

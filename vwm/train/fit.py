@@ -37,6 +37,7 @@ from vwm.train.sample_videos import SampleVideos
 from vwm.train.step_progress import StepProgressBar
 from vwm.train.strategies import ShardedStrategy, first_process_builds, make_strategy
 from vwm.train.throughput import Throughput
+from vwm.train.watchdog import Watchdog
 
 
 class FitCLI(LightningCLI):
@@ -62,6 +63,7 @@ class FitCLI(LightningCLI):
         parser.add_lightning_class_args(ResumableCheckpoints, "checkpoint")
         parser.add_lightning_class_args(EMACallback, "ema")
         parser.add_lightning_class_args(SampleVideos, "samples")
+        parser.add_lightning_class_args(Watchdog, "watchdog")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the given arguments, without Lightning's warning about ``sys.argv``."""

@@ -157,6 +157,14 @@ else:
             else:
                 os.kill(os.getpid(), signal.SIGKILL)
 
+    class HangAtStep(L.Callback):
+        """In the step after ``HANG_AT``, keep the rank ``HANG_RANK`` from computing its gradients."""
+
+        def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Any) -> None:
+            if os.environ.get("HANG_AT") == str(trainer.global_step):
+                while os.environ["HANG_RANK"] == str(trainer.global_rank):
+                    signal.pause()
+
     class RecordBatches(L.Callback):
         """Write the hashes of the clips of every batch of this rank to ``batches-RANK.jsonl``.
 
