@@ -162,7 +162,7 @@ def test_a_hanging_rank_is_named_and_all_ranks_end(runs: Runs, root: Path) -> No
     assert set(result.codes) <= {75, -9} and 75 in result.codes, result.output  # the first that ends may end the others
     said = next(line for line in result.output.splitlines() if line.startswith("rank 1 "))
     assert re.match(
-        r"rank 1 \(process \d+ on .+\) hangs at step 2, computing gradients, in .*fit_runs.py, line \d+, in on_b",
+        r"rank 1 \(process \d+ on .+\) hangs at step 2, computing the loss, in .*fit_runs.py, line \d+, in on_b",
         said,
     )
     assert "signal.pause()" in result.output and "the same command continues" in result.output
