@@ -139,6 +139,7 @@ def test_signatures_follow_inheritance_and_dataclasses() -> None:
         ("dit/carracing_k4", "vae/carracing_k4", "runs/carracing_k4/vae"),
         ("latent_dynamics/mdn_rnn_cartpole", "vae/cartpole_frame", "runs/world_models_cartpole/vae"),
         ("dit/boxing_play", "dit/boxing_small", "runs/boxing_small/dit"),
+        ("dit/freeway_play", "dit/freeway_game", "runs/freeway_game/dit"),
         ("vjepa/vjepa2_vitl16_cooldown", "vjepa/vjepa2_vitl16", "runs/vjepa2_vitl16"),
         ("agents/dreamer_v3_coinrun_world", "genie/coinrun_finetune", "runs/coinrun_finetune/genie"),
         ("agents/world_models_cartpole", "latent_dynamics/mdn_rnn_cartpole", "runs/world_models_cartpole/mdn_rnn"),

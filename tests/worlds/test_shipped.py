@@ -11,7 +11,7 @@ SHIPPED = sorted(p.parent.name for p in (Path(__file__).parents[2] / "bundles").
 
 
 def test_the_repository_ships_bundles():
-    assert {"boxing", "carracing", "coinrun", "two_rooms"} <= set(SHIPPED)
+    assert {"boxing", "carracing", "coinrun", "freeway", "two_rooms"} <= set(SHIPPED)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -35,3 +35,18 @@ def test_shipped_worlds_load_and_react_to_actions(name, tmp_path, monkeypatch):
     different = {frame.numpy().tobytes() for frame in out.frame}
     assert len(different) > num_actions // 2
     assert out.frame.float().std() > 10  # an image, not a constant color
+
+
+def test_shipped_freeway_rewards_crossings_only():
+    world = vwm.load("freeway", device="cpu")
+    starts = world.starts[[7, 11]]  # the chicken is two and three lanes from the other side
+    returns = {}
+    for name in ("UP", "NOOP"):
+        state, _ = world.reset(starts, seed=torch.arange(len(starts)))
+        action = torch.full((len(starts),), world.spec.actions.names.index(name))
+        returns[name] = torch.zeros(len(starts))
+        for _ in range(20):
+            state, out = world.step(state, action)
+            returns[name] += out.reward
+    assert returns["UP"].max() > 0.8
+    assert returns["NOOP"].abs().max() < 0.3

@@ -134,7 +134,7 @@ def ensemble(name: str) -> None:
 
 
 def simulators() -> None:
-    for bundle in ("boxing", "carracing", "coinrun", "two_rooms"):
+    for bundle in ("boxing", "carracing", "coinrun", "freeway", "two_rooms"):
         case(f"bundle/{bundle}", shipped, bundle)
     worlds: dict[str, Callable[[], Any]] = {
         "genie": genie,

@@ -24,7 +24,8 @@ words:
   config     a YAML file with the settings of a training; vwm fit --help lists those that come with vwm
   run        the folder of a training: settings, checkpoints, metrics
   tokenizer  a network that turns frames into few numbers, the latents, and back
-  bundle     the folder of a trained model, as vwm export makes it; some come with vwm: coinrun, carracing, boxing
+  bundle     the folder of a trained model, as vwm export makes it; some come with vwm: coinrun, carracing, boxing,
+             freeway
   world      a bundle that predicts the frames that follow an action"""
 
 

@@ -43,7 +43,7 @@ def play_world(
 
     Args:
         bundle: folder of the world, as `vwm export` writes it, or the name of one that comes with vwm: coinrun,
-            carracing or boxing.
+            carracing, boxing or freeway.
         host: address to listen on; 0.0.0.0 lets other machines of the network play, with the printed link.
         port: port to listen on; 0 takes any free one.
         open_browser: open the page after the warm-up.

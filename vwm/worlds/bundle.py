@@ -91,7 +91,7 @@ def load_simulator(
 
     Args:
         path: the folder, or the name of a bundle that comes with vwm (``boxing``, ``carracing``, ``coinrun``,
-            ``two_rooms``).
+            ``freeway``, ``two_rooms``).
         device: ``auto`` uses a GPU where there is one.
         dtype: of the dynamics' weights; ``auto`` is bfloat16 on a GPU. In float32, a simulation in a batch equals the
             same one alone. Encoders and decoders stay in float32, and so do the sums of a sampler.
