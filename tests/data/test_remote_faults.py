@@ -19,6 +19,7 @@ from vwm.data.clips import ClipDataset
 from vwm.data.datamodule import ClipLoader
 from vwm.data.episode import Episode
 from vwm.data.remote_files import ChangedShardError, RetryPolicy, StoreError
+from vwm.data.shard_cache import ShardCache
 from vwm.data.shard_index import list_shards, load_shard_index
 from vwm.data.shards import ShardWriter
 
@@ -75,7 +76,7 @@ def store(server: Store, local: Path, monkeypatch: pytest.MonkeyPatch, tmp_path:
 def forget() -> None:
     """Read everything again, as a new process would."""
     remote_blocks._SHARDS.clear()
-    remote_blocks._RECENT = remote_blocks.RecentPieces(remote_blocks.MEMORY_BYTES)
+    remote_blocks.forget_recent_pieces()
 
 
 def open_clips(path: str | Path) -> ClipDataset:
@@ -220,7 +221,7 @@ def test_an_object_that_is_replaced_in_use_is_named(store: Store, local: Path, t
     changed[3000] ^= 1  # of the same size
     store.put("data/shard-000001.tar", bytes(changed))
     assert same(read_all(clips), first)  # what is in memory is of the first state
-    remote_blocks._RECENT = remote_blocks.RecentPieces(1 << 20)
+    remote_blocks.forget_recent_pieces()
     with pytest.raises(ChangedShardError, match=r"shard-000001.tar was replaced while it was in use"):
         read_all(clips)
 
@@ -367,3 +368,19 @@ def test_an_error_in_a_worker_is_one_sentence(store: Store) -> None:
     store.make_faults(change(headers=lambda answer: answer.headers | {"ETag": '"other"'}))
     with pytest.raises(ChangedShardError, match=r"^s3://bucket/data/shard-00000\d.tar was replaced while"):
         next(iter(loader))
+
+
+def test_two_openings_of_one_address_keep_their_states(store: Store, local: Path, tmp_path: Path) -> None:
+    """A data set that was opened before an object was replaced does not read what one opened later may read."""
+    cached = make_clip_dataset("s3://bucket/data", 4, fields=FIELDS, seed=3, cache=ShardCache(tmp_path / "c", 10**7))
+    plain, expected = open_clips("s3://bucket/data"), read_all(open_clips(local))
+    for i in range(len(plain)):  # pieces of other sizes in turn
+        assert same([cached[i], plain[i]], [expected[i], expected[i]])
+    data = bytearray((local / "shard-000001.tar").read_bytes())
+    data[3000] ^= 1
+    store.put("data/shard-000001.tar", bytes(data))
+    load_shard_index("s3://bucket/data/shard-000001.tar")
+    remote_blocks.forget_recent_pieces()
+    with pytest.raises(ChangedShardError, match=r"shard-000001.tar was replaced"):
+        read_all(plain)
+    assert same(read_all(cached), expected)  # from the disk

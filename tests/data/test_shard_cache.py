@@ -115,7 +115,7 @@ def test_clips_come_from_the_cache_and_not_of_an_object_that_was_replaced(tmp_pa
                 remote.write(file.read_bytes())
 
     def read(cache: ShardCache | None) -> list[np.ndarray]:
-        remote_blocks._RECENT = remote_blocks.RecentPieces(1 << 20)
+        remote_blocks.forget_recent_pieces()
         clips = make_clip_dataset("memory://cached", 5, cache=cache)
         return [clips[i]["frames"] for i in range(len(clips))]
 

@@ -20,10 +20,12 @@ import torch
 import webdataset
 from numpy.typing import NDArray
 
+from vwm.cli.bench_store import benchmark_store
 from vwm.cli.bench_timing import format_timings, measure_seconds
 from vwm.core.command_output import format_command, print_next_command, progress_bar
 from vwm.data.clip_folders import make_clip_dataset
 from vwm.data.datamodule import ClipLoader
+from vwm.data.remote_files import is_remote
 from vwm.data.shard_index import list_shards, load_shard_index, shard_index_path
 from vwm.data.shards import ShardWriter
 from vwm.data.video_encoding import encode_video
@@ -46,7 +48,7 @@ def benchmark_data(
     is timed on both.
 
     Args:
-        data: a folder of shards on this machine, or a tar.
+        data: a folder of shards, or a tar; at a remote address, its clips are compared with those of the local disk.
         clip_length: frames per clip.
         batch_size: clips per batch.
         workers: reader processes, of both pipelines.
@@ -54,6 +56,9 @@ def benchmark_data(
         repeats: rounds in which the variants alternate.
         shard_limit: use the first shards only, since the copy is written in every run; 0 uses all.
     """
+    if is_remote(data):
+        benchmark_store(data, clip_length, batch_size, workers, batches, repeats, shard_limit)
+        return
     with tempfile.TemporaryDirectory() as scratch:
         folders = _stage_shards(data, Path(scratch), shard_limit)
         video = folders["mp4"]
@@ -75,8 +80,6 @@ def benchmark_data(
 def _stage_shards(shards: str, scratch: Path, limit: int) -> dict[str, Path]:
     """Return folders of the shards to read: links to them, and copies as mp4 where they are raw."""
     paths = list_shards(shards)[: limit or None]
-    if any("://" in path for path in paths):
-        raise ValueError(f"{shards}: the benchmark reads local files: download the shards first")
     folder = scratch / "original"
     folder.mkdir()
     raw = False

@@ -122,22 +122,11 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self.fields = tuple(fields)
         self.labeled_fraction = labeled_fraction
         self.cache = cache
-        self._know_shards()
         keys = (entry.key for shard in shards for entry in shard.episodes)
         self._unlabeled_actions = self._find_unlabeled_actions() if "actions" in fields else None
         parts = [entry.known_parts for shard in shards for entry in shard.episodes]
         self._num_parts = max(map(len, parts), default=0) if not all(map(all, parts)) else 0
         self._label_threshold = hash_threshold(keys, labeled_fraction, LABELED_SALT) if labeled_fraction < 1 else 1.0
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._know_shards()  # in a process that was spawned
-
-    def _know_shards(self) -> None:
-        """Tell this process what the indices say of remote shards, so that all reads are of that state."""
-        for path, shard in zip(self.paths, self.shards, strict=True):
-            if is_remote(path):
-                know_shard(path, shard.size, shard.tag, shard.block_sums, self.cache)
 
     def __len__(self) -> int:
         """Return the number of clips in an epoch."""
@@ -159,8 +148,10 @@ class ClipDataset(Dataset[dict[str, Any]]):
 
     def read(self, address: ClipAddress) -> dict[str, Any]:
         """Read the fields of one clip, each an array [t, ...], and its ``seed``."""
-        path = self.paths[address.shard]
-        entry = self.shards[address.shard].episodes[address.episode]
+        path, shard = self.paths[address.shard], self.shards[address.shard]
+        entry = shard.episodes[address.episode]
+        if is_remote(path):  # all reads are of the state that the index describes, in spawned processes, too
+            know_shard(path, shard.size, shard.tag, shard.block_sums, self.cache)
         stop = address.start + (self.clip_length - 1) * self.stride + 1
         clip: dict[str, Any] = {"seed": np.int64(address.seed)}
         steps = self.clip_length + self.frames_per_latent - 1

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
-
-import fsspec
 
 from vwm.core.json_files import parse_json_object
 from vwm.data.mixtures import DataSet
+from vwm.data.remote_files import is_remote, read_file
 from vwm.data.shard_index import EpisodeIndexEntry, ShardIndex
 from vwm.data.shard_reading import read_array_rows, read_episode_metadata
 
@@ -87,8 +87,8 @@ def _describe_latents(episodes: Episodes, name: str) -> str:
     row = read_array_rows(*encoded, "latents", 0, 1)
     file = encoded[0].rpartition("/")[0] + f"/{ENCODING_FILE}"
     try:
-        with fsspec.open(file, "r") as opened:
-            tokenizer: Any = parse_json_object(opened.read().encode(), file).get("fingerprint", "unknown")
+        text = read_file(file) if is_remote(file) else Path(file).read_bytes()
+        tokenizer: Any = parse_json_object(text, file).get("fingerprint", "unknown")
     except FileNotFoundError:
         tokenizer = "unknown"
     return f"latents {row.dtype} {list(row.shape[1:])} of tokenizer {tokenizer}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import tokenize
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -155,6 +156,15 @@ def _npy_shape(
         raise ValueError(f"{shard}:{key}.{extension} cannot be read ({error})") from error
 
 
+_USUAL_HEADER = re.compile(
+    rb"..\{'descr': '(?P<dtype>[<|][a-zA-NP-Z]\d+)', 'fortran_order': False, "
+    rb"'shape': \((?P<shape>\d{1,15}(?:, \d{1,15})*),?\), \} *\n",
+    re.DOTALL,
+)
+"""The header that numpy writes. numpy reads it through Python's parser, which fails at times where several threads use
+it (SystemError: AST constructor recursion depth mismatch)."""
+
+
 def parse_npy_header(data: bytes) -> tuple[tuple[int, ...], np.dtype[Any], int]:
     """Return (shape, dtype, size of the header in bytes) of an ``.npy`` file, from its first bytes.
 
@@ -165,6 +175,10 @@ def parse_npy_header(data: bytes) -> tuple[tuple[int, ...], np.dtype[Any], int]:
     npy = np.lib.format
     try:
         version = npy.read_magic(file)
+        usual = _USUAL_HEADER.match(data, file.tell()) if version == (1, 0) else None
+        if usual is not None:
+            shape = tuple(int(size) for size in usual["shape"].decode().split(",") if size.strip())
+            return shape, np.dtype(usual["dtype"].decode()), usual.end()
         read: Callable[..., Any] = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, fortran_order, dtype = read(file)
     except (SyntaxError, tokenize.TokenError, TypeError, OverflowError, RecursionError, MemoryError) as error:

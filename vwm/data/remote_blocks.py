@@ -46,12 +46,14 @@ class RemoteShard:
     Attributes:
         size: in bytes.
         tag: its ETag when the index was loaded; empty where the store has none.
-        sums: uint32 [blocks], checksums of the blocks; None where the index has none.
+        block_sums: checksums of the blocks as the index has them; empty where it has none.
+        sums: uint32 [blocks], the same as numbers, or None.
         cache: keeps its bytes on disk; None keeps none.
     """
 
     size: int
     tag: str
+    block_sums: str
     sums: NDArray[np.uint32] | None
     cache: ShardCache | None
 
@@ -59,6 +61,10 @@ class RemoteShard:
     def piece(self) -> int:
         """Size of the pieces that are read, in bytes."""
         return BLOCK_BYTES if self.cache is None else CACHED_BYTES
+
+
+PieceKey = tuple[str, str, int, int]
+"""Address, ETag, size of pieces and number of a piece."""
 
 
 class RecentPieces:
@@ -71,17 +77,17 @@ class RecentPieces:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.size = 0
-        self._pieces: OrderedDict[tuple[str, str, int], bytes] = OrderedDict()
+        self._pieces: OrderedDict[PieceKey, bytes] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: tuple[str, str, int]) -> bytes | None:
+    def get(self, key: PieceKey) -> bytes | None:
         """Return a piece, or None."""
         with self._lock:
             if key in self._pieces:
                 self._pieces.move_to_end(key)
             return self._pieces.get(key)
 
-    def put(self, key: tuple[str, str, int], data: bytes) -> None:
+    def put(self, key: PieceKey, data: bytes) -> None:
         """Add a piece, and drop the oldest ones."""
         with self._lock:
             self.size += len(data) - len(self._pieces.pop(key, b""))
@@ -105,10 +111,13 @@ def know_shard(address: str, size: int, tag: str, block_sums: str, cache: ShardC
         block_sums: as ``checksum_blocks`` returns them, or "".
         cache: keeps its bytes on disk.
     """
+    known = _SHARDS.get(address)
+    if known is not None and (known.size, known.tag, known.block_sums, known.cache) == (size, tag, block_sums, cache):
+        return
     sums = np.frombuffer(base64.b64decode(block_sums), "<u4") if block_sums else None
     if sums is not None and len(sums) != -(-size // BLOCK_BYTES):
         sums = None
-    _SHARDS[address] = RemoteShard(size, tag, sums, cache)
+    _SHARDS[address] = RemoteShard(size, tag, block_sums, sums, cache)
 
 
 def read_remote_bytes(address: str, offset: int, size: int) -> bytes:
@@ -218,7 +227,7 @@ def find_damage(shard: RemoteShard, start: int, data: bytes) -> int | None:
 
 def _find_piece(address: str, shard: RemoteShard, number: int) -> bytes | None:
     """Return a piece from memory or from the cache on disk; None where neither has it."""
-    key = address, shard.tag, number
+    key = address, shard.tag, shard.piece, number
     recent = _RECENT.get(key)
     if recent is not None:
         return recent
@@ -234,16 +243,22 @@ def _find_piece(address: str, shard: RemoteShard, number: int) -> bytes | None:
 
 
 def _keep_piece(address: str, shard: RemoteShard, number: int, data: bytes) -> None:
-    _RECENT.put((address, shard.tag, number), data)
+    _RECENT.put((address, shard.tag, shard.piece, number), data)
     if shard.cache is not None:
         shard.cache.write(f"{address}\n{shard.tag}\n{shard.size}", number, data)
 
 
+def forget_recent_pieces() -> None:
+    """Drop the pieces in memory."""
+    global _RECENT
+    _RECENT = RecentPieces(MEMORY_BYTES)
+
+
 def _reset_after_fork() -> None:
     """Give a forked process locks that no thread of its parent holds."""
-    global _RECENT, _TURNS
+    global _TURNS
     _TURNS = [threading.Lock() for _ in range(64)]
-    _RECENT = RecentPieces(MEMORY_BYTES)
+    forget_recent_pieces()
 
 
 _TURNS = [threading.Lock() for _ in range(64)]
