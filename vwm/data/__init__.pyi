@@ -35,11 +35,15 @@ from .remote_files import DamagedBytesError as DamagedBytesError
 from .remote_files import FileState as FileState
 from .remote_files import RetryPolicy as RetryPolicy
 from .remote_files import StoreError as StoreError
+from .remote_files import is_remote as is_remote
+from .remote_files import open_file_system as open_file_system
+from .remote_files import retry as retry
 from .shard_cache import ShardCache as ShardCache
 from .shard_index import ShardIndex as ShardIndex
 from .shard_index import is_shard_complete as is_shard_complete
 from .shard_index import list_shards as list_shards
 from .shard_index import load_shard_index as load_shard_index
+from .shard_index import load_shard_indices as load_shard_indices
 from .shard_index import shard_index_path as shard_index_path
 from .shard_reading import read_array as read_array
 from .shard_reading import read_bytes as read_bytes
