@@ -71,22 +71,19 @@ def _fill(folder: str, first: int, count: int) -> None:
 
 
 def test_many_processes_and_kills(tmp_path: Path) -> None:
-    """Four processes write and read at once, two are killed; the limit holds, and every piece is whole."""
+    """Three processes write and read at once, two are killed; the limit holds, and every piece is whole."""
     context = multiprocessing.get_context("fork")
     processes = [
-        context.Process(target=_fill, args=(str(tmp_path), 100 * n, 400 if n < 2 else 10**6)) for n in range(4)
+        context.Process(target=_fill, args=(str(tmp_path), 100 * n, 60 if n == 0 else 10**6)) for n in range(3)
     ]
     for process in processes:
         process.start()
-    for process in processes[:2]:
-        process.join()
-        assert process.exitcode == 0
-    for process in processes[2:]:
+    processes[0].join()
+    assert processes[0].exitcode == 0
+    for process in processes[1:]:
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-    (tmp_path / f".{processes[2].pid}.abcdefgh.tmp").write_bytes(
-        b"half"
-    )  # as a kill in the middle of a write leaves it
+    (tmp_path / f".{processes[2].pid}.abcdefgh.tmp").write_bytes(b"half")  # as a kill in the middle of a write does
     assert size_of(tmp_path) <= 40_000
     cache = ShardCache(tmp_path, 40_000)
     whole = [n for n in range(90) if cache.read("a", n, 1000) == piece(n)]
