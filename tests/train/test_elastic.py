@@ -183,7 +183,8 @@ def test_a_run_with_checkpoint_folders_is_exported_without_processes(
 ) -> None:
     result = fit(runs, root, "exported", "--checkpoint.format", "folder", ranks=2, strategy="fsdp")
     assert result.codes == [0, 0], result.output
-    result = runs(["export", str(root / "exported"), "-o", str(root / "bundle")], root / "export.log")
+    words = ["export", str(root / "exported"), "-o", str(root / "bundle"), "--allow-packages", "fit_runs"]
+    result = runs(words, root / "export.log")
     assert result.codes == [0], result.output
     names = {path.name for path in (root / "exported" / "checkpoints").iterdir()}
     assert names == {"step-00000008", "step-00000010"}

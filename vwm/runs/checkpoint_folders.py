@@ -99,6 +99,8 @@ class CheckpointFolders:
             state: nested tensors and plain values; tensors may be sharded (``DTensor``).
         """
         self.wait()
+        if _rank() == 0:
+            self.remove_old()
         if self._agree(step in self.steps()):
             return
         rest, tensors = split_tensors(state)
@@ -133,11 +135,13 @@ class CheckpointFolders:
     def remove_old(self) -> None:
         """Remove all but the last complete checkpoints, and what killed processes left incomplete before these."""
         place, steps = FolderFiles(self.address), self.steps()
+        if not steps:
+            return
         kept = {step for step in steps if self.keep_every_n_steps and step % self.keep_every_n_steps == 0}
         kept |= set(steps[-self.keep :])
         for entry in place.files.ls(place.path, detail=False):
             found = FOLDER_NAME.fullmatch(entry.rstrip("/").rpartition("/")[2])
-            if found is None or int(found[1]) in kept or not steps or int(found[1]) > steps[-1]:
+            if found is None or int(found[1]) in kept or int(found[1]) > steps[-1]:
                 continue
             index = f"{entry.rstrip('/')}/{INDEX}"
             if place.files.exists(index):
