@@ -69,12 +69,14 @@ def _accept_paths(function: Any) -> Any:
     """Let a function take text where it is annotated to take a ``Path``, and a ``Path`` where it takes text."""
     import functools
     import inspect
+    import re
     from pathlib import Path
 
     signature = inspect.signature(function)
     annotations = {name: str(parameter.annotation) for name, parameter in signature.parameters.items()}
-    to_path = {name for name, text in annotations.items() if "Path" in text and "str" not in text}
-    to_text = {name for name, text in annotations.items() if text in ("str", "str | None")}
+    # ``DataPath`` is text, or text for each data set
+    to_path = {name for name, text in annotations.items() if re.search(r"\bPath\b", text) and "str" not in text}
+    to_text = {name for name, text in annotations.items() if text in ("str", "str | None", "DataPath")}
 
     @functools.wraps(function)
     def with_paths(*arguments: Any, **named: Any) -> Any:
