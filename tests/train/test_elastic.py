@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
@@ -91,10 +92,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def fit(runs: Runs, root: Path, run: str, *arguments: str, ranks: int = 1, **environment: str) -> RunResult:
+def fit(
+    runs: Runs, root: Path, run: str, *arguments: str, ranks: int = 1, strategy: str = "ddp", **environment: str
+) -> RunResult:
     argv = ["fit", "-c", str(root / "tokenizer.yaml"), "--run", str(root / run), *arguments]
     if ranks > 1:
-        argv += ["--trainer.strategy", "ddp"]
+        argv += ["--trainer.strategy", strategy]
     return runs(argv, root / f"{run}.log", ranks, **environment)
 
 
@@ -154,6 +157,42 @@ def test_a_stopped_run_moves_to_parts_of_another_size(runs: Runs, root: Path, un
     assert result.codes == [0] * 4, result.output
     assert batches(root / "moved", ranks=4) == batches(uninterrupted)
     assert_equal_runs(root / "moved", uninterrupted)
+
+
+def test_checkpoint_folders_move_between_meshes_and_one_process(runs: Runs, root: Path, uninterrupted: Path) -> None:
+    """3 processes that share the weights, 2 that do, 2 that have all of them each, and one; the last writes a file."""
+    folder, run = ["--checkpoint.format", "folder", "--ema.decay", "0.9"], root / "folders"
+    for ranks, strategy, step in ((3, "fsdp", 5), (2, "fsdp", 7), (2, "ddp", 9)):
+        killed = {"KILL_AT": str(step), "KILL_RANK": str(ranks - 1)}
+        result = fit(runs, root, "folders", *folder, ranks=ranks, strategy=strategy, **killed)
+        assert result.codes[-1] == -9 and 1 not in result.codes, result.output
+        saved = {path.parent.name for path in run.glob("checkpoints/*/index.json")}
+        assert saved and len(saved) <= 3 and not (run / "checkpoints" / "last.ckpt").exists()
+    # The last complete one is cut off: the one before it is used.
+    newest = run / "checkpoints" / max(saved)
+    (newest / "trainer.ckpt").write_bytes(b"")
+    result = fit(runs, root, "folders")
+    assert result.codes == [0], result.output
+    assert f"{newest.name}/trainer.ckpt: is cut off" in result.output and "Continuing from" in result.output
+    assert batches(run, ranks=3) == batches(uninterrupted)
+    assert_equal_runs(run, uninterrupted)
+
+
+def test_a_run_with_checkpoint_folders_is_exported_without_processes(
+    runs: Runs, root: Path, uninterrupted: Path
+) -> None:
+    result = fit(runs, root, "exported", "--checkpoint.format", "folder", ranks=2, strategy="fsdp")
+    assert result.codes == [0, 0], result.output
+    words = ["export", str(root / "exported"), "-o", str(root / "bundle"), "--allow-packages", "fit_runs"]
+    result = runs(words, root / "export.log")
+    assert result.codes == [0], result.output
+    names = {path.name for path in (root / "exported" / "checkpoints").iterdir()}
+    assert names == {"step-00000008", "step-00000010"}
+    average = load_state(uninterrupted)["callbacks"]["EMACallback"]["average"]["shadow_params"]
+    exported = load_file(root / "bundle" / "tokenizer" / "diffusion_pytorch_model.safetensors")
+    assert sum(map(torch.numel, exported.values())) == sum(map(torch.numel, average))
+    for weight in average:
+        assert any(w.shape == weight.shape and torch.allclose(w.double(), weight, atol=1e-5) for w in exported.values())
 
 
 def test_a_hanging_rank_is_named_and_all_ranks_end(runs: Runs, root: Path) -> None:

@@ -53,7 +53,7 @@ def _best(part: Path, key: str, trainings: list[tuple[Path, str]]) -> tuple[Path
 
 def _finished_runs(folder: Path) -> Iterator[Path]:
     for run in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if RunFolder(run).last_checkpoint.is_file():
+        if RunFolder(run).has_checkpoint:
             yield run
 
 

@@ -68,6 +68,7 @@ SECTION_RANGES = {
     "ema.decay": SettingRange(0, 1, max_is_open=True),
     "checkpoint.every": SettingRange(1),
     "checkpoint.keep_every_n_steps": SettingRange(0),
+    "checkpoint.keep": SettingRange(1),
     "samples.every": SettingRange(0),
     "watchdog.timeout": SettingRange(0),
     "samples.clips": SettingRange(1),

@@ -94,7 +94,8 @@ def load_component(folder: str | os.PathLike[str], kind: type[ModelMixin] | None
         kind = _named_class(folder / COMPONENT_CONFIG_FILE)
     _check_weights(folder, kind)
     try:
-        part, info = _load_weights(folder, kind)
+        with torch.device("cpu"):  # also where other networks are built on the meta device
+            part, info = _load_weights(folder, kind)
     except Exception as error:  # diffusers and safetensors raise many types of errors for a damaged folder
         raise ComponentError(f"{folder}: cannot be loaded ({type(error).__name__}: {error})") from error
     wrong = {k: v for k, v in info.items() if k in ("missing_keys", "unexpected_keys", "mismatched_keys") and v}
@@ -260,7 +261,8 @@ def copy_weights(
             f"{where}: missing weights: {missing}, unexpected weights: {unexpected}, weights of another shape: "
             f"{sorted(reshaped)}"
         )
-    network.load_state_dict(weights, strict=False)
+    if not any(weight.is_meta for weight in network.parameters()):  # such a network gets its values later
+        network.load_state_dict(weights, strict=False)
 
 
 def rebuild_network(network: NetworkT, **changes: Any) -> NetworkT:

@@ -30,6 +30,14 @@ from .causal_conv import DepthToSpaceTime as DepthToSpaceTime
 from .causal_conv import FrameBuffer as FrameBuffer
 from .causal_conv import SpaceTimeToDepth as SpaceTimeToDepth
 from .causal_conv import SpatialConv as SpatialConv
+from .clip_draws import draw_for_all_clips as draw_for_all_clips
+from .clip_draws import draw_integers as draw_integers
+from .clip_draws import draw_normal as draw_normal
+from .clip_draws import draw_normal_for_all_clips as draw_normal_for_all_clips
+from .clip_draws import draw_normal_like as draw_normal_like
+from .clip_draws import draw_seeds as draw_seeds
+from .clip_draws import draw_share_of_clips as draw_share_of_clips
+from .clip_draws import draw_uniform as draw_uniform
 from .code_embedding import CodeEmbedding as CodeEmbedding
 from .code_embedding import CodeLogits as CodeLogits
 from .cosine_transform import video_dct_basis as video_dct_basis
@@ -74,6 +82,12 @@ from .quantize import Quantizer as Quantizer
 from .quantize import QuantizerOutput as QuantizerOutput
 from .quantize import code_counts as code_counts
 from .quantize import perplexity as perplexity
+from .ranks import least_of_ranks as least_of_ranks
+from .ranks import masked_mean as masked_mean
+from .ranks import mean_count as mean_count
+from .ranks import mean_over_ranks as mean_over_ranks
+from .ranks import mean_over_ranks_with_gradient as mean_over_ranks_with_gradient
+from .ranks import rank_count as rank_count
 from .recomputation import recompute_blocks as recompute_blocks
 from .recomputation import without_recomputation as without_recomputation
 from .sharding import from_local_part as from_local_part

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from vwm.core.action_parts import MAX_PART_SIZE
+from vwm.nn.clip_draws import draw_normal_like
 from vwm.nn.precision import at_least_float32
+from vwm.nn.ranks import join_ranks
 
 LEVELS = (0.01, 0.5, 0.99)
 """Percentiles of the data: what -1 stands for, the position at rest, and what 1 stands for."""
@@ -75,7 +77,7 @@ class GaussianBottleneck(nn.Module):
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1).mean()
         z = mean
         if self.training:
-            z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+            z = mean + (0.5 * log_variance).exp() * draw_normal_like(mean)
             self._update_percentiles(mean)
         return GaussianOutput(self.embed(z.to(x.dtype)), self.to_actions(mean), self.kl_weight * divergence)
 
@@ -94,7 +96,7 @@ class GaussianBottleneck(nn.Module):
     @torch.no_grad()
     def _update_percentiles(self, mean: Tensor) -> None:
         """Replace the oldest of the recent means, and take the percentiles of all."""
-        new = mean.flatten(0, -2)[-RECENT:]
+        new = join_ranks(mean.flatten(0, -2)[-RECENT:])[-RECENT:]
         self.recent.copy_(torch.cat((self.recent[len(new) :], new.to(self.recent.dtype))))
         recent = at_least_float32(self.recent)
         levels = torch.tensor(LEVELS, dtype=recent.dtype, device=recent.device)

@@ -17,12 +17,14 @@ class MicroBatch:
         weight: factor of its mean loss; the mean of all weighted losses of a step is the mean over its clips.
         share: its share of the rank's micro-batches in a step.
         first: whether it is the rank's first in the step.
+        position: of its first clip in the global batch.
     """
 
     clips: int
     weight: float
     share: float
     first: bool
+    position: int
 
 
 class StepMetrics:

@@ -17,6 +17,7 @@ from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
 from vwm.core.seeds import fold_in, seeded_uniform
 from vwm.nn.norm import RMSNorm
 from vwm.nn.precision import at_least_float32
+from vwm.nn.ranks import mean_count
 from vwm.nn.two_hot import SymexpTwoHot
 
 TERMINATION_STREAM = -4
@@ -68,7 +69,7 @@ class RewardTerminationHeads(ModelMixin, ConfigMixin):
         Steps whose outcome is not ``known`` (bool [b, t]; None if all are) do not count.
         """
         x = self.body(torch.cat((features, action_embedding), dim=-1))
-        weight = None if known is None else known * (known.numel() / known.sum().clamp(min=1))
+        weight = None if known is None else known * (known.numel() / mean_count(known, x.dtype))
         loss = self.two_hot.loss(self.reward(x), reward)
         reward_loss = (loss if weight is None else loss * weight).mean()
         end = at_least_float32(self.end(x).squeeze(-1))

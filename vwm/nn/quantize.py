@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vwm.nn.finite_scalar_codebook import FiniteScalarCodebook
 from vwm.nn.precision import at_least_float32
+from vwm.nn.ranks import mean_over_ranks_with_gradient, rank_count
 
 if TYPE_CHECKING:
     from vector_quantize_pytorch import VectorQuantize
@@ -109,13 +110,13 @@ def codebook_size(codebook: Codebook) -> int:
 
 
 def codebook_spread_loss(z: Tensor) -> Tensor:
-    """Loss that keeps the dimensions of a batch centered, spread and uncorrelated: float [m, d] -> scalar.
+    """Loss that keeps the dimensions of a global batch centered, spread and uncorrelated: float [m, d] -> scalar.
 
     The variance hinge and the covariance term of VICReg (arXiv 2105.04906, eqs. 1 and 3), and the mean squared.
     """
-    mean = z.mean(0)
-    centered = z - mean
-    covariance = centered.T @ centered / max(1, len(z) - 1)
+    mean = mean_over_ranks_with_gradient(z.mean(0))
+    centered, samples = z - mean, len(z) * rank_count()
+    covariance = mean_over_ranks_with_gradient(centered.T @ centered / len(z)) * (samples / max(1, samples - 1))
     deviation = (covariance.diagonal() + 1e-4).sqrt()
     correlation = covariance / (deviation[:, None] * deviation)
     off_diagonal = correlation - torch.diag(correlation.diagonal())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import lightning as L
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vwm.core.frames import video_to_uint8
 from vwm.core.tokenizer import VideoTokenizer
+from vwm.nn.clip_draws import clip_draws, draw_uniform, repeated_draws
 from vwm.nn.micro_batch import MicroBatch, StepMetrics
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.ranks import mean_logs_over_ranks
@@ -60,6 +61,8 @@ class TrainingModule(L.LightningModule, ABC):
     _step_metrics: StepMetrics | None = None
     _unchecked: tuple[int, dict[str, Tensor]] | None = None
     """Step and values of the last loss that was not checked yet."""
+    _draw_seed: int = 0
+    """Seed of the random numbers of losses, equal in all processes."""
 
     @abstractmethod
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -117,7 +120,8 @@ class TrainingModule(L.LightningModule, ABC):
 
     def training_step(self, batch: Any, index: int) -> Tensor:
         """Lightning's hook. Raises FloatingPointError where the loss is not finite."""
-        loss, logs = self(batch)
+        with self._draws_of(batch, self._draw_seed, self.global_step, index):
+            loss, logs = self(batch)
         values = {"loss": loss, **logs}
         if self.micro_batch is not None:
             self._step_metrics = self._step_metrics or StepMetrics()
@@ -130,9 +134,21 @@ class TrainingModule(L.LightningModule, ABC):
                 self.log(label, values[name], prog_bar=True, logger=False)
         return loss if self.micro_batch is None else loss * self.micro_batch.weight
 
+    def _draws_of(self, batch: Any, seed: int, step: int, index: int) -> AbstractContextManager[None]:
+        """Draw random numbers of the clips of a batch; see ``clip_draws``."""
+        clips = getattr(batch, "seed", None)
+        if clips is None:
+            return nullcontext()
+        if self.micro_batch is not None:
+            return clip_draws(clips, seed, step, self.micro_batch.position)
+        part = index % self.trainer.accumulate_grad_batches
+        first = (part * self.trainer.world_size + self.trainer.global_rank) * len(clips)
+        return clip_draws(clips, seed, step, first)
+
     def on_train_start(self) -> None:
         """Lightning's hook."""
         self._unchecked = None
+        self._draw_seed = int(self.trainer.strategy.broadcast(torch.initial_seed() % 2**31))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning's hook: raise FloatingPointError instead of saving weights that are not finite."""
@@ -179,7 +195,8 @@ class TrainingModule(L.LightningModule, ABC):
 
     def validation_step(self, batch: Any, index: int) -> None:
         """Lightning's hook."""
-        loss, logs = self.validation_losses(batch, index)
+        with self._draws_of(batch, 0, index, index):
+            loss, logs = self.validation_losses(batch, index)
         values = {"val/loss": loss, **{f"val/{k}": v for k, v in logs.items()}}
         # A float, because Lightning averages the numbers of clips over ranks, and of whole numbers cuts off the mean.
         clips: Any = float(batch_size(batch) if self.micro_batch is None else self.micro_batch.clips)
@@ -244,16 +261,16 @@ class TrainingModule(L.LightningModule, ABC):
             return known
         if self.action_dropout:
             whole = known if known.ndim == 2 else known[..., :1]
-            known = known & (torch.rand(whole.shape, device=self.device) >= self.action_dropout)
+            known = known & (draw_uniform(whole.shape, known.device) >= self.action_dropout)
         if self.part_dropout and parts:
             shown = known if known.ndim == 3 else known[..., None].expand(*known.shape, parts)
-            known = shown & (torch.rand(shown.shape, device=self.device) >= self.part_dropout)
+            known = shown & (draw_uniform(shown.shape, known.device) >= self.part_dropout)
         return known
 
     @contextmanager
     def fixed_randomness(self, seed: int) -> Iterator[None]:
-        """Seed torch's random numbers inside the block, and restore the random state after it."""
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+        """Draw the same random numbers in every such block of a loss, and restore torch's random state after it."""
+        with repeated_draws(), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
             yield
 

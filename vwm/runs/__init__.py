@@ -5,6 +5,7 @@
       .lock                     held by the process that trains (rank 0 of a distributed run)
       checkpoints/last.ckpt     what the same command resumes from
       checkpoints/best.ckpt     weights with the best evaluation (agents)
+      checkpoints/step-N/       the same, written by all processes together (vwm fit, checkpoint.format folder)
       checkpoints/step-N.ckpt   never deleted (vwm fit, checkpoint.keep_every_n_steps)
       checkpoints/replay/       recorded episodes (agents with a replay buffer)
       metrics/TABLE.csv         train, val (vwm fit); episodes, evaluations, updates (agents)

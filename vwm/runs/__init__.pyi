@@ -1,3 +1,7 @@
+from .checkpoint_folder import FolderFiles as FolderFiles
+from .checkpoint_folder import FolderReader as FolderReader
+from .checkpoint_folder import FolderWriter as FolderWriter
+from .checkpoint_folders import CheckpointFolders as CheckpointFolders
 from .checkpoints import CheckpointError as CheckpointError
 from .checkpoints import Stateful as Stateful
 from .checkpoints import load_best_weights as load_best_weights

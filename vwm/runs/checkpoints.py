@@ -158,7 +158,7 @@ def mismatch_as_value_error(path: Path, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def weight_mismatch_as_value_error(path: Path | None, what: str) -> Iterator[None]:
+def weight_mismatch_as_value_error(path: str | None, what: str) -> Iterator[None]:
     """Do the same for a block that does more than loading: only what torch raises for other weights is turned."""
     try:
         yield

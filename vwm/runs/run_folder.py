@@ -39,6 +39,11 @@ class RunFolder:
         return self.checkpoints / "last.ckpt"
 
     @property
+    def has_checkpoint(self) -> bool:
+        """Whether the run has something to resume from in its folder: a file, or a complete checkpoint folder."""
+        return self.last_checkpoint.is_file() or any(self.checkpoints.glob("step-*/index.json"))
+
+    @property
     def best_checkpoint(self) -> Path:
         """The weights with the best evaluation (agents)."""
         return self.checkpoints / "best.ckpt"

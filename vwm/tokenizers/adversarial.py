@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vwm.nn.precision import at_least_float32
+from vwm.nn.ranks import mean_over_ranks
 
 
 class PatchDiscriminator(nn.Sequential):
@@ -85,7 +86,7 @@ class AdversarialLoss(nn.Module):
 
 
 def adaptive_weight(reconstruction: Tensor, generator: Tensor, last_layer: Tensor) -> Tensor:
-    """Ratio of the gradient norms of the two losses in the last layer, at most 10,000 (VQGAN, eq. 7)."""
-    reconstruction_norm = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)[0].norm()
-    generator_norm = torch.autograd.grad(generator, last_layer, retain_graph=True)[0].norm()
+    """Ratio of the gradient norms in the last layer of two losses of the global batch, <= 10,000 (VQGAN, eq. 7)."""
+    gradients = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (reconstruction, generator)]
+    reconstruction_norm, generator_norm = (mean_over_ranks(gradient).norm() for gradient in gradients)
     return (reconstruction_norm / (generator_norm + 1e-6)).clamp(max=1e4).detach()

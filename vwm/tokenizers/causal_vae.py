@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from vwm.core.network_base import register_to_config
 from vwm.core.tokenizer import TokenizerOutput, VideoTokenizer
 from vwm.nn.causal_conv import CausalConvStack, DepthToSpaceTime, FrameBuffer, SpaceTimeToDepth, SpatialConv
+from vwm.nn.clip_draws import draw_normal_like
 from vwm.nn.cosine_transform import video_dct_basis
 from vwm.nn.pixels import patch_grid
 from vwm.nn.precision import at_least_float32
@@ -248,7 +249,7 @@ class CausalVAE(VideoTokenizer):
             mean, log_variance = at_least_float32(features).chunk(2, dim=-1)
             log_variance = log_variance.clamp(-30, 10)
             penalty = self.kl_weight * 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-            z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean) if self.training else mean
+            z = mean + (0.5 * log_variance).exp() * draw_normal_like(mean) if self.training else mean
             latents = self.normalize(mean)
         return TokenizerOutput(self._decode(z, self._decoder_state(z))[0], latents, penalty)
 

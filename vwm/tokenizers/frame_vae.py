@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from vwm.core.network_base import register_to_config
 from vwm.core.tokenizer import FrameTokenizer, TokenizerOutput
+from vwm.nn.clip_draws import draw_normal_like
 from vwm.nn.pixels import patch_grid
 from vwm.nn.precision import at_least_float32
+from vwm.nn.ranks import mean_over_ranks
 
 
 class FramePosterior(NamedTuple):
@@ -28,8 +30,8 @@ class FramePosterior(NamedTuple):
     std: Tensor
 
     def sample(self) -> Tensor:
-        """Sample a latent [b, t, 1, 1, z] with torch's global generator."""
-        return self.mean + self.std * torch.randn_like(self.mean)
+        """Sample a latent [b, t, 1, 1, z]; see ``draw_normal_like``."""
+        return self.mean + self.std * draw_normal_like(self.mean)
 
 
 class FrameVAE(FrameTokenizer):
@@ -108,7 +110,7 @@ class FrameVAE(FrameTokenizer):
         """Compute the mean frame, with ``subtract_mean_frame``; see ``VideoTokenizer.initialize_from_data``."""
         if self.mean_picture is not None:
             self.check_video(video)
-            self.mean_picture.copy_(video.mean(dim=(0, 1)))
+            self.mean_picture.copy_(mean_over_ranks(video.mean(dim=(0, 1))))
 
     def forward(self, video: Tensor) -> TokenizerOutput:
         """Encode and decode float [b, t, 3, H, W] in [-1, 1]. In training mode, latents are sampled."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vwm.core.network_base import register_to_config
 from vwm.core.tokenizer import TokenizerOutput, VideoTokenizer
+from vwm.nn.clip_draws import draw_uniform
 from vwm.nn.pixels import patch_grid, patchify, unpatchify
 from vwm.nn.space_time import TransformerState
 from vwm.nn.video_transformer import VideoTransformer, grid_coordinates
@@ -149,8 +150,8 @@ class MaskedAutoencoderTokenizer(VideoTokenizer):
 
     def _mask(self, tokens: Tensor) -> Tensor:
         """Replace a random share of the patches of each frame by the mask token."""
-        rate = self.max_mask_rate * torch.rand(*tokens.shape[:2], 1, device=tokens.device)
-        mask = torch.rand(tokens.shape[:3], device=tokens.device) < rate
+        rate = self.max_mask_rate * draw_uniform((*tokens.shape[:2], 1), tokens.device)
+        mask = draw_uniform(tokens.shape[:3], tokens.device) < rate
         mask[:, :, : self.tokens_per_frame] = False
         return torch.where(mask[..., None], self.hidden.to(tokens.dtype), tokens)
 

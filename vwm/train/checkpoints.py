@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import lightning as L
 import torch
@@ -13,10 +13,12 @@ import torch.distributed as dist
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from vwm.runs.checkpoints import CheckpointError, read_checkpoint, write_checkpoint
+from vwm.runs.checkpoint_folders import CheckpointFolders
+from vwm.runs.checkpoints import write_checkpoint
 from vwm.runs.rng_states import restore_rng_states, rng_states
 from vwm.runs.run_folder import RunFolder
 from vwm.runs.stop_signal import StopRequest, requeue_slurm_job
+from vwm.train.resume_points import find_shards, load_resume_point, sharded_states
 
 
 class RunCheckpointIO(TorchCheckpointIO):
@@ -24,23 +26,26 @@ class RunCheckpointIO(TorchCheckpointIO):
 
     Lightning's own class writes into the system's temporary folder and moves the file, which is a copy over the
     previous checkpoint where that is another file system.
+
+    Args:
+        trainer: of the training, which knows how weights are sharded.
     """
+
+    def __init__(self, trainer: L.Trainer) -> None:
+        super().__init__()
+        self.trainer = trainer
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Save a checkpoint file, atomically."""
         write_checkpoint(Path(path), checkpoint)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load a checkpoint file, with checksums and without unpickling code.
+        """Load a checkpoint file or folder, with checksums and without unpickling code.
 
         Raises:
             CheckpointError: it is damaged, or of another program.
         """
-        checkpoint = read_checkpoint(Path(path))
-        missing = {"state_dict", "global_step", "optimizer_states", "loops"} - checkpoint.keys()
-        if missing:
-            raise CheckpointError(f"{path}: is no checkpoint of vwm fit (it has no {', '.join(sorted(missing))})")
-        return checkpoint
+        return load_resume_point(str(path), find_shards(self.trainer))
 
 
 class ResumableCheckpoints(Checkpoint):
@@ -59,12 +64,34 @@ class ResumableCheckpoints(Checkpoint):
         notice: a file or an http address, looked at every 5 seconds: the run stops as by a signal once the file exists
             or the address answers with status 200, by which clouds announce that they take a machine away. Under
             torchrun, which would start processes again that fail, it ends with exit code 0.
+        format: ``file`` gathers everything in the first process, which writes it while the others wait. ``folder``
+            makes folders ``checkpoints/step-N``, of which every process writes its part while the training goes on; a
+            damaged one is replaced by the one before it.
+        keep: checkpoint folders that stay.
+        url: where checkpoint folders are written: a folder that all machines see, or an address of fsspec, such as
+            s3://bucket/run; by default in the run's folder.
     """
 
-    def __init__(self, every: int = 500, keep_every_n_steps: int = 0, notice: str | None = None) -> None:
+    def __init__(
+        self,
+        every: int = 500,
+        keep_every_n_steps: int = 0,
+        notice: str | None = None,
+        format: Literal["file", "folder"] = "file",
+        keep: int = 2,
+        url: str | None = None,
+    ) -> None:
         if every < 1:
             raise ValueError(f"checkpoint.every={every} must be at least 1 step")
+        if keep < 1:
+            raise ValueError(f"checkpoint.keep={keep} must be at least 1 checkpoint folder")
+        if url is not None and format == "file":
+            raise ValueError(f"checkpoint.url={url} is for checkpoint folders: set checkpoint.format to folder")
         self.every = every
+        self.format = format
+        self.keep = keep
+        self.url = url
+        self._folders: CheckpointFolders | None = None
         self.keep_every_n_steps = keep_every_n_steps
         self._stop = StopRequest(notice)
         self._saved_rng_states: list[dict[str, Any]] | None = None
@@ -142,6 +169,7 @@ class ResumableCheckpoints(Checkpoint):
         self._stop.__exit__()
         if trainer.global_step != self._last_saved_step:
             self._save(trainer, [RunFolder(trainer.default_root_dir).last_checkpoint])
+        self._finish_saving()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Stop listening for signals."""
@@ -178,6 +206,7 @@ class ResumableCheckpoints(Checkpoint):
         return int(tensor[0]), bool(tensor[1])
 
     def _exit(self, trainer: L.Trainer) -> NoReturn:
+        self._finish_saving()
         folder = RunFolder(trainer.default_root_dir).path
         if self._stop.was_noticed and "TORCHELASTIC_RUN_ID" in os.environ:
             if trainer.is_global_zero:
@@ -189,10 +218,26 @@ class ResumableCheckpoints(Checkpoint):
         raise SystemExit(128 + self._stop.number)
 
     def _save(self, trainer: L.Trainer, paths: Sequence[Path]) -> None:
-        for path in paths:
-            trainer.save_checkpoint(path, weights_only=False)
-        if RunFolder(trainer.default_root_dir).last_checkpoint in paths:
+        run = RunFolder(trainer.default_root_dir)
+        if self.format == "folder" and paths:
+            self._save_folder(trainer, self.url or str(run.checkpoints))
+        else:
+            for path in paths:
+                trainer.save_checkpoint(path, weights_only=False)
+        if run.last_checkpoint in paths:
             self._last_saved_step = trainer.global_step
+
+    def _save_folder(self, trainer: L.Trainer, address: str) -> None:
+        if self._folders is None:
+            self._folders = CheckpointFolders(address, self.keep, self.keep_every_n_steps)
+        with sharded_states(trainer):
+            state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        self._folders.save(trainer.global_step, state)
+
+    def _finish_saving(self) -> None:
+        """Wait for the checkpoint folder that is being written."""
+        if self._folders is not None:
+            self._folders.wait()
 
 
 def _validation_follows(trainer: L.Trainer) -> bool:

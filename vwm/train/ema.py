@@ -28,6 +28,7 @@ class EMACallback(L.Callback):
         if not 0 <= decay < 1:
             raise ValueError(f"ema.decay must be at least 0 and below 1, got {decay}")
         self.decay = decay
+        self.gathers_state = True
         self._average: EMAModel | None = None
         self._weights: list[nn.Parameter] = []
         self._loaded_state: dict[str, Any] | None = None
@@ -77,12 +78,14 @@ class EMACallback(L.Callback):
             self._average.restore(self._parts())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the average for the checkpoint, in all processes."""
+        """Return the average for the checkpoint, in all processes; sharded unless ``gathers_state``."""
         if self._average is None:
             return {}
         parts = zip(self._average.shadow_params, self._weights, strict=True)
-        whole = [whole_tensor(from_local_part(part, weight)).cpu() for part, weight in parts]
-        return {"average": self._average.state_dict() | {"shadow_params": whole}}
+        averages = [from_local_part(part, weight) for part, weight in parts]
+        if self.gathers_state:
+            averages = [whole_tensor(average).cpu() for average in averages]
+        return {"average": self._average.state_dict() | {"shadow_params": averages}}
 
     def _parts(self) -> list[Tensor]:
         """This process's parts of all weights, which share their memory."""

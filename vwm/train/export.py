@@ -26,10 +26,12 @@ from vwm.data.shard_reading import read_episode_metadata
 from vwm.data.video_formats import VIDEO_EXTENSIONS
 from vwm.eval.action_descriptions import describe_actions
 from vwm.nn.training_module import TrainingModule
-from vwm.runs.checkpoints import mismatch_as_value_error, read_checkpoint
+from vwm.runs.checkpoints import mismatch_as_value_error
 from vwm.runs.run_folder import RunFolder
+from vwm.runs.saved_config import read_saved_config
 from vwm.train.ema import load_ema_weights
 from vwm.train.fit import load_run_config
+from vwm.train.resume_points import find_resume_point, load_resume_point
 from vwm.worlds.bundle import save_simulator
 from vwm.worlds.families import find_family
 
@@ -127,14 +129,15 @@ def load_trained_module(
         FileNotFoundError: the folder is no run, or has no checkpoint yet.
     """
     folder = RunFolder(run)
-    for missing in (folder.config, folder.last_checkpoint):
-        if not missing.is_file():
-            raise FileNotFoundError(
-                f"{run} is no finished run: there is no {missing}. Train it first: vwm fit -c ... --run {run}"
-            )
+    unfinished = f"{run} is no finished run: there is no %s. Train it first: vwm fit -c ... --run {run}"
+    if not folder.config.is_file():
+        raise FileNotFoundError(unfinished % folder.config)
     cli = load_run_config(folder, allow_packages)
-    state = read_checkpoint(folder.last_checkpoint)
-    with mismatch_as_value_error(folder.last_checkpoint, "model"):
+    point = find_resume_point(folder, read_saved_config(folder, allow_packages).get("checkpoint", {}).get("url"))
+    if point is None:
+        raise FileNotFoundError(unfinished % folder.last_checkpoint)
+    state = load_resume_point(point)
+    with mismatch_as_value_error(Path(point), "model"):
         cli.model.load_state_dict(state["state_dict"])
     if weights == "average":
         load_ema_weights(cli.model, state)

@@ -33,6 +33,7 @@ from vwm.train.encoding_ahead import encode_data_ahead, frozen_tokenizer_folder
 from vwm.train.global_batch import divide_global_batch
 from vwm.train.metric_logging import RunMetricsLogger
 from vwm.train.notices import describe_training, silence_lightning
+from vwm.train.resume_points import find_resume_point
 from vwm.train.sample_videos import SampleVideos
 from vwm.train.step_progress import StepProgressBar
 from vwm.train.strategies import ShardedStrategy, first_process_builds, make_strategy
@@ -97,7 +98,7 @@ class FitCLI(LightningCLI):
         self.throughput = Throughput()
         trainer.callbacks[:0] = [self.throughput, _ConfigWriter(self)]
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = RunCheckpointIO()
+            trainer.strategy.checkpoint_io = RunCheckpointIO(trainer)
         return trainer
 
     def instantiate_classes(self) -> None:
@@ -294,7 +295,7 @@ def _fit_model(argv: list[str]) -> L.LightningModule:
         cli.model.double()  # Lightning does so after it has loaded a checkpoint, which it would round
     run = RunFolder(cli.config["run"])
     with run.lock() if cli.trainer.is_global_zero else nullcontext():
-        start = run.last_checkpoint if cli.config["resume"] and run.last_checkpoint.is_file() else None
+        start = find_resume_point(run, cli.config["checkpoint"]["url"]) if cli.config["resume"] else None
         if start is not None:
             cli.check_same_run(run)
         if cli.trainer.is_global_zero:
@@ -309,5 +310,6 @@ def _fit_model(argv: list[str]) -> L.LightningModule:
         if speed is not None:
             print(f"speed: {speed}")
         contents = f"the run after {cli.trainer.global_step} steps"
-        print_output(run.last_checkpoint, contents, format_command("export", run.path, "-o", run.path / "bundle"))
+        written = run.last_checkpoint if cli.config["checkpoint"]["format"] == "file" else run.path
+        print_output(written, contents, format_command("export", run.path, "-o", run.path / "bundle"))
     return cli.model

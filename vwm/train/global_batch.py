@@ -101,6 +101,7 @@ def _describe(division: BatchDivision, rank: int, index: int) -> MicroBatch:
         weight=division.weight(rank, part),
         share=1 / division.accumulation,
         first=part == 0,
+        position=division.computed_clips(rank, part).start,
     )
 
 

@@ -53,7 +53,7 @@ class SampleVideos(L.Callback):
             for average in averages:
                 average.swap_in(pl_module)
             pl_module.eval()
-            with uncompiled_blocks(pl_module):
+            with uncompiled_blocks(pl_module), trainer.precision_plugin.tensor_init_context():
                 predicted, truth = pl_module.sample(clips), pl_module.true_frames(clips)
             pl_module.train()
             for average in averages:

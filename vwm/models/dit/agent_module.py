@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vwm.data.clips import ClipBatch
@@ -17,6 +16,7 @@ from vwm.models.dit.network import DiT
 from vwm.models.dit.policy_heads import PolicyRewardHeads, check_policy_matches_dit
 from vwm.models.dit.sampling import make_noisy_context
 from vwm.nn.action_pooling import check_actions_after_latents
+from vwm.nn.clip_draws import draw_normal_like
 from vwm.nn.loss_normalizer import LossNormalizer
 
 
@@ -49,7 +49,7 @@ class DiTAgentModule(DiTModule):
         latents = self._latents(batch)
         action_embedding = self._action_embedding(batch, latents)
         observed = make_noisy_context(
-            self.dynamics, latents, torch.randn_like(latents), action_embedding, self.context_noise
+            self.dynamics, latents, draw_normal_like(latents), action_embedding, self.context_noise
         )
         loss, logs, features = self._denoise(latents, action_embedding, observed if self.context == "clean" else None)
         if self.context == "noisy":

@@ -24,6 +24,7 @@ from vwm.models.dit.sampling import (
     sample_latent_clip,
 )
 from vwm.nn.action_pooling import check_actions_after_latents, sum_outcomes
+from vwm.nn.clip_draws import draw_normal_like, draw_uniform
 from vwm.nn.loss_normalizer import LossNormalizer
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.outcome_heads import RewardTerminationHeads
@@ -136,7 +137,7 @@ class DiTModule(TrainingModule):
         skip = 0 if past is None else 1  # no action leads to a clip's first frame
         features: list[Tensor] = []
 
-        def predict(x: Tensor, signal: Tensor, step_index: Tensor | None, clips: slice) -> Tensor:
+        def predict(x: Tensor, signal: Tensor, step_index: Tensor | None, clips: slice | Tensor) -> Tensor:
             noisy = NoisyFrames(
                 latents=x, signal=signal, step_index=step_index, action_embedding=action_embedding[clips, skip:]
             )
@@ -173,8 +174,8 @@ class DiTModule(TrainingModule):
         # Reward and termination are read from every frame; otherwise the last one is not needed.
         frames = latents.shape[1] - (self.outcomes is None)
         latents, action_embedding = latents[:, :frames], action_embedding[:, :frames]
-        signal = 1 - self.context_noise * torch.rand(latents.shape[:2], device=latents.device)
-        x = add_noise(self.dynamics.prediction, latents, torch.randn_like(latents), signal)
+        signal = 1 - self.context_noise * draw_uniform(latents.shape[:2], latents.device)
+        x = add_noise(self.dynamics.prediction, latents, draw_normal_like(latents), signal)
         return NoisyFrames(
             latents=x,
             signal=signal,
@@ -237,8 +238,8 @@ class DiTModule(TrainingModule):
         """See ``TrainingModule``: the loss, and how much higher it is with shuffled actions."""
         with self.fixed_randomness(index):  # equal noise for both
             loss, logs = self(batch)
-            if self.dynamics.embed_action is not None and batch.actions is not None and len(batch.actions) > 1:
-                torch.manual_seed(index)
+        if self.dynamics.embed_action is not None and batch.actions is not None and len(batch.actions) > 1:
+            with self.fixed_randomness(index):
                 logs["shuffle_ratio"] = self(shuffle_actions(batch))[1]["dynamics_loss"] / logs["dynamics_loss"]
         return loss, logs
 

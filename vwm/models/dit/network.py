@@ -54,8 +54,8 @@ class NoisyFrames(NamedTuple):
     action_embedding: Tensor
 
 
-def select_clips(noisy: NoisyFrames, clips: slice) -> NoisyFrames:
-    """Select clips of a batch."""
+def select_clips(noisy: NoisyFrames, clips: slice | Tensor) -> NoisyFrames:
+    """Select clips of a batch, all of them or by their indices, int64."""
     return NoisyFrames(
         latents=noisy.latents[clips],
         signal=noisy.signal[clips],

@@ -17,14 +17,22 @@ from torch import Tensor
 
 from vwm.models.dit.network import DiT
 from vwm.models.dit.noise_schedule import add_noise, prediction_target
+from vwm.nn.clip_draws import draw_integers, draw_normal, draw_normal_like, draw_share_of_clips, draw_uniform
 from vwm.nn.precision import at_least_float32
+from vwm.nn.ranks import mean_over_ranks, rank_count
+
+MODE_SCALE = 1.29
+"""s of the density ``mode`` that SD3 trains best with."""
 
 
 class DenoiserFn(Protocol):
     """The network applied to noisy frames of selected clips of a batch."""
 
-    def __call__(self, x: Tensor, signal: Tensor, step_index: Tensor | None, clips: slice) -> Tensor:
-        """x [b, t, h, w, c], signal [b, t] and step_index int64 [b, t] of ``clips`` -> prediction, shaped like x."""
+    def __call__(self, x: Tensor, signal: Tensor, step_index: Tensor | None, clips: slice | Tensor) -> Tensor:
+        """x [b, t, h, w, c], signal [b, t] and step_index int64 [b, t] of ``clips`` -> prediction, shaped like x.
+
+        ``clips`` are all, or the indices of some, int64.
+        """
 
 
 class DiffusionObjective(ABC):
@@ -51,7 +59,7 @@ class DiffusionForcing(DiffusionObjective):
     Args:
         prediction: ``velocity`` or ``clean`` (linear interpolation) or ``v`` (variance-preserving).
         density: distribution of the signal levels: ``uniform``, ``logit_normal`` or ``mode`` (SD3, arXiv 2403.03206,
-            section 3.1; diffusers' functions).
+            section 3.1, eqs. 19 and 20).
         logit_mean, logit_std: parameters of the logit-normal density.
         shift: above 1, noise levels are higher, as high-dimensional latents require (SD3, eq. 23). Sampling uses the
             same shift.
@@ -77,7 +85,7 @@ class DiffusionForcing(DiffusionObjective):
             raise ValueError(f"dynamics.num_step_sizes={dynamics.num_step_sizes} is for ShortcutForcing: set 0")
 
     def loss(self, predict: DenoiserFn, clean: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        noise = torch.randn_like(clean)
+        noise = draw_normal_like(clean)
         signal = self.sample_signal(clean.shape[0], clean.shape[1], clean.device)
         x = add_noise(self.prediction, clean, noise, signal)
         prediction = at_least_float32(predict(x, signal, None, slice(None)))
@@ -85,14 +93,13 @@ class DiffusionForcing(DiffusionObjective):
 
     def sample_signal(self, batch: int, frames: int, device: torch.device) -> Tensor:
         """Sample signal levels, float [b, t]."""
-        # Here, after diffusers was imported as ``network_base`` does.
-        from diffusers.training_utils import compute_density_for_timestep_sampling
-
-        noise = compute_density_for_timestep_sampling(
-            self.density, batch * frames, self.logit_mean, self.logit_std, mode_scale=1.29, device=device
-        )
-        noise = self.shift * noise / (1 + (self.shift - 1) * noise)
-        return (1 - noise.to(device)).view(batch, frames)
+        if self.density == "logit_normal":
+            noise = (self.logit_mean + self.logit_std * draw_normal((batch, frames), device)).sigmoid()
+        else:
+            noise = draw_uniform((batch, frames), device)
+            if self.density == "mode":
+                noise = 1 - noise - MODE_SCALE * ((noise * math.pi / 2).cos().square() - 1 + noise)
+        return 1 - self.shift * noise / (1 + (self.shift - 1) * noise)
 
 
 class ShortcutForcing(DiffusionObjective):
@@ -130,30 +137,34 @@ class ShortcutForcing(DiffusionObjective):
 
     def loss(self, predict: DenoiserFn, clean: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         b, t = clean.shape[:2]
-        num_bootstrapped = int(self.bootstrap * b + float(torch.rand(())))  # random rounding, for small batches
-        halvings = torch.full((b, t), self.max_halvings, device=clean.device)
-        halvings[:num_bootstrapped] = torch.randint(self.max_halvings, (num_bootstrapped, t), device=clean.device)
+        chosen = torch.tensor(draw_share_of_clips(self.bootstrap, b), dtype=torch.int64, device=clean.device)
+        is_bootstrapped = torch.zeros(b, dtype=torch.bool, device=clean.device).index_fill(0, chosen, True)
+        drawn = draw_integers(self.max_halvings, (b, t), clean.device)
+        halvings = torch.where(is_bootstrapped[:, None], drawn, self.max_halvings)
         # A step of size 2**-i starts at a multiple of its size.
-        signal = (torch.rand(b, t, device=clean.device) * 2.0**halvings).floor() / 2.0**halvings
-        x = add_noise("clean", clean, torch.randn_like(clean), signal)
+        signal = (draw_uniform((b, t), clean.device) * 2.0**halvings).floor() / 2.0**halvings
+        x = add_noise("clean", clean, draw_normal_like(clean), signal)
         target = clean
-        if num_bootstrapped:
-            clips = slice(0, num_bootstrapped)
-            bootstrapped = self._bootstrap_target(predict, x[clips], signal[clips], halvings[clips], clips)
-            target = torch.cat((bootstrapped, clean[num_bootstrapped:]))
+        if len(chosen):
+            bootstrapped = self._bootstrap_target(predict, x[chosen], signal[chosen], halvings[chosen], chosen)
+            target = clean.index_copy(0, chosen, bootstrapped.to(clean.dtype))
+        elif self.bootstrap and rank_count() > 1:
+            # Processes whose weights are sharded call the network equally often.
+            first = chosen.new_zeros(1)
+            self._bootstrap_target(predict, x[first], signal[first], (halvings - 1)[first], first)
         prediction = at_least_float32(predict(x, signal, halvings, slice(None)))
         error = (prediction - target).square().mean(dim=(2, 3, 4))
         loss = ((0.9 * signal + 0.1) * error).mean()
         logs = {}
-        if num_bootstrapped < b:
-            logs["flow_loss"] = error[num_bootstrapped:].mean().detach()
-        if num_bootstrapped:
-            logs["bootstrap_loss"] = error[:num_bootstrapped].mean().detach()
+        if self.bootstrap < 1:
+            logs["flow_loss"] = _mean_of_clips(error.detach(), ~is_bootstrapped)
+        if self.bootstrap:
+            logs["bootstrap_loss"] = _mean_of_clips(error.detach(), is_bootstrapped)
         return loss, logs
 
     @torch.no_grad()
     def _bootstrap_target(
-        self, predict: DenoiserFn, x: Tensor, signal: Tensor, halvings: Tensor, clips: slice
+        self, predict: DenoiserFn, x: Tensor, signal: Tensor, halvings: Tensor, clips: Tensor
     ) -> Tensor:
         """Return the clean frames to which the mean velocity of two half steps leads, [b, t, h, w, c]."""
 
@@ -168,6 +179,12 @@ class ShortcutForcing(DiffusionObjective):
             1 - middle_signal
         )
         return x + (velocity1 + velocity2) / 2 * expand(1 - signal)
+
+
+def _mean_of_clips(error: Tensor, clips: Tensor) -> Tensor:
+    """Mean of errors [b, t] over the clips of all processes where bool [b] is True; not a number if it is nowhere."""
+    selected = clips[:, None].to(error.dtype)
+    return mean_over_ranks((error * selected).sum()) / mean_over_ranks(selected.sum() * error.shape[1])
 
 
 def _check_prediction(prediction: str, dynamics: DiT) -> None:

@@ -24,6 +24,7 @@ from vwm.models.dit.sampling import (
     observe_latents,
     sample_latent_frame,
 )
+from vwm.nn.clip_draws import draw_for_all_clips, draw_seeds
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,9 @@ class OwnRollouts:
         Returns:
             [b, t, h, w, c].
         """
-        if float(torch.rand(())) >= self.share:
+        if float(draw_for_all_clips((), torch.device("cpu"))) >= self.share:
             return latents
-        seeds = torch.randint(2**62, (len(latents),), device=latents.device)
+        seeds = draw_seeds(len(latents), latents.device)
         context = latents[:, : self.context_frames]
         sampling = sampling._replace(steps=self.steps)
         return continue_latents(dynamics, context, action_embedding, seeds, sampling).to(latents.dtype)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
 from vwm.models.dit.network import DiT
 from vwm.nn.norm import RMSNorm
+from vwm.nn.ranks import masked_mean
 from vwm.nn.two_hot import SymexpTwoHot
 
 
@@ -122,9 +123,9 @@ class PolicyRewardHeads(ModelMixin, ConfigMixin):
             action_mask = action_mask & labeled[:, None, None]
         reward_loss = self.two_hot.loss(reward_logits, multi_token_targets(rewards.nan_to_num(), self.length, every)[0])
         return PolicyRewardLosses(
-            policy=_masked_mean(action_loss, action_mask),
-            rewards=_masked_mean(reward_loss, inside.expand(reward_loss.shape)),
-            next_action=_masked_mean(action_loss[..., 0], action_mask[..., 0]).detach(),
+            policy=masked_mean(action_loss, action_mask),
+            rewards=masked_mean(reward_loss, inside.expand(reward_loss.shape)),
+            next_action=masked_mean(action_loss[..., 0], action_mask[..., 0]).detach(),
         )
 
     def encode_action(self, actions: Tensor) -> Tensor:
@@ -147,11 +148,6 @@ def multi_token_targets(x: Tensor, length: int, every: int = 1) -> tuple[Tensor,
     frames = x.shape[1]
     indices = torch.arange(0, frames, every, device=x.device)[:, None] + torch.arange(length, device=x.device)
     return x[:, indices.clamp(max=frames - 1)], indices < frames
-
-
-def _masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the entries where ``mask`` is True; 0, with a gradient of 0, if there are none."""
-    return (x * mask).sum() / mask.sum().clamp(min=1)
 
 
 def check_policy_matches_dit(policy: PolicyRewardHeads, dynamics: DiT) -> None:

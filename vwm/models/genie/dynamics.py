@@ -26,8 +26,10 @@ from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
 from vwm.core.spaces import ActionSpace
 from vwm.nn.action_pooling import ActionPooling, ActionPoolingKind, pool_action_embeddings
 from vwm.nn.actions import CompositeActionEmbedding
+from vwm.nn.clip_draws import draw_integers, draw_uniform
 from vwm.nn.code_embedding import CodeEmbedding, CodeLogits
 from vwm.nn.precision import at_least_float32
+from vwm.nn.ranks import mean_count
 from vwm.nn.space_time import SpaceTimeTransformer, TransformerState
 
 
@@ -202,8 +204,8 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
     def _sample_mask(self, tokens: Tensor) -> Tensor:
         """bool [b, t-1, n]. One rate per sample, not per batch, reduces the variance of the loss."""
         b, t, n = tokens.shape
-        rate = self.min_mask_rate + (1 - self.min_mask_rate) * torch.rand(b, 1, 1, device=tokens.device)
-        return torch.rand(b, t - 1, n, device=tokens.device) < rate
+        rate = self.min_mask_rate + (1 - self.min_mask_rate) * draw_uniform((b, 1, 1), tokens.device)
+        return draw_uniform((b, t - 1, n), tokens.device) < rate
 
     def _mask_tokens(self, tokens: Tensor, mask: Tensor) -> Tensor:
         return torch.cat((tokens[:, :1], tokens[:, 1:].masked_fill(mask, self.mask_token)), dim=1)
@@ -297,15 +299,18 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
         if not self.context_corruption or not self.training:
             return tokens
         # The share is random, so that the model also sees a nearly clean past.
-        share = self.context_corruption * torch.rand(len(tokens), 1, 1, device=tokens.device)
-        noise = torch.randint_like(tokens, self.codebook_size)
-        return torch.where(torch.rand(tokens.shape, device=tokens.device) < share, noise, tokens)
+        share = self.context_corruption * draw_uniform((len(tokens), 1, 1), tokens.device)
+        noise = draw_integers(self.codebook_size, tokens.shape, tokens.device)
+        return torch.where(draw_uniform(tokens.shape, tokens.device) < share, noise, tokens)
 
 
 def _masked_cross_entropy(logits: Tensor, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy and accuracy of the masked tokens of frames 1..t-1."""
     masked_logits, target = at_least_float32(logits[mask]), tokens[:, 1:][mask]
-    return F.cross_entropy(masked_logits, target), (masked_logits.argmax(-1) == target).float().mean()
+    # Divided by the mean number of a process, so that the mean over processes is that of all masked tokens.
+    count = mean_count(mask, masked_logits.dtype)
+    accuracy = (masked_logits.argmax(-1) == target).to(count.dtype).sum() / count
+    return F.cross_entropy(masked_logits, target, reduction="sum") / count, accuracy
 
 
 def _make_action_embedding(space: ActionSpace, width: int) -> nn.Module:

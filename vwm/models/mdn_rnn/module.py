@@ -11,6 +11,7 @@ from vwm.core.seeds import fold_in, world_seeds
 from vwm.core.tokenizer import VideoTokenizer
 from vwm.data.clips import ClipBatch
 from vwm.models.mdn_rnn.network import MDNRNN, GaussianMixture, check_mdn_rnn_tokenizer
+from vwm.nn.clip_draws import draw_normal_like
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.training_module import TrainingModule, known_actions, shuffle_actions
 from vwm.tokenizers.frame_vae import FrameVAE
@@ -91,7 +92,7 @@ class MDNRNNModule(TrainingModule):
         if batch.latents is not None:
             latents = batch.latents.float()
             if batch.latents_std is not None:
-                latents = latents + batch.latents_std.float() * torch.randn_like(latents)
+                latents = latents + batch.latents_std.float() * draw_normal_like(latents)
         elif isinstance(self.tokenizer, FrameVAE):
             latents = self.tokenizer.posterior(frames_to_float(batch.frames)).sample()
         else:
@@ -118,8 +119,8 @@ class MDNRNNModule(TrainingModule):
         assert batch.actions is not None
         with self.fixed_randomness(index):  # equal samples for both
             loss, logs = self(batch)
-            if len(batch.actions) > 1:
-                torch.manual_seed(index)
+        if len(batch.actions) > 1:
+            with self.fixed_randomness(index):
                 logs["shuffle_gap"] = self(shuffle_actions(batch))[1]["latent_loss"] - logs["latent_loss"]
         return loss, logs
 

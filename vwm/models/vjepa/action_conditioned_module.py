@@ -22,13 +22,15 @@ from vwm.models.vjepa.frame_encoder import (
     encode_frame_latents,
     load_frame_encoder,
 )
-from vwm.models.vjepa.inverse_dynamics import InverseDynamicsModel, masked_mean
+from vwm.models.vjepa.inverse_dynamics import InverseDynamicsModel
 from vwm.models.vjepa.latent_decoder import LatentDecoder
 from vwm.models.vjepa.latent_projector import LatentProjector
 from vwm.models.vjepa.module import subtract_position_mean
 from vwm.models.vjepa.visualization import pca_rgb_video
+from vwm.nn.clip_draws import draw_for_all_clips, draw_uniform
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.precision import at_least_float32
+from vwm.nn.ranks import masked_mean
 from vwm.nn.training_module import TrainingModule, known_actions
 
 
@@ -258,10 +260,10 @@ class ActionConditionedJEPAModule(TrainingModule):
     def _decoding_loss(self, latents: Tensor, frames: Tensor) -> Tensor:
         """Squared error of random frames of each clip."""
         assert self.decoder is not None
-        indices = torch.randint(frames.shape[1], (self.decoder_frames_per_clip,), device=frames.device)
-        return (
-            (at_least_float32(self.decoder(latents[:, indices])) - frames_to_float(frames[:, indices])).square().mean()
-        )
+        drawn = draw_for_all_clips((self.decoder_frames_per_clip,), frames.device)
+        indices = (drawn * frames.shape[1]).long()
+        decoded = at_least_float32(self.decoder(latents[:, indices]))
+        return (decoded - frames_to_float(frames[:, indices])).square().mean()
 
     def _conditioning(self, batch: ClipBatch) -> ActionConditioning:
         b, t = batch.frames.shape[:2]
@@ -304,7 +306,7 @@ class ActionConditionedJEPAModule(TrainingModule):
         if not self.dynamics.proprioception_dims:
             return None
         share = self.proprioception_dropout if self.training else 0.0
-        return (torch.rand(len(labeled), 1, device=labeled.device) >= share).expand_as(labeled)
+        return (draw_uniform((len(labeled), 1), labeled.device) >= share).expand_as(labeled)
 
     def validation_losses(self, batch: ClipBatch, index: int) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``TrainingModule``: the losses and ``_dynamics_diagnostics``."""

@@ -10,9 +10,10 @@ from abc import ABC, abstractmethod
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_reduce
 
+from vwm.nn.clip_draws import draw_normal_for_all_clips
 from vwm.nn.precision import at_least_float32
+from vwm.nn.ranks import mean_over_ranks_with_gradient, rank_count
 
 
 class CollapseRegularizer(ABC):
@@ -26,7 +27,7 @@ class CollapseRegularizer(ABC):
 class VarianceCovarianceRegularizer(CollapseRegularizer):
     """Keep the variance of each dimension above 1, and decorrelate dimensions (VICReg, arXiv 2105.04906, section 4.1).
 
-    Statistics are computed over the samples of one process.
+    Statistics are those of the global batch.
 
     Args:
         variance_weight: weight of the hinge loss that keeps standard deviations above 1.
@@ -41,8 +42,9 @@ class VarianceCovarianceRegularizer(CollapseRegularizer):
         x = at_least_float32(embeddings.flatten(0, -2))
         if len(x) < 2:
             raise ValueError(f"variance and covariance need at least 2 samples, got {len(x)}: raise data.batch_size")
-        x = x - x.mean(dim=0)
-        covariance = x.T @ x / (len(x) - 1)
+        x = x - mean_over_ranks_with_gradient(x.mean(dim=0))
+        samples = len(x) * rank_count()
+        covariance = mean_over_ranks_with_gradient(x.T @ x / len(x)) * (samples / (samples - 1))
         variances = covariance.diagonal()
         hinge = (1 - (variances + 1e-4).sqrt()).relu().mean()
         off_diagonal = (covariance.square().sum() - variances.square().sum()) / len(covariance)
@@ -83,17 +85,15 @@ class SIGReg(CollapseRegularizer):
 
     def __call__(self, embeddings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         x = at_least_float32(embeddings.flatten(0, -2))
-        directions = torch.randn(x.shape[1], self.num_slices, device=x.device)
+        directions = draw_normal_for_all_clips((x.shape[1], self.num_slices), x.device).to(x.dtype)
         directions = _broadcast_from_rank_zero(directions)
         projections = x @ (directions / directions.norm(dim=0))
-        frequencies = torch.linspace(0, self.max_frequency, self.num_points, device=x.device)
+        frequencies = torch.linspace(0, self.max_frequency, self.num_points, dtype=x.dtype, device=x.device)
         angles = projections[..., None] * frequencies
         # Real and imaginary part of the empirical characteristic function, [2, slices, points].
         empirical = torch.stack((angles.cos().mean(0), angles.sin().mean(0)))
-        num_samples = len(x)
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            empirical = all_reduce(empirical) / dist.get_world_size()
-            num_samples *= dist.get_world_size()
+        empirical = mean_over_ranks_with_gradient(empirical)
+        num_samples = len(x) * rank_count()
         normal = torch.exp(-frequencies.square() / 2)  # characteristic function of the normal, and also the window
         error = (empirical[0] - normal).square() + empirical[1].square()
         statistic = 2 * num_samples * torch.trapezoid(error * normal, frequencies).mean()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vwm.core.action_parts import ActionPart
 from vwm.core.spaces import ActionSpace
 from vwm.nn.precision import at_least_float32
+from vwm.nn.ranks import masked_mean
 
 
 class InverseDynamicsModel(nn.Module):
@@ -64,8 +65,3 @@ def _part_loss(part: ActionPart, output: Tensor, column: Tensor) -> Tensor:
     if part.kind == "keys":
         return F.binary_cross_entropy_with_logits(output, column.to(output.dtype), reduction="none").mean(dim=-1)
     return (output - column).square().mean(dim=-1)
-
-
-def masked_mean(losses: Tensor, mask: Tensor) -> Tensor:
-    """Mean of losses [b, t] where ``mask`` is True; 0 if it is nowhere."""
-    return (losses * mask).sum() / mask.sum().clamp(min=1)

@@ -1,8 +1,9 @@
 """Sample the tokens that a V-JEPA encoder sees and those that are predicted: multi-block masks in space and time.
 
-Masks are a function of the seeds of the clips, so that they do not depend on resuming or on the number of workers. The
-clips of a batch need equal numbers of tokens, so tokens are dropped at random from clips that have more. (V-JEPA's own
-code truncates sorted index lists, which always drops the end of a clip, a quarter of the tokens.)
+Masks are a function of the seeds of the clips and of the step, so that they do not depend on resuming or on the number
+of workers or processes. The clips of a global batch need equal numbers of tokens, so tokens are dropped at random from
+clips that have more. (V-JEPA's own code truncates sorted index lists, which always drops the end of a clip, a quarter
+of the tokens.)
 
 Legend: b batch, t h w grid of tokens, n = t*h*w tokens in this order, k context tokens, m target tokens, r draws.
 """
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vwm.core.seeds import fold_in, seeded_uniform
+from vwm.nn.ranks import least_of_ranks
 
 Grid = tuple[int, int, int]
 
@@ -40,12 +42,13 @@ class MaskSampler(ABC):
     """A distribution of masks."""
 
     @abstractmethod
-    def sample(self, seed: Tensor, grid: Grid) -> TokenMask:
+    def sample(self, seed: Tensor, grid: Grid, batch_seed: Tensor | None = None) -> TokenMask:
         """Sample masks of a batch of clips.
 
         Args:
             seed: int64 [b], one per clip, on the CPU (counting tokens on an accelerator would synchronize).
             grid: number of tokens in time, height and width.
+            batch_seed: int64 [1], of what all clips of the global batch share, on the CPU; None for the first clip's.
 
         Raises:
             ValueError: no token is left as context, or as target.
@@ -86,9 +89,10 @@ class MultiBlockMaskSampler(MaskSampler):
         self.aspect_ratio = aspect_ratio
         self.min_context_ratio = min_context_ratio
 
-    def sample(self, seed: Tensor, grid: Grid) -> TokenMask:
+    def sample(self, seed: Tensor, grid: Grid, batch_seed: Tensor | None = None) -> TokenMask:
         # One block size per batch, so that the numbers of tokens of the clips differ little.
-        size = sample_block_size(fold_in(seed[:1], 0), grid, self.spatial_scale, self.temporal_scale, self.aspect_ratio)
+        shared = fold_in(seed[:1] if batch_seed is None else batch_seed, 0)
+        size = sample_block_size(shared, grid, self.spatial_scale, self.temporal_scale, self.aspect_ratio)
         blocks = sample_block_masks(fold_in(seed, 1), grid, size, draws=MAX_MASK_DRAWS, blocks=self.num_blocks)
         masked = blocks.any(dim=2).flatten(2)  # [b, r, n]
         num_context = (~masked).sum(dim=2)
@@ -135,13 +139,12 @@ class ContextBlockMaskSampler(MaskSampler):
         self.context_scale = context_scale
         self.temporal_scale = temporal_scale
 
-    def sample(self, seed: Tensor, grid: Grid) -> TokenMask:
+    def sample(self, seed: Tensor, grid: Grid, batch_seed: Tensor | None = None) -> TokenMask:
+        shared = seed[:1] if batch_seed is None else batch_seed
         target_size = sample_block_size(
-            fold_in(seed[:1], 0), grid, self.target_scale, self.temporal_scale, self.target_aspect_ratio
+            fold_in(shared, 0), grid, self.target_scale, self.temporal_scale, self.target_aspect_ratio
         )
-        context_size = sample_block_size(
-            fold_in(seed[:1], 1), grid, self.context_scale, self.temporal_scale, (1.0, 1.0)
-        )
+        context_size = sample_block_size(fold_in(shared, 1), grid, self.context_scale, self.temporal_scale, (1.0, 1.0))
         targets = sample_block_masks(
             fold_in(seed, 2), grid, target_size, draws=MAX_MASK_DRAWS, blocks=self.num_targets
         ).flatten(3)  # [b, r, targets, n]
@@ -200,10 +203,12 @@ def sample_block_masks(seed: Tensor, grid: Grid, size: Grid, draws: int, blocks:
 def subsample_equal_tokens(seed: Tensor, selected: Tensor, purpose: str, grid: Grid) -> Tensor:
     """Subsample the selected tokens, bool [b, n], to the smallest number of a clip: sorted indices int64 [b, count].
 
+    The smallest number is that of all processes that train together.
+
     Raises:
         ValueError: a clip has no selected token.
     """
-    count = int(selected.sum(dim=1).min())
+    (count,) = least_of_ranks([int(selected.sum(dim=1).min())])
     if count == 0:
         raise ValueError(
             f"a mask over a grid of {'x'.join(map(str, grid))} tokens leaves none to {purpose}: use fewer or smaller "

@@ -32,6 +32,7 @@ from vwm.models.vjepa.video_encoder import VideoEncoder
 from vwm.models.vjepa.visualization import pca_rgb_video
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.precision import at_least_float32
+from vwm.nn.ranks import mean_over_ranks, mean_over_ranks_with_gradient
 from vwm.nn.sharding import local_part
 from vwm.nn.training_module import TrainingModule
 
@@ -177,7 +178,12 @@ class VJEPAModule(TrainingModule):
         """Add masks, a function of the seeds of the clips, to a batch."""
         assert batch.seed is not None
         grid = self.encoder.grid(batch.frames.shape[1])
-        masks = [sampler.sample(batch.seed + number, grid) for number, sampler in enumerate(self.mask_samplers)]
+        # In training, one of the step: every process has blocks of the same size, whichever clips are its own.
+        step = torch.tensor([(self._draw_seed << 32) + self.global_step]) if self.training else batch.seed[:1]
+        masks = [
+            sampler.sample(batch.seed + number, grid, step + number)
+            for number, sampler in enumerate(self.mask_samplers)
+        ]
         return MaskedClips(**vars(batch), masks=masks)
 
     def training_step(self, batch: MaskedClips, index: int) -> Tensor:
@@ -286,7 +292,7 @@ def gather_tokens(tokens: Tensor, token_indices: Tensor) -> Tensor:
 
 
 def subtract_position_mean(tokens: Tensor, token_indices: Tensor, num_positions: int) -> Tensor:
-    """Subtract from tokens [b, k, d] the mean over the batch at the same of ``num_positions`` positions: [b*k, d].
+    """Subtract from tokens [b, k, d] the mean of the global batch at the same of ``num_positions`` places: [b*k, d].
 
     The result contains differences between clips. Otherwise a regularizer is satisfied by an encoder whose features
     depend on the position only.
@@ -294,7 +300,8 @@ def subtract_position_mean(tokens: Tensor, token_indices: Tensor, num_positions:
     x, indices = at_least_float32(tokens).flatten(0, 1), token_indices.flatten()
     sums = x.new_zeros(num_positions, x.shape[1]).index_add(0, indices, x)
     counts = x.new_zeros(num_positions).index_add(0, indices, torch.ones_like(indices, dtype=x.dtype))
-    return x - (sums / counts.clamp(min=1)[:, None])[indices]
+    sums, counts = mean_over_ranks_with_gradient(sums), mean_over_ranks(counts)
+    return x - (sums / torch.where(counts > 0, counts, 1)[:, None])[indices]
 
 
 @torch.no_grad()
@@ -329,4 +336,5 @@ def load_pretrained_networks(folder: str, networks: dict[str, Any]) -> None:
         mismatched += [k for k in expected.keys() & weights.keys() if expected[k].shape != weights[k].shape]
         if mismatched:
             raise ValueError(f"{folder}/{name} does not fit the config's {name}: {', '.join(sorted(mismatched)[:8])}")
-        network.load_state_dict(weights)
+        if not any(weight.is_meta for weight in network.parameters()):  # such a network gets its values later
+            network.load_state_dict(weights)

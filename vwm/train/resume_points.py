@@ -1,0 +1,96 @@
+"""What a run of ``vwm fit`` resumes from and is exported from: a file, or checkpoint folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from vwm.nn.training_module import TrainingModule
+from vwm.runs.checkpoint_folders import FOLDER_NAME, CheckpointFolders
+from vwm.runs.checkpoints import CheckpointError, read_checkpoint
+from vwm.runs.run_folder import RunFolder
+from vwm.train.ema import EMACallback
+
+NEEDED = {"state_dict", "global_step", "optimizer_states", "loops"}
+
+
+def find_resume_point(run: RunFolder, url: str | None = None) -> str | None:
+    """Return the last checkpoint of a run: the file or the folder with the later step; None where there is none.
+
+    Args:
+        run: its folder.
+        url: where its checkpoint folders are, if not there.
+    """
+    folders = CheckpointFolders(url or str(run.checkpoints))
+    steps = folders.steps()
+    if not run.last_checkpoint.is_file():
+        return folders.folder(steps[-1]) if steps else None
+    if steps and int(read_checkpoint(run.last_checkpoint)["global_step"]) < steps[-1]:
+        return folders.folder(steps[-1])
+    return str(run.last_checkpoint)
+
+
+def load_resume_point(point: str, like: Callable[[str], Tensor | None] = lambda path: None) -> dict[str, Any]:
+    """Load what ``find_resume_point`` found, in all processes; a damaged folder is replaced by the one before it.
+
+    Args:
+        point: a file or a folder.
+        like: see ``CheckpointFolders.load``.
+
+    Raises:
+        CheckpointError: it is damaged, or of another program.
+    """
+    place, _, name = point.rpartition("/")
+    checkpoint = CheckpointFolders(place).load(like) if FOLDER_NAME.fullmatch(name) else read_checkpoint(Path(point))
+    missing = NEEDED - checkpoint.keys()
+    if missing:
+        raise CheckpointError(f"{point}: is no checkpoint of vwm fit (it has no {', '.join(sorted(missing))})")
+    return checkpoint
+
+
+def find_shards(trainer: L.Trainer) -> Callable[[str], Tensor | None]:
+    """Return what gives, for the path of a tensor in a checkpoint, the weight that is sharded as it shall be.
+
+    Args:
+        trainer: of the training that continues, with its module and optimizers.
+    """
+    module = trainer.lightning_module
+    assert isinstance(module, TrainingModule)
+    parameters = dict(module.named_parameters())
+    optimized = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in trainer.optimizers]
+    averaged = [p for network in module.networks().values() for p in network.parameters()]
+
+    def find(path: str) -> Tensor | None:
+        part, _, rest = path.partition("/")
+        found: Any = None
+        if part == "state_dict":
+            found = parameters.get(rest)
+        elif part == "optimizer_states":
+            number, _, index, *_ = rest.split("/")
+            weights = optimized[int(number)] if int(number) < len(optimized) else []
+            found = weights[int(index)] if index.isdigit() and int(index) < len(weights) else None
+        elif rest.startswith("EMACallback/average/shadow_params/"):
+            found = dict(enumerate(averaged)).get(int(rest.rpartition("/")[2]))
+        return found if isinstance(found, DTensor) else None
+
+    return find
+
+
+@contextmanager
+def sharded_states(trainer: L.Trainer) -> Iterator[None]:
+    """Leave states sharded inside the with-statement, where checkpoints gather them otherwise."""
+    parts: list[Any] = [callback for callback in trainer.callbacks if isinstance(callback, EMACallback)]
+    parts += [trainer.strategy] if hasattr(trainer.strategy, "gathers_state") else []
+    for part in parts:
+        part.gathers_state = False
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.gathers_state = True
