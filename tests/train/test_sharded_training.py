@@ -110,16 +110,16 @@ TOLERANCE = 1e-10
         ("genie", 2, "fsdp"),
         ("genie", 4, "ddp"),
         ("vae", 2, "fsdp"),
-        ("vae", 4, "hsdp:2x2"),
+        ("vae", 4, "hsdp-2x2"),
         ("vjepa", 2, "ddp"),
-        ("vjepa", 4, "fsdp"),
+        ("vjepa", 2, "fsdp"),  # its monitor compares the two clips of a process
     ],
 )
 def test_any_number_of_processes_and_any_strategy_train_alike(
     fit: Fit, plain: Callable[[str], Path], family: str, ranks: int, strategy: str
 ) -> None:
     """With all that draws random numbers, batch statistics, frozen networks, a discriminator, averages and clipping."""
-    run = fit(family, f"{family}-{ranks}-{strategy.replace(':', '-')}", ranks, strategy)
+    run = fit(family, f"{family}-{ranks}-{strategy}", ranks, strategy)
     assert compare(run, plain(family)) < TOLERANCE
     assert losses(run) == pytest.approx(losses(plain(family)), abs=TOLERANCE)
 
@@ -139,7 +139,7 @@ def test_sharded_runs_continue_plain_ones_and_back(
     """On 2, 1 and 4 processes, with Muon; then it is exported."""
     run = fit("dit", "moved", 2, "fsdp", 2)
     fit("dit", "moved", 1, "ddp", 3)
-    fit("dit", "moved", 4, "hsdp:2x2", STEPS)
+    fit("dit", "moved", 4, "hsdp-2x2", STEPS)
     assert compare(run, plain("dit")) < TOLERANCE
     assert losses(run) == pytest.approx(losses(plain("dit")), abs=TOLERANCE)
     result = runs(
@@ -152,13 +152,13 @@ def test_sharded_runs_continue_plain_ones_and_back(
 
 def test_names_of_strategies_and_sizes_of_meshes() -> None:
     assert make_strategy("ddp") == "ddp" and make_strategy("auto") == "auto"
-    fsdp, hsdp, sized = (make_strategy(name) for name in ("fsdp", "hsdp", "hsdp:2x4"))
+    fsdp, hsdp, sized = (make_strategy(name) for name in ("fsdp", "hsdp", "hsdp-2x4"))
     assert all(isinstance(strategy, ShardedStrategy) for strategy in (fsdp, hsdp, sized))
     assert mesh_sides(fsdp.replicas, fsdp.shards, processes=8, machines=2) == (1, 8)
     assert mesh_sides(hsdp.replicas, hsdp.shards, processes=8, machines=2) == (2, 4)
     assert mesh_sides(sized.replicas, sized.shards, processes=8, machines=1) == (2, 4)
     with pytest.raises(ValueError, match="8 processes, and there are 6: set"):
         mesh_sides(2, 4, processes=6, machines=1)
-    for wrong in ("hsdp:2", "hsdp:0x4", "fsdp:2x2"):
+    for wrong in ("hsdp-2", "hsdp-0x4", "fsdp:2x2"):
         with pytest.raises(ValueError, match="REPLICASxSHARDS"):
             make_strategy(wrong)

@@ -67,10 +67,20 @@ def mean_over_ranks_with_gradient(value: Tensor) -> Tensor:
     """Average a tensor over processes; its gradient is that of the mean, once gradients are averaged over processes."""
     if rank_count() == 1:
         return value
-    from torch.distributed.nn.functional import all_reduce
-
-    mean: Tensor = all_reduce(value) / rank_count()
+    mean: Tensor = _MeanOverRanks.apply(value)
     return mean
+
+
+class _MeanOverRanks(torch.autograd.Function):
+    """The mean of all processes' values depends on each of them: its gradient is the mean of all their gradients."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor) -> Tensor:
+        return mean_over_ranks(value)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return mean_over_ranks(gradient)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Strategies of ``vwm fit`` by their short names: ``ddp``, ``fsdp``, ``hsdp`` and ``hsdp:REPLICASxSHARDS``.
+"""Strategies of ``vwm fit`` by their short names: ``ddp``, ``fsdp``, ``hsdp`` and ``hsdp-REPLICASxSHARDS``.
 
 ``fsdp`` shards blocks over all processes (FSDP2). ``hsdp`` keeps several replicas, each sharded over the processes of
 one machine, so that weights are gathered inside a machine and only gradients are averaged between machines (HSDP).
@@ -115,7 +115,7 @@ def make_strategy(name: Any) -> Any:
     """
     if not isinstance(name, str) or not re.match(r"(fsdp|hsdp)\b", name):
         return name
-    sizes = re.fullmatch(r"hsdp:(\d+)x(\d+)", name)
+    sizes = re.fullmatch(r"hsdp-(\d+)x(\d+)", name)
     if sizes is not None:
         replicas, shards = int(sizes[1]), int(sizes[2])
         if replicas and shards:
@@ -123,8 +123,8 @@ def make_strategy(name: Any) -> Any:
     elif name in ("fsdp", "hsdp"):
         return ShardedStrategy(1 if name == "fsdp" else "auto")
     raise ValueError(
-        f"trainer.strategy={name}: give fsdp, hsdp (a replica on each machine), or hsdp:REPLICASxSHARDS, such as "
-        "hsdp:2x4 for 8 processes"
+        f"trainer.strategy={name}: give fsdp, hsdp (a replica on each machine), or hsdp-REPLICASxSHARDS, such as "
+        "hsdp-2x4 for 8 processes"
     )
 
 
