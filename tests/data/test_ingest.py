@@ -17,13 +17,14 @@ import pytest
 from factories import composite_space
 from numpy.typing import NDArray
 
-from vwm.data import video_episodes
+from vwm.data import shard_ingest, video_episodes
 from vwm.data.action_files import read_action_file
 from vwm.data.ingest import ingest_videos
 from vwm.data.shard_index import list_shards, load_shard_index
 from vwm.data.shard_reading import read_array, read_episode_metadata
+from vwm.data.source_frame import SourceFrame
 from vwm.data.video import open_video
-from vwm.data.video_episodes import SourceFrame, resample_frames, resize_and_crop
+from vwm.data.video_episodes import resample_frames, resize_and_crop
 
 STRIPES = 8
 
@@ -270,7 +271,7 @@ def test_any_workers_and_any_interruption_give_the_same_shards(
     assert [n for n in whole if n.endswith(".tar")] == [f"shard-00000{i}.tar" for i in range(3)]
     assert run("b", 2) == whole
 
-    original = video_episodes.ingest_shard
+    original = shard_ingest.ingest_shard
 
     def interrupted(*arguments: Any) -> Any:
         if arguments[-1].name == "shard-000001.tar":
@@ -278,7 +279,7 @@ def test_any_workers_and_any_interruption_give_the_same_shards(
         return original(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(video_episodes, "ingest_shard", interrupted)
+        patch.setattr(shard_ingest, "ingest_shard", interrupted)
         run("c", 0)
     assert [n for n in contents(tmp_path / "c") if n.endswith(".tar")] == ["shard-000000.tar"]
     assert run("c", 0) == whole

@@ -7,6 +7,7 @@ from .clip_folders import make_clip_dataset as make_clip_dataset
 from .clip_order import ClipAddress as ClipAddress
 from .clip_order import ClipOrder as ClipOrder
 from .clip_order import NotEnoughClipsError as NotEnoughClipsError
+from .clip_tables import ClipRecord as ClipRecord
 from .clips import ClipBatch as ClipBatch
 from .clips import ClipDataset as ClipDataset
 from .clips import collate_clips as collate_clips
@@ -49,8 +50,10 @@ from .shard_reading import read_array as read_array
 from .shard_reading import read_bytes as read_bytes
 from .shard_reading import read_episode_metadata as read_episode_metadata
 from .shards import ShardWriter as ShardWriter
+from .source_frame import SourceFrame as SourceFrame
 from .video import decode_frames as decode_frames
 from .video_encoding import encode_video as encode_video
 from .video_encoding import write_video as write_video
-from .video_episodes import SourceFrame as SourceFrame
+from .video_episodes import VideoClip as VideoClip
+from .workers import JobRunner as JobRunner
 from .workers import run_jobs as run_jobs

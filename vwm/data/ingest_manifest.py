@@ -12,10 +12,14 @@ from vwm.core.atomic_files import atomic_write_text
 from vwm.core.json_files import read_json_object
 from vwm.core.suggestions import suggest_sibling
 from vwm.data.action_files import action_file_paths
+from vwm.data.clip_tables import CLIP_TABLES, clip_table_path
+from vwm.data.curation.filters import CurationSettings
 from vwm.data.shard_index import is_shard_complete
 from vwm.data.video_formats import VIDEO_EXTENSIONS
 
 INGEST_MANIFEST = "ingest.json"
+STAGING = "staging"
+"""Folder, in the folder of the shards, of those that wait for the second pass. Readers do not look into it."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class IngestSettings:
         fps: frames per second to resample to; None keeps every frame.
         clip_length: maximum frames per episode.
         videos_per_shard: videos per shard.
+        curation: what is done with the clips in addition; None is nothing.
     """
 
     folder: str
@@ -36,6 +41,12 @@ class IngestSettings:
     fps: float | None
     clip_length: int
     videos_per_shard: int
+    curation: CurationSettings | None = None
+
+    @property
+    def has_second_pass(self) -> bool:
+        """Whether shards are changed once more after all videos have been decoded."""
+        return self.curation is not None and self.curation.has_second_pass
 
 
 @dataclass
@@ -50,6 +61,10 @@ class IngestShard:
         frames, episodes: their numbers in the shard.
         skipped: videos without a single usable frame, with the reason.
         truncated: videos of which only the first frames could be used, with the reason.
+        removed: number of clips that each filter removed.
+        decoded: the shard is written in the staging folder, and waits for the second pass.
+        duplicates: key of each clip that is left out because it repeats another one, to the key of that one; None
+            where clips have not been compared yet.
     """
 
     name: str
@@ -59,6 +74,14 @@ class IngestShard:
     episodes: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
     truncated: dict[str, str] = field(default_factory=dict)
+    removed: dict[str, int] = field(default_factory=dict)
+    decoded: bool = False
+    duplicates: dict[str, str] | None = None
+
+    @property
+    def number(self) -> int:
+        """The number in the name of the shard."""
+        return int(self.name[6:12])
 
 
 def find_videos(folder: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
@@ -152,17 +175,18 @@ def load_manifest(out: Path, settings: IngestSettings) -> list[IngestShard]:
     Raises:
         ValueError: the shards were written with other settings, or not by an ingest.
     """
-    path = out / INGEST_MANIFEST
-    if not any(out.glob("*.tar")):
+    path, staging = out / INGEST_MANIFEST, out / STAGING
+    if not any(True for place in (out, staging) for _ in place.glob("*.tar")) and not (out / CLIP_TABLES).is_dir():
         return []
     if not path.exists():
         raise ValueError(
             f"{out}: has shards but no {INGEST_MANIFEST}: `vwm ingest` did not write them. Choose another folder."
         )
     found = read_json_object(path)
-    expected, earlier = asdict(settings), found.get("settings")
+    expected, earlier = json.loads(json.dumps(asdict(settings))), found.get("settings")
     if not isinstance(earlier, dict):
         raise ValueError(f"{path}: settings are missing: `vwm ingest` did not write this file. Choose another folder.")
+    earlier = {"curation": None} | earlier  # versions before 0.9 did not curate
     if earlier != expected:
         changes = ", ".join(
             f"{key} was {earlier.get(key)!r} and is now {expected[key]!r}"
@@ -175,8 +199,18 @@ def load_manifest(out: Path, settings: IngestSettings) -> list[IngestShard]:
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: `vwm ingest` did not write this file ({error}). Choose another folder.") from error
     for shard in shards:
+        if settings.curation is not None and not clip_table_path(out, shard.name).is_file():
+            shard.done = shard.decoded = False
         shard.done &= not shard.episodes or is_shard_complete(out / shard.name)
+        shard.decoded &= not shard.episodes or _is_staged_or_published(out, shard)
     return shards
+
+
+def _is_staged_or_published(out: Path, shard: IngestShard) -> bool:
+    """Whether a decoded shard is in the staging folder, or has left it for the folder of the shards."""
+    if is_shard_complete(out / STAGING / shard.name):
+        return True
+    return shard.duplicates is not None and is_shard_complete(out / shard.name)
 
 
 def save_manifest(out: Path, settings: IngestSettings, shards: list[IngestShard]) -> None:

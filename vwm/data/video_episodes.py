@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Iterable, Iterator
 from itertools import chain, groupby
@@ -13,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vwm.data.action_files import VideoActions, read_action_file
+from vwm.data.curation.filters import CurationSettings
+from vwm.data.curation.measures import ClipMeasures, luma_of, preview_size
+from vwm.data.curation.shots import make_shot_detector, number_shots
 from vwm.data.episode import Episode
 from vwm.data.ingest_manifest import IngestSettings, IngestShard
-from vwm.data.shard_index import shard_index_path
-from vwm.data.shards import ShardWriter
+from vwm.data.source_frame import SourceFrame
 from vwm.data.timeouts import call_with_timeout, iterate_with_timeout
 from vwm.data.video import iterate_frames, open_video, probe_video, video_stream
 
@@ -26,92 +27,76 @@ RATE_TOLERANCE = 1e-3
 """Relative difference of frame rates that are taken as equal: 29.97 is also written as 30000/1001."""
 MAX_FRAME_SECONDS = 60.0
 """Longest time that a frame is taken to be shown. More is a fault of the time stamps, or a pause of the recording."""
+UNKNOWN_RATE = 15.0
+"""Frames a second that measures of motion assume where a video does not state it."""
 TIMESTAMP_TOLERANCE = 1e-3
 """Error of a time stamp in seconds: Matroska rounds them to milliseconds."""
 
 
-class SourceFrame(NamedTuple):
-    """A decoded frame of a video.
+class VideoClip(NamedTuple):
+    """A clip of a video.
 
     Attributes:
-        time: seconds since the first frame of its part.
-        frame_index: index in the video.
-        pixels: uint8 [h, w, 3].
-        part: number of jumps in the time stamps before it.
+        episode: what the shard holds of it.
+        scores: measures of the clip, by name.
+        middle_frame: index in the video of the frame in its middle.
     """
 
-    time: float
-    frame_index: int
-    pixels: NDArray[np.uint8]
-    part: int = 0
+    episode: Episode
+    scores: dict[str, float]
+    middle_frame: int
 
 
-def ingest_shard(settings: IngestSettings, out: Path, timeout: float, shard: IngestShard) -> IngestShard:
-    """Decode the videos of a shard and write it. A shard without a readable video is not written."""
-    result = IngestShard(shard.name, shard.files, done=True)
-    with contextlib.ExitStack() as stack:
-        writer: ShardWriter | None = None
-        for video_number, path in enumerate(shard.files):
-            for clip_number, episode in enumerate(iterate_video_episodes(settings, path, result, timeout)):
-                writer = writer or stack.enter_context(ShardWriter(out / shard.name))
-                writer.write(f"{shard.name[6:12]}-{video_number:04d}-{clip_number:05d}", episode)
-                result.frames += len(episode)
-                result.episodes += 1
-    if not result.episodes:
-        for stale in (out / shard.name, Path(shard_index_path(out / shard.name))):
-            stale.unlink(missing_ok=True)
-    return result
+class _ClipFrames:
+    """The frames of the clip that is being cut, and its measures.
+
+    Args:
+        curation: which measures.
+        rate: frames a second that the video is read with.
+    """
+
+    def __init__(self, curation: CurationSettings | None, rate: float) -> None:
+        self._names = [] if curation is None else curation.measures
+        self._rate = rate
+        self.frames: list[SourceFrame] = []
+        self._measures = ClipMeasures(self._names, rate)
+
+    def add(self, frame: SourceFrame) -> None:
+        """Append a frame; one that resampling repeats is measured once."""
+        if self._names and not (self.frames and self.frames[-1].frame_index == frame.frame_index):
+            assert frame.preview is not None
+            self._measures.add(luma_of(frame.preview))
+        self.frames.append(frame._replace(preview=None))
+
+    def take(self) -> tuple[list[SourceFrame], dict[str, float]]:
+        """Return the frames and the measures, and begin the next clip."""
+        frames, scores = self.frames, self._measures.scores()
+        self.frames, self._measures = [], ClipMeasures(self._names, self._rate)
+        return frames, scores
 
 
-def iterate_video_episodes(
+def iterate_video_clips(
     settings: IngestSettings, path: str, result: IngestShard, timeout: float
-) -> Iterator[Episode]:
-    """Yield the episodes of a video. Errors of the video are not raised but recorded in ``result``."""
-    video = Path(settings.folder) / path
-    frames: list[SourceFrame] = []
+) -> Iterator[VideoClip]:
+    """Yield the clips of a video, two frames or more each. Errors of the video are recorded in ``result``, not raised.
+
+    Raises:
+        ImportError: what the settings ask for needs a package that is not installed.
+    """
     frames_yielded = 0
     cuts: list[int] = []
-    stated: VideoActions | None = None
     problem = ""
     try:
-        stated = read_action_file(video)
-        actions = None if stated is None else stated.values
-        progress = threading.Event() if actions is not None else None
-        rate, expected_duration, count = call_with_timeout(
-            lambda: _probe_rate_and_duration(video, path, progress), timeout, progress
-        )
-        if actions is not None and len(actions) != count:
-            raise ValueError(f"{path}: has {len(actions)} actions for {count} frames; there must be one per frame")
-        if actions is not None and settings.fps is not None and abs(settings.fps - rate) > RATE_TOLERANCE * rate:
-            raise ValueError(
-                f"{path}: --fps {settings.fps:g} would drop or repeat frames of its {rate:g} a second, so that an "
-                "action would not lead to the next frame: ingest labeled videos without --fps"
-            )
-        decoded = _iterate_resized_frames(settings, video, path, rate, expected_duration)
-        for frame in iterate_with_timeout(decoded, timeout):
-            if frames and frame.part != frames[-1].part:
-                cuts.append(frame.frame_index)
-                if len(frames) >= 2:
-                    yield _make_episode(settings, path, frames, stated, rate)
-                    frames_yielded += len(frames)
-                frames = []
-            if frames and frame.pixels.shape != frames[0].pixels.shape:
-                (h, w, _), (new_h, new_w, _) = frames[0].pixels.shape, frame.pixels.shape
-                raise ValueError(
-                    f"its frames change from {w}x{h} to {new_w}x{new_h} pixels: give --size to resize them"
-                )
-            frames.append(frame)
-            if len(frames) == settings.clip_length or len(frames) * frame.pixels.nbytes >= MAX_EPISODE_BYTES:
-                yield _make_episode(settings, path, frames, stated, rate)
-                frames_yielded += len(frames)
-                frames = []
+        for frames, scores, stated, rate in _iterate_clips(settings, path, cuts, timeout):
+            episode = _make_episode(settings, path, frames, stated, rate, scores)
+            yield VideoClip(episode, scores, frames[len(frames) // 2].frame_index)
+            frames_yielded += len(frames)
     except (ValueError, OSError, TimeoutError) as error:
         problem = str(error).removeprefix(f"{path}: ")
+    except ImportError:
+        raise
     except Exception as error:  # noqa: BLE001 (a decoder's: one video must not end the whole ingest)
         problem = f"{type(error).__name__}: {error}"
-    if len(frames) >= 2:
-        yield _make_episode(settings, path, frames, stated, rate)
-        frames_yielded += len(frames)
     if frames_yielded == 0:
         result.skipped[path] = problem or "has fewer than 2 frames"
     elif problem:
@@ -120,11 +105,87 @@ def iterate_video_episodes(
         result.truncated[path] = f"cut where its time stamps jump, at frame {', '.join(map(str, cuts[:8]))}"
 
 
+_Clip = tuple[list[SourceFrame], dict[str, float], VideoActions | None, float]
+
+
+def _iterate_clips(settings: IngestSettings, path: str, cuts: list[int], timeout: float) -> Iterator[_Clip]:
+    """Yield (frames, measures, actions of the video, its frames a second) of the clips of a video, two frames or more.
+
+    Args:
+        settings: of the ingest.
+        path: of the video.
+        cuts: filled with the indices of the frames at which the time stamps jump.
+        timeout: seconds without progress after which the video is given up.
+
+    Raises:
+        Exception: the video cannot be read further; the clips before are yielded first.
+    """
+    video = Path(settings.folder) / path
+    stated, rate, expected_duration = _read_header(settings, video, path, timeout)
+    clip = _ClipFrames(settings.curation, min(filter(None, (settings.fps, rate)), default=UNKNOWN_RATE))
+    try:
+        decoded = _iterate_resized_frames(settings, video, path, rate, expected_duration)
+        for frame in iterate_with_timeout(decoded, timeout):
+            last = clip.frames[-1] if clip.frames else frame
+            if (frame.part, frame.shot) != (last.part, last.shot):
+                if frame.part != last.part:
+                    cuts.append(frame.frame_index)
+                if len(clip.frames) >= 2:
+                    yield *clip.take(), stated, rate
+                else:
+                    clip.take()
+            elif frame.pixels.shape != last.pixels.shape:
+                (h, w, _), (new_h, new_w, _) = last.pixels.shape, frame.pixels.shape
+                raise ValueError(
+                    f"its frames change from {w}x{h} to {new_w}x{new_h} pixels: give --size to resize them"
+                )
+            clip.add(frame)
+            if len(clip.frames) == settings.clip_length or len(clip.frames) * frame.pixels.nbytes >= MAX_EPISODE_BYTES:
+                yield *clip.take(), stated, rate
+    except Exception:
+        if len(clip.frames) >= 2:
+            yield *clip.take(), stated, rate
+        raise
+    if len(clip.frames) >= 2:
+        yield *clip.take(), stated, rate
+
+
+def _read_header(
+    settings: IngestSettings, video: Path, path: str, timeout: float
+) -> tuple[VideoActions | None, float, float]:
+    """Return the actions of a video, its mean frames per second and its duration in seconds; 0 for unknown values.
+
+    Raises:
+        ValueError: the actions do not match the frames, or the settings.
+    """
+    stated = read_action_file(video)
+    actions = None if stated is None else stated.values
+    progress = threading.Event() if actions is not None else None
+    rate, expected_duration, count = call_with_timeout(
+        lambda: _probe_rate_and_duration(video, path, progress), timeout, progress
+    )
+    if actions is not None and len(actions) != count:
+        raise ValueError(f"{path}: has {len(actions)} actions for {count} frames; there must be one per frame")
+    if actions is not None and settings.fps is not None and abs(settings.fps - rate) > RATE_TOLERANCE * rate:
+        raise ValueError(
+            f"{path}: --fps {settings.fps:g} would drop or repeat frames of its {rate:g} a second, so that an "
+            "action would not lead to the next frame: ingest labeled videos without --fps"
+        )
+    return stated, rate, expected_duration
+
+
 def _make_episode(
-    settings: IngestSettings, path: str, frames: list[SourceFrame], stated: VideoActions | None, rate: float
+    settings: IngestSettings,
+    path: str,
+    frames: list[SourceFrame],
+    stated: VideoActions | None,
+    rate: float,
+    scores: dict[str, float],
 ) -> Episode:
     indices = [frame.frame_index for frame in frames]
     meta: dict[str, Any] = {"source": path, "first_source_frame": indices[0]}
+    if scores:
+        meta["scores"] = scores
     if stated is not None:
         meta |= stated.meta
     if settings.fps or rate:
@@ -181,12 +242,28 @@ def _iterate_resized_frames(
             parts = groupby(decoded(), lambda frame: frame.part)
             frames = chain.from_iterable(resample_frames(part, settings.fps, rate) for _, part in parts)
         aspect = float(video_stream(container).sample_aspect_ratio or 1)
-        for frame in frames:
-            pixels = resize_and_crop(frame.pixels, settings.height, settings.width, aspect)
-            yield frame._replace(pixels=pixels)
+        resized = _resize_frames(frames, settings, aspect)
+        shots = None if settings.curation is None else settings.curation.shots
+        yield from resized if shots is None else number_shots(resized, lambda: make_shot_detector(shots))
         duration = last_time - (first_time or 0) + 1 / rate if rate else 0.0
         if rate and duration + 1 < expected_duration:
             raise ValueError(f"{path}: ends after {duration:.1f} s, its header says {expected_duration:.1f} s")
+
+
+def _resize_frames(
+    frames: Iterable[SourceFrame], settings: IngestSettings, pixel_aspect: float
+) -> Iterator[SourceFrame]:
+    """Give frames the size of the shard's frames, and where clips are curated previews, all of one size."""
+    height, width, curation = settings.height, settings.width, settings.curation
+    has_previews = curation is not None and bool(curation.shots or curation.measures)
+    size: tuple[int, int] | None = None
+    for frame in frames:
+        preview = None
+        if has_previews:
+            source_height, source_width = frame.pixels.shape[:2]
+            size = size or preview_size((source_height, source_width), height or source_height, width or source_width)
+            preview = resize_and_crop(frame.pixels, *size, 1.0 if height is None else pixel_aspect)
+        yield frame._replace(pixels=resize_and_crop(frame.pixels, height, width, pixel_aspect), preview=preview)
 
 
 def resample_frames(frames: Iterable[SourceFrame], fps: float, rate: float) -> Iterator[SourceFrame]:

@@ -1,0 +1,13 @@
+from .duplicates import find_duplicates as find_duplicates
+from .duplicates import hash_clip as hash_clip
+from .filters import ClipFilter as ClipFilter
+from .filters import CurationSettings as CurationSettings
+from .filters import find_removing_filter as find_removing_filter
+from .filters import make_curation as make_curation
+from .measures import ClipMeasures as ClipMeasures
+from .measures import luma_of as luma_of
+from .measures import preview_size as preview_size
+from .shots import ContentShots as ContentShots
+from .shots import ShotDetector as ShotDetector
+from .shots import make_shot_detector as make_shot_detector
+from .shots import number_shots as number_shots

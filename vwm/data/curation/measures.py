@@ -1,0 +1,198 @@
+"""Measures of a clip: black and frozen frames, motion, and text laid over the picture.
+
+They are computed from small previews of the frames as the clip is decoded, so that a long clip needs no more memory
+than a short one. The preview shows what the shard will hold, before it is made as small as the shard's frames: a line
+of text can be read in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+PREVIEW_SIDE = 320
+"""Longest side of a preview, in pixels."""
+BLACK_LUMA = 25
+"""Luma up to which a pixel counts as black, of 255: a tenth, as in ffmpeg's blackdetect."""
+BLACK_SHARE = 0.98
+"""Share of black pixels from which a frame is black; the rest may be noise or a logo."""
+FROZEN_DIFFERENCE = 1.0
+"""Mean absolute difference of luma, of 255, below which two frames show the same: compression of a still picture gives
+up to 0.7. Each frame is compared with the last one that showed something new, so that a slow change adds up."""
+FROZEN_PEAK = 12
+"""Largest difference of a block's mean luma between two frames that show the same: a small object may move."""
+BLOCK = 8
+CHANGE = 10
+"""Difference of luma, of 255, that noise of compression does not reach."""
+MOTION_EVERY = 4
+"""Frames from one measurement of optical flow to the next."""
+TEXT_EVERY = 8
+"""Frames from one search for text to the next."""
+
+
+class ClipMeasures:
+    """Accumulates the measures of one clip.
+
+    Args:
+        names: which measures, of ``black``, ``frozen``, ``motion`` and ``text``.
+        rate: frames a second.
+
+    Raises:
+        ImportError: motion and text need OpenCV, which is not installed.
+    """
+
+    def __init__(self, names: Sequence[str], rate: float) -> None:
+        self._names = frozenset(names)
+        self._rate = rate
+        self._values: dict[str, list[float]] = {name: [] for name in sorted(names)}
+        self._previous: NDArray[np.uint8] | None = None
+        self._frozen_at: NDArray[np.uint8] | None = None
+        self._count = 0
+        self._flow: Any = None
+        if {"motion", "text"} & self._names:
+            cv2 = import_opencv()
+            cv2.setNumThreads(1)  # workers decode side by side
+            self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+
+    def add(self, luma: NDArray[np.uint8]) -> None:
+        """Take the luma of the next frame's preview, uint8 [h, w]."""
+        previous, number = self._previous, self._count
+        if "black" in self._names:
+            self._values["black"].append(float((luma <= BLACK_LUMA).mean() >= BLACK_SHARE))
+        if "frozen" in self._names:
+            self._values["frozen"] += self._compare_with_frozen(luma)
+        if previous is not None and "motion" in self._names and number % MOTION_EVERY == 1:
+            self._values["motion"].append(mean_flow(self._flow, previous, luma) * self._rate)
+        if "text" in self._names and number % TEXT_EVERY == 0:
+            self._values["text"].append(text_share(luma))
+        self._previous, self._count = luma, number + 1
+
+    def _compare_with_frozen(self, luma: NDArray[np.uint8]) -> list[float]:
+        """Compare with the last frame that showed something new, so that a slow change is not taken for none."""
+        if self._frozen_at is None:
+            self._frozen_at = luma
+            return []
+        is_same = _shows_the_same(self._frozen_at, luma)
+        if not is_same:
+            self._frozen_at = luma
+        return [float(is_same)]
+
+    def scores(self) -> dict[str, float]:
+        """Return the measures of the frames so far, rounded to 6 digits; none of a measure that saw too few frames."""
+        return {name: round(float(np.mean(values)), 6) for name, values in self._values.items() if values}
+
+
+def measure_frames(frames: Iterable[NDArray[np.uint8]], names: Sequence[str], rate: float = 30.0) -> dict[str, float]:
+    """Return the measures of a clip whose frames, uint8 [H, W, 3], are given at once."""
+    measures = ClipMeasures(names, rate)
+    for frame in frames:
+        measures.add(luma_of(make_preview(frame)))
+    return measures.scores()
+
+
+def make_preview(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a frame, uint8 [H, W, 3], with its longest side reduced to ``PREVIEW_SIDE`` pixels; none is enlarged."""
+    from PIL import Image
+
+    height, width = frame.shape[:2]
+    scale = PREVIEW_SIDE / max(height, width)
+    if scale >= 1:
+        return frame
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX))
+
+
+def preview_size(frame: tuple[int, ...], height: int, width: int) -> tuple[int, int]:
+    """Return height and width of a preview of frames that are cropped to the shape height x width.
+
+    Args:
+        frame: height and width of the source frame.
+        height, width: of the frames in the shard.
+    """
+    scale = max(height / frame[0], width / frame[1])  # of the source to the shard
+    factor = min(PREVIEW_SIDE / max(height, width), 1 / scale)
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def luma_of(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the luma (ITU-R BT.601) of a frame, uint8 [h, w, 3] to [h, w]."""
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(frame).convert("L"))
+
+
+def _shows_the_same(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
+    difference = other.astype(np.int16) - one
+    if np.abs(difference).mean() >= FROZEN_DIFFERENCE:
+        return False
+    height, width = (side - side % BLOCK for side in difference.shape)
+    if not height or not width:
+        return True
+    blocks = difference[:height, :width].reshape(height // BLOCK, BLOCK, width // BLOCK, BLOCK).mean(axis=(1, 3))
+    return bool(np.abs(blocks).max() < FROZEN_PEAK)
+
+
+def mean_flow(flow: Any, one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+    """Return the mean length of the optical flow between two lumas, in widths of the frame.
+
+    Flow counts only in blocks in which some pixel changes: where nothing does, it would be that of the noise.
+    """
+    height, width = (side - side % BLOCK for side in one.shape)
+    if min(height, width) < 2 * BLOCK:  # the flow is of patches of 8 pixels
+        return 0.0
+    lengths = np.linalg.norm(flow.calc(one, other, None), axis=-1)
+    changes = np.abs(other.astype(np.int16) - one)
+    blocks = (height // BLOCK, BLOCK, width // BLOCK, BLOCK)
+    moves = changes[:height, :width].reshape(blocks).max(axis=(1, 3)) >= CHANGE
+    return float((lengths[:height, :width].reshape(blocks).mean(axis=(1, 3)) * moves).mean() / width)
+
+
+def text_share(luma: NDArray[np.uint8]) -> float:
+    """Return the share of a picture's area that is covered by marks shaped like lines of text.
+
+    A line of text is a flat, dense cluster of strong edges: strokes of one height, side by side, of high contrast.
+    Edges are joined along the line, and the joined marks are kept that are wider than high, low, filled with edges, and
+    crossed by many strokes. It is a measure of subtitles, captions and watermarks in Latin or similar scripts; signs in
+    the scene count as well, single letters do not.
+
+    Args:
+        luma: uint8 [h, w].
+    """
+    cv2 = import_opencv()
+    height, width = luma.shape
+    gradient = cv2.morphologyEx(luma, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
+    edges = (gradient >= 80).astype(np.uint8)
+    joined = cv2.morphologyEx(edges, cv2.MORPH_CLOSE, np.ones((1, max(3, width // 40)), np.uint8))
+    count, _, stats, _ = cv2.connectedComponentsWithStats(joined, connectivity=4)
+    area = 0
+    for x, y, w, h, _ in stats[1:count]:
+        if not (5 <= h <= height * 0.15 and w >= 2.5 * h and w < width):
+            continue
+        box = edges[y : y + h, x : x + w]
+        crossings = np.abs(
+            np.diff((luma[y : y + h, x : x + w] >= _mid_luma(luma[y : y + h, x : x + w])).astype(np.int8))
+        )
+        strokes = np.sort(crossings.sum(axis=1))[-max(1, h // 2) :].mean() / 2
+        if box.mean() >= 0.4 and strokes >= 0.5 * w / h + 1:
+            area += int(w) * int(h)
+    return area / (height * width)
+
+
+def _mid_luma(luma: NDArray[np.uint8]) -> float:
+    return (float(luma.min()) + float(luma.max())) / 2
+
+
+def import_opencv() -> Any:
+    """Import OpenCV.
+
+    Raises:
+        ImportError: it is not installed; the message says how to install it.
+    """
+    try:
+        import cv2
+    except ImportError as error:
+        raise ImportError("shots, motion and text need OpenCV: pip install 'vwm[curate]'") from error
+    return cv2

@@ -1,0 +1,126 @@
+"""Run independent jobs on Ray Data: on this machine, or on a cluster. The results do not depend on which."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+ATTEMPTS = 4
+"""How often a job is begun before it is given up: Ray would begin a job that kills its worker for ever."""
+STARTS = 3
+"""How often it is tried to start or reach Ray."""
+OBJECT_STORE_BYTES = 200 * 2**20
+"""Memory that Ray started here takes for passing results on; frames are never passed."""
+
+
+def run_ray_jobs(
+    function: Callable[[Job], Result], jobs: Sequence[Job], address: str | None = None, workers: int = 2
+) -> Iterator[tuple[Job, Result]]:
+    """Yield (job, result) as jobs finish. A job whose worker was killed or lost is run again by Ray.
+
+    Args:
+        function: a function at the top level of a module, or a partial of one. It must give the same outcome when it
+            is run again, also after it was interrupted.
+        jobs: the arguments of ``function``.
+        address: of a running cluster, such as ``"auto"`` or ``"ray://host:10001"``; None starts Ray on this machine.
+        workers: number of processes, if Ray is started here; on a cluster as many run as it has free cores.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ValueError: ``workers`` is below 1.
+        ConnectionError: there is no cluster at the address.
+        RuntimeError: the workers of a job died again and again, on whatever machine; all other jobs have finished.
+    """
+    if not jobs:
+        return
+    ray = connect_ray(address, workers)
+    attempts = ray.remote(num_cpus=0, max_restarts=-1)(_Attempts).remote()
+    rows = [{"number": number, "job": pickle.dumps(job)} for number, job in enumerate(jobs)]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    finished = dataset.map(_run_job, fn_args=(function, attempts), num_cpus=1)
+    lost: list[Job] = []
+    for row in finished.iter_rows():
+        job = jobs[int(row["number"])]
+        if row["result"] is None:
+            lost.append(job)
+            continue
+        result, error = pickle.loads(row["result"])
+        if error is not None:
+            raise error
+        yield job, result
+    if lost:
+        named = ", ".join(str(getattr(job, "name", job)) for job in lost[:5])
+        raise RuntimeError(
+            f"{len(lost)} of {len(jobs)} jobs were given up: their workers died {ATTEMPTS} times ({named}). "
+            "Finished jobs are kept: run the command again with --engine local --workers 0 to see where it crashes"
+        )
+
+
+class _Attempts:
+    """An actor that counts how often each job was begun."""
+
+    def __init__(self) -> None:
+        self._counts: dict[int, int] = {}
+
+    def begin(self, number: int) -> int:
+        self._counts[number] = self._counts.get(number, 0) + 1
+        return self._counts[number]
+
+
+def _run_job(row: dict[str, Any], function: Callable[[Any], Any], attempts: Any) -> dict[str, Any]:
+    """Run a job in a worker of Ray; return its result and error, pickled, or None where it is given up."""
+    import ray
+
+    if ray.get(attempts.begin.remote(int(row["number"]))) > ATTEMPTS:
+        return {"number": row["number"], "result": None}
+    result: tuple[Any, Exception | None]
+    try:
+        result = (function(pickle.loads(row["job"])), None)
+    except Exception as error:  # noqa: BLE001 (raised again in the driver)
+        result = (None, error)
+    return {"number": row["number"], "result": pickle.dumps(result)}
+
+
+def connect_ray(address: str | None, workers: int) -> Any:
+    """Connect to a Ray cluster, or start one on this machine, once in a process; return the module ``ray``.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ValueError: ``workers`` is below 1.
+        ConnectionError: there is no cluster at the address.
+    """
+    if workers < 1 and address is None:
+        raise ValueError(f"--engine ray needs 1 worker or more, got {workers}")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise ImportError(f"--engine ray needs Ray ({error}): pip install 'vwm[ray]'") from error
+    if not ray.is_initialized():
+        options: dict[str, Any] = {"address": address}
+        if address is None:
+            options = {"num_cpus": workers, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
+        _start(ray, options)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    return ray
+
+
+def _start(ray: Any, options: dict[str, Any]) -> None:
+    """Start or find Ray. It gives its own processes 30 s to start, which a busy machine may exceed."""
+    for attempt in range(STARTS):
+        try:
+            ray.init(**options, logging_level=logging.ERROR, log_to_driver=False)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if attempt + 1 == STARTS or (not isinstance(error, ConnectionError) and "timed out" not in str(error)):
+                place = options.get("address") or "this machine"
+                raise ConnectionError(f"Ray could not be reached or started on {place}: {error}") from error
