@@ -9,15 +9,17 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-HEIGHT, WIDTH, RATE, FRAMES = 96, 128, 12, 18
+HEIGHT, WIDTH, RATE, FRAMES = 72, 96, 12, 10
 KINDS = (
     *["moving"] * 9, "two shots", "three shots", "frozen", "black", "text", "smaller copy", "worse copy", "same file",
     "broken header", "cut off", "empty",
 )  # fmt: skip
 """The kinds in turn; 20 in all, so that 20 files hold each of them."""
 SUFFIXES = ("mp4", "mkv", "mp4", "avi", "mp4", "webm")
+CONVERTER = VideoReformatter()
 CODECS = {"mp4": "libx264", "mkv": "libx264", "avi": "mpeg4", "webm": "libvpx"}
 
 
@@ -60,7 +62,7 @@ def make_frames(kind: str, seed: int) -> NDArray[np.uint8]:
 
 
 def moving_frames(seed: int) -> NDArray[np.uint8]:
-    """A second and a half of a picture that moves: colonies of cells drift before turning gradients."""
+    """Nearly a second of a picture that moves: colonies of cells drift before turning gradients."""
     back = read_source(f"gradients=s={WIDTH}x{HEIGHT}:r={RATE}:seed={seed}:nb_colors={3 + seed % 5}:type={seed % 4}")
     cells = read_source(f"life=s={WIDTH // 8}x{HEIGHT // 8}:r={RATE}:seed={seed}:ratio=0.2")[seed % 8]
     large = cells.repeat(8, axis=0).repeat(8, axis=1) > 128
@@ -72,8 +74,12 @@ def moving_frames(seed: int) -> NDArray[np.uint8]:
 def read_source(description: str) -> NDArray[np.uint8]:
     """The first frames of one of ffmpeg's sources, uint8 [T, H, W, 3]."""
     with av.open(description, format="lavfi") as container:
-        frames = (frame.to_ndarray(format="rgb24") for frame in container.decode(video=0))
-        return np.stack([frame for frame, _ in zip(frames, range(FRAMES), strict=False)])
+        return np.stack([to_pixels(frame) for frame, _ in zip(container.decode(video=0), range(FRAMES), strict=False)])
+
+
+def to_pixels(frame: av.VideoFrame) -> NDArray[np.uint8]:
+    """A decoded frame as uint8 [H, W, 3]."""
+    return CONVERTER.reformat(frame, format="rgb24", threads=1).to_ndarray()
 
 
 def draw_text(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -82,7 +88,7 @@ def draw_text(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
     def drawn(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
         image = Image.fromarray(frame)
-        ImageDraw.Draw(image).text((14, 76), "a line of subtitle", fill="white", stroke_width=1, stroke_fill="black")
+        ImageDraw.Draw(image).text((6, 54), "a line of text", fill="white", stroke_width=1, stroke_fill="black")
         return np.asarray(image)
 
     return np.stack([drawn(frame) for frame in frames])
@@ -97,7 +103,8 @@ def write_video(path: Path, frames: NDArray[np.uint8], quality: int = 20) -> Non
         stream.bit_rate = 600_000
         stream.codec_context.thread_count = 1
         for pixels in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            container.mux(stream.encode(CONVERTER.reformat(frame, format="yuv420p", threads=1)))
         container.mux(stream.encode(None))
 
 
@@ -107,7 +114,7 @@ def copy_video(original: Path, path: Path, kind: str) -> None:
         shutil.copyfile(original, path)
         return
     with av.open(str(original)) as container:
-        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+        frames = np.stack([to_pixels(frame) for frame in container.decode(video=0)])
     if kind == "smaller copy":
         frames = np.stack(list(_shrink(frames)))
     write_video(path, frames, quality=34 if kind == "worse copy" else 22)

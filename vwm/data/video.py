@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 import av
 import numpy as np
 from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from vwm.data.timeouts import call_with_timeout
@@ -184,9 +185,12 @@ def _orientation(frame: av.VideoFrame) -> _Orientation:
     return _Orientation(is_mirrored, round(-math.degrees(math.atan2(b, a)) / 90) % 4)
 
 
-def _upright_pixels(frame: av.VideoFrame) -> NDArray[np.uint8]:
-    """Pixels of a frame, upright: uint8 [H, W, 3]."""
-    pixels = frame.to_ndarray(format="rgb24")
+def _upright_pixels(frame: av.VideoFrame, converter: VideoReformatter) -> NDArray[np.uint8]:
+    """Pixels of a frame, upright: uint8 [H, W, 3]. One converter serves all frames of a video.
+
+    It uses no threads: to set up either anew for every frame takes longer than to convert a small one.
+    """
+    pixels = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
     is_mirrored, quarter_turns = _orientation(frame)
     if is_mirrored:
         pixels = pixels[:, ::-1]
@@ -296,11 +300,12 @@ def _decode_wanted_frames(
     """Decode from ``start`` and store the frames in ``wanted`` (time stamp to frame index) in ``found``."""
     stream = video_stream(container)
     last = max(wanted)
+    converter = VideoReformatter()
     try:
         container.seek(start, stream=stream, backward=True)
         for frame in container.decode(stream):
             if frame.pts in wanted:
-                found[wanted[frame.pts]] = _upright_pixels(frame)
+                found[wanted[frame.pts]] = _upright_pixels(frame, converter)
             if frame.pts is None or frame.pts >= last:
                 return
     except av.FFmpegError:
@@ -318,11 +323,11 @@ def iterate_frames(
     Raises:
         ValueError: a frame cannot be decoded. All frames yielded before it are valid.
     """
-    stream = video_stream(container)
+    stream, converter = video_stream(container), VideoReformatter()
     try:
         for index, frame in enumerate(container.decode(stream)):
             if frame.is_corrupt:
                 raise ValueError(f"{name}: frame {index} is damaged")
-            yield frame.time, _upright_pixels(frame)
+            yield frame.time, _upright_pixels(frame, converter)
     except av.FFmpegError as error:
         raise ValueError(f"{name}: is damaged or truncated ({error.strerror})") from error

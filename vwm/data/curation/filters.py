@@ -30,7 +30,7 @@ class ClipFilter:
 FILTERS = {
     "black": ClipFilter(0.9, 1.0, False, "share of frames of which at least 98% of the pixels are nearly black"),
     "frozen": ClipFilter(0.9, 1.0, False, "share of frames that show nothing new, up to the noise of compression"),
-    "motion": ClipFilter(0.002, 10.0, True, "mean optical flow, in widths of the frame a second"),
+    "motion": ClipFilter(0.001, 10.0, True, "mean optical flow, in widths of the frame a second"),
     "text": ClipFilter(0.02, 1.0, False, "share of the frame's area covered by marks shaped like lines of text"),
     "duplicates": ClipFilter(16, 64, True, "bits of 256 in which the perceptual hash differs from an earlier clip's"),
 }

@@ -31,6 +31,10 @@ MOTION_EVERY = 4
 """Frames from one measurement of optical flow to the next."""
 TEXT_EVERY = 8
 """Frames from one search for text to the next."""
+TEXT_FRAMES = 3
+"""Searches in which an edge must be found in the same place: text lies still while the picture under it moves."""
+TEXT_CONTRAST = 80
+"""Least difference of luma, of 255, across the edge of a letter."""
 
 
 class ClipMeasures:
@@ -50,6 +54,7 @@ class ClipMeasures:
         self._values: dict[str, list[float]] = {name: [] for name in sorted(names)}
         self._previous: NDArray[np.uint8] | None = None
         self._frozen_at: NDArray[np.uint8] | None = None
+        self._edges: list[NDArray[np.uint8]] = []
         self._count = 0
         self._flow: Any = None
         if {"motion", "text"} & self._names:
@@ -67,7 +72,8 @@ class ClipMeasures:
         if previous is not None and "motion" in self._names and number % MOTION_EVERY == 1:
             self._values["motion"].append(mean_flow(self._flow, previous, luma) * self._rate)
         if "text" in self._names and number % TEXT_EVERY == 0:
-            self._values["text"].append(text_share(luma))
+            self._edges = [*self._edges, text_edges(luma)][-TEXT_FRAMES:]
+            self._values["text"].append(text_share(luma, np.minimum.reduce(self._edges)))
         self._previous, self._count = luma, number + 1
 
     def _compare_with_frozen(self, luma: NDArray[np.uint8]) -> list[float]:
@@ -150,39 +156,45 @@ def mean_flow(flow: Any, one: NDArray[np.uint8], other: NDArray[np.uint8]) -> fl
     return float((lengths[:height, :width].reshape(blocks).mean(axis=(1, 3)) * moves).mean() / width)
 
 
-def text_share(luma: NDArray[np.uint8]) -> float:
+def text_edges(luma: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return where a picture, uint8 [h, w], has edges as strong as those of letters laid over it: 0 or 1, uint8."""
+    cv2 = import_opencv()
+    gradient = cv2.morphologyEx(luma, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
+    edges: NDArray[np.uint8] = (gradient >= TEXT_CONTRAST).astype(np.uint8)
+    return edges
+
+
+def text_share(luma: NDArray[np.uint8], edges: NDArray[np.uint8]) -> float:
     """Return the share of a picture's area that is covered by marks shaped like lines of text.
 
     A line of text is a flat, dense cluster of strong edges: strokes of one height, side by side, of high contrast.
     Edges are joined along the line, and the joined marks are kept that are wider than high, low, filled with edges, and
-    crossed by many strokes. It is a measure of subtitles, captions and watermarks in Latin or similar scripts; signs in
-    the scene count as well, single letters do not.
+    crossed by many strokes. It is a measure of subtitles, captions and watermarks in Latin or similar scripts. Signs in
+    a scene that stands still count as well; single letters, and text over a background of its contrast, do not.
 
     Args:
         luma: uint8 [h, w].
+        edges: where it has edges that last, 0 or 1, uint8 [h, w].
     """
     cv2 = import_opencv()
     height, width = luma.shape
-    gradient = cv2.morphologyEx(luma, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
-    edges = (gradient >= 80).astype(np.uint8)
     joined = cv2.morphologyEx(edges, cv2.MORPH_CLOSE, np.ones((1, max(3, width // 40)), np.uint8))
     count, _, stats, _ = cv2.connectedComponentsWithStats(joined, connectivity=4)
     area = 0
     for x, y, w, h, _ in stats[1:count]:
-        if not (5 <= h <= height * 0.15 and w >= 2.5 * h and w < width):
-            continue
-        box = edges[y : y + h, x : x + w]
-        crossings = np.abs(
-            np.diff((luma[y : y + h, x : x + w] >= _mid_luma(luma[y : y + h, x : x + w])).astype(np.int8))
-        )
-        strokes = np.sort(crossings.sum(axis=1))[-max(1, h // 2) :].mean() / 2
-        if box.mean() >= 0.4 and strokes >= 0.5 * w / h + 1:
+        is_line = 5 <= h <= height * 0.15 and 2.5 * h <= w < width
+        if is_line and _has_strokes(luma[y : y + h, x : x + w], edges[y : y + h, x : x + w]):
             area += int(w) * int(h)
     return area / (height * width)
 
 
-def _mid_luma(luma: NDArray[np.uint8]) -> float:
-    return (float(luma.min()) + float(luma.max())) / 2
+def _has_strokes(luma: NDArray[np.uint8], edges: NDArray[np.uint8]) -> bool:
+    """Whether a mark, uint8 [h, w], is filled with edges and crossed by at least one stroke for each of its heights."""
+    height, width = luma.shape
+    middle = (int(luma.min()) + int(luma.max())) / 2
+    crossings = np.abs(np.diff((luma >= middle).astype(np.int8), axis=1)).sum(axis=1)
+    strokes = np.sort(crossings)[-max(1, height // 2) :].mean() / 2
+    return bool(edges.mean() >= 0.4 and strokes >= 0.5 * width / height + 1)
 
 
 def import_opencv() -> Any:
