@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -62,3 +62,10 @@ def read_clip_table(out: Path, shard_name: str) -> Iterator[ClipRecord]:
         yield from (ClipRecord(**record) for record in read_json_object(path)["clips"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: is no clip table ({error}): remove it, and ingest again") from error
+
+
+def remove_stale_tables(out: Path, shard_names: Collection[str]) -> None:
+    """Remove the tables of shards that are no longer planned: their videos are gone, or were tried again in others."""
+    for path in (out / CLIP_TABLES).glob("*.json"):
+        if f"{path.stem}.tar" not in shard_names:
+            path.unlink()

@@ -19,7 +19,7 @@ from vwm.core.atomic_files import remove_folder_leftovers
 from vwm.core.command_output import format_count, format_training, print_output, progress_bar
 from vwm.core.folder_lock import lock_folder
 from vwm.core.limits import MAX_FPS, MAX_FRAME_SIDE
-from vwm.data.clip_tables import CLIP_TABLES
+from vwm.data.clip_tables import CLIP_TABLES, remove_stale_tables
 from vwm.data.curation.filters import CurationSettings, make_curation
 from vwm.data.curation_report import count_removed, write_curation_report
 from vwm.data.ingest_manifest import (
@@ -30,6 +30,7 @@ from vwm.data.ingest_manifest import (
     find_videos,
     load_manifest,
     save_manifest,
+    was_interrupted,
 )
 from vwm.data.ray_jobs import run_ray_jobs
 from vwm.data.workers import JobRunner, run_jobs
@@ -95,6 +96,8 @@ def ingest_videos(
             remove_folder_leftovers(place)
         shards, new = _ingest_pending_shards(out, settings, files, run, timeout)
         report = None if curation is None else write_curation_report(out, settings, shards, files)
+        remove_stale_tables(out, {shard.name for shard in shards})
+        save_manifest(out, settings, shards, finished=True)
     seconds = time.monotonic() - start
     _print_table("truncated", {path: reason for s in shards for path, reason in s.truncated.items()})
     _print_table("skipped", {path: reason for s in shards for path, reason in s.skipped.items()})
@@ -124,7 +127,8 @@ def _ingest_pending_shards(
     """Ingest what is missing; return all shards, and the new ones."""
     from vwm.data.shard_ingest import ingest_shard, publish_shard, settle_duplicates  # they need PyAV
 
-    shards = assign_videos_to_shards(load_manifest(out, settings), files, settings.videos_per_shard)
+    known, retry_skipped = load_manifest(out, settings), not was_interrupted(out)
+    shards = assign_videos_to_shards(known, files, settings.videos_per_shard, retry_skipped)
     save_manifest(out, settings, shards)
     pending = {s.name for s in shards if not s.done}
     _map_shards(

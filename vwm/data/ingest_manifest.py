@@ -128,20 +128,28 @@ def _walk_files(folder: Path, unreadable: dict[str, str]) -> Iterator[Path]:
 
 
 def assign_videos_to_shards(
-    shards: list[IngestShard], files: dict[str, list[int]], videos_per_shard: int
+    shards: list[IngestShard], files: dict[str, list[int]], videos_per_shard: int, retry_skipped: bool = True
 ) -> list[IngestShard]:
     """Assign videos to shards.
 
     Known videos keep their shard, under their new names where they were renamed; a shard with a changed video is
     written again. New videos get new shards, as do those that were skipped before: the reason may have gone.
+
+    Args:
+        shards: of the manifest.
+        files: what is there now; see ``find_videos``.
+        videos_per_shard: videos of each new shard.
+        retry_skipped: whether skipped videos that have not changed get a new shard, too. They do not where an
+            interrupted ingest is continued, so that it ends as one that nothing interrupted.
     """
     new_names = _find_renamed(shards, files)
     planned = []
     for shard in shards:
-        before = {path: stamp for path, stamp in shard.files.items() if path not in shard.skipped}
+        waiting = {} if retry_skipped else {p: r for p, r in shard.skipped.items() if files.get(p) == shard.files[p]}
+        before = {path: stamp for path, stamp in shard.files.items() if path not in shard.skipped or path in waiting}
         now = {new_names.get(path, path): stamp for path, stamp in before.items()}
         if all(files.get(path, stamp) == stamp for path, stamp in now.items()):
-            shard = replace(shard, files=now, skipped={})
+            shard = replace(shard, files=now, skipped=waiting)
         else:
             shard = IngestShard(shard.name, {path: files[path] for path in now if path in files})
         if shard.files:
@@ -213,7 +221,13 @@ def _is_staged_or_published(out: Path, shard: IngestShard) -> bool:
     return shard.duplicates is not None and is_shard_complete(out / shard.name)
 
 
-def save_manifest(out: Path, settings: IngestSettings, shards: list[IngestShard]) -> None:
-    """Write the manifest, atomically."""
-    content = {"settings": asdict(settings), "shards": [asdict(s) for s in shards]}
+def was_interrupted(out: Path) -> bool:
+    """Whether the last ingest into a folder did not come to its end."""
+    path = out / INGEST_MANIFEST
+    return path.exists() and read_json_object(path).get("finished") is False
+
+
+def save_manifest(out: Path, settings: IngestSettings, shards: list[IngestShard], finished: bool = False) -> None:
+    """Write the manifest, atomically; ``finished`` says that nothing is left to do."""
+    content = {"settings": asdict(settings), "finished": finished, "shards": [asdict(s) for s in shards]}
     atomic_write_text(out / INGEST_MANIFEST, json.dumps(content, indent=1) + "\n")

@@ -28,9 +28,9 @@ class ClipFilter:
 
 
 FILTERS = {
-    "black": ClipFilter(0.9, 1.0, False, "share of frames of which at least 98% of the pixels are nearly black"),
+    "black": ClipFilter(0.9, 1.0, False, "share of frames that are nearly black everywhere"),
     "frozen": ClipFilter(0.9, 1.0, False, "share of frames that show nothing new, up to the noise of compression"),
-    "motion": ClipFilter(0.001, 10.0, True, "mean optical flow, in widths of the frame a second"),
+    "motion": ClipFilter(0.0003, 10.0, True, "mean optical flow, in widths of the frame a second"),
     "text": ClipFilter(0.02, 1.0, False, "share of the frame's area covered by marks shaped like lines of text"),
     "duplicates": ClipFilter(16, 64, True, "bits of 256 in which the perceptual hash differs from an earlier clip's"),
 }
@@ -89,6 +89,8 @@ def make_curation(
     for name in measure or ():
         if name not in CLIP_MEASURES:
             raise ValueError(f"no measure {name!r}{suggest(name, CLIP_MEASURES)}; there are {', '.join(CLIP_MEASURES)}")
+    if shots not in (None, "detect"):
+        raise ValueError(f"--shots must be detect, got {shots!r}")
     measures = sorted({*(measure or ()), *(name for name in limits if name in CLIP_MEASURES)})
     settings = CurationSettings(shots, measures, dict(sorted(limits.items())), embedding, caption)
     return None if settings == CurationSettings() else settings

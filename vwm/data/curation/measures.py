@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 PREVIEW_SIDE = 320
 """Longest side of a preview, in pixels."""
 BLACK_LUMA = 25
-"""Luma up to which a pixel counts as black, of 255: a tenth, as in ffmpeg's blackdetect."""
-BLACK_SHARE = 0.98
-"""Share of black pixels from which a frame is black; the rest may be noise or a logo."""
+"""Mean luma up to which a block of pixels is black, of 255: a tenth, as in ffmpeg's blackdetect."""
+BLACK_BLOCK = 4
+"""Side of these blocks, in pixels. A frame is black if all are: a ball on a black field, as games have it, is not."""
 FROZEN_DIFFERENCE = 1.0
 """Mean absolute difference of luma, of 255, below which two frames show the same: compression of a still picture gives
 up to 0.7. Each frame is compared with the last one that showed something new, so that a slow change adds up."""
@@ -66,7 +66,7 @@ class ClipMeasures:
         """Take the luma of the next frame's preview, uint8 [h, w]."""
         previous, number = self._previous, self._count
         if "black" in self._names:
-            self._values["black"].append(float((luma <= BLACK_LUMA).mean() >= BLACK_SHARE))
+            self._values["black"].append(float(block_means(luma, BLACK_BLOCK).max() <= BLACK_LUMA))
         if "frozen" in self._names:
             self._values["frozen"] += self._compare_with_frozen(luma)
         if previous is not None and "motion" in self._names and number % MOTION_EVERY == 1:
@@ -134,11 +134,7 @@ def _shows_the_same(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
     difference = other.astype(np.int16) - one
     if np.abs(difference).mean() >= FROZEN_DIFFERENCE:
         return False
-    height, width = (side - side % BLOCK for side in difference.shape)
-    if not height or not width:
-        return True
-    blocks = difference[:height, :width].reshape(height // BLOCK, BLOCK, width // BLOCK, BLOCK).mean(axis=(1, 3))
-    return bool(np.abs(blocks).max() < FROZEN_PEAK)
+    return bool(np.abs(block_means(difference, BLOCK)).max() < FROZEN_PEAK)
 
 
 def mean_flow(flow: Any, one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
@@ -146,14 +142,24 @@ def mean_flow(flow: Any, one: NDArray[np.uint8], other: NDArray[np.uint8]) -> fl
 
     Flow counts only in blocks in which some pixel changes: where nothing does, it would be that of the noise.
     """
-    height, width = (side - side % BLOCK for side in one.shape)
-    if min(height, width) < 2 * BLOCK:  # the flow is of patches of 8 pixels
+    if min(one.shape) < 2 * BLOCK:  # the flow is of patches of 8 pixels
         return 0.0
     lengths = np.linalg.norm(flow.calc(one, other, None), axis=-1)
-    changes = np.abs(other.astype(np.int16) - one)
-    blocks = (height // BLOCK, BLOCK, width // BLOCK, BLOCK)
-    moves = changes[:height, :width].reshape(blocks).max(axis=(1, 3)) >= CHANGE
-    return float((lengths[:height, :width].reshape(blocks).mean(axis=(1, 3)) * moves).mean() / width)
+    moves = _blocks(np.abs(other.astype(np.int16) - one), BLOCK).max(axis=(1, 3)) >= CHANGE
+    return float((block_means(lengths, BLOCK) * moves).mean() / one.shape[1])
+
+
+def block_means(values: NDArray[Any], side: int) -> NDArray[np.float64]:
+    """Return the means of square blocks, [h, w] to [h // side, w // side]; of a smaller picture its mean, [1, 1]."""
+    if min(values.shape) < side:
+        return values.mean(keepdims=True, dtype=np.float64)
+    return _blocks(values, side).mean(axis=(1, 3), dtype=np.float64)
+
+
+def _blocks(values: NDArray[Any], side: int) -> NDArray[Any]:
+    """Cut [h, w] into blocks, [h // side, side, w // side, side]."""
+    height, width = (length // side for length in values.shape)
+    return values[: height * side, : width * side].reshape(height, side, width, side)
 
 
 def text_edges(luma: NDArray[np.uint8]) -> NDArray[np.uint8]:

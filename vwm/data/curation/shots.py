@@ -99,17 +99,3 @@ def number_shots(frames: Iterable[SourceFrame], make_detector: Callable[[], Shot
         raise
     cuts.update(detector.finish())
     yield from numbered(0)
-
-
-def make_shot_detector(shots: str) -> ShotDetector:
-    """Make a detector for one part of a video.
-
-    Args:
-        shots: ``"detect"`` for PySceneDetect.
-
-    Raises:
-        ValueError: there is no such detector.
-    """
-    if shots != "detect":
-        raise ValueError(f"--shots must be detect, got {shots!r}")
-    return ContentShots()
