@@ -9,5 +9,4 @@ from .measures import luma_of as luma_of
 from .measures import preview_size as preview_size
 from .shots import ContentShots as ContentShots
 from .shots import ShotDetector as ShotDetector
-from .shots import make_shot_detector as make_shot_detector
 from .shots import number_shots as number_shots
