@@ -24,7 +24,7 @@ CODECS = {"mp4": "libx264", "mkv": "libx264", "avi": "mpeg4", "webm": "libvpx"}
 
 
 def make_corpus(folder: Path, count: int) -> dict[str, str]:
-    """Write ``count`` files; return the kind of each, by its path relative to the folder. Equal counts, equal bytes."""
+    """Write ``count`` files; return the kind of each, by its path relative to the folder."""
     kinds: dict[str, str] = {}
     moving: list[str] = []
     for number in range(count):
@@ -62,8 +62,9 @@ def make_frames(kind: str, seed: int) -> NDArray[np.uint8]:
 
 
 def moving_frames(seed: int) -> NDArray[np.uint8]:
-    """Nearly a second of a picture that moves: colonies of cells drift before turning gradients."""
-    back = read_source(f"gradients=s={WIDTH}x{HEIGHT}:r={RATE}:seed={seed}:nb_colors={3 + seed % 5}:type={seed % 4}")
+    """Nearly a second of a picture that moves: colonies of cells drift before flowing colors."""
+    waves = f"kx={seed % 41 - 20}:ky={seed // 3 % 37 - 18}:kt={1 + seed % 5}:kx2={seed // 7 % 11}:ky2={seed // 5 % 13}"
+    back = read_source(f"zoneplate=s={WIDTH}x{HEIGHT}:r={RATE}:{waves}:ku={seed % 97}:kv={seed % 89}")
     cells = read_source(f"life=s={WIDTH // 8}x{HEIGHT // 8}:r={RATE}:seed={seed}:ratio=0.2")[seed % 8]
     large = cells.repeat(8, axis=0).repeat(8, axis=1) > 128
     drift = (1 + seed % 3, (-1) ** seed * (1 + seed % 2))  # pixels a frame, across and down

@@ -90,7 +90,7 @@ def test_motion_is_the_speed_of_a_pan_in_widths_a_second() -> None:
     assert measure_frames(pan, ["motion"], rate=12)["motion"] == pytest.approx(motion / 2, rel=1e-4)
 
 
-@pytest.mark.parametrize("description", ["mandelbrot=start_scale=2:", "gradients=seed=3:", "color=black:"])
+@pytest.mark.parametrize("description", ["mandelbrot=start_scale=2:", "zoneplate=kx2=3:ky2=4:kt=1:", "color=black:"])
 def test_a_subtitle_is_measured_as_text_and_its_background_is_not(description: str) -> None:
     frames = source(description)
     plain, subtitled = (measure_frames(f, ["text"])["text"] for f in (frames, with_text(frames)))
