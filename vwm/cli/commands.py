@@ -54,6 +54,15 @@ COMMANDS = {
         ),
         parses_arguments=True,
     ),
+    "estimate": CLICommand(
+        "vwm.train.estimate:estimate_training",
+        "compute the memory, speed and cost of a training on many GPUs, without one",
+        (
+            "vwm estimate -c dit/dreamer4_1b --strategy fsdp --ranks 8,64,512",
+            "vwm estimate -c dit/oasis_600m --strategy hsdp --ranks 1000,10000 --global-batch 4096",
+        ),
+        parses_arguments=True,
+    ),
     "export": CLICommand(
         "vwm.train.export:export_run",
         "make a bundle of a training's run: what play, eval and agents open",

@@ -11,19 +11,21 @@ from vwm.cli.configs import config_names, config_path
 from vwm.core.suggestions import suggest
 from vwm.runs.config_files import split_config_files
 
+_FIT: Mapping[str, str] = {
+    "--data": "--data.init_args.path",
+    "--batch": "--data.init_args.batch_size",
+    "--steps": "--trainer.max_steps",
+    "--seed": "--seed_everything",
+    "--device": "--trainer.accelerator",  # the index of cuda:1 goes to --trainer.devices
+    "--tokenizer": "--model.init_args.tokenizer",
+}
 SHORT_NAMES: Mapping[str, Mapping[str, str]] = {
-    "fit": {
-        "--data": "--data.init_args.path",
-        "--batch": "--data.init_args.batch_size",
-        "--steps": "--trainer.max_steps",
-        "--seed": "--seed_everything",
-        "--device": "--trainer.accelerator",  # the index of cuda:1 goes to --trainer.devices
-        "--tokenizer": "--model.init_args.tokenizer",
-    },
+    "fit": _FIT,
+    "estimate": {**_FIT, "--strategy": "--trainer.strategy", "--precision": "--trainer.precision"},
     "agent train": {},
 }
 """Short option names and the keys that they set, by command; the keys are accepted, too."""
-EXAMPLES = {"fit": "genie/coinrun_small", "agent train": "agents/tdmpc2_pendulum"}
+EXAMPLES = {"fit": "genie/coinrun_small", "estimate": "dit/dreamer4_1b", "agent train": "agents/tdmpc2_pendulum"}
 """An example config of each command."""
 
 
@@ -44,7 +46,7 @@ def expand_arguments(command: str, argv: list[str]) -> list[str]:
     files, words = split_config_files(argv)
     configs = [word for file in files for word in ("-c", find_config(file))]
     others: list[str] = []
-    for word in _join_data_sets(_split_device_index(words)) if command == "fit" else words:
+    for word in _join_data_sets(_split_device_index(words)) if command in ("fit", "estimate") else words:
         name, equals, value = word.partition("=")
         if name.startswith("--"):
             name = name.replace("-", "_").replace("__", "--", 1)

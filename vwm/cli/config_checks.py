@@ -49,6 +49,18 @@ TOP_LEVEL = {
     | {"lr_scheduler", "trainer", "model", "data", *CALLBACKS},
     "agent train": OPTIONS | {"precision"},
 }
+ESTIMATE_KEYS = {
+    "ranks",
+    "context_parallel",
+    "global_batch",
+    "hours",
+    "fps",
+    "stored_bytes",
+    "kernels",
+    "json",
+    "cluster",
+}
+TOP_LEVEL["estimate"] = TOP_LEVEL["fit"] | ESTIMATE_KEYS
 """Top-level keys by command; those of ``vwm agent train`` are also the parameters of ``AgentTraining``."""
 LISTS = {"list", "tuple", "Sequence", "Iterable", "List", "Tuple"}
 WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "Path": "a path"}
@@ -79,6 +91,8 @@ def check_config_arguments(command: str, argv: Sequence[str]) -> None:
     problems = [*_check_top_level(command, config, training), *_check_ranges(config)]
     if problems:
         raise UsageError("\n  ".join(["the config has errors:", *problems[:8]]) if len(problems) > 1 else problems[0])
+    if command == "estimate":
+        return  # the data and the tokenizer may be on another machine
     given = dict(_overrides(others))
     _check_folders(config, own_data=given.get("data.init_args.path", given.get("data.path")))
 

@@ -32,9 +32,26 @@ CONFIG_OPTIONS: Mapping[str, Mapping[str, str]] = {
         "--float8 RECIPE": "tensorwise or rowwise: large linear layers multiply in float8 (pip install 'vwm[float8]')",
         "--gradient-checkpointing HOW": "none, selective or full: recompute activations to save memory",
     },
+    "estimate": {
+        "--strategy NAME": "ddp, fsdp, hsdp, or hsdp:REPLICASxSHARDS",
+        "--ranks A,B": "numbers of processes, one a device",
+        "--batch N": "clips that a process computes at once",
+        "--global-batch N": "clips of a step of all processes; by default those of every process",
+        "--context-parallel N": "processes that share a clip",
+        "--precision NAME": "bf16-mixed or 32-true",
+        "--gradient-checkpointing HOW": "none, selective or full: recompute activations to save memory",
+        "--hours X": "hours of video of the corpus",
+        "--fps X": "its frames a second",
+        "--stored-bytes N": "bytes of a clip in the shards; estimated where it is not given",
+        "--cluster.NAME X": "a rate of the machines: teraflops, mfu, network_gigabytes, ... (see --help-all)",
+        "--kernels NAME": "cuda or cpu: the device whose attention kernels count",
+        "--json": "print JSON",
+    },
     "agent train": {"--precision NAME": "32-true or bf16-mixed, for updates"},
 }
 """Options of one command, in addition to the common ones."""
+
+CONTINUES = "The same command continues a run that stopped."
 
 
 def config_help(command: str) -> str:
@@ -51,7 +68,7 @@ def config_help(command: str) -> str:
         [
             f"usage: vwm {command} -c NAME [--OPTION VALUE ...]",
             "",
-            f"{summary[0].upper()}{summary[1:]}. The same command continues a run that stopped.",
+            f"{summary[0].upper()}{summary[1:]}. {CONTINUES if command != 'estimate' else ''}".rstrip(),
             "",
             "options:",
             *(f"  {option:<{width}}  {text}" for option, text in options.items()),

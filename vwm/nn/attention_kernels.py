@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vwm.nn.kernel_device import kernel_device
+
 
 class KeyValueCache(NamedTuple):
     """Rotated keys, and values, of frames in temporal attention: [b, n, g, slots, c] with n tokens and g key heads.
@@ -107,11 +109,12 @@ def dot_product_attention(
         past: keys and values before ``k`` and ``v``, which they precede in ``mask``: [..., g, s - t, c].
         is_causal: whether ``mask`` lets every query attend to the keys up to its own, and no others.
     """
+    device = kernel_device(q)
     parts = [KeyValueCache(k, v)]
     if past is not None:
         parts.insert(0, KeyValueCache(past.keys.to(k), past.values.to(v)))
     kernel = choose_kernel(
-        q.device.type,
+        device,
         q.shape[-2],
         sum(part.keys.shape[-2] for part in parts),
         only_formula=soft_cap is not None or moved is not None,
@@ -119,7 +122,7 @@ def dot_product_attention(
         compiling=torch.compiler.is_compiling(),
     )
     # A GPU reads the past where it lies; a CPU's caches make a copy cheaper than twice as many small products.
-    if len(parts) > 1 and (kernel != "formula" or q.device.type == "cpu"):
+    if len(parts) > 1 and (kernel != "formula" or device == "cpu"):
         k, v = (torch.cat(tensors, dim=-2) for tensors in zip(*parts, strict=True))
         parts = [KeyValueCache(k, v)]
     if kernel == "formula":

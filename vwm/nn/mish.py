@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vwm.nn.kernel_device import kernel_device
+
 IDENTITY_THRESHOLD = 20.0
 """Above this value Mish equals the identity in float64."""
 TORCH_KERNEL_MAX_ELEMENTS = 8192
@@ -17,7 +19,7 @@ TORCH_KERNEL_MAX_ELEMENTS = 8192
 def mish(x: Tensor) -> Tensor:
     """[...] -> [...]. On a CPU it is differentiable only once."""
     if (
-        x.device.type != "cpu"
+        kernel_device(x) != "cpu"
         or x.numel() <= TORCH_KERNEL_MAX_ELEMENTS
         or x.dtype not in (torch.float32, torch.float64)
     ):

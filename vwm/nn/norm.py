@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vwm.nn.kernel_device import kernel_device
+
 RMS_NORM_EPSILON = 1e-6
 
 
@@ -25,7 +27,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., width], with the dtype of x."""
-        if x.device.type != "cpu":
+        if kernel_device(x) != "cpu":
             weight = None if self.weight is None else self.weight.to(x.dtype)
             return F.rms_norm(x, x.shape[-1:], weight, RMS_NORM_EPSILON)
         y = _RMSNormFunction.apply(x)

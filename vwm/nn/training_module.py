@@ -243,9 +243,10 @@ class TrainingModule(L.LightningModule, ABC):
     def checks_values(self, data: Tensor) -> bool:
         """Whether to check all values of a batch: always on a CPU, and in the first step on an accelerator.
 
-        A check synchronizes with an accelerator, and costs little compared with a step on a CPU.
+        A check synchronizes with an accelerator, and costs little compared with a step on a CPU. Tensors on the meta
+        device have no values.
         """
-        return data.device.type == "cpu" or self.global_step == 0
+        return data.device.type == "cpu" or (self.global_step == 0 and not data.is_meta)
 
     def drop_actions(self, known: Tensor, parts: int = 0) -> Tensor:
         """Hide actions in training: a share ``action_dropout`` of them, and ``part_dropout`` of the others' parts.

@@ -11,6 +11,7 @@ from .family import TokenizerFamily as TokenizerFamily
 from .features import TokenizerFeatureExtractor as TokenizerFeatureExtractor
 from .frame_vae import FramePosterior as FramePosterior
 from .frame_vae import FrameVAE as FrameVAE
+from .loading import given_tokenizer as given_tokenizer
 from .loading import load_tokenizer as load_tokenizer
 from .masked_autoencoder import MaskedAutoencoderTokenizer as MaskedAutoencoderTokenizer
 from .module import TokenizerModule as TokenizerModule

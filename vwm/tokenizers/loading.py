@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vwm.core.bundle_folder import find_folder, shipped_bundles
@@ -11,6 +13,19 @@ from vwm.core.network_base import find_diffusers_class
 from vwm.core.suggestions import suggest_sibling
 from vwm.core.tokenizer import VideoTokenizer
 from vwm.tokenizers.diffusers_vae import SUPPORTED_DIFFUSERS_VAES, DiffusersTokenizer
+
+_given: VideoTokenizer | None = None
+
+
+@contextmanager
+def given_tokenizer(tokenizer: VideoTokenizer | None) -> Iterator[None]:
+    """Let ``load_tokenizer`` return this tokenizer, whatever folder it is to load; with None it loads."""
+    global _given
+    before, _given = _given, tokenizer
+    try:
+        yield
+    finally:
+        _given = before
 
 
 def load_tokenizer(
@@ -28,6 +43,8 @@ def load_tokenizer(
         ComponentError: the tokenizer cannot be loaded, or the folder contains something else.
         ValueError: a diffusers autoencoder without ``image_size`` and ``grid``.
     """
+    if _given is not None:
+        return _given
     folder = find_folder(path)
     for candidate in (folder / "tokenizer", folder / "vae", folder):
         if not (candidate / COMPONENT_CONFIG_FILE).is_file():

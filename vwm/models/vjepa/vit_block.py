@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from vwm.core.checks import check_positive
 from vwm.models.vjepa.position_encoding import RotaryTables, apply_rotary_tables
 from vwm.nn import attention_kernels
+from vwm.nn.kernel_device import kernel_device
 from vwm.nn.linear import OneDNNLinear
 
 MLPType = Literal["gelu", "swiglu"]
@@ -53,7 +54,7 @@ class ViTSelfAttention(nn.Module):
 
 def vit_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Full attention, [b, h, k, c], by torch's kernel; in bfloat16 on a CPU by the formula, which is twice as fast."""
-    if q.device.type == "cpu" and v.dtype == torch.bfloat16:
+    if kernel_device(q) == "cpu" and v.dtype == torch.bfloat16:
         return attention_kernels.dot_product_attention(q.to(v), k.to(v), v)
     return F.scaled_dot_product_attention(q, k, v)
 

@@ -1,0 +1,208 @@
+"""``vwm estimate``: memory, speed and cost of a training on many devices, computed from its config on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import LightningArgumentParser
+from torch import Tensor
+
+from vwm.nn.kernel_device import kernels_of
+from vwm.nn.recomputation import Recomputation
+from vwm.runs.config_files import compose_config_arguments
+from vwm.train.live_memory import tensor_bytes
+from vwm.train.memory_estimate import MemoryEstimate, ProcessMesh, StrategyName, count_sharded, estimate_memory
+from vwm.train.meta_kernels import MetaKernels
+from vwm.train.meta_module import MetaCLI, make_batch
+from vwm.train.meta_step import StepMemory, measure_step
+from vwm.train.notices import silence_lightning
+from vwm.train.operations import count_operations
+from vwm.train.scale_estimate import Cluster, CorpusCost, StepTime, Workload, estimate_corpus, estimate_step_time
+from vwm.train.strategies import mesh_sides
+
+
+class EstimateCLI(MetaCLI):
+    """The keys of ``vwm estimate``: those of ``vwm fit``, and the cluster."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the keys."""
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--ranks", type=str, default="1,8,64,512", help="numbers of processes, one a device")
+        parser.add_argument("--context_parallel", type=int, default=1, help="processes that share a clip")
+        if "--global_batch" not in parser._option_string_actions:
+            parser.add_argument(
+                "--global_batch", type=int | None, default=None, help="clips of a step of all processes"
+            )
+        parser.add_argument("--hours", type=float, default=1e6, help="hours of video of the corpus")
+        parser.add_argument("--fps", type=float, default=20.0, help="frames of a clip a second")
+        parser.add_argument("--stored_bytes", type=int | None, default=None, help="bytes of a clip in the shards")
+        parser.add_argument("--kernels", type=Literal["cuda", "cpu"], default="cuda", help="device of the training")
+        parser.add_argument("--json", action="store_true", help="print JSON")
+        parser.add_class_arguments(Cluster, "cluster")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """All numbers of a training with one number of processes."""
+
+    mesh: ProcessMesh
+    clips: int
+    """Clips that a process computes at once."""
+    global_batch: int
+    stored_bytes: int
+    """Bytes of a global batch in the shards."""
+    memory: MemoryEstimate
+    time: StepTime
+    corpus: CorpusCost
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return nested plain values."""
+        time = asdict(self.time) | {"seconds": self.time.seconds, "bottleneck": self.time.bottleneck}
+        return asdict(self) | {"ranks": self.mesh.ranks, "time": time}
+
+
+def parse_estimate_config(argv: list[str]) -> EstimateCLI:
+    """Make the module of a config on the meta device from the arguments of ``vwm estimate``."""
+    silence_lightning()
+    return EstimateCLI(
+        args=compose_config_arguments(argv),
+        run=False,
+        save_config_callback=None,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        parser_kwargs={"prog": "vwm estimate", "formatter_class": argparse.RawDescriptionHelpFormatter},
+    )
+
+
+def estimate_training(argv: list[str]) -> None:
+    """Print the memory, the speed and the cost of a training; see ``TrainingEstimates``.
+
+    Args:
+        argv: what follows ``vwm estimate``.
+    """
+    from vwm.train.estimate_report import format_estimates
+
+    estimates = TrainingEstimates(parse_estimate_config(argv))
+    rows = [estimates.estimate(ranks) for ranks in _read_ranks(str(estimates.config["ranks"]))]
+    if estimates.config["json"]:
+        summary = estimates.summary() | {"estimates": [row.as_dict() for row in rows]}
+        print(json.dumps(summary, indent=2))
+    else:
+        print(format_estimates(estimates, rows))
+
+
+class TrainingEstimates:
+    """Estimates of one training for different numbers of processes.
+
+    Args:
+        cli: the parsed config.
+    """
+
+    def __init__(self, cli: EstimateCLI) -> None:
+        self.config = cli.config
+        self.module = cli.module
+        self.data = cli.datamodule
+        self.notes = cli.notes
+        self.cluster = Cluster(**vars(cli.config["cluster"]))
+        recomputation = cli.config["gradient_checkpointing"]
+        self.recomputation: Recomputation = {True: "full", False: "none"}.get(recomputation, recomputation)
+        precision = cli.config["trainer"]["precision"] or (
+            "bf16-mixed" if cli.config["kernels"] == "cuda" else "32-true"
+        )
+        self.precision = str(precision)
+        self.compute_dtype = torch.bfloat16 if self.precision.startswith("bf16") else None
+        self._steps: dict[tuple[int, bool], StepMemory] = {}
+        clip = make_batch(self.module, self.data, 1)
+        self.clip_bytes = tensor_bytes(x for x in vars(clip).values() if isinstance(x, Tensor))
+        self.operations = self._count_operations(clip)
+        self.stored_bytes = cli.config["stored_bytes"] or _stored_bytes(clip)
+
+    def mesh(self, ranks: int) -> ProcessMesh:
+        """Return the mesh of a number of processes.
+
+        Raises:
+            ValueError: they cannot be divided as the config says.
+        """
+        name = str(self.config["trainer"]["strategy"])
+        kind, _, sizes = name.partition(":")
+        context = self.config["context_parallel"]
+        if ranks % context:
+            raise ValueError(f"context_parallel={context} does not divide {ranks} ranks")
+        if kind not in ("fsdp", "hsdp"):
+            strategy: StrategyName = "single" if ranks == 1 else "ddp"
+            return ProcessMesh(strategy, ranks, 1, context)
+        hosts = max(1, ranks // self.cluster.devices_per_host)
+        given = [int(size) for size in sizes.split("x")] if sizes else [1 if kind == "fsdp" else hosts, ranks]
+        replicas, shards = mesh_sides(given[0], given[1] if sizes else "auto", ranks, hosts)
+        return ProcessMesh("fsdp" if kind == "fsdp" else "hsdp", replicas, shards, context)
+
+    def estimate(self, ranks: int) -> Estimate:
+        """Estimate everything for a number of processes."""
+        mesh, cluster = self.mesh(ranks), self.cluster
+        clips = int(self.data.batch_size)
+        total = self.config["global_batch"] or clips * mesh.clip_ranks
+        clips = min(clips, -(-total // mesh.clip_ranks))
+        sharded = mesh.strategy in ("fsdp", "hsdp")
+        batch = make_batch(self.module, self.data, clips)
+        with kernels_of(self.config["kernels"]):
+            if (clips, sharded) not in self._steps:
+                self._steps[clips, sharded] = measure_step(
+                    self.module, batch, self.recomputation, self.compute_dtype, sharded
+                )
+            averages = self.config["ema"]["decay"] > 0
+            step = self._steps[clips, sharded]
+            memory = estimate_memory(self.module, batch, mesh, self.recomputation, self.compute_dtype, averages, step)
+        inside, outside = count_sharded(self.module)
+        gathered = 4 if self.compute_dtype is None else 2
+        work = Workload(self.operations, self.clip_bytes, self.stored_bytes, total, inside, outside, gathered)
+        time = estimate_step_time(work, mesh, cluster, clips)
+        seconds = self.data.clip_length * self.data.stride / self.config["fps"]
+        corpus = estimate_corpus(work, time, ranks, cluster, self.config["hours"], seconds)
+        return Estimate(mesh, clips, total, total * self.stored_bytes, memory, time, corpus)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what does not depend on the number of processes."""
+        networks = {
+            name: sum(w.numel() for w in network.parameters()) for name, network in self.module.named_children()
+        }
+        inside, outside = count_sharded(self.module)
+        return {
+            "parameters": {name: count for name, count in networks.items() if count},
+            "trained_in_blocks": inside,
+            "trained_elsewhere": outside,
+            "operations_per_clip": self.operations,
+            "clip_frames": self.data.clip_length,
+            "clip_bytes": self.clip_bytes,
+            "stored_bytes_per_clip": self.stored_bytes,
+            "precision": self.precision,
+            "recomputation": self.recomputation,
+            "cluster": asdict(self.cluster),
+            "notes": self.notes,
+        }
+
+    def _count_operations(self, clip: Any) -> float:
+        kernels = MetaKernels()
+        with kernels, kernels.as_autocast():
+            return count_operations(self.module, clip)
+
+
+def _read_ranks(text: str) -> list[int]:
+    """Read ``8,64,512``."""
+    words = [word.strip() for word in text.strip("[]").split(",")]
+    if not all(word.isdigit() and int(word) for word in words):
+        raise ValueError(f"--ranks {text}: give numbers of processes, such as 8,64,512")
+    return [int(word) for word in words]
+
+
+def _stored_bytes(clip: Any) -> int:
+    """Estimate a clip's bytes in shards: latents in half precision, video at 0.2 bits a pixel, all else as it is."""
+    sizes = {name: tensor_bytes([x]) for name, x in vars(clip).items() if isinstance(x, Tensor)}
+    if "latents" in sizes:
+        sizes["latents"] = clip.latents.numel() * (4 if clip.latents.dtype == torch.int64 else 2)
+    if "frames" in sizes:
+        sizes["frames"] = clip.frames.numel() // 3 // 40
+    return sum(sizes.values())
