@@ -14,6 +14,7 @@ from vwm.cli.config_arguments import expand_arguments
 from vwm.cli.main import find_command
 from vwm.cli.parser import UsageError, make_command_parser
 from vwm.cli.signatures import read_signature
+from vwm.train.estimate import parse_estimate_config
 from vwm.train.fit import parse_fit_config
 
 ROOT = Path(__file__).parents[2]
@@ -80,7 +81,8 @@ def check_command(command, shortened, capsys):
     elif not shortened or "-c" in argv:
         with pytest.raises(SystemExit) as stop:
             argv = [*expand_arguments(name, argv), "--print_config"]
-            parse_agent_config(make_agent_parser(), argv) if name == "agent train" else parse_fit_config(argv)
+            parsers = {"fit": parse_fit_config, "estimate": parse_estimate_config}
+            parse_agent_config(make_agent_parser(), argv) if name == "agent train" else parsers[name](argv)
         assert stop.value.code == 0, capsys.readouterr().err
 
 

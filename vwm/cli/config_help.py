@@ -33,7 +33,7 @@ CONFIG_OPTIONS: Mapping[str, Mapping[str, str]] = {
         "--gradient-checkpointing HOW": "none, selective or full: recompute activations to save memory",
     },
     "estimate": {
-        "--strategy NAME": "ddp, fsdp, hsdp, or hsdp:REPLICASxSHARDS",
+        "--strategy NAME": "ddp, fsdp, hsdp, or hsdp-REPLICASxSHARDS",
         "--ranks A,B": "numbers of processes, one a device",
         "--batch N": "clips that a process computes at once",
         "--global-batch N": "clips of a step of all processes; by default those of every process",

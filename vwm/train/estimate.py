@@ -128,7 +128,7 @@ class TrainingEstimates:
             ValueError: they cannot be divided as the config says.
         """
         name = str(self.config["trainer"]["strategy"])
-        kind, _, sizes = name.partition(":")
+        kind, _, sizes = name.partition("-")
         context = self.config["context_parallel"]
         if ranks % context:
             raise ValueError(f"context_parallel={context} does not divide {ranks} ranks")
