@@ -18,7 +18,7 @@ from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.recomputation import Recomputation, recompute_blocks
 from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
 from vwm.train.memory_estimate import MemoryEstimate, ProcessMesh, estimate_memory
-from vwm.train.meta_step import measure_step
+from vwm.train.meta_step import measure_step_memory
 from vwm.train.scale_estimate import Cluster, StepTime, Workload, estimate_corpus, estimate_step_time
 
 CLIPS, FRAMES, SIDE = 4, 6, 8
@@ -66,7 +66,7 @@ def test_activations_are_those_that_the_allocator_counts(recomputation: Recomput
     loss = real(batch)[0]
     _, backward_peak = allocated(loss.backward)
     with kernels_of("cpu"):
-        predicted = measure_step(*on_meta(module(), clips()), recomputation)
+        predicted = measure_step_memory(*on_meta(module(), clips()), recomputation)
     assert predicted.kept == pytest.approx(kept, rel=0.1)
     assert predicted.forward_peak == pytest.approx(forward_peak, rel=0.1)
     assert predicted.backward_peak == pytest.approx(kept + backward_peak, rel=0.1)

@@ -27,7 +27,7 @@ class LossNormalizer(nn.Module):
     def forward(self, loss: Tensor) -> Tensor:
         """Scalar loss -> normalized loss. The statistics, of all processes' losses, are updated in training only."""
         mean = mean_over_ranks(loss) if self.training else loss
-        if self.training and bool(torch.isfinite(mean)):  # a NaN would stay in the statistics
+        if self.training and (mean.is_meta or bool(torch.isfinite(mean))):  # a NaN would stay in the statistics
             with torch.no_grad():
                 self.mean_square.lerp_(mean.to(self.mean_square.dtype).square(), 1 - self.decay)
                 self.weight.lerp_(torch.ones_like(self.weight), 1 - self.decay)

@@ -14,11 +14,11 @@ from torch import Tensor
 from vwm.nn.kernel_device import kernels_of
 from vwm.nn.recomputation import Recomputation
 from vwm.runs.config_files import compose_config_arguments
-from vwm.train.live_memory import tensor_bytes
+from vwm.train.live_memory import storage_bytes
 from vwm.train.memory_estimate import MemoryEstimate, ProcessMesh, StrategyName, count_sharded, estimate_memory
 from vwm.train.meta_kernels import MetaKernels
-from vwm.train.meta_module import MetaCLI, make_batch
-from vwm.train.meta_step import StepMemory, measure_step
+from vwm.train.meta_module import MetaCLI, make_meta_batch
+from vwm.train.meta_step import StepMemory, measure_step_memory
 from vwm.train.notices import silence_lightning
 from vwm.train.operations import count_operations
 from vwm.train.scale_estimate import Cluster, CorpusCost, StepTime, Workload, estimate_corpus, estimate_step_time
@@ -116,8 +116,8 @@ class TrainingEstimates:
         self.precision = str(precision)
         self.compute_dtype = torch.bfloat16 if self.precision.startswith("bf16") else None
         self._steps: dict[tuple[int, bool], StepMemory] = {}
-        clip = make_batch(self.module, self.data, 1)
-        self.clip_bytes = tensor_bytes(x for x in vars(clip).values() if isinstance(x, Tensor))
+        clip = make_meta_batch(self.module, self.data, 1)
+        self.clip_bytes = storage_bytes(x for x in vars(clip).values() if isinstance(x, Tensor))
         self.operations = self._count_operations(clip)
         self.stored_bytes = cli.config["stored_bytes"] or _stored_bytes(clip)
 
@@ -147,10 +147,10 @@ class TrainingEstimates:
         total = self.config["global_batch"] or clips * mesh.clip_ranks
         clips = min(clips, -(-total // mesh.clip_ranks))
         sharded = mesh.strategy in ("fsdp", "hsdp")
-        batch = make_batch(self.module, self.data, clips)
+        batch = make_meta_batch(self.module, self.data, clips)
         with kernels_of(self.config["kernels"]):
             if (clips, sharded) not in self._steps:
-                self._steps[clips, sharded] = measure_step(
+                self._steps[clips, sharded] = measure_step_memory(
                     self.module, batch, self.recomputation, self.compute_dtype, sharded
                 )
             averages = self.config["ema"]["decay"] > 0
@@ -200,7 +200,7 @@ def _read_ranks(text: str) -> list[int]:
 
 def _stored_bytes(clip: Any) -> int:
     """Estimate a clip's bytes in shards: latents in half precision, video at 0.2 bits a pixel, all else as it is."""
-    sizes = {name: tensor_bytes([x]) for name, x in vars(clip).items() if isinstance(x, Tensor)}
+    sizes = {name: storage_bytes([x]) for name, x in vars(clip).items() if isinstance(x, Tensor)}
     if "latents" in sizes:
         sizes["latents"] = clip.latents.numel() * (4 if clip.latents.dtype == torch.int64 else 2)
     if "frames" in sizes:

@@ -76,7 +76,7 @@ class LiveMemory(TorchDispatchMode):
         return size
 
 
-def tensor_bytes(tensors: Iterable[Tensor]) -> int:
+def storage_bytes(tensors: Iterable[Tensor]) -> int:
     """Return the bytes of tensors, each storage once."""
     storages = {id(x.untyped_storage()): x.untyped_storage().nbytes() for x in tensors}
     return sum(storages.values())

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from vwm.nn.recomputation import Recomputation
 from vwm.nn.training_module import TrainingModule
-from vwm.train.live_memory import LiveMemory, tensor_bytes
-from vwm.train.meta_step import StepMemory, measure_step, sharded_blocks
+from vwm.train.live_memory import LiveMemory, storage_bytes
+from vwm.train.meta_step import StepMemory, measure_step_memory, sharded_blocks
 
 StrategyName = Literal["single", "ddp", "fsdp", "hsdp"]
 
@@ -105,7 +105,7 @@ def estimate_memory(
     """
     sharded = mesh.strategy in ("fsdp", "hsdp")
     if step is None:
-        step = measure_step(module, batch, recomputation, compute_dtype, sharded)
+        step = measure_step_memory(module, batch, recomputation, compute_dtype, sharded)
     blocks = [w for weights in sharded_blocks(module).values() for w in weights] if sharded else []
     part = _Parts(set(blocks), mesh.shards)
     trained = [w for w in module.parameters() if w.requires_grad]
@@ -120,11 +120,11 @@ def estimate_memory(
     most = max(passes, optimizer_peak + gradients)
     constant = {
         "weights": part.bytes(trained),
-        "frozen": part.bytes(frozen) + tensor_bytes(module.buffers()),
+        "frozen": part.bytes(frozen) + storage_bytes(module.buffers()),
         "optimizer": state,
         "average": part.bytes(networks) if averages else 0,
         "buckets": gradients if mesh.strategy == "ddp" else 0,
-        "batch": 2 * tensor_bytes(x for x in vars(batch).values() if isinstance(x, Tensor)),
+        "batch": 2 * storage_bytes(x for x in vars(batch).values() if isinstance(x, Tensor)),
     }
     total = sum(constant.values()) + most
     return MemoryEstimate(

@@ -79,7 +79,7 @@ class MetaCLI(FitCLI):
         return MissingTokenizer(grid, dynamics.get("channels") or 0, size, dynamics.get("frames_per_latent") or 1)
 
 
-def make_batch(module: TrainingModule, data: VideoDataModule, clips: int) -> Any:
+def make_meta_batch(module: TrainingModule, data: VideoDataModule, clips: int) -> Any:
     """Return a batch as the module gets it in training, on the meta device, with all that its config reads.
 
     Raises:

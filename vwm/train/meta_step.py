@@ -34,7 +34,7 @@ class StepMemory:
     backward_peak_with_gradients: int
 
 
-def measure_step(
+def measure_step_memory(
     module: TrainingModule,
     batch: Any,
     recomputation: Recomputation = "none",
