@@ -142,7 +142,7 @@ def _ingest_pending_shards(
     if settings.has_second_pass:
         settle_duplicates(out, settings, shards)
         save_manifest(out, settings, shards)  # before any shard is published: what is a duplicate never changes
-        _map_shards(out, settings, shards, lambda s: s.decoded, functools.partial(publish_shard, out, None), run)
+        _map_shards(out, settings, shards, lambda s: s.decoded, functools.partial(publish_shard, out), run)
         shutil.rmtree(out / STAGING, ignore_errors=True)
     return shards, [s for s in shards if s.name in pending]
 

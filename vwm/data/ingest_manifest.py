@@ -46,7 +46,7 @@ class IngestSettings:
     @property
     def has_second_pass(self) -> bool:
         """Whether shards are changed once more after all videos have been decoded."""
-        return self.curation is not None and self.curation.has_second_pass
+        return self.curation is not None and self.curation.compares_clips
 
 
 @dataclass

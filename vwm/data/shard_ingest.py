@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Container
+from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from vwm.data.clip_tables import ClipRecord, read_clip_table, write_clip_table
 from vwm.data.curation.duplicates import find_duplicates, hash_clip
 from vwm.data.curation.filters import find_removing_filter
 from vwm.data.ingest_manifest import STAGING, IngestSettings, IngestShard
-from vwm.data.shard_index import EpisodeIndexEntry, is_shard_complete, load_shard_index, shard_index_path
+from vwm.data.shard_index import is_shard_complete, load_shard_index, shard_index_path
 from vwm.data.shard_reading import read_bytes
 from vwm.data.shards import ShardWriter
 from vwm.data.video_episodes import VideoClip, iterate_video_clips
-
-SampleAnnotator = Callable[[str, EpisodeIndexEntry], dict[str, Any]]
-"""Takes the path of a shard and an episode in it; returns members to add to the sample, or to replace."""
 
 
 def ingest_shard(settings: IngestSettings, out: Path, timeout: float, shard: IngestShard) -> IngestShard:
@@ -78,10 +74,7 @@ def settle_duplicates(out: Path, settings: IngestSettings, shards: list[IngestSh
     if not new:
         return
     curation = settings.curation
-    if curation is None or not curation.compares_clips:
-        for shard in new:
-            shard.duplicates = {}
-        return
+    assert curation is not None and curation.compares_clips
     records: list[ClipRecord] = []
     owners: list[IngestShard] = []
     settled: list[int] = []
@@ -104,8 +97,8 @@ def settle_duplicates(out: Path, settings: IngestSettings, shards: list[IngestSh
         shard.episodes -= 1
 
 
-def publish_shard(out: Path, annotate: SampleAnnotator | None, shard: IngestShard) -> IngestShard:
-    """Move a shard out of the staging folder, without the clips that repeat others, and with annotations.
+def publish_shard(out: Path, shard: IngestShard) -> IngestShard:
+    """Move a shard out of the staging folder, without the clips that repeat others.
 
     Running it again after it was interrupted at any moment gives the same bytes.
     """
@@ -114,8 +107,8 @@ def publish_shard(out: Path, annotate: SampleAnnotator | None, shard: IngestShar
     if not shard.episodes:
         _remove_shard(target)
     elif is_shard_complete(staged):  # else it was published before the manifest was saved
-        if shard.duplicates or annotate is not None:
-            _copy_shard(staged, target, shard.duplicates, annotate)
+        if shard.duplicates:
+            _copy_shard(staged, target, shard.duplicates)
         else:
             staged.replace(target)
             Path(shard_index_path(staged)).replace(shard_index_path(target))
@@ -123,13 +116,12 @@ def publish_shard(out: Path, annotate: SampleAnnotator | None, shard: IngestShar
     return replace(shard, done=True, decoded=False)
 
 
-def _copy_shard(staged: Path, target: Path, left_out: Container[str], annotate: SampleAnnotator | None) -> None:
+def _copy_shard(staged: Path, target: Path, left_out: Container[str]) -> None:
     with ShardWriter(target) as writer:
         for entry in load_shard_index(str(staged)).episodes:
             if entry.key not in left_out:
                 members = {extension: read_bytes(str(staged), *place) for extension, place in entry.members.items()}
-                sample: dict[str, Any] = {"__key__": entry.key} | members
-                writer.write_sample(sample if annotate is None else sample | annotate(str(staged), entry))
+                writer.write_sample({"__key__": entry.key} | members)
 
 
 def _remove_shard(shard: Path) -> None:

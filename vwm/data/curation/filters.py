@@ -44,35 +44,23 @@ class CurationSettings:
     """What is done with the clips of an ingest in addition to cutting and resizing.
 
     Attributes:
-        shots: ``"detect"`` for PySceneDetect, or a folder with weights of TransNet V2; None does not look for shots.
+        shots: ``"detect"`` for PySceneDetect; None does not look for shots.
         measures: names of the measures that are computed and stored with the clips, sorted.
         limits: name of each filter that removes clips to its limit, sorted by name.
-        embedding, caption: folders of transformers models that annotate the clips; None does not.
     """
 
     shots: str | None = None
     measures: list[str] = field(default_factory=list)
     limits: dict[str, float] = field(default_factory=dict)
-    embedding: str | None = None
-    caption: str | None = None
 
     @property
     def compares_clips(self) -> bool:
         """Whether shards must wait until all clips are known."""
         return "duplicates" in self.limits
 
-    @property
-    def has_second_pass(self) -> bool:
-        """Whether decoded shards are changed once more before they are published."""
-        return self.compares_clips or self.embedding is not None or self.caption is not None
-
 
 def make_curation(
-    shots: str | None,
-    measure: Sequence[str] | None,
-    remove: Sequence[str] | None,
-    embedding: str | None = None,
-    caption: str | None = None,
+    shots: str | None, measure: Sequence[str] | None, remove: Sequence[str] | None
 ) -> CurationSettings | None:
     """Check what the user asked for; None if it is nothing.
 
@@ -80,7 +68,6 @@ def make_curation(
         shots: see ``CurationSettings``.
         measure: names of measures.
         remove: names of filters, with a limit (``"black=0.5"``) or without one (``"black"``, the default limit).
-        embedding, caption: see ``CurationSettings``.
 
     Raises:
         ValueError: a name is not known, or a limit is out of range.
@@ -92,7 +79,7 @@ def make_curation(
     if shots not in (None, "detect"):
         raise ValueError(f"--shots must be detect, got {shots!r}")
     measures = sorted({*(measure or ()), *(name for name in limits if name in CLIP_MEASURES)})
-    settings = CurationSettings(shots, measures, dict(sorted(limits.items())), embedding, caption)
+    settings = CurationSettings(shots, measures, dict(sorted(limits.items())))
     return None if settings == CurationSettings() else settings
 
 
