@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vwm.data.action_files import VideoActions, read_action_file
 from vwm.data.curation.filters import CurationSettings
-from vwm.data.curation.measures import ClipMeasures, luma_of, preview_size
+from vwm.data.curation.measures import ClipMeasures, preview_size
 from vwm.data.curation.shots import ContentShots, number_shots
 from vwm.data.episode import Episode
 from vwm.data.ingest_manifest import IngestSettings, IngestShard
@@ -65,7 +65,7 @@ class _ClipFrames:
         """Append a frame; one that resampling repeats is measured once."""
         if self._names and not (self.frames and self.frames[-1].frame_index == frame.frame_index):
             assert frame.preview is not None
-            self._measures.add(luma_of(frame.preview))
+            self._measures.add(frame.preview)
         self.frames.append(frame._replace(preview=None))
 
     def take(self) -> tuple[list[SourceFrame], dict[str, float]]:

@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 PREVIEW_SIDE = 320
 """Longest side of a preview, in pixels."""
-BLACK_LUMA = 25
-"""Mean luma up to which a block of pixels is black, of 255: a tenth, as in ffmpeg's blackdetect."""
-BLACK_BLOCK = 4
-"""Side of these blocks, in pixels. A frame is black if all are: a ball on a black field, as games have it, is not."""
-FROZEN_DIFFERENCE = 1.0
-"""Mean absolute difference of luma, of 255, below which two frames show the same: compression of a still picture gives
-up to 0.7. Each frame is compared with the last one that showed something new, so that a slow change adds up."""
-FROZEN_PEAK = 12
-"""Largest difference of a block's mean luma between two frames that show the same: a small object may move."""
+BLACK_LEVEL = 25
+"""Mean level of red, green or blue up to which a block of pixels is black, of 255: a tenth."""
+SMALL_BLOCK = 4
+"""Side of the blocks, in pixels, that are compared: noise of compression averages out, a ball in a game does not."""
+FROZEN_DIFFERENCE = 1.2
+"""Mean absolute difference of these blocks in red, green and blue, of 255, below which two frames show the same. Each
+frame is compared with the last one that showed something new, so that a slow change adds up."""
+FROZEN_PEAK = 16
+"""Difference of one block in one color at which two frames do not show the same."""
 BLOCK = 8
 CHANGE = 10
 """Difference of luma, of 255, that noise of compression does not reach."""
@@ -53,7 +53,7 @@ class ClipMeasures:
         self._rate = rate
         self._values: dict[str, list[float]] = {name: [] for name in sorted(names)}
         self._previous: NDArray[np.uint8] | None = None
-        self._frozen_at: NDArray[np.uint8] | None = None
+        self._frozen_at: NDArray[np.float64] | None = None
         self._edges: list[NDArray[np.uint8]] = []
         self._count = 0
         self._flow: Any = None
@@ -62,13 +62,15 @@ class ClipMeasures:
             cv2.setNumThreads(1)  # workers decode side by side
             self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
 
-    def add(self, luma: NDArray[np.uint8]) -> None:
-        """Take the luma of the next frame's preview, uint8 [h, w]."""
-        previous, number = self._previous, self._count
-        if "black" in self._names:
-            self._values["black"].append(float(block_means(luma, BLACK_BLOCK).max() <= BLACK_LUMA))
-        if "frozen" in self._names:
-            self._values["frozen"] += self._compare_with_frozen(luma)
+    def add(self, preview: NDArray[np.uint8]) -> None:
+        """Take the preview of the next frame, uint8 [h, w, 3]."""
+        previous, number, luma = self._previous, self._count, luma_of(preview)
+        if {"black", "frozen"} & self._names:
+            blocks = np.stack([block_means(preview[..., color], SMALL_BLOCK) for color in range(3)])
+            if "black" in self._names:
+                self._values["black"].append(float(blocks.max() <= BLACK_LEVEL))
+            if "frozen" in self._names:
+                self._values["frozen"] += self._compare_with_frozen(blocks)
         if previous is not None and "motion" in self._names and number % MOTION_EVERY == 1:
             self._values["motion"].append(mean_flow(self._flow, previous, luma) * self._rate)
         if "text" in self._names and number % TEXT_EVERY == 0:
@@ -76,14 +78,15 @@ class ClipMeasures:
             self._values["text"].append(text_share(luma, np.minimum.reduce(self._edges)))
         self._previous, self._count = luma, number + 1
 
-    def _compare_with_frozen(self, luma: NDArray[np.uint8]) -> list[float]:
-        """Compare with the last frame that showed something new, so that a slow change is not taken for none."""
+    def _compare_with_frozen(self, blocks: NDArray[np.float64]) -> list[float]:
+        """Compare with the last frame that showed something new."""
         if self._frozen_at is None:
-            self._frozen_at = luma
+            self._frozen_at = blocks
             return []
-        is_same = _shows_the_same(self._frozen_at, luma)
+        difference = np.abs(blocks - self._frozen_at)
+        is_same = bool(difference.mean() < FROZEN_DIFFERENCE and difference.max() < FROZEN_PEAK)
         if not is_same:
-            self._frozen_at = luma
+            self._frozen_at = blocks
         return [float(is_same)]
 
     def scores(self) -> dict[str, float]:
@@ -95,7 +98,7 @@ def measure_frames(frames: Iterable[NDArray[np.uint8]], names: Sequence[str], ra
     """Return the measures of a clip whose frames, uint8 [H, W, 3], are given at once."""
     measures = ClipMeasures(names, rate)
     for frame in frames:
-        measures.add(luma_of(make_preview(frame)))
+        measures.add(make_preview(frame))
     return measures.scores()
 
 
@@ -128,13 +131,6 @@ def luma_of(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
     from PIL import Image
 
     return np.asarray(Image.fromarray(frame).convert("L"))
-
-
-def _shows_the_same(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
-    difference = other.astype(np.int16) - one
-    if np.abs(difference).mean() >= FROZEN_DIFFERENCE:
-        return False
-    return bool(np.abs(block_means(difference, BLOCK)).max() < FROZEN_PEAK)
 
 
 def mean_flow(flow: Any, one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
