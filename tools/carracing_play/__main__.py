@@ -4,6 +4,7 @@
     python tools/carracing_play world carracing real.json out/      # 60 s of play under each pattern from every start
     python tools/carracing_play steer carracing out/                # does steering turn the picture the right way?
     python tools/carracing_play causes carracing road/ keys/        # why does play break?
+    python tools/carracing_play drift FIRST carracing out/          # drift, of the game too
 
 ``real`` drives to random places and then holds a pattern. ``world`` counts a frame as right where the share of road in
 it lies between the game's 1st and 99th percentile under the same pattern at the same second, and the car is there; a
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from drift import measure_drift
 from measure import FPS, PATTERNS, key_pattern, observe_run, play_world, rate_run, read_clips, turn_of_view
 from numpy.typing import NDArray
 from PIL import Image
@@ -212,11 +214,17 @@ def main() -> None:
     causes.add_argument("recordings", nargs="+")
     causes.add_argument("--clips", type=int, default=64)
     causes.add_argument("--horizon", type=int, default=10)
+    drift = commands.add_parser("drift", help="measure drift, of the game too")
+    drift.add_argument("bundles", nargs="+")
+    drift.add_argument("out", type=Path)
+    drift.add_argument("--starts", type=int, default=8)
     for command in (world, steer):
         command.add_argument("--sampling", type=json.loads, default={}, help='such as {"context_noise": 0.1}')
     options = parser.parse_args()
     if options.command == "real":
         measure_real(options.out, options.runs, options.seconds)
+    elif options.command == "drift":
+        measure_drift(options.bundles, options.out, options.starts)
     elif options.command == "causes":
         measure_causes(options.bundle, options.recordings, options.clips, options.horizon)
     elif options.command == "world":
