@@ -140,7 +140,7 @@ def test_a_run_goes_on_with_any_number_of_killed_ranks(runs: Runs, root: Path, u
     """4, 2, 3, 1 and 4 ranks, one killed each time: in an epoch, at its end, with and without lost steps."""
     for ranks, rank, step in ((4, 3, 3), (2, 0, EPOCH + 1), (3, 1, 2 * EPOCH), (1, 0, 8)):
         result = fit(runs, root, "elastic", ranks=ranks, KILL_AT=str(step), KILL_RANK=str(rank))
-        assert result.codes[rank] == -9 and 1 not in result.codes, result.output
+        assert result.codes[rank] == -9 and not {1, 2} & set(result.codes), result.output
     result = fit(runs, root, "elastic", ranks=4)
     assert result.codes == [0] * 4, result.output
     assert batches(root / "elastic", ranks=4) == batches(uninterrupted)
@@ -165,7 +165,7 @@ def test_checkpoint_folders_move_between_meshes_and_one_process(runs: Runs, root
     for ranks, strategy, step in ((3, "fsdp", 5), (2, "fsdp", 7), (2, "ddp", 9)):
         killed = {"KILL_AT": str(step), "KILL_RANK": str(ranks - 1)}
         result = fit(runs, root, "folders", *folder, ranks=ranks, strategy=strategy, **killed)
-        assert result.codes[-1] == -9 and 1 not in result.codes, result.output
+        assert result.codes[-1] == -9 and not {1, 2} & set(result.codes), result.output
         saved = {path.parent.name for path in run.glob("checkpoints/*/index.json")}
         assert saved and len(saved) <= 3 and not (run / "checkpoints" / "last.ckpt").exists()
     # The last complete one is cut off: the one before it is used.

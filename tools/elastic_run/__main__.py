@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 
 from vwm.data import Episode, ShardWriter
+from vwm.runs import RunFolder
+from vwm.train.resume_points import find_resume_point, load_resume_point
 
 HERE = Path(__file__).resolve().parent
 GLOBAL_BATCH = 12
@@ -225,7 +226,7 @@ def compare(run: Path, expected: Path) -> str:
     if len(losses) != len(other_losses):
         sys.exit(f"{len(losses)} losses were logged, not {len(other_losses)}")
     weights, other_weights = (
-        torch.load(path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for path in (run, expected)
+        load_resume_point(str(find_resume_point(RunFolder(path))))["state_dict"] for path in (run, expected)
     )
     difference = max(float((weights[name] - other_weights[name]).abs().max()) for name in weights)
     return (

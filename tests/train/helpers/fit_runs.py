@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -156,6 +157,15 @@ else:
                 subprocess.run(["kill", "-TERM", "--", f"-{os.getpgrp()}"], check=False)
             else:
                 os.kill(os.getpid(), signal.SIGKILL)
+
+    class KillAfterSeconds(L.Callback):
+        """Send SIGKILL to the rank ``KILL_RANK``, ``KILL_AFTER`` seconds after it was made."""
+
+        def __init__(self) -> None:
+            if "KILL_AFTER" in os.environ and os.environ["KILL_RANK"] == os.environ.get("RANK", "0"):
+                timer = threading.Timer(float(os.environ["KILL_AFTER"]), os.kill, (os.getpid(), signal.SIGKILL))
+                timer.daemon = True
+                timer.start()
 
     class HangAtStep(L.Callback):
         """In the step after ``HANG_AT``, keep the rank ``HANG_RANK`` from computing its gradients."""
