@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from factories import dit
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from vwm.cli.main import main
 from vwm.data.clips import ClipBatch
 from vwm.models.dit.module import DiTModule
 from vwm.models.dit.objectives import DiffusionForcing
@@ -128,3 +130,15 @@ def test_the_cost_of_a_corpus_is_counted_in_clips():
     assert cost.clips == 1800 and cost.operations == 1800e12
     assert cost.device_hours == pytest.approx(1800 / 64 * time.seconds / 3600 * 8)
     assert cost.price == pytest.approx(2 * cost.device_hours)
+
+
+@pytest.mark.parametrize(
+    "config", ["dit/dreamer4_1b", "dit/oasis_600m", "vjepa/vjepa2_vitg16", "tokenizer/coinrun_small"]
+)
+def test_the_command_estimates_large_configs(config: str, capsys: pytest.CaptureFixture[str]):
+    main(["estimate", "-c", config, "--strategy", "fsdp", "--ranks", "8,512", "--json"])
+    printed = json.loads(capsys.readouterr().out)
+    few, many = (row["memory"] for row in printed["estimates"])
+    trained = printed["trained_in_blocks"] + printed["trained_elsewhere"]
+    assert few["weights"] * 8 >= 4 * trained > few["weights"] and many["weights"] < few["weights"]
+    assert printed["operations_per_clip"] > 0 and few["total"] > many["total"] > many["activations"]

@@ -31,6 +31,6 @@ class LossNormalizer(nn.Module):
             with torch.no_grad():
                 self.mean_square.lerp_(mean.to(self.mean_square.dtype).square(), 1 - self.decay)
                 self.weight.lerp_(torch.ones_like(self.weight), 1 - self.decay)
-        if not self.weight:  # no loss seen yet
+        if not self.weight.is_meta and not self.weight:  # no loss seen yet
             return loss
         return loss / (self.mean_square / self.weight).sqrt().clamp(min=1e-8)

@@ -65,6 +65,8 @@ class MetaKernels(TorchFunctionMode):
             return _fused_attention(*args, **kwargs)
         if func is F.rms_norm and args[0].is_meta:
             return torch.ops.aten._fused_rms_norm(*args, **kwargs)[0]
+        if func is torch.bincount and args[0].is_meta:
+            return args[0].new_empty(kwargs["minlength"])
         return func(*args, **kwargs)
 
     @contextmanager

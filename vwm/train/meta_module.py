@@ -64,7 +64,7 @@ class MetaCLI(FitCLI):
         folder = arguments.get("tokenizer")
         tokenizer = self._tokenizer(str(folder)) if isinstance(folder, str | Path) else None
         with torch.device("meta"), given_tokenizer(tokenizer):
-            made = self.parser.instantiate_classes(self.config)
+            made = self.parser.instantiate(self.config)
         self.module = made["model"].to("meta").train()
         self.datamodule: VideoDataModule = made["data"]
 
