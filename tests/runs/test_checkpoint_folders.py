@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from vwm.runs import checkpoint_folder
 from vwm.runs.checkpoint_folder import FolderFiles
-from vwm.runs.checkpoint_folders import CheckpointFolders, split_tensors
+from vwm.runs.checkpoint_folders import CheckpointFolders, take_out_tensors
 from vwm.runs.checkpoints import CheckpointError
 
 
@@ -162,7 +162,7 @@ def test_a_failed_write_is_an_error_of_the_next_save(tmp_path: Path, monkeypatch
 
 
 def test_tensors_are_separated_by_their_paths() -> None:
-    rest, tensors = split_tensors(make_state(1))
+    rest, tensors = take_out_tensors(make_state(1))
     assert rest["optimizer_states"][0]["state"][0]["step"] == ("vwm.tensor", "optimizer_states/0/state/0/step")
     assert list(tensors) == [
         "state_dict/weight", "state_dict/half", "optimizer_states/0/state/0/step", "optimizer_states/0/state/0/empty",

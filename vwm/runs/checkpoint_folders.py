@@ -27,7 +27,7 @@ MARK = "vwm.tensor"
 FOLDER_NAME = re.compile(r"step-(\d{8,})")
 
 
-def split_tensors(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def take_out_tensors(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Separate the tensors of a checkpoint from the rest.
 
     Returns:
@@ -103,7 +103,7 @@ class CheckpointFolders:
             self.remove_old()
         if self._agree(step in self.steps()):
             return
-        rest, tensors = split_tensors(state)
+        rest, tensors = take_out_tensors(state)
         buffer = io.BytesIO()
         if _rank() == 0:
             torch.save(rest, buffer)

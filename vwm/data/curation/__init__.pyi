@@ -5,7 +5,6 @@ from .filters import CurationSettings as CurationSettings
 from .filters import find_removing_filter as find_removing_filter
 from .filters import make_curation as make_curation
 from .measures import ClipMeasures as ClipMeasures
-from .measures import luma_of as luma_of
 from .measures import preview_size as preview_size
 from .shots import ContentShots as ContentShots
 from .shots import ShotDetector as ShotDetector
