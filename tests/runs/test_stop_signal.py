@@ -16,6 +16,7 @@ from vwm.runs.stop_signal import StopRequest, is_announced, requeue_slurm_job
 
 def test_signals_of_a_scheduler_may_repeat_and_a_second_ctrl_c_ends() -> None:
     before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with StopRequest() as stop:
         assert not stop
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGTERM):

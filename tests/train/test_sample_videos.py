@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.plugins import Precision
 from PIL import Image
 
 from vwm.core.frames import frames_to_float
@@ -43,6 +44,7 @@ def make_trainer(folder: Path, step: int) -> SimpleNamespace:
         callbacks=[],
         datamodule=None,
         strategy=strategy,
+        precision_plugin=Precision(),
         default_root_dir=str(folder),
     )
 

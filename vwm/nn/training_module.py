@@ -77,6 +77,11 @@ class TrainingModule(L.LightningModule, ABC):
         """Return a sample video for a batch, uint8 [b, t, H, W, 3]: its reconstruction or continuation."""
 
     @property
+    def latent_tokenizer(self) -> VideoTokenizer | None:
+        """The tokenizer whose latents the module learns from; None where there is none."""
+        return getattr(self, "tokenizer", None)
+
+    @property
     def frozen_tokenizer(self) -> VideoTokenizer | None:
         """The tokenizer that encodes frames in every step and was loaded from a folder; None where there is none."""
         return None if self.tokenizer_folder is None else self.tokenizer
@@ -224,13 +229,13 @@ class TrainingModule(L.LightningModule, ABC):
     @property
     def frames_per_latent(self) -> int:
         """Frames that a latent holds; 1 for a module without a tokenizer."""
-        tokenizer: VideoTokenizer | None = getattr(self, "tokenizer", None)
+        tokenizer = self.latent_tokenizer
         return 1 if tokenizer is None else tokenizer.time_compression
 
     @property
     def tokens_per_latent(self) -> int:
         """Tokens of a latent, by which the speed of a training is measured; 1 for a module without a tokenizer."""
-        tokenizer: VideoTokenizer | None = getattr(self, "tokenizer", None)
+        tokenizer = self.latent_tokenizer
         return 1 if tokenizer is None else tokenizer.tokens_per_frame
 
     def count_tokens(self, batch: Any) -> int:

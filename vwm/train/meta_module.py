@@ -85,7 +85,7 @@ def make_meta_batch(module: TrainingModule, data: VideoDataModule, clips: int) -
     Raises:
         ValueError: the module does not say how large its frames are.
     """
-    tokenizer: VideoTokenizer | None = getattr(module, "tokenizer", None)
+    tokenizer = module.latent_tokenizer
     names = set(data.fields)
     if isinstance(tokenizer, MissingTokenizer) or "latents" in names:
         names = (names | {"latents"}) - ({"frames"} if not module.reads_frames else set())
