@@ -1,7 +1,7 @@
 """Serve a folder as the buckets of an S3 store: list, HEAD and GET with ranges and conditions; no signature is checked.
 
 It is what `vwm bench data` was timed against on one machine: aiohttp sends files by the system's sendfile, so that the
-server costs little beside the reader.
+server costs little compared with the reader.
 
     python tools/file_store.py FOLDER --port 5055
 """

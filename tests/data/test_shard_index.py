@@ -76,7 +76,7 @@ def test_foreign_shards_work(tmp_path: Path) -> None:
     assert set(index.episodes[1].members) == {"frames.npy", "actions.npy"}
     for entry, value in zip(index.episodes, (40, 80, 120), strict=True):
         assert abs(read_episode_frames(str(shard), entry).astype(int) - value).max() <= 3
-    # The index is kept beside the shard, and is the same from there.
+    # The index is kept next to the shard, and is the same from there.
     assert Path(shard_index_path(shard)).is_file()
     assert load_shard_index(str(shard)) == index == build_shard_index(str(shard))
 

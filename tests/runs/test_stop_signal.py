@@ -54,7 +54,7 @@ def cloud() -> Iterator[tuple[str, dict[str, int]]]:
 def test_a_notice_is_a_file_or_an_answer(tmp_path: Path, cloud: tuple[str, dict[str, int]]) -> None:
     address, status = cloud
     assert not is_announced(address) and not is_announced(str(tmp_path / "stop"))
-    assert not is_announced("http://127.0.0.1:9/nobody")
+    assert not is_announced("http://127.0.0.1:9/missing")
     status["answer"] = 200
     (tmp_path / "stop").touch()
     assert is_announced(address) and is_announced(str(tmp_path / "stop"))

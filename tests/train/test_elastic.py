@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from fit_runs import RunResult, Runs, batches
 from safetensors.torch import load_file
 
 from vwm.data.episode import Episode
@@ -20,21 +19,10 @@ from vwm.data.shards import ShardWriter
 from vwm.train.global_batch import convert_progress
 from vwm.train.watchdog import describe_hang
 
-sys.path.insert(0, str(Path(__file__).parent / "helpers"))
-
-from fit_runs import RunResult, Runs, batches
-
 GLOBAL_BATCH = 6
 EPOCH = 3
 """Steps per epoch of the data below: 21 clips of 4 frames in global batches of 6."""
 STEPS = 10
-
-
-@pytest.fixture(scope="module")
-def runs() -> Iterator[Runs]:
-    runs = Runs()
-    yield runs
-    runs.close()
 
 
 @pytest.fixture(scope="module")

@@ -5,27 +5,16 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fit_runs import RunResult, Runs, batches, environment
+from tiny_trainings import CHECKPOINT, EPOCH, STEPS, write_tiny_trainings
 
 from vwm.train.fit import follow_torchrun
-
-HELPERS = Path(__file__).parent / "helpers"
-sys.path.insert(0, str(HELPERS))
-
-from fit_runs import RunResult, Runs, batches, environment  # noqa: E402
-from tiny_trainings import CHECKPOINT, EPOCH, STEPS, write_tiny_trainings  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def runs() -> Iterator[Runs]:
-    runs = Runs()
-    yield runs
-    runs.close()
 
 
 @pytest.fixture(scope="module")

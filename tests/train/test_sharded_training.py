@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 import csv
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fit_runs import Runs
+from tiny_trainings import write_tiny_trainings
 
 from vwm.train.strategies import ShardedStrategy, make_strategy, mesh_sides
-
-HELPERS = Path(__file__).parent / "helpers"
-sys.path.insert(0, str(HELPERS))
-
-from fit_runs import Runs  # noqa: E402
-from tiny_trainings import write_tiny_trainings  # noqa: E402
 
 STEPS = 6
 BATCH = 4
 """Clips of a global batch."""
-
-
-@pytest.fixture(scope="module")
-def runs() -> Iterator[Runs]:
-    runs = Runs()
-    yield runs
-    runs.close()
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,7 @@ class CapturedUpdates:
 
     An update with the shapes of its arguments is captured at its third call, when all states of its optimizers exist.
     Where that fails, the plain function is computed from then on, and one warning says why. One that changes tensors
-    which have been replaced since, as by loading a checkpoint, or depends on other settings, is captured anew.
+    which have been replaced since, as by loading a checkpoint, or depends on other settings, is captured again.
 
     Args:
         backend: what captures.

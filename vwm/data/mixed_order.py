@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from vwm.data.clip_order import ClipAddress
 
 MAX_PERIOD = 1_000_000
-"""The largest sum of weights as whole numbers: a block of so many clips is shuffled at once."""
+"""The largest sum of weights as whole numbers: a block has at most as many clips, shuffled at once."""
 
 
 class ClipSequence(Protocol):

@@ -149,7 +149,7 @@ def make_order(
 
 
 class _OrderBuilder:
-    """Makes the orders of single data sets: ends beside the rest, and the rest by buckets."""
+    """Makes the orders of single data sets: ends apart from the rest, and the rest by buckets."""
 
     def __init__(
         self, shards: Sequence[ShardIndex], paths: Sequence[str], options: MixtureOptions, make: partial[ClipOrder]

@@ -188,7 +188,7 @@ def _orientation(frame: av.VideoFrame) -> _Orientation:
 def _upright_pixels(frame: av.VideoFrame, converter: VideoReformatter) -> NDArray[np.uint8]:
     """Pixels of a frame, upright: uint8 [H, W, 3]. One converter serves all frames of a video.
 
-    It uses no threads: to set up either anew for every frame takes longer than to convert a small one.
+    It uses no threads: to set up either for every frame takes longer than to convert a small one.
     """
     pixels = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
     is_mirrored, quarter_turns = _orientation(frame)

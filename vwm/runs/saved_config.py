@@ -48,7 +48,7 @@ def read_saved_config(run: RunFolder, allow_packages: Sequence[str] = ()) -> dic
 def _find_paths(value: Any, run: Path) -> Any:
     """Replace relative paths that exist only above the run by absolute ones, in nested values."""
     if isinstance(value, dict):
-        # The paths of a mixture are keys, beside their weights.
+        # The paths of a mixture are keys, and their weights the values.
         return {
             _find_paths(key, run): below if key == "run" else _find_paths(below, run) for key, below in value.items()
         }

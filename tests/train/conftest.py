@@ -1,0 +1,21 @@
+"""Processes of ``vwm fit`` that share their imports, for the tests of trainings."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
+
+from fit_runs import Runs
+
+
+@pytest.fixture(scope="module")
+def runs() -> Iterator[Runs]:
+    """The server that forks runs, one for each file of tests."""
+    runs = Runs()
+    yield runs
+    runs.close()
