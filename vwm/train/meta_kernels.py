@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 LOWERED = {
     F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
@@ -102,19 +103,18 @@ class MetaKernels(TorchFunctionMode):
             self.compute_dtype = before
 
     def end_autocast(self) -> None:
-        """Free the weights in the lower precision; what is computed again afterwards casts them anew."""
+        """Free the weights in the lower precision; what is computed again afterwards casts them again."""
         self._keeps_casts = False
         self._cast_weights.clear()
 
     def _cast(self, value: Any, dtype: torch.dtype) -> Any:
-        if isinstance(value, Tensor):
-            is_other = value.is_floating_point() and value.dtype not in (dtype, torch.float64)
-            return self._cast_tensor(value, dtype) if is_other else value
-        if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
-            return type(value)(self._cast(part, dtype) for part in value)
-        if isinstance(value, dict):
-            return {key: self._cast(part, dtype) for key, part in value.items()}
-        return value
+        """Cast the floating point tensors in a nested value; float64 stays."""
+
+        def cast(tensor: Tensor) -> Tensor:
+            is_other = tensor.is_floating_point() and tensor.dtype not in (dtype, torch.float64)
+            return self._cast_tensor(tensor, dtype) if is_other else tensor
+
+        return tree_map_only(Tensor, cast, value)
 
     def _cast_tensor(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         """Cast once, where autocast keeps the result: weights in the lower precision."""
