@@ -24,13 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 from drift import measure_drift
+from game import start_drive, take_actions
 from measure import FPS, PATTERNS, key_pattern, observe_run, play_world, rate_run, read_clips, turn_of_view
 from numpy.typing import NDArray
 from PIL import Image
 
 import vwm
-from vwm.envs.behavior_policies import LaneFollowingPolicy
-from vwm.envs.wrapped_env import WrappedEnv
 from vwm.eval.metrics import set_psnr
 from vwm.eval.rollouts import open_loop_rollout
 
@@ -41,20 +40,13 @@ STRIP_SECONDS = (0, 1, 2, 3, 5, 8, 12, 20, 30, 45, 60)
 
 def play_real(pattern: str, seed: int, seconds: float) -> NDArray[np.uint8]:
     """Drive to a random place and hold a pattern: uint8 [t, 64, 64, 3], from the first frame under the pattern."""
-    env = WrappedEnv("CarRacing-v3", {"max_episode_steps": 6000}, 64, action_repeat=4)
     rng = np.random.default_rng(seed)
-    policy = LaneFollowingPolicy(env.actions, 1, rng)
-    env.reset(seed=100_000 + seed)
-    for _ in range(20 + int(rng.integers(150))):
-        env.step(policy.act(np.zeros(1, bool), env.observe()[None])[0])
-    frames = [env.observe()]
-    for t in range(round(seconds * FPS)):
-        outcome = env.step(key_pattern(pattern, t))
-        if outcome.terminated or outcome.truncated:
-            break
-        frames.append(env.observe())
+    env, drive = start_drive(100_000 + seed, rng)
+    *_, last = (next(drive) for _ in range(20 + int(rng.integers(150))))
+    held = (key_pattern(pattern, t) for t in range(round(seconds * FPS)))
+    frames = np.stack([last, *take_actions(env, held)])
     env.close()
-    return np.stack(frames)
+    return frames
 
 
 def measure_real(out: Path, runs: int, seconds: float) -> None:

@@ -6,17 +6,16 @@ itself to places where careful driving seldom is, so that its own distance, not 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from game import Frames, start_drive, take_actions
 from numpy.typing import NDArray
 
 import vwm
-from vwm.envs.behavior_policies import LaneFollowingPolicy
-from vwm.envs.wrapped_env import WrappedEnv
 from vwm.eval.drift import SlicedFrechet, action_patterns
 from vwm.eval.drift_features import tokenizer_features
 
@@ -26,7 +25,6 @@ FPS = 12
 CONTEXT = 4
 """Frames before the held actions, from which a world starts."""
 REFERENCE_DRIVES, REFERENCE_FRAMES = 12, 200
-Frames = NDArray[np.uint8]
 
 
 def measure_drift(bundles: list[str], out: Path, starts: int) -> None:
@@ -73,7 +71,7 @@ def load_or_make(path: Path, make: Callable[[], Frames]) -> Frames:
 
 def drive_carefully(seed: int) -> Frames:
     """Follow the road: uint8 [t, 64, 64, 3]."""
-    env, drive = start_drive(500_000 + seed)
+    env, drive = start_drive(500_000 + seed, np.random.default_rng(500_000 + seed))
     frames = [next(drive) for _ in range(REFERENCE_FRAMES)]
     env.close()
     return np.stack(frames)
@@ -84,29 +82,11 @@ def hold_in_game(seed: int, actions: torch.Tensor) -> Frames:
 
     A run that ends is shorter.
     """
-    env, drive = start_drive(200_000 + seed)
-    frames = [next(drive) for _ in range(20 + int(np.random.default_rng(seed).integers(150)))][-CONTEXT:]
-    for action in actions.numpy():
-        outcome = env.step(action)
-        if outcome.terminated or outcome.truncated:
-            break
-        frames.append(env.observe())
+    env, drive = start_drive(200_000 + seed, np.random.default_rng(200_000 + seed))
+    driven = [next(drive) for _ in range(20 + int(np.random.default_rng(seed).integers(150)))]
+    frames = [*driven[-CONTEXT:], *take_actions(env, actions.numpy())]
     env.close()
     return np.stack(frames)
-
-
-def start_drive(seed: int) -> tuple[WrappedEnv, Iterator[Frames]]:
-    """Return a new game, and the frames of careful driving in it."""
-    env = WrappedEnv("CarRacing-v3", {"max_episode_steps": 6000}, 64, action_repeat=4)
-    policy = LaneFollowingPolicy(env.actions, 1, np.random.default_rng(seed))
-    env.reset(seed=seed)
-
-    def drive() -> Iterator[Frames]:
-        while True:
-            env.step(policy.act(np.zeros(1, bool), env.observe()[None])[0])
-            yield env.observe()
-
-    return env, drive()
 
 
 @torch.no_grad()
