@@ -5,6 +5,7 @@ from .atomic_files import atomic_folder as atomic_folder
 from .atomic_files import atomic_write as atomic_write
 from .atomic_files import atomic_write_text as atomic_write_text
 from .atomic_files import check_replaceable_folder as check_replaceable_folder
+from .atomic_files import process_runs as process_runs
 from .atomic_files import remove_folder_leftovers as remove_folder_leftovers
 from .blocks import compile_blocks as compile_blocks
 from .blocks import find_blocks as find_blocks
@@ -73,6 +74,9 @@ from .network_base import find_diffusers_class as find_diffusers_class
 from .network_simulator import NetworkSimulator as NetworkSimulator
 from .network_simulator import NoSampling as NoSampling
 from .network_simulator import VideoSimulator as VideoSimulator
+from .process_group import is_distributed as is_distributed
+from .process_group import process_rank as process_rank
+from .process_group import rank_count as rank_count
 from .seeds import fold_in as fold_in
 from .seeds import seeded_normal as seeded_normal
 from .seeds import seeded_uniform as seeded_uniform

@@ -116,7 +116,7 @@ def remove_leftovers(target: Path) -> None:
     pattern = re.compile(rf"\.{re.escape(target.name)}\.{re.escape(_HOST)}\.(\d+)\.[0-9a-f]{{8}}\.(tmp|old)")
     for path in target.parent.glob(f".{_escape_glob(target.name)}.*"):
         matched = pattern.fullmatch(path.name)
-        if matched is None or _process_runs(int(matched[1])):
+        if matched is None or process_runs(int(matched[1])):
             continue
         if matched[2] == "old" and not target.exists():
             path.rename(target)
@@ -166,7 +166,8 @@ def _escape_glob(name: str) -> str:
     return re.sub(r"([*?\[])", r"[\1]", name)
 
 
-def _process_runs(number: int) -> bool:
+def process_runs(number: int) -> bool:
+    """Whether a process of this machine has not ended; True where that cannot be told."""
     if os.name == "nt":  # os.kill ends a process there
         return True
     try:

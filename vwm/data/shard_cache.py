@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from vwm.core.atomic_files import process_runs
 from vwm.core.folder_lock import make_folder
 
 FREE_SHARE = 0.1
@@ -95,7 +96,7 @@ class ShardCache:
         total = 0
         for path in (*self.folder.glob("*/*-*"), *self.folder.glob(".*.tmp")):
             with suppress(OSError):  # another process has just renamed or removed it
-                if path.suffix == ".tmp" and not _process_runs(path.name.split(".")[1]):
+                if path.suffix == ".tmp" and not _writer_runs(path):
                     path.unlink()
                     continue
                 state = path.stat()
@@ -133,11 +134,7 @@ def _checksum(file: str, number: int, piece: bytes) -> bytes:
     return zlib.crc32(piece, zlib.crc32(f"{file}\n{number}".encode())).to_bytes(SUM_BYTES, "little")
 
 
-def _process_runs(number: str) -> bool:
-    try:
-        os.kill(int(number), 0)
-    except (ProcessLookupError, ValueError):
-        return False
-    except OSError:
-        return True
-    return True
+def _writer_runs(temporary: Path) -> bool:
+    """Whether the process that writes a temporary file has not ended."""
+    number = temporary.name.split(".")[1]
+    return number.isdigit() and process_runs(int(number))

@@ -88,7 +88,6 @@ from .ranks import masked_mean as masked_mean
 from .ranks import mean_count as mean_count
 from .ranks import mean_over_ranks as mean_over_ranks
 from .ranks import mean_over_ranks_with_gradient as mean_over_ranks_with_gradient
-from .ranks import rank_count as rank_count
 from .recomputation import recompute_blocks as recompute_blocks
 from .recomputation import without_recomputation as without_recomputation
 from .sharding import from_local_part as from_local_part

@@ -10,9 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from vwm.core.process_group import is_distributed, rank_count
 from vwm.nn.finite_scalar_codebook import FiniteScalarCodebook
 from vwm.nn.precision import at_least_float32
-from vwm.nn.ranks import mean_over_ranks_with_gradient, rank_count
+from vwm.nn.ranks import mean_over_ranks_with_gradient
 
 if TYPE_CHECKING:
     from vector_quantize_pytorch import VectorQuantize
@@ -71,8 +72,7 @@ class Quantizer(nn.Module):
 
         With weights in half precision (``--trainer.precision bf16-true``) it is computed in that.
         """
-        is_distributed = dist.is_available() and dist.is_initialized()
-        if self.training and is_distributed and not isinstance(self.book, FiniteScalarCodebook):
+        if self.training and is_distributed() and not isinstance(self.book, FiniteScalarCodebook):
             # The codebook looks for other ranks when it is constructed, which is before they are initialized. Without
             # this it would learn from the data of the first rank only.
             self.book._codebook.all_reduce_fn = dist.all_reduce

@@ -14,10 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-
-def rank_count() -> int:
-    """Return the number of processes that train together; 1 outside of a process group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+from vwm.core.process_group import rank_count
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from vwm.core.blocks import find_blocks
+from vwm.core.process_group import is_distributed
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -205,7 +206,7 @@ def clip_sharded_gradients(weights: Iterable[nn.Parameter], max_norm: float) -> 
 def all_finite(weights: Iterable[nn.Parameter]) -> bool:
     """Whether weights are finite, in all processes."""
     finite = torch.stack([local_part(weight.detach()).isfinite().all() for weight in weights]).all()
-    if dist.is_available() and dist.is_initialized():
+    if is_distributed():
         flag = finite.float()
         dist.all_reduce(flag, op=dist.ReduceOp.MIN)
         finite = flag > 0

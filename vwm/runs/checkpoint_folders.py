@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
+from vwm.core.process_group import is_distributed, process_rank, rank_count
 from vwm.runs.checkpoint_folder import DTYPES, INDEX, TRAINER_FILE, FolderFiles, FolderReader, FolderWriter
 from vwm.runs.checkpoints import CheckpointError
 
@@ -99,18 +100,18 @@ class CheckpointFolders:
             state: nested tensors and plain values; tensors may be sharded (``DTensor``).
         """
         self.wait()
-        if _rank() == 0:
+        if process_rank() == 0:
             self.remove_old()
         if self._agree(step in self.steps()):
             return
         rest, tensors = take_out_tensors(state)
         buffer = io.BytesIO()
-        if _rank() == 0:
+        if process_rank() == 0:
             torch.save(rest, buffer)
         _expect_one_process()
-        writer = FolderWriter(self.folder(step), _rank(), buffer.getvalue())
+        writer = FolderWriter(self.folder(step), process_rank(), buffer.getvalue())
         future = async_save(
-            dict(tensors), storage_writer=writer, process_group=self._cpu_group(), no_dist=not dist.is_initialized()
+            dict(tensors), storage_writer=writer, process_group=self._cpu_group(), no_dist=not is_distributed()
         )
         assert isinstance(future, Future)
         self._saving = (step, future)
@@ -129,7 +130,7 @@ class CheckpointFolders:
         except CheckpointException as error:  # no Exception, but a BaseException
             rank, (reason, _) = next(iter(error.failures.items()))
             raise CheckpointError(f"{self.folder(step)}: rank {rank} could not write it ({reason})") from error
-        if _rank() == 0:
+        if process_rank() == 0:
             self.remove_old()
 
     def remove_old(self) -> None:
@@ -162,7 +163,7 @@ class CheckpointFolders:
         for step in reversed(self.steps()):
             reason = self._verify(step)
             if reason is None:
-                if damaged and _rank() == 0:
+                if damaged and process_rank() == 0:
                     print(f"warning: {'; '.join(damaged)}. Continuing from {self.folder(step)}", flush=True)
                 return self._load(step, like)
             damaged.append(reason)
@@ -184,19 +185,19 @@ class CheckpointFolders:
                 tensors[path] = torch.empty(shape, dtype=DTYPES[tensor["dtype"]])
         _expect_one_process()
         reader = FolderReader(folder.address, index)
-        load(tensors, storage_reader=reader, process_group=self._cpu_group(), no_dist=not dist.is_initialized())
+        load(tensors, storage_reader=reader, process_group=self._cpu_group(), no_dist=not is_distributed())
         loaded: dict[str, Any] = _put_tensors(rest, tensors)
         return loaded
 
     def _verify(self, step: int) -> str | None:
         """Compare all bytes with their checksums, each process a share of the files; return what is wrong."""
         wrong: str | None = None
-        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        ranks = rank_count()
         folder = FolderFiles(self.folder(step))
         try:
             index = folder.read_index()
             for number, (name, expected) in enumerate(sorted(index["files"].items())):
-                if number % ranks == _rank():
+                if number % ranks == process_rank():
                     folder.check(name, expected)
         except CheckpointError as error:
             wrong = str(error)
@@ -208,23 +209,19 @@ class CheckpointFolders:
 
     def _cpu_group(self) -> Any:
         """Return a group of all processes for messages between threads that write; None without processes."""
-        if self._group is None and dist.is_initialized():
+        if self._group is None and is_distributed():
             self._group = dist.new_group(backend="gloo")
         return self._group
 
     def _agree(self, value: bool) -> bool:
         """Return the first process's answer."""
         answer = [value]
-        if dist.is_initialized():
+        if is_distributed():
             dist.broadcast_object_list(answer, src=0, group=self._cpu_group())
         return bool(answer[0])
 
 
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
 def _expect_one_process() -> None:
     """Keep torch from warning, in the thread that writes, of what is meant."""
-    if not dist.is_initialized():
+    if not is_distributed():
         warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable", UserWarning)

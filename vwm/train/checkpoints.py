@@ -13,6 +13,7 @@ import torch.distributed as dist
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from vwm.core.process_group import is_distributed, rank_count
 from vwm.runs.checkpoint_folders import CheckpointFolders
 from vwm.runs.checkpoints import write_checkpoint
 from vwm.runs.rng_states import restore_rng_states, rng_states
@@ -186,8 +187,8 @@ class ResumableCheckpoints(Checkpoint):
             checkpoint["epoch"] = self._loop_after_step["epoch_progress"]["current"]["processed"]
         mine = rng_states()
         everyone: list[Any] = [mine]
-        if dist.is_available() and dist.is_initialized():
-            everyone = [None] * dist.get_world_size()
+        if is_distributed():
+            everyone = [None] * rank_count()
             dist.all_gather_object(everyone, mine)
         checkpoint["generators"] = everyone
 
@@ -199,7 +200,7 @@ class ResumableCheckpoints(Checkpoint):
     def _agree(self, device: torch.device) -> tuple[int, bool]:
         """Return the highest number of a signal on any rank, and whether some rank saw a notice."""
         number, was_noticed = self._stop.number, self._stop.was_noticed
-        if not (dist.is_available() and dist.is_initialized()):
+        if not is_distributed():
             return number, was_noticed
         tensor = torch.tensor([number, was_noticed], device=device)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)

@@ -15,11 +15,12 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from vwm.core.process_group import rank_count
 from vwm.models.dit.network import DiT
 from vwm.models.dit.noise_schedule import add_noise, prediction_target
 from vwm.nn.clip_draws import draw_integers, draw_normal, draw_normal_like, draw_share_of_clips, draw_uniform
 from vwm.nn.precision import at_least_float32
-from vwm.nn.ranks import mean_over_ranks, rank_count
+from vwm.nn.ranks import mean_over_ranks
 
 MODE_SCALE = 1.29
 """s of the density ``mode`` that SD3 trains best with."""

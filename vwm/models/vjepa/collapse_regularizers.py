@@ -11,9 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vwm.core.process_group import is_distributed, rank_count
 from vwm.nn.clip_draws import draw_normal_for_all_clips
 from vwm.nn.precision import at_least_float32
-from vwm.nn.ranks import mean_over_ranks_with_gradient, rank_count
+from vwm.nn.ranks import mean_over_ranks_with_gradient
 
 
 class CollapseRegularizer(ABC):
@@ -102,6 +103,6 @@ class SIGReg(CollapseRegularizer):
 
 def _broadcast_from_rank_zero(directions: Tensor) -> Tensor:
     """Return the directions of the first rank, because characteristic functions are averaged over ranks."""
-    if dist.is_available() and dist.is_initialized():
+    if is_distributed():
         dist.broadcast(directions, src=0)
     return directions
