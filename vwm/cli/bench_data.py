@@ -11,7 +11,6 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from vwm.cli.bench_store import benchmark_store
 from vwm.cli.bench_timing import format_timings, measure_seconds
+from vwm.cli.loader_timing import cycle_batches, time_batches
 from vwm.core.command_output import format_command, print_next_command, progress_bar
 from vwm.data.clip_folders import make_clip_dataset
 from vwm.data.datamodule import ClipLoader
@@ -67,7 +67,7 @@ def benchmark_data(
             "webdataset + decord, mp4": lambda: _baseline_batches(video, clip_length, batch_size, workers)
         }
         for kind, folder in folders.items():
-            variants[f"vwm, {kind}"] = lambda f=folder: _cycle(_make_loader(f, clip_length, batch_size, workers))  # type: ignore[misc]
+            variants[f"vwm, {kind}"] = lambda f=folder: cycle_batches(_make_loader(f, clip_length, batch_size, workers))  # type: ignore[misc]
         speeds = _time_data(variants, batches, batch_size, workers, repeats)
         plain = float(np.median(speeds["webdataset + decord, mp4"]))
         for name, clips in speeds.items():
@@ -116,11 +116,6 @@ def _make_loader(folder: Path, clip_length: int, batch_size: int, workers: int) 
     return ClipLoader(make_clip_dataset(str(folder), clip_length), batch_size, workers=workers)
 
 
-def _cycle(loader: ClipLoader) -> Iterator[Any]:
-    while True:
-        yield from loader
-
-
 def _baseline_batches(folder: Path, clip_length: int, batch_size: int, workers: int) -> Iterator[Any]:
     """Iterate over the plain pipeline. Its shuffle buffer holds undecoded samples, which are cheaper."""
     paths = list_shards(folder)
@@ -163,12 +158,7 @@ def _time_data(
         for name, start in variants.items():
             video_packets._packet_table.cache_clear()  # as in a first epoch
             iterator = start()
-            for _ in islice(iterator, 4 + 4 * workers):  # more than the workers prefetch
-                pass
-            began = time.perf_counter()
-            for _ in islice(iterator, batches):
-                pass
-            speeds[name].append(batches * batch_size / (time.perf_counter() - began))
+            speeds[name].append(time_batches(iterator, batches, batch_size, warm_up=4 + 4 * workers))
             del iterator  # ends its workers
     return speeds
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from vwm.cli.bench_timing import format_timings
+from vwm.cli.loader_timing import cycle_batches, time_batches
 from vwm.core.command_output import format_command, format_size, print_next_command, progress_bar
 from vwm.data import remote_blocks
 from vwm.data.clip_folders import make_clip_dataset
@@ -57,7 +56,7 @@ def benchmark_store(
         speeds: dict[str, list[float]] = {name: [] for name in variants}
         for round_number in progress_bar(range(repeats), desc="time loaders", unit="round"):
             for name, make in variants.items():
-                speeds[name].append(_time_batches(make(round_number), batches))
+                speeds[name].append(_time_loader(make(round_number), batches))
         for name, clips in speeds.items():
             share = np.median(clips) / np.median(speeds["local disk"])
             print(f"{name:27} {format_timings(clips, 1, 'clips/s')}, {share:.2f} x local disk")
@@ -85,20 +84,7 @@ def _download(shards: list[str], folder: Path) -> int:
     return size
 
 
-def _time_batches(loader: ClipLoader, batches: int) -> float:
-    """Return clips per second, after as many batches as the workers read ahead."""
-
-    def cycle() -> Iterator[Any]:
-        while True:
-            yield from loader
-
+def _time_loader(loader: ClipLoader, batches: int) -> float:
+    """Return clips per second, of a process that has read nothing before."""
     remote_blocks.forget_recent_pieces()
-    iterator = cycle()
-    for _ in islice(iterator, 1 + 2 * loader.workers):
-        pass
-    began = time.perf_counter()
-    for _ in islice(iterator, batches):
-        pass
-    seconds = time.perf_counter() - began
-    del iterator  # ends its workers
-    return batches * loader.batch_size / seconds
+    return time_batches(cycle_batches(loader), batches, loader.batch_size, warm_up=1 + 2 * loader.workers)

@@ -181,8 +181,8 @@ def check_trainer_devices(accelerator: Any, devices: Any) -> None:
         accelerator: ``trainer.accelerator``; objects of Lightning are not checked.
         devices: ``trainer.devices``: a number, a list of indices, or a text.
     """
-    if not isinstance(accelerator, str) or (accelerator == "cpu" and "TORCHELASTIC_RUN_ID" in os.environ):
-        return  # torchrun's processes run, however few cores they share
+    if not isinstance(accelerator, str):
+        return
     gpus = torch.cuda.device_count()
     if accelerator in ("gpu", "cuda") and not gpus and not torch.backends.mps.is_available():
         raise ValueError(f"trainer.accelerator={accelerator}, and this machine has no GPU: give cpu or auto")
@@ -190,7 +190,7 @@ def check_trainer_devices(accelerator: Any, devices: Any) -> None:
     available = gpus if on_gpu else os.cpu_count() or 1
     number = int(devices) if isinstance(devices, str) and devices.lstrip("-").isdigit() else devices
     if not on_gpu and "TORCHELASTIC_RUN_ID" in os.environ:
-        return  # torchrun has started that many processes
+        return  # torchrun has started that many processes, which may share cores
     if isinstance(number, int) and not (1 <= number <= available or (on_gpu and number == -1)):
         raise ValueError(
             f"trainer.devices={devices}: this machine has {available} {'GPUs' if on_gpu else 'CPU cores'}; give a "

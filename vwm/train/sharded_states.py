@@ -24,7 +24,8 @@ def whole_module_state(module: nn.Module, keep: bool) -> dict[str, Any]:
         module: the module.
         keep: whether this process needs it; otherwise the state is empty.
     """
-    return _gather(module.state_dict(), keep) if keep else _discard(module.state_dict())
+    gathered = _gather(module.state_dict(), keep)
+    return gathered if keep else {}
 
 
 def load_whole_module_state(module: nn.Module, state: Mapping[str, Any], strict: bool = True) -> None:
@@ -40,7 +41,8 @@ def load_whole_module_state(module: nn.Module, state: Mapping[str, Any], strict:
 @torch.no_grad()
 def whole_optimizer_state(optimizer: Optimizer, keep: bool) -> dict[str, Any]:
     """Return the state of an optimizer, as ``whole_module_state`` does of a module."""
-    return _gather(optimizer.state_dict(), keep) if keep else _discard(optimizer.state_dict())
+    gathered = _gather(optimizer.state_dict(), keep)
+    return gathered if keep else {}
 
 
 def load_whole_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
@@ -69,9 +71,3 @@ def _gather(value: Any, keep: bool) -> Any:
     if isinstance(value, list | tuple):
         return type(value)([_gather(part, keep) for part in value])
     return value
-
-
-def _discard(value: Any) -> dict[str, Any]:
-    """Take part in gathering."""
-    _gather(value, keep=False)
-    return {}
