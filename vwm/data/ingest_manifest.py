@@ -194,7 +194,7 @@ def load_manifest(out: Path, settings: IngestSettings) -> list[IngestShard]:
     expected, earlier = json.loads(json.dumps(asdict(settings))), found.get("settings")
     if not isinstance(earlier, dict):
         raise ValueError(f"{path}: settings are missing: `vwm ingest` did not write this file. Choose another folder.")
-    earlier = {"curation": None} | earlier  # versions before 0.9 did not curate
+    earlier = {"curation": None} | earlier  # earlier manifests, of ingests that did not curate
     if earlier != expected:
         changes = ", ".join(
             f"{key} was {earlier.get(key)!r} and is now {expected[key]!r}"

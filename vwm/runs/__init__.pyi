@@ -35,6 +35,7 @@ from .saved_config import UntrustedConfigError as UntrustedConfigError
 from .saved_config import check_fixed_settings as check_fixed_settings
 from .saved_config import read_saved_config as read_saved_config
 from .stop_signal import StopRequest as StopRequest
+from .stop_signal import announce_stop as announce_stop
 from .stop_signal import requeue_slurm_job as requeue_slurm_job
 from .training_runtime import TrainingRuntime as TrainingRuntime
 from .training_runtime import compile_networks as compile_networks

@@ -60,7 +60,7 @@ class StopRequest:
     def end(self, message: str) -> None:
         """If a stop was requested, print the message and exit with the signal's exit code. Raises SystemExit."""
         if self.number:
-            print(f"\nstopped: {message}; the same command continues from there", flush=True)
+            announce_stop(message)
             raise SystemExit(128 + self.number)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
@@ -74,6 +74,11 @@ class StopRequest:
                 self.was_noticed = True
                 self.number = self.number or signal.SIGTERM
                 return
+
+
+def announce_stop(message: str) -> None:
+    """Print that a command stopped, what it has saved, and how it continues."""
+    print(f"\nstopped: {message}; the same command continues from there", flush=True)
 
 
 def is_announced(notice: str) -> bool:

@@ -18,7 +18,7 @@ from vwm.runs.checkpoint_folders import CheckpointFolders
 from vwm.runs.checkpoints import write_checkpoint
 from vwm.runs.rng_states import restore_rng_states, rng_states
 from vwm.runs.run_folder import RunFolder
-from vwm.runs.stop_signal import StopRequest, requeue_slurm_job
+from vwm.runs.stop_signal import StopRequest, announce_stop, requeue_slurm_job
 from vwm.train.resume_points import find_shards, load_resume_point, sharded_states
 
 
@@ -208,14 +208,14 @@ class ResumableCheckpoints(Checkpoint):
 
     def _exit(self, trainer: L.Trainer) -> NoReturn:
         self._finish_saving()
-        folder = RunFolder(trainer.default_root_dir).path
+        saved = f"step {self._seen_step} is saved in {RunFolder(trainer.default_root_dir).path}"
         if self._stop.was_noticed and "TORCHELASTIC_RUN_ID" in os.environ:
             if trainer.is_global_zero:
-                print(f"\nstopped: step {self._seen_step} is saved in {folder}; the same command continues from there")
+                announce_stop(saved)
             raise SystemExit(0)
         if trainer.is_global_zero:
             queued = requeue_slurm_job(self._stop.number)
-            self._stop.end(f"step {self._seen_step} is saved in {folder}{f'; {queued}' if queued else ''}")
+            self._stop.end(f"{saved}{f'; {queued}' if queued else ''}")
         raise SystemExit(128 + self._stop.number)
 
     def _save(self, trainer: L.Trainer, paths: Sequence[Path]) -> None:
