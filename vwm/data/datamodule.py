@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import os
 import re
 import signal
 from collections.abc import Iterator, Sequence
@@ -113,7 +114,7 @@ class ClipLoader:
             batch_sampler=_BatchSampler(self, epoch, start),
             num_workers=self.workers,
             collate_fn=collate_clips,
-            worker_init_fn=_ignore_first_stop_signal,
+            worker_init_fn=_prepare_worker,
             pin_memory=torch.cuda.is_available(),
             timeout=self.timeout if self.workers else 0,
             # By default, a DataLoader draws from the global generator, and a resumed run would differ.
@@ -202,12 +203,17 @@ def _kill_workers() -> None:
             process.kill()
 
 
-def _ignore_first_stop_signal(worker: int) -> None:
-    """Keep a worker running until the run is saved: schedulers and terminals send signals to every process of a job."""
+def _prepare_worker(worker: int) -> None:
+    """Keep a worker running until the run is saved: schedulers and terminals send signals to every process of a job.
+
+    A worker that was spawned (torchrl makes that the default) ends at once, without tearing down the interpreter, which
+    would abort it where the thread that sends batches still holds a tensor.
+    """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda signum, frame: signal.signal(signum, signal.SIG_DFL))
     for number in (signal.SIGUSR1, signal.SIGUSR2):  # SLURM's notice before a limit
         signal.signal(number, signal.SIG_IGN)
+    atexit.register(os._exit, 0)
 
 
 class _BatchSampler(Sequence[list[tuple[int, int]]]):
