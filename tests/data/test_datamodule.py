@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 import subprocess
 import sys
@@ -67,6 +68,18 @@ def test_workers_do_not_change_a_batch(clips: ClipDataset, workers: int) -> None
     here, there = ClipLoader(clips, 4), ClipLoader(clips, 4, workers=workers)
     for _ in range(2):  # epochs
         assert same(here, there)
+
+
+def test_workers_start_as_the_platform_starts_them_whatever_other_packages_set(clips: ClipDataset) -> None:
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("spawn", force=True)  # as TorchRL's import does
+    try:
+        batches = iter(ClipLoader(clips, 4, workers=1))
+        next(batches)
+        (worker,) = multiprocessing.active_children()
+        assert isinstance(worker, multiprocessing.get_context(multiprocessing.get_all_start_methods()[0]).Process)
+    finally:
+        multiprocessing.set_start_method(before, force=True)
 
 
 @pytest.mark.parametrize("world", [2, 4])

@@ -113,6 +113,8 @@ class ClipLoader:
             self.dataset,
             batch_sampler=_BatchSampler(self, epoch, start),
             num_workers=self.workers,
+            # The platform's own default: TorchRL's import sets spawn, where each worker imports torch for seconds.
+            multiprocessing_context=multiprocessing.get_all_start_methods()[0] if self.workers else None,
             collate_fn=collate_clips,
             worker_init_fn=_prepare_worker,
             pin_memory=torch.cuda.is_available(),
@@ -206,7 +208,7 @@ def _kill_workers() -> None:
 def _prepare_worker(worker: int) -> None:
     """Keep a worker running until the run is saved: schedulers and terminals send signals to every process of a job.
 
-    A worker that was spawned (torchrl makes that the default) ends at once, without tearing down the interpreter, which
+    A spawned worker (the only kind on macOS and Windows) ends at once, without tearing down the interpreter, which
     would abort it where the thread that sends batches still holds a tensor.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
