@@ -1,17 +1,15 @@
-"""An exponential moving average of the weights (diffusers' EMAModel), used to validate, sample and export."""
+"""An exponential moving average of the weights, used to validate, sample and export."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vwm.nn.sharding import from_local_part, local_part, shard_like, whole_tensor
-
-if TYPE_CHECKING:
-    from diffusers.training_utils import EMAModel
 
 
 class EMACallback(L.Callback):
@@ -20,8 +18,8 @@ class EMACallback(L.Callback):
     Where weights are sharded, every process averages its part of them; checkpoints hold whole averages.
 
     Args:
-        decay: decay of the average late in training; 0 disables it. Early in training the decay is
-            min(decay, (1 + step) / (10 + step)).
+        decay: decay of the average late in training; 0 disables it. After n updates it is at most (1 + n) / (10 + n),
+            and the first update copies the weights.
     """
 
     def __init__(self, decay: float = 0.999) -> None:
@@ -29,8 +27,10 @@ class EMACallback(L.Callback):
             raise ValueError(f"ema.decay must be at least 0 and below 1, got {decay}")
         self.decay = decay
         self.gathers_state = True
-        self._average: EMAModel | None = None
         self._weights: list[nn.Parameter] = []
+        self._averages: list[Tensor] = []  # this process's parts; empty before training and without averaging
+        self._stored_weights: list[Tensor] = []
+        self._updates = 0
         self._loaded_state: dict[str, Any] | None = None
         self._step = -1
 
@@ -38,25 +38,37 @@ class EMACallback(L.Callback):
         """Start the average, or continue the checkpoint's."""
         if not self.decay:
             return
-        from diffusers.training_utils import EMAModel  # here, after diffusers was imported as ``network_base`` does
-
         self._weights = _network_parameters(pl_module)
-        self._average = EMAModel(self._parts(), decay=self.decay)
+        averages = [local_part(weight).detach().clone() for weight in self._weights]
         if self._loaded_state is not None:
-            self._average.load_state_dict(self._loaded_state)
-            whole = zip(self._average.shadow_params, self._weights, strict=True)
-            self._average.shadow_params = [local_part(shard_like(average, weight)) for average, weight in whole]
+            whole = zip(self._loaded_state["shadow_params"], self._weights, strict=True)
+            averages = [local_part(shard_like(average, weight)).clone() for average, weight in whole]
+            self._updates = self._loaded_state["optimization_step"]
             self._loaded_state = None
-        self._average.to(pl_module.device)
+        self._averages = [average.to(pl_module.device) for average in averages]
         self._step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Update the average after every optimizer step."""
-        if self._average is not None and trainer.global_step != self._step:
+        if self._averages and trainer.global_step != self._step:
             self._step = trainer.global_step
-            self._average.step(self._parts())
+            self._update()
+
+    def _update(self) -> None:
+        """Average the weights that train; copy the others, such as target encoders, which are averages themselves."""
+        warmup = (1 + self._updates) / (10 + self._updates) if self._updates else 0
+        decay = min(self.decay, warmup)
+        self._updates += 1
+        pairs = list(zip(self._averages, self._weights, strict=True))
+        trained = [(average, local_part(weight).detach()) for average, weight in pairs if weight.requires_grad]
+        if trained:
+            averages, weights = zip(*trained, strict=True)
+            get_ema_multi_avg_fn(decay)(averages, weights, self._updates)
+        for average, weight in pairs:
+            if not weight.requires_grad:
+                average.copy_(local_part(weight).detach())
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Use the average for validation."""
@@ -66,30 +78,30 @@ class EMACallback(L.Callback):
         """Continue with the weights in training."""
         self.swap_out(pl_module)
 
+    @torch.no_grad()
     def swap_in(self, pl_module: L.LightningModule) -> None:
         """Put the average into the networks, and store their weights."""
-        if self._average is not None:
-            self._average.store(self._parts())
-            self._average.copy_to(self._parts())
+        if self._averages:
+            parts = [local_part(weight) for weight in self._weights]
+            self._stored_weights = [part.clone() for part in parts]
+            torch._foreach_copy_(parts, self._averages)
 
+    @torch.no_grad()
     def swap_out(self, pl_module: L.LightningModule) -> None:
         """Put the stored weights back."""
-        if self._average is not None:
-            self._average.restore(self._parts())
+        if self._stored_weights:
+            torch._foreach_copy_([local_part(weight) for weight in self._weights], self._stored_weights)
+            self._stored_weights = []
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average for the checkpoint, in all processes; sharded unless ``gathers_state``."""
-        if self._average is None:
+        if not self._averages:
             return {}
-        parts = zip(self._average.shadow_params, self._weights, strict=True)
+        parts = zip(self._averages, self._weights, strict=True)
         averages = [from_local_part(part, weight) for part, weight in parts]
         if self.gathers_state:
             averages = [whole_tensor(average).cpu() for average in averages]
-        return {"average": self._average.state_dict() | {"shadow_params": averages}}
-
-    def _parts(self) -> list[Tensor]:
-        """This process's parts of all weights, which share their memory."""
-        return [local_part(weight).detach().requires_grad_(weight.requires_grad) for weight in self._weights]
+        return {"average": {"optimization_step": self._updates, "shadow_params": averages}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep the checkpoint's average until training starts."""
