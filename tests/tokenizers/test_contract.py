@@ -20,6 +20,7 @@ from vwm.core.tokenizer import VideoTokenizer
 from vwm.nn.recomputation import Recomputation, recompute_blocks
 from vwm.tokenizers.causal_vae import CausalVAE
 from vwm.tokenizers.frame_vae import FrameVAE
+from vwm.tokenizers.packed_vae import PackedVAE
 from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
 
 FRAMES, SIZE = 9, (16, 16)
@@ -42,6 +43,11 @@ def centered_frame_vae() -> FrameVAE:
     return network
 
 
+def packed_vae() -> PackedVAE:
+    inner = vae(time_compression=2)
+    return randomize(PackedVAE({name: value for name, value in inner.config.items() if name[0] != "_"}, latents=2))
+
+
 TOKENIZERS: dict[str, Callable[[], VideoTokenizer]] = {
     "space_time_fsq": tokenizer,
     "space_time_vq": lambda: tokenizer(36),
@@ -49,6 +55,7 @@ TOKENIZERS: dict[str, Callable[[], VideoTokenizer]] = {
     "pixel_patches": lambda: PixelTokenizer(SIZE, patch_size=4, pixel_mean=-0.2, pixel_std=0.4),
     "vae": lambda: vae(time_compression=1),
     "vae_time4": lambda: vae(time_compression=4),
+    "packed_vae": packed_vae,
     "vae_fsq": lambda: vae(time_compression=1, codebook=[5, 4, 3, 3]),
     "vae_fsq_time4": lambda: vae(time_compression=4, codebook=[5, 4, 3, 3]),
     "frame_vae": frame_vae,

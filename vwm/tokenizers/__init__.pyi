@@ -15,6 +15,9 @@ from .loading import given_tokenizer as given_tokenizer
 from .loading import load_tokenizer as load_tokenizer
 from .masked_autoencoder import MaskedAutoencoderTokenizer as MaskedAutoencoderTokenizer
 from .module import TokenizerModule as TokenizerModule
+from .packed_vae import PackedDecoderState as PackedDecoderState
+from .packed_vae import PackedEncoderState as PackedEncoderState
+from .packed_vae import PackedVAE as PackedVAE
 from .perceptual import PerceptualLoss as PerceptualLoss
 from .pixel_tokenizer import PixelTokenizer as PixelTokenizer
 from .shard_encoding import encode_shards as encode_shards

@@ -35,7 +35,7 @@ OBJECTIVES = {
 
 def network(**changes) -> DiT:
     """Every weight random; over pixels of 8x8 in patches of 2x2."""
-    return dit(grid=(4, 4), channels=12, **changes)
+    return dit(**{"grid": (4, 4), "channels": 12, **changes})
 
 
 def module(objective: str = "velocity", dynamics: DiT | None = None, outcomes: bool = False, **settings) -> DiTModule:
@@ -339,6 +339,18 @@ def test_pretrained_weights_are_loaded(tmp_path):
     learner = module(dynamics=mine, pretrained=str(tmp_path), outcomes=True)
     for loaded, saved in ((mine, world), (learner.outcomes, heads)):
         assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in saved.state_dict().items())
+
+
+def test_a_pretrained_network_goes_on_over_latents_of_several_frames(tmp_path):
+    """What reads and writes latents begins anew; the rest is that of the world over single frames."""
+    save_component(world := network(), tmp_path / "dynamics")
+    tokenizer = compressing_autoencoder()
+    mine = network(seed=9, channels=4, frames_per_latent=2)
+    own, theirs = {name: value.clone() for name, value in mine.state_dict().items()}, world.state_dict()
+    module(dynamics=mine, pretrained=str(tmp_path), tokenizer=tokenizer)
+    new = ("embed.", "head.", "pool_actions.")
+    for name, value in mine.state_dict().items():
+        assert torch.equal(value, own[name] if name.startswith(new) else theirs[name]), name
 
 
 def test_rejects_continuous_actions_of_another_size():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from vwm.core.bundle_folder import find_folder
-from vwm.core.components import load_pretrained_weights
+from vwm.core.components import COMPONENT_CONFIG_FILE, load_pretrained_weights, read_component_config
 from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.core.seeds import world_seeds
 from vwm.core.tokenizer import VideoTokenizer
@@ -58,8 +59,9 @@ class DiTModule(TrainingModule):
         sampling_steps: of the sample videos.
         pretrained: a bundle, or a folder with a ``dynamics``, whose weights initialize the network, and those of its
             heads ``outcomes`` where it has some (not with agent tokens, which those heads did not read). Except for
-            agent tokens, all weights must be there, and the settings equal but ``SETTINGS_THAT_MAY_DIFFER``. None
-            initializes randomly.
+            agent tokens, all weights must be there, and the settings equal but ``SETTINGS_THAT_MAY_DIFFER``; over
+            latents of another number of frames, the layers that read and write latents begin anew. None initializes
+            randomly.
     """
 
     reads_frames = False
@@ -113,9 +115,18 @@ class DiTModule(TrainingModule):
         check_diffusion_sampling(dynamics, self.sampling)
         if pretrained is not None:
             folder = find_folder(pretrained)
-            load_pretrained_weights(dynamics, folder / "dynamics", new=("agents",), settings=SETTINGS_THAT_MAY_DIFFER)
+            self._load_pretrained_dynamics(folder / "dynamics")
             if outcomes is not None and dynamics.agents is None and (folder / "outcomes").is_dir():
                 load_pretrained_weights(outcomes, folder / "outcomes")
+
+    def _load_pretrained_dynamics(self, folder: Path) -> None:
+        """Initialize the dynamics; over latents of another number of frames, what reads and writes them begins anew."""
+        new, settings = ["agents"], list(SETTINGS_THAT_MAY_DIFFER)
+        saved = read_component_config(folder / COMPONENT_CONFIG_FILE)
+        if saved.get("frames_per_latent") != self.dynamics.frames_per_latent:
+            new += ["embed.", "head.", "pool_actions."]
+            settings += ["frames_per_latent", "channels", "action_pooling"]
+        load_pretrained_weights(self.dynamics, folder, new=new, settings=settings)
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of a batch, and what to log."""
