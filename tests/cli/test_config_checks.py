@@ -135,6 +135,7 @@ def test_signatures_follow_inheritance_and_dataclasses() -> None:
     ("config", "training", "run"),
     [
         ("genie/coinrun_small", "tokenizer/coinrun_small", "runs/coinrun_small/tokenizer"),
+        ("genie/coinrun_keys", "genie/coinrun_actions", "runs/coinrun_keys/actions"),
         ("dit/coinrun_small", "vae/coinrun_small", "runs/coinrun_small/vae"),
         ("dit/carracing_k4", "vae/carracing_k4", "runs/carracing_k4/vae"),
         ("latent_dynamics/mdn_rnn_cartpole", "vae/cartpole_frame", "runs/world_models_cartpole/vae"),

@@ -325,7 +325,7 @@ def _check_folders(config: Mapping[str, Any], own_data: str | None) -> None:
     """Check that the data and the trained parts that a config names are there; ``own_data``: other data was given."""
     for section in ("model", "data", "algorithm"):
         arguments = _init_args(config, section)
-        for name in ("tokenizer", "encoder", "pretrained", "world", "bundle"):
+        for name in ("tokenizer", "encoder", "pretrained", "pretrained_actions", "world", "bundle"):
             if isinstance(arguments.get(name), str):
                 check_folder_or_bundle(f"{section}.{name}", arguments[name], own_data)
         for name in ("path", "data"):

@@ -23,7 +23,8 @@ def commands_that_make(part: str, key: str, data: str | None = None) -> str:
 
     Args:
         part: the folder that does not exist, such as ``runs/coinrun_small/bundle``.
-        key: the last name of the config's key: ``tokenizer``, ``pretrained``, ``encoder``, ``world`` or ``bundle``.
+        key: the last name of the config's key: ``tokenizer``, ``pretrained``, ``pretrained_actions``,
+            ``encoder``, ``world`` or ``bundle``.
         data: shards to train on, where they are not the config's.
     """
     folder = Path(part)

@@ -211,6 +211,11 @@ class ActionSpace:
         return self.kind == "discrete" and self.size == 1
 
     @property
+    def is_named(self) -> bool:
+        """Whether the names say more than numbers do."""
+        return bool(self.names) and self.names != tuple(f"action {i}" for i in range(self.size))
+
+    @property
     def is_discrete(self) -> bool:
         """Whether an action is one of ``size`` choices."""
         return self.kind == "discrete"

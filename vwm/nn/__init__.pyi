@@ -23,6 +23,7 @@ from .attention_span import StreamedFrames as StreamedFrames
 from .block_linear import BlockLinear as BlockLinear
 from .block_outputs import capture_block_outputs as capture_block_outputs
 from .block_outputs import default_probe_layer as default_probe_layer
+from .categorical_codebook import CategoricalCodebook as CategoricalCodebook
 from .causal_conv import CausalConvBlock as CausalConvBlock
 from .causal_conv import CausalConvStack as CausalConvStack
 from .causal_conv import CausalTemporalConv as CausalTemporalConv
@@ -50,6 +51,7 @@ from .dense_layers import make_output_layer as make_output_layer
 from .finite_scalar_codebook import FiniteScalarCodebook as FiniteScalarCodebook
 from .float8 import check_float8_device as check_float8_device
 from .float8 import convert_to_float8 as convert_to_float8
+from .frame_pairs import FramePairEmbedding as FramePairEmbedding
 from .fused_adam import fuse_adam_on_cuda as fuse_adam_on_cuda
 from .gaussian_bottleneck import GaussianBottleneck as GaussianBottleneck
 from .gaussian_bottleneck import GaussianOutput as GaussianOutput

@@ -204,7 +204,7 @@ def _read_first_episode(path: str) -> tuple[dict[str, Any], float]:
 
 def _name_latent_actions(simulator: NetworkSimulator, path: str) -> None:
     """Name the actions that a simulator learned from video by their effects; others have names."""
-    if isinstance(simulator, InfersActions) and simulator.num_latent_actions:
+    if isinstance(simulator, InfersActions) and simulator.num_latent_actions and not simulator.spec.actions.is_named:
         clips = make_clip_dataset(path, 8, fields=("frames", "actions"))
         names = tuple(describe_actions(simulator, clips))
         simulator.spec = replace(simulator.spec, actions=replace(simulator.spec.actions, names=names))

@@ -10,7 +10,11 @@ def video(frames: int = 8) -> torch.Tensor:
     return torch.rand(2, frames, 3, 16, 16, generator=torch.Generator().manual_seed(0)).double() * 2 - 1
 
 
-@pytest.mark.parametrize("changes", [{"codebook": [2, 2]}, {"codebook": 6}, {"action_dims": 3}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{"codebook": [2, 2]}, {"codebook": 6}, {"action_dims": 3}, {"codebook": 6, "chosen_by": "class", "sees": "pairs"}],
+    ids=str,
+)
 def test_an_action_depends_on_frames_up_to_the_next_one(changes):
     model = latent_action(**changes).double().eval()
     x = video()

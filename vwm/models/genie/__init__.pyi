@@ -7,6 +7,8 @@ from .features import GenieFeatureExtractor as GenieFeatureExtractor
 from .finetuning import GenieFinetuning as GenieFinetuning
 from .latent_action import LatentActionModel as LatentActionModel
 from .latent_action import LatentActionOutput as LatentActionOutput
+from .latent_action_module import ActionLabels as ActionLabels
+from .latent_action_module import LatentActionModule as LatentActionModule
 from .module import GenieModule as GenieModule
 from .sampling import MaskGITSampling as MaskGITSampling
 from .simulator import GenieSimulator as GenieSimulator

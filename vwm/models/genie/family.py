@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from vwm.core.family import CacheComparison, ExportSettings, WorldFamily
+from vwm.core.family import CacheComparison, ExportedNetworks, ExportSettings, WorldFamily
 from vwm.core.feature_extractor import FeatureExtractor
 
 if TYPE_CHECKING:
+    from vwm.models.genie.latent_action_module import LatentActionModule
     from vwm.models.genie.module import GenieModule
     from vwm.models.genie.simulator import GenieSimulator
 
@@ -21,7 +22,18 @@ class GenieFamily(WorldFamily):
     name = "genie"
     title = "Genie"
     simulator_class = "vwm.models.genie.GenieSimulator"
-    module_classes = ("vwm.models.genie.GenieModule",)
+    module_classes = ("vwm.models.genie.GenieModule", "vwm.models.genie.LatentActionModule")
+
+    def export_networks(
+        self, module: GenieModule | LatentActionModule, data: str | None, average: bool
+    ) -> ExportedNetworks | None:
+        """See ``WorldFamily.export_networks``: a latent action model that was trained alone."""
+        from vwm.models.genie.latent_action_module import LatentActionModule
+
+        if not isinstance(module, LatentActionModule):
+            return None
+        following = ("fit", "-c", "CONFIG", "--data", "{data}", "--model.init_args.pretrained_actions", "{out}")
+        return ExportedNetworks({"latent_action": module.latent_action}, "a latent action model", following)
 
     def make_simulator(self, module: GenieModule, settings: ExportSettings) -> GenieSimulator:
         """See ``WorldFamily.make_simulator``."""

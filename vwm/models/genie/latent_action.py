@@ -10,13 +10,15 @@ Legend: b batch, t time, H W pixels, n tokens per frame, d width, k number of ac
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
 from vwm.core.spaces import ActionSpace
+from vwm.nn.categorical_codebook import CategoricalCodebook
+from vwm.nn.frame_pairs import FramePairEmbedding
 from vwm.nn.gaussian_bottleneck import GaussianBottleneck
 from vwm.nn.pixels import patch_grid, patchify, unpatchify
 from vwm.nn.quantize import Codebook, Quantizer
@@ -55,9 +57,15 @@ class LatentActionModel(ModelMixin, ConfigMixin):
         action_dims: a; above 0, actions are continuous, and there is no codebook. The dynamics then takes
             ``num_actions`` = a with ``continuous: true``.
         kl_weight: weight of the divergence of continuous actions from their prior; see ``GaussianBottleneck``.
+        chosen_by: ``"distance"`` (the nearest code of a VQ codebook, or FSQ) or ``"class"``: a classifier, which labels
+            of some clips can train, chooses one of ``codebook`` codes (see ``CategoricalCodebook``).
+        sees: what the encoder reads of a frame: ``"patches"``, or ``"pairs"``: a convolutional network sees each frame
+            with the one before it, and finds small movements sooner. Requires a power of two as patch size.
+        action_names: display names of the actions, where labels gave them a meaning (see ``ActionLabels``); None
+            where their meaning is yet to be seen.
 
     Raises:
-        ValueError: an unknown ``decoder_context``, or a value out of range.
+        ValueError: an unknown ``decoder_context``, a value out of range, or names that do not fit the actions.
     """
 
     @register_to_config
@@ -75,8 +83,13 @@ class LatentActionModel(ModelMixin, ConfigMixin):
         spread_weight: float = 0.01,
         action_dims: int = 0,
         kl_weight: float = 2e-4,
+        chosen_by: Literal["distance", "class"] = "distance",
+        sees: Literal["patches", "pairs"] = "patches",
+        action_names: list[str] | None = None,
     ) -> None:
         super().__init__()
+        if chosen_by == "class" and not isinstance(codebook, int):
+            raise ValueError(f"chosen_by=class requires a number of codes: codebook={codebook} has levels")
         if decoder_context not in ("past", "first"):
             raise ValueError(f"decoder_context={decoder_context!r} must be 'past' or 'first'")
         self.image_size = (int(image_size[0]), int(image_size[1]))
@@ -85,14 +98,19 @@ class LatentActionModel(ModelMixin, ConfigMixin):
         self.grid = patch_grid(self.image_size, patch_size)
         tokens = self.grid[0] * self.grid[1]
         patch_values = 3 * patch_size**2
-        self.embed = nn.Linear(patch_values, width)
+        self.embed = nn.Linear(patch_values, width) if sees == "patches" else FramePairEmbedding(patch_size, width)
         self.encoder_places = nn.Parameter(torch.empty(tokens + 1, width).normal_(std=0.02))
         self.encoder = SpaceTimeTransformer(width=width, depth=depth, heads=heads, window=window)
-        self.quantizer = (
-            GaussianBottleneck(width=width, dims=action_dims, kl_weight=kl_weight)
-            if action_dims
-            else Quantizer(width=width, codebook=codebook, code_width=code_width, spread_weight=spread_weight)
-        )
+        self.quantizer: GaussianBottleneck | CategoricalCodebook | Quantizer
+        if action_dims:
+            self.quantizer = GaussianBottleneck(width=width, dims=action_dims, kl_weight=kl_weight)
+        elif chosen_by == "class" and isinstance(codebook, int):
+            self.quantizer = CategoricalCodebook(width, codebook)
+        else:
+            self.quantizer = Quantizer(width, codebook, code_width=code_width, spread_weight=spread_weight)
+        if action_names and len(action_names) != self.num_actions:
+            raise ValueError(f"action_names={action_names} must be one for each of {self.num_actions} actions")
+        self.action_names = tuple(action_names or ())
         self.decoder_embed = nn.Linear(patch_values, width)
         self.decoder_places = nn.Parameter(torch.empty(tokens, width).normal_(std=0.02))
         self.decoder = SpaceTimeTransformer(width=width, depth=depth, heads=heads, window=window)
@@ -112,8 +130,8 @@ class LatentActionModel(ModelMixin, ConfigMixin):
 
     @property
     def action_space(self) -> ActionSpace:
-        """The actions, by number; continuous ones rest at the median of the data."""
-        names = tuple(f"action {i}" for i in range(self.num_actions))
+        """The actions, by name or number; continuous ones rest at the median of the data."""
+        names = self.action_names or tuple(f"action {i}" for i in range(self.num_actions))
         if isinstance(self.quantizer, GaussianBottleneck):
             return ActionSpace("continuous", self.num_actions, names, latent=True, rest=self.quantizer.rest)
         return ActionSpace("discrete", self.num_actions, names, latent=True)
@@ -124,14 +142,38 @@ class LatentActionModel(ModelMixin, ConfigMixin):
         Raises:
             ValueError: the video has only one frame.
         """
+        return self.quantize(self.encode_changes(video))
+
+    def encode_changes(self, video: Tensor) -> Tensor:
+        """Encode the changes between the frames of a video, as ``infer`` takes it: [b, t-1, d]. Raises as it does."""
         if video.shape[1] < 2:
             raise ValueError(f"an action is inferred between two frames, got a video of shape {list(video.shape)}")
-        patches = self.embed(patchify(video, self.patch_size))
+        patches = self._embed(video)
         # An additional token per frame collects the change since the previous frame.
         x = torch.cat((patches.new_zeros(*patches.shape[:2], 1, patches.shape[-1]), patches), dim=2)
-        change = self.encoder(x + self.encoder_places)[:, 1:, 0]
-        codes, actions, loss = self.quantizer(change)
+        return self.encoder(x + self.encoder_places)[:, 1:, 0]
+
+    def _embed(self, video: Tensor) -> Tensor:
+        """Tokens of each frame, [b, t, n, d]."""
+        if isinstance(self.embed, FramePairEmbedding):
+            return self.embed(video)
+        tokens: Tensor = self.embed(patchify(video, self.patch_size))
+        return tokens
+
+    def quantize(self, changes: Tensor) -> LatentActionOutput:
+        """Choose the actions for encoded changes, [b, t-1, d]."""
+        codes, actions, loss = self.quantizer(changes)
         return LatentActionOutput(actions, codes, loss)
+
+    def score_codes(self, changes: Tensor) -> Tensor:
+        """Return the logits of the codes of encoded changes: [b, t-1, d] -> [b, t-1, k].
+
+        Raises:
+            ValueError: codes are not chosen by a classifier.
+        """
+        if not isinstance(self.quantizer, CategoricalCodebook):
+            raise ValueError("only codes of a classifier have logits: set latent_action.chosen_by to class")
+        return self.quantizer.scores(changes)
 
     def predict(self, video: Tensor, codes: Tensor) -> Tensor:
         """Predict the next frame of each frame: [b, t, 3, H, W] and codes [b, t, d] -> [b, t, 3, H, W].

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vwm.core.bundle_folder import find_folder
+from vwm.core.components import load_component, load_pretrained_weights
 from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.core.seeds import fold_in, world_seeds
 from vwm.core.tokenizer import VideoTokenizer
@@ -30,6 +32,11 @@ from vwm.tokenizers.loading import load_tokenizer
 MIN_ACTION_NATS = 0.1
 """Continuous latent actions that carry less, on average over transitions, are reported as collapsed."""
 
+ACTION_WEIGHTS = ("embed_action", "no_action", "pool_actions")
+SETTINGS_THAT_MAY_DIFFER = ("num_actions", "continuous", "action_parts", "action_pooling", "window",
+                            "min_mask_rate", "context_corruption")  # fmt: skip
+"""Weights and settings in which a dynamics may differ from the pretrained one: the others would not fit."""
+
 
 class GenieModule(TrainingModule):
     """Genie's second stage: latent actions and dynamics.
@@ -45,6 +52,10 @@ class GenieModule(TrainingModule):
         context_frames: true frames at the start of a sample video; latents, where a latent holds several frames.
         sampling_steps: MaskGIT steps of the sample videos.
         collapse_threshold: an action perplexity below this share of the number of actions warns of collapsed actions.
+        pretrained_actions: a trained latent action model, which stays as it is, instead of ``latent_action``: a run's
+            export of ``LatentActionModule``, a bundle, or the ``latent_action`` folder of either.
+        pretrained: a bundle over the same tokenizer, whose dynamics initializes this one, except for the embedding of
+            actions, which mean something else; null initializes randomly.
         outcomes: heads for reward and termination; null learns none. They require true actions (``latent_action`` null:
             the action that ends an episode leads to no frame from which it could be inferred), and rewards (and
             terminated) in data.fields.
@@ -64,8 +75,15 @@ class GenieModule(TrainingModule):
         sampling_steps: int = 8,
         collapse_threshold: float = 0.25,
         outcomes: RewardTerminationHeads | None = None,
+        pretrained_actions: str | None = None,
+        pretrained: str | None = None,
     ) -> None:
         super().__init__()
+        if pretrained_actions is not None:
+            if latent_action is not None:
+                raise ValueError("pretrained_actions replaces latent_action: set latent_action to null")
+            latent_action = _load_latent_actions(pretrained_actions)
+        self.learns_actions = pretrained_actions is None
         self.tokenizer = load_tokenizer(tokenizer)
         self.tokenizer_folder = str(tokenizer)
         self.reads_frames = latent_action is not None
@@ -79,6 +97,9 @@ class GenieModule(TrainingModule):
         if outcomes is not None:
             self.scales = nn.ModuleDict({name: LossNormalizer() for name in ("dynamics", "reward", "end")})
         _check_components_match(self.tokenizer, dynamics, latent_action, outcomes)
+        if pretrained is not None:
+            folder = find_folder(pretrained) / "dynamics"
+            load_pretrained_weights(dynamics, folder, new=ACTION_WEIGHTS, settings=SETTINGS_THAT_MAY_DIFFER)
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of a batch, and what to log."""
@@ -124,6 +145,9 @@ class GenieModule(TrainingModule):
         if batch.frames is None:
             raise ValueError("latent actions are inferred from pixels: add frames to data.fields")
         video = frames_to_float(batch.frames)
+        if not self.learns_actions:
+            inferred = self.latent_action.infer(video).actions
+            return inferred, video.new_zeros(()), self._count_actions(inferred)
         predicted, actions = self.latent_action(video)
         reconstruction = F.mse_loss(at_least_float32(predicted), video[:, 1:])
         copied = F.mse_loss(video[:, :-1], video[:, 1:])
@@ -133,9 +157,13 @@ class GenieModule(TrainingModule):
         }
         if self.latent_action.continuous:
             logs["action_nats"] = actions.loss.detach() / self.latent_action.config.kl_weight
-        else:
-            logs["action_perplexity"] = perplexity(code_counts(actions.actions, self.latent_action.num_actions))
-        return actions.actions, reconstruction + actions.loss, logs
+        return actions.actions, reconstruction + actions.loss, logs | self._count_actions(actions.actions)
+
+    def _count_actions(self, actions: Tensor) -> dict[str, Tensor]:
+        """Return the perplexity of discrete latent actions."""
+        if self.latent_action is None or self.latent_action.continuous:
+            return {}
+        return {"action_perplexity": perplexity(code_counts(actions, self.latent_action.num_actions))}
 
     def _known_actions(self, batch: ClipBatch, steps: int) -> Tensor | None:
         """Return which recorded actions are known, see ``known_actions``; all latent ones are."""
@@ -172,7 +200,7 @@ class GenieModule(TrainingModule):
             return
         size = self.latent_action.num_actions
         if self.latent_action.continuous:
-            nats = float(metrics["val/action_nats"])
+            nats = float(metrics.get("val/action_nats", MIN_ACTION_NATS))
             collapsed, used = nats < MIN_ACTION_NATS, f"val/action_nats is {nats:.2f}"
             remedy = "Lower latent_action.kl_weight, set"
         else:
@@ -192,8 +220,10 @@ class GenieModule(TrainingModule):
             )
 
     def frozen_networks(self) -> tuple[nn.Module, ...]:
-        """See ``TrainingModule``: the tokenizer."""
-        return (self.tokenizer,)
+        """See ``TrainingModule``: the tokenizer, and the latent action model where it was trained before."""
+        if self.learns_actions or self.latent_action is None:
+            return (self.tokenizer,)
+        return self.tokenizer, self.latent_action
 
     def networks(self) -> dict[str, nn.Module]:
         """See ``TrainingModule``."""
@@ -218,6 +248,17 @@ class GenieModule(TrainingModule):
             state, frame = sample_token_frame(self.dynamics, state, taken, fold_in(seeds, i), sampling)
             frames.append(frame.unflatten(-1, self.tokenizer.grid)[:, None])
         return video_to_uint8(self.tokenizer.decode(torch.cat(frames, dim=1)))
+
+
+def _load_latent_actions(path: str) -> LatentActionModel:
+    """Load a frozen latent action model from its folder, or from a bundle that has one."""
+    folder = find_folder(path)
+    if (folder / "latent_action").is_dir():
+        folder = folder / "latent_action"
+    network = load_component(folder)
+    if not isinstance(network, LatentActionModel):
+        raise ValueError(f"pretrained_actions={path}: a {type(network).__name__}, not a latent action model")
+    return network
 
 
 def _check_components_match(
