@@ -26,7 +26,8 @@ class ExportSettings:
 
     Attributes:
         title, fps, context_frames, starts: see ``NetworkSimulator``.
-        recording: the metadata of the data's first episode (``action_names``, ``action_rest``); empty without data.
+        recording: the metadata of an episode of the data, of a labeled one if there is one (``action_names``,
+            ``action_rest``); empty without data.
     """
 
     title: str
@@ -117,12 +118,13 @@ class WorldFamily:
 
     # ------------------------------------------------------------------------------------------------ export
 
-    def export_networks(self, module: Any, data: str | None, average: bool) -> ExportedNetworks | None:
+    def export_networks(self, module: Any, data: Any, average: bool) -> ExportedNetworks | None:
         """Return the networks of a module that is exported without a simulator; None for one that has a simulator.
 
         Args:
             module: the trained module.
-            data: shards to measure statistics on; None where there are none.
+            data: shards to measure statistics on, as ``vwm.data.make_clip_dataset`` takes them (of a mixture several
+                data sets); None where there are none.
             average: whether the averaged weights are exported.
         """
         return None

@@ -11,6 +11,7 @@ from vwm.core.feature_extractor import FeatureExtractor
 
 if TYPE_CHECKING:
     from vwm.core.tokenizer import VideoTokenizer
+    from vwm.data.mixtures import DataPath
     from vwm.tokenizers.module import TokenizerModule
 
 GENIE_SMALL_TOKENS = (1000, (8, 8))
@@ -26,7 +27,7 @@ class TokenizerFamily(WorldFamily):
     title = "tokenizer"
     module_classes = ("vwm.tokenizers.TokenizerModule",)
 
-    def export_networks(self, module: TokenizerModule, data: str | None, average: bool) -> ExportedNetworks:
+    def export_networks(self, module: TokenizerModule, data: DataPath | None, average: bool) -> ExportedNetworks:
         """See ``WorldFamily.export_networks``; continuous latents are normalized on the data."""
         if module.tokenizer.channels:
             _measure_latent_statistics(module.tokenizer, data)
@@ -57,7 +58,7 @@ def _next_training(tokenizer: VideoTokenizer) -> tuple[str, ...]:
     return "fit", "-c", "CONFIG", "--data", "{data}", "--tokenizer", "{out}"
 
 
-def _measure_latent_statistics(tokenizer: VideoTokenizer, data: str | None) -> None:
+def _measure_latent_statistics(tokenizer: VideoTokenizer, data: DataPath | None) -> None:
     """Normalize continuous latents to zero mean and unit standard deviation, as diffusion requires."""
     import torch
 

@@ -8,9 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
 from vwm.core.atomic_files import atomic_folder
 from vwm.core.bundle_folder import BUNDLE_INDEX_FILE
 from vwm.core.capabilities import InfersActions
@@ -21,15 +18,14 @@ from vwm.core.family import ExportSettings
 from vwm.core.network_base import ModelMixin
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.data.clip_folders import make_clip_dataset
-from vwm.data.shard_index import list_shards, load_shard_index
-from vwm.data.shard_reading import read_episode_metadata
-from vwm.data.video_formats import VIDEO_EXTENSIONS
+from vwm.data.mixtures import DataPath
 from vwm.eval.action_descriptions import describe_actions
 from vwm.nn.training_module import TrainingModule
 from vwm.runs.checkpoints import mismatch_as_value_error
 from vwm.runs.run_folder import RunFolder
 from vwm.runs.saved_config import read_saved_config
 from vwm.train.ema import load_ema_weights
+from vwm.train.export_data import data_set_names, find_export_data, format_data, read_recording, read_starts
 from vwm.train.fit import load_run_config
 from vwm.train.resume_points import find_resume_point, load_resume_point
 from vwm.worlds.bundle import save_simulator
@@ -59,7 +55,7 @@ def export_run(
         run: the run's folder, as ``vwm fit`` wrote it.
         out: the folder to make.
         data: shards to take starting frames from, to name the latent actions by and to normalize continuous latents on;
-            by default the run's own, if they still exist. "none" uses none.
+            by default the run's own, if they still exist, of a mixture all data sets. "none" uses none.
         weights: the exponential moving average, where the run kept one (of V-JEPA's encoder: the target encoder), or
             the last weights.
         title: shown in the player; by default the run's name.
@@ -74,11 +70,11 @@ def export_run(
     """
     check_positive(starts=starts, context=context)
     module, config = load_trained_module(run, weights, allow_packages or ())
-    family, source = find_family(module), _resolve_data(config, data)
+    family, source = find_family(module), find_export_data(config, data)
     exported = family.export_networks(module, source, weights == "average")
     if exported is not None:
         _save_networks(exported.networks, out)
-        places = {"out": out, "data": source or "DATA", "runs": run.parent}
+        places = {"out": out, "data": data_set_names(source)[0] if source else "DATA", "runs": run.parent}
         words = [word.format(**places) for word in exported.next_command]
         print_output(out, exported.contents, format_command(*words))
         return
@@ -108,14 +104,14 @@ def _warn_of_untrained_guidance(module: TrainingModule, guidance: float | dict[s
               f"(model.{setting}=0)")  # fmt: skip
 
 
-def _make_export_settings(source: str | None, title: str, starts: int, context: int) -> ExportSettings:
+def _make_export_settings(source: DataPath | None, title: str, starts: int, context: int) -> ExportSettings:
     """Read the frame rate, the metadata and the starting contexts from the data."""
-    recording, fps = ({}, 0.0) if source is None else _read_first_episode(source)
+    recording, fps = ({}, 0.0) if source is None else read_recording(source)
     return ExportSettings(
         title=title,
         fps=fps or 15.0,
         context_frames=context,
-        starts=_read_starts(source, context, starts) if source is not None and _has_video(source) else None,
+        starts=None if source is None else read_starts(source, context, starts),
         recording=recording,
     )
 
@@ -161,48 +157,7 @@ def _save_networks(parts: Mapping[str, ModelMixin], out: Path) -> None:
             save_component(part, whole / name if whole else replaced.enter_context(atomic_folder(out / name)))
 
 
-def _resolve_data(config: Any, data: str | None) -> str | None:
-    """Return the data for starts and names, or None: a run can be exported after its own data was deleted."""
-    if data == "none":
-        return None
-    if data is not None:
-        list_shards(data)
-        return data
-    try:
-        found = config["data"]["init_args"]["path"]
-        path = str(found if isinstance(found, str) else next(iter(found)))  # of a mixture, its first data set
-        list_shards(path)
-    except FileNotFoundError:
-        return None
-    return path
-
-
-def _has_video(path: str) -> bool:
-    """Return whether shards hold video; encoded ones may not."""
-    members = load_shard_index(list_shards(path)[0]).episodes[0].members
-    if {"frames.npy", *VIDEO_EXTENSIONS} & set(members):
-        return True
-    print(f"note: {path} holds no video, so that the bundle has no starting frames: give shards with video by --data")
-    return False
-
-
-def _read_starts(path: str, context: int, count: int) -> Tensor:
-    """Read starting contexts, uint8 [n, t, h, w, 3], spread over the data."""
-    dataset = make_clip_dataset(path, context, fields=("frames",), seed=1)
-    total = len(dataset.order)
-    count = min(count, total)
-    chosen = [dataset[(0, i * total // count)]["frames"] for i in range(count)]
-    return torch.stack([torch.from_numpy(clip.copy()) for clip in chosen])
-
-
-def _read_first_episode(path: str) -> tuple[dict[str, Any], float]:
-    """Return the metadata of the first episode, and its frames per second."""
-    shard = list_shards(path)[0]
-    entry = load_shard_index(shard).episodes[0]
-    return read_episode_metadata(shard, entry), entry.fps
-
-
-def _name_latent_actions(simulator: NetworkSimulator, path: str) -> None:
+def _name_latent_actions(simulator: NetworkSimulator, path: DataPath) -> None:
     """Name the actions that a simulator learned from video by their effects; others have names."""
     if isinstance(simulator, InfersActions) and simulator.num_latent_actions and not simulator.spec.actions.is_named:
         clips = make_clip_dataset(path, 8, fields=("frames", "actions"))
@@ -210,7 +165,7 @@ def _name_latent_actions(simulator: NetworkSimulator, path: str) -> None:
         simulator.spec = replace(simulator.spec, actions=replace(simulator.spec.actions, names=names))
 
 
-def _model_card(simulator: NetworkSimulator, run: Path, source: str | None) -> str:
+def _model_card(simulator: NetworkSimulator, run: Path, source: DataPath | None) -> str:
     sizes = ", ".join(
         f"{n} {sum(p.numel() for p in m.parameters()) / 1e6:.2f}M" for n, m in simulator.networks().items()
     )
@@ -220,6 +175,6 @@ def _model_card(simulator: NetworkSimulator, run: Path, source: str | None) -> s
     return (
         f"# {simulator.spec.title}\n\nA vwm world ({find_family(simulator).title}): {height}x{width} pixels at "
         f"{simulator.spec.fps:g} frames a second. Parameters: {sizes}. Exported from {run.name}, data "
-        f"{Path(source).name if source else 'not named'}.\n\n"
+        f"{format_data(source)}.\n\n"
         f"    vwm play FOLDER\n\nActions{' (learned)' if space.latent else ''}:\n\n{actions}\n"
     )

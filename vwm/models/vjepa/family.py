@@ -11,6 +11,7 @@ from vwm.core.feature_extractor import FeatureExtractor
 from vwm.nn.actions import embedded_action_space
 
 if TYPE_CHECKING:
+    from vwm.data.mixtures import DataPath
     from vwm.models.vjepa.action_conditioned_module import ActionConditionedJEPAModule
     from vwm.models.vjepa.module import VJEPAModule
     from vwm.models.vjepa.simulator import VJEPAACSimulator
@@ -26,7 +27,7 @@ class VJEPAFamily(WorldFamily):
     report = "latent_error"
 
     def export_networks(
-        self, module: VJEPAModule | ActionConditionedJEPAModule, data: str | None, average: bool
+        self, module: VJEPAModule | ActionConditionedJEPAModule, data: DataPath | None, average: bool
     ) -> ExportedNetworks | None:
         """See ``WorldFamily.export_networks``: encoder (on average: the target encoder) and predictor of a V-JEPA."""
         from vwm.models.vjepa.module import VJEPAModule
