@@ -45,7 +45,7 @@ vwm.record("vwm/TwoRooms-v0", "{tmp_path}/data", frames=20, size=16, workers=0)
 vwm.inspect("{tmp_path}/data")
 clips = vwm.open_clips("{tmp_path}/data", clip_length=4)
 {PLAY}
-import vwm.train.fit, vwm.data.ingest, vwm.eval.surprise_evaluation, vwm.cli.bench_data
+import vwm.train.fit, vwm.tokenizers.corpus, vwm.eval.surprise_evaluation, vwm.cli.bench_data
 print(clips[0]["frames"].shape)
 """
     run(code, expected="(4, 16, 16, 3)")

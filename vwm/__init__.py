@@ -17,12 +17,12 @@ from vwm.core.version import VERSION
 
 if TYPE_CHECKING:  # ``__getattr__`` imports them when they are used
     from vwm.data.clip_folders import make_clip_dataset as open_clips
-    from vwm.data.ingest import ingest_videos as ingest
     from vwm.data.inspection import inspect_dataset as inspect
     from vwm.envs.recording import record_dataset as record
     from vwm.eval.goal_evaluation import evaluate_planner as plan
     from vwm.eval.probe_report import probe_features as probe
     from vwm.eval.world_report import evaluate_world as evaluate
+    from vwm.tokenizers.corpus import ingest_videos as ingest
     from vwm.tokenizers.shard_encoding import encode_shards as encode
     from vwm.train.export import export_run as export
     from vwm.worlds.bundle import load_simulator as load

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from vwm.data import shard_ingest
-from vwm.data.ingest import ingest_videos
 from vwm.data.shard_index import list_shards, load_shard_index
 from vwm.data.shard_reading import read_episode_metadata
+from vwm.tokenizers.corpus import ingest_videos
 
 sys.path.append(str(Path(__file__).parents[2] / "tools" / "corpus"))
 from synthetic import make_corpus, make_frames, write_video

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from vwm.data import shard_ingest, video_episodes
 from vwm.data.action_files import read_action_file
-from vwm.data.ingest import ingest_videos
 from vwm.data.shard_index import list_shards, load_shard_index
 from vwm.data.shard_reading import read_array, read_episode_metadata
 from vwm.data.source_frame import SourceFrame
 from vwm.data.video import open_video
 from vwm.data.video_episodes import resample_frames, resize_and_crop
+from vwm.tokenizers.corpus import ingest_videos
 
 STRIPES = 8
 

@@ -2,31 +2,63 @@
 
 from __future__ import annotations
 
+import secrets
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from vwm.data.ingest import ingest_videos
+from vwm.core.components import save_component
+from vwm.tokenizers.corpus import ingest_videos
+from vwm.tokenizers.corpus_models import CorpusModels
+from vwm.tokenizers.frame_vae import FrameVAE
 
 sys.path.append(str(Path(__file__).parents[2] / "tools" / "corpus"))
-from disturbed import run_with_kills
+from disturbed import run_until_killed
 from synthetic import make_corpus
 
 pytest.importorskip("ray")
 
 
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
+    """A Ray cluster of its own processes, as (address, process number), which only this test has the token of."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = ["ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=1", "--include-dashboard=false"]
+    words += ["--object-store-memory=200000000", "--disable-usage-stats"]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield f"127.0.0.1:{port}", process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
 @pytest.mark.timeout(900)
-def test_ray_gives_the_bytes_of_the_local_engine_although_workers_and_the_command_are_killed(tmp_path: Path) -> None:
-    source, local, out = tmp_path / "in", tmp_path / "local", tmp_path / "out"
+def test_ray_gives_the_bytes_of_the_local_engine_although_workers_and_the_command_are_killed(
+    cluster: tuple[str, int], tmp_path: Path
+) -> None:
+    source, local, out, encoder = (tmp_path / name for name in ("in", "local", "out", "encoder"))
     make_corpus(source, 20)
-    remove = ["black", "frozen", "duplicates"]
-    ingest_videos(source, local, size=32, shots="detect", remove=remove, videos_per_shard=1, workers=0)
-    words = [str(source), str(out), "--size", "32", "--shots", "detect", "--remove", ",".join(remove)]
-    words += ["--videos-per-shard", "1", "--engine", "ray"]
-    kills = [(1, "worker"), (5, "driver"), (6, "worker")]
-    assert run_with_kills(words, out, tmp_path / "log", kills) == ["worker", "driver", "worker"]
+    save_component(FrameVAE((32, 32), latent_size=6, widths=[8, 8]).eval(), encoder)
+    settings: dict[str, Any] = {"size": 32, "shots": "detect", "remove": ["black", "frozen", "duplicates"]}
+    models = CorpusModels(tokenizer=encoder)
+    ingest_videos(source, local, **settings, videos_per_shard=1, workers=0, models=models)
+    words = [str(source), str(out), "--size", "32", "--shots", "detect", "--remove", ",".join(settings["remove"])]
+    words += ["--videos-per-shard", "1", "--engine", "ray", "--workers", "1", "--tokenizer", str(encoder)]
+    kills = [(1, "worker"), (5, "driver")]
+    assert run_until_killed(words, out, tmp_path / "log", kills) == ["worker", "driver"]
+    address, processes = cluster  # what Ray on this machine has begun goes on in a cluster
+    log = tmp_path / "log_of_cluster"
+    assert run_until_killed([*words, "--ray-address", address], out, log, [(20, "actor")], processes) == ["actor"]
     assert contents(out) == contents(local)
 
 

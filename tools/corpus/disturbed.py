@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 POLL_SECONDS = 0.1
+WORKER_NAMES = {"worker": "ray::Map(", "actor": "ray::MapWorker("}
+"""Beginning of the names that Ray gives to busy processes."""
 
 
 def run_ingest(arguments: Sequence[str], log: Path) -> float:
@@ -42,31 +44,50 @@ def run_with_kills(arguments: Sequence[str], out: Path, log: Path, kills: Sequen
         arguments: of the command.
         out: folder of the shards.
         log: output of the command.
-        kills: (number of decoded shards from which on to kill, ``"worker"`` or ``"driver"``), ascending.
+        kills: see ``run_until_killed``.
+    """
+    killed: list[str] = []
+    while True:
+        killed += run_until_killed(arguments, out, log, kills[len(killed) :])
+        if killed[-1:] != ["driver"]:
+            return killed
+
+
+def run_until_killed(
+    arguments: Sequence[str], out: Path, log: Path, kills: Sequence[tuple[int, str]], cluster: int | None = None
+) -> list[str]:
+    """Run ``vwm ingest`` to its end, or until it is killed; return what was killed.
+
+    Args:
+        arguments: of the command.
+        out: folder of the shards.
+        log: output of the command.
+        kills: (number of decoded shards from which on to kill, ``"worker"`` for a process that decodes, ``"actor"`` for
+            one that runs models, or ``"driver"`` for the command), ascending.
+        cluster: process number of the cluster whose workers are killed; by default those that the command started.
     """
     killed: list[str] = []
     process = start_ingest(arguments, log)
-    waiting = list(kills)
-    while True:
-        ended = process.poll() is not None
+    while process.poll() is None:
         decoded = sum(1 for _ in (out / "clips").glob("*.json"))
-        if ended and not (waiting and waiting[0][1] == "driver" and killed[-1:] == ["driver"]):
-            if process.returncode:
-                raise RuntimeError(f"vwm ingest failed:\n{log.read_text()}")
-            return killed
-        if waiting and decoded >= waiting[0][0]:
-            target = process.pid if waiting[0][1] == "driver" else busy_worker(process.pid)
-            if target is not None:
-                os.kill(target, signal.SIGKILL)
-                killed.append(waiting.pop(0)[1])
-                if killed[-1] == "driver":
-                    process.wait()
-                    process = start_ingest(arguments, log)
+        at, kind = kills[len(killed)] if len(killed) < len(kills) else (decoded + 1, "")
+        target = None
+        if decoded >= at:
+            target = process.pid if kind == "driver" else busy_worker(cluster or process.pid, WORKER_NAMES[kind])
+        if target is not None:
+            os.kill(target, signal.SIGKILL)
+            killed.append(kind)
+            if kind == "driver":
+                process.wait()
+                return killed
         time.sleep(POLL_SECONDS)
+    if process.returncode:
+        raise RuntimeError(f"vwm ingest failed:\n{log.read_text()}")
+    return killed
 
 
-def busy_worker(driver: int) -> int | None:
-    """Return the process number of a worker of a driver's Ray that runs a job now; None if there is none."""
+def busy_worker(root: int, name: str) -> int | None:
+    """Return the process number of a descendant of a process, by the beginning of its name; None if there is none."""
     parents: dict[int, int] = {}
     names: dict[int, str] = {}
     for folder in Path("/proc").iterdir():
@@ -77,12 +98,12 @@ def busy_worker(driver: int) -> int | None:
             except (OSError, ValueError, IndexError):
                 continue  # it has just ended
 
-    def belongs_to_driver(number: int) -> bool:
+    def belongs_to_root(number: int) -> bool:
         while number in parents:
-            if number == driver:
+            if number == root:
                 return True
             number = parents[number]
         return False
 
-    busy = (n for n, name in names.items() if name.startswith("ray::") and "map" in name.lower())
-    return next((n for n in sorted(busy) if belongs_to_driver(n)), None)
+    busy = (number for number, found in names.items() if found.startswith(name))
+    return next((number for number in sorted(busy) if belongs_to_root(number)), None)

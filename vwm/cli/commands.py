@@ -30,7 +30,7 @@ COMMANDS = {
         ),
     ),
     "ingest": CLICommand(
-        "vwm.data.ingest:ingest_videos",
+        "vwm.tokenizers.corpus:ingest_videos",
         "turn a folder of videos into training data (shards)",
         ("vwm ingest my_videos data/mine --size 64 --fps 15",),
     ),

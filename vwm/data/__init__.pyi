@@ -4,6 +4,9 @@ from .batch_copies import BatchCopies as BatchCopies
 from .batch_copies import CudaBatchCopies as CudaBatchCopies
 from .batch_division import BatchDivision as BatchDivision
 from .clip_folders import make_clip_dataset as make_clip_dataset
+from .clip_models import ClipAdditions as ClipAdditions
+from .clip_models import ClipModel as ClipModel
+from .clip_models import extend_sample as extend_sample
 from .clip_order import ClipAddress as ClipAddress
 from .clip_order import ClipOrder as ClipOrder
 from .clip_order import NotEnoughClipsError as NotEnoughClipsError
@@ -12,13 +15,17 @@ from .clips import ClipBatch as ClipBatch
 from .clips import ClipDataset as ClipDataset
 from .clips import collate_clips as collate_clips
 from .composite_statistics import CompositeActionStatistics as CompositeActionStatistics
+from .curation_report import count_removed as count_removed
+from .data_set_checks import check_same_kind as check_same_kind
 from .datamodule import ClipLoader as ClipLoader
 from .datamodule import VideoDataModule as VideoDataModule
 from .episode import Episode as Episode
 from .episode_entry import EpisodeIndexEntry as EpisodeIndexEntry
 from .episode_selection import key_hash as key_hash
-from .frame_reading import read_episode_frames as read_episode_frames
-from .ingest import ingest_videos as ingest_videos
+from .ingest import IngestEngine as IngestEngine
+from .ingest import IngestOutcome as IngestOutcome
+from .ingest import choose_engine as choose_engine
+from .ingest import ingest_folder as ingest_folder
 from .ingest_manifest import IngestSettings as IngestSettings
 from .ingest_manifest import IngestShard as IngestShard
 from .inspection import DatasetStatistics as DatasetStatistics
@@ -29,6 +36,7 @@ from .mixed_order import MixedOrder as MixedOrder
 from .mixtures import DataSet as DataSet
 from .mixtures import EpisodeBuckets as EpisodeBuckets
 from .mixtures import MixtureOptions as MixtureOptions
+from .mixtures import list_data_sets as list_data_sets
 from .remote_blocks import RecentPieces as RecentPieces
 from .remote_blocks import RemoteShard as RemoteShard
 from .remote_files import ChangedShardError as ChangedShardError
@@ -47,7 +55,6 @@ from .shard_index import load_shard_index as load_shard_index
 from .shard_index import load_shard_indices as load_shard_indices
 from .shard_index import shard_index_path as shard_index_path
 from .shard_reading import read_array as read_array
-from .shard_reading import read_bytes as read_bytes
 from .shard_reading import read_episode_metadata as read_episode_metadata
 from .shards import ShardWriter as ShardWriter
 from .source_frame import SourceFrame as SourceFrame

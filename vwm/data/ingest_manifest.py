@@ -33,6 +33,8 @@ class IngestSettings:
         clip_length: maximum frames per episode.
         videos_per_shard: videos per shard.
         curation: what is done with the clips in addition; None is nothing.
+        models: what models add to every clip, to the fingerprint of the model; see ``vwm.data.clip_models``. Under
+            ``"shots"`` that of the model which finds shots.
     """
 
     folder: str
@@ -42,10 +44,16 @@ class IngestSettings:
     clip_length: int
     videos_per_shard: int
     curation: CurationSettings | None = None
+    models: dict[str, str] = field(default_factory=dict)
 
     @property
     def has_second_pass(self) -> bool:
         """Whether shards are changed once more after all videos have been decoded."""
+        return bool(self.models.keys() - {"shots"}) or self.compares_clips
+
+    @property
+    def compares_clips(self) -> bool:
+        """Whether clips that repeat others are left out."""
         return self.curation is not None and self.curation.compares_clips
 
 
@@ -194,7 +202,7 @@ def load_manifest(out: Path, settings: IngestSettings) -> list[IngestShard]:
     expected, earlier = json.loads(json.dumps(asdict(settings))), found.get("settings")
     if not isinstance(earlier, dict):
         raise ValueError(f"{path}: settings are missing: `vwm ingest` did not write this file. Choose another folder.")
-    earlier = {"curation": None} | earlier  # earlier manifests, of ingests that did not curate
+    earlier = {"curation": None, "models": {}} | earlier  # of earlier versions
     if earlier != expected:
         changes = ", ".join(
             f"{key} was {earlier.get(key)!r} and is now {expected[key]!r}"

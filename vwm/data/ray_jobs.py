@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -14,13 +15,19 @@ Result = TypeVar("Result")
 ATTEMPTS = 4
 """How often a job is begun before it is given up: Ray would begin a job that kills its worker for ever."""
 STARTS = 3
-"""How often it is tried to start or reach Ray."""
+"""How often it is tried to start Ray on this machine."""
+REACH_SECONDS = 10.0
+"""Time that a cluster has to answer."""
 OBJECT_STORE_BYTES = 200 * 2**20
 """Memory that Ray started here takes for passing results on; frames are never passed."""
 
 
 def run_ray_jobs(
-    function: Callable[[Job], Result], jobs: Sequence[Job], address: str | None = None, workers: int = 2
+    function: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    address: str | None = None,
+    workers: int = 2,
+    keeps_state: bool = False,
 ) -> Iterator[tuple[Job, Result]]:
     """Yield (job, result) as jobs finish. A job whose worker was killed or lost is run again by Ray.
 
@@ -30,6 +37,8 @@ def run_ray_jobs(
         jobs: the arguments of ``function``.
         address: of a running cluster, such as ``"auto"`` or ``"ray://host:10001"``; None starts Ray on this machine.
         workers: number of processes, if Ray is started here; on a cluster as many run as it has free cores.
+        keeps_state: run the jobs in actors, whose processes stay, so that models are loaded once; where there are GPUs,
+            each has one of them.
 
     Raises:
         ImportError: Ray is not installed.
@@ -43,7 +52,13 @@ def run_ray_jobs(
     attempts = ray.remote(num_cpus=0, max_restarts=-1)(_Attempts).remote()
     rows = [{"number": number, "job": pickle.dumps(job)} for number, job in enumerate(jobs)]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-    finished = dataset.map(_run_job, fn_args=(function, attempts), num_cpus=1)
+    if keeps_state:
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=gpus or int(ray.cluster_resources()["CPU"]))
+        resources = {"num_gpus": 1} if gpus else {"num_cpus": 1}
+        finished = dataset.map(_JobActor, fn_constructor_args=(function, attempts), compute=pool, **resources)
+    else:
+        finished = dataset.map(_run_job, fn_args=(function, attempts), num_cpus=1)
     lost: list[Job] = []
     for row in finished.iter_rows():
         job = jobs[int(row["number"])]
@@ -73,6 +88,17 @@ class _Attempts:
         return self._counts[number]
 
 
+class _JobActor:
+    """Runs jobs in a process that stays."""
+
+    def __init__(self, function: Callable[[Any], Any], attempts: Any) -> None:
+        self._function = function
+        self._attempts = attempts
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return _run_job(row, self._function, self._attempts)
+
+
 def _run_job(row: dict[str, Any], function: Callable[[Any], Any], attempts: Any) -> dict[str, Any]:
     """Run a job in a worker of Ray; return its result and error, pickled, or None where it is given up."""
     import ray
@@ -92,11 +118,13 @@ def connect_ray(address: str | None, workers: int) -> Any:
 
     Raises:
         ImportError: Ray is not installed.
-        ValueError: ``workers`` is below 1.
+        ValueError: ``workers`` is below 1, or the address is none.
         ConnectionError: there is no cluster at the address.
     """
     if workers < 1 and address is None:
         raise ValueError(f"--engine ray needs 1 worker or more, got {workers}")
+    if address is not None:
+        _check_reachable(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -104,23 +132,45 @@ def connect_ray(address: str | None, workers: int) -> Any:
     except ImportError as error:
         raise ImportError(f"--engine ray needs Ray ({error}): pip install 'vwm[ray]'") from error
     if not ray.is_initialized():
-        options: dict[str, Any] = {"address": address}
         if address is None:
             options = {"num_cpus": workers, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
-        _start(ray, options)
+            # "local": without an address, Ray would look for a cluster that happens to run on this machine.
+            _start(ray, {"address": "local", **options}, attempts=STARTS)
+        else:
+            _start(ray, {"address": address}, attempts=1)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     return ray
 
 
-def _start(ray: Any, options: dict[str, Any]) -> None:
+def _check_reachable(address: str) -> None:
+    """Raise an error at once where nothing answers: Ray itself would try for a minute."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if address == "auto":
+        return
+    if not (host and colon and port.isdigit() and int(port) < 2**16):
+        raise ValueError(f"--ray-address must be HOST:PORT, ray://HOST:PORT or auto, got {address!r}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
+    except OSError as error:
+        raise ConnectionError(
+            f"--ray-address {address}: nothing answers there ({error}). Start a cluster (ray start --head), or leave "
+            "the address out to start Ray on this machine"
+        ) from error
+
+
+def _start(ray: Any, options: dict[str, Any], attempts: int) -> None:
     """Start or find Ray. It gives its own processes 30 s to start, which a busy machine may exceed."""
-    for attempt in range(STARTS):
+    for attempt in range(attempts):
         try:
             ray.init(**options, logging_level=logging.ERROR, log_to_driver=False)
             return
         except Exception as error:
             ray.shutdown()
-            if attempt + 1 == STARTS or (not isinstance(error, ConnectionError) and "timed out" not in str(error)):
-                place = options.get("address") or "this machine"
-                raise ConnectionError(f"Ray could not be reached or started on {place}: {error}") from error
+            if attempt + 1 == attempts or (not isinstance(error, ConnectionError) and "timed out" not in str(error)):
+                if options["address"] == "local":
+                    raise ConnectionError(f"Ray could not be started on this machine: {error}") from error
+                raise ConnectionError(
+                    f"--ray-address {options['address']}: {error}. All machines of a cluster need the same versions of "
+                    "Ray and Python; where it checks tokens, this command needs its token, too (RAY_AUTH_MODE=token)"
+                ) from error

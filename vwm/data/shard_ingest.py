@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from vwm.data.clip_models import ClipModel, extend_sample, load_clip_models
 from vwm.data.clip_tables import ClipRecord, read_clip_table, write_clip_table
 from vwm.data.curation.duplicates import find_duplicates, hash_clip
 from vwm.data.curation.filters import find_removing_filter
 from vwm.data.ingest_manifest import STAGING, IngestSettings, IngestShard
 from vwm.data.shard_index import is_shard_complete, load_shard_index, shard_index_path
-from vwm.data.shard_reading import read_bytes
 from vwm.data.shards import ShardWriter
 from vwm.data.video_episodes import VideoClip, iterate_video_clips
 
@@ -50,7 +50,7 @@ def ingest_shard(settings: IngestSettings, out: Path, timeout: float, shard: Ing
 def _describe_clip(settings: IngestSettings, key: str, clip: VideoClip) -> ClipRecord:
     curation, meta = settings.curation, clip.episode.meta
     removed_by = "" if curation is None else find_removing_filter(clip.scores, curation.limits) or ""
-    is_compared = curation is not None and curation.compares_clips and not removed_by
+    is_compared = settings.compares_clips and not removed_by
     return ClipRecord(
         key=key,
         source=meta["source"],
@@ -73,8 +73,10 @@ def settle_duplicates(out: Path, settings: IngestSettings, shards: list[IngestSh
     new = [shard for shard in shards if shard.decoded and shard.duplicates is None]
     if not new:
         return
-    curation = settings.curation
-    assert curation is not None and curation.compares_clips
+    if settings.curation is None or not settings.compares_clips:
+        for shard in new:
+            shard.duplicates = {}
+        return
     records: list[ClipRecord] = []
     owners: list[IngestShard] = []
     settled: list[int] = []
@@ -85,7 +87,8 @@ def settle_duplicates(out: Path, settings: IngestSettings, shards: list[IngestSh
                     settled.append(len(records))
                 records.append(record)
                 owners.append(shard)
-    found = find_duplicates([bytes.fromhex(r.hash) for r in records], int(curation.limits["duplicates"]), settled)
+    limit = int(settings.curation.limits["duplicates"])
+    found = find_duplicates([bytes.fromhex(r.hash) for r in records], limit, settled)
     for shard in new:
         shard.duplicates = {}
     for index, original in found.items():
@@ -97,8 +100,8 @@ def settle_duplicates(out: Path, settings: IngestSettings, shards: list[IngestSh
         shard.episodes -= 1
 
 
-def publish_shard(out: Path, shard: IngestShard) -> IngestShard:
-    """Move a shard out of the staging folder, without the clips that repeat others.
+def publish_shard(out: Path, models: Sequence[ClipModel], shard: IngestShard) -> IngestShard:
+    """Move a shard out of the staging folder, without the clips that repeat others, and with what models add.
 
     Running it again after it was interrupted at any moment gives the same bytes.
     """
@@ -107,8 +110,8 @@ def publish_shard(out: Path, shard: IngestShard) -> IngestShard:
     if not shard.episodes:
         _remove_shard(target)
     elif is_shard_complete(staged):  # else it was published before the manifest was saved
-        if shard.duplicates:
-            _copy_shard(staged, target, shard.duplicates)
+        if shard.duplicates or models:
+            _copy_shard(staged, target, shard.duplicates, models)
         else:
             staged.replace(target)
             Path(shard_index_path(staged)).replace(shard_index_path(target))
@@ -116,12 +119,11 @@ def publish_shard(out: Path, shard: IngestShard) -> IngestShard:
     return replace(shard, done=True, decoded=False)
 
 
-def _copy_shard(staged: Path, target: Path, left_out: Container[str]) -> None:
-    with ShardWriter(target) as writer:
+def _copy_shard(staged: Path, target: Path, left_out: Container[str], models: Sequence[ClipModel]) -> None:
+    with load_clip_models(models) as functions, ShardWriter(target) as writer:
         for entry in load_shard_index(str(staged)).episodes:
             if entry.key not in left_out:
-                members = {extension: read_bytes(str(staged), *place) for extension, place in entry.members.items()}
-                writer.write_sample({"__key__": entry.key} | members)
+                writer.write_sample(extend_sample(str(staged), entry, functions))
 
 
 def _remove_shard(shard: Path) -> None:

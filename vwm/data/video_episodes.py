@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from vwm.data.action_files import VideoActions, read_action_file
 from vwm.data.curation.filters import CurationSettings
 from vwm.data.curation.measures import ClipMeasures, preview_size
-from vwm.data.curation.shots import ContentShots, number_shots
+from vwm.data.curation.shots import make_shot_detector, number_shots
 from vwm.data.episode import Episode
 from vwm.data.ingest_manifest import IngestSettings, IngestShard
 from vwm.data.source_frame import SourceFrame
@@ -243,8 +244,8 @@ def _iterate_resized_frames(
             frames = chain.from_iterable(resample_frames(part, settings.fps, rate) for _, part in parts)
         aspect = float(video_stream(container).sample_aspect_ratio or 1)
         resized = _resize_frames(frames, settings, aspect)
-        has_shots = settings.curation is not None and settings.curation.shots
-        yield from number_shots(resized, ContentShots) if has_shots else resized
+        shots = None if settings.curation is None else settings.curation.shots
+        yield from resized if shots is None else number_shots(resized, partial(make_shot_detector, shots))
         duration = last_time - (first_time or 0) + 1 / rate if rate else 0.0
         if rate and duration + 1 < expected_duration:
             raise ValueError(f"{path}: ends after {duration:.1f} s, its header says {expected_duration:.1f} s")

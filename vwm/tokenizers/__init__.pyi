@@ -5,6 +5,9 @@ from .causal_vae import VAEDecoder as VAEDecoder
 from .causal_vae import VAEDecoderState as VAEDecoderState
 from .causal_vae import VAEEncoder as VAEEncoder
 from .causal_vae import VAEEncoderState as VAEEncoderState
+from .corpus import ingest_videos as ingest_videos
+from .corpus_models import CorpusModels as CorpusModels
+from .corpus_models import LatentModel as LatentModel
 from .diffusers_vae import DiffusersTokenizer as DiffusersTokenizer
 from .diffusers_vae import DiffusersVAESpec as DiffusersVAESpec
 from .family import TokenizerFamily as TokenizerFamily

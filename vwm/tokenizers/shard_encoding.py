@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,9 @@ from vwm.core.folder_lock import lock_folder
 from vwm.core.frames import frames_to_float
 from vwm.core.json_files import read_json_object
 from vwm.core.tokenizer import VideoTokenizer
+from vwm.data.clip_models import ClipAdditions, extend_sample
 from vwm.data.data_set_checks import ENCODING_FILE
-from vwm.data.frame_reading import read_episode_frames
 from vwm.data.shard_index import ShardIndex, is_shard_complete, list_shards, load_shard_index
-from vwm.data.shard_reading import read_bytes, read_episode_metadata
 from vwm.data.shards import ShardWriter
 from vwm.data.video_formats import VIDEO_EXTENSIONS
 from vwm.tokenizers.frame_vae import FrameVAE
@@ -61,10 +62,17 @@ def encode_shards(
         ValueError: ``out`` holds latents of another tokenizer or of other shards, or two shards have the same name.
     """
     paths = write_encoded_shards(data, tokenizer, out, keep_video, chunk, device)
-    first = load_shard_index(paths[0]).episodes[0]
-    fields = [*(["frames"] if keep_video else []), *(["actions"] if "actions.npy" in first.members else []), "latents"]
-    words = ("fit", "-c", "CONFIG", "--data", out, "--tokenizer", tokenizer, "--data.fields", f"[{', '.join(fields)}]")
-    print_output(out, format_count(len(paths), "shard"), format_command(*words))
+    print_output(
+        out, format_count(len(paths), "shard"), format_training_on_latents(out, tokenizer, paths[0], keep_video)
+    )
+
+
+def format_training_on_latents(data: Path, tokenizer: Path, shard: str, keep_video: bool = True) -> str:
+    """Return the command that trains on encoded shards, with the fields that one of them, or its source, has."""
+    members = load_shard_index(shard).episodes[0].members
+    fields = [*(["frames"] if keep_video else []), *(["actions"] if "actions.npy" in members else []), "latents"]
+    words = ("fit", "-c", "CONFIG", "--data", data, "--tokenizer", tokenizer)
+    return format_command(*words, "--data.fields", f"[{', '.join(fields)}]")
 
 
 def write_encoded_shards(
@@ -113,7 +121,21 @@ def _check_encoding_metadata(out: Path, tokenizer: VideoTokenizer, shards: str) 
 
 
 def _write_encoding_metadata(out: Path, tokenizer: VideoTokenizer, shards: str, sources: dict[str, str]) -> None:
-    metadata = {"shards": shards, "fingerprint": tokenizer_fingerprint(tokenizer), "sources": sources}
+    write_latents_metadata(out, shards, tokenizer_fingerprint(tokenizer), sources)
+
+
+def write_latents_metadata(
+    out: Path, source: str | Path, fingerprint: str, sources: Mapping[str, str] | None = None
+) -> None:
+    """Write ``encoding.json``, by which readers tell whether data sets hold latents of one tokenizer.
+
+    Args:
+        out: folder of the encoded shards.
+        source: shards or videos that were encoded.
+        fingerprint: see ``tokenizer_fingerprint``.
+        sources: hash of the source of each shard, by file name, of ``vwm encode``.
+    """
+    metadata = {"shards": str(source), "fingerprint": fingerprint, "sources": dict(sources or {})}
     atomic_write_text(out / ENCODING_FILE, json.dumps(metadata, indent=1) + "\n")
 
 
@@ -130,31 +152,26 @@ def tokenizer_fingerprint(tokenizer: VideoTokenizer) -> str:
 def _encode_shard(
     path: str, index: ShardIndex, target: Path, tokenizer: VideoTokenizer, keep_video: bool, chunk: int
 ) -> None:
-    video_extensions = {"frames.npy", *VIDEO_EXTENSIONS}
+    encode = partial(encode_clip, tokenizer, chunk=chunk)
     with ShardWriter(target) as writer:
         for entry in progress_bar(index.episodes, desc=target.name, unit="episode", leave=False):
-            members = {
-                extension: location
-                for extension, location in entry.members.items()
-                if keep_video or extension not in video_extensions
-            }
-            sample: dict[str, Any] = {"__key__": entry.key}
-            # Members are copied byte for byte.
-            sample |= {extension: read_bytes(path, *location) for extension, location in members.items()}
-            if tokenizer.time_compression > 1:
-                meta = read_episode_metadata(path, entry) | {
-                    "frames": entry.frames,
-                    "height": entry.height,
-                    "width": entry.width,
-                    "frames_per_latent": tokenizer.time_compression,
-                }
-                sample["json"] = json.dumps(meta).encode()
-            if isinstance(tokenizer, FrameVAE):
-                mean, std = encode_posterior(tokenizer, read_episode_frames(path, entry), chunk)
-                sample |= {"latents.npy": mean, "latents_std.npy": std}
-            else:
-                sample["latents.npy"] = encode_episode(tokenizer, read_episode_frames(path, entry), chunk)
+            sample = extend_sample(path, entry, [encode])
+            if not keep_video:
+                for extension in ("frames.npy", *VIDEO_EXTENSIONS):
+                    sample.pop(extension, None)
             writer.write_sample(sample)
+
+
+def encode_clip(tokenizer: VideoTokenizer, frames: NDArray[np.uint8], chunk: int = 64) -> ClipAdditions:
+    """Encode uint8 [T, H, W, 3] to the latents of a sample, and the metadata that readers of them require."""
+    meta: dict[str, Any] = {}
+    if tokenizer.time_compression > 1:
+        count, height, width, _ = frames.shape
+        meta = {"frames": count, "height": height, "width": width, "frames_per_latent": tokenizer.time_compression}
+    if isinstance(tokenizer, FrameVAE):
+        mean, std = encode_posterior(tokenizer, frames, chunk)
+        return ClipAdditions({"latents.npy": mean, "latents_std.npy": std}, meta)
+    return ClipAdditions({"latents.npy": encode_episode(tokenizer, frames, chunk)}, meta)
 
 
 @torch.inference_mode()

@@ -1,5 +1,9 @@
+from .captions import CaptionModel as CaptionModel
+from .captions import ClipCaptioner as ClipCaptioner
 from .duplicates import find_duplicates as find_duplicates
 from .duplicates import hash_clip as hash_clip
+from .embeddings import ClipEmbedder as ClipEmbedder
+from .embeddings import EmbeddingModel as EmbeddingModel
 from .filters import ClipFilter as ClipFilter
 from .filters import CurationSettings as CurationSettings
 from .filters import find_removing_filter as find_removing_filter
@@ -7,5 +11,10 @@ from .filters import make_curation as make_curation
 from .measures import ClipMeasures as ClipMeasures
 from .measures import preview_size as preview_size
 from .shots import ContentShots as ContentShots
+from .shots import ShotChanges as ShotChanges
 from .shots import ShotDetector as ShotDetector
+from .shots import make_shot_detector as make_shot_detector
 from .shots import number_shots as number_shots
+from .transnet import TransNetV2 as TransNetV2
+from .transnet import check_weights as check_weights
+from .transnet_shots import TransNetShots as TransNetShots

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from vwm.core.suggestions import suggest
 
@@ -44,7 +45,7 @@ class CurationSettings:
     """What is done with the clips of an ingest in addition to cutting and resizing.
 
     Attributes:
-        shots: ``"detect"`` for PySceneDetect; None does not look for shots.
+        shots: ``"detect"`` for PySceneDetect, or the folder of TransNet V2's weights; None does not look for shots.
         measures: names of the measures that are computed and stored with the clips, sorted.
         limits: name of each filter that removes clips to its limit, sorted by name.
     """
@@ -77,7 +78,9 @@ def make_curation(
         if name not in CLIP_MEASURES:
             raise ValueError(f"no measure {name!r}{suggest(name, CLIP_MEASURES)}; there are {', '.join(CLIP_MEASURES)}")
     if shots not in (None, "detect"):
-        raise ValueError(f"--shots must be detect, got {shots!r}")
+        if not Path(shots).is_dir():
+            raise ValueError(f"--shots must be detect, or a folder with the weights of TransNet V2, got {shots!r}")
+        shots = str(Path(shots).resolve())
     measures = sorted({*(measure or ()), *(name for name in limits if name in CLIP_MEASURES)})
     settings = CurationSettings(shots, measures, dict(sorted(limits.items())))
     return None if settings == CurationSettings() else settings

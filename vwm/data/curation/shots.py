@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,18 @@ SHORTEST_SHOT = 8
 """Frames that a shot has at least; a flash of fewer belongs to the shot around it."""
 
 
+class ShotChanges(NamedTuple):
+    """What a detector has found, by numbers of frames, from 0.
+
+    Attributes:
+        begins: frames that begin a shot.
+        between: frames in a gradual transition, which belong to no shot.
+    """
+
+    begins: list[int]
+    between: Sequence[int] = ()
+
+
 class ShotDetector(Protocol):
     """Finds cuts in a sequence of frames."""
 
@@ -22,11 +34,11 @@ class ShotDetector(Protocol):
     def delay(self) -> int:
         """Largest number of frames after the first frame of a shot at which its cut may still be reported."""
 
-    def add(self, preview: NDArray[np.uint8]) -> list[int]:
-        """Take the next preview, uint8 [h, w, 3]; return the numbers of the frames, from 0, that begin a shot."""
+    def add(self, preview: NDArray[np.uint8]) -> ShotChanges:
+        """Take the next preview, uint8 [h, w, 3]; return changes that are known now."""
 
-    def finish(self) -> list[int]:
-        """Return the cuts that were not reported yet."""
+    def finish(self) -> ShotChanges:
+        """Return the changes that were not reported yet."""
 
 
 class ContentShots:
@@ -49,18 +61,29 @@ class ContentShots:
     def delay(self) -> int:
         return int(self._detector.event_buffer_length)
 
-    def add(self, preview: NDArray[np.uint8]) -> list[int]:
+    def add(self, preview: NDArray[np.uint8]) -> ShotChanges:
         timecode = self._timecode(self._count, fps=30.0)  # cuts are counted in frames: the rate does not matter
         self._count += 1
         bgr = np.ascontiguousarray(preview[..., ::-1])
-        return [cut.frame_num for cut in self._detector.process_frame(timecode, bgr)]
+        return ShotChanges([cut.frame_num for cut in self._detector.process_frame(timecode, bgr)])
 
-    def finish(self) -> list[int]:
-        return []
+    def finish(self) -> ShotChanges:
+        return ShotChanges([])
+
+
+def make_shot_detector(shots: str) -> ShotDetector:
+    """Make a detector: ``"detect"`` for PySceneDetect, or else TransNet V2 with the weights of this folder."""
+    if shots == "detect":
+        return ContentShots()
+    from vwm.data.curation.transnet_shots import TransNetShots
+
+    return TransNetShots(shots)
 
 
 def number_shots(frames: Iterable[SourceFrame], make_detector: Callable[[], ShotDetector]) -> Iterator[SourceFrame]:
     """Yield frames with the number of their shot, each as soon as no cut before it can be reported any more.
+
+    Frames between two shots are left out.
 
     Args:
         frames: with previews. Every part of a video begins a shot.
@@ -71,7 +94,12 @@ def number_shots(frames: Iterable[SourceFrame], make_detector: Callable[[], Shot
     """
     waiting: deque[tuple[int, SourceFrame]] = deque()
     cuts: set[int] = set()
+    between: set[int] = set()
     detector, part, count, shot = make_detector(), 0, 0, 0
+
+    def note(changes: ShotChanges) -> None:
+        cuts.update(changes.begins)
+        between.update(changes.between)
 
     def numbered(keep: int) -> Iterator[SourceFrame]:
         nonlocal shot
@@ -79,23 +107,27 @@ def number_shots(frames: Iterable[SourceFrame], make_detector: Callable[[], Shot
             number, frame = waiting.popleft()
             shot += number in cuts
             cuts.discard(number)
-            yield frame._replace(shot=shot)
+            if number in between:
+                between.discard(number)
+            else:
+                yield frame._replace(shot=shot)
 
     try:
         for frame in frames:
             if frame.part != part:
-                cuts.update(detector.finish())
+                note(detector.finish())
                 yield from numbered(0)
                 detector, part, count, shot = make_detector(), frame.part, 0, shot + 1
                 cuts.clear()
+                between.clear()
             assert frame.preview is not None
             waiting.append((count, frame))
-            cuts.update(detector.add(frame.preview))
+            note(detector.add(frame.preview))
             count += 1
             yield from numbered(detector.delay + 1)
     except Exception:
-        cuts.update(detector.finish())
+        note(detector.finish())
         yield from numbered(0)
         raise
-    cuts.update(detector.finish())
+    note(detector.finish())
     yield from numbered(0)
