@@ -19,6 +19,7 @@ from vwm.nn.kernel_device import kernels_of
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.recomputation import Recomputation, recompute_blocks
 from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
+from vwm.train.estimate import MetaContextGroup
 from vwm.train.memory_estimate import MemoryEstimate, ProcessMesh, estimate_memory
 from vwm.train.meta_step import measure_step_memory
 from vwm.train.scale_estimate import Cluster, StepTime, Workload, estimate_corpus, estimate_step_time
@@ -38,6 +39,17 @@ def module(optimizer: str = "adamw", **settings: Any) -> DiTModule:
 def clips() -> ClipBatch:
     frames = torch.zeros(CLIPS, FRAMES, SIDE, SIDE, 3, dtype=torch.uint8)
     return ClipBatch(frames=frames, actions=torch.zeros(CLIPS, FRAMES, dtype=torch.int64), seed=torch.arange(CLIPS))
+
+
+def test_processes_that_share_clips_divide_the_activations():
+    whole, halved = on_meta(module(), clips()), on_meta(module(), clips())
+    halved[0].share_clips(MetaContextGroup(2, 1))
+    with kernels_of("cpu"):
+        expected, measured = (measure_step_memory(*arguments, sharded=True) for arguments in (whole, halved))
+    assert measured.kept == pytest.approx(expected.kept / 2, rel=0.15)
+    layer = CLIPS * FRAMES * (SIDE**2 + whole[0].dynamics.registers) * 32 * 4
+    exchanges = 2 * 2 * 2  # of two layers of attention in time: there and back, forward and backward
+    assert halved[0].context_group.sent == pytest.approx(exchanges * layer / 4, rel=0.1)
 
 
 def on_meta(network: nn.Module, batch: ClipBatch) -> tuple[Any, ClipBatch]:

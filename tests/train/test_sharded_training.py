@@ -91,23 +91,27 @@ TOLERANCE = 1e-10
 
 
 @pytest.mark.parametrize(
-    ("family", "ranks", "strategy"),
+    ("family", "ranks", "strategy", "context"),
     [
-        ("dit", 2, "ddp"),
-        ("dit", 4, "fsdp"),
-        ("genie", 2, "fsdp"),
-        ("genie", 4, "ddp"),
-        ("vae", 2, "fsdp"),
-        ("vae", 4, "hsdp-2x2"),
-        ("vjepa", 2, "ddp"),
-        ("vjepa", 2, "fsdp"),  # its monitor compares the two clips of a process
+        ("dit", 2, "ddp", 2),
+        ("dit", 4, "fsdp", 2),
+        ("genie", 2, "fsdp", 2),
+        ("genie", 4, "ddp", 1),
+        ("vae", 2, "fsdp", 1),
+        ("vae", 4, "hsdp-2x2", 1),
+        ("vjepa", 2, "ddp", 1),
+        ("vjepa", 2, "fsdp", 1),  # its monitor compares the two clips of a process
     ],
 )
 def test_any_number_of_processes_and_any_strategy_train_alike(
-    fit: Fit, plain: Callable[[str], Path], family: str, ranks: int, strategy: str
+    fit: Fit, plain: Callable[[str], Path], family: str, ranks: int, strategy: str, context: int
 ) -> None:
-    """With all that draws random numbers, batch statistics, frozen networks, a discriminator, averages and clipping."""
-    run = fit(family, f"{family}-{ranks}-{strategy}", ranks, strategy)
+    """With all that draws random numbers, batch statistics, frozen networks, a discriminator, averages and clipping.
+
+    ``context`` processes share each clip.
+    """
+    batch = ["--context_parallel", str(context), "--data.init_args.batch_size", str(BATCH * context // ranks)]
+    run = fit(family, f"{family}-{ranks}-{strategy}", ranks, strategy, STEPS, *batch)
     assert compare(run, plain(family)) < TOLERANCE
     assert losses(run) == pytest.approx(losses(plain(family)), abs=TOLERANCE)
 

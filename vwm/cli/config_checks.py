@@ -42,6 +42,7 @@ TOP_LEVEL = {
         "gradient_checkpointing",
         "float8",
         "encode_ahead",
+        "context_parallel",
         "global_batch",
         "seed_everything",
         "optimizer",

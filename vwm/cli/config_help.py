@@ -28,6 +28,7 @@ CONFIG_OPTIONS: Mapping[str, Mapping[str, str]] = {
         "--batch N": "clips per batch",
         "--tokenizer PATH": "bundle or folder of the trained tokenizer",
         "--encode-ahead": "encode the data once, next to it, where a frozen tokenizer would in every step",
+        "--context-parallel N": "processes that share each clip: for clips too long for the memory of one",
         "--no-resume": "start again instead of continuing from the run's last checkpoint",
         "--float8 RECIPE": "tensorwise or rowwise: large linear layers multiply in float8 (pip install 'vwm[float8]')",
         "--gradient-checkpointing HOW": "none, selective or full: recompute activations to save memory",

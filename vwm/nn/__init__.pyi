@@ -41,6 +41,13 @@ from .clip_draws import draw_share_of_clips as draw_share_of_clips
 from .clip_draws import draw_uniform as draw_uniform
 from .code_embedding import CodeEmbedding as CodeEmbedding
 from .code_embedding import CodeLogits as CodeLogits
+from .context_parallel import ContextGroup as ContextGroup
+from .context_parallel import DividedFrames as DividedFrames
+from .context_parallel import check_context_size as check_context_size
+from .context_parallel import divide_frames as divide_frames
+from .context_parallel import join_frames as join_frames
+from .context_parallel import make_context_group as make_context_group
+from .context_parallel import own_frames as own_frames
 from .cosine_transform import video_dct_basis as video_dct_basis
 from .dense_layers import MultiInputDense as MultiInputDense
 from .dense_layers import apply_activation as apply_activation

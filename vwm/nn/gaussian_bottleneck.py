@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vwm.core.action_parts import MAX_PART_SIZE
 from vwm.nn.clip_draws import draw_normal_like
+from vwm.nn.context_parallel import ContextGroup
 from vwm.nn.precision import at_least_float32
 from vwm.nn.ranks import join_ranks
 
@@ -50,6 +51,7 @@ class GaussianBottleneck(nn.Module):
     Attributes:
         recent: float [1024, a], the last means in training; before the first, numbers from -1 to 1.
         percentiles: float [3, a], theirs at ``LEVELS``.
+        context_group: processes that have the same vectors, which count once; None where all differ.
 
     Raises:
         ValueError: a value out of range.
@@ -57,6 +59,7 @@ class GaussianBottleneck(nn.Module):
 
     recent: Tensor
     percentiles: Tensor
+    context_group: ContextGroup | None = None
 
     def __init__(self, width: int, dims: int, kl_weight: float) -> None:
         super().__init__()
@@ -96,7 +99,8 @@ class GaussianBottleneck(nn.Module):
     @torch.no_grad()
     def _update_percentiles(self, mean: Tensor) -> None:
         """Replace the oldest of the recent means, and take the percentiles of all."""
-        new = join_ranks(mean.flatten(0, -2)[-RECENT:])[-RECENT:]
+        is_copy = self.context_group is not None and self.context_group.rank > 0
+        new = join_ranks(mean.flatten(0, -2)[: 0 if is_copy else None][-RECENT:])[-RECENT:]
         self.recent.copy_(torch.cat((self.recent[len(new) :], new.to(self.recent.dtype))))
         recent = at_least_float32(self.recent)
         levels = torch.tensor(LEVELS, dtype=recent.dtype, device=recent.device)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vwm.nn.attention import RotaryEmbedding, apply_rotary
 from vwm.nn.attention_kernels import KeyValueCache, MovedQueries, dot_product_attention
+from vwm.nn.context_parallel import DividedFrames
 from vwm.nn.norm import RMSNorm
 
 AttentionKind = Literal["space", "time", "full"]
@@ -38,6 +39,8 @@ class AttentionGeometry(NamedTuple):
         space_mask: bool [n, n], the tokens of its frame to which a token may attend; None for all.
         sinks: None without sink frames.
         is_causal: whether ``mask`` lets each frame attend to all frames before it.
+        division: how frames are divided over processes; None where this one has all. Rotations and masks of ``time``
+            are of all frames, in the order of ``DividedFrames.order``.
     """
 
     rotations: dict[str, RotaryEmbedding]
@@ -45,6 +48,7 @@ class AttentionGeometry(NamedTuple):
     space_mask: Tensor | None
     sinks: SinkGeometry | None
     is_causal: bool = False
+    division: DividedFrames | None = None
 
 
 class GroupedQueryAttention(nn.Module):
@@ -79,6 +83,15 @@ class GroupedQueryAttention(nn.Module):
         self, x: Tensor, geometry: AttentionGeometry, past: KeyValueCache | None
     ) -> tuple[Tensor, KeyValueCache | None]:
         """[b, t, n, d] -> [b, t, n, d], and the keys and values of these frames (None for ``space``)."""
+        division = geometry.division
+        if division is None or self.kind == "space":
+            return self._attend(x, geometry, past)
+        y, _ = self._attend(division.frames_to_places(x), geometry, past)
+        return division.places_to_frames(y, x.shape[2]), None
+
+    def _attend(
+        self, x: Tensor, geometry: AttentionGeometry, past: KeyValueCache | None
+    ) -> tuple[Tensor, KeyValueCache | None]:
         b, t, n, _ = x.shape
         form = {"space": "b t n (h c) -> (b t) h n c", "time": "b t n (h c) -> b n h t c"}
         split = (self.heads, self.kv_heads, self.kv_heads)

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from vwm.core.process_group import is_distributed, rank_count
+from vwm.nn.context_parallel import ContextGroup
 from vwm.nn.finite_scalar_codebook import FiniteScalarCodebook
 from vwm.nn.precision import at_least_float32
 from vwm.nn.ranks import mean_over_ranks_with_gradient
@@ -54,7 +55,13 @@ class Quantizer(nn.Module):
         code_width: dimension of a VQ code (Genie: 32); FSQ's is its number of levels.
         spread_weight: with FSQ, weight of a loss that keeps all dimensions in use (see ``codebook_spread_loss``); small
             codebooks collapse without it.
+
+    Attributes:
+        context_group: processes that quantize the same vectors, which count once in statistics (not those of VQ); None
+            where all vectors differ.
     """
+
+    context_group: ContextGroup | None = None
 
     def __init__(self, width: int, codebook: Codebook, code_width: int = 32, spread_weight: float = 0.0) -> None:
         super().__init__()
@@ -85,7 +92,8 @@ class Quantizer(nn.Module):
             if not isinstance(self.book, FiniteScalarCodebook):
                 loss = out[2].sum()
             elif self.spread_weight and self.training:
-                loss = self.spread_weight * codebook_spread_loss(self.book.project_in(flat)[0])
+                copies = 1 if self.context_group is None else self.context_group.size
+                loss = self.spread_weight * codebook_spread_loss(self.book.project_in(flat)[0], copies)
             else:
                 loss = flat.new_zeros(())
         codes, indices = out[0], out[1]
@@ -109,13 +117,14 @@ def codebook_size(codebook: Codebook) -> int:
     return size
 
 
-def codebook_spread_loss(z: Tensor) -> Tensor:
+def codebook_spread_loss(z: Tensor, copies: int = 1) -> Tensor:
     """Loss that keeps the dimensions of a global batch centered, spread and uncorrelated: float [m, d] -> scalar.
 
     The variance hinge and the covariance term of VICReg (arXiv 2105.04906, eqs. 1 and 3), and the mean squared.
+    ``copies`` processes each have the same vectors.
     """
     mean = mean_over_ranks_with_gradient(z.mean(0))
-    centered, samples = z - mean, len(z) * rank_count()
+    centered, samples = z - mean, len(z) * rank_count() // copies
     covariance = mean_over_ranks_with_gradient(centered.T @ centered / len(z)) * (samples / max(1, samples - 1))
     deviation = (covariance.diagonal() + 1e-4).sqrt()
     correlation = covariance / (deviation[:, None] * deviation)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vwm.nn.attention import RotaryEmbedding, SpaceTimeAttention, frame_rotary_embedding
 from vwm.nn.attention_kernels import KeyValueCache
 from vwm.nn.attention_span import AttentionSpan, StreamedFrames
+from vwm.nn.context_parallel import DividedFrames
 from vwm.nn.precision import matmul_dtype
 
 
@@ -60,10 +61,19 @@ class SpaceTimeBlock(nn.Module):
         mask: Tensor,
         past: KeyValueCache | None = None,
         is_causal: bool = False,
+        division: DividedFrames | None = None,
     ) -> tuple[Tensor, KeyValueCache]:
-        """[b, t, n, d] -> [b, t, n, d], and the keys and values of these frames; see ``attend_time``."""
+        """[b, t, n, d] -> [b, t, n, d], and the keys and values of these frames; see ``attend_time``.
+
+        With a division, ``x`` holds this process's frames, and keys and values are those of its places in all frames.
+        """
         x = x + self.space.attend_space(self.space_norm(x))
-        y, seen = self.time.attend_time(self.time_norm(x), rotation, mask, past, is_causal)
+        y = self.time_norm(x)
+        if division is not None:
+            y = division.frames_to_places(y)
+        y, seen = self.time.attend_time(y, rotation, mask, past, is_causal)
+        if division is not None:
+            y = division.places_to_frames(y, x.shape[2])
         x = x + y
         return x + self.mlp(self.mlp_norm(x)), seen
 
@@ -87,25 +97,37 @@ class SpaceTimeTransformer(nn.Module):
         self.blocks = nn.ModuleList(SpaceTimeBlock(width, heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(width, bias=False)
 
-    def forward(self, x: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        division: DividedFrames | None = None,
+    ) -> Tensor:
         """Process a whole clip.
 
         Args:
             x: [b, t, n, d].
             positions: int64 [t], indices of the frames; by default 0, 1, 2, ...
             mask: bool [t, t], True where frame i may attend to frame j; by default the causal window.
+            division: how the frames of the clip are divided over processes: ``x`` is then of this process's frames,
+                ``positions`` and ``mask`` of all.
 
         Returns:
             [b, t, n, d].
         """
+        frames = x.shape[1] if division is None else sum(division.lengths)
         if positions is None:
-            positions = torch.arange(x.shape[1], device=x.device)
-        is_causal = mask is None and self.span.covers(x.shape[1])
+            positions = torch.arange(frames, device=x.device)
+        is_causal = mask is None and self.span.covers(frames)
         if mask is None:
             mask = self.span.attends(positions, positions)
+        if division is not None:
+            order = division.order(x.device)
+            positions, mask = positions[order], mask[order][:, order]
         rotation = self._rotation(x, positions)
         for block in self.blocks:
-            x, _ = block(x, rotation, mask, None, is_causal)
+            x, _ = block(x, rotation, mask, None, is_causal, division)
         return self.norm(x)
 
     def init_state(self, batch: int, tokens: int) -> TransformerState:

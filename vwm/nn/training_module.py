@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vwm.core.frames import video_to_uint8
 from vwm.core.tokenizer import VideoTokenizer
 from vwm.nn.clip_draws import clip_draws, draw_uniform, repeated_draws
+from vwm.nn.context_parallel import ContextGroup
 from vwm.nn.micro_batch import MicroBatch, StepMetrics
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.ranks import mean_logs_over_ranks
@@ -47,6 +48,8 @@ class TrainingModule(L.LightningModule, ABC):
         reads_frames: whether frames are read where latents are there.
         mesh: the processes over which blocks are sharded; None where every process has all weights.
         micro_batch: the part of a global batch that is computed now; None where batches are no parts of one.
+        context_group: the processes that share each clip; None where every process has clips of its own.
+        whole_clips: why the networks need whole clips, of those modules that cannot divide them.
     """
 
     progress_bar: ClassVar[Mapping[str, str]] = {"loss": "loss"}
@@ -58,6 +61,8 @@ class TrainingModule(L.LightningModule, ABC):
     reads_frames: bool = True
     mesh: DeviceMesh | None = None
     micro_batch: MicroBatch | None = None
+    context_group: ContextGroup | None = None
+    whole_clips: str = "its networks see whole clips at once"
     _step_metrics: StepMetrics | None = None
     _unchecked: tuple[int, dict[str, Tensor]] | None = None
     """Step and values of the last loss that was not checked yet."""
@@ -92,6 +97,28 @@ class TrainingModule(L.LightningModule, ABC):
     def whole_weights(self) -> tuple[nn.Parameter, ...]:
         """Return the weights of blocks that every process keeps whole where blocks are sharded."""
         return ()
+
+    def share_clips(self, group: ContextGroup) -> None:
+        """Divide the frames of clips over processes, which get the same batches (context parallelism).
+
+        Raises:
+            ValueError: the networks need whole clips.
+        """
+        raise ValueError(
+            f"context_parallel={group.size}: {type(self).__name__} cannot divide clips over processes, because "
+            f"{self.whole_clips}. Set context_parallel to 1; --gradient-checkpointing and trainer.strategy=fsdp save "
+            "memory, too"
+        )
+
+    @property
+    def clip_ranks(self) -> int:
+        """Number of processes, or of groups of them, that have clips of their own."""
+        return int(self.trainer.world_size) // (1 if self.context_group is None else self.context_group.size)
+
+    @property
+    def clip_rank(self) -> int:
+        """Which of them this process is, or belongs to."""
+        return int(self.trainer.global_rank) // (1 if self.context_group is None else self.context_group.size)
 
     def configure_model(self) -> None:
         """Lightning's hook: let a strategy that shards blocks do so."""
@@ -143,11 +170,15 @@ class TrainingModule(L.LightningModule, ABC):
         """Draw random numbers of the clips of a batch; see ``clip_draws``."""
         clips = getattr(batch, "seed", None)
         if clips is None:
+            if self.context_group is not None:
+                raise ValueError(
+                    "context_parallel requires a seed for every clip (ClipBatch.seed), to draw equal noise"
+                )
             return nullcontext()
         if self.micro_batch is not None:
             return clip_draws(clips, seed, step, self.micro_batch.position)
         part = index % self.trainer.accumulate_grad_batches
-        first = (part * self.trainer.world_size + self.trainer.global_rank) * len(clips)
+        first = (part * self.clip_ranks + self.clip_rank) * len(clips)
         return clip_draws(clips, seed, step, first)
 
     def on_train_start(self) -> None:

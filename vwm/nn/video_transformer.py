@@ -29,6 +29,7 @@ from vwm.core.checks import check_positive
 from vwm.nn.attention import RotaryEmbedding, frame_rotary_embedding, rotary_angles, rotary_embedding
 from vwm.nn.attention_kernels import KeyValueCache
 from vwm.nn.attention_span import AttentionSpan, StreamedFrames
+from vwm.nn.context_parallel import DividedFrames
 from vwm.nn.grouped_query_attention import AttentionGeometry, AttentionKind, GroupedQueryAttention, SinkGeometry
 from vwm.nn.norm import RMSNorm
 from vwm.nn.sharding import local_part
@@ -159,6 +160,7 @@ class VideoTransformer(nn.Module):
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         space_mask: Tensor | None = None,
+        division: DividedFrames | None = None,
     ) -> Tensor:
         """Process a whole clip.
 
@@ -171,19 +173,26 @@ class VideoTransformer(nn.Module):
                 transformer is not causal).
             space_mask: bool [n, n], True where token i of a frame may attend to token j of that frame; by default
                 everywhere. Not supported by full attention.
+            division: how the frames of the clip are divided over processes: ``x`` and ``condition`` are then of this
+                process's frames, ``positions`` and ``mask`` of all. Not supported by full attention.
 
         Returns:
             [b, t, n, d].
         """
+        if "full" in self.attention_kinds and not (space_mask is None and division is None):
+            raise ValueError("full attention supports neither space_mask nor division")
+        frames = x.shape[1] if division is None else sum(division.lengths)
         if positions is None:
-            positions = torch.arange(x.shape[1], device=x.device)
-        is_causal = mask is None and self.causal and self.span.covers(x.shape[1])
+            positions = torch.arange(frames, device=x.device)
+        is_causal = mask is None and self.causal and self.span.covers(frames)
         if mask is None:
-            everything = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device)
+            everything = torch.ones(frames, frames, dtype=torch.bool, device=x.device)
             mask = self.span.attends(positions, positions) if self.causal else everything
-        if space_mask is not None and "full" in self.attention_kinds:
-            raise ValueError("full attention does not support space_mask")
+        if division is not None:
+            order = division.order(x.device)
+            positions, mask = positions[order], mask[order][:, order]
         geometry = self._geometry(x, positions, positions, coordinates, mask, space_mask, is_causal)
+        geometry = geometry._replace(division=division)
         for block in self.blocks:
             x, _ = block(x, geometry, condition)
         return self._final_norm(x, condition)

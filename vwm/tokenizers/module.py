@@ -34,6 +34,7 @@ class TokenizerModule(TrainingModule):
     """
 
     progress_bar: ClassVar[Mapping[str, str]] = MappingProxyType({"psnr": "psnr"})
+    whole_clips = "tokenizers convolve over, or attend to, whole clips"
 
     def __init__(
         self,

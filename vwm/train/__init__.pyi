@@ -1,8 +1,10 @@
 from .checkpoints import ResumableCheckpoints as ResumableCheckpoints
 from .checkpoints import RunCheckpointIO as RunCheckpointIO
+from .context_parallel import ContextParallel as ContextParallel
 from .ema import EMACallback as EMACallback
 from .estimate import Estimate as Estimate
 from .estimate import EstimateCLI as EstimateCLI
+from .estimate import MetaContextGroup as MetaContextGroup
 from .estimate import TrainingEstimates as TrainingEstimates
 from .export import export_run as export_run
 from .fit import FitCLI as FitCLI

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor
 
+from vwm.nn.context_parallel import ContextGroup
 from vwm.nn.kernel_device import kernels_of
 from vwm.nn.recomputation import Recomputation
 from vwm.runs.config_files import compose_config_arguments
@@ -25,6 +26,23 @@ from vwm.train.scale_estimate import Cluster, CorpusCost, StepTime, Workload, es
 from vwm.train.strategies import mesh_sides
 
 
+class MetaContextGroup(ContextGroup):
+    """Processes that share clips in an estimate, of which this is the one with the largest part; counts what it sends.
+
+    Attributes:
+        sent: bytes that it sent to the others.
+    """
+
+    sent: float = 0.0
+
+    def exchange(self, received: Tensor, sent: Tensor, received_sizes: list[int], sent_sizes: list[int]) -> None:
+        """See ``ContextGroup``."""
+        self.sent += (sent.numel() - sent_sizes[self.rank]) * sent.element_size()
+
+    def all_reduce(self, x: Tensor) -> None:
+        """See ``ContextGroup``: single numbers."""
+
+
 class EstimateCLI(MetaCLI):
     """The keys of ``vwm estimate``: those of ``vwm fit``, and the cluster."""
 
@@ -32,7 +50,6 @@ class EstimateCLI(MetaCLI):
         """Add the keys."""
         super().add_arguments_to_parser(parser)
         parser.add_argument("--ranks", type=str, default="1,8,64,512", help="numbers of processes, one a device")
-        parser.add_argument("--context_parallel", type=int, default=1, help="processes that share a clip")
         if "--global_batch" not in parser._option_string_actions:
             parser.add_argument(
                 "--global_batch", type=int | None, default=None, help="clips of a step of all processes"
@@ -115,11 +132,15 @@ class TrainingEstimates:
         )
         self.precision = str(precision)
         self.compute_dtype = torch.bfloat16 if self.precision.startswith("bf16") else None
-        self._steps: dict[tuple[int, bool], StepMemory] = {}
+        self._steps: dict[tuple[int, bool], tuple[StepMemory, float]] = {}
         clip = make_meta_batch(self.module, self.data, 1)
         self.clip_bytes = storage_bytes(x for x in vars(clip).values() if isinstance(x, Tensor))
         self.operations = self._count_operations(clip)
         self.stored_bytes = cli.config["stored_bytes"] or _stored_bytes(clip)
+        size = cli.config["context_parallel"]
+        self.context_group = MetaContextGroup(size, size - 1)
+        if size > 1:
+            self.module.share_clips(self.context_group)
 
     def mesh(self, ranks: int) -> ProcessMesh:
         """Return the mesh of a number of processes.
@@ -148,21 +169,26 @@ class TrainingEstimates:
         clips = min(clips, -(-total // mesh.clip_ranks))
         sharded = mesh.strategy in ("fsdp", "hsdp")
         batch = make_meta_batch(self.module, self.data, clips)
-        with kernels_of(self.config["kernels"]):
-            if (clips, sharded) not in self._steps:
-                self._steps[clips, sharded] = measure_step_memory(
-                    self.module, batch, self.recomputation, self.compute_dtype, sharded
-                )
-            averages = self.config["ema"]["decay"] > 0
-            step = self._steps[clips, sharded]
-            memory = estimate_memory(self.module, batch, mesh, self.recomputation, self.compute_dtype, averages, step)
+        step, sent = self._measure_step(batch, clips, sharded)
+        averages = self.config["ema"]["decay"] > 0
+        memory = estimate_memory(self.module, batch, mesh, self.recomputation, self.compute_dtype, averages, step)
         inside, outside = count_sharded(self.module)
         gathered = 4 if self.compute_dtype is None else 2
-        work = Workload(self.operations, self.clip_bytes, self.stored_bytes, total, inside, outside, gathered)
+        moved = int(sent / clips * mesh.context_parallel)
+        work = Workload(self.operations, self.clip_bytes, self.stored_bytes, total, inside, outside, gathered, moved)
         time = estimate_step_time(work, mesh, cluster, clips)
         seconds = self.data.clip_length * self.data.stride / self.config["fps"]
         corpus = estimate_corpus(work, time, ranks, cluster, self.config["hours"], seconds)
         return Estimate(mesh, clips, total, total * self.stored_bytes, memory, time, corpus)
+
+    def _measure_step(self, batch: Any, clips: int, sharded: bool) -> tuple[StepMemory, float]:
+        """Return the memory of a step, and the bytes that a process sends to those with which it shares clips."""
+        if (clips, sharded) not in self._steps:
+            before = self.context_group.sent
+            with kernels_of(self.config["kernels"]):
+                step = measure_step_memory(self.module, batch, self.recomputation, self.compute_dtype, sharded)
+            self._steps[clips, sharded] = step, self.context_group.sent - before
+        return self._steps[clips, sharded]
 
     def summary(self) -> dict[str, Any]:
         """Return what does not depend on the number of processes."""

@@ -28,6 +28,7 @@ from vwm.runs.run_folder import RunFolder
 from vwm.runs.saved_config import check_fixed_settings, read_saved_config
 from vwm.train.acceleration import accelerate_networks, add_acceleration_options, choose_precision
 from vwm.train.checkpoints import ResumableCheckpoints, RunCheckpointIO
+from vwm.train.context_parallel import share_clips
 from vwm.train.ema import EMACallback
 from vwm.train.encoding_ahead import encode_data_ahead, frozen_tokenizer_folder
 from vwm.train.global_batch import divide_global_batch
@@ -56,6 +57,13 @@ class FitCLI(LightningCLI):
             default=None,
             help="clips of a step of all ranks together: divided over whatever ranks there are, in micro-batches of at "
             "most data.batch_size clips; null: data.batch_size clips of every rank",
+        )
+        parser.add_argument(
+            "--context_parallel",
+            type=int,
+            default=1,
+            help="processes that share each clip, whose frames they divide (context parallelism): for clips that are "
+            "too long for the memory of one",
         )
         parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0 leaves torch's choice")
         add_acceleration_options(parser)
@@ -284,6 +292,7 @@ def _fit_model(argv: list[str]) -> L.LightningModule:
     sys.argv = [sys.argv[0], "fit", *argv]  # with it Lightning starts the other ranks of this machine
     cli = parse_fit_config(argv)
     device = cli.trainer.strategy.root_device
+    share_clips(cli.trainer, cli.datamodule, cli.config["context_parallel"])
     divide_global_batch(cli.trainer, cli.datamodule, cli.config["global_batch"])
     if cli.config["encode_ahead"]:
         encode_data_ahead(cli.model, cli.datamodule, cli.config["data"]["init_args"], Path(cli.config["run"]))

@@ -39,7 +39,7 @@ def divide_global_batch(trainer: L.Trainer, data: L.LightningDataModule, global_
             f"--global_batch {global_batch} and trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: "
             "leave out the second, which follows from the first, data.batch_size and the number of ranks"
         )
-    division = BatchDivision(global_batch, trainer.world_size, data.batch_size)
+    division = BatchDivision(global_batch, trainer.world_size // data.context_parallel, data.batch_size)
     data.global_batch = global_batch
     trainer.accumulate_grad_batches = division.accumulation
     for name in COUNTED_IN_BATCHES:
@@ -70,7 +70,7 @@ class GlobalBatch(L.Callback):
         if self.division is None:
             return
         assert isinstance(pl_module, TrainingModule)
-        pl_module.micro_batch = _describe(self.division, trainer.global_rank, batch_idx)
+        pl_module.micro_batch = _describe(self.division, pl_module.clip_rank, batch_idx)
 
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -80,7 +80,7 @@ class GlobalBatch(L.Callback):
             return
         loader = trainer.val_dataloaders
         assert isinstance(loader, ClipLoader) and isinstance(pl_module, TrainingModule)
-        pl_module.micro_batch = _describe(loader.division, trainer.global_rank, batch_idx)
+        pl_module.micro_batch = _describe(loader.division, pl_module.clip_rank, batch_idx)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save in how many micro-batches Lightning counted."""

@@ -95,7 +95,7 @@ def estimate_memory(
     """Estimate the memory of the process that needs the most.
 
     Args:
-        module: the module on the meta device.
+        module: the module on the meta device; where processes share clips, with its share of them.
         batch: the batch of one process.
         mesh: the processes.
         recomputation: what blocks recompute.
@@ -113,10 +113,11 @@ def estimate_memory(
     networks = [w for network in module.networks().values() for w in network.parameters()]
     state, optimizer_peak = _optimizer_memory(module, part)
     gradients = part.bytes(trained)
-    context = mesh.context_parallel
-    kept, forward, backward = (x // context for x in (step.kept, step.forward_peak, step.backward_peak))
     # Lightning frees the gradients of a step after the next forward pass.
-    passes = max(forward + gradients, backward + gradients if sharded else step.backward_peak_with_gradients // context)
+    passes = max(
+        step.forward_peak + gradients,
+        step.backward_peak + gradients if sharded else step.backward_peak_with_gradients,
+    )
     most = max(passes, optimizer_peak + gradients)
     constant = {
         "weights": part.bytes(trained),
@@ -128,7 +129,11 @@ def estimate_memory(
     }
     total = sum(constant.values()) + most
     return MemoryEstimate(
-        **constant, gradients=gradients, activations=kept, temporary=most - kept - gradients, total=total
+        **constant,
+        gradients=gradients,
+        activations=step.kept,
+        temporary=most - step.kept - gradients,
+        total=total,
     )
 
 

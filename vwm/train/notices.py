@@ -8,6 +8,7 @@ import warnings
 import lightning as L
 from torch import nn
 
+from vwm.train.context_parallel import ContextParallel
 from vwm.train.global_batch import GlobalBatch
 
 
@@ -35,6 +36,9 @@ def describe_training(module: L.LightningModule, trainer: L.Trainer) -> str:
     where = str(trainer.strategy.root_device)
     if trainer.world_size > 1:
         where += f" by {trainer.world_size} processes"
+    sharing = next((callback.size for callback in trainer.callbacks if isinstance(callback, ContextParallel)), None)
+    if sharing is not None:
+        where += f", of which {sharing} share each clip"
     division = next((callback.division for callback in trainer.callbacks if isinstance(callback, GlobalBatch)), None)
     if division is not None:
         where += f", global batches of {division.global_batch} clips in {division.accumulation} micro-batches a rank"

@@ -42,9 +42,10 @@ class Throughput(L.Callback):
             self._peak = _find_peak(pl_module.device)
             self._restart()
             return
+        assert isinstance(pl_module, TrainingModule)
         clips = batch.frames if batch.frames is not None else batch.latents
-        self._frames += batch_size(batch) * clips.shape[1] * trainer.world_size
-        self._tokens += pl_module.count_tokens(batch) * trainer.world_size
+        self._frames += batch_size(batch) * clips.shape[1] * pl_module.clip_ranks
+        self._tokens += pl_module.count_tokens(batch) * pl_module.clip_ranks
         self._batches += 1
         if trainer.fit_loop._should_accumulate():
             return

@@ -26,6 +26,7 @@ from vwm.models.dit.sampling import (
 )
 from vwm.nn.action_pooling import check_actions_after_latents, sum_outcomes
 from vwm.nn.clip_draws import draw_normal_like, draw_uniform
+from vwm.nn.context_parallel import ContextGroup
 from vwm.nn.loss_normalizer import LossNormalizer
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.outcome_heads import RewardTerminationHeads
@@ -239,6 +240,14 @@ class DiTModule(TrainingModule):
             clips = (~torch.isfinite(latents)).flatten(1).any(1).nonzero().flatten().tolist()
             raise ValueError(f"latents of clips {clips} of the batch are not finite: encode the shards again")
         return latents
+
+    def share_clips(self, group: ContextGroup) -> None:
+        """See ``TrainingModule``. Raises ValueError for full attention."""
+        if "full" in self.dynamics.transformer.attention_kinds:
+            raise ValueError(
+                f"context_parallel={group.size} requires dynamics.attention=factored, and it is full: set one of them"
+            )
+        self.context_group = self.dynamics.context_group = group
 
     @property
     def tokens_per_latent(self) -> int:

@@ -32,6 +32,7 @@ from vwm.nn.action_pooling import ActionPooling, ActionPoolingKind, pool_action_
 from vwm.nn.actions import make_action_embedding
 from vwm.nn.attention_kernels import KeyValueCache
 from vwm.nn.attention_span import AttentionSpan
+from vwm.nn.context_parallel import ContextGroup, DividedFrames, divide_frames, join_frames, own_frames
 from vwm.nn.pixels import patch_grid
 from vwm.nn.space_time import TransformerState
 from vwm.nn.video_transformer import VideoTransformer, grid_coordinates
@@ -64,6 +65,16 @@ def select_clips(noisy: NoisyFrames, clips: slice | Tensor) -> NoisyFrames:
     )
 
 
+def select_own_frames(noisy: NoisyFrames, division: DividedFrames | None) -> NoisyFrames:
+    """Select this process's frames of a segment that is divided over processes; all without a division."""
+    return NoisyFrames(
+        latents=own_frames(noisy.latents, division),
+        signal=own_frames(noisy.signal, division),
+        step_index=None if noisy.step_index is None else own_frames(noisy.step_index, division),
+        action_embedding=own_frames(noisy.action_embedding, division),
+    )
+
+
 class DiTOutput(NamedTuple):
     """Output of the network.
 
@@ -75,6 +86,11 @@ class DiTOutput(NamedTuple):
 
     prediction: Tensor
     features: Tensor
+
+
+def join_outputs(out: DiTOutput, division: DividedFrames | None) -> DiTOutput:
+    """Join the frames of all processes: of the first segment in the features, and of the last in the prediction."""
+    return DiTOutput(join_frames(out.prediction, division, segment=-1), join_frames(out.features, division))
 
 
 class DiT(ModelMixin, ConfigMixin):
@@ -107,7 +123,12 @@ class DiT(ModelMixin, ConfigMixin):
     Raises:
         ValueError: a value out of range, an unknown ``prediction``, an odd ``width``, or agent tokens without causal
             factored attention.
+
+    Attributes:
+        context_group: the processes over which ``forward`` divides the frames of clips; None computes all frames here.
     """
+
+    context_group: ContextGroup | None = None
 
     @register_to_config
     def __init__(
@@ -222,17 +243,23 @@ class DiT(ModelMixin, ConfigMixin):
         Returns:
             The prediction for the noisy frames, and features of the noisy frames or, with ``past``, of the past frames.
         """
+        frames = noisy.latents.shape[1]
         if past is None:
-            condition = self._condition(noisy)
-            x = self.transformer(self._tokens(noisy), self.coordinates, condition, space_mask=self.space_mask)
-            return DiTOutput(self._predict(x), self._features(x))
+            division = divide_frames(self.context_group, frames)
+            noisy = select_own_frames(noisy, division)
+            x, condition = self._tokens(noisy), self._condition(noisy)
+            x = self.transformer(x, self.coordinates, condition, space_mask=self.space_mask, division=division)
+            return join_outputs(DiTOutput(self._predict(x), self._features(x)), division)
         # Past and noisy frames are processed as one long clip.
-        num_past, frames = past.latents.shape[1], noisy.latents.shape[1]
+        num_past = past.latents.shape[1]
+        positions, mask = self.transformer.span.clean_context(num_past, frames, noisy.latents.device)
+        division = divide_frames(self.context_group, num_past, frames)
+        past, noisy = select_own_frames(past, division), select_own_frames(noisy, division)
+        num_past = past.latents.shape[1]
         x = torch.cat((self._tokens(past), self._tokens(noisy)), dim=1)
         condition = torch.cat((self._condition(past), self._condition(noisy)), dim=1)
-        positions, mask = self.transformer.span.clean_context(num_past, frames, x.device)
-        x = self.transformer(x, self.coordinates, condition, positions, mask, self.space_mask)
-        return DiTOutput(self._predict(x[:, num_past:]), self._features(x[:, :num_past]))
+        x = self.transformer(x, self.coordinates, condition, positions, mask, self.space_mask, division)
+        return join_outputs(DiTOutput(self._predict(x[:, num_past:]), self._features(x[:, :num_past])), division)
 
     def init_state(self, batch: int) -> TransformerState:
         """Return the state before the first frame."""

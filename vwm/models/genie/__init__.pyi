@@ -2,6 +2,7 @@ from .action_map import LatentActionMap as LatentActionMap
 from .dynamics import MaskGITDynamics as MaskGITDynamics
 from .dynamics import MaskGITOutput as MaskGITOutput
 from .dynamics import MaskGITState as MaskGITState
+from .dynamics import MaskedPrediction as MaskedPrediction
 from .family import GenieFamily as GenieFamily
 from .features import GenieFeatureExtractor as GenieFeatureExtractor
 from .finetuning import GenieFinetuning as GenieFinetuning

@@ -28,6 +28,7 @@ from vwm.nn.action_pooling import ActionPooling, ActionPoolingKind, pool_action_
 from vwm.nn.actions import CompositeActionEmbedding
 from vwm.nn.clip_draws import draw_integers, draw_uniform
 from vwm.nn.code_embedding import CodeEmbedding, CodeLogits
+from vwm.nn.context_parallel import ContextGroup, DividedFrames, divide_frames, join_frames, own_frames
 from vwm.nn.precision import at_least_float32
 from vwm.nn.ranks import mean_count
 from vwm.nn.space_time import SpaceTimeTransformer, TransformerState
@@ -38,6 +39,40 @@ class MaskGITOutput(NamedTuple):
 
     logits: Tensor
     features: Tensor
+
+
+class MaskedPrediction(NamedTuple):
+    """What is predicted of the masked frames of clips, of those frames that this process computes.
+
+    Attributes:
+        logits: float [b, t, n, k].
+        tokens: int64 [b, t, n], the true ones.
+        mask: bool [b, t, n], True where a token is masked.
+        features: [b, t, d], of the unmasked frames of all processes.
+        division: how frames are divided over processes; None where this one computes all.
+    """
+
+    logits: Tensor
+    tokens: Tensor
+    mask: Tensor
+    features: Tensor
+    division: DividedFrames | None
+
+    def whole_logits(self, frames: int) -> Tensor:
+        """Logits of the last frames, of all processes: float [b, frames, n, k]."""
+        return join_frames(self.logits, self.division, segment=-1)[:, -frames:]
+
+    def cross_entropy(self) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy and accuracy of the masked tokens, of all processes that share the clips."""
+        logits, target = at_least_float32(self.logits[self.mask]), self.tokens[self.mask]
+        entropy = F.cross_entropy(logits, target, reduction="sum")
+        hits = (logits.argmax(-1) == target).to(entropy.dtype).sum()
+        # Divided by the mean number of a process, so that the mean over processes is that of all masked tokens.
+        count = mean_count(self.mask, entropy.dtype)
+        if self.division is not None:
+            entropy, hits = self.division.group.sum(torch.stack((entropy, hits))).unbind()
+            count = count * self.division.group.size
+        return entropy / count, hits / count
 
 
 class MaskGITState(NamedTuple):
@@ -88,10 +123,15 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
         codebook_levels: the levels of the tokenizer's FSQ codebook, whose product is k: codes of one level then share
             a part of their embedding and output weights (see ``vwm.nn.code_embedding``). None or [] shares nothing.
 
+    Attributes:
+        context_group: the processes over which predictions divide the frames of clips; None computes all frames here.
+
     Raises:
         ValueError: an unknown ``conditioning`` or ``context``, one that does not fit ``copy_previous``, levels that do
             not fit ``codebook_size``, or invalid parts.
     """
+
+    context_group: ContextGroup | None = None
 
     @register_to_config
     def __init__(
@@ -170,10 +210,7 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
             float [b, t-1, n, k], logits of frames 1..t-1.
         """
         action_embedding = self._clip_action_embeddings(tokens, actions, known)
-        if self.context == "masked":
-            x = self.transformer(self._embed(self._mask_tokens(tokens, mask), action_embedding))
-            return self._logits(x[:, 1:], tokens[:, :-1])
-        return self._forward_clean_context(tokens, tokens[:, :-1], action_embedding, mask).logits
+        return self._predict(tokens, tokens[:, :-1], action_embedding, mask).whole_logits(mask.shape[1])
 
     def forward_with_features(
         self, tokens: Tensor, actions: Tensor, mask: Tensor, known: Tensor | None = None
@@ -182,24 +219,21 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
 
         They include the last frame, at which the action that ends an episode is taken.
         """
-        action_embedding = self._clip_action_embeddings(tokens, actions, known)
-        if self.context == "clean":
-            return self._forward_clean_context(tokens, tokens, action_embedding, mask)
-        x = self.transformer(self._embed(tokens, action_embedding))
-        return MaskGITOutput(self(tokens, actions, mask, known), self._features(x))
+        predicted = self._predict_with_features(tokens, actions, mask, known)
+        return MaskGITOutput(predicted.whole_logits(mask.shape[1]), predicted.features)
 
     def loss(self, tokens: Tensor, actions: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the mean cross-entropy and accuracy of masked tokens, with a random mask rate per sample."""
         mask = self._sample_mask(tokens)
-        return _masked_cross_entropy(self(tokens, actions, mask, known), tokens, mask)
+        action_embedding = self._clip_action_embeddings(tokens, actions, known)
+        return self._predict(tokens, tokens[:, :-1], action_embedding, mask).cross_entropy()
 
     def loss_with_features(
         self, tokens: Tensor, actions: Tensor, known: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As ``loss``, and also return the features of ``forward_with_features``."""
-        mask = self._sample_mask(tokens)
-        out = self.forward_with_features(tokens, actions, mask, known)
-        return *_masked_cross_entropy(out.logits, tokens, mask), out.features
+        predicted = self._predict_with_features(tokens, actions, self._sample_mask(tokens), known)
+        return *predicted.cross_entropy(), predicted.features
 
     def _sample_mask(self, tokens: Tensor) -> Tensor:
         """bool [b, t-1, n]. One rate per sample, not per batch, reduces the variance of the loss."""
@@ -210,18 +244,45 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
     def _mask_tokens(self, tokens: Tensor, mask: Tensor) -> Tensor:
         return torch.cat((tokens[:, :1], tokens[:, 1:].masked_fill(mask, self.mask_token)), dim=1)
 
-    def _forward_clean_context(
+    def _predict_with_features(
+        self, tokens: Tensor, actions: Tensor, mask: Tensor, known: Tensor | None
+    ) -> MaskedPrediction:
+        action_embedding = self._clip_action_embeddings(tokens, actions, known)
+        predicted = self._predict(tokens, tokens, action_embedding, mask)
+        if self.context == "clean":
+            return predicted
+        unmasked = self._process_clip(tokens, action_embedding, predicted.division)
+        return predicted._replace(features=join_frames(self._features(unmasked), predicted.division))
+
+    def _predict(self, tokens: Tensor, past: Tensor, action_embedding: Tensor, mask: Tensor) -> MaskedPrediction:
+        """Predict masked frames, with a clean context from the unmasked frames ``past``."""
+        if self.context == "clean":
+            return self._predict_from_clean(tokens, past, action_embedding, mask)
+        division = divide_frames(self.context_group, tokens.shape[1])
+        x = self._process_clip(self._mask_tokens(tokens, mask), action_embedding, division)
+        mask = torch.cat((torch.zeros_like(mask[:, :1]), mask), dim=1)
+        tokens, mask = own_frames(tokens, division), own_frames(mask, division)
+        return MaskedPrediction(self._logits(x, tokens), tokens, mask, self._features(x), division)
+
+    def _process_clip(self, tokens: Tensor, action_embedding: Tensor, division: DividedFrames | None) -> Tensor:
+        x = self._embed(own_frames(tokens, division), own_frames(action_embedding, division))
+        return self.transformer(x, division=division)
+
+    def _predict_from_clean(
         self, tokens: Tensor, past: Tensor, action_embedding: Tensor, mask: Tensor
-    ) -> MaskGITOutput:
+    ) -> MaskedPrediction:
         """Process unmasked frames ``past`` and masked frames 1..t-1, which attend to them, as one long clip."""
-        num_past = past.shape[1]
-        masked = self._mask_tokens(tokens, mask)[:, 1:]
-        past = self._corrupt(past)
-        embedded = self._embed(past, action_embedding[:, :num_past])
-        x = torch.cat((embedded, self._embed(masked, action_embedding[:, 1:])), dim=1)
-        x = self.transformer(x, *self.transformer.span.clean_context(num_past, masked.shape[1], x.device))
-        logits = self._logits(x[:, num_past:], past[:, : masked.shape[1]])
-        return MaskGITOutput(logits, self._features(x[:, :num_past]))
+        num_past, frames = past.shape[1], mask.shape[1]
+        positions, attends = self.transformer.span.clean_context(num_past, frames, tokens.device)
+        division = divide_frames(self.context_group, num_past, frames)
+        masked, past = self._mask_tokens(tokens, mask)[:, 1:], self._corrupt(past)
+        seen = self._embed(own_frames(past, division), own_frames(action_embedding[:, :num_past], division))
+        hidden = self._embed(own_frames(masked, division), own_frames(action_embedding[:, 1:], division))
+        x = self.transformer(torch.cat((seen, hidden), dim=1), positions, attends, division)
+        x, x_hidden = x.split([seen.shape[1], hidden.shape[1]], dim=1)
+        previous, tokens, mask = (own_frames(part, division) for part in (past[:, :frames], tokens[:, 1:], mask))
+        features = join_frames(self._features(x), division)
+        return MaskedPrediction(self._logits(x_hidden, previous), tokens, mask, features, division)
 
     def _logits(self, x: Tensor, previous: Tensor) -> Tensor:
         """Logits [b, t, n, k] from the network's output and the tokens of the frames before, [b, t, n]."""
@@ -302,15 +363,6 @@ class MaskGITDynamics(ModelMixin, ConfigMixin):
         share = self.context_corruption * draw_uniform((len(tokens), 1, 1), tokens.device)
         noise = draw_integers(self.codebook_size, tokens.shape, tokens.device)
         return torch.where(draw_uniform(tokens.shape, tokens.device) < share, noise, tokens)
-
-
-def _masked_cross_entropy(logits: Tensor, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy and accuracy of the masked tokens of frames 1..t-1."""
-    masked_logits, target = at_least_float32(logits[mask]), tokens[:, 1:][mask]
-    # Divided by the mean number of a process, so that the mean over processes is that of all masked tokens.
-    count = mean_count(mask, masked_logits.dtype)
-    accuracy = (masked_logits.argmax(-1) == target).to(count.dtype).sum() / count
-    return F.cross_entropy(masked_logits, target, reduction="sum") / count, accuracy
 
 
 def _make_action_embedding(space: ActionSpace, width: int) -> nn.Module:

@@ -18,6 +18,13 @@ from torch import Tensor, nn
 from vwm.core.network_base import ConfigMixin, ModelMixin, register_to_config
 from vwm.core.spaces import ActionSpace
 from vwm.nn.categorical_codebook import CategoricalCodebook
+from vwm.nn.context_parallel import (
+    ContextGroup,
+    DividedFrames,
+    divide_frames,
+    join_frames,
+    own_frames,
+)
 from vwm.nn.frame_pairs import FramePairEmbedding
 from vwm.nn.gaussian_bottleneck import GaussianBottleneck
 from vwm.nn.pixels import patch_grid, patchify, unpatchify
@@ -66,7 +73,12 @@ class LatentActionModel(ModelMixin, ConfigMixin):
 
     Raises:
         ValueError: an unknown ``decoder_context``, a value out of range, or names that do not fit the actions.
+
+    Attributes:
+        context_group: the processes over which frames of clips are divided; None computes all frames here.
     """
+
+    context_group: ContextGroup | None = None
 
     @register_to_config
     def __init__(
@@ -148,16 +160,17 @@ class LatentActionModel(ModelMixin, ConfigMixin):
         """Encode the changes between the frames of a video, as ``infer`` takes it: [b, t-1, d]. Raises as it does."""
         if video.shape[1] < 2:
             raise ValueError(f"an action is inferred between two frames, got a video of shape {list(video.shape)}")
-        patches = self._embed(video)
+        division = divide_frames(self.context_group, video.shape[1])
+        patches = self._embed(video, division)
         # An additional token per frame collects the change since the previous frame.
         x = torch.cat((patches.new_zeros(*patches.shape[:2], 1, patches.shape[-1]), patches), dim=2)
-        return self.encoder(x + self.encoder_places)[:, 1:, 0]
+        return join_frames(self.encoder(x + self.encoder_places, division=division)[:, :, 0], division)[:, 1:]
 
-    def _embed(self, video: Tensor) -> Tensor:
-        """Tokens of each frame, [b, t, n, d]."""
+    def _embed(self, video: Tensor, division: DividedFrames | None) -> Tensor:
+        """Tokens of each frame, [b, t, n, d], of those of this process."""
         if isinstance(self.embed, FramePairEmbedding):
-            return self.embed(video)
-        tokens: Tensor = self.embed(patchify(video, self.patch_size))
+            return own_frames(self.embed(video), division)
+        tokens: Tensor = self.embed(patchify(own_frames(video, division), self.patch_size))
         return tokens
 
     def quantize(self, changes: Tensor) -> LatentActionOutput:
@@ -181,8 +194,26 @@ class LatentActionModel(ModelMixin, ConfigMixin):
         The network predicts the difference to the last frame that it sees, so that initially it copies that frame.
         """
         context = video if self.decoder_context == "past" else video[:, :1].expand_as(video)
+        division = divide_frames(self.context_group, video.shape[1])
+        context, codes = own_frames(context, division), own_frames(codes, division)
         x = self.decoder_embed(patchify(context, self.patch_size)) + self.decoder_places + codes[:, :, None]
-        return context + unpatchify(self.paint(self.decoder(x)), self.patch_size, self.grid[0])
+        x = self.paint(self.decoder(x, division=division))
+        return join_frames(context + unpatchify(x, self.patch_size, self.grid[0]), division)
+
+    def share_clips(self, group: ContextGroup) -> None:
+        """Divide the frames of clips over processes, which get the same clips.
+
+        Raises:
+            ValueError: the codebook is VQ, whose unused codes each process replaces by draws of its own.
+        """
+        if isinstance(self.quantizer, Quantizer) and isinstance(self.config.codebook, int):
+            raise ValueError(
+                f"context_parallel={group.size} requires equal codes in all processes, and those of "
+                f"latent_action.codebook={self.config.codebook} (VQ) differ: give FSQ levels, such as [2, 2, 2]"
+            )
+        if not isinstance(self.quantizer, CategoricalCodebook):
+            self.quantizer.context_group = group
+        self.context_group = group
 
     def forward(self, video: Tensor) -> tuple[Tensor, LatentActionOutput]:
         """Infer actions and predict from them: [b, t, 3, H, W] -> frames 1..t-1 [b, t-1, 3, H, W], and the actions."""

@@ -21,6 +21,7 @@ from vwm.models.genie.dynamics import MaskGITDynamics
 from vwm.models.genie.latent_action import LatentActionModel
 from vwm.models.genie.sampling import MaskGITSampling, sample_token_frame
 from vwm.nn.action_pooling import check_actions_after_latents, sum_outcomes
+from vwm.nn.context_parallel import ContextGroup
 from vwm.nn.loss_normalizer import LossNormalizer
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.outcome_heads import RewardTerminationHeads
@@ -218,6 +219,12 @@ class GenieModule(TrainingModule):
                 "\nalarm: the dynamics ignores its actions (shuffled actions cost "
                 f"{metrics['val/shuffle_ratio']:.3f} x the loss). Train longer, or check the actions first: {used}."
             )
+
+    def share_clips(self, group: ContextGroup) -> None:
+        """See ``TrainingModule``. Raises ValueError for latent actions of a VQ codebook."""
+        if self.latent_action is not None:
+            self.latent_action.share_clips(group)
+        self.context_group = self.dynamics.context_group = group
 
     def frozen_networks(self) -> tuple[nn.Module, ...]:
         """See ``TrainingModule``: the tokenizer, and the latent action model where it was trained before."""

@@ -35,6 +35,7 @@ class MDNRNNModule(TrainingModule):
     """
 
     reads_frames = False
+    whole_clips = "a recurrent network reads frames one after another"
 
     def __init__(
         self,

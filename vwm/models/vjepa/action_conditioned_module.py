@@ -104,6 +104,8 @@ class ActionConditionedJEPAModule(TrainingModule):
         ComponentError: the pretrained dynamics have other settings, apart from ``window``.
     """
 
+    whole_clips = "its rollouts feed back frame by frame"
+
     def __init__(
         self,
         encoder: str | FrameEncoder,

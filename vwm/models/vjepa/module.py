@@ -88,6 +88,8 @@ class VJEPAModule(TrainingModule):
         ValueError: the networks do not fit each other, or the pretrained weights do not fit them.
     """
 
+    whole_clips = "its encoders attend to all tokens of a clip"
+
     def __init__(
         self,
         encoder: VideoEncoder,
