@@ -34,6 +34,11 @@ COMMANDS = {
         "turn a folder of videos into training data (shards)",
         ("vwm ingest my_videos data/mine --size 64 --fps 15",),
     ),
+    "import": CLICommand(
+        "vwm.data.importing:import_dataset",
+        "turn a data set of another project into training data (shards)",
+        ("vwm import lerobot pusht data/pusht --size 96", "vwm import lerobot aloha data/aloha --cameras top,wrist"),
+    ),
     "inspect": CLICommand(
         "vwm.data.inspection:inspect_dataset",
         "count what shards hold, and draw a contact sheet",

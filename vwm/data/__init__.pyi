@@ -22,12 +22,17 @@ from .datamodule import VideoDataModule as VideoDataModule
 from .episode import Episode as Episode
 from .episode_entry import EpisodeIndexEntry as EpisodeIndexEntry
 from .episode_selection import key_hash as key_hash
+from .frame_size import choose_frame_size as choose_frame_size
+from .import_manifest import ImportSettings as ImportSettings
+from .import_manifest import ImportShard as ImportShard
+from .importing import import_dataset as import_dataset
 from .ingest import IngestEngine as IngestEngine
 from .ingest import IngestOutcome as IngestOutcome
 from .ingest import choose_engine as choose_engine
 from .ingest import ingest_folder as ingest_folder
 from .ingest_manifest import IngestSettings as IngestSettings
 from .ingest_manifest import IngestShard as IngestShard
+from .ingest_manifest import check_video_folder as check_video_folder
 from .inspection import DatasetStatistics as DatasetStatistics
 from .inspection import inspect_dataset as inspect_dataset
 from .mixed_order import ClipSequence as ClipSequence

@@ -92,6 +92,13 @@ class IngestShard:
         return int(self.name[6:12])
 
 
+def check_video_folder(folder: Path) -> None:
+    """Raise ValueError where there is no such folder."""
+    if not folder.is_dir():
+        reason = "is not a folder" if folder.exists() else f"there is no such folder{suggest_sibling(folder)}"
+        raise ValueError(f"{folder}: {reason}; give a folder of videos")
+
+
 def find_videos(folder: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
     """Find the videos of a folder and its subfolders, those behind links included.
 
@@ -100,11 +107,8 @@ def find_videos(folder: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
         and the folders that could not be read, with the reason.
 
     Raises:
-        ValueError: the folder does not exist or has no videos.
+        ValueError: the folder has no videos.
     """
-    if not folder.is_dir():
-        reason = "is not a folder" if folder.exists() else f"there is no such folder{suggest_sibling(folder)}"
-        raise ValueError(f"{folder}: {reason}; give a folder of videos")
     found: dict[str, list[int]] = {}
     unreadable: dict[str, str] = {}
     for path in sorted(_walk_files(folder, unreadable)):

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from vwm.core.command_output import format_count, format_training, print_output
-from vwm.core.limits import MAX_FPS, MAX_FRAME_SIDE
+from vwm.core.limits import MAX_FPS
 from vwm.data.curation.filters import CurationSettings, make_curation
 from vwm.data.curation_report import count_removed
+from vwm.data.frame_size import choose_frame_size
 from vwm.data.ingest import IngestOutcome, choose_engine, ingest_folder
-from vwm.data.ingest_manifest import IngestSettings, IngestShard
+from vwm.data.ingest_manifest import IngestSettings, IngestShard, check_video_folder
 from vwm.data.shard_index import list_shards
 from vwm.tokenizers.corpus_models import CorpusModels, make_clip_models
 
@@ -104,19 +105,13 @@ def _make_settings(
     videos_per_shard: int,
     curation: CurationSettings | None,
 ) -> IngestSettings:
-    if size is not None and (height is not None or width is not None):
-        raise ValueError(f"give size ({size}) or height and width ({height}, {width}), not both")
-    if (height is None) != (width is None):
-        raise ValueError(f"height and width go together, got height {height} and width {width}")
-    if size is not None:
-        height = width = size
-    for name, value in (("height", height), ("width", width), ("fps", fps), ("videos_per_shard", videos_per_shard)):
+    check_video_folder(folder)
+    height, width = choose_frame_size(size, height, width)
+    for name, value in (("fps", fps), ("videos_per_shard", videos_per_shard)):
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be above 0, got {value}")
-    sizes = (("height", height, MAX_FRAME_SIDE), ("width", width, MAX_FRAME_SIDE))
-    for name, value, largest in (*sizes, ("fps", fps, MAX_FPS)):
-        if value is not None and value > largest:  # more frames a second would only repeat some
-            raise ValueError(f"{name} must be at most {largest}, got {value:g}")
+    if fps is not None and fps > MAX_FPS:  # more frames a second would only repeat some
+        raise ValueError(f"fps must be at most {MAX_FPS}, got {fps:g}")
     if clip_length < 2:
         raise ValueError(f"clip_length must be 2 or more (one frame shows no motion), got {clip_length}")
     return IngestSettings(

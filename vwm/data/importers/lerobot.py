@@ -1,0 +1,191 @@
+"""LeRobot's data sets, versions 2.0, 2.1 and 3.0: parquet tables and one video for each camera.
+
+Version 2 has a table and a video for each episode; version 3 joins episodes in larger files and lists in
+``meta/episodes`` where each one lies. Frames of feature type ``image`` lie in the tables.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vwm.core.json_files import parse_json_object, read_json_object
+from vwm.data.importers.source import ActionBounds, EpisodeSource, SourceEpisode
+from vwm.data.video import decode_frames
+
+FRAMES_AT_ONCE = 128
+"""Frames of a video that are decoded together: those of 640x480 pixels take 118 MB."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Where an episode lies: its table, and for each camera a video and the time at which the episode begins in it."""
+
+    number: int
+    length: int
+    tasks: tuple[str, ...]
+    table: str
+    videos: dict[str, tuple[str, float]]
+
+
+class LeRobotSource(EpisodeSource):
+    """A data set of LeRobot in a folder, as its hub or ``LeRobotDataset`` made it.
+
+    Args:
+        folder: which has ``meta/info.json``.
+
+    Raises:
+        ValueError: the folder has no such data set, or one of another version.
+        ImportError: pyarrow is not installed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not (folder / "meta" / "info.json").is_file():
+            raise ValueError(f"{folder}: has no meta/info.json; give the folder of one LeRobot data set")
+        self.info = read_json_object(folder / "meta" / "info.json")
+        self.version = str(self.info.get("codebase_version"))
+        if self.version not in ("v2.0", "v2.1", "v3.0"):
+            raise ValueError(f"{folder}: is of version {self.version}; versions v2.0, v2.1 and v3.0 are read")
+        self.features: dict[str, dict[str, Any]] = self.info["features"]
+        self.cameras = tuple(n for n, f in self.features.items() if f.get("dtype") in ("video", "image"))
+        self.action_names, self.state_names = self._names("action"), self._names("observation.state")
+
+    def episode_names(self) -> list[str]:
+        """See ``EpisodeSource``."""
+        return list(self._entries)
+
+    def read(self, name: str) -> SourceEpisode:
+        """See ``EpisodeSource``."""
+        entry = self._entries[name]
+        columns = self._read_table(entry)
+        length = len(columns["frame_index"])
+        if length != entry.length:
+            raise ValueError(f"{entry.table} has {length} frames of it, the description of the data set {entry.length}")
+        actions = columns.get("action")
+        if actions is not None and actions.dtype.kind in "iu":
+            actions = actions.reshape(length).astype(np.int64)
+        reward, done = columns.get("next.reward"), columns.get("next.done")
+        return SourceEpisode(
+            length=length,
+            iterate_frames=functools.partial(self._iterate_frames, entry),
+            actions=actions,
+            rewards=None if reward is None else reward.reshape(length),
+            state=columns.get("observation.state"),
+            terminated=done is not None and bool(done.reshape(-1)[-1]),
+            fps=float(self.info["fps"]),
+            meta={"task": "; ".join(entry.tasks)} if entry.tasks else {},
+        )
+
+    def action_bounds(self) -> ActionBounds | None:
+        """Return the extremes that the statistics of the data set state."""
+        action = self.features.get("action")
+        if action is None or not str(action.get("dtype")).startswith("float"):
+            return None
+        if self.version == "v2.1":
+            stats = [line["stats"]["action"] for line in self._read_lines("episodes_stats.jsonl")]
+        else:
+            stats = [read_json_object(self.folder / "meta" / "stats.json")["action"]]
+        return ActionBounds.join([ActionBounds(np.array(s["min"], float), np.array(s["max"], float)) for s in stats])
+
+    @functools.cached_property
+    def _entries(self) -> dict[str, _Entry]:
+        entries = self._list_version_3() if self.version == "v3.0" else self._list_version_2()
+        return {f"episode {entry.number}": entry for entry in sorted(entries, key=lambda entry: entry.number)}
+
+    def _list_version_2(self) -> Iterator[_Entry]:
+        videos = [c for c in self.cameras if self.features[c]["dtype"] == "video"]
+        for row in self._read_lines("episodes.jsonl"):
+            number = int(row["episode_index"])
+            place = {"episode_index": number, "episode_chunk": number // int(self.info["chunks_size"])}
+            yield _Entry(
+                number,
+                int(row["length"]),
+                tuple(row.get("tasks") or ()),
+                self._place("data_path", **place),
+                {c: (self._place("video_path", video_key=c, **place), 0.0) for c in videos},
+            )
+
+    def _list_version_3(self) -> Iterator[_Entry]:
+        videos = [c for c in self.cameras if self.features[c]["dtype"] == "video"]
+        columns = ["episode_index", "length", "tasks", "data/chunk_index", "data/file_index"]
+        of_video = ("chunk_index", "file_index", "from_timestamp")
+        columns += [f"videos/{camera}/{column}" for camera in videos for column in of_video]
+        for file in sorted((self.folder / "meta" / "episodes").rglob("*.parquet")):
+            for row in _read_parquet(file, columns).to_pylist():
+                table = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
+                places = {camera: [row[f"videos/{camera}/{column}"] for column in of_video] for camera in videos}
+                yield _Entry(
+                    row["episode_index"],
+                    row["length"],
+                    tuple(row["tasks"] or ()),
+                    self._place("data_path", **table),
+                    {
+                        c: (self._place("video_path", video_key=c, chunk_index=chunk, file_index=file), start)
+                        for c, (chunk, file, start) in places.items()
+                    },
+                )
+
+    def _place(self, template: str, **values: Any) -> str:
+        """Return a path that the description states, inside of the folder."""
+        place = str(self.info[template]).format(**values)
+        if Path(place).is_absolute() or ".." in Path(place).parts:
+            raise ValueError(f"{self.folder}/meta/info.json: {template} leads out of the folder ({place})")
+        return place
+
+    def _read_table(self, entry: _Entry) -> dict[str, NDArray[Any]]:
+        """Return the numbers of an episode by column, [T, ...] each, in the order of the frames."""
+        wanted = ("frame_index", "action", "observation.state", "next.reward", "next.done")
+        columns = [column for column in wanted if column in self.features]
+        table = _read_parquet(self.folder / entry.table, columns, [("episode_index", "=", entry.number)])
+        order = np.argsort(table.column("frame_index").to_numpy(), kind="stable")
+        return {name: np.array(table.column(name).to_pylist())[order] for name in columns}
+
+    def _iterate_frames(self, entry: _Entry, camera: str) -> Iterator[NDArray[np.uint8]]:
+        if camera not in entry.videos:
+            yield from self._iterate_images(entry, camera)
+            return
+        file, begin = entry.videos[camera]
+        first = round(begin * float(self.info["fps"]))
+        for start in range(first, first + entry.length, FRAMES_AT_ONCE):
+            indices = range(start, min(start + FRAMES_AT_ONCE, first + entry.length))
+            yield from decode_frames(self.folder / file, indices, file)
+
+    def _iterate_images(self, entry: _Entry, camera: str) -> Iterator[NDArray[np.uint8]]:
+        from PIL import Image
+
+        of_episode = [("episode_index", "=", entry.number)]
+        table = _read_parquet(self.folder / entry.table, ["frame_index", camera], of_episode)
+        for row in sorted(table.to_pylist(), key=lambda row: row["frame_index"]):
+            image = row[camera]
+            content = image["bytes"] or (self.folder / image["path"]).read_bytes()
+            yield np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+    def _read_lines(self, file: str) -> list[dict[str, Any]]:
+        path = self.folder / "meta" / file
+        return [parse_json_object(line, str(path)) for line in path.read_text().splitlines() if line.strip()]
+
+    def _names(self, feature: str) -> tuple[str, ...]:
+        """Return the names of a feature's dimensions, which some data sets put into a dict of one list."""
+        names = self.features.get(feature, {}).get("names")
+        if isinstance(names, dict):
+            names = next(iter(names.values()), None)
+        return tuple(map(str, names)) if isinstance(names, list) else ()
+
+
+def _read_parquet(file: Path, columns: list[str], filters: list[tuple[str, str, int]] | None = None) -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError("LeRobot's data sets require pyarrow: pip install 'vwm[lerobot]'") from error
+    try:
+        return pyarrow.parquet.read_table(file, columns=columns, filters=filters)  # type: ignore[no-untyped-call]
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{file}: is no readable parquet table ({str(error).splitlines()[0]})") from error

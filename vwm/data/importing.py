@@ -1,0 +1,240 @@
+"""`vwm import`: convert a data set of another project to shards.
+
+Episodes are assigned to shards before any is read. An interrupted import continues with the missing shards, a finished
+one adds shards of new episodes, and the result does not depend on the number of worker processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vwm.core.atomic_files import remove_folder_leftovers
+from vwm.core.command_output import format_count, format_training, print_output, progress_bar
+from vwm.core.folder_lock import lock_folder
+from vwm.data.episode import Episode
+from vwm.data.frame_size import choose_frame_size
+from vwm.data.import_manifest import ImportSettings, ImportShard, plan_shards, save_import_manifest
+from vwm.data.importers.source import ActionBounds, EpisodeSource, SourceEpisode
+from vwm.data.shards import ShardWriter
+from vwm.data.video_episodes import resize_and_crop
+from vwm.data.workers import run_jobs
+
+ImportKind = Literal["lerobot"]
+
+_SOURCES = {"lerobot": "vwm.data.importers.lerobot:LeRobotSource"}
+
+
+def import_dataset(
+    kind: ImportKind,
+    source: Path,
+    out: Path,
+    cameras: list[str] | None = None,
+    size: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    clip_length: int = 1_000,
+    episodes_per_shard: int = 8,
+    workers: int = 2,
+) -> None:
+    """Convert a data set of another project to shards, with its actions, rewards, states and instructions.
+
+    Run it again to continue after an interruption, or to add new episodes. Continuous actions are scaled to [-1, 1] by
+    the bounds that the data set states; the metadata of every episode hold them. Episodes that cannot be read are left
+    out and listed.
+
+    Args:
+        kind: format of the data set: lerobot (versions 2.0 to 3.0).
+        source: folder of the data set.
+        out: folder for the shards.
+        cameras: cameras whose pictures are put side by side; may be left out where there is one.
+        size: side of the square frames of a camera, in pixels: frames are resized to cover it, and cropped around the
+            center.
+        height: height of frames that are not square, with --width.
+        width: width of frames that are not square, with --height.
+        clip_length: maximum frames per episode; longer ones are cut into several.
+        episodes_per_shard: episodes of the data set per shard.
+        workers: number of processes that read; 0 reads in this one. The result does not depend on it.
+
+    Raises:
+        ValueError: a setting is invalid, ``out`` was made with other settings, or no episode could be read.
+    """
+    settings = _make_settings(kind, source, cameras, size, height, width, clip_length, episodes_per_shard)
+    opened = open_source(kind, source)
+    settings = ImportSettings(**vars(settings) | {"cameras": _choose_cameras(opened, settings.cameras, source)})
+    bounds = opened.action_bounds()
+    with lock_folder(out, "import"):
+        remove_folder_leftovers(out)
+        shards = plan_shards(out, settings, opened.episode_names())
+        new = [i for i, shard in enumerate(shards) if not shard.done]
+        _write_shards(out, settings, bounds, shards, [shards[i] for i in new], workers)
+    skipped = {name: reason for shard in shards for name, reason in shard.skipped.items()}
+    if skipped:
+        print(f"skipped ({len(skipped)}):")
+        for name, reason in skipped.items():
+            print(f"  {name}: {reason}")
+    if not any(shard.episodes for shard in shards):
+        raise ValueError(f"{source}: none of its {len(skipped)} episodes could be read; the reasons are listed above")
+    episodes, frames = sum(shards[i].episodes for i in new), sum(shards[i].frames for i in new)
+    contents = f"{frames} frames in {format_count(episodes, 'episode')}, {format_count(len(new), 'shard')}"
+    print_output(out, contents if new else "all episodes are imported already.", format_training(out, out.name))
+
+
+def open_source(kind: ImportKind, source: Path) -> EpisodeSource:
+    """Open a data set of another project.
+
+    Raises:
+        ValueError: the kind is unknown, or the path has no such data set.
+        ImportError: the format's library is not installed.
+    """
+    if kind not in _SOURCES:
+        raise ValueError(f"kind must be one of {', '.join(get_args(ImportKind))}, got {kind}")
+    if not source.exists():
+        raise ValueError(f"{source}: there is no such file or folder")
+    module, name = _SOURCES[kind].split(":")
+    opened: EpisodeSource = getattr(importlib.import_module(module), name)(source)
+    return opened
+
+
+def _make_settings(
+    kind: str,
+    source: Path,
+    cameras: list[str] | None,
+    size: int | None,
+    height: int | None,
+    width: int | None,
+    clip_length: int,
+    episodes_per_shard: int,
+) -> ImportSettings:
+    height, width = choose_frame_size(size, height, width)
+    for name, number, least in (("clip_length", clip_length, 2), ("episodes_per_shard", episodes_per_shard, 1)):
+        if number < least:
+            raise ValueError(f"{name} must be {least} or more, got {number}")
+    chosen = tuple(cameras or ())
+    return ImportSettings(kind, str(source.resolve()), chosen, height, width, clip_length, episodes_per_shard)
+
+
+def _choose_cameras(opened: EpisodeSource, wanted: tuple[str, ...], source: Path) -> tuple[str, ...]:
+    """Return full names of cameras; the last part of a name, such as ``wrist``, is enough where it is unique."""
+    listed = ", ".join(opened.cameras)
+    if not opened.cameras:
+        raise ValueError(f"{source}: has no camera, and no frames without one")
+    if not wanted:
+        if len(opened.cameras) > 1:
+            raise ValueError(f"{source}: has {len(opened.cameras)} cameras ({listed}): choose by --cameras")
+        return opened.cameras
+    chosen = []
+    for name in wanted:
+        found = [c for c in opened.cameras if c == name] or [c for c in opened.cameras if c.split(".")[-1] == name]
+        if len(found) != 1:
+            raise ValueError(f"{source}: has no camera {name}; its cameras are {listed}")
+        chosen += found
+    return tuple(chosen)
+
+
+def _write_shards(
+    out: Path,
+    settings: ImportSettings,
+    bounds: ActionBounds | None,
+    shards: list[ImportShard],
+    pending: list[ImportShard],
+    workers: int,
+) -> None:
+    """Write the pending shards, and replace them in the list by what became of them."""
+    places = {shard.name: i for i, shard in enumerate(shards)}
+    save_import_manifest(out, settings, shards)
+    with (
+        contextlib.ExitStack() as at_end,
+        progress_bar(total=sum(len(s.sources) for s in pending), unit="episode", desc="import") as bar,
+    ):
+        at_end.callback(save_import_manifest, out, settings, shards)
+        for shard, finished in run_jobs(functools.partial(_import_shard, settings, out, bounds), pending, workers):
+            shards[places[shard.name]] = finished
+            bar.update(len(shard.sources))
+
+
+def _import_shard(settings: ImportSettings, out: Path, bounds: ActionBounds | None, shard: ImportShard) -> ImportShard:
+    """Write a shard; nothing is written where none of its episodes can be read."""
+    result = ImportShard(shard.name, shard.sources, done=True)
+    opened = open_source(settings.kind, Path(settings.source))  # type: ignore[arg-type]
+    with contextlib.ExitStack() as stack:
+        writer: ShardWriter | None = None
+        for number, name in enumerate(shard.sources):
+            try:
+                episodes = _read_episodes(settings, opened, name, bounds)
+            except ImportError:
+                raise
+            except Exception as error:  # noqa: BLE001 (a library's: one episode must not end the whole import)
+                reason = str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
+                result.skipped[name] = reason.removeprefix(f"{name}: ")
+                continue
+            for piece, episode in enumerate(episodes):
+                writer = writer or stack.enter_context(ShardWriter(out / shard.name))
+                writer.write(f"{shard.name[6:12]}-{number:04d}-{piece:05d}", episode)
+                result.frames += len(episode)
+                result.episodes += 1
+    return result
+
+
+def _read_episodes(
+    settings: ImportSettings, opened: EpisodeSource, name: str, bounds: ActionBounds | None
+) -> list[Episode]:
+    """Read an episode of the source, in pieces of at most ``clip_length`` frames, two or more each."""
+    found = opened.read(name)
+    frames = np.stack(list(_join_cameras(settings, found)))
+    if len(frames) != found.length:
+        raise ValueError(f"has {len(frames)} frames, but {found.length} are stated")
+    if len(frames) < 2:
+        raise ValueError("has fewer than 2 frames")
+    values = {name: getattr(found, name) for name in ("actions", "rewards", "state")}
+    if bounds is not None and values["actions"] is not None:
+        values["actions"] = bounds.normalize(values["actions"])
+    meta: dict[str, Any] = {"source": name, **found.meta}
+    if found.fps is not None:
+        meta["fps"] = found.fps
+    if bounds is not None:
+        meta |= {"action_low": bounds.low.tolist(), "action_high": bounds.high.tolist()}
+        meta |= {"action_names": list(opened.action_names)} if opened.action_names else {}
+    if found.state is not None and opened.state_names:
+        meta["state_names"] = list(opened.state_names)
+    starts = [s for s in range(0, len(frames), settings.clip_length) if len(frames) - s >= 2]
+    return [_cut(frames, values, found.terminated, meta, start, settings.clip_length) for start in starts]
+
+
+def _cut(
+    frames: NDArray[np.uint8], values: dict[str, Any], terminated: bool, meta: dict[str, Any], start: int, length: int
+) -> Episode:
+    piece = slice(start, start + length)
+    is_last = start + length >= len(frames) - 1  # a single frame that is left over is dropped
+    actions, rewards, state = (values[name] for name in ("actions", "rewards", "state"))
+    ends = is_last and terminated and start + length >= len(frames)
+    return Episode(
+        frames[piece],
+        actions=None if actions is None else actions[piece],
+        rewards=None if rewards is None else np.asarray(rewards[piece], np.float32),
+        state=None if state is None else np.asarray(state[piece], np.float32),
+        terminated=ends,
+        truncated=not ends,
+        meta=meta | {"first_source_frame": start},
+    )
+
+
+def _join_cameras(settings: ImportSettings, found: SourceEpisode) -> Iterator[NDArray[np.uint8]]:
+    """Yield the frames of all cameras side by side, each resized."""
+    views = [found.iterate_frames(camera) for camera in settings.cameras]
+    for pictures in itertools.zip_longest(*views):
+        if any(picture is None for picture in pictures):
+            raise ValueError("its cameras have different numbers of frames")
+        resized = [resize_and_crop(picture, settings.height, settings.width) for picture in pictures]
+        if len({picture.shape[0] for picture in resized}) > 1:
+            sizes = ", ".join(f"{p.shape[1]}x{p.shape[0]}" for p in resized)
+            raise ValueError(f"its cameras have frames of different heights ({sizes}): give --size to resize them")
+        yield np.concatenate(resized, axis=1)
