@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +21,7 @@ from vwm.tokenizers.corpus_models import CorpusModels
 from vwm.tokenizers.frame_vae import FrameVAE
 
 sys.path.append(str(Path(__file__).parents[2] / "tools" / "corpus"))
-from disturbed import run_until_killed
+from disturbed import descendants, run_until_killed
 from synthetic import make_corpus
 
 pytest.importorskip("ray")
@@ -38,7 +41,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
     try:
         yield f"127.0.0.1:{port}", process.pid
     finally:
-        process.terminate()
+        for number in [process.pid, *descendants(process.pid)]:  # asked to end, it would take half a minute
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
         process.wait()
 
 

@@ -13,6 +13,7 @@ import argparse
 import filecmp
 import json
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -35,13 +36,14 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--files", type=int, default=5_000)
     parser.add_argument("--videos-per-shard", type=int, default=8)
+    parser.add_argument("--workers", type=int, default=2, help="processes of each run")
     parser.add_argument("--undisturbed", default="local,ray", help="engines of the undisturbed runs")
     options = parser.parse_args()
     source, shards = options.folder / "videos", -(-options.files // options.videos_per_shard)
     kinds = (
         make_corpus(source, options.files) if not source.exists() else json.loads((source / "kinds.json").read_text())
     )
-    common = ["--videos-per-shard", str(options.videos_per_shard), *SETTINGS]
+    common = ["--videos-per-shard", str(options.videos_per_shard), "--workers", str(options.workers), *SETTINGS]
     seconds = {}
     for engine in options.undisturbed.split(","):
         out = options.folder / engine
@@ -49,12 +51,13 @@ def main() -> int:
             [str(source), str(out), "--engine", engine, *common], options.folder / f"{engine}.log"
         )
         print(f"{engine}: {seconds[engine]:.0f} s, {options.files / seconds[engine]:.1f} files/s", flush=True)
+    began = time.monotonic()
     kills = [(shards // 5, "worker"), (2 * shards // 5, "driver"), (3 * shards // 5, "worker")]
     out = options.folder / "killed"
     killed = run_with_kills(
         [str(source), str(out), "--engine", "ray", *common], out, options.folder / "killed.log", kills
     )
-    print(f"killed: {', '.join(killed)}")
+    print(f"killed: {', '.join(killed)}; {time.monotonic() - began:.0f} s")
     problems = [
         f"{name} differs"
         for other in (*options.undisturbed.split(",")[1:], "killed")

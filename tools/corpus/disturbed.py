@@ -88,6 +88,11 @@ def run_until_killed(
 
 def busy_worker(root: int, name: str) -> int | None:
     """Return the process number of a descendant of a process, by the beginning of its name; None if there is none."""
+    return next((number for number, found in descendants(root).items() if found.startswith(name)), None)
+
+
+def descendants(root: int) -> dict[int, str]:
+    """Return the numbers and names of the processes that a process started, and those that these started."""
     parents: dict[int, int] = {}
     names: dict[int, str] = {}
     for folder in Path("/proc").iterdir():
@@ -98,12 +103,11 @@ def busy_worker(root: int, name: str) -> int | None:
             except (OSError, ValueError, IndexError):
                 continue  # it has just ended
 
-    def belongs_to_root(number: int) -> bool:
+    def is_below(number: int) -> bool:
         while number in parents:
+            number = parents[number]
             if number == root:
                 return True
-            number = parents[number]
         return False
 
-    busy = (number for number, found in names.items() if found.startswith(name))
-    return next((number for number in sorted(busy) if belongs_to_root(number)), None)
+    return {number: name for number, name in sorted(names.items()) if is_below(number)}

@@ -65,7 +65,8 @@ def moving_frames(seed: int) -> NDArray[np.uint8]:
     """Nearly a second of a picture that moves: colonies of cells drift before flowing colors."""
     waves = f"kx={seed % 41 - 20}:ky={seed // 3 % 37 - 18}:kt={1 + seed % 5}:kx2={seed // 7 % 11}:ky2={seed // 5 % 13}"
     back = read_source(f"zoneplate=s={WIDTH}x{HEIGHT}:r={RATE}:{waves}:ku={seed % 97}:kv={seed % 89}")
-    cells = read_source(f"life=s={WIDTH // 8}x{HEIGHT // 8}:r={RATE}:seed={seed}:ratio=0.2")[seed % 8]
+    life = read_source(f"life=s={WIDTH // 8}x{HEIGHT // 8}:r={RATE}:seed={seed}:ratio=0.2")
+    cells = life[seed % 8] if life[seed % 8].max() > 128 else life[0]  # some colonies die out
     large = cells.repeat(8, axis=0).repeat(8, axis=1) > 128
     drift = (1 + seed % 3, (-1) ** seed * (1 + seed % 2))  # pixels a frame, across and down
     drifting = [np.roll(large, (drift[1] * k, drift[0] * k), axis=(0, 1)) for k in range(FRAMES)]

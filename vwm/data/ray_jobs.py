@@ -53,8 +53,8 @@ def run_ray_jobs(
     rows = [{"number": number, "job": pickle.dumps(job)} for number, job in enumerate(jobs)]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     if keeps_state:
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=gpus or int(ray.cluster_resources()["CPU"]))
+        gpus, cores = (int(ray.cluster_resources().get(name, 0)) for name in ("GPU", "CPU"))
+        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=gpus or max(1, cores))
         resources = {"num_gpus": 1} if gpus else {"num_cpus": 1}
         finished = dataset.map(_JobActor, fn_constructor_args=(function, attempts), compute=pool, **resources)
     else:

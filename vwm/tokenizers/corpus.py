@@ -53,8 +53,8 @@ def ingest_videos(
         width: width of frames that are not square, with --height.
         fps: frames per second to resample to, by time stamps; by default every frame is kept.
         clip_length: maximum frames per episode; longer videos are cut into several episodes.
-        shots: detect cuts by PySceneDetect, or name a folder with the weights of TransNet V2, which also finds gradual
-            transitions, so that no clip spans one; by default videos are cut at clip_length only.
+        shots: "detect" (by PySceneDetect), or a folder with the weights of TransNet V2, which also finds gradual
+            transitions: no clip spans a cut. By default videos are cut at clip_length only.
         measure: measures of clips to store with them, of black, frozen, motion and text.
         remove: filters that remove clips, with their default limits or others: black,frozen=0.8,duplicates.
         videos_per_shard: videos per shard.
