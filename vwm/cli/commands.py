@@ -37,7 +37,12 @@ COMMANDS = {
     "import": CLICommand(
         "vwm.data.importing:import_dataset",
         "turn a data set of another project into training data (shards)",
-        ("vwm import lerobot pusht data/pusht --size 96", "vwm import lerobot aloha data/aloha --cameras top,wrist"),
+        (
+            "vwm import lerobot pusht data/pusht --size 96",
+            "vwm import lerobot aloha data/aloha --cameras top,wrist",
+            "vwm import hdf5 lift/image.hdf5 data/lift --cameras agentview_image",
+            "vwm import npz recordings data/mine --fps 15",
+        ),
     ),
     "inspect": CLICommand(
         "vwm.data.inspection:inspect_dataset",

@@ -25,6 +25,7 @@ class ImportSettings:
         cameras: shown side by side.
         height, width: of the frames of each camera, in pixels; None keeps their size.
         clip_length: maximum frames per episode.
+        fps: frames per second where the source does not state them.
         episodes_per_shard: episodes of the source per shard.
     """
 
@@ -34,6 +35,7 @@ class ImportSettings:
     height: int | None
     width: int | None
     clip_length: int
+    fps: float | None
     episodes_per_shard: int
 
 

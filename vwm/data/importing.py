@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from vwm.core.atomic_files import remove_folder_leftovers
 from vwm.core.command_output import format_count, format_training, print_output, progress_bar
 from vwm.core.folder_lock import lock_folder
+from vwm.core.limits import MAX_FPS
 from vwm.data.episode import Episode
 from vwm.data.frame_size import choose_frame_size
 from vwm.data.import_manifest import ImportSettings, ImportShard, plan_shards, save_import_manifest
@@ -28,9 +29,13 @@ from vwm.data.shards import ShardWriter
 from vwm.data.video_episodes import resize_and_crop
 from vwm.data.workers import run_jobs
 
-ImportKind = Literal["lerobot"]
+ImportKind = Literal["lerobot", "hdf5", "npz"]
 
-_SOURCES = {"lerobot": "vwm.data.importers.lerobot:LeRobotSource"}
+_SOURCES = {
+    "lerobot": "vwm.data.importers.lerobot:LeRobotSource",
+    "hdf5": "vwm.data.importers.hdf5:Hdf5Source",
+    "npz": "vwm.data.importers.npz:NpzSource",
+}
 
 
 def import_dataset(
@@ -42,6 +47,7 @@ def import_dataset(
     height: int | None = None,
     width: int | None = None,
     clip_length: int = 1_000,
+    fps: float | None = None,
     episodes_per_shard: int = 8,
     workers: int = 2,
 ) -> None:
@@ -52,8 +58,9 @@ def import_dataset(
     out and listed.
 
     Args:
-        kind: format of the data set: lerobot (versions 2.0 to 3.0).
-        source: folder of the data set.
+        kind: format of the data set: lerobot (versions 2.0 to 3.0), hdf5 (a file of robomimic's or D4RL's layout), npz
+            (a file, or a folder of files, with arrays of frames, actions, rewards and ends).
+        source: folder or file of the data set.
         out: folder for the shards.
         cameras: cameras whose pictures are put side by side; may be left out where there is one.
         size: side of the square frames of a camera, in pixels: frames are resized to cover it, and cropped around the
@@ -61,13 +68,14 @@ def import_dataset(
         height: height of frames that are not square, with --width.
         width: width of frames that are not square, with --height.
         clip_length: maximum frames per episode; longer ones are cut into several.
+        fps: frames per second, where the data set does not state them.
         episodes_per_shard: episodes of the data set per shard.
         workers: number of processes that read; 0 reads in this one. The result does not depend on it.
 
     Raises:
         ValueError: a setting is invalid, ``out`` was made with other settings, or no episode could be read.
     """
-    settings = _make_settings(kind, source, cameras, size, height, width, clip_length, episodes_per_shard)
+    settings = _make_settings(kind, source, cameras, size, height, width, clip_length, fps, episodes_per_shard)
     opened = open_source(kind, source)
     settings = ImportSettings(**vars(settings) | {"cameras": _choose_cameras(opened, settings.cameras, source)})
     bounds = opened.action_bounds()
@@ -112,14 +120,17 @@ def _make_settings(
     height: int | None,
     width: int | None,
     clip_length: int,
+    fps: float | None,
     episodes_per_shard: int,
 ) -> ImportSettings:
     height, width = choose_frame_size(size, height, width)
     for name, number, least in (("clip_length", clip_length, 2), ("episodes_per_shard", episodes_per_shard, 1)):
         if number < least:
             raise ValueError(f"{name} must be {least} or more, got {number}")
+    if fps is not None and not 0 < fps <= MAX_FPS:
+        raise ValueError(f"fps must be above 0 and at most {MAX_FPS}, got {fps:g}")
     chosen = tuple(cameras or ())
-    return ImportSettings(kind, str(source.resolve()), chosen, height, width, clip_length, episodes_per_shard)
+    return ImportSettings(kind, str(source.resolve()), chosen, height, width, clip_length, fps, episodes_per_shard)
 
 
 def _choose_cameras(opened: EpisodeSource, wanted: tuple[str, ...], source: Path) -> tuple[str, ...]:
@@ -198,8 +209,8 @@ def _read_episodes(
     if bounds is not None and values["actions"] is not None:
         values["actions"] = bounds.normalize(values["actions"])
     meta: dict[str, Any] = {"source": name, **found.meta}
-    if found.fps is not None:
-        meta["fps"] = found.fps
+    if found.fps or settings.fps:
+        meta["fps"] = found.fps or settings.fps
     if bounds is not None:
         meta |= {"action_low": bounds.low.tolist(), "action_high": bounds.high.tolist()}
         meta |= {"action_names": list(opened.action_names)} if opened.action_names else {}

@@ -13,39 +13,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from shard_contents import read_shards
 
 from vwm.data.importing import import_dataset
-from vwm.data.shard_index import list_shards
 
 HERE = Path(__file__).parent
 pytest.importorskip("pyarrow", reason="LeRobot's tables require pyarrow")
-
-
-def read_shards(folder: Path) -> list[tuple[str, dict[str, np.ndarray[Any, Any]], dict[str, Any]]]:
-    """Return key, arrays and metadata of each episode."""
-    import io
-    import tarfile
-
-    found: dict[str, tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]] = {}
-    for shard in list_shards(folder):
-        with tarfile.open(shard) as tar:
-            for member in tar:
-                key, extension = member.name.split(".", 1)
-                content = tar.extractfile(member).read()  # type: ignore[union-attr]
-                arrays, meta = found.setdefault(key, ({}, {}))
-                if extension == "json":
-                    meta.update(json.loads(content))
-                elif extension.endswith(".npy"):
-                    arrays[extension[:-4]] = np.load(io.BytesIO(content))
-    return [(key, *values) for key, values in sorted(found.items())]
 
 
 @pytest.mark.parametrize("name", ["lerobot_v2", "lerobot_v3", "lerobot_v3_images"])
 def test_frames_actions_states_rewards_and_tasks_stay_aligned(tmp_path: Path, name: str) -> None:
     import_dataset("lerobot", HERE / name, tmp_path / "out", cameras=["front", "wrist"], size=16, workers=0)
     episodes = read_shards(tmp_path / "out")
-    assert [meta["task"] for _, _, meta in episodes] == ["pick the cube", "open the drawer"]
-    for number, (_, arrays, meta) in enumerate(episodes):
+    assert [meta["task"] for _, meta in episodes] == ["pick the cube", "open the drawer"]
+    for number, (arrays, meta) in enumerate(episodes):
         length = (12, 9)[number]
         time = np.arange(length)
         frames = arrays["frames"]
@@ -78,7 +59,7 @@ def test_pieces_workers_and_a_second_run_give_the_same_shards(tmp_path: Path) ->
     assert shards == ["shard-000000.tar", "shard-000001.tar"]
     for shard in shards:
         assert (tmp_path / "a" / shard).read_bytes() == (tmp_path / "b" / shard).read_bytes()
-    assert [meta["frames"] for _, _, meta in read_shards(tmp_path / "a")] == [5, 5, 2, 5, 4]
+    assert [meta["frames"] for _, meta in read_shards(tmp_path / "a")] == [5, 5, 2, 5, 4]
 
 
 def test_missing_shards_are_written_again_and_finished_ones_kept(tmp_path: Path) -> None:
@@ -108,11 +89,11 @@ def test_an_episode_that_cannot_be_read_is_named_and_the_others_are_kept(
     (source / "videos/chunk-000/observation.images.front/episode_000000.mp4").write_bytes(b"no video")
     import_dataset("lerobot", source, tmp_path / "out", cameras=["front"], size=8, workers=0)
     assert "skipped (1):\n  episode 0: " in capsys.readouterr().out
-    assert [meta["source"] for _, _, meta in read_shards(tmp_path / "out")] == ["episode 1"]
+    assert [meta["source"] for _, meta in read_shards(tmp_path / "out")] == ["episode 1"]
     mended = "videos/chunk-000/observation.images.front/episode_000000.mp4"
     shutil.copy(HERE / "lerobot_v2" / mended, source / mended)
     import_dataset("lerobot", source, tmp_path / "out", cameras=["front"], size=8, workers=0)
-    assert [meta["source"] for _, _, meta in read_shards(tmp_path / "out")] == ["episode 0", "episode 1"]
+    assert [meta["source"] for _, meta in read_shards(tmp_path / "out")] == ["episode 0", "episode 1"]
 
 
 @pytest.mark.parametrize(

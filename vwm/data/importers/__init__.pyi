@@ -1,4 +1,6 @@
+from .hdf5 import Hdf5Source as Hdf5Source
 from .lerobot import LeRobotSource as LeRobotSource
+from .npz import NpzSource as NpzSource
 from .source import ActionBounds as ActionBounds
 from .source import EpisodeSource as EpisodeSource
 from .source import SourceEpisode as SourceEpisode

@@ -45,7 +45,11 @@ class ActionBounds:
 
     @classmethod
     def join(cls, bounds: Sequence[ActionBounds]) -> ActionBounds:
-        """Return the bounds of data of which parts have these bounds; one part or more."""
+        """Return the bounds of data of which parts have these bounds; one part or more.
+
+        Parts with another number of dimensions than the first one do not count; ``normalize`` names them.
+        """
+        bounds = [b for b in bounds if b.low.shape == bounds[0].low.shape]
         return cls(np.min([b.low for b in bounds], axis=0), np.max([b.high for b in bounds], axis=0))
 
     @classmethod
@@ -57,8 +61,10 @@ class ActionBounds:
         """Scale actions [T, A] so that the bounds become -1 and 1; a dimension that never changes becomes 0.
 
         Raises:
-            ValueError: an action lies out of the bounds, or is not finite.
+            ValueError: an action lies out of the bounds, is not finite, or has another number of dimensions.
         """
+        if actions.shape[1:] != self.low.shape:
+            raise ValueError(f"its actions are {list(actions.shape)}, those of other episodes [T, {len(self.low)}]")
         values = actions.astype(np.float64)
         slack = 1e-5 * (self.high - self.low) + 1e-6 * np.abs(self.high)  # statistics are stored in float32
         outside = ~((values >= self.low - slack) & (values <= self.high + slack))
