@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from factories import dit
 
+from vwm.data.datamodule import VideoDataModule
 from vwm.models.dit.module import DiTModule
 from vwm.models.dit.objectives import DiffusionForcing
 from vwm.models.genie.latent_action import LatentActionModel
@@ -13,6 +16,8 @@ from vwm.models.vjepa.module import VJEPAModule
 from vwm.nn.context_parallel import ContextGroup, DividedFrames, check_context_size
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
+from vwm.train.context_parallel import share_clips
+from vwm.train.global_batch import divide_global_batch
 
 
 def test_every_process_has_equally_many_frames_of_each_segment():
@@ -43,7 +48,7 @@ def test_what_cannot_be_divided_is_refused():
         DividedFrames(group, (8, 2))
     with pytest.raises(ValueError, match="cannot divide 2 tokens"):
         DividedFrames(group, (3,)).frames_to_places(torch.zeros(1, 1, 2, 4))
-    with pytest.raises(ValueError, match="context_parallel=3 groups of processes cannot be made of 4"):
+    with pytest.raises(ValueError, match="4 processes cannot be divided into groups of 3"):
         check_context_size(3, 4)
     with pytest.raises(ValueError, match=r"VJEPAModule cannot .* attend to all tokens .* context_parallel to 1"):
         VJEPAModule.share_clips(VJEPAModule.__new__(VJEPAModule), group)
@@ -58,3 +63,14 @@ def test_what_cannot_be_divided_is_refused():
         module.share_clips(group)
     with pytest.raises(ValueError, match="give FSQ levels"):
         LatentActionModel((8, 8), 4, codebook=4, width=8, depth=1, heads=1).share_clips(group)
+
+
+def test_groups_of_processes_divide_a_global_batch():
+    trainer = SimpleNamespace(
+        world_size=4, accumulate_grad_batches=1, callbacks=[], val_check_interval=1.0, limit_train_batches=1.0
+    )
+    data = VideoDataModule("data", batch_size=2)
+    share_clips(trainer, data, 2)
+    divide_global_batch(trainer, data, 8)
+    assert data.context_parallel == 2 and trainer.accumulate_grad_batches == 2
+    assert trainer.callbacks[0].division.ranks == 2 and trainer.callbacks[-1].size == 2
