@@ -74,8 +74,8 @@ def check_context_size(size: int, processes: int) -> None:
     """Raise ValueError where groups of ``size`` processes cannot be made of all of them."""
     if size < 1 or processes % size:
         raise ValueError(
-            f"context_parallel={size}: {processes} processes cannot be divided into groups of {size}. Train on a multiple "
-            f"of {size} (trainer.devices, trainer.num_nodes, or torchrun), or lower context_parallel"
+            f"context_parallel={size}: {processes} processes cannot be divided into groups of {size}. Train on a "
+            f"multiple of {size} (trainer.devices, trainer.num_nodes, or torchrun), or lower context_parallel"
         )
 
 
