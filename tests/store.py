@@ -93,31 +93,50 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
+        request, fault = self._take_request()
+        made = self._ask()
+        if self.command == "GET":
+            made.headers["Content-Length"] = str(len(made.body))
+        self._answer(made if fault is None else fault(request, made))
+
+    do_HEAD = do_GET
+
+    def do_PUT(self) -> None:
+        """Forward what changes the store; a fault keeps it from the store."""
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        request, fault = self._take_request()
+        if fault is not None:
+            self._answer(fault(request, Answer(200, {}, b"")))
+            return
+        made = self._ask(body)
+        made.headers["Content-Length"] = str(len(made.body))
+        self._answer(made)
+
+    do_POST = do_DELETE = do_PUT
+
+    def _take_request(self) -> tuple[Request, Fault | None]:
+        """Return the request, and the fault that is made of it."""
         store = self.store
         request = Request(self.command, self.path, dict(self.headers))
-        store.requests.append(request)
-        connection = http.client.HTTPConnection(store.inner)
-        connection.request(self.command, self.path, headers=request.headers)
+        with store.lock:
+            store.requests.append(request)
+            is_faulty = store.fault is not None and store.faults_left != 0 and store.matches(request)
+            store.faults_left -= is_faulty and store.faults_left > 0
+            return request, store.fault if is_faulty else None
+
+    def _ask(self, body: bytes | None = None) -> Answer:
+        """Return what the store answers."""
+        connection = http.client.HTTPConnection(self.store.inner)
+        connection.request(self.command, self.path, body, dict(self.headers))
         answer = connection.getresponse()
         kept = {
             k: v
             for k, v in answer.getheaders()
             if k.lower() not in ("connection", "transfer-encoding", "date", "server")
         }
-        made: Answer | None = Answer(answer.status, kept, answer.read())
+        made = Answer(answer.status, kept, answer.read())
         connection.close()
-        assert made is not None
-        if self.command == "GET":
-            made.headers["Content-Length"] = str(len(made.body))
-        with store.lock:
-            is_faulty = store.fault is not None and store.faults_left != 0 and store.matches(request)
-            store.faults_left -= is_faulty and store.faults_left > 0
-            fault = store.fault
-        if is_faulty and fault is not None:
-            made = fault(request, made)
-        self._answer(made)
-
-    do_HEAD = do_GET
+        return made
 
     def _answer(self, made: Answer | None) -> None:
         self.close_connection = True

@@ -13,12 +13,13 @@ import pytest
 import torch
 from store import Answer, Request, Store, run_store
 
-from vwm.data import remote_blocks, remote_files
+from vwm.core import remote_files
+from vwm.core.remote_files import ChangedShardError, RetryPolicy, StoreError
+from vwm.data import remote_blocks
 from vwm.data.clip_folders import make_clip_dataset
 from vwm.data.clips import ClipDataset
 from vwm.data.datamodule import ClipLoader
 from vwm.data.episode import Episode
-from vwm.data.remote_files import ChangedShardError, RetryPolicy, StoreError
 from vwm.data.shard_cache import ShardCache
 from vwm.data.shard_index import list_shards, load_shard_index
 from vwm.data.shards import ShardWriter

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from vwm.runs import checkpoint_folder
-from vwm.runs.checkpoint_folder import FolderFiles
+from vwm.runs.checkpoint_files import FolderFiles
 from vwm.runs.checkpoint_folders import CheckpointFolders, take_out_tensors
 from vwm.runs.checkpoints import CheckpointError
 
@@ -133,14 +133,14 @@ def test_nothing_is_unpickled_as_code(tmp_path: Path) -> None:
     folders.save(1, make_state(1))
     folders.wait()
     folder = FolderFiles(folders.folder(1))
-    index = folder.read_index()
+    index = checkpoint_folder.read_index(folder)
 
     class Hostile:
         def __reduce__(self) -> Any:
             return (tmp_path.joinpath("ran").touch, ())
 
-    index["files"]["trainer.ckpt"] = folder.write("trainer.ckpt", iter([pickle.dumps(Hostile(), 2)]))
-    folder.write("index.json", iter([json.dumps(index).encode()]))
+    index["files"]["trainer.ckpt"] = folder.write("trainer.ckpt", lambda: iter([pickle.dumps(Hostile(), 2)]))
+    folder.write("index.json", lambda: iter([json.dumps(index).encode()]))
     with pytest.raises(CheckpointError, match=r"trainer.ckpt: is no checkpoint of vwm"):
         folders.load()
     assert not (tmp_path / "ran").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from vwm.data.episode import Episode
 from vwm.data.shards import ShardWriter
 from vwm.train.global_batch import convert_progress
+from vwm.train.lost_ranks import LostRanks
 from vwm.train.watchdog import describe_hang
 
 GLOBAL_BATCH = 6
@@ -166,6 +168,16 @@ def test_checkpoint_folders_move_between_meshes_and_one_process(runs: Runs, root
     assert_equal_runs(run, uninterrupted)
 
 
+def test_a_run_that_starts_again_forgets_its_later_checkpoints(runs: Runs, root: Path) -> None:
+    """Otherwise it would resume from them, and remove its own as older ones."""
+    arguments = ["--checkpoint.format", "folder", "--trainer.val_check_interval", "20"]
+    result = fit(runs, root, "again", *arguments, "--trainer.max_steps", "4")
+    assert result.codes == [0], result.output
+    result = fit(runs, root, "again", *arguments, "--trainer.max_steps", "2", "--no-resume")
+    assert result.codes == [0] and "removed checkpoints of steps [2, 4]" in result.output, result.output
+    assert [path.parent.name for path in (root / "again").glob("checkpoints/*/index.json")] == ["step-00000002"]
+
+
 def test_a_run_with_checkpoint_folders_is_exported_without_processes(
     runs: Runs, root: Path, uninterrupted: Path
 ) -> None:
@@ -197,6 +209,28 @@ def test_a_hanging_rank_is_named_and_all_ranks_end(runs: Runs, root: Path) -> No
         assert re.search(rf"rank {rank} waits at step 2, computing gradients, in .+", result.output)
 
 
+def test_a_rank_that_writes_no_more_is_lost(tmp_path: Path) -> None:
+    """Clocks of other hosts do not matter, nor do files of earlier trainings and of ranks that never wrote."""
+
+    def write(rank: int, time: float) -> None:
+        (tmp_path / f"{rank}.json").write_text(json.dumps({"written": time}))
+
+    write(1, 7.0)  # of an earlier training
+    lost = LostRanks(tmp_path, 5, lost_after=100)
+    for rank, time in ((0, 1.0), (2, 9e9), (3, 5.0)):
+        write(rank, time)
+    assert lost.find(45) == lost.find(55) == []
+    write(3, 6.0)
+    assert lost.find(100) == []
+    write(0, 2.0)
+    assert lost.find(106) == [2]
+    assert lost.find(110) == []
+    write(2, 9e9 + 1)  # it was only slow
+    write(3, 7.0)
+    assert lost.find(160) == [0]
+    assert lost.find(20) == lost.find(60) == lost.find(70) == []  # a step was made
+
+
 @pytest.mark.parametrize("kind", ["behind", "silent", "equal"])
 def test_the_watchdog_names_who_is_waited_for(kind: str) -> None:
     common = {"host": "node-7", "process": 12, "step": 40, "doing": "computing the loss"}
@@ -214,6 +248,9 @@ def test_the_watchdog_names_who_is_waited_for(kind: str) -> None:
     }
     assert expected[kind] in text
     assert text.count(f"waits {where}") == (0 if kind == "equal" else 2)
+    assert "look at the network" not in text
+    everyone[1]["host"] = "node-8"
+    assert "look at the network of the 2 hosts" in describe_hang(everyone, [0, 1, 2], 60)
 
 
 def test_what_contradicts_the_global_batch_is_refused(runs: Runs, root: Path, uninterrupted: Path) -> None:

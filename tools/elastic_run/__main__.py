@@ -13,8 +13,6 @@ how far losses and weights differ from it.
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import os
 import random
 import signal
@@ -23,19 +21,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import yaml
-
-from vwm.data import Episode, ShardWriter
-from vwm.runs import RunFolder
-from vwm.train.resume_points import find_resume_point, load_resume_point
-
-HERE = Path(__file__).resolve().parent
-GLOBAL_BATCH = 12
-PATIENCE = 300.0
-"""Seconds in which processes must make a step."""
+from comparison import compare, read_parts
+from small_run import environment, set_limit, wait_for_step, write_config
 
 
 def main() -> None:
@@ -60,52 +48,6 @@ def main() -> None:
     print("\n" + compare(folder / "elastic", folder / "uninterrupted"))
 
 
-def write_config(folder: Path, steps: int) -> Path:
-    """Write random clips and the config of a small tokenizer in float64, whose loss draws no random numbers."""
-    rng = np.random.default_rng(0)
-    with ShardWriter(folder / "data" / "shard-000000.tar") as writer:
-        for episode in range(20):
-            writer.write(f"episode-{episode}", Episode(rng.integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)))
-    network = {"image_size": [16, 16], "patch_size": 4, "codebook": [5, 5, 5], "width": 16, "depth": 2, "heads": 2}
-    config = {
-        "seed_everything": 1,
-        "global_batch": GLOBAL_BATCH,
-        "trainer": {
-            "accelerator": "cpu", "precision": "64-true", "max_steps": steps, "log_every_n_steps": 1,
-            "enable_progress_bar": False, "num_sanity_val_steps": 0, "gradient_clip_val": 1.0,
-            "callbacks": [
-                {"class_path": "elastic_callbacks.RecordParts"}, {"class_path": "elastic_callbacks.WaitAtLimit"},
-            ],
-        },
-        "checkpoint": {"every": 3},
-        "samples": {"every": 0},
-        "model": {
-            "class_path": "vwm.tokenizers.TokenizerModule",
-            "init_args": {
-                "tokenizer": {"class_path": "vwm.tokenizers.SpaceTimeTokenizer", "init_args": network | {"window": 4}},
-                "optimizer": {"name": "adamw", "lr": 0.003, "warmup": 4, "schedule": "cosine"},
-            },
-        },
-        "data": {
-            "class_path": "vwm.data.VideoDataModule",
-            "init_args": {
-                "path": str(folder / "data"), "val_fraction": 0, "clip_length": 4, "batch_size": 4,
-                "fields": ["frames"], "workers": 0,
-            },
-        },
-    }  # fmt: skip
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
-
-
-def environment() -> dict[str, str]:
-    """The environment of all processes: one thread each, restarts by torchrun with stores of their own."""
-    path = os.pathsep.join((str(HERE), str(HERE.parents[1])))
-    fixed = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    return os.environ | fixed | {"PYTHONPATH": path}
-
-
 class ElasticRun:
     """The nodes of a run that come and go.
 
@@ -126,7 +68,7 @@ class ElasticRun:
 
     def play_phase(self, nodes: int, following: int | None, first: int, steps: int) -> str:
         """Train on a number of nodes up to a random step, and change to the next number; return a row of the table."""
-        self.set_limit(first + steps if following is not None else 10**9)
+        set_limit(self.run, first + steps if following is not None else 10**9)
         began = time.time()
         while len(self.nodes) < nodes:
             self.nodes.append(self.start_node())
@@ -135,7 +77,7 @@ class ElasticRun:
             parts = [part for part in read_parts(self.run) if part[6] > began and part[4] == nodes]
             return f"| {nodes} | none | | {parts[0][0] - 1} | {parts[0][6] - began:.0f} |"
         at = first + self.moments.randint(2, steps)
-        parts = self.wait_for_step(at, nodes, began)
+        parts = wait_for_step(self.run, at, nodes, began, self.folder / "nodes.log")
         time.sleep(self.moments.random() * 0.2)
         lost = self.nodes[following:] if following < nodes else []
         self.nodes = self.nodes[:following]
@@ -159,24 +101,6 @@ class ElasticRun:
         with (self.folder / "nodes.log").open("ab") as log:
             return subprocess.Popen(command, env=environment(), stdout=log, stderr=log, start_new_session=True)
 
-    def set_limit(self, step: int) -> None:
-        """Let the workers go on up to a step."""
-        self.run.mkdir(exist_ok=True)
-        (self.run / "limit.new").write_text(str(step))
-        (self.run / "limit.new").replace(self.run / "limit")
-
-    def wait_for_step(self, step: int, nodes: int, began: float) -> list[Any]:
-        """Wait until a number of ranks has made a step; return what they computed since the phase began."""
-        last, patience_from = 0, time.time()
-        while time.time() - patience_from < PATIENCE:
-            parts = [part for part in read_parts(self.run) if part[6] > began and part[4] == nodes]
-            if parts and parts[-1][0] >= step:
-                return parts
-            if len(parts) > last:
-                last, patience_from = len(parts), time.time()
-            time.sleep(0.1)
-        sys.exit(f"no step for {PATIENCE:.0f} s: see {self.folder / 'nodes.log'}")
-
     def wait_for_end(self) -> None:
         """Wait until all nodes have ended."""
         for node in self.nodes:
@@ -192,47 +116,6 @@ def kill_node(agent: subprocess.Popen[bytes]) -> None:
     for process in processes:
         os.kill(process, signal.SIGKILL)
     agent.wait()
-
-
-def read_parts(run: Path) -> list[Any]:
-    """Return the lines of all processes by time; one that is being written is left out."""
-    lines = [line for file in (run / "parts").glob("*.jsonl") for line in file.read_text().split("\n")[:-1]]
-    return sorted((json.loads(line) for line in lines), key=lambda part: part[6])
-
-
-def read_batches(run: Path) -> dict[int, list[str]]:
-    """Map each step to the hashes of its clips. Exits where a step that was repeated had other clips."""
-    steps: dict[int, dict[int, str]] = {}
-    for step, start, clips, *_ in read_parts(run):
-        for place, clip in enumerate(clips, start):
-            if steps.setdefault(step, {}).setdefault(place, clip) != clip:
-                sys.exit(f"step {step}: clip {place} is another one in its repetition")
-    return {step: [clip for _, clip in sorted(clips.items())] for step, clips in steps.items()}
-
-
-def read_losses(run: Path) -> np.ndarray[Any, Any]:
-    """Return the losses of all steps."""
-    with (run / "metrics" / "train.csv").open() as file:
-        return np.array([float(row["loss"]) for row in csv.DictReader(file)])
-
-
-def compare(run: Path, expected: Path) -> str:
-    """Compare batches, losses and weights of two runs; exits with what is wrong."""
-    batches, others = read_batches(run), read_batches(expected)
-    wrong = [step for step in others if batches.get(step) != others[step]]
-    if wrong or batches.keys() != others.keys():
-        sys.exit(f"other global batches at steps {wrong or sorted(batches.keys() ^ others.keys())}")
-    losses, other_losses = read_losses(run), read_losses(expected)
-    if len(losses) != len(other_losses):
-        sys.exit(f"{len(losses)} losses were logged, not {len(other_losses)}")
-    weights, other_weights = (
-        load_resume_point(str(find_resume_point(RunFolder(path))))["state_dict"] for path in (run, expected)
-    )
-    difference = max(float((weights[name] - other_weights[name]).abs().max()) for name in weights)
-    return (
-        f"{len(batches)} global batches of {GLOBAL_BATCH} clips, all equal to those of the uninterrupted run; losses "
-        f"differ by {np.abs(losses / other_losses - 1).max():.1e} of their value at most, weights by {difference:.1e}"
-    )
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "tests" / "train" / "helpers")]
 
 from fit_runs import Runs  # noqa: E402
+from small_run import write_config  # noqa: E402
 
 from vwm.runs import RunFolder  # noqa: E402
 from vwm.train.resume_points import find_resume_point, load_resume_point  # noqa: E402
@@ -63,13 +64,7 @@ def main() -> None:
 
 def make_config(folder: Path, steps: int) -> Path:
     """Write the config of ``tools/elastic_run`` with the callbacks of the forked processes."""
-    from importlib.util import module_from_spec, spec_from_file_location
-
-    spec = spec_from_file_location("elastic_run", HERE / "__main__.py")
-    assert spec is not None and spec.loader is not None
-    elastic_run = module_from_spec(spec)
-    spec.loader.exec_module(elastic_run)
-    path: Path = elastic_run.write_config(folder, steps)
+    path = write_config(folder, steps)
     config = yaml.safe_load(path.read_text())
     config["trainer"]["callbacks"] = [
         {"class_path": "fit_runs.KillAfterSeconds"}, {"class_path": "fit_runs.RecordBatches"},

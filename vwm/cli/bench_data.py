@@ -23,9 +23,9 @@ from vwm.cli.bench_store import benchmark_store
 from vwm.cli.bench_timing import format_timings, measure_seconds
 from vwm.cli.loader_timing import cycle_batches, time_batches
 from vwm.core.command_output import format_command, print_next_command, progress_bar
+from vwm.core.remote_files import is_remote
 from vwm.data.clip_folders import make_clip_dataset
 from vwm.data.datamodule import ClipLoader
-from vwm.data.remote_files import is_remote
 from vwm.data.shard_index import list_shards, load_shard_index, shard_index_path
 from vwm.data.shards import ShardWriter
 from vwm.data.video_encoding import encode_video

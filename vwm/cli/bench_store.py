@@ -14,10 +14,10 @@ import numpy as np
 from vwm.cli.bench_timing import format_timings
 from vwm.cli.loader_timing import cycle_batches, time_batches
 from vwm.core.command_output import format_command, format_size, print_next_command, progress_bar
+from vwm.core.remote_files import open_file_system, retry
 from vwm.data import remote_blocks
 from vwm.data.clip_folders import make_clip_dataset
 from vwm.data.datamodule import ClipLoader
-from vwm.data.remote_files import open_file_system, retry
 from vwm.data.shard_cache import ShardCache
 from vwm.data.shard_index import list_shards, load_shard_indices, shard_index_path
 

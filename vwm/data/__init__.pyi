@@ -44,14 +44,6 @@ from .mixtures import MixtureOptions as MixtureOptions
 from .mixtures import list_data_sets as list_data_sets
 from .remote_blocks import RecentPieces as RecentPieces
 from .remote_blocks import RemoteShard as RemoteShard
-from .remote_files import ChangedShardError as ChangedShardError
-from .remote_files import DamagedBytesError as DamagedBytesError
-from .remote_files import FileState as FileState
-from .remote_files import RetryPolicy as RetryPolicy
-from .remote_files import StoreError as StoreError
-from .remote_files import is_remote as is_remote
-from .remote_files import open_file_system as open_file_system
-from .remote_files import retry as retry
 from .shard_cache import ShardCache as ShardCache
 from .shard_index import ShardIndex as ShardIndex
 from .shard_index import is_shard_complete as is_shard_complete

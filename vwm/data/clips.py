@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vwm.core.remote_files import is_remote
 from vwm.data.clip_order import ClipAddress, check_whole_latents
 from vwm.data.episode_selection import hash_threshold, key_hash
 from vwm.data.frame_reading import read_frames
 from vwm.data.mixed_order import ClipSequence
 from vwm.data.remote_blocks import know_shard
-from vwm.data.remote_files import is_remote
 from vwm.data.shard_cache import ShardCache
 from vwm.data.shard_index import ShardIndex
 from vwm.data.shard_reading import read_array_rows, read_episode_metadata

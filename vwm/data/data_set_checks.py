@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vwm.core.json_files import parse_json_object
+from vwm.core.remote_files import is_remote, read_file
 from vwm.data.mixtures import DataSet
-from vwm.data.remote_files import is_remote, read_file
 from vwm.data.shard_index import EpisodeIndexEntry, ShardIndex
 from vwm.data.shard_reading import read_array_rows, read_episode_metadata
 

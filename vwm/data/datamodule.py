@@ -17,13 +17,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from vwm.core.checks import check_fraction, check_not_negative, check_positive
+from vwm.core.remote_files import StoreError
 from vwm.data.batch_copies import copy_ahead
 from vwm.data.batch_division import BatchDivision
 from vwm.data.clip_folders import make_clip_dataset
 from vwm.data.clip_order import NotEnoughClipsError
 from vwm.data.clips import ClipBatch, ClipDataset, collate_clips
 from vwm.data.mixtures import UNMIXED, DataPath, EpisodeBuckets, MixtureOptions, count_drawn
-from vwm.data.remote_files import StoreError
 from vwm.data.shard_cache import ShardCache, user_cache
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vwm.core.atomic_files import atomic_write
-from vwm.data.remote_files import DamagedBytesError, changed_error, file_state, read_range, retry
+from vwm.core.remote_files import DamagedBytesError, changed_error, file_state, read_range, retry
 from vwm.data.shard_cache import ShardCache, shard_cache_path
 
 BLOCK_BYTES = 1 << 16

@@ -22,10 +22,7 @@ from typing import Any, BinaryIO
 import fsspec
 
 from vwm.core.atomic_files import atomic_write_text
-from vwm.data.episode_entry import EpisodeIndexEntry as EpisodeIndexEntry
-from vwm.data.episode_entry import make_episode_entry
-from vwm.data.remote_blocks import checksum_blocks, know_shard
-from vwm.data.remote_files import (
+from vwm.core.remote_files import (
     DamagedBytesError,
     StoreError,
     file_info,
@@ -35,6 +32,9 @@ from vwm.data.remote_files import (
     read_file,
     retry,
 )
+from vwm.data.episode_entry import EpisodeIndexEntry as EpisodeIndexEntry
+from vwm.data.episode_entry import make_episode_entry
+from vwm.data.remote_blocks import checksum_blocks, know_shard
 from vwm.data.shard_cache import shard_cache_path
 from vwm.data.video_formats import VIDEO_EXTENSIONS
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vwm.core.json_files import parse_json_object
+from vwm.core.remote_files import is_remote
 from vwm.data.episode_entry import EpisodeIndexEntry, parse_npy_header
 from vwm.data.remote_blocks import read_remote_bytes
-from vwm.data.remote_files import is_remote
 
 NPY_HEADER_BYTES = 128
 """Length of the header that numpy writes before the arrays of a shard."""

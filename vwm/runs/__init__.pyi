@@ -1,4 +1,4 @@
-from .checkpoint_folder import FolderFiles as FolderFiles
+from .checkpoint_files import FolderFiles as FolderFiles
 from .checkpoint_folder import FolderReader as FolderReader
 from .checkpoint_folder import FolderWriter as FolderWriter
 from .checkpoint_folders import CheckpointFolders as CheckpointFolders

@@ -12,11 +12,10 @@ plan as a pickle, which may run code. These files hold data only, on disk or at 
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import fsspec
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import (
@@ -26,18 +25,17 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem, SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from vwm.core.atomic_files import atomic_write
+from vwm.runs.checkpoint_files import INDEX, FolderFiles
 from vwm.runs.checkpoints import CheckpointError
 
-INDEX = "index.json"
 TRAINER_FILE = "trainer.ckpt"
 FORMAT = "vwm.checkpoint_folder.1"
-BLOCK = 2**24
-"""Bytes that are read at once to compare checksums."""
+READS = 16
+"""Parts of tensors that are read at once."""
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -46,74 +44,21 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-class FolderFiles:
-    """The files of one checkpoint folder.
+def read_index(folder: FolderFiles) -> dict[str, Any]:
+    """Read and check the index of a checkpoint, which may come from anybody.
 
-    Args:
-        address: a local path or an address of fsspec.
+    Raises:
+        CheckpointError: there is none.
+        StoreError: the store cannot be reached.
     """
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self.files, self.path = fsspec.core.url_to_fs(address)
-        self.is_local = "file" in (self.files.protocol if isinstance(self.files.protocol, tuple) else ("",))
-
-    def place(self, name: str) -> str:
-        """Return the path of a file in the folder."""
-        return f"{self.path}/{name}"
-
-    def write(self, name: str, parts: Iterator[bytes | memoryview]) -> dict[str, int]:
-        """Write a file that is there as a whole or not at all; return its size and checksum."""
-        size, checksum = 0, 0
-        opened = atomic_write(self.place(name)) if self.is_local else self.files.open(self.place(name), "wb")
-        with opened as file:
-            for part in parts:
-                file.write(part)
-                size, checksum = size + len(part), zlib.crc32(part, checksum)
-        return {"bytes": size, "crc32": checksum}
-
-    def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
-        """Read a part of a file.
-
-        Raises:
-            CheckpointError: it is missing or shorter.
-        """
-        try:
-            with self.files.open(self.place(name), "rb") as file:
-                file.seek(start)
-                data: bytes = file.read() if length is None else file.read(length)
-        except OSError as error:
-            raise CheckpointError(f"{self.address}/{name}: cannot be read ({error})") from error
-        if length is not None and len(data) != length:
-            raise CheckpointError(f"{self.address}/{name}: is cut off ({len(data)} of {length} bytes at {start})")
-        return data
-
-    def check(self, name: str, expected: Mapping[str, int]) -> None:
-        """Compare the size and all bytes of a file with what the index says. Raises CheckpointError."""
-        try:
-            size, checksum = int(self.files.size(self.place(name))), 0
-            if size != expected["bytes"]:
-                raise CheckpointError(
-                    f"{self.address}/{name}: is cut off or foreign (it has {size} bytes, not {expected['bytes']})"
-                )
-            with self.files.open(self.place(name), "rb") as file:
-                while block := file.read(BLOCK):
-                    checksum = zlib.crc32(block, checksum)
-        except OSError as error:
-            raise CheckpointError(f"{self.address}/{name}: is missing or cannot be read ({error})") from error
-        if checksum != expected["crc32"]:
-            raise CheckpointError(f"{self.address}/{name}: is damaged (its checksum is another one)")
-
-    def read_index(self) -> dict[str, Any]:
-        """Read and check the index, which may come from anybody. Raises CheckpointError where it is none."""
-        if not self.files.exists(self.place(INDEX)):
-            raise CheckpointError(f"{self.address}/{INDEX}: is missing: the checkpoint is not complete")
-        try:
-            index = json.loads(self.read(INDEX))
-            _check_index(index)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CheckpointError(f"{self.address}/{INDEX}: is no index of a checkpoint ({error})") from error
-        return dict(index)
+    try:
+        index = folder.read_json(INDEX)
+        _check_index(index)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}: the checkpoint is not complete") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{folder.address}/{INDEX}: is no index of a checkpoint ({error})") from error
+    return dict(index)
 
 
 def _check_index(index: Any) -> None:
@@ -155,7 +100,7 @@ class FolderWriter(StorageWriter):
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """See ``StorageWriter``."""
-        self.folder.files.makedirs(self.folder.path, exist_ok=True)
+        self.folder.make()
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """See ``StorageWriter``."""
@@ -188,7 +133,7 @@ class FolderWriter(StorageWriter):
                 assert isinstance(tensor, Tensor)
                 yield tensor_bytes(tensor)
 
-        written = self.folder.write(self.name, content()) if places else None
+        written = self.folder.write(self.name, content) if places else None
         results = [
             WriteResult(
                 index=item.index,
@@ -203,7 +148,7 @@ class FolderWriter(StorageWriter):
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """See ``StorageWriter``: write what makes the checkpoint complete."""
-        files = {TRAINER_FILE: self.folder.write(TRAINER_FILE, iter([self.trainer_state]))}
+        files = {TRAINER_FILE: self.folder.write(TRAINER_FILE, lambda: iter([self.trainer_state]))}
         tensors: dict[str, Any] = {}
         for result in (result for of_rank in results for result in of_rank):
             about = metadata.state_dict_metadata[result.index.fqn]
@@ -218,7 +163,7 @@ class FolderWriter(StorageWriter):
             )
             entry["parts"].append({"offsets": offset, "sizes": list(chunk.sizes), **place})
         index = {"format": FORMAT, "files": files, "tensors": tensors}
-        self.folder.write(INDEX, iter([json.dumps(index).encode()]))
+        self.folder.write(INDEX, lambda: iter([json.dumps(index).encode()]))
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
@@ -231,7 +176,7 @@ class FolderReader(StorageReader):
 
     Args:
         address: the folder.
-        index: its index, as ``FolderFiles.read_index`` returned it.
+        index: its index, as ``read_index`` returned it.
     """
 
     def __init__(self, address: str, index: Mapping[str, Any]) -> None:
@@ -270,19 +215,25 @@ class FolderReader(StorageReader):
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """See ``StorageReader``."""
-        for item in plan.items:
-            part, dtype = self._find(item.storage_index)
-            data = bytearray(self.folder.read(part["file"], part["start"], part["bytes"]))
-            read = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
-            read = read.reshape(part["sizes"])
-            for axis, (start, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
-                read = read.narrow(axis, start, length)
-            target = planner.resolve_tensor(item).detach()
-            target.copy_(read)
-            planner.commit_tensor(item, target)
+        with ThreadPoolExecutor(READS) as pool:
+            for first in range(0, len(plan.items), READS):
+                items = plan.items[first : first + READS]
+                for item, data in zip(items, pool.map(self._read, items), strict=True):
+                    part, dtype = self._find(item.storage_index)
+                    read = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+                    read = read.reshape(part["sizes"])
+                    for axis, (start, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
+                        read = read.narrow(axis, start, length)
+                    target = planner.resolve_tensor(item).detach()
+                    target.copy_(read)
+                    planner.commit_tensor(item, target)
         done: Future[None] = Future()
         done.set_result(None)
         return done
+
+    def _read(self, item: ReadItem) -> bytearray:
+        part, _ = self._find(item.storage_index)
+        return bytearray(self.folder.read(part["file"], part["start"], part["bytes"]))
 
     def _find(self, index: MetadataIndex) -> tuple[dict[str, Any], torch.dtype]:
         tensor = self.index["tensors"][index.fqn]

@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,14 +18,19 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from vwm.core.process_group import is_distributed, process_rank, rank_count
-from vwm.runs.checkpoint_folder import DTYPES, INDEX, TRAINER_FILE, FolderFiles, FolderReader, FolderWriter
+from vwm.core.remote_files import StoreError
+from vwm.runs.checkpoint_files import INDEX, FolderFiles
+from vwm.runs.checkpoint_folder import DTYPES, TRAINER_FILE, FolderReader, FolderWriter, read_index
 from vwm.runs.checkpoints import CheckpointError
 
+Result = TypeVar("Result")
 TENSOR_PARTS = ("state_dict", "optimizer_states", "callbacks")
 """Parts of a checkpoint whose tensors are written by all processes."""
 MARK = "vwm.tensor"
 """First entry of what stands in the place of a tensor."""
 FOLDER_NAME = re.compile(r"step-(\d{8,})")
+FAILURES = 3
+"""So many saves that fail one after the other end a training."""
 
 
 def take_out_tensors(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -75,34 +80,45 @@ class CheckpointFolders:
         self.keep_every_n_steps = keep_every_n_steps
         self._saving: tuple[int, Future[Any]] | None = None
         self._group: Any = None
+        self._failures = 0
 
     def steps(self) -> list[int]:
-        """Return the steps of all complete checkpoints, in ascending order."""
+        """Return the steps of all complete checkpoints, in ascending order.
+
+        Raises:
+            FileNotFoundError: there is no such bucket.
+            StoreError: the store cannot be reached.
+        """
         place = FolderFiles(self.address)
-        if not place.files.exists(place.path):
-            return []
-        place.files.invalidate_cache()
-        names = (entry.rstrip("/").rpartition("/")[2] for entry in place.files.ls(place.path, detail=False))
-        steps = sorted(int(found[1]) for name in names if (found := FOLDER_NAME.fullmatch(name)))
-        return [step for step in steps if place.files.exists(place.place(f"step-{step:08d}/{INDEX}"))]
+        return [step for step in _step_folders(place) if place.has(f"{_folder_name(step)}/{INDEX}")]
 
     def folder(self, step: int) -> str:
         """Return the address of the folder of a step."""
-        return f"{self.address}/step-{step:08d}"
+        return f"{self.address}/{_folder_name(step)}"
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
         """Begin to save a checkpoint, in all processes; tensors are copied before this returns, and written after it.
 
-        The folder of a step that is already complete is left as it is. A save that is not done yet is waited for.
+        The folder of a step that is already complete is left as it is. A save that is not done yet is waited for. One
+        that failed is printed, and replaced by this one.
 
         Args:
             step: the number of the step.
             state: nested tensors and plain values; tensors may be sharded (``DTensor``).
+
+        Raises:
+            CheckpointError: three saves failed one after the other.
         """
-        self.wait()
-        if process_rank() == 0:
-            self.remove_old()
-        if self._agree(step in self.steps()):
+        if self._saving is None:
+            self._clean_up()  # after a process that was killed before it did
+        try:
+            self.wait()
+        except CheckpointError as error:
+            if self._failures >= FAILURES:
+                raise
+            if process_rank() == 0:
+                print(f"warning: {error}. The training goes on, and saves step {step}", flush=True)
+        if self._agree(process_rank() == 0 and self._is_complete(step)):
             return
         rest, tensors = take_out_tensors(state)
         buffer = io.BytesIO()
@@ -128,26 +144,46 @@ class CheckpointFolders:
         try:
             future.result()
         except CheckpointException as error:  # no Exception, but a BaseException
+            self._failures += 1
             rank, (reason, _) = next(iter(error.failures.items()))
             raise CheckpointError(f"{self.folder(step)}: rank {rank} could not write it ({reason})") from error
+        self._failures = 0
+        self._clean_up()
+
+    def _is_complete(self, step: int) -> bool:
+        """Whether a step is saved; false where the store cannot be asked, which the save will say."""
+        try:
+            return FolderFiles(self.folder(step)).has(INDEX)
+        except StoreError:
+            return False
+
+    def _clean_up(self) -> None:
         if process_rank() == 0:
-            self.remove_old()
+            try:
+                self.remove_old()
+            except OSError as error:
+                print(f"warning: {self.address}: old checkpoints could not be removed ({error})", flush=True)
 
     def remove_old(self) -> None:
         """Remove all but the last complete checkpoints, and what killed processes left incomplete before these."""
-        place, steps = FolderFiles(self.address), self.steps()
-        if not steps:
-            return
+        steps = self.steps()
         kept = {step for step in steps if self.keep_every_n_steps and step % self.keep_every_n_steps == 0}
         kept |= set(steps[-self.keep :])
-        for entry in place.files.ls(place.path, detail=False):
-            found = FOLDER_NAME.fullmatch(entry.rstrip("/").rpartition("/")[2])
-            if found is None or int(found[1]) in kept or int(found[1]) > steps[-1]:
-                continue
-            index = f"{entry.rstrip('/')}/{INDEX}"
-            if place.files.exists(index):
-                place.files.rm(index)  # first, so that what is left is known to be incomplete
-            place.files.rm(entry, recursive=True)
+        for step in _step_folders(FolderFiles(self.address)):
+            if steps and step <= steps[-1] and step not in kept:
+                self._remove(step)
+
+    def remove_later(self, step: int) -> list[int]:
+        """Remove the checkpoints of later steps than this one, complete or not; return their steps."""
+        later = [other for other in _step_folders(FolderFiles(self.address)) if other > step]
+        for other in later:
+            self._remove(other)
+        return later
+
+    def _remove(self, step: int) -> None:
+        place = FolderFiles(self.address)
+        place.remove(f"{_folder_name(step)}/{INDEX}")  # first, so that what is left is known to be incomplete
+        place.remove(_folder_name(step))
 
     def load(self, like: Callable[[str], Tensor | None] = lambda path: None) -> dict[str, Any]:
         """Load the last checkpoint that is whole, in all processes; of damaged ones before, say which file is damaged.
@@ -158,9 +194,10 @@ class CheckpointFolders:
 
         Raises:
             CheckpointError: there is none that is whole.
+            StoreError: the store cannot be reached.
         """
         damaged: list[str] = []
-        for step in reversed(self.steps()):
+        for step in reversed(self._agree(self.steps() if process_rank() == 0 else [])):
             reason = self._verify(step)
             if reason is None:
                 if damaged and process_rank() == 0:
@@ -171,7 +208,7 @@ class CheckpointFolders:
 
     def _load(self, step: int, like: Callable[[str], Tensor | None]) -> dict[str, Any]:
         folder = FolderFiles(self.folder(step))
-        index = folder.read_index()
+        index = read_index(folder)
         try:
             rest = torch.load(io.BytesIO(folder.read(TRAINER_FILE)), map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
@@ -191,21 +228,25 @@ class CheckpointFolders:
 
     def _verify(self, step: int) -> str | None:
         """Compare all bytes with their checksums, each process a share of the files; return what is wrong."""
-        wrong: str | None = None
+        wrong: CheckpointError | StoreError | None = None
         ranks = rank_count()
         folder = FolderFiles(self.folder(step))
         try:
-            index = folder.read_index()
+            index = read_index(folder)
             for number, (name, expected) in enumerate(sorted(index["files"].items())):
                 if number % ranks == process_rank():
                     folder.check(name, expected)
-        except CheckpointError as error:
-            wrong = str(error)
-        everyone: list[str | None] = [wrong]
+        except (CheckpointError, StoreError) as error:
+            wrong = error
+        everyone: list[Any] = [wrong]
         if ranks > 1:
             everyone = [None] * ranks
             dist.all_gather_object(everyone, wrong, group=self._cpu_group())
-        return next((reason for reason in everyone if reason), None)
+        found = [reason for reason in everyone if reason is not None]
+        for reason in found:
+            if isinstance(reason, StoreError):  # the checkpoint may be whole: an older one is not as good
+                raise reason
+        return str(found[0]) if found else None
 
     def _cpu_group(self) -> Any:
         """Return a group of all processes for messages between threads that write; None without processes."""
@@ -213,12 +254,21 @@ class CheckpointFolders:
             self._group = dist.new_group(backend="gloo")
         return self._group
 
-    def _agree(self, value: bool) -> bool:
-        """Return the first process's answer."""
+    def _agree(self, value: Result) -> Result:
+        """Return the first process's value."""
         answer = [value]
         if is_distributed():
             dist.broadcast_object_list(answer, src=0, group=self._cpu_group())
-        return bool(answer[0])
+        return answer[0]
+
+
+def _folder_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _step_folders(place: FolderFiles) -> list[int]:
+    """Return the steps of all checkpoints, those that are not complete included, in ascending order."""
+    return sorted(int(found[1]) for name in place.names() if (found := FOLDER_NAME.fullmatch(name)))
 
 
 def _expect_one_process() -> None:

@@ -10,6 +10,7 @@ from .export import export_run as export_run
 from .fit import FitCLI as FitCLI
 from .global_batch import GlobalBatch as GlobalBatch
 from .live_memory import LiveMemory as LiveMemory
+from .lost_ranks import LostRanks as LostRanks
 from .memory_estimate import MemoryEstimate as MemoryEstimate
 from .memory_estimate import ProcessMesh as ProcessMesh
 from .meta_kernels import MetaKernels as MetaKernels

@@ -14,12 +14,13 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from vwm.core.process_group import is_distributed, rank_count
+from vwm.runs.checkpoint_files import FolderFiles
 from vwm.runs.checkpoint_folders import CheckpointFolders
 from vwm.runs.checkpoints import write_checkpoint
 from vwm.runs.rng_states import restore_rng_states, rng_states
 from vwm.runs.run_folder import RunFolder
 from vwm.runs.stop_signal import StopRequest, announce_stop, requeue_slurm_job
-from vwm.train.resume_points import find_shards, load_resume_point, sharded_states
+from vwm.train.resume_points import find_shards, load_resume_point, remove_later_points, sharded_states
 
 
 class RunCheckpointIO(TorchCheckpointIO):
@@ -100,6 +101,7 @@ class ResumableCheckpoints(Checkpoint):
         self._loop_after_step: dict[str, Any] = {}
         self._seen_step = -1
         self._last_saved_step = -1
+        self._started_at: int | None = None
         self._awaiting_validation: list[Path] = []
 
     @property
@@ -114,6 +116,9 @@ class ResumableCheckpoints(Checkpoint):
         saving it, and communicate inside the handler. Nothing draws random numbers between here and the first batch.
         """
         self._stop.__enter__()
+        self._started_at = trainer.global_step
+        if self.url is not None and trainer.is_global_zero:
+            FolderFiles(self.url).check_writable()
         loop = trainer.fit_loop
         epochs = loop.epoch_progress.total
         if loop.restarted_mid_epoch and epochs.processed == epochs.ready:
@@ -220,6 +225,10 @@ class ResumableCheckpoints(Checkpoint):
 
     def _save(self, trainer: L.Trainer, paths: Sequence[Path]) -> None:
         run = RunFolder(trainer.default_root_dir)
+        if paths and self._started_at is not None:
+            if trainer.is_global_zero:
+                remove_later_points(run, self.url, self._started_at, replaces_file=self.format == "file")
+            self._started_at = None
         if self.format == "folder" and paths:
             self._save_folder(trainer, self.url or str(run.checkpoints))
         else:

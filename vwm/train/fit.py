@@ -39,7 +39,7 @@ from vwm.train.sample_videos import SampleVideos
 from vwm.train.step_progress import StepProgressBar
 from vwm.train.strategies import ShardedStrategy, first_process_builds, make_strategy
 from vwm.train.throughput import Throughput
-from vwm.train.watchdog import Watchdog
+from vwm.train.watchdog import Watchdog, limit_messages
 
 
 class FitCLI(LightningCLI):
@@ -103,6 +103,7 @@ class FitCLI(LightningCLI):
                 kwargs |= {"precision": None, "plugins": [DoublePrecision()]}
         with torch.device("cpu"):
             trainer = super().instantiate_trainer(**kwargs)
+        limit_messages(trainer.strategy, self.config["watchdog"]["timeout"])
         self.throughput = Throughput()
         trainer.callbacks[:0] = [self.throughput, _ConfigWriter(self)]
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:

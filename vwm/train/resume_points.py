@@ -36,6 +36,30 @@ def find_resume_point(run: RunFolder, url: str | None = None) -> str | None:
     return str(run.last_checkpoint)
 
 
+def remove_later_points(run: RunFolder, url: str | None, step: int, replaces_file: bool) -> None:
+    """Remove what a run would resume from and a training did not start from, before the training's first save.
+
+    It started at an earlier step: later checkpoints are damaged, or the run was started again (``--no-resume``).
+
+    Args:
+        run: its folder.
+        url: where its checkpoint folders are, if not there.
+        step: where the training started.
+        replaces_file: whether the save replaces the checkpoint file.
+    """
+    removed = CheckpointFolders(url or str(run.checkpoints)).remove_later(step)
+    if run.last_checkpoint.is_file() and not replaces_file:
+        try:
+            last = int(read_checkpoint(run.last_checkpoint)["global_step"])
+        except CheckpointError:
+            last = step + 1
+        if last > step:
+            run.last_checkpoint.unlink()
+            removed.append(last)
+    if removed:
+        print(f"note: the training started at step {step}: removed checkpoints of steps {sorted(removed)}", flush=True)
+
+
 def load_resume_point(point: str, like: Callable[[str], Tensor | None] = lambda path: None) -> dict[str, Any]:
     """Load what ``find_resume_point`` found, in all processes; a damaged folder is replaced by the one before it.
 

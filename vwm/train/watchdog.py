@@ -10,13 +10,16 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from torch.distributed.constants import default_pg_timeout
 
 from vwm.core.atomic_files import atomic_write_text
 from vwm.runs.run_folder import RunFolder
+from vwm.train.lost_ranks import LostRanks
 
 EXIT_CODE = 75
 """What ranks end with: EX_TEMPFAIL of sysexits.h, try again."""
@@ -33,14 +36,22 @@ class Watchdog(L.Callback):
     loss, or in a message that it alone did not get. A process that does not even answer is named with the last call
     that is known of it. Then all ranks end with exit code 75.
 
+    A rank whose host failed, or was taken away, closes no connection: the others would wait for the whole timeout. They
+    end after ``lost_after`` seconds without progress if a rank has not written its file for half of this time.
+
     Args:
         timeout: seconds without progress, among them the compilation of the first step; 0 disables the watchdog.
+        lost_after: seconds without progress after which a rank that does not answer counts as lost; 0 waits for the
+            timeout. A network file system may show what other hosts write a minute late.
     """
 
-    def __init__(self, timeout: float = 1200.0) -> None:
+    def __init__(self, timeout: float = 1200.0, lost_after: float = 180.0) -> None:
         if not timeout >= 0:
             raise ValueError(f"watchdog.timeout={timeout} must be at least 0 seconds; 0 disables it")
+        if not lost_after >= 0:
+            raise ValueError(f"watchdog.lost_after={lost_after} must be at least 0 seconds; 0 waits for the timeout")
         self.timeout = timeout
+        self.lost_after = min(lost_after or timeout, timeout)
         self._notes = 0
         self._doing = "starting"
         self._noted_at = 0.0
@@ -102,7 +113,8 @@ class Watchdog(L.Callback):
         self._noted_at = time.monotonic()
 
     def _watch(self, folder: Path, rank: int, ranks: int, main_thread: int) -> None:
-        pause = min(self.timeout / 4, 15.0)
+        pause = min(self.timeout / 4, self.lost_after / 8, 15.0)
+        others = LostRanks(folder, ranks, self.lost_after)
         slept_from = time.monotonic()
         while not self._end.wait(pause):
             now = time.monotonic()
@@ -110,12 +122,14 @@ class Watchdog(L.Callback):
                 self._noted_at = now  # the whole process was stopped, or had no processor
             slept_from = now
             self._write(folder, rank, main_thread)
-            if now - self._noted_at > self.timeout:
+            idle = now - self._noted_at
+            lost = others.find(idle)
+            if idle > self.timeout or lost:
                 # Those that it waits for answer meanwhile, or are known not to.
                 if self._end.wait(2 * pause):
                     return
                 self._write(folder, rank, main_thread)
-                report_hang(folder, ranks, rank, self.timeout, fresh_after=time.time() - 3 * pause - 1)
+                report_hang(folder, ranks, rank, round(idle), fresh_after=time.time() - 3 * pause - 1)
                 os._exit(EXIT_CODE)
 
     def _write(self, folder: Path, rank: int, main_thread: int) -> None:
@@ -136,14 +150,28 @@ class Watchdog(L.Callback):
         atomic_write_text(folder / f"{rank}.json", json.dumps(progress))
 
 
-def report_hang(folder: Path, ranks: int, rank: int, timeout: float, fresh_after: float) -> None:
+def limit_messages(strategy: Any, timeout: float) -> None:
+    """Let messages between ranks fail a minute after the watchdog would have ended them.
+
+    Among them are those by which ranks find each other at the start, before the watchdog watches. torch's own limit of
+    30 minutes stays where the watchdog is disabled, and a limit that a config gives its strategy stays.
+
+    Args:
+        strategy: of the trainer.
+        timeout: of the watchdog, in seconds.
+    """
+    if timeout and getattr(strategy, "_timeout", None) == default_pg_timeout:
+        strategy._timeout = timedelta(seconds=timeout + 60)
+
+
+def report_hang(folder: Path, ranks: int, rank: int, seconds: float, fresh_after: float) -> None:
     """Print which rank all wait for; the first rank that still answers does so for all.
 
     Args:
         folder: of the files of all ranks.
         ranks: how many there are.
         rank: this one.
-        timeout: seconds without progress.
+        seconds: without progress.
         fresh_after: time in seconds of the epoch: a rank that has not written since then does not answer.
     """
     everyone: dict[int, Progress] = {}
@@ -152,17 +180,17 @@ def report_hang(folder: Path, ranks: int, rank: int, timeout: float, fresh_after
         everyone[number] = json.loads(path.read_text()) if path.is_file() else {"rank": number, "notes": -1}
     answering = [number for number, progress in everyone.items() if progress.get("written", 0) >= fresh_after]
     if rank == min(answering, default=rank):
-        text = describe_hang(everyone, answering, timeout)
+        text = describe_hang(everyone, answering, seconds)
         atomic_write_text(folder / "hang.txt", text)
         print(text, file=sys.stderr, flush=True)
 
 
-def describe_hang(everyone: Mapping[int, Progress], answering: Sequence[int], timeout: float) -> str:
+def describe_hang(everyone: Mapping[int, Progress], answering: Sequence[int], seconds: float) -> str:
     """Say which ranks are behind the others or do not answer, at which step and in which call they are."""
     silent = [number for number in everyone if number not in answering]
     behind = min(progress["notes"] for progress in everyone.values())
     late = silent or [n for n, progress in everyone.items() if progress["notes"] == behind]
-    lines = [f"watchdog: no progress for {timeout:g} seconds"]
+    lines = [f"watchdog: no progress for {seconds:g} seconds"]
     if len(late) == len(everyone):
         lines.append("all ranks are equally far: the network between them, or what all of them call, hangs")
     for number in late:
@@ -170,6 +198,9 @@ def describe_hang(everyone: Mapping[int, Progress], answering: Sequence[int], ti
     waiting = {n: progress for n, progress in everyone.items() if n not in late}
     for number, progress in waiting.items():
         lines.append(f"rank {number} waits at step {progress['step']}, {progress['doing']}, in {_call(progress)}")
+    hosts = {progress["host"] for progress in everyone.values() if "host" in progress}
+    if len(hosts) > 1 and not silent:
+        lines.append(f"where all these calls are messages between ranks, look at the network of the {len(hosts)} hosts")
     stacks = [f"stack of rank {n}:\n{''.join(everyone[n].get('stack', []))}" for n in late[:4]]
     return "\n".join([*lines, *stacks, f"all ranks end with exit code {EXIT_CODE}; the same command continues"])
 

@@ -1,4 +1,4 @@
-"""Read files of object stores and web servers (fsspec addresses such as ``s3://``), with retries and named errors.
+"""Reach files of object stores and web servers (fsspec addresses such as ``s3://``), with retries and named errors.
 
 What may pass by itself (errors 5xx, 408 and 429, lost or stalled connections, bodies that are too short or are not what
 was written) is tried again, with waits that double. What does not (no such object or bucket, refused credentials, an
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 class StoreError(OSError):
-    """A file of a store could not be read, in spite of retries."""
+    """A file of a store could not be read or written, in spite of retries."""
 
 
 class ChangedShardError(StoreError):
@@ -68,13 +68,14 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
-def retry(address: str, what: str, read: Callable[[], Result]) -> Result:
-    """Call ``read`` until it succeeds.
+def retry(address: str, what: str, attempt_it: Callable[[], Result], verb: str = "read") -> Result:
+    """Call ``attempt_it`` until it succeeds.
 
     Args:
         address: of the file, for errors.
         what: what is read, for errors: ``bytes 0 to 100``.
-        read: the attempt.
+        attempt_it: the attempt.
+        verb: what is attempted, for errors: ``read`` or ``written``.
 
     Raises:
         FileNotFoundError: there is no such file, folder or bucket.
@@ -84,7 +85,7 @@ def retry(address: str, what: str, read: Callable[[], Result]) -> Result:
     error: Exception
     for attempt in range(policy.attempts):
         try:
-            return read()
+            return attempt_it()
         except ChangedShardError:
             raise
         except Exception as raised:
@@ -99,7 +100,7 @@ def retry(address: str, what: str, read: Callable[[], Result]) -> Result:
             seconds = time.monotonic() - began
             if attempt + 1 == policy.attempts or seconds > policy.patience:
                 raise StoreError(
-                    f"{address}: {what} could not be read in {attempt + 1} attempts over {seconds:.0f} s; the last "
+                    f"{address}: {what} could not be {verb} in {attempt + 1} attempts over {seconds:.0f} s; the last "
                     f"error: {describe_error(error)}. A run that is started again resumes where it was"
                 ) from error
         time.sleep(policy.wait(attempt))
