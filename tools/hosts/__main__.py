@@ -1,7 +1,7 @@
 """Train one run on two hosts whose network and machines fail, and compare it with an undisturbed one.
 
     python tools/hosts                   # as root
-    python tools/hosts --store tcp       # the rendezvous is a port of host-a instead of a file
+    python tools/hosts --store tcp       # the agents meet at a port of host-a instead of in a file
 
 The hosts are network namespaces with names and addresses of their own. Their packets go through TUN devices and a relay
 that delays and loses them (``link.py``), since many kernels lack ``tc netem``. On each host runs an agent of torchrun
@@ -99,11 +99,8 @@ class TwoHosts:
         self.disturb("network parted until the watchdog acts", lambda: self.part(self.await_watchdog), 2, steps)
         self.disturb("host-b fails", self.hosts["host-b"].fail, 1, steps)
         self.disturb("host-b comes back", lambda: self.start("host-b"), 2, steps)
-        if self.store == "tcp":
-            self.disturb("host-a, the host of the rendezvous, fails for 60 s", self.restart_host_a, 2, steps)
-        else:
-            self.disturb("host-a, the host of rank 0, fails", self.hosts["host-a"].fail, 1, steps)
-            self.disturb("host-a comes back", lambda: self.start("host-a"), 2, steps)
+        self.disturb("host-a, the host of rank 0, fails", self.hosts["host-a"].fail, 1, steps)
+        self.disturb("host-a comes back", lambda: self.start("host-a"), 2, steps)
         set_limit(self.run, 10**9)
         for name, agent in self.agents.items():
             if agent.wait() != 0:
@@ -159,12 +156,6 @@ class TwoHosts:
         """Start the run."""
         for name in self.hosts:
             self.start(name)
-
-    def restart_host_a(self) -> None:
-        """Fail host-a for a minute."""
-        self.hosts["host-a"].fail()
-        time.sleep(60)
-        self.start("host-a")
 
     def part(self, wait: Callable[[], object]) -> None:
         """Part the network until a wait ends."""
