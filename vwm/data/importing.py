@@ -29,10 +29,11 @@ from vwm.data.shards import ShardWriter
 from vwm.data.video_episodes import resize_and_crop
 from vwm.data.workers import run_jobs
 
-ImportKind = Literal["lerobot", "hdf5", "npz"]
+ImportKind = Literal["lerobot", "minari", "hdf5", "npz"]
 
 _SOURCES = {
     "lerobot": "vwm.data.importers.lerobot:LeRobotSource",
+    "minari": "vwm.data.importers.minari:MinariSource",
     "hdf5": "vwm.data.importers.hdf5:Hdf5Source",
     "npz": "vwm.data.importers.npz:NpzSource",
 }
@@ -58,8 +59,8 @@ def import_dataset(
     out and listed.
 
     Args:
-        kind: format of the data set: lerobot (versions 2.0 to 3.0), hdf5 (a file of robomimic's or D4RL's layout), npz
-            (a file, or a folder of files, with arrays of frames, actions, rewards and ends).
+        kind: format of the data set: lerobot (versions 2.0 to 3.0), minari (stored as HDF5), hdf5 (a file of
+            robomimic's or D4RL's layout), npz (a file or a folder of files of frames, actions, rewards, ends).
         source: folder or file of the data set.
         out: folder for the shards.
         cameras: cameras whose pictures are put side by side; may be left out where there is one.

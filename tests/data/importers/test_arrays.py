@@ -1,4 +1,4 @@
-"""Files of robomimic's and D4RL's layout, written by h5py, and NumPy files as recorders write them.
+"""Files of robomimic's and D4RL's layout, written by h5py, NumPy files, and a data set that Minari 0.5.4 wrote.
 
 Frame t of episode e is grey 20 e + 10 t + 30, its state is (e, t), and its action (t / 10, -e).
 """
@@ -100,6 +100,20 @@ def test_a_folder_of_numpy_files(tmp_path: Path) -> None:
     write_npz(tmp_path / "npz")
     import_dataset("npz", tmp_path / "npz", tmp_path / "out", workers=0)
     check(tmp_path / "out", [False, True])
+
+
+def test_a_data_set_of_minari_keeps_the_bounds_of_its_action_space(tmp_path: Path) -> None:
+    import_dataset("minari", Path(__file__).parent / "minari", tmp_path / "out", fps=30, workers=0)
+    found = read_shards(tmp_path / "out")
+    assert [(meta["terminated"], meta["truncated"]) for _, meta in found] == [(False, True), (True, False)]
+    for number, (arrays, meta) in enumerate(found):
+        expected = episode(number, LENGTHS[number])
+        np.testing.assert_array_equal(arrays["frames"], expected["frames"])
+        np.testing.assert_array_equal(arrays["state"], expected["states"])
+        np.testing.assert_array_equal(arrays["rewards"], expected["rewards"])
+        assert (meta["action_low"], meta["action_high"], meta["fps"]) == ([-40, -2], [40, 2], 30)
+        # It was recorded with the action (5 t, -e).
+        np.testing.assert_allclose(arrays["actions"], expected["actions"] * [50 / 40, 1 / 2], atol=1e-6)
 
 
 def test_actions_beyond_one_are_scaled_by_their_extremes_and_whole_numbers_stay(tmp_path: Path) -> None:

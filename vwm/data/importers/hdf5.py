@@ -44,10 +44,9 @@ class Hdf5Source(EpisodeSource):
             self.file = h5py.File(path)
         except OSError as error:
             raise ValueError(f"{path}: is no HDF5 file, or a damaged one ({error})") from error
-        groups = self.file.get("data")
-        self.groups: dict[str, Any] = {}
-        if isinstance(groups, h5py.Group):
-            self.groups = {name: groups[name] for name in sorted(groups, key=_number) if "actions" in groups[name]}
+        groups = self.file.get("data") if isinstance(self.file.get("data"), h5py.Group) else self.file
+        episodes = [n for n in groups if isinstance(groups[n], h5py.Group) and "actions" in groups[n]]
+        self.groups: dict[str, Any] = {name: groups[name] for name in sorted(episodes, key=_number)}
         first = next(iter(self.groups.values()), self.file)
         self.cameras = find_cameras(_arrays(first))
         self.meta, self.fps = _describe(groups.attrs if self.groups else {})
