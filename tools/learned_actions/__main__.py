@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 import vwm
@@ -71,8 +72,8 @@ def print_codes(name: str, codes: Tensor, keys: Tensor, shifts: Tensor, count: i
 
 
 @torch.no_grad()
-def measure_world(bundle: str, recording: str, clips: int, starts: int, steps: int) -> None:
-    """Print what the codes of a world are in a recording, and what each does when it is held."""
+def measure_world(bundle: str, recording: str, clips: int, starts: int, steps: int, strip: str | None) -> None:
+    """Print what the codes of a world are in a recording, and what each does when it is held; ``strip``: a picture."""
     world = vwm.load(bundle)
     sample = read_eval_clips(
         vwm.open_clips(recording, 12, fields=("frames", "actions")), clips, world.spec.context.image_size
@@ -83,28 +84,45 @@ def measure_world(bundle: str, recording: str, clips: int, starts: int, steps: i
     count = world.num_latent_actions
     print_codes(bundle, codes.flatten(), key_of_action(sample.actions[:, :-1]).flatten(), shifts, count)
     context = world.spec.context_frames
-    for code in range(count):
-        state, frame = world.reset(
-            sample.frames[:starts, :context], torch.arange(starts), codes[:starts, : context - 1]
-        )
-        moved = []
-        for _ in range(steps):
-            state, output = world.step(state, torch.full((starts,), code))
-            moved.append(view_shifts(frame.cpu(), output.frame.cpu()))
-            frame = output.frame
-        mean, deviation = (f(torch.stack(moved).sum(dim=0)).tolist() for f in (_mean, _deviation))
+    starts = min(starts, len(codes))
+    held = [hold_action(world, sample.frames[:starts, :context], codes[:starts, : context - 1], code, steps)
+            for code in range(count)]  # fmt: skip
+    paths = torch.stack([view_paths(frames) for frames in held])
+    for name, path in zip(world.spec.actions.names, paths, strict=True):
+        mean, deviation = path[:, -1].mean(dim=0).tolist(), path[:, -1].std(dim=0).tolist()
         print(
-            f"  {code} held for {steps} steps: right {mean[0]:+.1f} (deviation {deviation[0]:.1f}), up {mean[1]:+.1f} "
-            f"({deviation[1]:.1f}) px"
+            f"  {name} held for {steps} steps: right {mean[0]:+.1f} (deviation {deviation[0]:.1f}), up {mean[1]:+.1f} "
+            f"({deviation[1]:.1f}) px, at most {path[..., 1].amax(dim=1).clamp(min=0).mean():+.1f} on the way"
         )
+    print_order(world.spec.actions.names, paths[:, :, -1, 0])
+    if strip is not None:
+        rows = [frames[0] for frames in held]
+        Image.fromarray(torch.cat([torch.cat(list(row), dim=1) for row in rows]).numpy()).save(strip)
 
 
-def _mean(x: Tensor) -> Tensor:
-    return x.mean(dim=0)
+def hold_action(world: Any, frames: Tensor, codes: Tensor, code: int, steps: int) -> Tensor:
+    """Hold an action after shown frames, [n, c, h, w, 3]: the frames from the last of them, [n, 1 + steps, ...]."""
+    count = len(frames)
+    state, frame = world.reset(frames, torch.arange(count), codes)
+    shown = [frame.cpu()]
+    for _ in range(steps):
+        state, output = world.step(state, torch.full((count,), code))
+        shown.append(output.frame.cpu())
+    return torch.stack(shown, dim=1)
 
 
-def _deviation(x: Tensor) -> Tensor:
-    return x.std(dim=0)
+def view_paths(frames: Tensor) -> Tensor:
+    """Where the view went in clips, uint8 [n, t, h, w, 3]: (right, up) of its start in pixels, float [n, t-1, 2]."""
+    before, after = frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)
+    return view_shifts(before, after).unflatten(0, (len(frames), -1)).cumsum(dim=1)
+
+
+def print_order(names: tuple[str, ...], right: Tensor) -> None:
+    """Print in how many of the starts right leads further right than left: float [actions, n]."""
+    sides = dict(zip(names, right, strict=True))
+    if {"left", "right"} <= sides.keys():
+        ahead, behind = (int(x.sum()) for x in (sides["right"] > sides["left"], sides["right"] < sides["left"]))
+        print(f"  right ends right of left from {ahead} of {right.shape[1]} starts, left of it from {behind}")
 
 
 def read_batch(dataset: Any, number: int) -> ClipBatch:
@@ -190,6 +208,7 @@ def main() -> None:
     world.add_argument("--clips", type=int, default=64)
     world.add_argument("--starts", type=int, default=16)
     world.add_argument("--steps", type=int, default=10)
+    world.add_argument("--strip", help="picture to write: a row per action, held from the first start")
     train = commands.add_parser("train", help="compare recipes of the latent action model")
     train.add_argument("recording")
     train.add_argument("--steps", type=int, default=500)
@@ -199,7 +218,7 @@ def main() -> None:
     limit.add_argument("--frames", type=int, default=160)
     options = parser.parse_args()
     if options.command == "world":
-        measure_world(options.bundle, options.recording, options.clips, options.starts, options.steps)
+        measure_world(options.bundle, options.recording, options.clips, options.starts, options.steps, options.strip)
     elif options.command == "train":
         compare_recipes(options.recording, options.steps)
     else:
