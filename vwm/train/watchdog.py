@@ -129,7 +129,7 @@ class Watchdog(L.Callback):
                 if self._end.wait(2 * pause):
                     return
                 self._write(folder, rank, main_thread)
-                report_hang(folder, ranks, rank, round(idle), fresh_after=time.time() - 3 * pause - 1)
+                report_hang(folder, ranks, rank, round(idle), seen_within=3 * pause + 1)
                 os._exit(EXIT_CODE)
 
     def _write(self, folder: Path, rank: int, main_thread: int) -> None:
@@ -164,16 +164,19 @@ def limit_messages(strategy: Any, timeout: float) -> None:
         strategy._timeout = timedelta(seconds=timeout + 60)
 
 
-def report_hang(folder: Path, ranks: int, rank: int, seconds: float, fresh_after: float) -> None:
-    """Print which rank all wait for; the first rank that still answers does so for all.
+def report_hang(folder: Path, ranks: int, rank: int, seconds: float, seen_within: float) -> None:
+    """Print which rank all wait for; the first rank that still answers does so for all, and the others wait for it.
+
+    Whatever started the ranks may kill them as soon as one of them ends.
 
     Args:
         folder: of the files of all ranks.
         ranks: how many there are.
         rank: this one.
         seconds: without progress.
-        fresh_after: time in seconds of the epoch: a rank that has not written since then does not answer.
+        seen_within: a rank that has not written for so many seconds does not answer. The others wait as long.
     """
+    fresh_after, report = time.time() - seen_within, folder / "hang.txt"
     everyone: dict[int, Progress] = {}
     for number in range(ranks):
         path = folder / f"{number}.json"
@@ -181,8 +184,16 @@ def report_hang(folder: Path, ranks: int, rank: int, seconds: float, fresh_after
     answering = [number for number, progress in everyone.items() if progress.get("written", 0) >= fresh_after]
     if rank == min(answering, default=rank):
         text = describe_hang(everyone, answering, seconds)
-        atomic_write_text(folder / "hang.txt", text)
         print(text, file=sys.stderr, flush=True)
+        atomic_write_text(report, text)
+        return
+    waits_until = time.monotonic() + seen_within
+    while not _is_written_since(report, fresh_after) and time.monotonic() < waits_until:
+        time.sleep(0.1)
+
+
+def _is_written_since(path: Path, epoch: float) -> bool:
+    return path.is_file() and path.stat().st_mtime >= epoch
 
 
 def describe_hang(everyone: Mapping[int, Progress], answering: Sequence[int], seconds: float) -> str:

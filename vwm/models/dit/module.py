@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vwm.core.bundle_folder import find_folder
-from vwm.core.components import COMPONENT_CONFIG_FILE, load_pretrained_weights, read_component_config
+from vwm.core.components import copy_weights, load_component, load_pretrained_weights
 from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.core.seeds import world_seeds
 from vwm.core.tokenizer import VideoTokenizer
@@ -123,11 +123,11 @@ class DiTModule(TrainingModule):
     def _load_pretrained_dynamics(self, folder: Path) -> None:
         """Initialize the dynamics; over latents of another number of frames, what reads and writes them begins anew."""
         new, settings = ["agents"], list(SETTINGS_THAT_MAY_DIFFER)
-        saved = read_component_config(folder / COMPONENT_CONFIG_FILE)
-        if saved.get("frames_per_latent") != self.dynamics.frames_per_latent:
+        saved = load_component(folder, type(self.dynamics))
+        if saved.frames_per_latent != self.dynamics.frames_per_latent:
             new += ["embed.", "head.", "pool_actions."]
             settings += ["frames_per_latent", "channels", "action_pooling"]
-        load_pretrained_weights(self.dynamics, folder, new=new, settings=settings)
+        copy_weights(self.dynamics, saved, str(folder), new, settings)
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of a batch, and what to log."""
