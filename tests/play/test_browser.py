@@ -242,6 +242,22 @@ def test_each_key_press_while_paused_is_one_step_and_undo_is_exact(open_world: C
         assert np.array_equal(pixels(page), frames[number])
 
 
+def test_the_keys_of_up_jump_where_no_action_goes_up(open_world: Callable[..., Page], world: Any) -> None:
+    choose = """([names, held]) => import(new URL("keys.js", document.querySelector("script[src]").src))
+        .then(({ bind, chosen }) => chosen(bind(names, names.indexOf("none")), new Set(held))?.name)"""
+    page = open_world(world)
+    runner = ["left", "left jump", "none", "jump", "right", "right jump"]
+    for held, action in (
+        (["Space"], "jump"),
+        (["ArrowUp"], "jump"),
+        (["KeyA", "KeyW"], "left jump"),
+        (["ArrowRight"], "right"),
+    ):
+        assert page.evaluate(choose, [runner, held]) == action
+    assert page.evaluate(choose, [["up", "jump", "none"], ["ArrowUp"]]) == "up"
+    assert page.evaluate(choose, [["up", "jump", "none"], ["Space"]]) == "jump"
+
+
 def test_two_keys_combine_to_a_diagonal_action(open_world: Callable[..., Page], world: Any) -> None:
     page = open_world(world)
     page.keyboard.down("ArrowLeft")

@@ -7,7 +7,7 @@ export const COMMANDS = { KeyP: "pause", Period: "single", KeyZ: "undo", Backspa
 
 const PARTS = {
   LEFT: ["ArrowLeft", "KeyA"], RIGHT: ["ArrowRight", "KeyD"], UP: ["ArrowUp", "KeyW"], DOWN: ["ArrowDown", "KeyS"],
-  JUMP: ["Space"], FIRE: ["Space"], SHOOT: ["Space"], ATTACK: ["Space"],
+  JUMP: ["Space", "ArrowUp", "KeyW"], FIRE: ["Space"], SHOOT: ["Space"], ATTACK: ["Space"],
 };
 const SYMBOLS = { LEFT: "←", RIGHT: "→", UP: "↑", DOWN: "↓" };
 const NAMES = { Space: "space", ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓" };
@@ -33,7 +33,8 @@ export function bind(names, idle) {
     return parts && !known.has(sum) && known.add(sum) ? parts : null;
   });
   const letters = new Set(parted.flat().filter((part) => part?.length === 1).map((part) => `Key${part}`));
-  const keysOf = (part) => (part.length === 1 ? [`Key${part}`] : PARTS[part].filter((key) => !letters.has(key)));
+  const isFree = (key, part) => !letters.has(key) && !(part === "JUMP" && PARTS.UP.includes(key) && parted.flat().includes("UP"));
+  const keysOf = (part) => (part.length === 1 ? [`Key${part}`] : PARTS[part].filter((key) => isFree(key, part)));
   const taken = new Set([...Object.keys(COMMANDS), ...parted.flat().filter(Boolean).flatMap(keysOf)]);
   const free = FALLBACK.filter((key) => !taken.has(key));
   return names.map((name, index) => {
