@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vwm.data.importers.named_arrays import (
     ACTIONS,
@@ -73,16 +78,52 @@ class NpzSource(EpisodeSource):
             bounds += [] if found is None else [found]
         return ActionBounds.join(bounds) if bounds else None
 
-    def _parts(self, arrays: dict[str, Any]) -> list[slice]:
+    def _parts(self, arrays: Mapping[str, Any]) -> list[slice]:
         missing = [camera for camera in self.cameras if camera not in arrays]
         if missing or not self.cameras:
             raise ValueError(f"has no pictures{f' named {missing[0]}' if missing else ''}")
         return find_episode_ranges(arrays, self.cameras[0])
 
 
-def _load(file: Path) -> dict[str, Any]:
+class _StoredArray:
+    """An array of a file, of which only the header is read until its values are used.
+
+    Args:
+        file: the ``.npz`` file.
+        name: of the array.
+    """
+
+    def __init__(self, file: Path, name: str) -> None:
+        self.file = file
+        self.name = name
+        with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as member:
+            version = np.lib.format.read_magic(member)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            self.shape, _, self.dtype = read(member)  # type: ignore[no-untyped-call]
+        self.ndim = len(self.shape)
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._values[key]
+
+    @functools.cached_property
+    def _values(self) -> NDArray[Any]:
+        with _named_errors(self.file), np.load(self.file, allow_pickle=False) as arrays:
+            values: NDArray[Any] = arrays[self.name]
+            return values
+
+
+def _load(file: Path) -> dict[str, _StoredArray]:
+    with _named_errors(file), zipfile.ZipFile(file) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+        return {name: _StoredArray(file, name) for name in names}
+
+
+@contextlib.contextmanager
+def _named_errors(file: Path) -> Iterator[None]:
     try:
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        yield
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{file}: cannot be read as NumPy arrays ({error})") from error
