@@ -6,11 +6,10 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from vwm.core.atomic_files import atomic_write_text
-from vwm.core.json_files import read_json_object
 from vwm.data.shard_index import is_shard_complete
+from vwm.data.shard_manifest import read_manifest
 
 IMPORT_MANIFEST = "import.json"
 
@@ -86,24 +85,7 @@ def _load_manifest(out: Path, settings: ImportSettings) -> list[ImportShard]:
         if any(True for _ in out.glob("*.tar")):
             raise ValueError(f"{out}: has shards that `vwm import` did not write. Choose another folder.")
         return []
-    found = read_json_object(path)
-    expected: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
-    earlier = found.get("settings")
-    if not isinstance(earlier, dict):
-        raise ValueError(f"{path}: `vwm import` did not write this file. Choose another folder.")
-    changes = [
-        f"{key} was {earlier.get(key)!r} and is now {value!r}"
-        for key, value in expected.items()
-        if earlier.get(key) != value
-    ]
-    if changes:
-        raise ValueError(
-            f"{path}: these shards were made with other settings ({', '.join(changes)}). Choose another folder."
-        )
-    try:
-        shards = [ImportShard(**shard) for shard in found["shards"]]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: `vwm import` did not write this file ({error}). Choose another folder.") from error
+    shards = read_manifest(path, settings, "vwm import", ImportShard)
     for shard in shards:  # what could not be read is tried again
         shard.done &= not shard.skipped and is_shard_complete(out / shard.name)
     return shards

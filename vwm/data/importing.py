@@ -18,13 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vwm.core.atomic_files import remove_folder_leftovers
-from vwm.core.command_output import format_count, format_training, print_output, progress_bar
+from vwm.core.command_output import format_count, format_training, print_output
 from vwm.core.folder_lock import lock_folder
 from vwm.core.limits import MAX_FPS
 from vwm.data.episode import Episode
 from vwm.data.frame_size import choose_frame_size
 from vwm.data.import_manifest import ImportSettings, ImportShard, plan_shards, save_import_manifest
 from vwm.data.importers.source import ActionBounds, EpisodeSource, SourceEpisode
+from vwm.data.shard_manifest import map_shards
 from vwm.data.shards import ShardWriter
 from vwm.data.video_episodes import resize_and_crop
 from vwm.data.workers import run_jobs
@@ -84,7 +85,12 @@ def import_dataset(
         remove_folder_leftovers(out)
         shards = plan_shards(out, settings, opened.episode_names())
         new = [i for i, shard in enumerate(shards) if not shard.done]
-        _write_shards(out, settings, bounds, shards, [shards[i] for i in new], workers)
+        save = functools.partial(save_import_manifest, out, settings, shards)
+        save()
+        work = functools.partial(_import_shard, settings, out, bounds)
+        run = functools.partial(run_jobs, workers=workers)
+        pending = [shards[i] for i in new]
+        map_shards(shards, pending, work, run, save, lambda shard: len(shard.sources), "episode", "import")
     skipped = {name: reason for shard in shards for name, reason in shard.skipped.items()}
     if skipped:
         print(f"skipped ({len(skipped)}):")
@@ -152,27 +158,6 @@ def _choose_cameras(opened: EpisodeSource, wanted: tuple[str, ...], source: Path
     return tuple(chosen)
 
 
-def _write_shards(
-    out: Path,
-    settings: ImportSettings,
-    bounds: ActionBounds | None,
-    shards: list[ImportShard],
-    pending: list[ImportShard],
-    workers: int,
-) -> None:
-    """Write the pending shards, and replace them in the list by what became of them."""
-    places = {shard.name: i for i, shard in enumerate(shards)}
-    save_import_manifest(out, settings, shards)
-    with (
-        contextlib.ExitStack() as at_end,
-        progress_bar(total=sum(len(s.sources) for s in pending), unit="episode", desc="import") as bar,
-    ):
-        at_end.callback(save_import_manifest, out, settings, shards)
-        for shard, finished in run_jobs(functools.partial(_import_shard, settings, out, bounds), pending, workers):
-            shards[places[shard.name]] = finished
-            bar.update(len(shard.sources))
-
-
 def _import_shard(settings: ImportSettings, out: Path, bounds: ActionBounds | None, shard: ImportShard) -> ImportShard:
     """Write a shard; nothing is written where none of its episodes can be read."""
     result = ImportShard(shard.name, shard.sources, done=True)
@@ -225,9 +210,8 @@ def _cut(
     frames: NDArray[np.uint8], values: dict[str, Any], terminated: bool, meta: dict[str, Any], start: int, length: int
 ) -> Episode:
     piece = slice(start, start + length)
-    is_last = start + length >= len(frames) - 1  # a single frame that is left over is dropped
     actions, rewards, state = (values[name] for name in ("actions", "rewards", "state"))
-    ends = is_last and terminated and start + length >= len(frames)
+    ends = terminated and start + length >= len(frames)
     return Episode(
         frames[piece],
         actions=None if actions is None else actions[piece],

@@ -7,7 +7,6 @@ files get new shards, and a shard is written again if one of its files has chang
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import shutil
 import time
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vwm.core.atomic_files import remove_folder_leftovers
-from vwm.core.command_output import progress_bar
 from vwm.core.folder_lock import lock_folder
 from vwm.data.clip_models import ClipModel, forget_clip_models
 from vwm.data.clip_tables import CLIP_TABLES, remove_stale_tables
@@ -33,10 +31,8 @@ from vwm.data.ingest_manifest import (
     was_interrupted,
 )
 from vwm.data.ray_jobs import run_ray_jobs
+from vwm.data.shard_manifest import map_shards
 from vwm.data.workers import JobRunner, run_jobs
-
-SAVE_SECONDS = 5.0
-"""Time between two writes of the manifest, which lists all videos."""
 
 
 class IngestEngine(NamedTuple):
@@ -155,18 +151,6 @@ def _map_shards(
     function: Callable[[IngestShard], IngestShard],
     run: JobRunner,
 ) -> None:
-    """Replace pending shards by what the function returns, and save the manifest from time to time."""
-    pending = [s for s in shards if is_pending(s)]
-    places = {shard.name: i for i, shard in enumerate(shards)}
-    saved = time.monotonic()
-    with (
-        contextlib.ExitStack() as at_end,
-        progress_bar(total=sum(len(s.files) for s in pending), unit="video", desc="ingest") as bar,
-    ):
-        at_end.callback(save_manifest, out, settings, shards)
-        for shard, finished in run(function, pending):
-            shards[places[shard.name]] = finished
-            if time.monotonic() - saved > SAVE_SECONDS:  # a killed process writes again what the manifest lacks
-                save_manifest(out, settings, shards)
-                saved = time.monotonic()
-            bar.update(len(shard.files))
+    save = functools.partial(save_manifest, out, settings, shards)
+    pending = [shard for shard in shards if is_pending(shard)]
+    map_shards(shards, pending, function, run, save, lambda shard: len(shard.files), "video", "ingest")

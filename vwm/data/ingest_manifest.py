@@ -15,6 +15,7 @@ from vwm.data.action_files import action_file_paths
 from vwm.data.clip_tables import CLIP_TABLES, clip_table_path
 from vwm.data.curation.filters import CurationSettings
 from vwm.data.shard_index import is_shard_complete
+from vwm.data.shard_manifest import read_manifest
 from vwm.data.video_formats import VIDEO_EXTENSIONS
 
 INGEST_MANIFEST = "ingest.json"
@@ -202,22 +203,7 @@ def load_manifest(out: Path, settings: IngestSettings) -> list[IngestShard]:
         raise ValueError(
             f"{out}: has shards but no {INGEST_MANIFEST}: `vwm ingest` did not write them. Choose another folder."
         )
-    found = read_json_object(path)
-    expected, earlier = json.loads(json.dumps(asdict(settings))), found.get("settings")
-    if not isinstance(earlier, dict):
-        raise ValueError(f"{path}: settings are missing: `vwm ingest` did not write this file. Choose another folder.")
-    earlier = {"curation": None, "models": {}} | earlier  # of earlier versions
-    if earlier != expected:
-        changes = ", ".join(
-            f"{key} was {earlier.get(key)!r} and is now {expected[key]!r}"
-            for key in expected
-            if earlier.get(key) != expected[key]
-        )
-        raise ValueError(f"{path}: these shards were made with other settings ({changes}). Choose another folder.")
-    try:
-        shards = [IngestShard(**s) for s in found["shards"]]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: `vwm ingest` did not write this file ({error}). Choose another folder.") from error
+    shards = read_manifest(path, settings, "vwm ingest", IngestShard, earlier_defaults={"curation": None, "models": {}})
     for shard in shards:
         if settings.curation is not None and not clip_table_path(out, shard.name).is_file():
             shard.done = shard.decoded = False
