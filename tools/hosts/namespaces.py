@@ -71,7 +71,7 @@ class Host:
         return process
 
     def fail(self) -> None:
-        """Lose the host at once, as by a power failure: nobody is told, and nothing is closed."""
+        """Lose the host at once, as by a power failure: no other host is told, and no connection is closed."""
         self.relay.detach(self.address)
         os.close(self._device)  # the device goes with it: no kernel sends a last word
         self.is_up = False

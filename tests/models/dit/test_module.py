@@ -342,7 +342,7 @@ def test_pretrained_weights_are_loaded(tmp_path):
 
 
 def test_a_pretrained_network_goes_on_over_latents_of_several_frames(tmp_path):
-    """What reads and writes latents begins anew; the rest is that of the world over single frames."""
+    """Input and output layers are initialized randomly; the rest is that of the world over single frames."""
     save_component(world := network(), tmp_path / "dynamics")
     tokenizer = compressing_autoencoder()
     mine = network(seed=9, channels=4, frames_per_latent=2)

@@ -61,8 +61,8 @@ class DiTModule(TrainingModule):
         pretrained: a bundle, or a folder with a ``dynamics``, whose weights initialize the network, and those of its
             heads ``outcomes`` where it has some (not with agent tokens, which those heads did not read). Except for
             agent tokens, all weights must be there, and the settings equal but ``SETTINGS_THAT_MAY_DIFFER``; over
-            latents of another number of frames, the layers that read and write latents begin anew. None initializes
-            randomly.
+            latents of another number of frames, the layers that read and write latents are initialized
+            randomly. None initializes all of them randomly.
     """
 
     reads_frames = False
@@ -121,7 +121,7 @@ class DiTModule(TrainingModule):
                 load_pretrained_weights(outcomes, folder / "outcomes")
 
     def _load_pretrained_dynamics(self, folder: Path) -> None:
-        """Initialize the dynamics; over latents of another number of frames, what reads and writes them begins anew."""
+        """Initialize the dynamics; for another number of frames per latent, without input and output layers."""
         new, settings = ["agents"], list(SETTINGS_THAT_MAY_DIFFER)
         saved = load_component(folder, type(self.dynamics))
         if saved.frames_per_latent != self.dynamics.frames_per_latent:

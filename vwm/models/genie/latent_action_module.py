@@ -30,7 +30,7 @@ class ActionLabels:
 
     Attributes:
         codes: for each recorded discrete action, its code; several actions may share one.
-        weight: of the cross-entropy of the codes, beside the error of the predicted frames.
+        weight: of the cross-entropy of the codes, which is added to the error of the predicted frames.
     """
 
     codes: list[int]
