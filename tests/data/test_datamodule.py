@@ -74,9 +74,10 @@ def test_workers_start_as_the_platform_starts_them_whatever_other_packages_set(c
     before = multiprocessing.get_start_method(allow_none=True)
     multiprocessing.set_start_method("spawn", force=True)  # as TorchRL's import does
     try:
+        earlier = multiprocessing.active_children()  # of other tests' loaders, which are ending
         batches = iter(ClipLoader(clips, 4, workers=1))
         next(batches)
-        (worker,) = multiprocessing.active_children()
+        (worker,) = set(multiprocessing.active_children()) - set(earlier)
         assert isinstance(worker, multiprocessing.get_context(multiprocessing.get_all_start_methods()[0]).Process)
     finally:
         multiprocessing.set_start_method(before, force=True)
