@@ -57,7 +57,10 @@ def on_meta(network: nn.Module, batch: ClipBatch) -> tuple[Any, ClipBatch]:
 
 
 def allocated(run: Any) -> tuple[int, int]:
-    """Bytes that a function leaves allocated, and the most at any time, as torch's allocator reports them."""
+    """Bytes that a function leaves allocated, and the most at any time, as torch's allocator reports them.
+
+    The profiler misses releases of what was allocated before it began, so that a function must be a whole step.
+    """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         kept = run()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -77,13 +80,12 @@ def test_activations_are_those_that_the_allocator_counts(recomputation: Recomput
     real(batch)[0].backward()  # gradients and caches exist from now on
     real.zero_grad(set_to_none=False)
     kept, forward_peak = allocated(lambda: real(batch)[0])
-    loss = real(batch)[0]
-    _, backward_peak = allocated(loss.backward)
+    _, step_peak = allocated(lambda: real(batch)[0].backward())
     with kernels_of("cpu"):
         predicted = measure_step_memory(*on_meta(module(), clips()), recomputation)
-    assert predicted.kept == pytest.approx(kept, rel=0.1)
-    assert predicted.forward_peak == pytest.approx(forward_peak, rel=0.1)
-    assert predicted.backward_peak == pytest.approx(kept + backward_peak, rel=0.1)
+    assert predicted.kept == pytest.approx(kept, rel=0.02)
+    assert predicted.forward_peak == pytest.approx(forward_peak, rel=0.02)
+    assert max(predicted.forward_peak, predicted.backward_peak) == pytest.approx(step_peak, rel=0.02)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
