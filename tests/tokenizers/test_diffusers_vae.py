@@ -49,7 +49,8 @@ def test_latents_and_frames_equal_those_of_the_original_autoencoder(vae):
 
 
 @torch.no_grad()
-def test_autoencoder_and_pipeline_folders_load_as_tokenizers(vae, tmp_path):
+def test_folders_of_autoencoders_and_pipelines_load_as_tokenizers(tmp_path):
+    vae = diffusers.AutoencoderKL(**DIFFUSERS_VAES["AutoencoderKL"]).eval()
     vae.save_pretrained(tmp_path / "pipeline" / "vae")
     for folder in (tmp_path / "pipeline", tmp_path / "pipeline" / "vae"):
         by_size = load_tokenizer(folder, image_size=(32, 16))
@@ -65,8 +66,7 @@ def test_autoencoder_and_pipeline_folders_load_as_tokenizers(vae, tmp_path):
 
 @torch.no_grad()
 def test_a_bundle_with_a_diffusers_tokenizer_loads_and_steps_equally(vae, tmp_path):
-    vae.save_pretrained(tmp_path / "foreign")
-    tokenizer = load_tokenizer(tmp_path / "foreign", image_size=(16, 16))
+    tokenizer = DiffusersTokenizer.from_vae(vae, image_size=(16, 16)).requires_grad_(False)
     dynamics = dit(grid=tokenizer.grid, channels=tokenizer.channels)
     world = DiTSimulator(tokenizer, dynamics, None, ActionSpace("discrete", 4), sampling=DiffusionSampling(steps=2))
     save_simulator(world, tmp_path / "bundle")

@@ -13,6 +13,8 @@ from vwm.core.network_base import find_diffusers_class
 from vwm.core.suggestions import suggest_sibling
 from vwm.core.tokenizer import VideoTokenizer
 from vwm.tokenizers.diffusers_vae import SUPPORTED_DIFFUSERS_VAES, DiffusersTokenizer
+from vwm.tokenizers.video_vae.adapter import VIDEO_VAES
+from vwm.tokenizers.video_vae.tokenizer import VideoVAETokenizer
 
 _given: VideoTokenizer | None = None
 
@@ -33,6 +35,8 @@ def load_tokenizer(
 ) -> VideoTokenizer:
     """Load a frozen tokenizer from its folder, or from a bundle or a diffusers pipeline that contains one.
 
+    Video autoencoders of diffusers compress time; ``DiffusersTokenizer.from_vae`` encodes frame by frame with them.
+
     Args:
         path: the folder, or the name of a world that comes with vwm.
         image_size: (height, width) of the frames, for a diffusers autoencoder; other tokenizers have a fixed size.
@@ -52,7 +56,8 @@ def load_tokenizer(
         diffusers_class = _diffusers_class(candidate / COMPONENT_CONFIG_FILE)
         if diffusers_class is not None:
             vae = load_component(candidate, find_diffusers_class(diffusers_class))
-            wrapped: VideoTokenizer = DiffusersTokenizer.from_vae(vae, image_size, grid).eval().requires_grad_(False)
+            kind = VideoVAETokenizer if diffusers_class in VIDEO_VAES else DiffusersTokenizer
+            wrapped: VideoTokenizer = kind.from_vae(vae, image_size, grid).eval().requires_grad_(False)
             return wrapped
         tokenizer = load_component(candidate)
         if not isinstance(tokenizer, VideoTokenizer):
@@ -67,6 +72,6 @@ def load_tokenizer(
 def _diffusers_class(config: Path) -> str | None:
     """Name of the diffusers class in a config file; None if it is not a supported diffusers autoencoder."""
     settings = read_component_config(config)
-    if "_module" in settings or settings.get("_class_name") not in SUPPORTED_DIFFUSERS_VAES:
+    if "_module" in settings or settings.get("_class_name") not in (*SUPPORTED_DIFFUSERS_VAES, *VIDEO_VAES):
         return None
     return str(settings["_class_name"])

@@ -1,0 +1,99 @@
+"""Small autoencoders in the layouts of diffusers, for frames of 16x16 pixels, with random weights."""
+
+from __future__ import annotations
+
+import diffusers
+import torch
+from torch import nn
+
+from vwm.tokenizers.video_vae.tokenizer import VideoVAETokenizer
+
+COSMOS = {
+    "encoder_block_out_channels": (8, 8, 8),
+    "decode_block_out_channels": (8, 8, 8, 8),
+    "num_layers": 1,
+    "latent_channels": 2,
+    "patch_size": 2,
+    "spatial_compression_ratio": 4,
+    "temporal_compression_ratio": 4,
+    "resolution": 16,
+    "latents_mean": [0.1, -0.2, 0.3, 0.4],
+    "latents_std": [0.5, 1.0, 2.0, 0.7],
+}
+LTX = {
+    "latent_channels": 4,
+    "block_out_channels": (8, 8, 8, 8),
+    "decoder_block_out_channels": (8, 8, 8, 8),
+    "layers_per_block": (1, 1, 1, 1, 1),
+    "decoder_layers_per_block": (1, 1, 1, 1, 1),
+    "spatio_temporal_scaling": (True, True, False, False),
+    "decoder_spatio_temporal_scaling": (True, True, False, False),
+    "patch_size": 2,
+}
+WAN = {
+    "base_dim": 4,
+    "z_dim": 4,
+    "dim_mult": [1, 1, 1],
+    "num_res_blocks": 1,
+    "temperal_downsample": [True, True],
+    "latents_mean": [0.1, -0.2, 0.3, 0.4],
+    "latents_std": [0.5, 1.0, 2.0, 0.7],
+}
+
+VIDEO_VAE_SETTINGS = {
+    "wan": ("AutoencoderKLWan", WAN),
+    "wan22": ("AutoencoderKLWan", WAN | {"is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12}),
+    "cogvideox": (
+        "AutoencoderKLCogVideoX",
+        {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4},
+    ),
+    "cosmos": ("AutoencoderKLCosmos", COSMOS),
+    "cosmos_plain_patches": (
+        "AutoencoderKLCosmos",
+        COSMOS | {"patch_type": "rearrange", "attention_resolutions": (8,)},
+    ),
+    "hunyuan15": (
+        "AutoencoderKLHunyuanVideo15",
+        {"latent_channels": 4, "block_out_channels": (8, 16, 16), "layers_per_block": 1}
+        | {"spatial_compression_ratio": 4, "temporal_compression_ratio": 2},
+    ),
+    "ltx": ("AutoencoderKLLTXVideo", LTX),
+    "ltx_causal": ("AutoencoderKLLTXVideo", LTX | {"decoder_causal": True}),
+    "ltx095_causal": (
+        "AutoencoderKLLTXVideo",
+        LTX
+        | {
+            "block_out_channels": (8, 16, 16, 16),
+            "down_block_types": ("LTXVideo095DownBlock3D",) * 3,
+            "decoder_block_out_channels": (8, 16, 16),
+            "layers_per_block": (1,) * 4,
+            "decoder_layers_per_block": (1,) * 4,
+            "spatio_temporal_scaling": (True, True, True),
+            "decoder_spatio_temporal_scaling": (True, True, False),
+            "decoder_inject_noise": (False,) * 4,
+            "downsample_type": ("spatial", "temporal", "spatiotemporal"),
+            "upsample_residual": (True, True, False),
+            "upsample_factor": (2, 2, 1),
+            "timestep_conditioning": True,
+            "decoder_causal": True,
+            "spatial_compression_ratio": 8,
+            "temporal_compression_ratio": 4,
+        },
+    ),
+}
+"""Class and settings of each variant."""
+
+
+def video_vae(name: str) -> nn.Module:
+    """The network of diffusers; scales and shifts are random too, so that each of them has an effect."""
+    torch.manual_seed(0)
+    kind, settings = VIDEO_VAE_SETTINGS[name]
+    vae = getattr(diffusers, kind)(**settings).eval().requires_grad_(False)
+    for parameter in vae.parameters():
+        if parameter.ndim == 1:
+            nn.init.normal_(parameter, std=0.3)
+    return vae
+
+
+def video_vae_tokenizer(name: str) -> VideoVAETokenizer:
+    return VideoVAETokenizer.from_vae(video_vae(name), image_size=(16, 16))
