@@ -1,6 +1,7 @@
 """Test setup: make the modules of this folder importable, and use one thread so that two tests can run at once."""
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub: a mistyped name is not looked for on the hub
 torch.set_num_threads(1)
 
 # Before decord, whose own zlib otherwise breaks the PNG files that pygame reads.

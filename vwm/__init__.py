@@ -26,17 +26,19 @@ if TYPE_CHECKING:  # ``__getattr__`` imports them when they are used
     from vwm.tokenizers.corpus import ingest_videos as ingest
     from vwm.tokenizers.shard_encoding import encode_shards as encode
     from vwm.train.export import export_run as export
+    from vwm.train.push import push_bundle as push
     from vwm.worlds.bundle import load_simulator as load
     from vwm.worlds.bundle import save_simulator as save
     from vwm.worlds.families import register_family as register_family
     from vwm.worlds.gymnasium_env import make_world as make_env
     from vwm.worlds.gymnasium_env import make_worlds as make_vector_env
+    from vwm.worlds.pull import pull_bundle as pull
 
 __version__ = VERSION
 
 __all__ = [
     "encode", "evaluate", "export", "import_dataset", "ingest", "inspect", "load", "make_env",
-    "make_vector_env", "open_clips", "plan", "probe", "record", "register_family", "save",
+    "make_vector_env", "open_clips", "plan", "probe", "pull", "push", "record", "register_family", "save",
 ]  # fmt: skip
 
 

@@ -7,15 +7,18 @@ from typing import Any
 
 from vwm.cli.missing_parts import commands_that_make
 from vwm.cli.signatures import REQUIRED, CommandSignature
-from vwm.core.bundle_folder import find_bundle, shipped_bundles
+from vwm.core.bundle_folder import shipped_bundles
 from vwm.core.suggestions import suggest_sibling
+from vwm.hub.bundle_names import find_bundle, find_folder
+from vwm.hub.hub_errors import HubError
+from vwm.hub.hub_name import parse_hub_name
 
 
 def check_paths(signature: CommandSignature, arguments: dict[str, Any]) -> None:
     """Check required arguments by their name, which means the same in every command: bundle, run, data.
 
     Raises:
-        BundleError: ``bundle`` is neither a folder nor the name of a shipped bundle.
+        BundleError: ``bundle`` is neither a folder, nor the name of a shipped bundle, nor one on the hub.
         FileNotFoundError: the folder of ``run``, or ``data`` on this machine, does not exist.
     """
     checks = {"bundle": _check_bundle, "run": _check_run, "data": check_data}
@@ -33,18 +36,25 @@ def _check_bundle(bundle: Path) -> None:
 
 
 def check_folder_or_bundle(key: str, value: str, data: str | None = None) -> None:
-    """Raise FileNotFoundError where a config names a trained part that is neither a folder nor a shipped bundle.
+    """Raise FileNotFoundError where a config names a trained part that is neither here nor on the hub.
 
     Args:
         key: the config's key.
-        value: the part's folder, or the name of a shipped bundle.
+        value: the part's folder, the name of a shipped bundle, or a name on the hub.
         data: shards to train on, where they are not the config's; for the advice.
     """
     if Path(value).exists() or value in shipped_bundles():
         return
+    hub = ""
+    if parse_hub_name(value) is not None:
+        try:
+            find_folder(value)
+            return
+        except HubError as error:
+            hub = f" ({error})"
     close = suggest_sibling(Path(value), shipped_bundles())
     commands = commands_that_make(value, key.rpartition(".")[2], data)
-    raise FileNotFoundError(f"{key}: there is no {value}{close}; make it first: {commands}")
+    raise FileNotFoundError(f"{key}: there is no {value}{close}{hub}; make it first: {commands}")
 
 
 def _check_run(run: Path) -> None:

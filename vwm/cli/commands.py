@@ -78,10 +78,30 @@ COMMANDS = {
         "make a bundle of a training's run: what play, eval and agents open",
         ("vwm export runs/genie -o runs/bundle --data data/coinrun",),
     ),
+    "pull": CLICommand(
+        "vwm.worlds.pull:pull_bundle",
+        "download a bundle from the hub, and check it",
+        (
+            "vwm pull my-org/kart",
+            "vwm pull my-org/kart --revision v2 -o worlds/kart",
+        ),
+    ),
+    "push": CLICommand(
+        "vwm.train.push:push_bundle",
+        "publish a bundle on the hub, with a model card made of its report",
+        (
+            "vwm push runs/bundle my-org/kart --report runs/report --license mit",
+            "vwm push runs/bundle my-org/kart --private --revision try2",
+        ),
+    ),
     "play": CLICommand(
         "vwm.play.server:play_world",
         "play a world in the browser",
-        ("vwm play coinrun", "vwm play carracing", "vwm play runs/bundle --port 8080 --host 0.0.0.0"),
+        (
+            "vwm play coinrun",
+            "vwm play my-org/kart@v2",
+            "vwm play runs/bundle --port 8080 --host 0.0.0.0",
+        ),
     ),
     "eval": CLICommand(
         "vwm.eval.world_report:evaluate_world",

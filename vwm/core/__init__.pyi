@@ -12,8 +12,8 @@ from .blocks import find_blocks as find_blocks
 from .blocks import uncompiled_blocks as uncompiled_blocks
 from .bundle_folder import BundleError as BundleError
 from .bundle_folder import check_no_outside_link as check_no_outside_link
-from .bundle_folder import find_bundle as find_bundle
-from .bundle_folder import find_folder as find_folder
+from .bundle_folder import find_local_bundle as find_local_bundle
+from .bundle_folder import find_local_folder as find_local_folder
 from .bundle_folder import shipped_bundles as shipped_bundles
 from .capabilities import DecodesLatents as DecodesLatents
 from .capabilities import EncodesFrames as EncodesFrames

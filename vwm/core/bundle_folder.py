@@ -17,7 +17,7 @@ class BundleError(ValueError):
     """A bundle that cannot be loaded; the message names the file and what is wrong with it."""
 
 
-def find_bundle(path: str | os.PathLike[str]) -> Path:
+def find_local_bundle(path: str | os.PathLike[str]) -> Path:
     """Return the folder of a bundle: the given one, or else the shipped one of that name.
 
     Raises:
@@ -39,12 +39,26 @@ def find_bundle(path: str | os.PathLike[str]) -> Path:
 
 
 def check_no_outside_link(path: Path, folder: Path, error: type[ValueError] = BundleError) -> None:
-    """Raise an error where ``path``, which lies in a folder from somebody else, leads out of that folder."""
-    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+    """Raise an error where ``path``, which lies in a folder from somebody else, leads out of that folder.
+
+    In the cache of huggingface_hub, the files of a repository are links to ``blobs`` in the repository's own folder.
+    """
+    real, inside = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    if not (real.is_relative_to(inside) or any(real.is_relative_to(blobs) for blobs in _cached_blobs(inside))):
         raise error(f"{path}: is a link to another folder; put the file itself there")
 
 
-def find_folder(path: str | os.PathLike[str]) -> Path:
+def _cached_blobs(folder: Path) -> list[Path]:
+    """Return ``models--ORG--NAME/blobs`` for a folder in ``models--ORG--NAME/snapshots/COMMIT``."""
+    parents = [folder, *folder.parents]
+    return [
+        repository / "blobs"
+        for _, snapshots, repository in zip(parents, parents[1:], parents[2:], strict=False)
+        if snapshots.name == "snapshots" and repository.name.startswith("models--")
+    ]
+
+
+def find_local_folder(path: str | os.PathLike[str]) -> Path:
     """Return a folder that holds trained parts: the given one where it exists, else the shipped bundle of that name."""
     folder = Path(path)
     candidates = (folder, *(shipped / folder for shipped in SHIPPED_BUNDLE_FOLDERS))

@@ -13,10 +13,11 @@ from math import log, prod
 from einops import rearrange
 from torch import Tensor
 
-from vwm.core.bundle_folder import BUNDLE_INDEX_FILE, BundleError, find_folder, shipped_bundles
+from vwm.core.bundle_folder import BUNDLE_INDEX_FILE, BundleError, shipped_bundles
 from vwm.core.components import COMPONENT_CONFIG_FILE
 from vwm.core.feature_extractor import FeatureExtractor
 from vwm.core.suggestions import suggest_sibling
+from vwm.hub.bundle_names import find_folder
 from vwm.worlds.bundle import load_simulator
 from vwm.worlds.families import find_family, world_families
 

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vwm.core.bundle_folder import find_folder, shipped_bundles
+from vwm.core.bundle_folder import shipped_bundles
 from vwm.core.components import COMPONENT_CONFIG_FILE, ComponentError, load_component, read_component_config
 from vwm.core.network_base import find_diffusers_class
 from vwm.core.suggestions import suggest_sibling
 from vwm.core.tokenizer import VideoTokenizer
+from vwm.hub.bundle_names import find_folder
 from vwm.tokenizers.diffusers_vae import SUPPORTED_DIFFUSERS_VAES, DiffusersTokenizer
 from vwm.tokenizers.video_vae.adapter import VIDEO_VAES
 from vwm.tokenizers.video_vae.tokenizer import VideoVAETokenizer

@@ -20,6 +20,7 @@ from vwm.core.network_simulator import NetworkSimulator
 from vwm.data.clip_folders import make_clip_dataset
 from vwm.data.mixtures import DataPath
 from vwm.eval.action_descriptions import describe_actions
+from vwm.eval.model_card import world_card
 from vwm.nn.training_module import TrainingModule
 from vwm.runs.checkpoints import mismatch_as_value_error
 from vwm.runs.run_folder import RunFolder
@@ -86,7 +87,8 @@ def export_run(
     simulator = family.make_simulator(module, settings).with_sampling(**sampling)
     if source is not None:
         _name_latent_actions(simulator, source)
-    save_simulator(simulator, out, _model_card(simulator, run, source), float16)
+    origin = f"Exported from {run.name}, data {format_data(source)}."
+    save_simulator(simulator, out, world_card(simulator, origin), float16)
     if simulator.spec.observation.is_latent:
         print_output(out, "a world without a decoder, for planning", format_command("plan", out, "ENV"))
     else:
@@ -163,18 +165,3 @@ def _name_latent_actions(simulator: NetworkSimulator, path: DataPath) -> None:
         clips = make_clip_dataset(path, 8, fields=("frames", "actions"))
         names = tuple(describe_actions(simulator, clips))
         simulator.spec = replace(simulator.spec, actions=replace(simulator.spec.actions, names=names))
-
-
-def _model_card(simulator: NetworkSimulator, run: Path, source: DataPath | None) -> str:
-    sizes = ", ".join(
-        f"{n} {sum(p.numel() for p in m.parameters()) / 1e6:.2f}M" for n, m in simulator.networks().items()
-    )
-    space, context = simulator.spec.actions, simulator.spec.context
-    actions = "\n".join(f"- {i}: {name}" for i, name in enumerate(space.names))
-    height, width = context.image_size
-    return (
-        f"# {simulator.spec.title}\n\nA vwm world ({find_family(simulator).title}): {height}x{width} pixels at "
-        f"{simulator.spec.fps:g} frames a second. Parameters: {sizes}. Exported from {run.name}, data "
-        f"{format_data(source)}.\n\n"
-        f"    vwm play FOLDER\n\nActions{' (learned)' if space.latent else ''}:\n\n{actions}\n"
-    )

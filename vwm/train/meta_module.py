@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vwm.core.bundle_folder import find_folder
+from vwm.core.bundle_folder import find_local_folder
 from vwm.core.network_base import register_to_config
 from vwm.core.tokenizer import VideoTokenizer
 from vwm.data.clips import ClipBatch
@@ -72,7 +72,7 @@ class MetaCLI(FitCLI):
         """Load a trained tokenizer; where there is none yet, return what has the form of its latents."""
         dynamics = self.config["model"]["init_args"]["dynamics"]["init_args"]
         grid = tuple(dynamics.get("grid") or (1, dynamics.get("tokens_per_frame") or 1))
-        if find_folder(folder).is_dir():
+        if find_local_folder(folder).is_dir():
             return load_tokenizer(folder, grid=grid)
         self.notes.append(f"{folder} is not there: counted without a tokenizer, as if the data held latents")
         size = dynamics.get("codebook_size") or 0

@@ -1,5 +1,6 @@
 from .bundle import load_simulator as load_simulator
 from .bundle import save_simulator as save_simulator
+from .bundle_check import check_bundle as check_bundle
 from .bundle_settings import BundleSettings as BundleSettings
 from .context_sampler import ContextSampler as ContextSampler
 from .context_sampler import SimulatorContext as SimulatorContext
@@ -13,6 +14,7 @@ from .gymnasium_env import SimulatorEnv as SimulatorEnv
 from .gymnasium_env import SimulatorVectorEnv as SimulatorVectorEnv
 from .gymnasium_env import make_world as make_world
 from .gymnasium_env import make_worlds as make_worlds
+from .pull import pull_bundle as pull_bundle
 from .simulated_env import SimulatedBatchedEnv as SimulatedBatchedEnv
 from .simulated_env import SimulatedEnvSpec as SimulatedEnvSpec
 from .simulated_env import check_ensemble_settings as check_ensemble_settings

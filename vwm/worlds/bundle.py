@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 
 from vwm.core.atomic_files import atomic_folder
-from vwm.core.bundle_folder import BUNDLE_INDEX_FILE, BundleError, check_no_outside_link, find_bundle
+from vwm.core.bundle_folder import BUNDLE_INDEX_FILE, BundleError, check_no_outside_link
 from vwm.core.captured_steps import CUDAGraphs
 from vwm.core.components import ComponentError, load_component, public_module, resolve_network_class, save_component
 from vwm.core.devices import Precision, resolve_device, resolve_precision
@@ -24,6 +24,7 @@ from vwm.core.json_files import read_json_object
 from vwm.core.network_base import DIFFUSERS_VERSION, ModelMixin
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.core.version import VERSION
+from vwm.hub.bundle_names import find_bundle
 from vwm.worlds.bundle_settings import read_bundle_settings
 from vwm.worlds.bundle_starts import load_starts, save_starts
 from vwm.worlds.families import UnknownFamilyError, find_simulator_class
@@ -86,22 +87,25 @@ def load_simulator(
     device: str | torch.device = "auto",
     dtype: torch.dtype | Precision = torch.float32,
     accelerate: Literal["auto", "none"] = "auto",
+    revision: str | None = None,
 ) -> NetworkSimulator:
     """Load a bundle.
 
     Args:
         path: the folder, or the name of a bundle that comes with vwm (``boxing``, ``carracing``, ``coinrun``,
-            ``freeway``, ``two_rooms``).
+            ``freeway``, ``two_rooms``), or one on the hub: ``org/name``, or ``org/name@revision``. A folder of that
+            name wins over the hub.
         device: ``auto`` uses a GPU where there is one.
         dtype: of the dynamics' weights; ``auto`` is bfloat16 on a GPU. In float32, a simulation in a batch equals the
             same one alone. Encoders and decoders stay in float32, and so do the sums of a sampler.
         accelerate: ``auto`` captures steps as CUDA graphs on a GPU, in bfloat16 with compiled transformer blocks;
             ``none`` computes every step plainly. In float32 the frames are the same.
+        revision: a branch, a tag or a commit of a bundle on the hub; by default ``main``.
 
     Raises:
         BundleError: the bundle is missing, broken or foreign; the message names the file and what is wrong with it.
     """
-    folder = find_bundle(path)
+    folder = find_bundle(path, revision)
     index = _read_index(folder)
     kind = _simulator_class(folder, index)
     networks: dict[str, Any] = {name: _load_network(folder, name, index.get(name)) for name in kind.NETWORK_NAMES}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from vwm.core.bundle_folder import find_folder
 from vwm.core.components import COMPONENT_CONFIG_FILE, copy_weights, load_component, rebuild_network
+from vwm.hub.bundle_names import find_folder
 from vwm.models.dit.module import DiTModule
 from vwm.models.dit.network import DiT
 from vwm.nn.lora import AdaptationMode, LoRAConfig, merge_lora, prepare_finetuning

@@ -8,12 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vwm.core.bundle_folder import find_folder
 from vwm.core.components import copy_weights, load_component, load_pretrained_weights
 from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.core.seeds import world_seeds
 from vwm.core.tokenizer import VideoTokenizer
 from vwm.data.clips import ClipBatch
+from vwm.hub.bundle_names import find_folder
 from vwm.models.dit.network import DiT, NoisyFrames, select_clips
 from vwm.models.dit.noise_schedule import add_noise
 from vwm.models.dit.objectives import DiffusionObjective

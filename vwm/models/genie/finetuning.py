@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vwm.core.bundle_folder import find_folder
 from vwm.core.components import COMPONENT_CONFIG_FILE, load_component, rebuild_network
 from vwm.core.frames import frames_to_float
 from vwm.data.clips import ClipBatch
 from vwm.data.datamodule import ClipLoader
+from vwm.hub.bundle_names import find_folder
 from vwm.models.genie.action_map import LatentActionMap, count_action_pairs
 from vwm.models.genie.dynamics import MaskGITDynamics
 from vwm.models.genie.latent_action import LatentActionModel

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vwm.core.bundle_folder import find_folder
 from vwm.core.components import load_component, load_pretrained_weights
 from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.core.seeds import fold_in, world_seeds
 from vwm.core.tokenizer import VideoTokenizer
 from vwm.data.clips import ClipBatch
+from vwm.hub.bundle_names import find_folder
 from vwm.models.genie.dynamics import MaskGITDynamics
 from vwm.models.genie.latent_action import LatentActionModel
 from vwm.models.genie.sampling import MaskGITSampling, sample_token_frame

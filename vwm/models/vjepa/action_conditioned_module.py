@@ -9,10 +9,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vwm.core.bundle_folder import find_folder
 from vwm.core.components import load_pretrained_weights
 from vwm.core.frames import frames_to_float, video_to_uint8
 from vwm.data.clips import ClipBatch
+from vwm.hub.bundle_names import find_folder
 from vwm.models.vjepa.action_conditioned_predictor import ActionConditionedPredictor
 from vwm.models.vjepa.collapse_monitor import measure_representations
 from vwm.models.vjepa.collapse_regularizers import CollapseRegularizer

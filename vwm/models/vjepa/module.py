@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vwm.core.blocks import uncompiled_blocks
-from vwm.core.bundle_folder import find_folder
 from vwm.core.components import load_component
 from vwm.core.frames import frames_to_float
 from vwm.data.clips import ClipBatch
+from vwm.hub.bundle_names import find_folder
 from vwm.models.vjepa.augmentation import RandomResizedCrop
 from vwm.models.vjepa.collapse_monitor import (
     DRIFT_CLIPS,

@@ -1,0 +1,12 @@
+from .bundle_names import find_bundle as find_bundle
+from .bundle_names import find_folder as find_folder
+from .download import download_bundle as download_bundle
+from .hub_errors import HubError as HubError
+from .hub_errors import HubUnreachableError as HubUnreachableError
+from .hub_name import HubName as HubName
+from .hub_name import parse_hub_name as parse_hub_name
+from .listed_files import HubListing as HubListing
+from .listed_files import ListedFile as ListedFile
+from .listed_files import bundle_files_in as bundle_files_in
+from .upload import UploadedBundle as UploadedBundle
+from .upload import upload_bundle as upload_bundle
