@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import diffusers
 import torch
+from factories import randomize
+from safetensors.torch import save_file
 from torch import nn
 
+from vwm.tokenizers.video_vae.tiny_decoder import TinyDecoderConfig, TinyVideoDecoder
+from vwm.tokenizers.video_vae.tiny_tokenizer import TinyDecoderTokenizer
 from vwm.tokenizers.video_vae.tokenizer import VideoVAETokenizer
 
 COSMOS = {
@@ -42,6 +49,7 @@ WAN = {
 
 VIDEO_VAE_SETTINGS = {
     "wan": ("AutoencoderKLWan", WAN),
+    "wan8": ("AutoencoderKLWan", WAN | {"dim_mult": [1, 1, 1, 1], "temperal_downsample": [False, True, True]}),
     "wan22": ("AutoencoderKLWan", WAN | {"is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12}),
     "cogvideox": (
         "AutoencoderKLCogVideoX",
@@ -97,3 +105,32 @@ def video_vae(name: str) -> nn.Module:
 
 def video_vae_tokenizer(name: str) -> VideoVAETokenizer:
     return VideoVAETokenizer.from_vae(video_vae(name), image_size=(16, 16))
+
+
+def tiny_decoder_file(file: Path, config: TinyDecoderConfig = TinyDecoderConfig(4, (8,) * 4)) -> Path:  # noqa: B008
+    """A TAEHV file with random weights: a decoder, and an encoder of width 4."""
+    torch.manual_seed(1)
+    decoder = randomize(TinyVideoDecoder(config))
+    nn.init.constant_(decoder.decoder[-1].bias, 0.5)
+    weights = dict(decoder.state_dict())
+
+    def add(name: str, *shape: int, bias: bool = True) -> None:
+        weights[f"encoder.{name}.weight"] = torch.randn(shape)
+        if bias:
+            weights[f"encoder.{name}.bias"] = torch.randn(shape[0])
+
+    add("0", 4, 3 * config.patch_size**2, 3, 3)
+    for i in (2, 7, 12):
+        add(f"{i}.conv", 4, 8 if i < 12 else 4, 1, 1, bias=False)
+        add(f"{i + 1}", 4, 4, 3, 3, bias=False)
+        for block in range(i + 2, i + 5):
+            for layer, inputs in ((0, 8), (2, 4), (4, 4)):
+                add(f"{block}.conv.{layer}", 4, inputs, 3, 3)
+    add("17", config.latent_channels, 4, 3, 3)
+    save_file(weights, file) if file.suffix == ".safetensors" else torch.save(weights, file)
+    return file
+
+
+def tiny_decoder_tokenizer() -> TinyDecoderTokenizer:
+    with tempfile.TemporaryDirectory() as folder:
+        return TinyDecoderTokenizer.of(video_vae_tokenizer("wan8"), tiny_decoder_file(Path(folder) / "tae.safetensors"))

@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 import torch
 from factories import diffusers_tokenizer, masked_autoencoder, randomize, tokenizer
-from published_video_vaes import video_vae_tokenizer
+from published_video_vaes import tiny_decoder_tokenizer, video_vae_tokenizer
 from torch import Tensor
 
 from vwm.core.blocks import find_blocks
@@ -68,6 +68,7 @@ TOKENIZERS: dict[str, Callable[[], VideoTokenizer]] = {
     "diffusers_wan": lambda: diffusers_tokenizer("AutoencoderKLWan"),
     "video_wan": lambda: video_vae_tokenizer("wan"),
     "video_wan22": lambda: video_vae_tokenizer("wan22"),
+    "video_tiny_decoder": tiny_decoder_tokenizer,
     "video_cogvideox": lambda: video_vae_tokenizer("cogvideox"),
     "video_cosmos": lambda: video_vae_tokenizer("cosmos"),
     "video_cosmos_plain_patches": lambda: video_vae_tokenizer("cosmos_plain_patches"),

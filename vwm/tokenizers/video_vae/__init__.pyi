@@ -3,6 +3,7 @@ from .cogvideox import CogVideoXAdapter as CogVideoXAdapter
 from .cogvideox import StreamingCogVideoXConv as StreamingCogVideoXConv
 from .cogvideox import StreamingCogVideoXNorm as StreamingCogVideoXNorm
 from .cogvideox import StreamingCogVideoXUpsample as StreamingCogVideoXUpsample
+from .cogvideox import StreamingGroupNorm as StreamingGroupNorm
 from .cosmos import CosmosAdapter as CosmosAdapter
 from .cosmos import StreamingCosmosAttention as StreamingCosmosAttention
 from .cosmos import StreamingCosmosConv as StreamingCosmosConv
@@ -23,6 +24,13 @@ from .ltx import StreamingLTXUpsampler as StreamingLTXUpsampler
 from .stream import PlainUpsample as PlainUpsample
 from .stream import Stream as Stream
 from .stream import StreamingLayer as StreamingLayer
+from .tiny_decoder import MemoryBlock as MemoryBlock
+from .tiny_decoder import SoftClamp as SoftClamp
+from .tiny_decoder import TimeGrow as TimeGrow
+from .tiny_decoder import TinyDecoderConfig as TinyDecoderConfig
+from .tiny_decoder import TinyVideoDecoder as TinyVideoDecoder
+from .tiny_decoder import WideMemoryBlock as WideMemoryBlock
+from .tiny_tokenizer import TinyDecoderTokenizer as TinyDecoderTokenizer
 from .tokenizer import VideoVAEDecoderState as VideoVAEDecoderState
 from .tokenizer import VideoVAEEncoderState as VideoVAEEncoderState
 from .tokenizer import VideoVAETokenizer as VideoVAETokenizer

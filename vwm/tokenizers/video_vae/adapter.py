@@ -29,12 +29,9 @@ class VideoVAEAdapter(ABC):
 
     Attributes:
         layers: streaming layers by the classes that they replace.
-        one_latent_per_pass: whether a pass processes the frames of one latent, because a layer normalizes over all
-            frames of a pass; otherwise any number of latents gives the same results.
     """
 
     layers: ClassVar[Mapping[type[nn.Module], type[StreamingLayer]]]
-    one_latent_per_pass: ClassVar[bool] = False
 
     def check(self, settings: Mapping[str, Any]) -> None:  # noqa: B027 (most adapters support all settings)
         """Raise ValueError for settings of the class that this adapter does not support."""

@@ -2,8 +2,8 @@
 
 Its group norms normalize over all frames that are processed together, so that results depend on how a clip is divided.
 diffusers divides it into passes of two latents, of which the first also takes the remainder. That depends on the length
-of the clip, which a stream does not know, and would delay frames. Here a pass is one latent: the first frame, then four
-frames each.
+of the clip, which a stream does not know, and would delay frames. Here the frames of each latent are normalized by
+themselves, as in passes of one latent: the first frame, then four frames each.
 
 Legend: b batch, c channels, t time, h w space.
 """
@@ -30,6 +30,21 @@ class StreamingCogVideoXConv(StreamingLayer, diffusers_cogvideox.CogVideoXCausal
     def step(self, stream: Stream, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
         """[b, c, t, h, w] -> [b, c', t, h, w], and None in place of diffusers' own cache."""
         return self.conv(stream.with_past(x, self.time_pad, fill="first") if self.time_pad else x), None
+
+
+class StreamingGroupNorm(StreamingLayer, nn.GroupNorm):
+    """A group norm over the frames of one latent."""
+
+    def step(self, stream: Stream, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """[b, c, t, h, w] -> the same shape. Normalizes over all frames where the stream counts no latents."""
+        alone = int(stream.is_first)
+        if stream.latents is None or stream.latents == 1:
+            return nn.GroupNorm.forward(self, x)
+        parts = [nn.GroupNorm.forward(self, x[:, :, :alone])] if alone else []
+        latents = stream.latents - alone
+        rest = rearrange(x[:, :, alone:], "b c (n t) h w -> (b n) c t h w", n=latents)
+        parts.append(rearrange(nn.GroupNorm.forward(self, rest), "(b n) c t h w -> b c (n t) h w", n=latents))
+        return torch.cat(parts, dim=2)
 
 
 class StreamingCogVideoXNorm(StreamingLayer, diffusers_cogvideox.CogVideoXSpatialNorm3D):
@@ -64,8 +79,8 @@ class CogVideoXAdapter(VideoVAEAdapter):
         diffusers_cogvideox.CogVideoXCausalConv3d: StreamingCogVideoXConv,
         diffusers_cogvideox.CogVideoXSpatialNorm3D: StreamingCogVideoXNorm,
         upsampling.CogVideoXUpsample3D: StreamingCogVideoXUpsample,
+        nn.GroupNorm: StreamingGroupNorm,
     }
-    one_latent_per_pass: ClassVar[bool] = True
 
     def channels(self, settings: Mapping[str, Any]) -> int:
         """See ``VideoVAEAdapter``."""

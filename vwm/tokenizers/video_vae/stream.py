@@ -24,14 +24,16 @@ class Stream:
 
     Args:
         past: tensors with the batch first, which ``kept`` of the chunk before held; none before the first chunk.
+        latents: number of latents of this chunk, for layers that normalize over the frames of a latent.
 
     Attributes:
-        is_first: whether this is the first chunk of the clip.
+        is_first: whether this is the first chunk of the clip, whose first latent holds one frame.
         kept: what the next chunk takes as ``past``.
     """
 
-    def __init__(self, past: tuple[Tensor, ...] = ()) -> None:
+    def __init__(self, past: tuple[Tensor, ...] = (), latents: int | None = None) -> None:
         self.is_first = not past
+        self.latents = latents
         self.kept: list[Tensor] = []
         self._past = past
 
@@ -74,9 +76,9 @@ _current: ContextVar[Stream | None] = ContextVar("stream", default=None)
 
 
 @contextmanager
-def streaming(past: tuple[Tensor, ...]) -> Iterator[Stream]:
+def streaming(past: tuple[Tensor, ...], latents: int | None = None) -> Iterator[Stream]:
     """Let the streaming layers that run inside continue from ``past``, and keep in the stream what follows needs."""
-    stream = Stream(past)
+    stream = Stream(past, latents)
     token = _current.set(stream)
     try:
         yield stream

@@ -141,9 +141,10 @@ class VideoVAETokenizer(VideoTokenizer):
         self.check_video(video)
         position, frames, layers = state
         frames, passes = torch.cat((frames.to(video.dtype), video), dim=1), []
-        while length := self._frames_of_pass(frames.shape[1], is_first=not layers):
+        while latents := self._latents_of_pass(frames.shape[1], is_first=not layers):
+            length = latents * self.time_compression - (0 if layers else self.time_compression - 1)
             x = rearrange(frames[:, :length], "b t c h w -> b c t h w")
-            with streaming(layers) as stream:
+            with streaming(layers, latents) as stream:
                 z = self.adapter.encode(self.vae, x, stream)
             frames, layers = frames[:, length:], tuple(stream.kept)
             passes.append(rearrange(z, "b c t h w -> b t h w c"))
@@ -168,8 +169,9 @@ class VideoVAETokenizer(VideoTokenizer):
         position, layers = state
         mean, std = self._statistics(position, latents.shape[1])
         z, passes = rearrange(latents * std + mean, "b t h w c -> b c t h w"), []
-        for part in z.split(self._latents_of_pass(z.shape[2]), dim=2) if z.shape[2] else ():
-            with streaming(layers) as stream:
+        per_pass = LATENTS_PER_PASS if self.adapter.decoder_is_causal(self.vae.config) else z.shape[2]
+        for part in z.split(per_pass, dim=2) if z.shape[2] else ():
+            with streaming(layers, part.shape[2]) as stream:
                 passes.append(self.adapter.decode(self.vae, part, stream))
             layers = tuple(stream.kept)
         video = torch.cat(passes, dim=2) if passes else z.new_zeros(len(z), 3, 0, *self.image_size)
@@ -182,16 +184,10 @@ class VideoVAETokenizer(VideoTokenizer):
     def _start(self, batch: int) -> Tensor:
         return torch.zeros(batch, dtype=torch.int64, device=next(self.vae.parameters()).device)
 
-    def _latents_of_pass(self, latents: int) -> int:
-        if not self.adapter.decoder_is_causal(self.vae.config):
-            return latents
-        return 1 if self.adapter.one_latent_per_pass else LATENTS_PER_PASS
-
-    def _frames_of_pass(self, frames: int, is_first: bool) -> int:
-        """Number of frames to encode next, all of complete latents; 0 if there are too few."""
-        latents = (frames - is_first) // self.time_compression + is_first if frames else 0
-        latents = min(latents, 1 if self.adapter.one_latent_per_pass else LATENTS_PER_PASS)
-        return max(0, (latents - is_first) * self.time_compression + is_first) if latents else 0
+    def _latents_of_pass(self, frames: int, is_first: bool) -> int:
+        """Number of latents to encode next, all of which these frames complete."""
+        complete = 1 + (frames - 1) // self.time_compression if is_first and frames else frames // self.time_compression
+        return min(complete, LATENTS_PER_PASS)
 
     def _statistics(self, position: Tensor, latents: int) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the next latents, [b, t', 1, 1, c] each; those of the last row repeat."""
