@@ -368,3 +368,14 @@ def masked_autoencoder(**changes):
     settings = {"patch_size": 4, "latent_grid": (2, 3), "latent_channels": 4, "width": 16, "depth": 2, "heads": 2}
     settings |= {"window": 4, "time_every": 2}
     return randomize(MaskedAutoencoderTokenizer((16, 16), **{**settings, **changes}))
+
+
+def representation_codec(encoder_class: str = "vwm.tokenizers.TimmEncoder", settings: dict | None = None, **changes):
+    """A codec of the features of a small vision transformer, for frames of 16x16 pixels."""
+    from vwm.tokenizers.representation_codec import RepresentationCodec
+
+    torch.manual_seed(0)
+    small = {"embed_dim": 16, "depth": 1, "num_heads": 2}
+    settings = settings or {"image_size": (16, 16), "grid": (4, 4), "settings": small}
+    decoder = {"width": 16, "depth": 2, "heads": 2, "window": 4, "time_every": 2}
+    return randomize(RepresentationCodec(None, encoder_class, settings, **(decoder | changes)))

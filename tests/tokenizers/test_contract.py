@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from factories import diffusers_tokenizer, masked_autoencoder, randomize, tokenizer
+from factories import diffusers_tokenizer, masked_autoencoder, randomize, representation_codec, tokenizer
 from published_video_vaes import tiny_decoder_tokenizer, video_vae_tokenizer
 from torch import Tensor
 
@@ -62,6 +62,7 @@ TOKENIZERS: dict[str, Callable[[], VideoTokenizer]] = {
     "frame_vae": frame_vae,
     "centered_frame_vae": centered_frame_vae,
     "masked_autoencoder": masked_autoencoder,
+    "representation_codec": representation_codec,
     "diffusers_image": lambda: diffusers_tokenizer("AutoencoderKL"),
     "diffusers_cogvideox": lambda: diffusers_tokenizer("AutoencoderKLCogVideoX"),
     "diffusers_cosmos": lambda: diffusers_tokenizer("AutoencoderKLCosmos"),

@@ -23,7 +23,9 @@ from .packed_vae import PackedEncoderState as PackedEncoderState
 from .packed_vae import PackedVAE as PackedVAE
 from .perceptual import PerceptualLoss as PerceptualLoss
 from .pixel_tokenizer import PixelTokenizer as PixelTokenizer
+from .representation_codec import RepresentationCodec as RepresentationCodec
 from .shard_encoding import encode_shards as encode_shards
 from .shard_encoding import tokenizer_fingerprint as tokenizer_fingerprint
 from .shard_encoding import write_encoded_shards as write_encoded_shards
 from .space_time_tokenizer import SpaceTimeTokenizer as SpaceTimeTokenizer
+from .timm_encoder import TimmEncoder as TimmEncoder
