@@ -72,5 +72,5 @@ def test_groups_of_processes_divide_a_global_batch():
     data = VideoDataModule("data", batch_size=2)
     share_clips(trainer, data, 2)
     divide_global_batch(trainer, data, 8)
-    assert data.context_parallel == 2 and trainer.accumulate_grad_batches == 2
+    assert data.processes_per_clip == 2 and trainer.accumulate_grad_batches == 2
     assert trainer.callbacks[0].division.ranks == 2 and trainer.callbacks[-1].size == 2

@@ -19,7 +19,7 @@ from vwm.nn.kernel_device import kernels_of
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.recomputation import Recomputation, recompute_blocks
 from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
-from vwm.train.estimate import MetaContextGroup
+from vwm.train.estimate import MetaContextGroup, MetaTensorGroup
 from vwm.train.memory_estimate import MemoryEstimate, ProcessMesh, estimate_memory
 from vwm.train.meta_step import measure_step_memory
 from vwm.train.scale_estimate import Cluster, StepTime, Workload, estimate_corpus, estimate_step_time
@@ -50,6 +50,24 @@ def test_processes_that_share_clips_divide_the_activations():
     layer = CLIPS * FRAMES * (SIDE**2 + whole[0].dynamics.registers) * 32 * 4
     exchanges = 2 * 2 * 2  # of two layers of attention in time: there and back, forward and backward
     assert halved[0].context_group.sent == pytest.approx(exchanges * layer / 4, rel=0.1)
+
+
+def test_processes_that_share_layers_divide_the_weights_of_blocks():
+    whole, halved = on_meta(module(), clips()), on_meta(module(), clips())
+    group = MetaTensorGroup(2, 0)
+    halved[0].divide_weights(group)
+    with kernels_of("cpu"):
+        measure_step_memory(*halved, sharded=True)
+    frames = CLIPS * FRAMES * 4
+    tokens, layers = SIDE**2 + whole[0].dynamics.registers, 4
+    # Sums of two branches forward and of their gradients backward; six vectors of modulation, and one's gradient.
+    assert group.sent == layers * frames * 32 * (4 * tokens + 6 / 2 + 1)
+    mesh = ProcessMesh("fsdp", 1, 1, tensor_parallel=2)
+    assert mesh.ranks == 2 and mesh.clip_ranks == 1 and str(mesh) == "fsdp, tensor 2"
+    expected, divided = estimate_memory(*whole, ProcessMesh("fsdp", 1, 2)), estimate_memory(*halved, mesh)
+    assert divided.weights == pytest.approx(expected.weights, rel=0.01)
+    assert divided.optimizer == pytest.approx(expected.optimizer, rel=0.01)
+    assert divided.activations < expected.activations
 
 
 def on_meta(network: nn.Module, batch: ClipBatch) -> tuple[Any, ClipBatch]:

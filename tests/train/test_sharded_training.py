@@ -91,27 +91,31 @@ TOLERANCE = 1e-10
 
 
 @pytest.mark.parametrize(
-    ("family", "ranks", "strategy", "context"),
+    ("family", "ranks", "strategy", "context", "tensor"),
     [
-        ("dit", 2, "ddp", 2),
-        ("dit", 4, "fsdp", 2),
-        ("genie", 2, "fsdp", 2),
-        ("genie", 4, "ddp", 1),
-        ("vae", 2, "fsdp", 1),
-        ("vae", 4, "hsdp-2x2", 1),
-        ("vjepa", 2, "ddp", 1),
-        ("vjepa", 2, "fsdp", 1),  # its monitor compares the two clips of a process
+        ("dit", 2, "ddp", 2, 1),
+        ("dit", 4, "fsdp", 2, 1),
+        ("dit", 2, "fsdp", 1, 2),
+        ("dit", 4, "fsdp", 2, 2),
+        ("genie", 2, "fsdp", 2, 1),
+        ("genie", 4, "hsdp-2x1", 1, 2),
+        ("genie", 4, "ddp", 1, 1),
+        ("vae", 2, "fsdp", 1, 1),
+        ("vae", 4, "hsdp-2x2", 1, 1),
+        ("vjepa", 2, "ddp", 1, 1),
+        ("vjepa", 2, "fsdp", 1, 1),  # its monitor compares the two clips of a process
     ],
 )
 def test_any_number_of_processes_and_any_strategy_train_alike(
-    fit: Fit, plain: Callable[[str], Path], family: str, ranks: int, strategy: str, context: int
+    fit: Fit, plain: Callable[[str], Path], family: str, ranks: int, strategy: str, context: int, tensor: int
 ) -> None:
     """With all that draws random numbers, batch statistics, frozen networks, a discriminator, averages and clipping.
 
-    ``context`` processes share each clip.
+    ``context`` processes share each clip, in each of whose places ``tensor`` processes share each layer.
     """
-    batch = ["--context_parallel", str(context), "--data.init_args.batch_size", str(BATCH * context // ranks)]
-    run = fit(family, f"{family}-{ranks}-{strategy}", ranks, strategy, STEPS, *batch)
+    sharing = ["--context_parallel", str(context), "--tensor_parallel", str(tensor)]
+    batch = ["--data.init_args.batch_size", str(BATCH * context * tensor // ranks)]
+    run = fit(family, f"{family}-{ranks}-{strategy}-{context}-{tensor}", ranks, strategy, STEPS, *sharing, *batch)
     assert compare(run, plain(family)) < TOLERANCE
     assert losses(run) == pytest.approx(losses(plain(family)), abs=TOLERANCE)
 
@@ -128,9 +132,11 @@ def test_gradient_accumulation_trains_alike_under_sharding(fit: Fit) -> None:
 def test_sharded_runs_continue_plain_ones_and_back(
     fit: Fit, plain: Callable[[str], Path], runs: Runs, root: Path
 ) -> None:
-    """On 2, 1 and 4 processes, with Muon; then it is exported."""
-    run = fit("dit", "moved", 2, "fsdp", 2)
+    """On 2, 1 and 4 processes, with Muon, from files and folders of parts; then it is exported."""
+    shared = ["--tensor_parallel", "2", "--checkpoint.format", "folder"]
+    run = fit("dit", "moved", 2, "fsdp", 2, *shared, "--data.init_args.batch_size", str(BATCH))
     fit("dit", "moved", 1, "ddp", 3)
+    fit("dit", "moved", 4, "fsdp", 4, *shared, "--data.init_args.batch_size", str(BATCH // 2))
     fit("dit", "moved", 4, "hsdp-2x2", STEPS)
     assert compare(run, plain("dit")) < TOLERANCE
     assert losses(run) == pytest.approx(losses(plain("dit")), abs=TOLERANCE)

@@ -43,6 +43,7 @@ TOP_LEVEL = {
         "float8",
         "encode_ahead",
         "context_parallel",
+        "tensor_parallel",
         "global_batch",
         "seed_everything",
         "optimizer",
@@ -53,6 +54,7 @@ TOP_LEVEL = {
 ESTIMATE_KEYS = {
     "ranks",
     "context_parallel",
+    "tensor_parallel",
     "global_batch",
     "hours",
     "fps",

@@ -42,7 +42,7 @@ SIZES = (
     "width depth heads kv_heads window patch_size batch_size batch_length clip_length stride horizon units deter stoch"
 )
 SIZES += " num_envs episodes checkpoint_every log_every frames_per_shard code_width latent_channels time_compression"
-SIZES += " frames_per_latent memory_every global_batch context_parallel"
+SIZES += " frames_per_latent memory_every global_batch context_parallel tensor_parallel"
 COUNTS = "warmup timeout prefill pretrain_updates weight_decay replay_capacity min_lr start_lr"
 COUNTS += " sink_frames memory_frames"
 FRACTIONS = "val_fraction labeled_fraction ends_share context_corruption action_dropout dropout discount lam tau"

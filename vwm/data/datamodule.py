@@ -317,7 +317,7 @@ class VideoDataModule(L.LightningDataModule):
         self._train_loader: ClipLoader | None = None
         self.mixture = MixtureOptions(ends_share or None, buckets)
         self.global_batch: int | None = None
-        self.context_parallel = 1
+        self.processes_per_clip = 1
         """Consecutive processes that get the same clips."""
 
     def train_dataloader(self) -> ClipLoader:
@@ -373,8 +373,8 @@ class VideoDataModule(L.LightningDataModule):
         return loader_class(
             dataset,
             self.batch_size,
-            rank=self.trainer.global_rank // self.context_parallel if self.trainer else 0,
-            world_size=self.trainer.world_size // self.context_parallel if self.trainer else 1,
+            rank=self.trainer.global_rank // self.processes_per_clip if self.trainer else 0,
+            world_size=self.trainer.world_size // self.processes_per_clip if self.trainer else 1,
             workers=workers,
             timeout=self.timeout,
             global_batch=self.global_batch,

@@ -100,6 +100,7 @@ from .ranks import mean_over_ranks_with_gradient as mean_over_ranks_with_gradien
 from .recomputation import recompute_blocks as recompute_blocks
 from .recomputation import without_recomputation as without_recomputation
 from .sharding import from_local_part as from_local_part
+from .sharding import is_sharded as is_sharded
 from .sharding import local_part as local_part
 from .sharding import materialize_from_first_rank as materialize_from_first_rank
 from .sharding import named_tensors as named_tensors
@@ -109,6 +110,13 @@ from .sharding import whole_tensor as whole_tensor
 from .space_time import SpaceTimeBlock as SpaceTimeBlock
 from .space_time import SpaceTimeTransformer as SpaceTimeTransformer
 from .space_time import TransformerState as TransformerState
+from .tensor_parallel import ColumnParallelLinear as ColumnParallelLinear
+from .tensor_parallel import RowParallelLinear as RowParallelLinear
+from .tensor_parallel import TensorGroup as TensorGroup
+from .tensor_parallel import WeightSplit as WeightSplit
+from .tensor_parallel import divide_blocks as divide_blocks
+from .tensor_parallel import weight_split as weight_split
+from .tensor_parallel import whole_shape as whole_shape
 from .training_module import TrainingModule as TrainingModule
 from .training_module import batch_size as batch_size
 from .training_module import known_actions as known_actions

@@ -13,6 +13,13 @@ from torch import Tensor, nn
 
 from vwm.core.checks import check_positive
 from vwm.nn.attention_kernels import KeyValueCache, dot_product_attention
+from vwm.nn.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    TensorGroup,
+    divide_gradients,
+    divide_heads,
+)
 
 
 class RotaryEmbedding(NamedTuple):
@@ -67,11 +74,21 @@ class SpaceTimeAttention(nn.Module):
         if width % heads or (width // heads) % 2:
             raise ValueError(f"heads={heads} must divide width={width} into heads of an even size")
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.qkv: nn.Linear | ColumnParallelLinear = nn.Linear(width, 3 * width, bias=False)
         self.query_norm = nn.LayerNorm(width // heads, bias=False)
         self.key_norm = nn.LayerNorm(width // heads, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.out: nn.Linear | RowParallelLinear = nn.Linear(width, width, bias=False)
         nn.init.zeros_(self.out.weight)
+
+    def divide_weights(self, group: TensorGroup) -> None:
+        """Keep this process's share of the heads. Raises ValueError where they do not divide evenly."""
+        (heads,) = divide_heads(group, heads=self.heads)
+        width = self.qkv.weight.shape[1]
+        self.qkv = ColumnParallelLinear(self.qkv, group, (width, width, width))
+        self.out = RowParallelLinear(self.out, group)
+        for norm in (self.query_norm, self.key_norm):
+            divide_gradients(norm, group)
+        self.heads = heads
 
     def attend_space(self, x: Tensor) -> Tensor:
         """Every token attends to all tokens of its own frame. [b, t, n, d] -> [b, t, n, d]."""

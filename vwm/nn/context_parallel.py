@@ -59,23 +59,30 @@ class ContextGroup:
         return total
 
 
-def make_context_group(size: int) -> ContextGroup:
+def make_context_group(size: int, members: int = 1) -> ContextGroup:
     """Group every ``size`` consecutive processes, and return the group of this one.
 
+    Args:
+        size: the processes of a group.
+        members: processes that work on the same frames, in whose place a process of the group is (tensor parallelism):
+            of every ``size * members`` consecutive processes, those with the same number among their members.
+
     Raises:
-        ValueError: ``size`` does not divide the number of processes.
+        ValueError: ``size * members`` does not divide the number of processes.
     """
-    check_context_size(size, dist.get_world_size())
-    group, _ = dist.new_subgroups(size)
+    check_context_size(size * members, dist.get_world_size())
+    first = torch.arange(dist.get_world_size()).view(-1, size, members).transpose(1, 2).reshape(-1, size)
+    group, _ = dist.new_subgroups_by_enumeration(first.tolist())
+    assert isinstance(group, dist.ProcessGroup)
     return ContextGroup(size, dist.get_rank(group), group)
 
 
-def check_context_size(size: int, processes: int) -> None:
-    """Raise ValueError where groups of ``size`` processes cannot be made of all of them."""
+def check_context_size(size: int, processes: int, setting: str = "context_parallel") -> None:
+    """Raise ValueError where groups of ``size`` processes, as a setting demands, cannot be made of all of them."""
     if size < 1 or processes % size:
         raise ValueError(
-            f"context_parallel={size}: {processes} processes cannot be divided into groups of {size}. Train on a "
-            f"multiple of {size} (trainer.devices, trainer.num_nodes, or torchrun), or lower context_parallel"
+            f"{setting}={size}: {processes} processes cannot be divided into groups of {size}. Train on a multiple of "
+            f"{size} (trainer.devices, trainer.num_nodes, or torchrun), or lower {setting}"
         )
 
 

@@ -14,6 +14,13 @@ from vwm.nn.attention import RotaryEmbedding, apply_rotary
 from vwm.nn.attention_kernels import KeyValueCache, MovedQueries, dot_product_attention
 from vwm.nn.context_parallel import DividedFrames
 from vwm.nn.norm import RMSNorm
+from vwm.nn.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    TensorGroup,
+    divide_gradients,
+    divide_heads,
+)
 
 AttentionKind = Literal["space", "time", "full"]
 
@@ -72,12 +79,24 @@ class GroupedQueryAttention(nn.Module):
         self.kv_heads = kv_heads
         self.kind = kind
         self.soft_cap = soft_cap
-        channels = width // heads
-        self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * channels, bias=False)
-        self.query_norm = RMSNorm(channels)
-        self.key_norm = RMSNorm(channels)
-        self.out = nn.Linear(width, width, bias=False)
+        self.channels = width // heads
+        self.qkv: nn.Linear | ColumnParallelLinear = nn.Linear(
+            width, (heads + 2 * kv_heads) * self.channels, bias=False
+        )
+        self.query_norm = RMSNorm(self.channels)
+        self.key_norm = RMSNorm(self.channels)
+        self.out: nn.Linear | RowParallelLinear = nn.Linear(width, width, bias=False)
         nn.init.zeros_(self.out.weight)
+
+    def divide_weights(self, group: TensorGroup) -> None:
+        """Keep this process's share of the heads. Raises ValueError where they do not divide evenly."""
+        heads, kv_heads = divide_heads(group, heads=self.heads, kv_heads=self.kv_heads)
+        rows = tuple(count * self.channels for count in (self.heads, self.kv_heads, self.kv_heads))
+        self.qkv = ColumnParallelLinear(self.qkv, group, rows)
+        self.out = RowParallelLinear(self.out, group)
+        for norm in (self.query_norm, self.key_norm):
+            divide_gradients(norm, group)
+        self.heads, self.kv_heads = heads, kv_heads
 
     def forward(
         self, x: Tensor, geometry: AttentionGeometry, past: KeyValueCache | None
@@ -95,8 +114,7 @@ class GroupedQueryAttention(nn.Module):
         b, t, n, _ = x.shape
         form = {"space": "b t n (h c) -> (b t) h n c", "time": "b t n (h c) -> b n h t c"}
         split = (self.heads, self.kv_heads, self.kv_heads)
-        c = x.shape[-1] // self.heads
-        parts = self.qkv(x).split([k * c for k in split], dim=-1)
+        parts = self.qkv(x).split([k * self.channels for k in split], dim=-1)
         # Full attention caches its keys in the layout of temporal attention.
         pattern = form["space" if self.kind == "space" else "time"]
         q, k, v = (rearrange(p, pattern, h=count) for p, count in zip(parts, split, strict=True))

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from vwm.nn.sharding import is_sharded, local_part, shard_group
+from vwm.nn.tensor_parallel import weight_split, whole_shape
 
 NEWTON_SCHULZ_COEFFICIENTS = (
     (4.0848, -6.8946, 2.9270),
@@ -93,9 +94,10 @@ class Muon(Optimizer):
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
-                if is_matrix_shape(weight.shape):
+                if is_matrix_shape(whole_shape(weight)):
                     matrix_shape = (weight.shape[0], weight.shape[1:].numel())
-                    stacks[matrix_shape, weight.dtype, weight.device, is_sharded(weight)].append(weight)
+                    division = is_sharded(weight), weight_split(weight)
+                    stacks[matrix_shape, weight.dtype, weight.device, division].append(weight)
                 else:
                     others.append(weight)
             for weights in stacks.values():
@@ -121,7 +123,8 @@ class Muon(Optimizer):
             stack = _orthogonalize_sharded(matrices, weights[0], group["eps"])
         else:
             stack = orthogonalize(matrices, group["eps"])
-        scale = 0.2 * max(weights[0].shape[0], weights[0].shape[1:].numel()) ** 0.5
+        shape = whole_shape(weights[0])
+        scale = 0.2 * max(shape[0], shape[1:].numel()) ** 0.5
         stack = stack.to(weights[0].dtype, memory_format=torch.contiguous_format)
         updates = [update.view_as(part) for update, part in zip(stack, parts, strict=True)]
         torch._foreach_add_(parts, updates, alpha=-lr * scale)
@@ -185,8 +188,8 @@ def orthogonalize(stack: Tensor, eps: float = 1e-7) -> Tensor:
 def _orthogonalize_sharded(parts: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Orthogonalize matrices of which every process has some rows.
 
-    The processes of a replica take turns: the first of them gets the rows of the first matrix of all others, the second
-    those of the second, and so on, so that each orthogonalizes an equal share of the matrices.
+    The processes of a copy of the weights take turns: the first of them gets the rows of the first matrix of all
+    others, the second those of the second, and so on, so that each orthogonalizes an equal share of the matrices.
 
     Args:
         parts: [k, rows of this process, columns], of k matrices of one shape.
@@ -196,21 +199,29 @@ def _orthogonalize_sharded(parts: Tensor, weight: Tensor, eps: float) -> Tensor:
     Returns:
         bfloat16, shaped like ``parts``: the same rows of the results.
     """
-    group = shard_group(weight)
-    shards, mine = dist.get_world_size(group), dist.get_rank(group)
+    split = weight_split(weight)
+    group = shard_group(weight) if split is None else split.group.copy_processes
+    assert group is not None
+    owners, mine = dist.get_world_size(group), dist.get_rank(group)
+    shards = dist.get_world_size(shard_group(weight))
     count, local_rows, columns = parts.shape
     rows = -(-weight.shape[0] // shards)  # of all processes but the last ones, which may have fewer
-    turns = -(-count // shards)
-    sent = parts.new_zeros(turns * shards, rows, columns, dtype=torch.bfloat16)
+    turns = -(-count // owners)
+    sent = parts.new_zeros(turns * owners, rows, columns, dtype=torch.bfloat16)
     sent[:count, :local_rows] = parts
     # [turn, owner, rows, columns] -> [owner, turn, ...], and after the exchange [source of the rows, turn, ...].
-    received = _exchange(sent.unflatten(0, (turns, shards)).transpose(0, 1).contiguous(), group)
-    whole = received.transpose(0, 1).reshape(turns, shards * rows, columns)[:, : weight.shape[0]]
-    owned = sum(turn * shards + mine < count for turn in range(turns))
-    results = whole.new_zeros(turns, shards * rows, columns)
+    received = _exchange(sent.unflatten(0, (turns, owners)).transpose(0, 1).contiguous(), group)
+    # [source, turn, rows, columns] -> [member of the tensor-parallel group, turn, its rows, columns].
+    of_members = received.unflatten(0, (shards, -1)).permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, : weight.shape[0]]
+    whole = of_members[0] if split is None else split.join(of_members, offset=1)
+    owned = sum(turn * owners + mine < count for turn in range(turns))
+    results = torch.zeros_like(whole)
     if owned:
-        results[:owned, : weight.shape[0]] = orthogonalize(whole[:owned], eps)
-    returned = _exchange(results.unflatten(1, (shards, rows)).transpose(0, 1).contiguous(), group)
+        results[:owned] = orthogonalize(whole[:owned], eps)
+    cut = [results] if split is None else [split.cut(results, rank, offset=1) for rank in range(split.group.size)]
+    padded = results.new_zeros(len(cut), turns, shards * rows, columns)
+    padded[:, :, : weight.shape[0]] = torch.stack(cut)
+    returned = _exchange(padded.unflatten(2, (shards, rows)).permute(2, 0, 1, 3, 4).flatten(0, 1).contiguous(), group)
     return returned.transpose(0, 1).flatten(0, 1)[:count, :local_rows]
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vwm.core.blocks import find_blocks
 from vwm.core.process_group import is_distributed
+from vwm.nn.tensor_parallel import weight_split, whole_shape
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -39,22 +40,29 @@ def shard_group(tensor: Tensor) -> dist.ProcessGroup:
     return group
 
 
-def whole_tensor(tensor: Tensor) -> Tensor:
-    """Gather a sharded tensor in every process; one that is not sharded is returned as it is."""
-    if not is_sharded(tensor):
-        return tensor
-    whole: Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
-    return whole
+def whole_tensor(tensor: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Gather a sharded tensor in every process; one that is not sharded is returned as it is.
+
+    Args:
+        tensor: a weight, or a tensor of its shape.
+        weight: that weight, which knows how it is divided over a tensor-parallel group; None for ``tensor``.
+    """
+    weight = tensor if weight is None else weight
+    split = weight_split(weight) if tensor.shape == weight.shape else None
+    whole: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return whole if split is None else split.gather(whole)
 
 
 def shard_like(whole: Tensor, like: Tensor) -> Tensor:
-    """Return a whole tensor, which every process has, sharded as another one of its shape, on that one's device.
+    """Return a whole tensor, which every process has, divided as a weight of its shape, on that one's device.
 
     One that is sharded already is returned as it is.
     """
     if is_sharded(whole):
         return whole
     whole = whole.to(device=local_part(like).device)
+    split = weight_split(like)
+    whole = whole if split is None else split.cut(whole)
     if not is_sharded(like):
         return whole
     from torch.distributed.tensor import distribute_tensor
@@ -143,7 +151,7 @@ def materialize_from_first_rank(module: nn.Module, values: Mapping[str, Tensor] 
         raise ValueError(f"{', '.join(stray)} are tensors that are no buffers: register them, to shard this module")
     module.to_empty(device=device)
     for name, tensor in named_tensors(module):
-        whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+        whole = torch.empty(whole_shape(tensor), dtype=tensor.dtype, device=device)
         if values is not None:
             whole.copy_(values[name])
         dist.broadcast(whole, src=0)
@@ -187,17 +195,24 @@ def clip_sharded_gradients(weights: Iterable[nn.Parameter], max_norm: float) -> 
     Returns:
         The norm before, the same in all processes.
     """
-    gradients = [weight.grad for weight in weights if weight.grad is not None]
-    parts = [local_part(gradient) for gradient in gradients]
+    trained = [weight for weight in weights if weight.grad is not None]
+    parts = [local_part(weight.grad) for weight in trained if weight.grad is not None]
     if not parts:
         return torch.zeros(())
     norms = torch.stack([norm.double() for norm in torch._foreach_norm(parts)]).square()
-    is_part = torch.tensor([is_sharded(gradient) for gradient in gradients], device=norms.device)
-    sharded = norms[is_part].sum()
-    group = next((shard_group(gradient) for gradient in gradients if is_sharded(gradient)), None)
+    is_part = torch.tensor([is_sharded(weight) for weight in trained], device=norms.device)
+    splits = [weight_split(weight) for weight in trained]
+    is_split = torch.tensor([split is not None for split in splits], device=norms.device)
+    # Of weights that are divided over a tensor-parallel group, and of all others.
+    sharded = torch.stack([norms[is_part & is_split].sum(), norms[is_part & ~is_split].sum()])
+    group = next((shard_group(weight) for weight in trained if is_sharded(weight)), None)
     if group is not None:
         dist.all_reduce(sharded, group=group)
-    norm = (sharded + norms[~is_part].sum()).sqrt()
+    split_norm = sharded[0] + norms[~is_part & is_split].sum()
+    tensor_group = next((split.group for split in splits if split is not None), None)
+    if tensor_group is not None:
+        tensor_group.all_reduce(split_norm)
+    norm = (split_norm + sharded[1] + norms[~is_part & ~is_split].sum()).sqrt()
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     torch._foreach_mul_(parts, factor.to(parts[0].dtype))
     return norm

@@ -23,6 +23,7 @@ from vwm.nn.attention_kernels import KeyValueCache
 from vwm.nn.attention_span import AttentionSpan, StreamedFrames
 from vwm.nn.context_parallel import DividedFrames
 from vwm.nn.precision import matmul_dtype
+from vwm.nn.tensor_parallel import ColumnParallelLinear, RowParallelLinear, TensorGroup
 
 
 class TransformerState(NamedTuple):
@@ -53,6 +54,13 @@ class SpaceTimeBlock(nn.Module):
         nn.init.zeros_(out.weight)
         nn.init.zeros_(out.bias)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), out)
+
+    def divide_weights(self, group: TensorGroup) -> None:
+        """Keep this process's share of heads and hidden units. Raises ValueError where they do not divide evenly."""
+        self.space.divide_weights(group)
+        self.time.divide_weights(group)
+        self.mlp[0] = ColumnParallelLinear(self.mlp[0], group)
+        self.mlp[2] = RowParallelLinear(self.mlp[2], group)
 
     def forward(
         self,
@@ -133,7 +141,9 @@ class SpaceTimeTransformer(nn.Module):
     def init_state(self, batch: int, tokens: int) -> TransformerState:
         """The state before the first frame, for frames of ``tokens`` tokens."""
         weight = self.norm.weight
-        shape = (batch, tokens, self.heads, self.span.slots, self.width // self.heads)
+        block = next(iter(self.blocks), None)
+        heads = block.time.heads if isinstance(block, SpaceTimeBlock) else self.heads  # those of this process
+        shape = (batch, tokens, heads, self.span.slots, self.width // self.heads)
         empty = KeyValueCache(weight.new_zeros(shape), weight.new_zeros(shape))
         position = torch.zeros(batch, dtype=torch.int64, device=weight.device)
         return TransformerState(position, (empty,) * len(self.blocks))

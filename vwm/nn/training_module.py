@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import lightning as L
@@ -27,6 +28,7 @@ from vwm.nn.sharding import (
     local_part,
     shard_blocks,
 )
+from vwm.nn.tensor_parallel import TensorGroup, WeightSplit, named_splits, restore_splits, sum_partial_gradients
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -49,6 +51,8 @@ class TrainingModule(L.LightningModule, ABC):
         mesh: the processes over which blocks are sharded; None where every process has all weights.
         micro_batch: the part of a global batch that is computed now; None where batches are no parts of one.
         context_group: the processes that share each clip; None where every process has clips of its own.
+        tensor_group: the processes that compute each layer together; None where every process computes whole layers.
+        weight_splits: how it divides their weights, by name.
         whole_clips: why the networks need whole clips, of those modules that cannot divide them.
     """
 
@@ -62,7 +66,9 @@ class TrainingModule(L.LightningModule, ABC):
     mesh: DeviceMesh | None = None
     micro_batch: MicroBatch | None = None
     context_group: ContextGroup | None = None
+    tensor_group: TensorGroup | None = None
     whole_clips: str = "its networks see whole clips at once"
+    weight_splits: Mapping[str, WeightSplit] = MappingProxyType({})
     _step_metrics: StepMetrics | None = None
     _unchecked: tuple[int, dict[str, Tensor]] | None = None
     """Step and values of the last loss that was not checked yet."""
@@ -110,15 +116,31 @@ class TrainingModule(L.LightningModule, ABC):
             "memory, too"
         )
 
+    def divide_weights(self, group: TensorGroup) -> None:
+        """Divide the weights of layers over processes that compute them together, on the same clips.
+
+        Raises:
+            ValueError: the networks cannot be divided.
+        """
+        raise ValueError(
+            f"tensor_parallel={group.size}: the layers of {type(self).__name__} cannot be divided over processes. Set "
+            "tensor_parallel to 1; trainer.strategy=fsdp shards their weights, too"
+        )
+
+    @property
+    def processes_per_clip(self) -> int:
+        """Number of processes that work on each clip together."""
+        return math.prod(group.size for group in (self.context_group, self.tensor_group) if group is not None)
+
     @property
     def clip_ranks(self) -> int:
         """Number of processes, or of groups of them, that have clips of their own."""
-        return int(self.trainer.world_size) // (1 if self.context_group is None else self.context_group.size)
+        return int(self.trainer.world_size) // self.processes_per_clip
 
     @property
     def clip_rank(self) -> int:
         """Which of them this process is, or belongs to."""
-        return int(self.trainer.global_rank) // (1 if self.context_group is None else self.context_group.size)
+        return int(self.trainer.global_rank) // self.processes_per_clip
 
     def configure_model(self) -> None:
         """Lightning's hook: let a strategy that shards blocks do so."""
@@ -130,9 +152,16 @@ class TrainingModule(L.LightningModule, ABC):
         """Shard the blocks of all networks in place; see ``shard_blocks``. They may be on the meta device."""
         from torch.distributed.fsdp import register_fsdp_forward_method
 
+        self.weight_splits = named_splits(self)
         shard_blocks(self, self.networks().values(), mesh, compute_dtype, self.whole_weights())
         register_fsdp_forward_method(self, "sample")
         self.mesh = mesh
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """See ``nn.Module``, which puts other tensors in the place of weights."""
+        super()._apply(fn, recurse)
+        restore_splits(self, self.weight_splits)
+        return self
 
     @torch.no_grad()
     def true_frames(self, batch: Any) -> Tensor:
@@ -170,9 +199,10 @@ class TrainingModule(L.LightningModule, ABC):
         """Draw random numbers of the clips of a batch; see ``clip_draws``."""
         clips = getattr(batch, "seed", None)
         if clips is None:
-            if self.context_group is not None:
+            if self.processes_per_clip > 1:
                 raise ValueError(
-                    "context_parallel requires a seed for every clip (ClipBatch.seed), to draw equal noise"
+                    "context_parallel and tensor_parallel require a seed for every clip (ClipBatch.seed), to draw "
+                    "equal noise"
                 )
             return nullcontext()
         if self.micro_batch is not None:
@@ -195,8 +225,9 @@ class TrainingModule(L.LightningModule, ABC):
             )
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Lightning's hook: average the gradients that sharding leaves alone."""
+        """Lightning's hook: complete the gradients that sharding leaves alone."""
         if self.mesh is not None:
+            sum_partial_gradients(self.parameters())
             average_whole_gradients(self.parameters())
 
     def configure_gradient_clipping(

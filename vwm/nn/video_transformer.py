@@ -34,6 +34,7 @@ from vwm.nn.grouped_query_attention import AttentionGeometry, AttentionKind, Gro
 from vwm.nn.norm import RMSNorm
 from vwm.nn.sharding import local_part
 from vwm.nn.space_time import TransformerState
+from vwm.nn.tensor_parallel import ColumnParallelLinear, RowParallelLinear, TensorGroup
 
 
 class FeedForward(nn.Module):
@@ -43,9 +44,15 @@ class FeedForward(nn.Module):
         super().__init__()
         self.gated = kind == "swiglu"
         hidden = (8 * width // 3 + 7) // 8 * 8 if self.gated else 4 * width
-        self.up = nn.Linear(width, 2 * hidden if self.gated else hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.up: nn.Linear | ColumnParallelLinear = nn.Linear(width, 2 * hidden if self.gated else hidden, bias=False)
+        self.down: nn.Linear | RowParallelLinear = nn.Linear(hidden, width, bias=False)
         nn.init.zeros_(self.down.weight)
+
+    def divide_weights(self, group: TensorGroup) -> None:
+        """Keep this process's share of the hidden units. Raises ValueError where they do not divide evenly."""
+        hidden = self.down.weight.shape[1]
+        self.up = ColumnParallelLinear(self.up, group, (hidden, hidden) if self.gated else (hidden,))
+        self.down = RowParallelLinear(self.down, group)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d] -> [..., d]."""
@@ -68,12 +75,19 @@ class VideoTransformerLayer(nn.Module):
         self.mlp = mlp
         self.attention_norm = RMSNorm(width, elementwise_affine=not conditioned)
         self.mlp_norm = RMSNorm(width, elementwise_affine=not conditioned)
-        self.modulation = nn.Linear(width, 6 * width) if conditioned else None
+        self.modulation: nn.Linear | ColumnParallelLinear | None = nn.Linear(width, 6 * width) if conditioned else None
         if self.modulation is not None:
             nn.init.zeros_(self.modulation.weight)
             nn.init.zeros_(self.modulation.bias)
             for last in (attention.out, mlp.down):  # behind a zero gate, zero weights would get no gradient
                 nn.init.xavier_uniform_(last.weight)
+
+    def divide_weights(self, group: TensorGroup) -> None:
+        """Keep this process's share of all matrices. Raises ValueError where they do not divide evenly."""
+        self.attention.divide_weights(group)
+        self.mlp.divide_weights(group)
+        if self.modulation is not None:
+            self.modulation = ColumnParallelLinear(self.modulation, group, gather=True)
 
     def forward(
         self, x: Tensor, geometry: AttentionGeometry, condition: Tensor | None = None, past: KeyValueCache | None = None
@@ -200,7 +214,10 @@ class VideoTransformer(nn.Module):
     def init_state(self, batch: int, tokens: int) -> TransformerState:
         """The state before the first frame: empty keys and values for each layer that attends in time."""
         weight = local_part(next(self.parameters()))
-        shape = (batch, tokens, self.kv_heads, self.span.slots, self.width // self.heads)
+        layer = self.blocks[0]
+        assert isinstance(layer, VideoTransformerLayer)
+        kv_heads = layer.attention.kv_heads  # those of this process
+        shape = (batch, tokens, kv_heads, self.span.slots, self.width // self.heads)
         empty = KeyValueCache(weight.new_zeros(shape), weight.new_zeros(shape))
         position = torch.zeros(batch, dtype=torch.int64, device=weight.device)
         return TransformerState(position, (empty,) * sum(kind != "space" for kind in self.attention_kinds))

@@ -37,5 +37,9 @@ from .saved_config import read_saved_config as read_saved_config
 from .stop_signal import StopRequest as StopRequest
 from .stop_signal import announce_stop as announce_stop
 from .stop_signal import requeue_slurm_job as requeue_slurm_job
+from .tensor_parts import PartLoadPlanner as PartLoadPlanner
+from .tensor_parts import PartSavePlanner as PartSavePlanner
+from .tensor_parts import Piece as Piece
+from .tensor_parts import TensorPart as TensorPart
 from .training_runtime import TrainingRuntime as TrainingRuntime
 from .training_runtime import compile_networks as compile_networks

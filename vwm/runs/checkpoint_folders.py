@@ -22,6 +22,7 @@ from vwm.core.remote_files import StoreError
 from vwm.runs.checkpoint_files import INDEX, FolderFiles
 from vwm.runs.checkpoint_folder import DTYPES, TRAINER_FILE, FolderReader, FolderWriter, read_index
 from vwm.runs.checkpoints import CheckpointError
+from vwm.runs.tensor_parts import PartLoadPlanner, PartSavePlanner, TensorPart
 
 Result = TypeVar("Result")
 TENSOR_PARTS = ("state_dict", "optimizer_states", "callbacks")
@@ -29,6 +30,8 @@ TENSOR_PARTS = ("state_dict", "optimizer_states", "callbacks")
 MARK = "vwm.tensor"
 """First entry of what stands in the place of a tensor."""
 FOLDER_NAME = re.compile(r"step-(\d{8,})")
+DescribePart = Callable[[str, Tensor], Tensor | TensorPart]
+"""What gives, for the path of a tensor in a checkpoint and a sharded tensor for it, how it is part of the whole."""
 FAILURES = 3
 """So many saves that fail one after the other end a training."""
 
@@ -96,7 +99,7 @@ class CheckpointFolders:
         """Return the address of the folder of a step."""
         return f"{self.address}/{_folder_name(step)}"
 
-    def save(self, step: int, state: Mapping[str, Any]) -> None:
+    def save(self, step: int, state: Mapping[str, Any], describe: DescribePart = lambda path, tensor: tensor) -> None:
         """Begin to save a checkpoint, in all processes; tensors are copied before this returns, and written after it.
 
         The folder of a step that is already complete is left as it is. A save that is not done yet is waited for. One
@@ -105,6 +108,7 @@ class CheckpointFolders:
         Args:
             step: the number of the step.
             state: nested tensors and plain values; tensors may be sharded (``DTensor``).
+            describe: see ``DescribePart``; by default a ``DTensor`` tells it.
 
         Raises:
             CheckpointError: three saves failed one after the other.
@@ -127,7 +131,11 @@ class CheckpointFolders:
         _expect_one_process()
         writer = FolderWriter(self.folder(step), process_rank(), buffer.getvalue())
         future = async_save(
-            dict(tensors), storage_writer=writer, process_group=self._cpu_group(), no_dist=not is_distributed()
+            {path: describe(path, tensor) for path, tensor in tensors.items()},
+            storage_writer=writer,
+            planner=PartSavePlanner(),
+            process_group=self._cpu_group(),
+            no_dist=not is_distributed(),
         )
         assert isinstance(future, Future)
         self._saving = (step, future)
@@ -185,12 +193,17 @@ class CheckpointFolders:
         place.remove(f"{_folder_name(step)}/{INDEX}")  # first, so that what is left is known to be incomplete
         place.remove(_folder_name(step))
 
-    def load(self, like: Callable[[str], Tensor | None] = lambda path: None) -> dict[str, Any]:
+    def load(
+        self,
+        like: Callable[[str], Tensor | None] = lambda path: None,
+        describe: DescribePart = lambda path, tensor: tensor,
+    ) -> dict[str, Any]:
         """Load the last checkpoint that is whole, in all processes; of damaged ones before, say which file is damaged.
 
         Args:
             like: for the path of a tensor, one that is sharded as it shall be (``DTensor``); None loads it as a whole,
                 into the host's memory.
+            describe: see ``DescribePart``.
 
         Raises:
             CheckpointError: there is none that is whole.
@@ -202,27 +215,35 @@ class CheckpointFolders:
             if reason is None:
                 if damaged and process_rank() == 0:
                     print(f"warning: {'; '.join(damaged)}. Continuing from {self.folder(step)}", flush=True)
-                return self._load(step, like)
+                return self._load(step, like, describe)
             damaged.append(reason)
         raise CheckpointError("; ".join(damaged) or f"{self.address}: there is no complete checkpoint")
 
-    def _load(self, step: int, like: Callable[[str], Tensor | None]) -> dict[str, Any]:
+    def _load(self, step: int, like: Callable[[str], Tensor | None], describe: DescribePart) -> dict[str, Any]:
         folder = FolderFiles(self.folder(step))
         index = read_index(folder)
         try:
             rest = torch.load(io.BytesIO(folder.read(TRAINER_FILE)), map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
             raise CheckpointError(f"{folder.address}/{TRAINER_FILE}: is no checkpoint of vwm ({error})") from error
-        tensors: dict[str, Any] = {}
+        tensors: dict[str, Tensor] = {}
+        parts: dict[str, Any] = {}
         for path, tensor in index["tensors"].items():
             sharded, shape = like(path), torch.Size(tensor["shape"])
-            if sharded is not None and sharded.shape == shape:
+            if sharded is not None:
                 tensors[path] = torch.empty_like(sharded, dtype=DTYPES[tensor["dtype"]])
-            else:
-                tensors[path] = torch.empty(shape, dtype=DTYPES[tensor["dtype"]])
+                parts[path] = describe(path, tensors[path])
+            if sharded is None or parts[path].shape != shape:
+                tensors[path] = parts[path] = torch.empty(shape, dtype=DTYPES[tensor["dtype"]])
         _expect_one_process()
         reader = FolderReader(folder.address, index)
-        load(tensors, storage_reader=reader, process_group=self._cpu_group(), no_dist=not is_distributed())
+        load(
+            parts,
+            storage_reader=reader,
+            planner=PartLoadPlanner(),
+            process_group=self._cpu_group(),
+            no_dist=not is_distributed(),
+        )
         loaded: dict[str, Any] = _put_tensors(rest, tensors)
         return loaded
 

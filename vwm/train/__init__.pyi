@@ -5,6 +5,7 @@ from .ema import EMACallback as EMACallback
 from .estimate import Estimate as Estimate
 from .estimate import EstimateCLI as EstimateCLI
 from .estimate import MetaContextGroup as MetaContextGroup
+from .estimate import MetaTensorGroup as MetaTensorGroup
 from .estimate import TrainingEstimates as TrainingEstimates
 from .export import export_run as export_run
 from .fit import FitCLI as FitCLI

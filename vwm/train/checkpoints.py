@@ -20,7 +20,13 @@ from vwm.runs.checkpoints import write_checkpoint
 from vwm.runs.rng_states import restore_rng_states, rng_states
 from vwm.runs.run_folder import RunFolder
 from vwm.runs.stop_signal import StopRequest, announce_stop, requeue_slurm_job
-from vwm.train.resume_points import find_shards, load_resume_point, remove_later_points, sharded_states
+from vwm.train.resume_points import (
+    describe_parts,
+    find_shards,
+    load_resume_point,
+    remove_later_points,
+    sharded_states,
+)
 
 
 class RunCheckpointIO(TorchCheckpointIO):
@@ -47,7 +53,8 @@ class RunCheckpointIO(TorchCheckpointIO):
         Raises:
             CheckpointError: it is damaged, or of another program.
         """
-        return load_resume_point(str(path), find_shards(self.trainer))
+        find = find_shards(self.trainer)
+        return load_resume_point(str(path), find, describe_parts(find))
 
 
 class ResumableCheckpoints(Checkpoint):
@@ -242,7 +249,7 @@ class ResumableCheckpoints(Checkpoint):
             self._folders = CheckpointFolders(address, self.keep, self.keep_every_n_steps)
         with sharded_states(trainer):
             state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        self._folders.save(trainer.global_step, state)
+        self._folders.save(trainer.global_step, state, describe_parts(find_shards(trainer)))
 
     def _finish_saving(self) -> None:
         """Wait for the checkpoint folder that is being written."""

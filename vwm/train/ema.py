@@ -100,7 +100,8 @@ class EMACallback(L.Callback):
         parts = zip(self._averages, self._weights, strict=True)
         averages = [from_local_part(part, weight) for part, weight in parts]
         if self.gathers_state:
-            averages = [whole_tensor(average).cpu() for average in averages]
+            pairs = zip(averages, self._weights, strict=True)
+            averages = [whole_tensor(average, weight).cpu() for average, weight in pairs]
         return {"average": {"optimization_step": self._updates, "shadow_params": averages}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from vwm.nn.context_parallel import ContextGroup
 from vwm.nn.kernel_device import kernels_of
 from vwm.nn.recomputation import Recomputation
+from vwm.nn.tensor_parallel import TensorGroup
 from vwm.runs.config_files import compose_config_arguments
 from vwm.train.live_memory import storage_bytes
 from vwm.train.memory_estimate import MemoryEstimate, ProcessMesh, StrategyName, count_sharded, estimate_memory
@@ -23,7 +24,7 @@ from vwm.train.meta_step import StepMemory, measure_step_memory
 from vwm.train.notices import silence_lightning
 from vwm.train.operations import count_operations
 from vwm.train.scale_estimate import Cluster, CorpusCost, StepTime, Workload, estimate_corpus, estimate_step_time
-from vwm.train.strategies import mesh_sides
+from vwm.train.strategies import make_strategy, mesh_sides
 
 
 class MetaContextGroup(ContextGroup):
@@ -41,6 +42,25 @@ class MetaContextGroup(ContextGroup):
 
     def all_reduce(self, x: Tensor) -> None:
         """See ``ContextGroup``: single numbers."""
+
+
+class MetaTensorGroup(TensorGroup):
+    """Processes that compute layers together in an estimate, of which this is one; counts what it sends, in rings.
+
+    Attributes:
+        sent: bytes that it sent to the others.
+    """
+
+    sent: float = 0.0
+
+    def all_reduce(self, x: Tensor) -> None:
+        """See ``TensorGroup``."""
+        self.sent += 2 * (self.size - 1) / self.size * x.numel() * x.element_size()
+
+    def all_gather(self, x: Tensor) -> list[Tensor]:
+        """See ``TensorGroup``."""
+        self.sent += (self.size - 1) * x.numel() * x.element_size()
+        return [torch.empty_like(x) for _ in range(self.size)]
 
 
 class EstimateCLI(MetaCLI):
@@ -132,15 +152,21 @@ class TrainingEstimates:
         )
         self.precision = str(precision)
         self.compute_dtype = torch.bfloat16 if self.precision.startswith("bf16") else None
-        self._steps: dict[tuple[int, bool], tuple[StepMemory, float]] = {}
+        self._steps: dict[tuple[int, bool], tuple[StepMemory, float, float]] = {}
         clip = make_meta_batch(self.module, self.data, 1)
         self.clip_bytes = storage_bytes(x for x in vars(clip).values() if isinstance(x, Tensor))
         self.operations = self._count_operations(clip)
         self.stored_bytes = cli.config["stored_bytes"] or _stored_bytes(clip)
-        size = cli.config["context_parallel"]
-        self.context_group = MetaContextGroup(size, size - 1)
-        if size > 1:
+        counts = {name: sum(w.numel() for w in part.parameters()) for name, part in self.module.named_children()}
+        self.parameters = {name: count for name, count in counts.items() if count}
+        self.trained = count_sharded(self.module)
+        context, tensor = cli.config["context_parallel"], cli.config["tensor_parallel"]
+        self.context_group = MetaContextGroup(context, context - 1)
+        self.tensor_group = MetaTensorGroup(tensor, 0)
+        if context > 1:
             self.module.share_clips(self.context_group)
+        if tensor > 1:
+            self.module.divide_weights(self.tensor_group)
 
     def mesh(self, ranks: int) -> ProcessMesh:
         """Return the mesh of a number of processes.
@@ -150,16 +176,17 @@ class TrainingEstimates:
         """
         name = str(self.config["trainer"]["strategy"])
         kind, _, sizes = name.partition("-")
-        context = self.config["context_parallel"]
-        if ranks % context:
-            raise ValueError(f"context_parallel={context} does not divide {ranks} ranks")
+        context, tensor = self.config["context_parallel"], self.config["tensor_parallel"]
+        if ranks % (context * tensor):
+            raise ValueError(f"context_parallel={context} x tensor_parallel={tensor} does not divide {ranks} ranks")
         if kind not in ("fsdp", "hsdp"):
+            make_strategy(name, tensor)
             strategy: StrategyName = "single" if ranks == 1 else "ddp"
             return ProcessMesh(strategy, ranks, 1, context)
         hosts = max(1, ranks // self.cluster.devices_per_host)
         given = [int(size) for size in sizes.split("x")] if sizes else [1 if kind == "fsdp" else hosts, ranks]
-        replicas, shards = mesh_sides(given[0], given[1] if sizes else "auto", ranks, hosts)
-        return ProcessMesh("fsdp" if kind == "fsdp" else "hsdp", replicas, shards, context)
+        replicas, shards = mesh_sides(given[0], given[1] if sizes else "auto", ranks, hosts, tensor)
+        return ProcessMesh("fsdp" if kind == "fsdp" else "hsdp", replicas, shards, context, tensor)
 
     def estimate(self, ranks: int) -> Estimate:
         """Estimate everything for a number of processes."""
@@ -169,37 +196,42 @@ class TrainingEstimates:
         clips = min(clips, -(-total // mesh.clip_ranks))
         sharded = mesh.strategy in ("fsdp", "hsdp")
         batch = make_meta_batch(self.module, self.data, clips)
-        step, sent = self._measure_step(batch, clips, sharded)
+        step, sent, of_layers = self._measure_step(batch, clips, sharded)
         averages = self.config["ema"]["decay"] > 0
         memory = estimate_memory(self.module, batch, mesh, self.recomputation, self.compute_dtype, averages, step)
         inside, outside = count_sharded(self.module)
         gathered = 4 if self.compute_dtype is None else 2
-        moved = int(sent / clips * mesh.context_parallel)
-        work = Workload(self.operations, self.clip_bytes, self.stored_bytes, total, inside, outside, gathered, moved)
+        work = Workload(
+            operations=self.operations,
+            clip_bytes=self.clip_bytes,
+            stored_bytes=self.stored_bytes,
+            clips=total,
+            sharded_weights=inside,
+            whole_weights=outside,
+            gathered_bytes=gathered,
+            activation_bytes=int(sent / clips * mesh.context_parallel),
+            layer_bytes=int(of_layers / clips),
+        )
         time = estimate_step_time(work, mesh, cluster, clips)
         seconds = self.data.clip_length * self.data.stride / self.config["fps"]
         corpus = estimate_corpus(work, time, ranks, cluster, self.config["hours"], seconds)
         return Estimate(mesh, clips, total, total * self.stored_bytes, memory, time, corpus)
 
-    def _measure_step(self, batch: Any, clips: int, sharded: bool) -> tuple[StepMemory, float]:
-        """Return the memory of a step, and the bytes that a process sends to those with which it shares clips."""
+    def _measure_step(self, batch: Any, clips: int, sharded: bool) -> tuple[StepMemory, float, float]:
+        """Return the memory of a step, and the bytes that a process sends to those that share clips, and layers."""
         if (clips, sharded) not in self._steps:
-            before = self.context_group.sent
+            self.context_group.sent = self.tensor_group.sent = 0.0
             with kernels_of(self.config["kernels"]):
                 step = measure_step_memory(self.module, batch, self.recomputation, self.compute_dtype, sharded)
-            self._steps[clips, sharded] = step, self.context_group.sent - before
+            self._steps[clips, sharded] = step, self.context_group.sent, self.tensor_group.sent
         return self._steps[clips, sharded]
 
     def summary(self) -> dict[str, Any]:
         """Return what does not depend on the number of processes."""
-        networks = {
-            name: sum(w.numel() for w in network.parameters()) for name, network in self.module.named_children()
-        }
-        inside, outside = count_sharded(self.module)
         return {
-            "parameters": {name: count for name, count in networks.items() if count},
-            "trained_in_blocks": inside,
-            "trained_elsewhere": outside,
+            "parameters": self.parameters,
+            "trained_in_blocks": self.trained[0],
+            "trained_elsewhere": self.trained[1],
             "operations_per_clip": self.operations,
             "clip_frames": self.data.clip_length,
             "clip_bytes": self.clip_bytes,

@@ -65,6 +65,13 @@ class FitCLI(LightningCLI):
             help="processes that share each clip, whose frames they divide (context parallelism): for clips that are "
             "too long for the memory of one",
         )
+        parser.add_argument(
+            "--tensor_parallel",
+            type=int,
+            default=1,
+            help="processes that compute each layer together, whose heads and hidden units they divide (tensor "
+            "parallelism): for layers that are too large for one; with trainer.strategy fsdp or hsdp",
+        )
         parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0 leaves torch's choice")
         add_acceleration_options(parser)
         add_switch(parser, "encode_ahead", False, "encode the data once, where a frozen tokenizer would in every step")
@@ -96,7 +103,7 @@ class FitCLI(LightningCLI):
             kwargs["callbacks"] = [*(self.config_init["trainer"]["callbacks"] or []), StepProgressBar()]
         if self.config["trainer"]["enable_model_summary"] is None:
             kwargs["enable_model_summary"] = False  # one line says it: ``describe_training``
-        strategy = make_strategy(self.config["trainer"]["strategy"])
+        strategy = self._make_strategy()
         if isinstance(strategy, ShardedStrategy):
             kwargs["strategy"] = strategy
             if self.config["trainer"]["precision"] == "64-true":  # Lightning refuses the name, not the plugin
@@ -112,12 +119,18 @@ class FitCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Make the model, the data and the trainer; an error of theirs is not buried in the parser's."""
-        is_sharded = isinstance(make_strategy(self.config["trainer"]["strategy"]), ShardedStrategy)
+        is_sharded = isinstance(self._make_strategy(), ShardedStrategy)
         try:
             with first_process_builds() if is_sharded else nullcontext():
                 super().instantiate_classes()
         except ValueError as error:
             raise ValueError(find_cause(str(error))) from error
+
+    def _make_strategy(self) -> Any:
+        tensor = int(self.config["tensor_parallel"])
+        if tensor > 1 and self.config["float8"] != "none":
+            raise ValueError(f"tensor_parallel={tensor} and float8={self.config['float8']} do not combine: set one")
+        return make_strategy(self.config["trainer"]["strategy"], tensor)
 
     def open_metric_loggers(self) -> None:
         """Start the loggers that the config asks for; the CSV tables are always written."""
@@ -293,7 +306,7 @@ def _fit_model(argv: list[str]) -> L.LightningModule:
     sys.argv = [sys.argv[0], "fit", *argv]  # with it Lightning starts the other ranks of this machine
     cli = parse_fit_config(argv)
     device = cli.trainer.strategy.root_device
-    share_clips(cli.trainer, cli.datamodule, cli.config["context_parallel"])
+    share_clips(cli.trainer, cli.datamodule, cli.config["context_parallel"], cli.config["tensor_parallel"])
     divide_global_batch(cli.trainer, cli.datamodule, cli.config["global_batch"])
     if cli.config["encode_ahead"]:
         encode_data_ahead(cli.model, cli.datamodule, cli.config["data"]["init_args"], Path(cli.config["run"]))

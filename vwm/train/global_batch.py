@@ -39,7 +39,7 @@ def divide_global_batch(trainer: L.Trainer, data: L.LightningDataModule, global_
             f"--global_batch {global_batch} and trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: "
             "leave out the second, which follows from the first, data.batch_size and the number of ranks"
         )
-    division = BatchDivision(global_batch, trainer.world_size // data.context_parallel, data.batch_size)
+    division = BatchDivision(global_batch, trainer.world_size // data.processes_per_clip, data.batch_size)
     data.global_batch = global_batch
     trainer.accumulate_grad_batches = division.accumulation
     for name in COUNTED_IN_BATCHES:

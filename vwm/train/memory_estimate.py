@@ -26,28 +26,36 @@ class ProcessMesh:
         strategy: ``single`` or ``ddp``: all weights in every process; ``fsdp``: shared by all; ``hsdp``: by groups.
         replicas: copies of the weights.
         shards: processes that share a copy.
-        context_parallel: processes that share a clip.
+        context_parallel: processes that divide the frames of a clip.
+        tensor_parallel: processes in the place of each of these, which compute each layer together.
     """
 
     strategy: StrategyName
     replicas: int
     shards: int
     context_parallel: int = 1
+    tensor_parallel: int = 1
 
     @property
     def ranks(self) -> int:
         """Number of processes."""
-        return self.replicas * self.shards
+        return self.replicas * self.shards * self.tensor_parallel
+
+    @property
+    def processes_per_clip(self) -> int:
+        """Number of processes that work on each clip together."""
+        return self.context_parallel * self.tensor_parallel
 
     @property
     def clip_ranks(self) -> int:
         """Number of processes, or groups of them, that have clips of their own."""
-        return self.ranks // self.context_parallel
+        return self.ranks // self.processes_per_clip
 
     def __str__(self) -> str:
         sides = f" {self.replicas}x{self.shards}" if self.strategy == "hsdp" else ""
         context = f", context {self.context_parallel}" if self.context_parallel > 1 else ""
-        return f"{self.strategy}{sides}{context}"
+        tensor = f", tensor {self.tensor_parallel}" if self.tensor_parallel > 1 else ""
+        return f"{self.strategy}{sides}{context}{tensor}"
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,7 @@ def estimate_memory(
     """Estimate the memory of the process that needs the most.
 
     Args:
-        module: the module on the meta device; where processes share clips, with its share of them.
+        module: the module on the meta device; where processes share clips or layers, with its share of them.
         batch: the batch of one process.
         mesh: the processes.
         recomputation: what blocks recompute.

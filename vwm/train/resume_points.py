@@ -10,11 +10,14 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from vwm.nn.tensor_parallel import WeightSplit, weight_split
 from vwm.nn.training_module import TrainingModule
-from vwm.runs.checkpoint_folders import FOLDER_NAME, CheckpointFolders
+from vwm.runs.checkpoint_folders import FOLDER_NAME, CheckpointFolders, DescribePart
 from vwm.runs.checkpoints import CheckpointError, read_checkpoint
 from vwm.runs.run_folder import RunFolder
+from vwm.runs.tensor_parts import Piece, TensorPart
 from vwm.train.ema import EMACallback
 
 NEEDED = {"state_dict", "global_step", "optimizer_states", "loops"}
@@ -60,18 +63,23 @@ def remove_later_points(run: RunFolder, url: str | None, step: int, replaces_fil
         print(f"note: the training started at step {step}: removed checkpoints of steps {sorted(removed)}", flush=True)
 
 
-def load_resume_point(point: str, like: Callable[[str], Tensor | None] = lambda path: None) -> dict[str, Any]:
+def load_resume_point(
+    point: str,
+    like: Callable[[str], Tensor | None] = lambda path: None,
+    describe: DescribePart = lambda path, tensor: tensor,
+) -> dict[str, Any]:
     """Load what ``find_resume_point`` found, in all processes; a damaged folder is replaced by the one before it.
 
     Args:
         point: a file or a folder.
-        like: see ``CheckpointFolders.load``.
+        like, describe: see ``CheckpointFolders.load``.
 
     Raises:
         CheckpointError: it is damaged, or of another program.
     """
     place, _, name = point.rpartition("/")
-    checkpoint = CheckpointFolders(place).load(like) if FOLDER_NAME.fullmatch(name) else read_checkpoint(Path(point))
+    is_folder = FOLDER_NAME.fullmatch(name)
+    checkpoint = CheckpointFolders(place).load(like, describe) if is_folder else read_checkpoint(Path(point))
     missing = NEEDED - checkpoint.keys()
     if missing:
         raise CheckpointError(f"{point}: is no checkpoint of vwm fit (it has no {', '.join(sorted(missing))})")
@@ -104,6 +112,37 @@ def find_shards(trainer: L.Trainer) -> Callable[[str], Tensor | None]:
         return found if isinstance(found, DTensor) else None
 
     return find
+
+
+def describe_parts(find: Callable[[str], Tensor | None]) -> DescribePart:
+    """Return what describes tensors that are divided over a tensor-parallel group, as weights say (``find_shards``)."""
+
+    def describe(path: str, tensor: Tensor) -> Tensor | TensorPart:
+        weight = find(path)
+        split = weight_split(weight)
+        is_divided = split is not None and weight is not None and tensor.shape == weight.shape
+        return _describe_part(tensor, split) if is_divided and split is not None else tensor
+
+    return describe
+
+
+def _describe_part(tensor: Any, split: WeightSplit) -> TensorPart:
+    """Describe this process's rows, of those of its group, of a tensor that is divided over the group."""
+    sizes, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    pieces = []
+    for start, whole, length in split.pieces():
+        first = list(offsets)
+        size = list(sizes)
+        if split.dim == 0:
+            first[0] = max(start, offsets[0])
+            size[0] = max(0, min(start + length, offsets[0] + sizes[0]) - first[0])
+        else:
+            assert split.dim is not None
+            first[split.dim], size[split.dim] = start, length
+        begin = [place - offset for place, offset in zip(first, offsets, strict=True)]
+        first[split.dim] += whole - start
+        pieces.append(Piece(tuple(begin), tuple(first), tuple(size)))
+    return TensorPart(tensor.to_local(), split.whole_shape(tensor.shape), pieces)
 
 
 @contextmanager

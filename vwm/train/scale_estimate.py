@@ -47,6 +47,7 @@ class Workload:
         whole_weights: all other trained weights.
         gathered_bytes: bytes of a number of a gathered weight.
         activation_bytes: bytes that context parallelism moves between its processes, of a clip.
+        layer_bytes: bytes that each process sends for tensor parallelism, of a clip.
     """
 
     operations: float
@@ -57,6 +58,7 @@ class Workload:
     whole_weights: int
     gathered_bytes: int = 4
     activation_bytes: int = 0
+    layer_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,13 +108,17 @@ def estimate_step_time(work: Workload, mesh: ProcessMesh, cluster: Cluster, batc
     """
     passes = max(1, -(-work.clips // (mesh.clip_ranks * batch)))
     share = -(-work.clips // mesh.clip_ranks)  # the process with the most clips
-    compute = share * work.operations / mesh.context_parallel / (cluster.teraflops * 1e12 * cluster.mfu)
+    compute = share * work.operations / mesh.processes_per_clip / (cluster.teraflops * 1e12 * cluster.mfu)
     inside, between = _sent_bytes(work, mesh, cluster, passes)
     sent = share * work.activation_bytes / mesh.context_parallel
-    if mesh.context_parallel <= cluster.devices_per_host:
+    if mesh.processes_per_clip <= cluster.devices_per_host:
         inside += sent
     else:
         between += sent
+    if mesh.tensor_parallel <= cluster.devices_per_host:
+        inside += share * work.layer_bytes
+    else:
+        between += share * work.layer_bytes
     hosts = max(1, mesh.ranks // cluster.devices_per_host)
     return StepTime(
         compute=compute,
@@ -139,7 +145,7 @@ def _sent_bytes(work: Workload, mesh: ProcessMesh, cluster: Cluster, passes: int
 
     crosses_hosts = mesh.ranks > cluster.devices_per_host
     if mesh.strategy in ("fsdp", "hsdp"):
-        shards_cross = mesh.shards > cluster.devices_per_host
+        shards_cross = mesh.shards * mesh.tensor_parallel > cluster.devices_per_host
         gathered = 2 * work.gathered_bytes * work.sharded_weights
         send(passes * (gathered + 4 * work.sharded_weights), mesh.shards, shards_cross)  # twice gathered, once summed
         send(passes * 2 * 4 * work.sharded_weights / mesh.shards, mesh.replicas, crosses_hosts)

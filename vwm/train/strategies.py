@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.utilities.rank_zero import _get_rank
@@ -18,6 +18,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.optim import Optimizer
 
 from vwm.nn.sharding import materialize_from_first_rank, named_tensors, start_sharding
+from vwm.nn.tensor_parallel import TensorGroup
 from vwm.nn.training_module import TrainingModule
 from vwm.train.sharded_states import (
     load_whole_module_state,
@@ -26,6 +27,9 @@ from vwm.train.sharded_states import (
     whole_optimizer_state,
 )
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
 
 class ShardedStrategy(ModelParallelStrategy):
     """Train with sharded blocks. Every process reads its own clips; checkpoints are those of a training in one process.
@@ -33,29 +37,44 @@ class ShardedStrategy(ModelParallelStrategy):
     Args:
         replicas: copies of the weights, each sharded over ``shards`` processes; ``auto`` for one on each machine.
         shards: processes that share a copy; ``auto`` for all that are left.
+        tensor: processes in the place of each of these, which compute each layer together (tensor parallelism).
         **kwargs: further arguments of Lightning's ``ModelParallelStrategy``.
 
     Attributes:
         gathers_state: whether states for checkpoints are whole, in the first process, or sharded (``DTensor``), in all.
 
     Raises:
-        ValueError: when the processes are started, if their number is not replicas x shards.
+        ValueError: when the processes are started, if their number is not replicas x shards x tensor.
     """
 
-    def __init__(self, replicas: int | str = 1, shards: int | str = "auto", **kwargs: Any) -> None:
-        super().__init__(save_distributed_checkpoint=False, **kwargs)
+    def __init__(self, replicas: int | str = 1, shards: int | str = "auto", tensor: int = 1, **kwargs: Any) -> None:
+        super().__init__(tensor_parallel_size=tensor, save_distributed_checkpoint=False, **kwargs)
         self.gathers_state = True
         self.replicas = replicas
         self.shards = shards
+        self.tensor = tensor
 
     def setup_environment(self) -> None:
         """See ``Strategy``; also make the mesh of the processes."""
         from torch.distributed.device_mesh import init_device_mesh
 
         self._setup_distributed()
-        replicas, shards = mesh_sides(self.replicas, self.shards, self.world_size, self.num_nodes)
-        shape, names = ((replicas, shards), ("replicas", "shards")) if replicas > 1 else ((shards,), ("shards",))
-        self._device_mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=names)
+        replicas, shards = mesh_sides(self.replicas, self.shards, self.world_size, self.num_nodes, self.tensor)
+        sides = {"replicas": replicas, "shards": shards, "tensor": self.tensor}
+        sides = {name: size for name, size in sides.items() if size > 1 or name == "shards"}
+        self._device_mesh = init_device_mesh(self.root_device.type, tuple(sides.values()), mesh_dim_names=tuple(sides))
+
+    @property
+    def weight_mesh(self) -> DeviceMesh:
+        """The processes with the same part of each layer: its replicas, and the shards of a replica."""
+        names = tuple(name for name in self.device_mesh.mesh_dim_names or () if name != "tensor")
+        return self.device_mesh if self.tensor == 1 else self.device_mesh[names]
+
+    def tensor_group(self) -> TensorGroup:
+        """Return the processes that compute each layer together with this one."""
+        mesh = self.device_mesh["tensor"]
+        copy = self.device_mesh["shards", "tensor"]._flatten("copy")
+        return TensorGroup(mesh.size(), mesh.get_local_rank(), mesh.get_group(), copy.get_group())
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
@@ -68,7 +87,9 @@ class ShardedStrategy(ModelParallelStrategy):
         module.to("meta")
         mixed = isinstance(self.precision_plugin, MixedPrecision)
         compute_dtype = torch.bfloat16 if mixed and self.precision_plugin.precision == "bf16-mixed" else None
-        module.shard(self.device_mesh, compute_dtype)
+        if self.tensor > 1:
+            module.divide_weights(self.tensor_group())
+        module.shard(self.weight_mesh, compute_dtype)
         materialize_from_first_rank(module, values, self.root_device)
         start_sharding(module)
 
@@ -107,35 +128,47 @@ class ShardedStrategy(ModelParallelStrategy):
         return dict(self.checkpoint_io.load_checkpoint(self.broadcast(checkpoint_path)))
 
 
-def make_strategy(name: Any) -> Any:
+def make_strategy(name: Any, tensor: int = 1) -> Any:
     """Return the strategy of a short name of this project; anything else is left to Lightning.
 
+    Args:
+        name: ``trainer.strategy``.
+        tensor: processes that compute each layer together.
+
     Raises:
-        ValueError: sizes that cannot be read.
+        ValueError: sizes that cannot be read, or tensor parallelism with a strategy of Lightning.
     """
     if not isinstance(name, str) or not re.match(r"(fsdp|hsdp)\b", name):
+        if tensor > 1:
+            raise ValueError(
+                f"tensor_parallel={tensor} divides weights as trainer.strategy=fsdp or hsdp does, and it is {name}: "
+                "set one of these"
+            )
         return name
     sizes = re.fullmatch(r"hsdp-(\d+)x(\d+)", name)
     if sizes is not None:
         replicas, shards = int(sizes[1]), int(sizes[2])
         if replicas and shards:
-            return ShardedStrategy(replicas, shards)
+            return ShardedStrategy(replicas, shards, tensor)
     elif name in ("fsdp", "hsdp"):
-        return ShardedStrategy(1 if name == "fsdp" else "auto")
+        return ShardedStrategy(1 if name == "fsdp" else "auto", tensor=tensor)
     raise ValueError(
         f"trainer.strategy={name}: give fsdp, hsdp (a replica on each machine), or hsdp-REPLICASxSHARDS, such as "
         "hsdp-2x4 for 8 processes"
     )
 
 
-def mesh_sides(replicas: int | str, shards: int | str, processes: int, machines: int) -> tuple[int, int]:
+def mesh_sides(
+    replicas: int | str, shards: int | str, processes: int, machines: int, tensor: int = 1
+) -> tuple[int, int]:
     """Return the numbers of replicas and of shards for a number of processes; see ``ShardedStrategy``."""
     copies = machines if replicas == "auto" else int(replicas)
-    parts = processes // copies if shards == "auto" else int(shards)
-    if copies * parts != processes:
+    parts = processes // (copies * tensor) if shards == "auto" else int(shards)
+    if copies * parts * tensor != processes or not parts:
+        each = f" of {tensor} processes (tensor_parallel)" if tensor > 1 else ""
         raise ValueError(
-            f"{copies} replicas of {parts} shards need {copies * parts} processes, and there are {processes}: set "
-            "trainer.devices and trainer.num_nodes, or the sizes of trainer.strategy"
+            f"{copies} replicas of {parts} shards{each} need {copies * parts * tensor} processes, and there are "
+            f"{processes}: set trainer.devices and trainer.num_nodes, or the sizes of trainer.strategy"
         )
     return copies, parts
 

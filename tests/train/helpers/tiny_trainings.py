@@ -95,8 +95,9 @@ def tokenizer_model() -> dict[str, Any]:
 
 def genie_model(tokenizer: Path) -> dict[str, Any]:
     """With FSQ actions; the dynamics draws masks and corruption from the global generator."""
-    action = {"image_size": [8, 8], "patch_size": 4, "codebook": [2, 2], **SMALL}
-    dynamics = {"codebook_size": 9, "tokens_per_frame": 4, "num_actions": 4, "context_corruption": 0.2, **SMALL}
+    action = {"image_size": [8, 8], "patch_size": 4, "codebook": [2, 2], **SMALL, "heads": 2}
+    dynamics = {"codebook_size": 9, "tokens_per_frame": 4, "num_actions": 4, "context_corruption": 0.2}
+    dynamics |= SMALL | {"heads": 2}
     return {
         "class_path": "vwm.models.genie.module.GenieModule",
         "init_args": {
@@ -138,7 +139,7 @@ def dit_model() -> dict[str, Any]:
             },
             "dynamics": {
                 "class_path": "vwm.models.dit.network.DiT",
-                "init_args": {**dynamics, **SMALL, "depth": 2, "registers": 1},
+                "init_args": {**dynamics, **SMALL, "heads": 2, "depth": 2, "registers": 1},
             },
             "objective": {
                 "class_path": "vwm.models.dit.objectives.ShortcutForcing",

@@ -31,6 +31,7 @@ from vwm.nn.loss_normalizer import LossNormalizer
 from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.outcome_heads import RewardTerminationHeads
 from vwm.nn.precision import at_least_float32
+from vwm.nn.tensor_parallel import TensorGroup, divide_blocks
 from vwm.nn.training_module import TrainingModule, known_actions, shuffle_actions
 from vwm.tokenizers.loading import load_tokenizer
 
@@ -248,6 +249,11 @@ class DiTModule(TrainingModule):
                 f"context_parallel={group.size} requires dynamics.attention=factored, and it is full: set one of them"
             )
         self.context_group = self.dynamics.context_group = group
+
+    def divide_weights(self, group: TensorGroup) -> None:
+        """See ``TrainingModule``."""
+        divide_blocks(self.networks().values(), group)
+        self.tensor_group = group
 
     @property
     def tokens_per_latent(self) -> int:

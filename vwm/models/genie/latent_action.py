@@ -30,6 +30,7 @@ from vwm.nn.gaussian_bottleneck import GaussianBottleneck
 from vwm.nn.pixels import patch_grid, patchify, unpatchify
 from vwm.nn.quantize import Codebook, Quantizer
 from vwm.nn.space_time import SpaceTimeTransformer
+from vwm.nn.tensor_parallel import TensorGroup, divide_blocks
 
 
 class LatentActionOutput(NamedTuple):
@@ -206,14 +207,29 @@ class LatentActionModel(ModelMixin, ConfigMixin):
         Raises:
             ValueError: the codebook is VQ, whose unused codes each process replaces by draws of its own.
         """
+        self._count_vectors_once(group, f"context_parallel={group.size}")
+        self.context_group = group
+
+    def divide_weights(self, group: TensorGroup) -> None:
+        """Divide the weights of layers over processes, which get the same clips; after ``share_clips``.
+
+        Raises:
+            ValueError: the codebook is VQ, or heads and hidden units do not divide evenly.
+        """
+        context = self.context_group or ContextGroup(1, 0)
+        same = ContextGroup(context.size * group.size, context.rank * group.size + group.rank)
+        self._count_vectors_once(same, f"tensor_parallel={group.size}")
+        divide_blocks((self,), group)
+
+    def _count_vectors_once(self, group: ContextGroup, setting: str) -> None:
+        """Count vectors that several processes quantize once in statistics."""
         if isinstance(self.quantizer, Quantizer) and isinstance(self.config.codebook, int):
             raise ValueError(
-                f"context_parallel={group.size} requires equal codes in all processes, and those of "
+                f"{setting} requires equal codes in all processes, and those of "
                 f"latent_action.codebook={self.config.codebook} (VQ) differ: give FSQ levels, such as [2, 2, 2]"
             )
         if not isinstance(self.quantizer, CategoricalCodebook):
             self.quantizer.context_group = group
-        self.context_group = group
 
     def forward(self, video: Tensor) -> tuple[Tensor, LatentActionOutput]:
         """Infer actions and predict from them: [b, t, 3, H, W] -> frames 1..t-1 [b, t-1, 3, H, W], and the actions."""

@@ -27,6 +27,7 @@ from vwm.nn.optimizer import OptimizerConfig
 from vwm.nn.outcome_heads import RewardTerminationHeads
 from vwm.nn.precision import at_least_float32
 from vwm.nn.quantize import code_counts, perplexity
+from vwm.nn.tensor_parallel import TensorGroup, divide_blocks
 from vwm.nn.training_module import TrainingModule, known_actions
 from vwm.tokenizers.loading import load_tokenizer
 
@@ -225,6 +226,13 @@ class GenieModule(TrainingModule):
         if self.latent_action is not None:
             self.latent_action.share_clips(group)
         self.context_group = self.dynamics.context_group = group
+
+    def divide_weights(self, group: TensorGroup) -> None:
+        """See ``TrainingModule``. Raises ValueError for latent actions of a VQ codebook."""
+        if self.latent_action is not None:
+            self.latent_action.divide_weights(group)
+        divide_blocks((self.dynamics,), group)
+        self.tensor_group = group
 
     def frozen_networks(self) -> tuple[nn.Module, ...]:
         """See ``TrainingModule``: the tokenizer, and the latent action model where it was trained before."""
