@@ -11,6 +11,7 @@ from factories import randomize
 from safetensors.torch import save_file
 from torch import nn
 
+from vwm.tokenizers.rae_tokenizer import find_rae_class
 from vwm.tokenizers.video_vae.tiny_decoder import TinyDecoderConfig, TinyVideoDecoder
 from vwm.tokenizers.video_vae.tiny_tokenizer import TinyDecoderTokenizer
 from vwm.tokenizers.video_vae.tokenizer import VideoVAETokenizer
@@ -59,6 +60,10 @@ VIDEO_VAE_SETTINGS = {
     "cosmos_plain_patches": (
         "AutoencoderKLCosmos",
         COSMOS | {"patch_type": "rearrange", "attention_resolutions": (8,)},
+    ),
+    "hunyuan": (
+        "AutoencoderKLHunyuanVideo",
+        {"latent_channels": 4, "block_out_channels": (4, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 2},
     ),
     "hunyuan15": (
         "AutoencoderKLHunyuanVideo15",
@@ -134,3 +139,13 @@ def tiny_decoder_file(file: Path, config: TinyDecoderConfig = TinyDecoderConfig(
 def tiny_decoder_tokenizer() -> TinyDecoderTokenizer:
     with tempfile.TemporaryDirectory() as folder:
         return TinyDecoderTokenizer.of(video_vae_tokenizer("wan8"), tiny_decoder_file(Path(folder) / "tae.safetensors"))
+
+
+def rae_vae(**changes) -> nn.Module:
+    """diffusers' AutoencoderRAE; statistics of its latents are random too."""
+    torch.manual_seed(0)
+    settings = {"encoder_hidden_size": 64, "encoder_patch_size": 4, "encoder_num_hidden_layers": 1, "patch_size": 4}
+    settings |= {"decoder_hidden_size": 32, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+    settings |= {"decoder_intermediate_size": 32, "encoder_input_size": 16}
+    settings |= {"latents_mean": torch.randn(64, 1, 1).tolist(), "latents_std": torch.rand(64, 1, 1).add(1).tolist()}
+    return find_rae_class()(**(settings | changes)).eval().requires_grad_(False)

@@ -41,6 +41,10 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
         {"encoder_block_out_channels": (48, 96, 192), "decode_block_out_channels": (48, 96, 192, 192)}
         | {"num_layers": 1, "temporal_compression_ratio": 4, "latents_mean": None, "latents_std": None},
     ),
+    "HunyuanVideo": (
+        "AutoencoderKLHunyuanVideo",
+        {"block_out_channels": (32, 64, 128, 128), "layers_per_block": 1, "norm_num_groups": 16},
+    ),
     "HunyuanVideo 1.5": (
         "AutoencoderKLHunyuanVideo15",
         {"block_out_channels": (16, 32, 64, 128, 128), "layers_per_block": 1},

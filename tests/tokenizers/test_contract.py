@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 import torch
 from factories import diffusers_tokenizer, masked_autoencoder, randomize, representation_codec, tokenizer
-from published_video_vaes import tiny_decoder_tokenizer, video_vae_tokenizer
+from published_video_vaes import rae_vae, tiny_decoder_tokenizer, video_vae_tokenizer
 from torch import Tensor
 
 from vwm.core.blocks import find_blocks
@@ -23,6 +23,7 @@ from vwm.tokenizers.causal_vae import CausalVAE
 from vwm.tokenizers.frame_vae import FrameVAE
 from vwm.tokenizers.packed_vae import PackedVAE
 from vwm.tokenizers.pixel_tokenizer import PixelTokenizer
+from vwm.tokenizers.rae_tokenizer import RAETokenizer
 
 FRAMES, SIZE = 9, (16, 16)
 
@@ -63,6 +64,7 @@ TOKENIZERS: dict[str, Callable[[], VideoTokenizer]] = {
     "centered_frame_vae": centered_frame_vae,
     "masked_autoencoder": masked_autoencoder,
     "representation_codec": representation_codec,
+    "diffusers_rae": lambda: RAETokenizer.from_vae(rae_vae()),
     "diffusers_image": lambda: diffusers_tokenizer("AutoencoderKL"),
     "diffusers_cogvideox": lambda: diffusers_tokenizer("AutoencoderKLCogVideoX"),
     "diffusers_cosmos": lambda: diffusers_tokenizer("AutoencoderKLCosmos"),
@@ -73,6 +75,7 @@ TOKENIZERS: dict[str, Callable[[], VideoTokenizer]] = {
     "video_cogvideox": lambda: video_vae_tokenizer("cogvideox"),
     "video_cosmos": lambda: video_vae_tokenizer("cosmos"),
     "video_cosmos_plain_patches": lambda: video_vae_tokenizer("cosmos_plain_patches"),
+    "video_hunyuan": lambda: video_vae_tokenizer("hunyuan"),
     "video_hunyuan15": lambda: video_vae_tokenizer("hunyuan15"),
     "video_ltx_causal": lambda: video_vae_tokenizer("ltx_causal"),
     "video_ltx095_causal": lambda: video_vae_tokenizer("ltx095_causal"),

@@ -23,6 +23,7 @@ from .packed_vae import PackedEncoderState as PackedEncoderState
 from .packed_vae import PackedVAE as PackedVAE
 from .perceptual import PerceptualLoss as PerceptualLoss
 from .pixel_tokenizer import PixelTokenizer as PixelTokenizer
+from .rae_tokenizer import RAETokenizer as RAETokenizer
 from .representation_codec import RepresentationCodec as RepresentationCodec
 from .shard_encoding import encode_shards as encode_shards
 from .shard_encoding import tokenizer_fingerprint as tokenizer_fingerprint

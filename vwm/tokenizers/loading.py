@@ -14,6 +14,7 @@ from vwm.core.suggestions import suggest_sibling
 from vwm.core.tokenizer import VideoTokenizer
 from vwm.hub.bundle_names import find_folder
 from vwm.tokenizers.diffusers_vae import SUPPORTED_DIFFUSERS_VAES, DiffusersTokenizer
+from vwm.tokenizers.rae_tokenizer import RAE_CLASS, RAETokenizer, find_rae_class
 from vwm.tokenizers.video_vae.adapter import VIDEO_VAES
 from vwm.tokenizers.video_vae.tokenizer import VideoVAETokenizer
 
@@ -56,10 +57,7 @@ def load_tokenizer(
             continue
         diffusers_class = _diffusers_class(candidate / COMPONENT_CONFIG_FILE)
         if diffusers_class is not None:
-            vae = load_component(candidate, find_diffusers_class(diffusers_class))
-            kind = VideoVAETokenizer if diffusers_class in VIDEO_VAES else DiffusersTokenizer
-            wrapped: VideoTokenizer = kind.from_vae(vae, image_size, grid).eval().requires_grad_(False)
-            return wrapped
+            return _wrap(candidate, diffusers_class, image_size, grid)
         tokenizer = load_component(candidate)
         if not isinstance(tokenizer, VideoTokenizer):
             raise ComponentError(f"{candidate} holds a {type(tokenizer).__name__}, which is no tokenizer")
@@ -70,9 +68,21 @@ def load_tokenizer(
     )
 
 
+def _wrap(folder: Path, name: str, image_size: tuple[int, int] | None, grid: tuple[int, int] | None) -> VideoTokenizer:
+    """Load an autoencoder of diffusers as a tokenizer."""
+    kind: type[DiffusersTokenizer | RAETokenizer | VideoVAETokenizer] = DiffusersTokenizer
+    if name in VIDEO_VAES:
+        kind = VideoVAETokenizer
+    elif name == RAE_CLASS:
+        kind = RAETokenizer
+    vae = load_component(folder, find_rae_class() if name == RAE_CLASS else find_diffusers_class(name))
+    wrapped: VideoTokenizer = kind.from_vae(vae, image_size, grid).eval().requires_grad_(False)
+    return wrapped
+
+
 def _diffusers_class(config: Path) -> str | None:
     """Name of the diffusers class in a config file; None if it is not a supported diffusers autoencoder."""
     settings = read_component_config(config)
-    if "_module" in settings or settings.get("_class_name") not in (*SUPPORTED_DIFFUSERS_VAES, *VIDEO_VAES):
+    if "_module" in settings or settings.get("_class_name") not in (*SUPPORTED_DIFFUSERS_VAES, *VIDEO_VAES, RAE_CLASS):
         return None
     return str(settings["_class_name"])

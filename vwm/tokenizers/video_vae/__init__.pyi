@@ -3,7 +3,6 @@ from .cogvideox import CogVideoXAdapter as CogVideoXAdapter
 from .cogvideox import StreamingCogVideoXConv as StreamingCogVideoXConv
 from .cogvideox import StreamingCogVideoXNorm as StreamingCogVideoXNorm
 from .cogvideox import StreamingCogVideoXUpsample as StreamingCogVideoXUpsample
-from .cogvideox import StreamingGroupNorm as StreamingGroupNorm
 from .cosmos import CosmosAdapter as CosmosAdapter
 from .cosmos import StreamingCosmosAttention as StreamingCosmosAttention
 from .cosmos import StreamingCosmosConv as StreamingCosmosConv
@@ -11,6 +10,11 @@ from .cosmos import StreamingCosmosDownsample as StreamingCosmosDownsample
 from .cosmos import StreamingCosmosPatches as StreamingCosmosPatches
 from .cosmos import StreamingCosmosUnpatches as StreamingCosmosUnpatches
 from .cosmos import StreamingCosmosUpsample as StreamingCosmosUpsample
+from .group_norm import StreamingGroupNorm as StreamingGroupNorm
+from .hunyuan import HunyuanVideoAdapter as HunyuanVideoAdapter
+from .hunyuan import StreamingHunyuanConv as StreamingHunyuanConv
+from .hunyuan import StreamingHunyuanMidBlock as StreamingHunyuanMidBlock
+from .hunyuan import StreamingHunyuanUpsample as StreamingHunyuanUpsample
 from .hunyuan15 import HunyuanVideo15Adapter as HunyuanVideo15Adapter
 from .hunyuan15 import StreamingHunyuan15Attention as StreamingHunyuan15Attention
 from .hunyuan15 import StreamingHunyuan15Conv as StreamingHunyuan15Conv

@@ -18,6 +18,7 @@ VIDEO_VAES = {
     "AutoencoderKLWan": "wan.WanAdapter",
     "AutoencoderKLCogVideoX": "cogvideox.CogVideoXAdapter",
     "AutoencoderKLCosmos": "cosmos.CosmosAdapter",
+    "AutoencoderKLHunyuanVideo": "hunyuan.HunyuanVideoAdapter",
     "AutoencoderKLHunyuanVideo15": "hunyuan15.HunyuanVideo15Adapter",
     "AutoencoderKLLTXVideo": "ltx.LTXVideoAdapter",
 }

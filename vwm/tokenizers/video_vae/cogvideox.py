@@ -21,6 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vwm.tokenizers.video_vae.adapter import VideoVAEAdapter
+from vwm.tokenizers.video_vae.group_norm import StreamingGroupNorm
 from vwm.tokenizers.video_vae.stream import Stream, StreamingLayer
 
 
@@ -30,21 +31,6 @@ class StreamingCogVideoXConv(StreamingLayer, diffusers_cogvideox.CogVideoXCausal
     def step(self, stream: Stream, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
         """[b, c, t, h, w] -> [b, c', t, h, w], and None in place of diffusers' own cache."""
         return self.conv(stream.with_past(x, self.time_pad, fill="first") if self.time_pad else x), None
-
-
-class StreamingGroupNorm(StreamingLayer, nn.GroupNorm):
-    """A group norm over the frames of one latent."""
-
-    def step(self, stream: Stream, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """[b, c, t, h, w] -> the same shape. Normalizes over all frames where the stream counts no latents."""
-        alone = int(stream.is_first)
-        if stream.latents is None or stream.latents == 1:
-            return nn.GroupNorm.forward(self, x)
-        parts = [nn.GroupNorm.forward(self, x[:, :, :alone])] if alone else []
-        latents = stream.latents - alone
-        rest = rearrange(x[:, :, alone:], "b c (n t) h w -> (b n) c t h w", n=latents)
-        parts.append(rearrange(nn.GroupNorm.forward(self, rest), "(b n) c t h w -> b c (n t) h w", n=latents))
-        return torch.cat(parts, dim=2)
 
 
 class StreamingCogVideoXNorm(StreamingLayer, diffusers_cogvideox.CogVideoXSpatialNorm3D):

@@ -23,8 +23,6 @@ class StreamingHunyuan15Conv(StreamingLayer, diffusers_hunyuan15.HunyuanVideo15C
     def step(self, stream: Stream, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """[b, c, t, h, w] -> [b, c', t, h, w]."""
         *space, frames, _ = self.time_causal_padding
-        if not x.shape[2]:  # the frames after the first one, of which there are none in the first chunk
-            return x.new_zeros(x.shape[0], self.conv.out_channels, *x.shape[2:])
         x = stream.with_past(x, frames, fill="first") if frames else x
         return convolve(self.conv, x, *space, 0, 0, mode=self.pad_mode)
 

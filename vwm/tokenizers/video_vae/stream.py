@@ -136,11 +136,14 @@ def attend_to_past(query: Tensor, key: Tensor, value: Tensor, frames: int, heads
         frames: t.
         heads: number of heads.
     """
-    mask = None
-    if frames > 1:
-        tokens = query.shape[1] // frames
-        all_frames = key.shape[1] // tokens
-        visible = torch.ones(frames, all_frames, dtype=torch.bool, device=query.device).tril(all_frames - frames)
-        mask = visible.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
+    tokens = query.shape[1] // frames
     q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (query, key, value))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+    past = key.shape[1] // tokens - frames
+    if tokens == 1:
+        mask = torch.ones(frames, past + frames, dtype=torch.bool, device=query.device).tril(past)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask if frames > 1 else None)
+    else:  # frame by frame without a mask, which would be large
+        visible = [(past + i + 1) * tokens for i in range(frames)]
+        parts = zip(q.split(tokens, dim=2), visible, strict=True)
+        mixed = torch.cat([F.scaled_dot_product_attention(x, k[:, :, :n], v[:, :, :n]) for x, n in parts], dim=2)
+    return mixed.transpose(1, 2).flatten(2)
