@@ -30,19 +30,10 @@ pytest.importorskip("playwright", reason="playwright is not installed: pip insta
 if CHROMIUM is None:
     pytest.skip("Chromium is not installed: apt-get install chromium", allow_module_level=True)
 
-from playwright.sync_api import Browser, Page, expect, sync_playwright  # noqa: E402  (after the skip)
+from playwright.sync_api import Browser, Page, expect  # noqa: E402  (after the skip)
 
 expect.set_options(timeout=30_000)  # milliseconds, enough for a busy machine
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--disable-quic",
-]
 SLOW_CLOCK = """() => {
     const now = performance.now.bind(performance), began = now();
     performance.now = () => began + (now() - began) / 10;
@@ -86,14 +77,6 @@ def serve_world(world: Simulator, **settings: Any) -> Iterator[str]:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -26,9 +26,9 @@ from vwm.core.simulator import Simulator
 from vwm.data.action_files import read_action_file
 from vwm.play import server, session
 from vwm.play.answers import unpack_frames
-from vwm.play.app import find_idle_action
 from vwm.play.server import make_app, open_listener, page_url, play_world, warm_up_reset, warm_up_steps
 from vwm.play.step_batching import StepBatcher
+from vwm.play.world_description import find_idle_action
 
 RIGHT, NOOP = 1, 8
 

@@ -22,6 +22,8 @@ def check_paths(signature: CommandSignature, arguments: dict[str, Any]) -> None:
         FileNotFoundError: the folder of ``run``, or ``data`` on this machine, does not exist.
     """
     checks = {"bundle": _check_bundle, "run": _check_run, "data": check_data}
+    if arguments.get("web") or arguments.get("onnx"):  # vwm export of a world, and not of a run
+        checks["run"] = _check_bundle
     for parameter in signature.parameters:
         # probe's `bundle` is a text: several of them, and also tokenizers and encoders
         if parameter.default is REQUIRED and parameter.name in checks and arguments[parameter.name]:

@@ -75,8 +75,11 @@ COMMANDS = {
     ),
     "export": CLICommand(
         "vwm.train.export:export_run",
-        "make a bundle of a training's run: what play, eval and agents open",
-        ("vwm export runs/genie -o runs/bundle --data data/coinrun",),
+        "make a bundle of a training's run: what play, eval and agents open; or a page that plays it without Python",
+        (
+            "vwm export runs/genie -o runs/bundle --data data/coinrun",
+            "vwm export coinrun --web -o runs/coinrun_web",
+        ),
     ),
     "pull": CLICommand(
         "vwm.worlds.pull:pull_bundle",

@@ -101,6 +101,7 @@ from .simulator import StepOutput as StepOutput
 from .spaces import ActionSpace as ActionSpace
 from .spaces import ObservationSpace as ObservationSpace
 from .states import concatenate_states as concatenate_states
+from .states import map_state as map_state
 from .states import merge_states as merge_states
 from .states import replace_worlds as replace_worlds
 from .states import select_worlds as select_worlds

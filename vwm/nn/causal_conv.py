@@ -128,7 +128,7 @@ class SpaceTimeToDepth(nn.Module):
         """[b, t, h s, w s, c] -> [b, (t + p) // r, h, w, r s s c]."""
         frames, before = state
         if x.shape[1]:
-            x = torch.cat((frames.to(x.dtype), x[:, :1].expand(-1, before.shape[1], -1, -1, -1), x), dim=1)
+            x = torch.cat((frames.to(x.dtype), x[:, :1].repeat(1, before.shape[1], 1, 1, 1), x), dim=1)
             before = before[:, :0]
         else:
             x = frames

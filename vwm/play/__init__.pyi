@@ -12,6 +12,7 @@ from .messages import UndoMessage as UndoMessage
 from .page_connection import PageConnection as PageConnection
 from .session import PlaySession as PlaySession
 from .session import PlayStep as PlayStep
+from .static_player import export_static_world as export_static_world
 from .step_batching import StepBatcher as StepBatcher
 from .stepping import BatchStep as BatchStep
 from .stepping import WorldStepper as WorldStepper

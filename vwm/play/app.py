@@ -6,14 +6,11 @@ frames of one step are encoded and sent, the next step is computed. A session en
 
 from __future__ import annotations
 
-import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from aiohttp import WSCloseCode, web
 from aiohttp.typedefs import Handler
-from torch import Tensor
 
 from vwm.core.simulator import Simulator
 from vwm.play import images
@@ -22,10 +19,9 @@ from vwm.play.messages import MAX_TEXT
 from vwm.play.origin_check import origin_middleware
 from vwm.play.page_connection import PageConnection
 from vwm.play.step_batching import StepBatcher
+from vwm.play.world_description import simulator_starts
 
 PAGE_FOLDER = Path(__file__).parent / "page"
-IDLE_NAMES = {"noop", "no-op", "no op", "nothing", "none", "idle", "stay", "stop", "wait", "still", "·", ""}
-IDLE_NAMES |= {"no visible change"}  # the description of a latent action without effect in vwm.eval
 ENCODING_THREADS = 2
 """A frame takes less than a millisecond; the threads are there for the steps of many sessions, which end together."""
 
@@ -141,30 +137,6 @@ class PlayServer:
         for executor in (self.executor, self.encoders, self.upload_executor):
             executor.shutdown(wait=False, cancel_futures=True)
 
-    def hello_message(self, image_format: images.ImageFormat) -> dict[str, Any]:
-        """Describe the world for a page that gets frames in a format."""
-        space = self.simulator.spec.actions
-        names = space.names or tuple(str(index) for index in range(space.size))
-        actions = {"kind": space.kind, "size": space.size, "names": names, "latent": space.latent}
-        if space.is_composite:
-            actions["parts"] = [part.to_json() for part in space.parts]
-        if not space.is_discrete:
-            actions["rest"] = space.rest or (0.0,) * space.size
-        height, width = self.simulator.spec.context.image_size
-        return {
-            "type": "hello",
-            "title": self.simulator.spec.title,
-            "actions": actions,
-            "idle": find_idle_action(names) if space.kind == "discrete" else None,
-            "width": width,
-            "height": height,
-            "fps": self.simulator.spec.fps,
-            "frames_per_step": self.simulator.spec.frames_per_step,
-            "starts": 0 if self.starts is None else len(self.starts),
-            "max_upload": self.max_upload,
-            "images": image_format.media_type,
-        }
-
 
 _SECURITY_HEADERS = {
     # the same port may serve another world later
@@ -182,16 +154,3 @@ def _serve_file(name: str, kind: str) -> Handler:
         return web.FileResponse(PAGE_FOLDER / name, headers=headers)
 
     return send
-
-
-def simulator_starts(simulator: Simulator) -> Tensor | None:
-    """Return the starting contexts of a world, uint8 [n, t, h, w, 3]; None where there are none."""
-    starts = simulator.starts
-    return starts if starts is not None and len(starts) > 0 else None
-
-
-def find_idle_action(names: tuple[str, ...]) -> int | None:
-    """Find the index of the no-op action by its name; None where there is none."""
-    # the name of a latent action includes its share: "noop 92%"
-    bare = [re.sub(r"\s*\d+%$", "", name).strip().lower() for name in names]
-    return next((index for index, name in enumerate(bare) if name in IDLE_NAMES), None)

@@ -25,6 +25,7 @@ from vwm.play import images
 from vwm.play.answers import FrameHeader, pack_message
 from vwm.play.messages import HelloMessage, RecordMessage, ResetMessage, StepMessage, UndoMessage, parse_message
 from vwm.play.session import PlaySession, PlayStep
+from vwm.play.world_description import describe_world
 
 if TYPE_CHECKING:
     from vwm.play.app import PlayServer
@@ -117,7 +118,7 @@ class PageConnection:
             case HelloMessage(decodable):
                 size = self.server.simulator.spec.context.image_size
                 self.image_format = images.choose_format(self.server.image_format, decodable, size)
-                return self.server.hello_message(self.image_format)
+                return describe_world(self.server.simulator, self.server.max_upload, self.image_format.media_type)
             case StepMessage(action, ahead):
                 current = self.session.current
                 if ahead and current is not None and current.terminated:

@@ -17,10 +17,11 @@ from aiohttp import web
 from vwm.core.devices import Precision, resolve_device, resolve_precision
 from vwm.core.simulator import Simulator
 from vwm.play.access_token import is_loopback
-from vwm.play.app import make_app, simulator_starts
+from vwm.play.app import make_app
 from vwm.play.images import ImageFormatName
 from vwm.play.session import PlaySession
 from vwm.play.stepping import Action
+from vwm.play.world_description import simulator_starts
 from vwm.worlds.bundle import load_simulator
 
 __all__ = ["make_app", "play_world"]

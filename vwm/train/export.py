@@ -22,6 +22,7 @@ from vwm.data.mixtures import DataPath
 from vwm.eval.action_descriptions import describe_actions
 from vwm.eval.model_card import world_card
 from vwm.nn.training_module import TrainingModule
+from vwm.play.static_player import export_static_world
 from vwm.runs.checkpoints import mismatch_as_value_error
 from vwm.runs.run_folder import RunFolder
 from vwm.runs.saved_config import read_saved_config
@@ -35,7 +36,7 @@ from vwm.worlds.families import find_family
 
 def export_run(
     run: Path,
-    out: Path = Path("runs/bundle"),
+    out: Path | None = None,
     data: str | None = None,
     weights: Literal["average", "last"] = "average",
     title: str | None = None,
@@ -45,16 +46,19 @@ def export_run(
     temperature: float | None = None,
     guidance: float | dict[str, float] | None = None,
     float16: bool = False,
+    web: bool = False,
+    onnx: bool = False,
+    runtime: str | None = None,
     allow_packages: list[str] | None = None,
 ) -> None:
-    """Make a bundle of a training run.
+    """Make a bundle of a training run, or a page or ONNX graphs of a bundle.
 
     Genie, DiT, MDN-RNN and V-JEPA 2-AC runs become simulators, tokenizer runs a tokenizer folder, and V-JEPA runs an
     encoder and a predictor.
 
     Args:
-        run: the run's folder, as ``vwm fit`` wrote it.
-        out: the folder to make.
+        run: the run's folder, as ``vwm fit`` wrote it; with ``--web`` or ``--onnx`` a world: a bundle or its name.
+        out: the folder to make; by default runs/bundle, runs/web or runs/onnx.
         data: shards to take starting frames from, to name the latent actions by and to normalize continuous latents on;
             by default the run's own, if they still exist, of a mixture all data sets. "none" uses none.
         weights: the exponential moving average, where the run kept one (of V-JEPA's encoder: the target encoder), or
@@ -67,9 +71,18 @@ def export_run(
         guidance: weight of a DiT's classifier-free guidance by the action; 1, the default, disables it. Composite
             actions may have weights by part, such as '{keys: 2}'; see ``vwm.models.dit.guidance``.
         float16: store a simulator's weights in float16, which halves the size; they are loaded as float32.
+        web: make static files of a world: the player's page, whose browser computes the world. It takes no option but
+            ``runtime`` and those of the sampler.
+        onnx: make ONNX graphs of a world's reset and step; as with ``web``, without the page.
+        runtime: with ``web``, a folder with onnxruntime-web, or an address that serves it; by default npm gets it.
         allow_packages: packages other than vwm whose code the run's config may name, and which are then imported.
     """
     check_positive(starts=starts, context=context)
+    chosen = {"steps": sampling_steps, "temperature": temperature, "guidance": guidance}
+    sampling = {name: value for name, value in chosen.items() if value is not None}
+    if web or onnx:
+        return export_static_world(run, out or Path("runs/web" if web else "runs/onnx"), web, runtime, sampling)
+    out = out or Path("runs/bundle")
     module, config = load_trained_module(run, weights, allow_packages or ())
     family, source = find_family(module), find_export_data(config, data)
     exported = family.export_networks(module, source, weights == "average")
@@ -81,8 +94,6 @@ def export_run(
         return
     context += -(context - 1) % module.frames_per_latent
     settings = _make_export_settings(source, title or run.resolve().name, starts, context)
-    chosen = {"steps": sampling_steps, "temperature": temperature, "guidance": guidance}
-    sampling = {name: value for name, value in chosen.items() if value is not None}
     _warn_of_untrained_guidance(module, guidance)
     simulator = family.make_simulator(module, settings).with_sampling(**sampling)
     if source is not None:

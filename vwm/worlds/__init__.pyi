@@ -14,6 +14,9 @@ from .gymnasium_env import SimulatorEnv as SimulatorEnv
 from .gymnasium_env import SimulatorVectorEnv as SimulatorVectorEnv
 from .gymnasium_env import make_world as make_world
 from .gymnasium_env import make_worlds as make_worlds
+from .onnx_graphs import GraphWorld as GraphWorld
+from .onnx_graphs import export_graphs as export_graphs
+from .onnx_weights import WeightsFile as WeightsFile
 from .pull import pull_bundle as pull_bundle
 from .simulated_env import SimulatedBatchedEnv as SimulatedBatchedEnv
 from .simulated_env import SimulatedEnvSpec as SimulatedEnvSpec

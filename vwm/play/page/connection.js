@@ -10,11 +10,11 @@ const MOST_AHEAD = 8; // steps that are not answered yet
 
 export class Connection {
   /**
-   * url: of the server; hello: the first message; receive(header, body, message): called with every answer and the
+   * socket: a WebSocket that is about to open, or what takes its place; hello: the first message; receive(header, body, message): called with every answer and the
    * message that it answers, one after the other; ready(): called when that is done; closed(reason): called once, with
    * what the server said.
    */
-  constructor(url, hello, { receive, ready, closed }) {
+  constructor(socket, hello, { receive, ready, closed }) {
     this.queue = [];
     this.unanswered = []; // {message, sent: its time}, the oldest first
     this.serverTimes = []; // of the last steps, in ms
@@ -22,12 +22,12 @@ export class Connection {
     this.ready = ready;
     let reason;
     let handled = Promise.resolve();
-    this.socket = new WebSocket(url);
+    this.socket = socket;
     this.socket.binaryType = "arraybuffer";
     this.socket.onopen = () => this.send(hello);
     this.socket.onmessage = ({ data }) => {
       const now = performance.now();
-      const answer = typeof data === "string" ? { header: JSON.parse(data), body: null } : unpack(data);
+      const answer = readAnswer(data);
       if (answer.header.type === "full") reason = answer.header.message;
       else handled = handled.then(() => this.handle(answer, now));
     };
@@ -92,6 +92,12 @@ export class Connection {
       this.ready();
     }
   }
+}
+
+/** Return {header, body} of an answer: JSON, binary, or both as they are from the worker of a static page. */
+function readAnswer(data) {
+  if (typeof data === "string") return { header: JSON.parse(data), body: null };
+  return data instanceof ArrayBuffer ? unpack(data) : data;
 }
 
 /** Split a binary answer into header and body; see answers.py. */

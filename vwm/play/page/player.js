@@ -37,9 +37,17 @@ async function decodableImages() {
 
 async function connect() {
   const hello = { type: "hello", images: await decodableImages() };
-  const url = `${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/play`;
   const closed = (reason) => setMode("lost", "Not connected", `${reason ?? "The server has stopped or cannot be reached."} Click to try again.`);
-  connection = new Connection(url, hello, { receive: handleAnswer, ready: schedule, closed });
+  connection = new Connection(await openSocket(), hello, { receive: handleAnswer, ready: schedule, closed });
+}
+
+/** Open the connection to the server, or load the world of a static page. */
+async function openSocket() {
+  const description = document.body.dataset.world;
+  if (!description) return new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/play`);
+  setMode("connecting", "Loading", "the world");
+  const { StaticWorld } = await import("./static_world.js");
+  return new StaticWorld(description, (text) => setMode("connecting", "Loading", text));
 }
 
 function send(message) {
@@ -74,14 +82,20 @@ function showWorld(hello) {
   panel?.close();
   ({ discrete: showLegend, continuous: showLevers, composite: showParts })[world.actions.kind]();
   showStarts();
+  $("record").hidden = world.records === false;
   fit();
   if (world.starts) return reset();
   setMode("ready", "Upload an image", "This world has no starts: it continues any image that you upload.");
 }
 
+/** A frame as it came: encoded, or as pixels from the worker of a static page. */
+function asImage(image) {
+  return image instanceof ImageData ? image : new Blob([image], { type: world.images });
+}
+
 /** Show the frames of a step, one after the other at the frame rate of the world; the next step is computed meanwhile. */
 async function showFrames(images, message) {
-  const bitmaps = await Promise.all(images.map((image) => createImageBitmap(new Blob([image], { type: world.images }))));
+  const bitmaps = await Promise.all(images.map((image) => createImageBitmap(asImage(image))));
   if (message.type !== "step") {
     pending.forEach(clearTimeout);
     [pending, shownUntil] = [[], 0];
@@ -215,6 +229,7 @@ function reset() {
 const commands = {
   pause() {
     const mode = document.body.dataset.mode;
+    if (mode === "connecting") return;
     if (mode === "lost") connect();
     else if (mode === "ended") reset();
     else if (screen.dataset.step === "-1" && !world?.starts) $("file").click();
@@ -228,6 +243,7 @@ const commands = {
   },
   reset,
   record() {
+    if (world.records === false) return;
     send({ type: "record", command: recording ? "stop" : "start" });
   },
 };
@@ -387,7 +403,7 @@ function showStarts() {
   const shipped = Array.from({ length: world.starts }, (_, index) => startButton(index, `starts/${index}.png`));
   const add = Object.assign(element("button", "+"), { type: "button", className: "start add", title: "upload an image as the start" });
   add.addEventListener("click", () => $("file").click());
-  $("starts").replaceChildren(...shipped, add);
+  $("starts").replaceChildren(...shipped, ...(world.max_upload ? [add] : []));
   if (start === "upload" || start >= world.starts) start = 0;
 }
 
@@ -403,7 +419,7 @@ function startButton(number, url) {
 }
 
 function upload(file) {
-  if (!file || !world) return;
+  if (!file || !world?.max_upload) return;
   if (file.size > world.max_upload) return toast(`This file has ${(file.size / 1e6).toFixed(1)} MB; the limit is ${world.max_upload / 1e6} MB.`);
   send(file);
 }
