@@ -66,6 +66,13 @@ class Hub:
     missing: set[str] = field(default_factory=set)
     listed: list[str] = field(default_factory=list)
 
+    def add(self, name: str, files: dict[str, bytes], branch: str = "main") -> Repository:
+        """Commit files to a repository, which is made where it is missing."""
+        repository = self.repositories.setdefault(name, Repository())
+        repository.commit(branch, files)
+        self.objects |= {sha256(content): content for content in files.values() if len(content) >= LARGE}
+        return repository
+
     def read_files(self) -> list[str]:
         """Return the paths of the files whose content was asked for, in order of their names."""
         asked = (urlsplit(path).path for method, path, _ in self.requests if method == "GET")

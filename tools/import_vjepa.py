@@ -7,6 +7,7 @@ r"""Convert published V-JEPA weights to folders of this package, and these to Hu
     python tools/import_vjepa.py vjepa2-ac-vitg.pt OUT                 ... of V-JEPA 2-AC
     python tools/import_vjepa.py ssv2-vitl.pt OUT --probe 0            an official attentive probe
     python tools/import_vjepa.py vjepa2-vitl-fpc64-256 OUT             a folder of Hugging Face's
+    python tools/import_vjepa.py facebook/vjepa2-vitl-fpc64-256 OUT    ... on its hub
     python tools/import_vjepa.py OUT AGAIN --to-hf                     any of these, or ours, to Hugging Face's
 
 OUT gets the folders encoder, predictor, classifier and (V-JEPA 2-AC) dynamics if there are such weights.
@@ -25,6 +26,8 @@ from diffusers import ModelMixin
 from vwm.core.atomic_files import atomic_folder
 from vwm.core.command_output import print_output
 from vwm.core.components import ComponentError, load_component, save_component
+from vwm.hub.bundle_names import find_folder
+from vwm.hub.hub_errors import HubError
 from vwm.models.vjepa.attentive_probe import AttentiveClassifier
 from vwm.models.vjepa.hugging_face import load_hugging_face_vjepa, save_hugging_face_vjepa
 from vwm.models.vjepa.masked_predictor import MaskedPredictor
@@ -40,7 +43,7 @@ from vwm.models.vjepa.weight_mapping import PretrainedWeightsError
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="a .pt file, a folder of Hugging Face's, or one of ours")
+    parser.add_argument("checkpoint", type=Path, help="a .pt file, a folder or name of Hugging Face's, or ours")
     parser.add_argument("out", type=Path, help="the folder to make")
     parser.add_argument("--to-hf", action="store_true", help="write Hugging Face's layout")
     parser.add_argument("--probe", type=int, metavar="NUMBER", help="number of the attentive probe to import")
@@ -61,14 +64,14 @@ def main(argv: list[str] | None = None) -> None:
             raise PretrainedWeightsError(f"{options.out} exists: choose another folder")
         parts = read(options)
         write_hugging_face(options.out, parts) if options.to_hf else write(options.out, parts)
-    except (PretrainedWeightsError, ComponentError) as error:
+    except (PretrainedWeightsError, ComponentError, HubError) as error:
         raise SystemExit(f"error: {error}") from error
     print_output(options.out, ", ".join(describe(part) for part in parts.values()))
 
 
 def read(options: argparse.Namespace) -> dict[str, ModelMixin]:
     """Return the networks by their names."""
-    path = options.checkpoint
+    path = find_folder(options.checkpoint)
     if (path / "encoder" / "config.json").is_file():
         return {name: load_component(path / name) for name in PretrainedVJEPA._fields if (path / name).is_dir()}
     if options.probe is not None:

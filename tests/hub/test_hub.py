@@ -4,65 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from factories import genie
-from hub_server import READER, REVOKED, SIGNATURE, WRITER, Hub, Repository, run_hub
+from hub_server import READER, REVOKED, SIGNATURE, WRITER
 from huggingface_hub import constants, file_download
 
 import vwm
 from vwm.core.bundle_folder import BundleError
 from vwm.hub.hub_errors import HubError, HubUnreachableError
 from vwm.hub.hub_name import HubName, parse_hub_name
-from vwm.worlds.bundle import save_simulator
 
 NAME = "tester/noise"
 LARGE_FILE = "dynamics/diffusion_pytorch_model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundles") / "noise"
-    save_simulator(genie(), folder)
-    return folder
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """An empty hub, which huggingface_hub is set to; its cache is empty, too, and nobody is logged in."""
-    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_DISABLE_XET"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
-    monkeypatch.setattr(file_download, "time", SimpleNamespace(sleep=lambda seconds: None, time=time.time))
-    monkeypatch.chdir(tmp_path)
-    with run_hub() as running:
-        template = f"{running.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "ENDPOINT", running.address)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        yield running
-
-
-@pytest.fixture
-def pushed(hub: Hub, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    """A hub with a bundle, read without a login."""
-    files = contents(bundle)
-    repository = hub.repositories[NAME] = Repository()
-    repository.commit("main", {**files, ".gitattributes": b"", "pytorch_model.bin": b"pickle" * 5000, "run.py": b"!"})
-    hub.objects = {_sha256(content): content for content in repository.commits[repository.branches["main"]].values()}
-    return hub
-
-
-def _sha256(content: bytes) -> str:
-    import hashlib
-
-    return hashlib.sha256(content).hexdigest()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -208,15 +164,13 @@ def test_hostile_file_names_are_refused_before_anything_is_downloaded(pushed, tm
 
 
 def test_foreign_repositories_are_refused_before_their_weights_are_downloaded(pushed):
-    repository = pushed.repositories["org/painter"] = Repository()
     index = json.dumps({"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]})
-    repository.commit(
-        "main", {"model_index.json": index.encode(), "unet/config.json": b"{}", "unet/a.safetensors": b"x"}
+    pushed.add(
+        "org/painter", {"model_index.json": index.encode(), "unet/config.json": b"{}", "unet/a.safetensors": b"x"}
     )
     with pytest.raises(HubError, match=r"its model_index\.json describes a StableDiffusionPipeline"):
         vwm.load("org/painter")
-    repository = pushed.repositories["org/text"] = Repository()
-    repository.commit("main", {"README.md": b"hello", "pytorch_model.bin": b"pickle"})
+    pushed.add("org/text", {"README.md": b"hello", "pytorch_model.bin": b"pickle"})
     with pytest.raises(HubError, match=r"neither model_index\.json nor config\.json; it holds README"):
         vwm.load("org/text")
     assert pushed.read_files() == ["model_index.json"]

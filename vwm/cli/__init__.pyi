@@ -5,6 +5,7 @@ from .commands import CLICommand as CLICommand
 from .compare_agents import RunGroup as RunGroup
 from .parser import CommandParser as CommandParser
 from .parser import UsageError as UsageError
+from .published_weights import PublishedWeights as PublishedWeights
 from .setting_ranges import SettingRange as SettingRange
 from .signatures import CommandParameter as CommandParameter
 from .signatures import CommandSignature as CommandSignature

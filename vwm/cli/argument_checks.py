@@ -7,9 +7,9 @@ from typing import Any
 
 from vwm.cli.missing_parts import commands_that_make
 from vwm.cli.signatures import REQUIRED, CommandSignature
-from vwm.core.bundle_folder import shipped_bundles
+from vwm.core.bundle_folder import find_local_bundle, shipped_bundles
 from vwm.core.suggestions import suggest_sibling
-from vwm.hub.bundle_names import find_bundle, find_folder
+from vwm.hub.bundle_names import find_folder
 from vwm.hub.hub_errors import HubError
 from vwm.hub.hub_name import parse_hub_name
 
@@ -33,8 +33,12 @@ def check_paths(signature: CommandSignature, arguments: dict[str, Any]) -> None:
 
 
 def _check_bundle(bundle: Path) -> None:
-    if not bundle.is_dir():  # the command itself checks what a folder holds: a world, or a V-JEPA encoder and predictor
-        find_bundle(bundle)
+    if bundle.is_dir():  # the command itself checks what a folder holds: a world, or a V-JEPA encoder and predictor
+        return
+    if bundle.as_posix() in shipped_bundles() or parse_hub_name(bundle) is None:
+        find_local_bundle(bundle)
+    else:
+        find_folder(bundle)
 
 
 def check_folder_or_bundle(key: str, value: str, data: str | None = None) -> None:

@@ -97,6 +97,11 @@ COMMANDS = {
             "vwm push runs/bundle my-org/kart --private --revision try2",
         ),
     ),
+    "zoo": CLICommand(
+        "vwm.cli.zoo:list_zoo",
+        "list the worlds that are here, and what loads from elsewhere, with size, license and figures",
+        ("vwm zoo", "vwm zoo --json"),
+    ),
     "play": CLICommand(
         "vwm.play.server:play_world",
         "play a world in the browser",

@@ -20,7 +20,6 @@ from .labeled_clips import LabeledSplit as LabeledSplit
 from .metrics import MeanEstimate as MeanEstimate
 from .model_card import card_metadata as card_metadata
 from .model_card import publish_card as publish_card
-from .model_card import read_front_matter as read_front_matter
 from .model_card import world_card as world_card
 from .mutual_information import MutualInformation as MutualInformation
 from .perceptual import FVD as FVD
@@ -42,7 +41,6 @@ from .probe_sweep import SweepResult as SweepResult
 from .probe_sweep import SweepSettings as SweepSettings
 from .probes import ProbePredictions as ProbePredictions
 from .probes import SplitTokens as SplitTokens
-from .provenance import hash_weights as hash_weights
 from .reconstruction import ReconstructedClips as ReconstructedClips
 from .return_comparison import MeanWithInterval as MeanWithInterval
 from .return_comparison import ReturnComparison as ReturnComparison

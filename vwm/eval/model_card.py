@@ -6,15 +6,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from vwm.core.network_simulator import NetworkSimulator
-from vwm.eval.html_report import headline_rows
+from vwm.eval.report_figures import report_figures
+from vwm.hub.front_matter import with_front_matter
 from vwm.worlds.families import find_family
 
 LIBRARY = "vwm"
 MEASURED_HEADING = "## Measured with vwm eval"
-_FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n*", re.DOTALL)
 
 
 def world_card(simulator: NetworkSimulator, origin: str) -> str:
@@ -58,30 +56,6 @@ def card_metadata(simulator: NetworkSimulator | None, license_name: str | None =
     return found if license_name is None else found | {"license": license_name}
 
 
-def read_front_matter(card: str) -> tuple[dict[str, Any], str]:
-    """Split a card into its front matter, empty where it has none that can be read, and its text."""
-    matched = _FRONT_MATTER.match(card)
-    if matched is None:
-        return {}, card
-    try:
-        found = yaml.safe_load(matched[1])
-    except (yaml.YAMLError, RecursionError):
-        return {}, card
-    return (found, card[matched.end() :]) if isinstance(found, dict) else ({}, card)
-
-
-def with_front_matter(card: str, metadata: Mapping[str, Any]) -> str:
-    """Return a card with metadata in its front matter; what else its author wrote there stays, and so do own tags."""
-    before, text = read_front_matter(card)
-    tags = before.get("tags")
-    own = [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
-    merged = {**before, **metadata}
-    if "pipeline_tag" in before:
-        merged["pipeline_tag"] = before["pipeline_tag"]
-    merged["tags"] = list(dict.fromkeys([*own, *metadata.get("tags", ())]))
-    return f"---\n{yaml.safe_dump(merged, sort_keys=False, allow_unicode=True)}---\n\n{text}"
-
-
 def publish_card(card: str, repository: str, metadata: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
     """Return the card of a bundle for its page on the hub.
 
@@ -110,20 +84,6 @@ def report_section(report: Mapping[str, Any]) -> str:
         f"{hardware['gpu'] or hardware['cpu']}, vwm {environment['versions']['vwm']}.\n\n"
         f"| measure | value | meaning |\n|---|---|---|\n{rows}\n"
     )
-
-
-def report_figures(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return the main figures of a report of ``vwm eval``: (name, value with unit, explanation)."""
-    if "compounding" not in report:
-        return headline_rows(dict(report))
-    found = report["compounding"]
-    rows = []
-    for name, curve in found.items():
-        if isinstance(curve, list):
-            value = "none" if curve[-1] is None else f"{curve[-1]:.3f}"
-            text = f"of {found['observed']}, in standard deviations of the truth"
-            rows.append((f"{name.replace('_', ' ').capitalize()} at horizon {len(curve)}", value, text))
-    return rows
 
 
 def _cell(text: str) -> str:

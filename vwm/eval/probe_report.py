@@ -33,8 +33,9 @@ from vwm.eval.labeled_clips import SPLITS, LabeledClips, LabeledClipsConfig, rea
 from vwm.eval.probe_sweep import LEARNING_RATES, WEIGHT_DECAYS, SweepSettings
 from vwm.eval.probe_table import render_probe_report
 from vwm.eval.probes import PROBE_NAMES, ProbeName, check_probe_names, extract_features, run_probe
-from vwm.eval.provenance import environment_info, hash_weights
+from vwm.eval.provenance import environment_info
 from vwm.eval.world_report import to_json_value
+from vwm.hub.weight_hash import hash_weights
 
 PROBE_REPORT_FILE, PROBE_TABLE_FILE = "probe.json", "probe.md"
 RANDOM_INIT_CONTROL, PIXEL_CONTROL = "random init", "pixels"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ import torch
 
 from vwm.core.network_simulator import NetworkSimulator
 from vwm.core.version import VERSION
+from vwm.hub.weight_hash import hash_weights
 
 
 def collect_provenance(
@@ -56,17 +56,6 @@ def cpu_model() -> str:
         return platform.processor() or platform.machine()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.machine())
-
-
-def hash_weights(bundle: Path) -> str:
-    """Hash the safetensors files of a bundle and their names."""
-    digest = hashlib.blake2b(digest_size=16)
-    for file in sorted(bundle.rglob("*.safetensors")):
-        digest.update(f"{file.relative_to(bundle).as_posix()}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as opened:
-            while block := opened.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def network_summary(simulator: NetworkSimulator) -> dict[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ from vwm.core.command_output import format_command, print_output
 from vwm.core.devices import resolve_device
 from vwm.core.family import VideoSurprise
 from vwm.eval.surprise import SURPRISE_TABLE_FILE, read_violation_pairs, write_surprise_report
+from vwm.hub.bundle_names import find_folder
 from vwm.worlds.families import world_families
 
 
@@ -58,6 +59,7 @@ def load_surprise_scorer(folder: Path, context: int | None, mask_token: int | No
     Raises:
         ValueError: no family has one, or the networks are damaged.
     """
+    folder = find_folder(folder)
     for family in world_families():
         scorer = family.load_surprise_scorer(folder, context, mask_token, device)
         if scorer is not None:

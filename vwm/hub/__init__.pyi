@@ -1,6 +1,8 @@
 from .bundle_names import find_bundle as find_bundle
 from .bundle_names import find_folder as find_folder
 from .download import download_bundle as download_bundle
+from .front_matter import read_front_matter as read_front_matter
+from .front_matter import with_front_matter as with_front_matter
 from .hub_errors import HubError as HubError
 from .hub_errors import HubUnreachableError as HubUnreachableError
 from .hub_name import HubName as HubName
@@ -10,3 +12,4 @@ from .listed_files import ListedFile as ListedFile
 from .listed_files import bundle_files_in as bundle_files_in
 from .upload import UploadedBundle as UploadedBundle
 from .upload import upload_bundle as upload_bundle
+from .weight_hash import hash_weights as hash_weights

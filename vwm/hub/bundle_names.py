@@ -25,10 +25,10 @@ def find_bundle(path: str | os.PathLike[str], revision: str | None = None) -> Pa
     name = _hub_name(path, revision)
     try:
         return find_local_bundle(path)
-    except BundleError as error:
+    except BundleError:
         if name is None:
             raise
-        folder = _download(name, error)
+        folder = _download(name)
     if not (folder / BUNDLE_INDEX_FILE).is_file():
         raise HubError(f"{name} on the hub is no world: it has no {BUNDLE_INDEX_FILE}")
     return folder
@@ -37,13 +37,15 @@ def find_bundle(path: str | os.PathLike[str], revision: str | None = None) -> Pa
 def find_folder(path: str | os.PathLike[str]) -> Path:
     """Return a folder that holds trained parts: as ``find_bundle``, and the given one where there is none.
 
+    On the hub these may also be networks without a simulator, and the autoencoder of a pipeline of diffusers.
+
     Raises:
         HubError: the text is no folder, but could be a name on the hub, which does not give it.
     """
     folder, name = find_local_folder(path), _hub_name(path)
     if folder.is_dir() or name is None:
         return folder
-    return _download(name, None)
+    return _download(name, pipelines=True)
 
 
 def _hub_name(path: str | os.PathLike[str], revision: str | None = None) -> HubName | None:
@@ -57,11 +59,18 @@ def _hub_name(path: str | os.PathLike[str], revision: str | None = None) -> HubN
     return name
 
 
-def _download(name: HubName, local: BundleError | None) -> Path:
+def _download(name: HubName, pipelines: bool = False) -> Path:
     from vwm.hub.download import download_bundle
 
     try:
-        return download_bundle(name)
+        return download_bundle(name, pipelines=pipelines)
     except HubError as error:
-        looked = local or f"there is no folder {name.repository} here"
-        raise type(error)(f"{looked}. On the hub: {error}") from error
+        raise type(error)(f"{_describe_absence(name.repository)}. On the hub: {error}") from error
+
+
+def _describe_absence(path: str) -> str:
+    """Return where a bundle was looked for on this machine."""
+    try:
+        return f"{find_local_bundle(path)} is a bundle"
+    except BundleError as error:
+        return str(error)

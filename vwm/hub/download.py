@@ -26,9 +26,11 @@ from vwm.hub.listed_files import (
 
 COMPONENT_FILE = "config.json"
 MAX_INDEX_BYTES = 2**20
+PIPELINE_PART = "vae"
+"""The only part of diffusers' pipelines that vwm loads."""
 
 
-def download_bundle(name: HubName, check_cached: bool = False) -> Path:
+def download_bundle(name: HubName, check_cached: bool = False, pipelines: bool = False) -> Path:
     """Return the folder of a bundle in the cache, after downloading what is missing of it.
 
     Nothing is downloaded before the listing of the repository shows a bundle, and of a repository with an index only
@@ -37,6 +39,7 @@ def download_bundle(name: HubName, check_cached: bool = False) -> Path:
     Args:
         name: of the repository.
         check_cached: compare also the hashes of files that earlier calls downloaded.
+        pipelines: of a pipeline of diffusers, download its autoencoder (``vae``) instead of refusing it.
 
     Raises:
         HubUnreachableError: the hub does not answer, and the cache does not hold the bundle.
@@ -49,7 +52,7 @@ def download_bundle(name: HubName, check_cached: bool = False) -> Path:
     networks = None
     if has_index(listing):
         index = _download(name, listing, [BUNDLE_INDEX_FILE], check_cached) / BUNDLE_INDEX_FILE
-        networks = _read_networks(name, index, listing)
+        networks = _read_networks(name, index, listing, pipelines)
     elif not any(path.rpartition("/")[2] == COMPONENT_FILE for path in listing.files):
         raise HubError(
             f"{name} at {hub_endpoint()} is no bundle: it has neither {BUNDLE_INDEX_FILE} nor {COMPONENT_FILE}; it "
@@ -84,10 +87,13 @@ def _find_cached(name: HubName, error: HubUnreachableError) -> Path:
     return folder
 
 
-def _read_networks(name: HubName, index: Path, listing: HubListing) -> list[str]:
+def _read_networks(name: HubName, index: Path, listing: HubListing, pipelines: bool) -> list[str]:
     """Return the networks that an index names, and check that the listing has them before they are downloaded."""
     content: dict[str, Any] = read_json_object(index, MAX_INDEX_BYTES, HubError)
-    if not isinstance(content.get("settings"), dict):
+    is_world = isinstance(content.get("settings"), dict)
+    if not is_world and pipelines and f"{PIPELINE_PART}/{COMPONENT_FILE}" in listing.files:
+        return [PIPELINE_PART]
+    if not is_world:
         raise HubError(
             f"{name} at {hub_endpoint()} is no world of vwm: its {BUNDLE_INDEX_FILE} describes a "
             f"{str(content.get('_class_name'))[:100]}"

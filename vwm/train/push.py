@@ -9,12 +9,13 @@ from typing import Any
 from vwm.core.bundle_folder import find_local_bundle, find_local_folder
 from vwm.core.command_output import format_command, format_count, format_size, print_next_command
 from vwm.core.json_files import read_json_object
-from vwm.eval.model_card import card_metadata, publish_card, read_front_matter
-from vwm.eval.provenance import hash_weights
+from vwm.eval.model_card import card_metadata, publish_card
+from vwm.hub.front_matter import read_front_matter
 from vwm.hub.hub_errors import HubError
 from vwm.hub.hub_name import parse_hub_name
 from vwm.hub.listed_files import bundle_files_in
 from vwm.hub.upload import upload_bundle
+from vwm.hub.weight_hash import hash_weights
 from vwm.worlds.bundle_check import check_bundle
 
 CARD_FILE, REPORT_FILE = "README.md", "report.json"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from torch import Tensor
 
 from vwm.core.components import ComponentError, load_component
+from vwm.hub.bundle_names import find_folder
 from vwm.models.vjepa.action_conditioned_predictor import ActionConditionedPredictor
 from vwm.models.vjepa.conv_encoder import ConvFrameEncoder
 from vwm.models.vjepa.latent_decoder import LatentDecoder
@@ -34,8 +33,9 @@ def encode_frame_latents(encoder: FrameEncoder, projector: LatentProjector, vide
 
 def load_frame_encoder(path: str) -> FrameEncoder:
     """Load the frozen encoder of an export, or of its own folder. Raises ComponentError, naming the folder."""
-    export = Path(path) / "encoder"
-    encoder = load_component(export if export.is_dir() else Path(path))
+    folder = find_folder(path)
+    export = folder / "encoder"
+    encoder = load_component(export if export.is_dir() else folder)
     if not isinstance(encoder, FrameEncoder):
         raise ComponentError(
             f"{path} holds a {type(encoder).__name__}, which is no encoder (VideoEncoder, ConvFrameEncoder)"

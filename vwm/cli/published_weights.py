@@ -1,0 +1,132 @@
+"""Weights of other projects that vwm loads in their published layout.
+
+A test compares the layouts with what the loaders support. Licenses, and the sizes of V-JEPA, are those that the
+publishers state; parameters of autoencoders were counted on diffusers' classes with the published settings. No test
+downloads the weights.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class PublishedWeights(NamedTuple):
+    """A published layout that vwm loads."""
+
+    name: str
+    layout: str
+    """A class of diffusers or transformers, or the kind of checkpoint."""
+    kind: str
+    parameters: str
+    license: str
+    example: str
+    """A repository on the hub or a file that has it; empty where none was checked."""
+    loads_with: str
+    limits: str = ""
+
+
+_DIFFUSERS = "--tokenizer {}, of vwm fit, encode and ingest; vwm.tokenizers.load_tokenizer"
+_IMPORT = "python tools/import_vjepa.py {} OUT"
+
+PUBLISHED_WEIGHTS = (
+    PublishedWeights(
+        name="Stable Diffusion VAE",
+        layout="AutoencoderKL",
+        kind="tokenizer, frame by frame",
+        parameters="84M",
+        license="MIT (sd-vae-ft-mse)",
+        example="stabilityai/sd-vae-ft-mse",
+        loads_with=_DIFFUSERS.format("NAME"),
+    ),
+    PublishedWeights(
+        name="Wan 2.1 and 2.2 VAE",
+        layout="AutoencoderKLWan",
+        kind="tokenizer, 4 frames a latent",
+        parameters="127M (2.1), 705M (2.2)",
+        license="Apache 2.0",
+        example="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        loads_with=_DIFFUSERS.format("NAME"),
+    ),
+    PublishedWeights(
+        name="CogVideoX VAE",
+        layout="AutoencoderKLCogVideoX",
+        kind="tokenizer, 4 frames a latent",
+        parameters="216M",
+        license="2B: Apache 2.0; 5B: CogVideoX license",
+        example="zai-org/CogVideoX-2b",
+        loads_with=_DIFFUSERS.format("NAME"),
+    ),
+    PublishedWeights(
+        name="Cosmos tokenizer",
+        layout="AutoencoderKLCosmos",
+        kind="tokenizer, 4 or 8 frames a latent",
+        parameters="106M",
+        license="NVIDIA Open Model License",
+        example="nvidia/Cosmos-1.0-Diffusion-7B-Text2World",
+        loads_with=_DIFFUSERS.format("NAME"),
+    ),
+    PublishedWeights(
+        name="HunyuanVideo 1.5 VAE",
+        layout="AutoencoderKLHunyuanVideo15",
+        kind="tokenizer, 4 frames a latent",
+        parameters="1.3B",
+        license="Tencent Hunyuan Community License",
+        example="",
+        loads_with=_DIFFUSERS.format("NAME"),
+    ),
+    PublishedWeights(
+        name="LTX-Video VAE",
+        layout="AutoencoderKLLTXVideo",
+        kind="tokenizer, 8 frames a latent",
+        parameters="419M (default settings)",
+        license="LTX-Video licenses, by version",
+        example="",
+        loads_with=_DIFFUSERS.format("NAME"),
+        limits="decodes whole clips only: the published decoders are not causal",
+    ),
+    PublishedWeights(
+        name="V-JEPA",
+        layout="official checkpoint (.pth.tar)",
+        kind="encoder and predictor",
+        parameters="300M to 630M",
+        license="CC BY-NC 4.0",
+        example="",
+        loads_with=_IMPORT.format("FILE"),
+    ),
+    PublishedWeights(
+        name="V-JEPA 2",
+        layout="official checkpoint (.pt)",
+        kind="encoder, predictor and attentive probes",
+        parameters="300M to 1B",
+        license="MIT",
+        example="",
+        loads_with=_IMPORT.format("FILE"),
+    ),
+    PublishedWeights(
+        name="V-JEPA 2 (transformers)",
+        layout="VJEPA2Model, VJEPA2ForVideoClassification",
+        kind="encoder, predictor and classifier",
+        parameters="300M to 1B",
+        license="MIT",
+        example="facebook/vjepa2-vitl-fpc64-256",
+        loads_with=_IMPORT.format("NAME"),
+    ),
+    PublishedWeights(
+        name="V-JEPA 2.1",
+        layout="official checkpoint (.pt)",
+        kind="encoder and predictor",
+        parameters="80M to 2B",
+        license="MIT",
+        example="",
+        loads_with=_IMPORT.format("FILE"),
+    ),
+    PublishedWeights(
+        name="V-JEPA 2-AC",
+        layout="official checkpoint (.pt)",
+        kind="encoder, and dynamics of robot actions",
+        parameters="1B and 300M",
+        license="MIT",
+        example="",
+        loads_with=_IMPORT.format("FILE"),
+    ),
+)
