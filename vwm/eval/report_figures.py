@@ -9,9 +9,14 @@ from vwm.eval.html_report import headline_rows
 
 
 def report_figures(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return the main figures of a report of ``vwm eval``: (name, value with unit, explanation)."""
+    """Return the main figures of a report of ``vwm eval``: (name, value with unit, explanation).
+
+    The speed of a machine that was busy with other work is left out: it says little about the world.
+    """
     if "compounding" not in report:
-        return headline_rows(dict(report))
+        busy = any(note.startswith("the machine was busy") for note in report["notes"])
+        rows = headline_rows(dict(report))
+        return [row for row in rows if not (busy and row[0] in ("Step", "Frames per second"))]
     found = report["compounding"]
     rows = []
     for name, curve in found.items():
