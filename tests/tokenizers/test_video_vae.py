@@ -16,6 +16,7 @@ from published_video_vaes import VIDEO_VAE_SETTINGS, video_vae, video_vae_tokeni
 from torch import Tensor, nn
 
 import vwm
+from vwm.core import network_base
 from vwm.core.components import ComponentError
 from vwm.core.frames import video_to_uint8
 from vwm.core.spaces import ActionSpace
@@ -207,6 +208,63 @@ def test_a_world_over_a_video_autoencoder_steps_and_loads(tmp_path):
         steps.append(simulator.step(state, torch.tensor([1, 2]))[1])
     assert steps[0].frames.shape[1] == 4
     torch.testing.assert_close(steps[0].latent, steps[1].latent)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("kind", "latent"),  # frames, pixels along a side, channels
+    [
+        ("AutoencoderKLWan", (4, 8, 16)),
+        ("AutoencoderKLCogVideoX", (4, 8, 16)),
+        ("AutoencoderKLCosmos", (8, 8, 16)),
+        ("AutoencoderKLHunyuanVideo", (4, 8, 16)),
+        ("AutoencoderKLHunyuanVideo15", (4, 16, 32)),
+        ("AutoencoderKLLTXVideo", (8, 32, 128)),
+    ],
+)
+def test_published_sizes(kind, latent):
+    """The default settings of the classes are those of published weights."""
+    with torch.device("meta"):
+        tokenizer = VideoVAETokenizer((64, 64), kind, {}).to("meta")  # with constants of its modules
+        frames, side, channels = latent
+        latents = tokenizer.encode(torch.zeros(1, 1 + frames, 3, 64, 64))
+        assert latents.shape == (1, 2, 64 // side, 64 // side, channels)
+        assert tokenizer.decode(latents).shape == (1, 1 + frames, 3, 64, 64)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["wan22", "cogvideox", "cosmos", "hunyuan", "hunyuan15", "ltx095_causal"])
+def test_streams_run_in_mixed_and_low_precision(name):
+    tokenizer, x = video_vae_tokenizer(name), clip().float()
+    expected = tokenizer.encode(x)
+
+    def stream(x: Tensor) -> Tensor:
+        encoder, decoder, latents = tokenizer.init_encoder(2), tokenizer.init_decoder(2), []
+        for frame in x.split(1, dim=1):
+            encoder, z = tokenizer.encode_step(encoder, frame)
+            decoder, video = tokenizer.decode_step(decoder, z)
+            assert video.isfinite().all() and video.shape[1] in (0, 1, tokenizer.time_compression)
+            latents.append(z)
+        return torch.cat(latents, dim=1)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = stream(x)
+    tokenizer.to(torch.bfloat16)
+    low = stream(x.bfloat16())
+    for latents in (mixed, low):  # rounding, with random weights
+        assert (latents.float() - expected).square().mean() < 0.01 * expected.square().mean()
+
+
+def test_constants_of_modules_have_values_where_a_network_has_none(monkeypatch):
+    """Loading first builds a network on the meta device. Cosmos' module holds wavelets, which it then lacked."""
+
+    class Modules:
+        def __getattr__(self, name: str) -> Tensor:
+            return torch.ones(1)  # as a module would on its import
+
+    monkeypatch.setattr(network_base, "diffusers", Modules())
+    with torch.device("meta"):
+        assert network_base.find_diffusers_class("AutoencoderKLCosmos").device.type == "cpu"
 
 
 def test_unknown_classes_are_named():

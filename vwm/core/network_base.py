@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch  # noqa: F401  # wholly, before a part of it is hidden
+import torch  # wholly, before a part of it is hidden
 
 __all__ = [
     "DIFFUSERS_VERSION",
@@ -64,5 +64,8 @@ DIFFUSERS_VERSION: str = diffusers.__version__
 
 def find_diffusers_class(name: str) -> type[ModelMixin]:
     """Return a network class of diffusers by its name, such as ``AutoencoderKLWan``."""
-    found: type[ModelMixin] = getattr(diffusers, name)
+    with torch.device(
+        "cpu"
+    ):  # its module, which this imports, may hold constants: also where a network is built on meta
+        found: type[ModelMixin] = getattr(diffusers, name)
     return found

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from vwm.core.network_base import find_diffusers_class
 from vwm.tokenizers.video_vae.stream import Stream, StreamingLayer
 
 VIDEO_VAES = {
@@ -41,13 +42,13 @@ class VideoVAEAdapter(ABC):
         """Return whether frames depend on past latents only, so that they can be streamed."""
         return True
 
-    @abstractmethod
     def channels(self, settings: Mapping[str, Any]) -> int:
         """Return c."""
+        return int(settings["latent_channels"])
 
-    @abstractmethod
-    def compression(self, vae: nn.Module) -> tuple[int, int]:
+    def compression(self, vae: Any) -> tuple[int, int]:
         """Return frames per latent and pixels per latent along each side."""
+        return int(vae.config["temporal_compression_ratio"]), int(vae.config["spatial_compression_ratio"])
 
     def statistics(self, vae: Any) -> tuple[Tensor, Tensor] | None:
         """Return mean and standard deviation, float [n, c] each, if they are among the weights, not in the config."""
@@ -66,6 +67,7 @@ def find_adapter(vae_class: str) -> VideoVAEAdapter:
     """Return the adapter of a class. Raises ValueError if there is none."""
     if vae_class not in VIDEO_VAES:
         raise ValueError(f"vae_class={vae_class!r} must be one of {', '.join(VIDEO_VAES)}")
+    find_diffusers_class(vae_class)  # imports what the module below needs
     module, name = VIDEO_VAES[vae_class].split(".")
     adapter: VideoVAEAdapter = getattr(importlib.import_module(f"vwm.tokenizers.video_vae.{module}"), name)()
     return adapter

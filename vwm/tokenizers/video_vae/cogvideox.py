@@ -68,10 +68,6 @@ class CogVideoXAdapter(VideoVAEAdapter):
         nn.GroupNorm: StreamingGroupNorm,
     }
 
-    def channels(self, settings: Mapping[str, Any]) -> int:
-        """See ``VideoVAEAdapter``."""
-        return int(settings["latent_channels"])
-
     def compression(self, vae: Any) -> tuple[int, int]:
         """See ``VideoVAEAdapter``."""
         halvings = len(vae.config["block_out_channels"]) - 1

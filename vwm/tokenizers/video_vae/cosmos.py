@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders import autoencoder_kl_cosmos as diffusers_cosmos
-from einops import rearrange
+from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from vwm.tokenizers.video_vae.adapter import VideoVAEAdapter
@@ -62,11 +62,11 @@ class StreamingCosmosDownsample(StreamingLayer, diffusers_cosmos.CosmosDownsampl
     def step(self, stream: Stream, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """[b, c, t, h, w] -> [b, c, t', h', w']."""
         if self.spatial_downsample:
-            x = F.pad(x, (0, 1, 0, 1))
-            x = self.conv1(x) + F.avg_pool3d(x, (1, 2, 2))
+            mean = reduce(x, "b c t (h p) (w q) -> b c t h w", "mean", p=2, q=2)
+            x = self.conv1(F.pad(x, (0, 1, 0, 1))) + mean
         if self.temporal_downsample:
             x = torch.cat((x[:, :, :1], x), dim=2) if stream.is_first else x
-            x = self.conv2(x) + F.avg_pool3d(x, (2, 1, 1))
+            x = self.conv2(x) + reduce(x, "b c (t r) h w -> b c t h w", "mean", r=2)
         return self.conv3(x)
 
 
@@ -115,14 +115,6 @@ class CosmosAdapter(VideoVAEAdapter):
         diffusers_cosmos.CosmosUpsample3d: StreamingCosmosUpsample,
         diffusers_cosmos.CosmosCausalAttention: StreamingCosmosAttention,
     }
-
-    def channels(self, settings: Mapping[str, Any]) -> int:
-        """See ``VideoVAEAdapter``."""
-        return int(settings["latent_channels"])
-
-    def compression(self, vae: Any) -> tuple[int, int]:
-        """See ``VideoVAEAdapter``."""
-        return int(vae.config["temporal_compression_ratio"]), int(vae.config["spatial_compression_ratio"])
 
     def encode(self, vae: Any, video: Tensor, stream: Stream) -> Tensor:
         """See ``VideoVAEAdapter``."""

@@ -76,14 +76,6 @@ class HunyuanVideoAdapter(VideoVAEAdapter):
         nn.GroupNorm: StreamingGroupNorm,
     }
 
-    def channels(self, settings: Mapping[str, Any]) -> int:
-        """See ``VideoVAEAdapter``."""
-        return int(settings["latent_channels"])
-
-    def compression(self, vae: Any) -> tuple[int, int]:
-        """See ``VideoVAEAdapter``."""
-        return int(vae.config["temporal_compression_ratio"]), int(vae.config["spatial_compression_ratio"])
-
     def encode(self, vae: Any, video: Tensor, stream: Stream) -> Tensor:
         """See ``VideoVAEAdapter``."""
         mode: Tensor = vae.quant_conv(vae.encoder(video)).chunk(2, dim=1)[0]

@@ -88,14 +88,6 @@ class HunyuanVideo15Adapter(VideoVAEAdapter):
         diffusers_hunyuan15.HunyuanVideo15Upsample: StreamingHunyuan15Upsample,
     }
 
-    def channels(self, settings: Mapping[str, Any]) -> int:
-        """See ``VideoVAEAdapter``."""
-        return int(settings["latent_channels"])
-
-    def compression(self, vae: Any) -> tuple[int, int]:
-        """See ``VideoVAEAdapter``."""
-        return int(vae.config["temporal_compression_ratio"]), int(vae.config["spatial_compression_ratio"])
-
     def encode(self, vae: Any, video: Tensor, stream: Stream) -> Tensor:
         """See ``VideoVAEAdapter``."""
         return vae.encoder(video).chunk(2, dim=1)[0]

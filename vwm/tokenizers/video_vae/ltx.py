@@ -96,10 +96,6 @@ class LTXVideoAdapter(VideoVAEAdapter):
         """See ``VideoVAEAdapter``."""
         return bool(settings["decoder_causal"])
 
-    def channels(self, settings: Mapping[str, Any]) -> int:
-        """See ``VideoVAEAdapter``."""
-        return int(settings["latent_channels"])
-
     def compression(self, vae: Any) -> tuple[int, int]:
         """See ``VideoVAEAdapter``."""
         return int(vae.temporal_compression_ratio), int(vae.spatial_compression_ratio)
