@@ -39,6 +39,17 @@ def test_fsq_equals_that_of_vector_quantize_pytorch(levels, dtype):
     torch.testing.assert_close(ours.codes, theirs.implicit_codebook, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_vq_in_eval_mode_equals_the_library(dtype):
+    torch.manual_seed(0)
+    quantizer = Quantizer(16, 32, code_width=8).to(dtype).eval()
+    x = torch.randn(1, 200, 16, dtype=dtype)
+    codes, indices, _ = quantizer.book(x)
+    out = quantizer(x)
+    assert torch.equal(out.indices, indices) and len(indices.unique()) > 10
+    torch.testing.assert_close(out.codes, codes)
+
+
 def test_unused_codes_are_reset():
     torch.manual_seed(0)
     quantizer = Quantizer(8, 64, code_width=8).train()

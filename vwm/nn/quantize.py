@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -88,7 +88,9 @@ class Quantizer(nn.Module):
             weight = next(self.book.parameters(), flat)
             is_half = weight.dtype in (torch.float16, torch.bfloat16)
             flat = flat.to(weight.dtype) if is_half else at_least_float32(flat)
-            out = self.book(flat)
+            out = (
+                self.book(flat) if self.training or isinstance(self.book, FiniteScalarCodebook) else self._nearest(flat)
+            )
             if not isinstance(self.book, FiniteScalarCodebook):
                 loss = out[2].sum()
             elif self.spread_weight and self.training:
@@ -98,6 +100,12 @@ class Quantizer(nn.Module):
                 loss = flat.new_zeros(())
         codes, indices = out[0], out[1]
         return QuantizerOutput(codes.reshape(x.shape), indices.reshape(x.shape[:-1]).long(), loss)
+
+    def _nearest(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the VQ library computes of vectors [1, m, d] in eval mode, without reading a value in Python."""
+        book: Any = self.book
+        indices = torch.cdist(book.project_in(flat).float(), book._codebook.embed.float()).argmin(-1)
+        return book.get_output_from_indices(indices), indices, flat.new_zeros(1)
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Codes of indices: int64 [...] -> [..., d]."""
