@@ -53,6 +53,8 @@ class Hub:
         corrupt: paths whose content differs from the listing.
         missing: paths that are listed and not given.
         listed: paths that are listed in addition.
+        refusal: status and error code with which every request is answered.
+        web_page: answer every request with a web page, as some networks do.
     """
 
     address: str = ""
@@ -65,6 +67,8 @@ class Hub:
     corrupt: set[str] = field(default_factory=set)
     missing: set[str] = field(default_factory=set)
     listed: list[str] = field(default_factory=list)
+    refusal: tuple[int, str] | None = None
+    web_page: bool = False
 
     def add(self, name: str, files: dict[str, bytes], branch: str = "main") -> Repository:
         """Commit files to a repository, which is made where it is missing."""
@@ -122,7 +126,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         named = {name.lower(): value for name, value in self.headers.items()}
         self.hub.requests.append((self.command, self.path, named))
         path = unquote(urlsplit(self.path).path)
+        if self.hub.web_page:
+            self._send(200, b"<html>Accept our terms</html>", {"Content-Type": "text/html"})
+            return
         try:
+            if self.hub.refusal is not None:
+                raise _Refused(*self.hub.refusal)
             for pattern, answer in _ROUTES:
                 if matched := re.fullmatch(pattern, f"{self.command} {path}"):
                     getattr(self, answer)(*matched.groups(), **({"body": body} if body else {}))

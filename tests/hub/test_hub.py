@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -297,3 +298,42 @@ def test_names_on_the_hub(text, name):
 def test_revisions_that_git_does_not_allow(revision):
     with pytest.raises(BundleError, match="is no branch, tag or commit"):
         parse_hub_name("org/name", revision)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "message"),
+    [
+        ((403, "GatedRepo"), "asks its readers to accept its conditions"),
+        ((403, ""), "the token may not read"),
+        ((500, ""), "the hub answered 500"),
+        ((429, ""), "the hub answered 429"),
+    ],
+)
+def test_other_refusals_are_told_in_plain_words(pushed, refusal, message):
+    pushed.refusal = refusal
+    with pytest.raises(HubError, match=message):
+        vwm.pull(NAME, out="pulled")
+
+
+def test_a_web_page_is_no_hub(pushed):
+    pushed.web_page = True
+    with pytest.raises(HubError, match="does not answer as a hub does: check HF_ENDPOINT"):
+        vwm.pull(NAME, out="pulled")
+
+
+def test_two_pulls_at_once_download_each_file_once(pushed, bundle):
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda out: vwm.pull(NAME, out=out), ("one", "two")))
+    assert contents(Path("one")) == contents(Path("two")) == contents(bundle)
+    read = [path for method, path, _ in pushed.requests if "/cdn/" in path and method == "GET"]
+    assert len(read) == len(set(read)) == 3
+
+
+def test_a_link_out_of_the_bundle_is_not_pushed(hub, bundle, monkeypatch, tmp_path):
+    log_in(monkeypatch, WRITER)
+    (tmp_path / "secret.json").write_text("{}")
+    linked = Path(shutil.copytree(bundle, "linked"))
+    (linked / "more.json").symlink_to(tmp_path / "secret.json")
+    with pytest.raises(BundleError, match=r"more\.json: is a link to another folder"):
+        vwm.push(linked, NAME)
+    assert hub.requests == []

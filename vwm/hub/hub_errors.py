@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from json import JSONDecodeError
 
 from vwm.core.bundle_folder import BundleError
 from vwm.hub.hub_name import HubName
@@ -39,6 +40,8 @@ def hub_errors(name: HubName, writing: bool = False) -> Iterator[None]:
         yield
     except BundleError:
         raise
+    except JSONDecodeError:
+        raise HubError(f"{hub_endpoint()} does not answer as a hub does: check HF_ENDPOINT, and the network") from None
     except Exception as error:
         reason = _find_reason(error)
         if reason is None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vwm.core.bundle_folder import find_local_bundle, find_local_folder
+from vwm.core.bundle_folder import check_no_outside_link, find_local_bundle, find_local_folder
 from vwm.core.command_output import format_command, format_count, format_size, print_next_command
 from vwm.core.json_files import read_json_object
 from vwm.eval.model_card import card_metadata, publish_card
@@ -63,6 +63,8 @@ def push_bundle(
         folder = find_local_bundle(bundle)  # raises the error about a missing one
     world = check_bundle(folder)
     files: dict[str, Path | bytes] = {path: folder / path for path in bundle_files_in(folder)}
+    for path in files:
+        check_no_outside_link(folder / path, folder)
     left = [path for path in _other_files(folder) if path not in files]
     figures = _read_report(report or folder, folder)
     if figures is not None:
