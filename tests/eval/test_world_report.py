@@ -55,7 +55,7 @@ def test_a_report_is_complete(run_report: Callable[..., dict[str, Any]], tmp_pat
     assert json.loads((out / "report.json").read_text()) == report
     assert set(report) == {
         "tokenizer", "codebook", "rollout", "control", "latent_action", "play", "data", "notes", "provenance",
-        "action_following", "hallucination", "drift", "revisit",
+        "action_following", "hallucination", "drift", "revisit", "comparison",
     }  # fmt: skip
     # No two of these latent actions undo each other, 20 pairs of frames are too few for a probe, and the horizon cannot
     # rank errors at one horizon; such small pictures do not shift.
@@ -66,6 +66,7 @@ def test_a_report_is_complete(run_report: Callable[..., dict[str, Any]], tmp_pat
         "hallucination.horizon.last",
         "flow_instability.last",
         "drift_encoder",
+        "comparison",
     )
     missing = [name for name, value in leaves(report) if value is None and not name.endswith(unknown)]
     assert missing == []
@@ -166,6 +167,24 @@ def test_reports_support_few_still_and_unlabeled_clips(run_report: Callable[...,
     assert report["data"]["still_fraction"] == 1.0
     assert any("only 12 clips" in note for note in report["notes"])
     assert any("nothing moves" in note for note in report["notes"])
+
+
+def test_a_report_compares_with_another_world_on_the_same_clips(
+    write_shards: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against itself a world gains nothing at any horizon; worlds of other frames are refused."""
+    save_simulator(diffusion_world(size=16), tmp_path / "bundle")
+    settings = {"horizon": 5, "clips": 4, "videos": 0, "drift_seconds": 0, "device": "cpu", "context": 2}
+    bundle, data = tmp_path / "bundle", str(write_shards(size=16))
+    report = evaluate_world(bundle, data, tmp_path / "report", compare=bundle, **settings)
+    comparison = report["comparison"]
+    assert comparison["psnr"] == report["rollout"]["psnr"] and comparison["frame_ms"] > 0
+    assert comparison["gain_by_horizon"] == [{"mean": 0.0, "stderr": 0.0, "n": 4, "excluded": 0}] * 5
+    shown, page = capsys.readouterr().out, (tmp_path / "report" / "index.html").read_text()
+    assert "Speed against it" in shown and "gain over it" in shown and page.count("<td>0.00 ± 0.00</td></tr>") == 5
+    save_simulator(diffusion_world(size=32), tmp_path / "larger")
+    with pytest.raises(ValueError, match="frames of 32x32 pixels, and this world of 16x16"):
+        evaluate_world(bundle, data, tmp_path / "report", compare=tmp_path / "larger", **settings)
 
 
 def test_a_busy_machine_is_noted_in_the_report(

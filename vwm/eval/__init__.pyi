@@ -49,5 +49,6 @@ from .surprise import RateInterval as RateInterval
 from .surprise import ViolationPairs as ViolationPairs
 from .usefulness import DriftSettings as DriftSettings
 from .usefulness import Usefulness as Usefulness
+from .world_comparison import OtherWorld as OtherWorld
 from .world_measures import EvaluationData as EvaluationData
 from .world_report import evaluate_world as evaluate_world

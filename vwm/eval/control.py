@@ -23,6 +23,10 @@ class DeltaPSNR(NamedTuple):
     excluded: list[int]
     over_set: Tensor
 
+    def estimates(self) -> list[dict[str, float]]:
+        """Return mean, standard error, number of clips and clips left out by horizon, for a report."""
+        return [{**e._asdict(), "excluded": left_out} for e, left_out in zip(self.by_clip, self.excluded, strict=True)]
+
 
 class ShuffledActionLoss(NamedTuple):
     """The loss on the next frame per latent element, under a clip's own actions and under those of other clips."""
@@ -34,7 +38,8 @@ class ShuffledActionLoss(NamedTuple):
 def delta_psnr(truth: Tensor, own: Tensor, random: Tensor) -> DeltaPSNR:
     """Subtract the PSNR under random actions from that under a clip's own actions (Genie, section 3).
 
-    It is 0 if actions have no effect.
+    It is 0 if actions have no effect. In place of the prediction under random actions there may be any other one that
+    a prediction is to be compared with, clip by clip: a copy of the last frame, or another world's.
 
     A clip with an exact frame has no finite PSNR there; it is left out at that horizon, and counted.
 

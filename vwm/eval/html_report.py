@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from vwm.eval.horizon_table import count_clear_gains, horizon_header, horizon_rows
+
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { margin-bottom: 0; } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
@@ -34,6 +36,7 @@ def render_html_report(
     parts = [
         f"<h1>{escape(title)}</h1><p class=quiet>{escape(subtitle)}</p>",
         _numbers_html(report),
+        _horizons_html(report),
         "".join(f"<p>Note: {escape(note)}.</p>" for note in report["notes"]),
         "<h2>Plots</h2>" + "".join(f'<figure><img src="{escape(p)}" alt="{escape(p)}"></figure>' for p in plots),
         "<h2>Rollouts</h2>" + _rollouts_html(sheet, videos) if videos else "",
@@ -71,6 +74,14 @@ def _numbers_html(report: dict[str, Any]) -> str:
     return f"<h2>Numbers</h2><table>{rows}</table>"
 
 
+def _horizons_html(report: dict[str, Any]) -> str:
+    """Return the numbers of every horizon, folded."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in horizon_header(report))
+    rows = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in horizon_rows(report))
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f"<details><summary>Every horizon, in dB</summary><table><tr>{head}</tr>{body}</table></details>"
+
+
 def headline_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return the most important numbers: (name, value with unit, explanation)."""
     tokenizer, rollout, play = (report[key] for key in ("tokenizer", "rollout", "play"))
@@ -89,6 +100,7 @@ def headline_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
             _format_number(rollout["psnr"][-1], "dB"),
             f"{seconds[-1]:.2f} s; {_format_baselines(rollout, -1)}",
         ),
+        _count_row("Better than a copy", rollout["gain_over_copy_by_horizon"]),
         *([] if report["control"] is None else _control_rows(report["control"])),
         *_usefulness_rows(report),
         (
@@ -100,6 +112,25 @@ def headline_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
             "Frames per second",
             _format_number(play["fps"], ""),
             f"one world, {report['provenance']['environment']['hardware']['device']}",
+        ),
+        *([] if report["comparison"] is None else _comparison_rows(report["comparison"], play)),
+    ]
+
+
+def _count_row(name: str, gains: Sequence[dict[str, Any]]) -> tuple[str, str, str]:
+    above, below = count_clear_gains(gains)
+    return name, f"{above} of {len(gains)}", f"horizons, beyond two standard errors; below at {below}"
+
+
+def _comparison_rows(comparison: dict[str, Any], play: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return the rows about another world on the same clips."""
+    per_frame = f"{_format_number(play['frame_ms'], 'ms')} a frame, {comparison['world']}: "
+    return [
+        _count_row("Better than the other world", comparison["gain_by_horizon"]),
+        (
+            "Speed against it",
+            _format_number(comparison["frame_ms"] / play["frame_ms"], "×"),
+            per_frame + _format_number(comparison["frame_ms"], "ms"),
         ),
     ]
 
@@ -130,6 +161,7 @@ def _control_rows(control: dict[str, Any]) -> list[tuple[str, str, str]]:
             f"{_format_number(delta['mean'], '')} ± {_format_number(delta['stderr'], 'dB')}",
             "gain of the recorded actions over random ones; 0 where actions have no effect",
         ),
+        _count_row("ΔPSNR above zero", control["delta_psnr_by_horizon"]),
         (
             "Loss ratio of shuffled actions",
             _format_number(control["shuffle_ratio"], "×", 3),

@@ -157,7 +157,8 @@ def _measure_rollout(evaluation: EvaluationData) -> dict[str, Any]:
             set_psnr(evaluation.true_frames, frames),
             ssim(evaluation.true_frames, frames),
         )
-    return result
+    gain = delta_psnr(evaluation.true_frames, evaluation.predicted, shown["_copy_last"])
+    return result | {"gain_over_copy_by_horizon": gain.estimates()}
 
 
 def _measure_control(evaluation: EvaluationData) -> dict[str, Any]:
@@ -169,10 +170,8 @@ def _measure_control(evaluation: EvaluationData) -> dict[str, Any]:
         cost = shuffled_action_loss(simulator, latents, evaluation.actions, evaluation.batch_size)
     name = simulator.transition_loss_name if isinstance(simulator, MeasuresTransitionLoss) else None
     return {
-        "delta_psnr": {**delta.by_clip[at]._asdict(), "excluded": delta.excluded[at], "horizon": at + 1},
-        "delta_psnr_by_horizon": [
-            {**e._asdict(), "excluded": excluded} for e, excluded in zip(delta.by_clip, delta.excluded, strict=True)
-        ],
+        "delta_psnr": {**delta.estimates()[at], "horizon": at + 1},
+        "delta_psnr_by_horizon": delta.estimates(),
         "delta_psnr_set_by_horizon": delta.over_set,
         "shuffle_ratio": None if cost is None else cost.shuffled / cost.own,
         "shuffle_cost": None if cost is None else {"loss": name, **cost._asdict()},

@@ -21,11 +21,13 @@ from vwm.eval.compounding_error import write_compounding_report
 from vwm.eval.eval_clips import read_eval_clips
 from vwm.eval.eval_settings import EvalSettings
 from vwm.eval.features import load_feature_extractor
+from vwm.eval.horizon_table import format_horizon_table
 from vwm.eval.html_report import headline_rows, render_html_report
 from vwm.eval.perceptual import FVD, LPIPS
 from vwm.eval.provenance import collect_provenance
 from vwm.eval.rollout_images import drift_sheet, rollout_sheet, side_by_side_video
 from vwm.eval.usefulness import DriftSettings, measure_usefulness
+from vwm.eval.world_comparison import OtherWorld, compare_world, load_other_world
 from vwm.eval.world_measures import EvaluationData, collect_evaluation_data, measure_perceptual, measure_world
 from vwm.worlds.bundle import load_simulator
 from vwm.worlds.families import find_family
@@ -53,6 +55,7 @@ def evaluate_world(
     drift_encoder: str | None = None,
     lpips_weights: Path | None = None,
     fvd_weights: Path | None = None,
+    compare: Path | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Measure a world on recorded clips and write a report: numbers, plots, videos and a page that shows them.
@@ -78,6 +81,7 @@ def evaluate_world(
             worlds over different tokenizers can be compared; null takes the world's own tokenizer.
         lpips_weights: torchvision's AlexNet weights, for LPIPS, which is left out without them.
         fvd_weights: I3D as TorchScript, for FVD, which is left out without it.
+        compare: another world, rolled out over the same clips and timed as well.
         device: where to compute; see ``resolve_device``.
 
     Returns:
@@ -104,12 +108,13 @@ def evaluate_world(
     settings = EvalSettings(
         data=data, part=part, horizon=horizon, context=context, clips=clips, batch_size=batch_size, seed=seed
     )
+    other = None if compare is None else load_other_world(compare, device, simulator, horizon)
     if family.report != "frames":
         return write_compounding_report(simulator, bundle, out, settings, family.report == "latent_error")
     size = simulator.spec.context.image_size
     encoder = None if drift_encoder is None else load_feature_extractor(drift_encoder, image_size=size)
     drift = DriftSettings(drift_seconds, drift_starts, drift_encoder)
-    return _write_frames_report(simulator, bundle, out, settings, videos, lpips, fvd, drift, encoder)
+    return _write_frames_report(simulator, bundle, out, settings, videos, lpips, fvd, drift, encoder, other)
 
 
 def _write_frames_report(
@@ -122,12 +127,14 @@ def _write_frames_report(
     fvd: FVD | None,
     drift: DriftSettings,
     encoder: FeatureExtractor | None,
+    other: OtherWorld | None,
 ) -> dict[str, Any]:
     """Compute all measures of predicted frames, and write the report."""
     dataset = settings.dataset("frames", "actions")
     sample = read_eval_clips(dataset, settings.clips, simulator.spec.context.image_size)
     evaluation = collect_evaluation_data(simulator, sample, settings.context, settings.seed, settings.batch_size)
     report = measure_world(evaluation)
+    report["comparison"] = None if other is None else compare_world(evaluation, other)
     report["notes"] += measure_perceptual(report, evaluation, lpips, fvd)
     usefulness = measure_usefulness(evaluation, drift, encoder)
     report |= usefulness.numbers
@@ -148,6 +155,7 @@ def _write_frames_report(
     _write_report(out, report, evaluation, usefulness.drift_frames, videos)
     for what, value, meaning in headline_rows(report):
         print(f"{what:28} {value:>16}   {meaning}")
+    print(format_horizon_table(report))
     print_output(out / HTML_FILE, "the whole report", format_command("play", bundle))
     return report
 
