@@ -7,6 +7,8 @@ each process, and keeps nothing of a file that did not arrive as a whole.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vwm.hub.hub_errors import HubError, hub_endpoint, hub_errors
@@ -14,6 +16,8 @@ from vwm.hub.hub_name import HubName
 from vwm.hub.listed_files import ListedFile, has_listed_hash
 
 PART_SUFFIX = ".part"
+CHUNK_BYTES = 2**20
+"""What a broken connection or a killed process loses at most."""
 
 
 def repository_cache(name: HubName) -> Path:
@@ -72,7 +76,7 @@ def _continue_download(name: HubName, commit: str, path: str, listed: ListedFile
     if part.exists() and part.stat().st_size > listed.size:
         part.unlink()
     url = hf_hub_url(name.repository, path, revision=commit, endpoint=hub_endpoint())
-    with part.open("ab") as file, hub_errors(name):
+    with part.open("ab") as file, hub_errors(name), _small_chunks():
         try:
             http_get(
                 url,
@@ -90,3 +94,16 @@ def _continue_download(name: HubName, commit: str, path: str, listed: ListedFile
                 part.unlink()  # longer than listed
             raise HubError(f"{path} of {name.repository} at {hub_endpoint()} did not arrive with the listed size of "
                            f"{listed.size} bytes; try again") from error  # fmt: skip
+
+
+@contextmanager
+def _small_chunks() -> Iterator[None]:
+    """Let huggingface_hub write what it downloads at once, and not every 10 MB only."""
+    from huggingface_hub import constants
+
+    before = constants.DOWNLOAD_CHUNK_SIZE
+    constants.DOWNLOAD_CHUNK_SIZE = min(before, CHUNK_BYTES)
+    try:
+        yield
+    finally:
+        constants.DOWNLOAD_CHUNK_SIZE = before
