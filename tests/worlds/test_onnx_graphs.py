@@ -13,7 +13,7 @@ from simulator_kinds import SIMULATORS, actions, contexts
 from vwm.worlds.onnx_graphs import GraphWorld, compare_graphs, export_graphs
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'vwm[web]'")
-KINDS = {"genie-labeled": {"steps": 2}, "dit-continuous-actions-and-outcomes": {"steps": 1}, "mdn-rnn": {}, "rssm": {}}
+KINDS = {"genie-vq": {"steps": 2}, "dit-continuous-actions-and-outcomes": {"steps": 1}, "mdn-rnn": {}, "rssm": {}}
 
 
 def world_with_starts(kind: str):
