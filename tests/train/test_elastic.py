@@ -212,11 +212,12 @@ def test_a_hanging_rank_is_named_and_all_ranks_end(runs: Runs, root: Path) -> No
 def test_a_rank_that_writes_no_more_is_lost(tmp_path: Path) -> None:
     """Clocks of other hosts do not matter, nor do files of earlier trainings and of ranks that never wrote."""
 
-    def write(rank: int, time: float) -> None:
-        (tmp_path / f"{rank}.json").write_text(json.dumps({"written": time}))
+    def write(rank: int, time: float, training: str = "this") -> None:
+        (tmp_path / f"{rank}.json").write_text(json.dumps({"written": time, "training": training}))
 
-    write(1, 7.0)  # of an earlier training
-    lost = LostRanks(tmp_path, 5, lost_after=100)
+    write(1, 7.0, "earlier")
+    write(2, 9e9)  # it was faster to begin than this one, and never wrote again
+    lost = LostRanks(tmp_path, 5, lost_after=100, training="this")
     for rank, time in ((0, 1.0), (2, 9e9), (3, 5.0)):
         write(rank, time)
     assert lost.find(45) == lost.find(55) == []

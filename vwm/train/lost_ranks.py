@@ -10,20 +10,22 @@ from typing import Any
 class LostRanks:
     """Compares the files of all ranks at two times, so that no clocks of hosts are compared.
 
-    A rank whose file is as it was before the training, or is not there, is no lost one: the hosts may not share the
-    folder. Files are read only while the training makes no progress, twice in ``lost_after`` seconds.
+    A rank whose file is of an earlier training, or is not there, is no lost one: the hosts may not share the folder, as
+    every rank writes its file before the first step. Files are read only while the training makes no progress, twice in
+    ``lost_after`` seconds.
 
     Args:
         folder: of the files ``RANK.json``.
         ranks: how many there are.
         lost_after: seconds without progress after which ranks count as lost that have not written for half of them.
+        training: what tells this training from earlier ones in the same folder, equal on all ranks.
     """
 
-    def __init__(self, folder: Path, ranks: int, lost_after: float) -> None:
+    def __init__(self, folder: Path, ranks: int, lost_after: float, training: str) -> None:
         self.folder = folder
         self.ranks = ranks
         self.window = lost_after / 2
-        self._before = self._read()
+        self.training = training
         self._seen: list[Any] = []
         self._seen_at = 0.0
 
@@ -39,19 +41,16 @@ class LostRanks:
         if self._seen and idle - self._seen_at < self.window:
             return []
         earlier, self._seen, self._seen_at = self._seen, self._read(), idle
-        return [
-            rank
-            for rank, (before, then, now) in enumerate(zip(self._before, earlier, self._seen, strict=False))
-            if then == now != before
-        ]
+        both = enumerate(zip(earlier, self._seen, strict=False))
+        return [rank for rank, (then, now) in both if then == now is not None]
 
     def _read(self) -> list[Any]:
-        return [_read_time(self.folder / f"{rank}.json") for rank in range(self.ranks)]
+        return [self._read_time(self.folder / f"{rank}.json") for rank in range(self.ranks)]
 
-
-def _read_time(path: Path) -> Any:
-    """Return when a rank has written its file, by its own clock; None where there is none."""
-    try:
-        return json.loads(path.read_text())["written"]
-    except (OSError, ValueError, KeyError):
-        return None
+    def _read_time(self, path: Path) -> Any:
+        """Return when a rank has written its file, by its own clock; None where there is none of this training."""
+        try:
+            progress = json.loads(path.read_text())
+            return progress["written"] if progress["training"] == self.training else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None

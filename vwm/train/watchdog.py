@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import traceback
+import uuid
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -24,7 +25,7 @@ from vwm.train.lost_ranks import LostRanks
 EXIT_CODE = 75
 """What ranks end with: EX_TEMPFAIL of sysexits.h, try again."""
 Progress = dict[str, Any]
-"""What a rank tells of itself: rank, host, process, notes, step, doing, call, stack and seconds since the last note."""
+"""What a rank tells of itself: training, rank, host, process, notes, step, doing, call, stack, seconds since a note."""
 
 
 class Watchdog(L.Callback):
@@ -56,6 +57,7 @@ class Watchdog(L.Callback):
         self._doing = "starting"
         self._noted_at = 0.0
         self._step = 0
+        self._training = ""
         self._end = threading.Event()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -66,7 +68,9 @@ class Watchdog(L.Callback):
         self._note(trainer, "reading a batch")
         self._end.clear()
         folder = RunFolder(trainer.default_root_dir).path / "ranks"
-        main = threading.main_thread().ident
+        main = threading.main_thread().ident or 0
+        self._training = trainer.strategy.broadcast(uuid.uuid4().hex)
+        self._write(folder, trainer.global_rank, main)  # at once: it may be lost before the thread does
         arguments = (folder, trainer.global_rank, trainer.world_size, main)
         threading.Thread(target=self._watch, args=arguments, name="watchdog", daemon=True).start()
 
@@ -114,7 +118,7 @@ class Watchdog(L.Callback):
 
     def _watch(self, folder: Path, rank: int, ranks: int, main_thread: int) -> None:
         pause = min(self.timeout / 4, self.lost_after / 8, 15.0)
-        others = LostRanks(folder, ranks, self.lost_after)
+        others = LostRanks(folder, ranks, self.lost_after, self._training)
         slept_from = time.monotonic()
         while not self._end.wait(pause):
             now = time.monotonic()
@@ -136,6 +140,7 @@ class Watchdog(L.Callback):
         frame = sys._current_frames().get(main_thread)
         stack = [] if frame is None else traceback.format_list(traceback.extract_stack(frame))
         progress: Progress = {
+            "training": self._training,
             "rank": rank,
             "host": socket.gethostname(),
             "process": os.getpid(),
