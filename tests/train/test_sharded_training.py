@@ -129,6 +129,16 @@ def test_gradient_accumulation_trains_alike_under_sharding(fit: Fit) -> None:
     assert compare(run, whole) < TOLERANCE
 
 
+def test_processes_that_share_clips_and_layers_divide_global_batches(fit: Fit) -> None:
+    """In four micro-batches; without outcomes, whose losses are divided by their size in each micro-batch."""
+    alone = ["--model.init_args.outcomes", "null", "--model.init_args.optimizer.name", "adamw"]
+    whole = fit("dit", "dit-whole", 1, "ddp", 3, *alone)
+    parts = ["--context_parallel", "2", "--tensor_parallel", "2", "--global_batch", str(BATCH)]
+    run = fit("dit", "dit-parts", 4, "fsdp", 3, *alone, *parts, "--data.init_args.batch_size", "1")
+    assert compare(run, whole) < TOLERANCE
+    assert losses(run) == pytest.approx(losses(whole), abs=TOLERANCE)
+
+
 def test_sharded_runs_continue_plain_ones_and_back(
     fit: Fit, plain: Callable[[str], Path], runs: Runs, root: Path
 ) -> None:
